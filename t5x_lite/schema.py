@@ -1,0 +1,310 @@
+"""How a typed configuration is declared, read from YAML, overridden and explained.
+
+`config.py` says which settings exist; this file knows none of them. A setting is a pydantic field with a description,
+a unit and a source; a *component* (`OneOf`) is a setting whose value is a name, or one name with its own settings:
+`positions: rotary` or `positions: {rotary: {theta: 500000}}`.
+"""
+
+import difflib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler, Strict, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined, core_schema
+
+from t5x_lite.errors import UserError
+
+
+class Config(BaseModel):
+    """A group of settings: typed, frozen, complete; an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
+
+
+ConfigT = TypeVar("ConfigT", bound=Config)
+
+
+def setting(default: Any = ..., description: str = "", *, unit: str = "", source: str = "", **constraints: Any) -> Any:
+    """Declare one setting: its default (`...` when it must be given), what it does, its unit, where it is published.
+
+    `constraints` are pydantic's (`ge`, `gt`, `le`, `lt`, `min_length`).
+    """
+    return Field(default, description=description, json_schema_extra={"unit": unit, "source": source}, **constraints)
+
+
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+Int = Annotated[int, BeforeValidator(_whole)]
+"""A whole number; `1e5` is one too."""
+Strings = Annotated[tuple[str, ...], Strict(False), BeforeValidator(lambda v: (v,) if isinstance(v, str) else v)]
+"""A list of strings; a single string stands for a list of one."""
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """Marks a setting whose value is one of several named components, each with settings of its own.
+
+    Accepts `name`, `{name: {settings}}` or an instance; is written back as `{name: {settings}}`.
+    """
+
+    kinds: Mapping[str, type[Config]]
+    optional: bool = False
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        choices: dict[Any, Any] = {
+            name: core_schema.no_info_before_validator_function(partial(_body_of, name), handler.generate_schema(kind))
+            for name, kind in self.kinds.items()
+        }
+        union = core_schema.tagged_union_schema(
+            choices,
+            discriminator=self._name_of,
+            custom_error_type="not_a_kind",
+            custom_error_message="expected one of " + ", ".join(self.kinds) + ", or {name: {its settings}}",
+            serialization=core_schema.plain_serializer_function_ser_schema(self._dump),
+        )
+        return core_schema.nullable_schema(union) if self.optional else union
+
+    def _name_of(self, value: Any) -> str | None:
+        if isinstance(value, Config):
+            return next((name for name, kind in self.kinds.items() if type(value) is kind), None)
+        name = next(iter(value)) if isinstance(value, Mapping) and len(value) == 1 else value
+        return name if isinstance(name, str) and name in self.kinds else None
+
+    def _dump(self, value: Config) -> dict[str, Any]:
+        return {str(self._name_of(value)): value.model_dump(mode="json")}
+
+
+def _body_of(name: str, value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {} if value[name] is None else value[name]
+    return {} if value == name else value
+
+
+def _one_of(field: FieldInfo) -> OneOf | None:
+    return next((m for m in field.metadata if isinstance(m, OneOf)), None)
+
+
+def _settings_of(kind: type[Config]) -> Iterator[tuple[str, FieldInfo, Mapping[str, type[Config]]]]:
+    """Each field of `kind` with the components it may hold: named ones for `OneOf`, `{"": group}` for a group."""
+    for name, field in kind.model_fields.items():
+        choice = _one_of(field)
+        group = field.annotation if isinstance(field.annotation, type) else None
+        if choice:
+            yield name, field, choice.kinds
+        elif group and issubclass(group, Config):
+            yield name, field, {"": group}
+        else:
+            yield name, field, {}
+
+
+def _find(kind: type[Config], keys: Sequence[str]) -> type[Config] | None:
+    """The config class that stands at the dotted path `keys` under `kind`, if it is one."""
+    if not keys:
+        return kind
+    for name, _, kinds in _settings_of(kind):
+        if name == keys[0] and "" in kinds:
+            return _find(kinds[""], keys[1:])
+        if name == keys[0] and len(keys) > 1 and keys[1] in kinds:
+            return _find(kinds[keys[1]], keys[2:])
+    return None
+
+
+def _merge(kind: type[Config] | None, old: Any, new: Any) -> Any:
+    """`new` over `old`; a component of another name replaces the old one instead of joining it."""
+    if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
+        return new
+    fields = {name: kinds for name, _, kinds in _settings_of(kind)} if kind else {}
+    merged = dict(old)
+    for key, value in new.items():
+        kinds = fields.get(key, {})
+        if "" in kinds:
+            merged[key] = _merge(kinds[""], old.get(key), value)
+        elif kinds and isinstance(value, Mapping) and isinstance(old.get(key), Mapping) and set(value) == set(old[key]):
+            merged[key] = {name: _merge(kinds.get(name), old[key][name], body) for name, body in value.items()}
+        else:
+            merged[key] = value
+    return merged
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Settings as read, with the place (`file:line`, or `command line`) where each dotted key was last set."""
+
+    values: dict[str, Any]
+    places: dict[str, str]
+
+    def place(self, key: str) -> str:
+        """Where `key`, or the nearest group above it, was set."""
+        while key and key not in self.places:
+            key = key.rpartition(".")[0]
+        return self.places.get(key, "")
+
+
+def _lines(node: yaml.Node | None, prefix: str = "") -> Iterator[tuple[str, int]]:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            dotted = f"{prefix}{key.value}"
+            yield dotted, key.start_mark.line + 1
+            yield from _lines(value, dotted + ".")
+
+
+def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        loaded = OmegaConf.create(text) if text.strip() else OmegaConf.create({})
+        values = OmegaConf.to_container(loaded, resolve=True)
+        places = {key: f"{path}:{line}" for key, line in _lines(yaml.compose(text, Loader=yaml.SafeLoader))}
+    except FileNotFoundError:
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
+        hint = f"; did you mean {path.parent / near[0]}?" if near else ""
+        raise UserError(f"{path}: no such config file{hint}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as a YAML config: {error}") from None
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        raise UserError(f"{path}:{line}: not valid YAML: {error.problem}") from None
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"{path}: not valid YAML: {str(error).splitlines()[0]}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected a mapping of settings at the top, found {type(values).__name__}")
+    return {str(key): value for key, value in values.items()}, places
+
+
+def _load_file(kind: type[Config], path: Path, above: tuple[Path, ...] = ()) -> Sources:
+    if path.resolve() in above:
+        raise UserError(f"{above[-1]}: base {path} includes itself; remove it from `base`")
+    values, places = _read_yaml(path)
+    bases = values.pop("base", None) or []
+    merged = Sources({}, {})
+    for base in [bases] if isinstance(bases, str) else bases:
+        if not isinstance(base, str):
+            raise UserError(f"{places['base']}: `base` takes file names relative to this file, found {base!r}")
+        found = _load_file(kind, path.parent / base, (*above, path.resolve()))
+        merged = Sources(_merge(kind, merged.values, found.values), {**merged.places, **found.places})
+    return Sources(_merge(kind, merged.values, values), {**merged.places, **places})
+
+
+def _nested(override: str) -> tuple[str, dict[str, Any]]:
+    key, equals, _ = override.removeprefix("--").partition("=")
+    if not equals or not key:
+        raise UserError(f"command line: {override!r} is not an override; write dotted.key=value")
+    try:
+        parsed = OmegaConf.from_dotlist([override.removeprefix("--")])
+        return key, OmegaConf.to_container(parsed, resolve=True)  # type: ignore[return-value]
+    except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
+        raise UserError(f"command line: {override!r}: {str(error).splitlines()[0]}") from None
+
+
+def read(kind: type[Config], path: str | Path, overrides: Sequence[str] = ()) -> Sources:
+    """Read a YAML file with its `base:` files and apply `dotted.key=value` overrides (a leading `--` is accepted)."""
+    sources = _load_file(kind, Path(path))
+    values, places = sources.values, dict(sources.places)
+    for override in overrides:
+        key, nested = _nested(override)
+        values = _merge(kind, values, nested)
+        places[key] = "command line"
+    return Sources(values, places)
+
+
+def validate(kind: type[ConfigT], sources: Sources) -> ConfigT:
+    """The typed config, or a UserError whose one line names every fault, its place and the nearest valid spelling."""
+    try:
+        return kind.model_validate(sources.values)
+    except ValidationError as error:
+        faults = [_explain(kind, sources, fault) for fault in error.errors(include_url=False)]
+        raise UserError("; ".join(dict.fromkeys(faults))) from None
+
+
+def _explain(kind: type[Config], sources: Sources, fault: Any) -> str:
+    loc = [str(part) for part in fault["loc"]]
+    key = ".".join(loc)
+    place = sources.place(key)
+    where = f"{place}: " if place else ""
+    given = fault["input"]
+    match fault["type"]:
+        case "extra_forbidden":
+            group = _find(kind, loc[:-1])
+            near = difflib.get_close_matches(loc[-1], list(group.model_fields) if group else [], n=1)
+            meant = ".".join([*loc[:-1], near[0]]) if near else ""
+            hint = f"did you mean `{meant}`?" if near else f"`--help-config` lists the keys of `{'.'.join(loc[:-1])}`"
+            return f"{where}unknown key `{key}`; {hint}"
+        case "missing":
+            return f"{where}`{key}` must be given"
+        case "value_error":
+            return f"{where}{f'`{key}`: ' if key else ''}{fault['ctx']['error']}"
+        case "literal_error":
+            expected = fault["ctx"]["expected"].replace("'", "")
+            near = difflib.get_close_matches(str(given), expected.replace(" or ", ", ").split(", "), n=1)
+            return f"{where}`{key}` is {given!r}, expected {expected}" + (f"; did you mean {near[0]}?" if near else "")
+        case _:
+            message = fault["msg"][0].lower() + fault["msg"][1:]
+            return f"{where}`{key}` is {given!r}: {message}"
+
+
+def flatten(config: Config) -> dict[str, Any]:
+    """Every setting as `dotted.key → plain value`: the form in which two configs are compared."""
+
+    def walk(value: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+        if isinstance(value, dict) and value:
+            for key, inner in value.items():
+                yield from walk(inner, f"{prefix}{key}.")
+        else:
+            yield prefix[:-1], value
+
+    return dict(walk(config.model_dump(mode="json"), ""))
+
+
+@dataclass(frozen=True)
+class Explained:
+    """One line of `--help-config`."""
+
+    key: str
+    type: str
+    default: str
+    unit: str
+    description: str
+
+
+def explain(kind: type[Config], prefix: str = "") -> Iterator[Explained]:
+    """Every setting below `kind`, components included, in the order of declaration."""
+    for name, field, kinds in _settings_of(kind):
+        key = f"{prefix}{name}"
+        if "" in kinds:
+            yield from explain(kinds[""], key + ".")
+            continue
+        extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+        type_name = " | ".join(kinds) if kinds else _type_name(field.annotation)
+        source = f" [{extra['source']}]" if extra.get("source") else ""
+        yield Explained(key, type_name, _default(field), str(extra.get("unit", "")), f"{field.description}{source}")
+        for component, group in kinds.items():
+            yield from explain(group, f"{key}.{component}.")
+
+
+def _type_name(annotation: Any) -> str:
+    if isinstance(annotation, type) and not hasattr(annotation, "__args__"):
+        return "null" if annotation is type(None) else annotation.__name__
+    args = [arg for arg in getattr(annotation, "__args__", ()) if arg is not Ellipsis]
+    if getattr(annotation, "__origin__", None) is tuple:
+        return "list of " + _type_name(args[0])
+    return " | ".join(arg if isinstance(arg, str) else _type_name(arg) for arg in args) or str(annotation)
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    value = field.get_default(call_default_factory=True)
+    choice = _one_of(field)
+    if value is PydanticUndefined:
+        return ""
+    if choice:
+        return str(choice._name_of(value))
+    return "null" if value is None else str(list(value) if isinstance(value, tuple) else value)
