@@ -14,7 +14,7 @@ class Dense(Config):
 
     def allowed(self, query: Any, key: Any) -> Any:
         """Boolean mask for broadcastable integer positions `query` and `key`; causality is not decided here."""
-        return (query == query) & (key == key)
+        return abs(query - key) >= 0
 
 
 ATTENTION: dict[str, type[Config]] = {"dense": Dense}

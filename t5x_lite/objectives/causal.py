@@ -22,6 +22,10 @@ class Causal(Objective):
         """One more than the model reads: the last token is only a target."""
         return seq_len + 1
 
+    def stride(self, seq_len: int) -> int:
+        """The token that is only a target here is the first input of the next row."""
+        return seq_len
+
     def example(self, tokens: np.ndarray, segments: np.ndarray, rng: np.random.Generator) -> Features:
         """Inputs are all tokens but the last, targets all but the first."""
         index = np.arange(len(tokens) - 1, dtype=np.int32)

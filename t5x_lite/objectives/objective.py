@@ -22,6 +22,10 @@ class Objective(Config):
     def row_length(self, seq_len: int) -> int:
         """Tokens of raw text that one example of `seq_len` takes."""
 
+    def stride(self, seq_len: int) -> int:
+        """Tokens of raw text from the start of one row to the start of the next."""
+        return self.row_length(seq_len)
+
     @abstractmethod
     def example(self, tokens: np.ndarray, segments: np.ndarray, rng: np.random.Generator) -> Features:
         """One example from one row of the corpus.
