@@ -1,0 +1,133 @@
+"""Linear maps, embeddings, norms and dropout: the only place where weights are made and their logical axes named.
+
+Letters of einsums and shapes in this package: b batch, l length, m key length, d embed, h heads, k head_dim,
+f mlp, v vocab.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from t5x_lite.models.config import Activation, FanInInit, LayerNorm, ModelConfig, NormalInit, RMSNorm
+
+
+@dataclass(frozen=True)
+class Axes:
+    """Logical axes of one weight, for the sharding rules and the optimizer.
+
+    `names` leaves out the axis that stacks layers: an array with one axis more is stacked. The first `inputs` axes
+    are contracted by the layer, the others are what it makes; 0 means that nothing is contracted.
+    """
+
+    names: tuple[str, ...]
+    inputs: int = 0
+
+
+class Weight(nnx.Param):
+    """A trained array that knows its logical axes (`.axes`)."""
+
+
+def weight(value: Array, names: tuple[str, ...], inputs: int = 0) -> Weight:
+    """Make a weight; see `Axes`."""
+    return Weight(value, axes=Axes(names, inputs))
+
+
+def deviation(config: ModelConfig, fan_in: int, *, residual: bool = False, embedding: bool = False) -> float:
+    """Standard deviation of an initial weight under `model.init`."""
+    match config.init:
+        case NormalInit(deviation=base, embedding_deviation=table, scale_residual=scaled):
+            if embedding:
+                return base if table is None else table
+            return base / math.sqrt(2 * config.layers) if residual and scaled else base
+        case FanInInit(embedding_deviation=table, residual_scale=scale):
+            return table if embedding else (scale if residual else 1.0) / math.sqrt(fan_in)
+
+
+class Linear(nnx.Module):
+    """A linear map from the last axes of its input to new ones: weight `[*inputs, *outputs]`, bias `[*outputs]`."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        inputs: Sequence[tuple[str, int]],
+        outputs: Sequence[tuple[str, int]],
+        *,
+        residual: bool = False,
+        rngs: nnx.Rngs,
+    ) -> None:
+        shape = [size for _, size in (*inputs, *outputs)]
+        names = tuple(name for name, _ in (*inputs, *outputs))
+        std = deviation(config, math.prod(shape[: len(inputs)]), residual=residual)
+        self.contracted = len(inputs)
+        self.dtype = jnp.dtype(config.compute)
+        self.weight = weight(std * jax.random.normal(rngs.params(), shape, jnp.float32), names, len(inputs))
+        self.bias = (
+            weight(jnp.zeros(shape[len(inputs) :], jnp.float32), names[len(inputs) :]) if config.bias else None
+        )
+
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        y = jnp.tensordot(x.astype(self.dtype), self.weight[...].astype(self.dtype), axes=self.contracted)
+        return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+
+
+class Embed(nnx.Module):
+    """A vector per token, and its transpose as the output matrix of a tied model."""
+
+    def __init__(self, config: ModelConfig, rows: int, *, name: str = "vocab", rngs: nnx.Rngs) -> None:
+        std = deviation(config, config.embed, embedding=True)
+        table = std * jax.random.normal(rngs.params(), (rows, config.embed), jnp.float32)
+        self.dtype = jnp.dtype(config.compute)
+        self.weight = weight(table, (name, "embed"))
+
+    def __call__(self, tokens: Int[Array, "b l"]) -> Float[Array, "b l d"]:
+        return self.weight[...].astype(self.dtype)[tokens]
+
+    def attend(self, x: Float[Array, "b l d"]) -> Float[Array, "b l v"]:
+        """Inner products with every row of the table."""
+        return jnp.einsum("bld,vd->blv", x, self.weight[...].astype(self.dtype))
+
+
+class Norm(nnx.Module):
+    """LayerNorm or RMSNorm over the last axis, computed in float32 (`norm` says which)."""
+
+    def __init__(self, norm: LayerNorm | RMSNorm, size: int, axis: str = "embed") -> None:
+        self.epsilon = norm.epsilon
+        self.centred = isinstance(norm, LayerNorm)
+        self.scale = weight(jnp.ones(size, jnp.float32), (axis,))
+        biased = isinstance(norm, LayerNorm) and norm.bias
+        self.bias = weight(jnp.zeros(size, jnp.float32), (axis,)) if biased else None
+
+    def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
+        y = x.astype(jnp.float32)
+        if self.centred:
+            y = y - y.mean(-1, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.epsilon) * self.scale[...]
+        return (y if self.bias is None else y + self.bias[...]).astype(x.dtype)
+
+
+def dropout(x: Array, rate: float, key: PRNGKeyArray | None) -> Array:
+    """Zero a share `rate` of `x` and scale the rest by 1/(1-rate); `key` None (evaluation) leaves `x` as it is."""
+    if key is None or rate == 0:
+        return x
+    kept = jax.random.bernoulli(key, 1 - rate, x.shape)
+    return jnp.where(kept, x / (1 - rate), jnp.zeros_like(x))
+
+
+def activation(name: Activation, x: Array) -> Array:
+    """Elementwise function by name; `gelu` is x·Φ(x) by erf, `gelu_tanh` its approximation (Hendrycks & Gimpel)."""
+    match name:
+        case "gelu":
+            return jax.nn.gelu(x, approximate=False)
+        case "gelu_tanh":
+            return jax.nn.gelu(x, approximate=True)
+        case "relu":
+            return jax.nn.relu(x)
+        case "silu":
+            return jax.nn.silu(x)
+        case "relu_squared":
+            return jnp.square(jax.nn.relu(x))
