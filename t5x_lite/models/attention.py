@@ -1,17 +1,17 @@
 """Multi-head attention: projections, positions, cache, and a kernel of `kernels.py` (Vaswani et al. 2017, §3.2)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from t5x_lite.models import kernels
 from t5x_lite.models.config import LayerConfig, ModelConfig
 from t5x_lite.models.kernels import Places
 from t5x_lite.models.layers import Linear, Norm
-from t5x_lite.models.positions import Positions
 
 
 @jax.tree_util.register_dataclass
@@ -21,6 +21,15 @@ class KeysValues:
 
     key: Float[Array, "b m n k"]
     value: Float[Array, "b m n k"]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What all layers of one call share: the rotation of queries and keys, and where they stand in their rows."""
+
+    rotate: Callable[[Float[Array, "b l h k"]], Float[Array, "b l h k"]]
+    queries: Places
+    keys: Places
 
 
 class Attention(nnx.Module):
@@ -42,27 +51,21 @@ class Attention(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "b l d"],
-        positions: Positions,
-        at: Int[Array, "b l"],
-        queries: Places,
-        keys: Places,
-        cache: KeysValues | None,
-        key: PRNGKeyArray | None,
+        context: Context,
+        cache: KeysValues | None = None,
+        key: PRNGKeyArray | None = None,
     ) -> tuple[Float[Array, "b l d"], KeysValues | None]:
-        """Attend from `queries` to `keys`; with a cache, the new keys and values are written into it first.
-
-        `at` holds the positions of the tokens of `x` for the position encoding.
-        """
+        """Attend from `x` to itself, or to the cache after the new keys and values are written into it."""
         q, k, v = self.query(x), self.key(x), self.value(x)
         if self.query_norm is not None and self.key_norm is not None:
             q, k = self.query_norm(q), self.key_norm(k)
-        q, k = positions.rotate(q, at), positions.rotate(k, at)
+        q, k = context.rotate(q), context.rotate(k)
         if cache is not None:
-            start = queries.index[0]
+            start = context.queries.index[0]
             k = jax.lax.dynamic_update_slice_in_dim(cache.key, k.astype(cache.key.dtype), start, axis=1)
             v = jax.lax.dynamic_update_slice_in_dim(cache.value, v.astype(cache.value.dtype), start, axis=1)
             cache = KeysValues(k, v)
-        seen = kernels.mask(self.pattern, queries, keys, causal=True)
+        seen = kernels.mask(self.pattern, context.queries, context.keys, causal=True)
         mixed = kernels.dense(q, k, v, seen, dropout_rate=self.dropout, dropout_key=key)
         return self.out(mixed), cache
 

@@ -21,20 +21,22 @@ class Axes:
     """Logical axes of one weight, for the sharding rules and the optimizer.
 
     `names` leaves out the axis that stacks layers: an array with one axis more is stacked. The first `inputs` axes
-    are contracted by the layer, the others are what it makes; 0 means that nothing is contracted.
+    are contracted by the layer, the others are what it makes; a bias or a scale contracts nothing, and the rows of a
+    `table` are looked up.
     """
 
     names: tuple[str, ...]
     inputs: int = 0
+    table: bool = False
 
 
 class Weight(nnx.Param):
     """A trained array that knows its logical axes (`.axes`)."""
 
 
-def weight(value: Array, names: tuple[str, ...], inputs: int = 0) -> Weight:
+def weight(value: Array, names: tuple[str, ...], inputs: int = 0, *, table: bool = False) -> Weight:
     """Make a weight; see `Axes`."""
-    return Weight(value, axes=Axes(names, inputs))
+    return Weight(value, axes=Axes(names, inputs, table))
 
 
 def deviation(config: ModelConfig, fan_in: int, *, residual: bool = False, embedding: bool = False) -> float:
@@ -66,9 +68,7 @@ class Linear(nnx.Module):
         self.contracted = len(inputs)
         self.dtype = jnp.dtype(config.compute)
         self.weight = weight(std * jax.random.normal(rngs.params(), shape, jnp.float32), names, len(inputs))
-        self.bias = (
-            weight(jnp.zeros(shape[len(inputs) :], jnp.float32), names[len(inputs) :]) if config.bias else None
-        )
+        self.bias = weight(jnp.zeros(shape[len(inputs) :], jnp.float32), names[len(inputs) :]) if config.bias else None
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         y = jnp.tensordot(x.astype(self.dtype), self.weight[...].astype(self.dtype), axes=self.contracted)
@@ -82,7 +82,7 @@ class Embed(nnx.Module):
         std = deviation(config, config.embed, embedding=True)
         table = std * jax.random.normal(rngs.params(), (rows, config.embed), jnp.float32)
         self.dtype = jnp.dtype(config.compute)
-        self.weight = weight(table, (name, "embed"))
+        self.weight = weight(table, (name, "embed"), table=True)
 
     def __call__(self, tokens: Int[Array, "b l"]) -> Float[Array, "b l d"]:
         return self.weight[...].astype(self.dtype)[tokens]
@@ -118,7 +118,7 @@ def dropout(x: Array, rate: float, key: PRNGKeyArray | None) -> Array:
     return jnp.where(kept, x / (1 - rate), jnp.zeros_like(x))
 
 
-def activation(name: Activation, x: Array) -> Array:
+def activate(name: Activation, x: Array) -> Array:
     """Elementwise function by name; `gelu` is x·Φ(x) by erf, `gelu_tanh` its approximation (Hendrycks & Gimpel)."""
     match name:
         case "gelu":

@@ -6,14 +6,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
-from t5x_lite.models.attention import Attention, KeysValues, empty_cache
+from t5x_lite.models.attention import Attention, Context, KeysValues, empty_cache
 from t5x_lite.models.config import LayerConfig, ModelConfig, RematPolicy
 from t5x_lite.models.feedforward import FEEDFORWARDS
-from t5x_lite.models.kernels import Places
 from t5x_lite.models.layers import Norm, dropout
-from t5x_lite.models.positions import Positions
 
 Sublayer = Callable[[Array], Array]
 
@@ -33,25 +31,22 @@ class Block(nnx.Module):
         self.attention_norm = Norm(config.norm, config.embed)
         self.attention = Attention(config, layer, rngs=rngs)
         self.feedforward_norm = Norm(config.norm, config.embed)
-        self.feedforward = FEEDFORWARDS[type(feedforward)](config, feedforward, rngs=rngs)
+        self.feedforward = FEEDFORWARDS[type(feedforward)](config, feedforward.activation, rngs=rngs)
 
     def __call__(
         self,
         x: Float[Array, "b l d"],
-        positions: Positions,
-        at: Int[Array, "b l"],
-        queries: Places,
-        keys: Places,
-        cache: KeysValues | None,
-        key: PRNGKeyArray | None,
+        context: Context,
+        cache: KeysValues | None = None,
+        key: PRNGKeyArray | None = None,
     ) -> tuple[Float[Array, "b l d"], KeysValues | None]:
-        """One layer; see `Attention.__call__` for the arguments."""
+        """One layer; see `Attention.__call__`."""
         residual = RESIDUALS[self.residual]
         inner, after_attention, after_feedforward = (None,) * 3 if key is None else jax.random.split(key, 3)
 
         def attend(y: Array) -> Array:
             nonlocal cache
-            y, cache = self.attention(y, positions, at, queries, keys, cache, inner)
+            y, cache = self.attention(y, context, cache, inner)
             return dropout(y, self.dropout, after_attention)
 
         x = residual(x, self.attention_norm, attend)
@@ -69,9 +64,9 @@ class Stack(nnx.Module):
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
         self.config = config
 
-        def period(key: PRNGKeyArray) -> nnx.List:
+        def period(key: PRNGKeyArray) -> nnx.Dict:
             own = nnx.Rngs(params=key)
-            return nnx.List([Block(config, layer, rngs=own) for layer in config.pattern])
+            return nnx.Dict({str(n): Block(config, layer, rngs=own) for n, layer in enumerate(config.pattern)})
 
         self.layers = nnx.vmap(period)(jax.random.split(rngs.params(), config.repeats))
         self.final_norm = Norm(config.norm, config.embed) if config.norm_place == "pre" else None
@@ -79,10 +74,7 @@ class Stack(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "b l d"],
-        positions: Positions,
-        at: Int[Array, "b l"],
-        queries: Places,
-        keys: Places,
+        context: Context,
         cache: list[KeysValues] | None = None,
         key: PRNGKeyArray | None = None,
     ) -> tuple[Float[Array, "b l d"], list[KeysValues] | None]:
@@ -93,10 +85,11 @@ class Stack(nnx.Module):
 
         def one_period(x: Array, scanned: tuple[Any, Any, Any]) -> tuple[Array, Any]:
             weights, cache, layer_keys = scanned
+            blocks: Any = nnx.merge(graph, weights)
             caches = []
-            for number, block in enumerate(nnx.merge(graph, weights)):
+            for number in range(period):
                 own = None if layer_keys is None else layer_keys[number]
-                x, new = block(x, positions, at, queries, keys, None if cache is None else cache[number], own)
+                x, new = blocks[str(number)](x, context, None if cache is None else cache[number], own)
                 caches.append(new)
             return x, (None if cache is None else caches)
 

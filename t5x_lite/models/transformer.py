@@ -1,5 +1,6 @@
 """The Transformer as a whole: embeddings, stack, output."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from t5x_lite.models.attention import KeysValues
+from t5x_lite.models.attention import Context, KeysValues
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.kernels import Places
 from t5x_lite.models.layers import Axes, Embed, Linear, Weight, dropout
@@ -38,9 +39,7 @@ class Decoder(nnx.Module):
         self.stack = Stack(config, rngs=rngs)
         unbiased = config.model_copy(update={"bias": False})
         self.output = (
-            None
-            if config.tied
-            else Linear(unbiased, [("embed", config.embed)], [("vocab", config.vocab)], rngs=rngs)
+            None if config.tied else Linear(unbiased, [("embed", config.embed)], [("vocab", config.vocab)], rngs=rngs)
         )
 
     def __call__(
@@ -55,7 +54,7 @@ class Decoder(nnx.Module):
         index = jnp.arange(tokens.shape[1])
         places = Places(index, jnp.ones_like(tokens) if segment_ids is None else segment_ids)
         at = jnp.broadcast_to(index, tokens.shape) if positions is None else positions
-        return self._run(tokens, at, places, places, None, key)[0]
+        return self._run(tokens, at, Context(self._rotation(at), places, places), None, key)[0]
 
     def extend(
         self, tokens: Int[Array, "b l"], segment_ids: Int[Array, "b l"], cache: Cache
@@ -70,7 +69,7 @@ class Decoder(nnx.Module):
         before = jnp.sum(cache.segment_ids > 0, axis=1, keepdims=True)
         at = jnp.maximum(before + jnp.cumsum(segment_ids > 0, axis=1) - 1, 0)
         queries, keys = Places(index, segment_ids), Places(jnp.arange(segments.shape[1]), segments)
-        hidden, layers = self._run(tokens, at, queries, keys, cache.layers, None)
+        hidden, layers = self._run(tokens, at, Context(self._rotation(at), queries, keys), cache.layers, None)
         assert layers is not None
         return hidden, Cache(layers, segments, cache.index + tokens.shape[1])
 
@@ -85,19 +84,21 @@ class Decoder(nnx.Module):
         cap = self.config.logit_softcap
         return scores if cap is None else cap * jnp.tanh(scores / cap)
 
+    def _rotation(self, at: Int[Array, "b l"]) -> Callable[[Array], Array]:
+        return lambda x: self.positions.rotate(x, at)
+
     def _run(
         self,
         tokens: Int[Array, "b l"],
         at: Int[Array, "b l"],
-        queries: Places,
-        keys: Places,
+        context: Context,
         cache: list[KeysValues] | None,
         key: PRNGKeyArray | None,
     ) -> tuple[Float[Array, "b l d"], list[KeysValues] | None]:
         first, rest = (None, None) if key is None else jax.random.split(key)
         x = self.positions.add(self.embedding(tokens) * self.config.scale_embedding, at)
         x = dropout(x, self.config.dropout, first)
-        return self.stack(x, self.positions, at, queries, keys, cache, rest)
+        return self.stack(x, context, cache, rest)
 
 
 FAMILIES: dict[str, type[Decoder]] = {"decoder": Decoder}

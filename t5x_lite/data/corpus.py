@@ -1,0 +1,322 @@
+"""The token corpus: documents as token ids in ArrayRecord shards, with an index for random access.
+
+`prepare` writes it once, by many processes, each unit of text on its own; the folder's name is a fingerprint of text,
+tokenizer and options, and only a folder with `corpus.json`, written last, is ever read.
+"""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import multiprocessing
+import os
+import shutil
+import sys
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from t5x_lite.config import DataConfig, MixedSource
+from t5x_lite.data import sources
+from t5x_lite.data.sources import REPLACEMENT, Unit
+from t5x_lite.data.tokenizer import Tokenizer
+from t5x_lite.errors import UserError
+
+Split = Literal["train", "validation"]
+SPLITS: tuple[Split, ...] = ("train", "validation")
+RECORD_TOKENS = 8192
+"""Longer documents are several records, so that a short window of a book does not read the book."""
+BATCH_CHARACTERS = 2**20
+"""Text handed to the tokenizer at a time."""
+FORMAT = 1
+"""Changes when the files of a corpus change their meaning."""
+
+
+@dataclass
+class Counts:
+    """What one split holds; `replaced` counts documents with bytes that were not UTF-8."""
+
+    documents: int = 0
+    tokens: int = 0
+    text_bytes: int = 0
+    replaced: int = 0
+
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(*(a + b for a, b in zip(asdict(self).values(), asdict(other).values(), strict=True)))
+
+
+class Corpus:
+    """One split of a prepared corpus as one long stream of tokens, readable at any place.
+
+    `tokens`, `documents` and `text_bytes` (UTF-8 bytes of the text) are totals; `offsets` `[documents + 1]` says where
+    in the stream each document starts. Thread-safe; a copy sent to another process opens its files anew.
+    """
+
+    def __init__(self, folder: Path, split: Split, counts: Counts, shards: Sequence[str]) -> None:
+        self.folder, self.split = folder, split
+        self.documents, self.tokens, self.text_bytes = counts.documents, counts.tokens, counts.text_bytes
+        self._shards = tuple(shards)
+        lengths = [np.load(folder / f"{shard}.{split}.npy") for shard in self._shards]
+        index = np.concatenate([np.zeros((0, 2), np.int64), *lengths])
+        self._starts = np.concatenate([[0], np.cumsum(index[:, 0])]).astype(np.int64)
+        self._first_records = np.cumsum([0, *(len(one) for one in lengths)])
+        begins = np.flatnonzero(index[:, 1])
+        self.offsets = np.append(self._starts[begins], self._starts[-1])
+        self._readers = threading.local()
+
+    @staticmethod
+    def open(folder: Path, split: Split) -> "Corpus":
+        """A corpus that `prepare` has finished."""
+        described = json.loads((folder / "corpus.json").read_text())
+        return Corpus(folder, split, Counts(**described["splits"][split]), described["shards"])
+
+    def __reduce__(self) -> tuple[object, tuple[Path, Split]]:
+        return Corpus.open, (self.folder, self.split)
+
+    def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens `[start, stop)` of the stream (int32), and the number of the document of each (int64)."""
+        first, last = np.searchsorted(self._starts, [start, stop - 1], side="right") - 1
+        tokens = np.concatenate(self._records(int(first), int(last) + 1))
+        begin = int(self._starts[first])
+        places = np.arange(start, stop)
+        return tokens[start - begin : stop - begin], np.searchsorted(self.offsets, places, side="right") - 1
+
+    def document(self, number: int) -> np.ndarray:
+        """Tokens of one document (int32), its EOS included."""
+        return self.read(int(self.offsets[number]), int(self.offsets[number + 1]))[0]
+
+    def _records(self, first: int, last: int) -> list[np.ndarray]:
+        found = []
+        while first < last:
+            shard = int(np.searchsorted(self._first_records, first, side="right")) - 1
+            offset, end = int(self._first_records[shard]), min(last, int(self._first_records[shard + 1]))
+            for record in self._reader(shard).read(first - offset, end - offset):
+                width = np.uint16 if record[:1] == b"\x02" else np.uint32
+                found.append(np.frombuffer(record, width, offset=4).astype(np.int32))
+            first = end
+        return found
+
+    def _reader(self, shard: int) -> ArrayRecordReader:
+        readers = self._readers.__dict__.setdefault("open", {})
+        if shard not in readers:
+            path = self.folder / f"{self._shards[shard]}.{self.split}.array_record"
+            readers[shard] = ArrayRecordReader(str(path), options="readahead_buffer_size:0")
+        return readers[shard]
+
+
+def prepare(source: MixedSource, data: DataConfig, tokenizer: Tokenizer) -> Path:
+    """The folder of the token corpus of `source`: found complete, or made, or what an earlier call left out added.
+
+    Raises:
+        UserError: no text, a line that cannot be read, a full disk; finished units stay, and a rerun continues.
+    """
+    pieces = _pieces(source, data)
+    key = [str(FORMAT), tokenizer.fingerprint, _options(data), *(f"{role} {u.identity}" for role, u in pieces)]
+    folder = Path(data.cache_dir) / f"{source.name}-{hashlib.sha256(chr(10).join(key).encode()).hexdigest()[:16]}"
+    marker = folder / "corpus.json"
+    if marker.is_file():
+        return folder
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with _locked(folder):
+            if not marker.is_file():
+                _make(folder, pieces, data, tokenizer)
+    except OSError as error:
+        raise disk_error(folder, error, "finished pieces are kept: run the same command again") from error
+    return folder
+
+
+def disk_error(folder: Path, error: OSError, remedy: str) -> UserError:
+    """One line for a write that failed, with the space that is left."""
+    with contextlib.suppress(OSError):
+        free = f" ({shutil.disk_usage(folder).free / 1e9:.2f} GB free)"
+        why = "the disk is full" if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG} else error.strerror
+        return UserError(
+            f"{folder}: cannot be written: {why or error}{free}; make room or choose another folder; {remedy}"
+        )
+    return UserError(f"{folder}: cannot be written: {error}; {remedy}")
+
+
+def _pieces(source: MixedSource, data: DataConfig) -> list[tuple[str, Unit]]:
+    """Every unit with its role: to be split, or all train, or all validation."""
+    apart = bool(data.validation_files or data.validation_split)
+    main = [("train" if apart else "split", unit) for unit in sources.units(source)]
+    if not apart:
+        return main
+    other = sources.units(source, validation_files=data.validation_files, split=data.validation_split)
+    return main + [("validation", unit) for unit in other]
+
+
+def _options(data: DataConfig) -> str:
+    """The options that decide which tokens are written and into which split."""
+    return f"{data.end_of_document} {data.validation_fraction} {data.validation_by}"
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One process at a time makes a corpus; the others wait and find it made."""
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _make(folder: Path, pieces: list[tuple[str, Unit]], data: DataConfig, tokenizer: Tokenizer) -> None:
+    names = [f"{number:06d}" for number in range(len(pieces))]
+    todo = [(name, piece) for name, piece in zip(names, pieces, strict=True) if not (folder / f"{name}.json").is_file()]
+    work = partial(_tokenise_unit, folder, data, tokenizer)
+    processes = min(data.prepare_processes or os.cpu_count() or 1, max(len(todo), 1))
+    with _progress(folder, len(pieces), len(pieces) - len(todo)) as advance:
+        for _ in _run(work, todo, processes):
+            advance()
+    counts = {split: Counts() for split in SPLITS}
+    for name in names:
+        done = json.loads((folder / f"{name}.json").read_text())
+        counts = {split: counts[split] + Counts(**done[split]) for split in SPLITS}
+    if not counts["train"].tokens and not counts["validation"].tokens:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise UserError(
+            f"the corpus is empty: {len(pieces)} files hold no text ({pieces[0][1].path}, …); set data.files"
+        )
+    splits = {split: asdict(counts[split]) for split in SPLITS}
+    _write_whole(folder / "corpus.json", json.dumps({"shards": names, "splits": splits}).encode())
+    replaced = sum(one.replaced for one in counts.values())
+    print(
+        f"corpus: {counts['train'].tokens:,} training and {counts['validation'].tokens:,} validation tokens of "
+        f"{sum(one.documents for one in counts.values()):,} documents in {folder}"
+        + (f"; {replaced:,} documents held invalid UTF-8, replaced by U+FFFD" if replaced else ""),
+        flush=True,
+    )
+
+
+def _run(work: "partial[None]", todo: list[tuple[str, tuple[str, Unit]]], processes: int) -> Iterable[None]:
+    if processes == 1:
+        yield from map(work, todo)
+        return
+    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+        jobs = [pool.submit(work, job) for job in todo]
+        try:
+            for job in as_completed(jobs):
+                yield job.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+@contextlib.contextmanager
+def _progress(folder: Path, total: int, done: int) -> Iterator[partial[None]]:
+    console = Console(stderr=True)
+    columns = (TextColumn("tokenising"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    if not console.is_terminal:
+        print(f"corpus: tokenising {total - done} of {total} pieces of text into {folder}", file=sys.stderr, flush=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=total, completed=done)
+        yield partial(bar.advance, task)
+
+
+def _tokenise_unit(folder: Path, data: DataConfig, tokenizer: Tokenizer, job: tuple[str, tuple[str, Unit]]) -> None:
+    """Write one unit's shards; `NAME.json`, written last, says that they are whole."""
+    name, (role, unit) = job
+    writers = {split: _SplitWriter(folder, name, split, tokenizer, data) for split in SPLITS}
+    try:
+        for split, text in _assigned(unit, role, data):
+            writers[split].add(text)
+        counts = {split: asdict(writer.finish()) for split, writer in writers.items()}
+        _write_whole(folder / f"{name}.json", json.dumps(counts).encode())
+    finally:
+        for writer in writers.values():
+            writer.discard()
+
+
+def _assigned(unit: Unit, role: str, data: DataConfig) -> Iterator[tuple[Split, str]]:
+    """Each document with its split. By position, the document that holds the border is cut in two."""
+    if role != "split":
+        for text in sources.documents(unit):
+            yield ("validation" if role == "validation" else "train"), text
+        return
+    if data.validation_by == "hash":
+        for text in sources.documents(unit):
+            digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+            share = int.from_bytes(digest, "big") / 2**64
+            yield ("validation" if share < data.validation_fraction else "train"), text
+        return
+    total = sum(len(text) for text in sources.documents(unit))
+    border, at = int(total * (1 - data.validation_fraction)), 0
+    for text in sources.documents(unit):
+        cut = min(max(border - at, 0), len(text))
+        at += len(text)
+        if text[:cut]:
+            yield "train", text[:cut]
+        if text[cut:]:
+            yield "validation", text[cut:]
+
+
+class _SplitWriter:
+    """Records and index of one split of one unit, under temporary names until `finish`."""
+
+    def __init__(self, folder: Path, name: str, split: Split, tokenizer: Tokenizer, data: DataConfig) -> None:
+        self.records, self.index = folder / f"{name}.{split}.array_record", folder / f"{name}.{split}.npy"
+        self.temporary = self.records.with_suffix(f".tmp{os.getpid()}")
+        if data.end_of_document and tokenizer.eos is None:
+            raise UserError("the tokenizer has no end-of-document token; set data.end_of_document=false")
+        self.tokenizer = tokenizer
+        self.end = np.array([tokenizer.eos] if data.end_of_document else [], np.int32)
+        self.width = np.uint16 if tokenizer.vocab <= 2**16 else np.uint32
+        self.head = b"\x02\0\0\0" if self.width is np.uint16 else b"\x04\0\0\0"
+        self.writer = ArrayRecordWriter(str(self.temporary), "group_size:1")
+        self.counts, self.waiting, self.characters = Counts(), list[str](), 0
+        self.lengths: list[tuple[int, int]] = []
+
+    def add(self, text: str) -> None:
+        if not text.strip():
+            return
+        self.counts.documents += 1
+        self.counts.text_bytes += len(text.encode("utf-8", errors="replace"))
+        self.counts.replaced += REPLACEMENT in text
+        self.waiting.append(text)
+        self.characters += len(text)
+        if self.characters > BATCH_CHARACTERS:
+            self._flush()
+
+    def finish(self) -> Counts:
+        self._flush()
+        self.writer.close()
+        self.temporary.replace(self.records)
+        with self.temporary.open("wb") as file:
+            np.save(file, np.array(self.lengths, np.int64).reshape(-1, 2))
+        self.temporary.replace(self.index)
+        return self.counts
+
+    def discard(self) -> None:
+        with contextlib.suppress(Exception):  # closing a writer that failed fails again; its error is on its way
+            self.writer.close()
+        self.temporary.unlink(missing_ok=True)
+
+    def _flush(self) -> None:
+        for ids in self.tokenizer.encode_batch(self.waiting):
+            whole = np.concatenate([ids, self.end]).astype(self.width)
+            self.counts.tokens += len(whole)
+            for start in range(0, len(whole), RECORD_TOKENS):
+                piece = whole[start : start + RECORD_TOKENS]
+                self.writer.write(self.head + piece.tobytes())
+                self.lengths.append((len(piece), int(start == 0)))
+        self.waiting, self.characters = [], 0
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that it is there whole or not at all, also after a power cut."""
+    temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
+    with temporary.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

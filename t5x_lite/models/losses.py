@@ -1,0 +1,89 @@
+"""Cross-entropy over a vocabulary, without holding all logits at one time."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+LOGITS_BYTES = 64 * 2**20
+"""Logits above this size per device are computed in parts; below it one product is faster."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TokenLoss:
+    """Sums over target tokens, so that parts of a batch add up: divide by `weight` for means.
+
+    `total` is what is minimised (with label smoothing and z-loss); `loss` is the plain cross-entropy in nats.
+    """
+
+    total: Float[Array, ""]
+    loss: Float[Array, ""]
+    z_loss: Float[Array, ""]
+    correct: Float[Array, ""]
+    weight: Float[Array, ""]
+
+    def __add__(self, other: "TokenLoss") -> "TokenLoss":
+        return jax.tree.map(jnp.add, self, other)
+
+
+def cross_entropy(
+    logits: Callable[[Float[Array, "b l d"]], Float[Array, "b l v"]],
+    hidden: Float[Array, "b l d"],
+    targets: Int[Array, "b l"],
+    weights: Float[Array, "b l"],
+    *,
+    z_loss: float = 0.0,
+    label_smoothing: float = 0.0,
+    chunks: int = 1,
+) -> TokenLoss:
+    """Weighted sums of -log softmax(logits(hidden))[target].
+
+    Label smoothing: the target is (1-ε)·one-hot + ε/v (Szegedy et al. 2016, §7). z-loss: `z_loss`·log(Z)² keeps the
+    normaliser Z near one (Chowdhery et al. 2022, §5). With `chunks` above one, logits exist for one part of the length
+    at a time, forward and backward.
+    """
+    one = partial(_sums, logits, z_loss=z_loss, label_smoothing=label_smoothing)
+    if chunks == 1:
+        return one(hidden, targets, weights)
+
+    def parts(x: Array) -> Array:
+        b, l, *rest = x.shape
+        return jnp.moveaxis(x.reshape(b, chunks, l // chunks, *rest), 1, 0)
+
+    def add(so_far: TokenLoss, part: tuple[Array, Array, Array]) -> tuple[TokenLoss, None]:
+        return so_far + jax.checkpoint(one)(*part), None
+
+    zero = TokenLoss(*(jnp.zeros((), jnp.float32),) * 5)
+    return jax.lax.scan(add, zero, (parts(hidden), parts(targets), parts(weights)))[0]
+
+
+def _sums(
+    logits: Callable[[Any], Any],
+    hidden: Float[Array, "b l d"],
+    targets: Int[Array, "b l"],
+    weights: Float[Array, "b l"],
+    *,
+    z_loss: float,
+    label_smoothing: float,
+) -> TokenLoss:
+    scores = logits(hidden)
+    log_z = jax.nn.logsumexp(scores, axis=-1)
+    loss = log_z - jnp.take_along_axis(scores, targets[..., None], axis=-1)[..., 0]
+    z = z_loss * jnp.square(log_z)
+    smooth = loss
+    if label_smoothing:
+        smooth = (1 - label_smoothing) * loss + label_smoothing * (log_z - scores.mean(-1))
+    correct = (scores.argmax(-1) == targets).astype(jnp.float32)
+    total, plain, z, hits = (jnp.sum(weights * x) for x in (smooth + z, loss, z, correct))
+    return TokenLoss(total, plain, z, hits, jnp.sum(weights))
+
+
+def chunks_for(length: int, logits_bytes: int) -> int:
+    """Parts to cut `length` into so that each part's logits stay under `LOGITS_BYTES`: the fewest that divide it."""
+    wanted = -(-logits_bytes // LOGITS_BYTES)
+    return next(n for n in range(min(max(wanted, 1), length), length + 1) if length % n == 0)

@@ -1,0 +1,107 @@
+"""The device mesh and the one table from logical axes to mesh axes."""
+
+import math
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from t5x_lite.config import MeshConfig
+from t5x_lite.errors import UserError
+from t5x_lite.models.layers import Axes
+
+AXES = ("data", "fsdp", "tensor", "expert", "context", "pipeline")
+
+RULES: dict[str, tuple[str, ...]] = {
+    "batch": ("data", "fsdp"),
+    "layers": (),
+    "embed": ("fsdp",),
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "head_dim": (),
+    "mlp": ("tensor",),
+    "vocab": ("tensor",),
+    "position": (),
+}
+"""Which mesh axes shard a logical axis. An axis whose size they do not divide stays whole."""
+
+
+def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh:
+    """The mesh over all devices, an axis of -1 taking what is left.
+
+    Raises:
+        UserError: the axes do not multiply to the number of devices.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = [getattr(config, axis) for axis in AXES]
+    known = math.prod(size for size in sizes if size > 0)
+    left, rest = divmod(len(devices), known)
+    if rest or (left != 1 and -1 not in sizes):
+        divisors = ", ".join(str(n) for n in range(1, len(devices) + 1) if len(devices) % n == 0)
+        wanted = " × ".join(f"{axis} {size}" for axis, size in zip(AXES, sizes, strict=True) if size != 1)
+        raise UserError(
+            f"mesh: {wanted} does not fill {len(devices)} devices; sizes that divide them are {divisors}, "
+            "and one axis may be -1 to take what is left"
+        )
+    shape = tuple(left if size == -1 else size for size in sizes)
+    return jax.make_mesh(shape, AXES, devices=devices, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def sharding_of(mesh: Mesh, axes: Axes, shape: tuple[int, ...]) -> NamedSharding:
+    """The sharding of one weight; an axis more than `axes` names is the stack of layers."""
+    names = ("layers",) * (len(shape) - len(axes.names)) + axes.names
+    spec: list[tuple[str, ...] | None] = []
+    used: set[str] = set()
+    for name, size in zip(names, shape, strict=True):
+        wanted = tuple(axis for axis in RULES[name] if axis not in used and mesh.shape[axis] > 1)
+        fits = wanted if size % math.prod(mesh.shape[axis] for axis in wanted) == 0 else ()
+        used.update(fits)
+        spec.append(fits or None)
+    return NamedSharding(mesh, PartitionSpec(*spec))
+
+
+def shardings(mesh: Mesh, axes: Any, shapes: Any) -> Any:
+    """`sharding_of` for a tree of weights."""
+    return jax.tree.map(lambda a, s: sharding_of(mesh, a, s.shape), axes, shapes, is_leaf=lambda x: isinstance(x, Axes))
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows of a batch over every axis that splits it."""
+    return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same value on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_shards(mesh: Mesh) -> int:
+    """Into how many parts the rows of a batch are cut."""
+    return math.prod(mesh.shape[axis] for axis in RULES["batch"])
+
+
+def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
+    """Rows of a global batch that this process must supply, in ascending order.
+
+    Raises:
+        UserError: the rows do not divide over the mesh.
+    """
+    shards = batch_shards(mesh)
+    if batch_size % shards:
+        raise UserError(
+            f"train.batch_size {batch_size} does not divide over the {shards} devices of the mesh axes data and fsdp; "
+            f"take a multiple of {shards} or a smaller mesh"
+        )
+    places = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
+    rows = {row for index in places.values() if index for row in range(batch_size)[index[0]]}
+    return np.array(sorted(rows))
+
+
+def to_global(mesh: Mesh, batch: Any, batch_size: int) -> Any:
+    """One global array per feature from the rows that each process holds."""
+    sharding = batch_sharding(mesh)
+    return {
+        name: jax.make_array_from_process_local_data(sharding, rows, (batch_size, *rows.shape[1:]))
+        for name, rows in batch.items()
+    }

@@ -1,0 +1,181 @@
+"""Optimizers and schedules: optax, told which arrays are matrices and which axis stacks layers.
+
+Weights of a repeated layer are one array with a leading axis, so whatever a method does per matrix (trust ratio,
+factored moments, orthogonalisation) is done here per layer, as if each stood alone.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array
+
+from t5x_lite.config import (
+    Adafactor,
+    AdamW,
+    Constant,
+    Cosine,
+    InverseSquareRoot,
+    Lamb,
+    Linear,
+    Muon,
+    OptimizerConfig,
+    WarmupStableDecay,
+)
+from t5x_lite.models.layers import Axes
+
+
+def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
+    """Learning rate by count of updates done (0 for the first).
+
+    Update s of the warm-up has peak·(s+1)/warmup_steps; the decay then runs from there to the last update.
+    """
+    peak, warmup = config.learning_rate, config.warmup_steps
+
+    def rate(count: Any) -> Any:
+        count = jnp.asarray(count, jnp.float32)
+        rising = (count + 1) / max(warmup, 1)
+        share = jnp.clip((count - warmup) / max(steps - warmup, 1), 0.0, 1.0)
+        return peak * jnp.where(count < warmup, rising, _decay(config, warmup, count, share))
+
+    return rate
+
+
+def _decay(config: OptimizerConfig, warmup: int, count: Array, share: Array) -> Array:
+    """The rate after the warm-up as a share of the peak; `share` of the steps after it are done."""
+    match config.schedule:
+        case Constant():
+            return jnp.ones_like(count)
+        case Cosine(final=final):
+            return final + (1 - final) * 0.5 * (1 + jnp.cos(jnp.pi * share))
+        case Linear(final=final):
+            return 1 - (1 - final) * share
+        case InverseSquareRoot():
+            return jnp.sqrt(max(warmup, 1) / jnp.maximum(count + 1, max(warmup, 1)))
+        case WarmupStableDecay(decay=decay, shape=shape, final=final):
+            x = jnp.clip((share - (1 - decay)) / decay, 0.0, 1.0)
+            return 1 - (1 - final) * (jnp.sqrt(x) if shape == "sqrt" else x)
+
+
+def make(config: OptimizerConfig, steps: int, axes: Any) -> optax.GradientTransformation:
+    """Clip by global norm, the method, decoupled weight decay, the learning rate.
+
+    Args:
+        config: which method and its settings.
+        steps: updates of the whole run, for the schedule.
+        axes: an `Axes` for each parameter, in the shape of the parameters.
+    """
+    decayed = _map(lambda a: a.inputs > 0 or (a.table and config.decay_embeddings), axes)
+    decay = optax.add_decayed_weights(config.weight_decay, decayed)
+    parts = [] if config.clip_norm is None else [optax.clip_by_global_norm(config.clip_norm)]
+    match config.method:
+        case AdamW(b1=b1, b2=b2, epsilon=epsilon):
+            parts += [optax.scale_by_adam(b1, b2, epsilon), decay]
+        case Lamb(b1=b1, b2=b2, epsilon=epsilon):
+            parts += [optax.scale_by_adam(b1, b2, epsilon), decay, _per_layer(_trust_ratio, axes)]
+        case Adafactor() as method:
+            parts += [*_adafactor(method, axes), decay]
+        case Muon() as method:
+            parts += [_muon(method, axes), decay]
+    return optax.chain(*parts, optax.scale_by_learning_rate(schedule(config, steps)))
+
+
+def _map(function: Callable[..., Any], axes: Any, *trees: Any) -> Any:
+    return jax.tree.map(function, axes, *trees, is_leaf=lambda leaf: isinstance(leaf, Axes))
+
+
+def _stacked(axes: Axes, array: Array) -> bool:
+    return array.ndim > len(axes.names)
+
+
+def _per_layer(function: Callable[[Array, Array], Array], axes: Any) -> optax.GradientTransformation:
+    """A stateless change of each layer's update, given the update and the parameter."""
+
+    def one(a: Axes, update: Array, param: Array) -> Array:
+        return jax.vmap(function)(update, param) if _stacked(a, update) else function(update, param)
+
+    return optax.stateless(lambda updates, params: _map(one, axes, updates, params))
+
+
+def _root_mean_square(x: Array) -> Array:
+    return jnp.sqrt(jnp.mean(jnp.square(x)))
+
+
+def _trust_ratio(update: Array, param: Array) -> Array:
+    """The update · |param| / |update|, or the update itself where one of them is zero (You et al. 2020, Algorithm 2)."""
+    ours, theirs = jnp.linalg.norm(param), jnp.linalg.norm(update)
+    return update * jnp.where((ours > 0) & (theirs > 0), ours / jnp.where(theirs > 0, theirs, 1.0), 1.0)
+
+
+def _adafactor(method: Adafactor, axes: Any) -> list[optax.GradientTransformation]:
+    """Shazeer & Stern 2018, Algorithm 4: factored moments, clipped updates, steps relative to the parameter."""
+
+    def clipped(update: Array, param: Array) -> Array:
+        return update / jnp.maximum(1.0, _root_mean_square(update) / method.clip_update)
+
+    def relative(update: Array, param: Array) -> Array:
+        return update * jnp.maximum(1e-3, _root_mean_square(param))
+
+    parts = [_as_matrices(optax.scale_by_factored_rms(decay_rate=method.decay), axes), _per_layer(clipped, axes)]
+    if method.scale_by_parameter:
+        parts.append(_per_layer(relative, axes))
+    if method.momentum is not None:
+        parts.append(optax.ema(method.momentum, debias=False))
+    return parts
+
+
+def _as_matrices(inner: optax.GradientTransformation, axes: Any) -> optax.GradientTransformation:
+    """Let `inner` see a weight of several input or output axes as the matrix that it is, per layer."""
+
+    def matrix(a: Axes, x: Array) -> Array:
+        stack = x.shape[: x.ndim - len(a.names)]
+        own = x.shape[len(stack) :]
+        return x.reshape(*stack, math.prod(own[: a.inputs]), math.prod(own[a.inputs :])) if a.inputs else x
+
+    def init(params: Any) -> Any:
+        return inner.init(_map(matrix, axes, params))
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        matrices = _map(matrix, axes, updates)
+        params = None if params is None else _map(matrix, axes, params)
+        changed, state = inner.update(matrices, state, params)
+        return jax.tree.map(lambda new, old: new.reshape(old.shape), changed, updates), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def _muon(method: Muon, axes: Any) -> optax.GradientTransformation:
+    """Muon for hidden matrices, Adam for embeddings, the output matrix, norms and biases (Jordan et al. 2024)."""
+
+    def hidden(a: Axes) -> bool:
+        return a.inputs > 0 and "vocab" not in a.names
+
+    def dimensions(updates: Any) -> Any:
+        def numbers(a: Axes, x: Any) -> Any:
+            if not hidden(a) or isinstance(x, optax.MaskedNode):
+                return x
+            first = x.ndim - len(a.names)
+            return optax.contrib.MuonDimensionNumbers(
+                tuple(range(first, first + a.inputs)), tuple(range(first + a.inputs, x.ndim))
+            )
+
+        return _map(numbers, axes, updates)
+
+    def rescaled(a: Axes, x: Any) -> Any:
+        """Root mean square `scale`: an orthogonal matrix has 1/sqrt(max(fan in, fan out)) (Liu et al. 2025, §2.2)."""
+        if isinstance(x, optax.MaskedNode):
+            return x
+        own = x.shape[x.ndim - len(a.names) :]
+        return x * method.scale * math.sqrt(max(math.prod(own[: a.inputs]), math.prod(own[a.inputs :])))
+
+    muon = optax.chain(
+        optax.contrib.scale_by_muon(
+            ns_steps=method.iterations, beta=method.momentum, weight_dimension_numbers=dimensions
+        ),
+        optax.stateless(lambda updates, _: _map(rescaled, axes, updates)),
+    )
+    adam = optax.scale_by_adam(method.b1, method.b2, method.epsilon)
+    return optax.partition({True: muon, False: adam}, _map(hidden, axes))

@@ -1,0 +1,31 @@
+"""TrainState: everything that a step changes, as one pytree."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TrainState:
+    """Parameters, optimizer state, and counts.
+
+    `step` counts batches, `skipped` those whose update was left out because loss or gradient was not finite, and
+    `skipped_in_a_row` the newest run of them.
+    """
+
+    step: Int[Array, ""]
+    params: Any
+    opt_state: Any
+    skipped: Int[Array, ""]
+    skipped_in_a_row: Int[Array, ""]
+
+
+def new_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
+    """The state before the first step."""
+    zero = jnp.zeros((), jnp.int32)
+    return TrainState(zero, params, optimizer.init(params), zero, zero)

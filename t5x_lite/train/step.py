@@ -1,0 +1,87 @@
+"""The train step and the evaluation step: pure functions of state and batch."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, PRNGKeyArray
+
+from t5x_lite.models.losses import TokenLoss
+from t5x_lite.train.state import TrainState
+
+Batch = Mapping[str, Array]
+LossFunction = Callable[[Any, Batch, PRNGKeyArray | None], TokenLoss]
+"""Parameters, batch and dropout key (None in evaluation) to sums over the batch's target tokens."""
+
+
+def train_step(
+    loss_function: LossFunction,
+    optimizer: optax.GradientTransformation,
+    microbatches: int,
+    seed: int,
+    state: TrainState,
+    batch: Batch,
+) -> tuple[TrainState, dict[str, Array]]:
+    """One update: the mean loss over all target tokens of the batch, its gradient, the optimizer.
+
+    Microbatches are summed before the division by the whole batch's number of target tokens, so that their number
+    changes rounding alone. An update with a non-finite loss or gradient is skipped and counted.
+    """
+    key = jax.random.fold_in(jax.random.key(seed), state.step)
+    tokens = jnp.maximum(batch["loss_weights"].sum(), 1.0)
+
+    def mean_loss(params: Any, part: Batch, key: PRNGKeyArray) -> tuple[Array, TokenLoss]:
+        sums = loss_function(params, part, key)
+        return sums.total / tokens, sums
+
+    gradient = jax.grad(mean_loss, has_aux=True)
+    if microbatches == 1:
+        grads, sums = gradient(state.params, batch, key)
+    else:
+        grads, sums = _accumulate(gradient, state.params, batch, jax.random.split(key, microbatches))
+
+    grad_norm = optax.global_norm(grads)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    finite = jnp.isfinite(sums.total) & jnp.isfinite(grad_norm)
+    params, opt_state = jax.tree.map(
+        lambda new, old: jnp.where(finite, new, old), (params, opt_state), (state.params, state.opt_state)
+    )
+    bad = jnp.where(finite, 0, 1)
+    new = TrainState(
+        step=state.step + 1,
+        params=params,
+        opt_state=opt_state,
+        skipped=state.skipped + bad,
+        skipped_in_a_row=(state.skipped_in_a_row + 1) * bad,
+    )
+    metrics = _means(sums) | {
+        "grad_norm": grad_norm,
+        "skipped": new.skipped,
+        "skipped_in_a_row": new.skipped_in_a_row,
+    }
+    return new, metrics
+
+
+def _accumulate(gradient: Callable[..., Any], params: Any, batch: Batch, keys: PRNGKeyArray) -> tuple[Any, TokenLoss]:
+    """Gradients and sums over the microbatches, one at a time; rows are dealt out so that every shard keeps its own."""
+    parts = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, len(keys), *x.shape[1:]), 1, 0), dict(batch))
+    shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], parts), keys[0])
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+    def add(so_far: Any, part: tuple[Batch, PRNGKeyArray]) -> tuple[Any, None]:
+        return jax.tree.map(jnp.add, so_far, gradient(params, *part)), None
+
+    return jax.lax.scan(add, zeros, (parts, keys))[0]
+
+
+def eval_step(loss_function: LossFunction, params: Any, batch: Batch) -> TokenLoss:
+    """Sums over one validation batch, without dropout."""
+    return loss_function(params, batch, None)
+
+
+def _means(sums: TokenLoss) -> dict[str, Array]:
+    weight = jnp.maximum(sums.weight, 1.0)
+    return {"loss": sums.loss / weight, "accuracy": sums.correct / weight, "z_loss": sums.z_loss / weight}
