@@ -1,0 +1,275 @@
+"""Checkpoints: Orbax writes and reads the arrays; this file decides what is whole, what is kept and what is restored.
+
+A checkpoint is a folder `STEP/` that ends with `manifest.json`: the checksum of every other file, written after
+Orbax has committed. Orbax itself returns a flipped byte as a value without a word, so nothing is restored unverified.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+import threading
+import time
+import zlib
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+from t5x_lite.config import CheckpointConfig
+from t5x_lite.errors import UserError
+
+logger = logging.getLogger(__name__)
+MANIFEST = "manifest.json"
+
+
+class SaveError(UserError):
+    """A checkpoint could not be written."""
+
+
+class Checkpoints:
+    """The checkpoints of one run, in `folder`. Every process of a run makes the same calls in the same order."""
+
+    def __init__(self, folder: Path, config: CheckpointConfig) -> None:
+        self.folder, self.config = folder.absolute(), config
+        self._saver = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+        self._finishing: threading.Thread | None = None
+        self._failure: Exception | None = None
+        self._last_time = time.monotonic()
+
+    def steps(self) -> list[int]:
+        """Steps of the complete checkpoints, ascending."""
+        if not self.folder.is_dir():
+            return []
+        return sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdigit() and (p / MANIFEST).is_file())
+
+    def clean(self) -> None:
+        """Remove what killed saves have left: folders without a manifest."""
+        if jax.process_index() == 0 and self.folder.is_dir():
+            for path in self.folder.iterdir():
+                if path.is_dir() and not (path / MANIFEST).is_file():
+                    shutil.rmtree(path, ignore_errors=True)
+        _barrier("checkpoints cleaned")
+
+    def due(self, step: int) -> bool:
+        """Whether a save is due after `step`: by the steps, or by the clock of the first process."""
+        if step % self.config.every_steps == 0:
+            return True
+        if self.config.every_minutes is None:
+            return False
+        late = np.array(time.monotonic() - self._last_time > 60 * self.config.every_minutes)
+        return bool(multihost_utils.broadcast_one_to_all(late) if jax.process_count() > 1 else late)
+
+    def save(self, step: int, state: Any, meta: Mapping[str, Any], metrics: Mapping[str, float] | None = None) -> None:
+        """Start to write a checkpoint in the background; an earlier save is waited for first.
+
+        Args:
+            step: its name.
+            state: pytree of arrays.
+            meta: JSON values that go with it.
+            metrics: evaluation of this step, from which the best are chosen.
+
+        Raises:
+            SaveError: this or the earlier save failed; earlier checkpoints are as they were.
+        """
+        self.wait()
+        self._last_time = time.monotonic()
+        path = self.folder / str(step)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if path.exists() and jax.process_index() == 0:
+                shutil.rmtree(path)
+            _barrier("checkpoint folder ready")
+            items = ocp.args.Composite(state=ocp.args.PyTreeSave(flat(state)), meta=ocp.args.JsonSave(dict(meta)))
+            self._saver.save(path, args=items)
+        except Exception as error:
+            raise self._explained(step, error) from error
+        self._finishing = threading.Thread(
+            target=self._finish, args=(step, path, dict(metrics or {})), name=f"checkpoint {step}"
+        )
+        self._finishing.start()
+
+    def _finish(self, step: int, path: Path, metrics: dict[str, float]) -> None:
+        try:
+            self._saver.wait_until_finished()
+            if jax.process_index() == 0:
+                _write_manifest(path, metrics)
+                self._retain()
+        except Exception as error:
+            self._failure = self._explained(step, error)
+            self._failure.__cause__ = error
+
+    def check(self) -> None:
+        """Raise what went wrong in the background, if anything did."""
+        if self._failure is not None:
+            raise self._failure
+
+    def wait(self) -> None:
+        """Return when the newest save is complete; raise if it failed."""
+        if self._finishing is not None:
+            self._finishing.join()
+            self._finishing = None
+        self.check()
+
+    def close(self) -> None:
+        """Wait, and end Orbax's threads."""
+        try:
+            self.wait()
+        finally:
+            self._saver.close()
+
+    def restore(self, target: Any, step: int | None = None, prefix: str = "") -> tuple[int, Any, dict[str, Any]] | None:
+        """The newest whole checkpoint, or that of `step`; None where there is none at all.
+
+        Args:
+            target: pytree of `jax.ShapeDtypeStruct` with shardings: what comes back, whatever mesh saved it.
+            step: an explicit one, which must be whole.
+            prefix: read this part of the saved state alone (`params.`); `target` is that part.
+
+        Raises:
+            UserError: the explicit step is missing or damaged, all are damaged, or arrays differ from `target`.
+        """
+        steps = self.steps()
+        if step is not None and step not in steps:
+            have = ", ".join(map(str, steps)) or "none"
+            raise UserError(f"{self.folder}: there is no checkpoint of step {step}; complete ones are: {have}")
+        damage = []
+        for number in [step] if step is not None else reversed(steps):
+            path = self.folder / str(number)
+            broken = _agreed(damaged(path))
+            if broken is None:
+                return number, *self._read(path, target, prefix)
+            damage.append(f"step {number}: {broken}")
+            logger.warning("%s: the checkpoint of step %d is damaged: %s", self.folder, number, broken)
+        if damage:
+            raise UserError(
+                f"{self.folder}: no checkpoint is whole ({'; '.join(damage)}); remove the folder to start anew"
+            )
+        return None
+
+    def _read(self, path: Path, target: Any, prefix: str) -> tuple[Any, dict[str, Any]]:
+        wanted = {prefix + name: leaf for name, leaf in flat(target).items()}
+        reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+        saved = reader.metadata(path / "state").item_metadata.tree
+        _compare(path, {name: saved[name] for name in saved if name.startswith(prefix)}, wanted)
+        args = ocp.args.PyTreeRestore(
+            item=wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=bool(prefix)
+        )
+        arrays = reader.restore(path / "state", args=args)
+        meta = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(path / "meta")
+        return jax.tree.unflatten(jax.tree.structure(target), [arrays[name] for name in wanted]), meta
+
+    def meta(self, step: int) -> dict[str, Any]:
+        """The JSON values saved with `step`."""
+        return ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(self.folder / str(step) / "meta")
+
+    def _retain(self) -> None:
+        metric = self.config.best_metric
+        scores = {step: _manifest(self.folder / str(step))["metrics"].get(metric) for step in self.steps()}
+        for step in set(scores) - kept(scores, self.config):
+            # The manifest goes first: a deletion that is interrupted leaves a folder that counts as unfinished.
+            (self.folder / str(step) / MANIFEST).unlink()
+            shutil.rmtree(self.folder / str(step), ignore_errors=True)
+
+    def _explained(self, step: int, error: Exception) -> SaveError:
+        free = ""
+        with contextlib.suppress(OSError):
+            free = f" ({shutil.disk_usage(self.folder).free / 1e9:.3f} GB free there)"
+        why = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        return SaveError(
+            f"checkpoint of step {step} could not be written to {self.folder}{free}: {type(error).__name__}: {why[:300]}; "
+            "earlier checkpoints are intact: make room, or mend the disk, and run the same command to resume"
+        )
+
+
+def flat(tree: Any) -> dict[str, Any]:
+    """`{dotted path: leaf}`: the names that arrays have in a checkpoint."""
+    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+
+
+def kept(scores: Mapping[int, float | None], config: CheckpointConfig) -> set[int]:
+    """Steps to keep: the newest `keep`, multiples of `keep_every_steps`, and the `keep_best` lowest scores."""
+    newest = sorted(scores)[-config.keep :]
+    permanent = [step for step in scores if config.keep_every_steps and step % config.keep_every_steps == 0]
+    scored = {step: score for step, score in scores.items() if score is not None}
+    best = sorted(scored, key=lambda step: (scored[step], -step))[: config.keep_best]
+    return {*newest, *permanent, *best}
+
+
+def _files(path: Path) -> list[Path]:
+    return sorted(file for file in path.rglob("*") if file.is_file() and file != path / MANIFEST)
+
+
+def _checksum(file: Path) -> str:
+    value = 0
+    with file.open("rb") as opened:
+        while block := opened.read(2**22):
+            value = zlib.crc32(block, value)
+    return f"{value:08x}"
+
+
+def _checksums(files: Sequence[Path]) -> list[str]:
+    with ThreadPoolExecutor(8) as pool:
+        return list(pool.map(_checksum, files))
+
+
+def _write_manifest(path: Path, metrics: dict[str, float]) -> None:
+    files = _files(path)
+    sums = {str(file.relative_to(path)): value for file, value in zip(files, _checksums(files), strict=True)}
+    temporary = path / f"{MANIFEST}.tmp"
+    with temporary.open("w") as opened:
+        json.dump({"crc32": sums, "metrics": metrics}, opened)
+        opened.flush()
+        os.fsync(opened.fileno())
+    temporary.replace(path / MANIFEST)
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    return json.loads((path / MANIFEST).read_text())
+
+
+def damaged(path: Path) -> str | None:
+    """The first file of a checkpoint that is not as it was written, or None. Each process looks at its share."""
+    try:
+        sums = _manifest(path)["crc32"]
+    except (OSError, ValueError, KeyError) as error:
+        return f"{MANIFEST} cannot be read ({error})"
+    names = sorted(sums)[jax.process_index() :: jax.process_count()]
+    missing = [name for name in names if not (path / name).is_file()]
+    if missing:
+        return f"{missing[0]} is missing"
+    found = _checksums([path / name for name in names])
+    return next((f"{name} has changed" for name, value in zip(names, found, strict=True) if value != sums[name]), None)
+
+
+def _agreed(broken: str | None) -> str | None:
+    """The same answer on every process."""
+    if jax.process_count() == 1:
+        return broken
+    answers = multihost_utils.process_allgather(np.array(broken is not None))
+    return (broken or "another process found a damaged file") if answers.any() else None
+
+
+def _compare(path: Path, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """Refuse arrays of another name, shape or type: Orbax would cast or leave out in silence."""
+    faults = [f"{name} is not in the checkpoint" for name in wanted.keys() - saved.keys()]
+    faults += [f"{name} is not in the model" for name in saved.keys() - wanted.keys()]
+    for name in wanted.keys() & saved.keys():
+        have, want = saved[name], wanted[name]
+        if tuple(have.shape) != tuple(want.shape) or np.dtype(have.dtype) != np.dtype(want.dtype):
+            faults.append(f"{name} is {have.dtype}{list(have.shape)}, the model has {want.dtype}{list(want.shape)}")
+    if faults:
+        shown = "; ".join(sorted(faults)[:8]) + (f"; and {len(faults) - 8} more" if len(faults) > 8 else "")
+        raise UserError(f"{path}: does not fit this config: {shown}")
+
+
+def _barrier(name: str) -> None:
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)

@@ -1,0 +1,52 @@
+"""Several processes as one program, and how a process is asked to stop."""
+
+import os
+import signal
+import threading
+from types import FrameType
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+
+def initialize() -> None:
+    """Join the other processes of a cluster that JAX knows (TPU pod, GKE, Slurm, Open MPI) or `JAX_COORDINATOR_ADDRESS`
+    with `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` name; a lone process joins nothing.
+    """
+    if "JAX_COORDINATOR_ADDRESS" in os.environ:
+        jax.distributed.initialize(
+            num_processes=int(os.environ["JAX_NUM_PROCESSES"]), process_id=int(os.environ["JAX_PROCESS_ID"])
+        )
+
+
+class StopRequest:
+    """SIGTERM and Ctrl-C ask for a save and an orderly end; a second Ctrl-C ends at once.
+
+    Used as a context; `agreed()` is the same on every process, so that all save the same step.
+    """
+
+    def __init__(self) -> None:
+        self._asked = False
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> "StopRequest":
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._ask)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _ask(self, number: int, _: FrameType | None) -> None:
+        if self._asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._asked = True
+
+    def agreed(self) -> bool:
+        """Whether any process was asked to stop."""
+        if jax.process_count() == 1:
+            return self._asked
+        return bool(multihost_utils.process_allgather(np.array(self._asked)).any())

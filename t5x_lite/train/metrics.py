@@ -1,0 +1,190 @@
+"""What a run says: metrics.jsonl and TensorBoard for programs, a progress bar for people, and the arithmetic of MFU."""
+
+import json
+import logging
+import math
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from tensorboardX import SummaryWriter
+
+from t5x_lite.config import ModelConfig
+
+PEAK_FLOPS = {
+    "TPU v4": 275e12,
+    "TPU v5 lite": 197e12,
+    "TPU v5": 459e12,
+    "TPU v6 lite": 918e12,
+    "TPU7x": 2307e12,
+    "NVIDIA A100": 312e12,
+    "NVIDIA H100": 989e12,
+    "NVIDIA H200": 989e12,
+    "NVIDIA B200": 2250e12,
+}
+"""Dense bfloat16 FLOP/s of one device, by the beginning of its name in JAX: the makers' data sheets."""
+
+
+def flops_per_token(model: ModelConfig, matrix_parameters: int, seq_len: int) -> float:
+    """FLOPs of forward and backward for one token: 6 per matrix weight and, in attention, 6·layers·heads·head_dim·length.
+
+    The formula of PaLM (Chowdhery et al. 2022, appendix B) with causal attention counted half: 12·…·length counts keys
+    that a causal model never looks at. `matrix_parameters` has the output matrix and leaves out looked-up tables.
+    Recomputation (remat) is not counted.
+    """
+    return 6.0 * matrix_parameters + 6.0 * model.layers * model.heads * model.width_of_head * seq_len
+
+
+def peak_flops(device: Any, given: float | None) -> tuple[float, str]:
+    """FLOP/s that MFU is measured against, and where the figure is from."""
+    if given is not None:
+        return given, "train.peak_flops"
+    known = [name for name in PEAK_FLOPS if device.device_kind.startswith(name)]
+    if known:
+        name = max(known, key=len)
+        return PEAK_FLOPS[name], f"bfloat16 data sheet of {name}"
+    return _measured_flops(device), "the best of a few float32 matrix products of 1024, measured here"
+
+
+def _measured_flops(device: Any) -> float:
+    side = 1024
+    product = jax.jit(jnp.matmul)
+    x = jax.device_put(jnp.ones((side, side), jnp.float32), device)
+    product(x, x).block_until_ready()
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        product(x, x).block_until_ready()
+        times.append(time.perf_counter() - start)
+    return 2 * side**3 / min(times)
+
+
+class MetricsWriter:
+    """Appends to `RUN/metrics.jsonl` and `RUN/tensorboard/`.
+
+    Steps after `resumed` were lost with the process that made them and come again; their lines, and a line that a kill
+    has torn, are cut off, so that each step stands once.
+    """
+
+    def __init__(self, run_dir: Path, resumed: int) -> None:
+        self.path = run_dir / "metrics.jsonl"
+        cut_after(self.path, resumed)
+        self._file = self.path.open("a", encoding="utf-8")
+        logging.getLogger("tensorboardX").setLevel(logging.ERROR)
+        self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=resumed + 1 if resumed else None)
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """One line; a value that is not finite is written as null, which JSON can hold."""
+        record = {"step": step, **{name: _plain(value) for name, value in values.items()}}
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flush both."""
+        self._file.close()
+        self._board.close()
+
+
+def _plain(value: float) -> float | int | None:
+    if isinstance(value, int):
+        return value
+    return float(f"{value:.8g}") if math.isfinite(value) else None
+
+
+def cut_after(path: Path, step: int) -> None:
+    """Shorten a metrics file to its whole lines of steps up to `step`."""
+    if not path.is_file():
+        return
+    keep = 0
+    with path.open("rb") as file:
+        for line in file:
+            try:
+                if not line.endswith(b"\n") or json.loads(line)["step"] > step:
+                    break
+            except (ValueError, KeyError, TypeError):
+                break
+            keep += len(line)
+    os.truncate(path, keep)
+
+
+class Display:
+    """A progress bar where there is a terminal, a line now and then where there is none."""
+
+    def __init__(self, steps: int, *, enabled: bool = True) -> None:
+        self.steps, self.enabled = steps, enabled
+        self._console = Console(stderr=True)
+        self._bar = Progress(
+            TextColumn("step {task.completed}/{task.total}"),
+            BarColumn(),
+            TextColumn("{task.fields[values]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not (enabled and self._console.is_terminal),
+        )
+        self._task = self._bar.add_task("", total=steps, values="")
+        self._evaluation = ""
+        self._spoke, self._started = time.monotonic(), (0, time.monotonic())
+
+    def __enter__(self) -> "Display":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def start(self, step: int) -> None:
+        """Where this process begins to count: resumed steps are not part of the estimate."""
+        self._started = (step, time.monotonic())
+        self._bar.reset(self._task, total=self.steps, completed=step, values="")
+
+    def say(self, message: str) -> None:
+        """A line above the bar."""
+        if self.enabled:
+            self._bar.console.print(message, highlight=False, soft_wrap=True)
+
+    def evaluated(self, text: str) -> None:
+        """The newest evaluation, shown until the next."""
+        self._evaluation = text
+        self.say(text)
+
+    def step(self, step: int, metrics: Mapping[str, float]) -> None:
+        """One step is done."""
+        values = f"loss {metrics['loss']:.4f} · {short(metrics['tokens_per_second'])} tok/s · MFU {metrics['mfu']:.1%}"
+        tail = f" · {self._evaluation.partition(': ')[2]}" if self._evaluation else ""
+        self._bar.update(self._task, completed=step, values=values + tail)
+        now = time.monotonic()
+        quiet = now - self._spoke < 30 and step % max(self.steps // 20, 1)
+        if not self.enabled or self._console.is_terminal or quiet:
+            return
+        self._spoke = now
+        first, began = self._started
+        left = (now - began) / max(step - first, 1) * (self.steps - step)
+        print(f"step {step}/{self.steps} · {values} · {duration(left)} left{tail}", file=sys.stderr, flush=True)
+
+
+def short(number: float) -> str:
+    """12345 → 12.3k."""
+    for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(number) >= size:
+            return f"{number / size:.3g}{unit}"
+    return f"{number:.3g}"
+
+
+def duration(seconds: float) -> str:
+    """4000 → 1h06m."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds}s"
+    minutes, seconds = divmod(seconds, 60)
+    return f"{minutes}m{seconds:02d}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02d}m"
