@@ -148,9 +148,7 @@ class Checkpoints:
             damage.append(f"step {number}: {broken}")
             logger.warning("%s: the checkpoint of step %d is damaged: %s", self.folder, number, broken)
         if damage:
-            raise UserError(
-                f"{self.folder}: no checkpoint is whole ({'; '.join(damage)}); remove the folder to start anew"
-            )
+            raise UserError(f"{self.folder}: no checkpoint is whole: {'; '.join(damage)}; remove it to start anew")
         return None
 
     def _read(self, path: Path, target: Any, prefix: str) -> tuple[Any, dict[str, Any]]:
@@ -183,8 +181,7 @@ class Checkpoints:
             free = f" ({shutil.disk_usage(self.folder).free / 1e9:.3f} GB free there)"
         why = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         return SaveError(
-            f"checkpoint of step {step} could not be written to {self.folder}{free}: {type(error).__name__}: {why[:300]}; "
-            "earlier checkpoints are intact: make room, or mend the disk, and run the same command to resume"
+            f"{self.folder}: the checkpoint of step {step} could not be written{free}: {why[:300]}; earlier checkpoints are intact: make room, or mend the disk, and run the same command to resume"
         )
 
 

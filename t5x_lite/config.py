@@ -15,7 +15,7 @@ from t5x_lite.models.config import Learned, ModelConfig
 from t5x_lite.objectives import OBJECTIVES, Causal
 from t5x_lite.schema import Config, Int, OneOf, Strings, setting
 
-Format = Literal["auto", "text", "jsonl", "parquet", "tfds"]
+Format = Literal["auto", "text", "jsonl", "parquet", "tfds", "standard_library"]
 
 
 class SourceConfig(Config):
@@ -23,7 +23,8 @@ class SourceConfig(Config):
 
     files: Strings = setting((), "glob or list of globs; for `tfds` the builder's directory or `name/config:version`")
     format: Format = setting(
-        "auto", "kind of file; `auto` goes by the ending (.txt .md .jsonl .parquet, with .gz .zst)"
+        "auto",
+        "kind of file; `auto` goes by the ending (.jsonl, .parquet, else text; also .gz, .zst); `standard_library` is the source and the documentation of the running Python, without `files`",
     )
     field: str = setting("text", "column of JSONL, Parquet or TFDS that holds the text")
     document: Literal["file", "line", "paragraph"] = setting("file", "what one document of a text file is")
@@ -46,7 +47,7 @@ class DataConfig(SourceConfig):
     )
     validation_fraction: float = setting(0.01, "share of documents (or of the tail) kept for validation", ge=0, lt=1)
     validation_by: Literal["hash", "position"] = setting(
-        "hash", "validation documents by a hash of their text, or the tail of each source by position"
+        "hash", "validation documents by a hash of their text, or the tail of each file by position"
     )
     validation_files: Strings = setting((), "separate validation text, same format; then nothing is split off")
     validation_split: str = setting("", "TFDS split for validation; then nothing is split off")

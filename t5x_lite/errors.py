@@ -1,9 +1,21 @@
-"""The errors that a person can mend: one line, no traceback, exit code 2."""
+"""The errors that a person can mend: one line, no traceback, an exit code of their own."""
 
 
 class UserError(Exception):
     """What was given, what was expected, where it was set, what to do: one line for the person at the terminal.
 
     Raised where the user's input enters (a config, a file, a run directory, a disk that is full). The command line
-    prints it alone and leaves with exit code 2. Anything else that escapes is a bug and keeps its traceback.
+    prints it alone and leaves with `exit_code`. Anything else that escapes is a bug and keeps its traceback.
     """
+
+    exit_code = 2
+
+
+class Diverged(UserError):
+    """Training cannot go on: the loss is not finite, or keeps jumping. The last good checkpoint is there."""
+
+    exit_code = 3
+
+
+STOPPED = 75
+"""Exit code of a run that was asked to stop and has saved: run the same command to go on (BSD's EX_TEMPFAIL)."""

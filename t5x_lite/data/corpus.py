@@ -14,6 +14,7 @@ import os
 import shutil
 import sys
 import threading
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
@@ -150,10 +151,11 @@ def disk_error(folder: Path, error: OSError, remedy: str) -> UserError:
 def _pieces(source: MixedSource, data: DataConfig) -> list[tuple[str, Unit]]:
     """Every unit with its role: to be split, or all train, or all validation."""
     apart = bool(data.validation_files or data.validation_split)
-    main = [("train" if apart else "split", unit) for unit in sources.units(source)]
+    whole_files = data.validation_by == "position"
+    main = [("train" if apart else "split", unit) for unit in sources.units(source, whole_files=whole_files)]
     if not apart:
         return main
-    other = sources.units(source, validation_files=data.validation_files, split=data.validation_split)
+    other = sources.units(source, files=data.validation_files, split=data.validation_split)
     return main + [("validation", unit) for unit in other]
 
 
@@ -239,21 +241,26 @@ def _tokenise_unit(folder: Path, data: DataConfig, tokenizer: Tokenizer, job: tu
 
 def _assigned(unit: Unit, role: str, data: DataConfig) -> Iterator[tuple[Split, str]]:
     """Each document with its split. By position, the document that holds the border is cut in two."""
-    if role != "split":
-        for text in sources.documents(unit):
-            yield ("validation" if role == "validation" else "train"), text
+    if role == "split" and data.validation_by == "position":
+        yield from _by_position(unit, data.validation_fraction)
         return
-    if data.validation_by == "hash":
-        for text in sources.documents(unit):
-            digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-            share = int.from_bytes(digest, "big") / 2**64
-            yield ("validation" if share < data.validation_fraction else "train"), text
-        return
-    total = sum(len(text) for text in sources.documents(unit))
-    border, at = int(total * (1 - data.validation_fraction)), 0
-    for text in sources.documents(unit):
-        cut = min(max(border - at, 0), len(text))
-        at += len(text)
+    for _, text in sources.documents(unit):
+        if role == "split":
+            digest = hashlib.blake2b(text.encode("utf-8", errors="replace"), digest_size=8).digest()
+            held_out = int.from_bytes(digest, "big") / 2**64 < data.validation_fraction
+        else:
+            held_out = role == "validation"
+        yield ("validation" if held_out else "train"), text
+
+
+def _by_position(unit: Unit, fraction: float) -> Iterator[tuple[Split, str]]:
+    characters = Counter[str]()
+    for path, text in sources.documents(unit):
+        characters[path] += len(text)
+    at = Counter[str]()
+    for path, text in sources.documents(unit):
+        cut = min(max(int(characters[path] * (1 - fraction)) - at[path], 0), len(text))
+        at[path] += len(text)
         if text[:cut]:
             yield "train", text[:cut]
         if text[cut:]:

@@ -100,7 +100,7 @@ def _cut_documents(offsets: np.ndarray, length: int) -> np.ndarray:
 
 
 def _first_of_each_row(sizes: np.ndarray, length: int) -> list[int]:
-    """Next-fit: a row takes pieces in order until the next does not fit. Returns the first piece of each row, and the end."""
+    """The first piece of each row, and the end, by next-fit: a row takes pieces until the next does not fit."""
     ends = np.cumsum(sizes)
     firsts = [0]
     while firsts[-1] < len(sizes):
@@ -187,7 +187,7 @@ class TrainingRows:
 
 
 def training_batch(rows: TrainingRows, batch_size: int, local_rows: np.ndarray, step: int) -> dict[str, np.ndarray]:
-    """This host's rows (`local_rows` of `range(batch_size)`) of the batch of `step`."""
+    """The batch of `step`: those of its `batch_size` rows that this host makes."""
     return _stack([rows[step * batch_size + int(row)] for row in local_rows])
 
 
@@ -229,7 +229,7 @@ class Validation:
         return min(batches, self.limit) if self.limit else batches
 
     def batches(self, local_rows: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
-        """This host's rows of each batch."""
+        """Each batch: those of its rows that this host makes."""
         places = [(source, plan, row) for source, plan in enumerate(self._plans()) for row in range(plan.rows)]
         for number in range(len(self)):
             own = [number * self.batch_size + int(row) for row in local_rows]

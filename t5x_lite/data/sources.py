@@ -3,13 +3,15 @@
 A source is cut into units, a deterministic list of pieces of files that processes can read apart.
 """
 
+import ast
 import glob
 import gzip
 import io
 import json
+import sysconfig
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import IO, Any
@@ -20,7 +22,9 @@ from t5x_lite.config import SourceConfig
 from t5x_lite.errors import UserError
 
 UNIT_BYTES = 64 * 2**20
-"""Large line-based files and Parquet files are cut into units of about this size."""
+"""Units have about this size at most: larger files are cut where their format allows it, small ones are joined."""
+SMALLEST_UNIT = 2**20
+"""Small corpora are cut into about 64 units, but not below this."""
 UNIT_RECORDS = 50_000
 """Records of a TFDS unit."""
 REPLACEMENT = "\ufffd"
@@ -28,12 +32,12 @@ REPLACEMENT = "\ufffd"
 
 @dataclass(frozen=True)
 class Unit:
-    """A piece of a source: a file, or the part `[start, stop)` of it.
+    """A piece of a source: some files, or the part `[start, stop)` of one.
 
     `start` and `stop` are bytes of a line-based file, row groups of Parquet, records of TFDS; stop -1 is the end.
     """
 
-    path: str
+    paths: tuple[str, ...]
     format: str
     field: str
     document: str
@@ -42,45 +46,108 @@ class Unit:
     stop: int = -1
 
     @property
+    def path(self) -> str:
+        """The file, where there is one."""
+        return self.paths[0]
+
+    @property
     def identity(self) -> str:
-        """Changes when what the unit holds may have changed: name, size and modification time of the file."""
-        stat = None if self.format == "tfds" else Path(self.path).stat()
-        return f"{self}" if stat is None else f"{self} {stat.st_size} {stat.st_mtime_ns}"
+        """Changes when what the unit holds may have changed: name, size and modification time of its files."""
+        stats = [] if self.format == "tfds" else [Path(path).stat() for path in self.paths]
+        return f"{self} {[(stat.st_size, stat.st_mtime_ns) for stat in stats]}"
 
 
-def units(source: SourceConfig, *, validation_files: tuple[str, ...] = (), split: str = "") -> list[Unit]:
-    """All pieces of `source` in a fixed order; or those of its separate validation files or split.
+def units(
+    source: SourceConfig, *, files: tuple[str, ...] = (), split: str = "", whole_files: bool = False
+) -> list[Unit]:
+    """All pieces of `source` in a fixed order, whatever machine and however many processes read them.
+
+    Args:
+        source: what to read.
+        files: other files instead of its own (separate validation text).
+        split: another TFDS split instead of its own.
+        whole_files: do not cut a file into several units.
 
     Raises:
         UserError: a glob that matches nothing, or a TFDS builder that is not there.
     """
-    patterns = validation_files or source.files
-    if not patterns:
+    if source.format == "standard_library":
+        paths = _standard_library()
+    elif source.format == "tfds":
+        paths = list(files or source.files)
+    else:
+        paths = [path for pattern in files or source.files for path in _matches(pattern)]
+    if not paths:
         raise UserError("data.files: no text is named; give a glob or a list of globs, as in data.files='corpus/*.txt'")
-    found = []
-    for pattern in patterns:
-        paths = [pattern] if source.format == "tfds" else sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207
-        files = [path for path in paths if source.format == "tfds" or Path(path).is_file()]
-        if not files:
-            raise UserError(f"data.files: no file matches {pattern!r} (looked from {Path.cwd()})")
-        for path in files:
-            form = _format(path) if source.format == "auto" else source.format
-            whole = Unit(path, form, source.field, source.document, split or source.split)
-            found += _parts(whole)
+
+    def unit(own: tuple[str, ...]) -> Unit:
+        form = _format(own[0]) if source.format == "auto" else source.format
+        return Unit(own, form, source.field, source.document, split or source.split)
+
+    if source.format == "tfds":
+        return [part for path in paths for part in _parts(unit((path,)))]
+    sizes = [Path(path).stat().st_size for path in paths]
+    target = min(max(sum(sizes) // 64, SMALLEST_UNIT), UNIT_BYTES)
+    found: list[Unit] = []
+    joined = 0
+    for path, size in zip(paths, sizes, strict=True):
+        parts = [unit((path,))] if whole_files else _parts(unit((path,)))
+        if found and len(parts) == 1 and joined + size <= target and parts[0].format == found[-1].format:
+            found[-1] = unit((*found[-1].paths, path))
+            joined += size
+        else:
+            found += parts
+            joined = size if len(parts) == 1 else target
     return found
 
 
-def documents(unit: Unit) -> Iterator[str]:
-    """The unit's documents in order; invalid UTF-8 becomes U+FFFD.
+def _matches(pattern: str) -> list[str]:
+    found = [path for path in sorted(glob.glob(pattern, recursive=True)) if Path(path).is_file()]  # noqa: PTH207
+    if not found:
+        raise UserError(f"data.files: no file matches {pattern!r} (looked from {Path.cwd()})")
+    return found
+
+
+def documents(unit: Unit) -> Iterator[tuple[str, str]]:
+    """File and text of the unit's documents in order; invalid UTF-8 becomes U+FFFD.
 
     Raises:
         UserError: a line that is not JSON, a missing field, a file that cannot be read; file and line are named.
     """
-    readers = {"jsonl": _jsonl, "parquet": _parquet, "tfds": _tfds, "text": _text}
-    try:
-        yield from readers[unit.format](unit)
-    except (OSError, EOFError, zstandard.ZstdError) as error:
-        raise UserError(f"{unit.path}: cannot be read: {error}") from None
+    readers = {
+        "jsonl": _jsonl,
+        "parquet": _parquet,
+        "tfds": _tfds,
+        "text": _text,
+        "standard_library": _python_documents,
+    }
+    for path in unit.paths:
+        try:
+            for text in readers[unit.format](replace(unit, paths=(path,))):
+                yield path, text
+        except (OSError, EOFError, zstandard.ZstdError) as error:
+            raise UserError(f"{path}: cannot be read: {error}") from None
+
+
+def _standard_library() -> list[str]:
+    """Source files of the running interpreter's standard library, without its own tests: text that is always there."""
+    root = Path(sysconfig.get_path("stdlib"))
+    left_out = {"site-packages", "test", "tests", "idlelib", "lib2to3", "ensurepip"}
+    found = [path for path in sorted(root.rglob("*.py")) if not left_out & set(path.relative_to(root).parts)]
+    if not found:
+        raise UserError(f"{root}: this interpreter has no source of its standard library; set data.files")
+    return [str(path) for path in found]
+
+
+def _python_documents(unit: Unit) -> Iterator[str]:
+    """A module's source; the file of help topics is the language reference, one document a topic."""
+    text = Path(unit.path).read_text(encoding="utf-8", errors="replace")
+    if not unit.path.endswith("pydoc_data/topics.py"):
+        yield text
+        return
+    for node in ast.parse(text).body:
+        if isinstance(node, ast.Assign):
+            yield from ast.literal_eval(node.value).values()
 
 
 def _plain(path: str) -> Path:
@@ -99,8 +166,8 @@ def _parts(unit: Unit) -> list[Unit]:
         return _cut(unit, len(_tfds_source(unit)), UNIT_RECORDS)
     if unit.format == "parquet":
         with _parquet_file(unit.path) as file:
-            size = max(file.metadata.serialized_size, sum(_group_bytes(file)), 1)
-            return _cut(unit, file.num_row_groups, max(1, file.num_row_groups * UNIT_BYTES // size))
+            groups, size = file.num_row_groups, max(sum(_group_bytes(file)), 1)
+            return _cut(unit, groups, max(1, groups * UNIT_BYTES // size)) if size > UNIT_BYTES else [unit]
     size = Path(unit.path).stat().st_size
     by_line = unit.format == "jsonl" or unit.document == "line"
     if by_line and _plain(unit.path) == Path(unit.path) and size > UNIT_BYTES:
@@ -109,16 +176,15 @@ def _parts(unit: Unit) -> list[Unit]:
 
 
 def _cut(unit: Unit, size: int, step: int) -> list[Unit]:
-    fields = (unit.path, unit.format, unit.field, unit.document, unit.split)
-    return [Unit(*fields, start, min(start + step, size)) for start in range(0, size, step)]
+    return [replace(unit, start=start, stop=min(start + step, size)) for start in range(0, size, step)]
 
 
 @contextmanager
-def _open(unit: Unit) -> Iterator[IO[bytes]]:
-    with Path(unit.path).open("rb") as raw:
-        if unit.path.endswith(".gz"):
+def _open(path: str) -> Iterator[IO[bytes]]:
+    with Path(path).open("rb") as raw:
+        if path.endswith(".gz"):
             yield gzip.GzipFile(fileobj=raw)  # type: ignore[misc]
-        elif unit.path.endswith(".zst"):
+        elif path.endswith(".zst"):
             yield io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(raw))  # type: ignore[arg-type]
         else:
             yield raw
@@ -126,7 +192,7 @@ def _open(unit: Unit) -> Iterator[IO[bytes]]:
 
 def _lines(unit: Unit) -> Iterator[tuple[int, str]]:
     """Byte offset and text of each line that begins inside the unit."""
-    with _open(unit) as file:
+    with _open(unit.path) as file:
         at = 0
         if unit.start:
             file.seek(unit.start - 1)
@@ -140,7 +206,7 @@ def _lines(unit: Unit) -> Iterator[tuple[int, str]]:
 
 def _text(unit: Unit) -> Iterator[str]:
     if unit.document == "file":
-        with _open(unit) as file:
+        with _open(unit.path) as file:
             yield file.read().decode("utf-8", errors="replace")
         return
     lines = (line for _, line in _lines(unit))
@@ -191,7 +257,7 @@ def _parquet_file(path: str) -> Iterator[Any]:
 
     decompressed = None
     if _plain(path) != Path(path):
-        with _open(Unit(path, "parquet", "", "", "")) as file:
+        with _open(path) as file:
             decompressed = io.BytesIO(file.read())
     try:
         with parquet.ParquetFile(decompressed or path) as file:
@@ -209,7 +275,7 @@ def _parquet(unit: Unit) -> Iterator[str]:
         if unit.field not in file.schema_arrow.names:
             have = ", ".join(file.schema_arrow.names)
             raise UserError(f"{unit.path}: no column {unit.field!r} (found {have}); set data.field")
-        groups = list(range(unit.start, unit.stop))
+        groups = list(range(unit.start, file.num_row_groups if unit.stop == -1 else unit.stop))
         for batch in file.iter_batches(batch_size=1024, row_groups=groups, columns=[unit.field]):
             for value in batch.column(0).to_pylist():
                 yield _value({unit.field: value}, unit, unit.path)

@@ -269,9 +269,7 @@ def _chain(first: str, rest: Iterator[str]) -> Iterator[str]:
 def _explained(error: Exception, kind: str, extra_ids: int) -> UserError:
     most = re.search(r"<= (\d+)", str(error))
     if most:
-        return UserError(
-            f"tokenizer.{kind}.vocab is more than this text supports; the largest possible is {int(most[1]) + extra_ids}"
-        )
+        return UserError(f"tokenizer.{kind}.vocab is more than this text supports: at most {int(most[1]) + extra_ids}")
     return UserError(f"tokenizer.{kind}: SentencePiece cannot be trained: {str(error).splitlines()[-1]}")
 
 
@@ -312,7 +310,7 @@ def _sample(pieces: Sequence[sources.Unit], limit: float) -> Iterator[str]:
     for unit in pieces:
         left = limit / len(pieces)
         with contextlib.closing(sources.documents(unit)) as texts:  # type: ignore[type-var]
-            for text in texts:
+            for _, text in texts:
                 yield text[: int(min(left, len(text)))]
                 left -= len(text.encode())
                 if left <= 0:

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from t5x_lite.objectives.objective import Features, Objective
+from t5x_lite.objectives.objective import CrossEntropy, Features, Objective
 
 
 class Causal(Objective):
@@ -39,7 +39,7 @@ class Causal(Objective):
             "loss_weights": ((inside == following) & (inside > 0)).astype(np.float32),
         }
 
-    def loss(self, model: Any, batch: Mapping[str, Any], key: Any) -> Any:
+    def loss(self, model: Any, batch: Mapping[str, Any], key: Any, cross_entropy: CrossEntropy) -> Any:
         """Cross-entropy of the next token."""
         hidden = model(batch["tokens"], positions=batch["positions"], segment_ids=batch["segment_ids"], key=key)
-        return model.cross_entropy(hidden, batch["targets"], batch["loss_weights"])
+        return cross_entropy(model.logits, hidden, batch["targets"], batch["loss_weights"])

@@ -1,7 +1,7 @@
 """The interface of an objective: `example` in NumPy on the host, `loss` on the device. No file, no JAX import here."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, TypeAlias
 
 import numpy as np
@@ -10,6 +10,9 @@ from t5x_lite.schema import Config
 
 Features: TypeAlias = Mapping[str, np.ndarray]
 """What an objective gives a model: fixed shapes, see the objective's docstring; padding is `segment_ids == 0`."""
+
+CrossEntropy: TypeAlias = Callable[[Callable[[Any], Any], Any, Any, Any], Any]
+"""`models.losses.cross_entropy` with its settings filled in."""
 
 
 class Objective(Config):
@@ -37,5 +40,12 @@ class Objective(Config):
         """
 
     @abstractmethod
-    def loss(self, model: Any, batch: Mapping[str, Any], key: Any) -> Any:
-        """Sums over the batch, as `models.losses.TokenLoss`; `key` is None in evaluation (no dropout)."""
+    def loss(self, model: Any, batch: Mapping[str, Any], key: Any, cross_entropy: CrossEntropy) -> Any:
+        """Sums over the batch, as `models.losses.TokenLoss`.
+
+        Args:
+            model: a module of one of `families`.
+            batch: the features of `example`, stacked.
+            key: for dropout; None in evaluation.
+            cross_entropy: `(model.logits, hidden, targets, weights)` to sums, with the run's z-loss and smoothing.
+        """

@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+from pathlib import Path
 from types import FrameType
 
 import jax
@@ -10,14 +11,30 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 
-def initialize() -> None:
-    """Join the other processes of a cluster that JAX knows (TPU pod, GKE, Slurm, Open MPI) or `JAX_COORDINATOR_ADDRESS`
-    with `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` name; a lone process joins nothing.
+def initialize(cache_dir: Path) -> None:
+    """Join the processes of the job, if it has several, and keep compiled programs in `cache_dir/compiled`.
+
+    A job is known by `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`, or is one that JAX finds by
+    itself: Slurm, Open MPI, a TPU pod. `JAX_COMPILATION_CACHE_DIR` names another cache.
     """
     if "JAX_COORDINATOR_ADDRESS" in os.environ:
         jax.distributed.initialize(
             num_processes=int(os.environ["JAX_NUM_PROCESSES"]), process_id=int(os.environ["JAX_PROCESS_ID"])
         )
+    elif _in_cluster():
+        jax.distributed.initialize()
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str((cache_dir / "compiled").absolute()))
+
+
+def _in_cluster() -> bool:
+    several = any(int(os.environ.get(name, "1")) > 1 for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"))
+    return several or "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
+
+
+def is_first() -> bool:
+    """Whether this process speaks for all: it prints, draws and writes what is written once."""
+    return jax.process_index() == 0
 
 
 class StopRequest:

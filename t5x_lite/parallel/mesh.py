@@ -105,3 +105,30 @@ def to_global(mesh: Mesh, batch: Any, batch_size: int) -> Any:
         name: jax.make_array_from_process_local_data(sharding, rows, (batch_size, *rows.shape[1:]))
         for name, rows in batch.items()
     }
+
+
+def state_shardings(mesh: Mesh, axes: Any, shapes: Any) -> Any:
+    """Shardings of a whole train state: what belongs to a weight and has its shape is sharded like it (ZeRO).
+
+    Everything else (counts, factored moments) is small and lies whole on every device.
+    """
+    weights = {
+        name: (tuple(s.shape), sharding_of(mesh, a, s.shape))
+        for (name, a), s in zip(_named(axes).items(), jax.tree.leaves(shapes.params), strict=True)
+    }
+
+    def of(name: str, leaf: Any) -> NamedSharding:
+        parts = name.split(".")
+        for start in range(len(parts)):
+            shape, sharding = weights.get(".".join(parts[start:]), ((), replicated(mesh)))
+            if shape == tuple(leaf.shape):
+                return sharding
+        return replicated(mesh)
+
+    placed = [of(name, leaf) for name, leaf in _named(shapes).items()]
+    return jax.tree.unflatten(jax.tree.structure(shapes), placed)
+
+
+def _named(tree: Any) -> dict[str, Any]:
+    leaves = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: isinstance(x, Axes))[0]
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}

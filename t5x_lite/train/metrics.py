@@ -33,7 +33,7 @@ PEAK_FLOPS = {
 
 
 def flops_per_token(model: ModelConfig, matrix_parameters: int, seq_len: int) -> float:
-    """FLOPs of forward and backward for one token: 6 per matrix weight and, in attention, 6·layers·heads·head_dim·length.
+    """FLOPs of forward and backward for a token: 6 per matrix weight, and 6·layers·heads·head_dim·length of attention.
 
     The formula of PaLM (Chowdhery et al. 2022, appendix B) with causal attention counted half: 12·…·length counts keys
     that a causal model never looks at. `matrix_parameters` has the output matrix and leaves out looked-up tables.

@@ -105,7 +105,7 @@ def _root_mean_square(x: Array) -> Array:
 
 
 def _trust_ratio(update: Array, param: Array) -> Array:
-    """The update · |param| / |update|, or the update itself where one of them is zero (You et al. 2020, Algorithm 2)."""
+    """The update times |param| / |update|, or as it is where one of them is zero (You et al. 2020, Algorithm 2)."""
     ours, theirs = jnp.linalg.norm(param), jnp.linalg.norm(update)
     return update * jnp.where((ours > 0) & (theirs > 0), ours / jnp.where(theirs > 0, theirs, 1.0), 1.0)
 

@@ -1,0 +1,175 @@
+"""The command line: one function per command, which parses, loads the config and calls.
+
+JAX and what needs it are imported inside the commands, so that `--help` and a wrong config answer at once.
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from t5x_lite.errors import STOPPED, UserError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    try:
+        return options.command(options, [*getattr(options, "overrides", []), *rest])
+    except UserError as error:
+        print(f"t5x-lite: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("t5x-lite: interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="t5x-lite", description="Pretrain, resume, evaluate and sample Transformer language models in JAX."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, function: object, about: str, subject: str, meaning: str) -> argparse.ArgumentParser:
+        own = commands.add_parser(name, help=about, description=about, allow_abbrev=False)
+        own.add_argument(subject, metavar=subject.upper(), type=Path, help=meaning)
+        own.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides of the config")
+        own.set_defaults(command=function)
+        return own
+
+    config = "YAML file of a run"
+    run = "a run directory"
+    own = command("train", train, "pretrain; a run directory that holds a checkpoint is resumed", "config", config)
+    own.add_argument("--help-config", action="store_true", help="list every setting, and end")
+    command("prepare", prepare, "tokenise the corpora of a config into its token cache", "config", config)
+    command("tokenizer", tokenizer, "train the tokenizer of a config", "config", config)
+    own = command("eval", evaluate, "loss, perplexity and bits per byte on the validation split", "run", run)
+    own.add_argument("--step", type=int, help="a checkpoint's step; the newest if left out")
+    own.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    own = command("generate", generate, "continue prompts", "run", run)
+    own.add_argument("--prompt", action="append", required=True, help="text to continue; may be given several times")
+    own.add_argument("--step", type=int, help="a checkpoint's step; the newest if left out")
+    own.add_argument("--tokens", type=int, default=128, help="most tokens to add (default %(default)s)")
+    own.add_argument("--temperature", type=float, default=1.0, help="0 is greedy (default %(default)s)")
+    own.add_argument("--top-k", type=int, default=0, help="only the k likeliest tokens; 0 is all")
+    own.add_argument("--top-p", type=float, default=1.0, help="only the likeliest tokens that hold this probability")
+    own.add_argument("--stop", action="append", default=[], help="text that ends a continuation; may be repeated")
+    own.add_argument("--seed", type=int, default=0, help="same seed, same text (default %(default)s)")
+    own = commands.add_parser("report", help="the curves of runs as one picture", description="Draw RUN/report.png.")
+    own.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="run directories, drawn together")
+    own.add_argument("--to", type=Path, help="the picture's file (default: report.png in the first run)")
+    own.set_defaults(command=report)
+    return parser
+
+
+def train(options: argparse.Namespace, overrides: list[str]) -> int:
+    """`t5x-lite train CONFIG [k=v …]`."""
+    from t5x_lite import config as configuration
+
+    if options.help_config:
+        return _explain_config()
+    config = configuration.load(options.config, overrides)
+    from t5x_lite.parallel import distributed
+    from t5x_lite.train.loop import train as run_training
+
+    distributed.initialize(Path(config.data.cache_dir))
+    run, complete = run_training(config)
+    if not complete:
+        return STOPPED
+    if distributed.is_first():
+        from t5x_lite.evaluate.report import draw
+
+        picture = draw([run.folder], run.folder / "report.png")
+        if config.train.sample_prompt:
+            from t5x_lite.api import load
+            from t5x_lite.decode.generate import Sampling, stream_to_terminal
+
+            print("\nsample:")
+            stream_to_terminal(load(run.folder), [config.train.sample_prompt], Sampling(temperature=0.8, top_p=0.95))
+        print(f"run: {run.folder} (metrics.jsonl, {picture.name}, checkpoints/, tokenizer, config.yaml)")
+    return 0
+
+
+def prepare(options: argparse.Namespace, overrides: list[str]) -> int:
+    """`t5x-lite prepare CONFIG [k=v …]`."""
+    from t5x_lite import config as configuration
+
+    config = configuration.load(options.config, overrides)
+    from t5x_lite.data import corpus
+    from t5x_lite.data.tokenizer import obtain
+
+    trained = obtain(config)
+    for source in config.data.sources:
+        print(f"{source.name}: {corpus.prepare(source, config.data, trained)}")
+    return 0
+
+
+def tokenizer(options: argparse.Namespace, overrides: list[str]) -> int:
+    """`t5x-lite tokenizer CONFIG [k=v …]`."""
+    from t5x_lite import config as configuration
+
+    config = configuration.load(options.config, overrides)
+    from t5x_lite.data.tokenizer import obtain
+
+    trained = obtain(config)
+    print(f"{trained.vocab} tokens; saved as {trained.save(Path(str(config.run_dir)))}")
+    return 0
+
+
+def evaluate(options: argparse.Namespace, overrides: list[str]) -> int:
+    """`t5x-lite eval RUN [k=v …]`."""
+    import json
+
+    from t5x_lite.api import load
+
+    model = load(options.run, step=options.step, overrides=overrides)
+    found = {"step": model.step, **{f"eval/{name}": value for name, value in model.evaluate().items()}}
+    if options.json:
+        print(json.dumps(found))
+    else:
+        width = max(map(len, found))
+        print("\n".join(f"{name:<{width}}  {value:.6g}" for name, value in found.items()))
+    return 0
+
+
+def generate(options: argparse.Namespace, overrides: list[str]) -> int:
+    """`t5x-lite generate RUN --prompt TEXT …`."""
+    from t5x_lite.api import load
+    from t5x_lite.decode.generate import Sampling, stream_to_terminal
+
+    sampling = Sampling(
+        tokens=options.tokens,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        stop=tuple(options.stop),
+        seed=options.seed,
+    )
+    stream_to_terminal(load(options.run, step=options.step, overrides=overrides), options.prompt, sampling)
+    return 0
+
+
+def report(options: argparse.Namespace, overrides: list[str]) -> int:
+    """`t5x-lite report RUN …`."""
+    if overrides:
+        raise UserError(f"report: unknown option {overrides[0]}; it takes run directories and --to FILE")
+    from t5x_lite.evaluate.report import draw
+
+    print(draw(options.runs, options.to or options.runs[0] / "report.png"))
+    return 0
+
+
+def _explain_config() -> int:
+    from t5x_lite import schema
+    from t5x_lite.config import RunConfig
+
+    settings = list(schema.explain(RunConfig))
+    key, kind = max(len(s.key) for s in settings), 24
+    for s in settings:
+        unit = f" ({s.unit})" if s.unit else ""
+        print(f"{s.key:<{key}}  {s.type:<{kind}}  {s.default:<12}  {s.description}{unit}")
+    return 0

@@ -1,0 +1,219 @@
+"""Train a run: the order of this file is the order of events.
+
+Restoring: (1) a run directory that holds checkpoints goes on from the newest whole one; (2) otherwise the weights are
+fresh, a function of the seed.
+"""
+
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from t5x_lite import config as configuration
+from t5x_lite.checkpoint import Checkpoints
+from t5x_lite.config import RunConfig
+from t5x_lite.data.pipeline import training_batches
+from t5x_lite.data.tokenizer import obtain
+from t5x_lite.errors import Diverged
+from t5x_lite.evaluate.perplexity import evaluate
+from t5x_lite.parallel import mesh as meshes
+from t5x_lite.parallel.distributed import StopRequest
+from t5x_lite.run import Run, create, locked
+from t5x_lite.train import optimizer as optimizers
+from t5x_lite.train.metrics import Display, MetricsWriter, duration, flops_per_token, peak_flops, short
+from t5x_lite.train.setup import Data, Steps, make_steps, matrix_parameters, open_data
+from t5x_lite.train.state import TrainState
+from t5x_lite.train.watch import Rates, Running, Spike, Watch
+
+DEVICE_BATCHES = 2
+"""Batches sent to the devices ahead of the step that takes them."""
+PROFILE_AFTER = 10
+"""Steps before a profile begins, so that it shows the steady state."""
+
+
+def train(config: RunConfig) -> tuple[Run, bool]:
+    """Pretrain, or resume. Returns the run, and whether it is complete (False: asked to stop, and saved).
+
+    Raises:
+        UserError: input that cannot serve, before anything is written; a checkpoint that cannot be saved.
+        Diverged: the loss is not finite for too many steps, or keeps jumping.
+    """
+    mesh = meshes.make_mesh(config.mesh)
+    meshes.local_rows(mesh, config.train.batch_size // config.train.microbatches)
+    tokenizer = obtain(config)
+    data = open_data(config, tokenizer)
+    with locked(Path(str(config.run_dir))), jax.set_mesh(mesh), StopRequest() as stop:
+        run = create(config, tokenizer)
+        with Display(config.train.steps, enabled=jax.process_index() == 0) as display:
+            trainer = Trainer(run, data, mesh, make_steps(run.config, run.blueprint, mesh), display)
+            with closing(run.checkpoints) as checkpoints:
+                return run, trainer.run(checkpoints, stop)
+
+
+@dataclass
+class Position:
+    """Where a run stands: updates done, batches passed over after loss spikes, and the loss to expect."""
+
+    step: int = 0
+    skipped_batches: int = 0
+    spikes: int = 0
+    running: Running = field(default_factory=Running)
+
+
+class Trainer:
+    """What stays the same while a run trains; its methods move a position and a state forward."""
+
+    def __init__(self, run: Run, data: Data, mesh: Mesh, steps: Steps, display: Display) -> None:
+        self.folder, self.config, self.blueprint = run.folder, run.config, run.blueprint
+        self.data, self.mesh, self.steps, self.display = data, mesh, steps, display
+        self.rows, self.validation = data.rows(), data.validation()
+        self.batch_size = self.config.train.batch_size
+        peak, how = peak_flops(mesh.devices.flat[0], self.config.train.peak_flops)
+        tokens = self.batch_size * self.config.train.seq_len
+        per_token = flops_per_token(self.config.model, matrix_parameters(self.blueprint), self.config.train.seq_len)
+        self.rates = Rates(tokens, tokens * per_token, peak * mesh.size)
+        display.say(
+            f"model: {self.blueprint.parameters:,} parameters on {mesh.size} × {mesh.devices.flat[0].device_kind}; "
+            f"MFU against {short(peak)}FLOP/s a device ({how}), causal attention counted half"
+        )
+
+    def run(self, checkpoints: Checkpoints, stop: StopRequest) -> bool:
+        """From wherever the run stands to its last step; False if it was asked to stop before."""
+        checkpoints.clean()
+        at, state = self.restore(checkpoints)
+        if at.step >= self.config.train.steps and at.step:
+            self.display.say(f"complete: step {at.step} of {self.config.train.steps}, in {self.folder}")
+            return True
+        while True:
+            with self.watching(at) as watch:
+                try:
+                    return self.advance(at, state, watch, checkpoints, stop)
+                except Spike as spike:
+                    reached = watch.last_step
+                    self.display.say(str(spike))
+            at, state = self.go_back(checkpoints, at, reached)
+
+    def restore(self, checkpoints: Checkpoints) -> tuple[Position, TrainState]:
+        """The newest whole checkpoint, or fresh weights."""
+        found = checkpoints.restore(self.steps.state)
+        if found is None:
+            self.display.say(f"fresh weights from seed {self.config.train.seed}")
+            return Position(), self.steps.fresh()
+        step, state, meta = found
+        self.display.say(f"resumed from step {step} in {self.folder}")
+        position = meta["position"]
+        return Position(**{**position, "running": Running(**position["running"])}), state
+
+    def go_back(self, checkpoints: Checkpoints, at: Position, reached: int) -> tuple[Position, TrainState]:
+        """The last checkpoint again, and past the batches that led from it to the spike (PaLM, §5.1)."""
+        checkpoints.wait()
+        spikes = at.spikes + 1
+        if spikes > self.config.train.spike_limit:
+            raise Diverged(f"step {reached}: more than {self.config.train.spike_limit} loss spikes (train.spike_limit)")
+        before, state = self.restore(checkpoints)
+        before.skipped_batches = at.skipped_batches + reached - before.step
+        before.spikes = spikes
+        self.display.say(f"passing over {reached - before.step} batches")
+        return before, state
+
+    @contextmanager
+    def watching(self, at: Position) -> Iterator[Watch]:
+        """Metrics from here on; lines of lost steps are cut off."""
+        config = self.config
+        writer = MetricsWriter(self.folder, at.step) if jax.process_index() == 0 else None
+        rates = np.asarray(optimizers.schedule(config.optimizer, config.train.steps)(np.arange(config.train.steps)))
+        self.display.start(at.step)
+        try:
+            yield Watch(config.train, self.rates, rates, self.display, writer, at.running)
+        finally:
+            if writer:
+                writer.close()
+
+    def advance(
+        self, at: Position, state: TrainState, watch: Watch, checkpoints: Checkpoints, stop: StopRequest
+    ) -> bool:
+        """Step, evaluate, save, until the last step (True) or a request to stop (False)."""
+        train = self.config.train
+        batches = self.batches(at.step + at.skipped_batches, train.steps + at.skipped_batches)
+        first = at.step + 1
+        step_function = self.compiled()
+        for at.step in range(first, train.steps + 1):
+            self.profile(at.step - first)
+            started = time.perf_counter()
+            batch = next(batches)
+            waited = time.perf_counter() - started
+            state, metrics = step_function(state, batch)
+            watch.begun(at.step, metrics, started, waited)
+            checkpoints.check()
+
+            last, asked = at.step == train.steps, stop.agreed()
+            evaluation = None
+            if at.step % self.config.eval.every_steps == 0 or last:
+                watch.read()
+                evaluation = self.evaluate(at.step, state)
+            if evaluation or last or asked or checkpoints.due(at.step):
+                watch.settle(evaluation)
+            if last or asked or checkpoints.due(at.step):
+                scores = {f"eval/{name}": value for name, value in (evaluation or {}).items()}
+                checkpoints.save(at.step, state, self.meta(at), scores)
+            if asked and not last:
+                checkpoints.wait()
+                self.display.say(f"stopped and saved at step {at.step}; run the same command to go on")
+                return False
+        checkpoints.wait()
+        return True
+
+    def batches(self, start: int, stop: int) -> Iterator[Any]:
+        """Global batches on the devices, some ahead of their turn."""
+        local = meshes.local_rows(self.mesh, self.batch_size)
+        made = training_batches(self.rows, self.batch_size, local, start, stop, self.config.data)
+        waiting: deque[Any] = deque()
+        for batch in made:
+            waiting.append(meshes.to_global(self.mesh, batch, self.batch_size))
+            if len(waiting) > DEVICE_BATCHES:
+                yield waiting.popleft()
+        yield from waiting
+
+    def compiled(self) -> Any:
+        """The compiled train step; how long that took is said, and is part of no step's time."""
+        started = time.perf_counter()
+        sharding = meshes.batch_sharding(self.mesh)
+        shapes = {
+            name: jax.ShapeDtypeStruct((self.batch_size, *value.shape), value.dtype, sharding=sharding)
+            for name, value in self.rows[0].items()
+        }
+        step = self.steps.train.lower(self.steps.state, shapes).compile()  # type: ignore[attr-defined]
+        self.display.say(f"compiled the train step in {duration(time.perf_counter() - started)}")
+        return step
+
+    def evaluate(self, step: int, state: TrainState) -> dict[str, float]:
+        """Loss on the validation split."""
+        size = self.validation.batch_size
+        local = meshes.local_rows(self.mesh, size)
+        batches = (meshes.to_global(self.mesh, batch, size) for batch in self.validation.batches(local))
+        found = evaluate(self.steps.evaluate, state.params, batches, self.data.tokens_per_byte)
+        self.display.evaluated(
+            f"step {step}: validation loss {found['loss']:.4f}, perplexity {found['perplexity']:.2f}, "
+            f"{found['bits_per_byte']:.4f} bits per byte"
+        )
+        return found
+
+    def meta(self, at: Position) -> dict[str, Any]:
+        """What a checkpoint says beside its arrays."""
+        return {"position": asdict(at), "config": configuration.dump(self.config)}
+
+    def profile(self, done: int) -> None:
+        """A JAX profile of `train.profile` steps, for TensorBoard or Perfetto."""
+        count = self.config.train.profile
+        if count and done == PROFILE_AFTER:
+            jax.profiler.start_trace(str(self.folder / "profile"))
+        if count and done == PROFILE_AFTER + count:
+            jax.profiler.stop_trace()
+            self.display.say(f"profile of {count} steps in {self.folder / 'profile'}")

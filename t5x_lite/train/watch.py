@@ -1,0 +1,122 @@
+"""Watch: reads each step's metrics one step late, so that the device never waits for the host, and judges them."""
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from t5x_lite.config import TrainConfig
+from t5x_lite.errors import Diverged
+from t5x_lite.train.metrics import Display, MetricsWriter
+
+MEMORY = 0.98
+"""Decay of the running mean of the loss that a spike is measured against."""
+CALM = 50
+"""Steps before the running mean is trusted."""
+
+
+class Spike(Exception):
+    """The loss jumped above `train.spike_factor` of its running mean."""
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What turns seconds into tokens per second and MFU: per step, and the peak of all devices together."""
+
+    tokens: int
+    flops: float
+    peak: float
+
+
+@dataclass
+class Running:
+    """The running mean of the loss and the steps that went into it; saved, so that a resumed run judges alike."""
+
+    loss: float = 0.0
+    steps: int = 0
+
+    def add(self, loss: float) -> None:
+        keep = min(MEMORY, self.steps / (self.steps + 1))
+        self.loss, self.steps = keep * self.loss + (1 - keep) * loss, self.steps + 1
+
+
+class Watch:
+    """Holds the newest step's metrics until the next step is under way, then writes, shows and judges them."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        rates: Rates,
+        learning_rates: Any,
+        display: Display,
+        writer: MetricsWriter | None,
+        running: Running,
+    ) -> None:
+        self.config, self.rates, self.learning_rates = config, rates, learning_rates
+        self.display, self.writer, self.running = display, writer, running
+        self._pending: tuple[int, Mapping[str, jax.Array], float] | None = None
+        self._ready: tuple[int, dict[str, float]] | None = None
+        self._mark = 0.0
+        self.last_step = 0
+
+    def begun(self, step: int, metrics: Mapping[str, jax.Array], started: float, waited: float) -> None:
+        """A step was handed to the device; `started` is when its turn began, `waited` seconds went to its batch."""
+        if self._pending is None:
+            self._mark = started
+        else:
+            self.settle()
+        self._pending = (step, metrics, waited)
+        self.last_step = step
+
+    def settle(self, evaluation: Mapping[str, float] | None = None) -> None:
+        """Write the pending step, with the evaluation made after it.
+
+        Raises:
+            Diverged: too many updates in a row were not finite.
+            Spike: see the class.
+        """
+        self.read()
+        if self._ready is None:
+            return
+        (step, values), self._ready = self._ready, None
+        values |= {f"eval/{name}": value for name, value in (evaluation or {}).items()}
+        self.display.step(step, values)
+        if self.writer and (evaluation or step % self.config.log_every_steps == 0 or step == self.config.steps):
+            self.writer.write(step, values)
+        self._judge(step, values)
+
+    def read(self) -> None:
+        """Wait for the pending step and take its time, before an evaluation or a save makes the clock run on."""
+        if self._pending is None:
+            return
+        (step, metrics, waited), self._pending = self._pending, None
+        values = {name: value.item() for name, value in jax.device_get(dict(metrics)).items()}
+        now = time.perf_counter()
+        seconds, self._mark = now - self._mark, now
+        values |= {
+            "tokens": step * self.rates.tokens,
+            "learning_rate": float(self.learning_rates[step - 1]),
+            "tokens_per_second": self.rates.tokens / seconds,
+            "mfu": self.rates.flops / seconds / self.rates.peak,
+            "data_wait_fraction": waited / seconds,
+            "seconds_per_step": seconds,
+        }
+        self._ready = (step, values)
+
+    def _judge(self, step: int, values: Mapping[str, float]) -> None:
+        in_a_row = values["skipped_in_a_row"]
+        if in_a_row >= self.config.nonfinite_limit:
+            raise Diverged(
+                f"step {step}: loss or gradient was not finite for {in_a_row} steps in a row (train.nonfinite_limit); "
+                "lower optimizer.learning_rate, lengthen optimizer.warmup_steps or tighten optimizer.clip_norm"
+            )
+        if in_a_row and in_a_row == 1:
+            self.display.say(f"step {step}: loss or gradient not finite, update skipped")
+        factor, loss = self.config.spike_factor, values["loss"]
+        if factor and self.running.steps >= CALM and not loss <= factor * self.running.loss:
+            raise Spike(f"step {step}: loss {loss:.4f} is above {factor} × its running mean {self.running.loss:.4f}")
+        if math.isfinite(loss):
+            self.running.add(loss)

@@ -1,0 +1,30 @@
+# Sourced by the other scripts: activates .venv, made and filled where it is missing or older than setup.cfg.
+#   source tools/environment.sh [extra,extra]
+# An active virtual environment is used as it is, and filled in the same way. T5X_LITE_PYTHON names another interpreter.
+
+t5x_lite_environment() {
+  local extras="${1:+[$1]}" python="${T5X_LITE_PYTHON:-python3}" stamp
+  if [[ -z "${VIRTUAL_ENV:-}" ]]; then
+    if [[ ! -x .venv/bin/python ]]; then
+      "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+        echo "Python 3.11 or newer is needed; $python is $("$python" --version 2>&1). Set T5X_LITE_PYTHON." >&2
+        return 2
+      }
+      echo "environment: making .venv"
+      "$python" -m venv .venv
+    fi
+    # shellcheck disable=SC1091
+    source .venv/bin/activate
+  fi
+  stamp="$VIRTUAL_ENV/.t5x_lite${extras//[^a-z]/_}"
+  if [[ ! -e "$stamp" || setup.cfg -nt "$stamp" || tools/constraints.txt -nt "$stamp" ]]; then
+    echo "environment: installing t5x_lite$extras into $VIRTUAL_ENV"
+    # The pins are those of Python 3.11; other versions take what fits them.
+    local pins=()
+    python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' && pins=(-c tools/constraints.txt)
+    python -m pip install --quiet "${pins[@]}" -e ".$extras"
+    touch "$stamp"
+  fi
+}
+
+t5x_lite_environment "${1:-}"

@@ -1,0 +1,20 @@
+#!/usr/bin/env bash
+# Installs what the tests need into .venv (or into the active virtual environment) and runs them.
+#   bash tools/test.sh            lint, types, fast tests
+#   bash tools/test.sh --all      the slow tests too
+#   bash tools/test.sh -k name    other arguments go to pytest
+set -euo pipefail
+cd "$(dirname "$0")/.."
+source tools/environment.sh test
+
+arguments=()
+slow=(-m "not slow")
+for argument in "$@"; do
+  if [[ "$argument" == "--all" ]]; then slow=(); else arguments+=("$argument"); fi
+done
+
+export JAX_PLATFORMS=cpu
+python -m ruff check .
+python -m ruff format --check .
+python -m mypy
+python -m pytest "${slow[@]}" "${arguments[@]}"
