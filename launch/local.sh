@@ -7,6 +7,8 @@ if [[ $# -lt 1 || "$1" == -* ]]; then
   echo "usage: bash launch/local.sh CONFIG [key=value ...]" >&2
   exit 2
 fi
+config="$(realpath "$1")"
+shift
 cd "$(dirname "$0")/.."
 source tools/environment.sh
-exec t5x-lite train "$@"
+exec t5x-lite train "$config" "$@"

@@ -181,7 +181,8 @@ class Checkpoints:
             free = f" ({shutil.disk_usage(self.folder).free / 1e9:.3f} GB free there)"
         why = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         return SaveError(
-            f"{self.folder}: the checkpoint of step {step} could not be written{free}: {why[:300]}; earlier checkpoints are intact: make room, or mend the disk, and run the same command to resume"
+            f"{self.folder}: the checkpoint of step {step} could not be written{free}: {why[:300]}; earlier "
+            "checkpoints are intact: make room, or mend the disk, and run the same command to resume"
         )
 
 

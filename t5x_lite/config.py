@@ -24,7 +24,8 @@ class SourceConfig(Config):
     files: Strings = setting((), "glob or list of globs; for `tfds` the builder's directory or `name/config:version`")
     format: Format = setting(
         "auto",
-        "kind of file; `auto` goes by the ending (.jsonl, .parquet, else text; also .gz, .zst); `standard_library` is the source and the documentation of the running Python, without `files`",
+        "kind of file; `auto` goes by the ending (.jsonl, .parquet, else text; also .gz, .zst); `standard_library` is "
+        "the source and the documentation of the running Python, without `files`",
     )
     field: str = setting("text", "column of JSONL, Parquet or TFDS that holds the text")
     document: Literal["file", "line", "paragraph"] = setting("file", "what one document of a text file is")

@@ -233,7 +233,7 @@ def _explain(kind: type[Config], sources: Sources, fault: Any) -> str:
     match fault["type"]:
         case "extra_forbidden":
             group = _find(kind, loc[:-1])
-            near = difflib.get_close_matches(loc[-1], list(group.model_fields) if group else [], n=1)
+            near = difflib.get_close_matches(loc[-1], list(group.model_fields) if group else [], n=1, cutoff=0.5)
             meant = ".".join([*loc[:-1], near[0]]) if near else ""
             hint = f"did you mean `{meant}`?" if near else f"`--help-config` lists the keys of `{'.'.join(loc[:-1])}`"
             return f"{where}unknown key `{key}`; {hint}"
@@ -245,6 +245,13 @@ def _explain(kind: type[Config], sources: Sources, fault: Any) -> str:
             expected = fault["ctx"]["expected"].replace("'", "")
             near = difflib.get_close_matches(str(given), expected.replace(" or ", ", ").split(", "), n=1)
             return f"{where}`{key}` is {given!r}, expected {expected}" + (f"; did you mean {near[0]}?" if near else "")
+        case "not_a_kind":
+            names = fault["msg"].removeprefix("expected one of ").split(", ")
+            near = difflib.get_close_matches(
+                str(next(iter(given), "") if isinstance(given, dict) else given), names, n=1
+            )
+            hint = f"; did you mean {near[0]}?" if near else ""
+            return f"{where}`{key}` is {given!r}: {fault['msg']}{hint}"
         case _:
             message = fault["msg"][0].lower() + fault["msg"][1:]
             return f"{where}`{key}` is {given!r}: {message}"

@@ -1,9 +1,20 @@
 """Fixtures that several test files share."""
 
+import json
 import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# One compilation cache for all tests and the processes that they start.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / "t5x_lite_test_compiled"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -15,3 +26,63 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip("no real data: set T5X_LITE_DATA to its folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def prose(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small text: 60 documents of sentences, one file each."""
+    folder = tmp_path_factory.mktemp("prose")
+    words = "the quick brown fox jumps over a lazy dog while seven wizards mix black opal quartz in vain"
+    words = words.split()
+    for number in range(60):
+        lines = [" ".join(words[(number * 7 + line * 3 + k) % len(words)] for k in range(9)) for line in range(12)]
+        (folder / f"{number:02d}.txt").write_text(".\n".join(lines) + ".\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tmp_path_factory: pytest.TempPathFactory, prose: Path) -> Path:
+    """A config file that trains in seconds."""
+    folder = tmp_path_factory.mktemp("tiny")
+    path = folder / "tiny.yaml"
+    settings: dict[str, Any] = {
+        "model": {"layers": 2, "embed": 32, "heads": 2, "positions": {"learned": {"length": 32}}},
+        "data": {"files": str(prose / "*.txt"), "validation_fraction": 0.2, "cache_dir": str(folder / "cache")},
+        "tokenizer": {"unigram": {"vocab": 300}},
+        "optimizer": {"learning_rate": 0.003},
+        "train": {"steps": 12, "batch_size": 4, "seq_len": 16, "peak_flops": 1e9},
+        "checkpoint": {"every_steps": 4},
+        "eval": {"every_steps": 6},
+    }
+    path.write_text(json.dumps(settings))
+    return path
+
+
+Shell = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def t5x_lite() -> Shell:
+    """Run the command line as a user does, in a process of its own."""
+
+    def run(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "t5x_lite", *map(str, arguments)]
+        return subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=300, cwd=REPOSITORY, **options
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_config: Path, t5x_lite: Shell) -> Path:
+    """A finished run of `tiny_config`."""
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    done = t5x_lite("train", tiny_config, f"run_dir={folder}")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def lines(run: Path) -> list[dict[str, Any]]:
+    """The records of metrics.jsonl."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

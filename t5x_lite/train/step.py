@@ -42,7 +42,7 @@ def train_step(
     else:
         grads, sums = _accumulate(gradient, state.params, batch, jax.random.split(key, microbatches))
 
-    grad_norm = optax.global_norm(grads)
+    grad_norm = optax.tree.norm(grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     finite = jnp.isfinite(sums.total) & jnp.isfinite(grad_norm)

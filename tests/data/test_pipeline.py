@@ -1,0 +1,170 @@
+"""Batches are a function of (seed, step): against brute force, on any number of hosts, from any step."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from t5x_lite.config import DataConfig, MixedSource
+from t5x_lite.data import mixture
+from t5x_lite.data.pipeline import TrainingRows, Validation, training_batch, training_batches
+from t5x_lite.errors import UserError
+from t5x_lite.objectives import Causal
+
+
+class Text:
+    """A corpus in memory whose token at place p is p + 1, so that rows say where they were cut."""
+
+    def __init__(self, *lengths: int) -> None:
+        self.offsets = np.cumsum([0, *lengths])
+        self.tokens, self.documents = int(self.offsets[-1]), len(lengths)
+
+    def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
+        places = np.arange(start, stop)
+        return (places + 1).astype(np.int32), np.searchsorted(self.offsets, places, side="right") - 1
+
+
+LENGTHS = np.random.default_rng(0).integers(3, 40, 50)
+
+
+def rows(*corpora: Text, seq_len: int = 8, seed: int = 0, **data: object) -> TrainingRows:
+    shares = np.full(len(corpora), 1 / len(corpora))
+    return TrainingRows(corpora, shares, DataConfig.model_validate(data), Causal(), seq_len, seed)
+
+
+def same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
+    return one.keys() == other.keys() and all(np.array_equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("packing", ["stream", "documents", "none"])
+@pytest.mark.parametrize("hosts", [2, 4])
+def test_hosts_together_make_the_batches_of_one_host(packing: str, hosts: int) -> None:
+    corpora = Text(*LENGTHS), Text(*LENGTHS[::-1])
+    for step in (0, 1, 7, 1000):
+        whole = training_batch(rows(*corpora, packing=packing), 8, np.arange(8), step)
+        parts = [training_batch(rows(*corpora, packing=packing), 8, own, step) for own in np.split(np.arange(8), hosts)]
+        assert same(whole, {name: np.concatenate([part[name] for part in parts]) for name in whole})
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_resumed_stream_goes_on_with_the_same_batches(workers: int) -> None:
+    data = DataConfig(workers=workers, prefetch=2)
+    made = rows(Text(*LENGTHS))
+    whole = [training_batch(made, 4, np.arange(4), step) for step in range(9)]
+    resumed = training_batches(made, 4, np.arange(4), 5, 9, data)
+    found = [next(resumed) for _ in range(4)]
+    assert all(same(a, b) for a, b in zip(whole[5:], found, strict=True))
+    del resumed
+
+
+def test_another_seed_gives_another_order() -> None:
+    one, other = (training_batch(rows(Text(*LENGTHS), seed=s), 4, np.arange(4), 0) for s in (0, 1))
+    assert not same(one, other)
+
+
+def test_an_epoch_reads_every_window_once_and_the_next_in_another_order_and_phase() -> None:
+    text, made = Text(1000), rows(Text(1000))
+    count = made.plans[0].rows
+    assert count == (1000 - 9 + 1) // 8
+    epochs = [[made[epoch * count + n]["tokens"] for n in range(count)] for epoch in range(3)]
+    orders = []
+    for epoch in epochs:
+        starts = np.array([row[0] - 1 for row in epoch])
+        phase = starts.min()
+        assert 0 <= phase < 8
+        assert sorted(starts - phase) == [8 * n for n in range(count)]
+        for row in epoch:
+            assert np.array_equal(row, text.read(row[0] - 1, row[0] + 7)[0])
+        orders.append(tuple((starts - phase) // 8))
+    assert len(set(orders)) == 3
+
+
+def test_the_shuffle_leaves_no_trace_of_the_order() -> None:
+    made = rows(Text(80_001))
+    order = np.array([(made[n]["tokens"][0] - 1) // 8 for n in range(made.plans[0].rows)], float)
+    n = len(order)
+    # Correlations between neighbours of a random permutation are normal with deviation 1/sqrt(n).
+    for distance in (1, 2, 3, 64, 100):
+        assert abs(np.corrcoef(order[:-distance], order[distance:])[0, 1]) < 4 / n**0.5
+    assert abs(np.corrcoef(order, np.arange(n))[0, 1]) < 4 / n**0.5
+    # Steps between neighbours take many values; a linear congruential order would repeat one.
+    assert Counter(np.diff(order) % n).most_common(1)[0][1] < 12
+
+
+@pytest.mark.parametrize("packing", ["documents", "none"])
+def test_whole_documents_are_packed_or_stand_alone(packing: str) -> None:
+    text = Text(*LENGTHS)
+    made = rows(text, seq_len=32, packing=packing)
+    seen = []
+    for row in range(made.plans[0].rows):
+        tokens, segments = made.plans[0].read(row, 0)
+        for segment in range(1, segments.max() + 1):
+            piece = tokens[segments == segment]
+            document = np.searchsorted(text.offsets, piece[0] - 1, side="right") - 1
+            assert np.array_equal(np.diff(piece), np.ones(len(piece) - 1))
+            assert piece[-1] <= text.offsets[document + 1]
+            seen += piece.tolist()
+        assert not tokens[segments == 0].any()
+        assert packing == "documents" or segments.max() == 1
+    whole = [n + 1 for start, stop in zip(text.offsets, text.offsets[1:], strict=False) for n in range(start, stop)]
+    first_33 = [
+        n + 1
+        for start, stop in zip(text.offsets, text.offsets[1:], strict=False)
+        for n in range(start, min(stop, start + 33))
+    ]
+    assert sorted(seen) == (whole if packing == "documents" else first_33)
+
+
+def test_documents_see_each_other_only_when_told() -> None:
+    apart, together = (rows(Text(5, 6, 50), separate_documents=s) for s in (True, False))
+    assert max(apart[n]["segment_ids"].max() for n in range(6)) > 1
+    assert {int(x) for n in range(6) for x in np.unique(together[n]["segment_ids"])} == {1}
+
+
+@pytest.mark.parametrize("tokens", [2, 8, 9, 10, 16, 17, 25])
+def test_validation_predicts_every_token_but_the_first_once(tokens: int) -> None:
+    split = Validation([Text(tokens)], DataConfig(), Causal(), 8, 2)
+    found = list(split.batches(np.arange(2)))
+    assert len(found) == len(split)
+    targets = [
+        t for batch in found for t, w in zip(batch["targets"].ravel(), batch["loss_weights"].ravel(), strict=True) if w
+    ]
+    assert targets == list(range(2, tokens + 1))
+    assert {batch["tokens"].shape for batch in found} == {(2, 8)}
+
+
+def test_validation_of_hosts_is_that_of_one() -> None:
+    split = Validation([Text(30, 20), Text(45)], DataConfig(), Causal(), 8, 4)
+    whole = list(split.batches(np.arange(4)))
+    parts = [list(split.batches(own)) for own in np.split(np.arange(4), 2)]
+    for number, batch in enumerate(whole):
+        assert same(batch, {name: np.concatenate([part[number][name] for part in parts]) for name in batch})
+
+
+def test_text_shorter_than_a_row_is_refused() -> None:
+    with pytest.raises(UserError, match=r"takes 9 tokens, but the training text has 8"):
+        rows(Text(8))
+
+
+def test_mixtures_follow_their_weights_at_every_prefix() -> None:
+    order = mixture.Interleaving(np.array([0.5, 0.3, 0.2]))
+    count, following = Counter[int](), Counter[int]()
+    for g in range(1000):
+        source, n = order[g]
+        assert n == following[source]
+        following[source] += 1
+        count[source] += 1
+        for index, share in enumerate((0.5, 0.3, 0.2)):
+            assert abs(count[index] - share * (g + 1)) < 2
+
+
+def test_weights_by_size_are_mt5s() -> None:
+    sources = [MixedSource(name="a"), MixedSource(name="b")]
+    np.testing.assert_allclose(mixture.weights(sources, [900, 100], 1.0), [0.9, 0.1])
+    np.testing.assert_allclose(mixture.weights(sources, [900, 100], 0.0), [0.5, 0.5])
+    raw = np.array([900**0.3, 100**0.3])
+    np.testing.assert_allclose(mixture.weights(sources, [900, 100], 0.3), raw / raw.sum())
+    given = [MixedSource(name="a", weight=3.0), MixedSource(name="b", weight=1.0)]
+    np.testing.assert_allclose(mixture.weights(given, [1, 1], 1.0), [0.75, 0.25])
+    with pytest.raises(UserError, match="b has none"):
+        mixture.weights([given[0], sources[1]], [1, 1], 1.0)

@@ -1,0 +1,140 @@
+"""Documents out of every kind of file, and what is said of files that cannot serve."""
+
+import gzip
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow
+import pytest
+import zstandard
+from pyarrow import parquet
+
+from t5x_lite.config import SourceConfig
+from t5x_lite.data import sources
+from t5x_lite.errors import UserError
+
+TEXTS = ["first\nline two", "second", "dritter – ünï", "fourth"]
+
+
+def read(folder: Path, pattern: str, **settings: object) -> list[str]:
+    source = SourceConfig.model_validate({"files": str(folder / pattern)} | settings)
+    return [text for unit in sources.units(source) for _, text in sources.documents(unit)]
+
+
+def compressed(ending: str, content: bytes) -> bytes:
+    pack: dict[str, Callable[[bytes], bytes]] = {
+        "": bytes,
+        ".gz": gzip.compress,
+        ".zst": zstandard.ZstdCompressor().compress,
+    }
+    return pack[ending](content)
+
+
+@pytest.mark.parametrize("ending", ["", ".gz", ".zst"])
+def test_text_jsonl_and_parquet_plain_and_compressed(tmp_path: Path, ending: str) -> None:
+    for number, text in enumerate(TEXTS):
+        (tmp_path / f"{number}.txt{ending}").write_bytes(compressed(ending, text.encode()))
+    assert read(tmp_path, f"*.txt{ending}") == TEXTS
+    rows = "\n".join(json.dumps({"id": n, "body": text}) for n, text in enumerate(TEXTS)) + "\n\n"
+    (tmp_path / f"all.jsonl{ending}").write_bytes(compressed(ending, rows.encode()))
+    assert read(tmp_path, f"*.jsonl{ending}", field="body") == TEXTS
+    parquet.write_table(pyarrow.table({"body": TEXTS}), tmp_path / "plain", row_group_size=2)
+    (tmp_path / f"all.parquet{ending}").write_bytes(compressed(ending, (tmp_path / "plain").read_bytes()))
+    assert read(tmp_path, f"*.parquet{ending}", field="body") == TEXTS
+
+
+def test_a_document_is_a_file_a_line_or_a_paragraph(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one\ntwo\n\n\nthree\n")
+    assert read(tmp_path, "a.txt") == ["one\ntwo\n\n\nthree\n"]
+    assert read(tmp_path, "a.txt", document="line") == ["one", "two", "", "", "three"]
+    assert read(tmp_path, "a.txt", document="paragraph") == ["one\ntwo", "three"]
+
+
+def test_units_cut_large_files_at_lines_and_join_small_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "UNIT_BYTES", 100)
+    monkeypatch.setattr(sources, "SMALLEST_UNIT", 100)
+    texts = [f"line {n} " + "x" * (n % 37) for n in range(200)]
+    (tmp_path / "big.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    units = sources.units(SourceConfig(files=(str(tmp_path / "big.jsonl"),)))
+    assert len(units) > 20
+    assert [text for unit in units for _, text in sources.documents(unit)] == texts
+    for n in range(9):
+        (tmp_path / f"{n}.txt").write_text("y" * 30)
+    assert [len(unit.paths) for unit in sources.units(SourceConfig(files=(str(tmp_path / "*.txt"),)))] == [3, 3, 3]
+
+
+def test_invalid_utf8_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"good \xff\xfe bad")
+    assert read(tmp_path, "a.txt") == ["good \ufffd\ufffd bad"]
+
+
+def test_a_line_that_does_not_parse_is_named_by_file_and_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "x"}\n' * 6 + "{nonsense\n")
+    with pytest.raises(UserError, match=rf"{path}:7: not a JSON object"):
+        read(tmp_path, "a.jsonl")
+    monkeypatch.setattr(sources, "UNIT_BYTES", 30)
+    with pytest.raises(UserError, match=rf"{path}:7: not a JSON object"):
+        read(tmp_path, "a.jsonl")
+    path.write_text('{"text": "x"}\n{"txt": "x"}\n')
+    with pytest.raises(UserError, match=rf"{path}:2: no field 'text' \(found txt\); set data.field"):
+        read(tmp_path, "a.jsonl")
+
+
+def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no file matches"):
+        read(tmp_path, "*.txt")
+    for name in ("a.txt.gz", "a.parquet", "a.txt.zst"):
+        (tmp_path / name).write_bytes(b"not what the name says")
+        with pytest.raises(UserError, match=name):
+            read(tmp_path, name)
+    with pytest.raises(UserError, match=r"data\.files"):
+        sources.units(SourceConfig())
+
+
+def test_the_standard_library_has_source_and_documentation() -> None:
+    units = sources.units(SourceConfig(format="standard_library"))
+    by_path = {path: text for unit in units for path, text in sources.documents(unit)}
+    assert "class JSONDecoder" in next(text for path, text in by_path.items() if path.endswith("json/decoder.py"))
+    topics = [text for unit in units for path, text in sources.documents(unit) if path.endswith("topics.py")]
+    assert len(topics) > 50
+
+
+def test_tfds_is_read_without_tensorflow(tmp_path: Path) -> None:
+    code = f"""
+import sys
+import tensorflow_datasets as tfds
+from t5x_lite.config import SourceConfig
+from t5x_lite.data import sources
+
+class Own(tfds.core.GeneratorBasedBuilder):
+    VERSION = tfds.core.Version("1.0.0")
+    def _info(self):
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict({{"body": tfds.features.Text()}}))
+    def _split_generators(self, manager):
+        return {{"train": self._generate_examples()}}
+    def _generate_examples(self):
+        for n in range(5):
+            yield n, {{"body": f"text {{n}} ü"}}
+
+builder = Own(data_dir={str(tmp_path)!r}, file_format="array_record")
+builder.download_and_prepare()
+source = SourceConfig(files=(str(builder.data_dir),), format="tfds", field="body")
+texts = sorted(text for unit in sources.units(source) for _, text in sources.documents(unit))
+assert texts == [f"text {{n}} ü" for n in range(5)], texts
+assert "tensorflow" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_real_c4_pages(real_data: Path) -> None:
+    source = SourceConfig(files=(str(real_data / "c4_minimal/c4/en/3.0.1"),), format="tfds")
+    texts = [text for unit in sources.units(source) for _, text in sources.documents(unit)]
+    assert len(texts) == 1000
+    assert all(texts)
+    with pytest.raises(UserError, match="'trian'"):
+        sources.units(source.model_copy(update={"split": "trian"}))

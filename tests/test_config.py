@@ -1,0 +1,119 @@
+"""Configs: merging, overrides, and errors that say what, where and what instead."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from t5x_lite import config, schema
+from t5x_lite.errors import UserError
+from t5x_lite.models.config import Learned, Rotary
+
+SMALL = "model: {layers: 2, embed: 8, heads: 2}\ntrain: {steps: 10, batch_size: 4, seq_len: 8}\n"
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    path = tmp_path / "small.yaml"
+    path.write_text(SMALL)
+    return path
+
+
+def refusal(path: Path, *overrides: str) -> str:
+    with pytest.raises(UserError) as caught:
+        config.load(path, overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_later_files_and_overrides_win(tmp_path: Path, small: Path) -> None:
+    child = tmp_path / "child.yaml"
+    child.write_text("base: [small.yaml]\ntrain: {steps: 20}\noptimizer: {method: {adamw: {b1: 0.8}}}\n")
+    loaded = config.load(child, ["train.seq_len=4", "--optimizer.method.adamw.b2=0.5"])
+    assert (loaded.train.steps, loaded.train.seq_len, loaded.train.batch_size) == (20, 4, 4)
+    assert (loaded.optimizer.method.b1, loaded.optimizer.method.b2) == (0.8, 0.5)
+    assert loaded.run_dir == "runs/child"
+
+
+def test_another_component_replaces_the_one_of_the_base(small: Path) -> None:
+    small.write_text(SMALL.replace("heads: 2", "heads: 2, positions: {rotary: {theta: 5}}"))
+    assert config.load(small, ["model.positions.rotary.theta=7"]).model.positions == Rotary(theta=7)
+    assert config.load(small, ["model.positions.learned.length=64"]).model.positions == Learned(length=64)
+
+
+def test_numbers_as_people_write_them(small: Path) -> None:
+    assert config.load(small, ["train.steps=1e5"]).train.steps == 100_000
+    assert config.load(small, ["optimizer.learning_rate=3e-4"]).optimizer.learning_rate == 3e-4
+
+
+def test_a_resolved_config_repeats_the_run(small: Path) -> None:
+    loaded = config.load(small, ["model.pattern=[{attention: dense},{feedforward: glu}]", "tokenizer=character"])
+    assert config.RunConfig.model_validate(yaml.safe_load(config.dump(loaded))) == loaded
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("train.stpes=3", ("train.stpes", "command line", "`train.steps`")),
+        ("model.norm_place=pree", ("model.norm_place", "'pree'", "did you mean pre?")),
+        ("train.steps=many", ("train.steps", "'many'", "integer")),
+        ("train.steps=true", ("train.steps", "integer")),
+        ("model.positions=rotery", ("model.positions", "learned, rotary", "did you mean rotary?")),
+        ("optimizer.method.adamw.beta1=0.9", ("optimizer.method.adamw.beta1", "`optimizer.method.adamw.b1`")),
+        ("model.heads=3", ("embed 8", "heads 3", "head_dim")),
+        ("model.positions.learned.length=4", ("train.seq_len 8", "length 4")),
+        ("train.microbatches=3", ("train.batch_size 4", "microbatches 3")),
+        ("model.kv_heads=3", ("heads 2", "kv_heads 3")),
+        ("model.layers=0", ("model.layers", "greater than or equal to 1")),
+        ("model.pattern=[{},{},{}]", ("layers 2", "3 layers")),
+        ("mesh.data=0", ("mesh", "≥ 1")),
+        ("mesh.expert=2", ("expert",)),
+        ("steps", ("dotted.key=value",)),
+    ],
+)
+def test_faults_are_one_line_that_names_key_and_remedy(small: Path, override: str, parts: tuple[str, ...]) -> None:
+    message = refusal(small, override)
+    for part in parts:
+        assert part in message
+
+
+def test_a_fault_in_a_file_names_its_line(small: Path) -> None:
+    small.write_text(SMALL + "data:\n  formt: text\n")
+    assert f"{small}:4: unknown key `data.formt`; did you mean `data.format`?" in refusal(small)
+
+
+def test_a_fault_in_a_base_names_the_base(tmp_path: Path, small: Path) -> None:
+    small.write_text(SMALL + "checkpoint: {kep: 3}\n")
+    (tmp_path / "child.yaml").write_text("base: small.yaml\n")
+    assert f"{small}:3" in refusal(tmp_path / "child.yaml")
+
+
+def test_files_that_are_missing_broken_or_circular(tmp_path: Path, small: Path) -> None:
+    assert f"did you mean {small}?" in refusal(tmp_path / "smal.yaml")
+    (tmp_path / "broken.yaml").write_text("model: {layers: 2\ntrain: [")
+    assert "broken.yaml:" in refusal(tmp_path / "broken.yaml")
+    (tmp_path / "twice.yaml").write_text("model: {layers: 2}\nmodel: {layers: 3}\n")
+    assert "model" in refusal(tmp_path / "twice.yaml")
+    (tmp_path / "loop.yaml").write_text("base: loop.yaml\n")
+    assert "includes itself" in refusal(tmp_path / "loop.yaml")
+
+
+def test_changes_that_do_not_change_the_result_are_free(small: Path) -> None:
+    old, new = config.load(small), config.load(small, ["mesh.fsdp=2", "eval.every_steps=3", "train.seed=1"])
+    assert config.changed(old, new) == {"train.seed": (0, 1)}
+
+
+def test_every_setting_is_explained(small: Path) -> None:
+    explained = {setting.key: setting for setting in schema.explain(config.RunConfig)}
+    assert all(setting.description for setting in explained.values())
+    assert explained["train.batch_size"].unit == "sequences"
+    assert explained["model.positions"].type.split(" | ") == ["learned", "rotary", "sinusoidal", "none"]
+    assert "optimizer.method.muon.momentum" in explained
+
+
+def test_help_and_config_errors_need_no_jax(small: Path) -> None:
+    code = "import sys, t5x_lite.cli, t5x_lite.config, t5x_lite.models.config; assert 'jax' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
