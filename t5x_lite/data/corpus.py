@@ -234,6 +234,9 @@ def _tokenise_unit(folder: Path, data: DataConfig, tokenizer: Tokenizer, job: tu
             writers[split].add(text)
         counts = {split: asdict(writer.finish()) for split, writer in writers.items()}
         _write_whole(folder / f"{name}.json", json.dumps(counts).encode())
+    except RuntimeError as error:  # so ArrayRecord says that a write has failed
+        full = any(word in str(error) for word in ("No space", "too large", "quota"))
+        raise OSError(errno.ENOSPC if full else errno.EIO, str(error)) from error
     finally:
         for writer in writers.values():
             writer.discard()

@@ -171,7 +171,7 @@ def from_file(config: TokenizerFile) -> Tokenizer:
             raise UserError("tokenizer.file.extra_ids: sentinels can be appended to a SentencePiece .model alone")
         if path.suffix == ".txt":
             return HuggingFace(_word_piece(path, lowercase=config.lowercase))
-        if "model" in json.loads(path.read_text(encoding="utf-8")):
+        if isinstance(json.loads(path.read_text(encoding="utf-8")).get("model"), dict):  # "model" is a GPT-2 token too
             return HuggingFace(path.read_text(encoding="utf-8"))
         return HuggingFace(_byte_level(path, Path(config.merges) if config.merges else path.with_name("merges.txt")))
     except UserError:
@@ -270,6 +270,12 @@ def _explained(error: Exception, kind: str, extra_ids: int) -> UserError:
     most = re.search(r"<= (\d+)", str(error))
     if most:
         return UserError(f"tokenizer.{kind}.vocab is more than this text supports: at most {int(most[1]) + extra_ids}")
+    least = re.search(r"\d+ vs (\d+)", str(error))
+    if least:
+        return UserError(
+            f"tokenizer.{kind}.vocab is less than the text's characters and the special pieces; "
+            f"{int(least[1]) + extra_ids} is the smallest possible"
+        )
     return UserError(f"tokenizer.{kind}: SentencePiece cannot be trained: {str(error).splitlines()[-1]}")
 
 
