@@ -179,10 +179,12 @@ class Checkpoints:
         free = ""
         with contextlib.suppress(OSError):
             free = f" ({shutil.disk_usage(self.folder).free / 1e9:.3f} GB free there)"
-        why = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        why = " ".join(str(error).split()) or type(error).__name__
+        full = next((word for word in ("No space left", "File too large", "Disk quota") if word in why), None)
         return SaveError(
-            f"{self.folder}: the checkpoint of step {step} could not be written{free}: {why[:300]}; earlier "
-            "checkpoints are intact: make room, or mend the disk, and run the same command to resume"
+            f"{self.folder}: the checkpoint of step {step} could not be written{free}: "
+            f"{'the disk is full' if full else why[:300]}; earlier checkpoints are intact: make room, or mend the disk, "
+            "and run the same command to resume"
         )
 
 

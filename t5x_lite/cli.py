@@ -6,6 +6,7 @@ JAX and what needs it are imported inside the commands, so that `--help` and a w
 import argparse
 import logging
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,7 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options, rest = parser.parse_known_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    _quiet_orbax()
     try:
         return options.command(options, [*getattr(options, "overrides", []), *rest])
     except UserError as error:
@@ -26,6 +27,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("t5x-lite: interrupted", file=sys.stderr)
         return 130
+
+
+def _quiet_orbax() -> None:
+    """Orbax raises what goes wrong in its threads and prints it several times over besides; the raised one is enough."""
+    for name in ("absl", "asyncio", "orbax"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    others = threading.excepthook
+
+    def report(failed: threading.ExceptHookArgs) -> None:
+        if not type(failed.thread).__module__.startswith("orbax"):
+            others(failed)
+
+    threading.excepthook = report
 
 
 def _parser() -> argparse.ArgumentParser:

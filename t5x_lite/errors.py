@@ -1,5 +1,10 @@
 """The errors that a person can mend: one line, no traceback, an exit code of their own."""
 
+import contextlib
+import errno
+import shutil
+from pathlib import Path
+
 
 class UserError(Exception):
     """What was given, what was expected, where it was set, what to do: one line for the person at the terminal.
@@ -19,3 +24,14 @@ class Diverged(UserError):
 
 STOPPED = 75
 """Exit code of a run that was asked to stop and has saved: run the same command to go on (BSD's EX_TEMPFAIL)."""
+
+
+def disk_error(folder: Path, error: OSError, remedy: str) -> UserError:
+    """One line for a write that failed, with the space that is left."""
+    with contextlib.suppress(OSError):
+        free = f" ({shutil.disk_usage(folder).free / 1e9:.2f} GB free)"
+        why = "the disk is full" if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG} else error.strerror
+        return UserError(
+            f"{folder}: cannot be written: {why or error}{free}; make room or choose another folder; {remedy}"
+        )
+    return UserError(f"{folder}: cannot be written: {error}; {remedy}")

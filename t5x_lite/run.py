@@ -68,33 +68,36 @@ def with_vocab(config: RunConfig, tokenizer: Tokenizer) -> RunConfig:
     return config.model_copy(update={"model": config.model.model_copy(update={"vocab": vocab})})
 
 
-def create(config: RunConfig, tokenizer: Tokenizer) -> Run:
-    """Make the run directory, or enter the one that is there.
+def check_folder(config: RunConfig) -> None:
+    """Refuse a run directory that belongs to another config, before any work is done for it.
 
     Raises:
-        UserError: it belongs to another config; the differing keys are named.
+        UserError: the differing keys, each with both values.
     """
-    config = with_vocab(config, tokenizer)
-    folder = Path(str(config.run_dir))
-    if jax.process_index() == 0:
-        kept = folder / "config.yaml"
-        if kept.is_file():
-            _refuse_another(kept, config)
-        folder.mkdir(parents=True, exist_ok=True)
-        kept.with_suffix(".tmp").write_text(configuration.dump(config), encoding="utf-8")
-        kept.with_suffix(".tmp").replace(kept)
-        tokenizer.save(folder)
-    return Run(folder, config, tokenizer, blueprint(config.model))
-
-
-def _refuse_another(kept: Path, config: RunConfig) -> None:
+    kept = Path(str(config.run_dir)) / "config.yaml"
+    if config.train.allow_changed_config or not kept.is_file():
+        return
     differences = configuration.changed(_read(kept), config)
-    if differences and not config.train.allow_changed_config:
+    if config.model.vocab is None:  # filled in from the tokenizer, whose own settings are compared
+        differences.pop("model.vocab", None)
+    if differences:
         shown = "; ".join(f"{key} was {old!r}, is {new!r}" for key, (old, new) in differences.items())
         raise UserError(
             f"{kept.parent}: is the run of another config: {shown}; give another run_dir, or "
             "train.allow_changed_config=true to go on with the new values"
         )
+
+
+def create(config: RunConfig, tokenizer: Tokenizer) -> Run:
+    """Make the run directory, or enter the one that is there: its config and tokenizer are written."""
+    config = with_vocab(config, tokenizer)
+    folder = Path(str(config.run_dir))
+    if jax.process_index() == 0:
+        temporary = folder / "config.tmp"
+        temporary.write_text(configuration.dump(config), encoding="utf-8")
+        temporary.replace(folder / "config.yaml")
+        tokenizer.save(folder)
+    return Run(folder, config, tokenizer, blueprint(config.model))
 
 
 def _read(path: Path) -> RunConfig:
@@ -122,8 +125,12 @@ def open_run(folder: Path, overrides: list[str] | None = None) -> Run:
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold a run directory against a second training process on this machine; the lock ends with the process."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise UserError(f"run_dir {folder}: cannot be made or written: {error.strerror}") from None
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

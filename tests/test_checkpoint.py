@@ -169,7 +169,9 @@ def test_a_failed_save_is_named_and_leaves_the_others_whole(tmp_path: Path) -> N
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
     try:
-        with pytest.raises(SaveError, match=r"step 4 could not be written.*GB free there.*earlier checkpoints are intact"):
+        with pytest.raises(
+            SaveError, match=r"step 4 could not be written .*GB free there.*: the disk is full; earlier checkpoints"
+        ):
             checkpoints.save(4, state(4, size=100_000), {})
             checkpoints.wait()
     finally:
@@ -224,7 +226,8 @@ from t5x_lite.checkpoint import Checkpoints
 from t5x_lite.config import CheckpointConfig
 x = np.arange(64.0, dtype=np.float32).reshape(8, 8)
 checkpoints = Checkpoints(Path(sys.argv[1]), CheckpointConfig())
-meshes = [jax.make_mesh(s, ("a", "b"), axis_types=(jax.sharding.AxisType.Auto,) * 2, devices=jax.devices()[:s[0] * s[1]])
+auto = (jax.sharding.AxisType.Auto,) * 2
+meshes = [jax.make_mesh(s, ("a", "b"), axis_types=auto, devices=jax.devices()[:s[0] * s[1]])
           for s in ((4, 1), (2, 2), (1, 1))]
 places = [NamedSharding(mesh, P("a", "b")) for mesh in meshes]
 checkpoints.save(1, {"x": jax.device_put(x, places[0])}, {})

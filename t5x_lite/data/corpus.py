@@ -31,7 +31,7 @@ from t5x_lite.config import DataConfig, MixedSource
 from t5x_lite.data import sources
 from t5x_lite.data.sources import REPLACEMENT, Unit
 from t5x_lite.data.tokenizer import Tokenizer
-from t5x_lite.errors import UserError
+from t5x_lite.errors import UserError, disk_error
 
 Split = Literal["train", "validation"]
 SPLITS: tuple[Split, ...] = ("train", "validation")
@@ -135,17 +135,6 @@ def prepare(source: MixedSource, data: DataConfig, tokenizer: Tokenizer) -> Path
     except OSError as error:
         raise disk_error(folder, error, "finished pieces are kept: run the same command again") from error
     return folder
-
-
-def disk_error(folder: Path, error: OSError, remedy: str) -> UserError:
-    """One line for a write that failed, with the space that is left."""
-    with contextlib.suppress(OSError):
-        free = f" ({shutil.disk_usage(folder).free / 1e9:.2f} GB free)"
-        why = "the disk is full" if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG} else error.strerror
-        return UserError(
-            f"{folder}: cannot be written: {why or error}{free}; make room or choose another folder; {remedy}"
-        )
-    return UserError(f"{folder}: cannot be written: {error}; {remedy}")
 
 
 def _pieces(source: MixedSource, data: DataConfig) -> list[tuple[str, Unit]]:

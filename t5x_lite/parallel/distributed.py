@@ -1,6 +1,7 @@
 """Several processes as one program, and how a process is asked to stop."""
 
 import os
+import re
 import signal
 import threading
 from pathlib import Path
@@ -23,6 +24,12 @@ def initialize(cache_dir: Path) -> None:
         )
     elif _in_cluster():
         jax.distributed.initialize()
+    simulated = re.search(r"xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))
+    if simulated:
+        # Simulated devices share one pool of threads, as many as there are cores: a collective waits for ever if a
+        # copy for a checkpoint or another program holds the thread of a device that it waits for.
+        os.environ.setdefault("NPROC", str(4 * int(simulated[1])))
+        jax.config.update("jax_cpu_enable_async_dispatch", False)
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str((cache_dir / "compiled").absolute()))
 

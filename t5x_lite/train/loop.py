@@ -19,16 +19,16 @@ from jax.sharding import Mesh
 from t5x_lite import config as configuration
 from t5x_lite.checkpoint import Checkpoints
 from t5x_lite.config import RunConfig
-from t5x_lite.data.pipeline import training_batches
+from t5x_lite.data.pipeline import TrainingRows, Validation, training_batches
 from t5x_lite.data.tokenizer import obtain
 from t5x_lite.errors import Diverged
 from t5x_lite.evaluate.perplexity import evaluate
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.parallel.distributed import StopRequest
-from t5x_lite.run import Run, create, locked
+from t5x_lite.run import Run, check_folder, create, locked, with_vocab
 from t5x_lite.train import optimizer as optimizers
 from t5x_lite.train.metrics import Display, MetricsWriter, duration, flops_per_token, peak_flops, short
-from t5x_lite.train.setup import Data, Steps, make_steps, matrix_parameters, open_data
+from t5x_lite.train.setup import Steps, make_steps, matrix_parameters, open_data
 from t5x_lite.train.state import TrainState
 from t5x_lite.train.watch import Rates, Running, Spike, Watch
 
@@ -47,12 +47,15 @@ def train(config: RunConfig) -> tuple[Run, bool]:
     """
     mesh = meshes.make_mesh(config.mesh)
     meshes.local_rows(mesh, config.train.batch_size // config.train.microbatches)
+    check_folder(config)
     tokenizer = obtain(config)
-    data = open_data(config, tokenizer)
+    data = open_data(with_vocab(config, tokenizer), tokenizer)
+    rows, validation = data.rows(), data.validation()
     with locked(Path(str(config.run_dir))), jax.set_mesh(mesh), StopRequest() as stop:
         run = create(config, tokenizer)
         with Display(config.train.steps, enabled=jax.process_index() == 0) as display:
-            trainer = Trainer(run, data, mesh, make_steps(run.config, run.blueprint, mesh), display)
+            steps = make_steps(run.config, run.blueprint, mesh)
+            trainer = Trainer(run, rows, validation, data.tokens_per_byte, mesh, steps, display)
             with closing(run.checkpoints) as checkpoints:
                 return run, trainer.run(checkpoints, stop)
 
@@ -70,10 +73,19 @@ class Position:
 class Trainer:
     """What stays the same while a run trains; its methods move a position and a state forward."""
 
-    def __init__(self, run: Run, data: Data, mesh: Mesh, steps: Steps, display: Display) -> None:
+    def __init__(
+        self,
+        run: Run,
+        rows: TrainingRows,
+        validation: Validation,
+        tokens_per_byte: float,
+        mesh: Mesh,
+        steps: Steps,
+        display: Display,
+    ) -> None:
         self.folder, self.config, self.blueprint = run.folder, run.config, run.blueprint
-        self.data, self.mesh, self.steps, self.display = data, mesh, steps, display
-        self.rows, self.validation = data.rows(), data.validation()
+        self.rows, self.validation, self.tokens_per_byte = rows, validation, tokens_per_byte
+        self.mesh, self.steps, self.display = mesh, steps, display
         self.batch_size = self.config.train.batch_size
         peak, how = peak_flops(mesh.devices.flat[0], self.config.train.peak_flops)
         tokens = self.batch_size * self.config.train.seq_len
@@ -198,7 +210,7 @@ class Trainer:
         size = self.validation.batch_size
         local = meshes.local_rows(self.mesh, size)
         batches = (meshes.to_global(self.mesh, batch, size) for batch in self.validation.batches(local))
-        found = evaluate(self.steps.evaluate, state.params, batches, self.data.tokens_per_byte)
+        found = evaluate(self.steps.evaluate, state.params, batches, self.tokens_per_byte)
         self.display.evaluated(
             f"step {step}: validation loss {found['loss']:.4f}, perplexity {found['perplexity']:.2f}, "
             f"{found['bits_per_byte']:.4f} bits per byte"

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from tensorboardX import SummaryWriter
 
 from t5x_lite.config import ModelConfig
+from t5x_lite.errors import disk_error
 
 PEAK_FLOPS = {
     "TPU v4": 275e12,
@@ -77,21 +78,27 @@ class MetricsWriter:
         self.path = run_dir / "metrics.jsonl"
         cut_after(self.path, resumed)
         self._file = self.path.open("a", encoding="utf-8")
+        self._broken = False
         logging.getLogger("tensorboardX").setLevel(logging.ERROR)
         self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=resumed + 1 if resumed else None)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """One line; a value that is not finite is written as null, which JSON can hold."""
         record = {"step": step, **{name: _plain(value) for name, value in values.items()}}
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
+        except OSError as error:
+            self._broken = True
+            raise disk_error(self.path.parent, error, "the run goes on from its last checkpoint") from error
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Flush both."""
-        self._file.close()
-        self._board.close()
+        """Flush both, where they can be written."""
+        if not self._broken:
+            self._file.close()
+            self._board.close()
 
 
 def _plain(value: float) -> float | int | None:

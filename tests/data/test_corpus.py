@@ -27,7 +27,12 @@ def tokenizer(prose: Path) -> tk.Tokenizer:
 
 
 def make(files: Path | str, cache: Path, tokenizer: tk.Tokenizer, **settings: object) -> Path:
-    values = {"files": str(files), "cache_dir": str(cache), "prepare_processes": 1, "validation_fraction": 0.2} | settings
+    values = {
+        "files": str(files),
+        "cache_dir": str(cache),
+        "prepare_processes": 1,
+        "validation_fraction": 0.2,
+    } | settings
     data = DataConfig.model_validate(values)
     return prepare(data.sources[0], data, tokenizer)
 
@@ -53,7 +58,9 @@ def test_documents_come_back_with_their_end_in_the_split_that_their_hash_says(
         for start, stop in ((0, 1), (3, 90), (own.tokens - 5, own.tokens), (0, own.tokens)):
             tokens, documents = own.read(start, stop)
             np.testing.assert_array_equal(tokens, stream[start:stop])
-            assert documents.tolist() == [int(np.searchsorted(own.offsets, at, "right")) - 1 for at in range(start, stop)]
+            assert documents.tolist() == [
+                int(np.searchsorted(own.offsets, at, "right")) - 1 for at in range(start, stop)
+            ]
 
 
 def test_long_documents_are_cut_into_records_and_read_across_them(
@@ -85,7 +92,12 @@ def test_by_position_the_last_tenth_of_the_characters_is_held_out(tmp_path: Path
     (tmp_path / "a.txt").write_text(text)
     characters = tk.train(Character(), [text])
     folder = make(
-        tmp_path / "a.txt", tmp_path, characters, validation_by="position", validation_fraction=0.1, end_of_document=False
+        tmp_path / "a.txt",
+        tmp_path,
+        characters,
+        validation_by="position",
+        validation_fraction=0.1,
+        end_of_document=False,
     )
     train, validation = (characters.decode(Corpus.open(folder, name).document(0)) for name in corpora.SPLITS)
     assert (train, validation) == (text[: int(1003 * 0.9)], text[int(1003 * 0.9) :])

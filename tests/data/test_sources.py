@@ -113,7 +113,8 @@ from t5x_lite.data import sources
 class Own(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
     def _info(self):
-        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict({{"body": tfds.features.Text()}}))
+        features = tfds.features.FeaturesDict({{"body": tfds.features.Text()}})
+        return tfds.core.DatasetInfo(builder=self, features=features)
     def _split_generators(self, manager):
         return {{"train": self._generate_examples()}}
     def _generate_examples(self):

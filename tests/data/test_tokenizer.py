@@ -14,7 +14,15 @@ from t5x_lite.data import tokenizer as tk
 from t5x_lite.errors import UserError
 
 SOURCE = Path(tk.__file__).read_text()
-AWKWARD = ["  two  spaces\tand\n\n\ttabs \r\n", "ünïcödé 漢字 \U0001f600", " leading", "trailing ", "", "</s><pad>", "a" * 300]
+AWKWARD = [
+    "  two  spaces\tand\n\n\ttabs \r\n",
+    "ünïcödé 漢字 \U0001f600",
+    " leading",
+    "trailing ",
+    "",
+    "</s><pad>",
+    "a" * 300,
+]
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +53,9 @@ def test_text_cannot_forge_a_sentinel_or_the_end(trained: dict[str, tk.SentenceP
     assert not {0, 1} & set(ids.tolist())
 
 
-def test_long_text_is_encoded_as_if_whole(trained: dict[str, tk.SentencePiece], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_text_is_encoded_as_if_whole(
+    trained: dict[str, tk.SentencePiece], monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = {kind: model.encode(SOURCE) for kind, model in trained.items()}
     monkeypatch.setattr(tk, "BLOCK", 200)
     for kind, model in trained.items():

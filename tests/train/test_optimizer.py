@@ -45,13 +45,14 @@ def test_adamw_is_loshchilov_and_hutter() -> None:
     found = run(
         {"learning_rate": 0.1, "weight_decay": 0.5, "method": {"adamw": {"b1": 0.8, "b2": 0.9}}}, AXES, values()
     )
-    for name, x in values().items():
+    for name, first in values().items():
+        x = first.copy()
         m = v = np.zeros_like(x)
         for step in range(3):
             g = gradient(name, x.shape, step)
             m, v = 0.8 * m + 0.2 * g, 0.9 * v + 0.1 * g**2
             adam = (m / (1 - 0.8 ** (step + 1))) / (np.sqrt(v / (1 - 0.9 ** (step + 1))) + 1e-8)
-            x = x - 0.1 * (adam + (0.0 if name == "bias" else 0.5) * x)
+            x -= 0.1 * (adam + (0.0 if name == "bias" else 0.5) * x)
         np.testing.assert_allclose(found[name], x, rtol=1e-5, atol=1e-6)
 
 
