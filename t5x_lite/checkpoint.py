@@ -183,8 +183,8 @@ class Checkpoints:
         full = next((word for word in ("No space left", "File too large", "Disk quota") if word in why), None)
         return SaveError(
             f"{self.folder}: the checkpoint of step {step} could not be written{free}: "
-            f"{'the disk is full' if full else why[:300]}; earlier checkpoints are intact: make room, or mend the disk, "
-            "and run the same command to resume"
+            f"{'the disk is full' if full else why[:300]}; earlier checkpoints are intact: make room, or mend the "
+            "disk, and run the same command to resume"
         )
 
 

@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _quiet_orbax() -> None:
-    """Orbax raises what goes wrong in its threads and prints it several times over besides; the raised one is enough."""
+    """Orbax raises what goes wrong in its threads, and prints it several times over besides: the first is enough."""
     for name in ("absl", "asyncio", "orbax"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     others = threading.excepthook
@@ -40,6 +40,14 @@ def _quiet_orbax() -> None:
             others(failed)
 
     threading.excepthook = report
+    unraisable = sys.unraisablehook
+
+    def forget(failed: "sys.UnraisableHookArgs") -> None:
+        """Writes that end after a failed save report to an event loop that is gone."""
+        if "Event loop is closed" not in str(failed.exc_value):
+            unraisable(failed)
+
+    sys.unraisablehook = forget
 
 
 def _parser() -> argparse.ArgumentParser:

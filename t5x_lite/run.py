@@ -124,7 +124,10 @@ def open_run(folder: Path, overrides: list[str] | None = None) -> Run:
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a run directory against a second training process on this machine; the lock ends with the process."""
+    """Hold a run directory against a second job on this machine; the lock ends with the job's first process."""
+    if jax.process_index() > 0:
+        yield
+        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / ".lock").open("w")

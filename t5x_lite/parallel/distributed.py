@@ -4,6 +4,8 @@ import os
 import re
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
@@ -37,6 +39,16 @@ def initialize(cache_dir: Path) -> None:
 def _in_cluster() -> bool:
     several = any(int(os.environ.get(name, "1")) > 1 for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"))
     return several or "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
+
+
+@contextmanager
+def first_process_first() -> Iterator[None]:
+    """The first process does what is inside, then the others, who find it done."""
+    if jax.process_index() > 0:
+        multihost_utils.sync_global_devices("the first process is done")
+    yield
+    if jax.process_index() == 0 and jax.process_count() > 1:
+        multihost_utils.sync_global_devices("the first process is done")
 
 
 def is_first() -> bool:

@@ -24,7 +24,7 @@ from t5x_lite.data.tokenizer import obtain
 from t5x_lite.errors import Diverged
 from t5x_lite.evaluate.perplexity import evaluate
 from t5x_lite.parallel import mesh as meshes
-from t5x_lite.parallel.distributed import StopRequest
+from t5x_lite.parallel.distributed import StopRequest, first_process_first
 from t5x_lite.run import Run, check_folder, create, locked, with_vocab
 from t5x_lite.train import optimizer as optimizers
 from t5x_lite.train.metrics import Display, MetricsWriter, duration, flops_per_token, peak_flops, short
@@ -48,8 +48,9 @@ def train(config: RunConfig) -> tuple[Run, bool]:
     mesh = meshes.make_mesh(config.mesh)
     meshes.local_rows(mesh, config.train.batch_size // config.train.microbatches)
     check_folder(config)
-    tokenizer = obtain(config)
-    data = open_data(with_vocab(config, tokenizer), tokenizer)
+    with first_process_first():
+        tokenizer = obtain(config)
+        data = open_data(with_vocab(config, tokenizer), tokenizer)
     rows, validation = data.rows(), data.validation()
     with locked(Path(str(config.run_dir))), jax.set_mesh(mesh), StopRequest() as stop:
         run = create(config, tokenizer)
