@@ -236,7 +236,7 @@ class MeshConfig(Config):
 class TrainConfig(Config):
     """The loop."""
 
-    steps: Int = setting(..., "updates of the parameters", unit="steps", ge=0)
+    steps: Int = setting(..., "updates of the parameters", unit="steps", ge=1)
     batch_size: Int = setting(..., "sequences in one update, over all devices", unit="sequences", ge=1)
     seq_len: Int = setting(..., "length of one sequence", unit="tokens", ge=1)
     seed: Int = setting(0, "seed of initialisation, data order and dropout", ge=0)

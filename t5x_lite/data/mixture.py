@@ -24,7 +24,7 @@ def weights(sources: Sequence[MixedSource], tokens: Sequence[int], alpha: float)
         without = ", ".join(source.name for source in sources if source.weight is None)
         raise UserError(f"data.mixture: give every source a weight or none; {without} has none")
     raw = np.array(known or [float(n) ** alpha for n in tokens], np.float64)
-    return raw / raw.sum()
+    return raw / (raw.sum() or 1.0)
 
 
 class Interleaving:

@@ -103,7 +103,7 @@ def test_the_standard_library_has_source_and_documentation() -> None:
     assert len(topics) > 50
 
 
-def test_tfds_is_read_without_tensorflow(tmp_path: Path) -> None:
+def test_tfds_is_read_and_trained_on_without_tensorflow(tmp_path: Path, tiny_config: Path) -> None:
     code = f"""
 import sys
 import tensorflow_datasets as tfds
@@ -126,6 +126,11 @@ builder.download_and_prepare()
 source = SourceConfig(files=(str(builder.data_dir),), format="tfds", field="body")
 texts = sorted(text for unit in sources.units(source) for _, text in sources.documents(unit))
 assert texts == [f"text {{n}} ü" for n in range(5)], texts
+
+from t5x_lite.cli import main
+settings = ["data.files={tmp_path}/own/1.0.0", "data.format=tfds", "data.field=body", "tokenizer=character"]
+settings += ["data.validation_by=position", "train.steps=1", "train.seq_len=4", "run_dir={tmp_path}/run"]
+assert main(["train", {str(tiny_config)!r}, *settings, "data.cache_dir={tmp_path}/cache"]) == 0
 assert "tensorflow" not in sys.modules
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

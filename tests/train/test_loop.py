@@ -217,6 +217,13 @@ def test_every_optimizer_schedule_and_packing_trains(tiny_config: Path, tmp_path
         assert records[-1]["eval/loss"] < records[0]["loss"]
 
 
+def test_a_mixture_trains(tiny_config: Path, prose: Path, tmp_path: Path) -> None:
+    mixture = f"[{{name: a, files: '{prose}/0*.txt', weight: 3}}, {{name: b, files: '{prose}/[1-5]*.txt', weight: 1}}]"
+    overrides = ["data.files=[]", f"data.mixture={mixture}", "tokenizer.unigram.vocab=290", "train.steps=4"]
+    assert train(tiny_config, tmp_path, *overrides) == 0
+    assert [source.name for source in open_run(tmp_path).config.data.sources] == ["a", "b"]
+
+
 BAD_INPUT = {
     "no such file": (["data.files=/nowhere/*.txt"], "no file matches '/nowhere/*.txt'"),
     "empty corpus": (["data.files={empty}"], "no text"),
