@@ -88,10 +88,15 @@ class Model:
 def load(run: str | Path, *, step: int | None = None, overrides: Sequence[str] = ()) -> Model:
     """The model of a run directory, at its newest whole checkpoint or that of `step`.
 
+    `RUN/checkpoints/STEP` names a step too.
+
     Raises:
         UserError: not a run directory, no checkpoint, or a damaged one.
     """
-    opened = open_run(Path(run), list(overrides))
+    folder = Path(run)
+    if folder.parent.name == "checkpoints" and folder.name.isdigit():
+        folder, step = folder.parent.parent, int(folder.name)
+    opened = open_run(folder, list(overrides))
     mesh = meshes.make_mesh(opened.config.mesh)
     step, params = opened.params(mesh, step)
     return Model(opened, step, params, mesh)

@@ -12,20 +12,24 @@ from pydantic import Strict, model_validator
 
 from t5x_lite import schema
 from t5x_lite.models.config import Learned, ModelConfig
-from t5x_lite.objectives import OBJECTIVES, Causal
+from t5x_lite.objectives import OBJECTIVES, Causal, Objective
 from t5x_lite.schema import Config, Int, OneOf, Strings, setting
 
-Format = Literal["auto", "text", "jsonl", "parquet", "tfds", "standard_library"]
+Format = Literal["auto", "text", "jsonl", "parquet", "tfds"]
+STANDARD_LIBRARY = "python:standard_library"
+"""In `data.files`: the source and the documentation of the running Python, text that every machine has."""
 
 
 class SourceConfig(Config):
     """Where documents come from."""
 
-    files: Strings = setting((), "glob or list of globs; for `tfds` the builder's directory or `name/config:version`")
+    files: Strings = setting(
+        (),
+        "glob or list of globs; for `tfds` the builder's directory or `name/config:version`; "
+        f"`{STANDARD_LIBRARY}` is the source and the documentation of the running Python",
+    )
     format: Format = setting(
-        "auto",
-        "kind of file; `auto` goes by the ending (.jsonl, .parquet, else text; also .gz, .zst); `standard_library` is "
-        "the source and the documentation of the running Python, without `files`",
+        "auto", "kind of file; `auto` goes by the ending: .jsonl, .parquet, else text; each also with .gz or .zst"
     )
     field: str = setting("text", "column of JSONL, Parquet or TFDS that holds the text")
     document: Literal["file", "line", "paragraph"] = setting("file", "what one document of a text file is")
@@ -292,7 +296,7 @@ class RunConfig(Config):
     tokenizer: Annotated[Unigram | BPE | Character | TokenizerFile, OneOf(TOKENIZERS)] = setting(
         Unigram(), "text to tokens"
     )
-    objective: Annotated[Causal, OneOf(OBJECTIVES)] = setting(Causal(), "what the model learns to predict")
+    objective: Annotated[Objective, OneOf(OBJECTIVES)] = setting(Causal(), "what the model learns to predict")
     optimizer: OptimizerConfig = setting(OptimizerConfig(), "the optimizer")
     mesh: MeshConfig = setting(MeshConfig(), "devices")
     train: TrainConfig = setting(..., "the loop")

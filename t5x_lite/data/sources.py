@@ -18,7 +18,7 @@ from typing import IO, Any
 
 import zstandard
 
-from t5x_lite.config import SourceConfig
+from t5x_lite.config import STANDARD_LIBRARY, SourceConfig
 from t5x_lite.errors import UserError
 
 UNIT_BYTES = 64 * 2**20
@@ -71,21 +71,18 @@ def units(
     Raises:
         UserError: a glob that matches nothing, or a TFDS builder that is not there.
     """
-    if source.format == "standard_library":
-        paths = _standard_library()
-    elif source.format == "tfds":
-        paths = list(files or source.files)
-    else:
-        paths = [path for pattern in files or source.files for path in _matches(pattern)]
-    if not paths:
+    patterns = files or source.files
+    if not patterns:
         raise UserError("data.files: no text is named; give a glob or a list of globs, as in data.files='corpus/*.txt'")
+    python = set(_standard_library()) if STANDARD_LIBRARY in patterns else set()
 
     def unit(own: tuple[str, ...]) -> Unit:
-        form = _format(own[0]) if source.format == "auto" else source.format
+        form = "python" if own[0] in python else _format(own[0]) if source.format == "auto" else source.format
         return Unit(own, form, source.field, source.document, split or source.split)
 
     if source.format == "tfds":
-        return [part for path in paths for part in _parts(unit((path,)))]
+        return [part for path in patterns for part in _parts(unit((path,)))]
+    paths = [path for p in patterns for path in (sorted(python) if p == STANDARD_LIBRARY else _matches(p))]
     sizes = [Path(path).stat().st_size for path in paths]
     target = min(max(sum(sizes) // 64, SMALLEST_UNIT), UNIT_BYTES)
     found: list[Unit] = []
@@ -119,7 +116,7 @@ def documents(unit: Unit) -> Iterator[tuple[str, str]]:
         "parquet": _parquet,
         "tfds": _tfds,
         "text": _text,
-        "standard_library": _python_documents,
+        "python": _python_documents,
     }
     for path in unit.paths:
         try:

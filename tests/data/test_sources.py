@@ -96,7 +96,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
 
 
 def test_the_standard_library_has_source_and_documentation() -> None:
-    units = sources.units(SourceConfig(format="standard_library"))
+    units = sources.units(SourceConfig(files=("python:standard_library",)))
     by_path = {path: text for unit in units for path, text in sources.documents(unit)}
     assert "class JSONDecoder" in next(text for path, text in by_path.items() if path.endswith("json/decoder.py"))
     topics = [text for unit in units for path, text in sources.documents(unit) if path.endswith("topics.py")]

@@ -138,6 +138,7 @@ def test_the_command_streams_and_repeats_itself(tiny_run: Path, capsys: pytest.C
 
 def test_another_step_can_be_loaded_and_a_missing_one_is_named(tiny_run: Path) -> None:
     assert t5x_lite.load(tiny_run, step=8).step == 8
+    assert t5x_lite.load(tiny_run / "checkpoints/8").step == 8
     with pytest.raises(UserError, match="complete ones are: 8, 12"):
         t5x_lite.load(tiny_run, step=9)
     with pytest.raises(UserError, match="is not a run directory"):
