@@ -9,8 +9,8 @@ from t5x_lite.cli import main
 from tests.conftest import Shell
 
 
-def test_eval_prints_one_json_object_and_nothing_else(tiny_run: Path, t5x_lite: Shell) -> None:
-    done = t5x_lite("eval", tiny_run, "--json")
+def test_eval_prints_one_json_object_and_nothing_else(tiny_run: Path, t5x_lite: Shell, tmp_path: Path) -> None:
+    done = t5x_lite("eval", tiny_run, "--json", f"data.cache_dir={tmp_path}")  # an empty cache: it tokenises anew
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["step"] == 12

@@ -185,6 +185,7 @@ def _make(folder: Path, pieces: list[tuple[str, Unit]], data: DataConfig, tokeni
         f"corpus: {counts['train'].tokens:,} training and {counts['validation'].tokens:,} validation tokens of "
         f"{sum(one.documents for one in counts.values()):,} documents in {folder}"
         + (f"; {replaced:,} documents held invalid UTF-8, replaced by U+FFFD" if replaced else ""),
+        file=sys.stderr,
         flush=True,
     )
 

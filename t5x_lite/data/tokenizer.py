@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import sys
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
@@ -305,9 +306,9 @@ def obtain(config: RunConfig) -> Tokenizer:
     if (folder / SentencePiece.file_name).is_file():
         return load(folder)
     limit = np.inf if isinstance(config.tokenizer, Character) else config.tokenizer.sample_megabytes * 1e6
-    print(f"tokenizer: training on {len(pieces)} pieces of text", flush=True)
+    print(f"tokenizer: training on {len(pieces)} pieces of text", file=sys.stderr, flush=True)
     tokenizer = train(config.tokenizer, _sample(pieces, limit))
-    print(f"tokenizer: {tokenizer.vocab} pieces, in {tokenizer.save(folder)}", flush=True)
+    print(f"tokenizer: {tokenizer.vocab} pieces, in {tokenizer.save(folder)}", file=sys.stderr, flush=True)
     return tokenizer
 
 

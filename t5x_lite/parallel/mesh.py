@@ -81,8 +81,8 @@ def batch_shards(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in RULES["batch"])
 
 
-def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
-    """Rows of a global batch that this process must supply, in ascending order.
+def local_rows(mesh: Mesh, batch_size: int, key: str = "train.batch_size") -> np.ndarray:
+    """Rows of a global batch that this process must supply, in ascending order; `key` is the setting to blame.
 
     Raises:
         UserError: the rows do not divide over the mesh.
@@ -90,7 +90,7 @@ def local_rows(mesh: Mesh, batch_size: int) -> np.ndarray:
     shards = batch_shards(mesh)
     if batch_size % shards:
         raise UserError(
-            f"train.batch_size {batch_size} does not divide over the {shards} devices of the mesh axes data and fsdp; "
+            f"{key} {batch_size} does not divide over the {shards} devices of the mesh axes data and fsdp; "
             f"take a multiple of {shards} or a smaller mesh"
         )
     places = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))

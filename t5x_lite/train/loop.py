@@ -46,7 +46,10 @@ def train(config: RunConfig) -> tuple[Run, bool]:
         Diverged: the loss is not finite for too many steps, or keeps jumping.
     """
     mesh = meshes.make_mesh(config.mesh)
-    meshes.local_rows(mesh, config.train.batch_size // config.train.microbatches)
+    parts = config.train.microbatches
+    key = "train.batch_size" if parts == 1 else "train.batch_size / train.microbatches"
+    meshes.local_rows(mesh, config.train.batch_size // parts, key)
+    meshes.local_rows(mesh, config.eval.batch_size or config.train.batch_size, "eval.batch_size")
     check_folder(config)
     with first_process_first():
         tokenizer = obtain(config)
@@ -212,10 +215,7 @@ class Trainer:
         local = meshes.local_rows(self.mesh, size)
         batches = (meshes.to_global(self.mesh, batch, size) for batch in self.validation.batches(local))
         found = evaluate(self.steps.evaluate, state.params, batches, self.tokens_per_byte)
-        self.display.evaluated(
-            f"step {step}: validation loss {found['loss']:.4f}, perplexity {found['perplexity']:.2f}, "
-            f"{found['bits_per_byte']:.4f} bits per byte"
-        )
+        self.display.evaluated(step, found)
         return found
 
     def meta(self, at: Position) -> dict[str, Any]:

@@ -131,7 +131,7 @@ class Display:
         self._console = Console(stderr=True)
         self._bar = Progress(
             TextColumn("step {task.completed}/{task.total}"),
-            BarColumn(),
+            BarColumn(bar_width=20),
             TextColumn("{task.fields[values]}"),
             TimeElapsedColumn(),
             TextColumn("left"),
@@ -160,16 +160,18 @@ class Display:
         if self.enabled:
             self._bar.console.print(message, highlight=False, soft_wrap=True)
 
-    def evaluated(self, text: str) -> None:
-        """The newest evaluation, shown until the next."""
-        self._evaluation = text
-        self.say(text)
+    def evaluated(self, step: int, found: Mapping[str, float]) -> None:
+        """The newest evaluation: said once, and its loss shown until the next."""
+        self._evaluation = f" · validation {found['loss']:.4f}"
+        self.say(
+            f"step {step}: validation loss {found['loss']:.4f}, perplexity {found['perplexity']:.2f}, "
+            f"{found['bits_per_byte']:.4f} bits per byte"
+        )
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """One step is done."""
         values = f"loss {metrics['loss']:.4f} · {short(metrics['tokens_per_second'])} tok/s · MFU {metrics['mfu']:.1%}"
-        tail = f" · {self._evaluation.partition(': ')[2]}" if self._evaluation else ""
-        self._bar.update(self._task, completed=step, values=values + tail)
+        self._bar.update(self._task, completed=step, values=values + self._evaluation)
         now = time.monotonic()
         quiet = now - self._spoke < 30 and step % max(self.steps // 20, 1)
         if not self.enabled or self._console.is_terminal or quiet:
@@ -177,7 +179,11 @@ class Display:
         self._spoke = now
         first, began = self._started
         left = (now - began) / max(step - first, 1) * (self.steps - step)
-        print(f"step {step}/{self.steps} · {values} · {duration(left)} left{tail}", file=sys.stderr, flush=True)
+        print(
+            f"step {step}/{self.steps} · {values} · {duration(left)} left{self._evaluation}",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def short(number: float) -> str:

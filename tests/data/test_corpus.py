@@ -183,7 +183,7 @@ def test_invalid_utf8_is_counted(tmp_path: Path, tokenizer: tk.Tokenizer, capsys
     (tmp_path / "b.txt").write_bytes(b"not \xff fine")
     folder = make(tmp_path / "*.txt", tmp_path, tokenizer, validation_fraction=0.0)
     assert json.loads((folder / "corpus.json").read_text())["splits"]["train"]["replaced"] == 1
-    assert "1 documents held invalid UTF-8" in capsys.readouterr().out
+    assert "1 documents held invalid UTF-8" in capsys.readouterr().err
 
 
 def test_an_empty_corpus_is_refused(tmp_path: Path, tokenizer: tk.Tokenizer) -> None:
