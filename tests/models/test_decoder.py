@@ -154,3 +154,21 @@ def test_dropout_is_off_without_a_key_and_keeps_the_mean_with_one() -> None:
     dropped = np.asarray(dropout(x, 0.3, jax.random.key(0)))
     assert dropped.mean() == pytest.approx(1.0, abs=0.02)
     assert (dropped == 0).mean() == pytest.approx(0.3, abs=0.02)
+
+
+def test_gpt2s_initialisation() -> None:
+    """Radford et al. 2019, §2.3: 0.02, and residual projections divided by the root of their number, 2·layers."""
+    _, model = decoder(layers=8, embed=64, heads=4, vocab=500)
+    block = model.stack.layers["0"]
+    deviations = {
+        "embedding": model.embedding.weight,
+        "query": block.attention.query.weight,
+        "up": block.feedforward.up.weight,
+        "out": block.attention.out.weight,
+        "down": block.feedforward.down.weight,
+    }
+    for name, weight in deviations.items():
+        expected = 0.02 / (4 if name in {"out", "down"} else 1)
+        assert float(weight[...].std()) == pytest.approx(expected, rel=0.03), name
+    assert not block.attention.out.bias[...].any()
+    assert (block.attention_norm.scale[...] == 1).all()
