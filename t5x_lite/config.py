@@ -322,6 +322,12 @@ class RunConfig(Config):
             raise ValueError(
                 f"optimizer.warmup_steps {self.optimizer.warmup_steps} is more than train.steps {train.steps}"
             )
+        decay = self.optimizer.schedule.decay if isinstance(self.optimizer.schedule, WarmupStableDecay) else 0
+        if self.optimizer.warmup_steps > (1 - decay) * train.steps and decay:
+            raise ValueError(
+                f"optimizer.warmup_steps {self.optimizer.warmup_steps} reach into the decay, the last {decay} of "
+                f"train.steps {train.steps} (optimizer.schedule.wsd.decay)"
+            )
         if self.model.family not in self.objective.families:
             raise ValueError(
                 f"objective {self.objective.name} trains {' or '.join(self.objective.families)}, "

@@ -119,8 +119,9 @@ def state_shardings(mesh: Mesh, axes: Any, shapes: Any) -> Any:
 
     def of(name: str, leaf: Any) -> NamedSharding:
         parts = name.split(".")
-        for start in range(len(parts)):
-            shape, sharding = weights.get(".".join(parts[start:]), ((), replicated(mesh)))
+        spans = ((start, stop) for start in range(len(parts)) for stop in range(len(parts), start, -1))
+        for start, stop in spans:
+            shape, sharding = weights.get(".".join(parts[start:stop]), ((), replicated(mesh)))
             if shape == tuple(leaf.shape):
                 return sharding
         return replicated(mesh)

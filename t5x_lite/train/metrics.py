@@ -24,13 +24,16 @@ PEAK_FLOPS = {
     "TPU v5 lite": 197e12,
     "TPU v5": 459e12,
     "TPU v6 lite": 918e12,
-    "TPU7x": 2307e12,
+    "TPU7x": 1153.5e12,
     "NVIDIA A100": 312e12,
     "NVIDIA H100": 989e12,
     "NVIDIA H200": 989e12,
     "NVIDIA B200": 2250e12,
 }
-"""Dense bfloat16 FLOP/s of one device, by the beginning of its name in JAX: the makers' data sheets."""
+"""Dense bfloat16 FLOP/s of one device, by the beginning of its name in JAX: the makers' data sheets.
+
+A TPU7x chip has 2307e12 and is two devices.
+"""
 
 
 def flops_per_token(model: ModelConfig, matrix_parameters: int, seq_len: int) -> float:
@@ -80,7 +83,7 @@ class MetricsWriter:
         self._file = self.path.open("a", encoding="utf-8")
         self._broken = False
         logging.getLogger("tensorboardX").setLevel(logging.ERROR)
-        self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=resumed + 1 if resumed else None)
+        self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=resumed + 1)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """One line; a value that is not finite is written as null, which JSON can hold."""
@@ -158,7 +161,7 @@ class Display:
     def say(self, message: str) -> None:
         """A line above the bar."""
         if self.enabled:
-            self._bar.console.print(message, highlight=False, soft_wrap=True)
+            self._bar.console.print(message, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
     def evaluated(self, step: int, found: Mapping[str, float]) -> None:
         """The newest evaluation: said once, and its loss shown until the next."""

@@ -38,14 +38,15 @@ def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     def rate(count: Any) -> Any:
         count = jnp.asarray(count, jnp.float32)
         rising = (count + 1) / max(warmup, 1)
-        share = jnp.clip((count - warmup) / max(steps - warmup, 1), 0.0, 1.0)
-        return peak * jnp.where(count < warmup, rising, _decay(config, warmup, count, share))
+        return peak * jnp.where(count < warmup, rising, _decay(config, steps, count))
 
     return rate
 
 
-def _decay(config: OptimizerConfig, warmup: int, count: Array, share: Array) -> Array:
-    """The rate after the warm-up as a share of the peak; `share` of the steps after it are done."""
+def _decay(config: OptimizerConfig, steps: int, count: Array) -> Array:
+    """The rate after the warm-up as a share of the peak."""
+    warmup = config.warmup_steps
+    share = jnp.clip((count - warmup) / max(steps - warmup, 1), 0.0, 1.0)
     match config.schedule:
         case Constant():
             return jnp.ones_like(count)
@@ -56,7 +57,7 @@ def _decay(config: OptimizerConfig, warmup: int, count: Array, share: Array) -> 
         case InverseSquareRoot():
             return jnp.sqrt(max(warmup, 1) / jnp.maximum(count + 1, max(warmup, 1)))
         case WarmupStableDecay(decay=decay, shape=shape, final=final):
-            x = jnp.clip((share - (1 - decay)) / decay, 0.0, 1.0)
+            x = jnp.clip((count - (1 - decay) * steps) / (decay * steps), 0.0, 1.0)
             return 1 - (1 - final) * (jnp.sqrt(x) if shape == "sqrt" else x)
 
 
@@ -119,7 +120,7 @@ def _adafactor(method: Adafactor, axes: Any) -> list[optax.GradientTransformatio
     def relative(update: Array, param: Array) -> Array:
         return update * jnp.maximum(1e-3, _root_mean_square(param))
 
-    parts = [_as_matrices(optax.scale_by_factored_rms(decay_rate=method.decay), axes), _per_layer(clipped, axes)]
+    parts = [_per_matrix(optax.scale_by_factored_rms(decay_rate=method.decay), axes), _per_layer(clipped, axes)]
     if method.scale_by_parameter:
         parts.append(_per_layer(relative, axes))
     if method.momentum is not None:
@@ -127,24 +128,28 @@ def _adafactor(method: Adafactor, axes: Any) -> list[optax.GradientTransformatio
     return parts
 
 
-def _as_matrices(inner: optax.GradientTransformation, axes: Any) -> optax.GradientTransformation:
-    """Let `inner` see a weight of several input or output axes as the matrix that it is, per layer."""
+def _per_matrix(inner: optax.GradientTransformation, axes: Any) -> optax.GradientTransformation:
+    """Let `inner` see each layer's weight alone, and one of several input or output axes as the matrix that it is."""
 
     def matrix(a: Axes, x: Array) -> Array:
-        stack = x.shape[: x.ndim - len(a.names)]
-        own = x.shape[len(stack) :]
-        return x.reshape(*stack, math.prod(own[: a.inputs]), math.prod(own[a.inputs :])) if a.inputs else x
+        return x.reshape(math.prod(x.shape[: a.inputs]), -1) if a.inputs else x
 
-    def init(params: Any) -> Any:
-        return inner.init(_map(matrix, axes, params))
+    def init_one(a: Axes, param: Array) -> Any:
+        init = lambda p: inner.init(matrix(a, p))  # noqa: E731
+        return (jax.vmap(init) if _stacked(a, param) else init)(param)
+
+    def update_one(a: Axes, update: Array, state: Any, param: Array) -> tuple[Array, Any]:
+        def one(update: Array, state: Any, param: Array) -> tuple[Array, Any]:
+            changed, state = inner.update(matrix(a, update), state, matrix(a, param))
+            return changed.reshape(update.shape), state
+
+        return (jax.vmap(one) if _stacked(a, param) else one)(update, state, param)
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        matrices = _map(matrix, axes, updates)
-        params = None if params is None else _map(matrix, axes, params)
-        changed, state = inner.update(matrices, state, params)
-        return jax.tree.map(lambda new, old: new.reshape(old.shape), changed, updates), state
+        pairs = _map(update_one, axes, updates, state, params)
+        return _map(lambda _, pair: pair[0], axes, pairs), _map(lambda _, pair: pair[1], axes, pairs)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformation(lambda params: _map(init_one, axes, params), update)
 
 
 def _muon(method: Muon, axes: Any) -> optax.GradientTransformation:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -91,6 +92,13 @@ def test_adafactor_factors_each_layers_matrix_and_steps_relative_to_it() -> None
         np.testing.assert_allclose(found[layer].reshape(128, 256), w, rtol=1e-3, atol=1e-5)
 
 
+def test_adafactor_keeps_factors_of_a_matrix_even_in_a_stack_deeper_than_the_matrix_is_wide() -> None:
+    optimizer = make(OptimizerConfig.model_validate({"method": "adafactor"}), 10, {"w": MATRIX})
+    state = optimizer.init({"w": jnp.zeros((200, 128, 160))})
+    sizes = {leaf.shape for leaf in jax.tree.leaves(state) if leaf.size > 200}
+    assert sizes == {(200, 128), (200, 160)}  # Shazeer & Stern 2018, §3: one row and one column vector a matrix
+
+
 def test_muon_makes_each_layers_update_orthogonal_with_adamws_size() -> None:
     found = run({"learning_rate": 1.0, "weight_decay": 0.0, "method": "muon"}, AXES, values(), 1)
     for name, fan_in, fan_out in (("stack", 4, 6), ("heads", 4, 6)):
@@ -142,6 +150,7 @@ def test_the_global_norm_is_clipped_before_anything_else() -> None:
         ({"schedule": {"linear": {"final": 0.0}}, "warmup_steps": 10}, {0: 0.1, 10: 1.0, 15: 0.5, 20: 0.0}),
         ({"schedule": "rsqrt", "warmup_steps": 4}, {0: 0.25, 3: 1.0, 15: 0.5}),
         ({"schedule": {"wsd": {"decay": 0.5}}}, {0: 1.0, 9: 1.0, 15: 0.5, 20: 0.0}),
+        ({"schedule": {"wsd": {"decay": 0.5}}, "warmup_steps": 5}, {4: 1.0, 10: 1.0, 15: 0.5, 20: 0.0}),
         ({"schedule": {"wsd": {"decay": 0.5, "shape": "sqrt"}}}, {10: 1.0, 15: 1 - 0.5**0.5, 20: 0.0}),
     ],
 )
