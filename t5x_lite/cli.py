@@ -72,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     own = command("eval", evaluate, "loss, perplexity and bits per byte on the validation split", "run", run)
     own.add_argument("--step", type=int, help="a checkpoint's step; the newest if left out")
     own.add_argument("--json", action="store_true", help="one JSON object on standard output")
-    own = command("generate", generate, "continue prompts", "run", run)
+    own = command("generate", generate, "continue prompts, answer them, or fill their masks", "run", run)
     own.add_argument("--prompt", action="append", required=True, help="text to continue; may be given several times")
     own.add_argument("--step", type=int, help="a checkpoint's step; the newest if left out")
     own.add_argument("--tokens", type=int, default=128, help="most tokens to add (default %(default)s)")
@@ -81,6 +81,17 @@ def _parser() -> argparse.ArgumentParser:
     own.add_argument("--top-p", type=float, default=1.0, help="only the likeliest tokens that hold this probability")
     own.add_argument("--stop", action="append", default=[], help="text that ends a continuation; may be repeated")
     own.add_argument("--seed", type=int, default=0, help="same seed, same text (default %(default)s)")
+    for name, function, about in (
+        ("import", import_, "make a run of weights from elsewhere"),
+        ("export", export, "write a run's weights for others"),
+    ):
+        own = commands.add_parser(name, help=about, description=about, allow_abbrev=False)
+        formats = ["hf", "t5x"] if name == "import" else ["hf"]
+        own.add_argument("format", choices=formats, help="hf: Hugging Face folder; t5x: a native T5X checkpoint")
+        own.add_argument("source", metavar="DIR" if name == "import" else "RUN", type=Path, help="what is read")
+        own.add_argument("target", metavar="RUN" if name == "import" else "DIR", type=Path, help="what is made")
+        own.set_defaults(command=function)
+    own.add_argument("--step", type=int, help="a checkpoint's step; the newest if left out")
     own = commands.add_parser("report", help="the curves of runs as one picture", description="Draw RUN/report.png.")
     own.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="run directories, drawn together")
     own.add_argument("--to", type=Path, help="the picture's file (default: report.png in the first run)")
@@ -108,10 +119,11 @@ def train(options: argparse.Namespace, overrides: list[str]) -> int:
         picture = draw([run.folder], run.folder / "report.png")
         if config.train.sample_prompt:
             from t5x_lite.api import load
-            from t5x_lite.decode.generate import Sampling, stream_to_terminal
+            from t5x_lite.decode.fill import show
+            from t5x_lite.decode.generate import Sampling
 
             print("\nsample:")
-            stream_to_terminal(load(run.folder), [config.train.sample_prompt], Sampling(temperature=0.8, top_p=0.95))
+            show(load(run.folder), [config.train.sample_prompt], Sampling(temperature=0.8, top_p=0.95))
         print(f"run: {run.folder} (metrics.jsonl, {picture.name}, checkpoints/, tokenizer, config.yaml)")
     return 0
 
@@ -161,7 +173,8 @@ def evaluate(options: argparse.Namespace, overrides: list[str]) -> int:
 def generate(options: argparse.Namespace, overrides: list[str]) -> int:
     """`t5x-lite generate RUN --prompt TEXT …`."""
     from t5x_lite.api import load
-    from t5x_lite.decode.generate import Sampling, stream_to_terminal
+    from t5x_lite.decode.fill import show
+    from t5x_lite.decode.generate import Sampling
 
     sampling = Sampling(
         tokens=options.tokens,
@@ -171,8 +184,39 @@ def generate(options: argparse.Namespace, overrides: list[str]) -> int:
         stop=tuple(options.stop),
         seed=options.seed,
     )
-    stream_to_terminal(load(options.run, step=options.step, overrides=overrides), options.prompt, sampling)
+    show(load(options.run, step=options.step, overrides=overrides), options.prompt, sampling)
     return 0
+
+
+def import_(options: argparse.Namespace, overrides: list[str]) -> int:
+    """`t5x-lite import hf DIR RUN`, `t5x-lite import t5x CHECKPOINT RUN`."""
+    _no_overrides("import", overrides)
+    from t5x_lite.convert import huggingface, t5x
+    from t5x_lite.convert.progress import progress
+
+    read = {"hf": huggingface.import_hf, "t5x": t5x.import_t5x}[options.format]
+    with progress("reading") as advance:
+        run = read(options.source, options.target, advance)
+    print(f"run: {run.folder} ({run.blueprint.parameters:,} parameters, {run.config.model.family})")
+    if run.own_tokenizer is None:
+        print("no tokenizer came with it: put tokenizer.json or tokenizer.model there before it reads text")
+    return 0
+
+
+def export(options: argparse.Namespace, overrides: list[str]) -> int:
+    """`t5x-lite export hf RUN DIR`."""
+    _no_overrides("export", overrides)
+    from t5x_lite.convert.huggingface import export_hf
+    from t5x_lite.convert.progress import progress
+
+    with progress("writing") as advance:
+        print(export_hf(options.source, options.target, advance, options.step))
+    return 0
+
+
+def _no_overrides(command: str, overrides: list[str]) -> None:
+    if overrides:
+        raise UserError(f"{command}: unknown option {overrides[0]}; see t5x-lite {command} --help")
 
 
 def report(options: argparse.Namespace, overrides: list[str]) -> int:

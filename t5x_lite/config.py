@@ -11,11 +11,12 @@ import yaml
 from pydantic import Strict, model_validator
 
 from t5x_lite import schema
+from t5x_lite.errors import UserError
 from t5x_lite.models.config import Learned, ModelConfig
 from t5x_lite.objectives import OBJECTIVES, Causal, Objective
 from t5x_lite.schema import Config, Int, OneOf, Strings, setting
 
-Format = Literal["auto", "text", "jsonl", "parquet", "tfds"]
+Format = Literal["auto", "text", "jsonl", "parquet", "tfds", "parallel"]
 STANDARD_LIBRARY = "python:standard_library"
 """In `data.files`: the source and the documentation of the running Python, text that every machine has."""
 
@@ -29,9 +30,11 @@ class SourceConfig(Config):
         f"`{STANDARD_LIBRARY}` is the source and the documentation of the running Python",
     )
     format: Format = setting(
-        "auto", "kind of file; `auto` goes by the ending: .jsonl, .parquet, else text; each also with .gz or .zst"
+        "auto",
+        "kind of file; `auto` goes by the ending: .jsonl, .parquet, else text; each also with .gz or .zst; `parallel` "
+        "is one text file a field, {} in its name for the field, line n of each belonging together",
     )
-    field: str = setting("text", "column of JSONL, Parquet or TFDS that holds the text")
+    field: Strings = setting(("text",), "column of JSONL, Parquet or TFDS that holds the text; several make `fields`")
     document: Literal["file", "line", "paragraph"] = setting("file", "what one document of a text file is")
     split: str = setting("train", "TFDS split")
 
@@ -57,9 +60,15 @@ class DataConfig(SourceConfig):
     validation_files: Strings = setting((), "separate validation text, same format; then nothing is split off")
     validation_split: str = setting("", "TFDS split for validation; then nothing is split off")
     end_of_document: bool = setting(True, "append the tokenizer's EOS to every document")
-    packing: Literal["stream", "documents", "none"] = setting(
+    parts: Literal["none", "line", "punctuation", "fields"] = setting(
+        "none",
+        "what the parts of a document are, for objectives on sentences and on pairs: its lines, what ends with . ! or "
+        "?, or its fields (inputs and targets)",
+    )
+    packing: Literal["stream", "documents", "sentences", "none"] = setting(
         "stream",
-        "rows are windows of the token stream; or whole documents packed side by side; or one document a row",
+        "rows are windows of the token stream; whole documents, or whole sentences, side by side; or one document a "
+        "row",
     )
     separate_documents: bool = setting(True, "documents of one row do not see each other (segment_ids)")
     cache_dir: str = setting("cache", "folder of token corpora and trained tokenizers, shared by runs")
@@ -71,6 +80,16 @@ class DataConfig(SourceConfig):
     def _check(self) -> "DataConfig":
         if self.files and self.mixture:
             raise ValueError("give `files` or `mixture`, not both")
+        for source in self.sources:
+            if (len(source.field) > 1) != (self.parts == "fields"):
+                raise ValueError(
+                    f"several fields need parts=fields, and it needs several; found parts={self.parts} and field "
+                    f"{list(source.field)}"
+                )
+        if self.packing == "sentences" and self.parts not in {"line", "punctuation"}:
+            raise ValueError(f"packing=sentences needs parts=line or parts=punctuation, found parts={self.parts}")
+        if self.parts == "fields" and self.validation_by == "position":
+            raise ValueError("validation_by=position would cut a document in two, which parts=fields cannot be")
         names = [source.name for source in self.mixture]
         if len(set(names)) < len(names):
             raise ValueError(f"mixture names must differ, found {', '.join(names)}")
@@ -91,6 +110,7 @@ class _Trained(Config):
     normalization: Normalization = setting("identity", "SentencePiece normalisation rule; T5 used nmt_nfkc")
     byte_fallback: bool = setting(True, "characters outside the vocabulary become bytes, never <unk>")
     symbols: Strings = setting((), "user symbols: strings that are always one token")
+    controls: Strings = setting((), "special tokens that text cannot spell, such as [CLS] [SEP] [MASK]")
     extra_ids: Int = setting(0, "T5's sentinels <extra_id_0> …, at the end of the vocabulary", ge=0)
     sample_megabytes: float = setting(32.0, "text that the vocabulary is trained on", unit="MB", gt=0)
 
@@ -107,7 +127,12 @@ class Character(Config):
     """Every character of the text is a token."""
 
     symbols: Strings = setting((), "user symbols: strings that are always one token")
+    controls: Strings = setting((), "special tokens that text cannot spell, such as [CLS] [SEP] [MASK]")
     extra_ids: Int = setting(0, "T5's sentinels, at the end of the vocabulary", ge=0)
+
+
+class Bytes(Config):
+    """UTF-8 bytes after pad, EOS and unk; the last hundred byte ids are the sentinels too (ByT5: Xue et al. 2022)."""
 
 
 class TokenizerFile(Config):
@@ -119,7 +144,13 @@ class TokenizerFile(Config):
     extra_ids: Int = setting(0, "T5's sentinels to append to a SentencePiece model", ge=0)
 
 
-TOKENIZERS: dict[str, type[Config]] = {"unigram": Unigram, "bpe": BPE, "character": Character, "file": TokenizerFile}
+TOKENIZERS: dict[str, type[Config]] = {
+    "unigram": Unigram,
+    "bpe": BPE,
+    "character": Character,
+    "bytes": Bytes,
+    "file": TokenizerFile,
+}
 
 
 class Constant(Config):
@@ -293,10 +324,12 @@ class RunConfig(Config):
     run_dir: str | None = setting(None, "where everything of this run lies; null takes runs/<name of the config file>")
     model: ModelConfig = setting(..., "the Transformer")
     data: DataConfig = setting(DataConfig(), "text and batches")
-    tokenizer: Annotated[Unigram | BPE | Character | TokenizerFile, OneOf(TOKENIZERS)] = setting(
+    tokenizer: Annotated[Unigram | BPE | Character | Bytes | TokenizerFile, OneOf(TOKENIZERS)] = setting(
         Unigram(), "text to tokens"
     )
-    objective: Annotated[Objective, OneOf(OBJECTIVES)] = setting(Causal(), "what the model learns to predict")
+    objective: Annotated[Objective | None, OneOf(OBJECTIVES, optional=True)] = setting(
+        Causal(), "what the model learns to predict; null: weights from elsewhere that are not trained on"
+    )
     optimizer: OptimizerConfig = setting(OptimizerConfig(), "the optimizer")
     mesh: MeshConfig = setting(MeshConfig(), "devices")
     train: TrainConfig = setting(..., "the loop")
@@ -328,12 +361,41 @@ class RunConfig(Config):
                 f"optimizer.warmup_steps {self.optimizer.warmup_steps} reach into the decay, the last {decay} of "
                 f"train.steps {train.steps} (optimizer.schedule.wsd.decay)"
             )
-        if self.model.family not in self.objective.families:
+        if self.objective is not None:
+            self._check_objective(self.objective)
+        return self
+
+    def _check_objective(self, objective: Objective) -> None:
+        """Whether model, text and objective fit together."""
+        if self.model.family not in objective.families:
             raise ValueError(
-                f"objective {self.objective.name} trains {' or '.join(self.objective.families)}, "
+                f"objective {objective.name} trains {' or '.join(objective.families)}, "
                 f"not a model of family {self.model.family}"
             )
-        return self
+        objective.check(self.model)
+        parts, packing = self.data.parts, self.data.packing
+        if objective.rows == "sentences" and packing != "sentences":
+            raise ValueError(
+                f"objective {objective.name} is made of sentences: it needs data.packing=sentences and "
+                f"data.parts=line or punctuation, found packing={packing}, parts={parts}"
+            )
+        if objective.rows == "pairs" and (parts != "fields" or packing not in objective.packings):
+            raise ValueError(
+                f"objective {objective.name} is made of pairs of texts: it needs data.parts=fields, two names in "
+                f"data.field and data.packing={' or '.join(objective.packings)}, found parts={parts}, "
+                f"packing={packing}"
+            )
+
+    @property
+    def task(self) -> Objective:
+        """The objective of a run that is trained or evaluated.
+
+        Raises:
+            UserError: there is none.
+        """
+        if self.objective is None:
+            raise UserError("this run has no objective (objective: null): it can be used, but not trained or evaluated")
+        return self.objective
 
 
 FREE_TO_CHANGE = (

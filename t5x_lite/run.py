@@ -21,6 +21,9 @@ from t5x_lite.errors import UserError
 from t5x_lite.models.transformer import Blueprint, blueprint
 from t5x_lite.parallel.mesh import shardings
 
+FOREIGN_CONFIG = "config.huggingface.json"
+"""In a run of imported weights: the config that they came with."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -28,8 +31,19 @@ class Run:
 
     folder: Path
     config: RunConfig
-    tokenizer: Tokenizer
     blueprint: Blueprint
+    own_tokenizer: Tokenizer | None = None
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The run's tokenizer.
+
+        Raises:
+            UserError: imported weights that came without one.
+        """
+        if self.own_tokenizer is None:
+            raise UserError(f"{self.folder}: has no tokenizer; put tokenizer.json or tokenizer.model there")
+        return self.own_tokenizer
 
     @property
     def checkpoints(self) -> Checkpoints:
@@ -97,7 +111,7 @@ def create(config: RunConfig, tokenizer: Tokenizer) -> Run:
         temporary.write_text(configuration.dump(config), encoding="utf-8")
         temporary.replace(folder / "config.yaml")
         tokenizer.save(folder)
-    return Run(folder, config, tokenizer, blueprint(config.model))
+    return Run(folder, config, blueprint(config.model), tokenizer)
 
 
 def _read(path: Path) -> RunConfig:
@@ -119,7 +133,8 @@ def open_run(folder: Path, overrides: list[str] | None = None) -> Run:
         raise UserError(f"{folder}: is not a run directory (no config.yaml); `t5x-lite train CONFIG` makes one")
     sources = schema.read(RunConfig, path, overrides or [])
     config = schema.validate(RunConfig, sources).model_copy(update={"run_dir": str(folder)})
-    return Run(folder, config, tokenizers.load(folder), blueprint(config.model))
+    has = any((folder / name).is_file() for name in tokenizers.FILES)
+    return Run(folder, config, blueprint(config.model), tokenizers.load(folder) if has else None)
 
 
 @contextmanager

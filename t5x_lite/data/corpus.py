@@ -11,11 +11,12 @@ import hashlib
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -29,7 +30,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from t5x_lite.config import DataConfig, MixedSource
 from t5x_lite.data import sources
-from t5x_lite.data.sources import REPLACEMENT, Unit
+from t5x_lite.data.sources import FIELD_BORDER, REPLACEMENT, Unit
 from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.errors import UserError, disk_error
 
@@ -39,6 +40,14 @@ RECORD_TOKENS = 8192
 """Longer documents are several records, so that a short window of a book does not read the book."""
 BATCH_CHARACTERS = 2**20
 """Text handed to the tokenizer at a time."""
+SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
+PARTS: dict[str, Callable[[str], list[str]] | None] = {
+    "none": None,
+    "line": lambda text: [line for line in text.splitlines() if line.strip()],
+    "punctuation": lambda text: [part for part in SENTENCE_END.split(text) if part.strip()],
+    "fields": lambda text: text.split(FIELD_BORDER),
+}
+"""How a document is cut into the parts that `data.parts` names."""
 FORMAT = 1
 """Changes when the files of a corpus change their meaning."""
 
@@ -60,7 +69,8 @@ class Corpus:
     """One split of a prepared corpus as one long stream of tokens, readable at any place.
 
     `tokens`, `documents` and `text_bytes` (UTF-8 bytes of the text) are totals; `offsets` `[documents + 1]` says where
-    in the stream each document starts. Thread-safe; a copy sent to another process opens its files anew.
+    in the stream each document starts, `parts` `[parts + 1]` where each sentence or field does (`data.parts`; without
+    them it is `offsets`). Thread-safe; a copy sent to another process opens its files anew.
     """
 
     def __init__(self, folder: Path, split: Split, counts: Counts, shards: Sequence[str]) -> None:
@@ -73,6 +83,10 @@ class Corpus:
         self._first_records = np.cumsum([0, *(len(one) for one in lengths)])
         begins = np.flatnonzero(index[:, 1])
         self.offsets = np.append(self._starts[begins], self._starts[-1])
+        parts = [folder / f"{shard}.{split}.parts.npy" for shard in self._shards]
+        has_parts = bool(parts) and parts[0].is_file()
+        sizes = np.concatenate([np.zeros(1, np.int64), *map(np.load, parts)]) if has_parts else None
+        self.parts = self.offsets if sizes is None else np.cumsum(sizes)
         self._readers = threading.local()
 
     @staticmethod
@@ -150,7 +164,8 @@ def _pieces(source: MixedSource, data: DataConfig) -> list[tuple[str, Unit]]:
 
 def _options(data: DataConfig) -> str:
     """The options that decide which tokens are written and into which split."""
-    return f"{data.end_of_document} {data.validation_fraction} {data.validation_by}"
+    parts = "" if data.parts == "none" else f" {data.parts}"
+    return f"{data.end_of_document} {data.validation_fraction} {data.validation_by}{parts}"
 
 
 @contextlib.contextmanager
@@ -265,6 +280,8 @@ class _SplitWriter:
 
     def __init__(self, folder: Path, name: str, split: Split, tokenizer: Tokenizer, data: DataConfig) -> None:
         self.records, self.index = folder / f"{name}.{split}.array_record", folder / f"{name}.{split}.npy"
+        self.cut, self.part_index = PARTS[data.parts], folder / f"{name}.{split}.parts.npy"
+        self.part_lengths = list[int]()
         self.temporary = self.records.with_suffix(f".tmp{os.getpid()}")
         if data.end_of_document and tokenizer.eos is None:
             raise UserError("the tokenizer has no end-of-document token; set data.end_of_document=false")
@@ -273,7 +290,7 @@ class _SplitWriter:
         self.width = np.uint16 if tokenizer.vocab <= 2**16 else np.uint32
         self.head = b"\x02\0\0\0" if self.width is np.uint16 else b"\x04\0\0\0"
         self.writer = ArrayRecordWriter(str(self.temporary), "group_size:1")
-        self.counts, self.waiting, self.characters = Counts(), list[str](), 0
+        self.counts, self.waiting, self.characters = Counts(), list[list[str]](), 0
         self.lengths: list[tuple[int, int]] = []
 
     def add(self, text: str) -> None:
@@ -282,7 +299,7 @@ class _SplitWriter:
         self.counts.documents += 1
         self.counts.text_bytes += len(text.encode("utf-8", errors="replace"))
         self.counts.replaced += REPLACEMENT in text
-        self.waiting.append(text)
+        self.waiting.append([text] if self.cut is None else self.cut(text))
         self.characters += len(text)
         if self.characters > BATCH_CHARACTERS:
             self._flush()
@@ -291,10 +308,15 @@ class _SplitWriter:
         self._flush()
         self.writer.close()
         self.temporary.replace(self.records)
-        with self.temporary.open("wb") as file:
-            np.save(file, np.array(self.lengths, np.int64).reshape(-1, 2))
-        self.temporary.replace(self.index)
+        self._save(self.index, np.array(self.lengths, np.int64).reshape(-1, 2))
+        if self.cut is not None:
+            self._save(self.part_index, np.array(self.part_lengths, np.int64))
         return self.counts
+
+    def _save(self, path: Path, values: np.ndarray) -> None:
+        with self.temporary.open("wb") as file:
+            np.save(file, values)
+        self.temporary.replace(path)
 
     def discard(self) -> None:
         with contextlib.suppress(Exception):  # closing a writer that failed fails again; its error is on its way
@@ -302,8 +324,12 @@ class _SplitWriter:
         self.temporary.unlink(missing_ok=True)
 
     def _flush(self) -> None:
-        for ids in self.tokenizer.encode_batch(self.waiting):
-            whole = np.concatenate([ids, self.end]).astype(self.width)
+        encoded = iter(self.tokenizer.encode_batch([part for parts in self.waiting for part in parts]))
+        for parts in self.waiting:
+            ids = [next(encoded) for _ in parts]
+            ids[-1] = np.concatenate([ids[-1], self.end])
+            self.part_lengths += map(len, ids)
+            whole = np.concatenate(ids).astype(self.width)
             self.counts.tokens += len(whole)
             for start in range(0, len(whole), RECORD_TOKENS):
                 piece = whole[start : start + RECORD_TOKENS]

@@ -12,7 +12,7 @@ import sysconfig
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import groupby
+from itertools import groupby, zip_longest
 from pathlib import Path
 from typing import IO, Any
 
@@ -28,6 +28,8 @@ SMALLEST_UNIT = 2**20
 UNIT_RECORDS = 50_000
 """Records of a TFDS unit."""
 REPLACEMENT = "\ufffd"
+FIELD_BORDER = "\x1e"
+"""Between the fields of a document: ASCII's record separator, taken out of the text itself."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Unit:
 
     paths: tuple[str, ...]
     format: str
-    field: str
+    field: tuple[str, ...]
     document: str
     split: str
     start: int = 0
@@ -53,7 +55,10 @@ class Unit:
     @property
     def identity(self) -> str:
         """Changes when what the unit holds may have changed: name, size and modification time of its files."""
-        stats = [] if self.format == "tfds" else [Path(path).stat() for path in self.paths]
+        files = [Path(path) for path in self.paths]
+        if self.format == "parallel":
+            files = [file for path in files for file in _field_files(path, self.field) if file.is_file()]
+        stats = [] if self.format == "tfds" else [file.stat() for file in files]
         return f"{self} {[(stat.st_size, stat.st_mtime_ns) for stat in stats]}"
 
 
@@ -80,6 +85,8 @@ def units(
         form = "python" if own[0] in python else _format(own[0]) if source.format == "auto" else source.format
         return Unit(own, form, source.field, source.document, split or source.split)
 
+    if source.format == "parallel":
+        patterns = tuple(pattern.replace("{}", source.field[0]) for pattern in patterns)
     if source.format == "tfds":
         return [part for path in patterns for part in _parts(unit((path,)))]
     paths = [path for p in patterns for path in (sorted(python) if p == STANDARD_LIBRARY else _matches(p))]
@@ -116,6 +123,7 @@ def documents(unit: Unit) -> Iterator[tuple[str, str]]:
         "parquet": _parquet,
         "tfds": _tfds,
         "text": _text,
+        "parallel": _parallel,
         "python": _python_documents,
     }
     for path in unit.paths:
@@ -166,7 +174,7 @@ def _parts(unit: Unit) -> list[Unit]:
             groups, size = file.num_row_groups, max(sum(_group_bytes(file)), 1)
             return _cut(unit, groups, max(1, groups * UNIT_BYTES // size)) if size > UNIT_BYTES else [unit]
     size = Path(unit.path).stat().st_size
-    by_line = unit.format == "jsonl" or unit.document == "line"
+    by_line = unit.format == "jsonl" or (unit.document == "line" and unit.format != "parallel")
     if by_line and _plain(unit.path) == Path(unit.path) and size > UNIT_BYTES:
         return _cut(unit, size, UNIT_BYTES)
     return [unit]
@@ -237,14 +245,40 @@ def _line_of(unit: Unit, number: int, at: int) -> str:
 
 
 def _value(record: Any, unit: Unit, place: str) -> str:
-    if not isinstance(record, dict) or unit.field not in record:
+    """The text of a record; several fields are joined by `FIELD_BORDER`."""
+    return FIELD_BORDER.join(_field(record, name, place).replace(FIELD_BORDER, " ") for name in unit.field)
+
+
+def _field(record: Any, name: str, place: str) -> str:
+    if not isinstance(record, dict) or name not in record:
         have = ", ".join(map(str, record)) if isinstance(record, dict) else type(record).__name__
-        raise UserError(f"{place}: no field {unit.field!r} (found {have}); set data.field")
-    value = record[unit.field]
+        raise UserError(f"{place}: no field {name!r} (found {have}); set data.field")
+    value = record[name]
     value = value.decode("utf-8", errors="replace") if isinstance(value, bytes) else value
     if not isinstance(value, str):
-        raise UserError(f"{place}: field {unit.field!r} is {type(value).__name__}, expected text; set data.field")
+        raise UserError(f"{place}: field {name!r} is {type(value).__name__}, expected text; set data.field")
     return value
+
+
+def _field_files(first: Path, fields: tuple[str, ...]) -> list[Path]:
+    """The files of parallel text: named as the first field's, but for the field."""
+    head, _, tail = first.name.rpartition(fields[0])
+    return [first.with_name(head + name + tail) for name in fields]
+
+
+def _parallel(unit: Unit) -> Iterator[str]:
+    """Line n of each field's file."""
+    first = Path(unit.path)
+    paths = _field_files(first, unit.field)
+    missing = next((path for path in paths if not path.is_file()), None)
+    if missing:
+        raise UserError(f"{missing}: is not there, but {first} is; parallel text has one file a field (data.field)")
+    sides = [_lines(replace(unit, paths=(str(path),), document="line")) for path in paths]
+    for number, lines in enumerate(zip_longest(*sides), start=1):
+        if None in lines:
+            short = paths[lines.index(None)]
+            raise UserError(f"{short}:{number}: ends before the other fields' files; parallel text has equal lines")
+        yield FIELD_BORDER.join(text.rstrip("\r\n").replace(FIELD_BORDER, " ") for _, text in lines)
 
 
 @contextmanager
@@ -269,13 +303,14 @@ def _group_bytes(file: Any) -> Iterable[int]:
 
 def _parquet(unit: Unit) -> Iterator[str]:
     with _parquet_file(unit.path) as file:
-        if unit.field not in file.schema_arrow.names:
+        missing = next((name for name in unit.field if name not in file.schema_arrow.names), None)
+        if missing:
             have = ", ".join(file.schema_arrow.names)
-            raise UserError(f"{unit.path}: no column {unit.field!r} (found {have}); set data.field")
+            raise UserError(f"{unit.path}: no column {missing!r} (found {have}); set data.field")
         groups = list(range(unit.start, file.num_row_groups if unit.stop == -1 else unit.stop))
-        for batch in file.iter_batches(batch_size=1024, row_groups=groups, columns=[unit.field]):
-            for value in batch.column(0).to_pylist():
-                yield _value({unit.field: value}, unit, unit.path)
+        for batch in file.iter_batches(batch_size=1024, row_groups=groups, columns=list(unit.field)):
+            for record in batch.to_pylist():
+                yield _value(record, unit, unit.path)
 
 
 def _tfds_source(unit: Unit) -> Any:

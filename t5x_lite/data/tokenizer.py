@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import io
+import itertools
 import json
 import os
 import re
@@ -19,13 +20,19 @@ import tokenizers
 from sentencepiece import sentencepiece_model_pb2
 
 from t5x_lite.config import BPE, Character, RunConfig, TokenizerFile, Unigram
+from t5x_lite.config import Bytes as ByteLevel
 from t5x_lite.data import sources
 from t5x_lite.errors import UserError
+from t5x_lite.objectives import Vocabulary
 
 BLOCK = 2**16
 """Characters given to SentencePiece at a time: strings beyond about a megabyte take it more than linear time."""
+SPACE = "\u2581"
+"""SentencePiece's sign for a space."""
 SENTENCE_CHARACTERS = 1000
 """SentencePiece's trainer leaves out sentences above 4192 bytes: a character has four at most."""
+FILES = ("tokenizer.model", "tokenizer.json")
+"""A run's tokenizer is in one of these."""
 _SPECIAL = {
     "pad": ("<pad>", "[PAD]"),
     "eos": ("</s>", "<|endoftext|>", "[SEP]", "<|end_of_text|>", "<eos>"),
@@ -34,12 +41,16 @@ _SPECIAL = {
 
 
 class Tokenizer(ABC):
-    """Ids are below `vocab`; `pad`, `eos` and `unk` are ids, or None where the vocabulary has no such token."""
+    """Ids are below `vocab`; `pad`, `eos` and `unk` are ids, or None where the vocabulary has no such token.
+
+    `special` maps the tokens that text is not made of to their ids.
+    """
 
     vocab: int
     pad: int | None
     eos: int | None
     unk: int | None
+    special: dict[str, int]
     file_name: str
     file_bytes: bytes
 
@@ -54,6 +65,32 @@ class Tokenizer(ABC):
     @abstractmethod
     def id_of(self, token: str) -> int | None:
         """The id of one token of the vocabulary, by its name."""
+
+    @abstractmethod
+    def piece(self, token: int) -> str:
+        """One token as it stands in the vocabulary."""
+
+    @abstractmethod
+    def begins_word(self) -> np.ndarray:
+        """Whether each id begins a word, bool `[vocab]`."""
+
+    def sentinels(self) -> tuple[int, ...]:
+        """T5's <extra_id_0>, <extra_id_1>, … in this order."""
+        found = (self.special.get(f"<extra_id_{n}>") for n in itertools.count())
+        return tuple(itertools.takewhile(lambda i: i is not None, found))  # type: ignore[arg-type]
+
+    def vocabulary(self) -> Vocabulary:
+        """What objectives are told."""
+        special = np.zeros(self.vocab, bool)
+        special[list(self.special.values())] = True
+        return Vocabulary(self.vocab, self.eos, self.special, self.sentinels(), special, self.begins_word())
+
+    def encode_named(self, text: str) -> np.ndarray:
+        """int32 ids of a text in which the names of special tokens stand for them, as in a prompt with sentinels."""
+        names = sorted(self.special, key=len, reverse=True)
+        pieces = re.split(f"({'|'.join(map(re.escape, names))})", text) if names else [text]
+        ids = [[self.special[piece]] if piece in self.special else self.encode(piece) for piece in pieces if piece]
+        return np.concatenate([np.zeros(0, np.int32), *ids]).astype(np.int32)
 
     def encode(self, text: str) -> np.ndarray:
         """int32 ids of one text, without EOS."""
@@ -90,6 +127,8 @@ class SentencePiece(Tokenizer):
         self.file_bytes = model
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         self.vocab = self._processor.get_piece_size()
+        named = (i for i in range(self.vocab) if self._processor.is_control(i) or self._processor.is_unknown(i))
+        self.special = {self._processor.id_to_piece(i): i for i in named}
         self._find_special()
 
     def __reduce__(self) -> tuple[type["SentencePiece"], tuple[bytes]]:
@@ -106,6 +145,12 @@ class SentencePiece(Tokenizer):
     def id_of(self, token: str) -> int | None:
         found = self._processor.piece_to_id(token)
         return found if self._processor.id_to_piece(found) == token else None
+
+    def piece(self, token: int) -> str:
+        return self._processor.id_to_piece(token) if token < self.vocab else f"<{token}>"
+
+    def begins_word(self) -> np.ndarray:
+        return np.array([self._processor.id_to_piece(i).startswith(SPACE) for i in range(self.vocab)])
 
 
 def _blocks(text: str) -> Iterator[str]:
@@ -129,7 +174,9 @@ class HuggingFace(Tokenizer):
         self._tokenizer = tokenizers.Tokenizer.from_str(serialised)
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
-        self.vocab = self._tokenizer.get_vocab_size(with_added_tokens=True)
+        self.vocab = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        added = self._tokenizer.get_added_tokens_decoder()
+        self.special = {token.content: i for i, token in added.items() if token.special}
         self._find_special()
 
     def __reduce__(self) -> tuple[type["HuggingFace"], tuple[str]]:
@@ -145,6 +192,51 @@ class HuggingFace(Tokenizer):
     def id_of(self, token: str) -> int | None:
         return self._tokenizer.token_to_id(token)
 
+    def piece(self, token: int) -> str:
+        return self._tokenizer.id_to_token(token) or f"<{token}>"
+
+    def begins_word(self) -> np.ndarray:
+        pieces = self._tokenizer.get_vocab(with_added_tokens=True)
+        continued = any(piece.startswith("##") for piece in pieces)
+        found = np.zeros(self.vocab, bool)
+        for piece, i in pieces.items():
+            found[i] = not piece.startswith("##") if continued else piece.startswith(("Ġ", "Ċ", SPACE))
+        return found
+
+
+class Bytes(Tokenizer):
+    """UTF-8 bytes, byte b as id b + 3 after pad 0, EOS 1 and unk 2 (Xue et al. 2022, §3.1)."""
+
+    file_name = "tokenizer.json"
+    file_bytes = b'{"model": "bytes"}'
+    first = 3
+    reused = 100
+
+    def __init__(self) -> None:
+        self.vocab = self.first + 256
+        self.special = {"<pad>": 0, "</s>": 1, "<unk>": 2}
+        self._find_special()
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        encoded = (text.encode("utf-8", errors="replace") for text in texts)
+        return [np.frombuffer(one, np.uint8).astype(np.int32) + self.first for one in encoded]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return bytes(int(i) - self.first for i in ids if i >= self.first).decode("utf-8", errors="replace")
+
+    def id_of(self, token: str) -> int | None:
+        return self.special.get(token)
+
+    def piece(self, token: int) -> str:
+        return repr(bytes([token - self.first])) if self.first <= token < self.vocab else f"<{token}>"
+
+    def begins_word(self) -> np.ndarray:
+        return np.arange(self.vocab) == self.first + ord(" ")
+
+    def sentinels(self) -> tuple[int, ...]:
+        """The last hundred byte ids, downwards: bytes that end no valid text so soon (Xue et al. 2022, §3.1)."""
+        return tuple(range(self.vocab - 1, self.vocab - 1 - self.reused, -1))
+
 
 def load(path: Path) -> Tokenizer:
     """The tokenizer of a file, or of a folder (a run) that holds `tokenizer.model` or `tokenizer.json`.
@@ -153,9 +245,9 @@ def load(path: Path) -> Tokenizer:
         UserError: no such file, or not a tokenizer.
     """
     if path.is_dir():
-        found = [path / name for name in ("tokenizer.model", "tokenizer.json") if (path / name).is_file()]
+        found = [path / name for name in FILES if (path / name).is_file()]
         if not found:
-            raise UserError(f"{path}: neither tokenizer.model nor tokenizer.json is there")
+            raise UserError(f"{path}: neither {' nor '.join(FILES)} is there")
         path = found[0]
     return from_file(TokenizerFile(path=str(path)))
 
@@ -172,7 +264,10 @@ def from_file(config: TokenizerFile) -> Tokenizer:
             raise UserError("tokenizer.file.extra_ids: sentinels can be appended to a SentencePiece .model alone")
         if path.suffix == ".txt":
             return HuggingFace(_word_piece(path, lowercase=config.lowercase))
-        if isinstance(json.loads(path.read_text(encoding="utf-8")).get("model"), dict):  # "model" is a GPT-2 token too
+        described = json.loads(path.read_text(encoding="utf-8")).get("model")
+        if described == "bytes":
+            return Bytes()
+        if isinstance(described, dict):  # "model" is a GPT-2 token too
             return HuggingFace(path.read_text(encoding="utf-8"))
         return HuggingFace(_byte_level(path, Path(config.merges) if config.merges else path.with_name("merges.txt")))
     except UserError:
@@ -207,20 +302,21 @@ def _word_piece(vocab: Path, *, lowercase: bool) -> str:
     return tokenizer.to_str()
 
 
-def _with_extra_ids(model: bytes, count: int) -> bytes:
-    """T5's sentinels as control pieces at the end, <extra_id_0> last: text can never spell one (Raffel et al. 2020)."""
-    if not count:
+def _with_extra_ids(model: bytes, count: int, controls: Sequence[str] = ()) -> bytes:
+    """Control pieces at the end, T5's <extra_id_0> last of all: text can never spell one (Raffel et al. 2020)."""
+    if not count and not controls:
         return model
     proto = sentencepiece_model_pb2.ModelProto.FromString(model)  # type: ignore[attr-defined]
-    for number in reversed(range(count)):
-        proto.pieces.add(piece=f"<extra_id_{number}>", score=0.0, type=proto.SentencePiece.CONTROL)
+    for name in (*controls, *(f"<extra_id_{number}>" for number in reversed(range(count)))):
+        proto.pieces.add(piece=name, score=0.0, type=proto.SentencePiece.CONTROL)
     return proto.SerializeToString()
 
 
 def train(config: Unigram | BPE | Character, texts: Iterable[str]) -> SentencePiece:
     """Train a SentencePiece model with T5's special ids: pad 0, eos 1, unk 2.
 
-    Under `identity` the model gives every text back exactly, byte for byte where `byte_fallback` is on.
+    Under `identity` the model gives every text back exactly, byte for byte where `byte_fallback` is on, but for U+2581,
+    which is SentencePiece's own sign for a space.
 
     Raises:
         UserError: no text, or a vocabulary larger than the text supports (the largest possible is named).
@@ -230,7 +326,8 @@ def train(config: Unigram | BPE | Character, texts: Iterable[str]) -> SentencePi
         options: dict[str, Any] = {"hard_vocab_limit": False, "normalization_rule_name": "identity"}
         texts = _with_alphabet(texts)
     else:
-        kind, pieces = ("unigram" if isinstance(config, Unigram) else "bpe"), config.vocab - config.extra_ids
+        kind = "unigram" if isinstance(config, Unigram) else "bpe"
+        pieces = config.vocab - config.extra_ids - len(config.controls)
         options = {"byte_fallback": config.byte_fallback, "normalization_rule_name": config.normalization}
     identity = options["normalization_rule_name"] == "identity"
     sentences = (cut for text in texts for cut in _sentences(text))
@@ -258,8 +355,8 @@ def train(config: Unigram | BPE | Character, texts: Iterable[str]) -> SentencePi
             **options,
         )
     except (RuntimeError, ValueError) as error:
-        raise _explained(error, kind, config.extra_ids) from None
-    return SentencePiece(_with_extra_ids(written.getvalue(), config.extra_ids))
+        raise _explained(error, kind, config.extra_ids + len(config.controls)) from None
+    return SentencePiece(_with_extra_ids(written.getvalue(), config.extra_ids, config.controls))
 
 
 def _chain(first: str, rest: Iterator[str]) -> Iterator[str]:
@@ -300,6 +397,8 @@ def obtain(config: RunConfig) -> Tokenizer:
     """The run's tokenizer: a file's, or one trained on its text and kept in the cache under a fingerprint of both."""
     if isinstance(config.tokenizer, TokenizerFile):
         return from_file(config.tokenizer)
+    if isinstance(config.tokenizer, ByteLevel):
+        return Bytes()
     pieces = [unit for source in config.data.sources for unit in sources.units(source)]
     key = hashlib.sha256("\n".join([repr(config.tokenizer), *(unit.identity for unit in pieces)]).encode())
     folder = Path(config.data.cache_dir) / f"tokenizer-{key.hexdigest()[:16]}"
@@ -318,7 +417,7 @@ def _sample(pieces: Sequence[sources.Unit], limit: float) -> Iterator[str]:
         left = limit / len(pieces)
         with contextlib.closing(sources.documents(unit)) as texts:  # type: ignore[type-var]
             for _, text in texts:
-                yield text[: int(min(left, len(text)))]
+                yield text[: int(min(left, len(text)))].replace(sources.FIELD_BORDER, " ")
                 left -= len(text.encode())
                 if left <= 0:
                     break

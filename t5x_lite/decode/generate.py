@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.errors import UserError
-from t5x_lite.models.config import Learned
+from t5x_lite.models.config import Learned, ModelConfig
 from t5x_lite.models.transformer import Blueprint, Cache
 
 CHUNK = 16
@@ -61,24 +61,32 @@ def choose(logits: Float[Array, "b v"], sampling: Sampling, keys: PRNGKeyArray) 
     return jax.vmap(jax.random.categorical)(keys, logits)
 
 
-class Decoder:
-    """Compiled prefill and decode of one model."""
+class Generator:
+    """Compiled prefill and decode of one model: a decoder continues prompts, an encoder_decoder answers them."""
 
-    def __init__(self, blueprint: Blueprint, params: Any, tokenizer: Tokenizer) -> None:
-        self.params, self.tokenizer = params, tokenizer
-        self.model = blueprint.model(params)
-        self._prefill = jax.jit(partial(_prefill, blueprint), donate_argnums=3)
+    def __init__(self, config: ModelConfig, blueprint: Blueprint, params: Any, tokenizer: Tokenizer | None) -> None:
+        if config.family not in {"decoder", "encoder_decoder"}:
+            raise UserError(f"a model of family {config.family} does not generate; it fills masks")
+        self.config, self.params, self._tokenizer = config, params, tokenizer
+        self._prefill = jax.jit(partial(_prefill, blueprint), static_argnums=0)
         self._decode = jax.jit(partial(_decode, blueprint), static_argnums=(0, 1), donate_argnums=4)
 
-    def stream(self, prompts: Sequence[str], sampling: Sampling) -> Iterator[list[str]]:
-        """The whole text of each continuation so far, again and again, until all have ended."""
-        encoded = [self._encoded(prompt) for prompt in prompts]
-        longest = max(map(len, encoded))
-        room = self._room(longest, sampling.tokens)
-        encoded = [ids[-room:] for ids in encoded]
-        tokens, segments = _left_padded(encoded)
-        cache = self.model.empty_cache(len(prompts), tokens.shape[1] + sampling.tokens)
-        logits, cache = self._prefill(self.params, tokens, segments, cache)
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer, which text needs and `tokens` does not."""
+        if self._tokenizer is None:
+            raise UserError("text needs the run's tokenizer, and it has none")
+        return self._tokenizer
+
+    def tokens(self, prompts: Sequence[np.ndarray], sampling: Sampling) -> Iterator[np.ndarray]:
+        """int32 `[prompts, made so far]`, again and again, longer by a chunk each time, EOS and what follows included.
+
+        Raises:
+            UserError: learned positions do not suffice.
+        """
+        room = self._room(max(map(len, prompts)), sampling.tokens)
+        tokens, segments = _left_padded([ids[-room:] for ids in prompts])
+        logits, cache = self._prefill(sampling.tokens, self.params, tokens, segments)
         made = np.zeros((len(prompts), 0), np.int32)
         choice = replace(sampling, tokens=1, stop=(), seed=0)
         seeds = jax.vmap(partial(jax.random.fold_in, jax.random.key(sampling.seed)))(jnp.arange(len(prompts)))
@@ -87,6 +95,11 @@ class Decoder:
             start = jnp.int32(made.shape[1])
             new, logits, cache = self._decode(choice, count, self.params, logits, cache, seeds, start)
             made = np.concatenate([made, np.asarray(new)], axis=1)
+            yield made
+
+    def stream(self, prompts: Sequence[str], sampling: Sampling) -> Iterator[list[str]]:
+        """The whole text of each continuation so far, again and again, until all have ended."""
+        for made in self.tokens([self.encoded(prompt) for prompt in prompts], sampling):
             ended = [self._text(row, sampling.stop) for row in made]
             yield [text for text, _ in ended]
             if all(done for _, done in ended):
@@ -96,24 +109,28 @@ class Decoder:
         """The continuation of each prompt, without the prompt."""
         return deque(self.stream(prompts, sampling), maxlen=1)[0]
 
-    def _encoded(self, prompt: str) -> np.ndarray:
+    def encoded(self, prompt: str) -> np.ndarray:
+        """A prompt's ids: in an encoder's, names of special tokens stand for them, and EOS ends it."""
+        eos = self.tokenizer.eos
+        if self.config.family == "encoder_decoder":
+            return np.append(self.tokenizer.encode_named(prompt), [] if eos is None else [eos]).astype(np.int32)
         ids = self.tokenizer.encode(prompt)
         if len(ids):
             return ids
-        if self.tokenizer.eos is None:
+        if eos is None:
             raise UserError("an empty prompt needs a tokenizer with an end-of-document token to begin from")
-        return np.array([self.tokenizer.eos], np.int32)
+        return np.array([eos], np.int32)
 
     def _room(self, longest: int, tokens: int) -> int:
-        """Prompt tokens that fit beside the new ones into a model of learned positions."""
-        positions = self.model.config.positions
+        """Prompt tokens that fit (beside the new ones, in a decoder) into a model of learned positions."""
+        positions = self.config.positions
         if not isinstance(positions, Learned):
             return longest
         if tokens >= positions.length:
             raise UserError(
                 f"tokens {tokens} leave no room for a prompt in the model's {positions.length} learned positions"
             )
-        return positions.length - tokens
+        return positions.length - (tokens if self.config.family == "decoder" else 0)
 
     def _text(self, ids: np.ndarray, stops: Sequence[str]) -> tuple[str, bool]:
         """Text up to EOS or the first stop string, and whether one of them was there."""
@@ -133,10 +150,10 @@ def _left_padded(rows: Sequence[np.ndarray]) -> tuple[Int[Array, "b l"], Int[Arr
     return jnp.asarray(tokens[0]), jnp.asarray(tokens[1])
 
 
-def _prefill(blueprint: Blueprint, params: Any, tokens: Array, segments: Array, cache: Cache) -> tuple[Array, Cache]:
+def _prefill(blueprint: Blueprint, room: int, params: Any, tokens: Array, segments: Array) -> tuple[Array, Cache]:
     model = blueprint.model(params)
-    hidden, cache = model.extend(tokens, segments, cache)
-    return model.logits(hidden[:, -1:])[:, 0], cache
+    hidden, cache = model.begin(tokens, segments, room)
+    return model.logits(hidden)[:, 0], cache
 
 
 def _decode(
@@ -160,15 +177,6 @@ def _decode(
 
     (logits, cache), tokens = jax.lax.scan(one, (logits, cache), start + jnp.arange(count))
     return tokens.T, logits, cache
-
-
-def stream_to_terminal(model: Any, prompts: Sequence[str], sampling: Sampling) -> None:
-    """Print continuations: one prompt as it grows, several when all are done."""
-    if len(prompts) > 1:
-        for prompt, text in zip(prompts, model.decoder.generate(prompts, sampling), strict=True):
-            print(f"{prompt}{text}\n")
-        return
-    print_growing(prompts[0], model.decoder.stream(prompts, sampling), sys.stdout.write)
 
 
 def print_growing(prompt: str, texts: Iterator[list[str]], write: Callable[[str], Any]) -> None:

@@ -1,31 +1,30 @@
-"""Loss of a model on a text: nats per token, perplexity, bits per byte."""
+"""Loss of a model on a text: nats per predicted token, perplexity, bits per byte."""
 
 import math
 from collections.abc import Callable, Iterable
-from functools import reduce
-from operator import add
 from typing import Any
 
+import jax
+
 from t5x_lite.models.losses import TokenLoss
+from t5x_lite.train.step import Sums, means
 
 
 def evaluate(
-    eval_step: Callable[[Any, Any], TokenLoss], params: Any, batches: Iterable[Any], tokens_per_byte: float
+    eval_step: Callable[[Any, Any], Sums], params: Any, batches: Iterable[Any], tokens_per_byte: float | None
 ) -> dict[str, float]:
     """Sums over all batches, then means.
 
     Returns:
-        `loss` (nats per token), `perplexity` (its exponential), `bits_per_byte` (loss / ln 2 · tokens per UTF-8 byte:
-        comparable between tokenizers), `accuracy` (share of tokens whose best guess is right), `tokens` (predicted).
+        `loss` (nats per predicted token), `perplexity` (its exponential), `bits_per_byte` (loss / ln 2 · tokens per
+        UTF-8 byte: comparable between tokenizers; where every token is predicted), `accuracy` (share of tokens whose
+        best guess is right), `tokens` (predicted), and `x_loss`, `x_accuracy` of the objective's other terms.
     """
-    sums = [eval_step(params, batch) for batch in batches]
-    total = reduce(add, sums)
-    weight = max(float(total.weight), 1.0)
-    loss = float(total.loss) / weight
-    return {
-        "loss": loss,
-        "perplexity": math.exp(min(loss, 700.0)),
-        "bits_per_byte": loss / math.log(2) * tokens_per_byte,
-        "accuracy": float(total.correct) / weight,
-        "tokens": float(total.weight),
-    }
+    sums: dict[str, TokenLoss] = {}
+    for part in (eval_step(params, batch) for batch in batches):
+        sums = {name: sums[name] + term if sums else term for name, term in part.items()}
+    found = {name: float(value) for name, value in jax.device_get(means(sums)).items() if name != "z_loss"}
+    found["perplexity"] = math.exp(min(found["loss"], 700.0))
+    if tokens_per_byte is not None:
+        found["bits_per_byte"] = found["loss"] / math.log(2) * tokens_per_byte
+    return {**found, "tokens": float(sums["loss"].weight)}

@@ -2,14 +2,15 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, PRNGKeyArray
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from t5x_lite.models import kernels
-from t5x_lite.models.config import LayerConfig, ModelConfig
+from t5x_lite.models import kernels, positions
+from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.kernels import Places
 from t5x_lite.models.layers import Linear, Norm
 
@@ -17,57 +18,82 @@ from t5x_lite.models.layers import Linear, Norm
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class KeysValues:
-    """Keys and values of the tokens so far, of one layer."""
+    """Keys and values of a source, of one layer: of the tokens so far, or of an encoder's states."""
 
     key: Float[Array, "b m n k"]
     value: Float[Array, "b m n k"]
 
+    def written(self, new: "KeysValues", start: Int[Array, ""]) -> "KeysValues":
+        """These with `new` put at places `start` and after."""
+        write = lambda old, own: jax.lax.dynamic_update_slice_in_dim(old, own.astype(old.dtype), start, axis=1)  # noqa: E731
+        return KeysValues(write(self.key, new.key), write(self.value, new.value))
+
 
 @dataclass(frozen=True)
-class Context:
-    """What all layers of one call share: the rotation of queries and keys, and where they stand in their rows."""
+class View:
+    """What the layers of one call share: where queries and keys stand, and what their places do to them.
 
-    rotate: Callable[[Float[Array, "b l h k"]], Float[Array, "b l h k"]]
+    `rotate` turns queries and new keys; `bias` is added to the scores; with `causal` a query sees no later key.
+    """
+
     queries: Places
     keys: Places
+    causal: bool
+    rotate: Callable[[Float[Array, "b l h k"]], Float[Array, "b l h k"]] = lambda x: x
+    bias: Float[Array, "h l m"] | None = None
 
 
 class Attention(nnx.Module):
-    """Self-attention; `kv_heads` below `heads` is grouped-query attention (Ainslie et al. 2023)."""
+    """Attention from `x` to a source; `kv_heads` below `heads` is grouped-query attention (Ainslie et al. 2023).
 
-    def __init__(self, config: ModelConfig, layer: LayerConfig, *, rngs: nnx.Rngs) -> None:
+    `pattern` is an attention kind of `patterns.py`. A layer's own relative positions, if it has any, are for
+    attention to itself (`cross` False).
+    """
+
+    def __init__(self, config: ModelConfig, pattern: Any, *, cross: bool = False, rngs: nnx.Rngs) -> None:
         embed, head = ("embed", config.embed), ("head_dim", config.width_of_head)
         heads, kv_heads = ("heads", config.heads), ("kv_heads", config.key_value_heads)
-        self.pattern = layer.attention
-        self.dropout = config.dropout
-        self.query = Linear(config, [embed], [heads, head], rngs=rngs)
-        self.key = Linear(config, [embed], [kv_heads, head], rngs=rngs)
-        self.value = Linear(config, [embed], [kv_heads, head], rngs=rngs)
+        self.pattern, self.dropout, self.scale = pattern, config.dropout, config.attention_scale
+        usual = config.width_of_head**-0.5
+        # What a smaller scale would do to the first scores, the first queries do (NormalInit has one deviation).
+        shrink = usual / self.scale if self.scale and config.fan_in_init else 1.0
+        bias = config.query_key_value_bias
+        self.query = Linear(config, [embed], [heads, head], bias=bias, scale=shrink, rngs=rngs)
+        self.key = Linear(config, [embed], [kv_heads, head], bias=bias, rngs=rngs)
+        self.value = Linear(config, [embed], [kv_heads, head], bias=bias, rngs=rngs)
         self.out = Linear(config, [heads, head], [embed], residual=True, rngs=rngs)
-        normed = config.query_key_norm
-        self.query_norm = Norm(config.norm, config.width_of_head, "head_dim") if normed else None
-        self.key_norm = Norm(config.norm, config.width_of_head, "head_dim") if normed else None
+        normed = {"none": None, "head": ([head], [head]), "width": ([heads, head], [kv_heads, head])}
+        axes = normed[config.query_key_norm]
+        self.query_norm = None if axes is None else Norm(config.norm, *axes[0])
+        self.key_norm = None if axes is None else Norm(config.norm, *axes[1])
+        self.positions = None if cross else positions.attended(config, rngs, layer=True)
+
+    def keys_values(self, source: Float[Array, "b m d"], view: View) -> KeysValues:
+        """Keys, normed and rotated, and values of a source."""
+        key = self.key(source)
+        return KeysValues(view.rotate(key if self.key_norm is None else self.key_norm(key)), self.value(source))
 
     def __call__(
-        self,
-        x: Float[Array, "b l d"],
-        context: Context,
-        cache: KeysValues | None = None,
-        key: PRNGKeyArray | None = None,
-    ) -> tuple[Float[Array, "b l d"], KeysValues | None]:
-        """Attend from `x` to itself, or to the cache after the new keys and values are written into it."""
-        q, k, v = self.query(x), self.key(x), self.value(x)
-        if self.query_norm is not None and self.key_norm is not None:
-            q, k = self.query_norm(q), self.key_norm(k)
-        q, k = context.rotate(q), context.rotate(k)
-        if cache is not None:
-            start = context.queries.index[0]
-            k = jax.lax.dynamic_update_slice_in_dim(cache.key, k.astype(cache.key.dtype), start, axis=1)
-            v = jax.lax.dynamic_update_slice_in_dim(cache.value, v.astype(cache.value.dtype), start, axis=1)
-            cache = KeysValues(k, v)
-        seen = kernels.mask(self.pattern, context.queries, context.keys, causal=True)
-        mixed = kernels.dense(q, k, v, seen, dropout_rate=self.dropout, dropout_key=key)
-        return self.out(mixed), cache
+        self, x: Float[Array, "b l d"], source: KeysValues, view: View, key: PRNGKeyArray | None = None
+    ) -> Float[Array, "b l d"]:
+        """What `x` takes from the keys and values that it may see."""
+        query = self.query(x)
+        query = view.rotate(query if self.query_norm is None else self.query_norm(query))
+        bias = view.bias
+        if self.positions is not None and bias is None:
+            bias = self.positions.bias(view.queries, view.keys, causal=view.causal)
+        seen = kernels.mask(self.pattern, view.queries, view.keys, causal=view.causal)
+        mixed = kernels.dense(
+            query,
+            source.key,
+            source.value,
+            seen,
+            bias=bias,
+            scale=self.scale,
+            dropout_rate=self.dropout,
+            dropout_key=key,
+        )
+        return self.out(mixed)
 
 
 def empty_cache(config: ModelConfig, batch: int, length: int) -> KeysValues:

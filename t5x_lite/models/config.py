@@ -4,14 +4,33 @@ from typing import Annotated, Literal
 
 from pydantic import Strict, model_validator
 
-from t5x_lite.models.patterns import ATTENTION, Dense
+from t5x_lite.models.patterns import ATTENTION, Dense, Local
 from t5x_lite.schema import Config, Int, OneOf, setting
+
+START = 0
+"""The token that an encoder_decoder's decoder begins from: T5's padding id."""
 
 
 class Learned(Config):
     """A trained vector per absolute position, added to the token embedding (Radford et al. 2018)."""
 
     length: Int = setting(1024, "number of positions that have a vector", unit="tokens", ge=1)
+    offset: Int = setting(0, "unused rows before the first position", ge=0, source="RoBERTa and OPT: 2, in their code")
+
+
+class Llama3Stretch(Config):
+    """Longer wavelengths for longer contexts (Llama 3.1, Grattafiori et al. 2024, §3.4.2 and its code).
+
+    Wavelengths above original_length / low are stretched by `factor`, those below original_length / high are kept.
+    """
+
+    factor: float = setting(8.0, "stretch of long wavelengths", gt=1)
+    low: float = setting(1.0, "turns within the original length below which a wavelength is stretched in full", gt=0)
+    high: float = setting(4.0, "turns above which it is kept", gt=0)
+    original_length: Int = setting(8192, "context before the stretch", unit="tokens", ge=1)
+
+
+STRETCHES: dict[str, type[Config]] = {"llama3": Llama3Stretch}
 
 
 class Rotary(Config):
@@ -20,6 +39,21 @@ class Rotary(Config):
     theta: float = setting(
         10000.0, "base of the geometric series of wavelengths", gt=0, source="Su et al. 2021, §3.2.2"
     )
+    stretch: Annotated[Llama3Stretch | None, OneOf(STRETCHES, optional=True)] = setting(
+        None, "how wavelengths are stretched for a longer context"
+    )
+
+
+class Relative(Config):
+    """A trained number per head and bucket of distance, added to the scores (Raffel et al. 2020, §2.1)."""
+
+    buckets: Int = setting(32, "buckets; half of them for each direction in an encoder", ge=4)
+    distance: Int = setting(128, "distance from which on all fall into the last bucket", unit="tokens", ge=2)
+    shared: bool = setting(True, "one table for all layers of a stack; false: one a layer", source="umT5: Chung 2023")
+
+
+class ALiBi(Config):
+    """A fixed penalty that grows with distance, steeper from head to head (Press et al. 2022)."""
 
 
 class Sinusoidal(Config):
@@ -32,8 +66,10 @@ class NoPositions(Config):
 
 POSITIONS: dict[str, type[Config]] = {
     "learned": Learned,
-    "rotary": Rotary,
     "sinusoidal": Sinusoidal,
+    "rotary": Rotary,
+    "relative": Relative,
+    "alibi": ALiBi,
     "none": NoPositions,
 }
 
@@ -60,12 +96,14 @@ class MLP(Config):
     """Two matrices with an activation between them (Vaswani et al. 2017, §3.3)."""
 
     activation: Activation = setting("gelu_tanh", "elementwise function; `gelu` is the exact one, by erf")
+    dropout: float = setting(0.0, "share of inner activations zeroed in training", ge=0, lt=1, source="T5's code")
 
 
 class GLU(Config):
     """Two input matrices, one of them gated by the activation (Shazeer 2020): silu is SwiGLU, gelu is GEGLU."""
 
     activation: Activation = setting("silu", "elementwise function of the gate")
+    dropout: float = setting(0.0, "share of inner activations zeroed in training", ge=0, lt=1, source="T5's code")
 
 
 FEEDFORWARDS: dict[str, type[Config]] = {"mlp": MLP, "glu": GLU}
@@ -83,7 +121,10 @@ class NormalInit(Config):
 
 
 class FanInInit(Config):
-    """Matrices by 1/sqrt(fan in), embeddings by `embedding_deviation`; residual projections scaled or zero."""
+    """Matrices by 1/sqrt(fan in), embeddings by `embedding_deviation`; residual projections scaled or zero.
+
+    Where `attention_scale` is given, queries start so small that scores begin as under 1/sqrt(head_dim) (T5's code).
+    """
 
     embedding_deviation: float = setting(0.02, "standard deviation of embeddings", gt=0)
     residual_scale: float = setting(1.0, "factor on the deviation of projections into the residual stream", ge=0)
@@ -97,17 +138,31 @@ RematPolicy = Literal["none", "full", "dots", "dots_no_batch"]
 class LayerConfig(Config):
     """One layer of the repeating pattern."""
 
-    attention: Annotated[Dense, OneOf(ATTENTION)] = setting(Dense(), "which keys a query may look at")
+    attention: Annotated[Dense | Local, OneOf(ATTENTION)] = setting(Dense(), "which keys a query may look at")
     feedforward: Annotated[MLP | GLU | None, OneOf(FEEDFORWARDS, optional=True)] = setting(
         None, "this layer's feed-forward; null takes `model.feedforward`"
     )
 
 
+class GeneratorConfig(Config):
+    """ELECTRA's small masked language model; what it does not say is as in the discriminator (Clark et al. 2020)."""
+
+    layers: Int = setting(..., "number of layers", ge=1)
+    embed: Int = setting(..., "width of the residual stream", ge=1)
+    heads: Int = setting(..., "number of query heads", ge=1)
+    mlp: Int | None = setting(None, "width of the feed-forward; null takes 4·embed", ge=1)
+
+
+Family = Literal["decoder", "encoder", "encoder_decoder", "electra"]
+Output = Literal["tokens", "sentence", "detection", "span"]
+
+
 class ModelConfig(Config):
     """A Transformer as a composition of components. Sizes are the field's: embed, heads, head_dim, mlp, vocab."""
 
-    family: Literal["decoder"] = setting("decoder", "which Transformer: a decoder is a causal language model")
-    layers: Int = setting(..., "number of layers", ge=1)
+    family: Family = setting("decoder", "which Transformer: GPT, BERT, T5, or ELECTRA's pair of encoders")
+    layers: Int = setting(..., "number of layers (of each stack in an encoder_decoder)", ge=1)
+    decoder_layers: Int | None = setting(None, "layers of an encoder_decoder's decoder; null takes `layers`", ge=1)
     embed: Int = setting(..., "width of the residual stream", ge=1)
     heads: Int = setting(..., "number of query heads", ge=1)
     kv_heads: Int | None = setting(
@@ -116,19 +171,51 @@ class ModelConfig(Config):
     head_dim: Int | None = setting(None, "width of a head; null takes embed / heads", ge=1)
     mlp: Int | None = setting(None, "width of the feed-forward; null takes 4·embed", ge=1)
     vocab: Int | None = setting(None, "rows of the embedding; null takes the tokenizer's size", ge=1)
-    positions: Annotated[Learned | Rotary | Sinusoidal | NoPositions, OneOf(POSITIONS)] = setting(
+    embedding: Int | None = setting(
+        None, "width of the token embedding, projected to `embed`; null takes `embed`", ge=1, source="ALBERT, §3.1"
+    )
+    token_types: Int = setting(0, "kinds of token (first or second sentence) with a vector each", ge=0, source="BERT")
+    embedding_norm: bool = setting(False, "normalise the sum of the embeddings", source="BERT's code")
+    positions: Annotated[Learned | Rotary | Sinusoidal | Relative | ALiBi | NoPositions, OneOf(POSITIONS)] = setting(
         Learned(), "how a token knows its place"
     )
     norm: Annotated[LayerNorm | RMSNorm, OneOf(NORMS)] = setting(LayerNorm(), "normalisation of the residual stream")
-    norm_place: Literal["pre", "post"] = setting("pre", "before each sublayer, or after each residual addition")
-    query_key_norm: bool = setting(False, "normalise queries and keys per head", source="Dehghani et al. 2023, §2")
+    norm_place: Literal["pre", "post", "sublayer"] = setting(
+        "pre", "before each sublayer; after each residual addition (BERT); or on each sublayer's output (OLMo 2)"
+    )
+    query_key_norm: Literal["none", "head", "width"] = setting(
+        "none", "normalise queries and keys per head, or over all heads at once", source="Dehghani 2023, §2; OLMo 2"
+    )
+    attention_scale: float | None = setting(
+        None, "factor on scores; null is 1/sqrt(head_dim), T5 and GPT-Neo have 1", gt=0
+    )
     feedforward: Annotated[MLP | GLU, OneOf(FEEDFORWARDS)] = setting(MLP(), "the position-wise sublayer")
     pattern: Annotated[tuple[LayerConfig, ...], Strict(False)] = setting(
         (LayerConfig(),), "layers of one period; repeated until `layers` are there", min_length=1
     )
+    shared_layers: bool = setting(False, "one period's weights serve all repeats", source="ALBERT, §3.1")
+    shared_stacks: bool = setting(
+        False, "encoder and decoder share all but cross-attention", source="Raffel et al. 2020, §3.2.3"
+    )
     bias: bool = setting(True, "biases in the linear layers")
+    query_key_value_bias: bool | None = setting(None, "biases of these three; null takes `bias`")
+    prefix_lm: bool = setting(
+        False, "a decoder's inputs see each other both ways, its targets only back", source="Raffel 2020, §3.2.1"
+    )
+    outputs: Annotated[tuple[Output, ...], Strict(False)] = setting(
+        ("tokens",),
+        "what is predicted: tokens; sentence (a pair's relation, BERT); detection (replaced or not, ELECTRA); "
+        "span (tokens from a span's borders, SpanBERT)",
+        min_length=1,
+    )
+    output_transform: bool = setting(False, "a dense layer and a norm before the token logits", source="BERT's code")
+    output_bias: bool = setting(False, "a bias per token of the vocabulary")
+    generator: GeneratorConfig | None = setting(None, "the smaller model of `electra`")
     tied: bool = setting(True, "the output matrix is the token embedding", source="Press & Wolf 2017")
-    scale_embedding: float = setting(1.0, "factor on the token embedding", gt=0)
+    scale_embedding: bool = setting(
+        False, "multiply the token embedding by sqrt(embed)", source="Vaswani et al. 2017, §3.4"
+    )
+    scale_output: bool = setting(False, "divide states by sqrt(embed) before the token logits", source="T5's code")
     logit_softcap: float | None = setting(None, "logits become cap·tanh(logits / cap)", gt=0)
     dropout: float = setting(0.0, "share of activations zeroed in training", ge=0, lt=1)
     init: Annotated[NormalInit | FanInInit, OneOf(INITIALIZERS)] = setting(NormalInit(), "initialisation of weights")
@@ -146,9 +233,35 @@ class ModelConfig(Config):
             raise ValueError(f"heads {self.heads} is not a multiple of kv_heads {self.kv_heads}")
         if isinstance(self.positions, Rotary) and self.width_of_head % 2:
             raise ValueError(f"rotary positions need an even head_dim, found {self.width_of_head}")
-        if self.layers % len(self.pattern):
-            raise ValueError(f"layers {self.layers} is not a multiple of the pattern's {len(self.pattern)} layers")
+        for name, layers in (("layers", self.layers), ("decoder_layers", self.layers_of_decoder)):
+            if layers % len(self.pattern):
+                raise ValueError(f"{name} {layers} is not a multiple of the pattern's {len(self.pattern)} layers")
+        self._check_family()
         return self
+
+    def _check_family(self) -> None:
+        wrong = [
+            (bool(self.decoder_layers) and self.family != "encoder_decoder", "decoder_layers is for encoder_decoder"),
+            (self.shared_stacks and self.family != "encoder_decoder", "shared_stacks is for encoder_decoder"),
+            (self.shared_stacks and self.layers != self.layers_of_decoder, "shared_stacks needs equal stacks"),
+            (self.prefix_lm and self.family != "decoder", "prefix_lm is for a decoder"),
+            ((self.generator is not None) != (self.family == "electra"), "electra, and it alone, has a `generator`"),
+            (
+                set(self.outputs) != {"tokens"} and self.family in {"decoder", "encoder_decoder"},
+                f"outputs of a {self.family} are [tokens]",
+            ),
+            (
+                self.family == "electra" and self.outputs != ("detection",),
+                "outputs of electra's discriminator are [detection]",
+            ),
+            (
+                self.embedding not in {None, self.embed} and not self.output_transform and "tokens" in self.outputs,
+                "`embedding` narrower than `embed` needs output_transform",
+            ),
+        ]
+        faults = [message for is_wrong, message in wrong if is_wrong]
+        if faults:
+            raise ValueError("; ".join(faults))
 
     @property
     def width_of_head(self) -> int:
@@ -166,6 +279,24 @@ class ModelConfig(Config):
         return self.mlp or 4 * self.embed
 
     @property
-    def repeats(self) -> int:
-        """How often the pattern is repeated."""
-        return self.layers // len(self.pattern)
+    def fan_in_init(self) -> bool:
+        """Whether each matrix has a deviation of its own."""
+        return isinstance(self.init, FanInInit)
+
+    @property
+    def width_of_embedding(self) -> int:
+        """Channels of the token embedding."""
+        return self.embedding or self.embed
+
+    @property
+    def layers_of_decoder(self) -> int:
+        """Layers of the stack that makes the targets."""
+        return self.decoder_layers or self.layers
+
+    @property
+    def model_of_generator(self) -> "ModelConfig":
+        """ELECTRA's generator as an encoder that shares the discriminator's embeddings."""
+        assert self.generator is not None
+        sizes = self.generator.model_dump() | {"head_dim": None, "embedding": self.width_of_embedding}
+        other = {"family": "encoder", "outputs": ("tokens",), "output_transform": True, "generator": None}
+        return self.model_copy(update=sizes | other | {"output_bias": True})

@@ -59,16 +59,19 @@ class Linear(nnx.Module):
         inputs: Sequence[tuple[str, int]],
         outputs: Sequence[tuple[str, int]],
         *,
+        bias: bool | None = None,
         residual: bool = False,
+        scale: float = 1.0,
         rngs: nnx.Rngs,
     ) -> None:
         shape = [size for _, size in (*inputs, *outputs)]
         names = tuple(name for name, _ in (*inputs, *outputs))
-        std = deviation(config, math.prod(shape[: len(inputs)]), residual=residual)
+        std = scale * deviation(config, math.prod(shape[: len(inputs)]), residual=residual)
         self.contracted = len(inputs)
         self.dtype = jnp.dtype(config.compute)
         self.weight = weight(std * jax.random.normal(rngs.params(), shape, jnp.float32), names, len(inputs))
-        self.bias = weight(jnp.zeros(shape[len(inputs) :], jnp.float32), names[len(inputs) :]) if config.bias else None
+        biased = config.bias if bias is None else bias
+        self.bias = weight(jnp.zeros(shape[len(inputs) :], jnp.float32), names[len(inputs) :]) if biased else None
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         y = jnp.tensordot(x.astype(self.dtype), self.weight[...].astype(self.dtype), axes=self.contracted)
@@ -78,9 +81,9 @@ class Linear(nnx.Module):
 class Embed(nnx.Module):
     """A vector per token, and its transpose as the output matrix of a tied model."""
 
-    def __init__(self, config: ModelConfig, rows: int, *, name: str = "vocab", rngs: nnx.Rngs) -> None:
-        std = deviation(config, config.embed, embedding=True)
-        table = std * jax.random.normal(rngs.params(), (rows, config.embed), jnp.float32)
+    def __init__(self, config: ModelConfig, rows: int, width: int, *, name: str = "vocab", rngs: nnx.Rngs) -> None:
+        std = deviation(config, width, embedding=True)
+        table = std * jax.random.normal(rngs.params(), (rows, width), jnp.float32)
         self.dtype = jnp.dtype(config.compute)
         self.weight = weight(table, (name, "embed"), table=True)
 
@@ -93,20 +96,22 @@ class Embed(nnx.Module):
 
 
 class Norm(nnx.Module):
-    """LayerNorm or RMSNorm over the last axis, computed in float32 (`norm` says which)."""
+    """LayerNorm or RMSNorm over the last axes, computed in float32 (`norm` says which)."""
 
-    def __init__(self, norm: LayerNorm | RMSNorm, size: int, axis: str = "embed") -> None:
+    def __init__(self, norm: LayerNorm | RMSNorm, *axes: tuple[str, int]) -> None:
+        names, shape = tuple(name for name, _ in axes), [size for _, size in axes]
+        self.over = tuple(range(-len(axes), 0))
         self.epsilon = norm.epsilon
         self.centred = isinstance(norm, LayerNorm)
-        self.scale = weight(jnp.ones(size, jnp.float32), (axis,))
+        self.scale = weight(jnp.ones(shape, jnp.float32), names)
         biased = isinstance(norm, LayerNorm) and norm.bias
-        self.bias = weight(jnp.zeros(size, jnp.float32), (axis,)) if biased else None
+        self.bias = weight(jnp.zeros(shape, jnp.float32), names) if biased else None
 
     def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
         y = x.astype(jnp.float32)
         if self.centred:
-            y = y - y.mean(-1, keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.epsilon) * self.scale[...]
+            y = y - y.mean(self.over, keepdims=True)
+        y = y * jax.lax.rsqrt(jnp.square(y).mean(self.over, keepdims=True) + self.epsilon) * self.scale[...]
         return (y if self.bias is None else y + self.bias[...]).astype(x.dtype)
 
 

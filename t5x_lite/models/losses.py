@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 LOGITS_BYTES = 64 * 2**20
 """Logits above this size per device are computed in parts; below it one product is faster."""
@@ -29,6 +29,57 @@ class TokenLoss:
 
     def __add__(self, other: "TokenLoss") -> "TokenLoss":
         return jax.tree.map(jnp.add, self, other)
+
+
+@dataclass(frozen=True)
+class Losses:
+    """What objectives make sums from.
+
+    `z_loss` and `label_smoothing` are the run's; `chunks` is `train.loss_chunks`, or 0 to keep the logits of the `rows`
+    that a device holds under `LOGITS_BYTES` for a vocabulary of `vocab`.
+    """
+
+    vocab: int
+    rows: int = 1
+    chunks: int = 0
+    z_loss: float = 0.0
+    label_smoothing: float = 0.0
+
+    def tokens(
+        self,
+        logits: Callable[[Float[Array, "b l d"]], Float[Array, "b l v"]],
+        states: Float[Array, "b l d"],
+        targets: Int[Array, "b l"],
+        weights: Float[Array, "b l"],
+    ) -> TokenLoss:
+        """Cross-entropy over the vocabulary; see `cross_entropy`."""
+        length = states.shape[1]
+        chunks = self.chunks if self.chunks and length % self.chunks == 0 else 0
+        return cross_entropy(
+            logits,
+            states,
+            targets,
+            weights,
+            z_loss=self.z_loss,
+            label_smoothing=self.label_smoothing,
+            chunks=chunks or chunks_for(length, 4 * self.rows * length * self.vocab),
+        )
+
+    def classes(self, logits: Float[Array, "b c"], targets: Int[Array, "b"], weights: Float[Array, "b"]) -> TokenLoss:
+        """Cross-entropy over a few classes, unsmoothed."""
+        return _sums(lambda x: x, logits, targets, weights, z_loss=0.0, label_smoothing=0.0)
+
+    def binary(
+        self, logits: Float[Array, "b l"], targets: Bool[Array, "b l"], weights: Float[Array, "b l"], factor: float = 1
+    ) -> TokenLoss:
+        """-log sigmoid(±logit), `factor` times in what is minimised."""
+        loss = jax.nn.softplus(jnp.where(targets, -logits, logits))
+        plain, hits, weight = (jnp.sum(weights * x) for x in (loss, (logits > 0) == targets, jnp.ones_like(loss)))
+        return TokenLoss(factor * plain, plain, jnp.zeros_like(plain), hits, weight)
+
+    def gather(self, states: Float[Array, "b l d"], places: Int[Array, "b p"]) -> Float[Array, "b p d"]:
+        """The states at some places of each row."""
+        return jnp.take_along_axis(states, places[..., None], axis=1)
 
 
 def cross_entropy(

@@ -6,7 +6,7 @@ kernels; it imports no JAX.
 
 from typing import Any
 
-from t5x_lite.schema import Config
+from t5x_lite.schema import Config, Int, setting
 
 
 class Dense(Config):
@@ -17,4 +17,14 @@ class Dense(Config):
         return abs(query - key) >= 0
 
 
-ATTENTION: dict[str, type[Config]] = {"dense": Dense}
+class Local(Config):
+    """A band: keys less than `window` away, the query's own place counted (Child et al. 2019; GPT-Neo, Mistral)."""
+
+    window: Int = setting(256, "keys that a causal query sees, itself included", unit="tokens", ge=1)
+
+    def allowed(self, query: Any, key: Any) -> Any:
+        """See `Dense.allowed`; in an encoder the band reaches as far to the right as to the left."""
+        return abs(query - key) < self.window
+
+
+ATTENTION: dict[str, type[Config]] = {"dense": Dense, "local": Local}

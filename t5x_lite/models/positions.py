@@ -1,69 +1,155 @@
-"""How a token knows its place: something added to its embedding, or a rotation of queries and keys."""
+"""How a token knows its place: a vector added to its embedding, or something done inside attention."""
 
+import math
+from typing import Any
+
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from t5x_lite.models.config import Learned, ModelConfig, NoPositions, Rotary, Sinusoidal
-from t5x_lite.models.layers import Embed
+from t5x_lite.models.config import ALiBi, Learned, Llama3Stretch, ModelConfig, Relative, Rotary, Sinusoidal
+from t5x_lite.models.kernels import Places
+from t5x_lite.models.layers import Embed, deviation, weight
 
 
-class Positions(nnx.Module):
-    """No positions; the others override what they change."""
+class AddedPositions(nnx.Module):
+    """Nothing is added; the others override what they change."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
         pass
 
-    def add(self, x: Float[Array, "b l d"], positions: Int[Array, "b l"]) -> Float[Array, "b l d"]:
+    def __call__(self, x: Float[Array, "b l d"], positions: Int[Array, "b l"]) -> Float[Array, "b l d"]:
         """Applied once, to the token embeddings."""
         return x
+
+
+class LearnedPositions(AddedPositions):
+    """A trained vector per position."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
+        assert isinstance(config.positions, Learned)
+        self.offset = config.positions.offset
+        rows = config.positions.length + self.offset
+        self.table = Embed(config, rows, config.width_of_embedding, name="position", rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b l d"], positions: Int[Array, "b l"]) -> Float[Array, "b l d"]:
+        return x + self.table(positions + self.offset)
+
+
+class SinusoidalPositions(AddedPositions):
+    """sin(p / 10000^(2i/d)) and the cosine of the same, sines first and cosines after (Vaswani et al. 2017, §3.5)."""
+
+    def __call__(self, x: Float[Array, "b l d"], positions: Int[Array, "b l"]) -> Float[Array, "b l d"]:
+        angles = positions[..., None].astype(jnp.float32) * _frequencies(x.shape[-1], 10000.0)
+        return x + jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1).astype(x.dtype)
+
+
+class AttendedPositions(nnx.Module):
+    """Attention that does not know places; the others override what they change."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
+        pass
 
     def rotate(self, x: Float[Array, "b l h k"], positions: Int[Array, "b l"]) -> Float[Array, "b l h k"]:
         """Applied in every layer, to queries and to keys."""
         return x
 
-
-class LearnedPositions(Positions):
-    """A trained vector per position."""
-
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
-        assert isinstance(config.positions, Learned)
-        self.table = Embed(config, config.positions.length, name="position", rngs=rngs)
-
-    def add(self, x: Float[Array, "b l d"], positions: Int[Array, "b l"]) -> Float[Array, "b l d"]:
-        return x + self.table(positions)
+    def bias(self, queries: Places, keys: Places, *, causal: bool) -> Float[Array, "h l m"] | None:
+        """Added to the scores of every layer."""
+        return None
 
 
-class SinusoidalPositions(Positions):
-    """sin(p / 10000^(2i/d)) and the cosine of the same, sines first and cosines after (Vaswani et al. 2017, §3.5)."""
-
-    def add(self, x: Float[Array, "b l d"], positions: Int[Array, "b l"]) -> Float[Array, "b l d"]:
-        angles = _angles(positions, x.shape[-1], 10000.0)
-        return x + jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1).astype(x.dtype)
-
-
-class RotaryPositions(Positions):
+class RotaryPositions(AttendedPositions):
     """Channel i of the first half and of the second half of a head are rotated by p / theta^(2i/k) (Su et al. 2021)."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
         assert isinstance(config.positions, Rotary)
-        self.theta = config.positions.theta
+        self.rotary = config.positions
 
     def rotate(self, x: Float[Array, "b l h k"], positions: Int[Array, "b l"]) -> Float[Array, "b l h k"]:
-        angles = _angles(positions, x.shape[-1], self.theta)[:, :, None, :]
+        frequencies = _frequencies(x.shape[-1], self.rotary.theta)
+        if self.rotary.stretch is not None:
+            frequencies = _stretched(frequencies, self.rotary.stretch)
+        angles = (positions[..., None].astype(jnp.float32) * frequencies)[:, :, None, :]
         cos, sin = jnp.cos(angles), jnp.sin(angles)
         first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
         return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 
-def _angles(positions: Int[Array, "b l"], channels: int, theta: float) -> Float[Array, "b l half"]:
-    frequency = theta ** (-jnp.arange(0, channels, 2, dtype=jnp.float32) / channels)
-    return positions[..., None].astype(jnp.float32) * frequency
+class RelativePositions(AttendedPositions):
+    """T5's table of `[buckets, heads]`: distances exact up to half the buckets, then in logarithmic steps."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
+        assert isinstance(config.positions, Relative)
+        self.relative = config.positions
+        std = deviation(config, config.embed)
+        table = std * jax.random.normal(rngs.params(), (config.positions.buckets, config.heads), jnp.float32)
+        self.table = weight(table, ("buckets", "heads"), table=True)
+
+    def bias(self, queries: Places, keys: Places, *, causal: bool) -> Float[Array, "h l m"] | None:
+        offsets = keys.index[None, :] - queries.index[:, None]
+        buckets = bucket(offsets, self.relative.buckets, self.relative.distance, both_ways=not causal)
+        return jnp.moveaxis(self.table[...][buckets], -1, 0)
 
 
-POSITIONS: dict[type, type[Positions]] = {
-    Learned: LearnedPositions,
+class LinearPositions(AttendedPositions):
+    """-slope·distance, the slopes of n heads 2^(-8/n), 2^(-16/n), …, 2^-8 (Press et al. 2022, §3)."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
+        self.heads = config.heads
+
+    def bias(self, queries: Places, keys: Places, *, causal: bool) -> Float[Array, "h l m"] | None:
+        slopes = 2.0 ** (-8.0 * jnp.arange(1, self.heads + 1) / self.heads)
+        return -slopes[:, None, None] * jnp.abs(keys.index[None, :] - queries.index[:, None])
+
+
+def bucket(offset: Int[Array, "l m"], buckets: int, distance: int, *, both_ways: bool) -> Int[Array, "l m"]:
+    """The bucket of each offset key - query (Raffel et al. 2020, §2.1, and T5's code).
+
+    Both ways, keys after the query have the upper half of the buckets. Half of what a direction has are single
+    distances; the others widen logarithmically up to `distance`. The logarithm is taken in float32 and truncated.
+    """
+    first = jnp.zeros_like(offset)
+    if both_ways:
+        buckets //= 2
+        first = buckets * (offset > 0)
+        away = jnp.abs(offset)
+    else:
+        away = jnp.maximum(-offset, 0)
+    exact = buckets // 2
+    octaves = jnp.log(jnp.maximum(away, 1).astype(jnp.float32) / exact) / math.log(distance / exact)
+    far = exact + (octaves * (buckets - exact)).astype(jnp.int32)
+    return first + jnp.where(away < exact, away, jnp.minimum(far, buckets - 1))
+
+
+def _frequencies(channels: int, theta: float) -> Float[Array, "half"]:
+    return theta ** (-jnp.arange(0, channels, 2, dtype=jnp.float32) / channels)
+
+
+def _stretched(frequencies: Float[Array, "half"], stretch: Llama3Stretch) -> Float[Array, "half"]:
+    """Slow turns divided by the factor, fast ones kept, and a straight line between (Llama 3.1's code)."""
+    turns = stretch.original_length * frequencies / (2 * math.pi)
+    kept = jnp.clip((turns - stretch.low) / (stretch.high - stretch.low), 0.0, 1.0)
+    return (1 - kept) * frequencies / stretch.factor + kept * frequencies
+
+
+ADDED: dict[type, type[AddedPositions]] = {Learned: LearnedPositions, Sinusoidal: SinusoidalPositions}
+ATTENDED: dict[type, type[AttendedPositions]] = {
     Rotary: RotaryPositions,
-    Sinusoidal: SinusoidalPositions,
-    NoPositions: Positions,
+    Relative: RelativePositions,
+    ALiBi: LinearPositions,
 }
+
+
+def added(config: ModelConfig, rngs: nnx.Rngs) -> AddedPositions:
+    """What a model's positions add to its embeddings."""
+    return ADDED.get(type(config.positions), AddedPositions)(config, rngs)
+
+
+def attended(config: ModelConfig, rngs: nnx.Rngs, *, layer: bool) -> Any:
+    """What a model's positions do in attention: in the stack once, or with `layer` what each layer has of its own."""
+    own = isinstance(config.positions, Relative) and not config.positions.shared
+    return (ATTENDED.get(type(config.positions), AttendedPositions) if layer == own else AttendedPositions)(
+        config, rngs
+    )

@@ -1,107 +1,300 @@
-"""The Transformer as a whole: embeddings, stack, output."""
+"""The Transformer as a whole: Decoder, Encoder, EncoderDecoder, and ELECTRA's pair of encoders."""
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from t5x_lite.models.attention import Context, KeysValues
-from t5x_lite.models.config import ModelConfig
+from t5x_lite.models import outputs, positions
+from t5x_lite.models.attention import KeysValues
+from t5x_lite.models.config import START, ModelConfig
 from t5x_lite.models.kernels import Places
-from t5x_lite.models.layers import Axes, Embed, Linear, Weight, dropout
-from t5x_lite.models.positions import POSITIONS
-from t5x_lite.models.stack import Stack
+from t5x_lite.models.layers import Axes, Embed, Linear, Norm, Weight, dropout
+from t5x_lite.models.stack import Memory, Stack
+
+Tokens: TypeAlias = Int[Array, "b l"]
+States: TypeAlias = Float[Array, "b l d"]
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class Cache:
-    """What a decoder remembers of the tokens so far: keys and values, their segments, and how many there are."""
+    """What a decoder remembers of the tokens so far: keys and values, their segments, and how many there are.
+
+    After an encoder, `memory` says where its states stand and `remembered` holds each layer's keys and values of them.
+    """
 
     layers: list[KeysValues]
     segment_ids: Int[Array, "b m"]
     index: Int[Array, ""]
+    memory: Memory | None = None
+    remembered: list[KeysValues] | None = None
+
+
+class Embedding(nnx.Module):
+    """Token vectors with positions and token types added, normed where the config says so."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
+        width = config.width_of_embedding
+        self.dropout = config.dropout
+        self.scale = config.embed**0.5 if config.scale_embedding else 1.0
+        self.positions = positions.added(config, rngs)
+        self.types = Embed(config, config.token_types, width, name="types", rngs=rngs) if config.token_types else None
+        self.norm = Norm(config.norm, ("embed", width)) if config.embedding_norm else None
+
+    def __call__(self, x: States, at: Tokens, token_types: Tokens | None, key: PRNGKeyArray | None) -> States:
+        x = self.positions(x * self.scale, at)
+        if self.types is not None:
+            x = x + self.types(jnp.zeros_like(at) if token_types is None else token_types)
+        return dropout(x if self.norm is None else self.norm(x), self.dropout, key)
+
+
+class Side(nnx.Module):
+    """Embedding and stack, from token vectors to states: a whole model but for its token table and outputs.
+
+    With `like`, the embedding is that of another side; with `shared`, so is all of its stack but cross-attention.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        layers: int,
+        *,
+        causal: bool,
+        cross: bool = False,
+        like: "Side | None" = None,
+        shared: bool = False,
+        rngs: nnx.Rngs,
+    ) -> None:
+        narrow = ("embed", config.width_of_embedding)
+        projected = config.width_of_embedding != config.embed
+        self.embedding: Embedding = Embedding(config, rngs=rngs) if like is None else like.embedding
+        self.project = Linear(config, [narrow], [("embed_out", config.embed)], rngs=rngs) if projected else None
+        other = like.stack if like is not None and shared else None
+        self.stack: Stack = Stack(config, layers, causal=causal, cross=cross, like=other, rngs=rngs)
+
+    def __call__(
+        self,
+        x: States,
+        at: Tokens | None,
+        segment_ids: Tokens | None,
+        *,
+        token_types: Tokens | None = None,
+        prefix: Bool[Array, "b l"] | None = None,
+        memory: Memory | None = None,
+        key: PRNGKeyArray | None = None,
+    ) -> tuple[States, Places]:
+        """States, and where they stand. Without positions `at` and segments a row is one document.
+
+        Keys in `prefix` are seen by earlier queries too; `key` turns dropout on.
+        """
+        first, rest = (None, None) if key is None else jax.random.split(key)
+        index, shape = jnp.arange(x.shape[1]), x.shape[:2]
+        at = jnp.broadcast_to(index, shape) if at is None else at
+        places = Places(index, jnp.ones(shape, jnp.int32) if segment_ids is None else segment_ids, prefix)
+        x = self._embedded(x, at, token_types, first)
+        return self.stack(x, self.stack.view(places, places, at), memory, key=rest)[0], places
+
+    def extend(self, x: States, segment_ids: Tokens, cache: Cache, *, prefix: bool = False) -> tuple[States, Cache]:
+        """States of tokens that follow those of `cache`, and the longer cache.
+
+        Rows of unequal length are padded on the left (segment 0), so that all end together; a token's position is the
+        number of real tokens before it. With `prefix` the tokens see each other both ways.
+        """
+        index = cache.index + jnp.arange(x.shape[1])
+        segments = jax.lax.dynamic_update_slice_in_dim(cache.segment_ids, segment_ids, cache.index, axis=1)
+        before = jnp.sum(cache.segment_ids > 0, axis=1, keepdims=True)
+        at = jnp.maximum(before + jnp.cumsum(segment_ids > 0, axis=1) - 1, 0)
+        queries = Places(index, segment_ids)
+        keys = Places(jnp.arange(segments.shape[1]), segments, segments > 0 if prefix else None)
+        view = self.stack.view(queries, keys, at)
+        x = self._embedded(x, at, None, None)
+        hidden, layers = self.stack(x, view, cache.memory, cache.layers, cache.remembered)
+        assert layers is not None
+        return hidden, Cache(layers, segments, cache.index + x.shape[1], cache.memory, cache.remembered)
+
+    def _embedded(self, x: States, at: Tokens, types: Tokens | None, key: PRNGKeyArray | None) -> States:
+        x = self.embedding(x, at, types, key)
+        return x if self.project is None else self.project(x)
+
+    def empty_cache(self, batch: int, length: int) -> Cache:
+        """Room for `length` tokens in each of `batch` rows."""
+        return Cache(self.stack.empty_cache(batch, length), jnp.zeros((batch, length), jnp.int32), jnp.int32(0))
 
 
 class Decoder(nnx.Module):
     """A causal language model: GPT and its descendants, by the components of its config."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
-        if config.vocab is None:
-            raise ValueError("model.vocab must be known; `with_vocab` takes it from the tokenizer")
-        self.config = config
-        self.embedding = Embed(config, config.vocab, rngs=rngs)
-        self.positions = POSITIONS[type(config.positions)](config, rngs)
-        self.stack = Stack(config, rngs=rngs)
-        unbiased = config.model_copy(update={"bias": False})
-        self.output = (
-            None if config.tied else Linear(unbiased, [("embed", config.embed)], [("vocab", config.vocab)], rngs=rngs)
-        )
+        self.prefix_lm = config.prefix_lm
+        self.tokens = _table(config, rngs)
+        self.decoder = Side(config, config.layers, causal=True, rngs=rngs)
+        self.output = outputs.TokenOutput(config, rngs=rngs)
 
     def __call__(
         self,
-        tokens: Int[Array, "b l"],
+        tokens: Tokens,
         *,
-        positions: Int[Array, "b l"] | None = None,
-        segment_ids: Int[Array, "b l"] | None = None,
+        positions: Tokens | None = None,
+        segment_ids: Tokens | None = None,
+        prefix: Tokens | None = None,
         key: PRNGKeyArray | None = None,
-    ) -> Float[Array, "b l d"]:
-        """The last layer's states. Without positions and segments a row is one document; `key` turns dropout on."""
-        index = jnp.arange(tokens.shape[1])
-        places = Places(index, jnp.ones_like(tokens) if segment_ids is None else segment_ids)
-        at = jnp.broadcast_to(index, tokens.shape) if positions is None else positions
-        return self._run(tokens, at, Context(self._rotation(at), places, places), None, key)[0]
+    ) -> States:
+        """The last layer's states. Without positions and segments a row is one document; `key` turns dropout on.
 
-    def extend(
-        self, tokens: Int[Array, "b l"], segment_ids: Int[Array, "b l"], cache: Cache
-    ) -> tuple[Float[Array, "b l d"], Cache]:
-        """States of `tokens` that follow those of `cache`, and the longer cache.
-
-        Rows of unequal length are padded on the left (segment 0), so that all end together; a token's position is the
-        number of real tokens before it.
+        `prefix` is 1 for inputs, which a prefix language model lets see each other both ways.
         """
-        index = cache.index + jnp.arange(tokens.shape[1])
-        segments = jax.lax.dynamic_update_slice_in_dim(cache.segment_ids, segment_ids, cache.index, axis=1)
-        before = jnp.sum(cache.segment_ids > 0, axis=1, keepdims=True)
-        at = jnp.maximum(before + jnp.cumsum(segment_ids > 0, axis=1) - 1, 0)
-        queries, keys = Places(index, segment_ids), Places(jnp.arange(segments.shape[1]), segments)
-        hidden, layers = self._run(tokens, at, Context(self._rotation(at), queries, keys), cache.layers, None)
-        assert layers is not None
-        return hidden, Cache(layers, segments, cache.index + tokens.shape[1])
+        both_ways = prefix > 0 if self.prefix_lm and prefix is not None else None
+        return self.decoder(self.tokens(tokens), positions, segment_ids, prefix=both_ways, key=key)[0]
 
-    def empty_cache(self, batch: int, length: int) -> Cache:
-        """Room for `length` tokens in each of `batch` rows."""
-        return Cache(self.stack.empty_cache(batch, length), jnp.zeros((batch, length), jnp.int32), jnp.int32(0))
+    def begin(self, tokens: Tokens, segment_ids: Tokens, room: int) -> tuple[States, Cache]:
+        """The state of each prompt's last token, and a cache with room for `room` tokens more."""
+        cache = self.decoder.empty_cache(tokens.shape[0], tokens.shape[1] + room)
+        hidden, cache = self.decoder.extend(self.tokens(tokens), segment_ids, cache, prefix=self.prefix_lm)
+        return hidden[:, -1:], cache
 
-    def logits(self, hidden: Float[Array, "b l d"]) -> Float[Array, "b l v"]:
+    def extend(self, tokens: Tokens, segment_ids: Tokens, cache: Cache) -> tuple[States, Cache]:
+        """States of `tokens` that follow those of `cache`, and the longer cache; see `Side.extend`."""
+        return self.decoder.extend(self.tokens(tokens), segment_ids, cache)
+
+    def logits(self, hidden: States) -> Float[Array, "b l v"]:
         """Scores of every token of the vocabulary, in float32."""
-        scores = self.embedding.attend(hidden) if self.output is None else self.output(hidden)
-        scores = scores.astype(jnp.float32)
-        cap = self.config.logit_softcap
-        return scores if cap is None else cap * jnp.tanh(scores / cap)
+        return self.output(hidden, self.tokens)
 
-    def _rotation(self, at: Int[Array, "b l"]) -> Callable[[Array], Array]:
-        return lambda x: self.positions.rotate(x, at)
 
-    def _run(
+class Encoder(nnx.Module):
+    """BERT and its descendants: every token sees all of its segment; `model.outputs` says what is predicted.
+
+    With `like`, token table and embedding are those of another encoder.
+    """
+
+    def __init__(self, config: ModelConfig, *, like: "Encoder | None" = None, rngs: nnx.Rngs) -> None:
+        self.tokens: Embed = _table(config, rngs) if like is None else like.tokens
+        other = None if like is None else like.encoder
+        self.encoder: Side = Side(config, config.layers, causal=False, like=other, rngs=rngs)
+        has = config.outputs
+        self.output = outputs.TokenOutput(config, rngs=rngs) if "tokens" in has else None
+        self.sentence = outputs.SentenceOutput(config, rngs=rngs) if "sentence" in has else None
+        self.detection = outputs.DetectionOutput(config, rngs=rngs) if "detection" in has else None
+        self.span = outputs.SpanOutput(config, rngs=rngs) if "span" in has else None
+
+    def __call__(
         self,
-        tokens: Int[Array, "b l"],
-        at: Int[Array, "b l"],
-        context: Context,
-        cache: list[KeysValues] | None,
-        key: PRNGKeyArray | None,
-    ) -> tuple[Float[Array, "b l d"], list[KeysValues] | None]:
-        first, rest = (None, None) if key is None else jax.random.split(key)
-        x = self.positions.add(self.embedding(tokens) * self.config.scale_embedding, at)
-        x = dropout(x, self.config.dropout, first)
-        return self.stack(x, context, cache, rest)
+        tokens: Tokens,
+        *,
+        positions: Tokens | None = None,
+        segment_ids: Tokens | None = None,
+        token_types: Tokens | None = None,
+        key: PRNGKeyArray | None = None,
+    ) -> States:
+        """The last layer's states; see `Decoder.__call__`. `token_types` default to 0."""
+        return self.encoder(self.tokens(tokens), positions, segment_ids, token_types=token_types, key=key)[0]
+
+    def logits(self, hidden: States) -> Float[Array, "b l v"]:
+        """Scores of every token of the vocabulary, in float32."""
+        assert self.output is not None
+        return self.output(hidden, self.tokens)
+
+    def span_logits(self, states: States) -> Float[Array, "b p v"]:
+        """Scores of every token from what `span` makes of the borders, in float32."""
+        assert self.output is not None
+        return self.output.scores(states, self.tokens)
 
 
-FAMILIES: dict[str, type[Decoder]] = {"decoder": Decoder}
+class EncoderDecoder(nnx.Module):
+    """T5 and the original Transformer: an encoder's states are the memory of a decoder; both share the token table."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
+        self.tokens = _table(config, rngs)
+        self.encoder = Side(config, config.layers, causal=False, rngs=rngs)
+        shared = config.shared_stacks
+        like = self.encoder if shared else None
+        layers = config.layers_of_decoder
+        self.decoder = Side(config, layers, causal=True, cross=True, like=like, shared=shared, rngs=rngs)
+        self.output = outputs.TokenOutput(config, rngs=rngs)
+
+    def __call__(
+        self,
+        tokens: Tokens,
+        decoder_tokens: Tokens,
+        *,
+        positions: Tokens | None = None,
+        segment_ids: Tokens | None = None,
+        decoder_positions: Tokens | None = None,
+        decoder_segment_ids: Tokens | None = None,
+        key: PRNGKeyArray | None = None,
+    ) -> States:
+        """The decoder's states. Cross-attention joins equal segments of the two sides."""
+        first, second = (None, None) if key is None else jax.random.split(key)
+        states, places = self.encoder(self.tokens(tokens), positions, segment_ids, key=first)
+        memory = Memory(places, states)
+        x = self.tokens(decoder_tokens)
+        return self.decoder(x, decoder_positions, decoder_segment_ids, memory=memory, key=second)[0]
+
+    def begin(self, tokens: Tokens, segment_ids: Tokens, room: int) -> tuple[States, Cache]:
+        """Read the prompts; the decoder's state after its first token, and a cache with room for `room` more."""
+        at = jnp.maximum(jnp.cumsum(segment_ids > 0, axis=1) - 1, 0)
+        states, places = self.encoder(self.tokens(tokens), at, segment_ids)
+        empty = self.decoder.empty_cache(tokens.shape[0], 1 + room)
+        remembered = self.decoder.stack.remember(Memory(places, states))
+        cache = replace(empty, memory=Memory(places), remembered=remembered)
+        start = jnp.full((tokens.shape[0], 1), START, tokens.dtype)
+        return self.extend(start, jnp.ones_like(start), cache)
+
+    def extend(self, tokens: Tokens, segment_ids: Tokens, cache: Cache) -> tuple[States, Cache]:
+        """States of decoder tokens that follow those of `cache`, and the longer cache; see `Side.extend`."""
+        return self.decoder.extend(self.tokens(tokens), segment_ids, cache)
+
+    def logits(self, hidden: States) -> Float[Array, "b l v"]:
+        """Scores of every token of the vocabulary, in float32."""
+        return self.output(hidden, self.tokens)
+
+
+class Electra(nnx.Module):
+    """A small generator fills masks, a discriminator tells which tokens it has replaced (Clark et al. 2020).
+
+    Both read the same token table and embedding.
+    """
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
+        self.discriminator = Encoder(config, rngs=rngs)
+        self.generator = Encoder(config.model_of_generator, like=self.discriminator, rngs=rngs)
+
+    def replaced(
+        self, tokens: Tokens, places: Tokens, weights: Float[Array, "b p"], states: States, key: PRNGKeyArray | None
+    ) -> Tokens:
+        """`tokens` with those at `places` (where `weights` are not 0) drawn from the generator's softmax.
+
+        `states` are the generator's at `places`. No gradient passes. Without a key (evaluation) the draw is always the
+        same.
+        """
+        scores = jax.lax.stop_gradient(self.generator.logits(states))
+        drawn = jax.random.categorical(jax.random.key(0) if key is None else key, scores).astype(tokens.dtype)
+        at = jnp.where(weights > 0, places, tokens.shape[1])
+        return tokens.at[jnp.arange(tokens.shape[0])[:, None], at].set(drawn, mode="drop")
+
+
+def _table(config: ModelConfig, rngs: nnx.Rngs) -> Embed:
+    if config.vocab is None:
+        raise ValueError("model.vocab must be known; `with_vocab` takes it from the tokenizer")
+    return Embed(config, config.vocab, config.width_of_embedding, rngs=rngs)
+
+
+FAMILIES: dict[str, Callable[..., nnx.Module]] = {
+    "decoder": Decoder,
+    "encoder": Encoder,
+    "encoder_decoder": EncoderDecoder,
+    "electra": Electra,
+}
+
+
+def _make(config: ModelConfig, key: Any) -> nnx.Module:
+    return FAMILIES[config.family](config, rngs=nnx.Rngs(params=key))
 
 
 @dataclass(frozen=True)
@@ -122,7 +315,7 @@ class Blueprint:
     @property
     def parameters(self) -> int:
         """Number of trained values."""
-        return sum(leaf.size for leaf in jax.tree.leaves(self.shapes))
+        return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(self.shapes))
 
 
 def _variables(axes: Any, params: Any) -> nnx.State:
@@ -131,7 +324,7 @@ def _variables(axes: Any, params: Any) -> nnx.State:
 
 def blueprint(config: ModelConfig) -> Blueprint:
     """The structure and shapes of a model, without allocating anything."""
-    graph, state = nnx.split(nnx.eval_shape(lambda: FAMILIES[config.family](config, rngs=nnx.Rngs(params=0))))
+    graph, state = nnx.split(nnx.eval_shape(lambda: _make(config, 0)))
     is_weight = lambda leaf: isinstance(leaf, Weight)  # noqa: E731
     plain = nnx.to_pure_dict(state)
     axes = nnx.to_pure_dict(jax.tree.map(lambda w: w.axes, state, is_leaf=is_weight))
@@ -140,7 +333,11 @@ def blueprint(config: ModelConfig) -> Blueprint:
 
 def initial(config: ModelConfig, key: PRNGKeyArray) -> Any:
     """Fresh weights as a nested dict; call it under `jax.jit` with the shardings that they should have."""
-    return nnx.to_pure_dict(nnx.state(FAMILIES[config.family](config, rngs=nnx.Rngs(params=key))))
+    return nnx.to_pure_dict(nnx.state(_make(config, key)))
 
 
-__all__ = ["FAMILIES", "Axes", "Blueprint", "Cache", "Decoder", "blueprint", "initial"]
+def named_axes(axes: Any, prefix: str = "") -> dict[str, Axes]:
+    """`{dotted name: Axes}`."""
+    if isinstance(axes, Axes):
+        return {prefix[:-1]: axes}
+    return {name: leaf for key, part in axes.items() for name, leaf in named_axes(part, f"{prefix}{key}.").items()}

@@ -1,8 +1,24 @@
 """What a model learns to predict. One file an objective, one entry here."""
 
 from t5x_lite.objectives.causal import Causal
-from t5x_lite.objectives.objective import Features, Objective
+from t5x_lite.objectives.masked import Masked
+from t5x_lite.objectives.objective import Features, Objective, Row, Task, Vocabulary
+from t5x_lite.objectives.prefix import Prefix
+from t5x_lite.objectives.replaced_token import ReplacedToken
+from t5x_lite.objectives.span_corruption import SpanCorruption
+from t5x_lite.objectives.text_to_text import TextToText
+from t5x_lite.objectives.translation import Translation
+from t5x_lite.objectives.ul2 import UL2
 
-OBJECTIVES: dict[str, type[Objective]] = {"causal": Causal}
+OBJECTIVES: dict[str, type[Objective]] = {
+    "causal": Causal,
+    "prefix": Prefix,
+    "span_corruption": SpanCorruption,
+    "ul2": UL2,
+    "text_to_text": TextToText,
+    "masked": Masked,
+    "replaced_token": ReplacedToken,
+    "translation": Translation,
+}
 
-__all__ = ["OBJECTIVES", "Causal", "Features", "Objective"]
+__all__ = ["OBJECTIVES", "Causal", "Features", "Objective", "Row", "Task", "Vocabulary"]

@@ -5,7 +5,9 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from t5x_lite.objectives.objective import CrossEntropy, Features, Objective
+from t5x_lite.models.config import Family
+from t5x_lite.objectives.features import positions_in
+from t5x_lite.objectives.objective import Features, Losses, Objective, Row, Task
 
 
 class Causal(Objective):
@@ -16,30 +18,29 @@ class Causal(Objective):
     """
 
     name: ClassVar[str] = "causal"
-    families: ClassVar[tuple[str, ...]] = ("decoder",)
+    families: ClassVar[tuple[Family, ...]] = ("decoder",)
+    every_token: ClassVar[bool] = True
 
-    def row_length(self, seq_len: int) -> int:
+    def row_length(self, task: Task) -> int:
         """One more than the model reads: the last token is only a target."""
-        return seq_len + 1
+        return task.seq_len + 1
 
-    def stride(self, seq_len: int) -> int:
+    def stride(self, task: Task) -> int:
         """The token that is only a target here is the first input of the next row."""
-        return seq_len
+        return task.seq_len
 
-    def example(self, tokens: np.ndarray, segments: np.ndarray, rng: np.random.Generator) -> Features:
+    def example(self, row: Row, task: Task, rng: np.random.Generator) -> Features:
         """Inputs are all tokens but the last, targets all but the first."""
-        index = np.arange(len(tokens) - 1, dtype=np.int32)
-        inside, following = segments[:-1], segments[1:]
-        starts = np.concatenate([[True], inside[1:] != inside[:-1]])
+        inside, following = row.segments[:-1], row.segments[1:]
         return {
-            "tokens": tokens[:-1],
-            "targets": tokens[1:],
-            "positions": index - np.maximum.accumulate(np.where(starts, index, 0)),
+            "tokens": row.tokens[:-1],
+            "targets": row.tokens[1:],
+            "positions": positions_in(inside),
             "segment_ids": inside,
             "loss_weights": ((inside == following) & (inside > 0)).astype(np.float32),
         }
 
-    def loss(self, model: Any, batch: Mapping[str, Any], key: Any, cross_entropy: CrossEntropy) -> Any:
+    def loss(self, model: Any, batch: Mapping[str, Any], key: Any, losses: Losses) -> Mapping[str, Any]:
         """Cross-entropy of the next token."""
-        hidden = model(batch["tokens"], positions=batch["positions"], segment_ids=batch["segment_ids"], key=key)
-        return cross_entropy(model.logits, hidden, batch["targets"], batch["loss_weights"])
+        states = model(batch["tokens"], positions=batch["positions"], segment_ids=batch["segment_ids"], key=key)
+        return {"loss": losses.tokens(model.logits, states, batch["targets"], batch["loss_weights"])}

@@ -23,6 +23,10 @@ RULES: dict[str, tuple[str, ...]] = {
     "mlp": ("tensor",),
     "vocab": ("tensor",),
     "position": (),
+    "types": (),
+    "buckets": (),
+    "classes": (),
+    "embed_out": (),
 }
 """Which mesh axes shard a logical axis. An axis whose size they do not divide stays whole."""
 

@@ -27,8 +27,8 @@ from t5x_lite.parallel import mesh as meshes
 from t5x_lite.parallel.distributed import StopRequest, first_process_first
 from t5x_lite.run import Run, check_folder, create, locked, with_vocab
 from t5x_lite.train import optimizer as optimizers
-from t5x_lite.train.metrics import Display, MetricsWriter, duration, flops_per_token, peak_flops, short
-from t5x_lite.train.setup import Steps, make_steps, matrix_parameters, open_data
+from t5x_lite.train.metrics import Display, MetricsWriter, duration, flops_per_row, peak_flops, short
+from t5x_lite.train.setup import Steps, make_steps, open_data
 from t5x_lite.train.state import TrainState
 from t5x_lite.train.watch import Rates, Running, Spike, Watch
 
@@ -82,7 +82,7 @@ class Trainer:
         run: Run,
         rows: TrainingRows,
         validation: Validation,
-        tokens_per_byte: float,
+        tokens_per_byte: float | None,
         mesh: Mesh,
         steps: Steps,
         display: Display,
@@ -93,8 +93,8 @@ class Trainer:
         self.batch_size = self.config.train.batch_size
         peak, how = peak_flops(mesh.devices.flat[0], self.config.train.peak_flops)
         tokens = self.batch_size * self.config.train.seq_len
-        per_token = flops_per_token(self.config.model, matrix_parameters(self.blueprint), self.config.train.seq_len)
-        self.rates = Rates(tokens, tokens * per_token, peak * mesh.size)
+        per_row = flops_per_row(self.config.model, self.blueprint, rows.objective.lengths(rows.task))
+        self.rates = Rates(tokens, self.batch_size * per_row, peak * mesh.size)
         display.say(
             f"model: {self.blueprint.parameters:,} parameters on {mesh.size} × {mesh.devices.flat[0].device_kind}; "
             f"MFU against {short(peak)}FLOP/s a device ({how}), causal attention counted half"

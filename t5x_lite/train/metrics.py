@@ -16,8 +16,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
 
-from t5x_lite.config import ModelConfig
+from t5x_lite.checkpoint import flat
 from t5x_lite.errors import disk_error
+from t5x_lite.models.config import ModelConfig
+from t5x_lite.models.transformer import Blueprint, named_axes
+from t5x_lite.objectives.objective import Lengths
 
 PEAK_FLOPS = {
     "TPU v4": 275e12,
@@ -36,14 +39,47 @@ A TPU7x chip has 2307e12 and is two devices.
 """
 
 
-def flops_per_token(model: ModelConfig, matrix_parameters: int, seq_len: int) -> float:
-    """FLOPs of forward and backward for a token: 6 per matrix weight, and 6·layers·heads·head_dim·length of attention.
+def flops_per_row(model: ModelConfig, blueprint: Blueprint, lengths: Lengths) -> float:
+    """FLOPs of forward and backward for one example: 6 per matrix weight and token that passes it, and attention.
 
-    The formula of PaLM (Chowdhery et al. 2022, appendix B) with causal attention counted half: 12·…·length counts keys
-    that a causal model never looks at. `matrix_parameters` has the output matrix and leaves out looked-up tables.
-    Recomputation (remat) is not counted.
+    The formula of PaLM (Chowdhery et al. 2022, appendix B), 12·layers·heads·head_dim·queries·keys for attention, with
+    causal attention counted half: the whole counts keys that a causal model never looks at. Looked-up tables are left
+    out, the output matrix counts the predicted tokens. Recomputation (remat) is not counted.
     """
-    return 6.0 * matrix_parameters + 6.0 * model.layers * model.heads * model.width_of_head * seq_len
+    shapes = flat(blueprint.shapes)
+    matrices = sum(
+        6.0 * math.prod(shapes[name].shape) * _passes(model, name, lengths)
+        for name, axes in named_axes(blueprint.axes).items()
+        if axes.inputs or (axes.table and "vocab" in axes.names and model.tied)
+    )
+    return matrices + _attention_flops(model, lengths)
+
+
+def _passes(model: ModelConfig, name: str, lengths: Lengths) -> int:
+    """Tokens of an example that are multiplied with one weight."""
+    whole = name.removeprefix("generator.").removeprefix("discriminator.")
+    repeats = model.layers // len(model.pattern) if model.shared_layers and ".stack.layers." in name else 1
+    if whole.startswith("sentence."):
+        return 1
+    if whole.startswith(("output.", "tokens.", "span.")):
+        return lengths.predicted
+    if not whole.startswith("decoder.") or model.family == "decoder":
+        return repeats * lengths.tokens
+    if ".cross_attention.key." in name or ".cross_attention.value." in name:
+        return repeats * lengths.tokens
+    both = lengths.tokens if model.shared_stacks and ".cross_" not in name else 0
+    return repeats * (lengths.targets + both)
+
+
+def _attention_flops(model: ModelConfig, lengths: Lengths) -> float:
+    if model.family == "electra":
+        one = model.model_copy(update={"family": "encoder"})
+        return _attention_flops(one, lengths) + _attention_flops(model.model_of_generator, lengths)
+    width, n, m = 12.0 * model.heads * model.width_of_head, lengths.tokens, lengths.targets
+    if model.family == "decoder":
+        return width * model.layers * n * n / 2
+    across = model.layers_of_decoder * (m * m / 2 + m * n) if model.family == "encoder_decoder" else 0
+    return width * (model.layers * n * n + across)
 
 
 def peak_flops(device: Any, given: float | None) -> tuple[float, str]:
@@ -166,10 +202,13 @@ class Display:
     def evaluated(self, step: int, found: Mapping[str, float]) -> None:
         """The newest evaluation: said once, and its loss shown until the next."""
         self._evaluation = f" · validation {found['loss']:.4f}"
-        self.say(
-            f"step {step}: validation loss {found['loss']:.4f}, perplexity {found['perplexity']:.2f}, "
-            f"{found['bits_per_byte']:.4f} bits per byte"
-        )
+        shown = [f"validation loss {found['loss']:.4f}", f"perplexity {found['perplexity']:.2f}"]
+        if "bits_per_byte" in found:
+            shown.append(f"{found['bits_per_byte']:.4f} bits per byte")
+        shown += [
+            f"{name.removesuffix('_accuracy')} accuracy {found[name]:.1%}" for name in found if "_accuracy" in name
+        ]
+        self.say(f"step {step}: {', '.join(shown)}")
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """One step is done."""

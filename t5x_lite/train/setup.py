@@ -1,7 +1,7 @@
 """What the loop needs before its first step: text as rows, and the compiled steps with their shardings."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,17 +13,20 @@ from jax.sharding import Mesh
 
 from t5x_lite.config import RunConfig
 from t5x_lite.data import mixture
-from t5x_lite.data.corpus import Corpus, prepare
+from t5x_lite.data.corpus import SPLITS, Corpus, prepare
 from t5x_lite.data.pipeline import TrainingRows, Validation
 from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.errors import UserError
-from t5x_lite.models import losses
-from t5x_lite.models.losses import TokenLoss
+from t5x_lite.models.losses import Losses
 from t5x_lite.models.transformer import Blueprint, initial
+from t5x_lite.objectives.objective import Task
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.train import optimizer as optimizers
 from t5x_lite.train.state import TrainState, new_state
-from t5x_lite.train.step import LossFunction, eval_step, train_step
+from t5x_lite.train.step import LossFunction, Sums, eval_step, train_step
+
+FREQUENCY_TOKENS = 10_000_000
+"""Training tokens that a token's frequency is counted over, from the beginning of each source."""
 
 
 @dataclass(frozen=True)
@@ -34,12 +37,13 @@ class Data:
     training: list[Corpus]
     held_out: list[Corpus]
     config: RunConfig
+    task: Task
 
     def rows(self) -> TrainingRows:
         """The endless global order of training rows."""
         data, train = self.config.data, self.config.train
         shares = mixture.weights(data.sources, [corpus.tokens for corpus in self.training], data.mixture_alpha)
-        return TrainingRows(self.training, shares, data, self.config.objective, train.seq_len, train.seed)
+        return TrainingRows(self.training, shares, data, self.config.task, self.task, train.seed)
 
     def validation(self) -> Validation:
         """The whole held-out split, or its first `eval.batches`."""
@@ -50,34 +54,53 @@ class Data:
             )
         run = self.config
         size = run.eval.batch_size or run.train.batch_size
-        return Validation(self.held_out, run.data, run.objective, run.train.seq_len, size, run.eval.batches)
+        return Validation(self.held_out, run.data, run.task, self.task, size, run.eval.batches)
 
     @property
-    def tokens_per_byte(self) -> float:
-        """Tokens of the validation split for one byte of its text."""
+    def tokens_per_byte(self) -> float | None:
+        """Tokens of the validation split for one byte of its text, if the loss is that of every token."""
+        if not self.config.task.every_token:
+            return None
         return sum(c.tokens for c in self.held_out) / max(sum(c.text_bytes for c in self.held_out), 1)
 
 
 def open_data(config: RunConfig, tokenizer: Tokenizer) -> Data:
-    """Find or make the token corpora of every source."""
+    """Find or make the token corpora of every source.
+
+    Raises:
+        UserError: no text, or a tokenizer that the objective cannot work with.
+    """
+    vocabulary = tokenizer.vocabulary()
+    task = Task(config.train.seq_len, vocabulary, config.model.family)
+    config.task.check_task(task)
     folders = [prepare(source, config.data, tokenizer) for source in config.data.sources]
-    return Data(
-        folders, [Corpus.open(f, "train") for f in folders], [Corpus.open(f, "validation") for f in folders], config
-    )
+    training, held_out = ([Corpus.open(f, split) for f in folders] for split in SPLITS)
+    if config.task.needs_frequency:
+        task = replace(task, vocabulary=replace(vocabulary, frequency=_frequency(training, vocabulary.size)))
+    return Data(folders, training, held_out, config, task)
+
+
+def _frequency(corpora: Sequence[Corpus], vocab: int) -> np.ndarray:
+    """Each token's share of the training text, float64 `[vocab]`."""
+    counts = np.zeros(vocab)
+    for corpus in corpora:
+        tokens = corpus.read(0, min(corpus.tokens, FREQUENCY_TOKENS))[0] if corpus.tokens else np.zeros(0, np.int32)
+        counts += np.bincount(tokens, minlength=vocab)
+    return counts / max(counts.sum(), 1.0)
 
 
 def loss_function(config: RunConfig, model: Blueprint, shards: int, *, training: bool) -> LossFunction:
-    """The objective's loss with the run's cross-entropy: z-loss and label smoothing in training alone."""
+    """The objective's loss; z-loss and label smoothing are for training alone."""
     train = config.train
     rows = train.batch_size // train.microbatches if training else (config.eval.batch_size or train.batch_size)
-    logits_bytes = 4 * -(-rows // shards) * train.seq_len * (config.model.vocab or 1)
-    cross_entropy = partial(
-        losses.cross_entropy,
+    losses = Losses(
+        vocab=config.model.vocab or 1,
+        rows=-(-rows // shards),
+        chunks=train.loss_chunks,
         z_loss=train.z_loss if training else 0.0,
         label_smoothing=train.label_smoothing if training else 0.0,
-        chunks=train.loss_chunks or losses.chunks_for(train.seq_len, logits_bytes),
     )
-    return lambda params, batch, key: config.objective.loss(model.model(params), batch, key, cross_entropy)
+    return lambda params, batch, key: config.task.loss(model.model(params), batch, key, losses)
 
 
 @dataclass(frozen=True)
@@ -85,7 +108,7 @@ class Steps:
     """The steps of one run on one mesh, and the shape that its state has there."""
 
     train: Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
-    evaluate: Callable[[Any, Any], TokenLoss]
+    evaluate: Callable[[Any, Any], Sums]
     fresh: Callable[[], TrainState]
     state: TrainState
 
@@ -114,15 +137,3 @@ def make_steps(config: RunConfig, model: Blueprint, mesh: Mesh) -> Steps:
         fresh=jax.jit(fresh, out_shardings=placed),
         state=jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, placed),
     )
-
-
-def matrix_parameters(model: Blueprint) -> int:
-    """Weights that every token is multiplied with: all matrices, and the token table where it is the output too."""
-    tied = "output" not in model.shapes
-    sizes = jax.tree.map(
-        lambda a, s: s.size if a.inputs or (tied and a.names[0] == "vocab") else 0,
-        model.axes,
-        model.shapes,
-        is_leaf=lambda leaf: hasattr(leaf, "inputs"),
-    )
-    return int(np.sum(jax.tree.leaves(sizes)))

@@ -1,6 +1,8 @@
 """The train step and the evaluation step: pure functions of state and batch."""
 
 from collections.abc import Callable, Mapping
+from functools import reduce
+from operator import add
 from typing import Any
 
 import jax
@@ -12,8 +14,10 @@ from t5x_lite.models.losses import TokenLoss
 from t5x_lite.train.state import TrainState
 
 Batch = Mapping[str, Array]
-LossFunction = Callable[[Any, Batch, PRNGKeyArray | None], TokenLoss]
-"""Parameters, batch and dropout key (None in evaluation) to sums over the batch's target tokens."""
+Sums = Mapping[str, TokenLoss]
+"""Sums over a batch by term; the weights of the term `x` are the batch's `x_weights`."""
+LossFunction = Callable[[Any, Batch, PRNGKeyArray | None], Sums]
+"""Parameters, batch and dropout key (None in evaluation) to sums over the batch's targets."""
 
 
 def train_step(
@@ -24,17 +28,22 @@ def train_step(
     state: TrainState,
     batch: Batch,
 ) -> tuple[TrainState, dict[str, Array]]:
-    """One update: the mean loss over all target tokens of the batch, its gradient, the optimizer.
+    """One update: the mean loss over all targets of the batch (the sum of means of several terms), its gradient, the
+    optimizer.
 
-    Microbatches are summed before the division by the whole batch's number of target tokens, so that their number
+    Microbatches are summed before the division by the whole batch's number of targets, so that their number
     changes rounding alone. An update with a non-finite loss or gradient is skipped and counted.
     """
     key = jax.random.fold_in(jax.random.key(seed), state.step)
-    tokens = jnp.maximum(batch["loss_weights"].sum(), 1.0)
+    weights = {
+        name.removesuffix("_weights"): jnp.maximum(value.sum(), 1.0)
+        for name, value in batch.items()
+        if name.endswith("_weights")
+    }
 
-    def mean_loss(params: Any, part: Batch, key: PRNGKeyArray) -> tuple[Array, TokenLoss]:
+    def mean_loss(params: Any, part: Batch, key: PRNGKeyArray) -> tuple[Array, Sums]:
         sums = loss_function(params, part, key)
-        return sums.total / tokens, sums
+        return reduce(add, (term.total / weights[name] for name, term in sums.items())), sums
 
     gradient = jax.grad(mean_loss, has_aux=True)
     if microbatches == 1:
@@ -45,7 +54,7 @@ def train_step(
     grad_norm = optax.tree.norm(grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    finite = jnp.isfinite(sums.total) & jnp.isfinite(grad_norm)
+    finite = reduce(jnp.logical_and, (jnp.isfinite(term.total) for term in sums.values()), jnp.isfinite(grad_norm))
     params, opt_state = jax.tree.map(
         lambda new, old: jnp.where(finite, new, old), (params, opt_state), (state.params, state.opt_state)
     )
@@ -57,7 +66,7 @@ def train_step(
         skipped=state.skipped + bad,
         skipped_in_a_row=(state.skipped_in_a_row + 1) * bad,
     )
-    metrics = _means(sums) | {
+    metrics = means(sums) | {
         "grad_norm": grad_norm,
         "skipped": new.skipped,
         "skipped_in_a_row": new.skipped_in_a_row,
@@ -65,7 +74,7 @@ def train_step(
     return new, metrics
 
 
-def _accumulate(gradient: Callable[..., Any], params: Any, batch: Batch, keys: PRNGKeyArray) -> tuple[Any, TokenLoss]:
+def _accumulate(gradient: Callable[..., Any], params: Any, batch: Batch, keys: PRNGKeyArray) -> tuple[Any, Sums]:
     """Gradients and sums over the microbatches, one at a time; rows are dealt out so that every shard keeps its own."""
     parts = jax.tree.map(lambda x: jnp.moveaxis(x.reshape(-1, len(keys), *x.shape[1:]), 1, 0), dict(batch))
     shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], parts), keys[0])
@@ -77,11 +86,17 @@ def _accumulate(gradient: Callable[..., Any], params: Any, batch: Batch, keys: P
     return jax.lax.scan(add, zeros, (parts, keys))[0]
 
 
-def eval_step(loss_function: LossFunction, params: Any, batch: Batch) -> TokenLoss:
+def eval_step(loss_function: LossFunction, params: Any, batch: Batch) -> Sums:
     """Sums over one validation batch, without dropout."""
     return loss_function(params, batch, None)
 
 
-def _means(sums: TokenLoss) -> dict[str, Array]:
-    weight = jnp.maximum(sums.weight, 1.0)
-    return {"loss": sums.loss / weight, "accuracy": sums.correct / weight, "z_loss": sums.z_loss / weight}
+def means(sums: Sums) -> dict[str, Array]:
+    """`loss`, `accuracy` and `z_loss` of the term `loss`, and `x_loss` and `x_accuracy` of every other term x."""
+    found: dict[str, Array] = {}
+    for name, term in sums.items():
+        weight, prefix = jnp.maximum(term.weight, 1.0), "" if name == "loss" else f"{name}_"
+        found |= {f"{prefix}loss": term.loss / weight, f"{prefix}accuracy": term.correct / weight}
+        if name == "loss":
+            found["z_loss"] = term.z_loss / weight
+    return found

@@ -10,13 +10,14 @@ from t5x_lite.data import mixture
 from t5x_lite.data.pipeline import TrainingRows, Validation, training_batch, training_batches
 from t5x_lite.errors import UserError
 from t5x_lite.objectives import Causal
+from tests.objectives.vocabulary import task
 
 
 class Text:
     """A corpus in memory whose token at place p is p + 1, so that rows say where they were cut."""
 
     def __init__(self, *lengths: int) -> None:
-        self.offsets = np.cumsum([0, *lengths])
+        self.offsets = self.parts = np.cumsum([0, *lengths])
         self.tokens, self.documents = int(self.offsets[-1]), len(lengths)
 
     def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
@@ -29,7 +30,7 @@ LENGTHS = np.random.default_rng(0).integers(3, 40, 50)
 
 def rows(*corpora: Text, seq_len: int = 8, seed: int = 0, **data: object) -> TrainingRows:
     shares = np.full(len(corpora), 1 / len(corpora))
-    return TrainingRows(corpora, shares, DataConfig.model_validate(data), Causal(), seq_len, seed)
+    return TrainingRows(corpora, shares, DataConfig.model_validate(data), Causal(), task(seq_len), seed)
 
 
 def same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
@@ -97,7 +98,8 @@ def test_whole_documents_are_packed_or_stand_alone(packing: str) -> None:
     made = rows(text, seq_len=32, packing=packing)
     seen = []
     for row in range(made.plans[0].rows):
-        tokens, segments = made.plans[0].read(row, 0)
+        read = made.plans[0].read(row, 0)
+        tokens, segments = read.tokens, read.segments
         for segment in range(1, segments.max() + 1):
             piece = tokens[segments == segment]
             document = np.searchsorted(text.offsets, piece[0] - 1, side="right") - 1
@@ -123,7 +125,7 @@ def test_documents_see_each_other_only_when_told() -> None:
 
 @pytest.mark.parametrize("tokens", [2, 8, 9, 10, 16, 17, 25])
 def test_validation_predicts_every_token_but_the_first_once(tokens: int) -> None:
-    split = Validation([Text(tokens)], DataConfig(), Causal(), 8, 2)
+    split = Validation([Text(tokens)], DataConfig(), Causal(), task(8), 2)
     found = list(split.batches(np.arange(2)))
     assert len(found) == len(split)
     targets = [
@@ -134,7 +136,7 @@ def test_validation_predicts_every_token_but_the_first_once(tokens: int) -> None
 
 
 def test_validation_of_hosts_is_that_of_one() -> None:
-    split = Validation([Text(30, 20), Text(45)], DataConfig(), Causal(), 8, 4)
+    split = Validation([Text(30, 20), Text(45)], DataConfig(), Causal(), task(8), 4)
     whole = list(split.batches(np.arange(4)))
     parts = [list(split.batches(own)) for own in np.split(np.arange(4), 2)]
     for number, batch in enumerate(whole):

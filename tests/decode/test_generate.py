@@ -49,8 +49,8 @@ def test_a_stop_string_ends_the_text_before_it(model: Model) -> None:
 
 def test_streaming_shows_what_generation_returns(model: Model) -> None:
     sampling, written = Sampling(tokens=20, seed=3), []
-    print_growing("fox", model.decoder.stream(["fox"], sampling), written.append)
-    assert "".join(written) == "fox" + model.decoder.generate(["fox"], sampling)[0] + "\n"
+    print_growing("fox", model.generator.stream(["fox"], sampling), written.append)
+    assert "".join(written) == "fox" + model.generator.generate(["fox"], sampling)[0] + "\n"
 
 
 def test_half_a_character_waits_for_its_other_half() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from t5x_lite.models.attention import Attention, Context
+from t5x_lite.models.attention import Attention, View
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.kernels import Places
 from t5x_lite.models.layers import dropout
@@ -30,7 +30,11 @@ VARIANTS = {
         "norm_place": "post",
         "feedforward": {"mlp": {"activation": "relu"}},
     },
-    "pattern": {"pattern": [{}, {"feedforward": "glu"}], "query_key_norm": True, "logit_softcap": 30.0},
+    "alibi, sandwiched": {"positions": "alibi", "norm_place": "sublayer", "query_key_norm": "width", "kv_heads": 2},
+    "relative": {"positions": {"relative": {"buckets": 8, "distance": 10}}, "attention_scale": 1.0},
+    "a table a layer": {"positions": {"relative": {"buckets": 8, "distance": 10, "shared": False}}},
+    "shared layers": {"shared_layers": True, "query_key_value_bias": False},
+    "pattern": {"pattern": [{}, {"feedforward": "glu"}], "query_key_norm": "head", "logit_softcap": 30.0},
 }
 
 
@@ -85,8 +89,8 @@ def test_cached_decoding_equals_uncached_with_prompts_of_unequal_length(model: o
     padded[0], padded[1, 3:] = long, short
     segments = np.array([[1] * 6, [0] * 3 + [1] * 3])
     extend = jax.jit(model.extend)
-    hidden, cache = extend(padded, segments, model.empty_cache(2, 10))
-    steps = [np.asarray(model.logits(hidden[:, -1:]))]
+    hidden, cache = model.begin(jnp.asarray(padded), jnp.asarray(segments), 4)
+    steps = [np.asarray(model.logits(hidden))]
     for column in range(4):
         hidden, cache = extend(continued[:, column : column + 1], np.ones((2, 1), np.int32), cache)
         steps.append(np.asarray(model.logits(hidden)))
@@ -120,7 +124,7 @@ def test_unrolling_and_remat_change_neither_values_nor_gradients(changes: dict[s
 
 def test_attention_equals_a_loop_over_heads_and_queries() -> None:
     config, _ = decoder(layers=1, kv_heads=2, positions="none", bias=True)
-    layer = blueprint(config).model(initial(config, jax.random.key(0))).stack.layers["0"].attention
+    layer = blueprint(config).model(initial(config, jax.random.key(0))).decoder.stack.layers["0"].attention
     plain = {name: np.asarray(getattr(layer, name).weight[...])[0] for name in ("query", "key", "value", "out")}
     x = np.random.default_rng(0).normal(size=(6, 16)).astype(np.float32)
     expected = np.zeros_like(x)
@@ -131,11 +135,12 @@ def test_attention_equals_a_loop_over_heads_and_queries() -> None:
             shares = np.exp(scores) / np.exp(scores).sum()
             mixed = sum(s * (x[m] @ plain["value"][:, head // 2]) for m, s in enumerate(shares))
             expected[position] += mixed @ plain["out"][head]
-    own = Attention(config, config.pattern[0], rngs=nnx.Rngs(params=0))
+    own = Attention(config, config.pattern[0].attention, rngs=nnx.Rngs(params=0))
     for name, value in plain.items():
         getattr(own, name).weight[...] = jnp.asarray(value)
     places = Places(jnp.arange(6), jnp.ones((1, 6), jnp.int32))
-    found, _ = own(jnp.asarray(x)[None], Context(lambda y: y, places, places))
+    view, states = View(places, places, causal=True), jnp.asarray(x)[None]
+    found = own(states, own.keys_values(states, view), view)
     np.testing.assert_allclose(found[0], expected, atol=1e-5)
 
 
@@ -143,7 +148,7 @@ def test_rotary_scores_depend_on_distance_alone() -> None:
     _, model = decoder(positions="rotary")
     x = np.random.default_rng(0).normal(size=(1, 1, 1, 4)).astype(np.float32)
     y = np.random.default_rng(1).normal(size=(1, 1, 1, 4)).astype(np.float32)
-    rotate = lambda z, at: np.asarray(model.positions.rotate(z, jnp.array([[at]])))[0, 0, 0]  # noqa: E731
+    rotate = lambda z, at: np.asarray(model.decoder.stack.positions.rotate(z, jnp.array([[at]])))[0, 0, 0]  # noqa: E731
     assert rotate(x, 3) @ rotate(y, 8) == pytest.approx(rotate(x, 20) @ rotate(y, 25), abs=1e-5)
     assert rotate(x, 3) @ rotate(y, 8) != pytest.approx(rotate(x, 3) @ rotate(y, 9), abs=1e-3)
 
@@ -159,9 +164,9 @@ def test_dropout_is_off_without_a_key_and_keeps_the_mean_with_one() -> None:
 def test_gpt2s_initialisation() -> None:
     """Radford et al. 2019, §2.3: 0.02, and residual projections divided by the root of their number, 2·layers."""
     _, model = decoder(layers=8, embed=64, heads=4, vocab=500)
-    block = model.stack.layers["0"]
+    block = model.decoder.stack.layers["0"]
     deviations = {
-        "embedding": model.embedding.weight,
+        "embedding": model.tokens.weight,
         "query": block.attention.query.weight,
         "up": block.feedforward.up.weight,
         "out": block.attention.out.weight,

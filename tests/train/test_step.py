@@ -8,11 +8,15 @@ import numpy as np
 import pytest
 
 from t5x_lite.config import RunConfig
+from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.transformer import blueprint, initial
 from t5x_lite.objectives import Causal
+from t5x_lite.objectives.objective import Lengths
 from t5x_lite.parallel.mesh import make_mesh
-from t5x_lite.train.setup import Steps, make_steps, matrix_parameters
+from t5x_lite.train.metrics import flops_per_row
+from t5x_lite.train.setup import Steps, make_steps
 from t5x_lite.train.state import TrainState
+from tests.objectives.vocabulary import row, task
 
 
 def steps(**train: object) -> Steps:
@@ -31,8 +35,8 @@ def batch(seed: int = 0) -> dict[str, np.ndarray]:
     segments = np.repeat([1, 2, 0], [6, 5, 2]).astype(np.int32)
     tokens = rng.integers(1, 40, (8, 13), dtype=np.int32)
     tokens[:, 0], tokens[:, 6] = np.arange(1, 9), np.arange(11, 19)  # documents begin apart, so they can be told apart
-    rows = [Causal().example(row, segments, rng) for row in tokens]
-    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    rows = [Causal().example(row(text, segments.tolist()), task(12), rng) for text in tokens]
+    return {name: np.stack([one[name] for one in rows]) for name in rows[0]}
 
 
 def test_one_batch_is_learnt_by_heart() -> None:
@@ -110,11 +114,37 @@ def test_seeds_decide_the_weights() -> None:
     assert np.abs(table(same) - table(other)).max() > 1e-3
 
 
-def test_matrix_parameters_of_gpt2_by_hand() -> None:
-    config = RunConfig.model_validate(
+def test_flops_of_gpt2_by_hand() -> None:
+    """PaLM, appendix B: 6N and 12·L·H·Q·T a token, attention counted half because it is causal."""
+    config = ModelConfig.model_validate({"layers": 12, "embed": 768, "heads": 12, "vocab": 50257})
+    weights = 12 * 12 * 768**2 + 50257 * 768
+    found = flops_per_row(config, blueprint(config), Lengths(1024, 1024))
+    assert found == 1024 * (6 * weights + 6 * 12 * 12 * 64 * 1024)
+
+
+def test_flops_of_t5_by_hand() -> None:
+    """Encoder weights see the inputs, decoder weights the targets; cross-attention's keys and values the inputs."""
+    config = ModelConfig.model_validate(
         {
-            "model": {"layers": 12, "embed": 768, "heads": 12, "vocab": 50257},
-            "train": {"steps": 1, "batch_size": 1, "seq_len": 8},
+            "family": "encoder_decoder",
+            "layers": 2,
+            "embed": 8,
+            "heads": 2,
+            "mlp": 16,
+            "vocab": 32,
+            "positions": "relative",
         }
     )
-    assert matrix_parameters(blueprint(config.model)) == 12 * 12 * 768**2 + 50257 * 768
+    attention, mlp, inputs, targets = 4 * 8 * 8, 2 * 8 * 16, 20, 6
+    passes = inputs * 2 * (attention + mlp) + targets * 2 * (attention + mlp) + 2 * 2 * 64 * (inputs + targets)
+    pairs = 2 * (inputs**2 + targets**2 / 2 + inputs * targets)
+    found = flops_per_row(config, blueprint(config), Lengths(inputs, targets, targets))
+    assert found == 6 * passes + 6 * 32 * 8 * targets + 12 * 8 * pairs
+
+
+def test_flops_of_shared_layers_count_every_pass() -> None:
+    settings = {"layers": 3, "embed": 8, "heads": 2, "vocab": 32}
+    shared, plain = (ModelConfig.model_validate(settings | {"shared_layers": s}) for s in (True, False))
+    assert blueprint(shared).parameters < blueprint(plain).parameters
+    flops = [flops_per_row(config, blueprint(config), Lengths(16, 16)) for config in (shared, plain)]
+    assert flops[0] == flops[1]

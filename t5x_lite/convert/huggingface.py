@@ -1,0 +1,317 @@
+"""Hugging Face folders (config.json, safetensors, tokenizer files) to runs and back, one tensor in memory at a time."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import safetensors
+from safetensors.numpy import save_file
+
+from t5x_lite import config as configuration
+from t5x_lite import schema
+from t5x_lite.checkpoint import Checkpoints, flat
+from t5x_lite.config import CheckpointConfig, MeshConfig, RunConfig, TokenizerFile
+from t5x_lite.convert import FAMILIES, Family
+from t5x_lite.convert.tensors import Table, compare
+from t5x_lite.data import tokenizer as tokenizers
+from t5x_lite.data.tokenizer import Tokenizer
+from t5x_lite.errors import UserError
+from t5x_lite.models.config import Learned, ModelConfig
+from t5x_lite.models.transformer import Blueprint, blueprint
+from t5x_lite.parallel import mesh as meshes
+from t5x_lite.run import FOREIGN_CONFIG, Run, open_run
+
+SHARD_BYTES = 5 * 10**9
+"""Size of one file of an export at most, as Transformers has it."""
+INDEX = "model.safetensors.index.json"
+NOT_COMPARED = ("dropout", "init", "compute", "remat", "unroll")
+"""Settings of a model that its config in another format need not hold."""
+
+Progress = Callable[[str, int, int], None]
+
+
+class Weights:
+    """The tensors of a folder by name, read one at a time from one file or from the files of an index."""
+
+    def __init__(self, folder: Path, family: Family) -> None:
+        self._files = ExitStack()
+        self._holder: dict[str, Any] = {}
+        self._name: dict[str, str] = {}
+        paths = sorted(folder.glob("*.safetensors"))
+        if (folder / INDEX).is_file():
+            paths = sorted({folder / name for name in _read_json(folder / INDEX)["weight_map"].values()})
+        if not paths:
+            raise UserError(
+                f"{folder}: no .safetensors file is there; files of other kinds (pickles) are not read: "
+                "save the model with save_pretrained(..., safe_serialization=True)"
+            )
+        for path in paths:
+            try:
+                file = self._files.enter_context(safetensors.safe_open(path, framework="np"))
+            except (OSError, safetensors.SafetensorError) as error:
+                raise UserError(f"{path}: cannot be read: {error}") from None
+            for name in file.keys():  # noqa: SIM118
+                self._holder[name] = file
+        bare = not any(name.startswith(family.prefix) for name in self._holder)
+        for name in self._holder:
+            ours = family.prefix + name if bare and not name.startswith(HEADS) else name
+            for old, new in family.renamed.items():
+                ours = re.sub(old, new, ours)
+            self._name[ours] = name
+
+    def __enter__(self) -> "Weights":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._files.close()
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every tensor's shape."""
+        slices = {ours: self._holder[name].get_slice(name) for ours, name in self._name.items()}
+        return {name: tuple(part.get_shape()) for name, part in slices.items()}
+
+    @property
+    def dtype(self) -> str:
+        """The type of most of the tensors, as safetensors spells it (F32, BF16, F16)."""
+        kinds = [self._holder[name].get_slice(name).get_dtype() for name in self._name.values()]
+        return max(set(kinds), key=kinds.count)
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor."""
+        return self._holder[self._name[name]].get_slice(self._name[name])[...]
+
+
+HEADS = ("lm_head", "cls.", "predictions.", "sop_classifier.", "generator_", "discriminator_")
+"""Modules that stand beside the base model, whose own prefix some files leave out."""
+DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+
+
+def import_hf(folder: Path, run_dir: Path, progress: Progress) -> Run:
+    """Make a run directory from a Hugging Face folder: config, tokenizer (where there is one), checkpoint 0.
+
+    Raises:
+        UserError: not such a folder, a model type that is not known, tensors that do not fit (all of them), or a run
+            directory that exists.
+    """
+    hf = _read_json(folder / "config.json")
+    family = FAMILIES.get(hf.get("model_type", ""))
+    if family is None:
+        raise UserError(f"{folder / 'config.json'}: model_type {hf.get('model_type')!r} is not one of {_known()}")
+    if (run_dir / "config.yaml").exists():
+        raise UserError(f"{run_dir}: is a run already; give another directory")
+    with Weights(folder, family) as weights:
+        shapes = {
+            name: shape
+            for name, shape in weights.shapes().items()
+            if not any(re.fullmatch(pattern, name) for pattern in family.ignored)
+        }
+        try:
+            settings = family.model(hf, shapes)
+        except KeyError as error:
+            raise UserError(f"{folder / 'config.json'}: {error} is missing or not known here") from None
+        model = schema.validate(ModelConfig, schema.Sources(settings, {"": str(folder / "config.json")}))
+        structure = blueprint(model)
+        table = family.table(model, structure)
+        # What is ignored because it is a copy may also be a tensor of its own.
+        shapes |= {name: shape for name, shape in weights.shapes().items() if name in table.expected()}
+        compare(str(folder), table.expected(), shapes)
+        params = params_of(structure, table, weights.read, progress)
+        hf["dtype"] = DTYPES.get(weights.dtype, "float32")
+    tokenizer = _tokenizer(folder, model)
+    return write_run(run_dir, model, family.objective_of(model), params, structure, tokenizer, hf)
+
+
+def _known() -> str:
+    return ", ".join(FAMILIES)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+
+
+def params_of(structure: Blueprint, table: Table, read: Callable[[str], np.ndarray], progress: Progress) -> Any:
+    """Our arrays, on the devices; each is filled on the host from theirs and given away before the next."""
+    mesh = meshes.make_mesh(MeshConfig())
+    names = list(flat(structure.shapes))
+    placed = jax.tree.leaves(meshes.shardings(mesh, structure.axes, structure.shapes))
+    leaves = []
+    for number, (name, sharding) in enumerate(zip(names, placed, strict=True)):
+        leaves.append(jax.device_put(table.to_ours(name, read), sharding))
+        progress(name, number + 1, len(names))
+    return jax.tree.unflatten(jax.tree.structure(structure.shapes), leaves)
+
+
+def write_run(
+    run_dir: Path,
+    model: ModelConfig,
+    objective: Any,
+    params: Any,
+    structure: Blueprint,
+    tokenizer: Tokenizer | None,
+    foreign: Mapping[str, Any] | None = None,
+) -> Run:
+    """A run directory of weights from elsewhere: what `eval`, `generate` and `export` need."""
+    length = model.positions.length if isinstance(model.positions, Learned) else 512
+    sentences = isinstance(objective, dict) and objective["masked"]["sentences"] != "none"
+    settings = {
+        "model": model.model_dump(mode="json"),
+        "objective": objective,
+        "data": {"packing": "sentences", "parts": "punctuation"} if sentences else {},
+        "tokenizer": {"file": {"path": str(run_dir / (tokenizer.file_name if tokenizer else "tokenizer.json"))}},
+        "train": {"steps": 1, "batch_size": 8, "seq_len": min(length, 512)},
+    }
+    config = schema.validate(RunConfig, schema.Sources(settings, {"": "import"}))
+    run_dir.mkdir(parents=True, exist_ok=True)
+    checkpoints = Checkpoints(run_dir / "checkpoints", CheckpointConfig())
+    checkpoints.save(0, {"params": params}, {"config": configuration.dump(config)})
+    checkpoints.close()
+    if tokenizer is not None:
+        tokenizer.save(run_dir)
+    if foreign is not None:
+        (run_dir / FOREIGN_CONFIG).write_text(json.dumps(foreign, indent=2) + "\n", encoding="utf-8")
+    (run_dir / "config.yaml").write_text(configuration.dump(config), encoding="utf-8")
+    return Run(run_dir, config, structure, tokenizer)
+
+
+def _tokenizer(folder: Path, model: ModelConfig) -> Tokenizer | None:
+    for name in ("tokenizer.json", "spiece.model", "tokenizer.model", "vocab.json", "vocab.txt"):
+        if (folder / name).is_file():
+            sentinels = 100 if name == "spiece.model" and model.family == "encoder_decoder" else 0
+            return tokenizers.from_file(TokenizerFile(path=str(folder / name), extra_ids=sentinels))
+    return None
+
+
+def export_hf(run_dir: Path, folder: Path, progress: Progress, step: int | None = None) -> Path:
+    """Write a run's weights, config and tokenizer as Transformers reads them.
+
+    Raises:
+        UserError: a model that none of the known model types can hold, with what stands in the way.
+    """
+    run = open_run(run_dir)
+    hf = _read_json(run_dir / FOREIGN_CONFIG) if (run_dir / FOREIGN_CONFIG).is_file() else {}
+    family = _family_of(run.config.model, hf.get("model_type"))
+    table = family.table(run.config.model, run.blueprint)
+    dtype = np.dtype(hf.get("dtype", "float32"))
+    _, params = run.params(meshes.make_mesh(MeshConfig()), step)
+    arrays = flat(params)
+    folder.mkdir(parents=True, exist_ok=True)
+    files = _shards(table, dtype.itemsize)
+    done = 0
+    held: tuple[str, np.ndarray] = ("", np.empty(0))
+
+    def array_of(name: str) -> np.ndarray:
+        nonlocal held
+        if held[0] != name:
+            held = (name, np.asarray(arrays[name]))
+        return held[1]
+
+    for name, entries in files.items():
+        tensors = {}
+        for entry in entries:
+            tensors[entry.theirs] = table.to_theirs(entry, array_of).astype(dtype)
+            done += 1
+            progress(entry.theirs, done, len(table.entries))
+        save_file(tensors, folder / name, {"format": "pt"})
+    if len(files) > 1:
+        places = {entry.theirs: name for name, entries in files.items() for entry in entries}
+        total = sum(dtype.itemsize * int(np.prod(shape)) for shape in table.expected().values())
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    own = {"model_type": family.model_type, "architectures": [family.architecture_of(run.config.model)]}
+    config = _special_ids(run) | hf | family.config(run.config.model) | own | {"dtype": str(dtype)}
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    for path in (run_dir / name for name in ("tokenizer.json", "tokenizer.model")):
+        if path.is_file():
+            shutil.copy(
+                path,
+                folder / ("spiece.model" if family.model_type.endswith("t5") else path.name)
+                if path.suffix == ".model"
+                else folder / path.name,
+            )
+    return folder
+
+
+def _special_ids(run: Run) -> dict[str, int]:
+    """Ids that Transformers' generation goes by, of a run that was trained here."""
+    if run.own_tokenizer is None:
+        return {}
+    found = {"eos_token_id": run.tokenizer.eos, "bos_token_id": run.tokenizer.eos, "pad_token_id": run.tokenizer.pad}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def _shards(table: Table, itemsize: int) -> dict[str, list[Any]]:
+    """File names and what each holds, at most `SHARD_BYTES`, in the table's order."""
+    groups: list[list[Any]] = [[]]
+    size = 0
+    expected = table.expected()
+    for entry in table.entries:
+        own = itemsize * int(np.prod(expected[entry.theirs]))
+        if groups[-1] and size + own > SHARD_BYTES:
+            groups.append([])
+            size = 0
+        groups[-1].append(entry)
+        size += own
+    if len(groups) == 1:
+        return {"model.safetensors": groups[0]}
+    return {f"model-{n:05d}-of-{len(groups):05d}.safetensors": group for n, group in enumerate(groups, start=1)}
+
+
+def _family_of(model: ModelConfig, known: str | None) -> Family:
+    """The model type that it came from, or the first whose config turns back into this very model."""
+    if known in FAMILIES:
+        return FAMILIES[str(known)]
+    faults = {}
+    for family in _candidates(model):
+        try:
+            names = ["lm_head.weight"] * (not model.tied) + _heads(model)
+            back = ModelConfig.model_validate(family.model(family.config(model), names))
+        except (AssertionError, ValueError, UserError, KeyError, StopIteration):
+            continue
+        differing = _differences(model, back)
+        if not differing:
+            return family
+        faults[family.model_type] = differing
+    nearest = min(faults, key=lambda name: len(faults[name])) if faults else ""
+    why = f"; nearest is {nearest}, but for {'; '.join(faults[nearest])}" if faults else ""
+    raise UserError(f"no model type of Transformers known here ({_known()}) holds this model{why}")
+
+
+def _candidates(model: ModelConfig) -> Iterator[Family]:
+    kinds = {"encoder_decoder": {"span_corruption"}, "encoder": {"masked"}, "decoder": {"causal"}}
+    return (family for family in FAMILIES.values() if family.objective in kinds.get(model.family, set()))
+
+
+def _heads(model: ModelConfig) -> list[str]:
+    names = {"sentence": ["cls.seq_relationship.weight", "sop_classifier.classifier.weight"]}
+    names["detection"] = ["discriminator_predictions.dense.weight"]
+    return [name for output in model.outputs for name in names.get(output, [])]
+
+
+def _differences(model: ModelConfig, other: ModelConfig) -> list[str]:
+    ours, theirs = _resolved(model), _resolved(other)
+    return [
+        f"{key} {ours.get(key)!r} instead of {theirs.get(key)!r}"
+        for key in sorted(ours.keys() | theirs.keys())
+        if ours.get(key) != theirs.get(key) and key.split(".")[-1] not in NOT_COMPARED and key.split(".")[0] != "init"
+    ]
+
+
+def _resolved(model: ModelConfig) -> dict[str, Any]:
+    """Settings with the defaults that follow from others filled in."""
+    filled = {
+        "head_dim": model.width_of_head,
+        "kv_heads": model.key_value_heads,
+        "mlp": model.width_of_mlp,
+        "embedding": model.width_of_embedding,
+        "decoder_layers": model.layers_of_decoder,
+    }
+    return schema.flatten(model.model_copy(update=filled))

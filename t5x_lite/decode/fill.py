@@ -1,0 +1,93 @@
+"""Fill in what is hidden in a text: an encoder's masks, a T5's sentinels; and show what any model makes of a prompt."""
+
+import sys
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from t5x_lite.decode.generate import Sampling, print_growing
+from t5x_lite.errors import UserError
+from t5x_lite.objectives.masked import CLS, MASK, SEP
+
+Candidates = list[tuple[str, float]]
+"""Tokens with their probabilities, the likeliest first."""
+
+
+def fill_masks(model: Any, text: str, count: int = 5) -> list[Candidates]:
+    """The likeliest tokens for each [MASK] (or <mask>) of a text, by an encoder.
+
+    Raises:
+        UserError: no mask in the text, or a tokenizer without the special tokens.
+    """
+    vocabulary = model.tokenizer.vocabulary()
+    cls, sep, mask = (vocabulary.one_of("masked", *names) for names in (CLS, SEP, MASK))
+    ids = np.concatenate([[cls], model.tokenizer.encode_named(text), [sep]]).astype(np.int32)
+    places = np.flatnonzero(ids == mask)
+    if not len(places):
+        names = [name for name in MASK if name in vocabulary.named]
+        raise UserError(f"the prompt {text!r} holds no {' or '.join(names)} to fill")
+    scores = model.logits(ids)[0, places]
+    shares = np.exp(scores - scores.max(-1, keepdims=True))
+    shares /= shares.sum(-1, keepdims=True)
+    best = np.argsort(-scores, axis=-1)[:, :count]
+    return [
+        [(model.tokenizer.piece(int(i)), float(share[i])) for i in row] for row, share in zip(best, shares, strict=True)
+    ]
+
+
+def fill_spans(model: Any, text: str, sampling: Sampling) -> list[str]:
+    """What an encoder_decoder of span corruption puts in the place of <extra_id_0>, <extra_id_1>, …; in order."""
+    sentinels = model.tokenizer.sentinels()
+    prompt = model.generator.encoded(text)
+    wanted = [i for i in sentinels if i in prompt]
+    ids = deque(model.generator.tokens([prompt], sampling), maxlen=1)[0][0].tolist()
+    ids = ids[: ids.index(model.tokenizer.eos)] if model.tokenizer.eos in ids else ids
+    starts = {i: ids.index(i) + 1 for i in wanted if i in ids}
+    spans = []
+    for i in wanted:
+        rest = ids[starts[i] :] if i in starts else []
+        stop = next((n for n, token in enumerate(rest) if token in sentinels), len(rest))
+        spans.append(model.tokenizer.decode(rest[:stop]))
+    return spans
+
+
+def show(model: Any, prompts: Sequence[str], sampling: Sampling) -> None:
+    """Print what a model makes of prompts: continuations as they grow, filled spans, or candidates for masks."""
+    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+    family = model.config.model.family
+    if family in {"encoder", "electra"}:
+        for prompt in prompts:
+            console.print(prompt)
+            console.print(_candidates(fill_masks(model, prompt)))
+    elif family == "encoder_decoder" and any(f"<extra_id_{n}>" in p for p in prompts for n in range(100)):
+        for prompt in prompts:
+            console.print(_filled(prompt, fill_spans(model, prompt, sampling)) + "\n")
+    elif len(prompts) > 1:
+        for prompt, text in zip(prompts, model.generator.generate(prompts, sampling), strict=True):
+            print(f"{prompt}{text}\n")
+    else:
+        print_growing(prompts[0], model.generator.stream(prompts, replace(sampling)), sys.stdout.write)
+
+
+def _candidates(masks: Sequence[Candidates]) -> Table:
+    table = Table(box=None, padding=(0, 2), header_style="")
+    for number in range(1, len(masks) + 1):
+        table.add_column(f"mask {number}")
+    for row in zip(*masks, strict=True):
+        table.add_row(*(f"{share:6.1%} {token!r}" for token, share in row))
+    return table
+
+
+def _filled(prompt: str, spans: Sequence[str]) -> str:
+    """The prompt with each sentinel replaced by its span in brackets."""
+    number = 0
+    for n in range(100):
+        if f"<extra_id_{n}>" in prompt:
+            prompt = prompt.replace(f"<extra_id_{n}>", f"[{spans[number]}]", 1)
+            number += 1
+    return prompt

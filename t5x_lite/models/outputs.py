@@ -1,0 +1,91 @@
+"""What a model predicts from its states: tokens, the relation of two sentences, replaced tokens, a span's tokens."""
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from t5x_lite.models.config import Activation, ModelConfig
+from t5x_lite.models.layers import Embed, Linear, Norm, activate, weight
+
+SPAN_POSITIONS = 20
+"""Places inside a span that the span output tells apart (Joshi et al. 2020, code: max_pair_targets)."""
+SPAN_POSITION_WIDTH = 200
+"""Width of their embedding (Joshi et al. 2020, code: pair_positional_embedding_size)."""
+
+
+def _activation(config: ModelConfig) -> Activation:
+    return config.feedforward.activation
+
+
+class TokenOutput(nnx.Module):
+    """Scores of every token of the vocabulary, in float32; a tied model takes its token table as the matrix."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
+        assert config.vocab is not None
+        width = ("embed", config.width_of_embedding)
+        self.activation, self.cap = _activation(config), config.logit_softcap
+        self.scale = config.embed**-0.5 if config.scale_output else 1.0
+        transformed = config.output_transform
+        self.transform = Linear(config, [("embed", config.embed)], [width], rngs=rngs) if transformed else None
+        self.norm = Norm(config.norm, width) if transformed else None
+        vocab = ("vocab", config.vocab)
+        self.matrix = None if config.tied else Linear(config, [width], [vocab], bias=False, rngs=rngs)
+        self.bias = weight(jnp.zeros(config.vocab, jnp.float32), ("vocab",)) if config.output_bias else None
+
+    def __call__(self, hidden: Float[Array, "b l d"], table: Embed) -> Float[Array, "b l v"]:
+        if self.transform is not None and self.norm is not None:
+            hidden = self.norm(activate(self.activation, self.transform(hidden)))
+        return self.scores(hidden, table)
+
+    def scores(self, hidden: Float[Array, "b l d"], table: Embed) -> Float[Array, "b l v"]:
+        """Scores without the transform."""
+        hidden = hidden * self.scale
+        scores = (table.attend(hidden) if self.matrix is None else self.matrix(hidden)).astype(jnp.float32)
+        scores = scores if self.bias is None else scores + self.bias[...]
+        return scores if self.cap is None else self.cap * jnp.tanh(scores / self.cap)
+
+
+class SentenceOutput(nnx.Module):
+    """Two classes from the first token, through a dense tanh layer: BERT's pooler and next-sentence head."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
+        embed = ("embed", config.embed)
+        self.pooler = Linear(config, [embed], [("embed_out", config.embed)], rngs=rngs)
+        self.classes = Linear(config, [embed], [("classes", 2)], rngs=rngs)
+
+    def __call__(self, hidden: Float[Array, "b l d"]) -> Float[Array, "b 2"]:
+        return self.classes(jnp.tanh(self.pooler(hidden[:, 0]))).astype(jnp.float32)
+
+
+class DetectionOutput(nnx.Module):
+    """One score a token: was it replaced? (Clark et al. 2020, §2)."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
+        embed = ("embed", config.embed)
+        self.activation = _activation(config)
+        self.transform = Linear(config, [embed], [("embed_out", config.embed)], rngs=rngs)
+        self.score = Linear(config, [embed], [("classes", 1)], rngs=rngs)
+
+    def __call__(self, hidden: Float[Array, "b l d"]) -> Float[Array, "b l"]:
+        return self.score(activate(self.activation, self.transform(hidden)))[..., 0].astype(jnp.float32)
+
+
+class SpanOutput(nnx.Module):
+    """States for a span's tokens from the states at its borders and the place inside it (Joshi et al. 2020, §3.2)."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
+        width = ("embed_out", config.width_of_embedding)
+        inputs = 2 * config.embed + SPAN_POSITION_WIDTH
+        self.activation = _activation(config)
+        self.positions = Embed(config, SPAN_POSITIONS, SPAN_POSITION_WIDTH, name="position", rngs=rngs)
+        self.first = Linear(config, [("embed", inputs)], [width], rngs=rngs)
+        self.first_norm = Norm(config.norm, width)
+        self.second = Linear(config, [("embed", config.width_of_embedding)], [width], rngs=rngs)
+        self.second_norm = Norm(config.norm, width)
+
+    def __call__(
+        self, left: Float[Array, "b p d"], right: Float[Array, "b p d"], place: Int[Array, "b p"]
+    ) -> Float[Array, "b p d"]:
+        borders = jnp.concatenate([left, right, self.positions(place)], axis=-1)
+        first = self.first_norm(activate(self.activation, self.first(borders)))
+        return self.second_norm(activate(self.activation, self.second(first)))

@@ -1,0 +1,94 @@
+"""Parts of examples that several objectives share: positions, and inputs with targets for every kind of model."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from t5x_lite.models.config import START, Family
+from t5x_lite.objectives.objective import Features, Losses
+
+Pair = tuple[np.ndarray, np.ndarray]
+"""Inputs and targets, int32."""
+
+
+def positions_in(segments: np.ndarray) -> np.ndarray:
+    """int32 places that start from 0 in every segment."""
+    index = np.arange(len(segments), dtype=np.int32)
+    starts = np.concatenate([[True], segments[1:] != segments[:-1]])
+    return index - np.maximum.accumulate(np.where(starts, index, 0)).astype(np.int32)
+
+
+def padded(values: np.ndarray, length: int) -> np.ndarray:
+    """int32 `[length]`, zeros after the values."""
+    row = np.zeros(length, np.int32)
+    row[: len(values)] = values
+    return row
+
+
+def segments_of(row_segments: np.ndarray) -> list[slice]:
+    """Where each segment of a row lies, padding left out."""
+    borders = np.flatnonzero(np.diff(row_segments, prepend=-1))
+    stops = [*borders[1:], len(row_segments)]
+    return [slice(int(a), int(b)) for a, b in zip(borders, stops, strict=True) if row_segments[a] > 0]
+
+
+def text_to_text(pairs: Sequence[Pair], family: Family, length: int, target_length: int) -> Features:
+    """Inputs and targets side by side, each pair a segment of its own.
+
+    For an encoder_decoder: `tokens`, `positions`, `segment_ids` `[length]`; `decoder_tokens` (the targets shifted right
+    inside their segment, from `START`), `decoder_positions`, `decoder_segment_ids`, `targets`, `loss_weights`
+    `[target_length]`. For a decoder each pair is one text of `[length]` whose targets alone have weight, and `prefix`
+    is 1 for inputs. Pairs must fit.
+    """
+    if family == "decoder":
+        return _one_text(pairs, length)
+    inputs, targets = (_joined([pair[side] for pair in pairs]) for side in (0, 1))
+    shifted = [np.concatenate([[START], own[:-1]]) for _, own in pairs]
+    segment_ids, decoder_segment_ids = padded(inputs[1], length), padded(targets[1], target_length)
+    return {
+        "tokens": padded(inputs[0], length),
+        "positions": positions_in(segment_ids),
+        "segment_ids": segment_ids,
+        "decoder_tokens": padded(_joined(shifted)[0], target_length),
+        "decoder_positions": positions_in(decoder_segment_ids),
+        "decoder_segment_ids": decoder_segment_ids,
+        "targets": padded(targets[0], target_length),
+        "loss_weights": (decoder_segment_ids > 0).astype(np.float32),
+    }
+
+
+def _joined(parts: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens one after the other, and the number of the part of each from 1."""
+    if not parts:
+        return np.zeros(0, np.int32), np.zeros(0, np.int32)
+    return np.concatenate(parts), np.repeat(np.arange(1, len(parts) + 1), [len(part) for part in parts])
+
+
+def _one_text(pairs: Sequence[Pair], length: int) -> Features:
+    """Each pair as one text without its last token; what follows each token is its target."""
+    texts = [np.concatenate(pair) for pair in pairs]
+    tokens, segments = _joined([text[:-1] for text in texts])
+    following, _ = _joined([text[1:] for text in texts])
+    is_target = [np.arange(1, len(text)) >= len(inputs) for text, (inputs, _) in zip(texts, pairs, strict=True)]
+    is_input = [np.arange(len(text) - 1) < len(inputs) for text, (inputs, _) in zip(texts, pairs, strict=True)]
+    segment_ids = padded(segments, length)
+    return {
+        "tokens": padded(tokens, length),
+        "targets": padded(following, length),
+        "positions": positions_in(segment_ids),
+        "segment_ids": segment_ids,
+        "prefix": padded(_joined(is_input)[0], length),
+        "loss_weights": padded(_joined(is_target)[0], length).astype(np.float32),
+    }
+
+
+def text_to_text_loss(model: Any, batch: Mapping[str, Any], key: Any, losses: Losses) -> Mapping[str, Any]:
+    """Cross-entropy of the targets under either kind of model."""
+    where = {"positions": batch["positions"], "segment_ids": batch["segment_ids"], "key": key}
+    if "decoder_tokens" in batch:
+        after = {name: batch[name] for name in ("decoder_positions", "decoder_segment_ids")}
+        states = model(batch["tokens"], batch["decoder_tokens"], **where, **after)
+    else:
+        states = model(batch["tokens"], prefix=batch["prefix"], **where)
+    return {"loss": losses.tokens(model.logits, states, batch["targets"], batch["loss_weights"])}
