@@ -5,7 +5,7 @@
 #   bash tools/test.sh -k name    other arguments go to pytest
 set -euo pipefail
 cd "$(dirname "$0")/.."
-source tools/environment.sh test
+source tools/environment.sh test,hf
 
 arguments=()
 slow=(-m "not slow")
@@ -13,7 +13,7 @@ for argument in "$@"; do
   if [[ "$argument" == "--all" ]]; then slow=(); else arguments+=("$argument"); fi
 done
 
-export JAX_PLATFORMS=cpu
+export JAX_PLATFORMS=cpu HF_HUB_OFFLINE=1
 python -m ruff check .
 python -m ruff format --check .
 python -m mypy

@@ -227,7 +227,9 @@ def export_hf(run_dir: Path, folder: Path, progress: Progress, step: int | None 
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     own = {"model_type": family.model_type, "architectures": [family.architecture_of(run.config.model)]}
-    config = _special_ids(run) | hf | family.config(run.config.model) | own | {"dtype": str(dtype)}
+    # One setting here stands for several kinds of dropout there: what the model came with is more exact.
+    dropouts = {key: value for key, value in hf.items() if "drop" in key}
+    config = _special_ids(run) | hf | family.config(run.config.model) | dropouts | own | {"dtype": str(dtype)}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     for path in (run_dir / name for name in ("tokenizer.json", "tokenizer.model")):
         if path.is_file():

@@ -209,7 +209,7 @@ def _example(
     rng = np.random.Generator(np.random.SFC64(np.random.SeedSequence(key)))
     empty = np.zeros(objective.row_length(task), np.int32)
     found = Row(empty, empty, empty) if plan is None else plan.read(row, phase)
-    if not data.separate_documents:
+    if not data.separate_documents or (objective.one_text and data.packing in {"stream", "sentences"}):
         found = replace(found, segments=(found.segments > 0).astype(np.int32))
     if objective.wants_partner:
         found = replace(found, partner=found if plan is None else plan.read(_other_document(plan, row, rng)))

@@ -26,6 +26,7 @@ class SpanCorruption(Objective):
 
     name: ClassVar[str] = "span_corruption"
     families: ClassVar[tuple[Family, ...]] = ("encoder_decoder", "decoder")
+    one_text: ClassVar[bool] = True
 
     noise_density: float = setting(0.15, "share of tokens in spans", gt=0, lt=1, source="Raffel et al. 2020, §3.1.4")
     mean_span: float = setting(3.0, "mean length of a span", unit="tokens", ge=1, source="§3.3.4; ByT5: 20")

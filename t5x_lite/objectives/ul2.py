@@ -40,6 +40,7 @@ class UL2(Objective):
 
     name: ClassVar[str] = "ul2"
     families: ClassVar[tuple[Family, ...]] = ("encoder_decoder", "decoder")
+    one_text: ClassVar[bool] = True
 
     denoisers: Annotated[tuple[Denoiser, ...], Strict(False)] = setting(
         PUBLISHED, "the mixture", min_length=1, source="Tay et al. 2023, Table 1"
