@@ -257,26 +257,35 @@ def _fill(groups: Sequence[np.ndarray], most: int) -> list[np.ndarray]:
 
 
 def _geometric_spans(words: Sequence[np.ndarray], most: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """Spans of whole words of clipped geometric length, at random places, until the budget is spent (§3.1)."""
+    """Spans of whole words, lengths geometric and clipped, places uniform, until the budget is spent (§3.1).
+
+    No two spans touch, so that the tokens beside a span are shown.
+    """
     shares = SPAN_CONTINUES ** np.arange(LONGEST_SPAN)
     cumulated = np.cumsum(shares / shares.sum())
-    free = np.ones(len(words), bool)
-    spans, count = [], 0
-    for start in rng.permutation(len(words)):
-        if count >= most:
-            break
+    ends = np.array([word[-1] for word in words], np.int64)
+    starts = np.array([word[0] for word in words], np.int64)
+    # A special token between two words is no part of a span.
+    gaps = np.concatenate([[0], np.cumsum(starts[1:] - ends[:-1] > 1)]) if len(words) else np.zeros(0, np.int64)
+    taken = np.zeros(len(words) + 2, np.int64)
+    spans, left = [], most
+    while left > 0:
         length = int(np.searchsorted(cumulated, rng.random() * (1 - 1e-12), side="right")) + 1
-        stop = int(start)
-        size = 0
-        while stop < min(start + length, len(words)) and free[stop] and size + len(words[stop]) <= most - count:
-            size += len(words[stop])
-            stop += 1
-        joined = stop > start and words[stop - 1][-1] - words[start][0] + 1 == size
-        # A neighbour is needed on either side, for the borders to be real tokens that are shown.
-        if joined and (start == 0 or free[start - 1]) and (stop == len(words) or free[stop]):
-            free[start:stop] = False
-            spans.append(np.concatenate(words[start:stop]))
-            count += size
+        open_ = np.zeros(0, np.int64)
+        while length and not len(open_):
+            first = np.arange(len(words) - length + 1)
+            before = np.concatenate([[0], np.cumsum(taken)])
+            free = before[first + length + 2] == before[first]
+            last = first + length - 1
+            fits = (ends[last] - starts[first] < left) & (gaps[last] == gaps[first])
+            open_ = first[free & fits]
+            length -= not len(open_)
+        if not length:
+            break
+        start = int(rng.choice(open_))
+        spans.append(np.concatenate(words[start : start + length]))
+        taken[start + 1 : start + length + 1] = 1
+        left -= len(spans[-1])
     return spans
 
 

@@ -1,0 +1,160 @@
+"""Every shipped config of a published size: it loads, it can be exported where Transformers has the family, and its
+parameters are the published count."""
+
+from pathlib import Path
+
+import pytest
+
+from t5x_lite import config as configuration
+from t5x_lite.models.config import ModelConfig
+from t5x_lite.models.transformer import blueprint
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+
+PUBLISHED = {
+    # Radford et al. 2018 gives no count; "117M" is that of the released model in the Hugging Face documentation.
+    "gpt1/117m": 117e6,
+    # Brown et al. 2020, Table 2.1.
+    "gpt3/125m": 125e6,
+    "gpt3/350m": 350e6,
+    "gpt3/760m": 760e6,
+    "gpt3/1.3b": 1.3e9,
+    "gpt3/2.7b": 2.7e9,
+    "gpt3/6.7b": 6.7e9,
+    "gpt3/13b": 13.0e9,
+    "gpt3/175b": 175.0e9,
+    # Black et al. 2021: the models' names.
+    "gptneo/125m": 125e6,
+    "gptneo/1.3b": 1.3e9,
+    "gptneo/2.7b": 2.7e9,
+    # Zhang et al. 2022, Table 1.
+    "opt/125m": 125e6,
+    "opt/1.3b": 1.3e9,
+    "opt/2.7b": 2.7e9,
+    "opt/6.7b": 6.7e9,
+    "opt/13b": 13.0e9,
+    "opt/30b": 30.0e9,
+    "opt/66b": 66.0e9,
+    "opt/175b": 175.0e9,
+    # Touvron et al. 2023a, Table 2.
+    "llama/7b": 6.7e9,
+    "llama/13b": 13.0e9,
+    "llama/33b": 32.5e9,
+    "llama/65b": 65.2e9,
+    # Released checkpoints.
+    "llama2/7b": 6_738_415_616,
+    "llama2/13b": 13_015_864_320,
+    "llama2/70b": 68_976_648_192,
+    "llama3/8b": 8_030_261_248,
+    "llama3/70b": 70_553_706_496,
+    "llama3/405b": 405e9,
+    "llama3/3.2_1b": 1.23e9,
+    "llama3/3.2_3b": 3.21e9,
+    "mistral/7b": 7_241_732_096,
+    "olmo2/1b": 1.48e9,
+    "olmo2/7b": 7.3e9,
+    "olmo2/13b": 13.7e9,
+    "olmo2/32b": 32.2e9,
+    # Raffel et al. 2020, §3.7: 60M, 220M, 770M, 2.8B, 11B.
+    "t5/small": 60e6,
+    "t5/base": 220e6,
+    "t5/3b": 2.8e9,
+    "t5/11b": 11e9,
+    # Released checkpoints of T5 v1.1; sizes in the repository: 77M, 250M, 800M, 3B, 11B.
+    "t5_1_1/small": 77e6,
+    "t5_1_1/base": 250e6,
+    "t5_1_1/large": 783_150_080,
+    "t5_1_1/xl": 2_849_757_184,
+    "t5_1_1/xxl": 11e9,
+    # Xue et al. 2021, Table 1.
+    "mt5/small": 300e6,
+    "mt5/base": 580e6,
+    "mt5/large": 1.2e9,
+    "mt5/xl": 3.7e9,
+    "mt5/xxl": 13e9,
+    # Xue et al. 2022, Table 1.
+    "byt5/small": 300e6,
+    "byt5/base": 582e6,
+    "byt5/large": 1.23e9,
+    "byt5/xl": 3.74e9,
+    "byt5/xxl": 12.9e9,
+    # Devlin et al. 2019, §3; Liu et al. 2019, Table 9; Lan et al. 2020, Table 1; Clark et al. 2020, Table 1.
+    "bert/base": 110e6,
+    "bert/large": 340e6,
+    "roberta/base": 125e6,
+    "roberta/large": 355e6,
+    "albert/base": 12e6,
+    "albert/large": 18e6,
+    "albert/xlarge": 60e6,
+    "electra/small": 14e6,
+    "electra/base": 110e6,
+    "electra/large": 335e6,
+    # Vaswani et al. 2017, Table 3.
+    "transformer/big": 213e6,
+}
+
+RECOUNTED = {
+    # The paper's Table 2 says 117M, 345M, 762M, 1542M; the released weights hold these.
+    "gpt2/117m": (117e6, 124_439_808),
+    "gpt2/345m": (345e6, 354_823_168),
+    "gpt2/762m": (762e6, 774_030_080),
+    "gpt2/1542m": (1542e6, 1_557_611_200),
+    # Raffel et al. 2020 says 770M; the released weights hold these.
+    "t5/large": (770e6, 737_668_096),
+    # Lan et al. 2020 says 235M, which counts an embedding that is not factorised to 128; released: 222.6M without heads.
+    "albert/xxlarge": (235e6, 223_158_450),
+    # Vaswani et al. 2017 says 65M, with a vocabulary that is not given exactly ("about 37000").
+    "transformer/base": (65e6, 63_082_496),
+    # Chung et al. 2023 names the sizes alone; the released weights hold these.
+    "umt5/small": (300e6, 306_601_984),
+    "umt5/base": (580e6, 592_043_520),
+    "umt5/xl": (3.7e9, 3_768_356_864),
+    "umt5/xxl": (13e9, 12_972_531_712),
+}
+
+VARIANTS = {"encoder_decoder": 2.0, "shared": 1.0, "half_layers": 1.0, "language_model": 1.0, "prefix_lm": 1.0}
+"""Raffel et al. 2020, Table 2: parameters of the variants, in those of one stack of 12 layers without embeddings."""
+
+
+def counted(name: str) -> int:
+    model = configuration.load(CONFIGS / f"{name}.yaml").model
+    if model.family == "electra":  # the published count is that of the discriminator
+        model = model.model_copy(update={"family": "encoder", "generator": None})
+    return blueprint(model).parameters
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_parameters_are_the_published_count(name: str) -> None:
+    # Counts are published in two or three digits: "14M" stands for anything up to 3.6 % away.
+    assert counted(name) == pytest.approx(PUBLISHED[name], rel=0.036)
+
+
+@pytest.mark.parametrize("name", RECOUNTED)
+def test_parameters_are_the_released_ones_where_the_paper_counts_otherwise(name: str) -> None:
+    published, released = RECOUNTED[name]
+    assert counted(name) == released
+    assert released == pytest.approx(published, rel=0.07)
+
+
+def test_every_published_config_is_counted() -> None:
+    own = {"base", "nanogpt", "t5_variants"}
+    found = {str(p.relative_to(CONFIGS).with_suffix("")) for p in CONFIGS.glob("*/*.yaml") if p.parent.name not in own}
+    assert found == PUBLISHED.keys() | RECOUNTED.keys()
+
+
+def test_the_variants_of_t5s_table_2_have_the_stated_shares() -> None:
+    """A stack of 12 layers is P, cross-attention the part of the decoder that the paper does not count."""
+    embedding = 32128 * 768
+    stack = 12 * (4 * 768**2 + 2 * 768 * 3072)
+    cross = 4 * 768**2
+    for name, share in VARIANTS.items():
+        layers = 6 if name == "half_layers" else 12
+        crossed = 0 if name in {"language_model", "prefix_lm"} else layers * cross
+        assert counted(f"t5_variants/{name}") - embedding - crossed == pytest.approx(share * stack, rel=0.001), name
+
+
+def test_gpt3s_slips_are_read_consistently() -> None:
+    """Table 2.1: 24 heads of 128 do not make XL's width of 2048, and 13B's width of 5140 is no multiple of its heads."""
+    for name, heads, width in (("1.3b", 16, 2048), ("13b", 40, 5120)):
+        model: ModelConfig = configuration.load(CONFIGS / "gpt3" / f"{name}.yaml").model
+        assert (model.heads, model.embed, model.width_of_head) == (heads, width, 128)
