@@ -101,7 +101,7 @@ RECOUNTED = {
     "gpt2/1542m": (1542e6, 1_557_611_200),
     # Raffel et al. 2020 says 770M; the released weights hold these.
     "t5/large": (770e6, 737_668_096),
-    # Lan et al. 2020 says 235M, which counts an embedding that is not factorised to 128; released: 222.6M without heads.
+    # Lan et al. 2020, Table 1 says 235M; the released weights hold 222.6M, and the heads of pre-training come to these.
     "albert/xxlarge": (235e6, 223_158_450),
     # Vaswani et al. 2017 says 65M, with a vocabulary that is not given exactly ("about 37000").
     "transformer/base": (65e6, 63_082_496),
@@ -154,7 +154,7 @@ def test_the_variants_of_t5s_table_2_have_the_stated_shares() -> None:
 
 
 def test_gpt3s_slips_are_read_consistently() -> None:
-    """Table 2.1: 24 heads of 128 do not make XL's width of 2048, and 13B's width of 5140 is no multiple of its heads."""
+    """Table 2.1: 24 heads of 128 do not make XL's width of 2048, and 13B's width of 5140 no multiple of its heads."""
     for name, heads, width in (("1.3b", 16, 2048), ("13b", 40, 5120)):
         model: ModelConfig = configuration.load(CONFIGS / "gpt3" / f"{name}.yaml").model
         assert (model.heads, model.embed, model.width_of_head) == (heads, width, 128)

@@ -79,7 +79,7 @@ def composition(total: int, parts: int) -> np.ndarray:
 
 
 def test_spans_have_the_published_distribution() -> None:
-    """random_spans_noise_mask: kept and lost tokens are each divided at random into as many parts as there are spans."""
+    """random_spans_noise_mask: kept and lost tokens are each divided at random into as many parts as spans."""
     draws, length = 100_000, 40
     noise, spans = spans_in(length, 0.15, 2.0)
     assert (noise, spans) == (6, 3)

@@ -309,7 +309,7 @@ def make(name: str, folder: Path, noise: float = 0.1) -> Case:
     model = build().eval()
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter += noise * torch.randn_like(parameter)
+            parameter.add_(noise * torch.randn_like(parameter))
     model.save_pretrained(folder / "theirs")
     import_hf(folder / "theirs", folder / "run", lambda *_: None)
     return Case(name, objective, model, folder / "theirs", folder / "run")
