@@ -7,9 +7,18 @@ import pytest
 
 from t5x_lite.config import DataConfig, MixedSource
 from t5x_lite.data import mixture
-from t5x_lite.data.pipeline import TrainingRows, Validation, training_batch, training_batches
+from t5x_lite.data.pipeline import (
+    PackedDocuments,
+    Sentences,
+    TrainingRows,
+    Validation,
+    training_batch,
+    training_batches,
+)
 from t5x_lite.errors import UserError
 from t5x_lite.objectives import Causal
+from t5x_lite.objectives.masked import Masked
+from t5x_lite.objectives.text_to_text import TextToText
 from tests.objectives.vocabulary import task
 
 
@@ -170,3 +179,100 @@ def test_weights_by_size_are_mt5s() -> None:
     np.testing.assert_allclose(mixture.weights(given, [1, 1], 1.0), [0.75, 0.25])
     with pytest.raises(UserError, match="b has none"):
         mixture.weights([given[0], sources[1]], [1, 1], 1.0)
+
+
+def sentences(*documents: tuple[int, ...]) -> Text:
+    """A corpus whose documents are made of sentences of these lengths."""
+    text = Text(*(sum(lengths) for lengths in documents))
+    text.parts = np.cumsum([0, *(length for lengths in documents for length in lengths)])
+    return text
+
+
+DOCUMENTS = [tuple(np.random.default_rng(n).integers(1, 9, 3 + n % 7).tolist()) for n in range(30)]
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_rows_of_sentences_are_whole_as_full_as_can_be_and_in_order(apart: bool) -> None:
+    text = sentences(*DOCUMENTS, (25, 3))
+    plan = Sentences(text, 20, apart=apart)
+    seen = []
+    for number in range(plan.rows):
+        read = plan.read(number)
+        real = read.segments > 0
+        first, last = int(read.tokens[0]) - 1, int(read.tokens[real][-1])
+        assert first in text.parts
+        assert last in text.parts or last - first == 20  # only a sentence longer than a row is cut
+        documents = np.searchsorted(text.offsets, read.tokens[real] - 1, side="right") - 1
+        assert len(set(documents)) == 1 or not apart
+        following = text.parts[np.searchsorted(text.parts, last, side="left") + 1 :][:1]
+        room = following - first <= 20 if len(following) and last not in text.offsets else np.array([False])
+        assert not room.any()  # the next sentence of the document would not have fitted
+        starts = text.parts[np.searchsorted(text.parts, read.tokens[real] - 1, side="right") - 1]
+        assert len(set(zip(read.segments[real], read.parts[real], strict=True))) == len(set(starts))
+        seen += read.tokens[real].tolist()
+    assert seen == sorted(seen)
+    assert len(seen) == text.tokens - 5  # what the cut sentence of 25 lost
+
+
+def test_pairs_are_packed_until_inputs_or_targets_are_full() -> None:
+    """Next-fit in two kinds of room, by a loop."""
+    lengths = np.random.default_rng(3).integers(1, 12, (60, 2))
+    text = sentences(*(tuple(pair) for pair in lengths.tolist()))
+    objective, place = TextToText(target_len=16), task(24, "encoder_decoder")
+    plan = PackedDocuments(text, objective, place, None)
+    rows, room = [[]], np.array([24, 16])
+    for number, sizes in enumerate(lengths + 1):
+        if (sizes > room).any():
+            rows.append([])
+            room = np.array([24, 16])
+        room = room - sizes
+        rows[-1].append(number)
+    found = []
+    for number in range(plan.rows):
+        read = plan.read(number)
+        own = [int(read.tokens[read.segments == s][0]) - 1 for s in range(1, read.segments.max() + 1)]
+        found.append([int(np.searchsorted(text.offsets, start)) for start in own])
+        for s, document in enumerate(found[-1], start=1):
+            parts = read.parts[read.segments == s]
+            assert [int((parts == side).sum()) for side in (0, 1)] == lengths[document].tolist()
+    assert found == rows
+
+
+def pair_rows(static: int = 0) -> TrainingRows:
+    objective = Masked(sentences="next", static=static)
+    data = DataConfig(packing="sentences", parts="line")
+    return TrainingRows([sentences(*DOCUMENTS)], np.ones(1), data, objective, task(24, size=2000), 0)
+
+
+def test_a_second_sentence_that_does_not_follow_is_of_another_document() -> None:
+    made, apart = pair_rows(), 0
+    text = made.plans[0].corpus
+    for number in range(300):
+        found = made[number]
+        tokens = found["tokens"].copy()
+        real = found["loss_weights"] > 0
+        tokens[found["target_positions"][real]] = found["targets"][real]
+        documents = [
+            set(np.searchsorted(text.offsets, tokens[(found["token_types"] == side) & (tokens > 8)] - 1, side="right"))
+            for side in (0, 1)
+        ]
+        if not all(documents):  # the first tokens of the corpus are the special ones
+            continue
+        assert (documents[0] != documents[1]) == found["sentence_targets"]
+        apart += int(found["sentence_targets"])
+    assert 100 < apart < 250
+
+
+def test_static_masks_come_again_after_their_epochs() -> None:
+    """BERT: ten sets of masks; dynamic masks are new in every epoch (Liu et al. 2019, §4.1)."""
+
+    def epoch(made: TrainingRows, number: int) -> dict[bytes, bytes]:
+        count = made.plans[0].rows
+        rows = [made[n] for n in range(number * count, (number + 1) * count)]
+        return {row["targets"].tobytes(): row["tokens"].tobytes() for row in rows}
+
+    fixed, fresh = pair_rows(static=2), pair_rows()
+    assert epoch(fixed, 0) == epoch(fixed, 2)
+    assert epoch(fixed, 1) == epoch(fixed, 3)
+    assert epoch(fixed, 0) != epoch(fixed, 1)
+    assert epoch(fresh, 0) != epoch(fresh, 2)

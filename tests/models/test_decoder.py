@@ -14,6 +14,7 @@ from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.kernels import Places
 from t5x_lite.models.layers import dropout
 from t5x_lite.models.transformer import blueprint, initial
+from tests.models.weights import random_model
 
 VARIANTS = {
     "gpt2": {},
@@ -46,7 +47,8 @@ def decoder(**settings: object) -> tuple[ModelConfig, object]:
 
 @pytest.fixture(params=VARIANTS)
 def model(request: pytest.FixtureRequest) -> object:
-    return decoder(**VARIANTS[request.param])[1]
+    settings = {"layers": 4, "embed": 16, "heads": 4, "vocab": 50, "positions": {"learned": {"length": 32}}}
+    return random_model(ModelConfig.model_validate(settings | VARIANTS[request.param]))
 
 
 def tokens(*shape: int, seed: int = 0) -> np.ndarray:

@@ -9,7 +9,8 @@ import pytest
 
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.positions import bucket
-from t5x_lite.models.transformer import blueprint, initial
+from t5x_lite.models.transformer import blueprint
+from tests.models.weights import random_model
 
 SIZES = {"layers": 2, "embed": 16, "heads": 4, "vocab": 50}
 T5 = {"family": "encoder_decoder", "positions": {"relative": {"buckets": 8, "distance": 10}}, "norm": "rmsnorm"}
@@ -23,12 +24,7 @@ ENCODER_DECODERS = {
 
 
 def make(**settings: object) -> object:
-    config = ModelConfig.model_validate(SIZES | settings)
-    params = jax.jit(lambda key: initial(config, key))(jax.random.key(0))
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    noisy = [leaf + 0.1 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
-    return blueprint(config).model(jax.tree.unflatten(tree, noisy))
+    return random_model(ModelConfig.model_validate(SIZES | settings))
 
 
 def tokens(*shape: int, seed: int = 0) -> np.ndarray:
@@ -154,12 +150,12 @@ def test_electras_replacements_are_drawn_where_told_from_the_generators_softmax(
     shares = jax.nn.softmax(model.generator.logits(states))[0, 0]
     draw = jax.jit(lambda key: model.replaced(jnp.asarray(text), places, weights, states, key))
     counts = np.zeros(50)
-    for seed in range(1500):
+    for seed in range(500):
         drawn = np.asarray(draw(jax.random.key(seed)))
         changed = {tuple(place) for place in np.argwhere(drawn != text)}
         assert changed <= {(0, 1), (0, 4), (1, 2)}
         counts[drawn[0, 1]] += 1
-    np.testing.assert_allclose(counts / 1500, shares, atol=0.05)
+    np.testing.assert_allclose(counts / 500, shares, atol=0.08)
 
 
 def test_relative_buckets_are_those_of_t5(real_data: Path) -> None:

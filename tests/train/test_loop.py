@@ -67,14 +67,15 @@ def test_a_run_is_repeated_to_the_bit_from_its_own_config(tiny_run: Path, tmp_pa
     assert same_params(tiny_run, tmp_path / "again")
 
 
-def test_killed_ten_times_the_run_ends_as_if_undisturbed(tiny_config: Path, tmp_path: Path) -> None:
-    """Ten SIGKILLs at random moments, with a save under way most of the time."""
+@pytest.mark.parametrize("times", [3, pytest.param(10, marks=pytest.mark.slow)])
+def test_killed_many_times_the_run_ends_as_if_undisturbed(times: int, tiny_config: Path, tmp_path: Path) -> None:
+    """SIGKILLs at random moments, with a save under way most of the time."""
     overrides = ["train.steps=300", "checkpoint.every_steps=3", "eval.every_steps=50", "model.dropout=0.1"]
     assert train(tiny_config, tmp_path / "undisturbed", *overrides) == 0
     run, generator, kills = tmp_path / "killed", random.Random(1), 0
     command = [sys.executable, "-m", "t5x_lite", "train", str(tiny_config), f"run_dir={run}", *overrides]
     metrics = run / "metrics.jsonl"
-    while kills < 10:
+    while kills < times:
         size = metrics.stat().st_size if metrics.exists() else 0
         with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
             while process.poll() is None and not (metrics.exists() and metrics.stat().st_size != size):
@@ -270,6 +271,7 @@ def test_sharded_over_devices_the_losses_are_those_of_one(tiny_run: Path, tmp_pa
         np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_gpt3_125m_has_its_published_size_and_trains(tmp_path: Path, prose: Path) -> None:
     path = Path(__file__).resolve().parents[2] / "configs/gpt3/125m.yaml"
     settings = configuration.load(path)

@@ -1,0 +1,29 @@
+"""The objective that README shows is code that runs, in under 40 lines."""
+
+import re
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from t5x_lite.models.config import Family
+from t5x_lite.objectives.features import segments_of, text_to_text, text_to_text_loss
+from t5x_lite.objectives.objective import Features, Lengths, Objective, Row, Task
+from t5x_lite.schema import setting
+from tests.objectives.vocabulary import row, task
+
+
+def test_the_shown_objective_makes_features() -> None:
+    text = (Path(__file__).resolve().parents[2] / "README.md").read_text()
+    (source,) = re.findall(r"```python\n(class .*?)```", text, re.DOTALL)
+    assert len(source.splitlines()) < 40
+    names = {"Objective": Objective, "ClassVar": ClassVar, "Family": Family, "setting": setting, "Task": Task}
+    names |= {"Lengths": Lengths, "Row": Row, "Features": Features, "np": np, "segments_of": segments_of}
+    names |= {"text_to_text": text_to_text, "text_to_text_loss": text_to_text_loss, "__name__": "deletion"}
+    exec(source, names)
+    made = names["Deletion"](rate=0.5)
+    found = made.example(row(np.arange(10, 26)), task(16, "encoder_decoder"), np.random.default_rng(0))
+    inputs, targets = (found[name][found[name] > 0].tolist() for name in ("tokens", "targets"))
+    assert targets == [*range(10, 26)]
+    assert 0 < len(inputs) < 16
+    assert [token for token in targets if token in inputs] == inputs

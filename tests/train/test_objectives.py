@@ -1,0 +1,183 @@
+"""Every objective from text to a checkpoint that answers: what a run of it reports, and what its model is for."""
+
+import json
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import t5x_lite
+from t5x_lite.api import Model
+from t5x_lite.cli import main
+from t5x_lite.errors import UserError
+from tests.conftest import lines
+
+CONTROLS = "tokenizer.unigram.controls=['[CLS]','[SEP]','[MASK]']"
+T5 = [
+    "model.family=encoder_decoder",
+    "model.positions.relative.buckets=8",
+    "tokenizer.unigram={vocab: 330, extra_ids: 20}",
+]
+ENCODER = ["model.family=encoder", "model.output_transform=true", CONTROLS]
+PAIRS = ["data.format=jsonl", "data.parts=fields", "data.field=[source,target]"]
+MODES = "tokenizer.unigram.controls=['[R]','[S]','[X]']"
+
+RUNS = {
+    "span_corruption": [*T5, "objective=span_corruption"],
+    "span_corruption, packed": [*T5, "objective=span_corruption", "data.packing=documents", "train.seq_len=64"],
+    "ul2": [*T5, MODES, "objective=ul2", "train.seq_len=32"],
+    "prefix": ["model.positions=rotary", "model.prefix_lm=true", "objective=prefix"],
+    "text_to_text": [*T5, *PAIRS, "objective.text_to_text.target_len=16", "data.packing=documents"],
+    "next sentence": [
+        *ENCODER,
+        "objective.masked.sentences=next",
+        "model.outputs=[tokens,sentence]",
+        "model.token_types=2",
+        "data.parts=line",
+        "data.packing=sentences",
+        "train.seq_len=32",
+    ],
+    "span boundary": [
+        *ENCODER,
+        "objective.masked={spans: geometric, boundary: true, replacement: frequency, static: 2}",
+        "model.outputs=[tokens,span]",
+        "train.seq_len=32",
+    ],
+    "full sentences": [
+        *ENCODER,
+        "objective.masked.spans=word",
+        "data.parts=line",
+        "data.packing=sentences",
+        "data.separate_documents=false",
+    ],
+    "translation": [*ENCODER, *PAIRS, "objective=translation", "model.token_types=2", "data.packing=none"],
+    "replaced_token": [
+        "model.family=electra",
+        "model.outputs=[detection]",
+        "model.generator={layers: 1, embed: 8, heads: 2}",
+        "model.embedding=16",
+        CONTROLS,
+        "objective=replaced_token",
+    ],
+}
+IN_CI = ("span_corruption", "text_to_text", "next sentence", "replaced_token")
+TERMS = {"next sentence": "sentence", "span boundary": "span", "replaced_token": "detection"}
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory, prose: Path) -> Path:
+    path = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
+    texts = [line.strip(".\n") for file in sorted(prose.glob("*.txt")) for line in file.read_text().splitlines()]
+    records = [{"source": text, "target": " ".join(reversed(text.split()))} for text in texts]
+    path.write_text("\n".join(map(json.dumps, records)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, tiny_config: Path, pairs: Path) -> dict[str, Path]:
+    """Runs that have been trained so far, by name."""
+    return {}
+
+
+def run_of(name: str, trained: dict[str, Path], tiny_config: Path, pairs: Path, folder: Path) -> Path:
+    if name not in trained:
+        files = [f"data.files={pairs}"] if PAIRS[0] in RUNS[name] else []
+        sizes = ["model.layers=1", "model.embed=16", "train.steps=4", "eval.every_steps=4", "checkpoint.every_steps=4"]
+        assert main(["train", str(tiny_config), f"run_dir={folder}/run", *sizes, *RUNS[name], *files]) == 0
+        trained[name] = folder / "run"
+    return trained[name]
+
+
+@pytest.mark.parametrize("name", [n if n in IN_CI else pytest.param(n, marks=pytest.mark.slow) for n in RUNS])
+def test_a_run_trains_evaluates_and_reports_its_terms(
+    name: str, trained: dict[str, Path], tiny_config: Path, pairs: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    run = run_of(name, trained, tiny_config, pairs, tmp_path_factory.mktemp("run"))
+    records = lines(run)
+    assert len(records) == 4
+    terms = {"loss", "accuracy", *(f"{TERMS[name]}_{what}" for what in ("loss", "accuracy") if name in TERMS)}
+    assert terms <= records[-1].keys()
+    assert {f"eval/{term}" for term in terms} <= records[-1].keys()
+    assert "eval/bits_per_byte" not in records[-1]  # only what predicts every token has it
+    assert all(np.isfinite(records[-1][term]) for term in terms)
+    assert records[-1]["loss"] < records[0]["loss"] + 0.5
+
+
+@pytest.fixture
+def model(trained: dict[str, Path], request: pytest.FixtureRequest) -> Model:
+    if request.param not in trained:
+        pytest.skip(f"needs the run of the test above for {request.param}")
+    return t5x_lite.load(trained[request.param])
+
+
+@pytest.mark.parametrize("model", ["span_corruption"], indirect=True)
+def test_an_encoder_decoder_answers_scores_and_fills(model: Model, capsys: pytest.CaptureFixture[str]) -> None:
+    assert len(model.generate(["the quick", "a lazy dog jumps"], tokens=5)) == 2
+    text = "fox jumps"
+    ids = np.append(model.tokenizer.encode(text), model.tokenizer.eos)
+    inputs = np.append(model.tokenizer.encode("the quick"), model.tokenizer.eos)
+    logits = model.logits(inputs, np.concatenate([[0], ids[:-1]]))[0].astype(np.float64)
+    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    assert model.score([text], ["the quick"])[0] == pytest.approx(log_p[np.arange(len(ids)), ids].sum(), rel=1e-4)
+    prompt = "the <extra_id_0> fox <extra_id_1> over"
+    assert main(["generate", str(model.run.folder), "--prompt", prompt, "--tokens", "8"]) == 0
+    shown = capsys.readouterr().out.strip()
+    assert shown.startswith("the [")
+    assert "] fox [" in shown
+    with pytest.raises(UserError, match="decoder inputs"):
+        model.logits(inputs)
+
+
+@pytest.mark.parametrize("model", ["next sentence"], indirect=True)
+def test_an_encoder_fills_masks_and_scores(model: Model, capsys: pytest.CaptureFixture[str]) -> None:
+    filled = model.fill("the [MASK] fox [MASK] over", count=3)
+    assert [len(candidates) for candidates in filled] == [3, 3]
+    assert all(a[1] >= b[1] > 0 for candidates in filled for a, b in pairwise(candidates))
+    ids = model.tokenizer.encode("fox dog")
+    special = model.tokenizer.special
+    total = 0.0
+    for place, true in enumerate(ids, start=1):
+        row = np.array([special["[CLS]"], *ids, special["[SEP]"]])
+        row[place] = special["[MASK]"]
+        logits = model.logits(row)[0, place].astype(np.float64)
+        total += logits[true] - np.log(np.exp(logits).sum())
+    assert model.score(["fox dog"])[0] == pytest.approx(total, rel=1e-4)
+    assert main(["generate", str(model.run.folder), "--prompt", "the [MASK] fox"]) == 0
+    assert "mask 1" in capsys.readouterr().out
+    assert main(["generate", str(model.run.folder), "--prompt", "no mask"]) == 2
+    with pytest.raises(UserError, match="does not generate"):
+        model.generate("the")
+
+
+@pytest.mark.parametrize("model", ["replaced_token"], indirect=True)
+def test_electra_tells_replaced_tokens(model: Model) -> None:
+    assert model.logits(np.arange(5, 15)).shape == (1, 10)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["objective=span_corruption", "model.family=encoder"], "span_corruption trains encoder_decoder or decoder"),
+        (["objective=masked"], "masked trains encoder, not a model of family decoder"),
+        (
+            [*T5, "objective=span_corruption", "tokenizer.unigram={vocab: 300, extra_ids: 0}"],
+            "the tokenizer has 0 sentinels",
+        ),
+        ([*ENCODER[:2], "objective=masked"], "the tokenizer has no [CLS] or <s>"),
+        ([*RUNS["next sentence"], "data.packing=stream"], "needs data.packing=sentences"),
+        ([*RUNS["next sentence"], "model.outputs=[tokens]"], "trains the outputs"),
+        ([*T5, "objective=text_to_text"], "needs data.parts=fields"),
+        (["data.field=[a,b]"], "several fields need parts=fields"),
+        (["data.packing=sentences"], "needs parts=line or parts=punctuation"),
+        (["objective=null"], "no objective"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_one_line(
+    overrides: list[str], said: str, tiny_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", str(tiny_config), f"run_dir={tmp_path}/run", *overrides]) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("t5x-lite: ")]
+    assert len(errors) == 1
+    assert said in errors[0]
+    assert not (tmp_path / "run/config.yaml").exists()
