@@ -27,6 +27,10 @@ from t5x_lite.errors import UserError
 
 logger = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
+IN_FLIGHT_GB = 0.25
+"""Arrays on their way from memory to disk at one time, where memory is short; a larger one passes alone."""
+RESTORE_GB = 1.0
+"""Arrays on their way from disk to memory at one time, likewise."""
 
 
 class SaveError(UserError):
@@ -95,6 +99,26 @@ class Checkpoints:
         )
         self._finishing.start()
 
+    def write(self, step: int, state: Any, meta: Mapping[str, Any]) -> None:
+        """Write a checkpoint before this returns, few arrays in flight: for a model that memory holds just once.
+
+        Raises:
+            SaveError: it could not be written.
+        """
+        largest = max(leaf.nbytes for leaf in jax.tree.leaves(state)) / 1e9
+        handler = ocp.PyTreeCheckpointHandler(save_concurrent_gb=max(1.1 * largest, IN_FLIGHT_GB))  # type: ignore[arg-type]
+        path = self.folder / str(step)
+        with contextlib.closing(
+            ocp.Checkpointer(ocp.CompositeCheckpointHandler(state=handler, meta=ocp.JsonCheckpointHandler()))
+        ) as saver:
+            try:
+                items = ocp.args.Composite(state=ocp.args.PyTreeSave(flat(state)), meta=ocp.args.JsonSave(dict(meta)))
+                saver.save(path, args=items)
+            except Exception as error:
+                raise self._explained(step, error) from error
+        if jax.process_index() == 0:
+            _write_manifest(path, {})
+
     def _finish(self, step: int, path: Path, metrics: dict[str, float]) -> None:
         try:
             self._saver.wait_until_finished()
@@ -153,7 +177,9 @@ class Checkpoints:
 
     def _read(self, path: Path, target: Any, prefix: str) -> tuple[Any, dict[str, Any]]:
         wanted = {prefix + name: leaf for name, leaf in flat(target).items()}
-        reader = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
+        largest = max(leaf.size * leaf.dtype.itemsize for leaf in wanted.values()) / 1e9
+        handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=max(2.2 * largest, RESTORE_GB))  # type: ignore[arg-type]
+        reader = ocp.Checkpointer(handler)
         saved = reader.metadata(path / "state").item_metadata.tree
         _compare(path, {name: saved[name] for name in saved if name.startswith(prefix)}, wanted)
         args = ocp.args.PyTreeRestore(

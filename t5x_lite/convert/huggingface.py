@@ -3,22 +3,21 @@
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import safetensors
-from safetensors.numpy import save_file
 
 from t5x_lite import config as configuration
 from t5x_lite import schema
 from t5x_lite.checkpoint import Checkpoints, flat
 from t5x_lite.config import CheckpointConfig, MeshConfig, RunConfig, TokenizerFile
 from t5x_lite.convert import FAMILIES, Family
-from t5x_lite.convert.tensors import Table, compare
+from t5x_lite.convert.tensors import Entry, Table, compare
 from t5x_lite.data import tokenizer as tokenizers
 from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.errors import UserError
@@ -37,12 +36,16 @@ Progress = Callable[[str, int, int], None]
 
 
 class Weights:
-    """The tensors of a folder by name, read one at a time from one file or from the files of an index."""
+    """The tensors of a folder by name, read one at a time from one file or from the files of an index.
+
+    `dtype` is that of most of them, as safetensors spells it (F32, BF16, F16).
+    """
 
     def __init__(self, folder: Path, family: Family) -> None:
-        self._files = ExitStack()
-        self._holder: dict[str, Any] = {}
+        self._file: dict[str, Path] = {}
         self._name: dict[str, str] = {}
+        self._shape: dict[str, tuple[int, ...]] = {}
+        kinds: list[str] = []
         paths = sorted(folder.glob("*.safetensors"))
         if (folder / INDEX).is_file():
             paths = sorted({folder / name for name in _read_json(folder / INDEX)["weight_map"].values()})
@@ -53,38 +56,30 @@ class Weights:
             )
         for path in paths:
             try:
-                file = self._files.enter_context(safetensors.safe_open(path, framework="np"))
+                with safetensors.safe_open(path, framework="np") as file:
+                    for name in file.keys():  # noqa: SIM118
+                        self._file[name], part = path, file.get_slice(name)
+                        self._shape[name] = tuple(part.get_shape())
+                        kinds.append(part.get_dtype())
             except (OSError, safetensors.SafetensorError) as error:
                 raise UserError(f"{path}: cannot be read: {error}") from None
-            for name in file.keys():  # noqa: SIM118
-                self._holder[name] = file
-        bare = not any(name.startswith(family.prefix) for name in self._holder)
-        for name in self._holder:
+        self.dtype = max(set(kinds), key=kinds.count, default="F32")
+        bare = not any(name.startswith(family.prefix) for name in self._file)
+        for name in self._file:
             ours = family.prefix + name if bare and not name.startswith(HEADS) else name
             for old, new in family.renamed.items():
                 ours = re.sub(old, new, ours)
             self._name[ours] = name
 
-    def __enter__(self) -> "Weights":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._files.close()
-
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Every tensor's shape."""
-        slices = {ours: self._holder[name].get_slice(name) for ours, name in self._name.items()}
-        return {name: tuple(part.get_shape()) for name, part in slices.items()}
-
-    @property
-    def dtype(self) -> str:
-        """The type of most of the tensors, as safetensors spells it (F32, BF16, F16)."""
-        kinds = [self._holder[name].get_slice(name).get_dtype() for name in self._name.values()]
-        return max(set(kinds), key=kinds.count)
+        return {ours: self._shape[name] for ours, name in self._name.items()}
 
     def read(self, name: str) -> np.ndarray:
-        """One tensor."""
-        return self._holder[self._name[name]].get_slice(self._name[name])[...]
+        """One tensor. The file is opened for it alone, or the pages of all that was read would stay in memory."""
+        theirs = self._name[name]
+        with safetensors.safe_open(self._file[theirs], framework="np") as file:
+            return file.get_slice(theirs)[...]
 
 
 HEADS = ("lm_head", "cls.", "predictions.", "sop_classifier.", "generator_", "discriminator_")
@@ -105,24 +100,24 @@ def import_hf(folder: Path, run_dir: Path, progress: Progress) -> Run:
         raise UserError(f"{folder / 'config.json'}: model_type {hf.get('model_type')!r} is not one of {_known()}")
     if (run_dir / "config.yaml").exists():
         raise UserError(f"{run_dir}: is a run already; give another directory")
-    with Weights(folder, family) as weights:
-        shapes = {
-            name: shape
-            for name, shape in weights.shapes().items()
-            if not any(re.fullmatch(pattern, name) for pattern in family.ignored)
-        }
-        try:
-            settings = family.model(hf, shapes)
-        except KeyError as error:
-            raise UserError(f"{folder / 'config.json'}: {error} is missing or not known here") from None
-        model = schema.validate(ModelConfig, schema.Sources(settings, {"": str(folder / "config.json")}))
-        structure = blueprint(model)
-        table = family.table(model, structure)
-        # What is ignored because it is a copy may also be a tensor of its own.
-        shapes |= {name: shape for name, shape in weights.shapes().items() if name in table.expected()}
-        compare(str(folder), table.expected(), shapes)
-        params = params_of(structure, table, weights.read, progress)
-        hf["dtype"] = DTYPES.get(weights.dtype, "float32")
+    weights = Weights(folder, family)
+    shapes = {
+        name: shape
+        for name, shape in weights.shapes().items()
+        if not any(re.fullmatch(pattern, name) for pattern in family.ignored)
+    }
+    try:
+        settings = family.model(hf, shapes)
+    except KeyError as error:
+        raise UserError(f"{folder / 'config.json'}: {error} is missing or not known here") from None
+    model = schema.validate(ModelConfig, schema.Sources(settings, {"": str(folder / "config.json")}))
+    structure = blueprint(model)
+    table = family.table(model, structure)
+    # What is ignored because it is a copy may also be a tensor of its own.
+    shapes |= {name: shape for name, shape in weights.shapes().items() if name in table.expected()}
+    compare(str(folder), table.expected(), shapes)
+    params = params_of(structure, table, weights.read, progress)
+    hf["dtype"] = DTYPES.get(weights.dtype, "float32")
     tokenizer = _tokenizer(folder, model)
     return write_run(run_dir, model, family.objective_of(model), params, structure, tokenizer, hf)
 
@@ -172,7 +167,7 @@ def write_run(
     config = schema.validate(RunConfig, schema.Sources(settings, {"": "import"}))
     run_dir.mkdir(parents=True, exist_ok=True)
     checkpoints = Checkpoints(run_dir / "checkpoints", CheckpointConfig())
-    checkpoints.save(0, {"params": params}, {"config": configuration.dump(config)})
+    checkpoints.write(0, {"params": params}, {"config": configuration.dump(config)})
     checkpoints.close()
     if tokenizer is not None:
         tokenizer.save(run_dir)
@@ -215,12 +210,11 @@ def export_hf(run_dir: Path, folder: Path, progress: Progress, step: int | None 
         return held[1]
 
     for name, entries in files.items():
-        tensors = {}
-        for entry in entries:
-            tensors[entry.theirs] = table.to_theirs(entry, array_of).astype(dtype)
-            done += 1
-            progress(entry.theirs, done, len(table.entries))
-        save_file(tensors, folder / name, {"format": "pt"})
+        with _safetensors(folder / name, table, entries, dtype) as write:
+            for entry in entries:
+                write(entry.theirs, table.to_theirs(entry, array_of).astype(dtype))
+                done += 1
+                progress(entry.theirs, done, len(table.entries))
     if len(files) > 1:
         places = {entry.theirs: name for name, entries in files.items() for entry in entries}
         total = sum(dtype.itemsize * int(np.prod(shape)) for shape in table.expected().values())
@@ -240,6 +234,34 @@ def export_hf(run_dir: Path, folder: Path, progress: Progress, step: int | None 
                 else folder / path.name,
             )
     return folder
+
+
+@contextmanager
+def _safetensors(
+    path: Path, table: Table, entries: Sequence[Entry], dtype: np.dtype
+) -> Iterator[Callable[[str, np.ndarray], None]]:
+    """A function that writes one tensor of a new file: the library's own writer wants all of them in memory.
+
+    The format is a length, a JSON header padded to eight bytes, and the tensors in the order of their names, without
+    gaps (the library's README).
+    """
+    shapes, kinds = table.expected(), {ours: theirs for theirs, ours in DTYPES.items()}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name in sorted(entry.theirs for entry in entries):
+        start, end = end, end + dtype.itemsize * int(np.prod(shapes[name]))
+        header[name] = {"dtype": kinds[str(dtype)], "shape": list(shapes[name]), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
+
+        def write(name: str, tensor: np.ndarray) -> None:
+            file.seek(8 + len(text) + header[name]["data_offsets"][0])
+            file.write(np.ascontiguousarray(tensor).view(np.uint8).data)
+
+        yield write
 
 
 def _special_ids(run: Run) -> dict[str, int]:
