@@ -3,7 +3,6 @@
 import sys
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -40,12 +39,15 @@ def fill_masks(model: Any, text: str, count: int = 5) -> list[Candidates]:
     ]
 
 
-def fill_spans(model: Any, text: str, sampling: Sampling) -> list[str]:
-    """What an encoder_decoder of span corruption puts in the place of <extra_id_0>, <extra_id_1>, …; in order."""
+def fill_spans(model: Any, text: str, tokens: int = 64) -> list[str]:
+    """What an encoder_decoder of span corruption puts in the place of <extra_id_0>, <extra_id_1>, …; in order.
+
+    Greedy, `tokens` at most in all.
+    """
     sentinels = model.tokenizer.sentinels()
     prompt = model.generator.encoded(text)
     wanted = [i for i in sentinels if i in prompt]
-    ids = deque(model.generator.tokens([prompt], sampling), maxlen=1)[0][0].tolist()
+    ids = deque(model.generator.tokens([prompt], Sampling(tokens, temperature=0)), maxlen=1)[0][0].tolist()
     ids = ids[: ids.index(model.tokenizer.eos)] if model.tokenizer.eos in ids else ids
     starts = {i: ids.index(i) + 1 for i in wanted if i in ids}
     spans = []
@@ -64,14 +66,15 @@ def show(model: Any, prompts: Sequence[str], sampling: Sampling) -> None:
         for prompt in prompts:
             console.print(prompt)
             console.print(_candidates(fill_masks(model, prompt)))
-    elif family == "encoder_decoder" and any(f"<extra_id_{n}>" in p for p in prompts for n in range(100)):
+    elif family == "encoder_decoder" and any(name in p for p in prompts for name in _sentinel_names(model)):
         for prompt in prompts:
-            console.print(_filled(prompt, fill_spans(model, prompt, sampling)) + "\n")
+            spans = fill_spans(model, prompt, sampling.tokens)
+            console.print(_filled(prompt, [name for name in _sentinel_names(model) if name in prompt], spans) + "\n")
     elif len(prompts) > 1:
         for prompt, text in zip(prompts, model.generator.generate(prompts, sampling), strict=True):
             print(f"{prompt}{text}\n")
     else:
-        print_growing(prompts[0], model.generator.stream(prompts, replace(sampling)), sys.stdout.write)
+        print_growing(prompts[0], model.generator.stream(prompts, sampling), sys.stdout.write)
 
 
 def _candidates(masks: Sequence[Candidates]) -> Table:
@@ -83,11 +86,14 @@ def _candidates(masks: Sequence[Candidates]) -> Table:
     return table
 
 
-def _filled(prompt: str, spans: Sequence[str]) -> str:
+def _sentinel_names(model: Any) -> list[str]:
+    """Names that stand for a sentinel in a prompt, in the order of use."""
+    names = {i: name for name, i in model.tokenizer.special.items()}
+    return [names[i] for i in model.tokenizer.sentinels() if i in names]
+
+
+def _filled(prompt: str, names: Sequence[str], spans: Sequence[str]) -> str:
     """The prompt with each sentinel replaced by its span in brackets."""
-    number = 0
-    for n in range(100):
-        if f"<extra_id_{n}>" in prompt:
-            prompt = prompt.replace(f"<extra_id_{n}>", f"[{spans[number]}]", 1)
-            number += 1
+    for name, span in zip(names, spans, strict=True):
+        prompt = prompt.replace(name, f"[{span}]", 1)
     return prompt

@@ -1,7 +1,6 @@
 """Multi-head attention: projections, positions, cache, and a kernel of `kernels.py` (Vaswani et al. 2017, §3.2)."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -11,7 +10,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from t5x_lite.models import kernels, positions
 from t5x_lite.models.config import ModelConfig
-from t5x_lite.models.kernels import Places
+from t5x_lite.models.kernels import Settings, View
 from t5x_lite.models.layers import Linear, Norm
 
 
@@ -29,20 +28,6 @@ class KeysValues:
         return KeysValues(write(self.key, new.key), write(self.value, new.value))
 
 
-@dataclass(frozen=True)
-class View:
-    """What the layers of one call share: where queries and keys stand, and what their places do to them.
-
-    `rotate` turns queries and new keys; `bias` is added to the scores; with `causal` a query sees no later key.
-    """
-
-    queries: Places
-    keys: Places
-    causal: bool
-    rotate: Callable[[Float[Array, "b l h k"]], Float[Array, "b l h k"]] = lambda x: x
-    bias: Float[Array, "h l m"] | None = None
-
-
 class Attention(nnx.Module):
     """Attention from `x` to a source; `kv_heads` below `heads` is grouped-query attention (Ainslie et al. 2023).
 
@@ -53,10 +38,10 @@ class Attention(nnx.Module):
     def __init__(self, config: ModelConfig, pattern: Any, *, cross: bool = False, rngs: nnx.Rngs) -> None:
         embed, head = ("embed", config.embed), ("head_dim", config.width_of_head)
         heads, kv_heads = ("heads", config.heads), ("kv_heads", config.key_value_heads)
-        self.pattern, self.dropout, self.scale = pattern, config.dropout, config.attention_scale
-        usual = config.width_of_head**-0.5
+        self.pattern, scale = pattern, config.attention_scale
+        self.settings = Settings(scale, config.dropout)
         # What a smaller scale would do to the first scores, the first queries do (NormalInit has one deviation).
-        shrink = usual / self.scale if self.scale and config.fan_in_init else 1.0
+        shrink = config.width_of_head**-0.5 / scale if scale and config.fan_in_init else 1.0
         bias = config.query_key_value_bias
         self.query = Linear(config, [embed], [heads, head], bias=bias, scale=shrink, rngs=rngs)
         self.key = Linear(config, [embed], [kv_heads, head], bias=bias, rngs=rngs)
@@ -79,21 +64,9 @@ class Attention(nnx.Module):
         """What `x` takes from the keys and values that it may see."""
         query = self.query(x)
         query = view.rotate(query if self.query_norm is None else self.query_norm(query))
-        bias = view.bias
-        if self.positions is not None and bias is None:
-            bias = self.positions.bias(view.queries, view.keys, causal=view.causal)
-        seen = kernels.mask(self.pattern, view.queries, view.keys, causal=view.causal)
-        mixed = kernels.dense(
-            query,
-            source.key,
-            source.value,
-            seen,
-            bias=bias,
-            scale=self.scale,
-            dropout_rate=self.dropout,
-            dropout_key=key,
-        )
-        return self.out(mixed)
+        if self.positions is not None and view.bias is None:
+            view = replace(view, bias=self.positions.bias(causal=view.causal))
+        return self.out(kernels.attend(query, source.key, source.value, self.pattern, view, self.settings, key))
 
 
 def empty_cache(config: ModelConfig, batch: int, length: int) -> KeysValues:

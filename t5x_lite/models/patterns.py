@@ -16,6 +16,10 @@ class Dense(Config):
         """Boolean mask for broadcastable integer positions `query` and `key`; causality is not decided here."""
         return abs(query - key) >= 0
 
+    def pairs(self, length: int, *, causal: bool) -> float:
+        """Pairs of query and key in a row of `length`, for counting FLOPs; a causal square counts half."""
+        return length * length / (2 if causal else 1)
+
 
 class Local(Config):
     """A band: keys less than `window` away, the query's own place counted (Child et al. 2019; GPT-Neo, Mistral)."""
@@ -25,6 +29,11 @@ class Local(Config):
     def allowed(self, query: Any, key: Any) -> Any:
         """See `Dense.allowed`; in an encoder the band reaches as far to the right as to the left."""
         return abs(query - key) < self.window
+
+    def pairs(self, length: int, *, causal: bool) -> float:
+        """See `Dense.pairs`: a band without its corners."""
+        window = min(self.window, length)
+        return (window * length - window * window / 2) * (1 if causal else 2)
 
 
 ATTENTION: dict[str, type[Config]] = {"dense": Dense, "local": Local}

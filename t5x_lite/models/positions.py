@@ -1,6 +1,7 @@
 """How a token knows its place: a vector added to its embedding, or something done inside attention."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -9,7 +10,6 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from t5x_lite.models.config import ALiBi, Learned, Llama3Stretch, ModelConfig, Relative, Rotary, Sinusoidal
-from t5x_lite.models.kernels import Places
 from t5x_lite.models.layers import Embed, deviation, weight
 
 
@@ -55,8 +55,8 @@ class AttendedPositions(nnx.Module):
         """Applied in every layer, to queries and to keys."""
         return x
 
-    def bias(self, queries: Places, keys: Places, *, causal: bool) -> Float[Array, "h l m"] | None:
-        """Added to the scores of every layer."""
+    def bias(self, *, causal: bool) -> Callable[[Any, Any], Float[Array, "h l m"]] | None:
+        """What is added to the scores, from the places of queries and of keys."""
         return None
 
 
@@ -87,10 +87,16 @@ class RelativePositions(AttendedPositions):
         table = std * jax.random.normal(rngs.params(), (config.positions.buckets, config.heads), jnp.float32)
         self.table = weight(table, ("buckets", "heads"), table=True)
 
-    def bias(self, queries: Places, keys: Places, *, causal: bool) -> Float[Array, "h l m"] | None:
-        offsets = keys.index[None, :] - queries.index[:, None]
-        buckets = bucket(offsets, self.relative.buckets, self.relative.distance, both_ways=not causal)
-        return jnp.moveaxis(self.table[...][buckets], -1, 0)
+    def bias(self, *, causal: bool) -> Callable[[Any, Any], Float[Array, "h l m"]] | None:
+        table, relative = self.table[...], self.relative
+
+        def of(query: Int[Array, "l"], key: Int[Array, "m"]) -> Float[Array, "h l m"]:
+            offsets = key[None, :] - query[:, None]
+            return jnp.moveaxis(
+                table[bucket(offsets, relative.buckets, relative.distance, both_ways=not causal)], -1, 0
+            )
+
+        return of
 
 
 class LinearPositions(AttendedPositions):
@@ -99,9 +105,9 @@ class LinearPositions(AttendedPositions):
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
         self.heads = config.heads
 
-    def bias(self, queries: Places, keys: Places, *, causal: bool) -> Float[Array, "h l m"] | None:
+    def bias(self, *, causal: bool) -> Callable[[Any, Any], Float[Array, "h l m"]] | None:
         slopes = 2.0 ** (-8.0 * jnp.arange(1, self.heads + 1) / self.heads)
-        return -slopes[:, None, None] * jnp.abs(keys.index[None, :] - queries.index[:, None])
+        return lambda query, key: -slopes[:, None, None] * jnp.abs(key[None, :] - query[:, None])
 
 
 def bucket(offset: Int[Array, "l m"], buckets: int, distance: int, *, both_ways: bool) -> Int[Array, "l m"]:

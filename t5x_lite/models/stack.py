@@ -10,10 +10,10 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from t5x_lite.models import positions
-from t5x_lite.models.attention import Attention, KeysValues, View, empty_cache
+from t5x_lite.models.attention import Attention, KeysValues, empty_cache
 from t5x_lite.models.config import LayerConfig, ModelConfig, RematPolicy
 from t5x_lite.models.feedforward import FEEDFORWARDS
-from t5x_lite.models.kernels import Places
+from t5x_lite.models.kernels import Places, View
 from t5x_lite.models.layers import Norm, dropout
 from t5x_lite.models.patterns import Dense
 
@@ -135,7 +135,13 @@ class Stack(nnx.Module):
 
     def view(self, queries: Places, keys: Places, at: Int[Array, "b l"]) -> View:
         """What queries at positions `at` may see of the keys."""
-        bias = self.positions.bias(queries, keys, causal=self.causal)
+        bias = of = self.positions.bias(causal=self.causal)
+        if of is not None:
+            whole = of(queries.index, keys.index)  # once for all layers that compute the whole square
+
+            def bias(query: Array, key: Array) -> Array:
+                return whole if query is queries.index and key is keys.index else of(query, key)
+
         return View(queries, keys, self.causal, lambda x: self.positions.rotate(x, at), bias)
 
     def __call__(

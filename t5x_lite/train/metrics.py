@@ -43,8 +43,8 @@ def flops_per_row(model: ModelConfig, blueprint: Blueprint, lengths: Lengths) ->
     """FLOPs of forward and backward for one example: 6 per matrix weight and token that passes it, and attention.
 
     The formula of PaLM (Chowdhery et al. 2022, appendix B), 12·layers·heads·head_dim·queries·keys for attention, with
-    causal attention counted half: the whole counts keys that a causal model never looks at. Looked-up tables are left
-    out, the output matrix counts the predicted tokens. Recomputation (remat) is not counted.
+    causal attention counted half and a band as far as it reaches: the rest is never looked at. Looked-up tables are
+    left out, the output matrix counts the predicted tokens. Recomputation (remat) is not counted.
     """
     shapes = flat(blueprint.shapes)
     matrices = sum(
@@ -76,10 +76,17 @@ def _attention_flops(model: ModelConfig, lengths: Lengths) -> float:
         one = model.model_copy(update={"family": "encoder"})
         return _attention_flops(one, lengths) + _attention_flops(model.model_of_generator, lengths)
     width, n, m = 12.0 * model.heads * model.width_of_head, lengths.tokens, lengths.targets
+
+    def pairs(layers: int, length: int, *, causal: bool) -> float:
+        period = sum(layer.attention.pairs(length, causal=causal) for layer in model.pattern)
+        return layers // len(model.pattern) * period
+
     if model.family == "decoder":
-        return width * model.layers * n * n / 2
-    across = model.layers_of_decoder * (m * m / 2 + m * n) if model.family == "encoder_decoder" else 0
-    return width * (model.layers * n * n + across)
+        return width * pairs(model.layers, n, causal=True)
+    across = 0.0
+    if model.family == "encoder_decoder":
+        across = pairs(model.layers_of_decoder, m, causal=True) + model.layers_of_decoder * m * n
+    return width * (pairs(model.layers, n, causal=False) + across)
 
 
 def peak_flops(device: Any, given: float | None) -> tuple[float, str]:

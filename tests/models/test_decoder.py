@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from t5x_lite.models.attention import Attention, View
+from t5x_lite.models.attention import Attention
 from t5x_lite.models.config import ModelConfig
-from t5x_lite.models.kernels import Places
+from t5x_lite.models.kernels import Places, View
 from t5x_lite.models.layers import dropout
 from t5x_lite.models.transformer import blueprint, initial
 from tests.models.weights import random_model
