@@ -17,4 +17,5 @@ export JAX_PLATFORMS=cpu HF_HUB_OFFLINE=1
 python -m ruff check .
 python -m ruff format --check .
 python -m mypy
-python -m pytest "${slow[@]}" "${arguments[@]}"
+# Two at a time: compiling, which is most of it, keeps little more than one core busy.
+python -m pytest -n 2 --dist loadfile "${slow[@]}" "${arguments[@]}"
