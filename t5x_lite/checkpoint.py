@@ -12,7 +12,7 @@ import shutil
 import threading
 import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -180,7 +180,8 @@ class Checkpoints:
         largest = max(leaf.size * leaf.dtype.itemsize for leaf in wanted.values()) / 1e9
         handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=max(2.2 * largest, RESTORE_GB))  # type: ignore[arg-type]
         reader = ocp.Checkpointer(handler)
-        saved = reader.metadata(path / "state").item_metadata.tree
+        with _quiet():
+            saved = reader.metadata(path / "state").item_metadata.tree
         _compare(path, {name: saved[name] for name in saved if name.startswith(prefix)}, wanted)
         args = ocp.args.PyTreeRestore(
             item=wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=bool(prefix)
@@ -212,6 +213,18 @@ class Checkpoints:
             f"{'the disk is full' if full else why[:300]}; earlier checkpoints are intact: make room, or mend the "
             "disk, and run the same command to resume"
         )
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Orbax's warning that the part of a checkpoint has no metadata of its own."""
+    log = logging.getLogger("absl")
+    before = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(before)
 
 
 def flat(tree: Any) -> dict[str, Any]:

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from t5x_lite import config as configuration
+from t5x_lite.convert.huggingface import family_of
+from t5x_lite.errors import UserError
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.transformer import blueprint
 
@@ -119,7 +121,7 @@ VARIANTS = {"encoder_decoder": 2.0, "shared": 1.0, "half_layers": 1.0, "language
 def counted(name: str) -> int:
     model = configuration.load(CONFIGS / f"{name}.yaml").model
     if model.family == "electra":  # the published count is that of the discriminator
-        model = model.model_copy(update={"family": "encoder", "generator": None})
+        model = model.model_of_discriminator
     return blueprint(model).parameters
 
 
@@ -151,6 +153,32 @@ def test_the_variants_of_t5s_table_2_have_the_stated_shares() -> None:
         layers = 6 if name == "half_layers" else 12
         crossed = 0 if name in {"language_model", "prefix_lm"} else layers * cross
         assert counted(f"t5_variants/{name}") - embedding - crossed == pytest.approx(share * stack, rel=0.001), name
+
+
+@pytest.mark.parametrize(
+    ("name", "model_type"),
+    [
+        *(
+            (family, family)
+            for family in ("albert", "bert", "electra", "gpt2", "llama", "mistral", "olmo2", "opt", "t5")
+        ),
+        ("gptneo", "gpt_neo"),
+        ("llama3", "llama"),
+        ("roberta", "roberta"),
+        ("t5_1_1", "t5"),
+        ("umt5", "umt5"),
+    ],
+)
+def test_published_models_can_be_exported_as_what_they_are(name: str, model_type: str) -> None:
+    for path in (CONFIGS / name).glob("*.yaml"):
+        model = configuration.load(path).model
+        assert family_of(model.model_of_discriminator if model.generator else model, None).model_type == model_type
+
+
+@pytest.mark.parametrize(("name", "said"), [("gpt3/175b", "pattern"), ("gpt1/117m", "norm_place 'post'")])
+def test_a_model_that_transformers_has_not_is_refused_with_what_stands_in_the_way(name: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        family_of(configuration.load(CONFIGS / f"{name}.yaml").model, None)
 
 
 def test_gpt3s_slips_are_read_consistently() -> None:

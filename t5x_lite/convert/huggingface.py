@@ -180,24 +180,29 @@ def write_run(
 def _tokenizer(folder: Path, model: ModelConfig) -> Tokenizer | None:
     for name in ("tokenizer.json", "spiece.model", "tokenizer.model", "vocab.json", "vocab.txt"):
         if (folder / name).is_file():
-            sentinels = 100 if name == "spiece.model" and model.family == "encoder_decoder" else 0
-            return tokenizers.from_file(TokenizerFile(path=str(folder / name), extra_ids=sentinels))
+            found = tokenizers.from_file(TokenizerFile(path=str(folder / name)))
+            if name == "spiece.model" and model.family == "encoder_decoder" and not found.sentinels():
+                # T5's file leaves out the hundred sentinels that its tokenizer adds.
+                return tokenizers.from_file(TokenizerFile(path=str(folder / name), extra_ids=100))
+            return found
     return None
 
 
 def export_hf(run_dir: Path, folder: Path, progress: Progress, step: int | None = None) -> Path:
-    """Write a run's weights, config and tokenizer as Transformers reads them.
+    """Write a run's weights, config and tokenizer as Transformers reads them; of ELECTRA's pair, the discriminator.
 
     Raises:
         UserError: a model that none of the known model types can hold, with what stands in the way.
     """
     run = open_run(run_dir)
     hf = _read_json(run_dir / FOREIGN_CONFIG) if (run_dir / FOREIGN_CONFIG).is_file() else {}
-    family = _family_of(run.config.model, hf.get("model_type"))
-    table = family.table(run.config.model, run.blueprint)
+    model, pair = run.config.model, run.config.model.family == "electra"
+    model = model.model_of_discriminator if pair else model
+    family = family_of(model, hf.get("model_type"))
+    table = family.table(model, blueprint(model))
     dtype = np.dtype(hf.get("dtype", "float32"))
     _, params = run.params(meshes.make_mesh(MeshConfig()), step)
-    arrays = flat(params)
+    arrays = flat(params["discriminator"] if pair else params)
     folder.mkdir(parents=True, exist_ok=True)
     files = _shards(table, dtype.itemsize)
     done = 0
@@ -220,10 +225,10 @@ def export_hf(run_dir: Path, folder: Path, progress: Progress, step: int | None 
         total = sum(dtype.itemsize * int(np.prod(shape)) for shape in table.expected().values())
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-    own = {"model_type": family.model_type, "architectures": [family.architecture_of(run.config.model)]}
+    own = {"model_type": family.model_type, "architectures": [family.architecture_of(model)]}
     # One setting here stands for several kinds of dropout there: what the model came with is more exact.
     dropouts = {key: value for key, value in hf.items() if "drop" in key}
-    config = _special_ids(run) | hf | family.config(run.config.model) | dropouts | own | {"dtype": str(dtype)}
+    config = _special_ids(run) | hf | family.config(model) | dropouts | own | {"dtype": str(dtype)}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     for path in (run_dir / name for name in ("tokenizer.json", "tokenizer.model")):
         if path.is_file():
@@ -289,7 +294,7 @@ def _shards(table: Table, itemsize: int) -> dict[str, list[Any]]:
     return {f"model-{n:05d}-of-{len(groups):05d}.safetensors": group for n, group in enumerate(groups, start=1)}
 
 
-def _family_of(model: ModelConfig, known: str | None) -> Family:
+def family_of(model: ModelConfig, known: str | None) -> Family:
     """The model type that it came from, or the first whose config turns back into this very model."""
     if known in FAMILIES:
         return FAMILIES[str(known)]

@@ -294,6 +294,11 @@ class ModelConfig(Config):
         return self.decoder_layers or self.layers
 
     @property
+    def model_of_discriminator(self) -> "ModelConfig":
+        """ELECTRA's discriminator as an encoder: what is kept after pre-training."""
+        return self.model_copy(update={"family": "encoder", "generator": None})
+
+    @property
     def model_of_generator(self) -> "ModelConfig":
         """ELECTRA's generator as an encoder that shares the discriminator's embeddings."""
         assert self.generator is not None

@@ -73,8 +73,8 @@ def _passes(model: ModelConfig, name: str, lengths: Lengths) -> int:
 
 def _attention_flops(model: ModelConfig, lengths: Lengths) -> float:
     if model.family == "electra":
-        one = model.model_copy(update={"family": "encoder"})
-        return _attention_flops(one, lengths) + _attention_flops(model.model_of_generator, lengths)
+        pair = (model.model_of_discriminator, model.model_of_generator)
+        return sum(_attention_flops(one, lengths) for one in pair)
     width, n, m = 12.0 * model.heads * model.width_of_head, lengths.tokens, lengths.targets
 
     def pairs(layers: int, length: int, *, causal: bool) -> float:

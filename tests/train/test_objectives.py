@@ -57,6 +57,10 @@ RUNS = {
         "model.outputs=[detection]",
         "model.generator={layers: 1, embed: 8, heads: 2}",
         "model.embedding=16",
+        "model.norm_place=post",
+        "model.embedding_norm=true",
+        "model.token_types=2",
+        "model.feedforward.mlp.activation=gelu",
         CONTROLS,
         "objective=replaced_token",
     ],
@@ -151,8 +155,15 @@ def test_an_encoder_fills_masks_and_scores(model: Model, capsys: pytest.CaptureF
 
 
 @pytest.mark.parametrize("model", ["replaced_token"], indirect=True)
-def test_electra_tells_replaced_tokens(model: Model) -> None:
-    assert model.logits(np.arange(5, 15)).shape == (1, 10)
+def test_electra_tells_replaced_tokens_and_its_discriminator_is_exported(model: Model, tmp_path: Path) -> None:
+    scores = model.logits(np.arange(5, 15))
+    assert scores.shape == (1, 10)
+    assert main(["export", "hf", str(model.run.folder), str(tmp_path / "hf")]) == 0
+    assert json.loads((tmp_path / "hf/config.json").read_text())["architectures"] == ["ElectraForPreTraining"]
+    assert main(["import", "hf", str(tmp_path / "hf"), str(tmp_path / "run")]) == 0
+    again = t5x_lite.load(tmp_path / "run")
+    np.testing.assert_allclose(again.logits(np.arange(5, 15)), scores, atol=1e-6)
+    assert again.tokenizer.vocab == model.tokenizer.vocab
 
 
 @pytest.mark.parametrize(
