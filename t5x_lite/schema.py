@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import UnionType
 from typing import Annotated, Any, TypeVar
 
 import yaml
@@ -97,11 +98,12 @@ def _settings_of(kind: type[Config]) -> Iterator[tuple[str, FieldInfo, Mapping[s
     """Each field of `kind` with the components it may hold: named ones for `OneOf`, `{"": group}` for a group."""
     for name, field in kind.model_fields.items():
         choice = _one_of(field)
-        group = field.annotation if isinstance(field.annotation, type) else None
+        parts = field.annotation.__args__ if isinstance(field.annotation, UnionType) else (field.annotation,)
+        groups = [part for part in parts if isinstance(part, type) and issubclass(part, Config)]
         if choice:
             yield name, field, choice.kinds
-        elif group and issubclass(group, Config):
-            yield name, field, {"": group}
+        elif groups:
+            yield name, field, {"": groups[0]}
         else:
             yield name, field, {}
 
@@ -314,4 +316,6 @@ def _default(field: FieldInfo) -> str:
         return ""
     if choice:
         return str(choice._name_of(value))
-    return "null" if value is None else str(list(value) if isinstance(value, tuple) else value)
+    if isinstance(value, tuple):
+        return str([item if isinstance(item, str) else type(item).__name__ for item in value]).replace("'", "")
+    return "null" if value is None else str(value)

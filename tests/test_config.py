@@ -71,6 +71,8 @@ def test_a_resolved_config_repeats_the_run(small: Path) -> None:
         ("model.pattern=[{},{},{}]", ("layers 2", "3 layers")),
         ("mesh.data=0", ("mesh", "≥ 1")),
         ("mesh.expert=2", ("expert",)),
+        ("model.generator.embd=3", ("unknown key `model.generator.embd`", "`model.generator.embed`")),
+        ("objective=span_coruption", ("objective", "did you mean span_corruption?")),
         ("steps", ("dotted.key=value",)),
     ],
 )
