@@ -1,12 +1,13 @@
 """Parts of examples that several objectives share: positions, and inputs with targets for every kind of model."""
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from t5x_lite.models.config import START, Family
-from t5x_lite.objectives.objective import Features, Losses
+from t5x_lite.objectives.objective import Features, Lengths, Losses, Objective, Task
 
 Pair = tuple[np.ndarray, np.ndarray]
 """Inputs and targets, int32."""
@@ -83,12 +84,35 @@ def _one_text(pairs: Sequence[Pair], length: int) -> Features:
     }
 
 
-def text_to_text_loss(model: Any, batch: Mapping[str, Any], key: Any, losses: Losses) -> Mapping[str, Any]:
-    """Cross-entropy of the targets under either kind of model."""
-    where = {"positions": batch["positions"], "segment_ids": batch["segment_ids"], "key": key}
-    if "decoder_tokens" in batch:
-        after = {name: batch[name] for name in ("decoder_positions", "decoder_segment_ids")}
-        states = model(batch["tokens"], batch["decoder_tokens"], **where, **after)
-    else:
-        states = model(batch["tokens"], prefix=batch["prefix"], **where)
-    return {"loss": losses.tokens(model.logits, states, batch["targets"], batch["loss_weights"])}
+class InputsTargets(Objective):
+    """An objective whose examples are inputs and targets: what all of these share. Features: see `text_to_text`."""
+
+    families: ClassVar[tuple[Family, ...]] = ("encoder_decoder", "decoder")
+
+    @abstractmethod
+    def target_length(self, task: Task) -> int:
+        """Targets of a full row, EOS included."""
+
+    def capacity(self, task: Task) -> tuple[int, ...]:
+        """Inputs and targets of a row; of a decoder, both together."""
+        return (task.seq_len, self.target_length(task)) if task.family == "encoder_decoder" else (task.seq_len,)
+
+    def lengths(self, task: Task) -> Lengths:
+        """What an example costs."""
+        if task.family == "decoder":
+            return Lengths(task.seq_len, task.seq_len)
+        return Lengths(task.seq_len, self.target_length(task), self.target_length(task))
+
+    def features(self, pairs: Sequence[Pair], task: Task) -> Features:
+        """The features of a row's pairs."""
+        return text_to_text(pairs, task.family, task.seq_len, self.target_length(task))
+
+    def loss(self, model: Any, batch: Mapping[str, Any], key: Any, losses: Losses) -> Mapping[str, Any]:
+        """Cross-entropy of the targets under either kind of model."""
+        where = {"positions": batch["positions"], "segment_ids": batch["segment_ids"], "key": key}
+        if "decoder_tokens" in batch:
+            after = {name: batch[name] for name in ("decoder_positions", "decoder_segment_ids")}
+            states = model(batch["tokens"], batch["decoder_tokens"], **where, **after)
+        else:
+            states = model(batch["tokens"], prefix=batch["prefix"], **where)
+        return {"loss": losses.tokens(model.logits, states, batch["targets"], batch["loss_weights"])}

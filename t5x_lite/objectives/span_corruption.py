@@ -4,19 +4,19 @@ Lengths, masks and sentinels are those of T5's own code, `random_spans_helper`, 
 `noise_span_to_unique_sentinel` and `nonnoise_span_to_unique_sentinel`.
 """
 
-from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import numpy as np
 
 from t5x_lite.errors import UserError
 from t5x_lite.models.config import Family
-from t5x_lite.objectives.features import Pair, segments_of, text_to_text, text_to_text_loss
-from t5x_lite.objectives.objective import Features, Lengths, Losses, Objective, Row, Task, Vocabulary
+from t5x_lite.objectives.features import InputsTargets, Pair, segments_of
+from t5x_lite.objectives.objective import Features, Row, Task, Vocabulary
 from t5x_lite.schema import setting
 
 
-class SpanCorruption(Objective):
+class SpanCorruption(InputsTargets):
     """Fill in the spans that sentinels stand for. Features: see `features.text_to_text`.
 
     A row of the stream is one text, as T5 cut it; packed documents (`data.packing=documents`) are corrupted each by
@@ -25,7 +25,6 @@ class SpanCorruption(Objective):
     """
 
     name: ClassVar[str] = "span_corruption"
-    families: ClassVar[tuple[Family, ...]] = ("encoder_decoder", "decoder")
     one_text: ClassVar[bool] = True
 
     noise_density: float = setting(0.15, "share of tokens in spans", gt=0, lt=1, source="Raffel et al. 2020, §3.1.4")
@@ -38,9 +37,9 @@ class SpanCorruption(Objective):
 
     def row_length(self, task: Task) -> int:
         """The most tokens whose corrupted form fits."""
-        return raw_length(task, self.noise_density, self.mean_span)
+        return raw_length(task.seq_len, task.family, self.noise_density, self.mean_span)
 
-    def _target_length(self, task: Task) -> int:
+    def target_length(self, task: Task) -> int:
         return int(corrupted_lengths(self.row_length(task), self.noise_density, self.mean_span)[1])
 
     def sizes(self, lengths: np.ndarray, task: Task) -> np.ndarray:
@@ -48,27 +47,13 @@ class SpanCorruption(Objective):
         whole = np.stack(corrupted_lengths(lengths.sum(1), self.noise_density, self.mean_span), 1)
         return whole if task.family == "encoder_decoder" else whole.sum(1, keepdims=True) - 1
 
-    def capacity(self, task: Task) -> tuple[int, ...]:
-        """Inputs and targets of a row."""
-        return (task.seq_len, self._target_length(task)) if task.family == "encoder_decoder" else (task.seq_len,)
-
-    def lengths(self, task: Task) -> Lengths:
-        """What an example costs."""
-        if task.family == "decoder":
-            return Lengths(task.seq_len, task.seq_len)
-        return Lengths(task.seq_len, self._target_length(task), self._target_length(task))
-
     def example(self, row: Row, task: Task, rng: np.random.Generator) -> Features:
         """Each segment of the row corrupted; a row of the stream is one."""
         pairs = [self._pair(row.tokens[part], task, rng) for part in segments_of(row.segments)]
-        return text_to_text(pairs, task.family, task.seq_len, self._target_length(task))
+        return self.features(pairs, task)
 
     def _pair(self, tokens: np.ndarray, task: Task, rng: np.random.Generator) -> Pair:
         return corrupt(tokens, noise_mask(len(tokens), self.noise_density, self.mean_span, rng), task.vocabulary)
-
-    def loss(self, model: Any, batch: Mapping[str, Any], key: Any, losses: Losses) -> Mapping[str, Any]:
-        """Cross-entropy of the targets."""
-        return text_to_text_loss(model, batch, key, losses)
 
 
 def spans_in(length: Any, noise_density: float, mean_span: float) -> tuple[Any, Any]:
@@ -89,7 +74,8 @@ def corrupted_lengths(length: Any, noise_density: float, mean_span: float) -> tu
     return np.maximum(length - noise, 0) + spans + 1, noise + spans + 1
 
 
-def raw_length(task: Task, noise_density: float, mean_span: float) -> int:
+@lru_cache
+def raw_length(seq_len: int, family: Family, noise_density: float, mean_span: float) -> int:
     """The most tokens whose inputs (of a decoder: inputs and targets, the last only predicted) fit `seq_len`.
 
     Raises:
@@ -98,14 +84,14 @@ def raw_length(task: Task, noise_density: float, mean_span: float) -> int:
 
     def fits(length: int) -> bool:
         inputs, targets = corrupted_lengths(length, noise_density, mean_span)
-        return (inputs if task.family == "encoder_decoder" else inputs + targets - 1) <= task.seq_len
+        return (inputs if family == "encoder_decoder" else inputs + targets - 1) <= seq_len
 
     if not fits(2):
-        raise UserError(f"train.seq_len {task.seq_len} leaves no room for a corrupted span; make it larger")
+        raise UserError(f"train.seq_len {seq_len} leaves no room for a corrupted span; make it larger")
     length = 2
     while fits(length + 1):
         length += 1
-    if noise_density == 0.5 and task.family == "encoder_decoder":
+    if noise_density == 0.5 and family == "encoder_decoder":
         inputs, targets = corrupted_lengths(length, noise_density, mean_span)
         length -= targets > inputs  # so does T5, to keep both lengths equal
     return length

@@ -1,17 +1,15 @@
 """Supervised text-to-text: targets from inputs, several pairs packed into a row (Raffel et al. 2020, §2.4)."""
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
-from t5x_lite.models.config import Family
-from t5x_lite.objectives.features import Pair, segments_of, text_to_text, text_to_text_loss
-from t5x_lite.objectives.objective import Features, Lengths, Losses, Objective, Row, Rows, Task
+from t5x_lite.objectives.features import InputsTargets, Pair, segments_of
+from t5x_lite.objectives.objective import Features, Row, Rows, Task
 from t5x_lite.schema import Int, setting
 
 
-class TextToText(Objective):
+class TextToText(InputsTargets):
     """Pairs of texts (`data.parts=fields`), each a segment of its own. Features: see `features.text_to_text`.
 
     Longer inputs and targets are cut. EOS ends both of an encoder_decoder, the targets alone of a decoder, where
@@ -19,7 +17,6 @@ class TextToText(Objective):
     """
 
     name: ClassVar[str] = "text_to_text"
-    families: ClassVar[tuple[Family, ...]] = ("encoder_decoder", "decoder")
 
     target_len: Int = setting(128, "length of the targets, EOS included", unit="tokens", ge=2)
 
@@ -36,6 +33,9 @@ class TextToText(Objective):
         """Room for a pair."""
         return task.seq_len + self.target_len
 
+    def target_length(self, task: Task) -> int:
+        return self.target_len
+
     def _limits(self, task: Task) -> tuple[int, int]:
         """Tokens of inputs and of targets at most, without EOS."""
         if task.family == "encoder_decoder":
@@ -47,20 +47,10 @@ class TextToText(Objective):
         cut = np.minimum(lengths, self._limits(task))
         return cut + 1 if task.family == "encoder_decoder" else cut.sum(1, keepdims=True)
 
-    def capacity(self, task: Task) -> tuple[int, ...]:
-        """Room of a row."""
-        return (task.seq_len, self.target_len) if task.family == "encoder_decoder" else (task.seq_len,)
-
-    def lengths(self, task: Task) -> Lengths:
-        """What an example costs."""
-        if task.family == "decoder":
-            return Lengths(task.seq_len, task.seq_len)
-        return Lengths(task.seq_len, self.target_len, self.target_len)
-
     def example(self, row: Row, task: Task, rng: np.random.Generator) -> Features:
         """Each document as it is; nothing is random."""
         pairs = [self._pair(row.tokens[part], row.parts[part], task) for part in segments_of(row.segments)]
-        return text_to_text(pairs, task.family, task.seq_len, self.target_len)
+        return self.features(pairs, task)
 
     def _pair(self, tokens: np.ndarray, parts: np.ndarray, task: Task) -> Pair:
         eos = task.vocabulary.end(self.name)
@@ -69,7 +59,3 @@ class TextToText(Objective):
         targets = targets[targets != eos][:most_targets]
         ended = np.append(inputs, eos) if task.family == "encoder_decoder" else inputs
         return ended.astype(np.int32), np.append(targets, eos).astype(np.int32)
-
-    def loss(self, model: Any, batch: Mapping[str, Any], key: Any, losses: Losses) -> Mapping[str, Any]:
-        """Cross-entropy of the targets."""
-        return text_to_text_loss(model, batch, key, losses)

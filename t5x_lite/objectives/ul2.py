@@ -1,6 +1,6 @@
 """UL2: a mixture of denoisers, each told to the model by a mode token (Tay et al. 2023, §3.1)."""
 
-from collections.abc import Mapping
+from functools import lru_cache
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -8,8 +8,8 @@ from pydantic import Strict
 
 from t5x_lite.errors import UserError
 from t5x_lite.models.config import Family
-from t5x_lite.objectives.features import Pair, segments_of, text_to_text, text_to_text_loss
-from t5x_lite.objectives.objective import Features, Lengths, Losses, Objective, Row, Task
+from t5x_lite.objectives.features import InputsTargets, Pair, segments_of
+from t5x_lite.objectives.objective import Features, Row, Task
 from t5x_lite.objectives.span_corruption import check_sentinels, corrupt, corrupted_lengths, noise_mask, spans_in
 from t5x_lite.schema import Config, setting
 
@@ -35,11 +35,10 @@ PUBLISHED = (
 """Tay et al. 2023, Table 1: seven denoisers, mixed equally."""
 
 
-class UL2(Objective):
+class UL2(InputsTargets):
     """Each text by one denoiser, drawn uniformly. Features: see `features.text_to_text`."""
 
     name: ClassVar[str] = "ul2"
-    families: ClassVar[tuple[Family, ...]] = ("encoder_decoder", "decoder")
     one_text: ClassVar[bool] = True
 
     denoisers: Annotated[tuple[Denoiser, ...], Strict(False)] = setting(
@@ -56,49 +55,19 @@ class UL2(Objective):
 
     def row_length(self, task: Task) -> int:
         """The most tokens that fit under every denoiser."""
-        for length in range(task.seq_len, 1, -1):
-            if all(size <= room for size, room in zip(self._longest(length, task), self._room(task), strict=True)):
-                return length
-        raise UserError(f"train.seq_len {task.seq_len} leaves no room for UL2's spans; make it larger")
+        return _row_length(self.denoisers, task.seq_len, task.family)
 
-    def _longest(self, length: Any, task: Task) -> tuple[Any, ...]:
-        """Inputs and targets, or both together, under the denoiser that needs most."""
-        inputs, targets = zip(*(self._size(length, denoiser) for denoiser in self.denoisers), strict=True)
-        if task.family == "encoder_decoder":
-            return np.max(inputs, axis=0), np.max(targets, axis=0)
-        return (np.max(np.add(inputs, targets) - 1, axis=0),)
-
-    def _size(self, length: Any, denoiser: Denoiser) -> tuple[Any, Any]:
-        if denoiser.sequential:
-            return length, _longest_end(length, denoiser) + 1
-        inputs, targets = corrupted_lengths(length, denoiser.noise_density, denoiser.mean_span)
-        return inputs + 1, targets
-
-    def _room(self, task: Task) -> tuple[int, ...]:
-        return (task.seq_len, task.seq_len) if task.family == "encoder_decoder" else (task.seq_len,)
-
-    def _target_length(self, task: Task) -> int:
-        return int(self._longest(self.row_length(task), task)[-1])
+    def target_length(self, task: Task) -> int:
+        return int(_longest(self.denoisers, self.row_length(task), task.family)[-1])
 
     def sizes(self, lengths: np.ndarray, task: Task) -> np.ndarray:
         """Room of each packed document under the denoiser that needs most."""
-        return np.stack(self._longest(lengths.sum(1), task), 1)
-
-    def capacity(self, task: Task) -> tuple[int, ...]:
-        """Room of a row."""
-        return (task.seq_len, self._target_length(task)) if task.family == "encoder_decoder" else (task.seq_len,)
-
-    def lengths(self, task: Task) -> Lengths:
-        """What an example costs."""
-        if task.family == "decoder":
-            return Lengths(task.seq_len, task.seq_len)
-        return Lengths(task.seq_len, self._target_length(task), self._target_length(task))
+        return np.stack(_longest(self.denoisers, lengths.sum(1), task.family), 1)
 
     def example(self, row: Row, task: Task, rng: np.random.Generator) -> Features:
         """Each segment of the row under a denoiser of its own."""
         pairs = [self._pair(row.tokens[part], task, rng) for part in segments_of(row.segments)]
-        target_length = task.seq_len if task.family == "decoder" else self._target_length(task)
-        return text_to_text(pairs, task.family, task.seq_len, target_length)
+        return self.features(pairs, task)
 
     def _pair(self, tokens: np.ndarray, task: Task, rng: np.random.Generator) -> Pair:
         denoiser = self.denoisers[int(rng.integers(len(self.denoisers)))]
@@ -113,9 +82,28 @@ class UL2(Objective):
             inputs, targets = corrupt(tokens, noise, task.vocabulary)
         return np.concatenate([mode, inputs]).astype(np.int32), targets.astype(np.int32)
 
-    def loss(self, model: Any, batch: Mapping[str, Any], key: Any, losses: Losses) -> Mapping[str, Any]:
-        """Cross-entropy of the targets."""
-        return text_to_text_loss(model, batch, key, losses)
+
+@lru_cache
+def _row_length(denoisers: tuple[Denoiser, ...], seq_len: int, family: Family) -> int:
+    for length in range(seq_len, 1, -1):
+        if all(size <= seq_len for size in _longest(denoisers, length, family)):
+            return length
+    raise UserError(f"train.seq_len {seq_len} leaves no room for UL2's spans; make it larger")
+
+
+def _longest(denoisers: tuple[Denoiser, ...], length: Any, family: Family) -> tuple[Any, ...]:
+    """Inputs and targets, or both together, under the denoiser that needs most."""
+    inputs, targets = zip(*(_size(length, denoiser) for denoiser in denoisers), strict=True)
+    if family == "encoder_decoder":
+        return np.max(inputs, axis=0), np.max(targets, axis=0)
+    return (np.max(np.add(inputs, targets) - 1, axis=0),)
+
+
+def _size(length: Any, denoiser: Denoiser) -> tuple[Any, Any]:
+    if denoiser.sequential:
+        return np.maximum(length, 2), _longest_end(length, denoiser) + 1
+    inputs, targets = corrupted_lengths(length, denoiser.noise_density, denoiser.mean_span)
+    return inputs + 1, targets
 
 
 def _longest_end(length: Any, denoiser: Denoiser) -> Any:

@@ -6,9 +6,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from t5x_lite.models.config import Family
-from t5x_lite.objectives.features import segments_of, text_to_text, text_to_text_loss
-from t5x_lite.objectives.objective import Features, Lengths, Objective, Row, Task
+from t5x_lite.objectives.features import InputsTargets, segments_of
+from t5x_lite.objectives.objective import Features, Row, Task
 from t5x_lite.schema import setting
 from tests.objectives.vocabulary import row, task
 
@@ -17,9 +16,8 @@ def test_the_shown_objective_makes_features() -> None:
     text = (Path(__file__).resolve().parents[2] / "README.md").read_text()
     (source,) = re.findall(r"```python\n(class .*?)```", text, re.DOTALL)
     assert len(source.splitlines()) < 40
-    names = {"Objective": Objective, "ClassVar": ClassVar, "Family": Family, "setting": setting, "Task": Task}
-    names |= {"Lengths": Lengths, "Row": Row, "Features": Features, "np": np, "segments_of": segments_of}
-    names |= {"text_to_text": text_to_text, "text_to_text_loss": text_to_text_loss, "__name__": "deletion"}
+    names = {"InputsTargets": InputsTargets, "ClassVar": ClassVar, "setting": setting, "Task": Task, "Row": Row}
+    names |= {"Features": Features, "np": np, "segments_of": segments_of, "__name__": "deletion"}
     exec(source, names)
     made = names["Deletion"](rate=0.5)
     found = made.example(row(np.arange(10, 26)), task(16, "encoder_decoder"), np.random.default_rng(0))

@@ -34,7 +34,7 @@ def test_lengths_are_those_of_random_spans_helper() -> None:
 
 def test_half_of_the_text_as_noise_keeps_both_lengths_equal() -> None:
     """T5's hack for a density of one half: the longest text that fits is shortened until targets fit too."""
-    found = raw_length(task(512, "encoder_decoder"), 0.5, 3.0)
+    found = raw_length(512, "encoder_decoder", 0.5, 3.0)
     inputs, targets = corrupted_lengths(found, 0.5, 3.0)
     assert targets <= inputs <= 512
 
