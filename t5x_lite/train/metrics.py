@@ -12,6 +12,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
@@ -101,15 +103,15 @@ def peak_flops(device: Any, given: float | None) -> tuple[float, str]:
 
 
 def _measured_flops(device: Any) -> float:
-    side = 1024
-    product = jax.jit(jnp.matmul)
-    x = jax.device_put(jnp.ones((side, side), jnp.float32), device)
-    product(x, x).block_until_ready()
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
+    side, times = 1024, []
+    with jax.set_mesh(Mesh([device], ("alone",))):  # whatever mesh the run is on
+        product = jax.jit(jnp.matmul)
+        x = jax.device_put(np.ones((side, side), np.float32), device)
         product(x, x).block_until_ready()
-        times.append(time.perf_counter() - start)
+        for _ in range(5):
+            start = time.perf_counter()
+            product(x, x).block_until_ready()
+            times.append(time.perf_counter() - start)
     return 2 * side**3 / min(times)
 
 
