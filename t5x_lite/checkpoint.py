@@ -107,6 +107,7 @@ class Checkpoints:
         """
         largest = max(leaf.nbytes for leaf in jax.tree.leaves(state)) / 1e9
         handler = ocp.PyTreeCheckpointHandler(save_concurrent_gb=max(1.1 * largest, IN_FLIGHT_GB))  # type: ignore[arg-type]
+        self.clean()
         path = self.folder / str(step)
         with contextlib.closing(
             ocp.Checkpointer(ocp.CompositeCheckpointHandler(state=handler, meta=ocp.JsonCheckpointHandler()))

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 from t5x_lite.checkpoint import flat
 from t5x_lite.convert.tensors import Dialect, Layers, Modules, Table
 from t5x_lite.models.config import Activation, ModelConfig
-from t5x_lite.models.transformer import Blueprint, named_axes
+from t5x_lite.models.transformer import Blueprint
 
 ACTIVATIONS: dict[str, Activation] = {
     "gelu": "gelu",
@@ -70,4 +70,4 @@ def table(
     blueprint: Blueprint, dialect: Dialect, modules: Modules, layers: list[Layers], separator: str = "."
 ) -> Table:
     """The table of a model's arrays."""
-    return Table(named_axes(blueprint.axes), flat(blueprint.shapes), dialect, modules, layers, separator)
+    return Table(flat(blueprint.axes), flat(blueprint.shapes), dialect, modules, layers, separator)

@@ -232,12 +232,8 @@ def export_hf(run_dir: Path, folder: Path, progress: Progress, step: int | None 
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     for path in (run_dir / name for name in ("tokenizer.json", "tokenizer.model")):
         if path.is_file():
-            shutil.copy(
-                path,
-                folder / ("spiece.model" if family.model_type.endswith("t5") else path.name)
-                if path.suffix == ".model"
-                else folder / path.name,
-            )
+            t5s = path.suffix == ".model" and family.model_type.endswith("t5")
+            shutil.copy(path, folder / ("spiece.model" if t5s else path.name))
     return folder
 
 

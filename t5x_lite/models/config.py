@@ -11,6 +11,10 @@ START = 0
 """The token that an encoder_decoder's decoder begins from: T5's padding id."""
 
 
+SPAN_POSITIONS = 20
+"""Places inside a span that the span output tells apart (Joshi et al. 2020, code: max_pair_targets)."""
+
+
 class Learned(Config):
     """A trained vector per absolute position, added to the token embedding (Radford et al. 2018)."""
 

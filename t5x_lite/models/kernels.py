@@ -130,9 +130,8 @@ def chunked(
     size = max(CHUNK_BYTES // (4 * b * h * key.shape[1]), 1)
     count = -(-l // size)
 
-    def parts(x: Array, axis: int, fill: int = 0) -> Array:
-        widths = [(0, count * size - l if n == axis else 0) for n in range(x.ndim)]
-        cut = jnp.pad(x, widths, constant_values=fill)
+    def parts(x: Array, axis: int) -> Array:
+        cut = jnp.pad(x, [(0, count * size - l if n == axis else 0) for n in range(x.ndim)])
         return jnp.moveaxis(cut.reshape(*x.shape[:axis], count, size, *x.shape[axis + 1 :]), axis, 0)
 
     @jax.checkpoint

@@ -4,11 +4,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from t5x_lite.models.config import Activation, ModelConfig
+from t5x_lite.models.config import SPAN_POSITIONS, Activation, ModelConfig
 from t5x_lite.models.layers import Embed, Linear, Norm, activate, weight
 
-SPAN_POSITIONS = 20
-"""Places inside a span that the span output tells apart (Joshi et al. 2020, code: max_pair_targets)."""
 SPAN_POSITION_WIDTH = 200
 """Width of their embedding (Joshi et al. 2020, code: pair_positional_embedding_size)."""
 

@@ -14,7 +14,7 @@ from t5x_lite.models import outputs, positions
 from t5x_lite.models.attention import KeysValues
 from t5x_lite.models.config import START, ModelConfig
 from t5x_lite.models.kernels import Places
-from t5x_lite.models.layers import Axes, Embed, Linear, Norm, Weight, dropout
+from t5x_lite.models.layers import Embed, Linear, Norm, Weight, dropout
 from t5x_lite.models.stack import Memory, Stack
 
 Tokens: TypeAlias = Int[Array, "b l"]
@@ -334,10 +334,3 @@ def blueprint(config: ModelConfig) -> Blueprint:
 def initial(config: ModelConfig, key: PRNGKeyArray) -> Any:
     """Fresh weights as a nested dict; call it under `jax.jit` with the shardings that they should have."""
     return nnx.to_pure_dict(nnx.state(_make(config, key)))
-
-
-def named_axes(axes: Any, prefix: str = "") -> dict[str, Axes]:
-    """`{dotted name: Axes}`."""
-    if isinstance(axes, Axes):
-        return {prefix[:-1]: axes}
-    return {name: leaf for key, part in axes.items() for name, leaf in named_axes(part, f"{prefix}{key}.").items()}

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from t5x_lite.models.config import Family, ModelConfig
+from t5x_lite.models.config import SPAN_POSITIONS, Family, ModelConfig
 from t5x_lite.objectives.features import padded, positions_in
 from t5x_lite.objectives.objective import Features, Lengths, Losses, Objective, Row, Rows, Task, Vocabulary
 from t5x_lite.schema import Int, setting
@@ -19,8 +19,6 @@ LONGEST_SPAN = 10
 """Words of a SpanBERT span at most (Joshi et al. 2020, §3.1)."""
 SPAN_CONTINUES = 0.8
 """One minus the p = 0.2 of its geometric length."""
-SPAN_PLACES = 20
-"""Tokens of a span that the span-boundary output can tell apart (`models.outputs.SPAN_POSITIONS`)."""
 
 
 class Masked(Objective):
@@ -118,7 +116,7 @@ class Masked(Objective):
         features = self.hidden(framed, task, rng)
         if self.sentences == "none":
             return features
-        weight = np.float32(row.segments[0] > 0)
+        weight = np.float32(framed["segment_ids"][0] > 0)
         return {**features, "sentence_targets": np.int32(label), "sentence_weights": weight}  # type: ignore[dict-item]
 
     def hidden(self, framed: Features, task: Task, rng: np.random.Generator) -> Features:
@@ -182,9 +180,9 @@ class Masked(Objective):
             return 0, [np.zeros(0, np.int32)] * 2
         end = int(rng.integers(1, len(chunk))) if len(chunk) > 1 else 1
         first, second = np.concatenate(chunk[:end]), np.concatenate([np.zeros(0, np.int32), *chunk[end:]])
-        apart = len(chunk) == 1 or (self.sentences == "next" and rng.random() < 0.5)
+        others = _sentences(row.partner, task.vocabulary)
+        apart = bool(others) and (len(chunk) == 1 or (self.sentences == "next" and rng.random() < 0.5))
         if apart:
-            others = _sentences(row.partner, task.vocabulary)
             others = others[int(rng.integers(len(others))) :]
             second = np.concatenate(_first_sentences(others, wanted - len(first)) or others[:1])
         swapped = not apart and self.sentences == "order" and rng.random() < 0.5
@@ -296,11 +294,11 @@ def _borders(groups: Sequence[np.ndarray], order: np.ndarray, count: int) -> Fea
     left = np.repeat(np.array([group[0] - 1 for group in groups] or empty), sizes)
     right = np.repeat(np.array([group[-1] + 1 for group in groups] or empty), sizes)
     place = np.concatenate([empty, *(np.arange(size) for size in sizes)])
-    told = padded(place[order] < SPAN_PLACES, count)
+    told = padded(place[order] < SPAN_POSITIONS, count)
     return {
         "span_left": padded(left[order], count),
         "span_right": padded(right[order], count),
-        "span_places": padded(np.minimum(place[order], SPAN_PLACES - 1), count),
+        "span_places": padded(np.minimum(place[order], SPAN_POSITIONS - 1), count),
         "span_weights": told.astype(np.float32),
     }
 

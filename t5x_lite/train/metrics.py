@@ -21,7 +21,7 @@ from tensorboardX import SummaryWriter
 from t5x_lite.checkpoint import flat
 from t5x_lite.errors import disk_error
 from t5x_lite.models.config import ModelConfig
-from t5x_lite.models.transformer import Blueprint, named_axes
+from t5x_lite.models.transformer import Blueprint
 from t5x_lite.objectives.objective import Lengths
 
 PEAK_FLOPS = {
@@ -51,7 +51,7 @@ def flops_per_row(model: ModelConfig, blueprint: Blueprint, lengths: Lengths) ->
     shapes = flat(blueprint.shapes)
     matrices = sum(
         6.0 * math.prod(shapes[name].shape) * _passes(model, name, lengths)
-        for name, axes in named_axes(blueprint.axes).items()
+        for name, axes in flat(blueprint.axes).items()
         if axes.inputs or (axes.table and "vocab" in axes.names and model.tied)
     )
     return matrices + _attention_flops(model, lengths)

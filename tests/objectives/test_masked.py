@@ -173,6 +173,20 @@ def test_sentence_order_swaps_two_stretches_of_one_document() -> None:
     assert np.mean(labels) == pytest.approx(0.5, abs=0.06)
 
 
+def test_a_pair_whose_partner_or_text_is_empty_still_makes_a_row() -> None:
+    """A line may hold no token but the EOS of its document."""
+    text, nothing = document(6, 10), row([1])
+    for seed in range(20):
+        found = Masked(sentences="next").example(
+            Row(text.tokens, text.segments, text.parts, nothing), task(63), np.random.default_rng(seed)
+        )
+        assert (found["sentence_targets"], found["sentence_weights"]) == (0, 1)
+    empty = Masked(sentences="next").example(
+        Row(nothing.tokens, nothing.segments, nothing.parts, text), task(63), np.random.default_rng(0)
+    )
+    assert (empty["sentence_weights"], empty["loss_weights"].sum()) == (0, 0)
+
+
 def test_pairs_that_are_too_long_lose_tokens_from_the_longer_text() -> None:
     lengths = [tuple(map(len, pair("next", seed, count=30, seq_len=43)[:2])) for seed in range(200)]
     assert max(sum(both) for both in lengths) == 40
