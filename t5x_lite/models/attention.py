@@ -10,8 +10,9 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from t5x_lite.models import kernels, positions
 from t5x_lite.models.config import ModelConfig
-from t5x_lite.models.kernels import Settings, View
+from t5x_lite.models.kernels import Places, Settings, View
 from t5x_lite.models.layers import Linear, Norm
+from t5x_lite.models.patterns import AttentionKind
 
 
 @jax.tree_util.register_dataclass
@@ -27,6 +28,15 @@ class KeysValues:
         write = lambda old, own: jax.lax.dynamic_update_slice_in_dim(old, own.astype(old.dtype), start, axis=1)  # noqa: E731
         return KeysValues(write(self.key, new.key), write(self.value, new.value))
 
+    def __getitem__(self, places: Any) -> "KeysValues":
+        """Those at some places."""
+        return KeysValues(self.key[:, places], self.value[:, places])
+
+    def followed(self, new: "KeysValues") -> "KeysValues":
+        """These, and `new` after them."""
+        join = lambda old, own: jnp.concatenate([old, own.astype(old.dtype)], axis=1)  # noqa: E731
+        return KeysValues(join(self.key, new.key), join(self.value, new.value))
+
 
 class Attention(nnx.Module):
     """Attention from `x` to a source; `kv_heads` below `heads` is grouped-query attention (Ainslie et al. 2023).
@@ -35,11 +45,11 @@ class Attention(nnx.Module):
     attention to itself (`cross` False).
     """
 
-    def __init__(self, config: ModelConfig, pattern: Any, *, cross: bool = False, rngs: nnx.Rngs) -> None:
+    def __init__(self, config: ModelConfig, pattern: AttentionKind, *, cross: bool = False, rngs: nnx.Rngs) -> None:
         embed, head = ("embed", config.embed), ("head_dim", config.width_of_head)
         heads, kv_heads = ("heads", config.heads), ("kv_heads", config.key_value_heads)
         self.pattern, scale = pattern, config.attention_scale
-        self.settings = Settings(scale, config.dropout)
+        self.settings = Settings(scale, config.dropout, config.kernel)
         # What a smaller scale would do to the first scores, the first queries do (NormalInit has one deviation).
         shrink = config.width_of_head**-0.5 / scale if scale and config.fan_in_init else 1.0
         bias = config.query_key_value_bias
@@ -61,15 +71,49 @@ class Attention(nnx.Module):
     def __call__(
         self, x: Float[Array, "b l d"], source: KeysValues, view: View, key: PRNGKeyArray | None = None
     ) -> Float[Array, "b l d"]:
-        """What `x` takes from the keys and values that it may see."""
+        """What `x` takes from the keys and values that it may see.
+
+        Where the view has queries before those of `x`, they are padding: a row that looks at itself from a ring.
+        """
         query = self.query(x)
         query = view.rotate(query if self.query_norm is None else self.query_norm(query))
         if self.positions is not None and view.bias is None:
             view = replace(view, bias=self.positions.bias(causal=view.causal))
-        return self.out(kernels.attend(query, source.key, source.value, self.pattern, view, self.settings, key))
+        before = view.queries.index.shape[0] - x.shape[1]
+        query = jnp.pad(query, [(0, 0), (before, 0), (0, 0), (0, 0)])
+        out = kernels.attend(query, source.key, source.value, self.pattern, view, self.settings, key)
+        return self.out(out[:, before:])
 
 
-def empty_cache(config: ModelConfig, batch: int, length: int) -> KeysValues:
-    """A cache of one layer for `length` tokens."""
-    shape = (batch, length, config.key_value_heads, config.width_of_head)
+def empty_cache(config: ModelConfig, pattern: AttentionKind, batch: int, length: int) -> KeysValues:
+    """A cache of one layer for `length` tokens; where queries reach back less far, a ring of as many as they reach."""
+    room = length if pattern.reach is None else min(pattern.reach, length)
+    shape = (batch, room, config.key_value_heads, config.width_of_head)
     return KeysValues(jnp.zeros(shape, config.compute), jnp.zeros(shape, config.compute))
+
+
+def follow(cache: KeysValues, new: KeysValues, view: View) -> tuple[KeysValues, View, KeysValues]:
+    """What queries look at when `new` follows what is in `cache`, where that stands, and the longer cache.
+
+    In a ring of size r the token at index i has place i mod r. One token overwrites the one that it no longer reaches.
+    Of several, the first still need what the last overwrite: they look at the old ring, in order, and at themselves.
+    """
+    start, size = view.queries.index[0], cache.key.shape[1]
+    if size == view.keys.index.shape[0]:
+        cache = cache.written(new, start)
+        return cache, view, cache
+    length, places = view.queries.index.shape[0], jnp.arange(size)
+    if length == 1:
+        cache = cache.written(new, start % size)
+        return cache, replace(view, keys=_standing(view.keys, start - (start - places) % size)), cache
+    source = cache[(start + places) % size].followed(new)
+    row = _standing(view.keys, start - size + jnp.arange(size + length))
+    ring = source[length + (places - start - length) % size]
+    return source, replace(view, queries=row, keys=row), ring
+
+
+def _standing(keys: Places, index: Int[Array, "m"]) -> Places:
+    """The places at these indices; what is before the row is padding."""
+    at = jnp.maximum(index, 0)
+    prefix = None if keys.prefix is None else keys.prefix[:, at]
+    return Places(index, jnp.where(index >= 0, keys.segment_ids[:, at], 0), prefix)

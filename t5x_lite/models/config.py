@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Strict, model_validator
 
-from t5x_lite.models.patterns import ATTENTION, Dense, Local
+from t5x_lite.models.patterns import ATTENTION, AttentionKind, BlockGlobal, Dense, Factorised, Fixed
 from t5x_lite.schema import Config, Int, OneOf, setting
 
 START = 0
@@ -142,7 +142,7 @@ RematPolicy = Literal["none", "full", "dots", "dots_no_batch"]
 class LayerConfig(Config):
     """One layer of the repeating pattern."""
 
-    attention: Annotated[Dense | Local, OneOf(ATTENTION)] = setting(Dense(), "which keys a query may look at")
+    attention: Annotated[AttentionKind, OneOf(ATTENTION)] = setting(Dense(), "which keys a query may look at")
     feedforward: Annotated[MLP | GLU | None, OneOf(FEEDFORWARDS, optional=True)] = setting(
         None, "this layer's feed-forward; null takes `model.feedforward`"
     )
@@ -223,6 +223,9 @@ class ModelConfig(Config):
     logit_softcap: float | None = setting(None, "logits become cap·tanh(logits / cap)", gt=0)
     dropout: float = setting(0.0, "share of activations zeroed in training", ge=0, lt=1)
     init: Annotated[NormalInit | FanInInit, OneOf(INITIALIZERS)] = setting(NormalInit(), "initialisation of weights")
+    kernel: Literal["auto", "xla", "cudnn", "splash"] = setting(
+        "auto", "what computes attention; `auto` is the platform's own kernel where it can: cudnn, splash, else xla"
+    )
     compute: Literal["float32", "bfloat16"] = setting("float32", "type of activations; parameters stay float32")
     remat: RematPolicy = setting("none", "what the backward pass computes anew instead of keeping")
     unroll: Int = setting(1, "repeats of the pattern unrolled in one step of the scan over layers; 0 is all", ge=0)
@@ -240,8 +243,21 @@ class ModelConfig(Config):
         for name, layers in (("layers", self.layers), ("decoder_layers", self.layers_of_decoder)):
             if layers % len(self.pattern):
                 raise ValueError(f"{name} {layers} is not a multiple of the pattern's {len(self.pattern)} layers")
+        for layer in self.pattern:
+            self._check_attention(layer.attention)
         self._check_family()
         return self
+
+    def _check_attention(self, kind: AttentionKind) -> None:
+        if isinstance(kind, Factorised) and kind.share == "heads" and (self.heads % 2 or self.key_value_heads % 2):
+            raise ValueError(
+                f"attention with share=heads gives half of the heads to each set: heads {self.heads} and kv_heads "
+                f"{self.key_value_heads} must be even; or take share=near and share=far in two layers, or share=both"
+            )
+        if isinstance(kind, Fixed) and kind.summary > kind.stride:
+            raise ValueError(f"attention fixed: summary {kind.summary} is more than its stride {kind.stride}")
+        if isinstance(kind, BlockGlobal) and self.family in {"decoder", "encoder_decoder"}:
+            raise ValueError("attention block_global is for encoders: its global tokens look at all that follows")
 
     def _check_family(self) -> None:
         wrong = [

@@ -1,15 +1,33 @@
-"""Dot-product attention: which keys a query may see, and the forms in which it is computed under that mask."""
+"""Dot-product attention: which keys a query may see, and the forms in which it is computed under that mask.
 
-from collections.abc import Callable
+A *shape* says which pairs are computed at all (the parts of `patterns.py`); a *kernel* computes them: XLA, cuDNN, or,
+for a whole call, the Pallas splash kernel.
+"""
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from t5x_lite.models.config import ALiBi, ModelConfig, Relative
 from t5x_lite.models.layers import dropout
-from t5x_lite.models.patterns import Local
+from t5x_lite.models.patterns import (
+    ATTENTION,
+    Allowed,
+    AttentionKind,
+    Blocks,
+    Chosen,
+    Columns,
+    Dense,
+    First,
+    Local,
+    Part,
+)
+from t5x_lite.models.sharding import platform, spec
 
 
 @jax.tree_util.register_dataclass
@@ -18,12 +36,19 @@ class Places:
     """Where the tokens of one side of attention stand: `index` in the row (`[l]`), and the segment of each (`[b, l]`).
 
     Causality goes by `index`; a token sees its own segment alone; segment 0 is padding and is seen by none. Keys in
-    `prefix` are seen by earlier queries of their segment too.
+    `prefix` are seen by earlier queries of their segment too. `at` is the place that an attention kind goes by, where
+    rows of unequal length begin at different indices.
     """
 
     index: Int[Array, "l"]
     segment_ids: Int[Array, "b l"]
     prefix: Bool[Array, "b l"] | None = None
+    at: Int[Array, "b l"] | None = None
+
+    def __getitem__(self, places: Any) -> "Places":
+        """Those at some places of the row."""
+        take = lambda x: None if x is None else x[:, places]  # noqa: E731
+        return Places(self.index[places], self.segment_ids[:, places], take(self.prefix), take(self.at))
 
 
 @dataclass(frozen=True)
@@ -40,142 +65,441 @@ class View:
     rotate: Callable[[Float[Array, "b l h k"]], Float[Array, "b l h k"]] = lambda x: x
     bias: Callable[[Int[Array, "l"], Int[Array, "m"]], Float[Array, "h l m"]] | None = None
 
+    @property
+    def backward(self) -> bool:
+        """Whether no query sees a later key."""
+        return self.causal and self.keys.prefix is None
 
-def mask(pattern: Any, view: View) -> Bool[Array, "b l m"]:
-    """Which keys each query may see, under an attention kind of `patterns.py`."""
-    query, key = view.queries.index[:, None], view.keys.index[None, :]
-    seen = pattern.allowed(query, key)[None]
-    if view.causal:
-        past = (query >= key)[None]
-        seen = seen & (past if view.keys.prefix is None else past | view.keys.prefix[:, None, :])
-    own, other = view.queries.segment_ids[:, :, None], view.keys.segment_ids[:, None, :]
-    return seen & (own == other) & (other > 0)
+
+Kernel = Literal["auto", "xla", "cudnn", "splash"]
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What does not change from call to call: `scale` None is 1/sqrt(head_dim)."""
+    """What does not change from call to call: `scale` None is 1/sqrt(head_dim); `kernel` see `choose`."""
 
     scale: float | None = None
     dropout: float = 0.0
+    kernel: Kernel = "auto"
 
+
+@dataclass(frozen=True)
+class Call:
+    """One attention: h query heads share n key heads in order."""
+
+    query: Float[Array, "b l h k"]
+    key: Float[Array, "b m n k"]
+    value: Float[Array, "b m n k"]
+    view: View
+    settings: Settings
+    dropout_key: PRNGKeyArray | None = None
+
+    @property
+    def scaled(self) -> Float[Array, "b l h k"]:
+        """The query times `scale`."""
+        scale = self.settings.scale
+        return self.query * (self.query.shape[-1] ** -0.5 if scale is None else scale)
+
+    def of_heads(self, start: int, count: int) -> "Call":
+        """The same for some of the heads."""
+        h, n = self.query.shape[2], self.key.shape[2]
+        shared = slice(start * n // h, max((start + count) * n // h, start * n // h + 1))
+        bias, key = self.view.bias, self.dropout_key
+        some = None if bias is None else lambda q, k: bias(q, k)[start : start + count]
+        return replace(
+            self,
+            query=self.query[:, :, start : start + count],
+            key=self.key[:, :, shared],
+            value=self.value[:, :, shared],
+            view=replace(self.view, bias=some),
+            dropout_key=None if key is None else jax.random.fold_in(key, start),
+        )
+
+
+Result = tuple[Float[Array, "b l h k"], Float[Array, "b l h"]]
+"""What a query takes from its keys, and the logarithm of the sum of its exponentiated scores."""
 
 WHOLE_SQUARE = 2**22
 """Scores of one head above this number (2048 · 2048) are made for some queries at a time."""
 CHUNK_BYTES = 64 * 2**20
 """What the scores of those queries may take, over the batch and all heads."""
 SMALLEST_BLOCK = 64
-"""Narrower bands are computed in blocks of this many queries: smaller products are slower than the work they save."""
+"""Narrower blocks are computed several at a time: smaller products are slower than the work they save."""
+NOTHING = float(jnp.finfo(jnp.float32).min)
+"""The score of a key that is not seen."""
 
 
 def attend(
     query: Float[Array, "b l h k"],
     key: Float[Array, "b m n k"],
     value: Float[Array, "b m n k"],
-    pattern: Any,
+    pattern: AttentionKind,
     view: View,
     settings: Settings,
     dropout_key: PRNGKeyArray | None = None,
 ) -> Float[Array, "b l h k"]:
     """softmax(scale · q·kᵀ + bias) · v over the keys that may be seen, by the form that does the least work.
 
-    A band of a sequence that looks at itself is computed in blocks, O(length · window); a square that is large, for
-    some queries at a time; what is left, as one square. All give the same values.
+    A row that looks at itself is computed in the parts that its pattern names; a square that is large, for some queries
+    at a time; what is left, as one square. All give the same values. A query that sees no key is padding, and gets
+    something finite; under a pattern that is `blind` it gets 0.
+
+    Raises:
+        ValueError: `settings.kernel` cannot compute this; the message says why.
     """
-    l = query.shape[1]
-    if isinstance(pattern, Local) and view.queries is view.keys and 2 * max(pattern.window, SMALLEST_BLOCK) < l:
-        return banded(query, key, value, pattern, view, settings, dropout_key)
-    if l * key.shape[1] > WHOLE_SQUARE and l > 1:
-        return chunked(query, key, value, pattern, view, settings, dropout_key)
-    return dense(query, key, value, pattern, view, settings, dropout_key)
+    call = Call(query, key, value, view, settings, dropout_key)
+    made, start = [], 0
+    for kind, heads in pattern.of_heads(query.shape[2]):
+        own = call if heads == query.shape[2] else call.of_heads(start, heads)
+        made.append(_attend(own, kind))
+        start += heads
+    return made[0] if len(made) == 1 else jnp.concatenate(made, axis=2)
 
 
-def dense(
-    query: Float[Array, "b l h k"],
-    key: Float[Array, "b m n k"],
-    value: Float[Array, "b m n k"],
-    pattern: Any,
-    view: View,
-    settings: Settings,
-    dropout_key: PRNGKeyArray | None = None,
-) -> Float[Array, "b l h k"]:
-    """All scores at once, the softmax in float32; h query heads share n key heads in order.
+def _attend(call: Call, pattern: AttentionKind) -> Float[Array, "b l h k"]:
+    kernel, _ = choose(pattern, facts_of(call), call.settings.kernel, platform())
+    if kernel == "splash":
+        return splash(call, pattern)
+    call = replace(call, settings=replace(call.settings, kernel=kernel))
+    parts = worthwhile(pattern, call.query.shape[1], call.view)
+    made = [SHAPES[type(part.shape)](call, part) for part in parts] or [square(call, pattern.allowed)]
+    out, log_sum = made[0] if len(made) == 1 else joined(made)
+    return jnp.where(log_sum[..., None] > NOTHING / 2, out, 0).astype(out.dtype) if pattern.blind else out
 
-    A query that sees no key (padding) gets the mean of all values: finite, and masked out by its loss weight.
-    """
-    b, l, h, k = query.shape
-    n = key.shape[2]
-    scaled = query * (k**-0.5 if settings.scale is None else settings.scale)
-    grouped = scaled.reshape(b, l, n, h // n, k)
-    scores = jnp.einsum("blngk,bmnk->bnglm", grouped, key, preferred_element_type=jnp.float32)
-    if view.bias is not None:
-        bias = view.bias(view.queries.index, view.keys.index)
+
+def worthwhile(pattern: AttentionKind, length: int, view: View) -> tuple[Part, ...]:
+    """The pattern's parts, where a row looks at itself and they are less than the square."""
+    if view.queries is not view.keys:
+        return ()
+    parts = [
+        replace(part, shape=_widened(part.shape)) if isinstance(part.shape, Blocks) else part
+        for part in pattern.parts(causal=view.backward)
+    ]
+    return tuple(parts) if sum(part.shape.pairs(length) for part in parts) < length * length else ()
+
+
+def _widened(shape: Blocks) -> Blocks:
+    return replace(shape, size=shape.size * -(-SMALLEST_BLOCK // shape.size))
+
+
+def mask(allowed: Allowed, view: View) -> Bool[Array, "b l m"]:
+    """Which keys each query may see, of those that an attention kind allows."""
+    queries, keys = view.queries, view.keys
+    query, key = queries.index[:, None], keys.index[None, :]
+    if queries.at is not None and keys.at is not None:
+        seen = allowed(queries.at[:, :, None], keys.at[:, None, :])
+    else:
+        seen = allowed(query, key)[None]
+    if view.causal:
+        past = (query >= key)[None]
+        seen = seen & (past if keys.prefix is None else past | keys.prefix[:, None, :])
+    own, other = queries.segment_ids[:, :, None], keys.segment_ids[:, None, :]
+    return seen & (own == other) & (other > 0)
+
+
+def dense(call: Call, allowed: Allowed) -> Result:
+    """All scores at once, the softmax in float32."""
+    b, l, h, k = call.query.shape
+    n = call.key.shape[2]
+    grouped = call.scaled.reshape(b, l, n, h // n, k)
+    scores = jnp.einsum("blngk,bmnk->bnglm", grouped, call.key, preferred_element_type=jnp.float32)
+    if call.view.bias is not None:
+        bias = call.view.bias(call.view.queries.index, call.view.keys.index)
         scores = scores + bias.reshape(n, h // n, *bias.shape[1:])
-    scores = jnp.where(mask(pattern, view)[:, None, None], scores, jnp.finfo(jnp.float32).min)
-    shares = dropout(jax.nn.softmax(scores, axis=-1).astype(value.dtype), settings.dropout, dropout_key)
-    return jnp.einsum("bnglm,bmnk->blngk", shares, value).reshape(b, l, h, k)
+    scores = jnp.where(mask(allowed, call.view)[:, None, None], scores, NOTHING)
+    shares = jax.nn.softmax(scores, axis=-1).astype(call.value.dtype)
+    shares = dropout(shares, call.settings.dropout, call.dropout_key)
+    out = jnp.einsum("bnglm,bmnk->blngk", shares, call.value).reshape(b, l, h, k)
+    return out, jnp.moveaxis(jax.nn.logsumexp(scores, axis=-1), -1, 1).reshape(b, l, h)
 
 
-def chunked(
-    query: Float[Array, "b l h k"],
-    key: Float[Array, "b m n k"],
-    value: Float[Array, "b m n k"],
-    pattern: Any,
-    view: View,
-    settings: Settings,
-    dropout_key: PRNGKeyArray | None = None,
-) -> Float[Array, "b l h k"]:
-    """`dense` for as many queries at a time as keep scores under `CHUNK_BYTES`, made again in the backward pass."""
-    b, l, h, _ = query.shape
-    size = max(CHUNK_BYTES // (4 * b * h * key.shape[1]), 1)
+def cudnn(call: Call, allowed: Allowed) -> Result:
+    """`dense` by cuDNN's flash attention: scores stay on the chip, the mask (of all heads) does not."""
+    view = call.view
+    seen = mask(allowed, view)[:, None]
+    causal = view.backward and view.queries is view.keys
+    scale = call.settings.scale
+    out, log_sum = jax.nn.dot_product_attention(
+        call.query,
+        call.key,
+        call.value,
+        mask=seen,
+        scale=scale,
+        is_causal=causal,
+        implementation="cudnn",
+        return_residual=True,
+    )
+    return out, jax.lax.stop_gradient(log_sum)
+
+
+def square(call: Call, allowed: Allowed) -> Result:
+    """All pairs; for as many queries at a time as keep scores under `CHUNK_BYTES`, made again in the backward pass."""
+    whole = cudnn if call.settings.kernel == "cudnn" else dense
+    b, l, h, _ = call.query.shape
+    if l * call.key.shape[1] <= WHOLE_SQUARE or l == 1:
+        return whole(call, allowed)
+    size = max(CHUNK_BYTES // (4 * b * h * call.key.shape[1]), 1)
     count = -(-l // size)
 
-    def parts(x: Array, axis: int) -> Array:
+    def parts(x: Array | None, axis: int = 1) -> Array | None:
+        if x is None:
+            return None
         cut = jnp.pad(x, [(0, count * size - l if n == axis else 0) for n in range(x.ndim)])
         return jnp.moveaxis(cut.reshape(*x.shape[:axis], count, size, *x.shape[axis + 1 :]), axis, 0)
 
     @jax.checkpoint
-    def one(part: tuple[Array, Array, Array, Array | None]) -> Array:
-        own, index, segment_ids, key_of_part = part
-        seen = replace(view, queries=Places(index, segment_ids))
-        return dense(own, key, value, pattern, seen, settings, key_of_part)
+    def one(part: tuple[Any, ...]) -> Result:
+        query, index, segment_ids, at, key = part
+        view = replace(call.view, queries=Places(index, segment_ids, at=at))
+        return whole(replace(call, query=query, view=view, dropout_key=key), allowed)
 
-    keys = None if dropout_key is None else jax.random.split(dropout_key, count)
-    queries = view.queries
-    made = jax.lax.map(one, (parts(query, 1), parts(queries.index, 0), parts(queries.segment_ids, 1), keys))
-    return jnp.moveaxis(made, 0, 1).reshape(b, count * size, *query.shape[2:])[:, :l]
+    keys = None if call.dropout_key is None else jax.random.split(call.dropout_key, count)
+    places = call.view.queries
+    cut = (parts(call.query), parts(places.index, 0), parts(places.segment_ids), parts(places.at), keys)
+    out, log_sum = (jnp.moveaxis(x, 0, 1) for x in jax.lax.map(one, cut))
+    return out.reshape(b, count * size, h, -1)[:, :l], log_sum.reshape(b, count * size, h)[:, :l]
 
 
-def banded(
-    query: Float[Array, "b l h k"],
-    key: Float[Array, "b l n k"],
-    value: Float[Array, "b l n k"],
-    pattern: Local,
-    view: View,
-    settings: Settings,
-    dropout_key: PRNGKeyArray | None = None,
-) -> Float[Array, "b l h k"]:
-    """A band in blocks of at least its window: each block of queries looks at itself and at its neighbours alone."""
-    b, l = query.shape[:2]
-    size = max(pattern.window, SMALLEST_BLOCK)
+def blocks(call: Call, part: Part) -> Result:
+    """Each block of queries looks at itself and at its neighbours alone; `index` counts from the first neighbour."""
+    shape = part.shape
+    assert isinstance(shape, Blocks)
+    size, before, after = shape.size, shape.before, shape.after
+    b, l = call.query.shape[:2]
     count = -(-l // size)
-    sides = 1 if view.causal and view.keys.prefix is None else 2
 
-    def blocks(x: Array) -> Array:
-        """`[b·count, size, …]`, the length padded with zeros."""
+    def cut(x: Array) -> Array:
+        """`[b, count, size, …]`, the length padded with zeros."""
         padded = jnp.pad(x, [(0, 0), (0, count * size - l), *[(0, 0)] * (x.ndim - 2)])
-        return padded.reshape(b * count, size, *x.shape[2:])
+        return padded.reshape(b, count, size, *x.shape[2:])
+
+    def merged(x: Array) -> Array:
+        return x.reshape(b * count, -1, *x.shape[3:])
 
     def beside(x: Array) -> Array:
-        """`[b·count, (1 + sides)·size, …]`: the block before each, itself, and the one after where that is seen."""
-        own = blocks(x).reshape(b, count, size, *x.shape[2:])
-        around = jnp.pad(own, [(0, 0), (1, sides - 1), *[(0, 0)] * (own.ndim - 2)])
-        near = jnp.concatenate([around[:, n : n + count] for n in range(1 + sides)], axis=2)
-        return near.reshape(b * count, (1 + sides) * size, *x.shape[2:])
+        """`[b·count, (before + 1 + after)·size, …]`: each block and its neighbours."""
+        around = jnp.pad(cut(x), [(0, 0), (before, after), *[(0, 0)] * (x.ndim - 1)])
+        return merged(jnp.concatenate([around[:, n : n + count] for n in range(before + 1 + after)], axis=2))
 
-    prefix = None if view.keys.prefix is None else beside(view.keys.prefix)
-    near = Places(jnp.arange((1 + sides) * size), beside(view.keys.segment_ids), prefix)
-    places = Places(size + jnp.arange(size), blocks(view.queries.segment_ids))
-    seen = replace(view, queries=places, keys=near)
-    made = dense(blocks(query), beside(key), beside(value), pattern, seen, settings, dropout_key)
-    return made.reshape(b, count * size, *query.shape[2:])[:, :l]
+    keys, queries = call.view.keys, call.view.queries
+    prefix = None if keys.prefix is None else beside(keys.prefix)
+    near = Places(jnp.arange((before + 1 + after) * size), beside(keys.segment_ids), prefix)
+    own = Places(before * size + jnp.arange(size), merged(cut(queries.segment_ids)))
+    view = replace(call.view, queries=own, keys=near)
+    own_call = replace(call, query=merged(cut(call.query)), key=beside(call.key), value=beside(call.value), view=view)
+    made = square(own_call, part.allowed)
+    out, log_sum = (x.reshape(b, count * size, *x.shape[2:])[:, :l] for x in made)
+    return out, log_sum
+
+
+def columns(call: Call, part: Part) -> Result:
+    """Each set of places that are `stride` apart is a short row of its own."""
+    assert isinstance(part.shape, Columns)
+    stride = part.shape.stride
+    b, l = call.query.shape[:2]
+    count = -(-l // stride)
+
+    def apart(x: Array) -> Array:
+        padded = jnp.pad(x, [(0, 0), (0, count * stride - l), *[(0, 0)] * (x.ndim - 2)])
+        return jnp.moveaxis(padded.reshape(b, count, stride, *x.shape[2:]), 2, 1).reshape(
+            b * stride, count, *x.shape[2:]
+        )
+
+    def together(x: Array) -> Array:
+        rows = jnp.moveaxis(x.reshape(b, stride, count, *x.shape[2:]), 1, 2)
+        return rows.reshape(b, count * stride, *x.shape[2:])[:, :l]
+
+    keys = call.view.keys
+    prefix = None if keys.prefix is None else apart(keys.prefix)
+    places = Places(stride * jnp.arange(count), apart(keys.segment_ids), prefix)
+    view = replace(call.view, queries=places, keys=places)
+    short = replace(call, query=apart(call.query), key=apart(call.key), value=apart(call.value), view=view)
+    out, log_sum = square(short, part.allowed)
+    return together(out), together(log_sum)
+
+
+def chosen(call: Call, part: Part) -> Result:
+    """All queries, a few keys."""
+    assert isinstance(part.shape, Chosen)
+    places = np.array(part.shape.places(call.key.shape[1]), np.int32)
+    view = replace(call.view, keys=call.view.keys[places])
+    return square(replace(call, key=call.key[:, places], value=call.value[:, places], view=view), part.allowed)
+
+
+def first(call: Call, part: Part) -> Result:
+    """A few queries, all keys; the others see nothing."""
+    assert isinstance(part.shape, First)
+    count, l = part.shape.count, call.query.shape[1]
+    view = replace(call.view, queries=call.view.queries[:count])
+    out, log_sum = square(replace(call, query=call.query[:, :count], view=view), part.allowed)
+    rest = ((0, 0), (0, l - count), (0, 0))
+    return jnp.pad(out, (*rest, (0, 0))), jnp.pad(log_sum, rest, constant_values=NOTHING)
+
+
+SHAPES: dict[type, Callable[[Call, Part], Result]] = {Blocks: blocks, Columns: columns, Chosen: chosen, First: first}
+
+
+def joined(results: Sequence[Result]) -> Result:
+    """One softmax over several sets of keys, from the softmax over each."""
+    log_sums = jnp.stack([log_sum for _, log_sum in results])
+    log_sum = jax.nn.logsumexp(log_sums, axis=0)
+    shares = jnp.exp(log_sums - log_sum)[..., None]
+    outs = jnp.stack([out for out, _ in results])
+    return jnp.sum(shares.astype(outs.dtype) * outs, axis=0), log_sum
+
+
+LANES = 128
+"""Splash attention works on blocks of a multiple of this many tokens (the kernel's source)."""
+SPLASH_BLOCKS = (512, 256, 128)
+
+
+def splash(call: Call, pattern: AttentionKind, *, interpret: bool = False) -> Float[Array, "b l h k"]:
+    """The Pallas kernel for TPUs, forward and backward: blocks that the mask leaves empty are skipped.
+
+    Each device computes its own rows and heads of the mesh.
+    """
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+    length = call.query.shape[1]
+    size = next(block for block in SPLASH_BLOCKS if length % block == 0)
+    sizes = kernel.BlockSizes(
+        block_q=size,
+        block_kv=size,
+        block_kv_compute=size,
+        block_q_dkv=size,
+        block_kv_dkv=size,
+        block_kv_dkv_compute=size,
+        use_fused_bwd_kernel=True,
+    )
+    causal, shape = call.view.causal, (length, length)
+
+    def whole(query: Array, key: Array, value: Array, segment_ids: Array) -> Array:
+        one: masks.Mask
+        match pattern:
+            case Dense():
+                one = masks.CausalMask(shape) if causal else masks.FullMask(shape)
+            case Local(window=window):
+                one = masks.LocalMask(shape, (window - 1, 0 if causal else window - 1), 0)
+            case _:
+                places = np.arange(length)
+                seen = pattern.allowed(places[:, None], places)
+                one = masks.NumpyMask(seen & (places[:, None] >= places) if causal else seen)
+        run = kernel.make_splash_mha(
+            masks.MultiHeadMask([one] * query.shape[2]),
+            block_sizes=sizes,
+            head_shards=1,
+            q_seq_shards=1,
+            interpret=interpret,
+        )
+        heads_first = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))
+        out = jax.vmap(run)(*heads_first, segment_ids=kernel.SegmentIds(segment_ids, segment_ids))
+        return jnp.swapaxes(out, 1, 2)
+
+    sides = (call.scaled, call.key, call.value, call.view.queries.segment_ids)
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return whole(*sides)
+    # Query and key heads are sharded alike, or a shard would hold queries without their keys.
+    by_heads = "heads" if call.key.shape[2] % mesh.shape["tensor"] == 0 else None
+    axes = [("batch", None, by_heads, None)] * 3 + [("batch", None)]
+    specs = tuple(spec(mesh.shape, names, x.shape) for names, x in zip(axes, sides, strict=True))
+    return jax.shard_map(whole, in_specs=specs, out_specs=specs[0], check_vma=False)(*sides)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a kernel may be refused for."""
+
+    length: int
+    head_dim: int
+    dtype: str
+    causal: bool
+    itself: bool = True
+    bias: bool = False
+    dropout: bool = False
+    prefix: bool = False
+
+
+def facts_of(call: Call) -> Facts:
+    """The facts of one call."""
+    view = call.view
+    return Facts(
+        call.query.shape[1],
+        call.query.shape[3],
+        str(call.query.dtype),
+        view.causal,
+        view.queries is view.keys,
+        view.bias is not None,
+        call.dropout_key is not None and call.settings.dropout > 0,
+        view.keys.prefix is not None,
+    )
+
+
+def refusal(kernel: Kernel, pattern: AttentionKind, facts: Facts, of: str) -> str | None:
+    """Why a kernel cannot compute this on a platform; None if it can."""
+    if kernel == "xla":
+        return None
+    shared = [
+        (not facts.itself, "only a row that looks at itself is computed by it"),
+        (facts.bias, "positions that add a bias to the scores are not known to it"),
+        (facts.dropout, "dropout of attention is not known to it"),
+        (facts.prefix, "a prefix that is seen both ways is not known to it"),
+    ]
+    own = {
+        "splash": [
+            (of != "tpu", f"it is for TPUs, not for {of}"),
+            (facts.length % LANES > 0, f"length {facts.length} is not a multiple of {LANES}"),
+            (pattern.blind, "a query that sees no key is not known to it"),
+        ],
+        "cudnn": [
+            (of not in {"gpu", "cuda"}, f"it is for NVIDIA GPUs, not for {of}"),
+            (facts.dtype not in {"bfloat16", "float16"}, f"type {facts.dtype} is not known to it, bfloat16 is"),
+            (facts.head_dim % 8 > 0 or facts.head_dim > 128, f"head_dim {facts.head_dim} is not a multiple of 8 ≤ 128"),
+            (facts.length % 2 > 0, f"length {facts.length} is odd"),
+            (len(pattern.parts(causal=facts.causal)) > 1 or pattern.blind, "a union of sets of keys is not its"),
+        ],
+    }[kernel]
+    return next((why for wrong, why in own + shared if wrong), None)
+
+
+def choose(pattern: AttentionKind, facts: Facts, wanted: Kernel, of: str) -> tuple[Kernel, str]:
+    """The kernel for one layer on a platform, and why: what is wanted, or the platform's own, or XLA's.
+
+    Raises:
+        ValueError: what is wanted cannot compute it.
+    """
+    if not facts.itself:
+        return "xla", "queries and keys are not one row"
+    if wanted != "auto":
+        why = next((no for kind, _ in pattern.of_heads(2) if (no := refusal(wanted, kind, facts, of))), None)
+        if why:
+            raise ValueError(f"model.kernel={wanted} cannot compute this attention: {why}; model.kernel=auto can")
+        return wanted, "model.kernel"
+    best: Kernel = {"tpu": "splash", "gpu": "cudnn", "cuda": "cudnn"}.get(of, "xla")  # type: ignore[assignment]
+    why = refusal(best, pattern, facts, of)
+    return ("xla", f"not {best}: {why}") if why else (best, f"the kernel for {of}")
+
+
+def planned(config: ModelConfig, length: int, of: str) -> dict[str, str]:
+    """The kernel of each attention kind of a model that is trained on rows of `length`, and why.
+
+    Raises:
+        ValueError: see `choose`.
+    """
+    facts = Facts(
+        length,
+        config.width_of_head,
+        config.compute,
+        causal=config.family == "decoder",
+        bias=isinstance(config.positions, Relative | ALiBi),
+        dropout=config.dropout > 0,
+        prefix=config.prefix_lm,
+    )
+    found = {}
+    for kind in dict.fromkeys(layer.attention for layer in config.pattern):
+        name = next(name for name, one in ATTENTION.items() if type(kind) is one)
+        settings = ", ".join(f"{key} {value}" for key, value in kind)
+        kernel, why = choose(kind, facts, config.kernel, of)
+        found[f"{name} ({settings})" if settings else name] = f"{kernel} ({why})"
+    return found

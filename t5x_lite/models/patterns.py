@@ -1,39 +1,313 @@
 """Attention kinds: which keys a query may look at. One class a kind, one entry in `ATTENTION`.
 
-A kind is pure arithmetic on positions, so that the same definition serves NumPy tests, the dense computation and the
-kernels; it imports no JAX.
+A kind is pure arithmetic on positions, so that one definition serves NumPy tests, the dense computation and every
+kernel; it imports no JAX. `allowed` is the definition. `parts` says how little has to be computed for it: disjoint sets
+of pairs, each in a shape that a kernel can compute alone.
 """
 
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
 
 from t5x_lite.schema import Config, Int, setting
 
+Allowed = Callable[[Any, Any], Any]
 
-class Dense(Config):
-    """Every key of the segment (and, in a decoder, no later one)."""
+
+@dataclass(frozen=True)
+class Blocks:
+    """Queries of each block of `size` look at keys of their own block, of `before` blocks before it and `after` after.
+
+    A multiple of `size` serves as well.
+    """
+
+    size: int
+    before: int
+    after: int
+
+    def pairs(self, length: int) -> int:
+        """Pairs of query and key that are computed."""
+        return length * min(self.size * (1 + self.before + self.after), length)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Places that are a multiple of `stride` apart look at each other."""
+
+    stride: int
+
+    def pairs(self, length: int) -> int:
+        """See `Blocks.pairs`."""
+        return length * -(-length // self.stride)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """All queries look at the same keys: those from place `first` to `stop` of every `period` (None: of the row)."""
+
+    first: int
+    stop: int
+    period: int | None = None
+
+    def places(self, length: int) -> list[int]:
+        """Their indices."""
+        return [n for n in range(length) if self.first <= (n % self.period if self.period else n) < self.stop]
+
+    def pairs(self, length: int) -> int:
+        """See `Blocks.pairs`."""
+        return length * len(self.places(length))
+
+
+@dataclass(frozen=True)
+class First:
+    """The first `count` queries look at all keys."""
+
+    count: int
+
+    def pairs(self, length: int) -> int:
+        """See `Blocks.pairs`."""
+        return self.count * length
+
+
+@dataclass(frozen=True)
+class Part:
+    """Pairs that are computed in one shape: of those that the shape covers, the `allowed` ones."""
+
+    shape: Blocks | Columns | Chosen | First
+    allowed: Allowed
+
+
+class AttentionKind(Config):
+    """What all kinds have in common: the defaults are those of a kind that is only defined by its mask.
+
+    `reach` is the number of newest keys that a causal query needs wherever it stands (None: all). With `blind` a query
+    may see no key at all, and gets 0.
+    """
+
+    blind: ClassVar[bool] = False
+
+    @property
+    def reach(self) -> int | None:
+        """See the class."""
+        return None
 
     def allowed(self, query: Any, key: Any) -> Any:
         """Boolean mask for broadcastable integer positions `query` and `key`; causality is not decided here."""
-        return abs(query - key) >= 0
+        raise NotImplementedError
+
+    def parts(self, *, causal: bool) -> tuple[Part, ...]:
+        """Disjoint parts that together are `allowed`; none where the whole square is to be computed."""
+        return ()
+
+    def of_heads(self, heads: int) -> tuple[tuple["AttentionKind", int], ...]:
+        """The kind of each group of heads, in order, and the number of heads in it."""
+        return ((self, heads),)
 
     def pairs(self, length: int, *, causal: bool) -> float:
         """Pairs of query and key in a row of `length`, for counting FLOPs; a causal square counts half."""
+        raise NotImplementedError
+
+
+class Dense(AttentionKind):
+    """Every key of the segment (and, in a decoder, no later one)."""
+
+    def allowed(self, query: Any, key: Any) -> Any:
+        """All."""
+        return abs(query - key) >= 0
+
+    def pairs(self, length: int, *, causal: bool) -> float:
+        """The square, or half of it."""
         return length * length / (2 if causal else 1)
 
 
-class Local(Config):
+class Local(AttentionKind):
     """A band: keys less than `window` away, the query's own place counted (Child et al. 2019; GPT-Neo, Mistral)."""
 
     window: Int = setting(256, "keys that a causal query sees, itself included", unit="tokens", ge=1)
 
+    @property
+    def reach(self) -> int | None:
+        """The window."""
+        return self.window
+
     def allowed(self, query: Any, key: Any) -> Any:
-        """See `Dense.allowed`; in an encoder the band reaches as far to the right as to the left."""
+        """In an encoder the band reaches as far to the right as to the left."""
         return abs(query - key) < self.window
 
+    def parts(self, *, causal: bool) -> tuple[Part, ...]:
+        """Blocks of a window's width and their neighbours."""
+        return (Part(Blocks(self.window, 1, 0 if causal else 1), self.allowed),)
+
     def pairs(self, length: int, *, causal: bool) -> float:
-        """See `Dense.pairs`: a band without its corners."""
+        """A band without its corners."""
         window = min(self.window, length)
         return (window * length - window * window / 2) * (1 if causal else 2)
 
 
-ATTENTION: dict[str, type[Config]] = {"dense": Dense, "local": Local}
+Share = Literal["heads", "near", "far", "both"]
+
+
+class Factorised(AttentionKind):
+    """Two sets of keys that reach every place in two steps (Child et al. 2019, §4.2): `near` and `far`.
+
+    `share`: half of the heads takes each; or all heads of this layer take one, for interleaved layers; or both at once.
+    """
+
+    stride: Int = setting(128, "about the square root of the length", unit="tokens", ge=1)
+    share: Share = setting(
+        "heads", "half of the heads near, half far; all near; all far; or both at once", source="Child 2019, §4.2"
+    )
+
+    def near(self, query: Any, key: Any) -> Any:
+        """Whether a key belongs to the near set."""
+        raise NotImplementedError
+
+    def far(self, query: Any, key: Any) -> Any:
+        """Whether a key belongs to the far set."""
+        raise NotImplementedError
+
+    def near_blocks(self, *, causal: bool) -> Blocks:
+        """The shape that covers the near set."""
+        raise NotImplementedError
+
+    def far_shape(self) -> Columns | Chosen:
+        """The shape that covers the far set."""
+        raise NotImplementedError
+
+    def allowed(self, query: Any, key: Any) -> Any:
+        """One of the sets, or their union; with `heads`, what any head sees."""
+        if self.share in {"near", "far"}:
+            return getattr(self, self.share)(query, key)
+        return self.near(query, key) | self.far(query, key)
+
+    def parts(self, *, causal: bool) -> tuple[Part, ...]:
+        """One or both; what is near is not far."""
+        far = self.far if self.share == "far" else lambda q, k: self.far(q, k) & ~self.near(q, k)
+        both = (Part(self.near_blocks(causal=causal), self.near), Part(self.far_shape(), far))
+        return {"near": both[:1], "far": both[1:]}.get(self.share, both)
+
+    def of_heads(self, heads: int) -> tuple[tuple[AttentionKind, int], ...]:
+        """See the class."""
+        if self.share != "heads":
+            return ((self, heads),)
+        near, far = (self.model_copy(update={"share": share}) for share in ("near", "far"))
+        return ((near, heads // 2), (far, heads // 2))
+
+    def pairs(self, length: int, *, causal: bool) -> float:
+        """Counted set by set, in closed form."""
+        near, far = self._near_pairs(length), self._far_pairs(length)
+        shares = {"near": near, "far": far, "heads": (near + far) / 2}
+        return shares.get(self.share, near + far) * (1 if causal else 2)
+
+    def _near_pairs(self, length: int) -> float:
+        raise NotImplementedError
+
+    def _far_pairs(self, length: int) -> float:
+        raise NotImplementedError
+
+
+class Strided(Factorised):
+    """Near: the last `stride` keys and the query's own. Far: every `stride`-th key from the query's place."""
+
+    @property
+    def reach(self) -> int | None:
+        """Of the near set alone."""
+        return self.stride + 1 if self.share == "near" else None
+
+    def near(self, query: Any, key: Any) -> Any:
+        """A^(1) of §4.2: a band."""
+        return abs(query - key) <= self.stride
+
+    def far(self, query: Any, key: Any) -> Any:
+        """A^(2) of §4.2: a comb."""
+        return (query - key) % self.stride == 0
+
+    def near_blocks(self, *, causal: bool) -> Blocks:
+        """A band of stride + 1 reaches into one block before."""
+        return Blocks(self.stride, 1, 0 if causal else 1)
+
+    def far_shape(self) -> Columns:
+        """Each comb by itself."""
+        return Columns(self.stride)
+
+    def _near_pairs(self, length: int) -> float:
+        window = min(self.stride + 1, length)
+        return window * length - window * window / 2
+
+    def _far_pairs(self, length: int) -> float:
+        return length * length / (2 * self.stride)
+
+
+class Fixed(Factorised):
+    """Near: the keys of the query's own block of `stride`. Far: the last `summary` places of every block."""
+
+    summary: Int = setting(8, "places of a block that all later queries see", unit="tokens", ge=1, source="Child, §4.2")
+
+    @property
+    def blind(self) -> bool:  # type: ignore[override]
+        """Before the first summary there is nothing far to see."""
+        return self.share in {"far", "heads"}
+
+    def near(self, query: Any, key: Any) -> Any:
+        """A^(1) of §4.2: blocks."""
+        return query // self.stride == key // self.stride
+
+    def far(self, query: Any, key: Any) -> Any:
+        """A^(2) of §4.2: summaries."""
+        return (key % self.stride >= self.stride - self.summary) & (abs(query - key) >= 0)
+
+    def near_blocks(self, *, causal: bool) -> Blocks:
+        """A block sees itself."""
+        return Blocks(self.stride, 0, 0)
+
+    def far_shape(self) -> Chosen:
+        """The summaries of all blocks."""
+        return Chosen(self.stride - self.summary, self.stride, self.stride)
+
+    def _near_pairs(self, length: int) -> float:
+        return length * min(self.stride, length) / 2
+
+    def _far_pairs(self, length: int) -> float:
+        return length * length * self.summary / (2 * self.stride)
+
+
+class BlockGlobal(AttentionKind):
+    """Blocks that see their neighbours, and `globals` first tokens of the row that see all and are seen by all.
+
+    For encoders (Beltagy et al. 2020, §3.1; Zaheer et al. 2020, §2, without its random blocks).
+    """
+
+    block: Int = setting(64, "tokens of a block", unit="tokens", ge=1)
+    neighbours: Int = setting(1, "blocks on each side that a block sees", unit="blocks", ge=0)
+    globals: Int = setting(1, "first tokens of a row that see all and are seen by all", unit="tokens", ge=1)
+
+    def allowed(self, query: Any, key: Any) -> Any:
+        """Near in blocks, or one of the two is global."""
+        return self._near(query, key) | (key < self.globals) | (query < self.globals)
+
+    def _near(self, query: Any, key: Any) -> Any:
+        return abs(query // self.block - key // self.block) <= self.neighbours
+
+    def parts(self, *, causal: bool) -> tuple[Part, ...]:
+        """Blocks, global keys beyond them, and what global queries see beyond both."""
+        near = Blocks(self.block, self.neighbours, 0 if causal else self.neighbours)
+        return (
+            Part(near, self._near),
+            Part(Chosen(0, self.globals), lambda q, k: (k < self.globals) & ~self._near(q, k)),
+            Part(First(self.globals), lambda q, k: (q < self.globals) & (k >= self.globals) & ~self._near(q, k)),
+        )
+
+    def pairs(self, length: int, *, causal: bool) -> float:
+        """Blocks without corners, and a cross of global rows and columns."""
+        wide = min(self.block * (1 + 2 * self.neighbours), length)
+        both = length * wide + 2 * self.globals * max(length - wide, 0)
+        return both / (2 if causal else 1)
+
+
+ATTENTION: dict[str, type[AttentionKind]] = {
+    "dense": Dense,
+    "local": Local,
+    "strided": Strided,
+    "fixed": Fixed,
+    "block_global": BlockGlobal,
+}

@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from t5x_lite.models import positions
-from t5x_lite.models.attention import Attention, KeysValues, empty_cache
+from t5x_lite.models.attention import Attention, KeysValues, empty_cache, follow
 from t5x_lite.models.config import LayerConfig, ModelConfig, RematPolicy
 from t5x_lite.models.feedforward import FEEDFORWARDS
 from t5x_lite.models.kernels import Places, View
@@ -76,10 +76,10 @@ class Block(nnx.Module):
 
         def attend(y: Array) -> Array:
             nonlocal cache
-            own = self.attention.keys_values(y, view)
+            own, seen = self.attention.keys_values(y, view), view
             if cache is not None:
-                own = cache = cache.written(own, view.queries.index[0])
-            return dropout(self.attention(y, own, view, keys[0]), self.dropout, keys[1])
+                own, seen, cache = follow(cache, own, view)
+            return dropout(self.attention(y, own, seen, keys[0]), self.dropout, keys[1])
 
         def look(y: Array) -> Array:
             assert memory is not None
@@ -198,9 +198,8 @@ class Stack(nnx.Module):
 
     def empty_cache(self, batch: int, length: int) -> list[KeysValues]:
         """A cache for `length` tokens of every layer."""
-        one = empty_cache(self.config, batch, length)
-        stacked = jax.tree.map(lambda a: jnp.broadcast_to(a, (self.repeats, *a.shape)), one)
-        return [stacked for _ in self.config.pattern]
+        layers = [empty_cache(self.config, layer.attention, batch, length) for layer in self.config.pattern]
+        return jax.tree.map(lambda a: jnp.broadcast_to(a, (self.repeats, *a.shape)), layers)
 
 
 def _rematerialised(body: Callable[..., Any], policy: RematPolicy) -> Callable[..., Any]:

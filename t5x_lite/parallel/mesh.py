@@ -1,4 +1,4 @@
-"""The device mesh and the one table from logical axes to mesh axes."""
+"""The device mesh, and where weights, state and batches lie on it."""
 
 import math
 from typing import Any
@@ -10,25 +10,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from t5x_lite.config import MeshConfig
 from t5x_lite.errors import UserError
 from t5x_lite.models.layers import Axes
-
-AXES = ("data", "fsdp", "tensor", "expert", "context", "pipeline")
-
-RULES: dict[str, tuple[str, ...]] = {
-    "batch": ("data", "fsdp"),
-    "layers": (),
-    "embed": ("fsdp",),
-    "heads": ("tensor",),
-    "kv_heads": ("tensor",),
-    "head_dim": (),
-    "mlp": ("tensor",),
-    "vocab": ("tensor",),
-    "position": (),
-    "types": (),
-    "buckets": (),
-    "classes": (),
-    "embed_out": (),
-}
-"""Which mesh axes shard a logical axis. An axis whose size they do not divide stays whole."""
+from t5x_lite.models.sharding import AXES, RULES, spec
 
 
 def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh:
@@ -55,14 +37,7 @@ def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh:
 def sharding_of(mesh: Mesh, axes: Axes, shape: tuple[int, ...]) -> NamedSharding:
     """The sharding of one weight; an axis more than `axes` names is the stack of layers."""
     names = ("layers",) * (len(shape) - len(axes.names)) + axes.names
-    spec: list[tuple[str, ...] | None] = []
-    used: set[str] = set()
-    for name, size in zip(names, shape, strict=True):
-        wanted = tuple(axis for axis in RULES[name] if axis not in used and mesh.shape[axis] > 1)
-        fits = wanted if size % math.prod(mesh.shape[axis] for axis in wanted) == 0 else ()
-        used.update(fits)
-        spec.append(fits or None)
-    return NamedSharding(mesh, PartitionSpec(*spec))
+    return NamedSharding(mesh, spec(mesh.shape, names, shape))
 
 
 def shardings(mesh: Mesh, axes: Any, shapes: Any) -> Any:

@@ -21,8 +21,9 @@ from t5x_lite.checkpoint import Checkpoints
 from t5x_lite.config import RunConfig
 from t5x_lite.data.pipeline import TrainingRows, Validation, training_batches
 from t5x_lite.data.tokenizer import obtain
-from t5x_lite.errors import Diverged
+from t5x_lite.errors import Diverged, UserError
 from t5x_lite.evaluate.perplexity import evaluate
+from t5x_lite.models import kernels
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.parallel.distributed import StopRequest, first_process_first
 from t5x_lite.run import Run, check_folder, create, locked, with_vocab
@@ -46,6 +47,10 @@ def train(config: RunConfig) -> tuple[Run, bool]:
         Diverged: the loss is not finite for too many steps, or keeps jumping.
     """
     mesh = meshes.make_mesh(config.mesh)
+    try:
+        attention = kernels.planned(config.model, config.train.seq_len, mesh.devices.flat[0].platform)
+    except ValueError as error:
+        raise UserError(str(error)) from None
     parts = config.train.microbatches
     key = "train.batch_size" if parts == 1 else "train.batch_size / train.microbatches"
     meshes.local_rows(mesh, config.train.batch_size // parts, key)
@@ -58,6 +63,7 @@ def train(config: RunConfig) -> tuple[Run, bool]:
     with locked(Path(str(config.run_dir))), jax.set_mesh(mesh), StopRequest() as stop:
         run = create(config, tokenizer)
         with Display(config.train.steps, enabled=jax.process_index() == 0) as display:
+            display.say("attention: " + "; ".join(f"{kind} by {kernel}" for kind, kernel in attention.items()))
             steps = make_steps(run.config, run.blueprint, mesh)
             trainer = Trainer(run, rows, validation, data.tokens_per_byte, mesh, steps, display)
             with closing(run.checkpoints) as checkpoints:

@@ -1,5 +1,6 @@
 """Every form of attention against one written out in NumPy from the definition of its mask."""
 
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -9,17 +10,26 @@ import numpy as np
 import pytest
 
 from t5x_lite.models import kernels
-from t5x_lite.models.kernels import Places, Settings, View, attend
-from t5x_lite.models.patterns import Dense, Local
+from t5x_lite.models.kernels import Call, Facts, Places, Settings, View, attend, choose
+from t5x_lite.models.patterns import BlockGlobal, Dense, Fixed, Local, Strided
 
 BATCH, HEADS, WIDTH = 2, 4, 8
 
 
-def sees(pattern: Any, q: int, m: int, *, causal: bool) -> bool:
-    """Brute force: a causal query sees no later key; a window of w counts the query itself."""
-    if causal and m > q:
-        return False
-    return not isinstance(pattern, Local) or abs(q - m) <= pattern.window - 1
+def sees(pattern: Any, q: int, m: int, head: int) -> bool:
+    """Brute force, from the papers: a window of w counts the query itself; Child et al. 2019, §4.2, for two sets."""
+    match pattern:
+        case Dense():
+            return True
+        case Local(window=window):
+            return abs(q - m) <= window - 1
+        case Strided(stride=stride):
+            near, far = abs(q - m) <= stride, abs(q - m) in range(0, 10**6, stride)
+        case Fixed(stride=stride, summary=summary):
+            near, far = q // stride == m // stride, m % stride in range(stride - summary, stride)
+        case BlockGlobal(block=block, neighbours=n, globals=count):
+            return m < count or q < count or q // block - n <= m // block <= q // block + n
+    return {"near": near, "far": far, "both": near or far, "heads": near if head < HEADS // 2 else far}[pattern.share]
 
 
 def by_hand(q: Any, k: Any, v: Any, pattern: Any, segments: Any, bias: Any, *, causal: bool) -> np.ndarray:
@@ -29,7 +39,10 @@ def by_hand(q: Any, k: Any, v: Any, pattern: Any, segments: Any, bias: Any, *, c
         keys = [
             m
             for m in range(k.shape[1])
-            if sees(pattern, i, m, causal=causal) and segments[b, m] == segments[b, i] and segments[b, m] > 0
+            if sees(pattern, i, m, h)
+            and (m <= i or not causal)
+            and segments[b, m] == segments[b, i]
+            and segments[b, m] > 0
         ]
         if not keys:
             continue
@@ -56,9 +69,17 @@ def alibi(query: jax.Array, key: jax.Array) -> jax.Array:
     return -jnp.arange(1, HEADS + 1)[:, None, None] * jnp.abs(query[:, None] - key[None]) / 10
 
 
+KINDS = [
+    Dense(),
+    Local(window=7),
+    *(Strided(stride=6, share=share) for share in ("near", "far", "both", "heads")),
+    *(Fixed(stride=8, summary=2, share=share) for share in ("near", "far", "both", "heads")),
+    BlockGlobal(block=4, neighbours=1, globals=3),
+]
 CASES = [
-    *product([48], [Dense(), Local(window=7)], ["whole", "packed", "padded"], [True, False]),
-    *product([61], [Dense(), Local(window=16)], ["packed"], [True, False]),
+    *product([48], KINDS, ["packed"], [True, False]),
+    *product([61], KINDS, ["padded"], [True]),
+    *product([61], [Dense(), Local(window=16), KINDS[-1]], ["whole"], [False]),
 ]
 
 
@@ -70,26 +91,50 @@ def test_every_form_equals_the_definition(
     monkeypatch.setattr(kernels, "SMALLEST_BLOCK", 8)
     q, k, v, segments = case(length, 2, packing)
     places = Places(jnp.arange(length), jnp.asarray(segments))
-    view = View(places, places, causal=causal, bias=alibi)
+    other = Places(jnp.arange(length), jnp.asarray(segments))
     bias = np.asarray(alibi(np.arange(length), np.arange(length)))
     expected = by_hand(q, k, v, pattern, segments, bias, causal=causal)
     real = (segments > 0)[..., None, None]
-    forms = {"dense": kernels.dense, "chosen": attend}
-    if isinstance(pattern, Local):
-        forms["banded"] = kernels.banded
-    monkeypatch.setattr(kernels, "CHUNK_BYTES", 4 * BATCH * HEADS * length * 10)
-    forms["chunked"] = kernels.chunked
+    # Queries and keys that are not one row are computed as a square, whole or in chunks.
+    views = {name: View(places, keys, causal, bias=alibi) for name, keys in (("whole", other), ("parts", places))}
+    assert isinstance(pattern, Dense) or kernels.worthwhile(pattern.of_heads(HEADS)[0][0], length, views["parts"])
     gradients = {}
-    for name, form in forms.items():
+    names = ["whole", "parts"] + ["chunks"] * (length > 48)
+    for name in names:
+        if name == "chunks":
+            monkeypatch.setattr(kernels, "WHOLE_SQUARE", 16)
+            monkeypatch.setattr(kernels, "CHUNK_BYTES", 4 * BATCH * HEADS * length * 10)
 
-        def total(q: jax.Array, k: jax.Array, v: jax.Array, form: Any = form) -> tuple[jax.Array, jax.Array]:
-            out = form(q, k, v, pattern, view, Settings()) * real
+        def total(q: jax.Array, k: jax.Array, v: jax.Array, name: str = name) -> tuple[jax.Array, jax.Array]:
+            view = views["parts" if name == "chunks" else name]
+            out = attend(q, k, v, pattern, view, Settings()) * real
             return jnp.sum(jnp.sin(out)), out
 
         (_, found), gradients[name] = jax.jit(jax.value_and_grad(total, (0, 1, 2), has_aux=True))(q, k, v)
         np.testing.assert_allclose(found, expected * real, atol=1e-5, err_msg=name)
-        for one, other in zip(gradients[name], gradients["dense"], strict=True):
-            np.testing.assert_allclose(one, other, atol=1e-5, err_msg=name)
+        for one, whole in zip(gradients[name], gradients["whole"], strict=True):
+            np.testing.assert_allclose(one, whole, atol=1e-5, err_msg=name)
+
+
+WIDER = [
+    Dense(),
+    Local(window=48),
+    *(Strided(stride=32, share=share) for share in ("near", "far", "both", "heads")),
+    *(Fixed(stride=48, summary=4, share=share) for share in ("near", "far", "both", "heads")),
+    BlockGlobal(block=32, neighbours=1, globals=3),
+]
+
+
+@pytest.mark.parametrize("pattern", WIDER)
+@pytest.mark.parametrize("causal", [True, False])
+def test_pairs_are_those_of_the_definition(pattern: Any, causal: bool) -> None:
+    """The closed forms against a count, to the corners that they round."""
+    length, places = 1440, np.arange(1440)
+    seen = [
+        kind.allowed(places[:, None], places) & ((places[:, None] >= places) | (not causal))
+        for kind, _ in pattern.of_heads(2)
+    ]
+    assert pattern.pairs(length, causal=causal) == pytest.approx(np.mean(seen) * length**2, rel=0.07)
 
 
 def test_a_prefix_is_seen_both_ways_inside_a_band(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -98,22 +143,26 @@ def test_a_prefix_is_seen_both_ways_inside_a_band(monkeypatch: pytest.MonkeyPatc
     prefix = jnp.asarray(np.arange(48) < [[20], [9]])
     places = Places(jnp.arange(48), jnp.asarray(segments), prefix)
     view, pattern = View(places, places, causal=True), Local(window=7)
-    found, expected = (form(q, k, v, pattern, view, Settings()) for form in (kernels.banded, kernels.dense))
+    found = attend(q, k, v, pattern, view, Settings())
+    expected, _ = kernels.dense(Call(q, k, v, view, Settings()), pattern.allowed)
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-def flops(form: Any, pattern: Any, length: int) -> float:
+def flops(pattern: Any, length: int) -> float:
     q, k, v, segments = case(length, 4, "whole")
     places = Places(jnp.arange(length), jnp.asarray(segments))
-    run = jax.jit(lambda q, k, v: form(q, k, v, pattern, View(places, places, causal=True), Settings()))
+    run = jax.jit(lambda q, k, v: attend(q, k, v, pattern, View(places, places, causal=True), Settings()))
     return run.lower(q, k, v).compile().cost_analysis()["flops"]
 
 
-def test_a_band_works_in_proportion_to_length_times_window() -> None:
-    """Counted by XLA: twice the length is twice the work, and far less than the square."""
-    short, long = (flops(attend, Local(window=64), length) for length in (512, 1024))
+def test_work_is_in_proportion_to_the_pairs_that_are_seen() -> None:
+    """Counted by XLA: a band of twice the length is twice the work; every sparse kind is far below the square."""
+    short, long = (flops(Local(window=64), length) for length in (512, 1024))
     assert long / short == pytest.approx(2.0, rel=0.1)
-    assert long < 0.2 * flops(kernels.dense, Local(window=64), 1024)
+    whole = flops(Dense(), 1024)
+    kinds = (Local(window=64), Strided(stride=32, share="far"), Fixed(stride=64, share="both"), BlockGlobal(block=64))
+    for kind, bound in zip(kinds, (0.2, 0.1, 0.35, 0.3), strict=True):
+        assert flops(kind, 1024) < bound * whole, kind
 
 
 def test_a_long_square_is_never_whole_in_memory() -> None:
@@ -128,12 +177,90 @@ def test_a_long_square_is_never_whole_in_memory() -> None:
     assert memory.temp_size_in_bytes + memory.output_size_in_bytes + memory.argument_size_in_bytes < 2 * 2**30
 
 
-def test_dropout_in_blocks_keeps_its_share_and_its_mean() -> None:
+@pytest.mark.parametrize("pattern", [Dense(), Local(window=64), Strided(stride=16, share="both")])
+def test_dropout_keeps_its_share_and_its_mean(pattern: Any) -> None:
     length = 400
     q, k, _, segments = case(length, 4, "whole")
     places = Places(jnp.arange(length), jnp.asarray(segments))
     view, ones = View(places, places, causal=True), jnp.ones((BATCH, length, 4, WIDTH))
-    for form, pattern in ((kernels.banded, Local(window=64)), (kernels.dense, Local(window=64))):
-        out = form(q, k, ones, pattern, view, Settings(dropout=0.3), jax.random.key(0))
-        assert float(out.mean()) == pytest.approx(1.0, abs=0.02)
-        assert float(out.std()) > 0.05
+    run = jax.jit(lambda key: attend(q, k, ones, pattern, view, Settings(dropout=0.3), key))
+    out = run(jax.random.key(0))
+    assert float(out.mean()) == pytest.approx(1.0, abs=0.02)
+    assert float(out.std()) > 0.05
+
+
+MATRIX = [
+    *product(("xla", "splash", "cudnn"), range(len(KINDS)), ("packed",), ("none", "bias", "prefix")),
+    *product(("xla", "splash"), (0, 1, 10), ("padded",), ("none",)),
+]
+
+
+@pytest.mark.parametrize(("kernel", "kind", "packing", "extra"), MATRIX)
+def test_every_kernel_equals_dense_or_is_refused_by_name(
+    kernel: Any, kind: int, packing: str, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kernel × mask × packing × positions, as if on the platform of the kernel; splash runs in Pallas's interpreter."""
+    pattern, length, of = KINDS[kind], 128, {"xla": "cpu", "splash": "tpu", "cudnn": "gpu"}[kernel]
+    dtype = "bfloat16" if kernel == "cudnn" else "float32"
+    facts = Facts(length, WIDTH, dtype, causal=True, bias=extra == "bias", prefix=extra == "prefix")
+    blind = any(kind.blind for kind, _ in pattern.of_heads(HEADS))
+    union = any(len(kind.parts(causal=True)) > 1 for kind, _ in pattern.of_heads(HEADS))
+    if kernel != "xla" and (extra != "none" or blind or (kernel == "cudnn" and union)):
+        with pytest.raises(ValueError, match=f"model.kernel={kernel} cannot compute this attention: "):
+            choose(pattern, facts, kernel, of)
+        return
+    assert choose(pattern, facts, kernel, of)[0] == kernel
+    if kernel == "cudnn":
+        return  # its values are compared where there is a GPU, below
+    q, k, v, segments = case(length, 2, packing)
+    prefix = jnp.asarray(np.arange(length) < [[20], [9]]) if extra == "prefix" else None
+    places = Places(jnp.arange(length), jnp.asarray(segments), prefix)
+    view = View(places, places, causal=True, bias=alibi if extra == "bias" else None)
+    real = (segments > 0)[..., None, None]
+
+    def total(sides: Any, form: Any) -> tuple[jax.Array, jax.Array]:
+        out = form(*sides) * real
+        return jnp.sum(jnp.sin(out)), out
+
+    def dense(q: Any, k: Any, v: Any) -> jax.Array:
+        apart = View(Places(jnp.arange(length), jnp.asarray(segments), prefix), places, causal=True, bias=view.bias)
+        return attend(q, k, v, pattern, apart, Settings())  # a square, equal to the definition in the test above
+
+    run = jax.value_and_grad(total, has_aux=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(kernels, "platform", lambda: of)
+        patch.setattr(kernels, "splash", partial(kernels.splash, interpret=True))
+        form = lambda q, k, v: attend(q, k, v, pattern, view, Settings(kernel=kernel))  # noqa: E731
+        (_, found), grads = jax.jit(lambda sides: run(sides, form))((q, k, v))
+    (_, expected), wanted = jax.jit(lambda sides: run(sides, dense))((q, k, v))
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    for one, whole in zip(grads, wanted, strict=True):
+        np.testing.assert_allclose(one, whole, atol=1e-5, rtol=1e-6)  # of gradients up to 50
+
+
+def test_the_platform_chooses_its_kernel_and_says_why() -> None:
+    facts = Facts(2048, 64, "bfloat16", causal=True)
+    assert choose(Dense(), facts, "auto", "tpu") == ("splash", "the kernel for tpu")
+    assert choose(Local(window=256), facts, "auto", "gpu") == ("cudnn", "the kernel for gpu")
+    assert choose(Dense(), facts, "auto", "cpu")[0] == "xla"
+    odd = Facts(2000, 64, "bfloat16", causal=True)
+    assert choose(Dense(), odd, "auto", "tpu") == ("xla", "not splash: length 2000 is not a multiple of 128")
+    with pytest.raises(ValueError, match="it is for TPUs, not for cpu"):
+        choose(Dense(), facts, "splash", "cpu")
+
+
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="cuDNN needs a GPU")
+@pytest.mark.parametrize("pattern", [Dense(), Local(window=64)])
+def test_cudnn_equals_dense_on_a_gpu(pattern: Any) -> None:
+    rng = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(rng.normal(size=(2, 512, 4, 64)), jnp.bfloat16) for _ in range(3))
+    places = Places(jnp.arange(512), jnp.asarray(np.sort(rng.integers(1, 4, (2, 512)))))
+    view = View(places, places, causal=True)
+
+    def loss(sides: Any, kernel: Any) -> jax.Array:
+        return jnp.sum(jnp.sin(attend(*sides, pattern, view, Settings(kernel=kernel)).astype(jnp.float32)))
+
+    found, wanted = (jax.jit(jax.value_and_grad(lambda s, n=name: loss(s, n)))((q, k, v)) for name in ("cudnn", "xla"))
+    # bfloat16 has eight bits: 1/256 of values around one.
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(one.astype(jnp.float32), other.astype(jnp.float32), atol=3e-2, rtol=2e-2)
