@@ -69,7 +69,7 @@ class Bert(Family):
             "num_hidden_layers": model.layers,
             "num_attention_heads": model.heads,
             "intermediate_size": model.width_of_mlp,
-            "hidden_act": foreign_activation(model.feedforward.activation),
+            "hidden_act": foreign_activation(model.dense_feedforward.activation),
             "hidden_dropout_prob": model.dropout,
             "attention_probs_dropout_prob": model.dropout,
             "max_position_embeddings": model.positions.length + model.positions.offset,

@@ -49,7 +49,7 @@ class Llama(Family):
             "num_key_value_heads": model.key_value_heads,
             "head_dim": model.width_of_head,
             "intermediate_size": model.width_of_mlp,
-            "hidden_act": foreign_activation(model.feedforward.activation),
+            "hidden_act": foreign_activation(model.dense_feedforward.activation),
             "rms_norm_eps": model.norm.epsilon,
             "rope_parameters": _rope_parameters(model.positions),
             "tie_word_embeddings": model.tied,

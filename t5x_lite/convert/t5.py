@@ -84,7 +84,7 @@ class T5(Family):
     def config(self, model: ModelConfig) -> dict[str, Any]:
         assert isinstance(model.norm, RMSNorm)
         assert isinstance(model.positions, Relative)
-        activation = foreign_activation(model.feedforward.activation)
+        activation = foreign_activation(model.dense_feedforward.activation)
         gated = isinstance(model.feedforward, GLU)
         return {
             "vocab_size": model.vocab,

@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 
-from t5x_lite.models.losses import TokenLoss
 from t5x_lite.train.step import Sums, means
 
 
@@ -18,12 +17,13 @@ def evaluate(
     Returns:
         `loss` (nats per predicted token), `perplexity` (its exponential), `bits_per_byte` (loss / ln 2 · tokens per
         UTF-8 byte: comparable between tokenizers; where every token is predicted), `accuracy` (share of tokens whose
-        best guess is right), `tokens` (predicted), and `x_loss`, `x_accuracy` of the objective's other terms.
+        best guess is right), `tokens` (predicted), and what the objective's other terms and the routers say.
     """
-    sums: dict[str, TokenLoss] = {}
+    sums: dict[str, Any] = {}
     for part in (eval_step(params, batch) for batch in batches):
         sums = {name: sums[name] + term if sums else term for name, term in part.items()}
-    found = {name: float(value) for name, value in jax.device_get(means(sums)).items() if name != "z_loss"}
+    every = {name: value for name, value in jax.device_get(means(sums)).items() if name != "z_loss"}
+    found = {name: float(value) for name, value in every.items() if not value.shape}
     found["perplexity"] = math.exp(min(found["loss"], 700.0))
     if tokens_per_byte is not None:
         found["bits_per_byte"] = found["loss"] / math.log(2) * tokens_per_byte

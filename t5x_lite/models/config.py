@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Strict, model_validator
 
+from t5x_lite.models.experts import DISPATCHES, ROUTERS, Capacity, Dropless, ExpertChoice, Router, Switch
 from t5x_lite.models.patterns import ATTENTION, AttentionKind, BlockGlobal, Dense, Factorised, Fixed
 from t5x_lite.schema import Config, Int, OneOf, setting
 
@@ -110,7 +111,31 @@ class GLU(Config):
     dropout: float = setting(0.0, "share of inner activations zeroed in training", ge=0, lt=1, source="T5's code")
 
 
-FEEDFORWARDS: dict[str, type[Config]] = {"mlp": MLP, "glu": GLU}
+EXPERTS: dict[str, type[Config]] = {"mlp": MLP, "glu": GLU}
+
+
+class MoE(Config):
+    """Feed-forward layers side by side, of which each token passes a few (Shazeer et al. 2017)."""
+
+    experts: Int = setting(8, "experts of a layer", ge=1)
+    router: Annotated[Router, OneOf(ROUTERS)] = setting(Switch(), "which experts a token is sent to")
+    dispatch: Annotated[Capacity | Dropless, OneOf(DISPATCHES)] = setting(Capacity(), "how it gets there")
+    expert: Annotated[MLP | GLU | None, OneOf(EXPERTS, optional=True)] = setting(
+        None, "what an expert is; null takes `model.feedforward`"
+    )
+    mlp: Int | None = setting(None, "width of an expert; null takes `model.mlp`", ge=1)
+    shared: Int = setting(0, "experts that every token passes beside", ge=0, source="DeepSeekMoE, Dai 2024, §3.2")
+
+    @model_validator(mode="after")
+    def _check(self) -> "MoE":
+        if self.router.choices > self.experts:
+            raise ValueError(f"moe: the router sends a token to {self.router.choices} of {self.experts} experts")
+        if isinstance(self.router, ExpertChoice) and isinstance(self.dispatch, Dropless):
+            raise ValueError("moe: expert_choice fills every expert to its room, which dispatch=dropless has none of")
+        return self
+
+
+FEEDFORWARDS: dict[str, type[Config]] = EXPERTS | {"moe": MoE}
 
 
 class NormalInit(Config):
@@ -143,7 +168,7 @@ class LayerConfig(Config):
     """One layer of the repeating pattern."""
 
     attention: Annotated[AttentionKind, OneOf(ATTENTION)] = setting(Dense(), "which keys a query may look at")
-    feedforward: Annotated[MLP | GLU | None, OneOf(FEEDFORWARDS, optional=True)] = setting(
+    feedforward: Annotated[MLP | GLU | MoE | None, OneOf(FEEDFORWARDS, optional=True)] = setting(
         None, "this layer's feed-forward; null takes `model.feedforward`"
     )
 
@@ -193,7 +218,7 @@ class ModelConfig(Config):
     attention_scale: float | None = setting(
         None, "factor on scores; null is 1/sqrt(head_dim), T5 and GPT-Neo have 1", gt=0
     )
-    feedforward: Annotated[MLP | GLU, OneOf(FEEDFORWARDS)] = setting(MLP(), "the position-wise sublayer")
+    feedforward: Annotated[MLP | GLU | MoE, OneOf(FEEDFORWARDS)] = setting(MLP(), "the position-wise sublayer")
     pattern: Annotated[tuple[LayerConfig, ...], Strict(False)] = setting(
         (LayerConfig(),), "layers of one period; repeated until `layers` are there", min_length=1
     )
@@ -245,6 +270,7 @@ class ModelConfig(Config):
                 raise ValueError(f"{name} {layers} is not a multiple of the pattern's {len(self.pattern)} layers")
         for layer in self.pattern:
             self._check_attention(layer.attention)
+        self._check_experts()
         self._check_family()
         return self
 
@@ -258,6 +284,29 @@ class ModelConfig(Config):
             raise ValueError(f"attention fixed: summary {kind.summary} is more than its stride {kind.stride}")
         if isinstance(kind, BlockGlobal) and self.family in {"decoder", "encoder_decoder"}:
             raise ValueError("attention block_global is for encoders: its global tokens look at all that follows")
+
+    def _check_experts(self) -> None:
+        if len({moe.experts for moe in self.mixtures}) > 1:
+            raise ValueError("layers of different numbers of experts cannot be measured together; give all the same")
+        if any(isinstance(moe.router, ExpertChoice) for moe in self.mixtures) and self.family not in {
+            "encoder",
+            "electra",
+        }:
+            raise ValueError("router expert_choice is for encoders: an expert's choice depends on later tokens")
+
+    def check_mesh(self, expert: int, tensor: int) -> None:
+        """Refuse sizes of the mesh axes that these experts cannot be sharded over, with a ValueError."""
+        if expert > 1 and not self.mixtures:
+            raise ValueError(f"mesh.expert {expert}: this model has no experts to shard; leave it 1")
+        for moe in self.mixtures:
+            if moe.experts % expert:
+                raise ValueError(f"mesh.expert {expert} does not divide the {moe.experts} experts of a layer")
+            kernel = moe.dispatch.kernel if isinstance(moe.dispatch, Dropless) else ""
+            if kernel in {"ragged", "megablox"} and expert * tensor > 1:
+                raise ValueError(
+                    f"dropless.kernel={kernel} multiplies whole experts: it needs mesh.expert=1 and mesh.tensor=1; "
+                    "kernel=buffer does not"
+                )
 
     def _check_family(self) -> None:
         wrong = [
@@ -282,6 +331,18 @@ class ModelConfig(Config):
         faults = [message for is_wrong, message in wrong if is_wrong]
         if faults:
             raise ValueError("; ".join(faults))
+
+    @property
+    def mixtures(self) -> tuple[MoE, ...]:
+        """The Mixture-of-Experts layers of one period."""
+        all_layers = (layer.feedforward or self.feedforward for layer in self.pattern)
+        return tuple(layer for layer in all_layers if isinstance(layer, MoE))
+
+    @property
+    def dense_feedforward(self) -> MLP | GLU:
+        """What a layer without experts has, and an expert that does not say what it is."""
+        own = self.feedforward
+        return own if not isinstance(own, MoE) else own.expert or MLP()
 
     @property
     def width_of_head(self) -> int:

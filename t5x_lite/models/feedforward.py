@@ -4,34 +4,44 @@ from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from t5x_lite.models.config import GLU, MLP, ModelConfig
-from t5x_lite.models.layers import Linear, activate, dropout
+from t5x_lite.models.layers import Experts, Groups, Linear, activate, dropout
 
 
 class Perceptron(nnx.Module):
-    """down(activation(up(x))) (Vaswani et al. 2017, §3.3)."""
+    """down(activation(up(x))) (Vaswani et al. 2017, §3.3); with `experts`, as many side by side (see `Linear`)."""
 
-    def __init__(self, config: ModelConfig, feedforward: MLP | GLU, *, rngs: nnx.Rngs) -> None:
-        embed, mlp = ("embed", config.embed), ("mlp", config.width_of_mlp)
-        self.activation, self.dropout = feedforward.activation, feedforward.dropout
-        self.up = Linear(config, [embed], [mlp], rngs=rngs)
-        self.down = Linear(config, [mlp], [embed], residual=True, rngs=rngs)
+    def __init__(
+        self, config: ModelConfig, kind: MLP | GLU, width: int, *, experts: Experts | None = None, rngs: nnx.Rngs
+    ) -> None:
+        embed, mlp = ("embed", config.embed), ("mlp", width)
+        self.activation, self.dropout = kind.activation, kind.dropout
+        self.up = Linear(config, [embed], [mlp], experts=experts, rngs=rngs)
+        self.down = Linear(config, [mlp], [embed], residual=True, experts=experts, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "b l d"], key: PRNGKeyArray | None) -> Float[Array, "b l d"]:
-        return self.down(dropout(activate(self.activation, self.up(x)), self.dropout, key))
+    def __call__(
+        self, x: Float[Array, "... d"], key: PRNGKeyArray | None, groups: Groups | None = None
+    ) -> Float[Array, "... d"]:
+        inner = activate(self.activation, self.up(x, groups))
+        return self.down(dropout(inner, self.dropout, key), groups)
 
 
 class Gated(nnx.Module):
-    """down(activation(gate(x)) · up(x)) (Shazeer 2020)."""
+    """down(activation(gate(x)) · up(x)) (Shazeer 2020); see `Perceptron`."""
 
-    def __init__(self, config: ModelConfig, feedforward: MLP | GLU, *, rngs: nnx.Rngs) -> None:
-        embed, mlp = ("embed", config.embed), ("mlp", config.width_of_mlp)
-        self.activation, self.dropout = feedforward.activation, feedforward.dropout
-        self.gate = Linear(config, [embed], [mlp], rngs=rngs)
-        self.up = Linear(config, [embed], [mlp], rngs=rngs)
-        self.down = Linear(config, [mlp], [embed], residual=True, rngs=rngs)
+    def __init__(
+        self, config: ModelConfig, kind: MLP | GLU, width: int, *, experts: Experts | None = None, rngs: nnx.Rngs
+    ) -> None:
+        embed, mlp = ("embed", config.embed), ("mlp", width)
+        self.activation, self.dropout = kind.activation, kind.dropout
+        self.gate = Linear(config, [embed], [mlp], experts=experts, rngs=rngs)
+        self.up = Linear(config, [embed], [mlp], experts=experts, rngs=rngs)
+        self.down = Linear(config, [mlp], [embed], residual=True, experts=experts, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "b l d"], key: PRNGKeyArray | None) -> Float[Array, "b l d"]:
-        return self.down(dropout(activate(self.activation, self.gate(x)) * self.up(x), self.dropout, key))
+    def __call__(
+        self, x: Float[Array, "... d"], key: PRNGKeyArray | None, groups: Groups | None = None
+    ) -> Float[Array, "... d"]:
+        inner = activate(self.activation, self.gate(x, groups)) * self.up(x, groups)
+        return self.down(dropout(inner, self.dropout, key), groups)
 
 
-FEEDFORWARDS: dict[type, type[Perceptron] | type[Gated]] = {MLP: Perceptron, GLU: Gated}
+PERCEPTRONS: dict[type, type[Perceptron] | type[Gated]] = {MLP: Perceptron, GLU: Gated}

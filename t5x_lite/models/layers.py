@@ -1,12 +1,13 @@
 """Linear maps, embeddings, norms and dropout: the only place where weights are made and their logical axes named.
 
 Letters of einsums and shapes in this package: b batch, l length, m key length, d embed, h heads, k head_dim,
-f mlp, v vocab.
+f mlp, v vocab, e experts.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,21 +23,36 @@ class Axes:
 
     `names` leaves out the axis that stacks layers: an array with one axis more is stacked. The first `inputs` axes
     are contracted by the layer, the others are what it makes; a bias or a scale contracts nothing, and the rows of a
-    `table` are looked up.
+    `table` are looked up. Before them, the first `stacked` names number arrays that stand for themselves (experts), of
+    which a token passes a `share`.
     """
 
     names: tuple[str, ...]
     inputs: int = 0
     table: bool = False
+    stacked: int = 0
+    share: float = 1.0
+
+    def stack(self, array: Any) -> int:
+        """How many leading axes of an array number arrays that stand for themselves: layers, experts."""
+        return array.ndim - len(self.names) + self.stacked
 
 
 class Weight(nnx.Param):
     """A trained array that knows its logical axes (`.axes`)."""
 
 
-def weight(value: Array, names: tuple[str, ...], inputs: int = 0, *, table: bool = False) -> Weight:
+def weight(value: Array, names: tuple[str, ...], inputs: int = 0, **more: Any) -> Weight:
     """Make a weight; see `Axes`."""
-    return Weight(value, axes=Axes(names, inputs, table))
+    return Weight(value, axes=Axes(names, inputs, **more))
+
+
+@dataclass(frozen=True)
+class Experts:
+    """How many matrices stand side by side, and the share of them that a token passes."""
+
+    count: int
+    share: float
 
 
 def deviation(config: ModelConfig, fan_in: int, *, residual: bool = False, embedding: bool = False) -> float:
@@ -51,7 +67,10 @@ def deviation(config: ModelConfig, fan_in: int, *, residual: bool = False, embed
 
 
 class Linear(nnx.Module):
-    """A linear map from the last axes of its input to new ones: weight `[*inputs, *outputs]`, bias `[*outputs]`."""
+    """A linear map from the last axes of its input to new ones: weight `[*inputs, *outputs]`, bias `[*outputs]`.
+
+    With `experts`, as many maps side by side, of inputs `[experts, …]`; or, told `sizes`, of rows sorted by expert.
+    """
 
     def __init__(
         self,
@@ -62,20 +81,46 @@ class Linear(nnx.Module):
         bias: bool | None = None,
         residual: bool = False,
         scale: float = 1.0,
+        experts: Experts | None = None,
+        dtype: str | None = None,
         rngs: nnx.Rngs,
     ) -> None:
         shape = [size for _, size in (*inputs, *outputs)]
         names = tuple(name for name, _ in (*inputs, *outputs))
         std = scale * deviation(config, math.prod(shape[: len(inputs)]), residual=residual)
-        self.contracted = len(inputs)
-        self.dtype = jnp.dtype(config.compute)
-        self.weight = weight(std * jax.random.normal(rngs.params(), shape, jnp.float32), names, len(inputs))
+        self.contracted, self.experts = len(inputs), experts is not None
+        self.dtype = jnp.dtype(dtype or config.compute)
         biased = config.bias if bias is None else bias
-        self.bias = weight(jnp.zeros(shape[len(inputs) :], jnp.float32), names[len(inputs) :]) if biased else None
+        made, named = shape[len(inputs) :], names[len(inputs) :]
+        more: dict[str, Any] = {}
+        if experts is not None:
+            shape, made = [experts.count, *shape], [experts.count, *made]
+            names, named = ("experts", *names), ("experts", *named)
+            more = {"stacked": 1, "share": experts.share}
+        value = std * jax.random.normal(rngs.params(), shape, jnp.float32)
+        self.weight = weight(value, names, len(inputs), **more)
+        self.bias = weight(jnp.zeros(made, jnp.float32), named, **more) if biased else None
 
-    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        y = jnp.tensordot(x.astype(self.dtype), self.weight[...].astype(self.dtype), axes=self.contracted)
-        return y if self.bias is None else y + self.bias[...].astype(self.dtype)
+    def __call__(self, x: Float[Array, "..."], groups: "Groups | None" = None) -> Float[Array, "..."]:
+        x, matrix = x.astype(self.dtype), self.weight[...].astype(self.dtype)
+        bias = None if self.bias is None else self.bias[...].astype(self.dtype)
+        if groups is not None:
+            y, bias = groups.product(x, matrix, groups.sizes), None if bias is None else bias[groups.expert]
+        elif self.experts:
+            y = jax.lax.dot_general(x, matrix, (((x.ndim - 1,), (1,)), ((0,), (0,))))
+            bias = None if bias is None else bias.reshape(len(bias), *[1] * (y.ndim - 2), -1)
+        else:
+            y = jnp.tensordot(x, matrix, axes=self.contracted)
+        return y if bias is None else y + bias
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Rows sorted by expert: how many each has, which each row belongs to, and what multiplies them in groups."""
+
+    sizes: Int[Array, "e"]
+    expert: Int[Array, "n"]
+    product: Callable[[Float[Array, "n d"], Float[Array, "e d f"], Int[Array, "e"]], Float[Array, "n f"]]
 
 
 class Embed(nnx.Module):

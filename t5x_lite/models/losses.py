@@ -30,6 +30,12 @@ class TokenLoss:
     def __add__(self, other: "TokenLoss") -> "TokenLoss":
         return jax.tree.map(jnp.add, self, other)
 
+    def means(self, name: str) -> dict[str, Array]:
+        """`loss`, `accuracy` and `z_loss` of the term `loss`, `x_loss` and `x_accuracy` of any other term x."""
+        weight, prefix = jnp.maximum(self.weight, 1.0), "" if name == "loss" else f"{name}_"
+        found = {f"{prefix}loss": self.loss / weight, f"{prefix}accuracy": self.correct / weight}
+        return found if prefix else found | {"z_loss": self.z_loss / weight}
+
 
 @dataclass(frozen=True)
 class Losses:

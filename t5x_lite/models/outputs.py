@@ -12,7 +12,7 @@ SPAN_POSITION_WIDTH = 200
 
 
 def _activation(config: ModelConfig) -> Activation:
-    return config.feedforward.activation
+    return config.dense_feedforward.activation
 
 
 class TokenOutput(nnx.Module):

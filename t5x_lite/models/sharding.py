@@ -54,3 +54,9 @@ def platform() -> str:
     """The platform that is compiled for: that of the context's mesh, which may be a pod that is not here."""
     device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
     return device.platform if device is not None else jax.default_backend()
+
+
+def shards(name: str) -> int:
+    """Into how many parts the mesh of the context cuts a logical axis."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in RULES[name])

@@ -11,10 +11,11 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from t5x_lite.models import positions
 from t5x_lite.models.attention import Attention, KeysValues, empty_cache, follow
-from t5x_lite.models.config import LayerConfig, ModelConfig, RematPolicy
-from t5x_lite.models.feedforward import FEEDFORWARDS
+from t5x_lite.models.config import LayerConfig, ModelConfig, MoE, RematPolicy
+from t5x_lite.models.feedforward import PERCEPTRONS
 from t5x_lite.models.kernels import Places, View
 from t5x_lite.models.layers import Norm, dropout
+from t5x_lite.models.moe import MixtureOfExperts
 from t5x_lite.models.patterns import Dense
 
 Sublayer = Callable[[Array], Array]
@@ -48,7 +49,12 @@ class Block(nnx.Module):
         self.attention_norm = Norm(config.norm, embed)
         self.attention = Attention(config, layer.attention, rngs=rngs)
         self.feedforward_norm = Norm(config.norm, embed)
-        self.feedforward = FEEDFORWARDS[type(feedforward)](config, feedforward, rngs=rngs)
+        self.experts = isinstance(feedforward, MoE)
+        self.feedforward: Any = (
+            MixtureOfExperts(config, feedforward, rngs=rngs)
+            if isinstance(feedforward, MoE)
+            else PERCEPTRONS[type(feedforward)](config, feedforward, config.width_of_mlp, rngs=rngs)
+        )
         self.cross_norm = Norm(config.norm, embed) if cross else None
         self.cross_attention = Attention(config, Dense(), cross=True, rngs=rngs) if cross else None
 
@@ -94,7 +100,12 @@ class Block(nnx.Module):
         x = residual(x, self.attention_norm, attend)
         if self.cross_attention is not None and self.cross_norm is not None:
             x = residual(x, self.cross_norm, look)
-        x = residual(x, self.feedforward_norm, lambda y: dropout(self.feedforward(y, keys[4]), self.dropout, keys[5]))
+
+        def think(y: Array) -> Array:
+            real = (view.queries.segment_ids > 0,) if self.experts else ()
+            return dropout(self.feedforward(y, *real, keys[4]), self.dropout, keys[5])
+
+        x = residual(x, self.feedforward_norm, think)
         return x, cache
 
 
@@ -164,9 +175,12 @@ class Stack(nnx.Module):
                 own = [None if part is None else part[n] for part in (cache, remembered, keys)]
                 x, new = blocks[str(n)](x, view, memory, *own)
                 caches.append(new)
-            return x, (None if cache is None else caches)
+            seen = {n: block.feedforward.seen.get_value() for n, block in blocks.items() if block.experts}
+            return x, (None, seen) if cache is None else (caches, {})
 
-        x, cache = self._scan(one_period, x, (cache, remembered, keys))
+        x, (cache, seen) = self._scan(one_period, x, (cache, remembered, keys))
+        if seen:
+            self.seen = nnx.Intermediate(seen)
         return (x if self.final_norm is None else self.final_norm(x)), cache
 
     def _scan(self, body: Callable[..., tuple[Any, Any]], carry: Any, scanned: Any) -> tuple[Any, Any]:

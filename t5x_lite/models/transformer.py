@@ -318,6 +318,12 @@ class Blueprint:
         """Number of trained values."""
         return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(self.shapes))
 
+    @property
+    def active_parameters(self) -> int:
+        """Number of those that one token passes: of experts, as many as it is sent to."""
+        counts = jax.tree.map(lambda axes, leaf: axes.share * math.prod(leaf.shape), self.axes, self.shapes)
+        return round(sum(jax.tree.leaves(counts)))
+
 
 def _variables(axes: Any, params: Any) -> nnx.State:
     return nnx.State(jax.tree.map(lambda a, p: Weight(p, axes=a), axes, params))

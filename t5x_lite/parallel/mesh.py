@@ -69,7 +69,7 @@ def local_rows(mesh: Mesh, batch_size: int, key: str = "train.batch_size") -> np
     shards = batch_shards(mesh)
     if batch_size % shards:
         raise UserError(
-            f"{key} {batch_size} does not divide over the {shards} devices of the mesh axes data and fsdp; "
+            f"{key} {batch_size} does not divide over the {shards} devices of the mesh axes data, fsdp and expert; "
             f"take a multiple of {shards} or a smaller mesh"
         )
     places = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))

@@ -24,6 +24,8 @@ from t5x_lite.data.tokenizer import obtain
 from t5x_lite.errors import Diverged, UserError
 from t5x_lite.evaluate.perplexity import evaluate
 from t5x_lite.models import kernels
+from t5x_lite.models.experts import Dropless
+from t5x_lite.models.moe import dropless_kernel
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.parallel.distributed import StopRequest, first_process_first
 from t5x_lite.run import Run, check_folder, create, locked, with_vocab
@@ -49,6 +51,10 @@ def train(config: RunConfig) -> tuple[Run, bool]:
     mesh = meshes.make_mesh(config.mesh)
     try:
         attention = kernels.planned(config.model, config.train.seq_len, mesh.devices.flat[0].platform)
+        config.model.check_mesh(mesh.shape["expert"], mesh.shape["tensor"])
+        for moe in config.model.mixtures:
+            if isinstance(moe.dispatch, Dropless):
+                dropless_kernel(moe.dispatch, mesh.devices.flat[0].platform)
     except ValueError as error:
         raise UserError(str(error)) from None
     parts = config.train.microbatches
@@ -101,9 +107,12 @@ class Trainer:
         tokens = self.batch_size * self.config.train.seq_len
         per_row = flops_per_row(self.config.model, self.blueprint, rows.objective.lengths(rows.task))
         self.rates = Rates(tokens, self.batch_size * per_row, peak * mesh.size)
+        few = self.blueprint.active_parameters
+        active = f", of which a token passes {few:,}," if few < self.blueprint.parameters else ""
         display.say(
-            f"model: {self.blueprint.parameters:,} parameters on {mesh.size} × {mesh.devices.flat[0].device_kind}; "
-            f"MFU against {short(peak)}FLOP/s a device ({how}), causal attention counted half"
+            f"model: {self.blueprint.parameters:,} parameters{active} on {mesh.size} × "
+            f"{mesh.devices.flat[0].device_kind}; MFU against {short(peak)}FLOP/s a device ({how}), causal attention "
+            "counted half"
         )
 
     def run(self, checkpoints: Checkpoints, stop: StopRequest) -> bool:

@@ -46,11 +46,12 @@ def flops_per_row(model: ModelConfig, blueprint: Blueprint, lengths: Lengths) ->
 
     The formula of PaLM (Chowdhery et al. 2022, appendix B), 12·layers·heads·head_dim·queries·keys for attention, with
     causal attention counted half and a band as far as it reaches: the rest is never looked at. Looked-up tables are
-    left out, the output matrix counts the predicted tokens. Recomputation (remat) is not counted.
+    left out, the output matrix counts the predicted tokens, an expert those that are sent to it in balance.
+    Recomputation (remat) and room that capacity leaves empty are not counted.
     """
     shapes = flat(blueprint.shapes)
     matrices = sum(
-        6.0 * math.prod(shapes[name].shape) * _passes(model, name, lengths)
+        6.0 * math.prod(shapes[name].shape) * axes.share * _passes(model, name, lengths)
         for name, axes in flat(blueprint.axes).items()
         if axes.inputs or (axes.table and "vocab" in axes.names and model.tied)
     )
@@ -140,7 +141,10 @@ class MetricsWriter:
             self._broken = True
             raise disk_error(self.path.parent, error, "the run goes on from its last checkpoint") from error
         for name, value in values.items():
-            self._board.add_scalar(name, value, step)
+            for tag, part in (
+                [(f"{name}/{n}", part) for n, part in enumerate(value)] if isinstance(value, list) else [(name, value)]
+            ):
+                self._board.add_scalar(tag, part, step)
 
     def close(self) -> None:
         """Flush both, where they can be written."""
@@ -149,9 +153,11 @@ class MetricsWriter:
             self._board.close()
 
 
-def _plain(value: float) -> float | int | None:
+def _plain(value: Any) -> Any:
     if isinstance(value, int):
         return value
+    if isinstance(value, list):
+        return [_plain(part) for part in value]
     return float(f"{value:.8g}") if math.isfinite(value) else None
 
 

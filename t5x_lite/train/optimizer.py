@@ -1,7 +1,7 @@
 """Optimizers and schedules: optax, told which arrays are matrices and which axis stacks layers.
 
-Weights of a repeated layer are one array with a leading axis, so whatever a method does per matrix (trust ratio,
-factored moments, orthogonalisation) is done here per layer, as if each stood alone.
+Weights of a repeated layer are one array with a leading axis, those of experts with one more, so whatever a method does
+per matrix (trust ratio, factored moments, orthogonalisation) is done here per layer and expert, as if each stood alone.
 """
 
 import math
@@ -88,15 +88,18 @@ def _map(function: Callable[..., Any], axes: Any, *trees: Any) -> Any:
     return jax.tree.map(function, axes, *trees, is_leaf=lambda leaf: isinstance(leaf, Axes))
 
 
-def _stacked(axes: Axes, array: Array) -> bool:
-    return array.ndim > len(axes.names)
+def _each(function: Callable[..., Any], axes: Axes, array: Array) -> Callable[..., Any]:
+    """`function` of one layer's array, of one expert, for all that `array` stacks."""
+    for _ in range(axes.stack(array)):
+        function = jax.vmap(function)
+    return function
 
 
 def _per_layer(function: Callable[[Array, Array], Array], axes: Any) -> optax.GradientTransformation:
     """A stateless change of each layer's update, given the update and the parameter."""
 
     def one(a: Axes, update: Array, param: Array) -> Array:
-        return jax.vmap(function)(update, param) if _stacked(a, update) else function(update, param)
+        return _each(function, a, update)(update, param)
 
     return optax.stateless(lambda updates, params: _map(one, axes, updates, params))
 
@@ -135,15 +138,14 @@ def _per_matrix(inner: optax.GradientTransformation, axes: Any) -> optax.Gradien
         return x.reshape(math.prod(x.shape[: a.inputs]), -1) if a.inputs else x
 
     def init_one(a: Axes, param: Array) -> Any:
-        init = lambda p: inner.init(matrix(a, p))  # noqa: E731
-        return (jax.vmap(init) if _stacked(a, param) else init)(param)
+        return _each(lambda p: inner.init(matrix(a, p)), a, param)(param)
 
     def update_one(a: Axes, update: Array, state: Any, param: Array) -> tuple[Array, Any]:
         def one(update: Array, state: Any, param: Array) -> tuple[Array, Any]:
             changed, state = inner.update(matrix(a, update), state, matrix(a, param))
             return changed.reshape(update.shape), state
 
-        return (jax.vmap(one) if _stacked(a, param) else one)(update, state, param)
+        return _each(one, a, param)(update, state, param)
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         pairs = _map(update_one, axes, updates, state, params)
@@ -162,7 +164,7 @@ def _muon(method: Muon, axes: Any) -> optax.GradientTransformation:
         def numbers(a: Axes, x: Any) -> Any:
             if not hidden(a) or isinstance(x, optax.MaskedNode):
                 return x
-            first = x.ndim - len(a.names)
+            first = a.stack(x)
             return optax.contrib.MuonDimensionNumbers(
                 tuple(range(first, first + a.inputs)), tuple(range(first + a.inputs, x.ndim))
             )
@@ -173,7 +175,7 @@ def _muon(method: Muon, axes: Any) -> optax.GradientTransformation:
         """Root mean square `scale`: an orthogonal matrix has 1/sqrt(max(fan in, fan out)) (Liu et al. 2025, §2.2)."""
         if isinstance(x, optax.MaskedNode):
             return x
-        own = x.shape[x.ndim - len(a.names) :]
+        own = x.shape[a.stack(x) :]
         return x * method.scale * math.sqrt(max(math.prod(own[: a.inputs]), math.prod(own[a.inputs :])))
 
     muon = optax.chain(

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import optax
 from jax.sharding import Mesh
+from jaxtyping import PRNGKeyArray
 
 from t5x_lite.config import RunConfig
 from t5x_lite.data import mixture
@@ -18,12 +19,13 @@ from t5x_lite.data.pipeline import TrainingRows, Validation
 from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.errors import UserError
 from t5x_lite.models.losses import Losses
+from t5x_lite.models.moe import routing
 from t5x_lite.models.transformer import Blueprint, initial
 from t5x_lite.objectives.objective import Task
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.train import optimizer as optimizers
 from t5x_lite.train.state import TrainState, new_state
-from t5x_lite.train.step import LossFunction, Sums, eval_step, train_step
+from t5x_lite.train.step import Batch, LossFunction, Sums, eval_step, train_step
 
 FREQUENCY_TOKENS = 10_000_000
 """Training tokens that a token's frequency is counted over, from the beginning of each source."""
@@ -100,7 +102,14 @@ def loss_function(config: RunConfig, model: Blueprint, shards: int, *, training:
         z_loss=train.z_loss if training else 0.0,
         label_smoothing=train.label_smoothing if training else 0.0,
     )
-    return lambda params, batch, key: config.task.loss(model.model(params), batch, key, losses)
+
+    def loss(params: Any, batch: Batch, key: PRNGKeyArray | None) -> Sums:
+        module = model.model(params)
+        terms = config.task.loss(module, batch, key, losses)
+        routers = routing(module, config.model)
+        return terms if routers is None else {**terms, "router": routers}
+
+    return loss
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,12 @@ import optax
 from jaxtyping import Array, PRNGKeyArray
 
 from t5x_lite.models.losses import TokenLoss
+from t5x_lite.models.moe import Routing
 from t5x_lite.train.state import TrainState
 
 Batch = Mapping[str, Array]
-Sums = Mapping[str, TokenLoss]
-"""Sums over a batch by term; the weights of the term `x` are the batch's `x_weights`."""
+Sums = Mapping[str, TokenLoss | Routing]
+"""Sums over a batch by term; the weights of the term `x` are the batch's `x_weights`, or 1 for each microbatch."""
 LossFunction = Callable[[Any, Batch, PRNGKeyArray | None], Sums]
 """Parameters, batch and dropout key (None in evaluation) to sums over the batch's targets."""
 
@@ -43,7 +44,7 @@ def train_step(
 
     def mean_loss(params: Any, part: Batch, key: PRNGKeyArray) -> tuple[Array, Sums]:
         sums = loss_function(params, part, key)
-        return reduce(add, (term.total / weights[name] for name, term in sums.items())), sums
+        return reduce(add, (term.total / weights.get(name, microbatches) for name, term in sums.items())), sums
 
     gradient = jax.grad(mean_loss, has_aux=True)
     if microbatches == 1:
@@ -54,6 +55,8 @@ def train_step(
     grad_norm = optax.tree.norm(grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
+    if isinstance(router := sums.get("router"), Routing):
+        params = router.rebalanced(params)
     finite = reduce(jnp.logical_and, (jnp.isfinite(term.total) for term in sums.values()), jnp.isfinite(grad_norm))
     params, opt_state = jax.tree.map(
         lambda new, old: jnp.where(finite, new, old), (params, opt_state), (state.params, state.opt_state)
@@ -92,11 +95,5 @@ def eval_step(loss_function: LossFunction, params: Any, batch: Batch) -> Sums:
 
 
 def means(sums: Sums) -> dict[str, Array]:
-    """`loss`, `accuracy` and `z_loss` of the term `loss`, and `x_loss` and `x_accuracy` of every other term x."""
-    found: dict[str, Array] = {}
-    for name, term in sums.items():
-        weight, prefix = jnp.maximum(term.weight, 1.0), "" if name == "loss" else f"{name}_"
-        found |= {f"{prefix}loss": term.loss / weight, f"{prefix}accuracy": term.correct / weight}
-        if name == "loss":
-            found["z_loss"] = term.z_loss / weight
-    return found
+    """What each term says of itself; see their `means`."""
+    return {key: value for name, term in sums.items() for key, value in term.means(name).items()}

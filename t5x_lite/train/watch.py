@@ -93,7 +93,7 @@ class Watch:
         if self._pending is None:
             return
         (step, metrics, waited), self._pending = self._pending, None
-        values = {name: value.item() for name, value in jax.device_get(dict(metrics)).items()}
+        values = {name: value.tolist() for name, value in jax.device_get(dict(metrics)).items()}
         now = time.perf_counter()
         seconds, self._mark = now - self._mark, now
         values |= {

@@ -1,7 +1,9 @@
 """The mesh and the rules, on abstract devices."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import pytest
@@ -37,6 +39,14 @@ def test_weights_are_sharded_by_the_one_table() -> None:
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu", "PATH": "/usr/bin"}
     done = subprocess.run([sys.executable, "-c", RULES], env=flags, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_experts_on_a_mesh_equal_one_device() -> None:
+    """Expert × fsdp × tensor × data on 8 simulated devices: loss, statistics and gradients."""
+    script = Path(__file__).with_name("experts_on_a_mesh.py")
+    flags = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "NPROC": "16"}
+    done = subprocess.run([sys.executable, str(script)], env=flags, capture_output=True, text=True, check=False)
+    assert done.stdout == "equal\n", done.stderr
 
 
 def test_a_mesh_that_the_devices_do_not_fill_says_what_divides() -> None:
