@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from t5x_lite import config as configuration
+from t5x_lite.checkpoint import flat
 from t5x_lite.convert.huggingface import family_of
 from t5x_lite.errors import UserError
 from t5x_lite.models.config import ModelConfig
@@ -93,6 +94,20 @@ PUBLISHED = {
     "electra/large": 335e6,
     # Vaswani et al. 2017, Table 3.
     "transformer/big": 213e6,
+    # Fedus et al. 2022, Table 9 (base with 128 experts 7B, XXL 395B, C 1571B); the other sizes are the released ones.
+    "switch/base_8": 620e6,
+    "switch/base_16": 1.07e9,
+    "switch/base_32": 1.98e9,
+    "switch/base_64": 3.8e9,
+    "switch/base_128": 7.4e9,
+    "switch/base_256": 14.7e9,
+    "switch/large_128": 26.3e9,
+    "switch/xxl_128": 395e9,
+    "switch/c_2048": 1571e9,
+    # The released checkpoint; Jiang et al. 2024, §2.1, say 47B.
+    "mixtral/8x7b": 46_702_792_704,
+    # Artetxe et al. 2022, Table 1.
+    "gpt3/1.3b_moe": 207e9,
 }
 
 RECOUNTED = {
@@ -113,6 +128,16 @@ RECOUNTED = {
     "umt5/xl": (3.7e9, 3_768_356_864),
     "umt5/xxl": (13e9, 12_972_531_712),
 }
+
+GSHARD = {
+    "12.5b": (12, 128),
+    "37b": (36, 128),
+    "50b": (12, 512),
+    "150b": (36, 512),
+    "200b": (12, 2048),
+    "600b": (36, 2048),
+}
+"""Lepikhin et al. 2021, Table 1: layers in all and experts."""
 
 VARIANTS = {"encoder_decoder": 2.0, "shared": 1.0, "half_layers": 1.0, "language_model": 1.0, "prefix_lm": 1.0}
 """Raffel et al. 2020, Table 2: parameters of the variants, in those of one stack of 12 layers without embeddings."""
@@ -138,10 +163,31 @@ def test_parameters_are_the_released_ones_where_the_paper_counts_otherwise(name:
     assert released == pytest.approx(published, rel=0.07)
 
 
+def test_active_parameters_are_the_published_count() -> None:
+    """Jiang et al. 2024, §2.1: a token passes 13B of Mixtral's 47B."""
+    model = configuration.load(CONFIGS / "mixtral/8x7b.yaml").model
+    assert blueprint(model).active_parameters == pytest.approx(12.9e9, rel=0.005)
+    # Fedus et al. 2022, §3.1: Switch-Base has T5-Base's FLOPs for each token, and a router.
+    switch, dense = (configuration.load(CONFIGS / f"{name}.yaml").model for name in ("switch/base_128", "t5/base"))
+    routers = 12 * 768 * 128
+    assert blueprint(switch).active_parameters == blueprint(dense).parameters + routers
+
+
+@pytest.mark.parametrize("name", GSHARD)
+def test_gshards_experts_are_those_of_its_table(name: str) -> None:
+    """Half of all layers hold the experts, two matrices of 1024 × 8192 each. Their sum is up to 7 % above the paper's
+    figures, which are rounded to one expert-layer's share of 600B."""
+    layers, experts = GSHARD[name]
+    plan = blueprint(configuration.load(CONFIGS / f"gshard/{name}.yaml").model)
+    own = sum(leaf.size for path, leaf in flat(plan.shapes).items() if ".experts." in path)
+    assert own == layers // 2 * experts * 2 * 1024 * 8192
+    assert own == pytest.approx(float(name[:-1]) * 1e9, rel=0.07)
+
+
 def test_every_published_config_is_counted() -> None:
     own = {"base", "nanogpt", "t5_variants"}
     found = {str(p.relative_to(CONFIGS).with_suffix("")) for p in CONFIGS.glob("*/*.yaml") if p.parent.name not in own}
-    assert found == PUBLISHED.keys() | RECOUNTED.keys()
+    assert found == PUBLISHED.keys() | RECOUNTED.keys() | {f"gshard/{name}" for name in GSHARD}
 
 
 def test_the_variants_of_t5s_table_2_have_the_stated_shares() -> None:
@@ -160,7 +206,7 @@ def test_the_variants_of_t5s_table_2_have_the_stated_shares() -> None:
     [
         *(
             (family, family)
-            for family in ("albert", "bert", "electra", "gpt2", "llama", "mistral", "olmo2", "opt", "t5")
+            for family in ("albert", "bert", "electra", "gpt2", "llama", "mistral", "mixtral", "olmo2", "opt", "t5")
         ),
         ("gptneo", "gpt_neo"),
         ("llama3", "llama"),

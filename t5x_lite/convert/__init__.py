@@ -3,8 +3,8 @@
 from t5x_lite.convert.bert import Albert, Bert, Electra, Roberta
 from t5x_lite.convert.family import Family
 from t5x_lite.convert.gpt import GPT2, OPT, GPTNeo
-from t5x_lite.convert.llama import Llama, Mistral, OLMo2
-from t5x_lite.convert.t5 import T5
+from t5x_lite.convert.llama import Llama, Mistral, Mixtral, OLMo2
+from t5x_lite.convert.t5 import T5, SwitchTransformers
 
 FAMILIES: dict[str, Family] = {
     family.model_type: family
@@ -12,6 +12,7 @@ FAMILIES: dict[str, Family] = {
         T5("t5", "T5ForConditionalGeneration"),
         T5("mt5", "MT5ForConditionalGeneration", scaled=False),
         T5("umt5", "UMT5ForConditionalGeneration", shared=False),
+        SwitchTransformers(),
         Bert(),
         Roberta(),
         Albert(),
@@ -21,6 +22,7 @@ FAMILIES: dict[str, Family] = {
         OPT(),
         Llama(),
         Mistral(),
+        Mixtral(),
         OLMo2(),
     )
 }

@@ -21,7 +21,7 @@ from t5x_lite.convert.tensors import Entry, Table, compare
 from t5x_lite.data import tokenizer as tokenizers
 from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.errors import UserError
-from t5x_lite.models.config import Learned, ModelConfig
+from t5x_lite.models.config import Learned, ModelConfig, MoE
 from t5x_lite.models.transformer import Blueprint, blueprint
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.run import FOREIGN_CONFIG, Run, open_run
@@ -29,7 +29,7 @@ from t5x_lite.run import FOREIGN_CONFIG, Run, open_run
 SHARD_BYTES = 5 * 10**9
 """Size of one file of an export at most, as Transformers has it."""
 INDEX = "model.safetensors.index.json"
-NOT_COMPARED = ("dropout", "init", "compute", "remat", "unroll")
+NOT_COMPARED = ("dropout", "init", "compute", "remat", "unroll", "kernel")
 """Settings of a model that its config in another format need not hold."""
 
 Progress = Callable[[str, int, int], None]
@@ -332,7 +332,16 @@ def _differences(model: ModelConfig, other: ModelConfig) -> list[str]:
 
 def _resolved(model: ModelConfig) -> dict[str, Any]:
     """Settings with the defaults that follow from others filled in."""
+    own = model.dense_feedforward
+    layers = []
+    for layer in model.pattern:
+        kind = layer.feedforward or model.feedforward
+        if isinstance(kind, MoE):
+            kind = kind.model_copy(update={"expert": kind.expert or own, "mlp": kind.mlp or model.width_of_mlp})
+        layers.append(layer.model_copy(update={"feedforward": kind}))
     filled = {
+        "pattern": tuple(layers),
+        "feedforward": own,
         "head_dim": model.width_of_head,
         "kv_heads": model.key_value_heads,
         "mlp": model.width_of_mlp,

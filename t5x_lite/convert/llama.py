@@ -1,4 +1,4 @@
-"""Llama 1 to 3, Mistral and OLMo 2 in Hugging Face's format."""
+"""Llama 1 to 3, Mistral, Mixtral and OLMo 2 in Hugging Face's format."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -6,7 +6,8 @@ from typing import Any
 from t5x_lite.convert.family import ACTIVATIONS, Family, foreign_activation
 from t5x_lite.convert.tensors import Layers, Modules
 from t5x_lite.errors import UserError
-from t5x_lite.models.config import Llama3Stretch, ModelConfig, RMSNorm, Rotary
+from t5x_lite.models.config import GLU, Llama3Stretch, ModelConfig, RMSNorm, Rotary
+from t5x_lite.models.experts import TopK
 from t5x_lite.models.patterns import Local
 
 
@@ -61,9 +62,9 @@ class Llama(Family):
             "model.norm": "decoder.stack.final_norm",
             "lm_head": "output.matrix",
         }
-        return outside, [Layers("model.layers.{}", "decoder.stack.layers", self.layer())]
+        return outside, [Layers("model.layers.{}", "decoder.stack.layers", self.layer(model))]
 
-    def layer(self) -> Modules:
+    def layer(self, model: ModelConfig) -> Modules:
         """One layer's modules."""
         return {
             "input_layernorm": "attention_norm",
@@ -139,11 +140,45 @@ class OLMo2(Llama):
     def model(self, hf: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
         return super().model(hf, names) | {"norm_place": "sublayer", "query_key_norm": "width"}
 
-    def layer(self) -> Modules:
+    def layer(self, model: ModelConfig) -> Modules:
         return {
             "post_attention_layernorm": "attention_norm",
             "post_feedforward_layernorm": "feedforward_norm",
             "self_attn.q_norm": "attention.query_norm",
             "self_attn.k_norm": "attention.key_norm",
             **_PROJECTIONS,
+        }
+
+
+class Mixtral(Mistral):
+    """Jiang et al. 2024: every feed-forward is a mixture of which each token passes two."""
+
+    model_type, architecture = "mixtral", "MixtralForCausalLM"
+    epsilon = 1e-5
+
+    def model(self, hf: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+        own = super().model(hf, names)
+        balance = hf.get("router_aux_loss_coef", 0.001)
+        router = {"top_k": {"k": hf.get("num_experts_per_tok", 2), "balance": balance, "over": "model"}}
+        moe = {"experts": hf["num_local_experts"], "router": router, "dispatch": "dropless"}
+        return own | {"feedforward": {"moe": moe | {"expert": own["feedforward"]}}}
+
+    def config(self, model: ModelConfig) -> dict[str, Any]:
+        (moe,) = model.mixtures
+        assert isinstance(moe.router, TopK)
+        assert isinstance(moe.expert, GLU)
+        return super().config(model) | {
+            "head_dim": model.head_dim,
+            "num_local_experts": moe.experts,
+            "num_experts_per_tok": moe.router.k,
+            "router_aux_loss_coef": moe.router.balance,
+        }
+
+    def layer(self, model: ModelConfig) -> Modules:
+        return {
+            **super().layer(model),
+            "block_sparse_moe.gate": "feedforward.router",
+            "block_sparse_moe.experts.{}.w1": "feedforward.experts.gate",
+            "block_sparse_moe.experts.{}.w3": "feedforward.experts.up",
+            "block_sparse_moe.experts.{}.w2": "feedforward.experts.down",
         }

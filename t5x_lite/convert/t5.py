@@ -1,11 +1,13 @@
-"""T5 v1.0 and v1.1, mT5, umT5, ByT5 in Hugging Face's format."""
+"""T5 v1.0 and v1.1, mT5, umT5, ByT5 and Switch Transformers in Hugging Face's format."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
 
 from t5x_lite.convert.family import ACTIVATIONS, Family, foreign_activation
 from t5x_lite.convert.tensors import Dialect, Layers, Modules
+from t5x_lite.errors import UserError
 from t5x_lite.models.config import GLU, ModelConfig, Relative, RMSNorm
+from t5x_lite.models.experts import Capacity, Switch
 
 SELF: Modules = {
     "layer.0.layer_norm": "attention_norm",
@@ -119,3 +121,67 @@ class T5(Family):
         encoder = Layers("encoder.block.{}", "encoder.stack.layers", {**SELF, **_feedforward(model, 1)})
         decoder = Layers("decoder.block.{}", "decoder.stack.layers", {**SELF, **CROSS, **_feedforward(model, 2)})
         return outside, [encoder, decoder]
+
+
+def _experts(layer: int) -> Modules:
+    inner = f"layer.{layer}.mlp"
+    return {
+        f"layer.{layer}.layer_norm": "feedforward_norm",
+        f"{inner}.wi": "feedforward.up",
+        f"{inner}.wo": "feedforward.down",
+        f"{inner}.router.classifier": "feedforward.router",
+        f"{inner}.experts.expert_{{}}.wi": "feedforward.experts.up",
+        f"{inner}.experts.expert_{{}}.wo": "feedforward.experts.down",
+    }
+
+
+class SwitchTransformers(T5):
+    """Fedus et al. 2022: T5 v1.0 with experts in every n-th layer, room for a fixed number of tokens of a row."""
+
+    def __init__(self) -> None:
+        super().__init__("switch_transformers", "SwitchTransformersForConditionalGeneration")
+
+    def model(self, hf: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+        steps = {hf.get("encoder_sparse_step", 1), hf.get("decoder_sparse_step", 1)}
+        if len(steps) > 1 or hf.get("router_bias") or hf.get("dense_act_fn", "relu") != "relu":
+            raise UserError(
+                "switch_transformers: different sparse steps, router biases and gated experts are not known"
+            )
+        # The base class reads T5's names of the same things.
+        own = super().model({**hf, "feed_forward_proj": "relu"}, names)
+        router = {
+            "jitter": hf.get("router_jitter_noise", 0.01),
+            "balance": hf.get("router_aux_loss_coef", 0.001),
+            "z_loss": hf.get("router_z_loss_coef", 0.001),
+        }
+        room = {"capacity": {"tokens": hf["expert_capacity"]}}
+        moe = {"experts": hf["num_experts"], "router": {"switch": router}, "dispatch": room}
+        pattern: list[dict[str, Any]] = [{}] * (steps.pop() - 1) + [{"feedforward": {"moe": moe}}]
+        return own | {"pattern": pattern}
+
+    def config(self, model: ModelConfig) -> dict[str, Any]:
+        (moe,) = model.mixtures
+        assert isinstance(moe.router, Switch)
+        assert isinstance(moe.dispatch, Capacity)
+        own = super().config(model)
+        del own["feed_forward_proj"]
+        step = len(model.pattern)
+        return own | {
+            "num_experts": moe.experts,
+            "expert_capacity": moe.dispatch.tokens,
+            "router_jitter_noise": moe.router.jitter,
+            "router_aux_loss_coef": moe.router.balance,
+            "router_z_loss_coef": moe.router.z_loss,
+            "num_sparse_encoder_layers": model.layers // step,
+            "num_sparse_decoder_layers": model.layers_of_decoder // step,
+            "encoder_sparse_step": step,
+            "decoder_sparse_step": step,
+            "dense_act_fn": "relu",
+        }
+
+    def modules(self, model: ModelConfig) -> tuple[Modules, list[Layers]]:
+        outside, (encoder, decoder) = super().modules(model)
+        return outside, [
+            Layers(encoder.theirs, encoder.ours, {**SELF, **_experts(1)}),
+            Layers(decoder.theirs, decoder.ours, {**SELF, **CROSS, **_experts(2)}),
+        ]

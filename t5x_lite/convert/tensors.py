@@ -1,7 +1,8 @@
 """Tables between foreign weights and ours: which of their tensors holds which of our arrays, and in what layout.
 
 A table is written in modules: `{"attn.q_proj": "attention.query"}` stands for the weight and, where we have one, the
-bias. Ours stack layers along a leading axis and keep heads as axes of their own; theirs are one tensor a layer, flat.
+bias. Ours stack layers and experts along leading axes and keep heads as axes of their own; theirs are flat, one tensor
+a layer and expert.
 """
 
 import math
@@ -34,7 +35,7 @@ class Dialect:
 
 @dataclass(frozen=True)
 class Layers:
-    """The layers of one of our stacks: `{}` in `theirs` is the layer's number."""
+    """The layers of one of our stacks: `{}` in `theirs` is the layer's number, in a module's name the expert's."""
 
     theirs: str
     ours: str
@@ -43,10 +44,10 @@ class Layers:
 
 @dataclass(frozen=True)
 class Place:
-    """One of our arrays, or one layer of a stacked one."""
+    """One of our arrays, or of a stacked one the part of a layer, of an expert."""
 
     name: str
-    layer: int | None
+    index: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Table:
     ) -> None:
         self.axes, self.dialect, self.separator = axes, dialect, separator
         self.shapes = {name: tuple(leaf.shape) for name, leaf in shapes.items()}
-        self.entries = list(self._entries(modules, "", "", None))
+        self.entries = list(self._entries(modules, "", "", ()))
         for stack in layers:
             self.entries += self._layers(stack)
         held = {place.name for entry in self.entries for place in entry.places}
@@ -95,15 +96,19 @@ class Table:
         for repeat in range(self.shapes[first][0]):
             for number in range(period):
                 theirs, ours = stack.theirs.format(repeat * period + number), f"{stack.ours}.{number}"
-                yield from self._entries(stack.modules, theirs + self.separator, ours + ".", repeat)
+                yield from self._entries(stack.modules, theirs + self.separator, ours + ".", (repeat,))
 
-    def _entries(self, modules: Modules, theirs: str, ours: str, layer: int | None) -> Iterator[Entry]:
+    def _entries(self, modules: Modules, theirs: str, ours: str, index: tuple[int, ...]) -> Iterator[Entry]:
         for module, own in modules.items():
             names = [ours + name for name in ((own,) if isinstance(own, str) else own)]
             for leaf, foreign in self.dialect.leaves.items():
-                if f"{names[0]}.{leaf}" in self.shapes:
-                    places = tuple(Place(f"{name}.{leaf}", layer) for name in names)
-                    yield Entry(f"{theirs}{module}{self.separator}{foreign}", places)
+                held = f"{names[0]}.{leaf}"
+                if held not in self.shapes:
+                    continue
+                stacked = self.shapes[held][len(index) :][: self.axes[held].stacked]
+                for expert in np.ndindex(stacked):
+                    places = tuple(Place(f"{name}.{leaf}", index + expert) for name in names)
+                    yield Entry(f"{theirs}{module.format(*expert)}{self.separator}{foreign}", places)
 
     def expected(self) -> dict[str, tuple[int, ...]]:
         """The shape of each of their tensors."""
@@ -120,7 +125,7 @@ class Table:
         return 1 if inputs and not self.dialect.transposed else 0
 
     def _own_shape(self, place: Place) -> tuple[int, ...]:
-        return self.shapes[place.name][0 if place.layer is None else 1 :]
+        return self.shapes[place.name][len(place.index) :]
 
     def _is_flipped(self, place: Place) -> bool:
         inputs = self.axes[place.name].inputs
@@ -139,8 +144,7 @@ class Table:
         """One of their tensors from our arrays."""
         parts = []
         for place in entry.places:
-            own = array_of(place.name)
-            own = own if place.layer is None else own[place.layer]
+            own = array_of(place.name)[place.index]
             shape = self._matrix_shape(place)
             parts.append(own.reshape(shape[::-1]).T if self._is_flipped(place) else own.reshape(shape))
         return np.ascontiguousarray(np.concatenate(parts, self._joined_axis(entry)) if len(parts) > 1 else parts[0])
@@ -153,7 +157,7 @@ class Table:
                 if place.name == name:
                     part = self._part(entry, number, tensor_of(entry.theirs))
                     part = part.T if self._is_flipped(place) else part
-                    array[... if place.layer is None else place.layer] = part.reshape(self._own_shape(place))
+                    array[place.index] = part.reshape(self._own_shape(place))
         return array
 
     def _part(self, entry: Entry, number: int, tensor: np.ndarray) -> np.ndarray:

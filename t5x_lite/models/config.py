@@ -157,6 +157,7 @@ class FanInInit(Config):
 
     embedding_deviation: float = setting(0.02, "standard deviation of embeddings", gt=0)
     residual_scale: float = setting(1.0, "factor on the deviation of projections into the residual stream", ge=0)
+    scale: float = setting(1.0, "factor on the variance of matrices", gt=0, source="Fedus et al. 2022, §2.4: s")
 
 
 INITIALIZERS: dict[str, type[Config]] = {"normal": NormalInit, "fan_in": FanInInit}

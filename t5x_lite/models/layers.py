@@ -62,8 +62,8 @@ def deviation(config: ModelConfig, fan_in: int, *, residual: bool = False, embed
             if embedding:
                 return base if table is None else table
             return base / math.sqrt(2 * config.layers) if residual and scaled else base
-        case FanInInit(embedding_deviation=table, residual_scale=scale):
-            return table if embedding else (scale if residual else 1.0) / math.sqrt(fan_in)
+        case FanInInit(embedding_deviation=table, residual_scale=factor, scale=scale):
+            return table if embedding else (factor if residual else 1.0) * math.sqrt(scale / fan_in)
 
 
 class Linear(nnx.Module):

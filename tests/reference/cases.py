@@ -84,9 +84,21 @@ STRETCHED = {
     "original_max_position_embeddings": 16,
 }
 
+
+def _switch(**more: Any) -> Any:
+    sizes = {"vocab_size": VOCAB, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 4, "num_heads": 3}
+    sizes |= {"num_decoder_layers": 2, "num_sparse_encoder_layers": 2, "num_sparse_decoder_layers": 1}
+    sizes |= {"decoder_start_token_id": 0, "num_experts": 4, "expert_capacity": 6}
+    return transformers.SwitchTransformersForConditionalGeneration(
+        transformers.SwitchTransformersConfig(**(sizes | more))
+    )
+
+
 CASES: dict[str, tuple[str, Callable[[], Any]]] = {
     "T5 v1.0": ("span_corruption", _t5),
     "T5 v1.1": ("span_corruption", _t5_untied),
+    "Switch": ("span_corruption", _switch),
+    "Switch, room for all": ("span_corruption", lambda: _switch(expert_capacity=100)),
     "BERT": ("masked, next sentence", lambda: _encoder("Bert", "PreTraining")),
     "BERT, MLM alone": ("masked", lambda: _encoder("Bert", "MaskedLM")),
     "RoBERTa": ("masked", lambda: _encoder("Roberta", "MaskedLM", type_vocab_size=1)),
@@ -128,6 +140,7 @@ CASES: dict[str, tuple[str, Callable[[], Any]]] = {
     "Llama 2": ("causal", lambda: _llama("Llama")),
     "Llama 3.1": ("causal", lambda: _llama("Llama", rope_parameters=STRETCHED)),
     "Mistral": ("causal", lambda: _llama("Mistral", sliding_window=4)),
+    "Mixtral": ("causal", lambda: _llama("Mixtral", num_local_experts=4)),
     "OLMo 2": ("causal", lambda: _llama("Olmo2")),
 }
 
@@ -197,7 +210,7 @@ class Case:
         names = ("logits", "prediction_logits", "seq_relationship_logits", "sop_logits")
         logits = {name: out[name].detach().numpy() for name in names if name in out}
         grads = {name: p.grad.numpy() for name, p in self.theirs.named_parameters() if p.grad is not None}
-        return logits, out.loss.item(), grads
+        return logits, out.loss.item(), _as_saved(grads)
 
     @cached_property
     def our_outputs(self) -> tuple[Arrays, float, Arrays]:
@@ -300,6 +313,25 @@ class Case:
             scale = largest if name.endswith("attention.key.bias") else np.abs(expected).max()
             of_grads = max(of_grads, float(np.abs(expected - found).max() / scale))
         return of_logits, abs(their_loss - loss), of_grads
+
+
+def _as_saved(grads: Arrays) -> Arrays:
+    """Mixtral in memory stacks what its files hold expert by expert."""
+    split: Arrays = {}
+    for name, grad in grads.items():
+        layer, _, part = name.partition(".mlp.")
+        own = f"{layer}.block_sparse_moe"
+        match part:
+            case "gate.weight":
+                split[f"{own}.gate.weight"] = grad
+            case "experts.down_proj":
+                split |= {f"{own}.experts.{n}.w2.weight": one for n, one in enumerate(grad)}
+            case "experts.gate_up_proj":
+                for n, both in enumerate(grad):
+                    split[f"{own}.experts.{n}.w1.weight"], split[f"{own}.experts.{n}.w3.weight"] = np.split(both, 2)
+            case _:
+                split[name] = grad
+    return split
 
 
 def make(name: str, folder: Path, noise: float = 0.1) -> Case:

@@ -18,6 +18,7 @@ from t5x_lite.convert import huggingface  # noqa: E402
 from t5x_lite.convert.huggingface import export_hf, import_hf  # noqa: E402
 from t5x_lite.decode.generate import Sampling  # noqa: E402
 from t5x_lite.errors import UserError  # noqa: E402
+from t5x_lite.models.moe import routing  # noqa: E402
 from tests.reference.cases import CASES, Case, make  # noqa: E402
 
 GENERATED = 64
@@ -48,7 +49,38 @@ def test_import_and_export_give_the_same_file_and_a_model_that_transformers_load
     assert changed <= {"tie_word_embeddings"}  # of T5 v1.1, which Transformers itself writes wrong
 
 
-@pytest.fixture(scope="module", params=["T5 v1.0", "T5 v1.1", "GPT-2", "Llama 2"])
+def test_switch_router_losses_equal_transformers(tmp_path: Path) -> None:
+    """There both are of each stack's layers together, here the sum over layers: from the same shares and means."""
+    case = make("Switch", tmp_path)
+    rng = np.random.default_rng(2)
+    tokens, targets = rng.integers(5, 96, (3, 12)), rng.integers(5, 96, (3, 7))
+    theirs = case.theirs(
+        input_ids=torch.tensor(tokens), labels=torch.tensor(targets), output_router_logits=True, return_dict=True
+    )
+    module = case.ours.run.blueprint.model(case.ours.params)
+    module(tokens, np.concatenate([np.zeros((3, 1), int), targets[:, :-1]], axis=1))
+    for side in ("encoder", "decoder"):
+        (seen,) = getattr(module, side).stack.seen.get_value().values()
+        layers, length = seen.tokens.shape[0], float(seen.tokens[0, 0])
+        shares, means = (x.sum(0) / layers / length for x in (seen.counted, seen.probability))
+        balance = float((shares * means).sum(1).mean() * shares.shape[1])
+        assert balance == pytest.approx(theirs[f"{side}_aux_loss"].item(), rel=1e-5)
+        z_loss = float(seen.log_z.sum() / seen.tokens.sum())
+        assert z_loss == pytest.approx(theirs[f"{side}_z_loss"].item(), rel=1e-5)
+
+
+def test_mixtral_router_loss_equals_transformers(tmp_path: Path) -> None:
+    case = make("Mixtral", tmp_path)
+    tokens = np.random.default_rng(2).integers(5, 96, (3, 12))
+    theirs = case.theirs(input_ids=torch.tensor(tokens), output_router_logits=True)
+    module = case.ours.run.blueprint.model(case.ours.params)
+    module(tokens)
+    found = routing(module, case.ours.config.model)
+    assert found is not None
+    assert float(found.balance) == pytest.approx(theirs.aux_loss.item(), rel=1e-5)
+
+
+@pytest.fixture(scope="module", params=["T5 v1.0", "T5 v1.1", "GPT-2", "Llama 2", "Switch, room for all", "Mixtral"])
 def generating(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
     return make(request.param, tmp_path_factory.mktemp("generating"), noise=1.0)
 
