@@ -11,6 +11,7 @@ import yaml
 from pydantic import Strict, model_validator
 
 from t5x_lite import schema
+from t5x_lite.adapt import ADAPTATIONS, Full, Method
 from t5x_lite.errors import UserError
 from t5x_lite.models.config import Learned, ModelConfig
 from t5x_lite.objectives import OBJECTIVES, Causal, Objective
@@ -318,6 +319,13 @@ class EvalConfig(Config):
     batch_size: Int | None = setting(None, "sequences a batch; null takes train.batch_size", ge=1)
 
 
+class AdaptConfig(Config):
+    """Beginning from another run instead of from nothing."""
+
+    source: str = setting(..., "run directory whose newest weights, and whose tokenizer, are taken", alias="from")
+    method: Annotated[Method, OneOf(ADAPTATIONS)] = setting(Full(), "how they become this run's first weights")
+
+
 class RunConfig(Config):
     """A whole run."""
 
@@ -335,6 +343,7 @@ class RunConfig(Config):
     train: TrainConfig = setting(..., "the loop")
     checkpoint: CheckpointConfig = setting(CheckpointConfig(), "checkpoints")
     eval: EvalConfig = setting(EvalConfig(), "evaluation")
+    adapt: AdaptConfig | None = setting(None, "begin from another run")
 
     @model_validator(mode="after")
     def _check(self) -> "RunConfig":
@@ -363,6 +372,8 @@ class RunConfig(Config):
             )
         if self.mesh.expert > 1 or self.mesh.tensor > 1:
             self.model.check_mesh(self.mesh.expert, self.mesh.tensor)
+        if self.adapt is not None:
+            self.adapt.method.check(self.model)
         if self.objective is not None:
             self._check_objective(self.objective)
         return self

@@ -26,7 +26,9 @@ from t5x_lite.errors import UserError
 class Config(BaseModel):
     """A group of settings: typed, frozen, complete; an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, protected_namespaces=(), serialize_by_alias=True
+    )
 
 
 ConfigT = TypeVar("ConfigT", bound=Config)
@@ -96,8 +98,8 @@ def _one_of(field: FieldInfo) -> OneOf | None:
 
 def _settings_of(kind: type[Config]) -> Iterator[tuple[str, FieldInfo, Mapping[str, type[Config]]]]:
     """Each field of `kind` with the components it may hold: named ones for `OneOf`, `{"": group}` for a group."""
-    for name, field in kind.model_fields.items():
-        choice = _one_of(field)
+    for attribute, field in kind.model_fields.items():
+        name, choice = field.alias or attribute, _one_of(field)
         parts = field.annotation.__args__ if isinstance(field.annotation, UnionType) else (field.annotation,)
         groups = [part for part in parts if isinstance(part, type) and issubclass(part, Config)]
         if choice:

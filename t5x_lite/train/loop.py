@@ -1,7 +1,7 @@
 """Train a run: the order of this file is the order of events.
 
-Restoring: (1) a run directory that holds checkpoints goes on from the newest whole one; (2) otherwise the weights are
-fresh, a function of the seed.
+Restoring: (1) a run directory that holds checkpoints goes on from the newest whole one; (2) otherwise a config with
+`adapt` begins from the run that it names; (3) otherwise the weights are fresh, a function of the seed.
 """
 
 import time
@@ -32,6 +32,7 @@ from t5x_lite.run import Run, check_folder, create, locked, with_vocab
 from t5x_lite.train import optimizer as optimizers
 from t5x_lite.train.metrics import Display, MetricsWriter, duration, flops_per_row, peak_flops, short
 from t5x_lite.train.setup import Steps, make_steps, open_data
+from t5x_lite.train.start import adapted, source_of
 from t5x_lite.train.state import TrainState
 from t5x_lite.train.watch import Rates, Running, Spike, Watch
 
@@ -63,7 +64,7 @@ def train(config: RunConfig) -> tuple[Run, bool]:
     meshes.local_rows(mesh, config.eval.batch_size or config.train.batch_size, "eval.batch_size")
     check_folder(config)
     with first_process_first():
-        tokenizer = obtain(config)
+        tokenizer = obtain(config) if config.adapt is None else source_of(config).tokenizer
         data = open_data(with_vocab(config, tokenizer), tokenizer)
     rows, validation = data.rows(), data.validation()
     with locked(Path(str(config.run_dir))), jax.set_mesh(mesh), StopRequest() as stop:
@@ -134,6 +135,10 @@ class Trainer:
     def restore(self, checkpoints: Checkpoints) -> tuple[Position, TrainState]:
         """The newest whole checkpoint, or fresh weights."""
         found = checkpoints.restore(self.steps.state)
+        if found is None and self.config.adapt is not None:
+            params = adapted(self.config, self.blueprint, self.mesh)
+            self.display.say(f"first weights from {self.config.adapt.source}")
+            return Position(), self.steps.begun(params)
         if found is None:
             self.display.say(f"fresh weights from seed {self.config.train.seed}")
             return Position(), self.steps.fresh()

@@ -119,6 +119,7 @@ class Steps:
     train: Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
     evaluate: Callable[[Any, Any], Sums]
     fresh: Callable[[], TrainState]
+    begun: Callable[[Any], TrainState]
     state: TrainState
 
 
@@ -144,5 +145,6 @@ def make_steps(config: RunConfig, model: Blueprint, mesh: Mesh) -> Steps:
             out_shardings=whole,
         ),
         fresh=jax.jit(fresh, out_shardings=placed),
+        begun=jax.jit(lambda params: new_state(params, optimizer), donate_argnums=0, out_shardings=placed),
         state=jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, placed),
     )
