@@ -70,7 +70,17 @@ def test_a_resolved_config_repeats_the_run(small: Path) -> None:
         ("model.layers=0", ("model.layers", "greater than or equal to 1")),
         ("model.pattern=[{},{},{}]", ("layers 2", "3 layers")),
         ("mesh.data=0", ("mesh", "≥ 1")),
-        ("mesh.expert=2", ("expert",)),
+        ("mesh.expert=2", ("mesh.expert 2", "no experts to shard")),
+        ("model.pattern=[{attention: {local: {window: 0}}}]", ("window", "greater than or equal to 1")),
+        ("model.pattern=[{attention: {strided: {stride: -1}}}]", ("stride", "greater than or equal to 1")),
+        ("model.pattern=[{attention: {fixed: {stride: 4, summary: 5}}}]", ("summary 5", "stride 4")),
+        ("model={heads: 1, pattern: [{attention: strided}]}", ("share=heads", "heads 1", "share=both")),
+        ("model.pattern=[{attention: block_global}]", ("block_global is for encoders",)),
+        ("model.feedforward.moe={experts: 2, router: {top_k: {k: 3}}}", ("3 of 2 experts",)),
+        ("model.feedforward.moe.dispatch.capacity.factor=0", ("factor", "greater than 0")),
+        ("model.feedforward.moe.router=expert_choice", ("expert_choice is for encoders",)),
+        ("model.feedforward.moe={router: expert_choice, dispatch: dropless}", ("expert_choice", "dropless")),
+        ("model.feedforward.moe.router=swich", ("did you mean switch?",)),
         ("model.generator.embd=3", ("unknown key `model.generator.embd`", "`model.generator.embed`")),
         ("objective=span_coruption", ("objective", "did you mean span_corruption?")),
         ("steps", ("dotted.key=value",)),
@@ -80,6 +90,14 @@ def test_faults_are_one_line_that_names_key_and_remedy(small: Path, override: st
     message = refusal(small, override)
     for part in parts:
         assert part in message
+
+
+def test_experts_and_meshes_that_do_not_fit_are_refused(small: Path) -> None:
+    experts = "model.feedforward.moe.experts=8"
+    assert "mesh.expert 3 does not divide the 8 experts" in refusal(small, experts, "mesh.expert=3")
+    ragged = "model.feedforward.moe.dispatch.dropless.kernel=ragged"
+    assert "needs mesh.expert=1 and mesh.tensor=1" in refusal(small, experts, ragged, "mesh.expert=2")
+    assert "needs mesh.expert=1 and mesh.tensor=1" in refusal(small, experts, ragged, "mesh.tensor=2")
 
 
 def test_a_fault_in_a_file_names_its_line(small: Path) -> None:

@@ -1,8 +1,9 @@
 """The curves of runs as one picture."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -22,13 +23,17 @@ PANELS = (
 def draw(runs: Sequence[Path], to: Path) -> Path:
     """Loss over tokens (every step faint, smoothed, evaluations as points), learning rate, gradient norm, speed.
 
+    Where a run has experts, also the load of each of the first such run, and what all of them drop.
+
     Raises:
         UserError: a run without metrics.
     """
-    figure, axes = pyplot.subplot_mosaic([["loss"] * 3, ["a", "b", "c"]], figsize=(11, 7), height_ratios=(2, 1))
+    found = {run: read(run) for run in runs}
+    mixtures = {run: lines for run, lines in found.items() if "dropped_tokens" in lines[-1]}
+    rows: list[Any] = [["loss"] * 3, ["a", "b", "c"], ["load", "load", "dropped"]][: 3 if mixtures else 2]
+    figure, axes = pyplot.subplot_mosaic(rows, figsize=(11, 3.5 + 3.5 * len(rows) / 2), height_ratios=[2, 1, 1][: len(rows)])
     loss = axes["loss"]
-    for number, run in enumerate(runs):
-        lines = read(run)
+    for number, (run, lines) in enumerate(found.items()):
         color = f"C{number}"
         tokens, values = series(lines, "loss")
         loss.plot(tokens, values, color=color, alpha=0.25, linewidth=0.8)
@@ -43,6 +48,8 @@ def draw(runs: Sequence[Path], to: Path) -> Path:
     loss.legend()
     for panel, (_, label, scale) in zip("abc", PANELS, strict=True):
         axes[panel].set(xlabel="tokens", title=label, yscale=scale)
+    if mixtures:
+        _experts(axes["load"], axes["dropped"], mixtures)
     for axis in axes.values():
         axis.grid(alpha=0.3)
     figure.tight_layout()
@@ -51,7 +58,23 @@ def draw(runs: Sequence[Path], to: Path) -> Path:
     return to
 
 
-def read(run: Path) -> list[dict[str, float]]:
+def _experts(load: Any, dropped: Any, runs: Mapping[Path, list[dict[str, Any]]]) -> None:
+    """The load of every expert over time, bands that are equally wide in balance; and the share of dropped choices."""
+    first = next((run for run, lines in runs.items() if "expert_load" in lines[-1]), None)
+    if first is not None:
+        tokens, shares = series(runs[first], "tokens")[1], np.array([line["expert_load"] for line in runs[first]])
+        smooth = np.stack([smoothed(expert) for expert in shares.T])
+        load.stackplot(tokens, smooth, colors=[pyplot.get_cmap("tab20")(n % 20) for n in range(len(smooth))])
+        load.set(ylim=(0, 1), xlabel="tokens", title=f"{first.name}: share of the choices of each expert")
+    for run, lines in runs.items():
+        tokens, values = series(lines, "dropped_tokens")
+        dropped.plot(tokens, smoothed(values), linewidth=1, label=run.name)
+    dropped.set(xlabel="tokens", title="share of choices dropped", ylim=(0, None))
+    if len(runs) > 1:
+        dropped.legend()
+
+
+def read(run: Path) -> list[dict[str, Any]]:
     """The lines of `RUN/metrics.jsonl`; one that a kill has torn is left out."""
     path = run / "metrics.jsonl"
     if not path.is_file():
@@ -67,7 +90,7 @@ def read(run: Path) -> list[dict[str, float]]:
     return found
 
 
-def series(lines: Sequence[dict[str, float]], name: str) -> tuple[np.ndarray, np.ndarray]:
+def series(lines: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
     """Tokens and values of one metric, where it was measured."""
     have = [(line["tokens"], line[name]) for line in lines if line.get(name) is not None]
     return (*np.array(have, float).T,) if have else (np.array([]), np.array([]))
