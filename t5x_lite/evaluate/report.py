@@ -31,7 +31,9 @@ def draw(runs: Sequence[Path], to: Path) -> Path:
     found = {run: read(run) for run in runs}
     mixtures = {run: lines for run, lines in found.items() if "dropped_tokens" in lines[-1]}
     rows: list[Any] = [["loss"] * 3, ["a", "b", "c"], ["load", "load", "dropped"]][: 3 if mixtures else 2]
-    figure, axes = pyplot.subplot_mosaic(rows, figsize=(11, 3.5 + 3.5 * len(rows) / 2), height_ratios=[2, 1, 1][: len(rows)])
+    figure, axes = pyplot.subplot_mosaic(
+        rows, figsize=(11, 3.5 + 3.5 * len(rows) / 2), height_ratios=[2, 1, 1][: len(rows)]
+    )
     loss = axes["loss"]
     for number, (run, lines) in enumerate(found.items()):
         color = f"C{number}"

@@ -220,18 +220,16 @@ def cudnn(call: Call, allowed: Allowed) -> Result:
     view = call.view
     seen = mask(allowed, view)[:, None]
     causal = view.backward and view.queries is view.keys
-    scale = call.settings.scale
-    out, log_sum = jax.nn.dot_product_attention(
+    out = jax.nn.dot_product_attention(
         call.query,
         call.key,
         call.value,
         mask=seen,
-        scale=scale,
+        scale=call.settings.scale,
         is_causal=causal,
         implementation="cudnn",
-        return_residual=True,
     )
-    return out, jax.lax.stop_gradient(log_sum)
+    return out, jnp.zeros(out.shape[:3], jnp.float32)  # unions of sets, which need it, are refused
 
 
 def square(call: Call, allowed: Allowed) -> Result:

@@ -12,6 +12,7 @@ import pytest
 from t5x_lite.models import kernels
 from t5x_lite.models.kernels import Call, Facts, Places, Settings, View, attend, choose
 from t5x_lite.models.patterns import BlockGlobal, Dense, Fixed, Local, Strided
+from t5x_lite.models.sharding import platform
 
 BATCH, HEADS, WIDTH = 2, 4, 8
 
@@ -247,6 +248,21 @@ def test_the_platform_chooses_its_kernel_and_says_why() -> None:
     assert choose(Dense(), odd, "auto", "tpu") == ("xla", "not splash: length 2000 is not a multiple of 128")
     with pytest.raises(ValueError, match="it is for TPUs, not for cpu"):
         choose(Dense(), facts, "splash", "cpu")
+
+
+def test_a_program_lowered_for_a_tpu_on_this_machine_has_the_tpus_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mesh says what is compiled for, not the process: here one of abstract TPUs."""
+    device = jax.sharding.AbstractDevice(device_kind="TPU v5", num_cores=1, platform="tpu")
+    mesh = jax.sharding.AbstractMesh((2, 1, 1), ("data", "fsdp", "tensor"), abstract_device=device)
+    with jax.sharding.use_abstract_mesh(mesh):
+        assert platform() == "tpu"
+    assert platform() == "cpu"
+    monkeypatch.setattr(kernels, "platform", lambda: "tpu")
+    q, k, v, segments = case(256, 2, "packed")
+    places = Places(jnp.arange(256), jnp.asarray(segments))
+    run = jax.jit(lambda q, k, v: attend(q, k, v, Local(window=64), View(places, places, causal=True), Settings()))
+    text = run.trace(q, k, v).lower(lowering_platforms=("tpu",)).as_text()
+    assert "tpu_custom_call" in text
 
 
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="cuDNN needs a GPU")
