@@ -15,6 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from t5x_lite.models.config import Activation, FanInInit, LayerNorm, ModelConfig, NormalInit, RMSNorm
+from t5x_lite.models.sharding import constrain
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,7 @@ class Linear(nnx.Module):
         self.dtype = jnp.dtype(dtype or config.compute)
         biased = config.bias if bias is None else bias
         made, named = shape[len(inputs) :], names[len(inputs) :]
+        self.made = named
         more: dict[str, Any] = {}
         if experts is not None:
             shape, made = [experts.count, *shape], [experts.count, *made]
@@ -104,14 +106,16 @@ class Linear(nnx.Module):
     def __call__(self, x: Float[Array, "..."], groups: "Groups | None" = None) -> Float[Array, "..."]:
         x, matrix = x.astype(self.dtype), self.weight[...].astype(self.dtype)
         bias = None if self.bias is None else self.bias[...].astype(self.dtype)
-        if groups is not None:
-            y, bias = groups.product(x, matrix, groups.sizes), None if bias is None else bias[groups.expert]
-        elif self.experts:
+        if groups is not None:  # each device by itself: nothing is laid out
+            y = groups.product(x, matrix, groups.sizes)
+            return y if bias is None else y + bias[groups.expert]
+        if self.experts:
             y = jax.lax.dot_general(x, matrix, (((x.ndim - 1,), (1,)), ((0,), (0,))))
             bias = None if bias is None else bias.reshape(len(bias), *[1] * (y.ndim - 2), -1)
-        else:
-            y = jnp.tensordot(x, matrix, axes=self.contracted)
-        return y if bias is None else y + bias
+            return constrain(y if bias is None else y + bias, "experts", "groups", None, *self.made)
+        y = jnp.tensordot(x, matrix, axes=self.contracted)
+        between = [None] * (y.ndim - 1 - len(self.made))
+        return constrain(y if bias is None else y + bias, "batch", *between, *self.made)
 
 
 @dataclass(frozen=True)
@@ -129,15 +133,17 @@ class Embed(nnx.Module):
     def __init__(self, config: ModelConfig, rows: int, width: int, *, name: str = "vocab", rngs: nnx.Rngs) -> None:
         std = deviation(config, width, embedding=True)
         table = std * jax.random.normal(rngs.params(), (rows, width), jnp.float32)
-        self.dtype = jnp.dtype(config.compute)
+        self.name, self.dtype = name, jnp.dtype(config.compute)
         self.weight = weight(table, (name, "embed"), table=True)
 
     def __call__(self, tokens: Int[Array, "b l"]) -> Float[Array, "b l d"]:
-        return self.weight[...].astype(self.dtype)[tokens]
+        # The width is gathered before the rows are looked up: what comes out is sharded by rows of the batch.
+        table = constrain(self.weight[...].astype(self.dtype), self.name, None)
+        return constrain(table[tokens], "batch", None, "embed")
 
     def attend(self, x: Float[Array, "b l d"]) -> Float[Array, "b l v"]:
         """Inner products with every row of the table."""
-        return jnp.einsum("bld,vd->blv", x, self.weight[...].astype(self.dtype))
+        return constrain(jnp.einsum("bld,vd->blv", x, self.weight[...].astype(self.dtype)), "batch", None, "vocab")
 
 
 class Norm(nnx.Module):

@@ -1,0 +1,154 @@
+"""What a compiled program sends between devices, read from its text (HLO)."""
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all")
+BITS = {"pred": 8, "s4": 4, "s8": 8, "s16": 16, "s32": 32, "s64": 64, "bf16": 16, "f16": 16, "f32": 32, "f64": 64}
+
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+_COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(?:-start)?\(")
+_CALLED = re.compile(r"(?:calls|to_apply|body|condition|branch_computations|called_computations)=(\{[^}]*\}|%[\w.\-]+)")
+_SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
+
+
+@dataclass(frozen=True)
+class Collective:
+    """One kind of exchange over the same mesh axes: times a step, and bytes that each device sends in them."""
+
+    kind: str
+    axes: tuple[str, ...]
+    times: int
+    sent: float
+
+
+def collectives(text: str, mesh: Mapping[str, int]) -> list[Collective]:
+    """All exchanges of one run of a compiled program, by kind and mesh axes, the largest first.
+
+    A loop's body counts as often as its condition says. One exchange that the compiler has spread over several
+    computations (to overlap it) has one channel, and counts once.
+
+    Args:
+        text: `compiled.as_text()`.
+        mesh: sizes of the axes, in the order in which devices are numbered.
+    """
+    bodies, entry = _computations(text)
+    often = _executions(bodies, entry)
+    channels: dict[str, tuple[str, tuple[str, ...], float, int]] = {}
+    for name, lines in bodies.items():
+        for line in lines:
+            found = _COLLECTIVE.search(line)
+            if not found or not often[name]:
+                continue
+            channel = re.search(r"channel_id=(\d+)", line)
+            key = f"{found[2]} {channel[1]}" if channel else line
+            axes, size = _axes(line, mesh)
+            sent = _bytes(found[1], found[2], size, start="-start(" in line)
+            times = max(often[name], channels[key][3] if key in channels else 0)
+            channels[key] = (found[2], axes, sent, times)
+    sums: dict[tuple[str, tuple[str, ...]], list[float]] = defaultdict(lambda: [0, 0.0])
+    for kind, axes, sent, times in channels.values():
+        if axes:
+            sums[kind, axes][0] += times
+            sums[kind, axes][1] += times * sent
+    every = [Collective(kind, axes, int(times), sent) for (kind, axes), (times, sent) in sums.items()]
+    return sorted(every, key=lambda one: -one.sent)
+
+
+def _computations(text: str) -> tuple[dict[str, list[str]], str]:
+    bodies: dict[str, list[str]] = {}
+    entry, current = "", None
+    for line in text.splitlines():
+        begins = _COMPUTATION.match(line)
+        if begins:
+            current = begins[2]
+            bodies[current] = []
+            entry = current if begins[1] else entry
+        elif line == "}":
+            current = None
+        elif current is not None:
+            bodies[current].append(line)
+    return bodies, entry
+
+
+def _executions(bodies: Mapping[str, Sequence[str]], entry: str) -> dict[str, int]:
+    """How often each computation runs."""
+    often: dict[str, int] = defaultdict(int)
+
+    def visit(name: str, times: int) -> None:
+        often[name] += times
+        for line in bodies[name]:
+            trips = 1
+            if condition := re.search(r"condition=%?([\w.\-]+)", line):
+                trips = _trips(line, bodies.get(condition[1], ()))
+            for called in _CALLED.findall(line):
+                for inner in re.findall(r"%([\w.\-]+)", called):
+                    if inner in bodies:
+                        visit(inner, times * trips)
+
+    visit(entry, 1)
+    return often
+
+
+def _trips(line: str, condition: Sequence[str]) -> int:
+    """A counted loop's condition compares with a constant."""
+    known = re.search(r'known_trip_count":\{"n":"(\d+)"', line)
+    if known:
+        return int(known[1])
+    constants = [int(n) for row in condition for n in re.findall(r"= [su]\d+\[\]\S* constant\((\d+)\)", row)]
+    return max(constants, default=1)
+
+
+_IOTA = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"
+_GROUPS = re.compile(rf"replica_groups=\[([\d,]+)\]<={_IOTA}")
+_MESH_GROUPS = re.compile(rf"replica_groups=mesh\[(.*?)\](?:, device_ids=\({_IOTA}\))? \{{(.*?)\}}")
+
+
+def _axes(line: str, mesh: Mapping[str, int]) -> tuple[tuple[str, ...], int]:
+    """Mesh axes along which the members of a group differ, and how many members it has."""
+    shape = tuple(mesh.values())
+    if iota := _GROUPS.search(line):
+        members = [_iota(iota[2], iota[3]).reshape(-1, int(iota[1].split(",")[-1]))[0]]
+    elif named := _MESH_GROUPS.search(line):
+        sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", named[1])}
+        ids = _iota(named[2] or str(math.prod(shape)), named[3]).reshape(tuple(sizes.values()))
+        over = re.findall(r"'(\w+)'", named[4])
+        members = [ids[tuple(slice(None) if name in over else 0 for name in sizes)].reshape(-1)]
+    elif pairs := re.search(r"source_target_pairs=\{(.*?)\}\}", line):
+        members = [np.array([int(n) for n in pair.split(",")]) for pair in re.findall(r"(\d+,\d+)", pairs[1])]
+    elif listed := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
+        members = [np.array([int(n) for n in listed[1].split(",")])]
+    else:
+        members = [np.arange(math.prod(shape))]
+    places = [np.stack(np.unravel_index(group, shape)) for group in members]
+    differ = np.any([np.ptp(place, axis=1) > 0 for place in places], axis=0)
+    return tuple(name for name, moves in zip(mesh, differ, strict=True) if moves), len(members[0])
+
+
+def _iota(dims: str, permutation: str | None) -> np.ndarray:
+    """Device numbers as HLO writes them: counted up in a shape, whose axes are then permuted."""
+    sizes = [int(n) for n in dims.split(",")]
+    ids = np.arange(math.prod(sizes)).reshape(sizes)
+    return ids.transpose([int(n) for n in permutation.split(",")]) if permutation else ids
+
+
+def _bytes(shape: str, kind: str, size: int, *, start: bool) -> float:
+    """Bytes that one device sends: of an array of n bytes over s devices, a ring sends n·(s-1)/s once, or twice."""
+    parts = [math.prod(int(n) for n in dims.split(",") if n) * BITS.get(t, 32) / 8 for t, dims in _SHAPE.findall(shape)]
+    # A started exchange returns what it was given beside what it makes.
+    whole = max(parts, default=0.0) if start or kind == "all-gather" else sum(parts)
+    share = (size - 1) / size
+    match kind:
+        case "all-reduce":
+            return 2 * whole * share
+        case "reduce-scatter":
+            return (whole if start else whole * size) * share
+        case "collective-permute":
+            return whole
+        case _:
+            return whole * share
