@@ -4,13 +4,26 @@ JAX and what needs it are imported inside the commands, so that `--help` and a w
 """
 
 import argparse
+import json
 import logging
+import os
 import sys
 import threading
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from t5x_lite.errors import STOPPED, UserError
+
+WITHOUT_A_TPU = {
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_LOG_DIR": "disabled",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "true",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+}
+"""What libtpu and JAX must find before they are loaded, so that a machine without a TPU can compile for one."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -71,6 +84,11 @@ def _parser() -> argparse.ArgumentParser:
     command("tokenizer", tokenizer, "train the tokenizer of a config", "config", config)
     own = command("eval", evaluate, "loss, perplexity and bits per byte on the validation split", "run", run)
     own.add_argument("--step", type=int, help="a checkpoint's step; the newest if left out")
+    own.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    own = command("plan", plan, "compile the train step for a TPU pod, here, without one", "config", config)
+    own.add_argument("--topology", help="chips and their shape, such as v5p:8x8x16 (default: plan.topology)")
+    own.add_argument("--slices", type=int, help="pods of that shape, joined by the data centre's network")
+    own.add_argument("--search", action="store_true", help="try meshes and remat policies, and rank those that fit")
     own.add_argument("--json", action="store_true", help="one JSON object on standard output")
     own = command("generate", generate, "continue prompts, answer them, or fill their masks", "run", run)
     own.add_argument("--prompt", action="append", required=True, help="text to continue; may be given several times")
@@ -168,6 +186,28 @@ def evaluate(options: argparse.Namespace, overrides: list[str]) -> int:
         width = max(map(len, found))
         print("\n".join(f"{name:<{width}}  {value:.6g}" for name, value in found.items()))
     return 0
+
+
+def plan(options: argparse.Namespace, overrides: list[str]) -> int:
+    """`t5x-lite plan CONFIG --topology NAME [k=v …]`; 1 if nothing fits."""
+    from t5x_lite import config as configuration
+
+    config = configuration.load(options.config, overrides)
+    topology, slices = options.topology or config.plan.topology, options.slices or config.plan.slices
+    if not topology:
+        raise UserError("plan needs --topology (or plan.topology in the config), such as v5p:4x4x4")
+    os.environ.update(WITHOUT_A_TPU)
+    from t5x_lite import plan as planning
+
+    found = planning.search(config, topology, slices) if options.search else [planning.plan(config, topology, slices)]
+    if options.json:
+        every = [asdict(one) for one in found]
+        print(json.dumps(every if options.search else every[0]))
+    elif options.search:
+        planning.show_search(found)
+    else:
+        planning.show(found[0])
+    return 0 if any(one.fits for one in found) else 1
 
 
 def generate(options: argparse.Namespace, overrides: list[str]) -> int:

@@ -326,6 +326,13 @@ class AdaptConfig(Config):
     method: Annotated[Method, OneOf(ADAPTATIONS)] = setting(Full(), "how they become this run's first weights")
 
 
+class PlanConfig(Config):
+    """The pod that a config is for: what `t5x-lite plan` compiles it for if not told another."""
+
+    topology: str | None = setting(None, "chips and their shape, such as v5p:8x8x16, as libtpu names them")
+    slices: Int = setting(1, "pods of that shape, joined by the data centre's network", ge=1)
+
+
 class RunConfig(Config):
     """A whole run."""
 
@@ -344,6 +351,7 @@ class RunConfig(Config):
     checkpoint: CheckpointConfig = setting(CheckpointConfig(), "checkpoints")
     eval: EvalConfig = setting(EvalConfig(), "evaluation")
     adapt: AdaptConfig | None = setting(None, "begin from another run")
+    plan: PlanConfig = setting(PlanConfig(), "the pod that this config is for")
 
     @model_validator(mode="after")
     def _check(self) -> "RunConfig":
@@ -416,6 +424,7 @@ FREE_TO_CHANGE = (
     "mesh.",
     "checkpoint.",
     "eval.",
+    "plan.",
     "data.cache_dir",
     "data.prepare_processes",
     "data.workers",

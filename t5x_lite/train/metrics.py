@@ -41,7 +41,7 @@ A TPU7x chip has 2307e12 and is two devices.
 """
 
 
-def flops_per_row(model: ModelConfig, blueprint: Blueprint, lengths: Lengths) -> float:
+def flops_per_row(model: ModelConfig, blueprint: Blueprint, lengths: Lengths, *, causal_half: bool = True) -> float:
     """FLOPs of forward and backward for one example: 6 per matrix weight and token that passes it, and attention.
 
     The formula of PaLM (Chowdhery et al. 2022, appendix B), 12·layers·heads·head_dim·queries·keys for attention, with
@@ -55,7 +55,7 @@ def flops_per_row(model: ModelConfig, blueprint: Blueprint, lengths: Lengths) ->
         for name, axes in flat(blueprint.axes).items()
         if axes.inputs or (axes.table and "vocab" in axes.names and model.tied)
     )
-    return matrices + _attention_flops(model, lengths)
+    return matrices + _attention_flops(model, lengths, causal_half=causal_half)
 
 
 def _passes(model: ModelConfig, name: str, lengths: Lengths) -> int:
@@ -74,14 +74,15 @@ def _passes(model: ModelConfig, name: str, lengths: Lengths) -> int:
     return repeats * (lengths.targets + both)
 
 
-def _attention_flops(model: ModelConfig, lengths: Lengths) -> float:
+def _attention_flops(model: ModelConfig, lengths: Lengths, *, causal_half: bool) -> float:
     if model.family == "electra":
         pair = (model.model_of_discriminator, model.model_of_generator)
-        return sum(_attention_flops(one, lengths) for one in pair)
+        return sum(_attention_flops(one, lengths, causal_half=causal_half) for one in pair)
     width, n, m = 12.0 * model.heads * model.width_of_head, lengths.tokens, lengths.targets
 
     def pairs(layers: int, length: int, *, causal: bool) -> float:
-        period = sum(layer.attention.pairs(length, causal=causal) for layer in model.pattern)
+        half = causal and causal_half
+        period = sum(layer.attention.pairs(length, causal=half) for layer in model.pattern)
         return layers // len(model.pattern) * period
 
     if model.family == "decoder":

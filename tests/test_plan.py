@@ -1,0 +1,111 @@
+"""The planner: exchanges of programs whose bytes are counted by hand; a pod compiled, where libtpu is installed."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from t5x_lite import config as configuration
+from t5x_lite.cli import main
+from t5x_lite.plan import candidates, example
+from tests.conftest import Shell
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+LIBTPU = importlib.util.find_spec("libtpu") is not None
+POD = [
+    "model.layers=2",
+    "model.embed=256",
+    "model.heads=2",
+    "model.vocab=512",
+    "train.batch_size=16",
+    "train.seq_len=256",
+]
+
+
+def test_exchanges_are_those_of_the_program() -> None:
+    """A ring of s devices sends n·(s-1)/s bytes of a gathered array of n bytes, twice that of a summed one."""
+    script = Path(__file__).parent / "parallel" / "exchanges.py"
+    flags = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "NPROC": "16"}
+    done = subprocess.run([sys.executable, str(script)], env=flags, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    whole = 64 * 32 * 4
+    assert found["gathered over fsdp"] == [
+        {"kind": "all-gather", "axes": ["fsdp"], "times": 1, "sent": whole / 2},
+    ]
+    assert found["gathered over two"] == [
+        {"kind": "all-gather", "axes": ["data", "tensor"], "times": 1, "sent": whole * 3 / 4},
+    ]
+    assert found["summed in a loop"] == [
+        {"kind": "all-reduce", "axes": ["tensor"], "times": 5, "sent": 5 * 2 * (16 * 32 * 4) / 2},
+    ]
+    assert found["swapped"] == [{"kind": "all-to-all", "axes": ["fsdp"], "times": 1, "sent": whole / 2 / 2}]
+
+
+@pytest.mark.parametrize(
+    "name", ["gpt3/1.3b", "t5/base", "bert/base", "electra/base", "switch/base_8", "transformer/base"]
+)
+def test_every_kind_of_config_has_features_without_text_or_tokenizer(name: str) -> None:
+    config = configuration.load(CONFIGS / f"{name}.yaml")
+    features = example(config)
+    assert features["tokens"].shape == (config.train.seq_len,)
+    assert any(weight.sum() > 0 for key, weight in features.items() if key.endswith("_weights"))
+
+
+def test_a_search_tries_what_divides_pod_model_and_batch() -> None:
+    config = configuration.load(CONFIGS / "switch/base_8.yaml", ["train.batch_size=32"])
+    found = {(c.mesh.fsdp, c.mesh.tensor, c.mesh.expert) for c in candidates(config, 16)}
+    # Twelve heads: tensor 1, 2 or 4; eight experts; 16 devices in all.
+    assert found == {(16 // (t * e), t, e) for t in (1, 2, 4) for e in (1, 2, 4, 8) if 16 % (t * e) == 0}
+
+
+@pytest.mark.skipif(LIBTPU, reason="libtpu is installed")
+def test_without_the_tpu_compiler_the_remedy_is_named(t5x_lite: Shell) -> None:
+    done = t5x_lite("plan", CONFIGS / "gpt3/1.3b.yaml", "--topology", "v5e:4x4")
+    assert done.returncode == 2
+    assert "pip install 't5x_lite[tpu]'" in done.stderr.strip().splitlines()[-1]
+
+
+def test_a_topology_must_be_given(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(CONFIGS / "gpt3/1.3b.yaml")]) == 2
+    assert "--topology" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not LIBTPU, reason="needs the extra tpu: pip install -e '.[tpu]'")
+@pytest.mark.parametrize(
+    ("config", "overrides", "kernels"),
+    [
+        ("gpt3/125m", [*POD, "mesh.fsdp=4", "mesh.data=2"], 4),
+        ("switch/base_8", [*POD, "mesh.expert=4", "mesh.fsdp=2", "mesh.data=1"], 0),
+        ("mixtral/8x7b", [*POD, "model.kv_heads=2", "mesh.fsdp=8", "mesh.data=1"], 4),
+    ],
+)
+def test_a_pod_is_compiled_here(t5x_lite: Shell, config: str, overrides: list[str], kernels: int) -> None:
+    """Attention, and experts that are not sharded, are the TPU's kernels; sharded experts travel by all-to-all."""
+    done = t5x_lite("plan", CONFIGS / f"{config}.yaml", "--topology", "v5e:2x4", "--json", *overrides)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["fits"]
+    assert found["devices"] == 8
+    assert found["compiled"]["kernel_calls"] >= kernels
+    kinds = {(one["kind"], tuple(one["axes"])) for one in found["compiled"]["exchanges"]}
+    assert ("all-to-all", ("expert",)) in kinds or config != "switch/base_8"
+    # Weights, moments (AdamW: two, Adafactor: less) and a batch, cut into eight.
+    assert found["compiled"]["arguments_bytes"] < 1.5 * (3 * 4 * found["parameters"] / 8) + 2**20
+    assert 0 < found["modelled"]["mfu_causal_half"] <= found["modelled"]["mfu_causal_full"] < 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not LIBTPU, reason="needs the extra tpu: pip install -e '.[tpu]'")
+def test_what_does_not_fit_is_said_with_the_exit_code(t5x_lite: Shell) -> None:
+    done = t5x_lite("plan", CONFIGS / "gpt3/13b.yaml", "--topology", "v5e:2x4", "--json", "mesh.fsdp=8", "mesh.data=1")
+    assert done.returncode == 1
+    found = json.loads(done.stdout)
+    assert not found["fits"]
+    assert found["largest"]
+    assert found["compiled"]["memory_bytes"] > found["compiled"]["available_bytes"]
