@@ -80,6 +80,9 @@ def _parser() -> argparse.ArgumentParser:
     run = "a run directory"
     own = command("train", train, "pretrain; a run directory that holds a checkpoint is resumed", "config", config)
     own.add_argument("--help-config", action="store_true", help="list every setting, and end")
+    own.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 of a job of several is reached")
+    own.add_argument("--num-processes", type=int, help="processes of the job")
+    own.add_argument("--process-id", type=int, help="which of them this is, from 0")
     command("prepare", prepare, "tokenise the corpora of a config into its token cache", "config", config)
     command("tokenizer", tokenizer, "train the tokenizer of a config", "config", config)
     own = command("eval", evaluate, "loss, perplexity and bits per byte on the validation split", "run", run)
@@ -124,6 +127,7 @@ def train(options: argparse.Namespace, overrides: list[str]) -> int:
     if options.help_config:
         return _explain_config()
     config = configuration.load(options.config, overrides)
+    _join(options)
     from t5x_lite.parallel import distributed
     from t5x_lite.train.loop import train as run_training
 
@@ -144,6 +148,20 @@ def train(options: argparse.Namespace, overrides: list[str]) -> int:
             show(load(run.folder), [config.train.sample_prompt], Sampling(temperature=0.8, top_p=0.95))
         print(f"run: {run.folder} (metrics.jsonl, {picture.name}, checkpoints/, tokenizer, config.yaml)")
     return 0
+
+
+def _join(options: argparse.Namespace) -> None:
+    """Say to JAX, by the names that it knows, which process of which job this is."""
+    given = (options.coordinator, options.num_processes, options.process_id)
+    if given == (None, None, None):
+        return
+    if None in given or not 0 <= options.process_id < options.num_processes:
+        raise UserError(
+            "--coordinator, --num-processes and --process-id belong together, and process ids are 0 to one less than "
+            f"their number; found {given[0]}, {given[1]} and {given[2]}"
+        )
+    names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+    os.environ.update(zip(names, map(str, given), strict=True))
 
 
 def prepare(options: argparse.Namespace, overrides: list[str]) -> int:

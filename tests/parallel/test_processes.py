@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from t5x_lite.cli import main
 from tests.conftest import REPOSITORY, lines
 
 BATCHES = """
@@ -73,11 +74,28 @@ def test_one_two_and_four_processes_make_the_same_global_batches(tiny_config: Pa
 def test_processes_train_evaluate_save_and_resume_as_one_would(
     tiny_run: Path, tiny_config: Path, tmp_path: Path, count: int
 ) -> None:
-    arguments = ["-m", "t5x_lite", "train", tiny_config, f"run_dir={tmp_path}/run"]
-    run_together(count, *arguments)
+    python = Path(sys.executable).parent
+    here = os.environ | {"T5X_LITE_READY": "1", "PATH": f"{python}:{os.environ['PATH']}"}
+    command = ["bash", "launch/pod_sim.sh", str(count), str(tiny_config), f"run_dir={tmp_path}/run"]
+    done = subprocess.run(command, env=here, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=200)
+    assert done.returncode == 0, done.stderr
     for name in ("loss", "eval/loss"):
         expected, found = ([line[name] for line in lines(run) if name in line] for run in (tiny_run, tmp_path / "run"))
         np.testing.assert_allclose(found, expected, rtol=1e-5)
     more = ["train.steps=16", "train.allow_changed_config=true"]
-    run_together(1, *arguments, *more)
+    run_together(1, "-m", "t5x_lite", "train", tiny_config, f"run_dir={tmp_path}/run", *more)
     assert [line["step"] for line in lines(tmp_path / "run")] == list(range(1, 17))
+
+
+def test_a_process_that_fails_ends_the_job_with_its_exit_code(tiny_config: Path, tmp_path: Path) -> None:
+    python = Path(sys.executable).parent
+    here = os.environ | {"T5X_LITE_READY": "1", "PATH": f"{python}:{os.environ['PATH']}"}
+    command = ["bash", "launch/pod_sim.sh", "2", str(tiny_config), f"run_dir={tmp_path}/run", "train.stpes=3"]
+    done = subprocess.run(command, env=here, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=100)
+    assert done.returncode == 2
+    assert "did you mean" in done.stderr
+
+
+def test_the_three_flags_of_a_process_belong_together(tiny_config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", str(tiny_config), "--coordinator", "127.0.0.1:1", "--num-processes", "2"]) == 2
+    assert "belong together" in capsys.readouterr().err
