@@ -211,7 +211,7 @@ def _chip(device: Any) -> Chip:
 def _exhausted(message: str) -> tuple[dict[str, Any], list[str]]:
     """What the compiler says of a program that does not fit: its size, and the largest buffers."""
     used = re.search(r"(?:Used |temporaries \()([\d.]+)([KMGT])", message)
-    size = float(used[1]) * 2 ** {"K": 10, "M": 20, "G": 30, "T": 40}[used[2]] if used else math.inf
+    size = float(used[1]) * 2 ** {"K": 10, "M": 20, "G": 30, "T": 40}[used[2]] if used else None
     largest = []
     for block in re.split(r"\n\s*\d+\. (?=Size: )", message)[1:4]:
         parts = [re.search(pattern, block) for pattern in (r"Size: (\S+)", r"Shape: (\S+)", r'op_name="(.*?)"')]
@@ -279,7 +279,9 @@ def search(config: RunConfig, topology: str, slices: int = 1) -> list[Plan]:
         every = candidates(config, len(devices))
         for one in track(every, f"compiling {len(every)} candidates", console=Console(stderr=True)):
             found.append(planned(one, topology, devices, slices))
-    return sorted(found, key=lambda one: (not one.fits, one.modelled["step_seconds"], one.compiled["memory_bytes"]))
+    return sorted(
+        found, key=lambda one: (not one.fits, one.modelled["step_seconds"], one.compiled["memory_bytes"] or math.inf)
+    )
 
 
 def candidates(config: RunConfig, devices: int) -> list[RunConfig]:
@@ -313,7 +315,7 @@ def show(plan: Plan) -> None:
         highlight=False,
         soft_wrap=True,
     )
-    used, has = chip["memory_bytes"] / 2**30, chip["available_bytes"] / 2**30
+    used, has = (chip["memory_bytes"] or math.inf) / 2**30, chip["available_bytes"] / 2**30
     verdict = "fits" if plan.fits else "does NOT fit"
     console.print(
         f"compiled in {chip['seconds']:.0f} s: {verdict}: {used:.1f} of {has:.1f} GiB a device", highlight=False
@@ -376,7 +378,7 @@ def show_search(plans: Sequence[Plan]) -> None:
             " × ".join(f"{axis} {size}" for axis, size in one.mesh.items()),
             one.remat,
             "yes" if one.fits else "no",
-            f"{one.compiled['memory_bytes'] / 2**30:.1f}",
+            f"{(one.compiled['memory_bytes'] or math.inf) / 2**30:.1f}",
             f"{one.modelled['step_seconds']:.3f}",
             f"{one.modelled['mfu_causal_half']:.1%}",
         )

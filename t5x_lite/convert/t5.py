@@ -156,7 +156,8 @@ class SwitchTransformers(T5):
         }
         room = {"capacity": {"tokens": hf["expert_capacity"]}}
         moe = {"experts": hf["num_experts"], "router": {"switch": router}, "dispatch": room}
-        pattern: list[dict[str, Any]] = [{}] * (steps.pop() - 1) + [{"feedforward": {"moe": moe}}]
+        pattern: list[dict[str, Any]] = [{}] * steps.pop()
+        pattern[min(1, len(pattern) - 1)] = {"feedforward": {"moe": moe}}  # layers 1, 1 + step, …
         return own | {"pattern": pattern}
 
     def config(self, model: ModelConfig) -> dict[str, Any]:

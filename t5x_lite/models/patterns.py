@@ -9,9 +9,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import numpy as np
+
 from t5x_lite.schema import Config, Int, setting
 
 Allowed = Callable[[Any, Any], Any]
+SAMPLE = 2048
+"""Queries whose keys are counted."""
 
 
 @dataclass(frozen=True)
@@ -104,8 +108,15 @@ class AttentionKind(Config):
         return ((self, heads),)
 
     def pairs(self, length: int, *, causal: bool) -> float:
-        """Pairs of query and key in a row of `length`, for counting FLOPs; a causal square counts half."""
-        raise NotImplementedError
+        """Pairs of query and key in a row of `length`, the mean over heads, for counting FLOPs.
+
+        They are counted, of long rows for a sample of queries.
+        """
+        query = np.linspace(0, length - 1, min(length, SAMPLE)).round().astype(int)[:, None]
+        key = np.arange(length)
+        kinds = self.of_heads(2)
+        seen = [kind.allowed(query, key) & ((query >= key) | (not causal)) for kind, _ in kinds]
+        return float(np.mean(seen)) * length * length
 
 
 class Dense(AttentionKind):
@@ -116,7 +127,7 @@ class Dense(AttentionKind):
         return abs(query - key) >= 0
 
     def pairs(self, length: int, *, causal: bool) -> float:
-        """The square, or half of it."""
+        """The square, or half of it, as MFU is counted (Chowdhery et al. 2022, appendix B)."""
         return length * length / (2 if causal else 1)
 
 
@@ -137,11 +148,6 @@ class Local(AttentionKind):
     def parts(self, *, causal: bool) -> tuple[Part, ...]:
         """Blocks of a window's width and their neighbours."""
         return (Part(Blocks(self.window, 1, 0 if causal else 1), self.allowed),)
-
-    def pairs(self, length: int, *, causal: bool) -> float:
-        """A band without its corners."""
-        window = min(self.window, length)
-        return (window * length - window * window / 2) * (1 if causal else 2)
 
 
 Share = Literal["heads", "near", "far", "both"]
@@ -193,18 +199,6 @@ class Factorised(AttentionKind):
         near, far = (self.model_copy(update={"share": share}) for share in ("near", "far"))
         return ((near, heads // 2), (far, heads // 2))
 
-    def pairs(self, length: int, *, causal: bool) -> float:
-        """Counted set by set, in closed form."""
-        near, far = self._near_pairs(length), self._far_pairs(length)
-        shares = {"near": near, "far": far, "heads": (near + far) / 2}
-        return shares.get(self.share, near + far) * (1 if causal else 2)
-
-    def _near_pairs(self, length: int) -> float:
-        raise NotImplementedError
-
-    def _far_pairs(self, length: int) -> float:
-        raise NotImplementedError
-
 
 class Strided(Factorised):
     """Near: the last `stride` keys and the query's own. Far: every `stride`-th key from the query's place."""
@@ -229,13 +223,6 @@ class Strided(Factorised):
     def far_shape(self) -> Columns:
         """Each comb by itself."""
         return Columns(self.stride)
-
-    def _near_pairs(self, length: int) -> float:
-        window = min(self.stride + 1, length)
-        return window * length - window * window / 2
-
-    def _far_pairs(self, length: int) -> float:
-        return length * length / (2 * self.stride)
 
 
 class Fixed(Factorised):
@@ -264,12 +251,6 @@ class Fixed(Factorised):
         """The summaries of all blocks."""
         return Chosen(self.stride - self.summary, self.stride, self.stride)
 
-    def _near_pairs(self, length: int) -> float:
-        return length * min(self.stride, length) / 2
-
-    def _far_pairs(self, length: int) -> float:
-        return length * length * self.summary / (2 * self.stride)
-
 
 class BlockGlobal(AttentionKind):
     """Blocks that see their neighbours, and `globals` first tokens of the row that see all and are seen by all.
@@ -296,12 +277,6 @@ class BlockGlobal(AttentionKind):
             Part(Chosen(0, self.globals), lambda q, k: (k < self.globals) & ~self._near(q, k)),
             Part(First(self.globals), lambda q, k: (q < self.globals) & (k >= self.globals) & ~self._near(q, k)),
         )
-
-    def pairs(self, length: int, *, causal: bool) -> float:
-        """Blocks without corners, and a cross of global rows and columns."""
-        wide = min(self.block * (1 + 2 * self.neighbours), length)
-        both = length * wide + 2 * self.globals * max(length - wide, 0)
-        return both / (2 if causal else 1)
 
 
 ATTENTION: dict[str, type[AttentionKind]] = {
