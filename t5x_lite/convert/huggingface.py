@@ -335,7 +335,7 @@ def _resolved(model: ModelConfig) -> dict[str, Any]:
     own = model.dense_feedforward
     layers = []
     for layer in model.pattern:
-        kind = layer.feedforward or model.feedforward
+        kind = model.feedforward_of(layer)
         if isinstance(kind, MoE):
             kind = kind.model_copy(update={"expert": kind.expert or own, "mlp": kind.mlp or model.width_of_mlp})
         layers.append(layer.model_copy(update={"feedforward": kind}))

@@ -135,6 +135,10 @@ class MoE(Config):
         return self
 
 
+class DenseFeedForward(Config):
+    """The feed-forward of the model, or where that has experts, one like them."""
+
+
 FEEDFORWARDS: dict[str, type[Config]] = EXPERTS | {"moe": MoE}
 
 
@@ -169,9 +173,9 @@ class LayerConfig(Config):
     """One layer of the repeating pattern."""
 
     attention: Annotated[AttentionKind, OneOf(ATTENTION)] = setting(Dense(), "which keys a query may look at")
-    feedforward: Annotated[MLP | GLU | MoE | None, OneOf(FEEDFORWARDS, optional=True)] = setting(
-        None, "this layer's feed-forward; null takes `model.feedforward`"
-    )
+    feedforward: Annotated[
+        MLP | GLU | MoE | DenseFeedForward | None, OneOf({"dense": DenseFeedForward, **FEEDFORWARDS}, optional=True)
+    ] = setting(None, "this layer's feed-forward; null takes `model.feedforward`, dense the same without experts")
 
 
 class GeneratorConfig(Config):
@@ -336,8 +340,12 @@ class ModelConfig(Config):
     @property
     def mixtures(self) -> tuple[MoE, ...]:
         """The Mixture-of-Experts layers of one period."""
-        all_layers = (layer.feedforward or self.feedforward for layer in self.pattern)
-        return tuple(layer for layer in all_layers if isinstance(layer, MoE))
+        return tuple(kind for layer in self.pattern if isinstance(kind := self.feedforward_of(layer), MoE))
+
+    def feedforward_of(self, layer: LayerConfig) -> MLP | GLU | MoE:
+        """What a layer of the pattern has."""
+        own = layer.feedforward
+        return self.dense_feedforward if isinstance(own, DenseFeedForward) else own or self.feedforward
 
     @property
     def dense_feedforward(self) -> MLP | GLU:

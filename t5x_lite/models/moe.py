@@ -413,7 +413,7 @@ def routing(model: nnx.Module, config: ModelConfig) -> Routing | None:
     for stack, layers in sown.items():
         routers: dict[Router, list[Seen]] = {}
         for number, seen in layers.items():
-            moe = config.pattern[int(number)].feedforward or config.feedforward
+            moe = config.feedforward_of(config.pattern[int(number)])
             assert isinstance(moe, MoE)
             routers.setdefault(moe.router, []).append(seen)
             path = f"{stack}.layers.{number}.feedforward"

@@ -43,7 +43,7 @@ class Block(nnx.Module):
     """Self-attention, cross-attention in a decoder that has a memory, and feed-forward: each residual and normed."""
 
     def __init__(self, config: ModelConfig, layer: LayerConfig, *, cross: bool, rngs: nnx.Rngs) -> None:
-        feedforward = layer.feedforward or config.feedforward
+        feedforward = config.feedforward_of(layer)
         embed = ("embed", config.embed)
         self.residual, self.dropout = config.norm_place, config.dropout
         self.attention_norm = Norm(config.norm, embed)
