@@ -48,9 +48,11 @@ def collectives(text: str, mesh: Mapping[str, int]) -> list[Collective]:
             channel = re.search(r"channel_id=(\d+)", line)
             key = f"{found[2]} {channel[1]}" if channel else line
             axes, size = _axes(line, mesh)
-            sent = _bytes(found[1], found[2], size, start="-start(" in line)
+            kind, sent = found[2], _bytes(found[1], found[2], size, start="-start(" in line)
+            if name.startswith("all-reduce-scatter"):  # the TPU's name for a sum of which each keeps its part
+                kind, sent = "reduce-scatter", sent / 2
             times = max(often[name], channels[key][3] if key in channels else 0)
-            channels[key] = (found[2], axes, sent, times)
+            channels[key] = (kind, axes, sent, times)
     sums: dict[tuple[str, tuple[str, ...]], list[float]] = defaultdict(lambda: [0, 0.0])
     for kind, axes, sent, times in channels.values():
         if axes:
