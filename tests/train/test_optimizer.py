@@ -129,6 +129,26 @@ def test_a_stack_of_layers_moves_as_its_layers_would_alone(method: str) -> None:
         np.testing.assert_allclose(together[layer], params["w"], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("method", ["adafactor", "lamb", "muon"])
+def test_experts_of_stacked_layers_move_as_each_would_alone(method: str) -> None:
+    """Two layers of three experts: six matrices, one axis for layers and one that the weight names."""
+    axes = Axes(("experts", "embed", "mlp"), 1, stacked=1)
+    rng = np.random.default_rng(3)
+    first, grads = rng.normal(size=(2, 2, 3, 4, 6)).astype(np.float32)
+
+    def moved(axes: Axes, param: np.ndarray, grad: np.ndarray) -> np.ndarray:
+        settings = {"learning_rate": 0.1, "clip_norm": None, "schedule": "constant", "method": method}
+        optimizer = make(OptimizerConfig.model_validate(settings), 10, {"w": axes})
+        params = {"w": jnp.asarray(param)}
+        updates, _ = optimizer.update({"w": jnp.asarray(grad)}, optimizer.init(params), params)
+        return np.asarray(optax.apply_updates(params, updates)["w"])
+
+    together = moved(axes, first, grads)
+    for layer, expert in np.ndindex(2, 3):
+        alone = moved(MATRIX, first[layer, expert], grads[layer, expert])
+        np.testing.assert_allclose(together[layer, expert], alone, rtol=1e-5, atol=1e-6)
+
+
 def test_the_global_norm_is_clipped_before_anything_else() -> None:
     config = OptimizerConfig.model_validate(
         {"clip_norm": 1.0, "method": {"adamw": {"epsilon": 1e3}}, "weight_decay": 0.0}
