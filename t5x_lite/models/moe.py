@@ -155,7 +155,7 @@ class MixtureOfExperts(nnx.Module):
         product = PRODUCTS[dropless_kernel(dispatch, platform())]
         graph, params = nnx.split(self.experts)
 
-        def own(params: Any, x: Array, experts: Array, weights: Array) -> Array:
+        def own(params: Any, key: Any, x: Array, experts: Array, weights: Array) -> Array:
             flat, module = x.reshape(1, -1, x.shape[-1]), nnx.merge(graph, params)
             queue = queued(experts.reshape(1, -1, experts.shape[-1]), count)
             n = queue.order.shape[1]
@@ -172,11 +172,11 @@ class MixtureOfExperts(nnx.Module):
 
         mesh = jax.sharding.get_abstract_mesh()
         if mesh.empty or mesh.size == 1:
-            return own(params, x, experts, weights)
+            return own(params, key, x, experts, weights)
         by_row = spec(mesh.shape, ("batch", None, None), x.shape)
-        whole = jax.tree.map(lambda _: jax.sharding.PartitionSpec(), params)
-        local = jax.shard_map(own, in_specs=(whole, by_row, by_row, by_row), out_specs=by_row, check_vma=False)
-        return local(params, x, experts, weights)
+        whole = jax.sharding.PartitionSpec()
+        local = jax.shard_map(own, in_specs=(whole, whole, *[by_row] * 3), out_specs=by_row, check_vma=False)
+        return local(params, key, x, experts, weights)
 
     def _by_experts(
         self,
@@ -197,8 +197,10 @@ class MixtureOfExperts(nnx.Module):
         taken = (weights > 0).sum(2, dtype=jnp.float32)
         reached = jnp.zeros((b, l)).at[row, tokens].max((weights > 0).astype(jnp.float32))
         count = real.sum(1, dtype=jnp.float32)
+        # A token that no expert took counts as so many choices as the others have on average.
+        dropped = (count - reached.sum(1)) * taken.sum(1) / jnp.maximum(count, 1)
         log_z = jnp.sum(jnp.where(real, jax.nn.logsumexp(logits, axis=-1) ** 2, 0), axis=1)
-        return out, Seen(taken, probability.sum(1), taken, count - reached.sum(1), log_z, count)
+        return out, Seen(taken, probability.sum(1), taken, dropped, log_z, count)
 
 
 def _jittered(x: Array, jitter: float, key: PRNGKeyArray | None) -> Array:
