@@ -276,7 +276,7 @@ def search(config: RunConfig, topology: str, slices: int = 1) -> list[Plan]:
     """
     found = []
     with pod(topology, slices) as devices:
-        every = candidates(config, len(devices))
+        every = candidates(config, len(devices), slices)
         for one in track(every, f"compiling {len(every)} candidates", console=Console(stderr=True)):
             found.append(planned(one, topology, devices, slices))
     return sorted(
@@ -284,18 +284,18 @@ def search(config: RunConfig, topology: str, slices: int = 1) -> list[Plan]:
     )
 
 
-def candidates(config: RunConfig, devices: int) -> list[RunConfig]:
-    """Meshes that divide the pod and the model, with each remat policy: data is 1, fsdp takes what is left."""
+def candidates(config: RunConfig, devices: int, slices: int = 1) -> list[RunConfig]:
+    """Meshes that divide pod and model, with each remat policy: data joins the slices, fsdp takes what is left."""
     model, found = config.model, []
     experts = model.mixtures[0].experts if model.mixtures else 1
     powers = [2**n for n in range(12)]
     for tensor in (n for n in powers if n <= 16 and model.heads % n == 0):
         for expert in (n for n in powers if experts % n == 0 and n <= experts):
-            fsdp, rest = divmod(devices, tensor * expert)
+            fsdp, rest = divmod(devices, tensor * expert * slices)
             rows = config.train.batch_size // config.train.microbatches
-            if rest or not fsdp or rows % (fsdp * expert):
+            if rest or not fsdp or rows % (slices * fsdp * expert):
                 continue
-            mesh = MeshConfig(data=1, fsdp=fsdp, tensor=tensor, expert=expert)
+            mesh = MeshConfig(data=slices, fsdp=fsdp, tensor=tensor, expert=expert)
             for remat in REMATS:
                 own = model.model_copy(update={"remat": remat})
                 found.append(config.model_copy(update={"mesh": mesh, "model": own}))
