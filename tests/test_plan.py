@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import os
 import subprocess
 import sys
@@ -98,6 +99,26 @@ def test_a_pod_is_compiled_here(t5x_lite: Shell, config: str, overrides: list[st
     # Weights, moments (AdamW: two, Adafactor: less) and a batch, cut into eight.
     assert found["compiled"]["arguments_bytes"] < 1.5 * (3 * 4 * found["parameters"] / 8) + 2**20
     assert 0 < found["modelled"]["mfu_causal_half"] <= found["modelled"]["mfu_causal_full"] < 1
+
+
+def test_every_pod_config_names_its_pod_and_fills_it() -> None:
+    """The chips of the topology are those of the mesh; slices are joined by the data axis."""
+    for path in (CONFIGS / "pods").glob("*.yaml"):
+        config = configuration.load(path)
+        assert config.plan.topology, path
+        chips = math.prod(int(side) for side in config.plan.topology.partition(":")[2].split("x")) * config.plan.slices
+        mesh = config.mesh
+        assert math.prod((mesh.data, mesh.fsdp, mesh.tensor, mesh.expert)) == chips, path
+        assert mesh.data % config.plan.slices == 0, path
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not LIBTPU, reason="needs the extra tpu: pip install -e '.[tpu]'")
+@pytest.mark.parametrize("path", sorted((CONFIGS / "pods").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_pod_config_fits_its_pod(path: Path) -> None:
+    command = [sys.executable, "-m", "t5x_lite", "plan", str(path), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1800)
+    assert done.returncode == 0, done.stderr + done.stdout
 
 
 @pytest.mark.slow

@@ -92,16 +92,16 @@ ROUTERS: dict[str, Any] = {"switch": {}, "gshard": {}, "top_k": {"k": 2}, "deeps
 
 @pytest.mark.parametrize("router", ROUTERS)
 @pytest.mark.parametrize(
-    ("dispatch", "room"),
+    ("dispatch", "room", "skew"),
     [
-        ({"capacity": {"factor": 4.0}}, math.inf),
-        ({"capacity": {"tokens": 2}}, 2),
-        ("dropless", math.inf),
-        ({"dropless": {"kernel": "ragged"}}, math.inf),
+        ({"capacity": {"factor": 4.0}}, math.inf, 0.0),
+        ({"capacity": {"tokens": 2}}, 2, 0.0),
+        ("dropless", math.inf, 0.0),
+        ("dropless", math.inf, 3.0),
+        ({"dropless": {"kernel": "ragged"}}, math.inf, 3.0),
     ],
-    ids=["capacity", "two places", "dropless", "ragged"],
+    ids=["capacity", "two places", "dropless", "dropless, skewed", "ragged, skewed"],
 )
-@pytest.mark.parametrize("skew", [0.0, 3.0])
 def test_dispatch_equals_a_loop_over_tokens(router: str, dispatch: Any, room: float, skew: float) -> None:
     """Where room suffices and where not; even loads, and a skewed one that overflows the dropless buffers."""
     made, x = layer(router={router: ROUTERS[router]}, dispatch=dispatch), inputs(skew)
