@@ -32,7 +32,7 @@ def main() -> None:
         feedforward = {"moe": {"experts": 4, "router": {"top_k": {"k": 2}}, "dispatch": dispatch}}
         pattern = [{}, {"feedforward": feedforward}]
         config = ModelConfig.model_validate({"layers": 2, "embed": 16, "heads": 4, "vocab": 12, "pattern": pattern})
-        plan, params = blueprint(config), initial(config, jax.random.key(0))
+        plan, params = blueprint(config), jax.jit(initial, static_argnums=0)(config, jax.random.key(0))
 
         def loss(params: Any, tokens: jax.Array, plan: Any = plan, config: ModelConfig = config) -> tuple[Any, Any]:
             module = plan.model(params)
