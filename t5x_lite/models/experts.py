@@ -1,5 +1,6 @@
 """Settings of Mixture-of-Experts layers: how tokens choose experts, and how they get to them. No JAX here."""
 
+from abc import abstractmethod
 from typing import ClassVar, Literal
 
 from t5x_lite.schema import Config, Int, setting
@@ -22,9 +23,9 @@ class Router(Config):
     z_loss: float = setting(0.0, "factor on mean(log²Σexp) of the router's logits", ge=0, source="Zoph 2022, §3.3")
 
     @property
+    @abstractmethod
     def choices(self) -> int:
         """Experts that a token is sent to."""
-        raise NotImplementedError
 
 
 class Switch(Router):

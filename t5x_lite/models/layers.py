@@ -70,7 +70,7 @@ def deviation(config: ModelConfig, fan_in: int, *, residual: bool = False, embed
 class Linear(nnx.Module):
     """A linear map from the last axes of its input to new ones: weight `[*inputs, *outputs]`, bias `[*outputs]`.
 
-    With `experts`, as many maps side by side, of inputs `[experts, …]`; or, told `sizes`, of rows sorted by expert.
+    With `experts`, as many maps side by side, of inputs `[experts, …]`; or, told `groups`, of rows sorted by expert.
     """
 
     def __init__(

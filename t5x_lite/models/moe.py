@@ -98,22 +98,24 @@ class MixtureOfExperts(nnx.Module):
         router, count = self.moe.router, self.moe.experts
         logits = self.router(_jittered(x, router.jitter, keys[0]) if isinstance(router, Switch) else x)
         if isinstance(router, ExpertChoice):
-            out, seen = self._by_experts(x, logits, real, router, keys[1])
+            out, probability, sent, dropped = self._by_experts(x, logits, real, router, keys[1])
+            counted = sent
         else:
             bias = None if self.bias is None else self.bias[...]
             experts, weights, probability = choose(router, logits, bias, keys[2])
             experts = jnp.where(real[..., None], experts, count)
             out, kept = self._dispatched(x, experts, weights, keys[1])
             sent = _counts(experts, count)
+            dropped = sent.sum(1) - kept
             counted = _counts(experts[..., :1], count) if isinstance(router, GShard) else sent
-            seen = Seen(
-                counted,
-                jnp.sum(jnp.where(real[..., None], probability, 0), axis=1),
-                sent,
-                sent.sum(1) - kept,
-                jnp.sum(jnp.where(real, jax.nn.logsumexp(logits, axis=-1) ** 2, 0), axis=1),
-                real.sum(1, dtype=jnp.float32),
-            )
+        seen = Seen(
+            counted,
+            jnp.sum(jnp.where(real[..., None], probability, 0), axis=1),
+            sent,
+            dropped,
+            jnp.sum(jnp.where(real, jax.nn.logsumexp(logits, axis=-1) ** 2, 0), axis=1),
+            real.sum(1, dtype=jnp.float32),
+        )
         self.seen = nnx.Intermediate(seen)
         return out if self.shared is None else out + self.shared(x, keys[1])
 
@@ -185,8 +187,11 @@ class MixtureOfExperts(nnx.Module):
         real: Bool[Array, "b l"],
         router: ExpertChoice,
         key: Any,
-    ) -> tuple[Float[Array, "b l d"], Seen]:
-        """Each expert takes the tokens of a row with the highest probability for it (Zhou et al. 2022, §3.2)."""
+    ) -> tuple[Float[Array, "b l d"], Float[Array, "b l e"], Float[Array, "b e"], Float[Array, "b"]]:
+        """Each expert takes the tokens of a row with the highest probability for it (Zhou et al. 2022, §3.2).
+
+        Also that probability, how many tokens each expert took, and how many no expert took, as `Seen` counts them.
+        """
         b, l, d = x.shape
         room = min(math.ceil(router.average * l / self.moe.experts), l)
         probability = jnp.where(real[..., None], jax.nn.softmax(logits, axis=-1), 0)
@@ -199,8 +204,7 @@ class MixtureOfExperts(nnx.Module):
         count = real.sum(1, dtype=jnp.float32)
         # A token that no expert took counts as so many choices as the others have on average.
         dropped = (count - reached.sum(1)) * taken.sum(1) / jnp.maximum(count, 1)
-        log_z = jnp.sum(jnp.where(real, jax.nn.logsumexp(logits, axis=-1) ** 2, 0), axis=1)
-        return out, Seen(taken, probability.sum(1), taken, dropped, log_z, count)
+        return out, probability, taken, dropped
 
 
 def _jittered(x: Array, jitter: float, key: PRNGKeyArray | None) -> Array:
@@ -338,6 +342,13 @@ def _megablox(x: Array, matrices: Array, sizes: Array) -> Array:
 
 
 PRODUCTS: dict[str, Callable[[Array, Array, Array], Array]] = {"ragged": jax.lax.ragged_dot, "megablox": _megablox}
+
+
+def check_dispatch(config: ModelConfig, of: str) -> None:
+    """Refuse a model whose experts need what a platform does not have; see `dropless_kernel`."""
+    for moe in config.mixtures:
+        if isinstance(moe.dispatch, Dropless):
+            dropless_kernel(moe.dispatch, of)
 
 
 def dropless_kernel(dispatch: Dropless, of: str) -> str:

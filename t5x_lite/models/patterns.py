@@ -5,6 +5,7 @@ kernel; it imports no JAX. `allowed` is the definition. `parts` says how little 
 of pairs, each in a shape that a kernel can compute alone.
 """
 
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -95,9 +96,9 @@ class AttentionKind(Config):
         """See the class."""
         return None
 
+    @abstractmethod
     def allowed(self, query: Any, key: Any) -> Any:
         """Boolean mask for broadcastable integer positions `query` and `key`; causality is not decided here."""
-        raise NotImplementedError
 
     def parts(self, *, causal: bool) -> tuple[Part, ...]:
         """Disjoint parts that together are `allowed`; none where the whole square is to be computed."""
@@ -164,21 +165,21 @@ class Factorised(AttentionKind):
         "heads", "half of the heads near, half far; all near; all far; or both at once", source="Child 2019, §4.2"
     )
 
+    @abstractmethod
     def near(self, query: Any, key: Any) -> Any:
         """Whether a key belongs to the near set."""
-        raise NotImplementedError
 
+    @abstractmethod
     def far(self, query: Any, key: Any) -> Any:
         """Whether a key belongs to the far set."""
-        raise NotImplementedError
 
+    @abstractmethod
     def near_blocks(self, *, causal: bool) -> Blocks:
         """The shape that covers the near set."""
-        raise NotImplementedError
 
+    @abstractmethod
     def far_shape(self) -> Columns | Chosen:
         """The shape that covers the far set."""
-        raise NotImplementedError
 
     def allowed(self, query: Any, key: Any) -> Any:
         """One of the sets, or their union; with `heads`, what any head sees."""

@@ -24,8 +24,7 @@ from t5x_lite.data.tokenizer import obtain
 from t5x_lite.errors import Diverged, UserError
 from t5x_lite.evaluate.perplexity import evaluate
 from t5x_lite.models import kernels
-from t5x_lite.models.experts import Dropless
-from t5x_lite.models.moe import dropless_kernel
+from t5x_lite.models.moe import check_dispatch
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.parallel.distributed import StopRequest, first_process_first
 from t5x_lite.run import Run, check_folder, create, locked, with_vocab
@@ -53,9 +52,7 @@ def train(config: RunConfig) -> tuple[Run, bool]:
     try:
         attention = kernels.planned(config.model, config.train.seq_len, mesh.devices.flat[0].platform)
         config.model.check_mesh(mesh.shape["expert"], mesh.shape["tensor"])
-        for moe in config.model.mixtures:
-            if isinstance(moe.dispatch, Dropless):
-                dropless_kernel(moe.dispatch, mesh.devices.flat[0].platform)
+        check_dispatch(config.model, mesh.devices.flat[0].platform)
     except ValueError as error:
         raise UserError(str(error)) from None
     parts = config.train.microbatches

@@ -142,9 +142,8 @@ class MetricsWriter:
             self._broken = True
             raise disk_error(self.path.parent, error, "the run goes on from its last checkpoint") from error
         for name, value in values.items():
-            for tag, part in (
-                [(f"{name}/{n}", part) for n, part in enumerate(value)] if isinstance(value, list) else [(name, value)]
-            ):
+            parts = {f"{name}/{n}": part for n, part in enumerate(value)} if isinstance(value, list) else {name: value}
+            for tag, part in parts.items():
                 self._board.add_scalar(tag, part, step)
 
     def close(self) -> None:
