@@ -263,9 +263,6 @@ class MeshConfig(Config):
         sizes = {name: getattr(self, name) for name in type(self).model_fields}
         if 0 in sizes.values() or list(sizes.values()).count(-1) > 1:
             raise ValueError(f"axes are ≥ 1, and one at most is -1, found {sizes}")
-        for name in ("context", "pipeline"):
-            if sizes[name] != 1:
-                raise ValueError(f"axis `{name}` has nothing to shard in this model; leave it 1")
         return self
 
 
@@ -378,8 +375,7 @@ class RunConfig(Config):
                 f"optimizer.warmup_steps {self.optimizer.warmup_steps} reach into the decay, the last {decay} of "
                 f"train.steps {train.steps} (optimizer.schedule.wsd.decay)"
             )
-        if self.mesh.expert > 1 or self.mesh.tensor > 1:
-            self.model.check_mesh(self.mesh.expert, self.mesh.tensor)
+        self.model.check_mesh(self.mesh.expert, self.mesh.tensor, self.mesh.pipeline)
         if self.adapt is not None:
             self.adapt.method.check(self.model)
         if self.objective is not None:

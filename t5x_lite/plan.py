@@ -116,7 +116,7 @@ def planned(config: RunConfig, topology: str, devices: Sequence[Any], slices: in
     task_of(config)
     mesh = meshes.make_mesh(config.mesh, list(devices))
     model, train = config.model, config.train
-    model.check_mesh(mesh.shape["expert"], mesh.shape["tensor"])
+    model.check_mesh(mesh.shape["expert"], mesh.shape["tensor"], mesh.shape["pipeline"])
     meshes.local_rows(mesh, train.batch_size // train.microbatches)
     structure = blueprint(model)
     try:

@@ -66,7 +66,8 @@ class Attention(nnx.Module):
     def keys_values(self, source: Float[Array, "b m d"], view: View) -> KeysValues:
         """Keys, normed and rotated, and values of a source."""
         key = self.key(source)
-        return KeysValues(view.rotate(key if self.key_norm is None else self.key_norm(key)), self.value(source))
+        key = view.rotate(key if self.key_norm is None else self.key_norm(key), view.at)
+        return KeysValues(key, self.value(source))
 
     def __call__(
         self, x: Float[Array, "b l d"], source: KeysValues, view: View, key: PRNGKeyArray | None = None
@@ -76,7 +77,7 @@ class Attention(nnx.Module):
         Where the view has queries before those of `x`, they are padding: a row that looks at itself from a ring.
         """
         query = self.query(x)
-        query = view.rotate(query if self.query_norm is None else self.query_norm(query))
+        query = view.rotate(query if self.query_norm is None else self.query_norm(query), view.at)
         if self.positions is not None and view.bias is None:
             view = replace(view, bias=self.positions.bias(causal=view.causal))
         before = view.queries.index.shape[0] - x.shape[1]

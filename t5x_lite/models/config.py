@@ -166,7 +166,7 @@ class FanInInit(Config):
 
 INITIALIZERS: dict[str, type[Config]] = {"normal": NormalInit, "fan_in": FanInInit}
 
-RematPolicy = Literal["none", "full", "dots", "dots_no_batch"]
+RematPolicy = Literal["none", "full", "dots", "dots_no_batch", "offload"]
 
 
 class LayerConfig(Config):
@@ -257,7 +257,14 @@ class ModelConfig(Config):
         "auto", "what computes attention; `auto` is the platform's own kernel where it can: cudnn, splash, else xla"
     )
     compute: Literal["float32", "bfloat16"] = setting("float32", "type of activations; parameters stay float32")
-    remat: RematPolicy = setting("none", "what the backward pass computes anew instead of keeping")
+    remat: RematPolicy = setting(
+        "none",
+        "what the backward pass computes anew instead of keeping: all of a layer (full), all but products (dots), all "
+        "but products with weights (dots_no_batch), all, with what passes between layers kept in host memory (offload)",
+    )
+    pipeline_microbatches: Int | None = setting(
+        None, "parts of a batch that follow each other through mesh.pipeline; null: up to 4 a stage", ge=1
+    )
     unroll: Int = setting(1, "repeats of the pattern unrolled in one step of the scan over layers; 0 is all", ge=0)
 
     @model_validator(mode="after")
@@ -299,14 +306,29 @@ class ModelConfig(Config):
         }:
             raise ValueError("router expert_choice is for encoders: an expert's choice depends on later tokens")
 
-    def check_mesh(self, expert: int, tensor: int) -> None:
-        """Refuse sizes of the mesh axes that these experts cannot be sharded over, with a ValueError."""
+    def check_mesh(self, expert: int, tensor: int, pipeline: int) -> None:
+        """Refuse sizes of the mesh axes that these layers and experts cannot be sharded over, with a ValueError."""
+        depths = {"layers": self.layers, "decoder_layers": self.layers_of_decoder}
+        if self.generator is not None:
+            depths["generator.layers"] = self.generator.layers
+        for name, layers in depths.items() if pipeline > 1 else ():
+            repeats = layers // len(self.pattern)
+            if repeats % pipeline or self.shared_layers:
+                what = "one layer for all" if self.shared_layers else f"{repeats} repeats of the pattern"
+                raise ValueError(
+                    f"mesh.pipeline {pipeline} cannot cut model.{name} {layers}, {what}, into equal stages"
+                )
         if expert > 1 and not self.mixtures:
             raise ValueError(f"mesh.expert {expert}: this model has no experts to shard; leave it 1")
         for moe in self.mixtures:
             if moe.experts % expert:
                 raise ValueError(f"mesh.expert {expert} does not divide the {moe.experts} experts of a layer")
             kernel = moe.dispatch.kernel if isinstance(moe.dispatch, Dropless) else ""
+            if kernel in {"auto", "buffer"} and pipeline > 1:
+                raise ValueError(
+                    f"mesh.pipeline {pipeline}: stages run together, so all would do the rounds of "
+                    "dropless.kernel=buffer that one of them needs; take dispatch=capacity, or kernel=megablox on TPUs"
+                )
             if kernel in {"ragged", "megablox"} and expert * tensor > 1:
                 raise ValueError(
                     f"dropless.kernel={kernel} multiplies whole experts: it needs mesh.expert=1 and mesh.tensor=1; "

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from t5x_lite.models.config import ALiBi, ModelConfig, Relative
@@ -27,7 +28,7 @@ from t5x_lite.models.patterns import (
     Local,
     Part,
 )
-from t5x_lite.models.sharding import platform, spec
+from t5x_lite.models.sharding import constrain, platform, shards, spec
 
 
 @jax.tree_util.register_dataclass
@@ -40,7 +41,7 @@ class Places:
     rows of unequal length begin at different indices.
     """
 
-    index: Int[Array, "l"]
+    index: Any  # Int[Array, "l"], known while tracing (np.ndarray) where a row looks at itself
     segment_ids: Int[Array, "b l"]
     prefix: Bool[Array, "b l"] | None = None
     at: Int[Array, "b l"] | None = None
@@ -55,14 +56,15 @@ class Places:
 class View:
     """What the layers of one call share: where queries and keys stand, and what their places do to them.
 
-    `rotate` turns queries and new keys; `bias`, of the `index` of queries and of keys, is added to the scores; with
-    `causal` a query sees no later key.
+    `rotate` turns queries and new keys by their positions `at`; `bias`, of the `index` of queries and of keys, is added
+    to the scores; with `causal` a query sees no later key.
     """
 
     queries: Places
     keys: Places
     causal: bool
-    rotate: Callable[[Float[Array, "b l h k"]], Float[Array, "b l h k"]] = lambda x: x
+    at: Int[Array, "b l"] | None = None
+    rotate: Callable[[Float[Array, "b l h k"], Any], Float[Array, "b l h k"]] = lambda x, at: x
     bias: Callable[[Int[Array, "l"], Int[Array, "m"]], Float[Array, "h l m"]] | None = None
 
     @property
@@ -164,6 +166,9 @@ def _attend(call: Call, pattern: AttentionKind) -> Float[Array, "b l h k"]:
         return splash(call, pattern)
     call = replace(call, settings=replace(call.settings, kernel=kernel))
     parts = worthwhile(pattern, call.query.shape[1], call.view)
+    if not parts and call.query.shape[1] > 1:  # each part of a row in parts sees the keys of the whole row
+        whole = ("batch", None, "kv_heads", None)
+        call = replace(call, key=constrain(call.key, *whole), value=constrain(call.value, *whole))
     made = [SHAPES[type(part.shape)](call, part) for part in parts] or [square(call, pattern.allowed)]
     out, log_sum = made[0] if len(made) == 1 else joined(made)
     return jnp.where(log_sum[..., None] > NOTHING / 2, out, 0).astype(out.dtype) if pattern.blind else out
@@ -387,13 +392,15 @@ SPLASH_BLOCKS = (512, 256, 128)
 def splash(call: Call, pattern: AttentionKind, *, interpret: bool = False) -> Float[Array, "b l h k"]:
     """The Pallas kernel for TPUs, forward and backward: blocks that the mask leaves empty are skipped.
 
-    Each device computes its own rows and heads of the mesh.
+    Each device computes its own rows, heads and part of the length, and gathers the keys and values of the whole row.
     """
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
-    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
-    length = call.query.shape[1]
-    size = next(block for block in SPLASH_BLOCKS if length % block == 0)
+    mesh, length, heads = jax.sharding.get_abstract_mesh(), call.query.shape[1], call.query.shape[2]
+    alone = mesh.empty or mesh.size == 1
+    # Query and key heads are sharded alike, or a shard would hold queries without their keys.
+    by_heads = "heads" if not alone and call.key.shape[2] % mesh.shape["tensor"] == 0 else None
+    size = next(block for block in SPLASH_BLOCKS if length // shards("length") % block == 0)
     sizes = kernel.BlockSizes(
         block_q=size,
         block_kv=size,
@@ -403,39 +410,63 @@ def splash(call: Call, pattern: AttentionKind, *, interpret: bool = False) -> Fl
         block_kv_dkv_compute=size,
         use_fused_bwd_kernel=True,
     )
-    causal, shape = call.view.causal, (length, length)
+    places = np.asarray(call.view.queries.index)
+    run = kernel.make_splash_mha(
+        _splash_mask(pattern, places, heads, causal=call.view.causal),
+        block_sizes=sizes,
+        head_shards=1 if by_heads is None else mesh.shape["tensor"],
+        q_seq_shards=shards("length"),
+        interpret=interpret,
+    )
+    in_order = None if np.array_equal(places, np.arange(length)) else np.argsort(places)
 
-    def whole(query: Array, key: Array, value: Array, segment_ids: Array) -> Array:
-        one: masks.Mask
-        match pattern:
-            case Dense():
-                one = masks.CausalMask(shape) if causal else masks.FullMask(shape)
-            case Local(window=window):
-                one = masks.LocalMask(shape, (window - 1, 0 if causal else window - 1), 0)
-            case _:
-                places = np.arange(length)
-                seen = pattern.allowed(places[:, None], places)
-                one = masks.NumpyMask(seen & (places[:, None] >= places) if causal else seen)
-        run = kernel.make_splash_mha(
-            masks.MultiHeadMask([one] * query.shape[2]),
-            block_sizes=sizes,
-            head_shards=1,
-            q_seq_shards=1,
-            interpret=interpret,
-        )
+    def own(run: Any, query: Array, key: Array, value: Array, segments: Array, of_keys: Array) -> Array:
+        if in_order is not None:
+            key, value, of_keys = (x[:, in_order] for x in (key, value, of_keys))
         heads_first = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))
-        out = jax.vmap(run)(*heads_first, segment_ids=kernel.SegmentIds(segment_ids, segment_ids))
+        out = jax.vmap(run)(*heads_first, segment_ids=kernel.SegmentIds(segments, of_keys))
         return jnp.swapaxes(out, 1, 2)
 
-    sides = (call.scaled, call.key, call.value, call.view.queries.segment_ids)
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
-        return whole(*sides)
-    # Query and key heads are sharded alike, or a shard would hold queries without their keys.
-    by_heads = "heads" if call.key.shape[2] % mesh.shape["tensor"] == 0 else None
-    axes = [("batch", None, by_heads, None)] * 3 + [("batch", None)]
+    segments = call.view.queries.segment_ids
+    sides = (call.scaled, call.key, call.value, segments, segments)
+    if alone:
+        return own(run, *sides)
+    kv = ("batch", None, by_heads, None)
+    axes = [("batch", "length", by_heads, None), kv, kv, ("batch", "length"), ("batch", None)]
     specs = tuple(spec(mesh.shape, names, x.shape) for names, x in zip(axes, sides, strict=True))
-    return jax.shard_map(whole, in_specs=specs, out_specs=specs[0], check_vma=False)(*sides)
+    of_run = run.manual_sharding_spec(NamedSharding(mesh, PartitionSpec(specs[0][2], specs[0][1])))
+    local = jax.shard_map(own, in_specs=(of_run, *specs), out_specs=specs[0], check_vma=False)
+    return local(run, *sides)
+
+
+def _splash_mask(pattern: AttentionKind, places: np.ndarray, heads: int, *, causal: bool) -> Any:
+    """The mask of queries at `places` and keys in order, as the kernel takes it."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+    length = len(places)
+    shape, natural = (length, length), np.array_equal(places, np.arange(length))
+
+    @dataclass(frozen=True)
+    class Lazy(masks.Mask):
+        """Made in blocks: a long row's square would not fit."""
+
+        pattern: AttentionKind
+
+        @property
+        def shape(self) -> tuple[int, int]:
+            return shape
+
+        def __getitem__(self, index: tuple[slice, slice]) -> np.ndarray:
+            query, key = places[index[0]][:, None], np.arange(length)[index[1]]
+            seen = np.broadcast_to(pattern.allowed(query, key), np.broadcast_shapes(query.shape, key.shape))
+            return seen & (query >= key) if causal else np.array(seen)
+
+    one: masks.Mask = Lazy(pattern)
+    if natural and isinstance(pattern, Dense):
+        one = masks.CausalMask(shape) if causal else masks.FullMask(shape)
+    elif natural and isinstance(pattern, Local):
+        one = masks.LocalMask(shape, (pattern.window - 1, 0 if causal else pattern.window - 1), 0)
+    return masks.MultiHeadMask([one] * heads)
 
 
 @dataclass(frozen=True)
@@ -480,7 +511,10 @@ def refusal(kernel: Kernel, pattern: AttentionKind, facts: Facts, of: str) -> st
     own = {
         "splash": [
             (of != "tpu", f"it is for TPUs, not for {of}"),
-            (facts.length % LANES > 0, f"length {facts.length} is not a multiple of {LANES}"),
+            (
+                facts.length % (LANES * shards("length")) > 0,
+                f"length {facts.length} is not a multiple of {LANES} on each of the {shards('length')} of mesh.context",
+            ),
             (pattern.blind, "a query that sees no key is not known to it"),
         ],
         "cudnn": [
@@ -512,25 +546,48 @@ def choose(pattern: AttentionKind, facts: Facts, wanted: Kernel, of: str) -> tup
     return ("xla", f"not {best}: {why}") if why else (best, f"the kernel for {of}")
 
 
+def _choices(config: ModelConfig, length: int, of: str, *, causal: bool) -> dict[AttentionKind, tuple[Kernel, str]]:
+    facts = Facts(
+        length,
+        config.width_of_head,
+        config.compute,
+        causal=causal,
+        bias=isinstance(config.positions, Relative | ALiBi),
+        dropout=config.dropout > 0,
+        prefix=config.prefix_lm,
+    )
+    kinds = dict.fromkeys(layer.attention for layer in config.pattern)
+    return {kind: choose(kind, facts, config.kernel, of) for kind in kinds}
+
+
 def planned(config: ModelConfig, length: int, of: str) -> dict[str, str]:
     """The kernel of each attention kind of a model that is trained on rows of `length`, and why.
 
     Raises:
         ValueError: see `choose`.
     """
-    facts = Facts(
-        length,
-        config.width_of_head,
-        config.compute,
-        causal=config.family == "decoder",
-        bias=isinstance(config.positions, Relative | ALiBi),
-        dropout=config.dropout > 0,
-        prefix=config.prefix_lm,
-    )
     found = {}
-    for kind in dict.fromkeys(layer.attention for layer in config.pattern):
+    for kind, (kernel, why) in _choices(config, length, of, causal=config.family == "decoder").items():
         name = next(name for name, one in ATTENTION.items() if type(kind) is one)
         settings = ", ".join(f"{key} {value}" for key, value in kind)
-        kernel, why = choose(kind, facts, config.kernel, of)
         found[f"{name} ({settings})" if settings else name] = f"{kernel} ({why})"
     return found
+
+
+def row_order(config: ModelConfig, length: int, *, causal: bool) -> np.ndarray:
+    """In which order the tokens of a row are computed, `[length]`: as they stand, or dealt out for equal work.
+
+    Of a causal row that C devices share, the last part sees most. If the kernel skips what is not seen, the row is cut
+    into 2·C parts, of which device i has the parts i and 2·C-1-i (Grattafiori et al. 2024, §3.3.2).
+    """
+    places, parts = np.arange(length), 2 * shards("length")
+    if not causal or parts == 2 or length % parts:
+        return places
+    if any(kernel != "splash" for kernel, _ in _choices(config, length, platform(), causal=True).values()):
+        return places
+    return places.reshape(parts, -1)[dealt(parts)].reshape(-1)
+
+
+def dealt(parts: int) -> np.ndarray:
+    """Parts from both ends in turn: 0, n-1, 1, n-2 and so on."""
+    return np.stack([np.arange(parts // 2), np.arange(parts - 1, parts // 2 - 1, -1)], axis=1).reshape(-1)

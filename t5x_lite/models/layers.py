@@ -94,6 +94,8 @@ class Linear(nnx.Module):
         biased = config.bias if bias is None else bias
         made, named = shape[len(inputs) :], names[len(inputs) :]
         self.made = named
+        # What leaves the residual stream has every channel, and all of the length that `tensor` holds parts of.
+        self.taken = tuple(None if name == "embed" else name for name in names[: len(inputs)])
         more: dict[str, Any] = {}
         if experts is not None:
             shape, made = [experts.count, *shape], [experts.count, *made]
@@ -112,10 +114,12 @@ class Linear(nnx.Module):
         if self.experts:
             y = jax.lax.dot_general(x, matrix, (((x.ndim - 1,), (1,)), ((0,), (0,))))
             bias = None if bias is None else bias.reshape(len(bias), *[1] * (y.ndim - 2), -1)
-            return constrain(y if bias is None else y + bias, "experts", "groups", None, *self.made)
+            return constrain(y if bias is None else y + bias, "experts", "groups", "length", *self.made)
+        between = x.ndim - 1 - len(self.taken)
+        x = constrain(x, "batch", *["length"][:between], *self.taken)
         y = jnp.tensordot(x, matrix, axes=self.contracted)
-        between = [None] * (y.ndim - 1 - len(self.made))
-        return constrain(y if bias is None else y + bias, "batch", *between, *self.made)
+        along = "residual_length" if self.made == ("embed",) else "length"
+        return constrain(y if bias is None else y + bias, "batch", *[along][:between], *self.made)
 
 
 @dataclass(frozen=True)
@@ -139,11 +143,12 @@ class Embed(nnx.Module):
     def __call__(self, tokens: Int[Array, "b l"]) -> Float[Array, "b l d"]:
         # The width is gathered before the rows are looked up: what comes out is sharded by rows of the batch.
         table = constrain(self.weight[...].astype(self.dtype), self.name, None)
-        return constrain(table[tokens], "batch", None, "embed")
+        return constrain(table[tokens], "batch", "residual_length", None)
 
     def attend(self, x: Float[Array, "b l d"]) -> Float[Array, "b l v"]:
         """Inner products with every row of the table."""
-        return constrain(jnp.einsum("bld,vd->blv", x, self.weight[...].astype(self.dtype)), "batch", None, "vocab")
+        x = constrain(x, "batch", "length", None)
+        return constrain(jnp.einsum("bld,vd->blv", x, self.weight[...].astype(self.dtype)), "batch", "length", "vocab")
 
 
 class Norm(nnx.Module):

@@ -96,6 +96,7 @@ class MixtureOfExperts(nnx.Module):
         """The weighted sum of the outputs of a token's experts, 0 for those without room; padding chooses none."""
         keys = [None] * 3 if key is None else jax.random.split(key, 3)
         router, count = self.moe.router, self.moe.experts
+        x = constrain(x, "batch", None, None)  # a row's tokens queue together
         logits = self.router(_jittered(x, router.jitter, keys[0]) if isinstance(router, Switch) else x)
         if isinstance(router, ExpertChoice):
             out, probability, sent, dropped = self._by_experts(x, logits, real, router, keys[1])
@@ -144,8 +145,8 @@ class MixtureOfExperts(nnx.Module):
 
     def _in_buffers(self, x: Float[Array, "g e c d"], key: PRNGKeyArray | None) -> Float[Array, "g e c d"]:
         """Every expert on its buffers; on a mesh they travel to its devices and back (all-to-all)."""
-        x = constrain(jnp.swapaxes(x, 0, 1), "experts", "groups", None, None)
-        y = constrain(self.experts(x, key), "experts", "groups", None, None)
+        x = constrain(jnp.swapaxes(x, 0, 1), "experts", "groups", "length", None)
+        y = constrain(self.experts(x, key), "experts", "groups", "length", None)
         return constrain(jnp.swapaxes(y, 0, 1), "batch", None, None, None)
 
     def _ragged(
@@ -175,7 +176,7 @@ class MixtureOfExperts(nnx.Module):
         mesh = jax.sharding.get_abstract_mesh()
         if mesh.empty or mesh.size == 1:
             return own(params, key, x, experts, weights)
-        by_row = spec(mesh.shape, ("batch", None, None), x.shape)
+        by_row = spec(mesh.shape, ("batch", "length", None), x.shape)
         whole = jax.sharding.PartitionSpec()
         local = jax.shard_map(own, in_specs=(whole, whole, *[by_row] * 3), out_specs=by_row, check_vma=False)
         return local(params, key, x, experts, weights)

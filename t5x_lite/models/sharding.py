@@ -12,7 +12,9 @@ AXES = ("data", "fsdp", "tensor", "expert", "context", "pipeline")
 RULES: dict[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp", "expert"),
     "groups": ("data", "fsdp"),
-    "layers": (),
+    "length": ("context",),
+    "residual_length": ("context", "tensor"),
+    "layers": ("pipeline",),
     "embed": ("fsdp",),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
@@ -20,14 +22,19 @@ RULES: dict[str, tuple[str, ...]] = {
     "mlp": ("tensor",),
     "experts": ("expert",),
     "router": (),
-    "vocab": ("tensor",),
+    "vocab": ("tensor", "pipeline"),
     "position": (),
     "types": (),
     "buckets": (),
     "classes": (),
     "embed_out": (),
 }
-"""Which mesh axes shard a logical axis. An axis whose size they do not divide stays whole."""
+"""Which mesh axes shard a logical axis: the first of them that together divide its size.
+
+Between the sublayers, where every channel is needed (norms, residual additions), the residual stream is cut along its
+length over `tensor` too (sequence parallelism: Korthikanti et al. 2022, §4.2.2). Stages of layers share the vocabulary,
+so that none waits while another computes the loss.
+"""
 
 
 def spec(sizes: Mapping[str, int], names: tuple[str | None, ...], shape: tuple[int, ...]) -> PartitionSpec:
@@ -35,8 +42,9 @@ def spec(sizes: Mapping[str, int], names: tuple[str | None, ...], shape: tuple[i
     parts: list[tuple[str, ...] | None] = []
     used: set[str] = set()
     for name, size in zip(names, shape, strict=True):
-        wanted = tuple(axis for axis in RULES[name] if axis not in used and sizes[axis] > 1) if name else ()
-        fits = wanted if size % math.prod(sizes[axis] for axis in wanted) == 0 else ()
+        fits = tuple(axis for axis in RULES[name] if axis not in used and sizes[axis] > 1) if name else ()
+        while size % math.prod(sizes[axis] for axis in fits):
+            fits = fits[:-1]
         used.update(fits)
         parts.append(fits or None)
     return PartitionSpec(*parts)

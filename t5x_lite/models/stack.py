@@ -1,13 +1,14 @@
 """Block: one layer. Stack: the repeating pattern of layers, stacked in memory and scanned."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from t5x_lite.models import positions
 from t5x_lite.models.attention import Attention, KeysValues, empty_cache, follow
@@ -17,6 +18,10 @@ from t5x_lite.models.kernels import Places, View
 from t5x_lite.models.layers import Norm, dropout
 from t5x_lite.models.moe import MixtureOfExperts
 from t5x_lite.models.patterns import Dense
+from t5x_lite.models.sharding import constrain, shards
+
+RESIDUAL = "residual"
+"""What a layer gives to the next: the name by which `remat=offload` knows it."""
 
 Sublayer = Callable[[Array], Array]
 
@@ -37,6 +42,32 @@ class Memory:
 
     places: Places
     states: Float[Array, "b m d"] | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Rows:
+    """What the rows of a batch bring to every layer: it can be taken for some of them."""
+
+    segment_ids: Int[Array, "b l"]
+    prefix: Bool[Array, "b l"] | None
+    at: Int[Array, "b l"] | None
+    of_memory: Int[Array, "b m"] | None
+    states: Float[Array, "b m d"] | None
+
+    @classmethod
+    def of(cls, view: View, memory: Memory | None) -> "Rows":
+        """Those of a row that looks at itself, and at a memory."""
+        beside = (None, None) if memory is None else (memory.places.segment_ids, memory.states)
+        return cls(view.queries.segment_ids, view.queries.prefix, view.at, *beside)
+
+    def taken(self, view: View, memory: Memory | None) -> tuple[View, Memory | None]:
+        """What layers look at in these rows alone."""
+        places = replace(view.queries, segment_ids=self.segment_ids, prefix=self.prefix)
+        view = replace(view, queries=places, keys=places, at=self.at)
+        if memory is None or self.of_memory is None:
+            return view, None
+        return view, Memory(replace(memory.places, segment_ids=self.of_memory), self.states)
 
 
 class Block(nnx.Module):
@@ -153,7 +184,7 @@ class Stack(nnx.Module):
             def bias(query: Array, key: Array) -> Array:
                 return whole if query is queries.index and key is keys.index else of(query, key)
 
-        return View(queries, keys, self.causal, lambda x: self.positions.rotate(x, at), bias)
+        return View(queries, keys, self.causal, at, self.positions.rotate, bias)
 
     def __call__(
         self,
@@ -168,37 +199,103 @@ class Stack(nnx.Module):
         period = len(self.config.pattern)
         keys = None if key is None else jax.random.split(key, (self.repeats, period))
 
-        def one_period(x: Array, blocks: Any, scanned: tuple[Any, Any, Any]) -> tuple[Array, Any]:
-            cache, remembered, keys = scanned
-            caches = []
-            for n in range(period):
-                own = [None if part is None else part[n] for part in (cache, remembered, keys)]
-                x, new = blocks[str(n)](x, view, memory, *own)
-                caches.append(new)
-            seen = {n: block.feedforward.seen.get_value() for n, block in blocks.items() if block.experts}
-            return x, (None, seen) if cache is None else (caches, {})
+        def period_of(view: View, memory: Memory | None) -> Callable[..., tuple[Array, Any]]:
+            def one_period(x: Array, blocks: Any, scanned: tuple[Any, Any, Any]) -> tuple[Array, Any]:
+                cache, remembered, keys = scanned
+                caches = []
+                for n in range(period):
+                    own = [None if part is None else part[n] for part in (cache, remembered, keys)]
+                    x, new = blocks[str(n)](x, view, memory, *own)
+                    x = checkpoint_name(x, RESIDUAL)
+                    caches.append(new)
+                seen = {n: block.feedforward.seen.get_value() for n, block in blocks.items() if block.experts}
+                return x, (None, seen) if cache is None else (caches, {})
 
-        x, (cache, seen) = self._scan(one_period, x, (cache, remembered, keys))
+            return one_period
+
+        if shards("layers") > 1 and cache is None:
+            x, seen = self._pipelined(lambda rows: period_of(*rows.taken(view, memory)), x, Rows.of(view, memory), keys)
+        else:
+            x, (cache, seen) = self._scan(period_of(view, memory), x, (cache, remembered, keys))
         if seen:
             self.seen = nnx.Intermediate(seen)
         return (x if self.final_norm is None else self.final_norm(x)), cache
 
-    def _scan(self, body: Callable[..., tuple[Any, Any]], carry: Any, scanned: Any) -> tuple[Any, Any]:
-        """`body(carry, blocks of one period, part of scanned)` for every repeat."""
-        graph, weights = nnx.split(self.layers)
+    def _scan(
+        self, body: Callable[..., tuple[Any, Any]], carry: Any, scanned: Any, weights: Any = None
+    ) -> tuple[Any, Any]:
+        """`body(carry, blocks of one period, part of scanned)` for every repeat, or those that `weights` are of."""
+        graph, all_weights = nnx.split(self.layers)
         shared = self.config.shared_layers
+        weights = all_weights if weights is None else weights
 
         def one(carry: Any, parts: tuple[Any, Any]) -> tuple[Any, Any]:
             own = jax.tree.map(lambda w: w[0], weights) if shared else parts[0]
             return body(carry, nnx.merge(graph, own), parts[1])
 
+        length = self.repeats if shared else len(jax.tree.leaves(weights)[0])
         return jax.lax.scan(
             _rematerialised(one, self.config.remat),
             carry,
             (None if shared else weights, scanned),
-            length=self.repeats,
-            unroll=self.config.unroll or self.repeats,
+            length=length,
+            unroll=self.config.unroll or length,
         )
+
+    def _pipelined(
+        self, body_of: Callable[..., Any], x: Float[Array, "b l d"], rows: Rows, keys: Any
+    ) -> tuple[Float[Array, "b l d"], Any]:
+        """The layers in stages over the mesh axis `pipeline`, and the batch in parts that pass them one behind the other
+        (Huang et al. 2019, §2.3): at every tick all stages work, on parts that follow each other.
+
+        The bubble is (stages - 1) / (parts + stages - 1) of the ticks. Gradients come from transposing the loop.
+        """
+        stages = shards("layers")
+        batch = x.shape[0]
+        parts = pipeline_parts(self.config, batch, stages)
+
+        def cut(x: Array) -> Array:
+            """`[parts, batch / parts, …]`, dealt out so that every shard of the batch keeps its own rows."""
+            dealt = jnp.moveaxis(x.reshape(batch // parts, parts, *x.shape[1:]), 1, 0)
+            return constrain(dealt, None, "batch", *[None] * (x.ndim - 1))
+
+        def together(x: Array) -> Array:
+            return jnp.moveaxis(x, 0, 1).reshape(batch, *x.shape[2:])
+
+        def staged(x: Array) -> Array:
+            return x.reshape(stages, -1, *x.shape[1:])
+
+        x, rest = cut(x), jax.tree.map(cut, rows)
+        weights = jax.tree.map(staged, nnx.split(self.layers)[1])
+        keys = None if keys is None else staged(keys)
+
+        def laid(states: Array) -> Array:
+            return constrain(states, "layers", "batch", "residual_length", None)
+
+        def stage(weights: Any, x: Array, own: Rows, keys: Any, part: Array) -> tuple[Array, Any]:
+            drawn = None if keys is None else jax.vmap(jax.vmap(lambda k: jax.random.fold_in(k, part)))(keys)
+            x, (_, seen) = self._scan(body_of(own), x, (None, None, drawn), weights)
+            return x, seen
+
+        def tick(states: Array, number: Array) -> tuple[Array, Any]:
+            entering = x[jnp.minimum(number, parts - 1)]
+            states = laid(jnp.concatenate([entering[None], states[:-1]]))
+            part = jnp.clip(number - jnp.arange(stages), 0, parts - 1)
+            own = jax.tree.map(lambda a: a[part], rest)
+            states, seen = jax.vmap(stage, spmd_axis_name="pipeline")(weights, states, own, keys, part)
+            states = laid(states)
+            return states, (states[-1], seen)
+
+        empty = laid(jnp.zeros((stages, *x.shape[1:]), x.dtype))
+        _, (left, seen) = jax.lax.scan(tick, empty, jnp.arange(parts + stages - 1))
+
+        def of_rows(a: Array) -> Array:
+            """What stages saw of their parts, `[ticks, stages, layers of a stage, rows, …]`, as `[layers, batch, …]`."""
+            own = jnp.stack([a[n : n + parts, n] for n in range(stages)])  # stage, part, layer, row
+            by_layer = jnp.moveaxis(own, 1, 3)  # stage, layer, row, part
+            return by_layer.reshape(self.repeats, batch, *a.shape[4:])
+
+        return together(left[stages - 1 :]), jax.tree.map(of_rows, seen)
 
     def remember(self, memory: Memory) -> list[KeysValues]:
         """Each layer's keys and values of a memory: made once, used for every token that is decoded."""
@@ -216,6 +313,22 @@ class Stack(nnx.Module):
         return jax.tree.map(lambda a: jnp.broadcast_to(a, (self.repeats, *a.shape)), layers)
 
 
+def pipeline_parts(config: ModelConfig, rows: int, stages: int) -> int:
+    """Into how many parts the rows of a batch go through the stages of a pipeline.
+
+    Raises:
+        ValueError: `model.pipeline_microbatches` does not divide the rows of a device.
+    """
+    own, wanted = max(rows // shards("batch"), 1), config.pipeline_microbatches
+    if wanted is None:
+        return max(n for n in range(1, 4 * stages + 1) if own % n == 0)
+    if own % wanted:
+        raise ValueError(
+            f"model.pipeline_microbatches {wanted} does not divide the {own} rows that a device has of a batch"
+        )
+    return wanted
+
+
 def _rematerialised(body: Callable[..., Any], policy: RematPolicy) -> Callable[..., Any]:
     """`body` with the share of its activations that `policy` names recomputed in the backward pass."""
     policies = jax.checkpoint_policies
@@ -228,3 +341,11 @@ def _rematerialised(body: Callable[..., Any], policy: RematPolicy) -> Callable[.
             return jax.checkpoint(body, policy=policies.dots_saveable, prevent_cse=False)
         case "dots_no_batch":
             return jax.checkpoint(body, policy=policies.dots_with_no_batch_dims_saveable, prevent_cse=False)
+        case "offload":
+            away = policies.save_and_offload_only_these_names(
+                names_which_can_be_saved=[],
+                names_which_can_be_offloaded=[RESIDUAL],
+                offload_src="device",
+                offload_dst="pinned_host",
+            )
+            return jax.checkpoint(body, policy=away, prevent_cse=False)

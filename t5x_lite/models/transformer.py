@@ -7,14 +7,16 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from t5x_lite.models import outputs, positions
+from t5x_lite.models import kernels, outputs, positions
 from t5x_lite.models.attention import KeysValues
 from t5x_lite.models.config import START, ModelConfig
 from t5x_lite.models.kernels import Places
 from t5x_lite.models.layers import Embed, Linear, Norm, Weight, dropout
+from t5x_lite.models.sharding import constrain
 from t5x_lite.models.stack import Memory, Stack
 
 Tokens: TypeAlias = Int[Array, "b l"]
@@ -94,11 +96,14 @@ class Side(nnx.Module):
         Keys in `prefix` are seen by earlier queries too; `key` turns dropout on.
         """
         first, rest = (None, None) if key is None else jax.random.split(key)
-        index, shape = jnp.arange(x.shape[1]), x.shape[:2]
-        at = jnp.broadcast_to(index, shape) if at is None else at
-        places = Places(index, jnp.ones(shape, jnp.int32) if segment_ids is None else segment_ids, prefix)
-        x = self._embedded(x, at, token_types, first)
-        return self.stack(x, self.stack.view(places, places, at), memory, key=rest)[0], places
+        shape = x.shape[:2]
+        index = kernels.row_order(self.stack.config, x.shape[1], causal=self.stack.causal)
+        at = jnp.broadcast_to(np.arange(x.shape[1]), shape) if at is None else at
+        segments = jnp.ones(shape, jnp.int32) if segment_ids is None else segment_ids
+        x = reordered(self._embedded(x, at, token_types, first), index)
+        places = Places(index, segments[:, index], None if prefix is None else prefix[:, index])
+        x = self.stack(x, self.stack.view(places, places, at[:, index]), memory, key=rest)[0]
+        return reordered(x, np.argsort(index)), places
 
     def extend(self, x: States, segment_ids: Tokens, cache: Cache, *, prefix: bool = False) -> tuple[States, Cache]:
         """States of tokens that follow those of `cache`, and the longer cache.
@@ -126,6 +131,13 @@ class Side(nnx.Module):
     def empty_cache(self, batch: int, length: int) -> Cache:
         """Room for `length` tokens in each of `batch` rows."""
         return Cache(self.stack.empty_cache(batch, length), jnp.zeros((batch, length), jnp.int32), jnp.int32(0))
+
+
+def reordered(x: States, order: np.ndarray) -> States:
+    """`x[:, order]`; of a row in parts over the mesh, each device permutes some channels of the whole."""
+    if np.array_equal(order, np.arange(len(order))):
+        return x
+    return constrain(constrain(x, "batch", None, "length")[:, order], "batch", "residual_length", None)
 
 
 class Decoder(nnx.Module):

@@ -51,7 +51,7 @@ def train(config: RunConfig) -> tuple[Run, bool]:
     mesh = meshes.make_mesh(config.mesh)
     try:
         attention = kernels.planned(config.model, config.train.seq_len, mesh.devices.flat[0].platform)
-        config.model.check_mesh(mesh.shape["expert"], mesh.shape["tensor"])
+        config.model.check_mesh(mesh.shape["expert"], mesh.shape["tensor"], mesh.shape["pipeline"])
         check_dispatch(config.model, mesh.devices.flat[0].platform)
     except ValueError as error:
         raise UserError(str(error)) from None
