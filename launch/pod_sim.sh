@@ -1,46 +1,84 @@
 #!/usr/bin/env bash
 # Trains a config as N real processes on this machine, which talk over loopback as the hosts of a pod do over their network.
-#   bash launch/pod_sim.sh N CONFIG [key=value ...]
-# XLA_FLAGS=--xla_force_host_platform_device_count=K gives each process K devices. If one process fails, the others are
-# stopped and its exit code is returned; SIGTERM and Ctrl-C reach all of them, which save the same step and leave. Run
-# again, it resumes, with any N. T5X_LITE_READY=1 takes the environment as it is.
+#   bash launch/pod_sim.sh [--dry-run] N CONFIG [key=value ...]
+# XLA_FLAGS=--xla_force_host_platform_device_count=K gives each process K devices. If one process fails or is preempted,
+# the others are stopped and all are started again, as often as budgets.sh allows. SIGTERM and Ctrl-C reach all of them,
+# which save the same step and leave. Run again, it resumes, with any N. T5X_LITE_READY=1 takes the environment as it is.
 set -euo pipefail
-if [[ $# -lt 2 || ! "$1" =~ ^[1-9][0-9]*$ ]]; then
-  echo "usage: bash launch/pod_sim.sh N CONFIG [key=value ...]" >&2
+usage() {
+  echo "usage: bash launch/pod_sim.sh [--dry-run] N CONFIG [key=value ...]" >&2
   exit 2
+}
+dry=""
+if [[ "${1:-}" == --dry-run ]]; then
+  dry=yes
+  shift
 fi
+[[ $# -ge 2 && "$1" =~ ^[1-9][0-9]*$ ]] || usage
 count="$1"
 config="$(realpath "$2")"
 shift 2
 cd "$(dirname "$0")/.."
-if [[ -z "${T5X_LITE_READY:-}" ]]; then
+# shellcheck source=launch/budgets.sh
+source launch/budgets.sh
+if [[ -z "${T5X_LITE_READY:-}" && -z "$dry" ]]; then
   # shellcheck source=tools/environment.sh
   source tools/environment.sh
 fi
 export JAX_PLATFORMS=cpu
-port="$(python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')"
-echo "pod_sim: $count processes, coordinator 127.0.0.1:$port"
-
 processes=()
-for ((number = 0; number < count; number++)); do
-  python -m t5x_lite train "$config" \
-    --coordinator "127.0.0.1:$port" --num-processes "$count" --process-id "$number" "$@" &
-  processes+=("$!")
-done
-trap 'kill -TERM "${processes[@]}" 2>/dev/null || true' TERM INT
+stopping=""
+trap 'stopping=yes; kill -TERM "${processes[@]}" 2>/dev/null || true' TERM INT
 
-status=0
-for process in "${processes[@]}"; do
-  while kill -0 "$process" 2>/dev/null; do
-    # A trapped signal ends `wait` early; the processes are then saving.
+# Starts all processes, waits for all; returns the exit code of the first that failed, or 75 if all were asked to stop.
+job() {
+  local port number process code status=0
+  port="$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')"
+  echo "pod_sim: $count processes, coordinator 127.0.0.1:$port"
+  processes=()
+  for ((number = 0; number < count; number++)); do
+    local command=(python -m t5x_lite train "$config" --coordinator "127.0.0.1:$port"
+      --num-processes "$count" --process-id "$number" "$@")
+    if [[ -n "$dry" ]]; then
+      echo "${command[*]}"
+      continue
+    fi
+    "${command[@]}" &
+    processes+=("$!")
+  done
+  local left=("${processes[@]}")
+  while ((${#left[@]})); do
     code=0
-    wait -n || code=$?
-    if ((code != 0 && code < 128 && code != 75 && status == 0)); then
+    process=""
+    wait -n -p process "${left[@]}" || code=$?
+    # A trapped signal ends `wait` early; the processes are then saving.
+    [[ -n "$process" ]] || continue
+    local others=()
+    for number in "${!processes[@]}"; do
+      if [[ "${processes[number]}" == "$process" ]]; then
+        ((code == 0 || code == 75)) || echo "pod_sim: process $number ended with exit code $code" >&2
+      elif [[ " ${left[*]} " == *" ${processes[number]} "* ]]; then
+        others+=("${processes[number]}")
+      fi
+    done
+    left=("${others[@]}")
+    if ((code != 0 && status == 0)); then
       status="$code"
-      echo "pod_sim: a process failed with exit code $code; stopping the others" >&2
-      kill -KILL "${processes[@]}" 2>/dev/null || true
+      # Those who lost it say so and end by themselves; what still hangs after that is stopped.
+      if ((code != 75 && ${#left[@]})); then
+        (sleep "${T5X_LITE_GRACE:-20}" && kill -KILL "${left[@]}" 2>/dev/null) >/dev/null 2>&1 &
+        local grace="$!"
+      fi
     fi
   done
-  wait "$process" 2>/dev/null || { code=$?; ((status == 0)) && status="$code"; }
+  [[ -z "${grace:-}" ]] || kill "$grace" 2>/dev/null || true
+  return "$status"
+}
+
+while true; do
+  status=0
+  job "$@" || status=$?
+  if [[ -n "$stopping" ]] || ! again pod_sim "$status"; then
+    exit "$status"
+  fi
 done
-exit "$status"

@@ -132,7 +132,8 @@ def train(options: argparse.Namespace, overrides: list[str]) -> int:
     from t5x_lite.train.loop import train as run_training
 
     distributed.initialize(Path(config.data.cache_dir))
-    run, complete = run_training(config)
+    with distributed.ending_together():
+        run, complete = run_training(config)
     if not complete:
         return STOPPED
     if distributed.is_first():

@@ -292,6 +292,12 @@ class TrainConfig(Config):
     peak_flops: float | None = setting(
         None, "peak of one device for MFU; null looks it up or measures it", unit="FLOP/s"
     )
+    health_every_steps: Int = setting(
+        100, "steps between checks of the replicas' checksums and of each process's speed", unit="steps", ge=1
+    )
+    hang_minutes: float | None = setting(
+        30, "without a step, end with the stack of every thread; null waits for ever", unit="minutes", gt=0
+    )
     profile: Int = setting(0, "steps to write a JAX profile of, after ten; 0 writes none", unit="steps", ge=0)
     allow_changed_config: bool = setting(False, "resume a run directory whose config differs")
     sample_prompt: str = setting("", "text continued and printed at the end; empty prints none")
@@ -423,10 +429,19 @@ FREE_TO_CHANGE = (
     "plan.",
     "data.cache_dir",
     "data.prepare_processes",
+    "data.prefetch",
     "data.workers",
+    "model.kernel",
+    "model.remat",
+    "model.unroll",
+    "model.pipeline_microbatches",
+    "train.log_every_steps",
+    "train.profile",
+    "train.peak_flops",
+    "train.health_every_steps",
+    "train.hang_minutes",
 )
 """Settings that may differ when a run is resumed: they do not change what is computed."""
-FREE_TO_CHANGE_IN_DATA = ("data.prefetch", "train.log_every_steps", "train.profile", "train.peak_flops")
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -452,5 +467,5 @@ def changed(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
     return {
         key: (before.get(key), after.get(key))
         for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and not key.startswith(FREE_TO_CHANGE + FREE_TO_CHANGE_IN_DATA)
+        if before.get(key) != after.get(key) and not key.startswith(FREE_TO_CHANGE)
     }

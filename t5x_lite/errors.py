@@ -22,6 +22,18 @@ class Diverged(UserError):
     exit_code = 3
 
 
+class Corrupt(UserError):
+    """Copies of the same numbers differ between devices. The last checkpoint was made while they did not."""
+
+    exit_code = 4
+
+
+class Lost(UserError):
+    """A process of the job is gone; the others end, to be started again together (BSD's EX_UNAVAILABLE)."""
+
+    exit_code = 69
+
+
 STOPPED = 75
 """Exit code of a run that was asked to stop and has saved: run the same command to go on (BSD's EX_TEMPFAIL)."""
 

@@ -23,14 +23,14 @@ from rich.table import Table
 
 from t5x_lite.config import MeshConfig, RunConfig
 from t5x_lite.errors import UserError
-from t5x_lite.models import kernels
 from t5x_lite.models.config import RematPolicy
 from t5x_lite.models.transformer import blueprint
 from t5x_lite.objectives.objective import Row, Task, Vocabulary
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.parallel.hlo import Collective, collectives
+from t5x_lite.train.health import check_sharded
 from t5x_lite.train.metrics import flops_per_row, peak_flops
-from t5x_lite.train.setup import make_steps
+from t5x_lite.train.setup import check_on, make_steps
 
 
 @dataclass(frozen=True)
@@ -116,13 +116,8 @@ def planned(config: RunConfig, topology: str, devices: Sequence[Any], slices: in
     task_of(config)
     mesh = meshes.make_mesh(config.mesh, list(devices))
     model, train = config.model, config.train
-    model.check_mesh(mesh.shape["expert"], mesh.shape["tensor"], mesh.shape["pipeline"])
-    meshes.local_rows(mesh, train.batch_size // train.microbatches)
-    structure = blueprint(model)
-    try:
-        chosen = kernels.planned(model, train.seq_len, devices[0].platform)
-    except ValueError as error:
-        raise UserError(str(error)) from None
+    chosen, structure = check_on(mesh, config), blueprint(model)
+    check_sharded(structure, mesh)
     started = time.perf_counter()
     compiled: dict[str, Any] = {}
     largest: list[str] = []

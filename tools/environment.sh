@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the other scripts: activates .venv, made and filled where it is missing or older than setup.cfg.
 #   source tools/environment.sh [extra,extra]
 # An active virtual environment is used as it is, and filled in the same way. T5X_LITE_PYTHON names another interpreter.

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from t5x_lite.models.sharding import constrain
+
 LOGITS_BYTES = 64 * 2**20
 """Logits above this size per device are computed in parts; below it one product is faster."""
 
@@ -104,13 +106,15 @@ def cross_entropy(
     normaliser Z near one (Chowdhery et al. 2022, §5). With `chunks` above one, logits exist for one part of the length
     at a time, forward and backward.
     """
+    hidden = constrain(hidden, "batch", "length", None) if hidden.ndim == 3 else hidden
     one = partial(_sums, logits, z_loss=z_loss, label_smoothing=label_smoothing)
     if chunks == 1:
         return one(hidden, targets, weights)
 
     def parts(x: Array) -> Array:
+        """Tokens dealt out, so that each part has some of every device that shares a row."""
         b, l, *rest = x.shape
-        return jnp.moveaxis(x.reshape(b, chunks, l // chunks, *rest), 1, 0)
+        return jnp.moveaxis(x.reshape(b, l // chunks, chunks, *rest), 2, 0)
 
     def add(so_far: TokenLoss, part: tuple[Array, Array, Array]) -> tuple[TokenLoss, None]:
         return so_far + jax.checkpoint(one)(*part), None

@@ -245,8 +245,9 @@ class Stack(nnx.Module):
     def _pipelined(
         self, body_of: Callable[..., Any], x: Float[Array, "b l d"], rows: Rows, keys: Any
     ) -> tuple[Float[Array, "b l d"], Any]:
-        """The layers in stages over the mesh axis `pipeline`, and the batch in parts that pass them one behind the other
-        (Huang et al. 2019, §2.3): at every tick all stages work, on parts that follow each other.
+        """The layers in stages over the mesh axis `pipeline`, which parts of the batch pass one behind the other.
+
+        At every tick all stages work, on parts that follow each other (Huang et al. 2019, §2.3).
 
         The bubble is (stages - 1) / (parts + stages - 1) of the ticks. Gradients come from transposing the loop.
         """
@@ -257,7 +258,9 @@ class Stack(nnx.Module):
         def cut(x: Array) -> Array:
             """`[parts, batch / parts, …]`, dealt out so that every shard of the batch keeps its own rows."""
             dealt = jnp.moveaxis(x.reshape(batch // parts, parts, *x.shape[1:]), 1, 0)
-            return constrain(dealt, None, "batch", *[None] * (x.ndim - 1))
+            return constrain(
+                dealt, None, "batch", *(["residual_length", None] if x.ndim == 3 else [None] * (x.ndim - 1))
+            )
 
         def together(x: Array) -> Array:
             return jnp.moveaxis(x, 0, 1).reshape(batch, *x.shape[2:])
@@ -278,19 +281,20 @@ class Stack(nnx.Module):
             return x, seen
 
         def tick(states: Array, number: Array) -> tuple[Array, Any]:
-            entering = x[jnp.minimum(number, parts - 1)]
-            states = laid(jnp.concatenate([entering[None], states[:-1]]))
+            entering = constrain(x[jnp.minimum(number, parts - 1)], "batch", "residual_length", None)
+            first = (jnp.arange(stages) == 0)[:, None, None, None]
+            states = laid(jnp.where(first, entering[None], jnp.roll(states, 1, axis=0)))
             part = jnp.clip(number - jnp.arange(stages), 0, parts - 1)
             own = jax.tree.map(lambda a: a[part], rest)
             states, seen = jax.vmap(stage, spmd_axis_name="pipeline")(weights, states, own, keys, part)
             states = laid(states)
-            return states, (states[-1], seen)
+            return states, (constrain(states[-1], "batch", "residual_length", None), seen)
 
         empty = laid(jnp.zeros((stages, *x.shape[1:]), x.dtype))
         _, (left, seen) = jax.lax.scan(tick, empty, jnp.arange(parts + stages - 1))
 
         def of_rows(a: Array) -> Array:
-            """What stages saw of their parts, `[ticks, stages, layers of a stage, rows, …]`, as `[layers, batch, …]`."""
+            """What stages saw of their parts, by tick, stage, layer of the stage and row, as `[layers, batch, …]`."""
             own = jnp.stack([a[n : n + parts, n] for n in range(stages)])  # stage, part, layer, row
             by_layer = jnp.moveaxis(own, 1, 3)  # stage, layer, row, part
             return by_layer.reshape(self.repeats, batch, *a.shape[4:])

@@ -1,24 +1,33 @@
 """Several processes as one program, and how a process is asked to stop."""
 
+import contextlib
+import importlib.util
+import itertools
 import os
 import re
 import signal
+import sys
 import threading
+import time
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import jax
-import numpy as np
+from jax._src import distributed as internal
 from jax.experimental import multihost_utils
+
+from t5x_lite.errors import Lost, UserError
 
 
 def initialize(cache_dir: Path) -> None:
     """Join the processes of the job, if it has several, and keep compiled programs in `cache_dir/compiled`.
 
     A job is known by `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`, or is one that JAX finds by
-    itself: Slurm, Open MPI, a TPU pod. `JAX_COMPILATION_CACHE_DIR` names another cache.
+    itself: Slurm, Open MPI, a TPU pod, GKE. `JAX_COMPILATION_CACHE_DIR` names another cache.
     """
     if "JAX_COORDINATOR_ADDRESS" in os.environ:
         jax.distributed.initialize(
@@ -26,6 +35,8 @@ def initialize(cache_dir: Path) -> None:
         )
     elif _in_cluster():
         jax.distributed.initialize()
+    if jax.process_count() > 1:
+        threading.Thread(target=_beat, name="heartbeat", daemon=True).start()
     simulated = re.search(r"xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))
     if simulated:
         # Simulated devices share one pool of threads, as many as there are cores: a collective waits for ever if a
@@ -38,7 +49,67 @@ def initialize(cache_dir: Path) -> None:
 
 def _in_cluster() -> bool:
     several = any(int(os.environ.get(name, "1")) > 1 for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"))
-    return several or "," in os.environ.get("TPU_WORKER_HOSTNAMES", "")
+    # A TPU VM does not say how many it is one of: JAX asks its metadata server. Elsewhere libtpu means nothing.
+    on_a_tpu = any(Path("/dev").glob("accel*")) or (importlib.util.find_spec("libtpu") and Path("/dev/vfio/0").exists())
+    wanted = os.environ.get("JAX_PLATFORMS", "tpu").startswith("tpu")
+    return several or "," in os.environ.get("TPU_WORKER_HOSTNAMES", "") or bool(on_a_tpu and wanted)
+
+
+BEAT_SECONDS = 2.0
+"""Time between two signs of life of a process."""
+
+
+def _client() -> Any:
+    """The job's key-value store. JAX keeps it private; Orbax, Grain and MaxText take it from here too."""
+    return internal.global_state.client
+
+
+def _beat() -> None:
+    """Say again and again that this process lives."""
+    key = f"t5x_lite/alive/{jax.process_index()}"
+    with contextlib.suppress(Exception):  # the job ends, and its store with it
+        for number in itertools.count():
+            _client().key_value_set(key, str(number), allow_overwrite=True)
+            time.sleep(BEAT_SECONDS)
+
+
+def silent() -> list[int]:
+    """Processes that give no sign of life for three beats."""
+    try:
+        before = dict(_client().key_value_dir_get("t5x_lite/alive/"))
+        time.sleep(3 * BEAT_SECONDS)
+        after = dict(_client().key_value_dir_get("t5x_lite/alive/"))
+    except jax.errors.JaxRuntimeError:
+        return [0]  # it holds the store
+    beating = {key for key in after if after[key] != before.get(key)}
+    return [n for n in range(jax.process_count()) if f"t5x_lite/alive/{n}" not in beating]
+
+
+@contextmanager
+def ending_together() -> Iterator[None]:
+    """An error inside ends this process of several at once, so that the others see it; one of them, gone, is named.
+
+    Leaving in order would wait for the others, who wait for this one.
+    """
+    try:
+        yield
+    except Exception as error:
+        if jax.process_count() == 1:
+            raise
+        code = 1
+        if isinstance(error, jax.errors.JaxRuntimeError) and (lost := silent()):
+            names = f"process {lost[0]} is" if len(lost) == 1 else f"processes {', '.join(map(str, lost))} are"
+            error = Lost(
+                f"process {jax.process_index()} of {jax.process_count()}: {names} gone (killed, preempted or crashed: "
+                "see the log there); start all again, and they go on from the last checkpoint"
+            )
+        if isinstance(error, UserError):
+            code = error.exit_code
+            print(f"t5x-lite: {error}", file=sys.stderr, flush=True)
+            time.sleep(BEAT_SECONDS)  # all may have the same to say
+        else:
+            traceback.print_exception(error)
+        os._exit(code)
 
 
 @contextmanager
@@ -59,7 +130,8 @@ def is_first() -> bool:
 class StopRequest:
     """SIGTERM and Ctrl-C ask for a save and an orderly end; a second Ctrl-C ends at once.
 
-    Used as a context; `agreed()` is the same on every process, so that all save the same step.
+    Used as a context. Of several processes one is enough: JAX's own handler of SIGTERM tells the others, and all stop
+    after the same step without an exchange in every step.
     """
 
     def __init__(self) -> None:
@@ -68,7 +140,7 @@ class StopRequest:
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else (signal.SIGINT,):
                 self._before[number] = signal.signal(number, self._ask)
         return self
 
@@ -80,9 +152,9 @@ class StopRequest:
         if self._asked and number == signal.SIGINT:
             raise KeyboardInterrupt
         self._asked = True
+        if jax.process_count() > 1:
+            os.kill(os.getpid(), signal.SIGTERM)
 
-    def agreed(self) -> bool:
-        """Whether any process was asked to stop."""
-        if jax.process_count() == 1:
-            return self._asked
-        return bool(multihost_utils.process_allgather(np.array(self._asked)).any())
+    def agreed(self, step: int) -> bool:
+        """Whether any process was asked to stop, and all stop after this step."""
+        return self._asked if jax.process_count() == 1 else multihost_utils.reached_preemption_sync_point(step)

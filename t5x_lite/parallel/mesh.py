@@ -32,16 +32,17 @@ def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh:
             "and one axis may be -1 to take what is left"
         )
     shape = tuple(left if size == -1 else size for size in sizes)
-    automatic = (AxisType.Auto,) * len(AXES)
     slices = len({getattr(device, "slice_index", None) for device in devices})
-    if slices == 1:
-        return jax.make_mesh(shape, AXES, devices=devices, axis_types=automatic)
     if shape[0] % slices:
         raise UserError(
             f"mesh: data {shape[0]} is not a multiple of the {slices} slices; slices share nothing but data"
         )
-    inside, between = (shape[0] // slices, *shape[1:]), (slices, *[1] * (len(AXES) - 1))
-    return Mesh(mesh_utils.create_hybrid_device_mesh(inside, between, devices), AXES, axis_types=automatic)
+    if slices == 1:
+        placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    else:
+        inside, between = (shape[0] // slices, *shape[1:]), (slices, *[1] * (len(AXES) - 1))
+        placed = mesh_utils.create_hybrid_device_mesh(inside, between, devices, allow_split_physical_axes=True)
+    return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def sharding_of(mesh: Mesh, axes: Axes, shape: tuple[int, ...]) -> NamedSharding:

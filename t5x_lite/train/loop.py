@@ -21,16 +21,16 @@ from t5x_lite.checkpoint import Checkpoints
 from t5x_lite.config import RunConfig
 from t5x_lite.data.pipeline import TrainingRows, Validation, training_batches
 from t5x_lite.data.tokenizer import obtain
-from t5x_lite.errors import Diverged, UserError
+from t5x_lite.errors import Diverged
 from t5x_lite.evaluate.perplexity import evaluate
-from t5x_lite.models import kernels
-from t5x_lite.models.moe import check_dispatch
 from t5x_lite.parallel import mesh as meshes
-from t5x_lite.parallel.distributed import StopRequest, first_process_first
+from t5x_lite.parallel.distributed import StopRequest, ending_together, first_process_first
 from t5x_lite.run import Run, check_folder, create, locked, with_vocab
 from t5x_lite.train import optimizer as optimizers
+from t5x_lite.train.goodput import Goodput
+from t5x_lite.train.health import Replicas, Stragglers, Watchdog, check_sharded
 from t5x_lite.train.metrics import Display, MetricsWriter, duration, flops_per_row, peak_flops, short
-from t5x_lite.train.setup import Steps, make_steps, open_data
+from t5x_lite.train.setup import Steps, check_on, make_steps, open_data
 from t5x_lite.train.start import adapted, source_of
 from t5x_lite.train.state import TrainState
 from t5x_lite.train.watch import Rates, Running, Spike, Watch
@@ -49,16 +49,7 @@ def train(config: RunConfig) -> tuple[Run, bool]:
         Diverged: the loss is not finite for too many steps, or keeps jumping.
     """
     mesh = meshes.make_mesh(config.mesh)
-    try:
-        attention = kernels.planned(config.model, config.train.seq_len, mesh.devices.flat[0].platform)
-        config.model.check_mesh(mesh.shape["expert"], mesh.shape["tensor"], mesh.shape["pipeline"])
-        check_dispatch(config.model, mesh.devices.flat[0].platform)
-    except ValueError as error:
-        raise UserError(str(error)) from None
-    parts = config.train.microbatches
-    key = "train.batch_size" if parts == 1 else "train.batch_size / train.microbatches"
-    meshes.local_rows(mesh, config.train.batch_size // parts, key)
-    meshes.local_rows(mesh, config.eval.batch_size or config.train.batch_size, "eval.batch_size")
+    attention = check_on(mesh, config)
     check_folder(config)
     with first_process_first():
         tokenizer = obtain(config) if config.adapt is None else source_of(config).tokenizer
@@ -68,9 +59,10 @@ def train(config: RunConfig) -> tuple[Run, bool]:
         run = create(config, tokenizer)
         with Display(config.train.steps, enabled=jax.process_index() == 0) as display:
             display.say("attention: " + "; ".join(f"{kind} by {kernel}" for kind, kernel in attention.items()))
+            check_sharded(run.blueprint, mesh)
             steps = make_steps(run.config, run.blueprint, mesh)
             trainer = Trainer(run, rows, validation, data.tokens_per_byte, mesh, steps, display)
-            with closing(run.checkpoints) as checkpoints:
+            with closing(run.checkpoints) as checkpoints, ending_together():
                 return run, trainer.run(checkpoints, stop)
 
 
@@ -100,6 +92,9 @@ class Trainer:
         self.folder, self.config, self.blueprint = run.folder, run.config, run.blueprint
         self.rows, self.validation, self.tokens_per_byte = rows, validation, tokens_per_byte
         self.mesh, self.steps, self.display = mesh, steps, display
+        self.goodput = Goodput(run.folder, writes=jax.process_index() == 0)
+        self.watchdog, self.stragglers = Watchdog(self.config.train.hang_minutes), Stragglers()
+        self.replicas = Replicas(mesh, jax.tree.map(lambda leaf: leaf.sharding, steps.state.params))
         self.batch_size = self.config.train.batch_size
         peak, how = peak_flops(mesh.devices.flat[0], self.config.train.peak_flops)
         tokens = self.batch_size * self.config.train.seq_len
@@ -121,9 +116,11 @@ class Trainer:
             self.display.say(f"complete: step {at.step} of {self.config.train.steps}, in {self.folder}")
             return True
         while True:
-            with self.watching(at) as watch:
+            with self.watching(at) as watch, self.watchdog.watching():
                 try:
-                    return self.advance(at, state, watch, checkpoints, stop)
+                    complete = self.advance(at, state, watch, checkpoints, stop)
+                    self.display.say(self.goodput.line())
+                    return complete
                 except Spike as spike:
                     reached = watch.last_step
                     self.display.say(str(spike))
@@ -161,10 +158,11 @@ class Trainer:
         """Metrics from here on; lines of lost steps are cut off."""
         config = self.config
         writer = MetricsWriter(self.folder, at.step) if jax.process_index() == 0 else None
+        self.goodput.lose(writer.lost_seconds * config.train.log_every_steps if writer else 0.0)
         rates = np.asarray(optimizers.schedule(config.optimizer, config.train.steps)(np.arange(config.train.steps)))
         self.display.start(at.step)
         try:
-            yield Watch(config.train, self.rates, rates, self.display, writer, at.running)
+            yield Watch(config.train, self.rates, rates, self.display, writer, at.running, self.goodput)
         finally:
             if writer:
                 writer.close()
@@ -178,30 +176,53 @@ class Trainer:
         first = at.step + 1
         step_function = self.compiled()
         for at.step in range(first, train.steps + 1):
+            self.watchdog.moved()
             self.profile(at.step - first)
             started = time.perf_counter()
             batch = next(batches)
             waited = time.perf_counter() - started
             state, metrics = step_function(state, batch)
             watch.begun(at.step, metrics, started, waited)
+            read = time.perf_counter()
             checkpoints.check()
 
-            last, asked = at.step == train.steps, stop.agreed()
-            evaluation = None
-            if at.step % self.config.eval.every_steps == 0 or last:
+            last, asked = at.step == train.steps, stop.agreed(at.step)
+            save = last or asked or checkpoints.due(at.step)
+            evaluate = at.step % self.config.eval.every_steps == 0 or last
+            scores: dict[str, float] = {}
+            if evaluate or save or at.step % train.health_every_steps == 0:
                 watch.read()
-                evaluation = self.evaluate(at.step, state)
-            if evaluation or last or asked or checkpoints.due(at.step):
-                watch.settle(evaluation)
-            if last or asked or checkpoints.due(at.step):
-                scores = {f"eval/{name}": value for name, value in (evaluation or {}).items()}
-                checkpoints.save(at.step, state, self.meta(at), scores)
+                scores = self.healthy(at.step, state)
+            if evaluate:
+                with self.goodput.measure("evaluation"):
+                    scores |= {f"eval/{name}": value for name, value in self.evaluate(at.step, state).items()}
+                scores |= self.goodput.metrics()
+            if scores or save:
+                watch.settle(scores)
+            if save:
+                with self.goodput.measure("checkpoint"):
+                    checkpoints.save(at.step, state, self.meta(at), scores)
             if asked and not last:
-                checkpoints.wait()
-                self.display.say(f"stopped and saved at step {at.step}; run the same command to go on")
-                return False
-        checkpoints.wait()
-        return True
+                break
+            own = waited + (0.0 if scores or save else time.perf_counter() - read)
+            self.stragglers.add(own)
+        with self.goodput.measure("checkpoint"):
+            checkpoints.wait()
+        if at.step < train.steps:
+            self.display.say(f"stopped and saved at step {at.step}; run the same command to go on")
+        return at.step == train.steps
+
+    def healthy(self, step: int, state: TrainState) -> dict[str, float]:
+        """Compare replicas and processes, where there are several; metrics of the latter.
+
+        Raises:
+            Corrupt: replicas differ. Nothing has been saved since they did.
+        """
+        if self.mesh.size > 1:
+            self.replicas.check(step, state.params)
+        if jax.process_count() == 1 or step % self.config.train.health_every_steps:
+            return {}
+        return self.stragglers.scores()
 
     def batches(self, start: int, stop: int) -> Iterator[Any]:
         """Global batches on the devices, some ahead of their turn."""
@@ -222,16 +243,24 @@ class Trainer:
             name: jax.ShapeDtypeStruct((self.batch_size, *value.shape), value.dtype, sharding=sharding)
             for name, value in self.rows[0].items()
         }
-        step = self.steps.train.lower(self.steps.state, shapes).compile()  # type: ignore[attr-defined]
-        self.display.say(f"compiled the train step in {duration(time.perf_counter() - started)}")
+        with self.goodput.measure("compile"):
+            step = self.steps.train.lower(self.steps.state, shapes).compile()  # type: ignore[attr-defined]
+        seconds = time.perf_counter() - started
+        self.goodput.begin(compiling=seconds)
+        self.display.say(f"compiled the train step in {duration(seconds)}")
         return step
 
     def evaluate(self, step: int, state: TrainState) -> dict[str, float]:
         """Loss on the validation split."""
         size = self.validation.batch_size
         local = meshes.local_rows(self.mesh, size)
-        batches = (meshes.to_global(self.mesh, batch, size) for batch in self.validation.batches(local))
-        found = evaluate(self.steps.evaluate, state.params, batches, self.tokens_per_byte)
+
+        def batches() -> Iterator[Any]:
+            for batch in self.validation.batches(local):
+                self.watchdog.moved()
+                yield meshes.to_global(self.mesh, batch, size)
+
+        found = evaluate(self.steps.evaluate, state.params, batches(), self.tokens_per_byte)
         self.display.evaluated(step, found)
         return found
 

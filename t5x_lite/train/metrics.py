@@ -126,7 +126,7 @@ class MetricsWriter:
 
     def __init__(self, run_dir: Path, resumed: int) -> None:
         self.path = run_dir / "metrics.jsonl"
-        cut_after(self.path, resumed)
+        self.lost_seconds = cut_after(self.path, resumed)
         self._file = self.path.open("a", encoding="utf-8")
         self._broken = False
         logging.getLogger("tensorboardX").setLevel(logging.ERROR)
@@ -161,20 +161,22 @@ def _plain(value: Any) -> Any:
     return float(f"{value:.8g}") if math.isfinite(value) else None
 
 
-def cut_after(path: Path, step: int) -> None:
-    """Shorten a metrics file to its whole lines of steps up to `step`."""
+def cut_after(path: Path, step: int) -> float:
+    """Shorten a metrics file to its whole lines of steps up to `step`; the seconds of the steps cut off."""
     if not path.is_file():
-        return
-    keep = 0
+        return 0.0
+    keep, lost, cutting = 0, 0.0, False
     with path.open("rb") as file:
         for line in file:
             try:
-                if not line.endswith(b"\n") or json.loads(line)["step"] > step:
-                    break
+                record = json.loads(line)
+                cutting = cutting or not line.endswith(b"\n") or record["step"] > step
+                lost += record.get("seconds_per_step", 0.0) if cutting else 0.0
             except (ValueError, KeyError, TypeError):
                 break
-            keep += len(line)
+            keep += 0 if cutting else len(line)
     os.truncate(path, keep)
+    return lost
 
 
 class Display:

@@ -18,8 +18,12 @@ from t5x_lite.data.corpus import SPLITS, Corpus, prepare
 from t5x_lite.data.pipeline import TrainingRows, Validation
 from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.errors import UserError
+from t5x_lite.models import kernels
+from t5x_lite.models.layers import Axes
 from t5x_lite.models.losses import Losses
-from t5x_lite.models.moe import routing
+from t5x_lite.models.moe import check_dispatch, routing
+from t5x_lite.models.sharding import constrain
+from t5x_lite.models.stack import pipeline_parts
 from t5x_lite.models.transformer import Blueprint, initial
 from t5x_lite.objectives.objective import Task
 from t5x_lite.parallel import mesh as meshes
@@ -91,6 +95,28 @@ def _frequency(corpora: Sequence[Corpus], vocab: int) -> np.ndarray:
     return counts / max(counts.sum(), 1.0)
 
 
+def check_on(mesh: Mesh, config: RunConfig) -> dict[str, str]:
+    """The attention kernels of a config on a mesh, and why; see `kernels.planned`.
+
+    Raises:
+        UserError: a model, kernel or batch that cannot be had on this mesh.
+    """
+    sizes, train, of = mesh.shape, config.train, mesh.devices.flat[0].platform
+    rows = train.batch_size // train.microbatches
+    key = "train.batch_size" if train.microbatches == 1 else "train.batch_size / train.microbatches"
+    meshes.local_rows(mesh, rows, key)
+    meshes.local_rows(mesh, config.eval.batch_size or train.batch_size, "eval.batch_size")
+    try:
+        with jax.set_mesh(mesh):
+            config.model.check_mesh(sizes["expert"], sizes["tensor"], sizes["pipeline"])
+            check_dispatch(config.model, of)
+            if sizes["pipeline"] > 1:
+                pipeline_parts(config.model, rows, sizes["pipeline"])
+            return kernels.planned(config.model, train.seq_len, of)
+    except ValueError as error:
+        raise UserError(str(error)) from None
+
+
 def loss_function(config: RunConfig, model: Blueprint, shards: int, *, training: bool) -> LossFunction:
     """The objective's loss; z-loss and label smoothing are for training alone."""
     train = config.train
@@ -104,12 +130,19 @@ def loss_function(config: RunConfig, model: Blueprint, shards: int, *, training:
     )
 
     def loss(params: Any, batch: Batch, key: PRNGKeyArray | None) -> Sums:
-        module = model.model(params)
+        module = model.model(jax.tree.map(_gathered, params, model.axes))
         terms = config.task.loss(module, batch, key, losses)
         routers = routing(module, config.model)
         return terms if routers is None else {**terms, "router": routers}
 
     return loss
+
+
+def _gathered(array: jax.Array, axes: Axes) -> jax.Array:
+    """A matrix over the vocabulary with every channel: gathered here, or each part of the loss would do it again."""
+    if "vocab" not in axes.names:
+        return array
+    return constrain(array, *(name if name == "vocab" else None for name in axes.names))
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import jax
 
 from t5x_lite.config import TrainConfig
 from t5x_lite.errors import Diverged
+from t5x_lite.train.goodput import Goodput
 from t5x_lite.train.metrics import Display, MetricsWriter
 
 MEMORY = 0.98
@@ -54,9 +55,10 @@ class Watch:
         display: Display,
         writer: MetricsWriter | None,
         running: Running,
+        goodput: Goodput,
     ) -> None:
         self.config, self.rates, self.learning_rates = config, rates, learning_rates
-        self.display, self.writer, self.running = display, writer, running
+        self.display, self.writer, self.running, self.goodput = display, writer, running, goodput
         self._pending: tuple[int, Mapping[str, jax.Array], float] | None = None
         self._ready: tuple[int, dict[str, float]] | None = None
         self._mark = 0.0
@@ -71,8 +73,8 @@ class Watch:
         self._pending = (step, metrics, waited)
         self.last_step = step
 
-    def settle(self, evaluation: Mapping[str, float] | None = None) -> None:
-        """Write the pending step, with the evaluation made after it.
+    def settle(self, more: Mapping[str, float] | None = None) -> None:
+        """Write the pending step, with what was measured after it.
 
         Raises:
             Diverged: too many updates in a row were not finite.
@@ -82,9 +84,9 @@ class Watch:
         if self._ready is None:
             return
         (step, values), self._ready = self._ready, None
-        values |= {f"eval/{name}": value for name, value in (evaluation or {}).items()}
+        values |= more or {}
         self.display.step(step, values)
-        if self.writer and (evaluation or step % self.config.log_every_steps == 0 or step == self.config.steps):
+        if self.writer and (more or step % self.config.log_every_steps == 0 or step == self.config.steps):
             self.writer.write(step, values)
         self._judge(step, values)
 
@@ -96,6 +98,8 @@ class Watch:
         values = {name: value.tolist() for name, value in jax.device_get(dict(metrics)).items()}
         now = time.perf_counter()
         seconds, self._mark = now - self._mark, now
+        self.goodput.seconds["data"] += waited
+        self.goodput.seconds["step"] += seconds - waited
         values |= {
             "tokens": step * self.rates.tokens,
             "learning_rate": float(self.learning_rates[step - 1]),
