@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from jax.experimental import multihost_utils
 
 from t5x_lite.config import CheckpointConfig
@@ -38,10 +39,14 @@ class SaveError(UserError):
 
 
 class Checkpoints:
-    """The checkpoints of one run, in `folder`. Every process of a run makes the same calls in the same order."""
+    """The checkpoints of one run, in `folder`, local or of an object store (gs://).
 
-    def __init__(self, folder: Path, config: CheckpointConfig) -> None:
-        self.folder, self.config = folder.absolute(), config
+    Every process of a run makes the same calls in the same order.
+    """
+
+    def __init__(self, folder: str | Path, config: CheckpointConfig) -> None:
+        remote = "://" in str(folder)
+        self.folder, self.config = epath.Path(folder if remote else Path(folder).absolute()), config
         self._saver = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
         self._finishing: threading.Thread | None = None
         self._failure: Exception | None = None
@@ -58,7 +63,7 @@ class Checkpoints:
         if jax.process_index() == 0 and self.folder.is_dir():
             for path in self.folder.iterdir():
                 if path.is_dir() and not (path / MANIFEST).is_file():
-                    shutil.rmtree(path, ignore_errors=True)
+                    path.rmtree(missing_ok=True)
         _barrier("checkpoints cleaned")
 
     def due(self, step: int) -> bool:
@@ -87,8 +92,8 @@ class Checkpoints:
         path = self.folder / str(step)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            if path.exists() and jax.process_index() == 0:
-                shutil.rmtree(path)
+            if jax.process_index() == 0:
+                path.rmtree(missing_ok=True)
             _barrier("checkpoint folder ready")
             items = ocp.args.Composite(state=ocp.args.PyTreeSave(flat(state)), meta=ocp.args.JsonSave(dict(meta)))
             self._saver.save(path, args=items)
@@ -120,7 +125,7 @@ class Checkpoints:
         if jax.process_index() == 0:
             _write_manifest(path, {})
 
-    def _finish(self, step: int, path: Path, metrics: dict[str, float]) -> None:
+    def _finish(self, step: int, path: epath.Path, metrics: dict[str, float]) -> None:
         try:
             self._saver.wait_until_finished()
             if jax.process_index() == 0:
@@ -176,7 +181,7 @@ class Checkpoints:
             raise UserError(f"{self.folder}: no checkpoint is whole: {'; '.join(damage)}; remove it to start anew")
         return None
 
-    def _read(self, path: Path, target: Any, prefix: str) -> tuple[Any, dict[str, Any]]:
+    def _read(self, path: epath.Path, target: Any, prefix: str) -> tuple[Any, dict[str, Any]]:
         wanted = {prefix + name: leaf for name, leaf in flat(target).items()}
         largest = max(leaf.size * leaf.dtype.itemsize for leaf in wanted.values()) / 1e9
         handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=max(2.2 * largest, RESTORE_GB))  # type: ignore[arg-type]
@@ -201,7 +206,7 @@ class Checkpoints:
         for step in set(scores) - kept(scores, self.config):
             # The manifest goes first: a deletion that is interrupted leaves a folder that counts as unfinished.
             (self.folder / str(step) / MANIFEST).unlink()
-            shutil.rmtree(self.folder / str(step), ignore_errors=True)
+            (self.folder / str(step)).rmtree(missing_ok=True)
 
     def _explained(self, step: int, error: Exception) -> SaveError:
         free = ""
@@ -243,11 +248,12 @@ def kept(scores: Mapping[int, float | None], config: CheckpointConfig) -> set[in
     return {*newest, *permanent, *best}
 
 
-def _files(path: Path) -> list[Path]:
-    return sorted(file for file in path.rglob("*") if file.is_file() and file != path / MANIFEST)
+def _files(path: epath.Path) -> list[epath.Path]:
+    inside = [_files(one) if one.is_dir() else [one] for one in path.iterdir()]
+    return sorted(file for files in inside for file in files if file.name != MANIFEST)
 
 
-def _checksum(file: Path) -> str:
+def _checksum(file: epath.Path) -> str:
     value = 0
     with file.open("rb") as opened:
         while block := opened.read(2**22):
@@ -255,27 +261,28 @@ def _checksum(file: Path) -> str:
     return f"{value:08x}"
 
 
-def _checksums(files: Sequence[Path]) -> list[str]:
+def _checksums(files: Sequence[epath.Path]) -> list[str]:
     with ThreadPoolExecutor(8) as pool:
         return list(pool.map(_checksum, files))
 
 
-def _write_manifest(path: Path, metrics: dict[str, float]) -> None:
+def _write_manifest(path: epath.Path, metrics: dict[str, float]) -> None:
     files = _files(path)
     sums = {str(file.relative_to(path)): value for file, value in zip(files, _checksums(files), strict=True)}
     temporary = path / f"{MANIFEST}.tmp"
     with temporary.open("w") as opened:
         json.dump({"crc32": sums, "metrics": metrics}, opened)
         opened.flush()
-        os.fsync(opened.fileno())
+        with contextlib.suppress(OSError):  # an object store has no such thing, and needs none
+            os.fsync(opened.fileno())
     temporary.replace(path / MANIFEST)
 
 
-def _manifest(path: Path) -> dict[str, Any]:
+def _manifest(path: epath.Path) -> dict[str, Any]:
     return json.loads((path / MANIFEST).read_text())
 
 
-def damaged(path: Path) -> str | None:
+def damaged(path: epath.Path) -> str | None:
     """The first file of a checkpoint that is not as it was written, or None. Each process looks at its share."""
     try:
         sums = _manifest(path)["crc32"]
@@ -297,7 +304,7 @@ def _agreed(broken: str | None) -> str | None:
     return (broken or "another process found a damaged file") if answers.any() else None
 
 
-def _compare(path: Path, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+def _compare(path: epath.Path, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     """Refuse arrays of another name, shape or type: Orbax would cast or leave out in silence."""
     faults = [f"{name} is not in the checkpoint" for name in wanted.keys() - saved.keys()]
     faults += [f"{name} is not in the model" for name in saved.keys() - wanted.keys()]

@@ -306,6 +306,9 @@ class TrainConfig(Config):
 class CheckpointConfig(Config):
     """What is kept, and for how long."""
 
+    folder: str | None = setting(
+        None, "where they lie: a folder, or gs://BUCKET/… (extra `gcs`); null is RUN/checkpoints"
+    )
     every_steps: Int = setting(1000, "steps between checkpoints", unit="steps", ge=1)
     every_minutes: float | None = setting(None, "also this often, as temporary checkpoints", unit="minutes", gt=0)
     keep: Int = setting(2, "newest checkpoints kept; older ones are deleted unless another rule keeps them", ge=1)

@@ -90,7 +90,9 @@ def pod(topology: str, slices: int) -> Iterator[Sequence[Any]]:
     """
     if importlib.util.find_spec("libtpu") is None:
         raise UserError("plan needs the TPU compiler: pip install 't5x_lite[tpu]'")
-    more = {"num_slices": slices} if slices > 1 else {}
+    more: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
+    if topology.startswith("v4"):
+        more["chip_config_name"] = "megacore"  # one device a chip, as JAX has it there
     try:
         found = topologies.get_topology_desc(platform="tpu", topology_name=topology, **more)
     except Exception as error:  # libtpu has no narrower one

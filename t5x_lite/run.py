@@ -48,7 +48,8 @@ class Run:
     @property
     def checkpoints(self) -> Checkpoints:
         """The run's checkpoints."""
-        return Checkpoints(self.folder / "checkpoints", self.config.checkpoint)
+        own = self.config.checkpoint
+        return Checkpoints(own.folder or self.folder / "checkpoints", own)
 
     def params(self, mesh: Mesh, step: int | None = None) -> tuple[int, Any]:
         """Step and weights of the newest whole checkpoint, or of `step`.

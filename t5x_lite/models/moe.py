@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from t5x_lite.models.config import ModelConfig, MoE
 from t5x_lite.models.experts import Capacity, DeepSeek, Dropless, ExpertChoice, GShard, Router, Switch, TopK
 from t5x_lite.models.feedforward import PERCEPTRONS
-from t5x_lite.models.layers import Experts, Groups, Linear, weight
+from t5x_lite.models.layers import Experts, Groups, Linear, Weight, weight
 from t5x_lite.models.sharding import constrain, platform, shards, spec
 
 LISTED = 128
@@ -54,26 +54,38 @@ def choose(
     probability = jax.nn.softmax(logits, axis=-1)
     match router:
         case Switch():
-            weights, experts = jax.lax.top_k(probability, 1)
+            weights, experts = highest(probability, 1)
         case GShard():
-            weights, experts = jax.lax.top_k(probability, 2)
+            weights, experts = highest(probability, 2)
             weights = weights / weights.sum(-1, keepdims=True)
             if key is not None:
                 drawn = jax.random.uniform(key, weights.shape[:-1]) < 2 * weights[..., 1]
                 experts = experts.at[..., 1].set(jnp.where(drawn, experts[..., 1], logits.shape[-1]))
         case TopK(k=k):
-            highest, experts = jax.lax.top_k(logits, k)
-            weights = jax.nn.softmax(highest, axis=-1)
+            scores, experts = highest(logits, k)
+            weights = jax.nn.softmax(scores, axis=-1)
         case DeepSeek(k=k):
             assert bias is not None
             scores = jax.nn.sigmoid(logits)
-            experts = jax.lax.top_k(scores + jax.lax.stop_gradient(bias), k)[1]
+            experts = highest(scores + jax.lax.stop_gradient(bias), k)[1]
             weights = jnp.take_along_axis(scores, experts, axis=-1)
             weights = weights / weights.sum(-1, keepdims=True)
             probability = scores / scores.sum(-1, keepdims=True)
         case _:
             raise TypeError(router)
     return experts, weights, probability
+
+
+def highest(x: Float[Array, "... e"], k: int) -> tuple[Float[Array, "... k"], Int[Array, "... k"]]:
+    """`lax.top_k`, which XLA does not divide over a mesh: each device would choose for the whole batch."""
+    values, places, left = [], [], x
+    for _ in range(k):
+        place = jnp.argmax(left, axis=-1)
+        here = jnp.arange(x.shape[-1]) == place[..., None]
+        values.append(jnp.sum(jnp.where(here, x, 0), axis=-1))
+        places.append(place)
+        left = jnp.where(here, -jnp.inf, left)
+    return jnp.stack(values, axis=-1), jnp.stack(places, axis=-1)
 
 
 class MixtureOfExperts(nnx.Module):
@@ -145,6 +157,7 @@ class MixtureOfExperts(nnx.Module):
 
     def _in_buffers(self, x: Float[Array, "g e c d"], key: PRNGKeyArray | None) -> Float[Array, "g e c d"]:
         """Every expert on its buffers; on a mesh they travel to its devices and back (all-to-all)."""
+        x = constrain(x, "batch", None, None, None)  # gradients come back to their rows before they are gathered
         x = constrain(jnp.swapaxes(x, 0, 1), "experts", "groups", "length", None)
         y = constrain(self.experts(x, key), "experts", "groups", "length", None)
         return constrain(jnp.swapaxes(y, 0, 1), "batch", None, None, None)
@@ -177,9 +190,18 @@ class MixtureOfExperts(nnx.Module):
         if mesh.empty or mesh.size == 1:
             return own(params, key, x, experts, weights)
         by_row = spec(mesh.shape, ("batch", "length", None), x.shape)
-        whole = jax.sharding.PartitionSpec()
-        local = jax.shard_map(own, in_specs=(whole, whole, *[by_row] * 3), out_specs=by_row, check_vma=False)
-        return local(params, key, x, experts, weights)
+        arrays, structure = jax.tree.flatten(params)
+        of_experts = jax.tree.leaves(params, is_leaf=lambda leaf: isinstance(leaf, Weight))
+        cut = [spec(mesh.shape, weight.axes.names, weight.shape) for weight in of_experts]
+
+        def gathered(arrays: list[Array], *rest: Any) -> Array:
+            """Experts' weights are gathered here, and their gradients summed into parts: never whole outside."""
+            whole = [_gathered(array.astype(x.dtype), parts) for array, parts in zip(arrays, cut, strict=True)]
+            return own(jax.tree.unflatten(structure, whole), *rest)
+
+        in_specs = (cut, jax.sharding.PartitionSpec(), *[by_row] * 3)
+        local = jax.shard_map(gathered, in_specs=in_specs, out_specs=by_row, check_vma=False)
+        return local(arrays, key, x, experts, weights)
 
     def _by_experts(
         self,
@@ -206,6 +228,13 @@ class MixtureOfExperts(nnx.Module):
         # A token that no expert took counts as so many choices as the others have on average.
         dropped = (count - reached.sum(1)) * taken.sum(1) / jnp.maximum(count, 1)
         return out, probability, taken, dropped
+
+
+def _gathered(array: Array, parts: jax.sharding.PartitionSpec) -> Array:
+    """The whole of an array of which each device has a part."""
+    for axis, over in enumerate(parts):
+        array = jax.lax.all_gather(array, over, axis=axis, tiled=True) if over else array
+    return array
 
 
 def _jittered(x: Array, jitter: float, key: PRNGKeyArray | None) -> Array:

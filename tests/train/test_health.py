@@ -71,7 +71,7 @@ def test_parameters_that_no_axis_divides_are_refused_by_name() -> None:
     # 258 = 2·3·43 and 1032 = 8·129: five devices divide neither width, 1001 tokens, nor 6 heads.
     with pytest.raises(UserError, match=r"would lie whole .*tokens\.weight \[1001, 258\].*fsdp divide none"):
         on(fsdp=5)
-    # Six heads and 1032 channels are cut in three; the tables are not: 258 · 2025 of 258 · (2025 + 3096) and some biases.
+    # Six heads and 1032 channels are cut in three; the tables are not: 258 · 2025 of 258 · (2025 + 3096) and biases.
     with pytest.raises(UserError, match=r"39\.4% of the parameters .*tokens\.weight \[1001, 258\]\)"):
         on(tensor=3)
 
