@@ -269,12 +269,15 @@ def _checksums(files: Sequence[epath.Path]) -> list[str]:
 def _write_manifest(path: epath.Path, metrics: dict[str, float]) -> None:
     files = _files(path)
     sums = {str(file.relative_to(path)): value for file, value in zip(files, _checksums(files), strict=True)}
+    text = json.dumps({"crc32": sums, "metrics": metrics})
+    if "://" in os.fspath(path):  # there, a file appears whole or not at all
+        (path / MANIFEST).write_text(text)
+        return
     temporary = path / f"{MANIFEST}.tmp"
     with temporary.open("w") as opened:
-        json.dump({"crc32": sums, "metrics": metrics}, opened)
+        opened.write(text)
         opened.flush()
-        with contextlib.suppress(OSError):  # an object store has no such thing, and needs none
-            os.fsync(opened.fileno())
+        os.fsync(opened.fileno())
     temporary.replace(path / MANIFEST)
 
 
