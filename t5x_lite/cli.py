@@ -83,7 +83,8 @@ def _parser() -> argparse.ArgumentParser:
     own.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 of a job of several is reached")
     own.add_argument("--num-processes", type=int, help="processes of the job")
     own.add_argument("--process-id", type=int, help="which of them this is, from 0")
-    command("prepare", prepare, "tokenise the corpora of a config into its token cache", "config", config)
+    own = command("prepare", prepare, "tokenise the corpora of a config into its token cache", "config", config)
+    own.add_argument("--runner", help="tokenise on a runner of Apache Beam, such as DirectRunner or DataflowRunner")
     command("tokenizer", tokenizer, "train the tokenizer of a config", "config", config)
     own = command("eval", evaluate, "loss, perplexity and bits per byte on the validation split", "run", run)
     own.add_argument("--step", type=int, help="a checkpoint's step; the newest if left out")
@@ -175,7 +176,7 @@ def prepare(options: argparse.Namespace, overrides: list[str]) -> int:
 
     trained = obtain(config)
     for source in config.data.sources:
-        print(f"{source.name}: {corpus.prepare(source, config.data, trained)}")
+        print(f"{source.name}: {corpus.prepare(source, config.data, trained, options.runner)}")
     return 0
 
 
@@ -215,7 +216,12 @@ def plan(options: argparse.Namespace, overrides: list[str]) -> int:
     topology, slices = options.topology or config.plan.topology, options.slices or config.plan.slices
     if not topology:
         raise UserError("plan needs --topology (or plan.topology in the config), such as v5p:4x4x4")
-    os.environ.update(WITHOUT_A_TPU)
+    if topology.partition(":")[0].lower() in ("a100", "h100", "h200", "b200"):
+        # Devices that are not here are stood in for.
+        simulated = f"--xla_force_host_platform_device_count={topology.partition(':')[2]}"
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {simulated}".strip()
+    else:
+        os.environ.update(WITHOUT_A_TPU)
     from t5x_lite import plan as planning
 
     found = planning.search(config, topology, slices) if options.search else [planning.plan(config, topology, slices)]

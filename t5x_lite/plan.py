@@ -1,5 +1,7 @@
 """What a run would be on a pod, without one: its train step compiled by the real TPU compiler, and a roofline.
 
+For GPUs, which no compiler is here for, the same report from formulas alone.
+
 What is *compiled* (fit, memory, exchanges) is the compiler's word; what is *modelled* (FLOPs, seconds) is arithmetic on
 published figures of the chips, and a bound: no step is faster.
 """
@@ -11,6 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -28,43 +31,17 @@ from t5x_lite.models.transformer import blueprint
 from t5x_lite.objectives.objective import Row, Task, Vocabulary
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.parallel.hlo import Collective, collectives
+from t5x_lite.roofline import RESERVED, bounds, chip_of, crosses, exchanges, memory, seconds
 from t5x_lite.train.health import check_sharded
-from t5x_lite.train.metrics import flops_per_row, peak_flops
 from t5x_lite.train.setup import check_on, make_steps
-
-
-@dataclass(frozen=True)
-class Chip:
-    """Published figures of one device: bytes of memory, bytes a second of memory, and of one link in one direction."""
-
-    memory: float
-    memory_rate: float
-    link_rate: float
-
-
-CHIPS = {
-    "TPU v4": Chip(32 * 2**30, 1228e9, 45e9),
-    "TPU v5 lite": Chip(16 * 2**30, 819e9, 45e9),
-    "TPU v5": Chip(95 * 2**30, 2765e9, 90e9),
-    "TPU v6 lite": Chip(32 * 2**30, 1640e9, 90e9),
-    "TPU7x": Chip(96 * 2**30, 3690e9, 90e9),
-}
-"""Google Cloud's system architecture pages; links from Austin et al. 2025, "How to Scale Your Model", part 2.
-
-A device of TPU7x is half a chip.
-"""
-DCN_RATE = 6.25e9
-"""Bytes a second that a chip sends to other slices: 25e9 for a host of four (Austin et al. 2025, part 2)."""
-RESERVED = 0.02
-"""Share of the memory that the runtime keeps for itself."""
 
 
 @dataclass(frozen=True)
 class Plan:
     """The report of one config on one topology; bytes and seconds are of one device and one step.
 
-    `compiled` holds the compiler's figures, `modelled` those from formulas; `mfu_causal_half` counts causal attention
-    half, as training does, `mfu_causal_full` whole.
+    `compiled` holds the compiler's figures (none for GPUs that are not here), `modelled` those from formulas;
+    `mfu_causal_half` counts causal attention half, as training does, `mfu_causal_full` whole.
     """
 
     topology: str
@@ -72,56 +49,150 @@ class Plan:
     mesh: dict[str, int]
     remat: str
     fits: bool
+    available_bytes: float
     parameters: int
     active_parameters: int
     tokens_per_step: int
     kernels: dict[str, str]
     compiled: dict[str, Any]
-    modelled: dict[str, float]
+    modelled: dict[str, Any]
     largest: list[str] = field(default_factory=list)
+
+    @property
+    def memory_bytes(self) -> float:
+        """What a device holds at most: the compiler's figure where there is one."""
+        return (self.compiled or self.modelled).get("memory_bytes") or math.inf
+
+
+GPUS = {"a100": "NVIDIA A100", "h100": "NVIDIA H100", "h200": "NVIDIA H200", "b200": "NVIDIA B200"}
+"""Names of GPUs in a topology such as h100:64."""
+
+
+@dataclass(frozen=True)
+class Pod:
+    """Devices to plan for, and what they are: others stand in for GPUs that are not here, which `compiles` denies."""
+
+    devices: Sequence[Any]
+    device_kind: str
+    platform: str
+    compiles: bool = True
+
+
+def gpus_of(topology: str) -> int:
+    """How many GPUs a topology such as h100:64 has; 0 for TPUs.
+
+    Raises:
+        UserError: their number is not one.
+    """
+    name, _, count = topology.partition(":")
+    if name.lower() not in GPUS:
+        return 0
+    if not count.isdigit() or not int(count):
+        raise UserError(f"--topology {topology}: write the number of GPUs, for example {name}:8")
+    return int(count)
 
 
 @contextmanager
-def pod(topology: str, slices: int) -> Iterator[Sequence[Any]]:
+def pod(topology: str, slices: int) -> Iterator[Pod]:
     """The devices of a pod that is not here.
 
     Raises:
         UserError: libtpu is not installed, or does not know the topology.
     """
+    if count := gpus_of(topology):
+        kind = GPUS[topology.partition(":")[0].lower()]
+        here = [one for one in jax.devices() if one.device_kind.startswith(kind)]
+        if len(here) == count:
+            yield Pod(here, here[0].device_kind, "gpu")
+        else:
+            yield Pod(jax.devices("cpu")[:count], kind, "gpu", compiles=False)
+        return
     if importlib.util.find_spec("libtpu") is None:
         raise UserError("plan needs the TPU compiler: pip install 't5x_lite[tpu]'")
     more: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
     if topology.startswith("v4"):
         more["chip_config_name"] = "megacore"  # one device a chip, as JAX has it there
     try:
-        found = topologies.get_topology_desc(platform="tpu", topology_name=topology, **more)
+        found: Any = topologies.get_topology_desc(platform="tpu", topology_name=topology, **more).devices
     except Exception as error:  # libtpu has no narrower one
         raise UserError(
             f"--topology {topology}: not known to libtpu: {str(error).splitlines()[0]}; write for example v5p:4x4x4, "
-            "v5e:16x16 or v6e:8x8"
+            "v5e:16x16, v6e:8x8, or h100:64"
         ) from None
-    yield found.devices
+    yield Pod(found, found[0].device_kind, found[0].platform)
 
 
 def plan(config: RunConfig, topology: str, slices: int = 1) -> Plan:
-    """Compile the config's train step for a topology.
+    """Compile the config's train step for a topology; for GPUs that are not here, estimate it.
 
     Raises:
         UserError: see `pod`; a mesh that does not fill the pod; a model without a vocabulary.
     """
-    with pod(topology, slices) as devices:
-        return planned(config, topology, devices, slices)
+    with pod(topology, slices) as found:
+        return planned(config, topology, found, slices)
 
 
-def planned(config: RunConfig, topology: str, devices: Sequence[Any], slices: int) -> Plan:
+def planned(config: RunConfig, topology: str, pod: Pod, slices: int) -> Plan:
     """See `plan`; for devices that are at hand."""
-    task_of(config)
-    mesh = meshes.make_mesh(config.mesh, list(devices))
-    model, train = config.model, config.train
-    chosen, structure = check_on(mesh, config), blueprint(model)
+    lengths, train = config.task.lengths(task_of(config)), config.train
+    mesh = meshes.make_mesh(config.mesh, list(pod.devices))
+    chosen, structure = check_on(mesh, config, pod.platform), blueprint(config.model)
     check_sharded(structure, mesh)
+    chip = chip_of(pod.device_kind)
+    available = chip.memory * (1 - RESERVED)
+    compiled, largest = _compiled(config, mesh, slices) if pod.compiles else ({}, [])
+    modelled: dict[str, Any] = {}
+    with jax.set_mesh(mesh):
+        modelled |= memory(config, make_steps(config, structure, mesh).state, lengths, mesh)
+    modelled["memory_bytes"] = sum(modelled.values())
+    least = exchanges(config, structure, lengths, mesh)
+    modelled["exchanges"] = [asdict(one) for one in least]
+    sent = [Collective(**one) for one in compiled["exchanges"]] if "exchanges" in compiled else least
+    used = compiled.get("memory_bytes") if pod.compiles else modelled["memory_bytes"]
+    held = compiled.get("arguments_bytes", 0) + compiled.get("temporaries_bytes", 0) or modelled["memory_bytes"]
+    modelled |= bounds(config, structure, lengths, mesh, pod, held)
+    gpu = pod.platform == "gpu"
+    links = seconds(sent, chip, mesh, slices, gpu=gpu)
+    for one in (*compiled.get("exchanges", ()), *modelled["exchanges"]):
+        far = crosses(one["axes"], mesh, slices, gpu=gpu)
+        one["link"] = ("network" if far else "NVLink") if gpu else ("DCN" if far else "ICI")
+    return Plan(
+        topology=f"{slices} x {topology}" if slices > 1 else topology,
+        devices=mesh.size,
+        mesh={axis: size for axis, size in mesh.shape.items() if size > 1},
+        remat=config.model.remat,
+        fits=not largest and (used or math.inf) <= available,
+        available_bytes=available,
+        parameters=structure.parameters,
+        active_parameters=structure.active_parameters,
+        tokens_per_step=train.batch_size * train.seq_len,
+        kernels=chosen,
+        compiled=compiled,
+        modelled=modelled | _summed_up(config, mesh, modelled, links),
+        largest=largest,
+    )
+
+
+def _summed_up(config: RunConfig, mesh: Mesh, m: dict[str, Any], links: tuple[float, float]) -> dict[str, float]:
+    """The bound on a step's time, and what follows from it for the whole run."""
+    bound, steps = max(m["compute_seconds"], m["memory_seconds"], *links), config.train.steps
+    tokens, days = config.train.batch_size * config.train.seq_len, steps * bound / 86400
+    return {
+        "ici_seconds": links[0],
+        "dcn_seconds": links[1],
+        "step_seconds": bound,
+        "mfu_causal_half": m["flops_per_device"] / m["peak_flops"] / bound,
+        "mfu_causal_full": m["flops_per_device_causal_full"] / m["peak_flops"] / bound,
+        "tokens_per_second": tokens / bound,
+        "days": days,
+        "chip_hours": days * 24 * mesh.size,
+        "tokens": float(tokens * steps),
+    }
+
+
+def _compiled(config: RunConfig, mesh: Mesh, slices: int) -> tuple[dict[str, Any], list[str]]:
+    """The compiler's word on memory and exchanges; where the program does not fit, its size and largest buffers."""
     started = time.perf_counter()
-    compiled: dict[str, Any] = {}
     largest: list[str] = []
     try:
         program = _compile(config, mesh)
@@ -130,8 +201,8 @@ def planned(config: RunConfig, topology: str, devices: Sequence[Any], slices: in
             "arguments_bytes": memory.argument_size_in_bytes,
             "temporaries_bytes": memory.temp_size_in_bytes,
             "output_bytes": memory.output_size_in_bytes - memory.alias_size_in_bytes,
-            "kernel_calls": text.count('custom_call_target="tpu_custom_call"'),
-            "exchanges": [asdict(one) for one in collectives(text, dict(mesh.shape))],
+            "kernel_calls": len(re.findall(r'custom_call_target="(?:tpu_custom_call|__cudnn\$fmha)', text)),
+            "exchanges": [asdict(one) for one in collectives(text, dict(mesh.shape), slices)],
         }
         compiled["memory_bytes"] = sum(compiled[f"{kind}_bytes"] for kind in ("arguments", "temporaries", "output"))
     except jax.errors.JaxRuntimeError as error:
@@ -139,22 +210,7 @@ def planned(config: RunConfig, topology: str, devices: Sequence[Any], slices: in
             raise
         compiled, largest = _exhausted(str(error))
     compiled["seconds"] = round(time.perf_counter() - started, 1)
-    chip = _chip(devices[0])
-    compiled["available_bytes"] = chip.memory * (1 - RESERVED)
-    return Plan(
-        topology=f"{slices} x {topology}" if slices > 1 else topology,
-        devices=mesh.size,
-        mesh={axis: size for axis, size in mesh.shape.items() if size > 1},
-        remat=model.remat,
-        fits=not largest and compiled["memory_bytes"] <= compiled["available_bytes"],
-        parameters=structure.parameters,
-        active_parameters=structure.active_parameters,
-        tokens_per_step=train.batch_size * train.seq_len,
-        kernels=chosen,
-        compiled=compiled,
-        modelled=_modelled(config, structure, mesh, chip, compiled, slices),
-        largest=largest,
-    )
+    return compiled, largest
 
 
 def _compile(config: RunConfig, mesh: Mesh) -> Any:
@@ -198,13 +254,6 @@ def example(config: RunConfig) -> Any:
     return objective.example(replace(row, partner=row), task, np.random.default_rng(0))
 
 
-def _chip(device: Any) -> Chip:
-    known = [name for name in CHIPS if device.device_kind.startswith(name)]
-    if not known:
-        raise UserError(f"plan has no published figures of {device.device_kind}; known are {', '.join(CHIPS)}")
-    return CHIPS[max(known, key=len)]
-
-
 def _exhausted(message: str) -> tuple[dict[str, Any], list[str]]:
     """What the compiler says of a program that does not fit: its size, and the largest buffers."""
     used = re.search(r"(?:Used |temporaries \()([\d.]+)([KMGT])", message)
@@ -214,52 +263,6 @@ def _exhausted(message: str) -> tuple[dict[str, Any], list[str]]:
         parts = [re.search(pattern, block) for pattern in (r"Size: (\S+)", r"Shape: (\S+)", r'op_name="(.*?)"')]
         largest.append(" ".join(part[1] for part in parts if part))
     return {"memory_bytes": size}, largest or [message.splitlines()[0][:200]]
-
-
-def _modelled(
-    config: RunConfig, structure: Any, mesh: Mesh, chip: Chip, compiled: dict[str, Any], slices: int
-) -> dict[str, float]:
-    """FLOPs of a step and the least seconds that compute, memory and links need for it."""
-    train, n = config.train, mesh.size
-    lengths = config.task.lengths(task_of(config))
-    flops = train.batch_size * flops_per_row(config.model, structure, lengths) / n
-    full = train.batch_size * flops_per_row(config.model, structure, lengths, causal_half=False) / n
-    peak, _ = peak_flops(mesh.devices.flat[0], train.peak_flops)
-    again = {"none": 1.0, "full": 4 / 3}.get(config.model.remat, 7 / 6)
-    compute = flops * again / peak
-    # Weights, gradients and moments are read and written once; what is kept for the backward pass too; and each pass
-    # reads the weights that it has gathered, in the type of the activations.
-    passes = 4 if config.model.remat == "full" else 3
-    width = 2 if config.model.compute == "bfloat16" else 4
-    shards = mesh.shape["tensor"] * mesh.shape["expert"]
-    weights = structure.parameters * width / shards * passes * train.microbatches
-    memory = (
-        2 * compiled.get("arguments_bytes", 0) + 2 * compiled.get("temporaries_bytes", 0) + weights
-    ) / chip.memory_rate
-    ici = dcn = 0.0
-    for one in (Collective(**found) for found in compiled.get("exchanges", ())):
-        if slices > 1 and "data" in one.axes:
-            dcn += one.sent / DCN_RATE
-        else:
-            ici += one.sent / (2 * chip.link_rate * len(one.axes))
-    bound = max(compute, memory, ici, dcn)
-    tokens = train.batch_size * train.seq_len
-    days = train.steps * bound / 86400
-    return {
-        "flops_per_device": flops,
-        "flops_per_device_causal_full": full,
-        "compute_seconds": compute,
-        "memory_seconds": memory,
-        "ici_seconds": ici,
-        "dcn_seconds": dcn,
-        "step_seconds": bound,
-        "mfu_causal_half": flops / peak / bound,
-        "mfu_causal_full": full / peak / bound,
-        "tokens_per_second": tokens / bound,
-        "days": days,
-        "chip_hours": days * 24 * n,
-        "tokens": float(tokens * train.steps),
-    }
 
 
 REMATS: tuple[RematPolicy, ...] = ("none", "dots", "full")
@@ -272,13 +275,11 @@ def search(config: RunConfig, topology: str, slices: int = 1) -> list[Plan]:
         UserError: see `plan`.
     """
     found = []
-    with pod(topology, slices) as devices:
-        every = candidates(config, len(devices), slices)
+    with pod(topology, slices) as pods:
+        every = candidates(config, len(pods.devices), slices)
         for one in track(every, f"compiling {len(every)} candidates", console=Console(stderr=True)):
-            found.append(planned(one, topology, devices, slices))
-    return sorted(
-        found, key=lambda one: (not one.fits, one.modelled["step_seconds"], one.compiled["memory_bytes"] or math.inf)
-    )
+            found.append(planned(one, topology, pods, slices))
+    return sorted(found, key=lambda one: (not one.fits, one.modelled["step_seconds"], one.memory_bytes))
 
 
 def candidates(config: RunConfig, devices: int, slices: int = 1) -> list[RunConfig]:
@@ -301,57 +302,36 @@ def candidates(config: RunConfig, devices: int, slices: int = 1) -> list[RunConf
 
 def show(plan: Plan) -> None:
     """The report as tables."""
-    console, chip, m = Console(), plan.compiled, plan.modelled
+    console, c, m = Console(), plan.compiled, plan.modelled
+    say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
     mesh = " × ".join(f"{axis} {size}" for axis, size in plan.mesh.items()) or "one device"
     active = f", of which a token passes {plan.active_parameters:,}" if plan.active_parameters < plan.parameters else ""
-    console.print(
-        f"{plan.topology}: {plan.devices} devices as {mesh}, remat {plan.remat}", highlight=False, soft_wrap=True
-    )
-    console.print(
-        f"{plan.parameters:,} parameters{active}; {plan.tokens_per_step:,} tokens a step",
-        highlight=False,
-        soft_wrap=True,
-    )
-    used, has = (chip["memory_bytes"] or math.inf) / 2**30, chip["available_bytes"] / 2**30
-    verdict = "fits" if plan.fits else "does NOT fit"
-    console.print(
-        f"compiled in {chip['seconds']:.0f} s: {verdict}: {used:.1f} of {has:.1f} GiB a device", highlight=False
-    )
+    say(f"{plan.topology}: {plan.devices} devices as {mesh}, remat {plan.remat}")
+    say(f"{plan.parameters:,} parameters{active}; {plan.tokens_per_step:,} tokens a step")
+    how = f"compiled in {c['seconds']:.0f} s" if c else "modelled, not compiled: these devices are not here"
+    used, has = plan.memory_bytes / 2**30, plan.available_bytes / 2**30
+    say(f"{how}: {'fits' if plan.fits else 'does NOT fit'}: {used:.1f} of {has:.1f} GiB a device")
     for line in plan.largest:
-        console.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
+        say(f"  {line}")
     if not plan.fits:
-        console.print(
-            "try: mesh.fsdp or mesh.tensor larger, model.remat=full, train.microbatches, a smaller batch; --search",
-            highlight=False,
-            soft_wrap=True,
-        )
-    rows = [
-        (kind, f"{chip[f'{kind}_bytes'] / 2**30:.2f} GiB")
-        for kind in ("arguments", "temporaries", "output")
-        if f"{kind}_bytes" in chip
-    ]
-    rows += (
-        [("attention and expert kernels in the program", str(chip["kernel_calls"]))] if "kernel_calls" in chip else []
-    )
-    _table(console, "compiled, a device", ("memory", ""), rows)
+        say("try: mesh.fsdp or mesh.tensor larger, model.remat=full, train.microbatches, a smaller batch; --search")
+    for figures, name in ((c, "compiled"), (m, "modelled")):
+        kinds = ("arguments", "temporaries", "output", "state", "gradients", "activations")
+        sizes = [(kind, figures[f"{kind}_bytes"]) for kind in kinds if f"{kind}_bytes" in figures]
+        _table(console, f"{name}, a device", ("memory", "GiB"), [(kind, f"{n / 2**30:.2f}") for kind, n in sizes])
     _table(console, "attention (chosen)", ("kind", "kernel"), list(plan.kernels.items()))
-    _table(
-        console,
-        "compiled, sent by a device in one step",
-        ("exchange", "mesh axes", "times", "MB"),
-        [
-            (e["kind"], ", ".join(e["axes"]), str(e["times"]), f"{e['sent'] / 1e6:,.1f}")
-            for e in chip.get("exchanges", ())
-        ],
-    )
-    if "exchanges" not in chip:
+    if "kernel_calls" in c:
+        say(f"{c['kernel_calls']} calls of attention and expert kernels in the compiled program")
+    for figures, name in ((c, "compiled, sent"), (m, "modelled, must be sent")):
+        sent = [
+            (e["kind"], ", ".join(e["axes"]), str(e["times"]), e["link"], f"{e['sent'] / 1e6:,.1f}")
+            for e in figures.get("exchanges", ())
+        ]
+        _table(console, f"{name} by a device in one step", ("exchange", "mesh axes", "times", "link", "MB"), sent)
+    if plan.largest:
         return
-    _table(
-        console,
-        "modelled, the least a step can take",
-        ("bound by", "seconds"),
-        [(kind, f"{m[f'{kind}_seconds']:.4f}") for kind in ("compute", "memory", "ici", "dcn", "step")],
-    )
+    least = [(kind, f"{m[f'{kind}_seconds']:.4f}") for kind in ("compute", "memory", "ici", "dcn", "step")]
+    _table(console, "modelled, the least a step can take", ("bound by", "seconds"), least)
     _table(
         console,
         "modelled, at that bound",
@@ -375,7 +355,7 @@ def show_search(plans: Sequence[Plan]) -> None:
             " × ".join(f"{axis} {size}" for axis, size in one.mesh.items()),
             one.remat,
             "yes" if one.fits else "no",
-            f"{(one.compiled['memory_bytes'] or math.inf) / 2**30:.1f}",
+            f"{one.memory_bytes / 2**30:.1f}",
             f"{one.modelled['step_seconds']:.3f}",
             f"{one.modelled['mfu_causal_half']:.1%}",
         )

@@ -14,14 +14,15 @@ def row(path: Path) -> tuple[str, ...]:
     compiled, modelled = found["compiled"], found["modelled"]
     mesh = " × ".join(f"{axis} {size}" for axis, size in found["mesh"].items())
     size, sent = compiled.get("memory_bytes"), sum(one["sent"] for one in compiled.get("exchanges", ()))
+    least = sum(one["sent"] for one in modelled["exchanges"])
     return (
         path.stem,
         f"{found['topology']}, {found['devices']}",
         mesh,
         f"{found['parameters'] / 1e9:.1f}B",
-        f"{'' if size is None else f'{size / 2**30:.1f} of '}{compiled['available_bytes'] / 2**30:.1f}",
+        f"{'' if size is None else f'{size / 2**30:.1f} of '}{found['available_bytes'] / 2**30:.1f}",
         "yes" if found["fits"] else "no",
-        f"{sent / 1e9:.1f}",
+        f"{sent / 1e9:.1f} ({least / 1e9:.1f})",
         f"{modelled['step_seconds']:.2f}",
         f"{modelled['mfu_causal_half']:.0%}",
         f"{compiled['seconds']:.0f}",
@@ -37,7 +38,7 @@ def main() -> None:
         "parameters",
         "GiB a device",
         "fits",
-        "GB sent a step",
+        "GB sent a step (modelled)",
         "step ≥ s",
         "MFU ≤",
         "compiled in s",

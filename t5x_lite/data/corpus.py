@@ -29,7 +29,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from t5x_lite.config import DataConfig, MixedSource
-from t5x_lite.data import sources
+from t5x_lite.data import beam, sources
 from t5x_lite.data.sources import FIELD_BORDER, REPLACEMENT, Unit
 from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.errors import UserError, disk_error
@@ -129,8 +129,10 @@ class Corpus:
         return readers[shard]
 
 
-def prepare(source: MixedSource, data: DataConfig, tokenizer: Tokenizer) -> Path:
+def prepare(source: MixedSource, data: DataConfig, tokenizer: Tokenizer, runner: str | None = None) -> Path:
     """The folder of the token corpus of `source`: found complete, or made, or what an earlier call left out added.
+
+    Made by processes of this machine, or by a `runner` of Apache Beam.
 
     Raises:
         UserError: no text, a line that cannot be read, a full disk; finished units stay, and a rerun continues.
@@ -145,7 +147,7 @@ def prepare(source: MixedSource, data: DataConfig, tokenizer: Tokenizer) -> Path
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder):
             if not marker.is_file():
-                _make(folder, pieces, data, tokenizer)
+                _make(folder, pieces, data, tokenizer, runner)
     except OSError as error:
         raise disk_error(folder, error, "finished pieces are kept: run the same command again") from error
     return folder
@@ -176,13 +178,15 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def _make(folder: Path, pieces: list[tuple[str, Unit]], data: DataConfig, tokenizer: Tokenizer) -> None:
+def _make(
+    folder: Path, pieces: list[tuple[str, Unit]], data: DataConfig, tokenizer: Tokenizer, runner: str | None
+) -> None:
     names = [f"{number:06d}" for number in range(len(pieces))]
     todo = [(name, piece) for name, piece in zip(names, pieces, strict=True) if not (folder / f"{name}.json").is_file()]
     work = partial(_tokenise_unit, folder, data, tokenizer)
     processes = min(data.prepare_processes or os.cpu_count() or 1, max(len(todo), 1))
     with _progress(folder, len(pieces), len(pieces) - len(todo)) as advance:
-        for _ in _run(work, todo, processes):
+        for _ in _run(work, todo, processes) if runner is None else beam.run(work, todo, runner):
             advance()
     counts = {split: Counts() for split in SPLITS}
     for name in names:

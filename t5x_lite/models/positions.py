@@ -91,10 +91,10 @@ class RelativePositions(AttendedPositions):
         table, relative = self.table[...], self.relative
 
         def of(query: Int[Array, "l"], key: Int[Array, "m"]) -> Float[Array, "h l m"]:
-            offsets = key[None, :] - query[:, None]
-            return jnp.moveaxis(
-                table[bucket(offsets, relative.buckets, relative.distance, both_ways=not causal)], -1, 0
-            )
+            buckets = bucket(key[None, :] - query[:, None], relative.buckets, relative.distance, both_ways=not causal)
+            # A product with zeros and ones: the gradient of looking up a table is a scatter, which TPUs are slow at.
+            chosen = jax.nn.one_hot(buckets, relative.buckets, dtype=table.dtype)
+            return jnp.einsum("lmr,rh->hlm", chosen, table, precision=jax.lax.Precision.HIGHEST)
 
         return of
 

@@ -14,6 +14,7 @@ BITS = {"pred": 8, "s4": 4, "s8": 8, "s16": 16, "s32": 32, "s64": 64, "bf16": 16
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(?:-start)?\(")
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition|branch_computations|called_computations)=(\{[^}]*\}|%[\w.\-]+)")
+_BETWEEN_SLICES = re.compile(r"= (.*?) send\(.*_xla_megascale_transfer_type=\"(\w+)\"")
 _SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
 
 
@@ -27,7 +28,7 @@ class Collective:
     sent: float
 
 
-def collectives(text: str, mesh: Mapping[str, int]) -> list[Collective]:
+def collectives(text: str, mesh: Mapping[str, int], slices: int = 1) -> list[Collective]:
     """All exchanges of one run of a compiled program, by kind and mesh axes, the largest first.
 
     A loop's body counts as often as its condition says. One exchange that the compiler has spread over several
@@ -36,12 +37,17 @@ def collectives(text: str, mesh: Mapping[str, int]) -> list[Collective]:
     Args:
         text: `compiled.as_text()`.
         mesh: sizes of the axes, in the order in which devices are numbered.
+        slices: pods joined along the axis `data`; between them the program hands arrays to the hosts.
     """
     bodies, entry = _computations(text)
     often = _executions(bodies, entry)
     channels: dict[str, tuple[str, tuple[str, ...], float, int]] = {}
     for name, lines in bodies.items():
         for line in lines:
+            if often[name] and (between := _BETWEEN_SLICES.search(line)):
+                kind = between[2].lower().replace("_", "-")
+                sent = _bytes(between[1].partition(", u32[]")[0], kind, slices, start=False)
+                channels[line] = (kind, ("data",), sent, often[name])
             found = _COLLECTIVE.search(line)
             if not found or not often[name]:
                 continue

@@ -49,7 +49,7 @@ def train(config: RunConfig) -> tuple[Run, bool]:
         Diverged: the loss is not finite for too many steps, or keeps jumping.
     """
     mesh = meshes.make_mesh(config.mesh)
-    attention = check_on(mesh, config)
+    attention = check_on(mesh, config, mesh.devices.flat[0].platform)
     check_folder(config)
     with first_process_first():
         tokenizer = obtain(config) if config.adapt is None else source_of(config).tokenizer

@@ -95,13 +95,13 @@ def _frequency(corpora: Sequence[Corpus], vocab: int) -> np.ndarray:
     return counts / max(counts.sum(), 1.0)
 
 
-def check_on(mesh: Mesh, config: RunConfig) -> dict[str, str]:
-    """The attention kernels of a config on a mesh, and why; see `kernels.planned`.
+def check_on(mesh: Mesh, config: RunConfig, of: str) -> dict[str, str]:
+    """The attention kernels of a config on a mesh of a platform, and why; see `kernels.planned`.
 
     Raises:
         UserError: a model, kernel or batch that cannot be had on this mesh.
     """
-    sizes, train, of = mesh.shape, config.train, mesh.devices.flat[0].platform
+    sizes, train = mesh.shape, config.train
     rows = train.batch_size // train.microbatches
     key = "train.batch_size" if train.microbatches == 1 else "train.batch_size / train.microbatches"
     meshes.local_rows(mesh, rows, key)

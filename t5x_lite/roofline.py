@@ -1,0 +1,199 @@
+"""Arithmetic on published figures of chips: the least that a step needs, and what it holds and sends."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from t5x_lite.config import RunConfig
+from t5x_lite.errors import UserError
+from t5x_lite.models.config import GLU, MoE
+from t5x_lite.models.experts import Capacity
+from t5x_lite.models.losses import LOGITS_BYTES
+from t5x_lite.models.stack import pipeline_parts
+from t5x_lite.models.transformer import Blueprint
+from t5x_lite.objectives.objective import Lengths
+from t5x_lite.parallel.hlo import Collective
+from t5x_lite.parallel.mesh import batch_shards
+from t5x_lite.train.metrics import flops_per_row, peak_flops
+
+
+@dataclass(frozen=True)
+class Chip:
+    """Published figures of one device: bytes of memory, and bytes a second of memory, of a link and of the network.
+
+    A link is one direction to one neighbour of a TPU's torus, or all that a GPU sends over NVLink to the GPUs of its
+    host. The network joins slices, or hosts.
+    """
+
+    memory: float
+    memory_rate: float
+    link_rate: float
+    network_rate: float = 6.25e9
+
+
+CHIPS = {
+    "TPU v4": Chip(32 * 2**30, 1228e9, 45e9),
+    "TPU v5 lite": Chip(16 * 2**30, 819e9, 45e9),
+    "TPU v5": Chip(95 * 2**30, 2765e9, 90e9),
+    "TPU v6 lite": Chip(32 * 2**30, 1640e9, 90e9),
+    "TPU7x": Chip(96 * 2**30, 3690e9, 90e9),
+    "NVIDIA A100": Chip(80e9, 2039e9, 300e9, 25e9),
+    "NVIDIA H100": Chip(80e9, 3350e9, 450e9, 50e9),
+    "NVIDIA H200": Chip(141e9, 4800e9, 450e9, 50e9),
+    "NVIDIA B200": Chip(180e9, 8000e9, 900e9, 50e9),
+}
+"""Google Cloud's system architecture pages, and links from Austin et al. 2025, "How to Scale Your Model", part 2.
+
+A host of four TPUs has 25e9 for its network; a device of TPU7x is half a chip. GPUs: NVIDIA's data sheets of the SXM
+boards, and the networks of DGX SuperPOD: 200 Gbit/s a GPU for A100, 400 for the others.
+"""
+RESERVED = 0.02
+"""Share of the memory that the runtime keeps for itself."""
+GPUS_A_HOST = 8
+
+
+def chip_of(device_kind: str) -> Chip:
+    """The figures of a device by the beginning of its name in JAX.
+
+    Raises:
+        UserError: there are none.
+    """
+    known = [name for name in CHIPS if device_kind.startswith(name)]
+    if not known:
+        raise UserError(f"plan has no published figures of {device_kind}; known are {', '.join(CHIPS)}")
+    return CHIPS[max(known, key=len)]
+
+
+def crosses(axes: Sequence[str], mesh: Mesh, slices: int, *, gpu: bool) -> bool:
+    """Whether an exchange over these axes leaves the slice, or the host of a GPU."""
+    if not gpu:
+        return slices > 1 and "data" in axes
+    sizes = list(mesh.shape.values())
+    return any(math.prod(sizes[n:]) > GPUS_A_HOST for n, axis in enumerate(mesh.shape) if axis in axes)
+
+
+def seconds(sent: Sequence[Collective], chip: Chip, mesh: Mesh, slices: int, *, gpu: bool) -> tuple[float, float]:
+    """What exchanges take on the links inside (ICI, NVLink), and on the network between slices or hosts."""
+    inside = between = 0.0
+    for one in sent:
+        if crosses(one.axes, mesh, slices, gpu=gpu):
+            between += one.sent / chip.network_rate
+        else:
+            # A torus sends both ways along each axis.
+            inside += one.sent / (chip.link_rate if gpu else 2 * chip.link_rate * len(one.axes))
+    return inside, between
+
+
+def bounds(
+    config: RunConfig, structure: Blueprint, lengths: Lengths, mesh: Mesh, kind: Any, held: float
+) -> dict[str, float]:
+    """FLOPs of a step, and the least seconds that arithmetic and memory need for it.
+
+    Args:
+        config: the run.
+        structure: its model.
+        lengths: of one example.
+        mesh: the devices.
+        kind: one of the devices, or what has its `device_kind`.
+        held: bytes of a device: its state, and what it makes on the way.
+    """
+    train, n, chip = config.train, mesh.size, chip_of(kind.device_kind)
+    flops = train.batch_size * flops_per_row(config.model, structure, lengths) / n
+    full = train.batch_size * flops_per_row(config.model, structure, lengths, causal_half=False) / n
+    peak, _ = peak_flops(kind, train.peak_flops)
+    again = {"none": 1.0, "full": 4 / 3, "offload": 4 / 3}.get(config.model.remat, 7 / 6)
+    # Weights, gradients and moments are read and written once; what is kept for the backward pass too; and each pass
+    # reads the weights that it has gathered, in the type of the activations.
+    passes = 4 if again > 7 / 6 else 3
+    shards = mesh.shape["tensor"] * mesh.shape["expert"] * mesh.shape["pipeline"]
+    weights = structure.parameters * _width(config) / shards * passes * train.microbatches
+    return {
+        "flops_per_device": flops,
+        "flops_per_device_causal_full": full,
+        "peak_flops": peak,
+        "compute_seconds": flops * again / peak,
+        "memory_seconds": (2 * held + weights) / chip.memory_rate,
+    }
+
+
+def _width(config: RunConfig) -> int:
+    return 2 if config.model.compute == "bfloat16" else 4
+
+
+def _tokens(config: RunConfig, lengths: Lengths, mesh: Mesh) -> float:
+    """Tokens of both sides that a device has of one microbatch."""
+    rows = config.train.batch_size / config.train.microbatches / batch_shards(mesh)
+    targets = lengths.targets if config.model.family == "encoder_decoder" else 0
+    return rows * (lengths.tokens + targets) / mesh.shape["context"]
+
+
+def memory(config: RunConfig, state: Any, lengths: Lengths, mesh: Mesh) -> dict[str, float]:
+    """Bytes of a device by kind, without a compiler.
+
+    State and gradients are exact; activations are what `model.remat` keeps of each layer, with one layer as a whole and
+    two parts of the logits beside.
+    """
+    model, t = config.model, mesh.shape["tensor"]
+
+    def size(tree: Any) -> float:
+        leaves = jax.tree.leaves(tree)
+        return float(sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves))
+
+    d, head, hidden = model.embed, model.width_of_head, model.width_of_mlp
+    gated = 2 if isinstance(model.dense_feedforward, GLU) else 1
+    products = ((2 * model.heads + 2 * model.key_value_heads) * head + gated * hidden + 2 * d) / t
+    layer = products + (hidden + 2 * d) / t + 2 * d
+    kept = {"none": layer, "full": d / t, "offload": 0.0}.get(model.remat, products + d / t)
+    layers = model.layers / mesh.shape["pipeline"]
+    tokens = _tokens(config, lengths, mesh) * _width(config)
+    return {
+        "state_bytes": size(state),
+        "gradients_bytes": size(state.params),
+        "activations_bytes": tokens * (layers * kept + layer) + 2 * LOGITS_BYTES,
+    }
+
+
+def exchanges(config: RunConfig, structure: Blueprint, lengths: Lengths, mesh: Mesh) -> list[Collective]:
+    """What a device must send in a step on this mesh, without a compiler: rings, and every byte just once.
+
+    fsdp gathers weights for each pass and sums gradients into parts; data sums the parts; tensor and context gather the
+    length or its keys and values before, and divide it after, each sublayer; experts send tokens there and back.
+    """
+    model, sizes, width = config.model, mesh.shape, _width(config)
+    parts, again = config.train.microbatches, config.model.remat in {"full", "offload"}
+    shards = sizes["tensor"] * sizes["expert"] * sizes["pipeline"]
+    weights = structure.parameters / shards
+    layers, d = model.layers / sizes["pipeline"], model.embed
+    tokens = _tokens(config, lengths, mesh) * parts
+    moe = [kind for layer in model.pattern if isinstance(kind := model.feedforward_of(layer), MoE)]
+    routed = sum(_copies(kind) for kind in moe) * model.layers / len(model.pattern) / sizes["pipeline"]
+    stages = sizes["pipeline"]
+    ticks = 0.0
+    if stages > 1:
+        rows = config.train.batch_size // parts
+        with jax.set_mesh(mesh):
+            several = pipeline_parts(model, rows, stages)
+        ticks = (several + stages - 1) / several
+    sublayer = tokens * d * width
+    keys = tokens * 2 * model.key_value_heads * model.width_of_head / sizes["tensor"] * width * sizes["context"]
+    wanted = [
+        ("all-gather", "fsdp", weights * width * (3 if again else 2) * parts),
+        ("reduce-scatter", "fsdp", weights * width * parts),
+        ("all-reduce", "data", 2 * weights * 4 / sizes["fsdp"]),
+        ("all-gather", "tensor", layers * sublayer * (6 if again else 4)),
+        ("reduce-scatter", "tensor", layers * sublayer * (6 if again else 4)),
+        ("all-gather", "context", layers * keys * (3 if again else 2)),
+        ("all-to-all", "expert", routed * sublayer * (6 if again else 4)),
+        ("collective-permute", "pipeline", 2 * ticks * tokens * d * width),
+    ]
+    shared = {axis: (size - 1) / size for axis, size in sizes.items()} | {"pipeline": float(sizes["pipeline"] > 1)}
+    return [Collective(kind, (axis,), 1, sent * shared[axis]) for kind, axis, sent in wanted if sent * shared[axis] > 0]
+
+
+def _copies(moe: MoE) -> float:
+    """How many times a token's state travels to experts: its choices, and the room that capacity leaves empty."""
+    return moe.router.choices * (moe.dispatch.factor if isinstance(moe.dispatch, Capacity) else 1.0)
