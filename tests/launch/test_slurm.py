@@ -14,13 +14,10 @@ import pytest
 
 from tests.conftest import REPOSITORY, lines
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        shutil.which("slurmctld") is None or shutil.which("slurmd") is None or os.geteuid() != 0,
-        reason="needs root and Slurm: apt-get install slurm-wlm",
-    ),
-]
+pytestmark = pytest.mark.skipif(
+    shutil.which("slurmctld") is None or shutil.which("slurmd") is None or os.geteuid() != 0,
+    reason="needs root and Slurm: apt-get install slurm-wlm",
+)
 
 CONF = """
 ClusterName=test
