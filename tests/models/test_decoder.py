@@ -110,7 +110,9 @@ def test_a_fresh_model_knows_nothing() -> None:
     assert loss == pytest.approx(math.log(1000), rel=0.02)
 
 
-@pytest.mark.parametrize("changes", [{"unroll": 0}, {"remat": "full"}, {"remat": "dots"}, {"remat": "dots_no_batch"}])
+@pytest.mark.parametrize(
+    "changes", [{"unroll": 0}, {"remat": "full"}, {"remat": "dots"}, {"remat": "dots_no_batch"}, {"remat": "offload"}]
+)
 def test_unrolling_and_remat_change_neither_values_nor_gradients(changes: dict[str, object]) -> None:
     inputs = tokens(2, 8)
 
