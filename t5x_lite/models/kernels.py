@@ -513,7 +513,8 @@ def refusal(kernel: Kernel, pattern: AttentionKind, facts: Facts, of: str) -> st
             (of != "tpu", f"it is for TPUs, not for {of}"),
             (
                 facts.length % (LANES * shards("length")) > 0,
-                f"length {facts.length} is not a multiple of {LANES} on each of the {shards('length')} of mesh.context",
+                f"length {facts.length} is not a multiple of {LANES}"
+                + (f" for each of mesh.context {shards('length')}" if shards("length") > 1 else ""),
             ),
             (pattern.blind, "a query that sees no key is not known to it"),
         ],

@@ -126,6 +126,7 @@ def test_two_tasks_train_are_asked_to_stop_and_go_on_where_they_were(
     assert [line["step"] for line in lines(run)] == list(range(1, 301))
 
 
+@pytest.mark.slow
 def test_an_array_trains_one_run_a_line(slurm: Slurm, tiny_config: Path, tmp_path: Path) -> None:
     runs = tmp_path / "runs.txt"
     runs.write_text("".join(f"{tiny_config} run_dir={tmp_path}/seed{seed} train.seed={seed}\n" for seed in (1, 2)))

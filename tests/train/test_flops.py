@@ -40,7 +40,7 @@ def products(jaxpr: Jaxpr) -> float:
         ({}, "causal", True),
         ({"kv_heads": 2, "tied": False, "feedforward": "glu", "positions": "rotary"}, "causal", True),
         ({"family": "encoder", "output_transform": True}, "masked", True),
-        ({"family": "encoder_decoder", "decoder_layers": 4, "positions": "relative"}, "span_corruption", True),
+        ({"family": "encoder_decoder", "decoder_layers": 4, "positions": "rotary"}, "span_corruption", True),
         ({"pattern": [{"feedforward": "dense"}, {"feedforward": EXPERTS}]}, "causal", True),
         ({"pattern": [{"attention": {"local": {"window": 16}}}]}, "causal", False),
     ],
