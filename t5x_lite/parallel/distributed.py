@@ -35,8 +35,6 @@ def initialize(cache_dir: Path) -> None:
         )
     elif _in_cluster():
         jax.distributed.initialize()
-    if jax.process_count() > 1:
-        threading.Thread(target=_beat, name="heartbeat", daemon=True).start()
     simulated = re.search(r"xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))
     if simulated:
         # Simulated devices share one pool of threads, as many as there are cores: a collective waits for ever if a
@@ -45,6 +43,8 @@ def initialize(cache_dir: Path) -> None:
         jax.config.update("jax_cpu_enable_async_dispatch", False)
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str((cache_dir / "compiled").absolute()))
+    if jax.process_count() > 1:  # asked last: the answer starts the devices, with the settings above
+        threading.Thread(target=_beat, name="heartbeat", daemon=True).start()
 
 
 def _in_cluster() -> bool:

@@ -140,17 +140,25 @@ def assert_same_curve(run: Path, expected: Path) -> None:
         np.testing.assert_allclose(*zip(*pairs, strict=True), rtol=2e-5)
 
 
-def test_a_run_goes_on_with_other_processes_and_on_another_mesh(tiny_config: Path, tmp_path: Path) -> None:
+TWO_EACH = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+ON_TWO_OF_TWO = (2, 7, ("mesh.data=1", "mesh.fsdp=2", "mesh.tensor=2"), TWO_EACH)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        (ON_TWO_OF_TWO, (1, 12, (), {})),
+        pytest.param(((4, 4, (), {}), ON_TWO_OF_TWO, (1, 10, (), {}), (4, 12, (), {})), marks=pytest.mark.slow),
+    ],
+    ids=["2-1", "4-2-1-4"],
+)
+def test_a_run_goes_on_with_other_processes_and_on_another_mesh(
+    tiny_config: Path, tmp_path: Path, parts: tuple[tuple[int, int, tuple[str, ...], dict[str, str]], ...]
+) -> None:
     """Four processes as data=4, two of two devices each as fsdp=2 × tensor=2, one alone, and four again."""
     constant = ("optimizer.schedule=constant", "train.allow_changed_config=true")
     run_together(1, "-m", "t5x_lite", "train", tiny_config, f"run_dir={tmp_path}/one", *constant)
-    two_each = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-    for count, steps, mesh, environment in (
-        (4, 4, [], {}),
-        (2, 7, ["mesh.data=1", "mesh.fsdp=2", "mesh.tensor=2"], two_each),
-        (1, 10, [], {}),
-        (4, 12, [], {}),
-    ):
+    for count, steps, mesh, environment in parts:
         more = (f"run_dir={tmp_path}/run", f"train.steps={steps}", *mesh, *constant)
         job = pod_sim(count, tiny_config, *more, **environment)
         said = ended(job)
@@ -239,6 +247,8 @@ def test_a_slow_process_is_a_metric(tiny_config: Path, tmp_path: Path) -> None:
 def test_a_checkpoint_folder_that_vanishes_is_made_again(tiny_config: Path, undisturbed: Path, tmp_path: Path) -> None:
     job = pod_sim(2, tiny_config, f"run_dir={tmp_path}/run", *LONGER)
     wait_for(23, tmp_path / "run", job)
+    while not (tmp_path / "run" / "checkpoints" / "20" / "manifest.json").is_file():
+        time.sleep(0.02)
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     said = ended(job)
     assert job.returncode == 0, said
