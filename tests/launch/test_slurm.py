@@ -88,6 +88,7 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
     try:
         wait_for(idle, 30, folder / "daemons.log")
         yield run
+        wait_for(lambda: not run("squeue", "-h"), 60, folder / "daemons.log")
     finally:
         for daemon in daemons:
             daemon.terminate()

@@ -44,6 +44,7 @@ def test_weights_are_sharded_by_the_one_table() -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_experts_on_a_mesh_equal_one_device() -> None:
     """Expert × fsdp × tensor × data on 8 simulated devices: loss, statistics and gradients."""
     script = Path(__file__).with_name("experts_on_a_mesh.py")

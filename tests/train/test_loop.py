@@ -207,6 +207,7 @@ def test_a_profile_is_written(tiny_config: Path, tmp_path: Path) -> None:
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
 
 
+@pytest.mark.slow
 def test_every_optimizer_schedule_and_packing_trains(tiny_config: Path, tmp_path: Path) -> None:
     choices = [
         ("optimizer.method=muon", "optimizer.schedule=wsd", "data.packing=documents", "model.positions=rotary"),
@@ -262,6 +263,7 @@ def test_a_batch_that_the_mesh_does_not_divide(tiny_config: Path, tmp_path: Path
     assert "train.batch_size 4 does not divide over the 8 devices" in done.stderr
 
 
+@pytest.mark.slow
 def test_sharded_over_devices_the_losses_are_those_of_one(tiny_run: Path, tmp_path: Path) -> None:
     flags = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
     for number, mesh in enumerate((["mesh.data=4", "train.peak_flops=null"], ["mesh.fsdp=2", "mesh.tensor=2"])):
