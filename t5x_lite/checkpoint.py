@@ -63,7 +63,7 @@ class Checkpoints:
         if jax.process_index() == 0 and self.folder.is_dir():
             for path in self.folder.iterdir():
                 if path.is_dir() and not (path / MANIFEST).is_file():
-                    path.rmtree(missing_ok=True)
+                    _remove(path)
         _barrier("checkpoints cleaned")
 
     def due(self, step: int) -> bool:
@@ -206,7 +206,7 @@ class Checkpoints:
         for step in set(scores) - kept(scores, self.config):
             # The manifest goes first: a deletion that is interrupted leaves a folder that counts as unfinished.
             (self.folder / str(step) / MANIFEST).unlink()
-            (self.folder / str(step)).rmtree(missing_ok=True)
+            _remove(self.folder / str(step))
 
     def _explained(self, step: int, error: Exception) -> SaveError:
         free = ""
@@ -248,9 +248,15 @@ def kept(scores: Mapping[int, float | None], config: CheckpointConfig) -> set[in
     return {*newest, *permanent, *best}
 
 
+def _remove(path: epath.Path) -> None:
+    """Delete a folder that counts for nothing any more; what resists stays, and is tried again by `clean`."""
+    with contextlib.suppress(OSError):
+        path.rmtree(missing_ok=True)
+
+
 def _files(path: epath.Path) -> list[epath.Path]:
     inside = [_files(one) if one.is_dir() else [one] for one in path.iterdir()]
-    return sorted(file for files in inside for file in files if file.name != MANIFEST)
+    return sorted(file for files in inside for file in files)
 
 
 def _checksum(file: epath.Path) -> str:
@@ -267,7 +273,7 @@ def _checksums(files: Sequence[epath.Path]) -> list[str]:
 
 
 def _write_manifest(path: epath.Path, metrics: dict[str, float]) -> None:
-    files = _files(path)
+    files = [file for file in _files(path) if file != path / MANIFEST]
     sums = {str(file.relative_to(path)): value for file, value in zip(files, _checksums(files), strict=True)}
     text = json.dumps({"crc32": sums, "metrics": metrics})
     if "://" in os.fspath(path):  # there, a file appears whole or not at all

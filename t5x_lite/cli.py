@@ -216,7 +216,7 @@ def plan(options: argparse.Namespace, overrides: list[str]) -> int:
     topology, slices = options.topology or config.plan.topology, options.slices or config.plan.slices
     if not topology:
         raise UserError("plan needs --topology (or plan.topology in the config), such as v5p:4x4x4")
-    if topology.partition(":")[0].lower() in ("a100", "h100", "h200", "b200"):
+    if topology.partition(":")[0].lower() in configuration.GPUS:
         # Devices that are not here are stood in for.
         simulated = f"--xla_force_host_platform_device_count={topology.partition(':')[2]}"
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {simulated}".strip()

@@ -332,6 +332,10 @@ class AdaptConfig(Config):
     method: Annotated[Method, OneOf(ADAPTATIONS)] = setting(Full(), "how they become this run's first weights")
 
 
+GPUS = {"a100": "NVIDIA A100", "h100": "NVIDIA H100", "h200": "NVIDIA H200", "b200": "NVIDIA B200"}
+"""Names of GPUs in a topology such as h100:64, and the beginnings of their names in JAX."""
+
+
 class PlanConfig(Config):
     """The pod that a config is for: what `t5x-lite plan` compiles it for if not told another."""
 

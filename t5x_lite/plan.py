@@ -10,8 +10,7 @@ import importlib.util
 import math
 import re
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -24,7 +23,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from t5x_lite.config import MeshConfig, RunConfig
+from t5x_lite.config import GPUS, MeshConfig, RunConfig
 from t5x_lite.errors import UserError
 from t5x_lite.models.config import RematPolicy
 from t5x_lite.models.transformer import blueprint
@@ -64,10 +63,6 @@ class Plan:
         return (self.compiled or self.modelled).get("memory_bytes") or math.inf
 
 
-GPUS = {"a100": "NVIDIA A100", "h100": "NVIDIA H100", "h200": "NVIDIA H200", "b200": "NVIDIA B200"}
-"""Names of GPUs in a topology such as h100:64."""
-
-
 @dataclass(frozen=True)
 class Pod:
     """Devices to plan for, and what they are: others stand in for GPUs that are not here, which `compiles` denies."""
@@ -92,8 +87,7 @@ def gpus_of(topology: str) -> int:
     return int(count)
 
 
-@contextmanager
-def pod(topology: str, slices: int) -> Iterator[Pod]:
+def pod_of(topology: str, slices: int) -> Pod:
     """The devices of a pod that is not here.
 
     Raises:
@@ -103,10 +97,8 @@ def pod(topology: str, slices: int) -> Iterator[Pod]:
         kind = GPUS[topology.partition(":")[0].lower()]
         here = [one for one in jax.devices() if one.device_kind.startswith(kind)]
         if len(here) == count:
-            yield Pod(here, here[0].device_kind, "gpu")
-        else:
-            yield Pod(jax.devices("cpu")[:count], kind, "gpu", compiles=False)
-        return
+            return Pod(here, here[0].device_kind, "gpu")
+        return Pod(jax.devices("cpu")[:count], kind, "gpu", compiles=False)
     if importlib.util.find_spec("libtpu") is None:
         raise UserError("plan needs the TPU compiler: pip install 't5x_lite[tpu]'")
     more: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
@@ -119,17 +111,16 @@ def pod(topology: str, slices: int) -> Iterator[Pod]:
             f"--topology {topology}: not known to libtpu: {str(error).splitlines()[0]}; write for example v5p:4x4x4, "
             "v5e:16x16, v6e:8x8, or h100:64"
         ) from None
-    yield Pod(found, found[0].device_kind, found[0].platform)
+    return Pod(found, found[0].device_kind, found[0].platform)
 
 
 def plan(config: RunConfig, topology: str, slices: int = 1) -> Plan:
     """Compile the config's train step for a topology; for GPUs that are not here, estimate it.
 
     Raises:
-        UserError: see `pod`; a mesh that does not fill the pod; a model without a vocabulary.
+        UserError: see `pod_of`; a mesh that does not fill the pod; a model without a vocabulary.
     """
-    with pod(topology, slices) as found:
-        return planned(config, topology, found, slices)
+    return planned(config, topology, pod_of(topology, slices), slices)
 
 
 def planned(config: RunConfig, topology: str, pod: Pod, slices: int) -> Plan:
@@ -148,7 +139,7 @@ def planned(config: RunConfig, topology: str, pod: Pod, slices: int) -> Plan:
     least = exchanges(config, structure, lengths, mesh)
     modelled["exchanges"] = [asdict(one) for one in least]
     sent = [Collective(**one) for one in compiled["exchanges"]] if "exchanges" in compiled else least
-    used = compiled.get("memory_bytes") if pod.compiles else modelled["memory_bytes"]
+    used = (compiled or modelled).get("memory_bytes") or math.inf
     held = compiled.get("arguments_bytes", 0) + compiled.get("temporaries_bytes", 0) or modelled["memory_bytes"]
     modelled |= bounds(config, structure, lengths, mesh, pod, held)
     gpu = pod.platform == "gpu"
@@ -161,7 +152,7 @@ def planned(config: RunConfig, topology: str, pod: Pod, slices: int) -> Plan:
         devices=mesh.size,
         mesh={axis: size for axis, size in mesh.shape.items() if size > 1},
         remat=config.model.remat,
-        fits=not largest and (used or math.inf) <= available,
+        fits=not largest and used <= available,
         available_bytes=available,
         parameters=structure.parameters,
         active_parameters=structure.active_parameters,
@@ -214,14 +205,9 @@ def _compiled(config: RunConfig, mesh: Mesh, slices: int) -> tuple[dict[str, Any
 
 
 def _compile(config: RunConfig, mesh: Mesh) -> Any:
-    structure, rows = blueprint(config.model), config.train.batch_size
-    sharding = meshes.batch_sharding(mesh)
-    shapes = {
-        name: jax.ShapeDtypeStruct((rows, *value.shape), value.dtype, sharding=sharding)
-        for name, value in example(config).items()
-    }
+    shapes = meshes.batch_shapes(mesh, example(config), config.train.batch_size)
     with jax.set_mesh(mesh):
-        steps = make_steps(config, structure, mesh)
+        steps = make_steps(config, blueprint(config.model), mesh)
         return steps.train.lower(steps.state, shapes).compile()  # type: ignore[attr-defined]
 
 
@@ -275,10 +261,10 @@ def search(config: RunConfig, topology: str, slices: int = 1) -> list[Plan]:
         UserError: see `plan`.
     """
     found = []
-    with pod(topology, slices) as pods:
-        every = candidates(config, len(pods.devices), slices)
-        for one in track(every, f"compiling {len(every)} candidates", console=Console(stderr=True)):
-            found.append(planned(one, topology, pods, slices))
+    pod = pod_of(topology, slices)
+    every = candidates(config, len(pod.devices), slices)
+    for one in track(every, f"compiling {len(every)} candidates", console=Console(stderr=True)):
+        found.append(planned(one, topology, pod, slices))
     return sorted(found, key=lambda one: (not one.fits, one.modelled["step_seconds"], one.memory_bytes))
 
 

@@ -97,6 +97,15 @@ def to_global(mesh: Mesh, batch: Any, batch_size: int) -> Any:
     }
 
 
+def batch_shapes(mesh: Mesh, example: Any, batch_size: int) -> Any:
+    """Shapes and shardings of a global batch of rows like `example`, for compiling."""
+    sharding = batch_sharding(mesh)
+    return {
+        name: jax.ShapeDtypeStruct((batch_size, *value.shape), value.dtype, sharding=sharding)
+        for name, value in example.items()
+    }
+
+
 def state_shardings(mesh: Mesh, axes: Any, shapes: Any) -> Any:
     """Shardings of a whole train state: what belongs to a weight and has its shape is sharded like it (ZeRO).
 

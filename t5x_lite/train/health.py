@@ -3,7 +3,6 @@
 import faulthandler
 import math
 import sys
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from t5x_lite.errors import Corrupt, UserError
 from t5x_lite.models.sharding import AXES
 from t5x_lite.models.transformer import Blueprint
 from t5x_lite.parallel.mesh import shardings
+from t5x_lite.train.metrics import product_seconds
 
 SMALL = 2**16
 """Values of an array below which it may lie whole on every device: sharding it would cost more than it saves."""
@@ -118,7 +118,8 @@ class Stragglers:
 
         All processes must call this at the same step.
         """
-        mine = np.array([self._busy / max(self._steps, 1), _probe()])
+        probe = max(product_seconds(device, PROBE, 3) for device in jax.local_devices())
+        mine = np.array([self._busy / max(self._steps, 1), probe])
         self._steps, self._busy = 0, 0.0
         every = multihost_utils.process_allgather(mine).reshape(-1, 2)
         # Differences below a millisecond are noise.
@@ -129,24 +130,6 @@ class Stragglers:
             "straggler_process": int(process),
             "straggler_seconds": float(every[process, what]),
         }
-
-
-def _probe() -> float:
-    """Seconds for a product on the slowest local device, the best of three."""
-    product = jax.jit(lambda x: x @ x)
-
-    def once(device: Any) -> float:
-        with jax.set_mesh(Mesh(np.array([device]), ("alone",))):
-            x = jax.device_put(jnp.ones((PROBE, PROBE), jnp.float32), device)
-            product(x).block_until_ready()
-            times = []
-            for _ in range(3):
-                started = time.perf_counter()
-                product(x).block_until_ready()
-                times.append(time.perf_counter() - started)
-        return min(times)
-
-    return max(map(once, jax.local_devices()))
 
 
 def check_sharded(blueprint: Blueprint, mesh: Mesh) -> None:

@@ -62,6 +62,7 @@ def train(config: RunConfig) -> tuple[Run, bool]:
             check_sharded(run.blueprint, mesh)
             steps = make_steps(run.config, run.blueprint, mesh)
             trainer = Trainer(run, rows, validation, data.tokens_per_byte, mesh, steps, display)
+            # The inner one: closing waits for a save, in which a lost process would be waited for too.
             with closing(run.checkpoints) as checkpoints, ending_together():
                 return run, trainer.run(checkpoints, stop)
 
@@ -238,11 +239,7 @@ class Trainer:
     def compiled(self) -> Any:
         """The compiled train step; how long that took is said, and is part of no step's time."""
         started = time.perf_counter()
-        sharding = meshes.batch_sharding(self.mesh)
-        shapes = {
-            name: jax.ShapeDtypeStruct((self.batch_size, *value.shape), value.dtype, sharding=sharding)
-            for name, value in self.rows[0].items()
-        }
+        shapes = meshes.batch_shapes(self.mesh, self.rows[0], self.batch_size)
         with self.goodput.measure("compile"):
             step = self.steps.train.lower(self.steps.state, shapes).compile()  # type: ignore[attr-defined]
         seconds = time.perf_counter() - started

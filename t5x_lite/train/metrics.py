@@ -105,16 +105,23 @@ def peak_flops(device: Any, given: float | None) -> tuple[float, str]:
 
 
 def _measured_flops(device: Any) -> float:
-    side, times = 1024, []
+    return 2 * 1024**3 / product_seconds(device, 1024, 5)
+
+
+_product = jax.jit(jnp.matmul)
+
+
+def product_seconds(device: Any, side: int, times: int) -> float:
+    """The least of some times that a device takes for a float32 product of matrices of this `side`."""
+    taken = []
     with jax.set_mesh(Mesh([device], ("alone",))):  # whatever mesh the run is on
-        product = jax.jit(jnp.matmul)
         x = jax.device_put(np.ones((side, side), np.float32), device)
-        product(x, x).block_until_ready()
-        for _ in range(5):
+        _product(x, x).block_until_ready()
+        for _ in range(times):
             start = time.perf_counter()
-            product(x, x).block_until_ready()
-            times.append(time.perf_counter() - start)
-    return 2 * side**3 / min(times)
+            _product(x, x).block_until_ready()
+            taken.append(time.perf_counter() - start)
+    return min(taken)
 
 
 class MetricsWriter:
