@@ -62,6 +62,7 @@ def bucket() -> Iterator[dict[str, str]]:
     patch.undo()
 
 
+@pytest.mark.slow
 def test_a_run_saves_to_a_bucket_and_resumes_from_it(
     t5x_lite: Shell, tiny_config: Path, tiny_run: Path, tmp_path: Path, bucket: dict[str, str]
 ) -> None:

@@ -14,10 +14,13 @@ import pytest
 
 from tests.conftest import REPOSITORY, lines
 
-pytestmark = pytest.mark.skipif(
-    shutil.which("slurmctld") is None or shutil.which("slurmd") is None or os.geteuid() != 0,
-    reason="needs root and Slurm: apt-get install slurm-wlm",
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        shutil.which("slurmctld") is None or shutil.which("slurmd") is None or os.geteuid() != 0,
+        reason="needs root and Slurm: apt-get install slurm-wlm",
+    ),
+]
 
 CONF = """
 ClusterName=test
@@ -115,10 +118,15 @@ def test_two_tasks_train_are_asked_to_stop_and_go_on_where_they_were(
     wait_for(lambda: (run / "metrics.jsonl").is_file() and len(lines(run)) > 20, 100, log)
     slurm("scancel", "--signal=TERM", job)
     wait_for(lambda: "preempted; starting again" in log.read_text(), 60, log)
-    # A job that is put into the queue again waits two minutes, unless it is let go.
-    wait_for(lambda: slurm("squeue", "-h", "-j", job, "-o", "%T") == "PENDING", 60, log)
-    slurm("scontrol", "update", f"JobId={job}", "StartTime=now")
-    wait_for((run / "report.png").is_file, 200, log)
+
+    def started_again() -> bool:
+        # A job that is put into the queue again waits two minutes, unless it is let go.
+        if slurm("squeue", "-h", "-j", job, "-o", "%T") == "PENDING":
+            slurm("scontrol", "update", f"JobId={job}", "StartTime=now")
+        return "start 1: srun" in log.read_text()
+
+    wait_for(started_again, 200, log)
+    wait_for((run / "report.png").is_file, 400, log)
     said = log.read_text()
     assert "on 2 × cpu" in said
     assert "stopped and saved at step" in said
@@ -127,7 +135,6 @@ def test_two_tasks_train_are_asked_to_stop_and_go_on_where_they_were(
     assert [line["step"] for line in lines(run)] == list(range(1, 301))
 
 
-@pytest.mark.slow
 def test_an_array_trains_one_run_a_line(slurm: Slurm, tiny_config: Path, tmp_path: Path) -> None:
     runs = tmp_path / "runs.txt"
     runs.write_text("".join(f"{tiny_config} run_dir={tmp_path}/seed{seed} train.seed={seed}\n" for seed in (1, 2)))

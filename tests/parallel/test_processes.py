@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -166,6 +167,7 @@ def test_a_run_goes_on_with_other_processes_and_on_another_mesh(
     assert_same_curve(tmp_path / "run", tmp_path / "one")
 
 
+@pytest.mark.slow
 def test_a_killed_process_is_named_and_all_start_again(tiny_config: Path, undisturbed: Path, tmp_path: Path) -> None:
     job = pod_sim(2, tiny_config, f"run_dir={tmp_path}/run", *LONGER)
     wait_for(22, tmp_path / "run", job)
@@ -174,7 +176,7 @@ def test_a_killed_process_is_named_and_all_start_again(tiny_config: Path, undist
     assert job.returncode == 0, said
     assert "process 0 of 2: process 1 is gone" in said
     assert "failed with exit code 137; starting again, 2 failures left" in said
-    assert "resumed from step 20" in said
+    assert re.search("resumed from step (10|20) ", said)  # that of step 20 may not have been whole yet
     assert_same_curve(tmp_path / "run", undisturbed)
     assert lines(tmp_path / "run")[-1]["goodput/lost_seconds"] > 0
 

@@ -67,7 +67,7 @@ def test_a_run_is_repeated_to_the_bit_from_its_own_config(tiny_run: Path, tmp_pa
     assert same_params(tiny_run, tmp_path / "again")
 
 
-@pytest.mark.parametrize(("times", "steps"), [(2, 80), pytest.param(10, 300, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("times", "steps"), [(1, 50), pytest.param(10, 300, marks=pytest.mark.slow)])
 def test_killed_many_times_the_run_ends_as_if_undisturbed(
     times: int, steps: int, tiny_config: Path, tmp_path: Path
 ) -> None:
