@@ -3,7 +3,7 @@
 No JAX here: a wrong config is refused before any device or file is touched.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,10 +12,13 @@ from pydantic import Strict, model_validator
 
 from t5x_lite import schema
 from t5x_lite.adapt import ADAPTATIONS, Full, Method
+from t5x_lite.adapt.parts import Parts, named
 from t5x_lite.errors import UserError
 from t5x_lite.models.config import Learned, ModelConfig
-from t5x_lite.objectives import OBJECTIVES, Causal, Objective
+from t5x_lite.objectives import OBJECTIVES, Causal, Objective, TextToText
+from t5x_lite.objectives.supervised import Supervised
 from t5x_lite.schema import Config, Int, OneOf, Strings, setting
+from t5x_lite.task import Form, settings_of
 
 Format = Literal["auto", "text", "jsonl", "parquet", "tfds", "parallel"]
 STANDARD_LIBRARY = "python:standard_library"
@@ -52,8 +55,17 @@ class DataConfig(SourceConfig):
 
     mixture: Annotated[tuple[MixedSource, ...], Strict(False)] = setting((), "several sources instead of `files`")
     mixture_alpha: float = setting(
-        1.0, "sources without a weight get n^alpha, n their tokens", ge=0, le=1, source="mT5, Xue et al. 2021, §3.1"
+        1.0,
+        "sources without a weight get n^alpha, n their tokens (tasks: their examples): 1 by size, 0 equal; 1/T is T5's "
+        "temperature T",
+        ge=0,
+        le=1,
+        source="mT5, Xue et al. 2021, §3.1",
     )
+    mixture_limit: Int | None = setting(
+        None, "a task counts as this many examples at most", ge=1, source="Raffel et al. 2020, §3.5.2: K"
+    )
+    columns: Strings = setting((), "of tasks: names of the columns of TSV or CSV files that have no header")
     validation_fraction: float = setting(0.01, "share of documents (or of the tail) kept for validation", ge=0, lt=1)
     validation_by: Literal["hash", "position"] = setting(
         "hash", "validation documents by a hash of their text, or the tail of each file by position"
@@ -313,6 +325,7 @@ class CheckpointConfig(Config):
     every_minutes: float | None = setting(None, "also this often, as temporary checkpoints", unit="minutes", gt=0)
     keep: Int = setting(2, "newest checkpoints kept; older ones are deleted unless another rule keeps them", ge=1)
     keep_every_steps: Int | None = setting(None, "checkpoints kept for ever: multiples of this", unit="steps", ge=1)
+    keep_steps: Annotated[tuple[Int, ...], Strict(False)] = setting((), "steps to save, and keep for ever")
     keep_best: Int = setting(1, "best checkpoints kept by `best_metric`; 0 keeps none", ge=0)
     best_metric: str = setting("eval/loss", "evaluation metric that says which is best (the lowest)")
 
@@ -330,6 +343,16 @@ class AdaptConfig(Config):
 
     source: str = setting(..., "run directory whose newest weights, and whose tokenizer, are taken", alias="from")
     method: Annotated[Method, OneOf(ADAPTATIONS)] = setting(Full(), "how they become this run's first weights")
+
+
+class BranchConfig(Config):
+    """Going on from another run's checkpoint as if it were this run's own: weights, optimizer, step and data order.
+
+    Only the schedule of what is left may be another (wsd's decay from one long constant run: Hägele et al. 2024, §3).
+    """
+
+    source: str = setting(..., "run directory whose checkpoint is taken while this run has none", alias="from")
+    step: Int | None = setting(None, "the checkpoint's step; null takes the newest", unit="steps", ge=1)
 
 
 GPUS = {"a100": "NVIDIA A100", "h100": "NVIDIA H100", "h200": "NVIDIA H200", "b200": "NVIDIA B200"}
@@ -355,12 +378,17 @@ class RunConfig(Config):
     objective: Annotated[Objective | None, OneOf(OBJECTIVES, optional=True)] = setting(
         Causal(), "what the model learns to predict; null: weights from elsewhere that are not trained on"
     )
+    tasks: Strings = setting((), "tasks to learn, and to evaluate, instead of running text: names of configs/tasks")
+    task_form: Form = setting(
+        "auto", "whether tasks are learnt by a head or as text to text; auto: by a head in an encoder"
+    )
     optimizer: OptimizerConfig = setting(OptimizerConfig(), "the optimizer")
     mesh: MeshConfig = setting(MeshConfig(), "devices")
     train: TrainConfig = setting(..., "the loop")
     checkpoint: CheckpointConfig = setting(CheckpointConfig(), "checkpoints")
     eval: EvalConfig = setting(EvalConfig(), "evaluation")
     adapt: AdaptConfig | None = setting(None, "begin from another run")
+    branch: BranchConfig | None = setting(None, "go on from a checkpoint of another run")
     plan: PlanConfig = setting(PlanConfig(), "the pod that this config is for")
 
     @model_validator(mode="after")
@@ -390,9 +418,13 @@ class RunConfig(Config):
             )
         self.model.check_mesh(self.mesh.expert, self.mesh.tensor, self.mesh.pipeline)
         if self.adapt is not None:
+            if self.branch is not None:
+                raise ValueError("give `adapt` (another run's weights) or `branch` (all of its state), not both")
             self.adapt.method.check(self.model)
         if self.objective is not None:
             self._check_objective(self.objective)
+        if self.tasks and not isinstance(self.objective, Supervised | TextToText):
+            raise ValueError(f"tasks are learnt by objectives on records, not by {self.objective}")
         return self
 
     def _check_objective(self, objective: Objective) -> None:
@@ -403,6 +435,8 @@ class RunConfig(Config):
                 f"not a model of family {self.model.family}"
             )
         objective.check(self.model)
+        if self.tasks:
+            return
         parts, packing = self.data.parts, self.data.packing
         if objective.rows == "sentences" and packing != "sentences":
             raise ValueError(
@@ -415,6 +449,20 @@ class RunConfig(Config):
                 f"data.field and data.packing={' or '.join(objective.packings)}, found parts={parts}, "
                 f"packing={packing}"
             )
+
+    @property
+    def method(self) -> Method | None:
+        """How another run's weights become this one's; None for a run that begins from nothing."""
+        return None if self.adapt is None else self.adapt.method
+
+    @property
+    def surgery(self) -> Callable[[Any], None] | None:
+        """What that adds to the model."""
+        return None if self.adapt is None else self.adapt.method.surgery
+
+    def parts(self, tree: Any) -> Parts:
+        """Which parameters train, of all that have a name in `tree`."""
+        return Parts.of(self.method, self.model, list(named(tree)))
 
     @property
     def task(self) -> Objective:
@@ -457,10 +505,43 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         UserError: one line with every fault, where it was set and the nearest valid spelling.
     """
-    config = schema.validate(RunConfig, schema.read(RunConfig, path, overrides))
+    sources = schema.read(RunConfig, path, overrides)
+    config = schema.validate(RunConfig, schema.Sources(_completed(sources.values), sources.places))
     if config.run_dir is None:
         config = config.model_copy(update={"run_dir": str(Path("runs") / Path(path).stem)})
     return config
+
+
+def _completed(values: dict[str, Any]) -> dict[str, Any]:
+    """What settings follow from others: the model of the run that is adapted, the objective and the head of a task."""
+    model, tasks = values.get("model", {}), values.get("tasks", ())
+    source = values.get("adapt", {}).get("from") if isinstance(values.get("adapt"), dict) else None
+    kept = Path(str(source)) / "config.yaml"
+    if not (source or tasks) or not isinstance(model, dict):
+        return values  # nothing follows, or the fault is named later
+    if source:
+        if not kept.is_file():
+            raise UserError(f"adapt.from {source}: is not a run directory (no config.yaml)")
+        old = yaml.safe_load(kept.read_text(encoding="utf-8"))["model"]
+        if old.get("family") == "electra":
+            old |= {"family": "encoder", "generator": None}
+        model = schema.merge(ModelConfig, old, model)
+    if tasks:
+        names = (tasks,) if isinstance(tasks, str) else tuple(tasks)
+        family = model.get("family", "decoder")
+        objective = values.get("objective") or settings_of(names, values.get("task_form", "auto"), family)
+        own = schema.validate(_OfTask, schema.Sources({"objective": objective}, {})).objective
+        values = {**values, "objective": objective}
+        if isinstance(own, Supervised):
+            plain = ModelConfig.model_construct(family=family)
+            head = own.head(plain)
+            model = {**model, "head": None if head is None else head.model_dump(mode="json")}
+            model |= {"outputs": []} if family == "encoder" else {}
+    return {**values, "model": model}
+
+
+class _OfTask(Config):
+    objective: Annotated[Objective, OneOf(OBJECTIVES)]
 
 
 def dump(config: RunConfig) -> str:

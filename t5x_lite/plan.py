@@ -127,7 +127,7 @@ def planned(config: RunConfig, topology: str, pod: Pod, slices: int) -> Plan:
     """See `plan`; for devices that are at hand."""
     lengths, train = config.task.lengths(task_of(config)), config.train
     mesh = meshes.make_mesh(config.mesh, list(pod.devices))
-    chosen, structure = check_on(mesh, config, pod.platform), blueprint(config.model)
+    chosen, structure = check_on(mesh, config, pod.platform), blueprint(config.model, config.surgery)
     check_sharded(structure, mesh)
     chip = chip_of(pod.device_kind)
     available = chip.memory * (1 - RESERVED)
@@ -207,7 +207,7 @@ def _compiled(config: RunConfig, mesh: Mesh, slices: int) -> tuple[dict[str, Any
 def _compile(config: RunConfig, mesh: Mesh) -> Any:
     shapes = meshes.batch_shapes(mesh, example(config), config.train.batch_size)
     with jax.set_mesh(mesh):
-        steps = make_steps(config, blueprint(config.model), mesh)
+        steps = make_steps(config, blueprint(config.model, config.surgery), mesh)
         return steps.train.lower(steps.state, shapes).compile()  # type: ignore[attr-defined]
 
 

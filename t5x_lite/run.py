@@ -51,22 +51,25 @@ class Run:
         own = self.config.checkpoint
         return Checkpoints(own.folder or self.folder / "checkpoints", own)
 
-    def params(self, mesh: Mesh, step: int | None = None) -> tuple[int, Any]:
-        """Step and weights of the newest whole checkpoint, or of `step`.
+    def trained(self, mesh: Mesh, step: int | None = None) -> tuple[int, Any, dict[str, Any]]:
+        """Step, weights that train, and metadata of the newest whole checkpoint, or of `step`.
+
+        Of a run that began from nothing these are all weights; see `start.loaded`.
 
         Raises:
             UserError: there is none, or the one of `step` is damaged.
         """
-        shapes = self.blueprint.shapes
+        parts = self.config.parts(self.blueprint.axes)
+        shapes = jax.eval_shape(parts.trained, self.blueprint.shapes)
         placed = jax.tree.map(
             lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
             shapes,
-            shardings(mesh, self.blueprint.axes, shapes),
+            shardings(mesh, parts.names_trained(self.blueprint.axes), shapes),
         )
         found = self.checkpoints.restore(placed, step, prefix="params.")
         if found is None:
             raise UserError(f"{self.folder}: has no checkpoint yet; train it first")
-        return found[0], found[1]
+        return found
 
 
 def with_vocab(config: RunConfig, tokenizer: Tokenizer) -> RunConfig:
@@ -112,7 +115,7 @@ def create(config: RunConfig, tokenizer: Tokenizer) -> Run:
         temporary.write_text(configuration.dump(config), encoding="utf-8")
         temporary.replace(folder / "config.yaml")
         tokenizer.save(folder)
-    return Run(folder, config, blueprint(config.model), tokenizer)
+    return Run(folder, config, blueprint(config.model, config.surgery), tokenizer)
 
 
 def _read(path: Path) -> RunConfig:
@@ -135,7 +138,7 @@ def open_run(folder: Path, overrides: list[str] | None = None) -> Run:
     sources = schema.read(RunConfig, path, overrides or [])
     config = schema.validate(RunConfig, sources).model_copy(update={"run_dir": str(folder)})
     has = any((folder / name).is_file() for name in tokenizers.FILES)
-    return Run(folder, config, blueprint(config.model), tokenizers.load(folder) if has else None)
+    return Run(folder, config, blueprint(config.model, config.surgery), tokenizers.load(folder) if has else None)
 
 
 @contextmanager

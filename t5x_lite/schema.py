@@ -122,7 +122,7 @@ def _find(kind: type[Config], keys: Sequence[str]) -> type[Config] | None:
     return None
 
 
-def _merge(kind: type[Config] | None, old: Any, new: Any) -> Any:
+def merge(kind: type[Config] | None, old: Any, new: Any) -> Any:
     """`new` over `old`; a component of another name replaces the old one instead of joining it."""
     if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
         return new
@@ -131,9 +131,9 @@ def _merge(kind: type[Config] | None, old: Any, new: Any) -> Any:
     for key, value in new.items():
         kinds = fields.get(key, {})
         if "" in kinds:
-            merged[key] = _merge(kinds[""], old.get(key), value)
+            merged[key] = merge(kinds[""], old.get(key), value)
         elif kinds and isinstance(value, Mapping) and isinstance(old.get(key), Mapping) and set(value) == set(old[key]):
-            merged[key] = {name: _merge(kinds.get(name), old[key][name], body) for name, body in value.items()}
+            merged[key] = {name: merge(kinds.get(name), old[key][name], body) for name, body in value.items()}
         else:
             merged[key] = value
     return merged
@@ -193,8 +193,8 @@ def _load_file(kind: type[Config], path: Path, above: tuple[Path, ...] = ()) -> 
         if not isinstance(base, str):
             raise UserError(f"{places['base']}: `base` takes file names relative to this file, found {base!r}")
         found = _load_file(kind, path.parent / base, (*above, path.resolve()))
-        merged = Sources(_merge(kind, merged.values, found.values), {**merged.places, **found.places})
-    return Sources(_merge(kind, merged.values, values), {**merged.places, **places})
+        merged = Sources(merge(kind, merged.values, found.values), {**merged.places, **found.places})
+    return Sources(merge(kind, merged.values, values), {**merged.places, **places})
 
 
 def _nested(override: str) -> tuple[str, dict[str, Any]]:
@@ -214,7 +214,7 @@ def read(kind: type[Config], path: str | Path, overrides: Sequence[str] = ()) ->
     values, places = sources.values, dict(sources.places)
     for override in overrides:
         key, nested = _nested(override)
-        values = _merge(kind, values, nested)
+        values = merge(kind, values, nested)
         places[key] = "command line"
     return Sources(values, places)
 

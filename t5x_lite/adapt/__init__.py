@@ -1,7 +1,32 @@
 """From a run to the first weights of another. One file a method, one entry here."""
 
+from t5x_lite.adapt.adapters import Houlsby, Pfeiffer
+from t5x_lite.adapt.bitfit import BitFit
+from t5x_lite.adapt.features import Features
 from t5x_lite.adapt.full import Full
+from t5x_lite.adapt.fusion import Fusion
+from t5x_lite.adapt.head import Head
+from t5x_lite.adapt.ia3 import IA3
+from t5x_lite.adapt.lora import LoRA
 from t5x_lite.adapt.method import Method
+from t5x_lite.adapt.prompt import Prefix, Prompt
+from t5x_lite.adapt.top import Top
+from t5x_lite.adapt.unfreeze import Unfreeze
 from t5x_lite.adapt.upcycle import Upcycle
 
-ADAPTATIONS: dict[str, type[Method]] = {"full": Full, "upcycle": Upcycle}
+ADAPTATIONS: dict[str, type[Method]] = {
+    "full": Full,
+    "head": Head,
+    "features": Features,
+    "top": Top,
+    "bitfit": BitFit,
+    "houlsby": Houlsby,
+    "pfeiffer": Pfeiffer,
+    "fusion": Fusion,
+    "lora": LoRA,
+    "prompt": Prompt,
+    "prefix": Prefix,
+    "ia3": IA3,
+    "unfreeze": Unfreeze,
+    "upcycle": Upcycle,
+}

@@ -1,13 +1,7 @@
-"""Go on with all weights of a run."""
+"""Go on with all weights of a run (fine-tuning)."""
 
-from typing import Any
-
-from t5x_lite.adapt.method import Method, Models, Weights
+from t5x_lite.adapt.method import Method
 
 
 class Full(Method):
     """Every weight is taken as it is and trained."""
-
-    def weights(self, old: Weights, fresh: Weights, models: Models, xp: Any) -> dict[str, Any]:
-        """The old ones."""
-        return {name: old[name] for name in fresh if name in old}

@@ -1,9 +1,11 @@
-"""The interface of an adaptation method: how a run's weights become the first weights of another run."""
+"""The interface of an adaptation method: what is added to a model, what of it trains, and from which weights.
 
-from abc import abstractmethod
+No JAX here: a method describes, and the arrays that it is given do the work.
+"""
+
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.schema import Config
@@ -12,18 +14,16 @@ Weights = Mapping[str, Any]
 """Arrays by dotted name; those of a stack's layers have a leading axis over the repeats of its pattern."""
 
 
-class Method(Config):
-    """A way from one model to another. Its fields are its settings."""
+class Surgeon(Protocol):
+    """What can be done to a model; see `models.adapters.Surgeon`."""
 
-    def check(self, model: ModelConfig) -> None:
-        """Refuse a model that cannot be made this way, with a ValueError that says why."""
-
-    @abstractmethod
-    def weights(self, old: Weights, fresh: Weights, models: "Models", xp: Any) -> dict[str, Any]:
-        """The first weights of the new model, by the names of `fresh`, which are newly drawn; `xp` is `jax.numpy`.
-
-        A name that the method cannot make is left out.
-        """
+    def low_rank(self, pattern: str, rank: int, alpha: float, rate: float) -> None: ...
+    def rescale(self, pattern: str, *, inputs: bool = False) -> None: ...
+    def bottlenecks(self, places: tuple[str, ...], width: int, activation: Any) -> None: ...
+    def fusions(self, places: tuple[str, ...], kinds: Any, route: Any, chosen: int) -> None: ...
+    def prefixes(self, length: int) -> None: ...
+    def prompt(self, length: int) -> None: ...
+    def average(self, layers: int) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -32,3 +32,67 @@ class Models:
 
     old: ModelConfig
     new: ModelConfig
+
+
+class Method(Config):
+    """A way from one model to another. Its fields are its settings.
+
+    `placeholders`: soft tokens that begin every input. `sources`: further runs whose weights it takes.
+    """
+
+    @property
+    def placeholders(self) -> int:
+        """Tokens with the ids -1, -2, … before each input."""
+        return 0
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Run directories beside the one that is adapted."""
+        return ()
+
+    def check(self, model: ModelConfig) -> None:
+        """Refuse a model that cannot be made this way, with a ValueError that says why."""
+
+    def surgery(self, surgeon: Surgeon) -> None:
+        """What is added to the model. A method that adds nothing leaves this out."""
+
+    def trains(self, name: str, model: ModelConfig) -> bool | int:
+        """Whether a parameter trains; of one stacked over layers, or from which repeat on. A head always does."""
+        return True
+
+    def rates(self, name: str, model: ModelConfig, progress: Any) -> Any:
+        """Factor on the learning rate of a parameter at a share `progress` of the run; one a repeat, or one; 0 is off.
+
+        None is 1 throughout, and costs nothing.
+        """
+        return None
+
+    def weights(self, old: Weights, fresh: Weights, models: Models, xp: Any) -> dict[str, Any]:
+        """The first weights of the new model, by the names of `fresh`, which are newly drawn; `xp` is `jax.numpy`.
+
+        A name that the method cannot make is left out. Here: the old ones, and fresh ones for what is new: a head, and
+        what surgery has added.
+        """
+        made = {name: old[name] for name in fresh if name in old}
+        if "head.scores.weight" in fresh and fresh["head.scores.weight"].shape != _shape(old, "head.scores.weight"):
+            made |= {name: fresh[name] for name in fresh if name.startswith("head.")}
+        pooled = {name.replace("head.", "sentence."): name for name in fresh if name.startswith("head.pooler.")}
+        made |= {name: old[source] for source, name in pooled.items() if source in old and name not in old}
+        return made | {name: value for name, value in fresh.items() if name not in made and is_added(name)}
+
+    def merged(self, weights: Weights, xp: Any) -> dict[str, Any] | None:
+        """The weights of a plain model that computes the same; None where there is none."""
+        return dict(weights) if not any(is_added(name) for name in weights) else None
+
+
+ADDED = (".adapter.", ".adapters.", ".prefix.", ".prompt.")
+"""In the names of what surgery adds."""
+
+
+def is_added(name: str) -> bool:
+    """Whether surgery has added a parameter."""
+    return any(part in name for part in ADDED)
+
+
+def _shape(weights: Weights, name: str) -> Any:
+    return weights[name].shape if name in weights else None

@@ -25,6 +25,7 @@ from t5x_lite.models.config import Learned, ModelConfig, MoE
 from t5x_lite.models.transformer import Blueprint, blueprint
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.run import FOREIGN_CONFIG, Run, open_run
+from t5x_lite.start import merged
 
 SHARD_BYTES = 5 * 10**9
 """Size of one file of an export at most, as Transformers has it."""
@@ -201,8 +202,9 @@ def export_hf(run_dir: Path, folder: Path, progress: Progress, step: int | None 
     family = family_of(model, hf.get("model_type"))
     table = family.table(model, blueprint(model))
     dtype = np.dtype(hf.get("dtype", "float32"))
-    _, params = run.params(meshes.make_mesh(MeshConfig()), step)
-    arrays = flat(params["discriminator"] if pair else params)
+    arrays = merged(run, meshes.make_mesh(MeshConfig()), step)[1]
+    if pair:
+        arrays = {name.removeprefix("discriminator."): value for name, value in arrays.items()}
     folder.mkdir(parents=True, exist_ok=True)
     files = _shards(table, dtype.itemsize)
     done = 0

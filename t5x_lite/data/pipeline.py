@@ -287,7 +287,13 @@ class TrainingRows:
         return grain.MapDataset.range(self.plans[source].rows).shuffle(seed=int(shuffle_seed)), int(phase % self.stride)
 
 
-def training_batch(rows: TrainingRows, batch_size: int, local_rows: np.ndarray, step: int) -> dict[str, np.ndarray]:
+class RowsByNumber(Protocol):
+    """An endless order of examples."""
+
+    def __getitem__(self, g: int) -> Features: ...
+
+
+def training_batch(rows: RowsByNumber, batch_size: int, local_rows: np.ndarray, step: int) -> dict[str, np.ndarray]:
     """The batch of `step`: those of its `batch_size` rows that this host makes."""
     return _stack([rows[step * batch_size + int(row)] for row in local_rows])
 
@@ -297,7 +303,7 @@ def _stack(examples: Sequence[Features]) -> dict[str, np.ndarray]:
 
 
 def training_batches(
-    rows: TrainingRows, batch_size: int, local_rows: np.ndarray, start: int, stop: int, data: DataConfig
+    rows: RowsByNumber, batch_size: int, local_rows: np.ndarray, start: int, stop: int, data: DataConfig
 ) -> Iterator[dict[str, np.ndarray]]:
     """Batches of steps `[start, stop)`, made ahead by a thread, or by `data.workers` processes."""
     steps = grain.MapDataset.range(start, stop).map(partial(training_batch, rows, batch_size, local_rows))

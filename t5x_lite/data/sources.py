@@ -89,7 +89,7 @@ def units(
         patterns = tuple(pattern.replace("{}", source.field[0]) for pattern in patterns)
     if source.format == "tfds":
         return [part for path in patterns for part in _parts(unit((path,)))]
-    paths = [path for p in patterns for path in (sorted(python) if p == STANDARD_LIBRARY else _matches(p))]
+    paths = [path for p in patterns for path in (sorted(python) if p == STANDARD_LIBRARY else matches(p))]
     sizes = [Path(path).stat().st_size for path in paths]
     target = min(max(sum(sizes) // 64, SMALLEST_UNIT), UNIT_BYTES)
     found: list[Unit] = []
@@ -105,7 +105,12 @@ def units(
     return found
 
 
-def _matches(pattern: str) -> list[str]:
+def matches(pattern: str) -> list[str]:
+    """The files of a glob in order.
+
+    Raises:
+        UserError: there is none.
+    """
     found = [path for path in sorted(glob.glob(pattern, recursive=True)) if Path(path).is_file()]  # noqa: PTH207
     if not found:
         raise UserError(f"data.files: no file matches {pattern!r} (looked from {Path.cwd()})")
@@ -155,14 +160,15 @@ def _python_documents(unit: Unit) -> Iterator[str]:
             yield from ast.literal_eval(node.value).values()
 
 
-def _plain(path: str) -> Path:
+def plain(path: str) -> Path:
+    """The name without .gz or .zst."""
     name = Path(path)
     return name.with_suffix("") if name.suffix in {".gz", ".zst"} else name
 
 
 def _format(path: str) -> str:
     return {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet"}.get(
-        _plain(path).suffix, "text"
+        plain(path).suffix, "text"
     )
 
 
@@ -175,7 +181,7 @@ def _parts(unit: Unit) -> list[Unit]:
             return _cut(unit, groups, max(1, groups * UNIT_BYTES // size)) if size > UNIT_BYTES else [unit]
     size = Path(unit.path).stat().st_size
     by_line = unit.format == "jsonl" or (unit.document == "line" and unit.format != "parallel")
-    if by_line and _plain(unit.path) == Path(unit.path) and size > UNIT_BYTES:
+    if by_line and plain(unit.path) == Path(unit.path) and size > UNIT_BYTES:
         return _cut(unit, size, UNIT_BYTES)
     return [unit]
 
@@ -185,7 +191,8 @@ def _cut(unit: Unit, size: int, step: int) -> list[Unit]:
 
 
 @contextmanager
-def _open(path: str) -> Iterator[IO[bytes]]:
+def opened(path: str) -> Iterator[IO[bytes]]:
+    """The bytes of a file, decompressed where its name says .gz or .zst."""
     with Path(path).open("rb") as raw:
         if path.endswith(".gz"):
             yield gzip.GzipFile(fileobj=raw)  # type: ignore[misc]
@@ -197,7 +204,7 @@ def _open(path: str) -> Iterator[IO[bytes]]:
 
 def _lines(unit: Unit) -> Iterator[tuple[int, str]]:
     """Byte offset and text of each line that begins inside the unit."""
-    with _open(unit.path) as file:
+    with opened(unit.path) as file:
         at = 0
         if unit.start:
             file.seek(unit.start - 1)
@@ -211,7 +218,7 @@ def _lines(unit: Unit) -> Iterator[tuple[int, str]]:
 
 def _text(unit: Unit) -> Iterator[str]:
     if unit.document == "file":
-        with _open(unit.path) as file:
+        with opened(unit.path) as file:
             yield file.read().decode("utf-8", errors="replace")
         return
     lines = (line for _, line in _lines(unit))
@@ -287,8 +294,8 @@ def _parquet_file(path: str) -> Iterator[Any]:
     from pyarrow.lib import ArrowInvalid
 
     decompressed = None
-    if _plain(path) != Path(path):
-        with _open(path) as file:
+    if plain(path) != Path(path):
+        with opened(path) as file:
             decompressed = io.BytesIO(file.read())
     try:
         with parquet.ParquetFile(decompressed or path) as file:

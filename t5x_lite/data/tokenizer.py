@@ -59,6 +59,10 @@ class Tokenizer(ABC):
         """int32 ids of each text, without EOS."""
 
     @abstractmethod
+    def encode_placed(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """int32 ids of one text and the characters that each stands for, `[n, 2]` start and stop."""
+
+    @abstractmethod
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids; special tokens are left out."""
 
@@ -73,6 +77,10 @@ class Tokenizer(ABC):
     @abstractmethod
     def begins_word(self) -> np.ndarray:
         """Whether each id begins a word, bool `[vocab]`."""
+
+    def beginning(self) -> np.ndarray:
+        """int32 ids that the tokenizer's own file puts before every text, such as Llama's <s>; `encode` does not."""
+        return np.zeros(0, np.int32)
 
     def sentinels(self) -> tuple[int, ...]:
         """T5's <extra_id_0>, <extra_id_1>, … in this order."""
@@ -139,6 +147,14 @@ class SentencePiece(Tokenizer):
         encoded = iter(self._processor.encode([block for own in blocks for block in own], num_threads=1))
         return [np.array([i for _ in own for i in next(encoded)], dtype=np.int32) for own in blocks]
 
+    def encode_placed(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        pieces = self._processor.encode(text, return_type="proto").pieces
+        # It counts bytes, of which the first of each character tells the character.
+        first = [byte < 0x80 or byte >= 0xC0 for byte in text.encode("utf-8", errors="replace")]
+        character = np.concatenate([[0], np.cumsum(first)]).astype(np.int32)
+        places = character[np.array([(piece.begin, piece.end) for piece in pieces], np.int64).reshape(-1, 2)]
+        return np.array([piece.id for piece in pieces], np.int32), places
+
     def decode(self, ids: Sequence[int]) -> str:
         return self._processor.decode([int(i) for i in ids])
 
@@ -186,6 +202,15 @@ class HuggingFace(Tokenizer):
         encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(one.ids, dtype=np.int32) for one in encoded]
 
+    def encode_placed(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        one = self._tokenizer.encode(text, add_special_tokens=False)
+        return np.array(one.ids, np.int32), np.array(one.offsets, np.int32).reshape(-1, 2)
+
+    def beginning(self) -> np.ndarray:
+        whole = self._tokenizer.encode("a", add_special_tokens=True)
+        count = next((n for n, special in enumerate(whole.special_tokens_mask) if not special), 0)
+        return np.array(whole.ids[:count], np.int32)
+
     def decode(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
 
@@ -220,6 +245,11 @@ class Bytes(Tokenizer):
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         encoded = (text.encode("utf-8", errors="replace") for text in texts)
         return [np.frombuffer(one, np.uint8).astype(np.int32) + self.first for one in encoded]
+
+    def encode_placed(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        sizes = [len(character.encode("utf-8", errors="replace")) for character in text]
+        starts = np.repeat(np.arange(len(text), dtype=np.int32), sizes)
+        return self.encode(text), np.stack([starts, starts + 1], axis=1)
 
     def decode(self, ids: Sequence[int]) -> str:
         return bytes(int(i) - self.first for i in ids if i >= self.first).decode("utf-8", errors="replace")

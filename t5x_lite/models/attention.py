@@ -62,12 +62,13 @@ class Attention(nnx.Module):
         self.query_norm = None if axes is None else Norm(config.norm, *axes[0])
         self.key_norm = None if axes is None else Norm(config.norm, *axes[1])
         self.positions = None if cross else positions.attended(config, rngs, layer=True)
+        self.prefix: Any = nnx.data(None)
 
     def keys_values(self, source: Float[Array, "b m d"], view: View) -> KeysValues:
         """Keys, normed and rotated, and values of a source."""
-        key = self.key(source)
+        key, value = self.key(source), self.value(source)
         key = view.rotate(key if self.key_norm is None else self.key_norm(key), view.at)
-        return KeysValues(key, self.value(source))
+        return KeysValues(*((key, value) if self.prefix is None else self.prefix(key, value, view.at)))
 
     def __call__(
         self, x: Float[Array, "b l d"], source: KeysValues, view: View, key: PRNGKeyArray | None = None

@@ -187,6 +187,15 @@ class GeneratorConfig(Config):
     mlp: Int | None = setting(None, "width of the feed-forward; null takes 4·embed", ge=1)
 
 
+class HeadConfig(Config):
+    """What a task predicts from the states; the objective of a task says which it needs."""
+
+    outputs: Int = setting(..., "scores of each text, or of each token; 0 is none: the pooled states serve", ge=0)
+    pool: Literal["first", "last", "mean", "max", "none"] = setting("first", "a text's states as one; none: each token")
+    transform: bool = setting(False, "a dense tanh layer before the scores (BERT's pooler)")
+    parts: Int = setting(1, "pooled states that are scored side by side", ge=1)
+
+
 Family = Literal["decoder", "encoder", "encoder_decoder", "electra"]
 Output = Literal["tokens", "sentence", "detection", "span"]
 
@@ -239,12 +248,12 @@ class ModelConfig(Config):
     outputs: Annotated[tuple[Output, ...], Strict(False)] = setting(
         ("tokens",),
         "what is predicted: tokens; sentence (a pair's relation, BERT); detection (replaced or not, ELECTRA); "
-        "span (tokens from a span's borders, SpanBERT)",
-        min_length=1,
+        "span (tokens from a span's borders, SpanBERT); none beside a head",
     )
     output_transform: bool = setting(False, "a dense layer and a norm before the token logits", source="BERT's code")
     output_bias: bool = setting(False, "a bias per token of the vocabulary")
     generator: GeneratorConfig | None = setting(None, "the smaller model of `electra`")
+    head: HeadConfig | None = setting(None, "what a task predicts; the task's objective gives it")
     tied: bool = setting(True, "the output matrix is the token embedding", source="Press & Wolf 2017")
     scale_embedding: bool = setting(
         False, "multiply the token embedding by sqrt(embed)", source="Vaswani et al. 2017, §3.4"
@@ -340,6 +349,12 @@ class ModelConfig(Config):
             (bool(self.decoder_layers) and self.family != "encoder_decoder", "decoder_layers is for encoder_decoder"),
             (self.shared_stacks and self.family != "encoder_decoder", "shared_stacks is for encoder_decoder"),
             (self.shared_stacks and self.layers != self.layers_of_decoder, "shared_stacks needs equal stacks"),
+            (
+                self.head is not None and self.family not in {"encoder", "decoder"},
+                f"a head is for an encoder or a decoder, not a model of family {self.family}; train an encoder_decoder "
+                "on a task's text form, and of electra its discriminator (family: encoder)",
+            ),
+            (not self.outputs and self.head is None, "outputs: [] leaves nothing to predict; give some, or a head"),
             (self.prefix_lm and self.family != "decoder", "prefix_lm is for a decoder"),
             ((self.generator is not None) != (self.family == "electra"), "electra, and it alone, has a `generator`"),
             (

@@ -89,7 +89,7 @@ class Linear(nnx.Module):
         shape = [size for _, size in (*inputs, *outputs)]
         names = tuple(name for name, _ in (*inputs, *outputs))
         std = scale * deviation(config, math.prod(shape[: len(inputs)]), residual=residual)
-        self.contracted, self.experts = len(inputs), experts is not None
+        self.inputs, self.outputs, self.experts = tuple(inputs), tuple(outputs), experts
         self.dtype = jnp.dtype(dtype or config.compute)
         biased = config.bias if bias is None else bias
         made, named = shape[len(inputs) :], names[len(inputs) :]
@@ -104,20 +104,25 @@ class Linear(nnx.Module):
         value = std * jax.random.normal(rngs.params(), shape, jnp.float32)
         self.weight = weight(value, names, len(inputs), **more)
         self.bias = weight(jnp.zeros(made, jnp.float32), named, **more) if biased else None
+        self.adapter: Any = nnx.data(None)
 
     def __call__(self, x: Float[Array, "..."], groups: "Groups | None" = None) -> Float[Array, "..."]:
+        return self.product(x, groups) if self.adapter is None else self.adapter(self.product, x, groups)
+
+    def product(self, x: Float[Array, "..."], groups: "Groups | None" = None) -> Float[Array, "..."]:
+        """The map alone, whatever adapter there is."""
         x, matrix = x.astype(self.dtype), self.weight[...].astype(self.dtype)
         bias = None if self.bias is None else self.bias[...].astype(self.dtype)
         if groups is not None:  # each device by itself: nothing is laid out
             y = groups.product(x, matrix, groups.sizes)
             return y if bias is None else y + bias[groups.expert]
-        if self.experts:
+        if self.experts is not None:
             y = jax.lax.dot_general(x, matrix, (((x.ndim - 1,), (1,)), ((0,), (0,))))
             bias = None if bias is None else bias.reshape(len(bias), *[1] * (y.ndim - 2), -1)
             return constrain(y if bias is None else y + bias, "experts", "groups", "length", *self.made)
         between = x.ndim - 1 - len(self.taken)
         x = constrain(x, "batch", *["length"][:between], *self.taken)
-        y = jnp.tensordot(x, matrix, axes=self.contracted)
+        y = jnp.tensordot(x, matrix, axes=len(self.inputs))
         along = "residual_length" if self.made == ("embed",) else "length"
         return constrain(y if bias is None else y + bias, "batch", *[along][:between], *self.made)
 
@@ -139,11 +144,14 @@ class Embed(nnx.Module):
         table = std * jax.random.normal(rngs.params(), (rows, width), jnp.float32)
         self.name, self.dtype = name, jnp.dtype(config.compute)
         self.weight = weight(table, (name, "embed"), table=True)
+        self.prompt: Any = nnx.data(None)
 
     def __call__(self, tokens: Int[Array, "b l"]) -> Float[Array, "b l d"]:
         # The width is gathered before the rows are looked up: what comes out is sharded by rows of the batch.
         table = constrain(self.weight[...].astype(self.dtype), self.name, None)
-        return constrain(table[tokens], "batch", "residual_length", None)
+        # Ids below zero are those of soft prompts, whose vectors are learned.
+        x = table[jnp.maximum(tokens, 0)]
+        return constrain(x if self.prompt is None else self.prompt(x, tokens), "batch", "residual_length", None)
 
     def attend(self, x: Float[Array, "b l d"]) -> Float[Array, "b l v"]:
         """Inner products with every row of the table."""

@@ -85,6 +85,21 @@ class Losses:
         plain, hits, weight = (jnp.sum(weights * x) for x in (loss, (logits > 0) == targets, jnp.ones_like(loss)))
         return TokenLoss(factor * plain, plain, jnp.zeros_like(plain), hits, weight)
 
+    def squared(self, found: Float[Array, "b"], targets: Float[Array, "b"], weights: Float[Array, "b"]) -> TokenLoss:
+        """Squared error; what is correct is not counted."""
+        loss, zero = jnp.sum(weights * jnp.square(found - targets)), jnp.zeros((), jnp.float32)
+        return TokenLoss(loss, loss, zero, zero, jnp.sum(weights))
+
+    def beside(self, *vectors: Float[Array, "b d"]) -> Float[Array, "b n"]:
+        """Vectors joined along their channels."""
+        return jnp.concatenate(vectors, axis=-1)
+
+    def cosine(self, first: Float[Array, "b d"], second: Float[Array, "b d"]) -> Float[Array, "b"]:
+        """Of the angle between the vectors of each row, float32."""
+        u, v = (x.astype(jnp.float32) for x in (first, second))
+        norms = jnp.linalg.norm(u, axis=-1) * jnp.linalg.norm(v, axis=-1)
+        return jnp.sum(u * v, axis=-1) / jnp.maximum(norms, 1e-12)
+
     def gather(self, states: Float[Array, "b l d"], places: Int[Array, "b p"]) -> Float[Array, "b p d"]:
         """The states at some places of each row."""
         return jnp.take_along_axis(states, places[..., None], axis=1)

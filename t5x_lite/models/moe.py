@@ -434,10 +434,16 @@ class Routing:
     def rebalanced(self, params: Any) -> Any:
         """Parameters with the biases of DeepSeek's routers moved against the load."""
         for path, step in self.updates.items():
+            if not _holds(params, f"{path}.bias".split(".")):  # frozen
+                continue
             load = self.loads[path]
             move = step * jnp.sign(load.mean(-1, keepdims=True) - load)
             params = _changed(params, f"{path}.bias".split("."), partial(jnp.add, move))
         return params
+
+
+def _holds(tree: Any, path: list[str]) -> bool:
+    return not path or (path[0] in tree and _holds(tree[path[0]], path[1:]))
 
 
 def _changed(tree: Any, path: list[str], change: Callable[[Array], Array]) -> Any:

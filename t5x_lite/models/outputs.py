@@ -1,11 +1,12 @@
 """What a model predicts from its states: tokens, the relation of two sentences, replaced tokens, a span's tokens."""
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from t5x_lite.models.config import SPAN_POSITIONS, Activation, ModelConfig
-from t5x_lite.models.layers import Embed, Linear, Norm, activate, weight
+from t5x_lite.models.config import SPAN_POSITIONS, Activation, HeadConfig, ModelConfig
+from t5x_lite.models.layers import Embed, Linear, Norm, activate, dropout, weight
 
 SPAN_POSITION_WIDTH = 200
 """Width of their embedding (Joshi et al. 2020, code: pair_positional_embedding_size)."""
@@ -66,6 +67,39 @@ class DetectionOutput(nnx.Module):
 
     def __call__(self, hidden: Float[Array, "b l d"]) -> Float[Array, "b l"]:
         return self.score(activate(self.activation, self.transform(hidden)))[..., 0].astype(jnp.float32)
+
+
+class TaskOutput(nnx.Module):
+    """Scores of a task, float32: of every token, or of what a text's states are pooled to (`model.head`)."""
+
+    def __init__(self, config: ModelConfig, head: HeadConfig, *, rngs: nnx.Rngs) -> None:
+        embed = ("embed", config.embed)
+        self.pool, self.dropout, self.parts = head.pool, config.dropout, head.parts
+        self.pooler = Linear(config, [embed], [("embed_out", config.embed)], rngs=rngs) if head.transform else None
+        width = ("embed", config.embed * self.parts)
+        self.scores = (
+            Linear(config, [width], [("classes", head.outputs)], bias=True, rngs=rngs) if head.outputs else None
+        )
+
+    def pooled(self, states: Float[Array, "b l d"], tokens: Int[Array, "b l"], segments: Int[Array, "b l"]) -> Array:
+        """`[b, d]` (`[b, l, d]` of a head on tokens); soft prompts, whose ids are below zero, are left out."""
+        own = ((segments > 0) & (tokens >= 0))[..., None]
+        match self.pool:
+            case "first":
+                states = jnp.take_along_axis(states, own.argmax(1)[:, None], axis=1)[:, 0]
+            case "last":
+                last = own.shape[1] - 1 - own[:, ::-1].argmax(1)
+                states = jnp.take_along_axis(states, last[:, None], axis=1)[:, 0]
+            case "mean":
+                states = jnp.sum(states * own, axis=1) / jnp.maximum(own.sum(1), 1)
+            case "max":
+                states = jnp.where(own, states, -jnp.inf).max(1)
+        return states if self.pooler is None else jnp.tanh(self.pooler(states))
+
+    def __call__(self, pooled: Float[Array, "... d"], key: PRNGKeyArray | None) -> Float[Array, "... c"]:
+        assert self.scores is not None
+        own = None if key is None else jax.random.fold_in(key, 1)
+        return self.scores(dropout(pooled, self.dropout, own)).astype(jnp.float32)
 
 
 class SpanOutput(nnx.Module):

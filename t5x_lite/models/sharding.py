@@ -28,6 +28,8 @@ RULES: dict[str, tuple[str, ...]] = {
     "buckets": (),
     "classes": (),
     "embed_out": (),
+    "rank": (),
+    "bottleneck": (),
 }
 """Which mesh axes shard a logical axis: the first of them that together divide its size.
 

@@ -15,7 +15,7 @@ from t5x_lite.models.attention import Attention, KeysValues, empty_cache, follow
 from t5x_lite.models.config import LayerConfig, ModelConfig, MoE, RematPolicy
 from t5x_lite.models.feedforward import PERCEPTRONS
 from t5x_lite.models.kernels import Places, View
-from t5x_lite.models.layers import Norm, dropout
+from t5x_lite.models.layers import Linear, Norm, dropout
 from t5x_lite.models.moe import MixtureOfExperts
 from t5x_lite.models.patterns import Dense
 from t5x_lite.models.sharding import constrain, shards
@@ -86,6 +86,7 @@ class Block(nnx.Module):
             if isinstance(feedforward, MoE)
             else PERCEPTRONS[type(feedforward)](config, feedforward, config.width_of_mlp, rngs=rngs)
         )
+        self.adapters: Any = nnx.data(None)
         self.cross_norm = Norm(config.norm, embed) if cross else None
         self.cross_attention = Attention(config, Dense(), cross=True, rngs=rngs) if cross else None
 
@@ -110,13 +111,15 @@ class Block(nnx.Module):
         """
         residual = RESIDUALS[self.residual]
         keys = dict.fromkeys(range(6)) if key is None else dict(enumerate(jax.random.split(key, 6)))
+        if key is not None:
+            self._seed_adapters(jax.random.fold_in(key, 6))
 
         def attend(y: Array) -> Array:
             nonlocal cache
             own, seen = self.attention.keys_values(y, view), view
             if cache is not None:
                 own, seen, cache = follow(cache, own, view)
-            return dropout(self.attention(y, own, seen, keys[0]), self.dropout, keys[1])
+            return self._adapted("attention", dropout(self.attention(y, own, seen, keys[0]), self.dropout, keys[1]))
 
         def look(y: Array) -> Array:
             assert memory is not None
@@ -134,17 +137,27 @@ class Block(nnx.Module):
 
         def think(y: Array) -> Array:
             real = (view.queries.segment_ids > 0,) if self.experts else ()
-            return dropout(self.feedforward(y, *real, keys[4]), self.dropout, keys[5])
+            return self._adapted("feedforward", dropout(self.feedforward(y, *real, keys[4]), self.dropout, keys[5]))
 
         x = residual(x, self.feedforward_norm, think)
         return x, cache
+
+    def _seed_adapters(self, key: PRNGKeyArray) -> None:
+        linears = (module for _, module in nnx.iter_modules(self) if isinstance(module, Linear))
+        for number, linear in enumerate(linears):
+            if linear.adapter is not None:
+                linear.adapter.key = jax.random.fold_in(key, number)
+
+    def _adapted(self, place: str, y: Array) -> Array:
+        return self.adapters[place](y) if self.adapters is not None and place in self.adapters else y
 
 
 class Stack(nnx.Module):
     """`layers` layers as repeats of the pattern. Weights have a leading axis over repeats, which are one `lax.scan`.
 
     With `shared_layers` that axis has length one and all repeats use it; with `like`, all but cross-attention are the
-    other stack's own weights.
+    other stack's own weights. With an `average` n above 1, set from outside, the states are the mean of those that the
+    last n layers make.
     """
 
     def __init__(
@@ -169,6 +182,7 @@ class Stack(nnx.Module):
         self.layers = nnx.vmap(period)(jax.random.split(rngs.params(), 1 if config.shared_layers else self.repeats))
         self.positions = positions.attended(config, rngs, layer=False)
         self.final_norm = None if config.norm_place == "post" else Norm(config.norm, ("embed", config.embed))
+        self.average = 1
         if like is not None:
             self.positions, self.final_norm = like.positions, like.final_norm
             for number in self.layers:
@@ -202,21 +216,25 @@ class Stack(nnx.Module):
         def period_of(view: View, memory: Memory | None) -> Callable[..., tuple[Array, Any]]:
             def one_period(x: Array, blocks: Any, scanned: tuple[Any, Any, Any]) -> tuple[Array, Any]:
                 cache, remembered, keys = scanned
-                caches = []
+                caches, states = [], []
                 for n in range(period):
                     own = [None if part is None else part[n] for part in (cache, remembered, keys)]
                     x, new = blocks[str(n)](x, view, memory, *own)
                     x = checkpoint_name(x, RESIDUAL)
                     caches.append(new)
+                    states.append(x)
                 seen = {n: block.feedforward.seen.get_value() for n, block in blocks.items() if block.experts}
-                return x, (None, seen) if cache is None else (caches, {})
+                made = jnp.stack(states) if self.average > 1 else None
+                return x, (None, seen, made) if cache is None else (caches, {}, made)
 
             return one_period
 
         if shards("layers") > 1 and cache is None:
             x, seen = self._pipelined(lambda rows: period_of(*rows.taken(view, memory)), x, Rows.of(view, memory), keys)
         else:
-            x, (cache, seen) = self._scan(period_of(view, memory), x, (cache, remembered, keys))
+            x, (cache, seen, made) = self._scan(period_of(view, memory), x, (cache, remembered, keys))
+            if made is not None:
+                x = made.reshape(-1, *x.shape)[-self.average :].mean(0)
         if seen:
             self.seen = nnx.Intermediate(seen)
         return (x if self.final_norm is None else self.final_norm(x)), cache
@@ -277,7 +295,7 @@ class Stack(nnx.Module):
 
         def stage(weights: Any, x: Array, own: Rows, keys: Any, part: Array) -> tuple[Array, Any]:
             drawn = None if keys is None else jax.vmap(jax.vmap(lambda k: jax.random.fold_in(k, part)))(keys)
-            x, (_, seen) = self._scan(body_of(own), x, (None, None, drawn), weights)
+            x, (_, seen, _) = self._scan(body_of(own), x, (None, None, drawn), weights)
             return x, seen
 
         def tick(states: Array, number: Array) -> tuple[Array, Any]:

@@ -12,6 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from t5x_lite.models import kernels, outputs, positions
+from t5x_lite.models.adapters import Surgeon
 from t5x_lite.models.attention import KeysValues
 from t5x_lite.models.config import START, ModelConfig
 from t5x_lite.models.kernels import Places
@@ -148,6 +149,7 @@ class Decoder(nnx.Module):
         self.tokens = _table(config, rngs)
         self.decoder = Side(config, config.layers, causal=True, rngs=rngs)
         self.output = outputs.TokenOutput(config, rngs=rngs)
+        self.head = None if config.head is None else outputs.TaskOutput(config, config.head, rngs=rngs)
 
     def __call__(
         self,
@@ -195,6 +197,7 @@ class Encoder(nnx.Module):
         self.sentence = outputs.SentenceOutput(config, rngs=rngs) if "sentence" in has else None
         self.detection = outputs.DetectionOutput(config, rngs=rngs) if "detection" in has else None
         self.span = outputs.SpanOutput(config, rngs=rngs) if "span" in has else None
+        self.head = None if config.head is None else outputs.TaskOutput(config, config.head, rngs=rngs)
 
     def __call__(
         self,
@@ -306,8 +309,16 @@ FAMILIES: dict[str, Callable[..., nnx.Module]] = {
 }
 
 
-def _make(config: ModelConfig, key: Any) -> nnx.Module:
-    return FAMILIES[config.family](config, rngs=nnx.Rngs(params=key))
+Surgery = Callable[[Surgeon], None]
+"""What adaptation does to a fresh model."""
+
+
+def _make(config: ModelConfig, key: Any, surgery: Surgery | None) -> nnx.Module:
+    rngs = nnx.Rngs(params=key)
+    model = FAMILIES[config.family](config, rngs=rngs)
+    if surgery is not None:
+        surgery(Surgeon(model, config, rngs))
+    return model
 
 
 @dataclass(frozen=True)
@@ -341,15 +352,15 @@ def _variables(axes: Any, params: Any) -> nnx.State:
     return nnx.State(jax.tree.map(lambda a, p: Weight(p, axes=a), axes, params))
 
 
-def blueprint(config: ModelConfig) -> Blueprint:
+def blueprint(config: ModelConfig, surgery: Surgery | None = None) -> Blueprint:
     """The structure and shapes of a model, without allocating anything."""
-    graph, state = nnx.split(nnx.eval_shape(lambda: _make(config, 0)))
+    graph, state = nnx.split(nnx.eval_shape(lambda: _make(config, 0, surgery)))
     is_weight = lambda leaf: isinstance(leaf, Weight)  # noqa: E731
     plain = nnx.to_pure_dict(state)
     axes = nnx.to_pure_dict(jax.tree.map(lambda w: w.axes, state, is_leaf=is_weight))
     return Blueprint(graph, axes, plain)
 
 
-def initial(config: ModelConfig, key: PRNGKeyArray) -> Any:
+def initial(config: ModelConfig, key: PRNGKeyArray, surgery: Surgery | None = None) -> Any:
     """Fresh weights as a nested dict; call it under `jax.jit` with the shardings that they should have."""
-    return nnx.to_pure_dict(nnx.state(_make(config, key)))
+    return nnx.to_pure_dict(nnx.state(_make(config, key, surgery)))

@@ -1,11 +1,17 @@
 """What a model learns to predict. One file an objective, one entry here."""
 
 from t5x_lite.objectives.causal import Causal
+from t5x_lite.objectives.choice import Choice
+from t5x_lite.objectives.classify import Classify, Regress
+from t5x_lite.objectives.extract import Extract
 from t5x_lite.objectives.masked import Masked
 from t5x_lite.objectives.objective import Features, Objective, Row, Task, Vocabulary
 from t5x_lite.objectives.prefix import Prefix
 from t5x_lite.objectives.replaced_token import ReplacedToken
+from t5x_lite.objectives.reward import Reward
+from t5x_lite.objectives.similarity import Similarity
 from t5x_lite.objectives.span_corruption import SpanCorruption
+from t5x_lite.objectives.tag import Tag
 from t5x_lite.objectives.text_to_text import TextToText
 from t5x_lite.objectives.translation import Translation
 from t5x_lite.objectives.ul2 import UL2
@@ -19,6 +25,13 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "masked": Masked,
     "replaced_token": ReplacedToken,
     "translation": Translation,
+    "classify": Classify,
+    "regress": Regress,
+    "tag": Tag,
+    "extract": Extract,
+    "choice": Choice,
+    "similarity": Similarity,
+    "reward": Reward,
 }
 
-__all__ = ["OBJECTIVES", "Causal", "Features", "Objective", "Row", "Task", "Vocabulary"]
+__all__ = ["OBJECTIVES", "Causal", "Features", "Objective", "Row", "Task", "TextToText", "Vocabulary"]

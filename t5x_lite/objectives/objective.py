@@ -61,11 +61,15 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class Task:
-    """What an objective is told of the run: `train.seq_len`, the tokenizer's vocabulary, and the kind of model."""
+    """What an objective is told of the run: `train.seq_len`, the tokenizer's vocabulary, and the kind of model.
+
+    `placeholders` soft tokens, of the ids -1, -2, …, come before each input of a task.
+    """
 
     seq_len: int
     vocabulary: Vocabulary
     family: Family = "decoder"
+    placeholders: int = 0
 
 
 @dataclass(frozen=True)
@@ -102,7 +106,10 @@ class Losses(Protocol):
     def tokens(self, logits: Callable[[Any], Any], states: Any, targets: Any, weights: Any) -> Any: ...
     def classes(self, logits: Any, targets: Any, weights: Any) -> Any: ...
     def binary(self, logits: Any, targets: Any, weights: Any, factor: float = 1.0) -> Any: ...
+    def squared(self, found: Any, targets: Any, weights: Any) -> Any: ...
     def gather(self, states: Any, places: Any) -> Any: ...
+    def beside(self, *vectors: Any) -> Any: ...
+    def cosine(self, first: Any, second: Any) -> Any: ...
 
 
 class Objective(Config):

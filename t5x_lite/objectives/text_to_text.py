@@ -6,6 +6,7 @@ import numpy as np
 
 from t5x_lite.objectives.features import InputsTargets, Pair, segments_of
 from t5x_lite.objectives.objective import Features, Row, Rows, Task
+from t5x_lite.objectives.supervised import Coder
 from t5x_lite.schema import Int, setting
 
 
@@ -52,10 +53,21 @@ class TextToText(InputsTargets):
         pairs = [self._pair(row.tokens[part], row.parts[part], task) for part in segments_of(row.segments)]
         return self.features(pairs, task)
 
+    def records_example(self, inputs: str, targets: str, coder: Coder, task: Task) -> Features:
+        """One pair of texts in a row of its own; soft tokens, if the run has any, before the inputs."""
+        soft = -1 - np.arange(task.placeholders, dtype=np.int32)
+        most, most_targets = self._limits(task)
+        cut = coder.encode(inputs)[: max(most - len(soft), 0)]
+        pair = (np.concatenate([soft, cut]), coder.encode(targets)[:most_targets])
+        return self.features([self._ended(*pair, task)], task)
+
+    def _ended(self, inputs: np.ndarray, targets: np.ndarray, task: Task) -> Pair:
+        eos = task.vocabulary.end(self.name)
+        ended = np.append(inputs, eos) if task.family == "encoder_decoder" else inputs
+        return ended.astype(np.int32), np.append(targets, eos).astype(np.int32)
+
     def _pair(self, tokens: np.ndarray, parts: np.ndarray, task: Task) -> Pair:
         eos = task.vocabulary.end(self.name)
         most, most_targets = self._limits(task)
         inputs, targets = tokens[parts == 0][:most], tokens[parts == 1]
-        targets = targets[targets != eos][:most_targets]
-        ended = np.append(inputs, eos) if task.family == "encoder_decoder" else inputs
-        return ended.astype(np.int32), np.append(targets, eos).astype(np.int32)
+        return self._ended(inputs, targets[targets != eos][:most_targets], task)

@@ -111,17 +111,19 @@ def state_shardings(mesh: Mesh, axes: Any, shapes: Any) -> Any:
 
     Everything else (counts, factored moments) is small and lies whole on every device.
     """
+    every = _named(axes)
     weights = {
-        name: (tuple(s.shape), sharding_of(mesh, a, s.shape))
-        for (name, a), s in zip(_named(axes).items(), jax.tree.leaves(shapes.params), strict=True)
+        (name, tuple(s.shape)): sharding_of(mesh, every[name], s.shape)
+        for part in (shapes.params, shapes.frozen)
+        for name, s in _named(part).items()
     }
 
     def of(name: str, leaf: Any) -> NamedSharding:
         parts = name.split(".")
         spans = ((start, stop) for start in range(len(parts)) for stop in range(len(parts), start, -1))
         for start, stop in spans:
-            shape, sharding = weights.get(".".join(parts[start:stop]), ((), replicated(mesh)))
-            if shape == tuple(leaf.shape):
+            sharding = weights.get((".".join(parts[start:stop]), tuple(leaf.shape)))
+            if sharding is not None:
                 return sharding
         return replicated(mesh)
 

@@ -1,14 +1,15 @@
 """Train a run: the order of this file is the order of events.
 
 Restoring: (1) a run directory that holds checkpoints goes on from the newest whole one; (2) otherwise a config with
-`adapt` begins from the run that it names; (3) otherwise the weights are fresh, a function of the seed.
+`branch` goes on from a checkpoint of the run that it names, one with `adapt` begins from the run that it names; (3)
+otherwise the weights are fresh, a function of the seed.
 """
 
 import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +21,21 @@ from t5x_lite import config as configuration
 from t5x_lite.checkpoint import Checkpoints
 from t5x_lite.config import RunConfig
 from t5x_lite.data.pipeline import TrainingRows, Validation, training_batches
+from t5x_lite.data.records import TaskData, TaskRows, TaskValidation
 from t5x_lite.data.tokenizer import obtain
 from t5x_lite.errors import Diverged
 from t5x_lite.evaluate.perplexity import evaluate
+from t5x_lite.evaluate.tasks import TaskEvaluation
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.parallel.distributed import StopRequest, ending_together, first_process_first
 from t5x_lite.run import Run, check_folder, create, locked, with_vocab
+from t5x_lite.start import Base, beginning, source_of
 from t5x_lite.train import optimizer as optimizers
+from t5x_lite.train.branch import branched
 from t5x_lite.train.goodput import Goodput
 from t5x_lite.train.health import Replicas, Stragglers, Watchdog, check_sharded
 from t5x_lite.train.metrics import Display, MetricsWriter, duration, flops_per_row, peak_flops, short
 from t5x_lite.train.setup import Steps, check_on, make_steps, open_data
-from t5x_lite.train.start import adapted, source_of
 from t5x_lite.train.state import TrainState
 from t5x_lite.train.watch import Rates, Running, Spike, Watch
 
@@ -61,7 +65,10 @@ def train(config: RunConfig) -> tuple[Run, bool]:
             display.say("attention: " + "; ".join(f"{kind} by {kernel}" for kind, kernel in attention.items()))
             check_sharded(run.blueprint, mesh)
             steps = make_steps(run.config, run.blueprint, mesh)
-            trainer = Trainer(run, rows, validation, data.tokens_per_byte, mesh, steps, display)
+            tasks = None
+            if isinstance(data, TaskData):
+                tasks = TaskEvaluation(data, run.blueprint, steps.whole_shapes, tokenizer, mesh)
+            trainer = Trainer(run, rows, validation, data.tokens_per_byte, tasks, mesh, steps, display)
             # The inner one: closing waits for a save, in which a lost process would be waited for too.
             with closing(run.checkpoints) as checkpoints, ending_together():
                 return run, trainer.run(checkpoints, stop)
@@ -83,20 +90,22 @@ class Trainer:
     def __init__(
         self,
         run: Run,
-        rows: TrainingRows,
-        validation: Validation,
+        rows: TrainingRows | TaskRows,
+        validation: Validation | TaskValidation,
         tokens_per_byte: float | None,
+        tasks: TaskEvaluation | None,
         mesh: Mesh,
         steps: Steps,
         display: Display,
     ) -> None:
         self.folder, self.config, self.blueprint = run.folder, run.config, run.blueprint
-        self.rows, self.validation, self.tokens_per_byte = rows, validation, tokens_per_byte
+        self.rows, self.validation, self.tokens_per_byte, self.tasks = rows, validation, tokens_per_byte, tasks
         self.mesh, self.steps, self.display = mesh, steps, display
         self.goodput = Goodput(run.folder, writes=jax.process_index() == 0)
         self.watchdog, self.stragglers = Watchdog(self.config.train.hang_minutes), Stragglers()
         self.replicas = Replicas(mesh, jax.tree.map(lambda leaf: leaf.sharding, steps.state.params))
         self.batch_size = self.config.train.batch_size
+        self.base: Base | None = None
         peak, how = peak_flops(mesh.devices.flat[0], self.config.train.peak_flops)
         tokens = self.batch_size * self.config.train.seq_len
         per_row = flops_per_row(self.config.model, self.blueprint, rows.objective.lengths(rows.task))
@@ -129,16 +138,23 @@ class Trainer:
 
     def restore(self, checkpoints: Checkpoints) -> tuple[Position, TrainState]:
         """The newest whole checkpoint, or fresh weights."""
-        found = checkpoints.restore(self.steps.state)
+        shapes, origin = replace(self.steps.state, frozen={}), str(self.folder)
+        found = checkpoints.restore(shapes)
+        if found is None and self.config.branch is not None:
+            found, origin = branched(self.config, shapes), self.config.branch.source
         if found is None and self.config.adapt is not None:
-            params = adapted(self.config, self.blueprint, self.mesh)
-            self.display.say(f"first weights from {self.config.adapt.source}")
+            params, self.base = beginning(self.config, self.blueprint, self.mesh)
+            self.display.say(f"first weights from {self.config.adapt.source}, step {self.base.step}")
             return Position(), self.steps.begun(params)
         if found is None:
             self.display.say(f"fresh weights from seed {self.config.train.seed}")
             return Position(), self.steps.fresh()
         step, state, meta = found
-        self.display.say(f"resumed from step {step} in {self.folder}")
+        if jax.tree.leaves(self.steps.state.frozen):
+            self.base = Base.of(meta)
+            params, _ = beginning(self.config, self.blueprint, self.mesh, self.base)
+            state = replace(state, frozen=self.config.parts(self.blueprint.axes).frozen(params))
+        self.display.say(f"resumed from step {step} in {origin}")
         position = meta["position"]
         return Position(**{**position, "running": Running(**position["running"])}), state
 
@@ -202,7 +218,7 @@ class Trainer:
                 watch.settle(scores)
             if save:
                 with self.goodput.measure("checkpoint"):
-                    checkpoints.save(at.step, state, self.meta(at), scores)
+                    checkpoints.save(at.step, replace(state, frozen={}), self.meta(at), scores)
             if asked and not last:
                 break
             own = waited + (0.0 if scores or save else time.perf_counter() - read)
@@ -257,13 +273,17 @@ class Trainer:
                 self.watchdog.moved()
                 yield meshes.to_global(self.mesh, batch, size)
 
-        found = evaluate(self.steps.evaluate, state.params, batches(), self.tokens_per_byte)
+        found = evaluate(self.steps.evaluate, (state.params, state.frozen), batches(), self.tokens_per_byte)
+        if self.tasks is not None:
+            params = self.steps.whole(state.params, state.frozen)
+            found |= self.tasks.scores(params, self.folder / "eval" / str(step))
         self.display.evaluated(step, found)
         return found
 
     def meta(self, at: Position) -> dict[str, Any]:
         """What a checkpoint says beside its arrays."""
-        return {"position": asdict(at), "config": configuration.dump(self.config)}
+        base = None if self.base is None else self.base.meta()
+        return {"position": asdict(at), "config": configuration.dump(self.config), "base": base}
 
     def profile(self, done: int) -> None:
         """A JAX profile of `train.profile` steps, for TensorBoard or Perfetto."""

@@ -84,6 +84,28 @@ def make(config: OptimizerConfig, steps: int, axes: Any) -> optax.GradientTransf
     return optax.chain(*parts, optax.scale_by_learning_rate(schedule(config, steps)))
 
 
+def with_rates(
+    inner: optax.GradientTransformation, steps: int, factors: Callable[[Array, Any], Any]
+) -> optax.GradientTransformation:
+    """`inner` with a factor on each parameter's rate, by the share of the run done; at 0 it sees no gradient."""
+
+    def init(params: Any) -> Any:
+        return jnp.zeros((), jnp.int32), inner.init(params)
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        count, own = state
+
+        def wide(factor: Array, update: Array) -> Array:
+            return factor.reshape(*factor.shape, *[1] * (update.ndim - factor.ndim))
+
+        now = jax.tree.map(wide, factors(count / steps, updates), updates)
+        seen = jax.tree.map(lambda f, u: jnp.where(f > 0, u, 0), now, updates)
+        made, own = inner.update(seen, own, params)
+        return jax.tree.map(jnp.multiply, made, now), (count + 1, own)
+
+    return optax.GradientTransformation(init, update)
+
+
 def _map(function: Callable[..., Any], axes: Any, *trees: Any) -> Any:
     return jax.tree.map(function, axes, *trees, is_leaf=lambda leaf: isinstance(leaf, Axes))
 

@@ -7,15 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray
 
+from t5x_lite.adapt import Method
+from t5x_lite.adapt.parts import named, nested
 from t5x_lite.config import RunConfig
 from t5x_lite.data import mixture
 from t5x_lite.data.corpus import SPLITS, Corpus, prepare
 from t5x_lite.data.pipeline import TrainingRows, Validation
+from t5x_lite.data.records import TaskData, open_tasks
 from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.errors import UserError
 from t5x_lite.models import kernels
@@ -29,7 +33,7 @@ from t5x_lite.objectives.objective import Task
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.train import optimizer as optimizers
 from t5x_lite.train.state import TrainState, new_state
-from t5x_lite.train.step import Batch, LossFunction, Sums, eval_step, train_step
+from t5x_lite.train.step import Batch, LossFunction, PartsLossFunction, Sums, eval_step, train_step
 
 FREQUENCY_TOKENS = 10_000_000
 """Training tokens that a token's frequency is counted over, from the beginning of each source."""
@@ -70,15 +74,18 @@ class Data:
         return sum(c.tokens for c in self.held_out) / max(sum(c.text_bytes for c in self.held_out), 1)
 
 
-def open_data(config: RunConfig, tokenizer: Tokenizer) -> Data:
-    """Find or make the token corpora of every source.
+def open_data(config: RunConfig, tokenizer: Tokenizer) -> Data | TaskData:
+    """The records of the config's tasks; without any, find or make the token corpora of every source.
 
     Raises:
         UserError: no text, or a tokenizer that the objective cannot work with.
     """
     vocabulary = tokenizer.vocabulary()
-    task = Task(config.train.seq_len, vocabulary, config.model.family)
+    soft = config.method.placeholders if config.method is not None else 0
+    task = Task(config.train.seq_len, vocabulary, config.model.family, soft)
     config.task.check_task(task)
+    if config.tasks:
+        return open_tasks(config, tokenizer, task)
     folders = [prepare(source, config.data, tokenizer) for source in config.data.sources]
     training, held_out = ([Corpus.open(f, split) for f in folders] for split in SPLITS)
     if config.task.needs_frequency:
@@ -147,37 +154,72 @@ def _gathered(array: jax.Array, axes: Axes) -> jax.Array:
 
 @dataclass(frozen=True)
 class Steps:
-    """The steps of one run on one mesh, and the shape that its state has there."""
+    """The steps of one run on one mesh, and the shape that its state has there.
+
+    `evaluate` takes parameters that train and frozen ones as a pair, of which `whole` makes one tree.
+    """
 
     train: Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
     evaluate: Callable[[Any, Any], Sums]
     fresh: Callable[[], TrainState]
     begun: Callable[[Any], TrainState]
+    whole: Callable[[Any, Any], Any]
+    whole_shapes: Any
     state: TrainState
+
+
+def _paced(inner: optax.GradientTransformation, method: Method, config: RunConfig) -> optax.GradientTransformation:
+    """The optimizer with the method's rates by depth and time, if it has any."""
+
+    def factors(progress: Any, params: Any) -> Any:
+        found = {name: method.rates(name, config.model, progress) for name in named(params)}
+        return nested({name: jnp.ones(()) if rate is None else jnp.asarray(rate) for name, rate in found.items()})
+
+    if method.rates("", config.model, 0.0) is None:
+        return inner
+    return optimizers.with_rates(inner, config.train.steps, factors)
 
 
 def make_steps(config: RunConfig, model: Blueprint, mesh: Mesh) -> Steps:
     """Jitted steps with explicit shardings; nothing is allocated or compiled yet."""
     train, shards = config.train, meshes.batch_shards(mesh)
-    optimizer: optax.GradientTransformation = optimizers.make(config.optimizer, train.steps, model.axes)
+    method, parts = config.method, config.parts(model.axes)
+    optimizer: optax.GradientTransformation = optimizers.make(
+        config.optimizer, train.steps, parts.names_trained(model.axes)
+    )
+    if method is not None:
+        optimizer = _paced(optimizer, method, config)
+
+    def begun(params: Any) -> TrainState:
+        return new_state(parts.trained(params), parts.frozen(params), optimizer)
 
     def fresh() -> TrainState:
-        return new_state(initial(config.model, jax.random.key(train.seed)), optimizer)
+        return begun(initial(config.model, jax.random.key(train.seed), config.surgery))
+
+    def whole(trained: Any, frozen: Any) -> Any:
+        return parts.together(trained, frozen, jnp.concatenate)
 
     shapes = jax.eval_shape(fresh)
     placed = meshes.state_shardings(mesh, model.axes, shapes)
-    rows, whole = meshes.batch_sharding(mesh), meshes.replicated(mesh)
-    step = partial(
-        train_step, loss_function(config, model, shards, training=True), optimizer, train.microbatches, train.seed
-    )
+    rows, everywhere = meshes.batch_sharding(mesh), meshes.replicated(mesh)
+    loss = loss_function(config, model, shards, training=True)
+    loss_of_parts: PartsLossFunction = lambda trained, frozen, *rest: loss(whole(trained, frozen), *rest)  # noqa: E731
+    step = partial(train_step, loss_of_parts, optimizer, train.microbatches, train.seed)
+    evaluation = partial(eval_step, loss_function(config, model, shards, training=False))
     return Steps(
-        train=jax.jit(step, donate_argnums=0, in_shardings=(placed, rows), out_shardings=(placed, whole)),
+        train=jax.jit(step, donate_argnums=0, in_shardings=(placed, rows), out_shardings=(placed, everywhere)),
         evaluate=jax.jit(
-            partial(eval_step, loss_function(config, model, shards, training=False)),
-            in_shardings=(placed.params, rows),
-            out_shardings=whole,
+            lambda params, batch: evaluation(whole(*params), batch),
+            in_shardings=((placed.params, placed.frozen), rows),
+            out_shardings=everywhere,
         ),
         fresh=jax.jit(fresh, out_shardings=placed),
-        begun=jax.jit(lambda params: new_state(params, optimizer), donate_argnums=0, out_shardings=placed),
+        begun=jax.jit(begun, donate_argnums=0 if parts.everything else (), out_shardings=placed),
+        whole=whole,
+        whole_shapes=jax.tree.map(
+            lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p),
+            model.shapes,
+            meshes.shardings(mesh, model.axes, model.shapes),
+        ),
         state=jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, placed),
     )

@@ -14,6 +14,7 @@ from jaxtyping import Array, Int
 class TrainState:
     """Parameters, optimizer state, and counts.
 
+    `params` are those that train, `frozen` those that an adaptation leaves as they were: they are in no checkpoint.
     `step` counts batches, `skipped` those whose update was left out because loss or gradient was not finite, and
     `skipped_in_a_row` the newest run of them.
     """
@@ -23,9 +24,10 @@ class TrainState:
     opt_state: Any
     skipped: Int[Array, ""]
     skipped_in_a_row: Int[Array, ""]
+    frozen: Any
 
 
-def new_state(params: Any, optimizer: optax.GradientTransformation) -> TrainState:
+def new_state(params: Any, frozen: Any, optimizer: optax.GradientTransformation) -> TrainState:
     """The state before the first step."""
     zero = jnp.zeros((), jnp.int32)
-    return TrainState(zero, params, optimizer.init(params), zero, zero)
+    return TrainState(zero, params, optimizer.init(params), zero, zero, frozen)

@@ -19,10 +19,12 @@ Sums = Mapping[str, TokenLoss | Routing]
 """Sums over a batch by term; the weights of the term `x` are the batch's `x_weights`, or 1 for each microbatch."""
 LossFunction = Callable[[Any, Batch, PRNGKeyArray | None], Sums]
 """Parameters, batch and dropout key (None in evaluation) to sums over the batch's targets."""
+PartsLossFunction = Callable[[Any, Any, Batch, PRNGKeyArray], Sums]
+"""The same of parameters that train and of frozen ones."""
 
 
 def train_step(
-    loss_function: LossFunction,
+    loss_function: PartsLossFunction,
     optimizer: optax.GradientTransformation,
     microbatches: int,
     seed: int,
@@ -43,7 +45,7 @@ def train_step(
     }
 
     def mean_loss(params: Any, part: Batch, key: PRNGKeyArray) -> tuple[Array, Sums]:
-        sums = loss_function(params, part, key)
+        sums = loss_function(params, state.frozen, part, key)
         return reduce(add, (term.total / weights.get(name, microbatches) for name, term in sums.items())), sums
 
     gradient = jax.grad(mean_loss, has_aux=True)
@@ -68,6 +70,7 @@ def train_step(
         opt_state=opt_state,
         skipped=state.skipped + bad,
         skipped_in_a_row=(state.skipped_in_a_row + 1) * bad,
+        frozen=state.frozen,
     )
     metrics = means(sums) | {
         "grad_norm": grad_norm,

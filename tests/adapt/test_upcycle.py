@@ -14,7 +14,7 @@ from t5x_lite.errors import UserError
 from t5x_lite.models.transformer import blueprint
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.run import with_vocab
-from t5x_lite.train.start import adapted
+from t5x_lite.start import beginning
 from tests.conftest import lines
 
 TOP_2 = {"top_k": {"k": 2}}
@@ -38,7 +38,7 @@ def test_it_equals_the_dense_model_at_step_0(upcycling: Path, tiny_run: Path) ->
     dense = t5x_lite.load(tiny_run)
     config = with_vocab(configuration.load(upcycling), dense.tokenizer)
     plan = blueprint(config.model)
-    params = adapted(config, plan, meshes.make_mesh(config.mesh))
+    params, _ = beginning(config, plan, meshes.make_mesh(config.mesh))
     model, tokens = plan.model(params), np.random.default_rng(0).integers(0, 300, (3, 12))
     found = model.logits(model(tokens))
     np.testing.assert_allclose(found, dense.logits(tokens), atol=1e-5)
@@ -73,4 +73,4 @@ def test_what_cannot_be_upcycled_is_refused(upcycling: Path, override: str, said
     with pytest.raises(UserError, match=said):
         config = configuration.load(upcycling, [override])
         model = config.model.model_copy(update={"vocab": 300})
-        adapted(config.model_copy(update={"model": model}), blueprint(model), meshes.make_mesh(config.mesh))
+        beginning(config.model_copy(update={"model": model}), blueprint(model), meshes.make_mesh(config.mesh))

@@ -27,7 +27,7 @@ from tests.conftest import lines
 
 def final_params(run: Path) -> list[np.ndarray]:
     opened = open_run(run)
-    step, params = opened.params(make_mesh(opened.config.mesh))
+    step, params, _ = opened.trained(make_mesh(opened.config.mesh))
     assert step == opened.config.train.steps
     return [np.asarray(leaf) for leaf in jax.tree.leaves(params)]
 

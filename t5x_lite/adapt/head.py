@@ -1,0 +1,17 @@
+"""Head only (a linear probe): everything else stays as it was."""
+
+from t5x_lite.adapt.method import Method
+from t5x_lite.models.config import ModelConfig
+
+
+class Head(Method):
+    """The task's head trains, on the frozen model's states."""
+
+    def check(self, model: ModelConfig) -> None:
+        """See `Method.check`."""
+        if model.head is None:
+            raise ValueError("adapt.method head: nothing would train: this task has no head (it is text to text)")
+
+    def trains(self, name: str, model: ModelConfig) -> bool | int:
+        """See `Method.trains`."""
+        return False

@@ -1,0 +1,81 @@
+"""Which parameters train, and which stay as they were: one model's weights as two trees, and together again."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from t5x_lite.adapt.method import Method
+from t5x_lite.models.config import ModelConfig
+
+
+@dataclass(frozen=True)
+class Parts:
+    """`first` says of each parameter, by its dotted name, from which repeat of a stack on it trains; None: not at all.
+
+    Trees are nested dicts. Where everything trains, the frozen tree is empty.
+    """
+
+    first: Mapping[str, int | None]
+
+    @classmethod
+    def of(cls, method: Method | None, model: ModelConfig, names: list[str]) -> "Parts":
+        """What a method trains; without one, everything."""
+
+        def begin(name: str) -> int | None:
+            trains = True if method is None or name.startswith("head.") else method.trains(name, model)
+            return 0 if trains is True else None if trains is False else trains
+
+        return cls({name: begin(name) for name in names})
+
+    @property
+    def everything(self) -> bool:
+        """Whether nothing is frozen."""
+        return all(first == 0 for first in self.first.values())
+
+    def trained(self, tree: Any) -> Any:
+        """What trains of a tree of arrays (or, whole, of whatever else has their names)."""
+        return self._picked(tree, lambda value, first: None if first is None else value if not first else value[first:])
+
+    def frozen(self, tree: Any) -> Any:
+        """What does not."""
+        return self._picked(tree, lambda value, first: value if first is None else value[:first] if first else None)
+
+    def names_trained(self, tree: Any) -> Any:
+        """As `trained`, of a tree whose leaves have no repeats, such as axes."""
+        return self._picked(tree, lambda value, first: None if first is None else value)
+
+    def together(self, trained: Any, frozen: Any, concatenate: Callable[[list[Any]], Any]) -> Any:
+        """The whole tree; `concatenate` joins the two ends of an array of which only the last repeats train."""
+        if self.everything:
+            return trained
+        sides = named(frozen), named(trained)
+
+        def value(name: str) -> Any:
+            held = [side[name] for side in sides if name in side]
+            return concatenate(held) if len(held) > 1 else held[0]
+
+        return nested({name: value(name) for name in self.first})
+
+    def _picked(self, tree: Any, pick: Callable[[Any, int | None], Any]) -> Any:
+        values = named(tree)
+        found = {name: pick(values[name], first) for name, first in self.first.items()}
+        return nested({name: value for name, value in found.items() if value is not None})
+
+
+def named(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """`{dotted name: leaf}` of nested dicts."""
+    if not isinstance(tree, dict):
+        return {prefix[:-1]: tree}
+    return {name: leaf for key, inner in tree.items() for name, leaf in named(inner, f"{prefix}{key}.").items()}
+
+
+def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """The nested dicts with these leaves, by dotted names."""
+    tree: dict[str, Any] = {}
+    for name, leaf in leaves.items():
+        *above, last = name.split(".")
+        inside = tree
+        for key in above:
+            inside = inside.setdefault(key, {})
+        inside[last] = leaf
+    return tree

@@ -1,0 +1,267 @@
+"""Records of tasks as training rows and as validation batches: the same (seed, step) → batch as for running text."""
+
+import csv
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any
+
+import grain
+import numpy as np
+from pyarrow import parquet
+
+from t5x_lite.config import RunConfig
+from t5x_lite.data.mixture import Interleaving
+from t5x_lite.data.sources import matches, opened, plain
+from t5x_lite.data.tokenizer import Tokenizer
+from t5x_lite.errors import UserError
+from t5x_lite.objectives import TextToText
+from t5x_lite.objectives.objective import Features, Objective, Task
+from t5x_lite.objectives.supervised import Coder, Record, Supervised
+from t5x_lite.task import TaskConfig, find, short_name
+
+
+class Records:
+    """The records of one split of a task, by number; columns become roles as they are read.
+
+    Raises:
+        UserError: a column that is missing, a file that cannot be read; file and line are named.
+    """
+
+    def __init__(self, name: str, task: TaskConfig, rows: Sequence[Any], place: Callable[[int], str]) -> None:
+        self.name, self.task, self.rows, self.place = name, task, rows, place
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, number: int) -> Record:
+        row = self.rows[number]
+        return {role: self._value(row, column, number) for role, column in self.task.columns.items()}
+
+    def _value(self, row: Any, column: str | list[str], number: int) -> Any:
+        if not isinstance(column, str):
+            return [self._value(row, one, number) for one in column]
+        value = row
+        for part in column.split("/"):
+            if not isinstance(value, Mapping) or part not in value:
+                have = ", ".join(map(str, value)) if isinstance(value, Mapping) else type(value).__name__
+                raise UserError(
+                    f"{self.place(number)}: task {self.name} wants the column {column!r}, found {have}; name the "
+                    "columns of files without a header in data.columns, or change `columns` of the task"
+                )
+            value = value[part]
+        return _plain(value)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.decode("utf-8", errors="replace")
+    if isinstance(value, np.ndarray):
+        return [_plain(one) for one in value]
+    if isinstance(value, list | tuple):
+        return [_plain(one) for one in value]
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def read(name: str, config: RunConfig, split: str) -> Records:
+    """The `train` or `validation` records of a task: of the config's files, or of its TFDS builder."""
+    task, data = find(name), config.data
+    patterns = data.files if split == "train" else data.validation_files
+    patterns = tuple(pattern.replace("{task}", short_name(name)) for pattern in patterns)
+    if patterns:
+        found = [row for pattern in patterns for path in matches(pattern) for row in _rows(path, data.columns)]
+        return Records(short_name(name), task, [row for _, row in found], lambda n: found[n][0])
+    if data.files:
+        raise UserError(f"data.files are given, so data.validation_files must say where task {name} is evaluated")
+    if not task.tfds:
+        raise UserError(f"task {name}: names no TFDS builder; give data.files and data.validation_files")
+    import tensorflow_datasets as tfds
+
+    wanted = getattr(task.splits, split)
+    try:
+        source = tfds.data_source(task.tfds, split=wanted)
+    except Exception as error:
+        why = " ".join(str(error).split())[:200]
+        raise UserError(f"task {name}: TFDS cannot give {task.tfds} ({wanted}): {why}; or give data.files") from None
+    return Records(short_name(name), task, source, lambda n: f"{task.tfds} {wanted} record {n}")
+
+
+def _rows(path: str, columns: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """Each record of a file with its place; `columns` names those of a TSV or CSV file without a header."""
+    form = plain(path).suffix
+    if form == ".parquet":
+        for number, row in enumerate(parquet.read_table(path).to_pylist()):
+            yield f"{path} record {number}", row
+        return
+    with opened(path) as file:
+        lines = (line.decode("utf-8", errors="replace") for line in file)
+        if form in {".tsv", ".csv"}:
+            dialect: Any = {"quoting": csv.QUOTE_NONE, "delimiter": "\t"} if form == ".tsv" else {}
+            reader = csv.reader(lines, **dialect)
+            header = list(columns) or next(reader, [])
+            for row in reader:
+                if len(row) != len(header):
+                    raise UserError(f"{path}:{reader.line_num}: {len(row)} columns, expected {len(header)}: {header}")
+                yield f"{path}:{reader.line_num}", dict(zip(header, row, strict=True))
+            return
+        for number, line in enumerate(lines, start=1):
+            try:
+                if line.strip():
+                    yield f"{path}:{number}", json.loads(line)
+            except ValueError as error:
+                raise UserError(f"{path}:{number}: not a JSON object: {error}") from None
+
+
+class Examples:
+    """The examples of one task's records: `read(record number)` makes them."""
+
+    def __init__(self, records: Records, objective: Objective, task: Task, coder: Coder) -> None:
+        self.records, self.objective, self.task, self.coder = records, objective, task, coder
+
+    def read(self, number: int) -> list[Features]:
+        """The examples of a record.
+
+        Raises:
+            UserError: a label that is not declared; the record is named.
+        """
+        record = self.records[number]
+        try:
+            if isinstance(self.objective, TextToText):
+                inputs, targets = self.records.task.text(record)
+                return [self.objective.records_example(inputs, targets, self.coder, self.task)]
+            assert isinstance(self.objective, Supervised)
+            return self.objective.examples(record, self.coder, self.task)
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{self.records.place(number)}: task {self.records.name}: {error}") from None
+
+
+@dataclass(frozen=True)
+class TaskRows:
+    """Row g of the global training order, for any g ≥ 0, as `pipeline.TrainingRows`.
+
+    A record that cannot be learnt from gives an example without weight; one of several windows, one of them, drawn anew
+    in each epoch.
+    """
+
+    tasks: Sequence[Examples]
+    shares: np.ndarray
+    objective: Objective
+    task: Task
+    seed: int
+    _mixed: list[Interleaving] = field(default_factory=list, compare=False, repr=False)
+
+    def __getitem__(self, g: int) -> Features:
+        source, n = self._mixture()[g] if len(self.tasks) > 1 else (0, g)
+        own = self.tasks[source]
+        epoch, place = divmod(n, len(own.records))
+        number = int(_order(len(own.records), self.seed, source, epoch)[place])
+        made = own.read(number)
+        if not made:
+            return empty(own)
+        drawn = np.random.default_rng((self.seed, source, epoch, number)).integers(len(made)) if len(made) > 1 else 0
+        return made[drawn]
+
+    def _mixture(self) -> Interleaving:
+        if not self._mixed:
+            self._mixed.append(Interleaving(self.shares))
+        return self._mixed[0]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_mixed": []}
+
+
+@lru_cache(maxsize=64)
+def _order(count: int, seed: int, source: int, epoch: int) -> grain.MapDataset:
+    drawn = np.random.SeedSequence((seed, source, epoch)).generate_state(1)[0]
+    return grain.MapDataset.range(count).shuffle(seed=int(drawn))
+
+
+def empty(own: Examples) -> Features:
+    """An example of the shapes of any other, without weight."""
+    made = next(filter(None, map(own.read, range(len(own.records)))), None)
+    if made is None:
+        raise UserError(f"task {own.records.name}: no record can be learnt from")
+    return {name: np.zeros_like(value) for name, value in made[0].items()}
+
+
+@dataclass(frozen=True)
+class TaskValidation:
+    """Every example of every validation record in order, in batches of one shape; the last has empty ones too.
+
+    `limit` is the most batches of each task; 0 takes all.
+    """
+
+    tasks: Sequence[Examples]
+    objective: Objective
+    batch_size: int
+    limit: int = 0
+
+    def examples(self, own: Examples) -> Iterator[tuple[int, Features]]:
+        """Each example of a task with the number of its record."""
+        most = self.limit * self.batch_size or len(own.records)
+        for number in range(min(len(own.records), most)):
+            for made in own.read(number):
+                yield number, made
+
+    def batches_of(self, own: Examples, local_rows: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
+        """Each batch of a task: those of its rows that this host makes."""
+        filler, held = empty(own), []
+        for _, made in self.examples(own):
+            held.append(made)
+            if len(held) == self.batch_size:
+                yield _stacked([held[row] for row in local_rows])
+                held = []
+        if held:
+            held += [filler] * (self.batch_size - len(held))
+            yield _stacked([held[row] for row in local_rows])
+
+    def batches(self, local_rows: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
+        """Those of all tasks."""
+        for own in self.tasks:
+            yield from self.batches_of(own, local_rows)
+
+
+def _stacked(examples: Sequence[Features]) -> dict[str, np.ndarray]:
+    return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
+
+
+@dataclass(frozen=True)
+class TaskData:
+    """Training rows and validation batches of a config's tasks."""
+
+    training: list[Examples]
+    held_out: list[Examples]
+    config: RunConfig
+    task: Task
+    tokens_per_byte: None = None
+
+    def rows(self) -> TaskRows:
+        """The endless global order; shares are min(n, limit)^alpha of n records (Raffel et al. 2020, §3.5.2)."""
+        data = self.config.data
+        sizes = np.array([own.records.task.examples or len(own.records) for own in self.training], np.float64)
+        raw = np.minimum(sizes, data.mixture_limit or np.inf) ** data.mixture_alpha
+        return TaskRows(self.training, raw / raw.sum(), self.config.task, self.task, self.config.train.seed)
+
+    def validation(self) -> TaskValidation:
+        """The whole validation split of every task, or its first `eval.batches`."""
+        run = self.config
+        size = run.eval.batch_size or run.train.batch_size
+        return TaskValidation(self.held_out, run.task, size, run.eval.batches)
+
+
+def open_tasks(config: RunConfig, tokenizer: Tokenizer, task: Task) -> TaskData:
+    """The records of a config's tasks.
+
+    Raises:
+        UserError: a task, a file or a column that is missing; no training records.
+    """
+    coder = Coder(tokenizer.encode, tokenizer.encode_placed, tokenizer.decode)
+    both = []
+    for split in ("train", "validation"):
+        own = [Examples(read(name, config, split), config.task, task, coder) for name in config.tasks]
+        short = [one.records.name for one in own if not len(one.records)]
+        if short:
+            raise UserError(f"task {short[0]}: has no {split} records")
+        both.append(own)
+    return TaskData(both[0], both[1], config, task)

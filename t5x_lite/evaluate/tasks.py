@@ -1,0 +1,99 @@
+"""Scores of a model on the tasks that it has learnt: by its head, or by what it writes."""
+
+import json
+from collections.abc import Iterator
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from t5x_lite.data.records import Examples, TaskData
+from t5x_lite.data.tokenizer import Tokenizer
+from t5x_lite.decode.generate import Generator
+from t5x_lite.decode.sampling import Sampling
+from t5x_lite.evaluate.metrics import METRICS
+from t5x_lite.models.transformer import Blueprint
+from t5x_lite.objectives.supervised import Record, Supervised
+from t5x_lite.parallel import mesh as meshes
+from t5x_lite.task import TaskConfig
+
+Answer = tuple[int, Any, Any]
+"""A record's number, the model's prediction and the reference."""
+
+
+class TaskEvaluation:
+    """Compiled once, for the tasks of a run: a head's scores, or greedy answers of a model that writes them."""
+
+    def __init__(self, data: TaskData, blueprint: Blueprint, params: Any, tokenizer: Tokenizer, mesh: Mesh) -> None:
+        config, self.objective = data.config, data.config.task
+        self.validation, self.mesh = data.validation(), mesh
+        self.generator = (
+            None if isinstance(self.objective, Supervised) else Generator(config.model, blueprint, params, tokenizer)
+        )
+        self._score = jax.jit(
+            lambda params, batch: dict(self.objective.scores(blueprint.model(params), batch)),  # type: ignore[attr-defined]
+            out_shardings=meshes.replicated(mesh),
+        )
+
+    def scores(self, params: Any, folder: Path | None = None) -> dict[str, float]:
+        """`<task>/<metric>` of every task on its validation records; predictions go to `folder` as JSONL, if given."""
+        found: dict[str, float] = {}
+        for own in self.validation.tasks:
+            answers = list(self._scored(own, params) if self.generator is None else self._written(own, params))
+            numbers, predictions, references = zip(*answers, strict=True)
+            name = own.records.name
+            for metric in own.records.task.metrics:
+                found |= {f"{name}/{key}": value for key, value in METRICS[metric](predictions, references).items()}
+            if folder is not None and jax.process_index() == 0:
+                folder.mkdir(parents=True, exist_ok=True)
+                rows = ({"record": n, "prediction": p, "reference": r} for n, p, r in answers)
+                lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+                (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+        return found
+
+    def _scored(self, own: Examples, params: Any) -> Iterator[Answer]:
+        """From the scores of each record's examples."""
+        size, objective = self.validation.batch_size, self.objective
+        assert isinstance(objective, Supervised)
+        local = meshes.local_rows(self.mesh, size)
+        made = (meshes.to_global(self.mesh, batch, size) for batch in self.validation.batches_of(own, local))
+        scores = (jax.device_get(self._score(params, batch)) for batch in made)
+        rows = ({name: value[row] for name, value in batch.items()} for batch in scores for row in range(size))
+        examples = ((number, features, next(rows)) for number, features in self.validation.examples(own))
+        for number, group in groupby(examples, key=itemgetter(0)):
+            record, (_, features, scored) = own.records[number], zip(*group, strict=True)
+            yield number, objective.prediction(record, features, scored), _reference(own.records.task, record)
+
+    def _written(self, own: Examples, params: Any) -> Iterator[Answer]:
+        """From what the model writes after each record's inputs."""
+        assert self.generator is not None
+        self.generator.params = params
+        task, size = own.records.task, self.validation.batch_size
+        greedy, objective = Sampling(task.target_len, temperature=0), task.objective
+        count = min(len(own.records), self.validation.limit * size or len(own.records))
+        for start in range(0, count, size):
+            numbers = range(start, min(start + size, count))
+            texts = self.generator.generate([_prompt(own, number) for number in numbers], greedy)
+            for number, text in zip(numbers, texts, strict=True):
+                record = own.records[number]
+                answer = objective.from_text(text, record) if isinstance(objective, Supervised) else text.strip()
+                yield number, answer, _reference(task, record)
+
+
+def _prompt(own: Examples, number: int) -> np.ndarray:
+    """The inputs of a record as the model saw them in training."""
+    features = own.read(number)[0]
+    inside = features["segment_ids"] > 0
+    if "prefix" in features:
+        inside = inside & (features["prefix"] > 0)
+    return features["tokens"][inside]
+
+
+def _reference(task: TaskConfig, record: Record) -> Any:
+    """The right answer, with its question where answers are judged together (MultiRC)."""
+    own = task.reference(record)
+    return {"question": record["question"], "label": own} if "question" in record and "answer" in record else own

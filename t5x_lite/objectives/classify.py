@@ -1,0 +1,112 @@
+"""A label or a number for a text or a pair of texts (Devlin et al. 2019, §4.1; Radford et al. 2018, §3.3)."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from t5x_lite.models.config import HeadConfig, ModelConfig
+from t5x_lite.objectives.objective import Features, Losses, Task
+from t5x_lite.objectives.supervised import Coder, Pool, Record, Supervised, framed, label_index, pooled, pooling
+from t5x_lite.schema import Strings, setting
+
+
+class _OfText(Supervised):
+    """Roles `text`, perhaps `second`, and `label`.
+
+    Features: those of `framed`, `targets` and `loss_weights`, scalars.
+    """
+
+    roles: ClassVar[tuple[str, ...]] = ("text", "label")
+
+    pool: Pool = setting("auto", "whose states: the first token's (an encoder), the last's (a decoder), or all tokens'")
+    transform: bool = setting(False, "a dense tanh layer before the scores; BERT's pooler, where the run has one")
+
+    def head(self, model: ModelConfig) -> HeadConfig:
+        """See `Supervised.head`."""
+        return HeadConfig(outputs=self._outputs(), pool=pooling(self.pool, model), transform=self.transform)
+
+    def _outputs(self) -> int:
+        return 1
+
+    def _target(self, record: Record) -> Any:
+        return np.asarray(float(record["label"]), np.float32)
+
+    def examples(self, record: Record, coder: Coder, task: Task) -> list[Features]:
+        """See `Supervised.examples`."""
+        texts = [coder.encode(str(record[role])) for role in ("text", "second") if role in record]
+        target = {"targets": self._target(record), "loss_weights": np.ones((), np.float32)}
+        return [{**framed(texts, task), **target}]
+
+    def scores(self, model: Any, batch: Mapping[str, Any]) -> Mapping[str, Any]:
+        """See `Supervised.scores`."""
+        return {"scores": model.head(pooled(model, batch, None), None)}
+
+
+class Classify(_OfText):
+    """One of `labels`."""
+
+    name: ClassVar[str] = "classify"
+
+    labels: Strings = setting(..., "names of the labels; data may hold these or their numbers from 0", min_length=2)
+
+    def _outputs(self) -> int:
+        return len(self.labels)
+
+    def _target(self, record: Record) -> Any:
+        return np.asarray(label_index(record["label"], self.labels), np.int32)
+
+    def loss(self, model: Any, batch: Mapping[str, Any], key: Any, losses: Losses) -> Mapping[str, Any]:
+        """Cross-entropy over the labels."""
+        scores = model.head(pooled(model, batch, key), key)
+        return {"loss": losses.classes(scores, batch["targets"], batch["loss_weights"])}
+
+    def prediction(
+        self, record: Record, examples: Sequence[Features], scores: Sequence[Mapping[str, np.ndarray]]
+    ) -> int:
+        """The number of the likeliest label."""
+        return int(scores[0]["scores"].argmax())
+
+    def from_text(self, text: str, record: Record) -> int:
+        """The number of the label that the text is, or -1."""
+        return self.labels.index(text.strip()) if text.strip() in self.labels else -1
+
+    def to_text(self, record: Record) -> str:
+        """The label's name."""
+        return self.labels[label_index(record["label"], self.labels)]
+
+    def reference(self, record: Record) -> int:
+        """The number of the label."""
+        return label_index(record["label"], self.labels)
+
+
+class Regress(_OfText):
+    """A number, by squared error (STS-B)."""
+
+    name: ClassVar[str] = "regress"
+
+    def loss(self, model: Any, batch: Mapping[str, Any], key: Any, losses: Losses) -> Mapping[str, Any]:
+        """Squared error."""
+        scores = model.head(pooled(model, batch, key), key)[..., 0]
+        return {"loss": losses.squared(scores, batch["targets"], batch["loss_weights"])}
+
+    def prediction(
+        self, record: Record, examples: Sequence[Features], scores: Sequence[Mapping[str, np.ndarray]]
+    ) -> float:
+        """The number."""
+        return float(scores[0]["scores"][0])
+
+    def from_text(self, text: str, record: Record) -> float:
+        """The number that the text is; 0 where it is none."""
+        try:
+            return float(text)
+        except ValueError:
+            return 0.0
+
+    def to_text(self, record: Record) -> str:
+        """The number to the nearest fifth (Raffel et al. 2020, §2.4)."""
+        return f"{round(float(record['label']) * 5) / 5:.1f}"
+
+    def reference(self, record: Record) -> float:
+        """The number."""
+        return float(record["label"])

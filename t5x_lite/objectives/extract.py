@@ -1,0 +1,126 @@
+"""Extractive question answering: where in a context the answer stands (Devlin et al. 2019, §4.2-4.3)."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+
+from t5x_lite.models.config import Family, HeadConfig, ModelConfig
+from t5x_lite.objectives.objective import Features, Losses, Task
+from t5x_lite.objectives.supervised import Coder, Record, Supervised, framed, states
+from t5x_lite.schema import Int, setting
+
+FORBIDDEN = 1e9
+"""Taken off the scores of tokens that cannot begin or end an answer."""
+
+
+class Extract(Supervised):
+    """Roles `question`, `context`, `answers` (texts) and `starts` (their first characters); none: not answerable.
+
+    A long context becomes several examples, windows that overlap. Features: those of `framed`, `start`, `end` int32
+    (places of the answer's first and last token, the first token of the row where the window does not hold it),
+    `allowed` float32 `[seq_len]` (1 for the context's tokens and that first one), `places` int32 `[seq_len, 2]`
+    (characters of the context), `loss_weights`. A record whose answer is not in its context is left out of training, as
+    in SQuAD's own scripts.
+    """
+
+    name: ClassVar[str] = "extract"
+    families: ClassVar[tuple[Family, ...]] = ("encoder",)
+    roles: ClassVar[tuple[str, ...]] = ("question", "context", "answers", "starts")
+
+    window_stride: Int = setting(128, "tokens from the start of one window of the context to the next", ge=1)
+    question_len: Int = setting(64, "longest question", unit="tokens", ge=1)
+    answer_len: Int = setting(30, "longest answer", unit="tokens", ge=1)
+    null_threshold: float = setting(0.0, "no answer where its score beats the best span's by more than this")
+    unanswerable: bool = setting(False, "questions may have no answer (SQuAD 2.0)")
+
+    def head(self, model: ModelConfig) -> HeadConfig:
+        """A score for the beginning and one for the end."""
+        return HeadConfig(outputs=2, pool="none")
+
+    def examples(self, record: Record, coder: Coder, task: Task) -> list[Features]:
+        """See `Supervised.examples`."""
+        question = coder.encode(str(record["question"]).strip())[: self.question_len]
+        ids, places = coder.encode_placed(str(record["context"]))
+        room = max(task.seq_len - task.placeholders - len(question) - 3, 1)
+        span = self._span(record, places)
+        if span is None:
+            return []
+        firsts = [0]
+        while firsts[-1] + room < len(ids):
+            firsts.append(firsts[-1] + min(self.window_stride, room))
+        return [self._window(question, ids, places, first, min(first + room, len(ids)), span, task) for first in firsts]
+
+    def _span(self, record: Record, places: np.ndarray) -> tuple[int, int] | None:
+        """First and last token of the first answer; (-1, -1) of a question without; None: it is not in the context."""
+        if not len(record["answers"]):
+            return -1, -1
+        text, begin = str(record["answers"][0]), int(record["starts"][0])
+        if record["context"][begin : begin + len(text)] != text or not text:
+            return None
+        touched = np.flatnonzero((places[:, 1] > begin) & (places[:, 0] < begin + len(text)))
+        return (int(touched[0]), int(touched[-1])) if len(touched) else None
+
+    def _window(
+        self, question: np.ndarray, ids: np.ndarray, places: np.ndarray, first: int, stop: int, span: tuple[int, int],
+        task: Task,
+    ) -> Features:  # fmt: skip
+        row = framed([question, ids[first:stop]], task)
+        lead, base = task.placeholders, task.placeholders + len(question) + 2
+        allowed, placed = np.zeros(task.seq_len, np.float32), np.zeros((task.seq_len, 2), np.int32)
+        allowed[[lead, *range(base, base + stop - first)]] = 1
+        placed[base : base + stop - first] = places[first:stop]
+        inside = first <= span[0] and span[1] < stop and span[0] >= 0
+        start, end = (base + at - first if inside else lead for at in span)
+        more = {
+            "start": np.asarray(start, np.int32),
+            "end": np.asarray(end, np.int32),
+            "allowed": allowed,
+            "places": placed,
+        }
+        return {**row, **more, "loss_weights": np.ones((), np.float32)}
+
+    def scores(self, model: Any, batch: Mapping[str, Any]) -> Mapping[str, Any]:
+        """See `Supervised.scores`."""
+        return self._scored(model, batch, None)
+
+    def _scored(self, model: Any, batch: Mapping[str, Any], key: Any) -> dict[str, Any]:
+        both = model.head(states(model, batch, key), key)
+        closed = FORBIDDEN * (1 - batch["allowed"])
+        return {"start": both[..., 0] - closed, "end": both[..., 1] - closed}
+
+    def loss(self, model: Any, batch: Mapping[str, Any], key: Any, losses: Losses) -> Mapping[str, Any]:
+        """Cross-entropy of the beginning and of the end, each over all tokens of the window, halved."""
+        scored, weights = self._scored(model, batch, key), batch["loss_weights"]
+        both = [losses.classes(scored[side], batch[side], 0.5 * weights) for side in ("start", "end")]
+        return {"loss": both[0] + both[1]}
+
+    def prediction(
+        self, record: Record, examples: Sequence[Features], scores: Sequence[Mapping[str, np.ndarray]]
+    ) -> str:
+        """The best span's text over all windows; empty where `unanswerable` and no answer scores best."""
+        best, answer, null = -np.inf, "", np.inf
+        for example, scored in zip(examples, scores, strict=True):
+            context = np.flatnonzero(example["allowed"])
+            null_place, context = context[0], context[1:]
+            null = min(null, float(scored["start"][null_place] + scored["end"][null_place]))
+            if not len(context):
+                continue
+            sums = scored["start"][context][:, None] + scored["end"][context][None, :]
+            order = np.arange(len(context))
+            apart = order[None, :] - order[:, None]
+            sums = np.where((apart >= 0) & (apart < self.answer_len), sums, -np.inf)
+            first, last = np.unravel_index(sums.argmax(), sums.shape)
+            if sums[first, last] > best:
+                best = float(sums[first, last])
+                begin, end = example["places"][context[first], 0], example["places"][context[last], 1]
+                answer = record["context"][begin:end].strip()
+        return "" if self.unanswerable and null - best > self.null_threshold else answer
+
+    def to_text(self, record: Record) -> str:
+        """The first right answer."""
+        return str(record["answers"][0]) if len(record["answers"]) else "unanswerable"
+
+    def reference(self, record: Record) -> list[str]:
+        """All right answers."""
+        return [str(answer) for answer in record["answers"]]

@@ -1,0 +1,152 @@
+"""The interface of an objective that learns from records of a task (texts with labels) instead of running text."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from t5x_lite.errors import UserError
+from t5x_lite.models.config import Family, HeadConfig, ModelConfig
+from t5x_lite.objectives.features import padded, positions_in
+from t5x_lite.objectives.masked import CLS, SEP
+from t5x_lite.objectives.objective import Features, Lengths, Objective, Row, Task
+
+Record = Mapping[str, Any]
+"""One record of a task: values by role (`text`, `label`, …)."""
+Pool = Literal["auto", "first", "last", "mean", "max"]
+
+
+@dataclass(frozen=True)
+class Coder:
+    """Text to ids, and to ids with the characters `[n, 2]` that each stands for; ids to text."""
+
+    encode: Callable[[str], np.ndarray]
+    encode_placed: Callable[[str], tuple[np.ndarray, np.ndarray]]
+    decode: Callable[[Sequence[int]], str]
+
+
+class Supervised(Objective):
+    """An objective on records. `roles` are what each must hold; a head of its own makes the scores.
+
+    A record becomes one example or several (windows of a long text).
+    """
+
+    families: ClassVar[tuple[Family, ...]] = ("encoder", "decoder")
+    roles: ClassVar[tuple[str, ...]]
+
+    @abstractmethod
+    def head(self, model: ModelConfig) -> HeadConfig | None:
+        """What the model needs to make the scores; None: its own outputs serve."""
+
+    @abstractmethod
+    def examples(self, record: Record, coder: Coder, task: Task) -> list[Features]:
+        """The examples of a record; none if it cannot be learnt from.
+
+        Raises:
+            ValueError: a label that is not declared; the caller names the record.
+        """
+
+    @abstractmethod
+    def scores(self, model: Any, batch: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What a prediction is made from, float32 with a row an example."""
+
+    @abstractmethod
+    def prediction(
+        self, record: Record, examples: Sequence[Features], scores: Sequence[Mapping[str, np.ndarray]]
+    ) -> Any:
+        """The answer for a record from the scores of its examples, in the form of `reference`."""
+
+    @abstractmethod
+    def reference(self, record: Record) -> Any:
+        """The right answer as metrics want it."""
+
+    def from_text(self, text: str, record: Record) -> Any:
+        """The answer that a text-to-text model has written, in the form of `prediction`."""
+        return text.strip()
+
+    def to_text(self, record: Record) -> str:
+        """The right answer for a text-to-text model to write."""
+        raise ValueError(f"objective {self.name} has no text form; set task_form: head")
+
+    def row_length(self, task: Task) -> int:
+        """Tokens of an example."""
+        return task.seq_len
+
+    def lengths(self, task: Task) -> Lengths:
+        """What an example costs."""
+        return Lengths(task.seq_len, 1)
+
+    def example(self, row: Row, task: Task, rng: np.random.Generator) -> Features:
+        """Running text has no labels."""
+        raise UserError(f"objective {self.name}: learns from the records of a task; name one in `tasks`")
+
+
+def label_index(label: Any, labels: Sequence[str]) -> int:
+    """The number of a label that is given as a number or a name.
+
+    Raises:
+        ValueError: it is not among those declared.
+    """
+    text = str(label)
+    if text in labels:
+        return labels.index(text)
+    if text.isdigit() and int(text) < len(labels):
+        return int(text)
+    raise ValueError(f"label {label!r} is not one of {', '.join(labels)}, nor a number below {len(labels)}")
+
+
+def pooling(pool: Pool, model: ModelConfig) -> Any:
+    """`auto` is an encoder's first token, a decoder's last."""
+    return ("first" if model.family == "encoder" else "last") if pool == "auto" else pool
+
+
+def framed(texts: Sequence[np.ndarray], task: Task) -> Features:
+    """One text or a pair as a row: `[CLS] A [SEP] B [SEP]` with types 0 and 1 in an encoder, A B EOS in a decoder.
+
+    `task.placeholders` soft tokens come first. Long texts are cut, the longer first.
+    """
+    vocabulary, encoder = task.vocabulary, task.family == "encoder"
+    cls, sep = (vocabulary.one_of("a task", *names) for names in (CLS, SEP)) if encoder else (0, 0)
+    begin = [cls] if encoder else []
+    ends = [[sep]] * len(texts) if encoder else [*[[]] * (len(texts) - 1), [vocabulary.end("a task")]]
+    room = task.seq_len - task.placeholders - len(begin) - sum(map(len, ends))
+    texts = _fitting(texts, room)
+    soft = -1 - np.arange(task.placeholders)
+    sides = [np.concatenate([text, end]) for text, end in zip(texts, ends, strict=True)]
+    tokens = np.concatenate([soft, begin, *sides])
+    types = np.concatenate(
+        [np.zeros(len(soft) + len(begin)), *(np.full(len(s), min(n, 1)) for n, s in enumerate(sides))]
+    )
+    segment_ids = padded(np.ones(len(tokens)), task.seq_len)
+    features = {
+        "tokens": padded(tokens, task.seq_len),
+        "positions": positions_in(segment_ids),
+        "segment_ids": segment_ids,
+    }
+    return features | ({"token_types": padded(types, task.seq_len)} if encoder else {})
+
+
+def _fitting(texts: Sequence[np.ndarray], room: int) -> list[np.ndarray]:
+    """The texts cut at their ends until they have `room` tokens together, the longest first."""
+    sizes = np.array([len(text) for text in texts])
+    while sizes.sum() > room:
+        longest = int(sizes.argmax())
+        others = np.delete(sizes, longest)
+        second = int(others.max()) if len(others) else 0
+        sizes[longest] = max(min(second, sizes[longest] - 1), sizes[longest] - (sizes.sum() - room), 0)
+    return [text[:size] for text, size in zip(texts, sizes, strict=True)]
+
+
+def states(model: Any, batch: Mapping[str, Any], key: Any) -> Any:
+    """The model's states `[b, l, d]`; several texts of an example are rows of their own."""
+    names = ("positions", "segment_ids", "token_types")
+    rows = {name: batch[name].reshape(-1, batch[name].shape[-1]) for name in ("tokens", *names) if name in batch}
+    return model(rows.pop("tokens"), **rows, key=key)
+
+
+def pooled(model: Any, batch: Mapping[str, Any], key: Any) -> Any:
+    """Each text's pooled states `[b, d]`; see `states`."""
+    rows = (batch[name].reshape(-1, batch[name].shape[-1]) for name in ("tokens", "segment_ids"))
+    return model.head.pooled(states(model, batch, key), *rows)
