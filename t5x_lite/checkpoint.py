@@ -68,7 +68,7 @@ class Checkpoints:
 
     def due(self, step: int) -> bool:
         """Whether a save is due after `step`: by the steps, or by the clock of the first process."""
-        if step % self.config.every_steps == 0:
+        if step % self.config.every_steps == 0 or step in self.config.keep_steps:
             return True
         if self.config.every_minutes is None:
             return False
@@ -240,11 +240,13 @@ def flat(tree: Any) -> dict[str, Any]:
 
 
 def kept(scores: Mapping[int, float | None], config: CheckpointConfig) -> set[int]:
-    """Steps to keep: the newest `keep`, multiples of `keep_every_steps`, and the `keep_best` lowest scores."""
+    """Steps to keep: the newest `keep`, `keep_steps`, multiples of `keep_every_steps`, the `keep_best` best scores."""
     newest = sorted(scores)[-config.keep :]
-    permanent = [step for step in scores if config.keep_every_steps and step % config.keep_every_steps == 0]
+    permanent = {step for step in scores if config.keep_every_steps and step % config.keep_every_steps == 0}
+    permanent |= scores.keys() & set(config.keep_steps)
     scored = {step: score for step, score in scores.items() if score is not None}
-    best = sorted(scored, key=lambda step: (scored[step], -step))[: config.keep_best]
+    sign = 1 if config.best == "lowest" else -1
+    best = sorted(scored, key=lambda step: (sign * scored[step], -step))[: config.keep_best]
     return {*newest, *permanent, *best}
 
 

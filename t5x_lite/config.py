@@ -327,7 +327,8 @@ class CheckpointConfig(Config):
     keep_every_steps: Int | None = setting(None, "checkpoints kept for ever: multiples of this", unit="steps", ge=1)
     keep_steps: Annotated[tuple[Int, ...], Strict(False)] = setting((), "steps to save, and keep for ever")
     keep_best: Int = setting(1, "best checkpoints kept by `best_metric`; 0 keeps none", ge=0)
-    best_metric: str = setting("eval/loss", "evaluation metric that says which is best (the lowest)")
+    best_metric: str = setting("eval/loss", "evaluation metric that says which is best, such as eval/sst2/accuracy")
+    best: Literal["lowest", "highest"] = setting("lowest", "which value of it is best")
 
 
 class EvalConfig(Config):
@@ -417,6 +418,8 @@ class RunConfig(Config):
                 f"train.steps {train.steps} (optimizer.schedule.wsd.decay)"
             )
         self.model.check_mesh(self.mesh.expert, self.mesh.tensor, self.mesh.pipeline)
+        if self.model.mup is not None and not isinstance(self.optimizer.method, AdamW):
+            raise ValueError("model.mup is a parametrisation for Adam: it needs optimizer.method=adamw")
         if self.adapt is not None:
             if self.branch is not None:
                 raise ValueError("give `adapt` (another run's weights) or `branch` (all of its state), not both")
@@ -482,6 +485,7 @@ FREE_TO_CHANGE = (
     "checkpoint.",
     "eval.",
     "plan.",
+    "adapt.from",
     "data.cache_dir",
     "data.prepare_processes",
     "data.prefetch",
@@ -529,7 +533,9 @@ def _completed(values: dict[str, Any]) -> dict[str, Any]:
     if tasks:
         names = (tasks,) if isinstance(tasks, str) else tuple(tasks)
         family = model.get("family", "decoder")
-        objective = values.get("objective") or settings_of(names, values.get("task_form", "auto"), family)
+        objective = settings_of(names, values.get("task_form", "auto"), family)
+        if values.get("objective"):
+            objective = schema.merge(_OfTask, {"objective": objective}, {"objective": values["objective"]})["objective"]
         own = schema.validate(_OfTask, schema.Sources({"objective": objective}, {})).objective
         values = {**values, "objective": objective}
         if isinstance(own, Supervised):

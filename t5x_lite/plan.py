@@ -6,6 +6,7 @@ What is *compiled* (fit, memory, exchanges) is the compiler's word; what is *mod
 published figures of the chips, and a bound: no step is faster.
 """
 
+import contextlib
 import importlib.util
 import math
 import re
@@ -13,6 +14,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
+from itertools import product
 from typing import Any
 
 import jax
@@ -252,37 +254,60 @@ def _exhausted(message: str) -> tuple[dict[str, Any], list[str]]:
 
 
 REMATS: tuple[RematPolicy, ...] = ("none", "dots", "full")
+POWERS = [2**n for n in range(12)]
+COMPILED = 6
+"""Candidates of a search that are compiled: minutes each."""
 
 
 def search(config: RunConfig, topology: str, slices: int = 1) -> list[Plan]:
-    """A plan for each candidate mesh and remat policy, those that fit first, by the bound on their step time.
+    """Plans of the best candidate meshes and remat policies, those that fit first, by the bound on their step time.
+
+    All are ranked by formula; the first `COMPILED` are compiled, where there is a compiler.
 
     Raises:
-        UserError: see `plan`.
+        UserError: see `plan`; no mesh divides the pod, the model and the batch.
     """
-    found = []
-    pod = pod_of(topology, slices)
+
+    def rank(one: Plan) -> tuple[bool, float, float]:
+        return not one.fits, one.modelled["step_seconds"], one.memory_bytes
+
+    pod, console, modelled = pod_of(topology, slices), Console(stderr=True), []
     every = candidates(config, len(pod.devices), slices)
-    for one in track(every, f"compiling {len(every)} candidates", console=Console(stderr=True)):
-        found.append(planned(one, topology, pod, slices))
-    return sorted(found, key=lambda one: (not one.fits, one.modelled["step_seconds"], one.memory_bytes))
+    for one in track(every, f"ranking {len(every)} candidates by formula", console=console):
+        with contextlib.suppress(UserError):  # a mesh that does not divide the batch or the layers
+            modelled.append((planned(one, topology, replace(pod, compiles=False), slices), one))
+    if not modelled:
+        raise UserError(f"--search: no mesh over {topology} divides model and batch; change train.batch_size")
+    best = sorted(modelled, key=lambda pair: rank(pair[0]))
+    if not pod.compiles:
+        return [plan for plan, _ in best]
+    chosen = [one for _, one in best[:COMPILED]]
+    compiling = track(chosen, f"compiling the best {len(chosen)}", console=console)
+    return sorted((planned(one, topology, pod, slices) for one in compiling), key=rank)
 
 
 def candidates(config: RunConfig, devices: int, slices: int = 1) -> list[RunConfig]:
-    """Meshes that divide pod and model, with each remat policy: data joins the slices, fsdp takes what is left."""
-    model, found = config.model, []
+    """Meshes that divide pod and model, with each remat policy: data joins the slices, fsdp takes what is left.
+
+    A row is cut over `context` into parts of 2048 tokens at least; stages are of one repeat of the pattern at least.
+    """
+    model, train, found = config.model, config.train, []
     experts = model.mixtures[0].experts if model.mixtures else 1
-    powers = [2**n for n in range(12)]
-    for tensor in (n for n in powers if n <= 16 and model.heads % n == 0):
-        for expert in (n for n in powers if experts % n == 0 and n <= experts):
-            fsdp, rest = divmod(devices, tensor * expert * slices)
-            rows = config.train.batch_size // config.train.microbatches
-            if rest or not fsdp or rows % (slices * fsdp * expert):
-                continue
-            mesh = MeshConfig(data=slices, fsdp=fsdp, tensor=tensor, expert=expert)
-            for remat in REMATS:
-                own = model.model_copy(update={"remat": remat})
-                found.append(config.model_copy(update={"mesh": mesh, "model": own}))
+    repeats = math.gcd(model.layers, model.layers_of_decoder) // len(model.pattern)
+    choices = (
+        [n for n in POWERS if n <= 16 and model.heads % n == 0],
+        [n for n in POWERS if experts % n == 0 and n <= experts],
+        [n for n in POWERS if n == 1 or train.seq_len // n >= 2048],
+        [n for n in POWERS if n <= 16 and repeats % n == 0],
+    )
+    for tensor, expert, context, pipeline in product(*choices):
+        fsdp, rest = divmod(devices, tensor * expert * context * pipeline * slices)
+        if rest or not fsdp or train.batch_size // train.microbatches % (slices * fsdp * expert):
+            continue
+        sizes = {"fsdp": fsdp, "tensor": tensor, "expert": expert, "context": context, "pipeline": pipeline}
+        for remat in REMATS:
+            own = model.model_copy(update={"remat": remat})
+            found.append(config.model_copy(update={"mesh": MeshConfig(data=slices, **sizes), "model": own}))
     return found
 
 

@@ -111,6 +111,7 @@ def bounds(
     passes = 4 if again > 7 / 6 else 3
     shards = mesh.shape["tensor"] * mesh.shape["expert"] * mesh.shape["pipeline"]
     weights = structure.parameters * _width(config) / shards * passes * train.microbatches
+    again *= _ticks(config, mesh)
     return {
         "flops_per_device": flops,
         "flops_per_device_causal_full": full,
@@ -118,6 +119,14 @@ def bounds(
         "compute_seconds": flops * again / peak,
         "memory_seconds": (2 * held + weights) / chip.memory_rate,
     }
+
+
+def _ticks(config: RunConfig, mesh: Mesh) -> float:
+    """What a pipeline's filling and emptying make of its time (Huang et al. 2019, §2.3)."""
+    stages = mesh.shape["pipeline"]
+    with jax.set_mesh(mesh):
+        parts = pipeline_parts(config.model, config.train.batch_size // config.train.microbatches, stages)
+    return (parts + stages - 1) / parts
 
 
 def _width(config: RunConfig) -> int:
@@ -171,13 +180,6 @@ def exchanges(config: RunConfig, structure: Blueprint, lengths: Lengths, mesh: M
     tokens = _tokens(config, lengths, mesh) * parts
     moe = [kind for layer in model.pattern if isinstance(kind := model.feedforward_of(layer), MoE)]
     routed = sum(_copies(kind) for kind in moe) * model.layers / len(model.pattern) / sizes["pipeline"]
-    stages = sizes["pipeline"]
-    ticks = 0.0
-    if stages > 1:
-        rows = config.train.batch_size // parts
-        with jax.set_mesh(mesh):
-            several = pipeline_parts(model, rows, stages)
-        ticks = (several + stages - 1) / several
     sublayer = tokens * d * width
     keys = tokens * 2 * model.key_value_heads * model.width_of_head / sizes["tensor"] * width * sizes["context"]
     wanted = [
@@ -188,7 +190,7 @@ def exchanges(config: RunConfig, structure: Blueprint, lengths: Lengths, mesh: M
         ("reduce-scatter", "tensor", layers * sublayer * (6 if again else 4)),
         ("all-gather", "context", layers * keys * (3 if again else 2)),
         ("all-to-all", "expert", routed * sublayer * (6 if again else 4)),
-        ("collective-permute", "pipeline", 2 * ticks * tokens * d * width),
+        ("collective-permute", "pipeline", 2 * _ticks(config, mesh) * tokens * d * width),
     ]
     shared = {axis: (size - 1) / size for axis, size in sizes.items()} | {"pipeline": float(sizes["pipeline"] > 1)}
     return [Collective(kind, (axis,), 1, sent * shared[axis]) for kind, axis, sent in wanted if sent * shared[axis] > 0]

@@ -140,6 +140,7 @@ def test_another_model_is_refused_with_the_arrays_that_differ(tmp_path: Path) ->
         ({"keep": 2, "keep_best": 0}, {5, 6}),
         ({"keep": 1, "keep_best": 1}, {2, 6}),
         ({"keep": 1, "keep_best": 2}, {2, 4, 6}),
+        ({"keep": 1, "keep_best": 1, "best": "highest"}, {3, 6}),
         ({"keep": 1, "keep_best": 0, "keep_every_steps": 2}, {2, 4, 6}),
         ({"keep": 1, "keep_best": 0, "keep_every_steps": 3}, {3, 6}),
     ],

@@ -59,9 +59,28 @@ def test_every_kind_of_config_has_features_without_text_or_tokenizer(name: str) 
 
 def test_a_search_tries_what_divides_pod_model_and_batch() -> None:
     config = configuration.load(CONFIGS / "switch/base_8.yaml", ["train.batch_size=32"])
-    found = {(c.mesh.fsdp, c.mesh.tensor, c.mesh.expert) for c in candidates(config, 16)}
-    # Twelve heads: tensor 1, 2 or 4; eight experts; 16 devices in all.
-    assert found == {(16 // (t * e), t, e) for t in (1, 2, 4) for e in (1, 2, 4, 8) if 16 % (t * e) == 0}
+    found = {(c.mesh.fsdp, c.mesh.tensor, c.mesh.expert, c.mesh.pipeline) for c in candidates(config, 16)}
+    # Twelve heads: tensor 1, 2 or 4; eight experts; six pairs of layers: 1 or 2 stages; 16 devices in all.
+    sizes = ((t, e, p) for t in (1, 2, 4) for e in (1, 2, 4, 8) for p in (1, 2) if 16 % (t * e * p) == 0)
+    assert found == {(16 // (t * e * p), t, e, p) for t, e, p in sizes}
+    long = configuration.load(CONFIGS / "gpt3/1.3b.yaml", ["train.seq_len=8192", "model.positions.learned.length=8192"])
+    assert {c.mesh.context for c in candidates(long, 64)} == {1, 2, 4}
+
+
+def test_a_pipelines_bubble_costs_time(t5x_lite: Shell) -> None:
+    """Huang et al. 2019, §2.3: m parts through k stages take (m + k - 1) / m of the time."""
+    common = (
+        "plan",
+        CONFIGS / "gpt3/1.3b.yaml",
+        "--topology",
+        "h100:8",
+        "--json",
+        "mesh.data=1",
+        "train.batch_size=64",
+    )
+    meshes = (("mesh.fsdp=4", "mesh.pipeline=2", "model.pipeline_microbatches=4"), ("mesh.fsdp=8",))
+    both = [json.loads(t5x_lite(*common, *mesh).stdout)["modelled"]["compute_seconds"] for mesh in meshes]
+    assert both[0] / both[1] == pytest.approx(5 / 4)
 
 
 @pytest.mark.skipif(LIBTPU, reason="libtpu is installed")

@@ -24,12 +24,14 @@ from t5x_lite.data.pipeline import TrainingRows, Validation, training_batches
 from t5x_lite.data.records import TaskData, TaskRows, TaskValidation
 from t5x_lite.data.tokenizer import obtain
 from t5x_lite.errors import Diverged
+from t5x_lite.evaluate.curves import read
 from t5x_lite.evaluate.perplexity import evaluate
 from t5x_lite.evaluate.tasks import TaskEvaluation
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.parallel.distributed import StopRequest, ending_together, first_process_first
 from t5x_lite.run import Run, check_folder, create, locked, with_vocab
 from t5x_lite.start import Base, beginning, source_of
+from t5x_lite.sweep.forecast import forecast
 from t5x_lite.train import optimizer as optimizers
 from t5x_lite.train.branch import branched
 from t5x_lite.train.goodput import Goodput
@@ -68,6 +70,8 @@ def train(config: RunConfig) -> tuple[Run, bool]:
             tasks = None
             if isinstance(data, TaskData):
                 tasks = TaskEvaluation(data, run.blueprint, steps.whole_shapes, tokenizer, mesh)
+                for line in data.skipped():
+                    display.say(line)
             trainer = Trainer(run, rows, validation, data.tokens_per_byte, tasks, mesh, steps, display)
             # The inner one: closing waits for a save, in which a lost process would be waited for too.
             with closing(run.checkpoints) as checkpoints, ending_together():
@@ -108,10 +112,17 @@ class Trainer:
         self.base: Base | None = None
         peak, how = peak_flops(mesh.devices.flat[0], self.config.train.peak_flops)
         tokens = self.batch_size * self.config.train.seq_len
-        per_row = flops_per_row(self.config.model, self.blueprint, rows.objective.lengths(rows.task))
+        parts = self.config.parts(self.blueprint.axes)
+        per_row = flops_per_row(self.config.model, self.blueprint, rows.objective.lengths(rows.task), parts=parts)
         self.rates = Rates(tokens, self.batch_size * per_row, peak * mesh.size)
+        steps_of_all = np.arange(self.config.train.steps)
+        self.learning_rates = np.asarray(optimizers.schedule(self.config.optimizer, len(steps_of_all))(steps_of_all))
         few = self.blueprint.active_parameters
         active = f", of which a token passes {few:,}," if few < self.blueprint.parameters else ""
+        trained = sum(leaf.size for leaf in jax.tree.leaves(steps.state.params))
+        state = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(steps.state.opt_state))
+        if not parts.everything:
+            active += f", of which {trained:,} train (optimizer state {short(state)}B)"
         display.say(
             f"model: {self.blueprint.parameters:,} parameters{active} on {mesh.size} × "
             f"{mesh.devices.flat[0].device_kind}; MFU against {short(peak)}FLOP/s a device ({how}), causal attention "
@@ -176,10 +187,9 @@ class Trainer:
         config = self.config
         writer = MetricsWriter(self.folder, at.step) if jax.process_index() == 0 else None
         self.goodput.lose(writer.lost_seconds * config.train.log_every_steps if writer else 0.0)
-        rates = np.asarray(optimizers.schedule(config.optimizer, config.train.steps)(np.arange(config.train.steps)))
         self.display.start(at.step)
         try:
-            yield Watch(config.train, self.rates, rates, self.display, writer, at.running, self.goodput)
+            yield Watch(config.train, self.rates, self.learning_rates, self.display, writer, at.running, self.goodput)
         finally:
             if writer:
                 writer.close()
@@ -213,6 +223,7 @@ class Trainer:
             if evaluate:
                 with self.goodput.measure("evaluation"):
                     scores |= {f"eval/{name}": value for name, value in self.evaluate(at.step, state).items()}
+                    scores |= self.foretold(at.step)
                 scores |= self.goodput.metrics()
             if scores or save:
                 watch.settle(scores)
@@ -278,6 +289,14 @@ class Trainer:
             params = self.steps.whole(state.params, state.frozen)
             found |= self.tasks.scores(params, self.folder / "eval" / str(step))
         self.display.evaluated(step, found)
+        return found
+
+    def foretold(self, step: int) -> dict[str, float]:
+        """Where the training loss will end, by its curve so far, once enough is seen; the first process says."""
+        if jax.process_index() or step >= self.config.train.steps:
+            return {}
+        found = forecast(read(self.folder, empty=True), self.learning_rates)
+        self.display.foretold(found)
         return found
 
     def meta(self, at: Position) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from tensorboardX import SummaryWriter
 
+from t5x_lite.adapt.parts import Parts
 from t5x_lite.checkpoint import flat
 from t5x_lite.errors import disk_error
 from t5x_lite.models.config import ModelConfig
@@ -41,28 +42,38 @@ A TPU7x chip has 2307e12 and is two devices.
 """
 
 
-def flops_per_row(model: ModelConfig, blueprint: Blueprint, lengths: Lengths, *, causal_half: bool = True) -> float:
+def flops_per_row(
+    model: ModelConfig, blueprint: Blueprint, lengths: Lengths, *, causal_half: bool = True, parts: Parts | None = None
+) -> float:
     """FLOPs of forward and backward for one example: 6 per matrix weight and token that passes it, and attention.
 
     The formula of PaLM (Chowdhery et al. 2022, appendix B), 12·layers·heads·head_dim·queries·keys for attention, with
     causal attention counted half and a band as far as it reaches: the rest is never looked at. Looked-up tables are
     left out, the output matrix counts the predicted tokens, an expert those that are sent to it in balance.
-    Recomputation (remat) and room that capacity leaves empty are not counted.
+    Recomputation (remat) and room that capacity leaves empty are not counted. Of `parts`, frozen weights need no
+    gradient (4 a weight), and where a head alone trains nothing goes back through them (2).
     """
     shapes = flat(blueprint.shapes)
+    first = dict.fromkeys(shapes, 0) if parts is None else parts.first
+    back = any(at is not None and not name.startswith("head.") for name, at in first.items())
+
+    def per_weight(name: str) -> float:
+        at = first[name]
+        return 2.0 + 2.0 * back + (0.0 if at is None else 2.0 * (1 - at / max(shapes[name].shape[0], 1)))
+
     matrices = sum(
-        6.0 * math.prod(shapes[name].shape) * axes.share * _passes(model, name, lengths)
+        per_weight(name) * math.prod(shapes[name].shape) * axes.share * _passes(model, name, lengths)
         for name, axes in flat(blueprint.axes).items()
         if axes.inputs or (axes.table and "vocab" in axes.names and model.tied)
     )
-    return matrices + _attention_flops(model, lengths, causal_half=causal_half)
+    return matrices + (1.0 if back else 1 / 3) * _attention_flops(model, lengths, causal_half=causal_half)
 
 
 def _passes(model: ModelConfig, name: str, lengths: Lengths) -> int:
     """Tokens of an example that are multiplied with one weight."""
     whole = name.removeprefix("generator.").removeprefix("discriminator.")
     repeats = model.layers // len(model.pattern) if model.shared_layers and ".stack.layers." in name else 1
-    if whole.startswith("sentence."):
+    if whole.startswith(("sentence.", "head.")):
         return 1
     if whole.startswith(("output.", "tokens.", "span.")):
         return lengths.predicted
@@ -203,7 +214,7 @@ class Display:
             disable=not (enabled and self._console.is_terminal),
         )
         self._task = self._bar.add_task("", total=steps, values="")
-        self._evaluation = ""
+        self._evaluation = self._end = ""
         self._spoke, self._started = time.monotonic(), (0, time.monotonic())
 
     def __enter__(self) -> "Display":
@@ -234,10 +245,16 @@ class Display:
         ]
         self.say(f"step {step}: {', '.join(shown)}")
 
+    def foretold(self, found: Mapping[str, float]) -> None:
+        """Where the loss will end, shown until the next."""
+        if found:
+            value, low, high = (found[f"predicted/{name}"] for name in ("loss", "low", "high"))
+            self._end = f" · ends at {value:.3f} ({low:.3f} to {high:.3f})"
+
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """One step is done."""
         values = f"loss {metrics['loss']:.4f} · {short(metrics['tokens_per_second'])} tok/s · MFU {metrics['mfu']:.1%}"
-        self._bar.update(self._task, completed=step, values=values + self._evaluation)
+        self._bar.update(self._task, completed=step, values=values + self._evaluation + self._end)
         now = time.monotonic()
         quiet = now - self._spoke < 30 and step % max(self.steps // 20, 1)
         if not self.enabled or self._console.is_terminal or quiet:
@@ -246,7 +263,7 @@ class Display:
         first, began = self._started
         left = (now - began) / max(step - first, 1) * (self.steps - step)
         print(
-            f"step {step}/{self.steps} · {values} · {duration(left)} left{self._evaluation}",
+            f"step {step}/{self.steps} · {values} · {duration(left)} left{self._evaluation}{self._end}",
             file=sys.stderr,
             flush=True,
         )

@@ -74,7 +74,7 @@ def make(config: OptimizerConfig, steps: int, axes: Any) -> optax.GradientTransf
     parts = [] if config.clip_norm is None else [optax.clip_by_global_norm(config.clip_norm)]
     match config.method:
         case AdamW(b1=b1, b2=b2, epsilon=epsilon):
-            parts += [optax.scale_by_adam(b1, b2, epsilon), decay]
+            parts += [optax.scale_by_adam(b1, b2, epsilon), *_rates(axes), decay]
         case Lamb(b1=b1, b2=b2, epsilon=epsilon):
             parts += [optax.scale_by_adam(b1, b2, epsilon), decay, _per_layer(_trust_ratio, axes)]
         case Adafactor() as method:
@@ -104,6 +104,13 @@ def with_rates(
         return jax.tree.map(jnp.multiply, made, now), (count + 1, own)
 
     return optax.GradientTransformation(init, update)
+
+
+def _rates(axes: Any) -> list[optax.GradientTransformation]:
+    """Each weight's share of the learning rate, where one has its own; the decay is the same at every width."""
+    if all(a.rate == 1 for a in jax.tree.leaves(axes, is_leaf=lambda leaf: isinstance(leaf, Axes))):
+        return []
+    return [optax.stateless(lambda updates, _: _map(lambda a, update: a.rate * update, axes, updates))]
 
 
 def _map(function: Callable[..., Any], axes: Any, *trees: Any) -> Any:
