@@ -1,5 +1,6 @@
 """A trained model as a Python object: `t5x_lite.load(RUN)`."""
 
+import json
 from collections.abc import Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -9,21 +10,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from t5x_lite.data.pipeline import Validation
+from t5x_lite.data.records import TaskData
 from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.decode.fill import fill_masks
-from t5x_lite.decode.generate import Generator, Sampling
+from t5x_lite.decode.generate import Generator
+from t5x_lite.decode.generate import settings as decoding
 from t5x_lite.errors import UserError
+from t5x_lite.evaluate import embed as embedding
+from t5x_lite.evaluate.likelihood import Likelihood
 from t5x_lite.evaluate.perplexity import evaluate
-from t5x_lite.models.config import START, Learned
+from t5x_lite.evaluate.tasks import TaskEvaluation
+from t5x_lite.models.config import Learned
+from t5x_lite.objectives.features import Pair
 from t5x_lite.objectives.masked import CLS, MASK, SEP
 from t5x_lite.parallel import mesh as meshes
-from t5x_lite.run import Run, open_run
+from t5x_lite.run import FOREIGN_CONFIG, Run, open_run
+from t5x_lite.start import loaded
 from t5x_lite.train.setup import loss_function, open_data
 from t5x_lite.train.step import eval_step
 
 BATCH = 16
-"""Texts scored at one time."""
+"""Masks filled at one time."""
 
 
 class Model:
@@ -42,7 +49,8 @@ class Model:
     @cached_property
     def generator(self) -> Generator:
         """The compiled decoding loop."""
-        return Generator(self.config.model, self.run.blueprint, self.params, self.run.own_tokenizer)
+        begun = self.soft if self.run.own_tokenizer is None else np.concatenate([self.soft, self.beginning])
+        return Generator(self.config.model, self.run.blueprint, self.params, self.run.own_tokenizer, begun)
 
     def _forward(self, params: Any, tokens: Any, segment_ids: Any, decoder_tokens: Any | None = None) -> Any:
         model = self.run.blueprint.model(params)
@@ -73,54 +81,121 @@ class Model:
         first, *second = (jnp.asarray(row) for row in rows)
         return np.asarray(self._logits(self.params, first, jnp.ones_like(first), *second))
 
+    @property
+    def rows(self) -> int:
+        """Rows of a batch that is evaluated."""
+        return self.config.eval.batch_size or self.config.train.batch_size
+
+    @cached_property
+    def window(self) -> int:
+        """Tokens read at one time: learned positions, or the context of weights from elsewhere, or `train.seq_len`."""
+        if isinstance(self.config.model.positions, Learned):
+            return self.config.model.positions.length
+        stated = self._foreign.get("n_positions") or self._foreign.get("max_position_embeddings")
+        return int(stated or self.config.train.seq_len)
+
+    @cached_property
+    def _foreign(self) -> dict[str, Any]:
+        path = self.run.folder / FOREIGN_CONFIG
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+    @property
+    def soft(self) -> np.ndarray:
+        """Ids of the soft prompt that an adaptation has learnt: -1, -2, …; they stand before every text."""
+        return -1 - np.arange(0 if self.config.method is None else self.config.method.placeholders, dtype=np.int32)
+
+    @cached_property
+    def beginning(self) -> np.ndarray:
+        """Ids before every text of a decoder: of weights from elsewhere, what their tokenizer puts there (Llama's <s>).
+
+        None in a run that was trained here: its documents are parted by EOS.
+        """
+        foreign = self._foreign and self.config.model.family == "decoder"
+        return self.tokenizer.beginning() if foreign else np.zeros(0, np.int32)
+
+    @property
+    def first(self) -> int:
+        """The token that a text begins with where nothing stands before it."""
+        return int(self.beginning[-1]) if len(self.beginning) else self.eos
+
+    def encoded(self, text: str) -> np.ndarray:
+        """int32 ids as the model reads a text: begun by `beginning` in a decoder, ended by EOS in an encoder_decoder,
+        between [CLS] and [SEP] in an encoder. A decoder's text of no token is `first`.
+        """
+        match self.config.model.family:
+            case "encoder_decoder":
+                return self.generator.encoded(text)
+            case "decoder":
+                ids = np.concatenate([self.beginning, self.tokenizer.encode(text)])
+                return np.concatenate([self.soft, ids if len(ids) else [self.first]]).astype(np.int32)
+        vocabulary = self.tokenizer.vocabulary()
+        cls, sep = (vocabulary.one_of("masked", *names) for names in (CLS, SEP))
+        return np.concatenate([self.soft, [cls], self.tokenizer.encode(text), [sep]]).astype(np.int32)
+
+    def context(self, wanted: int | None = None) -> int:
+        """Tokens to read at one time: `wanted`, or `window`.
+
+        Raises:
+            UserError: more than the learned positions.
+        """
+        self._check_length(wanted or self.window)
+        return wanted or self.window
+
+    @cached_property
+    def likelihood(self) -> Likelihood:
+        """Scores tokens that follow others; see `evaluate.likelihood`."""
+        return Likelihood(self.config.model, self.run.blueprint, self.params, self.mesh, self.rows)
+
     def score(self, texts: Sequence[str], inputs: Sequence[str] | None = None) -> list[float]:
         """Log-probability (nats) of each text, the sum over its tokens.
 
-        Of a decoder: the first token given an end-of-document token. Of an encoder_decoder: with EOS, given the text of
-        `inputs` (empty if left out). Of an encoder: each token given all others, hidden one at a time
-        (pseudo-log-likelihood, Salazar et al. 2020).
+        Of a decoder: after the token that begins a document and the text of `inputs`. Of an encoder_decoder: with
+        EOS, given the text of `inputs` (empty if left out). Of an encoder: each token given all others, hidden one at a
+        time (pseudo-log-likelihood, Salazar et al. 2020).
+
+        Raises:
+            UserError: `inputs` of another number, or for an encoder; texts longer than the learned positions.
         """
         given = inputs if inputs is not None else [""] * len(texts)
         if len(given) != len(texts):
             raise UserError(f"score: {len(texts)} texts but {len(given)} inputs")
-        score = {"decoder": self._score, "encoder_decoder": self._score_targets}.get(self.config.model.family)
-        if score is None:
+        if self.config.model.family not in {"decoder", "encoder_decoder"}:
+            if inputs is not None:
+                raise UserError("score: an encoder takes no inputs")
             return [self._score_masked(text) for text in texts]
-        starts = range(0, len(texts), BATCH)
-        return [value for at in starts for value in score(texts[at : at + BATCH], given[at : at + BATCH])]
+        pairs = [self._pair(before, text) for before, text in zip(given, texts, strict=True)]
+        alone = self.config.model.family == "encoder_decoder"
+        longest = max((max(map(len, pair)) if alone else sum(map(len, pair)) - 1 for pair in pairs), default=1)
+        return [found.total for found in self.likelihood(pairs, self.context(max(longest, 1)))]
 
-    def _score(self, texts: Sequence[str], given: Sequence[str]) -> list[float]:
-        eos = self._eos()
-        rows = [np.concatenate([[eos], self.tokenizer.encode(text)]) for text in texts]
-        tokens, inside = _right_padded(rows)
-        self._check_length(tokens.shape[1] - 1)
-        logits = self._logits(self.params, jnp.asarray(tokens[:, :-1]), jnp.asarray(inside[:, :-1]))
-        return _sum_chosen(logits, tokens[:, 1:], inside[:, 1:])
+    def _pair(self, before: str, text: str) -> Pair:
+        """Inputs and targets; a decoder's are cut from the ids of both together."""
+        if self.config.model.family == "encoder_decoder":
+            return self.encoded(before), np.append(self.tokenizer.encode(text), self.eos)
+        inputs, whole = self.tokenizer.encode_batch([before, before + text])
+        return np.append(self.first, inputs), whole[len(inputs) :]
 
-    def _score_targets(self, texts: Sequence[str], given: Sequence[str]) -> list[float]:
-        inputs, read = _right_padded([self.generator.encoded(text) for text in given])
-        targets, inside = _right_padded([np.append(self.tokenizer.encode(text), self._eos()) for text in texts])
-        for row in (inputs, targets):
-            self._check_length(row.shape[1])
-        shifted = np.concatenate([np.full_like(targets[:, :1], START), targets[:, :-1]], axis=1)
-        logits = self._logits(self.params, jnp.asarray(inputs), jnp.asarray(read), jnp.asarray(shifted))
-        return _sum_chosen(logits, targets, inside)
+    def embed(self, texts: Sequence[str], pool: str = "mean", layer: int | None = None) -> Any:
+        """float32 `[texts, embed]`; with pool `none` a list of `[tokens, embed]`. See `evaluate.embed.embed`."""
+        found = embedding.embed(self, texts, pool, layer)
+        return found if pool == "none" else np.stack(found)
 
     def _score_masked(self, text: str) -> float:
-        vocabulary = self.tokenizer.vocabulary()
-        cls, sep, mask = (vocabulary.one_of("masked", *names) for names in (CLS, SEP, MASK))
-        ids = np.concatenate([[cls], self.tokenizer.encode(text), [sep]])
-        places = np.arange(1, len(ids) - 1)
+        mask, ids = self.tokenizer.vocabulary().one_of("masked", *MASK), self.encoded(text)
+        places = np.arange(len(self.soft) + 1, len(ids) - 1)
         total = 0.0
         for start in range(0, len(places), BATCH):
             hidden = places[start : start + BATCH]
             rows = np.repeat(ids[None], len(hidden), axis=0)
             rows[np.arange(len(hidden)), hidden] = mask
             logits = self.logits(rows)[np.arange(len(hidden)), hidden]
-            total += sum(_sum_chosen(logits[:, None], ids[hidden][:, None], np.ones((len(hidden), 1))))
+            likely = np.asarray(jax.nn.log_softmax(logits))
+            total += float(likely[np.arange(len(hidden)), ids[hidden]].sum())
         return total
 
-    def _eos(self) -> int:
+    @property
+    def eos(self) -> int:
+        """The end-of-document token."""
         if self.tokenizer.eos is None:
             raise UserError("scoring needs a tokenizer with an end-of-document token")
         return self.tokenizer.eos
@@ -128,44 +203,35 @@ class Model:
     def generate(self, prompts: str | Sequence[str], **settings: Any) -> list[str]:
         """The continuation of each prompt (a decoder), or the answer to it (an encoder_decoder).
 
-        `settings` are those of `decode.generate.Sampling`.
+        `settings` are those of `decode.sampling.Sampling`, or of `decode.beam.Beam` for beam search.
         """
-        return self.generator.generate([prompts] if isinstance(prompts, str) else prompts, Sampling(**settings))
+        return self.generator.generate([prompts] if isinstance(prompts, str) else prompts, decoding(**settings))
 
     def fill(self, text: str, count: int = 5) -> list[list[tuple[str, float]]]:
         """The likeliest tokens, with probabilities, for each [MASK] of a text, by an encoder."""
         return fill_masks(self, text, count)
 
     def evaluate(self) -> dict[str, float]:
-        """Loss, perplexity and bits per byte on the run's validation split (see `evaluate.perplexity`)."""
+        """On the run's validation split, loss, perplexity and bits per byte (see `evaluate.perplexity`); of a run that
+        has learnt tasks, its loss and `<task>/<metric>`, with the predictions in RUN/eval/STEP.
+        """
         config = self.config
         data = open_data(config, self.tokenizer)
-        validation: Validation = data.validation()
+        validation = data.validation()
         shards = meshes.batch_shards(self.mesh)
         loss = loss_function(config, self.run.blueprint, shards, training=False)
         local = meshes.local_rows(self.mesh, validation.batch_size)
         batches = (meshes.to_global(self.mesh, b, validation.batch_size) for b in validation.batches(local))
-        return evaluate(jax.jit(partial(eval_step, loss)), self.params, batches, data.tokens_per_byte)
+        found = evaluate(jax.jit(partial(eval_step, loss)), self.params, batches, data.tokens_per_byte)
+        if isinstance(data, TaskData):
+            tasks = TaskEvaluation(data, self.run.blueprint, self.params, self.tokenizer, self.mesh)
+            found |= tasks.scores(self.params, self.run.folder / "eval" / str(self.step))
+        return found
 
     def _check_length(self, length: int) -> None:
         positions = self.config.model.positions
         if isinstance(positions, Learned) and length > positions.length:
             raise UserError(f"{length} tokens are more than the model's {positions.length} learned positions")
-
-
-def _right_padded(rows: Sequence[np.ndarray]) -> np.ndarray:
-    """Tokens and whether they are real, `[2, rows, longest]`."""
-    padded = np.zeros((2, len(rows), max(map(len, rows))), np.int32)
-    for number, row in enumerate(rows):
-        padded[:, number, : len(row)] = row, np.ones(len(row))
-    return padded
-
-
-def _sum_chosen(logits: Any, targets: np.ndarray, inside: np.ndarray) -> list[float]:
-    """Of each row, the sum of the log-probabilities of its real targets."""
-    log_probabilities = np.asarray(jax.nn.log_softmax(logits))
-    chosen = np.take_along_axis(log_probabilities, targets[..., None], axis=-1)[..., 0]
-    return [float(value) for value in (chosen * inside).sum(-1)]
 
 
 def load(run: str | Path, *, step: int | None = None, overrides: Sequence[str] = ()) -> Model:
@@ -181,5 +247,5 @@ def load(run: str | Path, *, step: int | None = None, overrides: Sequence[str] =
         folder, step = folder.parent.parent, int(folder.name)
     opened = open_run(folder, list(overrides))
     mesh = meshes.make_mesh(opened.config.mesh)
-    step, params = opened.params(mesh, step)
+    step, params, _ = loaded(opened, mesh, step)
     return Model(opened, step, params, mesh)

@@ -9,9 +9,10 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from t5x_lite.errors import STOPPED, UserError
 
@@ -24,6 +25,30 @@ WITHOUT_A_TPU = {
     "TF_CPP_MIN_LOG_LEVEL": "3",
 }
 """What libtpu and JAX must find before they are loaded, so that a machine without a TPU can compile for one."""
+
+
+DECODING = {
+    "tokens": (int, "most tokens to add (default 128)"),
+    "temperature": (float, "0 is greedy (default 1)"),
+    "top_k": (int, "only the k likeliest tokens"),
+    "top_p": (float, "only the likeliest tokens that hold this probability"),
+    "min_p": (float, "only tokens of this share of the likeliest one's probability"),
+    "repetition_penalty": (float, "above 1: tokens that are there already become less likely"),
+    "seed": (int, "same seed, same text (default 0)"),
+    "beams": (int, "beam search with so many hypotheses, instead of sampling"),
+    "length_penalty": (float, "beam search's, of GNMT: 0 is none (default 0.6)"),
+}
+"""Options of `generate`: settings of `decode.sampling.Sampling` or `decode.beam.Beam`; one left out has its default."""
+
+
+EVALUATION = {
+    "tasks": "names as lm-evaluation-harness has them",
+    "num_fewshot": "examples in the prompts of tasks",
+    "text": "a file whose perplexity is wanted",
+    "window": "tokens read at one time",
+    "stride": "tokens of a text scored by each window after the first (default: half the window)",
+}
+"""What `eval` takes beside overrides of the config."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -86,9 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     own = command("prepare", prepare, "tokenise the corpora of a config into its token cache", "config", config)
     own.add_argument("--runner", help="tokenise on a runner of Apache Beam, such as DirectRunner or DataflowRunner")
     command("tokenizer", tokenizer, "train the tokenizer of a config", "config", config)
-    own = command("eval", evaluate, "loss, perplexity and bits per byte on the validation split", "run", run)
-    own.add_argument("--step", type=int, help="a checkpoint's step; the newest if left out")
-    own.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    _add_evaluation(commands, command, run)
     own = command("plan", plan, "compile the train step for a TPU pod, here, without one", "config", config)
     own.add_argument("--topology", help="chips and their shape, such as v5p:8x8x16 (default: plan.topology)")
     own.add_argument("--slices", type=int, help="pods of that shape, joined by the data centre's network")
@@ -97,12 +120,9 @@ def _parser() -> argparse.ArgumentParser:
     own = command("generate", generate, "continue prompts, answer them, or fill their masks", "run", run)
     own.add_argument("--prompt", action="append", required=True, help="text to continue; may be given several times")
     own.add_argument("--step", type=int, help="a checkpoint's step; the newest if left out")
-    own.add_argument("--tokens", type=int, default=128, help="most tokens to add (default %(default)s)")
-    own.add_argument("--temperature", type=float, default=1.0, help="0 is greedy (default %(default)s)")
-    own.add_argument("--top-k", type=int, default=0, help="only the k likeliest tokens; 0 is all")
-    own.add_argument("--top-p", type=float, default=1.0, help="only the likeliest tokens that hold this probability")
-    own.add_argument("--stop", action="append", default=[], help="text that ends a continuation; may be repeated")
-    own.add_argument("--seed", type=int, default=0, help="same seed, same text (default %(default)s)")
+    own.add_argument("--stop", action="append", default=argparse.SUPPRESS, help="text that ends one; may be repeated")
+    for name, (kind, meaning) in DECODING.items():
+        own.add_argument("--" + name.replace("_", "-"), type=kind, default=argparse.SUPPRESS, help=meaning)
     for name, function, about in (
         ("import", import_, "make a run of weights from elsewhere"),
         ("export", export, "write a run's weights for others"),
@@ -114,11 +134,43 @@ def _parser() -> argparse.ArgumentParser:
         own.add_argument("target", metavar="RUN" if name == "import" else "DIR", type=Path, help="what is made")
         own.set_defaults(command=function)
     own.add_argument("--step", type=int, help="a checkpoint's step; the newest if left out")
+    about = "run a grid of runs, or fit the scaling law to it"
+    own = commands.add_parser("sweep", help=about, description=about, allow_abbrev=False)
+    own.add_argument("words", metavar="[fit] SWEEP [key=value …]", nargs="+", help="a sweep's YAML file; fit: or a CSV")
+    own.add_argument("--yes", action="store_true", help="start without asking")
+    own.add_argument(
+        "--budget", type=float, help="fit: FLOPs to predict the best run for (default: ten times the most)"
+    )
+    own.add_argument("--run", type=float, nargs=2, metavar=("N", "D"), help="fit: a run to predict the loss of")
+    own.add_argument("--draws", type=int, default=1000, help="fit: draws of each bootstrap (default %(default)s)")
+    own.add_argument("--drop-highest", type=int, default=0, metavar="K", help="fit: leave out the K highest losses")
+    own.add_argument("--emit", type=Path, metavar="CONFIG", help="fit: write the config of the predicted best run")
+    own.add_argument("--json", action="store_true", help="fit: one JSON object on standard output")
+    own.set_defaults(command=sweep)
     own = commands.add_parser("report", help="the curves of runs as one picture", description="Draw RUN/report.png.")
     own.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="run directories, drawn together")
     own.add_argument("--to", type=Path, help="the picture's file (default: report.png in the first run)")
     own.set_defaults(command=report)
     return parser
+
+
+def _add_evaluation(commands: Any, command: Callable[..., argparse.ArgumentParser], run: str) -> None:
+    about = "score a run on tasks=a,b (few-shot), on text=FILE, or on its validation split"
+    own = command("eval", evaluate, about, "run", run)
+    own.epilog = "; ".join(f"{name}= {meaning}" for name, meaning in EVALUATION.items())
+    own.add_argument("--step", type=int, help="a checkpoint's step; the newest if left out")
+    own.add_argument("--include", type=Path, metavar="FOLDER", help="where more YAMLs of tasks are")
+    own.add_argument("--limit", type=int, metavar="N", help="documents of each task at most")
+    own.add_argument("--json", action="store_true", help="one JSON object on standard output")
+    own = commands.add_parser("embed", help="the lines of a file as vectors", description="Write states of texts.")
+    own.add_argument("run", metavar="RUN", type=Path, help=run)
+    own.add_argument("file", metavar="FILE", type=Path, help="a text a line")
+    own.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides of the config")
+    own.add_argument("--to", type=Path, help=".npy, or .npz with --pool none (default: named after FILE)")
+    own.add_argument("--pool", default="mean", help="mean (default), cls, max, or none for every token")
+    own.add_argument("--layer", type=int, help="from 1, or from the last as -1 (default: the last)")
+    own.add_argument("--step", type=int, help="a checkpoint's step; the newest if left out")
+    own.set_defaults(command=embed)
 
 
 def train(options: argparse.Namespace, overrides: list[str]) -> int:
@@ -193,18 +245,68 @@ def tokenizer(options: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def evaluate(options: argparse.Namespace, overrides: list[str]) -> int:
-    """`t5x-lite eval RUN [k=v …]`."""
-    import json
-
+    """`t5x-lite eval RUN [tasks=a,b] [text=FILE] [k=v …]`."""
     from t5x_lite.api import load
 
-    model = load(options.run, step=options.step, overrides=overrides)
-    found = {"step": model.step, **{f"eval/{name}": value for name, value in model.evaluate().items()}}
+    split = [override.removeprefix("--").partition("=") for override in overrides]
+    own = {name: value for name, _, value in split if name in EVALUATION}
+    sizes = {name: _whole(name, own[name]) for name in ("num_fewshot", "window", "stride") if name in own}
+    if "tasks" not in own and (options.include or options.limit is not None):
+        raise UserError("eval: --include and --limit are for tasks=")
+    if options.limit is not None and options.limit < 1:
+        raise UserError(f"--limit {options.limit}: expected a number of documents")
+    rest = [override for override, (name, _, _) in zip(overrides, split, strict=True) if name not in EVALUATION]
+    model = load(options.run, step=options.step, overrides=rest)
+    found: dict[str, float] = {}
+    if "tasks" in own:
+        from t5x_lite.evaluate import harness
+        from t5x_lite.task import short_name
+
+        settings = {name: size for name, size in sizes.items() if name != "stride"}
+        learnt = [name for name in own["tasks"].split(",") if name in map(short_name, model.config.tasks)]
+        names = [name for name in own["tasks"].split(",") if name not in learnt]
+        scores: dict[str, float] = {}
+        records: dict[str, list[Any]] = {}
+        if learnt:
+            scores = {key: value for key, value in model.evaluate().items() if key.partition("/")[0] in learnt}
+        if names:
+            others, records = harness.evaluate_tasks(
+                model, names, include=options.include, limit=options.limit, **settings
+            )
+            scores |= others
+        found = {f"eval/{name}": value for name, value in scores.items()}
+        harness.save(model.run.folder / "eval" / str(model.step), found, records)
+    if "text" in own:
+        from t5x_lite.evaluate import perplexity
+
+        scores = perplexity.of_file(model, Path(own["text"]), sizes.get("window"), sizes.get("stride"))
+        found |= {f"eval/text/{name}": value for name, value in scores.items()}
+    if not found:
+        found = {f"eval/{name}": value for name, value in model.evaluate().items()}
+    found = {"step": model.step, **found}
     if options.json:
         print(json.dumps(found))
     else:
         width = max(map(len, found))
         print("\n".join(f"{name:<{width}}  {value:.6g}" for name, value in found.items()))
+    return 0
+
+
+def _whole(name: str, value: str) -> int:
+    if not value.isdecimal():
+        raise UserError(f"{name}={value}: expected a whole number")
+    return int(value)
+
+
+def embed(options: argparse.Namespace, overrides: list[str]) -> int:
+    """`t5x-lite embed RUN FILE [k=v …]`."""
+    from t5x_lite.api import load
+    from t5x_lite.evaluate.embed import embed_file
+
+    to = options.to or options.file.with_suffix(".npz" if options.pool == "none" else ".npy")
+    model = load(options.run, step=options.step, overrides=overrides)
+    shape = embed_file(model, options.file, to, options.pool, options.layer)
+    print(f"{to}: {' × '.join(map(str, shape))}")
     return 0
 
 
@@ -239,17 +341,11 @@ def generate(options: argparse.Namespace, overrides: list[str]) -> int:
     """`t5x-lite generate RUN --prompt TEXT …`."""
     from t5x_lite.api import load
     from t5x_lite.decode.fill import show
-    from t5x_lite.decode.generate import Sampling
+    from t5x_lite.decode.generate import settings
 
-    sampling = Sampling(
-        tokens=options.tokens,
-        temperature=options.temperature,
-        top_k=options.top_k,
-        top_p=options.top_p,
-        stop=tuple(options.stop),
-        seed=options.seed,
-    )
-    show(load(options.run, step=options.step, overrides=overrides), options.prompt, sampling)
+    given = {name: getattr(options, name) for name in (*DECODING, "stop") if hasattr(options, name)}
+    chosen = settings(**given)
+    show(load(options.run, step=options.step, overrides=overrides), options.prompt, chosen)
     return 0
 
 
@@ -257,7 +353,7 @@ def import_(options: argparse.Namespace, overrides: list[str]) -> int:
     """`t5x-lite import hf DIR RUN`, `t5x-lite import t5x CHECKPOINT RUN`."""
     _no_overrides("import", overrides)
     from t5x_lite.convert import huggingface, t5x
-    from t5x_lite.convert.progress import progress
+    from t5x_lite.progress import progress
 
     read = {"hf": huggingface.import_hf, "t5x": t5x.import_t5x}[options.format]
     with progress("reading") as advance:
@@ -272,7 +368,7 @@ def export(options: argparse.Namespace, overrides: list[str]) -> int:
     """`t5x-lite export hf RUN DIR`."""
     _no_overrides("export", overrides)
     from t5x_lite.convert.huggingface import export_hf
-    from t5x_lite.convert.progress import progress
+    from t5x_lite.progress import progress
 
     with progress("writing") as advance:
         print(export_hf(options.source, options.target, advance, options.step))
@@ -282,6 +378,26 @@ def export(options: argparse.Namespace, overrides: list[str]) -> int:
 def _no_overrides(command: str, overrides: list[str]) -> None:
     if overrides:
         raise UserError(f"{command}: unknown option {overrides[0]}; see t5x-lite {command} --help")
+
+
+def sweep(options: argparse.Namespace, overrides: list[str]) -> int:
+    """`t5x-lite sweep SWEEP [k=v …]`, `t5x-lite sweep fit SWEEP|FILE.csv`."""
+    fitting = options.words[0] == "fit"
+    subject, *words = [*options.words, *overrides][int(fitting) :] or [None]
+    if subject is None:
+        raise UserError("sweep fit: give a sweep's YAML file or a CSV file")
+    unknown = [word for word in words if "=" not in word]
+    if unknown:
+        raise UserError(f"sweep: unknown option {unknown[0]}; see t5x-lite sweep --help")
+    environment = dict(os.environ)
+    os.environ["JAX_PLATFORMS"] = "cpu"  # shapes are counted here; the devices are for the runs
+    if fitting:
+        from t5x_lite.sweep.command import fit
+
+        return fit(Path(subject), words, options)
+    from t5x_lite.sweep import grid, launch
+
+    return launch.start(grid.load(Path(subject), words), yes=options.yes, environment=environment)
 
 
 def report(options: argparse.Namespace, overrides: list[str]) -> int:

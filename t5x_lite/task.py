@@ -6,7 +6,6 @@ The shipped ones are `configs/tasks/*.yaml`; any other is named by its path. No 
 import difflib
 import re
 from collections.abc import Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -45,7 +44,6 @@ class TaskConfig(Config):
     inputs: str = setting("", "text form: the inputs, roles in braces")
     targets: str = setting("", "text form of text_to_text: the targets, roles in braces; else the label as a text")
     target_len: Int = setting(16, "text form: longest targets, EOS included", unit="tokens", ge=2)
-    examples: Int = setting(0, "training examples, for mixing by size before the data are there; 0 counts them", ge=0)
     metrics: Strings = setting(..., "names in evaluate/metrics.py", min_length=1)
 
     @model_validator(mode="after")
@@ -89,7 +87,6 @@ def names() -> list[str]:
     return sorted(path.stem for path in TASKS.glob("*.yaml"))
 
 
-@lru_cache
 def find(name: str) -> TaskConfig:
     """A shipped task by its name, or the task of a YAML file.
 
@@ -99,7 +96,7 @@ def find(name: str) -> TaskConfig:
     path = Path(name) if name.endswith((".yaml", ".yml")) else TASKS / f"{name}.yaml"
     if not path.is_file():
         near = difflib.get_close_matches(name, names(), n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(names())}"
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(names())}."
         raise UserError(f"tasks: no task {name!r}; {hint} A YAML file of your own is named by its path")
     return schema.validate(TaskConfig, schema.read(TaskConfig, path))
 
@@ -113,16 +110,23 @@ def settings_of(tasks: tuple[str, ...], form: Form, family: str) -> dict[str, An
     """The objective, as a config has it, of a run that is trained on these tasks.
 
     Raises:
-        UserError: several tasks that are not in text form.
+        UserError: several tasks that are not in text form; one that this family cannot learn.
     """
     found = [find(name) for name in tasks]
     as_text = form == "text" or (form == "auto" and family != "encoder")
     if as_text or all(isinstance(task.objective, TextToText) for task in found):
         unwritten = [short_name(name) for name, task in zip(tasks, found, strict=True) if not task.inputs]
         if unwritten:
-            raise UserError(f"tasks: {', '.join(unwritten)} has no text form (`inputs`); set task_form=head")
+            remedy = "set task_form=head" if family == "decoder" else "take an encoder or a decoder, which have a head"
+            raise UserError(f"tasks: {', '.join(unwritten)} has no text form (`inputs`); {remedy}")
         return {"text_to_text": {"target_len": max(task.target_len for task in found)}}
     if len(found) > 1:
         raise UserError("tasks: several tasks are learnt together in text form alone; set task_form=text, or name one")
     own = found[0].objective
+    unseen = set(PLACE.findall(found[0].inputs)) - {*getattr(own, "roles", ()), "second"}
+    if unseen:
+        raise UserError(
+            f"tasks: a head would not see {', '.join(sorted(unseen))} of {short_name(tasks[0])}; it is learnt as text, "
+            "by a decoder or an encoder_decoder (task_form=text)"
+        )
     return {own.name: own.model_dump(mode="json")}

@@ -1,4 +1,4 @@
-"""What things cost, side by side: `python tools/bench.py attention moe`.
+"""What things cost, side by side: `python tools/bench.py attention moe decode`.
 
 All cases of a table run in one process, in turn, round after round; a figure is the median of its rounds. Only ratios
 are claims: a machine's seconds are its own.
@@ -8,8 +8,11 @@ import argparse
 import json
 import platform
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,6 +23,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from t5x_lite.decode.sampling import Sampling
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.feedforward import Perceptron
 from t5x_lite.models.kernels import Places, Settings, View, attend
@@ -120,7 +124,60 @@ def moe(rounds: int, dtype: Any, scale: int) -> list[dict[str, Any]]:
     ]
 
 
-TABLES: dict[str, Callable[[int, Any, int], list[dict[str, Any]]]] = {"attention": attention, "moe": moe}
+def decode(rounds: int, dtype: Any, scale: int) -> list[dict[str, Any]]:
+    """Greedy generation of GPT-2's and T5-small's shapes with random weights, against Transformers' `generate`.
+
+    Prefill is what a first token takes after prompts of 256 tokens; decode what each of 32 more takes. Both read the
+    same prompts of equal length, in the same dtype, with a cache, and end nowhere.
+    """
+    import torch
+    import transformers
+
+    from t5x_lite.api import load
+    from t5x_lite.convert.huggingface import import_hf
+
+    batch, length, count = 4 * scale, 256, 32
+    device, floats = ("cpu", torch.float32) if scale == 1 else ("cuda", torch.bfloat16)
+    shapes = {
+        "GPT-2": (transformers.GPT2LMHeadModel, transformers.GPT2Config()),
+        "T5-small": (transformers.T5ForConditionalGeneration, transformers.T5Config(decoder_start_token_id=0)),
+    }
+    lines = []
+    for name, (kind, sizes) in shapes.items():
+        theirs = kind(sizes).eval()
+        with tempfile.TemporaryDirectory() as folder:
+            theirs.save_pretrained(f"{folder}/theirs")
+            import_hf(Path(folder, "theirs"), Path(folder, "run"), lambda *_: None)
+            generator = load(f"{folder}/run", overrides=[f"model.compute={jnp.dtype(dtype)}"]).generator
+        theirs.to(device, floats).generation_config.eos_token_id = None
+        prompts = np.random.default_rng(0).integers(5, 30000, (batch, length), np.int32)
+
+        def own(tokens: int, prompts: np.ndarray = prompts, generator: Any = generator) -> Any:
+            *_, made = generator.tokens(list(prompts), Sampling(tokens, temperature=0))
+            return made
+
+        def other(tokens: int, prompts: np.ndarray = prompts, theirs: Any = theirs) -> Any:
+            ids = torch.tensor(prompts, dtype=torch.long, device=device)
+            given = {"attention_mask": torch.ones_like(ids), "pad_token_id": 0, "do_sample": False}
+            return theirs.generate(ids, max_new_tokens=tokens, **given).cpu().numpy()[:, -tokens:]
+
+        if scale == 1:
+            np.testing.assert_array_equal(own(count), other(count))
+        makers = {"t5x_lite": own, "Transformers": other}
+        cases = {f"{who} {n}": partial(make, n) for n in (1, 1 + count) for who, make in makers.items()}
+        seconds = medians(cases, rounds)
+        for who in makers:
+            first, all_ = seconds[f"{who} 1"], seconds[f"{who} {1 + count}"]
+            prefill, steps = batch * length / first, batch * count / (all_ - first)
+            lines.append({"shape": name, "by": who, "prefill, tokens/s": prefill, "decode, tokens/s": steps})
+    return lines
+
+
+TABLES: dict[str, Callable[[int, Any, int], list[dict[str, Any]]]] = {
+    "attention": attention,
+    "moe": moe,
+    "decode": decode,
+}
 
 
 def show(name: str, lines: Sequence[Mapping[str, Any]]) -> None:
@@ -149,7 +206,8 @@ def main() -> None:
     for name in given.tables:
         found[name] = TABLES[name](given.rounds, jnp.float32 if on_cpu else jnp.bfloat16, 1 if on_cpu else 8)
         if not given.json:
-            show(f"{name} on {found['device']}, jax {found['jax']}, forward and backward", found[name])
+            what = "" if name == "decode" else ", forward and backward"
+            show(f"{name} on {found['device']}, jax {found['jax']}{what}", found[name])
     if given.json:
         print(json.dumps(found))
 

@@ -5,7 +5,7 @@
 #   bash tools/test.sh -k name    other arguments go to pytest
 set -euo pipefail
 cd "$(dirname "$0")/.."
-source tools/environment.sh test,hf
+source tools/environment.sh test,hf,eval
 
 arguments=()
 slow=(-m "not slow")

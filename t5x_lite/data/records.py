@@ -5,21 +5,25 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from importlib import import_module
 from typing import Any
 
 import grain
 import numpy as np
-from pyarrow import parquet
+import zstandard
 
 from t5x_lite.config import RunConfig
 from t5x_lite.data.mixture import Interleaving
-from t5x_lite.data.sources import matches, opened, plain
+from t5x_lite.data.sources import matches, opened, parquet_file, plain
 from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.errors import UserError
 from t5x_lite.objectives import TextToText
 from t5x_lite.objectives.objective import Features, Objective, Task
 from t5x_lite.objectives.supervised import Coder, Record, Supervised
 from t5x_lite.task import TaskConfig, find, short_name
+
+LONGEST_FIELD = 2**30
+"""Characters of a field of a TSV or CSV file; Python's own limit is below a long document."""
 
 
 class Records:
@@ -70,37 +74,57 @@ def read(name: str, config: RunConfig, split: str) -> Records:
     patterns = data.files if split == "train" else data.validation_files
     patterns = tuple(pattern.replace("{task}", short_name(name)) for pattern in patterns)
     if patterns:
-        found = [row for pattern in patterns for path in matches(pattern) for row in _rows(path, data.columns)]
+        found = [row for pattern in patterns for path in matches(pattern) for row in _read(path, data.columns)]
         return Records(short_name(name), task, [row for _, row in found], lambda n: found[n][0])
     if data.files:
         raise UserError(f"data.files are given, so data.validation_files must say where task {name} is evaluated")
     if not task.tfds:
         raise UserError(f"task {name}: names no TFDS builder; give data.files and data.validation_files")
-    import tensorflow_datasets as tfds
-
     wanted = getattr(task.splits, split)
     try:
-        source = tfds.data_source(task.tfds, split=wanted)
+        source = _tfds(task.tfds, wanted)
     except Exception as error:
         why = " ".join(str(error).split())[:200]
         raise UserError(f"task {name}: TFDS cannot give {task.tfds} ({wanted}): {why}; or give data.files") from None
     return Records(short_name(name), task, source, lambda n: f"{task.tfds} {wanted} record {n}")
 
 
+def _tfds(name: str, split: str) -> Sequence[Any]:
+    import tensorflow_datasets as tfds
+
+    try:
+        return tfds.data_source(name, split=split)
+    except tfds.core.registered.DatasetNotFoundError:
+        # Not prepared yet, and of a group that TFDS itself leaves out without TensorFlow: GLUE, CoNLL-2003, WMT.
+        for group in ("text", "summarization", "translate"):
+            import_module(f"tensorflow_datasets.{group}")
+        return tfds.data_source(name, split=split)
+
+
+def _read(path: str, columns: Sequence[str]) -> list[tuple[str, Any]]:
+    """All of a file; see `_rows`."""
+    try:
+        return list(_rows(path, columns))
+    except (OSError, EOFError, csv.Error, zstandard.ZstdError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+
+
 def _rows(path: str, columns: Sequence[str]) -> Iterator[tuple[str, Any]]:
     """Each record of a file with its place; `columns` names those of a TSV or CSV file without a header."""
     form = plain(path).suffix
     if form == ".parquet":
-        for number, row in enumerate(parquet.read_table(path).to_pylist()):
-            yield f"{path} record {number}", row
+        with parquet_file(path) as file:
+            for number, row in enumerate(file.read().to_pylist()):
+                yield f"{path} record {number}", row
         return
     with opened(path) as file:
         lines = (line.decode("utf-8", errors="replace") for line in file)
         if form in {".tsv", ".csv"}:
             dialect: Any = {"quoting": csv.QUOTE_NONE, "delimiter": "\t"} if form == ".tsv" else {}
+            csv.field_size_limit(LONGEST_FIELD)
             reader = csv.reader(lines, **dialect)
             header = list(columns) or next(reader, [])
-            for row in reader:
+            for row in filter(None, reader):
                 if len(row) != len(header):
                     raise UserError(f"{path}:{reader.line_num}: {len(row)} columns, expected {len(header)}: {header}")
                 yield f"{path}:{reader.line_num}", dict(zip(header, row, strict=True))
@@ -140,8 +164,7 @@ class Examples:
 class TaskRows:
     """Row g of the global training order, for any g ≥ 0, as `pipeline.TrainingRows`.
 
-    A record that cannot be learnt from gives an example without weight; one of several windows, one of them, drawn anew
-    in each epoch.
+    A record of several examples (windows) gives one of them, drawn anew in each epoch.
     """
 
     tasks: Sequence[Examples]
@@ -157,8 +180,6 @@ class TaskRows:
         epoch, place = divmod(n, len(own.records))
         number = int(_order(len(own.records), self.seed, source, epoch)[place])
         made = own.read(number)
-        if not made:
-            return empty(own)
         drawn = np.random.default_rng((self.seed, source, epoch, number)).integers(len(made)) if len(made) > 1 else 0
         return made[drawn]
 
@@ -179,10 +200,7 @@ def _order(count: int, seed: int, source: int, epoch: int) -> grain.MapDataset:
 
 def empty(own: Examples) -> Features:
     """An example of the shapes of any other, without weight."""
-    made = next(filter(None, map(own.read, range(len(own.records)))), None)
-    if made is None:
-        raise UserError(f"task {own.records.name}: no record can be learnt from")
-    return {name: np.zeros_like(value) for name, value in made[0].items()}
+    return {name: np.zeros_like(value) for name, value in own.read(0)[0].items()}
 
 
 @dataclass(frozen=True)
@@ -239,9 +257,20 @@ class TaskData:
     def rows(self) -> TaskRows:
         """The endless global order; shares are min(n, limit)^alpha of n records (Raffel et al. 2020, §3.5.2)."""
         data = self.config.data
-        sizes = np.array([own.records.task.examples or len(own.records) for own in self.training], np.float64)
+        sizes = np.array([len(own.records) for own in self.training], np.float64)
         raw = np.minimum(sizes, data.mixture_limit or np.inf) ** data.mixture_alpha
         return TaskRows(self.training, raw / raw.sum(), self.config.task, self.task, self.config.train.seed)
+
+    def skipped(self) -> Iterator[str]:
+        """What is to be said of training records that cannot be learnt from, if there are any."""
+        objective = self.config.task
+        if not isinstance(objective, Supervised) or not objective.flaw:
+            return
+        for own in self.training:
+            count = sum(not objective.learnable(own.records[n]) for n in range(len(own.records)))
+            if count:
+                name, total = own.records.name, len(own.records)
+                yield f"task {name}: {count:,} of {total:,} training records skipped: {objective.flaw}"
 
     def validation(self) -> TaskValidation:
         """The whole validation split of every task, or its first `eval.batches`."""

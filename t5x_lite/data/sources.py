@@ -176,7 +176,7 @@ def _parts(unit: Unit) -> list[Unit]:
     if unit.format == "tfds":
         return _cut(unit, len(_tfds_source(unit)), UNIT_RECORDS)
     if unit.format == "parquet":
-        with _parquet_file(unit.path) as file:
+        with parquet_file(unit.path) as file:
             groups, size = file.num_row_groups, max(sum(_group_bytes(file)), 1)
             return _cut(unit, groups, max(1, groups * UNIT_BYTES // size)) if size > UNIT_BYTES else [unit]
     size = Path(unit.path).stat().st_size
@@ -289,7 +289,12 @@ def _parallel(unit: Unit) -> Iterator[str]:
 
 
 @contextmanager
-def _parquet_file(path: str) -> Iterator[Any]:
+def parquet_file(path: str) -> Iterator[Any]:
+    """An open Parquet file, decompressed where its name says so.
+
+    Raises:
+        UserError: it is none.
+    """
     from pyarrow import parquet
     from pyarrow.lib import ArrowInvalid
 
@@ -309,7 +314,7 @@ def _group_bytes(file: Any) -> Iterable[int]:
 
 
 def _parquet(unit: Unit) -> Iterator[str]:
-    with _parquet_file(unit.path) as file:
+    with parquet_file(unit.path) as file:
         missing = next((name for name in unit.field if name not in file.schema_arrow.names), None)
         if missing:
             have = ", ".join(file.schema_arrow.names)

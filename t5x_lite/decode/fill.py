@@ -9,7 +9,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from t5x_lite.decode.generate import Sampling, print_growing
+from t5x_lite.decode.beam import Beam
+from t5x_lite.decode.generate import print_growing
+from t5x_lite.decode.sampling import Sampling
 from t5x_lite.errors import UserError
 from t5x_lite.objectives.masked import CLS, MASK, SEP
 
@@ -39,15 +41,12 @@ def fill_masks(model: Any, text: str, count: int = 5) -> list[Candidates]:
     ]
 
 
-def fill_spans(model: Any, text: str, tokens: int = 64) -> list[str]:
-    """What an encoder_decoder of span corruption puts in the place of <extra_id_0>, <extra_id_1>, …; in order.
-
-    Greedy, `tokens` at most in all.
-    """
+def fill_spans(model: Any, text: str, decoding: Sampling | Beam) -> list[str]:
+    """What an encoder_decoder of span corruption puts in the place of <extra_id_0>, <extra_id_1>, …; in order."""
     sentinels = model.tokenizer.sentinels()
     prompt = model.generator.encoded(text)
     wanted = [i for i in sentinels if i in prompt]
-    ids = deque(model.generator.tokens([prompt], Sampling(tokens, temperature=0)), maxlen=1)[0][0].tolist()
+    ids = deque(model.generator.tokens([prompt], decoding), maxlen=1)[0][0].tolist()
     ids = ids[: ids.index(model.tokenizer.eos)] if model.tokenizer.eos in ids else ids
     starts = {i: ids.index(i) + 1 for i in wanted if i in ids}
     spans = []
@@ -58,8 +57,8 @@ def fill_spans(model: Any, text: str, tokens: int = 64) -> list[str]:
     return spans
 
 
-def show(model: Any, prompts: Sequence[str], sampling: Sampling) -> None:
-    """Print what a model makes of prompts: continuations as they grow, filled spans, or candidates for masks."""
+def show(model: Any, prompts: Sequence[str], sampling: Sampling | Beam) -> None:
+    """Print what a model makes of prompts: continuations as they grow, spans (the likeliest), candidates for masks."""
     console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
     family = model.config.model.family
     if family in {"encoder", "electra"}:
@@ -67,8 +66,9 @@ def show(model: Any, prompts: Sequence[str], sampling: Sampling) -> None:
             console.print(prompt)
             console.print(_candidates(fill_masks(model, prompt)))
     elif family == "encoder_decoder" and any(name in p for p in prompts for name in _sentinel_names(model)):
+        likeliest = sampling if isinstance(sampling, Beam) else Sampling(sampling.tokens, temperature=0)
         for prompt in prompts:
-            spans = fill_spans(model, prompt, sampling.tokens)
+            spans = fill_spans(model, prompt, likeliest)
             console.print(_filled(prompt, [name for name in _sentinel_names(model) if name in prompt], spans) + "\n")
     elif len(prompts) > 1:
         for prompt, text in zip(prompts, model.generator.generate(prompts, sampling), strict=True):

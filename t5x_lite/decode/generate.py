@@ -1,75 +1,71 @@
-"""Continue text: a cached decoding loop on the device, sampling, stop strings, streaming."""
+"""Continue text: a cached decoding loop on the device, stop strings, streaming; on the mesh that the weights lie on."""
 
+import logging
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from contextlib import nullcontext
+from dataclasses import fields, replace
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int
 
 from t5x_lite.data.tokenizer import Tokenizer
+from t5x_lite.decode.beam import Beam, laid, repeated, search
+from t5x_lite.decode.sampling import Sampling, choose, marked, penalised
 from t5x_lite.errors import UserError
-from t5x_lite.models.config import Learned, ModelConfig
+from t5x_lite.models.config import START, Learned, ModelConfig
+from t5x_lite.models.sharding import constrain
 from t5x_lite.models.transformer import Blueprint, Cache
+
+logger = logging.getLogger(__name__)
 
 CHUNK = 16
 """Tokens made on the device between two looks of the host: for streaming, stop strings and an early end."""
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is chosen, and when to end.
+def settings(**given: Any) -> Sampling | Beam:
+    """A `Beam` where one of its own settings is given, otherwise a `Sampling`.
 
-    `temperature` 0 is greedy; `top_k` keeps the k likeliest (0: all) (Fan et al. 2018); `top_p` the likeliest that hold
-    this probability (Holtzman et al. 2020). Same `seed`, same text, for each prompt of a batch.
+    Raises:
+        UserError: a setting that the one or the other does not have, or a value out of range.
     """
-
-    tokens: int = 128
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    stop: tuple[str, ...] = ()
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.tokens < 1:
-            raise UserError(f"tokens must be at least 1, found {self.tokens}")
-        if self.temperature < 0:
-            raise UserError(f"temperature must not be negative, found {self.temperature}")
-        if self.top_k < 0 or not 0 < self.top_p <= 1:
-            raise UserError(f"top_k must be ≥ 0 and 0 < top_p ≤ 1, found {self.top_k} and {self.top_p}")
-
-
-def choose(logits: Float[Array, "b v"], sampling: Sampling, keys: PRNGKeyArray) -> Int[Array, "b"]:
-    """The next token of each row, each with its own key."""
-    if sampling.temperature == 0:
-        return logits.argmax(-1)
-    logits = logits / sampling.temperature
-    if sampling.top_k:
-        smallest = jax.lax.top_k(logits, min(sampling.top_k, logits.shape[-1]))[0][:, -1:]
-        logits = jnp.where(logits < smallest, -jnp.inf, logits)
-    if sampling.top_p < 1:
-        ordered = jnp.sort(logits, axis=-1, descending=True)
-        mass_before = jnp.cumsum(jax.nn.softmax(ordered), axis=-1) - jax.nn.softmax(ordered)
-        smallest = jnp.where(mass_before < sampling.top_p, ordered, jnp.inf).min(-1, keepdims=True)
-        logits = jnp.where(logits < smallest, -jnp.inf, logits)
-    return jax.vmap(jax.random.categorical)(keys, logits)
+    kind: type[Sampling | Beam] = Beam if {"beams", "length_penalty"} & given.keys() else Sampling
+    known = [field.name for field in fields(kind)]
+    for name in given.keys() - set(known):
+        way = "beam search" if kind is Beam else "generation"
+        raise UserError(f"{name} is not a setting of {way}; those are {', '.join(known)}")
+    return kind(**given)
 
 
 class Generator:
-    """Compiled prefill and decode of one model: a decoder continues prompts, an encoder_decoder answers them."""
+    """Compiled prefill and decode of one model: a decoder continues prompts, an encoder_decoder answers them.
 
-    def __init__(self, config: ModelConfig, blueprint: Blueprint, params: Any, tokenizer: Tokenizer | None) -> None:
+    `beginning` are ids that stand before every prompt. `truncated` counts the prompts that lost their beginning. Rows are split over the mesh where they divide.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        blueprint: Blueprint,
+        params: Any,
+        tokenizer: Tokenizer | None,
+        beginning: Sequence[int] | np.ndarray = (),
+    ) -> None:
         if config.family not in {"decoder", "encoder_decoder"}:
             raise UserError(f"a model of family {config.family} does not generate; it fills masks")
         self.config, self.params, self._tokenizer = config, params, tokenizer
-        self._prefill = jax.jit(partial(_prefill, blueprint), static_argnums=0)
-        self._decode = jax.jit(partial(_decode, blueprint), static_argnums=(0, 1), donate_argnums=4)
+        self.beginning = np.asarray(beginning, np.int32)
+        self.truncated = 0
+        self._mesh = getattr(jax.tree.leaves(params)[0].sharding, "mesh", None)
+        self._prefill = jax.jit(partial(_prefill, blueprint), static_argnums=(0, 1))
+        self._draw = jax.jit(_draw, static_argnums=0)
+        self._decode = jax.jit(partial(_decode, blueprint), static_argnums=0, donate_argnums=(3, 4))
+        self._search = jax.jit(partial(_search, blueprint), static_argnums=(0, 1))
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -78,43 +74,76 @@ class Generator:
             raise UserError("text needs the run's tokenizer, and it has none")
         return self._tokenizer
 
-    def tokens(self, prompts: Sequence[np.ndarray], sampling: Sampling) -> Iterator[np.ndarray]:
-        """int32 `[prompts, made so far]`, again and again, longer by a chunk each time, EOS and what follows included.
+    def tokens(self, prompts: Sequence[np.ndarray], sampling: Sampling | Beam) -> Iterator[np.ndarray]:
+        """int32 `[prompts, made so far]`, again and again: the first token, then a chunk more; with what follows EOS.
+
+        Of a `Beam` once: the best of `beams`. A prompt longer than what learned positions leave for it loses its
+        beginning, which is logged, and counted in `truncated`.
 
         Raises:
             UserError: learned positions do not suffice.
         """
-        room = self._room(max(map(len, prompts)), sampling.tokens)
-        tokens, segments = _left_padded([ids[-room:] for ids in prompts])
-        logits, cache = self._prefill(sampling.tokens, self.params, tokens, segments)
-        made = np.zeros((len(prompts), 0), np.int32)
-        choice = replace(sampling, tokens=1, stop=(), seed=0)
-        seeds = jax.vmap(partial(jax.random.fold_in, jax.random.key(sampling.seed)))(jnp.arange(len(prompts)))
+        if isinstance(sampling, Beam):
+            yield self.beams(prompts, sampling)[0][:, 0]
+            return
+        logits, seen, cache = self._begin(prompts, sampling.tokens, 1)
+        choice, seed = replace(sampling, tokens=1, stop=(), seed=0), np.asarray(sampling.seed)
+        token, seen = self._on_mesh(self._draw, choice, logits, seen, seed, 0)
+        made = np.asarray(token)
+        yield made
         while made.shape[1] < sampling.tokens:
-            count = min(CHUNK, sampling.tokens - made.shape[1])
-            start = jnp.int32(made.shape[1])
-            new, logits, cache = self._decode(choice, count, self.params, logits, cache, seeds, start)
-            made = np.concatenate([made, np.asarray(new)], axis=1)
+            start, stop = made.shape[1], min(made.shape[1] + CHUNK, sampling.tokens)
+            new, *state = self._on_mesh(self._decode, choice, self.params, token, seen, cache, seed, start, stop)
+            token, seen, cache = state
+            made = np.concatenate([made, np.asarray(new)[:, : stop - start]], axis=1)
             yield made
 
-    def stream(self, prompts: Sequence[str], sampling: Sampling) -> Iterator[list[str]]:
+    def beams(self, prompts: Sequence[np.ndarray], beam: Beam) -> tuple[np.ndarray, np.ndarray]:
+        """What beam search finds for each prompt, best first: int32 `[prompts, beams, tokens]`, 0 after EOS.
+
+        With it float32 scores `[prompts, beams]`, as `Beam` says; -inf where fewer are possible.
+        """
+        state = self._begin(prompts, beam.tokens, beam.beams)
+        eos = None if self._tokenizer is None else self._tokenizer.eos
+        tokens, scores = self._on_mesh(self._search, replace(beam, stop=()), eos, self.params, *state)
+        return np.asarray(tokens), np.asarray(scores)
+
+    def _begin(self, prompts: Sequence[np.ndarray], tokens: int, copies: int) -> Any:
+        """What follows prompts, `copies` times each: logits, the tokens that are there already, and the cache."""
+        room = self._room(max(map(len, prompts)), tokens)
+        long = sum(len(ids) > room for ids in prompts)
+        if long:
+            self.truncated += long
+            logger.warning("%d of %d prompts have more than %d tokens and lose the first", long, len(prompts), room)
+        ids, segments = _left_padded([ids[-room:] for ids in prompts])
+        begun = np.where(segments > 0, ids, -1) if self.config.family == "decoder" else np.full_like(ids[:, :1], START)
+        return self._on_mesh(self._prefill, tokens, copies, self.params, ids, segments, begun)
+
+    def _on_mesh(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """What a function makes of arguments on the mesh of the weights, if they lie on one."""
+        with nullcontext() if self._mesh is None else jax.set_mesh(self._mesh):
+            return function(*arguments)
+
+    def stream(self, prompts: Sequence[str | np.ndarray], sampling: Sampling | Beam) -> Iterator[list[str]]:
         """The whole text of each continuation so far, again and again, until all have ended."""
-        for made in self.tokens([self.encoded(prompt) for prompt in prompts], sampling):
+        encoded = [self.encoded(prompt) if isinstance(prompt, str) else prompt for prompt in prompts]
+        for made in self.tokens(encoded, sampling):
             ended = [self._text(row, sampling.stop) for row in made]
             yield [text for text, _ in ended]
             if all(done for _, done in ended):
                 return
 
-    def generate(self, prompts: Sequence[str], sampling: Sampling) -> list[str]:
-        """The continuation of each prompt, without the prompt."""
+    def generate(self, prompts: Sequence[str | np.ndarray], sampling: Sampling | Beam) -> list[str]:
+        """The continuation of each prompt (a text, or its ids), without the prompt."""
         return deque(self.stream(prompts, sampling), maxlen=1)[0]
 
     def encoded(self, prompt: str) -> np.ndarray:
-        """A prompt's ids: in an encoder's, names of special tokens stand for them, and EOS ends it."""
+        """A prompt's ids after `beginning`: in an encoder's, names of special tokens stand for them, EOS ends it."""
         eos = self.tokenizer.eos
         if self.config.family == "encoder_decoder":
-            return np.append(self.tokenizer.encode_named(prompt), [] if eos is None else [eos]).astype(np.int32)
-        ids = self.tokenizer.encode(prompt)
+            named = self.tokenizer.encode_named(prompt)
+            return np.concatenate([self.beginning, named, [] if eos is None else [eos]]).astype(np.int32)
+        ids = np.concatenate([self.beginning, self.tokenizer.encode(prompt)])
         if len(ids):
             return ids
         if eos is None:
@@ -140,43 +169,66 @@ class Generator:
         return (text[: min(cuts)], True) if cuts else (text, bool(len(ends)))
 
 
-def _left_padded(rows: Sequence[np.ndarray]) -> tuple[Int[Array, "b l"], Int[Array, "b l"]]:
+def _left_padded(rows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """Rows that end together; the length is rounded up to a power of two, so that few programs are compiled."""
     longest = max(map(len, rows))
     length = 1 << (longest - 1).bit_length()
     tokens = np.zeros((2, len(rows), length), np.int32)
     for number, row in enumerate(rows):
         tokens[:, number, length - len(row) :] = row, np.ones(len(row))
-    return jnp.asarray(tokens[0]), jnp.asarray(tokens[1])
+    return tokens[0], tokens[1]
 
 
-def _prefill(blueprint: Blueprint, room: int, params: Any, tokens: Array, segments: Array) -> tuple[Array, Cache]:
+def _prefill(
+    blueprint: Blueprint, room: int, copies: int, params: Any, tokens: Array, segments: Array, begun: Array
+) -> tuple[Array, Array, Cache]:
     model = blueprint.model(params)
+    tokens, segments = (constrain(x, "batch", None) for x in (tokens, segments))
     hidden, cache = model.begin(tokens, segments, room)
-    return model.logits(hidden)[:, 0], cache
+    logits = model.logits(hidden)[:, 0]
+    seen = marked(jnp.zeros(logits.shape, bool), begun)
+    return jnp.repeat(logits, copies, 0), jnp.repeat(seen, copies, 0), laid(repeated(cache, copies))
+
+
+def _draw(
+    sampling: Sampling, logits: Array, seen: Array, seed: Array, n: Array
+) -> tuple[Int[Array, "b 1"], Bool[Array, "b v"]]:
+    """Token n of each row, drawn with the seed, the row and n alone, and the tokens seen with it."""
+    row_keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(jnp.arange(len(logits)))
+    keys = jax.vmap(lambda key: jax.random.fold_in(key, n))(row_keys)
+    token = choose(penalised(logits, seen, sampling.repetition_penalty), sampling, keys)[:, None]
+    return constrain(token, None, None), seen if sampling.repetition_penalty == 1 else marked(seen, token)
 
 
 def _decode(
     blueprint: Blueprint,
     sampling: Sampling,
-    count: int,
     params: Any,
-    logits: Array,
+    token: Array,
+    seen: Array,
     cache: Cache,
-    seeds: PRNGKeyArray,
+    seed: Array,
     start: Array,
-) -> tuple[Int[Array, "b count"], Array, Cache]:
-    """`count` tokens after `logits`; token n of a row is drawn with the row's key and n alone."""
+    stop: Array,
+) -> tuple[Int[Array, "b chunk"], Array, Array, Cache]:
+    """Tokens `start` to `stop`, at most `CHUNK`, after `token`."""
     model = blueprint.model(params)
 
-    def one(carry: tuple[Array, Cache], n: Array) -> tuple[tuple[Array, Cache], Array]:
-        logits, cache = carry
-        token = choose(logits, sampling, jax.vmap(lambda key: jax.random.fold_in(key, n))(seeds))
-        hidden, cache = model.extend(token[:, None], jnp.ones_like(token)[:, None], cache)
-        return (model.logits(hidden)[:, 0], cache), token
+    def one(n: Array, carry: tuple[Array, Array, Array, Cache]) -> tuple[Array, Array, Array, Cache]:
+        made, token, seen, cache = carry
+        hidden, cache = model.extend(token, jnp.ones_like(token), cache)
+        token, seen = _draw(sampling, model.logits(hidden)[:, 0], seen, seed, n)
+        return jax.lax.dynamic_update_slice_in_dim(made, token, n - start, axis=1), token, seen, laid(cache)
 
-    (logits, cache), tokens = jax.lax.scan(one, (logits, cache), start + jnp.arange(count))
-    return tokens.T, logits, cache
+    none = jnp.zeros((len(token), CHUNK), token.dtype)
+    return jax.lax.fori_loop(start, stop, one, (none, token, seen, cache))
+
+
+def _search(
+    blueprint: Blueprint, beam: Beam, eos: int | None, params: Any, logits: Array, seen: Array, cache: Cache
+) -> tuple[Int[Array, "b n t"], Float[Array, "b n"]]:
+    tokens, scores = search(blueprint.model(params), beam, eos, logits, seen, cache)
+    return constrain(tokens, None, None, None), constrain(scores, None, None)
 
 
 def print_growing(prompt: str, texts: Iterator[list[str]], write: Callable[[str], Any]) -> None:

@@ -1,6 +1,5 @@
 """The curves of runs as one picture."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 
-from t5x_lite.errors import UserError
+from t5x_lite.evaluate.curves import read, series, smoothed
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -44,6 +43,7 @@ def draw(runs: Sequence[Path], to: Path) -> Path:
         if len(values):
             label = f"{run.name}: validation, {values[-1]:.4f} at the end"
             loss.plot(tokens, values, "o--", color=color, markeredgecolor="black", markersize=5, label=label)
+        _end(loss, lines, color)
         for panel, (name, _, _) in zip("abc", PANELS, strict=True):
             axes[panel].plot(*series(lines, name), color=color, linewidth=1)
     loss.set(xlabel="tokens", ylabel="loss (nats per token)", title=", ".join(run.name for run in runs))
@@ -60,6 +60,17 @@ def draw(runs: Sequence[Path], to: Path) -> Path:
     return to
 
 
+def _end(loss: Any, lines: Sequence[Mapping[str, Any]], color: str) -> None:
+    """The newest prediction of the training loss at the end of a run that is not there yet, with its interval."""
+    said = [line for line in lines if line.get("predicted/loss") is not None]
+    if said and said[-1]["predicted/tokens"] > lines[-1]["tokens"]:
+        tokens, value, low, high = (said[-1][f"predicted/{name}"] for name in ("tokens", "loss", "low", "high"))
+        label = f"foretold end: {value:.3f} ({low:.3f} to {high:.3f})"
+        loss.errorbar(
+            tokens, value, [[max(value - low, 0)], [max(high - value, 0)]], fmt="D", color=color, capsize=5, label=label
+        )
+
+
 def _experts(load: Any, dropped: Any, runs: Mapping[Path, list[dict[str, Any]]]) -> None:
     """The load of every expert over time, bands that are equally wide in balance; and the share of dropped choices."""
     first = next((run for run, lines in runs.items() if "expert_load" in lines[-1]), None)
@@ -74,34 +85,3 @@ def _experts(load: Any, dropped: Any, runs: Mapping[Path, list[dict[str, Any]]])
     dropped.set(xlabel="tokens", title="share of choices dropped", ylim=(0, None))
     if len(runs) > 1:
         dropped.legend()
-
-
-def read(run: Path) -> list[dict[str, Any]]:
-    """The lines of `RUN/metrics.jsonl`; one that a kill has torn is left out."""
-    path = run / "metrics.jsonl"
-    if not path.is_file():
-        raise UserError(f"{run}: has no metrics.jsonl; is it a run directory?")
-    found = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            continue
-    if not found:
-        raise UserError(f"{path}: is empty; train the run first")
-    return found
-
-
-def series(lines: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens and values of one metric, where it was measured."""
-    have = [(line["tokens"], line[name]) for line in lines if line.get(name) is not None]
-    return (*np.array(have, float).T,) if have else (np.array([]), np.array([]))
-
-
-def smoothed(values: np.ndarray) -> np.ndarray:
-    """Running mean over a fiftieth of the values, centred."""
-    width = max(len(values) // 50, 1)
-    sums = np.cumsum(np.concatenate([[0.0], values]))
-    places = np.arange(len(values))
-    first, last = np.maximum(places - width, 0), np.minimum(places + width + 1, len(values))
-    return (sums[last] - sums[first]) / (last - first)

@@ -49,7 +49,7 @@ class Attention(nnx.Module):
         embed, head = ("embed", config.embed), ("head_dim", config.width_of_head)
         heads, kv_heads = ("heads", config.heads), ("kv_heads", config.key_value_heads)
         self.pattern, scale = pattern, config.attention_scale
-        self.settings = Settings(scale, config.dropout, config.kernel)
+        self.settings = Settings(config.scale_of_scores, config.dropout, config.kernel)
         # What a smaller scale would do to the first scores, the first queries do (NormalInit has one deviation).
         shrink = config.width_of_head**-0.5 / scale if scale and config.fan_in_init else 1.0
         bias = config.query_key_value_bias

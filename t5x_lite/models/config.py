@@ -164,6 +164,17 @@ class FanInInit(Config):
     scale: float = setting(1.0, "factor on the variance of matrices", gt=0, source="Fedus et al. 2022, §2.4: s")
 
 
+class MaximalUpdate(Config):
+    """Rates and deviations tuned at one width serve wider models (µP for Adam: Yang et al. 2022, table 8).
+
+    With m = embed / base: matrices inside are drawn with 1/sqrt(m) of the deviation and learn at 1/m of the rate,
+    logits are divided by m, scores by head_dim instead of its root. All widths must grow together.
+    """
+
+    embed: Int = setting(..., "width of the base, at which nothing changes", ge=1)
+    head_dim: Int | None = setting(None, "the base's width of a head; null: the same as here", ge=1)
+
+
 INITIALIZERS: dict[str, type[Config]] = {"normal": NormalInit, "fan_in": FanInInit}
 
 RematPolicy = Literal["none", "full", "dots", "dots_no_batch", "offload"]
@@ -262,6 +273,7 @@ class ModelConfig(Config):
     logit_softcap: float | None = setting(None, "logits become cap·tanh(logits / cap)", gt=0)
     dropout: float = setting(0.0, "share of activations zeroed in training", ge=0, lt=1)
     init: Annotated[NormalInit | FanInInit, OneOf(INITIALIZERS)] = setting(NormalInit(), "initialisation of weights")
+    mup: MaximalUpdate | None = setting(None, "maximal-update parametrisation, for optimizer.method=adamw")
     kernel: Literal["auto", "xla", "cudnn", "splash"] = setting(
         "auto", "what computes attention; `auto` is the platform's own kernel where it can: cudnn, splash, else xla"
     )
@@ -347,6 +359,10 @@ class ModelConfig(Config):
     def _check_family(self) -> None:
         wrong = [
             (bool(self.decoder_layers) and self.family != "encoder_decoder", "decoder_layers is for encoder_decoder"),
+            (
+                self.mup is not None and bool(self.mixtures or self.embedding or set(self.outputs) != {"tokens"}),
+                "mup is for models without experts, of one width, that predict tokens",
+            ),
             (self.shared_stacks and self.family != "encoder_decoder", "shared_stacks is for encoder_decoder"),
             (self.shared_stacks and self.layers != self.layers_of_decoder, "shared_stacks needs equal stacks"),
             (
@@ -394,6 +410,18 @@ class ModelConfig(Config):
     def width_of_head(self) -> int:
         """Channels of one head."""
         return self.head_dim or self.embed // self.heads
+
+    @property
+    def times_base(self) -> float:
+        """How much wider than µP's base the model is; 1 without it."""
+        return self.embed / self.mup.embed if self.mup else 1.0
+
+    @property
+    def scale_of_scores(self) -> float | None:
+        """The factor on attention scores; None for 1/sqrt(head_dim)."""
+        if self.mup is None or self.attention_scale is not None:
+            return self.attention_scale
+        return (self.mup.head_dim or self.width_of_head) ** 0.5 / self.width_of_head
 
     @property
     def key_value_heads(self) -> int:

@@ -25,7 +25,7 @@ class Axes:
     `names` leaves out the axis that stacks layers: an array with one axis more is stacked. The first `inputs` axes
     are contracted by the layer, the others are what it makes; a bias or a scale contracts nothing, and the rows of a
     `table` are looked up. Before them, the first `stacked` names number arrays that stand for themselves (experts), of
-    which a token passes a `share`.
+    which a token passes a `share`. Adam takes its steps at `rate` times the learning rate (µP).
     """
 
     names: tuple[str, ...]
@@ -33,6 +33,7 @@ class Axes:
     table: bool = False
     stacked: int = 0
     share: float = 1.0
+    rate: float = 1.0
 
     def stack(self, array: Any) -> int:
         """How many leading axes of an array number arrays that stand for themselves: layers, experts."""
@@ -56,15 +57,20 @@ class Experts:
     share: float
 
 
-def deviation(config: ModelConfig, fan_in: int, *, residual: bool = False, embedding: bool = False) -> float:
-    """Standard deviation of an initial weight under `model.init`."""
+def deviation(
+    config: ModelConfig, fan_in: int, *, residual: bool = False, embedding: bool = False, output: bool = False
+) -> float:
+    """Standard deviation of an initial weight under `model.init`; that of a matrix inside shrinks with width in µP."""
+    wider = config.times_base
     match config.init:
         case NormalInit(deviation=base, embedding_deviation=table, scale_residual=scaled):
             if embedding:
                 return base if table is None else table
+            base = base if output else base / math.sqrt(wider)
             return base / math.sqrt(2 * config.layers) if residual and scaled else base
         case FanInInit(embedding_deviation=table, residual_scale=factor, scale=scale):
-            return table if embedding else (factor if residual else 1.0) * math.sqrt(scale / fan_in)
+            fans = fan_in / wider if output else fan_in
+            return table if embedding else (factor if residual else 1.0) * math.sqrt(scale / fans)
 
 
 class Linear(nnx.Module):
@@ -88,7 +94,8 @@ class Linear(nnx.Module):
     ) -> None:
         shape = [size for _, size in (*inputs, *outputs)]
         names = tuple(name for name, _ in (*inputs, *outputs))
-        std = scale * deviation(config, math.prod(shape[: len(inputs)]), residual=residual)
+        output = "vocab" in names
+        std = scale * deviation(config, math.prod(shape[: len(inputs)]), residual=residual, output=output)
         self.inputs, self.outputs, self.experts = tuple(inputs), tuple(outputs), experts
         self.dtype = jnp.dtype(dtype or config.compute)
         biased = config.bias if bias is None else bias
@@ -102,7 +109,8 @@ class Linear(nnx.Module):
             names, named = ("experts", *names), ("experts", *named)
             more = {"stacked": 1, "share": experts.share}
         value = std * jax.random.normal(rngs.params(), shape, jnp.float32)
-        self.weight = weight(value, names, len(inputs), **more)
+        rate = 1.0 if output else 1 / config.times_base
+        self.weight = weight(value, names, len(inputs), rate=rate, **more)
         self.bias = weight(jnp.zeros(made, jnp.float32), named, **more) if biased else None
         self.adapter: Any = nnx.data(None)
 

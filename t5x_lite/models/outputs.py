@@ -10,6 +10,8 @@ from t5x_lite.models.layers import Embed, Linear, Norm, activate, dropout, weigh
 
 SPAN_POSITION_WIDTH = 200
 """Width of their embedding (Joshi et al. 2020, code: pair_positional_embedding_size)."""
+FAR_BELOW = -1e9
+"""In the place of states that do not count; finite, for rows that have none."""
 
 
 def _activation(config: ModelConfig) -> Activation:
@@ -23,7 +25,7 @@ class TokenOutput(nnx.Module):
         assert config.vocab is not None
         width = ("embed", config.width_of_embedding)
         self.activation, self.cap = _activation(config), config.logit_softcap
-        self.scale = config.embed**-0.5 if config.scale_output else 1.0
+        self.scale = (config.embed**-0.5 if config.scale_output else 1.0) / config.times_base
         transformed = config.output_transform
         self.transform = Linear(config, [("embed", config.embed)], [width], rngs=rngs) if transformed else None
         self.norm = Norm(config.norm, width) if transformed else None
@@ -93,7 +95,7 @@ class TaskOutput(nnx.Module):
             case "mean":
                 states = jnp.sum(states * own, axis=1) / jnp.maximum(own.sum(1), 1)
             case "max":
-                states = jnp.where(own, states, -jnp.inf).max(1)
+                states = jnp.where(own, states, FAR_BELOW).max(1)
         return states if self.pooler is None else jnp.tanh(self.pooler(states))
 
     def __call__(self, pooled: Float[Array, "... d"], key: PRNGKeyArray | None) -> Float[Array, "... c"]:

@@ -12,7 +12,7 @@ from t5x_lite.schema import Int, setting
 
 
 class Choice(Supervised):
-    """Roles `text`, `choices` (a list of `count` texts) and `label` (the right one's number).
+    """Roles `text` (or a list of them), `choices` (a list of `count` texts) and `label` (the right one's number).
 
     Features: those of `framed` for each choice, `[count, seq_len]`; `targets`, `loss_weights`, scalars.
     """
@@ -33,7 +33,8 @@ class Choice(Supervised):
             raise ValueError(
                 f"{len(record['choices'])} choices, label {record['label']}; expected {self.count} choices"
             )
-        text = coder.encode(str(record["text"]))
+        told = record["text"]
+        text = coder.encode(" ".join(map(str, told)) if isinstance(told, list) else str(told))
         rows = [framed([text, coder.encode(str(choice))], task) for choice in record["choices"]]
         both = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
         return [{**both, "targets": np.asarray(record["label"], np.int32), "loss_weights": np.ones((), np.float32)}]

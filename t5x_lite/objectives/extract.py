@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from t5x_lite.errors import UserError
 from t5x_lite.models.config import Family, HeadConfig, ModelConfig
 from t5x_lite.objectives.objective import Features, Losses, Task
 from t5x_lite.objectives.supervised import Coder, Record, Supervised, framed, states
@@ -12,6 +13,10 @@ from t5x_lite.schema import Int, setting
 
 FORBIDDEN = 1e9
 """Taken off the scores of tokens that cannot begin or end an answer."""
+NOWHERE = (-1, -1)
+"""First and last token of an answer that is not there."""
+UNANSWERABLE = "unanswerable"
+"""What a text-to-text model writes where there is no answer."""
 
 
 class Extract(Supervised):
@@ -20,13 +25,14 @@ class Extract(Supervised):
     A long context becomes several examples, windows that overlap. Features: those of `framed`, `start`, `end` int32
     (places of the answer's first and last token, the first token of the row where the window does not hold it),
     `allowed` float32 `[seq_len]` (1 for the context's tokens and that first one), `places` int32 `[seq_len, 2]`
-    (characters of the context), `loss_weights`. A record whose answer is not in its context is left out of training, as
-    in SQuAD's own scripts.
+    (characters of the context), `loss_weights`. A record whose answer is not in its context has no weight: it is left
+    out of training, as in BERT's own script, and evaluated.
     """
 
     name: ClassVar[str] = "extract"
     families: ClassVar[tuple[Family, ...]] = ("encoder",)
     roles: ClassVar[tuple[str, ...]] = ("question", "context", "answers", "starts")
+    flaw: ClassVar[str] = "an answer that is not in its context at the place that is given"
 
     window_stride: Int = setting(128, "tokens from the start of one window of the context to the next", ge=1)
     question_len: Int = setting(64, "longest question", unit="tokens", ge=1)
@@ -38,33 +44,48 @@ class Extract(Supervised):
         """A score for the beginning and one for the end."""
         return HeadConfig(outputs=2, pool="none")
 
+    def check_task(self, task: Task) -> None:
+        """Refuse a row that questions would fill."""
+        if task.seq_len - task.placeholders - 3 <= self.question_len:
+            raise UserError(
+                f"objective extract: train.seq_len {task.seq_len} leaves no room for a context beside "
+                f"question_len {self.question_len} and {task.placeholders} soft tokens"
+            )
+
+    def learnable(self, record: Record) -> bool:
+        """Whether its first answer is in its context, or it has none."""
+        if not len(record["answers"]):
+            return True
+        text, begin = str(record["answers"][0]), int(record["starts"][0])
+        return bool(text) and record["context"][begin : begin + len(text)] == text
+
     def examples(self, record: Record, coder: Coder, task: Task) -> list[Features]:
         """See `Supervised.examples`."""
         question = coder.encode(str(record["question"]).strip())[: self.question_len]
         ids, places = coder.encode_placed(str(record["context"]))
-        room = max(task.seq_len - task.placeholders - len(question) - 3, 1)
-        span = self._span(record, places)
-        if span is None:
-            return []
+        room = task.seq_len - task.placeholders - len(question) - 3
+        known = self.learnable(record)
+        span = self._span(record, places) if known else NOWHERE
         firsts = [0]
         while firsts[-1] + room < len(ids):
             firsts.append(firsts[-1] + min(self.window_stride, room))
-        return [self._window(question, ids, places, first, min(first + room, len(ids)), span, task) for first in firsts]
+        weight = {"loss_weights": np.asarray(known, np.float32)}
+        windows = ((first, min(first + room, len(ids))) for first in firsts)
+        return [{**self._window(question, ids, places, window, span, task), **weight} for window in windows]
 
-    def _span(self, record: Record, places: np.ndarray) -> tuple[int, int] | None:
-        """First and last token of the first answer; (-1, -1) of a question without; None: it is not in the context."""
+    def _span(self, record: Record, places: np.ndarray) -> tuple[int, int]:
+        """First and last token of the first answer."""
         if not len(record["answers"]):
-            return -1, -1
-        text, begin = str(record["answers"][0]), int(record["starts"][0])
-        if record["context"][begin : begin + len(text)] != text or not text:
-            return None
-        touched = np.flatnonzero((places[:, 1] > begin) & (places[:, 0] < begin + len(text)))
-        return (int(touched[0]), int(touched[-1])) if len(touched) else None
+            return NOWHERE
+        begin, end = int(record["starts"][0]), int(record["starts"][0]) + len(str(record["answers"][0]))
+        touched = np.flatnonzero((places[:, 1] > begin) & (places[:, 0] < end))
+        return (int(touched[0]), int(touched[-1])) if len(touched) else NOWHERE
 
     def _window(
-        self, question: np.ndarray, ids: np.ndarray, places: np.ndarray, first: int, stop: int, span: tuple[int, int],
-        task: Task,
+        self, question: np.ndarray, ids: np.ndarray, places: np.ndarray, window: tuple[int, int],
+        span: tuple[int, int], task: Task,
     ) -> Features:  # fmt: skip
+        first, stop = window
         row = framed([question, ids[first:stop]], task)
         lead, base = task.placeholders, task.placeholders + len(question) + 2
         allowed, placed = np.zeros(task.seq_len, np.float32), np.zeros((task.seq_len, 2), np.int32)
@@ -78,7 +99,7 @@ class Extract(Supervised):
             "allowed": allowed,
             "places": placed,
         }
-        return {**row, **more, "loss_weights": np.ones((), np.float32)}
+        return {**row, **more}
 
     def scores(self, model: Any, batch: Mapping[str, Any]) -> Mapping[str, Any]:
         """See `Supervised.scores`."""
@@ -119,7 +140,11 @@ class Extract(Supervised):
 
     def to_text(self, record: Record) -> str:
         """The first right answer."""
-        return str(record["answers"][0]) if len(record["answers"]) else "unanswerable"
+        return str(record["answers"][0]) if len(record["answers"]) else UNANSWERABLE
+
+    def from_text(self, text: str, record: Record) -> str:
+        """The answer, empty where the model says that there is none."""
+        return "" if self.unanswerable and text.strip() == UNANSWERABLE else text.strip()
 
     def reference(self, record: Record) -> list[str]:
         """All right answers."""

@@ -16,6 +16,8 @@ from t5x_lite.objectives.objective import Features, Lengths, Objective, Row, Tas
 Record = Mapping[str, Any]
 """One record of a task: values by role (`text`, `label`, …)."""
 Pool = Literal["auto", "first", "last", "mean", "max"]
+SMALLEST = 5
+"""Tokens of a row: two texts of one token, and what frames them."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +32,13 @@ class Coder:
 class Supervised(Objective):
     """An objective on records. `roles` are what each must hold; a head of its own makes the scores.
 
-    A record becomes one example or several (windows of a long text).
+    A record becomes one example or several (windows of a long text). `flaw` says what a record has that cannot be
+    learnt from, where there may be such.
     """
 
     families: ClassVar[tuple[Family, ...]] = ("encoder", "decoder")
     roles: ClassVar[tuple[str, ...]]
+    flaw: ClassVar[str] = ""
 
     @abstractmethod
     def head(self, model: ModelConfig) -> HeadConfig | None:
@@ -42,7 +46,7 @@ class Supervised(Objective):
 
     @abstractmethod
     def examples(self, record: Record, coder: Coder, task: Task) -> list[Features]:
-        """The examples of a record; none if it cannot be learnt from.
+        """The examples of a record, without weight if it cannot be learnt from.
 
         Raises:
             ValueError: a label that is not declared; the caller names the record.
@@ -69,6 +73,15 @@ class Supervised(Objective):
     def to_text(self, record: Record) -> str:
         """The right answer for a text-to-text model to write."""
         raise ValueError(f"objective {self.name} has no text form; set task_form: head")
+
+    def learnable(self, record: Record) -> bool:
+        """Whether a record has not the `flaw`."""
+        return True
+
+    def check_task(self, task: Task) -> None:
+        """Refuse a row without room for texts."""
+        if task.seq_len - task.placeholders < SMALLEST:
+            raise UserError(f"train.seq_len {task.seq_len}: leaves no room beside {task.placeholders} soft tokens")
 
     def row_length(self, task: Task) -> int:
         """Tokens of an example."""
@@ -103,18 +116,16 @@ def pooling(pool: Pool, model: ModelConfig) -> Any:
 
 
 def framed(texts: Sequence[np.ndarray], task: Task) -> Features:
-    """One text or a pair as a row: `[CLS] A [SEP] B [SEP]` with types 0 and 1 in an encoder, A B EOS in a decoder.
+    """One text or a pair as a row: `[CLS] A [SEP] B [SEP]` with types 0 and 1 in an encoder, A EOS B EOS in a decoder.
 
     `task.placeholders` soft tokens come first. Long texts are cut, the longer first.
     """
     vocabulary, encoder = task.vocabulary, task.family == "encoder"
-    cls, sep = (vocabulary.one_of("a task", *names) for names in (CLS, SEP)) if encoder else (0, 0)
-    begin = [cls] if encoder else []
-    ends = [[sep]] * len(texts) if encoder else [*[[]] * (len(texts) - 1), [vocabulary.end("a task")]]
-    room = task.seq_len - task.placeholders - len(begin) - sum(map(len, ends))
-    texts = _fitting(texts, room)
+    begin = [vocabulary.one_of("a task", *CLS)] if encoder else []
+    end = vocabulary.one_of("a task", *SEP) if encoder else vocabulary.end("a task")
+    texts = _fitting(texts, task.seq_len - task.placeholders - len(begin) - len(texts))
     soft = -1 - np.arange(task.placeholders)
-    sides = [np.concatenate([text, end]) for text, end in zip(texts, ends, strict=True)]
+    sides = [np.append(text, end) for text in texts]
     tokens = np.concatenate([soft, begin, *sides])
     types = np.concatenate(
         [np.zeros(len(soft) + len(begin)), *(np.full(len(s), min(n, 1)) for n, s in enumerate(sides))]

@@ -4,6 +4,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from t5x_lite.errors import UserError
 from t5x_lite.objectives.features import InputsTargets, Pair, segments_of
 from t5x_lite.objectives.objective import Features, Row, Rows, Task
 from t5x_lite.objectives.supervised import Coder
@@ -29,6 +30,12 @@ class TextToText(InputsTargets):
     def check_task(self, task: Task) -> None:
         """Refuse a tokenizer without EOS, and a decoder's row that targets alone would fill."""
         task.vocabulary.end(self.name)
+        if self._limits(task)[0] <= task.placeholders:
+            raise UserError(
+                f"objective {self.name}: train.seq_len {task.seq_len} leaves no room for inputs beside "
+                + (f"target_len {self.target_len} and " if task.family == "decoder" else "")
+                + f"{task.placeholders} soft tokens"
+            )
 
     def row_length(self, task: Task) -> int:
         """Room for a pair."""
@@ -41,7 +48,7 @@ class TextToText(InputsTargets):
         """Tokens of inputs and of targets at most, without EOS."""
         if task.family == "encoder_decoder":
             return task.seq_len - 1, self.target_len - 1
-        return max(task.seq_len - self.target_len, 1), min(self.target_len, task.seq_len) - 1
+        return task.seq_len - self.target_len, self.target_len - 1
 
     def sizes(self, lengths: np.ndarray, task: Task) -> np.ndarray:
         """Inputs and targets with their EOS, cut to the limits."""

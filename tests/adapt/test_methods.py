@@ -201,3 +201,13 @@ def test_berts_biases_are_the_published_share() -> None:
         assert biases == layers * (7 * width + mlp) + width
     assert shares["base"] == pytest.approx(0.0009, abs=0.0001)
     assert shares["large"] == pytest.approx(0.0008, abs=0.0001)
+
+
+def test_a_soft_prompt_stands_before_every_text(adapted: dict[str, Path]) -> None:
+    run = t5x_lite.load(adapted["prompt"])
+    ids = run.encoded("the quick brown fox")
+    cls = run.tokenizer.vocabulary().named["[CLS]"]
+    assert ids[:4].tolist() == [-1, -2, -3, cls]
+    (vector,) = run.embed(["the quick brown fox"], pool="cls")
+    states = np.asarray(run.run.blueprint.model(run.params)(ids[None]))
+    np.testing.assert_allclose(vector, states[0, 3], atol=1e-5)

@@ -10,7 +10,9 @@ import pytest
 import t5x_lite
 from t5x_lite.api import Model
 from t5x_lite.cli import main
-from t5x_lite.decode.generate import Sampling, choose, print_growing
+from t5x_lite.decode.beam import Beam
+from t5x_lite.decode.generate import print_growing
+from t5x_lite.decode.sampling import Sampling, choose, marked, penalised
 from t5x_lite.errors import UserError
 
 
@@ -81,6 +83,25 @@ def test_top_k_and_top_p_cut_the_tail() -> None:
     np.testing.assert_allclose(drawn(Sampling(top_k=1), logits), [1, 0, 0, 0], atol=0.001)
 
 
+def test_min_p_keeps_what_has_a_share_of_the_likeliest_ones_probability() -> None:
+    probabilities = np.array([0.5, 0.3, 0.15, 0.05])
+    logits = np.log(probabilities).tolist()
+    # At least 0.4 · 0.5 = 0.2 (Nguyen et al. 2024, §3).
+    np.testing.assert_allclose(drawn(Sampling(min_p=0.4), logits), [0.625, 0.375, 0, 0], atol=0.03)
+    # After the temperature: of 0.707, 0.548, 0.387 and 0.224 those of at least 0.4 · 0.707 = 0.283.
+    flat = np.sqrt(probabilities) * (1, 1, 1, 0)
+    np.testing.assert_allclose(drawn(Sampling(temperature=2, min_p=0.4), logits), flat / flat.sum(), atol=0.03)
+    np.testing.assert_allclose(drawn(Sampling(min_p=1), logits), [1, 0, 0, 0], atol=0.001)
+
+
+def test_a_penalty_divides_positive_scores_multiplies_negative_ones_and_no_other_tokens() -> None:
+    """Of ids that are no tokens of the vocabulary none is marked."""
+    seen = marked(jnp.zeros((2, 4), bool), jnp.array([[0, 2, -1], [-4, 7, 3]]))
+    np.testing.assert_array_equal(seen, [[True, False, True, False], [False, False, False, True]])
+    found = penalised(jnp.array([[3.0, 3.0, -2.0, -2.0]] * 2), seen, 2.0)
+    np.testing.assert_array_equal(found, [[1.5, 3.0, -4.0, -2.0], [3.0, 3.0, -2.0, -4.0]])
+
+
 def test_settings_out_of_range_and_texts_too_long_are_refused(model: Model) -> None:
     for settings in ({"tokens": 0}, {"temperature": -1}, {"top_p": 0}, {"top_k": -1}, {"tokens": 32}):
         with pytest.raises(UserError):
@@ -89,8 +110,19 @@ def test_settings_out_of_range_and_texts_too_long_are_refused(model: Model) -> N
         model.logits(np.zeros((1, 33), np.int32))
 
 
-def test_a_prompt_longer_than_the_context_loses_its_beginning(model: Model) -> None:
-    assert len(model.generate("the quick brown fox " * 40, tokens=5)) == 1
+def test_a_prompt_longer_than_the_context_loses_its_beginning_and_is_counted(
+    model: Model, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of 32 positions 5 are for the new tokens: the last 27 tokens of the prompt are what is continued."""
+    long, before = model.tokenizer.encode("the quick brown fox " * 40), model.generator.truncated
+    for way in (Sampling(5, temperature=0), Beam(5, beams=2)):
+        *_, (whole, _) = model.generator.tokens([long, long[-3:]], way)
+        *_, (cut, _) = model.generator.tokens([long[-27:], long[-3:]], way)
+        np.testing.assert_array_equal(whole, cut)
+    assert model.generator.truncated - before == 2
+    assert [record.message for record in caplog.records] == [
+        "1 of 2 prompts have more than 27 tokens and lose the first"
+    ] * 2
 
 
 def test_scores_are_sums_of_log_probabilities(model: Model) -> None:

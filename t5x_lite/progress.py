@@ -1,4 +1,4 @@
-"""A bar over tensors."""
+"""A bar on the terminal with the time that is left."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 @contextmanager
 def progress(verb: str) -> Iterator[Callable[[str, int, int], None]]:
-    """A function of (tensor, done, total) that moves a bar on the terminal, where there is one."""
+    """A function of (what is at hand, done, total) that moves a bar on the terminal, where there is one."""
     console = Console(stderr=True)
     columns = (
         TextColumn(verb),
