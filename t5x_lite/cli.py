@@ -395,9 +395,9 @@ def sweep(options: argparse.Namespace, overrides: list[str]) -> int:
         from t5x_lite.sweep.command import fit
 
         return fit(Path(subject), words, options)
-    from t5x_lite.sweep import grid, launch
+    from t5x_lite.sweep import config, launch
 
-    return launch.start(grid.load(Path(subject), words), yes=options.yes, environment=environment)
+    return launch.start(config.load(Path(subject), words), yes=options.yes, environment=environment)
 
 
 def report(options: argparse.Namespace, overrides: list[str]) -> int:

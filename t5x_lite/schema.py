@@ -134,6 +134,8 @@ def merge(kind: type[Config] | None, old: Any, new: Any) -> Any:
             merged[key] = merge(kinds[""], old.get(key), value)
         elif kinds and isinstance(value, Mapping) and isinstance(old.get(key), Mapping) and set(value) == set(old[key]):
             merged[key] = {name: merge(kinds.get(name), old[key][name], body) for name, body in value.items()}
+        elif not kinds:
+            merged[key] = merge(None, old.get(key), value)
         else:
             merged[key] = value
     return merged

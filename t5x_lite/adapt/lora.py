@@ -40,7 +40,7 @@ class LoRA(Method):
 
 
 def _product(down: Any, up: Any, stacked: int, xp: Any) -> Any:
-    """down · up over the rank: `[*stacked, *inputs, r]` and `[*stacked, r, *outputs]`."""
+    """Of `down` and `up` over the rank: `[*stacked, *inputs, r]` and `[*stacked, r, *outputs]`."""
     rank = down.shape[-1]
     lead, inputs, outputs = down.shape[:stacked], down.shape[stacked:-1], up.shape[stacked + 1 :]
     flat = xp.matmul(down.reshape(*lead, -1, rank), up.reshape(*lead, rank, -1))

@@ -45,7 +45,8 @@ def settings(**given: Any) -> Sampling | Beam:
 class Generator:
     """Compiled prefill and decode of one model: a decoder continues prompts, an encoder_decoder answers them.
 
-    `beginning` are ids that stand before every prompt. `truncated` counts the prompts that lost their beginning. Rows are split over the mesh where they divide.
+    `beginning` are ids that stand before every prompt. `truncated` counts the prompts that lost their beginning. Rows
+    are split over the mesh where they divide.
     """
 
     def __init__(

@@ -15,8 +15,7 @@ from t5x_lite.data.records import Examples, TaskData
 from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.decode.generate import Generator
 from t5x_lite.decode.sampling import Sampling
-from t5x_lite.errors import UserError
-from t5x_lite.evaluate.metrics import METRICS
+from t5x_lite.evaluate.metrics import METRICS, check
 from t5x_lite.models.transformer import Blueprint
 from t5x_lite.objectives.supervised import Record, Supervised
 from t5x_lite.parallel import mesh as meshes
@@ -30,16 +29,15 @@ class TaskEvaluation:
     """Compiled once, for the tasks of a run: a head's scores, or greedy answers of a model that writes them.
 
     Raises:
-        UserError: a metric that does not exist.
+        UserError: a metric that does not exist, or whose library is not installed.
     """
 
     def __init__(self, data: TaskData, blueprint: Blueprint, params: Any, tokenizer: Tokenizer, mesh: Mesh) -> None:
         config, self.objective = data.config, data.config.task
         self.validation, self.mesh = data.validation(), mesh
         for own in self.validation.tasks:
-            unknown = set(own.records.task.metrics) - METRICS.keys()
-            if unknown:
-                raise UserError(f"task {own.records.name}: no metric {unknown.pop()!r}; there are {', '.join(METRICS)}")
+            for metric in own.records.task.metrics:
+                check(metric)
         self.generator = (
             None if isinstance(self.objective, Supervised) else Generator(config.model, blueprint, params, tokenizer)
         )
