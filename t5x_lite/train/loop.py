@@ -27,11 +27,11 @@ from t5x_lite.errors import Diverged
 from t5x_lite.evaluate.curves import read
 from t5x_lite.evaluate.perplexity import evaluate
 from t5x_lite.evaluate.tasks import TaskEvaluation
+from t5x_lite.laws.forecast import forecast
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.parallel.distributed import StopRequest, ending_together, first_process_first
 from t5x_lite.run import Run, check_folder, create, locked, with_vocab
 from t5x_lite.start import Base, beginning, source_of
-from t5x_lite.sweep.forecast import forecast
 from t5x_lite.train import optimizer as optimizers
 from t5x_lite.train.branch import branched
 from t5x_lite.train.goodput import Goodput

@@ -1,0 +1,238 @@
+"""`t5x-lite sweep fit`: every law and approach that the points allow, and what they predict, as tables and JSON."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from t5x_lite.errors import UserError
+from t5x_lite.laws.law import Chinchilla, Clark, Cost, Fit, Kaplan, Power, check, fit, named, optimum
+from t5x_lite.sweep import frontier
+from t5x_lite.sweep.frontier import Frontier, Parabola
+from t5x_lite.sweep.points import Found
+
+
+@dataclass(frozen=True)
+class Study:
+    """Points, and all that was fitted to them; in place of what cannot be had stands the reason."""
+
+    found: Found
+    parametric: Fit
+    others: dict[str, Fit | str]
+    parabolas: Sequence[Parabola]
+    frontiers: dict[str, Frontier | str]
+    cost: Cost
+
+    def constants(self, theta: np.ndarray) -> dict[str, np.ndarray]:
+        """A, B, E, α and β as arrays `[rows]`."""
+        return dict(zip(self.parametric.law.symbols, self.parametric.law.constants(theta).T, strict=True))
+
+    def best(self, flops: float) -> tuple[np.ndarray, np.ndarray]:
+        """N, D and L that the parametric law says are best `[3]`, and by every draw `[draws, 3]`."""
+        every = np.vstack([self.parametric.theta, self.parametric.drawn])
+        n = optimum(self.constants(every), flops, self.cost)
+        d = self.cost.tokens(flops, n)
+        loss = np.exp(self.parametric.law.log_loss(every, np.log([n, d])[..., None])[0][:, 0])
+        value = np.stack([n, d, loss], -1)
+        return value[0], value[1:]
+
+
+def study(found: Found, draws: int = 1000, drop_highest: int = 0) -> Study:
+    """Fit everything.
+
+    Args:
+        found: the points.
+        draws: of each bootstrap.
+        drop_highest: as many points of the highest loss are left out.
+
+    Raises:
+        UserError: too few points, or a degenerate grid.
+    """
+    points = found.points
+    if drop_highest:
+        order = np.argsort(points.loss)
+        out = {
+            points.names[n]: f"loss {points.loss[n]:.4g} is among the {drop_highest} highest"
+            for n in order[len(order) - drop_highest :]
+        }
+        found = Found(
+            points.where(np.sort(order[: len(order) - drop_highest])), found.curves, {**found.left_out, **out}
+        )
+        points = found.points
+    check(points)
+    dense = points.where(points.experts == points.experts.min())
+    check(dense)
+    others: dict[str, Fit | str] = {}
+    for power in map(Power, "NDC"):
+        best = points.where(power.frontier(points))
+        enough = len(best.loss) >= 3
+        others[power.name] = fit(power, best, draws) if enough else f"only {len(best.loss)} runs that no smaller beats"
+    others[Kaplan.name] = fit(Kaplan(), dense, draws)
+    if len(np.unique(points.experts)) > 1:
+        counts = len(np.unique(points.experts))
+        enough = counts >= 3 and len(points.loss) >= 8
+        others[Clark.name] = fit(Clark(), points, draws) if enough else "needs 3 numbers of experts and 8 points"
+    drawn = frontier.parabolas(dense)
+    frontiers = {
+        "training curves": frontier.by_curves(found.curves, draws),
+        "IsoFLOP parabolas": frontier.by_parabolas(dense, drawn, draws),
+    }
+    return Study(found, fit(Chinchilla(), dense, draws), others, drawn, frontiers, Cost.of(dense))
+
+
+def report(own: Study, flops: float | None, run: Sequence[float] | None) -> dict[str, Any]:
+    """All of a study as JSON values; a prediction for a budget (ten times the largest if none) and for a run (N, D)."""
+    points = own.parametric.points
+    count, unknowns = len(points.loss), len(own.parametric.theta)
+    fitted = {own.parametric.law.name: own.parametric, **own.others}
+    flops = flops or 10 * float(points.flops.max())
+    at: dict[str, Any] = {"flops": flops}
+    exponents: dict[str, Any] = {}
+    for name, one in own.frontiers.items():
+        if isinstance(one, str):
+            exponents[name] = at[name] = {"not_fitted": one}
+            continue
+        exponents[name] = named(("a", "b"), one.lines[[1, 3]], one.drawn[:, [1, 3]], one.count, one.unknowns) | {
+            "points": [dict(zip(("flops", "parameters", "tokens"), row, strict=True)) for row in one.seen.tolist()][:50]
+        }
+        at[name] = named(("parameters", "tokens"), *one.at(flops), one.count, one.unknowns)
+    k, every = own.constants(own.parametric.theta[None]), own.constants(own.parametric.drawn)
+    grown = 1 + own.cost.gamma
+    slopes = [np.stack([c["β"], c["α"]], -1) / (c["α"] + grown * c["β"])[:, None] for c in (k, every)]
+    exponents["L(N, D)"] = named(("a", "b"), slopes[0][0], slopes[1], count, unknowns)
+    at["L(N, D)"] = named(("parameters", "tokens", "loss"), *own.best(flops), count, unknowns)
+    result: dict[str, Any] = {
+        "points": len(own.found.points.loss),
+        "left_out": dict(own.found.left_out),
+        "cost": {"kappa": own.cost.kappa, "gamma": own.cost.gamma, "formula": "C = kappa·N^(1+gamma)·D"},
+        "laws": {
+            name: {"not_fitted": one}
+            if isinstance(one, str)
+            else {
+                "formula": one.law.formula,
+                "constants": one.constants(),
+                "objective": one.objective,
+                "points": len(one.points.loss),
+                "largest_residual": float(np.abs(one.residuals).max()),
+            }
+            for name, one in fitted.items()
+        },
+        "compute_optimal_exponents": exponents,
+        "prediction": at,
+        "held_out": {
+            name: held_out(own, values)
+            for name, values in (
+                ("size", points.parameters),
+                ("budget", np.where(points.budget > 0, points.budget, points.flops)),
+            )
+        },
+    }
+    columns = (points.names, points.parameters, points.tokens, points.flops, points.loss, own.parametric.residuals)
+    names = ("name", "parameters", "tokens", "flops", "loss", "residual")
+    result["runs"] = [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+    if run is not None:
+        n, d = run
+        value, drawn = own.parametric.loss(np.array([n]), np.array([d]))
+        result["run"] = {"parameters": n, "tokens": d, **named(("loss",), value, drawn, count, unknowns)}
+    return plain(result)
+
+
+def held_out(own: Study, values: np.ndarray) -> dict[str, Any]:
+    """The law without the points of the largest of `values` (sizes, or budgets), and how far it is off at them."""
+    points = own.parametric.points
+    out = np.log(values) > np.log(values.max()) - 1e-3
+    rest = points.where(~out)
+    try:
+        check(rest)
+    except UserError as error:
+        return {"not_fitted": str(error)}
+    without, last = fit(own.parametric.law, rest, 0), points.where(out)
+    said = without.loss(last.parameters, last.tokens)[0]
+    off = said / last.loss - 1
+    return {
+        "value": float(values.max()),
+        "points": len(last.loss),
+        "measured": last.loss,
+        "predicted": said,
+        "relative_error": off,
+        "largest_error": float(np.abs(off).max()),
+        "mean_error": float(np.abs(off).mean()),
+    }
+
+
+def plain(value: Any) -> Any:
+    """What JSON can hold: lists for arrays, null for what is not a number."""
+    if isinstance(value, dict):
+        return {str(key): plain(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple | np.ndarray):
+        return [plain(inner) for inner in value]
+    if isinstance(value, float | np.floating):
+        return float(value) if math.isfinite(value) else None
+    return int(value) if isinstance(value, np.integer) else value
+
+
+def write(result: dict[str, Any], folder: Path) -> Path:
+    """`law.json` in a folder that is made where it is not there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "law.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written: {error.strerror}") from None
+    return folder / "law.json"
+
+
+def show(result: dict[str, Any]) -> None:
+    """The report as tables."""
+    console = Console()
+    say = lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True)  # noqa: E731
+    say(f"{result['points']} points; C = {result['cost']['kappa']:.4g}·N^{1 + result['cost']['gamma']:.4g}·D")
+    for name, reason in result["left_out"].items():
+        say(f"left out: {name}: {reason}")
+    laws = Table("law", "constant", "value", "standard error", "95 % interval", title="laws", title_justify="left")
+    for name, law in result["laws"].items():
+        _rows(laws, f"{name} = {law['formula']}" if "formula" in law else name, law, law.get("constants", {}))
+    console.print(laws)
+    for title, key in (("compute-optimal N ∝ C^a, D ∝ C^b", "compute_optimal_exponents"), ("", "prediction")):
+        about = title or f"best for C = {result['prediction']['flops']:.4g} FLOPs"
+        own = Table("approach", "", "value", "standard error", "95 % interval", title=about, title_justify="left")
+        for name, one in result[key].items():
+            if isinstance(one, dict):
+                _rows(own, name, one, {s: v for s, v in one.items() if s not in {"not_fitted", "points"}})
+        console.print(own)
+    for name, one in {**result["laws"], **result["compute_optimal_exponents"]}.items():
+        if "not_fitted" in one:
+            say(f"{name}: not fitted: {one['not_fitted']}")
+    if "run" in result:
+        run = result["run"]
+        low, high = run["loss"]["interval"]
+        say(
+            f"a run of N = {run['parameters']:.4g} and D = {run['tokens']:.4g}: "
+            f"loss {_short(run['loss']['value'])} ({_short(low)} to {_short(high)})"
+        )
+    for name, held in result["held_out"].items():
+        if "not_fitted" in held:
+            say(f"without the largest {name}: {held['not_fitted']}")
+        else:
+            say(
+                f"fitted without the largest {name} ({held['value']:.4g}, {held['points']} points): predicts its loss "
+                f"within {held['largest_error']:.2%}, on average {held['mean_error']:.2%}"
+            )
+
+
+def _rows(table: Table, name: str, one: dict[str, Any], values: dict[str, Any]) -> None:
+    if "not_fitted" in one:
+        table.add_row(name, "–", "–", "–", "not fitted, see below")
+    for number, (symbol, v) in enumerate(values.items()):
+        low, high = v["interval"]
+        error = _short(v["standard_error"])
+        table.add_row("" if number else name, symbol, _short(v["value"]), error, f"{_short(low)} … {_short(high)}")
+
+
+def _short(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4g}"

@@ -1,0 +1,173 @@
+"""N and D that are best for C, from the runs themselves: minima over training curves, and IsoFLOP parabolas.
+
+Approaches 1 and 2 of Hoffmann et al. 2022, §3.1 and §3.2; both end in straight lines of log N and log D over log C.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from t5x_lite.laws.law import Points
+
+WINDOW = 0.2
+"""Width in log C of the points that are taken for one budget where no budgets are given: 10 % up and down."""
+WINDOW_SIZES = 6
+"""Sizes that make such a window a budget."""
+GRID = 1500
+"""Values of C, evenly spaced in logarithm, at which training curves are compared (Hoffmann et al. 2022, §3.1)."""
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """Lines log N = n0 + a·log C and log D = d0 + b·log C: `lines` is (n0, a, d0, b), `drawn` `[draws, 4]`.
+
+    `seen` holds the (C, N, D) that the lines go through; `count` and `unknowns` those of the underlying fits.
+    """
+
+    lines: np.ndarray
+    drawn: np.ndarray = field(repr=False)
+    seen: np.ndarray = field(repr=False)
+    count: int
+    unknowns: int
+
+    def at(self, flops: float) -> tuple[np.ndarray, np.ndarray]:
+        """N and D for a budget `[2]`, and by every draw `[draws, 2]`."""
+        every = np.vstack([self.lines, self.drawn])
+        value = np.exp(every[:, [0, 2]] + every[:, [1, 3]] * np.log(flops))
+        return value[0], value[1:]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The loss of one run as it trains: C `[n]`, ascending, and L `[n]`, with the run's N and its D for each C."""
+
+    parameters: float
+    flops: np.ndarray
+    tokens: np.ndarray
+    loss: np.ndarray
+
+
+@dataclass(frozen=True)
+class Parabola:
+    """L = q0 + q1·log N + q2·(log N)² through the runs of one budget; `wrong` says why its minimum is not used."""
+
+    flops: float
+    chosen: np.ndarray
+    coefficients: np.ndarray
+    minimum: tuple[float, float, float] | None
+    wrong: str = ""
+
+
+def groups(points: Points) -> list[np.ndarray]:
+    """Numbers of the points of each budget, least first: as given, or the fullest windows of C one after another."""
+    if points.budget.any():
+        return [np.flatnonzero(points.budget == budget) for budget in np.unique(points.budget[points.budget > 0])]
+    left, found = np.argsort(points.flops), []
+    while len(left):
+        c = np.log(points.flops[left])
+        ends = np.searchsorted(c, c + WINDOW, "right")
+        first = int(np.argmax(ends - np.arange(len(c))))
+        window = left[first : ends[first]]
+        if len(np.unique(points.parameters[window])) < WINDOW_SIZES:
+            break
+        found.append(window)
+        left = np.concatenate([left[:first], left[ends[first] :]])
+    return sorted(found, key=lambda window: float(np.mean(points.flops[window])))
+
+
+def parabolas(points: Points) -> list[Parabola]:
+    """One a budget."""
+    found = []
+    for chosen in groups(points):
+        n, c = np.log(points.parameters[chosen]), float(np.exp(np.log(points.flops[chosen]).mean()))
+        if len(np.unique(np.round(n, 3))) < 3:
+            found.append(Parabola(c, chosen, np.full(3, np.nan), None, "fewer than 3 sizes"))
+            continue
+        q = np.polynomial.polynomial.polyfit(n, points.loss[chosen], 2)
+        lowest = -q[1] / (2 * q[2])
+        wrong = "not convex" if q[2] <= 0 else "" if n.min() < lowest < n.max() else "minimum outside the sizes tried"
+        minimum = None
+        if not wrong:
+            d = np.polyfit(n, np.log(points.tokens[chosen]), 1)
+            minimum = (float(np.exp(lowest)), float(np.exp(np.polyval(d, lowest))), float(q[0] - q[1] ** 2 / 4 / q[2]))
+        found.append(Parabola(c, chosen, q, minimum, wrong))
+    return found
+
+
+def by_parabolas(points: Points, found: Sequence[Parabola], draws: int, seed: int = 0) -> Frontier | str:
+    """Approach 2, or why it cannot be had. A draw gives every point another's residual from its parabola."""
+    good = [one for one in found if one.minimum]
+    if len(good) < 2:
+        reasons = "; ".join(f"C = {one.flops:.3g}: {one.wrong}" for one in found if one.wrong)
+        return f"needs 2 budgets whose parabola has a minimum, found {len(good)}" + (f" ({reasons})" if reasons else "")
+    rng = np.random.default_rng(seed)
+    designs = [np.vander(np.log(points.parameters[one.chosen]), 3, increasing=True) for one in good]
+    solvers = [np.linalg.pinv(design) for design in designs]
+    rest = []
+    for one, design, solver in zip(good, designs, solvers, strict=True):
+        free = 1 - np.einsum("ij,ji->i", design, solver)
+        residual = points.loss[one.chosen] - design @ one.coefficients
+        rest.append((residual / np.sqrt(np.maximum(free, 1e-9)))[free > 1e-6])
+    pool = np.concatenate(rest)
+    lowest, tokens = [], []
+    for one, design, solver in zip(good, designs, solvers, strict=True):
+        noise = rng.choice(pool, (draws, len(one.chosen))) if len(pool) else np.full((draws, len(one.chosen)), np.nan)
+        q = (design @ one.coefficients + noise) @ solver.T
+        n = np.log(points.parameters[one.chosen])
+        with np.errstate(all="ignore"):
+            lowest.append(np.clip(np.where(q[:, 2] > 0, -q[:, 1] / (2 * q[:, 2]), np.nan), n.min(), n.max()))
+        d = np.polyfit(n, np.log(points.tokens[one.chosen]), 1)
+        tokens.append(np.polyval(d, lowest[-1]))
+    c = np.log([one.flops for one in good])
+    seen = np.array([(one.flops, *one.minimum[:2]) for one in good if one.minimum])
+    drawn = np.concatenate([_lines(c, np.stack(lowest, -1)), _lines(c, np.stack(tokens, -1))], -1)
+    count = sum(len(one.chosen) for one in good)
+    return Frontier(_both(seen), drawn, seen, count, 3 * len(good))
+
+
+def by_curves(curves: Sequence[Curve], draws: int, seed: int = 0) -> Frontier | str:
+    """Approach 1, or why it cannot be had: at each C the curve of the least loss; a draw takes other runs.
+
+    Where the best is of the smallest or of the largest size that has got so far, a better one may lie beyond: left out.
+    """
+    sizes = len({curve.parameters for curve in curves})
+    if sizes < 3:
+        return f"needs training curves of 3 sizes, found {sizes}"
+    lowest, highest = min(one.flops[0] for one in curves), max(one.flops[-1] for one in curves)
+    c = np.linspace(np.log(lowest), np.log(highest), GRID)
+    loss = np.stack([np.interp(c, np.log(one.flops), one.loss, np.nan, np.nan) for one in curves])
+    tokens = np.stack([np.interp(c, np.log(one.flops), np.log(one.tokens)) for one in curves])
+    n = np.log([one.parameters for one in curves])
+
+    def lines(chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+        own = np.where(np.isnan(loss[chosen]), np.inf, loss[chosen])
+        there, best = np.isfinite(own), n[chosen][own.argmin(0)]
+        least = np.where(there, n[chosen][:, None], np.inf).min(0)
+        most = np.where(there, n[chosen][:, None], -np.inf).max(0)
+        inside = (best > least) & (best < most)
+        if len(np.unique(best[inside])) < 2:
+            return None
+        d = tokens[chosen][own.argmin(0), np.arange(GRID)]
+        seen = np.exp(np.stack([c, best, d], -1)[inside])
+        return _both(seen), seen
+
+    whole = lines(np.arange(len(curves)))
+    if whole is None:
+        return "needs 2 sizes between the smallest and the largest that are best at some C"
+    rng = np.random.default_rng(seed)
+    every = [lines(rng.integers(0, len(curves), len(curves))) for _ in range(min(draws, 200))]
+    drawn = [one[0] for one in every if one is not None]
+    if 2 * len(drawn) < len(every):  # too few sizes to do without any: no interval is better than a wrong one
+        drawn = [np.full(4, np.nan)]
+    return Frontier(whole[0], np.array(drawn).reshape(-1, 4), whole[1], len(curves), 1)
+
+
+def _lines(c: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Intercepts and slopes `[rows, 2]` of y `[rows, n]` over c `[n]`."""
+    return y @ np.linalg.pinv(np.vander(c, 2, increasing=True)).T
+
+
+def _both(seen: np.ndarray) -> np.ndarray:
+    c, n, d = np.log(seen).T
+    return np.concatenate([_lines(c, n[None])[0], _lines(c, d[None])[0]])

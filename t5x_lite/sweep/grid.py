@@ -1,0 +1,300 @@
+"""The runs that a sweep stands for, with N, D and C counted for the real model."""
+
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from t5x_lite import config as configuration
+from t5x_lite import schema
+from t5x_lite.checkpoint import flat
+from t5x_lite.config import RunConfig, WarmupStableDecay
+from t5x_lite.errors import UserError
+from t5x_lite.models.transformer import blueprint
+from t5x_lite.plan import task_of
+from t5x_lite.sweep.config import Sweep, SweepConfig, combinations, dotted
+from t5x_lite.sweep.expression import evaluate
+from t5x_lite.train.metrics import flops_per_row
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One run: its config and overrides, and what it counts for a law (see `SweepConfig.parameters` and `.flops`).
+
+    `own_flops` are those it computes itself, counted for the model. A `trunk` is the stable phase that others branch
+    off, `after` the trunk that this one waits for.
+    """
+
+    name: str
+    config: str
+    overrides: dict[str, Any]
+    run_dir: str
+    parameters: float
+    tokens: float
+    flops: float
+    budget: float
+    experts: int
+    steps: int
+    own_flops: float
+    own_steps: int
+    trunk: bool = False
+    after: str | None = None
+
+    @property
+    def words(self) -> list[str]:
+        """The overrides as the command line takes them; none holds a blank."""
+        return [f"{key}={_word(value)}" for key, value in {**self.overrides, "run_dir": self.run_dir}.items()]
+
+
+def _word(value: Any) -> str:
+    word = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+    if any(sign.isspace() for sign in word):
+        raise UserError(f"a sweep's value cannot hold blanks, found {word!r}: put it into a config of its own")
+    return word
+
+
+@dataclass(frozen=True)
+class Counts:
+    """N as a sweep counts it and without embeddings; FLOPs of a token of training by the model and as counted."""
+
+    parameters: int
+    inner: int
+    model_flops: float
+    flops: float
+    experts: int
+
+
+def counts(config: RunConfig, sweep: SweepConfig) -> Counts:
+    """Count a model.
+
+    Raises:
+        UserError: its vocabulary is not known.
+    """
+    every, active, inner, flops = _counted(sized(config))
+    chosen = {"all": every, "active": active, "non_embedding": inner}[sweep.parameters]
+    experts = config.model.mixtures[0].experts if config.model.mixtures else 1
+    return Counts(chosen, inner, flops, flops if sweep.flops == "model" else 6.0 * chosen, experts)
+
+
+def sized(config: RunConfig) -> RunConfig:
+    """The config with the vocabulary that its tokenizer is to be trained to.
+
+    Raises:
+        UserError: that is not known before the tokenizer is read.
+    """
+    vocab = config.model.vocab or getattr(config.tokenizer, "vocab", None)
+    if vocab is None:
+        raise UserError("a sweep counts parameters before a tokenizer is read: give model.vocab under `set`")
+    return config.model_copy(update={"model": config.model.model_copy(update={"vocab": vocab})})
+
+
+def _counted(config: RunConfig) -> tuple[int, int, int, float]:
+    """See `counts`: weights, active ones, active ones of no table and no output, FLOPs of a token."""
+    key = json.dumps([config.model.model_dump(mode="json"), str(config.objective), config.train.seq_len])
+    if key not in _seen:
+        structure = blueprint(config.model)
+        shapes = flat(structure.shapes)
+        outer = sum(
+            axes.share * math.prod(shapes[name].shape)
+            for name, axes in flat(structure.axes).items()
+            if axes.table or ("vocab" in axes.names and axes.inputs)
+        )
+        row = flops_per_row(config.model, structure, config.task.lengths(task_of(config)))
+        active = structure.active_parameters
+        _seen[key] = (structure.parameters, active, active - round(outer), row / config.train.seq_len)
+    return _seen[key]
+
+
+_seen: dict[str, tuple[int, int, int, float]] = {}
+
+
+def learning_rate(rule: str, parameters: float, flops: float) -> float:
+    """Kaplan et al. 2020, eq. D.1, by N without embeddings; DeepSeek LLM 2024, eq. 1, by C."""
+    if rule == "deepseek":
+        return 0.3118 * flops**-0.1250
+    return 0.003239 - 0.0001395 * math.log(parameters)
+
+
+def batch_tokens(rule: str, parameters: float, flops: float) -> float:
+    """DeepSeek LLM 2024, eq. 1, by C; Kaplan et al. 2020, the critical batch (eq. 1.4) of the loss at N (eq. 1.1).
+
+    N is without embeddings.
+    """
+    if rule == "deepseek":
+        return 0.2920 * flops**0.3271
+    loss = (8.8e13 / parameters) ** 0.076
+    return 2e8 / loss ** (1 / 0.21)
+
+
+def expand(sweep: Sweep) -> list[Planned]:
+    """Every run of a sweep, trunks before their branches, otherwise the cheapest first.
+
+    Raises:
+        UserError: a key, value, expression or combination that cannot be had.
+    """
+    runs: list[Planned] = []
+    for name, settings in combinations(sweep.config):
+        own = {**dict(dotted(sweep.config.set)), **settings}
+        budget = own.pop("", 0.0)
+        runs.append(planned(sweep, name, own, budget))
+    if len({run.name for run in runs}) < len(runs):
+        names = sorted({run.name for run in runs if [other.name for other in runs].count(run.name) > 1})
+        raise UserError(f"two runs would be named {names[0]}: values of the axes must differ by 3 digits")
+    if sweep.config.branches:
+        runs = [*_trunks(sweep, runs)]
+    return sorted(runs, key=lambda run: (not run.trunk, run.own_flops))
+
+
+def planned(sweep: Sweep, name: str, settings: Mapping[str, Any], budget: float) -> Planned:
+    """One run: model, then rules and steps, then what is derived from them."""
+    config, rules = sweep.config, dict(settings)
+    figures: dict[str, float] = {}
+    base = schema.read(RunConfig, sweep.base).values
+
+    def value_of(key: str) -> Any:
+        if key in figures:
+            return figures[key]
+        if key in rules:
+            return rules[key]
+        found: Any = base
+        for part in key.split("."):
+            if not isinstance(found, Mapping) or part not in found:
+                raise KeyError(key)
+            found = found[part]
+        return found
+
+    def derive(model: bool) -> None:
+        for key, text in config.derived.items():
+            if key.startswith("model.") == model:
+                try:
+                    rules[key] = evaluate(text, value_of)
+                except UserError as error:
+                    raise UserError(f"derived.{key}: {error}") from None
+
+    def resolved(**more: Any) -> RunConfig:
+        words = [f"{key}={_word(value)}" for key, value in {**rules, **more}.items()]
+        try:
+            return configuration.load(sweep.base, words)
+        except UserError as error:
+            raise UserError(f"run {name} of the sweep: {error}".replace("command line: ", "")) from None
+
+    derive(model=True)
+    placeholder = {} if not budget else {"train.steps": 10**9}
+    first = resolved(**placeholder)
+    own = counts(first, config)
+    figures |= {"N": own.parameters, **({"C": budget} if budget else {})}
+    if config.batch_size:
+        if not budget:
+            raise UserError("batch_size by rule needs `budgets`: the number of steps follows from the batch")
+        sequences = batch_tokens(config.batch_size, own.inner, budget) / first.train.seq_len
+        multiple = config.batch_multiple
+        rules["train.batch_size"] = max(round(sequences / multiple), 1) * multiple
+    batch = rules.get("train.batch_size", first.train.batch_size) * first.train.seq_len
+    if budget:
+        steps = round(budget / own.flops / batch)
+        if steps < 1:
+            raise UserError(
+                f"run {name}: {budget:.3g} FLOPs are less than one step of {batch} tokens; raise the budget"
+            )
+        rules["train.steps"] = steps
+    steps = rules.get("train.steps", first.train.steps)
+    figures |= {"D": float(steps * batch), "C": steps * batch * own.flops}
+    if config.learning_rate:
+        rules["optimizer.learning_rate"] = float(f"{learning_rate(config.learning_rate, own.inner, figures['C']):.6g}")
+    derive(model=False)
+    resolved()
+    tokens = figures["D"]
+    return Planned(
+        name=name,
+        config=str(sweep.base),
+        overrides=rules,
+        run_dir=str(sweep.runs_folder / job_name(sweep, name)),
+        parameters=float(own.parameters),
+        tokens=tokens,
+        flops=figures["C"],
+        budget=budget,
+        experts=own.experts,
+        steps=steps,
+        own_flops=tokens * own.model_flops,
+        own_steps=steps,
+    )
+
+
+def _trunks(sweep: Sweep, runs: Sequence[Planned]) -> Iterator[Planned]:
+    """Runs that differ in their steps alone as branches of one long run, which stands before them."""
+    groups: dict[str, list[Planned]] = {}
+    for run in runs:
+        groups.setdefault(str({**run.overrides, "train.steps": 0}), []).append(run)
+    if all(len(own) == 1 for own in groups.values()):
+        raise UserError("branches: no two runs of the sweep differ in train.steps alone (batch by rule? derived keys?)")
+    for own in groups.values():
+        longest = max(own, key=lambda run: run.steps)
+        config = configuration.load(sweep.base, [f"{key}={_word(value)}" for key, value in longest.overrides.items()])
+        schedule = config.optimizer.schedule
+        if not isinstance(schedule, WarmupStableDecay):
+            raise UserError(
+                f"branches: need optimizer.schedule wsd, whose stable phase they share; set it in {sweep.base}"
+            )
+        stable = {run.name: math.floor((1 - schedule.decay) * run.steps) for run in own}
+        if min(stable.values()) <= config.optimizer.warmup_steps:
+            short = min(stable, key=lambda name: stable[name])
+            raise UserError(f"run {short}: decays from step {stable[short]}, before its warm-up is over")
+        steps, name = stable[longest.name], f"{min(own, key=lambda run: run.steps).name}-trunk"
+        per_step = longest.own_flops / longest.steps
+        trunk = replace(
+            longest,
+            name=name,
+            run_dir=str(sweep.runs_folder / job_name(sweep, name)),
+            overrides={
+                **longest.overrides,
+                "train.steps": steps,
+                "optimizer.schedule": "constant",
+                "checkpoint.keep_steps": sorted(set(stable.values())),
+            },
+            steps=steps,
+            own_steps=steps,
+            own_flops=steps * per_step,
+            tokens=longest.tokens * steps / longest.steps,
+            flops=longest.flops * steps / longest.steps,
+            trunk=True,
+        )
+        yield trunk
+        for run in own:
+            left = run.steps - stable[run.name]
+            branch = {"branch.from": trunk.run_dir, "branch.step": stable[run.name]}
+            yield replace(
+                run,
+                overrides={**run.overrides, **branch},
+                own_steps=left,
+                own_flops=left * per_step,
+                after=trunk.name,
+            )
+
+
+def job_name(sweep: Sweep, run: str) -> str:
+    """A run's name; on clusters, whose names are of 32 lower case letters and digits at most, with the sweep's."""
+    if sweep.config.where not in {"gke", "tpu_vm"}:
+        return run
+    whole = re.sub(r"[^a-z0-9]+", "-", f"{sweep.name}-{run}".lower()).strip("-")
+    whole = whole if whole[0].isalpha() else f"s{whole}"
+    return whole if len(whole) <= 32 else f"{whole[:23].rstrip('-')}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
+
+
+def write_plan(sweep: Sweep, runs: Sequence[Planned]) -> None:
+    """`plan.json`: what `sweep fit` needs to know, with no need of the model.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    path = sweep.folder / "plan.json"
+    record = {"sweep": sweep.name, "settings": sweep.config.model_dump(mode="json"), "runs": [asdict(r) for r in runs]}
+    try:
+        sweep.folder.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from None

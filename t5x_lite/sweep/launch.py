@@ -1,0 +1,301 @@
+"""`t5x-lite sweep`: the plan, the question, and what starts the runs that are missing, here or on a cluster."""
+
+import fcntl
+import json
+import math
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Column, Table
+
+from t5x_lite.errors import UserError
+from t5x_lite.sweep.config import Sweep
+from t5x_lite.sweep.grid import Planned, expand, job_name, write_plan
+from t5x_lite.sweep.points import rows
+from t5x_lite.sweep.pool import Pool
+from t5x_lite.train.metrics import duration, short
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+GIVEN_UP = {"diverged"}
+"""States that starting again would not mend."""
+
+
+class Record:
+    """`sweep.jsonl`: a line whenever the state of a run changes, of which the newest counts."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        torn = path.is_file() and path.stat().st_size and not path.read_bytes().endswith(b"\n")
+        self._file = path.open("a", encoding="utf-8")
+        self._file.write("\n" if torn else "")
+
+    def set(self, run: str, state: str, **more: Any) -> None:
+        """The run's state from now on."""
+        self._file.write(json.dumps({"run": run, "state": state, **more}) + "\n")
+        self._file.flush()
+
+    def state(self, run: str) -> dict[str, Any]:
+        """The newest row of a run."""
+        return rows(self.path).get(run, {})
+
+
+def start(sweep: Sweep, *, yes: bool, environment: Mapping[str, str]) -> int:
+    """Show the plan, ask, start what is missing; the exit code.
+
+    Args:
+        sweep: what to run.
+        yes: do not ask.
+        environment: of the runs.
+
+    Raises:
+        UserError: a sweep that cannot be had, or that another process runs.
+    """
+    runs = expand(sweep)
+    if sweep.config.where != "local":
+        _script("budgets.sh")
+    with locked(sweep.folder):
+        write_plan(sweep, runs)
+        record, console = Record(sweep.folder / "sweep.jsonl"), Console(stderr=True)
+        states = {run.name: _state(sweep, run, record) for run in runs}
+        missing = [run for run in runs if states[run.name] not in {"done", *GIVEN_UP}]
+        show(sweep, runs, states, estimates(sweep, missing, environment, console) if missing else {})
+        if not missing:
+            console.print(f"nothing to do; t5x-lite sweep fit {sweep.name} fits the law", markup=False)
+            return 0
+        if not yes and not _agreed(len(missing)):
+            return 1
+        if sweep.config.where in {"local", "tpu_vm"}:
+            settled = {name: state for name, state in states.items() if state in {"done", *GIVEN_UP}}
+            return Pool(sweep, record, environment, _command(sweep)).run(missing, settled)
+        return {"slurm": _slurm, "gke": _gke}[sweep.config.where](sweep, missing, states, record, console)
+
+
+def _state(sweep: Sweep, run: Planned, record: Record) -> str:
+    """What the run directory says; else what was written down, unless the directory denies it."""
+    said = record.state(run.name).get("state", "new")
+    if complete(run):
+        return "done"
+    seen_from_here = sweep.config.where != "gke"
+    gone = said == "done" or (said in GIVEN_UP and not Path(run.run_dir).is_dir())
+    return "new" if seen_from_here and gone else said
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a sweep against a second process on this machine."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be made or written: {error.strerror}") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{folder}: another process runs this sweep; wait for it") from None
+        yield
+
+
+def complete(run: Planned) -> bool:
+    """Whether the last step was trained, evaluated and saved."""
+    folder = Path(run.run_dir)
+    saved = folder / "checkpoints" / str(run.steps) / "manifest.json"
+    try:
+        last = json.loads((folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+    except (OSError, ValueError, IndexError):
+        return False
+    here = saved.is_file() or "checkpoint.folder" in run.overrides
+    return here and last.get("step") == run.steps and "eval/loss" in last
+
+
+def _agreed(count: int) -> bool:
+    if not sys.stdin.isatty():
+        raise UserError("this is not a terminal to ask at: give --yes to start the runs")
+    return input(f"start {count} runs? [y/N] ").strip().lower() in {"y", "yes"}
+
+
+def estimates(
+    sweep: Sweep, runs: Sequence[Planned], environment: Mapping[str, str], console: Console
+) -> dict[str, float]:
+    """Seconds of each run: steps of the cheapest and of the dearest model, measured here or planned for their pod.
+
+    What lies between is interpolated, in logarithms of the FLOPs of a step.
+    """
+    per_step = {run.name: run.own_flops / run.own_steps for run in runs}
+    ends = sorted(runs, key=lambda run: per_step[run.name])
+    known, starting = {}, 0.0
+    for run in {run.name: run for run in (ends[0], ends[-1])}.values():
+        local = sweep.config.where == "local"
+        words = [word for word in run.words if not word.startswith("branch.")]
+        command = ["t5x_lite.sweep.measure"] if local else ["t5x_lite", "plan", "--json"]
+        with console.status(f"{'measuring' if local else 'planning'} a step of {run.name}"):
+            begun = time.monotonic()
+            done = subprocess.run(
+                [sys.executable, "-m", *command, run.config, *words],
+                env=dict(environment),
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+        try:
+            said = json.loads(done.stdout.splitlines()[-1])
+            known[per_step[run.name]] = said["step_seconds"] if local else said["modelled"]["step_seconds"]
+            starting = max(starting, time.monotonic() - begun) if local else 0.0
+        except (ValueError, KeyError, IndexError):
+            why = (done.stderr.strip().splitlines() or ["no answer"])[-1]
+            console.print(f"hours are not known: {why}", markup=False, highlight=False)
+            return {}
+    x, y = ([math.log(value) for value in values] for values in (known, known.values()))
+
+    def seconds(run: Planned) -> float:
+        at = math.log(per_step[run.name])
+        share = (at - x[0]) / (x[-1] - x[0]) if x[-1] > x[0] else 0.0
+        return starting + run.own_steps * math.exp(y[0] + share * (y[-1] - y[0]))
+
+    return {run.name: seconds(run) for run in runs}
+
+
+def show(sweep: Sweep, runs: Sequence[Planned], states: Mapping[str, str], seconds: Mapping[str, float]) -> None:
+    """The plan as a table, with what N and C count, and what all of it takes."""
+    table = Table(
+        Column("run", no_wrap=True),
+        *("N", "D", "C", "steps", "hours", "state"),
+        title=f"sweep {sweep.name}",
+        title_justify="left",
+        box=SIMPLE_HEAD,
+    )
+    for run in runs:
+        hours = f"{seconds[run.name] / 3600:.3f}" if run.name in seconds else "–"
+        figures = (run.parameters, run.tokens, run.flops)
+        table.add_row(
+            run.name, *(f"{one:.3g}".replace("e+", "e") for one in figures), str(run.own_steps), hours, states[run.name]
+        )
+    console, config = Console(), sweep.config
+    console.print(table)
+    what = {
+        "all": "all weights",
+        "active": "weights that a token passes",
+        "non_embedding": "the same without embeddings",
+    }
+    counted = "6·N·D" if config.flops == "6nd" else "the model's matrices, output and attention (causal half)"
+    left = sum(run.own_flops for run in runs if states[run.name] != "done")
+    console.print(
+        f"N counts {what[config.parameters]}; C counts {counted}\n{len(runs)} runs, "
+        f"{sum(state == 'done' for state in states.values())} of them done; {short(left)}FLOPs are left"
+        + (f", about {duration(sum(seconds.values()) / config.jobs)} with jobs={config.jobs}" if seconds else ""),
+        highlight=False,
+        markup=False,
+    )
+
+
+def _script(name: str) -> str:
+    path = REPOSITORY / "launch" / name
+    if not path.is_file():
+        raise UserError(f"{path}: is not there; clusters are reached from a checkout of this project")
+    return str(path)
+
+
+def _shipped(run: Planned) -> str:
+    """The config's path inside the image, or on the hosts."""
+    path = Path(run.config)
+    if not path.is_relative_to(REPOSITORY / "configs"):
+        raise UserError(f"{path}: must lie in {REPOSITORY / 'configs'}, which is what the hosts are given")
+    return str(path.relative_to(REPOSITORY))
+
+
+def _command(sweep: Sweep) -> Any:
+    if sweep.config.where == "local":
+        return lambda run: [sys.executable, "-m", "t5x_lite", "train", run.config, *run.words]
+    script, options = _script("tpu_vm.sh"), sweep.config.launch.tpu_vm
+    if sweep.config.dir is None:
+        raise UserError("where=tpu_vm needs dir: a folder of a bucket that is mounted there and here")
+    return lambda run: ["bash", script, job_name(sweep, run.name), _shipped(run), *options, *run.words]
+
+
+def _call(command: Sequence[str]) -> str:
+    """What a cluster's program prints.
+
+    Raises:
+        UserError: it is not here, or has failed.
+    """
+    if shutil.which(command[0]) is None:
+        raise UserError(f"{command[0]} is not installed here; start the sweep where it is")
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    if done.returncode:
+        said = (done.stderr.strip().splitlines() or [""])[-1]
+        raise UserError(f"{' '.join(command[:3])} … failed with exit code {done.returncode}: {said}")
+    return done.stdout.strip()
+
+
+def _slurm(sweep: Sweep, runs: Sequence[Planned], states: Mapping[str, str], record: Record, console: Console) -> int:
+    """One job array for the trunks and the others, one that waits for it for the branches; none for what is queued."""
+    jobs = {run.name: str(record.state(run.name).get("job", "")) for run in runs}
+    queued = set(_call(["squeue", "--noheader", "--array", "--format=%i"]).split())
+    new = [run for run in runs if jobs[run.name] not in queued and states.get(run.after or "") not in GIVEN_UP]
+    before = {run.name: jobs[run.name].partition("_")[0] for run in runs if jobs[run.name] in queued}
+    number = len(list(sweep.folder.glob("array-*.txt")))
+    for wave in ([run for run in new if not run.after], [run for run in new if run.after]):
+        if not wave:
+            continue
+        listed = (sweep.folder / f"array-{number}.txt").absolute()
+        number += 1
+        listed.write_text("".join(" ".join([run.config, *run.words]) + "\n" for run in wave), encoding="utf-8")
+        ids = sorted({before[run.after] for run in wave if run.after in before})
+        waits = [f"--dependency=afterany:{':'.join(ids)}"] if ids else []
+        log = (sweep.folder / "%A_%a.log").absolute()
+        array = [f"--array=1-{len(wave)}%{sweep.config.jobs}", f"--output={log}"]
+        job = _call(
+            [
+                "sbatch",
+                "--parsable",
+                *array,
+                *waits,
+                *sweep.config.launch.slurm,
+                _script("slurm/array.sbatch"),
+                str(listed),
+            ]
+        ).partition(";")[0]
+        for task, run in enumerate(wave, 1):
+            record.set(run.name, "submitted", job=f"{job}_{task}")
+            before[run.name] = job
+    return _submitted(len(new), len(runs) - len(new), console)
+
+
+def _gke(sweep: Sweep, runs: Sequence[Planned], states: Mapping[str, str], record: Record, console: Console) -> int:
+    """A JobSet a run; a branch once its trunk is done. What has failed is made anew."""
+    count = 0
+    for run in runs:
+        job = job_name(sweep, run.name)
+        found = {}
+        if record.state(run.name).get("state") == "submitted":
+            command = ["kubectl", "get", "jobset", job, "--ignore-not-found", "-o"]
+            found = {"there": _call([*command, "name"]), "end": _call([*command, "jsonpath={.status.terminalState}"])}
+        if found.get("end") == "Completed":
+            record.set(run.name, "done")
+        elif found.get("there") and found.get("end") != "Failed":
+            continue
+        elif run.after is None or record.state(run.after).get("state") == "done" or states[run.after] == "done":
+            if found.get("there"):
+                _call(["kubectl", "delete", "jobset", job])
+            _call(["bash", _script("gke/train.sh"), job, _shipped(run), *sweep.config.launch.gke, *run.words])
+            record.set(run.name, "submitted", job=job)
+            count += 1
+    return _submitted(count, len(runs) - count, console)
+
+
+def _submitted(new: int, others: int, console: Console) -> int:
+    console.print(
+        f"{new} runs submitted, {others} were queued, running or wait for others; the same command shows where they "
+        "stand and goes on with what is missing",
+        highlight=False,
+        markup=False,
+    )
+    return 0
