@@ -15,6 +15,9 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # One compilation cache for all tests and the processes that they start.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / "t5x_lite_test_compiled"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+# Compiling is most of the work and tiny shapes do not need fast code: half of the time. Not where XLA_FLAGS is set, be
+# it to nothing, as for the slow tests.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -10,7 +10,12 @@ source tools/environment.sh test,hf,eval
 arguments=()
 slow=(-m "not slow")
 for argument in "$@"; do
-  if [[ "$argument" == "--all" ]]; then slow=(); else arguments+=("$argument"); fi
+  if [[ "$argument" == "--all" ]]; then
+    slow=()
+    export XLA_FLAGS="${XLA_FLAGS-}" # the code that users run; the fast tests leave most optimizations out
+  else
+    arguments+=("$argument")
+  fi
 done
 
 export JAX_PLATFORMS=cpu HF_HUB_OFFLINE=1
@@ -18,4 +23,4 @@ python -m ruff check .
 python -m ruff format --check .
 python -m mypy
 # Two at a time: compiling, which is most of it, keeps little more than one core busy.
-python -m pytest -n 2 --dist loadfile "${slow[@]}" "${arguments[@]}"
+python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "${slow[@]}" "${arguments[@]}"

@@ -23,14 +23,14 @@ def _library(name: str) -> Any:
         raise UserError(f"{name.partition('.')[0]} is not installed; run: pip install 't5x_lite[eval]'") from None
 
 
-def check(metric: str) -> None:
+def check(metric: str, task: str) -> None:
     """Refuse what could not be computed, before any work is done for it.
 
     Raises:
         UserError: no such metric, or the library that computes it is not installed.
     """
     if metric not in METRICS:
-        raise UserError(f"no metric {metric!r}; there are {', '.join(METRICS)}")
+        raise UserError(f"task {task}: no metric {metric!r}; there are {', '.join(METRICS)}")
     if metric in LIBRARIES:
         _library(LIBRARIES[metric])
 

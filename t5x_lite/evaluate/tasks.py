@@ -37,7 +37,7 @@ class TaskEvaluation:
         self.validation, self.mesh = data.validation(), mesh
         for own in self.validation.tasks:
             for metric in own.records.task.metrics:
-                check(metric)
+                check(metric, own.records.name)
         self.generator = (
             None if isinstance(self.objective, Supervised) else Generator(config.model, blueprint, params, tokenizer)
         )

@@ -72,7 +72,12 @@ def adapted(fox: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pa
     return Runs()
 
 
-@pytest.mark.parametrize("method", METHODS)
+IN_CI = ("full", "head", "top", "lora", "prefix", "unfreeze")
+
+
+@pytest.mark.parametrize(
+    "method", [name if name in IN_CI else pytest.param(name, marks=pytest.mark.slow) for name in METHODS]
+)
 def test_a_method_trains_what_it_says_and_nothing_else(
     method: str, adapted: dict[str, Path], encoder_run: Path
 ) -> None:
@@ -152,25 +157,27 @@ def test_an_adapted_run_resumes_and_refuses_another_base(
     assert "is not the base that this run was adapted from" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "route", ["attention", *(pytest.param(one, marks=pytest.mark.slow) for one in ("soft", "hard", "fixed"))]
+)
 def test_adapters_of_two_runs_are_fused_and_stay_as_they_were(
-    fox: Path, adapted: dict[str, Path], tmp_path: Path
+    route: str, fox: Path, adapted: dict[str, Path], tmp_path: Path
 ) -> None:
     second = tmp_path / "second"
     method = json.dumps({"pfeiffer": {"width": 4}})
     assert main(["train", str(fox), f"run_dir={second}", f"adapt.method={method}", "train.seed=7"]) == 0
-    for route in ("attention", "soft", "hard", "fixed"):
-        own = {"adapters": [str(adapted["pfeiffer"]), str(second)], "kind": {"width": 4}, "route": route, "chosen": 1}
-        run = tmp_path / route
-        command = ["train", str(fox), f"run_dir={run}", f"adapt.method={json.dumps({'fusion': own})}"]
-        assert main([*command, "train.steps=1"]) == 0
-        weights = named(t5x_lite.load(run).params)
-        for number, source in enumerate((adapted["pfeiffer"], second)):
-            held = {k: v for k, v in weights.items() if f".adapters.feedforward.adapters.{number}." in k}
-            theirs = named(t5x_lite.load(source).params)
-            assert len(held) == 4
-            for name, value in held.items():
-                plain = name.replace(f".adapters.feedforward.adapters.{number}.", ".adapters.feedforward.")
-                np.testing.assert_array_equal(value, theirs[plain])
+    own = {"adapters": [str(adapted["pfeiffer"]), str(second)], "kind": {"width": 4}, "route": route, "chosen": 1}
+    run = tmp_path / route
+    command = ["train", str(fox), f"run_dir={run}", f"adapt.method={json.dumps({'fusion': own})}"]
+    assert main([*command, "train.steps=1"]) == 0
+    weights = named(t5x_lite.load(run).params)
+    for number, source in enumerate((adapted["pfeiffer"], second)):
+        held = {k: v for k, v in weights.items() if f".adapters.feedforward.adapters.{number}." in k}
+        theirs = named(t5x_lite.load(source).params)
+        assert len(held) == 4
+        for name, value in held.items():
+            plain = name.replace(f".adapters.feedforward.adapters.{number}.", ".adapters.feedforward.")
+            np.testing.assert_array_equal(value, theirs[plain])
 
 
 def test_layers_thaw_from_the_top_at_lower_rates() -> None:

@@ -199,6 +199,7 @@ def test_greedy_text_is_that_of_the_harness_with_transformers(both: tuple[Any, M
         assert found == expected
 
 
+@pytest.mark.slow
 def test_a_prefix_language_model_reads_its_context_both_ways(tmp_path: Path, tasks: Path) -> None:
     """Log-likelihoods from the model's logits of one text, with its context marked; they differ from causal ones."""
     tokenizer = _tokenizer("GPT-2")

@@ -121,6 +121,7 @@ def test_soft_prompts_stand_before_the_inputs_in_training_and_in_answers(
     assert [["no", "yes"].index(text) if text in {"no", "yes"} else -1 for text in texts] == expected
 
 
+@pytest.mark.slow
 def test_a_decoder_writes_its_answers_or_scores_them_at_the_last_token(
     config: Path, records: list[tuple[str, int]], tmp_path: Path
 ) -> None:

@@ -148,7 +148,7 @@ ON_TWO_OF_TWO = (2, 7, ("mesh.data=1", "mesh.fsdp=2", "mesh.tensor=2"), TWO_EACH
 @pytest.mark.parametrize(
     "parts",
     [
-        (ON_TWO_OF_TWO, (1, 12, (), {})),
+        pytest.param((ON_TWO_OF_TWO, (1, 12, (), {})), marks=pytest.mark.slow),
         pytest.param(((4, 4, (), {}), ON_TWO_OF_TWO, (1, 10, (), {}), (4, 12, (), {})), marks=pytest.mark.slow),
     ],
     ids=["2-1", "4-2-1-4"],

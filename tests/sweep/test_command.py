@@ -10,7 +10,7 @@ import yaml
 from t5x_lite import config as configuration
 from t5x_lite.cli import main
 from t5x_lite.sweep import config, grid
-from tests.sweep.test_law import PUBLISHED, known_law
+from tests.laws.test_law import PUBLISHED, known_law
 
 
 @pytest.fixture

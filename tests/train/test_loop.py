@@ -149,6 +149,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_its_reason(
     assert lines(tmp_path)[-1]["skipped_in_a_row"] == 3
 
 
+@pytest.mark.slow
 def test_after_a_loss_spike_the_run_goes_back_and_past_the_batches(
     tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -202,6 +203,7 @@ def test_two_processes_do_not_train_one_run(
     assert "another process trains this run" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_profile_is_written(tiny_config: Path, tmp_path: Path) -> None:
     assert train(tiny_config, tmp_path, "train.steps=16", "train.profile=2") == 0
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
