@@ -67,6 +67,7 @@ def test_a_search_tries_what_divides_pod_model_and_batch() -> None:
     assert {c.mesh.context for c in candidates(long, 64)} == {1, 2, 4}
 
 
+@pytest.mark.slow
 def test_a_pipelines_bubble_costs_time(t5x_lite: Shell) -> None:
     """Huang et al. 2019, §2.3: m parts through k stages take (m + k - 1) / m of the time."""
     common = (

@@ -158,7 +158,7 @@ def test_an_adapted_run_resumes_and_refuses_another_base(
 
 
 @pytest.mark.parametrize(
-    "route", ["attention", *(pytest.param(one, marks=pytest.mark.slow) for one in ("soft", "hard", "fixed"))]
+    "route", [pytest.param(one, marks=pytest.mark.slow) for one in ("attention", "soft", "hard", "fixed")]
 )
 def test_adapters_of_two_runs_are_fused_and_stay_as_they_were(
     route: str, fox: Path, adapted: dict[str, Path], tmp_path: Path

@@ -48,6 +48,7 @@ def test_it_equals_the_dense_model_at_step_0(upcycling: Path, tiny_run: Path) ->
     np.testing.assert_array_equal(experts[0], np.stack([before[1]] * 4))
 
 
+@pytest.mark.slow
 def test_the_command_begins_from_it_and_resumes_its_own_run(
     upcycling: Path, tmp_path: Path, tiny_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

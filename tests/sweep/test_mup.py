@@ -88,6 +88,7 @@ def moved(config: ModelConfig, steps: int = 5) -> dict[str, float]:
     return dict(zip(("states", "logits"), map(float, train(initial(config, jax.random.key(0)))), strict=True))
 
 
+@pytest.mark.slow
 def test_coordinates_move_alike_at_every_width_under_mup_and_not_without() -> None:
     widths = (32, 256)
     with_, without = ([moved(make(width)) for width in widths] for make in (mup, model))
