@@ -147,14 +147,27 @@ def locked(folder: Path) -> Iterator[None]:
     if jax.process_index() > 0:
         yield
         return
+    with held(folder, "another process trains this run; wait for it or give another run_dir", key="run_dir "):
+        yield
+
+
+@contextmanager
+def held(folder: Path, busy: str, key: str = "") -> Iterator[None]:
+    """Make a folder and hold it against other processes of this machine.
+
+    `busy` is said where one has it, and the `key` of the config that names it where it cannot be made.
+
+    Raises:
+        UserError: one has it, or the folder cannot be made.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / ".lock").open("w")
     except OSError as error:
-        raise UserError(f"run_dir {folder}: cannot be made or written: {error.strerror}") from None
+        raise UserError(f"{key}{folder}: cannot be made or written: {error.strerror}") from None
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"{folder}: another process trains this run; wait for it or give another run_dir") from None
+            raise UserError(f"{folder}: {busy}") from None
         yield

@@ -1,14 +1,12 @@
 """`t5x-lite sweep`: the plan, the question, and what starts the runs that are missing, here or on a cluster."""
 
-import fcntl
 import json
 import math
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ from rich.console import Console
 from rich.table import Column, Table
 
 from t5x_lite.errors import UserError
+from t5x_lite.run import held
 from t5x_lite.sweep.config import Sweep
 from t5x_lite.sweep.grid import Planned, expand, job_name, write_plan
 from t5x_lite.sweep.points import rows
@@ -61,7 +60,7 @@ def start(sweep: Sweep, *, yes: bool, environment: Mapping[str, str]) -> int:
     runs = expand(sweep)
     if sweep.config.where != "local":
         _script("budgets.sh")
-    with locked(sweep.folder):
+    with held(sweep.folder, "another process runs this sweep; wait for it"):
         write_plan(sweep, runs)
         record, console = Record(sweep.folder / "sweep.jsonl"), Console(stderr=True)
         states = {run.name: _state(sweep, run, record) for run in runs}
@@ -86,22 +85,6 @@ def _state(sweep: Sweep, run: Planned, record: Record) -> str:
     seen_from_here = sweep.config.where != "gke"
     gone = said == "done" or (said in GIVEN_UP and not Path(run.run_dir).is_dir())
     return "new" if seen_from_here and gone else said
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold a sweep against a second process on this machine."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be made or written: {error.strerror}") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{folder}: another process runs this sweep; wait for it") from None
-        yield
 
 
 def complete(run: Planned) -> bool:

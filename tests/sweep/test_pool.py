@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from t5x_lite.errors import STOPPED, UserError
+from t5x_lite.run import held
 from t5x_lite.sweep import config, grid, launch
 from t5x_lite.sweep.launch import Record
 from t5x_lite.sweep.pool import Pool, share
@@ -178,7 +179,7 @@ def test_slots_share_processors_or_gpus_or_the_memory_of_one(monkeypatch: pytest
 
 
 def test_two_sweeps_of_one_folder_do_not_run_at_once(sweep: config.Sweep) -> None:
-    with launch.locked(sweep.folder), pytest.raises(UserError, match="another process runs this sweep"):
+    with held(sweep.folder, "this test has it"), pytest.raises(UserError, match="another process runs this sweep"):
         launch.start(sweep, yes=True, environment=dict(os.environ))
 
 
