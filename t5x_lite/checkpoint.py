@@ -11,6 +11,7 @@ import os
 import shutil
 import threading
 import time
+import warnings
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -209,6 +210,8 @@ class Checkpoints:
             _remove(self.folder / str(step))
 
     def _explained(self, step: int, error: Exception) -> SaveError:
+        # Orbax drops the writes that were still to come; Python would say so of each, after our one line.
+        warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
         free = ""
         with contextlib.suppress(OSError):
             free = f" ({shutil.disk_usage(self.folder).free / 1e9:.3f} GB free there)"

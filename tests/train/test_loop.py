@@ -186,8 +186,8 @@ sys.exit(main(["train", {str(tiny_config)!r}, "run_dir={run}", "train.steps=100"
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr
-    assert "could not be written" in done.stderr.splitlines()[-1]
-    assert "the disk is full; earlier checkpoints are intact" in done.stderr.splitlines()[-1]
+    told = [line for line in done.stderr.splitlines() if "could not be written" in line]
+    assert len(told) == 1 and "the disk is full; earlier checkpoints are intact" in told[0]
     assert "Traceback" not in done.stderr
     assert open_run(run).checkpoints.steps()[-1] == 12
     assert train(tiny_config, run, "train.steps=20", "train.allow_changed_config=true") == 0
