@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from t5x_lite.decode.generate import settings as decoding
 from t5x_lite.errors import UserError
 from t5x_lite.evaluate import embed as embedding
 from t5x_lite.evaluate.likelihood import Likelihood
-from t5x_lite.evaluate.perplexity import evaluate
 from t5x_lite.evaluate.tasks import TaskEvaluation
 from t5x_lite.models.config import Learned
 from t5x_lite.objectives.features import Pair
@@ -26,8 +25,7 @@ from t5x_lite.objectives.masked import CLS, MASK, SEP
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.run import FOREIGN_CONFIG, Run, open_run
 from t5x_lite.start import loaded
-from t5x_lite.train.setup import loss_function, open_data
-from t5x_lite.train.step import eval_step
+from t5x_lite.train.setup import loss_function, open_data, validated
 
 BATCH = 16
 """Masks filled at one time."""
@@ -102,7 +100,7 @@ class Model:
     @property
     def soft(self) -> np.ndarray:
         """Ids of the soft prompt that an adaptation has learnt: -1, -2, …; they stand before every text."""
-        return -1 - np.arange(0 if self.config.method is None else self.config.method.placeholders, dtype=np.int32)
+        return -1 - np.arange(self.config.method.placeholders, dtype=np.int32)
 
     @cached_property
     def beginning(self) -> np.ndarray:
@@ -217,12 +215,8 @@ class Model:
         """
         config = self.config
         data = open_data(config, self.tokenizer)
-        validation = data.validation()
-        shards = meshes.batch_shards(self.mesh)
-        loss = loss_function(config, self.run.blueprint, shards, training=False)
-        local = meshes.local_rows(self.mesh, validation.batch_size)
-        batches = (meshes.to_global(self.mesh, b, validation.batch_size) for b in validation.batches(local))
-        found = evaluate(jax.jit(partial(eval_step, loss)), self.params, batches, data.tokens_per_byte)
+        loss = loss_function(config, self.run.blueprint, meshes.batch_shards(self.mesh), training=False)
+        found = validated(jax.jit(lambda params, batch: loss(params, batch, None)), self.params, data, self.mesh)
         if isinstance(data, TaskData):
             tasks = TaskEvaluation(data, self.run.blueprint, self.params, self.tokenizer, self.mesh)
             found |= tasks.scores(self.params, self.run.folder / "eval" / str(self.step))

@@ -9,11 +9,13 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from t5x_lite import config as configuration
+from t5x_lite import schema
 from t5x_lite.errors import STOPPED, UserError
 
 WITHOUT_A_TPU = {
@@ -58,6 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     _quiet_orbax()
     try:
+        if rest and options.command in (import_, export, report):
+            name = options.command.__name__.strip("_")
+            raise UserError(f"{name}: unknown option {rest[0]}; see t5x-lite {name} --help")
         return options.command(options, [*getattr(options, "overrides", []), *rest])
     except UserError as error:
         print(f"t5x-lite: {error}", file=sys.stderr)
@@ -94,93 +99,86 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(name: str, function: object, about: str, subject: str, meaning: str) -> argparse.ArgumentParser:
+    def command(
+        name: str, function: object, about: str, subjects: Mapping[str, str], *, step: bool = False, json: bool = False
+    ) -> argparse.ArgumentParser:
         own = commands.add_parser(name, help=about, description=about, allow_abbrev=False)
-        own.add_argument(subject, metavar=subject.upper(), type=Path, help=meaning)
-        own.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides of the config")
+        for subject, meaning in subjects.items():
+            own.add_argument(subject, metavar=subject.upper(), type=Path, help=meaning)
+        if subjects:
+            own.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides of the config")
+        if step:
+            own.add_argument("--step", type=int, help="a checkpoint's step; the newest if left out")
+        if json:
+            own.add_argument("--json", action="store_true", help="one JSON object on standard output")
         own.set_defaults(command=function)
         return own
 
-    config = "YAML file of a run"
-    run = "a run directory"
-    own = command("train", train, "pretrain; a run directory that holds a checkpoint is resumed", "config", config)
+    _add_before_a_run(command, {"config": "YAML file of a run"})
+    _add_after_a_run(command, {"run": "a run directory"})
+    return parser
+
+
+def _add_before_a_run(command: Callable[..., argparse.ArgumentParser], config: Mapping[str, str]) -> None:
+    own = command("train", train, "pretrain; a run directory that holds a checkpoint is resumed", config)
     own.add_argument("--help-config", action="store_true", help="list every setting, and end")
     own.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 of a job of several is reached")
     own.add_argument("--num-processes", type=int, help="processes of the job")
     own.add_argument("--process-id", type=int, help="which of them this is, from 0")
-    own = command("prepare", prepare, "tokenise the corpora of a config into its token cache", "config", config)
+    own = command("prepare", prepare, "tokenise the corpora of a config into its token cache", config)
     own.add_argument("--runner", help="tokenise on a runner of Apache Beam, such as DirectRunner or DataflowRunner")
-    command("tokenizer", tokenizer, "train the tokenizer of a config", "config", config)
-    _add_evaluation(commands, command, run)
-    own = command("plan", plan, "compile the train step for a TPU pod, here, without one", "config", config)
+    command("tokenizer", tokenizer, "train the tokenizer of a config", config)
+    own = command("plan", plan, "compile the train step for a TPU pod, here, without one", config, json=True)
     own.add_argument("--topology", help="chips and their shape, such as v5p:8x8x16 (default: plan.topology)")
     own.add_argument("--slices", type=int, help="pods of that shape, joined by the data centre's network")
     own.add_argument("--search", action="store_true", help="try meshes and remat policies, and rank those that fit")
-    own.add_argument("--json", action="store_true", help="one JSON object on standard output")
-    own = command("generate", generate, "continue prompts, answer them, or fill their masks", "run", run)
-    own.add_argument("--prompt", action="append", required=True, help="text to continue; may be given several times")
-    own.add_argument("--step", type=int, help="a checkpoint's step; the newest if left out")
-    own.add_argument("--stop", action="append", default=argparse.SUPPRESS, help="text that ends one; may be repeated")
-    for name, (kind, meaning) in DECODING.items():
-        own.add_argument("--" + name.replace("_", "-"), type=kind, default=argparse.SUPPRESS, help=meaning)
-    for name, function, about in (
-        ("import", import_, "make a run of weights from elsewhere"),
-        ("export", export, "write a run's weights for others"),
-    ):
-        own = commands.add_parser(name, help=about, description=about, allow_abbrev=False)
-        formats = ["hf", "t5x"] if name == "import" else ["hf"]
-        own.add_argument("format", choices=formats, help="hf: Hugging Face folder; t5x: a native T5X checkpoint")
-        own.add_argument("source", metavar="DIR" if name == "import" else "RUN", type=Path, help="what is read")
-        own.add_argument("target", metavar="RUN" if name == "import" else "DIR", type=Path, help="what is made")
-        own.set_defaults(command=function)
-    own.add_argument("--step", type=int, help="a checkpoint's step; the newest if left out")
-    about = "run a grid of runs, or fit the scaling law to it"
-    own = commands.add_parser("sweep", help=about, description=about, allow_abbrev=False)
+    own = command("sweep", sweep, "run a grid of runs, or fit the scaling law to it", {})
     own.add_argument("words", metavar="[fit] SWEEP [key=value …]", nargs="+", help="a sweep's YAML file; fit: or a CSV")
     own.add_argument("--yes", action="store_true", help="start without asking")
-    own.add_argument(
-        "--budget", type=float, help="fit: FLOPs to predict the best run for (default: ten times the most)"
-    )
+    own.add_argument("--budget", type=float, help="fit: FLOPs of the best run to predict (default: ten times the most)")
     own.add_argument("--run", type=float, nargs=2, metavar=("N", "D"), help="fit: a run to predict the loss of")
     own.add_argument("--draws", type=int, default=1000, help="fit: draws of each bootstrap (default %(default)s)")
     own.add_argument("--drop-highest", type=int, default=0, metavar="K", help="fit: leave out the K highest losses")
     own.add_argument("--emit", type=Path, metavar="CONFIG", help="fit: write the config of the predicted best run")
     own.add_argument("--json", action="store_true", help="fit: one JSON object on standard output")
-    own.set_defaults(command=sweep)
-    own = commands.add_parser("report", help="the curves of runs as one picture", description="Draw RUN/report.png.")
-    own.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="run directories, drawn together")
-    own.add_argument("--to", type=Path, help="the picture's file (default: report.png in the first run)")
-    own.set_defaults(command=report)
-    return parser
 
 
-def _add_evaluation(commands: Any, command: Callable[..., argparse.ArgumentParser], run: str) -> None:
+def _add_after_a_run(command: Callable[..., argparse.ArgumentParser], run: Mapping[str, str]) -> None:
     about = "score a run on tasks=a,b (few-shot), on text=FILE, or on its validation split"
-    own = command("eval", evaluate, about, "run", run)
+    own = command("eval", evaluate, about, run, step=True, json=True)
     own.epilog = "; ".join(f"{name}= {meaning}" for name, meaning in EVALUATION.items())
-    own.add_argument("--step", type=int, help="a checkpoint's step; the newest if left out")
     own.add_argument("--include", type=Path, metavar="FOLDER", help="where more YAMLs of tasks are")
     own.add_argument("--limit", type=int, metavar="N", help="documents of each task at most")
-    own.add_argument("--json", action="store_true", help="one JSON object on standard output")
-    own = commands.add_parser("embed", help="the lines of a file as vectors", description="Write states of texts.")
-    own.add_argument("run", metavar="RUN", type=Path, help=run)
-    own.add_argument("file", metavar="FILE", type=Path, help="a text a line")
-    own.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides of the config")
+    own = command("embed", embed, "write the lines of a file as vectors", {**run, "file": "a text a line"}, step=True)
     own.add_argument("--to", type=Path, help=".npy, or .npz with --pool none (default: named after FILE)")
     own.add_argument("--pool", default="mean", help="mean (default), cls, max, or none for every token")
     own.add_argument("--layer", type=int, help="from 1, or from the last as -1 (default: the last)")
-    own.add_argument("--step", type=int, help="a checkpoint's step; the newest if left out")
-    own.set_defaults(command=embed)
+    own = command("generate", generate, "continue prompts, answer them, or fill their masks", run, step=True)
+    own.add_argument("--prompt", action="append", required=True, help="text to continue; may be given several times")
+    own.add_argument("--stop", action="append", default=argparse.SUPPRESS, help="text that ends one; may be repeated")
+    for name, (kind, meaning) in DECODING.items():
+        own.add_argument("--" + name.replace("_", "-"), type=kind, default=argparse.SUPPRESS, help=meaning)
+    own = command("import", import_, "make a run of weights from elsewhere", {})
+    own.add_argument("format", choices=["hf", "t5x"], help="hf: Hugging Face folder; t5x: a native T5X checkpoint")
+    own.add_argument("source", metavar="DIR", type=Path, help="what is read")
+    own.add_argument("target", metavar="RUN", type=Path, help="what is made")
+    own = command("export", export, "write a run's weights for others", {}, step=True)
+    own.add_argument("format", choices=["hf"], help="hf: Hugging Face folder")
+    own.add_argument("source", metavar="RUN", type=Path, help="what is read")
+    own.add_argument("target", metavar="DIR", type=Path, help="what is made")
+    own = command("report", report, "draw the curves of runs as one picture", {})
+    own.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="run directories, drawn together")
+    own.add_argument("--to", type=Path, help="the picture's file (default: report.png in the first run)")
 
 
 def train(options: argparse.Namespace, overrides: list[str]) -> int:
     """`t5x-lite train CONFIG [k=v …]`."""
-    from t5x_lite import config as configuration
-
     if options.help_config:
         return _explain_config()
     config = configuration.load(options.config, overrides)
     _join(options)
+    import jax
+
     from t5x_lite.parallel import distributed
     from t5x_lite.train.loop import train as run_training
 
@@ -189,7 +187,7 @@ def train(options: argparse.Namespace, overrides: list[str]) -> int:
         run, complete = run_training(config)
     if not complete:
         return STOPPED
-    if distributed.is_first():
+    if jax.process_index() == 0:
         from t5x_lite.evaluate.report import draw
 
         picture = draw([run.folder], run.folder / "report.png")
@@ -220,11 +218,9 @@ def _join(options: argparse.Namespace) -> None:
 
 def prepare(options: argparse.Namespace, overrides: list[str]) -> int:
     """`t5x-lite prepare CONFIG [k=v …]`."""
-    from t5x_lite import config as configuration
-
     config = configuration.load(options.config, overrides)
     from t5x_lite.data import corpus
-    from t5x_lite.data.tokenizer import obtain
+    from t5x_lite.data.vocabulary import obtain
 
     trained = obtain(config)
     for source in config.data.sources:
@@ -234,10 +230,8 @@ def prepare(options: argparse.Namespace, overrides: list[str]) -> int:
 
 def tokenizer(options: argparse.Namespace, overrides: list[str]) -> int:
     """`t5x-lite tokenizer CONFIG [k=v …]`."""
-    from t5x_lite import config as configuration
-
     config = configuration.load(options.config, overrides)
-    from t5x_lite.data.tokenizer import obtain
+    from t5x_lite.data.vocabulary import obtain
 
     trained = obtain(config)
     print(f"{trained.vocab} tokens; saved as {trained.save(Path(str(config.run_dir)))}")
@@ -248,14 +242,18 @@ def evaluate(options: argparse.Namespace, overrides: list[str]) -> int:
     """`t5x-lite eval RUN [tasks=a,b] [text=FILE] [k=v …]`."""
     from t5x_lite.api import load
 
-    split = [override.removeprefix("--").partition("=") for override in overrides]
-    own = {name: value for name, _, value in split if name in EVALUATION}
-    sizes = {name: _whole(name, own[name]) for name in ("num_fewshot", "window", "stride") if name in own}
+    split = {override: override.removeprefix("--").partition("=") for override in overrides}
+    own = {name: value for name, _, value in split.values() if name in EVALUATION}
+    given = {name: own[name] for name in ("num_fewshot", "window", "stride") if name in own}
+    wrong = [f"{name}={value}: expected a whole number" for name, value in given.items() if not value.isdecimal()]
+    if wrong:
+        raise UserError("; ".join(wrong))
+    sizes = {name: int(value) for name, value in given.items()}
     if "tasks" not in own and (options.include or options.limit is not None):
         raise UserError("eval: --include and --limit are for tasks=")
     if options.limit is not None and options.limit < 1:
         raise UserError(f"--limit {options.limit}: expected a number of documents")
-    rest = [override for override, (name, _, _) in zip(overrides, split, strict=True) if name not in EVALUATION]
+    rest = [override for override, (name, _, _) in split.items() if name not in EVALUATION]
     model = load(options.run, step=options.step, overrides=rest)
     found: dict[str, float] = {}
     if "tasks" in own:
@@ -265,10 +263,9 @@ def evaluate(options: argparse.Namespace, overrides: list[str]) -> int:
         settings = {name: size for name, size in sizes.items() if name != "stride"}
         learnt = [name for name in own["tasks"].split(",") if name in map(short_name, model.config.tasks)]
         names = [name for name in own["tasks"].split(",") if name not in learnt]
-        scores: dict[str, float] = {}
-        records: dict[str, list[Any]] = {}
-        if learnt:
-            scores = {key: value for key, value in model.evaluate().items() if key.partition("/")[0] in learnt}
+        every = model.evaluate() if learnt else {}
+        records: dict[str, Any] = {}
+        scores = {key: value for key, value in every.items() if key.partition("/")[0] in learnt}
         if names:
             others, records = harness.evaluate_tasks(
                 model, names, include=options.include, limit=options.limit, **settings
@@ -292,12 +289,6 @@ def evaluate(options: argparse.Namespace, overrides: list[str]) -> int:
     return 0
 
 
-def _whole(name: str, value: str) -> int:
-    if not value.isdecimal():
-        raise UserError(f"{name}={value}: expected a whole number")
-    return int(value)
-
-
 def embed(options: argparse.Namespace, overrides: list[str]) -> int:
     """`t5x-lite embed RUN FILE [k=v …]`."""
     from t5x_lite.api import load
@@ -312,8 +303,6 @@ def embed(options: argparse.Namespace, overrides: list[str]) -> int:
 
 def plan(options: argparse.Namespace, overrides: list[str]) -> int:
     """`t5x-lite plan CONFIG --topology NAME [k=v …]`; 1 if nothing fits."""
-    from t5x_lite import config as configuration
-
     config = configuration.load(options.config, overrides)
     topology, slices = options.topology or config.plan.topology, options.slices or config.plan.slices
     if not topology:
@@ -343,15 +332,13 @@ def generate(options: argparse.Namespace, overrides: list[str]) -> int:
     from t5x_lite.decode.fill import show
     from t5x_lite.decode.generate import settings
 
-    given = {name: getattr(options, name) for name in (*DECODING, "stop") if hasattr(options, name)}
-    chosen = settings(**given)
+    chosen = settings(**{name: getattr(options, name) for name in (*DECODING, "stop") if hasattr(options, name)})
     show(load(options.run, step=options.step, overrides=overrides), options.prompt, chosen)
     return 0
 
 
 def import_(options: argparse.Namespace, overrides: list[str]) -> int:
     """`t5x-lite import hf DIR RUN`, `t5x-lite import t5x CHECKPOINT RUN`."""
-    _no_overrides("import", overrides)
     from t5x_lite.convert import huggingface, t5x
     from t5x_lite.progress import progress
 
@@ -366,18 +353,12 @@ def import_(options: argparse.Namespace, overrides: list[str]) -> int:
 
 def export(options: argparse.Namespace, overrides: list[str]) -> int:
     """`t5x-lite export hf RUN DIR`."""
-    _no_overrides("export", overrides)
     from t5x_lite.convert.huggingface import export_hf
     from t5x_lite.progress import progress
 
     with progress("writing") as advance:
         print(export_hf(options.source, options.target, advance, options.step))
     return 0
-
-
-def _no_overrides(command: str, overrides: list[str]) -> None:
-    if overrides:
-        raise UserError(f"{command}: unknown option {overrides[0]}; see t5x-lite {command} --help")
 
 
 def sweep(options: argparse.Namespace, overrides: list[str]) -> int:
@@ -402,8 +383,6 @@ def sweep(options: argparse.Namespace, overrides: list[str]) -> int:
 
 def report(options: argparse.Namespace, overrides: list[str]) -> int:
     """`t5x-lite report RUN …`."""
-    if overrides:
-        raise UserError(f"report: unknown option {overrides[0]}; it takes run directories and --to FILE")
     from t5x_lite.evaluate.report import draw
 
     print(draw(options.runs, options.to or options.runs[0] / "report.png"))
@@ -411,12 +390,9 @@ def report(options: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def _explain_config() -> int:
-    from t5x_lite import schema
-    from t5x_lite.config import RunConfig
-
-    settings = list(schema.explain(RunConfig))
-    key, kind = max(len(s.key) for s in settings), 24
+    settings = list(schema.explain(configuration.RunConfig))
+    width = max(len(s.key) for s in settings)
     for s in settings:
         unit = f" ({s.unit})" if s.unit else ""
-        print(f"{s.key:<{key}}  {s.type:<{kind}}  {s.default:<12}  {s.description}{unit}")
+        print(f"{s.key:<{width}}  {s.type:<24}  {s.default:<12}  {s.description}{unit}")
     return 0

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import shutil
+import uuid
 from pathlib import Path
 
 
@@ -36,6 +37,21 @@ class Lost(UserError):
 
 STOPPED = 75
 """Exit code of a run that was asked to stop and has saved: run the same command to go on (BSD's EX_TEMPFAIL)."""
+
+
+def write_whole(path: Path, content: str | bytes) -> Path:
+    """Write a file that is there whole or not at all, and its folder.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # processes may write the same file
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        return temporary.replace(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
 
 
 def disk_error(folder: Path, error: OSError, remedy: str) -> UserError:

@@ -13,7 +13,6 @@ import re
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import partial
 from itertools import product
 from typing import Any
 
@@ -23,18 +22,18 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
 from t5x_lite.config import GPUS, MeshConfig, RunConfig
 from t5x_lite.errors import UserError
-from t5x_lite.models.config import RematPolicy
+from t5x_lite.models.config import ModelConfig, RematPolicy
 from t5x_lite.models.transformer import blueprint
 from t5x_lite.objectives.objective import Row, Task, Vocabulary
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.parallel.hlo import Collective, collectives
+from t5x_lite.progress import say, table
 from t5x_lite.roofline import RESERVED, bounds, chip_of, crosses, exchanges, memory, seconds
 from t5x_lite.train.health import check_sharded
-from t5x_lite.train.setup import check_on, make_steps
+from t5x_lite.train.setup import Steps, check_on, make_steps
 
 
 @dataclass(frozen=True)
@@ -75,32 +74,20 @@ class Pod:
     compiles: bool = True
 
 
-def gpus_of(topology: str) -> int:
-    """How many GPUs a topology such as h100:64 has; 0 for TPUs.
-
-    Raises:
-        UserError: their number is not one.
-    """
-    name, _, count = topology.partition(":")
-    if name.lower() not in GPUS:
-        return 0
-    if not count.isdigit() or not int(count):
-        raise UserError(f"--topology {topology}: write the number of GPUs, for example {name}:8")
-    return int(count)
-
-
 def pod_of(topology: str, slices: int) -> Pod:
     """The devices of a pod that is not here.
 
     Raises:
-        UserError: libtpu is not installed, or does not know the topology.
+        UserError: libtpu is not installed, or does not know the topology; GPUs without their number.
     """
-    if count := gpus_of(topology):
-        kind = GPUS[topology.partition(":")[0].lower()]
+    name, _, count = topology.partition(":")
+    if kind := GPUS.get(name.lower()):
+        if not count.isdigit() or not int(count):
+            raise UserError(f"--topology {topology}: write the number of GPUs, for example {name}:8")
         here = [one for one in jax.devices() if one.device_kind.startswith(kind)]
-        if len(here) == count:
+        if len(here) == int(count):
             return Pod(here, here[0].device_kind, "gpu")
-        return Pod(jax.devices("cpu")[:count], kind, "gpu", compiles=False)
+        return Pod(jax.devices("cpu")[: int(count)], kind, "gpu", compiles=False)
     if importlib.util.find_spec("libtpu") is None:
         raise UserError("plan needs the TPU compiler: pip install 't5x_lite[tpu]'")
     more: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
@@ -116,34 +103,30 @@ def pod_of(topology: str, slices: int) -> Pod:
     return Pod(found, found[0].device_kind, found[0].platform)
 
 
-def plan(config: RunConfig, topology: str, slices: int = 1) -> Plan:
-    """Compile the config's train step for a topology; for GPUs that are not here, estimate it.
+def plan(config: RunConfig, topology: str, slices: int = 1, pod: Pod | None = None) -> Plan:
+    """Compile the config's train step for a topology, or for its `pod`; for GPUs that are not here, estimate it.
 
     Raises:
         UserError: see `pod_of`; a mesh that does not fill the pod; a model without a vocabulary.
     """
-    return planned(config, topology, pod_of(topology, slices), slices)
-
-
-def planned(config: RunConfig, topology: str, pod: Pod, slices: int) -> Plan:
-    """See `plan`; for devices that are at hand."""
-    lengths, train = config.task.lengths(task_of(config)), config.train
+    pod = pod_of(topology, slices) if pod is None else pod
+    lengths, train = config.task.lengths(task_of(config.model, config.train.seq_len)), config.train
     mesh = meshes.make_mesh(config.mesh, list(pod.devices))
-    chosen, structure = check_on(mesh, config, pod.platform), blueprint(config.model, config.surgery)
+    chosen, structure = check_on(mesh, config, pod.platform), blueprint(config.model, config.method.surgery)
     check_sharded(structure, mesh)
     chip = chip_of(pod.device_kind)
     available = chip.memory * (1 - RESERVED)
-    compiled, largest = _compiled(config, mesh, slices) if pod.compiles else ({}, [])
-    modelled: dict[str, Any] = {}
     with jax.set_mesh(mesh):
-        modelled |= memory(config, make_steps(config, structure, mesh).state, lengths, mesh)
+        steps = make_steps(config, structure, mesh)
+        compiled, largest = _compiled(config, steps, mesh, slices) if pod.compiles else ({}, [])
+        modelled: dict[str, Any] = {**memory(config, steps.state, lengths, mesh)}
     modelled["memory_bytes"] = sum(modelled.values())
     least = exchanges(config, structure, lengths, mesh)
     modelled["exchanges"] = [asdict(one) for one in least]
     sent = [Collective(**one) for one in compiled["exchanges"]] if "exchanges" in compiled else least
     used = (compiled or modelled).get("memory_bytes") or math.inf
     held = compiled.get("arguments_bytes", 0) + compiled.get("temporaries_bytes", 0) or modelled["memory_bytes"]
-    modelled |= bounds(config, structure, lengths, mesh, pod, held)
+    modelled |= bounds(config, structure, lengths, mesh, chip, held)
     gpu = pod.platform == "gpu"
     links = seconds(sent, chip, mesh, slices, gpu=gpu)
     for one in (*compiled.get("exchanges", ()), *modelled["exchanges"]):
@@ -183,12 +166,13 @@ def _summed_up(config: RunConfig, mesh: Mesh, m: dict[str, Any], links: tuple[fl
     }
 
 
-def _compiled(config: RunConfig, mesh: Mesh, slices: int) -> tuple[dict[str, Any], list[str]]:
+def _compiled(config: RunConfig, steps: Steps, mesh: Mesh, slices: int) -> tuple[dict[str, Any], list[str]]:
     """The compiler's word on memory and exchanges; where the program does not fit, its size and largest buffers."""
     started = time.perf_counter()
     largest: list[str] = []
     try:
-        program = _compile(config, mesh)
+        shapes = meshes.batch_shapes(mesh, example(config), config.train.batch_size)
+        program = steps.train.lower(steps.state, shapes).compile()  # type: ignore[attr-defined]
         memory, text = program.memory_analysis(), program.as_text()
         compiled = {
             "arguments_bytes": memory.argument_size_in_bytes,
@@ -206,20 +190,13 @@ def _compiled(config: RunConfig, mesh: Mesh, slices: int) -> tuple[dict[str, Any
     return compiled, largest
 
 
-def _compile(config: RunConfig, mesh: Mesh) -> Any:
-    shapes = meshes.batch_shapes(mesh, example(config), config.train.batch_size)
-    with jax.set_mesh(mesh):
-        steps = make_steps(config, blueprint(config.model, config.surgery), mesh)
-        return steps.train.lower(steps.state, shapes).compile()  # type: ignore[attr-defined]
-
-
-def task_of(config: RunConfig) -> Task:
-    """The task of a config whose tokenizer is not there: a vocabulary that has every special token.
+def task_of(model: ModelConfig, length: int) -> Task:
+    """The task of a model whose tokenizer is not there: a vocabulary that has every special token.
 
     Raises:
         UserError: `model.vocab` is not given.
     """
-    size = config.model.vocab
+    size = model.vocab
     if size is None:
         raise UserError("plan needs `model.vocab`: the size of a tokenizer that is not trained yet is not known")
     names = ("[CLS]", "[SEP]", "[MASK]", "<s>", "</s>", "[R]", "[S]", "[X]", "<unk>", "<pad>")
@@ -229,12 +206,12 @@ def task_of(config: RunConfig) -> Task:
     words = np.ones(size, bool)
     frequency = np.full(size, 1 / size)
     vocabulary = Vocabulary(size, 1, named, sentinels, special, words, frequency)
-    return Task(config.train.seq_len, vocabulary, config.model.family)
+    return Task(length, vocabulary, model.family)
 
 
 def example(config: RunConfig) -> Any:
     """One row of features of the config's objective, for their shapes and types."""
-    task, objective = task_of(config), config.task
+    task, objective = task_of(config.model, config.train.seq_len), config.task
     length = objective.row_length(task)
     ones = np.ones(length, np.int32)
     halves = (np.arange(length) >= length // 2).astype(np.int32)
@@ -275,15 +252,15 @@ def search(config: RunConfig, topology: str, slices: int = 1) -> list[Plan]:
     every = candidates(config, len(pod.devices), slices)
     for one in track(every, f"ranking {len(every)} candidates by formula", console=console):
         with contextlib.suppress(UserError):  # a mesh that does not divide the batch or the layers
-            modelled.append((planned(one, topology, replace(pod, compiles=False), slices), one))
+            modelled.append((plan(one, topology, slices, replace(pod, compiles=False)), one))
     if not modelled:
         raise UserError(f"--search: no mesh over {topology} divides model and batch; change train.batch_size")
     best = sorted(modelled, key=lambda pair: rank(pair[0]))
     if not pod.compiles:
-        return [plan for plan, _ in best]
+        return [one for one, _ in best]
     chosen = [one for _, one in best[:COMPILED]]
     compiling = track(chosen, f"compiling the best {len(chosen)}", console=console)
-    return sorted((planned(one, topology, pod, slices) for one in compiling), key=rank)
+    return sorted((plan(one, topology, slices, pod) for one in compiling), key=rank)
 
 
 def candidates(config: RunConfig, devices: int, slices: int = 1) -> list[RunConfig]:
@@ -314,36 +291,38 @@ def candidates(config: RunConfig, devices: int, slices: int = 1) -> list[RunConf
 def show(plan: Plan) -> None:
     """The report as tables."""
     console, c, m = Console(), plan.compiled, plan.modelled
-    say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
     mesh = " × ".join(f"{axis} {size}" for axis, size in plan.mesh.items()) or "one device"
     active = f", of which a token passes {plan.active_parameters:,}" if plan.active_parameters < plan.parameters else ""
-    say(f"{plan.topology}: {plan.devices} devices as {mesh}, remat {plan.remat}")
-    say(f"{plan.parameters:,} parameters{active}; {plan.tokens_per_step:,} tokens a step")
+    say(console, f"{plan.topology}: {plan.devices} devices as {mesh}, remat {plan.remat}")
+    say(console, f"{plan.parameters:,} parameters{active}; {plan.tokens_per_step:,} tokens a step")
     how = f"compiled in {c['seconds']:.0f} s" if c else "modelled, not compiled: these devices are not here"
     used, has = plan.memory_bytes / 2**30, plan.available_bytes / 2**30
-    say(f"{how}: {'fits' if plan.fits else 'does NOT fit'}: {used:.1f} of {has:.1f} GiB a device")
+    say(console, f"{how}: {'fits' if plan.fits else 'does NOT fit'}: {used:.1f} of {has:.1f} GiB a device")
     for line in plan.largest:
-        say(f"  {line}")
+        say(console, f"  {line}")
     if not plan.fits:
-        say("try: mesh.fsdp or mesh.tensor larger, model.remat=full, train.microbatches, a smaller batch; --search")
+        say(
+            console,
+            "try: mesh.fsdp or mesh.tensor larger, model.remat=full, train.microbatches, a smaller batch; --search",
+        )
     for figures, name in ((c, "compiled"), (m, "modelled")):
         kinds = ("arguments", "temporaries", "output", "state", "gradients", "activations")
         sizes = [(kind, figures[f"{kind}_bytes"]) for kind in kinds if f"{kind}_bytes" in figures]
-        _table(console, f"{name}, a device", ("memory", "GiB"), [(kind, f"{n / 2**30:.2f}") for kind, n in sizes])
-    _table(console, "attention (chosen)", ("kind", "kernel"), list(plan.kernels.items()))
+        table(console, f"{name}, a device", ("memory", "GiB"), [(kind, f"{n / 2**30:.2f}") for kind, n in sizes])
+    table(console, "attention (chosen)", ("kind", "kernel"), list(plan.kernels.items()))
     if "kernel_calls" in c:
-        say(f"{c['kernel_calls']} calls of attention and expert kernels in the compiled program")
+        say(console, f"{c['kernel_calls']} calls of attention and expert kernels in the compiled program")
     for figures, name in ((c, "compiled, sent"), (m, "modelled, must be sent")):
         sent = [
             (e["kind"], ", ".join(e["axes"]), str(e["times"]), e["link"], f"{e['sent'] / 1e6:,.1f}")
             for e in figures.get("exchanges", ())
         ]
-        _table(console, f"{name} by a device in one step", ("exchange", "mesh axes", "times", "link", "MB"), sent)
+        table(console, f"{name} by a device in one step", ("exchange", "mesh axes", "times", "link", "MB"), sent)
     if plan.largest:
         return
     least = [(kind, f"{m[f'{kind}_seconds']:.4f}") for kind in ("compute", "memory", "ici", "dcn", "step")]
-    _table(console, "modelled, the least a step can take", ("bound by", "seconds"), least)
-    _table(
+    table(console, "modelled, the least a step can take", ("bound by", "seconds"), least)
+    table(
         console,
         "modelled, at that bound",
         ("", ""),
@@ -372,12 +351,4 @@ def show_search(plans: Sequence[Plan]) -> None:
         )
         for one in plans
     ]
-    _table(Console(), "candidates, best first", ("mesh", "remat", "fits", "GiB", "step ≥ s", "MFU ≤"), rows)
-
-
-def _table(console: Console, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    if rows:
-        table = Table(*columns, title=title, title_justify="left", show_header=any(columns))
-        for row in rows:
-            table.add_row(*row)
-        console.print(table)
+    table(Console(), "candidates, best first", ("mesh", "remat", "fits", "GiB", "step ≥ s", "MFU ≤"), rows)

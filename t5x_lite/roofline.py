@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -16,41 +15,11 @@ from t5x_lite.models.losses import LOGITS_BYTES
 from t5x_lite.models.stack import pipeline_parts
 from t5x_lite.models.transformer import Blueprint
 from t5x_lite.objectives.objective import Lengths
+from t5x_lite.parallel.chips import CHIPS, Chip, name_of
 from t5x_lite.parallel.hlo import Collective
 from t5x_lite.parallel.mesh import batch_shards
-from t5x_lite.train.metrics import flops_per_row, peak_flops
+from t5x_lite.train.metrics import flops_per_row
 
-
-@dataclass(frozen=True)
-class Chip:
-    """Published figures of one device: bytes of memory, and bytes a second of memory, of a link and of the network.
-
-    A link is one direction to one neighbour of a TPU's torus, or all that a GPU sends over NVLink to the GPUs of its
-    host. The network joins slices, or hosts.
-    """
-
-    memory: float
-    memory_rate: float
-    link_rate: float
-    network_rate: float = 6.25e9
-
-
-CHIPS = {
-    "TPU v4": Chip(32 * 2**30, 1228e9, 45e9),
-    "TPU v5 lite": Chip(16 * 2**30, 819e9, 45e9),
-    "TPU v5": Chip(95 * 2**30, 2765e9, 90e9),
-    "TPU v6 lite": Chip(32 * 2**30, 1640e9, 90e9),
-    "TPU7x": Chip(96 * 2**30, 3690e9, 90e9),
-    "NVIDIA A100": Chip(80e9, 2039e9, 300e9, 25e9),
-    "NVIDIA H100": Chip(80e9, 3350e9, 450e9, 50e9),
-    "NVIDIA H200": Chip(141e9, 4800e9, 450e9, 50e9),
-    "NVIDIA B200": Chip(180e9, 8000e9, 900e9, 50e9),
-}
-"""Google Cloud's system architecture pages, and links from Austin et al. 2025, "How to Scale Your Model", part 2.
-
-A host of four TPUs has 25e9 for its network; a device of TPU7x is half a chip. GPUs: NVIDIA's data sheets of the SXM
-boards, and the networks of DGX SuperPOD: 200 Gbit/s a GPU for A100, 400 for the others.
-"""
 RESERVED = 0.02
 """Share of the memory that the runtime keeps for itself."""
 GPUS_A_HOST = 8
@@ -62,10 +31,10 @@ def chip_of(device_kind: str) -> Chip:
     Raises:
         UserError: there are none.
     """
-    known = [name for name in CHIPS if device_kind.startswith(name)]
-    if not known:
+    name = name_of(device_kind)
+    if name is None:
         raise UserError(f"plan has no published figures of {device_kind}; known are {', '.join(CHIPS)}")
-    return CHIPS[max(known, key=len)]
+    return CHIPS[name]
 
 
 def crosses(axes: Sequence[str], mesh: Mesh, slices: int, *, gpu: bool) -> bool:
@@ -89,7 +58,7 @@ def seconds(sent: Sequence[Collective], chip: Chip, mesh: Mesh, slices: int, *, 
 
 
 def bounds(
-    config: RunConfig, structure: Blueprint, lengths: Lengths, mesh: Mesh, kind: Any, held: float
+    config: RunConfig, structure: Blueprint, lengths: Lengths, mesh: Mesh, chip: Chip, held: float
 ) -> dict[str, float]:
     """FLOPs of a step, and the least seconds that arithmetic and memory need for it.
 
@@ -98,13 +67,13 @@ def bounds(
         structure: its model.
         lengths: of one example.
         mesh: the devices.
-        kind: one of the devices, or what has its `device_kind`.
+        chip: what they are.
         held: bytes of a device: its state, and what it makes on the way.
     """
-    train, n, chip = config.train, mesh.size, chip_of(kind.device_kind)
+    train, n = config.train, mesh.size
     flops = train.batch_size * flops_per_row(config.model, structure, lengths) / n
     full = train.batch_size * flops_per_row(config.model, structure, lengths, causal_half=False) / n
-    peak, _ = peak_flops(kind, train.peak_flops)
+    peak = train.peak_flops or chip.flops
     again = {"none": 1.0, "full": 4 / 3, "offload": 4 / 3}.get(config.model.remat, 7 / 6)
     # Weights, gradients and moments are read and written once; what is kept for the backward pass too; and each pass
     # reads the weights that it has gathered, in the type of the activations.

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import yaml
 from jax.sharding import Mesh
 
 from t5x_lite import config as configuration
@@ -17,9 +16,9 @@ from t5x_lite.checkpoint import Checkpoints
 from t5x_lite.config import RunConfig
 from t5x_lite.data import tokenizer as tokenizers
 from t5x_lite.data.tokenizer import Tokenizer
-from t5x_lite.errors import UserError
+from t5x_lite.errors import UserError, write_whole
 from t5x_lite.models.transformer import Blueprint, blueprint
-from t5x_lite.parallel.mesh import shardings
+from t5x_lite.parallel.mesh import placed, shardings
 
 FOREIGN_CONFIG = "config.huggingface.json"
 """In a run of imported weights: the config that they came with."""
@@ -61,12 +60,8 @@ class Run:
         """
         parts = self.config.parts(self.blueprint.axes)
         shapes = jax.eval_shape(parts.trained, self.blueprint.shapes)
-        placed = jax.tree.map(
-            lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
-            shapes,
-            shardings(mesh, parts.names_trained(self.blueprint.axes), shapes),
-        )
-        found = self.checkpoints.restore(placed, step, prefix="params.")
+        where = shardings(mesh, parts.names_trained(self.blueprint.axes), shapes)
+        found = self.checkpoints.restore(placed(shapes, where), step, prefix="params.")
         if found is None:
             raise UserError(f"{self.folder}: has no checkpoint yet; train it first")
         return found
@@ -95,7 +90,7 @@ def check_folder(config: RunConfig) -> None:
     kept = Path(str(config.run_dir)) / "config.yaml"
     if config.train.allow_changed_config or not kept.is_file():
         return
-    differences = configuration.changed(_read(kept), config)
+    differences = configuration.changed(schema.validate(RunConfig, schema.read(RunConfig, kept)), config)
     if config.model.vocab is None:  # filled in from the tokenizer, whose own settings are compared
         differences.pop("model.vocab", None)
     if differences:
@@ -111,19 +106,9 @@ def create(config: RunConfig, tokenizer: Tokenizer) -> Run:
     config = with_vocab(config, tokenizer)
     folder = Path(str(config.run_dir))
     if jax.process_index() == 0:
-        temporary = folder / "config.tmp"
-        temporary.write_text(configuration.dump(config), encoding="utf-8")
-        temporary.replace(folder / "config.yaml")
+        write_whole(folder / "config.yaml", configuration.dump(config))
         tokenizer.save(folder)
-    return Run(folder, config, blueprint(config.model, config.surgery), tokenizer)
-
-
-def _read(path: Path) -> RunConfig:
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
-    return schema.validate(RunConfig, schema.Sources(values, {key: str(path) for key in values}))
+    return Run(folder, config, blueprint(config.model, config.method.surgery), tokenizer)
 
 
 def open_run(folder: Path, overrides: list[str] | None = None) -> Run:
@@ -138,28 +123,21 @@ def open_run(folder: Path, overrides: list[str] | None = None) -> Run:
     sources = schema.read(RunConfig, path, overrides or [])
     config = schema.validate(RunConfig, sources).model_copy(update={"run_dir": str(folder)})
     has = any((folder / name).is_file() for name in tokenizers.FILES)
-    return Run(folder, config, blueprint(config.model, config.surgery), tokenizers.load(folder) if has else None)
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold a run directory against a second job on this machine; the lock ends with the job's first process."""
-    if jax.process_index() > 0:
-        yield
-        return
-    with held(folder, "another process trains this run; wait for it or give another run_dir", key="run_dir "):
-        yield
+    return Run(folder, config, blueprint(config.model, config.method.surgery), tokenizers.load(folder) if has else None)
 
 
 @contextmanager
 def held(folder: Path, busy: str, key: str = "") -> Iterator[None]:
-    """Make a folder and hold it against other processes of this machine.
+    """Make a folder and hold it against other jobs on this machine, until this one's first process ends.
 
     `busy` is said where one has it, and the `key` of the config that names it where it cannot be made.
 
     Raises:
         UserError: one has it, or the folder cannot be made.
     """
+    if jax.process_index() > 0:
+        yield
+        return
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / ".lock").open("w")

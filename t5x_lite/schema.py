@@ -6,29 +6,35 @@ a unit and a source; a *component* (`OneOf`) is a setting whose value is a name,
 """
 
 import difflib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, GetCoreSchemaHandler, Strict, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field, GetCoreSchemaHandler, Strict, ValidationError, model_validator
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined, core_schema
+from pydantic_core import core_schema
 
 from t5x_lite.errors import UserError
 
 
-class Config(BaseModel):
+class Config(BaseModel, frozen=True, extra="forbid", strict=True, protected_namespaces=(), serialize_by_alias=True):
     """A group of settings: typed, frozen, complete; an unknown key is an error."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, protected_namespaces=(), serialize_by_alias=True
-    )
+    def faults(self) -> Iterator[str]:
+        """What is wrong with settings that are each as they should be."""
+        yield from ()
+
+    @model_validator(mode="after")
+    def _is_right(self) -> Self:
+        if faults := "; ".join(self.faults()):
+            raise ValueError(faults)
+        return self
 
 
 ConfigT = TypeVar("ConfigT", bound=Config)
@@ -102,12 +108,7 @@ def _settings_of(kind: type[Config]) -> Iterator[tuple[str, FieldInfo, Mapping[s
         name, choice = field.alias or attribute, _one_of(field)
         parts = field.annotation.__args__ if isinstance(field.annotation, UnionType) else (field.annotation,)
         groups = [part for part in parts if isinstance(part, type) and issubclass(part, Config)]
-        if choice:
-            yield name, field, choice.kinds
-        elif groups:
-            yield name, field, {"": groups[0]}
-        else:
-            yield name, field, {}
+        yield name, field, choice.kinds if choice else {"": groups[0]} if groups else {}
 
 
 def _find(kind: type[Config], keys: Sequence[str]) -> type[Config] | None:
@@ -130,12 +131,10 @@ def merge(kind: type[Config] | None, old: Any, new: Any) -> Any:
     merged = dict(old)
     for key, value in new.items():
         kinds = fields.get(key, {})
-        if "" in kinds:
-            merged[key] = merge(kinds[""], old.get(key), value)
-        elif kinds and isinstance(value, Mapping) and isinstance(old.get(key), Mapping) and set(value) == set(old[key]):
+        if not kinds or "" in kinds:
+            merged[key] = merge(kinds.get(""), old.get(key), value)
+        elif isinstance(value, Mapping) and isinstance(old.get(key), Mapping) and set(value) == set(old[key]):
             merged[key] = {name: merge(kinds.get(name), old[key][name], body) for name, body in value.items()}
-        elif not kinds:
-            merged[key] = merge(None, old.get(key), value)
         else:
             merged[key] = value
     return merged
@@ -170,8 +169,7 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         values = OmegaConf.to_container(loaded, resolve=True)
         places = {key: f"{path}:{line}" for key, line in _lines(yaml.compose(text, Loader=yaml.SafeLoader))}
     except FileNotFoundError:
-        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.yaml")], n=1)
-        hint = f"; did you mean {path.parent / near[0]}?" if near else ""
+        hint = _meant(path.name, (p.name for p in path.parent.glob("*.yaml")), f"{path.parent}/")
         raise UserError(f"{path}: no such config file{hint}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as a YAML config: {error}") from None
@@ -183,6 +181,12 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected a mapping of settings at the top, found {type(values).__name__}")
     return {str(key): value for key, value in values.items()}, places
+
+
+def _meant(given: Any, names: Iterable[str], before: str = "", after: str = "", cutoff: float = 0.6) -> str:
+    """The nearest of some names as a question; empty where none is near."""
+    near = difflib.get_close_matches(str(given), list(names), n=1, cutoff=cutoff)
+    return f"; did you mean {before}{near[0]}{after}?" if near else ""
 
 
 def _load_file(kind: type[Config], path: Path, above: tuple[Path, ...] = ()) -> Sources:
@@ -238,26 +242,21 @@ def _explain(kind: type[Config], sources: Sources, fault: Any) -> str:
     given = fault["input"]
     match fault["type"]:
         case "extra_forbidden":
-            group = _find(kind, loc[:-1])
-            near = difflib.get_close_matches(loc[-1], list(group.model_fields) if group else [], n=1, cutoff=0.5)
-            meant = ".".join([*loc[:-1], near[0]]) if near else ""
-            hint = f"did you mean `{meant}`?" if near else f"`--help-config` lists the keys of `{'.'.join(loc[:-1])}`"
-            return f"{where}unknown key `{key}`; {hint}"
+            group, above = _find(kind, loc[:-1]), key.removesuffix(loc[-1])
+            hint = _meant(loc[-1], group.model_fields if group else (), f"`{above}", "`", cutoff=0.5)
+            return f"{where}unknown key `{key}`{hint or f'; `--help-config` lists the keys of `{above[:-1]}`'}"
         case "missing":
             return f"{where}`{key}` must be given"
         case "value_error":
             return f"{where}{f'`{key}`: ' if key else ''}{fault['ctx']['error']}"
         case "literal_error":
             expected = fault["ctx"]["expected"].replace("'", "")
-            near = difflib.get_close_matches(str(given), expected.replace(" or ", ", ").split(", "), n=1)
-            return f"{where}`{key}` is {given!r}, expected {expected}" + (f"; did you mean {near[0]}?" if near else "")
+            hint = _meant(given, expected.replace(" or ", ", ").split(", "))
+            return f"{where}`{key}` is {given!r}, expected {expected}{hint}"
         case "not_a_kind":
             names = fault["msg"].removeprefix("expected one of ").split(", ")
-            near = difflib.get_close_matches(
-                str(next(iter(given), "") if isinstance(given, dict) else given), names, n=1
-            )
-            hint = f"; did you mean {near[0]}?" if near else ""
-            return f"{where}`{key}` is {given!r}: {fault['msg']}{hint}"
+            name = next(iter(given), "") if isinstance(given, dict) else given
+            return f"{where}`{key}` is {given!r}: {fault['msg']}{_meant(name, names)}"
         case _:
             message = fault["msg"][0].lower() + fault["msg"][1:]
             return f"{where}`{key}` is {given!r}: {message}"
@@ -265,15 +264,16 @@ def _explain(kind: type[Config], sources: Sources, fault: Any) -> str:
 
 def flatten(config: Config) -> dict[str, Any]:
     """Every setting as `dotted.key → plain value`: the form in which two configs are compared."""
+    return dict(dotted(config.model_dump(mode="json")))
 
-    def walk(value: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-        if isinstance(value, dict) and value:
-            for key, inner in value.items():
-                yield from walk(inner, f"{prefix}{key}.")
+
+def dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested settings as dotted keys and values."""
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from dotted(value, f"{prefix}{key}.")
         else:
-            yield prefix[:-1], value
-
-    return dict(walk(config.model_dump(mode="json"), ""))
+            yield f"{prefix}{key}", value
 
 
 @dataclass(frozen=True)
@@ -314,11 +314,8 @@ def _type_name(annotation: Any) -> str:
 def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
-    value = field.get_default(call_default_factory=True)
-    choice = _one_of(field)
-    if value is PydanticUndefined:
-        return ""
-    if choice:
+    value = field.default
+    if choice := _one_of(field):
         return str(choice._name_of(value))
     if isinstance(value, tuple):
         return str([item if isinstance(item, str) else type(item).__name__ for item in value]).replace("'", "")

@@ -88,7 +88,7 @@ def beginning(config: RunConfig, plan: Blueprint, mesh: Mesh, base: Base | None 
     models = Models(model, config.model)
 
     def surgery(old: Any) -> dict[str, Any]:
-        fresh = initial(config.model, jax.random.key(config.train.seed), config.surgery)
+        fresh = initial(config.model, jax.random.key(config.train.seed), config.method.surgery)
         return method.weights(old, named(fresh), models, jnp)
 
     made, wanted = jax.eval_shape(surgery, old), named(plan.shapes)

@@ -65,7 +65,7 @@ def test_light_methods_train_what_is_counted_by_hand(
     }
     for name, count in expected.items():
         config = loaded(f"bert_sst2_{name}")
-        plan = blueprint(config.model, config.surgery)
+        plan = blueprint(config.model, config.method.surgery)
         shapes = config.parts(plan.axes).trained(plan.shapes)
         assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == count, name
 

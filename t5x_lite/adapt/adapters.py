@@ -2,12 +2,25 @@
 
 from typing import ClassVar
 
-from t5x_lite.adapt.method import Method, Surgeon, is_added
+from t5x_lite.adapt.method import Method, Surgeon
 from t5x_lite.models.config import Activation, ModelConfig
 from t5x_lite.schema import Int, setting
 
 
-class Houlsby(Method):
+class Pfeiffer(Method):
+    """An adapter after the feed-forward alone; nothing else trains (Pfeiffer et al. 2021, §3.1 and appendix A)."""
+
+    light: ClassVar[bool] = True
+    PLACES: ClassVar[tuple[str, ...]] = ("feedforward",)
+
+    width: Int = setting(48, "channels of the bottleneck", ge=1, source="reduction factor 16 of a width of 768")
+    activation: Activation = setting("relu", "inside it")
+
+    def surgery(self, surgeon: Surgeon) -> None:
+        surgeon.bottlenecks(self.PLACES, self.width, self.activation)
+
+
+class Houlsby(Pfeiffer):
     """An adapter after attention and one after the feed-forward; they and all norms train (§2.1)."""
 
     PLACES: ClassVar[tuple[str, ...]] = ("attention", "feedforward")
@@ -15,23 +28,5 @@ class Houlsby(Method):
     width: Int = setting(64, "channels of the bottleneck", ge=1, source="Houlsby et al. 2019, §3.2: 8 to 256")
     activation: Activation = setting("gelu", "inside it")
 
-    def surgery(self, surgeon: Surgeon) -> None:
-        """See `Method.surgery`."""
-        surgeon.bottlenecks(self.PLACES, self.width, self.activation)
-
     def trains(self, name: str, model: ModelConfig) -> bool | int:
-        """See `Method.trains`."""
-        return is_added(name) or "norm." in name
-
-
-class Pfeiffer(Houlsby):
-    """An adapter after the feed-forward alone; nothing else trains (Pfeiffer et al. 2021, §3.1 and appendix A)."""
-
-    PLACES: ClassVar[tuple[str, ...]] = ("feedforward",)
-
-    width: Int = setting(48, "channels of the bottleneck", ge=1, source="reduction factor 16 of a width of 768")
-    activation: Activation = setting("relu", "inside it")
-
-    def trains(self, name: str, model: ModelConfig) -> bool | int:
-        """See `Method.trains`."""
-        return is_added(name)
+        return super().trains(name, model) or "norm." in name

@@ -8,10 +8,8 @@ class BitFit(Method):
     """All biases, those of the norms too."""
 
     def check(self, model: ModelConfig) -> None:
-        """See `Method.check`."""
         if not model.bias:
             raise ValueError("adapt.method bitfit: this model has no biases (model.bias is false)")
 
     def trains(self, name: str, model: ModelConfig) -> bool | int:
-        """See `Method.trains`."""
         return name.endswith(".bias")

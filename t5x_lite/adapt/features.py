@@ -12,11 +12,9 @@ class Features(Head):
     layers: Int = setting(4, "top layers whose states are averaged", ge=2, source="Devlin et al. 2019, Table 7")
 
     def check(self, model: ModelConfig) -> None:
-        """See `Method.check`."""
         super().check(model)
         if self.layers > model.layers:
             raise ValueError(f"adapt.method features.layers {self.layers} is more than the model's {model.layers}")
 
     def surgery(self, surgeon: Surgeon) -> None:
-        """See `Method.surgery`."""
         surgeon.average(self.layers)

@@ -30,21 +30,17 @@ class Fusion(Method):
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """See `Method.sources`."""
         return self.adapters
 
     def check(self, model: ModelConfig) -> None:
-        """See `Method.check`."""
         if not self.adapters or self.chosen >= len(self.adapters):
             raise ValueError(f"adapt.method fusion.chosen {self.chosen} of {len(self.adapters)} adapters is not there")
 
     def surgery(self, surgeon: Surgeon) -> None:
-        """See `Method.surgery`."""
         kinds = [(self.kind.width, self.kind.activation)] * len(self.adapters)
         surgeon.fusions(("feedforward",), kinds, self.route, self.chosen)
 
     def trains(self, name: str, model: ModelConfig) -> bool | int:
-        """See `Method.trains`."""
         return ".adapters." in name and not ADAPTER.search(name)
 
     def weights(self, old: Weights, fresh: Weights, models: Models, xp: Any) -> dict[str, Any]:

@@ -1,25 +1,20 @@
 """(IA)³: learned factors on keys, values and the feed-forward's inner channels (Liu et al. 2022, §3.3)."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from t5x_lite.adapt.method import Method, Surgeon, Weights, is_added
-from t5x_lite.models.config import ModelConfig
 
 
 class IA3(Method):
     """The factors train, from 1. `merged` multiplies them into the weights."""
 
+    light: ClassVar[bool] = True
+
     def surgery(self, surgeon: Surgeon) -> None:
-        """See `Method.surgery`."""
         surgeon.rescale(r"attention\.(key|value)$")
         surgeon.rescale(r"feedforward\.(experts\.)?down$", inputs=True)
 
-    def trains(self, name: str, model: ModelConfig) -> bool | int:
-        """See `Method.trains`."""
-        return is_added(name)
-
     def merged(self, weights: Weights, xp: Any) -> dict[str, Any]:
-        """See `Method.merged`."""
         plain = {name: value for name, value in weights.items() if not is_added(name)}
         for name, factor in weights.items():
             layer, found, _ = name.partition(".adapter.factor")

@@ -1,14 +1,15 @@
 """LoRA: a product of two thin matrices beside each chosen one (Hu et al. 2022)."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from t5x_lite.adapt.method import Method, Surgeon, Weights, is_added
-from t5x_lite.models.config import ModelConfig
 from t5x_lite.schema import Int, setting
 
 
 class LoRA(Method):
     """The thin matrices train. `merged` adds their product to the weights: a plain model with equal logits."""
+
+    light: ClassVar[bool] = True
 
     rank: Int = setting(8, "channels between the two", ge=1, source="Hu et al. 2022, Table 9")
     alpha: float = setting(16.0, "the product is scaled by alpha / rank", gt=0)
@@ -19,15 +20,9 @@ class LoRA(Method):
     )  # fmt: skip
 
     def surgery(self, surgeon: Surgeon) -> None:
-        """See `Method.surgery`."""
         surgeon.low_rank(self.targets, self.rank, self.alpha, self.dropout)
 
-    def trains(self, name: str, model: ModelConfig) -> bool | int:
-        """See `Method.trains`."""
-        return is_added(name)
-
     def merged(self, weights: Weights, xp: Any) -> dict[str, Any]:
-        """See `Method.merged`."""
         plain = {name: value for name, value in weights.items() if not is_added(name)}
         for name in weights:
             layer, found, _ = name.partition(".adapter.down.weight")

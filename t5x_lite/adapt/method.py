@@ -5,25 +5,19 @@ No JAX here: a method describes, and the arrays that it is given do the work.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.schema import Config
 
+if TYPE_CHECKING:
+    from t5x_lite.models.adapters import Surgeon
+else:
+    Surgeon = Any
+    """What can be done to a model: `models.adapters.Surgeon`."""
+
 Weights = Mapping[str, Any]
 """Arrays by dotted name; those of a stack's layers have a leading axis over the repeats of its pattern."""
-
-
-class Surgeon(Protocol):
-    """What can be done to a model; see `models.adapters.Surgeon`."""
-
-    def low_rank(self, pattern: str, rank: int, alpha: float, rate: float) -> None: ...
-    def rescale(self, pattern: str, *, inputs: bool = False) -> None: ...
-    def bottlenecks(self, places: tuple[str, ...], width: int, activation: Any) -> None: ...
-    def fusions(self, places: tuple[str, ...], kinds: Any, route: Any, chosen: int) -> None: ...
-    def prefixes(self, length: int) -> None: ...
-    def prompt(self, length: int) -> None: ...
-    def average(self, layers: int) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -37,8 +31,11 @@ class Models:
 class Method(Config):
     """A way from one model to another. Its fields are its settings.
 
-    `placeholders`: soft tokens that begin every input. `sources`: further runs whose weights it takes.
+    `placeholders`: soft tokens that begin every input. `sources`: further runs whose weights it takes. `light`: of the
+    old model nothing trains.
     """
+
+    light: ClassVar[bool] = False
 
     @property
     def placeholders(self) -> int:
@@ -58,7 +55,7 @@ class Method(Config):
 
     def trains(self, name: str, model: ModelConfig) -> bool | int:
         """Whether a parameter trains; of one stacked over layers, or from which repeat on. A head always does."""
-        return True
+        return is_added(name) or not self.light
 
     def rates(self, name: str, model: ModelConfig, progress: Any) -> Any:
         """Factor on the learning rate of a parameter at a share `progress` of the run; one a repeat, or one; 0 is off.

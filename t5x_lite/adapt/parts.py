@@ -18,11 +18,11 @@ class Parts:
     first: Mapping[str, int | None]
 
     @classmethod
-    def of(cls, method: Method | None, model: ModelConfig, names: list[str]) -> "Parts":
-        """What a method trains; without one, everything."""
+    def of(cls, method: Method, model: ModelConfig, names: list[str]) -> "Parts":
+        """What a method trains."""
 
         def begin(name: str) -> int | None:
-            trains = True if method is None or name.startswith("head.") else method.trains(name, model)
+            trains = True if name.startswith("head.") else method.trains(name, model)
             return 0 if trains is True else None if trains is False else trains
 
         return cls({name: begin(name) for name in names})

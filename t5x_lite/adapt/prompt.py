@@ -1,6 +1,8 @@
 """Soft prompts: learned vectors before every input (prompt tuning: Lester et al. 2021; prefixes: Li & Liang 2021)."""
 
-from t5x_lite.adapt.method import Method, Surgeon, is_added
+from typing import ClassVar
+
+from t5x_lite.adapt.method import Method, Surgeon
 from t5x_lite.models.config import Learned, ModelConfig
 from t5x_lite.schema import Int, setting
 
@@ -8,30 +10,24 @@ from t5x_lite.schema import Int, setting
 class Prompt(Method):
     """`length` learned embeddings stand before each input (of an encoder_decoder: of its encoder) and train alone."""
 
+    light: ClassVar[bool] = True
+
     length: Int = setting(20, "soft tokens; they take room of train.seq_len", ge=1, source="Lester et al. 2021, §3.2")
 
     @property
     def placeholders(self) -> int:
-        """See `Method.placeholders`."""
         return self.length
 
     def check(self, model: ModelConfig) -> None:
-        """See `Method.check`."""
         if isinstance(model.positions, Learned) and self.length >= model.positions.length:
             raise ValueError(f"adapt.method length {self.length}: the model has {model.positions.length} positions")
 
     def surgery(self, surgeon: Surgeon) -> None:
-        """See `Method.surgery`."""
         surgeon.prompt(self.length)
-
-    def trains(self, name: str, model: ModelConfig) -> bool | int:
-        """See `Method.trains`."""
-        return is_added(name)
 
 
 class Prefix(Prompt):
     """In every layer that reads the inputs, learned keys and values stand in the place of the soft tokens' own."""
 
     def surgery(self, surgeon: Surgeon) -> None:
-        """See `Method.surgery`."""
         surgeon.prefixes(self.length)

@@ -11,7 +11,6 @@ class Top(Method):
     layers: Int = setting(2, "top layers that train", ge=1)
 
     def check(self, model: ModelConfig) -> None:
-        """See `Method.check`."""
         if self.layers > min(model.layers, model.layers_of_decoder) or model.shared_layers:
             raise ValueError(
                 f"adapt.method top.layers {self.layers}: the model has {model.layers} layers"
@@ -19,7 +18,6 @@ class Top(Method):
             )
 
     def trains(self, name: str, model: ModelConfig) -> bool | int:
-        """See `Method.trains`."""
         stack, inside, rest = name.partition(".layers.")
         if not inside:
             return name.startswith(("output.", "sentence.")) or ".final_norm." in name

@@ -20,7 +20,6 @@ class Unfreeze(Method):
     share: float = setting(0.5, "share of the run after which everything trains; 0: from the start", ge=0, le=1)
 
     def rates(self, name: str, model: ModelConfig, progress: Any) -> Any:
-        """See `Method.rates`."""
         stack, inside, rest = name.partition(".layers.")
         layers = model.layers_of_decoder if stack.startswith("decoder") else model.layers
         period = len(model.pattern)

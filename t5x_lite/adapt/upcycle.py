@@ -16,7 +16,6 @@ class Upcycle(Method):
     """
 
     def check(self, model: ModelConfig) -> None:
-        """See `Method.check`."""
         if not model.mixtures:
             raise ValueError("adapt.method upcycle: this model has no experts")
         for moe in model.mixtures:

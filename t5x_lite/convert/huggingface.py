@@ -5,6 +5,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,15 @@ import safetensors
 from t5x_lite import config as configuration
 from t5x_lite import schema
 from t5x_lite.checkpoint import Checkpoints, flat
-from t5x_lite.config import CheckpointConfig, MeshConfig, RunConfig, TokenizerFile
+from t5x_lite.config import CheckpointConfig, MeshConfig, RunConfig
 from t5x_lite.convert import FAMILIES, Family
+from t5x_lite.convert.family import resolved
 from t5x_lite.convert.tensors import Entry, Table, compare
 from t5x_lite.data import tokenizer as tokenizers
+from t5x_lite.data.config import TokenizerFile
 from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.errors import UserError
-from t5x_lite.models.config import Learned, ModelConfig, MoE
+from t5x_lite.models.config import Learned, ModelConfig
 from t5x_lite.models.transformer import Blueprint, blueprint
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.run import FOREIGN_CONFIG, Run, open_run
@@ -33,19 +36,18 @@ INDEX = "model.safetensors.index.json"
 NOT_COMPARED = ("dropout", "init", "compute", "remat", "unroll", "kernel")
 """Settings of a model that its config in another format need not hold."""
 
+KNOWN = ", ".join(FAMILIES)
 Progress = Callable[[str, int, int], None]
 
 
 class Weights:
     """The tensors of a folder by name, read one at a time from one file or from the files of an index.
 
-    `dtype` is that of most of them, as safetensors spells it (F32, BF16, F16).
+    `shapes` are theirs; `dtype` is that of most of them, as safetensors spells it (F32, BF16, F16).
     """
 
     def __init__(self, folder: Path, family: Family) -> None:
-        self._file: dict[str, Path] = {}
-        self._name: dict[str, str] = {}
-        self._shape: dict[str, tuple[int, ...]] = {}
+        found: dict[str, tuple[Path, tuple[int, ...]]] = {}
         kinds: list[str] = []
         paths = sorted(folder.glob("*.safetensors"))
         if (folder / INDEX).is_file():
@@ -59,27 +61,24 @@ class Weights:
             try:
                 with safetensors.safe_open(path, framework="np") as file:
                     for name in file.keys():  # noqa: SIM118
-                        self._file[name], part = path, file.get_slice(name)
-                        self._shape[name] = tuple(part.get_shape())
+                        part = file.get_slice(name)
+                        found[name] = path, tuple(part.get_shape())
                         kinds.append(part.get_dtype())
             except (OSError, safetensors.SafetensorError) as error:
                 raise UserError(f"{path}: cannot be read: {error}") from None
         self.dtype = max(set(kinds), key=kinds.count, default="F32")
-        bare = not any(name.startswith(family.prefix) for name in self._file)
-        for name in self._file:
+        bare = not any(name.startswith(family.prefix) for name in found)
+        self._places, self.shapes = dict[str, tuple[Path, str]](), dict[str, tuple[int, ...]]()
+        for name, (path, shape) in found.items():
             ours = family.prefix + name if bare and not name.startswith(HEADS) else name
             for old, new in family.renamed.items():
                 ours = re.sub(old, new, ours)
-            self._name[ours] = name
-
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Every tensor's shape."""
-        return {ours: self._shape[name] for ours, name in self._name.items()}
+            self._places[ours], self.shapes[ours] = (path, name), shape
 
     def read(self, name: str) -> np.ndarray:
         """One tensor. The file is opened for it alone, or the pages of all that was read would stay in memory."""
-        theirs = self._name[name]
-        with safetensors.safe_open(self._file[theirs], framework="np") as file:
+        path, theirs = self._places[name]
+        with safetensors.safe_open(path, framework="np") as file:
             return file.get_slice(theirs)[...]
 
 
@@ -98,33 +97,26 @@ def import_hf(folder: Path, run_dir: Path, progress: Progress) -> Run:
     hf = _read_json(folder / "config.json")
     family = FAMILIES.get(hf.get("model_type", ""))
     if family is None:
-        raise UserError(f"{folder / 'config.json'}: model_type {hf.get('model_type')!r} is not one of {_known()}")
+        raise UserError(f"{folder / 'config.json'}: model_type {hf.get('model_type')!r} is not one of {KNOWN}")
     if (run_dir / "config.yaml").exists():
         raise UserError(f"{run_dir}: is a run already; give another directory")
     weights = Weights(folder, family)
-    shapes = {
-        name: shape
-        for name, shape in weights.shapes().items()
-        if not any(re.fullmatch(pattern, name) for pattern in family.ignored)
-    }
+    ignored = {name for name in weights.shapes if any(re.fullmatch(pattern, name) for pattern in family.ignored)}
     try:
-        settings = family.model(hf, shapes)
+        settings = family.model(hf, weights.shapes.keys() - ignored)
     except KeyError as error:
         raise UserError(f"{folder / 'config.json'}: {error} is missing or not known here") from None
     model = schema.validate(ModelConfig, schema.Sources(settings, {"": str(folder / "config.json")}))
     structure = blueprint(model)
     table = family.table(model, structure)
+    expected = table.expected()
     # What is ignored because it is a copy may also be a tensor of its own.
-    shapes |= {name: shape for name, shape in weights.shapes().items() if name in table.expected()}
-    compare(str(folder), table.expected(), shapes)
+    found = {name: shape for name, shape in weights.shapes.items() if name not in ignored or name in expected}
+    compare(str(folder), expected, found)
     params = params_of(structure, table, weights.read, progress)
     hf["dtype"] = DTYPES.get(weights.dtype, "float32")
-    tokenizer = _tokenizer(folder, model)
+    tokenizer = tokenizer_of(folder, model)
     return write_run(run_dir, model, family.objective_of(model), params, structure, tokenizer, hf)
-
-
-def _known() -> str:
-    return ", ".join(FAMILIES)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -178,7 +170,8 @@ def write_run(
     return Run(run_dir, config, structure, tokenizer)
 
 
-def _tokenizer(folder: Path, model: ModelConfig) -> Tokenizer | None:
+def tokenizer_of(folder: Path, model: ModelConfig) -> Tokenizer | None:
+    """The tokenizer that lies beside foreign weights, if there is one."""
     for name in ("tokenizer.json", "spiece.model", "tokenizer.model", "vocab.json", "vocab.txt"):
         if (folder / name).is_file():
             found = tokenizers.from_file(TokenizerFile(path=str(folder / name)))
@@ -208,13 +201,10 @@ def export_hf(run_dir: Path, folder: Path, progress: Progress, step: int | None 
     folder.mkdir(parents=True, exist_ok=True)
     files = _shards(table, dtype.itemsize)
     done = 0
-    held: tuple[str, np.ndarray] = ("", np.empty(0))
 
+    @lru_cache(maxsize=1)  # the experts of an array are written one after the other
     def array_of(name: str) -> np.ndarray:
-        nonlocal held
-        if held[0] != name:
-            held = (name, np.asarray(arrays[name]))
-        return held[1]
+        return np.asarray(arrays[name])
 
     for name, entries in files.items():
         with _safetensors(folder / name, table, entries, dtype) as write:
@@ -297,57 +287,25 @@ def family_of(model: ModelConfig, known: str | None) -> Family:
     if known in FAMILIES:
         return FAMILIES[str(known)]
     faults = {}
-    for family in _candidates(model):
+    kinds = {"encoder_decoder": "span_corruption", "encoder": "masked", "decoder": "causal"}
+    for family in (own for own in FAMILIES.values() if own.objective == kinds.get(model.family)):
         try:
-            names = ["lm_head.weight"] * (not model.tied) + _heads(model)
+            names = ["lm_head.weight"] * (not model.tied) + family.marks(model)
             back = ModelConfig.model_validate(family.model(family.config(model), names))
         except (AssertionError, ValueError, UserError, KeyError, StopIteration):
             continue
-        differing = _differences(model, back)
-        if not differing:
+        faults[family.model_type] = _differences(model, back)
+        if not faults[family.model_type]:
             return family
-        faults[family.model_type] = differing
     nearest = min(faults, key=lambda name: len(faults[name])) if faults else ""
     why = f"; nearest is {nearest}, but for {'; '.join(faults[nearest])}" if faults else ""
-    raise UserError(f"no model type of Transformers known here ({_known()}) holds this model{why}")
-
-
-def _candidates(model: ModelConfig) -> Iterator[Family]:
-    kinds = {"encoder_decoder": {"span_corruption"}, "encoder": {"masked"}, "decoder": {"causal"}}
-    return (family for family in FAMILIES.values() if family.objective in kinds.get(model.family, set()))
-
-
-def _heads(model: ModelConfig) -> list[str]:
-    names = {"sentence": ["cls.seq_relationship.weight", "sop_classifier.classifier.weight"]}
-    names["detection"] = ["discriminator_predictions.dense.weight"]
-    return [name for output in model.outputs for name in names.get(output, [])]
+    raise UserError(f"no model type of Transformers known here ({KNOWN}) holds this model{why}")
 
 
 def _differences(model: ModelConfig, other: ModelConfig) -> list[str]:
-    ours, theirs = _resolved(model), _resolved(other)
+    ours, theirs = resolved(model), resolved(other)
     return [
         f"{key} {ours.get(key)!r} instead of {theirs.get(key)!r}"
         for key in sorted(ours.keys() | theirs.keys())
         if ours.get(key) != theirs.get(key) and key.split(".")[-1] not in NOT_COMPARED and key.split(".")[0] != "init"
     ]
-
-
-def _resolved(model: ModelConfig) -> dict[str, Any]:
-    """Settings with the defaults that follow from others filled in."""
-    own = model.dense_feedforward
-    layers = []
-    for layer in model.pattern:
-        kind = model.feedforward_of(layer)
-        if isinstance(kind, MoE):
-            kind = kind.model_copy(update={"expert": kind.expert or own, "mlp": kind.mlp or model.width_of_mlp})
-        layers.append(layer.model_copy(update={"feedforward": kind}))
-    filled = {
-        "pattern": tuple(layers),
-        "feedforward": own,
-        "head_dim": model.width_of_head,
-        "kv_heads": model.key_value_heads,
-        "mlp": model.width_of_mlp,
-        "embedding": model.width_of_embedding,
-        "decoder_layers": model.layers_of_decoder,
-    }
-    return schema.flatten(model.model_copy(update=filled))

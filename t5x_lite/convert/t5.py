@@ -1,36 +1,23 @@
 """T5 v1.0 and v1.1, mT5, umT5, ByT5 and Switch Transformers in Hugging Face's format."""
 
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
-from t5x_lite.convert.family import ACTIVATIONS, Family, foreign_activation
-from t5x_lite.convert.tensors import Dialect, Layers, Modules
+from t5x_lite.convert.family import ACTIVATIONS, Family, Keys, foreign_activation, projections
+from t5x_lite.convert.tensors import Layers, Modules
 from t5x_lite.errors import UserError
-from t5x_lite.models.config import GLU, ModelConfig, Relative, RMSNorm
+from t5x_lite.models.config import GLU, ModelConfig
 from t5x_lite.models.experts import Capacity, Switch
 
 SELF: Modules = {
     "layer.0.layer_norm": "attention_norm",
-    "layer.0.SelfAttention.q": "attention.query",
-    "layer.0.SelfAttention.k": "attention.key",
-    "layer.0.SelfAttention.v": "attention.value",
-    "layer.0.SelfAttention.o": "attention.out",
+    **projections("layer.0.SelfAttention.{}"),
     "layer.0.SelfAttention.relative_attention_bias": "attention.positions",
 }
 CROSS: Modules = {
     "layer.1.layer_norm": "cross_norm",
-    "layer.1.EncDecAttention.q": "cross_attention.query",
-    "layer.1.EncDecAttention.k": "cross_attention.key",
-    "layer.1.EncDecAttention.v": "cross_attention.value",
-    "layer.1.EncDecAttention.o": "cross_attention.out",
+    **projections("layer.1.EncDecAttention.{}", ours="cross_attention"),
 }
-
-
-def _feedforward(config: ModelConfig, layer: int) -> Modules:
-    inner = f"layer.{layer}.DenseReluDense"
-    gated: Modules = {f"{inner}.wi_0": "feedforward.gate", f"{inner}.wi_1": "feedforward.up"}
-    first: Modules = gated if isinstance(config.feedforward, GLU) else {f"{inner}.wi": "feedforward.up"}
-    return {f"layer.{layer}.layer_norm": "feedforward_norm", **first, f"{inner}.wo": "feedforward.down"}
 
 
 class T5(Family):
@@ -43,96 +30,76 @@ class T5(Family):
         self.model_type, self.architecture = model_type, architecture
         self.shared_positions, self.scaled = shared, scaled
 
-    dialect = Dialect(transposed=True)
     objective = "span_corruption"
     # Copies of shared.weight that older files hold.
     ignored = (r"(encoder|decoder)\.embed_tokens\.weight",)
+    keys: ClassVar[Keys] = {
+        "vocab_size": "vocab",
+        "d_model": "embed",
+        "d_kv": "head_dim",
+        "d_ff": "mlp",
+        "num_layers": "layers",
+        "num_decoder_layers": ("decoder_layers", None),
+        "num_heads": "heads",
+        "relative_attention_num_buckets": ("positions.relative.buckets", 32),
+        "relative_attention_max_distance": ("positions.relative.distance", 128),
+        "layer_norm_epsilon": ("norm.rmsnorm.epsilon", 1e-6),
+        "dropout_rate": ("dropout", 0.0),
+    }
+    fixed: ClassVar[Mapping[str, Any]] = {
+        "family": "encoder_decoder",
+        "bias": False,
+        "attention_scale": 1.0,
+        "init.fan_in.embedding_deviation": 1.0,
+    }
+    constant: ClassVar[Mapping[str, Any]] = {
+        "is_encoder_decoder": True,
+        "decoder_start_token_id": 0,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+    }
+    outside: ClassVar[Modules] = {
+        "shared": "tokens",
+        "encoder.final_layer_norm": "encoder.stack.final_norm",
+        "decoder.final_layer_norm": "decoder.stack.final_norm",
+        "encoder.block.0.layer.0.SelfAttention.relative_attention_bias": "encoder.stack.positions",
+        "decoder.block.0.layer.0.SelfAttention.relative_attention_bias": "decoder.stack.positions",
+        "lm_head": "output.matrix",
+    }
 
     def model(self, hf: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
+        own, tied = super().model(hf, names), "lm_head.weight" not in names
+        own["positions"]["relative"]["shared"] = self.shared_positions
         act = hf.get("feed_forward_proj", "relu")
-        gated = act.startswith("gated-")
+        kind = "glu" if act.startswith("gated-") else "mlp"
         # "gated-gelu" stands for the tanh form; the file, not the config, says whether the output is tied.
         activation = "gelu_tanh" if act == "gated-gelu" else ACTIVATIONS[act.removeprefix("gated-")]
         scaled = hf.get("scale_decoder_outputs", hf.get("tie_word_embeddings", True))
-        rate, tied = hf.get("dropout_rate", 0.0), "lm_head.weight" not in names
-        layers = hf["num_layers"]
-        decoder_layers = hf.get("num_decoder_layers") or layers
-        return {
-            "family": "encoder_decoder",
-            "layers": layers,
-            "decoder_layers": None if decoder_layers == layers else decoder_layers,
-            "embed": hf["d_model"],
-            "heads": hf["num_heads"],
-            "head_dim": hf["d_kv"],
-            "mlp": hf["d_ff"],
-            "vocab": hf["vocab_size"],
-            "positions": {
-                "relative": {
-                    "buckets": hf.get("relative_attention_num_buckets", 32),
-                    "distance": hf.get("relative_attention_max_distance", 128),
-                    "shared": self.shared_positions,
-                }
-            },
-            "norm": {"rmsnorm": {"epsilon": hf.get("layer_norm_epsilon", 1e-6)}},
-            "feedforward": {("glu" if gated else "mlp"): {"activation": activation, "dropout": rate}},
-            "bias": False,
+        return own | {
+            "feedforward": {kind: {"activation": activation, "dropout": own["dropout"]}},
             "tied": tied,
             "scale_output": tied and self.scaled and scaled,
-            "attention_scale": 1.0,
-            "dropout": rate,
-            "init": {"fan_in": {"embedding_deviation": 1.0}},
         }
 
     def config(self, model: ModelConfig) -> dict[str, Any]:
-        assert isinstance(model.norm, RMSNorm)
-        assert isinstance(model.positions, Relative)
-        activation = foreign_activation(model.dense_feedforward.activation)
-        gated = isinstance(model.feedforward, GLU)
-        return {
-            "vocab_size": model.vocab,
-            "d_model": model.embed,
-            "d_kv": model.width_of_head,
-            "d_ff": model.width_of_mlp,
-            "num_layers": model.layers,
-            "num_decoder_layers": model.layers_of_decoder,
-            "num_heads": model.heads,
-            "relative_attention_num_buckets": model.positions.buckets,
-            "relative_attention_max_distance": model.positions.distance,
-            "layer_norm_epsilon": model.norm.epsilon,
-            "dropout_rate": model.dropout,
+        activation, gated = foreign_activation(model), isinstance(model.feedforward, GLU)
+        return super().config(model) | {
             "feed_forward_proj": f"gated-{activation}".replace("gelu_new", "gelu") if gated else activation,
             "tie_word_embeddings": model.scale_output,
             "scale_decoder_outputs": model.scale_output,
-            "is_encoder_decoder": True,
-            "decoder_start_token_id": 0,
-            "pad_token_id": 0,
-            "eos_token_id": 1,
         }
 
     def modules(self, model: ModelConfig) -> tuple[Modules, list[Layers]]:
-        outside: Modules = {
-            "shared": "tokens",
-            "encoder.final_layer_norm": "encoder.stack.final_norm",
-            "decoder.final_layer_norm": "decoder.stack.final_norm",
-            "encoder.block.0.layer.0.SelfAttention.relative_attention_bias": "encoder.stack.positions",
-            "decoder.block.0.layer.0.SelfAttention.relative_attention_bias": "decoder.stack.positions",
-            "lm_head": "output.matrix",
-        }
-        encoder = Layers("encoder.block.{}", "encoder.stack.layers", {**SELF, **_feedforward(model, 1)})
-        decoder = Layers("decoder.block.{}", "decoder.stack.layers", {**SELF, **CROSS, **_feedforward(model, 2)})
-        return outside, [encoder, decoder]
+        encoder = Layers("encoder.block.{}", "encoder.stack.layers", {**SELF, **self.feedforward(model, 1)})
+        decoder = Layers("decoder.block.{}", "decoder.stack.layers", {**SELF, **CROSS, **self.feedforward(model, 2)})
+        return self.outside, [encoder, decoder]
 
-
-def _experts(layer: int) -> Modules:
-    inner = f"layer.{layer}.mlp"
-    return {
-        f"layer.{layer}.layer_norm": "feedforward_norm",
-        f"{inner}.wi": "feedforward.up",
-        f"{inner}.wo": "feedforward.down",
-        f"{inner}.router.classifier": "feedforward.router",
-        f"{inner}.experts.expert_{{}}.wi": "feedforward.experts.up",
-        f"{inner}.experts.expert_{{}}.wo": "feedforward.experts.down",
-    }
+    def feedforward(self, model: ModelConfig, layer: int) -> Modules:
+        """The modules of a feed-forward; `layer` is the number of their sublayer."""
+        inner = f"layer.{layer}.DenseReluDense"
+        gated: Modules = {f"{inner}.wi_0": "feedforward.gate", f"{inner}.wi_1": "feedforward.up"}
+        first: Modules = gated if isinstance(model.feedforward, GLU) else {f"{inner}.wi": "feedforward.up"}
+        return {f"layer.{layer}.layer_norm": "feedforward_norm", **first, f"{inner}.wo": "feedforward.down"}
 
 
 class SwitchTransformers(T5):
@@ -180,9 +147,14 @@ class SwitchTransformers(T5):
             "dense_act_fn": "relu",
         }
 
-    def modules(self, model: ModelConfig) -> tuple[Modules, list[Layers]]:
-        outside, (encoder, decoder) = super().modules(model)
-        return outside, [
-            Layers(encoder.theirs, encoder.ours, {**SELF, **_experts(1)}),
-            Layers(decoder.theirs, decoder.ours, {**SELF, **CROSS, **_experts(2)}),
-        ]
+    def feedforward(self, model: ModelConfig, layer: int) -> Modules:
+        """Dense ones and mixtures: a layer has either."""
+        inner = f"layer.{layer}.mlp"
+        return {
+            f"layer.{layer}.layer_norm": "feedforward_norm",
+            f"{inner}.wi": "feedforward.up",
+            f"{inner}.wo": "feedforward.down",
+            f"{inner}.router.classifier": "feedforward.router",
+            f"{inner}.experts.expert_{{}}.wi": "feedforward.experts.up",
+            f"{inner}.experts.expert_{{}}.wo": "feedforward.experts.down",
+        }

@@ -10,10 +10,10 @@ import numpy as np
 import tensorstore
 from flax import serialization
 
-from t5x_lite.convert.family import table
-from t5x_lite.convert.huggingface import Progress, params_of, write_run
-from t5x_lite.convert.tensors import Dialect, Layers, Modules, compare
-from t5x_lite.data import tokenizer as tokenizers
+from t5x_lite.convert import FAMILIES
+from t5x_lite.convert.family import projections
+from t5x_lite.convert.huggingface import Progress, params_of, tokenizer_of, write_run
+from t5x_lite.convert.tensors import Dialect, Layers, Modules, Table, compare
 from t5x_lite.errors import UserError
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.transformer import blueprint
@@ -27,23 +27,20 @@ T5X = Dialect(
 """Flax's names; matrices are [in, out], the table of relative positions [heads, buckets]."""
 
 
-def _attention(theirs: str, ours: str) -> Modules:
-    return {f"{theirs}/{name}": f"{ours}.{name}" for name in ("query", "key", "value", "out")}
-
-
+PARTS = ("query", "key", "value", "out")
 MLP: Modules = {"mlp/wi": "feedforward.up", "mlp/wo": "feedforward.down"}
 GATED: Modules = {"mlp/wi_0": "feedforward.gate", "mlp/wi_1": "feedforward.up", "mlp/wo": "feedforward.down"}
 ENCODER: Modules = {
     "pre_attention_layer_norm": "attention_norm",
     "pre_mlp_layer_norm": "feedforward_norm",
-    **_attention("attention", "attention"),
+    **projections("attention/{}", PARTS),
 }
 DECODER: Modules = {
     "pre_self_attention_layer_norm": "attention_norm",
     "pre_cross_attention_layer_norm": "cross_norm",
     "pre_mlp_layer_norm": "feedforward_norm",
-    **_attention("self_attention", "attention"),
-    **_attention("encoder_decoder_attention", "cross_attention"),
+    **projections("self_attention/{}", PARTS),
+    **projections("encoder_decoder_attention/{}", PARTS, "cross_attention"),
 }
 OUTSIDE: Modules = {
     "encoder/encoder_norm": "encoder.stack.final_norm",
@@ -61,7 +58,7 @@ def import_t5x(path: Path, run_dir: Path, progress: Progress) -> Run:
 
     The model follows from the arrays: heads and buckets from the table of relative positions, gates and a tied output
     from which arrays are there. Optimizer state is left behind. The checkpoint has no tokenizer; one that lies beside
-    it (tokenizer.model, spiece.model) is taken.
+    it (tokenizer.json, spiece.model, tokenizer.model) is taken.
 
     Raises:
         UserError: not such a checkpoint, arrays that do not fit (all of them), or a run directory that exists.
@@ -70,7 +67,7 @@ def import_t5x(path: Path, run_dir: Path, progress: Progress) -> Run:
         raise UserError(f"{run_dir}: is a run already; give another directory")
     file = path / "checkpoint" if path.is_dir() else path
     arrays = dict(_arrays(_target(file), file.parent))
-    shapes = {name: _shape(leaf) for name, leaf in arrays.items()}
+    shapes = {name: tuple(leaf.shape) for name, leaf in arrays.items()}
     model = _model(file, shapes)
     structure = blueprint(model)
     gated = GATED if any("/wi_0/" in name for name in shapes) else MLP
@@ -78,14 +75,11 @@ def import_t5x(path: Path, run_dir: Path, progress: Progress) -> Run:
         Layers("encoder/layers_{}", "encoder.stack.layers", {**ENCODER, **gated}),
         Layers("decoder/layers_{}", "decoder.stack.layers", {**DECODER, **gated}),
     ]
-    named = table(structure, T5X, OUTSIDE, layers, separator="/")
-    renamed = {EMBEDDING: "token_embedder/kernel"}
-    compare(str(file), named.expected(), {renamed.get(name, name): shape for name, shape in shapes.items()})
-    own = {renamed.get(name, name): leaf for name, leaf in arrays.items()}
+    named = Table(structure, T5X, OUTSIDE, layers, separator="/")
+    own = {"token_embedder/kernel" if name == EMBEDDING else name: leaf for name, leaf in arrays.items()}
+    compare(str(file), named.expected(), {name: leaf.shape for name, leaf in own.items()})
     params = params_of(structure, named, partial(_read, own), progress)
-    beside = [file.parent / name for name in ("tokenizer.model", "spiece.model") if (file.parent / name).is_file()]
-    tokenizer = tokenizers.load(beside[0]) if beside else None
-    return write_run(run_dir, model, "span_corruption", params, structure, tokenizer)
+    return write_run(run_dir, model, "span_corruption", params, structure, tokenizer_of(file.parent, model))
 
 
 def _target(file: Path) -> Mapping[str, Any]:
@@ -122,10 +116,6 @@ def _zarr(folder: Path) -> Any:
         raise UserError(f"{folder}: this array of the checkpoint cannot be opened: {str(error)[:200]}") from None
 
 
-def _shape(leaf: Any) -> tuple[int, ...]:
-    return tuple(leaf.shape)
-
-
 def _read(arrays: Mapping[str, Any], name: str) -> np.ndarray:
     leaf = arrays[name]
     return np.asarray(leaf.read().result() if isinstance(leaf, tensorstore.TensorStore) else leaf)
@@ -144,24 +134,16 @@ def _model(file: Path, shapes: Mapping[str, tuple[int, ...]]) -> ModelConfig:
     heads, buckets = shapes[needed[0]]
     embed, inner = shapes[needed[1]]
     gated = "encoder/layers_0/mlp/wi_0/kernel" in shapes
-    mlp = shapes[f"encoder/layers_0/mlp/{'wi_0' if gated else 'wi'}/kernel"][1]
-    tied = "decoder/logits_dense/kernel" not in shapes
-    settings = {
-        "family": "encoder_decoder",
-        "layers": layers("encoder"),
-        "decoder_layers": None if layers("decoder") == layers("encoder") else layers("decoder"),
-        "embed": embed,
-        "heads": heads,
-        "head_dim": inner // heads,
-        "mlp": mlp,
-        "vocab": shapes[EMBEDDING][0],
-        "positions": {"relative": {"buckets": buckets}},
-        "norm": "rmsnorm",
-        "feedforward": {"glu": {"activation": "gelu_tanh"}} if gated else {"mlp": {"activation": "relu"}},
-        "bias": False,
-        "tied": tied,
-        "scale_output": tied,
-        "attention_scale": 1.0,
-        "init": {"fan_in": {"embedding_deviation": 1.0}},
+    as_saved_by_transformers = {
+        "vocab_size": shapes[EMBEDDING][0],
+        "d_model": embed,
+        "d_kv": inner // heads,
+        "d_ff": shapes[f"encoder/layers_0/mlp/{'wi_0' if gated else 'wi'}/kernel"][1],
+        "num_layers": layers("encoder"),
+        "num_decoder_layers": layers("decoder"),
+        "num_heads": heads,
+        "relative_attention_num_buckets": buckets,
+        "feed_forward_proj": "gated-gelu" if gated else "relu",
     }
-    return ModelConfig.model_validate(settings)
+    untied = ["lm_head.weight"] if "decoder/logits_dense/kernel" in shapes else []
+    return ModelConfig.model_validate(FAMILIES["t5"].model(as_saved_by_transformers, untied))

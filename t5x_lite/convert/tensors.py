@@ -8,12 +8,14 @@ a layer and expert.
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 
+from t5x_lite.checkpoint import flat
 from t5x_lite.errors import UserError
 from t5x_lite.models.layers import Axes
+from t5x_lite.models.transformer import Blueprint
 
 Modules: TypeAlias = Mapping[str, str | tuple[str, ...]]
 """Their module to ours; to several of ours where theirs is them side by side."""
@@ -44,26 +46,47 @@ class Layers:
 
 @dataclass(frozen=True)
 class Place:
-    """One of our arrays, or of a stacked one the part of a layer, of an expert."""
+    """One of our arrays, or of a stacked one the part of a layer, of an expert.
+
+    `matrix` is its shape as a matrix, a table or a vector, which they hold transposed where `flipped`.
+    """
 
     name: str
     index: tuple[int, ...]
+    matrix: tuple[int, ...]
+    flipped: bool
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """In their layout."""
+        return self.matrix[::-1] if self.flipped else self.matrix
+
+    def theirs(self, array: np.ndarray) -> np.ndarray:
+        """What stands here of our array, in their layout."""
+        part = array[self.index].reshape(self.matrix)
+        return part.T if self.flipped else part
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One of their tensors and what of ours it holds."""
+    """One of their tensors and what of ours it holds, side by side along `axis`."""
 
     theirs: str
     places: tuple[Place, ...]
+    axis: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the tensor."""
+        shapes = [place.shape for place in self.places]
+        return tuple(sum(s[n] for s in shapes) if n == self.axis else size for n, size in enumerate(shapes[0]))
 
 
 class Table:
     """Every tensor of a model in a foreign format.
 
     Args:
-        axes: our arrays' `Axes` by dotted name.
-        shapes: their shapes, likewise.
+        blueprint: the model.
         dialect: the foreign layout.
         modules: outside the layers.
         layers: of each stack.
@@ -71,16 +94,11 @@ class Table:
     """
 
     def __init__(
-        self,
-        axes: Mapping[str, Axes],
-        shapes: Mapping[str, Any],
-        dialect: Dialect,
-        modules: Modules,
-        layers: Sequence[Layers],
-        separator: str = ".",
+        self, blueprint: Blueprint, dialect: Dialect, modules: Modules, layers: Sequence[Layers], separator: str = "."
     ) -> None:
-        self.axes, self.dialect, self.separator = axes, dialect, separator
-        self.shapes = {name: tuple(leaf.shape) for name, leaf in shapes.items()}
+        self.axes: dict[str, Axes] = flat(blueprint.axes)
+        self.dialect, self.separator = dialect, separator
+        self.shapes = {name: tuple(leaf.shape) for name, leaf in flat(blueprint.shapes).items()}
         self.entries = list(self._entries(modules, "", "", ()))
         for stack in layers:
             self.entries += self._layers(stack)
@@ -107,47 +125,28 @@ class Table:
                     continue
                 stacked = self.shapes[held][len(index) :][: self.axes[held].stacked]
                 for expert in np.ndindex(stacked):
-                    places = tuple(Place(f"{name}.{leaf}", index + expert) for name in names)
-                    yield Entry(f"{theirs}{module.format(*expert)}{self.separator}{foreign}", places)
+                    places = tuple(self._place(f"{name}.{leaf}", index + expert) for name in names)
+                    # Parts lie side by side along what they make.
+                    axis = 1 if self.axes[held].inputs and not self.dialect.transposed else 0
+                    yield Entry(f"{theirs}{module.format(*expert)}{self.separator}{foreign}", places, axis)
 
-    def expected(self) -> dict[str, tuple[int, ...]]:
-        """The shape of each of their tensors."""
-        return {entry.theirs: self._joined_shape(entry) for entry in self.entries}
-
-    def _joined_shape(self, entry: Entry) -> tuple[int, ...]:
-        shapes = [self._matrix_shape(place) for place in entry.places]
-        axis = self._joined_axis(entry)
-        return tuple(sum(s[n] for s in shapes) if n == axis else size for n, size in enumerate(shapes[0]))
-
-    def _joined_axis(self, entry: Entry) -> int:
-        """Parts lie side by side along what they make."""
-        inputs = self.axes[entry.places[0].name].inputs
-        return 1 if inputs and not self.dialect.transposed else 0
-
-    def _own_shape(self, place: Place) -> tuple[int, ...]:
-        return self.shapes[place.name][len(place.index) :]
-
-    def _is_flipped(self, place: Place) -> bool:
-        inputs = self.axes[place.name].inputs
-        return (inputs > 0 and self.dialect.transposed) or place.name.rpartition(".")[2] in self.dialect.flipped
-
-    def _matrix_shape(self, place: Place) -> tuple[int, ...]:
-        """Shape in their layout: a matrix, a table, or a vector."""
-        axes, shape = self.axes[place.name], self._own_shape(place)
+    def _place(self, name: str, index: tuple[int, ...]) -> Place:
+        axes, shape = self.axes[name], self.shapes[name][len(index) :]
         if axes.inputs:
             shape = (math.prod(shape[: axes.inputs]), math.prod(shape[axes.inputs :]))
         elif not axes.table:
             shape = (math.prod(shape),)
-        return shape[::-1] if self._is_flipped(place) else shape
+        flipped = axes.inputs > 0 and self.dialect.transposed
+        return Place(name, index, shape, flipped or name.rpartition(".")[2] in self.dialect.flipped)
+
+    def expected(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each of their tensors."""
+        return {entry.theirs: entry.shape for entry in self.entries}
 
     def to_theirs(self, entry: Entry, array_of: Callable[[str], np.ndarray]) -> np.ndarray:
         """One of their tensors from our arrays."""
-        parts = []
-        for place in entry.places:
-            own = array_of(place.name)[place.index]
-            shape = self._matrix_shape(place)
-            parts.append(own.reshape(shape[::-1]).T if self._is_flipped(place) else own.reshape(shape))
-        return np.ascontiguousarray(np.concatenate(parts, self._joined_axis(entry)) if len(parts) > 1 else parts[0])
+        parts = [place.theirs(array_of(place.name)) for place in entry.places]
+        return np.ascontiguousarray(np.concatenate(parts, entry.axis) if len(parts) > 1 else parts[0])
 
     def to_ours(self, name: str, tensor_of: Callable[[str], np.ndarray]) -> np.ndarray:
         """One of our arrays, float32, every layer of it, from their tensors, one in memory at a time."""
@@ -155,16 +154,10 @@ class Table:
         for entry in self.entries:
             for number, place in enumerate(entry.places):
                 if place.name == name:
-                    part = self._part(entry, number, tensor_of(entry.theirs))
-                    part = part.T if self._is_flipped(place) else part
-                    array[place.index] = part.reshape(self._own_shape(place))
+                    borders = np.cumsum([beside.shape[entry.axis] for beside in entry.places])[:-1]
+                    part = np.split(tensor_of(entry.theirs), borders, entry.axis)[number]
+                    array[place.index] = (part.T if place.flipped else part).reshape(array[place.index].shape)
         return array
-
-    def _part(self, entry: Entry, number: int, tensor: np.ndarray) -> np.ndarray:
-        axis = self._joined_axis(entry)
-        sizes = [self._matrix_shape(place)[axis] for place in entry.places]
-        start = sum(sizes[:number])
-        return np.take(tensor, range(start, start + sizes[number]), axis) if len(sizes) > 1 else tensor
 
 
 def compare(where: str, expected: Mapping[str, tuple[int, ...]], found: Mapping[str, Collection[int]]) -> None:

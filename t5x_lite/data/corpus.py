@@ -16,23 +16,21 @@ import shutil
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from t5x_lite.config import DataConfig, MixedSource
 from t5x_lite.data import beam, sources
+from t5x_lite.data.config import DataConfig, MixedSource
 from t5x_lite.data.sources import FIELD_BORDER, REPLACEMENT, Unit
 from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.errors import UserError, disk_error
+from t5x_lite.progress import progress
 
 Split = Literal["train", "validation"]
 SPLITS: tuple[Split, ...] = ("train", "validation")
@@ -48,35 +46,24 @@ PARTS: dict[str, Callable[[str], list[str]] | None] = {
     "fields": lambda text: text.split(FIELD_BORDER),
 }
 """How a document is cut into the parts that `data.parts` names."""
+COUNTED = ("documents", "tokens", "text_bytes", "replaced")
+"""What is counted of a split; `replaced` are documents with bytes that were not UTF-8."""
 FORMAT = 1
 """Changes when the files of a corpus change their meaning."""
 
 
-@dataclass
-class Counts:
-    """What one split holds; `replaced` counts documents with bytes that were not UTF-8."""
-
-    documents: int = 0
-    tokens: int = 0
-    text_bytes: int = 0
-    replaced: int = 0
-
-    def __add__(self, other: "Counts") -> "Counts":
-        return Counts(*(a + b for a, b in zip(asdict(self).values(), asdict(other).values(), strict=True)))
-
-
 class Corpus:
-    """One split of a prepared corpus as one long stream of tokens, readable at any place.
+    """One split of a corpus that `prepare` has finished, as one long stream of tokens, readable at any place.
 
     `tokens`, `documents` and `text_bytes` (UTF-8 bytes of the text) are totals; `offsets` `[documents + 1]` says where
     in the stream each document starts, `parts` `[parts + 1]` where each sentence or field does (`data.parts`; without
     them it is `offsets`). Thread-safe; a copy sent to another process opens its files anew.
     """
 
-    def __init__(self, folder: Path, split: Split, counts: Counts, shards: Sequence[str]) -> None:
-        self.folder, self.split = folder, split
-        self.documents, self.tokens, self.text_bytes = counts.documents, counts.tokens, counts.text_bytes
-        self._shards = tuple(shards)
+    def __init__(self, folder: Path, split: Split) -> None:
+        described = json.loads((folder / "corpus.json").read_text())
+        self.folder, self.split, self._shards = folder, split, described["shards"]
+        self.documents, self.tokens, self.text_bytes = (described["splits"][split][name] for name in COUNTED[:3])
         lengths = [np.load(folder / f"{shard}.{split}.npy") for shard in self._shards]
         index = np.concatenate([np.zeros((0, 2), np.int64), *lengths])
         self._starts = np.concatenate([[0], np.cumsum(index[:, 0])]).astype(np.int64)
@@ -85,18 +72,11 @@ class Corpus:
         self.offsets = np.append(self._starts[begins], self._starts[-1])
         parts = [folder / f"{shard}.{split}.parts.npy" for shard in self._shards]
         has_parts = bool(parts) and parts[0].is_file()
-        sizes = np.concatenate([np.zeros(1, np.int64), *map(np.load, parts)]) if has_parts else None
-        self.parts = self.offsets if sizes is None else np.cumsum(sizes)
+        self.parts = np.cumsum(np.concatenate([[0], *map(np.load, parts)])) if has_parts else self.offsets
         self._readers = threading.local()
 
-    @staticmethod
-    def open(folder: Path, split: Split) -> "Corpus":
-        """A corpus that `prepare` has finished."""
-        described = json.loads((folder / "corpus.json").read_text())
-        return Corpus(folder, split, Counts(**described["splits"][split]), described["shards"])
-
     def __reduce__(self) -> tuple[object, tuple[Path, Split]]:
-        return Corpus.open, (self.folder, self.split)
+        return Corpus, (self.folder, self.split)
 
     def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """Tokens `[start, stop)` of the stream (int32), and the number of the document of each (int64)."""
@@ -145,7 +125,8 @@ def prepare(source: MixedSource, data: DataConfig, tokenizer: Tokenizer, runner:
         return folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _locked(folder):
+        with (folder / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # one process makes a corpus; the others wait and find it made
             if not marker.is_file():
                 _make(folder, pieces, data, tokenizer, runner)
     except OSError as error:
@@ -160,22 +141,15 @@ def _pieces(source: MixedSource, data: DataConfig) -> list[tuple[str, Unit]]:
     main = [("train" if apart else "split", unit) for unit in sources.units(source, whole_files=whole_files)]
     if not apart:
         return main
-    other = sources.units(source, files=data.validation_files, split=data.validation_split)
-    return main + [("validation", unit) for unit in other]
+    named = {"files": data.validation_files, "split": data.validation_split}
+    other = source.model_copy(update={name: value for name, value in named.items() if value})
+    return main + [("validation", unit) for unit in sources.units(other)]
 
 
 def _options(data: DataConfig) -> str:
     """The options that decide which tokens are written and into which split."""
     parts = "" if data.parts == "none" else f" {data.parts}"
     return f"{data.end_of_document} {data.validation_fraction} {data.validation_by}{parts}"
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """One process at a time makes a corpus; the others wait and find it made."""
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _make(
@@ -185,24 +159,28 @@ def _make(
     todo = [(name, piece) for name, piece in zip(names, pieces, strict=True) if not (folder / f"{name}.json").is_file()]
     work = partial(_tokenise_unit, folder, data, tokenizer)
     processes = min(data.prepare_processes or os.cpu_count() or 1, max(len(todo), 1))
-    with _progress(folder, len(pieces), len(pieces) - len(todo)) as advance:
+    total, done = len(pieces), len(pieces) - len(todo)
+    if not sys.stderr.isatty():
+        print(f"corpus: tokenising {len(todo)} of {total} pieces of text into {folder}", file=sys.stderr, flush=True)
+    with progress("tokenising") as advance:
+        advance("", done, total)
         for _ in _run(work, todo, processes) if runner is None else beam.run(work, todo, runner):
-            advance()
-    counts = {split: Counts() for split in SPLITS}
+            done += 1
+            advance("", done, total)
+    counts = {split: Counter(dict.fromkeys(COUNTED, 0)) for split in SPLITS}
     for name in names:
-        done = json.loads((folder / f"{name}.json").read_text())
-        counts = {split: counts[split] + Counts(**done[split]) for split in SPLITS}
-    if not counts["train"].tokens and not counts["validation"].tokens:
+        for split, own in json.loads((folder / f"{name}.json").read_text()).items():
+            counts[split].update(own)
+    if not counts["train"]["tokens"] + counts["validation"]["tokens"]:
         shutil.rmtree(folder, ignore_errors=True)
         raise UserError(
             f"the corpus is empty: {len(pieces)} files hold no text ({pieces[0][1].path}, …); set data.files"
         )
-    splits = {split: asdict(counts[split]) for split in SPLITS}
-    _write_whole(folder / "corpus.json", json.dumps({"shards": names, "splits": splits}).encode())
-    replaced = sum(one.replaced for one in counts.values())
+    _write_whole(folder / "corpus.json", json.dumps({"shards": names, "splits": counts}).encode())
+    documents, replaced = (sum(one[name] for one in counts.values()) for name in ("documents", "replaced"))
     print(
-        f"corpus: {counts['train'].tokens:,} training and {counts['validation'].tokens:,} validation tokens of "
-        f"{sum(one.documents for one in counts.values()):,} documents in {folder}"
+        f"corpus: {counts['train']['tokens']:,} training and {counts['validation']['tokens']:,} validation tokens of "
+        f"{documents:,} documents in {folder}"
         + (f"; {replaced:,} documents held invalid UTF-8, replaced by U+FFFD" if replaced else ""),
         file=sys.stderr,
         flush=True,
@@ -223,17 +201,6 @@ def _run(work: "partial[None]", todo: list[tuple[str, tuple[str, Unit]]], proces
             raise
 
 
-@contextlib.contextmanager
-def _progress(folder: Path, total: int, done: int) -> Iterator[partial[None]]:
-    console = Console(stderr=True)
-    columns = (TextColumn("tokenising"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    if not console.is_terminal:
-        print(f"corpus: tokenising {total - done} of {total} pieces of text into {folder}", file=sys.stderr, flush=True)
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=total, completed=done)
-        yield partial(bar.advance, task)
-
-
 def _tokenise_unit(folder: Path, data: DataConfig, tokenizer: Tokenizer, job: tuple[str, tuple[str, Unit]]) -> None:
     """Write one unit's shards; `NAME.json`, written last, says that they are whole."""
     name, (role, unit) = job
@@ -241,7 +208,7 @@ def _tokenise_unit(folder: Path, data: DataConfig, tokenizer: Tokenizer, job: tu
     try:
         for split, text in _assigned(unit, role, data):
             writers[split].add(text)
-        counts = {split: asdict(writer.finish()) for split, writer in writers.items()}
+        counts = {split: writer.finish() for split, writer in writers.items()}
         _write_whole(folder / f"{name}.json", json.dumps(counts).encode())
     except RuntimeError as error:  # so ArrayRecord says that a write has failed
         full = any(word in str(error) for word in ("No space", "too large", "quota"))
@@ -294,21 +261,22 @@ class _SplitWriter:
         self.width = np.uint16 if tokenizer.vocab <= 2**16 else np.uint32
         self.head = b"\x02\0\0\0" if self.width is np.uint16 else b"\x04\0\0\0"
         self.writer = ArrayRecordWriter(str(self.temporary), "group_size:1")
-        self.counts, self.waiting, self.characters = Counts(), list[list[str]](), 0
+        self.counts = Counter(dict.fromkeys(COUNTED, 0))
+        self.waiting, self.characters = list[list[str]](), 0
         self.lengths: list[tuple[int, int]] = []
 
     def add(self, text: str) -> None:
         if not text.strip():
             return
-        self.counts.documents += 1
-        self.counts.text_bytes += len(text.encode("utf-8", errors="replace"))
-        self.counts.replaced += REPLACEMENT in text
+        self.counts["documents"] += 1
+        self.counts["text_bytes"] += len(text.encode("utf-8", errors="replace"))
+        self.counts["replaced"] += REPLACEMENT in text
         self.waiting.append([text] if self.cut is None else self.cut(text))
         self.characters += len(text)
         if self.characters > BATCH_CHARACTERS:
             self._flush()
 
-    def finish(self) -> Counts:
+    def finish(self) -> Counter[str]:
         self._flush()
         self.writer.close()
         self.temporary.replace(self.records)
@@ -334,7 +302,7 @@ class _SplitWriter:
             ids[-1] = np.concatenate([ids[-1], self.end])
             self.part_lengths += map(len, ids)
             whole = np.concatenate(ids).astype(self.width)
-            self.counts.tokens += len(whole)
+            self.counts["tokens"] += len(whole)
             for start in range(0, len(whole), RECORD_TOKENS):
                 piece = whole[start : start + RECORD_TOKENS]
                 self.writer.write(self.head + piece.tobytes())

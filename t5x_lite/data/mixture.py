@@ -1,11 +1,12 @@
-"""Sources mixed by weight: which source row g of the global order comes from, and which of its rows it is."""
+"""The global order: which source row g comes from, in which epoch, and which row of it."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import grain
 import numpy as np
 
-from t5x_lite.config import MixedSource
+from t5x_lite.data.config import MixedSource
 from t5x_lite.errors import UserError
 
 
@@ -27,25 +28,34 @@ def weights(sources: Sequence[MixedSource], tokens: Sequence[int], alpha: float)
     return raw / (raw.sum() or 1.0)
 
 
+class Order:
+    """Global row g ≥ 0 → (source, epoch, row), where source n has `rows[n]`.
+
+    The epochs of a source follow each other without end, each in an order of its own.
+    """
+
+    def __init__(self, rows: Sequence[int], shares: np.ndarray, seed: int) -> None:
+        self.rows, self.seed, self._mixed = rows, seed, Interleaving(shares)
+
+    def __getitem__(self, g: int) -> tuple[int, int, int]:
+        source, n = self._mixed[g] if len(self.rows) > 1 else (0, g)
+        epoch, place = divmod(n, self.rows[source])
+        return source, epoch, int(_shuffled(self.rows[source], (self.seed, source, epoch))[place])
+
+
+@lru_cache(maxsize=64)
+def _shuffled(rows: int, key: tuple[int, ...]) -> grain.MapDataset:
+    """A permutation by random access: a cipher, no table in memory."""
+    return grain.MapDataset.range(rows).shuffle(seed=int(np.random.SeedSequence(key).generate_state(1)[0]))
+
+
 class Interleaving:
     """Global row → (source, row of that source), such that every prefix follows the weights as closely as it can."""
 
     def __init__(self, shares: np.ndarray) -> None:
-        self._mixed = grain.MapDataset.mix([_Rows(n) for n in range(len(shares))], weights=[float(x) for x in shares])
+        endless = grain.MapDataset.range(2**62)
+        pairs = [endless.map(lambda n, source=source: (source, n)) for source in range(len(shares))]
+        self._mixed = grain.MapDataset.mix(pairs, weights=[float(x) for x in shares])
 
     def __getitem__(self, row: int) -> tuple[int, int]:
         return self._mixed[row]
-
-
-class _Rows(grain.MapDataset):
-    """An endless source whose row n is (source, n)."""
-
-    def __init__(self, source: int) -> None:
-        super().__init__()
-        self._source = source
-
-    def __len__(self) -> int:
-        return 2**62
-
-    def __getitem__(self, row: int) -> tuple[int, int]:  # type: ignore[override]
-        return self._source, row

@@ -7,37 +7,19 @@ by asking for the next step.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, Protocol
 
 import grain
 import numpy as np
 from absl import flags
 
-from t5x_lite.config import DataConfig
-from t5x_lite.data.mixture import Interleaving
+from t5x_lite.data.config import DataConfig
+from t5x_lite.data.corpus import Corpus
+from t5x_lite.data.mixture import Order
 from t5x_lite.errors import UserError
+from t5x_lite.objectives.features import stacked
 from t5x_lite.objectives.objective import Features, Objective, Row, Task
-
-
-class TokenStream(Protocol):
-    """What the pipeline asks of a corpus; see `corpus.Corpus`."""
-
-    tokens: int
-    documents: int
-    offsets: np.ndarray
-    parts: np.ndarray
-
-    def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]: ...
-
-
-class RowPlan(Protocol):
-    """How rows are cut from one corpus: how many there are, each by its number, and the document that one begins in."""
-
-    rows: int
-
-    def read(self, row: int, phase: int = 0) -> Row: ...
-    def document(self, row: int) -> int: ...
 
 
 class Windows:
@@ -47,111 +29,80 @@ class Windows:
     last window may be short (validation sees every token); otherwise every row is full.
     """
 
-    def __init__(self, corpus: TokenStream, length: int, stride: int, *, whole: bool = False) -> None:
+    def __init__(self, corpus: Corpus, length: int, stride: int, *, whole: bool = False) -> None:
         self.corpus, self.length, self.stride = corpus, length, stride
         left = corpus.tokens - (length - stride)
         self.rows = max(-(-left // stride) if whole else (corpus.tokens - length + 1) // stride, 0)
 
     def read(self, row: int, phase: int = 0) -> Row:
         start = row * self.stride + phase
-        return _stretch(self.corpus, start, min(start + self.length, self.corpus.tokens), self.length)
+        return _row(self.corpus, [(start, min(start + self.length, self.corpus.tokens))], self.length)
+
+
+class Pieces:
+    """Pieces of the token stream, `[pieces, 2]` start and stop, one a row or, by the `firsts` of each row, several."""
+
+    def __init__(self, corpus: Corpus, pieces: np.ndarray, length: int, firsts: np.ndarray | None = None) -> None:
+        self.corpus, self.pieces, self.length = corpus, pieces, length
+        self.firsts = np.arange(len(pieces) + 1) if firsts is None else firsts
+        self.rows = len(self.firsts) - 1
+
+    def read(self, row: int, phase: int = 0) -> Row:
+        own = self.pieces[self.firsts[row] : self.firsts[row + 1]].tolist()
+        return _row(self.corpus, own, max(self.length, sum(stop - start for start, stop in own)))
 
     def document(self, row: int) -> int:
-        return _document_at(self.corpus, row * self.stride)
+        """Which document a row begins in."""
+        return int(np.searchsorted(self.corpus.offsets, self.pieces[self.firsts[row], 0], side="right"))
 
 
-class PackedDocuments:
+def packed_documents(corpus: Corpus, objective: Objective, task: Task, order_seed: int | None) -> Pieces:
     """Whole documents side by side, in a fixed shuffled order; one longer than a row is cut into rows first.
 
     The objective says how much room a document takes. Pairs of texts are never cut here.
     """
-
-    def __init__(self, corpus: TokenStream, objective: Objective, task: Task, order_seed: int | None) -> None:
-        self.corpus, self.length = corpus, objective.row_length(task)
-        pairs = objective.rows == "pairs"
-        self.pieces = _documents(corpus) if pairs else _cut_documents(corpus.offsets, self.length)
-        sizes = _field_sizes(corpus) if pairs else np.diff(self.pieces, axis=1)
-        if order_seed is not None:
-            order = np.random.default_rng(order_seed).permutation(len(self.pieces))
-            self.pieces, sizes = self.pieces[order], sizes[order]
-        room = objective.sizes(sizes, task) if len(sizes) else np.zeros((0, 1), np.int64)
-        self.starts = _first_of_each_row(room, objective.capacity(task))
-        self.rows = len(self.starts) - 1
-
-    def read(self, row: int, phase: int = 0) -> Row:
-        own = self.pieces[self.starts[row] : self.starts[row + 1]]
-        rows = [_stretch(self.corpus, int(start), int(stop), int(stop - start)) for start, stop in own]
-        segments = np.repeat(np.arange(1, len(rows) + 1), [len(one.tokens) for one in rows])
-        tokens, parts = (np.concatenate([getattr(one, name) for one in rows]) for name in ("tokens", "parts"))
-        return _padded(tokens, segments, parts, max(self.length, len(tokens)))
-
-    def document(self, row: int) -> int:
-        return _document_at(self.corpus, int(self.pieces[self.starts[row], 0]))
+    length, pairs = objective.row_length(task), objective.rows == "pairs"
+    pieces = _documents(corpus) if pairs else _cut_documents(corpus.offsets, length)
+    sizes = np.diff(corpus.parts).reshape(corpus.documents, -1) if pairs else np.diff(pieces, axis=1)
+    if order_seed is not None:
+        order = np.random.default_rng(order_seed).permutation(len(pieces))
+        pieces, sizes = pieces[order], sizes[order]
+    room = objective.sizes(sizes, task) if len(sizes) else np.zeros((0, 1), np.int64)
+    return Pieces(corpus, pieces, length, _first_of_each_row(room, objective.capacity(task)))
 
 
-class SingleDocuments:
-    """One document a row, its tokens beyond the row left out; with `whole`, left to the objective to cut."""
-
-    def __init__(self, corpus: TokenStream, length: int, *, whole: bool = False) -> None:
-        self.corpus, self.length, self.whole, self.rows = corpus, length, whole, corpus.documents
-
-    def read(self, row: int, phase: int = 0) -> Row:
-        start, stop = (int(at) for at in self.corpus.offsets[row : row + 2])
-        stop = stop if self.whole else min(stop, start + self.length)
-        return _stretch(self.corpus, start, stop, max(self.length, stop - start))
-
-    def document(self, row: int) -> int:
-        return row
-
-
-class Sentences:
+def whole_sentences(corpus: Corpus, length: int, *, apart: bool) -> Pieces:
     """Whole sentences in the order of the text, as many as fit; a longer one is cut.
 
     With `apart` no row goes on into the next document.
     """
-
-    def __init__(self, corpus: TokenStream, length: int, *, apart: bool) -> None:
-        self.corpus, self.length, self.apart = corpus, length, apart
-        ends = np.searchsorted(corpus.parts, corpus.offsets) if apart else np.array([0, len(corpus.parts) - 1])
-        firsts, at = [0], 0
-        while at < len(corpus.parts) - 1:
-            fits = int(np.searchsorted(corpus.parts, corpus.parts[at] + length, side="right")) - 1
-            border = int(ends[np.searchsorted(ends, at, side="right")])
-            at = max(min(fits, border), at + 1)
-            firsts.append(at)
-        self.starts = corpus.parts[firsts]
-        self.rows = len(self.starts) - 1
-
-    def read(self, row: int, phase: int = 0) -> Row:
-        start, stop = (int(at) for at in self.starts[row : row + 2])
-        return _stretch(self.corpus, start, min(stop, start + self.length), self.length)
-
-    def document(self, row: int) -> int:
-        return _document_at(self.corpus, int(self.starts[row]))
+    ends = np.searchsorted(corpus.parts, corpus.offsets) if apart else np.array([0, len(corpus.parts) - 1])
+    firsts, at = [0], 0
+    while at < len(corpus.parts) - 1:
+        fits = int(np.searchsorted(corpus.parts, corpus.parts[at] + length, side="right")) - 1
+        border = int(ends[np.searchsorted(ends, at, side="right")])
+        at = max(min(fits, border), at + 1)
+        firsts.append(at)
+    starts = corpus.parts[firsts]
+    return Pieces(corpus, np.stack([starts[:-1], np.minimum(starts[1:], starts[:-1] + length)], axis=1), length)
 
 
-def _document_at(corpus: TokenStream, place: int) -> int:
-    return int(np.searchsorted(corpus.offsets, place, side="right")) - 1
+def _row(corpus: Corpus, pieces: Sequence[Sequence[int]], length: int) -> Row:
+    """Pieces of the stream side by side, padded to `length`; segments and parts are numbered."""
+    row, at, segment = np.zeros((3, length), np.int32), 0, 1
+    for start, stop in pieces:
+        if stop > start:
+            tokens, documents = corpus.read(start, stop)
+            first = np.searchsorted(corpus.parts, corpus.offsets[documents])
+            parts = np.searchsorted(corpus.parts, np.arange(start, stop), side="right") - 1 - first
+            row[:, at : at + stop - start] = tokens, documents - documents[0] + segment, parts
+            at, segment = at + stop - start, segment + 1 + int(documents[-1] - documents[0])
+    return Row(*row)
 
 
-def _stretch(corpus: TokenStream, start: int, stop: int, length: int) -> Row:
-    """Tokens `[start, stop)` of the stream, padded to `length`; segments and parts are numbered."""
-    if stop == start:
-        return _padded(*(np.zeros(0, np.int32),) * 3, length)
-    tokens, documents = corpus.read(start, stop)
-    first = np.searchsorted(corpus.parts, corpus.offsets[documents])
-    parts = np.searchsorted(corpus.parts, np.arange(start, stop), side="right") - 1 - first
-    return _padded(tokens, documents - documents[0] + 1, parts, length)
-
-
-def _documents(corpus: TokenStream) -> np.ndarray:
+def _documents(corpus: Corpus) -> np.ndarray:
     """`[documents, 2]` start and stop in the stream."""
     return np.stack([corpus.offsets[:-1], corpus.offsets[1:]], axis=1)
-
-
-def _field_sizes(corpus: TokenStream) -> np.ndarray:
-    """`[documents, fields]` tokens."""
-    return np.diff(corpus.parts).reshape(corpus.documents, -1)
 
 
 def _cut_documents(offsets: np.ndarray, length: int) -> np.ndarray:
@@ -178,24 +129,20 @@ def _first_of_each_row(sizes: np.ndarray, capacity: Sequence[int]) -> np.ndarray
     return np.array(firsts, np.int64)
 
 
-def _padded(tokens: np.ndarray, segments: np.ndarray, parts: np.ndarray, length: int) -> Row:
-    row = np.zeros((3, length), np.int32)
-    for number, values in enumerate((tokens, segments, parts)):
-        row[number, : len(values)] = values
-    return Row(*row)
-
-
-def _plan(corpus: TokenStream, data: DataConfig, objective: Objective, task: Task, seed: int | None) -> RowPlan:
+def _plan(corpus: Corpus, data: DataConfig, objective: Objective, task: Task, seed: int | None) -> Windows | Pieces:
     length = objective.row_length(task)
     match data.packing:
         case "stream":
             return Windows(corpus, length, objective.stride(task), whole=seed is None)
         case "documents":
-            return PackedDocuments(corpus, objective, task, seed)
+            return packed_documents(corpus, objective, task, seed)
         case "sentences":
-            return Sentences(corpus, length, apart=objective.rows == "sentences")
+            return whole_sentences(corpus, length, apart=objective.rows == "sentences")
         case "none":
-            return SingleDocuments(corpus, length, whole=objective.rows == "pairs")
+            # One document a row; what a row of a pair has no room for is the objective's to cut.
+            pieces = _documents(corpus)
+            most = pieces[:, 1] if objective.rows == "pairs" else pieces[:, 0] + length
+            return Pieces(corpus, np.stack([pieces[:, 0], np.minimum(pieces[:, 1], most)], axis=1), length)
 
 
 PARTNER_TRIES = 10
@@ -203,7 +150,7 @@ PARTNER_TRIES = 10
 
 
 def _example(
-    plan: RowPlan | None, row: int, phase: int, data: DataConfig, objective: Objective, task: Task, key: Any
+    plan: Windows | Pieces | None, row: int, phase: int, data: DataConfig, objective: Objective, task: Task, key: Any
 ) -> Features:
     """One example; without a plan, an empty one."""
     rng = np.random.Generator(np.random.SFC64(np.random.SeedSequence(key)))
@@ -211,19 +158,19 @@ def _example(
     found = Row(empty, empty, empty) if plan is None else plan.read(row, phase)
     if not data.separate_documents or (objective.one_text and data.packing in {"stream", "sentences"}):
         found = replace(found, segments=(found.segments > 0).astype(np.int32))
-    if objective.wants_partner:
-        found = replace(found, partner=found if plan is None else plan.read(_other_document(plan, row, rng)))
+    if objective.rows == "sentences":
+        found = replace(found, partner=_partner(plan, row, rng) if isinstance(plan, Pieces) else found)
     return objective.example(found, task, rng)
 
 
-def _other_document(plan: RowPlan, row: int, rng: np.random.Generator) -> int:
+def _partner(plan: Pieces, row: int, rng: np.random.Generator) -> Row:
     """A row that begins in another document."""
     other = row
     for _ in range(PARTNER_TRIES):
         other = int(rng.integers(plan.rows))
         if plan.document(other) != plan.document(row):
             break
-    return other
+    return plan.read(other)
 
 
 class TrainingRows:
@@ -235,7 +182,7 @@ class TrainingRows:
 
     def __init__(
         self,
-        corpora: Sequence[TokenStream],
+        corpora: Sequence[Corpus],
         shares: np.ndarray,
         data: DataConfig,
         objective: Objective,
@@ -245,46 +192,27 @@ class TrainingRows:
         self.data, self.objective, self.task, self.seed = data, objective, task, seed
         self.plans = [_plan(corpus, data, objective, task, seed) for corpus in corpora]
         self.stride = objective.stride(task)
-        self.shares = shares
         for corpus, plan in zip(corpora, self.plans, strict=True):
             if not plan.rows:
                 raise UserError(
                     f"train.seq_len {task.seq_len}: one example takes {objective.row_length(task)} tokens, but the "
                     f"training text has {corpus.tokens:,}; give more text (data.files) or a shorter train.seq_len"
                 )
-            if objective.wants_partner and corpus.documents < 2:
+            if objective.rows == "sentences" and corpus.documents < 2:
                 raise UserError(
                     f"objective {objective.name}: the second sentence of a pair may be from another document, but the "
                     "training text is one document; set data.document or give more files"
                 )
-        self._build()
-
-    def _build(self) -> None:
-        self._mixture = Interleaving(self.shares) if len(self.plans) > 1 else None
-        self._epoch = lru_cache(maxsize=4 * len(self.plans))(self._make_epoch)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if not name.startswith("_")}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._build()
+        self.order = Order([plan.rows for plan in self.plans], shares, seed)
 
     def __getitem__(self, g: int) -> Features:
-        source, n = self._mixture[g] if self._mixture else (0, g)
-        plan = self.plans[source]
-        epoch, place = divmod(n, plan.rows)
+        source, epoch, row = self.order[g]
         static = self.objective.static_epochs
         seen = epoch % static if static else epoch
-        phase = self._epoch(source, seen)[1]
-        row = int(self._epoch(source, epoch)[0][place])
+        # The first word of this state shuffles the epoch, the second shifts its windows.
+        phase = int(np.random.SeedSequence((self.seed, source, seen)).generate_state(2)[1]) % self.stride
         key = (self.seed, source, seen, row)
-        return _example(plan, row, phase, self.data, self.objective, self.task, key)
-
-    def _make_epoch(self, source: int, epoch: int) -> tuple[grain.MapDataset, int]:
-        """The epoch's permutation (random access, a cipher: no table in memory) and the shift of its windows."""
-        shuffle_seed, phase = np.random.SeedSequence((self.seed, source, epoch)).generate_state(2)
-        return grain.MapDataset.range(self.plans[source].rows).shuffle(seed=int(shuffle_seed)), int(phase % self.stride)
+        return _example(self.plans[source], row, phase, self.data, self.objective, self.task, key)
 
 
 class RowsByNumber(Protocol):
@@ -295,11 +223,7 @@ class RowsByNumber(Protocol):
 
 def training_batch(rows: RowsByNumber, batch_size: int, local_rows: np.ndarray, step: int) -> dict[str, np.ndarray]:
     """The batch of `step`: those of its `batch_size` rows that this host makes."""
-    return _stack([rows[step * batch_size + int(row)] for row in local_rows])
-
-
-def _stack(examples: Sequence[Features]) -> dict[str, np.ndarray]:
-    return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
+    return stacked([rows[step * batch_size + int(row)] for row in local_rows])
 
 
 def training_batches(
@@ -324,7 +248,7 @@ class Validation:
     The last batch is filled up with empty rows (segment 0, weight 0), so that every host makes the same number.
     """
 
-    corpora: Sequence[TokenStream]
+    corpora: Sequence[Corpus]
     data: DataConfig
     objective: Objective
     task: Task
@@ -340,12 +264,12 @@ class Validation:
         places = [(source, plan, row) for source, plan in enumerate(self._plans()) for row in range(plan.rows)]
         for number in range(len(self)):
             own = [number * self.batch_size + int(row) for row in local_rows]
-            yield _stack([self._row(places[g] if g < len(places) else None) for g in own])
+            yield stacked([self._row(places[g] if g < len(places) else None) for g in own])
 
-    def _plans(self) -> list[RowPlan]:
+    def _plans(self) -> list[Windows | Pieces]:
         plans = [_plan(corpus, self.data, self.objective, self.task, None) for corpus in self.corpora]
         return [plan for plan, corpus in zip(plans, self.corpora, strict=True) if corpus.tokens]
 
-    def _row(self, place: tuple[int, RowPlan, int] | None) -> Features:
+    def _row(self, place: tuple[int, Windows | Pieces, int] | None) -> Features:
         source, plan, row = place or (0, None, 0)
         return _example(plan, row, 0, self.data, self.objective, self.task, (source, row))

@@ -3,21 +3,20 @@
 import csv
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
-from importlib import import_module
+from dataclasses import dataclass
+from itertools import chain, islice, repeat
 from typing import Any
 
-import grain
 import numpy as np
 import zstandard
 
 from t5x_lite.config import RunConfig
-from t5x_lite.data.mixture import Interleaving
-from t5x_lite.data.sources import matches, opened, parquet_file, plain
+from t5x_lite.data.mixture import Order
+from t5x_lite.data.sources import matches, opened, parquet_file, plain, tfds_source
 from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.errors import UserError
 from t5x_lite.objectives import TextToText
+from t5x_lite.objectives.features import stacked
 from t5x_lite.objectives.objective import Features, Objective, Task
 from t5x_lite.objectives.supervised import Coder, Record, Supervised
 from t5x_lite.task import TaskConfig, find, short_name
@@ -59,13 +58,10 @@ class Records:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, bytes):
-        return value.decode("utf-8", errors="replace")
-    if isinstance(value, np.ndarray):
-        return [_plain(one) for one in value]
+    value = value.tolist() if isinstance(value, np.ndarray | np.generic) else value
     if isinstance(value, list | tuple):
         return [_plain(one) for one in value]
-    return value.item() if isinstance(value, np.generic) else value
+    return value.decode("utf-8", errors="replace") if isinstance(value, bytes) else value
 
 
 def read(name: str, config: RunConfig, split: str) -> Records:
@@ -81,24 +77,8 @@ def read(name: str, config: RunConfig, split: str) -> Records:
     if not task.tfds:
         raise UserError(f"task {name}: names no TFDS builder; give data.files and data.validation_files")
     wanted = getattr(task.splits, split)
-    try:
-        source = _tfds(task.tfds, wanted)
-    except Exception as error:
-        why = " ".join(str(error).split())[:200]
-        raise UserError(f"task {name}: TFDS cannot give {task.tfds} ({wanted}): {why}; or give data.files") from None
+    source = tfds_source(task.tfds, wanted, f"task {name}")
     return Records(short_name(name), task, source, lambda n: f"{task.tfds} {wanted} record {n}")
-
-
-def _tfds(name: str, split: str) -> Sequence[Any]:
-    import tensorflow_datasets as tfds
-
-    try:
-        return tfds.data_source(name, split=split)
-    except tfds.core.registered.DatasetNotFoundError:
-        # Not prepared yet, and of a group that TFDS itself leaves out without TensorFlow: GLUE, CoNLL-2003, WMT.
-        for group in ("text", "summarization", "translate"):
-            import_module(f"tensorflow_datasets.{group}")
-        return tfds.data_source(name, split=split)
 
 
 def _read(path: str, columns: Sequence[str]) -> list[tuple[str, Any]]:
@@ -168,39 +148,15 @@ class TaskRows:
     """
 
     tasks: Sequence[Examples]
-    shares: np.ndarray
+    order: Order
     objective: Objective
     task: Task
-    seed: int
-    _mixed: list[Interleaving] = field(default_factory=list, compare=False, repr=False)
 
     def __getitem__(self, g: int) -> Features:
-        source, n = self._mixture()[g] if len(self.tasks) > 1 else (0, g)
-        own = self.tasks[source]
-        epoch, place = divmod(n, len(own.records))
-        number = int(_order(len(own.records), self.seed, source, epoch)[place])
-        made = own.read(number)
-        drawn = np.random.default_rng((self.seed, source, epoch, number)).integers(len(made)) if len(made) > 1 else 0
-        return made[drawn]
-
-    def _mixture(self) -> Interleaving:
-        if not self._mixed:
-            self._mixed.append(Interleaving(self.shares))
-        return self._mixed[0]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_mixed": []}
-
-
-@lru_cache(maxsize=64)
-def _order(count: int, seed: int, source: int, epoch: int) -> grain.MapDataset:
-    drawn = np.random.SeedSequence((seed, source, epoch)).generate_state(1)[0]
-    return grain.MapDataset.range(count).shuffle(seed=int(drawn))
-
-
-def empty(own: Examples) -> Features:
-    """An example of the shapes of any other, without weight."""
-    return {name: np.zeros_like(value) for name, value in own.read(0)[0].items()}
+        source, epoch, number = self.order[g]
+        made = self.tasks[source].read(number)
+        key = (self.order.seed, source, epoch, number)
+        return made[np.random.default_rng(key).integers(len(made)) if len(made) > 1 else 0]
 
 
 @dataclass(frozen=True)
@@ -211,7 +167,6 @@ class TaskValidation:
     """
 
     tasks: Sequence[Examples]
-    objective: Objective
     batch_size: int
     limit: int = 0
 
@@ -224,24 +179,15 @@ class TaskValidation:
 
     def batches_of(self, own: Examples, local_rows: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
         """Each batch of a task: those of its rows that this host makes."""
-        filler, held = empty(own), []
-        for _, made in self.examples(own):
-            held.append(made)
-            if len(held) == self.batch_size:
-                yield _stacked([held[row] for row in local_rows])
-                held = []
-        if held:
-            held += [filler] * (self.batch_size - len(held))
-            yield _stacked([held[row] for row in local_rows])
+        filler = {name: np.zeros_like(value) for name, value in own.read(0)[0].items()}
+        made = chain((example for _, example in self.examples(own)), repeat(filler, self.batch_size - 1))
+        while len(held := list(islice(made, self.batch_size))) == self.batch_size:
+            yield stacked([held[row] for row in local_rows])
 
     def batches(self, local_rows: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
         """Those of all tasks."""
         for own in self.tasks:
             yield from self.batches_of(own, local_rows)
-
-
-def _stacked(examples: Sequence[Features]) -> dict[str, np.ndarray]:
-    return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
 
 
 @dataclass(frozen=True)
@@ -259,7 +205,8 @@ class TaskData:
         data = self.config.data
         sizes = np.array([len(own.records) for own in self.training], np.float64)
         raw = np.minimum(sizes, data.mixture_limit or np.inf) ** data.mixture_alpha
-        return TaskRows(self.training, raw / raw.sum(), self.config.task, self.task, self.config.train.seed)
+        order = Order([len(own.records) for own in self.training], raw / raw.sum(), self.config.train.seed)
+        return TaskRows(self.training, order, self.config.task, self.task)
 
     def skipped(self) -> Iterator[str]:
         """What is to be said of training records that cannot be learnt from, if there are any."""
@@ -276,7 +223,7 @@ class TaskData:
         """The whole validation split of every task, or its first `eval.batches`."""
         run = self.config
         size = run.eval.batch_size or run.train.batch_size
-        return TaskValidation(self.held_out, run.task, size, run.eval.batches)
+        return TaskValidation(self.held_out, size, run.eval.batches)
 
 
 def open_tasks(config: RunConfig, tokenizer: Tokenizer, task: Task) -> TaskData:

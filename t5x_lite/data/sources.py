@@ -12,13 +12,14 @@ import sysconfig
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib import import_module
 from itertools import groupby, zip_longest
 from pathlib import Path
 from typing import IO, Any
 
 import zstandard
 
-from t5x_lite.config import STANDARD_LIBRARY, SourceConfig
+from t5x_lite.data.config import STANDARD_LIBRARY, SourceConfig
 from t5x_lite.errors import UserError
 
 UNIT_BYTES = 64 * 2**20
@@ -62,28 +63,22 @@ class Unit:
         return f"{self} {[(stat.st_size, stat.st_mtime_ns) for stat in stats]}"
 
 
-def units(
-    source: SourceConfig, *, files: tuple[str, ...] = (), split: str = "", whole_files: bool = False
-) -> list[Unit]:
+def units(source: SourceConfig, *, whole_files: bool = False) -> list[Unit]:
     """All pieces of `source` in a fixed order, whatever machine and however many processes read them.
 
-    Args:
-        source: what to read.
-        files: other files instead of its own (separate validation text).
-        split: another TFDS split instead of its own.
-        whole_files: do not cut a file into several units.
+    With `whole_files` no file is cut into several.
 
     Raises:
         UserError: a glob that matches nothing, or a TFDS builder that is not there.
     """
-    patterns = files or source.files
+    patterns = source.files
     if not patterns:
         raise UserError("data.files: no text is named; give a glob or a list of globs, as in data.files='corpus/*.txt'")
     python = set(_standard_library()) if STANDARD_LIBRARY in patterns else set()
 
     def unit(own: tuple[str, ...]) -> Unit:
         form = "python" if own[0] in python else _format(own[0]) if source.format == "auto" else source.format
-        return Unit(own, form, source.field, source.document, split or source.split)
+        return Unit(own, form, source.field, source.document, source.split)
 
     if source.format == "parallel":
         patterns = tuple(pattern.replace("{}", source.field[0]) for pattern in patterns)
@@ -174,7 +169,7 @@ def _format(path: str) -> str:
 
 def _parts(unit: Unit) -> list[Unit]:
     if unit.format == "tfds":
-        return _cut(unit, len(_tfds_source(unit)), UNIT_RECORDS)
+        return _cut(unit, len(tfds_source(unit.path, unit.split)), UNIT_RECORDS)
     if unit.format == "parquet":
         with parquet_file(unit.path) as file:
             groups, size = file.num_row_groups, max(sum(_group_bytes(file)), 1)
@@ -325,20 +320,30 @@ def _parquet(unit: Unit) -> Iterator[str]:
                 yield _value(record, unit, unit.path)
 
 
-def _tfds_source(unit: Unit) -> Any:
+def tfds_source(name: str, split: str, asked: str = "data.files") -> Any:
+    """The records of a TFDS builder: of its directory, or by its name.
+
+    Raises:
+        UserError: there is none, or it cannot be downloaded; what has `asked` for it is named.
+    """
     import tensorflow_datasets as tfds
 
     try:
-        if Path(unit.path).is_dir():
-            return tfds.builder_from_directory(unit.path).as_data_source(unit.split)
-        return tfds.data_source(unit.path, split=unit.split)
-    except (ValueError, KeyError, tfds.core.registered.DatasetNotFoundError) as error:
-        raise UserError(
-            f"data.files: TFDS has no {unit.path!r} with split {unit.split!r}: {str(error).strip().splitlines()[0]}"
-        ) from None
+        if Path(name).is_dir():
+            return tfds.builder_from_directory(name).as_data_source(split)
+        try:
+            return tfds.data_source(name, split=split)
+        except tfds.core.registered.DatasetNotFoundError:
+            # Not prepared yet, and of a group that TFDS itself leaves out without TensorFlow: GLUE, CoNLL-2003, WMT.
+            for group in ("text", "summarization", "translate"):
+                import_module(f"tensorflow_datasets.{group}")
+            return tfds.data_source(name, split=split)
+    except Exception as error:  # of TFDS, of its builders and of the network, of every kind
+        why = " ".join(str(error).split())[:200]
+        raise UserError(f"{asked}: TFDS cannot give {name} ({split}): {why}; or give files (data.files)") from None
 
 
 def _tfds(unit: Unit) -> Iterator[str]:
-    source = _tfds_source(unit)
+    source = tfds_source(unit.path, unit.split)
     for number in range(unit.start, unit.stop):
         yield _value(source[number], unit, f"{unit.path} record {number}")

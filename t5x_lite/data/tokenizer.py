@@ -1,43 +1,33 @@
-"""Text to token ids and back: SentencePiece, trained here or elsewhere, and Hugging Face `tokenizers` files."""
+"""Text to token ids and back: SentencePiece models, Hugging Face `tokenizers` files, and bytes."""
 
-import contextlib
 import hashlib
-import io
 import itertools
 import json
-import os
 import re
-import sys
-import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import sentencepiece
 import tokenizers
 from sentencepiece import sentencepiece_model_pb2
 
-from t5x_lite.config import BPE, Character, RunConfig, TokenizerFile, Unigram
-from t5x_lite.config import Bytes as ByteLevel
-from t5x_lite.data import sources
-from t5x_lite.errors import UserError
+from t5x_lite.data.config import TokenizerFile
+from t5x_lite.errors import UserError, write_whole
 from t5x_lite.objectives import Vocabulary
 
 BLOCK = 2**16
 """Characters given to SentencePiece at a time: strings beyond about a megabyte take it more than linear time."""
 SPACE = "\u2581"
 """SentencePiece's sign for a space."""
-SENTENCE_CHARACTERS = 1000
-"""SentencePiece's trainer leaves out sentences above 4192 bytes: a character has four at most."""
 FILES = ("tokenizer.model", "tokenizer.json")
 """A run's tokenizer is in one of these."""
-_SPECIAL = {
-    "pad": ("<pad>", "[PAD]"),
-    "eos": ("</s>", "<|endoftext|>", "[SEP]", "<|end_of_text|>", "<eos>"),
-    "unk": ("<unk>", "[UNK]"),
-}
+PAD, EOS, UNK = (
+    ("<pad>", "[PAD]"),
+    ("</s>", "<|endoftext|>", "[SEP]", "<|end_of_text|>", "<eos>"),
+    ("<unk>", "[UNK]"),
+)
 
 
 class Tokenizer(ABC):
@@ -46,13 +36,15 @@ class Tokenizer(ABC):
     `special` maps the tokens that text is not made of to their ids.
     """
 
-    vocab: int
-    pad: int | None
-    eos: int | None
-    unk: int | None
-    special: dict[str, int]
     file_name: str
-    file_bytes: bytes
+
+    def __init__(self, file_bytes: bytes, vocab: int, special: dict[str, int]) -> None:
+        self.file_bytes, self.vocab, self.special = file_bytes, vocab, special
+        found = ((self.id_of(name) for name in names) for names in (PAD, EOS, UNK))
+        self.pad, self.eos, self.unk = (next((i for i in ids if i is not None), None) for ids in found)
+
+    def __reduce__(self) -> tuple[type["Tokenizer"], tuple[bytes]]:
+        return type(self), (self.file_bytes,)
 
     @abstractmethod
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
@@ -111,19 +103,7 @@ class Tokenizer(ABC):
 
     def save(self, folder: Path) -> Path:
         """Write `tokenizer.model` (SentencePiece) or `tokenizer.json` (Hugging Face) into `folder`, atomically."""
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / self.file_name
-        handle, temporary = tempfile.mkstemp(dir=folder)
-        with os.fdopen(handle, "wb") as file:
-            file.write(self.file_bytes)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
-        return path
-
-    def _find_special(self) -> None:
-        for role, names in _SPECIAL.items():
-            ids = (self.id_of(name) for name in names)
-            setattr(self, role, next((i for i in ids if i is not None), None))
+        return write_whole(folder / self.file_name, self.file_bytes)
 
 
 class SentencePiece(Tokenizer):
@@ -132,15 +112,9 @@ class SentencePiece(Tokenizer):
     file_name = "tokenizer.model"
 
     def __init__(self, model: bytes) -> None:
-        self.file_bytes = model
-        self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-        self.vocab = self._processor.get_piece_size()
-        named = (i for i in range(self.vocab) if self._processor.is_control(i) or self._processor.is_unknown(i))
-        self.special = {self._processor.id_to_piece(i): i for i in named}
-        self._find_special()
-
-    def __reduce__(self) -> tuple[type["SentencePiece"], tuple[bytes]]:
-        return SentencePiece, (self.file_bytes,)
+        self._processor = own = sentencepiece.SentencePieceProcessor(model_proto=model)
+        named = (i for i in range(own.get_piece_size()) if own.is_control(i) or own.is_unknown(i))
+        super().__init__(model, own.get_piece_size(), {own.id_to_piece(i): i for i in named})
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         blocks = [list(_blocks(text)) for text in texts]
@@ -185,18 +159,13 @@ class HuggingFace(Tokenizer):
 
     file_name = "tokenizer.json"
 
-    def __init__(self, serialised: str) -> None:
-        self.file_bytes = serialised.encode()
-        self._tokenizer = tokenizers.Tokenizer.from_str(serialised)
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
-        self.vocab = max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
-        added = self._tokenizer.get_added_tokens_decoder()
-        self.special = {token.content: i for i, token in added.items() if token.special}
-        self._find_special()
-
-    def __reduce__(self) -> tuple[type["HuggingFace"], tuple[str]]:
-        return HuggingFace, (self.file_bytes.decode(),)
+    def __init__(self, serialised: bytes) -> None:
+        self._tokenizer = own = tokenizers.Tokenizer.from_str(serialised.decode())
+        own.no_padding()
+        own.no_truncation()
+        vocab = max(own.get_vocab(with_added_tokens=True).values(), default=-1) + 1
+        special = {token.content: i for i, token in own.get_added_tokens_decoder().items() if token.special}
+        super().__init__(serialised, vocab, special)
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
@@ -233,14 +202,11 @@ class Bytes(Tokenizer):
     """UTF-8 bytes, byte b as id b + 3 after pad 0, EOS 1 and unk 2 (Xue et al. 2022, §3.1)."""
 
     file_name = "tokenizer.json"
-    file_bytes = b'{"model": "bytes"}'
     first = 3
     reused = 100
 
-    def __init__(self) -> None:
-        self.vocab = self.first + 256
-        self.special = {"<pad>": 0, "</s>": 1, "<unk>": 2}
-        self._find_special()
+    def __init__(self, described: bytes = b'{"model": "bytes"}') -> None:
+        super().__init__(described, self.first + 256, {"<pad>": 0, "</s>": 1, "<unk>": 2})
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         encoded = (text.encode("utf-8", errors="replace") for text in texts)
@@ -289,7 +255,7 @@ def from_file(config: TokenizerFile) -> Tokenizer:
         raise UserError(f"tokenizer.file.path: {path} is not there")
     try:
         if path.suffix == ".model":
-            return SentencePiece(_with_extra_ids(path.read_bytes(), config.extra_ids))
+            return SentencePiece(with_extra_ids(path.read_bytes(), config.extra_ids))
         if config.extra_ids:
             raise UserError("tokenizer.file.extra_ids: sentinels can be appended to a SentencePiece .model alone")
         if path.suffix == ".txt":
@@ -298,7 +264,7 @@ def from_file(config: TokenizerFile) -> Tokenizer:
         if described == "bytes":
             return Bytes()
         if isinstance(described, dict):  # "model" is a GPT-2 token too
-            return HuggingFace(path.read_text(encoding="utf-8"))
+            return HuggingFace(path.read_text(encoding="utf-8").encode())
         return HuggingFace(_byte_level(path, Path(config.merges) if config.merges else path.with_name("merges.txt")))
     except UserError:
         raise
@@ -306,33 +272,31 @@ def from_file(config: TokenizerFile) -> Tokenizer:
         raise UserError(f"{path}: not a tokenizer that can be read: {str(error).splitlines()[0]}") from None
 
 
-def _byte_level(vocab: Path, merges: Path) -> str:
+def _byte_level(vocab: Path, merges: Path) -> bytes:
     """GPT-2's byte-level BPE from its two files (Radford et al. 2019, §2.2)."""
     if not merges.is_file():
         raise UserError(f"tokenizer.file.merges: {merges} is not there; a vocab.json needs its merges")
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE.from_file(str(vocab), str(merges)))
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    known = [name for names in _SPECIAL.values() for name in names if tokenizer.token_to_id(name) is not None]
-    tokenizer.add_special_tokens(known)
-    return tokenizer.to_str()
+    return _with_special(tokenizer, [*PAD, *EOS, *UNK])
 
 
-def _word_piece(vocab: Path, *, lowercase: bool) -> str:
+def _word_piece(vocab: Path, *, lowercase: bool) -> bytes:
     """BERT's WordPiece from its vocabulary (Devlin et al. 2019, §3)."""
-    model = tokenizers.models.WordPiece.from_file(str(vocab), unk_token="[UNK]")
-    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordPiece.from_file(str(vocab), unk_token="[UNK]"))
     tokenizer.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=lowercase)
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = tokenizers.decoders.WordPiece()
-    special = [
-        name for name in ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]") if tokenizer.token_to_id(name) is not None
-    ]
-    tokenizer.add_special_tokens(special)
-    return tokenizer.to_str()
+    return _with_special(tokenizer, ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])
 
 
-def _with_extra_ids(model: bytes, count: int, controls: Sequence[str] = ()) -> bytes:
+def _with_special(tokenizer: tokenizers.Tokenizer, names: Sequence[str]) -> bytes:
+    tokenizer.add_special_tokens([name for name in names if tokenizer.token_to_id(name) is not None])
+    return tokenizer.to_str().encode()
+
+
+def with_extra_ids(model: bytes, count: int, controls: Sequence[str] = ()) -> bytes:
     """Control pieces at the end, T5's <extra_id_0> last of all: text can never spell one (Raffel et al. 2020)."""
     if not count and not controls:
         return model
@@ -340,114 +304,3 @@ def _with_extra_ids(model: bytes, count: int, controls: Sequence[str] = ()) -> b
     for name in (*controls, *(f"<extra_id_{number}>" for number in reversed(range(count)))):
         proto.pieces.add(piece=name, score=0.0, type=proto.SentencePiece.CONTROL)
     return proto.SerializeToString()
-
-
-def train(config: Unigram | BPE | Character, texts: Iterable[str]) -> SentencePiece:
-    """Train a SentencePiece model with T5's special ids: pad 0, eos 1, unk 2.
-
-    Under `identity` the model gives every text back exactly, byte for byte where `byte_fallback` is on, but for U+2581,
-    which is SentencePiece's own sign for a space.
-
-    Raises:
-        UserError: no text, or a vocabulary larger than the text supports (the largest possible is named).
-    """
-    if isinstance(config, Character):
-        kind, pieces = "char", 2**20
-        options: dict[str, Any] = {"hard_vocab_limit": False, "normalization_rule_name": "identity"}
-        texts = _with_alphabet(texts)
-    else:
-        kind = "unigram" if isinstance(config, Unigram) else "bpe"
-        pieces = config.vocab - config.extra_ids - len(config.controls)
-        options = {"byte_fallback": config.byte_fallback, "normalization_rule_name": config.normalization}
-    identity = options["normalization_rule_name"] == "identity"
-    sentences = (cut for text in texts for cut in _sentences(text))
-    first = next(sentences, None)
-    if first is None:
-        raise UserError("the corpus holds no text to train a tokenizer on")
-    written = io.BytesIO()
-    try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=_chain(first, sentences),
-            model_writer=written,
-            model_type=kind,
-            vocab_size=pieces,
-            pad_id=0,
-            eos_id=1,
-            unk_id=2,
-            bos_id=-1,
-            user_defined_symbols=list(config.symbols),
-            character_coverage=1.0 if kind == "char" else 0.9995,
-            remove_extra_whitespaces=not identity,
-            add_dummy_prefix=not identity,
-            allow_whitespace_only_pieces=identity,
-            num_threads=os.cpu_count() or 1,
-            minloglevel=2,
-            **options,
-        )
-    except (RuntimeError, ValueError) as error:
-        raise _explained(error, kind, config.extra_ids + len(config.controls)) from None
-    return SentencePiece(_with_extra_ids(written.getvalue(), config.extra_ids, config.controls))
-
-
-def _chain(first: str, rest: Iterator[str]) -> Iterator[str]:
-    yield first
-    yield from rest
-
-
-def _explained(error: Exception, kind: str, extra_ids: int) -> UserError:
-    most = re.search(r"<= (\d+)", str(error))
-    if most:
-        return UserError(f"tokenizer.{kind}.vocab is more than this text supports: at most {int(most[1]) + extra_ids}")
-    least = re.search(r"\d+ vs (\d+)", str(error))
-    if least:
-        return UserError(
-            f"tokenizer.{kind}.vocab is less than the text's characters and the special pieces; "
-            f"{int(least[1]) + extra_ids} is the smallest possible"
-        )
-    return UserError(f"tokenizer.{kind}: SentencePiece cannot be trained: {str(error).splitlines()[-1]}")
-
-
-def _with_alphabet(texts: Iterable[str]) -> Iterator[str]:
-    """The texts, and every character that they hold once more, so that cut sentences lose none."""
-    alphabet: set[str] = set()
-    for text in texts:
-        alphabet.update(text)
-        yield text[: 10 * SENTENCE_CHARACTERS]
-    if alphabet:
-        yield "".join(sorted(alphabet))
-
-
-def _sentences(text: str) -> Iterator[str]:
-    """Pieces that the trainer takes whole: it leaves out long sentences and those with a NUL."""
-    for start in range(0, len(text), SENTENCE_CHARACTERS):
-        yield text[start : start + SENTENCE_CHARACTERS].replace("\0", " ")
-
-
-def obtain(config: RunConfig) -> Tokenizer:
-    """The run's tokenizer: a file's, or one trained on its text and kept in the cache under a fingerprint of both."""
-    if isinstance(config.tokenizer, TokenizerFile):
-        return from_file(config.tokenizer)
-    if isinstance(config.tokenizer, ByteLevel):
-        return Bytes()
-    pieces = [unit for source in config.data.sources for unit in sources.units(source)]
-    key = hashlib.sha256("\n".join([repr(config.tokenizer), *(unit.identity for unit in pieces)]).encode())
-    folder = Path(config.data.cache_dir) / f"tokenizer-{key.hexdigest()[:16]}"
-    if (folder / SentencePiece.file_name).is_file():
-        return load(folder)
-    limit = np.inf if isinstance(config.tokenizer, Character) else config.tokenizer.sample_megabytes * 1e6
-    print(f"tokenizer: training on {len(pieces)} pieces of text", file=sys.stderr, flush=True)
-    tokenizer = train(config.tokenizer, _sample(pieces, limit))
-    print(f"tokenizer: {tokenizer.vocab} pieces, in {tokenizer.save(folder)}", file=sys.stderr, flush=True)
-    return tokenizer
-
-
-def _sample(pieces: Sequence[sources.Unit], limit: float) -> Iterator[str]:
-    """The beginning of every piece, an equal share of `limit` bytes for each."""
-    for unit in pieces:
-        left = limit / len(pieces)
-        with contextlib.closing(sources.documents(unit)) as texts:  # type: ignore[type-var]
-            for _, text in texts:
-                yield text[: int(min(left, len(text)))].replace(sources.FIELD_BORDER, " ")
-                left -= len(text.encode())
-                if left <= 0:
-                    break

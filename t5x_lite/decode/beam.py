@@ -80,7 +80,8 @@ def search(
 
         counts = ends & (jnp.arange(2 * count) < count)  # one that would not be kept does not end either
         scores = jnp.where(counts, scores / beam.penalty(step + 1), -jnp.inf)
-        ended, _ = _joined(ended, replace(longer, scores=scores)).best(count)
+        both = jax.tree.map(lambda a, b: jnp.concatenate([a, b], 1), ended, replace(longer, scores=scores))
+        ended, _ = both.best(count)
         open_, kept = replace(longer, scores=jnp.where(ends, -jnp.inf, longer.scores)).best(count)
 
         rows = (jnp.arange(batch)[:, None] * count + _taken(parents, kept)).reshape(-1)
@@ -119,7 +120,3 @@ def laid(cache: Cache) -> Cache:
 def _taken(x: Array, places: Int[Array, "b n"]) -> Array:
     """Of each row of `x` those at its places."""
     return jnp.take_along_axis(x, places.reshape(*places.shape, *[1] * (x.ndim - 2)), axis=1)
-
-
-def _joined(one: _Hypotheses, other: _Hypotheses) -> _Hypotheses:
-    return jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), one, other)

@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from rich.console import Console
 from rich.table import Table
@@ -32,10 +33,8 @@ def fill_masks(model: Any, text: str, count: int = 5) -> list[Candidates]:
     if not len(places):
         names = [name for name in MASK if name in vocabulary.named]
         raise UserError(f"the prompt {text!r} holds no {' or '.join(names)} to fill")
-    scores = model.logits(ids)[0, places]
-    shares = np.exp(scores - scores.max(-1, keepdims=True))
-    shares /= shares.sum(-1, keepdims=True)
-    best = np.argsort(-scores, axis=-1)[:, :count]
+    shares = np.asarray(jax.nn.softmax(model.logits(ids)[0, places]))
+    best = np.argsort(-shares, axis=-1)[:, :count]
     return [
         [(model.tokenizer.piece(int(i)), float(share[i])) for i in row] for row, share in zip(best, shares, strict=True)
     ]

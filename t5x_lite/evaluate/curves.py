@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +20,18 @@ def read(run: Path, *, empty: bool = False) -> list[dict[str, Any]]:
     path = run / "metrics.jsonl"
     if not path.is_file():
         raise UserError(f"{run}: has no metrics.jsonl; is it a run directory?")
-    found = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            found.append(json.loads(line))
-        except ValueError:
-            continue
+    found = records(path)
     if not found and not empty:
         raise UserError(f"{path}: is empty; train the run first")
+    return found
+
+
+def records(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a JSONL file; none where there is no file."""
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        with suppress(ValueError):
+            found.append(json.loads(line))
     return found
 
 

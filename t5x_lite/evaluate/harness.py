@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from t5x_lite.decode.generate import settings
-from t5x_lite.errors import UserError
+from t5x_lite.errors import UserError, write_whole
 from t5x_lite.evaluate.batches import power_of_two
 from t5x_lite.evaluate.perplexity import windows
 from t5x_lite.progress import progress
@@ -198,15 +198,11 @@ def save(folder: Path, scores: Mapping[str, float], samples: Mapping[str, Sequen
     """Write `<task>.jsonl`, a record a line, and add the scores to those in `scores.json`.
 
     Raises:
-        UserError: a folder that cannot be written.
+        UserError: a file that cannot be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for task, records in samples.items():
-            lines = (json.dumps(record, default=_plain, ensure_ascii=False) for record in records)
-            (folder / f"{task.replace('/', '_')}.jsonl").write_text("".join(f"{line}\n" for line in lines), "utf-8")
-        path = folder / "scores.json"
-        known = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-        path.write_text(json.dumps(known | dict(scores), indent=2) + "\n", "utf-8")
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written: {error.strerror}") from None
+    for task, records in samples.items():
+        lines = (json.dumps(record, default=_plain, ensure_ascii=False) for record in records)
+        write_whole(folder / f"{task.replace('/', '_')}.jsonl", "".join(f"{line}\n" for line in lines))
+    path = folder / "scores.json"
+    known = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    write_whole(path, json.dumps(known | dict(scores), indent=2) + "\n")

@@ -31,8 +31,9 @@ def check(metric: str, task: str) -> None:
     """
     if metric not in METRICS:
         raise UserError(f"task {task}: no metric {metric!r}; there are {', '.join(METRICS)}")
-    if metric in LIBRARIES:
-        _library(LIBRARIES[metric])
+    library = next((own for own, names in LIBRARIES.items() if metric in names), None)
+    if library:
+        _library(library)
 
 
 def _mean(values: Sequence[Any]) -> float:
@@ -52,19 +53,18 @@ def exact_match(predictions: Sequence[str], references: Sequence[str]) -> Scores
 def f1(predictions: Sequence[Any], references: Sequence[Any]) -> Scores:
     """F1 of the class 1 against 0 (GLUE's MRPC and QQP); a prediction that is neither counts as wrong."""
     chosen = [p if p in (0, 1) else 1 - r for p, r in zip(predictions, references, strict=True)]
-    return {"f1": float(_library(LIBRARIES["f1"]).f1_score(list(references), chosen, zero_division=0))}
+    return {"f1": float(_library("sklearn.metrics").f1_score(list(references), chosen, zero_division=0))}
 
 
 def f1_macro(predictions: Sequence[Any], references: Sequence[Any]) -> Scores:
     """Mean of the F1 of each class that the references have (SuperGLUE's CB)."""
-    score = _library(LIBRARIES["f1_macro"]).f1_score
-    labels = sorted(set(references))
-    return {"f1_macro": float(score(references, predictions, labels=labels, average="macro", zero_division=0))}
+    score, own = _library("sklearn.metrics").f1_score, sorted(set(references))
+    return {"f1_macro": float(score(references, predictions, labels=own, average="macro", zero_division=0))}
 
 
 def matthews(predictions: Sequence[Any], references: Sequence[Any]) -> Scores:
     """Matthews' correlation coefficient (GLUE's CoLA); 0 where it is not defined."""
-    return {"matthews": float(_library(LIBRARIES["matthews"]).matthews_corrcoef(references, predictions))}
+    return {"matthews": float(_library("sklearn.metrics").matthews_corrcoef(references, predictions))}
 
 
 def pearson(predictions: Sequence[float], references: Sequence[float]) -> Scores:
@@ -124,7 +124,7 @@ def multirc(predictions: Sequence[int], references: Sequence[Mapping[str, Any]])
 def span_f1(predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> Scores:
     """Precision, recall and F1 of whole spans, from the BIO tags of each sentence (CoNLL-2003, Tjong Kim Sang 2003)."""
     tags = [list(map(list, side)) for side in (references, predictions)]
-    library, kinds = _library(LIBRARIES["span_f1"]), ("precision", "recall", "f1")
+    library, kinds = _library("seqeval.metrics"), ("precision", "recall", "f1")
     return {f"span_{kind}": float(getattr(library, f"{kind}_score")(*tags, zero_division=0)) for kind in kinds}
 
 
@@ -132,7 +132,7 @@ def bleu(predictions: Sequence[str], references: Sequence[str | Sequence[str]]) 
     """BLEU of the corpus in percent, with sacrebleu's defaults (Post 2018); a reference may be several."""
     several = [[r] if isinstance(r, str) else list(r) for r in references]
     streams = [[own[n] if n < len(own) else None for own in several] for n in range(max(map(len, several), default=0))]
-    return {"bleu": _library(LIBRARIES["bleu"]).corpus_bleu(list(predictions), streams).score}
+    return {"bleu": _library("sacrebleu").corpus_bleu(list(predictions), streams).score}
 
 
 def rouge(predictions: Sequence[str], references: Sequence[str]) -> Scores:
@@ -141,7 +141,7 @@ def rouge(predictions: Sequence[str], references: Sequence[str]) -> Scores:
     The last goes by sentences: a line is one, and a full stop between spaces ends one, as in T5's evaluation.
     """
     kinds = ["rouge1", "rouge2", "rougeLsum"]
-    scorer = _library(LIBRARIES["rouge"]).RougeScorer(kinds)
+    scorer = _library("rouge_score.rouge_scorer").RougeScorer(kinds)
     texts = ([text.replace(" . ", " .\n") for text in side] for side in (references, predictions))
     found = [scorer.score(*pair) for pair in zip(*texts, strict=True)]
     return {kind: _mean([one[kind].fmeasure for one in found]) for kind in kinds}
@@ -164,14 +164,10 @@ METRICS: dict[str, Metric] = {
 }
 
 LIBRARIES = {
-    "bleu": "sacrebleu",
-    "f1": "sklearn.metrics",
-    "f1_macro": "sklearn.metrics",
-    "matthews": "sklearn.metrics",
-    "multirc": "sklearn.metrics",
-    "pearson": "scipy.stats",
-    "rouge": "rouge_score.rouge_scorer",
-    "span_f1": "seqeval.metrics",
-    "spearman": "scipy.stats",
+    "sacrebleu": {"bleu"},
+    "sklearn.metrics": {"f1", "f1_macro", "matthews", "multirc"},
+    "scipy.stats": {"pearson", "spearman"},
+    "rouge_score.rouge_scorer": {"rouge"},
+    "seqeval.metrics": {"span_f1"},
 }
-"""What computes a metric, where it is not done here."""
+"""What computes the metrics that are not computed here."""

@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from t5x_lite.config import SourceConfig
 from t5x_lite.data import sources
+from t5x_lite.data.config import SourceConfig
 from t5x_lite.errors import UserError
 from t5x_lite.objectives.features import Pair
 from t5x_lite.train.step import Sums, means

@@ -15,6 +15,7 @@ from t5x_lite.data.records import Examples, TaskData
 from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.decode.generate import Generator
 from t5x_lite.decode.sampling import Sampling
+from t5x_lite.errors import write_whole
 from t5x_lite.evaluate.metrics import METRICS, check
 from t5x_lite.models.transformer import Blueprint
 from t5x_lite.objectives.supervised import Record, Supervised
@@ -42,7 +43,7 @@ class TaskEvaluation:
             None if isinstance(self.objective, Supervised) else Generator(config.model, blueprint, params, tokenizer)
         )
         self._score = jax.jit(
-            lambda params, batch: dict(self.objective.scores(blueprint.model(params), batch)),  # type: ignore[attr-defined]
+            lambda params, batch: self.objective.scores(blueprint.model(params), batch),  # type: ignore[attr-defined]
             out_shardings=meshes.replicated(mesh),
         )
 
@@ -56,10 +57,9 @@ class TaskEvaluation:
             for metric in own.records.task.metrics:
                 found |= {f"{name}/{key}": value for key, value in METRICS[metric](predictions, references).items()}
             if folder is not None and jax.process_index() == 0:
-                folder.mkdir(parents=True, exist_ok=True)
                 rows = ({"record": n, "prediction": p, "reference": r} for n, p, r in answers)
                 lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-                (folder / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+                write_whole(folder / f"{name}.jsonl", lines)
         return found
 
     def _scored(self, own: Examples, params: Any) -> Iterator[Answer]:

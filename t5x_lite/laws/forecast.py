@@ -9,6 +9,7 @@ from itertools import product
 from typing import Any
 
 import numpy as np
+from scipy.signal import lfilter
 
 from t5x_lite.laws.law import Law, Points, fit, interval
 
@@ -25,9 +26,6 @@ DRAWS = 100
 class Annealing(Law):
     """Log (L0 + A·S1^-α - C·S2) of x = (log S1, log S2); parameters log L0, log A, α, log C."""
 
-    name, formula = "L(s)", "L0 + A·S1^-α - C·S2"
-    symbols = ("L0", "A", "α", "C")
-
     def starts(self) -> np.ndarray:
         return np.array(list(product((-1, 0, 1), (0, 2, 4), (0.2, 0.5, 1), (-12, -9, -6))), float)
 
@@ -37,24 +35,12 @@ class Annealing(Law):
         value = np.maximum(low + curve - fall, 1e-6)
         return np.log(value), np.stack([low + 0 * curve, curve, -curve * x[0], -fall]) / value
 
-    def shifted(self, theta: np.ndarray, by: np.ndarray) -> np.ndarray:
-        floor, a, alpha, c = theta.T
-        return np.stack([floor, a - alpha * by[0], alpha, c + by[1]], -1)
-
-    def constants(self, theta: np.ndarray) -> np.ndarray:
-        floor, a, alpha, c = theta.T
-        return np.stack([np.exp(floor), np.exp(a), alpha, np.exp(c)], -1)
-
 
 def annealing(rates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """S1 and S2 after each step, for the learning rates of all steps."""
     shares = rates / rates.max()
     falls = np.maximum(-np.diff(shares, prepend=shares[0]), 0)
-    momentum = np.zeros_like(falls)
-    left = 0.0
-    for step, fall in enumerate(falls):
-        left = LAMBDA * left + fall
-        momentum[step] = left
+    momentum = lfilter([1.0], [1.0, -LAMBDA], falls)
     return np.cumsum(shares), np.cumsum(momentum) + 1e-9
 
 

@@ -8,7 +8,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
-from typing import ClassVar
 
 import numpy as np
 from scipy.special import ndtr, stdtrit
@@ -46,9 +45,9 @@ class Points:
 class Law(ABC):
     """A form of log L with unknown constants. `x` holds log N, log D, log C and log E of points, `[4, n]`."""
 
-    name: ClassVar[str]
-    formula: ClassVar[str]
-    symbols: ClassVar[tuple[str, ...]]
+    name: str
+    formula: str
+    symbols: tuple[str, ...]
 
     @abstractmethod
     def starts(self) -> np.ndarray:
@@ -58,13 +57,9 @@ class Law(ABC):
     def log_loss(self, theta: np.ndarray, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Log L `[rows, n]` for parameters `[rows, p]`, and its derivatives by them `[p, rows, n]`."""
 
-    @abstractmethod
-    def shifted(self, theta: np.ndarray, by: np.ndarray) -> np.ndarray:
-        """The parameters that say of x what `theta` says of x + `by`."""
-
-    @abstractmethod
     def constants(self, theta: np.ndarray) -> np.ndarray:
         """The published form of the parameters, `[rows, symbols]`."""
+        return theta
 
 
 def _softmax(*terms: np.ndarray) -> tuple[np.ndarray, list[np.ndarray]]:
@@ -91,10 +86,6 @@ class Chinchilla(Law):
         value, (of_n, of_d, rest) = _softmax(a - alpha * x[0], b - beta * x[1], e + 0 * x[0])
         return value, np.stack([of_n, of_d, rest, -of_n * x[0], -of_d * x[1]])
 
-    def shifted(self, theta: np.ndarray, by: np.ndarray) -> np.ndarray:
-        a, b, e, alpha, beta = theta.T
-        return np.stack([a - alpha * by[0], b - beta * by[1], e, alpha, beta], -1)
-
     def constants(self, theta: np.ndarray) -> np.ndarray:
         return np.concatenate([np.exp(theta[:, :3]), theta[:, 3:]], -1)
 
@@ -118,37 +109,19 @@ class Kaplan(Law):
         value, (of_n, of_d) = _softmax(p - u * x[0], q - x[1])
         return alpha * value, np.stack([alpha * of_n, alpha * of_d, -alpha * of_n * x[0], value])
 
-    def shifted(self, theta: np.ndarray, by: np.ndarray) -> np.ndarray:
-        p, q, u, alpha = theta.T
-        return np.stack([p - u * by[0], q - by[1], u, alpha], -1)
-
     def constants(self, theta: np.ndarray) -> np.ndarray:
         p, q, u, alpha = theta.T
         with np.errstate(all="ignore"):
             return np.stack([np.exp(p / u), np.exp(q), u * alpha, alpha], -1)
 
 
-@dataclass(frozen=True)
 class Power(Law):
     """L = (X_c/X)^α for one of N, D, C (Kaplan et al. 2020, eq. 1.1 to 1.3); parameters α·log X_c, α."""
 
-    letter: str
-
-    @property
-    def axis(self) -> int:
-        return "NDC".index(self.letter)
-
-    @property
-    def name(self) -> str:  # type: ignore[override]
-        return f"L({self.letter})"
-
-    @property
-    def formula(self) -> str:  # type: ignore[override]
-        return f"({self.letter}_c/{self.letter})^α_{self.letter}"
-
-    @property
-    def symbols(self) -> tuple[str, ...]:  # type: ignore[override]
-        return (f"{self.letter}_c", f"α_{self.letter}")
+    def __init__(self, letter: str) -> None:
+        self.axis, self.name = "NDC".index(letter), f"L({letter})"
+        self.symbols = (f"{letter}_c", f"α_{letter}")
+        self.formula = f"({letter}_c/{letter})^α_{letter}"
 
     def starts(self) -> np.ndarray:
         return np.array([(alpha * scale, alpha) for alpha in (0.03, 0.1, 0.3) for scale in (20, 35, 50)])
@@ -158,23 +131,16 @@ class Power(Law):
         along = np.broadcast_to(x[self.axis], (len(theta), x.shape[1]))
         return p - alpha * along, np.stack([np.ones_like(along), -along])
 
-    def shifted(self, theta: np.ndarray, by: np.ndarray) -> np.ndarray:
-        p, alpha = theta.T
-        return np.stack([p - alpha * by[self.axis], alpha], -1)
-
     def constants(self, theta: np.ndarray) -> np.ndarray:
         with np.errstate(all="ignore"):
             return np.stack([np.exp(theta[:, 0] / theta[:, 1]), theta[:, 1]], -1)
 
     def frontier(self, points: Points) -> np.ndarray:
         """Mask of the runs that no run of as much or less of N, D or C beats: what the power law is a law of."""
-        along = (points.parameters, points.tokens, points.flops)[self.axis]
-        order = np.lexsort((points.loss, along))
-        best = np.minimum.accumulate(points.loss[order])
-        mask = np.zeros(len(order), bool)
-        mask[order] = points.loss[order] <= best
-        mask[order[1:]] &= best[1:] < best[:-1]
-        return mask
+        along, loss = _logs(points)[self.axis], points.loss
+        first, second = along[:, None], loss[:, None]
+        beaten = ((along <= first) & (loss < second)) | ((along < first) & (loss <= second))
+        return ~beaten.any(1)
 
 
 class Clark(Law):
@@ -201,11 +167,6 @@ class Clark(Law):
         value = a * n + slope * experts + d
         return value, np.stack([n, experts, n * experts, np.ones_like(n), *by_experts])
 
-    def shifted(self, theta: np.ndarray, by: np.ndarray) -> np.ndarray:
-        """E is not shifted: it stands inside a sum."""
-        a, b, c, d, first, last = theta.T
-        return np.stack([a, b + c * by[0], c, d + a * by[0], first, last], -1)
-
     def constants(self, theta: np.ndarray) -> np.ndarray:
         a, b, c, d, first, last = theta.T
         ten = math.log(10)
@@ -227,9 +188,9 @@ class Fit:
         values, symbols = self.law.constants(self.theta[None])[0], self.law.symbols
         return named(symbols, values, self.law.constants(self.drawn), len(self.points.loss), len(symbols))
 
-    def loss(self, parameters: np.ndarray, tokens: np.ndarray, experts: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
-        """Loss `[n]` of runs, and that by every draw `[draws, n]`."""
-        x = np.log([parameters, tokens, np.ones_like(tokens), np.full_like(tokens, experts)])
+    def loss(self, parameters: np.ndarray, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Loss `[n]` of dense runs, and that by every draw `[draws, n]`."""
+        x = np.log([parameters, tokens, np.ones_like(tokens), np.ones_like(tokens)])
         return np.exp(self.law.log_loss(self.theta[None], x)[0][0]), np.exp(self.law.log_loss(self.drawn, x)[0])
 
     @property
@@ -243,9 +204,7 @@ def fit(law: Law, points: Points, draws: int = 1000, seed: int = 0) -> Fit:
 
     A draw takes as many points as there are, with replacement (Besiroglu et al. 2024, appendix).
     """
-    count, centre = len(points.loss), _logs(points).mean(1, keepdims=True)
-    centre[3] = 0
-    x, target = _logs(points) - centre, np.log(points.loss)
+    count, x, target = len(points.loss), _logs(points), np.log(points.loss)
 
     def objective(weights: np.ndarray) -> Objective:
         def of(theta: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -261,17 +220,13 @@ def fit(law: Law, points: Points, draws: int = 1000, seed: int = 0) -> Fit:
 
         return of
 
-    starts = law.shifted(law.starts(), centre[:, 0])
-    first = objective(np.ones((1, count)))
+    starts, first = law.starts(), objective(np.ones((1, count)))
     starts = starts[np.argsort(first(starts, np.arange(len(starts)))[0])[:STARTS]]
     found, values = minimise(first, starts)
     best = found[np.nanargmin(values)]
     counts = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), draws).astype(float)
     drawn, _ = minimise(objective(counts), np.repeat(best[None], draws, 0))
-    back = -centre[:, 0]
-    return Fit(
-        law, law.shifted(best[None], back)[0], law.shifted(drawn, back), float(np.nanmin(values)) * DELTA, points
-    )
+    return Fit(law, best, drawn, float(np.nanmin(values)) * DELTA, points)
 
 
 def _logs(points: Points) -> np.ndarray:

@@ -23,11 +23,6 @@ class KeysValues:
     key: Float[Array, "b m n k"]
     value: Float[Array, "b m n k"]
 
-    def written(self, new: "KeysValues", start: Int[Array, ""]) -> "KeysValues":
-        """These with `new` put at places `start` and after."""
-        write = lambda old, own: jax.lax.dynamic_update_slice_in_dim(old, own.astype(old.dtype), start, axis=1)  # noqa: E731
-        return KeysValues(write(self.key, new.key), write(self.value, new.value))
-
     def __getitem__(self, places: Any) -> "KeysValues":
         """Those at some places."""
         return KeysValues(self.key[:, places], self.value[:, places])
@@ -36,6 +31,29 @@ class KeysValues:
         """These, and `new` after them."""
         join = lambda old, own: jnp.concatenate([old, own.astype(old.dtype)], axis=1)  # noqa: E731
         return KeysValues(join(self.key, new.key), join(self.value, new.value))
+
+
+@dataclass(frozen=True)
+class Slot:
+    """The cache of one layer, in the arrays of all: what is written changes a few places of an array that is carried.
+
+    A scan that took each layer's cache and gave it back would copy all of it for every token.
+    """
+
+    layers: KeysValues
+    number: Int[Array, ""]
+
+    def read(self) -> KeysValues:
+        """Keys and values of this layer."""
+        return jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, self.number, keepdims=False), self.layers)
+
+    def written(self, new: KeysValues, start: Int[Array, ""] | int) -> "Slot":
+        """With `new` put at places `start` and after."""
+
+        def write(old: Array, own: Array) -> Array:
+            return jax.lax.dynamic_update_slice(old, own[None].astype(old.dtype), (self.number, 0, start, 0, 0))
+
+        return Slot(jax.tree.map(write, self.layers, new), self.number)
 
 
 class Attention(nnx.Module):
@@ -94,24 +112,24 @@ def empty_cache(config: ModelConfig, pattern: AttentionKind, batch: int, length:
     return KeysValues(jnp.zeros(shape, config.compute), jnp.zeros(shape, config.compute))
 
 
-def follow(cache: KeysValues, new: KeysValues, view: View) -> tuple[KeysValues, View, KeysValues]:
+def follow(cache: Slot, new: KeysValues, view: View) -> tuple[KeysValues, View, Slot]:
     """What queries look at when `new` follows what is in `cache`, where that stands, and the longer cache.
 
     In a ring of size r the token at index i has place i mod r. One token overwrites the one that it no longer reaches.
     Of several, the first still need what the last overwrite: they look at the old ring, in order, and at themselves.
     """
-    start, size = view.queries.index[0], cache.key.shape[1]
+    start, size = view.queries.index[0], cache.layers.key.shape[2]
     if size == view.keys.index.shape[0]:
         cache = cache.written(new, start)
-        return cache, view, cache
+        return cache.read(), view, cache
     length, places = view.queries.index.shape[0], jnp.arange(size)
     if length == 1:
         cache = cache.written(new, start % size)
-        return cache, replace(view, keys=_standing(view.keys, start - (start - places) % size)), cache
-    source = cache[(start + places) % size].followed(new)
+        return cache.read(), replace(view, keys=_standing(view.keys, start - (start - places) % size)), cache
+    source = cache.read()[(start + places) % size].followed(new)
     row = _standing(view.keys, start - size + jnp.arange(size + length))
     ring = source[length + (places - start - length) % size]
-    return source, replace(view, queries=row, keys=row), ring
+    return source, replace(view, queries=row, keys=row), cache.written(ring, 0)
 
 
 def _standing(keys: Places, index: Int[Array, "m"]) -> Places:

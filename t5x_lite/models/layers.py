@@ -15,7 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from t5x_lite.models.config import Activation, FanInInit, LayerNorm, ModelConfig, NormalInit, RMSNorm
-from t5x_lite.models.sharding import constrain
+from t5x_lite.models.sharding import constrain, shards
 
 
 @dataclass(frozen=True)
@@ -130,9 +130,22 @@ class Linear(nnx.Module):
             return constrain(y if bias is None else y + bias, "experts", "groups", "length", *self.made)
         between = x.ndim - 1 - len(self.taken)
         x = constrain(x, "batch", *["length"][:between], *self.taken)
-        y = jnp.tensordot(x, matrix, axes=len(self.inputs))
+        y = _rows_times(x, matrix, len(self.inputs))
         along = "residual_length" if self.made == ("embed",) else "length"
         return constrain(y if bias is None else y + bias, "batch", *[along][:between], *self.made)
+
+
+def _rows_times(x: Array, matrix: Array, contracted: int) -> Array:
+    """`tensordot`; where no device holds a part of the length, of two matrices.
+
+    XLA for CPU turns an operand of more axes around before the product that makes the gradient of the weight: a third
+    of the time of a small step.
+    """
+    if shards("residual_length") > 1:
+        return jnp.tensordot(x, matrix, axes=contracted)
+    rows, made = x.shape[: x.ndim - contracted], matrix.shape[contracted:]
+    flat = x.reshape(math.prod(rows), -1) @ matrix.reshape(-1, math.prod(made))
+    return flat.reshape(*rows, *made)
 
 
 @dataclass(frozen=True)
@@ -199,7 +212,7 @@ def activate(name: Activation, x: Array) -> Array:
     """Elementwise function by name; `gelu` is x·Φ(x) by erf, `gelu_tanh` its approximation (Hendrycks & Gimpel)."""
     match name:
         case "gelu":
-            return jax.nn.gelu(x, approximate=False)
+            return x * (0.5 * (1 + jax.lax.erf(x * math.sqrt(0.5))))  # jax.nn.gelu's erfc costs three times as much
         case "gelu_tanh":
             return jax.nn.gelu(x, approximate=True)
         case "relu":

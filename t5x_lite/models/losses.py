@@ -149,12 +149,16 @@ def _sums(
 ) -> TokenLoss:
     scores = logits(hidden)
     log_z = jax.nn.logsumexp(scores, axis=-1)
-    loss = log_z - jnp.take_along_axis(scores, targets[..., None], axis=-1)[..., 0]
+    # Comparisons with every token, not a look-up and an argmax: they are fused, and their gradient is no scatter.
+    token, target = jnp.arange(scores.shape[-1]), targets[..., None]
+    of_target = jnp.where(token == target, scores, 0).sum(-1, keepdims=True)
+    loss = log_z - of_target[..., 0]
     z = z_loss * jnp.square(log_z)
     smooth = loss
     if label_smoothing:
         smooth = (1 - label_smoothing) * loss + label_smoothing * (log_z - scores.mean(-1))
-    correct = (scores.argmax(-1) == targets).astype(jnp.float32)
+    better = (scores > of_target) | ((scores == of_target) & (token < target))
+    correct = 1.0 - better.any(-1)
     total, plain, z, hits = (jnp.sum(weights * x) for x in (smooth + z, loss, z, correct))
     return TokenLoss(total, plain, z, hits, jnp.sum(weights))
 

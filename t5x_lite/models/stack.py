@@ -11,7 +11,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from t5x_lite.models import positions
-from t5x_lite.models.attention import Attention, KeysValues, empty_cache, follow
+from t5x_lite.models.attention import Attention, KeysValues, Slot, empty_cache, follow
 from t5x_lite.models.config import LayerConfig, ModelConfig, MoE, RematPolicy
 from t5x_lite.models.feedforward import PERCEPTRONS
 from t5x_lite.models.kernels import Places, View
@@ -95,10 +95,10 @@ class Block(nnx.Module):
         x: Float[Array, "b l d"],
         view: View,
         memory: Memory | None = None,
-        cache: KeysValues | None = None,
+        cache: Slot | None = None,
         remembered: KeysValues | None = None,
         key: PRNGKeyArray | None = None,
-    ) -> tuple[Float[Array, "b l d"], KeysValues | None]:
+    ) -> tuple[Float[Array, "b l d"], Slot | None]:
         """One layer.
 
         Args:
@@ -214,25 +214,27 @@ class Stack(nnx.Module):
         keys = None if key is None else jax.random.split(key, (self.repeats, period))
 
         def period_of(view: View, memory: Memory | None) -> Callable[..., tuple[Array, Any]]:
-            def one_period(x: Array, blocks: Any, scanned: tuple[Any, Any, Any]) -> tuple[Array, Any]:
-                cache, remembered, keys = scanned
+            def one_period(carry: Any, blocks: Any, scanned: tuple[Any, Any, Any]) -> tuple[Any, Any]:
+                (x, cache), (number, remembered, keys) = carry, scanned
                 caches, states = [], []
                 for n in range(period):
-                    own = [None if part is None else part[n] for part in (cache, remembered, keys)]
-                    x, new = blocks[str(n)](x, view, memory, *own)
+                    slot = None if cache is None else Slot(cache[n], number)
+                    own = [None if part is None else part[n] for part in (remembered, keys)]
+                    x, slot = blocks[str(n)](x, view, memory, slot, *own)
                     x = checkpoint_name(x, RESIDUAL)
-                    caches.append(new)
+                    caches.append(None if slot is None else slot.layers)
                     states.append(x)
                 seen = {n: block.feedforward.seen.get_value() for n, block in blocks.items() if block.experts}
                 made = jnp.stack(states) if self.average > 1 else None
-                return x, (None, seen, made) if cache is None else (caches, {}, made)
+                return (x, None if cache is None else caches), ({} if cache is not None else seen, made)
 
             return one_period
 
         if shards("layers") > 1 and cache is None:
             x, seen = self._pipelined(lambda rows: period_of(*rows.taken(view, memory)), x, Rows.of(view, memory), keys)
         else:
-            x, (cache, seen, made) = self._scan(period_of(view, memory), x, (cache, remembered, keys))
+            numbers = None if cache is None else jnp.arange(self.repeats)
+            (x, cache), (seen, made) = self._scan(period_of(view, memory), (x, cache), (numbers, remembered, keys))
             if made is not None:
                 x = made.reshape(-1, *x.shape)[-self.average :].mean(0)
         if seen:
@@ -295,7 +297,7 @@ class Stack(nnx.Module):
 
         def stage(weights: Any, x: Array, own: Rows, keys: Any, part: Array) -> tuple[Array, Any]:
             drawn = None if keys is None else jax.vmap(jax.vmap(lambda k: jax.random.fold_in(k, part)))(keys)
-            x, (_, seen, _) = self._scan(body_of(own), x, (None, None, drawn), weights)
+            (x, _), (seen, _) = self._scan(body_of(own), (x, None), (None, None, drawn), weights)
             return x, seen
 
         def tick(states: Array, number: Array) -> tuple[Array, Any]:

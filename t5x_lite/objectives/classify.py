@@ -7,11 +7,11 @@ import numpy as np
 
 from t5x_lite.models.config import HeadConfig, ModelConfig
 from t5x_lite.objectives.objective import Features, Losses, Task
-from t5x_lite.objectives.supervised import Coder, Pool, Record, Supervised, framed, label_index, pooled, pooling
+from t5x_lite.objectives.supervised import Coder, Pooled, Record, framed, label_index
 from t5x_lite.schema import Strings, setting
 
 
-class _OfText(Supervised):
+class _OfText(Pooled):
     """Roles `text`, perhaps `second`, and `label`.
 
     Features: those of `framed`, `targets` and `loss_weights`, scalars.
@@ -19,53 +19,30 @@ class _OfText(Supervised):
 
     roles: ClassVar[tuple[str, ...]] = ("text", "label")
 
-    pool: Pool = setting("auto", "whose states: the first token's (an encoder), the last's (a decoder), or all tokens'")
     transform: bool = setting(False, "a dense tanh layer before the scores; BERT's pooler, where the run has one")
 
     def head(self, model: ModelConfig) -> HeadConfig:
-        """See `Supervised.head`."""
-        return HeadConfig(outputs=self._outputs(), pool=pooling(self.pool, model), transform=self.transform)
-
-    def _outputs(self) -> int:
-        return 1
-
-    def _target(self, record: Record) -> Any:
-        return np.asarray(float(record["label"]), np.float32)
+        return super().head(model).model_copy(update={"transform": self.transform})
 
     def examples(self, record: Record, coder: Coder, task: Task) -> list[Features]:
-        """See `Supervised.examples`."""
         texts = [coder.encode(str(record[role])) for role in ("text", "second") if role in record]
-        target = {"targets": self._target(record), "loss_weights": np.ones((), np.float32)}
+        reference = self.reference(record)
+        kind = np.int32 if isinstance(reference, int) else np.float32
+        target = {"targets": np.asarray(reference, kind), "loss_weights": np.ones((), np.float32)}
         return [{**framed(texts, task), **target}]
-
-    def scores(self, model: Any, batch: Mapping[str, Any]) -> Mapping[str, Any]:
-        """See `Supervised.scores`."""
-        return {"scores": model.head(pooled(model, batch, None), None)}
 
 
 class Classify(_OfText):
-    """One of `labels`."""
+    """One of `labels`, by cross-entropy."""
 
     name: ClassVar[str] = "classify"
 
     labels: Strings = setting(..., "names of the labels; data may hold these or their numbers from 0", min_length=2)
 
-    def _outputs(self) -> int:
+    @property
+    def outputs(self) -> int:
+        """One a label."""
         return len(self.labels)
-
-    def _target(self, record: Record) -> Any:
-        return np.asarray(label_index(record["label"], self.labels), np.int32)
-
-    def loss(self, model: Any, batch: Mapping[str, Any], key: Any, losses: Losses) -> Mapping[str, Any]:
-        """Cross-entropy over the labels."""
-        scores = model.head(pooled(model, batch, key), key)
-        return {"loss": losses.classes(scores, batch["targets"], batch["loss_weights"])}
-
-    def prediction(
-        self, record: Record, examples: Sequence[Features], scores: Sequence[Mapping[str, np.ndarray]]
-    ) -> int:
-        """The number of the likeliest label."""
-        return int(scores[0]["scores"].argmax())
 
     def from_text(self, text: str, record: Record) -> int:
         """The number of the label that the text is, or -1."""
@@ -73,7 +50,7 @@ class Classify(_OfText):
 
     def to_text(self, record: Record) -> str:
         """The label's name."""
-        return self.labels[label_index(record["label"], self.labels)]
+        return self.labels[self.reference(record)]
 
     def reference(self, record: Record) -> int:
         """The number of the label."""
@@ -87,12 +64,10 @@ class Regress(_OfText):
 
     def loss(self, model: Any, batch: Mapping[str, Any], key: Any, losses: Losses) -> Mapping[str, Any]:
         """Squared error."""
-        scores = model.head(pooled(model, batch, key), key)[..., 0]
+        scores = self.scores(model, batch, key)["scores"][..., 0]
         return {"loss": losses.squared(scores, batch["targets"], batch["loss_weights"])}
 
-    def prediction(
-        self, record: Record, examples: Sequence[Features], scores: Sequence[Mapping[str, np.ndarray]]
-    ) -> float:
+    def prediction(self, record: Record, examples: Sequence[Features], scores: Sequence[Features]) -> float:
         """The number."""
         return float(scores[0]["scores"][0])
 
@@ -105,7 +80,7 @@ class Regress(_OfText):
 
     def to_text(self, record: Record) -> str:
         """The number to the nearest fifth (Raffel et al. 2020, §2.4)."""
-        return f"{round(float(record['label']) * 5) / 5:.1f}"
+        return f"{round(self.reference(record) * 5) / 5:.1f}"
 
     def reference(self, record: Record) -> float:
         """The number."""

@@ -60,18 +60,26 @@ class Extract(Supervised):
         return bool(text) and record["context"][begin : begin + len(text)] == text
 
     def examples(self, record: Record, coder: Coder, task: Task) -> list[Features]:
-        """See `Supervised.examples`."""
         question = coder.encode(str(record["question"]).strip())[: self.question_len]
         ids, places = coder.encode_placed(str(record["context"]))
-        room = task.seq_len - task.placeholders - len(question) - 3
-        known = self.learnable(record)
+        lead, base = task.placeholders, task.placeholders + len(question) + 2
+        room, known = task.seq_len - base - 1, self.learnable(record)
         span = self._span(record, places) if known else NOWHERE
         firsts = [0]
         while firsts[-1] + room < len(ids):
             firsts.append(firsts[-1] + min(self.window_stride, room))
-        weight = {"loss_weights": np.asarray(known, np.float32)}
-        windows = ((first, min(first + room, len(ids))) for first in firsts)
-        return [{**self._window(question, ids, places, window, span, task), **weight} for window in windows]
+        windows: list[Features] = []
+        for first in firsts:
+            stop = min(first + room, len(ids))
+            allowed, placed = np.zeros(task.seq_len, np.float32), np.zeros((task.seq_len, 2), np.int32)
+            allowed[[lead, *range(base, base + stop - first)]] = 1
+            placed[base : base + stop - first] = places[first:stop]
+            inside = first <= span[0] and span[1] < stop and span[0] >= 0
+            start, end = (np.asarray(base + at - first if inside else lead, np.int32) for at in span)
+            targets = {"start": start, "end": end, "loss_weights": np.asarray(known, np.float32)}
+            row = framed([question, ids[first:stop]], task)
+            windows.append({**row, **targets, "allowed": allowed, "places": placed})
+        return windows
 
     def _span(self, record: Record, places: np.ndarray) -> tuple[int, int]:
         """First and last token of the first answer."""
@@ -81,44 +89,19 @@ class Extract(Supervised):
         touched = np.flatnonzero((places[:, 1] > begin) & (places[:, 0] < end))
         return (int(touched[0]), int(touched[-1])) if len(touched) else NOWHERE
 
-    def _window(
-        self, question: np.ndarray, ids: np.ndarray, places: np.ndarray, window: tuple[int, int],
-        span: tuple[int, int], task: Task,
-    ) -> Features:  # fmt: skip
-        first, stop = window
-        row = framed([question, ids[first:stop]], task)
-        lead, base = task.placeholders, task.placeholders + len(question) + 2
-        allowed, placed = np.zeros(task.seq_len, np.float32), np.zeros((task.seq_len, 2), np.int32)
-        allowed[[lead, *range(base, base + stop - first)]] = 1
-        placed[base : base + stop - first] = places[first:stop]
-        inside = first <= span[0] and span[1] < stop and span[0] >= 0
-        start, end = (base + at - first if inside else lead for at in span)
-        more = {
-            "start": np.asarray(start, np.int32),
-            "end": np.asarray(end, np.int32),
-            "allowed": allowed,
-            "places": placed,
-        }
-        return {**row, **more}
-
-    def scores(self, model: Any, batch: Mapping[str, Any]) -> Mapping[str, Any]:
-        """See `Supervised.scores`."""
-        return self._scored(model, batch, None)
-
-    def _scored(self, model: Any, batch: Mapping[str, Any], key: Any) -> dict[str, Any]:
+    def scores(self, model: Any, batch: Mapping[str, Any], key: Any = None) -> dict[str, Any]:
+        """Of each token as the beginning and as the end."""
         both = model.head(states(model, batch, key), key)
         closed = FORBIDDEN * (1 - batch["allowed"])
         return {"start": both[..., 0] - closed, "end": both[..., 1] - closed}
 
     def loss(self, model: Any, batch: Mapping[str, Any], key: Any, losses: Losses) -> Mapping[str, Any]:
         """Cross-entropy of the beginning and of the end, each over all tokens of the window, halved."""
-        scored, weights = self._scored(model, batch, key), batch["loss_weights"]
+        scored, weights = self.scores(model, batch, key), batch["loss_weights"]
         both = [losses.classes(scored[side], batch[side], 0.5 * weights) for side in ("start", "end")]
         return {"loss": both[0] + both[1]}
 
-    def prediction(
-        self, record: Record, examples: Sequence[Features], scores: Sequence[Mapping[str, np.ndarray]]
-    ) -> str:
+    def prediction(self, record: Record, examples: Sequence[Features], scores: Sequence[Features]) -> str:
         """The best span's text over all windows; empty where `unanswerable` and no answer scores best."""
         best, answer, null = -np.inf, "", np.inf
         for example, scored in zip(examples, scores, strict=True):

@@ -27,6 +27,17 @@ def padded(values: np.ndarray, length: int) -> np.ndarray:
     return row
 
 
+def placed(tokens: np.ndarray, segments: np.ndarray, length: int) -> dict[str, np.ndarray]:
+    """`tokens`, `positions` and `segment_ids` `[length]`."""
+    segment_ids = padded(segments, length)
+    return {"tokens": padded(tokens, length), "positions": positions_in(segment_ids), "segment_ids": segment_ids}
+
+
+def stacked(examples: Sequence[Features]) -> dict[str, np.ndarray]:
+    """Examples as one, with an axis before those of each feature."""
+    return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
+
+
 def segments_of(row_segments: np.ndarray) -> list[slice]:
     """Where each segment of a row lies, padding left out."""
     borders = np.flatnonzero(np.diff(row_segments, prepend=-1))
@@ -44,18 +55,14 @@ def text_to_text(pairs: Sequence[Pair], family: Family, length: int, target_leng
     """
     if family == "decoder":
         return _one_text(pairs, length)
-    inputs, targets = (_joined([pair[side] for pair in pairs]) for side in (0, 1))
-    shifted = [np.concatenate([[START], own[:-1]]) for _, own in pairs]
-    segment_ids, decoder_segment_ids = padded(inputs[1], length), padded(targets[1], target_length)
+    inputs, (targets, segments) = (_joined([pair[side] for pair in pairs]) for side in (0, 1))
+    shifted, _ = _joined([np.concatenate([[START], own[:-1]]) for _, own in pairs])
+    decoder = placed(shifted, segments, target_length)
     return {
-        "tokens": padded(inputs[0], length),
-        "positions": positions_in(segment_ids),
-        "segment_ids": segment_ids,
-        "decoder_tokens": padded(_joined(shifted)[0], target_length),
-        "decoder_positions": positions_in(decoder_segment_ids),
-        "decoder_segment_ids": decoder_segment_ids,
-        "targets": padded(targets[0], target_length),
-        "loss_weights": (decoder_segment_ids > 0).astype(np.float32),
+        **placed(*inputs, length),
+        **{f"decoder_{name}": values for name, values in decoder.items()},
+        "targets": padded(targets, target_length),
+        "loss_weights": (decoder["segment_ids"] > 0).astype(np.float32),
     }
 
 
@@ -71,16 +78,13 @@ def _one_text(pairs: Sequence[Pair], length: int) -> Features:
     texts = [np.concatenate(pair) for pair in pairs]
     tokens, segments = _joined([text[:-1] for text in texts])
     following, _ = _joined([text[1:] for text in texts])
-    is_target = [np.arange(1, len(text)) >= len(inputs) for text, (inputs, _) in zip(texts, pairs, strict=True)]
-    is_input = [np.arange(len(text) - 1) < len(inputs) for text, (inputs, _) in zip(texts, pairs, strict=True)]
-    segment_ids = padded(segments, length)
+    # How far each token stands before the first target: the one at 1, the last of the inputs, predicts it.
+    ahead, _ = _joined([len(pair[0]) - np.arange(len(text) - 1) for text, pair in zip(texts, pairs, strict=True)])
     return {
-        "tokens": padded(tokens, length),
+        **placed(tokens, segments, length),
         "targets": padded(following, length),
-        "positions": positions_in(segment_ids),
-        "segment_ids": segment_ids,
-        "prefix": padded(_joined(is_input)[0], length),
-        "loss_weights": padded(_joined(is_target)[0], length).astype(np.float32),
+        "prefix": padded(ahead > 0, length),
+        "loss_weights": padded(ahead <= 1, length).astype(np.float32),
     }
 
 

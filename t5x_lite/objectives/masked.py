@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from t5x_lite.models.config import SPAN_POSITIONS, Family, ModelConfig
-from t5x_lite.objectives.features import padded, positions_in
+from t5x_lite.objectives.features import padded, placed, positions_in
 from t5x_lite.objectives.objective import Features, Lengths, Losses, Objective, Row, Rows, Task, Vocabulary
 from t5x_lite.schema import Int, setting
 
@@ -54,13 +54,8 @@ class Masked(Objective):
 
     @property
     def rows(self) -> Rows:
-        """Pairs are made of whole sentences."""
+        """Pairs are made of whole sentences; one that does not follow is of another document."""
         return "tokens" if self.sentences == "none" else "sentences"
-
-    @property
-    def wants_partner(self) -> bool:
-        """Where a second sentence that does not follow is from."""
-        return self.sentences != "none"
 
     @property
     def needs_frequency(self) -> bool:
@@ -74,8 +69,8 @@ class Masked(Objective):
 
     def check(self, model: ModelConfig) -> None:
         """The model must have the outputs that are asked for."""
-        wanted = {"tokens"} | ({"sentence"} if self.sentences != "none" else set())
-        wanted |= {"span"} if self.boundary else set()
+        told = {"tokens": True, "sentence": self.sentences != "none", "span": self.boundary}
+        wanted = {output for output, is_told in told.items() if is_told}
         if model.family == "encoder" and set(model.outputs) != wanted:
             raise ValueError(
                 f"objective masked with sentences={self.sentences}, boundary={self.boundary} trains the outputs "
@@ -216,14 +211,9 @@ def framed_text(row: Row, task: Task) -> Features:
     frame = [task.vocabulary.one_of("masked", *names) for names in (CLS, SEP)] if count else [0, 0]
     segments = row.segments[:count]
     ends = [segments[:1], segments, segments[-1:]]
-    segment_ids = padded(np.concatenate(ends), task.seq_len)
-    tokens = padded(np.concatenate([frame[:1], row.tokens[:count], frame[1:]]) if count else segments, task.seq_len)
-    return {
-        "tokens": tokens,
-        "token_types": np.zeros(task.seq_len, np.int32),
-        "positions": positions_in(segment_ids),
-        "segment_ids": segment_ids,
-    }
+    tokens = np.concatenate([frame[:1], row.tokens[:count], frame[1:]]) if count else segments
+    found = placed(tokens, np.concatenate(ends), task.seq_len)
+    return {**found, "token_types": np.zeros(task.seq_len, np.int32)}
 
 
 def framed_pair(texts: Sequence[np.ndarray], task: Task, *, restart: bool = False) -> Features:
@@ -233,15 +223,9 @@ def framed_pair(texts: Sequence[np.ndarray], task: Task, *, restart: bool = Fals
     if not len(texts[0]):
         sides = [np.zeros(0, np.int32)] * 2
     types = padded(np.repeat([0, 1], [len(side) for side in sides]), task.seq_len)
-    count = sum(map(len, sides))
-    segment_ids = padded(np.ones(count), task.seq_len)
-    counted = segment_ids + types if restart else segment_ids
-    return {
-        "tokens": padded(np.concatenate(sides), task.seq_len),
-        "token_types": types,
-        "positions": positions_in(counted),
-        "segment_ids": segment_ids,
-    }
+    tokens = np.concatenate(sides)
+    found = {**placed(tokens, np.ones(len(tokens)), task.seq_len), "token_types": types}
+    return found | {"positions": positions_in(found["segment_ids"] + types)} if restart else found
 
 
 def _fill(groups: Sequence[np.ndarray], most: int) -> list[np.ndarray]:

@@ -1,15 +1,21 @@
 """The interface of an objective: `example` in NumPy on the host, `loss` on the device. No file, no JAX import here."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 
 from t5x_lite.errors import UserError
 from t5x_lite.models.config import Family, ModelConfig
 from t5x_lite.schema import Config
+
+if TYPE_CHECKING:
+    from t5x_lite.models.losses import Losses
+else:
+    Losses = Any
+    """What a loss is made of: `models.losses.Losses`."""
 
 Features: TypeAlias = Mapping[str, np.ndarray]
 """What an objective gives a model: fixed shapes, see the objective's docstring; padding is `segment_ids == 0`."""
@@ -78,7 +84,7 @@ class Row:
 
     `tokens` are zero where padded; `segments` number the row's documents 1, 2, …, 0 where padded; `parts` number the
     sentences (or the fields) of each document from 0, where the corpus has them. `partner` is a row of another
-    document, for objectives that ask for one.
+    document, where objectives are fed sentences.
     """
 
     tokens: np.ndarray
@@ -100,24 +106,12 @@ class Lengths:
     targets: int = 0
 
 
-class Losses(Protocol):
-    """What a loss is made of; see `models.losses.Losses`."""
-
-    def tokens(self, logits: Callable[[Any], Any], states: Any, targets: Any, weights: Any) -> Any: ...
-    def classes(self, logits: Any, targets: Any, weights: Any) -> Any: ...
-    def binary(self, logits: Any, targets: Any, weights: Any, factor: float = 1.0) -> Any: ...
-    def squared(self, found: Any, targets: Any, weights: Any) -> Any: ...
-    def gather(self, states: Any, places: Any) -> Any: ...
-    def beside(self, *vectors: Any) -> Any: ...
-    def cosine(self, first: Any, second: Any) -> Any: ...
-
-
 class Objective(Config):
     """A training task. Its fields are its settings; its methods stand side by side in one file.
 
-    `rows` says what it is fed: any tokens, whole sentences of one document (`data.parts` tells sentences), or pairs of
-    texts (`data.parts=fields`, in one of the `packings`). `every_token`: its loss is that of the whole text.
-    `one_text`: a row of the stream is one text, whatever documents it touches.
+    `rows` says what it is fed: any tokens, whole sentences of one document with a `partner` of another (`data.parts`
+    tells sentences), or pairs of texts (`data.parts=fields`, in one of the `packings`). `every_token`: its loss is that
+    of the whole text. `one_text`: a row of the stream is one text, whatever documents it touches.
     """
 
     name: ClassVar[str]
@@ -130,11 +124,6 @@ class Objective(Config):
     def rows(self) -> Rows:
         """What one example is made from."""
         return "tokens"
-
-    @property
-    def wants_partner(self) -> bool:
-        """Whether an example also needs a row of another document."""
-        return False
 
     @property
     def needs_frequency(self) -> bool:

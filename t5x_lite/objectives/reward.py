@@ -3,15 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-import numpy as np
-
-from t5x_lite.models.config import HeadConfig, ModelConfig
 from t5x_lite.objectives.objective import Features, Losses, Task
-from t5x_lite.objectives.supervised import Coder, Pool, Record, Supervised, framed, pooled, pooling
-from t5x_lite.schema import setting
+from t5x_lite.objectives.supervised import Coder, Pooled, Record, several
 
 
-class Reward(Supervised):
+class Reward(Pooled):
     """Roles `chosen` and `rejected`, perhaps `text` before both.
 
     Features: those of `framed` for each, `[2, seq_len]`; `loss_weights`, a scalar.
@@ -20,37 +16,20 @@ class Reward(Supervised):
     name: ClassVar[str] = "reward"
     roles: ClassVar[tuple[str, ...]] = ("chosen", "rejected")
 
-    pool: Pool = setting("auto", "whose states; see `classify`")
-
-    def head(self, model: ModelConfig) -> HeadConfig:
-        """One score a text."""
-        return HeadConfig(outputs=1, pool=pooling(self.pool, model))
-
     def examples(self, record: Record, coder: Coder, task: Task) -> list[Features]:
-        """See `Supervised.examples`."""
         before = [coder.encode(str(record["text"]))] if "text" in record else []
-        rows = [framed([*before, coder.encode(str(record[side]))], task) for side in self.roles]
-        return [
-            {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-            | {"loss_weights": np.ones((), np.float32)}
-        ]
+        return [several([[*before, coder.encode(str(record[side]))] for side in self.roles], task)]
 
-    def _scored(self, model: Any, batch: Mapping[str, Any], key: Any) -> Any:
-        return model.head(pooled(model, batch, key), key).reshape(-1, 2)
+    def scores(self, model: Any, batch: Mapping[str, Any], key: Any = None) -> dict[str, Any]:
+        """Of the chosen one and of the rejected one."""
+        return {"scores": super().scores(model, batch, key)["scores"].reshape(-1, 2)}
 
     def loss(self, model: Any, batch: Mapping[str, Any], key: Any, losses: Losses) -> Mapping[str, Any]:
         """-log sigmoid(chosen - rejected)."""
-        scores = self._scored(model, batch, key)
-        apart = scores[:, :1] - scores[:, 1:]
-        return {"loss": losses.binary(apart, apart == apart, batch["loss_weights"][:, None])}  # noqa: PLR0124
+        scores, weights = self.scores(model, batch, key)["scores"], batch["loss_weights"][:, None]
+        return {"loss": losses.binary(scores[:, :1] - scores[:, 1:], weights > 0, weights)}
 
-    def scores(self, model: Any, batch: Mapping[str, Any]) -> Mapping[str, Any]:
-        """See `Supervised.scores`."""
-        return {"scores": self._scored(model, batch, None)}
-
-    def prediction(
-        self, record: Record, examples: Sequence[Features], scores: Sequence[Mapping[str, np.ndarray]]
-    ) -> int:
+    def prediction(self, record: Record, examples: Sequence[Features], scores: Sequence[Features]) -> int:
         """1 where the chosen one scores higher."""
         return int(scores[0]["scores"][0] > scores[0]["scores"][1])
 

@@ -8,7 +8,7 @@ from pydantic import model_validator
 
 from t5x_lite.models.config import Family, HeadConfig, ModelConfig
 from t5x_lite.objectives.objective import Features, Losses, Task
-from t5x_lite.objectives.supervised import Coder, Record, Supervised, framed, label_index, pooled
+from t5x_lite.objectives.supervised import Coder, Record, Supervised, label_index, pooled, several
 from t5x_lite.schema import Strings, setting
 
 
@@ -38,38 +38,30 @@ class Similarity(Supervised):
         return HeadConfig(outputs=len(self.labels) if self.by == "classes" else 0, pool=self.pool, parts=3)
 
     def examples(self, record: Record, coder: Coder, task: Task) -> list[Features]:
-        """See `Supervised.examples`."""
-        rows = [framed([coder.encode(str(record[role]))], task) for role in ("text", "second")]
-        both = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-        return [{**both, "targets": self._target(record), "loss_weights": np.ones((), np.float32)}]
+        rows = several([[coder.encode(str(record[role]))] for role in ("text", "second")], task)
+        return [{**rows, "targets": self._target(record)}]
 
     def _target(self, record: Record) -> Any:
         if self.by == "classes":
             return np.asarray(label_index(record["label"], self.labels), np.int32)
         return np.asarray(float(record["label"]) / self.largest, np.float32)
 
-    def _pair(self, model: Any, batch: Mapping[str, Any], key: Any) -> tuple[Any, Any]:
+    def scores(self, model: Any, batch: Mapping[str, Any], key: Any = None) -> dict[str, Any]:
+        """The two vectors."""
         vectors = pooled(model, batch, key)
         both = vectors.reshape(-1, 2, vectors.shape[-1])
-        return both[:, 0], both[:, 1]
+        return {"first": both[:, 0], "second": both[:, 1]}
 
     def loss(self, model: Any, batch: Mapping[str, Any], key: Any, losses: Losses) -> Mapping[str, Any]:
         """Cross-entropy over the classes, or the squared error of the cosine."""
-        first, second = self._pair(model, batch, key)
+        first, second = self.scores(model, batch, key).values()
         weights = batch["loss_weights"]
         if self.by == "classes":
             scores = model.head(losses.beside(first, second, abs(first - second)), None)
             return {"loss": losses.classes(scores, batch["targets"], weights)}
         return {"loss": losses.squared(losses.cosine(first, second), batch["targets"], weights)}
 
-    def scores(self, model: Any, batch: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The two vectors."""
-        first, second = self._pair(model, batch, None)
-        return {"first": first, "second": second}
-
-    def prediction(
-        self, record: Record, examples: Sequence[Features], scores: Sequence[Mapping[str, np.ndarray]]
-    ) -> float:
+    def prediction(self, record: Record, examples: Sequence[Features], scores: Sequence[Features]) -> float:
         """Their cosine, whatever was learnt: it is what embeddings are compared by."""
         first, second = (scores[0][side].astype(np.float64) for side in ("first", "second"))
         norms = float(np.linalg.norm(first) * np.linalg.norm(second))

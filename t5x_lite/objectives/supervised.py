@@ -9,9 +9,10 @@ import numpy as np
 
 from t5x_lite.errors import UserError
 from t5x_lite.models.config import Family, HeadConfig, ModelConfig
-from t5x_lite.objectives.features import padded, positions_in
+from t5x_lite.objectives.features import padded, placed, stacked
 from t5x_lite.objectives.masked import CLS, SEP
-from t5x_lite.objectives.objective import Features, Lengths, Objective, Row, Task
+from t5x_lite.objectives.objective import Features, Lengths, Losses, Objective, Row, Task
+from t5x_lite.schema import setting
 
 Record = Mapping[str, Any]
 """One record of a task: values by role (`text`, `label`, …)."""
@@ -52,15 +53,18 @@ class Supervised(Objective):
             ValueError: a label that is not declared; the caller names the record.
         """
 
-    @abstractmethod
-    def scores(self, model: Any, batch: Mapping[str, Any]) -> Mapping[str, Any]:
-        """What a prediction is made from, float32 with a row an example."""
+    def scores(self, model: Any, batch: Mapping[str, Any], key: Any = None) -> dict[str, Any]:
+        """What a loss or a prediction is made from, float32 with a row an example; here those of texts' states."""
+        return {"scores": model.head(pooled(model, batch, key), key)}
 
-    @abstractmethod
-    def prediction(
-        self, record: Record, examples: Sequence[Features], scores: Sequence[Mapping[str, np.ndarray]]
-    ) -> Any:
-        """The answer for a record from the scores of its examples, in the form of `reference`."""
+    def loss(self, model: Any, batch: Mapping[str, Any], key: Any, losses: Losses) -> Mapping[str, Any]:
+        """Here cross-entropy over the scores."""
+        scores = self.scores(model, batch, key)["scores"]
+        return {"loss": losses.classes(scores, batch["targets"], batch["loss_weights"])}
+
+    def prediction(self, record: Record, examples: Sequence[Features], scores: Sequence[Features]) -> Any:
+        """The answer for a record from the scores of its examples, in the form of `reference`; here the likeliest."""
+        return int(scores[0]["scores"].argmax())
 
     @abstractmethod
     def reference(self, record: Record) -> Any:
@@ -96,6 +100,22 @@ class Supervised(Objective):
         raise UserError(f"objective {self.name}: learns from the records of a task; name one in `tasks`")
 
 
+class Pooled(Supervised):
+    """An objective that scores texts, each by its states as one."""
+
+    pool: Pool = setting("auto", "whose states: the first token's (an encoder), the last's (a decoder), or all tokens'")
+
+    @property
+    def outputs(self) -> int:
+        """Scores of a text."""
+        return 1
+
+    def head(self, model: ModelConfig) -> HeadConfig:
+        """See `Supervised.head`; `auto` is an encoder's first token, a decoder's last."""
+        automatic: Any = "first" if model.family == "encoder" else "last"
+        return HeadConfig(outputs=self.outputs, pool=automatic if self.pool == "auto" else self.pool)
+
+
 def label_index(label: Any, labels: Sequence[str]) -> int:
     """The number of a label that is given as a number or a name.
 
@@ -110,9 +130,9 @@ def label_index(label: Any, labels: Sequence[str]) -> int:
     raise ValueError(f"label {label!r} is not one of {', '.join(labels)}, nor a number below {len(labels)}")
 
 
-def pooling(pool: Pool, model: ModelConfig) -> Any:
-    """`auto` is an encoder's first token, a decoder's last."""
-    return ("first" if model.family == "encoder" else "last") if pool == "auto" else pool
+def several(texts: Sequence[Sequence[np.ndarray]], task: Task) -> Features:
+    """Each text, or pair, as `framed`, stacked; the example's weight is 1."""
+    return {**stacked([framed(own, task) for own in texts]), "loss_weights": np.ones((), np.float32)}
 
 
 def framed(texts: Sequence[np.ndarray], task: Task) -> Features:
@@ -127,15 +147,9 @@ def framed(texts: Sequence[np.ndarray], task: Task) -> Features:
     soft = -1 - np.arange(task.placeholders)
     sides = [np.append(text, end) for text in texts]
     tokens = np.concatenate([soft, begin, *sides])
-    types = np.concatenate(
-        [np.zeros(len(soft) + len(begin)), *(np.full(len(s), min(n, 1)) for n, s in enumerate(sides))]
-    )
-    segment_ids = padded(np.ones(len(tokens)), task.seq_len)
-    features = {
-        "tokens": padded(tokens, task.seq_len),
-        "positions": positions_in(segment_ids),
-        "segment_ids": segment_ids,
-    }
+    features = placed(tokens, np.ones(len(tokens)), task.seq_len)
+    # A pair's second text has type 1.
+    types = np.arange(len(tokens)) >= len(soft) + len(begin) + len(sides[0])
     return features | ({"token_types": padded(types, task.seq_len)} if encoder else {})
 
 

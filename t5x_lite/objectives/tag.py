@@ -26,11 +26,9 @@ class Tag(Supervised):
     )
 
     def head(self, model: ModelConfig) -> HeadConfig:
-        """See `Supervised.head`."""
         return HeadConfig(outputs=len(self.labels), pool="none")
 
     def examples(self, record: Record, coder: Coder, task: Task) -> list[Features]:
-        """See `Supervised.examples`."""
         words = [str(word) for word in record["words"]]
         if len(words) != len(record["tags"]):
             raise ValueError(f"{len(words)} words but {len(record['tags'])} tags")
@@ -49,16 +47,14 @@ class Tag(Supervised):
 
     def loss(self, model: Any, batch: Mapping[str, Any], key: Any, losses: Losses) -> Mapping[str, Any]:
         """Cross-entropy over the tags of first tokens."""
-        scores = model.head(states(model, batch, key), key)
+        scores = self.scores(model, batch, key)["scores"]
         return {"loss": losses.tokens(lambda x: x, scores, batch["targets"], batch["loss_weights"])}
 
-    def scores(self, model: Any, batch: Mapping[str, Any]) -> Mapping[str, Any]:
-        """See `Supervised.scores`."""
-        return {"scores": model.head(states(model, batch, None), None)}
+    def scores(self, model: Any, batch: Mapping[str, Any], key: Any = None) -> dict[str, Any]:
+        """Of each token."""
+        return {"scores": model.head(states(model, batch, key), key)}
 
-    def prediction(
-        self, record: Record, examples: Sequence[Features], scores: Sequence[Mapping[str, np.ndarray]]
-    ) -> list[str]:
+    def prediction(self, record: Record, examples: Sequence[Features], scores: Sequence[Features]) -> list[str]:
         """A tag for every word."""
         tags = [self.labels[0]] * len(record["words"])
         numbers = examples[0]["words"]

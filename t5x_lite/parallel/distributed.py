@@ -10,10 +10,9 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import jax
@@ -59,26 +58,26 @@ BEAT_SECONDS = 2.0
 """Time between two signs of life of a process."""
 
 
-def _client() -> Any:
-    """The job's key-value store. JAX keeps it private; Orbax, Grain and MaxText take it from here too."""
-    return internal.global_state.client
-
-
 def _beat() -> None:
-    """Say again and again that this process lives."""
+    """Say again and again that this process lives.
+
+    JAX keeps the job's key-value store private; Orbax, Grain and MaxText take it from there too.
+    """
+    client: Any = internal.global_state.client
     key = f"t5x_lite/alive/{jax.process_index()}"
     with contextlib.suppress(Exception):  # the job ends, and its store with it
         for number in itertools.count():
-            _client().key_value_set(key, str(number), allow_overwrite=True)
+            client.key_value_set(key, str(number), allow_overwrite=True)
             time.sleep(BEAT_SECONDS)
 
 
 def silent() -> list[int]:
     """Processes that give no sign of life for three beats."""
+    client: Any = internal.global_state.client
     try:
-        before = dict(_client().key_value_dir_get("t5x_lite/alive/"))
+        before = dict(client.key_value_dir_get("t5x_lite/alive/"))
         time.sleep(3 * BEAT_SECONDS)
-        after = dict(_client().key_value_dir_get("t5x_lite/alive/"))
+        after = dict(client.key_value_dir_get("t5x_lite/alive/"))
     except jax.errors.JaxRuntimeError:
         return [0]  # it holds the store
     beating = {key for key in after if after[key] != before.get(key)}
@@ -122,39 +121,34 @@ def first_process_first() -> Iterator[None]:
         multihost_utils.sync_global_devices("the first process is done")
 
 
-def is_first() -> bool:
-    """Whether this process speaks for all: it prints, draws and writes what is written once."""
-    return jax.process_index() == 0
+@contextmanager
+def answering(handler: Callable[..., None], *signs: int) -> Iterator[None]:
+    """Answer signals inside by `handler`, where that is possible: in the main thread."""
+    ours = threading.current_thread() is threading.main_thread()
+    before = {sign: signal.signal(sign, handler) for sign in signs if ours}
+    try:
+        yield
+    finally:
+        for sign, earlier in before.items():
+            signal.signal(sign, earlier)
 
 
-class StopRequest:
+@contextmanager
+def stop_requests() -> Iterator[Callable[[int], bool]]:
     """SIGTERM and Ctrl-C ask for a save and an orderly end; a second Ctrl-C ends at once.
 
-    Used as a context. Of several processes one is enough: JAX's own handler of SIGTERM tells the others, and all stop
-    after the same step without an exchange in every step.
+    Yields whether any process was asked to stop, and all stop after this step. Of several processes one is enough:
+    JAX's own handler of SIGTERM tells the others, and all stop after the same step without an exchange in every step.
     """
+    asked, alone = False, jax.process_count() == 1
 
-    def __init__(self) -> None:
-        self._asked = False
-        self._before: dict[int, object] = {}
-
-    def __enter__(self) -> "StopRequest":
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else (signal.SIGINT,):
-                self._before[number] = signal.signal(number, self._ask)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
-
-    def _ask(self, number: int, _: FrameType | None) -> None:
-        if self._asked and number == signal.SIGINT:
+    def ask(number: int, _: object) -> None:
+        nonlocal asked
+        if asked and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self._asked = True
-        if jax.process_count() > 1:
+        asked = True
+        if not alone:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    def agreed(self, step: int) -> bool:
-        """Whether any process was asked to stop, and all stop after this step."""
-        return self._asked if jax.process_count() == 1 else multihost_utils.reached_preemption_sync_point(step)
+    with answering(ask, signal.SIGINT, *[signal.SIGTERM] * alone):
+        yield lambda step: asked if alone else multihost_utils.reached_preemption_sync_point(step)

@@ -8,6 +8,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from t5x_lite.checkpoint import flat
 from t5x_lite.config import MeshConfig
 from t5x_lite.errors import UserError
 from t5x_lite.models.layers import Axes
@@ -53,7 +54,12 @@ def sharding_of(mesh: Mesh, axes: Axes, shape: tuple[int, ...]) -> NamedSharding
 
 def shardings(mesh: Mesh, axes: Any, shapes: Any) -> Any:
     """`sharding_of` for a tree of weights."""
-    return jax.tree.map(lambda a, s: sharding_of(mesh, a, s.shape), axes, shapes, is_leaf=lambda x: isinstance(x, Axes))
+    return jax.tree.map(lambda a, s: sharding_of(mesh, a, s.shape), axes, shapes)
+
+
+def placed(shapes: Any, shardings: Any) -> Any:
+    """Shapes of arrays with the shardings that they have, or are to have."""
+    return jax.tree.map(lambda s, own: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=own), shapes, shardings)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
@@ -111,26 +117,20 @@ def state_shardings(mesh: Mesh, axes: Any, shapes: Any) -> Any:
 
     Everything else (counts, factored moments) is small and lies whole on every device.
     """
-    every = _named(axes)
+    every = flat(axes)
     weights = {
-        (name, tuple(s.shape)): sharding_of(mesh, every[name], s.shape)
+        (name, leaf.shape): sharding_of(mesh, every[name], leaf.shape)
         for part in (shapes.params, shapes.frozen)
-        for name, s in _named(part).items()
+        for name, leaf in flat(part).items()
     }
 
-    def of(name: str, leaf: Any) -> NamedSharding:
-        parts = name.split(".")
+    def of(path: Any, leaf: Any) -> NamedSharding:
+        parts = jax.tree_util.keystr(path, simple=True, separator=".").split(".")
         spans = ((start, stop) for start in range(len(parts)) for stop in range(len(parts), start, -1))
         for start, stop in spans:
-            sharding = weights.get((".".join(parts[start:stop]), tuple(leaf.shape)))
+            sharding = weights.get((".".join(parts[start:stop]), leaf.shape))
             if sharding is not None:
                 return sharding
         return replicated(mesh)
 
-    placed = [of(name, leaf) for name, leaf in _named(shapes).items()]
-    return jax.tree.unflatten(jax.tree.structure(shapes), placed)
-
-
-def _named(tree: Any) -> dict[str, Any]:
-    leaves = jax.tree_util.tree_flatten_with_path(tree, is_leaf=lambda x: isinstance(x, Axes))[0]
-    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
+    return jax.tree_util.tree_map_with_path(of, shapes)

@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+from bisect import bisect
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import numpy as np
 import yaml
 
 from t5x_lite import config as configuration
-from t5x_lite.errors import UserError
+from t5x_lite.adapt.parts import nested
+from t5x_lite.errors import UserError, write_whole
 from t5x_lite.sweep import fit as fitting
 from t5x_lite.sweep.config import Sweep, load
 from t5x_lite.sweep.plot import draw
@@ -25,9 +27,7 @@ def fit(subject: Path, words: list[str], options: argparse.Namespace) -> int:
     """
     if options.draws < 2 or options.drop_highest < 0:
         raise UserError("sweep fit: --draws is 2 or more, --drop-highest is not negative")
-    if any(
-        not value > 0 for value in [*([options.budget] if options.budget is not None else []), *(options.run or [])]
-    ):
+    if not all(value is None or value > 0 for value in [options.budget, *(options.run or [])]):
         raise UserError("sweep fit: --budget and --run are above 0")
     sweep = None
     if subject.suffix == ".csv":
@@ -43,7 +43,8 @@ def fit(subject: Path, words: list[str], options: argparse.Namespace) -> int:
         found, folder = from_sweep(sweep.folder), sweep.folder
     study = fitting.study(found, options.draws, options.drop_highest)
     result = fitting.report(study, options.budget, options.run)
-    written = [fitting.write(result, folder), draw(study, folder / "law.png")]
+    law = json.dumps(result, indent=1, ensure_ascii=False) + "\n"
+    written = [write_whole(folder / "law.json", law), draw(study, folder / "law.png")]
     if options.emit and sweep is not None:
         written.append(emit(sweep, result, options.emit))
     if options.json:
@@ -87,26 +88,14 @@ def emit(sweep: Sweep, result: dict[str, Any], to: Path) -> Path:
         wide = {"model.embed": units * unit} | ({"model.heads": units} if "model.heads" in own else {})
         return grid.planned(sweep, "predicted", {**settings, **own, **wide}, flops)
 
-    low, high = 1, max(4 * own["model.embed"] // unit, 2)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if sized(middle).parameters <= target else (low, middle)
-    best = min(map(sized, (low, high)), key=lambda run: abs(np.log(run.parameters / target)))
+    every = range(max(4 * own["model.embed"] // unit, 2))
+    above = bisect(every, target, lo=2, key=lambda units: sized(units).parameters)
+    best = min(map(sized, (above - 1, above)), key=lambda run: abs(np.log(run.parameters / target)))
     if abs(np.log(best.parameters / target)) > 0.3:
         raise UserError(f"--emit: the nearest model that can be made has N = {best.parameters:.4g}, not {target:.4g}")
-    values: dict[str, Any] = {"base": [os.path.relpath(sweep.base, to.parent)]}
-    for key, value in best.overrides.items():
-        *groups, last = key.split(".")
-        group = values
-        for name in groups:
-            group = group.setdefault(name, {})
-        group[last] = value
+    values = {"base": [os.path.relpath(sweep.base, to.parent)], **nested(best.overrides)}
     head = (
         f"# The best run for C = {flops:.4g} FLOPs by the law of the sweep {sweep.name}: N = {best.parameters:.4g} "
         f"(the law: {target:.4g}), D = {best.tokens:.4g}.\n"
     )
-    try:
-        to.write_text(head + yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=100), encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{to}: cannot be written: {error.strerror}") from None
-    return to
+    return write_whole(to, head + yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=100))

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -92,15 +92,6 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     return Sweep(path.stem, config, (path.parent / config.config).resolve(), folder)
 
 
-def dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested settings as dotted keys."""
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            yield from dotted(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
 def values_of(key: str, given: Any) -> list[Any]:
     """The values of an axis' key.
 
@@ -122,8 +113,8 @@ def values_of(key: str, given: Any) -> list[Any]:
     )
 
 
-def combinations(config: SweepConfig) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Names and settings of every combination of axes, budgets and seeds; a budget under the key ``."""
+def combinations(config: SweepConfig) -> Iterator[tuple[str, dict[str, Any], float]]:
+    """Names, settings and budgets (0 without) of every combination of axes, budgets and seeds."""
     axes: list[list[tuple[str, dict[str, Any]]]] = []
     for name, axis in config.axes.items():
         columns = {key: values_of(f"axes.{name}.{key}", given) for key, given in axis.items()}
@@ -139,4 +130,5 @@ def combinations(config: SweepConfig) -> Iterator[tuple[str, dict[str, Any]]]:
     for chosen in product(*axes):
         name = "-".join(part for part, _ in chosen if part)
         settings = {key: value for _, row in chosen for key, value in row.items()}
-        yield re.sub(r"[^a-z0-9.-]+", "", name.lower().replace("_", "-")) or "run", settings
+        budget = settings.pop("", 0.0)
+        yield re.sub(r"[^a-z0-9.-]+", "", name.lower().replace("_", "-")) or "run", settings, budget

@@ -20,15 +20,8 @@ OPERATORS: dict[type[ast.AST], Callable[..., Any]] = {
     ast.UAdd: operator.pos,
 }
 FUNCTIONS: dict[str, Callable[..., Any]] = {
-    "round": round,
-    "floor": math.floor,
-    "ceil": math.ceil,
-    "sqrt": math.sqrt,
-    "log": math.log,
-    "log2": math.log2,
-    "exp": math.exp,
-    "min": min,
-    "max": max,
+    **{"round": round, "min": min, "max": max},
+    **{name: getattr(math, name) for name in ("floor", "ceil", "sqrt", "log", "log2", "exp")},
 }
 
 

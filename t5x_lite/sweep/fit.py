@@ -1,18 +1,16 @@
 """`t5x-lite sweep fit`: every law and approach that the points allow, and what they predict, as tables and JSON."""
 
 import json
-import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
 from t5x_lite.errors import UserError
-from t5x_lite.laws.law import Chinchilla, Clark, Cost, Fit, Kaplan, Power, check, fit, named, optimum
+from t5x_lite.laws.law import Chinchilla, Clark, Cost, Fit, Kaplan, Power, check, fit, named
+from t5x_lite.progress import say, table
 from t5x_lite.sweep import frontier
 from t5x_lite.sweep.frontier import Frontier, Parabola
 from t5x_lite.sweep.points import Found
@@ -27,20 +25,15 @@ class Study:
     others: dict[str, Fit | str]
     parabolas: Sequence[Parabola]
     frontiers: dict[str, Frontier | str]
+    line: Frontier
     cost: Cost
 
-    def constants(self, theta: np.ndarray) -> dict[str, np.ndarray]:
-        """A, B, E, α and β as arrays `[rows]`."""
-        return dict(zip(self.parametric.law.symbols, self.parametric.law.constants(theta).T, strict=True))
-
-    def best(self, flops: float) -> tuple[np.ndarray, np.ndarray]:
-        """N, D and L that the parametric law says are best `[3]`, and by every draw `[draws, 3]`."""
+    def least(self, flops: float) -> tuple[np.ndarray, np.ndarray]:
+        """The least loss that a budget pays for by L(N, D) `[1]`, and by every draw `[draws, 1]`."""
+        sizes = np.log(np.vstack(self.line.at(flops)))
         every = np.vstack([self.parametric.theta, self.parametric.drawn])
-        n = optimum(self.constants(every), flops, self.cost)
-        d = self.cost.tokens(flops, n)
-        loss = np.exp(self.parametric.law.log_loss(every, np.log([n, d])[..., None])[0][:, 0])
-        value = np.stack([n, d, loss], -1)
-        return value[0], value[1:]
+        loss = np.exp(self.parametric.law.log_loss(every, sizes.T[..., None])[0])
+        return loss[0], loss[1:]
 
 
 def study(found: Found, draws: int = 1000, drop_highest: int = 0) -> Study:
@@ -57,14 +50,10 @@ def study(found: Found, draws: int = 1000, drop_highest: int = 0) -> Study:
     points = found.points
     if drop_highest:
         order = np.argsort(points.loss)
-        out = {
-            points.names[n]: f"loss {points.loss[n]:.4g} is among the {drop_highest} highest"
-            for n in order[len(order) - drop_highest :]
-        }
-        found = Found(
-            points.where(np.sort(order[: len(order) - drop_highest])), found.curves, {**found.left_out, **out}
-        )
-        points = found.points
+        high = f"is among the {drop_highest} highest"
+        out = {points.names[n]: f"loss {points.loss[n]:.4g} {high}" for n in order[-drop_highest:]}
+        points = points.where(np.sort(order[:-drop_highest]))
+        found = Found(points, found.curves, {**found.left_out, **out})
     check(points)
     dense = points.where(points.experts == points.experts.min())
     check(dense)
@@ -83,7 +72,9 @@ def study(found: Found, draws: int = 1000, drop_highest: int = 0) -> Study:
         "training curves": frontier.by_curves(found.curves, draws),
         "IsoFLOP parabolas": frontier.by_parabolas(dense, drawn, draws),
     }
-    return Study(found, fit(Chinchilla(), dense, draws), others, drawn, frontiers, Cost.of(dense))
+    cost, parametric = Cost.of(dense), fit(Chinchilla(), dense, draws)
+    line = frontiers[parametric.law.name] = frontier.by_law(parametric, cost)
+    return Study(found, parametric, others, drawn, frontiers, line, cost)
 
 
 def report(own: Study, flops: float | None, run: Sequence[float] | None) -> dict[str, Any]:
@@ -102,11 +93,7 @@ def report(own: Study, flops: float | None, run: Sequence[float] | None) -> dict
             "points": [dict(zip(("flops", "parameters", "tokens"), row, strict=True)) for row in one.seen.tolist()][:50]
         }
         at[name] = named(("parameters", "tokens"), *one.at(flops), one.count, one.unknowns)
-    k, every = own.constants(own.parametric.theta[None]), own.constants(own.parametric.drawn)
-    grown = 1 + own.cost.gamma
-    slopes = [np.stack([c["β"], c["α"]], -1) / (c["α"] + grown * c["β"])[:, None] for c in (k, every)]
-    exponents["L(N, D)"] = named(("a", "b"), slopes[0][0], slopes[1], count, unknowns)
-    at["L(N, D)"] = named(("parameters", "tokens", "loss"), *own.best(flops), count, unknowns)
+    at[own.parametric.law.name] |= named(("loss",), *own.least(flops), count, unknowns)
     result: dict[str, Any] = {
         "points": len(own.found.points.loss),
         "left_out": dict(own.found.left_out),
@@ -168,70 +155,58 @@ def held_out(own: Study, values: np.ndarray) -> dict[str, Any]:
 
 def plain(value: Any) -> Any:
     """What JSON can hold: lists for arrays, null for what is not a number."""
-    if isinstance(value, dict):
-        return {str(key): plain(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple | np.ndarray):
-        return [plain(inner) for inner in value]
-    if isinstance(value, float | np.floating):
-        return float(value) if math.isfinite(value) else None
-    return int(value) if isinstance(value, np.integer) else value
-
-
-def write(result: dict[str, Any], folder: Path) -> Path:
-    """`law.json` in a folder that is made where it is not there."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "law.json").write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{folder}: cannot be written: {error.strerror}") from None
-    return folder / "law.json"
+    return json.loads(json.dumps(value, default=lambda array: array.tolist()), parse_constant=lambda _: None)
 
 
 def show(result: dict[str, Any]) -> None:
     """The report as tables."""
     console = Console()
-    say = lambda text: console.print(text, highlight=False, markup=False, soft_wrap=True)  # noqa: E731
-    say(f"{result['points']} points; C = {result['cost']['kappa']:.4g}·N^{1 + result['cost']['gamma']:.4g}·D")
+    say(console, f"{result['points']} points; C = {result['cost']['kappa']:.4g}·N^{1 + result['cost']['gamma']:.4g}·D")
     for name, reason in result["left_out"].items():
-        say(f"left out: {name}: {reason}")
-    laws = Table("law", "constant", "value", "standard error", "95 % interval", title="laws", title_justify="left")
-    for name, law in result["laws"].items():
-        _rows(laws, f"{name} = {law['formula']}" if "formula" in law else name, law, law.get("constants", {}))
-    console.print(laws)
-    for title, key in (("compute-optimal N ∝ C^a, D ∝ C^b", "compute_optimal_exponents"), ("", "prediction")):
-        about = title or f"best for C = {result['prediction']['flops']:.4g} FLOPs"
-        own = Table("approach", "", "value", "standard error", "95 % interval", title=about, title_justify="left")
-        for name, one in result[key].items():
-            if isinstance(one, dict):
-                _rows(own, name, one, {s: v for s, v in one.items() if s not in {"not_fitted", "points"}})
-        console.print(own)
+        say(console, f"left out: {name}: {reason}")
+    laws = {
+        f"{name} = {law['formula']}" if "formula" in law else name: law.get("constants", {})
+        for name, law in result["laws"].items()
+    }
+    best = f"best for C = {result['prediction']['flops']:.4g} FLOPs"
+    sizes = {name: one for name, one in result["prediction"].items() if name != "flops"}
+    for title, subject, symbol, own in (
+        ("laws", "law", "constant", laws),
+        ("compute-optimal N ∝ C^a, D ∝ C^b", "approach", "", result["compute_optimal_exponents"]),
+        (best, "approach", "", sizes),
+    ):
+        columns = (subject, symbol, "value", "standard error", "95 % interval")
+        table(console, title, columns, [row for name, one in own.items() for row in _rows(name, one)])
     for name, one in {**result["laws"], **result["compute_optimal_exponents"]}.items():
         if "not_fitted" in one:
-            say(f"{name}: not fitted: {one['not_fitted']}")
+            say(console, f"{name}: not fitted: {one['not_fitted']}")
     if "run" in result:
         run = result["run"]
         low, high = run["loss"]["interval"]
         say(
+            console,
             f"a run of N = {run['parameters']:.4g} and D = {run['tokens']:.4g}: "
-            f"loss {_short(run['loss']['value'])} ({_short(low)} to {_short(high)})"
+            f"loss {_short(run['loss']['value'])} ({_short(low)} to {_short(high)})",
         )
     for name, held in result["held_out"].items():
         if "not_fitted" in held:
-            say(f"without the largest {name}: {held['not_fitted']}")
+            say(console, f"without the largest {name}: {held['not_fitted']}")
         else:
             say(
+                console,
                 f"fitted without the largest {name} ({held['value']:.4g}, {held['points']} points): predicts its loss "
-                f"within {held['largest_error']:.2%}, on average {held['mean_error']:.2%}"
+                f"within {held['largest_error']:.2%}, on average {held['mean_error']:.2%}",
             )
 
 
-def _rows(table: Table, name: str, one: dict[str, Any], values: dict[str, Any]) -> None:
-    if "not_fitted" in one:
-        table.add_row(name, "–", "–", "–", "not fitted, see below")
-    for number, (symbol, v) in enumerate(values.items()):
+def _rows(name: str, one: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+    values = [(symbol, value) for symbol, value in one.items() if isinstance(value, dict)]
+    if not values:
+        yield name, "–", "–", "–", "not fitted, see below"
+    for number, (symbol, v) in enumerate(values):
         low, high = v["interval"]
         error = _short(v["standard_error"])
-        table.add_row("" if number else name, symbol, _short(v["value"]), error, f"{_short(low)} … {_short(high)}")
+        yield "" if number else name, symbol, _short(v["value"]), error, f"{_short(low)} … {_short(high)}"
 
 
 def _short(value: float | None) -> str:

@@ -1,6 +1,6 @@
-"""N and D that are best for C, from the runs themselves: minima over training curves, and IsoFLOP parabolas.
+"""N and D that are best for C: from minima over training curves, from IsoFLOP parabolas, and from a fitted L(N, D).
 
-Approaches 1 and 2 of Hoffmann et al. 2022, §3.1 and §3.2; both end in straight lines of log N and log D over log C.
+The three approaches of Hoffmann et al. 2022, §3; all end in straight lines of log N and log D over log C.
 """
 
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from t5x_lite.laws.law import Points
+from t5x_lite.laws.law import Cost, Fit, Points, optimum
 
 WINDOW = 0.2
 """Width in log C of the points that are taken for one budget where no budgets are given: 10 % up and down."""
@@ -161,6 +161,16 @@ def by_curves(curves: Sequence[Curve], draws: int, seed: int = 0) -> Frontier | 
     if 2 * len(drawn) < len(every):  # too few sizes to do without any: no interval is better than a wrong one
         drawn = [np.full(4, np.nan)]
     return Frontier(whole[0], np.array(drawn).reshape(-1, 4), whole[1], len(curves), 1)
+
+
+def by_law(found: Fit, cost: Cost) -> Frontier:
+    """Approach 3: where L = E + A/N^α + B/D^β is least among the runs of a cost."""
+    every = found.law.constants(np.vstack([found.theta, found.drawn]))
+    constants = dict(zip(found.law.symbols, every.T, strict=True))
+    grown, n = 1 + cost.gamma, np.log(optimum(constants, 1.0, cost))
+    slope = constants["β"] / (constants["α"] + grown * constants["β"])
+    lines = np.stack([n, slope, -np.log(cost.kappa) - grown * n, 1 - grown * slope], -1)
+    return Frontier(lines[0], lines[1:], np.zeros((0, 3)), len(found.points.loss), len(found.theta))
 
 
 def _lines(c: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -4,19 +4,24 @@ import hashlib
 import json
 import math
 import re
+from collections import ChainMap, Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from typing import Any
 
 from t5x_lite import config as configuration
 from t5x_lite import schema
 from t5x_lite.checkpoint import flat
-from t5x_lite.config import RunConfig, WarmupStableDecay
-from t5x_lite.errors import UserError
+from t5x_lite.config import RunConfig
+from t5x_lite.errors import UserError, write_whole
+from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.transformer import blueprint
+from t5x_lite.objectives import Objective
 from t5x_lite.plan import task_of
-from t5x_lite.sweep.config import Sweep, SweepConfig, combinations, dotted
+from t5x_lite.sweep.config import Sweep, SweepConfig, combinations
 from t5x_lite.sweep.expression import evaluate
+from t5x_lite.train.config import WarmupStableDecay
 from t5x_lite.train.metrics import flops_per_row
 
 
@@ -46,14 +51,15 @@ class Planned:
     @property
     def words(self) -> list[str]:
         """The overrides as the command line takes them; none holds a blank."""
-        return [f"{key}={_word(value)}" for key, value in {**self.overrides, "run_dir": self.run_dir}.items()]
+        return _words({**self.overrides, "run_dir": self.run_dir})
 
 
-def _word(value: Any) -> str:
-    word = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
-    if any(sign.isspace() for sign in word):
-        raise UserError(f"a sweep's value cannot hold blanks, found {word!r}: put it into a config of its own")
-    return word
+def _words(settings: Mapping[str, Any]) -> list[str]:
+    plain = {key: json.dumps(value, separators=(",", ":"), ensure_ascii=False) for key, value in settings.items()}
+    for word in plain.values():
+        if any(sign.isspace() for sign in word):
+            raise UserError(f"a sweep's value cannot hold blanks, found {word!r}: put it into a config of its own")
+    return [f"{key}={word}" for key, word in plain.items()]
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,7 @@ def counts(config: RunConfig, sweep: SweepConfig) -> Counts:
     Raises:
         UserError: its vocabulary is not known.
     """
-    every, active, inner, flops = _counted(sized(config))
+    every, active, inner, flops = _counted(sized(config).model, config.task, config.train.seq_len)
     chosen = {"all": every, "active": active, "non_embedding": inner}[sweep.parameters]
     experts = config.model.mixtures[0].experts if config.model.mixtures else 1
     return Counts(chosen, inner, flops, flops if sweep.flops == "model" else 6.0 * chosen, experts)
@@ -91,24 +97,21 @@ def sized(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"model": config.model.model_copy(update={"vocab": vocab})})
 
 
-def _counted(config: RunConfig) -> tuple[int, int, int, float]:
+@cache
+def _counted(model: ModelConfig, objective: Objective, length: int) -> tuple[int, int, int, float]:
     """See `counts`: weights, active ones, active ones of no table and no output, FLOPs of a token."""
-    key = json.dumps([config.model.model_dump(mode="json"), str(config.objective), config.train.seq_len])
-    if key not in _seen:
-        structure = blueprint(config.model)
-        shapes = flat(structure.shapes)
-        outer = sum(
-            axes.share * math.prod(shapes[name].shape)
-            for name, axes in flat(structure.axes).items()
-            if axes.table or ("vocab" in axes.names and axes.inputs)
-        )
-        row = flops_per_row(config.model, structure, config.task.lengths(task_of(config)))
-        active = structure.active_parameters
-        _seen[key] = (structure.parameters, active, active - round(outer), row / config.train.seq_len)
-    return _seen[key]
-
-
-_seen: dict[str, tuple[int, int, int, float]] = {}
+    structure = blueprint(model)
+    shapes = flat(structure.shapes)
+    outer = sum(
+        axes.share * math.prod(shapes[name].shape)
+        for name, axes in flat(structure.axes).items()
+        if axes.table or ("vocab" in axes.names and axes.inputs)
+    )
+    row, active = (
+        flops_per_row(model, structure, objective.lengths(task_of(model, length))),
+        structure.active_parameters,
+    )
+    return structure.parameters, active, active - round(outer), row / length
 
 
 def learning_rate(rule: str, parameters: float, flops: float) -> float:
@@ -135,14 +138,11 @@ def expand(sweep: Sweep) -> list[Planned]:
     Raises:
         UserError: a key, value, expression or combination that cannot be had.
     """
-    runs: list[Planned] = []
-    for name, settings in combinations(sweep.config):
-        own = {**dict(dotted(sweep.config.set)), **settings}
-        budget = own.pop("", 0.0)
-        runs.append(planned(sweep, name, own, budget))
-    if len({run.name for run in runs}) < len(runs):
-        names = sorted({run.name for run in runs if [other.name for other in runs].count(run.name) > 1})
-        raise UserError(f"two runs would be named {names[0]}: values of the axes must differ by 3 digits")
+    shared = dict(schema.dotted(sweep.config.set))
+    runs = [planned(sweep, name, shared | own, budget) for name, own, budget in combinations(sweep.config)]
+    twice = [name for name, times in Counter(run.name for run in runs).items() if times > 1]
+    if twice:
+        raise UserError(f"two runs would be named {twice[0]}: values of the axes must differ by 3 digits")
     if sweep.config.branches:
         runs = [*_trunks(sweep, runs)]
     return sorted(runs, key=lambda run: (not run.trunk, run.own_flops))
@@ -152,38 +152,24 @@ def planned(sweep: Sweep, name: str, settings: Mapping[str, Any], budget: float)
     """One run: model, then rules and steps, then what is derived from them."""
     config, rules = sweep.config, dict(settings)
     figures: dict[str, float] = {}
-    base = schema.read(RunConfig, sweep.base).values
-
-    def value_of(key: str) -> Any:
-        if key in figures:
-            return figures[key]
-        if key in rules:
-            return rules[key]
-        found: Any = base
-        for part in key.split("."):
-            if not isinstance(found, Mapping) or part not in found:
-                raise KeyError(key)
-            found = found[part]
-        return found
+    known: ChainMap[str, Any] = ChainMap(figures, rules, dict(schema.dotted(schema.read(RunConfig, sweep.base).values)))
 
     def derive(model: bool) -> None:
         for key, text in config.derived.items():
             if key.startswith("model.") == model:
                 try:
-                    rules[key] = evaluate(text, value_of)
+                    rules[key] = evaluate(text, known.__getitem__)
                 except UserError as error:
                     raise UserError(f"derived.{key}: {error}") from None
 
     def resolved(**more: Any) -> RunConfig:
-        words = [f"{key}={_word(value)}" for key, value in {**rules, **more}.items()]
         try:
-            return configuration.load(sweep.base, words)
+            return configuration.load(sweep.base, _words({**rules, **more}))
         except UserError as error:
             raise UserError(f"run {name} of the sweep: {error}".replace("command line: ", "")) from None
 
     derive(model=True)
-    placeholder = {} if not budget else {"train.steps": 10**9}
-    first = resolved(**placeholder)
+    first = resolved(**({"train.steps": 10**9} if budget else {}))
     own = counts(first, config)
     figures |= {"N": own.parameters, **({"C": budget} if budget else {})}
     if config.batch_size:
@@ -206,19 +192,18 @@ def planned(sweep: Sweep, name: str, settings: Mapping[str, Any], budget: float)
         rules["optimizer.learning_rate"] = float(f"{learning_rate(config.learning_rate, own.inner, figures['C']):.6g}")
     derive(model=False)
     resolved()
-    tokens = figures["D"]
     return Planned(
         name=name,
         config=str(sweep.base),
         overrides=rules,
         run_dir=str(sweep.runs_folder / job_name(sweep, name)),
         parameters=float(own.parameters),
-        tokens=tokens,
+        tokens=figures["D"],
         flops=figures["C"],
         budget=budget,
         experts=own.experts,
         steps=steps,
-        own_flops=tokens * own.model_flops,
+        own_flops=figures["D"] * own.model_flops,
         own_steps=steps,
     )
 
@@ -232,7 +217,7 @@ def _trunks(sweep: Sweep, runs: Sequence[Planned]) -> Iterator[Planned]:
         raise UserError("branches: no two runs of the sweep differ in train.steps alone (batch by rule? derived keys?)")
     for own in groups.values():
         longest = max(own, key=lambda run: run.steps)
-        config = configuration.load(sweep.base, [f"{key}={_word(value)}" for key, value in longest.overrides.items()])
+        config = configuration.load(sweep.base, _words(longest.overrides))
         schedule = config.optimizer.schedule
         if not isinstance(schedule, WarmupStableDecay):
             raise UserError(
@@ -289,12 +274,5 @@ def write_plan(sweep: Sweep, runs: Sequence[Planned]) -> None:
     Raises:
         UserError: it cannot be written.
     """
-    path = sweep.folder / "plan.json"
     record = {"sweep": sweep.name, "settings": sweep.config.model_dump(mode="json"), "runs": [asdict(r) for r in runs]}
-    try:
-        sweep.folder.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".tmp")
-        temporary.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
-        temporary.replace(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+    write_whole(sweep.folder / "plan.json", json.dumps(record, indent=1) + "\n")

@@ -1,7 +1,6 @@
 """`t5x-lite sweep`: the plan, the question, and what starts the runs that are missing, here or on a cluster."""
 
 import json
-import math
 import shutil
 import subprocess
 import sys
@@ -10,40 +9,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
+import numpy as np
 from rich.console import Console
-from rich.table import Column, Table
+from rich.table import Column
 
 from t5x_lite.errors import UserError
+from t5x_lite.evaluate.curves import records
+from t5x_lite.progress import say, table
 from t5x_lite.run import held
 from t5x_lite.sweep.config import Sweep
 from t5x_lite.sweep.grid import Planned, expand, job_name, write_plan
-from t5x_lite.sweep.points import rows
+from t5x_lite.sweep.points import Record
 from t5x_lite.sweep.pool import Pool
 from t5x_lite.train.metrics import duration, short
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-GIVEN_UP = {"diverged"}
-"""States that starting again would not mend."""
-
-
-class Record:
-    """`sweep.jsonl`: a line whenever the state of a run changes, of which the newest counts."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        torn = path.is_file() and path.stat().st_size and not path.read_bytes().endswith(b"\n")
-        self._file = path.open("a", encoding="utf-8")
-        self._file.write("\n" if torn else "")
-
-    def set(self, run: str, state: str, **more: Any) -> None:
-        """The run's state from now on."""
-        self._file.write(json.dumps({"run": run, "state": state, **more}) + "\n")
-        self._file.flush()
-
-    def state(self, run: str) -> dict[str, Any]:
-        """The newest row of a run."""
-        return rows(self.path).get(run, {})
+SETTLED = {"done", "diverged"}
+"""States that starting again would not change."""
 
 
 def start(sweep: Sweep, *, yes: bool, environment: Mapping[str, str]) -> int:
@@ -64,17 +46,23 @@ def start(sweep: Sweep, *, yes: bool, environment: Mapping[str, str]) -> int:
         write_plan(sweep, runs)
         record, console = Record(sweep.folder / "sweep.jsonl"), Console(stderr=True)
         states = {run.name: _state(sweep, run, record) for run in runs}
-        missing = [run for run in runs if states[run.name] not in {"done", *GIVEN_UP}]
+        missing = [run for run in runs if states[run.name] not in SETTLED]
         show(sweep, runs, states, estimates(sweep, missing, environment, console) if missing else {})
         if not missing:
-            console.print(f"nothing to do; t5x-lite sweep fit {sweep.name} fits the law", markup=False)
+            say(console, f"nothing to do; t5x-lite sweep fit {sweep.name} fits the law")
             return 0
         if not yes and not _agreed(len(missing)):
             return 1
         if sweep.config.where in {"local", "tpu_vm"}:
-            settled = {name: state for name, state in states.items() if state in {"done", *GIVEN_UP}}
+            settled = {name: state for name, state in states.items() if state in SETTLED}
             return Pool(sweep, record, environment, _command(sweep)).run(missing, settled)
-        return {"slurm": _slurm, "gke": _gke}[sweep.config.where](sweep, missing, states, record, console)
+        submitted = {"slurm": _slurm, "gke": _gke}[sweep.config.where](sweep, missing, states, record)
+        say(
+            console,
+            f"{submitted} runs submitted, {len(missing) - submitted} were queued, running or wait for others; the same "
+            "command shows where they stand and goes on with what is missing",
+        )
+        return 0
 
 
 def _state(sweep: Sweep, run: Planned, record: Record) -> str:
@@ -82,19 +70,15 @@ def _state(sweep: Sweep, run: Planned, record: Record) -> str:
     said = record.state(run.name).get("state", "new")
     if complete(run):
         return "done"
-    seen_from_here = sweep.config.where != "gke"
-    gone = said == "done" or (said in GIVEN_UP and not Path(run.run_dir).is_dir())
-    return "new" if seen_from_here and gone else said
+    gone = said == "done" or (said == "diverged" and not Path(run.run_dir).is_dir())
+    return "new" if gone and sweep.config.where != "gke" else said  # what lies in a cluster is not seen from here
 
 
 def complete(run: Planned) -> bool:
     """Whether the last step was trained, evaluated and saved."""
     folder = Path(run.run_dir)
     saved = folder / "checkpoints" / str(run.steps) / "manifest.json"
-    try:
-        last = json.loads((folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
-    except (OSError, ValueError, IndexError):
-        return False
+    last = (records(folder / "metrics.jsonl") or [{}])[-1]
     here = saved.is_file() or "checkpoint.folder" in run.overrides
     return here and last.get("step") == run.steps and "eval/loss" in last
 
@@ -114,55 +98,34 @@ def estimates(
     """
     per_step = {run.name: run.own_flops / run.own_steps for run in runs}
     ends = sorted(runs, key=lambda run: per_step[run.name])
-    known, starting = {}, 0.0
+    local, known, starting = sweep.config.where == "local", {}, 0.0
+    command = ["t5x_lite.sweep.measure"] if local else ["t5x_lite", "plan", "--json"]
     for run in {run.name: run for run in (ends[0], ends[-1])}.values():
-        local = sweep.config.where == "local"
         words = [word for word in run.words if not word.startswith("branch.")]
-        command = ["t5x_lite.sweep.measure"] if local else ["t5x_lite", "plan", "--json"]
         with console.status(f"{'measuring' if local else 'planning'} a step of {run.name}"):
-            begun = time.monotonic()
-            done = subprocess.run(
-                [sys.executable, "-m", *command, run.config, *words],
-                env=dict(environment),
-                capture_output=True,
-                text=True,
-                check=False,
-            )
+            begun, program = time.monotonic(), [sys.executable, "-m", *command, run.config, *words]
+            done = subprocess.run(program, env=dict(environment), capture_output=True, text=True, check=False)
         try:
             said = json.loads(done.stdout.splitlines()[-1])
             known[per_step[run.name]] = said["step_seconds"] if local else said["modelled"]["step_seconds"]
             starting = max(starting, time.monotonic() - begun) if local else 0.0
         except (ValueError, KeyError, IndexError):
             why = (done.stderr.strip().splitlines() or ["no answer"])[-1]
-            console.print(f"hours are not known: {why}", markup=False, highlight=False)
+            say(console, f"hours are not known: {why}")
             return {}
-    x, y = ([math.log(value) for value in values] for values in (known, known.values()))
-
-    def seconds(run: Planned) -> float:
-        at = math.log(per_step[run.name])
-        share = (at - x[0]) / (x[-1] - x[0]) if x[-1] > x[0] else 0.0
-        return starting + run.own_steps * math.exp(y[0] + share * (y[-1] - y[0]))
-
-    return {run.name: seconds(run) for run in runs}
+    each = np.exp(np.interp(np.log([*per_step.values()]), np.log([*known]), np.log([*known.values()])))
+    return {run.name: starting + run.own_steps * float(step) for run, step in zip(runs, each, strict=True)}
 
 
 def show(sweep: Sweep, runs: Sequence[Planned], states: Mapping[str, str], seconds: Mapping[str, float]) -> None:
     """The plan as a table, with what N and C count, and what all of it takes."""
-    table = Table(
-        Column("run", no_wrap=True),
-        *("N", "D", "C", "steps", "hours", "state"),
-        title=f"sweep {sweep.name}",
-        title_justify="left",
-        box=SIMPLE_HEAD,
-    )
+    console, config, rows = Console(), sweep.config, []
     for run in runs:
         hours = f"{seconds[run.name] / 3600:.3f}" if run.name in seconds else "–"
-        figures = (run.parameters, run.tokens, run.flops)
-        table.add_row(
-            run.name, *(f"{one:.3g}".replace("e+", "e") for one in figures), str(run.own_steps), hours, states[run.name]
-        )
-    console, config = Console(), sweep.config
-    console.print(table)
+        figures = (f"{one:.3g}".replace("e+", "e") for one in (run.parameters, run.tokens, run.flops))
+        rows.append((run.name, *figures, str(run.own_steps), hours, states[run.name]))
+    columns = (Column("run", no_wrap=True), "N", "D", "C", "steps", "hours", "state")
+    table(console, f"sweep {sweep.name}", columns, rows)
     what = {
         "all": "all weights",
         "active": "weights that a token passes",
@@ -170,12 +133,11 @@ def show(sweep: Sweep, runs: Sequence[Planned], states: Mapping[str, str], secon
     }
     counted = "6·N·D" if config.flops == "6nd" else "the model's matrices, output and attention (causal half)"
     left = sum(run.own_flops for run in runs if states[run.name] != "done")
-    console.print(
+    say(
+        console,
         f"N counts {what[config.parameters]}; C counts {counted}\n{len(runs)} runs, "
         f"{sum(state == 'done' for state in states.values())} of them done; {short(left)}FLOPs are left"
         + (f", about {duration(sum(seconds.values()) / config.jobs)} with jobs={config.jobs}" if seconds else ""),
-        highlight=False,
-        markup=False,
     )
 
 
@@ -218,16 +180,15 @@ def _call(command: Sequence[str]) -> str:
     return done.stdout.strip()
 
 
-def _slurm(sweep: Sweep, runs: Sequence[Planned], states: Mapping[str, str], record: Record, console: Console) -> int:
+def _slurm(sweep: Sweep, runs: Sequence[Planned], states: Mapping[str, str], record: Record) -> int:
     """One job array for the trunks and the others, one that waits for it for the branches; none for what is queued."""
     jobs = {run.name: str(record.state(run.name).get("job", "")) for run in runs}
     queued = set(_call(["squeue", "--noheader", "--array", "--format=%i"]).split())
-    new = [run for run in runs if jobs[run.name] not in queued and states.get(run.after or "") not in GIVEN_UP]
+    new = [run for run in runs if jobs[run.name] not in queued and states.get(run.after or "") != "diverged"]
     before = {run.name: jobs[run.name].partition("_")[0] for run in runs if jobs[run.name] in queued}
     number = len(list(sweep.folder.glob("array-*.txt")))
-    for wave in ([run for run in new if not run.after], [run for run in new if run.after]):
-        if not wave:
-            continue
+    waves = [run for run in new if not run.after], [run for run in new if run.after]
+    for wave in filter(None, waves):
         listed = (sweep.folder / f"array-{number}.txt").absolute()
         number += 1
         listed.write_text("".join(" ".join([run.config, *run.words]) + "\n" for run in wave), encoding="utf-8")
@@ -235,24 +196,16 @@ def _slurm(sweep: Sweep, runs: Sequence[Planned], states: Mapping[str, str], rec
         waits = [f"--dependency=afterany:{':'.join(ids)}"] if ids else []
         log = (sweep.folder / "%A_%a.log").absolute()
         array = [f"--array=1-{len(wave)}%{sweep.config.jobs}", f"--output={log}"]
-        job = _call(
-            [
-                "sbatch",
-                "--parsable",
-                *array,
-                *waits,
-                *sweep.config.launch.slurm,
-                _script("slurm/array.sbatch"),
-                str(listed),
-            ]
-        ).partition(";")[0]
+        options = [*array, *waits, *sweep.config.launch.slurm]
+        said = _call(["sbatch", "--parsable", *options, _script("slurm/array.sbatch"), str(listed)])
+        job = said.partition(";")[0]
         for task, run in enumerate(wave, 1):
             record.set(run.name, "submitted", job=f"{job}_{task}")
             before[run.name] = job
-    return _submitted(len(new), len(runs) - len(new), console)
+    return len(new)
 
 
-def _gke(sweep: Sweep, runs: Sequence[Planned], states: Mapping[str, str], record: Record, console: Console) -> int:
+def _gke(sweep: Sweep, runs: Sequence[Planned], states: Mapping[str, str], record: Record) -> int:
     """A JobSet a run; a branch once its trunk is done. What has failed is made anew."""
     count = 0
     for run in runs:
@@ -271,14 +224,4 @@ def _gke(sweep: Sweep, runs: Sequence[Planned], states: Mapping[str, str], recor
             _call(["bash", _script("gke/train.sh"), job, _shipped(run), *sweep.config.launch.gke, *run.words])
             record.set(run.name, "submitted", job=job)
             count += 1
-    return _submitted(count, len(runs) - count, console)
-
-
-def _submitted(new: int, others: int, console: Console) -> int:
-    console.print(
-        f"{new} runs submitted, {others} were queued, running or wait for others; the same command shows where they "
-        "stand and goes on with what is missing",
-        highlight=False,
-        markup=False,
-    )
-    return 0
+    return count

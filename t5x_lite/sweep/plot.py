@@ -21,8 +21,7 @@ def draw(study: Study, to: Path) -> Path:
     points = study.parametric.points
     ends = points.flops.min(), 10 * points.flops.max()
     c = np.geomspace(*ends, 60)
-    best = np.array([study.best(float(one))[0] for one in c])
-    _losses(axes[0, 0], study, c, best[:, 2])
+    _losses(axes[0, 0], study, c, np.array([study.least(float(one))[0][0] for one in c]))
     _isoflops(axes[0, 1], study)
     for name, line in study.frontiers.items():
         if isinstance(line, Frontier):
@@ -31,10 +30,6 @@ def draw(study: Study, to: Path) -> Path:
             axes[1, 0].plot(c, values[:, 1], "--", color=COLORS[name], label=f"{name}: D ∝ C^{line.lines[3]:.3f}")
             axes[1, 0].plot(line.seen[:, 0], line.seen[:, 1], "o", color=COLORS[name], markersize=4)
             axes[1, 0].plot(line.seen[:, 0], line.seen[:, 2], "s", color=COLORS[name], markersize=4)
-    slopes = [np.polyfit(np.log(c), np.log(best[:, k]), 1)[0] for k in (0, 1)]
-    for k, (letter, style) in enumerate((("N", "-"), ("D", "--"))):
-        label = f"L(N, D): {letter} ∝ C^{slopes[k]:.3f}"
-        axes[1, 0].plot(c, best[:, k], style, color=COLORS["L(N, D)"], label=label)
     axes[1, 0].set(
         xscale="log", yscale="log", xlabel="FLOPs", title="best parameters N (circles) and tokens D (squares)"
     )

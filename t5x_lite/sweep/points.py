@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from t5x_lite.errors import UserError
-from t5x_lite.evaluate.curves import read, series, smoothed
+from t5x_lite.evaluate.curves import records, series, smoothed
 from t5x_lite.laws.law import Points
 from t5x_lite.sweep.frontier import Curve
 
@@ -57,33 +57,28 @@ def from_csv(path: Path) -> Found:
         raise UserError(
             f"{path}:1: needs columns loss and two of N, D and C (parameters, tokens, flops), found: {have}"
         )
-    records: list[dict[str, Any]] = []
+    runs: dict[str, list[dict[str, Any]]] = {}
     left_out = {}
     for line, row in enumerate(rows[1:], 2):
         if not row:
             continue
         try:
-            record: dict[str, Any] = {name: float(row[n]) for name, n in at.items() if name != "run"}
+            record = {name: float(row[n]) for name, n in at.items() if name != "run"}
         except (ValueError, IndexError):
             if line < len(rows):
                 raise UserError(f"{path}:{line}: expected numbers in {', '.join(at)}, found {','.join(row)}") from None
             left_out[f"line {line}"] = "the last row is not whole"
             continue
-        record["run"] = row[at["run"]] if "run" in at else f"line {line}"
+        run = row[at["run"]] if "run" in at else f"line {line}"
         _complete(record)
         sizes = [record[name] for name in ("parameters", "tokens", "flops")]
         if not all(math.isfinite(value) and value > 0 for value in sizes):
             raise UserError(f"{path}:{line}: N, D and C must be above 0, found {', '.join(map(str, sizes))}")
         if math.isfinite(record["loss"]) and record["loss"] > 0:
-            records.append(record)
+            runs.setdefault(run, []).append(record)
         else:
-            left_out[record["run"]] = f"diverged: loss is {record['loss']}"
-    runs: dict[str, list[dict[str, Any]]] = {}
-    for record in records:
-        runs.setdefault(record["run"], []).append(record)
-    for name in left_out:
-        runs.pop(name, None)
-    ordered = {name: sorted(own, key=lambda one: one["flops"]) for name, own in runs.items()}
+            left_out[run] = f"diverged: loss is {record['loss']}"
+    ordered = {name: sorted(own, key=lambda one: one["flops"]) for name, own in runs.items() if name not in left_out}
     curves = [
         Curve(own[-1]["parameters"], *(np.array([one[k] for one in own]) for k in ("flops", "tokens", "loss")))
         for own in ordered.values()
@@ -128,7 +123,7 @@ def from_sweep(folder: Path) -> Found:
         name, state = run["name"], states.get(run["name"], {})
         given = Path(run["run_dir"])
         own = given if given.is_dir() else folder / "runs" / given.name  # copied from a bucket or another machine
-        lines = read(own) if (own / "metrics.jsonl").is_file() else [{"step": 0, "tokens": 0}]
+        lines = records(own / "metrics.jsonl") or [{"step": 0, "tokens": 0}]
         if state.get("state") == "diverged":
             left_out[name] = f"diverged: {state.get('reason', '')}"
         elif lines[-1]["step"] < run["steps"] or lines[-1].get("eval/loss") is None:
@@ -152,11 +147,23 @@ def _curve(run: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> Curve:
 
 def rows(path: Path) -> dict[str, dict[str, Any]]:
     """The newest row of each run in a sweep's table; a row that a kill has torn is left out."""
-    found: dict[str, dict[str, Any]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        try:
-            row = json.loads(line)
-            found[row["run"]] = row
-        except (ValueError, KeyError, TypeError):
-            continue
-    return found
+    return {row["run"]: row for row in records(path)}
+
+
+class Record:
+    """`sweep.jsonl`: a line whenever the state of a run changes, of which the newest counts."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        torn = path.is_file() and path.stat().st_size and not path.read_bytes().endswith(b"\n")
+        self._file = path.open("a", encoding="utf-8")
+        self._file.write("\n" if torn else "")
+
+    def set(self, run: str, state: str, **more: Any) -> None:
+        """The run's state from now on."""
+        self._file.write(json.dumps({"run": run, "state": state, **more}) + "\n")
+        self._file.flush()
+
+    def state(self, run: str) -> dict[str, Any]:
+        """The newest row of a run."""
+        return rows(self.path).get(run, {})

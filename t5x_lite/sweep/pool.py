@@ -7,26 +7,23 @@ import shutil
 import signal
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn
 
 from t5x_lite.errors import STOPPED, Diverged, UserError
+from t5x_lite.parallel.distributed import answering
+from t5x_lite.progress import bar, say
 from t5x_lite.sweep.config import Sweep
 from t5x_lite.sweep.grid import Planned
+from t5x_lite.sweep.points import Record
 
 POLL = 0.5
 """Seconds between looks at the processes."""
-
-
-class Record(Protocol):
-    """The table of states."""
-
-    def set(self, run: str, state: str, **more: Any) -> None: ...
 
 
 @dataclass
@@ -41,6 +38,12 @@ class Job:
     offset: int = 0
     step: int = 0
 
+    @property
+    def flops(self) -> float:
+        """Those that are done."""
+        own = self.run.own_steps
+        return self.run.own_flops * max(self.step - self.run.steps + own, 0) / own
+
 
 class Pool:
     """Starts runs in `jobs` slots, each with its share of the processors or GPUs, until all have ended."""
@@ -50,9 +53,9 @@ class Pool:
     ) -> None:
         self.sweep, self.record, self.environment, self.command = sweep, record, environment, command
         self.jobs: list[Job] = []
-        self.attempts: dict[str, int] = {}
+        self.attempts: Counter[str] = Counter()
         self.asked = False
-        self.console = Console(stderr=True)
+        self.bar = bar("{task.description}", BarColumn(), "{task.fields[at]}")
 
     def run(self, runs: Sequence[Planned], settled: Mapping[str, str]) -> int:
         """Run all; 0 if all are done, `STOPPED` after a request to stop, else 1.
@@ -62,31 +65,23 @@ class Pool:
             settled: the states of those that are done, or never will be.
         """
         pending, ended = list(runs), dict(settled)
-        before = {sign: signal.signal(sign, self._stop) for sign in (signal.SIGINT, signal.SIGTERM)}
-        columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[at]}"))
-        times = (TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
-        try:
-            with Progress(*columns, *times, console=self.console, disable=not self.console.is_terminal) as bar:
-                whole = bar.add_task(self.sweep.name, total=sum(run.own_flops for run in runs), at=f"0/{len(runs)}")
-                while self.jobs or (pending and not self.asked):
-                    self._begin(pending, ended, bar)
-                    time.sleep(POLL)
-                    over = [job for job in self.jobs if job.process.poll() is not None]
-                    for job in over:
-                        self._end(job, pending, ended, bar)
-                    self._look(bar)
-                    there = [run for run in runs if run.name in ended]
-                    moved = sum(run.own_flops for run in there)
-                    moved += sum(job.run.own_flops * self._share(job) for job in self.jobs)
-                    bar.update(whole, completed=moved, at=f"{len(there)}/{len(runs)}")
-        finally:
-            for sign, handler in before.items():
-                signal.signal(sign, handler)
+        with answering(self._stop, signal.SIGINT, signal.SIGTERM), self.bar:
+            whole = self.bar.add_task(self.sweep.name, total=sum(run.own_flops for run in runs), at=f"0/{len(runs)}")
+            while self.jobs or (pending and not self.asked):
+                self._begin(pending, ended)
+                time.sleep(POLL)
+                for job in [job for job in self.jobs if job.process.poll() is not None]:
+                    self._end(job, pending, ended)
+                self._look()
+                there = [run for run in runs if run.name in ended]
+                moved = sum(run.own_flops for run in there) + sum(job.flops for job in self.jobs)
+                self.bar.update(whole, completed=moved, at=f"{len(there)}/{len(runs)}")
         bad = sorted({run.name for run in runs} - {name for name, state in ended.items() if state == "done"})
-        self._say(f"{len(runs) - len(bad)} of {len(runs)} runs are done" + (f"; not: {', '.join(bad)}" if bad else ""))
+        those = f"; not: {', '.join(bad)}" if bad else ""
+        say(self.bar.console, f"{len(runs) - len(bad)} of {len(runs)} runs are done{those}")
         return STOPPED if self.asked else int(bool(bad))
 
-    def _begin(self, pending: list[Planned], ended: dict[str, str], bar: Progress) -> None:
+    def _begin(self, pending: list[Planned], ended: dict[str, str]) -> None:
         for run in list(pending):
             after = ended.get(run.after or "", "done" if run.after is None else "")
             if after and after != "done":
@@ -95,14 +90,14 @@ class Pool:
                 self._state(run, "skipped", reason=f"{run.after}, which it branches off, is {after}")
             elif len(self.jobs) < self.sweep.config.jobs and after and not busy(Path(run.run_dir)) and not self.asked:
                 pending.remove(run)
-                self._launch(run, bar)
+                self._launch(run)
 
-    def _launch(self, run: Planned, bar: Progress) -> None:
+    def _launch(self, run: Planned) -> None:
         slot = min(set(range(self.sweep.config.jobs)) - {job.slot for job in self.jobs})
-        logs = self.sweep.folder / "logs"
-        logs.mkdir(exist_ok=True)
+        path = self._log(run)
+        path.parent.mkdir(exist_ok=True)
         devices, cores = share(slot, self.sweep.config.jobs, self.environment)
-        with (logs / f"{run.name}.log").open("ab") as log:
+        with path.open("ab") as log:
             process = subprocess.Popen(
                 self.command(run),
                 env={**self.environment, **devices},
@@ -113,36 +108,35 @@ class Pool:
             )
         if cores:
             os.sched_setaffinity(process.pid, cores)
-        self.attempts[run.name] = self.attempts.get(run.name, 0) + 1
-        task = bar.add_task(f"  {run.name}", total=run.steps, at="")
+        self.attempts[run.name] += 1
+        task = self.bar.add_task(f"  {run.name}", total=run.steps, at="")
         self.jobs.append(Job(run, process, slot, task))
         self._state(run, "running", attempt=self.attempts[run.name], pid=process.pid)
 
-    def _end(self, job: Job, pending: list[Planned], ended: dict[str, str], bar: Progress) -> None:
+    def _end(self, job: Job, pending: list[Planned], ended: dict[str, str]) -> None:
         self.jobs.remove(job)
-        bar.remove_task(job.bar)
+        self.bar.remove_task(job.bar)
         run, code = job.run, job.process.returncode
-        log = self.sweep.folder / "logs" / f"{run.name}.log"
         more = {"exit_code": code, "seconds": round(time.monotonic() - job.started, 1)}
-        said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        reason = said[-1][-300:] if said else "nothing was logged"
-        if code == 0:
-            ended[run.name] = "done"
-            self._state(run, "done", **more)
-        elif code == Diverged.exit_code:
-            ended[run.name] = "diverged"
-            self._state(run, "diverged", reason=reason, **more)
-        elif code == STOPPED or self.asked:
-            self._state(run, "stopped", **more)
-            pending.append(run)
-        elif code != UserError.exit_code and self.attempts[run.name] <= self.sweep.config.retries:
-            self._state(run, "retried", reason=reason, **more)
+        state = {0: "done", Diverged.exit_code: "diverged", STOPPED: "stopped"}.get(code, "failed")
+        if state == "failed" and self.asked:
+            state = "stopped"
+        elif state == "failed" and code != UserError.exit_code and self.attempts[run.name] <= self.sweep.config.retries:
+            state = "retried"
+        if state not in {"done", "stopped"}:
+            said = self._log(run).read_text(encoding="utf-8", errors="replace").strip().splitlines()
+            reason = said[-1][-300:] if said else "nothing was logged"
+            more["reason"] = f"{reason}; see {self._log(run)}" if state == "failed" else reason
+        self._state(run, state, **more)
+        if state in {"stopped", "retried"}:
             pending.insert(0, run)
         else:
-            ended[run.name] = "failed"
-            self._state(run, "failed", reason=f"{reason}; see {log}", **more)
+            ended[run.name] = state
 
-    def _look(self, bar: Progress) -> None:
+    def _log(self, run: Planned) -> Path:
+        return self.sweep.folder / "logs" / f"{run.name}.log"
+
+    def _look(self) -> None:
         """The newest lines of every run's metrics."""
         for job in self.jobs:
             path = Path(job.run.run_dir) / "metrics.jsonl"
@@ -155,20 +149,13 @@ class Pool:
             job.offset += len(whole)
             if whole:
                 line = json.loads(whole.splitlines()[-1])
-                job.step = line["step"]
-                bar.update(job.bar, completed=job.step, at=f"step {job.step} · loss {line['loss'] or float('nan'):.4f}")
-
-    def _share(self, job: Job) -> float:
-        first = job.run.steps - job.run.own_steps
-        return max(job.step - first, 0) / job.run.own_steps
+                job.step, loss = line["step"], line["loss"] or float("nan")
+                self.bar.update(job.bar, completed=job.step, at=f"step {job.step} · loss {loss:.4f}")
 
     def _state(self, run: Planned, state: str, **more: Any) -> None:
         self.record.set(run.name, state, **more)
         reason = f": {more['reason']}" if "reason" in more else ""
-        self._say(f"{run.name}: {state}{reason}")
-
-    def _say(self, message: str) -> None:
-        self.console.print(message, highlight=False, markup=False, soft_wrap=True)
+        say(self.bar.console, f"{run.name}: {state}{reason}")
 
     def _stop(self, *_: object) -> None:
         """Ask every run to save and leave; none is started any more."""

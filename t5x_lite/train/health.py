@@ -4,7 +4,7 @@ import faulthandler
 import math
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -57,20 +57,15 @@ class Replicas:
     """Compares what should be equal: the copies of a shard on several devices. A chip may compute wrongly unnoticed."""
 
     def __init__(self, mesh: Mesh, placed: Any) -> None:
-        self.names = list(flat(placed))
-        self._placed = jax.tree.leaves(placed)
-        self._mesh = mesh
-        self._sums = self._compiled()
-
-    def _compiled(self) -> Callable[[Any], Array]:
-        """A function from the parameters to a checksum for each device and array, uint32 `[devices, arrays]`."""
+        self.names, self._devices = list(flat(placed)), list(mesh.devices.flat)
 
         def own(*leaves: Array) -> Array:
             sums = [jnp.sum(jax.lax.bitcast_convert_type(leaf, jnp.uint32), dtype=jnp.uint32) for leaf in leaves]
             return jax.lax.all_gather(jnp.stack(sums), AXES)
 
-        specs = tuple(leaf.spec for leaf in self._placed)
-        return jax.jit(jax.shard_map(own, mesh=self._mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False))
+        specs = tuple(leaf.spec for leaf in jax.tree.leaves(placed))
+        sums = jax.shard_map(own, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False)
+        self._sums = jax.jit(sums)  # of each device and array: uint32 [devices, arrays]
 
     def check(self, step: int, params: Any) -> None:
         """Raise if two copies of a shard differ.
@@ -80,7 +75,7 @@ class Replicas:
         """
         leaves = jax.tree.leaves(params)
         sums = np.asarray(jax.device_get(self._sums(*leaves).addressable_data(0)))
-        devices, wrong = list(self._mesh.devices.flat), []
+        devices, wrong = self._devices, []
         for number, (name, leaf) in enumerate(zip(self.names, leaves, strict=True)):
             copies: dict[str, list[int]] = defaultdict(list)
             places = leaf.sharding.devices_indices_map(leaf.shape)

@@ -7,7 +7,7 @@ otherwise the weights are fresh, a function of the seed.
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -20,25 +20,25 @@ from jax.sharding import Mesh
 from t5x_lite import config as configuration
 from t5x_lite.checkpoint import Checkpoints
 from t5x_lite.config import RunConfig
-from t5x_lite.data.pipeline import TrainingRows, Validation, training_batches
-from t5x_lite.data.records import TaskData, TaskRows, TaskValidation
-from t5x_lite.data.tokenizer import obtain
+from t5x_lite.data.pipeline import RowsByNumber, training_batches
+from t5x_lite.data.records import TaskData
+from t5x_lite.data.vocabulary import obtain
 from t5x_lite.errors import Diverged
 from t5x_lite.evaluate.curves import read
-from t5x_lite.evaluate.perplexity import evaluate
 from t5x_lite.evaluate.tasks import TaskEvaluation
 from t5x_lite.laws.forecast import forecast
 from t5x_lite.parallel import mesh as meshes
-from t5x_lite.parallel.distributed import StopRequest, ending_together, first_process_first
-from t5x_lite.run import Run, check_folder, create, locked, with_vocab
+from t5x_lite.parallel.distributed import ending_together, first_process_first, stop_requests
+from t5x_lite.run import Run, check_folder, create, held, with_vocab
 from t5x_lite.start import Base, beginning, source_of
 from t5x_lite.train import optimizer as optimizers
 from t5x_lite.train.branch import branched
 from t5x_lite.train.goodput import Goodput
 from t5x_lite.train.health import Replicas, Stragglers, Watchdog, check_sharded
 from t5x_lite.train.metrics import Display, MetricsWriter, duration, flops_per_row, peak_flops, short
-from t5x_lite.train.setup import Steps, check_on, make_steps, open_data
+from t5x_lite.train.setup import Data, Steps, check_on, make_steps, open_data, validated
 from t5x_lite.train.state import TrainState
+from t5x_lite.train.step import Sums
 from t5x_lite.train.watch import Rates, Running, Spike, Watch
 
 DEVICE_BATCHES = 2
@@ -60,8 +60,9 @@ def train(config: RunConfig) -> tuple[Run, bool]:
     with first_process_first():
         tokenizer = obtain(config) if config.adapt is None else source_of(config).tokenizer
         data = open_data(with_vocab(config, tokenizer), tokenizer)
-    rows, validation = data.rows(), data.validation()
-    with locked(Path(str(config.run_dir))), jax.set_mesh(mesh), StopRequest() as stop:
+    rows, _ = data.rows(), data.validation()  # both can be had, or nothing is begun
+    busy = "another process trains this run; wait for it or give another run_dir"
+    with held(Path(str(config.run_dir)), busy, "run_dir "), jax.set_mesh(mesh), stop_requests() as stop:
         run = create(config, tokenizer)
         with Display(config.train.steps, enabled=jax.process_index() == 0) as display:
             display.say("attention: " + "; ".join(f"{kind} by {kernel}" for kind, kernel in attention.items()))
@@ -72,7 +73,7 @@ def train(config: RunConfig) -> tuple[Run, bool]:
                 tasks = TaskEvaluation(data, run.blueprint, steps.whole_shapes, tokenizer, mesh)
                 for line in data.skipped():
                     display.say(line)
-            trainer = Trainer(run, rows, validation, data.tokens_per_byte, tasks, mesh, steps, display)
+            trainer = Trainer(run, data, rows, tasks, mesh, steps, display)
             # The inner one: closing waits for a save, in which a lost process would be waited for too.
             with closing(run.checkpoints) as checkpoints, ending_together():
                 return run, trainer.run(checkpoints, stop)
@@ -94,16 +95,15 @@ class Trainer:
     def __init__(
         self,
         run: Run,
-        rows: TrainingRows | TaskRows,
-        validation: Validation | TaskValidation,
-        tokens_per_byte: float | None,
+        data: Data | TaskData,
+        rows: RowsByNumber,
         tasks: TaskEvaluation | None,
         mesh: Mesh,
         steps: Steps,
         display: Display,
     ) -> None:
         self.folder, self.config, self.blueprint = run.folder, run.config, run.blueprint
-        self.rows, self.validation, self.tokens_per_byte, self.tasks = rows, validation, tokens_per_byte, tasks
+        self.data, self.rows, self.tasks = data, rows, tasks
         self.mesh, self.steps, self.display = mesh, steps, display
         self.goodput = Goodput(run.folder, writes=jax.process_index() == 0)
         self.watchdog, self.stragglers = Watchdog(self.config.train.hang_minutes), Stragglers()
@@ -113,15 +113,15 @@ class Trainer:
         peak, how = peak_flops(mesh.devices.flat[0], self.config.train.peak_flops)
         tokens = self.batch_size * self.config.train.seq_len
         parts = self.config.parts(self.blueprint.axes)
-        per_row = flops_per_row(self.config.model, self.blueprint, rows.objective.lengths(rows.task), parts=parts)
+        per_row = flops_per_row(self.config.model, self.blueprint, self.config.task.lengths(data.task), parts=parts)
         self.rates = Rates(tokens, self.batch_size * per_row, peak * mesh.size)
-        steps_of_all = np.arange(self.config.train.steps)
-        self.learning_rates = np.asarray(optimizers.schedule(self.config.optimizer, len(steps_of_all))(steps_of_all))
+        count = self.config.train.steps
+        self.learning_rates = np.asarray(optimizers.schedule(self.config.optimizer, count)(np.arange(count)))
         few = self.blueprint.active_parameters
         active = f", of which a token passes {few:,}," if few < self.blueprint.parameters else ""
-        trained = sum(leaf.size for leaf in jax.tree.leaves(steps.state.params))
-        state = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(steps.state.opt_state))
         if not parts.everything:
+            trained = sum(leaf.size for leaf in jax.tree.leaves(steps.state.params))
+            state = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(steps.state.opt_state))
             active += f", of which {trained:,} train (optimizer state {short(state)}B)"
         display.say(
             f"model: {self.blueprint.parameters:,} parameters{active} on {mesh.size} × "
@@ -129,7 +129,7 @@ class Trainer:
             "counted half"
         )
 
-    def run(self, checkpoints: Checkpoints, stop: StopRequest) -> bool:
+    def run(self, checkpoints: Checkpoints, stop: Callable[[int], bool]) -> bool:
         """From wherever the run stands to its last step; False if it was asked to stop before."""
         checkpoints.clean()
         at, state = self.restore(checkpoints)
@@ -195,7 +195,7 @@ class Trainer:
                 writer.close()
 
     def advance(
-        self, at: Position, state: TrainState, watch: Watch, checkpoints: Checkpoints, stop: StopRequest
+        self, at: Position, state: TrainState, watch: Watch, checkpoints: Checkpoints, stop: Callable[[int], bool]
     ) -> bool:
         """Step, evaluate, save, until the last step (True) or a request to stop (False)."""
         train = self.config.train
@@ -213,7 +213,7 @@ class Trainer:
             read = time.perf_counter()
             checkpoints.check()
 
-            last, asked = at.step == train.steps, stop.agreed(at.step)
+            last, asked = at.step == train.steps, stop(at.step)
             save = last or asked or checkpoints.due(at.step)
             evaluate = at.step % self.config.eval.every_steps == 0 or last
             scores: dict[str, float] = {}
@@ -276,15 +276,12 @@ class Trainer:
 
     def evaluate(self, step: int, state: TrainState) -> dict[str, float]:
         """Loss on the validation split."""
-        size = self.validation.batch_size
-        local = meshes.local_rows(self.mesh, size)
 
-        def batches() -> Iterator[Any]:
-            for batch in self.validation.batches(local):
-                self.watchdog.moved()
-                yield meshes.to_global(self.mesh, batch, size)
+        def watched(params: Any, batch: Any) -> Sums:
+            self.watchdog.moved()
+            return self.steps.evaluate(params, batch)
 
-        found = evaluate(self.steps.evaluate, (state.params, state.frozen), batches(), self.tokens_per_byte)
+        found = validated(watched, (state.params, state.frozen), self.data, self.mesh)
         if self.tasks is not None:
             params = self.steps.whole(state.params, state.frozen)
             found |= self.tasks.scores(params, self.folder / "eval" / str(step))

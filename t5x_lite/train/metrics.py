@@ -14,8 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn
 from tensorboardX import SummaryWriter
 
 from t5x_lite.adapt.parts import Parts
@@ -24,22 +23,8 @@ from t5x_lite.errors import disk_error
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.transformer import Blueprint
 from t5x_lite.objectives.objective import Lengths
-
-PEAK_FLOPS = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
-    "TPU7x": 1153.5e12,
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-    "NVIDIA B200": 2250e12,
-}
-"""Dense bfloat16 FLOP/s of one device, by the beginning of its name in JAX: the makers' data sheets.
-
-A TPU7x chip has 2307e12 and is two devices.
-"""
+from t5x_lite.parallel.chips import CHIPS, name_of
+from t5x_lite.progress import bar, say
 
 
 def flops_per_row(
@@ -108,15 +93,11 @@ def peak_flops(device: Any, given: float | None) -> tuple[float, str]:
     """FLOP/s that MFU is measured against, and where the figure is from."""
     if given is not None:
         return given, "train.peak_flops"
-    known = [name for name in PEAK_FLOPS if device.device_kind.startswith(name)]
-    if known:
-        name = max(known, key=len)
-        return PEAK_FLOPS[name], f"bfloat16 data sheet of {name}"
-    return _measured_flops(device), "the best of a few float32 matrix products of 1024, measured here"
-
-
-def _measured_flops(device: Any) -> float:
-    return 2 * 1024**3 / product_seconds(device, 1024, 5)
+    name = name_of(device.device_kind)
+    if name is not None:
+        return CHIPS[name].flops, f"bfloat16 data sheet of {name}"
+    measured = 2 * 1024**3 / product_seconds(device, 1024, 5)
+    return measured, "the best of a few float32 matrix products of 1024, measured here"
 
 
 _product = jax.jit(jnp.matmul)
@@ -202,17 +183,9 @@ class Display:
 
     def __init__(self, steps: int, *, enabled: bool = True) -> None:
         self.steps, self.enabled = steps, enabled
-        self._console = Console(stderr=True)
-        self._bar = Progress(
-            TextColumn("step {task.completed}/{task.total}"),
-            BarColumn(bar_width=20),
-            TextColumn("{task.fields[values]}"),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=self._console,
-            disable=not (enabled and self._console.is_terminal),
-        )
+        columns = "step {task.completed}/{task.total}", BarColumn(20), "{task.fields[values]}"
+        self._bar = bar(*columns, enabled=enabled)
+        self._console = self._bar.console
         self._task = self._bar.add_task("", total=steps, values="")
         self._evaluation = self._end = ""
         self._spoke, self._started = time.monotonic(), (0, time.monotonic())
@@ -232,7 +205,7 @@ class Display:
     def say(self, message: str) -> None:
         """A line above the bar."""
         if self.enabled:
-            self._bar.console.print(message, highlight=False, markup=False, emoji=False, soft_wrap=True)
+            say(self._console, message)
 
     def evaluated(self, step: int, found: Mapping[str, float]) -> None:
         """The newest evaluation: said once, and its loss shown until the next."""

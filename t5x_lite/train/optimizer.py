@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
-from t5x_lite.config import (
+from t5x_lite.models.layers import Axes
+from t5x_lite.train.config import (
     Adafactor,
     AdamW,
     Constant,
@@ -25,7 +26,6 @@ from t5x_lite.config import (
     OptimizerConfig,
     WarmupStableDecay,
 )
-from t5x_lite.models.layers import Axes
 
 
 def schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
@@ -69,7 +69,7 @@ def make(config: OptimizerConfig, steps: int, axes: Any) -> optax.GradientTransf
         steps: updates of the whole run, for the schedule.
         axes: an `Axes` for each parameter, in the shape of the parameters.
     """
-    decayed = _map(lambda a: a.inputs > 0 or (a.table and config.decay_embeddings), axes)
+    decayed = jax.tree.map(lambda a: a.inputs > 0 or (a.table and config.decay_embeddings), axes)
     decay = optax.add_decayed_weights(config.weight_decay, decayed)
     parts = [] if config.clip_norm is None else [optax.clip_by_global_norm(config.clip_norm)]
     match config.method:
@@ -108,13 +108,9 @@ def with_rates(
 
 def _rates(axes: Any) -> list[optax.GradientTransformation]:
     """Each weight's share of the learning rate, where one has its own; the decay is the same at every width."""
-    if all(a.rate == 1 for a in jax.tree.leaves(axes, is_leaf=lambda leaf: isinstance(leaf, Axes))):
+    if all(a.rate == 1 for a in jax.tree.leaves(axes)):
         return []
-    return [optax.stateless(lambda updates, _: _map(lambda a, update: a.rate * update, axes, updates))]
-
-
-def _map(function: Callable[..., Any], axes: Any, *trees: Any) -> Any:
-    return jax.tree.map(function, axes, *trees, is_leaf=lambda leaf: isinstance(leaf, Axes))
+    return [optax.stateless(lambda updates, _: jax.tree.map(lambda a, update: a.rate * update, axes, updates))]
 
 
 def _each(function: Callable[..., Any], axes: Axes, array: Array) -> Callable[..., Any]:
@@ -130,7 +126,7 @@ def _per_layer(function: Callable[[Array, Array], Array], axes: Any) -> optax.Gr
     def one(a: Axes, update: Array, param: Array) -> Array:
         return _each(function, a, update)(update, param)
 
-    return optax.stateless(lambda updates, params: _map(one, axes, updates, params))
+    return optax.stateless(lambda updates, params: jax.tree.map(one, axes, updates, params))
 
 
 def _root_mean_square(x: Array) -> Array:
@@ -177,10 +173,10 @@ def _per_matrix(inner: optax.GradientTransformation, axes: Any) -> optax.Gradien
         return _each(one, a, param)(update, state, param)
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        pairs = _map(update_one, axes, updates, state, params)
-        return _map(lambda _, pair: pair[0], axes, pairs), _map(lambda _, pair: pair[1], axes, pairs)
+        pairs = jax.tree.map(update_one, axes, updates, state, params)
+        return jax.tree.map(lambda _, pair: pair[0], axes, pairs), jax.tree.map(lambda _, pair: pair[1], axes, pairs)
 
-    return optax.GradientTransformation(lambda params: _map(init_one, axes, params), update)
+    return optax.GradientTransformation(lambda params: jax.tree.map(init_one, axes, params), update)
 
 
 def _muon(method: Muon, axes: Any) -> optax.GradientTransformation:
@@ -198,7 +194,7 @@ def _muon(method: Muon, axes: Any) -> optax.GradientTransformation:
                 tuple(range(first, first + a.inputs)), tuple(range(first + a.inputs, x.ndim))
             )
 
-        return _map(numbers, axes, updates)
+        return jax.tree.map(numbers, axes, updates)
 
     def rescaled(a: Axes, x: Any) -> Any:
         """Root mean square `scale`: an orthogonal matrix has 1/sqrt(max(fan in, fan out)) (Liu et al. 2025, §2.2)."""
@@ -211,7 +207,7 @@ def _muon(method: Muon, axes: Any) -> optax.GradientTransformation:
         optax.contrib.scale_by_muon(
             ns_steps=method.iterations, beta=method.momentum, weight_dimension_numbers=dimensions
         ),
-        optax.stateless(lambda updates, _: _map(rescaled, axes, updates)),
+        optax.stateless(lambda updates, _: jax.tree.map(rescaled, axes, updates)),
     )
     adam = optax.scale_by_adam(method.b1, method.b2, method.epsilon)
-    return optax.partition({True: muon, False: adam}, _map(hidden, axes))
+    return optax.partition({True: muon, False: adam}, jax.tree.map(hidden, axes))

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,7 +12,6 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray
 
-from t5x_lite.adapt import Method
 from t5x_lite.adapt.parts import named, nested
 from t5x_lite.config import RunConfig
 from t5x_lite.data import mixture
@@ -22,6 +20,7 @@ from t5x_lite.data.pipeline import TrainingRows, Validation
 from t5x_lite.data.records import TaskData, open_tasks
 from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.errors import UserError
+from t5x_lite.evaluate.perplexity import evaluate
 from t5x_lite.models import kernels
 from t5x_lite.models.layers import Axes
 from t5x_lite.models.losses import Losses
@@ -32,8 +31,8 @@ from t5x_lite.models.transformer import Blueprint, initial
 from t5x_lite.objectives.objective import Task
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.train import optimizer as optimizers
-from t5x_lite.train.state import TrainState, new_state
-from t5x_lite.train.step import Batch, LossFunction, PartsLossFunction, Sums, eval_step, train_step
+from t5x_lite.train.state import TrainState
+from t5x_lite.train.step import Batch, LossFunction, PartsLossFunction, Sums, train_step
 
 FREQUENCY_TOKENS = 10_000_000
 """Training tokens that a token's frequency is counted over, from the beginning of each source."""
@@ -43,7 +42,6 @@ FREQUENCY_TOKENS = 10_000_000
 class Data:
     """Training rows and validation batches of a config, cut from its token corpora."""
 
-    folders: list[Path]
     training: list[Corpus]
     held_out: list[Corpus]
     config: RunConfig
@@ -81,16 +79,23 @@ def open_data(config: RunConfig, tokenizer: Tokenizer) -> Data | TaskData:
         UserError: no text, or a tokenizer that the objective cannot work with.
     """
     vocabulary = tokenizer.vocabulary()
-    soft = config.method.placeholders if config.method is not None else 0
-    task = Task(config.train.seq_len, vocabulary, config.model.family, soft)
+    task = Task(config.train.seq_len, vocabulary, config.model.family, config.method.placeholders)
     config.task.check_task(task)
     if config.tasks:
         return open_tasks(config, tokenizer, task)
     folders = [prepare(source, config.data, tokenizer) for source in config.data.sources]
-    training, held_out = ([Corpus.open(f, split) for f in folders] for split in SPLITS)
+    training, held_out = ([Corpus(f, split) for f in folders] for split in SPLITS)
     if config.task.needs_frequency:
         task = replace(task, vocabulary=replace(vocabulary, frequency=_frequency(training, vocabulary.size)))
-    return Data(folders, training, held_out, config, task)
+    return Data(training, held_out, config, task)
+
+
+def validated(step: Callable[[Any, Any], Sums], params: Any, data: Data | TaskData, mesh: Mesh) -> dict[str, float]:
+    """Scores on the validation split; see `evaluate.perplexity`."""
+    split = data.validation()
+    local = meshes.local_rows(mesh, split.batch_size)
+    batches = (meshes.to_global(mesh, batch, split.batch_size) for batch in split.batches(local))
+    return evaluate(step, params, batches, data.tokens_per_byte)
 
 
 def _frequency(corpora: Sequence[Corpus], vocab: int) -> np.ndarray:
@@ -168,8 +173,9 @@ class Steps:
     state: TrainState
 
 
-def _paced(inner: optax.GradientTransformation, method: Method, config: RunConfig) -> optax.GradientTransformation:
-    """The optimizer with the method's rates by depth and time, if it has any."""
+def _paced(inner: optax.GradientTransformation, config: RunConfig) -> optax.GradientTransformation:
+    """The optimizer with the adaptation's rates by depth and time, if it has any."""
+    method = config.method
 
     def factors(progress: Any, params: Any) -> Any:
         found = {name: method.rates(name, config.model, progress) for name in named(params)}
@@ -183,18 +189,15 @@ def _paced(inner: optax.GradientTransformation, method: Method, config: RunConfi
 def make_steps(config: RunConfig, model: Blueprint, mesh: Mesh) -> Steps:
     """Jitted steps with explicit shardings; nothing is allocated or compiled yet."""
     train, shards = config.train, meshes.batch_shards(mesh)
-    method, parts = config.method, config.parts(model.axes)
-    optimizer: optax.GradientTransformation = optimizers.make(
-        config.optimizer, train.steps, parts.names_trained(model.axes)
-    )
-    if method is not None:
-        optimizer = _paced(optimizer, method, config)
+    parts = config.parts(model.axes)
+    optimizer = _paced(optimizers.make(config.optimizer, train.steps, parts.names_trained(model.axes)), config)
 
     def begun(params: Any) -> TrainState:
-        return new_state(parts.trained(params), parts.frozen(params), optimizer)
+        zero, trained = jnp.zeros((), jnp.int32), parts.trained(params)
+        return TrainState(zero, trained, optimizer.init(trained), zero, zero, parts.frozen(params))
 
     def fresh() -> TrainState:
-        return begun(initial(config.model, jax.random.key(train.seed), config.surgery))
+        return begun(initial(config.model, jax.random.key(train.seed), config.method.surgery))
 
     def whole(trained: Any, frozen: Any) -> Any:
         return parts.together(trained, frozen, jnp.concatenate)
@@ -205,21 +208,17 @@ def make_steps(config: RunConfig, model: Blueprint, mesh: Mesh) -> Steps:
     loss = loss_function(config, model, shards, training=True)
     loss_of_parts: PartsLossFunction = lambda trained, frozen, *rest: loss(whole(trained, frozen), *rest)  # noqa: E731
     step = partial(train_step, loss_of_parts, optimizer, train.microbatches, train.seed)
-    evaluation = partial(eval_step, loss_function(config, model, shards, training=False))
+    evaluated = loss_function(config, model, shards, training=False)
     return Steps(
         train=jax.jit(step, donate_argnums=0, in_shardings=(placed, rows), out_shardings=(placed, everywhere)),
         evaluate=jax.jit(
-            lambda params, batch: evaluation(whole(*params), batch),
+            lambda params, batch: evaluated(whole(*params), batch, None),
             in_shardings=((placed.params, placed.frozen), rows),
             out_shardings=everywhere,
         ),
         fresh=jax.jit(fresh, out_shardings=placed),
         begun=jax.jit(begun, donate_argnums=0 if parts.everything else (), out_shardings=placed),
         whole=whole,
-        whole_shapes=jax.tree.map(
-            lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p),
-            model.shapes,
-            meshes.shardings(mesh, model.axes, model.shapes),
-        ),
-        state=jax.tree.map(lambda s, p: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=p), shapes, placed),
+        whole_shapes=meshes.placed(model.shapes, meshes.shardings(mesh, model.axes, model.shapes)),
+        state=meshes.placed(shapes, placed),
     )

@@ -4,8 +4,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import optax
 from jaxtyping import Array, Int
 
 
@@ -25,9 +23,3 @@ class TrainState:
     skipped: Int[Array, ""]
     skipped_in_a_row: Int[Array, ""]
     frozen: Any
-
-
-def new_state(params: Any, frozen: Any, optimizer: optax.GradientTransformation) -> TrainState:
-    """The state before the first step."""
-    zero = jnp.zeros((), jnp.int32)
-    return TrainState(zero, params, optimizer.init(params), zero, zero, frozen)

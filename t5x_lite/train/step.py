@@ -1,4 +1,4 @@
-"""The train step and the evaluation step: pure functions of state and batch."""
+"""The train step: a pure function of state and batch."""
 
 from collections.abc import Callable, Mapping
 from functools import reduce
@@ -90,11 +90,6 @@ def _accumulate(gradient: Callable[..., Any], params: Any, batch: Batch, keys: P
         return jax.tree.map(jnp.add, so_far, gradient(params, *part)), None
 
     return jax.lax.scan(add, zeros, (parts, keys))[0]
-
-
-def eval_step(loss_function: LossFunction, params: Any, batch: Batch) -> Sums:
-    """Sums over one validation batch, without dropout."""
-    return loss_function(params, batch, None)
 
 
 def means(sums: Sums) -> dict[str, Array]:

@@ -132,7 +132,7 @@ def test_what_is_added_begins_as_nothing(method: str, fox: Path, encoder_run: Pa
     base = t5x_lite.load(encoder_run)
     config = configuration.load(fox, [f"adapt.method={json.dumps({method: METHODS[method]})}"])
     config = with_vocab(config, base.tokenizer)
-    plan = blueprint(config.model, config.surgery)
+    plan = blueprint(config.model, config.method.surgery)
     params, _ = beginning(config, plan, make_mesh(config.mesh))
     tokens = np.random.default_rng(0).integers(0, 300, (2, 12))
     np.testing.assert_allclose(plan.model(params)(tokens), base.run.blueprint.model(base.params)(tokens), atol=1e-5)

@@ -13,17 +13,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from t5x_lite.config import Character, DataConfig, Unigram
 from t5x_lite.data import corpus as corpora
-from t5x_lite.data import sources
+from t5x_lite.data import sources, vocabulary
 from t5x_lite.data import tokenizer as tk
+from t5x_lite.data.config import Character, DataConfig, Unigram
 from t5x_lite.data.corpus import Corpus, prepare
 from t5x_lite.errors import UserError
 
 
 @pytest.fixture(scope="module")
 def tokenizer(prose: Path) -> tk.Tokenizer:
-    return tk.train(Unigram(vocab=300), [path.read_text() for path in sorted(prose.glob("*.txt"))])
+    return vocabulary.train(Unigram(vocab=300), [path.read_text() for path in sorted(prose.glob("*.txt"))])
 
 
 def make(files: Path | str, cache: Path, tokenizer: tk.Tokenizer, **settings: object) -> Path:
@@ -41,7 +41,7 @@ def test_documents_come_back_with_their_end_in_the_split_that_their_hash_says(
     prose: Path, tmp_path: Path, tokenizer: tk.Tokenizer
 ) -> None:
     folder = make(prose / "*.txt", tmp_path, tokenizer)
-    splits = {name: Corpus.open(folder, name) for name in corpora.SPLITS}
+    splits = {name: Corpus(folder, name) for name in corpora.SPLITS}
     expected: dict[str, list[str]] = {"train": [], "validation": []}
     for path in sorted(prose.glob("*.txt")):
         text = path.read_text()
@@ -68,7 +68,7 @@ def test_long_documents_are_cut_into_records_and_read_across_them(
 ) -> None:
     monkeypatch.setattr(corpora, "RECORD_TOKENS", 16)
     (tmp_path / "a.txt").write_text("the quick brown fox " * 60)
-    own = Corpus.open(make(tmp_path / "a.txt", tmp_path / "c", tokenizer, validation_fraction=0.0), "train")
+    own = Corpus(make(tmp_path / "a.txt", tmp_path / "c", tokenizer, validation_fraction=0.0), "train")
     whole = own.document(0)
     assert (own.documents, len(whole)) == (1, own.tokens)
     np.testing.assert_array_equal(own.read(10, 50)[0], whole[10:50])
@@ -90,7 +90,7 @@ def test_any_number_of_processes_writes_the_same_corpus(
 def test_by_position_the_last_tenth_of_the_characters_is_held_out(tmp_path: Path) -> None:
     text = "".join(chr(97 + n % 26) for n in range(1003))
     (tmp_path / "a.txt").write_text(text)
-    characters = tk.train(Character(), [text])
+    characters = vocabulary.train(Character(), [text])
     folder = make(
         tmp_path / "a.txt",
         tmp_path,
@@ -99,21 +99,21 @@ def test_by_position_the_last_tenth_of_the_characters_is_held_out(tmp_path: Path
         validation_fraction=0.1,
         end_of_document=False,
     )
-    train, validation = (characters.decode(Corpus.open(folder, name).document(0)) for name in corpora.SPLITS)
+    train, validation = (characters.decode(Corpus(folder, name).document(0)) for name in corpora.SPLITS)
     assert (train, validation) == (text[: int(1003 * 0.9)], text[int(1003 * 0.9) :])
 
 
 def test_separate_validation_files(prose: Path, tmp_path: Path, tokenizer: tk.Tokenizer) -> None:
     (tmp_path / "v.txt").write_text("held out text")
     folder = make(prose / "0*.txt", tmp_path, tokenizer, validation_files=str(tmp_path / "v.txt"))
-    assert (Corpus.open(folder, "train").documents, Corpus.open(folder, "validation").documents) == (10, 1)
+    assert (Corpus(folder, "train").documents, Corpus(folder, "validation").documents) == (10, 1)
 
 
 def test_a_stale_corpus_is_never_read(prose: Path, tmp_path: Path, tokenizer: tk.Tokenizer) -> None:
     (tmp_path / "a.txt").write_text("the quick brown fox")
     folders = [make(tmp_path / "a.txt", tmp_path, tokenizer), make(tmp_path / "a.txt", tmp_path, tokenizer)]
     assert folders[0] == folders[1]
-    other = tk.train(Unigram(vocab=310), [path.read_text() for path in sorted(prose.glob("*.txt"))])
+    other = vocabulary.train(Unigram(vocab=310), [path.read_text() for path in sorted(prose.glob("*.txt"))])
     folders.append(make(tmp_path / "a.txt", tmp_path, other))
     folders.append(make(tmp_path / "a.txt", tmp_path, tokenizer, end_of_document=False))
     folders.append(make(tmp_path / "a.txt", tmp_path, tokenizer, validation_fraction=0.3))
@@ -147,7 +147,7 @@ def test_a_half_written_corpus_is_finished_and_not_taken_for_whole(
     assert make(prose / "*.txt", tmp_path / "half", tokenizer) == half
     assert {path: path.stat().st_mtime_ns for path in untouched} == untouched
     assert (half / "corpus.json").read_text() == (whole / "corpus.json").read_text()
-    one, other = (Corpus.open(folder, "train") for folder in (half, whole))
+    one, other = (Corpus(folder, "train") for folder in (half, whole))
     np.testing.assert_array_equal(one.read(0, one.tokens)[0], other.read(0, other.tokens)[0])
 
 
@@ -170,8 +170,8 @@ def test_killed_at_any_moment_prepare_goes_on(tmp_path: Path, prose: Path) -> No
         process.send_signal(signal.SIGKILL)
         process.wait()
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    own = Corpus.open(Path(done.stdout.splitlines()[-1].partition(": ")[2]), "train")
-    held = Corpus.open(own.folder, "validation")
+    own = Corpus(Path(done.stdout.splitlines()[-1].partition(": ")[2]), "train")
+    held = Corpus(own.folder, "validation")
     assert own.documents + held.documents == 40
     tokenizer = tk.load(next((tmp_path / "cache").glob("tokenizer-*")))
     texts = [tokenizer.decode(split.document(n)) for split in (own, held) for n in range(split.documents)]
@@ -210,5 +210,5 @@ def test_a_full_disk_is_one_line_and_a_rerun_goes_on(
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     folder = make(texts / "*.txt", tmp_path / "cache", tokenizer, validation_fraction=0.2)
-    assert sum(Corpus.open(folder, split).documents for split in corpora.SPLITS) == 3
+    assert sum(Corpus(folder, split).documents for split in corpora.SPLITS) == 3
     assert not [path for path in folder.iterdir() if ".tmp" in path.name and str(os.getpid()) in path.name]

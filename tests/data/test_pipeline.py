@@ -5,15 +5,15 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from t5x_lite.config import DataConfig, MixedSource
 from t5x_lite.data import mixture
+from t5x_lite.data.config import DataConfig, MixedSource
 from t5x_lite.data.pipeline import (
-    PackedDocuments,
-    Sentences,
     TrainingRows,
     Validation,
+    packed_documents,
     training_batch,
     training_batches,
+    whole_sentences,
 )
 from t5x_lite.errors import UserError
 from t5x_lite.objectives import Causal
@@ -194,7 +194,7 @@ DOCUMENTS = [tuple(np.random.default_rng(n).integers(1, 9, 3 + n % 7).tolist()) 
 @pytest.mark.parametrize("apart", [True, False])
 def test_rows_of_sentences_are_whole_as_full_as_can_be_and_in_order(apart: bool) -> None:
     text = sentences(*DOCUMENTS, (25, 3))
-    plan = Sentences(text, 20, apart=apart)
+    plan = whole_sentences(text, 20, apart=apart)
     seen = []
     for number in range(plan.rows):
         read = plan.read(number)
@@ -219,7 +219,7 @@ def test_pairs_are_packed_until_inputs_or_targets_are_full() -> None:
     lengths = np.random.default_rng(3).integers(1, 12, (60, 2))
     text = sentences(*(tuple(pair) for pair in lengths.tolist()))
     objective, place = TextToText(target_len=16), task(24, "encoder_decoder")
-    plan = PackedDocuments(text, objective, place, None)
+    plan = packed_documents(text, objective, place, None)
     rows, room = [[]], np.array([24, 16])
     for number, sizes in enumerate(lengths + 1):
         if (sizes > room).any():

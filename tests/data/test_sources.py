@@ -12,8 +12,8 @@ import pytest
 import zstandard
 from pyarrow import parquet
 
-from t5x_lite.config import SourceConfig
 from t5x_lite.data import sources
+from t5x_lite.data.config import SourceConfig
 from t5x_lite.errors import UserError
 
 TEXTS = ["first\nline two", "second", "dritter – ünï", "fourth"]
@@ -107,7 +107,7 @@ def test_tfds_is_read_and_trained_on_without_tensorflow(tmp_path: Path, tiny_con
     code = f"""
 import sys
 import tensorflow_datasets as tfds
-from t5x_lite.config import SourceConfig
+from t5x_lite.data.config import SourceConfig
 from t5x_lite.data import sources
 
 class Own(tfds.core.GeneratorBasedBuilder):

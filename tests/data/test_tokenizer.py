@@ -9,11 +9,13 @@ import pytest
 import sentencepiece
 import tokenizers
 
-from t5x_lite.config import BPE, Character, RunConfig, TokenizerFile, Unigram
+from t5x_lite.config import RunConfig
 from t5x_lite.data import tokenizer as tk
+from t5x_lite.data import vocabulary
+from t5x_lite.data.config import BPE, Character, TokenizerFile, Unigram
 from t5x_lite.errors import UserError
 
-SOURCE = Path(tk.__file__).read_text()
+SOURCE = Path(tk.__file__).read_text() + Path(vocabulary.__file__).read_text()
 AWKWARD = [
     "  two  spaces\tand\n\n\ttabs \r\n",
     "ünïcödé 漢字 \U0001f600",
@@ -28,8 +30,8 @@ AWKWARD = [
 @pytest.fixture(scope="module")
 def trained() -> dict[str, tk.SentencePiece]:
     return {
-        "unigram": tk.train(Unigram(vocab=600, extra_ids=10), [SOURCE]),
-        "bpe": tk.train(BPE(vocab=600), [SOURCE]),
+        "unigram": vocabulary.train(Unigram(vocab=600, extra_ids=10), [SOURCE]),
+        "bpe": vocabulary.train(BPE(vocab=600), [SOURCE]),
     }
 
 
@@ -63,18 +65,18 @@ def test_long_text_is_encoded_as_if_whole(
 
 
 def test_user_symbols_are_one_token() -> None:
-    model = tk.train(Unigram(vocab=400, symbols=("<tool>",)), [SOURCE])
+    model = vocabulary.train(Unigram(vocab=400, symbols=("<tool>",)), [SOURCE])
     assert len(model.encode("<tool>")) == 1
 
 
 def test_nfkc_normalises() -> None:
-    model = tk.train(Unigram(vocab=400, normalization="nmt_nfkc"), [SOURCE])
+    model = vocabulary.train(Unigram(vocab=400, normalization="nmt_nfkc"), [SOURCE])
     assert model.decode(model.encode("ｆｕｌｌ　width")) == "full width"
 
 
 def test_characters_of_tinyshakespeare(real_data: Path) -> None:
     text = (real_data / "tinyshakespeare/input.txt").read_text()
-    model = tk.train(Character(), [text])
+    model = vocabulary.train(Character(), [text])
     assert model.vocab == 65 + 3
     ids = model.encode(text)
     assert len(ids) == len(text)
@@ -82,16 +84,16 @@ def test_characters_of_tinyshakespeare(real_data: Path) -> None:
 
 
 def test_training_is_deterministic(trained: dict[str, tk.SentencePiece]) -> None:
-    assert tk.train(BPE(vocab=600), [SOURCE]).fingerprint == trained["bpe"].fingerprint
+    assert vocabulary.train(BPE(vocab=600), [SOURCE]).fingerprint == trained["bpe"].fingerprint
 
 
 def test_a_vocabulary_beyond_the_text_is_refused_with_the_largest() -> None:
     with pytest.raises(UserError, match=r"tokenizer\.unigram\.vocab .* at most \d+"):
-        tk.train(Unigram(vocab=100_000), [SOURCE])
+        vocabulary.train(Unigram(vocab=100_000), [SOURCE])
     with pytest.raises(UserError, match=r"tokenizer\.bpe\.vocab .* \d+ is the smallest possible"):
-        tk.train(BPE(vocab=270), [SOURCE])
+        vocabulary.train(BPE(vocab=270), [SOURCE])
     with pytest.raises(UserError, match="no text"):
-        tk.train(Unigram(), [])
+        vocabulary.train(Unigram(), [])
 
 
 def test_saved_and_loaded_is_the_same(trained: dict[str, tk.SentencePiece], tmp_path: Path) -> None:
@@ -156,7 +158,7 @@ def test_a_trained_tokenizer_is_kept_until_text_or_options_change(tmp_path: Path
     data = {"files": str(tmp_path / "*.txt"), "cache_dir": str(tmp_path / "cache")}
 
     def folders(vocab: int) -> int:
-        tk.obtain(RunConfig.model_validate(base | {"data": data, "tokenizer": {"bpe": {"vocab": vocab}}}))
+        vocabulary.obtain(RunConfig.model_validate(base | {"data": data, "tokenizer": {"bpe": {"vocab": vocab}}}))
         return len(list((tmp_path / "cache").glob("tokenizer-*")))
 
     assert [folders(400), folders(400), folders(410)] == [1, 1, 2]

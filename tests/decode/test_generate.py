@@ -149,7 +149,7 @@ def test_bits_per_byte_by_hand(model: Model) -> None:
     from t5x_lite.data.corpus import Corpus, prepare
 
     config = model.config
-    corpus = Corpus.open(prepare(config.data.sources[0], config.data, model.tokenizer), "validation")
+    corpus = Corpus(prepare(config.data.sources[0], config.data, model.tokenizer), "validation")
     texts = [model.tokenizer.decode(corpus.document(n)) for n in range(corpus.documents)]
     tokens = sum(len(model.tokenizer.encode(text)) + 1 for text in texts)
     found = model.evaluate()

@@ -11,8 +11,8 @@ import pytest
 
 from t5x_lite.api import Model, load
 from t5x_lite.cli import main
-from t5x_lite.config import Character
-from t5x_lite.data import tokenizer as tokenizers
+from t5x_lite.data import vocabulary
+from t5x_lite.data.config import Character
 from tests.adapt.conftest import TASK
 from tests.conftest import Shell, lines
 
@@ -227,7 +227,7 @@ def test_every_objective_is_learnt_by_the_command(
     task = {"about": "a test", "columns": {r: r for r in roles}, "objective": objective, "metrics": [metric]}
     (tmp_path / "short.yaml").write_text(json.dumps(task))
     characters = Character(controls=("[CLS]", "[SEP]"))
-    tokenizer = tokenizers.train(characters, ["abcdefgh no!"]).save(tmp_path)
+    tokenizer = vocabulary.train(characters, ["abcdefgh no!"]).save(tmp_path)
     (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
     own = {
         "tasks": tmp_path / "short.yaml",

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from t5x_lite.config import TokenizerFile
 from t5x_lite.data import tokenizer as tokenizers
+from t5x_lite.data.config import TokenizerFile
 from t5x_lite.errors import UserError
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.losses import Losses

@@ -74,7 +74,7 @@ def run_of(family: str, sizes: dict[str, int]) -> RunConfig:
 
 def batches(config: RunConfig) -> list[dict[str, np.ndarray]]:
     """Rows of two documents each, the second token of a pair the first's successor: something to learn."""
-    rng, task = np.random.default_rng(0), task_of(config)
+    rng, task = np.random.default_rng(0), task_of(config.model, config.train.seq_len)
     length = config.task.row_length(task)
 
     def example() -> dict[str, np.ndarray]:

@@ -23,7 +23,7 @@ from pathlib import Path
 import jax, numpy as np
 from t5x_lite import config as configuration
 from t5x_lite.data.pipeline import training_batches
-from t5x_lite.data.tokenizer import obtain
+from t5x_lite.data.vocabulary import obtain
 from t5x_lite.parallel import distributed, mesh as meshes
 from t5x_lite.train.setup import open_data
 config = configuration.load(sys.argv[1])

@@ -10,10 +10,11 @@ import optax
 import pytest
 
 from t5x_lite.checkpoint import flat
-from t5x_lite.config import AdamW, Constant, OptimizerConfig, RunConfig
+from t5x_lite.config import RunConfig
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.transformer import blueprint, initial
 from t5x_lite.train import optimizer as optimizers
+from t5x_lite.train.config import AdamW, Constant, OptimizerConfig
 
 BASE, HEAD = 32, 8
 TOKENS = np.random.default_rng(0).integers(0, 64, (4, 16))

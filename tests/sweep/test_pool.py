@@ -18,7 +18,7 @@ import yaml
 from t5x_lite.errors import STOPPED, UserError
 from t5x_lite.run import held
 from t5x_lite.sweep import config, grid, launch
-from t5x_lite.sweep.launch import Record
+from t5x_lite.sweep.points import Record
 from t5x_lite.sweep.pool import Pool, share
 from tests.conftest import Shell
 

@@ -64,7 +64,7 @@ def test_flops_are_those_of_the_program(model: dict[str, Any], objective: str, w
         return sum(term.total for term in loss(params, batch, jax.random.key(0)).values())
 
     counted = products(jax.make_jaxpr(jax.grad(step))(structure.shapes, batch).jaxpr)
-    lengths = config.task.lengths(task_of(config))
+    lengths = config.task.lengths(task_of(config.model, config.train.seq_len))
     # The program of the XLA kernel computes all pairs and masks them.
     full = ROWS * flops_per_row(config.model, structure, lengths, causal_half=False)
     if whole:

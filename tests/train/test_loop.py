@@ -196,9 +196,9 @@ sys.exit(main(["train", {str(tiny_config)!r}, "run_dir={run}", "train.steps=100"
 def test_two_processes_do_not_train_one_run(
     tiny_config: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from t5x_lite.run import locked
+    from t5x_lite.run import held
 
-    with locked(tmp_path):
+    with held(tmp_path, "this test has it"):
         assert train(tiny_config, tmp_path) == 2
     assert "another process trains this run" in capfd.readouterr().err
 

@@ -8,8 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from t5x_lite.config import OptimizerConfig
 from t5x_lite.models.layers import Axes
+from t5x_lite.train.config import OptimizerConfig
 from t5x_lite.train.optimizer import make, schedule
 
 MATRIX = Axes(("embed", "mlp"), 1)
