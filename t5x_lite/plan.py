@@ -239,7 +239,8 @@ COMPILED = 6
 def search(config: RunConfig, topology: str, slices: int = 1) -> list[Plan]:
     """Plans of the best candidate meshes and remat policies, those that fit first, by the bound on their step time.
 
-    All are ranked by formula; the first `COMPILED` are compiled, where there is a compiler.
+    All are ranked by formula; where there is a compiler, the first `COMPILED` are compiled, and where one does not fit,
+    next the same mesh with full rematerialisation.
 
     Raises:
         UserError: see `plan`; no mesh divides the pod, the model and the batch.
@@ -258,9 +259,13 @@ def search(config: RunConfig, topology: str, slices: int = 1) -> list[Plan]:
     best = sorted(modelled, key=lambda pair: rank(pair[0]))
     if not pod.compiles:
         return [one for one, _ in best]
-    chosen = [one for _, one in best[:COMPILED]]
-    compiling = track(chosen, f"compiling the best {len(chosen)}", console=console)
-    return sorted((plan(one, topology, slices, pod) for one in compiling), key=rank)
+    waiting, compiled = [one for _, one in best], []
+    for _ in track(range(min(COMPILED, len(waiting))), "compiling the best", console=console):
+        one = waiting.pop(0)
+        compiled.append(plan(one, topology, slices, pod))
+        if not compiled[-1].fits:
+            waiting.sort(key=lambda other: (other.mesh, other.model.remat) != (one.mesh, "full"))
+    return sorted(compiled, key=rank)
 
 
 def candidates(config: RunConfig, devices: int, slices: int = 1) -> list[RunConfig]:

@@ -5,11 +5,9 @@ The shipped ones are `configs/tasks/*.yaml`; any other is named by its path. No 
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
-
-from pydantic import model_validator
 
 from t5x_lite import schema
 from t5x_lite.errors import UserError
@@ -46,18 +44,17 @@ class TaskConfig(Config):
     target_len: Int = setting(16, "text form: longest targets, EOS included", unit="tokens", ge=2)
     metrics: Strings = setting(..., "names in evaluate/metrics.py", min_length=1)
 
-    @model_validator(mode="after")
-    def _check(self) -> "TaskConfig":
+    def faults(self) -> Iterator[str]:
+        """An objective without what it needs, or a role that no column has."""
         own = self.objective
         if isinstance(own, TextToText) and not (self.inputs and self.targets):
-            raise ValueError("objective text_to_text needs `inputs` and `targets`")
+            yield "objective text_to_text needs `inputs` and `targets`"
         if not isinstance(own, Supervised | TextToText):
-            raise ValueError(f"objective {own.name} learns from running text, not from records")
+            yield f"objective {own.name} learns from running text, not from records"
         unknown = set(PLACE.findall(self.inputs + self.targets)) - set(self.columns) - {"choices"}
         missing = set(getattr(own, "roles", ())) - set(self.columns)
         if unknown or missing:
-            raise ValueError(f"`columns` has no role {', '.join(sorted(unknown | missing))}")
-        return self
+            yield f"`columns` has no role {', '.join(sorted(unknown | missing))}"
 
     def text(self, record: Record) -> tuple[str, str]:
         """Inputs and targets of a record in text form."""

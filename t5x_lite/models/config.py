@@ -1,8 +1,9 @@
 """What a model is made of. Pure data: no JAX here, so that a config is checked before any device is touched."""
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from pydantic import Strict, model_validator
+from pydantic import Strict
 
 from t5x_lite.models.experts import DISPATCHES, ROUTERS, Capacity, Dropless, ExpertChoice, Router, Switch
 from t5x_lite.models.patterns import ATTENTION, AttentionKind, BlockGlobal, Dense, Factorised, Fixed
@@ -126,13 +127,12 @@ class MoE(Config):
     mlp: Int | None = setting(None, "width of an expert; null takes `model.mlp`", ge=1)
     shared: Int = setting(0, "experts that every token passes beside", ge=0, source="DeepSeekMoE, Dai 2024, §3.2")
 
-    @model_validator(mode="after")
-    def _check(self) -> "MoE":
+    def faults(self) -> Iterator[str]:
+        """More choices than experts, or a router that a dispatch cannot serve."""
         if self.router.choices > self.experts:
-            raise ValueError(f"moe: the router sends a token to {self.router.choices} of {self.experts} experts")
+            yield f"moe: the router sends a token to {self.router.choices} of {self.experts} experts"
         if isinstance(self.router, ExpertChoice) and isinstance(self.dispatch, Dropless):
-            raise ValueError("moe: expert_choice fills every expert to its room, which dispatch=dropless has none of")
-        return self
+            yield "moe: expert_choice fills every expert to its room, which dispatch=dropless has none of"
 
 
 class DenseFeedForward(Config):
@@ -288,44 +288,64 @@ class ModelConfig(Config):
     )
     unroll: Int = setting(1, "repeats of the pattern unrolled in one step of the scan over layers; 0 is all", ge=0)
 
-    @model_validator(mode="after")
-    def _check(self) -> "ModelConfig":
+    def faults(self) -> Iterator[str]:
+        """Sizes that do not divide each other, and parts that do not go together."""
         if self.head_dim is None and self.embed % self.heads:
-            raise ValueError(
-                f"embed {self.embed} is not a multiple of heads {self.heads}; change one of them or give `head_dim`"
-            )
+            yield f"embed {self.embed} is not a multiple of heads {self.heads}; change one of them or give `head_dim`"
         if self.kv_heads and self.heads % self.kv_heads:
-            raise ValueError(f"heads {self.heads} is not a multiple of kv_heads {self.kv_heads}")
+            yield f"heads {self.heads} is not a multiple of kv_heads {self.kv_heads}"
         if isinstance(self.positions, Rotary) and self.width_of_head % 2:
-            raise ValueError(f"rotary positions need an even head_dim, found {self.width_of_head}")
+            yield f"rotary positions need an even head_dim, found {self.width_of_head}"
         for name, layers in (("layers", self.layers), ("decoder_layers", self.layers_of_decoder)):
             if layers % len(self.pattern):
-                raise ValueError(f"{name} {layers} is not a multiple of the pattern's {len(self.pattern)} layers")
+                yield f"{name} {layers} is not a multiple of the pattern's {len(self.pattern)} layers"
         for layer in self.pattern:
-            self._check_attention(layer.attention)
-        self._check_experts()
-        self._check_family()
-        return self
+            yield from self._faults_of_attention(layer.attention)
+        encoder = self.family in {"encoder", "electra"}
+        if len({moe.experts for moe in self.mixtures}) > 1:
+            yield "layers of different numbers of experts cannot be measured together; give all the same"
+        if not encoder and any(isinstance(moe.router, ExpertChoice) for moe in self.mixtures):
+            yield "router expert_choice is for encoders: an expert's choice depends on later tokens"
+        yield from self._faults_of_family(encoder)
 
-    def _check_attention(self, kind: AttentionKind) -> None:
+    def _faults_of_attention(self, kind: AttentionKind) -> Iterator[str]:
         if isinstance(kind, Factorised) and kind.share == "heads" and (self.heads % 2 or self.key_value_heads % 2):
-            raise ValueError(
+            yield (
                 f"attention with share=heads gives half of the heads to each set: heads {self.heads} and kv_heads "
                 f"{self.key_value_heads} must be even; or take share=near and share=far in two layers, or share=both"
             )
         if isinstance(kind, Fixed) and kind.summary > kind.stride:
-            raise ValueError(f"attention fixed: summary {kind.summary} is more than its stride {kind.stride}")
+            yield f"attention fixed: summary {kind.summary} is more than its stride {kind.stride}"
         if isinstance(kind, BlockGlobal) and self.family in {"decoder", "encoder_decoder"}:
-            raise ValueError("attention block_global is for encoders: its global tokens look at all that follows")
+            yield "attention block_global is for encoders: its global tokens look at all that follows"
 
-    def _check_experts(self) -> None:
-        if len({moe.experts for moe in self.mixtures}) > 1:
-            raise ValueError("layers of different numbers of experts cannot be measured together; give all the same")
-        if any(isinstance(moe.router, ExpertChoice) for moe in self.mixtures) and self.family not in {
-            "encoder",
-            "electra",
-        }:
-            raise ValueError("router expert_choice is for encoders: an expert's choice depends on later tokens")
+    def _faults_of_family(self, encoder: bool) -> Iterator[str]:
+        if self.family != "encoder_decoder":
+            for name in ("decoder_layers", "shared_stacks"):
+                if getattr(self, name):
+                    yield f"{name} is for encoder_decoder"
+        elif self.shared_stacks and self.layers != self.layers_of_decoder:
+            yield "shared_stacks needs equal stacks"
+        tokens_alone = set(self.outputs) == {"tokens"}
+        if self.mup is not None and (self.mixtures or self.embedding or not tokens_alone):
+            yield "mup is for models without experts, of one width, that predict tokens"
+        if self.head is not None and self.family not in {"encoder", "decoder"}:
+            yield (
+                f"a head is for an encoder or a decoder, not a model of family {self.family}; train an encoder_decoder "
+                "on a task's text form, and of electra its discriminator (family: encoder)"
+            )
+        if not self.outputs and self.head is None:
+            yield "outputs: [] leaves nothing to predict; give some, or a head"
+        if self.prefix_lm and self.family != "decoder":
+            yield "prefix_lm is for a decoder"
+        if (self.generator is not None) != (self.family == "electra"):
+            yield "electra, and it alone, has a `generator`"
+        if not encoder and not tokens_alone:
+            yield f"outputs of a {self.family} are [tokens]"
+        if self.family == "electra" and self.outputs != ("detection",):
+            yield "outputs of electra's discriminator are [detection]"
+        if self.embedding not in {None, self.embed} and not self.output_transform and "tokens" in self.outputs:
+            yield "`embedding` narrower than `embed` needs output_transform"
 
     def check_mesh(self, expert: int, tensor: int, pipeline: int) -> None:
         """Refuse sizes of the mesh axes that these layers and experts cannot be sharded over, with a ValueError."""
@@ -355,40 +375,6 @@ class ModelConfig(Config):
                     f"dropless.kernel={kernel} multiplies whole experts: it needs mesh.expert=1 and mesh.tensor=1; "
                     "kernel=buffer does not"
                 )
-
-    def _check_family(self) -> None:
-        wrong = [
-            (bool(self.decoder_layers) and self.family != "encoder_decoder", "decoder_layers is for encoder_decoder"),
-            (
-                self.mup is not None and bool(self.mixtures or self.embedding or set(self.outputs) != {"tokens"}),
-                "mup is for models without experts, of one width, that predict tokens",
-            ),
-            (self.shared_stacks and self.family != "encoder_decoder", "shared_stacks is for encoder_decoder"),
-            (self.shared_stacks and self.layers != self.layers_of_decoder, "shared_stacks needs equal stacks"),
-            (
-                self.head is not None and self.family not in {"encoder", "decoder"},
-                f"a head is for an encoder or a decoder, not a model of family {self.family}; train an encoder_decoder "
-                "on a task's text form, and of electra its discriminator (family: encoder)",
-            ),
-            (not self.outputs and self.head is None, "outputs: [] leaves nothing to predict; give some, or a head"),
-            (self.prefix_lm and self.family != "decoder", "prefix_lm is for a decoder"),
-            ((self.generator is not None) != (self.family == "electra"), "electra, and it alone, has a `generator`"),
-            (
-                set(self.outputs) != {"tokens"} and self.family in {"decoder", "encoder_decoder"},
-                f"outputs of a {self.family} are [tokens]",
-            ),
-            (
-                self.family == "electra" and self.outputs != ("detection",),
-                "outputs of electra's discriminator are [detection]",
-            ),
-            (
-                self.embedding not in {None, self.embed} and not self.output_transform and "tokens" in self.outputs,
-                "`embedding` narrower than `embed` needs output_transform",
-            ),
-        ]
-        faults = [message for is_wrong, message in wrong if is_wrong]
-        if faults:
-            raise ValueError("; ".join(faults))
 
     @property
     def mixtures(self) -> tuple[MoE, ...]:

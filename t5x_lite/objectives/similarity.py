@@ -1,10 +1,9 @@
 """Sentence embeddings from pairs: two texts through one encoder (SBERT: Reimers & Gurevych 2019, §3)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from pydantic import model_validator
 
 from t5x_lite.models.config import Family, HeadConfig, ModelConfig
 from t5x_lite.objectives.objective import Features, Losses, Task
@@ -27,11 +26,10 @@ class Similarity(Supervised):
     largest: float = setting(5.0, "the label that stands for a cosine of 1", gt=0, source="STS-B: 0 to 5")
     pool: Literal["mean", "first", "max"] = setting("mean", "a text's states as one", source="SBERT, Table 6")
 
-    @model_validator(mode="after")
-    def _check(self) -> "Similarity":
+    def faults(self) -> Iterator[str]:
+        """Classes without names."""
         if self.by == "classes" and len(self.labels) < 2:
-            raise ValueError("objective similarity by classes needs their `labels`")
-        return self
+            yield "objective similarity by classes needs their `labels`"
 
     def head(self, model: ModelConfig) -> HeadConfig:
         """Classes are scored from three vectors side by side; a cosine needs no scores."""
