@@ -19,7 +19,7 @@ from t5x_lite.errors import UserError
 from t5x_lite.evaluate import embed as embedding
 from t5x_lite.evaluate.likelihood import Likelihood
 from t5x_lite.evaluate.tasks import TaskEvaluation
-from t5x_lite.models.config import Learned
+from t5x_lite.models.components import Learned
 from t5x_lite.objectives.features import Pair
 from t5x_lite.objectives.masked import CLS, MASK, SEP
 from t5x_lite.parallel import mesh as meshes

@@ -16,7 +16,8 @@ from t5x_lite.adapt import ADAPTATIONS, Full, Method
 from t5x_lite.adapt.parts import Parts, named
 from t5x_lite.data.config import BPE, TOKENIZERS, Bytes, Character, DataConfig, TokenizerFile, Unigram
 from t5x_lite.errors import UserError
-from t5x_lite.models.config import Learned, ModelConfig
+from t5x_lite.models.components import Learned
+from t5x_lite.models.config import ModelConfig
 from t5x_lite.objectives import OBJECTIVES, Causal, Objective, TextToText
 from t5x_lite.objectives.supervised import Supervised
 from t5x_lite.schema import Config, Int, OneOf, Strings, setting

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from t5x_lite.config import RunConfig
 from t5x_lite.errors import UserError
-from t5x_lite.models.config import GLU, MoE
+from t5x_lite.models.components import GLU, MoE
 from t5x_lite.models.experts import Capacity
 from t5x_lite.models.losses import LOGITS_BYTES
 from t5x_lite.models.stack import pipeline_parts

@@ -3,7 +3,8 @@
 from typing import ClassVar
 
 from t5x_lite.adapt.method import Method, Surgeon
-from t5x_lite.models.config import Activation, ModelConfig
+from t5x_lite.models.components import Activation
+from t5x_lite.models.config import ModelConfig
 from t5x_lite.schema import Int, setting
 
 

@@ -4,7 +4,8 @@ import re
 from typing import Any, Literal
 
 from t5x_lite.adapt.method import Method, Models, Surgeon, Weights
-from t5x_lite.models.config import Activation, ModelConfig
+from t5x_lite.models.components import Activation
+from t5x_lite.models.config import ModelConfig
 from t5x_lite.schema import Config, Int, Strings, setting
 
 ADAPTER = re.compile(r"\.adapters\.feedforward\.adapters\.(\d+)\.")

@@ -3,7 +3,8 @@
 from typing import ClassVar
 
 from t5x_lite.adapt.method import Method, Surgeon
-from t5x_lite.models.config import Learned, ModelConfig
+from t5x_lite.models.components import Learned
+from t5x_lite.models.config import ModelConfig
 from t5x_lite.schema import Int, setting
 
 

@@ -5,7 +5,8 @@ from typing import Any, ClassVar, TypeAlias
 
 from t5x_lite.adapt.parts import nested
 from t5x_lite.convert.tensors import Dialect, Layers, Modules, Table
-from t5x_lite.models.config import Activation, ModelConfig, MoE
+from t5x_lite.models.components import Activation, MoE
+from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.transformer import Blueprint
 from t5x_lite.schema import flatten
 

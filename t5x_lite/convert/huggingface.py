@@ -24,7 +24,8 @@ from t5x_lite.data import tokenizer as tokenizers
 from t5x_lite.data.config import TokenizerFile
 from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.errors import UserError
-from t5x_lite.models.config import Learned, ModelConfig
+from t5x_lite.models.components import Learned
+from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.transformer import Blueprint, blueprint
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.run import FOREIGN_CONFIG, Run, open_run

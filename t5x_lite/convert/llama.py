@@ -6,7 +6,8 @@ from typing import Any, ClassVar
 from t5x_lite.convert.family import Family, Keys, projections
 from t5x_lite.convert.tensors import Layers, Modules
 from t5x_lite.errors import UserError
-from t5x_lite.models.config import GLU, Llama3Stretch, ModelConfig, Rotary
+from t5x_lite.models.components import GLU, Llama3Stretch, Rotary
+from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.experts import TopK
 from t5x_lite.models.patterns import Local
 

@@ -6,7 +6,8 @@ from typing import Any, ClassVar
 from t5x_lite.convert.family import ACTIVATIONS, Family, Keys, foreign_activation, projections
 from t5x_lite.convert.tensors import Layers, Modules
 from t5x_lite.errors import UserError
-from t5x_lite.models.config import GLU, ModelConfig
+from t5x_lite.models.components import GLU
+from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.experts import Capacity, Switch
 
 SELF: Modules = {

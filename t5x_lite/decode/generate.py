@@ -18,7 +18,8 @@ from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.decode.beam import Beam, laid, repeated, search
 from t5x_lite.decode.sampling import Sampling, choose, marked, penalised
 from t5x_lite.errors import UserError
-from t5x_lite.models.config import START, Learned, ModelConfig
+from t5x_lite.models.components import Learned
+from t5x_lite.models.config import START, ModelConfig
 from t5x_lite.models.sharding import constrain
 from t5x_lite.models.transformer import Blueprint, Cache
 

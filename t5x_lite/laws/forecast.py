@@ -9,7 +9,6 @@ from itertools import product
 from typing import Any
 
 import numpy as np
-from scipy.signal import lfilter
 
 from t5x_lite.laws.law import Law, Points, fit, interval
 
@@ -38,6 +37,8 @@ class Annealing(Law):
 
 def annealing(rates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """S1 and S2 after each step, for the learning rates of all steps."""
+    from scipy.signal import lfilter  # a second to import, which a run's first step need not wait for
+
     shares = rates / rates.max()
     falls = np.maximum(-np.diff(shares, prepend=shares[0]), 0)
     momentum = lfilter([1.0], [1.0, -LAMBDA], falls)

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from t5x_lite.models.config import Activation, ModelConfig
+from t5x_lite.models.components import Activation
+from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.layers import Groups, Linear, activate, deviation, dropout, weight
 
 Product = Callable[[Array, Groups | None], Array]

@@ -10,9 +10,9 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from t5x_lite.models import kernels, positions
 from t5x_lite.models.config import ModelConfig
-from t5x_lite.models.kernels import Places, Settings, View
 from t5x_lite.models.layers import Linear, Norm
 from t5x_lite.models.patterns import AttentionKind
+from t5x_lite.models.view import Places, Settings, View
 
 
 @jax.tree_util.register_dataclass

@@ -3,7 +3,8 @@
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
-from t5x_lite.models.config import GLU, MLP, ModelConfig
+from t5x_lite.models.components import GLU, MLP
+from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.layers import Experts, Groups, Linear, activate, dropout
 
 

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from t5x_lite.models.config import Activation, FanInInit, LayerNorm, ModelConfig, NormalInit, RMSNorm
+from t5x_lite.models.components import Activation, FanInInit, LayerNorm, NormalInit, RMSNorm
+from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.sharding import constrain, shards
 
 

@@ -1,12 +1,9 @@
-"""Mixture-of-Experts: routers, dispatch of tokens to experts and back, and what is measured of both.
+"""The layer of a Mixture-of-Experts: its router, its experts, and the tokens' way there and back.
 
-Letters beside those of `layers.py`: g groups of tokens that are dispatched together, t tokens of a group, n choices of
-a group (each token's first choices before all second ones), c places in an expert's buffer.
+Letters are those of `layers.py` and `dispatch.py`.
 """
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -16,76 +13,15 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from t5x_lite.models.config import ModelConfig, MoE
-from t5x_lite.models.experts import Capacity, DeepSeek, Dropless, ExpertChoice, GShard, Router, Switch, TopK
+from t5x_lite.models.dispatch import PRODUCTS, dropless_kernel, queued, rows, through, weighted, without_loss
+from t5x_lite.models.experts import Capacity, DeepSeek, Dropless, ExpertChoice, GShard, Switch
 from t5x_lite.models.feedforward import PERCEPTRONS
 from t5x_lite.models.layers import Experts, Groups, Linear, Weight, weight
+from t5x_lite.models.routing import Seen, choose
 from t5x_lite.models.sharding import constrain, platform, shards, spec
 
-LISTED = 128
-"""Experts up to which the load of each is a metric of its own."""
 TILE = 128
 """Rows that megablox multiplies at a time."""
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Seen:
-    """What a router did, as sums over the real tokens of each row.
-
-    `counted` and `probability` (`[b, e]`) are what the balance loss is made of; `sent` (`[b, e]`) are all choices,
-    `dropped` (`[b]`) those that found no room; `log_z` sums log²Σexp of the logits; `tokens` counts.
-    """
-
-    counted: Float[Array, "b e"]
-    probability: Float[Array, "b e"]
-    sent: Float[Array, "b e"]
-    dropped: Float[Array, "b"]
-    log_z: Float[Array, "b"]
-    tokens: Float[Array, "b"]
-
-
-def choose(
-    router: Router, logits: Float[Array, "b l e"], bias: Float[Array, "e"] | None, key: PRNGKeyArray | None
-) -> tuple[Int[Array, "b l k"], Float[Array, "b l k"], Float[Array, "b l e"]]:
-    """Experts of each token, the weights of their outputs, and the probabilities that the balance loss is about.
-
-    An expert that is none (a second one that was not drawn) has a number past the last. A key means training.
-    """
-    probability = jax.nn.softmax(logits, axis=-1)
-    match router:
-        case Switch():
-            weights, experts = highest(probability, 1)
-        case GShard():
-            weights, experts = highest(probability, 2)
-            weights = weights / weights.sum(-1, keepdims=True)
-            if key is not None:
-                drawn = jax.random.uniform(key, weights.shape[:-1]) < 2 * weights[..., 1]
-                experts = experts.at[..., 1].set(jnp.where(drawn, experts[..., 1], logits.shape[-1]))
-        case TopK(k=k):
-            scores, experts = highest(logits, k)
-            weights = jax.nn.softmax(scores, axis=-1)
-        case DeepSeek(k=k):
-            assert bias is not None
-            scores = jax.nn.sigmoid(logits)
-            experts = highest(scores + jax.lax.stop_gradient(bias), k)[1]
-            weights = jnp.take_along_axis(scores, experts, axis=-1)
-            weights = weights / weights.sum(-1, keepdims=True)
-            probability = scores / scores.sum(-1, keepdims=True)
-        case _:
-            raise TypeError(router)
-    return experts, weights, probability
-
-
-def highest(x: Float[Array, "... e"], k: int) -> tuple[Float[Array, "... k"], Int[Array, "... k"]]:
-    """`lax.top_k`, which XLA does not divide over a mesh: each device would choose for the whole batch."""
-    values, places, left = [], [], x
-    for _ in range(k):
-        place = jnp.argmax(left, axis=-1)
-        here = jnp.arange(x.shape[-1]) == place[..., None]
-        values.append(jnp.sum(jnp.where(here, x, 0), axis=-1))
-        places.append(place)
-        left = jnp.where(here, -jnp.inf, left)
-    return jnp.stack(values, axis=-1), jnp.stack(places, axis=-1)
 
 
 class MixtureOfExperts(nnx.Module):
@@ -184,7 +120,7 @@ class MixtureOfExperts(nnx.Module):
             y = jnp.where((expert < count)[:, None], module(sorted_rows, key, groups), 0)
             origin = jnp.pad(queue.order, ((0, 0), (0, more)), constant_values=n)[..., None]
             back = rows(y[None], queue.rank, origin).reshape(1, -1, *flat.shape[1:])
-            return _weighted(back, weights.reshape(1, -1, weights.shape[-1])).reshape(x.shape)
+            return weighted(back, weights.reshape(1, -1, weights.shape[-1])).reshape(x.shape)
 
         mesh = jax.sharding.get_abstract_mesh()
         if mesh.empty or mesh.size == 1:
@@ -251,245 +187,3 @@ def _room(dispatch: Capacity, tokens: int, choices: int, experts: int, *, traini
     """Places of each expert for a group."""
     factor = dispatch.factor if training or dispatch.eval_factor is None else dispatch.eval_factor
     return min(dispatch.tokens or math.ceil(factor * tokens * choices / experts), tokens)
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Queue:
-    """The choices of each group, in the order in which experts serve them: first choices in the order of tokens, second
-    ones after them all (Lepikhin et al. 2021, Algorithm 1; Fedus et al. 2022, §2.2).
-
-    `expert` and `place` (in the expert's queue) are those of each choice; `order` sorts choices by expert, `rank`
-    undoes that; `counts` is the length of each queue and `starts` where it begins in that order.
-    """
-
-    expert: Int[Array, "g n"]
-    place: Int[Array, "g n"]
-    order: Int[Array, "g n"]
-    rank: Int[Array, "g n"]
-    counts: Int[Array, "g e"]
-    starts: Int[Array, "g e"]
-
-
-def queued(experts: Int[Array, "g t k"], count: int) -> Queue:
-    """Sort choices by expert; a choice of no expert comes last."""
-    expert = jnp.moveaxis(experts, -1, 1).reshape(experts.shape[0], -1)
-    order = jnp.argsort(expert, axis=1, stable=True)
-    rank = jnp.argsort(order, axis=1)
-    counts = jnp.sum(expert[..., None] == jnp.arange(count), axis=1)
-    starts = jnp.cumsum(counts, axis=1) - counts
-    begun = jnp.take_along_axis(starts, jnp.minimum(expert, count - 1), axis=1)
-    return Queue(expert, rank - begun, order, rank, counts, starts)
-
-
-@jax.custom_vjp
-def rows(x: Float[Array, "g n d"], index: Int[Array, "g s"], back: Int[Array, "g n k"]) -> Float[Array, "g s d"]:
-    """The rows of `x` at `index`, 0 for an index past the last.
-
-    `back` says where each row went (past the last: nowhere), so that the backward pass gathers too: a scatter of rows
-    is slow on every backend.
-    """
-    return jax.vmap(lambda own, at: own.at[at].get(mode="fill", fill_value=0))(x, index)
-
-
-def _rows_forward(x: Array, index: Array, back: Array) -> tuple[Array, Array]:
-    return rows(x, index, back), back
-
-
-def _rows_backward(back: Array, grad: Array) -> tuple[Array, None, None]:
-    g, n, k = back.shape
-    gathered = jax.vmap(lambda own, at: own.at[at].get(mode="fill", fill_value=0))(grad, back.reshape(g, n * k))
-    return gathered.reshape(g, n, k, -1).sum(2), None, None
-
-
-rows.defvjp(_rows_forward, _rows_backward)
-
-
-def through(
-    x: Float[Array, "g t d"],
-    weights: Float[Array, "g t k"],
-    queue: Queue,
-    first: Int[Array, ""] | int,
-    room: int,
-    run: Callable[[Float[Array, "g e c d"]], Float[Array, "g e c d"]],
-) -> Float[Array, "g t d"]:
-    """Choices with a place from `first` to `first + room` pass their experts; the others contribute nothing."""
-    (g, t, d), n, count = x.shape, queue.expert.shape[1], queue.counts.shape[1]
-    served = (queue.expert < count) & (queue.place >= first) & (queue.place < first + room)
-    slot = jnp.where(served, queue.expert * room + queue.place - first, count * room)
-    place = first + jnp.arange(room)
-    sorted_at = jnp.minimum(queue.starts[..., None] + place, n - 1).reshape(g, -1)
-    filled = (place < queue.counts[..., None]).reshape(g, -1)
-    origin = jnp.where(filled, jnp.take_along_axis(queue.order, sorted_at, axis=1), n)
-    token = jnp.where(filled, origin % t, t)
-    buffers = rows(x, token, jnp.moveaxis(slot.reshape(g, -1, t), 1, 2))
-    y = run(buffers.reshape(g, count, room, d)).reshape(g, count * room, d)
-    back = rows(y, slot, origin[..., None]).reshape(g, -1, t, d)
-    return _weighted(back, weights)
-
-
-def _weighted(back: Float[Array, "g k t d"], weights: Float[Array, "g t k"]) -> Float[Array, "g t d"]:
-    """Sum over a token's choices, in float32."""
-    return jnp.einsum("gktd,gtk->gtd", back, weights, preferred_element_type=jnp.float32).astype(back.dtype)
-
-
-def without_loss(
-    x: Float[Array, "g t d"],
-    experts: Int[Array, "g t k"],
-    weights: Float[Array, "g t k"],
-    count: int,
-    buffer: float,
-    run: Callable[[Float[Array, "g e c d"]], Float[Array, "g e c d"]],
-) -> Float[Array, "g t d"]:
-    """Every choice passes its expert: in buffers of a fixed size, and where one overflows in more rounds of them."""
-    t, k = experts.shape[1:]
-    queue = queued(experts, count)
-    room = min(math.ceil(buffer * t * k / count), t)
-    longest = queue.counts.max()
-    out = through(x, weights, queue, 0, room, run)
-    rounds = math.ceil(t / room)
-    if rounds == 1:
-        return out
-
-    @jax.checkpoint
-    def one(x: Array, weights: Array, number: Array) -> Array:
-        return through(x, weights, queue, number * room, room, run)
-
-    def rest(x: Array, weights: Array) -> Array:
-        def add(so_far: Array, number: Array) -> tuple[Array, None]:
-            more = jax.lax.cond(longest > number * room, one, lambda x, *_: jnp.zeros_like(x), x, weights, number)
-            return so_far + more, None
-
-        return jax.lax.scan(add, jnp.zeros_like(x), jnp.arange(1, rounds))[0]
-
-    return out + jax.lax.cond(longest > room, jax.checkpoint(rest), lambda x, _: jnp.zeros_like(x), x, weights)
-
-
-def _megablox(x: Array, matrices: Array, sizes: Array) -> Array:
-    from jax.experimental.pallas.ops.tpu.megablox import ops
-
-    return ops.gmm(x, matrices, sizes, x.dtype)
-
-
-PRODUCTS: dict[str, Callable[[Array, Array, Array], Array]] = {"ragged": jax.lax.ragged_dot, "megablox": _megablox}
-
-
-def check_dispatch(config: ModelConfig, of: str) -> None:
-    """Refuse a model whose experts need what a platform does not have; see `dropless_kernel`."""
-    for moe in config.mixtures:
-        if isinstance(moe.dispatch, Dropless):
-            dropless_kernel(moe.dispatch, of)
-
-
-def dropless_kernel(dispatch: Dropless, of: str) -> str:
-    """What multiplies tokens and experts on a platform.
-
-    Raises:
-        ValueError: it is asked for what the platform does not have.
-    """
-    if dispatch.kernel == "megablox" and of != "tpu":
-        raise ValueError(f"dropless.kernel=megablox is for TPUs, not for {of}; kernel=buffer works everywhere")
-    if dispatch.kernel != "auto":
-        return dispatch.kernel
-    mesh = jax.sharding.get_abstract_mesh()
-    whole = mesh.empty or mesh.shape["expert"] * mesh.shape["tensor"] == 1
-    return "megablox" if of == "tpu" and whole else "buffer"
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Routing:
-    """What the routers of a model did with a batch: the term `router` of its loss. Parts of a batch add up.
-
-    `total` is what is minimised; `balance` and `z_loss` are without their factors; `loads` are the choices of each
-    expert by layer (`[repeats, e]`), named by the path of the layer's weights.
-    """
-
-    total: Float[Array, ""]
-    balance: Float[Array, ""]
-    z_loss: Float[Array, ""]
-    dropped: Float[Array, ""]
-    loads: Mapping[str, Float[Array, "r e"]]
-    weight: Float[Array, ""]
-    updates: Mapping[str, float] = field(default_factory=dict, metadata={"static": True})
-
-    def __add__(self, other: "Routing") -> "Routing":
-        return jax.tree.map(jnp.add, self, other)
-
-    def means(self, name: str) -> dict[str, Array]:
-        """Losses and the share of dropped choices; entropy of an expert's load (1 is balanced, over log experts) and
-        its maximum (1 is balanced), both the mean over layers; and the load of each expert.
-        """
-        loads = jnp.concatenate([load / load.sum(-1, keepdims=True) for load in self.loads.values()])
-        count = loads.shape[-1]
-        entropy = -jnp.sum(jax.scipy.special.xlogy(loads, loads), axis=-1) / max(math.log(count), 1e-9)
-        return {
-            "router_balance_loss": self.balance / self.weight,
-            "router_z_loss": self.z_loss / self.weight,
-            "dropped_tokens": self.dropped / self.weight,
-            "expert_load_entropy": entropy.mean(),
-            "expert_load_max": count * loads.max(-1).mean(),
-        } | ({"expert_load": loads.mean(0)} if count <= LISTED else {})
-
-    def rebalanced(self, params: Any) -> Any:
-        """Parameters with the biases of DeepSeek's routers moved against the load."""
-        for path, step in self.updates.items():
-            if not _holds(params, f"{path}.bias".split(".")):  # frozen
-                continue
-            load = self.loads[path]
-            move = step * jnp.sign(load.mean(-1, keepdims=True) - load)
-            params = _changed(params, f"{path}.bias".split("."), partial(jnp.add, move))
-        return params
-
-
-def _holds(tree: Any, path: list[str]) -> bool:
-    return not path or (path[0] in tree and _holds(tree[path[0]], path[1:]))
-
-
-def _changed(tree: Any, path: list[str], change: Callable[[Array], Array]) -> Any:
-    head, *rest = path
-    return {**tree, head: _changed(tree[head], rest, change) if rest else change(tree[head])}
-
-
-def routing(model: nnx.Module, config: ModelConfig) -> Routing | None:
-    """What the routers have done since the last call; None for a model without any."""
-    sown = {
-        ".".join(map(str, path[:-1])): seen.get_value() if hasattr(seen, "get_value") else seen
-        for path, seen in nnx.to_flat_state(nnx.pop(model, nnx.Intermediate))
-    }
-    total = balance = z_loss = jnp.zeros((), jnp.float32)
-    dropped, loads, updates = [], {}, {}
-    for stack, layers in sown.items():
-        routers: dict[Router, list[Seen]] = {}
-        for number, seen in layers.items():
-            moe = config.feedforward_of(config.pattern[int(number)])
-            assert isinstance(moe, MoE)
-            routers.setdefault(moe.router, []).append(seen)
-            path = f"{stack}.layers.{number}.feedforward"
-            loads[path] = seen.sent.sum(1).sum(0, keepdims=True) if config.shared_layers else seen.sent.sum(1)
-            dropped.append(seen.dropped.sum() / jnp.maximum(seen.sent.sum(), 1))
-            if isinstance(moe.router, DeepSeek):
-                updates[path] = moe.router.update
-        for router, several in routers.items():
-            seen = jax.tree.map(lambda *parts: jnp.concatenate(parts), *several)
-            own, z = balance_of(router, seen), jnp.sum(seen.log_z.sum(1) / jnp.maximum(seen.tokens.sum(1), 1))
-            total = total + router.balance * own + router.z_loss * z
-            balance, z_loss = balance + own, z_loss + z
-    if not sown:
-        return None
-    share = jnp.stack(dropped).mean()
-    return Routing(total, balance, z_loss, share, loads, jnp.ones((), jnp.float32), updates)
-
-
-def balance_of(router: Router, seen: Seen) -> Float[Array, ""]:
-    """The load-balance loss of the layers of a stack, without its factor; see `Router`."""
-    count = seen.sent.shape[-1]
-    axes = {"row": (), "batch": (1,), "model": (0, 1)}[router.over]
-    counted, probability = (x.sum(axes, keepdims=True) for x in (seen.counted, seen.probability))
-    tokens = seen.tokens.sum(axes, keepdims=True)
-    # A row that is all padding has no say.
-    shares, means = (x / jnp.maximum(tokens, 1)[..., None] for x in (counted, probability))
-    each = count * jnp.sum(shares * means, axis=-1)
-    if isinstance(router, DeepSeek):
-        each = each / router.k
-    return jnp.sum(each.sum(1) / jnp.maximum((tokens > 0).sum(1), 1))

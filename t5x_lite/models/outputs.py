@@ -5,7 +5,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from t5x_lite.models.config import SPAN_POSITIONS, Activation, HeadConfig, ModelConfig
+from t5x_lite.models.components import Activation
+from t5x_lite.models.config import SPAN_POSITIONS, HeadConfig, ModelConfig
 from t5x_lite.models.layers import Embed, Linear, Norm, activate, dropout, weight
 
 SPAN_POSITION_WIDTH = 200

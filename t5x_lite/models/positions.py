@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from t5x_lite.models.config import ALiBi, Learned, Llama3Stretch, ModelConfig, Relative, Rotary, Sinusoidal
+from t5x_lite.models.components import ALiBi, Learned, Llama3Stretch, Relative, Rotary, Sinusoidal
+from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.layers import Embed, deviation, weight
 
 

@@ -12,13 +12,14 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from t5x_lite.models import positions
 from t5x_lite.models.attention import Attention, KeysValues, Slot, empty_cache, follow
-from t5x_lite.models.config import LayerConfig, ModelConfig, MoE, RematPolicy
+from t5x_lite.models.components import LayerConfig, MoE
+from t5x_lite.models.config import ModelConfig, RematPolicy
 from t5x_lite.models.feedforward import PERCEPTRONS
-from t5x_lite.models.kernels import Places, View
 from t5x_lite.models.layers import Linear, Norm, dropout
 from t5x_lite.models.moe import MixtureOfExperts
 from t5x_lite.models.patterns import Dense
 from t5x_lite.models.sharding import constrain, shards
+from t5x_lite.models.view import Places, View
 
 RESIDUAL = "residual"
 """What a layer gives to the next: the name by which `remat=offload` knows it."""

@@ -15,10 +15,10 @@ from t5x_lite.models import kernels, outputs, positions
 from t5x_lite.models.adapters import Surgeon
 from t5x_lite.models.attention import KeysValues
 from t5x_lite.models.config import START, ModelConfig
-from t5x_lite.models.kernels import Places
 from t5x_lite.models.layers import Embed, Linear, Norm, Weight, dropout
 from t5x_lite.models.sharding import constrain
 from t5x_lite.models.stack import Memory, Stack
+from t5x_lite.models.view import Places
 
 Tokens: TypeAlias = Int[Array, "b l"]
 States: TypeAlias = Float[Array, "b l d"]

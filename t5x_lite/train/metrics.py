@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from rich.progress import BarColumn
-from tensorboardX import SummaryWriter
 
 from t5x_lite.adapt.parts import Parts
 from t5x_lite.checkpoint import flat
@@ -128,8 +128,15 @@ class MetricsWriter:
         self.lost_seconds = cut_after(self.path, resumed)
         self._file = self.path.open("a", encoding="utf-8")
         self._broken = False
+        self._resumed = resumed
+
+    @cached_property
+    def _board(self) -> Any:
+        # It imports PyTorch where that is installed: the first step does not wait for that.
+        from tensorboardX import SummaryWriter
+
         logging.getLogger("tensorboardX").setLevel(logging.ERROR)
-        self._board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=resumed + 1)
+        return SummaryWriter(str(self.path.parent / "tensorboard"), purge_step=self._resumed + 1)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """One line; a value that is not finite is written as null, which JSON can hold."""
@@ -149,7 +156,8 @@ class MetricsWriter:
         """Flush both, where they can be written."""
         if not self._broken:
             self._file.close()
-            self._board.close()
+            if "_board" in vars(self):
+                self._board.close()
 
 
 def _plain(value: Any) -> Any:

@@ -22,9 +22,10 @@ from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.errors import UserError
 from t5x_lite.evaluate.perplexity import evaluate
 from t5x_lite.models import kernels
+from t5x_lite.models.dispatch import check_dispatch
 from t5x_lite.models.layers import Axes
 from t5x_lite.models.losses import Losses
-from t5x_lite.models.moe import check_dispatch, routing
+from t5x_lite.models.routing import routing
 from t5x_lite.models.sharding import constrain
 from t5x_lite.models.stack import pipeline_parts
 from t5x_lite.models.transformer import Blueprint, initial

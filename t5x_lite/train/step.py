@@ -11,7 +11,7 @@ import optax
 from jaxtyping import Array, PRNGKeyArray
 
 from t5x_lite.models.losses import TokenLoss
-from t5x_lite.models.moe import Routing
+from t5x_lite.models.routing import Routing
 from t5x_lite.train.state import TrainState
 
 Batch = Mapping[str, Array]

@@ -11,9 +11,9 @@ from flax import nnx
 
 from t5x_lite.models.attention import Attention
 from t5x_lite.models.config import ModelConfig
-from t5x_lite.models.kernels import Places, View
 from t5x_lite.models.layers import dropout
 from t5x_lite.models.transformer import blueprint, initial
+from t5x_lite.models.view import Places, View
 from tests.models.weights import random_model
 
 VARIANTS = {

@@ -9,10 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5x_lite.models import kernels
-from t5x_lite.models.kernels import Call, Facts, Places, Settings, View, attend, choose
+from t5x_lite.models import kernels, shapes
+from t5x_lite.models.kernels import Facts, attend, choose
 from t5x_lite.models.patterns import BlockGlobal, Dense, Fixed, Local, Strided
 from t5x_lite.models.sharding import platform
+from t5x_lite.models.splash import splash
+from t5x_lite.models.view import Call, Places, Settings, View
 
 BATCH, HEADS, WIDTH = 2, 4, 8
 
@@ -114,8 +116,8 @@ def test_every_form_equals_the_definition(
     names = ["whole", "parts"] + ["chunks"] * (length > 48)
     for name in names:
         if name == "chunks":
-            monkeypatch.setattr(kernels, "WHOLE_SQUARE", 16)
-            monkeypatch.setattr(kernels, "CHUNK_BYTES", 4 * BATCH * HEADS * length * 10)
+            monkeypatch.setattr(shapes, "WHOLE_SQUARE", 16)
+            monkeypatch.setattr(shapes, "CHUNK_BYTES", 4 * BATCH * HEADS * length * 10)
 
         def total(q: jax.Array, k: jax.Array, v: jax.Array, name: str = name) -> tuple[jax.Array, jax.Array]:
             view = views["parts" if name == "chunks" else name]
@@ -155,7 +157,7 @@ def test_a_prefix_is_seen_both_ways_inside_a_band(monkeypatch: pytest.MonkeyPatc
     places = Places(jnp.arange(48), jnp.asarray(segments), prefix)
     view, pattern = View(places, places, causal=True), Local(window=7)
     found = attend(q, k, v, pattern, view, Settings())
-    expected, _ = kernels.dense(Call(q, k, v, view, Settings()), pattern.allowed)
+    expected, _ = shapes.dense(Call(q, k, v, view, Settings()), pattern.allowed)
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
@@ -244,7 +246,7 @@ def test_every_kernel_equals_dense_or_is_refused_by_name(
     run = jax.value_and_grad(total, has_aux=True)
     with monkeypatch.context() as patch:
         patch.setattr(kernels, "platform", lambda: of)
-        patch.setattr(kernels, "splash", partial(kernels.splash, interpret=True))
+        patch.setattr(kernels, "splash", partial(splash, interpret=True))
         form = lambda q, k, v: attend(q, k, v, pattern, view, Settings(kernel=kernel))  # noqa: E731
         (_, found), grads = jax.jit(lambda sides: run(sides, form))((q, k, v))
     (_, expected), wanted = jax.jit(lambda sides: run(sides, dense))((q, k, v))

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from t5x_lite.models import moe as mixtures
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.experts import DeepSeek, GShard, Switch, TopK
-from t5x_lite.models.moe import MixtureOfExperts, balance_of, choose
+from t5x_lite.models.moe import MixtureOfExperts
+from t5x_lite.models.routing import balance_of, choose, routing
 from t5x_lite.models.transformer import blueprint, initial
 
 EXPERTS, WIDTH, ROWS, LENGTH = 4, 8, 3, 10
@@ -224,7 +224,7 @@ def test_a_model_says_what_its_routers_did(router: str) -> None:
     def run(params: Any) -> Any:
         module = plan.model(params)
         module(jnp.arange(20).reshape(2, 10) % 11, key=jax.random.key(0))
-        return mixtures.routing(module, config)
+        return routing(module, config)
 
     found = jax.jit(run)(params)
     said = {name: np.asarray(value) for name, value in found.means("router").items()}
@@ -247,7 +247,7 @@ def test_biases_move_against_the_load_and_have_no_gradient() -> None:
     def loss(params: Any) -> tuple[jax.Array, Any]:
         module = plan.model(params)
         total = jnp.sum(module(tokens))
-        return total, mixtures.routing(module, config)
+        return total, routing(module, config)
 
     grads, found = jax.jit(jax.grad(loss, has_aux=True))(params)
     place = lambda tree: tree["decoder"]["stack"]["layers"]["1"]["feedforward"]["bias"]  # noqa: E731

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5x_lite.models.config import GLU, MLP, ModelConfig, MoE
+from t5x_lite.models.components import GLU, MLP, MoE
+from t5x_lite.models.config import ModelConfig
 from tests.models.weights import random_model
 
 SIZES: dict[str, Any] = {"layers": 6, "embed": 16, "heads": 2, "vocab": 11}

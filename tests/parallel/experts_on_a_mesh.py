@@ -13,7 +13,7 @@ import numpy as np
 
 from t5x_lite.config import MeshConfig
 from t5x_lite.models.config import ModelConfig
-from t5x_lite.models.moe import routing
+from t5x_lite.models.routing import routing
 from t5x_lite.models.sharding import RULES
 from t5x_lite.models.transformer import blueprint, initial
 from t5x_lite.parallel import mesh as meshes

@@ -11,8 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from t5x_lite.config import MeshConfig
-from t5x_lite.models.kernels import Call, Places, Settings, View, dealt, dense, splash
+from t5x_lite.models.kernels import dealt
 from t5x_lite.models.patterns import Dense, Local, Strided
+from t5x_lite.models.shapes import dense
+from t5x_lite.models.splash import splash
+from t5x_lite.models.view import Call, Places, Settings, View
 from t5x_lite.parallel import mesh as meshes
 
 LENGTH, CONTEXT = 1024, 4

@@ -6,8 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.timing import Case, both_passes, dtype_here, medians, on_cpu
-from t5x_lite.models.kernels import Places, Settings, View, attend
+from t5x_lite.models.kernels import attend
 from t5x_lite.models.patterns import AttentionKind, Dense, Local
+from t5x_lite.models.view import Places, Settings, View
 
 
 def table(rounds: int, quick: bool) -> list[dict[str, Any]]:

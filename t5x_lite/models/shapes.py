@@ -1,0 +1,201 @@
+"""The shapes of pairs that `patterns.py` names, each computed as squares of queries and keys, and their union."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from t5x_lite.models.layers import dropout
+from t5x_lite.models.patterns import Allowed, Blocks, Chosen, Columns, First, Part
+from t5x_lite.models.view import NOTHING, Call, Places, Result, mask
+
+WHOLE_SQUARE = 2**22
+"""Scores of one head above this number (2048 · 2048) are made for some queries at a time."""
+CHUNK_BYTES = 64 * 2**20
+"""What the scores of those queries may take, over the batch and all heads."""
+CACHED_BYTES = 16 * 2**20
+"""What the scores of blocks may take that are made together."""
+
+
+def dense(call: Call, allowed: Allowed) -> Result:
+    """All scores at once, the softmax in float32."""
+    b, l, h, k = call.query.shape
+    n = call.key.shape[2]
+    grouped = call.scaled.reshape(b, l, n, h // n, k)
+    scores = jnp.einsum("blngk,bmnk->bnglm", grouped, call.key, preferred_element_type=jnp.float32)
+    if call.view.bias is not None:
+        bias = call.view.bias(call.view.queries.index, call.view.keys.index)
+        scores = scores + bias.reshape(n, h // n, *bias.shape[1:])
+    scores = jnp.where(mask(allowed, call.view)[:, None, None], scores, NOTHING)
+    shares = jax.nn.softmax(scores, axis=-1).astype(call.value.dtype)
+    shares = dropout(shares, call.settings.dropout, call.dropout_key)
+    out = jnp.einsum("bnglm,bmnk->blngk", shares, call.value).reshape(b, l, h, k)
+    return out, jnp.moveaxis(jax.nn.logsumexp(scores, axis=-1), -1, 1).reshape(b, l, h)
+
+
+def cudnn(call: Call, allowed: Allowed) -> Result:
+    """`dense` by cuDNN's flash attention: scores stay on the chip, the mask (of all heads) does not."""
+    view = call.view
+    seen = mask(allowed, view)[:, None]
+    causal = view.backward and view.queries is view.keys
+    out = jax.nn.dot_product_attention(
+        call.query,
+        call.key,
+        call.value,
+        mask=seen,
+        scale=call.settings.scale,
+        is_causal=causal,
+        implementation="cudnn",
+    )
+    return out, jnp.zeros(out.shape[:3], jnp.float32)  # unions of sets, which need it, are refused
+
+
+def square(call: Call, allowed: Allowed) -> Result:
+    """All pairs; for as many queries at a time as keep scores under `CHUNK_BYTES`, made again in the backward pass."""
+    whole = cudnn if call.settings.kernel == "cudnn" else dense
+    b, l, h, _ = call.query.shape
+    if l * call.key.shape[1] <= WHOLE_SQUARE or l == 1:
+        return whole(call, allowed)
+    size = max(CHUNK_BYTES // (4 * b * h * call.key.shape[1]), 1)
+    count = -(-l // size)
+
+    def parts(x: Array | None, axis: int = 1) -> Array | None:
+        if x is None:
+            return None
+        cut = jnp.pad(x, [(0, count * size - l if n == axis else 0) for n in range(x.ndim)])
+        return jnp.moveaxis(cut.reshape(*x.shape[:axis], count, size, *x.shape[axis + 1 :]), axis, 0)
+
+    @jax.checkpoint
+    def one(part: tuple[Any, ...]) -> Result:
+        query, index, segment_ids, at, key = part
+        view = replace(call.view, queries=Places(index, segment_ids, at=at))
+        return whole(replace(call, query=query, view=view, dropout_key=key), allowed)
+
+    keys = None if call.dropout_key is None else jax.random.split(call.dropout_key, count)
+    places = call.view.queries
+    cut = (parts(call.query), parts(places.index, 0), parts(places.segment_ids), parts(places.at), keys)
+    out, log_sum = (jnp.moveaxis(x, 0, 1) for x in jax.lax.map(one, cut))
+    return out.reshape(b, count * size, h, -1)[:, :l], log_sum.reshape(b, count * size, h)[:, :l]
+
+
+def blocks(call: Call, part: Part) -> Result:
+    """Each block of queries looks at itself and at its neighbours alone; `index` counts from the first neighbour."""
+    shape = part.shape
+    assert isinstance(shape, Blocks)
+    size, before, after = shape.size, shape.before, shape.after
+    b, l = call.query.shape[:2]
+    count = -(-l // size)
+
+    def cut(x: Array) -> Array:
+        """`[b, count, size, …]`, the length padded with zeros."""
+        padded = jnp.pad(x, [(0, 0), (0, count * size - l), *[(0, 0)] * (x.ndim - 2)])
+        return padded.reshape(b, count, size, *x.shape[2:])
+
+    def merged(x: Array) -> Array:
+        return x.reshape(b * count, -1, *x.shape[3:])
+
+    def beside(x: Array) -> Array:
+        """`[b·count, (before + 1 + after)·size, …]`: each block and its neighbours."""
+        around = jnp.pad(cut(x), [(0, 0), (before, after), *[(0, 0)] * (x.ndim - 1)])
+        return merged(jnp.concatenate([around[:, n : n + count] for n in range(before + 1 + after)], axis=2))
+
+    keys, queries = call.view.keys, call.view.queries
+    prefix = None if keys.prefix is None else beside(keys.prefix)
+    near = Places(jnp.arange((before + 1 + after) * size), beside(keys.segment_ids), prefix)
+    own = Places(before * size + jnp.arange(size), merged(cut(queries.segment_ids)))
+    view = replace(call.view, queries=own, keys=near)
+    own_call = replace(call, query=merged(cut(call.query)), key=beside(call.key), value=beside(call.value), view=view)
+    made = by_rows(own_call, part.allowed)
+    out, log_sum = (x.reshape(b, count * size, *x.shape[2:])[:, :l] for x in made)
+    return out, log_sum
+
+
+def by_rows(call: Call, allowed: Allowed) -> Result:
+    """`square` of many short rows, as many at a time as fit into a cache, made again in the backward pass.
+
+    Measured on two CPU cores at 32768 tokens, 1.6 times as fast as all at once; and the time per token stays the same.
+    """
+    b, l, h, _ = call.query.shape
+    keys, queries = call.view.keys, call.view.queries
+    size = max(CACHED_BYTES // (4 * h * l * call.key.shape[1]), 1)
+    if b <= size:
+        return square(call, allowed)
+    count = -(-b // size)
+
+    @jax.checkpoint
+    def one(part: tuple[Any, ...]) -> Result:
+        query, key, value, segments, of_keys, prefix, number = part
+        own = replace(keys, segment_ids=of_keys, prefix=prefix)
+        view = replace(call.view, queries=replace(queries, segment_ids=segments), keys=own)
+        drawn = None if call.dropout_key is None else jax.random.fold_in(call.dropout_key, number)
+        return square(replace(call, query=query, key=key, value=value, view=view, dropout_key=drawn), allowed)
+
+    def parts(x: Array | None) -> Array | None:
+        if x is None:
+            return None
+        return jnp.pad(x, [(0, count * size - b), *[(0, 0)] * (x.ndim - 1)]).reshape(count, size, *x.shape[1:])
+
+    given = (call.query, call.key, call.value, queries.segment_ids, keys.segment_ids, keys.prefix)
+    made = jax.lax.map(one, (*map(parts, given), jnp.arange(count)))
+    out, log_sum = (x.reshape(count * size, *x.shape[2:])[:b] for x in made)
+    return out, log_sum
+
+
+def columns(call: Call, part: Part) -> Result:
+    """Each set of places that are `stride` apart is a short row of its own."""
+    assert isinstance(part.shape, Columns)
+    stride = part.shape.stride
+    b, l = call.query.shape[:2]
+    count = -(-l // stride)
+
+    def apart(x: Array) -> Array:
+        padded = jnp.pad(x, [(0, 0), (0, count * stride - l), *[(0, 0)] * (x.ndim - 2)])
+        return jnp.moveaxis(padded.reshape(b, count, stride, *x.shape[2:]), 2, 1).reshape(
+            b * stride, count, *x.shape[2:]
+        )
+
+    def together(x: Array) -> Array:
+        rows = jnp.moveaxis(x.reshape(b, stride, count, *x.shape[2:]), 1, 2)
+        return rows.reshape(b, count * stride, *x.shape[2:])[:, :l]
+
+    keys = call.view.keys
+    prefix = None if keys.prefix is None else apart(keys.prefix)
+    places = Places(stride * jnp.arange(count), apart(keys.segment_ids), prefix)
+    view = replace(call.view, queries=places, keys=places)
+    short = replace(call, query=apart(call.query), key=apart(call.key), value=apart(call.value), view=view)
+    out, log_sum = square(short, part.allowed)
+    return together(out), together(log_sum)
+
+
+def chosen(call: Call, part: Part) -> Result:
+    """All queries, a few keys."""
+    assert isinstance(part.shape, Chosen)
+    places = np.array(part.shape.places(call.key.shape[1]), np.int32)
+    view = replace(call.view, keys=call.view.keys[places])
+    return square(replace(call, key=call.key[:, places], value=call.value[:, places], view=view), part.allowed)
+
+
+def first(call: Call, part: Part) -> Result:
+    """A few queries, all keys; the others see nothing."""
+    assert isinstance(part.shape, First)
+    count, l = part.shape.count, call.query.shape[1]
+    view = replace(call.view, queries=call.view.queries[:count])
+    out, log_sum = square(replace(call, query=call.query[:, :count], view=view), part.allowed)
+    rest = ((0, 0), (0, l - count), (0, 0))
+    return jnp.pad(out, (*rest, (0, 0))), jnp.pad(log_sum, rest, constant_values=NOTHING)
+
+
+SHAPES: dict[type, Callable[[Call, Part], Result]] = {Blocks: blocks, Columns: columns, Chosen: chosen, First: first}
+
+
+def joined(results: Sequence[Result]) -> Result:
+    """One softmax over several sets of keys, from the softmax over each."""
+    log_sums = jnp.stack([log_sum for _, log_sum in results])
+    log_sum = jax.nn.logsumexp(log_sums, axis=0)
+    shares = jnp.exp(log_sums - log_sum)[..., None]
+    outs = jnp.stack([out for out, _ in results])
+    return jnp.sum(shares.astype(outs.dtype) * outs, axis=0), log_sum
