@@ -1,7 +1,7 @@
 """Texts as vectors: a model's states, of every token or pooled."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,18 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array
 
 from t5x_lite.errors import UserError
 from t5x_lite.evaluate.batches import Batches
+from t5x_lite.models import outputs
 
-POOLS: dict[str, Callable[[Float[Array, "b l d"], Bool[Array, "b l"]], Float[Array, "b d"]] | None] = {
-    "mean": lambda x, real: jnp.sum(x * real[..., None], axis=1) / jnp.maximum(real.sum(1, keepdims=True), 1),
-    "cls": lambda x, real: jnp.take_along_axis(x, real.argmax(1)[:, None, None], axis=1)[:, 0],
-    "max": lambda x, real: jnp.max(x, axis=1, where=real[..., None], initial=-jnp.inf),
-    "none": None,
-}
-"""From states and which of them are real (Reimers & Gurevych 2019, §3); `none` keeps them all."""
+POOLS = {"mean": outputs.POOLS["mean"], "cls": outputs.POOLS["first"], "max": outputs.POOLS["max"], "none": None}
+"""`none` keeps every token's states."""
 
 
 def embed(model: Any, texts: Sequence[str], pool: str = "mean", layer: int | None = None) -> list[np.ndarray]:

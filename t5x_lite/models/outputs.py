@@ -1,9 +1,11 @@
 """What a model predicts from its states: tokens, the relation of two sentences, replaced tokens, a span's tokens."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from t5x_lite.models.components import Activation
 from t5x_lite.models.config import SPAN_POSITIONS, HeadConfig, ModelConfig
@@ -13,6 +15,19 @@ SPAN_POSITION_WIDTH = 200
 """Width of their embedding (Joshi et al. 2020, code: pair_positional_embedding_size)."""
 FAR_BELOW = -1e9
 """In the place of states that do not count; finite, for rows that have none."""
+
+
+def _at(states: Float[Array, "b l d"], place: Int[Array, "b"]) -> Float[Array, "b d"]:
+    return jnp.take_along_axis(states, place[:, None, None], axis=1)[:, 0]
+
+
+POOLS: dict[str, Callable[[Float[Array, "b l d"], Bool[Array, "b l"]], Float[Array, "b d"]]] = {
+    "first": lambda x, own: _at(x, own.argmax(1)),
+    "last": lambda x, own: _at(x, own.shape[1] - 1 - own[:, ::-1].argmax(1)),
+    "mean": lambda x, own: jnp.sum(x * own[..., None], axis=1) / jnp.maximum(own.sum(1, keepdims=True), 1),
+    "max": lambda x, own: jnp.where(own[..., None], x, FAR_BELOW).max(1),
+}
+"""A text's states as one, from which of them count (Reimers & Gurevych 2019, §3)."""
 
 
 def _activation(config: ModelConfig) -> Activation:
@@ -86,17 +101,8 @@ class TaskOutput(nnx.Module):
 
     def pooled(self, states: Float[Array, "b l d"], tokens: Int[Array, "b l"], segments: Int[Array, "b l"]) -> Array:
         """`[b, d]` (`[b, l, d]` of a head on tokens); soft prompts, whose ids are below zero, are left out."""
-        own = ((segments > 0) & (tokens >= 0))[..., None]
-        match self.pool:
-            case "first":
-                states = jnp.take_along_axis(states, own.argmax(1)[:, None], axis=1)[:, 0]
-            case "last":
-                last = own.shape[1] - 1 - own[:, ::-1].argmax(1)
-                states = jnp.take_along_axis(states, last[:, None], axis=1)[:, 0]
-            case "mean":
-                states = jnp.sum(states * own, axis=1) / jnp.maximum(own.sum(1), 1)
-            case "max":
-                states = jnp.where(own, states, FAR_BELOW).max(1)
+        if self.pool != "none":
+            states = POOLS[self.pool](states, (segments > 0) & (tokens >= 0))
         return states if self.pooler is None else jnp.tanh(self.pooler(states))
 
     def __call__(self, pooled: Float[Array, "... d"], key: PRNGKeyArray | None) -> Float[Array, "... c"]:
