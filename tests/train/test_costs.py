@@ -44,7 +44,10 @@ def costs(name: str) -> dict[str, float]:
     return {"flops": found["flops"], "bytes": found["bytes accessed"]}
 
 
-@pytest.mark.parametrize("name", STEPS)
+FAST = ("gpt", "t5", "bert")
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in FAST else pytest.mark.slow) for n in STEPS])
 def test_no_step_costs_more_than_before(name: str) -> None:
     kept, found = json.loads(KEPT.read_text())[name], costs(name)
     dearer = {what: f"{found[what] / kept[what]:.3f} ×" for what in kept if found[what] > MARGIN * kept[what]}

@@ -24,7 +24,9 @@ def test_one_device_of_a_tpu7x_has_half_of_its_chip() -> None:
 def test_a_run_that_starts_anew_purges_the_old_curves_from_tensorboard(tmp_path: Path) -> None:
     with SummaryWriter(str(tmp_path / "tensorboard")) as board:
         board.add_scalar("loss", 1.0, 7)
-    MetricsWriter(tmp_path, resumed=0).close()
+    writer = MetricsWriter(tmp_path, resumed=0)
+    writer.write(1, {"loss": 2.0})
+    writer.close()
     newest = max((tmp_path / "tensorboard").iterdir(), key=lambda path: path.stat().st_mtime_ns).read_bytes()
     starts = [event for event in _events(newest) if event.session_log.status == SessionLog.START]
     assert [event.step for event in starts] == [1]
