@@ -15,7 +15,7 @@ from benchmarks.timing import medians
 from t5x_lite import config as configuration
 from t5x_lite.config import RunConfig
 from t5x_lite.data.corpus import SPLITS, Corpus, prepare
-from t5x_lite.data.tokenizer import obtain
+from t5x_lite.data.vocabulary import obtain
 from t5x_lite.train.setup import open_data
 
 MEGABYTES = 24
@@ -62,7 +62,7 @@ def _tokenising(text: Path, folder: Path, rounds: int) -> dict[str, Any]:
             nonlocal tokens
             own = config.data.model_copy(update={"cache_dir": str(folder / f"cache{number}")})
             made = prepare(own.sources[0], own, tokenizer)
-            tokens = sum(Corpus.open(made, split).tokens for split in SPLITS)
+            tokens = sum(Corpus(made, split).tokens for split in SPLITS)
 
         def theirs() -> None:
             bare.encode(documents, num_threads=threads)
