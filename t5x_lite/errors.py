@@ -51,6 +51,8 @@ def write_whole(path: Path, content: str | bytes) -> Path:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
         return temporary.replace(path)
     except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise UserError(f"{path}: cannot be written: {error.strerror}") from None
 
 
