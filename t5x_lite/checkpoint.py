@@ -48,7 +48,7 @@ class Checkpoints:
     def __init__(self, folder: str | Path, config: CheckpointConfig) -> None:
         remote = "://" in str(folder)
         self.folder, self.config = epath.Path(folder if remote else Path(folder).absolute()), config
-        self._saver = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+        self._saver = ocp.AsyncCheckpointer(_items(ocp.PyTreeCheckpointHandler(use_compression=False)))
         self._finishing: threading.Thread | None = None
         self._failure: Exception | None = None
         self._last_time = time.monotonic()
@@ -112,12 +112,11 @@ class Checkpoints:
             SaveError: it could not be written.
         """
         largest = max(leaf.nbytes for leaf in jax.tree.leaves(state)) / 1e9
-        handler = ocp.PyTreeCheckpointHandler(save_concurrent_gb=max(1.1 * largest, IN_FLIGHT_GB))  # type: ignore[arg-type]
+        in_flight = max(1.1 * largest, IN_FLIGHT_GB)
+        handler = ocp.PyTreeCheckpointHandler(save_concurrent_gb=in_flight, use_compression=False)  # type: ignore[arg-type]
         self.clean()
         path = self.folder / str(step)
-        with contextlib.closing(
-            ocp.Checkpointer(ocp.CompositeCheckpointHandler(state=handler, meta=ocp.JsonCheckpointHandler()))
-        ) as saver:
+        with contextlib.closing(ocp.Checkpointer(_items(handler))) as saver:
             try:
                 items = ocp.args.Composite(state=ocp.args.PyTreeSave(flat(state)), meta=ocp.args.JsonSave(dict(meta)))
                 saver.save(path, args=items)
@@ -222,6 +221,11 @@ class Checkpoints:
             f"{'the disk is full' if full else why[:300]}; earlier checkpoints are intact: make room, or mend the "
             "disk, and run the same command to resume"
         )
+
+
+def _items(state: ocp.PyTreeCheckpointHandler) -> ocp.CompositeCheckpointHandler:
+    """What a checkpoint holds. Weights are noise to a compressor: it would cost time and save next to nothing."""
+    return ocp.CompositeCheckpointHandler(state=state, meta=ocp.JsonCheckpointHandler())
 
 
 @contextlib.contextmanager

@@ -4,10 +4,13 @@ JAX and what needs it are imported inside the commands, so that `--help` and a w
 """
 
 import argparse
+import atexit
 import json
 import logging
 import os
+import shutil
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -22,7 +25,6 @@ WITHOUT_A_TPU = {
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_LOG_DIR": "disabled",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "true",
     "TF_CPP_MIN_LOG_LEVEL": "3",
 }
@@ -313,6 +315,9 @@ def plan(options: argparse.Namespace, overrides: list[str]) -> int:
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {simulated}".strip()
     else:
         os.environ.update(WITHOUT_A_TPU)
+        if "TPU_LOG_DIR" not in os.environ:  # which libtpu reads once, when it is loaded
+            os.environ["TPU_LOG_DIR"] = log = tempfile.mkdtemp(prefix="libtpu")
+            atexit.register(shutil.rmtree, log, ignore_errors=True)
     from t5x_lite import plan as planning
 
     found = planning.search(config, topology, slices) if options.search else [planning.plan(config, topology, slices)]

@@ -9,11 +9,13 @@ published figures of the chips, and a bound: no step is faster.
 import contextlib
 import importlib.util
 import math
+import os
 import re
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -35,6 +37,11 @@ from t5x_lite.roofline import RESERVED, bounds, chip_of, crosses, exchanges, mem
 from t5x_lite.train.health import check_sharded
 from t5x_lite.train.setup import Steps, check_on, make_steps
 
+LANES = 128
+"""A TPU lays the last axis of an array in rows of so many numbers (Austin et al. 2025, part 2)."""
+SENT_AT_MOST = 1.2
+"""Beyond this multiple of what the mesh must send, the report says so."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -47,6 +54,7 @@ class Plan:
     topology: str
     devices: int
     mesh: dict[str, int]
+    width: int
     remat: str
     fits: bool
     available_bytes: float
@@ -136,6 +144,7 @@ def plan(config: RunConfig, topology: str, slices: int = 1, pod: Pod | None = No
         topology=f"{slices} x {topology}" if slices > 1 else topology,
         devices=mesh.size,
         mesh={axis: size for axis, size in mesh.shape.items() if size > 1},
+        width=config.model.embed,
         remat=config.model.remat,
         fits=not largest and used <= available,
         available_bytes=available,
@@ -172,6 +181,7 @@ def _compiled(config: RunConfig, steps: Steps, mesh: Mesh, slices: int) -> tuple
     largest: list[str] = []
     try:
         shapes = meshes.batch_shapes(mesh, example(config), config.train.batch_size)
+        before = len(_reshards())
         program = steps.train.lower(steps.state, shapes).compile()  # type: ignore[attr-defined]
         memory, text = program.memory_analysis(), program.as_text()
         compiled = {
@@ -179,6 +189,7 @@ def _compiled(config: RunConfig, steps: Steps, mesh: Mesh, slices: int) -> tuple
             "temporaries_bytes": memory.temp_size_in_bytes,
             "output_bytes": memory.output_size_in_bytes - memory.alias_size_in_bytes,
             "kernel_calls": len(re.findall(r'custom_call_target="(?:tpu_custom_call|__cudnn\$fmha)', text)),
+            "involuntary_reshards": _reshards()[before:],
             "exchanges": [asdict(one) for one in collectives(text, dict(mesh.shape), slices)],
         }
         compiled["memory_bytes"] = sum(compiled[f"{kind}_bytes"] for kind in ("arguments", "temporaries", "output"))
@@ -188,6 +199,18 @@ def _compiled(config: RunConfig, steps: Steps, mesh: Mesh, slices: int) -> tuple
         compiled, largest = _exhausted(str(error))
     compiled["seconds"] = round(time.perf_counter() - started, 1)
     return compiled, largest
+
+
+def _reshards() -> list[str]:
+    """What libtpu has written to its log of arrays that it had to make whole on every device to lay them out anew."""
+    found = []
+    for path in sorted(Path(os.environ.get("TPU_LOG_DIR", "")).glob("*.log.WARNING.*")):
+        for line in path.read_text(errors="replace").splitlines():
+            if "Involuntary full rematerialization" in line:
+                array = re.search(r"HLO operation \S+ = (\w+\[[\d,]*\])", line)
+                name = re.search(r'op_name="([^"]*)"', line)
+                found.append(f"{array[1] if array else '?'} in {name[1] if name else '?'}")
+    return found
 
 
 def task_of(model: ModelConfig, length: int) -> Task:
@@ -317,6 +340,8 @@ def show(plan: Plan) -> None:
     table(console, "attention (chosen)", ("kind", "kernel"), list(plan.kernels.items()))
     if "kernel_calls" in c:
         say(console, f"{c['kernel_calls']} calls of attention and expert kernels in the compiled program")
+    for line in c.get("involuntary_reshards", ()):
+        say(console, f"the compiler could not lay out anew, and made whole on every device: {line}")
     for figures, name in ((c, "compiled, sent"), (m, "modelled, must be sent")):
         sent = [
             (e["kind"], ", ".join(e["axes"]), str(e["times"]), e["link"], f"{e['sent'] / 1e6:,.1f}")
@@ -325,6 +350,8 @@ def show(plan: Plan) -> None:
         table(console, f"{name} by a device in one step", ("exchange", "mesh axes", "times", "link", "MB"), sent)
     if plan.largest:
         return
+    if c and (times := _total(c) / max(_total(m), 1)) > SENT_AT_MOST:
+        say(console, f"sent: {times:.1f} times what the mesh must send{_unaligned(plan)}")
     least = [(kind, f"{m[f'{kind}_seconds']:.4f}") for kind in ("compute", "memory", "ici", "dcn", "step")]
     table(console, "modelled, the least a step can take", ("bound by", "seconds"), least)
     table(
@@ -340,6 +367,20 @@ def show(plan: Plan) -> None:
             (f"days for {m['tokens']:.3g} tokens", f"{m['days']:.2f}"),
             ("device-hours", f"{m['chip_hours']:,.0f}"),
         ],
+    )
+
+
+def _total(figures: dict[str, Any]) -> float:
+    return sum(one["sent"] for one in figures.get("exchanges", ()))
+
+
+def _unaligned(plan: Plan) -> str:
+    part, odd = divmod(plan.width, plan.mesh.get("fsdp", 1))
+    if odd or part % LANES == 0:
+        return ""
+    return (
+        f": the parts of the width, {plan.width}/{plan.mesh['fsdp']} = {part}, are no multiple of {LANES}, so a TPU "
+        "sums padded arrays instead of gathering them; try a smaller mesh.fsdp and a larger mesh.data"
     )
 
 

@@ -12,7 +12,8 @@ import pytest
 
 from t5x_lite import config as configuration
 from t5x_lite.cli import main
-from t5x_lite.plan import candidates, example
+from t5x_lite.parallel.hlo import collectives
+from t5x_lite.plan import _reshards, candidates, example
 from tests.conftest import Shell
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -25,6 +26,54 @@ POD = [
     "train.batch_size=16",
     "train.seq_len=256",
 ]
+
+
+UNROLLED = """HloModule step
+
+%spread (a: f32[8,16]) -> f32[64,16] {
+  %a = f32[8,16]{1,0} parameter(0)
+  ROOT %gather.1 = f32[64,16]{1,0} all-gather(%a), channel_id=1, replica_groups=[1,8]<=[8], dimensions={0}
+}
+
+%turn (state: (f32[8,16], u32[])) -> (f32[8,16], u32[]) {
+  %state = (f32[8,16]{1,0}, u32[]) parameter(0)
+  %two = u32[]{:T(128)} constant(2)
+  %piece = f32[8,16]{1,0} get-tuple-element(%state), index=0
+  %overlapped = f32[64,16]{1,0} fusion(%piece), kind=kCustom, calls=%spread
+  %once = f32[8,16]{1,0} collective-permute(%piece), channel_id=2, source_target_pairs={RING}
+  %again = f32[8,16]{1,0} collective-permute(%once), channel_id=3, source_target_pairs={RING}
+  %count = u32[]{:T(128)} get-tuple-element(%state), index=1
+  %next = u32[]{:T(128)} add(%count, %two), metadata={op_name="step/add"}
+  ROOT %out = (f32[8,16]{1,0}, u32[]) tuple(%again, %next)
+}
+
+%more (state.1: (f32[8,16], u32[])) -> pred[] {
+  %state.1 = (f32[8,16]{1,0}, u32[]) parameter(0)
+  %eight = u32[]{:T(128)} constant(8)
+  %count.1 = u32[]{:T(128)} get-tuple-element(%state.1), index=1
+  ROOT %compare.1 = pred[] compare(%count.1, %eight), direction=LT
+}
+
+ENTRY %main (x: f32[8,16]) -> f32[64,16] {
+  %x = f32[8,16]{1,0} parameter(0)
+  %zero = u32[] constant(0)
+  %init = (f32[8,16]{1,0}, u32[]) tuple(%x, %zero)
+  %loop = (f32[8,16]{1,0}, u32[]) while(%init), condition=%more, body=%turn
+  ROOT %begun = f32[64,16]{1,0} fusion(%x), kind=kCustom, calls=%begin
+}
+
+%begin (b: f32[8,16]) -> f32[64,16] {
+  %b = f32[8,16]{1,0} parameter(0)
+  ROOT %gather.2 = f32[64,16]{1,0} all-gather(%b), channel_id=1, replica_groups=[1,8]<=[8], dimensions={0}
+}
+""".replace("RING", "{0,1},{1,2},{2,3},{3,4},{4,5},{5,6},{6,7},{7,0}")
+
+
+def test_an_unrolled_loop_and_an_exchange_spread_over_it_count_once() -> None:
+    """Four turns of two permutes, and one gather whose channel is also named in the loop that it is overlapped with."""
+    found = {one.kind: (one.times, one.sent) for one in collectives(UNROLLED, {"fsdp": 8})}
+    piece = 8 * 16 * 4
+    assert found == {"collective-permute": (8, 8 * piece), "all-gather": (1, 7 * piece)}
 
 
 def test_exchanges_are_those_of_the_program() -> None:
@@ -45,6 +94,21 @@ def test_exchanges_are_those_of_the_program() -> None:
         {"kind": "all-reduce", "axes": ["tensor"], "times": 5, "sent": 5 * 2 * (16 * 32 * 4) / 2},
     ]
     assert found["swapped"] == [{"kind": "all-to-all", "axes": ["fsdp"], "times": 1, "sent": whole / 2 / 2}]
+
+
+LOGGED = (
+    "W1122 03:22:59.468419    2515 spmd_partitioner.cc:654] [SPMD] Involuntary full rematerialization. The compiler "
+    "cannot go from sharding {devices=[2,2,2]<=[8] last_tile_dim_replicate} to {devices=[8,1]<=[8]} efficiently for "
+    'HLO operation %param = f32[32,32]{1,0} parameter(0), metadata={op_name="t"}. As the last resort, SPMD will replicate'
+)
+
+
+def test_reshards_that_the_compiler_calls_involuntary_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As libtpu 0.0.42 wrote it of an array cut in two by two that was to be cut in eight."""
+    monkeypatch.setenv("TPU_LOG_DIR", str(tmp_path))
+    assert _reshards() == []
+    (tmp_path / "tpu_driver.host.root.log.WARNING.20261122-032152.1").write_text(f"Log file created\n{LOGGED}\n")
+    assert _reshards() == ["f32[32,32] in t"]
 
 
 @pytest.mark.parametrize(
@@ -115,6 +179,7 @@ def test_a_pod_is_compiled_here(t5x_lite: Shell, config: str, overrides: list[st
     assert found["devices"] == 8
     assert found["compiled"]["kernel_calls"] >= kernels
     kinds = {(one["kind"], tuple(one["axes"])) for one in found["compiled"]["exchanges"]}
+    assert found["compiled"]["involuntary_reshards"] == []
     assert ("all-to-all", ("expert",)) in kinds or config != "switch/base_8"
     # Weights, moments (AdamW: two, Adafactor: less) and a batch, cut into eight.
     assert found["compiled"]["arguments_bytes"] < 1.5 * (3 * 4 * found["parameters"] / 8) + 2**20

@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -83,8 +84,7 @@ class Corpus:
         first, last = np.searchsorted(self._starts, [start, stop - 1], side="right") - 1
         tokens = np.concatenate(self._records(int(first), int(last) + 1))
         begin = int(self._starts[first])
-        places = np.arange(start, stop)
-        return tokens[start - begin : stop - begin], np.searchsorted(self.offsets, places, side="right") - 1
+        return tokens[start - begin : stop - begin], numbers_in(self.offsets, start, stop)
 
     def document(self, number: int) -> np.ndarray:
         """Tokens of one document (int32), its EOS included."""
@@ -107,6 +107,15 @@ class Corpus:
             path = self.folder / f"{self._shards[shard]}.{self.split}.array_record"
             readers[shard] = ArrayRecordReader(str(path), options="readahead_buffer_size:0")
         return readers[shard]
+
+
+def numbers_in(borders: np.ndarray, start: int, stop: int) -> np.ndarray:
+    """Of each place in `[start, stop)`, which of the stretches between sorted `borders` it lies in (int64)."""
+    first, last = np.searchsorted(borders, (start, stop - 1), side="right") - 1
+    if first == last:
+        return np.full(stop - start, first)
+    inner = np.clip(borders[first : last + 2], start, stop)
+    return np.repeat(np.arange(first, last + 1), inner[1:] - inner[:-1])
 
 
 def prepare(source: MixedSource, data: DataConfig, tokenizer: Tokenizer, runner: str | None = None) -> Path:
@@ -260,7 +269,7 @@ class _SplitWriter:
         self.end = np.array([tokenizer.eos] if data.end_of_document else [], np.int32)
         self.width = np.uint16 if tokenizer.vocab <= 2**16 else np.uint32
         self.head = b"\x02\0\0\0" if self.width is np.uint16 else b"\x04\0\0\0"
-        self.writer = ArrayRecordWriter(str(self.temporary), "group_size:1")
+        self.writer = ArrayRecordWriter(str(self.temporary), "group_size:1,uncompressed")
         self.counts = Counter(dict.fromkeys(COUNTED, 0))
         self.waiting, self.characters = list[list[str]](), 0
         self.lengths: list[tuple[int, int]] = []
@@ -296,17 +305,23 @@ class _SplitWriter:
         self.temporary.unlink(missing_ok=True)
 
     def _flush(self) -> None:
-        encoded = iter(self.tokenizer.encode_batch([part for parts in self.waiting for part in parts]))
-        for parts in self.waiting:
-            ids = [next(encoded) for _ in parts]
-            ids[-1] = np.concatenate([ids[-1], self.end])
-            self.part_lengths += map(len, ids)
-            whole = np.concatenate(ids).astype(self.width)
-            self.counts["tokens"] += len(whole)
-            for start in range(0, len(whole), RECORD_TOKENS):
-                piece = whole[start : start + RECORD_TOKENS]
-                self.writer.write(self.head + piece.tobytes())
-                self.lengths.append((len(piece), int(start == 0)))
+        if not self.waiting:
+            return
+        parts = self.tokenizer.encode_batch([part for parts in self.waiting for part in parts])
+        lengths = np.array([len(part) for part in parts], np.int64)
+        last = np.cumsum([len(parts) for parts in self.waiting]) - 1
+        stream = np.concatenate(parts)
+        if len(self.end):
+            stream = np.insert(stream, np.cumsum(lengths)[last], self.end)
+        lengths[last] += len(self.end)
+        self.part_lengths += lengths.tolist()
+        self.counts["tokens"] += len(stream)
+        written, size = stream.astype(self.width).tobytes(), np.dtype(self.width).itemsize
+        for start, stop in pairwise([0, *np.cumsum(lengths)[last].tolist()]):
+            for at in range(start, stop, RECORD_TOKENS):
+                end = min(at + RECORD_TOKENS, stop)
+                self.writer.write(self.head + written[at * size : end * size])
+                self.lengths.append((end - at, int(at == start)))
         self.waiting, self.characters = [], 0
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from absl import flags
 
 from t5x_lite.data.config import DataConfig
-from t5x_lite.data.corpus import Corpus
+from t5x_lite.data.corpus import Corpus, numbers_in
 from t5x_lite.data.mixture import Order
 from t5x_lite.errors import UserError
 from t5x_lite.objectives.features import stacked
@@ -93,10 +93,12 @@ def _row(corpus: Corpus, pieces: Sequence[Sequence[int]], length: int) -> Row:
     for start, stop in pieces:
         if stop > start:
             tokens, documents = corpus.read(start, stop)
-            first = np.searchsorted(corpus.parts, corpus.offsets[documents])
-            parts = np.searchsorted(corpus.parts, np.arange(start, stop), side="right") - 1 - first
-            row[:, at : at + stop - start] = tokens, documents - documents[0] + segment, parts
-            at, segment = at + stop - start, segment + 1 + int(documents[-1] - documents[0])
+            end = at + stop - start
+            row[0, at:end], row[1, at:end] = tokens, documents + (segment - documents[0])
+            if corpus.parts is not corpus.offsets:
+                first = np.searchsorted(corpus.parts, corpus.offsets[documents])
+                row[2, at:end] = numbers_in(corpus.parts, start, stop) - first
+            at, segment = end, segment + 1 + int(documents[-1] - documents[0])
     return Row(*row)
 
 

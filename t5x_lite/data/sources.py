@@ -25,7 +25,7 @@ from t5x_lite.errors import UserError
 UNIT_BYTES = 64 * 2**20
 """Units have about this size at most: larger files are cut where their format allows it, small ones are joined."""
 SMALLEST_UNIT = 2**20
-"""Small corpora are cut into about 64 units, but not below this."""
+"""Small corpora are cut into about 64 units for many processes to share, but not below this."""
 UNIT_RECORDS = 50_000
 """Records of a TFDS unit."""
 REPLACEMENT = "\ufffd"
@@ -83,14 +83,14 @@ def units(source: SourceConfig, *, whole_files: bool = False) -> list[Unit]:
     if source.format == "parallel":
         patterns = tuple(pattern.replace("{}", source.field[0]) for pattern in patterns)
     if source.format == "tfds":
-        return [part for path in patterns for part in _parts(unit((path,)))]
+        return [part for path in patterns for part in _parts(unit((path,)), UNIT_BYTES)]
     paths = [path for p in patterns for path in (sorted(python) if p == STANDARD_LIBRARY else matches(p))]
     sizes = [Path(path).stat().st_size for path in paths]
     target = min(max(sum(sizes) // 64, SMALLEST_UNIT), UNIT_BYTES)
     found: list[Unit] = []
     joined = 0
     for path, size in zip(paths, sizes, strict=True):
-        parts = [unit((path,))] if whole_files else _parts(unit((path,)))
+        parts = [unit((path,))] if whole_files else _parts(unit((path,)), target)
         if found and len(parts) == 1 and joined + size <= target and parts[0].format == found[-1].format:
             found[-1] = unit((*found[-1].paths, path))
             joined += size
@@ -167,17 +167,17 @@ def _format(path: str) -> str:
     )
 
 
-def _parts(unit: Unit) -> list[Unit]:
+def _parts(unit: Unit, target: int) -> list[Unit]:
     if unit.format == "tfds":
         return _cut(unit, len(tfds_source(unit.path, unit.split)), UNIT_RECORDS)
     if unit.format == "parquet":
         with parquet_file(unit.path) as file:
             groups, size = file.num_row_groups, max(sum(_group_bytes(file)), 1)
-            return _cut(unit, groups, max(1, groups * UNIT_BYTES // size)) if size > UNIT_BYTES else [unit]
+            return _cut(unit, groups, max(1, groups * target // size)) if size > target else [unit]
     size = Path(unit.path).stat().st_size
     by_line = unit.format == "jsonl" or (unit.document == "line" and unit.format != "parallel")
-    if by_line and plain(unit.path) == Path(unit.path) and size > UNIT_BYTES:
-        return _cut(unit, size, UNIT_BYTES)
+    if by_line and plain(unit.path) == Path(unit.path) and size > target:
+        return _cut(unit, size, target)
     return [unit]
 
 

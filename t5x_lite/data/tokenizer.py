@@ -118,8 +118,11 @@ class SentencePiece(Tokenizer):
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         blocks = [list(_blocks(text)) for text in texts]
-        encoded = iter(self._processor.encode([block for own in blocks for block in own], num_threads=1))
-        return [np.array([i for _ in own for i in next(encoded)], dtype=np.int32) for own in blocks]
+        encoded = self._processor.encode([block for own in blocks for block in own], num_threads=1)
+        ends = np.cumsum([0, *map(len, encoded)])
+        ids = np.fromiter(itertools.chain.from_iterable(encoded), np.int32, ends[-1])
+        borders = ends[np.cumsum([0, *map(len, blocks)])].tolist()
+        return [ids[start:stop] for start, stop in itertools.pairwise(borders)]
 
     def encode_placed(self, text: str) -> tuple[np.ndarray, np.ndarray]:
         pieces = self._processor.encode(text, return_type="proto").pieces

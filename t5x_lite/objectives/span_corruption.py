@@ -99,30 +99,42 @@ def raw_length(seq_len: int, family: Family, noise_density: float, mean_span: fl
 
 def noise_mask(length: int, noise_density: float, mean_span: float, rng: np.random.Generator) -> np.ndarray:
     """Which tokens are noise: spans of random lengths that add up to the density, between stretches that are kept."""
+    noise, spans = _spans_in(length, noise_density, mean_span)
+    runs = np.empty(2 * spans, np.int64)
+    runs[::2] = _random_segmentation(max(length, 2) - noise, spans, rng)
+    runs[1::2] = _random_segmentation(noise, spans, rng)
+    return np.repeat(np.arange(2 * spans) % 2 == 1, runs)[:length]
+
+
+@lru_cache(maxsize=4096)
+def _spans_in(length: int, noise_density: float, mean_span: float) -> tuple[int, int]:
     noise, spans = spans_in(length, noise_density, mean_span)
-    kept, lost = _random_segmentation(max(length, 2) - noise, spans, rng), _random_segmentation(noise, spans, rng)
-    return np.repeat(np.tile([False, True], spans), np.stack([kept, lost], 1).reshape(-1))[:length]
+    return int(noise), int(spans)
 
 
 def _random_segmentation(items: int, segments: int, rng: np.random.Generator) -> np.ndarray:
     """Lengths of `segments` non-empty parts of `items`, every such division equally likely."""
-    borders = np.arange(items - 1) < segments - 1
-    rng.shuffle(borders)
-    starts = np.flatnonzero(np.concatenate([[True], borders]))
-    return np.diff(np.append(starts, items))
+    borders = np.empty(segments + 1, np.int64)
+    borders[0], borders[-1] = 0, items
+    borders[1:-1] = rng.choice(items - 1, segments - 1, replace=False, shuffle=False) + 1
+    borders.sort()
+    return borders[1:] - borders[:-1]
 
 
 def corrupt(tokens: np.ndarray, noise: np.ndarray, vocabulary: Vocabulary) -> Pair:
     """Inputs with each span of noise, targets with each stretch between replaced by the next sentinel; then EOS."""
-    eos = [vocabulary.end("span_corruption")]
-    inputs, targets = (_with_sentinels(tokens, hidden, vocabulary.sentinels) for hidden in (noise, ~noise))
-    return np.concatenate([inputs, eos]).astype(np.int32), np.concatenate([targets, eos]).astype(np.int32)
+    eos = vocabulary.end("span_corruption")
+    inputs, targets = (_with_sentinels(tokens, hidden, vocabulary.sentinels, eos) for hidden in (noise, ~noise))
+    return inputs, targets
 
 
-def _with_sentinels(tokens: np.ndarray, hidden: np.ndarray, sentinels: tuple[int, ...]) -> np.ndarray:
-    first = hidden & ~np.concatenate([[False], hidden[:-1]])
-    number = np.cumsum(first) - 1
-    return np.where(first, np.array(sentinels)[np.minimum(number, len(sentinels) - 1)], tokens)[first | ~hidden]
+def _with_sentinels(tokens: np.ndarray, hidden: np.ndarray, sentinels: tuple[int, ...], eos: int) -> np.ndarray:
+    first, made = hidden.copy(), np.empty(len(tokens) + 1, np.int32)
+    first[1:] &= ~hidden[:-1]
+    (places,) = first.nonzero()
+    made[:-1], made[-1] = tokens, eos
+    made[places] = sentinels[: len(places)]
+    return made[np.append(first | ~hidden, True)]
 
 
 def check_sentinels(objective: str, spans: int, task: Task) -> None:

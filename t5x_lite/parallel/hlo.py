@@ -15,6 +15,7 @@ _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(?:-start)?\(")
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition|branch_computations|called_computations)=(\{[^}]*\}|%[\w.\-]+)")
 _BETWEEN_SLICES = re.compile(r"= (.*?) send\(.*_xla_megascale_transfer_type=\"(\w+)\"")
+_CONSTANT = re.compile(r"= [su]\d+\[\]\S* constant\((\d+)\)")
 _SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
 
 
@@ -32,7 +33,7 @@ def collectives(text: str, mesh: Mapping[str, int], slices: int = 1) -> list[Col
     """All exchanges of one run of a compiled program, by kind and mesh axes, the largest first.
 
     A loop's body counts as often as its condition says. One exchange that the compiler has spread over several
-    computations (to overlap it) has one channel, and counts once.
+    computations (to overlap it, also with the turns of a loop) has one channel, and counts as often as it begins.
 
     Args:
         text: `compiled.as_text()`.
@@ -57,7 +58,7 @@ def collectives(text: str, mesh: Mapping[str, int], slices: int = 1) -> list[Col
             kind, sent = found[2], _bytes(found[1], found[2], size, start="-start(" in line)
             if name.startswith("all-reduce-scatter"):  # the TPU's name for a sum of which each keeps its part
                 kind, sent = "reduce-scatter", sent / 2
-            times = max(often[name], channels[key][3] if key in channels else 0)
+            times = min(often[name], channels[key][3] if key in channels else often[name])
             channels[key] = (kind, axes, sent, times)
     sums: dict[tuple[str, tuple[str, ...]], list[float]] = defaultdict(lambda: [0, 0.0])
     for kind, axes, sent, times in channels.values():
@@ -93,7 +94,8 @@ def _executions(bodies: Mapping[str, Sequence[str]], entry: str) -> dict[str, in
         for line in bodies[name]:
             trips = 1
             if condition := re.search(r"condition=%?([\w.\-]+)", line):
-                trips = _trips(line, bodies.get(condition[1], ()))
+                body = re.search(r"body=%?([\w.\-]+)", line)
+                trips = _trips(line, bodies.get(condition[1], ()), bodies.get(body[1], ()) if body else ())
             for called in _CALLED.findall(line):
                 for inner in re.findall(r"%([\w.\-]+)", called):
                     if inner in bodies:
@@ -103,13 +105,27 @@ def _executions(bodies: Mapping[str, Sequence[str]], entry: str) -> dict[str, in
     return often
 
 
-def _trips(line: str, condition: Sequence[str]) -> int:
-    """A counted loop's condition compares with a constant."""
+def _trips(line: str, condition: Sequence[str], body: Sequence[str]) -> int:
+    """A counted loop's condition compares with a constant; an unrolled one counts in larger steps."""
     known = re.search(r'known_trip_count":\{"n":"(\d+)"', line)
     if known:
         return int(known[1])
-    constants = [int(n) for row in condition for n in re.findall(r"= [su]\d+\[\]\S* constant\((\d+)\)", row)]
-    return max(constants, default=1)
+    constants = [int(n) for row in condition for n in _CONSTANT.findall(row)]
+    return math.ceil(max(constants, default=1) / _step(condition, body))
+
+
+def _step(condition: Sequence[str], body: Sequence[str]) -> int:
+    """What a body adds to the number that its loop's condition compares; 1 where that cannot be read."""
+    compared = next((row for row in condition if "ROOT" in row and " compare(" in row), "")
+    defined = {found[1]: row for row in (*condition, *body) if (found := re.match(r"\s*(?:ROOT )?(%[\w.\-]+) = ", row))}
+    places = (re.search(r"index=(\d+)", defined.get(name, "")) for name in re.findall(r"%[\w.\-]+", compared)[1:3])
+    place = next((int(found[1]) for found in places if found), None)
+    result = next((row for row in body if "ROOT" in row and " tuple(" in row), "")
+    names = re.findall(r"%[\w.\-]+", result.rpartition(" tuple(")[2])
+    added = defined.get(names[place], "") if place is not None and place < len(names) else ""
+    terms = re.findall(r"%[\w.\-]+", added.rpartition(" add(")[2])[:2]
+    steps = [int(n) for name in terms for n in _CONSTANT.findall(defined.get(name, ""))]
+    return steps[0] if steps and steps[0] > 0 else 1
 
 
 _IOTA = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"

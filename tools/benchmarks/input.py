@@ -1,5 +1,7 @@
 """The input pipeline: text to tokens against bare SentencePiece, and tokens to features on one core."""
 
+import itertools
+import json
 import os
 import tempfile
 import time
@@ -14,11 +16,13 @@ from benchmarks.step import CONFIGS, PLAIN
 from benchmarks.timing import medians
 from t5x_lite import config as configuration
 from t5x_lite.config import RunConfig
+from t5x_lite.data.config import STANDARD_LIBRARY, SourceConfig
 from t5x_lite.data.corpus import SPLITS, Corpus, prepare
+from t5x_lite.data.sources import documents, units
 from t5x_lite.data.vocabulary import obtain
 from t5x_lite.train.setup import open_data
 
-MEGABYTES = 24
+MEGABYTES = 96
 ROWS = 256
 OBJECTIVES = {
     "causal, documents packed": ("gpt2/117m.yaml", ("data.packing=documents",)),
@@ -33,8 +37,7 @@ OBJECTIVES = {
 def table(rounds: int, quick: bool) -> list[dict[str, Any]]:
     """Tokens a second, and of bare SentencePiece's encoding on the same number of threads."""
     with tempfile.TemporaryDirectory() as folder:
-        text = Path(folder, "text.txt")
-        text.write_text(made_up_text(MEGABYTES // (4 if quick else 1)), encoding="utf-8")
+        text = standard_library(Path(folder, "text.jsonl"), MEGABYTES // (4 if quick else 1))
         lines = [_tokenising(text, Path(folder), rounds)]
         for name, (path, overrides) in OBJECTIVES.items():
             config = _config(path, text, Path(folder), *overrides)
@@ -53,7 +56,7 @@ def _tokenising(text: Path, folder: Path, rounds: int) -> dict[str, Any]:
     config = _config("gpt2/117m.yaml", text, folder)
     tokenizer = obtain(config)
     bare = sentencepiece.SentencePieceProcessor(model_file=str(next(folder.rglob("*.model"))))
-    documents = text.read_text(encoding="utf-8").splitlines()
+    texts = [json.loads(line)["text"] for line in text.read_text(encoding="utf-8").splitlines()]
     threads, tokens = os.cpu_count() or 1, 0
     times: dict[str, list[float]] = {"ours": [], "theirs": []}
     for number in range(max(rounds // 2, 3)):
@@ -65,7 +68,7 @@ def _tokenising(text: Path, folder: Path, rounds: int) -> dict[str, Any]:
             tokens = sum(Corpus(made, split).tokens for split in SPLITS)
 
         def theirs() -> None:
-            bare.encode(documents, num_threads=threads)
+            bare.encode(texts, num_threads=threads)
 
         for who, case in (("ours", ours), ("theirs", theirs)):
             times[who].append(_seconds(case))
@@ -81,21 +84,20 @@ def _seconds(case: Callable[[], None]) -> float:
 
 def _config(path: str, text: Path, folder: Path, *overrides: str) -> RunConfig:
     plain = [one for one in PLAIN if not one.startswith("optimizer")]
-    given = [f"data.files={text}", "data.document=line", f"data.cache_dir={folder / 'cache'}", "model.vocab=null"]
+    given = [f"data.files={text}", f"data.cache_dir={folder / 'cache'}", "model.vocab=null"]
     vocabulary = ["tokenizer.unigram.vocab=8192", "tokenizer.unigram.sample_megabytes=4", "train.seq_len=512"]
     return configuration.load(CONFIGS / path, [*plain, *given, *vocabulary, *overrides])
 
 
-def made_up_text(megabytes: int) -> str:
-    """Lines of made-up words whose frequencies fall as those of words do (Zipf)."""
-    rng = np.random.default_rng(0)
-    letters = np.array(list("etaoinshrdlucmfwypvbgkq"))
-    share = 1 / np.arange(1, len(letters) + 1)
-    words = ["".join(rng.choice(letters, rng.integers(2, 10), p=share / share.sum())) for _ in range(30000)]
-    rank = 1 / np.arange(1, len(words) + 1)
-    lines, size = [], 0
-    while size < megabytes * 10**6:
-        drawn = rng.choice(len(words), 64 * 1024, p=rank / rank.sum())
-        lines += [" ".join(words[n] for n in row) for row in drawn.reshape(-1, 64)]
-        size += sum(len(line) + 1 for line in lines[-1024:])
-    return "\n".join(lines) + "\n"
+def standard_library(file: Path, megabytes: int) -> Path:
+    """JSON lines of the interpreter's own source, over and over up to about this size: text that is always there."""
+    python = SourceConfig(files=(STANDARD_LIBRARY,))
+    texts = [text for unit in units(python) for _, text in documents(unit)]
+    lines = [json.dumps({"text": text}) + "\n" for text in texts]
+    with file.open("w", encoding="utf-8") as out:
+        size = 0
+        for line in itertools.cycle(lines):
+            if size >= megabytes * 10**6:
+                return file
+            size += out.write(line)
+    return file
