@@ -139,12 +139,14 @@ def exchanges(config: RunConfig, structure: Blueprint, lengths: Lengths, mesh: M
     """What a device must send in a step on this mesh, without a compiler: rings, and every byte just once.
 
     fsdp gathers weights for each pass and sums gradients into parts; data sums the parts; tensor and context gather the
-    length or its keys and values before, and divide it after, each sublayer; experts send tokens there and back.
+    length or its keys and values before, and divide it after, each sublayer; experts send tokens there and back, and
+    sum the gradients of all weights but their own, for each holds rows of the batch.
     """
     model, sizes, width = config.model, mesh.shape, _width(config)
     parts, again = config.train.microbatches, config.model.remat in {"full", "offload"}
-    shards = sizes["tensor"] * sizes["expert"] * sizes["pipeline"]
-    weights = structure.parameters / shards
+    stay = structure.of("experts") / sizes["expert"]
+    shared, parted = structure.parameters - structure.of("experts"), sizes["tensor"] * sizes["pipeline"]
+    weights = (shared + stay) / parted
     layers, d = model.layers / sizes["pipeline"], model.embed
     tokens = _tokens(config, lengths, mesh) * parts
     moe = [kind for layer in model.pattern if isinstance(kind := model.feedforward_of(layer), MoE)]
@@ -155,14 +157,15 @@ def exchanges(config: RunConfig, structure: Blueprint, lengths: Lengths, mesh: M
         ("all-gather", "fsdp", weights * width * (3 if again else 2) * parts),
         ("reduce-scatter", "fsdp", weights * width * parts),
         ("all-reduce", "data", 2 * weights * 4 / sizes["fsdp"]),
+        ("all-reduce", "expert", 2 * shared / parted * width / sizes["fsdp"] * parts),
         ("all-gather", "tensor", layers * sublayer * (6 if again else 4)),
         ("reduce-scatter", "tensor", layers * sublayer * (6 if again else 4)),
         ("all-gather", "context", layers * keys * (3 if again else 2)),
         ("all-to-all", "expert", routed * sublayer * (6 if again else 4)),
         ("collective-permute", "pipeline", 2 * _ticks(config, mesh) * tokens * d * width),
     ]
-    shared = {axis: (size - 1) / size for axis, size in sizes.items()} | {"pipeline": float(sizes["pipeline"] > 1)}
-    return [Collective(kind, (axis,), 1, sent * shared[axis]) for kind, axis, sent in wanted if sent * shared[axis] > 0]
+    ring = {axis: (size - 1) / size for axis, size in sizes.items()} | {"pipeline": float(sizes["pipeline"] > 1)}
+    return [Collective(kind, (axis,), 1, sent * ring[axis]) for kind, axis, sent in wanted if sent * ring[axis] > 0]
 
 
 def _copies(moe: MoE) -> float:

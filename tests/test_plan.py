@@ -58,6 +58,8 @@ ENTRY %main (x: f32[8,16]) -> f32[64,16] {
   %x = f32[8,16]{1,0} parameter(0)
   %zero = u32[] constant(0)
   %init = (f32[8,16]{1,0}, u32[]) tuple(%x, %zero)
+  %sum.1 = f32[1,16]{1,0} reduce-scatter(%x), channel_id=9, replica_groups=[1,8]<=[8], dimensions={0}, to_apply=%add
+  %sum.2 = f32[1,16]{1,0} reduce-scatter(%x), channel_id=9, replica_groups=[1,8]<=[8], dimensions={0}, to_apply=%add
   %loop = (f32[8,16]{1,0}, u32[]) while(%init), condition=%more, body=%turn
   ROOT %begun = f32[64,16]{1,0} fusion(%x), kind=kCustom, calls=%begin
 }
@@ -70,10 +72,17 @@ ENTRY %main (x: f32[8,16]) -> f32[64,16] {
 
 
 def test_an_unrolled_loop_and_an_exchange_spread_over_it_count_once() -> None:
-    """Four turns of two permutes, and one gather whose channel is also named in the loop that it is overlapped with."""
+    """Four turns of two permutes, and one gather whose channel is also named in the loop that it is overlapped with.
+
+    Two sums with one channel side by side, as `shard_map` writes them, are two.
+    """
     found = {one.kind: (one.times, one.sent) for one in collectives(UNROLLED, {"fsdp": 8})}
     piece = 8 * 16 * 4
-    assert found == {"collective-permute": (8, 8 * piece), "all-gather": (1, 7 * piece)}
+    assert found == {
+        "collective-permute": (8, 8 * piece),
+        "all-gather": (1, 7 * piece),
+        "reduce-scatter": (2, 2 * 7 * piece / 8),
+    }
 
 
 def test_exchanges_are_those_of_the_program() -> None:
@@ -99,7 +108,7 @@ def test_exchanges_are_those_of_the_program() -> None:
 LOGGED = (
     "W1122 03:22:59.468419    2515 spmd_partitioner.cc:654] [SPMD] Involuntary full rematerialization. The compiler "
     "cannot go from sharding {devices=[2,2,2]<=[8] last_tile_dim_replicate} to {devices=[8,1]<=[8]} efficiently for "
-    'HLO operation %param = f32[32,32]{1,0} parameter(0), metadata={op_name="t"}. As the last resort, SPMD will replicate'
+    'HLO operation %param = f32[32,32]{1,0} parameter(0), metadata={op_name="t"}. As the last resort, SPMD will'
 )
 
 
@@ -244,6 +253,18 @@ def test_gpus_are_planned_from_formulas(t5x_lite: Shell) -> None:
     assert modelled["dcn_seconds"] == pytest.approx((4 * 2 * parameters * 15 / 16) / 50e9)
     # Full rematerialisation does a third more: no step is above 75 %.
     assert modelled["mfu_causal_half"] == pytest.approx(0.75)
+
+
+def test_gradients_of_weights_that_experts_share_are_summed_over_them(t5x_lite: Shell) -> None:
+    """Switch-Base on four devices of two experts each: twelve layers of eight have 2 · 768 · 3072 weights apart."""
+    more = ("mesh.data=1", "mesh.expert=4", "model.vocab=32128", "--json")
+    done = t5x_lite("plan", CONFIGS / "switch/base_8.yaml", "--topology", "h100:4", *more)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    shared = found["parameters"] - 12 * 8 * 2 * 768 * 3072
+    sent = {(one["kind"], *one["axes"]): one["sent"] for one in found["modelled"]["exchanges"]}
+    assert sent["all-reduce", "expert"] == pytest.approx(2 * 2 * shared * 3 / 4)
+    assert set(sent) == {("all-reduce", "expert"), ("all-to-all", "expert")}
 
 
 def test_gpus_that_are_too_few_are_said_so(t5x_lite: Shell) -> None:

@@ -341,6 +341,11 @@ class Blueprint:
         """Number of trained values."""
         return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(self.shapes))
 
+    def of(self, axis: str) -> int:
+        """Number of trained values of the arrays that have this logical axis."""
+        counts = jax.tree.map(lambda axes, leaf: (axis in axes.names) * math.prod(leaf.shape), self.axes, self.shapes)
+        return sum(jax.tree.leaves(counts))
+
     @property
     def active_parameters(self) -> int:
         """Number of those that one token passes: of experts, as many as it is sent to."""

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -44,6 +44,7 @@ def collectives(text: str, mesh: Mapping[str, int], slices: int = 1) -> list[Col
     often = _executions(bodies, entry)
     channels: dict[str, tuple[str, tuple[str, ...], float, int]] = {}
     for name, lines in bodies.items():
+        here = Counter[str]()
         for line in lines:
             if often[name] and (between := _BETWEEN_SLICES.search(line)):
                 kind = between[2].lower().replace("_", "-")
@@ -52,8 +53,10 @@ def collectives(text: str, mesh: Mapping[str, int], slices: int = 1) -> list[Col
             found = _COLLECTIVE.search(line)
             if not found or not often[name]:
                 continue
-            channel = re.search(r"channel_id=(\d+)", line)
-            key = f"{found[2]} {channel[1]}" if channel else line
+            channel, origin = (re.search(one, line) for one in (r"channel_id=(\d+)", r'op_name="([^"]*)"'))
+            key = f"{found[2]} {channel[1]} {origin[1] if origin else ''}" if channel else line
+            here[key] += 1
+            key += f" {here[key]}"  # those that `shard_map` has written share one channel
             axes, size = _axes(line, mesh)
             kind, sent = found[2], _bytes(found[1], found[2], size, start="-start(" in line)
             if name.startswith("all-reduce-scatter"):  # the TPU's name for a sum of which each keeps its part
