@@ -256,7 +256,7 @@ def test_gpus_are_planned_from_formulas(t5x_lite: Shell) -> None:
 
 
 def test_gradients_of_weights_that_experts_share_are_summed_over_them(t5x_lite: Shell) -> None:
-    """Switch-Base on four times two devices: eight experts in each of twelve layers have 2 · 768 · 3072 weights apart."""
+    """Switch-Base on 4 × 2 devices: eight experts in each of twelve layers have 2 · 768 · 3072 weights apart."""
     more = ("mesh.data=1", "mesh.expert=4", "mesh.fsdp=2", "model.vocab=32128", "--json")
     done = t5x_lite("plan", CONFIGS / "switch/base_8.yaml", "--topology", "h100:8", *more)
     assert done.returncode == 0, done.stderr
