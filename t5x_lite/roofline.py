@@ -106,7 +106,7 @@ def _tokens(config: RunConfig, lengths: Lengths, mesh: Mesh) -> float:
     """Tokens of both sides that a device has of one microbatch."""
     rows = config.train.batch_size / config.train.microbatches / batch_shards(mesh)
     targets = lengths.targets if config.model.family == "encoder_decoder" else 0
-    return rows * (lengths.tokens + targets) / mesh.shape["context"]
+    return rows * lengths.texts * (lengths.tokens + targets) / mesh.shape["context"]
 
 
 def memory(config: RunConfig, state: Any, lengths: Lengths, mesh: Mesh) -> dict[str, float]:

@@ -21,6 +21,11 @@ class Choice(Pooled):
 
     count: Int = setting(..., "choices of every record", ge=2)
 
+    @property
+    def texts(self) -> int:
+        """One a choice."""
+        return self.count
+
     def examples(self, record: Record, coder: Coder, task: Task) -> list[Features]:
         choices, label = record["choices"], self.reference(record)
         if len(choices) != self.count or not 0 <= label < self.count:

@@ -98,12 +98,13 @@ class Lengths:
     """Tokens that the parts of a model see in one example, for counting FLOPs.
 
     `tokens` pass the encoder, or the decoder of a decoder-only model; `targets` the decoder of an encoder_decoder;
-    `predicted` the output matrix.
+    `predicted` the output matrix. An example of several `texts` (choices, a pair) has so many of each.
     """
 
     tokens: int
     predicted: int
     targets: int = 0
+    texts: int = 1
 
 
 class Objective(Config):

@@ -16,6 +16,11 @@ class Reward(Pooled):
     name: ClassVar[str] = "reward"
     roles: ClassVar[tuple[str, ...]] = ("chosen", "rejected")
 
+    @property
+    def texts(self) -> int:
+        """Two."""
+        return 2
+
     def examples(self, record: Record, coder: Coder, task: Task) -> list[Features]:
         before = [coder.encode(str(record["text"]))] if "text" in record else []
         return [several([[*before, coder.encode(str(record[side]))] for side in self.roles], task)]

@@ -35,6 +35,11 @@ class Similarity(Supervised):
         """Classes are scored from three vectors side by side; a cosine needs no scores."""
         return HeadConfig(outputs=len(self.labels) if self.by == "classes" else 0, pool=self.pool, parts=3)
 
+    @property
+    def texts(self) -> int:
+        """Two."""
+        return 2
+
     def examples(self, record: Record, coder: Coder, task: Task) -> list[Features]:
         rows = several([[coder.encode(str(record[role]))] for role in ("text", "second")], task)
         return [{**rows, "targets": self._target(record)}]

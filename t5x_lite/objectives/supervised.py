@@ -41,6 +41,11 @@ class Supervised(Objective):
     roles: ClassVar[tuple[str, ...]]
     flaw: ClassVar[str] = ""
 
+    @property
+    def texts(self) -> int:
+        """Texts of an example, each of which passes the model by itself."""
+        return 1
+
     @abstractmethod
     def head(self, model: ModelConfig) -> HeadConfig | None:
         """What the model needs to make the scores; None: its own outputs serve."""
@@ -93,7 +98,7 @@ class Supervised(Objective):
 
     def lengths(self, task: Task) -> Lengths:
         """What an example costs."""
-        return Lengths(task.seq_len, 1)
+        return Lengths(task.seq_len, 1, texts=self.texts)
 
     def example(self, row: Row, task: Task, rng: np.random.Generator) -> Features:
         """Running text has no labels."""

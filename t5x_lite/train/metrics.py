@@ -51,7 +51,8 @@ def flops_per_row(
         for name, axes in flat(blueprint.axes).items()
         if axes.inputs or (axes.table and "vocab" in axes.names and model.tied)
     )
-    return matrices + (1.0 if back else 1 / 3) * _attention_flops(model, lengths, causal_half=causal_half)
+    attention = (1.0 if back else 1 / 3) * _attention_flops(model, lengths, causal_half=causal_half)
+    return lengths.texts * (matrices + attention)
 
 
 def _passes(model: ModelConfig, name: str, lengths: Lengths) -> int:

@@ -8,7 +8,10 @@ import pytest
 from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from t5x_lite.config import RunConfig
+from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.transformer import blueprint
+from t5x_lite.objectives import Choice, Classify, Reward, Similarity
+from t5x_lite.objectives.supervised import Supervised
 from t5x_lite.plan import example, task_of
 from t5x_lite.train.metrics import flops_per_row
 from t5x_lite.train.setup import loss_function
@@ -72,3 +75,17 @@ def test_flops_are_those_of_the_program(model: dict[str, Any], objective: str, w
     else:
         seen = ROWS * flops_per_row(config.model, structure, lengths)
         assert seen < counted < 1.6 * seen
+
+
+def test_an_example_of_several_texts_costs_each_of_them() -> None:
+    """Four choices pass the encoder one by one, a pair twice; each has one score of the same head."""
+    config = ModelConfig.model_validate({**SIZES, "family": "encoder", "head": {"outputs": 1}})
+    structure = blueprint(config)
+    task = task_of(config, 128)
+
+    def flops(objective: Supervised) -> float:
+        return flops_per_row(config, structure, objective.lengths(task))
+
+    one = flops(Classify(labels=("no", "yes")))
+    assert flops(Choice(count=4)) == 4 * one
+    assert flops(Reward()) == flops(Similarity(by="cosine")) == 2 * one
