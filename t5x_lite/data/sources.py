@@ -9,9 +9,10 @@ import gzip
 import io
 import json
 import sysconfig
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import import_module
 from itertools import groupby, zip_longest
 from pathlib import Path
@@ -233,7 +234,7 @@ def _jsonl(unit: Unit) -> Iterator[str]:
             record = json.loads(line)
         except json.JSONDecodeError as error:
             raise UserError(f"{_line_of(unit, number, at)}: not a JSON object: {error.msg}") from None
-        yield _value(record, unit, _line_of(unit, number, at))
+        yield _value(record, unit, partial(_line_of, unit, number, at))
 
 
 def _line_of(unit: Unit, number: int, at: int) -> str:
@@ -246,19 +247,19 @@ def _line_of(unit: Unit, number: int, at: int) -> str:
     return f"{unit.path}:{number}"
 
 
-def _value(record: Any, unit: Unit, place: str) -> str:
+def _value(record: Any, unit: Unit, place: Callable[[], str]) -> str:
     """The text of a record; several fields are joined by `FIELD_BORDER`."""
     return FIELD_BORDER.join(_field(record, name, place).replace(FIELD_BORDER, " ") for name in unit.field)
 
 
-def _field(record: Any, name: str, place: str) -> str:
+def _field(record: Any, name: str, place: Callable[[], str]) -> str:
     if not isinstance(record, dict) or name not in record:
         have = ", ".join(map(str, record)) if isinstance(record, dict) else type(record).__name__
-        raise UserError(f"{place}: no field {name!r} (found {have}); set data.field")
+        raise UserError(f"{place()}: no field {name!r} (found {have}); set data.field")
     value = record[name]
     value = value.decode("utf-8", errors="replace") if isinstance(value, bytes) else value
     if not isinstance(value, str):
-        raise UserError(f"{place}: field {name!r} is {type(value).__name__}, expected text; set data.field")
+        raise UserError(f"{place()}: field {name!r} is {type(value).__name__}, expected text; set data.field")
     return value
 
 
@@ -317,7 +318,7 @@ def _parquet(unit: Unit) -> Iterator[str]:
         groups = list(range(unit.start, file.num_row_groups if unit.stop == -1 else unit.stop))
         for batch in file.iter_batches(batch_size=1024, row_groups=groups, columns=list(unit.field)):
             for record in batch.to_pylist():
-                yield _value(record, unit, unit.path)
+                yield _value(record, unit, lambda: unit.path)
 
 
 def tfds_source(name: str, split: str, asked: str = "data.files") -> Any:
@@ -346,4 +347,4 @@ def tfds_source(name: str, split: str, asked: str = "data.files") -> Any:
 def _tfds(unit: Unit) -> Iterator[str]:
     source = tfds_source(unit.path, unit.split)
     for number in range(unit.start, unit.stop):
-        yield _value(source[number], unit, f"{unit.path} record {number}")
+        yield _value(source[number], unit, lambda number=number: f"{unit.path} record {number}")  # type: ignore[misc]
