@@ -282,6 +282,7 @@ def test_what_cannot_be_run_is_one_line(
 ) -> None:
     # The index of the tasks that the harness brings takes many seconds.
     monkeypatch.setattr("lm_eval.tasks.TaskManager", lambda include_path, **_: TaskManager(None, include_path, False))
+    monkeypatch.chdir(tasks)  # without a file's name, `datasets` looks through all that lies below the working folder
     nowhere = {"task": "no_column", "dataset_path": "json", "test_split": "test", "output_type": "multiple_choice"}
     nowhere |= {"dataset_kwargs": {"data_files": {"test": str(tasks / "local_texts_test.jsonl")}}}
     nowhere |= {"doc_to_text": "{{question}}", "doc_to_choice": ["a", "b"], "doc_to_target": 0}
