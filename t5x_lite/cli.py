@@ -4,13 +4,10 @@ JAX and what needs it are imported inside the commands, so that `--help` and a w
 """
 
 import argparse
-import atexit
 import json
 import logging
 import os
-import shutil
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -20,16 +17,7 @@ from typing import Any
 from t5x_lite import config as configuration
 from t5x_lite import schema
 from t5x_lite.errors import STOPPED, UserError
-
-WITHOUT_A_TPU = {
-    "JAX_PLATFORMS": "cpu",
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "true",
-    "TF_CPP_MIN_LOG_LEVEL": "3",
-}
-"""What libtpu and JAX must find before they are loaded, so that a machine without a TPU can compile for one."""
-
+from t5x_lite.parallel import libtpu
 
 DECODING = {
     "tokens": (int, "most tokens to add (default 128)"),
@@ -314,10 +302,7 @@ def plan(options: argparse.Namespace, overrides: list[str]) -> int:
         simulated = f"--xla_force_host_platform_device_count={topology.partition(':')[2]}"
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {simulated}".strip()
     else:
-        os.environ.update(WITHOUT_A_TPU)
-        if "TPU_LOG_DIR" not in os.environ:  # which libtpu reads once, when it is loaded
-            os.environ["TPU_LOG_DIR"] = log = tempfile.mkdtemp(prefix="libtpu")
-            atexit.register(shutil.rmtree, log, ignore_errors=True)
+        libtpu.prepare()
     from t5x_lite import plan as planning
 
     found = planning.search(config, topology, slices) if options.search else [planning.plan(config, topology, slices)]

@@ -9,13 +9,11 @@ published figures of the chips, and a bound: no step is faster.
 import contextlib
 import importlib.util
 import math
-import os
 import re
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -32,6 +30,7 @@ from t5x_lite.models.transformer import blueprint
 from t5x_lite.objectives.objective import Row, Task, Vocabulary
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.parallel.hlo import Collective, collectives
+from t5x_lite.parallel.libtpu import reshards
 from t5x_lite.progress import say, table
 from t5x_lite.roofline import RESERVED, bounds, chip_of, crosses, exchanges, memory, seconds
 from t5x_lite.train.health import check_sharded
@@ -181,7 +180,7 @@ def _compiled(config: RunConfig, steps: Steps, mesh: Mesh, slices: int) -> tuple
     largest: list[str] = []
     try:
         shapes = meshes.batch_shapes(mesh, example(config), config.train.batch_size)
-        before = len(_reshards())
+        before = len(reshards())
         program = steps.train.lower(steps.state, shapes).compile()  # type: ignore[attr-defined]
         memory, text = program.memory_analysis(), program.as_text()
         compiled = {
@@ -189,7 +188,7 @@ def _compiled(config: RunConfig, steps: Steps, mesh: Mesh, slices: int) -> tuple
             "temporaries_bytes": memory.temp_size_in_bytes,
             "output_bytes": memory.output_size_in_bytes - memory.alias_size_in_bytes,
             "kernel_calls": len(re.findall(r'custom_call_target="(?:tpu_custom_call|__cudnn\$fmha)', text)),
-            "involuntary_reshards": _reshards()[before:],
+            "involuntary_reshards": reshards()[before:],
             "exchanges": [asdict(one) for one in collectives(text, dict(mesh.shape), slices)],
         }
         compiled["memory_bytes"] = sum(compiled[f"{kind}_bytes"] for kind in ("arguments", "temporaries", "output"))
@@ -199,18 +198,6 @@ def _compiled(config: RunConfig, steps: Steps, mesh: Mesh, slices: int) -> tuple
         compiled, largest = _exhausted(str(error))
     compiled["seconds"] = round(time.perf_counter() - started, 1)
     return compiled, largest
-
-
-def _reshards() -> list[str]:
-    """What libtpu has written to its log of arrays that it had to make whole on every device to lay them out anew."""
-    found = []
-    for path in sorted(Path(os.environ.get("TPU_LOG_DIR", "")).glob("*.log.WARNING.*")):
-        for line in path.read_text(errors="replace").splitlines():
-            if "Involuntary full rematerialization" in line:
-                array = re.search(r"HLO operation \S+ = (\w+\[[\d,]*\])", line)
-                name = re.search(r'op_name="([^"]*)"', line)
-                found.append(f"{array[1] if array else '?'} in {name[1] if name else '?'}")
-    return found
 
 
 def task_of(model: ModelConfig, length: int) -> Task:

@@ -13,7 +13,8 @@ import pytest
 from t5x_lite import config as configuration
 from t5x_lite.cli import main
 from t5x_lite.parallel.hlo import collectives
-from t5x_lite.plan import _reshards, candidates, example
+from t5x_lite.parallel.libtpu import reshards
+from t5x_lite.plan import candidates, example
 from tests.conftest import Shell
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -115,9 +116,9 @@ LOGGED = (
 def test_reshards_that_the_compiler_calls_involuntary_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As libtpu 0.0.42 wrote it of an array cut in two by two that was to be cut in eight."""
     monkeypatch.setenv("TPU_LOG_DIR", str(tmp_path))
-    assert _reshards() == []
+    assert reshards() == []
     (tmp_path / "tpu_driver.host.root.log.WARNING.20261122-032152.1").write_text(f"Log file created\n{LOGGED}\n")
-    assert _reshards() == ["f32[32,32] in t"]
+    assert reshards() == ["f32[32,32] in t"]
 
 
 @pytest.mark.parametrize(
