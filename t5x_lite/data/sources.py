@@ -347,4 +347,4 @@ def tfds_source(name: str, split: str, asked: str = "data.files") -> Any:
 def _tfds(unit: Unit) -> Iterator[str]:
     source = tfds_source(unit.path, unit.split)
     for number in range(unit.start, unit.stop):
-        yield _value(source[number], unit, lambda number=number: f"{unit.path} record {number}")  # type: ignore[misc]
+        yield _value(source[number], unit, partial("{} record {}".format, unit.path, number))
