@@ -11,6 +11,7 @@ from jaxtyping import Array
 
 from t5x_lite.models.layers import dropout
 from t5x_lite.models.patterns import Allowed, Blocks, Chosen, Columns, First, Part
+from t5x_lite.models.sharding import shards
 from t5x_lite.models.view import NOTHING, Call, Places, Result, mask
 
 WHOLE_SQUARE = 2**22
@@ -19,6 +20,8 @@ CHUNK_BYTES = 64 * 2**20
 """What the scores of those queries may take, over the batch and all heads."""
 CACHED_BYTES = 16 * 2**20
 """What the scores of blocks may take that are made together."""
+STEPS, SMALLEST_STEP = 8, 64
+"""Into how many steps the causal square of one row is cut at most, and how few queries a step may have."""
 
 
 def dense(call: Call, allowed: Allowed) -> Result:
@@ -55,9 +58,15 @@ def cudnn(call: Call, allowed: Allowed) -> Result:
 
 
 def square(call: Call, allowed: Allowed) -> Result:
-    """All pairs; for as many queries at a time as keep scores under `CHUNK_BYTES`, made again in the backward pass."""
+    """All pairs; for as many queries at a time as keep scores under `CHUNK_BYTES`, made again in the backward pass.
+
+    Of a causal row the pairs below the diagonal, and few above it.
+    """
     whole = cudnn if call.settings.kernel == "cudnn" else dense
     b, l, h, _ = call.query.shape
+    itself = call.view.backward and call.view.queries is call.view.keys
+    if whole is dense and itself and l >= 2 * SMALLEST_STEP and shards("length") == 1:
+        return stairs(call, allowed)
     if l * call.key.shape[1] <= WHOLE_SQUARE or l == 1:
         return whole(call, allowed)
     size = max(CHUNK_BYTES // (4 * b * h * call.key.shape[1]), 1)
@@ -80,6 +89,26 @@ def square(call: Call, allowed: Allowed) -> Result:
     cut = (parts(call.query), parts(places.index, 0), parts(places.segment_ids), parts(places.at), keys)
     out, log_sum = (jnp.moveaxis(x, 0, 1) for x in jax.lax.map(one, cut))
     return out.reshape(b, count * size, h, -1)[:, :l], log_sum.reshape(b, count * size, h)[:, :l]
+
+
+def stairs(call: Call, allowed: Allowed) -> Result:
+    """A causal row in steps: the queries of each look at the keys up to its end alone."""
+    view, l = call.view, call.query.shape[1]
+    size = max(-(-l // STEPS), SMALLEST_STEP)
+    bias = None
+    if view.bias is not None and l * l <= WHOLE_SQUARE:
+        bias = view.bias(view.queries.index, view.keys.index)
+
+    def step(start: int) -> Result:
+        own, seen = slice(start, start + size), slice(0, start + size)
+        of_step = view.bias if bias is None else lambda query, key: bias[:, own, seen]
+        places = replace(view, queries=view.queries[own], keys=view.keys[seen], bias=of_step)
+        key = None if call.dropout_key is None else jax.random.fold_in(call.dropout_key, start)
+        query, keys, values = call.query[:, own], call.key[:, seen], call.value[:, seen]
+        return square(Call(query, keys, values, places, call.settings, key), allowed)
+
+    out, log_sum = zip(*map(step, range(0, l, size)), strict=True)
+    return jnp.concatenate(out, axis=1), jnp.concatenate(log_sum, axis=1)
 
 
 def blocks(call: Call, part: Part) -> Result:

@@ -103,6 +103,7 @@ def test_every_form_equals_the_definition(
 ) -> None:
     """Lengths that do and do not divide the block, grouped heads, a bias, packing and padding; values and gradients."""
     monkeypatch.setattr(kernels, "SMALLEST_BLOCK", 8)
+    monkeypatch.setattr(shapes, "SMALLEST_STEP", 8)
     q, k, v, segments = case(length, 2, packing)
     places = Places(jnp.arange(length), jnp.asarray(segments))
     other = Places(jnp.arange(length), jnp.asarray(segments))
@@ -161,18 +162,22 @@ def test_a_prefix_is_seen_both_ways_inside_a_band(monkeypatch: pytest.MonkeyPatc
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-def flops(pattern: Any, length: int) -> float:
+def flops(pattern: Any, length: int, *, causal: bool = True) -> float:
     q, k, v, segments = case(length, 4, "whole")
     places = Places(jnp.arange(length), jnp.asarray(segments))
-    run = jax.jit(lambda q, k, v: attend(q, k, v, pattern, View(places, places, causal=True), Settings()))
+    run = jax.jit(lambda q, k, v: attend(q, k, v, pattern, View(places, places, causal), Settings()))
     return run.lower(q, k, v).compile().cost_analysis()["flops"]
 
 
 def test_work_is_in_proportion_to_the_pairs_that_are_seen() -> None:
-    """Counted by XLA: a band of twice the length is twice the work; every sparse kind is far below the square."""
+    """Counted by XLA: a band of twice the length is twice the work; every sparse kind is far below the square.
+
+    Of a causal square in 8 steps, (1 + 2 + … + 8) / 64 is computed.
+    """
     short, long = (flops(Local(window=64), length) for length in (512, 1024))
     assert long / short == pytest.approx(2.0, rel=0.1)
-    whole = flops(Dense(), 1024)
+    whole = flops(Dense(), 1024, causal=False)
+    assert flops(Dense(), 1024) / whole == pytest.approx(36 / 64, rel=0.05)
     kinds = (Local(window=64), Strided(stride=32, share="far"), Fixed(stride=64, share="both"), BlockGlobal(block=64))
     for kind, bound in zip(kinds, (0.2, 0.1, 0.35, 0.3), strict=True):
         assert flops(kind, 1024) < bound * whole, kind
