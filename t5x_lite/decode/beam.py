@@ -1,5 +1,6 @@
 """Beam search: the likeliest continuations that can be found by keeping the best few at every token."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -53,11 +54,16 @@ class _Hypotheses:
 
 
 def search(
-    model: Any, beam: Beam, eos: int | None, logits: Float[Array, "bn v"], seen: Bool[Array, "bn v"], cache: Cache
+    made: Callable[[], Any],
+    beam: Beam,
+    eos: int | None,
+    logits: Float[Array, "bn v"],
+    seen: Bool[Array, "bn v"],
+    cache: Cache,
 ) -> tuple[Int[Array, "b n t"], Float[Array, "b n"]]:
     """The hypotheses that ended best, with their scores; 0 after EOS.
 
-    `logits`, `seen` tokens and `cache` are those of every prompt, `beams` times each.
+    `made` gives the model. `logits`, `seen` tokens and `cache` are those of every prompt, `beams` times each.
     """
     count, length, vocab = beam.beams, beam.tokens, logits.shape[-1]
     batch = logits.shape[0] // count
@@ -70,6 +76,7 @@ def search(
         return (step < length) & jnp.any(open_.scores[:, 0] / beam.penalty(length) > ended.scores[:, -1])
 
     def one(carry: tuple[Any, ...]) -> tuple[Any, ...]:
+        model = made()
         step, open_, ended, logits, seen, cache = carry
         log_p = penalised(jax.nn.log_softmax(logits), seen, beam.repetition_penalty).reshape(batch, count, vocab)
         # Twice as many as are kept: at most one of each hypothesis ends.
@@ -112,7 +119,7 @@ def laid(cache: Cache) -> Cache:
     """The cache laid out on the mesh: rows over the axes of the batch, heads over `tensor`."""
 
     def on_mesh(tree: Any) -> Any:
-        return jax.tree.map(lambda a: constrain(a, "layers", "batch", None, "kv_heads", None), tree)
+        return jax.tree.map(lambda a: constrain(a, "layers", "batch", "kv_heads", None, None), tree)
 
     return replace(cache, layers=on_mesh(cache.layers), remembered=on_mesh(cache.remembered))
 

@@ -20,6 +20,7 @@ from t5x_lite.decode.sampling import Sampling, choose, marked, penalised
 from t5x_lite.errors import UserError
 from t5x_lite.models.components import Learned
 from t5x_lite.models.config import START, ModelConfig
+from t5x_lite.models.layers import Axes
 from t5x_lite.models.sharding import constrain
 from t5x_lite.models.transformer import Blueprint, Cache
 
@@ -63,6 +64,7 @@ class Generator:
         self.config, self.params, self._tokenizer = config, params, tokenizer
         self.beginning = np.asarray(beginning, np.int32)
         self.truncated = 0
+        self._axes = blueprint.axes
         self._mesh = getattr(jax.tree.leaves(params)[0].sharding, "mesh", None)
         self._prefill = jax.jit(partial(_prefill, blueprint), static_argnums=(0, 1))
         self._draw = jax.jit(_draw, static_argnums=0)
@@ -93,9 +95,10 @@ class Generator:
         token, seen = self._on_mesh(self._draw, choice, logits, seen, seed, 0)
         made = np.asarray(token)
         yield made
+        params = _apart(self._axes, self.params)
         while made.shape[1] < sampling.tokens:
             start, stop = made.shape[1], min(made.shape[1] + CHUNK, sampling.tokens)
-            new, *state = self._on_mesh(self._decode, choice, self.params, token, seen, cache, seed, start, stop)
+            new, *state = self._on_mesh(self._decode, choice, params, token, seen, cache, seed, start, stop)
             token, seen, cache = state
             made = np.concatenate([made, np.asarray(new)[:, : stop - start]], axis=1)
             yield made
@@ -107,7 +110,8 @@ class Generator:
         """
         state = self._begin(prompts, beam.tokens, beam.beams)
         eos = None if self._tokenizer is None else self._tokenizer.eos
-        tokens, scores = self._on_mesh(self._search, replace(beam, stop=()), eos, self.params, *state)
+        params = _apart(self._axes, self.params)
+        tokens, scores = self._on_mesh(self._search, replace(beam, stop=()), eos, params, *state)
         return np.asarray(tokens), np.asarray(scores)
 
     def _begin(self, prompts: Sequence[np.ndarray], tokens: int, copies: int) -> Any:
@@ -119,7 +123,8 @@ class Generator:
             logger.warning("%d of %d prompts have more than %d tokens and lose the first", long, len(prompts), room)
         ids, segments = _left_padded([ids[-room:] for ids in prompts])
         begun = np.where(segments > 0, ids, -1) if self.config.family == "decoder" else np.full_like(ids[:, :1], START)
-        return self._on_mesh(self._prefill, tokens, copies, self.params, ids, segments, begun)
+        params = _apart(self._axes, self.params)
+        return self._on_mesh(self._prefill, tokens, copies, params, ids, segments, begun)
 
     def _on_mesh(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """What a function makes of arguments on the mesh of the weights, if they lie on one."""
@@ -181,10 +186,31 @@ def _left_padded(rows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     return tokens[0], tokens[1]
 
 
+def _apart(axes: Any, params: Any) -> Any:
+    """Weights of stacked layers as a tuple of each layer's, in the memory where they are, if that is one CPU's.
+
+    There a token costs what reading the weights costs, and a slice of a stack is a copy of them.
+    """
+
+    def split(axes: Axes, array: jax.Array) -> Any:
+        stacked = array.ndim > len(axes.names)
+        if not stacked or [device.platform for device in array.devices()] != ["cpu"]:
+            return array
+        return tuple(jax.device_put(layer, may_alias=True) for layer in np.asarray(array))
+
+    return jax.tree.map(split, axes, params)
+
+
+def _model(blueprint: Blueprint, params: Any) -> Any:
+    """The module; layers that are apart are stacked in name alone: the compiler sees through it."""
+    join = lambda _, leaf: jnp.stack(leaf) if isinstance(leaf, tuple) else leaf  # noqa: E731
+    return blueprint.model(jax.tree.map(join, blueprint.axes, params))
+
+
 def _prefill(
     blueprint: Blueprint, room: int, copies: int, params: Any, tokens: Array, segments: Array, begun: Array
 ) -> tuple[Array, Array, Cache]:
-    model = blueprint.model(params)
+    model = _model(blueprint, params)
     tokens, segments = (constrain(x, "batch", None) for x in (tokens, segments))
     hidden, cache = model.begin(tokens, segments, room)
     logits = model.logits(hidden)[:, 0]
@@ -214,9 +240,9 @@ def _decode(
     stop: Array,
 ) -> tuple[Int[Array, "b chunk"], Array, Array, Cache]:
     """Tokens `start` to `stop`, at most `CHUNK`, after `token`."""
-    model = blueprint.model(params)
 
     def one(n: Array, carry: tuple[Array, Array, Array, Cache]) -> tuple[Array, Array, Array, Cache]:
+        model = _model(blueprint, params)
         made, token, seen, cache = carry
         hidden, cache = model.extend(token, jnp.ones_like(token), cache)
         token, seen = _draw(sampling, model.logits(hidden)[:, 0], seen, seed, n)
@@ -229,7 +255,7 @@ def _decode(
 def _search(
     blueprint: Blueprint, beam: Beam, eos: int | None, params: Any, logits: Array, seen: Array, cache: Cache
 ) -> tuple[Int[Array, "b n t"], Float[Array, "b n"]]:
-    tokens, scores = search(blueprint.model(params), beam, eos, logits, seen, cache)
+    tokens, scores = search(partial(_model, blueprint, params), beam, eos, logits, seen, cache)
     return constrain(tokens, None, None, None), constrain(scores, None, None)
 
 

@@ -27,6 +27,10 @@ class KeysValues:
         """Those at some places."""
         return KeysValues(self.key[:, places], self.value[:, places])
 
+    def turned(self) -> "KeysValues":
+        """With heads before places, or back: so caches lie, or all of one would be turned for every token."""
+        return KeysValues(jnp.swapaxes(self.key, 1, 2), jnp.swapaxes(self.value, 1, 2))
+
     def followed(self, new: "KeysValues") -> "KeysValues":
         """These, and `new` after them."""
         join = lambda old, own: jnp.concatenate([old, own.astype(old.dtype)], axis=1)  # noqa: E731
@@ -37,7 +41,8 @@ class KeysValues:
 class Slot:
     """The cache of one layer, in the arrays of all: what is written changes a few places of an array that is carried.
 
-    A scan that took each layer's cache and gave it back would copy all of it for every token.
+    `layers` are arrays `[layers, b, n, m, k]`, `turned`. A scan that took each layer's cache and gave it back would copy
+    all of it for every token.
     """
 
     layers: KeysValues
@@ -45,15 +50,16 @@ class Slot:
 
     def read(self) -> KeysValues:
         """Keys and values of this layer."""
-        return jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, self.number, keepdims=False), self.layers)
+        own = jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, self.number, keepdims=False), self.layers)
+        return own.turned()
 
     def written(self, new: KeysValues, start: Int[Array, ""] | int) -> "Slot":
         """With `new` put at places `start` and after."""
 
         def write(old: Array, own: Array) -> Array:
-            return jax.lax.dynamic_update_slice(old, own[None].astype(old.dtype), (self.number, 0, start, 0, 0))
+            return jax.lax.dynamic_update_slice(old, own[None].astype(old.dtype), (self.number, 0, 0, start, 0))
 
-        return Slot(jax.tree.map(write, self.layers, new), self.number)
+        return Slot(jax.tree.map(write, self.layers, new.turned()), self.number)
 
 
 class Attention(nnx.Module):
@@ -106,9 +112,9 @@ class Attention(nnx.Module):
 
 
 def empty_cache(config: ModelConfig, pattern: AttentionKind, batch: int, length: int) -> KeysValues:
-    """A cache of one layer for `length` tokens; where queries reach back less far, a ring of as many as they reach."""
+    """A `turned` cache of one layer for `length` tokens, or of a ring of as many as queries reach back."""
     room = length if pattern.reach is None else min(pattern.reach, length)
-    shape = (batch, room, config.key_value_heads, config.width_of_head)
+    shape = (batch, config.key_value_heads, room, config.width_of_head)
     return KeysValues(jnp.zeros(shape, config.compute), jnp.zeros(shape, config.compute))
 
 
@@ -118,7 +124,7 @@ def follow(cache: Slot, new: KeysValues, view: View) -> tuple[KeysValues, View, 
     In a ring of size r the token at index i has place i mod r. One token overwrites the one that it no longer reaches.
     Of several, the first still need what the last overwrite: they look at the old ring, in order, and at themselves.
     """
-    start, size = view.queries.index[0], cache.layers.key.shape[2]
+    start, size = view.queries.index[0], cache.layers.key.shape[3]
     if size == view.keys.index.shape[0]:
         cache = cache.written(new, start)
         return cache.read(), view, cache

@@ -18,7 +18,7 @@ from t5x_lite.models.feedforward import PERCEPTRONS
 from t5x_lite.models.layers import Linear, Norm, dropout
 from t5x_lite.models.moe import MixtureOfExperts
 from t5x_lite.models.patterns import Dense
-from t5x_lite.models.sharding import constrain, shards
+from t5x_lite.models.sharding import constrain, platform, shards
 from t5x_lite.models.view import Places, View
 
 RESIDUAL = "residual"
@@ -107,7 +107,7 @@ class Block(nnx.Module):
             view: what they may see of each other, or of the cache after their keys are written into it.
             memory: what cross-attention looks at.
             cache: keys and values of earlier tokens; comes back with the new ones.
-            remembered: this layer's keys and values of the memory, where they are known.
+            remembered: this layer's keys and values of the memory, `turned`, where they are known.
             key: turns dropout on.
         """
         residual = RESIDUALS[self.residual]
@@ -126,10 +126,11 @@ class Block(nnx.Module):
             assert memory is not None
             assert self.cross_attention is not None
             across = View(view.queries, memory.places, causal=False)
-            source = remembered
-            if source is None:
+            if remembered is None:
                 assert memory.states is not None
                 source = self.cross_attention.keys_values(memory.states, across)
+            else:
+                source = remembered.turned()
             return dropout(self.cross_attention(y, source, across, keys[2]), self.dropout, keys[3])
 
         x = residual(x, self.attention_norm, attend)
@@ -235,7 +236,10 @@ class Stack(nnx.Module):
             x, seen = self._pipelined(lambda rows: period_of(*rows.taken(view, memory)), x, Rows.of(view, memory), keys)
         else:
             numbers = None if cache is None else jnp.arange(self.repeats)
-            (x, cache), (seen, made) = self._scan(period_of(view, memory), (x, cache), (numbers, remembered, keys))
+            # Of a stack on a CPU a layer's weights are a copy; of layers that came apart they are read where they are.
+            apart = cache is not None and platform() == "cpu"
+            scanned = (numbers, remembered, keys)
+            (x, cache), (seen, made) = self._scan(period_of(view, memory), (x, cache), scanned, unrolled=apart)
             if made is not None:
                 x = made.reshape(-1, *x.shape)[-self.average :].mean(0)
         if seen:
@@ -243,7 +247,12 @@ class Stack(nnx.Module):
         return (x if self.final_norm is None else self.final_norm(x)), cache
 
     def _scan(
-        self, body: Callable[..., tuple[Any, Any]], carry: Any, scanned: Any, weights: Any = None
+        self,
+        body: Callable[..., tuple[Any, Any]],
+        carry: Any,
+        scanned: Any,
+        weights: Any = None,
+        unrolled: bool = False,
     ) -> tuple[Any, Any]:
         """`body(carry, blocks of one period, part of scanned)` for every repeat, or those that `weights` are of."""
         graph, all_weights = nnx.split(self.layers)
@@ -260,7 +269,7 @@ class Stack(nnx.Module):
             carry,
             (None if shared else weights, scanned),
             length=length,
-            unroll=self.config.unroll or length,
+            unroll=length if unrolled else self.config.unroll or length,
         )
 
     def _pipelined(
@@ -328,7 +337,7 @@ class Stack(nnx.Module):
         def one_period(_: None, blocks: Any, __: None) -> tuple[None, list[KeysValues]]:
             view = View(memory.places, memory.places, causal=False)
             layers = [blocks[str(n)].cross_attention for n in range(len(self.config.pattern))]
-            return None, [layer.keys_values(memory.states, view) for layer in layers]
+            return None, [layer.keys_values(memory.states, view).turned() for layer in layers]
 
         return self._scan(one_period, None, None)[1]
 

@@ -57,7 +57,7 @@ def main() -> None:
     _, _, cache = generator._begin(PROMPTS, 6, 1)
     for leaf in jax.tree.leaves([cache.layers, cache.remembered]):
         own = leaf.addressable_shards[0].data.shape
-        assert (own[1], own[3]) == (leaf.shape[1] // 4, leaf.shape[3] // 2)
+        assert (own[1], own[2]) == (leaf.shape[1] // 4, leaf.shape[2] // 2)
     print("equal")
 
 

@@ -55,5 +55,5 @@ def test_a_window_keeps_a_cache_of_its_size() -> None:
     settings = {"layers": 2, "pattern": pattern, "embed": 16, "heads": 2, "vocab": 11}
     model: Any = random_model(ModelConfig.model_validate(settings))
     dense, local = model.decoder.empty_cache(3, 100).layers
-    assert dense.key.shape == (1, 3, 100, 2, 8)
-    assert local.key.shape == (1, 3, 5, 2, 8)
+    assert dense.key.shape == (1, 3, 2, 100, 8)
+    assert local.key.shape == (1, 3, 2, 5, 8)
