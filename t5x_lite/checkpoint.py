@@ -269,10 +269,10 @@ def _files(path: epath.Path) -> list[epath.Path]:
 
 
 def _checksum(file: epath.Path) -> str:
-    value = 0
+    value, block = 0, memoryview(bytearray(2**20))
     with file.open("rb") as opened:
-        while block := opened.read(2**22):
-            value = zlib.crc32(block, value)
+        while size := opened.readinto(block):
+            value = zlib.crc32(block[:size], value)
     return f"{value:08x}"
 
 

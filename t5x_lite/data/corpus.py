@@ -200,9 +200,15 @@ def _run(work: "partial[None]", todo: list[tuple[str, tuple[str, Unit]]], proces
     if processes == 1:
         yield from map(work, todo)
         return
-    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
-        jobs = [pool.submit(work, job) for job in todo]
+    with ProcessPoolExecutor(processes - 1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        jobs = {pool.submit(work, job): job for job in todo}
         try:
+            for job in reversed(list(jobs)):  # the others take a second to start: this process works too
+                if job.cancel():
+                    yield work(jobs.pop(job))
+                for done in [other for other in jobs if other.done()]:
+                    del jobs[done]
+                    yield done.result()
             for job in as_completed(jobs):
                 yield job.result()
         except BaseException:
