@@ -12,57 +12,72 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.timing import dtype_here, medians, on_cpu
+from benchmarks.timing import Case, Side, dtype_here, on_cpu, raced
 from t5x_lite.decode.sampling import Sampling
 
 PROMPT = 64
+MODELS = {
+    "GPT-2": ("GPT2LMHeadModel", "GPT2Config", {}),
+    "T5-small": ("T5ForConditionalGeneration", "T5Config", {"decoder_start_token_id": 0}),
+}
 
 
 def table(rounds: int, quick: bool) -> list[dict[str, Any]]:
     """Tokens a second of ours and theirs for one row and for eight, and the ratios."""
+    count, lines = 32 if quick else 128, []
+    for name in MODELS:
+        with tempfile.TemporaryDirectory() as folder, Side(_theirs, name, folder) as theirs, Side(_ours, folder) as own:
+            sides = {"ours": own, "theirs": theirs}
+            for batch in (1, 8):
+                prompts = np.random.default_rng(0).integers(5, 30000, (batch, PROMPT), np.int32)
+                if on_cpu():
+                    np.testing.assert_array_equal(*(side.result(prompts, 1 + count) for side in sides.values()))
+                cases = {
+                    f"{who} {n}": partial(side.seconds, prompts, n)
+                    for n in (1, 1 + count)
+                    for who, side in sides.items()
+                }
+                seconds = raced(cases, rounds)
+                prefill = {who: seconds[f"{who} 1"] for who in sides}
+                steps = {who: seconds[f"{who} {1 + count}"] - prefill[who] for who in sides}
+                lines.append(
+                    {"decode": f"{name}, {batch} × ({PROMPT} + {count})"}
+                    | {f"prefill {who}, tokens/s": batch * PROMPT / prefill[who] for who in sides}
+                    | {f"{who}, tokens/s": batch * count / steps[who] for who in sides}
+                    | {"ours / theirs": steps["theirs"] / steps["ours"]}
+                )
+    return lines
+
+
+def _theirs(name: str, folder: str) -> Case:
+    """Transformers' model, which is also written into `folder`."""
     import torch
     import transformers
 
+    kind, sizes, given = MODELS[name]
+    torch.manual_seed(0)
+    model = getattr(transformers, kind)(getattr(transformers, sizes)(**given)).eval()
+    model.save_pretrained(f"{folder}/theirs")
+    device, floats = ("cpu", torch.float32) if on_cpu() else ("cuda", torch.bfloat16)
+    model.to(device, floats).generation_config.eos_token_id = None
+
+    def generate(prompts: np.ndarray, tokens: int) -> Any:
+        ids = torch.tensor(prompts, dtype=torch.long, device=device)
+        given = {"attention_mask": torch.ones_like(ids), "pad_token_id": 0, "do_sample": False}
+        return model.generate(ids, max_new_tokens=tokens, **given).cpu().numpy()[:, -tokens:]
+
+    return generate
+
+
+def _ours(folder: str) -> Case:
     from t5x_lite.api import load
     from t5x_lite.convert.huggingface import import_hf
 
-    count = 32 if quick else 128
-    device, floats = ("cpu", torch.float32) if on_cpu() else ("cuda", torch.bfloat16)
-    shapes = {
-        "GPT-2": (transformers.GPT2LMHeadModel, transformers.GPT2Config()),
-        "T5-small": (transformers.T5ForConditionalGeneration, transformers.T5Config(decoder_start_token_id=0)),
-    }
-    lines = []
-    for name, (kind, sizes) in shapes.items():
-        theirs = kind(sizes).eval()
-        with tempfile.TemporaryDirectory() as folder:
-            theirs.save_pretrained(f"{folder}/theirs")
-            import_hf(Path(folder, "theirs"), Path(folder, "run"), lambda *_: None)
-            generator = load(f"{folder}/run", overrides=[f"model.compute={jnp.dtype(dtype_here())}"]).generator
-        theirs.to(device, floats).generation_config.eos_token_id = None
-        for batch in (1, 8):
-            prompts = np.random.default_rng(0).integers(5, 30000, (batch, PROMPT), np.int32)
+    import_hf(Path(folder, "theirs"), Path(folder, "run"), lambda *_: None)
+    generator = load(f"{folder}/run", overrides=[f"model.compute={jnp.dtype(dtype_here())}"]).generator
 
-            def own(tokens: int, prompts: np.ndarray = prompts, generator: Any = generator) -> Any:
-                *_, made = generator.tokens(list(prompts), Sampling(tokens, temperature=0))
-                return made
+    def generate(prompts: np.ndarray, tokens: int) -> Any:
+        *_, made = generator.tokens(list(prompts), Sampling(tokens, temperature=0))
+        return made
 
-            def other(tokens: int, prompts: np.ndarray = prompts, theirs: Any = theirs) -> Any:
-                ids = torch.tensor(prompts, dtype=torch.long, device=device)
-                given = {"attention_mask": torch.ones_like(ids), "pad_token_id": 0, "do_sample": False}
-                return theirs.generate(ids, max_new_tokens=tokens, **given).cpu().numpy()[:, -tokens:]
-
-            if on_cpu():
-                np.testing.assert_array_equal(own(1 + count), other(1 + count))
-            makers = {"ours": own, "theirs": other}
-            cases = {f"{who} {n}": partial(make, n) for n in (1, 1 + count) for who, make in makers.items()}
-            seconds = medians(cases, rounds)
-            prefill = {who: seconds[f"{who} 1"] for who in makers}
-            steps = {who: seconds[f"{who} {1 + count}"] - prefill[who] for who in makers}
-            lines.append(
-                {"decode": f"{name}, {batch} × ({PROMPT} + {count})"}
-                | {f"prefill {who}, tokens/s": batch * PROMPT / prefill[who] for who in makers}
-                | {f"{who}, tokens/s": batch * count / steps[who] for who in makers}
-                | {"ours / theirs": steps["theirs"] / steps["ours"]}
-            )
-    return lines
+    return generate

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks.timing import Case, medians
+from benchmarks.timing import Case, Side, raced
 from t5x_lite import config as configuration
 from t5x_lite.config import RunConfig
 from t5x_lite.models.transformer import blueprint
@@ -72,18 +72,19 @@ def _bert(config: RunConfig, batch: dict[str, np.ndarray]) -> tuple[Any, dict[st
 
 
 GPT2 = ("model.vocab=65", "train.seq_len=64", "train.batch_size=12", "model.positions.learned.length=64")
+T5 = ("model.feedforward.mlp.dropout=0", "train.batch_size=8")
 SHAPES = {
     "GPT-2 4×128, 12×64": Shape("gpt2/117m.yaml", (*GPT2, "model.layers=4", "model.embed=128", "model.heads=4"), _gpt2),
     "GPT-2 6×384, 64×256": Shape(
         "gpt2/117m.yaml",
         (
             *("model.vocab=65", "train.seq_len=256", "train.batch_size=64", "model.positions.learned.length=256"),
-            *("model.layers=6", "model.embed=384", "model.heads=6"),
+            *("model.layers=6", "model.embed=384", "model.heads=6", "train.microbatches=4"),
         ),
         _gpt2,
     ),
-    "T5-small, 8×(128+32)": Shape("t5/small.yaml", ("train.seq_len=128", "train.batch_size=8"), _t5),
-    "T5-small, 8×(512+114)": Shape("t5/small.yaml", ("train.seq_len=512", "train.batch_size=8"), _t5),
+    "T5-small, 8×(128+32)": Shape("t5/small.yaml", (*T5, "train.seq_len=128"), _t5),
+    "T5-small, 8×(512+114)": Shape("t5/small.yaml", (*T5, "train.seq_len=512"), _t5),
     "BERT 4×768, 8×128": Shape(
         "bert/base.yaml",
         (
@@ -98,16 +99,14 @@ SHAPES = {
 def table(rounds: int, quick: bool) -> list[dict[str, Any]]:
     """Tokens a second of ours and theirs, and the ratio to the faster of theirs."""
     lines = []
-    for name, shape in SHAPES.items():
-        overrides = [*PLAIN, *shape.overrides]
-        if quick:
-            overrides = [o.replace("batch_size=64", "batch_size=8") for o in overrides]
-        config = configuration.load(CONFIGS / shape.config, overrides)
-        batch = example_batch(config)
-        peer, inputs = shape.theirs(config, batch)
-        cases = {"ours": ours(config, batch), "eager": theirs(peer, inputs, config, compiled=False)}
-        cases["compiled"] = theirs(peer, inputs, config, compiled=True)
-        seconds = medians(cases, rounds)
+    for name in SHAPES:
+        with (
+            Side(_ours, name, quick) as own,
+            Side(_theirs, name, quick, False) as eager,
+            Side(_theirs, name, quick, True) as compiled,
+        ):
+            seconds = raced({"ours": own.seconds, "eager": eager.seconds, "compiled": compiled.seconds}, rounds)
+        config, batch = _example(name, quick)
         tokens = batch["tokens"].size + (batch["targets"].size if config.model.family == "encoder_decoder" else 0)
         lines.append(
             {"step": name}
@@ -115,6 +114,24 @@ def table(rounds: int, quick: bool) -> list[dict[str, Any]]:
             | {"ours / best of theirs": min(seconds["eager"], seconds["compiled"]) / seconds["ours"]}
         )
     return lines
+
+
+def _example(name: str, quick: bool) -> tuple[RunConfig, dict[str, np.ndarray]]:
+    shape = SHAPES[name]
+    overrides = [*PLAIN, *shape.overrides]
+    if quick:
+        overrides = [o.replace("batch_size=64", "batch_size=8") for o in overrides]
+    config = configuration.load(CONFIGS / shape.config, overrides)
+    return config, example_batch(config)
+
+
+def _ours(name: str, quick: bool) -> Case:
+    return ours(*_example(name, quick))
+
+
+def _theirs(name: str, quick: bool, compiled: bool) -> Case:
+    config, batch = _example(name, quick)
+    return theirs(*SHAPES[name].theirs(config, batch), config, compiled=compiled)
 
 
 def example_batch(config: RunConfig) -> dict[str, np.ndarray]:

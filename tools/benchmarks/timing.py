@@ -3,6 +3,9 @@
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from multiprocessing import get_context
 from typing import Any
 
 import jax
@@ -12,20 +15,71 @@ from rich.progress import track
 
 WARM_UP = 3
 
-Case = Callable[[], Any]
+Case = Callable[..., Any]
+
+
+class Side:
+    """A case in a process of its own, where no other library's threads and memory are in its way.
+
+    `make(*given)` makes the case there; both are pickled.
+    """
+
+    def __init__(self, make: Callable[..., Case], *given: Any) -> None:
+        self._process = ProcessPoolExecutor(1, get_context("spawn"))
+        self._process.submit(_prepare, make, given).result()
+
+    def __enter__(self) -> "Side":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.shutdown()
+
+    def seconds(self, *given: Any) -> float:
+        """What the case takes, timed there."""
+        return self._process.submit(_timed, given).result()
+
+    def result(self, *given: Any) -> Any:
+        """What it makes."""
+        return self._process.submit(_result, given).result()
+
+
+_case: Case = lambda: None  # noqa: E731  # that of this process
+
+
+def _prepare(make: Callable[..., Case], given: tuple[Any, ...]) -> None:
+    global _case  # noqa: PLW0603
+    _case = make(*given)
+
+
+def _result(given: tuple[Any, ...]) -> Any:
+    return _case(*given)
+
+
+def _timed(given: tuple[Any, ...]) -> float:
+    return seconds(partial(_case, *given))
+
+
+def seconds(case: Case) -> float:
+    """What a case takes."""
+    start = time.perf_counter()
+    jax.block_until_ready(case())
+    return time.perf_counter() - start
 
 
 def medians(cases: Mapping[str, Case], rounds: int) -> dict[str, float]:
     """Seconds of each case, the median over rounds in which all take turns."""
+    return raced({name: partial(seconds, case) for name, case in cases.items()}, rounds)
+
+
+def raced(cases: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, float]:
+    """`medians` of cases that tell their own seconds."""
     times: dict[str, list[float]] = {name: [] for name in cases}
     for case in cases.values():
         for _ in range(WARM_UP):
-            jax.block_until_ready(case())
+            case()
     for _ in track(range(rounds), "measuring", console=Console(stderr=True), transient=True):
         for name, case in cases.items():
-            start = time.perf_counter()
-            jax.block_until_ready(case())
-            times[name].append(time.perf_counter() - start)
+            times[name].append(case())
     return {name: statistics.median(found) for name, found in times.items()}
 
 
