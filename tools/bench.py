@@ -9,13 +9,10 @@ import importlib
 import json
 import os
 import platform
-import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-# glibc gives freed pages back at once, and PyTorch asks for them again at every step: both sides keep theirs.
-TUNABLES = {"MALLOC_TRIM_THRESHOLD_": str(2**34), "MALLOC_MMAP_MAX_": "0", "MALLOC_TOP_PAD_": str(2**26)}
 TABLES = ("step", "loop", "compilation", "input", "checkpoints", "decode", "attention", "moe")
 
 
@@ -60,8 +57,6 @@ def main() -> None:
     unknown = set(given.tables) - set(TABLES)
     if unknown:
         parser.error(f"no such table: {', '.join(sorted(unknown))}; there are {', '.join(TABLES)}")
-    if any(os.environ.get(name) != value for name, value in TUNABLES.items()):
-        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | TUNABLES)  # glibc reads them at its start
     import jax
 
     device = jax.devices()[0]

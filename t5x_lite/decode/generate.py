@@ -196,7 +196,9 @@ def _apart(axes: Any, params: Any) -> Any:
         stacked = array.ndim > len(axes.names)
         if not stacked or [device.platform for device in array.devices()] != ["cpu"]:
             return array
-        return tuple(jax.device_put(layer, may_alias=True) for layer in np.asarray(array))
+        # Not of `array` itself, which would keep the view, and could not be donated to the next step of a training run.
+        layers = np.asarray(array.addressable_data(0))
+        return tuple(jax.device_put(layer, may_alias=True) for layer in layers)
 
     return jax.tree.map(split, axes, params)
 

@@ -41,8 +41,8 @@ class KeysValues:
 class Slot:
     """The cache of one layer, in the arrays of all: what is written changes a few places of an array that is carried.
 
-    `layers` are arrays `[layers, b, n, m, k]`, `turned`. A scan that took each layer's cache and gave it back would copy
-    all of it for every token.
+    `layers` are arrays `[layers, b, n, m, k]`, `turned`. A scan that took each layer's cache and gave it back would
+    copy all of it for every token.
     """
 
     layers: KeysValues

@@ -12,7 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.timing import Case, Side, dtype_here, on_cpu, raced
+from benchmarks.timing import OURS, THEIRS, Case, Side, dtype_here, on_cpu, raced
 from t5x_lite.decode.sampling import Sampling
 
 PROMPT = 64
@@ -26,7 +26,11 @@ def table(rounds: int, quick: bool) -> list[dict[str, Any]]:
     """Tokens a second of ours and theirs for one row and for eight, and the ratios."""
     count, lines = 32 if quick else 128, []
     for name in MODELS:
-        with tempfile.TemporaryDirectory() as folder, Side(_theirs, name, folder) as theirs, Side(_ours, folder) as own:
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            Side(THEIRS, _theirs, name, folder) as theirs,
+            Side(OURS, _ours, folder) as own,
+        ):
             sides = {"ours": own, "theirs": theirs}
             for batch in (1, 8):
                 prompts = np.random.default_rng(0).integers(5, 30000, (batch, PROMPT), np.int32)

@@ -1,5 +1,6 @@
 """Medians of cases that take turns."""
 
+import os
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -7,6 +8,7 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from multiprocessing import get_context
 from typing import Any
+from unittest.mock import patch
 
 import jax
 import jax.numpy as jnp
@@ -18,15 +20,22 @@ WARM_UP = 3
 Case = Callable[..., Any]
 
 
+OURS = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+"""The environment of our side, as `launch/local.sh` sets it: large pages for what a step asks for again and again."""
+THEIRS = {"MALLOC_TRIM_THRESHOLD_": str(2**34), "MALLOC_MMAP_MAX_": "0", "MALLOC_TOP_PAD_": str(2**26)}
+"""Of PyTorch's: it keeps what it has freed."""
+
+
 class Side:
     """A case in a process of its own, where no other library's threads and memory are in its way.
 
-    `make(*given)` makes the case there; both are pickled.
+    `make(*given)` makes the case there; both are pickled. glibc reads the environment at the start of the process.
     """
 
-    def __init__(self, make: Callable[..., Case], *given: Any) -> None:
+    def __init__(self, environment: dict[str, str], make: Callable[..., Case], *given: Any) -> None:
         self._process = ProcessPoolExecutor(1, get_context("spawn"))
-        self._process.submit(_prepare, make, given).result()
+        with patch.dict(os.environ, environment):
+            self._process.submit(_prepare, make, given).result()
 
     def __enter__(self) -> "Side":
         return self
