@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks.timing import OURS, THEIRS, Case, Side, raced
+from benchmarks.timing import THEIRS, Case, Side, raced
 from t5x_lite import config as configuration
 from t5x_lite.config import RunConfig
 from t5x_lite.models.transformer import blueprint
@@ -101,7 +101,7 @@ def table(rounds: int, quick: bool) -> list[dict[str, Any]]:
     lines = []
     for name in SHAPES:
         with (
-            Side(OURS, _ours, name, quick) as own,
+            Side({}, _ours, name, quick) as own,
             Side(THEIRS, _theirs, name, quick, False) as eager,
             Side(THEIRS, _theirs, name, quick, True) as compiled,
         ):

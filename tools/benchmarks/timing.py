@@ -20,10 +20,8 @@ WARM_UP = 3
 Case = Callable[..., Any]
 
 
-OURS = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-"""The environment of our side, as `launch/local.sh` sets it: large pages for what a step asks for again and again."""
 THEIRS = {"MALLOC_TRIM_THRESHOLD_": str(2**34), "MALLOC_MMAP_MAX_": "0", "MALLOC_TOP_PAD_": str(2**26)}
-"""Of PyTorch's: it keeps what it has freed."""
+"""The environment of PyTorch's side: it keeps what it has freed. Ours has none; XLA is slower with these."""
 
 
 class Side:
