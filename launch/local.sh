@@ -10,5 +10,5 @@ fi
 config="$(realpath "$1")"
 shift
 cd "$(dirname "$0")/.."
-source tools/environment.sh
+source tools/environment.sh "" # or it would take the overrides for extras
 exec t5x-lite train "$config" "$@"

@@ -23,7 +23,7 @@ cd "$(dirname "$0")/.."
 source launch/budgets.sh
 if [[ -z "${T5X_LITE_READY:-}" && -z "$dry" ]]; then
   # shellcheck source=tools/environment.sh
-  source tools/environment.sh
+  source tools/environment.sh "" # or it would take the overrides for extras
 fi
 export JAX_PLATFORMS=cpu
 processes=()

@@ -182,3 +182,16 @@ def test_dry_runs_of_slurm_and_of_the_simulated_pod() -> None:
     assert "python -m t5x_lite train configs/quickstart.yaml train.steps=3" in done.stdout
     done = bash(LAUNCH / "pod_sim.sh", "--dry-run", "2", "configs/quickstart.yaml")
     assert done.stdout.count("python -m t5x_lite train") == 2
+
+
+def test_overrides_of_the_local_script_reach_the_command_and_not_the_installation(tmp_path: Path) -> None:
+    for name in ("python", "t5x-lite"):
+        path = tmp_path / name
+        path.write_text(f'#!/bin/sh\necho "{name} $*" >> {tmp_path}/calls\n')
+        path.chmod(0o755)
+    environment = {"VIRTUAL_ENV": str(tmp_path), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = bash(LAUNCH / "local.sh", "configs/quickstart.yaml", "train.steps=3", **environment)
+    assert done.returncode == 0, done.stderr
+    calls = (tmp_path / "calls").read_text().splitlines()
+    assert [call.split()[-2:] for call in calls if " pip install " in call] == [["-e", "."]]
+    assert calls[-1] == f"t5x-lite train {REPOSITORY}/configs/quickstart.yaml train.steps=3"
