@@ -66,8 +66,11 @@ class Model:
         `[batch, length]`: above 0 where a token seems replaced.
 
         Raises:
-            UserError: more tokens than the model has positions; decoder tokens missing or too many.
+            UserError: more tokens than the model has positions; decoder tokens missing or too many; a model that was
+                trained to pool texts, or for a task, and predicts no tokens.
         """
+        if not self.config.model.outputs:
+            raise UserError("this model predicts no tokens (model.outputs: []); `embed` and `evaluate` are for it")
         rows = [np.atleast_2d(np.asarray(part, np.int32)) for part in (tokens, decoder_tokens) if part is not None]
         if (self.config.model.family == "encoder_decoder") != (len(rows) == 2):
             raise UserError(

@@ -9,6 +9,7 @@ import importlib
 import json
 import os
 import platform
+import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -65,10 +66,10 @@ def main() -> None:
     if not given.json:
         print(f"{kind}: " + ", ".join(f"{name} {number}" for name, number in found["versions"].items()))
     for name in given.tables or TABLES:
-        rounds = given.rounds or (3 if given.quick else 7)
+        rounds, begun = given.rounds or (3 if given.quick else 7), time.perf_counter()
         found[name] = importlib.import_module(f"benchmarks.{name}").table(rounds, given.quick)
         if not given.json:
-            show(name, found[name])
+            show(f"{name}: {rounds} rounds, {time.perf_counter() - begun:.0f} s", found[name])
     if given.json:
         print(json.dumps(found))
 

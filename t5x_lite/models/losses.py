@@ -13,6 +13,8 @@ from t5x_lite.models.sharding import constrain
 
 LOGITS_BYTES = 64 * 2**20
 """Logits above this size per device are computed in parts; below it one product is faster."""
+FAR_BELOW = -1e9
+"""The score of what cannot be chosen; finite, for batches of which nothing can."""
 
 
 @jax.tree_util.register_dataclass
@@ -99,6 +101,20 @@ class Losses:
         u, v = (x.astype(jnp.float32) for x in (first, second))
         norms = jnp.linalg.norm(u, axis=-1) * jnp.linalg.norm(v, axis=-1)
         return jnp.sum(u * v, axis=-1) / jnp.maximum(norms, 1e-12)
+
+    def contrast(
+        self, first: Float[Array, "b d"], second: Float[Array, "b d"], weights: Float[Array, "b"], temperature: float
+    ) -> TokenLoss:
+        """-log softmax(cosine / temperature) of each row's other vector among those of all rows (InfoNCE).
+
+        The mean of both directions. Rows of weight 0 are nobody's other, and are not among those to tell apart.
+        """
+        exact = (x.astype(jnp.float32) for x in (first, second))
+        u, v = (x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12) for x in exact)
+        scores = u @ v.T / temperature
+        own, there = jnp.arange(len(scores)), weights > 0
+        ways = [self.classes(jnp.where(there, way, FAR_BELOW), own, weights) for way in (scores, scores.T)]
+        return jax.tree.map(lambda a, b: (a + b) / 2, *ways)
 
     def gather(self, states: Float[Array, "b l d"], places: Int[Array, "b p"]) -> Float[Array, "b p d"]:
         """The states at some places of each row."""

@@ -3,6 +3,7 @@
 from t5x_lite.objectives.causal import Causal
 from t5x_lite.objectives.choice import Choice
 from t5x_lite.objectives.classify import Classify, Regress
+from t5x_lite.objectives.contrastive import Contrastive
 from t5x_lite.objectives.extract import Extract
 from t5x_lite.objectives.masked import Masked
 from t5x_lite.objectives.objective import Features, Objective, Row, Task, Vocabulary
@@ -24,6 +25,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "text_to_text": TextToText,
     "masked": Masked,
     "replaced_token": ReplacedToken,
+    "contrastive": Contrastive,
     "translation": Translation,
     "classify": Classify,
     "regress": Regress,

@@ -64,6 +64,10 @@ RUNS = {
         CONTROLS,
         "objective=replaced_token",
     ],
+    "contrastive": [
+        *("model.family=encoder", "model.outputs=[]", "model.head={outputs: 0, pool: mean}", CONTROLS),
+        *("objective=contrastive", "data.packing=none"),
+    ],
 }
 IN_CI = ("span_corruption", "next sentence")
 TERMS = {"next sentence": "sentence", "span boundary": "span", "replaced_token": "detection"}
@@ -152,6 +156,13 @@ def test_an_encoder_fills_masks_and_scores(model: Model, capsys: pytest.CaptureF
     assert main(["generate", str(model.run.folder), "--prompt", "no mask"]) == 2
     with pytest.raises(UserError, match="does not generate"):
         model.generate("the")
+
+
+@pytest.mark.parametrize("model", ["contrastive"], indirect=True)
+def test_a_contrastive_encoder_embeds_and_predicts_no_tokens(model: Model) -> None:
+    assert model.embed(["the fox", "a dog"]).shape == (2, 16)
+    with pytest.raises(UserError, match=r"outputs: \[\]"):
+        model.logits(np.arange(5, 15))
 
 
 @pytest.mark.parametrize("model", ["replaced_token"], indirect=True)

@@ -28,7 +28,7 @@ def table(rounds: int, quick: bool) -> list[dict[str, Any]]:
     for name in MODELS:
         with (
             tempfile.TemporaryDirectory() as folder,
-            Side(THEIRS, _theirs, name, folder) as theirs,
+            Side(THEIRS, _theirs, name, folder).ready() as theirs,  # it writes what ours reads
             Side({}, _ours, folder) as own,
         ):
             sides = {"ours": own, "theirs": theirs}

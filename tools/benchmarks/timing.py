@@ -33,7 +33,7 @@ class Side:
     def __init__(self, environment: dict[str, str], make: Callable[..., Case], *given: Any) -> None:
         self._process = ProcessPoolExecutor(1, get_context("spawn"))
         with patch.dict(os.environ, environment):
-            self._process.submit(_prepare, make, given).result()
+            self._made = self._process.submit(_prepare, make, given)  # beside the making of others
 
     def __enter__(self) -> "Side":
         return self
@@ -41,13 +41,18 @@ class Side:
     def __exit__(self, *_: object) -> None:
         self._process.shutdown()
 
+    def ready(self) -> "Side":
+        """Itself, when the case is made; `seconds` and `result` wait for that too."""
+        self._made.result()
+        return self
+
     def seconds(self, *given: Any) -> float:
-        """What the case takes, timed there."""
-        return self._process.submit(_timed, given).result()
+        """What the case takes, timed there, the second time: the first gets back its idle memory."""
+        return self.ready()._process.submit(_timed, given).result()
 
     def result(self, *given: Any) -> Any:
         """What it makes."""
-        return self._process.submit(_result, given).result()
+        return self.ready()._process.submit(_result, given).result()
 
 
 _case: Case = lambda: None  # noqa: E731  # that of this process
@@ -63,7 +68,9 @@ def _result(given: tuple[Any, ...]) -> Any:
 
 
 def _timed(given: tuple[Any, ...]) -> float:
-    return seconds(partial(_case, *given))
+    case = partial(_case, *given)
+    seconds(case)
+    return seconds(case)
 
 
 def seconds(case: Case) -> float:
@@ -75,14 +82,14 @@ def seconds(case: Case) -> float:
 
 def medians(cases: Mapping[str, Case], rounds: int) -> dict[str, float]:
     """Seconds of each case, the median over rounds in which all take turns."""
-    return raced({name: partial(seconds, case) for name, case in cases.items()}, rounds)
+    return raced({name: partial(seconds, case) for name, case in cases.items()}, rounds, WARM_UP)
 
 
-def raced(cases: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, float]:
-    """`medians` of cases that tell their own seconds."""
+def raced(cases: Mapping[str, Callable[[], float]], rounds: int, warm_up: int = 1) -> dict[str, float]:
+    """`medians` of cases that tell their own seconds; those of the first `warm_up` turns of each do not count."""
     times: dict[str, list[float]] = {name: [] for name in cases}
     for case in cases.values():
-        for _ in range(WARM_UP):
+        for _ in range(warm_up):
             case()
     for _ in track(range(rounds), "measuring", console=Console(stderr=True), transient=True):
         for name, case in cases.items():
