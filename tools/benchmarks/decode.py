@@ -12,7 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.timing import THEIRS, Case, Side, dtype_here, on_cpu, raced
+from benchmarks.timing import OURS, THEIRS, Case, Side, dtype_here, on_cpu, raced
 from t5x_lite.decode.sampling import Sampling
 
 PROMPT = 64
@@ -29,7 +29,7 @@ def table(rounds: int, quick: bool) -> list[dict[str, Any]]:
         with (
             tempfile.TemporaryDirectory() as folder,
             Side(THEIRS, _theirs, name, folder).ready() as theirs,  # it writes what ours reads
-            Side({}, _ours, folder) as own,
+            Side(OURS, _ours, folder) as own,
         ):
             sides = {"ours": own, "theirs": theirs}
             for batch in (1, 8):

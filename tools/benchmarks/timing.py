@@ -16,12 +16,16 @@ from rich.console import Console
 from rich.progress import track
 
 WARM_UP = 3
+TURN = 0.5
+"""Seconds of a turn of a `Side`: a short step is one of many in a row, as in training."""
 
 Case = Callable[..., Any]
 
 
+OURS = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
+"""The environment of our side, that of `launch/local.sh`: activations come in pages of 2 MB."""
 THEIRS = {"MALLOC_TRIM_THRESHOLD_": str(2**34), "MALLOC_MMAP_MAX_": "0", "MALLOC_TOP_PAD_": str(2**26)}
-"""The environment of PyTorch's side: it keeps what it has freed. Ours has none; XLA is slower with these."""
+"""The environment of PyTorch's side: it keeps what it has freed. XLA is slower with these."""
 
 
 class Side:
@@ -47,7 +51,7 @@ class Side:
         return self
 
     def seconds(self, *given: Any) -> float:
-        """What the case takes, timed there, the second time: the first gets back its idle memory."""
+        """What the case takes, timed there over `TURN` seconds, after once that gets back its idle memory."""
         return self.ready()._process.submit(_timed, given).result()
 
     def result(self, *given: Any) -> Any:
@@ -69,8 +73,8 @@ def _result(given: tuple[Any, ...]) -> Any:
 
 def _timed(given: tuple[Any, ...]) -> float:
     case = partial(_case, *given)
-    seconds(case)
-    return seconds(case)
+    times = max(round(TURN / seconds(case)), 1)
+    return sum(seconds(case) for _ in range(times)) / times
 
 
 def seconds(case: Case) -> float:
