@@ -90,12 +90,12 @@ class Generator:
         if isinstance(sampling, Beam):
             yield self.beams(prompts, sampling)[0][:, 0]
             return
-        logits, seen, cache = self._begin(prompts, sampling.tokens, 1)
+        params = _apart(self._axes, self.params)
+        logits, seen, cache = self._begin(params, prompts, sampling.tokens, 1)
         choice, seed = replace(sampling, tokens=1, stop=(), seed=0), np.asarray(sampling.seed)
         token, seen = self._on_mesh(self._draw, choice, logits, seen, seed, 0)
         made = np.asarray(token)
         yield made
-        params = _apart(self._axes, self.params)
         while made.shape[1] < sampling.tokens:
             start, stop = made.shape[1], min(made.shape[1] + CHUNK, sampling.tokens)
             new, *state = self._on_mesh(self._decode, choice, params, token, seen, cache, seed, start, stop)
@@ -108,13 +108,13 @@ class Generator:
 
         With it float32 scores `[prompts, beams]`, as `Beam` says; -inf where fewer are possible.
         """
-        state = self._begin(prompts, beam.tokens, beam.beams)
-        eos = None if self._tokenizer is None else self._tokenizer.eos
         params = _apart(self._axes, self.params)
+        state = self._begin(params, prompts, beam.tokens, beam.beams)
+        eos = None if self._tokenizer is None else self._tokenizer.eos
         tokens, scores = self._on_mesh(self._search, replace(beam, stop=()), eos, params, *state)
         return np.asarray(tokens), np.asarray(scores)
 
-    def _begin(self, prompts: Sequence[np.ndarray], tokens: int, copies: int) -> Any:
+    def _begin(self, params: Any, prompts: Sequence[np.ndarray], tokens: int, copies: int) -> Any:
         """What follows prompts, `copies` times each: logits, the tokens that are there already, and the cache."""
         room = self._room(max(map(len, prompts)), tokens)
         long = sum(len(ids) > room for ids in prompts)
@@ -123,7 +123,6 @@ class Generator:
             logger.warning("%d of %d prompts have more than %d tokens and lose the first", long, len(prompts), room)
         ids, segments = _left_padded([ids[-room:] for ids in prompts])
         begun = np.where(segments > 0, ids, -1) if self.config.family == "decoder" else np.full_like(ids[:, :1], START)
-        params = _apart(self._axes, self.params)
         return self._on_mesh(self._prefill, tokens, copies, params, ids, segments, begun)
 
     def _on_mesh(self, function: Callable[..., Any], *arguments: Any) -> Any:

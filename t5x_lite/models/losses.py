@@ -14,7 +14,7 @@ from t5x_lite.models.sharding import constrain
 LOGITS_BYTES = 64 * 2**20
 """Logits above this size per device are computed in parts; below it one product is faster."""
 FAR_BELOW = -1e9
-"""The score of what cannot be chosen; finite, for batches of which nothing can."""
+"""In the place of what does not count; finite, and so is its square, for rows in which nothing does."""
 
 
 @jax.tree_util.register_dataclass

@@ -10,11 +10,10 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 from t5x_lite.models.components import Activation
 from t5x_lite.models.config import SPAN_POSITIONS, HeadConfig, ModelConfig
 from t5x_lite.models.layers import Embed, Linear, Norm, activate, dropout, weight
+from t5x_lite.models.losses import FAR_BELOW
 
 SPAN_POSITION_WIDTH = 200
 """Width of their embedding (Joshi et al. 2020, code: pair_positional_embedding_size)."""
-FAR_BELOW = -1e9
-"""In the place of states that do not count; finite, for rows that have none."""
 
 
 def _at(states: Float[Array, "b l d"], place: Int[Array, "b"]) -> Float[Array, "b d"]:

@@ -22,9 +22,9 @@ class Contrastive(Objective):
     Features: `tokens`, `token_types`, `positions`, `segment_ids` int32 `[2, seq_len]`, each view as `[CLS] view [SEP]`;
     `loss_weights`, a scalar. A row is one text: `data.packing=none` makes one of each document.
 
-    The views of `halves` share no token: each token goes to one or the other by the throw of a coin, and both keep
-    their order. What a text says is what tells them, so that words are learnt by the company that they keep in whole
-    texts.
+    The views of `halves` share no token: half of the places, drawn at random, go to the one, the others to the other,
+    and both keep their order. What a text says is what tells them, so that words are learnt by the company that they
+    keep in whole texts.
     """
 
     name: ClassVar[str] = "contrastive"
@@ -53,7 +53,7 @@ class Contrastive(Objective):
             raise UserError(f"objective contrastive: train.seq_len {task.seq_len} leaves no room in a view")
 
     def row_length(self, task: Task) -> int:
-        """Tokens whose halves, on average, have room beside their frames; or those of one view."""
+        """Tokens whose halves have room beside their frames; or those of one view."""
         return (task.seq_len - 2) * (2 if self.views == "halves" else 1)
 
     def lengths(self, task: Task) -> Lengths:
@@ -61,7 +61,7 @@ class Contrastive(Objective):
         return Lengths(task.seq_len, 0, texts=2)
 
     def example(self, row: Row, task: Task, rng: np.random.Generator) -> Features:
-        """Two views; a text with less than two tokens has none."""
+        """Two views; a text that leaves one of them empty has no weight."""
         text = row.tokens[row.segments > 0]
         text = text[text != task.vocabulary.eos]
         first = rng.permutation(len(text)) < len(text) // 2 if self.views == "halves" else np.ones(len(text), bool)
