@@ -36,9 +36,13 @@ PLAIN = (
 
 @dataclass(frozen=True)
 class Shape:
-    """One model in both libraries; `theirs` makes it from the features of a batch, with what it is given."""
+    """One model in both libraries; `theirs` makes it from the features of a batch, with what it is given.
+
+    `rows` is how many a batch has, and how many if quick.
+    """
 
     config: str
+    rows: tuple[int, int]
     overrides: tuple[str, ...]
     theirs: Callable[[RunConfig, dict[str, np.ndarray]], tuple[Any, dict[str, Any]]]
 
@@ -72,25 +76,33 @@ def _bert(config: RunConfig, batch: dict[str, np.ndarray]) -> tuple[Any, dict[st
     return peer, {"input_ids": batch["tokens"], "labels": labels, "attention_mask": np.ones_like(labels)}
 
 
-GPT2 = ("model.vocab=65", "train.seq_len=64", "train.batch_size=12", "model.positions.learned.length=64")
-T5 = ("model.feedforward.mlp.dropout=0", "train.batch_size=8")
 SHAPES = {
-    "GPT-2 4×128, 12×64": Shape("gpt2/117m.yaml", (*GPT2, "model.layers=4", "model.embed=128", "model.heads=4"), _gpt2),
-    "GPT-2 6×384, 64×256": Shape(
+    "GPT-2 4×128": Shape(
         "gpt2/117m.yaml",
+        (12, 12),
         (
-            *("model.vocab=65", "train.seq_len=256", "train.batch_size=64", "model.positions.learned.length=256"),
+            *("model.vocab=65", "train.seq_len=64", "model.positions.learned.length=64"),
+            *("model.layers=4", "model.embed=128", "model.heads=4"),
+        ),
+        _gpt2,
+    ),
+    "GPT-2 6×384": Shape(
+        "gpt2/117m.yaml",
+        (64, 8),
+        (
+            *("model.vocab=65", "train.seq_len=256", "model.positions.learned.length=256"),
             *("model.layers=6", "model.embed=384", "model.heads=6", "train.microbatches=4"),
         ),
         _gpt2,
     ),
-    "T5-small, 8×(128+32)": Shape("t5/small.yaml", (*T5, "train.seq_len=128"), _t5),
-    "T5-small, 8×(512+114)": Shape("t5/small.yaml", (*T5, "train.seq_len=512"), _t5),
-    "BERT 4×768, 8×128": Shape(
+    "T5-small, short": Shape("t5/small.yaml", (8, 4), ("model.feedforward.mlp.dropout=0", "train.seq_len=128"), _t5),
+    "T5-small, long": Shape("t5/small.yaml", (8, 2), ("model.feedforward.mlp.dropout=0", "train.seq_len=512"), _t5),
+    "BERT 4×768": Shape(
         "bert/base.yaml",
+        (8, 4),
         (
             *("model.layers=4", "model.outputs=[tokens]", "objective.masked.sentences=none", "data.packing=documents"),
-            *("data.parts=none", "train.seq_len=128", "train.batch_size=8"),
+            *("data.parts=none", "train.seq_len=128"),
         ),
         _bert,
     ),
@@ -107,9 +119,11 @@ def table(rounds: int, quick: bool) -> list[dict[str, Any]]:
                 sides[way] = stack.enter_context(Side(THEIRS, _theirs, name, quick, way == "compiled"))
             seconds = raced({who: side.seconds for who, side in sides.items()}, rounds)
         config, batch = _example(name, quick)
-        tokens = batch["tokens"].size + (batch["targets"].size if config.model.family == "encoder_decoder" else 0)
+        rows, length = batch["tokens"].shape
+        targets = batch["targets"].shape[1] if config.model.family == "encoder_decoder" else 0
+        tokens = rows * (length + targets)
         lines.append(
-            {"step": name}
+            {"step": name, "rows": f"{rows} × ({length} + {targets})" if targets else f"{rows} × {length}"}
             | {f"{who}, tokens/s": tokens / value for who, value in seconds.items()}
             | {"ours / best of theirs": min(value for who, value in seconds.items() if who != "ours") / seconds["ours"]}
         )
@@ -118,10 +132,9 @@ def table(rounds: int, quick: bool) -> list[dict[str, Any]]:
 
 def _example(name: str, quick: bool) -> tuple[RunConfig, dict[str, np.ndarray]]:
     shape = SHAPES[name]
-    overrides = [*PLAIN, *shape.overrides]
-    if quick:
-        overrides = [o.replace("batch_size=64", "batch_size=8") for o in overrides]
-    config = configuration.load(CONFIGS / shape.config, overrides)
+    config = configuration.load(
+        CONFIGS / shape.config, [*PLAIN, *shape.overrides, f"train.batch_size={shape.rows[quick]}"]
+    )
     return config, example_batch(config)
 
 
