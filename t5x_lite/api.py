@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from t5x_lite.data.records import TaskData
@@ -78,9 +77,8 @@ class Model:
                 "takes inputs and decoder inputs"
             )
         for row in rows:
-            self._check_length(row.shape[1])
-        first, *second = (jnp.asarray(row) for row in rows)
-        return np.asarray(self._logits(self.params, first, jnp.ones_like(first), *second))
+            self.context(row.shape[1])  # refused if too long
+        return np.asarray(self._logits(self.params, rows[0], np.ones_like(rows[0]), *rows[1:]))
 
     @property
     def rows(self) -> int:
@@ -123,12 +121,11 @@ class Model:
         """int32 ids as the model reads a text: begun by `beginning` in a decoder, ended by EOS in an encoder_decoder,
         between [CLS] and [SEP] in an encoder. A decoder's text of no token is `first`.
         """
-        match self.config.model.family:
-            case "encoder_decoder":
-                return self.generator.encoded(text)
-            case "decoder":
-                ids = np.concatenate([self.beginning, self.tokenizer.encode(text)])
-                return np.concatenate([self.soft, ids if len(ids) else [self.first]]).astype(np.int32)
+        if self.config.model.family == "encoder_decoder":
+            return self.generator.encoded(text)
+        if self.config.model.family == "decoder":
+            ids = np.concatenate([self.beginning, self.tokenizer.encode(text)])
+            return np.concatenate([self.soft, ids if len(ids) else [self.first]]).astype(np.int32)
         vocabulary = self.tokenizer.vocabulary()
         cls, sep = (vocabulary.one_of("masked", *names) for names in (CLS, SEP))
         return np.concatenate([self.soft, [cls], self.tokenizer.encode(text), [sep]]).astype(np.int32)
@@ -139,8 +136,10 @@ class Model:
         Raises:
             UserError: more than the learned positions.
         """
-        self._check_length(wanted or self.window)
-        return wanted or self.window
+        length, positions = wanted or self.window, self.config.model.positions
+        if isinstance(positions, Learned) and length > positions.length:
+            raise UserError(f"{length} tokens are more than the model's {positions.length} learned positions")
+        return length
 
     @cached_property
     def likelihood(self) -> Likelihood:
@@ -167,7 +166,7 @@ class Model:
         pairs = [self._pair(before, text) for before, text in zip(given, texts, strict=True)]
         alone = self.config.model.family == "encoder_decoder"
         longest = max((max(map(len, pair)) if alone else sum(map(len, pair)) - 1 for pair in pairs), default=1)
-        return [found.total for found in self.likelihood(pairs, self.context(max(longest, 1)))]
+        return [likely for likely, _ in self.likelihood(pairs, self.context(max(longest, 1)))]
 
     def _pair(self, before: str, text: str) -> Pair:
         """Inputs and targets; a decoder's are cut from the ids of both together."""
@@ -178,8 +177,7 @@ class Model:
 
     def embed(self, texts: Sequence[str], pool: str = "mean", layer: int | None = None) -> Any:
         """float32 `[texts, embed]`; with pool `none` a list of `[tokens, embed]`. See `evaluate.embed.embed`."""
-        found = embedding.embed(self, texts, pool, layer)
-        return found if pool == "none" else np.stack(found)
+        return embedding.embed(self, texts, pool, layer)
 
     def _score_masked(self, text: str) -> float:
         mask, ids = self.tokenizer.vocabulary().one_of("masked", *MASK), self.encoded(text)
@@ -224,11 +222,6 @@ class Model:
             tasks = TaskEvaluation(data, self.run.blueprint, self.params, self.tokenizer, self.mesh)
             found |= tasks.scores(self.params, self.run.folder / "eval" / str(self.step))
         return found
-
-    def _check_length(self, length: int) -> None:
-        positions = self.config.model.positions
-        if isinstance(positions, Learned) and length > positions.length:
-            raise UserError(f"{length} tokens are more than the model's {positions.length} learned positions")
 
 
 def load(run: str | Path, *, step: int | None = None, overrides: Sequence[str] = ()) -> Model:

@@ -14,10 +14,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import t5x_lite
 from t5x_lite import config as configuration
 from t5x_lite import schema
 from t5x_lite.errors import STOPPED, UserError
 from t5x_lite.parallel import libtpu
+from t5x_lite.task import short_name
 
 DECODING = {
     "tokens": (int, "most tokens to add (default 128)"),
@@ -45,8 +47,7 @@ EVALUATION = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    parser = _parser()
-    options, rest = parser.parse_known_args(arguments)
+    options, rest = _parser().parse_known_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     _quiet_orbax()
     try:
@@ -66,21 +67,10 @@ def _quiet_orbax() -> None:
     """Orbax raises what goes wrong in its threads, and prints it several times over besides: the first is enough."""
     for name in ("absl", "asyncio", "orbax"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    others = threading.excepthook
-
-    def report(failed: threading.ExceptHookArgs) -> None:
-        if not type(failed.thread).__module__.startswith("orbax"):
-            others(failed)
-
-    threading.excepthook = report
-    unraisable = sys.unraisablehook
-
-    def forget(failed: "sys.UnraisableHookArgs") -> None:
-        """Writes that end after a failed save report to an event loop that is gone."""
-        if "Event loop is closed" not in str(failed.exc_value):
-            unraisable(failed)
-
-    sys.unraisablehook = forget
+    threads, unraisable = threading.excepthook, sys.unraisablehook
+    threading.excepthook = lambda failed: type(failed.thread).__module__.startswith("orbax") or threads(failed)
+    # Writes that end after a failed save report to an event loop that is gone.
+    sys.unraisablehook = lambda failed: "Event loop is closed" in str(failed.exc_value) or unraisable(failed)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -104,12 +94,12 @@ def _parser() -> argparse.ArgumentParser:
         own.set_defaults(command=function)
         return own
 
-    _add_before_a_run(command, {"config": "YAML file of a run"})
-    _add_after_a_run(command, {"run": "a run directory"})
+    _add_commands(command)
     return parser
 
 
-def _add_before_a_run(command: Callable[..., argparse.ArgumentParser], config: Mapping[str, str]) -> None:
+def _add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
+    config, run = {"config": "YAML file of a run"}, {"run": "a run directory"}
     own = command("train", train, "pretrain; a run directory that holds a checkpoint is resumed", config)
     own.add_argument("--help-config", action="store_true", help="list every setting, and end")
     own.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 of a job of several is reached")
@@ -131,9 +121,6 @@ def _add_before_a_run(command: Callable[..., argparse.ArgumentParser], config: M
     own.add_argument("--drop-highest", type=int, default=0, metavar="K", help="fit: leave out the K highest losses")
     own.add_argument("--emit", type=Path, metavar="CONFIG", help="fit: write the config of the predicted best run")
     own.add_argument("--json", action="store_true", help="fit: one JSON object on standard output")
-
-
-def _add_after_a_run(command: Callable[..., argparse.ArgumentParser], run: Mapping[str, str]) -> None:
     about = "score a run on tasks=a,b (few-shot), on text=FILE, or on its validation split"
     own = command("eval", evaluate, about, run, step=True, json=True)
     own.epilog = "; ".join(f"{name}= {meaning}" for name, meaning in EVALUATION.items())
@@ -182,12 +169,11 @@ def train(options: argparse.Namespace, overrides: list[str]) -> int:
 
         picture = draw([run.folder], run.folder / "report.png")
         if config.train.sample_prompt:
-            from t5x_lite.api import load
             from t5x_lite.decode.fill import show
             from t5x_lite.decode.generate import Sampling
 
             print("\nsample:")
-            show(load(run.folder), [config.train.sample_prompt], Sampling(temperature=0.8, top_p=0.95))
+            show(t5x_lite.load(run.folder), [config.train.sample_prompt], Sampling(temperature=0.8, top_p=0.95))
         print(f"run: {run.folder} (metrics.jsonl, {picture.name}, checkpoints/, tokenizer, config.yaml)")
     return 0
 
@@ -230,43 +216,37 @@ def tokenizer(options: argparse.Namespace, overrides: list[str]) -> int:
 
 def evaluate(options: argparse.Namespace, overrides: list[str]) -> int:
     """`t5x-lite eval RUN [tasks=a,b] [text=FILE] [k=v …]`."""
-    from t5x_lite.api import load
+    from t5x_lite.evaluate import harness, perplexity
 
     split = {override: override.removeprefix("--").partition("=") for override in overrides}
     own = {name: value for name, _, value in split.values() if name in EVALUATION}
-    given = {name: own[name] for name in ("num_fewshot", "window", "stride") if name in own}
-    wrong = [f"{name}={value}: expected a whole number" for name, value in given.items() if not value.isdecimal()]
+    sizes = {name: value for name, value in own.items() if name not in {"tasks", "text"}}
+    wrong = [f"{name}={value}: expected a whole number" for name, value in sizes.items() if not value.isdecimal()]
     if wrong:
         raise UserError("; ".join(wrong))
-    sizes = {name: int(value) for name, value in given.items()}
+    shots, window, stride = (int(sizes[n]) if n in sizes else None for n in ("num_fewshot", "window", "stride"))
     if "tasks" not in own and (options.include or options.limit is not None):
         raise UserError("eval: --include and --limit are for tasks=")
     if options.limit is not None and options.limit < 1:
         raise UserError(f"--limit {options.limit}: expected a number of documents")
     rest = [override for override, (name, _, _) in split.items() if name not in EVALUATION]
-    model = load(options.run, step=options.step, overrides=rest)
+    model = t5x_lite.load(options.run, step=options.step, overrides=rest)
     found: dict[str, float] = {}
     if "tasks" in own:
-        from t5x_lite.evaluate import harness
-        from t5x_lite.task import short_name
-
-        settings = {name: size for name, size in sizes.items() if name != "stride"}
-        learnt = [name for name in own["tasks"].split(",") if name in map(short_name, model.config.tasks)]
-        names = [name for name in own["tasks"].split(",") if name not in learnt]
+        names = own["tasks"].split(",")
+        learnt = {short_name(name) for name in model.config.tasks}.intersection(names)
         every = model.evaluate() if learnt else {}
-        records: dict[str, Any] = {}
         scores = {key: value for key, value in every.items() if key.partition("/")[0] in learnt}
-        if names:
-            others, records = harness.evaluate_tasks(
-                model, names, include=options.include, limit=options.limit, **settings
+        records: dict[str, Any] = {}
+        if others := [name for name in names if name not in learnt]:
+            theirs, records = harness.evaluate_tasks(
+                model, others, num_fewshot=shots, window=window, include=options.include, limit=options.limit
             )
-            scores |= others
+            scores |= theirs
         found = {f"eval/{name}": value for name, value in scores.items()}
         harness.save(model.run.folder / "eval" / str(model.step), found, records)
     if "text" in own:
-        from t5x_lite.evaluate import perplexity
-
-        scores = perplexity.of_file(model, Path(own["text"]), sizes.get("window"), sizes.get("stride"))
+        scores = perplexity.of_file(model, Path(own["text"]), window, stride)
         found |= {f"eval/text/{name}": value for name, value in scores.items()}
     if not found:
         found = {f"eval/{name}": value for name, value in model.evaluate().items()}
@@ -281,11 +261,10 @@ def evaluate(options: argparse.Namespace, overrides: list[str]) -> int:
 
 def embed(options: argparse.Namespace, overrides: list[str]) -> int:
     """`t5x-lite embed RUN FILE [k=v …]`."""
-    from t5x_lite.api import load
     from t5x_lite.evaluate.embed import embed_file
 
     to = options.to or options.file.with_suffix(".npz" if options.pool == "none" else ".npy")
-    model = load(options.run, step=options.step, overrides=overrides)
+    model = t5x_lite.load(options.run, step=options.step, overrides=overrides)
     shape = embed_file(model, options.file, to, options.pool, options.layer)
     print(f"{to}: {' × '.join(map(str, shape))}")
     return 0
@@ -318,23 +297,20 @@ def plan(options: argparse.Namespace, overrides: list[str]) -> int:
 
 def generate(options: argparse.Namespace, overrides: list[str]) -> int:
     """`t5x-lite generate RUN --prompt TEXT …`."""
-    from t5x_lite.api import load
     from t5x_lite.decode.fill import show
     from t5x_lite.decode.generate import settings
 
     chosen = settings(**{name: getattr(options, name) for name in (*DECODING, "stop") if hasattr(options, name)})
-    show(load(options.run, step=options.step, overrides=overrides), options.prompt, chosen)
+    show(t5x_lite.load(options.run, step=options.step, overrides=overrides), options.prompt, chosen)
     return 0
 
 
 def import_(options: argparse.Namespace, overrides: list[str]) -> int:
     """`t5x-lite import hf DIR RUN`, `t5x-lite import t5x CHECKPOINT RUN`."""
     from t5x_lite.convert import huggingface, t5x
-    from t5x_lite.progress import progress
 
     read = {"hf": huggingface.import_hf, "t5x": t5x.import_t5x}[options.format]
-    with progress("reading") as advance:
-        run = read(options.source, options.target, advance)
+    run = read(options.source, options.target)
     print(f"run: {run.folder} ({run.blueprint.parameters:,} parameters, {run.config.model.family})")
     if run.own_tokenizer is None:
         print("no tokenizer came with it: put tokenizer.json or tokenizer.model there before it reads text")
@@ -344,10 +320,8 @@ def import_(options: argparse.Namespace, overrides: list[str]) -> int:
 def export(options: argparse.Namespace, overrides: list[str]) -> int:
     """`t5x-lite export hf RUN DIR`."""
     from t5x_lite.convert.huggingface import export_hf
-    from t5x_lite.progress import progress
 
-    with progress("writing") as advance:
-        print(export_hf(options.source, options.target, advance, options.step))
+    print(export_hf(options.source, options.target, options.step))
     return 0
 
 

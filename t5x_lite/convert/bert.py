@@ -3,29 +3,14 @@
 from collections.abc import Collection, Mapping
 from typing import Any, ClassVar
 
-from t5x_lite.convert.family import Family, Keys, Marked, projections
-from t5x_lite.convert.tensors import Layers, Modules
+from t5x_lite.convert.family import SIZES, Family, Keys, Marked, projections
+from t5x_lite.convert.tensors import Modules
 from t5x_lite.models.config import ModelConfig
 
 
-def _embeddings(prefix: str) -> dict[str, str]:
-    return {
-        f"{prefix}.embeddings.word_embeddings": "tokens",
-        f"{prefix}.embeddings.position_embeddings": "encoder.embedding.positions.table",
-        f"{prefix}.embeddings.token_type_embeddings": "encoder.embedding.types",
-        f"{prefix}.embeddings.LayerNorm": "encoder.embedding.norm",
-    }
-
-
-def _layers(prefix: str) -> tuple[Layers]:
-    modules: Modules = {
-        **projections("attention.{}", ("self.query", "self.key", "self.value", "output.dense")),
-        "attention.output.LayerNorm": "attention_norm",
-        "intermediate.dense": "feedforward.up",
-        "output.dense": "feedforward.down",
-        "output.LayerNorm": "feedforward_norm",
-    }
-    return (Layers(f"{prefix}.encoder.layer.{{}}", "encoder.stack.layers", modules),)
+def _token_output(module: str, transform: str, norm: str) -> dict[str, str]:
+    """The scores of tokens, from states that a dense layer and a norm have passed."""
+    return {module: "output", transform: "output.transform", norm: "output.norm"}
 
 
 class Bert(Family):
@@ -41,14 +26,10 @@ class Bert(Family):
     offset = 0
     sentences = "next"
     keys: ClassVar[Keys] = {
-        "vocab_size": "vocab",
-        "hidden_size": "embed",
-        "num_hidden_layers": "layers",
-        "num_attention_heads": "heads",
+        **SIZES,
         "intermediate_size": "mlp",
         "hidden_act": ("feedforward.mlp.activation", "gelu"),
-        "hidden_dropout_prob": ("dropout", 0.1),
-        "attention_probs_dropout_prob": ("dropout", 0.1),
+        **dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), ("dropout", 0.1)),
         "max_position_embeddings": "positions.learned.length",
         "type_vocab_size": "token_types",
         "layer_norm_eps": ("norm.layernorm.epsilon", 1e-12),
@@ -59,15 +40,25 @@ class Bert(Family):
         "norm_place": "post",
         "init.normal.scale_residual": False,
     }
-    outside: ClassVar[Modules] = {
-        **_embeddings("bert"),
-        "bert.pooler.dense": "sentence.pooler",
-        "cls.seq_relationship": "sentence.classes",
-        "cls.predictions": "output",
-        "cls.predictions.transform.dense": "output.transform",
-        "cls.predictions.transform.LayerNorm": "output.norm",
+    base: ClassVar[Modules] = {
+        "embeddings.word_embeddings": "tokens",
+        "embeddings.position_embeddings": "encoder.embedding.positions.table",
+        "embeddings.token_type_embeddings": "encoder.embedding.types",
+        "embeddings.LayerNorm": "encoder.embedding.norm",
+        "pooler.dense": "sentence.pooler",
     }
-    layers = _layers("bert")
+    heads: ClassVar[Modules] = {
+        "cls.seq_relationship": "sentence.classes",
+        **_token_output("cls.predictions", "cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm"),
+    }
+    place = "encoder.layer.{}"
+    layer: ClassVar[Modules] = {
+        **projections("attention.{}", ("self.query", "self.key", "self.value", "output.dense")),
+        "attention.output.LayerNorm": "attention_norm",
+        "intermediate.dense": "feedforward.up",
+        "output.dense": "feedforward.down",
+        "output.LayerNorm": "feedforward_norm",
+    }
 
     def model(self, hf: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
         own = super().model(hf, names)
@@ -95,13 +86,7 @@ class Roberta(Bert):
     marked = None
     offset = 2
     constant: ClassVar[Mapping[str, Any]] = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
-    outside: ClassVar[Modules] = {
-        **_embeddings("roberta"),
-        "lm_head": "output",
-        "lm_head.dense": "output.transform",
-        "lm_head.layer_norm": "output.norm",
-    }
-    layers = _layers("roberta")
+    heads: ClassVar[Modules] = _token_output("lm_head", "lm_head.dense", "lm_head.layer_norm")
 
 
 class Albert(Bert):
@@ -114,15 +99,16 @@ class Albert(Bert):
     keys: ClassVar[Keys] = {**Bert.keys, "embedding_size": ("embedding", None)}
     fixed: ClassVar[Mapping[str, Any]] = {**Bert.fixed, "shared_layers": True}
     constant: ClassVar[Mapping[str, Any]] = {"num_hidden_groups": 1, "inner_group_num": 1}
-    outside: ClassVar[Modules] = {
-        **_embeddings("albert"),
-        "albert.encoder.embedding_hidden_mapping_in": "encoder.project",
-        "albert.pooler": "sentence.pooler",
-        "sop_classifier.classifier": "sentence.classes",
-        "predictions": "output",
-        "predictions.dense": "output.transform",
-        "predictions.LayerNorm": "output.norm",
+    base: ClassVar[Modules] = {
+        **{theirs: ours for theirs, ours in Bert.base.items() if theirs != "pooler.dense"},
+        "encoder.embedding_hidden_mapping_in": "encoder.project",
+        "pooler": "sentence.pooler",
     }
+    heads: ClassVar[Modules] = {
+        "sop_classifier.classifier": "sentence.classes",
+        **_token_output("predictions", "predictions.dense", "predictions.LayerNorm"),
+    }
+    place = "encoder.albert_layer_groups.0.albert_layers.{}"
     layer: ClassVar[Modules] = {
         **projections("attention.{}", ("query", "key", "value", "dense")),
         "attention.LayerNorm": "attention_norm",
@@ -130,7 +116,6 @@ class Albert(Bert):
         "ffn_output": "feedforward.down",
         "full_layer_layer_norm": "feedforward_norm",
     }
-    layers = (Layers("albert.encoder.albert_layer_groups.0.albert_layers.{}", "encoder.stack.layers", layer),)
 
 
 class Electra(Bert):
@@ -140,13 +125,9 @@ class Electra(Bert):
     ignored = (r"generator_lm_head\.weight", r"electra\.embeddings\.position_ids")
     marked = ("discriminator_predictions.dense.weight", ("detection",), "ElectraForPreTraining")
     keys = Albert.keys
-    outside: ClassVar[Modules] = {
-        **_embeddings("electra"),
-        "electra.embeddings_project": "encoder.project",
-        "generator_predictions.dense": "output.transform",
-        "generator_predictions.LayerNorm": "output.norm",
-        "generator_lm_head": "output",
+    base: ClassVar[Modules] = {**Bert.base, "embeddings_project": "encoder.project"}
+    heads: ClassVar[Modules] = {
+        **_token_output("generator_lm_head", "generator_predictions.dense", "generator_predictions.LayerNorm"),
         "discriminator_predictions.dense": "detection.transform",
         "discriminator_predictions.dense_prediction": "detection.score",
     }
-    layers = _layers("electra")

@@ -4,11 +4,11 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar, TypeAlias
 
 from t5x_lite.adapt.parts import nested
-from t5x_lite.convert.tensors import Dialect, Layers, Modules, Table
+from t5x_lite.convert.tensors import TORCH, Dialect, Layers, Modules, Table
 from t5x_lite.models.components import Activation, MoE
 from t5x_lite.models.config import ModelConfig
-from t5x_lite.models.transformer import Blueprint
-from t5x_lite.schema import flatten
+from t5x_lite.models.transformer import blueprint
+from t5x_lite.schema import dotted, flatten
 
 ACTIVATIONS: dict[str, Activation] = {
     "gelu": "gelu",
@@ -20,14 +20,24 @@ ACTIVATIONS: dict[str, Activation] = {
     "swish": "silu",
 }
 """Transformers' names of elementwise functions."""
+PROJECTIONS = ("query", "key", "value", "out")
+"""The four matrices of an attention."""
 FOLLOWS = {"kv_heads": "heads", "embedding": "embed", "decoder_layers": "layers"}
 """Settings that are left out where they equal another."""
 
 Keys: TypeAlias = Mapping[str, str | tuple[str, Any]]
 """Their key to our dotted one, in a pair with the value that Transformers takes where a config does not say.
 
-Where several of theirs are one of ours, the first is read and all are written.
+Where several of theirs are one of ours, the first is read and all are written. `moe` stands for the layers with
+experts, whose place in the model a family knows.
 """
+SIZES: Keys = {
+    "vocab_size": "vocab",
+    "hidden_size": "embed",
+    "num_hidden_layers": "layers",
+    "num_attention_heads": "heads",
+}
+"""What most families call them."""
 
 Marked: TypeAlias = tuple[str, tuple[str, ...], str]
 
@@ -36,10 +46,11 @@ class Family:
     """A model type of Transformers.
 
     `keys` are the settings that both have, `fixed` those of ours that are the same in every such model, `constant`
-    those of theirs. `outside` and `layers` are their modules and ours, outside the layers and in each stack. `ignored`
-    are patterns of tensors that hold nothing of their own (copies of tied matrices, masks); `renamed` maps spellings of
-    older files; files may leave out `prefix`. `marked` models have a tensor of this name, these outputs, and a class of
-    their own.
+    those of theirs. `base`, `heads` and `layer` are their modules and ours: of the base model but for its layers,
+    beside it, and of the layer at `place`, where `{}` is its number. Names of the base model begin with `prefix`, which
+    files may leave out. `ignored` are patterns of tensors that hold nothing of their own (copies of tied matrices,
+    masks); `renamed` maps spellings of older files. `marked` models have a tensor of this name, these outputs, and a
+    class of their own.
     """
 
     model_type: str
@@ -48,9 +59,11 @@ class Family:
     keys: ClassVar[Keys]
     fixed: ClassVar[Mapping[str, Any]] = {}
     constant: ClassVar[Mapping[str, Any]] = {}
-    outside: ClassVar[Modules]
-    layers: ClassVar[tuple[Layers, ...]]
-    dialect: ClassVar[Dialect] = Dialect(transposed=True)
+    base: ClassVar[Modules]
+    heads: ClassVar[Modules] = {}
+    place: ClassVar[str]
+    layer: ClassVar[Modules]
+    dialect: ClassVar[Dialect] = Dialect(transposed=True, leaves=TORCH)
     ignored: ClassVar[tuple[str, ...]] = ()
     renamed: ClassVar[Mapping[str, str]] = {}
     prefix: ClassVar[str] = ""
@@ -74,18 +87,22 @@ class Family:
             KeyError: a component that such models do not have.
         """
         own, found = resolved(model), {}
+        if len(model.mixtures) == 1:
+            own |= dotted({"moe": model.mixtures[0].model_dump(mode="json")})
         for theirs, key in self.keys.items():
             ours = key if isinstance(key, str) else key[0]
             found[theirs] = foreign_activation(model) if ours.endswith(".activation") else own[ours]
         return {**found, **self.constant}
 
     def modules(self, model: ModelConfig) -> tuple[Modules, Sequence[Layers]]:
-        """Their modules and ours of this model."""
-        return self.outside, self.layers
+        """Their modules and ours of this model, outside the layers and in each stack."""
+        base = {self.prefix + theirs: ours for theirs, ours in self.base.items()}
+        side = "encoder" if model.family == "encoder" else "decoder"
+        return {**base, **self.heads}, [Layers(self.prefix + self.place, f"{side}.stack.layers", self.layer)]
 
-    def table(self, model: ModelConfig, blueprint: Blueprint) -> Table:
+    def table(self, model: ModelConfig) -> Table:
         """Every tensor."""
-        return Table(blueprint, self.dialect, *self.modules(model))
+        return Table(blueprint(model), self.dialect, *self.modules(model))
 
     def objective_of(self, model: ModelConfig) -> Any:
         """The objective that such a model was trained on, as a setting; null where one alone cannot be."""
@@ -129,5 +146,4 @@ def resolved(model: ModelConfig) -> dict[str, Any]:
 
 def projections(theirs: str, names: Sequence[str] = "qkvo", ours: str = "attention") -> dict[str, str]:
     """The four matrices of an attention; `{}` stands for each of their names."""
-    own = ("query", "key", "value", "out")
-    return {theirs.format(name): f"{ours}.{part}" for name, part in zip(names, own, strict=True)}
+    return {theirs.format(name): f"{ours}.{part}" for name, part in zip(names, PROJECTIONS, strict=True)}

@@ -3,18 +3,26 @@
 from collections.abc import Collection, Mapping
 from typing import Any, ClassVar
 
-from t5x_lite.convert.family import Family, Keys, projections
-from t5x_lite.convert.tensors import Dialect, Layers, Modules
+from t5x_lite.convert.family import SIZES, Family, Keys, projections
+from t5x_lite.convert.tensors import TORCH, Dialect, Modules
 from t5x_lite.errors import UserError
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.patterns import Local
+
+BLOCK: Modules = {
+    "ln_1": "attention_norm",
+    "ln_2": "feedforward_norm",
+    "mlp.c_fc": "feedforward.up",
+    "mlp.c_proj": "feedforward.down",
+}
+"""What layers of GPT-2 and GPT-Neo have beside attention."""
 
 
 class GPT2(Family):
     """Radford et al. 2019. Its Conv1D keeps matrices as [in, out], and query, key and value side by side."""
 
     model_type, architecture, prefix, objective = "gpt2", "GPT2LMHeadModel", "transformer.", "causal"
-    dialect = Dialect(transposed=False)
+    dialect = Dialect(transposed=False, leaves=TORCH)
     ignored = (r"transformer\.h\.\d+\.attn\.(masked_)?bias", r"lm_head\.weight")
     keys: ClassVar[Keys] = {
         "vocab_size": "vocab",
@@ -25,24 +33,19 @@ class GPT2(Family):
         "n_positions": "positions.learned.length",
         "layer_norm_epsilon": ("norm.layernorm.epsilon", 1e-5),
         "activation_function": ("feedforward.mlp.activation", "gelu_new"),
-        "resid_pdrop": ("dropout", 0.1),
-        "embd_pdrop": ("dropout", 0.1),
-        "attn_pdrop": ("dropout", 0.1),
+        **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), ("dropout", 0.1)),
     }
-    outside: ClassVar[Modules] = {
-        "transformer.wte": "tokens",
-        "transformer.wpe": "decoder.embedding.positions.table",
-        "transformer.ln_f": "decoder.stack.final_norm",
+    base: ClassVar[Modules] = {
+        "wte": "tokens",
+        "wpe": "decoder.embedding.positions.table",
+        "ln_f": "decoder.stack.final_norm",
     }
+    place = "h.{}"
     layer: ClassVar[Modules] = {
-        "ln_1": "attention_norm",
+        **BLOCK,
         "attn.c_attn": ("attention.query", "attention.key", "attention.value"),
         "attn.c_proj": "attention.out",
-        "ln_2": "feedforward_norm",
-        "mlp.c_fc": "feedforward.up",
-        "mlp.c_proj": "feedforward.down",
     }
-    layers = (Layers("transformer.h.{}", "decoder.stack.layers", layer),)
 
     def config(self, model: ModelConfig) -> dict[str, Any]:
         return super().config(model) | {"n_inner": model.mlp}
@@ -62,24 +65,15 @@ class GPTNeo(Family):
         "max_position_embeddings": "positions.learned.length",
         "layer_norm_epsilon": ("norm.layernorm.epsilon", 1e-5),
         "activation_function": ("feedforward.mlp.activation", "gelu_new"),
-        "resid_dropout": ("dropout", 0.0),
-        "embed_dropout": ("dropout", 0.0),
-        "attention_dropout": ("dropout", 0.0),
+        **dict.fromkeys(("resid_dropout", "embed_dropout", "attention_dropout"), ("dropout", 0.0)),
     }
     fixed: ClassVar[Mapping[str, Any]] = {
         "query_key_value_bias": False,
         "attention_scale": 1.0,
         "init.normal.scale_residual": False,
     }
-    outside = GPT2.outside
-    layer: ClassVar[Modules] = {
-        "ln_1": "attention_norm",
-        **projections("attn.attention.{}_proj", ("q", "k", "v", "out")),
-        "ln_2": "feedforward_norm",
-        "mlp.c_fc": "feedforward.up",
-        "mlp.c_proj": "feedforward.down",
-    }
-    layers = (Layers("transformer.h.{}", "decoder.stack.layers", layer),)
+    base, place = GPT2.base, GPT2.place
+    layer: ClassVar[Modules] = {**BLOCK, **projections("attn.attention.{}_proj", ("q", "k", "v", "out"))}
 
     def model(self, hf: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
         window = {"local": {"window": hf.get("window_size", 256)}}
@@ -105,16 +99,12 @@ class OPT(Family):
     model_type, architecture, prefix, objective = "opt", "OPTForCausalLM", "model.", "causal"
     ignored = (r"lm_head\.weight",)
     keys: ClassVar[Keys] = {
-        "vocab_size": "vocab",
-        "num_hidden_layers": "layers",
-        "hidden_size": "embed",
+        **SIZES,
         "word_embed_proj_dim": ("embedding", None),
-        "num_attention_heads": "heads",
         "ffn_dim": "mlp",
         "max_position_embeddings": "positions.learned.length",
         "activation_function": ("feedforward.mlp.activation", "relu"),
-        "dropout": ("dropout", 0.1),
-        "attention_dropout": ("dropout", 0.1),
+        **dict.fromkeys(("dropout", "attention_dropout"), ("dropout", 0.1)),
     }
     fixed: ClassVar[Mapping[str, Any]] = {
         "positions.learned.offset": 2,
@@ -122,11 +112,12 @@ class OPT(Family):
         "init.normal.deviation": 0.006,
     }
     constant: ClassVar[Mapping[str, Any]] = {"do_layer_norm_before": True}
-    outside: ClassVar[Modules] = {
-        "model.decoder.embed_tokens": "tokens",
-        "model.decoder.embed_positions": "decoder.embedding.positions.table",
-        "model.decoder.final_layer_norm": "decoder.stack.final_norm",
+    base: ClassVar[Modules] = {
+        "decoder.embed_tokens": "tokens",
+        "decoder.embed_positions": "decoder.embedding.positions.table",
+        "decoder.final_layer_norm": "decoder.stack.final_norm",
     }
+    place = "decoder.layers.{}"
     layer: ClassVar[Modules] = {
         "self_attn_layer_norm": "attention_norm",
         **projections("self_attn.{}_proj", ("q", "k", "v", "out")),
@@ -134,7 +125,6 @@ class OPT(Family):
         "fc1": "feedforward.up",
         "fc2": "feedforward.down",
     }
-    layers = (Layers("model.decoder.layers.{}", "decoder.stack.layers", layer),)
 
     def model(self, hf: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
         own = super().model(hf, names)

@@ -1,10 +1,14 @@
 """Hugging Face folders (config.json, safetensors, tokenizer files) to runs and back, one tensor in memory at a time."""
 
+import itertools
 import json
+import math
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -15,80 +19,78 @@ import safetensors
 
 from t5x_lite import config as configuration
 from t5x_lite import schema
-from t5x_lite.checkpoint import Checkpoints, flat
+from t5x_lite.adapt.parts import named, nested
+from t5x_lite.checkpoint import Checkpoints
 from t5x_lite.config import CheckpointConfig, MeshConfig, RunConfig
 from t5x_lite.convert import FAMILIES, Family
 from t5x_lite.convert.family import resolved
-from t5x_lite.convert.tensors import Entry, Table, compare
+from t5x_lite.convert.tensors import Entry, Table
 from t5x_lite.data import tokenizer as tokenizers
 from t5x_lite.data.config import TokenizerFile
 from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.errors import UserError
 from t5x_lite.models.components import Learned
 from t5x_lite.models.config import ModelConfig
-from t5x_lite.models.transformer import Blueprint, blueprint
 from t5x_lite.parallel import mesh as meshes
+from t5x_lite.progress import progress
 from t5x_lite.run import FOREIGN_CONFIG, Run, open_run
 from t5x_lite.start import merged
 
 SHARD_BYTES = 5 * 10**9
 """Size of one file of an export at most, as Transformers has it."""
 INDEX = "model.safetensors.index.json"
-NOT_COMPARED = ("dropout", "init", "compute", "remat", "unroll", "kernel")
+NOT_COMPARED = {"dropout", "init", "compute", "remat", "unroll", "kernel"}
 """Settings of a model that its config in another format need not hold."""
 
 KNOWN = ", ".join(FAMILIES)
-Progress = Callable[[str, int, int], None]
-
-
-class Weights:
-    """The tensors of a folder by name, read one at a time from one file or from the files of an index.
-
-    `shapes` are theirs; `dtype` is that of most of them, as safetensors spells it (F32, BF16, F16).
-    """
-
-    def __init__(self, folder: Path, family: Family) -> None:
-        found: dict[str, tuple[Path, tuple[int, ...]]] = {}
-        kinds: list[str] = []
-        paths = sorted(folder.glob("*.safetensors"))
-        if (folder / INDEX).is_file():
-            paths = sorted({folder / name for name in _read_json(folder / INDEX)["weight_map"].values()})
-        if not paths:
-            raise UserError(
-                f"{folder}: no .safetensors file is there; files of other kinds (pickles) are not read: "
-                "save the model with save_pretrained(..., safe_serialization=True)"
-            )
-        for path in paths:
-            try:
-                with safetensors.safe_open(path, framework="np") as file:
-                    for name in file.keys():  # noqa: SIM118
-                        part = file.get_slice(name)
-                        found[name] = path, tuple(part.get_shape())
-                        kinds.append(part.get_dtype())
-            except (OSError, safetensors.SafetensorError) as error:
-                raise UserError(f"{path}: cannot be read: {error}") from None
-        self.dtype = max(set(kinds), key=kinds.count, default="F32")
-        bare = not any(name.startswith(family.prefix) for name in found)
-        self._places, self.shapes = dict[str, tuple[Path, str]](), dict[str, tuple[int, ...]]()
-        for name, (path, shape) in found.items():
-            ours = family.prefix + name if bare and not name.startswith(HEADS) else name
-            for old, new in family.renamed.items():
-                ours = re.sub(old, new, ours)
-            self._places[ours], self.shapes[ours] = (path, name), shape
-
-    def read(self, name: str) -> np.ndarray:
-        """One tensor. The file is opened for it alone, or the pages of all that was read would stay in memory."""
-        path, theirs = self._places[name]
-        with safetensors.safe_open(path, framework="np") as file:
-            return file.get_slice(theirs)[...]
-
-
 HEADS = ("lm_head", "cls.", "predictions.", "sop_classifier.", "generator_", "discriminator_")
 """Modules that stand beside the base model, whose own prefix some files leave out."""
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+"""Types as safetensors and as NumPy spell them."""
 
 
-def import_hf(folder: Path, run_dir: Path, progress: Progress) -> Run:
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor in a file; `kind` is its type as safetensors spells it."""
+
+    path: Path
+    name: str
+    shape: tuple[int, ...]
+    kind: str
+
+    def read(self) -> np.ndarray:
+        """Its values. The file is opened for it alone, or the pages of all that was read would stay in memory."""
+        with safetensors.safe_open(self.path, framework="np") as file:
+            return file.get_slice(self.name)[...]
+
+
+def _tensors(folder: Path, family: Family) -> dict[str, Tensor]:
+    """The tensors of one file, or of the files of an index, by the names that newer files with a prefix give them."""
+    paths = sorted(folder.glob("*.safetensors"))
+    if (folder / INDEX).is_file():
+        paths = sorted({folder / name for name in _read_json(folder / INDEX)["weight_map"].values()})
+    if not paths:
+        raise UserError(
+            f"{folder}: no .safetensors file is there; files of other kinds (pickles) are not read: "
+            "save the model with save_pretrained(..., safe_serialization=True)"
+        )
+    found = {}
+    for path in paths:
+        try:
+            with safetensors.safe_open(path, framework="np") as file:
+                for name in file.keys():  # noqa: SIM118
+                    part = file.get_slice(name)
+                    found[name] = Tensor(path, name, tuple(part.get_shape()), part.get_dtype())
+        except (OSError, safetensors.SafetensorError) as error:
+            raise UserError(f"{path}: cannot be read: {error}") from None
+    if not any(name.startswith(family.prefix) for name in found):
+        found = {name if name.startswith(HEADS) else family.prefix + name: own for name, own in found.items()}
+    for old, new in family.renamed.items():
+        found = {re.sub(old, new, name): own for name, own in found.items()}
+    return found
+
+
+def import_hf(folder: Path, run_dir: Path) -> Run:
     """Make a run directory from a Hugging Face folder: config, tokenizer (where there is one), checkpoint 0.
 
     Raises:
@@ -101,23 +103,19 @@ def import_hf(folder: Path, run_dir: Path, progress: Progress) -> Run:
         raise UserError(f"{folder / 'config.json'}: model_type {hf.get('model_type')!r} is not one of {KNOWN}")
     if (run_dir / "config.yaml").exists():
         raise UserError(f"{run_dir}: is a run already; give another directory")
-    weights = Weights(folder, family)
-    ignored = {name for name in weights.shapes if any(re.fullmatch(pattern, name) for pattern in family.ignored)}
+    tensors = _tensors(folder, family)
+    # What is ignored because it is a copy may also be a tensor of its own.
+    ignored = {name for name in tensors if any(re.fullmatch(pattern, name) for pattern in family.ignored)}
     try:
-        settings = family.model(hf, weights.shapes.keys() - ignored)
+        settings = family.model(hf, tensors.keys() - ignored)
     except KeyError as error:
         raise UserError(f"{folder / 'config.json'}: {error} is missing or not known here") from None
     model = schema.validate(ModelConfig, schema.Sources(settings, {"": str(folder / "config.json")}))
-    structure = blueprint(model)
-    table = family.table(model, structure)
-    expected = table.expected()
-    # What is ignored because it is a copy may also be a tensor of its own.
-    found = {name: shape for name, shape in weights.shapes.items() if name not in ignored or name in expected}
-    compare(str(folder), expected, found)
-    params = params_of(structure, table, weights.read, progress)
-    hf["dtype"] = DTYPES.get(weights.dtype, "float32")
-    tokenizer = tokenizer_of(folder, model)
-    return write_run(run_dir, model, family.objective_of(model), params, structure, tokenizer, hf)
+    table = family.table(model)
+    table.check(str(folder), {name: own.shape for name, own in tensors.items()}, ignored)
+    params = params_of(table, lambda name: tensors[name].read())
+    hf["dtype"] = DTYPES.get(statistics.mode(own.kind for own in tensors.values()), "float32")
+    return write_run(run_dir, model, family.objective_of(model), params, tokenizer_of(folder, model), hf)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -127,16 +125,16 @@ def _read_json(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
-def params_of(structure: Blueprint, table: Table, read: Callable[[str], np.ndarray], progress: Progress) -> Any:
+def params_of(table: Table, read: Callable[[str], np.ndarray]) -> Any:
     """Our arrays, on the devices; each is filled on the host from theirs and given away before the next."""
-    mesh = meshes.make_mesh(MeshConfig())
-    names = list(flat(structure.shapes))
-    placed = jax.tree.leaves(meshes.shardings(mesh, structure.axes, structure.shapes))
-    leaves = []
-    for number, (name, sharding) in enumerate(zip(names, placed, strict=True)):
-        leaves.append(jax.device_put(table.to_ours(name, read), sharding))
-        progress(name, number + 1, len(names))
-    return jax.tree.unflatten(jax.tree.structure(structure.shapes), leaves)
+    plan = table.blueprint
+    shardings = named(meshes.shardings(meshes.make_mesh(MeshConfig()), plan.axes, plan.shapes))
+    params = {}
+    with progress("reading") as advance:
+        for name, sharding in shardings.items():
+            params[name] = jax.device_put(table.to_ours(name, read), sharding)
+            advance(name, len(params), len(shardings))
+    return nested(params)
 
 
 def write_run(
@@ -144,7 +142,6 @@ def write_run(
     model: ModelConfig,
     objective: Any,
     params: Any,
-    structure: Blueprint,
     tokenizer: Tokenizer | None,
     foreign: Mapping[str, Any] | None = None,
 ) -> Run:
@@ -158,17 +155,16 @@ def write_run(
         "tokenizer": {"file": {"path": str(run_dir / (tokenizer.file_name if tokenizer else "tokenizer.json"))}},
         "train": {"steps": 1, "batch_size": 8, "seq_len": min(length, 512)},
     }
-    config = schema.validate(RunConfig, schema.Sources(settings, {"": "import"}))
+    config = configuration.dump(schema.validate(RunConfig, schema.Sources(settings, {"": "import"})))
     run_dir.mkdir(parents=True, exist_ok=True)
-    checkpoints = Checkpoints(run_dir / "checkpoints", CheckpointConfig())
-    checkpoints.write(0, {"params": params}, {"config": configuration.dump(config)})
-    checkpoints.close()
+    with closing(Checkpoints(run_dir / "checkpoints", CheckpointConfig())) as checkpoints:
+        checkpoints.write(0, {"params": params}, {"config": config})
     if tokenizer is not None:
         tokenizer.save(run_dir)
     if foreign is not None:
         (run_dir / FOREIGN_CONFIG).write_text(json.dumps(foreign, indent=2) + "\n", encoding="utf-8")
-    (run_dir / "config.yaml").write_text(configuration.dump(config), encoding="utf-8")
-    return Run(run_dir, config, structure, tokenizer)
+    (run_dir / "config.yaml").write_text(config, encoding="utf-8")
+    return open_run(run_dir)
 
 
 def tokenizer_of(folder: Path, model: ModelConfig) -> Tokenizer | None:
@@ -183,7 +179,7 @@ def tokenizer_of(folder: Path, model: ModelConfig) -> Tokenizer | None:
     return None
 
 
-def export_hf(run_dir: Path, folder: Path, progress: Progress, step: int | None = None) -> Path:
+def export_hf(run_dir: Path, folder: Path, step: int | None = None) -> Path:
     """Write a run's weights, config and tokenizer as Transformers reads them; of ELECTRA's pair, the discriminator.
 
     Raises:
@@ -191,31 +187,29 @@ def export_hf(run_dir: Path, folder: Path, progress: Progress, step: int | None 
     """
     run = open_run(run_dir)
     hf = _read_json(run_dir / FOREIGN_CONFIG) if (run_dir / FOREIGN_CONFIG).is_file() else {}
-    model, pair = run.config.model, run.config.model.family == "electra"
-    model = model.model_of_discriminator if pair else model
+    model = run.config.model
+    model = model.model_of_discriminator if model.family == "electra" else model
     family = family_of(model, hf.get("model_type"))
-    table = family.table(model, blueprint(model))
+    table = family.table(model)
     dtype = np.dtype(hf.get("dtype", "float32"))
     arrays = merged(run, meshes.make_mesh(MeshConfig()), step)[1]
-    if pair:
-        arrays = {name.removeprefix("discriminator."): value for name, value in arrays.items()}
+    arrays = {name.removeprefix("discriminator."): value for name, value in arrays.items()}
     folder.mkdir(parents=True, exist_ok=True)
-    files = _shards(table, dtype.itemsize)
-    done = 0
+    files, done = _shards(table, dtype.itemsize), itertools.count(1)
 
-    @lru_cache(maxsize=1)  # the experts of an array are written one after the other
-    def array_of(name: str) -> np.ndarray:
-        return np.asarray(arrays[name])
+    # The experts of an array are written one after the other.
+    array_of = lru_cache(maxsize=1)(lambda name: np.asarray(arrays[name]))
 
-    for name, entries in files.items():
-        with _safetensors(folder / name, table, entries, dtype) as write:
-            for entry in entries:
-                write(entry.theirs, table.to_theirs(entry, array_of).astype(dtype))
-                done += 1
-                progress(entry.theirs, done, len(table.entries))
+    def tensor_of(entry: Entry) -> np.ndarray:
+        advance(entry.theirs, next(done), len(table.entries))
+        return entry.tensor(array_of).astype(dtype, copy=False)
+
+    with progress("writing") as advance:
+        for name, entries in files.items():
+            _write_safetensors(folder / name, entries, dtype, tensor_of)
     if len(files) > 1:
         places = {entry.theirs: name for name, entries in files.items() for entry in entries}
-        total = sum(dtype.itemsize * int(np.prod(shape)) for shape in table.expected().values())
+        total = dtype.itemsize * sum(math.prod(entry.shape) for entry in table.entries)
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     own = {"model_type": family.model_type, "architectures": [family.architecture_of(model)]}
@@ -230,54 +224,47 @@ def export_hf(run_dir: Path, folder: Path, progress: Progress, step: int | None 
     return folder
 
 
-@contextmanager
-def _safetensors(
-    path: Path, table: Table, entries: Sequence[Entry], dtype: np.dtype
-) -> Iterator[Callable[[str, np.ndarray], None]]:
-    """A function that writes one tensor of a new file: the library's own writer wants all of them in memory.
+def _write_safetensors(
+    path: Path, entries: Sequence[Entry], dtype: np.dtype, tensor_of: Callable[[Entry], np.ndarray]
+) -> None:
+    """A file of these tensors, made one at a time: the library's own writer wants all of them in memory.
 
     The format is a length, a JSON header padded to eight bytes, and the tensors in the order of their names, without
     gaps (the library's README).
     """
-    shapes, kinds = table.expected(), {ours: theirs for theirs, ours in DTYPES.items()}
+    kind = next(theirs for theirs, ours in DTYPES.items() if ours == dtype)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
-    for name in sorted(entry.theirs for entry in entries):
-        start, end = end, end + dtype.itemsize * int(np.prod(shapes[name]))
-        header[name] = {"dtype": kinds[str(dtype)], "shape": list(shapes[name]), "data_offsets": [start, end]}
+    for entry in sorted(entries, key=lambda entry: entry.theirs):
+        start, end = end, end + dtype.itemsize * math.prod(entry.shape)
+        header[entry.theirs] = {"dtype": kind, "shape": entry.shape, "data_offsets": (start, end)}
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        file.truncate(8 + len(text) + end)
-
-        def write(name: str, tensor: np.ndarray) -> None:
-            file.seek(8 + len(text) + header[name]["data_offsets"][0])
-            file.write(np.ascontiguousarray(tensor).view(np.uint8).data)
-
-        yield write
+        for entry in entries:
+            file.seek(8 + len(text) + header[entry.theirs]["data_offsets"][0])
+            file.write(np.ascontiguousarray(tensor_of(entry)).view(np.uint8).data)
 
 
 def _special_ids(run: Run) -> dict[str, int]:
     """Ids that Transformers' generation goes by, of a run that was trained here."""
-    if run.own_tokenizer is None:
-        return {}
-    found = {"eos_token_id": run.tokenizer.eos, "bos_token_id": run.tokenizer.eos, "pad_token_id": run.tokenizer.pad}
+    own = run.own_tokenizer
+    found = {} if own is None else {"eos_token_id": own.eos, "bos_token_id": own.eos, "pad_token_id": own.pad}
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _shards(table: Table, itemsize: int) -> dict[str, list[Any]]:
+def _shards(table: Table, itemsize: int) -> dict[str, list[Entry]]:
     """File names and what each holds, at most `SHARD_BYTES`, in the table's order."""
-    groups: list[list[Any]] = [[]]
+    groups: list[list[Entry]] = [[]]
     size = 0
-    expected = table.expected()
     for entry in table.entries:
-        own = itemsize * int(np.prod(expected[entry.theirs]))
-        if groups[-1] and size + own > SHARD_BYTES:
-            groups.append([])
-            size = 0
-        groups[-1].append(entry)
+        own = itemsize * math.prod(entry.shape)
         size += own
+        if groups[-1] and size > SHARD_BYTES:
+            groups.append([])
+            size = own
+        groups[-1].append(entry)
     if len(groups) == 1:
         return {"model.safetensors": groups[0]}
     return {f"model-{n:05d}-of-{len(groups):05d}.safetensors": group for n, group in enumerate(groups, start=1)}
@@ -308,5 +295,5 @@ def _differences(model: ModelConfig, other: ModelConfig) -> list[str]:
     return [
         f"{key} {ours.get(key)!r} instead of {theirs.get(key)!r}"
         for key in sorted(ours.keys() | theirs.keys())
-        if ours.get(key) != theirs.get(key) and key.split(".")[-1] not in NOT_COMPARED and key.split(".")[0] != "init"
+        if ours.get(key) != theirs.get(key) and NOT_COMPARED.isdisjoint(key.split("."))
     ]

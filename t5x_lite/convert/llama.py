@@ -1,14 +1,13 @@
 """Llama 1 to 3, Mistral, Mixtral and OLMo 2 in Hugging Face's format."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any, ClassVar
 
-from t5x_lite.convert.family import Family, Keys, projections
-from t5x_lite.convert.tensors import Layers, Modules
+from t5x_lite.convert.family import SIZES, Family, Keys, projections
+from t5x_lite.convert.tensors import Modules
 from t5x_lite.errors import UserError
-from t5x_lite.models.components import GLU, Llama3Stretch, Rotary
+from t5x_lite.models.components import Llama3Stretch, Rotary
 from t5x_lite.models.config import ModelConfig
-from t5x_lite.models.experts import TopK
 from t5x_lite.models.patterns import Local
 
 
@@ -18,10 +17,7 @@ class Llama(Family):
     model_type, architecture, prefix, objective = "llama", "LlamaForCausalLM", "model.", "causal"
     ignored = (r".*rotary_emb\.inv_freq",)
     keys: ClassVar[Keys] = {
-        "vocab_size": "vocab",
-        "num_hidden_layers": "layers",
-        "hidden_size": "embed",
-        "num_attention_heads": "heads",
+        **SIZES,
         "num_key_value_heads": ("kv_heads", None),
         "head_dim": ("head_dim", None),
         "intermediate_size": "mlp",
@@ -29,11 +25,9 @@ class Llama(Family):
         "rms_norm_eps": ("norm.rmsnorm.epsilon", 1e-6),
     }
     fixed: ClassVar[Mapping[str, Any]] = {"bias": False, "init.normal.scale_residual": False}
-    outside: ClassVar[Modules] = {
-        "model.embed_tokens": "tokens",
-        "model.norm": "decoder.stack.final_norm",
-        "lm_head": "output.matrix",
-    }
+    base: ClassVar[Modules] = {"embed_tokens": "tokens", "norm": "decoder.stack.final_norm"}
+    heads: ClassVar[Modules] = {"lm_head": "output.matrix"}
+    place = "layers.{}"
     layer: ClassVar[Modules] = {
         "input_layernorm": "attention_norm",
         "post_attention_layernorm": "feedforward_norm",
@@ -56,22 +50,17 @@ class Llama(Family):
         rope = _rope_parameters(model.positions)
         return super().config(model) | {"rope_parameters": rope, "tie_word_embeddings": model.tied}
 
-    def modules(self, model: ModelConfig) -> tuple[Modules, Sequence[Layers]]:
-        return self.outside, [Layers("model.layers.{}", "decoder.stack.layers", self.layer)]
-
 
 def _rotary(hf: Mapping[str, Any]) -> dict[str, Any]:
     """Newer configs say `rope_parameters`, older ones `rope_theta` and `rope_scaling`."""
     rope = {"rope_theta": hf.get("rope_theta", 10000.0)} | (hf.get("rope_parameters") or hf.get("rope_scaling") or {})
     found: dict[str, Any] = {"theta": float(rope["rope_theta"])}
-    match rope.get("rope_type", rope.get("type", "default")):
-        case "default":
-            return found
-        case "llama3":
-            stretch = {ours: float(rope[theirs]) for theirs, ours in STRETCH.items()}
-            return found | {"stretch": {"llama3": stretch}}
-        case kind:
-            raise UserError(f"rope_type {kind!r} is not supported; default and llama3 are")
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind not in {"default", "llama3"}:
+        raise UserError(f"rope_type {kind!r} is not supported; default and llama3 are")
+    if kind == "llama3":
+        found["stretch"] = {"llama3": {ours: float(rope[theirs]) for theirs, ours in STRETCH.items()}}
+    return found
 
 
 STRETCH = {
@@ -124,7 +113,13 @@ class Mixtral(Mistral):
     """Jiang et al. 2024: every feed-forward is a mixture of which each token passes two."""
 
     model_type, architecture = "mixtral", "MixtralForCausalLM"
-    keys = OLMo2.keys
+    keys: ClassVar[Keys] = {
+        **OLMo2.keys,
+        "num_local_experts": "moe.experts",
+        "num_experts_per_tok": ("moe.router.top_k.k", 2),
+        "router_aux_loss_coef": ("moe.router.top_k.balance", 0.001),
+    }
+    fixed: ClassVar[Mapping[str, Any]] = {**Llama.fixed, "moe.router.top_k.over": "model", "moe.dispatch": "dropless"}
     layer: ClassVar[Modules] = {
         **Llama.layer,
         "block_sparse_moe.gate": "feedforward.router",
@@ -135,18 +130,8 @@ class Mixtral(Mistral):
 
     def model(self, hf: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
         own = super().model(hf, names)
-        balance = hf.get("router_aux_loss_coef", 0.001)
-        router = {"top_k": {"k": hf.get("num_experts_per_tok", 2), "balance": balance, "over": "model"}}
-        moe = {"experts": hf["num_local_experts"], "router": router, "dispatch": "dropless"}
-        return own | {"feedforward": {"moe": moe | {"expert": own["feedforward"]}}}
+        moe = own.pop("moe") | {"expert": own["feedforward"]}
+        return own | {"feedforward": {"moe": moe}}
 
     def config(self, model: ModelConfig) -> dict[str, Any]:
-        (moe,) = model.mixtures
-        assert isinstance(moe.router, TopK)
-        assert isinstance(moe.expert, GLU)
-        return super().config(model) | {
-            "head_dim": model.head_dim,
-            "num_local_experts": moe.experts,
-            "num_experts_per_tok": moe.router.k,
-            "router_aux_loss_coef": moe.router.balance,
-        }
+        return super().config(model) | {"head_dim": model.head_dim}

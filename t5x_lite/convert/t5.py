@@ -8,7 +8,6 @@ from t5x_lite.convert.tensors import Layers, Modules
 from t5x_lite.errors import UserError
 from t5x_lite.models.components import GLU
 from t5x_lite.models.config import ModelConfig
-from t5x_lite.models.experts import Capacity, Switch
 
 SELF: Modules = {
     "layer.0.layer_norm": "attention_norm",
@@ -59,14 +58,14 @@ class T5(Family):
         "pad_token_id": 0,
         "eos_token_id": 1,
     }
-    outside: ClassVar[Modules] = {
+    base: ClassVar[Modules] = {
         "shared": "tokens",
         "encoder.final_layer_norm": "encoder.stack.final_norm",
         "decoder.final_layer_norm": "decoder.stack.final_norm",
         "encoder.block.0.layer.0.SelfAttention.relative_attention_bias": "encoder.stack.positions",
         "decoder.block.0.layer.0.SelfAttention.relative_attention_bias": "decoder.stack.positions",
-        "lm_head": "output.matrix",
     }
+    heads: ClassVar[Modules] = {"lm_head": "output.matrix"}
 
     def model(self, hf: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
         own, tied = super().model(hf, names), "lm_head.weight" not in names
@@ -93,7 +92,7 @@ class T5(Family):
     def modules(self, model: ModelConfig) -> tuple[Modules, list[Layers]]:
         encoder = Layers("encoder.block.{}", "encoder.stack.layers", {**SELF, **self.feedforward(model, 1)})
         decoder = Layers("decoder.block.{}", "decoder.stack.layers", {**SELF, **CROSS, **self.feedforward(model, 2)})
-        return self.outside, [encoder, decoder]
+        return {**self.base, **self.heads}, [encoder, decoder]
 
     def feedforward(self, model: ModelConfig, layer: int) -> Modules:
         """The modules of a feed-forward; `layer` is the number of their sublayer."""
@@ -109,6 +108,15 @@ class SwitchTransformers(T5):
     def __init__(self) -> None:
         super().__init__("switch_transformers", "SwitchTransformersForConditionalGeneration")
 
+    keys: ClassVar[Keys] = {
+        **T5.keys,
+        "num_experts": "moe.experts",
+        "expert_capacity": "moe.dispatch.capacity.tokens",
+        "router_jitter_noise": ("moe.router.switch.jitter", 0.01),
+        "router_aux_loss_coef": ("moe.router.switch.balance", 0.001),
+        "router_z_loss_coef": ("moe.router.switch.z_loss", 0.001),
+    }
+
     def model(self, hf: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
         steps = {hf.get("encoder_sparse_step", 1), hf.get("decoder_sparse_step", 1)}
         if len(steps) > 1 or hf.get("router_bias") or hf.get("dense_act_fn", "relu") != "relu":
@@ -117,30 +125,15 @@ class SwitchTransformers(T5):
             )
         # The base class reads T5's names of the same things.
         own = super().model({**hf, "feed_forward_proj": "relu"}, names)
-        router = {
-            "jitter": hf.get("router_jitter_noise", 0.01),
-            "balance": hf.get("router_aux_loss_coef", 0.001),
-            "z_loss": hf.get("router_z_loss_coef", 0.001),
-        }
-        room = {"capacity": {"tokens": hf["expert_capacity"]}}
-        moe = {"experts": hf["num_experts"], "router": {"switch": router}, "dispatch": room}
         pattern: list[dict[str, Any]] = [{}] * steps.pop()
-        pattern[min(1, len(pattern) - 1)] = {"feedforward": {"moe": moe}}  # layers 1, 1 + step, …
+        pattern[min(1, len(pattern) - 1)] = {"feedforward": {"moe": own.pop("moe")}}  # layers 1, 1 + step, …
         return own | {"pattern": pattern}
 
     def config(self, model: ModelConfig) -> dict[str, Any]:
-        (moe,) = model.mixtures
-        assert isinstance(moe.router, Switch)
-        assert isinstance(moe.dispatch, Capacity)
         own = super().config(model)
         del own["feed_forward_proj"]
         step = len(model.pattern)
         return own | {
-            "num_experts": moe.experts,
-            "expert_capacity": moe.dispatch.tokens,
-            "router_jitter_noise": moe.router.jitter,
-            "router_aux_loss_coef": moe.router.balance,
-            "router_z_loss_coef": moe.router.z_loss,
             "num_sparse_encoder_layers": model.layers // step,
             "num_sparse_decoder_layers": model.layers_of_decoder // step,
             "encoder_sparse_step": step,

@@ -1,19 +1,19 @@
 """Native T5X checkpoints: one msgpack file, alone or beside zarr arrays, into the T5 family."""
 
 import re
-from collections.abc import Iterator, Mapping
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorstore
 from flax import serialization
+from flax.traverse_util import flatten_dict
 
 from t5x_lite.convert import FAMILIES
-from t5x_lite.convert.family import projections
-from t5x_lite.convert.huggingface import Progress, params_of, tokenizer_of, write_run
-from t5x_lite.convert.tensors import Dialect, Layers, Modules, Table, compare
+from t5x_lite.convert.family import PROJECTIONS, projections
+from t5x_lite.convert.huggingface import params_of, tokenizer_of, write_run
+from t5x_lite.convert.tensors import Dialect, Layers, Modules, Table
 from t5x_lite.errors import UserError
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.transformer import blueprint
@@ -23,24 +23,23 @@ T5X = Dialect(
     transposed=False,
     leaves={"weight": "kernel", "scale": "scale", "table": "rel_embedding"},
     flipped=("table",),
+    separator="/",
 )
 """Flax's names; matrices are [in, out], the table of relative positions [heads, buckets]."""
 
-
-PARTS = ("query", "key", "value", "out")
 MLP: Modules = {"mlp/wi": "feedforward.up", "mlp/wo": "feedforward.down"}
 GATED: Modules = {"mlp/wi_0": "feedforward.gate", "mlp/wi_1": "feedforward.up", "mlp/wo": "feedforward.down"}
 ENCODER: Modules = {
     "pre_attention_layer_norm": "attention_norm",
     "pre_mlp_layer_norm": "feedforward_norm",
-    **projections("attention/{}", PARTS),
+    **projections("attention/{}", PROJECTIONS),
 }
 DECODER: Modules = {
     "pre_self_attention_layer_norm": "attention_norm",
     "pre_cross_attention_layer_norm": "cross_norm",
     "pre_mlp_layer_norm": "feedforward_norm",
-    **projections("self_attention/{}", PARTS),
-    **projections("encoder_decoder_attention/{}", PARTS, "cross_attention"),
+    **projections("self_attention/{}", PROJECTIONS),
+    **projections("encoder_decoder_attention/{}", PROJECTIONS, "cross_attention"),
 }
 OUTSIDE: Modules = {
     "encoder/encoder_norm": "encoder.stack.final_norm",
@@ -53,7 +52,7 @@ OUTSIDE: Modules = {
 EMBEDDING = "token_embedder/embedding"
 
 
-def import_t5x(path: Path, run_dir: Path, progress: Progress) -> Run:
+def import_t5x(path: Path, run_dir: Path) -> Run:
     """Make a run directory from a T5X checkpoint of T5, T5 1.1 or mT5: the file, or the folder that holds it.
 
     The model follows from the arrays: heads and buckets from the table of relative positions, gates and a tied output
@@ -66,23 +65,24 @@ def import_t5x(path: Path, run_dir: Path, progress: Progress) -> Run:
     if (run_dir / "config.yaml").exists():
         raise UserError(f"{run_dir}: is a run already; give another directory")
     file = path / "checkpoint" if path.is_dir() else path
-    arrays = dict(_arrays(_target(file), file.parent))
-    shapes = {name: tuple(leaf.shape) for name, leaf in arrays.items()}
+    # A large array lies beside the file, which holds where: a dictionary too.
+    leaves = flatten_dict(_target(file), sep="/", is_leaf=lambda _, tree: {"driver", "kvstore"} <= tree.keys())
+    arrays = {name: _zarr(leaf, file.parent) if isinstance(leaf, dict) else leaf for name, leaf in leaves.items()}
+    shapes = {name: tuple(array.shape) for name, array in arrays.items()}
     model = _model(file, shapes)
-    structure = blueprint(model)
     gated = GATED if any("/wi_0/" in name for name in shapes) else MLP
     layers = [
         Layers("encoder/layers_{}", "encoder.stack.layers", {**ENCODER, **gated}),
         Layers("decoder/layers_{}", "decoder.stack.layers", {**DECODER, **gated}),
     ]
-    named = Table(structure, T5X, OUTSIDE, layers, separator="/")
-    own = {"token_embedder/kernel" if name == EMBEDDING else name: leaf for name, leaf in arrays.items()}
-    compare(str(file), named.expected(), {name: leaf.shape for name, leaf in own.items()})
-    params = params_of(structure, named, partial(_read, own), progress)
-    return write_run(run_dir, model, "span_corruption", params, structure, tokenizer_of(file.parent, model))
+    table = Table(blueprint(model), T5X, OUTSIDE, layers)
+    own = {"token_embedder/kernel" if name == EMBEDDING else name: array for name, array in arrays.items()}
+    table.check(str(file), {name: array.shape for name, array in own.items()})
+    params = params_of(table, lambda name: np.asarray(own[name]))
+    return write_run(run_dir, model, "span_corruption", params, tokenizer_of(file.parent, model))
 
 
-def _target(file: Path) -> Mapping[str, Any]:
+def _target(file: Path) -> dict[str, Any]:
     """The parameters' tree of the msgpack file."""
     try:
         tree = serialization.msgpack_restore(file.read_bytes())
@@ -96,35 +96,22 @@ def _target(file: Path) -> Mapping[str, Any]:
     return tree["target"]
 
 
-def _arrays(tree: Mapping[str, Any], folder: Path, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Arrays by path; those that the file only points to are opened, not read."""
-    for name, leaf in tree.items():
-        if isinstance(leaf, dict) and {"driver", "kvstore"} <= leaf.keys():
-            yield prefix + name, _zarr(folder / Path(leaf["kvstore"]["path"].rstrip("/")).name)
-        elif isinstance(leaf, dict):
-            yield from _arrays(leaf, folder, f"{prefix}{name}/")
-        else:
-            yield prefix + name, leaf
-
-
-def _zarr(folder: Path) -> Any:
+def _zarr(place: Mapping[str, Any], beside: Path) -> tensorstore.TensorStore:
+    """An array that lies beside the file, opened and not yet read."""
+    folder = beside / Path(place["kvstore"]["path"].rstrip("/")).name
+    store = {"driver": "zarr", "kvstore": {"driver": "file", "path": str(folder)}}
     try:
-        return tensorstore.open(
-            {"driver": "zarr", "kvstore": {"driver": "file", "path": str(folder)}}, open=True, read=True
-        ).result()
+        return tensorstore.open(store, open=True, read=True).result()
     except ValueError as error:
         raise UserError(f"{folder}: this array of the checkpoint cannot be opened: {str(error)[:200]}") from None
 
 
-def _read(arrays: Mapping[str, Any], name: str) -> np.ndarray:
-    leaf = arrays[name]
-    return np.asarray(leaf.read().result() if isinstance(leaf, tensorstore.TensorStore) else leaf)
-
-
 def _model(file: Path, shapes: Mapping[str, tuple[int, ...]]) -> ModelConfig:
+    """The model that arrays of these shapes make."""
+
     def layers(side: str) -> int:
-        found = [re.match(rf"{side}/layers_(\d+)/", name) for name in shapes]
-        return 1 + max((int(match[1]) for match in found if match), default=-1)
+        numbers = re.findall(rf"^{side}/layers_(\d+)/", "\n".join(shapes), re.MULTILINE)
+        return 1 + max(map(int, numbers), default=-1)
 
     needed = ("encoder/relpos_bias/rel_embedding", "encoder/layers_0/attention/query/kernel", EMBEDDING)
     missing = [name for name in needed if name not in shapes]

@@ -7,7 +7,7 @@ a layer and expert.
 
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
@@ -21,18 +21,22 @@ Modules: TypeAlias = Mapping[str, str | tuple[str, ...]]
 """Their module to ours; to several of ours where theirs is them side by side."""
 
 
+TORCH = {"weight": "weight", "scale": "weight", "table": "weight", "bias": "bias"}
+"""Our leaf names to PyTorch's."""
+
+
 @dataclass(frozen=True)
 class Dialect:
     """How a code base names and lays out a module's arrays.
 
-    `transposed` matrices are [out, in]. `leaves` maps our leaf names to theirs.
+    `transposed` matrices are [out, in]. `leaves` maps our leaf names to theirs, of which those in `flipped` are
+    transposed too. `separator` stands between the parts of a name.
     """
 
     transposed: bool
-    leaves: Mapping[str, str] = field(
-        default_factory=lambda: {"weight": "weight", "scale": "weight", "table": "weight", "bias": "bias"}
-    )
+    leaves: Mapping[str, str]
     flipped: tuple[str, ...] = ()
+    separator: str = "."
 
 
 @dataclass(frozen=True)
@@ -45,41 +49,35 @@ class Layers:
 
 
 @dataclass(frozen=True)
-class Place:
-    """One of our arrays, or of a stacked one the part of a layer, of an expert.
+class Entry:
+    """One of their tensors: what stands at `index` of our arrays `names`, side by side along the last axis.
 
-    `matrix` is its shape as a matrix, a table or a vector, which they hold transposed where `flipped`.
+    `matrices` are the shapes of these parts, each a matrix [in, out], a table or a vector; they hold the whole
+    transposed where `flipped`.
     """
 
-    name: str
+    theirs: str
+    names: tuple[str, ...]
     index: tuple[int, ...]
-    matrix: tuple[int, ...]
+    matrices: tuple[tuple[int, ...], ...]
     flipped: bool
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """In their layout."""
-        return self.matrix[::-1] if self.flipped else self.matrix
-
-    def theirs(self, array: np.ndarray) -> np.ndarray:
-        """What stands here of our array, in their layout."""
-        part = array[self.index].reshape(self.matrix)
-        return part.T if self.flipped else part
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One of their tensors and what of ours it holds, side by side along `axis`."""
-
-    theirs: str
-    places: tuple[Place, ...]
-    axis: int
-
-    @property
-    def shape(self) -> tuple[int, ...]:
         """Of the tensor."""
-        shapes = [place.shape for place in self.places]
-        return tuple(sum(s[n] for s in shapes) if n == self.axis else size for n, size in enumerate(shapes[0]))
+        whole = (*self.matrices[0][:-1], sum(matrix[-1] for matrix in self.matrices))
+        return whole[::-1] if self.flipped else whole
+
+    def tensor(self, array_of: Callable[[str], np.ndarray]) -> np.ndarray:
+        """The tensor, from our arrays."""
+        arrays = (array_of(name)[self.index] for name in self.names)
+        whole = np.concatenate([x.reshape(m) for x, m in zip(arrays, self.matrices, strict=True)], axis=-1)
+        return whole.T if self.flipped else whole
+
+    def part(self, name: str, tensor: np.ndarray) -> np.ndarray:
+        """What the tensor holds of one of our arrays."""
+        borders = np.cumsum([matrix[-1] for matrix in self.matrices])[:-1]
+        return np.split(tensor.T if self.flipped else tensor, borders, axis=-1)[self.names.index(name)]
 
 
 class Table:
@@ -90,31 +88,26 @@ class Table:
         dialect: the foreign layout.
         modules: outside the layers.
         layers: of each stack.
-        separator: between the parts of their names.
     """
 
-    def __init__(
-        self, blueprint: Blueprint, dialect: Dialect, modules: Modules, layers: Sequence[Layers], separator: str = "."
-    ) -> None:
+    def __init__(self, blueprint: Blueprint, dialect: Dialect, modules: Modules, layers: Sequence[Layers]) -> None:
+        self.blueprint, self.dialect = blueprint, dialect
         self.axes: dict[str, Axes] = flat(blueprint.axes)
-        self.dialect, self.separator = dialect, separator
         self.shapes = {name: tuple(leaf.shape) for name, leaf in flat(blueprint.shapes).items()}
         self.entries = list(self._entries(modules, "", "", ()))
         for stack in layers:
             self.entries += self._layers(stack)
-        held = {place.name for entry in self.entries for place in entry.places}
+        held = {name for entry in self.entries for name in entry.names}
         left = sorted(self.shapes.keys() - held)
         if left:
             raise UserError(f"this format has no place for {', '.join(left[:6])}")
 
     def _layers(self, stack: Layers) -> Iterator[Entry]:
-        own = [name for name in self.shapes if name.startswith(stack.ours + ".")]
-        period = len({name[len(stack.ours) + 1 :].split(".")[0] for name in own})
-        first = next(name for name in own if name.endswith("attention_norm.scale"))
-        for repeat in range(self.shapes[first][0]):
-            for number in range(period):
-                theirs, ours = stack.theirs.format(repeat * period + number), f"{stack.ours}.{number}"
-                yield from self._entries(stack.modules, theirs + self.separator, ours + ".", (repeat,))
+        # Every layer of the pattern has one.
+        norms = [n for n in self.shapes if n.startswith(f"{stack.ours}.") and n.endswith(".attention_norm.scale")]
+        for repeat, number in np.ndindex(self.shapes[norms[0]][0], len(norms)):
+            theirs = stack.theirs.format(repeat * len(norms) + number) + self.dialect.separator
+            yield from self._entries(stack.modules, theirs, f"{stack.ours}.{number}.", (repeat,))
 
     def _entries(self, modules: Modules, theirs: str, ours: str, index: tuple[int, ...]) -> Iterator[Entry]:
         for module, own in modules.items():
@@ -123,55 +116,43 @@ class Table:
                 held = f"{names[0]}.{leaf}"
                 if held not in self.shapes:
                     continue
-                stacked = self.shapes[held][len(index) :][: self.axes[held].stacked]
-                for expert in np.ndindex(stacked):
-                    places = tuple(self._place(f"{name}.{leaf}", index + expert) for name in names)
-                    # Parts lie side by side along what they make.
-                    axis = 1 if self.axes[held].inputs and not self.dialect.transposed else 0
-                    yield Entry(f"{theirs}{module.format(*expert)}{self.separator}{foreign}", places, axis)
+                axes, depth = self.axes[held], len(index) + self.axes[held].stacked
+                flipped = (axes.inputs > 0 and self.dialect.transposed) or leaf in self.dialect.flipped
+                arrays = tuple(f"{name}.{leaf}" for name in names)
+                matrices = tuple(self._matrix(name, depth) for name in arrays)
+                for expert in np.ndindex(self.shapes[held][len(index) : depth]):
+                    tensor = f"{theirs}{module.format(*expert)}{self.dialect.separator}{foreign}"
+                    yield Entry(tensor, arrays, index + expert, matrices, flipped)
 
-    def _place(self, name: str, index: tuple[int, ...]) -> Place:
-        axes, shape = self.axes[name], self.shapes[name][len(index) :]
+    def _matrix(self, name: str, depth: int) -> tuple[int, ...]:
+        """The shape of one of our arrays, without its first `depth` axes, as a matrix, a table or a vector."""
+        axes, shape = self.axes[name], self.shapes[name][depth:]
         if axes.inputs:
-            shape = (math.prod(shape[: axes.inputs]), math.prod(shape[axes.inputs :]))
-        elif not axes.table:
-            shape = (math.prod(shape),)
-        flipped = axes.inputs > 0 and self.dialect.transposed
-        return Place(name, index, shape, flipped or name.rpartition(".")[2] in self.dialect.flipped)
+            return math.prod(shape[: axes.inputs]), math.prod(shape[axes.inputs :])
+        return shape if axes.table else (math.prod(shape),)
 
-    def expected(self) -> dict[str, tuple[int, ...]]:
-        """The shape of each of their tensors."""
-        return {entry.theirs: entry.shape for entry in self.entries}
+    def check(self, where: str, found: Mapping[str, Collection[int]], ignored: Collection[str] = ()) -> None:
+        """Refuse shapes of their tensors: of such as are missing, unexpected and not `ignored`, or different.
 
-    def to_theirs(self, entry: Entry, array_of: Callable[[str], np.ndarray]) -> np.ndarray:
-        """One of their tensors from our arrays."""
-        parts = [place.theirs(array_of(place.name)) for place in entry.places]
-        return np.ascontiguousarray(np.concatenate(parts, entry.axis) if len(parts) > 1 else parts[0])
+        Raises:
+            UserError: all of them, in one line.
+        """
+        expected = {entry.theirs: entry.shape for entry in self.entries}
+        faults = [f"missing {name} {list(expected[name])}" for name in sorted(expected.keys() - found.keys())]
+        unexpected = found.keys() - expected.keys() - set(ignored)
+        faults += [f"unexpected {name} {list(found[name])}" for name in sorted(unexpected)]
+        faults += [
+            f"{name} is {list(found[name])}, expected {list(expected[name])}"
+            for name in sorted(expected.keys() & found.keys())
+            if tuple(found[name]) != expected[name]
+        ]
+        if faults:
+            raise UserError(f"{where}: {len(faults)} tensors do not fit its config: {'; '.join(faults)}")
 
     def to_ours(self, name: str, tensor_of: Callable[[str], np.ndarray]) -> np.ndarray:
         """One of our arrays, float32, every layer of it, from their tensors, one in memory at a time."""
         array = np.empty(self.shapes[name], np.float32)
         for entry in self.entries:
-            for number, place in enumerate(entry.places):
-                if place.name == name:
-                    borders = np.cumsum([beside.shape[entry.axis] for beside in entry.places])[:-1]
-                    part = np.split(tensor_of(entry.theirs), borders, entry.axis)[number]
-                    array[place.index] = (part.T if place.flipped else part).reshape(array[place.index].shape)
+            if name in entry.names:
+                array[entry.index] = entry.part(name, tensor_of(entry.theirs)).reshape(array[entry.index].shape)
         return array
-
-
-def compare(where: str, expected: Mapping[str, tuple[int, ...]], found: Mapping[str, Collection[int]]) -> None:
-    """Refuse tensors that are missing, unexpected or of another shape.
-
-    Raises:
-        UserError: all of them, in one line.
-    """
-    faults = [f"missing {name} {list(expected[name])}" for name in sorted(expected.keys() - found.keys())]
-    faults += [f"unexpected {name} {list(found[name])}" for name in sorted(found.keys() - expected.keys())]
-    faults += [
-        f"{name} is {list(found[name])}, expected {list(expected[name])}"
-        for name in sorted(expected.keys() & found.keys())
-        if tuple(found[name]) != expected[name]
-    ]
-    if faults:
-        raise UserError(f"{where}: {len(faults)} tensors do not fit its config: {'; '.join(faults)}")

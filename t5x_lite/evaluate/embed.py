@@ -20,8 +20,8 @@ POOLS = {"mean": outputs.POOLS["mean"], "cls": outputs.POOLS["first"], "max": ou
 """`none` keeps every token's states."""
 
 
-def embed(model: Any, texts: Sequence[str], pool: str = "mean", layer: int | None = None) -> list[np.ndarray]:
-    """Of each text float32 `[embed]`, or `[tokens, embed]` with pool `none`; special tokens are tokens too.
+def embed(model: Any, texts: Sequence[str], pool: str = "mean", layer: int | None = None) -> Any:
+    """float32 `[texts, embed]`; with pool `none` a list of `[tokens, embed]`; special tokens are tokens too.
 
     Of an encoder_decoder the encoder's states. `layer` counts from 1, or from the last as -1; the last has the final
     norm of the stack, where there is one. A text longer than the model's window loses its end.
@@ -49,7 +49,7 @@ def embed(model: Any, texts: Sequence[str], pool: str = "mean", layer: int | Non
         logging.warning("%d of %d texts lost their end: the model reads %d tokens", cut, len(texts), model.window)
     function = partial(_states, model.run.blueprint, config.family, None if wanted == last else wanted, POOLS[pool])
     found = Batches(function, model.params, model.mesh, model.rows)(rows, "embedding")
-    return found if POOLS[pool] else [x[: len(row["tokens"])] for x, row in zip(found, rows, strict=True)]
+    return np.stack(found) if POOLS[pool] else [x[: len(row["tokens"])] for x, row in zip(found, rows, strict=True)]
 
 
 def _states(blueprint: Any, family: str, layer: int | None, pool: Any, params: Any, batch: dict[str, Array]) -> Array:
@@ -89,12 +89,11 @@ def embed_file(model: Any, file: Path, to: Path, pool: str, layer: int | None) -
     if not texts:
         raise UserError(f"{file}: holds no text; each line is one")
     found = embed(model, texts, pool, layer)
+    states = np.concatenate(found) if pool == "none" else found
     try:
         if pool == "none":
-            states = np.concatenate(found)
             np.savez(to, states=states, borders=np.cumsum([0, *map(len, found)]))
         else:
-            states = np.stack(found)
             np.save(to, states)
     except OSError as error:
         raise UserError(f"{to}: cannot be written: {error.strerror}") from None

@@ -20,8 +20,6 @@ from t5x_lite.evaluate.batches import power_of_two
 from t5x_lite.evaluate.perplexity import windows
 from t5x_lite.progress import progress
 
-logger = logging.getLogger(__name__)
-
 NEW_TOKENS = 256
 """Tokens that are generated where a task does not say (the harness's own default)."""
 FEWSHOT_SEED = 1234
@@ -55,20 +53,19 @@ def _harness(window: int | None, model: Any) -> Any:
 
         def _loglikelihood_tokens(self, requests: Sequence[Any], **_: Any) -> list[tuple[float, bool]]:
             pairs = [(np.array(own[1] or [self.prefix_token_id]), np.array(own[2])) for own in requests]
-            found = model.likelihood(pairs, self.max_length)
-            return [(likely.total, bool(likely.greedy.all())) for likely in found]
+            return model.likelihood(pairs, self.max_length)
 
         def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
             texts = [np.array(self.tok_encode(request.args[0])) for request in requests]
             cut = [windows(ids, model.first, self.max_length, self.max_length) for ids in texts]
             likely = iter(model.likelihood([pair for own in cut for pair in own], self.max_length))
-            return [sum(next(likely).total for _ in own) for own in cut]
+            return [sum(next(likely)[0] for _ in own) for own in cut]
 
         def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
             alike = defaultdict(list)
             for number, request in enumerate(requests):
                 alike[json.dumps(request.args[1], sort_keys=True)].append(number)
-            texts, done = [""] * len(requests), 0
+            texts: dict[int, str] = {}
             with progress("generating") as advance:
                 for numbers in alike.values():
                     given = normalize_gen_kwargs(requests[numbers[0]].args[1], NEW_TOKENS)
@@ -78,11 +75,9 @@ def _harness(window: int | None, model: Any) -> Any:
                         chosen = numbers[start : start + model.rows]
                         # Rows of one batch differ in their draws, batches in their seed.
                         made = _generated(model, [prompts[n] for n in chosen], given | {"seed": start})
-                        for n, text in zip(chosen, made, strict=True):
-                            texts[n] = text
-                        done += len(chosen)
-                        advance("", done, len(requests))
-            return texts
+                        texts |= zip(chosen, made, strict=True)
+                        advance("", len(texts), len(requests))
+            return [texts[number] for number in range(len(requests))]
 
         def _prompt(self, text: str, new: int) -> np.ndarray:
             room = self.max_length - (new if self.backend == "causal" else 0)
@@ -98,12 +93,13 @@ def _harness(window: int | None, model: Any) -> Any:
 def _generated(model: Any, prompts: Sequence[np.ndarray], given: Mapping[str, Any]) -> list[str]:
     """Continuations under a request's settings, as the harness names them."""
     named = {"max_gen_toks": "tokens", "until": "stop", "num_beams": "beams"}
-    ours = {named.get(name, name): value for name, value in given.items() if name != "do_sample"}
+    left_out = {"do_sample"} if given["do_sample"] else {"do_sample", "temperature", "top_k", "top_p", "min_p", "seed"}
+    ours = {named.get(name, name): value for name, value in given.items() if name not in left_out}
     ours["stop"] = tuple(ours["stop"])
-    if not given["do_sample"]:
-        for name in ("temperature", "top_k", "top_p", "min_p", "seed"):
-            ours.pop(name, None)
-        ours |= {} if ours.get("beams", 1) > 1 else {"temperature": 0.0}
+    if ours.get("beams") == 1:  # as tasks say that there is no search
+        del ours["beams"]
+    if not given["do_sample"] and "beams" not in ours:
+        ours["temperature"] = 0.0
     rows = min(power_of_two(len(prompts)), model.rows)  # few numbers, so that few programs are compiled
     filled = [*prompts, *[prompts[-1]] * (rows - len(prompts))]
     return model.generator.generate(filled, settings(**ours))[: len(prompts)]
@@ -152,9 +148,8 @@ def evaluate_tasks(
             task.set_fewshot_seed(seed=FEWSHOT_SEED)
         before = model.likelihood.truncated
         found = evaluate(ours, tasks, limit=limit, bootstrap_iters=DRAWS)
-    if model.likelihood.truncated > before:
-        cut = model.likelihood.truncated - before
-        logger.warning("%d contexts were longer than %d tokens and lost their beginning", cut, ours.max_length)
+    if cut := model.likelihood.truncated - before:
+        logging.warning("%d contexts were longer than %d tokens and lost their beginning", cut, ours.max_length)
     scores: dict[str, float] = {}
     for task, values in found["results"].items():
         numbers = {name.removesuffix(",none"): v for name, v in values.items() if name != "sample_len"}

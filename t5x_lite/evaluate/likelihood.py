@@ -1,9 +1,8 @@
 """How likely a model finds tokens that follow others: what few-shot tasks, perplexity and `score` are made of."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -19,18 +18,8 @@ from t5x_lite.models.sharding import shards
 from t5x_lite.models.transformer import Blueprint
 from t5x_lite.objectives.features import Pair
 
-
-@dataclass(frozen=True)
-class Likely:
-    """Of each target of a pair: its log-probability (nats), and whether no other token is likelier."""
-
-    log_probabilities: Float[np.ndarray, "t"]
-    greedy: np.ndarray
-
-    @property
-    def total(self) -> float:
-        """Log-probability of all targets together."""
-        return float(self.log_probabilities.sum(dtype=np.float64))
+Likely: TypeAlias = tuple[float, bool]
+"""Log-probability (nats) of all targets of a pair together, and whether at none of them another token is likelier."""
 
 
 class Likelihood:
@@ -49,21 +38,20 @@ class Likelihood:
         self.family, self.truncated = config.family, 0
         self._batches = Batches(partial(_of_targets, blueprint, config.vocab or 1), params, mesh, rows)
 
-    def __call__(self, pairs: Sequence[Pair], window: int, verb: str = "scoring") -> list[Likely]:
-        """Of each pair its targets, in order.
+    def __call__(self, pairs: Sequence[Pair], window: int) -> list[Likely]:
+        """Of each pair, in order.
 
         Args:
             pairs: inputs, of which a decoder needs a token, and targets.
             window: tokens that the model reads, on each side of an encoder_decoder; longer inputs lose their beginning.
-            verb: what a progress bar says.
 
         Raises:
             UserError: more targets than the window.
         """
         rows = [self._features(inputs, np.asarray(targets, np.int32), window) for inputs, targets in pairs]
         return [
-            Likely(found[: len(targets)], best[: len(targets)])
-            for (found, best), (_, targets) in zip(self._batches(rows, verb), pairs, strict=True)
+            (float(found[: len(targets)].sum(dtype=np.float64)), bool(best[: len(targets)].all()))
+            for (found, best), (_, targets) in zip(self._batches(rows, "scoring"), pairs, strict=True)
         ]
 
     def _features(self, inputs: np.ndarray, targets: np.ndarray, window: int) -> dict[str, np.ndarray]:

@@ -30,7 +30,7 @@ def check(metric: str, task: str) -> None:
         UserError: no such metric, or the library that computes it is not installed.
     """
     if metric not in METRICS:
-        raise UserError(f"task {task}: no metric {metric!r}; there are {', '.join(METRICS)}")
+        raise UserError(f"task {task}: no metric {metric!r}; there are {', '.join(sorted(METRICS))}")
     library = next((own for own, names in LIBRARIES.items() if metric in names), None)
     if library:
         _library(library)
@@ -148,20 +148,10 @@ def rouge(predictions: Sequence[str], references: Sequence[str]) -> Scores:
 
 
 METRICS: dict[str, Metric] = {
-    "accuracy": accuracy,
-    "bleu": bleu,
-    "exact_match": exact_match,
-    "f1": f1,
-    "f1_macro": f1_macro,
-    "matthews": matthews,
-    "multirc": multirc,
-    "pearson": pearson,
-    "record": squad,  # the official script of ReCoRD has SQuAD's metrics (Zhang et al. 2018, §5)
-    "rouge": rouge,
-    "span_f1": span_f1,
-    "spearman": spearman,
-    "squad": squad,
+    own.__name__: own
+    for own in (accuracy, bleu, exact_match, f1, f1_macro, matthews, multirc, pearson, rouge, span_f1, spearman, squad)
 }
+METRICS["record"] = squad  # the official script of ReCoRD has SQuAD's metrics (Zhang et al. 2018, §5)
 
 LIBRARIES = {
     "sacrebleu": {"bleu"},

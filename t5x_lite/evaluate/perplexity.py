@@ -1,5 +1,6 @@
 """Loss of a model on text: nats per predicted token, perplexity, bits per byte."""
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -45,12 +46,9 @@ def windows(ids: np.ndarray, first: int, window: int, stride: int) -> list[Pair]
     stride of `window`).
     """
     whole = np.concatenate([[first], ids]).astype(np.int32)
-    stops = [min(window, len(ids)), *range(window + stride, len(ids) + stride, stride)] if len(ids) else []
-    pairs, done = [], 0
-    for stop in (min(stop, len(ids)) for stop in stops):
-        pairs.append((whole[max(stop - window, 0) : done + 1], whole[done + 1 : stop + 1]))
-        done = stop
-    return pairs
+    ends = [0, *range(window, len(ids), stride), len(ids)] if len(ids) else []
+    spans = itertools.pairwise(ends)
+    return [(whole[max(stop - window, 0) : done + 1], whole[done + 1 : stop + 1]) for done, stop in spans]
 
 
 def of_texts(
@@ -85,7 +83,7 @@ def of_texts(
     words, size = sum(len(text.split()) for text in texts), sum(len(text.encode("utf-8", "replace")) for text in texts)
     if not tokens:
         raise UserError("there is no text to score")
-    nats = -sum(found.total for found in model.likelihood(pairs, window))
+    nats = -sum(likely for likely, _ in model.likelihood(pairs, window))
     return {
         "loss": nats / tokens,
         "perplexity": _exponential(nats / tokens),

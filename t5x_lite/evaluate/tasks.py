@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from itertools import groupby
+from itertools import groupby, islice
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,14 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from t5x_lite.data.records import Examples, TaskData
+from t5x_lite.data.records import Records, TaskData
 from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.decode.generate import Generator
 from t5x_lite.decode.sampling import Sampling
 from t5x_lite.errors import write_whole
 from t5x_lite.evaluate.metrics import METRICS, check
 from t5x_lite.models.transformer import Blueprint
+from t5x_lite.objectives.objective import Features
 from t5x_lite.objectives.supervised import Record, Supervised
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.task import TaskConfig
@@ -34,14 +35,13 @@ class TaskEvaluation:
     """
 
     def __init__(self, data: TaskData, blueprint: Blueprint, params: Any, tokenizer: Tokenizer, mesh: Mesh) -> None:
-        config, self.objective = data.config, data.config.task
+        self.data, config, self.objective = data, data.config, data.config.task
         self.validation, self.mesh = data.validation(), mesh
-        for own in self.validation.tasks:
-            for metric in own.records.task.metrics:
-                check(metric, own.records.name)
-        self.generator = (
-            None if isinstance(self.objective, Supervised) else Generator(config.model, blueprint, params, tokenizer)
-        )
+        for own in data.held_out:
+            for metric in own.task.metrics:
+                check(metric, own.name)
+        scored = isinstance(self.objective, Supervised)
+        self.generator = None if scored else Generator(config.model, blueprint, params, tokenizer)
         self._score = jax.jit(
             lambda params, batch: self.objective.scores(blueprint.model(params), batch),  # type: ignore[attr-defined]
             out_shardings=meshes.replicated(mesh),
@@ -50,19 +50,18 @@ class TaskEvaluation:
     def scores(self, params: Any, folder: Path | None = None) -> dict[str, float]:
         """`<task>/<metric>` of every task on its validation records; predictions go to `folder` as JSONL, if given."""
         found: dict[str, float] = {}
-        for own in self.validation.tasks:
+        for own in self.data.held_out:
             answers = list(self._scored(own, params) if self.generator is None else self._written(own, params))
             _, predictions, references = zip(*answers, strict=True)
-            name = own.records.name
-            for metric in own.records.task.metrics:
-                found |= {f"{name}/{key}": value for key, value in METRICS[metric](predictions, references).items()}
+            for metric in own.task.metrics:
+                found |= {f"{own.name}/{key}": value for key, value in METRICS[metric](predictions, references).items()}
             if folder is not None and jax.process_index() == 0:
                 rows = ({"record": n, "prediction": p, "reference": r} for n, p, r in answers)
                 lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-                write_whole(folder / f"{name}.jsonl", lines)
+                write_whole(folder / f"{own.name}.jsonl", lines)
         return found
 
-    def _scored(self, own: Examples, params: Any) -> Iterator[Answer]:
+    def _scored(self, own: Records, params: Any) -> Iterator[Answer]:
         """From the scores of each record's examples."""
         size, objective = self.validation.batch_size, self.objective
         assert isinstance(objective, Supervised)
@@ -72,32 +71,28 @@ class TaskEvaluation:
         rows = ({name: value[row] for name, value in batch.items()} for batch in scores for row in range(size))
         examples = ((number, features, next(rows)) for number, features in self.validation.examples(own))
         for number, group in groupby(examples, key=itemgetter(0)):
-            record, (_, features, scored) = own.records[number], zip(*group, strict=True)
-            yield number, objective.prediction(record, features, scored), _reference(own.records.task, record)
+            record, (_, features, scored) = own[number], zip(*group, strict=True)
+            yield number, objective.prediction(record, features, scored), _reference(own.task, record)
 
-    def _written(self, own: Examples, params: Any) -> Iterator[Answer]:
+    def _written(self, own: Records, params: Any) -> Iterator[Answer]:
         """From what the model writes after each record's inputs."""
         assert self.generator is not None
         self.generator.params = params
-        task, size = own.records.task, self.validation.batch_size
+        task, size = own.task, self.validation.batch_size
         greedy, objective = Sampling(task.target_len, temperature=0), task.objective
-        count = min(len(own.records), self.validation.limit * size or len(own.records))
-        for start in range(0, count, size):
-            numbers = range(start, min(start + size, count))
-            texts = self.generator.generate([_prompt(own, number) for number in numbers], greedy)
-            for number, text in zip(numbers, texts, strict=True):
-                record = own.records[number]
+        examples = self.validation.examples(own)
+        while group := list(islice(examples, size)):
+            texts = self.generator.generate([_prompt(features) for _, features in group], greedy)
+            for (number, _), text in zip(group, texts, strict=True):
+                record = own[number]
                 answer = objective.from_text(text, record) if isinstance(objective, Supervised) else text.strip()
                 yield number, answer, _reference(task, record)
 
 
-def _prompt(own: Examples, number: int) -> np.ndarray:
+def _prompt(features: Features) -> np.ndarray:
     """The inputs of a record as the model saw them in training."""
-    features = own.read(number)[0]
-    inside = features["segment_ids"] > 0
-    if "prefix" in features:
-        inside = inside & (features["prefix"] > 0)
-    return features["tokens"][inside]
+    inputs = features["segment_ids"] * features.get("prefix", 1) > 0
+    return features["tokens"][inputs]
 
 
 def _reference(task: TaskConfig, record: Record) -> Any:

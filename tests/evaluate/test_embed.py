@@ -35,7 +35,7 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> tuple[Model, list[np.ndarr
             parameter.add_(0.1 * torch.randn_like(parameter))
     theirs.save_pretrained(folder / "hf")
     (folder / "hf/vocab.txt").write_text((folder / "vocab.txt").read_text())
-    import_hf(folder / "hf", folder / "run", lambda *_: None)
+    import_hf(folder / "hf", folder / "run")
     states = []
     for text in TEXTS:
         ids = torch.tensor([[2, *[WORDS.index(word) for word in text.split()], 3]])

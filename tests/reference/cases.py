@@ -303,8 +303,7 @@ class Case:
             per_token = name in {"logits", "prediction_logits"} and self.kind != "span_corruption"
             gap = np.abs(expected - logits[name])
             of_logits = max(of_logits, float((gap[real] if per_token else gap).max()))
-        blueprint, family = self.ours.run.blueprint, FAMILIES[self.theirs.config.model_type]
-        table = family.table(self.ours.config.model, blueprint)
+        table = FAMILIES[self.theirs.config.model_type].table(self.ours.config.model)
         of_grads, largest = 0.0, max(np.abs(grad).max() for grad in their_grads.values())
         for name, found in grads.items():
             expected = table.to_ours(name, lambda theirs: their_grads[theirs])
@@ -343,5 +342,5 @@ def make(name: str, folder: Path, noise: float = 0.1) -> Case:
         for parameter in model.parameters():
             parameter.add_(noise * torch.randn_like(parameter))
     model.save_pretrained(folder / "theirs")
-    import_hf(folder / "theirs", folder / "run", lambda *_: None)
+    import_hf(folder / "theirs", folder / "run")
     return Case(name, objective, model, folder / "theirs", folder / "run")

@@ -37,7 +37,7 @@ def test_logits_loss_and_every_gradient_equal_transformers(case: Case) -> None:
 
 
 def test_import_and_export_give_the_same_file_and_a_model_that_transformers_loads(case: Case, tmp_path: Path) -> None:
-    export_hf(case.run, tmp_path, lambda *_: None)
+    export_hf(case.run, tmp_path)
     name = "model.safetensors"
     assert (tmp_path / name).read_bytes() == (case.folder / name).read_bytes()
     loaded = type(case.theirs).from_pretrained(tmp_path).eval()
@@ -121,9 +121,9 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Case:
 def test_sharded_files_go_in_and_out(llama: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     llama.theirs.save_pretrained(tmp_path / "shards", max_shard_size="20KB")
     assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 2
-    import_hf(tmp_path / "shards", tmp_path / "run", lambda *_: None)
+    import_hf(tmp_path / "shards", tmp_path / "run")
     monkeypatch.setattr(huggingface, "SHARD_BYTES", 20_000)
-    export_hf(tmp_path / "run", tmp_path / "out", lambda *_: None)
+    export_hf(tmp_path / "run", tmp_path / "out")
     assert len(list((tmp_path / "out").glob("*.safetensors"))) > 2
     state = transformers.LlamaForCausalLM.from_pretrained(tmp_path / "out").state_dict()
     assert all(torch.equal(value, state[name]) for name, value in llama.theirs.state_dict().items())
@@ -132,9 +132,9 @@ def test_sharded_files_go_in_and_out(llama: Case, tmp_path: Path, monkeypatch: p
 def test_bfloat16_weights_come_back_as_bfloat16(llama: Case, tmp_path: Path) -> None:
     half = type(llama.theirs).from_pretrained(llama.folder, dtype=torch.bfloat16)
     half.save_pretrained(tmp_path / "half")
-    import_hf(tmp_path / "half", tmp_path / "run", lambda *_: None)
+    import_hf(tmp_path / "half", tmp_path / "run")
     assert {str(leaf.dtype) for leaf in _leaves(t5x_lite.load(tmp_path / "run").params)} == {"float32"}
-    export_hf(tmp_path / "run", tmp_path / "out", lambda *_: None)
+    export_hf(tmp_path / "run", tmp_path / "out")
     name = "model.safetensors"
     assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "half" / name).read_bytes()
 
@@ -150,7 +150,7 @@ def test_tensors_that_do_not_fit_are_all_named_in_one_error(llama: Case, tmp_pat
     (tmp_path / "config.json").write_text((llama.folder / "config.json").read_text())
     save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(UserError) as refused:
-        import_hf(tmp_path, tmp_path / "run", lambda *_: None)
+        import_hf(tmp_path, tmp_path / "run")
     parts = ("missing model.norm.weight [32]", "unexpected model.norm.extra [32]", "up_proj.weight is [3, 3], expected")
     assert all(part in str(refused.value) for part in parts)
     assert not (tmp_path / "run").exists()
@@ -185,7 +185,7 @@ def test_the_shell_imports_and_exports(llama: Case, tmp_path: Path, capsys: pyte
 
 
 def test_a_model_trained_here_is_exported_as_the_type_that_holds_it(tiny_run: Path, tmp_path: Path) -> None:
-    export_hf(tiny_run, tmp_path, lambda *_: None)
+    export_hf(tiny_run, tmp_path)
     model, ours = transformers.GPT2LMHeadModel.from_pretrained(tmp_path).eval(), t5x_lite.load(tiny_run)
     tokens = np.arange(3, 19)[None]
     with torch.no_grad():
