@@ -12,7 +12,7 @@ import math
 import re
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -29,10 +29,11 @@ from t5x_lite.models.config import ModelConfig, RematPolicy
 from t5x_lite.models.transformer import blueprint
 from t5x_lite.objectives.objective import Row, Task, Vocabulary
 from t5x_lite.parallel import mesh as meshes
-from t5x_lite.parallel.hlo import Collective, collectives
+from t5x_lite.parallel.chips import Chip
+from t5x_lite.parallel.hlo import collectives
 from t5x_lite.parallel.libtpu import reshards
 from t5x_lite.progress import say, table
-from t5x_lite.roofline import RESERVED, bounds, chip_of, crosses, exchanges, memory, seconds
+from t5x_lite.roofline import RESERVED, bounds, chip_of, exchanges, linked, memory
 from t5x_lite.train.health import check_sharded
 from t5x_lite.train.setup import Steps, check_on, make_steps
 
@@ -63,7 +64,7 @@ class Plan:
     kernels: dict[str, str]
     compiled: dict[str, Any]
     modelled: dict[str, Any]
-    largest: list[str] = field(default_factory=list)
+    largest: list[str]
 
     @property
     def memory_bytes(self) -> float:
@@ -97,11 +98,10 @@ def pod_of(topology: str, slices: int) -> Pod:
         return Pod(jax.devices("cpu")[: int(count)], kind, "gpu", compiles=False)
     if importlib.util.find_spec("libtpu") is None:
         raise UserError("plan needs the TPU compiler: pip install 't5x_lite[tpu]'")
-    more: dict[str, Any] = {"num_slices": slices} if slices > 1 else {}
-    if topology.startswith("v4"):
-        more["chip_config_name"] = "megacore"  # one device a chip, as JAX has it there
+    joined = {"num_slices": slices} if slices > 1 else {}
+    whole = {"chip_config_name": "megacore"} if topology.startswith("v4") else {}  # one device a chip, as JAX has it
     try:
-        found: Any = topologies.get_topology_desc(platform="tpu", topology_name=topology, **more).devices
+        found: Any = topologies.get_topology_desc(topology, "tpu", **joined, **whole).devices
     except Exception as error:  # libtpu has no narrower one
         raise UserError(
             f"--topology {topology}: not known to libtpu: {str(error).splitlines()[0]}; write for example v5p:4x4x4, "
@@ -116,68 +116,41 @@ def plan(config: RunConfig, topology: str, slices: int = 1, pod: Pod | None = No
     Raises:
         UserError: see `pod_of`; a mesh that does not fill the pod; a model without a vocabulary.
     """
-    pod = pod_of(topology, slices) if pod is None else pod
-    lengths, train = config.task.lengths(task_of(config.model, config.train.seq_len)), config.train
-    mesh = meshes.make_mesh(config.mesh, list(pod.devices))
-    chosen, structure = check_on(mesh, config, pod.platform), blueprint(config.model, config.method.surgery)
+    pod = pod or pod_of(topology, slices)
+    mesh, chip = meshes.make_mesh(config.mesh, list(pod.devices)), chip_of(pod.device_kind)
+    kernels, structure = check_on(mesh, config, pod.platform), blueprint(config.model, config.method.surgery)
     check_sharded(structure, mesh)
-    chip = chip_of(pod.device_kind)
-    available = chip.memory * (1 - RESERVED)
+    lengths = config.task.lengths(task_of(config.model, config.train.seq_len))
     with jax.set_mesh(mesh):
         steps = make_steps(config, structure, mesh)
-        compiled, largest = _compiled(config, steps, mesh, slices) if pod.compiles else ({}, [])
-        modelled: dict[str, Any] = {**memory(config, steps.state, lengths, mesh)}
-    modelled["memory_bytes"] = sum(modelled.values())
-    least = exchanges(config, structure, lengths, mesh)
-    modelled["exchanges"] = [asdict(one) for one in least]
-    sent = [Collective(**one) for one in compiled["exchanges"]] if "exchanges" in compiled else least
-    used = (compiled or modelled).get("memory_bytes") or math.inf
-    held = compiled.get("arguments_bytes", 0) + compiled.get("temporaries_bytes", 0) or modelled["memory_bytes"]
-    modelled |= bounds(config, structure, lengths, mesh, chip, held)
-    gpu = pod.platform == "gpu"
-    links = seconds(sent, chip, mesh, slices, gpu=gpu)
-    for one in (*compiled.get("exchanges", ()), *modelled["exchanges"]):
-        far = crosses(one["axes"], mesh, slices, gpu=gpu)
-        one["link"] = ("network" if far else "NVLink") if gpu else ("DCN" if far else "ICI")
+        compiled = _compiled(config, steps, mesh, chip, slices) if pod.compiles else {}
+    largest = compiled.pop("largest", [])
+    modelled = memory(config, steps.state, lengths, mesh)
+    modelled["exchanges"] = linked(exchanges(config, structure, lengths, mesh), mesh, chip, slices)
+    figures = compiled if "exchanges" in compiled else modelled  # of a program that does not fit there are few
+    modelled |= bounds(config, structure, lengths, mesh, chip, figures)
+    available = chip.memory * (1 - RESERVED)
     return Plan(
         topology=f"{slices} x {topology}" if slices > 1 else topology,
         devices=mesh.size,
         mesh={axis: size for axis, size in mesh.shape.items() if size > 1},
         width=config.model.embed,
         remat=config.model.remat,
-        fits=not largest and used <= available,
+        fits=not largest and (compiled or modelled)["memory_bytes"] <= available,
         available_bytes=available,
         parameters=structure.parameters,
         active_parameters=structure.active_parameters,
-        tokens_per_step=train.batch_size * train.seq_len,
-        kernels=chosen,
+        tokens_per_step=config.train.batch_size * config.train.seq_len,
+        kernels=kernels,
         compiled=compiled,
-        modelled=modelled | _summed_up(config, mesh, modelled, links),
+        modelled=modelled,
         largest=largest,
     )
 
 
-def _summed_up(config: RunConfig, mesh: Mesh, m: dict[str, Any], links: tuple[float, float]) -> dict[str, float]:
-    """The bound on a step's time, and what follows from it for the whole run."""
-    bound, steps = max(m["compute_seconds"], m["memory_seconds"], *links), config.train.steps
-    tokens, days = config.train.batch_size * config.train.seq_len, steps * bound / 86400
-    return {
-        "ici_seconds": links[0],
-        "dcn_seconds": links[1],
-        "step_seconds": bound,
-        "mfu_causal_half": m["flops_per_device"] / m["peak_flops"] / bound,
-        "mfu_causal_full": m["flops_per_device_causal_full"] / m["peak_flops"] / bound,
-        "tokens_per_second": tokens / bound,
-        "days": days,
-        "chip_hours": days * 24 * mesh.size,
-        "tokens": float(tokens * steps),
-    }
-
-
-def _compiled(config: RunConfig, steps: Steps, mesh: Mesh, slices: int) -> tuple[dict[str, Any], list[str]]:
+def _compiled(config: RunConfig, steps: Steps, mesh: Mesh, chip: Chip, slices: int) -> dict[str, Any]:
     """The compiler's word on memory and exchanges; where the program does not fit, its size and largest buffers."""
     started = time.perf_counter()
-    largest: list[str] = []
     try:
         shapes = meshes.batch_shapes(mesh, example(config), config.train.batch_size)
         before = len(reshards())
@@ -189,15 +162,14 @@ def _compiled(config: RunConfig, steps: Steps, mesh: Mesh, slices: int) -> tuple
             "output_bytes": memory.output_size_in_bytes - memory.alias_size_in_bytes,
             "kernel_calls": len(re.findall(r'custom_call_target="(?:tpu_custom_call|__cudnn\$fmha)', text)),
             "involuntary_reshards": reshards()[before:],
-            "exchanges": [asdict(one) for one in collectives(text, dict(mesh.shape), slices)],
+            "exchanges": linked(collectives(text, mesh.shape, slices), mesh, chip, slices),
         }
         compiled["memory_bytes"] = sum(compiled[f"{kind}_bytes"] for kind in ("arguments", "temporaries", "output"))
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        compiled, largest = _exhausted(str(error))
-    compiled["seconds"] = round(time.perf_counter() - started, 1)
-    return compiled, largest
+        compiled = _exhausted(str(error))
+    return compiled | {"seconds": round(time.perf_counter() - started, 1)}
 
 
 def task_of(model: ModelConfig, length: int) -> Task:
@@ -206,8 +178,7 @@ def task_of(model: ModelConfig, length: int) -> Task:
     Raises:
         UserError: `model.vocab` is not given.
     """
-    size = model.vocab
-    if size is None:
+    if (size := model.vocab) is None:
         raise UserError("plan needs `model.vocab`: the size of a tokenizer that is not trained yet is not known")
     names = ("[CLS]", "[SEP]", "[MASK]", "<s>", "</s>", "[R]", "[S]", "[X]", "<unk>", "<pad>")
     special = np.arange(size) < len(names)
@@ -229,7 +200,7 @@ def example(config: RunConfig) -> Any:
     return objective.example(replace(row, partner=row), task, np.random.default_rng(0))
 
 
-def _exhausted(message: str) -> tuple[dict[str, Any], list[str]]:
+def _exhausted(message: str) -> dict[str, Any]:
     """What the compiler says of a program that does not fit: its size, and the largest buffers."""
     used = re.search(r"(?:Used |temporaries \()([\d.]+)([KMGT])", message)
     size = float(used[1]) * 2 ** {"K": 10, "M": 20, "G": 30, "T": 40}[used[2]] if used else None
@@ -237,7 +208,7 @@ def _exhausted(message: str) -> tuple[dict[str, Any], list[str]]:
     for block in re.split(r"\n\s*\d+\. (?=Size: )", message)[1:4]:
         parts = [re.search(pattern, block) for pattern in (r"Size: (\S+)", r"Shape: (\S+)", r'op_name="(.*?)"')]
         largest.append(" ".join(part[1] for part in parts if part))
-    return {"memory_bytes": size}, largest or [message.splitlines()[0][:200]]
+    return {"memory_bytes": size, "largest": largest or [message.splitlines()[0][:200]]}
 
 
 REMATS: tuple[RematPolicy, ...] = ("none", "dots", "full")
@@ -292,14 +263,13 @@ def candidates(config: RunConfig, devices: int, slices: int = 1) -> list[RunConf
         [n for n in POWERS if n == 1 or train.seq_len // n >= 2048],
         [n for n in POWERS if n <= 16 and repeats % n == 0],
     )
-    for tensor, expert, context, pipeline in product(*choices):
+    for tensor, expert, context, pipeline, remat in product(*choices, REMATS):
         fsdp, rest = divmod(devices, tensor * expert * context * pipeline * slices)
         if rest or not fsdp or train.batch_size // train.microbatches % (slices * fsdp * expert):
             continue
-        sizes = {"fsdp": fsdp, "tensor": tensor, "expert": expert, "context": context, "pipeline": pipeline}
-        for remat in REMATS:
-            own = model.model_copy(update={"remat": remat})
-            found.append(config.model_copy(update={"mesh": MeshConfig(data=slices, **sizes), "model": own}))
+        mesh = MeshConfig(data=slices, fsdp=fsdp, tensor=tensor, expert=expert, context=context, pipeline=pipeline)
+        own = model.model_copy(update={"remat": remat})
+        found.append(config.model_copy(update={"mesh": mesh, "model": own}))
     return found
 
 
@@ -316,10 +286,8 @@ def show(plan: Plan) -> None:
     for line in plan.largest:
         say(console, f"  {line}")
     if not plan.fits:
-        say(
-            console,
-            "try: mesh.fsdp or mesh.tensor larger, model.remat=full, train.microbatches, a smaller batch; --search",
-        )
+        larger = "mesh.fsdp or mesh.tensor larger"
+        say(console, f"try: {larger}, model.remat=full, train.microbatches, a smaller batch; --search")
     for figures, name in ((c, "compiled"), (m, "modelled")):
         kinds = ("arguments", "temporaries", "output", "state", "gradients", "activations")
         sizes = [(kind, figures[f"{kind}_bytes"]) for kind in kinds if f"{kind}_bytes" in figures]
@@ -337,28 +305,21 @@ def show(plan: Plan) -> None:
         table(console, f"{name} by a device in one step", ("exchange", "mesh axes", "times", "link", "MB"), sent)
     if plan.largest:
         return
-    if c and (times := _total(c) / max(_total(m), 1)) > SENT_AT_MOST:
+    total, needed = (sum(one["sent"] for one in figures.get("exchanges", ())) for figures in (c, m))
+    if (times := total / max(needed, 1)) > SENT_AT_MOST:
         say(console, f"sent: {times:.1f} times what the mesh must send{_unaligned(plan)}")
     least = [(kind, f"{m[f'{kind}_seconds']:.4f}") for kind in ("compute", "memory", "ici", "dcn", "step")]
     table(console, "modelled, the least a step can take", ("bound by", "seconds"), least)
-    table(
-        console,
-        "modelled, at that bound",
-        ("", ""),
-        [
-            ("FLOPs of a device and step, causal attention half", f"{m['flops_per_device']:.3e}"),
-            ("the same, causal attention full", f"{m['flops_per_device_causal_full']:.3e}"),
-            ("MFU, causal attention half", f"{m['mfu_causal_half']:.1%}"),
-            ("MFU, causal attention full", f"{m['mfu_causal_full']:.1%}"),
-            ("tokens per second", f"{m['tokens_per_second']:,.0f}"),
-            (f"days for {m['tokens']:.3g} tokens", f"{m['days']:.2f}"),
-            ("device-hours", f"{m['chip_hours']:,.0f}"),
-        ],
-    )
-
-
-def _total(figures: dict[str, Any]) -> float:
-    return sum(one["sent"] for one in figures.get("exchanges", ()))
+    reached = [
+        ("FLOPs of a device and step, causal attention half", f"{m['flops_per_device']:.3e}"),
+        ("the same, causal attention full", f"{m['flops_per_device_causal_full']:.3e}"),
+        ("MFU, causal attention half", f"{m['mfu_causal_half']:.1%}"),
+        ("MFU, causal attention full", f"{m['mfu_causal_full']:.1%}"),
+        ("tokens per second", f"{m['tokens_per_second']:,.0f}"),
+        (f"days for {m['tokens']:.3g} tokens", f"{m['days']:.2f}"),
+        ("device-hours", f"{m['chip_hours']:,.0f}"),
+    ]
+    table(console, "modelled, at that bound", ("", ""), reached)
 
 
 def _unaligned(plan: Plan) -> str:

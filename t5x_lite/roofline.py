@@ -1,7 +1,8 @@
 """Arithmetic on published figures of chips: the least that a step needs, and what it holds and sends."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import jax
@@ -22,7 +23,6 @@ from t5x_lite.train.metrics import flops_per_row
 
 RESERVED = 0.02
 """Share of the memory that the runtime keeps for itself."""
-GPUS_A_HOST = 8
 
 
 def chip_of(device_kind: str) -> Chip:
@@ -31,36 +31,28 @@ def chip_of(device_kind: str) -> Chip:
     Raises:
         UserError: there are none.
     """
-    name = name_of(device_kind)
-    if name is None:
+    if (name := name_of(device_kind)) is None:
         raise UserError(f"plan has no published figures of {device_kind}; known are {', '.join(CHIPS)}")
     return CHIPS[name]
 
 
-def crosses(axes: Sequence[str], mesh: Mesh, slices: int, *, gpu: bool) -> bool:
-    """Whether an exchange over these axes leaves the slice, or the host of a GPU."""
-    if not gpu:
-        return slices > 1 and "data" in axes
+def linked(sent: Sequence[Collective], mesh: Mesh, chip: Chip, slices: int) -> list[dict[str, Any]]:
+    """Exchanges as rows of the report, each with its link: inside a slice or the host of a GPU, or beyond it."""
     sizes = list(mesh.shape.values())
-    return any(math.prod(sizes[n:]) > GPUS_A_HOST for n, axis in enumerate(mesh.shape) if axis in axes)
 
+    def link(axes: Sequence[str]) -> str:
+        if chip.host is None:
+            return "DCN" if slices > 1 and "data" in axes else "ICI"
+        far = any(math.prod(sizes[n:]) > chip.host for n, axis in enumerate(mesh.shape) if axis in axes)
+        return "network" if far else "NVLink"
 
-def seconds(sent: Sequence[Collective], chip: Chip, mesh: Mesh, slices: int, *, gpu: bool) -> tuple[float, float]:
-    """What exchanges take on the links inside (ICI, NVLink), and on the network between slices or hosts."""
-    inside = between = 0.0
-    for one in sent:
-        if crosses(one.axes, mesh, slices, gpu=gpu):
-            between += one.sent / chip.network_rate
-        else:
-            # A torus sends both ways along each axis.
-            inside += one.sent / (chip.link_rate if gpu else 2 * chip.link_rate * len(one.axes))
-    return inside, between
+    return [asdict(one) | {"link": link(one.axes)} for one in sent]
 
 
 def bounds(
-    config: RunConfig, structure: Blueprint, lengths: Lengths, mesh: Mesh, chip: Chip, held: float
+    config: RunConfig, structure: Blueprint, lengths: Lengths, mesh: Mesh, chip: Chip, figures: Mapping[str, Any]
 ) -> dict[str, float]:
-    """FLOPs of a step, and the least seconds that arithmetic and memory need for it.
+    """FLOPs of a step, the least seconds that arithmetic, memory and links need for it, and what the run takes so.
 
     Args:
         config: the run.
@@ -68,7 +60,7 @@ def bounds(
         lengths: of one example.
         mesh: the devices.
         chip: what they are.
-        held: bytes of a device: its state, and what it makes on the way.
+        figures: bytes of a device (its state, and what it makes on the way) and exchanges, as compiled or modelled.
     """
     train, n = config.train, mesh.size
     flops = train.batch_size * flops_per_row(config.model, structure, lengths) / n
@@ -77,17 +69,43 @@ def bounds(
     again = {"none": 1.0, "full": 4 / 3, "offload": 4 / 3}.get(config.model.remat, 7 / 6)
     # Weights, gradients and moments are read and written once; what is kept for the backward pass too; and each pass
     # reads the weights that it has gathered, in the type of the activations.
+    held = figures.get("arguments_bytes", 0) + figures.get("temporaries_bytes", 0) or figures["memory_bytes"]
     passes = 4 if again > 7 / 6 else 3
     shards = mesh.shape["tensor"] * mesh.shape["expert"] * mesh.shape["pipeline"]
     weights = structure.parameters * _width(config) / shards * passes * train.microbatches
-    again *= _ticks(config, mesh)
-    return {
+    inside, between = _seconds(figures["exchanges"], chip)
+    seconds = {
+        "compute_seconds": flops * (again * _ticks(config, mesh)) / peak,
+        "memory_seconds": (2 * held + weights) / chip.memory_rate,
+        "ici_seconds": inside,
+        "dcn_seconds": between,
+    }
+    step, tokens = max(seconds.values()), train.batch_size * train.seq_len
+    days = train.steps * step / 86400
+    return seconds | {
         "flops_per_device": flops,
         "flops_per_device_causal_full": full,
         "peak_flops": peak,
-        "compute_seconds": flops * again / peak,
-        "memory_seconds": (2 * held + weights) / chip.memory_rate,
+        "step_seconds": step,
+        "mfu_causal_half": flops / peak / step,
+        "mfu_causal_full": full / peak / step,
+        "tokens_per_second": tokens / step,
+        "days": days,
+        "chip_hours": days * 24 * n,
+        "tokens": float(tokens * train.steps),
     }
+
+
+def _seconds(exchanges: Sequence[Mapping[str, Any]], chip: Chip) -> tuple[float, float]:
+    """What exchanges (see `linked`) take inside (ICI, NVLink), and on the network between slices or hosts (DCN)."""
+    inside = between = 0.0
+    for one in exchanges:
+        if one["link"] in {"DCN", "network"}:
+            between += one["sent"] / chip.network_rate
+        else:
+            # A torus sends both ways along each axis.
+            inside += one["sent"] / (2 * chip.link_rate * len(one["axes"]) if chip.host is None else chip.link_rate)
+    return inside, between
 
 
 def _ticks(config: RunConfig, mesh: Mesh) -> float:
@@ -109,8 +127,8 @@ def _tokens(config: RunConfig, lengths: Lengths, mesh: Mesh) -> float:
     return rows * lengths.texts * (lengths.tokens + targets) / mesh.shape["context"]
 
 
-def memory(config: RunConfig, state: Any, lengths: Lengths, mesh: Mesh) -> dict[str, float]:
-    """Bytes of a device by kind, without a compiler.
+def memory(config: RunConfig, state: Any, lengths: Lengths, mesh: Mesh) -> dict[str, Any]:
+    """Bytes of a device by kind and in all, without a compiler.
 
     State and gradients are exact; activations are what `model.remat` keeps of each layer, with one layer as a whole and
     two parts of the logits beside.
@@ -128,11 +146,12 @@ def memory(config: RunConfig, state: Any, lengths: Lengths, mesh: Mesh) -> dict[
     kept = {"none": layer, "full": d / t, "offload": 0.0}.get(model.remat, products + d / t)
     layers = model.layers / mesh.shape["pipeline"]
     tokens = _tokens(config, lengths, mesh) * _width(config)
-    return {
+    found = {
         "state_bytes": size(state),
         "gradients_bytes": size(state.params),
         "activations_bytes": tokens * (layers * kept + layer) + 2 * LOGITS_BYTES,
     }
+    return found | {"memory_bytes": sum(found.values())}
 
 
 def exchanges(config: RunConfig, structure: Blueprint, lengths: Lengths, mesh: Mesh) -> list[Collective]:
@@ -143,15 +162,14 @@ def exchanges(config: RunConfig, structure: Blueprint, lengths: Lengths, mesh: M
     sum the gradients of all weights but their own, for each holds rows of the batch.
     """
     model, sizes, width = config.model, mesh.shape, _width(config)
-    parts, again = config.train.microbatches, config.model.remat in {"full", "offload"}
-    stay = structure.of("experts") / sizes["expert"]
-    shared, parted = structure.parameters - structure.of("experts"), sizes["tensor"] * sizes["pipeline"]
-    weights = (shared + stay) / parted
-    layers, d = model.layers / sizes["pipeline"], model.embed
+    parts, again = config.train.microbatches, model.remat in {"full", "offload"}
+    apart, parted = structure.of("experts"), sizes["tensor"] * sizes["pipeline"]
+    shared, layers = structure.parameters - apart, model.layers / sizes["pipeline"]
+    weights = (shared + apart / sizes["expert"]) / parted
     tokens = _tokens(config, lengths, mesh) * parts
     moe = [kind for layer in model.pattern if isinstance(kind := model.feedforward_of(layer), MoE)]
     routed = sum(_copies(kind) for kind in moe) * model.layers / len(model.pattern) / sizes["pipeline"]
-    sublayer = tokens * d * width
+    sublayer = tokens * model.embed * width
     keys = tokens * 2 * model.key_value_heads * model.width_of_head / sizes["tensor"] * width * sizes["context"]
     wanted = [
         ("all-gather", "fsdp", weights * width * (3 if again else 2) * parts),
@@ -162,7 +180,7 @@ def exchanges(config: RunConfig, structure: Blueprint, lengths: Lengths, mesh: M
         ("reduce-scatter", "tensor", layers * sublayer * (6 if again else 4)),
         ("all-gather", "context", layers * keys * (3 if again else 2)),
         ("all-to-all", "expert", routed * sublayer * (6 if again else 4)),
-        ("collective-permute", "pipeline", 2 * _ticks(config, mesh) * tokens * d * width),
+        ("collective-permute", "pipeline", 2 * _ticks(config, mesh) * sublayer),
     ]
     ring = {axis: (size - 1) / size for axis, size in sizes.items()} | {"pipeline": float(sizes["pipeline"] > 1)}
     return [Collective(kind, (axis,), 1, sent * ring[axis]) for kind, axis, sent in wanted if sent * ring[axis] > 0]

@@ -275,10 +275,6 @@ class Cost:
         gamma = float(np.polyfit(n, each, 1)[0]) if np.ptp(n) > 0 and np.ptp(each) > 1e-6 else 0.0
         return cls(float(np.exp(np.mean(each - gamma * n))), gamma)
 
-    def tokens(self, flops: float, parameters: np.ndarray) -> np.ndarray:
-        """D that a budget pays for at sizes N."""
-        return flops / self.kappa / parameters ** (1 + self.gamma)
-
 
 def optimum(constants: Mapping[str, np.ndarray], flops: float, cost: Cost) -> np.ndarray:
     """N of the least L(N, D) that a budget pays for (Hoffmann et al. 2022, eq. 4, for the cost C = κ·N^(1+γ)·D)."""

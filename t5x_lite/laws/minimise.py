@@ -1,6 +1,7 @@
 """Many small problems minimised side by side: every start of a grid and every draw of a bootstrap is one row."""
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -27,15 +28,14 @@ def minimise(objective: Objective, start: np.ndarray, iterations: int = 1000) ->
     x = start.astype(float).copy()
     live = np.arange(len(x))
     f, g = objective(x, live)
-    steps, changes = np.zeros((2, MEMORY, *x.shape))
-    inverse = np.zeros((MEMORY, len(x)))  # 1 / step · change; 0 is a pair that is left out
+    pairs: deque[tuple[np.ndarray, ...]] = deque(maxlen=MEMORY)
     idle = np.zeros(len(x), int)
-    for number in range(iterations):
-        way = _direction(g[live], steps[:, live], changes[:, live], inverse[:, live], number)
+    for _ in range(iterations):
+        way = _direction(g[live], pairs)
         slope = (way * g[live]).sum(-1)
         uphill = slope >= 0
         way[uphill], slope[uphill] = -g[live][uphill], -np.square(g[live][uphill]).sum(-1)
-        length = np.ones(len(live)) if number else 1 / np.maximum(np.abs(g[live]).sum(-1), 1)
+        length = np.ones(len(live)) if pairs else 1 / np.maximum(np.abs(g[live]).sum(-1), 1)
         reached, value, gradient = x[live], f[live], g[live]
         trying = np.arange(len(live))
         for _ in range(HALVINGS):
@@ -48,33 +48,31 @@ def minimise(objective: Objective, start: np.ndarray, iterations: int = 1000) ->
             if not len(trying):
                 break
             length[trying] /= 2
-        slot = number % MEMORY
-        steps[slot, live], changes[slot, live] = reached - x[live], gradient - g[live]
-        product = (steps[slot, live] * changes[slot, live]).sum(-1)
-        inverse[slot, live] = np.where(product > 1e-14, 1 / np.where(product > 1e-14, product, 1), 0)
+        step, change = reached - x[live], gradient - g[live]
+        product = (step * change).sum(-1)
+        pairs.append((step, change, np.where(product > 1e-14, 1 / np.where(product > 1e-14, product, 1), 0)))
         idle[live] = np.where(f[live] - value > 1e-11 * np.abs(value), 0, idle[live] + 1)
         x[live], f[live], g[live] = reached, value, gradient
-        live = live[idle[live] < 3]
-        if not len(live):
+        going = idle[live] < 3
+        if not going.any():
             break
+        live, pairs = live[going], deque((tuple(part[going] for part in pair) for pair in pairs), MEMORY)
     return x, f
 
 
-def _direction(
-    gradient: np.ndarray, steps: np.ndarray, changes: np.ndarray, inverse: np.ndarray, number: int
-) -> np.ndarray:
-    """The two loops over the newest pairs of step and change of the gradient, `[memory, rows, parameters]`."""
-    way, kept = -gradient, range(max(number - MEMORY, 0), number)
-    shares = {}
-    for n in reversed(kept):
-        slot = n % MEMORY
-        shares[slot] = inverse[slot] * (steps[slot] * way).sum(-1)
-        way = way - shares[slot][:, None] * changes[slot]
-    if number:
-        last = (number - 1) % MEMORY
-        curved = inverse[last] * np.square(changes[last]).sum(-1)
+def _direction(gradient: np.ndarray, pairs: Sequence[tuple[np.ndarray, ...]]) -> np.ndarray:
+    """The two loops over the newest pairs of step and change of the gradient, both `[rows, parameters]`.
+
+    The third of a pair is 1 / step · change `[rows]`; 0 leaves the pair out.
+    """
+    way, shares = -gradient, []
+    for step, change, inverse in reversed(pairs):
+        shares.append(inverse * (step * way).sum(-1))
+        way = way - shares[-1][:, None] * change
+    if pairs:
+        _, change, inverse = pairs[-1]
+        curved = inverse * np.square(change).sum(-1)
         way = way / np.where(curved > 0, curved, 1)[:, None]
-    for n in kept:
-        slot = n % MEMORY
-        way = way + (shares[slot] - inverse[slot] * (changes[slot] * way).sum(-1))[:, None] * steps[slot]
+    for (step, change, inverse), share in zip(pairs, reversed(shares), strict=True):
+        way = way + (share - inverse * (change * way).sum(-1))[:, None] * step
     return way

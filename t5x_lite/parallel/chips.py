@@ -8,7 +8,7 @@ class Chip:
     """One device: dense bfloat16 FLOP/s, bytes of memory, and bytes a second of memory, of a link and of the network.
 
     A link is one direction to one neighbour of a TPU's torus, or all that a GPU sends over NVLink to the GPUs of its
-    host. The network joins slices, or hosts.
+    host, of which there are `host`. The network joins slices, or hosts.
     """
 
     flops: float
@@ -16,6 +16,7 @@ class Chip:
     memory_rate: float
     link_rate: float
     network_rate: float = 6.25e9
+    host: int | None = None
 
 
 CHIPS = {
@@ -24,10 +25,10 @@ CHIPS = {
     "TPU v5": Chip(459e12, 95 * 2**30, 2765e9, 90e9),
     "TPU v6 lite": Chip(918e12, 32 * 2**30, 1640e9, 90e9),
     "TPU7x": Chip(1153.5e12, 96 * 2**30, 3690e9, 90e9),
-    "NVIDIA A100": Chip(312e12, 80e9, 2039e9, 300e9, 25e9),
-    "NVIDIA H100": Chip(989e12, 80e9, 3350e9, 450e9, 50e9),
-    "NVIDIA H200": Chip(989e12, 141e9, 4800e9, 450e9, 50e9),
-    "NVIDIA B200": Chip(2250e12, 180e9, 8000e9, 900e9, 50e9),
+    "NVIDIA A100": Chip(312e12, 80e9, 2039e9, 300e9, 25e9, 8),
+    "NVIDIA H100": Chip(989e12, 80e9, 3350e9, 450e9, 50e9, 8),
+    "NVIDIA H200": Chip(989e12, 141e9, 4800e9, 450e9, 50e9, 8),
+    "NVIDIA B200": Chip(2250e12, 180e9, 8000e9, 900e9, 50e9, 8),
 }
 """The makers' data sheets: Google Cloud's system architecture pages, NVIDIA's of the SXM boards.
 

@@ -34,8 +34,7 @@ def initialize(cache_dir: Path) -> None:
         )
     elif _in_cluster():
         jax.distributed.initialize()
-    simulated = re.search(r"xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))
-    if simulated:
+    if simulated := re.search(r"xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", "")):
         # Simulated devices share one pool of threads, as many as there are cores: a collective waits for ever if a
         # copy for a checkpoint or another program holds the thread of a device that it waits for.
         os.environ.setdefault("NPROC", str(4 * int(simulated[1])))
@@ -95,7 +94,6 @@ def ending_together() -> Iterator[None]:
     except Exception as error:
         if jax.process_count() == 1:
             raise
-        code = 1
         if isinstance(error, jax.errors.JaxRuntimeError) and (lost := silent()):
             names = f"process {lost[0]} is" if len(lost) == 1 else f"processes {', '.join(map(str, lost))} are"
             error = Lost(
@@ -103,12 +101,11 @@ def ending_together() -> Iterator[None]:
                 "see the log there); start all again, and they go on from the last checkpoint"
             )
         if isinstance(error, UserError):
-            code = error.exit_code
             print(f"t5x-lite: {error}", file=sys.stderr, flush=True)
             time.sleep(BEAT_SECONDS)  # all may have the same to say
         else:
             traceback.print_exception(error)
-        os._exit(code)
+        os._exit(error.exit_code if isinstance(error, UserError) else 1)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """What a compiled program sends between devices, read from its text (HLO)."""
 
+import itertools
 import math
 import re
 from collections import Counter, defaultdict
@@ -11,9 +12,10 @@ import numpy as np
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all")
 BITS = {"pred": 8, "s4": 4, "s8": 8, "s16": 16, "s32": 32, "s64": 64, "bf16": 16, "f16": 16, "f32": 32, "f64": 64}
 
-_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \([^\n]*\{\n(.*?)^\}(?:$|,)", re.MULTILINE | re.DOTALL)
 _COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(?:-start)?\(")
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition|branch_computations|called_computations)=(\{[^}]*\}|%[\w.\-]+)")
+_LOOP = re.compile(r"condition=%?([\w.\-]+), body=%?([\w.\-]+)")
 _BETWEEN_SLICES = re.compile(r"= (.*?) send\(.*_xla_megascale_transfer_type=\"(\w+)\"")
 _CONSTANT = re.compile(r"= [su]\d+\[\]\S* constant\((\d+)\)")
 _SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
@@ -40,8 +42,9 @@ def collectives(text: str, mesh: Mapping[str, int], slices: int = 1) -> list[Col
         mesh: sizes of the axes, in the order in which devices are numbered.
         slices: pods joined along the axis `data`; between them the program hands arrays to the hosts.
     """
-    bodies, entry = _computations(text)
-    often = _executions(bodies, entry)
+    computations = _COMPUTATION.findall(text)
+    bodies = {name: body.splitlines() for _, name, body in computations}
+    often = _executions(bodies, next(name for begins, name, _ in computations if begins))
     channels: dict[str, tuple[str, tuple[str, ...], float, int]] = {}
     for name, lines in bodies.items():
         here = Counter[str]()
@@ -63,29 +66,12 @@ def collectives(text: str, mesh: Mapping[str, int], slices: int = 1) -> list[Col
                 kind, sent = "reduce-scatter", sent / 2
             times = min(often[name], channels[key][3] if key in channels else often[name])
             channels[key] = (kind, axes, sent, times)
-    sums: dict[tuple[str, tuple[str, ...]], list[float]] = defaultdict(lambda: [0, 0.0])
+    counts, sums = Counter[tuple[str, tuple[str, ...]]](), defaultdict[tuple[str, tuple[str, ...]], float](float)
     for kind, axes, sent, times in channels.values():
         if axes:
-            sums[kind, axes][0] += times
-            sums[kind, axes][1] += times * sent
-    every = [Collective(kind, axes, int(times), sent) for (kind, axes), (times, sent) in sums.items()]
-    return sorted(every, key=lambda one: -one.sent)
-
-
-def _computations(text: str) -> tuple[dict[str, list[str]], str]:
-    bodies: dict[str, list[str]] = {}
-    entry, current = "", None
-    for line in text.splitlines():
-        begins = _COMPUTATION.match(line)
-        if begins:
-            current = begins[2]
-            bodies[current] = []
-            entry = current if begins[1] else entry
-        elif line == "}":
-            current = None
-        elif current is not None:
-            bodies[current].append(line)
-    return bodies, entry
+            counts[kind, axes] += times
+            sums[kind, axes] += times * sent
+    return sorted((Collective(*key, counts[key], sums[key]) for key in counts), key=lambda one: -one.sent)
 
 
 def _executions(bodies: Mapping[str, Sequence[str]], entry: str) -> dict[str, int]:
@@ -95,10 +81,8 @@ def _executions(bodies: Mapping[str, Sequence[str]], entry: str) -> dict[str, in
     def visit(name: str, times: int) -> None:
         often[name] += times
         for line in bodies[name]:
-            trips = 1
-            if condition := re.search(r"condition=%?([\w.\-]+)", line):
-                body = re.search(r"body=%?([\w.\-]+)", line)
-                trips = _trips(line, bodies.get(condition[1], ()), bodies.get(body[1], ()) if body else ())
+            loop = _LOOP.search(line)
+            trips = _trips(line, bodies[loop[1]], bodies[loop[2]]) if loop else 1
             for called in _CALLED.findall(line):
                 for inner in re.findall(r"%([\w.\-]+)", called):
                     if inner in bodies:
@@ -110,8 +94,7 @@ def _executions(bodies: Mapping[str, Sequence[str]], entry: str) -> dict[str, in
 
 def _trips(line: str, condition: Sequence[str], body: Sequence[str]) -> int:
     """A counted loop's condition compares with a constant; an unrolled one counts in larger steps."""
-    known = re.search(r'known_trip_count":\{"n":"(\d+)"', line)
-    if known:
+    if known := re.search(r'known_trip_count":\{"n":"(\d+)"', line):
         return int(known[1])
     constants = [int(n) for row in condition for n in _CONSTANT.findall(row)]
     return math.ceil(max(constants, default=1) / _step(condition, body))
@@ -139,22 +122,22 @@ _MESH_GROUPS = re.compile(rf"replica_groups=mesh\[(.*?)\](?:, device_ids=\({_IOT
 def _axes(line: str, mesh: Mapping[str, int]) -> tuple[tuple[str, ...], int]:
     """Mesh axes along which the members of a group differ, and how many members it has."""
     shape = tuple(mesh.values())
+    members: np.ndarray  # [groups, members]: one group where all differ alike
     if iota := _GROUPS.search(line):
-        members = [_iota(iota[2], iota[3]).reshape(-1, int(iota[1].split(",")[-1]))[0]]
+        members = _iota(iota[2], iota[3]).reshape(-1, int(iota[1].split(",")[-1]))[:1]
     elif named := _MESH_GROUPS.search(line):
         sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", named[1])}
         ids = _iota(named[2] or str(math.prod(shape)), named[3]).reshape(tuple(sizes.values()))
         over = re.findall(r"'(\w+)'", named[4])
-        members = [ids[tuple(slice(None) if name in over else 0 for name in sizes)].reshape(-1)]
+        members = ids[tuple(slice(None) if name in over else 0 for name in sizes)].reshape(1, -1)
     elif pairs := re.search(r"source_target_pairs=\{(.*?)\}\}", line):
-        members = [np.array([int(n) for n in pair.split(",")]) for pair in re.findall(r"(\d+,\d+)", pairs[1])]
+        members = np.array(re.findall(r"(\d+),(\d+)", pairs[1]), int)
     elif listed := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
-        members = [np.array([int(n) for n in listed[1].split(",")])]
+        members = np.array([listed[1].split(",")], int)
     else:
-        members = [np.arange(math.prod(shape))]
-    places = [np.stack(np.unravel_index(group, shape)) for group in members]
-    differ = np.any([np.ptp(place, axis=1) > 0 for place in places], axis=0)
-    return tuple(name for name, moves in zip(mesh, differ, strict=True) if moves), len(members[0])
+        members = np.arange(math.prod(shape))[None]
+    differ = [bool(np.ptp(place, axis=1).any()) for place in np.unravel_index(members, shape)]
+    return tuple(itertools.compress(mesh, differ)), members.shape[1]
 
 
 def _iota(dims: str, permutation: str | None) -> np.ndarray:
@@ -169,13 +152,7 @@ def _bytes(shape: str, kind: str, size: int, *, start: bool) -> float:
     parts = [math.prod(int(n) for n in dims.split(",") if n) * BITS.get(t, 32) / 8 for t, dims in _SHAPE.findall(shape)]
     # A started exchange returns what it was given beside what it makes.
     whole = max(parts, default=0.0) if start or kind == "all-gather" else sum(parts)
+    if kind == "reduce-scatter" and not start:
+        whole *= size
     share = (size - 1) / size
-    match kind:
-        case "all-reduce":
-            return 2 * whole * share
-        case "reduce-scatter":
-            return (whole if start else whole * size) * share
-        case "collective-permute":
-            return whole
-        case _:
-            return whole * share
+    return whole * {"all-reduce": 2 * share, "collective-permute": 1.0}.get(kind, share)

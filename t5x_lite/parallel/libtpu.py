@@ -14,6 +14,9 @@ WITHOUT_A_TPU = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "true",
     "TF_CPP_MIN_LOG_LEVEL": "3",
 }
+_RESHARD = re.compile(
+    r'Involuntary full rematerialization(?:.*?HLO operation \S+ = (\w+\[[\d,]*\]))?(?:.*?op_name="([^"]*)")?'
+)
 
 
 def prepare() -> None:
@@ -26,11 +29,6 @@ def prepare() -> None:
 
 def reshards() -> list[str]:
     """What libtpu has written to its log of arrays that it had to make whole on every device to lay them out anew."""
-    found = []
-    for path in sorted(Path(os.environ.get("TPU_LOG_DIR", "")).glob("*.log.WARNING.*")):
-        for line in path.read_text(errors="replace").splitlines():
-            if "Involuntary full rematerialization" in line:
-                array = re.search(r"HLO operation \S+ = (\w+\[[\d,]*\])", line)
-                name = re.search(r'op_name="([^"]*)"', line)
-                found.append(f"{array[1] if array else '?'} in {name[1] if name else '?'}")
-    return found
+    logs = sorted(Path(os.environ.get("TPU_LOG_DIR", "")).glob("*.log.WARNING.*"))
+    found = [one for path in logs for one in _RESHARD.findall(path.read_text(errors="replace"))]
+    return [f"{array or '?'} in {name or '?'}" for array, name in found]

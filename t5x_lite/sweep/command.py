@@ -29,14 +29,12 @@ def fit(subject: Path, words: list[str], options: argparse.Namespace) -> int:
         raise UserError("sweep fit: --draws is 2 or more, --drop-highest is not negative")
     if not all(value is None or value > 0 for value in [options.budget, *(options.run or [])]):
         raise UserError("sweep fit: --budget and --run are above 0")
-    sweep = None
+    sweep, asks = None, [*words, *["--emit"] * bool(options.emit)]
     if subject.suffix == ".csv":
-        if words or options.emit:
-            raise UserError(
-                f"sweep fit {subject}: {words[0] if words else '--emit'} needs a sweep: a table has no config"
-            )
+        if asks:
+            raise UserError(f"sweep fit {subject}: {asks[0]} needs a sweep: a table has no config")
         found, folder = from_csv(subject), Path("sweeps") / subject.stem
-    elif subject.is_dir() and not words and not options.emit:
+    elif subject.is_dir() and not asks:
         found, folder = from_sweep(subject), subject
     else:
         sweep = load(subject, words)
@@ -94,8 +92,6 @@ def emit(sweep: Sweep, result: dict[str, Any], to: Path) -> Path:
     if abs(np.log(best.parameters / target)) > 0.3:
         raise UserError(f"--emit: the nearest model that can be made has N = {best.parameters:.4g}, not {target:.4g}")
     values = {"base": [os.path.relpath(sweep.base, to.parent)], **nested(best.overrides)}
-    head = (
-        f"# The best run for C = {flops:.4g} FLOPs by the law of the sweep {sweep.name}: N = {best.parameters:.4g} "
-        f"(the law: {target:.4g}), D = {best.tokens:.4g}.\n"
-    )
+    made = f"N = {best.parameters:.4g} (the law: {target:.4g}), D = {best.tokens:.4g}"
+    head = f"# The best run for C = {flops:.4g} FLOPs by the law of the sweep {sweep.name}: {made}.\n"
     return write_whole(to, head + yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=100))

@@ -14,8 +14,6 @@ from t5x_lite import schema
 from t5x_lite.errors import UserError
 from t5x_lite.schema import Config, Int, Strings, setting
 
-Where = Literal["local", "slurm", "gke", "tpu_vm"]
-
 
 class LaunchConfig(Config):
     """Options that the scripts in launch/ are given, word by word."""
@@ -60,7 +58,7 @@ class SweepConfig(Config):
     )
     seeds: Annotated[tuple[Int, ...], Strict(False)] = setting((0,), "train.seed of the repetitions", min_length=1)
     dir: str | None = setting(None, "where everything of the sweep lies; null takes sweeps/<name of the file>")
-    where: Where = setting("local", "which launcher starts the runs")
+    where: Literal["local", "slurm", "gke", "tpu_vm"] = setting("local", "which launcher starts the runs")
     jobs: Int = setting(1, "runs at one time; local ones share out processors or GPUs", ge=1)
     retries: Int = setting(2, "times that a failed run is started again by one start of the sweep", ge=0)
     launch: LaunchConfig = setting(LaunchConfig(), "options of the launchers")

@@ -47,8 +47,7 @@ def evaluate(text: str, value_of: Callable[[str], Any]) -> float | int:
                 if isinstance(found, int | float) and not isinstance(found, bool):
                     return found
                 raise UserError(f"{text!r}: {ast.unparse(node)} is {found!r}, not a number")
-        known = ", ".join(FUNCTIONS)
-        raise UserError(f"{text!r}: only numbers, names, + - * / // % ** and {known} are understood")
+        raise UserError(f"{text!r}: only numbers, names, + - * / // % ** and {', '.join(FUNCTIONS)} are understood")
 
     try:
         return number(ast.parse(text.strip(), mode="eval").body)

@@ -63,8 +63,7 @@ def study(found: Found, draws: int = 1000, drop_highest: int = 0) -> Study:
         enough = len(best.loss) >= 3
         others[power.name] = fit(power, best, draws) if enough else f"only {len(best.loss)} runs that no smaller beats"
     others[Kaplan.name] = fit(Kaplan(), dense, draws)
-    if len(np.unique(points.experts)) > 1:
-        counts = len(np.unique(points.experts))
+    if (counts := len(np.unique(points.experts))) > 1:
         enough = counts >= 3 and len(points.loss) >= 8
         others[Clark.name] = fit(Clark(), points, draws) if enough else "needs 3 numbers of experts and 8 points"
     drawn = frontier.parabolas(dense)
@@ -81,7 +80,7 @@ def report(own: Study, flops: float | None, run: Sequence[float] | None) -> dict
     """All of a study as JSON values; a prediction for a budget (ten times the largest if none) and for a run (N, D)."""
     points = own.parametric.points
     count, unknowns = len(points.loss), len(own.parametric.theta)
-    fitted = {own.parametric.law.name: own.parametric, **own.others}
+    budgets = np.where(points.budget > 0, points.budget, points.flops)
     flops = flops or 10 * float(points.flops.max())
     at: dict[str, Any] = {"flops": flops}
     exponents: dict[str, Any] = {}
@@ -108,17 +107,11 @@ def report(own: Study, flops: float | None, run: Sequence[float] | None) -> dict
                 "points": len(one.points.loss),
                 "largest_residual": float(np.abs(one.residuals).max()),
             }
-            for name, one in fitted.items()
+            for name, one in {own.parametric.law.name: own.parametric, **own.others}.items()
         },
         "compute_optimal_exponents": exponents,
         "prediction": at,
-        "held_out": {
-            name: held_out(own, values)
-            for name, values in (
-                ("size", points.parameters),
-                ("budget", np.where(points.budget > 0, points.budget, points.flops)),
-            )
-        },
+        "held_out": {"size": held_out(own, points.parameters), "budget": held_out(own, budgets)},
     }
     columns = (points.names, points.parameters, points.tokens, points.flops, points.loss, own.parametric.residuals)
     names = ("name", "parameters", "tokens", "flops", "loss", "residual")
@@ -168,35 +161,28 @@ def show(result: dict[str, Any]) -> None:
         f"{name} = {law['formula']}" if "formula" in law else name: law.get("constants", {})
         for name, law in result["laws"].items()
     }
-    best = f"best for C = {result['prediction']['flops']:.4g} FLOPs"
-    sizes = {name: one for name, one in result["prediction"].items() if name != "flops"}
+    flops, *sizes = result["prediction"].items()
     for title, subject, symbol, own in (
         ("laws", "law", "constant", laws),
         ("compute-optimal N ∝ C^a, D ∝ C^b", "approach", "", result["compute_optimal_exponents"]),
-        (best, "approach", "", sizes),
+        (f"best for C = {flops[1]:.4g} FLOPs", "approach", "", dict(sizes)),
     ):
         columns = (subject, symbol, "value", "standard error", "95 % interval")
         table(console, title, columns, [row for name, one in own.items() for row in _rows(name, one)])
     for name, one in {**result["laws"], **result["compute_optimal_exponents"]}.items():
         if "not_fitted" in one:
             say(console, f"{name}: not fitted: {one['not_fitted']}")
-    if "run" in result:
-        run = result["run"]
-        low, high = run["loss"]["interval"]
-        say(
-            console,
-            f"a run of N = {run['parameters']:.4g} and D = {run['tokens']:.4g}: "
-            f"loss {_short(run['loss']['value'])} ({_short(low)} to {_short(high)})",
-        )
+    if run := result.get("run"):
+        loss, low, high = map(_short, (run["loss"]["value"], *run["loss"]["interval"]))
+        at = f"N = {run['parameters']:.4g} and D = {run['tokens']:.4g}"
+        say(console, f"a run of {at}: loss {loss} ({low} to {high})")
     for name, held in result["held_out"].items():
         if "not_fitted" in held:
             say(console, f"without the largest {name}: {held['not_fitted']}")
-        else:
-            say(
-                console,
-                f"fitted without the largest {name} ({held['value']:.4g}, {held['points']} points): predicts its loss "
-                f"within {held['largest_error']:.2%}, on average {held['mean_error']:.2%}",
-            )
+            continue
+        left = f"the largest {name} ({held['value']:.4g}, {held['points']} points)"
+        off = f"within {held['largest_error']:.2%}, on average {held['mean_error']:.2%}"
+        say(console, f"fitted without {left}: predicts its loss {off}")
 
 
 def _rows(name: str, one: dict[str, Any]) -> Iterator[tuple[str, ...]]:

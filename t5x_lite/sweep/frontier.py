@@ -50,7 +50,10 @@ class Curve:
 
 @dataclass(frozen=True)
 class Parabola:
-    """L = q0 + q1·log N + q2·(log N)² through the runs of one budget; `wrong` says why its minimum is not used."""
+    """L = q0 + q1·log N + q2·(log N)² through the runs of one budget; `minimum` is (N, D, L).
+
+    `wrong` says why there is none to use.
+    """
 
     flops: float
     chosen: np.ndarray
@@ -78,21 +81,22 @@ def groups(points: Points) -> list[np.ndarray]:
 
 def parabolas(points: Points) -> list[Parabola]:
     """One a budget."""
-    found = []
-    for chosen in groups(points):
-        n, c = np.log(points.parameters[chosen]), float(np.exp(np.log(points.flops[chosen]).mean()))
-        if len(np.unique(np.round(n, 3))) < 3:
-            found.append(Parabola(c, chosen, np.full(3, np.nan), None, "fewer than 3 sizes"))
-            continue
-        q = np.polynomial.polynomial.polyfit(n, points.loss[chosen], 2)
-        lowest = -q[1] / (2 * q[2])
-        wrong = "not convex" if q[2] <= 0 else "" if n.min() < lowest < n.max() else "minimum outside the sizes tried"
-        minimum = None
-        if not wrong:
-            d = np.polyfit(n, np.log(points.tokens[chosen]), 1)
-            minimum = (float(np.exp(lowest)), float(np.exp(np.polyval(d, lowest))), float(q[0] - q[1] ** 2 / 4 / q[2]))
-        found.append(Parabola(c, chosen, q, minimum, wrong))
-    return found
+    return [_parabola(points, chosen) for chosen in groups(points)]
+
+
+def _parabola(points: Points, chosen: np.ndarray) -> Parabola:
+    n, c = np.log(points.parameters[chosen]), float(np.exp(np.log(points.flops[chosen]).mean()))
+    if len(np.unique(np.round(n, 3))) < 3:
+        return Parabola(c, chosen, np.full(3, np.nan), None, "fewer than 3 sizes")
+    q = np.polynomial.polynomial.polyfit(n, points.loss[chosen], 2)
+    lowest = -q[1] / (2 * q[2])
+    if q[2] <= 0:
+        return Parabola(c, chosen, q, None, "not convex")
+    if not n.min() < lowest < n.max():
+        return Parabola(c, chosen, q, None, "minimum outside the sizes tried")
+    d = np.polyfit(n, np.log(points.tokens[chosen]), 1)
+    best = float(np.exp(lowest)), float(np.exp(np.polyval(d, lowest))), float(q[0] - q[1] ** 2 / 4 / q[2])
+    return Parabola(c, chosen, q, best)
 
 
 def by_parabolas(points: Points, found: Sequence[Parabola], draws: int, seed: int = 0) -> Frontier | str:
@@ -102,7 +106,8 @@ def by_parabolas(points: Points, found: Sequence[Parabola], draws: int, seed: in
         reasons = "; ".join(f"C = {one.flops:.3g}: {one.wrong}" for one in found if one.wrong)
         return f"needs 2 budgets whose parabola has a minimum, found {len(good)}" + (f" ({reasons})" if reasons else "")
     rng = np.random.default_rng(seed)
-    designs = [np.vander(np.log(points.parameters[one.chosen]), 3, increasing=True) for one in good]
+    sizes = [np.log(points.parameters[one.chosen]) for one in good]
+    designs = [np.vander(n, 3, increasing=True) for n in sizes]
     solvers = [np.linalg.pinv(design) for design in designs]
     rest = []
     for one, design, solver in zip(good, designs, solvers, strict=True):
@@ -111,19 +116,17 @@ def by_parabolas(points: Points, found: Sequence[Parabola], draws: int, seed: in
         rest.append((residual / np.sqrt(np.maximum(free, 1e-9)))[free > 1e-6])
     pool = np.concatenate(rest)
     lowest, tokens = [], []
-    for one, design, solver in zip(good, designs, solvers, strict=True):
-        noise = rng.choice(pool, (draws, len(one.chosen))) if len(pool) else np.full((draws, len(one.chosen)), np.nan)
+    for one, n, design, solver in zip(good, sizes, designs, solvers, strict=True):
+        noise = rng.choice(pool if len(pool) else [np.nan], (draws, len(n)))
         q = (design @ one.coefficients + noise) @ solver.T
-        n = np.log(points.parameters[one.chosen])
         with np.errstate(all="ignore"):
             lowest.append(np.clip(np.where(q[:, 2] > 0, -q[:, 1] / (2 * q[:, 2]), np.nan), n.min(), n.max()))
         d = np.polyfit(n, np.log(points.tokens[one.chosen]), 1)
         tokens.append(np.polyval(d, lowest[-1]))
     c = np.log([one.flops for one in good])
     seen = np.array([(one.flops, *one.minimum[:2]) for one in good if one.minimum])
-    drawn = np.concatenate([_lines(c, np.stack(lowest, -1)), _lines(c, np.stack(tokens, -1))], -1)
-    count = sum(len(one.chosen) for one in good)
-    return Frontier(_both(seen), drawn, seen, count, 3 * len(good))
+    drawn = _lines(c, np.stack(lowest, -1), np.stack(tokens, -1))
+    return Frontier(_through(seen), drawn, seen, sum(map(len, sizes)), 3 * len(good))
 
 
 def by_curves(curves: Sequence[Curve], draws: int, seed: int = 0) -> Frontier | str:
@@ -150,7 +153,7 @@ def by_curves(curves: Sequence[Curve], draws: int, seed: int = 0) -> Frontier | 
             return None
         d = tokens[chosen][own.argmin(0), np.arange(GRID)]
         seen = np.exp(np.stack([c, best, d], -1)[inside])
-        return _both(seen), seen
+        return _through(seen), seen
 
     whole = lines(np.arange(len(curves)))
     if whole is None:
@@ -173,11 +176,12 @@ def by_law(found: Fit, cost: Cost) -> Frontier:
     return Frontier(lines[0], lines[1:], np.zeros((0, 3)), len(found.points.loss), len(found.theta))
 
 
-def _lines(c: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Intercepts and slopes `[rows, 2]` of y `[rows, n]` over c `[n]`."""
-    return y @ np.linalg.pinv(np.vander(c, 2, increasing=True)).T
+def _lines(c: np.ndarray, n: np.ndarray, d: np.ndarray) -> np.ndarray:
+    """The lines (see `Frontier`) `[rows, 4]` of log N and log D `[rows, n]` over log C `[n]`."""
+    solver = np.linalg.pinv(np.vander(c, 2, increasing=True)).T
+    return np.concatenate([n @ solver, d @ solver], -1)
 
 
-def _both(seen: np.ndarray) -> np.ndarray:
+def _through(seen: np.ndarray) -> np.ndarray:
     c, n, d = np.log(seen).T
-    return np.concatenate([_lines(c, n[None])[0], _lines(c, d[None])[0]])
+    return _lines(c, n[None], d[None])[0]

@@ -29,8 +29,8 @@ from t5x_lite.train.metrics import flops_per_row
 class Planned:
     """One run: its config and overrides, and what it counts for a law (see `SweepConfig.parameters` and `.flops`).
 
-    `own_flops` are those it computes itself, counted for the model. A `trunk` is the stable phase that others branch
-    off, `after` the trunk that this one waits for.
+    `own_steps` are those it computes itself, `step_flops` those of a step, counted for the model. A `trunk` is the
+    stable phase that others branch off, `after` the trunk that this one waits for.
     """
 
     name: str
@@ -43,10 +43,15 @@ class Planned:
     budget: float
     experts: int
     steps: int
-    own_flops: float
     own_steps: int
+    step_flops: float
     trunk: bool = False
     after: str | None = None
+
+    @property
+    def own_flops(self) -> float:
+        """Those that the run computes itself."""
+        return self.own_steps * self.step_flops
 
     @property
     def words(self) -> list[str]:
@@ -70,7 +75,6 @@ class Counts:
     inner: int
     model_flops: float
     flops: float
-    experts: int
 
 
 def counts(config: RunConfig, sweep: SweepConfig) -> Counts:
@@ -79,10 +83,9 @@ def counts(config: RunConfig, sweep: SweepConfig) -> Counts:
     Raises:
         UserError: its vocabulary is not known.
     """
-    every, active, inner, flops = _counted(sized(config).model, config.task, config.train.seq_len)
-    chosen = {"all": every, "active": active, "non_embedding": inner}[sweep.parameters]
-    experts = config.model.mixtures[0].experts if config.model.mixtures else 1
-    return Counts(chosen, inner, flops, flops if sweep.flops == "model" else 6.0 * chosen, experts)
+    weights, flops = _counted(sized(config).model, config.task, config.train.seq_len)
+    chosen = weights[sweep.parameters]
+    return Counts(chosen, weights["non_embedding"], flops, flops if sweep.flops == "model" else 6.0 * chosen)
 
 
 def sized(config: RunConfig) -> RunConfig:
@@ -98,20 +101,17 @@ def sized(config: RunConfig) -> RunConfig:
 
 
 @cache
-def _counted(model: ModelConfig, objective: Objective, length: int) -> tuple[int, int, int, float]:
-    """See `counts`: weights, active ones, active ones of no table and no output, FLOPs of a token."""
+def _counted(model: ModelConfig, objective: Objective, length: int) -> tuple[dict[str, int], float]:
+    """Weights by the way of counting them (see `SweepConfig.parameters`), and FLOPs of a token of training."""
     structure = blueprint(model)
-    shapes = flat(structure.shapes)
+    shapes, active = flat(structure.shapes), structure.active_parameters
     outer = sum(
         axes.share * math.prod(shapes[name].shape)
         for name, axes in flat(structure.axes).items()
         if axes.table or ("vocab" in axes.names and axes.inputs)
     )
-    row, active = (
-        flops_per_row(model, structure, objective.lengths(task_of(model, length))),
-        structure.active_parameters,
-    )
-    return structure.parameters, active, active - round(outer), row / length
+    weights = {"all": structure.parameters, "active": active, "non_embedding": active - round(outer)}
+    return weights, flops_per_row(model, structure, objective.lengths(task_of(model, length))) / length
 
 
 def learning_rate(rule: str, parameters: float, flops: float) -> float:
@@ -140,8 +140,7 @@ def expand(sweep: Sweep) -> list[Planned]:
     """
     shared = dict(schema.dotted(sweep.config.set))
     runs = [planned(sweep, name, shared | own, budget) for name, own, budget in combinations(sweep.config)]
-    twice = [name for name, times in Counter(run.name for run in runs).items() if times > 1]
-    if twice:
+    if twice := [name for name, times in Counter(run.name for run in runs).items() if times > 1]:
         raise UserError(f"two runs would be named {twice[0]}: values of the axes must differ by 3 digits")
     if sweep.config.branches:
         runs = [*_trunks(sweep, runs)]
@@ -151,8 +150,7 @@ def expand(sweep: Sweep) -> list[Planned]:
 def planned(sweep: Sweep, name: str, settings: Mapping[str, Any], budget: float) -> Planned:
     """One run: model, then rules and steps, then what is derived from them."""
     config, rules = sweep.config, dict(settings)
-    figures: dict[str, float] = {}
-    known: ChainMap[str, Any] = ChainMap(figures, rules, dict(schema.dotted(schema.read(RunConfig, sweep.base).values)))
+    known: ChainMap[str, Any] = ChainMap({}, rules, dict(schema.dotted(schema.read(RunConfig, sweep.base).values)))
 
     def derive(model: bool) -> None:
         for key, text in config.derived.items():
@@ -171,13 +169,11 @@ def planned(sweep: Sweep, name: str, settings: Mapping[str, Any], budget: float)
     derive(model=True)
     first = resolved(**({"train.steps": 10**9} if budget else {}))
     own = counts(first, config)
-    figures |= {"N": own.parameters, **({"C": budget} if budget else {})}
     if config.batch_size:
         if not budget:
             raise UserError("batch_size by rule needs `budgets`: the number of steps follows from the batch")
         sequences = batch_tokens(config.batch_size, own.inner, budget) / first.train.seq_len
-        multiple = config.batch_multiple
-        rules["train.batch_size"] = max(round(sequences / multiple), 1) * multiple
+        rules["train.batch_size"] = max(round(sequences / config.batch_multiple), 1) * config.batch_multiple
     batch = rules.get("train.batch_size", first.train.batch_size) * first.train.seq_len
     if budget:
         steps = round(budget / own.flops / batch)
@@ -187,9 +183,9 @@ def planned(sweep: Sweep, name: str, settings: Mapping[str, Any], budget: float)
             )
         rules["train.steps"] = steps
     steps = rules.get("train.steps", first.train.steps)
-    figures |= {"D": float(steps * batch), "C": steps * batch * own.flops}
+    known |= {"N": own.parameters, "D": float(steps * batch), "C": steps * batch * own.flops}
     if config.learning_rate:
-        rules["optimizer.learning_rate"] = float(f"{learning_rate(config.learning_rate, own.inner, figures['C']):.6g}")
+        rules["optimizer.learning_rate"] = float(f"{learning_rate(config.learning_rate, own.inner, known['C']):.6g}")
     derive(model=False)
     resolved()
     return Planned(
@@ -198,13 +194,13 @@ def planned(sweep: Sweep, name: str, settings: Mapping[str, Any], budget: float)
         overrides=rules,
         run_dir=str(sweep.runs_folder / job_name(sweep, name)),
         parameters=float(own.parameters),
-        tokens=figures["D"],
-        flops=figures["C"],
+        tokens=known["D"],
+        flops=known["C"],
         budget=budget,
-        experts=own.experts,
+        experts=first.model.mixtures[0].experts if first.model.mixtures else 1,
         steps=steps,
-        own_flops=figures["D"] * own.model_flops,
         own_steps=steps,
+        step_flops=batch * own.model_flops,
     )
 
 
@@ -228,7 +224,6 @@ def _trunks(sweep: Sweep, runs: Sequence[Planned]) -> Iterator[Planned]:
             short = min(stable, key=lambda name: stable[name])
             raise UserError(f"run {short}: decays from step {stable[short]}, before its warm-up is over")
         steps, name = stable[longest.name], f"{min(own, key=lambda run: run.steps).name}-trunk"
-        per_step = longest.own_flops / longest.steps
         trunk = replace(
             longest,
             name=name,
@@ -241,22 +236,15 @@ def _trunks(sweep: Sweep, runs: Sequence[Planned]) -> Iterator[Planned]:
             },
             steps=steps,
             own_steps=steps,
-            own_flops=steps * per_step,
             tokens=longest.tokens * steps / longest.steps,
             flops=longest.flops * steps / longest.steps,
             trunk=True,
         )
         yield trunk
         for run in own:
-            left = run.steps - stable[run.name]
-            branch = {"branch.from": trunk.run_dir, "branch.step": stable[run.name]}
-            yield replace(
-                run,
-                overrides={**run.overrides, **branch},
-                own_steps=left,
-                own_flops=left * per_step,
-                after=trunk.name,
-            )
+            begins = stable[run.name]
+            branch = {"branch.from": trunk.run_dir, "branch.step": begins}
+            yield replace(run, overrides=run.overrides | branch, own_steps=run.steps - begins, after=trunk.name)
 
 
 def job_name(sweep: Sweep, run: str) -> str:

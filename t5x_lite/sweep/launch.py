@@ -20,7 +20,7 @@ from t5x_lite.run import held
 from t5x_lite.sweep.config import Sweep
 from t5x_lite.sweep.grid import Planned, expand, job_name, write_plan
 from t5x_lite.sweep.points import Record
-from t5x_lite.sweep.pool import Pool
+from t5x_lite.sweep.pool import Pool, last_line
 from t5x_lite.train.metrics import duration, short
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -51,17 +51,17 @@ def start(sweep: Sweep, *, yes: bool, environment: Mapping[str, str]) -> int:
         if not missing:
             say(console, f"nothing to do; t5x-lite sweep fit {sweep.name} fits the law")
             return 0
-        if not yes and not _agreed(len(missing)):
+        if not yes and not sys.stdin.isatty():
+            raise UserError("this is not a terminal to ask at: give --yes to start the runs")
+        if not yes and input(f"start {len(missing)} runs? [y/N] ").strip().lower() not in {"y", "yes"}:
             return 1
         if sweep.config.where in {"local", "tpu_vm"}:
             settled = {name: state for name, state in states.items() if state in SETTLED}
             return Pool(sweep, record, environment, _command(sweep)).run(missing, settled)
         submitted = {"slurm": _slurm, "gke": _gke}[sweep.config.where](sweep, missing, states, record)
-        say(
-            console,
-            f"{submitted} runs submitted, {len(missing) - submitted} were queued, running or wait for others; the same "
-            "command shows where they stand and goes on with what is missing",
-        )
+        others = f"{len(missing) - submitted} were queued, running or wait for others"
+        again = "the same command shows where they stand and goes on with what is missing"
+        say(console, f"{submitted} runs submitted, {others}; {again}")
         return 0
 
 
@@ -83,12 +83,6 @@ def complete(run: Planned) -> bool:
     return here and last.get("step") == run.steps and "eval/loss" in last
 
 
-def _agreed(count: int) -> bool:
-    if not sys.stdin.isatty():
-        raise UserError("this is not a terminal to ask at: give --yes to start the runs")
-    return input(f"start {count} runs? [y/N] ").strip().lower() in {"y", "yes"}
-
-
 def estimates(
     sweep: Sweep, runs: Sequence[Planned], environment: Mapping[str, str], console: Console
 ) -> dict[str, float]:
@@ -96,8 +90,7 @@ def estimates(
 
     What lies between is interpolated, in logarithms of the FLOPs of a step.
     """
-    per_step = {run.name: run.own_flops / run.own_steps for run in runs}
-    ends = sorted(runs, key=lambda run: per_step[run.name])
+    ends = sorted(runs, key=lambda run: run.step_flops)
     local, known, starting = sweep.config.where == "local", {}, 0.0
     command = ["t5x_lite.sweep.measure"] if local else ["t5x_lite", "plan", "--json"]
     for run in {run.name: run for run in (ends[0], ends[-1])}.values():
@@ -107,13 +100,12 @@ def estimates(
             done = subprocess.run(program, env=dict(environment), capture_output=True, text=True, check=False)
         try:
             said = json.loads(done.stdout.splitlines()[-1])
-            known[per_step[run.name]] = said["step_seconds"] if local else said["modelled"]["step_seconds"]
+            known[run.step_flops] = said["step_seconds"] if local else said["modelled"]["step_seconds"]
             starting = max(starting, time.monotonic() - begun) if local else 0.0
         except (ValueError, KeyError, IndexError):
-            why = (done.stderr.strip().splitlines() or ["no answer"])[-1]
-            say(console, f"hours are not known: {why}")
+            say(console, f"hours are not known: {last_line(done.stderr) or 'no answer'}")
             return {}
-    each = np.exp(np.interp(np.log([*per_step.values()]), np.log([*known]), np.log([*known.values()])))
+    each = np.exp(np.interp(np.log([run.step_flops for run in runs]), np.log([*known]), np.log([*known.values()])))
     return {run.name: starting + run.own_steps * float(step) for run, step in zip(runs, each, strict=True)}
 
 
@@ -132,13 +124,11 @@ def show(sweep: Sweep, runs: Sequence[Planned], states: Mapping[str, str], secon
         "non_embedding": "the same without embeddings",
     }
     counted = "6·N·D" if config.flops == "6nd" else "the model's matrices, output and attention (causal half)"
-    left = sum(run.own_flops for run in runs if states[run.name] != "done")
-    say(
-        console,
-        f"N counts {what[config.parameters]}; C counts {counted}\n{len(runs)} runs, "
-        f"{sum(state == 'done' for state in states.values())} of them done; {short(left)}FLOPs are left"
-        + (f", about {duration(sum(seconds.values()) / config.jobs)} with jobs={config.jobs}" if seconds else ""),
-    )
+    say(console, f"N counts {what[config.parameters]}; C counts {counted}")
+    left = [run for run in runs if states[run.name] != "done"]
+    about = f", about {duration(sum(seconds.values()) / config.jobs)} with jobs={config.jobs}" if seconds else ""
+    flops = short(sum(run.own_flops for run in left))
+    say(console, f"{len(runs)} runs, {len(runs) - len(left)} of them done; {flops}FLOPs are left{about}")
 
 
 def _script(name: str) -> str:
@@ -175,8 +165,8 @@ def _call(command: Sequence[str]) -> str:
         raise UserError(f"{command[0]} is not installed here; start the sweep where it is")
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     if done.returncode:
-        said = (done.stderr.strip().splitlines() or [""])[-1]
-        raise UserError(f"{' '.join(command[:3])} … failed with exit code {done.returncode}: {said}")
+        failed = f"{' '.join(command[:3])} … failed with exit code {done.returncode}"
+        raise UserError(f"{failed}: {last_line(done.stderr)}")
     return done.stdout.strip()
 
 
@@ -186,19 +176,16 @@ def _slurm(sweep: Sweep, runs: Sequence[Planned], states: Mapping[str, str], rec
     queued = set(_call(["squeue", "--noheader", "--array", "--format=%i"]).split())
     new = [run for run in runs if jobs[run.name] not in queued and states.get(run.after or "") != "diverged"]
     before = {run.name: jobs[run.name].partition("_")[0] for run in runs if jobs[run.name] in queued}
-    number = len(list(sweep.folder.glob("array-*.txt")))
     waves = [run for run in new if not run.after], [run for run in new if run.after]
-    for wave in filter(None, waves):
+    for number, wave in enumerate(filter(None, waves), len(list(sweep.folder.glob("array-*.txt")))):
         listed = (sweep.folder / f"array-{number}.txt").absolute()
-        number += 1
         listed.write_text("".join(" ".join([run.config, *run.words]) + "\n" for run in wave), encoding="utf-8")
         ids = sorted({before[run.after] for run in wave if run.after in before})
         waits = [f"--dependency=afterany:{':'.join(ids)}"] if ids else []
         log = (sweep.folder / "%A_%a.log").absolute()
         array = [f"--array=1-{len(wave)}%{sweep.config.jobs}", f"--output={log}"]
         options = [*array, *waits, *sweep.config.launch.slurm]
-        said = _call(["sbatch", "--parsable", *options, _script("slurm/array.sbatch"), str(listed)])
-        job = said.partition(";")[0]
+        job = _call(["sbatch", "--parsable", *options, _script("slurm/array.sbatch"), str(listed)]).partition(";")[0]
         for task, run in enumerate(wave, 1):
             record.set(run.name, "submitted", job=f"{job}_{task}")
             before[run.name] = job
@@ -209,17 +196,16 @@ def _gke(sweep: Sweep, runs: Sequence[Planned], states: Mapping[str, str], recor
     """A JobSet a run; a branch once its trunk is done. What has failed is made anew."""
     count = 0
     for run in runs:
-        job = job_name(sweep, run.name)
-        found = {}
+        job, there, end = job_name(sweep, run.name), "", ""
         if record.state(run.name).get("state") == "submitted":
-            command = ["kubectl", "get", "jobset", job, "--ignore-not-found", "-o"]
-            found = {"there": _call([*command, "name"]), "end": _call([*command, "jsonpath={.status.terminalState}"])}
-        if found.get("end") == "Completed":
+            asked = ["--ignore-not-found", "-o", "jsonpath={.metadata.name} {.status.terminalState}"]
+            there, _, end = _call(["kubectl", "get", "jobset", job, *asked]).partition(" ")
+        if end == "Completed":
             record.set(run.name, "done")
-        elif found.get("there") and found.get("end") != "Failed":
+        elif there and end != "Failed":
             continue
-        elif run.after is None or record.state(run.after).get("state") == "done" or states[run.after] == "done":
-            if found.get("there"):
+        elif run.after is None or "done" in {record.state(run.after).get("state"), states[run.after]}:
+            if there:
                 _call(["kubectl", "delete", "jobset", job])
             _call(["bash", _script("gke/train.sh"), job, _shipped(run), *sweep.config.launch.gke, *run.words])
             record.set(run.name, "submitted", job=job)

@@ -53,10 +53,8 @@ def from_csv(path: Path) -> Found:
     plain = [re.sub(r"[^a-z0-9]", "", cell.lower()) for cell in rows[0]] if rows else []
     at = {what: plain.index(name) for what, names in COLUMNS.items() for name in reversed(names) if name in plain}
     if "loss" not in at or len({"parameters", "tokens", "flops"} & at.keys()) < 2:
-        have = ", ".join(rows[0]) if rows else "nothing"
-        raise UserError(
-            f"{path}:1: needs columns loss and two of N, D and C (parameters, tokens, flops), found: {have}"
-        )
+        needs = "columns loss and two of N, D and C (parameters, tokens, flops)"
+        raise UserError(f"{path}:1: needs {needs}, found: {', '.join(rows[0]) if rows else 'nothing'}")
     runs: dict[str, list[dict[str, Any]]] = {}
     left_out = {}
     for line, row in enumerate(rows[1:], 2):
@@ -72,9 +70,9 @@ def from_csv(path: Path) -> Found:
         run = row[at["run"]] if "run" in at else f"line {line}"
         _complete(record)
         sizes = [record[name] for name in ("parameters", "tokens", "flops")]
-        if not all(math.isfinite(value) and value > 0 for value in sizes):
+        if not all(0 < value < math.inf for value in sizes):
             raise UserError(f"{path}:{line}: N, D and C must be above 0, found {', '.join(map(str, sizes))}")
-        if math.isfinite(record["loss"]) and record["loss"] > 0:
+        if 0 < record["loss"] < math.inf:
             runs.setdefault(run, []).append(record)
         else:
             left_out[run] = f"diverged: loss is {record['loss']}"

@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,8 +42,7 @@ class Job:
     @property
     def flops(self) -> float:
         """Those that are done."""
-        own = self.run.own_steps
-        return self.run.own_flops * max(self.step - self.run.steps + own, 0) / own
+        return self.run.step_flops * max(self.step - self.run.steps + self.run.own_steps, 0)
 
 
 class Pool:
@@ -76,14 +76,14 @@ class Pool:
                 there = [run for run in runs if run.name in ended]
                 moved = sum(run.own_flops for run in there) + sum(job.flops for job in self.jobs)
                 self.bar.update(whole, completed=moved, at=f"{len(there)}/{len(runs)}")
-        bad = sorted({run.name for run in runs} - {name for name, state in ended.items() if state == "done"})
+        bad = sorted(run.name for run in runs if ended.get(run.name) != "done")
         those = f"; not: {', '.join(bad)}" if bad else ""
         say(self.bar.console, f"{len(runs) - len(bad)} of {len(runs)} runs are done{those}")
         return STOPPED if self.asked else int(bool(bad))
 
     def _begin(self, pending: list[Planned], ended: dict[str, str]) -> None:
         for run in list(pending):
-            after = ended.get(run.after or "", "done" if run.after is None else "")
+            after = ended.get(run.after) if run.after else "done"
             if after and after != "done":
                 pending.remove(run)
                 ended[run.name] = "skipped"
@@ -124,8 +124,8 @@ class Pool:
         elif state == "failed" and code != UserError.exit_code and self.attempts[run.name] <= self.sweep.config.retries:
             state = "retried"
         if state not in {"done", "stopped"}:
-            said = self._log(run).read_text(encoding="utf-8", errors="replace").strip().splitlines()
-            reason = said[-1][-300:] if said else "nothing was logged"
+            said = last_line(self._log(run).read_text(encoding="utf-8", errors="replace"))
+            reason = said[-300:] or "nothing was logged"
             more["reason"] = f"{reason}; see {self._log(run)}" if state == "failed" else reason
         self._state(run, state, **more)
         if state in {"stopped", "retried"}:
@@ -139,10 +139,8 @@ class Pool:
     def _look(self) -> None:
         """The newest lines of every run's metrics."""
         for job in self.jobs:
-            path = Path(job.run.run_dir) / "metrics.jsonl"
-            if not path.is_file():
-                continue
-            with path.open("rb") as file:
+            new = b""
+            with suppress(FileNotFoundError), (Path(job.run.run_dir) / "metrics.jsonl").open("rb") as file:
                 file.seek(job.offset)
                 new = file.read()
             whole = new[: new.rfind(b"\n") + 1]
@@ -164,14 +162,16 @@ class Pool:
             job.process.terminate()
 
 
+def last_line(said: str) -> str:
+    """What a program has said last, and may have failed of; empty if it said nothing."""
+    return (said.strip().splitlines() or [""])[-1]
+
+
 def busy(run_dir: Path) -> bool:
     """Whether a process that outlived an earlier start still trains this run."""
-    lock = run_dir / ".lock"
-    if not lock.is_file():
-        return False
-    with lock.open() as file:
+    with suppress(FileNotFoundError), (run_dir / ".lock").open() as lock:
         try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
     return False

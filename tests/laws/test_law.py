@@ -179,7 +179,7 @@ def test_the_cost_of_a_token_that_grows_unlike_n_moves_the_optimum() -> None:
     cost = Cost.of(Points(n, d, 20 * n**0.9 * d, n, runs.budget, runs.experts, runs.names))
     assert (cost.kappa, cost.gamma) == pytest.approx((20, -0.1))
     every = np.geomspace(1e6, 1e12, 200001)
-    loss = 482.01 / every**0.3478 + 2085.43 / cost.tokens(1e20, every) ** 0.3658
+    loss = 482.01 / every**0.3478 + 2085.43 / (1e20 / cost.kappa / every ** (1 + cost.gamma)) ** 0.3658
     found = optimum({name: np.array(value) for name, value in PUBLISHED.items()}, 1e20, cost)
     assert found == pytest.approx(every[loss.argmin()], rel=1e-3)
 
