@@ -7,14 +7,11 @@ Orbax has committed. Orbax itself returns a flipped byte as a value without a wo
 import contextlib
 import json
 import logging
-import os
-import shutil
-import threading
 import time
 import warnings
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +22,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from t5x_lite.config import CheckpointConfig
-from t5x_lite.errors import UserError
+from t5x_lite.errors import UserError, disk_is_full, free_space, replace_whole
 
 logger = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
@@ -49,8 +46,8 @@ class Checkpoints:
         remote = "://" in str(folder)
         self.folder, self.config = epath.Path(folder if remote else Path(folder).absolute()), config
         self._saver = ocp.AsyncCheckpointer(_items(ocp.PyTreeCheckpointHandler(use_compression=False)))
-        self._finishing: threading.Thread | None = None
-        self._failure: Exception | None = None
+        self._background = ThreadPoolExecutor(1, "checkpoint")
+        self._finishing: Future[None] | None = None
         self._last_time = time.monotonic()
 
     def steps(self) -> list[int]:
@@ -65,7 +62,7 @@ class Checkpoints:
             for path in self.folder.iterdir():
                 if path.is_dir() and not (path / MANIFEST).is_file():
                     _remove(path)
-        _barrier("checkpoints cleaned")
+        multihost_utils.sync_global_devices("checkpoints cleaned")
 
     def due(self, step: int) -> bool:
         """Whether a save is due after `step`: by the steps, or by the clock of the first process."""
@@ -74,7 +71,7 @@ class Checkpoints:
         if self.config.every_minutes is None:
             return False
         late = np.array(time.monotonic() - self._last_time > 60 * self.config.every_minutes)
-        return bool(multihost_utils.broadcast_one_to_all(late) if jax.process_count() > 1 else late)
+        return bool(multihost_utils.broadcast_one_to_all(late))
 
     def save(self, step: int, state: Any, meta: Mapping[str, Any], metrics: Mapping[str, float] | None = None) -> None:
         """Start to write a checkpoint in the background; an earlier save is waited for first.
@@ -90,20 +87,8 @@ class Checkpoints:
         """
         self.wait()
         self._last_time = time.monotonic()
-        path = self.folder / str(step)
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            if jax.process_index() == 0:
-                path.rmtree(missing_ok=True)
-            _barrier("checkpoint folder ready")
-            items = ocp.args.Composite(state=ocp.args.PyTreeSave(flat(state)), meta=ocp.args.JsonSave(dict(meta)))
-            self._saver.save(path, args=items)
-        except Exception as error:
-            raise self._explained(step, error) from error
-        self._finishing = threading.Thread(
-            target=self._finish, args=(step, path, dict(metrics or {})), name=f"checkpoint {step}"
-        )
-        self._finishing.start()
+        self._begin(self._saver, step, state, meta)
+        self._finishing = self._background.submit(self._finish, step, dict(metrics or {}))
 
     def write(self, step: int, state: Any, meta: Mapping[str, Any]) -> None:
         """Write a checkpoint before this returns, few arrays in flight: for a model that memory holds just once.
@@ -115,43 +100,48 @@ class Checkpoints:
         in_flight = max(1.1 * largest, IN_FLIGHT_GB)
         handler = ocp.PyTreeCheckpointHandler(save_concurrent_gb=in_flight, use_compression=False)  # type: ignore[arg-type]
         self.clean()
-        path = self.folder / str(step)
         with contextlib.closing(ocp.Checkpointer(_items(handler))) as saver:
-            try:
-                items = ocp.args.Composite(state=ocp.args.PyTreeSave(flat(state)), meta=ocp.args.JsonSave(dict(meta)))
-                saver.save(path, args=items)
-            except Exception as error:
-                raise self._explained(step, error) from error
+            self._begin(saver, step, state, meta)
         if jax.process_index() == 0:
-            _write_manifest(path, {})
+            _write_manifest(self.folder / str(step), {})
 
-    def _finish(self, step: int, path: epath.Path, metrics: dict[str, float]) -> None:
+    def _begin(self, saver: ocp.Checkpointer, step: int, state: Any, meta: Mapping[str, Any]) -> None:
+        path = self.folder / str(step)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            if jax.process_index() == 0:
+                path.rmtree(missing_ok=True)
+            multihost_utils.sync_global_devices("checkpoint folder ready")
+            items = ocp.args.Composite(state=ocp.args.PyTreeSave(flat(state)), meta=ocp.args.JsonSave(dict(meta)))
+            saver.save(path, args=items)
+        except Exception as error:
+            raise self._explained(step, error) from error
+
+    def _finish(self, step: int, metrics: dict[str, float]) -> None:
         try:
             self._saver.wait_until_finished()
             if jax.process_index() == 0:
-                _write_manifest(path, metrics)
+                _write_manifest(self.folder / str(step), metrics)
                 self._retain()
         except Exception as error:
-            self._failure = self._explained(step, error)
-            self._failure.__cause__ = error
+            raise self._explained(step, error) from error
 
     def check(self) -> None:
         """Raise what went wrong in the background, if anything did."""
-        if self._failure is not None:
-            raise self._failure
+        if self._finishing is not None and self._finishing.done():
+            self._finishing.result()
 
     def wait(self) -> None:
         """Return when the newest save is complete; raise if it failed."""
         if self._finishing is not None:
-            self._finishing.join()
-            self._finishing = None
-        self.check()
+            self._finishing.result()
 
     def close(self) -> None:
-        """Wait, and end Orbax's threads."""
+        """Wait, and end the threads."""
         try:
             self.wait()
         finally:
+            self._background.shutdown()
             self._saver.close()
 
     def restore(self, target: Any, step: int | None = None, prefix: str = "") -> tuple[int, Any, dict[str, Any]] | None:
@@ -185,16 +175,14 @@ class Checkpoints:
         wanted = {prefix + name: leaf for name, leaf in flat(target).items()}
         largest = max(leaf.size * leaf.dtype.itemsize for leaf in wanted.values()) / 1e9
         handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=max(2.2 * largest, RESTORE_GB))  # type: ignore[arg-type]
-        reader = ocp.Checkpointer(handler)
-        with _quiet():
-            saved = reader.metadata(path / "state").item_metadata.tree
+        reader = ocp.Checkpointer(_items(handler))
+        saved = reader.metadata(path).item_metadata.state.tree
         _compare(path, {name: saved[name] for name in saved if name.startswith(prefix)}, wanted)
         args = ocp.args.PyTreeRestore(
             item=wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=bool(prefix)
         )
-        arrays = reader.restore(path / "state", args=args)
-        meta = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(path / "meta")
-        return jax.tree.unflatten(jax.tree.structure(target), [arrays[name] for name in wanted]), meta
+        found = reader.restore(path, args=ocp.args.Composite(state=args, meta=ocp.args.JsonRestore()))
+        return jax.tree.unflatten(jax.tree.structure(target), [found.state[name] for name in wanted]), found.meta
 
     def meta(self, step: int) -> dict[str, Any]:
         """The JSON values saved with `step`."""
@@ -211,33 +199,18 @@ class Checkpoints:
     def _explained(self, step: int, error: Exception) -> SaveError:
         # Orbax drops the writes that were still to come; Python would say so of each, after our one line.
         warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
-        free = ""
-        with contextlib.suppress(OSError):
-            free = f" ({shutil.disk_usage(self.folder).free / 1e9:.3f} GB free there)"
-        why = " ".join(str(error).split()) or type(error).__name__
-        full = next((word for word in ("No space left", "File too large", "Disk quota") if word in why), None)
+        free = f" ({space} there)" if (space := free_space(self.folder)) else ""
+        words = " ".join(str(error).split()) or type(error).__name__
+        why = "the disk is full" if disk_is_full(error) else words[:300]
         return SaveError(
-            f"{self.folder}: the checkpoint of step {step} could not be written{free}: "
-            f"{'the disk is full' if full else why[:300]}; earlier checkpoints are intact: make room, or mend the "
-            "disk, and run the same command to resume"
+            f"{self.folder}: the checkpoint of step {step} could not be written{free}: {why}; earlier checkpoints are "
+            "intact: make room, or mend the disk, and run the same command to resume"
         )
 
 
 def _items(state: ocp.PyTreeCheckpointHandler) -> ocp.CompositeCheckpointHandler:
     """What a checkpoint holds. Weights are noise to a compressor: it would cost time and save next to nothing."""
     return ocp.CompositeCheckpointHandler(state=state, meta=ocp.JsonCheckpointHandler())
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without Orbax's warning that the part of a checkpoint has no metadata of its own."""
-    log = logging.getLogger("absl")
-    before = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        log.setLevel(before)
 
 
 def flat(tree: Any) -> dict[str, Any]:
@@ -285,15 +258,10 @@ def _write_manifest(path: epath.Path, metrics: dict[str, float]) -> None:
     files = [file for file in _files(path) if file != path / MANIFEST]
     sums = {str(file.relative_to(path)): value for file, value in zip(files, _checksums(files), strict=True)}
     text = json.dumps({"crc32": sums, "metrics": metrics})
-    if "://" in os.fspath(path):  # there, a file appears whole or not at all
+    if "://" in str(path):  # there, a file appears whole or not at all
         (path / MANIFEST).write_text(text)
-        return
-    temporary = path / f"{MANIFEST}.tmp"
-    with temporary.open("w") as opened:
-        opened.write(text)
-        opened.flush()
-        os.fsync(opened.fileno())
-    temporary.replace(path / MANIFEST)
+    else:
+        replace_whole(Path(path / MANIFEST), text)
 
 
 def _manifest(path: epath.Path) -> dict[str, Any]:
@@ -316,8 +284,6 @@ def damaged(path: epath.Path) -> str | None:
 
 def _agreed(broken: str | None) -> str | None:
     """The same answer on every process."""
-    if jax.process_count() == 1:
-        return broken
     answers = multihost_utils.process_allgather(np.array(broken is not None))
     return (broken or "another process found a damaged file") if answers.any() else None
 
@@ -333,8 +299,3 @@ def _compare(path: epath.Path, saved: Mapping[str, Any], wanted: Mapping[str, An
     if faults:
         shown = "; ".join(sorted(faults)[:8]) + (f"; and {len(faults) - 8} more" if len(faults) > 8 else "")
         raise UserError(f"{path}: does not fit this config: {shown}")
-
-
-def _barrier(name: str) -> None:
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)

@@ -1,7 +1,7 @@
 """The errors that a person can mend: one line, no traceback, an exit code of their own."""
 
 import contextlib
-import errno
+import os
 import shutil
 import uuid
 from pathlib import Path
@@ -39,29 +39,50 @@ STOPPED = 75
 """Exit code of a run that was asked to stop and has saved: run the same command to go on (BSD's EX_TEMPFAIL)."""
 
 
+def replace_whole(path: Path, content: str | bytes) -> Path:
+    """Write a file that is there whole or not at all, also after a power cut.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # processes may write the same file
+    try:
+        with temporary.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        return temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
 def write_whole(path: Path, content: str | bytes) -> Path:
-    """Write a file that is there whole or not at all, and its folder.
+    """`replace_whole`, in a folder that is made if need be.
 
     Raises:
         UserError: it cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")  # processes may write the same file
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-        return temporary.replace(path)
+        return replace_whole(path, content)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
         raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+def disk_is_full(error: Exception) -> bool:
+    """Whether a write failed for want of room: by the system's words, which libraries hand on without its number."""
+    return any(words in str(error) for words in ("No space left", "File too large", "Disk quota"))
+
+
+def free_space(folder: Path) -> str:
+    """`1.23 GB free`; nothing where that cannot be known."""
+    with contextlib.suppress(OSError):
+        return f"{shutil.disk_usage(folder).free / 1e9:.2f} GB free"
+    return ""
 
 
 def disk_error(folder: Path, error: OSError, remedy: str) -> UserError:
     """One line for a write that failed, with the space that is left."""
-    with contextlib.suppress(OSError):
-        free = f" ({shutil.disk_usage(folder).free / 1e9:.2f} GB free)"
-        why = "the disk is full" if error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG} else error.strerror
-        return UserError(
-            f"{folder}: cannot be written: {why or error}{free}; make room or choose another folder; {remedy}"
-        )
-    return UserError(f"{folder}: cannot be written: {error}; {remedy}")
+    free = f" ({space})" if (space := free_space(folder)) else ""
+    why = "the disk is full" if disk_is_full(error) else error.strerror or error
+    return UserError(f"{folder}: cannot be written: {why}{free}; make room or choose another folder; {remedy}")

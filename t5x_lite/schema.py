@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, Self, TypeVar, get_args
 
 import yaml
 from omegaconf import OmegaConf
@@ -62,11 +62,11 @@ Strings = Annotated[tuple[str, ...], Strict(False), BeforeValidator(lambda v: (v
 class OneOf:
     """Marks a setting whose value is one of several named components, each with settings of its own.
 
-    Accepts `name`, `{name: {settings}}` or an instance; is written back as `{name: {settings}}`.
+    Accepts `name`, `{name: {settings}}` or an instance, and null where None is of its type; is written back as
+    `{name: {settings}}`.
     """
 
     kinds: Mapping[str, type[Config]]
-    optional: bool = False
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
         choices: dict[Any, Any] = {
@@ -80,7 +80,7 @@ class OneOf:
             custom_error_message="expected one of " + ", ".join(self.kinds) + ", or {name: {its settings}}",
             serialization=core_schema.plain_serializer_function_ser_schema(self._dump),
         )
-        return core_schema.nullable_schema(union) if self.optional else union
+        return core_schema.nullable_schema(union) if type(None) in get_args(source) else union
 
     def _name_of(self, value: Any) -> str | None:
         if isinstance(value, Config):
@@ -109,18 +109,6 @@ def _settings_of(kind: type[Config]) -> Iterator[tuple[str, FieldInfo, Mapping[s
         parts = field.annotation.__args__ if isinstance(field.annotation, UnionType) else (field.annotation,)
         groups = [part for part in parts if isinstance(part, type) and issubclass(part, Config)]
         yield name, field, choice.kinds if choice else {"": groups[0]} if groups else {}
-
-
-def _find(kind: type[Config], keys: Sequence[str]) -> type[Config] | None:
-    """The config class that stands at the dotted path `keys` under `kind`, if it is one."""
-    if not keys:
-        return kind
-    for name, _, kinds in _settings_of(kind):
-        if name == keys[0] and "" in kinds:
-            return _find(kinds[""], keys[1:])
-        if name == keys[0] and len(keys) > 1 and keys[1] in kinds:
-            return _find(kinds[keys[1]], keys[2:])
-    return None
 
 
 def merge(kind: type[Config] | None, old: Any, new: Any) -> Any:
@@ -165,8 +153,7 @@ def _lines(node: yaml.Node | None, prefix: str = "") -> Iterator[tuple[str, int]
 def _read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     try:
         text = path.read_text(encoding="utf-8")
-        loaded = OmegaConf.create(text) if text.strip() else OmegaConf.create({})
-        values = OmegaConf.to_container(loaded, resolve=True)
+        values = OmegaConf.to_container(OmegaConf.create(text if text.strip() else "{}"), resolve=True)
         places = {key: f"{path}:{line}" for key, line in _lines(yaml.compose(text, Loader=yaml.SafeLoader))}
     except FileNotFoundError:
         hint = _meant(path.name, (p.name for p in path.parent.glob("*.yaml")), f"{path.parent}/")
@@ -242,9 +229,11 @@ def _explain(kind: type[Config], sources: Sources, fault: Any) -> str:
     given = fault["input"]
     match fault["type"]:
         case "extra_forbidden":
-            group, above = _find(kind, loc[:-1]), key.removesuffix(loc[-1])
-            hint = _meant(loc[-1], group.model_fields if group else (), f"`{above}", "`", cutoff=0.5)
-            return f"{where}unknown key `{key}`{hint or f'; `--help-config` lists the keys of `{above[:-1]}`'}"
+            above = key.removesuffix(loc[-1])
+            names = (s.key.removeprefix(above).partition(".")[0] for s in explain(kind) if s.key.startswith(above))
+            hint = _meant(loc[-1], names, f"`{above}", "`", cutoff=0.5)
+            listed = f"; `--help-config` lists the keys{f' of `{above[:-1]}`' if above else ''}"
+            return f"{where}unknown key `{key}`{hint or listed}"
         case "missing":
             return f"{where}`{key}` must be given"
         case "value_error":

@@ -1,13 +1,13 @@
 """The first weights of a run that adapts another one, and the base that its frozen weights come from."""
 
 import hashlib
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
 from t5x_lite.adapt.method import Models
@@ -30,10 +30,6 @@ class Base:
     def of(cls, meta: dict[str, Any]) -> "Base | None":
         """What a checkpoint says."""
         return Base(**meta["base"]) if meta.get("base") else None
-
-    def meta(self) -> dict[str, Any]:
-        """For a checkpoint."""
-        return asdict(self)
 
 
 def source_of(config: RunConfig) -> Run:
@@ -85,11 +81,10 @@ def beginning(config: RunConfig, plan: Blueprint, mesh: Mesh, base: Base | None 
     if model.family == "electra":
         inside, model = "discriminator.", model.model_of_discriminator
         old = {name.removeprefix(inside): value for name, value in old.items() if name.startswith(inside)}
-    models = Models(model, config.model)
 
     def surgery(old: Any) -> dict[str, Any]:
         fresh = initial(config.model, jax.random.key(config.train.seed), config.method.surgery)
-        return method.weights(old, named(fresh), models, jnp)
+        return method.weights(old, named(fresh), Models(model, config.model), jnp)
 
     made, wanted = jax.eval_shape(surgery, old), named(plan.shapes)
     faults = [
@@ -141,17 +136,13 @@ def _adapters(folder: Path, mesh: Mesh, base: Base) -> dict[str, Any]:
 def fingerprint(weights: dict[str, Any]) -> str:
     """A hash of all values and their places, whatever mesh they lie on."""
 
-    @jax.jit
-    def sums(values: list[Any]) -> list[Any]:
-        def one(x: Any) -> Any:
-            bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
-            place = jnp.zeros(x.shape, jnp.uint32)
-            for axis, size in enumerate(x.shape):
-                place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
-            return jnp.sum(bits * (2 * place + 1), dtype=jnp.uint32)
+    def checksum(x: Any) -> Any:
+        bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
+        place = jnp.zeros(x.shape, jnp.uint32)
+        for axis, size in enumerate(x.shape):
+            place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+        return jnp.sum(bits * (2 * place + 1), dtype=jnp.uint32)
 
-        return [one(x) for x in values]
-
-    names = sorted(weights)
-    found = [int(np.asarray(value)) for value in sums([weights[name] for name in names])]
-    return hashlib.sha256(repr(list(zip(names, found, strict=True))).encode()).hexdigest()[:16]
+    sums = jax.device_get(jax.jit(partial(jax.tree.map, checksum))(weights))
+    found = [(name, int(sums[name])) for name in sorted(sums)]
+    return hashlib.sha256(repr(found).encode()).hexdigest()[:16]

@@ -5,7 +5,6 @@ tokenizer and options, and only a folder with `corpus.json`, written last, is ev
 """
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import json
@@ -14,7 +13,6 @@ import os
 import re
 import shutil
 import sys
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -24,13 +22,14 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+from array_record.python.array_record_module import ArrayRecordWriter
 
 from t5x_lite.data import beam, sources
 from t5x_lite.data.config import DataConfig, MixedSource
 from t5x_lite.data.sources import FIELD_BORDER, REPLACEMENT, Unit
 from t5x_lite.data.tokenizer import Tokenizer
-from t5x_lite.errors import UserError, disk_error
+from t5x_lite.errors import UserError, disk_error, replace_whole
 from t5x_lite.progress import progress
 
 Split = Literal["train", "validation"]
@@ -58,23 +57,22 @@ class Corpus:
 
     `tokens`, `documents` and `text_bytes` (UTF-8 bytes of the text) are totals; `offsets` `[documents + 1]` says where
     in the stream each document starts, `parts` `[parts + 1]` where each sentence or field does (`data.parts`; without
-    them it is `offsets`). Thread-safe; a copy sent to another process opens its files anew.
+    them it is `offsets`). Thread-safe; a copy sent to another process opens its files anew, each file when it is read.
     """
 
     def __init__(self, folder: Path, split: Split) -> None:
         described = json.loads((folder / "corpus.json").read_text())
-        self.folder, self.split, self._shards = folder, split, described["shards"]
+        self.folder, self.split, shards = folder, split, described["shards"]
         self.documents, self.tokens, self.text_bytes = (described["splits"][split][name] for name in COUNTED[:3])
-        lengths = [np.load(folder / f"{shard}.{split}.npy") for shard in self._shards]
-        index = np.concatenate([np.zeros((0, 2), np.int64), *lengths])
+        lengths = [np.load(folder / f"{shard}.{split}.npy") for shard in shards]
+        index = np.concatenate(lengths)
         self._starts = np.concatenate([[0], np.cumsum(index[:, 0])]).astype(np.int64)
-        self._first_records = np.cumsum([0, *(len(one) for one in lengths)])
+        counts = zip(shards, map(len, lengths), strict=True)  # told how many records there are, it opens no file yet
+        self._records = ArrayRecordDataSource([f"{folder / shard}.{split}.array_record[0:{n}]" for shard, n in counts])
         begins = np.flatnonzero(index[:, 1])
         self.offsets = np.append(self._starts[begins], self._starts[-1])
-        parts = [folder / f"{shard}.{split}.parts.npy" for shard in self._shards]
-        has_parts = bool(parts) and parts[0].is_file()
-        self.parts = np.cumsum(np.concatenate([[0], *map(np.load, parts)])) if has_parts else self.offsets
-        self._readers = threading.local()
+        parts = [folder / f"{shard}.{split}.parts.npy" for shard in shards]
+        self.parts = np.cumsum(np.concatenate([[0], *map(np.load, parts)])) if parts[0].is_file() else self.offsets
 
     def __reduce__(self) -> tuple[object, tuple[Path, Split]]:
         return Corpus, (self.folder, self.split)
@@ -82,7 +80,7 @@ class Corpus:
     def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """Tokens `[start, stop)` of the stream (int32), and the number of the document of each (int64)."""
         first, last = np.searchsorted(self._starts, [start, stop - 1], side="right") - 1
-        tokens = np.concatenate(self._records(int(first), int(last) + 1))
+        tokens = np.concatenate([_tokens(self._records[number]) for number in range(first, last + 1)])
         begin = int(self._starts[first])
         return tokens[start - begin : stop - begin], numbers_in(self.offsets, start, stop)
 
@@ -90,23 +88,10 @@ class Corpus:
         """Tokens of one document (int32), its EOS included."""
         return self.read(int(self.offsets[number]), int(self.offsets[number + 1]))[0]
 
-    def _records(self, first: int, last: int) -> list[np.ndarray]:
-        found = []
-        while first < last:
-            shard = int(np.searchsorted(self._first_records, first, side="right")) - 1
-            offset, end = int(self._first_records[shard]), min(last, int(self._first_records[shard + 1]))
-            for record in self._reader(shard).read(first - offset, end - offset):
-                width = np.uint16 if record[:1] == b"\x02" else np.uint32
-                found.append(np.frombuffer(record, width, offset=4).astype(np.int32))
-            first = end
-        return found
 
-    def _reader(self, shard: int) -> ArrayRecordReader:
-        readers = self._readers.__dict__.setdefault("open", {})
-        if shard not in readers:
-            path = self.folder / f"{self._shards[shard]}.{self.split}.array_record"
-            readers[shard] = ArrayRecordReader(str(path), options="readahead_buffer_size:0")
-        return readers[shard]
+def _tokens(record: bytes) -> np.ndarray:
+    """The tokens of a record (int32), which begins with the bytes of each, 2 or 4, in four bytes."""
+    return np.frombuffer(record, f"u{record[0]}", offset=4).astype(np.int32)
 
 
 def numbers_in(borders: np.ndarray, start: int, stop: int) -> np.ndarray:
@@ -185,7 +170,7 @@ def _make(
         raise UserError(
             f"the corpus is empty: {len(pieces)} files hold no text ({pieces[0][1].path}, …); set data.files"
         )
-    _write_whole(folder / "corpus.json", json.dumps({"shards": names, "splits": counts}).encode())
+    replace_whole(folder / "corpus.json", json.dumps({"shards": names, "splits": counts}))
     documents, replaced = (sum(one[name] for one in counts.values()) for name in ("documents", "replaced"))
     print(
         f"corpus: {counts['train']['tokens']:,} training and {counts['validation']['tokens']:,} validation tokens of "
@@ -224,10 +209,9 @@ def _tokenise_unit(folder: Path, data: DataConfig, tokenizer: Tokenizer, job: tu
         for split, text in _assigned(unit, role, data):
             writers[split].add(text)
         counts = {split: writer.finish() for split, writer in writers.items()}
-        _write_whole(folder / f"{name}.json", json.dumps(counts).encode())
+        replace_whole(folder / f"{name}.json", json.dumps(counts))
     except RuntimeError as error:  # so ArrayRecord says that a write has failed
-        full = any(word in str(error) for word in ("No space", "too large", "quota"))
-        raise OSError(errno.ENOSPC if full else errno.EIO, str(error)) from error
+        raise OSError(str(error)) from error
     finally:
         for writer in writers.values():
             writer.discard()
@@ -273,8 +257,7 @@ class _SplitWriter:
             raise UserError("the tokenizer has no end-of-document token; set data.end_of_document=false")
         self.tokenizer = tokenizer
         self.end = np.array([tokenizer.eos] if data.end_of_document else [], np.int32)
-        self.width = np.uint16 if tokenizer.vocab <= 2**16 else np.uint32
-        self.head = b"\x02\0\0\0" if self.width is np.uint16 else b"\x04\0\0\0"
+        self.width = 2 if tokenizer.vocab <= 2**16 else 4
         self.writer = ArrayRecordWriter(str(self.temporary), "group_size:1,uncompressed")
         self.counts = Counter(dict.fromkeys(COUNTED, 0))
         self.waiting, self.characters = list[list[str]](), 0
@@ -322,20 +305,10 @@ class _SplitWriter:
         lengths[last] += len(self.end)
         self.part_lengths += lengths.tolist()
         self.counts["tokens"] += len(stream)
-        written, size = stream.astype(self.width).tobytes(), np.dtype(self.width).itemsize
+        written, width = stream.astype(f"u{self.width}").tobytes(), self.width
         for start, stop in pairwise([0, *np.cumsum(lengths)[last].tolist()]):
             for at in range(start, stop, RECORD_TOKENS):
                 end = min(at + RECORD_TOKENS, stop)
-                self.writer.write(self.head + written[at * size : end * size])
+                self.writer.write(bytes([width, 0, 0, 0]) + written[at * width : end * width])
                 self.lengths.append((end - at, int(at == start)))
         self.waiting, self.characters = [], 0
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that it is there whole or not at all, also after a power cut."""
-    temporary = path.with_name(f"{path.name}.tmp{os.getpid()}")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

@@ -35,7 +35,7 @@ class Order:
     """
 
     def __init__(self, rows: Sequence[int], shares: np.ndarray, seed: int) -> None:
-        self.rows, self.seed, self._mixed = rows, seed, Interleaving(shares)
+        self.rows, self.seed, self._mixed = rows, seed, interleaved(shares)
 
     def __getitem__(self, g: int) -> tuple[int, int, int]:
         source, n = self._mixed[g] if len(self.rows) > 1 else (0, g)
@@ -49,13 +49,8 @@ def _shuffled(rows: int, key: tuple[int, ...]) -> grain.MapDataset:
     return grain.MapDataset.range(rows).shuffle(seed=int(np.random.SeedSequence(key).generate_state(1)[0]))
 
 
-class Interleaving:
+def interleaved(shares: np.ndarray) -> grain.MapDataset:
     """Global row → (source, row of that source), such that every prefix follows the weights as closely as it can."""
-
-    def __init__(self, shares: np.ndarray) -> None:
-        endless = grain.MapDataset.range(2**62)
-        pairs = [endless.map(lambda n, source=source: (source, n)) for source in range(len(shares))]
-        self._mixed = grain.MapDataset.mix(pairs, weights=[float(x) for x in shares])
-
-    def __getitem__(self, row: int) -> tuple[int, int]:
-        return self._mixed[row]
+    endless = grain.MapDataset.range(2**62)
+    pairs = [endless.map(lambda n, source=source: (source, n)) for source in range(len(shares))]
+    return grain.MapDataset.mix(pairs, weights=[float(x) for x in shares])

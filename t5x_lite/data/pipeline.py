@@ -76,14 +76,8 @@ def whole_sentences(corpus: Corpus, length: int, *, apart: bool) -> Pieces:
 
     With `apart` no row goes on into the next document.
     """
-    ends = np.searchsorted(corpus.parts, corpus.offsets) if apart else np.array([0, len(corpus.parts) - 1])
-    firsts, at = [0], 0
-    while at < len(corpus.parts) - 1:
-        fits = int(np.searchsorted(corpus.parts, corpus.parts[at] + length, side="right")) - 1
-        border = int(ends[np.searchsorted(ends, at, side="right")])
-        at = max(min(fits, border), at + 1)
-        firsts.append(at)
-    starts = corpus.parts[firsts]
+    borders = np.searchsorted(corpus.parts, corpus.offsets) if apart else None
+    starts = corpus.parts[_first_of_each_row(np.diff(corpus.parts)[:, None], [length], borders)]
     return Pieces(corpus, np.stack([starts[:-1], np.minimum(starts[1:], starts[:-1] + length)], axis=1), length)
 
 
@@ -117,17 +111,20 @@ def _cut_documents(offsets: np.ndarray, length: int) -> np.ndarray:
     return np.stack([starts, np.minimum(starts + length, offsets[document + 1])], axis=1)
 
 
-def _first_of_each_row(sizes: np.ndarray, capacity: Sequence[int]) -> np.ndarray:
+def _first_of_each_row(sizes: np.ndarray, capacity: Sequence[int], borders: np.ndarray | None = None) -> np.ndarray:
     """The first piece of each row, and the end, by next-fit: a row takes pieces until the next does not fit.
 
-    `sizes` `[pieces, n]` and `capacity` `[n]` count room of n kinds, all of which must suffice.
+    `sizes` `[pieces, n]` and `capacity` `[n]` count room of n kinds, all of which must suffice. No row goes on past one
+    of the `borders`, numbers of pieces in ascending order.
     """
     ends = np.concatenate([np.zeros((1, sizes.shape[1]), np.int64), np.cumsum(sizes, axis=0)])
+    borders = np.array([len(sizes)]) if borders is None else borders
     firsts = [0]
     while firsts[-1] < len(sizes):
-        begin = ends[firsts[-1]]
-        fits = (np.searchsorted(ends[:, n], begin[n] + room, side="right") - 1 for n, room in enumerate(capacity))
-        firsts.append(max(int(min(fits)), firsts[-1] + 1))
+        first = firsts[-1]
+        most = [np.searchsorted(ends[:, n], ends[first, n] + room, side="right") - 1 for n, room in enumerate(capacity)]
+        most.append(borders[np.searchsorted(borders, first, side="right")])
+        firsts.append(max(int(min(most)), first + 1))
     return np.array(firsts, np.int64)
 
 
@@ -167,7 +164,6 @@ def _example(
 
 def _partner(plan: Pieces, row: int, rng: np.random.Generator) -> Row:
     """A row that begins in another document."""
-    other = row
     for _ in range(PARTNER_TRIES):
         other = int(rng.integers(plan.rows))
         if plan.document(other) != plan.document(row):
@@ -175,6 +171,7 @@ def _partner(plan: Pieces, row: int, rng: np.random.Generator) -> Row:
     return plan.read(other)
 
 
+@dataclass
 class TrainingRows:
     """Row g of the global training order, for any g ≥ 0: epochs follow each other without end.
 
@@ -182,19 +179,17 @@ class TrainingRows:
         UserError: a corpus shorter than one row.
     """
 
-    def __init__(
-        self,
-        corpora: Sequence[Corpus],
-        shares: np.ndarray,
-        data: DataConfig,
-        objective: Objective,
-        task: Task,
-        seed: int,
-    ) -> None:
-        self.data, self.objective, self.task, self.seed = data, objective, task, seed
-        self.plans = [_plan(corpus, data, objective, task, seed) for corpus in corpora]
-        self.stride = objective.stride(task)
-        for corpus, plan in zip(corpora, self.plans, strict=True):
+    corpora: Sequence[Corpus]
+    shares: np.ndarray
+    data: DataConfig
+    objective: Objective
+    task: Task
+    seed: int
+
+    def __post_init__(self) -> None:
+        objective, task = self.objective, self.task
+        self.plans = [_plan(corpus, self.data, objective, task, self.seed) for corpus in self.corpora]
+        for corpus, plan in zip(self.corpora, self.plans, strict=True):
             if not plan.rows:
                 raise UserError(
                     f"train.seq_len {task.seq_len}: one example takes {objective.row_length(task)} tokens, but the "
@@ -205,14 +200,15 @@ class TrainingRows:
                     f"objective {objective.name}: the second sentence of a pair may be from another document, but the "
                     "training text is one document; set data.document or give more files"
                 )
-        self.order = Order([plan.rows for plan in self.plans], shares, seed)
+        self.order = Order([plan.rows for plan in self.plans], self.shares, self.seed)
 
     def __getitem__(self, g: int) -> Features:
         source, epoch, row = self.order[g]
         static = self.objective.static_epochs
         seen = epoch % static if static else epoch
-        # The first word of this state shuffles the epoch, the second shifts its windows.
-        phase = int(np.random.SeedSequence((self.seed, source, seen)).generate_state(2)[1]) % self.stride
+        # The first word of these shuffles the epoch, the second shifts its windows.
+        drawn = np.random.SeedSequence((self.seed, source, seen)).generate_state(2)
+        phase = int(drawn[1]) % self.objective.stride(self.task)
         key = (self.seed, source, seen, row)
         return _example(self.plans[source], row, phase, self.data, self.objective, self.task, key)
 
@@ -269,8 +265,8 @@ class Validation:
             yield stacked([self._row(places[g] if g < len(places) else None) for g in own])
 
     def _plans(self) -> list[Windows | Pieces]:
-        plans = [_plan(corpus, self.data, self.objective, self.task, None) for corpus in self.corpora]
-        return [plan for plan, corpus in zip(plans, self.corpora, strict=True) if corpus.tokens]
+        full = (corpus for corpus in self.corpora if corpus.tokens)
+        return [_plan(corpus, self.data, self.objective, self.task, None) for corpus in full]
 
     def _row(self, place: tuple[int, Windows | Pieces, int] | None) -> Features:
         source, plan, row = place or (0, None, 0)

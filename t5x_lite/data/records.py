@@ -17,7 +17,7 @@ from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.errors import UserError
 from t5x_lite.objectives import TextToText
 from t5x_lite.objectives.features import stacked
-from t5x_lite.objectives.objective import Features, Objective, Task
+from t5x_lite.objectives.objective import Features, Task
 from t5x_lite.objectives.supervised import Coder, Record, Supervised
 from t5x_lite.task import TaskConfig, find, short_name
 
@@ -117,29 +117,6 @@ def _rows(path: str, columns: Sequence[str]) -> Iterator[tuple[str, Any]]:
                 raise UserError(f"{path}:{number}: not a JSON object: {error}") from None
 
 
-class Examples:
-    """The examples of one task's records: `read(record number)` makes them."""
-
-    def __init__(self, records: Records, objective: Objective, task: Task, coder: Coder) -> None:
-        self.records, self.objective, self.task, self.coder = records, objective, task, coder
-
-    def read(self, number: int) -> list[Features]:
-        """The examples of a record.
-
-        Raises:
-            UserError: a label that is not declared; the record is named.
-        """
-        record = self.records[number]
-        try:
-            if isinstance(self.objective, TextToText):
-                inputs, targets = self.records.task.text(record)
-                return [self.objective.records_example(inputs, targets, self.coder, self.task)]
-            assert isinstance(self.objective, Supervised)
-            return self.objective.examples(record, self.coder, self.task)
-        except (ValueError, TypeError) as error:
-            raise UserError(f"{self.records.place(number)}: task {self.records.name}: {error}") from None
-
-
 @dataclass(frozen=True)
 class TaskRows:
     """Row g of the global training order, for any g ≥ 0, as `pipeline.TrainingRows`.
@@ -147,14 +124,12 @@ class TaskRows:
     A record of several examples (windows) gives one of them, drawn anew in each epoch.
     """
 
-    tasks: Sequence[Examples]
+    data: "TaskData"
     order: Order
-    objective: Objective
-    task: Task
 
     def __getitem__(self, g: int) -> Features:
         source, epoch, number = self.order[g]
-        made = self.tasks[source].read(number)
+        made = self.data.examples(self.data.training[source], number)
         key = (self.order.seed, source, epoch, number)
         return made[np.random.default_rng(key).integers(len(made)) if len(made) > 1 else 0]
 
@@ -166,27 +141,25 @@ class TaskValidation:
     `limit` is the most batches of each task; 0 takes all.
     """
 
-    tasks: Sequence[Examples]
+    data: "TaskData"
     batch_size: int
     limit: int = 0
 
-    def examples(self, own: Examples) -> Iterator[tuple[int, Features]]:
+    def examples(self, own: Records) -> Iterator[tuple[int, Features]]:
         """Each example of a task with the number of its record."""
-        most = self.limit * self.batch_size or len(own.records)
-        for number in range(min(len(own.records), most)):
-            for made in own.read(number):
-                yield number, made
+        most = self.limit * self.batch_size or len(own)
+        return ((n, made) for n in range(min(len(own), most)) for made in self.data.examples(own, n))
 
-    def batches_of(self, own: Examples, local_rows: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
+    def batches_of(self, own: Records, local_rows: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
         """Each batch of a task: those of its rows that this host makes."""
-        filler = {name: np.zeros_like(value) for name, value in own.read(0)[0].items()}
+        filler = {name: np.zeros_like(value) for name, value in self.data.examples(own, 0)[0].items()}
         made = chain((example for _, example in self.examples(own)), repeat(filler, self.batch_size - 1))
         while len(held := list(islice(made, self.batch_size))) == self.batch_size:
             yield stacked([held[row] for row in local_rows])
 
     def batches(self, local_rows: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
         """Those of all tasks."""
-        for own in self.tasks:
+        for own in self.data.held_out:
             yield from self.batches_of(own, local_rows)
 
 
@@ -194,19 +167,34 @@ class TaskValidation:
 class TaskData:
     """Training rows and validation batches of a config's tasks."""
 
-    training: list[Examples]
-    held_out: list[Examples]
     config: RunConfig
     task: Task
+    coder: Coder
+    training: list[Records]
+    held_out: list[Records]
     tokens_per_byte: None = None
+
+    def examples(self, records: Records, number: int) -> list[Features]:
+        """The examples of a record.
+
+        Raises:
+            UserError: a label that is not declared; the record is named.
+        """
+        record, objective = records[number], self.config.task
+        try:
+            if isinstance(objective, TextToText):
+                return [objective.records_example(*records.task.text(record), self.coder, self.task)]
+            assert isinstance(objective, Supervised)
+            return objective.examples(record, self.coder, self.task)
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{records.place(number)}: task {records.name}: {error}") from None
 
     def rows(self) -> TaskRows:
         """The endless global order; shares are min(n, limit)^alpha of n records (Raffel et al. 2020, §3.5.2)."""
         data = self.config.data
-        sizes = np.array([len(own.records) for own in self.training], np.float64)
-        raw = np.minimum(sizes, data.mixture_limit or np.inf) ** data.mixture_alpha
-        order = Order([len(own.records) for own in self.training], raw / raw.sum(), self.config.train.seed)
-        return TaskRows(self.training, order, self.config.task, self.task)
+        sizes = [len(own) for own in self.training]
+        raw = np.minimum(np.array(sizes, np.float64), data.mixture_limit or np.inf) ** data.mixture_alpha
+        return TaskRows(self, Order(sizes, raw / raw.sum(), self.config.train.seed))
 
     def skipped(self) -> Iterator[str]:
         """What is to be said of training records that cannot be learnt from, if there are any."""
@@ -214,16 +202,14 @@ class TaskData:
         if not isinstance(objective, Supervised) or not objective.flaw:
             return
         for own in self.training:
-            count = sum(not objective.learnable(own.records[n]) for n in range(len(own.records)))
-            if count:
-                name, total = own.records.name, len(own.records)
-                yield f"task {name}: {count:,} of {total:,} training records skipped: {objective.flaw}"
+            if count := sum(not objective.learnable(own[n]) for n in range(len(own))):
+                yield f"task {own.name}: {count:,} of {len(own):,} training records skipped: {objective.flaw}"
 
     def validation(self) -> TaskValidation:
         """The whole validation split of every task, or its first `eval.batches`."""
         run = self.config
         size = run.eval.batch_size or run.train.batch_size
-        return TaskValidation(self.held_out, size, run.eval.batches)
+        return TaskValidation(self, size, run.eval.batches)
 
 
 def open_tasks(config: RunConfig, tokenizer: Tokenizer, task: Task) -> TaskData:
@@ -233,11 +219,8 @@ def open_tasks(config: RunConfig, tokenizer: Tokenizer, task: Task) -> TaskData:
         UserError: a task, a file or a column that is missing; no training records.
     """
     coder = Coder(tokenizer.encode, tokenizer.encode_placed, tokenizer.decode)
-    both = []
-    for split in ("train", "validation"):
-        own = [Examples(read(name, config, split), config.task, task, coder) for name in config.tasks]
-        short = [one.records.name for one in own if not len(one.records)]
-        if short:
+    both = {split: [read(name, config, split) for name in config.tasks] for split in ("train", "validation")}
+    for split, found in both.items():
+        if short := [own.name for own in found if not len(own)]:
             raise UserError(f"task {short[0]}: has no {split} records")
-        both.append(own)
-    return TaskData(both[0], both[1], config, task)
+    return TaskData(config, task, coder, both["train"], both["validation"])

@@ -9,7 +9,7 @@ import gzip
 import io
 import json
 import sysconfig
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -173,7 +173,8 @@ def _parts(unit: Unit, target: int) -> list[Unit]:
         return _cut(unit, len(tfds_source(unit.path, unit.split)), UNIT_RECORDS)
     if unit.format == "parquet":
         with parquet_file(unit.path) as file:
-            groups, size = file.num_row_groups, max(sum(_group_bytes(file)), 1)
+            groups = file.num_row_groups
+            size = max(sum(file.metadata.row_group(n).total_byte_size for n in range(groups)), 1)
             return _cut(unit, groups, max(1, groups * target // size)) if size > target else [unit]
     size = Path(unit.path).stat().st_size
     by_line = unit.format == "jsonl" or (unit.document == "line" and unit.format != "parallel")
@@ -186,16 +187,11 @@ def _cut(unit: Unit, size: int, step: int) -> list[Unit]:
     return [replace(unit, start=start, stop=min(start + step, size)) for start in range(0, size, step)]
 
 
-@contextmanager
-def opened(path: str) -> Iterator[IO[bytes]]:
-    """The bytes of a file, decompressed where its name says .gz or .zst."""
-    with Path(path).open("rb") as raw:
-        if path.endswith(".gz"):
-            yield gzip.GzipFile(fileobj=raw)  # type: ignore[misc]
-        elif path.endswith(".zst"):
-            yield io.BufferedReader(zstandard.ZstdDecompressor().stream_reader(raw))  # type: ignore[arg-type]
-        else:
-            yield raw
+def opened(path: str) -> IO[bytes]:
+    """A file of bytes, decompressed where its name says .gz or .zst."""
+    if path.endswith(".zst"):
+        return io.BufferedReader(zstandard.open(path))
+    return gzip.open(path) if path.endswith(".gz") else Path(path).open("rb")  # type: ignore[return-value]
 
 
 def _lines(unit: Unit) -> Iterator[tuple[int, str]]:
@@ -303,10 +299,6 @@ def parquet_file(path: str) -> Iterator[Any]:
             yield file
     except ArrowInvalid as error:
         raise UserError(f"{path}: not a Parquet file: {error}") from None
-
-
-def _group_bytes(file: Any) -> Iterable[int]:
-    return (file.metadata.row_group(n).total_byte_size for n in range(file.num_row_groups))
 
 
 def _parquet(unit: Unit) -> Iterator[str]:

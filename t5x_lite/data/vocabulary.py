@@ -1,6 +1,5 @@
 """The tokenizer of a run: a file's, or a SentencePiece model trained on its text and kept."""
 
-import contextlib
 import hashlib
 import io
 import itertools
@@ -123,9 +122,8 @@ def _sample(pieces: Sequence[sources.Unit], limit: float) -> Iterator[str]:
     """The beginning of every piece, an equal share of `limit` bytes for each."""
     for unit in pieces:
         left = limit / len(pieces)
-        with contextlib.closing(sources.documents(unit)) as texts:  # type: ignore[type-var]
-            for _, text in texts:
-                yield text[: int(min(left, len(text)))].replace(sources.FIELD_BORDER, " ")
-                left -= len(text.encode())
-                if left <= 0:
-                    break
+        for _, text in sources.documents(unit):
+            yield text[: int(min(left, len(text)))].replace(sources.FIELD_BORDER, " ")
+            left -= len(text.encode())
+            if left <= 0:
+                break

@@ -1,11 +1,8 @@
 """Whether all parts of a job do their share and hold the same numbers: hangs, stragglers, corrupt replicas."""
 
 import faulthandler
-import math
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import jax
@@ -44,13 +41,9 @@ class Watchdog:
         if self._seconds is not None:
             faulthandler.dump_traceback_later(self._seconds, exit=True, file=sys.__stderr__ or sys.stderr)
 
-    @contextmanager
-    def watching(self) -> Iterator["Watchdog"]:
-        """Watch what is inside, from the first `moved`."""
-        try:
-            yield self
-        finally:
-            faulthandler.cancel_dump_traceback_later()
+    def rest(self) -> None:
+        """Nothing has to move until something has again."""
+        faulthandler.cancel_dump_traceback_later()
 
 
 class Replicas:
@@ -137,11 +130,8 @@ def check_sharded(blueprint: Blueprint, mesh: Mesh) -> None:
     if not parallel:
         return
     placed, shapes = (flat(tree) for tree in (shardings(mesh, blueprint.axes, blueprint.shapes), blueprint.shapes))
-    whole = {
-        name: math.prod(shapes[name].shape)
-        for name, sharding in placed.items()
-        if sharding.is_fully_replicated and math.prod(shapes[name].shape) >= SMALL
-    }
+    alone = (name for name, sharding in placed.items() if sharding.is_fully_replicated)
+    whole = {name: shapes[name].size for name in alone if shapes[name].size >= SMALL}
     if sum(whole.values()) > UNSHARDED * blueprint.parameters:
         named = ", ".join(f"{name} {list(shapes[name].shape)}" for name in sorted(whole, key=whole.__getitem__)[::-1])
         raise UserError(

@@ -137,7 +137,7 @@ class Trainer:
             self.display.say(f"complete: step {at.step} of {self.config.train.steps}, in {self.folder}")
             return True
         while True:
-            with self.watching(at) as watch, self.watchdog.watching():
+            with self.watching(at) as watch:
                 try:
                     complete = self.advance(at, state, watch, checkpoints, stop)
                     self.display.say(self.goodput.line())
@@ -191,6 +191,7 @@ class Trainer:
         try:
             yield Watch(config.train, self.rates, self.learning_rates, self.display, writer, at.running, self.goodput)
         finally:
+            self.watchdog.rest()
             if writer:
                 writer.close()
 
@@ -232,8 +233,7 @@ class Trainer:
                     checkpoints.save(at.step, replace(state, frozen={}), self.meta(at), scores)
             if asked and not last:
                 break
-            own = waited + (0.0 if scores or save else time.perf_counter() - read)
-            self.stragglers.add(own)
+            self.stragglers.add(waited + (0.0 if scores or save else time.perf_counter() - read))
         with self.goodput.measure("checkpoint"):
             checkpoints.wait()
         if at.step < train.steps:
@@ -298,7 +298,7 @@ class Trainer:
 
     def meta(self, at: Position) -> dict[str, Any]:
         """What a checkpoint says beside its arrays."""
-        base = None if self.base is None else self.base.meta()
+        base = None if self.base is None else asdict(self.base)
         return {"position": asdict(at), "config": configuration.dump(self.config), "base": base}
 
     def profile(self, done: int) -> None:

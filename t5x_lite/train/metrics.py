@@ -4,9 +4,9 @@ import json
 import logging
 import math
 import os
-import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -128,7 +128,6 @@ class MetricsWriter:
         self.path = run_dir / "metrics.jsonl"
         self.lost_seconds = cut_after(self.path, resumed)
         self._file = self.path.open("a", encoding="utf-8")
-        self._broken = False
         self._resumed = resumed
 
     @cached_property
@@ -146,7 +145,6 @@ class MetricsWriter:
             self._file.write(json.dumps(record) + "\n")
             self._file.flush()
         except OSError as error:
-            self._broken = True
             raise disk_error(self.path.parent, error, "the run goes on from its last checkpoint") from error
         for name, value in values.items():
             parts = {f"{name}/{n}": part for n, part in enumerate(value)} if isinstance(value, list) else {name: value}
@@ -155,7 +153,7 @@ class MetricsWriter:
 
     def close(self) -> None:
         """Flush both, where they can be written."""
-        if not self._broken:
+        with suppress(OSError):
             self._file.close()
             if "_board" in vars(self):
                 self._board.close()
@@ -239,16 +237,12 @@ class Display:
         self._bar.update(self._task, completed=step, values=values + self._evaluation + self._end)
         now = time.monotonic()
         quiet = now - self._spoke < 30 and step % max(self.steps // 20, 1)
-        if not self.enabled or self._console.is_terminal or quiet:
+        if self._console.is_terminal or quiet:
             return
         self._spoke = now
         first, began = self._started
         left = (now - began) / max(step - first, 1) * (self.steps - step)
-        print(
-            f"step {step}/{self.steps} · {values} · {duration(left)} left{self._evaluation}{self._end}",
-            file=sys.stderr,
-            flush=True,
-        )
+        self.say(f"step {step}/{self.steps} · {values} · {duration(left)} left{self._evaluation}{self._end}")
 
 
 def short(number: float) -> str:

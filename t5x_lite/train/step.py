@@ -1,6 +1,7 @@
 """The train step: a pure function of state and batch."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import reduce
 from operator import add
 from typing import Any
@@ -64,13 +65,13 @@ def train_step(
         lambda new, old: jnp.where(finite, new, old), (params, opt_state), (state.params, state.opt_state)
     )
     bad = jnp.where(finite, 0, 1)
-    new = TrainState(
+    new = replace(
+        state,
         step=state.step + 1,
         params=params,
         opt_state=opt_state,
         skipped=state.skipped + bad,
         skipped_in_a_row=(state.skipped_in_a_row + 1) * bad,
-        frozen=state.frozen,
     )
     metrics = means(sums) | {
         "grad_norm": grad_norm,

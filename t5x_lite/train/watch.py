@@ -44,25 +44,21 @@ class Running:
         self.loss, self.steps = keep * self.loss + (1 - keep) * loss, self.steps + 1
 
 
+@dataclass
 class Watch:
     """Holds the newest step's metrics until the next step is under way, then writes, shows and judges them."""
 
-    def __init__(
-        self,
-        config: TrainConfig,
-        rates: Rates,
-        learning_rates: Any,
-        display: Display,
-        writer: MetricsWriter | None,
-        running: Running,
-        goodput: Goodput,
-    ) -> None:
-        self.config, self.rates, self.learning_rates = config, rates, learning_rates
-        self.display, self.writer, self.running, self.goodput = display, writer, running, goodput
-        self._pending: tuple[int, Mapping[str, jax.Array], float] | None = None
-        self._ready: tuple[int, dict[str, float]] | None = None
-        self._mark = 0.0
-        self.last_step = 0
+    config: TrainConfig
+    rates: Rates
+    learning_rates: Any
+    display: Display
+    writer: MetricsWriter | None
+    running: Running
+    goodput: Goodput
+    last_step: int = 0
+    _pending: tuple[int, Mapping[str, jax.Array], float] | None = None
+    _ready: tuple[int, dict[str, float]] | None = None
+    _mark: float = 0.0
 
     def begun(self, step: int, metrics: Mapping[str, jax.Array], started: float, waited: float) -> None:
         """A step was handed to the device; `started` is when its turn began, `waited` seconds went to its batch."""
@@ -117,7 +113,7 @@ class Watch:
                 f"step {step}: loss or gradient was not finite for {in_a_row} steps in a row (train.nonfinite_limit); "
                 "lower optimizer.learning_rate, lengthen optimizer.warmup_steps or tighten optimizer.clip_norm"
             )
-        if in_a_row and in_a_row == 1:
+        if in_a_row == 1:
             self.display.say(f"step {step}: loss or gradient not finite, update skipped")
         factor, loss = self.config.spike_factor, values["loss"]
         if factor and self.running.steps >= CALM and not loss <= factor * self.running.loss:

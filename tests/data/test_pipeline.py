@@ -158,7 +158,7 @@ def test_text_shorter_than_a_row_is_refused() -> None:
 
 
 def test_mixtures_follow_their_weights_at_every_prefix() -> None:
-    order = mixture.Interleaving(np.array([0.5, 0.3, 0.2]))
+    order = mixture.interleaved(np.array([0.5, 0.3, 0.2]))
     count, following = Counter[int](), Counter[int]()
     for g in range(1000):
         source, n = order[g]
