@@ -140,7 +140,7 @@ class RunConfig(Config):
     tokenizer: Annotated[Unigram | BPE | Character | Bytes | TokenizerFile, OneOf(TOKENIZERS)] = setting(
         Unigram(), "text to tokens"
     )
-    objective: Annotated[Objective | None, OneOf(OBJECTIVES, optional=True)] = setting(
+    objective: Annotated[Objective | None, OneOf(OBJECTIVES)] = setting(
         Causal(), "what the model learns to predict; null: weights from elsewhere that are not trained on"
     )
     tasks: Strings = setting((), "tasks to learn, and to evaluate, instead of running text: names of configs/tasks")
@@ -189,6 +189,8 @@ class RunConfig(Config):
             yield f"objective {name} trains {families}, not a model of family {self.model.family}"
         else:
             objective.check(self.model)
+        if self.method.placeholders and not objective.soft_tokens:
+            yield f"objective {name} has no place for soft tokens (adapt.method): text_to_text and those of tasks have"
         if self.tasks:
             return
         parts, packing = self.data.parts, self.data.packing
@@ -282,8 +284,7 @@ def _completed(values: dict[str, Any]) -> dict[str, Any]:
         values = {**values, "objective": objective}
         if isinstance(own, Supervised):
             plain = ModelConfig.model_construct(family=family)
-            head = own.head(plain)
-            model = {**model, "head": None if head is None else head.model_dump(mode="json")}
+            model = {**model, "head": own.head(plain).model_dump(mode="json")}
             model |= {"outputs": []} if family == "encoder" else {}
     return {**values, "model": model}
 

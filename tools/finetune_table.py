@@ -17,7 +17,7 @@ from t5x_lite.run import open_run
 from t5x_lite.train.setup import make_steps
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "finetune"
-RATES = {"scratch": 5e-4, "full": 5e-4, "head": 5e-3, "bitfit": 3e-3, "houlsby": 3e-3, "lora": 3e-3}
+RATES = {"scratch": 2e-4, "full": 2e-4, "head": 5e-3, "bitfit": 3e-3, "houlsby": 3e-3, "lora": 3e-3}
 METHODS = {
     "head": "head",
     "bitfit": "bitfit",
@@ -49,7 +49,7 @@ def main() -> None:
             command = [sys.executable, "-m", "t5x_lite", "train", *begin, f"run_dir={folder}", f"tasks={options.task}"]
             command += [f"data.files={options.train}", f"data.validation_files={options.dev}", f"train.seed={seed}"]
             command += [f"data.columns=[{options.columns}]", f"optimizer.learning_rate={rate}"]
-            # [CLS] has learnt nothing in masked language modelling alone.
+            # [CLS] has learnt nothing without sentences that follow each other.
             command += ["objective.classify.pool=mean"]
             subprocess.run(command, check=True)
         rows.append(row(method, folders, f"eval/{options.task}/accuracy"))

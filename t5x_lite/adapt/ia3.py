@@ -18,15 +18,13 @@ class IA3(Method):
         plain = {name: value for name, value in weights.items() if not is_added(name)}
         for name, factor in weights.items():
             layer, found, _ = name.partition(".adapter.factor")
-            if not found:
-                continue
-            matrix = plain[f"{layer}.weight"]
-            if layer.endswith(".down"):
+            weight, bias = f"{layer}.weight", f"{layer}.bias"
+            if found and layer.endswith(".down"):
                 # Rows of the matrix: [layers, (experts,) mlp, embed].
-                lead = factor.reshape(factor.shape[0], *[1] * (matrix.ndim - 3), -1, 1)
-                plain[f"{layer}.weight"] = matrix * lead
-                continue
-            plain[f"{layer}.weight"] = matrix * factor[:, None]
-            if f"{layer}.bias" in plain:
-                plain[f"{layer}.bias"] = plain[f"{layer}.bias"] * factor
+                lead = factor.reshape(factor.shape[0], *[1] * (plain[weight].ndim - 3), -1, 1)
+                plain[weight] = plain[weight] * lead
+            elif found:
+                plain[weight] = plain[weight] * factor[:, None]
+                if bias in plain:
+                    plain[bias] = plain[bias] * factor
         return plain

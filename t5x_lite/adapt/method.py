@@ -71,7 +71,8 @@ class Method(Config):
         what surgery has added.
         """
         made = {name: old[name] for name in fresh if name in old}
-        if "head.scores.weight" in fresh and fresh["head.scores.weight"].shape != _shape(old, "head.scores.weight"):
+        scores = "head.scores.weight"
+        if scores in fresh and (scores not in old or fresh[scores].shape != old[scores].shape):
             made |= {name: fresh[name] for name in fresh if name.startswith("head.")}
         pooled = {name.replace("head.", "sentence."): name for name in fresh if name.startswith("head.pooler.")}
         made |= {name: old[source] for source, name in pooled.items() if source in old and name not in old}
@@ -89,7 +90,3 @@ ADDED = (".adapter.", ".adapters.", ".prefix.", ".prompt.")
 def is_added(name: str) -> bool:
     """Whether surgery has added a parameter."""
     return any(part in name for part in ADDED)
-
-
-def _shape(weights: Weights, name: str) -> Any:
-    return weights[name].shape if name in weights else None

@@ -54,16 +54,18 @@ class _Hypotheses:
 
 
 def search(
-    made: Callable[[], Any],
+    made: Callable[[Any], Any],
     beam: Beam,
     eos: int | None,
+    params: Any,
     logits: Float[Array, "bn v"],
     seen: Bool[Array, "bn v"],
     cache: Cache,
 ) -> tuple[Int[Array, "b n t"], Float[Array, "b n"]]:
     """The hypotheses that ended best, with their scores; 0 after EOS.
 
-    `made` gives the model. `logits`, `seen` tokens and `cache` are those of every prompt, `beams` times each.
+    `made` gives the model of the weights `params`. `logits`, `seen` tokens and `cache` are those of every prompt,
+    `beams` times each.
     """
     count, length, vocab = beam.beams, beam.tokens, logits.shape[-1]
     batch = logits.shape[0] // count
@@ -76,7 +78,7 @@ def search(
         return (step < length) & jnp.any(open_.scores[:, 0] / beam.penalty(length) > ended.scores[:, -1])
 
     def one(carry: tuple[Any, ...]) -> tuple[Any, ...]:
-        model = made()
+        model = made(params)
         step, open_, ended, logits, seen, cache = carry
         log_p = penalised(jax.nn.log_softmax(logits), seen, beam.repetition_penalty).reshape(batch, count, vocab)
         # Twice as many as are kept: at most one of each hypothesis ends.
@@ -99,7 +101,7 @@ def search(
         return step + 1, open_, ended, model.logits(hidden)[:, 0], marked(seen[rows], token), cache
 
     _, _, ended, *_ = jax.lax.while_loop(improvable, one, (jnp.int32(0), begun, none, logits, seen, cache))
-    return ended.tokens, ended.scores
+    return constrain(ended.tokens, None, None, None), constrain(ended.scores, None, None)
 
 
 def repeated(cache: Cache, count: int) -> Cache:

@@ -47,10 +47,9 @@ def fill_spans(model: Any, text: str, decoding: Sampling | Beam) -> list[str]:
     wanted = [i for i in sentinels if i in prompt]
     ids = deque(model.generator.tokens([prompt], decoding), maxlen=1)[0][0].tolist()
     ids = ids[: ids.index(model.tokenizer.eos)] if model.tokenizer.eos in ids else ids
-    starts = {i: ids.index(i) + 1 for i in wanted if i in ids}
     spans = []
     for i in wanted:
-        rest = ids[starts[i] :] if i in starts else []
+        rest = ids[ids.index(i) + 1 :] if i in ids else []
         stop = next((n for n, token in enumerate(rest) if token in sentinels), len(rest))
         spans.append(model.tokenizer.decode(rest[:stop]))
     return spans

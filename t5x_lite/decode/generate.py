@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Int
 
 from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.decode.beam import Beam, laid, repeated, search
@@ -69,7 +69,7 @@ class Generator:
         self._prefill = jax.jit(partial(_prefill, blueprint), static_argnums=(0, 1))
         self._draw = jax.jit(_draw, static_argnums=0)
         self._decode = jax.jit(partial(_decode, blueprint), static_argnums=0, donate_argnums=(3, 4))
-        self._search = jax.jit(partial(_search, blueprint), static_argnums=(0, 1))
+        self._search = jax.jit(partial(search, partial(_model, blueprint)), static_argnums=(0, 1))
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -90,16 +90,14 @@ class Generator:
         if isinstance(sampling, Beam):
             yield self.beams(prompts, sampling)[0][:, 0]
             return
-        params = _apart(self._axes, self.params)
-        logits, seen, cache = self._begin(params, prompts, sampling.tokens, 1)
+        params, logits, seen, cache = self._begin(prompts, sampling.tokens, 1)
         choice, seed = replace(sampling, tokens=1, stop=(), seed=0), np.asarray(sampling.seed)
         token, seen = self._on_mesh(self._draw, choice, logits, seen, seed, 0)
         made = np.asarray(token)
         yield made
         while made.shape[1] < sampling.tokens:
             start, stop = made.shape[1], min(made.shape[1] + CHUNK, sampling.tokens)
-            new, *state = self._on_mesh(self._decode, choice, params, token, seen, cache, seed, start, stop)
-            token, seen, cache = state
+            new, token, seen, cache = self._on_mesh(self._decode, choice, params, token, seen, cache, seed, start, stop)
             made = np.concatenate([made, np.asarray(new)[:, : stop - start]], axis=1)
             yield made
 
@@ -108,14 +106,13 @@ class Generator:
 
         With it float32 scores `[prompts, beams]`, as `Beam` says; -inf where fewer are possible.
         """
-        params = _apart(self._axes, self.params)
-        state = self._begin(params, prompts, beam.tokens, beam.beams)
+        state = self._begin(prompts, beam.tokens, beam.beams)
         eos = None if self._tokenizer is None else self._tokenizer.eos
-        tokens, scores = self._on_mesh(self._search, replace(beam, stop=()), eos, params, *state)
+        tokens, scores = self._on_mesh(self._search, replace(beam, stop=()), eos, *state)
         return np.asarray(tokens), np.asarray(scores)
 
-    def _begin(self, params: Any, prompts: Sequence[np.ndarray], tokens: int, copies: int) -> Any:
-        """What follows prompts, `copies` times each: logits, the tokens that are there already, and the cache."""
+    def _begin(self, prompts: Sequence[np.ndarray], tokens: int, copies: int) -> tuple[Any, Array, Array, Cache]:
+        """Weights to decode with; and of prompts, `copies` times each: logits, the tokens that are there, the cache."""
         room = self._room(max(map(len, prompts)), tokens)
         long = sum(len(ids) > room for ids in prompts)
         if long:
@@ -123,7 +120,8 @@ class Generator:
             logger.warning("%d of %d prompts have more than %d tokens and lose the first", long, len(prompts), room)
         ids, segments = _left_padded([ids[-room:] for ids in prompts])
         begun = np.where(segments > 0, ids, -1) if self.config.family == "decoder" else np.full_like(ids[:, :1], START)
-        return self._on_mesh(self._prefill, tokens, copies, params, ids, segments, begun)
+        params = _apart(self._axes, self.params)
+        return params, *self._on_mesh(self._prefill, tokens, copies, params, ids, segments, begun)
 
     def _on_mesh(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """What a function makes of arguments on the mesh of the weights, if they lie on one."""
@@ -251,13 +249,6 @@ def _decode(
 
     none = jnp.zeros((len(token), CHUNK), token.dtype)
     return jax.lax.fori_loop(start, stop, one, (none, token, seen, cache))
-
-
-def _search(
-    blueprint: Blueprint, beam: Beam, eos: int | None, params: Any, logits: Array, seen: Array, cache: Cache
-) -> tuple[Int[Array, "b n t"], Float[Array, "b n"]]:
-    tokens, scores = search(partial(_model, blueprint, params), beam, eos, logits, seen, cache)
-    return constrain(tokens, None, None, None), constrain(scores, None, None)
 
 
 def print_growing(prompt: str, texts: Iterator[list[str]], write: Callable[[str], Any]) -> None:

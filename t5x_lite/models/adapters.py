@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from t5x_lite.models.components import Activation
 from t5x_lite.models.config import ModelConfig
-from t5x_lite.models.layers import Groups, Linear, activate, deviation, dropout, weight
+from t5x_lite.models.layers import ACTIVATIONS, Groups, Linear, deviation, dropout, weight
 
 Product = Callable[[Array, Groups | None], Array]
 Route = Literal["attention", "soft", "hard", "fixed"]
@@ -69,7 +69,7 @@ class Bottleneck(nnx.Module):
         self.up = Linear(config, [inner], [embed], bias=True, scale=0.0, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
-        return x + self.up(activate(self.activation, self.down(x)))
+        return x + self.up(ACTIVATIONS[self.activation](self.down(x)))
 
 
 class Fusion(nnx.Module):
@@ -93,28 +93,25 @@ class Fusion(nnx.Module):
         self.chosen = chosen
         self.adapters = nnx.Dict({str(n): Bottleneck(config, *kind, rngs=rngs) for n, kind in enumerate(kinds)})
         square: Any = ([("embed", config.embed)], [("embed_out", config.embed)])
-        attends = route == "attention"
         unit = FUSION_DEVIATION / deviation(config, config.embed)
         more: dict[str, Any] = {"bias": False, "rngs": rngs}
-        self.query = Linear(config, *square, scale=unit, **more) if attends else None
-        self.key = Linear(config, *square, scale=unit, **more) if attends else None
-        self.value = Linear(config, *square, scale=0.0, **more) if attends else None  # beside the identity
-        routed = route in {"soft", "hard"}
-        self.router = Linear(config, [("embed", config.embed)], [("classes", len(kinds))], **more) if routed else None
+        if route == "attention":
+            self.query = Linear(config, *square, scale=unit, **more)
+            self.key = Linear(config, *square, scale=unit, **more)
+            self.value = Linear(config, *square, scale=0.0, **more)  # beside the identity
+        elif route != "fixed":
+            self.router = Linear(config, [("embed", config.embed)], [("classes", len(kinds))], **more)
 
     def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
         if self.route == "fixed":
             return self.adapters[str(self.chosen)](x)
         made = jnp.stack([self.adapters[str(n)](x) for n in range(len(self.adapters))], axis=2)
-        if self.router is not None:
+        if self.route != "attention":
             shares = jax.nn.softmax(self.router(x).astype(jnp.float32), axis=-1)
             if self.route == "hard":
                 picked = jax.nn.one_hot(shares.argmax(-1), shares.shape[-1])
                 shares = shares + jax.lax.stop_gradient(picked - shares)
             return jnp.einsum("bln,blnd->bld", shares.astype(x.dtype), made)
-        assert self.query is not None
-        assert self.key is not None
-        assert self.value is not None
         flat = made.reshape(x.shape[0], -1, x.shape[-1])
         keys, values = (part(flat).reshape(made.shape) for part in (self.key, self.value))
         scores = jnp.einsum("bld,blnd->bln", self.query(x), keys).astype(jnp.float32)

@@ -9,6 +9,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from t5x_lite.models import kernels, positions
+from t5x_lite.models.components import FanInInit
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.layers import Linear, Norm
 from t5x_lite.models.patterns import AttentionKind
@@ -75,7 +76,7 @@ class Attention(nnx.Module):
         self.pattern, scale = pattern, config.attention_scale
         self.settings = Settings(config.scale_of_scores, config.dropout, config.kernel)
         # What a smaller scale would do to the first scores, the first queries do (NormalInit has one deviation).
-        shrink = config.width_of_head**-0.5 / scale if scale and config.fan_in_init else 1.0
+        shrink = config.width_of_head**-0.5 / scale if scale and isinstance(config.init, FanInInit) else 1.0
         bias = config.query_key_value_bias
         self.query = Linear(config, [embed], [heads, head], bias=bias, scale=shrink, rngs=rngs)
         self.key = Linear(config, [embed], [kv_heads, head], bias=bias, rngs=rngs)

@@ -39,7 +39,7 @@ class Rotary(Config):
     theta: float = setting(
         10000.0, "base of the geometric series of wavelengths", gt=0, source="Su et al. 2021, §3.2.2"
     )
-    stretch: Annotated[Llama3Stretch | None, OneOf(STRETCHES, optional=True)] = setting(
+    stretch: Annotated[Llama3Stretch | None, OneOf(STRETCHES)] = setting(
         None, "how wavelengths are stretched for a longer context"
     )
 
@@ -115,7 +115,7 @@ class MoE(Config):
     experts: Int = setting(8, "experts of a layer", ge=1)
     router: Annotated[Router, OneOf(ROUTERS)] = setting(Switch(), "which experts a token is sent to")
     dispatch: Annotated[Capacity | Dropless, OneOf(DISPATCHES)] = setting(Capacity(), "how it gets there")
-    expert: Annotated[MLP | GLU | None, OneOf(EXPERTS, optional=True)] = setting(
+    expert: Annotated[MLP | GLU | None, OneOf(EXPERTS)] = setting(
         None, "what an expert is; null takes `model.feedforward`"
     )
     mlp: Int | None = setting(None, "width of an expert; null takes `model.mlp`", ge=1)
@@ -177,5 +177,5 @@ class LayerConfig(Config):
 
     attention: Annotated[AttentionKind, OneOf(ATTENTION)] = setting(Dense(), "which keys a query may look at")
     feedforward: Annotated[
-        MLP | GLU | MoE | DenseFeedForward | None, OneOf({"dense": DenseFeedForward, **FEEDFORWARDS}, optional=True)
+        MLP | GLU | MoE | DenseFeedForward | None, OneOf({"dense": DenseFeedForward, **FEEDFORWARDS})
     ] = setting(None, "this layer's feed-forward; null takes `model.feedforward`, dense the same without experts")

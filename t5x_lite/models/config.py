@@ -273,11 +273,6 @@ class ModelConfig(Config):
         return self.mlp or 4 * self.embed
 
     @property
-    def fan_in_init(self) -> bool:
-        """Whether each matrix has a deviation of its own."""
-        return isinstance(self.init, FanInInit)
-
-    @property
     def width_of_embedding(self) -> int:
         """Channels of the token embedding."""
         return self.embedding or self.embed

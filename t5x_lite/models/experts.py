@@ -32,14 +32,10 @@ class Switch(Router):
     """The likeliest expert, its output times its probability (Fedus et al. 2022, §2.1-2.2)."""
 
     sum_to_one: ClassVar[bool] = False
+    choices: ClassVar[int] = 1
     jitter: float = setting(
         0.01, "in training the router's input is multiplied by 1 ± this", ge=0, lt=1, source="Fedus 2022, §2.4"
     )
-
-    @property
-    def choices(self) -> int:
-        """One."""
-        return 1
 
 
 class GShard(Router):
@@ -49,10 +45,7 @@ class GShard(Router):
     code, so that it is 1 in balance.
     """
 
-    @property
-    def choices(self) -> int:
-        """Two."""
-        return 2
+    choices: ClassVar[int] = 2
 
 
 class TopK(Router):

@@ -5,7 +5,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from t5x_lite.models.components import GLU, MLP
 from t5x_lite.models.config import ModelConfig
-from t5x_lite.models.layers import Experts, Groups, Linear, activate, dropout
+from t5x_lite.models.layers import ACTIVATIONS, Experts, Groups, Linear, dropout
 
 
 class Perceptron(nnx.Module):
@@ -22,7 +22,7 @@ class Perceptron(nnx.Module):
     def __call__(
         self, x: Float[Array, "... d"], key: PRNGKeyArray | None, groups: Groups | None = None
     ) -> Float[Array, "... d"]:
-        inner = activate(self.activation, self.up(x, groups))
+        inner = ACTIVATIONS[self.activation](self.up(x, groups))
         return self.down(dropout(inner, self.dropout, key), groups)
 
 
@@ -41,7 +41,7 @@ class Gated(nnx.Module):
     def __call__(
         self, x: Float[Array, "... d"], key: PRNGKeyArray | None, groups: Groups | None = None
     ) -> Float[Array, "... d"]:
-        inner = activate(self.activation, self.gate(x, groups)) * self.up(x, groups)
+        inner = ACTIVATIONS[self.activation](self.gate(x, groups)) * self.up(x, groups)
         return self.down(dropout(inner, self.dropout, key), groups)
 
 

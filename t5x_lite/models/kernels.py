@@ -57,7 +57,9 @@ def _attend(call: Call, pattern: AttentionKind) -> Float[Array, "b l h k"]:
     if not parts and call.query.shape[1] > 1:  # each part of a row in parts sees the keys of the whole row
         whole = ("batch", None, "kv_heads", None)
         call = replace(call, key=constrain(call.key, *whole), value=constrain(call.value, *whole))
-    made = [SHAPES[type(part.shape)](call, part) for part in parts] or [square(call, pattern.allowed)]
+    made = [SHAPES[type(part.shape)](call, part.shape, part.allowed) for part in parts] or [
+        square(call, pattern.allowed)
+    ]
     out, log_sum = made[0] if len(made) == 1 else joined(made)
     return jnp.where(log_sum[..., None] > NOTHING / 2, out, 0).astype(out.dtype) if pattern.blind else out
 

@@ -7,6 +7,7 @@ f mlp, v vocab, e experts.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -209,16 +210,11 @@ def dropout(x: Array, rate: float, key: PRNGKeyArray | None) -> Array:
     return jnp.where(kept, x / (1 - rate), jnp.zeros_like(x))
 
 
-def activate(name: Activation, x: Array) -> Array:
-    """Elementwise function by name; `gelu` is x·Φ(x) by erf, `gelu_tanh` its approximation (Hendrycks & Gimpel)."""
-    match name:
-        case "gelu":
-            return x * (0.5 * (1 + jax.lax.erf(x * math.sqrt(0.5))))  # jax.nn.gelu's erfc costs three times as much
-        case "gelu_tanh":
-            return jax.nn.gelu(x, approximate=True)
-        case "relu":
-            return jax.nn.relu(x)
-        case "silu":
-            return jax.nn.silu(x)
-        case "relu_squared":
-            return jnp.square(jax.nn.relu(x))
+ACTIVATIONS: dict[Activation, Callable[[Array], Array]] = {
+    "gelu": lambda x: x * (0.5 * (1 + jax.lax.erf(x * math.sqrt(0.5)))),  # jax.nn.gelu's erfc costs three times as much
+    "gelu_tanh": partial(jax.nn.gelu, approximate=True),
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+    "relu_squared": lambda x: jnp.square(jax.nn.relu(x)),
+}
+"""Elementwise functions; `gelu` is x·Φ(x) by erf, `gelu_tanh` its approximation (Hendrycks & Gimpel)."""

@@ -62,22 +62,34 @@ class Losses:
         targets: Int[Array, "b l"],
         weights: Float[Array, "b l"],
     ) -> TokenLoss:
-        """Cross-entropy over the vocabulary; see `cross_entropy`."""
+        """Weighted sums of -log softmax(logits(states))[target].
+
+        Label smoothing: the target is (1-ε)·one-hot + ε/v (Szegedy et al. 2016, §7). z-loss: `z_loss`·log(Z)² keeps the
+        normaliser Z near one (Chowdhery et al. 2022, §5). Where they are computed in parts, logits exist for one part
+        of the length at a time, forward and backward.
+        """
         length = states.shape[1]
         chunks = self.chunks if self.chunks and length % self.chunks == 0 else 0
-        return cross_entropy(
-            logits,
-            states,
-            targets,
-            weights,
-            z_loss=self.z_loss,
-            label_smoothing=self.label_smoothing,
-            chunks=chunks or chunks_for(length, 4 * self.rows * length * self.vocab),
-        )
+        chunks = chunks or chunks_for(length, 4 * self.rows * length * self.vocab)
+        states = constrain(states, "batch", "length", None) if states.ndim == 3 else states
+        one = partial(_sums, logits, z_loss=self.z_loss, label_smoothing=self.label_smoothing)
+        if chunks == 1:
+            return one(states, targets, weights)
+
+        def parts(x: Array) -> Array:
+            """Tokens dealt out, so that each part has some of every device that shares a row."""
+            b, l, *rest = x.shape
+            return jnp.moveaxis(x.reshape(b, l // chunks, chunks, *rest), 2, 0)
+
+        def add(so_far: TokenLoss, part: tuple[Array, Array, Array]) -> tuple[TokenLoss, None]:
+            return so_far + jax.checkpoint(one)(*part), None
+
+        zero = TokenLoss(*(jnp.zeros((), jnp.float32),) * 5)
+        return jax.lax.scan(add, zero, (parts(states), parts(targets), parts(weights)))[0]
 
     def classes(self, logits: Float[Array, "b c"], targets: Int[Array, "b"], weights: Float[Array, "b"]) -> TokenLoss:
         """Cross-entropy over a few classes, unsmoothed."""
-        return _sums(lambda x: x, logits, targets, weights, z_loss=0.0, label_smoothing=0.0)
+        return _sums(lambda x: x, logits, targets, weights)
 
     def binary(
         self, logits: Float[Array, "b l"], targets: Bool[Array, "b l"], weights: Float[Array, "b l"], factor: float = 1
@@ -121,47 +133,13 @@ class Losses:
         return jnp.take_along_axis(states, places[..., None], axis=1)
 
 
-def cross_entropy(
-    logits: Callable[[Float[Array, "b l d"]], Float[Array, "b l v"]],
-    hidden: Float[Array, "b l d"],
-    targets: Int[Array, "b l"],
-    weights: Float[Array, "b l"],
-    *,
-    z_loss: float = 0.0,
-    label_smoothing: float = 0.0,
-    chunks: int = 1,
-) -> TokenLoss:
-    """Weighted sums of -log softmax(logits(hidden))[target].
-
-    Label smoothing: the target is (1-ε)·one-hot + ε/v (Szegedy et al. 2016, §7). z-loss: `z_loss`·log(Z)² keeps the
-    normaliser Z near one (Chowdhery et al. 2022, §5). With `chunks` above one, logits exist for one part of the length
-    at a time, forward and backward.
-    """
-    hidden = constrain(hidden, "batch", "length", None) if hidden.ndim == 3 else hidden
-    one = partial(_sums, logits, z_loss=z_loss, label_smoothing=label_smoothing)
-    if chunks == 1:
-        return one(hidden, targets, weights)
-
-    def parts(x: Array) -> Array:
-        """Tokens dealt out, so that each part has some of every device that shares a row."""
-        b, l, *rest = x.shape
-        return jnp.moveaxis(x.reshape(b, l // chunks, chunks, *rest), 2, 0)
-
-    def add(so_far: TokenLoss, part: tuple[Array, Array, Array]) -> tuple[TokenLoss, None]:
-        return so_far + jax.checkpoint(one)(*part), None
-
-    zero = TokenLoss(*(jnp.zeros((), jnp.float32),) * 5)
-    return jax.lax.scan(add, zero, (parts(hidden), parts(targets), parts(weights)))[0]
-
-
 def _sums(
     logits: Callable[[Any], Any],
     hidden: Float[Array, "b l d"],
     targets: Int[Array, "b l"],
     weights: Float[Array, "b l"],
-    *,
-    z_loss: float,
-    label_smoothing: float,
+    z_loss: float = 0.0,
+    label_smoothing: float = 0.0,
 ) -> TokenLoss:
     scores = logits(hidden)
     log_z = jax.nn.logsumexp(scores, axis=-1)

@@ -7,9 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from t5x_lite.models.components import Activation
 from t5x_lite.models.config import SPAN_POSITIONS, HeadConfig, ModelConfig
-from t5x_lite.models.layers import Embed, Linear, Norm, activate, dropout, weight
+from t5x_lite.models.layers import ACTIVATIONS, Embed, Linear, Norm, dropout, weight
 from t5x_lite.models.losses import FAR_BELOW
 
 SPAN_POSITION_WIDTH = 200
@@ -29,17 +28,13 @@ POOLS: dict[str, Callable[[Float[Array, "b l d"], Bool[Array, "b l"]], Float[Arr
 """A text's states as one, from which of them count (Reimers & Gurevych 2019, §3)."""
 
 
-def _activation(config: ModelConfig) -> Activation:
-    return config.dense_feedforward.activation
-
-
 class TokenOutput(nnx.Module):
     """Scores of every token of the vocabulary, in float32; a tied model takes its token table as the matrix."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
         assert config.vocab is not None
         width = ("embed", config.width_of_embedding)
-        self.activation, self.cap = _activation(config), config.logit_softcap
+        self.activation, self.cap = config.dense_feedforward.activation, config.logit_softcap
         self.scale = (config.embed**-0.5 if config.scale_output else 1.0) / config.times_base
         transformed = config.output_transform
         self.transform = Linear(config, [("embed", config.embed)], [width], rngs=rngs) if transformed else None
@@ -50,7 +45,7 @@ class TokenOutput(nnx.Module):
 
     def __call__(self, hidden: Float[Array, "b l d"], table: Embed) -> Float[Array, "b l v"]:
         if self.transform is not None and self.norm is not None:
-            hidden = self.norm(activate(self.activation, self.transform(hidden)))
+            hidden = self.norm(ACTIVATIONS[self.activation](self.transform(hidden)))
         return self.scores(hidden, table)
 
     def scores(self, hidden: Float[Array, "b l d"], table: Embed) -> Float[Array, "b l v"]:
@@ -78,12 +73,12 @@ class DetectionOutput(nnx.Module):
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
         embed = ("embed", config.embed)
-        self.activation = _activation(config)
+        self.activation = config.dense_feedforward.activation
         self.transform = Linear(config, [embed], [("embed_out", config.embed)], rngs=rngs)
         self.score = Linear(config, [embed], [("classes", 1)], rngs=rngs)
 
     def __call__(self, hidden: Float[Array, "b l d"]) -> Float[Array, "b l"]:
-        return self.score(activate(self.activation, self.transform(hidden)))[..., 0].astype(jnp.float32)
+        return self.score(ACTIVATIONS[self.activation](self.transform(hidden)))[..., 0].astype(jnp.float32)
 
 
 class TaskOutput(nnx.Module):
@@ -116,7 +111,7 @@ class SpanOutput(nnx.Module):
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
         width = ("embed_out", config.width_of_embedding)
         inputs = 2 * config.embed + SPAN_POSITION_WIDTH
-        self.activation = _activation(config)
+        self.activation = config.dense_feedforward.activation
         self.positions = Embed(config, SPAN_POSITIONS, SPAN_POSITION_WIDTH, name="position", rngs=rngs)
         self.first = Linear(config, [("embed", inputs)], [width], rngs=rngs)
         self.first_norm = Norm(config.norm, width)
@@ -127,5 +122,5 @@ class SpanOutput(nnx.Module):
         self, left: Float[Array, "b p d"], right: Float[Array, "b p d"], place: Int[Array, "b p"]
     ) -> Float[Array, "b p d"]:
         borders = jnp.concatenate([left, right, self.positions(place)], axis=-1)
-        first = self.first_norm(activate(self.activation, self.first(borders)))
-        return self.second_norm(activate(self.activation, self.second(first)))
+        first = self.first_norm(ACTIVATIONS[self.activation](self.first(borders)))
+        return self.second_norm(ACTIVATIONS[self.activation](self.second(first)))

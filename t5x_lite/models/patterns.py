@@ -7,7 +7,7 @@ of pairs, each in a shape that a kernel can compute alone.
 
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -166,32 +166,21 @@ class Factorised(AttentionKind):
     )
 
     @abstractmethod
-    def near(self, query: Any, key: Any) -> Any:
-        """Whether a key belongs to the near set."""
-
-    @abstractmethod
-    def far(self, query: Any, key: Any) -> Any:
-        """Whether a key belongs to the far set."""
-
-    @abstractmethod
-    def near_blocks(self, *, causal: bool) -> Blocks:
-        """The shape that covers the near set."""
-
-    @abstractmethod
-    def far_shape(self) -> Columns | Chosen:
-        """The shape that covers the far set."""
+    def sets(self, *, causal: bool) -> tuple[Part, Part]:
+        """The near set and the far set, each with a shape that covers it."""
 
     def allowed(self, query: Any, key: Any) -> Any:
         """One of the sets, or their union; with `heads`, what any head sees."""
+        near, far = (part.allowed for part in self.sets(causal=True))
         if self.share in {"near", "far"}:
-            return getattr(self, self.share)(query, key)
-        return self.near(query, key) | self.far(query, key)
+            return (near if self.share == "near" else far)(query, key)
+        return near(query, key) | far(query, key)
 
     def parts(self, *, causal: bool) -> tuple[Part, ...]:
         """One or both; what is near is not far."""
-        far = self.far if self.share == "far" else lambda q, k: self.far(q, k) & ~self.near(q, k)
-        both = (Part(self.near_blocks(causal=causal), self.near), Part(self.far_shape(), far))
-        return {"near": both[:1], "far": both[1:]}.get(self.share, both)
+        near, far = self.sets(causal=causal)
+        beyond = replace(far, allowed=lambda q, k: far.allowed(q, k) & ~near.allowed(q, k))
+        return {"near": (near,), "far": (far,)}.get(self.share, (near, beyond))
 
     def of_heads(self, heads: int) -> tuple[tuple[AttentionKind, int], ...]:
         """See the class."""
@@ -209,21 +198,10 @@ class Strided(Factorised):
         """Of the near set alone."""
         return self.stride + 1 if self.share == "near" else None
 
-    def near(self, query: Any, key: Any) -> Any:
-        """A^(1) of §4.2: a band."""
-        return abs(query - key) <= self.stride
-
-    def far(self, query: Any, key: Any) -> Any:
-        """A^(2) of §4.2: a comb."""
-        return (query - key) % self.stride == 0
-
-    def near_blocks(self, *, causal: bool) -> Blocks:
-        """A band of stride + 1 reaches into one block before."""
-        return Blocks(self.stride, 1, 0 if causal else 1)
-
-    def far_shape(self) -> Columns:
-        """Each comb by itself."""
-        return Columns(self.stride)
+    def sets(self, *, causal: bool) -> tuple[Part, Part]:
+        """§4.2: A^(1), a band that reaches into one block of `stride` before; A^(2), combs, each by itself."""
+        band = Part(Blocks(self.stride, 1, 0 if causal else 1), lambda q, k: abs(q - k) <= self.stride)
+        return band, Part(Columns(self.stride), lambda q, k: (q - k) % self.stride == 0)
 
 
 class Fixed(Factorised):
@@ -236,21 +214,12 @@ class Fixed(Factorised):
         """Before the first summary there is nothing far to see."""
         return self.share in {"far", "heads"}
 
-    def near(self, query: Any, key: Any) -> Any:
-        """A^(1) of §4.2: blocks."""
-        return query // self.stride == key // self.stride
-
-    def far(self, query: Any, key: Any) -> Any:
-        """A^(2) of §4.2: summaries."""
-        return (key % self.stride >= self.stride - self.summary) & (abs(query - key) >= 0)
-
-    def near_blocks(self, *, causal: bool) -> Blocks:
-        """A block sees itself."""
-        return Blocks(self.stride, 0, 0)
-
-    def far_shape(self) -> Chosen:
-        """The summaries of all blocks."""
-        return Chosen(self.stride - self.summary, self.stride, self.stride)
+    def sets(self, *, causal: bool) -> tuple[Part, Part]:
+        """§4.2: A^(1), blocks that see themselves; A^(2), the summaries of all blocks."""
+        first = self.stride - self.summary
+        own = Part(Blocks(self.stride, 0, 0), lambda q, k: q // self.stride == k // self.stride)
+        summaries = Chosen(first, self.stride, self.stride)
+        return own, Part(summaries, lambda q, k: (k % self.stride >= first) & (abs(q - k) >= 0))
 
 
 class BlockGlobal(AttentionKind):

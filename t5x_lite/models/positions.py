@@ -14,43 +14,15 @@ from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.layers import Embed, deviation, weight
 
 
-class AddedPositions(nnx.Module):
-    """Nothing is added; the others override what they change."""
+class Positions(nnx.Module):
+    """Nothing tells places; the others override what they change. `own` is `config.positions`."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
+    def __init__(self, own: Any, config: ModelConfig, rngs: nnx.Rngs) -> None:
         pass
 
     def __call__(self, x: Float[Array, "b l d"], positions: Int[Array, "b l"]) -> Float[Array, "b l d"]:
         """Applied once, to the token embeddings."""
         return x
-
-
-class LearnedPositions(AddedPositions):
-    """A trained vector per position."""
-
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
-        assert isinstance(config.positions, Learned)
-        self.offset = config.positions.offset
-        rows = config.positions.length + self.offset
-        self.table = Embed(config, rows, config.width_of_embedding, name="position", rngs=rngs)
-
-    def __call__(self, x: Float[Array, "b l d"], positions: Int[Array, "b l"]) -> Float[Array, "b l d"]:
-        return x + self.table(positions + self.offset)
-
-
-class SinusoidalPositions(AddedPositions):
-    """sin(p / 10000^(2i/d)) and the cosine of the same, sines first and cosines after (Vaswani et al. 2017, §3.5)."""
-
-    def __call__(self, x: Float[Array, "b l d"], positions: Int[Array, "b l"]) -> Float[Array, "b l d"]:
-        angles = positions[..., None].astype(jnp.float32) * _frequencies(x.shape[-1], 10000.0)
-        return x + jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1).astype(x.dtype)
-
-
-class AttendedPositions(nnx.Module):
-    """Attention that does not know places; the others override what they change."""
-
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
-        pass
 
     def rotate(self, x: Float[Array, "b l h k"], positions: Int[Array, "b l"]) -> Float[Array, "b l h k"]:
         """Applied in every layer, to queries and to keys."""
@@ -61,12 +33,30 @@ class AttendedPositions(nnx.Module):
         return None
 
 
-class RotaryPositions(AttendedPositions):
+class LearnedPositions(Positions):
+    """A trained vector per position."""
+
+    def __init__(self, own: Learned, config: ModelConfig, rngs: nnx.Rngs) -> None:
+        self.offset = own.offset
+        self.table = Embed(config, own.length + own.offset, config.width_of_embedding, name="position", rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b l d"], positions: Int[Array, "b l"]) -> Float[Array, "b l d"]:
+        return x + self.table(positions + self.offset)
+
+
+class SinusoidalPositions(Positions):
+    """sin(p / 10000^(2i/d)) and the cosine of the same, sines first and cosines after (Vaswani et al. 2017, §3.5)."""
+
+    def __call__(self, x: Float[Array, "b l d"], positions: Int[Array, "b l"]) -> Float[Array, "b l d"]:
+        angles = positions[..., None].astype(jnp.float32) * _frequencies(x.shape[-1], 10000.0)
+        return x + jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1).astype(x.dtype)
+
+
+class RotaryPositions(Positions):
     """Channel i of the first half and of the second half of a head are rotated by p / theta^(2i/k) (Su et al. 2021)."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
-        assert isinstance(config.positions, Rotary)
-        self.rotary = config.positions
+    def __init__(self, own: Rotary, config: ModelConfig, rngs: nnx.Rngs) -> None:
+        self.rotary = own
 
     def rotate(self, x: Float[Array, "b l h k"], positions: Int[Array, "b l"]) -> Float[Array, "b l h k"]:
         frequencies = _frequencies(x.shape[-1], self.rotary.theta)
@@ -78,14 +68,13 @@ class RotaryPositions(AttendedPositions):
         return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 
-class RelativePositions(AttendedPositions):
+class RelativePositions(Positions):
     """T5's table of `[buckets, heads]`: distances exact up to half the buckets, then in logarithmic steps."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
-        assert isinstance(config.positions, Relative)
-        self.relative = config.positions
+    def __init__(self, own: Relative, config: ModelConfig, rngs: nnx.Rngs) -> None:
+        self.relative = own
         std = deviation(config, config.embed)
-        table = std * jax.random.normal(rngs.params(), (config.positions.buckets, config.heads), jnp.float32)
+        table = std * jax.random.normal(rngs.params(), (own.buckets, config.heads), jnp.float32)
         self.table = weight(table, ("buckets", "heads"), table=True)
 
     def bias(self, *, causal: bool) -> Callable[[Any, Any], Float[Array, "h l m"]] | None:
@@ -100,10 +89,10 @@ class RelativePositions(AttendedPositions):
         return of
 
 
-class LinearPositions(AttendedPositions):
+class LinearPositions(Positions):
     """-slope·distance, the slopes of n heads 2^(-8/n), 2^(-16/n), …, 2^-8 (Press et al. 2022, §3)."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs) -> None:
+    def __init__(self, own: ALiBi, config: ModelConfig, rngs: nnx.Rngs) -> None:
         self.heads = config.heads
 
     def bias(self, *, causal: bool) -> Callable[[Any, Any], Float[Array, "h l m"]] | None:
@@ -141,22 +130,18 @@ def _stretched(frequencies: Float[Array, "half"], stretch: Llama3Stretch) -> Flo
     return (1 - kept) * frequencies / stretch.factor + kept * frequencies
 
 
-ADDED: dict[type, type[AddedPositions]] = {Learned: LearnedPositions, Sinusoidal: SinusoidalPositions}
-ATTENDED: dict[type, type[AttendedPositions]] = {
-    Rotary: RotaryPositions,
-    Relative: RelativePositions,
-    ALiBi: LinearPositions,
-}
+ADDED: dict[type, type[Positions]] = {Learned: LearnedPositions, Sinusoidal: SinusoidalPositions}
+ATTENDED: dict[type, type[Positions]] = {Rotary: RotaryPositions, Relative: RelativePositions, ALiBi: LinearPositions}
 
 
-def added(config: ModelConfig, rngs: nnx.Rngs) -> AddedPositions:
+def added(config: ModelConfig, rngs: nnx.Rngs) -> Positions:
     """What a model's positions add to its embeddings."""
-    return ADDED.get(type(config.positions), AddedPositions)(config, rngs)
+    return ADDED.get(type(config.positions), Positions)(config.positions, config, rngs)
 
 
-def attended(config: ModelConfig, rngs: nnx.Rngs, *, layer: bool) -> Any:
+def attended(config: ModelConfig, rngs: nnx.Rngs, *, layer: bool) -> Positions:
     """What a model's positions do in attention: in the stack once, or with `layer` what each layer has of its own."""
-    own = isinstance(config.positions, Relative) and not config.positions.shared
-    return (ATTENDED.get(type(config.positions), AttendedPositions) if layer == own else AttendedPositions)(
-        config, rngs
-    )
+    own = config.positions
+    in_layers = isinstance(own, Relative) and not own.shared
+    kind = ATTENDED.get(type(own), Positions) if layer == in_layers else Positions
+    return kind(own, config, rngs)

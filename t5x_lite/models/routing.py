@@ -1,14 +1,14 @@
 """Routers: which experts each token is sent to, and what is measured of that: losses, loads, biases that move."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from t5x_lite.models.config import ModelConfig, MoE
@@ -116,22 +116,12 @@ class Routing:
 
     def rebalanced(self, params: Any) -> Any:
         """Parameters with the biases of DeepSeek's routers moved against the load."""
+        flat = flatten_dict(params, sep=".")
         for path, step in self.updates.items():
-            if not _holds(params, f"{path}.bias".split(".")):  # frozen
-                continue
-            load = self.loads[path]
-            move = step * jnp.sign(load.mean(-1, keepdims=True) - load)
-            params = _changed(params, f"{path}.bias".split("."), partial(jnp.add, move))
-        return params
-
-
-def _holds(tree: Any, path: list[str]) -> bool:
-    return not path or (path[0] in tree and _holds(tree[path[0]], path[1:]))
-
-
-def _changed(tree: Any, path: list[str], change: Callable[[Array], Array]) -> Any:
-    head, *rest = path
-    return {**tree, head: _changed(tree[head], rest, change) if rest else change(tree[head])}
+            if f"{path}.bias" in flat:  # else it is frozen
+                load = self.loads[path]
+                flat[f"{path}.bias"] += step * jnp.sign(load.mean(-1, keepdims=True) - load)
+        return unflatten_dict(flat, sep=".")
 
 
 def routing(model: nnx.Module, config: ModelConfig) -> Routing | None:

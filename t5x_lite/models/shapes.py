@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array
 
 from t5x_lite.models.layers import dropout
-from t5x_lite.models.patterns import Allowed, Blocks, Chosen, Columns, First, Part
+from t5x_lite.models.patterns import Allowed, Blocks, Chosen, Columns, First
 from t5x_lite.models.sharding import shards
 from t5x_lite.models.view import NOTHING, Call, Places, Result, mask
 
@@ -22,6 +22,12 @@ CACHED_BYTES = 16 * 2**20
 """What the scores of blocks may take that are made together."""
 STEPS, SMALLEST_STEP = 8, 64
 """Into how many steps the causal square of one row is cut at most, and how few queries a step may have."""
+
+
+def cut(x: Array, axis: int, count: int, size: int) -> Array:
+    """An axis, padded with zeros, as two: `[…, count, size, …]`."""
+    padded = jnp.pad(x, [(0, count * size - x.shape[axis] if n == axis else 0) for n in range(x.ndim)])
+    return padded.reshape(*x.shape[:axis], count, size, *x.shape[axis + 1 :])
 
 
 def dense(call: Call, allowed: Allowed) -> Result:
@@ -45,15 +51,8 @@ def cudnn(call: Call, allowed: Allowed) -> Result:
     view = call.view
     seen = mask(allowed, view)[:, None]
     causal = view.backward and view.queries is view.keys
-    out = jax.nn.dot_product_attention(
-        call.query,
-        call.key,
-        call.value,
-        mask=seen,
-        scale=call.settings.scale,
-        is_causal=causal,
-        implementation="cudnn",
-    )
+    scale, sides = call.settings.scale, (call.query, call.key, call.value)
+    out = jax.nn.dot_product_attention(*sides, mask=seen, scale=scale, is_causal=causal, implementation="cudnn")
     return out, jnp.zeros(out.shape[:3], jnp.float32)  # unions of sets, which need it, are refused
 
 
@@ -72,11 +71,8 @@ def square(call: Call, allowed: Allowed) -> Result:
     size = max(CHUNK_BYTES // (4 * b * h * call.key.shape[1]), 1)
     count = -(-l // size)
 
-    def parts(x: Array | None, axis: int = 1) -> Array | None:
-        if x is None:
-            return None
-        cut = jnp.pad(x, [(0, count * size - l if n == axis else 0) for n in range(x.ndim)])
-        return jnp.moveaxis(cut.reshape(*x.shape[:axis], count, size, *x.shape[axis + 1 :]), axis, 0)
+    def parts(x: Array) -> Array:
+        return jnp.moveaxis(cut(x, 1, count, size), 1, 0)
 
     @jax.checkpoint
     def one(part: tuple[Any, ...]) -> Result:
@@ -86,8 +82,9 @@ def square(call: Call, allowed: Allowed) -> Result:
 
     keys = None if call.dropout_key is None else jax.random.split(call.dropout_key, count)
     places = call.view.queries
-    cut = (parts(call.query), parts(places.index, 0), parts(places.segment_ids), parts(places.at), keys)
-    out, log_sum = (jnp.moveaxis(x, 0, 1) for x in jax.lax.map(one, cut))
+    query, segment_ids, at = jax.tree.map(parts, (call.query, places.segment_ids, places.at))
+    made = jax.lax.map(one, (query, cut(places.index, 0, count, size), segment_ids, at, keys))
+    out, log_sum = (jnp.moveaxis(x, 0, 1) for x in made)
     return out.reshape(b, count * size, h, -1)[:, :l], log_sum.reshape(b, count * size, h)[:, :l]
 
 
@@ -111,34 +108,29 @@ def stairs(call: Call, allowed: Allowed) -> Result:
     return jnp.concatenate(out, axis=1), jnp.concatenate(log_sum, axis=1)
 
 
-def blocks(call: Call, part: Part) -> Result:
+def blocks(call: Call, shape: Blocks, allowed: Allowed) -> Result:
     """Each block of queries looks at itself and at its neighbours alone; `index` counts from the first neighbour."""
-    shape = part.shape
-    assert isinstance(shape, Blocks)
     size, before, after = shape.size, shape.before, shape.after
     b, l = call.query.shape[:2]
     count = -(-l // size)
 
-    def cut(x: Array) -> Array:
-        """`[b, count, size, …]`, the length padded with zeros."""
-        padded = jnp.pad(x, [(0, 0), (0, count * size - l), *[(0, 0)] * (x.ndim - 2)])
-        return padded.reshape(b, count, size, *x.shape[2:])
-
-    def merged(x: Array) -> Array:
-        return x.reshape(b * count, -1, *x.shape[3:])
+    def apart(x: Array) -> Array:
+        """`[b·count, size, …]`."""
+        return cut(x, 1, count, size).reshape(b * count, size, *x.shape[2:])
 
     def beside(x: Array) -> Array:
         """`[b·count, (before + 1 + after)·size, …]`: each block and its neighbours."""
-        around = jnp.pad(cut(x), [(0, 0), (before, after), *[(0, 0)] * (x.ndim - 1)])
-        return merged(jnp.concatenate([around[:, n : n + count] for n in range(before + 1 + after)], axis=2))
+        around = jnp.pad(cut(x, 1, count, size), [(0, 0), (before, after), *[(0, 0)] * (x.ndim - 1)])
+        joined = jnp.concatenate([around[:, n : n + count] for n in range(before + 1 + after)], axis=2)
+        return joined.reshape(b * count, -1, *x.shape[2:])
 
     keys, queries = call.view.keys, call.view.queries
-    prefix = None if keys.prefix is None else beside(keys.prefix)
-    near = Places(jnp.arange((before + 1 + after) * size), beside(keys.segment_ids), prefix)
-    own = Places(before * size + jnp.arange(size), merged(cut(queries.segment_ids)))
+    segments, prefix = jax.tree.map(beside, (keys.segment_ids, keys.prefix))
+    near = Places(jnp.arange((before + 1 + after) * size), segments, prefix)
+    own = Places(before * size + jnp.arange(size), apart(queries.segment_ids))
     view = replace(call.view, queries=own, keys=near)
-    own_call = replace(call, query=merged(cut(call.query)), key=beside(call.key), value=beside(call.value), view=view)
-    made = by_rows(own_call, part.allowed)
+    own_call = replace(call, query=apart(call.query), key=beside(call.key), value=beside(call.value), view=view)
+    made = by_rows(own_call, allowed)
     out, log_sum = (x.reshape(b, count * size, *x.shape[2:])[:, :l] for x in made)
     return out, log_sum
 
@@ -163,62 +155,55 @@ def by_rows(call: Call, allowed: Allowed) -> Result:
         drawn = None if call.dropout_key is None else jax.random.fold_in(call.dropout_key, number)
         return square(replace(call, query=query, key=key, value=value, view=view, dropout_key=drawn), allowed)
 
-    def parts(x: Array | None) -> Array | None:
-        if x is None:
-            return None
-        return jnp.pad(x, [(0, count * size - b), *[(0, 0)] * (x.ndim - 1)]).reshape(count, size, *x.shape[1:])
-
     given = (call.query, call.key, call.value, queries.segment_ids, keys.segment_ids, keys.prefix)
-    made = jax.lax.map(one, (*map(parts, given), jnp.arange(count)))
+    made = jax.lax.map(one, (*jax.tree.map(lambda x: cut(x, 0, count, size), given), jnp.arange(count)))
     out, log_sum = (x.reshape(count * size, *x.shape[2:])[:b] for x in made)
     return out, log_sum
 
 
-def columns(call: Call, part: Part) -> Result:
+def columns(call: Call, shape: Columns, allowed: Allowed) -> Result:
     """Each set of places that are `stride` apart is a short row of its own."""
-    assert isinstance(part.shape, Columns)
-    stride = part.shape.stride
+    stride = shape.stride
     b, l = call.query.shape[:2]
     count = -(-l // stride)
 
     def apart(x: Array) -> Array:
-        padded = jnp.pad(x, [(0, 0), (0, count * stride - l), *[(0, 0)] * (x.ndim - 2)])
-        return jnp.moveaxis(padded.reshape(b, count, stride, *x.shape[2:]), 2, 1).reshape(
-            b * stride, count, *x.shape[2:]
-        )
+        return jnp.moveaxis(cut(x, 1, count, stride), 2, 1).reshape(b * stride, count, *x.shape[2:])
 
     def together(x: Array) -> Array:
         rows = jnp.moveaxis(x.reshape(b, stride, count, *x.shape[2:]), 1, 2)
         return rows.reshape(b, count * stride, *x.shape[2:])[:, :l]
 
-    keys = call.view.keys
-    prefix = None if keys.prefix is None else apart(keys.prefix)
-    places = Places(stride * jnp.arange(count), apart(keys.segment_ids), prefix)
+    segments, prefix = jax.tree.map(apart, (call.view.keys.segment_ids, call.view.keys.prefix))
+    places = Places(stride * jnp.arange(count), segments, prefix)
     view = replace(call.view, queries=places, keys=places)
     short = replace(call, query=apart(call.query), key=apart(call.key), value=apart(call.value), view=view)
-    out, log_sum = square(short, part.allowed)
+    out, log_sum = square(short, allowed)
     return together(out), together(log_sum)
 
 
-def chosen(call: Call, part: Part) -> Result:
+def chosen(call: Call, shape: Chosen, allowed: Allowed) -> Result:
     """All queries, a few keys."""
-    assert isinstance(part.shape, Chosen)
-    places = np.array(part.shape.places(call.key.shape[1]), np.int32)
+    places = np.array(shape.places(call.key.shape[1]), np.int32)
     view = replace(call.view, keys=call.view.keys[places])
-    return square(replace(call, key=call.key[:, places], value=call.value[:, places], view=view), part.allowed)
+    return square(replace(call, key=call.key[:, places], value=call.value[:, places], view=view), allowed)
 
 
-def first(call: Call, part: Part) -> Result:
+def first(call: Call, shape: First, allowed: Allowed) -> Result:
     """A few queries, all keys; the others see nothing."""
-    assert isinstance(part.shape, First)
-    count, l = part.shape.count, call.query.shape[1]
+    count, l = shape.count, call.query.shape[1]
     view = replace(call.view, queries=call.view.queries[:count])
-    out, log_sum = square(replace(call, query=call.query[:, :count], view=view), part.allowed)
+    out, log_sum = square(replace(call, query=call.query[:, :count], view=view), allowed)
     rest = ((0, 0), (0, l - count), (0, 0))
     return jnp.pad(out, (*rest, (0, 0))), jnp.pad(log_sum, rest, constant_values=NOTHING)
 
 
-SHAPES: dict[type, Callable[[Call, Part], Result]] = {Blocks: blocks, Columns: columns, Chosen: chosen, First: first}
+SHAPES: dict[type, Callable[[Call, Any, Allowed], Result]] = {
+    Blocks: blocks,
+    Columns: columns,
+    Chosen: chosen,
+    First: first,
+}
 
 
 def joined(results: Sequence[Result]) -> Result:

@@ -30,15 +30,8 @@ def splash(call: Call, pattern: AttentionKind, *, interpret: bool = False) -> Fl
     # Query and key heads are sharded alike, or a shard would hold queries without their keys.
     by_heads = "heads" if not alone and call.key.shape[2] % mesh.shape["tensor"] == 0 else None
     size = next(block for block in SPLASH_BLOCKS if length // shards("length") % block == 0)
-    sizes = kernel.BlockSizes(
-        block_q=size,
-        block_kv=size,
-        block_kv_compute=size,
-        block_q_dkv=size,
-        block_kv_dkv=size,
-        block_kv_dkv_compute=size,
-        use_fused_bwd_kernel=True,
-    )
+    tiles = ("block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute")
+    sizes = kernel.BlockSizes(**dict.fromkeys(tiles, size), use_fused_bwd_kernel=True)  # type: ignore[arg-type]
     places = np.asarray(call.view.queries.index)
     run = kernel.make_splash_mha(
         _splash_mask(pattern, places, heads, causal=call.view.causal),

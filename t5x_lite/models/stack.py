@@ -177,9 +177,8 @@ class Stack(nnx.Module):
 
         def period(key: PRNGKeyArray) -> nnx.Dict:
             own = nnx.Rngs(params=key)
-            return nnx.Dict(
-                {str(n): Block(config, layer, cross=cross, rngs=own) for n, layer in enumerate(config.pattern)}
-            )
+            blocks = (Block(config, layer, cross=cross, rngs=own) for layer in config.pattern)
+            return nnx.Dict({str(n): block for n, block in enumerate(blocks)})
 
         self.layers = nnx.vmap(period)(jax.random.split(rngs.params(), 1 if config.shared_layers else self.repeats))
         self.positions = positions.attended(config, rngs, layer=False)
@@ -288,9 +287,8 @@ class Stack(nnx.Module):
         def cut(x: Array) -> Array:
             """`[parts, batch / parts, …]`, dealt out so that every shard of the batch keeps its own rows."""
             dealt = jnp.moveaxis(x.reshape(batch // parts, parts, *x.shape[1:]), 1, 0)
-            return constrain(
-                dealt, None, "batch", *(["residual_length", None] if x.ndim == 3 else [None] * (x.ndim - 1))
-            )
+            axes = ["residual_length", None] if x.ndim == 3 else [None] * (x.ndim - 1)
+            return constrain(dealt, None, "batch", *axes)
 
         def together(x: Array) -> Array:
             return jnp.moveaxis(x, 0, 1).reshape(batch, *x.shape[2:])
@@ -366,20 +364,17 @@ def pipeline_parts(config: ModelConfig, rows: int, stages: int) -> int:
 def _rematerialised(body: Callable[..., Any], policy: RematPolicy) -> Callable[..., Any]:
     """`body` with the share of its activations that `policy` names recomputed in the backward pass."""
     policies = jax.checkpoint_policies
-    match policy:
-        case "none":
-            return body
-        case "full":
-            return jax.checkpoint(body, policy=policies.nothing_saveable, prevent_cse=False)
-        case "dots":
-            return jax.checkpoint(body, policy=policies.dots_saveable, prevent_cse=False)
-        case "dots_no_batch":
-            return jax.checkpoint(body, policy=policies.dots_with_no_batch_dims_saveable, prevent_cse=False)
-        case "offload":
-            away = policies.save_and_offload_only_these_names(
-                names_which_can_be_saved=[],
-                names_which_can_be_offloaded=[RESIDUAL],
-                offload_src="device",
-                offload_dst="pinned_host",
-            )
-            return jax.checkpoint(body, policy=away, prevent_cse=False)
+    if policy == "none":
+        return body
+    kept = {
+        "full": policies.nothing_saveable,
+        "dots": policies.dots_saveable,
+        "dots_no_batch": policies.dots_with_no_batch_dims_saveable,
+        "offload": policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[],
+            names_which_can_be_offloaded=[RESIDUAL],
+            offload_src="device",
+            offload_dst="pinned_host",
+        ),
+    }
+    return jax.checkpoint(body, policy=kept[policy], prevent_cse=False)

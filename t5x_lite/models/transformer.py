@@ -15,7 +15,7 @@ from t5x_lite.models import kernels, outputs, positions
 from t5x_lite.models.adapters import Surgeon
 from t5x_lite.models.attention import KeysValues
 from t5x_lite.models.config import START, ModelConfig
-from t5x_lite.models.layers import Embed, Linear, Norm, Weight, dropout
+from t5x_lite.models.layers import Axes, Embed, Linear, Norm, Weight, dropout
 from t5x_lite.models.sharding import constrain
 from t5x_lite.models.stack import Memory, Stack
 from t5x_lite.models.view import Places
@@ -334,27 +334,26 @@ class Blueprint:
 
     def model(self, params: Any) -> Any:
         """The module with these weights."""
-        return nnx.merge(self.graph, _variables(self.axes, params))
+        variables = jax.tree.map(lambda axes, value: Weight(value, axes=axes), self.axes, params)
+        return nnx.merge(self.graph, nnx.State(variables))
 
     @property
     def parameters(self) -> int:
         """Number of trained values."""
-        return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(self.shapes))
+        return round(self._count(lambda axes: 1))
 
     def of(self, axis: str) -> int:
         """Number of trained values of the arrays that have this logical axis."""
-        counts = jax.tree.map(lambda axes, leaf: (axis in axes.names) * math.prod(leaf.shape), self.axes, self.shapes)
-        return sum(jax.tree.leaves(counts))
+        return round(self._count(lambda axes: axis in axes.names))
 
     @property
     def active_parameters(self) -> int:
         """Number of those that one token passes: of experts, as many as it is sent to."""
-        counts = jax.tree.map(lambda axes, leaf: axes.share * math.prod(leaf.shape), self.axes, self.shapes)
-        return round(sum(jax.tree.leaves(counts)))
+        return round(self._count(lambda axes: axes.share))
 
-
-def _variables(axes: Any, params: Any) -> nnx.State:
-    return nnx.State(jax.tree.map(lambda a, p: Weight(p, axes=a), axes, params))
+    def _count(self, share: Callable[[Axes], float]) -> float:
+        counts = jax.tree.map(lambda axes, leaf: share(axes) * math.prod(leaf.shape), self.axes, self.shapes)
+        return sum(jax.tree.leaves(counts))
 
 
 def blueprint(config: ModelConfig, surgery: Surgery | None = None) -> Blueprint:

@@ -1,7 +1,6 @@
 """One of several continuations: each is scored beside the text, softmax over them (Radford et al. 2018, §3.3)."""
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -34,10 +33,6 @@ class Choice(Pooled):
         text = coder.encode(" ".join(map(str, told)) if isinstance(told, list) else str(told))
         rows = several([[text, coder.encode(str(choice))] for choice in choices], task)
         return [{**rows, "targets": np.asarray(label, np.int32)}]
-
-    def scores(self, model: Any, batch: Mapping[str, Any], key: Any = None) -> dict[str, Any]:
-        """One a choice."""
-        return {"scores": super().scores(model, batch, key)["scores"].reshape(-1, self.count)}
 
     def from_text(self, text: str, record: Record) -> int:
         """The number of the choice that the text is, or -1."""

@@ -65,11 +65,9 @@ class Extract(Supervised):
         lead, base = task.placeholders, task.placeholders + len(question) + 2
         room, known = task.seq_len - base - 1, self.learnable(record)
         span = self._span(record, places) if known else NOWHERE
-        firsts = [0]
-        while firsts[-1] + room < len(ids):
-            firsts.append(firsts[-1] + min(self.window_stride, room))
+        step = min(self.window_stride, room)
         windows: list[Features] = []
-        for first in firsts:
+        for first in range(0, max(len(ids) - room, 0) + step, step):
             stop = min(first + room, len(ids))
             allowed, placed = np.zeros(task.seq_len, np.float32), np.zeros((task.seq_len, 2), np.int32)
             allowed[[lead, *range(base, base + stop - first)]] = 1

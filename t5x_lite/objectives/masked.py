@@ -102,17 +102,13 @@ class Masked(Objective):
 
     def example(self, row: Row, task: Task, rng: np.random.Generator) -> Features:
         """Frame the text, then hide some of it."""
-        label = 0
         if self.sentences == "none":
-            framed = framed_text(row, task)
-        else:
-            label, texts = self._pair(row, task, rng)
-            framed = framed_pair(texts, task)
-        features = self.hidden(framed, task, rng)
-        if self.sentences == "none":
-            return features
+            return self.hidden(framed_text(row, task), task, rng)
+        label, texts = self._pair(row, task, rng)
+        framed = framed_pair(texts, task)
         weight = np.float32(framed["segment_ids"][0] > 0)
-        return {**features, "sentence_targets": np.int32(label), "sentence_weights": weight}  # type: ignore[dict-item]
+        told: Features = {"sentence_targets": np.int32(label), "sentence_weights": weight}  # type: ignore[dict-item]
+        return {**self.hidden(framed, task, rng), **told}
 
     def hidden(self, framed: Features, task: Task, rng: np.random.Generator) -> Features:
         """A framed text with some of its tokens hidden, and what they were."""
@@ -195,9 +191,8 @@ class Masked(Objective):
         at = losses.gather(states, batch["target_positions"])
         sums = {"loss": losses.tokens(model.logits, at, batch["targets"], batch["loss_weights"])}
         if "sentence_targets" in batch:
-            sums["sentence"] = losses.classes(
-                model.sentence(states), batch["sentence_targets"], batch["sentence_weights"]
-            )
+            scores = model.sentence(states)
+            sums["sentence"] = losses.classes(scores, batch["sentence_targets"], batch["sentence_weights"])
         if "span_places" in batch:
             left, right = (losses.gather(states, batch[name]) for name in ("span_left", "span_right"))
             inside = model.span(left, right, batch["span_places"])

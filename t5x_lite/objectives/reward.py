@@ -15,19 +15,11 @@ class Reward(Pooled):
 
     name: ClassVar[str] = "reward"
     roles: ClassVar[tuple[str, ...]] = ("chosen", "rejected")
-
-    @property
-    def texts(self) -> int:
-        """Two."""
-        return 2
+    texts: ClassVar[int] = 2
 
     def examples(self, record: Record, coder: Coder, task: Task) -> list[Features]:
         before = [coder.encode(str(record["text"]))] if "text" in record else []
         return [several([[*before, coder.encode(str(record[side]))] for side in self.roles], task)]
-
-    def scores(self, model: Any, batch: Mapping[str, Any], key: Any = None) -> dict[str, Any]:
-        """Of the chosen one and of the rejected one."""
-        return {"scores": super().scores(model, batch, key)["scores"].reshape(-1, 2)}
 
     def loss(self, model: Any, batch: Mapping[str, Any], key: Any, losses: Losses) -> Mapping[str, Any]:
         """-log sigmoid(chosen - rejected)."""

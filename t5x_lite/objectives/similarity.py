@@ -20,6 +20,7 @@ class Similarity(Supervised):
     name: ClassVar[str] = "similarity"
     families: ClassVar[tuple[Family, ...]] = ("encoder",)
     roles: ClassVar[tuple[str, ...]] = ("text", "second", "label")
+    texts: ClassVar[int] = 2
 
     by: Literal["classes", "cosine"] = setting("classes", "what is learnt from a pair")
     labels: Strings = setting((), "names of the classes")
@@ -34,11 +35,6 @@ class Similarity(Supervised):
     def head(self, model: ModelConfig) -> HeadConfig:
         """Classes are scored from three vectors side by side; a cosine needs no scores."""
         return HeadConfig(outputs=len(self.labels) if self.by == "classes" else 0, pool=self.pool, parts=3)
-
-    @property
-    def texts(self) -> int:
-        """Two."""
-        return 2
 
     def examples(self, record: Record, coder: Coder, task: Task) -> list[Features]:
         rows = several([[coder.encode(str(record[role]))] for role in ("text", "second")], task)

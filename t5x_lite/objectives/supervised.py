@@ -38,6 +38,7 @@ class Supervised(Objective):
     """
 
     families: ClassVar[tuple[Family, ...]] = ("encoder", "decoder")
+    soft_tokens: ClassVar[bool] = True
     roles: ClassVar[tuple[str, ...]]
     flaw: ClassVar[str] = ""
 
@@ -47,8 +48,8 @@ class Supervised(Objective):
         return 1
 
     @abstractmethod
-    def head(self, model: ModelConfig) -> HeadConfig | None:
-        """What the model needs to make the scores; None: its own outputs serve."""
+    def head(self, model: ModelConfig) -> HeadConfig:
+        """What the model needs to make the scores."""
 
     @abstractmethod
     def examples(self, record: Record, coder: Coder, task: Task) -> list[Features]:
@@ -59,8 +60,12 @@ class Supervised(Objective):
         """
 
     def scores(self, model: Any, batch: Mapping[str, Any], key: Any = None) -> dict[str, Any]:
-        """What a loss or a prediction is made from, float32 with a row an example; here those of texts' states."""
-        return {"scores": model.head(pooled(model, batch, key), key)}
+        """What a loss or a prediction is made from, float32 with a row an example; here those of texts' states.
+
+        The scores of several texts stand side by side.
+        """
+        scores = model.head(pooled(model, batch, key), key)
+        return {"scores": scores if self.texts == 1 else scores.reshape(-1, self.texts)}
 
     def loss(self, model: Any, batch: Mapping[str, Any], key: Any, losses: Losses) -> Mapping[str, Any]:
         """Here cross-entropy over the scores."""

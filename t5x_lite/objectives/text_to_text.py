@@ -19,13 +19,10 @@ class TextToText(InputsTargets):
     """
 
     name: ClassVar[str] = "text_to_text"
+    rows: ClassVar[Rows] = "pairs"
+    soft_tokens: ClassVar[bool] = True
 
     target_len: Int = setting(128, "length of the targets, EOS included", unit="tokens", ge=2)
-
-    @property
-    def rows(self) -> Rows:
-        """Each document has two fields."""
-        return "pairs"
 
     def check_task(self, task: Task) -> None:
         """Refuse a tokenizer without EOS, and a decoder's row that targets alone would fill."""
@@ -57,24 +54,22 @@ class TextToText(InputsTargets):
 
     def example(self, row: Row, task: Task, rng: np.random.Generator) -> Features:
         """Each document as it is; nothing is random."""
-        pairs = [self._pair(row.tokens[part], row.parts[part], task) for part in segments_of(row.segments)]
+        eos, pairs = task.vocabulary.end(self.name), []
+        for part in segments_of(row.segments):
+            inputs, targets = (row.tokens[part][row.parts[part] == side] for side in (0, 1))
+            pairs.append(self._pair(inputs, targets[targets != eos], task))
         return self.features(pairs, task)
 
     def records_example(self, inputs: str, targets: str, coder: Coder, task: Task) -> Features:
         """One pair of texts in a row of its own; soft tokens, if the run has any, before the inputs."""
         soft = -1 - np.arange(task.placeholders, dtype=np.int32)
-        most, most_targets = self._limits(task)
-        cut = coder.encode(inputs)[: max(most - len(soft), 0)]
-        pair = (np.concatenate([soft, cut]), coder.encode(targets)[:most_targets])
-        return self.features([self._ended(*pair, task)], task)
+        pair = self._pair(np.concatenate([soft, coder.encode(inputs)]), coder.encode(targets), task)
+        return self.features([pair], task)
 
-    def _ended(self, inputs: np.ndarray, targets: np.ndarray, task: Task) -> Pair:
-        eos = task.vocabulary.end(self.name)
-        ended = np.append(inputs, eos) if task.family == "encoder_decoder" else inputs
-        return ended.astype(np.int32), np.append(targets, eos).astype(np.int32)
-
-    def _pair(self, tokens: np.ndarray, parts: np.ndarray, task: Task) -> Pair:
-        eos = task.vocabulary.end(self.name)
+    def _pair(self, inputs: np.ndarray, targets: np.ndarray, task: Task) -> Pair:
+        """Both cut to the limits, and ended."""
         most, most_targets = self._limits(task)
-        inputs, targets = tokens[parts == 0][:most], tokens[parts == 1]
-        return self._ended(inputs, targets[targets != eos][:most_targets], task)
+        eos = task.vocabulary.end(self.name)
+        cut = inputs[:most]
+        ended = np.append(cut, eos) if task.family == "encoder_decoder" else cut
+        return ended.astype(np.int32), np.append(targets[:most_targets], eos).astype(np.int32)

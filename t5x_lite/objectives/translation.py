@@ -20,16 +20,12 @@ class Translation(Objective):
 
     name: ClassVar[str] = "translation"
     families: ClassVar[tuple[Family, ...]] = ("encoder",)
+    rows: ClassVar[Rows] = "pairs"
     packings: ClassVar[tuple[str, ...]] = ("none",)
 
     rate: float = setting(0.15, "share of tokens to tell", gt=0, lt=1, source="Conneau & Lample 2019, §3.2")
     mask_share: float = setting(0.8, "of these, shown as [MASK]", ge=0, le=1)
     random_share: float = setting(0.1, "of these, shown as another token", ge=0, le=1)
-
-    @property
-    def rows(self) -> Rows:
-        """Each document has two fields."""
-        return "pairs"
 
     def _masked(self) -> Masked:
         return Masked(rate=self.rate, mask_share=self.mask_share, random_share=self.random_share)

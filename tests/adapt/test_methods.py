@@ -218,3 +218,12 @@ def test_a_soft_prompt_stands_before_every_text(adapted: dict[str, Path]) -> Non
     (vector,) = run.embed(["the quick brown fox"], pool="cls")
     states = np.asarray(run.run.blueprint.model(run.params)(ids[None]))
     np.testing.assert_allclose(vector, states[0, 3], atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["prompt", "prefix"])
+def test_an_objective_without_soft_tokens_is_refused(
+    method: str, encoder_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = REPOSITORY / "configs/quickstart_bert.yaml"
+    assert main(["train", str(config), f"adapt.from={encoder_run}", f"adapt.method={method}"]) == 2
+    assert "objective masked has no place for soft tokens" in capsys.readouterr().err

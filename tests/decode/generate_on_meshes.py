@@ -54,7 +54,7 @@ def main() -> None:
         np.testing.assert_array_equal(one, other)
     np.testing.assert_allclose(scores, close, atol=1e-4)
 
-    _, _, cache = generator._begin(generator.params, PROMPTS, 6, 1)
+    *_, cache = generator._begin(PROMPTS, 6, 1)
     for leaf in jax.tree.leaves([cache.layers, cache.remembered]):
         own = leaf.addressable_shards[0].data.shape
         assert (own[1], own[2]) == (leaf.shape[1] // 4, leaf.shape[2] // 2)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5x_lite.models.losses import LOGITS_BYTES, chunks_for, cross_entropy
+from t5x_lite.models.losses import LOGITS_BYTES, Losses, chunks_for
 
 
 @pytest.fixture
@@ -31,8 +31,8 @@ def reference(case: tuple[np.ndarray, ...], z: float, smoothing: float) -> tuple
 @pytest.mark.parametrize(("z", "smoothing"), [(0.0, 0.0), (0.01, 0.0), (0.01, 0.1)])
 def test_sums_and_gradients_equal_the_formula(case: tuple, chunks: int, z: float, smoothing: float) -> None:
     hidden, matrix, targets, weights = (jnp.asarray(x) for x in case)
-    of = lambda h, m, n: cross_entropy(  # noqa: E731
-        lambda x: x @ m, h, targets, weights, z_loss=z, label_smoothing=smoothing, chunks=n
+    of = lambda h, m, n: Losses(9, chunks=n, z_loss=z, label_smoothing=smoothing).tokens(  # noqa: E731
+        lambda x: x @ m, h, targets, weights
     )
     found = of(hidden, matrix, chunks)
     total, plain, hits = reference(case, z, smoothing)
@@ -53,7 +53,7 @@ def test_logits_of_a_large_vocabulary_are_never_whole_in_memory() -> None:
 
     def peak(chunks: int) -> int:
         def loss(h: jax.Array, m: jax.Array) -> jax.Array:
-            return cross_entropy(lambda x: x @ m, h, targets, weights, chunks=chunks).total
+            return Losses(vocab, chunks=chunks).tokens(lambda x: x @ m, h, targets, weights).total
 
         return jax.jit(jax.grad(loss, argnums=(0, 1))).lower(*shapes).compile().memory_analysis().temp_size_in_bytes
 
