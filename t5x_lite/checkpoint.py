@@ -93,6 +93,8 @@ class Checkpoints:
     def write(self, step: int, state: Any, meta: Mapping[str, Any]) -> None:
         """Write a checkpoint before this returns, few arrays in flight: for a model that memory holds just once.
 
+        One of the same step that is there already is replaced.
+
         Raises:
             SaveError: it could not be written.
         """
@@ -175,13 +177,12 @@ class Checkpoints:
         wanted = {prefix + name: leaf for name, leaf in flat(target).items()}
         largest = max(leaf.size * leaf.dtype.itemsize for leaf in wanted.values()) / 1e9
         handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=max(2.2 * largest, RESTORE_GB))  # type: ignore[arg-type]
-        reader = ocp.Checkpointer(_items(handler))
-        saved = reader.metadata(path).item_metadata.state.tree
-        _compare(path, {name: saved[name] for name in saved if name.startswith(prefix)}, wanted)
-        args = ocp.args.PyTreeRestore(
-            item=wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=bool(prefix)
-        )
-        found = reader.restore(path, args=ocp.args.Composite(state=args, meta=ocp.args.JsonRestore()))
+        with contextlib.closing(ocp.Checkpointer(_items(handler))) as reader:
+            saved = reader.metadata(path).item_metadata.state.tree
+            _compare(path, {name: saved[name] for name in saved if name.startswith(prefix)}, wanted)
+            how = ocp.checkpoint_utils.construct_restore_args(wanted)
+            state = ocp.args.PyTreeRestore(item=wanted, restore_args=how, partial_restore=bool(prefix))
+            found = reader.restore(path, args=ocp.args.Composite(state=state, meta=ocp.args.JsonRestore()))
         return jax.tree.unflatten(jax.tree.structure(target), [found.state[name] for name in wanted]), found.meta
 
     def meta(self, step: int) -> dict[str, Any]:

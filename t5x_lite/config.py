@@ -189,8 +189,8 @@ class RunConfig(Config):
             yield f"objective {name} trains {families}, not a model of family {self.model.family}"
         else:
             objective.check(self.model)
-        if self.method.placeholders and not objective.soft_tokens:
-            yield f"objective {name} has no place for soft tokens (adapt.method): text_to_text and those of tasks have"
+        if self.method.placeholders and not self.tasks:
+            yield f"objective {name} has no place for soft tokens (adapt.method) without `tasks`"
         if self.tasks:
             return
         parts, packing = self.data.parts, self.data.packing

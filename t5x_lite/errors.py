@@ -1,6 +1,7 @@
 """The errors that a person can mend: one line, no traceback, an exit code of their own."""
 
 import contextlib
+import errno
 import os
 import shutil
 import uuid
@@ -53,7 +54,8 @@ def replace_whole(path: Path, content: str | bytes) -> Path:
             os.fsync(file.fileno())
         return temporary.replace(path)
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def write_whole(path: Path, content: str | bytes) -> Path:
@@ -70,8 +72,9 @@ def write_whole(path: Path, content: str | bytes) -> Path:
 
 
 def disk_is_full(error: Exception) -> bool:
-    """Whether a write failed for want of room: by the system's words, which libraries hand on without its number."""
-    return any(words in str(error) for words in ("No space left", "File too large", "Disk quota"))
+    """Whether a write failed for want of room: by the system's number, or its words, which libraries hand on alone."""
+    full = getattr(error, "errno", None) in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+    return full or any(words in str(error) for words in ("No space left", "File too large", "Disk quota"))
 
 
 def free_space(folder: Path) -> str:

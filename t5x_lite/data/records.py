@@ -3,7 +3,7 @@
 import csv
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice, repeat
 from typing import Any
 
@@ -194,7 +194,7 @@ class TaskData:
         data = self.config.data
         sizes = [len(own) for own in self.training]
         raw = np.minimum(np.array(sizes, np.float64), data.mixture_limit or np.inf) ** data.mixture_alpha
-        return TaskRows(self, Order(sizes, raw / raw.sum(), self.config.train.seed))
+        return TaskRows(replace(self, held_out=[]), Order(sizes, raw / raw.sum(), self.config.train.seed))
 
     def skipped(self) -> Iterator[str]:
         """What is to be said of training records that cannot be learnt from, if there are any."""

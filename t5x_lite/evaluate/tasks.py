@@ -91,7 +91,7 @@ class TaskEvaluation:
 
 def _prompt(features: Features) -> np.ndarray:
     """The inputs of a record as the model saw them in training."""
-    inputs = features["segment_ids"] * features.get("prefix", 1) > 0
+    inputs = (features["segment_ids"] > 0) & (features.get("prefix", 1) > 0)
     return features["tokens"][inputs]
 
 

@@ -121,8 +121,8 @@ def blocks(call: Call, shape: Blocks, allowed: Allowed) -> Result:
     def beside(x: Array) -> Array:
         """`[b·count, (before + 1 + after)·size, …]`: each block and its neighbours."""
         around = jnp.pad(cut(x, 1, count, size), [(0, 0), (before, after), *[(0, 0)] * (x.ndim - 1)])
-        joined = jnp.concatenate([around[:, n : n + count] for n in range(before + 1 + after)], axis=2)
-        return joined.reshape(b * count, -1, *x.shape[2:])
+        near = jnp.concatenate([around[:, n : n + count] for n in range(before + 1 + after)], axis=2)
+        return near.reshape(b * count, -1, *x.shape[2:])
 
     keys, queries = call.view.keys, call.view.queries
     segments, prefix = jax.tree.map(beside, (keys.segment_ids, keys.prefix))

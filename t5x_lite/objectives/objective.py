@@ -112,15 +112,13 @@ class Objective(Config):
 
     `rows` says what it is fed: any tokens, whole sentences of one document with a `partner` of another (`data.parts`
     tells sentences), or pairs of texts (`data.parts=fields`, in one of the `packings`). `every_token`: its loss is that
-    of the whole text. `one_text`: a row of the stream is one text, whatever documents it touches. `soft_tokens`: those
-    of `Task.placeholders` stand before its inputs.
+    of the whole text. `one_text`: a row of the stream is one text, whatever documents it touches.
     """
 
     name: ClassVar[str]
     families: ClassVar[tuple[Family, ...]]
     every_token: ClassVar[bool] = False
     one_text: ClassVar[bool] = False
-    soft_tokens: ClassVar[bool] = False
     packings: ClassVar[tuple[str, ...]] = ("documents", "none")
 
     @property

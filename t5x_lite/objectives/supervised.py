@@ -38,7 +38,6 @@ class Supervised(Objective):
     """
 
     families: ClassVar[tuple[Family, ...]] = ("encoder", "decoder")
-    soft_tokens: ClassVar[bool] = True
     roles: ClassVar[tuple[str, ...]]
     flaw: ClassVar[str] = ""
 

@@ -20,7 +20,6 @@ class TextToText(InputsTargets):
 
     name: ClassVar[str] = "text_to_text"
     rows: ClassVar[Rows] = "pairs"
-    soft_tokens: ClassVar[bool] = True
 
     target_len: Int = setting(128, "length of the targets, EOS included", unit="tokens", ge=2)
 

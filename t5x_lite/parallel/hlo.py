@@ -12,7 +12,7 @@ import numpy as np
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all")
 BITS = {"pred": 8, "s4": 4, "s8": 8, "s16": 16, "s32": 32, "s64": 64, "bf16": 16, "f16": 16, "f32": 32, "f64": 64}
 
-_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \([^\n]*\{\n(.*?)^\}(?:$|,)", re.MULTILINE | re.DOTALL)
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \([^\n]*\{\n((?:[ \t][^\n]*\n|\n)*)\}", re.MULTILINE)
 _COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(?:-start)?\(")
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition|branch_computations|called_computations)=(\{[^}]*\}|%[\w.\-]+)")
 _LOOP = re.compile(r"condition=%?([\w.\-]+), body=%?([\w.\-]+)")
@@ -82,7 +82,7 @@ def _executions(bodies: Mapping[str, Sequence[str]], entry: str) -> dict[str, in
         often[name] += times
         for line in bodies[name]:
             loop = _LOOP.search(line)
-            trips = _trips(line, bodies[loop[1]], bodies[loop[2]]) if loop else 1
+            trips = _trips(line, bodies.get(loop[1], ()), bodies.get(loop[2], ())) if loop else 1
             for called in _CALLED.findall(line):
                 for inner in re.findall(r"%([\w.\-]+)", called):
                     if inner in bodies:

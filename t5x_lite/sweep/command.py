@@ -29,7 +29,7 @@ def fit(subject: Path, words: list[str], options: argparse.Namespace) -> int:
         raise UserError("sweep fit: --draws is 2 or more, --drop-highest is not negative")
     if not all(value is None or value > 0 for value in [options.budget, *(options.run or [])]):
         raise UserError("sweep fit: --budget and --run are above 0")
-    sweep, asks = None, [*words, *["--emit"] * bool(options.emit)]
+    sweep, asks = None, [*words, "--emit"] if options.emit else words
     if subject.suffix == ".csv":
         if asks:
             raise UserError(f"sweep fit {subject}: {asks[0]} needs a sweep: a table has no config")

@@ -161,11 +161,12 @@ def show(result: dict[str, Any]) -> None:
         f"{name} = {law['formula']}" if "formula" in law else name: law.get("constants", {})
         for name, law in result["laws"].items()
     }
-    flops, *sizes = result["prediction"].items()
+    sizes = dict(result["prediction"])
+    flops = sizes.pop("flops")
     for title, subject, symbol, own in (
         ("laws", "law", "constant", laws),
         ("compute-optimal N ∝ C^a, D ∝ C^b", "approach", "", result["compute_optimal_exponents"]),
-        (f"best for C = {flops[1]:.4g} FLOPs", "approach", "", dict(sizes)),
+        (f"best for C = {flops:.4g} FLOPs", "approach", "", sizes),
     ):
         columns = (subject, symbol, "value", "standard error", "95 % interval")
         table(console, title, columns, [row for name, one in own.items() for row in _rows(name, one)])

@@ -155,7 +155,8 @@ class MetricsWriter:
         """Flush both, where they can be written."""
         with suppress(OSError):
             self._file.close()
-            if "_board" in vars(self):
+        if "_board" in vars(self):
+            with suppress(OSError):
                 self._board.close()
 
 

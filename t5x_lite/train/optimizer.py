@@ -76,7 +76,7 @@ def make(config: OptimizerConfig, steps: int, axes: Any) -> optax.GradientTransf
         case AdamW(b1=b1, b2=b2, epsilon=epsilon):
             parts += [optax.scale_by_adam(b1, b2, epsilon), *_rates(axes), decay]
         case Lamb(b1=b1, b2=b2, epsilon=epsilon):
-            parts += [optax.scale_by_adam(b1, b2, epsilon), decay, _per_layer(optax.scale_by_trust_ratio(), axes)]
+            parts += [optax.scale_by_adam(b1, b2, epsilon), decay, _per_layer(_trust_ratio, axes)]
         case Adafactor() as method:
             parts += [*_adafactor(method, axes), decay]
         case Muon() as method:
@@ -120,33 +120,54 @@ def _each(function: Callable[..., Any], axes: Axes, array: Array) -> Callable[..
     return function
 
 
+def _per_layer(function: Callable[[Array, Array], Array], axes: Any) -> optax.GradientTransformation:
+    """A stateless change of each layer's update, given the update and the parameter."""
+
+    def one(a: Axes, update: Array, param: Array) -> Array:
+        return _each(function, a, update)(update, param)
+
+    return optax.stateless(lambda updates, params: jax.tree.map(one, axes, updates, params))
+
+
+def _root_mean_square(x: Array) -> Array:
+    return jnp.sqrt(jnp.mean(jnp.square(x)))
+
+
+def _trust_ratio(update: Array, param: Array) -> Array:
+    """The update times |param| / |update|, or as it is where one of them is zero (You et al. 2020, Algorithm 2)."""
+    ours, theirs = jnp.linalg.norm(param), jnp.linalg.norm(update)
+    return update * jnp.where((ours > 0) & (theirs > 0), ours / jnp.where(theirs > 0, theirs, 1.0), 1.0)
+
+
 def _adafactor(method: Adafactor, axes: Any) -> list[optax.GradientTransformation]:
     """Shazeer & Stern 2018, Algorithm 4: factored moments, clipped updates, steps relative to the parameter."""
-    parts = [
-        _per_layer(optax.scale_by_factored_rms(decay_rate=method.decay), axes, matrices=True),
-        _per_layer(optax.clip_by_block_rms(method.clip_update), axes),
-    ]
+
+    def clipped(update: Array, param: Array) -> Array:
+        return update / jnp.maximum(1.0, _root_mean_square(update) / method.clip_update)
+
+    def relative(update: Array, param: Array) -> Array:
+        return update * jnp.maximum(1e-3, _root_mean_square(param))
+
+    parts = [_per_matrix(optax.scale_by_factored_rms(decay_rate=method.decay), axes), _per_layer(clipped, axes)]
     if method.scale_by_parameter:
-        parts.append(_per_layer(optax.scale_by_param_block_rms(min_scale=1e-3), axes))
+        parts.append(_per_layer(relative, axes))
     if method.momentum is not None:
         parts.append(optax.ema(method.momentum, debias=False))
     return parts
 
 
-def _per_layer(
-    inner: optax.GradientTransformation, axes: Any, *, matrices: bool = False
-) -> optax.GradientTransformation:
-    """Let `inner` see each layer's weight alone; as `matrices`, one of several input or output axes as the matrix."""
+def _per_matrix(inner: optax.GradientTransformation, axes: Any) -> optax.GradientTransformation:
+    """Let `inner` see each layer's weight alone, and one of several input or output axes as the matrix that it is."""
 
-    def seen(a: Axes, x: Array) -> Array:
-        return x.reshape(math.prod(x.shape[: a.inputs]), -1) if matrices and a.inputs else x
+    def matrix(a: Axes, x: Array) -> Array:
+        return x.reshape(math.prod(x.shape[: a.inputs]), -1) if a.inputs else x
 
     def init_one(a: Axes, param: Array) -> Any:
-        return _each(lambda p: inner.init(seen(a, p)), a, param)(param)
+        return _each(lambda p: inner.init(matrix(a, p)), a, param)(param)
 
     def update_one(a: Axes, update: Array, state: Any, param: Array) -> tuple[Array, Any]:
         def one(update: Array, state: Any, param: Array) -> tuple[Array, Any]:
-            changed, state = inner.update(seen(a, update), state, seen(a, param))
+            changed, state = inner.update(matrix(a, update), state, matrix(a, param))
             return changed.reshape(update.shape), state
 
         return _each(one, a, param)(update, state, param)
