@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-TABLES = ("step", "loop", "compilation", "input", "checkpoints", "decode", "attention", "moe")
+TABLES = ("step", "mfu", "loop", "compilation", "input", "checkpoints", "decode", "attention", "moe")
 
 
 def show(name: str, lines: Sequence[Mapping[str, Any]]) -> None:
@@ -58,6 +58,8 @@ def main() -> None:
     unknown = set(given.tables) - set(TABLES)
     if unknown:
         parser.error(f"no such table: {', '.join(sorted(unknown))}; there are {', '.join(TABLES)}")
+    # Sides of a table share a GPU with this process, which would take most of its memory.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     import jax
 
     device = jax.devices()[0]

@@ -47,7 +47,8 @@ class Shape:
     theirs: Callable[[RunConfig, dict[str, np.ndarray]], tuple[Any, dict[str, Any]]]
 
 
-def _gpt2(config: RunConfig, batch: dict[str, np.ndarray]) -> tuple[Any, dict[str, Any]]:
+def gpt2(config: RunConfig, batch: dict[str, np.ndarray]) -> tuple[Any, dict[str, Any]]:
+    """Transformers' GPT-2 of a config's sizes, and what it is given of a batch."""
     import transformers
 
     model, length = config.model, config.train.seq_len
@@ -84,7 +85,7 @@ SHAPES = {
             *("model.vocab=65", "train.seq_len=64", "model.positions.learned.length=64"),
             *("model.layers=4", "model.embed=128", "model.heads=4"),
         ),
-        _gpt2,
+        gpt2,
     ),
     "GPT-2 6×384": Shape(
         "gpt2/117m.yaml",
@@ -93,7 +94,7 @@ SHAPES = {
             *("model.vocab=65", "train.seq_len=256", "model.positions.learned.length=256"),
             *("model.layers=6", "model.embed=384", "model.heads=6", "train.microbatches=4"),
         ),
-        _gpt2,
+        gpt2,
     ),
     "T5-small, short": Shape("t5/small.yaml", (8, 4), ("model.feedforward.mlp.dropout=0", "train.seq_len=128"), _t5),
     "T5-small, long": Shape("t5/small.yaml", (8, 2), ("model.feedforward.mlp.dropout=0", "train.seq_len=512"), _t5),
@@ -178,7 +179,7 @@ def ours(config: RunConfig, batch: dict[str, np.ndarray]) -> Case:
 
 
 def theirs(peer: Any, inputs: dict[str, Any], config: RunConfig, *, compiled: bool) -> Case:
-    """Transformers' model in PyTorch.
+    """Transformers' model in PyTorch; on a GPU in bfloat16 over float32 weights, with flash attention.
 
     Raises:
         ValueError: it has not the parameters that ours has.
@@ -188,14 +189,16 @@ def theirs(peer: Any, inputs: dict[str, Any], config: RunConfig, *, compiled: bo
     own, other = blueprint(config.model).parameters, sum(p.numel() for p in peer.parameters())
     if abs(own - other) > 0.01 * own:
         raise ValueError(f"the models differ: {own:,} parameters here, {other:,} there")
-    peer.train()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    peer.to(device).train()
     optimizer = torch.optim.AdamW(peer.parameters(), lr=1e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     function = torch.compile(peer) if compiled else peer
-    given = {k: torch.from_numpy(v).long() if isinstance(v, np.ndarray) else v for k, v in inputs.items()}
+    given = {k: torch.from_numpy(v).long().to(device) if isinstance(v, np.ndarray) else v for k, v in inputs.items()}
 
     def step() -> float:
         optimizer.zero_grad(set_to_none=True)
-        loss = function(**given).loss
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+            loss = function(**given).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(peer.parameters(), 1.0)
         optimizer.step()

@@ -1,0 +1,100 @@
+"""Model FLOPs utilisation of training steps on one GPU or TPU, bfloat16; GPT-2 beside PyTorch on the same card.
+
+MFU as Chowdhery et al. 2022, appendix B, count it: 6 FLOPs a parameter and token, the whole square of attention, over
+the data sheet's peak. `causal half` counts the half of a causal square that is computed.
+"""
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from benchmarks.step import CONFIGS, example_batch, gpt2, ours, theirs
+from benchmarks.timing import Case, Side, raced
+from t5x_lite import config as configuration
+from t5x_lite.config import RunConfig
+from t5x_lite.models.transformer import blueprint
+from t5x_lite.plan import task_of
+from t5x_lite.train.metrics import flops_per_row, peak_flops
+
+PLAIN = ("model.compute=bfloat16", "model.dropout=0", "train.z_loss=0")
+DENSE = ("model.pattern=[{attention: dense}]", "model.remat=none", "train.seq_len=2048")
+BERT = ("model.outputs=[tokens]", "objective.masked.sentences=none", "data.packing=documents", "data.parts=none")
+EXPERTS = "model.feedforward={moe: {experts: 8, router: switch, dispatch: {capacity: {factor: 1.25}}}}"
+MEMORY = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+"""The environment of our side: the card's memory is not all taken at once, since both sides hold some."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A config, the rows of its batch, and overrides; `beside` is the case whose FLOP rate it is compared with."""
+
+    config: str
+    rows: int
+    overrides: tuple[str, ...] = ()
+    beside: str | None = None
+
+
+GPT2 = "GPT-2 124M"
+SHAPES = {
+    GPT2: Shape("gpt2/117m.yaml", 16, (*DENSE, "model.positions.learned.length=2048")),
+    "GPT-3 350M": Shape("gpt3/350m.yaml", 8, DENSE),
+    "GPT-3 1.3B": Shape("gpt3/1.3b.yaml", 4, DENSE),
+    "T5-large": Shape("t5/large.yaml", 16, ("model.remat=none", "train.seq_len=512")),
+    "BERT-large": Shape("bert/large.yaml", 32, (*BERT, "model.remat=none", "train.seq_len=512")),
+    "MoE 8 × 350M": Shape("gpt3/350m.yaml", 8, (*DENSE, EXPERTS), beside="GPT-3 350M"),
+}
+
+
+def table(rounds: int, quick: bool) -> list[dict[str, Any]]:
+    """MFU of every shape, if `quick` of the first three, and the ratio to PyTorch or to the dense model."""
+    if jax.default_backend() == "cpu":
+        return [{"mfu": "no accelerator is here: the step table has what a CPU does"}]
+    lines: dict[str, dict[str, Any]] = {}
+    for name in list(SHAPES)[: 3 if quick else None]:
+        with ExitStack() as stack:
+            sides = {"ours": stack.enter_context(Side(MEMORY, _ours, name))}
+            if name == GPT2:
+                sides |= {way: stack.enter_context(Side({}, _theirs, name, way)) for way in ("eager", "compiled")}
+            seconds = raced({who: side.seconds for who, side in sides.items()}, rounds)
+        lines[name] = _line(name, seconds, lines)
+    return list(lines.values())
+
+
+def _line(name: str, seconds: dict[str, float], before: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    config = loaded(name)
+    structure, lengths = blueprint(config.model), config.task.lengths(task_of(config.model, config.train.seq_len))
+    peak, _ = peak_flops(jax.devices()[0], config.train.peak_flops)
+    rows, own = config.train.batch_size, seconds["ours"]
+    half, full = (
+        rows * flops_per_row(config.model, structure, lengths, causal_half=half) / peak / own for half in (True, False)
+    )
+    others = [value for who, value in seconds.items() if who != "ours"]
+    beside = SHAPES[name].beside
+    return {
+        "mfu": name,
+        "rows": f"{rows} × {config.train.seq_len}",
+        "ms": 1000 * own,
+        "tokens/s": rows * config.train.seq_len / own,
+        "MFU": f"{full:.1%}",
+        "causal half": f"{half:.1%}",
+        "of best PyTorch": min(others) / own if others else None,
+        "of the dense FLOP rate": half / float(before[beside]["causal half"].rstrip("%")) * 100 if beside else None,
+    }
+
+
+def loaded(name: str) -> RunConfig:
+    """The config of a shape."""
+    shape = SHAPES[name]
+    return configuration.load(CONFIGS / shape.config, [*PLAIN, *shape.overrides, f"train.batch_size={shape.rows}"])
+
+
+def _ours(name: str) -> Case:
+    config = loaded(name)
+    return ours(config, example_batch(config))
+
+
+def _theirs(name: str, way: str) -> Case:
+    config = loaded(name)
+    return theirs(*gpt2(config, example_batch(config)), config, compiled=way == "compiled")
