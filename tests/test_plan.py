@@ -41,6 +41,9 @@ UNROLLED = """HloModule step
   %two = u32[]{:T(128)} constant(2)
   %piece = f32[8,16]{1,0} get-tuple-element(%state), index=0
   %overlapped = f32[64,16]{1,0} fusion(%piece), kind=kCustom, calls=%spread
+  %kernel = f32[8,16]{1,0} custom-call(%piece), custom_call_target="tpu_custom_call", attributes={kernel={
+"xprof_metadata": "attention"
+}}, metadata={op_name="step/kernel"}
   %once = f32[8,16]{1,0} collective-permute(%piece), channel_id=2, source_target_pairs={RING}
   %again = f32[8,16]{1,0} collective-permute(%once), channel_id=3, source_target_pairs={RING}
   %count = u32[]{:T(128)} get-tuple-element(%state), index=1
@@ -75,7 +78,7 @@ ENTRY %main (x: f32[8,16]) -> f32[64,16] {
 def test_an_unrolled_loop_and_an_exchange_spread_over_it_count_once() -> None:
     """Four turns of two permutes, and one gather whose channel is also named in the loop that it is overlapped with.
 
-    Two sums with one channel side by side, as `shard_map` writes them, are two.
+    Two sums with one channel side by side, as `shard_map` writes them, are two. A kernel has lines of its own.
     """
     found = {one.kind: (one.times, one.sent) for one in collectives(UNROLLED, {"fsdp": 8})}
     piece = 8 * 16 * 4
