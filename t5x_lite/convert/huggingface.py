@@ -1,15 +1,15 @@
 """Hugging Face folders (config.json, safetensors, tokenizer files) to runs and back, one tensor in memory at a time."""
 
-import itertools
 import json
 import math
 import re
 import shutil
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -195,18 +195,14 @@ def export_hf(run_dir: Path, folder: Path, step: int | None = None) -> Path:
     arrays = merged(run, meshes.make_mesh(MeshConfig()), step)[1]
     arrays = {name.removeprefix("discriminator."): value for name, value in arrays.items()}
     folder.mkdir(parents=True, exist_ok=True)
-    files, done = _shards(table, dtype.itemsize), itertools.count(1)
+    files = _shards(table, dtype.itemsize)
 
     # The experts of an array are written one after the other.
     array_of = lru_cache(maxsize=1)(lambda name: np.asarray(arrays[name]))
-
-    def tensor_of(entry: Entry) -> np.ndarray:
-        advance(entry.theirs, next(done), len(table.entries))
-        return entry.tensor(array_of).astype(dtype, copy=False)
-
     with progress("writing") as advance:
-        for name, entries in files.items():
-            _write_safetensors(folder / name, entries, dtype, tensor_of)
+        written = (_written(folder / name, entries, dtype, array_of) for name, entries in files.items())
+        for done, entry in enumerate(chain.from_iterable(written), 1):
+            advance(entry.theirs, done, len(table.entries))
     if len(files) > 1:
         places = {entry.theirs: name for name, entries in files.items() for entry in entries}
         total = dtype.itemsize * sum(math.prod(entry.shape) for entry in table.entries)
@@ -224,10 +220,10 @@ def export_hf(run_dir: Path, folder: Path, step: int | None = None) -> Path:
     return folder
 
 
-def _write_safetensors(
-    path: Path, entries: Sequence[Entry], dtype: np.dtype, tensor_of: Callable[[Entry], np.ndarray]
-) -> None:
-    """A file of these tensors, made one at a time: the library's own writer wants all of them in memory.
+def _written(
+    path: Path, entries: Sequence[Entry], dtype: np.dtype, array_of: Callable[[str], np.ndarray]
+) -> Iterator[Entry]:
+    """Write a safetensors file, one tensor at a time: the library's own writer wants all of them in memory.
 
     The format is a length, a JSON header padded to eight bytes, and the tensors in the order of their names, without
     gaps (the library's README).
@@ -244,7 +240,9 @@ def _write_safetensors(
         file.write(len(text).to_bytes(8, "little") + text)
         for entry in entries:
             file.seek(8 + len(text) + header[entry.theirs]["data_offsets"][0])
-            file.write(np.ascontiguousarray(tensor_of(entry)).view(np.uint8).data)
+            tensor = entry.tensor(array_of).astype(dtype, copy=False)
+            file.write(np.ascontiguousarray(tensor).view(np.uint8).data)
+            yield entry
 
 
 def _special_ids(run: Run) -> dict[str, int]:

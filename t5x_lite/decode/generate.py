@@ -69,7 +69,7 @@ class Generator:
         self._prefill = jax.jit(partial(_prefill, blueprint), static_argnums=(0, 1))
         self._draw = jax.jit(_draw, static_argnums=0)
         self._decode = jax.jit(partial(_decode, blueprint), static_argnums=0, donate_argnums=(3, 4))
-        self._search = jax.jit(partial(search, partial(_model, blueprint)), static_argnums=(0, 1))
+        self._search = jax.jit(partial(search, partial(_model, blueprint)), static_argnums=(0, 1))  # beam and EOS
 
     @property
     def tokenizer(self) -> Tokenizer:

@@ -149,8 +149,8 @@ def expand(sweep: Sweep) -> list[Planned]:
 
 def planned(sweep: Sweep, name: str, settings: Mapping[str, Any], budget: float) -> Planned:
     """One run: model, then rules and steps, then what is derived from them."""
-    config, rules = sweep.config, dict(settings)
-    known: ChainMap[str, Any] = ChainMap({}, rules, dict(schema.dotted(schema.read(RunConfig, sweep.base).values)))
+    config, rules, figures = sweep.config, dict(settings), dict[str, float]()
+    known: ChainMap[str, Any] = ChainMap(figures, rules, dict(schema.dotted(schema.read(RunConfig, sweep.base).values)))
 
     def derive(model: bool) -> None:
         for key, text in config.derived.items():
@@ -183,9 +183,9 @@ def planned(sweep: Sweep, name: str, settings: Mapping[str, Any], budget: float)
             )
         rules["train.steps"] = steps
     steps = rules.get("train.steps", first.train.steps)
-    known |= {"N": own.parameters, "D": float(steps * batch), "C": steps * batch * own.flops}
+    figures |= {"N": own.parameters, "D": float(steps * batch), "C": steps * batch * own.flops}
     if config.learning_rate:
-        rules["optimizer.learning_rate"] = float(f"{learning_rate(config.learning_rate, own.inner, known['C']):.6g}")
+        rules["optimizer.learning_rate"] = float(f"{learning_rate(config.learning_rate, own.inner, figures['C']):.6g}")
     derive(model=False)
     resolved()
     return Planned(
@@ -194,8 +194,8 @@ def planned(sweep: Sweep, name: str, settings: Mapping[str, Any], budget: float)
         overrides=rules,
         run_dir=str(sweep.runs_folder / job_name(sweep, name)),
         parameters=float(own.parameters),
-        tokens=known["D"],
-        flops=known["C"],
+        tokens=figures["D"],
+        flops=figures["C"],
         budget=budget,
         experts=first.model.mixtures[0].experts if first.model.mixtures else 1,
         steps=steps,

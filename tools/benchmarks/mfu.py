@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from benchmarks.step import CONFIGS, example_batch, gpt2, ours, theirs
+from benchmarks.step import BERT, CONFIGS, example_batch, gpt2, ours, theirs
 from benchmarks.timing import Case, Side, raced
 from t5x_lite import config as configuration
 from t5x_lite.config import RunConfig
@@ -20,10 +20,7 @@ from t5x_lite.train.metrics import flops_per_row, peak_flops
 
 PLAIN = ("model.compute=bfloat16", "model.dropout=0", "train.z_loss=0")
 DENSE = ("model.pattern=[{attention: dense}]", "model.remat=none", "train.seq_len=2048")
-BERT = ("model.outputs=[tokens]", "objective.masked.sentences=none", "data.packing=documents", "data.parts=none")
 EXPERTS = "model.feedforward={moe: {experts: 8, router: switch, dispatch: {capacity: {factor: 1.25}}}}"
-MEMORY = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-"""The environment of our side: the card's memory is not all taken at once, since both sides hold some."""
 
 
 @dataclass(frozen=True)
@@ -51,37 +48,37 @@ def table(rounds: int, quick: bool) -> list[dict[str, Any]]:
     """MFU of every shape, if `quick` of the first three, and the ratio to PyTorch or to the dense model."""
     if jax.default_backend() == "cpu":
         return [{"mfu": "no accelerator is here: the step table has what a CPU does"}]
-    lines: dict[str, dict[str, Any]] = {}
+    lines, rates = [], dict[str, float]()
+    peak, _ = peak_flops(jax.devices()[0], None)
     for name in list(SHAPES)[: 3 if quick else None]:
         with ExitStack() as stack:
-            sides = {"ours": stack.enter_context(Side(MEMORY, _ours, name))}
+            sides = {"ours": stack.enter_context(Side({}, _ours, name))}
             if name == GPT2:
                 sides |= {way: stack.enter_context(Side({}, _theirs, name, way)) for way in ("eager", "compiled")}
             seconds = raced({who: side.seconds for who, side in sides.items()}, rounds)
-        lines[name] = _line(name, seconds, lines)
-    return list(lines.values())
+        own, beside = seconds.pop("ours"), SHAPES[name].beside
+        tokens, half, full = _counts(loaded(name))
+        rates[name] = half / own
+        lines.append(
+            {
+                "mfu": name,
+                "ms": 1000 * own,
+                "tokens/s": tokens / own,
+                "MFU": f"{full / own / peak:.1%}",
+                "causal half": f"{half / own / peak:.1%}",
+                "of best PyTorch": min(seconds.values()) / own if seconds else None,
+                "of the dense FLOP rate": rates[name] / rates[beside] if beside else None,
+            }
+        )
+    return lines
 
 
-def _line(name: str, seconds: dict[str, float], before: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    config = loaded(name)
+def _counts(config: RunConfig) -> tuple[int, float, float]:
+    """Tokens of a step, and its FLOPs with causal attention half and full."""
     structure, lengths = blueprint(config.model), config.task.lengths(task_of(config.model, config.train.seq_len))
-    peak, _ = peak_flops(jax.devices()[0], config.train.peak_flops)
-    rows, own = config.train.batch_size, seconds["ours"]
-    half, full = (
-        rows * flops_per_row(config.model, structure, lengths, causal_half=half) / peak / own for half in (True, False)
-    )
-    others = [value for who, value in seconds.items() if who != "ours"]
-    beside = SHAPES[name].beside
-    return {
-        "mfu": name,
-        "rows": f"{rows} × {config.train.seq_len}",
-        "ms": 1000 * own,
-        "tokens/s": rows * config.train.seq_len / own,
-        "MFU": f"{full:.1%}",
-        "causal half": f"{half:.1%}",
-        "of best PyTorch": min(others) / own if others else None,
-        "of the dense FLOP rate": half / float(before[beside]["causal half"].rstrip("%")) * 100 if beside else None,
-    }
+    half, full = (flops_per_row(config.model, structure, lengths, causal_half=half) for half in (True, False))
+    rows = config.train.batch_size
+    return rows * config.train.seq_len, rows * half, rows * full
 
 
 def loaded(name: str) -> RunConfig:

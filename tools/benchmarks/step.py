@@ -77,6 +77,8 @@ def _bert(config: RunConfig, batch: dict[str, np.ndarray]) -> tuple[Any, dict[st
     return peer, {"input_ids": batch["tokens"], "labels": labels, "attention_mask": np.ones_like(labels)}
 
 
+BERT = ("model.outputs=[tokens]", "objective.masked.sentences=none", "data.packing=documents", "data.parts=none")
+"""Masked language modelling alone, as the peer has it."""
 SHAPES = {
     "GPT-2 4×128": Shape(
         "gpt2/117m.yaml",
@@ -101,10 +103,7 @@ SHAPES = {
     "BERT 4×768": Shape(
         "bert/base.yaml",
         (8, 4),
-        (
-            *("model.layers=4", "model.outputs=[tokens]", "objective.masked.sentences=none", "data.packing=documents"),
-            *("data.parts=none", "train.seq_len=128"),
-        ),
+        (*BERT, "model.layers=4", "train.seq_len=128"),
         _bert,
     ),
 }
@@ -179,7 +178,7 @@ def ours(config: RunConfig, batch: dict[str, np.ndarray]) -> Case:
 
 
 def theirs(peer: Any, inputs: dict[str, Any], config: RunConfig, *, compiled: bool) -> Case:
-    """Transformers' model in PyTorch; on a GPU in bfloat16 over float32 weights, with flash attention.
+    """Transformers' model in PyTorch, where it is on a GPU, float32 weights in the type that ours computes in.
 
     Raises:
         ValueError: it has not the parameters that ours has.
@@ -197,7 +196,7 @@ def theirs(peer: Any, inputs: dict[str, Any], config: RunConfig, *, compiled: bo
 
     def step() -> float:
         optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+        with torch.autocast(device, torch.bfloat16, enabled=config.model.compute == "bfloat16"):
             loss = function(**given).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(peer.parameters(), 1.0)
