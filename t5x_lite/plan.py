@@ -125,7 +125,7 @@ def plan(config: RunConfig, topology: str, slices: int = 1, pod: Pod | None = No
         steps = make_steps(config, structure, mesh)
         compiled = _compiled(config, steps, mesh, chip, slices) if pod.compiles else {}
     largest = compiled.pop("largest", [])
-    modelled = memory(config, steps.state, lengths, mesh)
+    modelled = memory(config, steps.state, lengths, mesh, pod.platform)
     modelled["exchanges"] = linked(exchanges(config, structure, lengths, mesh), mesh, chip, slices)
     figures = compiled if "exchanges" in compiled else modelled  # of a program that does not fit there are few
     modelled |= bounds(config, structure, lengths, mesh, chip, figures)

@@ -12,7 +12,7 @@ from t5x_lite.config import RunConfig
 from t5x_lite.errors import UserError
 from t5x_lite.models.components import GLU, MoE
 from t5x_lite.models.experts import Capacity
-from t5x_lite.models.losses import LOGITS_BYTES
+from t5x_lite.models.losses import logits_limit
 from t5x_lite.models.stack import pipeline_parts
 from t5x_lite.models.transformer import Blueprint
 from t5x_lite.objectives.objective import Lengths
@@ -127,8 +127,8 @@ def _tokens(config: RunConfig, lengths: Lengths, mesh: Mesh) -> float:
     return rows * lengths.texts * (lengths.tokens + targets) / mesh.shape["context"]
 
 
-def memory(config: RunConfig, state: Any, lengths: Lengths, mesh: Mesh) -> dict[str, Any]:
-    """Bytes of a device by kind and in all, without a compiler.
+def memory(config: RunConfig, state: Any, lengths: Lengths, mesh: Mesh, platform: str) -> dict[str, Any]:
+    """Bytes of a device by kind and in all, without a compiler; `platform` is that of the devices planned for.
 
     State and gradients are exact; activations are what `model.remat` keeps of each layer, with one layer as a whole and
     two parts of the logits beside.
@@ -146,10 +146,13 @@ def memory(config: RunConfig, state: Any, lengths: Lengths, mesh: Mesh) -> dict[
     kept = {"none": layer, "full": d / t, "offload": 0.0}.get(model.remat, products + d / t)
     layers = model.layers / mesh.shape["pipeline"]
     tokens = _tokens(config, lengths, mesh) * _width(config)
+    # Logits and their gradient, of as many tokens as are computed at once.
+    whole = 4 * _tokens(config, lengths, mesh) * (model.vocab or 1)
+    logits = 2 * min(logits_limit(platform), whole)
     found = {
         "state_bytes": size(state),
         "gradients_bytes": size(state.params),
-        "activations_bytes": tokens * (layers * kept + layer) + 2 * LOGITS_BYTES,
+        "activations_bytes": tokens * (layers * kept + layer) + logits,
     }
     return found | {"memory_bytes": sum(found.values())}
 

@@ -105,7 +105,8 @@ class Attention(nnx.Module):
         query = self.query(x)
         query = view.rotate(query if self.query_norm is None else self.query_norm(query), view.at)
         if self.positions is not None and view.bias is None:
-            view = replace(view, bias=self.positions.bias(causal=view.causal))
+            bias = self.positions.bias(causal=view.causal)
+            view = replace(view, bias=bias, offset_bias=self.positions.offset_bias(causal=view.causal))
         before = view.queries.index.shape[0] - x.shape[1]
         query = jnp.pad(query, [(0, 0), (before, 0), (0, 0), (0, 0)])
         out = kernels.attend(query, source.key, source.value, self.pattern, view, self.settings, key)

@@ -127,8 +127,8 @@ class ModelConfig(Config):
     dropout: float = setting(0.0, "share of activations zeroed in training", ge=0, lt=1)
     init: Annotated[NormalInit | FanInInit, OneOf(INITIALIZERS)] = setting(NormalInit(), "initialisation of weights")
     mup: MaximalUpdate | None = setting(None, "maximal-update parametrisation, for optimizer.method=adamw")
-    kernel: Literal["auto", "xla", "cudnn", "splash"] = setting(
-        "auto", "what computes attention; `auto` is the platform's own kernel where it can: cudnn, splash, else xla"
+    kernel: Literal["auto", "xla", "cudnn", "splash", "flash"] = setting(
+        "auto", "what computes attention; `auto` is the fastest that can: cudnn, splash, then flash, else xla"
     )
     compute: Literal["float32", "bfloat16"] = setting("float32", "type of activations; parameters stay float32")
     remat: RematPolicy = setting(

@@ -11,7 +11,8 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from t5x_lite.models.config import ALiBi, ModelConfig, Relative
-from t5x_lite.models.patterns import ATTENTION, AttentionKind, Blocks, Part
+from t5x_lite.models.flash_call import flash
+from t5x_lite.models.patterns import ATTENTION, AttentionKind, Blocks, Dense, Local, Part
 from t5x_lite.models.shapes import SHAPES, joined, square
 from t5x_lite.models.sharding import constrain, platform, shards
 from t5x_lite.models.splash import LANES, splash
@@ -52,6 +53,8 @@ def _attend(call: Call, pattern: AttentionKind) -> Float[Array, "b l h k"]:
     kernel, _ = choose(pattern, facts_of(call), call.settings.kernel, platform())
     if kernel == "splash":
         return splash(call, pattern)
+    if kernel == "flash":
+        return flash(call, pattern)
     call = replace(call, settings=replace(call.settings, kernel=kernel))
     parts = worthwhile(pattern, call.query.shape[1], call.view)
     if not parts and call.query.shape[1] > 1:  # each part of a row in parts sees the keys of the whole row
@@ -81,13 +84,14 @@ def _widened(shape: Blocks) -> Blocks:
 
 @dataclass(frozen=True)
 class Facts:
-    """What a kernel may be refused for."""
+    """What a kernel may be refused for. `in_order`: queries and keys stand at 0, 1, 2, … of their rows."""
 
     length: int
     head_dim: int
     dtype: str
     causal: bool
     itself: bool = True
+    in_order: bool = True
     bias: bool = False
     dropout: bool = False
     prefix: bool = False
@@ -102,6 +106,7 @@ def facts_of(call: Call) -> Facts:
         str(call.query.dtype),
         view.causal,
         view.queries is view.keys,
+        view.queries.in_order and view.keys.in_order,
         view.bias is not None,
         call.dropout_key is not None and call.settings.dropout > 0,
         view.keys.prefix is not None,
@@ -112,12 +117,16 @@ def refusal(kernel: Kernel, pattern: AttentionKind, facts: Facts, of: str) -> st
     """Why a kernel cannot compute this on a platform; None if it can."""
     if kernel == "xla":
         return None
-    shared = [
-        (not facts.itself, "only a row that looks at itself is computed by it"),
-        (facts.bias, "positions that add a bias to the scores are not known to it"),
-        (facts.dropout, "dropout of attention is not known to it"),
-        (facts.prefix, "a prefix that is seen both ways is not known to it"),
-    ]
+    shared = (
+        []
+        if kernel == "flash"
+        else [
+            (not facts.itself, "only a row that looks at itself is computed by it"),
+            (facts.bias, "positions that add a bias to the scores are not known to it"),
+            (facts.dropout, "dropout of attention is not known to it"),
+            (facts.prefix, "a prefix that is seen both ways is not known to it"),
+        ]
+    )
     own = {
         "splash": [
             (of != "tpu", f"it is for TPUs, not for {of}"),
@@ -127,6 +136,13 @@ def refusal(kernel: Kernel, pattern: AttentionKind, facts: Facts, of: str) -> st
                 + (f" for each of mesh.context {shards('length')}" if shards("length") > 1 else ""),
             ),
             (pattern.blind, "a query that sees no key is not known to it"),
+        ],
+        "flash": [
+            (of not in {"gpu", "cuda"}, f"it is for NVIDIA GPUs, not for {of}"),
+            (facts.dtype not in {"bfloat16", "float16"}, f"type {facts.dtype} is not known to it, bfloat16 is"),
+            (facts.head_dim > 128, f"head_dim {facts.head_dim} is over 128"),
+            (not facts.in_order, "queries and keys do not stand in order"),
+            (not isinstance(pattern, Dense | Local), "it computes dense and local attention"),
         ],
         "cudnn": [
             (of not in {"gpu", "cuda"}, f"it is for NVIDIA GPUs, not for {of}"),
@@ -139,22 +155,31 @@ def refusal(kernel: Kernel, pattern: AttentionKind, facts: Facts, of: str) -> st
     return next((why for wrong, why in own + shared if wrong), None)
 
 
+FASTEST: dict[str, tuple[Kernel, ...]] = {"tpu": ("splash",), "gpu": ("cudnn", "flash"), "cuda": ("cudnn", "flash")}
+"""The fused kernels of a platform, the fastest first."""
+
+
 def choose(pattern: AttentionKind, facts: Facts, wanted: Kernel, of: str) -> tuple[Kernel, str]:
     """The kernel for one layer on a platform, and why: what is wanted, or the platform's own, or XLA's.
 
     Raises:
         ValueError: what is wanted cannot compute it.
     """
-    if not facts.itself:
-        return "xla", "queries and keys are not one row"
+    if not facts.itself and not facts.in_order:
+        return "xla", "queries and keys do not stand in order, as in decoding"
     if wanted != "auto":
         why = next((no for kind, _ in pattern.of_heads(2) if (no := refusal(wanted, kind, facts, of))), None)
         if why:
             raise ValueError(f"model.kernel={wanted} cannot compute this attention: {why}; model.kernel=auto can")
         return wanted, "model.kernel"
-    best: Kernel = {"tpu": "splash", "gpu": "cudnn", "cuda": "cudnn"}.get(of, "xla")  # type: ignore[assignment]
-    why = refusal(best, pattern, facts, of)
-    return ("xla", f"not {best}: {why}") if why else (best, f"the kernel for {of}")
+    best: tuple[Kernel, ...] = FASTEST.get(of, ())
+    refused: list[str] = []
+    for kernel in best:
+        why = refusal(kernel, pattern, facts, of)
+        if why is None:
+            return kernel, f"not {'; not '.join(refused)}" if refused else f"the kernel for {of}"
+        refused.append(f"{kernel}: {why}")
+    return "xla", f"not {'; not '.join(refused)}" if refused else f"the kernel for {of}"
 
 
 def _choices(config: ModelConfig, length: int, of: str, *, causal: bool) -> dict[AttentionKind, tuple[Kernel, str]]:

@@ -30,6 +30,11 @@ class Positions(nnx.Module):
 
     def bias(self, *, causal: bool) -> Callable[[Any, Any], Float[Array, "h l m"]] | None:
         """What is added to the scores, from the places of queries and of keys."""
+        by_offset = self.offset_bias(causal=causal)
+        return None if by_offset is None else lambda query, key: by_offset(key[None, :] - query[:, None])
+
+    def offset_bias(self, *, causal: bool) -> Callable[[Int[Array, "..."]], Float[Array, "h ..."]] | None:
+        """A function from offsets, key - query, to the bias of the scores of every head; None: no bias."""
         return None
 
 
@@ -77,16 +82,16 @@ class RelativePositions(Positions):
         table = std * jax.random.normal(rngs.params(), (own.buckets, config.heads), jnp.float32)
         self.table = weight(table, ("buckets", "heads"), table=True)
 
-    def bias(self, *, causal: bool) -> Callable[[Any, Any], Float[Array, "h l m"]] | None:
+    def offset_bias(self, *, causal: bool) -> Callable[[Int[Array, "..."]], Float[Array, "h ..."]] | None:
         table, relative = self.table[...], self.relative
 
-        def of(query: Int[Array, "l"], key: Int[Array, "m"]) -> Float[Array, "h l m"]:
-            buckets = bucket(key[None, :] - query[:, None], relative.buckets, relative.distance, both_ways=not causal)
+        def bias(offset: Int[Array, "..."]) -> Float[Array, "h ..."]:
+            buckets = bucket(offset, relative.buckets, relative.distance, both_ways=not causal)
             # A product with zeros and ones: the gradient of looking up a table is a scatter, which TPUs are slow at.
             chosen = jax.nn.one_hot(buckets, relative.buckets, dtype=table.dtype)
-            return jnp.einsum("lmr,rh->hlm", chosen, table, precision=jax.lax.Precision.HIGHEST)
+            return jnp.einsum("...r,rh->h...", chosen, table, precision=jax.lax.Precision.HIGHEST)
 
-        return of
+        return bias
 
 
 class LinearPositions(Positions):
@@ -95,9 +100,9 @@ class LinearPositions(Positions):
     def __init__(self, own: ALiBi, config: ModelConfig, rngs: nnx.Rngs) -> None:
         self.heads = config.heads
 
-    def bias(self, *, causal: bool) -> Callable[[Any, Any], Float[Array, "h l m"]] | None:
+    def offset_bias(self, *, causal: bool) -> Callable[[Int[Array, "..."]], Float[Array, "h ..."]] | None:
         slopes = 2.0 ** (-8.0 * jnp.arange(1, self.heads + 1) / self.heads)
-        return lambda query, key: -slopes[:, None, None] * jnp.abs(key[None, :] - query[:, None])
+        return lambda offset: -slopes.reshape(-1, *[1] * offset.ndim) * jnp.abs(offset)
 
 
 def bucket(offset: Int[Array, "l m"], buckets: int, distance: int, *, both_ways: bool) -> Int[Array, "l m"]:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array
 
 from t5x_lite.models.layers import dropout
-from t5x_lite.models.patterns import Allowed, Blocks, Chosen, Columns, First
+from t5x_lite.models.patterns import Allowed, Blocks, Chosen, Columns, Dense, First
 from t5x_lite.models.sharding import shards
 from t5x_lite.models.view import NOTHING, Call, Places, Result, mask
 
@@ -49,8 +49,9 @@ def dense(call: Call, allowed: Allowed) -> Result:
 def cudnn(call: Call, allowed: Allowed) -> Result:
     """`dense` by cuDNN's flash attention: scores stay on the chip, the mask (of all heads) does not."""
     view = call.view
-    seen = mask(allowed, view)[:, None]
     causal = view.backward and view.queries is view.keys
+    everything = view.queries.one_text and view.keys.one_text and (causal or not view.causal)
+    seen = None if everything and getattr(allowed, "__func__", None) is Dense.allowed else mask(allowed, view)[:, None]
     scale, sides = call.settings.scale, (call.query, call.key, call.value)
     out = jax.nn.dot_product_attention(*sides, mask=seen, scale=scale, is_causal=causal, implementation="cudnn")
     return out, jnp.zeros(out.shape[:3], jnp.float32)  # unions of sets, which need it, are refused

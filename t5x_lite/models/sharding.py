@@ -7,6 +7,9 @@ import jax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
+GPU_PLATFORMS = ("gpu", "cuda", "rocm")
+"""What JAX calls a GPU: `gpu` as a backend, the others as platforms."""
+
 AXES = ("data", "fsdp", "tensor", "expert", "context", "pipeline")
 
 RULES: dict[str, tuple[str, ...]] = {

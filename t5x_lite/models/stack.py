@@ -199,7 +199,8 @@ class Stack(nnx.Module):
             def bias(query: Array, key: Array) -> Array:
                 return whole if query is queries.index and key is keys.index else of(query, key)
 
-        return View(queries, keys, self.causal, at, self.positions.rotate, bias)
+        by_offset = self.positions.offset_bias(causal=self.causal)
+        return View(queries, keys, self.causal, at, self.positions.rotate, bias, by_offset)
 
     def __call__(
         self,
@@ -361,6 +362,15 @@ def pipeline_parts(config: ModelConfig, rows: int, stages: int) -> int:
     return wanted
 
 
+KERNELS = ("pallas_call", "dot_product_attention_fwd_wrapper")
+"""Fused attention as JAX's primitives: Pallas kernels, and cuDNN's."""
+
+
+def _products_and_kernels(primitive: Any, *values: Any, **parameters: Any) -> bool:
+    """What `remat=dots` keeps: results of products and of fused attention, which is products too."""
+    return primitive.name in KERNELS or jax.checkpoint_policies.dots_saveable(primitive, *values, **parameters)
+
+
 def _rematerialised(body: Callable[..., Any], policy: RematPolicy) -> Callable[..., Any]:
     """`body` with the share of its activations that `policy` names recomputed in the backward pass."""
     policies = jax.checkpoint_policies
@@ -368,7 +378,7 @@ def _rematerialised(body: Callable[..., Any], policy: RematPolicy) -> Callable[.
         return body
     kept = {
         "full": policies.nothing_saveable,
-        "dots": policies.dots_saveable,
+        "dots": _products_and_kernels,
         "dots_no_batch": policies.dots_with_no_batch_dims_saveable,
         "offload": policies.save_and_offload_only_these_names(
             names_which_can_be_saved=[],

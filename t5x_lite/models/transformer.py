@@ -102,7 +102,8 @@ class Side(nnx.Module):
         at = jnp.broadcast_to(np.arange(x.shape[1]), shape) if at is None else at
         segments = jnp.ones(shape, jnp.int32) if segment_ids is None else segment_ids
         x = reordered(self._embedded(x, at, token_types, first), index)
-        places = Places(index, segments[:, index], None if prefix is None else prefix[:, index])
+        both_ways = None if prefix is None else prefix[:, index]
+        places = Places(index, segments[:, index], both_ways, one_text=segment_ids is None)
         x = self.stack(x, self.stack.view(places, places, at[:, index]), memory, key=rest)[0]
         return reordered(x, np.argsort(index)), places
 

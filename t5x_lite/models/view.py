@@ -1,11 +1,12 @@
 """One call of attention: its queries, keys and values, where they stand in the row, and which keys a query may see."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from t5x_lite.models.patterns import Allowed
@@ -21,13 +22,22 @@ class Places:
 
     Causality goes by `index`; a token sees its own segment alone; segment 0 is padding and is seen by none. Keys in
     `prefix` are seen by earlier queries of their segment too. `at` is the place that an attention kind goes by, where
-    rows of unequal length begin at different indices.
+    rows of unequal length begin at different indices. `one_text`: every row is one text without padding, as is known
+    while tracing.
     """
 
     index: Any  # Int[Array, "l"], known while tracing (np.ndarray) where a row looks at itself
     segment_ids: Int[Array, "b l"]
     prefix: Bool[Array, "b l"] | None = None
     at: Int[Array, "b l"] | None = None
+    one_text: bool = field(default=False, metadata={"static": True})
+
+    @property
+    def in_order(self) -> bool:
+        """Whether the tokens stand at 0, 1, 2, …, as is known while tracing."""
+        if isinstance(self.index, jax.core.Tracer):
+            return False
+        return np.array_equal(self.index, np.arange(len(self.index)))
 
     def __getitem__(self, places: Any) -> "Places":
         """Those at some places of the row."""
@@ -40,7 +50,7 @@ class View:
     """What the layers of one call share: where queries and keys stand, and what their places do to them.
 
     `rotate` turns queries and new keys by their positions `at`; `bias`, of the `index` of queries and of keys, is added
-    to the scores; with `causal` a query sees no later key.
+    to the scores (`offset_bias` is the same function of offsets, key - query); with `causal` a query sees no later key.
     """
 
     queries: Places
@@ -49,6 +59,7 @@ class View:
     at: Int[Array, "b l"] | None = None
     rotate: Callable[[Float[Array, "b l h k"], Any], Float[Array, "b l h k"]] = lambda x, at: x
     bias: Callable[[Int[Array, "l"], Int[Array, "m"]], Float[Array, "h l m"]] | None = None
+    offset_bias: Callable[[Int[Array, "..."]], Float[Array, "h ..."]] | None = None
 
     @property
     def backward(self) -> bool:
@@ -56,7 +67,7 @@ class View:
         return self.causal and self.keys.prefix is None
 
 
-Kernel = Literal["auto", "xla", "cudnn", "splash"]
+Kernel = Literal["auto", "xla", "cudnn", "splash", "flash"]
 
 
 @dataclass(frozen=True)
@@ -96,7 +107,7 @@ class Call:
             query=self.query[:, :, start : start + count],
             key=self.key[:, :, shared],
             value=self.value[:, :, shared],
-            view=replace(self.view, bias=some),
+            view=replace(self.view, bias=some, offset_bias=None),
             dropout_key=None if key is None else jax.random.fold_in(key, start),
         )
 

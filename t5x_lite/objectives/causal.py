@@ -42,5 +42,5 @@ class Causal(Objective):
 
     def loss(self, model: Any, batch: Mapping[str, Any], key: Any, losses: Losses) -> Mapping[str, Any]:
         """Cross-entropy of the next token."""
-        states = model(batch["tokens"], positions=batch["positions"], segment_ids=batch["segment_ids"], key=key)
+        states = model(batch["tokens"], positions=batch["positions"], segment_ids=batch.get("segment_ids"), key=key)
         return {"loss": losses.tokens(model.logits, states, batch["targets"], batch["loss_weights"])}

@@ -142,7 +142,12 @@ def loss_function(config: RunConfig, model: Blueprint, shards: int, *, training:
         label_smoothing=train.label_smoothing if training else 0.0,
     )
 
+    # Then padding comes last if at all, and no query of a causal row sees it: attention needs no mask of segments.
+    one_text = config.task.every_token and config.data.packing == "stream" and not config.data.separate_documents
+
     def loss(params: Any, batch: Batch, key: PRNGKeyArray | None) -> Sums:
+        if one_text:
+            batch = {name: array for name, array in batch.items() if name != "segment_ids"}
         module = model.model(jax.tree.map(_gathered, params, model.axes))
         terms = config.task.loss(module, batch, key, losses)
         routers = routing(module, config.model)

@@ -80,6 +80,12 @@ def test_splash_attention_of_a_row_that_devices_share_equals_the_definition() ->
     assert done.stdout == "equal\n", done.stderr
 
 
+@pytest.mark.slow
+def test_flash_attention_of_a_mesh_equals_the_definition() -> None:
+    done = run_on_eight("flash_on_meshes.py")
+    assert done.stdout == "equal\n", done.stderr
+
+
 def test_parts_of_a_causal_row_are_dealt_from_both_ends() -> None:
     """Four devices, eight parts: 0 and 7, 1 and 6, 2 and 5, 3 and 4; each pair sees as much as any other."""
     assert dealt(8).tolist() == [0, 7, 1, 6, 2, 5, 3, 4]
