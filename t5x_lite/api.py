@@ -9,11 +9,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from t5x_lite.adapt.initial_weights import load_weights
 from t5x_lite.data.records import TaskData
 from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.decode.fill import fill_masks
 from t5x_lite.decode.generate import Generator
-from t5x_lite.decode.generate import settings as decoding
+from t5x_lite.decode.generate import decoding_settings as decoding
 from t5x_lite.errors import UserError
 from t5x_lite.evaluate import embed as embedding
 from t5x_lite.evaluate.likelihood import Likelihood
@@ -22,9 +23,8 @@ from t5x_lite.models.components import Learned
 from t5x_lite.objectives.features import Pair
 from t5x_lite.objectives.masked import CLS, MASK, SEP
 from t5x_lite.parallel import mesh as meshes
-from t5x_lite.run import FOREIGN_CONFIG, Run, open_run
-from t5x_lite.start import loaded
-from t5x_lite.train.setup import loss_function, open_data, validated
+from t5x_lite.run_dir import FOREIGN_CONFIG, Run, open_run
+from t5x_lite.train.setup import evaluate_split, loss_function, open_data
 
 BATCH = 16
 """Masks filled at one time."""
@@ -217,7 +217,7 @@ class Model:
         config = self.config
         data = open_data(config, self.tokenizer)
         loss = loss_function(config, self.run.blueprint, meshes.batch_shards(self.mesh), training=False)
-        found = validated(jax.jit(lambda params, batch: loss(params, batch, None)), self.params, data, self.mesh)
+        found = evaluate_split(jax.jit(lambda params, batch: loss(params, batch, None)), self.params, data, self.mesh)
         if isinstance(data, TaskData):
             tasks = TaskEvaluation(data, self.run.blueprint, self.params, self.tokenizer, self.mesh)
             found |= tasks.scores(self.params, self.run.folder / "eval" / str(self.step))
@@ -237,5 +237,5 @@ def load(run: str | Path, *, step: int | None = None, overrides: Sequence[str] =
         folder, step = folder.parent.parent, int(folder.name)
     opened = open_run(folder, list(overrides))
     mesh = meshes.make_mesh(opened.config.mesh)
-    step, params, _ = loaded(opened, mesh, step)
+    step, params, _ = load_weights(opened, mesh, step)
     return Model(opened, step, params, mesh)

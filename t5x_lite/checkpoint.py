@@ -22,7 +22,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from t5x_lite.config import CheckpointConfig
-from t5x_lite.errors import UserError, disk_is_full, free_space, replace_whole
+from t5x_lite.errors import UserError, free_space, is_disk_full, replace_file
 
 logger = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
@@ -114,7 +114,9 @@ class Checkpoints:
             if jax.process_index() == 0:
                 path.rmtree(missing_ok=True)
             multihost_utils.sync_global_devices("checkpoint folder ready")
-            items = ocp.args.Composite(state=ocp.args.PyTreeSave(flat(state)), meta=ocp.args.JsonSave(dict(meta)))
+            items = ocp.args.Composite(
+                state=ocp.args.PyTreeSave(flatten_names(state)), meta=ocp.args.JsonSave(dict(meta))
+            )
             saver.save(path, args=items)
         except Exception as error:
             raise self._explained(step, error) from error
@@ -174,7 +176,7 @@ class Checkpoints:
         return None
 
     def _read(self, path: epath.Path, target: Any, prefix: str) -> tuple[Any, dict[str, Any]]:
-        wanted = {prefix + name: leaf for name, leaf in flat(target).items()}
+        wanted = {prefix + name: leaf for name, leaf in flatten_names(target).items()}
         largest = max(leaf.size * leaf.dtype.itemsize for leaf in wanted.values()) / 1e9
         handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=max(2.2 * largest, RESTORE_GB))  # type: ignore[arg-type]
         with contextlib.closing(ocp.Checkpointer(_items(handler))) as reader:
@@ -202,7 +204,7 @@ class Checkpoints:
         warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
         free = f" ({space} there)" if (space := free_space(self.folder)) else ""
         words = " ".join(str(error).split()) or type(error).__name__
-        why = "the disk is full" if disk_is_full(error) else words[:300]
+        why = "the disk is full" if is_disk_full(error) else words[:300]
         return SaveError(
             f"{self.folder}: the checkpoint of step {step} could not be written{free}: {why}; earlier checkpoints are "
             "intact: make room, or mend the disk, and run the same command to resume"
@@ -214,7 +216,7 @@ def _items(state: ocp.PyTreeCheckpointHandler) -> ocp.CompositeCheckpointHandler
     return ocp.CompositeCheckpointHandler(state=state, meta=ocp.JsonCheckpointHandler())
 
 
-def flat(tree: Any) -> dict[str, Any]:
+def flatten_names(tree: Any) -> dict[str, Any]:
     """`{dotted path: leaf}`: the names that arrays have in a checkpoint."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
@@ -262,7 +264,7 @@ def _write_manifest(path: epath.Path, metrics: dict[str, float]) -> None:
     if "://" in str(path):  # there, a file appears whole or not at all
         (path / MANIFEST).write_text(text)
     else:
-        replace_whole(Path(path / MANIFEST), text)
+        replace_file(Path(path / MANIFEST), text)
 
 
 def _manifest(path: epath.Path) -> dict[str, Any]:

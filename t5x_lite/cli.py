@@ -18,8 +18,8 @@ import t5x_lite
 from t5x_lite import config as configuration
 from t5x_lite import schema
 from t5x_lite.errors import STOPPED, UserError
-from t5x_lite.parallel import libtpu
-from t5x_lite.task import short_name
+from t5x_lite.planner import libtpu
+from t5x_lite.tasks import short_name
 
 DECODING = {
     "tokens": (int, "most tokens to add (default 128)"),
@@ -160,20 +160,22 @@ def train(options: argparse.Namespace, overrides: list[str]) -> int:
     from t5x_lite.train.loop import train as run_training
 
     distributed.initialize(Path(config.data.cache_dir))
-    with distributed.ending_together():
+    with distributed.abort_together():
         run, complete = run_training(config)
     if not complete:
         return STOPPED
     if jax.process_index() == 0:
-        from t5x_lite.evaluate.report import draw
+        from t5x_lite.evaluate.report import draw_report
 
-        picture = draw([run.folder], run.folder / "report.png")
+        picture = draw_report([run.folder], run.folder / "report.png")
         if config.train.sample_prompt:
-            from t5x_lite.decode.fill import show
+            from t5x_lite.decode.fill import print_generation
             from t5x_lite.decode.generate import Sampling
 
             print("\nsample:")
-            show(t5x_lite.load(run.folder), [config.train.sample_prompt], Sampling(temperature=0.8, top_p=0.95))
+            print_generation(
+                t5x_lite.load(run.folder), [config.train.sample_prompt], Sampling(temperature=0.8, top_p=0.95)
+            )
         print(f"run: {run.folder} (metrics.jsonl, {picture.name}, checkpoints/, tokenizer, config.yaml)")
     return 0
 
@@ -196,20 +198,20 @@ def prepare(options: argparse.Namespace, overrides: list[str]) -> int:
     """`t5x-lite prepare CONFIG [k=v …]`."""
     config = configuration.load(options.config, overrides)
     from t5x_lite.data import corpus
-    from t5x_lite.data.vocabulary import obtain
+    from t5x_lite.data.vocabulary import load_or_train_tokenizer
 
-    trained = obtain(config)
+    trained = load_or_train_tokenizer(config)
     for source in config.data.sources:
-        print(f"{source.name}: {corpus.prepare(source, config.data, trained, options.runner)}")
+        print(f"{source.name}: {corpus.prepare_corpus(source, config.data, trained, options.runner)}")
     return 0
 
 
 def tokenizer(options: argparse.Namespace, overrides: list[str]) -> int:
     """`t5x-lite tokenizer CONFIG [k=v …]`."""
     config = configuration.load(options.config, overrides)
-    from t5x_lite.data.vocabulary import obtain
+    from t5x_lite.data.vocabulary import load_or_train_tokenizer
 
-    trained = obtain(config)
+    trained = load_or_train_tokenizer(config)
     print(f"{trained.vocab} tokens; saved as {trained.save(Path(str(config.run_dir)))}")
     return 0
 
@@ -246,7 +248,7 @@ def evaluate(options: argparse.Namespace, overrides: list[str]) -> int:
         found = {f"eval/{name}": value for name, value in scores.items()}
         harness.save(model.run.folder / "eval" / str(model.step), found, records)
     if "text" in own:
-        scores = perplexity.of_file(model, Path(own["text"]), window, stride)
+        scores = perplexity.score_file(model, Path(own["text"]), window, stride)
         found |= {f"eval/text/{name}": value for name, value in scores.items()}
     if not found:
         found = {f"eval/{name}": value for name, value in model.evaluate().items()}
@@ -282,7 +284,7 @@ def plan(options: argparse.Namespace, overrides: list[str]) -> int:
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {simulated}".strip()
     else:
         libtpu.prepare()
-    from t5x_lite import plan as planning
+    from t5x_lite.planner import plan as planning
 
     found = planning.search(config, topology, slices) if options.search else [planning.plan(config, topology, slices)]
     if options.json:
@@ -297,11 +299,13 @@ def plan(options: argparse.Namespace, overrides: list[str]) -> int:
 
 def generate(options: argparse.Namespace, overrides: list[str]) -> int:
     """`t5x-lite generate RUN --prompt TEXT …`."""
-    from t5x_lite.decode.fill import show
-    from t5x_lite.decode.generate import settings
+    from t5x_lite.decode.fill import print_generation
+    from t5x_lite.decode.generate import decoding_settings
 
-    chosen = settings(**{name: getattr(options, name) for name in (*DECODING, "stop") if hasattr(options, name)})
-    show(t5x_lite.load(options.run, step=options.step, overrides=overrides), options.prompt, chosen)
+    chosen = decoding_settings(
+        **{name: getattr(options, name) for name in (*DECODING, "stop") if hasattr(options, name)}
+    )
+    print_generation(t5x_lite.load(options.run, step=options.step, overrides=overrides), options.prompt, chosen)
     return 0
 
 
@@ -347,9 +351,9 @@ def sweep(options: argparse.Namespace, overrides: list[str]) -> int:
 
 def report(options: argparse.Namespace, overrides: list[str]) -> int:
     """`t5x-lite report RUN …`."""
-    from t5x_lite.evaluate.report import draw
+    from t5x_lite.evaluate.report import draw_report
 
-    print(draw(options.runs, options.to or options.runs[0] / "report.png"))
+    print(draw_report(options.runs, options.to or options.runs[0] / "report.png"))
     return 0
 
 

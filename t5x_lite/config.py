@@ -13,7 +13,7 @@ from pydantic import Strict
 
 from t5x_lite import schema
 from t5x_lite.adapt import ADAPTATIONS, Full, Method
-from t5x_lite.adapt.parts import Parts, named
+from t5x_lite.adapt.parts import TrainableSplit, flatten_names
 from t5x_lite.data.config import BPE, TOKENIZERS, Bytes, Character, DataConfig, TokenizerFile, Unigram
 from t5x_lite.errors import UserError
 from t5x_lite.models.components import Learned
@@ -21,7 +21,7 @@ from t5x_lite.models.config import ModelConfig
 from t5x_lite.objectives import OBJECTIVES, Causal, Objective, TextToText
 from t5x_lite.objectives.supervised import Supervised
 from t5x_lite.schema import Config, Int, OneOf, Strings, setting
-from t5x_lite.task import Form, settings_of
+from t5x_lite.tasks import TaskForm, objective_settings
 from t5x_lite.train.config import AdamW, OptimizerConfig, WarmupStableDecay
 
 
@@ -144,7 +144,7 @@ class RunConfig(Config):
         Causal(), "what the model learns to predict; null: weights from elsewhere that are not trained on"
     )
     tasks: Strings = setting((), "tasks to learn, and to evaluate, instead of running text: names of configs/tasks")
-    task_form: Form = setting(
+    task_form: TaskForm = setting(
         "auto", "whether tasks are learnt by a head or as text to text; auto: by a head in an encoder"
     )
     optimizer: OptimizerConfig = setting(OptimizerConfig(), "the optimizer")
@@ -207,12 +207,11 @@ class RunConfig(Config):
         """How another run's weights become this one's; one that begins from nothing trains all of its own."""
         return Full() if self.adapt is None else self.adapt.method
 
-    def parts(self, tree: Any) -> Parts:
+    def parts(self, tree: Any) -> TrainableSplit:
         """Which parameters train, of all that have a name in `tree`."""
-        return Parts.of(self.method, self.model, list(named(tree)))
+        return TrainableSplit.of(self.method, self.model, list(flatten_names(tree)))
 
-    @property
-    def task(self) -> Objective:
+    def require_objective(self) -> Objective:
         """The objective of a run that is trained or evaluated.
 
         Raises:
@@ -277,7 +276,7 @@ def _completed(values: dict[str, Any]) -> dict[str, Any]:
     if tasks:
         names = (tasks,) if isinstance(tasks, str) else tuple(tasks)
         family = model.get("family", "decoder")
-        objective = settings_of(names, values.get("task_form", "auto"), family)
+        objective = objective_settings(names, values.get("task_form", "auto"), family)
         if values.get("objective"):
             objective = schema.merge(_OfTask, {"objective": objective}, {"objective": values["objective"]})["objective"]
         own = schema.validate(_OfTask, schema.Sources({"objective": objective}, {})).objective

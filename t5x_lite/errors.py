@@ -24,13 +24,13 @@ class Diverged(UserError):
     exit_code = 3
 
 
-class Corrupt(UserError):
+class ReplicaMismatch(UserError):
     """Copies of the same numbers differ between devices. The last checkpoint was made while they did not."""
 
     exit_code = 4
 
 
-class Lost(UserError):
+class ProcessLost(UserError):
     """A process of the job is gone; the others end, to be started again together (BSD's EX_UNAVAILABLE)."""
 
     exit_code = 69
@@ -40,7 +40,7 @@ STOPPED = 75
 """Exit code of a run that was asked to stop and has saved: run the same command to go on (BSD's EX_TEMPFAIL)."""
 
 
-def replace_whole(path: Path, content: str | bytes) -> Path:
+def replace_file(path: Path, content: str | bytes) -> Path:
     """Write a file that is there whole or not at all, also after a power cut.
 
     Raises:
@@ -58,20 +58,20 @@ def replace_whole(path: Path, content: str | bytes) -> Path:
             temporary.unlink()
 
 
-def write_whole(path: Path, content: str | bytes) -> Path:
-    """`replace_whole`, in a folder that is made if need be.
+def write_file(path: Path, content: str | bytes) -> Path:
+    """`replace_file`, in a folder that is made if need be.
 
     Raises:
         UserError: it cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        return replace_whole(path, content)
+        return replace_file(path, content)
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from None
 
 
-def disk_is_full(error: Exception) -> bool:
+def is_disk_full(error: Exception) -> bool:
     """Whether a write failed for want of room: by the system's number, or its words, which libraries hand on alone."""
     full = getattr(error, "errno", None) in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
     return full or any(words in str(error) for words in ("No space left", "File too large", "Disk quota"))
@@ -87,5 +87,5 @@ def free_space(folder: Path) -> str:
 def disk_error(folder: Path, error: OSError, remedy: str) -> UserError:
     """One line for a write that failed, with the space that is left."""
     free = f" ({space})" if (space := free_space(folder)) else ""
-    why = "the disk is full" if disk_is_full(error) else error.strerror or error
+    why = "the disk is full" if is_disk_full(error) else error.strerror or error
     return UserError(f"{folder}: cannot be written: {why}{free}; make room or choose another folder; {remedy}")

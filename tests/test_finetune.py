@@ -7,10 +7,10 @@ import jax
 import pytest
 
 from t5x_lite import config as configuration
-from t5x_lite import task as tasks
+from t5x_lite import tasks
 from t5x_lite.adapt import ADAPTATIONS
 from t5x_lite.evaluate.metrics import METRICS
-from t5x_lite.models.transformer import blueprint
+from t5x_lite.models.transformer import model_spec
 from t5x_lite.objectives import TextToText
 from tests.conftest import REPOSITORY
 
@@ -44,7 +44,7 @@ def test_a_config_fits_a_published_model(name: str, loaded: Callable[[str], conf
     assert (config.model.head is not None) == by_head
     _, task, key = config.checkpoint.best_metric.split("/")
     assert task in config.tasks
-    assert any(key in KEYS.get(metric, {metric}) for metric in tasks.find(task).metrics)
+    assert any(key in KEYS.get(metric, {metric}) for metric in tasks.find_task(task).metrics)
     assert config.eval.every_steps == config.checkpoint.every_steps <= config.train.steps
     told = " ".join(re.findall(r"^# (.*)", (CONFIGS / "finetune" / f"{name}.yaml").read_text(), re.M))
     for epochs, examples, batch in re.findall(r"(\d+) epochs? of ([\d,]+) \w+ by (\d+)", told):
@@ -65,7 +65,7 @@ def test_light_methods_train_what_is_counted_by_hand(
     }
     for name, count in expected.items():
         config = loaded(f"bert_sst2_{name}")
-        plan = blueprint(config.model, config.method.surgery)
+        plan = model_spec(config.model, config.method.surgery)
         shapes = config.parts(plan.axes).trained(plan.shapes)
         assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == count, name
 
@@ -79,8 +79,8 @@ def test_every_family_and_method_has_its_config() -> None:
 
 @pytest.mark.parametrize("name", tasks.names())
 def test_a_shipped_task_is_whole(name: str) -> None:
-    task = tasks.find(name)
+    task = tasks.find_task(name)
     assert set(task.metrics) <= METRICS.keys()
     assert task.tfds or name == "reward"
-    form = tasks.settings_of((name,), "text" if task.inputs else "head", "decoder")
+    form = tasks.objective_settings((name,), "text" if task.inputs else "head", "decoder")
     assert form

@@ -12,9 +12,9 @@ import pytest
 
 from t5x_lite import config as configuration
 from t5x_lite.cli import main
-from t5x_lite.parallel.hlo import collectives
-from t5x_lite.parallel.libtpu import reshards
-from t5x_lite.plan import candidates, example
+from t5x_lite.planner.hlo import find_collectives
+from t5x_lite.planner.libtpu import involuntary_reshards
+from t5x_lite.planner.plan import candidates, example_features
 from tests.conftest import Shell
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -80,7 +80,7 @@ def test_an_unrolled_loop_and_an_exchange_spread_over_it_count_once() -> None:
 
     Two sums with one channel side by side, as `shard_map` writes them, are two. A kernel has lines of its own.
     """
-    found = {one.kind: (one.times, one.sent) for one in collectives(UNROLLED, {"fsdp": 8})}
+    found = {one.kind: (one.times, one.sent) for one in find_collectives(UNROLLED, {"fsdp": 8})}
     piece = 8 * 16 * 4
     assert found == {
         "collective-permute": (8, 8 * piece),
@@ -119,9 +119,9 @@ LOGGED = (
 def test_reshards_that_the_compiler_calls_involuntary_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As libtpu 0.0.42 wrote it of an array cut in two by two that was to be cut in eight."""
     monkeypatch.setenv("TPU_LOG_DIR", str(tmp_path))
-    assert reshards() == []
+    assert involuntary_reshards() == []
     (tmp_path / "tpu_driver.host.root.log.WARNING.20261122-032152.1").write_text(f"Log file created\n{LOGGED}\n")
-    assert reshards() == ["f32[32,32] in t"]
+    assert involuntary_reshards() == ["f32[32,32] in t"]
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_reshards_that_the_compiler_calls_involuntary_are_read(tmp_path: Path, m
 )
 def test_every_kind_of_config_has_features_without_text_or_tokenizer(name: str) -> None:
     config = configuration.load(CONFIGS / f"{name}.yaml")
-    features = example(config)
+    features = example_features(config)
     assert features["tokens"].shape == (config.train.seq_len,)
     assert any(weight.sum() > 0 for key, weight in features.items() if key.endswith("_weights"))
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from t5x_lite import config as configuration
-from t5x_lite.checkpoint import flat
+from t5x_lite.checkpoint import flatten_names
 from t5x_lite.convert.huggingface import family_of
 from t5x_lite.errors import UserError
 from t5x_lite.models.config import ModelConfig
-from t5x_lite.models.transformer import blueprint
+from t5x_lite.models.transformer import model_spec
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
@@ -147,7 +147,7 @@ def counted(name: str) -> int:
     model = configuration.load(CONFIGS / f"{name}.yaml").model
     if model.family == "electra":  # the published count is that of the discriminator
         model = model.model_of_discriminator
-    return blueprint(model).parameters
+    return model_spec(model).parameters
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -166,11 +166,11 @@ def test_parameters_are_the_released_ones_where_the_paper_counts_otherwise(name:
 def test_active_parameters_are_the_published_count() -> None:
     """Jiang et al. 2024, §2.1: a token passes 13B of Mixtral's 47B."""
     model = configuration.load(CONFIGS / "mixtral/8x7b.yaml").model
-    assert blueprint(model).active_parameters == pytest.approx(12.9e9, rel=0.005)
+    assert model_spec(model).active_parameters == pytest.approx(12.9e9, rel=0.005)
     # Fedus et al. 2022, §3.1: Switch-Base has T5-Base's FLOPs for each token, and a router.
     switch, dense = (configuration.load(CONFIGS / f"{name}.yaml").model for name in ("switch/base_128", "t5/base"))
     routers = 12 * 768 * 128
-    assert blueprint(switch).active_parameters == blueprint(dense).parameters + routers
+    assert model_spec(switch).active_parameters == model_spec(dense).parameters + routers
 
 
 @pytest.mark.parametrize("name", GSHARD)
@@ -178,8 +178,8 @@ def test_gshards_experts_are_those_of_its_table(name: str) -> None:
     """Half of all layers hold the experts, two matrices of 1024 × 8192 each. Their sum is up to 7 % above the paper's
     figures, which are rounded to one expert-layer's share of 600B."""
     layers, experts = GSHARD[name]
-    plan = blueprint(configuration.load(CONFIGS / f"gshard/{name}.yaml").model)
-    own = sum(leaf.size for path, leaf in flat(plan.shapes).items() if ".experts." in path)
+    plan = model_spec(configuration.load(CONFIGS / f"gshard/{name}.yaml").model)
+    own = sum(leaf.size for path, leaf in flatten_names(plan.shapes).items() if ".experts." in path)
     assert own == layers // 2 * experts * 2 * 1024 * 8192
     assert own == pytest.approx(float(name[:-1]) * 1e9, rel=0.07)
 

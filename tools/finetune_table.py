@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 from t5x_lite.parallel.mesh import make_mesh
-from t5x_lite.run import open_run
+from t5x_lite.run_dir import open_run
 from t5x_lite.train.setup import make_steps
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "finetune"

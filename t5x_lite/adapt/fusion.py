@@ -3,7 +3,7 @@
 import re
 from typing import Any, Literal
 
-from t5x_lite.adapt.method import Method, Models, Surgeon, Weights
+from t5x_lite.adapt.method import Method, ModelPair, NamedArrays, Surgeon
 from t5x_lite.models.components import Activation
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.schema import Config, Int, Strings, setting
@@ -44,7 +44,7 @@ class Fusion(Method):
     def trains(self, name: str, model: ModelConfig) -> bool | int:
         return ".adapters." in name and not ADAPTER.search(name)
 
-    def weights(self, old: Weights, fresh: Weights, models: Models, xp: Any) -> dict[str, Any]:
+    def weights(self, old: NamedArrays, fresh: NamedArrays, models: ModelPair, xp: Any) -> dict[str, Any]:
         """As `Method.weights`; those of adapter n are named `n:…` in `old`."""
         made = super().weights(old, fresh, models, xp)
         for name in fresh:

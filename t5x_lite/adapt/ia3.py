@@ -2,7 +2,7 @@
 
 from typing import Any, ClassVar
 
-from t5x_lite.adapt.method import Method, Surgeon, Weights, is_added
+from t5x_lite.adapt.method import Method, NamedArrays, Surgeon, is_added_parameter
 
 
 class IA3(Method):
@@ -14,8 +14,8 @@ class IA3(Method):
         surgeon.rescale(r"attention\.(key|value)$")
         surgeon.rescale(r"feedforward\.(experts\.)?down$", inputs=True)
 
-    def merged(self, weights: Weights, xp: Any) -> dict[str, Any]:
-        plain = {name: value for name, value in weights.items() if not is_added(name)}
+    def merged(self, weights: NamedArrays, xp: Any) -> dict[str, Any]:
+        plain = {name: value for name, value in weights.items() if not is_added_parameter(name)}
         for name, factor in weights.items():
             layer, found, _ = name.partition(".adapter.factor")
             weight, bias = f"{layer}.weight", f"{layer}.bias"

@@ -2,7 +2,7 @@
 
 from typing import Any, ClassVar
 
-from t5x_lite.adapt.method import Method, Surgeon, Weights, is_added
+from t5x_lite.adapt.method import Method, NamedArrays, Surgeon, is_added_parameter
 from t5x_lite.schema import Int, setting
 
 
@@ -22,8 +22,8 @@ class LoRA(Method):
     def surgery(self, surgeon: Surgeon) -> None:
         surgeon.low_rank(self.targets, self.rank, self.alpha, self.dropout)
 
-    def merged(self, weights: Weights, xp: Any) -> dict[str, Any]:
-        plain = {name: value for name, value in weights.items() if not is_added(name)}
+    def merged(self, weights: NamedArrays, xp: Any) -> dict[str, Any]:
+        plain = {name: value for name, value in weights.items() if not is_added_parameter(name)}
         for name in weights:
             layer, found, _ = name.partition(".adapter.down.weight")
             if found:

@@ -16,12 +16,12 @@ else:
     Surgeon = Any
     """What can be done to a model: `models.adapters.Surgeon`."""
 
-Weights = Mapping[str, Any]
+NamedArrays = Mapping[str, Any]
 """Arrays by dotted name; those of a stack's layers have a leading axis over the repeats of its pattern."""
 
 
 @dataclass(frozen=True)
-class Models:
+class ModelPair:
     """The model that is adapted, and the one that it becomes."""
 
     old: ModelConfig
@@ -55,7 +55,7 @@ class Method(Config):
 
     def trains(self, name: str, model: ModelConfig) -> bool | int:
         """Whether a parameter trains; of one stacked over layers, or from which repeat on. A head always does."""
-        return is_added(name) or not self.light
+        return is_added_parameter(name) or not self.light
 
     def rates(self, name: str, model: ModelConfig, progress: Any) -> Any:
         """Factor on the learning rate of a parameter at a share `progress` of the run; one a repeat, or one; 0 is off.
@@ -64,7 +64,7 @@ class Method(Config):
         """
         return None
 
-    def weights(self, old: Weights, fresh: Weights, models: Models, xp: Any) -> dict[str, Any]:
+    def weights(self, old: NamedArrays, fresh: NamedArrays, models: ModelPair, xp: Any) -> dict[str, Any]:
         """The first weights of the new model, by the names of `fresh`, which are newly drawn; `xp` is `jax.numpy`.
 
         A name that the method cannot make is left out. Here: the old ones, and fresh ones for what is new: a head, and
@@ -76,17 +76,17 @@ class Method(Config):
             made |= {name: fresh[name] for name in fresh if name.startswith("head.")}
         pooled = {name.replace("head.", "sentence."): name for name in fresh if name.startswith("head.pooler.")}
         made |= {name: old[source] for source, name in pooled.items() if source in old and name not in old}
-        return made | {name: value for name, value in fresh.items() if name not in made and is_added(name)}
+        return made | {name: value for name, value in fresh.items() if name not in made and is_added_parameter(name)}
 
-    def merged(self, weights: Weights, xp: Any) -> dict[str, Any] | None:
+    def merged(self, weights: NamedArrays, xp: Any) -> dict[str, Any] | None:
         """The weights of a plain model that computes the same; None where there is none."""
-        return dict(weights) if not any(is_added(name) for name in weights) else None
+        return dict(weights) if not any(is_added_parameter(name) for name in weights) else None
 
 
 ADDED = (".adapter.", ".adapters.", ".prefix.", ".prompt.")
 """In the names of what surgery adds."""
 
 
-def is_added(name: str) -> bool:
+def is_added_parameter(name: str) -> bool:
     """Whether surgery has added a parameter."""
     return any(part in name for part in ADDED)

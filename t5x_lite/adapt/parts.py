@@ -9,7 +9,7 @@ from t5x_lite.models.config import ModelConfig
 
 
 @dataclass(frozen=True)
-class Parts:
+class TrainableSplit:
     """`first` says of each parameter, by its dotted name, from which repeat of a stack on it trains; None: not at all.
 
     Trees are nested dicts. Where everything trains, the frozen tree is empty.
@@ -18,7 +18,7 @@ class Parts:
     first: Mapping[str, int | None]
 
     @classmethod
-    def of(cls, method: Method, model: ModelConfig, names: list[str]) -> "Parts":
+    def of(cls, method: Method, model: ModelConfig, names: list[str]) -> "TrainableSplit":
         """What a method trains."""
 
         def begin(name: str) -> int | None:
@@ -48,28 +48,28 @@ class Parts:
         """The whole tree; `concatenate` joins the two ends of an array of which only the last repeats train."""
         if self.everything:
             return trained
-        sides = named(frozen), named(trained)
+        sides = flatten_names(frozen), flatten_names(trained)
 
         def value(name: str) -> Any:
             held = [side[name] for side in sides if name in side]
             return concatenate(held) if len(held) > 1 else held[0]
 
-        return nested({name: value(name) for name in self.first})
+        return unflatten_names({name: value(name) for name in self.first})
 
     def _picked(self, tree: Any, pick: Callable[[Any, int | None], Any]) -> Any:
-        values = named(tree)
+        values = flatten_names(tree)
         found = {name: pick(values[name], first) for name, first in self.first.items()}
-        return nested({name: value for name, value in found.items() if value is not None})
+        return unflatten_names({name: value for name, value in found.items() if value is not None})
 
 
-def named(tree: Any, prefix: str = "") -> dict[str, Any]:
+def flatten_names(tree: Any, prefix: str = "") -> dict[str, Any]:
     """`{dotted name: leaf}` of nested dicts."""
     if not isinstance(tree, dict):
         return {prefix[:-1]: tree}
-    return {name: leaf for key, inner in tree.items() for name, leaf in named(inner, f"{prefix}{key}.").items()}
+    return {name: leaf for key, inner in tree.items() for name, leaf in flatten_names(inner, f"{prefix}{key}.").items()}
 
 
-def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
+def unflatten_names(leaves: Mapping[str, Any]) -> dict[str, Any]:
     """The nested dicts with these leaves, by dotted names."""
     tree: dict[str, Any] = {}
     for name, leaf in leaves.items():

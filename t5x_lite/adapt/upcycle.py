@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from t5x_lite.adapt.method import Method, Models, Weights
+from t5x_lite.adapt.method import Method, ModelPair, NamedArrays
 from t5x_lite.models.config import ModelConfig
 
 EXPERTS = ".feedforward.experts."
@@ -27,7 +27,7 @@ class Upcycle(Method):
             if moe.shared or (moe.mlp or model.width_of_mlp) != model.width_of_mlp:
                 raise ValueError("adapt.method upcycle: experts must be as wide as the dense layer, and none shared")
 
-    def weights(self, old: Weights, fresh: Weights, models: Models, xp: Any) -> dict[str, Any]:
+    def weights(self, old: NamedArrays, fresh: NamedArrays, models: ModelPair, xp: Any) -> dict[str, Any]:
         """Copies for experts, new routers, the old weights for all else."""
         made = {}
         for name, new in fresh.items():
@@ -42,7 +42,7 @@ class Upcycle(Method):
         return made
 
 
-def _restacked(name: str, old: Weights, models: Models, xp: Any) -> Any:
+def _restacked(name: str, old: NamedArrays, models: ModelPair, xp: Any) -> Any:
     """An array of the layers at one place of a pattern, out of a stack whose pattern may have another length."""
     old_period, period = len(models.old.pattern), len(models.new.pattern)
     stack, inside, rest = name.partition(".layers.")

@@ -3,11 +3,11 @@
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar, TypeAlias
 
-from t5x_lite.adapt.parts import nested
+from t5x_lite.adapt.parts import unflatten_names
 from t5x_lite.convert.tensors import TORCH, Dialect, Layers, Modules, Table
 from t5x_lite.models.components import Activation, MoE
 from t5x_lite.models.config import ModelConfig
-from t5x_lite.models.transformer import blueprint
+from t5x_lite.models.transformer import model_spec
 from t5x_lite.schema import dotted, flatten
 
 ACTIVATIONS: dict[str, Activation] = {
@@ -78,7 +78,7 @@ class Family:
         for name, other in FOLLOWS.items():
             if own.get(name) == own[other]:
                 del own[name]
-        return nested(own)
+        return unflatten_names(own)
 
     def config(self, model: ModelConfig) -> dict[str, Any]:
         """Their config of our model, which `model` turns back into the same.
@@ -102,7 +102,7 @@ class Family:
 
     def table(self, model: ModelConfig) -> Table:
         """Every tensor."""
-        return Table(blueprint(model), self.dialect, *self.modules(model))
+        return Table(model_spec(model), self.dialect, *self.modules(model))
 
     def objective_of(self, model: ModelConfig) -> Any:
         """The objective that such a model was trained on, as a setting; null where one alone cannot be."""

@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 from t5x_lite.convert.family import SIZES, Family, Keys, projections
 from t5x_lite.convert.tensors import TORCH, Dialect, Modules
 from t5x_lite.errors import UserError
+from t5x_lite.models.attention.kinds import Local
 from t5x_lite.models.config import ModelConfig
-from t5x_lite.models.patterns import Local
 
 BLOCK: Modules = {
     "ln_1": "attention_norm",

@@ -19,7 +19,8 @@ import safetensors
 
 from t5x_lite import config as configuration
 from t5x_lite import schema
-from t5x_lite.adapt.parts import named, nested
+from t5x_lite.adapt.initial_weights import merged_weights
+from t5x_lite.adapt.parts import flatten_names, unflatten_names
 from t5x_lite.checkpoint import Checkpoints
 from t5x_lite.config import CheckpointConfig, MeshConfig, RunConfig
 from t5x_lite.convert import FAMILIES, Family
@@ -32,9 +33,8 @@ from t5x_lite.errors import UserError
 from t5x_lite.models.components import Learned
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.parallel import mesh as meshes
-from t5x_lite.progress import progress
-from t5x_lite.run import FOREIGN_CONFIG, Run, open_run
-from t5x_lite.start import merged
+from t5x_lite.progress import track_progress
+from t5x_lite.run_dir import FOREIGN_CONFIG, Run, open_run
 
 SHARD_BYTES = 5 * 10**9
 """Size of one file of an export at most, as Transformers has it."""
@@ -128,13 +128,13 @@ def _read_json(path: Path) -> dict[str, Any]:
 def params_of(table: Table, read: Callable[[str], np.ndarray]) -> Any:
     """Our arrays, on the devices; each is filled on the host from theirs and given away before the next."""
     plan = table.blueprint
-    shardings = named(meshes.shardings(meshes.make_mesh(MeshConfig()), plan.axes, plan.shapes))
+    shardings = flatten_names(meshes.shardings(meshes.make_mesh(MeshConfig()), plan.axes, plan.shapes))
     params = {}
-    with progress("reading") as advance:
+    with track_progress("reading") as advance:
         for name, sharding in shardings.items():
             params[name] = jax.device_put(table.to_ours(name, read), sharding)
             advance(name, len(params), len(shardings))
-    return nested(params)
+    return unflatten_names(params)
 
 
 def write_run(
@@ -192,14 +192,14 @@ def export_hf(run_dir: Path, folder: Path, step: int | None = None) -> Path:
     family = family_of(model, hf.get("model_type"))
     table = family.table(model)
     dtype = np.dtype(hf.get("dtype", "float32"))
-    arrays = merged(run, meshes.make_mesh(MeshConfig()), step)[1]
+    arrays = merged_weights(run, meshes.make_mesh(MeshConfig()), step)[1]
     arrays = {name.removeprefix("discriminator."): value for name, value in arrays.items()}
     folder.mkdir(parents=True, exist_ok=True)
     files = _shards(table, dtype.itemsize)
 
     # The experts of an array are written one after the other.
     array_of = lru_cache(maxsize=1)(lambda name: np.asarray(arrays[name]))
-    with progress("writing") as advance:
+    with track_progress("writing") as advance:
         written = (_written(folder / name, entries, dtype, array_of) for name, entries in files.items())
         for done, entry in enumerate(chain.from_iterable(written), 1):
             advance(entry.theirs, done, len(table.entries))

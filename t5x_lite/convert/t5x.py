@@ -16,8 +16,8 @@ from t5x_lite.convert.huggingface import params_of, tokenizer_of, write_run
 from t5x_lite.convert.tensors import Dialect, Layers, Modules, Table
 from t5x_lite.errors import UserError
 from t5x_lite.models.config import ModelConfig
-from t5x_lite.models.transformer import blueprint
-from t5x_lite.run import Run
+from t5x_lite.models.transformer import model_spec
+from t5x_lite.run_dir import Run
 
 T5X = Dialect(
     transposed=False,
@@ -75,7 +75,7 @@ def import_t5x(path: Path, run_dir: Path) -> Run:
         Layers("encoder/layers_{}", "encoder.stack.layers", {**ENCODER, **gated}),
         Layers("decoder/layers_{}", "decoder.stack.layers", {**DECODER, **gated}),
     ]
-    table = Table(blueprint(model), T5X, OUTSIDE, layers)
+    table = Table(model_spec(model), T5X, OUTSIDE, layers)
     own = {"token_embedder/kernel" if name == EMBEDDING else name: array for name, array in arrays.items()}
     table.check(str(file), {name: array.shape for name, array in own.items()})
     params = params_of(table, lambda name: np.asarray(own[name]))

@@ -12,10 +12,10 @@ from typing import TypeAlias
 
 import numpy as np
 
-from t5x_lite.checkpoint import flat
+from t5x_lite.checkpoint import flatten_names
 from t5x_lite.errors import UserError
 from t5x_lite.models.layers import Axes
-from t5x_lite.models.transformer import Blueprint
+from t5x_lite.models.transformer import ModelSpec
 
 Modules: TypeAlias = Mapping[str, str | tuple[str, ...]]
 """Their module to ours; to several of ours where theirs is them side by side."""
@@ -90,10 +90,10 @@ class Table:
         layers: of each stack.
     """
 
-    def __init__(self, blueprint: Blueprint, dialect: Dialect, modules: Modules, layers: Sequence[Layers]) -> None:
+    def __init__(self, blueprint: ModelSpec, dialect: Dialect, modules: Modules, layers: Sequence[Layers]) -> None:
         self.blueprint, self.dialect = blueprint, dialect
-        self.axes: dict[str, Axes] = flat(blueprint.axes)
-        self.shapes = {name: tuple(leaf.shape) for name, leaf in flat(blueprint.shapes).items()}
+        self.axes: dict[str, Axes] = flatten_names(blueprint.axes)
+        self.shapes = {name: tuple(leaf.shape) for name, leaf in flatten_names(blueprint.shapes).items()}
         self.entries = list(self._entries(modules, "", "", ()))
         for stack in layers:
             self.entries += self._layers(stack)

@@ -29,8 +29,8 @@ from t5x_lite.data import beam, sources
 from t5x_lite.data.config import DataConfig, MixedSource
 from t5x_lite.data.sources import FIELD_BORDER, REPLACEMENT, Unit
 from t5x_lite.data.tokenizer import Tokenizer
-from t5x_lite.errors import UserError, disk_error, replace_whole
-from t5x_lite.progress import progress
+from t5x_lite.errors import UserError, disk_error, replace_file
+from t5x_lite.progress import track_progress
 
 Split = Literal["train", "validation"]
 SPLITS: tuple[Split, ...] = ("train", "validation")
@@ -82,7 +82,7 @@ class Corpus:
         first, last = np.searchsorted(self._starts, [start, stop - 1], side="right") - 1
         tokens = np.concatenate([_tokens(self._records[number]) for number in range(first, last + 1)])
         begin = int(self._starts[first])
-        return tokens[start - begin : stop - begin], numbers_in(self.offsets, start, stop)
+        return tokens[start - begin : stop - begin], interval_numbers(self.offsets, start, stop)
 
     def document(self, number: int) -> np.ndarray:
         """Tokens of one document (int32), its EOS included."""
@@ -94,7 +94,7 @@ def _tokens(record: bytes) -> np.ndarray:
     return np.frombuffer(record, f"u{record[0]}", offset=4).astype(np.int32)
 
 
-def numbers_in(borders: np.ndarray, start: int, stop: int) -> np.ndarray:
+def interval_numbers(borders: np.ndarray, start: int, stop: int) -> np.ndarray:
     """Of each place in `[start, stop)`, which of the stretches between sorted `borders` it lies in (int64)."""
     first, last = np.searchsorted(borders, (start, stop - 1), side="right") - 1
     if first == last:
@@ -103,7 +103,7 @@ def numbers_in(borders: np.ndarray, start: int, stop: int) -> np.ndarray:
     return np.repeat(np.arange(first, last + 1), inner[1:] - inner[:-1])
 
 
-def prepare(source: MixedSource, data: DataConfig, tokenizer: Tokenizer, runner: str | None = None) -> Path:
+def prepare_corpus(source: MixedSource, data: DataConfig, tokenizer: Tokenizer, runner: str | None = None) -> Path:
     """The folder of the token corpus of `source`: found complete, or made, or what an earlier call left out added.
 
     Made by processes of this machine, or by a `runner` of Apache Beam.
@@ -156,7 +156,7 @@ def _make(
     total, done = len(pieces), len(pieces) - len(todo)
     if not sys.stderr.isatty():
         print(f"corpus: tokenising {len(todo)} of {total} pieces of text into {folder}", file=sys.stderr, flush=True)
-    with progress("tokenising") as advance:
+    with track_progress("tokenising") as advance:
         advance("", done, total)
         for _ in _run(work, todo, processes) if runner is None else beam.run(work, todo, runner):
             done += 1
@@ -170,7 +170,7 @@ def _make(
         raise UserError(
             f"the corpus is empty: {len(pieces)} files hold no text ({pieces[0][1].path}, …); set data.files"
         )
-    replace_whole(folder / "corpus.json", json.dumps({"shards": names, "splits": counts}))
+    replace_file(folder / "corpus.json", json.dumps({"shards": names, "splits": counts}))
     documents, replaced = (sum(one[name] for one in counts.values()) for name in ("documents", "replaced"))
     print(
         f"corpus: {counts['train']['tokens']:,} training and {counts['validation']['tokens']:,} validation tokens of "
@@ -209,7 +209,7 @@ def _tokenise_unit(folder: Path, data: DataConfig, tokenizer: Tokenizer, job: tu
         for split, text in _assigned(unit, role, data):
             writers[split].add(text)
         counts = {split: writer.finish() for split, writer in writers.items()}
-        replace_whole(folder / f"{name}.json", json.dumps(counts))
+        replace_file(folder / f"{name}.json", json.dumps(counts))
     except RuntimeError as error:  # so ArrayRecord says that a write has failed
         raise OSError(str(error)) from error
     finally:

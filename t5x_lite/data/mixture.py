@@ -28,7 +28,7 @@ def weights(sources: Sequence[MixedSource], tokens: Sequence[int], alpha: float)
     return raw / (raw.sum() or 1.0)
 
 
-class Order:
+class MixtureOrder:
     """Global row g ≥ 0 → (source, epoch, row), where source n has `rows[n]`.
 
     The epochs of a source follow each other without end, each in an order of its own.

@@ -11,28 +11,28 @@ import numpy as np
 import zstandard
 
 from t5x_lite.config import RunConfig
-from t5x_lite.data.mixture import Order
+from t5x_lite.data.mixture import MixtureOrder
 from t5x_lite.data.sources import matches, opened, parquet_file, plain, tfds_source
 from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.errors import UserError
 from t5x_lite.objectives import TextToText
 from t5x_lite.objectives.features import stacked
-from t5x_lite.objectives.objective import Features, Task
+from t5x_lite.objectives.objective import ExampleContext, Features
 from t5x_lite.objectives.supervised import Coder, Record, Supervised
-from t5x_lite.task import TaskConfig, find, short_name
+from t5x_lite.tasks import TaskSpec, find_task, short_name
 
 LONGEST_FIELD = 2**30
 """Characters of a field of a TSV or CSV file; Python's own limit is below a long document."""
 
 
-class Records:
+class TaskRecords:
     """The records of one split of a task, by number; columns become roles as they are read.
 
     Raises:
         UserError: a column that is missing, a file that cannot be read; file and line are named.
     """
 
-    def __init__(self, name: str, task: TaskConfig, rows: Sequence[Any], place: Callable[[int], str]) -> None:
+    def __init__(self, name: str, task: TaskSpec, rows: Sequence[Any], place: Callable[[int], str]) -> None:
         self.name, self.task, self.rows, self.place = name, task, rows, place
 
     def __len__(self) -> int:
@@ -64,21 +64,21 @@ def _plain(value: Any) -> Any:
     return value.decode("utf-8", errors="replace") if isinstance(value, bytes) else value
 
 
-def read(name: str, config: RunConfig, split: str) -> Records:
+def read(name: str, config: RunConfig, split: str) -> TaskRecords:
     """The `train` or `validation` records of a task: of the config's files, or of its TFDS builder."""
-    task, data = find(name), config.data
+    task, data = find_task(name), config.data
     patterns = data.files if split == "train" else data.validation_files
     patterns = tuple(pattern.replace("{task}", short_name(name)) for pattern in patterns)
     if patterns:
         found = [row for pattern in patterns for path in matches(pattern) for row in _read(path, data.columns)]
-        return Records(short_name(name), task, [row for _, row in found], lambda n: found[n][0])
+        return TaskRecords(short_name(name), task, [row for _, row in found], lambda n: found[n][0])
     if data.files:
         raise UserError(f"data.files are given, so data.validation_files must say where task {name} is evaluated")
     if not task.tfds:
         raise UserError(f"task {name}: names no TFDS builder; give data.files and data.validation_files")
     wanted = getattr(task.splits, split)
     source = tfds_source(task.tfds, wanted, f"task {name}")
-    return Records(short_name(name), task, source, lambda n: f"{task.tfds} {wanted} record {n}")
+    return TaskRecords(short_name(name), task, source, lambda n: f"{task.tfds} {wanted} record {n}")
 
 
 def _read(path: str, columns: Sequence[str]) -> list[tuple[str, Any]]:
@@ -125,7 +125,7 @@ class TaskRows:
     """
 
     data: "TaskData"
-    order: Order
+    order: MixtureOrder
 
     def __getitem__(self, g: int) -> Features:
         source, epoch, number = self.order[g]
@@ -145,12 +145,12 @@ class TaskValidation:
     batch_size: int
     limit: int = 0
 
-    def examples(self, own: Records) -> Iterator[tuple[int, Features]]:
+    def examples(self, own: TaskRecords) -> Iterator[tuple[int, Features]]:
         """Each example of a task with the number of its record."""
         most = self.limit * self.batch_size or len(own)
         return ((n, made) for n in range(min(len(own), most)) for made in self.data.examples(own, n))
 
-    def batches_of(self, own: Records, local_rows: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
+    def batches_of(self, own: TaskRecords, local_rows: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
         """Each batch of a task: those of its rows that this host makes."""
         filler = {name: np.zeros_like(value) for name, value in self.data.examples(own, 0)[0].items()}
         made = chain((example for _, example in self.examples(own)), repeat(filler, self.batch_size - 1))
@@ -168,24 +168,24 @@ class TaskData:
     """Training rows and validation batches of a config's tasks."""
 
     config: RunConfig
-    task: Task
+    context: ExampleContext
     coder: Coder
-    training: list[Records]
-    held_out: list[Records]
+    training: list[TaskRecords]
+    held_out: list[TaskRecords]
     tokens_per_byte: None = None
 
-    def examples(self, records: Records, number: int) -> list[Features]:
+    def examples(self, records: TaskRecords, number: int) -> list[Features]:
         """The examples of a record.
 
         Raises:
             UserError: a label that is not declared; the record is named.
         """
-        record, objective = records[number], self.config.task
+        record, objective = records[number], self.config.require_objective()
         try:
             if isinstance(objective, TextToText):
-                return [objective.records_example(*records.task.text(record), self.coder, self.task)]
+                return [objective.records_example(*records.task.text(record), self.coder, self.context)]
             assert isinstance(objective, Supervised)
-            return objective.examples(record, self.coder, self.task)
+            return objective.examples(record, self.coder, self.context)
         except (ValueError, TypeError) as error:
             raise UserError(f"{records.place(number)}: task {records.name}: {error}") from None
 
@@ -194,11 +194,11 @@ class TaskData:
         data = self.config.data
         sizes = [len(own) for own in self.training]
         raw = np.minimum(np.array(sizes, np.float64), data.mixture_limit or np.inf) ** data.mixture_alpha
-        return TaskRows(replace(self, held_out=[]), Order(sizes, raw / raw.sum(), self.config.train.seed))
+        return TaskRows(replace(self, held_out=[]), MixtureOrder(sizes, raw / raw.sum(), self.config.train.seed))
 
     def skipped(self) -> Iterator[str]:
         """What is to be said of training records that cannot be learnt from, if there are any."""
-        objective = self.config.task
+        objective = self.config.require_objective()
         if not isinstance(objective, Supervised) or not objective.flaw:
             return
         for own in self.training:
@@ -212,7 +212,7 @@ class TaskData:
         return TaskValidation(self, size, run.eval.batches)
 
 
-def open_tasks(config: RunConfig, tokenizer: Tokenizer, task: Task) -> TaskData:
+def open_task_data(config: RunConfig, tokenizer: Tokenizer, context: ExampleContext) -> TaskData:
     """The records of a config's tasks.
 
     Raises:
@@ -223,4 +223,4 @@ def open_tasks(config: RunConfig, tokenizer: Tokenizer, task: Task) -> TaskData:
     for split, found in both.items():
         if short := [own.name for own in found if not len(own)]:
             raise UserError(f"task {short[0]}: has no {split} records")
-    return TaskData(config, task, coder, both["train"], both["validation"])
+    return TaskData(config, context, coder, both["train"], both["validation"])

@@ -14,7 +14,7 @@ import tokenizers
 from sentencepiece import sentencepiece_model_pb2
 
 from t5x_lite.data.config import TokenizerFile
-from t5x_lite.errors import UserError, write_whole
+from t5x_lite.errors import UserError, write_file
 from t5x_lite.objectives import Vocabulary
 
 BLOCK = 2**16
@@ -103,7 +103,7 @@ class Tokenizer(ABC):
 
     def save(self, folder: Path) -> Path:
         """Write `tokenizer.model` (SentencePiece) or `tokenizer.json` (Hugging Face) into `folder`, atomically."""
-        return write_whole(folder / self.file_name, self.file_bytes)
+        return write_file(folder / self.file_name, self.file_bytes)
 
 
 class SentencePiece(Tokenizer):

@@ -100,7 +100,7 @@ def _sentences(text: str) -> Iterator[str]:
         yield text[start : start + SENTENCE_CHARACTERS].replace("\0", " ")
 
 
-def obtain(config: RunConfig) -> Tokenizer:
+def load_or_train_tokenizer(config: RunConfig) -> Tokenizer:
     """The run's tokenizer: a file's, or one trained on its text and kept in the cache under a fingerprint of both."""
     if isinstance(config.tokenizer, TokenizerFile):
         return from_file(config.tokenizer)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from t5x_lite.decode.sampling import Decoding, marked, penalised
+from t5x_lite.decode.sampling import Decoding, apply_repetition_penalty, mark_tokens
 from t5x_lite.errors import UserError
 from t5x_lite.models.sharding import constrain
 from t5x_lite.models.transformer import Cache
@@ -53,7 +53,7 @@ class _Hypotheses:
         return _Hypotheses(_taken(self.tokens, places), scores), places
 
 
-def search(
+def beam_search(
     made: Callable[[Any], Any],
     beam: Beam,
     eos: int | None,
@@ -80,7 +80,9 @@ def search(
     def one(carry: tuple[Any, ...]) -> tuple[Any, ...]:
         model = made(params)
         step, open_, ended, logits, seen, cache = carry
-        log_p = penalised(jax.nn.log_softmax(logits), seen, beam.repetition_penalty).reshape(batch, count, vocab)
+        log_p = apply_repetition_penalty(jax.nn.log_softmax(logits), seen, beam.repetition_penalty).reshape(
+            batch, count, vocab
+        )
         # Twice as many as are kept: at most one of each hypothesis ends.
         scores, places = jax.lax.top_k((open_.scores[..., None] + log_p).reshape(batch, -1), 2 * count)
         parents, tokens = places // vocab, places % vocab
@@ -95,16 +97,16 @@ def search(
 
         rows = (jnp.arange(batch)[:, None] * count + _taken(parents, kept)).reshape(-1)
         # The prompt's segments and an encoder's keys and values are the same for all beams of a prompt.
-        cache = laid(replace(cache, layers=jax.tree.map(lambda a: a[:, rows], cache.layers)))
+        cache = reshard_cache(replace(cache, layers=jax.tree.map(lambda a: a[:, rows], cache.layers)))
         token = _taken(tokens, kept).reshape(-1, 1)
         hidden, cache = model.extend(token, jnp.ones_like(token), cache)
-        return step + 1, open_, ended, model.logits(hidden)[:, 0], marked(seen[rows], token), cache
+        return step + 1, open_, ended, model.logits(hidden)[:, 0], mark_tokens(seen[rows], token), cache
 
     _, _, ended, *_ = jax.lax.while_loop(improvable, one, (jnp.int32(0), begun, none, logits, seen, cache))
     return constrain(ended.tokens, None, None, None), constrain(ended.scores, None, None)
 
 
-def repeated(cache: Cache, count: int) -> Cache:
+def repeat_rows(cache: Cache, count: int) -> Cache:
     """The cache with every row `count` times, one after the other."""
 
     def rows(tree: Any, axis: int) -> Any:
@@ -117,7 +119,7 @@ def repeated(cache: Cache, count: int) -> Cache:
     return Cache(rows(cache.layers, 1), segments, cache.index, memory, remembered)
 
 
-def laid(cache: Cache) -> Cache:
+def reshard_cache(cache: Cache) -> Cache:
     """The cache laid out on the mesh: rows over the axes of the batch, heads over `tensor`."""
 
     def on_mesh(tree: Any) -> Any:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from t5x_lite.decode.beam import Beam
-from t5x_lite.decode.generate import print_growing
+from t5x_lite.decode.generate import stream_text
 from t5x_lite.decode.sampling import Sampling
 from t5x_lite.errors import UserError
 from t5x_lite.objectives.masked import CLS, MASK, SEP
@@ -55,7 +55,7 @@ def fill_spans(model: Any, text: str, decoding: Sampling | Beam) -> list[str]:
     return spans
 
 
-def show(model: Any, prompts: Sequence[str], sampling: Sampling | Beam) -> None:
+def print_generation(model: Any, prompts: Sequence[str], sampling: Sampling | Beam) -> None:
     """Print what a model makes of prompts: continuations as they grow, spans (the likeliest), candidates for masks."""
     console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
     family = model.config.model.family
@@ -72,7 +72,7 @@ def show(model: Any, prompts: Sequence[str], sampling: Sampling | Beam) -> None:
         for prompt, text in zip(prompts, model.generator.generate(prompts, sampling), strict=True):
             print(f"{prompt}{text}\n")
     else:
-        print_growing(prompts[0], model.generator.stream(prompts, sampling), sys.stdout.write)
+        stream_text(prompts[0], model.generator.stream(prompts, sampling), sys.stdout.write)
 
 
 def _candidates(masks: Sequence[Candidates]) -> Table:

@@ -15,14 +15,14 @@ import numpy as np
 from jaxtyping import Array, Bool, Int
 
 from t5x_lite.data.tokenizer import Tokenizer
-from t5x_lite.decode.beam import Beam, laid, repeated, search
-from t5x_lite.decode.sampling import Sampling, choose, marked, penalised
+from t5x_lite.decode.beam import Beam, beam_search, repeat_rows, reshard_cache
+from t5x_lite.decode.sampling import Sampling, apply_repetition_penalty, mark_tokens, sample_token
 from t5x_lite.errors import UserError
 from t5x_lite.models.components import Learned
 from t5x_lite.models.config import START, ModelConfig
 from t5x_lite.models.layers import Axes
 from t5x_lite.models.sharding import constrain
-from t5x_lite.models.transformer import Blueprint, Cache
+from t5x_lite.models.transformer import Cache, ModelSpec
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ CHUNK = 16
 """Tokens made on the device between two looks of the host: for streaming, stop strings and an early end."""
 
 
-def settings(**given: Any) -> Sampling | Beam:
+def decoding_settings(**given: Any) -> Sampling | Beam:
     """A `Beam` where one of its own settings is given, otherwise a `Sampling`.
 
     Raises:
@@ -54,7 +54,7 @@ class Generator:
     def __init__(
         self,
         config: ModelConfig,
-        blueprint: Blueprint,
+        blueprint: ModelSpec,
         params: Any,
         tokenizer: Tokenizer | None,
         beginning: Sequence[int] | np.ndarray = (),
@@ -69,7 +69,7 @@ class Generator:
         self._prefill = jax.jit(partial(_prefill, blueprint), static_argnums=(0, 1))
         self._draw = jax.jit(_draw, static_argnums=0)
         self._decode = jax.jit(partial(_decode, blueprint), static_argnums=0, donate_argnums=(3, 4))
-        self._search = jax.jit(partial(search, partial(_model, blueprint)), static_argnums=(0, 1))  # beam and EOS
+        self._search = jax.jit(partial(beam_search, partial(_model, blueprint)), static_argnums=(0, 1))  # beam and EOS
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -200,21 +200,21 @@ def _apart(axes: Any, params: Any) -> Any:
     return jax.tree.map(split, axes, params)
 
 
-def _model(blueprint: Blueprint, params: Any) -> Any:
+def _model(blueprint: ModelSpec, params: Any) -> Any:
     """The module; layers that are apart are stacked in name alone: the compiler sees through it."""
     join = lambda _, leaf: jnp.stack(leaf) if isinstance(leaf, tuple) else leaf  # noqa: E731
     return blueprint.model(jax.tree.map(join, blueprint.axes, params))
 
 
 def _prefill(
-    blueprint: Blueprint, room: int, copies: int, params: Any, tokens: Array, segments: Array, begun: Array
+    blueprint: ModelSpec, room: int, copies: int, params: Any, tokens: Array, segments: Array, begun: Array
 ) -> tuple[Array, Array, Cache]:
     model = _model(blueprint, params)
     tokens, segments = (constrain(x, "batch", None) for x in (tokens, segments))
     hidden, cache = model.begin(tokens, segments, room)
     logits = model.logits(hidden)[:, 0]
-    seen = marked(jnp.zeros(logits.shape, bool), begun)
-    return jnp.repeat(logits, copies, 0), jnp.repeat(seen, copies, 0), laid(repeated(cache, copies))
+    seen = mark_tokens(jnp.zeros(logits.shape, bool), begun)
+    return jnp.repeat(logits, copies, 0), jnp.repeat(seen, copies, 0), reshard_cache(repeat_rows(cache, copies))
 
 
 def _draw(
@@ -223,12 +223,12 @@ def _draw(
     """Token n of each row, drawn with the seed, the row and n alone, and the tokens seen with it."""
     row_keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(jnp.arange(len(logits)))
     keys = jax.vmap(lambda key: jax.random.fold_in(key, n))(row_keys)
-    token = choose(penalised(logits, seen, sampling.repetition_penalty), sampling, keys)[:, None]
-    return constrain(token, None, None), seen if sampling.repetition_penalty == 1 else marked(seen, token)
+    token = sample_token(apply_repetition_penalty(logits, seen, sampling.repetition_penalty), sampling, keys)[:, None]
+    return constrain(token, None, None), seen if sampling.repetition_penalty == 1 else mark_tokens(seen, token)
 
 
 def _decode(
-    blueprint: Blueprint,
+    blueprint: ModelSpec,
     sampling: Sampling,
     params: Any,
     token: Array,
@@ -245,13 +245,13 @@ def _decode(
         made, token, seen, cache = carry
         hidden, cache = model.extend(token, jnp.ones_like(token), cache)
         token, seen = _draw(sampling, model.logits(hidden)[:, 0], seen, seed, n)
-        return jax.lax.dynamic_update_slice_in_dim(made, token, n - start, axis=1), token, seen, laid(cache)
+        return jax.lax.dynamic_update_slice_in_dim(made, token, n - start, axis=1), token, seen, reshard_cache(cache)
 
     none = jnp.zeros((len(token), CHUNK), token.dtype)
     return jax.lax.fori_loop(start, stop, one, (none, token, seen, cache))
 
 
-def print_growing(prompt: str, texts: Iterator[list[str]], write: Callable[[str], Any]) -> None:
+def stream_text(prompt: str, texts: Iterator[list[str]], write: Callable[[str], Any]) -> None:
     """Write the prompt, then each new piece of the text; half a character waits for its other half."""
     write(prompt)
     shown = final = ""

@@ -57,7 +57,7 @@ class Sampling(Decoding):
             raise UserError(f"min_p must be from 0 to 1, found {self.min_p}")
 
 
-def choose(logits: Float[Array, "b v"], sampling: Sampling, keys: PRNGKeyArray) -> Int[Array, "b"]:
+def sample_token(logits: Float[Array, "b v"], sampling: Sampling, keys: PRNGKeyArray) -> Int[Array, "b"]:
     """The next token of each row, each with its own key."""
     if sampling.temperature == 0:
         # `argmax` in two passes that a CPU does many at a time: it is 2 % of a token otherwise.
@@ -78,13 +78,15 @@ def choose(logits: Float[Array, "b v"], sampling: Sampling, keys: PRNGKeyArray) 
     return jax.vmap(jax.random.categorical)(keys, logits)
 
 
-def marked(seen: Bool[Array, "b v"], ids: Int[Array, "b l"]) -> Bool[Array, "b v"]:
+def mark_tokens(seen: Bool[Array, "b v"], ids: Int[Array, "b l"]) -> Bool[Array, "b v"]:
     """`seen` with these ids of each row marked; negative ones are no tokens of the vocabulary."""
     places = jnp.where(ids < 0, seen.shape[1], ids)
     return seen.at[jnp.arange(len(seen))[:, None], places].set(True, mode="drop")
 
 
-def penalised(scores: Float[Array, "b v"], seen: Bool[Array, "b v"], penalty: float) -> Float[Array, "b v"]:
+def apply_repetition_penalty(
+    scores: Float[Array, "b v"], seen: Bool[Array, "b v"], penalty: float
+) -> Float[Array, "b v"]:
     """Scores of tokens that are `seen` divided by the penalty where positive, and multiplied by it where negative.
 
     The paper always divides, which makes a token of negative score likelier; Transformers defines it as here.

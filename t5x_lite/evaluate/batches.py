@@ -8,13 +8,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from t5x_lite.parallel import mesh as meshes
-from t5x_lite.progress import progress
+from t5x_lite.progress import track_progress
 
 Features = Mapping[str, np.ndarray]
 """Of one row: arrays of one axis, by name."""
 
 
-class Batches:
+class BatchedFunction:
     """`function(params, batch)` over any number of rows.
 
     A batch holds `rows` of them, or fewer where there are not so many, always a power of two that divides over the
@@ -30,9 +30,9 @@ class Batches:
         """Of each example, its row of what the function gives; a bar says `verb`."""
         order = sorted(range(len(examples)), key=lambda n: [-_rounded(len(x)) for x in examples[n].values()])
         shards = meshes.batch_shards(self.mesh)
-        size = shards * -(-power_of_two(min(self.rows, max(len(examples), 1))) // shards)
+        size = shards * -(-next_power_of_two(min(self.rows, max(len(examples), 1))) // shards)
         found: list[Any] = [None] * len(examples)
-        with jax.set_mesh(self.mesh), progress(verb) as advance:
+        with jax.set_mesh(self.mesh), track_progress(verb) as advance:
             for start in range(0, len(order), size):
                 chosen = order[start : start + size]
                 batch = meshes.to_global(self.mesh, self._stacked([examples[n] for n in chosen], size), size)
@@ -55,12 +55,12 @@ class Batches:
         return batch
 
 
-def power_of_two(number: int) -> int:
+def next_power_of_two(number: int) -> int:
     """The next one."""
     return 1 << (number - 1).bit_length()
 
 
 def _rounded(length: int) -> int:
     """The next power of two, or three quarters of it, from 16 on."""
-    above = max(power_of_two(max(length, 1)), 16)
+    above = max(next_power_of_two(max(length, 1)), 16)
     return above * 3 // 4 if above > 16 and length <= above * 3 // 4 else above

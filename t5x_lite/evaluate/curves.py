@@ -11,7 +11,7 @@ import numpy as np
 from t5x_lite.errors import UserError
 
 
-def read(run: Path, *, empty: bool = False) -> list[dict[str, Any]]:
+def read_metrics(run: Path, *, empty: bool = False) -> list[dict[str, Any]]:
     """The lines of `RUN/metrics.jsonl`; one that a kill has torn is left out. There may be none where `empty` says so.
 
     Raises:
@@ -20,13 +20,13 @@ def read(run: Path, *, empty: bool = False) -> list[dict[str, Any]]:
     path = run / "metrics.jsonl"
     if not path.is_file():
         raise UserError(f"{run}: has no metrics.jsonl; is it a run directory?")
-    found = records(path)
+    found = metric_records(path)
     if not found and not empty:
         raise UserError(f"{path}: is empty; train the run first")
     return found
 
 
-def records(path: Path) -> list[dict[str, Any]]:
+def metric_records(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a JSONL file; none where there is no file."""
     found = []
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
@@ -35,13 +35,13 @@ def records(path: Path) -> list[dict[str, Any]]:
     return found
 
 
-def series(lines: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
+def metric_series(lines: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
     """Tokens and values of one metric, where it was measured."""
     have = [(line["tokens"], line[name]) for line in lines if line.get(name) is not None]
     return (*np.array(have, float).T,) if have else (np.array([]), np.array([]))
 
 
-def smoothed(values: np.ndarray) -> np.ndarray:
+def smooth(values: np.ndarray) -> np.ndarray:
     """Running mean over a fiftieth of the values, centred."""
     width = max(len(values) // 50, 1)
     sums = np.cumsum(np.concatenate([[0.0], values]))

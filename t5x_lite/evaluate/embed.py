@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array
 
 from t5x_lite.errors import UserError
-from t5x_lite.evaluate.batches import Batches
+from t5x_lite.evaluate.batches import BatchedFunction
 from t5x_lite.models import outputs
 
 POOLS = {"mean": outputs.POOLS["mean"], "cls": outputs.POOLS["first"], "max": outputs.POOLS["max"], "none": None}
@@ -48,7 +48,7 @@ def embed(model: Any, texts: Sequence[str], pool: str = "mean", layer: int | Non
     if cut:
         logging.warning("%d of %d texts lost their end: the model reads %d tokens", cut, len(texts), model.window)
     function = partial(_states, model.run.blueprint, config.family, None if wanted == last else wanted, POOLS[pool])
-    found = Batches(function, model.params, model.mesh, model.rows)(rows, "embedding")
+    found = BatchedFunction(function, model.params, model.mesh, model.rows)(rows, "embedding")
     return np.stack(found) if POOLS[pool] else [x[: len(row["tokens"])] for x, row in zip(found, rows, strict=True)]
 
 

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from t5x_lite.decode.generate import settings
-from t5x_lite.errors import UserError, write_whole
-from t5x_lite.evaluate.batches import power_of_two
-from t5x_lite.evaluate.perplexity import windows
-from t5x_lite.progress import progress
+from t5x_lite.decode.generate import decoding_settings
+from t5x_lite.errors import UserError, write_file
+from t5x_lite.evaluate.batches import next_power_of_two
+from t5x_lite.evaluate.perplexity import scoring_windows
+from t5x_lite.progress import track_progress
 
 NEW_TOKENS = 256
 """Tokens that are generated where a task does not say (the harness's own default)."""
@@ -57,7 +57,7 @@ def _harness(window: int | None, model: Any) -> Any:
 
         def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
             texts = [np.array(self.tok_encode(request.args[0])) for request in requests]
-            cut = [windows(ids, model.first, self.max_length, self.max_length) for ids in texts]
+            cut = [scoring_windows(ids, model.first, self.max_length, self.max_length) for ids in texts]
             likely = iter(model.likelihood([pair for own in cut for pair in own], self.max_length))
             return [sum(next(likely)[0] for _ in own) for own in cut]
 
@@ -66,7 +66,7 @@ def _harness(window: int | None, model: Any) -> Any:
             for number, request in enumerate(requests):
                 alike[json.dumps(request.args[1], sort_keys=True)].append(number)
             texts: dict[int, str] = {}
-            with progress("generating") as advance:
+            with track_progress("generating") as advance:
                 for numbers in alike.values():
                     given = normalize_gen_kwargs(requests[numbers[0]].args[1], NEW_TOKENS)
                     prompts = {n: self._prompt(requests[n].args[0], given["max_gen_toks"]) for n in numbers}
@@ -100,9 +100,9 @@ def _generated(model: Any, prompts: Sequence[np.ndarray], given: Mapping[str, An
         del ours["beams"]
     if not given["do_sample"] and "beams" not in ours:
         ours["temperature"] = 0.0
-    rows = min(power_of_two(len(prompts)), model.rows)  # few numbers, so that few programs are compiled
+    rows = min(next_power_of_two(len(prompts)), model.rows)  # few numbers, so that few programs are compiled
     filled = [*prompts, *[prompts[-1]] * (rows - len(prompts))]
-    return model.generator.generate(filled, settings(**ours))[: len(prompts)]
+    return model.generator.generate(filled, decoding_settings(**ours))[: len(prompts)]
 
 
 def evaluate_tasks(
@@ -197,7 +197,7 @@ def save(folder: Path, scores: Mapping[str, float], samples: Mapping[str, Sequen
     """
     for task, records in samples.items():
         lines = (json.dumps(record, default=_plain, ensure_ascii=False) for record in records)
-        write_whole(folder / f"{task.replace('/', '_')}.jsonl", "".join(f"{line}\n" for line in lines))
+        write_file(folder / f"{task.replace('/', '_')}.jsonl", "".join(f"{line}\n" for line in lines))
     path = folder / "scores.json"
     known = json.loads(path.read_text("utf-8")) if path.is_file() else {}
-    write_whole(path, json.dumps(known | dict(scores), indent=2) + "\n")
+    write_file(path, json.dumps(known | dict(scores), indent=2) + "\n")

@@ -11,11 +11,11 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from t5x_lite.errors import UserError
-from t5x_lite.evaluate.batches import Batches
+from t5x_lite.evaluate.batches import BatchedFunction
 from t5x_lite.models.config import START, ModelConfig
 from t5x_lite.models.losses import chunks_for
 from t5x_lite.models.sharding import shards
-from t5x_lite.models.transformer import Blueprint
+from t5x_lite.models.transformer import ModelSpec
 from t5x_lite.objectives.features import Pair
 
 Likely: TypeAlias = tuple[float, bool]
@@ -29,14 +29,14 @@ class Likelihood:
     encoder_decoder they are the encoder's. `truncated` counts those that lost their beginning.
     """
 
-    def __init__(self, config: ModelConfig, blueprint: Blueprint, params: Any, mesh: Mesh, rows: int) -> None:
+    def __init__(self, config: ModelConfig, blueprint: ModelSpec, params: Any, mesh: Mesh, rows: int) -> None:
         if config.family not in {"decoder", "encoder_decoder"}:
             raise UserError(
                 f"a model of family {config.family} gives texts no probability from left to right; `score` hides one "
                 "token at a time"
             )
         self.family, self.truncated = config.family, 0
-        self._batches = Batches(partial(_of_targets, blueprint, config.vocab or 1), params, mesh, rows)
+        self._batches = BatchedFunction(partial(_of_targets, blueprint, config.vocab or 1), params, mesh, rows)
 
     def __call__(self, pairs: Sequence[Pair], window: int) -> list[Likely]:
         """Of each pair, in order.
@@ -73,7 +73,7 @@ class Likelihood:
         }
 
 
-def _of_targets(blueprint: Blueprint, vocab: int, params: Any, batch: dict[str, Array]) -> tuple[Array, Array]:
+def _of_targets(blueprint: ModelSpec, vocab: int, params: Any, batch: dict[str, Array]) -> tuple[Array, Array]:
     """Log-probability of every target, and whether it is the likeliest token, `[batch, targets]` each."""
     model = blueprint.model(params)
     tokens, segments, targets = batch["tokens"], batch["segment_ids"], batch["targets"]

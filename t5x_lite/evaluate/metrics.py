@@ -23,7 +23,7 @@ def _library(name: str) -> Any:
         raise UserError(f"{name.partition('.')[0]} is not installed; run: pip install 't5x_lite[eval]'") from None
 
 
-def check(metric: str, task: str) -> None:
+def check_metric(metric: str, task: str) -> None:
     """Refuse what could not be computed, before any work is done for it.
 
     Raises:

@@ -16,7 +16,7 @@ from t5x_lite.objectives.features import Pair
 from t5x_lite.train.step import Sums, means
 
 
-def evaluate(
+def evaluate_loss(
     eval_step: Callable[[Any, Any], Sums], params: Any, batches: Iterable[Any], tokens_per_byte: float | None
 ) -> dict[str, float]:
     """Sums over all batches, then means.
@@ -37,7 +37,7 @@ def evaluate(
     return {**found, "tokens": float(sums["loss"].weight)}
 
 
-def windows(ids: np.ndarray, first: int, window: int, stride: int) -> list[Pair]:
+def scoring_windows(ids: np.ndarray, first: int, window: int, stride: int) -> list[Pair]:
     """A document cut so that each token is scored once, in rows of at most `window` tokens that the model reads.
 
     The first row has the token `first` and predicts all that fit. Each later one predicts the next `stride` tokens, the
@@ -51,7 +51,7 @@ def windows(ids: np.ndarray, first: int, window: int, stride: int) -> list[Pair]
     return [(whole[max(stop - window, 0) : done + 1], whole[done + 1 : stop + 1]) for done, stop in spans]
 
 
-def of_texts(
+def score_texts(
     model: Any, texts: Sequence[str], window: int | None = None, stride: int | None = None
 ) -> dict[str, float]:
     """How well a decoder predicts documents, each for itself, from a token that begins a document.
@@ -78,7 +78,7 @@ def of_texts(
         raise UserError(f"stride {stride} must be from 1 to the window, {window}")
     texts = [text for text in texts if text]
     encoded = model.tokenizer.encode_batch(texts)
-    pairs = [pair for ids in encoded for pair in windows(ids, model.first, window, stride)]
+    pairs = [pair for ids in encoded for pair in scoring_windows(ids, model.first, window, stride)]
     tokens = sum(map(len, encoded))
     words, size = sum(len(text.split()) for text in texts), sum(len(text.encode("utf-8", "replace")) for text in texts)
     if not tokens:
@@ -96,10 +96,10 @@ def of_texts(
     }
 
 
-def of_file(model: Any, file: Path, window: int | None = None, stride: int | None = None) -> dict[str, float]:
-    """`of_texts` of a text file, which is one document, or of each `text` of a JSONL or Parquet file."""
+def score_file(model: Any, file: Path, window: int | None = None, stride: int | None = None) -> dict[str, float]:
+    """`score_texts` of a text file, which is one document, or of each `text` of a JSONL or Parquet file."""
     units = sources.units(SourceConfig(files=(str(file),)), whole_files=True)
-    return of_texts(model, [text for unit in units for _, text in sources.documents(unit)], window, stride)
+    return score_texts(model, [text for unit in units for _, text in sources.documents(unit)], window, stride)
 
 
 def _exponential(nats: float) -> float:

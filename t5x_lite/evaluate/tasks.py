@@ -11,17 +11,17 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from t5x_lite.data.records import Records, TaskData
+from t5x_lite.data.records import TaskData, TaskRecords
 from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.decode.generate import Generator
 from t5x_lite.decode.sampling import Sampling
-from t5x_lite.errors import write_whole
-from t5x_lite.evaluate.metrics import METRICS, check
-from t5x_lite.models.transformer import Blueprint
+from t5x_lite.errors import write_file
+from t5x_lite.evaluate.metrics import METRICS, check_metric
+from t5x_lite.models.transformer import ModelSpec
 from t5x_lite.objectives.objective import Features
 from t5x_lite.objectives.supervised import Record, Supervised
 from t5x_lite.parallel import mesh as meshes
-from t5x_lite.task import TaskConfig
+from t5x_lite.tasks import TaskSpec
 
 Answer = tuple[int, Any, Any]
 """A record's number, the model's prediction and the reference."""
@@ -34,12 +34,12 @@ class TaskEvaluation:
         UserError: a metric that does not exist, or whose library is not installed.
     """
 
-    def __init__(self, data: TaskData, blueprint: Blueprint, params: Any, tokenizer: Tokenizer, mesh: Mesh) -> None:
-        self.data, config, self.objective = data, data.config, data.config.task
+    def __init__(self, data: TaskData, blueprint: ModelSpec, params: Any, tokenizer: Tokenizer, mesh: Mesh) -> None:
+        self.data, config, self.objective = data, data.config, data.config.require_objective()
         self.validation, self.mesh = data.validation(), mesh
         for own in data.held_out:
             for metric in own.task.metrics:
-                check(metric, own.name)
+                check_metric(metric, own.name)
         scored = isinstance(self.objective, Supervised)
         self.generator = None if scored else Generator(config.model, blueprint, params, tokenizer)
         self._score = jax.jit(
@@ -58,10 +58,10 @@ class TaskEvaluation:
             if folder is not None and jax.process_index() == 0:
                 rows = ({"record": n, "prediction": p, "reference": r} for n, p, r in answers)
                 lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-                write_whole(folder / f"{own.name}.jsonl", lines)
+                write_file(folder / f"{own.name}.jsonl", lines)
         return found
 
-    def _scored(self, own: Records, params: Any) -> Iterator[Answer]:
+    def _scored(self, own: TaskRecords, params: Any) -> Iterator[Answer]:
         """From the scores of each record's examples."""
         size, objective = self.validation.batch_size, self.objective
         assert isinstance(objective, Supervised)
@@ -74,7 +74,7 @@ class TaskEvaluation:
             record, (_, features, scored) = own[number], zip(*group, strict=True)
             yield number, objective.prediction(record, features, scored), _reference(own.task, record)
 
-    def _written(self, own: Records, params: Any) -> Iterator[Answer]:
+    def _written(self, own: TaskRecords, params: Any) -> Iterator[Answer]:
         """From what the model writes after each record's inputs."""
         assert self.generator is not None
         self.generator.params = params
@@ -95,7 +95,7 @@ def _prompt(features: Features) -> np.ndarray:
     return features["tokens"][inputs]
 
 
-def _reference(task: TaskConfig, record: Record) -> Any:
+def _reference(task: TaskSpec, record: Record) -> Any:
     """The right answer, with its question where answers are judged together (MultiRC)."""
     own = task.reference(record)
     return {"question": record["question"], "label": own} if "question" in record and "answer" in record else own

@@ -45,7 +45,7 @@ def annealing(rates: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.cumsum(shares), np.cumsum(momentum) + 1e-9
 
 
-def forecast(lines: Sequence[Mapping[str, Any]], rates: np.ndarray) -> dict[str, float]:
+def forecast_loss(lines: Sequence[Mapping[str, Any]], rates: np.ndarray) -> dict[str, float]:
     """`predicted/loss` of the last step's training, with an interval (`predicted/low`, `/high`), and its `/tokens`.
 
     Empty before enough is seen: a tenth of the run and of the schedule's fall, and a few losses after the warm-up.

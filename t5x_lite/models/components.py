@@ -6,8 +6,8 @@ Pure data: no JAX here, as in `config.py`.
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
-from t5x_lite.models.experts import DISPATCHES, ROUTERS, Capacity, Dropless, ExpertChoice, Router, Switch
-from t5x_lite.models.patterns import ATTENTION, AttentionKind, Dense
+from t5x_lite.models.attention.kinds import ATTENTION, AttentionKind, Dense
+from t5x_lite.models.experts.config import DISPATCHES, ROUTERS, Capacity, Dropless, ExpertChoice, Router, Switch
 from t5x_lite.schema import Config, Int, OneOf, setting
 
 

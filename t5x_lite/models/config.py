@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Strict
 
+from t5x_lite.models.attention.kinds import AttentionKind, BlockGlobal, Factorised, Fixed
 from t5x_lite.models.components import (
     FEEDFORWARDS,
     GLU,
@@ -30,8 +31,7 @@ from t5x_lite.models.components import (
     Rotary,
     Sinusoidal,
 )
-from t5x_lite.models.experts import Dropless, ExpertChoice
-from t5x_lite.models.patterns import AttentionKind, BlockGlobal, Factorised, Fixed
+from t5x_lite.models.experts.config import Dropless, ExpertChoice
 from t5x_lite.schema import Config, Int, OneOf, setting
 
 START = 0

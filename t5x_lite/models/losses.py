@@ -16,7 +16,7 @@ LOGITS_BYTES = 64 * 2**20
 GPU_LOGITS_BYTES = 8 * 2**30
 """The same on a GPU, which has memory for them: parts are computed again in the backward pass, and their small products
 are slow (GPT-2 124M on an H100: 80 of 183 ms a step were spent on 128 parts)."""
-FAR_BELOW = -1e9
+MASK_VALUE = -1e9
 """In the place of what does not count; finite, and so is its square, for rows in which nothing does."""
 
 
@@ -128,7 +128,7 @@ class Losses:
         u, v = (x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12) for x in exact)
         scores = u @ v.T / temperature
         own, there = jnp.arange(len(scores)), weights > 0
-        ways = [self.classes(jnp.where(there, way, FAR_BELOW), own, weights) for way in (scores, scores.T)]
+        ways = [self.classes(jnp.where(there, way, MASK_VALUE), own, weights) for way in (scores, scores.T)]
         return jax.tree.map(lambda a, b: (a + b) / 2, *ways)
 
     def gather(self, states: Float[Array, "b l d"], places: Int[Array, "b p"]) -> Float[Array, "b p d"]:

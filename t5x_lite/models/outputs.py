@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from t5x_lite.models.config import SPAN_POSITIONS, HeadConfig, ModelConfig
 from t5x_lite.models.layers import ACTIVATIONS, Embed, Linear, Norm, dropout, weight
-from t5x_lite.models.losses import FAR_BELOW
+from t5x_lite.models.losses import MASK_VALUE
 
 SPAN_POSITION_WIDTH = 200
 """Width of their embedding (Joshi et al. 2020, code: pair_positional_embedding_size)."""
@@ -23,7 +23,7 @@ POOLS: dict[str, Callable[[Float[Array, "b l d"], Bool[Array, "b l"]], Float[Arr
     "first": lambda x, own: _at(x, own.argmax(1)),
     "last": lambda x, own: _at(x, own.shape[1] - 1 - own[:, ::-1].argmax(1)),
     "mean": lambda x, own: jnp.sum(x * own[..., None], axis=1) / jnp.maximum(own.sum(1, keepdims=True), 1),
-    "max": lambda x, own: jnp.where(own[..., None], x, FAR_BELOW).max(1),
+    "max": lambda x, own: jnp.where(own[..., None], x, MASK_VALUE).max(1),
 }
 """A text's states as one, from which of them count (Reimers & Gurevych 2019, §3)."""
 

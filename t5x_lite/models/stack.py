@@ -11,15 +11,15 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from t5x_lite.models import positions
-from t5x_lite.models.attention import Attention, KeysValues, Slot, empty_cache, follow
+from t5x_lite.models.attention.context import AttentionContext, TokenPositions
+from t5x_lite.models.attention.kinds import Dense
+from t5x_lite.models.attention.layer import Attention, CacheSlice, KVCache, empty_cache, update_cache
 from t5x_lite.models.components import LayerConfig, MoE
 from t5x_lite.models.config import ModelConfig, RematPolicy
+from t5x_lite.models.experts.layer import MixtureOfExperts
 from t5x_lite.models.feedforward import PERCEPTRONS
 from t5x_lite.models.layers import Linear, Norm, dropout
-from t5x_lite.models.moe import MixtureOfExperts
-from t5x_lite.models.patterns import Dense
 from t5x_lite.models.sharding import constrain, platform, shards
-from t5x_lite.models.view import Places, View
 
 RESIDUAL = "residual"
 """What a layer gives to the next: the name by which `remat=offload` knows it."""
@@ -35,19 +35,19 @@ RESIDUALS: dict[str, Callable[[Array, Norm, Sublayer], Array]] = {
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Memory:
+class EncoderOutput:
     """What cross-attention looks at: an encoder's states, and where they stand.
 
     In decoding `states` are None and each layer is given its keys and values of them.
     """
 
-    places: Places
+    places: TokenPositions
     states: Float[Array, "b m d"] | None = None
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Rows:
+class RowInputs:
     """What the rows of a batch bring to every layer: it can be taken for some of them."""
 
     segment_ids: Int[Array, "b l"]
@@ -57,18 +57,20 @@ class Rows:
     states: Float[Array, "b m d"] | None
 
     @classmethod
-    def of(cls, view: View, memory: Memory | None) -> "Rows":
+    def of(cls, view: AttentionContext, memory: EncoderOutput | None) -> "RowInputs":
         """Those of a row that looks at itself, and at a memory."""
         beside = (None, None) if memory is None else (memory.places.segment_ids, memory.states)
         return cls(view.queries.segment_ids, view.queries.prefix, view.at, *beside)
 
-    def taken(self, view: View, memory: Memory | None) -> tuple[View, Memory | None]:
+    def taken(
+        self, view: AttentionContext, memory: EncoderOutput | None
+    ) -> tuple[AttentionContext, EncoderOutput | None]:
         """What layers look at in these rows alone."""
         places = replace(view.queries, segment_ids=self.segment_ids, prefix=self.prefix)
         view = replace(view, queries=places, keys=places, at=self.at)
         if memory is None or self.of_memory is None:
             return view, None
-        return view, Memory(replace(memory.places, segment_ids=self.of_memory), self.states)
+        return view, EncoderOutput(replace(memory.places, segment_ids=self.of_memory), self.states)
 
 
 class Block(nnx.Module):
@@ -94,12 +96,12 @@ class Block(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "b l d"],
-        view: View,
-        memory: Memory | None = None,
-        cache: Slot | None = None,
-        remembered: KeysValues | None = None,
+        view: AttentionContext,
+        memory: EncoderOutput | None = None,
+        cache: CacheSlice | None = None,
+        remembered: KVCache | None = None,
         key: PRNGKeyArray | None = None,
-    ) -> tuple[Float[Array, "b l d"], Slot | None]:
+    ) -> tuple[Float[Array, "b l d"], CacheSlice | None]:
         """One layer.
 
         Args:
@@ -119,13 +121,13 @@ class Block(nnx.Module):
             nonlocal cache
             own, seen = self.attention.keys_values(y, view), view
             if cache is not None:
-                own, seen, cache = follow(cache, own, view)
+                own, seen, cache = update_cache(cache, own, view)
             return self._adapted("attention", dropout(self.attention(y, own, seen, keys[0]), self.dropout, keys[1]))
 
         def look(y: Array) -> Array:
             assert memory is not None
             assert self.cross_attention is not None
-            across = View(view.queries, memory.places, causal=False)
+            across = AttentionContext(view.queries, memory.places, causal=False)
             if remembered is None:
                 assert memory.states is not None
                 source = self.cross_attention.keys_values(memory.states, across)
@@ -190,7 +192,7 @@ class Stack(nnx.Module):
                 for name in ("attention_norm", "attention", "feedforward_norm", "feedforward"):
                     setattr(self.layers[number], name, getattr(like.layers[number], name))
 
-    def view(self, queries: Places, keys: Places, at: Int[Array, "b l"]) -> View:
+    def view(self, queries: TokenPositions, keys: TokenPositions, at: Int[Array, "b l"]) -> AttentionContext:
         """What queries at positions `at` may see of the keys."""
         bias = of = self.positions.bias(causal=self.causal)
         if of is not None:
@@ -200,27 +202,27 @@ class Stack(nnx.Module):
                 return whole if query is queries.index and key is keys.index else of(query, key)
 
         by_offset = self.positions.offset_bias(causal=self.causal)
-        return View(queries, keys, self.causal, at, self.positions.rotate, bias, by_offset)
+        return AttentionContext(queries, keys, self.causal, at, self.positions.rotate, bias, by_offset)
 
     def __call__(
         self,
         x: Float[Array, "b l d"],
-        view: View,
-        memory: Memory | None = None,
-        cache: list[KeysValues] | None = None,
-        remembered: list[KeysValues] | None = None,
+        view: AttentionContext,
+        memory: EncoderOutput | None = None,
+        cache: list[KVCache] | None = None,
+        remembered: list[KVCache] | None = None,
         key: PRNGKeyArray | None = None,
-    ) -> tuple[Float[Array, "b l d"], list[KeysValues] | None]:
+    ) -> tuple[Float[Array, "b l d"], list[KVCache] | None]:
         """All layers; see `Block.__call__`. Caches hold one entry a layer of the pattern, stacked over the repeats."""
         period = len(self.config.pattern)
         keys = None if key is None else jax.random.split(key, (self.repeats, period))
 
-        def period_of(view: View, memory: Memory | None) -> Callable[..., tuple[Array, Any]]:
+        def period_of(view: AttentionContext, memory: EncoderOutput | None) -> Callable[..., tuple[Array, Any]]:
             def one_period(carry: Any, blocks: Any, scanned: tuple[Any, Any, Any]) -> tuple[Any, Any]:
                 (x, cache), (number, remembered, keys) = carry, scanned
                 caches, states = [], []
                 for n in range(period):
-                    slot = None if cache is None else Slot(cache[n], number)
+                    slot = None if cache is None else CacheSlice(cache[n], number)
                     own = [None if part is None else part[n] for part in (remembered, keys)]
                     x, slot = blocks[str(n)](x, view, memory, slot, *own)
                     x = checkpoint_name(x, RESIDUAL)
@@ -233,7 +235,9 @@ class Stack(nnx.Module):
             return one_period
 
         if shards("layers") > 1 and cache is None:
-            x, seen = self._pipelined(lambda rows: period_of(*rows.taken(view, memory)), x, Rows.of(view, memory), keys)
+            x, seen = self._pipelined(
+                lambda rows: period_of(*rows.taken(view, memory)), x, RowInputs.of(view, memory), keys
+            )
         else:
             numbers = None if cache is None else jnp.arange(self.repeats)
             # Of a stack on a CPU a layer's weights are a copy; of layers that came apart they are read where they are.
@@ -273,7 +277,7 @@ class Stack(nnx.Module):
         )
 
     def _pipelined(
-        self, body_of: Callable[..., Any], x: Float[Array, "b l d"], rows: Rows, keys: Any
+        self, body_of: Callable[..., Any], x: Float[Array, "b l d"], rows: RowInputs, keys: Any
     ) -> tuple[Float[Array, "b l d"], Any]:
         """The layers in stages over the mesh axis `pipeline`, which parts of the batch pass one behind the other.
 
@@ -304,7 +308,7 @@ class Stack(nnx.Module):
         def laid(states: Array) -> Array:
             return constrain(states, "layers", "batch", "residual_length", None)
 
-        def stage(weights: Any, x: Array, own: Rows, keys: Any, part: Array) -> tuple[Array, Any]:
+        def stage(weights: Any, x: Array, own: RowInputs, keys: Any, part: Array) -> tuple[Array, Any]:
             drawn = None if keys is None else jax.vmap(jax.vmap(lambda k: jax.random.fold_in(k, part)))(keys)
             (x, _), (seen, _) = self._scan(body_of(own), (x, None), (None, None, drawn), weights)
             return x, seen
@@ -330,17 +334,17 @@ class Stack(nnx.Module):
 
         return together(left[stages - 1 :]), jax.tree.map(of_rows, seen)
 
-    def remember(self, memory: Memory) -> list[KeysValues]:
+    def remember(self, memory: EncoderOutput) -> list[KVCache]:
         """Each layer's keys and values of a memory: made once, used for every token that is decoded."""
 
-        def one_period(_: None, blocks: Any, __: None) -> tuple[None, list[KeysValues]]:
-            view = View(memory.places, memory.places, causal=False)
+        def one_period(_: None, blocks: Any, __: None) -> tuple[None, list[KVCache]]:
+            view = AttentionContext(memory.places, memory.places, causal=False)
             layers = [blocks[str(n)].cross_attention for n in range(len(self.config.pattern))]
             return None, [layer.keys_values(memory.states, view).turned() for layer in layers]
 
         return self._scan(one_period, None, None)[1]
 
-    def empty_cache(self, batch: int, length: int) -> list[KeysValues]:
+    def empty_cache(self, batch: int, length: int) -> list[KVCache]:
         """A cache for `length` tokens of every layer."""
         layers = [empty_cache(self.config, layer.attention, batch, length) for layer in self.config.pattern]
         return jax.tree.map(lambda a: jnp.broadcast_to(a, (self.repeats, *a.shape)), layers)

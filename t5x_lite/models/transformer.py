@@ -11,14 +11,15 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from t5x_lite.models import kernels, outputs, positions
+from t5x_lite.models import outputs, positions
 from t5x_lite.models.adapters import Surgeon
-from t5x_lite.models.attention import KeysValues
+from t5x_lite.models.attention import kernels
+from t5x_lite.models.attention.context import TokenPositions
+from t5x_lite.models.attention.layer import KVCache
 from t5x_lite.models.config import START, ModelConfig
 from t5x_lite.models.layers import Axes, Embed, Linear, Norm, Weight, dropout
 from t5x_lite.models.sharding import constrain
-from t5x_lite.models.stack import Memory, Stack
-from t5x_lite.models.view import Places
+from t5x_lite.models.stack import EncoderOutput, Stack
 
 Tokens: TypeAlias = Int[Array, "b l"]
 States: TypeAlias = Float[Array, "b l d"]
@@ -32,11 +33,11 @@ class Cache:
     After an encoder, `memory` says where its states stand and `remembered` holds each layer's keys and values of them.
     """
 
-    layers: list[KeysValues]
+    layers: list[KVCache]
     segment_ids: Int[Array, "b m"]
     index: Int[Array, ""]
-    memory: Memory | None = None
-    remembered: list[KeysValues] | None = None
+    memory: EncoderOutput | None = None
+    remembered: list[KVCache] | None = None
 
 
 class Embedding(nnx.Module):
@@ -89,9 +90,9 @@ class Side(nnx.Module):
         *,
         token_types: Tokens | None = None,
         prefix: Bool[Array, "b l"] | None = None,
-        memory: Memory | None = None,
+        memory: EncoderOutput | None = None,
         key: PRNGKeyArray | None = None,
-    ) -> tuple[States, Places]:
+    ) -> tuple[States, TokenPositions]:
         """States, and where they stand. Without positions `at` and segments a row is one document.
 
         Keys in `prefix` are seen by earlier queries too; `key` turns dropout on.
@@ -103,7 +104,7 @@ class Side(nnx.Module):
         segments = jnp.ones(shape, jnp.int32) if segment_ids is None else segment_ids
         x = reordered(self._embedded(x, at, token_types, first), index)
         both_ways = None if prefix is None else prefix[:, index]
-        places = Places(index, segments[:, index], both_ways, one_text=segment_ids is None)
+        places = TokenPositions(index, segments[:, index], both_ways, one_text=segment_ids is None)
         x = self.stack(x, self.stack.view(places, places, at[:, index]), memory, key=rest)[0]
         return reordered(x, np.argsort(index)), places
 
@@ -117,9 +118,9 @@ class Side(nnx.Module):
         segments = jax.lax.dynamic_update_slice_in_dim(cache.segment_ids, segment_ids, cache.index, axis=1)
         before = jnp.sum(cache.segment_ids > 0, axis=1, keepdims=True)
         at = jnp.maximum(before + jnp.cumsum(segment_ids > 0, axis=1) - 1, 0)
-        queries = Places(index, segment_ids, at=at)
+        queries = TokenPositions(index, segment_ids, at=at)
         places = jnp.maximum(jnp.cumsum(segments > 0, axis=1) - 1, 0)
-        keys = Places(jnp.arange(segments.shape[1]), segments, segments > 0 if prefix else None, places)
+        keys = TokenPositions(jnp.arange(segments.shape[1]), segments, segments > 0 if prefix else None, places)
         view = self.stack.view(queries, keys, at)
         x = self._embedded(x, at, None, None)
         hidden, layers = self.stack(x, view, cache.memory, cache.layers, cache.remembered)
@@ -249,7 +250,7 @@ class EncoderDecoder(nnx.Module):
         """The decoder's states. Cross-attention joins equal segments of the two sides."""
         first, second = (None, None) if key is None else jax.random.split(key)
         states, places = self.encoder(self.tokens(tokens), positions, segment_ids, key=first)
-        memory = Memory(places, states)
+        memory = EncoderOutput(places, states)
         x = self.tokens(decoder_tokens)
         return self.decoder(x, decoder_positions, decoder_segment_ids, memory=memory, key=second)[0]
 
@@ -258,8 +259,8 @@ class EncoderDecoder(nnx.Module):
         at = jnp.maximum(jnp.cumsum(segment_ids > 0, axis=1) - 1, 0)
         states, places = self.encoder(self.tokens(tokens), at, segment_ids)
         empty = self.decoder.empty_cache(tokens.shape[0], 1 + room)
-        remembered = self.decoder.stack.remember(Memory(places, states))
-        cache = replace(empty, memory=Memory(places), remembered=remembered)
+        remembered = self.decoder.stack.remember(EncoderOutput(places, states))
+        cache = replace(empty, memory=EncoderOutput(places), remembered=remembered)
         start = jnp.full((tokens.shape[0], 1), START, tokens.dtype)
         return self.extend(start, jnp.ones_like(start), cache)
 
@@ -323,7 +324,7 @@ def _make(config: ModelConfig, key: Any, surgery: Surgery | None) -> nnx.Module:
 
 
 @dataclass(frozen=True)
-class Blueprint:
+class ModelSpec:
     """A model without its weights: `params` is a nested dict of arrays, everything else is here.
 
     `axes` has the shape of `params`, an `Axes` for each array.
@@ -357,15 +358,15 @@ class Blueprint:
         return sum(jax.tree.leaves(counts))
 
 
-def blueprint(config: ModelConfig, surgery: Surgery | None = None) -> Blueprint:
+def model_spec(config: ModelConfig, surgery: Surgery | None = None) -> ModelSpec:
     """The structure and shapes of a model, without allocating anything."""
     graph, state = nnx.split(nnx.eval_shape(lambda: _make(config, 0, surgery)))
     is_weight = lambda leaf: isinstance(leaf, Weight)  # noqa: E731
     plain = nnx.to_pure_dict(state)
     axes = nnx.to_pure_dict(jax.tree.map(lambda w: w.axes, state, is_leaf=is_weight))
-    return Blueprint(graph, axes, plain)
+    return ModelSpec(graph, axes, plain)
 
 
-def initial(config: ModelConfig, key: PRNGKeyArray, surgery: Surgery | None = None) -> Any:
+def init_params(config: ModelConfig, key: PRNGKeyArray, surgery: Surgery | None = None) -> Any:
     """Fresh weights as a nested dict; call it under `jax.jit` with the shardings that they should have."""
     return nnx.to_pure_dict(nnx.state(_make(config, key, surgery)))

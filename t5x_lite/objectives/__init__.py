@@ -6,7 +6,7 @@ from t5x_lite.objectives.classify import Classify, Regress
 from t5x_lite.objectives.contrastive import Contrastive
 from t5x_lite.objectives.extract import Extract
 from t5x_lite.objectives.masked import Masked
-from t5x_lite.objectives.objective import Features, Objective, Row, Task, Vocabulary
+from t5x_lite.objectives.objective import ExampleContext, Features, Objective, TokenRow, Vocabulary
 from t5x_lite.objectives.prefix import Prefix
 from t5x_lite.objectives.replaced_token import ReplacedToken
 from t5x_lite.objectives.reward import Reward
@@ -36,4 +36,4 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "reward": Reward,
 }
 
-__all__ = ["OBJECTIVES", "Causal", "Features", "Objective", "Row", "Task", "TextToText", "Vocabulary"]
+__all__ = ["OBJECTIVES", "Causal", "ExampleContext", "Features", "Objective", "TextToText", "TokenRow", "Vocabulary"]

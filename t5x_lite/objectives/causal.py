@@ -7,7 +7,7 @@ import numpy as np
 
 from t5x_lite.models.config import Family
 from t5x_lite.objectives.features import positions_in
-from t5x_lite.objectives.objective import Features, Losses, Objective, Row, Task
+from t5x_lite.objectives.objective import ExampleContext, Features, Losses, Objective, TokenRow
 
 
 class Causal(Objective):
@@ -21,15 +21,15 @@ class Causal(Objective):
     families: ClassVar[tuple[Family, ...]] = ("decoder",)
     every_token: ClassVar[bool] = True
 
-    def row_length(self, task: Task) -> int:
+    def row_length(self, context: ExampleContext) -> int:
         """One more than the model reads: the last token is only a target."""
-        return task.seq_len + 1
+        return context.seq_len + 1
 
-    def stride(self, task: Task) -> int:
+    def stride(self, context: ExampleContext) -> int:
         """The token that is only a target here is the first input of the next row."""
-        return task.seq_len
+        return context.seq_len
 
-    def example(self, row: Row, task: Task, rng: np.random.Generator) -> Features:
+    def example(self, row: TokenRow, context: ExampleContext, rng: np.random.Generator) -> Features:
         """Inputs are all tokens but the last, targets all but the first."""
         inside, following = row.segments[:-1], row.segments[1:]
         return {

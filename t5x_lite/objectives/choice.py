@@ -4,7 +4,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from t5x_lite.objectives.objective import Features, Task
+from t5x_lite.objectives.objective import ExampleContext, Features
 from t5x_lite.objectives.supervised import Coder, Pooled, Record, several
 from t5x_lite.schema import Int, setting
 
@@ -25,13 +25,13 @@ class Choice(Pooled):
         """One a choice."""
         return self.count
 
-    def examples(self, record: Record, coder: Coder, task: Task) -> list[Features]:
+    def examples(self, record: Record, coder: Coder, context: ExampleContext) -> list[Features]:
         choices, label = record["choices"], self.reference(record)
         if len(choices) != self.count or not 0 <= label < self.count:
             raise ValueError(f"{len(choices)} choices, label {record['label']}; expected {self.count} choices")
         told = record["text"]
         text = coder.encode(" ".join(map(str, told)) if isinstance(told, list) else str(told))
-        rows = several([[text, coder.encode(str(choice))] for choice in choices], task)
+        rows = several([[text, coder.encode(str(choice))] for choice in choices], context)
         return [{**rows, "targets": np.asarray(label, np.int32)}]
 
     def from_text(self, text: str, record: Record) -> int:

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from t5x_lite.models.config import HeadConfig, ModelConfig
-from t5x_lite.objectives.objective import Features, Losses, Task
+from t5x_lite.objectives.objective import ExampleContext, Features, Losses
 from t5x_lite.objectives.supervised import Coder, Pooled, Record, framed, label_index
 from t5x_lite.schema import Strings, setting
 
@@ -24,12 +24,12 @@ class _OfText(Pooled):
     def head(self, model: ModelConfig) -> HeadConfig:
         return super().head(model).model_copy(update={"transform": self.transform})
 
-    def examples(self, record: Record, coder: Coder, task: Task) -> list[Features]:
+    def examples(self, record: Record, coder: Coder, context: ExampleContext) -> list[Features]:
         texts = [coder.encode(str(record[role])) for role in ("text", "second") if role in record]
         reference = self.reference(record)
         kind = np.int32 if isinstance(reference, int) else np.float32
         target = {"targets": np.asarray(reference, kind), "loss_weights": np.ones((), np.float32)}
-        return [{**framed(texts, task), **target}]
+        return [{**framed(texts, context), **target}]
 
 
 class Classify(_OfText):

@@ -11,7 +11,7 @@ import numpy as np
 from t5x_lite.errors import UserError
 from t5x_lite.models.config import Family, ModelConfig
 from t5x_lite.objectives.features import stacked
-from t5x_lite.objectives.objective import Features, Lengths, Losses, Objective, Row, Task
+from t5x_lite.objectives.objective import ExampleContext, ExampleLengths, Features, Losses, Objective, TokenRow
 from t5x_lite.objectives.supervised import SMALLEST, framed, pooled
 from t5x_lite.schema import setting
 
@@ -46,27 +46,27 @@ class Contrastive(Objective):
         if self.views == "dropout" and not model.dropout:
             raise ValueError("objective.contrastive.views=dropout needs model.dropout above 0: its views are the same")
 
-    def check_task(self, task: Task) -> None:
+    def check_context(self, context: ExampleContext) -> None:
         """The tokenizer must have [CLS] and [SEP], a view room for a token beside them."""
-        framed([np.zeros(0, np.int32)], task)
-        if task.seq_len < SMALLEST:
-            raise UserError(f"objective contrastive: train.seq_len {task.seq_len} leaves no room in a view")
+        framed([np.zeros(0, np.int32)], context)
+        if context.seq_len < SMALLEST:
+            raise UserError(f"objective contrastive: train.seq_len {context.seq_len} leaves no room in a view")
 
-    def row_length(self, task: Task) -> int:
+    def row_length(self, context: ExampleContext) -> int:
         """Tokens whose halves have room beside their frames; or those of one view."""
-        return (task.seq_len - 2) * (2 if self.views == "halves" else 1)
+        return (context.seq_len - 2) * (2 if self.views == "halves" else 1)
 
-    def lengths(self, task: Task) -> Lengths:
+    def lengths(self, context: ExampleContext) -> ExampleLengths:
         """What an example costs."""
-        return Lengths(task.seq_len, 0, texts=2)
+        return ExampleLengths(context.seq_len, 0, texts=2)
 
-    def example(self, row: Row, task: Task, rng: np.random.Generator) -> Features:
+    def example(self, row: TokenRow, context: ExampleContext, rng: np.random.Generator) -> Features:
         """Two views; a text that leaves one of them empty has no weight."""
         text = row.tokens[row.segments > 0]
-        text = text[text != task.vocabulary.eos]
+        text = text[text != context.vocabulary.eos]
         first = rng.permutation(len(text)) < len(text) // 2 if self.views == "halves" else np.ones(len(text), bool)
         second = ~first if self.views == "halves" else first
-        views = stacked([framed([text[view]], task) for view in (first, second)])
+        views = stacked([framed([text[view]], context) for view in (first, second)])
         return {**views, "loss_weights": np.float32(first.any() and second.any())}  # type: ignore[dict-item]
 
     def loss(self, model: Any, batch: Mapping[str, Any], key: Any, losses: Losses) -> Mapping[str, Any]:

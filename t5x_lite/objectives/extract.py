@@ -7,7 +7,7 @@ import numpy as np
 
 from t5x_lite.errors import UserError
 from t5x_lite.models.config import Family, HeadConfig, ModelConfig
-from t5x_lite.objectives.objective import Features, Losses, Task
+from t5x_lite.objectives.objective import ExampleContext, Features, Losses
 from t5x_lite.objectives.supervised import Coder, Record, Supervised, framed, states
 from t5x_lite.schema import Int, setting
 
@@ -44,12 +44,12 @@ class Extract(Supervised):
         """A score for the beginning and one for the end."""
         return HeadConfig(outputs=2, pool="none")
 
-    def check_task(self, task: Task) -> None:
+    def check_context(self, context: ExampleContext) -> None:
         """Refuse a row that questions would fill."""
-        if task.seq_len - task.placeholders - 3 <= self.question_len:
+        if context.seq_len - context.placeholders - 3 <= self.question_len:
             raise UserError(
-                f"objective extract: train.seq_len {task.seq_len} leaves no room for a context beside "
-                f"question_len {self.question_len} and {task.placeholders} soft tokens"
+                f"objective extract: train.seq_len {context.seq_len} leaves no room for a context beside "
+                f"question_len {self.question_len} and {context.placeholders} soft tokens"
             )
 
     def learnable(self, record: Record) -> bool:
@@ -59,23 +59,23 @@ class Extract(Supervised):
         text, begin = str(record["answers"][0]), int(record["starts"][0])
         return bool(text) and record["context"][begin : begin + len(text)] == text
 
-    def examples(self, record: Record, coder: Coder, task: Task) -> list[Features]:
+    def examples(self, record: Record, coder: Coder, context: ExampleContext) -> list[Features]:
         question = coder.encode(str(record["question"]).strip())[: self.question_len]
         ids, places = coder.encode_placed(str(record["context"]))
-        lead, base = task.placeholders, task.placeholders + len(question) + 2
-        room, known = task.seq_len - base - 1, self.learnable(record)
+        lead, base = context.placeholders, context.placeholders + len(question) + 2
+        room, known = context.seq_len - base - 1, self.learnable(record)
         span = self._span(record, places) if known else NOWHERE
         step = min(self.window_stride, room)
         windows: list[Features] = []
         for first in range(0, max(len(ids) - room, 0) + step, step):
             stop = min(first + room, len(ids))
-            allowed, placed = np.zeros(task.seq_len, np.float32), np.zeros((task.seq_len, 2), np.int32)
+            allowed, placed = np.zeros(context.seq_len, np.float32), np.zeros((context.seq_len, 2), np.int32)
             allowed[[lead, *range(base, base + stop - first)]] = 1
             placed[base : base + stop - first] = places[first:stop]
             inside = first <= span[0] and span[1] < stop and span[0] >= 0
             start, end = (np.asarray(base + at - first if inside else lead, np.int32) for at in span)
             targets = {"start": start, "end": end, "loss_weights": np.asarray(known, np.float32)}
-            row = framed([question, ids[first:stop]], task)
+            row = framed([question, ids[first:stop]], context)
             windows.append({**row, **targets, "allowed": allowed, "places": placed})
         return windows
 

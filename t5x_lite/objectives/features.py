@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from t5x_lite.models.config import START, Family
-from t5x_lite.objectives.objective import Features, Lengths, Losses, Objective, Task
+from t5x_lite.objectives.objective import ExampleContext, ExampleLengths, Features, Losses, Objective
 
 Pair = tuple[np.ndarray, np.ndarray]
 """Inputs and targets, int32."""
@@ -94,22 +94,26 @@ class InputsTargets(Objective):
     families: ClassVar[tuple[Family, ...]] = ("encoder_decoder", "decoder")
 
     @abstractmethod
-    def target_length(self, task: Task) -> int:
+    def target_length(self, context: ExampleContext) -> int:
         """Targets of a full row, EOS included."""
 
-    def capacity(self, task: Task) -> tuple[int, ...]:
+    def capacity(self, context: ExampleContext) -> tuple[int, ...]:
         """Inputs and targets of a row; of a decoder, both together."""
-        return (task.seq_len, self.target_length(task)) if task.family == "encoder_decoder" else (task.seq_len,)
+        return (
+            (context.seq_len, self.target_length(context))
+            if context.family == "encoder_decoder"
+            else (context.seq_len,)
+        )
 
-    def lengths(self, task: Task) -> Lengths:
+    def lengths(self, context: ExampleContext) -> ExampleLengths:
         """What an example costs."""
-        if task.family == "decoder":
-            return Lengths(task.seq_len, task.seq_len)
-        return Lengths(task.seq_len, self.target_length(task), self.target_length(task))
+        if context.family == "decoder":
+            return ExampleLengths(context.seq_len, context.seq_len)
+        return ExampleLengths(context.seq_len, self.target_length(context), self.target_length(context))
 
-    def features(self, pairs: Sequence[Pair], task: Task) -> Features:
+    def features(self, pairs: Sequence[Pair], context: ExampleContext) -> Features:
         """The features of a row's pairs."""
-        return text_to_text(pairs, task.family, task.seq_len, self.target_length(task))
+        return text_to_text(pairs, context.family, context.seq_len, self.target_length(context))
 
     def loss(self, model: Any, batch: Mapping[str, Any], key: Any, losses: Losses) -> Mapping[str, Any]:
         """Cross-entropy of the targets under either kind of model."""

@@ -11,7 +11,16 @@ import numpy as np
 
 from t5x_lite.models.config import SPAN_POSITIONS, Family, ModelConfig
 from t5x_lite.objectives.features import padded, placed, positions_in
-from t5x_lite.objectives.objective import Features, Lengths, Losses, Objective, Row, Rows, Task, Vocabulary
+from t5x_lite.objectives.objective import (
+    ExampleContext,
+    ExampleLengths,
+    Features,
+    Losses,
+    Objective,
+    RowKind,
+    TokenRow,
+    Vocabulary,
+)
 from t5x_lite.schema import Int, setting
 
 CLS, SEP, MASK = ("[CLS]", "<s>"), ("[SEP]", "</s>"), ("[MASK]", "<mask>")
@@ -53,7 +62,7 @@ class Masked(Objective):
     short_share: float = setting(0.1, "share of pairs of random shorter length", ge=0, le=1, source="BERT's code")
 
     @property
-    def rows(self) -> Rows:
+    def rows(self) -> RowKind:
         """Pairs are made of whole sentences; one that does not follow is of another document."""
         return "tokens" if self.sentences == "none" else "sentences"
 
@@ -83,38 +92,38 @@ class Masked(Objective):
         if self.mask_share + self.random_share > 1:
             raise ValueError("objective.masked: mask_share and random_share are more than 1 together")
 
-    def check_task(self, task: Task) -> None:
+    def check_context(self, context: ExampleContext) -> None:
         """The tokenizer must have [CLS], [SEP] and [MASK] (or <s>, </s>, <mask>)."""
         for names in (CLS, SEP, MASK):
-            task.vocabulary.one_of(self.name, *names)
+            context.vocabulary.one_of(self.name, *names)
 
-    def row_length(self, task: Task) -> int:
+    def row_length(self, context: ExampleContext) -> int:
         """Room between the special tokens."""
-        return task.seq_len - (2 if self.sentences == "none" else 3)
+        return context.seq_len - (2 if self.sentences == "none" else 3)
 
-    def _predictions(self, task: Task) -> int:
+    def _predictions(self, context: ExampleContext) -> int:
         """Places to tell in a full row; BERT's max_predictions_per_seq."""
-        return max(int(np.ceil(self.rate * task.seq_len)), 1)
+        return max(int(np.ceil(self.rate * context.seq_len)), 1)
 
-    def lengths(self, task: Task) -> Lengths:
+    def lengths(self, context: ExampleContext) -> ExampleLengths:
         """What an example costs."""
-        return Lengths(task.seq_len, self._predictions(task))
+        return ExampleLengths(context.seq_len, self._predictions(context))
 
-    def example(self, row: Row, task: Task, rng: np.random.Generator) -> Features:
+    def example(self, row: TokenRow, context: ExampleContext, rng: np.random.Generator) -> Features:
         """Frame the text, then hide some of it."""
         if self.sentences == "none":
-            return self.hidden(framed_text(row, task), task, rng)
-        label, texts = self._pair(row, task, rng)
-        framed = framed_pair(texts, task)
+            return self.hidden(framed_text(row, context), context, rng)
+        label, texts = self._pair(row, context, rng)
+        framed = framed_pair(texts, context)
         weight = np.float32(framed["segment_ids"][0] > 0)
         told: Features = {"sentence_targets": np.int32(label), "sentence_weights": weight}  # type: ignore[dict-item]
-        return {**self.hidden(framed, task, rng), **told}
+        return {**self.hidden(framed, context, rng), **told}
 
-    def hidden(self, framed: Features, task: Task, rng: np.random.Generator) -> Features:
+    def hidden(self, framed: Features, context: ExampleContext, rng: np.random.Generator) -> Features:
         """A framed text with some of its tokens hidden, and what they were."""
-        tokens, vocabulary = framed["tokens"].copy(), task.vocabulary
+        tokens, vocabulary = framed["tokens"].copy(), context.vocabulary
         open_ = np.flatnonzero((framed["segment_ids"] > 0) & ~vocabulary.special[tokens])
-        most = min(self._predictions(task), max(round(self.rate * int((framed["segment_ids"] > 0).sum())), 1))
+        most = min(self._predictions(context), max(round(self.rate * int((framed["segment_ids"] > 0).sum())), 1))
         groups = self._groups(open_, tokens, most, vocabulary, rng)
         places = np.concatenate([np.zeros(0, np.int64), *groups])
         originals = tokens[places]
@@ -124,7 +133,7 @@ class Masked(Objective):
         elif len(places):
             tokens[places] = self._shown(originals, vocabulary, rng, together=False)
         order = np.argsort(places)
-        count = self._predictions(task)
+        count = self._predictions(context)
         features = {
             **framed,
             "tokens": tokens,
@@ -161,17 +170,17 @@ class Masked(Objective):
         assert vocabulary.frequency is not None
         return np.searchsorted(np.cumsum(vocabulary.frequency), rng.random(count) * (1 - 1e-12), side="right")
 
-    def _pair(self, row: Row, task: Task, rng: np.random.Generator) -> tuple[int, list[np.ndarray]]:
+    def _pair(self, row: TokenRow, context: ExampleContext, rng: np.random.Generator) -> tuple[int, list[np.ndarray]]:
         """A label and two texts from a chunk of sentences, as BERT's create_pretraining_data does."""
-        assert row.partner is not None
-        most = self.row_length(task)
+        assert row.second_sentence is not None
+        most = self.row_length(context)
         wanted = int(rng.integers(2, most + 1)) if rng.random() < self.short_share else most
-        chunk = _first_sentences(_sentences(row, task.vocabulary), wanted)
+        chunk = _first_sentences(_sentences(row, context.vocabulary), wanted)
         if not chunk:
             return 0, [np.zeros(0, np.int32)] * 2
         end = int(rng.integers(1, len(chunk))) if len(chunk) > 1 else 1
         first, second = np.concatenate(chunk[:end]), np.concatenate([np.zeros(0, np.int32), *chunk[end:]])
-        others = _sentences(row.partner, task.vocabulary)
+        others = _sentences(row.second_sentence, context.vocabulary)
         apart = bool(others) and (len(chunk) == 1 or (self.sentences == "next" and rng.random() < 0.5))
         if apart:
             others = others[int(rng.integers(len(others))) :]
@@ -200,26 +209,26 @@ class Masked(Objective):
         return sums
 
 
-def framed_text(row: Row, task: Task) -> Features:
+def framed_text(row: TokenRow, context: ExampleContext) -> Features:
     """`[CLS] text [SEP]`; documents of a row stay segments of their own, the frame belongs to its neighbours."""
     count = int((row.segments > 0).sum())
-    frame = [task.vocabulary.one_of("masked", *names) for names in (CLS, SEP)] if count else [0, 0]
+    frame = [context.vocabulary.one_of("masked", *names) for names in (CLS, SEP)] if count else [0, 0]
     segments = row.segments[:count]
     ends = [segments[:1], segments, segments[-1:]]
     tokens = np.concatenate([frame[:1], row.tokens[:count], frame[1:]]) if count else segments
-    found = placed(tokens, np.concatenate(ends), task.seq_len)
-    return {**found, "token_types": np.zeros(task.seq_len, np.int32)}
+    found = placed(tokens, np.concatenate(ends), context.seq_len)
+    return {**found, "token_types": np.zeros(context.seq_len, np.int32)}
 
 
-def framed_pair(texts: Sequence[np.ndarray], task: Task, *, restart: bool = False) -> Features:
+def framed_pair(texts: Sequence[np.ndarray], context: ExampleContext, *, restart: bool = False) -> Features:
     """`[CLS] A [SEP] B [SEP]` with types 0 and 1; positions of B from 0 again with `restart` (XLM)."""
-    cls, sep = (task.vocabulary.one_of("masked", *names) for names in (CLS, SEP))
+    cls, sep = (context.vocabulary.one_of("masked", *names) for names in (CLS, SEP))
     sides = [np.concatenate([[cls], texts[0], [sep]]), np.concatenate([texts[1], [sep]])]
     if not len(texts[0]):
         sides = [np.zeros(0, np.int32)] * 2
-    types = padded(np.repeat([0, 1], [len(side) for side in sides]), task.seq_len)
+    types = padded(np.repeat([0, 1], [len(side) for side in sides]), context.seq_len)
     tokens = np.concatenate(sides)
-    found = {**placed(tokens, np.ones(len(tokens)), task.seq_len), "token_types": types}
+    found = {**placed(tokens, np.ones(len(tokens)), context.seq_len), "token_types": types}
     return found | {"positions": positions_in(found["segment_ids"] + types)} if restart else found
 
 
@@ -282,7 +291,7 @@ def _borders(groups: Sequence[np.ndarray], order: np.ndarray, count: int) -> Fea
     }
 
 
-def _sentences(row: Row, vocabulary: Vocabulary) -> list[np.ndarray]:
+def _sentences(row: TokenRow, vocabulary: Vocabulary) -> list[np.ndarray]:
     """The sentences of a row of one document, without the EOS that ends it."""
     text = (row.segments > 0) & (row.tokens != (-1 if vocabulary.eos is None else vocabulary.eos))
     tokens, parts = row.tokens[text], row.parts[text]

@@ -20,7 +20,7 @@ else:
 Features: TypeAlias = Mapping[str, np.ndarray]
 """What an objective gives a model: fixed shapes, see the objective's docstring; padding is `segment_ids == 0`."""
 
-Rows = Literal["tokens", "sentences", "pairs"]
+RowKind = Literal["tokens", "sentences", "pairs"]
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Vocabulary:
 
 
 @dataclass(frozen=True)
-class Task:
+class ExampleContext:
     """What an objective is told of the run: `train.seq_len`, the tokenizer's vocabulary, and the kind of model.
 
     `placeholders` soft tokens, of the ids -1, -2, …, come before each input of a task.
@@ -79,22 +79,22 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Row:
+class TokenRow:
     """A piece of the corpus. All arrays are int32 `[row_length]`.
 
     `tokens` are zero where padded; `segments` number the row's documents 1, 2, …, 0 where padded; `parts` number the
-    sentences (or the fields) of each document from 0, where the corpus has them. `partner` is a row of another
+    sentences (or the fields) of each document from 0, where the corpus has them. `second_sentence` is a row of another
     document, where objectives are fed sentences.
     """
 
     tokens: np.ndarray
     segments: np.ndarray
     parts: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
-    partner: "Row | None" = None
+    second_sentence: "TokenRow | None" = None
 
 
 @dataclass(frozen=True)
-class Lengths:
+class ExampleLengths:
     """Tokens that the parts of a model see in one example, for counting FLOPs.
 
     `tokens` pass the encoder, or the decoder of a decoder-only model; `targets` the decoder of an encoder_decoder;
@@ -110,8 +110,8 @@ class Lengths:
 class Objective(Config):
     """A training task. Its fields are its settings; its methods stand side by side in one file.
 
-    `rows` says what it is fed: any tokens, whole sentences of one document with a `partner` of another (`data.parts`
-    tells sentences), or pairs of texts (`data.parts=fields`, in one of the `packings`). `every_token`: its loss is that
+    `rows` says what it is fed: any tokens, whole sentences of one document with a `second_sentence` of another
+    (`data.parts` tells sentences), or pairs of texts (`data.parts=fields`, in one of the `packings`). `every_token`: its loss is that
     of the whole text. `one_text`: a row of the stream is one text, whatever documents it touches.
     """
 
@@ -122,7 +122,7 @@ class Objective(Config):
     packings: ClassVar[tuple[str, ...]] = ("documents", "none")
 
     @property
-    def rows(self) -> Rows:
+    def rows(self) -> RowKind:
         """What one example is made from."""
         return "tokens"
 
@@ -139,7 +139,7 @@ class Objective(Config):
     def check(self, model: ModelConfig) -> None:
         """Refuse a model that cannot serve, with a ValueError that says why. `families` is checked before."""
 
-    def check_task(self, task: Task) -> None:
+    def check_context(self, context: ExampleContext) -> None:
         """Refuse a vocabulary or a length that cannot serve.
 
         Raises:
@@ -147,27 +147,27 @@ class Objective(Config):
         """
 
     @abstractmethod
-    def row_length(self, task: Task) -> int:
+    def row_length(self, context: ExampleContext) -> int:
         """Tokens of raw text that one example takes at most."""
 
-    def stride(self, task: Task) -> int:
+    def stride(self, context: ExampleContext) -> int:
         """Tokens of raw text from the start of one row to the start of the next."""
-        return self.row_length(task)
+        return self.row_length(context)
 
-    def sizes(self, lengths: np.ndarray, task: Task) -> np.ndarray:
+    def sizes(self, lengths: np.ndarray, context: ExampleContext) -> np.ndarray:
         """Room that packed documents take, `[documents, n]`, from the lengths of their parts `[documents, parts]`."""
         return lengths.sum(1, keepdims=True)
 
-    def capacity(self, task: Task) -> tuple[int, ...]:
+    def capacity(self, context: ExampleContext) -> tuple[int, ...]:
         """Room in one row, `[n]`."""
-        return (self.row_length(task),)
+        return (self.row_length(context),)
 
-    def lengths(self, task: Task) -> Lengths:
+    def lengths(self, context: ExampleContext) -> ExampleLengths:
         """What an example costs."""
-        return Lengths(task.seq_len, task.seq_len)
+        return ExampleLengths(context.seq_len, context.seq_len)
 
     @abstractmethod
-    def example(self, row: Row, task: Task, rng: np.random.Generator) -> Features:
+    def example(self, row: TokenRow, context: ExampleContext, rng: np.random.Generator) -> Features:
         """One example from one row; `rng` depends on (seed, epoch, row) alone. An empty row gives weights of 0."""
 
     @abstractmethod

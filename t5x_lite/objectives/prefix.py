@@ -5,7 +5,7 @@ from typing import ClassVar
 import numpy as np
 
 from t5x_lite.objectives.features import InputsTargets, segments_of
-from t5x_lite.objectives.objective import Features, Row, Task
+from t5x_lite.objectives.objective import ExampleContext, Features, TokenRow
 
 
 class Prefix(InputsTargets):
@@ -16,18 +16,18 @@ class Prefix(InputsTargets):
 
     name: ClassVar[str] = "prefix"
 
-    def row_length(self, task: Task) -> int:
+    def row_length(self, context: ExampleContext) -> int:
         """A decoder's last token is only a target."""
-        return task.seq_len + 1 if task.family == "decoder" else task.seq_len
+        return context.seq_len + 1 if context.family == "decoder" else context.seq_len
 
-    def target_length(self, task: Task) -> int:
-        return task.seq_len
+    def target_length(self, context: ExampleContext) -> int:
+        return context.seq_len
 
-    def capacity(self, task: Task) -> tuple[int, ...]:
+    def capacity(self, context: ExampleContext) -> tuple[int, ...]:
         """Wherever a text is cut, its parts fit where it fitted."""
-        return (self.row_length(task),)
+        return (self.row_length(context),)
 
-    def example(self, row: Row, task: Task, rng: np.random.Generator) -> Features:
+    def example(self, row: TokenRow, context: ExampleContext, rng: np.random.Generator) -> Features:
         """Documents of one token have no second part and are left out."""
         pairs = []
         for part in segments_of(row.segments):
@@ -35,4 +35,4 @@ class Prefix(InputsTargets):
             if len(tokens) > 1:
                 cut = rng.integers(1, len(tokens))
                 pairs.append((tokens[:cut], tokens[cut:]))
-        return self.features(pairs, task)
+        return self.features(pairs, context)

@@ -7,7 +7,7 @@ import numpy as np
 
 from t5x_lite.models.config import Family
 from t5x_lite.objectives.masked import Masked, framed_text
-from t5x_lite.objectives.objective import Features, Lengths, Losses, Objective, Row, Task
+from t5x_lite.objectives.objective import ExampleContext, ExampleLengths, Features, Losses, Objective, TokenRow
 from t5x_lite.schema import setting
 
 
@@ -26,23 +26,23 @@ class ReplacedToken(Objective):
     def _masked(self) -> Masked:
         return Masked(rate=self.rate, mask_share=self.mask_share, random_share=0.0)
 
-    def check_task(self, task: Task) -> None:
+    def check_context(self, context: ExampleContext) -> None:
         """The tokenizer must have [CLS], [SEP] and [MASK]."""
-        self._masked().check_task(task)
+        self._masked().check_context(context)
 
-    def row_length(self, task: Task) -> int:
+    def row_length(self, context: ExampleContext) -> int:
         """Room between the special tokens."""
-        return task.seq_len - 2
+        return context.seq_len - 2
 
-    def lengths(self, task: Task) -> Lengths:
+    def lengths(self, context: ExampleContext) -> ExampleLengths:
         """What an example costs."""
-        return self._masked().lengths(task)
+        return self._masked().lengths(context)
 
-    def example(self, row: Row, task: Task, rng: np.random.Generator) -> Features:
+    def example(self, row: TokenRow, context: ExampleContext, rng: np.random.Generator) -> Features:
         """Hide tokens as for a masked language model."""
-        framed = framed_text(row, task)
+        framed = framed_text(row, context)
         weights = (framed["segment_ids"] > 0).astype(np.float32)
-        hidden = self._masked().hidden(framed, task, rng)
+        hidden = self._masked().hidden(framed, context, rng)
         return {**hidden, "unmasked": framed["tokens"], "detection_weights": weights}
 
     def loss(self, model: Any, batch: Mapping[str, Any], key: Any, losses: Losses) -> Mapping[str, Any]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from t5x_lite.objectives.objective import Features, Losses, Task
+from t5x_lite.objectives.objective import ExampleContext, Features, Losses
 from t5x_lite.objectives.supervised import Coder, Pooled, Record, several
 
 
@@ -17,9 +17,9 @@ class Reward(Pooled):
     roles: ClassVar[tuple[str, ...]] = ("chosen", "rejected")
     texts: ClassVar[int] = 2
 
-    def examples(self, record: Record, coder: Coder, task: Task) -> list[Features]:
+    def examples(self, record: Record, coder: Coder, context: ExampleContext) -> list[Features]:
         before = [coder.encode(str(record["text"]))] if "text" in record else []
-        return [several([[*before, coder.encode(str(record[side]))] for side in self.roles], task)]
+        return [several([[*before, coder.encode(str(record[side]))] for side in self.roles], context)]
 
     def loss(self, model: Any, batch: Mapping[str, Any], key: Any, losses: Losses) -> Mapping[str, Any]:
         """-log sigmoid(chosen - rejected)."""

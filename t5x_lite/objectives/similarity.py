@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from t5x_lite.models.config import Family, HeadConfig, ModelConfig
-from t5x_lite.objectives.objective import Features, Losses, Task
+from t5x_lite.objectives.objective import ExampleContext, Features, Losses
 from t5x_lite.objectives.supervised import Coder, Record, Supervised, label_index, pooled, several
 from t5x_lite.schema import Strings, setting
 
@@ -36,8 +36,8 @@ class Similarity(Supervised):
         """Classes are scored from three vectors side by side; a cosine needs no scores."""
         return HeadConfig(outputs=len(self.labels) if self.by == "classes" else 0, pool=self.pool, parts=3)
 
-    def examples(self, record: Record, coder: Coder, task: Task) -> list[Features]:
-        rows = several([[coder.encode(str(record[role]))] for role in ("text", "second")], task)
+    def examples(self, record: Record, coder: Coder, context: ExampleContext) -> list[Features]:
+        rows = several([[coder.encode(str(record[role]))] for role in ("text", "second")], context)
         return [{**rows, "targets": self._target(record)}]
 
     def _target(self, record: Record) -> Any:

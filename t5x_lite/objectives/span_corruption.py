@@ -12,7 +12,7 @@ import numpy as np
 from t5x_lite.errors import UserError
 from t5x_lite.models.config import Family
 from t5x_lite.objectives.features import InputsTargets, Pair, segments_of
-from t5x_lite.objectives.objective import Features, Row, Task, Vocabulary
+from t5x_lite.objectives.objective import ExampleContext, Features, TokenRow, Vocabulary
 from t5x_lite.schema import setting
 
 
@@ -30,30 +30,30 @@ class SpanCorruption(InputsTargets):
     noise_density: float = setting(0.15, "share of tokens in spans", gt=0, lt=1, source="Raffel et al. 2020, §3.1.4")
     mean_span: float = setting(3.0, "mean length of a span", unit="tokens", ge=1, source="§3.3.4; ByT5: 20")
 
-    def check_task(self, task: Task) -> None:
+    def check_context(self, context: ExampleContext) -> None:
         """Refuse a tokenizer without EOS, or with fewer sentinels than a row has spans."""
-        task.vocabulary.end(self.name)
-        check_sentinels(self.name, spans_in(self.row_length(task), self.noise_density, self.mean_span)[1], task)
+        context.vocabulary.end(self.name)
+        check_sentinels(self.name, spans_in(self.row_length(context), self.noise_density, self.mean_span)[1], context)
 
-    def row_length(self, task: Task) -> int:
+    def row_length(self, context: ExampleContext) -> int:
         """The most tokens whose corrupted form fits."""
-        return raw_length(task.seq_len, task.family, self.noise_density, self.mean_span)
+        return raw_length(context.seq_len, context.family, self.noise_density, self.mean_span)
 
-    def target_length(self, task: Task) -> int:
-        return int(corrupted_lengths(self.row_length(task), self.noise_density, self.mean_span)[1])
+    def target_length(self, context: ExampleContext) -> int:
+        return int(corrupted_lengths(self.row_length(context), self.noise_density, self.mean_span)[1])
 
-    def sizes(self, lengths: np.ndarray, task: Task) -> np.ndarray:
+    def sizes(self, lengths: np.ndarray, context: ExampleContext) -> np.ndarray:
         """Inputs and targets of documents that are corrupted each by itself."""
         whole = np.stack(corrupted_lengths(lengths.sum(1), self.noise_density, self.mean_span), 1)
-        return whole if task.family == "encoder_decoder" else whole.sum(1, keepdims=True) - 1
+        return whole if context.family == "encoder_decoder" else whole.sum(1, keepdims=True) - 1
 
-    def example(self, row: Row, task: Task, rng: np.random.Generator) -> Features:
+    def example(self, row: TokenRow, context: ExampleContext, rng: np.random.Generator) -> Features:
         """Each segment of the row corrupted; a row of the stream is one."""
-        pairs = [self._pair(row.tokens[part], task, rng) for part in segments_of(row.segments)]
-        return self.features(pairs, task)
+        pairs = [self._pair(row.tokens[part], context, rng) for part in segments_of(row.segments)]
+        return self.features(pairs, context)
 
-    def _pair(self, tokens: np.ndarray, task: Task, rng: np.random.Generator) -> Pair:
-        return corrupt(tokens, noise_mask(len(tokens), self.noise_density, self.mean_span, rng), task.vocabulary)
+    def _pair(self, tokens: np.ndarray, context: ExampleContext, rng: np.random.Generator) -> Pair:
+        return corrupt(tokens, noise_mask(len(tokens), self.noise_density, self.mean_span, rng), context.vocabulary)
 
 
 def spans_in(length: Any, noise_density: float, mean_span: float) -> tuple[Any, Any]:
@@ -137,17 +137,17 @@ def _with_sentinels(tokens: np.ndarray, hidden: np.ndarray, sentinels: tuple[int
     return made[np.append(first | ~hidden, True)]
 
 
-def check_sentinels(objective: str, spans: int, task: Task) -> None:
+def check_sentinels(objective: str, spans: int, context: ExampleContext) -> None:
     """Refuse a vocabulary with too few sentinels.
 
     Raises:
         UserError: with both numbers.
     """
-    have = len(task.vocabulary.sentinels)
+    have = len(context.vocabulary.sentinels)
     # Targets may begin and end with a stretch that is kept, which takes a sentinel more than there are spans.
     if have < spans + 1:
         raise UserError(
-            f"objective {objective}: a row of train.seq_len {task.seq_len} has up to {spans} spans, the tokenizer has "
-            f"{have} sentinels (<extra_id_0>, …); set tokenizer.*.extra_ids to at least {spans + 1}, shorten "
+            f"objective {objective}: a row of train.seq_len {context.seq_len} has up to {spans} spans, the tokenizer "
+            f"has {have} sentinels (<extra_id_0>, …); set tokenizer.*.extra_ids to at least {spans + 1}, shorten "
             f"train.seq_len or lengthen objective.{objective}.mean_span"
         )

@@ -11,7 +11,7 @@ from t5x_lite.errors import UserError
 from t5x_lite.models.config import Family, HeadConfig, ModelConfig
 from t5x_lite.objectives.features import padded, placed, stacked
 from t5x_lite.objectives.masked import CLS, SEP
-from t5x_lite.objectives.objective import Features, Lengths, Losses, Objective, Row, Task
+from t5x_lite.objectives.objective import ExampleContext, ExampleLengths, Features, Losses, Objective, TokenRow
 from t5x_lite.schema import setting
 
 Record = Mapping[str, Any]
@@ -51,7 +51,7 @@ class Supervised(Objective):
         """What the model needs to make the scores."""
 
     @abstractmethod
-    def examples(self, record: Record, coder: Coder, task: Task) -> list[Features]:
+    def examples(self, record: Record, coder: Coder, context: ExampleContext) -> list[Features]:
         """The examples of a record, without weight if it cannot be learnt from.
 
         Raises:
@@ -91,20 +91,22 @@ class Supervised(Objective):
         """Whether a record has not the `flaw`."""
         return True
 
-    def check_task(self, task: Task) -> None:
+    def check_context(self, context: ExampleContext) -> None:
         """Refuse a row without room for texts."""
-        if task.seq_len - task.placeholders < SMALLEST:
-            raise UserError(f"train.seq_len {task.seq_len}: leaves no room beside {task.placeholders} soft tokens")
+        if context.seq_len - context.placeholders < SMALLEST:
+            raise UserError(
+                f"train.seq_len {context.seq_len}: leaves no room beside {context.placeholders} soft tokens"
+            )
 
-    def row_length(self, task: Task) -> int:
+    def row_length(self, context: ExampleContext) -> int:
         """Tokens of an example."""
-        return task.seq_len
+        return context.seq_len
 
-    def lengths(self, task: Task) -> Lengths:
+    def lengths(self, context: ExampleContext) -> ExampleLengths:
         """What an example costs."""
-        return Lengths(task.seq_len, 1, texts=self.texts)
+        return ExampleLengths(context.seq_len, 1, texts=self.texts)
 
-    def example(self, row: Row, task: Task, rng: np.random.Generator) -> Features:
+    def example(self, row: TokenRow, context: ExampleContext, rng: np.random.Generator) -> Features:
         """Running text has no labels."""
         raise UserError(f"objective {self.name}: learns from the records of a task; name one in `tasks`")
 
@@ -139,27 +141,27 @@ def label_index(label: Any, labels: Sequence[str]) -> int:
     raise ValueError(f"label {label!r} is not one of {', '.join(labels)}, nor a number below {len(labels)}")
 
 
-def several(texts: Sequence[Sequence[np.ndarray]], task: Task) -> Features:
+def several(texts: Sequence[Sequence[np.ndarray]], context: ExampleContext) -> Features:
     """Each text, or pair, as `framed`, stacked; the example's weight is 1."""
-    return {**stacked([framed(own, task) for own in texts]), "loss_weights": np.ones((), np.float32)}
+    return {**stacked([framed(own, context) for own in texts]), "loss_weights": np.ones((), np.float32)}
 
 
-def framed(texts: Sequence[np.ndarray], task: Task) -> Features:
+def framed(texts: Sequence[np.ndarray], context: ExampleContext) -> Features:
     """One text or a pair as a row: `[CLS] A [SEP] B [SEP]` with types 0 and 1 in an encoder, A EOS B EOS in a decoder.
 
-    `task.placeholders` soft tokens come first. Long texts are cut, the longer first.
+    `tasks.placeholders` soft tokens come first. Long texts are cut, the longer first.
     """
-    vocabulary, encoder = task.vocabulary, task.family == "encoder"
+    vocabulary, encoder = context.vocabulary, context.family == "encoder"
     begin = [vocabulary.one_of("a task", *CLS)] if encoder else []
     end = vocabulary.one_of("a task", *SEP) if encoder else vocabulary.end("a task")
-    texts = _fitting(texts, task.seq_len - task.placeholders - len(begin) - len(texts))
-    soft = -1 - np.arange(task.placeholders)
+    texts = _fitting(texts, context.seq_len - context.placeholders - len(begin) - len(texts))
+    soft = -1 - np.arange(context.placeholders)
     sides = [np.append(text, end) for text in texts]
     tokens = np.concatenate([soft, begin, *sides])
-    features = placed(tokens, np.ones(len(tokens)), task.seq_len)
+    features = placed(tokens, np.ones(len(tokens)), context.seq_len)
     # A pair's second text has type 1.
     types = np.arange(len(tokens)) >= len(soft) + len(begin) + len(sides[0])
-    return features | ({"token_types": padded(types, task.seq_len)} if encoder else {})
+    return features | ({"token_types": padded(types, context.seq_len)} if encoder else {})
 
 
 def _fitting(texts: Sequence[np.ndarray], room: int) -> list[np.ndarray]:

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from t5x_lite.models.config import HeadConfig, ModelConfig
-from t5x_lite.objectives.objective import Features, Losses, Task
+from t5x_lite.objectives.objective import ExampleContext, Features, Losses
 from t5x_lite.objectives.supervised import Coder, Record, Supervised, framed, label_index, states
 from t5x_lite.schema import Strings, setting
 
@@ -28,19 +28,19 @@ class Tag(Supervised):
     def head(self, model: ModelConfig) -> HeadConfig:
         return HeadConfig(outputs=len(self.labels), pool="none")
 
-    def examples(self, record: Record, coder: Coder, task: Task) -> list[Features]:
+    def examples(self, record: Record, coder: Coder, context: ExampleContext) -> list[Features]:
         words = [str(word) for word in record["words"]]
         if len(words) != len(record["tags"]):
             raise ValueError(f"{len(words)} words but {len(record['tags'])} tags")
         ids, places = coder.encode_placed(" ".join(words))
         starts = np.cumsum([0, *(len(word) + 1 for word in words)])
-        row = framed([ids], task)
+        row = framed([ids], context)
         # Where a token ends tells its word: what stands before it may be the space that it begins with.
         word_of = np.searchsorted(starts, np.maximum(places[:, 1] - 1, 0), side="right") - 1
         first = np.flatnonzero(np.diff(word_of, prepend=-1))
-        lead = task.placeholders + (task.family == "encoder")
-        first = first[first < task.seq_len - lead - 1]
-        targets, numbers = np.zeros(task.seq_len, np.int32), np.full(task.seq_len, -1, np.int32)
+        lead = context.placeholders + (context.family == "encoder")
+        first = first[first < context.seq_len - lead - 1]
+        targets, numbers = np.zeros(context.seq_len, np.int32), np.full(context.seq_len, -1, np.int32)
         numbers[first + lead] = word_of[first]
         targets[first + lead] = [label_index(record["tags"][word], self.labels) for word in word_of[first]]
         return [{**row, "targets": targets, "loss_weights": (numbers >= 0).astype(np.float32), "words": numbers}]

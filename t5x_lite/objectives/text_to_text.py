@@ -6,7 +6,7 @@ import numpy as np
 
 from t5x_lite.errors import UserError
 from t5x_lite.objectives.features import InputsTargets, Pair, segments_of
-from t5x_lite.objectives.objective import Features, Row, Rows, Task
+from t5x_lite.objectives.objective import ExampleContext, Features, RowKind, TokenRow
 from t5x_lite.objectives.supervised import Coder
 from t5x_lite.schema import Int, setting
 
@@ -19,56 +19,56 @@ class TextToText(InputsTargets):
     """
 
     name: ClassVar[str] = "text_to_text"
-    rows: ClassVar[Rows] = "pairs"
+    rows: ClassVar[RowKind] = "pairs"
 
     target_len: Int = setting(128, "length of the targets, EOS included", unit="tokens", ge=2)
 
-    def check_task(self, task: Task) -> None:
+    def check_context(self, context: ExampleContext) -> None:
         """Refuse a tokenizer without EOS, and a decoder's row that targets alone would fill."""
-        task.vocabulary.end(self.name)
-        if self._limits(task)[0] <= task.placeholders:
+        context.vocabulary.end(self.name)
+        if self._limits(context)[0] <= context.placeholders:
             raise UserError(
-                f"objective {self.name}: train.seq_len {task.seq_len} leaves no room for inputs beside "
-                + (f"target_len {self.target_len} and " if task.family == "decoder" else "")
-                + f"{task.placeholders} soft tokens"
+                f"objective {self.name}: train.seq_len {context.seq_len} leaves no room for inputs beside "
+                + (f"target_len {self.target_len} and " if context.family == "decoder" else "")
+                + f"{context.placeholders} soft tokens"
             )
 
-    def row_length(self, task: Task) -> int:
+    def row_length(self, context: ExampleContext) -> int:
         """Room for a pair."""
-        return task.seq_len + self.target_len
+        return context.seq_len + self.target_len
 
-    def target_length(self, task: Task) -> int:
+    def target_length(self, context: ExampleContext) -> int:
         return self.target_len
 
-    def _limits(self, task: Task) -> tuple[int, int]:
+    def _limits(self, context: ExampleContext) -> tuple[int, int]:
         """Tokens of inputs and of targets at most, without EOS."""
-        if task.family == "encoder_decoder":
-            return task.seq_len - 1, self.target_len - 1
-        return task.seq_len - self.target_len, self.target_len - 1
+        if context.family == "encoder_decoder":
+            return context.seq_len - 1, self.target_len - 1
+        return context.seq_len - self.target_len, self.target_len - 1
 
-    def sizes(self, lengths: np.ndarray, task: Task) -> np.ndarray:
+    def sizes(self, lengths: np.ndarray, context: ExampleContext) -> np.ndarray:
         """Inputs and targets with their EOS, cut to the limits."""
-        cut = np.minimum(lengths, self._limits(task))
-        return cut + 1 if task.family == "encoder_decoder" else cut.sum(1, keepdims=True)
+        cut = np.minimum(lengths, self._limits(context))
+        return cut + 1 if context.family == "encoder_decoder" else cut.sum(1, keepdims=True)
 
-    def example(self, row: Row, task: Task, rng: np.random.Generator) -> Features:
+    def example(self, row: TokenRow, context: ExampleContext, rng: np.random.Generator) -> Features:
         """Each document as it is; nothing is random."""
-        eos, pairs = task.vocabulary.end(self.name), []
+        eos, pairs = context.vocabulary.end(self.name), []
         for part in segments_of(row.segments):
             inputs, targets = (row.tokens[part][row.parts[part] == side] for side in (0, 1))
-            pairs.append(self._pair(inputs, targets[targets != eos], task))
-        return self.features(pairs, task)
+            pairs.append(self._pair(inputs, targets[targets != eos], context))
+        return self.features(pairs, context)
 
-    def records_example(self, inputs: str, targets: str, coder: Coder, task: Task) -> Features:
+    def records_example(self, inputs: str, targets: str, coder: Coder, context: ExampleContext) -> Features:
         """One pair of texts in a row of its own; soft tokens, if the run has any, before the inputs."""
-        soft = -1 - np.arange(task.placeholders, dtype=np.int32)
-        pair = self._pair(np.concatenate([soft, coder.encode(inputs)]), coder.encode(targets), task)
-        return self.features([pair], task)
+        soft = -1 - np.arange(context.placeholders, dtype=np.int32)
+        pair = self._pair(np.concatenate([soft, coder.encode(inputs)]), coder.encode(targets), context)
+        return self.features([pair], context)
 
-    def _pair(self, inputs: np.ndarray, targets: np.ndarray, task: Task) -> Pair:
+    def _pair(self, inputs: np.ndarray, targets: np.ndarray, context: ExampleContext) -> Pair:
         """Both cut to the limits, and ended."""
-        most, most_targets = self._limits(task)
-        eos = task.vocabulary.end(self.name)
+        most, most_targets = self._limits(context)
+        eos = context.vocabulary.end(self.name)
         cut = inputs[:most]
-        ended = np.append(cut, eos) if task.family == "encoder_decoder" else cut
+        ended = np.append(cut, eos) if context.family == "encoder_decoder" else cut
         return ended.astype(np.int32), np.append(targets[:most_targets], eos).astype(np.int32)

@@ -8,7 +8,7 @@ import numpy as np
 from t5x_lite.models.config import Family, ModelConfig
 from t5x_lite.objectives.features import segments_of
 from t5x_lite.objectives.masked import Masked, framed_pair
-from t5x_lite.objectives.objective import Features, Lengths, Losses, Objective, Row, Rows, Task
+from t5x_lite.objectives.objective import ExampleContext, ExampleLengths, Features, Losses, Objective, RowKind, TokenRow
 from t5x_lite.schema import setting
 
 
@@ -20,7 +20,7 @@ class Translation(Objective):
 
     name: ClassVar[str] = "translation"
     families: ClassVar[tuple[Family, ...]] = ("encoder",)
-    rows: ClassVar[Rows] = "pairs"
+    rows: ClassVar[RowKind] = "pairs"
     packings: ClassVar[tuple[str, ...]] = ("none",)
 
     rate: float = setting(0.15, "share of tokens to tell", gt=0, lt=1, source="Conneau & Lample 2019, §3.2")
@@ -36,29 +36,29 @@ class Translation(Objective):
             raise ValueError(f"objective translation needs model.token_types=2, found {model.token_types}")
         self._masked().check(model)
 
-    def check_task(self, task: Task) -> None:
+    def check_context(self, context: ExampleContext) -> None:
         """The tokenizer must have [CLS], [SEP] and [MASK]."""
-        self._masked().check_task(task)
+        self._masked().check_context(context)
 
-    def row_length(self, task: Task) -> int:
+    def row_length(self, context: ExampleContext) -> int:
         """Room between the special tokens."""
-        return task.seq_len - 3
+        return context.seq_len - 3
 
-    def lengths(self, task: Task) -> Lengths:
+    def lengths(self, context: ExampleContext) -> ExampleLengths:
         """What an example costs."""
-        return self._masked().lengths(task)
+        return self._masked().lengths(context)
 
-    def example(self, row: Row, task: Task, rng: np.random.Generator) -> Features:
+    def example(self, row: TokenRow, context: ExampleContext, rng: np.random.Generator) -> Features:
         """The first document of the row."""
         texts = [np.zeros(0, np.int32)] * 2
         for part in segments_of(row.segments)[:1]:
             tokens, parts = row.tokens[part], row.parts[part]
-            plain = ~task.vocabulary.special[tokens]
+            plain = ~context.vocabulary.special[tokens]
             texts = [tokens[plain & (parts == side)] for side in (0, 1)]
-        room = self.row_length(task)
+        room = self.row_length(context)
         first = min(len(texts[0]), max(room // 2, room - len(texts[1])))
-        framed = framed_pair([texts[0][:first], texts[1][: room - first]], task, restart=True)
-        return self._masked().hidden(framed, task, rng)
+        framed = framed_pair([texts[0][:first], texts[1][: room - first]], context, restart=True)
+        return self._masked().hidden(framed, context, rng)
 
     def loss(self, model: Any, batch: Mapping[str, Any], key: Any, losses: Losses) -> Mapping[str, Any]:
         """Cross-entropy of the hidden tokens."""

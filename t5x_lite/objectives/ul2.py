@@ -9,7 +9,7 @@ from pydantic import Strict
 from t5x_lite.errors import UserError
 from t5x_lite.models.config import Family
 from t5x_lite.objectives.features import InputsTargets, Pair, segments_of
-from t5x_lite.objectives.objective import Features, Row, Task
+from t5x_lite.objectives.objective import ExampleContext, Features, TokenRow
 from t5x_lite.objectives.span_corruption import check_sentinels, corrupt, corrupted_lengths, noise_mask, spans_in
 from t5x_lite.schema import Config, setting
 
@@ -45,41 +45,41 @@ class UL2(InputsTargets):
         PUBLISHED, "the mixture", min_length=1, source="Tay et al. 2023, Table 1"
     )
 
-    def check_task(self, task: Task) -> None:
+    def check_context(self, context: ExampleContext) -> None:
         """Refuse a tokenizer without the mode tokens or with too few sentinels."""
         for denoiser in self.denoisers:
-            task.vocabulary.one_of(self.name, denoiser.mode)
+            context.vocabulary.one_of(self.name, denoiser.mode)
             if not denoiser.sequential:
-                spans = spans_in(self.row_length(task), denoiser.noise_density, denoiser.mean_span)[1]
-                check_sentinels(self.name, spans, task)
+                spans = spans_in(self.row_length(context), denoiser.noise_density, denoiser.mean_span)[1]
+                check_sentinels(self.name, spans, context)
 
-    def row_length(self, task: Task) -> int:
+    def row_length(self, context: ExampleContext) -> int:
         """The most tokens that fit under every denoiser."""
-        return _row_length(self.denoisers, task.seq_len, task.family)
+        return _row_length(self.denoisers, context.seq_len, context.family)
 
-    def target_length(self, task: Task) -> int:
-        return int(_longest(self.denoisers, self.row_length(task), task.family)[-1])
+    def target_length(self, context: ExampleContext) -> int:
+        return int(_longest(self.denoisers, self.row_length(context), context.family)[-1])
 
-    def sizes(self, lengths: np.ndarray, task: Task) -> np.ndarray:
+    def sizes(self, lengths: np.ndarray, context: ExampleContext) -> np.ndarray:
         """Room of each packed document under the denoiser that needs most."""
-        return np.stack(_longest(self.denoisers, lengths.sum(1), task.family), 1)
+        return np.stack(_longest(self.denoisers, lengths.sum(1), context.family), 1)
 
-    def example(self, row: Row, task: Task, rng: np.random.Generator) -> Features:
+    def example(self, row: TokenRow, context: ExampleContext, rng: np.random.Generator) -> Features:
         """Each segment of the row under a denoiser of its own."""
-        pairs = [self._pair(row.tokens[part], task, rng) for part in segments_of(row.segments)]
-        return self.features(pairs, task)
+        pairs = [self._pair(row.tokens[part], context, rng) for part in segments_of(row.segments)]
+        return self.features(pairs, context)
 
-    def _pair(self, tokens: np.ndarray, task: Task, rng: np.random.Generator) -> Pair:
+    def _pair(self, tokens: np.ndarray, context: ExampleContext, rng: np.random.Generator) -> Pair:
         denoiser = self.denoisers[int(rng.integers(len(self.denoisers)))]
-        mode = [task.vocabulary.named[denoiser.mode]]
+        mode = [context.vocabulary.named[denoiser.mode]]
         if denoiser.sequential:
             end = int(rng.integers(1, int(_longest_end(len(tokens), denoiser)) + 1)) if len(tokens) > 1 else 0
             cut = len(tokens) - end
-            eos = [task.vocabulary.end(self.name)]
+            eos = [context.vocabulary.end(self.name)]
             inputs, targets = tokens[:cut], np.concatenate([tokens[cut:], eos])
         else:
             noise = noise_mask(len(tokens), denoiser.noise_density, denoiser.mean_span, rng)
-            inputs, targets = corrupt(tokens, noise, task.vocabulary)
+            inputs, targets = corrupt(tokens, noise, context.vocabulary)
         return np.concatenate([mode, inputs]).astype(np.int32), targets.astype(np.int32)
 
 

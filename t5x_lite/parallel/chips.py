@@ -38,6 +38,6 @@ for A100, 400 for the others.
 """
 
 
-def name_of(device_kind: str) -> str | None:
+def chip_name(device_kind: str) -> str | None:
     """The entry of `CHIPS` for a device, by the beginning of its name in JAX."""
     return max((name for name in CHIPS if device_kind.startswith(name)), key=len, default=None)

@@ -19,7 +19,7 @@ import jax
 from jax._src import distributed as internal
 from jax.experimental import multihost_utils
 
-from t5x_lite.errors import Lost, UserError
+from t5x_lite.errors import ProcessLost, UserError
 
 
 def initialize(cache_dir: Path) -> None:
@@ -42,7 +42,7 @@ def initialize(cache_dir: Path) -> None:
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str((cache_dir / "compiled").absolute()))
     if jax.process_count() > 1:  # asked last: the answer starts the devices, with the settings above
-        threading.Thread(target=_beat, name="heartbeat", daemon=True).start()
+        threading.Thread(target=_send_heartbeats, name="heartbeat", daemon=True).start()
 
 
 def _in_cluster() -> bool:
@@ -53,11 +53,11 @@ def _in_cluster() -> bool:
     return several or "," in os.environ.get("TPU_WORKER_HOSTNAMES", "") or bool(on_a_tpu and wanted)
 
 
-BEAT_SECONDS = 2.0
+HEARTBEAT_SECONDS = 2.0
 """Time between two signs of life of a process."""
 
 
-def _beat() -> None:
+def _send_heartbeats() -> None:
     """Say again and again that this process lives.
 
     JAX keeps the job's key-value store private; Orbax, Grain and MaxText take it from there too.
@@ -67,15 +67,15 @@ def _beat() -> None:
     with contextlib.suppress(Exception):  # the job ends, and its store with it
         for number in itertools.count():
             client.key_value_set(key, str(number), allow_overwrite=True)
-            time.sleep(BEAT_SECONDS)
+            time.sleep(HEARTBEAT_SECONDS)
 
 
-def silent() -> list[int]:
+def silent_processes() -> list[int]:
     """Processes that give no sign of life for three beats."""
     client: Any = internal.global_state.client
     try:
         before = dict(client.key_value_dir_get("t5x_lite/alive/"))
-        time.sleep(3 * BEAT_SECONDS)
+        time.sleep(3 * HEARTBEAT_SECONDS)
         after = dict(client.key_value_dir_get("t5x_lite/alive/"))
     except jax.errors.JaxRuntimeError:
         return [0]  # it holds the store
@@ -84,7 +84,7 @@ def silent() -> list[int]:
 
 
 @contextmanager
-def ending_together() -> Iterator[None]:
+def abort_together() -> Iterator[None]:
     """An error inside ends this process of several at once, so that the others see it; one of them, gone, is named.
 
     Leaving in order would wait for the others, who wait for this one.
@@ -94,22 +94,22 @@ def ending_together() -> Iterator[None]:
     except Exception as error:
         if jax.process_count() == 1:
             raise
-        if isinstance(error, jax.errors.JaxRuntimeError) and (lost := silent()):
+        if isinstance(error, jax.errors.JaxRuntimeError) and (lost := silent_processes()):
             names = f"process {lost[0]} is" if len(lost) == 1 else f"processes {', '.join(map(str, lost))} are"
-            error = Lost(
+            error = ProcessLost(
                 f"process {jax.process_index()} of {jax.process_count()}: {names} gone (killed, preempted or crashed: "
                 "see the log there); start all again, and they go on from the last checkpoint"
             )
         if isinstance(error, UserError):
             print(f"t5x-lite: {error}", file=sys.stderr, flush=True)
-            time.sleep(BEAT_SECONDS)  # all may have the same to say
+            time.sleep(HEARTBEAT_SECONDS)  # all may have the same to say
         else:
             traceback.print_exception(error)
         os._exit(error.exit_code if isinstance(error, UserError) else 1)
 
 
 @contextmanager
-def first_process_first() -> Iterator[None]:
+def main_process_first() -> Iterator[None]:
     """The first process does what is inside, then the others, who find it done."""
     if jax.process_index() > 0:
         multihost_utils.sync_global_devices("the first process is done")
@@ -119,7 +119,7 @@ def first_process_first() -> Iterator[None]:
 
 
 @contextmanager
-def answering(handler: Callable[..., None], *signs: int) -> Iterator[None]:
+def handle_signals(handler: Callable[..., None], *signs: int) -> Iterator[None]:
     """Answer signals inside by `handler`, where that is possible: in the main thread."""
     ours = threading.current_thread() is threading.main_thread()
     before = {sign: signal.signal(sign, handler) for sign in signs if ours}
@@ -147,5 +147,5 @@ def stop_requests() -> Iterator[Callable[[int], bool]]:
         if not alone:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    with answering(ask, signal.SIGINT, *[signal.SIGTERM] * alone):
+    with handle_signals(ask, signal.SIGINT, *[signal.SIGTERM] * alone):
         yield lambda step: asked if alone else multihost_utils.reached_preemption_sync_point(step)

@@ -8,7 +8,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from t5x_lite.checkpoint import flat
+from t5x_lite.checkpoint import flatten_names
 from t5x_lite.config import MeshConfig
 from t5x_lite.errors import UserError
 from t5x_lite.models.layers import Axes
@@ -57,7 +57,7 @@ def shardings(mesh: Mesh, axes: Any, shapes: Any) -> Any:
     return jax.tree.map(lambda a, s: sharding_of(mesh, a, s.shape), axes, shapes)
 
 
-def placed(shapes: Any, shardings: Any) -> Any:
+def shape_structs(shapes: Any, shardings: Any) -> Any:
     """Shapes of arrays with the shardings that they have, or are to have."""
     return jax.tree.map(lambda s, own: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=own), shapes, shardings)
 
@@ -117,11 +117,11 @@ def state_shardings(mesh: Mesh, axes: Any, shapes: Any) -> Any:
 
     Everything else (counts, factored moments) is small and lies whole on every device.
     """
-    every = flat(axes)
+    every = flatten_names(axes)
     weights = {
         (name, leaf.shape): sharding_of(mesh, every[name], leaf.shape)
         for part in (shapes.params, shapes.frozen)
-        for name, leaf in flat(part).items()
+        for name, leaf in flatten_names(part).items()
     }
 
     def of(path: Any, leaf: Any) -> NamedSharding:

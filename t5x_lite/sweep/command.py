@@ -11,8 +11,8 @@ import numpy as np
 import yaml
 
 from t5x_lite import config as configuration
-from t5x_lite.adapt.parts import nested
-from t5x_lite.errors import UserError, write_whole
+from t5x_lite.adapt.parts import unflatten_names
+from t5x_lite.errors import UserError, write_file
 from t5x_lite.sweep import fit as fitting
 from t5x_lite.sweep.config import Sweep, load
 from t5x_lite.sweep.plot import draw
@@ -42,7 +42,7 @@ def fit(subject: Path, words: list[str], options: argparse.Namespace) -> int:
     study = fitting.study(found, options.draws, options.drop_highest)
     result = fitting.report(study, options.budget, options.run)
     law = json.dumps(result, indent=1, ensure_ascii=False) + "\n"
-    written = [write_whole(folder / "law.json", law), draw(study, folder / "law.png")]
+    written = [write_file(folder / "law.json", law), draw(study, folder / "law.png")]
     if options.emit and sweep is not None:
         written.append(emit(sweep, result, options.emit))
     if options.json:
@@ -91,7 +91,7 @@ def emit(sweep: Sweep, result: dict[str, Any], to: Path) -> Path:
     best = min(map(sized, (above - 1, above)), key=lambda run: abs(np.log(run.parameters / target)))
     if abs(np.log(best.parameters / target)) > 0.3:
         raise UserError(f"--emit: the nearest model that can be made has N = {best.parameters:.4g}, not {target:.4g}")
-    values = {"base": [os.path.relpath(sweep.base, to.parent)], **nested(best.overrides)}
+    values = {"base": [os.path.relpath(sweep.base, to.parent)], **unflatten_names(best.overrides)}
     made = f"N = {best.parameters:.4g} (the law: {target:.4g}), D = {best.tokens:.4g}"
     head = f"# The best run for C = {flops:.4g} FLOPs by the law of the sweep {sweep.name}: {made}.\n"
-    return write_whole(to, head + yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=100))
+    return write_file(to, head + yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=100))

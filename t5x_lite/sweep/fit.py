@@ -10,17 +10,17 @@ from rich.console import Console
 
 from t5x_lite.errors import UserError
 from t5x_lite.laws.law import Chinchilla, Clark, Cost, Fit, Kaplan, Power, check, fit, named
-from t5x_lite.progress import say, table
+from t5x_lite.progress import print_line, print_table
 from t5x_lite.sweep import frontier
 from t5x_lite.sweep.frontier import Frontier, Parabola
-from t5x_lite.sweep.points import Found
+from t5x_lite.sweep.points import SweepPoints
 
 
 @dataclass(frozen=True)
 class Study:
     """Points, and all that was fitted to them; in place of what cannot be had stands the reason."""
 
-    found: Found
+    found: SweepPoints
     parametric: Fit
     others: dict[str, Fit | str]
     parabolas: Sequence[Parabola]
@@ -36,7 +36,7 @@ class Study:
         return loss[0], loss[1:]
 
 
-def study(found: Found, draws: int = 1000, drop_highest: int = 0) -> Study:
+def study(found: SweepPoints, draws: int = 1000, drop_highest: int = 0) -> Study:
     """Fit everything.
 
     Args:
@@ -53,7 +53,7 @@ def study(found: Found, draws: int = 1000, drop_highest: int = 0) -> Study:
         high = f"is among the {drop_highest} highest"
         out = {points.names[n]: f"loss {points.loss[n]:.4g} {high}" for n in order[-drop_highest:]}
         points = points.where(np.sort(order[:-drop_highest]))
-        found = Found(points, found.curves, {**found.left_out, **out})
+        found = SweepPoints(points, found.curves, {**found.left_out, **out})
     check(points)
     dense = points.where(points.experts == points.experts.min())
     check(dense)
@@ -154,9 +154,11 @@ def plain(value: Any) -> Any:
 def show(result: dict[str, Any]) -> None:
     """The report as tables."""
     console = Console()
-    say(console, f"{result['points']} points; C = {result['cost']['kappa']:.4g}·N^{1 + result['cost']['gamma']:.4g}·D")
+    print_line(
+        console, f"{result['points']} points; C = {result['cost']['kappa']:.4g}·N^{1 + result['cost']['gamma']:.4g}·D"
+    )
     for name, reason in result["left_out"].items():
-        say(console, f"left out: {name}: {reason}")
+        print_line(console, f"left out: {name}: {reason}")
     laws = {
         f"{name} = {law['formula']}" if "formula" in law else name: law.get("constants", {})
         for name, law in result["laws"].items()
@@ -169,21 +171,21 @@ def show(result: dict[str, Any]) -> None:
         (f"best for C = {flops:.4g} FLOPs", "approach", "", sizes),
     ):
         columns = (subject, symbol, "value", "standard error", "95 % interval")
-        table(console, title, columns, [row for name, one in own.items() for row in _rows(name, one)])
+        print_table(console, title, columns, [row for name, one in own.items() for row in _rows(name, one)])
     for name, one in {**result["laws"], **result["compute_optimal_exponents"]}.items():
         if "not_fitted" in one:
-            say(console, f"{name}: not fitted: {one['not_fitted']}")
+            print_line(console, f"{name}: not fitted: {one['not_fitted']}")
     if run := result.get("run"):
         loss, low, high = map(_short, (run["loss"]["value"], *run["loss"]["interval"]))
         at = f"N = {run['parameters']:.4g} and D = {run['tokens']:.4g}"
-        say(console, f"a run of {at}: loss {loss} ({low} to {high})")
+        print_line(console, f"a run of {at}: loss {loss} ({low} to {high})")
     for name, held in result["held_out"].items():
         if "not_fitted" in held:
-            say(console, f"without the largest {name}: {held['not_fitted']}")
+            print_line(console, f"without the largest {name}: {held['not_fitted']}")
             continue
         left = f"the largest {name} ({held['value']:.4g}, {held['points']} points)"
         off = f"within {held['largest_error']:.2%}, on average {held['mean_error']:.2%}"
-        say(console, f"fitted without {left}: predicts its loss {off}")
+        print_line(console, f"fitted without {left}: predicts its loss {off}")
 
 
 def _rows(name: str, one: dict[str, Any]) -> Iterator[tuple[str, ...]]:

@@ -12,13 +12,13 @@ from typing import Any
 
 from t5x_lite import config as configuration
 from t5x_lite import schema
-from t5x_lite.checkpoint import flat
+from t5x_lite.checkpoint import flatten_names
 from t5x_lite.config import RunConfig
-from t5x_lite.errors import UserError, write_whole
+from t5x_lite.errors import UserError, write_file
 from t5x_lite.models.config import ModelConfig
-from t5x_lite.models.transformer import blueprint
+from t5x_lite.models.transformer import model_spec
 from t5x_lite.objectives import Objective
-from t5x_lite.plan import task_of
+from t5x_lite.planner.plan import example_context
 from t5x_lite.sweep.config import Sweep, SweepConfig, combinations
 from t5x_lite.sweep.expression import evaluate
 from t5x_lite.train.config import WarmupStableDecay
@@ -26,7 +26,7 @@ from t5x_lite.train.metrics import flops_per_row
 
 
 @dataclass(frozen=True)
-class Planned:
+class PlannedRun:
     """One run: its config and overrides, and what it counts for a law (see `SweepConfig.parameters` and `.flops`).
 
     `own_steps` are those it computes itself, `step_flops` those of a step, counted for the model. A `trunk` is the
@@ -83,7 +83,7 @@ def counts(config: RunConfig, sweep: SweepConfig) -> Counts:
     Raises:
         UserError: its vocabulary is not known.
     """
-    weights, flops = _counted(sized(config).model, config.task, config.train.seq_len)
+    weights, flops = _counted(sized(config).model, config.require_objective(), config.train.seq_len)
     chosen = weights[sweep.parameters]
     return Counts(chosen, weights["non_embedding"], flops, flops if sweep.flops == "model" else 6.0 * chosen)
 
@@ -103,15 +103,15 @@ def sized(config: RunConfig) -> RunConfig:
 @cache
 def _counted(model: ModelConfig, objective: Objective, length: int) -> tuple[dict[str, int], float]:
     """Weights by the way of counting them (see `SweepConfig.parameters`), and FLOPs of a token of training."""
-    structure = blueprint(model)
-    shapes, active = flat(structure.shapes), structure.active_parameters
+    structure = model_spec(model)
+    shapes, active = flatten_names(structure.shapes), structure.active_parameters
     outer = sum(
         axes.share * math.prod(shapes[name].shape)
-        for name, axes in flat(structure.axes).items()
+        for name, axes in flatten_names(structure.axes).items()
         if axes.table or ("vocab" in axes.names and axes.inputs)
     )
     weights = {"all": structure.parameters, "active": active, "non_embedding": active - round(outer)}
-    return weights, flops_per_row(model, structure, objective.lengths(task_of(model, length))) / length
+    return weights, flops_per_row(model, structure, objective.lengths(example_context(model, length))) / length
 
 
 def learning_rate(rule: str, parameters: float, flops: float) -> float:
@@ -132,7 +132,7 @@ def batch_tokens(rule: str, parameters: float, flops: float) -> float:
     return 2e8 / loss ** (1 / 0.21)
 
 
-def expand(sweep: Sweep) -> list[Planned]:
+def expand(sweep: Sweep) -> list[PlannedRun]:
     """Every run of a sweep, trunks before their branches, otherwise the cheapest first.
 
     Raises:
@@ -147,7 +147,7 @@ def expand(sweep: Sweep) -> list[Planned]:
     return sorted(runs, key=lambda run: (not run.trunk, run.own_flops))
 
 
-def planned(sweep: Sweep, name: str, settings: Mapping[str, Any], budget: float) -> Planned:
+def planned(sweep: Sweep, name: str, settings: Mapping[str, Any], budget: float) -> PlannedRun:
     """One run: model, then rules and steps, then what is derived from them."""
     config, rules, figures = sweep.config, dict(settings), dict[str, float]()
     known: ChainMap[str, Any] = ChainMap(figures, rules, dict(schema.dotted(schema.read(RunConfig, sweep.base).values)))
@@ -188,7 +188,7 @@ def planned(sweep: Sweep, name: str, settings: Mapping[str, Any], budget: float)
         rules["optimizer.learning_rate"] = float(f"{learning_rate(config.learning_rate, own.inner, figures['C']):.6g}")
     derive(model=False)
     resolved()
-    return Planned(
+    return PlannedRun(
         name=name,
         config=str(sweep.base),
         overrides=rules,
@@ -204,9 +204,9 @@ def planned(sweep: Sweep, name: str, settings: Mapping[str, Any], budget: float)
     )
 
 
-def _trunks(sweep: Sweep, runs: Sequence[Planned]) -> Iterator[Planned]:
+def _trunks(sweep: Sweep, runs: Sequence[PlannedRun]) -> Iterator[PlannedRun]:
     """Runs that differ in their steps alone as branches of one long run, which stands before them."""
-    groups: dict[str, list[Planned]] = {}
+    groups: dict[str, list[PlannedRun]] = {}
     for run in runs:
         groups.setdefault(str({**run.overrides, "train.steps": 0}), []).append(run)
     if all(len(own) == 1 for own in groups.values()):
@@ -256,11 +256,11 @@ def job_name(sweep: Sweep, run: str) -> str:
     return whole if len(whole) <= 32 else f"{whole[:23].rstrip('-')}-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
 
 
-def write_plan(sweep: Sweep, runs: Sequence[Planned]) -> None:
-    """`plan.json`: what `sweep fit` needs to know, with no need of the model.
+def write_plan(sweep: Sweep, runs: Sequence[PlannedRun]) -> None:
+    """`planner.plan.json`: what `sweep fit` needs to know, with no need of the model.
 
     Raises:
         UserError: it cannot be written.
     """
     record = {"sweep": sweep.name, "settings": sweep.config.model_dump(mode="json"), "runs": [asdict(r) for r in runs]}
-    write_whole(sweep.folder / "plan.json", json.dumps(record, indent=1) + "\n")
+    write_file(sweep.folder / "plan.json", json.dumps(record, indent=1) + "\n")

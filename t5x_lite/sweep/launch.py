@@ -14,14 +14,14 @@ from rich.console import Console
 from rich.table import Column
 
 from t5x_lite.errors import UserError
-from t5x_lite.evaluate.curves import records
-from t5x_lite.progress import say, table
-from t5x_lite.run import held
+from t5x_lite.evaluate.curves import metric_records
+from t5x_lite.progress import print_line, print_table
+from t5x_lite.run_dir import lock_dir
 from t5x_lite.sweep.config import Sweep
-from t5x_lite.sweep.grid import Planned, expand, job_name, write_plan
+from t5x_lite.sweep.grid import PlannedRun, expand, job_name, write_plan
 from t5x_lite.sweep.points import Record
 from t5x_lite.sweep.pool import Pool, last_line
-from t5x_lite.train.metrics import duration, short
+from t5x_lite.train.metrics import format_duration, format_si
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SETTLED = {"done", "diverged"}
@@ -42,14 +42,14 @@ def start(sweep: Sweep, *, yes: bool, environment: Mapping[str, str]) -> int:
     runs = expand(sweep)
     if sweep.config.where != "local":
         _script("budgets.sh")
-    with held(sweep.folder, "another process runs this sweep; wait for it"):
+    with lock_dir(sweep.folder, "another process runs this sweep; wait for it"):
         write_plan(sweep, runs)
         record, console = Record(sweep.folder / "sweep.jsonl"), Console(stderr=True)
         states = {run.name: _state(sweep, run, record) for run in runs}
         missing = [run for run in runs if states[run.name] not in SETTLED]
         show(sweep, runs, states, estimates(sweep, missing, environment, console) if missing else {})
         if not missing:
-            say(console, f"nothing to do; t5x-lite sweep fit {sweep.name} fits the law")
+            print_line(console, f"nothing to do; t5x-lite sweep fit {sweep.name} fits the law")
             return 0
         if not yes and not sys.stdin.isatty():
             raise UserError("this is not a terminal to ask at: give --yes to start the runs")
@@ -61,11 +61,11 @@ def start(sweep: Sweep, *, yes: bool, environment: Mapping[str, str]) -> int:
         submitted = {"slurm": _slurm, "gke": _gke}[sweep.config.where](sweep, missing, states, record)
         others = f"{len(missing) - submitted} were queued, running or wait for others"
         again = "the same command shows where they stand and goes on with what is missing"
-        say(console, f"{submitted} runs submitted, {others}; {again}")
+        print_line(console, f"{submitted} runs submitted, {others}; {again}")
         return 0
 
 
-def _state(sweep: Sweep, run: Planned, record: Record) -> str:
+def _state(sweep: Sweep, run: PlannedRun, record: Record) -> str:
     """What the run directory says; else what was written down, unless the directory denies it."""
     said = record.state(run.name).get("state", "new")
     if complete(run):
@@ -74,17 +74,17 @@ def _state(sweep: Sweep, run: Planned, record: Record) -> str:
     return "new" if gone and sweep.config.where != "gke" else said  # what lies in a cluster is not seen from here
 
 
-def complete(run: Planned) -> bool:
+def complete(run: PlannedRun) -> bool:
     """Whether the last step was trained, evaluated and saved."""
     folder = Path(run.run_dir)
     saved = folder / "checkpoints" / str(run.steps) / "manifest.json"
-    last = (records(folder / "metrics.jsonl") or [{}])[-1]
+    last = (metric_records(folder / "metrics.jsonl") or [{}])[-1]
     here = saved.is_file() or "checkpoint.folder" in run.overrides
     return here and last.get("step") == run.steps and "eval/loss" in last
 
 
 def estimates(
-    sweep: Sweep, runs: Sequence[Planned], environment: Mapping[str, str], console: Console
+    sweep: Sweep, runs: Sequence[PlannedRun], environment: Mapping[str, str], console: Console
 ) -> dict[str, float]:
     """Seconds of each run: steps of the cheapest and of the dearest model, measured here or planned for their pod.
 
@@ -103,13 +103,13 @@ def estimates(
             known[run.step_flops] = said["step_seconds"] if local else said["modelled"]["step_seconds"]
             starting = max(starting, time.monotonic() - begun) if local else 0.0
         except (ValueError, KeyError, IndexError):
-            say(console, f"hours are not known: {last_line(done.stderr) or 'no answer'}")
+            print_line(console, f"hours are not known: {last_line(done.stderr) or 'no answer'}")
             return {}
     each = np.exp(np.interp(np.log([run.step_flops for run in runs]), np.log([*known]), np.log([*known.values()])))
     return {run.name: starting + run.own_steps * float(step) for run, step in zip(runs, each, strict=True)}
 
 
-def show(sweep: Sweep, runs: Sequence[Planned], states: Mapping[str, str], seconds: Mapping[str, float]) -> None:
+def show(sweep: Sweep, runs: Sequence[PlannedRun], states: Mapping[str, str], seconds: Mapping[str, float]) -> None:
     """The plan as a table, with what N and C count, and what all of it takes."""
     console, config, rows = Console(), sweep.config, []
     for run in runs:
@@ -117,18 +117,18 @@ def show(sweep: Sweep, runs: Sequence[Planned], states: Mapping[str, str], secon
         figures = (f"{one:.3g}".replace("e+", "e") for one in (run.parameters, run.tokens, run.flops))
         rows.append((run.name, *figures, str(run.own_steps), hours, states[run.name]))
     columns = (Column("run", no_wrap=True), "N", "D", "C", "steps", "hours", "state")
-    table(console, f"sweep {sweep.name}", columns, rows)
+    print_table(console, f"sweep {sweep.name}", columns, rows)
     what = {
         "all": "all weights",
         "active": "weights that a token passes",
         "non_embedding": "the same without embeddings",
     }
     counted = "6·N·D" if config.flops == "6nd" else "the model's matrices, output and attention (causal half)"
-    say(console, f"N counts {what[config.parameters]}; C counts {counted}")
+    print_line(console, f"N counts {what[config.parameters]}; C counts {counted}")
     left = [run for run in runs if states[run.name] != "done"]
-    about = f", about {duration(sum(seconds.values()) / config.jobs)} with jobs={config.jobs}" if seconds else ""
-    flops = short(sum(run.own_flops for run in left))
-    say(console, f"{len(runs)} runs, {len(runs) - len(left)} of them done; {flops}FLOPs are left{about}")
+    about = f", about {format_duration(sum(seconds.values()) / config.jobs)} with jobs={config.jobs}" if seconds else ""
+    flops = format_si(sum(run.own_flops for run in left))
+    print_line(console, f"{len(runs)} runs, {len(runs) - len(left)} of them done; {flops}FLOPs are left{about}")
 
 
 def _script(name: str) -> str:
@@ -138,7 +138,7 @@ def _script(name: str) -> str:
     return str(path)
 
 
-def _shipped(run: Planned) -> str:
+def _shipped(run: PlannedRun) -> str:
     """The config's path inside the image, or on the hosts."""
     path = Path(run.config)
     if not path.is_relative_to(REPOSITORY / "configs"):
@@ -170,7 +170,7 @@ def _call(command: Sequence[str]) -> str:
     return done.stdout.strip()
 
 
-def _slurm(sweep: Sweep, runs: Sequence[Planned], states: Mapping[str, str], record: Record) -> int:
+def _slurm(sweep: Sweep, runs: Sequence[PlannedRun], states: Mapping[str, str], record: Record) -> int:
     """One job array for the trunks and the others, one that waits for it for the branches; none for what is queued."""
     jobs = {run.name: str(record.state(run.name).get("job", "")) for run in runs}
     queued = set(_call(["squeue", "--noheader", "--array", "--format=%i"]).split())
@@ -192,7 +192,7 @@ def _slurm(sweep: Sweep, runs: Sequence[Planned], states: Mapping[str, str], rec
     return len(new)
 
 
-def _gke(sweep: Sweep, runs: Sequence[Planned], states: Mapping[str, str], record: Record) -> int:
+def _gke(sweep: Sweep, runs: Sequence[PlannedRun], states: Mapping[str, str], record: Record) -> int:
     """A JobSet a run; a branch once its trunk is done. What has failed is made anew."""
     count = 0
     for run in runs:

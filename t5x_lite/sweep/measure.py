@@ -13,10 +13,10 @@ import numpy as np
 
 from t5x_lite import config as configuration
 from t5x_lite.errors import UserError
-from t5x_lite.models.transformer import blueprint
+from t5x_lite.models.transformer import model_spec
 from t5x_lite.parallel import distributed
 from t5x_lite.parallel import mesh as meshes
-from t5x_lite.plan import example
+from t5x_lite.planner.plan import example_features
 from t5x_lite.sweep.grid import sized
 from t5x_lite.train.setup import make_steps
 
@@ -29,9 +29,11 @@ def measure(path: str, words: list[str]) -> float:
     config = sized(configuration.load(path, words))
     distributed.initialize(Path(config.data.cache_dir))
     size, mesh = config.train.batch_size, meshes.make_mesh(config.mesh)
-    rows = {name: np.stack([value] * len(meshes.local_rows(mesh, size))) for name, value in example(config).items()}
+    rows = {
+        name: np.stack([value] * len(meshes.local_rows(mesh, size))) for name, value in example_features(config).items()
+    }
     with jax.set_mesh(mesh):
-        steps = make_steps(config, blueprint(config.model), mesh)
+        steps = make_steps(config, model_spec(config.model), mesh)
         state, taken = steps.fresh(), []
         for _ in range(STEPS):
             started = time.perf_counter()

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from t5x_lite.errors import UserError
-from t5x_lite.evaluate.curves import records, series, smoothed
+from t5x_lite.evaluate.curves import metric_records, metric_series, smooth
 from t5x_lite.laws.law import Points
 from t5x_lite.sweep.frontier import Curve
 
@@ -29,7 +29,7 @@ COLUMNS = {
 
 
 @dataclass(frozen=True)
-class Found:
+class SweepPoints:
     """What a law is fitted to: finished runs, the curves of those that were watched, and what is left out and why."""
 
     points: Points
@@ -37,7 +37,7 @@ class Found:
     left_out: Mapping[str, str]
 
 
-def from_csv(path: Path) -> Found:
+def from_csv(path: Path) -> SweepPoints:
     """Points of a table with a heading: loss, and two of N, D and C; C = 6·N·D where one is not there.
 
     Several rows of one `run` are its training curve, of which the last is the point.
@@ -82,7 +82,7 @@ def from_csv(path: Path) -> Found:
         for own in ordered.values()
         if len(own) > 1
     ]
-    return Found(table({name: own[-1] for name, own in ordered.items()}), curves, left_out)
+    return SweepPoints(table({name: own[-1] for name, own in ordered.items()}), curves, left_out)
 
 
 def _complete(record: dict[str, Any]) -> None:
@@ -105,7 +105,7 @@ def table(runs: Mapping[str, Mapping[str, Any]]) -> Points:
     return Points(**found, names=tuple(runs))
 
 
-def from_sweep(folder: Path) -> Found:
+def from_sweep(folder: Path) -> SweepPoints:
     """The finished runs of a sweep: the last validation loss of each, and its training loss, smoothed, as a curve.
 
     Raises:
@@ -121,7 +121,7 @@ def from_sweep(folder: Path) -> Found:
         name, state = run["name"], states.get(run["name"], {})
         given = Path(run["run_dir"])
         own = given if given.is_dir() else folder / "runs" / given.name  # copied from a bucket or another machine
-        lines = records(own / "metrics.jsonl") or [{"step": 0, "tokens": 0}]
+        lines = metric_records(own / "metrics.jsonl") or [{"step": 0, "tokens": 0}]
         if state.get("state") == "diverged":
             left_out[name] = f"diverged: {state.get('reason', '')}"
         elif lines[-1]["step"] < run["steps"] or lines[-1].get("eval/loss") is None:
@@ -132,20 +132,20 @@ def from_sweep(folder: Path) -> Found:
             curves.append(_curve(run, lines))
     if not runs:
         raise UserError(f"{folder}: no run is complete yet; `t5x-lite sweep` goes on with it")
-    return Found(table(runs), curves, left_out)
+    return SweepPoints(table(runs), curves, left_out)
 
 
 def _curve(run: Mapping[str, Any], lines: Sequence[Mapping[str, Any]]) -> Curve:
     """The smoothed training loss of a run, without its first twentieth; of branches, that of their trunk."""
-    tokens, loss = series(lines, "loss")
+    tokens, loss = metric_series(lines, "loss")
     begun = len(tokens) // 20
     flops = tokens * run["flops"] / run["tokens"]
-    return Curve(run["parameters"], *(values[begun:] for values in (flops, tokens, smoothed(loss))))
+    return Curve(run["parameters"], *(values[begun:] for values in (flops, tokens, smooth(loss))))
 
 
 def rows(path: Path) -> dict[str, dict[str, Any]]:
     """The newest row of each run in a sweep's table; a row that a kill has torn is left out."""
-    return {row["run"]: row for row in records(path)}
+    return {row["run"]: row for row in metric_records(path)}
 
 
 class Record:

@@ -17,10 +17,10 @@ from typing import Any
 from rich.progress import BarColumn
 
 from t5x_lite.errors import STOPPED, Diverged, UserError
-from t5x_lite.parallel.distributed import answering
-from t5x_lite.progress import bar, say
+from t5x_lite.parallel.distributed import handle_signals
+from t5x_lite.progress import print_line, progress_bar
 from t5x_lite.sweep.config import Sweep
-from t5x_lite.sweep.grid import Planned
+from t5x_lite.sweep.grid import PlannedRun
 from t5x_lite.sweep.points import Record
 
 POLL = 0.5
@@ -31,7 +31,7 @@ POLL = 0.5
 class Job:
     """A run under way; `offset` is as far as its metrics were read."""
 
-    run: Planned
+    run: PlannedRun
     process: subprocess.Popen[bytes]
     slot: int
     bar: Any
@@ -49,15 +49,15 @@ class Pool:
     """Starts runs in `jobs` slots, each with its share of the processors or GPUs, until all have ended."""
 
     def __init__(
-        self, sweep: Sweep, record: Record, environment: Mapping[str, str], command: Callable[[Planned], list[str]]
+        self, sweep: Sweep, record: Record, environment: Mapping[str, str], command: Callable[[PlannedRun], list[str]]
     ) -> None:
         self.sweep, self.record, self.environment, self.command = sweep, record, environment, command
         self.jobs: list[Job] = []
         self.attempts: Counter[str] = Counter()
         self.asked = False
-        self.bar = bar("{task.description}", BarColumn(), "{task.fields[at]}")
+        self.bar = progress_bar("{task.description}", BarColumn(), "{task.fields[at]}")
 
-    def run(self, runs: Sequence[Planned], settled: Mapping[str, str]) -> int:
+    def run(self, runs: Sequence[PlannedRun], settled: Mapping[str, str]) -> int:
         """Run all; 0 if all are done, `STOPPED` after a request to stop, else 1.
 
         Args:
@@ -65,7 +65,7 @@ class Pool:
             settled: the states of those that are done, or never will be.
         """
         pending, ended = list(runs), dict(settled)
-        with answering(self._stop, signal.SIGINT, signal.SIGTERM), self.bar:
+        with handle_signals(self._stop, signal.SIGINT, signal.SIGTERM), self.bar:
             whole = self.bar.add_task(self.sweep.name, total=sum(run.own_flops for run in runs), at=f"0/{len(runs)}")
             while self.jobs or (pending and not self.asked):
                 self._begin(pending, ended)
@@ -78,10 +78,10 @@ class Pool:
                 self.bar.update(whole, completed=moved, at=f"{len(there)}/{len(runs)}")
         bad = sorted(run.name for run in runs if ended.get(run.name) != "done")
         those = f"; not: {', '.join(bad)}" if bad else ""
-        say(self.bar.console, f"{len(runs) - len(bad)} of {len(runs)} runs are done{those}")
+        print_line(self.bar.console, f"{len(runs) - len(bad)} of {len(runs)} runs are done{those}")
         return STOPPED if self.asked else int(bool(bad))
 
-    def _begin(self, pending: list[Planned], ended: dict[str, str]) -> None:
+    def _begin(self, pending: list[PlannedRun], ended: dict[str, str]) -> None:
         for run in list(pending):
             after = ended.get(run.after) if run.after else "done"
             if after and after != "done":
@@ -92,7 +92,7 @@ class Pool:
                 pending.remove(run)
                 self._launch(run)
 
-    def _launch(self, run: Planned) -> None:
+    def _launch(self, run: PlannedRun) -> None:
         slot = min(set(range(self.sweep.config.jobs)) - {job.slot for job in self.jobs})
         path = self._log(run)
         path.parent.mkdir(exist_ok=True)
@@ -113,7 +113,7 @@ class Pool:
         self.jobs.append(Job(run, process, slot, task))
         self._state(run, "running", attempt=self.attempts[run.name], pid=process.pid)
 
-    def _end(self, job: Job, pending: list[Planned], ended: dict[str, str]) -> None:
+    def _end(self, job: Job, pending: list[PlannedRun], ended: dict[str, str]) -> None:
         self.jobs.remove(job)
         self.bar.remove_task(job.bar)
         run, code = job.run, job.process.returncode
@@ -133,7 +133,7 @@ class Pool:
         else:
             ended[run.name] = state
 
-    def _log(self, run: Planned) -> Path:
+    def _log(self, run: PlannedRun) -> Path:
         return self.sweep.folder / "logs" / f"{run.name}.log"
 
     def _look(self) -> None:
@@ -150,10 +150,10 @@ class Pool:
                 job.step, loss = line["step"], line["loss"] or float("nan")
                 self.bar.update(job.bar, completed=job.step, at=f"step {job.step} · loss {loss:.4f}")
 
-    def _state(self, run: Planned, state: str, **more: Any) -> None:
+    def _state(self, run: PlannedRun, state: str, **more: Any) -> None:
         self.record.set(run.name, state, **more)
         reason = f": {more['reason']}" if "reason" in more else ""
-        say(self.bar.console, f"{run.name}: {state}{reason}")
+        print_line(self.bar.console, f"{run.name}: {state}{reason}")
 
     def _stop(self, *_: object) -> None:
         """Ask every run to save and leave; none is started any more."""

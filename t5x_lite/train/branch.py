@@ -7,13 +7,13 @@ from typing import Any
 from t5x_lite import config as configuration
 from t5x_lite.config import RunConfig
 from t5x_lite.errors import UserError
-from t5x_lite.run import open_run
+from t5x_lite.run_dir import open_run
 
 MAY_DIFFER = ("optimizer.schedule", "train.steps", "branch")
 """What the rest of a run may do otherwise than the run that it branches off."""
 
 
-def branched(config: RunConfig, state: Any) -> tuple[int, Any, dict[str, Any]]:
+def restore_branch(config: RunConfig, state: Any) -> tuple[int, Any, dict[str, Any]]:
     """Step, state and metadata of the checkpoint that `branch` names; `state` says shapes and shardings.
 
     Raises:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from t5x_lite.errors import write_whole
+from t5x_lite.errors import write_file
 
 KINDS = ("compile", "data", "step", "evaluation", "checkpoint", "restart", "lost")
 """`data` is waiting for batches, `restart` what a start takes before its first step, `lost` steps that were made again.
@@ -51,7 +51,7 @@ class Goodput:
     def metrics(self) -> dict[str, float]:
         """`goodput`, the share of productive time, and `goodput/KIND_seconds`; written to the run directory too."""
         if self._path is not None:
-            write_whole(self._path, json.dumps(self.seconds))
+            write_file(self._path, json.dumps(self.seconds))
         share = self.seconds["step"] / max(sum(self.seconds.values()), 1e-9)
         return {"goodput": share, **{f"goodput/{kind}_seconds": value for kind, value in self.seconds.items()}}
 

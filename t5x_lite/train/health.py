@@ -12,10 +12,10 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array
 
-from t5x_lite.checkpoint import flat
-from t5x_lite.errors import Corrupt, UserError
+from t5x_lite.checkpoint import flatten_names
+from t5x_lite.errors import ReplicaMismatch, UserError
 from t5x_lite.models.sharding import AXES
-from t5x_lite.models.transformer import Blueprint
+from t5x_lite.models.transformer import ModelSpec
 from t5x_lite.parallel.mesh import shardings
 from t5x_lite.train.metrics import product_seconds
 
@@ -46,11 +46,11 @@ class Watchdog:
         faulthandler.cancel_dump_traceback_later()
 
 
-class Replicas:
+class ReplicaCheck:
     """Compares what should be equal: the copies of a shard on several devices. A chip may compute wrongly unnoticed."""
 
     def __init__(self, mesh: Mesh, placed: Any) -> None:
-        self.names, self._devices = list(flat(placed)), list(mesh.devices.flat)
+        self.names, self._devices = list(flatten_names(placed)), list(mesh.devices.flat)
 
         def own(*leaves: Array) -> Array:
             sums = [jnp.sum(jax.lax.bitcast_convert_type(leaf, jnp.uint32), dtype=jnp.uint32) for leaf in leaves]
@@ -80,7 +80,7 @@ class Replicas:
                     odd = [str(devices[at]) for at in group if sums[at, number] != found[counts.argmax()]]
                     wrong.append(f"{name} on {', '.join(odd)}")
         if wrong:
-            raise Corrupt(
+            raise ReplicaMismatch(
                 f"step {step}: copies of the same parameters differ (a device computes or remembers wrongly): "
                 f"{'; '.join(wrong[:4])}; the last checkpoint was made before: take the device out and run the same "
                 "command to go on from it"
@@ -120,7 +120,7 @@ class Stragglers:
         }
 
 
-def check_sharded(blueprint: Blueprint, mesh: Mesh) -> None:
+def check_sharded(blueprint: ModelSpec, mesh: Mesh) -> None:
     """Refuse a mesh that shards parameters and leaves more than `UNSHARDED` of them whole.
 
     Raises:
@@ -129,7 +129,9 @@ def check_sharded(blueprint: Blueprint, mesh: Mesh) -> None:
     parallel = [axis for axis in ("fsdp", "tensor", "expert", "pipeline") if mesh.shape[axis] > 1]
     if not parallel:
         return
-    placed, shapes = (flat(tree) for tree in (shardings(mesh, blueprint.axes, blueprint.shapes), blueprint.shapes))
+    placed, shapes = (
+        flatten_names(tree) for tree in (shardings(mesh, blueprint.axes, blueprint.shapes), blueprint.shapes)
+    )
     alone = (name for name, sharding in placed.items() if sharding.is_fully_replicated)
     whole = {name: shapes[name].size for name in alone if shapes[name].size >= SMALL}
     if sum(whole.values()) > UNSHARDED * blueprint.parameters:

@@ -18,28 +18,28 @@ import numpy as np
 from jax.sharding import Mesh
 
 from t5x_lite import config as configuration
+from t5x_lite.adapt.initial_weights import BaseCheckpoint, initial_weights, source_run
 from t5x_lite.checkpoint import Checkpoints
 from t5x_lite.config import RunConfig
-from t5x_lite.data.pipeline import RowsByNumber, training_batches
+from t5x_lite.data.pipeline import ExampleSequence, training_batches
 from t5x_lite.data.records import TaskData
-from t5x_lite.data.vocabulary import obtain
+from t5x_lite.data.vocabulary import load_or_train_tokenizer
 from t5x_lite.errors import Diverged
-from t5x_lite.evaluate.curves import read
+from t5x_lite.evaluate.curves import read_metrics
 from t5x_lite.evaluate.tasks import TaskEvaluation
-from t5x_lite.laws.forecast import forecast
+from t5x_lite.laws.forecast import forecast_loss
 from t5x_lite.parallel import mesh as meshes
-from t5x_lite.parallel.distributed import ending_together, first_process_first, stop_requests
-from t5x_lite.run import Run, check_folder, create, held, with_vocab
-from t5x_lite.start import Base, beginning, source_of
+from t5x_lite.parallel.distributed import abort_together, main_process_first, stop_requests
+from t5x_lite.run_dir import Run, check_run_dir, create_run_dir, lock_dir, with_vocab
 from t5x_lite.train import optimizer as optimizers
-from t5x_lite.train.branch import branched
+from t5x_lite.train.branch import restore_branch
 from t5x_lite.train.goodput import Goodput
-from t5x_lite.train.health import Replicas, Stragglers, Watchdog, check_sharded
-from t5x_lite.train.metrics import Display, MetricsWriter, duration, flops_per_row, peak_flops, short
-from t5x_lite.train.setup import Data, Steps, check_on, make_steps, open_data, validated
+from t5x_lite.train.health import ReplicaCheck, Stragglers, Watchdog, check_sharded
+from t5x_lite.train.metrics import Display, MetricsWriter, flops_per_row, format_duration, format_si, peak_flops
+from t5x_lite.train.setup import Steps, TextData, check_mesh, evaluate_split, make_steps, open_data
 from t5x_lite.train.state import TrainState
 from t5x_lite.train.step import Sums
-from t5x_lite.train.watch import Rates, Running, Spike, Watch
+from t5x_lite.train.watch import LossSpike, RunningLoss, StepCost, StepMonitor
 
 DEVICE_BATCHES = 2
 """Batches sent to the devices ahead of the step that takes them."""
@@ -55,15 +55,15 @@ def train(config: RunConfig) -> tuple[Run, bool]:
         Diverged: the loss is not finite for too many steps, or keeps jumping.
     """
     mesh = meshes.make_mesh(config.mesh)
-    attention = check_on(mesh, config, mesh.devices.flat[0].platform)
-    check_folder(config)
-    with first_process_first():
-        tokenizer = obtain(config) if config.adapt is None else source_of(config).tokenizer
+    attention = check_mesh(mesh, config, mesh.devices.flat[0].platform)
+    check_run_dir(config)
+    with main_process_first():
+        tokenizer = load_or_train_tokenizer(config) if config.adapt is None else source_run(config).tokenizer
         data = open_data(with_vocab(config, tokenizer), tokenizer)
     rows, _ = data.rows(), data.validation()  # both can be had, or nothing is begun
     busy = "another process trains this run; wait for it or give another run_dir"
-    with held(Path(str(config.run_dir)), busy, "run_dir "), jax.set_mesh(mesh), stop_requests() as stop:
-        run = create(config, tokenizer)
+    with lock_dir(Path(str(config.run_dir)), busy, "run_dir "), jax.set_mesh(mesh), stop_requests() as stop:
+        run = create_run_dir(config, tokenizer)
         with Display(config.train.steps, enabled=jax.process_index() == 0) as display:
             display.say("attention: " + "; ".join(f"{kind} by {kernel}" for kind, kernel in attention.items()))
             check_sharded(run.blueprint, mesh)
@@ -75,18 +75,18 @@ def train(config: RunConfig) -> tuple[Run, bool]:
                     display.say(line)
             trainer = Trainer(run, data, rows, tasks, mesh, steps, display)
             # The inner one: closing waits for a save, in which a lost process would be waited for too.
-            with closing(run.checkpoints) as checkpoints, ending_together():
+            with closing(run.checkpoints) as checkpoints, abort_together():
                 return run, trainer.run(checkpoints, stop)
 
 
 @dataclass
-class Position:
+class TrainerProgress:
     """Where a run stands: updates done, batches passed over after loss spikes, and the loss to expect."""
 
     step: int = 0
     skipped_batches: int = 0
     spikes: int = 0
-    running: Running = field(default_factory=Running)
+    running: RunningLoss = field(default_factory=RunningLoss)
 
 
 class Trainer:
@@ -95,8 +95,8 @@ class Trainer:
     def __init__(
         self,
         run: Run,
-        data: Data | TaskData,
-        rows: RowsByNumber,
+        data: TextData | TaskData,
+        rows: ExampleSequence,
         tasks: TaskEvaluation | None,
         mesh: Mesh,
         steps: Steps,
@@ -107,14 +107,16 @@ class Trainer:
         self.mesh, self.steps, self.display = mesh, steps, display
         self.goodput = Goodput(run.folder, writes=jax.process_index() == 0)
         self.watchdog, self.stragglers = Watchdog(self.config.train.hang_minutes), Stragglers()
-        self.replicas = Replicas(mesh, jax.tree.map(lambda leaf: leaf.sharding, steps.state.params))
+        self.replicas = ReplicaCheck(mesh, jax.tree.map(lambda leaf: leaf.sharding, steps.state.params))
         self.batch_size = self.config.train.batch_size
-        self.base: Base | None = None
+        self.base: BaseCheckpoint | None = None
         peak, how = peak_flops(mesh.devices.flat[0], self.config.train.peak_flops)
         tokens = self.batch_size * self.config.train.seq_len
         parts = self.config.parts(self.blueprint.axes)
-        per_row = flops_per_row(self.config.model, self.blueprint, self.config.task.lengths(data.task), parts=parts)
-        self.rates = Rates(tokens, self.batch_size * per_row, peak * mesh.size)
+        per_row = flops_per_row(
+            self.config.model, self.blueprint, self.config.require_objective().lengths(data.context), parts=parts
+        )
+        self.rates = StepCost(tokens, self.batch_size * per_row, peak * mesh.size)
         count = self.config.train.steps
         self.learning_rates = np.asarray(optimizers.schedule(self.config.optimizer, count)(np.arange(count)))
         few = self.blueprint.active_parameters
@@ -122,11 +124,11 @@ class Trainer:
         if not parts.everything:
             trained = sum(leaf.size for leaf in jax.tree.leaves(steps.state.params))
             state = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(steps.state.opt_state))
-            active += f", of which {trained:,} train (optimizer state {short(state)}B)"
+            active += f", of which {trained:,} train (optimizer state {format_si(state)}B)"
         display.say(
             f"model: {self.blueprint.parameters:,} parameters{active} on {mesh.size} × "
-            f"{mesh.devices.flat[0].device_kind}; MFU against {short(peak)}FLOP/s a device ({how}), causal attention "
-            "counted half"
+            f"{mesh.devices.flat[0].device_kind}; MFU against {format_si(peak)}FLOP/s a device ({how}), causal "
+            "attention counted half"
         )
 
     def run(self, checkpoints: Checkpoints, stop: Callable[[int], bool]) -> bool:
@@ -142,34 +144,36 @@ class Trainer:
                     complete = self.advance(at, state, watch, checkpoints, stop)
                     self.display.say(self.goodput.line())
                     return complete
-                except Spike as spike:
+                except LossSpike as spike:
                     reached = watch.last_step
                     self.display.say(str(spike))
             at, state = self.go_back(checkpoints, at, reached)
 
-    def restore(self, checkpoints: Checkpoints) -> tuple[Position, TrainState]:
+    def restore(self, checkpoints: Checkpoints) -> tuple[TrainerProgress, TrainState]:
         """The newest whole checkpoint, or fresh weights."""
         shapes, origin = replace(self.steps.state, frozen={}), str(self.folder)
         found = checkpoints.restore(shapes)
         if found is None and self.config.branch is not None:
-            found, origin = branched(self.config, shapes), self.config.branch.source
+            found, origin = restore_branch(self.config, shapes), self.config.branch.source
         if found is None and self.config.adapt is not None:
-            params, self.base = beginning(self.config, self.blueprint, self.mesh)
+            params, self.base = initial_weights(self.config, self.blueprint, self.mesh)
             self.display.say(f"first weights from {self.config.adapt.source}, step {self.base.step}")
-            return Position(), self.steps.begun(params)
+            return TrainerProgress(), self.steps.begun(params)
         if found is None:
             self.display.say(f"fresh weights from seed {self.config.train.seed}")
-            return Position(), self.steps.fresh()
+            return TrainerProgress(), self.steps.fresh()
         step, state, meta = found
         if jax.tree.leaves(self.steps.state.frozen):
-            self.base = Base.of(meta)
-            params, _ = beginning(self.config, self.blueprint, self.mesh, self.base)
+            self.base = BaseCheckpoint.of(meta)
+            params, _ = initial_weights(self.config, self.blueprint, self.mesh, self.base)
             state = replace(state, frozen=self.config.parts(self.blueprint.axes).frozen(params))
         self.display.say(f"resumed from step {step} in {origin}")
         position = meta["position"]
-        return Position(**{**position, "running": Running(**position["running"])}), state
+        return TrainerProgress(**{**position, "running": RunningLoss(**position["running"])}), state
 
-    def go_back(self, checkpoints: Checkpoints, at: Position, reached: int) -> tuple[Position, TrainState]:
+    def go_back(
+        self, checkpoints: Checkpoints, at: TrainerProgress, reached: int
+    ) -> tuple[TrainerProgress, TrainState]:
         """The last checkpoint again, and past the batches that led from it to the spike (PaLM, §5.1)."""
         checkpoints.wait()
         spikes = at.spikes + 1
@@ -182,21 +186,28 @@ class Trainer:
         return before, state
 
     @contextmanager
-    def watching(self, at: Position) -> Iterator[Watch]:
+    def watching(self, at: TrainerProgress) -> Iterator[StepMonitor]:
         """Metrics from here on; lines of lost steps are cut off."""
         config = self.config
         writer = MetricsWriter(self.folder, at.step) if jax.process_index() == 0 else None
         self.goodput.lose(writer.lost_seconds * config.train.log_every_steps if writer else 0.0)
         self.display.start(at.step)
         try:
-            yield Watch(config.train, self.rates, self.learning_rates, self.display, writer, at.running, self.goodput)
+            yield StepMonitor(
+                config.train, self.rates, self.learning_rates, self.display, writer, at.running, self.goodput
+            )
         finally:
             self.watchdog.rest()
             if writer:
                 writer.close()
 
     def advance(
-        self, at: Position, state: TrainState, watch: Watch, checkpoints: Checkpoints, stop: Callable[[int], bool]
+        self,
+        at: TrainerProgress,
+        state: TrainState,
+        watch: StepMonitor,
+        checkpoints: Checkpoints,
+        stop: Callable[[int], bool],
     ) -> bool:
         """Step, evaluate, save, until the last step (True) or a request to stop (False)."""
         train = self.config.train
@@ -271,7 +282,7 @@ class Trainer:
             step = self.steps.train.lower(self.steps.state, shapes).compile()  # type: ignore[attr-defined]
         seconds = time.perf_counter() - started
         self.goodput.begin(compiling=seconds)
-        self.display.say(f"compiled the train step in {duration(seconds)}")
+        self.display.say(f"compiled the train step in {format_duration(seconds)}")
         return step
 
     def evaluate(self, step: int, state: TrainState) -> dict[str, float]:
@@ -281,7 +292,7 @@ class Trainer:
             self.watchdog.moved()
             return self.steps.evaluate(params, batch)
 
-        found = validated(watched, (state.params, state.frozen), self.data, self.mesh)
+        found = evaluate_split(watched, (state.params, state.frozen), self.data, self.mesh)
         if self.tasks is not None:
             params = self.steps.whole(state.params, state.frozen)
             found |= self.tasks.scores(params, self.folder / "eval" / str(step))
@@ -292,11 +303,11 @@ class Trainer:
         """Where the training loss will end, by its curve so far, once enough is seen; the first process says."""
         if jax.process_index() or step >= self.config.train.steps:
             return {}
-        found = forecast(read(self.folder, empty=True), self.learning_rates)
+        found = forecast_loss(read_metrics(self.folder, empty=True), self.learning_rates)
         self.display.foretold(found)
         return found
 
-    def meta(self, at: Position) -> dict[str, Any]:
+    def meta(self, at: TrainerProgress) -> dict[str, Any]:
         """What a checkpoint says beside its arrays."""
         base = None if self.base is None else asdict(self.base)
         return {"position": asdict(at), "config": configuration.dump(self.config), "base": base}

@@ -17,18 +17,23 @@ import numpy as np
 from jax.sharding import Mesh
 from rich.progress import BarColumn
 
-from t5x_lite.adapt.parts import Parts
-from t5x_lite.checkpoint import flat
+from t5x_lite.adapt.parts import TrainableSplit
+from t5x_lite.checkpoint import flatten_names
 from t5x_lite.errors import disk_error
 from t5x_lite.models.config import ModelConfig
-from t5x_lite.models.transformer import Blueprint
-from t5x_lite.objectives.objective import Lengths
-from t5x_lite.parallel.chips import CHIPS, name_of
-from t5x_lite.progress import bar, say
+from t5x_lite.models.transformer import ModelSpec
+from t5x_lite.objectives.objective import ExampleLengths
+from t5x_lite.parallel.chips import CHIPS, chip_name
+from t5x_lite.progress import print_line, progress_bar
 
 
 def flops_per_row(
-    model: ModelConfig, blueprint: Blueprint, lengths: Lengths, *, causal_half: bool = True, parts: Parts | None = None
+    model: ModelConfig,
+    blueprint: ModelSpec,
+    lengths: ExampleLengths,
+    *,
+    causal_half: bool = True,
+    parts: TrainableSplit | None = None,
 ) -> float:
     """FLOPs of forward and backward for one example: 6 per matrix weight and token that passes it, and attention.
 
@@ -38,7 +43,7 @@ def flops_per_row(
     Recomputation (remat) and room that capacity leaves empty are not counted. Of `parts`, frozen weights need no
     gradient (4 a weight), and where a head alone trains nothing goes back through them (2).
     """
-    shapes = flat(blueprint.shapes)
+    shapes = flatten_names(blueprint.shapes)
     first = dict.fromkeys(shapes, 0) if parts is None else parts.first
     back = any(at is not None and not name.startswith("head.") for name, at in first.items())
 
@@ -48,14 +53,14 @@ def flops_per_row(
 
     matrices = sum(
         per_weight(name) * math.prod(shapes[name].shape) * axes.share * _passes(model, name, lengths)
-        for name, axes in flat(blueprint.axes).items()
+        for name, axes in flatten_names(blueprint.axes).items()
         if axes.inputs or (axes.table and "vocab" in axes.names and model.tied)
     )
     attention = (1.0 if back else 1 / 3) * _attention_flops(model, lengths, causal_half=causal_half)
     return lengths.texts * (matrices + attention)
 
 
-def _passes(model: ModelConfig, name: str, lengths: Lengths) -> int:
+def _passes(model: ModelConfig, name: str, lengths: ExampleLengths) -> int:
     """Tokens of an example that are multiplied with one weight."""
     whole = name.removeprefix("generator.").removeprefix("discriminator.")
     repeats = model.layers // len(model.pattern) if model.shared_layers and ".stack.layers." in name else 1
@@ -71,7 +76,7 @@ def _passes(model: ModelConfig, name: str, lengths: Lengths) -> int:
     return repeats * (lengths.targets + both)
 
 
-def _attention_flops(model: ModelConfig, lengths: Lengths, *, causal_half: bool) -> float:
+def _attention_flops(model: ModelConfig, lengths: ExampleLengths, *, causal_half: bool) -> float:
     if model.family == "electra":
         pair = (model.model_of_discriminator, model.model_of_generator)
         return sum(_attention_flops(one, lengths, causal_half=causal_half) for one in pair)
@@ -94,7 +99,7 @@ def peak_flops(device: Any, given: float | None) -> tuple[float, str]:
     """FLOP/s that MFU is measured against, and where the figure is from."""
     if given is not None:
         return given, "train.peak_flops"
-    name = name_of(device.device_kind)
+    name = chip_name(device.device_kind)
     if name is not None:
         return CHIPS[name].flops, f"bfloat16 data sheet of {name}"
     measured = 2 * 1024**3 / product_seconds(device, 1024, 5)
@@ -192,7 +197,7 @@ class Display:
     def __init__(self, steps: int, *, enabled: bool = True) -> None:
         self.steps, self.enabled = steps, enabled
         columns = "step {task.completed}/{task.total}", BarColumn(20), "{task.fields[values]}"
-        self._bar = bar(*columns, enabled=enabled)
+        self._bar = progress_bar(*columns, enabled=enabled)
         self._console = self._bar.console
         self._task = self._bar.add_task("", total=steps, values="")
         self._evaluation = self._end = ""
@@ -213,7 +218,7 @@ class Display:
     def say(self, message: str) -> None:
         """A line above the bar."""
         if self.enabled:
-            say(self._console, message)
+            print_line(self._console, message)
 
     def evaluated(self, step: int, found: Mapping[str, float]) -> None:
         """The newest evaluation: said once, and its loss shown until the next."""
@@ -234,7 +239,9 @@ class Display:
 
     def step(self, step: int, metrics: Mapping[str, float]) -> None:
         """One step is done."""
-        values = f"loss {metrics['loss']:.4f} · {short(metrics['tokens_per_second'])} tok/s · MFU {metrics['mfu']:.1%}"
+        values = (
+            f"loss {metrics['loss']:.4f} · {format_si(metrics['tokens_per_second'])} tok/s · MFU {metrics['mfu']:.1%}"
+        )
         self._bar.update(self._task, completed=step, values=values + self._evaluation + self._end)
         now = time.monotonic()
         quiet = now - self._spoke < 30 and step % max(self.steps // 20, 1)
@@ -243,10 +250,10 @@ class Display:
         self._spoke = now
         first, began = self._started
         left = (now - began) / max(step - first, 1) * (self.steps - step)
-        self.say(f"step {step}/{self.steps} · {values} · {duration(left)} left{self._evaluation}{self._end}")
+        self.say(f"step {step}/{self.steps} · {values} · {format_duration(left)} left{self._evaluation}{self._end}")
 
 
-def short(number: float) -> str:
+def format_si(number: float) -> str:
     """12345 → 12.3k."""
     for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if abs(number) >= size:
@@ -254,7 +261,7 @@ def short(number: float) -> str:
     return f"{number:.3g}"
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """4000 → 1h06m."""
     seconds = round(seconds)
     if seconds < 60:

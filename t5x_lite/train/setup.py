@@ -12,24 +12,24 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray
 
-from t5x_lite.adapt.parts import named, nested
+from t5x_lite.adapt.parts import flatten_names, unflatten_names
 from t5x_lite.config import RunConfig
 from t5x_lite.data import mixture
-from t5x_lite.data.corpus import SPLITS, Corpus, prepare
-from t5x_lite.data.pipeline import TrainingRows, Validation
-from t5x_lite.data.records import TaskData, open_tasks
+from t5x_lite.data.corpus import SPLITS, Corpus, prepare_corpus
+from t5x_lite.data.pipeline import TrainingRows, ValidationSet
+from t5x_lite.data.records import TaskData, open_task_data
 from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.errors import UserError
-from t5x_lite.evaluate.perplexity import evaluate
-from t5x_lite.models import kernels
-from t5x_lite.models.dispatch import check_dispatch
+from t5x_lite.evaluate.perplexity import evaluate_loss
+from t5x_lite.models.attention import kernels
+from t5x_lite.models.experts.dispatch import check_dispatch
+from t5x_lite.models.experts.routing import routing
 from t5x_lite.models.layers import Axes
 from t5x_lite.models.losses import Losses
-from t5x_lite.models.routing import routing
 from t5x_lite.models.sharding import constrain
 from t5x_lite.models.stack import pipeline_parts
-from t5x_lite.models.transformer import Blueprint, initial
-from t5x_lite.objectives.objective import Task
+from t5x_lite.models.transformer import ModelSpec, init_params
+from t5x_lite.objectives.objective import ExampleContext
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.train import optimizer as optimizers
 from t5x_lite.train.state import TrainState
@@ -40,21 +40,21 @@ FREQUENCY_TOKENS = 10_000_000
 
 
 @dataclass(frozen=True)
-class Data:
+class TextData:
     """Training rows and validation batches of a config, cut from its token corpora."""
 
     training: list[Corpus]
     held_out: list[Corpus]
     config: RunConfig
-    task: Task
+    context: ExampleContext
 
     def rows(self) -> TrainingRows:
         """The endless global order of training rows."""
         data, train = self.config.data, self.config.train
         shares = mixture.weights(data.sources, [corpus.tokens for corpus in self.training], data.mixture_alpha)
-        return TrainingRows(self.training, shares, data, self.config.task, self.task, train.seed)
+        return TrainingRows(self.training, shares, data, self.config.require_objective(), self.context, train.seed)
 
-    def validation(self) -> Validation:
+    def validation(self) -> ValidationSet:
         """The whole held-out split, or its first `eval.batches`."""
         if not sum(corpus.tokens for corpus in self.held_out):
             raise UserError(
@@ -63,40 +63,42 @@ class Data:
             )
         run = self.config
         size = run.eval.batch_size or run.train.batch_size
-        return Validation(self.held_out, run.data, run.task, self.task, size, run.eval.batches)
+        return ValidationSet(self.held_out, run.data, run.require_objective(), self.context, size, run.eval.batches)
 
     @property
     def tokens_per_byte(self) -> float | None:
         """Tokens of the validation split for one byte of its text, if the loss is that of every token."""
-        if not self.config.task.every_token:
+        if not self.config.require_objective().every_token:
             return None
         return sum(c.tokens for c in self.held_out) / max(sum(c.text_bytes for c in self.held_out), 1)
 
 
-def open_data(config: RunConfig, tokenizer: Tokenizer) -> Data | TaskData:
+def open_data(config: RunConfig, tokenizer: Tokenizer) -> TextData | TaskData:
     """The records of the config's tasks; without any, find or make the token corpora of every source.
 
     Raises:
         UserError: no text, or a tokenizer that the objective cannot work with.
     """
     vocabulary = tokenizer.vocabulary()
-    task = Task(config.train.seq_len, vocabulary, config.model.family, config.method.placeholders)
-    config.task.check_task(task)
+    context = ExampleContext(config.train.seq_len, vocabulary, config.model.family, config.method.placeholders)
+    config.require_objective().check_context(context)
     if config.tasks:
-        return open_tasks(config, tokenizer, task)
-    folders = [prepare(source, config.data, tokenizer) for source in config.data.sources]
+        return open_task_data(config, tokenizer, context)
+    folders = [prepare_corpus(source, config.data, tokenizer) for source in config.data.sources]
     training, held_out = ([Corpus(f, split) for f in folders] for split in SPLITS)
-    if config.task.needs_frequency:
-        task = replace(task, vocabulary=replace(vocabulary, frequency=_frequency(training, vocabulary.size)))
-    return Data(training, held_out, config, task)
+    if config.require_objective().needs_frequency:
+        context = replace(context, vocabulary=replace(vocabulary, frequency=_frequency(training, vocabulary.size)))
+    return TextData(training, held_out, config, context)
 
 
-def validated(step: Callable[[Any, Any], Sums], params: Any, data: Data | TaskData, mesh: Mesh) -> dict[str, float]:
+def evaluate_split(
+    step: Callable[[Any, Any], Sums], params: Any, data: TextData | TaskData, mesh: Mesh
+) -> dict[str, float]:
     """Scores on the validation split; see `evaluate.perplexity`."""
     split = data.validation()
     local = meshes.local_rows(mesh, split.batch_size)
     batches = (meshes.to_global(mesh, batch, split.batch_size) for batch in split.batches(local))
-    return evaluate(step, params, batches, data.tokens_per_byte)
+    return evaluate_loss(step, params, batches, data.tokens_per_byte)
 
 
 def _frequency(corpora: Sequence[Corpus], vocab: int) -> np.ndarray:
@@ -108,7 +110,7 @@ def _frequency(corpora: Sequence[Corpus], vocab: int) -> np.ndarray:
     return counts / max(counts.sum(), 1.0)
 
 
-def check_on(mesh: Mesh, config: RunConfig, of: str) -> dict[str, str]:
+def check_mesh(mesh: Mesh, config: RunConfig, of: str) -> dict[str, str]:
     """The attention kernels of a config on a mesh of a platform, and why; see `kernels.planned`.
 
     Raises:
@@ -125,12 +127,12 @@ def check_on(mesh: Mesh, config: RunConfig, of: str) -> dict[str, str]:
             check_dispatch(config.model, of)
             if sizes["pipeline"] > 1:
                 pipeline_parts(config.model, rows, sizes["pipeline"])
-            return kernels.planned(config.model, train.seq_len, of)
+            return kernels.planned_kernels(config.model, train.seq_len, of)
     except ValueError as error:
         raise UserError(str(error)) from None
 
 
-def loss_function(config: RunConfig, model: Blueprint, shards: int, *, training: bool) -> LossFunction:
+def loss_function(config: RunConfig, model: ModelSpec, shards: int, *, training: bool) -> LossFunction:
     """The objective's loss; z-loss and label smoothing are for training alone."""
     train = config.train
     rows = train.batch_size // train.microbatches if training else (config.eval.batch_size or train.batch_size)
@@ -143,13 +145,17 @@ def loss_function(config: RunConfig, model: Blueprint, shards: int, *, training:
     )
 
     # Then padding comes last if at all, and no query of a causal row sees it: attention needs no mask of segments.
-    one_text = config.task.every_token and config.data.packing == "stream" and not config.data.separate_documents
+    one_text = (
+        config.require_objective().every_token
+        and config.data.packing == "stream"
+        and not config.data.separate_documents
+    )
 
     def loss(params: Any, batch: Batch, key: PRNGKeyArray | None) -> Sums:
         if one_text:
             batch = {name: array for name, array in batch.items() if name != "segment_ids"}
         module = model.model(jax.tree.map(_gathered, params, model.axes))
-        terms = config.task.loss(module, batch, key, losses)
+        terms = config.require_objective().loss(module, batch, key, losses)
         routers = routing(module, config.model)
         return terms if routers is None else {**terms, "router": routers}
 
@@ -184,15 +190,17 @@ def _paced(inner: optax.GradientTransformation, config: RunConfig) -> optax.Grad
     method = config.method
 
     def factors(progress: Any, params: Any) -> Any:
-        found = {name: method.rates(name, config.model, progress) for name in named(params)}
-        return nested({name: jnp.ones(()) if rate is None else jnp.asarray(rate) for name, rate in found.items()})
+        found = {name: method.rates(name, config.model, progress) for name in flatten_names(params)}
+        return unflatten_names(
+            {name: jnp.ones(()) if rate is None else jnp.asarray(rate) for name, rate in found.items()}
+        )
 
     if method.rates("", config.model, 0.0) is None:
         return inner
     return optimizers.with_rates(inner, config.train.steps, factors)
 
 
-def make_steps(config: RunConfig, model: Blueprint, mesh: Mesh) -> Steps:
+def make_steps(config: RunConfig, model: ModelSpec, mesh: Mesh) -> Steps:
     """Jitted steps with explicit shardings; nothing is allocated or compiled yet."""
     train, shards = config.train, meshes.batch_shards(mesh)
     parts = config.parts(model.axes)
@@ -203,7 +211,7 @@ def make_steps(config: RunConfig, model: Blueprint, mesh: Mesh) -> Steps:
         return TrainState(zero, trained, optimizer.init(trained), zero, zero, parts.frozen(params))
 
     def fresh() -> TrainState:
-        return begun(initial(config.model, jax.random.key(train.seed), config.method.surgery))
+        return begun(init_params(config.model, jax.random.key(train.seed), config.method.surgery))
 
     def whole(trained: Any, frozen: Any) -> Any:
         return parts.together(trained, frozen, jnp.concatenate)
@@ -225,6 +233,6 @@ def make_steps(config: RunConfig, model: Blueprint, mesh: Mesh) -> Steps:
         fresh=jax.jit(fresh, out_shardings=placed),
         begun=jax.jit(begun, donate_argnums=0 if parts.everything else (), out_shardings=placed),
         whole=whole,
-        whole_shapes=meshes.placed(model.shapes, meshes.shardings(mesh, model.axes, model.shapes)),
-        state=meshes.placed(shapes, placed),
+        whole_shapes=meshes.shape_structs(model.shapes, meshes.shardings(mesh, model.axes, model.shapes)),
+        state=meshes.shape_structs(shapes, placed),
     )

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PRNGKeyArray
 
+from t5x_lite.models.experts.routing import Routing
 from t5x_lite.models.losses import TokenLoss
-from t5x_lite.models.routing import Routing
 from t5x_lite.train.state import TrainState
 
 Batch = Mapping[str, Array]

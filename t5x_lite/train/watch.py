@@ -13,18 +13,18 @@ from t5x_lite.errors import Diverged
 from t5x_lite.train.goodput import Goodput
 from t5x_lite.train.metrics import Display, MetricsWriter
 
-MEMORY = 0.98
+RUNNING_DECAY = 0.98
 """Decay of the running mean of the loss that a spike is measured against."""
-CALM = 50
+RUNNING_STEPS = 50
 """Steps before the running mean is trusted."""
 
 
-class Spike(Exception):
+class LossSpike(Exception):
     """The loss jumped above `train.spike_factor` of its running mean."""
 
 
 @dataclass(frozen=True)
-class Rates:
+class StepCost:
     """What turns seconds into tokens per second and MFU: per step, and the peak of all devices together."""
 
     tokens: int
@@ -33,27 +33,27 @@ class Rates:
 
 
 @dataclass
-class Running:
+class RunningLoss:
     """The running mean of the loss and the steps that went into it; saved, so that a resumed run judges alike."""
 
     loss: float = 0.0
     steps: int = 0
 
     def add(self, loss: float) -> None:
-        keep = min(MEMORY, self.steps / (self.steps + 1))
+        keep = min(RUNNING_DECAY, self.steps / (self.steps + 1))
         self.loss, self.steps = keep * self.loss + (1 - keep) * loss, self.steps + 1
 
 
 @dataclass
-class Watch:
+class StepMonitor:
     """Holds the newest step's metrics until the next step is under way, then writes, shows and judges them."""
 
     config: TrainConfig
-    rates: Rates
+    rates: StepCost
     learning_rates: Any
     display: Display
     writer: MetricsWriter | None
-    running: Running
+    running: RunningLoss
     goodput: Goodput
     last_step: int = 0
     _pending: tuple[int, Mapping[str, jax.Array], float] | None = None
@@ -116,7 +116,9 @@ class Watch:
         if in_a_row == 1:
             self.display.say(f"step {step}: loss or gradient not finite, update skipped")
         factor, loss = self.config.spike_factor, values["loss"]
-        if factor and self.running.steps >= CALM and not loss <= factor * self.running.loss:
-            raise Spike(f"step {step}: loss {loss:.4f} is above {factor} × its running mean {self.running.loss:.4f}")
+        if factor and self.running.steps >= RUNNING_STEPS and not loss <= factor * self.running.loss:
+            raise LossSpike(
+                f"step {step}: loss {loss:.4f} is above {factor} × its running mean {self.running.loss:.4f}"
+            )
         if math.isfinite(loss):
             self.running.add(loss)

@@ -11,13 +11,13 @@ import pytest
 import t5x_lite
 from t5x_lite import config as configuration
 from t5x_lite.adapt import BitFit, Unfreeze
-from t5x_lite.adapt.parts import named, nested
+from t5x_lite.adapt.initial_weights import initial_weights
+from t5x_lite.adapt.parts import flatten_names, unflatten_names
 from t5x_lite.cli import main
 from t5x_lite.models.config import ModelConfig
-from t5x_lite.models.transformer import blueprint
+from t5x_lite.models.transformer import model_spec
 from t5x_lite.parallel.mesh import make_mesh
-from t5x_lite.run import with_vocab
-from t5x_lite.start import beginning
+from t5x_lite.run_dir import with_vocab
 from t5x_lite.train.setup import make_steps
 from tests.conftest import REPOSITORY, lines
 
@@ -82,9 +82,9 @@ def test_a_method_trains_what_it_says_and_nothing_else(
     method: str, adapted: dict[str, Path], encoder_run: Path
 ) -> None:
     run, base = t5x_lite.load(adapted[method]), t5x_lite.load(encoder_run)
-    ours, theirs = named(run.params), named(base.params)
+    ours, theirs = flatten_names(run.params), flatten_names(base.params)
     trained = run.config.parts(run.params).trained(run.params)
-    sizes = {name: math.prod(value.shape) for name, value in named(trained).items()}
+    sizes = {name: math.prod(value.shape) for name, value in flatten_names(trained).items()}
     if method in COUNTS:
         assert sum(sizes.values()) == COUNTS[method], sizes
     moved = {name for name in ours if name in theirs and not np.array_equal(ours[name], theirs[name])}
@@ -119,10 +119,10 @@ def test_merged_weights_are_a_plain_model_with_equal_scores(method: str, adapted
     rng = np.random.default_rng(0)
     # Weights that matter: after three steps what was added is next to nothing.
     params = jax.tree.map(lambda x: x + 0.1 * rng.standard_normal(x.shape).astype(x.dtype), run.params)
-    merged = run.config.method.merged(named(params), np)
+    merged = run.config.method.merged(flatten_names(params), np)
     tokens = rng.integers(0, 300, (2, 12))
     with_it = run.run.blueprint.model(params)
-    plain = blueprint(run.config.model).model(nested(merged))
+    plain = model_spec(run.config.model).model(unflatten_names(merged))
     np.testing.assert_allclose(with_it(tokens), plain(tokens), atol=2e-4)
 
 
@@ -132,8 +132,8 @@ def test_what_is_added_begins_as_nothing(method: str, fox: Path, encoder_run: Pa
     base = t5x_lite.load(encoder_run)
     config = configuration.load(fox, [f"adapt.method={json.dumps({method: METHODS[method]})}"])
     config = with_vocab(config, base.tokenizer)
-    plan = blueprint(config.model, config.method.surgery)
-    params, _ = beginning(config, plan, make_mesh(config.mesh))
+    plan = model_spec(config.model, config.method.surgery)
+    params, _ = initial_weights(config, plan, make_mesh(config.mesh))
     tokens = np.random.default_rng(0).integers(0, 300, (2, 12))
     np.testing.assert_allclose(plan.model(params)(tokens), base.run.blueprint.model(base.params)(tokens), atol=1e-5)
 
@@ -170,10 +170,10 @@ def test_adapters_of_two_runs_are_fused_and_stay_as_they_were(
     run = tmp_path / route
     command = ["train", str(fox), f"run_dir={run}", f"adapt.method={json.dumps({'fusion': own})}"]
     assert main([*command, "train.steps=1"]) == 0
-    weights = named(t5x_lite.load(run).params)
+    weights = flatten_names(t5x_lite.load(run).params)
     for number, source in enumerate((adapted["pfeiffer"], second)):
         held = {k: v for k, v in weights.items() if f".adapters.feedforward.adapters.{number}." in k}
-        theirs = named(t5x_lite.load(source).params)
+        theirs = flatten_names(t5x_lite.load(source).params)
         assert len(held) == 4
         for name, value in held.items():
             plain = name.replace(f".adapters.feedforward.adapters.{number}.", ".adapters.feedforward.")
@@ -200,8 +200,8 @@ def test_berts_biases_are_the_published_share() -> None:
     shares = {}
     for size, vocab in (("base", 30522), ("large", 30522)):
         config = configuration.load(REPOSITORY / f"configs/bert/{size}.yaml", ["data.files=x", f"model.vocab={vocab}"])
-        plan = blueprint(config.model)
-        counts = {name: math.prod(leaf.shape) for name, leaf in named(plan.shapes).items()}
+        plan = model_spec(config.model)
+        counts = {name: math.prod(leaf.shape) for name, leaf in flatten_names(plan.shapes).items()}
         biases = sum(n for name, n in counts.items() if BitFit().trains(name, config.model) and "encoder." in name)
         shares[size] = biases / plan.parameters
         width, mlp, layers = (768, 3072, 12) if size == "base" else (1024, 4096, 24)

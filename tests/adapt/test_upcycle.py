@@ -9,12 +9,12 @@ import yaml
 
 import t5x_lite
 from t5x_lite import config as configuration
+from t5x_lite.adapt.initial_weights import initial_weights
 from t5x_lite.cli import main
 from t5x_lite.errors import UserError
-from t5x_lite.models.transformer import blueprint
+from t5x_lite.models.transformer import model_spec
 from t5x_lite.parallel import mesh as meshes
-from t5x_lite.run import with_vocab
-from t5x_lite.start import beginning
+from t5x_lite.run_dir import with_vocab
 from tests.conftest import lines
 
 TOP_2 = {"top_k": {"k": 2}}
@@ -37,8 +37,8 @@ def upcycling(tiny_config: Path, tiny_run: Path, tmp_path_factory: pytest.TempPa
 def test_it_equals_the_dense_model_at_step_0(upcycling: Path, tiny_run: Path) -> None:
     dense = t5x_lite.load(tiny_run)
     config = with_vocab(configuration.load(upcycling), dense.tokenizer)
-    plan = blueprint(config.model)
-    params, _ = beginning(config, plan, meshes.make_mesh(config.mesh))
+    plan = model_spec(config.model)
+    params, _ = initial_weights(config, plan, meshes.make_mesh(config.mesh))
     model, tokens = plan.model(params), np.random.default_rng(0).integers(0, 300, (3, 12))
     found = model.logits(model(tokens))
     np.testing.assert_allclose(found, dense.logits(tokens), atol=1e-5)
@@ -74,4 +74,4 @@ def test_what_cannot_be_upcycled_is_refused(upcycling: Path, override: str, said
     with pytest.raises(UserError, match=said):
         config = configuration.load(upcycling, [override])
         model = config.model.model_copy(update={"vocab": 300})
-        beginning(config.model_copy(update={"model": model}), blueprint(model), meshes.make_mesh(config.mesh))
+        initial_weights(config.model_copy(update={"model": model}), model_spec(model), meshes.make_mesh(config.mesh))

@@ -17,7 +17,7 @@ from t5x_lite.data import corpus as corpora
 from t5x_lite.data import sources, vocabulary
 from t5x_lite.data import tokenizer as tk
 from t5x_lite.data.config import Character, DataConfig, Unigram
-from t5x_lite.data.corpus import Corpus, prepare
+from t5x_lite.data.corpus import Corpus, prepare_corpus
 from t5x_lite.errors import UserError
 
 
@@ -34,7 +34,7 @@ def make(files: Path | str, cache: Path, tokenizer: tk.Tokenizer, **settings: ob
         "validation_fraction": 0.2,
     } | settings
     data = DataConfig.model_validate(values)
-    return prepare(data.sources[0], data, tokenizer)
+    return prepare_corpus(data.sources[0], data, tokenizer)
 
 
 def test_documents_come_back_with_their_end_in_the_split_that_their_hash_says(

@@ -9,7 +9,7 @@ from t5x_lite.data import mixture
 from t5x_lite.data.config import DataConfig, MixedSource
 from t5x_lite.data.pipeline import (
     TrainingRows,
-    Validation,
+    ValidationSet,
     packed_documents,
     training_batch,
     training_batches,
@@ -134,7 +134,7 @@ def test_documents_see_each_other_only_when_told() -> None:
 
 @pytest.mark.parametrize("tokens", [2, 8, 9, 10, 16, 17, 25])
 def test_validation_predicts_every_token_but_the_first_once(tokens: int) -> None:
-    split = Validation([Text(tokens)], DataConfig(), Causal(), task(8), 2)
+    split = ValidationSet([Text(tokens)], DataConfig(), Causal(), task(8), 2)
     found = list(split.batches(np.arange(2)))
     assert len(found) == len(split)
     targets = [
@@ -145,7 +145,7 @@ def test_validation_predicts_every_token_but_the_first_once(tokens: int) -> None
 
 
 def test_validation_of_hosts_is_that_of_one() -> None:
-    split = Validation([Text(30, 20), Text(45)], DataConfig(), Causal(), task(8), 4)
+    split = ValidationSet([Text(30, 20), Text(45)], DataConfig(), Causal(), task(8), 4)
     whole = list(split.batches(np.arange(4)))
     parts = [list(split.batches(own)) for own in np.split(np.arange(4), 2)]
     for number, batch in enumerate(whole):

@@ -17,12 +17,12 @@ import zstandard
 from pyarrow import parquet
 
 from t5x_lite import config as configuration
-from t5x_lite import task as tasks
+from t5x_lite import tasks
 from t5x_lite.data.pipeline import training_batch
-from t5x_lite.data.records import TaskData, open_tasks, read
+from t5x_lite.data.records import TaskData, open_task_data, read
 from t5x_lite.data.tokenizer import Bytes
 from t5x_lite.errors import UserError
-from t5x_lite.objectives import Task
+from t5x_lite.objectives import ExampleContext
 from t5x_lite.train.setup import open_data
 
 SENTENCES = ['he said "no", twice', "two\tparts", "ünï – 3", "plain"]
@@ -131,7 +131,7 @@ def test_tfds_builders_are_read(tmp_path: Path) -> None:
 
     TinyAnswers(data_dir=tmp_path, file_format="array_record").download_and_prepare()
     tfds.core.utils.file_utils.add_data_dir(tmp_path)
-    own = {**tasks.find("squad").model_dump(mode="json"), "tfds": "tiny_answers"}
+    own = {**tasks.find_task("squad").model_dump(mode="json"), "tfds": "tiny_answers"}
     no_files = ("data.files=[]", "data.validation_files=[]")
     config = config_of(tmp_path, "own.yaml", *no_files, **own)
     found = read(config.tasks[0], config, "validation")
@@ -234,12 +234,12 @@ def test_answers_that_are_not_in_their_context_are_counted(tmp_path: Path) -> No
     rows = [{"question": "q", "context": "abc", "answers": {"text": ["b"], "answer_start": [n]}} for n in (1, 2, 1)]
     (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, rows)))
     name = tmp_path / "own.yaml"
-    own = {**tasks.find("squad").model_dump(mode="json"), "objective": {"extract": {"question_len": 4}}}
+    own = {**tasks.find_task("squad").model_dump(mode="json"), "objective": {"extract": {"question_len": 4}}}
     name.write_text(json.dumps(own))
     config = config_of(tmp_path, str(name), "model.family=encoder")
     vocabulary = Bytes().vocabulary()
     vocabulary = type(vocabulary)(**{**vars(vocabulary), "named": {"[CLS]": 1, "[SEP]": 2}})
-    data = open_tasks(config, Bytes(), Task(16, vocabulary, "encoder"))
+    data = open_task_data(config, Bytes(), ExampleContext(16, vocabulary, "encoder"))
     assert list(data.skipped()) == [
         "task own: 1 of 3 training records skipped: an answer that is not in its context at the place that is given"
     ]

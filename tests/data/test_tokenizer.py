@@ -158,7 +158,9 @@ def test_a_trained_tokenizer_is_kept_until_text_or_options_change(tmp_path: Path
     data = {"files": str(tmp_path / "*.txt"), "cache_dir": str(tmp_path / "cache")}
 
     def folders(vocab: int) -> int:
-        vocabulary.obtain(RunConfig.model_validate(base | {"data": data, "tokenizer": {"bpe": {"vocab": vocab}}}))
+        vocabulary.load_or_train_tokenizer(
+            RunConfig.model_validate(base | {"data": data, "tokenizer": {"bpe": {"vocab": vocab}}})
+        )
         return len(list((tmp_path / "cache").glob("tokenizer-*")))
 
     assert [folders(400), folders(400), folders(410)] == [1, 1, 2]

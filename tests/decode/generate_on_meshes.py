@@ -17,7 +17,7 @@ from t5x_lite.decode.beam import Beam
 from t5x_lite.decode.generate import Generator
 from t5x_lite.decode.sampling import Sampling
 from t5x_lite.models.config import ModelConfig
-from t5x_lite.models.transformer import blueprint
+from t5x_lite.models.transformer import model_spec
 from t5x_lite.parallel import distributed
 from t5x_lite.parallel.mesh import make_mesh, shardings
 
@@ -41,7 +41,7 @@ def main() -> None:
     distributed.initialize(Path("unused"))
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     config = ModelConfig.model_validate(FAMILIES[sys.argv[1]])
-    plan = blueprint(config)
+    plan = model_spec(config)
 
     rng = np.random.default_rng(0)
     # Far from the initial ones: models that always say the same would prove little.

@@ -14,10 +14,10 @@ import t5x_lite
 from t5x_lite.api import Model
 from t5x_lite.cli import main
 from t5x_lite.decode.beam import Beam
-from t5x_lite.decode.generate import Generator, settings
+from t5x_lite.decode.generate import Generator, decoding_settings
 from t5x_lite.errors import UserError
 from t5x_lite.models.config import ModelConfig
-from t5x_lite.models.transformer import blueprint
+from t5x_lite.models.transformer import model_spec
 
 VOCAB, EOS, LENGTH = 4, 3, 4
 ALL = 40
@@ -26,7 +26,7 @@ PROMPT = np.array([0, 1, 2], np.int32)
 
 
 CONFIG = ModelConfig.model_validate({"layers": 1, "embed": 8, "heads": 2, "vocab": VOCAB, "positions": "rotary"})
-PLAN = blueprint(CONFIG)
+PLAN = model_spec(CONFIG)
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +92,7 @@ def test_one_beam_is_greedy_and_stop_strings_cut_its_text(model: Model) -> None:
 
 
 def test_settings_of_another_way_are_refused_by_name() -> None:
-    assert settings(tokens=3, length_penalty=1.0) == Beam(3, length_penalty=1.0)
+    assert decoding_settings(tokens=3, length_penalty=1.0) == Beam(3, length_penalty=1.0)
     for given, said in (
         ({"beams": 2, "temperature": 0.5}, "temperature is not a setting of beam search; those are tokens, stop"),
         ({"temprature": 1}, "temprature is not a setting of generation"),
@@ -103,7 +103,7 @@ def test_settings_of_another_way_are_refused_by_name() -> None:
         ({"stop": "ab"}, r"stop is a list of texts; write \['ab'\]"),
     ):
         with pytest.raises(UserError, match=said):
-            settings(**given)
+            decoding_settings(**given)
 
 
 def test_the_command_searches(tiny_run: Path, model: Model, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,8 +11,8 @@ import t5x_lite
 from t5x_lite.api import Model
 from t5x_lite.cli import main
 from t5x_lite.decode.beam import Beam
-from t5x_lite.decode.generate import print_growing
-from t5x_lite.decode.sampling import Sampling, choose, marked, penalised
+from t5x_lite.decode.generate import stream_text
+from t5x_lite.decode.sampling import Sampling, apply_repetition_penalty, mark_tokens, sample_token
 from t5x_lite.errors import UserError
 
 
@@ -51,20 +51,20 @@ def test_a_stop_string_ends_the_text_before_it(model: Model) -> None:
 
 def test_streaming_shows_what_generation_returns(model: Model) -> None:
     sampling, written = Sampling(tokens=20, seed=3), []
-    print_growing("fox", model.generator.stream(["fox"], sampling), written.append)
+    stream_text("fox", model.generator.stream(["fox"], sampling), written.append)
     assert "".join(written) == "fox" + model.generator.generate(["fox"], sampling)[0] + "\n"
 
 
 def test_half_a_character_waits_for_its_other_half() -> None:
     written: list[str] = []
-    print_growing("", iter([["a"], ["a\ufffd"], ["aü"], ["aüb"]]), written.append)
+    stream_text("", iter([["a"], ["a\ufffd"], ["aü"], ["aüb"]]), written.append)
     assert written[1:] == ["a", "", "ü", "b", "\n"]
 
 
 def drawn(sampling: Sampling, logits: list[float], count: int = 4000) -> np.ndarray:
     keys = jax.random.split(jax.random.key(0), count)
     rows = jnp.broadcast_to(jnp.array(logits), (count, len(logits)))
-    return np.bincount(np.asarray(choose(rows, sampling, keys)), minlength=len(logits)) / count
+    return np.bincount(np.asarray(sample_token(rows, sampling, keys)), minlength=len(logits)) / count
 
 
 def test_samples_follow_the_tempered_distribution() -> None:
@@ -96,9 +96,9 @@ def test_min_p_keeps_what_has_a_share_of_the_likeliest_ones_probability() -> Non
 
 def test_a_penalty_divides_positive_scores_multiplies_negative_ones_and_no_other_tokens() -> None:
     """Of ids that are no tokens of the vocabulary none is marked."""
-    seen = marked(jnp.zeros((2, 4), bool), jnp.array([[0, 2, -1], [-4, 7, 3]]))
+    seen = mark_tokens(jnp.zeros((2, 4), bool), jnp.array([[0, 2, -1], [-4, 7, 3]]))
     np.testing.assert_array_equal(seen, [[True, False, True, False], [False, False, False, True]])
-    found = penalised(jnp.array([[3.0, 3.0, -2.0, -2.0]] * 2), seen, 2.0)
+    found = apply_repetition_penalty(jnp.array([[3.0, 3.0, -2.0, -2.0]] * 2), seen, 2.0)
     np.testing.assert_array_equal(found, [[1.5, 3.0, -4.0, -2.0], [3.0, 3.0, -2.0, -4.0]])
 
 
@@ -146,10 +146,10 @@ def test_evaluation_of_a_run_is_what_training_wrote(model: Model, tiny_run: Path
 
 def test_bits_per_byte_by_hand(model: Model) -> None:
     """Total bits of the split over its bytes, with tokens and bytes counted on the texts themselves."""
-    from t5x_lite.data.corpus import Corpus, prepare
+    from t5x_lite.data.corpus import Corpus, prepare_corpus
 
     config = model.config
-    corpus = Corpus(prepare(config.data.sources[0], config.data, model.tokenizer), "validation")
+    corpus = Corpus(prepare_corpus(config.data.sources[0], config.data, model.tokenizer), "validation")
     texts = [model.tokenizer.decode(corpus.document(n)) for n in range(corpus.documents)]
     tokens = sum(len(model.tokenizer.encode(text)) + 1 for text in texts)
     found = model.evaluate()

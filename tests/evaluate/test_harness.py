@@ -30,7 +30,7 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers  #
 from t5x_lite.convert.huggingface import import_hf, write_run  # noqa: E402
 from t5x_lite.evaluate.harness import _harness, evaluate_tasks  # noqa: E402
 from t5x_lite.models.config import ModelConfig  # noqa: E402
-from t5x_lite.models.transformer import initial  # noqa: E402
+from t5x_lite.models.transformer import init_params  # noqa: E402
 
 WINDOW = 40
 TEXT = "the quick brown fox jumps over a lazy dog while seven wizards mix black opal quartz in vain"
@@ -206,7 +206,7 @@ def test_a_prefix_language_model_reads_its_context_both_ways(tmp_path: Path, tas
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     read = t5x_lite.data.tokenizer.load(tmp_path / "tokenizer")
     config = ModelConfig(layers=2, embed=32, heads=4, vocab=read.vocab, prefix_lm=True)
-    params = initial(config, jax.random.key(0))
+    params = init_params(config, jax.random.key(0))
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(1), len(leaves))
     leaves = [x + 0.3 * jax.random.normal(key, x.shape) for x, key in zip(leaves, keys, strict=True)]

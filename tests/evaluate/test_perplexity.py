@@ -11,7 +11,7 @@ import t5x_lite
 from t5x_lite.api import Model
 from t5x_lite.cli import main
 from t5x_lite.errors import UserError
-from t5x_lite.evaluate.perplexity import of_texts, windows
+from t5x_lite.evaluate.perplexity import score_texts, scoring_windows
 
 LINE = "the quick brown fox jumps over a lazy dog while seven wizards mix black opal quartz in vain.\n"
 TEXTS = [LINE * 2, "fox", ""]
@@ -26,7 +26,7 @@ def model(tiny_run: Path) -> Model:
 @pytest.mark.parametrize("stride", [1, 3, 8])
 def test_every_token_is_scored_once_with_enough_context(length: int, stride: int) -> None:
     ids, window = np.arange(100, 100 + length), 8
-    pairs = windows(ids, 7, window, stride)
+    pairs = scoring_windows(ids, 7, window, stride)
     assert np.concatenate([targets for _, targets in pairs]).tolist() == ids.tolist()
     whole = [7, *ids.tolist()]
     for number, (inputs, targets) in enumerate(pairs):
@@ -38,7 +38,7 @@ def test_every_token_is_scored_once_with_enough_context(length: int, stride: int
 
 
 def test_no_token_is_no_window() -> None:
-    assert windows(np.zeros(0, np.int32), 7, 8, 4) == []
+    assert scoring_windows(np.zeros(0, np.int32), 7, 8, 4) == []
 
 
 def test_perplexity_equals_a_loop_over_single_tokens(model: Model) -> None:
@@ -55,7 +55,7 @@ def test_perplexity_equals_a_loop_over_single_tokens(model: Model) -> None:
             scores = model.logits([read])[0, -1].astype(np.float64)
             nats -= scores[whole[place]] - np.log(np.exp(scores).sum())
             tokens += 1
-    found = of_texts(model, TEXTS, window, stride)
+    found = score_texts(model, TEXTS, window, stride)
     assert (found["tokens"], found["documents"]) == (tokens, 2)
     assert found["loss"] == pytest.approx(nats / tokens, rel=1e-5)
     assert found["perplexity"] == pytest.approx(math.exp(nats / tokens), rel=1e-5)
@@ -67,7 +67,9 @@ def test_perplexity_equals_a_loop_over_single_tokens(model: Model) -> None:
 
 def test_one_window_is_the_score_of_the_text(model: Model) -> None:
     text = "seven wizards mix"
-    assert of_texts(model, [text])["loss"] * len(model.tokenizer.encode(text)) == pytest.approx(-model.score([text])[0])
+    assert score_texts(model, [text])["loss"] * len(model.tokenizer.encode(text)) == pytest.approx(
+        -model.score([text])[0]
+    )
 
 
 def test_a_score_after_inputs_is_that_of_both_less_that_of_the_inputs(model: Model) -> None:
@@ -79,9 +81,9 @@ def test_a_score_after_inputs_is_that_of_both_less_that_of_the_inputs(model: Mod
 def test_settings_out_of_range_are_refused(model: Model) -> None:
     for window, stride in ((33, 4), (8, 9), (8, 0)):
         with pytest.raises(UserError):
-            of_texts(model, TEXTS, window, stride)
+            score_texts(model, TEXTS, window, stride)
     with pytest.raises(UserError, match="no text"):
-        of_texts(model, [""])
+        score_texts(model, [""])
 
 
 def test_the_command_scores_a_file(tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

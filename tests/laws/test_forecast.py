@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from t5x_lite.evaluate.report import draw
-from t5x_lite.laws.forecast import annealing, forecast
+from t5x_lite.evaluate.report import draw_report
+from t5x_lite.laws.forecast import annealing, forecast_loss
 
 STEPS = 3000
 RISING = np.minimum(np.arange(1, STEPS + 1) / 100, 1)
@@ -41,7 +41,7 @@ def test_the_interval_holds_the_end(rates: np.ndarray, seen: float) -> None:
     held, widths = 0, []
     for seed in range(10):
         lines, end = curve(rates, seed)
-        found = forecast(lines[: int(seen * STEPS)], rates)
+        found = forecast_loss(lines[: int(seen * STEPS)], rates)
         assert found["predicted/tokens"] == 64 * STEPS
         held += found["predicted/low"] <= end <= found["predicted/high"]
         widths.append((found["predicted/high"] - found["predicted/low"]) / end)
@@ -52,9 +52,9 @@ def test_the_interval_holds_the_end(rates: np.ndarray, seen: float) -> None:
 
 def test_nothing_is_foretold_before_it_can_be() -> None:
     lines, _ = curve(STABLE, 0)
-    assert forecast(lines[: int(0.75 * STEPS)], STABLE) == {}  # the fall that ends the run has not begun
-    assert forecast(lines[:110], RISING) == {}
-    assert forecast([], RISING) == {}
+    assert forecast_loss(lines[: int(0.75 * STEPS)], STABLE) == {}  # the fall that ends the run has not begun
+    assert forecast_loss(lines[:110], RISING) == {}
+    assert forecast_loss([], RISING) == {}
 
 
 def test_the_report_marks_the_foretold_end_of_a_run_that_is_not_there_yet(
@@ -62,7 +62,7 @@ def test_the_report_marks_the_foretold_end_of_a_run_that_is_not_there_yet(
 ) -> None:
     lines, _ = curve(COSINE, 0)
     so_far = lines[: STEPS // 2]
-    so_far[-1] |= forecast(so_far, COSINE)
+    so_far[-1] |= forecast_loss(so_far, COSINE)
     for line in so_far:
         line |= {"learning_rate": 0.1, "grad_norm": 1.0, "tokens_per_second": 5.0}
     marked: list[float] = []
@@ -70,5 +70,5 @@ def test_the_report_marks_the_foretold_end_of_a_run_that_is_not_there_yet(
     for name, written in (("half", so_far), ("whole", [*so_far, so_far[0] | {"tokens": 64 * STEPS}])):
         (tmp_path / name).mkdir()
         (tmp_path / name / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in written))
-        assert draw([tmp_path / name], tmp_path / f"{name}.png").is_file()
+        assert draw_report([tmp_path / name], tmp_path / f"{name}.png").is_file()
     assert marked == [64 * STEPS]

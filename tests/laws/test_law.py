@@ -11,7 +11,7 @@ from t5x_lite.laws.law import Chinchilla, Clark, Cost, Fit, Kaplan, Law, Points,
 from t5x_lite.laws.minimise import minimise
 from t5x_lite.sweep import frontier
 from t5x_lite.sweep.fit import report, study
-from t5x_lite.sweep.points import Found, from_csv
+from t5x_lite.sweep.points import SweepPoints, from_csv
 
 PUBLISHED = {"A": 482.01, "B": 2085.43, "E": 1.8172, "α": 0.3478, "β": 0.3658}
 """Besiroglu et al. 2024, table 1."""
@@ -65,7 +65,7 @@ def test_chinchillas_second_approach_finds_its_published_exponents(chinchilla: P
 
 def test_the_best_run_for_chinchillas_budget_has_about_its_size(chinchilla: Points) -> None:
     """Hoffmann et al. 2022, table 3: 67 B for 5.76e23 by approach 1, 63 B in approach 2; Besiroglu's law lies near."""
-    made = study(Found(chinchilla, [], {}), draws=50)
+    made = study(SweepPoints(chinchilla, [], {}), draws=50)
     said = report(made, 5.76e23, (70e9, 1.4e12))
     for approach in ("IsoFLOP parabolas", "L(N, D)"):
         assert said["prediction"][approach]["parameters"]["value"] == pytest.approx(67e9, rel=0.15)
@@ -221,12 +221,12 @@ def test_a_parabola_whose_minimum_is_not_seen_is_left_out_with_a_reason() -> Non
 def test_too_few_points_are_refused(chosen, message) -> None:  # type: ignore[no-untyped-def]
     runs = known_law(0)
     with pytest.raises(UserError, match=message):
-        study(Found(runs.where(chosen(runs)), [], {}), draws=2)
+        study(SweepPoints(runs.where(chosen(runs)), [], {}), draws=2)
 
 
 def test_a_grid_of_one_size_or_of_one_token_count_is_refused_by_name() -> None:
     n, d = np.full(8, 1e8), np.geomspace(1e9, 1e10, 8)
     with pytest.raises(UserError, match="one value of N, parameters"):
-        study(Found(points(n, d, 3 + 1 / d), [], {}))
+        study(SweepPoints(points(n, d, 3 + 1 / d), [], {}))
     with pytest.raises(UserError, match="one value of D, tokens"):
-        study(Found(points(d, n, 3 + 1 / d), [], {}))
+        study(SweepPoints(points(d, n, 3 + 1 / d), [], {}))

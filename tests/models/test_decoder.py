@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from t5x_lite.models.attention import Attention
+from t5x_lite.models.attention.context import AttentionContext, TokenPositions
+from t5x_lite.models.attention.layer import Attention
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.layers import dropout
-from t5x_lite.models.transformer import blueprint, initial
-from t5x_lite.models.view import Places, View
+from t5x_lite.models.transformer import init_params, model_spec
 from tests.models.weights import random_model
 
 VARIANTS = {
@@ -42,7 +42,7 @@ VARIANTS = {
 def decoder(**settings: object) -> tuple[ModelConfig, object]:
     settings = {"layers": 4, "embed": 16, "heads": 4, "vocab": 50, "positions": {"learned": {"length": 32}}} | settings
     config = ModelConfig.model_validate(settings)
-    return config, blueprint(config).model(jax.jit(lambda key: initial(config, key))(jax.random.key(0)))
+    return config, model_spec(config).model(jax.jit(lambda key: init_params(config, key))(jax.random.key(0)))
 
 
 @pytest.fixture(params=VARIANTS)
@@ -118,7 +118,7 @@ def test_unrolling_and_remat_change_neither_values_nor_gradients(changes: dict[s
 
     def loss_and_gradient(**settings: object) -> tuple[jax.Array, object]:
         config = ModelConfig.model_validate({"layers": 4, "embed": 16, "heads": 4, "vocab": 50} | settings)
-        plan, params = blueprint(config), initial(config, jax.random.key(0))
+        plan, params = model_spec(config), init_params(config, jax.random.key(0))
         loss = lambda p: jnp.square(plan.model(p).logits(plan.model(p)(inputs))).mean()  # noqa: E731
         return jax.jit(jax.value_and_grad(loss))(params)
 
@@ -128,7 +128,7 @@ def test_unrolling_and_remat_change_neither_values_nor_gradients(changes: dict[s
 
 def test_attention_equals_a_loop_over_heads_and_queries() -> None:
     config, _ = decoder(layers=1, kv_heads=2, positions="none", bias=True)
-    layer = blueprint(config).model(initial(config, jax.random.key(0))).decoder.stack.layers["0"].attention
+    layer = model_spec(config).model(init_params(config, jax.random.key(0))).decoder.stack.layers["0"].attention
     plain = {name: np.asarray(getattr(layer, name).weight[...])[0] for name in ("query", "key", "value", "out")}
     x = np.random.default_rng(0).normal(size=(6, 16)).astype(np.float32)
     expected = np.zeros_like(x)
@@ -142,8 +142,8 @@ def test_attention_equals_a_loop_over_heads_and_queries() -> None:
     own = Attention(config, config.pattern[0].attention, rngs=nnx.Rngs(params=0))
     for name, value in plain.items():
         getattr(own, name).weight[...] = jnp.asarray(value)
-    places = Places(jnp.arange(6), jnp.ones((1, 6), jnp.int32))
-    view, states = View(places, places, causal=True), jnp.asarray(x)[None]
+    places = TokenPositions(jnp.arange(6), jnp.ones((1, 6), jnp.int32))
+    view, states = AttentionContext(places, places, causal=True), jnp.asarray(x)[None]
     found = own(states, own.keys_values(states, view), view)
     np.testing.assert_allclose(found[0], expected, atol=1e-5)
 

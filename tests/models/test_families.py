@@ -9,7 +9,7 @@ import pytest
 
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.positions import bucket
-from t5x_lite.models.transformer import blueprint
+from t5x_lite.models.transformer import model_spec
 from tests.models.weights import random_model
 
 SIZES = {"layers": 2, "embed": 16, "heads": 4, "vocab": 50}
@@ -90,7 +90,7 @@ def test_cached_decoding_equals_uncached_with_inputs_of_unequal_length(model: ob
 
 def test_shared_stacks_have_the_parameters_of_one() -> None:
     one, both = (
-        blueprint(ModelConfig.model_validate(SIZES | T5 | {"shared_stacks": shared})) for shared in (True, False)
+        model_spec(ModelConfig.model_validate(SIZES | T5 | {"shared_stacks": shared})) for shared in (True, False)
     )
     cross = 2 * (4 * 16 * 16 + 4 * 16 + 16)  # matrices, their biases, the norm before them
     per_stack = both.parameters - 50 * 16 - cross

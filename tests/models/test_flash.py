@@ -7,7 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5x_lite.models.flash import FlashInputs, FlashSettings, diagonal_tiles, flash_attention, keep_mask, row_number
+from t5x_lite.models.attention.flash import (
+    FlashInputs,
+    FlashSettings,
+    diagonal_tiles,
+    flash_attention,
+    keep_mask,
+    row_number,
+)
 
 BATCH, HEADS, WIDTH = 2, 4, 16
 

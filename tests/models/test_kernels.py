@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5x_lite.models import kernels, shapes
-from t5x_lite.models.kernels import Facts, attend, choose
-from t5x_lite.models.patterns import BlockGlobal, Dense, Fixed, Local, Strided
+from t5x_lite.models.attention import blocked as shapes
+from t5x_lite.models.attention import kernels
+from t5x_lite.models.attention.context import AttentionContext, AttentionInputs, AttentionSettings, TokenPositions
+from t5x_lite.models.attention.kernels import KernelRequirements, attend, choose_kernel
+from t5x_lite.models.attention.kinds import BlockGlobal, Dense, Fixed, Local, Strided
+from t5x_lite.models.attention.splash import splash
 from t5x_lite.models.sharding import platform
-from t5x_lite.models.splash import splash
-from t5x_lite.models.view import Call, Places, Settings, View
 
 BATCH, HEADS, WIDTH = 2, 4, 8
 
@@ -105,14 +106,16 @@ def test_every_form_equals_the_definition(
     monkeypatch.setattr(kernels, "SMALLEST_BLOCK", 8)
     monkeypatch.setattr(shapes, "SMALLEST_STEP", 8)
     q, k, v, segments = case(length, 2, packing)
-    places = Places(jnp.arange(length), jnp.asarray(segments))
-    other = Places(jnp.arange(length), jnp.asarray(segments))
+    places = TokenPositions(jnp.arange(length), jnp.asarray(segments))
+    other = TokenPositions(jnp.arange(length), jnp.asarray(segments))
     bias = np.asarray(alibi(np.arange(length), np.arange(length)))
     expected = by_hand(q, k, v, pattern, segments, bias, causal=causal)
     real = (segments > 0)[..., None, None]
     # Queries and keys that are not one row are computed as a square, whole or in chunks.
-    views = {name: View(places, keys, causal, bias=alibi) for name, keys in (("whole", other), ("parts", places))}
-    assert isinstance(pattern, Dense) or kernels.worthwhile(pattern.of_heads(HEADS)[0][0], length, views["parts"])
+    views = {
+        name: AttentionContext(places, keys, causal, bias=alibi) for name, keys in (("whole", other), ("parts", places))
+    }
+    assert isinstance(pattern, Dense) or kernels.select_shapes(pattern.of_heads(HEADS)[0][0], length, views["parts"])
     gradients = {}
     names = ["whole", "parts"] + ["chunks"] * (length > 48)
     for name in names:
@@ -122,7 +125,7 @@ def test_every_form_equals_the_definition(
 
         def total(q: jax.Array, k: jax.Array, v: jax.Array, name: str = name) -> tuple[jax.Array, jax.Array]:
             view = views["parts" if name == "chunks" else name]
-            out = attend(q, k, v, pattern, view, Settings()) * real
+            out = attend(q, k, v, pattern, view, AttentionSettings()) * real
             return jnp.sum(jnp.sin(out)), out
 
         (_, found), gradients[name] = jax.jit(jax.value_and_grad(total, (0, 1, 2), has_aux=True))(q, k, v)
@@ -155,17 +158,19 @@ def test_a_prefix_is_seen_both_ways_inside_a_band(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(kernels, "SMALLEST_BLOCK", 8)
     q, k, v, segments = case(48, 4, "whole")
     prefix = jnp.asarray(np.arange(48) < [[20], [9]])
-    places = Places(jnp.arange(48), jnp.asarray(segments), prefix)
-    view, pattern = View(places, places, causal=True), Local(window=7)
-    found = attend(q, k, v, pattern, view, Settings())
-    expected, _ = shapes.dense(Call(q, k, v, view, Settings()), pattern.allowed)
+    places = TokenPositions(jnp.arange(48), jnp.asarray(segments), prefix)
+    view, pattern = AttentionContext(places, places, causal=True), Local(window=7)
+    found = attend(q, k, v, pattern, view, AttentionSettings())
+    expected, _ = shapes.dense(AttentionInputs(q, k, v, view, AttentionSettings()), pattern.allowed)
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def flops(pattern: Any, length: int, *, causal: bool = True) -> float:
     q, k, v, segments = case(length, 4, "whole")
-    places = Places(jnp.arange(length), jnp.asarray(segments))
-    run = jax.jit(lambda q, k, v: attend(q, k, v, pattern, View(places, places, causal), Settings()))
+    places = TokenPositions(jnp.arange(length), jnp.asarray(segments))
+    run = jax.jit(
+        lambda q, k, v: attend(q, k, v, pattern, AttentionContext(places, places, causal), AttentionSettings())
+    )
     return run.lower(q, k, v).compile().cost_analysis()["flops"]
 
 
@@ -186,10 +191,10 @@ def test_work_is_in_proportion_to_the_pairs_that_are_seen() -> None:
 def test_a_long_square_is_never_whole_in_memory() -> None:
     """32k tokens, forward and backward, one head: the square alone would be 4 GiB."""
     length = 32768
-    places = Places(jnp.arange(length), jnp.ones((1, length), jnp.int32))
-    view = View(places, places, causal=True)
+    places = TokenPositions(jnp.arange(length), jnp.ones((1, length), jnp.int32))
+    view = AttentionContext(places, places, causal=True)
     shape = jax.ShapeDtypeStruct((1, length, 1, 64), jnp.float32)
-    loss = lambda q, k, v: attend(q, k, v, Dense(), view, Settings()).sum()  # noqa: E731
+    loss = lambda q, k, v: attend(q, k, v, Dense(), view, AttentionSettings()).sum()  # noqa: E731
     compiled = jax.jit(jax.grad(loss, (0, 1, 2))).lower(shape, shape, shape).compile()
     memory = compiled.memory_analysis()
     assert memory.temp_size_in_bytes + memory.output_size_in_bytes + memory.argument_size_in_bytes < 2 * 2**30
@@ -199,9 +204,9 @@ def test_a_long_square_is_never_whole_in_memory() -> None:
 def test_dropout_keeps_its_share_and_its_mean(pattern: Any) -> None:
     length = 400
     q, k, _, segments = case(length, 4, "whole")
-    places = Places(jnp.arange(length), jnp.asarray(segments))
-    view, ones = View(places, places, causal=True), jnp.ones((BATCH, length, 4, WIDTH))
-    run = jax.jit(lambda key: attend(q, k, ones, pattern, view, Settings(dropout=0.3), key))
+    places = TokenPositions(jnp.arange(length), jnp.asarray(segments))
+    view, ones = AttentionContext(places, places, causal=True), jnp.ones((BATCH, length, 4, WIDTH))
+    run = jax.jit(lambda key: attend(q, k, ones, pattern, view, AttentionSettings(dropout=0.3), key))
     out = run(jax.random.key(0))
     assert float(out.mean()) == pytest.approx(1.0, abs=0.02)
     assert float(out.std()) > 0.05
@@ -224,20 +229,20 @@ def test_every_kernel_equals_dense_or_is_refused_by_name(
     """Kernel × mask × packing × positions, as if on the platform of the kernel; splash runs in Pallas's interpreter."""
     pattern, length, of = KINDS[kind], 128, {"xla": "cpu", "splash": "tpu", "cudnn": "gpu"}[kernel]
     dtype = "bfloat16" if kernel == "cudnn" else "float32"
-    facts = Facts(length, WIDTH, dtype, causal=True, bias=extra == "bias", prefix=extra == "prefix")
+    facts = KernelRequirements(length, WIDTH, dtype, causal=True, bias=extra == "bias", prefix=extra == "prefix")
     blind = any(kind.blind for kind, _ in pattern.of_heads(HEADS))
     union = any(len(kind.parts(causal=True)) > 1 for kind, _ in pattern.of_heads(HEADS))
     if kernel != "xla" and (extra != "none" or blind or (kernel == "cudnn" and union)):
         with pytest.raises(ValueError, match=f"model.kernel={kernel} cannot compute this attention: "):
-            choose(pattern, facts, kernel, of)
+            choose_kernel(pattern, facts, kernel, of)
         return
-    assert choose(pattern, facts, kernel, of)[0] == kernel
+    assert choose_kernel(pattern, facts, kernel, of)[0] == kernel
     if kernel == "cudnn":
         return  # its values are compared where there is a GPU, below
     q, k, v, segments = case(length, 2, packing)
     prefix = jnp.asarray(np.arange(length) < [[20], [9]]) if extra == "prefix" else None
-    places = Places(jnp.arange(length), jnp.asarray(segments), prefix)
-    view = View(places, places, causal=True, bias=alibi if extra == "bias" else None)
+    places = TokenPositions(jnp.arange(length), jnp.asarray(segments), prefix)
+    view = AttentionContext(places, places, causal=True, bias=alibi if extra == "bias" else None)
     real = (segments > 0)[..., None, None]
 
     def total(sides: Any, form: Any) -> tuple[jax.Array, jax.Array]:
@@ -245,14 +250,18 @@ def test_every_kernel_equals_dense_or_is_refused_by_name(
         return jnp.sum(jnp.sin(out)), out
 
     def dense(q: Any, k: Any, v: Any) -> jax.Array:
-        apart = View(Places(jnp.arange(length), jnp.asarray(segments), prefix), places, causal=True, bias=view.bias)
-        return attend(q, k, v, pattern, apart, Settings())  # a square, equal to the definition in the test above
+        apart = AttentionContext(
+            TokenPositions(jnp.arange(length), jnp.asarray(segments), prefix), places, causal=True, bias=view.bias
+        )
+        return attend(
+            q, k, v, pattern, apart, AttentionSettings()
+        )  # a square, equal to the definition in the test above
 
     run = jax.value_and_grad(total, has_aux=True)
     with monkeypatch.context() as patch:
         patch.setattr(kernels, "platform", lambda: of)
         patch.setattr(kernels, "splash", partial(splash, interpret=True))
-        form = lambda q, k, v: attend(q, k, v, pattern, view, Settings(kernel=kernel))  # noqa: E731
+        form = lambda q, k, v: attend(q, k, v, pattern, view, AttentionSettings(kernel=kernel))  # noqa: E731
         (_, found), grads = jax.jit(lambda sides: run(sides, form))((q, k, v))
     (_, expected), wanted = jax.jit(lambda sides: run(sides, dense))((q, k, v))
     np.testing.assert_allclose(found, expected, atol=1e-5)
@@ -261,14 +270,14 @@ def test_every_kernel_equals_dense_or_is_refused_by_name(
 
 
 def test_the_platform_chooses_its_kernel_and_says_why() -> None:
-    facts = Facts(2048, 64, "bfloat16", causal=True)
-    assert choose(Dense(), facts, "auto", "tpu") == ("splash", "the kernel for tpu")
-    assert choose(Local(window=256), facts, "auto", "gpu") == ("cudnn", "the kernel for gpu")
-    assert choose(Dense(), facts, "auto", "cpu")[0] == "xla"
-    odd = Facts(2000, 64, "bfloat16", causal=True)
-    assert choose(Dense(), odd, "auto", "tpu") == ("xla", "not splash: length 2000 is not a multiple of 128")
+    facts = KernelRequirements(2048, 64, "bfloat16", causal=True)
+    assert choose_kernel(Dense(), facts, "auto", "tpu") == ("splash", "the kernel for tpu")
+    assert choose_kernel(Local(window=256), facts, "auto", "gpu") == ("cudnn", "the kernel for gpu")
+    assert choose_kernel(Dense(), facts, "auto", "cpu")[0] == "xla"
+    odd = KernelRequirements(2000, 64, "bfloat16", causal=True)
+    assert choose_kernel(Dense(), odd, "auto", "tpu") == ("xla", "not splash: length 2000 is not a multiple of 128")
     with pytest.raises(ValueError, match="it is for TPUs, not for cpu"):
-        choose(Dense(), facts, "splash", "cpu")
+        choose_kernel(Dense(), facts, "splash", "cpu")
 
 
 def test_a_program_lowered_for_a_tpu_on_this_machine_has_the_tpus_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,8 +289,12 @@ def test_a_program_lowered_for_a_tpu_on_this_machine_has_the_tpus_kernel(monkeyp
     assert platform() == "cpu"
     monkeypatch.setattr(kernels, "platform", lambda: "tpu")
     q, k, v, segments = case(256, 2, "packed")
-    places = Places(jnp.arange(256), jnp.asarray(segments))
-    run = jax.jit(lambda q, k, v: attend(q, k, v, Local(window=64), View(places, places, causal=True), Settings()))
+    places = TokenPositions(jnp.arange(256), jnp.asarray(segments))
+    run = jax.jit(
+        lambda q, k, v: attend(
+            q, k, v, Local(window=64), AttentionContext(places, places, causal=True), AttentionSettings()
+        )
+    )
     text = run.trace(q, k, v).lower(lowering_platforms=("tpu",)).as_text()
     assert "tpu_custom_call" in text
 
@@ -291,11 +304,11 @@ def test_a_program_lowered_for_a_tpu_on_this_machine_has_the_tpus_kernel(monkeyp
 def test_cudnn_equals_dense_on_a_gpu(pattern: Any) -> None:
     rng = np.random.default_rng(0)
     q, k, v = (jnp.asarray(rng.normal(size=(2, 512, 4, 64)), jnp.bfloat16) for _ in range(3))
-    places = Places(jnp.arange(512), jnp.asarray(np.sort(rng.integers(1, 4, (2, 512)))))
-    view = View(places, places, causal=True)
+    places = TokenPositions(jnp.arange(512), jnp.asarray(np.sort(rng.integers(1, 4, (2, 512)))))
+    view = AttentionContext(places, places, causal=True)
 
     def loss(sides: Any, kernel: Any) -> jax.Array:
-        return jnp.sum(jnp.sin(attend(*sides, pattern, view, Settings(kernel=kernel)).astype(jnp.float32)))
+        return jnp.sum(jnp.sin(attend(*sides, pattern, view, AttentionSettings(kernel=kernel)).astype(jnp.float32)))
 
     found, wanted = (jax.jit(jax.value_and_grad(lambda s, n=name: loss(s, n)))((q, k, v)) for name in ("cudnn", "xla"))
     # bfloat16 has eight bits: 1/256 of values around one.

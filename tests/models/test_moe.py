@@ -10,10 +10,10 @@ import pytest
 from flax import nnx
 
 from t5x_lite.models.config import ModelConfig
-from t5x_lite.models.experts import DeepSeek, GShard, Switch, TopK
-from t5x_lite.models.moe import MixtureOfExperts
-from t5x_lite.models.routing import balance_of, choose, routing
-from t5x_lite.models.transformer import blueprint, initial
+from t5x_lite.models.experts.config import DeepSeek, GShard, Switch, TopK
+from t5x_lite.models.experts.layer import MixtureOfExperts
+from t5x_lite.models.experts.routing import balance_of, route_tokens, routing
+from t5x_lite.models.transformer import init_params, model_spec
 
 EXPERTS, WIDTH, ROWS, LENGTH = 4, 8, 3, 10
 REAL = np.arange(LENGTH) < np.array([LENGTH, 7, 3])[:, None]
@@ -132,7 +132,7 @@ def test_gradients_equal_those_of_every_expert_on_every_token(expert: str, dispa
 
     def naive(params: Any, x: jax.Array) -> jax.Array:
         module = nnx.merge(graph, params)
-        experts, weights, _ = choose(module.moe.router, module.router(x), None, None)
+        experts, weights, _ = route_tokens(module.moe.router, module.router(x), None, None)
         every = module.experts(jnp.broadcast_to(x, (EXPERTS, *x.shape)), None)
         share = sum(weights[..., n, None] * (experts[..., n, None] == jnp.arange(EXPERTS)) for n in range(2))
         return jnp.sum(jnp.sin(jnp.einsum("ebld,ble->bld", every, share * REAL[..., None]) / 20))
@@ -163,12 +163,12 @@ def test_an_expert_that_chooses_takes_the_tokens_it_likes_best() -> None:
 def test_gshard_sends_to_its_second_expert_in_proportion() -> None:
     """Lepikhin et al. 2021, Algorithm 1: with probability 2·g2; in evaluation always."""
     logits = jnp.broadcast_to(jnp.log(jnp.array([0.7, 0.1, 0.15, 0.05])), (1, 20000, 4))
-    experts, weights, _ = choose(GShard(), logits, None, jax.random.key(0))
+    experts, weights, _ = route_tokens(GShard(), logits, None, jax.random.key(0))
     second = 0.15 / 0.85
     np.testing.assert_allclose(weights[0, 0], [1 - second, second], rtol=1e-5)
     assert float((experts[..., 1] == 2).mean()) == pytest.approx(2 * second, abs=0.01)
     assert set(np.unique(experts[..., 1])) == {2, 4}
-    assert int(choose(GShard(), logits, None, None)[0][0, 0, 1]) == 2
+    assert int(route_tokens(GShard(), logits, None, None)[0][0, 0, 1]) == 2
 
 
 def seen_of(made: Any, x: Any) -> Any:
@@ -214,7 +214,7 @@ def model(router: str, **more: Any) -> tuple[ModelConfig, Any, Any]:
     config = ModelConfig.model_validate(
         {"layers": 4, "embed": 16, "heads": 2, "vocab": 11, "pattern": [{}, {"feedforward": feedforward}]}
     )
-    return config, blueprint(config), initial(config, jax.random.key(0))
+    return config, model_spec(config), init_params(config, jax.random.key(0))
 
 
 @pytest.mark.parametrize("router", ROUTERS)

@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from t5x_lite.models.config import ModelConfig
-from t5x_lite.models.transformer import blueprint
+from t5x_lite.models.transformer import model_spec
 
 
 def random_model(config: ModelConfig, deviation: float = 0.2) -> object:
     """Every weight normal, scales of norms around one."""
-    plan, rng = blueprint(config), np.random.default_rng(0)
+    plan, rng = model_spec(config), np.random.default_rng(0)
 
     def weight(path: tuple, shape: jax.ShapeDtypeStruct) -> jax.Array:
         centre = 1.0 if path[-1].key == "scale" else 0.0

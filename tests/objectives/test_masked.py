@@ -6,7 +6,7 @@ import pytest
 from t5x_lite.errors import UserError
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.objectives.masked import LONGEST_SPAN, Masked
-from t5x_lite.objectives.objective import Row, Task, Vocabulary
+from t5x_lite.objectives.objective import ExampleContext, TokenRow, Vocabulary
 from t5x_lite.objectives.replaced_token import ReplacedToken
 from t5x_lite.objectives.translation import Translation
 from tests.objectives.vocabulary import row, task, vocabulary
@@ -14,12 +14,12 @@ from tests.objectives.vocabulary import row, task, vocabulary
 PAD, CLS, SEP, MASK = 0, 3, 4, 5
 
 
-def texts(count: int, length: int, seed: int = 0) -> list[Row]:
+def texts(count: int, length: int, seed: int = 0) -> list[TokenRow]:
     rng = np.random.default_rng(seed)
     return [row(rng.integers(10, 200, length)) for _ in range(count)]
 
 
-def hide(objective: Masked, text: Row, seq_len: int, seed: int = 0) -> dict[str, np.ndarray]:
+def hide(objective: Masked, text: TokenRow, seq_len: int, seed: int = 0) -> dict[str, np.ndarray]:
     return dict(objective.example(text, task(seq_len), np.random.default_rng(seed)))
 
 
@@ -70,7 +70,7 @@ def test_replacements_may_follow_the_tokens_frequency() -> None:
     objective = Masked(replacement="frequency", mask_share=0.0, random_share=1.0)
     shown = []
     for number, text in enumerate(texts(100, 126)):
-        found = objective.example(text, Task(128, known, "encoder"), np.random.default_rng(number))
+        found = objective.example(text, ExampleContext(128, known, "encoder"), np.random.default_rng(number))
         shown += found["tokens"][found["target_positions"][found["loss_weights"] > 0]].tolist()
     assert set(shown) == {50, 60}
     assert shown.count(50) / len(shown) == pytest.approx(0.75, abs=0.04)
@@ -121,7 +121,7 @@ def test_a_spans_borders_stand_beside_it_and_are_shown() -> None:
         assert inside == place - left - 1
 
 
-def document(count: int, first: int) -> Row:
+def document(count: int, first: int) -> TokenRow:
     """Sentences of five tokens each, all of them between `first` and `first` + 40."""
     tokens = first + np.arange(5 * count) % 40
     return row(tokens, parts=np.repeat(np.arange(count), 5).tolist())
@@ -131,7 +131,7 @@ def pair(sentences: str, seed: int, count: int = 12, seq_len: int = 63) -> tuple
     """The two texts of an example, what was hidden filled in, and its label."""
     own, other = document(count, 10), document(count, 100)
     made = Masked(sentences=sentences).example(
-        Row(own.tokens, own.segments, own.parts, other), task(seq_len), np.random.default_rng(seed)
+        TokenRow(own.tokens, own.segments, own.parts, other), task(seq_len), np.random.default_rng(seed)
     )
     tokens = made["tokens"].copy()
     real = made["loss_weights"] > 0
@@ -178,11 +178,11 @@ def test_a_pair_whose_partner_or_text_is_empty_still_makes_a_row() -> None:
     text, nothing = document(6, 10), row([1])
     for seed in range(20):
         found = Masked(sentences="next").example(
-            Row(text.tokens, text.segments, text.parts, nothing), task(63), np.random.default_rng(seed)
+            TokenRow(text.tokens, text.segments, text.parts, nothing), task(63), np.random.default_rng(seed)
         )
         assert (found["sentence_targets"], found["sentence_weights"]) == (0, 1)
     empty = Masked(sentences="next").example(
-        Row(nothing.tokens, nothing.segments, nothing.parts, text), task(63), np.random.default_rng(0)
+        TokenRow(nothing.tokens, nothing.segments, nothing.parts, text), task(63), np.random.default_rng(0)
     )
     assert (empty["sentence_weights"], empty["loss_weights"].sum()) == (0, 0)
 
@@ -222,7 +222,7 @@ def test_a_tokenizer_without_the_special_tokens_is_refused(missing: str, said: s
     named = {name: i for name, i in plain.named.items() if name != missing}
     without = Vocabulary(200, 1, named, (), plain.special, plain.begins_word)
     with pytest.raises(UserError, match=said):
-        Masked().check_task(Task(32, without, "encoder"))
+        Masked().check_context(ExampleContext(32, without, "encoder"))
 
 
 def test_a_model_without_the_outputs_is_refused() -> None:

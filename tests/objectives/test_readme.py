@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 
 from t5x_lite.objectives.features import InputsTargets, segments_of
-from t5x_lite.objectives.objective import Features, Row, Task
+from t5x_lite.objectives.objective import ExampleContext, Features, TokenRow
 from t5x_lite.schema import setting
 from tests.objectives.vocabulary import row, task
 
@@ -16,7 +16,13 @@ def test_the_shown_objective_makes_features() -> None:
     text = (Path(__file__).resolve().parents[2] / "README.md").read_text()
     (source,) = re.findall(r"```python\n(class .*?)```", text, re.DOTALL)
     assert len(source.splitlines()) < 40
-    names = {"InputsTargets": InputsTargets, "ClassVar": ClassVar, "setting": setting, "Task": Task, "Row": Row}
+    names = {
+        "InputsTargets": InputsTargets,
+        "ClassVar": ClassVar,
+        "setting": setting,
+        "ExampleContext": ExampleContext,
+        "TokenRow": TokenRow,
+    }
     names |= {"Features": Features, "np": np, "segments_of": segments_of, "__name__": "deletion"}
     exec(source, names)
     made = names["Deletion"](rate=0.5)

@@ -148,4 +148,4 @@ def test_a_decoder_is_given_inputs_and_targets_as_one_text() -> None:
 )
 def test_what_cannot_be_corrupted_is_refused(settings: dict, seq_len: int, sentinels: int, said: str) -> None:
     with pytest.raises(UserError, match=said):
-        SpanCorruption(**settings).check_task(task(seq_len, "encoder_decoder", sentinels=sentinels))
+        SpanCorruption(**settings).check_context(task(seq_len, "encoder_decoder", sentinels=sentinels))

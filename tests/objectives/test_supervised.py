@@ -21,7 +21,7 @@ from t5x_lite.models.outputs import TaskOutput
 from t5x_lite.objectives.choice import Choice
 from t5x_lite.objectives.classify import Classify, Regress
 from t5x_lite.objectives.extract import Extract
-from t5x_lite.objectives.objective import Features, Task
+from t5x_lite.objectives.objective import ExampleContext, Features
 from t5x_lite.objectives.reward import Reward
 from t5x_lite.objectives.similarity import Similarity
 from t5x_lite.objectives.supervised import Coder, Record, Supervised, framed
@@ -50,7 +50,7 @@ def array(*ids: int) -> np.ndarray:
     return np.array(ids, np.int32)
 
 
-def made(objective: Supervised, record: Record, of: Task) -> Features:
+def made(objective: Supervised, record: Record, of: ExampleContext) -> Features:
     found = objective.examples(record, CODER, of)
     assert len(found) == 1
     return found[0]
@@ -86,16 +86,16 @@ def test_long_pairs_lose_their_last_tokens_the_longer_text_first() -> None:
 def test_a_row_without_room_for_text_is_refused() -> None:
     of = task(24, "encoder")
     for objective in (Classify(labels=("a", "b")), Tag(labels=("O", "B")), Reward()):
-        objective.check_task(of)
+        objective.check_context(of)
         with pytest.raises(UserError, match="leaves no room beside 20 soft tokens"):
-            objective.check_task(replace(of, placeholders=20))
-    Extract(question_len=20).check_task(of)
+            objective.check_context(replace(of, placeholders=20))
+    Extract(question_len=20).check_context(of)
     with pytest.raises(UserError, match="no room for a context beside question_len 21"):
-        Extract(question_len=21).check_task(of)
-    TextToText(target_len=64).check_task(replace(of, family="encoder_decoder"))
-    TextToText(target_len=4).check_task(replace(of, family="decoder", placeholders=19))
+        Extract(question_len=21).check_context(of)
+    TextToText(target_len=64).check_context(replace(of, family="encoder_decoder"))
+    TextToText(target_len=4).check_context(replace(of, family="decoder", placeholders=19))
     with pytest.raises(UserError, match="beside target_len 4 and 20 soft tokens"):
-        TextToText(target_len=4).check_task(replace(of, family="decoder", placeholders=20))
+        TextToText(target_len=4).check_context(replace(of, family="decoder", placeholders=20))
 
 
 def test_labels_are_names_or_numbers_and_others_are_refused() -> None:
@@ -128,7 +128,7 @@ def coder_of(path: Path) -> tuple[Coder, Any]:
 
 def test_a_words_first_wordpiece_has_its_tag(real_data: Path) -> None:
     coder, own = coder_of(real_data / "tokenizers/bert_base_uncased_vocab.txt")
-    of = Task(16, own.vocabulary(), "encoder", placeholders=1)
+    of = ExampleContext(16, own.vocabulary(), "encoder", placeholders=1)
     (row,) = Tag(labels=TAGS).examples(SENTENCE, coder, of)
     pieces = ["[CLS]", "u", ".", "n", ".", "official", "ek", "##eus", "heads", "for", "baghdad", ".", "[SEP]"]
     assert [own.piece(i) for i in row["tokens"][1:14]] == pieces
@@ -147,7 +147,7 @@ def test_a_words_first_sentencepiece_has_its_tag(real_data: Path) -> None:
     """Pieces: ▁the ▁c ity ▁ <unk> ri ch ▁is ▁old ▁ . : a space of its own is no part of the word after it."""
     coder, own = coder_of(real_data / "tokenizers/sentencepiece_test_1000.model")
     record = {"words": ["the", "city", "Zürich", "is", "old", "."], "tags": [0, 0, 3, 0, 0, 0]}
-    (row,) = Tag(labels=TAGS).examples(record, coder, Task(14, own.vocabulary(), "decoder"))
+    (row,) = Tag(labels=TAGS).examples(record, coder, ExampleContext(14, own.vocabulary(), "decoder"))
     assert row["words"].tolist() == [0, 1, -1, -1, 2, -1, -1, 3, 4, -1, 5, -1, -1, -1]
     assert row["targets"].tolist() == [0, 0, 0, 0, 3, *[0] * 9]
     assert row["tokens"][11] == own.eos

@@ -76,6 +76,6 @@ def test_ul2_mixes_its_denoisers_equally_under_their_modes() -> None:
 
 
 def test_ul2_needs_its_modes_and_enough_sentinels() -> None:
-    UL2().check_task(task(128, "encoder_decoder", size=400, sentinels=100))
+    UL2().check_context(task(128, "encoder_decoder", size=400, sentinels=100))
     with pytest.raises(UserError, match="sentinels"):
-        UL2().check_task(task(128, "encoder_decoder", sentinels=10))
+        UL2().check_context(task(128, "encoder_decoder", sentinels=10))

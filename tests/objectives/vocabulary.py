@@ -3,7 +3,7 @@
 import numpy as np
 
 from t5x_lite.models.config import Family
-from t5x_lite.objectives import Row, Task, Vocabulary
+from t5x_lite.objectives import ExampleContext, TokenRow, Vocabulary
 
 
 def vocabulary(size: int = 200, sentinels: int = 0) -> Vocabulary:
@@ -16,13 +16,13 @@ def vocabulary(size: int = 200, sentinels: int = 0) -> Vocabulary:
     return Vocabulary(size, 1, named, last, special, np.arange(size) % 3 == 0)
 
 
-def task(seq_len: int, family: Family = "decoder", size: int = 200, sentinels: int = 0) -> Task:
+def task(seq_len: int, family: Family = "decoder", size: int = 200, sentinels: int = 0) -> ExampleContext:
     """A task over that vocabulary."""
-    return Task(seq_len, vocabulary(size, sentinels), family)
+    return ExampleContext(seq_len, vocabulary(size, sentinels), family)
 
 
-def row(tokens: list[int] | np.ndarray, segments: list[int] | None = None, parts: list[int] | None = None) -> Row:
+def row(tokens: list[int] | np.ndarray, segments: list[int] | None = None, parts: list[int] | None = None) -> TokenRow:
     """A row of the corpus; one document of one part unless told."""
     made = np.asarray(tokens, np.int32)
     one = np.ones(len(made), np.int32) if segments is None else np.asarray(segments, np.int32)
-    return Row(made, one, np.zeros(len(made), np.int32) if parts is None else np.asarray(parts, np.int32))
+    return TokenRow(made, one, np.zeros(len(made), np.int32) if parts is None else np.asarray(parts, np.int32))

@@ -12,10 +12,10 @@ import jax
 import numpy as np
 
 from t5x_lite.config import RunConfig
-from t5x_lite.models.transformer import blueprint
-from t5x_lite.objectives.objective import Row
+from t5x_lite.models.transformer import model_spec
+from t5x_lite.objectives.objective import TokenRow
 from t5x_lite.parallel import mesh as meshes
-from t5x_lite.plan import task_of
+from t5x_lite.planner.plan import example_context
 from t5x_lite.train.setup import make_steps
 
 STEPS, ROWS = 10, 16
@@ -74,15 +74,15 @@ def run_of(family: str, sizes: dict[str, int]) -> RunConfig:
 
 def batches(config: RunConfig) -> list[dict[str, np.ndarray]]:
     """Rows of two documents each, the second token of a pair the first's successor: something to learn."""
-    rng, task = np.random.default_rng(0), task_of(config.model, config.train.seq_len)
-    length = config.task.row_length(task)
+    rng, task = np.random.default_rng(0), example_context(config.model, config.train.seq_len)
+    length = config.require_objective().row_length(task)
 
     def example() -> dict[str, np.ndarray]:
         tokens = ((rng.integers(12, 40) + np.arange(length)) % 30 + 12).astype(np.int32)
         halves = (np.arange(length) >= rng.integers(length // 4, length // 2)).astype(np.int32)
         documents = np.ones_like(halves) if config.model.family == "encoder_decoder" else halves + 1
-        row = Row(tokens, documents, halves)
-        return config.task.example(replace(row, partner=row), task, rng)
+        row = TokenRow(tokens, documents, halves)
+        return config.require_objective().example(replace(row, second_sentence=row), task, rng)
 
     made = [[example() for _ in range(ROWS)] for _ in range(STEPS)]
     return [{name: np.stack([one[name] for one in rows]) for name in rows[0]} for rows in made]
@@ -92,7 +92,7 @@ def curve(config: RunConfig, devices: list[Any]) -> np.ndarray:
     """The loss of each step."""
     mesh = meshes.make_mesh(config.mesh, devices)
     with jax.set_mesh(mesh):
-        steps = make_steps(config, blueprint(config.model), mesh)
+        steps = make_steps(config, model_spec(config.model), mesh)
         state, losses = steps.fresh(), []
         for batch in batches(config):
             state, metrics = steps.train(state, meshes.to_global(mesh, batch, ROWS))

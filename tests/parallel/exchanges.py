@@ -10,8 +10,8 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from t5x_lite.config import MeshConfig
-from t5x_lite.parallel.hlo import collectives
 from t5x_lite.parallel.mesh import make_mesh
+from t5x_lite.planner.hlo import find_collectives
 
 mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
 
@@ -20,7 +20,7 @@ def read(function: object, spec: P, shape: tuple[int, ...]) -> list[dict]:
     array = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, spec))
     with jax.set_mesh(mesh):
         text = jax.jit(function).lower(array).compile().as_text()  # type: ignore[arg-type]
-    return [asdict(one) for one in collectives(text, dict(mesh.shape))]
+    return [asdict(one) for one in find_collectives(text, dict(mesh.shape))]
 
 
 def whole(x: jax.Array) -> jax.Array:

@@ -13,9 +13,9 @@ import numpy as np
 
 from t5x_lite.config import MeshConfig
 from t5x_lite.models.config import ModelConfig
-from t5x_lite.models.routing import routing
+from t5x_lite.models.experts.routing import routing
 from t5x_lite.models.sharding import RULES
-from t5x_lite.models.transformer import blueprint, initial
+from t5x_lite.models.transformer import init_params, model_spec
 from t5x_lite.parallel import mesh as meshes
 
 CASES: tuple[tuple[Any, tuple[dict[str, int], ...]], ...] = (
@@ -32,7 +32,7 @@ def main() -> None:
         feedforward = {"moe": {"experts": 4, "router": {"top_k": {"k": 2}}, "dispatch": dispatch}}
         pattern = [{}, {"feedforward": feedforward}]
         config = ModelConfig.model_validate({"layers": 2, "embed": 16, "heads": 4, "vocab": 12, "pattern": pattern})
-        plan, params = blueprint(config), jax.jit(initial, static_argnums=0)(config, jax.random.key(0))
+        plan, params = model_spec(config), jax.jit(init_params, static_argnums=0)(config, jax.random.key(0))
 
         def loss(params: Any, tokens: jax.Array, plan: Any = plan, config: ModelConfig = config) -> tuple[Any, Any]:
             module = plan.model(params)

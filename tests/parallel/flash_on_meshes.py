@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from t5x_lite.config import MeshConfig
-from t5x_lite.models.flash_call import flash
-from t5x_lite.models.patterns import Dense, Local
-from t5x_lite.models.shapes import dense
-from t5x_lite.models.view import Call, Places, Settings, View
+from t5x_lite.models.attention.blocked import dense
+from t5x_lite.models.attention.context import AttentionContext, AttentionInputs, AttentionSettings, TokenPositions
+from t5x_lite.models.attention.flash_sharded import flash
+from t5x_lite.models.attention.kinds import Dense, Local
 from t5x_lite.parallel import mesh as meshes
 
 LENGTH, HEADS = 64, 4
@@ -27,13 +27,18 @@ def main() -> None:
     sides = [jnp.asarray(rng.standard_normal((2, LENGTH, HEADS, 16)), jnp.float32) for _ in range(3)]
     bias = jnp.asarray(rng.standard_normal((HEADS, 2 * LENGTH)), jnp.float32)
     documents = jnp.asarray(np.arange(LENGTH)[None] >= np.array([[20], [40]]), jnp.int32) + 1
-    places = Places(np.arange(LENGTH), documents)
+    places = TokenPositions(np.arange(LENGTH), documents)
 
     for pattern in (Dense(), Local(window=9)):
         for causal in (True, False):
 
             def loss(
-                query: Any, key: Any, value: Any, bias: Any, run: Callable[[Call], Any], causal: bool = causal
+                query: Any,
+                key: Any,
+                value: Any,
+                bias: Any,
+                run: Callable[[AttentionInputs], Any],
+                causal: bool = causal,
             ) -> Any:
                 def by_offset(offset: Any) -> Any:
                     return bias[:, offset + LENGTH - 1]
@@ -41,14 +46,14 @@ def main() -> None:
                 def by_index(query: Any, key: Any) -> Any:
                     return by_offset(key[None] - query[:, None])
 
-                view = View(places, places, causal, bias=by_index, offset_bias=by_offset)
-                out = run(Call(query, key, value, view, Settings()))
+                view = AttentionContext(places, places, causal, bias=by_index, offset_bias=by_offset)
+                out = run(AttentionInputs(query, key, value, view, AttentionSettings()))
                 return jnp.sum(jnp.sin(out)), out
 
-            def definition(call: Call, pattern: Any = pattern) -> Any:
+            def definition(call: AttentionInputs, pattern: Any = pattern) -> Any:
                 return dense(call, pattern.allowed)[0]
 
-            def kernel(call: Call, pattern: Any = pattern) -> Any:
+            def kernel(call: AttentionInputs, pattern: Any = pattern) -> Any:
                 return flash(call, pattern, interpret=True)
 
             step = jax.grad(loss, argnums=(0, 1, 2, 3), has_aux=True)

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from t5x_lite.config import MeshConfig
-from t5x_lite.models.kernels import dealt
-from t5x_lite.models.patterns import Dense, Local, Strided
-from t5x_lite.models.shapes import dense
-from t5x_lite.models.splash import splash
-from t5x_lite.models.view import Call, Places, Settings, View
+from t5x_lite.models.attention.blocked import dense
+from t5x_lite.models.attention.context import AttentionContext, AttentionInputs, AttentionSettings, TokenPositions
+from t5x_lite.models.attention.kernels import balanced_order
+from t5x_lite.models.attention.kinds import Dense, Local, Strided
+from t5x_lite.models.attention.splash import splash
 from t5x_lite.parallel import mesh as meshes
 
 LENGTH, CONTEXT = 1024, 4
@@ -31,20 +31,24 @@ def main() -> None:
     for pattern in (Dense(), Local(window=200), Strided(stride=128, share="both")):
 
         def loss(query: Any, key: Any, value: Any, order: Any, run: Any, pattern: Any = pattern) -> Any:
-            places = Places(order, documents[:, order])
-            call = Call(*(x[:, order] for x in (query, key, value)), View(places, places, causal=True), Settings())
+            places = TokenPositions(order, documents[:, order])
+            call = AttentionInputs(
+                *(x[:, order] for x in (query, key, value)),
+                AttentionContext(places, places, causal=True),
+                AttentionSettings(),
+            )
             out = run(call, pattern)[:, np.argsort(order)]
             return jnp.sum(jnp.sin(out)), out
 
-        def wanted(call: Call, pattern: Any) -> Any:
+        def wanted(call: AttentionInputs, pattern: Any) -> Any:
             return dense(call, pattern.allowed)[0]
 
-        def found(call: Call, pattern: Any) -> Any:
+        def found(call: AttentionInputs, pattern: Any) -> Any:
             return splash(call, pattern, interpret=True)
 
         grad = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)
         expected = grad(*sides, np.arange(LENGTH), wanted)
-        for order in (np.arange(LENGTH), parts[dealt(2 * CONTEXT)].reshape(-1)):
+        for order in (np.arange(LENGTH), parts[balanced_order(2 * CONTEXT)].reshape(-1)):
             with jax.set_mesh(mesh):
                 made = jax.jit(partial(grad, order=order, run=found))(*sides)
             jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), made, expected)

@@ -11,7 +11,7 @@ import pytest
 
 from t5x_lite.config import MeshConfig, RunConfig
 from t5x_lite.errors import UserError
-from t5x_lite.models.kernels import dealt
+from t5x_lite.models.attention.kernels import balanced_order
 from t5x_lite.parallel.mesh import make_mesh
 from tests.conftest import REPOSITORY
 
@@ -88,7 +88,7 @@ def test_flash_attention_of_a_mesh_equals_the_definition() -> None:
 
 def test_parts_of_a_causal_row_are_dealt_from_both_ends() -> None:
     """Four devices, eight parts: 0 and 7, 1 and 6, 2 and 5, 3 and 4; each pair sees as much as any other."""
-    assert dealt(8).tolist() == [0, 7, 1, 6, 2, 5, 3, 4]
+    assert balanced_order(8).tolist() == [0, 7, 1, 6, 2, 5, 3, 4]
 
 
 @pytest.mark.parametrize(

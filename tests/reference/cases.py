@@ -18,7 +18,7 @@ import transformers
 
 import t5x_lite
 from t5x_lite.api import Model
-from t5x_lite.checkpoint import flat
+from t5x_lite.checkpoint import flatten_names
 from t5x_lite.convert import FAMILIES
 from t5x_lite.convert.huggingface import import_hf
 from t5x_lite.models.losses import Losses
@@ -225,7 +225,7 @@ class Case:
             return jnp.asarray(total), self._logits(module, features)
 
         (value, logits), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(model.params)
-        return {name: np.asarray(x) for name, x in logits.items()}, float(value), flat(jax.device_get(grads))
+        return {name: np.asarray(x) for name, x in logits.items()}, float(value), flatten_names(jax.device_get(grads))
 
     def _features(self) -> dict[str, jax.Array]:
         b, index = self.batch, np.broadcast_to(np.arange(LENGTH), (len(REAL), LENGTH))

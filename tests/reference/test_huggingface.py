@@ -18,7 +18,7 @@ from t5x_lite.convert import huggingface  # noqa: E402
 from t5x_lite.convert.huggingface import export_hf, import_hf  # noqa: E402
 from t5x_lite.decode.generate import Sampling  # noqa: E402
 from t5x_lite.errors import UserError  # noqa: E402
-from t5x_lite.models.routing import routing  # noqa: E402
+from t5x_lite.models.experts.routing import routing  # noqa: E402
 from tests.reference.cases import CASES, Case, make  # noqa: E402
 
 GENERATED = 64

@@ -8,7 +8,7 @@ import tensorstore
 from flax import serialization
 
 import t5x_lite
-from t5x_lite.checkpoint import flat
+from t5x_lite.checkpoint import flatten_names
 from t5x_lite.cli import main
 
 
@@ -112,7 +112,7 @@ def test_arrays_that_lie_beside_the_file_are_read_too(run: Path, target: dict, t
     tree = {"version": 3, "optimizer": {"state": {}, "target": moved(target)}}
     (tmp_path / "checkpoint").write_bytes(serialization.msgpack_serialize(tree))
     assert main(["import", "t5x", str(tmp_path), str(tmp_path / "run")]) == 0
-    one, other = (flat(t5x_lite.load(folder).params) for folder in (run, tmp_path / "run"))
+    one, other = (flatten_names(t5x_lite.load(folder).params) for folder in (run, tmp_path / "run"))
     assert one.keys() == other.keys()
     assert all(np.array_equal(one[name], other[name]) for name in one)
 

@@ -9,10 +9,10 @@ import numpy as np
 import optax
 import pytest
 
-from t5x_lite.checkpoint import flat
+from t5x_lite.checkpoint import flatten_names
 from t5x_lite.config import RunConfig
 from t5x_lite.models.config import ModelConfig
-from t5x_lite.models.transformer import blueprint, initial
+from t5x_lite.models.transformer import init_params, model_spec
 from t5x_lite.train import optimizer as optimizers
 from t5x_lite.train.config import AdamW, Constant, OptimizerConfig
 
@@ -34,17 +34,17 @@ def mup(width: int, **more: Any) -> ModelConfig:
 def test_deviations_and_rates_are_those_of_table_8(init: str, tied: bool) -> None:
     """Against the base: hidden variance 1/m, rate 1/m; tables, output, biases and norms as they were."""
     times = 8
-    small, wide = (initial(mup(w, init=init, tied=tied), jax.random.key(0)) for w in (BASE, times * BASE))
-    axes = flat(blueprint(mup(times * BASE, init=init, tied=tied)).axes)
-    before, after = flat(small), flat(wide)
+    small, wide = (init_params(mup(w, init=init, tied=tied), jax.random.key(0)) for w in (BASE, times * BASE))
+    axes = flatten_names(model_spec(mup(times * BASE, init=init, tied=tied)).axes)
+    before, after = flatten_names(small), flatten_names(wide)
     for name, a in axes.items():
         hidden = a.inputs > 0 and "vocab" not in a.names
         assert a.rate == (1 / times if hidden else 1)
         if np.asarray(before[name]).std() > 0 and a.inputs + a.table:
             ratio = float(np.asarray(after[name]).std() / np.asarray(before[name]).std())
             assert ratio == pytest.approx(1 / math.sqrt(times) if hidden else 1, rel=0.1), name
-    plain = flat(blueprint(model(BASE, init=init, tied=tied)).axes)
-    assert plain == flat(blueprint(mup(BASE, init=init, tied=tied)).axes)
+    plain = flatten_names(model_spec(model(BASE, init=init, tied=tied)).axes)
+    assert plain == flatten_names(model_spec(mup(BASE, init=init, tied=tied)).axes)
 
 
 def test_scores_are_divided_by_the_width_of_a_head_and_logits_by_the_width() -> None:
@@ -53,15 +53,15 @@ def test_scores_are_divided_by_the_width_of_a_head_and_logits_by_the_width() -> 
     )
     assert wide.scale_of_scores == pytest.approx(math.sqrt(16) / 64)
     assert model(64).scale_of_scores is None
-    own, plain = (blueprint(c) for c in (wide, wide.model_copy(update={"mup": None})))
-    params = initial(wide, jax.random.key(1))
+    own, plain = (model_spec(c) for c in (wide, wide.model_copy(update={"mup": None})))
+    params = init_params(wide, jax.random.key(1))
     states = jnp.ones((1, 1, 128))
     np.testing.assert_allclose(own.model(params).logits(states) * 4, plain.model(params).logits(states), rtol=1e-5)
 
 
 def moved(config: ModelConfig, steps: int = 5) -> dict[str, float]:
     """Mean size of what `steps` updates of Adam change in states and logits."""
-    structure = blueprint(config)
+    structure = model_spec(config)
     optimizer = optimizers.make(
         OptimizerConfig(method=AdamW(), schedule=Constant(), learning_rate=0.01, weight_decay=0.0, clip_norm=None),
         steps,
@@ -86,7 +86,7 @@ def moved(config: ModelConfig, steps: int = 5) -> dict[str, float]:
         (after, _), _ = jax.lax.scan(update, (params, optimizer.init(params)), None, length=steps)
         return [jnp.abs(a - b).mean() for a, b in zip(forward(after), forward(params), strict=True)]
 
-    return dict(zip(("states", "logits"), map(float, train(initial(config, jax.random.key(0)))), strict=True))
+    return dict(zip(("states", "logits"), map(float, train(init_params(config, jax.random.key(0)))), strict=True))
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ import pytest
 import yaml
 
 from t5x_lite.errors import STOPPED, UserError
-from t5x_lite.run import held
+from t5x_lite.run_dir import lock_dir
 from t5x_lite.sweep import config, grid, launch
 from t5x_lite.sweep.points import Record
 from t5x_lite.sweep.pool import Pool, share
@@ -56,15 +56,15 @@ def sweep(tmp_path: Path, tiny_config: Path) -> config.Sweep:
 
 
 @pytest.fixture
-def pool(sweep: config.Sweep, tmp_path: Path) -> Callable[..., tuple[Pool, list[grid.Planned]]]:
+def pool(sweep: config.Sweep, tmp_path: Path) -> Callable[..., tuple[Pool, list[grid.PlannedRun]]]:
     (tmp_path / "fake.py").write_text(FAKE)
 
-    def make(*behaviours: str) -> tuple[Pool, list[grid.Planned]]:
+    def make(*behaviours: str) -> tuple[Pool, list[grid.PlannedRun]]:
         runs = grid.expand(sweep)
         told = {run.name: does for run, does in zip(runs, behaviours, strict=True)}
         sweep.folder.mkdir(exist_ok=True)
 
-        def command(run: grid.Planned) -> list[str]:
+        def command(run: grid.PlannedRun) -> list[str]:
             return [sys.executable, str(tmp_path / "fake.py"), run.run_dir, str(run.steps), told[run.name]]
 
         return Pool(sweep, Record(sweep.folder / "sweep.jsonl"), dict(os.environ), command), runs
@@ -76,7 +76,7 @@ def states(sweep: config.Sweep) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (sweep.folder / "sweep.jsonl").read_text().splitlines()]
 
 
-def started(run: grid.Planned) -> int:
+def started(run: grid.PlannedRun) -> int:
     path = Path(run.run_dir) / "started"
     return len(path.read_text()) if path.is_file() else 0
 
@@ -179,7 +179,7 @@ def test_slots_share_processors_or_gpus_or_the_memory_of_one(monkeypatch: pytest
 
 
 def test_two_sweeps_of_one_folder_do_not_run_at_once(sweep: config.Sweep) -> None:
-    with held(sweep.folder, "this test has it"), pytest.raises(UserError, match="another process runs this sweep"):
+    with lock_dir(sweep.folder, "this test has it"), pytest.raises(UserError, match="another process runs this sweep"):
         launch.start(sweep, yes=True, environment=dict(os.environ))
 
 

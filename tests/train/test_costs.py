@@ -12,9 +12,9 @@ import jax
 import pytest
 
 from t5x_lite import config as configuration
-from t5x_lite.models.transformer import blueprint
+from t5x_lite.models.transformer import model_spec
 from t5x_lite.parallel import mesh as meshes
-from t5x_lite.plan import example
+from t5x_lite.planner.plan import example_features
 from t5x_lite.train.setup import make_steps
 
 KEPT = Path(__file__).with_name("step_costs.json")
@@ -38,8 +38,8 @@ def costs(name: str) -> dict[str, float]:
     config = configuration.load(CONFIGS / path, [*SMALL, *overrides])
     mesh = meshes.make_mesh(config.mesh)
     with jax.set_mesh(mesh):
-        steps = make_steps(config, blueprint(config.model), mesh)
-        shapes = meshes.batch_shapes(mesh, example(config), config.train.batch_size)
+        steps = make_steps(config, model_spec(config.model), mesh)
+        shapes = meshes.batch_shapes(mesh, example_features(config), config.train.batch_size)
         found = steps.train.lower(steps.state, shapes).compile().cost_analysis()  # type: ignore[attr-defined]
     return {"flops": found["flops"], "bytes": found["bytes accessed"]}
 

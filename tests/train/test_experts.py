@@ -12,7 +12,7 @@ import pytest
 from t5x_lite import schema
 from t5x_lite.cli import main
 from t5x_lite.config import MeshConfig, RunConfig
-from t5x_lite.models.transformer import blueprint
+from t5x_lite.models.transformer import model_spec
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.train.setup import make_steps
 from tests.conftest import lines
@@ -89,7 +89,7 @@ def test_microbatches_change_rounding_alone() -> None:
             "loss_weights": ones.astype(np.float32),
         }
         with jax.set_mesh(mesh):
-            steps = make_steps(config, blueprint(config.model), mesh)
+            steps = make_steps(config, model_spec(config.model), mesh)
             _, metrics = steps.train(steps.fresh(), jax.tree.map(jnp.asarray, batch))
         found[parts] = {name: np.asarray(value) for name, value in metrics.items()}
     for name, value in found[1].items():

@@ -9,10 +9,10 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from t5x_lite.config import RunConfig
 from t5x_lite.models.config import ModelConfig
-from t5x_lite.models.transformer import blueprint
+from t5x_lite.models.transformer import model_spec
 from t5x_lite.objectives import Choice, Classify, Reward, Similarity
 from t5x_lite.objectives.supervised import Supervised
-from t5x_lite.plan import example, task_of
+from t5x_lite.planner.plan import example_context, example_features
 from t5x_lite.train.metrics import flops_per_row
 from t5x_lite.train.setup import loss_function
 
@@ -61,16 +61,16 @@ def test_flops_are_those_of_the_program(model: dict[str, Any], objective: str, s
             "train": {"steps": 1, "batch_size": ROWS, "seq_len": 256, "loss_chunks": 1},
         }
     )
-    structure = blueprint(config.model)
+    structure = model_spec(config.model)
     loss = loss_function(config, structure, 1, training=True)
-    row = example(config)
+    row = example_features(config)
     batch = {name: jax.ShapeDtypeStruct((ROWS, *value.shape), value.dtype) for name, value in row.items()}
 
     def step(params: Any, batch: Any) -> Any:
         return sum(term.total for term in loss(params, batch, jax.random.key(0)).values())
 
     counted = products(jax.make_jaxpr(jax.grad(step))(structure.shapes, batch).jaxpr)
-    lengths = config.task.lengths(task_of(config.model, config.train.seq_len))
+    lengths = config.require_objective().lengths(example_context(config.model, config.train.seq_len))
     full = ROWS * flops_per_row(config.model, structure, lengths, causal_half=False)
     seen = ROWS * flops_per_row(config.model, structure, lengths)
     if square is None:
@@ -83,8 +83,8 @@ def test_flops_are_those_of_the_program(model: dict[str, Any], objective: str, s
 def test_an_example_of_several_texts_costs_each_of_them() -> None:
     """Four choices pass the encoder one by one, a pair twice; each has one score of the same head."""
     config = ModelConfig.model_validate({**SIZES, "family": "encoder", "head": {"outputs": 1}})
-    structure = blueprint(config)
-    task = task_of(config, 128)
+    structure = model_spec(config)
+    task = example_context(config, 128)
 
     def flops(objective: Supervised) -> float:
         return flops_per_row(config, structure, objective.lengths(task))

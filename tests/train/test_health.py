@@ -12,7 +12,7 @@ from jax.sharding import AbstractMesh, AxisType
 from t5x_lite.errors import UserError
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.sharding import AXES
-from t5x_lite.models.transformer import blueprint
+from t5x_lite.models.transformer import model_spec
 from t5x_lite.train.goodput import Goodput
 from t5x_lite.train.health import check_sharded
 from t5x_lite.train.metrics import cut_after
@@ -20,17 +20,17 @@ from t5x_lite.train.metrics import cut_after
 CORRUPT = """
 import jax, numpy as np
 from t5x_lite.config import MeshConfig
-from t5x_lite.errors import Corrupt
+from t5x_lite.errors import ReplicaMismatch
 from t5x_lite.models.layers import Axes
 from t5x_lite.parallel.mesh import make_mesh, sharding_of
-from t5x_lite.train.health import Replicas
+from t5x_lite.train.health import ReplicaCheck
 
 mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
 values = {"even": np.random.default_rng(0).standard_normal((8, 16), np.float32), "bias": np.ones(6, np.float32)}
 axes = {"even": Axes(("embed", "mlp"), 1), "bias": Axes(("head_dim",))}
 placed = {name: sharding_of(mesh, axes[name], value.shape) for name, value in values.items()}
 params = {name: jax.device_put(value, placed[name]) for name, value in values.items()}
-replicas = Replicas(mesh, placed)
+replicas = ReplicaCheck(mesh, placed)
 replicas.check(7, params)
 for name, device in (("even", 5), ("bias", 3)):
     parts = []
@@ -42,7 +42,7 @@ for name, device in (("even", 5), ("bias", 3)):
     broken = jax.make_array_from_single_device_arrays(params[name].shape, placed[name], parts)
     try:
         replicas.check(7, {**params, name: broken})
-    except Corrupt as error:
+    except ReplicaMismatch as error:
         print(error)
 """
 
@@ -62,7 +62,7 @@ def test_a_flipped_bit_in_one_replica_is_found_and_named() -> None:
 def test_parameters_that_no_axis_divides_are_refused_by_name() -> None:
     def on(**sizes: int) -> None:
         mesh = AbstractMesh(tuple(sizes.get(a, 1) for a in AXES), AXES, axis_types=(AxisType.Auto,) * len(AXES))
-        check_sharded(blueprint(config), mesh)  # type: ignore[arg-type]
+        check_sharded(model_spec(config), mesh)  # type: ignore[arg-type]
 
     model: dict[str, Any] = {"layers": 1, "embed": 258, "heads": 6, "head_dim": 43, "mlp": 1032, "vocab": 1001}
     config = ModelConfig.model_validate(model)

@@ -20,7 +20,7 @@ from t5x_lite.cli import main
 from t5x_lite.data.pipeline import TrainingRows
 from t5x_lite.errors import STOPPED
 from t5x_lite.parallel.mesh import make_mesh
-from t5x_lite.run import open_run
+from t5x_lite.run_dir import open_run
 from t5x_lite.train import watch
 from tests.conftest import lines
 
@@ -196,9 +196,9 @@ sys.exit(main(["train", {str(tiny_config)!r}, "run_dir={run}", "train.steps=100"
 def test_two_processes_do_not_train_one_run(
     tiny_config: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from t5x_lite.run import held
+    from t5x_lite.run_dir import lock_dir
 
-    with held(tmp_path, "this test has it"):
+    with lock_dir(tmp_path, "this test has it"):
         assert train(tiny_config, tmp_path) == 2
     assert "another process trains this run" in capfd.readouterr().err
 

@@ -9,9 +9,9 @@ import pytest
 
 from t5x_lite.config import RunConfig
 from t5x_lite.models.config import ModelConfig
-from t5x_lite.models.transformer import blueprint, initial
+from t5x_lite.models.transformer import init_params, model_spec
 from t5x_lite.objectives import Causal
-from t5x_lite.objectives.objective import Lengths
+from t5x_lite.objectives.objective import ExampleLengths
 from t5x_lite.parallel.mesh import make_mesh
 from t5x_lite.train.metrics import flops_per_row
 from t5x_lite.train.setup import Steps, make_steps
@@ -27,7 +27,7 @@ def steps(**train: object) -> Steps:
             "train": {"steps": 200, "batch_size": 8, "seq_len": 12} | train,
         }
     )
-    return make_steps(config, blueprint(config.model), make_mesh(config.mesh))
+    return make_steps(config, model_spec(config.model), make_mesh(config.mesh))
 
 
 def batch(seed: int = 0) -> dict[str, np.ndarray]:
@@ -68,8 +68,8 @@ def test_the_loss_is_a_mean_over_target_tokens_of_the_whole_batch() -> None:
             "train": {"steps": 1, "batch_size": 8, "seq_len": 12},
         }
     )
-    plan = blueprint(config.model)
-    model = plan.model(initial(config.model, jax.random.key(0)))
+    plan = model_spec(config.model)
+    model = plan.model(init_params(config.model, jax.random.key(0)))
     hidden = model(data["tokens"], positions=data["positions"], segment_ids=data["segment_ids"])
     scores = np.asarray(jax.nn.log_softmax(model.logits(hidden)), np.float64)
     chosen = np.take_along_axis(scores, data["targets"][..., None], -1)[..., 0]
@@ -96,7 +96,7 @@ def test_compute_in_bfloat16_keeps_float32_parameters() -> None:
             "train": {"steps": 10, "batch_size": 8, "seq_len": 12},
         }
     )
-    made = make_steps(config, blueprint(config.model), make_mesh(config.mesh))
+    made = make_steps(config, model_spec(config.model), make_mesh(config.mesh))
     state, metrics = made.train(made.fresh(), batch())
     assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
     assert float(metrics["loss"]) == pytest.approx(np.log(40), rel=0.02)
@@ -118,7 +118,7 @@ def test_flops_of_gpt2_by_hand() -> None:
     """PaLM, appendix B: 6N and 12·L·H·Q·T a token, attention counted half because it is causal."""
     config = ModelConfig.model_validate({"layers": 12, "embed": 768, "heads": 12, "vocab": 50257})
     weights = 12 * 12 * 768**2 + 50257 * 768
-    found = flops_per_row(config, blueprint(config), Lengths(1024, 1024))
+    found = flops_per_row(config, model_spec(config), ExampleLengths(1024, 1024))
     assert found == 1024 * (6 * weights + 6 * 12 * 12 * 64 * 1024)
 
 
@@ -138,13 +138,13 @@ def test_flops_of_t5_by_hand() -> None:
     attention, mlp, inputs, targets = 4 * 8 * 8, 2 * 8 * 16, 20, 6
     passes = inputs * 2 * (attention + mlp) + targets * 2 * (attention + mlp) + 2 * 2 * 64 * (inputs + targets)
     pairs = 2 * (inputs**2 + targets**2 / 2 + inputs * targets)
-    found = flops_per_row(config, blueprint(config), Lengths(inputs, targets, targets))
+    found = flops_per_row(config, model_spec(config), ExampleLengths(inputs, targets, targets))
     assert found == 6 * passes + 6 * 32 * 8 * targets + 12 * 8 * pairs
 
 
 def test_flops_of_shared_layers_count_every_pass() -> None:
     settings = {"layers": 3, "embed": 8, "heads": 2, "vocab": 32}
     shared, plain = (ModelConfig.model_validate(settings | {"shared_layers": s}) for s in (True, False))
-    assert blueprint(shared).parameters < blueprint(plain).parameters
-    flops = [flops_per_row(config, blueprint(config), Lengths(16, 16)) for config in (shared, plain)]
+    assert model_spec(shared).parameters < model_spec(plain).parameters
+    flops = [flops_per_row(config, model_spec(config), ExampleLengths(16, 16)) for config in (shared, plain)]
     assert flops[0] == flops[1]

@@ -6,9 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.timing import Case, both_passes, dtype_here, medians, on_cpu
-from t5x_lite.models.kernels import attend
-from t5x_lite.models.patterns import AttentionKind, Dense, Local
-from t5x_lite.models.view import Places, Settings, View
+from t5x_lite.models.attention.context import AttentionContext, AttentionSettings, TokenPositions
+from t5x_lite.models.attention.kernels import attend
+from t5x_lite.models.attention.kinds import AttentionKind, Dense, Local
 
 
 def table(rounds: int, quick: bool) -> list[dict[str, Any]]:
@@ -18,9 +18,9 @@ def table(rounds: int, quick: bool) -> list[dict[str, Any]]:
 
     def case(pattern: AttentionKind, length: int) -> Case:
         q, k, v = (jnp.asarray(rng.normal(size=(scale, length, 4, 64)), dtype) for _ in range(3))
-        places = Places(jnp.arange(length), jnp.ones((scale, length), jnp.int32))
-        view = View(places, places, causal=True)
-        return both_passes(lambda q, k, v: attend(q, k, v, pattern, view, Settings()), q, k, v)
+        places = TokenPositions(jnp.arange(length), jnp.ones((scale, length), jnp.int32))
+        view = AttentionContext(places, places, causal=True)
+        return both_passes(lambda q, k, v: attend(q, k, v, pattern, view, AttentionSettings()), q, k, v)
 
     lengths = (2048, 4096, 8192) if quick else (2048, 4096, 8192, 16384, 32768)
     bands = medians({str(length): case(Local(window=window), length) for length in lengths}, rounds)

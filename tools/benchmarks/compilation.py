@@ -8,9 +8,9 @@ import jax
 
 from benchmarks.step import CONFIGS
 from t5x_lite import config as configuration
-from t5x_lite.models.transformer import blueprint
+from t5x_lite.models.transformer import model_spec
 from t5x_lite.parallel import mesh as meshes
-from t5x_lite.plan import example
+from t5x_lite.planner.plan import example_features
 from t5x_lite.train.setup import make_steps
 
 DEPTHS = (12, 96)
@@ -26,8 +26,8 @@ def table(rounds: int, quick: bool) -> list[dict[str, Any]]:
             mesh = meshes.make_mesh(config.mesh)
             jax.clear_caches()
             with jax.set_mesh(mesh):
-                steps = make_steps(config, blueprint(config.model), mesh)
-                shapes = meshes.batch_shapes(mesh, example(config), config.train.batch_size)
+                steps = make_steps(config, model_spec(config.model), mesh)
+                shapes = meshes.batch_shapes(mesh, example_features(config), config.train.batch_size)
                 started = time.perf_counter()
                 steps.train.lower(steps.state, shapes).compile()
                 times[depth].append(time.perf_counter() - started)

@@ -17,9 +17,9 @@ from benchmarks.timing import medians
 from t5x_lite import config as configuration
 from t5x_lite.config import RunConfig
 from t5x_lite.data.config import STANDARD_LIBRARY, SourceConfig
-from t5x_lite.data.corpus import SPLITS, Corpus, prepare
+from t5x_lite.data.corpus import SPLITS, Corpus, prepare_corpus
 from t5x_lite.data.sources import documents, units
-from t5x_lite.data.vocabulary import obtain
+from t5x_lite.data.vocabulary import load_or_train_tokenizer
 from t5x_lite.train.setup import open_data
 
 MEGABYTES = 96
@@ -41,7 +41,7 @@ def table(rounds: int, quick: bool) -> list[dict[str, Any]]:
         lines = [_tokenising(text, Path(folder), rounds)]
         for name, (path, overrides) in OBJECTIVES.items():
             config = _config(path, text, Path(folder), *overrides)
-            data = open_data(config, obtain(config))
+            data = open_data(config, load_or_train_tokenizer(config))
             rows, length = data.rows(), config.train.seq_len
 
             def features(rows: Any = rows) -> Any:
@@ -54,7 +54,7 @@ def table(rounds: int, quick: bool) -> list[dict[str, Any]]:
 
 def _tokenising(text: Path, folder: Path, rounds: int) -> dict[str, Any]:
     config = _config("gpt2/117m.yaml", text, folder)
-    tokenizer = obtain(config)
+    tokenizer = load_or_train_tokenizer(config)
     bare = sentencepiece.SentencePieceProcessor(model_file=str(next(folder.rglob("*.model"))))
     texts = [json.loads(line)["text"] for line in text.read_text(encoding="utf-8").splitlines()]
     threads, tokens = os.cpu_count() or 1, 0
@@ -64,7 +64,7 @@ def _tokenising(text: Path, folder: Path, rounds: int) -> dict[str, Any]:
         def ours(number: int = number) -> None:
             nonlocal tokens
             own = config.data.model_copy(update={"cache_dir": str(folder / f"cache{number}")})
-            made = prepare(own.sources[0], own, tokenizer)
+            made = prepare_corpus(own.sources[0], own, tokenizer)
             tokens = sum(Corpus(made, split).tokens for split in SPLITS)
 
         def theirs() -> None:

@@ -14,8 +14,8 @@ from benchmarks.step import BERT, CONFIGS, example_batch, gpt2, ours, theirs
 from benchmarks.timing import Case, Side, raced
 from t5x_lite import config as configuration
 from t5x_lite.config import RunConfig
-from t5x_lite.models.transformer import blueprint
-from t5x_lite.plan import task_of
+from t5x_lite.models.transformer import model_spec
+from t5x_lite.planner.plan import example_context
 from t5x_lite.train.metrics import flops_per_row, peak_flops
 
 PLAIN = ("model.compute=bfloat16", "model.dropout=0", "train.z_loss=0", "model.remat=dots")
@@ -76,7 +76,10 @@ def table(rounds: int, quick: bool) -> list[dict[str, Any]]:
 
 def counts(config: RunConfig) -> tuple[int, float, float]:
     """Tokens of a step, and its FLOPs with causal attention half and full."""
-    structure, lengths = blueprint(config.model), config.task.lengths(task_of(config.model, config.train.seq_len))
+    structure, lengths = (
+        model_spec(config.model),
+        config.require_objective().lengths(example_context(config.model, config.train.seq_len)),
+    )
     half, full = (flops_per_row(config.model, structure, lengths, causal_half=half) for half in (True, False))
     rows = config.train.batch_size
     return rows * config.train.seq_len, rows * half, rows * full

@@ -9,8 +9,8 @@ from flax import nnx
 
 from benchmarks.timing import both_passes, dtype_here, medians, on_cpu
 from t5x_lite.models.config import ModelConfig
+from t5x_lite.models.experts.layer import MixtureOfExperts
 from t5x_lite.models.feedforward import Perceptron
-from t5x_lite.models.moe import MixtureOfExperts
 
 
 def table(rounds: int, quick: bool) -> list[dict[str, Any]]:

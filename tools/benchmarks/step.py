@@ -15,10 +15,10 @@ import numpy as np
 from benchmarks.timing import OURS, THEIRS, Case, Side, raced
 from t5x_lite import config as configuration
 from t5x_lite.config import RunConfig
-from t5x_lite.models.transformer import blueprint
-from t5x_lite.objectives.objective import Row
+from t5x_lite.models.transformer import model_spec
+from t5x_lite.objectives.objective import TokenRow
 from t5x_lite.parallel import mesh as meshes
-from t5x_lite.plan import task_of
+from t5x_lite.planner.plan import example_context
 from t5x_lite.train.setup import make_steps
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -149,20 +149,20 @@ def _theirs(name: str, quick: bool, compiled: bool) -> Case:
 
 def example_batch(config: RunConfig) -> dict[str, np.ndarray]:
     """Features of rows of random tokens, each of one document."""
-    task, rng = task_of(config.model, config.train.seq_len), np.random.default_rng(0)
-    length = config.task.row_length(task)
+    task, rng = example_context(config.model, config.train.seq_len), np.random.default_rng(0)
+    length = config.require_objective().row_length(task)
 
-    def row() -> Row:
+    def row() -> TokenRow:
         tokens = rng.integers(12, task.vocabulary.size // 2, length)
-        return Row(tokens.astype(np.int32), np.ones(length, np.int32), np.zeros(length, np.int32))
+        return TokenRow(tokens.astype(np.int32), np.ones(length, np.int32), np.zeros(length, np.int32))
 
-    rows = [config.task.example(row(), task, rng) for _ in range(config.train.batch_size)]
+    rows = [config.require_objective().example(row(), task, rng) for _ in range(config.train.batch_size)]
     return {name: np.stack([features[name] for features in rows]) for name in rows[0]}
 
 
 def ours(config: RunConfig, batch: dict[str, np.ndarray]) -> Case:
     """The jitted train step, its state given from step to step."""
-    mesh, structure = meshes.make_mesh(config.mesh), blueprint(config.model)
+    mesh, structure = meshes.make_mesh(config.mesh), model_spec(config.model)
     with jax.set_mesh(mesh):
         steps = make_steps(config, structure, mesh)
         state = steps.fresh()
@@ -185,7 +185,7 @@ def theirs(peer: Any, inputs: dict[str, Any], config: RunConfig, *, compiled: bo
     """
     import torch
 
-    own, other = blueprint(config.model).parameters, sum(p.numel() for p in peer.parameters())
+    own, other = model_spec(config.model).parameters, sum(p.numel() for p in peer.parameters())
     if abs(own - other) > 0.01 * own:
         raise ValueError(f"the models differ: {own:,} parameters here, {other:,} there")
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from t5x_lite.models.flash import FlashInputs, FlashSettings, flash_attention
+from t5x_lite.models.attention.flash import FlashInputs, FlashSettings, flash_attention
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def arrays(case: Case) -> tuple[Any, ...]:
 
 def dense(case: Case, query: Any, key: Any, value: Any, segments: Any, bias: Any, dtype: Any) -> Any:
     """The definition."""
-    from t5x_lite.models.flash import keep_mask, row_number
+    from t5x_lite.models.attention.flash import keep_mask, row_number
 
     query, key, value = (x.astype(dtype) for x in (query, key, value))
     groups = query.shape[2] // key.shape[2]

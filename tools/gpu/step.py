@@ -26,12 +26,12 @@ from benchmarks import mfu
 from benchmarks.step import CONFIGS, example_batch, ours
 
 from t5x_lite import config as configuration
-from t5x_lite.models.transformer import blueprint
+from t5x_lite.models.transformer import model_spec
 from t5x_lite.parallel import mesh as meshes
-from t5x_lite.plan import task_of
-from t5x_lite.roofline import memory
+from t5x_lite.planner.plan import example_context
+from t5x_lite.planner.roofline import modelled_memory
 from t5x_lite.train.metrics import peak_flops
-from t5x_lite.train.setup import check_on, make_steps
+from t5x_lite.train.setup import check_mesh, make_steps
 
 
 def load(name: str, overrides: list[str], tiny: bool) -> Any:
@@ -87,15 +87,15 @@ def profiled(step: Any, steps: int = 3) -> list[tuple[float, int, str]]:
 
 def compiled_memory(config: Any) -> tuple[float, float]:
     """Bytes by the compiler, and by the formulas of `plan`."""
-    mesh, structure = meshes.make_mesh(config.mesh), blueprint(config.model)
-    lengths = config.task.lengths(task_of(config.model, config.train.seq_len))
+    mesh, structure = meshes.make_mesh(config.mesh), model_spec(config.model)
+    lengths = config.require_objective().lengths(example_context(config.model, config.train.seq_len))
     with jax.set_mesh(mesh):
         steps = make_steps(config, structure, mesh)
         shapes = meshes.batch_shapes(mesh, {k: v[0] for k, v in example_batch(config).items()}, config.train.batch_size)
         found = steps.train.lower(steps.state, shapes).compile().memory_analysis()
     own = found.argument_size_in_bytes + found.temp_size_in_bytes
     own += found.output_size_in_bytes - found.alias_size_in_bytes
-    return own, memory(config, steps.state, lengths, mesh, jax.default_backend())["memory_bytes"]
+    return own, modelled_memory(config, steps.state, lengths, mesh, jax.default_backend())["memory_bytes"]
 
 
 def main() -> None:
@@ -126,7 +126,7 @@ def main() -> None:
     tokens, half, full = mfu.counts(config)
     peak, _ = peak_flops(device, None)
     statistics = device.memory_stats() or {}
-    kernels = check_on(meshes.make_mesh(config.mesh), config, device.platform)
+    kernels = check_mesh(meshes.make_mesh(config.mesh), config, device.platform)
     line: dict[str, Any] = {
         "shape": given.name,
         "overrides": given.overrides,

@@ -26,16 +26,23 @@ from rich.progress import track
 from t5x_lite.config import GPUS, MeshConfig, RunConfig
 from t5x_lite.errors import UserError
 from t5x_lite.models.config import ModelConfig, RematPolicy
-from t5x_lite.models.transformer import blueprint
-from t5x_lite.objectives.objective import Row, Task, Vocabulary
+from t5x_lite.models.transformer import model_spec
+from t5x_lite.objectives.objective import ExampleContext, TokenRow, Vocabulary
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.parallel.chips import Chip
-from t5x_lite.parallel.hlo import collectives
-from t5x_lite.parallel.libtpu import reshards
-from t5x_lite.progress import say, table
-from t5x_lite.roofline import RESERVED, bounds, chip_of, exchanges, linked, memory
+from t5x_lite.planner.hlo import find_collectives
+from t5x_lite.planner.libtpu import involuntary_reshards
+from t5x_lite.planner.roofline import (
+    RESERVED,
+    chip_of,
+    modelled_memory,
+    required_collectives,
+    roofline_bounds,
+    with_links,
+)
+from t5x_lite.progress import print_line, print_table
 from t5x_lite.train.health import check_sharded
-from t5x_lite.train.setup import Steps, check_on, make_steps
+from t5x_lite.train.setup import Steps, check_mesh, make_steps
 
 LANES = 128
 """A TPU lays the last axis of an array in rows of so many numbers (Austin et al. 2025, part 2)."""
@@ -118,17 +125,17 @@ def plan(config: RunConfig, topology: str, slices: int = 1, pod: Pod | None = No
     """
     pod = pod or pod_of(topology, slices)
     mesh, chip = meshes.make_mesh(config.mesh, list(pod.devices)), chip_of(pod.device_kind)
-    kernels, structure = check_on(mesh, config, pod.platform), blueprint(config.model, config.method.surgery)
+    kernels, structure = check_mesh(mesh, config, pod.platform), model_spec(config.model, config.method.surgery)
     check_sharded(structure, mesh)
-    lengths = config.task.lengths(task_of(config.model, config.train.seq_len))
+    lengths = config.require_objective().lengths(example_context(config.model, config.train.seq_len))
     with jax.set_mesh(mesh):
         steps = make_steps(config, structure, mesh)
         compiled = _compiled(config, steps, mesh, chip, slices) if pod.compiles else {}
     largest = compiled.pop("largest", [])
-    modelled = memory(config, steps.state, lengths, mesh, pod.platform)
-    modelled["exchanges"] = linked(exchanges(config, structure, lengths, mesh), mesh, chip, slices)
+    modelled = modelled_memory(config, steps.state, lengths, mesh, pod.platform)
+    modelled["exchanges"] = with_links(required_collectives(config, structure, lengths, mesh), mesh, chip, slices)
     figures = compiled if "exchanges" in compiled else modelled  # of a program that does not fit there are few
-    modelled |= bounds(config, structure, lengths, mesh, chip, figures)
+    modelled |= roofline_bounds(config, structure, lengths, mesh, chip, figures)
     available = chip.memory * (1 - RESERVED)
     return Plan(
         topology=f"{slices} x {topology}" if slices > 1 else topology,
@@ -152,8 +159,8 @@ def _compiled(config: RunConfig, steps: Steps, mesh: Mesh, chip: Chip, slices: i
     """The compiler's word on memory and exchanges; where the program does not fit, its size and largest buffers."""
     started = time.perf_counter()
     try:
-        shapes = meshes.batch_shapes(mesh, example(config), config.train.batch_size)
-        before = len(reshards())
+        shapes = meshes.batch_shapes(mesh, example_features(config), config.train.batch_size)
+        before = len(involuntary_reshards())
         program = steps.train.lower(steps.state, shapes).compile()  # type: ignore[attr-defined]
         memory, text = program.memory_analysis(), program.as_text()
         compiled = {
@@ -161,8 +168,8 @@ def _compiled(config: RunConfig, steps: Steps, mesh: Mesh, chip: Chip, slices: i
             "temporaries_bytes": memory.temp_size_in_bytes,
             "output_bytes": memory.output_size_in_bytes - memory.alias_size_in_bytes,
             "kernel_calls": len(re.findall(r'custom_call_target="(?:tpu_custom_call|__cudnn\$fmha)', text)),
-            "involuntary_reshards": reshards()[before:],
-            "exchanges": linked(collectives(text, mesh.shape, slices), mesh, chip, slices),
+            "involuntary_reshards": involuntary_reshards()[before:],
+            "exchanges": with_links(find_collectives(text, mesh.shape, slices), mesh, chip, slices),
         }
         compiled["memory_bytes"] = sum(compiled[f"{kind}_bytes"] for kind in ("arguments", "temporaries", "output"))
     except jax.errors.JaxRuntimeError as error:
@@ -172,7 +179,7 @@ def _compiled(config: RunConfig, steps: Steps, mesh: Mesh, chip: Chip, slices: i
     return compiled | {"seconds": round(time.perf_counter() - started, 1)}
 
 
-def task_of(model: ModelConfig, length: int) -> Task:
+def example_context(model: ModelConfig, length: int) -> ExampleContext:
     """The task of a model whose tokenizer is not there: a vocabulary that has every special token.
 
     Raises:
@@ -187,17 +194,17 @@ def task_of(model: ModelConfig, length: int) -> Task:
     words = np.ones(size, bool)
     frequency = np.full(size, 1 / size)
     vocabulary = Vocabulary(size, 1, named, sentinels, special, words, frequency)
-    return Task(length, vocabulary, model.family)
+    return ExampleContext(length, vocabulary, model.family)
 
 
-def example(config: RunConfig) -> Any:
+def example_features(config: RunConfig) -> Any:
     """One row of features of the config's objective, for their shapes and types."""
-    task, objective = task_of(config.model, config.train.seq_len), config.task
+    task, objective = example_context(config.model, config.train.seq_len), config.require_objective()
     length = objective.row_length(task)
     ones = np.ones(length, np.int32)
     halves = (np.arange(length) >= length // 2).astype(np.int32)
-    row = Row(ones * 20, ones, halves)
-    return objective.example(replace(row, partner=row), task, np.random.default_rng(0))
+    row = TokenRow(ones * 20, ones, halves)
+    return objective.example(replace(row, second_sentence=row), task, np.random.default_rng(0))
 
 
 def _exhausted(message: str) -> dict[str, Any]:
@@ -278,38 +285,38 @@ def show(plan: Plan) -> None:
     console, c, m = Console(), plan.compiled, plan.modelled
     mesh = " × ".join(f"{axis} {size}" for axis, size in plan.mesh.items()) or "one device"
     active = f", of which a token passes {plan.active_parameters:,}" if plan.active_parameters < plan.parameters else ""
-    say(console, f"{plan.topology}: {plan.devices} devices as {mesh}, remat {plan.remat}")
-    say(console, f"{plan.parameters:,} parameters{active}; {plan.tokens_per_step:,} tokens a step")
+    print_line(console, f"{plan.topology}: {plan.devices} devices as {mesh}, remat {plan.remat}")
+    print_line(console, f"{plan.parameters:,} parameters{active}; {plan.tokens_per_step:,} tokens a step")
     how = f"compiled in {c['seconds']:.0f} s" if c else "modelled, not compiled: these devices are not here"
     used, has = plan.memory_bytes / 2**30, plan.available_bytes / 2**30
-    say(console, f"{how}: {'fits' if plan.fits else 'does NOT fit'}: {used:.1f} of {has:.1f} GiB a device")
+    print_line(console, f"{how}: {'fits' if plan.fits else 'does NOT fit'}: {used:.1f} of {has:.1f} GiB a device")
     for line in plan.largest:
-        say(console, f"  {line}")
+        print_line(console, f"  {line}")
     if not plan.fits:
         larger = "mesh.fsdp or mesh.tensor larger"
-        say(console, f"try: {larger}, model.remat=full, train.microbatches, a smaller batch; --search")
+        print_line(console, f"try: {larger}, model.remat=full, train.microbatches, a smaller batch; --search")
     for figures, name in ((c, "compiled"), (m, "modelled")):
         kinds = ("arguments", "temporaries", "output", "state", "gradients", "activations")
         sizes = [(kind, figures[f"{kind}_bytes"]) for kind in kinds if f"{kind}_bytes" in figures]
-        table(console, f"{name}, a device", ("memory", "GiB"), [(kind, f"{n / 2**30:.2f}") for kind, n in sizes])
-    table(console, "attention (chosen)", ("kind", "kernel"), list(plan.kernels.items()))
+        print_table(console, f"{name}, a device", ("memory", "GiB"), [(kind, f"{n / 2**30:.2f}") for kind, n in sizes])
+    print_table(console, "attention (chosen)", ("kind", "kernel"), list(plan.kernels.items()))
     if "kernel_calls" in c:
-        say(console, f"{c['kernel_calls']} calls of attention and expert kernels in the compiled program")
+        print_line(console, f"{c['kernel_calls']} calls of attention and expert kernels in the compiled program")
     for line in c.get("involuntary_reshards", ()):
-        say(console, f"the compiler could not lay out anew, and made whole on every device: {line}")
+        print_line(console, f"the compiler could not lay out anew, and made whole on every device: {line}")
     for figures, name in ((c, "compiled, sent"), (m, "modelled, must be sent")):
         sent = [
             (e["kind"], ", ".join(e["axes"]), str(e["times"]), e["link"], f"{e['sent'] / 1e6:,.1f}")
             for e in figures.get("exchanges", ())
         ]
-        table(console, f"{name} by a device in one step", ("exchange", "mesh axes", "times", "link", "MB"), sent)
+        print_table(console, f"{name} by a device in one step", ("exchange", "mesh axes", "times", "link", "MB"), sent)
     if plan.largest:
         return
     total, needed = (sum(one["sent"] for one in figures.get("exchanges", ())) for figures in (c, m))
     if (times := total / max(needed, 1)) > SENT_AT_MOST:
-        say(console, f"sent: {times:.1f} times what the mesh must send{_unaligned(plan)}")
+        print_line(console, f"sent: {times:.1f} times what the mesh must send{_unaligned(plan)}")
     least = [(kind, f"{m[f'{kind}_seconds']:.4f}") for kind in ("compute", "memory", "ici", "dcn", "step")]
-    table(console, "modelled, the least a step can take", ("bound by", "seconds"), least)
+    print_table(console, "modelled, the least a step can take", ("bound by", "seconds"), least)
     reached = [
         ("FLOPs of a device and step, causal attention half", f"{m['flops_per_device']:.3e}"),
         ("the same, causal attention full", f"{m['flops_per_device_causal_full']:.3e}"),
@@ -319,7 +326,7 @@ def show(plan: Plan) -> None:
         (f"days for {m['tokens']:.3g} tokens", f"{m['days']:.2f}"),
         ("device-hours", f"{m['chip_hours']:,.0f}"),
     ]
-    table(console, "modelled, at that bound", ("", ""), reached)
+    print_table(console, "modelled, at that bound", ("", ""), reached)
 
 
 def _unaligned(plan: Plan) -> str:
@@ -345,4 +352,4 @@ def show_search(plans: Sequence[Plan]) -> None:
         )
         for one in plans
     ]
-    table(Console(), "candidates, best first", ("mesh", "remat", "fits", "GiB", "step ≥ s", "MFU ≤"), rows)
+    print_table(Console(), "candidates, best first", ("mesh", "remat", "fits", "GiB", "step ≥ s", "MFU ≤"), rows)

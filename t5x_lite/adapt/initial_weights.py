@@ -10,29 +10,29 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from t5x_lite.adapt.method import Models
-from t5x_lite.adapt.parts import named, nested
+from t5x_lite.adapt.method import ModelPair
+from t5x_lite.adapt.parts import flatten_names, unflatten_names
 from t5x_lite.config import RunConfig
 from t5x_lite.errors import UserError
-from t5x_lite.models.transformer import Blueprint, initial
+from t5x_lite.models.transformer import ModelSpec, init_params
 from t5x_lite.parallel.mesh import shardings
-from t5x_lite.run import Run, open_run
+from t5x_lite.run_dir import Run, open_run
 
 
 @dataclass(frozen=True)
-class Base:
+class BaseCheckpoint:
     """What a run was adapted from: the checkpoint's step, and a fingerprint of its weights."""
 
     step: int
     fingerprint: str
 
     @classmethod
-    def of(cls, meta: dict[str, Any]) -> "Base | None":
+    def of(cls, meta: dict[str, Any]) -> "BaseCheckpoint | None":
         """What a checkpoint says."""
-        return Base(**meta["base"]) if meta.get("base") else None
+        return BaseCheckpoint(**meta["base"]) if meta.get("base") else None
 
 
-def source_of(config: RunConfig) -> Run:
+def source_run(config: RunConfig) -> Run:
     """The run that a config adapts.
 
     Raises:
@@ -46,7 +46,7 @@ def source_of(config: RunConfig) -> Run:
     return run
 
 
-def loaded(run: Run, mesh: Mesh, step: int | None = None) -> tuple[int, Any, dict[str, Any]]:
+def load_weights(run: Run, mesh: Mesh, step: int | None = None) -> tuple[int, Any, dict[str, Any]]:
     """Step, all weights and the metadata of a run's newest whole checkpoint, or of `step`: what trains, and its base.
 
     Raises:
@@ -56,20 +56,22 @@ def loaded(run: Run, mesh: Mesh, step: int | None = None) -> tuple[int, Any, dic
     step, trained, meta = run.trained(mesh, step)
     if parts.everything:
         return step, trained, meta
-    frozen = parts.frozen(beginning(run.config, run.blueprint, mesh, Base.of(meta))[0])
+    frozen = parts.frozen(initial_weights(run.config, run.blueprint, mesh, BaseCheckpoint.of(meta))[0])
     return step, parts.together(trained, frozen, jnp.concatenate), meta
 
 
-def beginning(config: RunConfig, plan: Blueprint, mesh: Mesh, base: Base | None = None) -> tuple[Any, Base]:
+def initial_weights(
+    config: RunConfig, plan: ModelSpec, mesh: Mesh, base: BaseCheckpoint | None = None
+) -> tuple[Any, BaseCheckpoint]:
     """Parameters of the config's model, made from the newest checkpoint of the run that it adapts, or from `base`.
 
     Raises:
         UserError: arrays that the method cannot make, or of another shape: all of them; a base that has changed.
     """
     assert config.adapt is not None
-    run, method = source_of(config), config.adapt.method
-    step, old = merged(run, mesh, None if base is None else base.step)
-    found = Base(step, fingerprint(old))
+    run, method = source_run(config), config.adapt.method
+    step, old = merged_weights(run, mesh, None if base is None else base.step)
+    found = BaseCheckpoint(step, fingerprint(old))
     if base is not None and found != base:
         raise UserError(
             f"adapt.from {run.folder}: is not the base that this run was adapted from: the weights of step {step} have "
@@ -83,10 +85,10 @@ def beginning(config: RunConfig, plan: Blueprint, mesh: Mesh, base: Base | None 
         old = {name.removeprefix(inside): value for name, value in old.items() if name.startswith(inside)}
 
     def surgery(old: Any) -> dict[str, Any]:
-        fresh = initial(config.model, jax.random.key(config.train.seed), config.method.surgery)
-        return method.weights(old, named(fresh), Models(model, config.model), jnp)
+        fresh = init_params(config.model, jax.random.key(config.train.seed), config.method.surgery)
+        return method.weights(old, flatten_names(fresh), ModelPair(model, config.model), jnp)
 
-    made, wanted = jax.eval_shape(surgery, old), named(plan.shapes)
+    made, wanted = jax.eval_shape(surgery, old), flatten_names(plan.shapes)
     faults = [
         f"{name} is {list(made[name].shape) if name in made else 'missing'}, expected {list(leaf.shape)}"
         for name, leaf in wanted.items()
@@ -97,21 +99,21 @@ def beginning(config: RunConfig, plan: Blueprint, mesh: Mesh, base: Base | None 
             f"adapt.from {run.folder}: its weights do not make this config's model: {'; '.join(faults[:4])}"
             + (f" and {len(faults) - 4} more" if len(faults) > 4 else "")
         )
-    placed = named(shardings(mesh, plan.axes, plan.shapes))
+    placed = flatten_names(shardings(mesh, plan.axes, plan.shapes))
     arrays = jax.jit(surgery, out_shardings={name: placed[name] for name in made})(old)
-    return nested({name: arrays[name] for name in wanted}), found
+    return unflatten_names({name: arrays[name] for name in wanted}), found
 
 
-def merged(run: Run, mesh: Mesh, step: int | None = None) -> tuple[int, dict[str, Any]]:
+def merged_weights(run: Run, mesh: Mesh, step: int | None = None) -> tuple[int, dict[str, Any]]:
     """Step and weights by name of a run as a plain model: what an adaptation has added is merged into them.
 
     Raises:
         UserError: it cannot be, as with bottleneck adapters.
     """
-    step, params, _ = loaded(run, mesh, step)
+    step, params, _ = load_weights(run, mesh, step)
     if run.config.adapt is None:
-        return step, named(params)
-    plain = run.config.adapt.method.merged(named(params), jnp)
+        return step, flatten_names(params)
+    plain = run.config.adapt.method.merged(flatten_names(params), jnp)
     if plain is None:
         raise UserError(
             f"{run.folder}: what its adaptation has added cannot be merged into its weights; take its base "
@@ -120,17 +122,17 @@ def merged(run: Run, mesh: Mesh, step: int | None = None) -> tuple[int, dict[str
     return step, plain
 
 
-def _adapters(folder: Path, mesh: Mesh, base: Base) -> dict[str, Any]:
+def _adapters(folder: Path, mesh: Mesh, base: BaseCheckpoint) -> dict[str, Any]:
     """What a run has trained, by name.
 
     Raises:
         UserError: on another base.
     """
     _, trained, meta = open_run(folder).trained(mesh)
-    own = Base.of(meta)
+    own = BaseCheckpoint.of(meta)
     if own is None or own.fingerprint != base.fingerprint:
         raise UserError(f"adapter {folder}: was trained on another base than adapt.from names, or is not frozen on one")
-    return named(trained)
+    return flatten_names(trained)
 
 
 def fingerprint(weights: dict[str, Any]) -> str:

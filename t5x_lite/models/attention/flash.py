@@ -213,14 +213,14 @@ def _attention(inputs: FlashInputs, settings: FlashSettings) -> Array:
 
 
 def _forward(inputs: FlashInputs, settings: FlashSettings) -> tuple[Array, Any]:
-    from t5x_lite.models import flash_gpu
+    from t5x_lite.models.attention import flash_gpu
 
     out, log_sum = flash_gpu.forward(inputs, settings)
     return out, (inputs, out, log_sum)
 
 
 def _backward(settings: FlashSettings, residuals: Any, out_gradient: Array) -> tuple[FlashInputs]:
-    from t5x_lite.models import flash_gpu
+    from t5x_lite.models.attention import flash_gpu
 
     inputs, out, log_sum = residuals
     delta = jnp.einsum("blhk,blhk->bhl", out.astype(jnp.float32), out_gradient.astype(jnp.float32))

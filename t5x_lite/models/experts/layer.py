@@ -13,11 +13,19 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from t5x_lite.models.config import ModelConfig, MoE
-from t5x_lite.models.dispatch import PRODUCTS, dropless_kernel, queued, rows, through, weighted, without_loss
-from t5x_lite.models.experts import Capacity, DeepSeek, Dropless, ExpertChoice, GShard, Switch
+from t5x_lite.models.experts.config import Capacity, DeepSeek, Dropless, ExpertChoice, GShard, Switch
+from t5x_lite.models.experts.dispatch import (
+    PRODUCTS,
+    dispatch_and_combine,
+    dropless_dispatch,
+    dropless_kernel,
+    rows,
+    sort_by_expert,
+    weighted,
+)
+from t5x_lite.models.experts.routing import Seen, route_tokens
 from t5x_lite.models.feedforward import PERCEPTRONS
 from t5x_lite.models.layers import Experts, Groups, Linear, Weight, weight
-from t5x_lite.models.routing import Seen, choose
 from t5x_lite.models.sharding import constrain, platform, shards, spec
 
 TILE = 128
@@ -51,7 +59,7 @@ class MixtureOfExperts(nnx.Module):
             counted = sent
         else:
             bias = None if self.bias is None else self.bias[...]
-            experts, weights, probability = choose(router, logits, bias, keys[2])
+            experts, weights, probability = route_tokens(router, logits, bias, keys[2])
             experts = jnp.where(real[..., None], experts, count)
             out, kept = self._dispatched(x, experts, weights, keys[1])
             sent = _counts(experts, count)
@@ -84,10 +92,10 @@ class MixtureOfExperts(nnx.Module):
             groups = b if dispatch.group == "row" else 1
         x, experts, weights = (a.reshape(groups, -1, a.shape[-1]) for a in (x, experts, weights))
         if isinstance(dispatch, Dropless):
-            return without_loss(x, experts, weights, count, dispatch.buffer, run).reshape(b, l, d), kept
+            return dropless_dispatch(x, experts, weights, count, dispatch.buffer, run).reshape(b, l, d), kept
         room = _room(dispatch, x.shape[1], k, count, training=key is not None)
-        queue = queued(experts, count)
-        out = through(x, weights, queue, 0, room, run)
+        queue = sort_by_expert(experts, count)
+        out = dispatch_and_combine(x, weights, queue, 0, room, run)
         served = ((queue.expert < count) & (queue.place < room)).reshape(groups, k, b // groups, l)
         return out.reshape(b, l, d), jnp.sum(served, axis=(1, 3), dtype=jnp.float32).reshape(b)
 
@@ -109,7 +117,7 @@ class MixtureOfExperts(nnx.Module):
 
         def own(params: Any, key: Any, x: Array, experts: Array, weights: Array) -> Array:
             flat, module = x.reshape(1, -1, x.shape[-1]), nnx.merge(graph, params)
-            queue = queued(experts.reshape(1, -1, experts.shape[-1]), count)
+            queue = sort_by_expert(experts.reshape(1, -1, experts.shape[-1]), count)
             n = queue.order.shape[1]
             more = -n % TILE
             token = jnp.pad(queue.order % flat.shape[1], ((0, 0), (0, more)), constant_values=flat.shape[1])

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from t5x_lite.models.config import ModelConfig
-from t5x_lite.models.experts import Dropless
+from t5x_lite.models.experts.config import Dropless
 
 
 @jax.tree_util.register_dataclass
@@ -34,7 +34,7 @@ class Queue:
     starts: Int[Array, "g e"]
 
 
-def queued(experts: Int[Array, "g t k"], count: int) -> Queue:
+def sort_by_expert(experts: Int[Array, "g t k"], count: int) -> Queue:
     """Sort choices by expert; a choice of no expert comes last."""
     expert = jnp.moveaxis(experts, -1, 1).reshape(experts.shape[0], -1)
     order = jnp.argsort(expert, axis=1, stable=True)
@@ -68,7 +68,7 @@ def _rows_backward(back: Array, grad: Array) -> tuple[Array, None, None]:
 rows.defvjp(_rows_forward, _rows_backward)
 
 
-def through(
+def dispatch_and_combine(
     x: Float[Array, "g t d"],
     weights: Float[Array, "g t k"],
     queue: Queue,
@@ -96,7 +96,7 @@ def weighted(back: Float[Array, "g k t d"], weights: Float[Array, "g t k"]) -> F
     return jnp.einsum("gktd,gtk->gtd", back, weights, preferred_element_type=jnp.float32).astype(back.dtype)
 
 
-def without_loss(
+def dropless_dispatch(
     x: Float[Array, "g t d"],
     experts: Int[Array, "g t k"],
     weights: Float[Array, "g t k"],
@@ -106,17 +106,17 @@ def without_loss(
 ) -> Float[Array, "g t d"]:
     """Every choice passes its expert: in buffers of a fixed size, and where one overflows in more rounds of them."""
     t, k = experts.shape[1:]
-    queue = queued(experts, count)
+    queue = sort_by_expert(experts, count)
     room = min(math.ceil(buffer * t * k / count), t)
     longest = queue.counts.max()
-    out = through(x, weights, queue, 0, room, run)
+    out = dispatch_and_combine(x, weights, queue, 0, room, run)
     rounds = math.ceil(t / room)
     if rounds == 1:
         return out
 
     @jax.checkpoint
     def one(x: Array, weights: Array, number: Array) -> Array:
-        return through(x, weights, queue, number * room, room, run)
+        return dispatch_and_combine(x, weights, queue, number * room, room, run)
 
     def rest(x: Array, weights: Array) -> Array:
         def add(so_far: Array, number: Array) -> tuple[Array, None]:

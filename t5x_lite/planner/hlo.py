@@ -32,7 +32,7 @@ class Collective:
     sent: float
 
 
-def collectives(text: str, mesh: Mapping[str, int], slices: int = 1) -> list[Collective]:
+def find_collectives(text: str, mesh: Mapping[str, int], slices: int = 1) -> list[Collective]:
     """All exchanges of one run of a compiled program, by kind and mesh axes, the largest first.
 
     A loop's body counts as often as its condition says. One exchange that the compiler has spread over several

@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from t5x_lite.models.flash import FlashInputs, FlashSettings, flash_attention
-from t5x_lite.models.patterns import AttentionKind, Local
+from t5x_lite.models.attention.context import AttentionInputs
+from t5x_lite.models.attention.flash import FlashInputs, FlashSettings, flash_attention
+from t5x_lite.models.attention.kinds import AttentionKind, Local
 from t5x_lite.models.sharding import shards, spec
-from t5x_lite.models.view import Call
 
 
-def flash(call: Call, pattern: AttentionKind, *, interpret: bool = False) -> Float[Array, "b l h k"]:
+def flash(call: AttentionInputs, pattern: AttentionKind, *, interpret: bool = False) -> Float[Array, "b l h k"]:
     """Attention by the Pallas kernels of `flash.py`; see `kernels.attend`."""
     view, settings = call.view, call.settings
     mesh = jax.sharding.get_abstract_mesh()

@@ -17,7 +17,7 @@ from t5x_lite.schema import Config, Int, OneOf, Strings, setting
 
 TASKS = Path(__file__).resolve().parents[1] / "configs" / "tasks"
 PLACE = re.compile(r"\{(\w+)\}")
-Form = Literal["auto", "head", "text"]
+TaskForm = Literal["auto", "head", "text"]
 
 
 class Splits(Config):
@@ -27,7 +27,7 @@ class Splits(Config):
     validation: str = setting("validation", "evaluated")
 
 
-class TaskConfig(Config):
+class TaskSpec(Config):
     """A task."""
 
     about: str = setting(..., "what it is, and where it was published")
@@ -84,7 +84,7 @@ def names() -> list[str]:
     return sorted(path.stem for path in TASKS.glob("*.yaml"))
 
 
-def find(name: str) -> TaskConfig:
+def find_task(name: str) -> TaskSpec:
     """A shipped task by its name, or the task of a YAML file.
 
     Raises:
@@ -95,7 +95,7 @@ def find(name: str) -> TaskConfig:
         near = difflib.get_close_matches(name, names(), n=3)
         hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(names())}."
         raise UserError(f"tasks: no task {name!r}; {hint} A YAML file of your own is named by its path")
-    return schema.validate(TaskConfig, schema.read(TaskConfig, path))
+    return schema.validate(TaskSpec, schema.read(TaskSpec, path))
 
 
 def short_name(name: str) -> str:
@@ -103,13 +103,13 @@ def short_name(name: str) -> str:
     return Path(name).stem if name.endswith((".yaml", ".yml")) else name
 
 
-def settings_of(tasks: tuple[str, ...], form: Form, family: str) -> dict[str, Any]:
+def objective_settings(tasks: tuple[str, ...], form: TaskForm, family: str) -> dict[str, Any]:
     """The objective, as a config has it, of a run that is trained on these tasks.
 
     Raises:
         UserError: several tasks that are not in text form; one that this family cannot learn.
     """
-    found = [find(name) for name in tasks]
+    found = [find_task(name) for name in tasks]
     as_text = form == "text" or (form == "auto" and family != "encoder")
     if as_text or all(isinstance(task.objective, TextToText) for task in found):
         unwritten = [short_name(name) for name, task in zip(tasks, found, strict=True) if not task.inputs]

@@ -13,7 +13,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float
 
-from t5x_lite.models.flash import (
+from t5x_lite.models.attention.flash import (
     LOG2_E,
     MASK_VALUE,
     FlashInputs,

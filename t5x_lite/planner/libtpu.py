@@ -27,7 +27,7 @@ def prepare() -> None:
         atexit.register(shutil.rmtree, log, ignore_errors=True)
 
 
-def reshards() -> list[str]:
+def involuntary_reshards() -> list[str]:
     """What libtpu has written to its log of arrays that it had to make whole on every device to lay them out anew."""
     logs = sorted(Path(os.environ.get("TPU_LOG_DIR", "")).glob("*.log.WARNING.*"))
     found = [one for path in logs for one in _RESHARD.findall(path.read_text(errors="replace"))]

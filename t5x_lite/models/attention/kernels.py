@@ -10,13 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
+from t5x_lite.models.attention.blocked import SHAPES, full_attention, merge_partial_softmax
+from t5x_lite.models.attention.context import MASK_VALUE, AttentionContext, AttentionInputs, AttentionSettings, Kernel
+from t5x_lite.models.attention.flash_sharded import flash
+from t5x_lite.models.attention.kinds import ATTENTION, AttentionKind, Blocks, Dense, Local, Part
+from t5x_lite.models.attention.splash import LANES, splash
 from t5x_lite.models.config import ALiBi, ModelConfig, Relative
-from t5x_lite.models.flash_call import flash
-from t5x_lite.models.patterns import ATTENTION, AttentionKind, Blocks, Dense, Local, Part
-from t5x_lite.models.shapes import SHAPES, joined, square
 from t5x_lite.models.sharding import constrain, platform, shards
-from t5x_lite.models.splash import LANES, splash
-from t5x_lite.models.view import NOTHING, Call, Kernel, Settings, View
 
 SMALLEST_BLOCK = 64
 """Narrower blocks are computed several at a time: smaller products are slower than the work they save."""
@@ -27,8 +27,8 @@ def attend(
     key: Float[Array, "b m n k"],
     value: Float[Array, "b m n k"],
     pattern: AttentionKind,
-    view: View,
-    settings: Settings,
+    view: AttentionContext,
+    settings: AttentionSettings,
     dropout_key: PRNGKeyArray | None = None,
 ) -> Float[Array, "b l h k"]:
     """softmax(scale · q·kᵀ + bias) · v over the keys that may be seen, by the form that does the least work.
@@ -40,7 +40,7 @@ def attend(
     Raises:
         ValueError: `settings.kernel` cannot compute this; the message says why.
     """
-    call = Call(query, key, value, view, settings, dropout_key)
+    call = AttentionInputs(query, key, value, view, settings, dropout_key)
     made, start = [], 0
     for kind, heads in pattern.of_heads(query.shape[2]):
         own = call if heads == query.shape[2] else call.of_heads(start, heads)
@@ -49,25 +49,25 @@ def attend(
     return made[0] if len(made) == 1 else jnp.concatenate(made, axis=2)
 
 
-def _attend(call: Call, pattern: AttentionKind) -> Float[Array, "b l h k"]:
-    kernel, _ = choose(pattern, facts_of(call), call.settings.kernel, platform())
+def _attend(call: AttentionInputs, pattern: AttentionKind) -> Float[Array, "b l h k"]:
+    kernel, _ = choose_kernel(pattern, kernel_requirements(call), call.settings.kernel, platform())
     if kernel == "splash":
         return splash(call, pattern)
     if kernel == "flash":
         return flash(call, pattern)
     call = replace(call, settings=replace(call.settings, kernel=kernel))
-    parts = worthwhile(pattern, call.query.shape[1], call.view)
+    parts = select_shapes(pattern, call.query.shape[1], call.view)
     if not parts and call.query.shape[1] > 1:  # each part of a row in parts sees the keys of the whole row
         whole = ("batch", None, "kv_heads", None)
         call = replace(call, key=constrain(call.key, *whole), value=constrain(call.value, *whole))
     made = [SHAPES[type(part.shape)](call, part.shape, part.allowed) for part in parts] or [
-        square(call, pattern.allowed)
+        full_attention(call, pattern.allowed)
     ]
-    out, log_sum = made[0] if len(made) == 1 else joined(made)
-    return jnp.where(log_sum[..., None] > NOTHING / 2, out, 0).astype(out.dtype) if pattern.blind else out
+    out, log_sum = made[0] if len(made) == 1 else merge_partial_softmax(made)
+    return jnp.where(log_sum[..., None] > MASK_VALUE / 2, out, 0).astype(out.dtype) if pattern.blind else out
 
 
-def worthwhile(pattern: AttentionKind, length: int, view: View) -> tuple[Part, ...]:
+def select_shapes(pattern: AttentionKind, length: int, view: AttentionContext) -> tuple[Part, ...]:
     """The pattern's parts, where a row looks at itself and they are less than the square."""
     if view.queries is not view.keys:
         return ()
@@ -83,7 +83,7 @@ def _widened(shape: Blocks) -> Blocks:
 
 
 @dataclass(frozen=True)
-class Facts:
+class KernelRequirements:
     """What a kernel may be refused for. `in_order`: queries and keys stand at 0, 1, 2, … of their rows."""
 
     length: int
@@ -97,10 +97,10 @@ class Facts:
     prefix: bool = False
 
 
-def facts_of(call: Call) -> Facts:
+def kernel_requirements(call: AttentionInputs) -> KernelRequirements:
     """The facts of one call."""
     view = call.view
-    return Facts(
+    return KernelRequirements(
         call.query.shape[1],
         call.query.shape[3],
         str(call.query.dtype),
@@ -113,7 +113,7 @@ def facts_of(call: Call) -> Facts:
     )
 
 
-def refusal(kernel: Kernel, pattern: AttentionKind, facts: Facts, of: str) -> str | None:
+def unsupported_reason(kernel: Kernel, pattern: AttentionKind, facts: KernelRequirements, of: str) -> str | None:
     """Why a kernel cannot compute this on a platform; None if it can."""
     if kernel == "xla":
         return None
@@ -159,7 +159,7 @@ FASTEST: dict[str, tuple[Kernel, ...]] = {"tpu": ("splash",), "gpu": ("cudnn", "
 """The fused kernels of a platform, the fastest first."""
 
 
-def choose(pattern: AttentionKind, facts: Facts, wanted: Kernel, of: str) -> tuple[Kernel, str]:
+def choose_kernel(pattern: AttentionKind, facts: KernelRequirements, wanted: Kernel, of: str) -> tuple[Kernel, str]:
     """The kernel for one layer on a platform, and why: what is wanted, or the platform's own, or XLA's.
 
     Raises:
@@ -168,14 +168,14 @@ def choose(pattern: AttentionKind, facts: Facts, wanted: Kernel, of: str) -> tup
     if not facts.itself and not facts.in_order:
         return "xla", "queries and keys do not stand in order, as in decoding"
     if wanted != "auto":
-        why = next((no for kind, _ in pattern.of_heads(2) if (no := refusal(wanted, kind, facts, of))), None)
+        why = next((no for kind, _ in pattern.of_heads(2) if (no := unsupported_reason(wanted, kind, facts, of))), None)
         if why:
             raise ValueError(f"model.kernel={wanted} cannot compute this attention: {why}; model.kernel=auto can")
         return wanted, "model.kernel"
     best: tuple[Kernel, ...] = FASTEST.get(of, ())
     refused: list[str] = []
     for kernel in best:
-        why = refusal(kernel, pattern, facts, of)
+        why = unsupported_reason(kernel, pattern, facts, of)
         if why is None:
             return kernel, f"not {'; not '.join(refused)}" if refused else f"the kernel for {of}"
         refused.append(f"{kernel}: {why}")
@@ -183,7 +183,7 @@ def choose(pattern: AttentionKind, facts: Facts, wanted: Kernel, of: str) -> tup
 
 
 def _choices(config: ModelConfig, length: int, of: str, *, causal: bool) -> dict[AttentionKind, tuple[Kernel, str]]:
-    facts = Facts(
+    facts = KernelRequirements(
         length,
         config.width_of_head,
         config.compute,
@@ -193,10 +193,10 @@ def _choices(config: ModelConfig, length: int, of: str, *, causal: bool) -> dict
         prefix=config.prefix_lm,
     )
     kinds = dict.fromkeys(layer.attention for layer in config.pattern)
-    return {kind: choose(kind, facts, config.kernel, of) for kind in kinds}
+    return {kind: choose_kernel(kind, facts, config.kernel, of) for kind in kinds}
 
 
-def planned(config: ModelConfig, length: int, of: str) -> dict[str, str]:
+def planned_kernels(config: ModelConfig, length: int, of: str) -> dict[str, str]:
     """The kernel of each attention kind of a model that is trained on rows of `length`, and why.
 
     Raises:
@@ -221,9 +221,9 @@ def row_order(config: ModelConfig, length: int, *, causal: bool) -> np.ndarray:
         return places
     if any(kernel != "splash" for kernel, _ in _choices(config, length, platform(), causal=True).values()):
         return places
-    return places.reshape(parts, -1)[dealt(parts)].reshape(-1)
+    return places.reshape(parts, -1)[balanced_order(parts)].reshape(-1)
 
 
-def dealt(parts: int) -> np.ndarray:
+def balanced_order(parts: int) -> np.ndarray:
     """Parts from both ends in turn: 0, n-1, 1, n-2 and so on."""
     return np.stack([np.arange(parts // 2), np.arange(parts - 1, parts // 2 - 1, -1)], axis=1).reshape(-1)

@@ -16,9 +16,9 @@ from t5x_lite.checkpoint import Checkpoints
 from t5x_lite.config import RunConfig
 from t5x_lite.data import tokenizer as tokenizers
 from t5x_lite.data.tokenizer import Tokenizer
-from t5x_lite.errors import UserError, write_whole
-from t5x_lite.models.transformer import Blueprint, blueprint
-from t5x_lite.parallel.mesh import placed, shardings
+from t5x_lite.errors import UserError, write_file
+from t5x_lite.models.transformer import ModelSpec, model_spec
+from t5x_lite.parallel.mesh import shape_structs, shardings
 
 FOREIGN_CONFIG = "config.huggingface.json"
 """In a run of imported weights: the config that they came with."""
@@ -30,7 +30,7 @@ class Run:
 
     folder: Path
     config: RunConfig
-    blueprint: Blueprint
+    blueprint: ModelSpec
     own_tokenizer: Tokenizer | None = None
 
     @property
@@ -53,7 +53,7 @@ class Run:
     def trained(self, mesh: Mesh, step: int | None = None) -> tuple[int, Any, dict[str, Any]]:
         """Step, weights that train, and metadata of the newest whole checkpoint, or of `step`.
 
-        Of a run that began from nothing these are all weights; see `start.loaded`.
+        Of a run that began from nothing these are all weights; see `adapt.initial_weights.loaded`.
 
         Raises:
             UserError: there is none, or the one of `step` is damaged.
@@ -61,7 +61,7 @@ class Run:
         parts = self.config.parts(self.blueprint.axes)
         shapes = jax.eval_shape(parts.trained, self.blueprint.shapes)
         where = shardings(mesh, parts.names_trained(self.blueprint.axes), shapes)
-        found = self.checkpoints.restore(placed(shapes, where), step, prefix="params.")
+        found = self.checkpoints.restore(shape_structs(shapes, where), step, prefix="params.")
         if found is None:
             raise UserError(f"{self.folder}: has no checkpoint yet; train it first")
         return found
@@ -81,7 +81,7 @@ def with_vocab(config: RunConfig, tokenizer: Tokenizer) -> RunConfig:
     return config.model_copy(update={"model": config.model.model_copy(update={"vocab": vocab})})
 
 
-def check_folder(config: RunConfig) -> None:
+def check_run_dir(config: RunConfig) -> None:
     """Refuse a run directory that belongs to another config, before any work is done for it.
 
     Raises:
@@ -101,14 +101,14 @@ def check_folder(config: RunConfig) -> None:
         )
 
 
-def create(config: RunConfig, tokenizer: Tokenizer) -> Run:
+def create_run_dir(config: RunConfig, tokenizer: Tokenizer) -> Run:
     """Make the run directory, or enter the one that is there: its config and tokenizer are written."""
     config = with_vocab(config, tokenizer)
     folder = Path(str(config.run_dir))
     if jax.process_index() == 0:
-        write_whole(folder / "config.yaml", configuration.dump(config))
+        write_file(folder / "config.yaml", configuration.dump(config))
         tokenizer.save(folder)
-    return Run(folder, config, blueprint(config.model, config.method.surgery), tokenizer)
+    return Run(folder, config, model_spec(config.model, config.method.surgery), tokenizer)
 
 
 def open_run(folder: Path, overrides: list[str] | None = None) -> Run:
@@ -123,11 +123,13 @@ def open_run(folder: Path, overrides: list[str] | None = None) -> Run:
     sources = schema.read(RunConfig, path, overrides or [])
     config = schema.validate(RunConfig, sources).model_copy(update={"run_dir": str(folder)})
     has = any((folder / name).is_file() for name in tokenizers.FILES)
-    return Run(folder, config, blueprint(config.model, config.method.surgery), tokenizers.load(folder) if has else None)
+    return Run(
+        folder, config, model_spec(config.model, config.method.surgery), tokenizers.load(folder) if has else None
+    )
 
 
 @contextmanager
-def held(folder: Path, busy: str, key: str = "") -> Iterator[None]:
+def lock_dir(folder: Path, busy: str, key: str = "") -> Iterator[None]:
     """Make a folder and hold it against other jobs on this machine, until this one's first process ends.
 
     `busy` is said where one has it, and the `key` of the config that names it where it cannot be made.

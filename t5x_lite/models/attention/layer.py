@@ -8,59 +8,60 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from t5x_lite.models import kernels, positions
+from t5x_lite.models import positions
+from t5x_lite.models.attention import kernels
+from t5x_lite.models.attention.context import AttentionContext, AttentionSettings, TokenPositions
+from t5x_lite.models.attention.kinds import AttentionKind
 from t5x_lite.models.components import FanInInit
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.layers import Linear, Norm
-from t5x_lite.models.patterns import AttentionKind
-from t5x_lite.models.view import Places, Settings, View
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class KeysValues:
+class KVCache:
     """Keys and values of a source, of one layer: of the tokens so far, or of an encoder's states."""
 
     key: Float[Array, "b m n k"]
     value: Float[Array, "b m n k"]
 
-    def __getitem__(self, places: Any) -> "KeysValues":
+    def __getitem__(self, places: Any) -> "KVCache":
         """Those at some places."""
-        return KeysValues(self.key[:, places], self.value[:, places])
+        return KVCache(self.key[:, places], self.value[:, places])
 
-    def turned(self) -> "KeysValues":
+    def turned(self) -> "KVCache":
         """With heads before places, or back: so caches lie, or all of one would be turned for every token."""
-        return KeysValues(jnp.swapaxes(self.key, 1, 2), jnp.swapaxes(self.value, 1, 2))
+        return KVCache(jnp.swapaxes(self.key, 1, 2), jnp.swapaxes(self.value, 1, 2))
 
-    def followed(self, new: "KeysValues") -> "KeysValues":
+    def followed(self, new: "KVCache") -> "KVCache":
         """These, and `new` after them."""
         join = lambda old, own: jnp.concatenate([old, own.astype(old.dtype)], axis=1)  # noqa: E731
-        return KeysValues(join(self.key, new.key), join(self.value, new.value))
+        return KVCache(join(self.key, new.key), join(self.value, new.value))
 
 
 @dataclass(frozen=True)
-class Slot:
+class CacheSlice:
     """The cache of one layer, in the arrays of all: what is written changes a few places of an array that is carried.
 
     `layers` are arrays `[layers, b, n, m, k]`, `turned`. A scan that took each layer's cache and gave it back would
     copy all of it for every token.
     """
 
-    layers: KeysValues
+    layers: KVCache
     number: Int[Array, ""]
 
-    def read(self) -> KeysValues:
+    def read(self) -> KVCache:
         """Keys and values of this layer."""
         own = jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, self.number, keepdims=False), self.layers)
         return own.turned()
 
-    def written(self, new: KeysValues, start: Int[Array, ""] | int) -> "Slot":
+    def written(self, new: KVCache, start: Int[Array, ""] | int) -> "CacheSlice":
         """With `new` put at places `start` and after."""
 
         def write(old: Array, own: Array) -> Array:
             return jax.lax.dynamic_update_slice(old, own[None].astype(old.dtype), (self.number, 0, 0, start, 0))
 
-        return Slot(jax.tree.map(write, self.layers, new.turned()), self.number)
+        return CacheSlice(jax.tree.map(write, self.layers, new.turned()), self.number)
 
 
 class Attention(nnx.Module):
@@ -74,7 +75,7 @@ class Attention(nnx.Module):
         embed, head = ("embed", config.embed), ("head_dim", config.width_of_head)
         heads, kv_heads = ("heads", config.heads), ("kv_heads", config.key_value_heads)
         self.pattern, scale = pattern, config.attention_scale
-        self.settings = Settings(config.scale_of_scores, config.dropout, config.kernel)
+        self.settings = AttentionSettings(config.scale_of_scores, config.dropout, config.kernel)
         # What a smaller scale would do to the first scores, the first queries do (NormalInit has one deviation).
         shrink = config.width_of_head**-0.5 / scale if scale and isinstance(config.init, FanInInit) else 1.0
         bias = config.query_key_value_bias
@@ -89,14 +90,14 @@ class Attention(nnx.Module):
         self.positions = None if cross else positions.attended(config, rngs, layer=True)
         self.prefix: Any = nnx.data(None)
 
-    def keys_values(self, source: Float[Array, "b m d"], view: View) -> KeysValues:
+    def keys_values(self, source: Float[Array, "b m d"], view: AttentionContext) -> KVCache:
         """Keys, normed and rotated, and values of a source."""
         key, value = self.key(source), self.value(source)
         key = view.rotate(key if self.key_norm is None else self.key_norm(key), view.at)
-        return KeysValues(*((key, value) if self.prefix is None else self.prefix(key, value, view.at)))
+        return KVCache(*((key, value) if self.prefix is None else self.prefix(key, value, view.at)))
 
     def __call__(
-        self, x: Float[Array, "b l d"], source: KeysValues, view: View, key: PRNGKeyArray | None = None
+        self, x: Float[Array, "b l d"], source: KVCache, view: AttentionContext, key: PRNGKeyArray | None = None
     ) -> Float[Array, "b l d"]:
         """What `x` takes from the keys and values that it may see.
 
@@ -113,14 +114,16 @@ class Attention(nnx.Module):
         return self.out(out[:, before:])
 
 
-def empty_cache(config: ModelConfig, pattern: AttentionKind, batch: int, length: int) -> KeysValues:
+def empty_cache(config: ModelConfig, pattern: AttentionKind, batch: int, length: int) -> KVCache:
     """A `turned` cache of one layer for `length` tokens, or of a ring of as many as queries reach back."""
     room = length if pattern.reach is None else min(pattern.reach, length)
     shape = (batch, config.key_value_heads, room, config.width_of_head)
-    return KeysValues(jnp.zeros(shape, config.compute), jnp.zeros(shape, config.compute))
+    return KVCache(jnp.zeros(shape, config.compute), jnp.zeros(shape, config.compute))
 
 
-def follow(cache: Slot, new: KeysValues, view: View) -> tuple[KeysValues, View, Slot]:
+def update_cache(
+    cache: CacheSlice, new: KVCache, view: AttentionContext
+) -> tuple[KVCache, AttentionContext, CacheSlice]:
     """What queries look at when `new` follows what is in `cache`, where that stands, and the longer cache.
 
     In a ring of size r the token at index i has place i mod r. One token overwrites the one that it no longer reaches.
@@ -140,8 +143,8 @@ def follow(cache: Slot, new: KeysValues, view: View) -> tuple[KeysValues, View, 
     return source, replace(view, queries=row, keys=row), cache.written(ring, 0)
 
 
-def _standing(keys: Places, index: Int[Array, "m"]) -> Places:
+def _standing(keys: TokenPositions, index: Int[Array, "m"]) -> TokenPositions:
     """The places at these indices; what is before the row is padding."""
     at = jnp.maximum(index, 0)
     prefix = None if keys.prefix is None else keys.prefix[:, at]
-    return Places(index, jnp.where(index >= 0, keys.segment_ids[:, at], 0), prefix)
+    return TokenPositions(index, jnp.where(index >= 0, keys.segment_ids[:, at], 0), prefix)

@@ -9,16 +9,16 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float
 
-from t5x_lite.models.patterns import AttentionKind, Dense, Local
+from t5x_lite.models.attention.context import AttentionInputs
+from t5x_lite.models.attention.kinds import AttentionKind, Dense, Local
 from t5x_lite.models.sharding import shards, spec
-from t5x_lite.models.view import Call
 
 LANES = 128
 """Splash attention works on blocks of a multiple of this many tokens (the kernel's source)."""
 SPLASH_BLOCKS = (512, 256, 128)
 
 
-def splash(call: Call, pattern: AttentionKind, *, interpret: bool = False) -> Float[Array, "b l h k"]:
+def splash(call: AttentionInputs, pattern: AttentionKind, *, interpret: bool = False) -> Float[Array, "b l h k"]:
     """The Pallas kernel for TPUs, forward and backward: blocks that the mask leaves empty are skipped.
 
     Each device computes its own rows, heads and part of the length, and gathers the keys and values of the whole row.

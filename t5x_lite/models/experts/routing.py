@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from t5x_lite.models.config import ModelConfig, MoE
-from t5x_lite.models.experts import DeepSeek, GShard, Router, Switch, TopK
+from t5x_lite.models.experts.config import DeepSeek, GShard, Router, Switch, TopK
 
 LISTED = 128
 """Experts up to which the load of each is a metric of its own."""
@@ -35,7 +35,7 @@ class Seen:
     tokens: Float[Array, "b"]
 
 
-def choose(
+def route_tokens(
     router: Router, logits: Float[Array, "b l e"], bias: Float[Array, "e"] | None, key: PRNGKeyArray | None
 ) -> tuple[Int[Array, "b l k"], Float[Array, "b l k"], Float[Array, "b l e"]]:
     """Experts of each token, the weights of their outputs, and the probabilities that the balance loss is about.

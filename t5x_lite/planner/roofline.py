@@ -11,14 +11,14 @@ from jax.sharding import Mesh
 from t5x_lite.config import RunConfig
 from t5x_lite.errors import UserError
 from t5x_lite.models.components import GLU, MoE
-from t5x_lite.models.experts import Capacity
+from t5x_lite.models.experts.config import Capacity
 from t5x_lite.models.losses import logits_limit
 from t5x_lite.models.stack import pipeline_parts
-from t5x_lite.models.transformer import Blueprint
-from t5x_lite.objectives.objective import Lengths
-from t5x_lite.parallel.chips import CHIPS, Chip, name_of
-from t5x_lite.parallel.hlo import Collective
+from t5x_lite.models.transformer import ModelSpec
+from t5x_lite.objectives.objective import ExampleLengths
+from t5x_lite.parallel.chips import CHIPS, Chip, chip_name
 from t5x_lite.parallel.mesh import batch_shards
+from t5x_lite.planner.hlo import Collective
 from t5x_lite.train.metrics import flops_per_row
 
 RESERVED = 0.02
@@ -31,12 +31,12 @@ def chip_of(device_kind: str) -> Chip:
     Raises:
         UserError: there are none.
     """
-    if (name := name_of(device_kind)) is None:
+    if (name := chip_name(device_kind)) is None:
         raise UserError(f"plan has no published figures of {device_kind}; known are {', '.join(CHIPS)}")
     return CHIPS[name]
 
 
-def linked(sent: Sequence[Collective], mesh: Mesh, chip: Chip, slices: int) -> list[dict[str, Any]]:
+def with_links(sent: Sequence[Collective], mesh: Mesh, chip: Chip, slices: int) -> list[dict[str, Any]]:
     """Exchanges as rows of the report, each with its link: inside a slice or the host of a GPU, or beyond it."""
     sizes = list(mesh.shape.values())
 
@@ -49,8 +49,8 @@ def linked(sent: Sequence[Collective], mesh: Mesh, chip: Chip, slices: int) -> l
     return [asdict(one) | {"link": link(one.axes)} for one in sent]
 
 
-def bounds(
-    config: RunConfig, structure: Blueprint, lengths: Lengths, mesh: Mesh, chip: Chip, figures: Mapping[str, Any]
+def roofline_bounds(
+    config: RunConfig, structure: ModelSpec, lengths: ExampleLengths, mesh: Mesh, chip: Chip, figures: Mapping[str, Any]
 ) -> dict[str, float]:
     """FLOPs of a step, the least seconds that arithmetic, memory and links need for it, and what the run takes so.
 
@@ -120,14 +120,16 @@ def _width(config: RunConfig) -> int:
     return 2 if config.model.compute == "bfloat16" else 4
 
 
-def _tokens(config: RunConfig, lengths: Lengths, mesh: Mesh) -> float:
+def _tokens(config: RunConfig, lengths: ExampleLengths, mesh: Mesh) -> float:
     """Tokens of both sides that a device has of one microbatch."""
     rows = config.train.batch_size / config.train.microbatches / batch_shards(mesh)
     targets = lengths.targets if config.model.family == "encoder_decoder" else 0
     return rows * lengths.texts * (lengths.tokens + targets) / mesh.shape["context"]
 
 
-def memory(config: RunConfig, state: Any, lengths: Lengths, mesh: Mesh, platform: str) -> dict[str, Any]:
+def modelled_memory(
+    config: RunConfig, state: Any, lengths: ExampleLengths, mesh: Mesh, platform: str
+) -> dict[str, Any]:
     """Bytes of a device by kind and in all, without a compiler; `platform` is that of the devices planned for.
 
     State and gradients are exact; activations are what `model.remat` keeps of each layer, with one layer as a whole and
@@ -157,7 +159,9 @@ def memory(config: RunConfig, state: Any, lengths: Lengths, mesh: Mesh, platform
     return found | {"memory_bytes": sum(found.values())}
 
 
-def exchanges(config: RunConfig, structure: Blueprint, lengths: Lengths, mesh: Mesh) -> list[Collective]:
+def required_collectives(
+    config: RunConfig, structure: ModelSpec, lengths: ExampleLengths, mesh: Mesh
+) -> list[Collective]:
     """What a device must send in a step on this mesh, without a compiler: rings, and every byte just once.
 
     fsdp gathers weights for each pass and sums gradients into parts; data sums the parts; tensor and context gather the

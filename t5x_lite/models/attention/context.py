@@ -9,15 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from t5x_lite.models.patterns import Allowed
+from t5x_lite.models.attention.kinds import Allowed
 
-NOTHING = float(jnp.finfo(jnp.float32).min)
+MASK_VALUE = float(jnp.finfo(jnp.float32).min)
 """The score of a key that is not seen."""
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Places:
+class TokenPositions:
     """Where the tokens of one side of attention stand: `index` in the row (`[l]`), and the segment of each (`[b, l]`).
 
     Causality goes by `index`; a token sees its own segment alone; segment 0 is padding and is seen by none. Keys in
@@ -39,22 +39,22 @@ class Places:
             return False
         return np.array_equal(self.index, np.arange(len(self.index)))
 
-    def __getitem__(self, places: Any) -> "Places":
+    def __getitem__(self, places: Any) -> "TokenPositions":
         """Those at some places of the row."""
         take = lambda x: None if x is None else x[:, places]  # noqa: E731
-        return Places(self.index[places], self.segment_ids[:, places], take(self.prefix), take(self.at))
+        return TokenPositions(self.index[places], self.segment_ids[:, places], take(self.prefix), take(self.at))
 
 
 @dataclass(frozen=True)
-class View:
+class AttentionContext:
     """What the layers of one call share: where queries and keys stand, and what their places do to them.
 
     `rotate` turns queries and new keys by their positions `at`; `bias`, of the `index` of queries and of keys, is added
     to the scores (`offset_bias` is the same function of offsets, key - query); with `causal` a query sees no later key.
     """
 
-    queries: Places
-    keys: Places
+    queries: TokenPositions
+    keys: TokenPositions
     causal: bool
     at: Int[Array, "b l"] | None = None
     rotate: Callable[[Float[Array, "b l h k"], Any], Float[Array, "b l h k"]] = lambda x, at: x
@@ -71,7 +71,7 @@ Kernel = Literal["auto", "xla", "cudnn", "splash", "flash"]
 
 
 @dataclass(frozen=True)
-class Settings:
+class AttentionSettings:
     """What does not change from call to call: `scale` None is 1/sqrt(head_dim); `kernel` see `choose`."""
 
     scale: float | None = None
@@ -80,14 +80,14 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Call:
+class AttentionInputs:
     """One attention: h query heads share n key heads in order."""
 
     query: Float[Array, "b l h k"]
     key: Float[Array, "b m n k"]
     value: Float[Array, "b m n k"]
-    view: View
-    settings: Settings
+    view: AttentionContext
+    settings: AttentionSettings
     dropout_key: PRNGKeyArray | None = None
 
     @property
@@ -96,7 +96,7 @@ class Call:
         scale = self.settings.scale
         return self.query * (self.query.shape[-1] ** -0.5 if scale is None else scale)
 
-    def of_heads(self, start: int, count: int) -> "Call":
+    def of_heads(self, start: int, count: int) -> "AttentionInputs":
         """The same for some of the heads."""
         h, n = self.query.shape[2], self.key.shape[2]
         shared = slice(start * n // h, max((start + count) * n // h, start * n // h + 1))
@@ -112,11 +112,11 @@ class Call:
         )
 
 
-Result = tuple[Float[Array, "b l h k"], Float[Array, "b l h"]]
+PartialAttention = tuple[Float[Array, "b l h k"], Float[Array, "b l h"]]
 """What a query takes from its keys, and the logarithm of the sum of its exponentiated scores."""
 
 
-def mask(allowed: Allowed, view: View) -> Bool[Array, "b l m"]:
+def attention_mask(allowed: Allowed, view: AttentionContext) -> Bool[Array, "b l m"]:
     """Which keys each query may see, of those that an attention kind allows."""
     queries, keys = view.queries, view.keys
     query, key = queries.index[:, None], keys.index[None, :]
