@@ -1,4 +1,4 @@
-"""From a run to the first weights of another. One file a method, one entry here."""
+"""Adaptation methods: from a run to the first weights of another. One file a method, one entry here."""
 
 from t5x_lite.adapt.adapters import Houlsby, Pfeiffer
 from t5x_lite.adapt.bitfit import BitFit
@@ -8,13 +8,13 @@ from t5x_lite.adapt.fusion import Fusion
 from t5x_lite.adapt.head import Head
 from t5x_lite.adapt.ia3 import IA3
 from t5x_lite.adapt.lora import LoRA
-from t5x_lite.adapt.method import Method
+from t5x_lite.adapt.method import AdaptationMethod
 from t5x_lite.adapt.prompt import Prefix, Prompt
 from t5x_lite.adapt.top import Top
 from t5x_lite.adapt.unfreeze import Unfreeze
 from t5x_lite.adapt.upcycle import Upcycle
 
-ADAPTATIONS: dict[str, type[Method]] = {
+ADAPTATIONS: dict[str, type[AdaptationMethod]] = {
     "full": Full,
     "head": Head,
     "features": Features,

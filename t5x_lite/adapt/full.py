@@ -1,7 +1,7 @@
 """Go on with all weights of a run (fine-tuning)."""
 
-from t5x_lite.adapt.method import Method
+from t5x_lite.adapt.method import AdaptationMethod
 
 
-class Full(Method):
+class Full(AdaptationMethod):
     """Every weight is taken as it is and trained."""

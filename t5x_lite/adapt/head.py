@@ -1,16 +1,17 @@
-"""Head only (a linear probe): everything else stays as it was."""
+"""A linear probe: the head trains, everything else is frozen."""
 
 from typing import ClassVar
 
-from t5x_lite.adapt.method import Method
+from t5x_lite.adapt.method import AdaptationMethod
 from t5x_lite.models.config import ModelConfig
 
 
-class Head(Method):
+class Head(AdaptationMethod):
     """The task's head trains, on the frozen model's states."""
 
-    light: ClassVar[bool] = True
+    freezes_base: ClassVar[bool] = True
 
     def check(self, model: ModelConfig) -> None:
+        """Raise ValueError for a task without a head."""
         if model.head is None:
             raise ValueError("adapt.method head: nothing would train: this task has no head (it is text to text)")

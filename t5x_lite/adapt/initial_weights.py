@@ -1,4 +1,4 @@
-"""The first weights of a run that adapts another one, and the base that its frozen weights come from."""
+"""The first weights of a run that adapts another one, and the checkpoint that its frozen weights come from."""
 
 import hashlib
 from dataclasses import dataclass
@@ -9,142 +9,170 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
+from jaxtyping import Array, PyTree
 
 from t5x_lite.adapt.method import ModelPair
-from t5x_lite.adapt.parts import flatten_names, unflatten_names
 from t5x_lite.config import RunConfig
 from t5x_lite.errors import UserError
-from t5x_lite.models.transformer import ModelSpec, init_params
+from t5x_lite.models.spec import ModelSpec, init_params
 from t5x_lite.parallel.mesh import shardings
 from t5x_lite.run_dir import Run, open_run
+from t5x_lite.trees import flatten_names, unflatten_names
+
+MAX_LISTED_PROBLEMS = 4
+"""Arrays of a wrong shape that an error message names."""
 
 
 @dataclass(frozen=True)
 class BaseCheckpoint:
-    """What a run was adapted from: the checkpoint's step, and a fingerprint of its weights."""
+    """The checkpoint that a run was adapted from: its step, and a fingerprint of its weights."""
 
     step: int
     fingerprint: str
 
     @classmethod
-    def of(cls, meta: dict[str, Any]) -> "BaseCheckpoint | None":
-        """What a checkpoint says."""
-        return BaseCheckpoint(**meta["base"]) if meta.get("base") else None
+    def from_metadata(cls, metadata: dict[str, Any]) -> "BaseCheckpoint | None":
+        """Return the base that the metadata of a checkpoint names; None if it was not adapted."""
+        if not metadata.get("base"):
+            return None
+        return cls(**metadata["base"])
 
 
 def source_run(config: RunConfig) -> Run:
-    """The run that a config adapts.
+    """Open the run that a config adapts.
 
     Raises:
-        UserError: it is not there, or its model is of another family.
+        UserError: there is no such run, or its model is of another family.
     """
     assert config.adapt is not None
     run = open_run(Path(config.adapt.source))
-    ours, theirs = config.model.family, run.config.model.family
-    if ours != theirs and not (theirs == "electra" and ours == "encoder"):
-        raise UserError(f"adapt.from {run.folder}: is a model of family {theirs}, and this config's is {ours}")
+    family = config.model.family
+    source_family = run.config.model.family
+    is_discriminator = source_family == "electra" and family == "encoder"
+    if family != source_family and not is_discriminator:
+        raise UserError(f"adapt.from {run.folder}: is a model of family {source_family}, and this config's is {family}")
     return run
 
 
-def load_weights(run: Run, mesh: Mesh, step: int | None = None) -> tuple[int, Any, dict[str, Any]]:
-    """Step, all weights and the metadata of a run's newest whole checkpoint, or of `step`: what trains, and its base.
+def load_weights(run: Run, mesh: Mesh, step: int | None = None) -> tuple[int, PyTree[Array], dict[str, Any]]:
+    """Load all weights of a run's newest whole checkpoint, or of `step`: those that train, and those of its base.
+
+    Returns:
+        The step, the weights, and the metadata of the checkpoint.
 
     Raises:
-        UserError: there is none, or a damaged one; a base that is gone or another.
+        UserError: there is no checkpoint, or a damaged one; its base is gone or has changed.
     """
-    parts = run.config.parts(run.blueprint.axes)
-    step, trained, meta = run.trained(mesh, step)
-    if parts.everything:
-        return step, trained, meta
-    frozen = parts.frozen(initial_weights(run.config, run.blueprint, mesh, BaseCheckpoint.of(meta))[0])
-    return step, parts.together(trained, frozen, jnp.concatenate), meta
+    split = run.config.trainable_split(run.spec.axes)
+    step, trained, metadata = run.trained_weights(mesh, step)
+    if split.trains_everything:
+        return step, trained, metadata
+    base = BaseCheckpoint.from_metadata(metadata)
+    weights, _ = initial_weights(run.config, run.spec, mesh, base)
+    return step, split.join(trained, split.frozen(weights), jnp.concatenate), metadata
 
 
 def initial_weights(
-    config: RunConfig, plan: ModelSpec, mesh: Mesh, base: BaseCheckpoint | None = None
-) -> tuple[Any, BaseCheckpoint]:
-    """Parameters of the config's model, made from the newest checkpoint of the run that it adapts, or from `base`.
+    config: RunConfig, spec: ModelSpec, mesh: Mesh, base: BaseCheckpoint | None = None
+) -> tuple[PyTree[Array], BaseCheckpoint]:
+    """Return the first weights of an adapted model, from the newest checkpoint of its source or from `base`.
 
     Raises:
-        UserError: arrays that the method cannot make, or of another shape: all of them; a base that has changed.
+        UserError: the method has no weights for some arrays, or weights of another shape; the base has changed.
     """
     assert config.adapt is not None
-    run, method = source_run(config), config.adapt.method
-    step, old = merged_weights(run, mesh, None if base is None else base.step)
-    found = BaseCheckpoint(step, fingerprint(old))
-    if base is not None and found != base:
+    run = source_run(config)
+    method = config.adapt.method
+    base_step = None if base is None else base.step
+    step, old = merged_weights(run, mesh, base_step)
+    source = BaseCheckpoint(step, fingerprint(old))
+    if base is not None and source != base:
         raise UserError(
             f"adapt.from {run.folder}: is not the base that this run was adapted from: the weights of step {step} have "
-            f"the fingerprint {found.fingerprint}, and its own was {base.fingerprint}"
+            f"the fingerprint {source.fingerprint}, and its own was {base.fingerprint}"
         )
     for number, folder in enumerate(method.sources):
-        old |= {f"{number}:{name}": value for name, value in _adapters(Path(folder), mesh, found).items()}
-    model = run.config.model
-    if model.family == "electra":
-        inside, model = "discriminator.", model.model_of_discriminator
-        old = {name.removeprefix(inside): value for name, value in old.items() if name.startswith(inside)}
+        for name, value in _adapter_weights(Path(folder), mesh, source).items():
+            old[f"{number}:{name}"] = value
+    old_model = run.config.model
+    if old_model.family == "electra":
+        old_model = old_model.discriminator_model
+        prefix = "discriminator."
+        old = {name.removeprefix(prefix): value for name, value in old.items() if name.startswith(prefix)}
 
-    def surgery(old: Any) -> dict[str, Any]:
+    def create(old: dict[str, Array]) -> dict[str, Array]:
         fresh = init_params(config.model, jax.random.key(config.train.seed), config.method.surgery)
-        return method.weights(old, flatten_names(fresh), ModelPair(model, config.model), jnp)
+        return method.initial_weights(old, flatten_names(fresh), ModelPair(old_model, config.model))
 
-    made, wanted = jax.eval_shape(surgery, old), flatten_names(plan.shapes)
-    faults = [
-        f"{name} is {list(made[name].shape) if name in made else 'missing'}, expected {list(leaf.shape)}"
-        for name, leaf in wanted.items()
-        if name not in made or made[name].shape != leaf.shape
-    ]
-    if faults:
-        raise UserError(
-            f"adapt.from {run.folder}: its weights do not make this config's model: {'; '.join(faults[:4])}"
-            + (f" and {len(faults) - 4} more" if len(faults) > 4 else "")
-        )
-    placed = flatten_names(shardings(mesh, plan.axes, plan.shapes))
-    arrays = jax.jit(surgery, out_shardings={name: placed[name] for name in made})(old)
-    return unflatten_names({name: arrays[name] for name in wanted}), found
+    shapes = flatten_names(spec.shapes)
+    created_shapes = jax.eval_shape(create, old)
+    _check_shapes(created_shapes, shapes, run.folder)
+    all_shardings = flatten_names(shardings(mesh, spec.axes, spec.shapes))
+    out_shardings = {name: all_shardings[name] for name in created_shapes}
+    arrays = jax.jit(create, out_shardings=out_shardings)(old)
+    return unflatten_names({name: arrays[name] for name in shapes}), source
 
 
-def merged_weights(run: Run, mesh: Mesh, step: int | None = None) -> tuple[int, dict[str, Any]]:
-    """Step and weights by name of a run as a plain model: what an adaptation has added is merged into them.
+def _check_shapes(created: dict[str, Any], expected: dict[str, Any], folder: Path) -> None:
+    """Raise a UserError for weights that are missing or have another shape than expected."""
+    problems = []
+    for name, leaf in expected.items():
+        if name not in created:
+            problems.append(f"{name} is missing, expected {list(leaf.shape)}")
+        elif created[name].shape != leaf.shape:
+            problems.append(f"{name} is {list(created[name].shape)}, expected {list(leaf.shape)}")
+    if not problems:
+        return
+    listed = "; ".join(problems[:MAX_LISTED_PROBLEMS])
+    remaining = len(problems) - MAX_LISTED_PROBLEMS
+    if remaining > 0:
+        listed += f" and {remaining} more"
+    raise UserError(f"adapt.from {folder}: its weights do not make this config's model: {listed}")
+
+
+def merged_weights(run: Run, mesh: Mesh, step: int | None = None) -> tuple[int, dict[str, Array]]:
+    """Return the step and the weights by name of a run as a plain model, with what an adaptation has added merged.
 
     Raises:
-        UserError: it cannot be, as with bottleneck adapters.
+        UserError: the addition cannot be merged, as with bottleneck adapters.
     """
     step, params, _ = load_weights(run, mesh, step)
+    weights = flatten_names(params)
     if run.config.adapt is None:
-        return step, flatten_names(params)
-    plain = run.config.adapt.method.merged(flatten_names(params), jnp)
-    if plain is None:
+        return step, weights
+    merged = run.config.adapt.method.merged_weights(weights)
+    if merged is None:
         raise UserError(
             f"{run.folder}: what its adaptation has added cannot be merged into its weights; take its base "
             f"{run.config.adapt.source}"
         )
-    return step, plain
+    return step, merged
 
 
-def _adapters(folder: Path, mesh: Mesh, base: BaseCheckpoint) -> dict[str, Any]:
-    """What a run has trained, by name.
+def _adapter_weights(folder: Path, mesh: Mesh, base: BaseCheckpoint) -> dict[str, Array]:
+    """Return what a run has trained, by name.
 
     Raises:
-        UserError: on another base.
+        UserError: it was trained on another base.
     """
-    _, trained, meta = open_run(folder).trained(mesh)
-    own = BaseCheckpoint.of(meta)
-    if own is None or own.fingerprint != base.fingerprint:
+    _, trained, metadata = open_run(folder).trained_weights(mesh)
+    adapter_base = BaseCheckpoint.from_metadata(metadata)
+    if adapter_base is None or adapter_base.fingerprint != base.fingerprint:
         raise UserError(f"adapter {folder}: was trained on another base than adapt.from names, or is not frozen on one")
     return flatten_names(trained)
 
 
-def fingerprint(weights: dict[str, Any]) -> str:
-    """A hash of all values and their places, whatever mesh they lie on."""
+def fingerprint(weights: dict[str, Array]) -> str:
+    """Return a hash of all values and their positions, which does not depend on the mesh."""
+    sums = jax.device_get(jax.jit(partial(jax.tree.map, _checksum))(weights))
+    named_sums = [(name, int(sums[name])) for name in sorted(sums)]
+    return hashlib.sha256(repr(named_sums).encode()).hexdigest()[:16]
 
-    def checksum(x: Any) -> Any:
-        bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
-        place = jnp.zeros(x.shape, jnp.uint32)
-        for axis, size in enumerate(x.shape):
-            place = place * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
-        return jnp.sum(bits * (2 * place + 1), dtype=jnp.uint32)
 
-    sums = jax.device_get(jax.jit(partial(jax.tree.map, checksum))(weights))
-    found = [(name, int(sums[name])) for name in sorted(sums)]
-    return hashlib.sha256(repr(found).encode()).hexdigest()[:16]
+def _checksum(x: Array) -> Array:
+    """Return the sum of the bits of all values, each times an odd number that depends on its position."""
+    bits = jax.lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32)
+    position = jnp.zeros(x.shape, jnp.uint32)
+    for axis, size in enumerate(x.shape):
+        position = position * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+    return jnp.sum(bits * (2 * position + 1), dtype=jnp.uint32)

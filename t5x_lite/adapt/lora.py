@@ -1,42 +1,91 @@
 """LoRA: a product of two thin matrices beside each chosen one (Hu et al. 2022)."""
 
-from typing import Any, ClassVar
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING, ClassVar
 
-from t5x_lite.adapt.method import Method, NamedArrays, Surgeon, is_added_parameter
+from jaxtyping import Float
+
+from t5x_lite.adapt.method import AdaptationMethod, NamedArrays, without_added
+from t5x_lite.arrays import Array
 from t5x_lite.schema import Int, setting
 
+if TYPE_CHECKING:
+    from flax import nnx
 
-class LoRA(Method):
-    """The thin matrices train. `merged` adds their product to the weights: a plain model with equal logits."""
+    from t5x_lite.models.layers import Linear, SortedRows
+    from t5x_lite.models.surgery import Adapter, Parameters, Surgeon
 
-    light: ClassVar[bool] = True
+DEFAULT_TARGETS = r"attention\.(query|value)$"
+
+
+class LoRA(AdaptationMethod):
+    """product(x) + alpha/rank · up(down(dropout(x))), `up` zero at first (§4.1). The thin matrices train."""
+
+    freezes_base: ClassVar[bool] = True
 
     rank: Int = setting(8, "channels between the two", ge=1, source="Hu et al. 2022, Table 9")
     alpha: float = setting(16.0, "the product is scaled by alpha / rank", gt=0)
     dropout: float = setting(0.0, "share of the inputs of the product zeroed in training", ge=0, lt=1)
     targets: str = setting(
-        r"attention\.(query|value)$", "regular expression found in the names of the layers that get one, as in config "
-        "and checkpoint: query, key, value, out; up, gate, down", source="Hu et al. 2022, §4.2",
-    )  # fmt: skip
+        DEFAULT_TARGETS,
+        "regular expression found in the names of the layers that get one, as in config and checkpoint: query, key, "
+        "value, out; up, gate, down",
+        source="Hu et al. 2022, §4.2",
+    )
 
-    def surgery(self, surgeon: Surgeon) -> None:
-        surgeon.low_rank(self.targets, self.rank, self.alpha, self.dropout)
+    def surgery(self, surgeon: "Surgeon") -> None:
+        """Add a pair of thin matrices to every target."""
+        from t5x_lite.models.layers import Linear
 
-    def merged(self, weights: NamedArrays, xp: Any) -> dict[str, Any]:
-        plain = {name: value for name, value in weights.items() if not is_added_parameter(name)}
-        for name in weights:
-            layer, found, _ = name.partition(".adapter.down.weight")
-            if found:
-                down, up = weights[name], weights[f"{layer}.adapter.up.weight"]
-                stacked = (".layers." in name) + (".experts." in name)
-                product = (self.alpha / self.rank) * _product(down, up, stacked, xp)
-                plain[f"{layer}.weight"] = plain[f"{layer}.weight"] + product
-        return plain
+        config = surgeon.config
+
+        def create(linear: "Linear", rngs: "nnx.Rngs") -> "Parameters":
+            rank = ("rank", self.rank)
+            fan_in = math.prod(size for _, size in linear.inputs)
+            scale = fan_in**-0.5 / config.init.matrix_std(config, fan_in)
+            experts = linear.experts
+            down = Linear(config, linear.inputs, [rank], scale=scale, bias=False, experts=experts, rngs=rngs)
+            up = Linear(config, [rank], linear.outputs, scale=0.0, bias=False, experts=experts, rngs=rngs)
+            return {"down": down, "up": up}
+
+        surgeon.adapt_linears(self, self.targets, create)
+
+    def adapt_linear(
+        self,
+        adapter: "Adapter",
+        product: "Callable[[Array, SortedRows | None], Array]",
+        x: Float[Array, "..."],
+        sorted_rows: "SortedRows | None",
+    ) -> Float[Array, "..."]:
+        """Add the product of the thin matrices."""
+        from t5x_lite.models.layers import dropout
+
+        inner = adapter.down(dropout(x, self.dropout, adapter.dropout_key), sorted_rows)
+        return product(x, sorted_rows) + (self.alpha / self.rank) * adapter.up(inner, sorted_rows)
+
+    def merged_weights(self, weights: NamedArrays) -> dict[str, Array] | None:
+        """Add the products to the weights: a plain model with equal logits."""
+        merged = without_added(weights)
+        for name, down in weights.items():
+            layer, is_down, _ = name.partition(".adapter.down.weight")
+            if is_down:
+                up = weights[f"{layer}.adapter.up.weight"]
+                stacked = int(".layers." in name) + int(".experts." in name)
+                product = _product_over_rank(down, up, stacked)
+                merged[f"{layer}.weight"] = merged[f"{layer}.weight"] + (self.alpha / self.rank) * product
+        return merged
 
 
-def _product(down: Any, up: Any, stacked: int, xp: Any) -> Any:
-    """Of `down` and `up` over the rank: `[*stacked, *inputs, r]` and `[*stacked, r, *outputs]`."""
+def _product_over_rank(
+    down: Float[Array, "*stacked_and_inputs r"], up: Float[Array, "*stacked_r_and_outputs"], stacked: int
+) -> Float[Array, "..."]:
+    """Return the product of `[*stacked, *inputs, r]` and `[*stacked, r, *outputs]` over the rank."""
+    import jax.numpy as jnp
+
     rank = down.shape[-1]
-    lead, inputs, outputs = down.shape[:stacked], down.shape[stacked:-1], up.shape[stacked + 1 :]
-    flat = xp.matmul(down.reshape(*lead, -1, rank), up.reshape(*lead, rank, -1))
-    return flat.reshape(*lead, *inputs, *outputs)
+    stack_shape = down.shape[:stacked]
+    inputs = down.shape[stacked:-1]
+    outputs = up.shape[stacked + 1 :]
+    product = jnp.matmul(down.reshape(*stack_shape, -1, rank), up.reshape(*stack_shape, rank, -1))
+    return product.reshape(*stack_shape, *inputs, *outputs)

@@ -1,92 +1,140 @@
-"""The interface of an adaptation method: what is added to a model, what of it trains, and from which weights.
+"""The interface of an adaptation method: what it adds to a model, what of it trains, and the first weights.
 
-No JAX here: a method describes, and the arrays that it is given do the work.
+A method is one file: a class of this kind with its settings, the parameters that it adds and their arithmetic, and an
+entry in `ADAPTATIONS`. It imports JAX inside its methods, so that a config is checked before JAX starts.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
+from jaxtyping import Float, Int
+
+from t5x_lite.arrays import Array
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.schema import Config
 
 if TYPE_CHECKING:
-    from t5x_lite.models.adapters import Surgeon
-else:
-    Surgeon = Any
-    """What can be done to a model: `models.adapters.Surgeon`."""
+    from t5x_lite.models.layers import SortedRows
+    from t5x_lite.models.surgery import Adapter, Surgeon
 
-NamedArrays = Mapping[str, Any]
+NamedArrays: TypeAlias = Mapping[str, Array]
 """Arrays by dotted name; those of a stack's layers have a leading axis over the repeats of its pattern."""
+ADDED_PARTS = (".adapter.", ".adapters.", ".prefix.", ".prompt.")
+"""Parts of the names of parameters that surgery adds."""
+
+
+def is_added_parameter(name: str) -> bool:
+    """Return whether surgery has added a parameter."""
+    return any(part in name for part in ADDED_PARTS)
 
 
 @dataclass(frozen=True)
 class ModelPair:
-    """The model that is adapted, and the one that it becomes."""
+    """The model that is adapted, and the model that it becomes."""
 
     old: ModelConfig
     new: ModelConfig
 
 
-class Method(Config):
-    """A way from one model to another. Its fields are its settings.
+class AdaptationMethod(Config):
+    """A way from the weights of one model to those of another."""
 
-    `placeholders`: soft tokens that begin every input. `sources`: further runs whose weights it takes. `light`: of the
-    old model nothing trains.
-    """
-
-    light: ClassVar[bool] = False
+    freezes_base: ClassVar[bool] = False
+    """Nothing of the old model trains."""
 
     @property
     def placeholders(self) -> int:
-        """Tokens with the ids -1, -2, … before each input."""
+        """Return the number of soft tokens, of ids -1, -2, …, before each input."""
         return 0
 
     @property
     def sources(self) -> tuple[str, ...]:
-        """Run directories beside the one that is adapted."""
+        """Return run directories, beside the one that is adapted, whose weights are used too."""
         return ()
 
     def check(self, model: ModelConfig) -> None:
-        """Refuse a model that cannot be made this way, with a ValueError that says why."""
+        """Raise ValueError for a model that cannot be created this way."""
 
-    def surgery(self, surgeon: Surgeon) -> None:
-        """What is added to the model. A method that adds nothing leaves this out."""
+    def surgery(self, surgeon: "Surgeon") -> None:
+        """Add modules to a model. A method that adds nothing leaves this out."""
 
-    def trains(self, name: str, model: ModelConfig) -> bool | int:
-        """Whether a parameter trains; of one stacked over layers, or from which repeat on. A head always does."""
-        return is_added_parameter(name) or not self.light
+    def first_trained_repeat(self, name: str, model: ModelConfig) -> int | None:
+        """Return from which repeat of a stack on a parameter trains: 0 if all of it does, None if it is frozen.
 
-    def rates(self, name: str, model: ModelConfig, progress: Any) -> Any:
-        """Factor on the learning rate of a parameter at a share `progress` of the run; one a repeat, or one; 0 is off.
+        A head always trains.
+        """
+        if self.freezes_base and not is_added_parameter(name):
+            return None
+        return 0
 
-        None is 1 throughout, and costs nothing.
+    def learning_rate_factor(self, name: str, model: ModelConfig, progress: Array) -> Array | None:
+        """Return a factor on the learning rate of a parameter at a share `progress` of the run.
+
+        It is one number, or one for each repeat; at 0 the parameter does not train. None, for every parameter, is 1
+        throughout and costs nothing.
         """
         return None
 
-    def weights(self, old: NamedArrays, fresh: NamedArrays, models: ModelPair, xp: Any) -> dict[str, Any]:
-        """The first weights of the new model, by the names of `fresh`, which are newly drawn; `xp` is `jax.numpy`.
+    def initial_weights(self, old: NamedArrays, fresh: NamedArrays, models: ModelPair) -> dict[str, Array]:
+        """Return the first weights of the new model, by the names of `fresh`, which are newly drawn.
 
-        A name that the method cannot make is left out. Here: the old ones, and fresh ones for what is new: a head, and
-        what surgery has added.
+        A name that the method has no weight for is left out. The default is the old weights, and fresh ones for what is
+        new: a head, and what surgery has added.
         """
-        made = {name: old[name] for name in fresh if name in old}
+        weights = {name: old[name] for name in fresh if name in old}
         scores = "head.scores.weight"
         if scores in fresh and (scores not in old or fresh[scores].shape != old[scores].shape):
-            made |= {name: fresh[name] for name in fresh if name.startswith("head.")}
-        pooled = {name.replace("head.", "sentence."): name for name in fresh if name.startswith("head.pooler.")}
-        made |= {name: old[source] for source, name in pooled.items() if source in old and name not in old}
-        return made | {name: value for name, value in fresh.items() if name not in made and is_added_parameter(name)}
+            for name in fresh:
+                if name.startswith("head."):
+                    weights[name] = fresh[name]
+        for name in fresh:
+            if name.startswith("head.pooler.") and name not in old:
+                sentence_pooler = name.replace("head.", "sentence.")
+                if sentence_pooler in old:
+                    weights[name] = old[sentence_pooler]
+        for name, value in fresh.items():
+            if name not in weights and is_added_parameter(name):
+                weights[name] = value
+        return weights
 
-    def merged(self, weights: NamedArrays, xp: Any) -> dict[str, Any] | None:
-        """The weights of a plain model that computes the same; None where there is none."""
-        return dict(weights) if not any(is_added_parameter(name) for name in weights) else None
+    def merged_weights(self, weights: NamedArrays) -> dict[str, Array] | None:
+        """Return the weights of a plain model that computes the same; None where there is none."""
+        if any(is_added_parameter(name) for name in weights):
+            return None
+        return dict(weights)
+
+    def adapt_linear(
+        self,
+        adapter: "Adapter",
+        product: "Callable[[Array, SortedRows | None], Array]",
+        x: Float[Array, "..."],
+        sorted_rows: "SortedRows | None",
+    ) -> Float[Array, "..."]:
+        """Return the output of a linear map; `product` is the map without its adapter."""
+        raise TypeError(f"{type(self).__name__} does not adapt linear maps")
+
+    def adapt_sublayer(self, adapter: "Adapter", x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
+        """Return the output of a sublayer."""
+        raise TypeError(f"{type(self).__name__} does not adapt sublayers")
+
+    def adapt_keys_values(
+        self,
+        adapter: "Adapter",
+        key: Float[Array, "b m n k"],
+        value: Float[Array, "b m n k"],
+        positions: Int[Array, "b m"],
+    ) -> tuple[Float[Array, "b m n k"], Float[Array, "b m n k"]]:
+        """Return keys and values of attention."""
+        raise TypeError(f"{type(self).__name__} does not adapt keys and values")
+
+    def adapt_embedding(
+        self, adapter: "Adapter", x: Float[Array, "b l d"], tokens: Int[Array, "b l"]
+    ) -> Float[Array, "b l d"]:
+        """Return token vectors."""
+        raise TypeError(f"{type(self).__name__} does not adapt the embedding")
 
 
-ADDED = (".adapter.", ".adapters.", ".prefix.", ".prompt.")
-"""In the names of what surgery adds."""
-
-
-def is_added_parameter(name: str) -> bool:
-    """Whether surgery has added a parameter."""
-    return any(part in name for part in ADDED)
+def without_added(weights: NamedArrays) -> dict[str, Array]:
+    """Return the weights that surgery has not added."""
+    return {name: value for name, value in weights.items() if not is_added_parameter(name)}

@@ -1,34 +1,98 @@
 """Soft prompts: learned vectors before every input (prompt tuning: Lester et al. 2021; prefixes: Li & Liang 2021)."""
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from t5x_lite.adapt.method import Method, Surgeon
-from t5x_lite.models.components import Learned
+from jaxtyping import Float
+from jaxtyping import Int as IntArray
+
+from t5x_lite.adapt.method import AdaptationMethod
+from t5x_lite.arrays import Array
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.schema import Int, setting
 
+if TYPE_CHECKING:
+    from flax import nnx
 
-class Prompt(Method):
-    """`length` learned embeddings stand before each input (of an encoder_decoder: of its encoder) and train alone."""
+    from t5x_lite.models.surgery import Adapter, Parameters, Surgeon
 
-    light: ClassVar[bool] = True
+
+class Prompt(AdaptationMethod):
+    """`length` learned embeddings come before each input (of an encoder_decoder: of its encoder) and train alone."""
+
+    freezes_base: ClassVar[bool] = True
 
     length: Int = setting(20, "soft tokens; they take room of train.seq_len", ge=1, source="Lester et al. 2021, §3.2")
 
     @property
     def placeholders(self) -> int:
+        """Return `length`."""
         return self.length
 
     def check(self, model: ModelConfig) -> None:
-        if isinstance(model.positions, Learned) and self.length >= model.positions.length:
-            raise ValueError(f"adapt.method length {self.length}: the model has {model.positions.length} positions")
+        """Raise ValueError for more soft tokens than the model has positions."""
+        if model.max_length is not None and self.length >= model.max_length:
+            raise ValueError(f"adapt.method length {self.length}: the model has {model.max_length} positions")
 
-    def surgery(self, surgeon: Surgeon) -> None:
-        surgeon.prompt(self.length)
+    def surgery(self, surgeon: "Surgeon") -> None:
+        """Add the vectors of the token ids -1, -2 and so on."""
+        import jax
+        import jax.numpy as jnp
+
+        from t5x_lite.models.layers import weight
+
+        config = surgeon.config
+
+        def create(rngs: "nnx.Rngs") -> "Parameters":
+            shape = (self.length, config.embedding)
+            vectors = config.init.embedding_std() * jax.random.normal(rngs.params(), shape, jnp.float32)
+            return {"vectors": weight(vectors, ("position", "embed"), is_table=True)}
+
+        surgeon.adapt_embedding(self, create)
+
+    def adapt_embedding(
+        self, adapter: "Adapter", x: Float[Array, "b l d"], tokens: IntArray[Array, "b l"]
+    ) -> Float[Array, "b l d"]:
+        """Put the learned vectors in the place of those of ids below zero."""
+        import jax.numpy as jnp
+
+        learned = adapter.vectors[...].astype(x.dtype)[jnp.maximum(-1 - tokens, 0)]
+        return jnp.where((tokens < 0)[..., None], learned, x)
 
 
 class Prefix(Prompt):
-    """In every layer that reads the inputs, learned keys and values stand in the place of the soft tokens' own."""
+    """In every layer that reads the inputs, learned keys and values take the place of the soft tokens' own."""
 
-    def surgery(self, surgeon: Surgeon) -> None:
-        surgeon.prefixes(self.length)
+    def surgery(self, surgeon: "Surgeon") -> None:
+        """Add keys and values of a row's first tokens (Li & Liang 2021, §4)."""
+        import jax
+        import jax.numpy as jnp
+
+        from t5x_lite.models.layers import weight
+
+        config = surgeon.config
+
+        def create(rngs: "nnx.Rngs") -> "Parameters":
+            shape = (self.length, config.kv_heads, config.head_dim)
+            names = ("position", "kv_heads", "head_dim")
+            std = config.init.matrix_std(config, config.embed)
+            key = std * jax.random.normal(rngs.params(), shape, jnp.float32)
+            value = std * jax.random.normal(rngs.params(), shape, jnp.float32)
+            return {"key": weight(key, names), "value": weight(value, names)}
+
+        surgeon.adapt_keys_values(self, create)
+
+    def adapt_keys_values(
+        self,
+        adapter: "Adapter",
+        key: Float[Array, "b m n k"],
+        value: Float[Array, "b m n k"],
+        positions: IntArray[Array, "b m"],
+    ) -> tuple[Float[Array, "b m n k"], Float[Array, "b m n k"]]:
+        """Replace the keys and values of the first positions."""
+        import jax.numpy as jnp
+
+        is_prefix = (positions < self.length)[..., None, None]
+        position = jnp.minimum(positions, self.length - 1)
+        prefix_key = adapter.key[...].astype(key.dtype)[position]
+        prefix_value = adapter.value[...].astype(key.dtype)[position]
+        return jnp.where(is_prefix, prefix_key, key), jnp.where(is_prefix, prefix_value, value)

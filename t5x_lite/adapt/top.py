@@ -1,28 +1,37 @@
-"""The top layers and the head train; what is below stays as it was (Howard & Ruder 2018, §3.3, as a fixed choice)."""
+"""The top layers and the head train; the layers below are frozen (Howard & Ruder 2018, §3.3, as a fixed choice)."""
 
-from t5x_lite.adapt.method import Method
+from t5x_lite.adapt.method import AdaptationMethod
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.schema import Int, setting
 
 
-class Top(Method):
-    """The last `layers` layers of every stack, with its final norm, and the outputs."""
+class Top(AdaptationMethod):
+    """The last `layers` layers of every stack train, with its final norm, and the outputs."""
 
     layers: Int = setting(2, "top layers that train", ge=1)
 
     def check(self, model: ModelConfig) -> None:
-        if self.layers > min(model.layers, model.layers_of_decoder) or model.shared_layers:
-            raise ValueError(
-                f"adapt.method top.layers {self.layers}: the model has {model.layers} layers"
-                + (" that share their weights" if model.shared_layers else "")
-            )
+        """Raise ValueError for fewer layers, or layers that share their weights."""
+        if self.layers > min(model.layers, model.decoder_layers) or model.shared_layers:
+            message = f"adapt.method top.layers {self.layers}: the model has {model.layers} layers"
+            if model.shared_layers:
+                message += " that share their weights"
+            raise ValueError(message)
 
-    def trains(self, name: str, model: ModelConfig) -> bool | int:
-        stack, inside, rest = name.partition(".layers.")
-        if not inside:
-            return name.startswith(("output.", "sentence.")) or ".final_norm." in name
-        layers = model.layers_of_decoder if stack.startswith("decoder") else model.layers
-        period, place = len(model.pattern), int(rest.partition(".")[0])
-        # Layer r·period + place is among the last: the first such r.
-        first = -(-(layers - self.layers - place) // period)
-        return False if first >= layers // period else max(first, 0) or True
+    def first_trained_repeat(self, name: str, model: ModelConfig) -> int | None:
+        """Return the first repeat whose layer is among the last."""
+        stack, is_in_stack, path = name.partition(".layers.")
+        if not is_in_stack:
+            if name.startswith(("output.", "sentence.")) or ".final_norm." in name:
+                return 0
+            return None
+        layers = model.layers
+        if stack.startswith("decoder"):
+            layers = model.decoder_layers
+        period = len(model.pattern)
+        place = int(path.partition(".")[0])
+        # Repeat r of this place is layer r * period + place: the first r among the last layers.
+        first = max(-(-(layers - self.layers - place) // period), 0)
+        if first >= layers // period:
+            return None
+        return first

@@ -1,15 +1,14 @@
 """Gradual unfreezing and discriminative learning rates (ULMFiT: Howard & Ruder 2018, §3.2-3.3)."""
 
-from typing import Any
-
 import numpy as np
 
-from t5x_lite.adapt.method import Method
+from t5x_lite.adapt.method import AdaptationMethod
+from t5x_lite.arrays import Array
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.schema import setting
 
 
-class Unfreeze(Method):
+class Unfreeze(AdaptationMethod):
     """The head trains first, then a layer more at a time from the top; lower layers have lower rates.
 
     Depth counts from the top: the head and the outputs are 0, the last layer 1, the embeddings layers + 1. Depth d
@@ -19,15 +18,21 @@ class Unfreeze(Method):
     decay: float = setting(2.6, "a layer's rate is that above it divided by this", ge=1, source="ULMFiT, §3.2")
     share: float = setting(0.5, "share of the run after which everything trains; 0: from the start", ge=0, le=1)
 
-    def rates(self, name: str, model: ModelConfig, progress: Any) -> Any:
-        stack, inside, rest = name.partition(".layers.")
-        layers = model.layers_of_decoder if stack.startswith("decoder") else model.layers
+    def learning_rate_factor(self, name: str, model: ModelConfig, progress: Array) -> Array | None:
+        """Return the factor of a parameter, one for each repeat in a stack."""
+        stack, is_in_stack, path = name.partition(".layers.")
+        layers = model.layers
+        if stack.startswith("decoder"):
+            layers = model.decoder_layers
         period = len(model.pattern)
-        if inside and not model.shared_layers:
-            place = int(rest.partition(".")[0])
+        if is_in_stack and not model.shared_layers:
+            place = int(path.partition(".")[0])
             depth = layers - (np.arange(layers // period) * period + place)
+        elif name.startswith("tokens.") or ".embedding." in name:
+            depth = np.array(layers + 1)
+        elif is_in_stack:
+            depth = np.array(1)
         else:
-            below = name.startswith("tokens.") or ".embedding." in name
-            depth = np.array(layers + 1 if below else 1 if inside else 0)
-        joined = progress >= depth / (layers + 1) * self.share
-        return joined * self.decay ** -depth.astype(np.float32)
+            depth = np.array(0)
+        has_joined = progress >= depth / (layers + 1) * self.share
+        return has_joined * self.decay ** -depth.astype(np.float32)

@@ -1,49 +1,45 @@
 """A whole model: its sizes, its components, and what must hold between them.
 
-Pure data: no JAX here, so that a config is checked before any device is touched.
+A config is data: JAX is not imported, so that it is checked before any device is touched.
 """
 
-from collections.abc import Iterator
-from typing import Annotated, Literal
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal
 
-from pydantic import Strict
+from pydantic import SerializerFunctionWrapHandler, Strict, model_serializer, model_validator
 
-from t5x_lite.models.attention.kinds import AttentionKind, BlockGlobal, Factorised, Fixed
-from t5x_lite.models.components import (
-    FEEDFORWARDS,
-    GLU,
-    INITIALIZERS,
-    MLP,
-    NORMS,
-    POSITIONS,
-    ALiBi,
-    DenseFeedForward,
-    FanInInit,
-    LayerConfig,
-    LayerNorm,
-    Learned,
-    MaximalUpdate,
-    MoE,
-    NoPositions,
-    NormalInit,
-    Relative,
-    RMSNorm,
-    Rotary,
-    Sinusoidal,
-)
-from t5x_lite.models.experts.config import Dropless, ExpertChoice
+from t5x_lite.models.attention.kinds import ATTENTION, AttentionKind, Dense
+from t5x_lite.models.experts.config import Dropless, MoE
+from t5x_lite.models.feedforward.config import EXPERT_FEEDFORWARDS, GLU, MLP, DenseFeedForward
+from t5x_lite.models.initializers import INITIALIZERS, Initializer, MaximalUpdate, NormalInit
+from t5x_lite.models.normalization import NORMS, LayerNorm, RMSNorm
+from t5x_lite.models.positions import POSITIONS, Learned, PositionEncoding
 from t5x_lite.schema import Config, Int, OneOf, setting
 
-START = 0
-"""The token that an encoder_decoder's decoder begins from: T5's padding id."""
+START_TOKEN = 0
+"""The token that an encoder_decoder's decoder begins with: T5's padding id."""
 SPAN_POSITIONS = 20
-"""Places inside a span that the span output tells apart (Joshi et al. 2020, code: max_pair_targets)."""
+"""Positions inside a span that the span output distinguishes (Joshi et al. 2020, code: max_pair_targets)."""
+
+FEEDFORWARDS: dict[str, type[Config]] = EXPERT_FEEDFORWARDS | {"moe": MoE}
+LAYER_FEEDFORWARDS: dict[str, type[Config]] = {"dense": DenseFeedForward, **FEEDFORWARDS}
 
 RematPolicy = Literal["none", "full", "dots", "dots_no_batch", "offload"]
+Family = Literal["decoder", "encoder", "encoder_decoder", "electra"]
+Output = Literal["tokens", "sentence", "detection", "span"]
+
+
+class LayerConfig(Config):
+    """One layer of the repeating pattern."""
+
+    attention: Annotated[AttentionKind, OneOf(ATTENTION)] = setting(Dense(), "which keys a query may attend to")
+    feedforward: Annotated[MLP | GLU | MoE | DenseFeedForward | None, OneOf(LAYER_FEEDFORWARDS)] = setting(
+        None, "this layer's feed-forward; null takes `model.feedforward`, dense the same without experts"
+    )
 
 
 class GeneratorConfig(Config):
-    """ELECTRA's small masked language model; what it does not say is as in the discriminator (Clark et al. 2020)."""
+    """ELECTRA's small masked language model; what it leaves out is as in the discriminator (Clark et al. 2020)."""
 
     layers: Int = setting(..., "number of layers", ge=1)
     embed: Int = setting(..., "width of the residual stream", ge=1)
@@ -52,40 +48,40 @@ class GeneratorConfig(Config):
 
 
 class HeadConfig(Config):
-    """What a task predicts from the states; the objective of a task says which it needs."""
+    """What a task predicts from the states; the objective of a task sets it."""
 
-    outputs: Int = setting(..., "scores of each text, or of each token; 0 is none: the pooled states serve", ge=0)
-    pool: Literal["first", "last", "mean", "max", "none"] = setting("first", "a text's states as one; none: each token")
+    outputs: Int = setting(..., "scores of each text, or of each token; 0: the pooled states are the output", ge=0)
+    pool: Literal["first", "last", "mean", "max", "none"] = setting(
+        "first", "how the states of a text become one vector; none: each token has its own scores"
+    )
     transform: bool = setting(False, "a dense tanh layer before the scores (BERT's pooler)")
     parts: Int = setting(1, "pooled states that are scored side by side", ge=1)
 
 
-Family = Literal["decoder", "encoder", "encoder_decoder", "electra"]
-Output = Literal["tokens", "sentence", "detection", "span"]
-
-
 class ModelConfig(Config):
-    """A Transformer as a composition of components. Sizes are the field's: embed, heads, head_dim, mlp, vocab."""
+    """A Transformer as a composition of components. Sizes are the field's: embed, heads, head_dim, mlp, vocab.
+
+    Sizes that follow from others (`kv_heads`, `head_dim`, `mlp`, `embedding`, `decoder_layers`) are numbers in a
+    checked config, whether they were given or not.
+    """
 
     family: Family = setting("decoder", "which Transformer: GPT, BERT, T5, or ELECTRA's pair of encoders")
     layers: Int = setting(..., "number of layers (of each stack in an encoder_decoder)", ge=1)
-    decoder_layers: Int | None = setting(None, "layers of an encoder_decoder's decoder; null takes `layers`", ge=1)
+    decoder_layers: Int = setting(None, "layers of an encoder_decoder's decoder; null takes `layers`", ge=1)
     embed: Int = setting(..., "width of the residual stream", ge=1)
     heads: Int = setting(..., "number of query heads", ge=1)
-    kv_heads: Int | None = setting(
+    kv_heads: Int = setting(
         None, "number of key and value heads; null takes `heads`", ge=1, source="Ainslie et al. 2023"
     )
-    head_dim: Int | None = setting(None, "width of a head; null takes embed / heads", ge=1)
-    mlp: Int | None = setting(None, "width of the feed-forward; null takes 4·embed", ge=1)
+    head_dim: Int = setting(None, "width of a head; null takes embed / heads", ge=1)
+    mlp: Int = setting(None, "width of the feed-forward; null takes 4·embed", ge=1)
     vocab: Int | None = setting(None, "rows of the embedding; null takes the tokenizer's size", ge=1)
-    embedding: Int | None = setting(
+    embedding: Int = setting(
         None, "width of the token embedding, projected to `embed`; null takes `embed`", ge=1, source="ALBERT, §3.1"
     )
     token_types: Int = setting(0, "kinds of token (first or second sentence) with a vector each", ge=0, source="BERT")
     embedding_norm: bool = setting(False, "normalise the sum of the embeddings", source="BERT's code")
-    positions: Annotated[Learned | Rotary | Sinusoidal | Relative | ALiBi | NoPositions, OneOf(POSITIONS)] = setting(
-        Learned(), "how a token knows its place"
-    )
+    positions: Annotated[PositionEncoding, OneOf(POSITIONS)] = setting(Learned(), "how a token knows its position")
     norm: Annotated[LayerNorm | RMSNorm, OneOf(NORMS)] = setting(LayerNorm(), "normalisation of the residual stream")
     norm_place: Literal["pre", "post", "sublayer"] = setting(
         "pre", "before each sublayer; after each residual addition (BERT); or on each sublayer's output (OLMo 2)"
@@ -98,7 +94,7 @@ class ModelConfig(Config):
     )
     feedforward: Annotated[MLP | GLU | MoE, OneOf(FEEDFORWARDS)] = setting(MLP(), "the position-wise sublayer")
     pattern: Annotated[tuple[LayerConfig, ...], Strict(False)] = setting(
-        (LayerConfig(),), "layers of one period; repeated until `layers` are there", min_length=1
+        (LayerConfig(),), "layers of one period; repeated until there are `layers`", min_length=1
     )
     shared_layers: bool = setting(False, "one period's weights serve all repeats", source="ALBERT, §3.1")
     shared_stacks: bool = setting(
@@ -107,7 +103,7 @@ class ModelConfig(Config):
     bias: bool = setting(True, "biases in the linear layers")
     query_key_value_bias: bool | None = setting(None, "biases of these three; null takes `bias`")
     prefix_lm: bool = setting(
-        False, "a decoder's inputs see each other both ways, its targets only back", source="Raffel 2020, §3.2.1"
+        False, "a decoder's inputs attend to each other both ways, its targets back only", source="Raffel 2020, §3.2.1"
     )
     outputs: Annotated[tuple[Output, ...], Strict(False)] = setting(
         ("tokens",),
@@ -125,7 +121,7 @@ class ModelConfig(Config):
     scale_output: bool = setting(False, "divide states by sqrt(embed) before the token logits", source="T5's code")
     logit_softcap: float | None = setting(None, "logits become cap·tanh(logits / cap)", gt=0)
     dropout: float = setting(0.0, "share of activations zeroed in training", ge=0, lt=1)
-    init: Annotated[NormalInit | FanInInit, OneOf(INITIALIZERS)] = setting(NormalInit(), "initialisation of weights")
+    init: Annotated[Initializer, OneOf(INITIALIZERS)] = setting(NormalInit(), "initialisation of weights")
     mup: MaximalUpdate | None = setting(None, "maximal-update parametrisation, for optimizer.method=adamw")
     kernel: Literal["auto", "xla", "cudnn", "splash", "flash"] = setting(
         "auto", "what computes attention; `auto` is the fastest that can: cudnn, splash, then flash, else xla"
@@ -133,55 +129,76 @@ class ModelConfig(Config):
     compute: Literal["float32", "bfloat16"] = setting("float32", "type of activations; parameters stay float32")
     remat: RematPolicy = setting(
         "none",
-        "what the backward pass computes anew instead of keeping: all of a layer (full), all but products (dots), all "
-        "but products with weights (dots_no_batch), all, with what passes between layers kept in host memory (offload)",
+        "what the backward pass computes again instead of keeping: all of a layer (full), all but products and fused "
+        "attention (dots), all but products with weights (dots_no_batch), all, with what passes between layers kept in "
+        "host memory (offload)",
     )
     pipeline_microbatches: Int | None = setting(
         None, "parts of a batch that follow each other through mesh.pipeline; null: up to 4 a stage", ge=1
     )
     unroll: Int = setting(1, "repeats of the pattern unrolled in one step of the scan over layers; 0 is all", ge=0)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_in_sizes(cls, values: Any) -> Any:
+        """Fill in the sizes that follow from others."""
+        if not isinstance(values, Mapping):
+            return values
+        sizes = dict(values)
+        layers, embed, heads = (_whole_number(sizes.get(name)) for name in ("layers", "embed", "heads"))
+        if embed is not None and heads and embed % heads and sizes.get("head_dim") is None:
+            raise ValueError(f"embed {embed} is not a multiple of heads {heads}; change one of them or give `head_dim`")
+        if sizes.get("decoder_layers") is not None and sizes.get("family") != "encoder_decoder":
+            raise ValueError("decoder_layers is for encoder_decoder")
+        for name, size in _derived_sizes(layers, embed, heads).items():
+            if sizes.get(name) is None:
+                sizes[name] = size
+        return sizes
+
+    @model_serializer(mode="wrap")
+    def _leave_out_derived_sizes(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Write null for sizes that follow from others, so that overrides of the others change them too."""
+        values = dump(self)
+        for name, size in _derived_sizes(self.layers, self.embed, self.heads).items():
+            if values.get(name) == size:
+                values[name] = None
+        return values
+
     def faults(self) -> Iterator[str]:
-        """Sizes that do not divide each other, and parts that do not go together."""
-        if self.head_dim is None and self.embed % self.heads:
-            yield f"embed {self.embed} is not a multiple of heads {self.heads}; change one of them or give `head_dim`"
-        if self.kv_heads and self.heads % self.kv_heads:
+        """Yield sizes that do not divide each other, and components that do not go together."""
+        if self.heads % self.kv_heads:
             yield f"heads {self.heads} is not a multiple of kv_heads {self.kv_heads}"
-        if isinstance(self.positions, Rotary) and self.width_of_head % 2:
-            yield f"rotary positions need an even head_dim, found {self.width_of_head}"
-        for name, layers in (("layers", self.layers), ("decoder_layers", self.layers_of_decoder)):
+        yield from self.positions.model_problems(self)
+        for name, layers in (("layers", self.layers), ("decoder_layers", self.decoder_layers)):
             if layers % len(self.pattern):
                 yield f"{name} {layers} is not a multiple of the pattern's {len(self.pattern)} layers"
         for layer in self.pattern:
-            yield from self._faults_of_attention(layer.attention)
-        encoder = self.family in {"encoder", "electra"}
+            yield from layer.attention.model_problems(self)
+        yield from self._expert_problems()
+        yield from self._family_problems()
+        yield from self._output_problems()
+
+    def _expert_problems(self) -> Iterator[str]:
         if len({moe.experts for moe in self.mixtures}) > 1:
             yield "layers of different numbers of experts cannot be measured together; give all the same"
-        if not encoder and any(isinstance(moe.router, ExpertChoice) for moe in self.mixtures):
+        experts_choose = any(moe.router.experts_choose_tokens for moe in self.mixtures)
+        if experts_choose and not self.is_encoder_only:
             yield "router expert_choice is for encoders: an expert's choice depends on later tokens"
-        yield from self._faults_of_family(encoder)
-
-    def _faults_of_attention(self, kind: AttentionKind) -> Iterator[str]:
-        if isinstance(kind, Factorised) and kind.share == "heads" and (self.heads % 2 or self.key_value_heads % 2):
-            yield (
-                f"attention with share=heads gives half of the heads to each set: heads {self.heads} and kv_heads "
-                f"{self.key_value_heads} must be even; or take share=near and share=far in two layers, or share=both"
-            )
-        if isinstance(kind, Fixed) and kind.summary > kind.stride:
-            yield f"attention fixed: summary {kind.summary} is more than its stride {kind.stride}"
-        if isinstance(kind, BlockGlobal) and self.family in {"decoder", "encoder_decoder"}:
-            yield "attention block_global is for encoders: its global tokens look at all that follows"
-
-    def _faults_of_family(self, encoder: bool) -> Iterator[str]:
-        if self.family != "encoder_decoder":
-            for name in ("decoder_layers", "shared_stacks"):
-                if getattr(self, name):
-                    yield f"{name} is for encoder_decoder"
-        elif self.shared_stacks and self.layers != self.layers_of_decoder:
-            yield "shared_stacks needs equal stacks"
         tokens_alone = set(self.outputs) == {"tokens"}
-        if self.mup is not None and (self.mixtures or self.embedding or not tokens_alone):
+        if self.mup is not None and (self.mixtures or self.embedding != self.embed or not tokens_alone):
             yield "mup is for models without experts, of one width, that predict tokens"
+
+    def _family_problems(self) -> Iterator[str]:
+        if self.shared_stacks and self.family != "encoder_decoder":
+            yield "shared_stacks is for encoder_decoder"
+        elif self.shared_stacks and self.layers != self.decoder_layers:
+            yield "shared_stacks needs equal stacks"
+        if self.prefix_lm and self.family != "decoder":
+            yield "prefix_lm is for a decoder"
+        if (self.generator is not None) != (self.family == "electra"):
+            yield "electra, and it alone, has a `generator`"
+
+    def _output_problems(self) -> Iterator[str]:
         if self.head is not None and self.family not in {"encoder", "decoder"}:
             yield (
                 f"a head is for an encoder or a decoder, not a model of family {self.family}; train an encoder_decoder "
@@ -189,35 +206,25 @@ class ModelConfig(Config):
             )
         if not self.outputs and self.head is None:
             yield "outputs: [] leaves nothing to predict; give some, or a head"
-        if self.prefix_lm and self.family != "decoder":
-            yield "prefix_lm is for a decoder"
-        if (self.generator is not None) != (self.family == "electra"):
-            yield "electra, and it alone, has a `generator`"
-        if not encoder and not tokens_alone:
+        if not self.is_encoder_only and set(self.outputs) != {"tokens"}:
             yield f"outputs of a {self.family} are [tokens]"
         if self.family == "electra" and self.outputs != ("detection",):
             yield "outputs of electra's discriminator are [detection]"
-        if self.embedding not in {None, self.embed} and not self.output_transform and "tokens" in self.outputs:
+        if self.embedding != self.embed and not self.output_transform and "tokens" in self.outputs:
             yield "`embedding` narrower than `embed` needs output_transform"
 
     def check_mesh(self, expert: int, tensor: int, pipeline: int) -> None:
-        """Refuse sizes of the mesh axes that these layers and experts cannot be sharded over, with a ValueError."""
-        depths = {"layers": self.layers, "decoder_layers": self.layers_of_decoder}
-        if self.generator is not None:
-            depths["generator.layers"] = self.generator.layers
-        for name, layers in depths.items() if pipeline > 1 else ():
-            repeats = layers // len(self.pattern)
-            if repeats % pipeline or self.shared_layers:
-                what = "one layer for all" if self.shared_layers else f"{repeats} repeats of the pattern"
-                raise ValueError(
-                    f"mesh.pipeline {pipeline} cannot cut model.{name} {layers}, {what}, into equal stages"
-                )
+        """Raise ValueError for sizes of the mesh axes that these layers and experts cannot be sharded over."""
+        if pipeline > 1:
+            self._check_pipeline(pipeline)
         if expert > 1 and not self.mixtures:
             raise ValueError(f"mesh.expert {expert}: this model has no experts to shard; leave it 1")
         for moe in self.mixtures:
             if moe.experts % expert:
                 raise ValueError(f"mesh.expert {expert} does not divide the {moe.experts} experts of a layer")
-            kernel = moe.dispatch.kernel if isinstance(moe.dispatch, Dropless) else ""
+            kernel = ""
+            if isinstance(moe.dispatch, Dropless):
+                kernel = moe.dispatch.kernel
             if kernel in {"auto", "buffer"} and pipeline > 1:
                 raise ValueError(
                     f"mesh.pipeline {pipeline}: stages run together, so all would do the rounds of "
@@ -229,68 +236,117 @@ class ModelConfig(Config):
                     "kernel=buffer does not"
                 )
 
+    def _check_pipeline(self, pipeline: int) -> None:
+        depths = {"layers": self.layers, "decoder_layers": self.decoder_layers}
+        if self.generator is not None:
+            depths["generator.layers"] = self.generator.layers
+        for name, layers in depths.items():
+            repeats = layers // len(self.pattern)
+            description = f"{repeats} repeats of the pattern"
+            if self.shared_layers:
+                description = "one layer for all"
+            if repeats % pipeline or self.shared_layers:
+                raise ValueError(
+                    f"mesh.pipeline {pipeline} cannot cut model.{name} {layers}, {description}, into equal stages"
+                )
+
+    @property
+    def is_encoder_only(self) -> bool:
+        """The model has no decoder."""
+        return self.family in {"encoder", "electra"}
+
+    @property
+    def max_length(self) -> int | None:
+        """Return the longest row that the positions can serve; None: any."""
+        return self.positions.max_length
+
     @property
     def mixtures(self) -> tuple[MoE, ...]:
-        """The Mixture-of-Experts layers of one period."""
-        return tuple(kind for layer in self.pattern if isinstance(kind := self.feedforward_of(layer), MoE))
+        """Return the Mixture-of-Experts layers of one period."""
+        mixtures = []
+        for layer in self.pattern:
+            feedforward = self.feedforward_of(layer)
+            if isinstance(feedforward, MoE):
+                mixtures.append(feedforward)
+        return tuple(mixtures)
 
     def feedforward_of(self, layer: LayerConfig) -> MLP | GLU | MoE:
-        """What a layer of the pattern has."""
-        own = layer.feedforward
-        return self.dense_feedforward if isinstance(own, DenseFeedForward) else own or self.feedforward
+        """Return the feed-forward of a layer of the pattern."""
+        if isinstance(layer.feedforward, DenseFeedForward):
+            return self.dense_feedforward
+        return layer.feedforward or self.feedforward
 
     @property
     def dense_feedforward(self) -> MLP | GLU:
-        """What a layer without experts has, and an expert that does not say what it is."""
-        own = self.feedforward
-        return own if not isinstance(own, MoE) else own.expert or MLP()
+        """Return the feed-forward of a layer without experts, and of an expert that does not name its own."""
+        if isinstance(self.feedforward, MoE):
+            return self.feedforward.expert or MLP()
+        return self.feedforward
 
     @property
-    def width_of_head(self) -> int:
-        """Channels of one head."""
-        return self.head_dim or self.embed // self.heads
+    def width_multiplier(self) -> float:
+        """Return how much wider the model is than µP's base; 1 without µP."""
+        if self.mup is None:
+            return 1.0
+        return self.embed / self.mup.embed
 
     @property
-    def times_base(self) -> float:
-        """How much wider than µP's base the model is; 1 without it."""
-        return self.embed / self.mup.embed if self.mup else 1.0
-
-    @property
-    def scale_of_scores(self) -> float | None:
-        """The factor on attention scores; None for 1/sqrt(head_dim)."""
+    def score_scale(self) -> float | None:
+        """Return the factor on attention scores; None is 1/sqrt(head_dim)."""
         if self.mup is None or self.attention_scale is not None:
             return self.attention_scale
-        return (self.mup.head_dim or self.width_of_head) ** 0.5 / self.width_of_head
+        base_head_dim = self.mup.head_dim or self.head_dim
+        return base_head_dim**0.5 / self.head_dim
 
     @property
-    def key_value_heads(self) -> int:
-        """Heads that have keys and values of their own."""
-        return self.kv_heads or self.heads
-
-    @property
-    def width_of_mlp(self) -> int:
-        """Channels inside the feed-forward."""
-        return self.mlp or 4 * self.embed
-
-    @property
-    def width_of_embedding(self) -> int:
-        """Channels of the token embedding."""
-        return self.embedding or self.embed
-
-    @property
-    def layers_of_decoder(self) -> int:
-        """Layers of the stack that makes the targets."""
-        return self.decoder_layers or self.layers
-
-    @property
-    def model_of_discriminator(self) -> "ModelConfig":
-        """ELECTRA's discriminator as an encoder: what is kept after pre-training."""
+    def discriminator_model(self) -> "ModelConfig":
+        """Return ELECTRA's discriminator as an encoder: the model that is kept after pretraining."""
         return self.model_copy(update={"family": "encoder", "generator": None})
 
     @property
-    def model_of_generator(self) -> "ModelConfig":
-        """ELECTRA's generator as an encoder that shares the discriminator's embeddings."""
+    def generator_model(self) -> "ModelConfig":
+        """Return ELECTRA's generator as an encoder that shares the discriminator's embeddings."""
         assert self.generator is not None
-        sizes = self.generator.model_dump() | {"head_dim": None, "embedding": self.width_of_embedding}
-        other = {"family": "encoder", "outputs": ("tokens",), "output_transform": True, "generator": None}
-        return self.model_copy(update=sizes | other | {"output_bias": True})
+        generator = self.generator
+        return self.model_copy(
+            update={
+                "family": "encoder",
+                "layers": generator.layers,
+                "decoder_layers": generator.layers,
+                "embed": generator.embed,
+                "heads": generator.heads,
+                "kv_heads": generator.heads,
+                "head_dim": generator.embed // generator.heads,
+                "mlp": generator.mlp or 4 * generator.embed,
+                "generator": None,
+                "outputs": ("tokens",),
+                "output_transform": True,
+                "output_bias": True,
+            }
+        )
+
+
+def _derived_sizes(layers: int | None, embed: int | None, heads: int | None) -> dict[str, int]:
+    """Return the sizes that follow from those that are known."""
+    sizes = {}
+    if layers is not None:
+        sizes["decoder_layers"] = layers
+    if heads is not None:
+        sizes["kv_heads"] = heads
+    if embed is not None:
+        sizes["embedding"] = embed
+        sizes["mlp"] = 4 * embed
+    if embed is not None and heads:
+        sizes["head_dim"] = embed // heads
+    return sizes
+
+
+def _whole_number(value: Any) -> int | None:
+    """Return a whole number as an int, and None for anything else."""
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, int):
+        return value
+    return None

@@ -9,51 +9,90 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from t5x_lite.models.config import SPAN_POSITIONS, HeadConfig, ModelConfig
 from t5x_lite.models.layers import ACTIVATIONS, Embed, Linear, Norm, dropout, weight
-from t5x_lite.models.losses import MASK_VALUE
 
 SPAN_POSITION_WIDTH = 200
-"""Width of their embedding (Joshi et al. 2020, code: pair_positional_embedding_size)."""
+"""Width of the embedding of positions in a span (Joshi et al. 2020, code: pair_positional_embedding_size)."""
+EXCLUDED_STATE = -1e9
+"""Value of excluded states in a maximum; finite, and so is its square, for rows in which all are excluded."""
 
 
-def _at(states: Float[Array, "b l d"], place: Int[Array, "b"]) -> Float[Array, "b d"]:
-    return jnp.take_along_axis(states, place[:, None, None], axis=1)[:, 0]
+def _state_at(states: Float[Array, "b l d"], position: Int[Array, "b"]) -> Float[Array, "b d"]:
+    return jnp.take_along_axis(states, position[:, None, None], axis=1)[:, 0]
+
+
+def pool_first(states: Float[Array, "b l d"], included: Bool[Array, "b l"]) -> Float[Array, "b d"]:
+    """Return the state of the first included token."""
+    return _state_at(states, included.argmax(1))
+
+
+def pool_last(states: Float[Array, "b l d"], included: Bool[Array, "b l"]) -> Float[Array, "b d"]:
+    """Return the state of the last included token."""
+    return _state_at(states, included.shape[1] - 1 - included[:, ::-1].argmax(1))
+
+
+def pool_mean(states: Float[Array, "b l d"], included: Bool[Array, "b l"]) -> Float[Array, "b d"]:
+    """Return the mean of the included states."""
+    return jnp.sum(states * included[..., None], axis=1) / jnp.maximum(included.sum(1, keepdims=True), 1)
+
+
+def pool_max(states: Float[Array, "b l d"], included: Bool[Array, "b l"]) -> Float[Array, "b d"]:
+    """Return the maximum of the included states."""
+    return jnp.where(included[..., None], states, EXCLUDED_STATE).max(1)
 
 
 POOLS: dict[str, Callable[[Float[Array, "b l d"], Bool[Array, "b l"]], Float[Array, "b d"]]] = {
-    "first": lambda x, own: _at(x, own.argmax(1)),
-    "last": lambda x, own: _at(x, own.shape[1] - 1 - own[:, ::-1].argmax(1)),
-    "mean": lambda x, own: jnp.sum(x * own[..., None], axis=1) / jnp.maximum(own.sum(1, keepdims=True), 1),
-    "max": lambda x, own: jnp.where(own[..., None], x, MASK_VALUE).max(1),
+    "first": pool_first,
+    "last": pool_last,
+    "mean": pool_mean,
+    "max": pool_max,
 }
-"""A text's states as one, from which of them count (Reimers & Gurevych 2019, §3)."""
+"""Functions from the states of a text, and which of them are included, to one vector (Reimers & Gurevych 2019, §3)."""
 
 
 class TokenOutput(nnx.Module):
-    """Scores of every token of the vocabulary, in float32; a tied model takes its token table as the matrix."""
+    """Scores of every token of the vocabulary, in float32; a tied model uses its token table as the matrix."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
         assert config.vocab is not None
-        width = ("embed", config.width_of_embedding)
-        self.activation, self.cap = config.dense_feedforward.activation, config.logit_softcap
-        self.scale = (config.embed**-0.5 if config.scale_output else 1.0) / config.times_base
-        transformed = config.output_transform
-        self.transform = Linear(config, [("embed", config.embed)], [width], rngs=rngs) if transformed else None
-        self.norm = Norm(config.norm, width) if transformed else None
-        vocab = ("vocab", config.vocab)
-        self.matrix = None if config.tied else Linear(config, [width], [vocab], bias=False, rngs=rngs)
-        self.bias = weight(jnp.zeros(config.vocab, jnp.float32), ("vocab",)) if config.output_bias else None
+        width = ("embed", config.embedding)
+        self.activation = config.dense_feedforward.activation
+        self.softcap = config.logit_softcap
+        self.scale = 1 / config.width_multiplier
+        if config.scale_output:
+            self.scale = config.embed**-0.5 / config.width_multiplier
+        if config.output_transform:
+            self.transform = Linear(config, [("embed", config.embed)], [width], rngs=rngs)
+            self.norm = Norm(config.norm, width)
+        else:
+            self.transform = None
+            self.norm = None
+        if not config.tied:
+            self.matrix = Linear(config, [width], [("vocab", config.vocab)], bias=False, rngs=rngs)
+        else:
+            self.matrix = None
+        if config.output_bias:
+            self.bias = weight(jnp.zeros(config.vocab, jnp.float32), ("vocab",))
+        else:
+            self.bias = None
 
-    def __call__(self, hidden: Float[Array, "b l d"], table: Embed) -> Float[Array, "b l v"]:
+    def __call__(self, states: Float[Array, "b l d"], table: Embed) -> Float[Array, "b l v"]:
         if self.transform is not None and self.norm is not None:
-            hidden = self.norm(ACTIVATIONS[self.activation](self.transform(hidden)))
-        return self.scores(hidden, table)
+            states = self.norm(ACTIVATIONS[self.activation](self.transform(states)))
+        return self.scores(states, table)
 
-    def scores(self, hidden: Float[Array, "b l d"], table: Embed) -> Float[Array, "b l v"]:
-        """Scores without the transform."""
-        hidden = hidden * self.scale
-        scores = (table.attend(hidden) if self.matrix is None else self.matrix(hidden)).astype(jnp.float32)
-        scores = scores if self.bias is None else scores + self.bias[...]
-        return scores if self.cap is None else self.cap * jnp.tanh(scores / self.cap)
+    def scores(self, states: Float[Array, "b l d"], table: Embed) -> Float[Array, "b l v"]:
+        """Return the scores without the transform."""
+        states = states * self.scale
+        if self.matrix is None:
+            scores = table.attend(states)
+        else:
+            scores = self.matrix(states)
+        scores = scores.astype(jnp.float32)
+        if self.bias is not None:
+            scores = scores + self.bias[...]
+        if self.softcap is not None:
+            scores = self.softcap * jnp.tanh(scores / self.softcap)
+        return scores
 
 
 class SentenceOutput(nnx.Module):
@@ -64,12 +103,12 @@ class SentenceOutput(nnx.Module):
         self.pooler = Linear(config, [embed], [("embed_out", config.embed)], rngs=rngs)
         self.classes = Linear(config, [embed], [("classes", 2)], rngs=rngs)
 
-    def __call__(self, hidden: Float[Array, "b l d"]) -> Float[Array, "b 2"]:
-        return self.classes(jnp.tanh(self.pooler(hidden[:, 0]))).astype(jnp.float32)
+    def __call__(self, states: Float[Array, "b l d"]) -> Float[Array, "b 2"]:
+        return self.classes(jnp.tanh(self.pooler(states[:, 0]))).astype(jnp.float32)
 
 
 class DetectionOutput(nnx.Module):
-    """One score a token: was it replaced? (Clark et al. 2020, §2)."""
+    """One score a token: whether it was replaced (Clark et al. 2020, §2)."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
         embed = ("embed", config.embed)
@@ -77,50 +116,66 @@ class DetectionOutput(nnx.Module):
         self.transform = Linear(config, [embed], [("embed_out", config.embed)], rngs=rngs)
         self.score = Linear(config, [embed], [("classes", 1)], rngs=rngs)
 
-    def __call__(self, hidden: Float[Array, "b l d"]) -> Float[Array, "b l"]:
-        return self.score(ACTIVATIONS[self.activation](self.transform(hidden)))[..., 0].astype(jnp.float32)
+    def __call__(self, states: Float[Array, "b l d"]) -> Float[Array, "b l"]:
+        return self.score(ACTIVATIONS[self.activation](self.transform(states)))[..., 0].astype(jnp.float32)
 
 
 class TaskOutput(nnx.Module):
-    """Scores of a task, float32: of every token, or of what a text's states are pooled to (`model.head`)."""
+    """Scores of a task, in float32: of every token, or of what a text's states are pooled to (`model.head`)."""
 
     def __init__(self, config: ModelConfig, head: HeadConfig, *, rngs: nnx.Rngs) -> None:
         embed = ("embed", config.embed)
-        self.pool, self.dropout, self.parts = head.pool, config.dropout, head.parts
-        self.pooler = Linear(config, [embed], [("embed_out", config.embed)], rngs=rngs) if head.transform else None
-        width = ("embed", config.embed * self.parts)
-        self.scores = (
-            Linear(config, [width], [("classes", head.outputs)], bias=True, rngs=rngs) if head.outputs else None
-        )
+        self.pool = head.pool
+        self.dropout = config.dropout
+        self.parts = head.parts
+        if head.transform:
+            self.pooler = Linear(config, [embed], [("embed_out", config.embed)], rngs=rngs)
+        else:
+            self.pooler = None
+        if head.outputs:
+            width = ("embed", config.embed * self.parts)
+            self.scores = Linear(config, [width], [("classes", head.outputs)], bias=True, rngs=rngs)
+        else:
+            self.scores = None
 
-    def pooled(self, states: Float[Array, "b l d"], tokens: Int[Array, "b l"], segments: Int[Array, "b l"]) -> Array:
-        """`[b, d]` (`[b, l, d]` of a head on tokens); soft prompts, whose ids are below zero, are left out."""
+    def pooled(
+        self, states: Float[Array, "b l d"], tokens: Int[Array, "b l"], segment_ids: Int[Array, "b l"]
+    ) -> Float[Array, "b *l d"]:
+        """Return one vector for each text, or for each token of a head on tokens.
+
+        Soft prompts, whose ids are below zero, are excluded.
+        """
         if self.pool != "none":
-            states = POOLS[self.pool](states, (segments > 0) & (tokens >= 0))
-        return states if self.pooler is None else jnp.tanh(self.pooler(states))
+            states = POOLS[self.pool](states, (segment_ids > 0) & (tokens >= 0))
+        if self.pooler is None:
+            return states
+        return jnp.tanh(self.pooler(states))
 
     def __call__(self, pooled: Float[Array, "... d"], key: PRNGKeyArray | None) -> Float[Array, "... c"]:
         assert self.scores is not None
-        own = None if key is None else jax.random.fold_in(key, 1)
-        return self.scores(dropout(pooled, self.dropout, own)).astype(jnp.float32)
+        dropout_key = None
+        if key is not None:
+            dropout_key = jax.random.fold_in(key, 1)
+        return self.scores(dropout(pooled, self.dropout, dropout_key)).astype(jnp.float32)
 
 
 class SpanOutput(nnx.Module):
-    """States for a span's tokens from the states at its borders and the place inside it (Joshi et al. 2020, §3.2)."""
+    """States for a span's tokens from those at its borders and the position inside it (Joshi et al. 2020, §3.2)."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
-        width = ("embed_out", config.width_of_embedding)
+        width = ("embed_out", config.embedding)
         inputs = 2 * config.embed + SPAN_POSITION_WIDTH
         self.activation = config.dense_feedforward.activation
-        self.positions = Embed(config, SPAN_POSITIONS, SPAN_POSITION_WIDTH, name="position", rngs=rngs)
+        self.positions = Embed(config, SPAN_POSITIONS, SPAN_POSITION_WIDTH, axis="position", rngs=rngs)
         self.first = Linear(config, [("embed", inputs)], [width], rngs=rngs)
         self.first_norm = Norm(config.norm, width)
-        self.second = Linear(config, [("embed", config.width_of_embedding)], [width], rngs=rngs)
+        self.second = Linear(config, [("embed", config.embedding)], [width], rngs=rngs)
         self.second_norm = Norm(config.norm, width)
 
     def __call__(
-        self, left: Float[Array, "b p d"], right: Float[Array, "b p d"], place: Int[Array, "b p"]
-    ) -> Float[Array, "b p d"]:
-        borders = jnp.concatenate([left, right, self.positions(place)], axis=-1)
-        first = self.first_norm(ACTIVATIONS[self.activation](self.first(borders)))
-        return self.second_norm(ACTIVATIONS[self.activation](self.second(first)))
+        self, left: Float[Array, "b p d"], right: Float[Array, "b p d"], position: Int[Array, "b p"]
+    ) -> Float[Array, "b p e"]:
+        activation = ACTIVATIONS[self.activation]
+        borders = jnp.concatenate([left, right, self.positions(position)], axis=-1)
+        first = self.first_norm(activation(self.first(borders)))
+        return self.second_norm(activation(self.second(first)))

@@ -8,7 +8,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
 GPU_PLATFORMS = ("gpu", "cuda", "rocm")
-"""What JAX calls a GPU: `gpu` as a backend, the others as platforms."""
+"""JAX's names for GPUs: `gpu` as a backend, the others as platforms."""
 
 AXES = ("data", "fsdp", "tensor", "expert", "context", "pipeline")
 
@@ -34,42 +34,44 @@ RULES: dict[str, tuple[str, ...]] = {
     "rank": (),
     "bottleneck": (),
 }
-"""Which mesh axes shard a logical axis: the first of them that together divide its size.
+"""The mesh axes that shard each logical axis: the first of them that together divide its size.
 
-Between the sublayers, where every channel is needed (norms, residual additions), the residual stream is cut along its
-length over `tensor` too (sequence parallelism: Korthikanti et al. 2022, §4.2.2). Stages of layers share the vocabulary,
-so that none waits while another computes the loss.
+Between the sublayers, where every channel is needed (norms, residual additions), the residual stream is sharded along
+its length over `tensor` too (sequence parallelism: Korthikanti et al. 2022, §4.2.2). Pipeline stages share the
+vocabulary, so that none waits while another computes the loss.
 """
 
 
 def spec(sizes: Mapping[str, int], names: tuple[str | None, ...], shape: tuple[int, ...]) -> PartitionSpec:
-    """How an array with these logical axes lies on a mesh of these `sizes`; None is an axis that stays whole."""
+    """Return how an array with these logical axes is sharded over a mesh of these `sizes`; None: not sharded."""
     parts: list[tuple[str, ...] | None] = []
     used: set[str] = set()
     for name, size in zip(names, shape, strict=True):
-        fits = tuple(axis for axis in RULES[name] if axis not in used and sizes[axis] > 1) if name else ()
-        while size % math.prod(sizes[axis] for axis in fits):
-            fits = fits[:-1]
-        used.update(fits)
-        parts.append(fits or None)
+        mesh_axes: list[str] = []
+        if name is not None:
+            mesh_axes = [axis for axis in RULES[name] if axis not in used and sizes[axis] > 1]
+        while size % math.prod(sizes[axis] for axis in mesh_axes):
+            mesh_axes.pop()
+        used.update(mesh_axes)
+        parts.append(tuple(mesh_axes) or None)
     return PartitionSpec(*parts)
 
 
 def constrain(x: Array, *names: str | None) -> Array:
-    """`x`, laid out on the mesh of the context by its logical axes; without a mesh as it is."""
+    """Return `x` with its logical axes sharded over the mesh in context; without a mesh, `x` as it is."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x
     return jax.lax.with_sharding_constraint(x, spec(mesh.shape, names, x.shape))
 
 
-def platform() -> str:
-    """The platform that is compiled for: that of the context's mesh, which may be a pod that is not here."""
+def target_platform() -> str:
+    """Return the platform compiled for: that of the mesh in context, which may be a pod that is not attached."""
     device = getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)
     return device.platform if device is not None else jax.default_backend()
 
 
 def shards(name: str) -> int:
-    """Into how many parts the mesh of the context cuts a logical axis."""
+    """Return how many parts the mesh in context cuts a logical axis into."""
     mesh = jax.sharding.get_abstract_mesh()
     return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in RULES[name])

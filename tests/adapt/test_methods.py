@@ -12,13 +12,13 @@ import t5x_lite
 from t5x_lite import config as configuration
 from t5x_lite.adapt import BitFit, Unfreeze
 from t5x_lite.adapt.initial_weights import initial_weights
-from t5x_lite.adapt.parts import flatten_names, unflatten_names
 from t5x_lite.cli import main
 from t5x_lite.models.config import ModelConfig
-from t5x_lite.models.transformer import model_spec
+from t5x_lite.models.spec import model_spec
 from t5x_lite.parallel.mesh import make_mesh
 from t5x_lite.run_dir import with_vocab
 from t5x_lite.train.setup import make_steps
+from t5x_lite.trees import flatten_names, unflatten_names
 from tests.conftest import REPOSITORY, lines
 
 LAYERS = 2
@@ -83,7 +83,7 @@ def test_a_method_trains_what_it_says_and_nothing_else(
 ) -> None:
     run, base = t5x_lite.load(adapted[method]), t5x_lite.load(encoder_run)
     ours, theirs = flatten_names(run.params), flatten_names(base.params)
-    trained = run.config.parts(run.params).trained(run.params)
+    trained = run.config.trainable_split(run.params).trained(run.params)
     sizes = {name: math.prod(value.shape) for name, value in flatten_names(trained).items()}
     if method in COUNTS:
         assert sum(sizes.values()) == COUNTS[method], sizes
@@ -106,7 +106,7 @@ def test_the_optimizer_has_state_for_what_trains_alone(adapted: dict[str, Path])
     bytes_of = {}
     for method in ("full", "lora"):
         model = t5x_lite.load(adapted[method])
-        steps = make_steps(model.config, model.run.blueprint, make_mesh(model.config.mesh))
+        steps = make_steps(model.config, model.run.spec, make_mesh(model.config.mesh))
         bytes_of[method] = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(steps.state.opt_state))
     assert bytes_of["lora"] <= 2 * 4 * COUNTS["lora"] + 64  # two float32 moments, and counts
     assert bytes_of["full"] > 20 * bytes_of["lora"]
@@ -119,9 +119,9 @@ def test_merged_weights_are_a_plain_model_with_equal_scores(method: str, adapted
     rng = np.random.default_rng(0)
     # Weights that matter: after three steps what was added is next to nothing.
     params = jax.tree.map(lambda x: x + 0.1 * rng.standard_normal(x.shape).astype(x.dtype), run.params)
-    merged = run.config.method.merged(flatten_names(params), np)
+    merged = run.config.method.merged_weights(flatten_names(params))
     tokens = rng.integers(0, 300, (2, 12))
-    with_it = run.run.blueprint.model(params)
+    with_it = run.run.spec.model(params)
     plain = model_spec(run.config.model).model(unflatten_names(merged))
     np.testing.assert_allclose(with_it(tokens), plain(tokens), atol=2e-4)
 
@@ -135,7 +135,7 @@ def test_what_is_added_begins_as_nothing(method: str, fox: Path, encoder_run: Pa
     plan = model_spec(config.model, config.method.surgery)
     params, _ = initial_weights(config, plan, make_mesh(config.mesh))
     tokens = np.random.default_rng(0).integers(0, 300, (2, 12))
-    np.testing.assert_allclose(plan.model(params)(tokens), base.run.blueprint.model(base.params)(tokens), atol=1e-5)
+    np.testing.assert_allclose(plan.model(params)(tokens), base.run.spec.model(base.params)(tokens), atol=1e-5)
 
 
 def test_an_adapted_run_resumes_and_refuses_another_base(
@@ -184,7 +184,7 @@ def test_layers_thaw_from_the_top_at_lower_rates() -> None:
     """ULMFiT's rule by hand: 2 layers, everything thawed at half of the run, each layer 2.6 times slower."""
 
     model = ModelConfig(layers=2, embed=8, heads=2, family="encoder")
-    rates = lambda name, progress: Unfreeze().rates(name, model, progress).tolist()  # noqa: E731
+    rates = lambda name, progress: Unfreeze().learning_rate_factor(name, model, progress).tolist()  # noqa: E731
     layer = "encoder.stack.layers.0.attention.query.weight"
     assert rates("head.scores.weight", 0.0) == 1
     assert rates(layer, 0.0) == [0, 0]
@@ -202,7 +202,7 @@ def test_berts_biases_are_the_published_share() -> None:
         config = configuration.load(REPOSITORY / f"configs/bert/{size}.yaml", ["data.files=x", f"model.vocab={vocab}"])
         plan = model_spec(config.model)
         counts = {name: math.prod(leaf.shape) for name, leaf in flatten_names(plan.shapes).items()}
-        biases = sum(n for name, n in counts.items() if BitFit().trains(name, config.model) and "encoder." in name)
+        biases = sum(n for name, n in counts.items() if BitFit().first_trained_repeat(name, config.model) == 0 and "encoder." in name)
         shares[size] = biases / plan.parameters
         width, mlp, layers = (768, 3072, 12) if size == "base" else (1024, 4096, 24)
         assert biases == layers * (7 * width + mlp) + width
@@ -216,7 +216,7 @@ def test_a_soft_prompt_stands_before_every_text(adapted: dict[str, Path]) -> Non
     cls = run.tokenizer.vocabulary().named["[CLS]"]
     assert ids[:4].tolist() == [-1, -2, -3, cls]
     (vector,) = run.embed(["the quick brown fox"], pool="cls")
-    states = np.asarray(run.run.blueprint.model(run.params)(ids[None]))
+    states = np.asarray(run.run.spec.model(run.params)(ids[None]))
     np.testing.assert_allclose(vector, states[0, 3], atol=1e-5)
 
 

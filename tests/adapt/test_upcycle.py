@@ -12,7 +12,7 @@ from t5x_lite import config as configuration
 from t5x_lite.adapt.initial_weights import initial_weights
 from t5x_lite.cli import main
 from t5x_lite.errors import UserError
-from t5x_lite.models.transformer import model_spec
+from t5x_lite.models.spec import model_spec
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.run_dir import with_vocab
 from tests.conftest import lines

@@ -36,11 +36,11 @@ def test_token_by_token_equals_one_pass(kind: Any, prefix_lm: bool) -> None:
     padded = np.zeros((2, len(rows), longest), np.int32)
     for n, (row, size) in enumerate(zip(rows, PROMPTS, strict=True)):
         padded[:, n, longest - size :] = row[:size], np.ones(size)
-    hidden, cache = jax.jit(model.begin, static_argnums=2)(*map(jnp.asarray, padded), TOKENS)
-    extend, states = jax.jit(model.extend), [hidden]
+    hidden, cache = jax.jit(model.prefill, static_argnums=2)(*map(jnp.asarray, padded), TOKENS)
+    decode_step, states = jax.jit(model.decode_step), [hidden]
     for step in range(TOKENS - 1):
         token = jnp.array([[row[size + step]] for row, size in zip(rows, PROMPTS, strict=True)])
-        hidden, cache = extend(token, jnp.ones_like(token), cache)
+        hidden, cache = decode_step(token, jnp.ones_like(token), cache)
         states.append(hidden)
     found = np.concatenate(states, axis=1)
 
@@ -54,6 +54,6 @@ def test_a_window_keeps_a_cache_of_its_size() -> None:
     pattern = [{"attention": "dense"}, {"attention": {"local": {"window": 5}}}]
     settings = {"layers": 2, "pattern": pattern, "embed": 16, "heads": 2, "vocab": 11}
     model: Any = random_model(ModelConfig.model_validate(settings))
-    dense, local = model.decoder.empty_cache(3, 100).layers
+    dense, local = model.decoder.empty_state(3, 100).layers
     assert dense.key.shape == (1, 3, 2, 100, 8)
     assert local.key.shape == (1, 3, 2, 5, 8)

@@ -13,7 +13,7 @@ from t5x_lite.models.attention.context import AttentionContext, TokenPositions
 from t5x_lite.models.attention.layer import Attention
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.layers import dropout
-from t5x_lite.models.transformer import init_params, model_spec
+from t5x_lite.models.spec import init_params, model_spec
 from tests.models.weights import random_model
 
 VARIANTS = {
@@ -90,8 +90,8 @@ def test_cached_decoding_equals_uncached_with_prompts_of_unequal_length(model: o
     padded = np.zeros((2, 6), np.int32)
     padded[0], padded[1, 3:] = long, short
     segments = np.array([[1] * 6, [0] * 3 + [1] * 3])
-    extend = jax.jit(model.extend)
-    hidden, cache = model.begin(jnp.asarray(padded), jnp.asarray(segments), 4)
+    extend = jax.jit(model.decode_step)
+    hidden, cache = model.prefill(jnp.asarray(padded), jnp.asarray(segments), 4)
     steps = [np.asarray(model.logits(hidden))]
     for column in range(4):
         hidden, cache = extend(continued[:, column : column + 1], np.ones((2, 1), np.int32), cache)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from t5x_lite.models.config import ModelConfig
-from t5x_lite.models.positions import bucket
-from t5x_lite.models.transformer import model_spec
+from t5x_lite.models.positions.relative import relative_bucket
+from t5x_lite.models.spec import model_spec
 from tests.models.weights import random_model
 
 SIZES = {"layers": 2, "embed": 16, "heads": 4, "vocab": 50}
@@ -77,9 +77,9 @@ def test_cached_decoding_equals_uncached_with_inputs_of_unequal_length(model: ob
     padded, segments = np.zeros((2, 2, 6), np.int32)
     for row, own in enumerate(inputs):
         padded[row, 6 - own.shape[1] :], segments[row, 6 - own.shape[1] :] = own[0], 1
-    hidden, cache = model.begin(jnp.asarray(padded), jnp.asarray(segments), 5)
+    hidden, cache = model.prefill(jnp.asarray(padded), jnp.asarray(segments), 5)
     steps = [np.asarray(hidden)]
-    extend = jax.jit(model.extend)
+    extend = jax.jit(model.decode_step)
     for column in range(5):
         hidden, cache = extend(targets[:, column : column + 1], np.ones((2, 1), np.int32), cache)
         steps.append(np.asarray(hidden))
@@ -132,10 +132,10 @@ def test_a_prefix_is_seen_both_ways_and_the_rest_back_only() -> None:
 def test_a_prompt_is_the_prefix_of_a_prefix_model() -> None:
     model = make(prefix_lm=True, positions="rotary")
     prompt, following = tokens(1, 5), tokens(1, 3, seed=1)
-    hidden, cache = model.begin(jnp.asarray(prompt), jnp.ones_like(prompt), 3)
+    hidden, cache = model.prefill(jnp.asarray(prompt), jnp.ones_like(prompt), 3)
     steps = [np.asarray(hidden)]
     for column in range(3):
-        hidden, cache = model.extend(following[:, column : column + 1], np.ones((1, 1), np.int32), cache)
+        hidden, cache = model.decode_step(following[:, column : column + 1], np.ones((1, 1), np.int32), cache)
         steps.append(np.asarray(hidden))
     whole = model(np.concatenate([prompt, following], 1), prefix=np.array([[1] * 5 + [0] * 3]))
     np.testing.assert_allclose(np.concatenate(steps, 1), np.asarray(whole)[:, 4:], atol=1e-5)
@@ -148,7 +148,7 @@ def test_electras_replacements_are_drawn_where_told_from_the_generators_softmax(
     weights = np.array([[1, 1, 0], [1, 0, 0]], np.float32)
     states = jnp.take_along_axis(model.generator(text), jnp.asarray(places)[..., None], axis=1)
     shares = jax.nn.softmax(model.generator.logits(states))[0, 0]
-    draw = jax.jit(lambda key: model.replaced(jnp.asarray(text), places, weights, states, key))
+    draw = jax.jit(lambda key: model.replace_tokens(jnp.asarray(text), places, weights, states, key))
     counts = np.zeros(50)
     for seed in range(500):
         drawn = np.asarray(draw(jax.random.key(seed)))
@@ -163,7 +163,7 @@ def test_relative_buckets_are_those_of_t5(real_data: Path) -> None:
     lines = (real_data / "t5_relative_buckets.tsv").read_text().splitlines()
     table = np.array([line.split("\t") for line in lines[1:]], int)
     for column, both_ways in ((1, True), (2, False)):
-        found = bucket(jnp.asarray(table[:, :1]), 32, 128, both_ways=both_ways)
+        found = relative_bucket(jnp.asarray(table[:, :1]), 32, 128, bidirectional=both_ways)
         np.testing.assert_array_equal(found[:, 0], table[:, column])
 
 

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5x_lite.models.attention.flash import (
+from t5x_lite.models.attention.flash import flash_attention
+from t5x_lite.models.attention.flash_tiles import (
     FlashInputs,
     FlashSettings,
     diagonal_tiles,
-    flash_attention,
     keep_mask,
     row_number,
 )

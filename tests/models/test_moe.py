@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from t5x_lite.models.experts.routers import DeepSeek, GShard, Switch, TopK
 
 from t5x_lite.models.config import ModelConfig
-from t5x_lite.models.experts.config import DeepSeek, GShard, Switch, TopK
+from t5x_lite.models.experts.activity import router_loss
 from t5x_lite.models.experts.layer import MixtureOfExperts
-from t5x_lite.models.experts.routing import balance_of, route_tokens, routing
-from t5x_lite.models.transformer import init_params, model_spec
+from t5x_lite.models.spec import init_params, model_spec
 
 EXPERTS, WIDTH, ROWS, LENGTH = 4, 8, 3, 10
 REAL = np.arange(LENGTH) < np.array([LENGTH, 7, 3])[:, None]
@@ -109,7 +109,7 @@ def test_dispatch_equals_a_loop_over_tokens(router: str, dispatch: Any, room: fl
     expected, dropped = by_hand(made, np.asarray(x), router, room)
     np.testing.assert_allclose(found, expected, atol=1e-5, rtol=1e-5)
     made(x, jnp.asarray(REAL), None)
-    assert float(made.seen.get_value().dropped.sum()) == dropped
+    assert float(made.activity.get_value().dropped.sum()) == dropped
     if room == 2:
         assert dropped
 
@@ -132,7 +132,8 @@ def test_gradients_equal_those_of_every_expert_on_every_token(expert: str, dispa
 
     def naive(params: Any, x: jax.Array) -> jax.Array:
         module = nnx.merge(graph, params)
-        experts, weights, _ = route_tokens(module.moe.router, module.router(x), None, None)
+        assignment = module.moe.router.choose_experts(module.router(x), None, None)
+        experts, weights = assignment.experts, assignment.weights
         every = module.experts(jnp.broadcast_to(x, (EXPERTS, *x.shape)), None)
         share = sum(weights[..., n, None] * (experts[..., n, None] == jnp.arange(EXPERTS)) for n in range(2))
         return jnp.sum(jnp.sin(jnp.einsum("ebld,ble->bld", every, share * REAL[..., None]) / 20))
@@ -163,17 +164,18 @@ def test_an_expert_that_chooses_takes_the_tokens_it_likes_best() -> None:
 def test_gshard_sends_to_its_second_expert_in_proportion() -> None:
     """Lepikhin et al. 2021, Algorithm 1: with probability 2·g2; in evaluation always."""
     logits = jnp.broadcast_to(jnp.log(jnp.array([0.7, 0.1, 0.15, 0.05])), (1, 20000, 4))
-    experts, weights, _ = route_tokens(GShard(), logits, None, jax.random.key(0))
+    assignment = GShard().choose_experts(logits, None, jax.random.key(0))
+    experts, weights = assignment.experts, assignment.weights
     second = 0.15 / 0.85
     np.testing.assert_allclose(weights[0, 0], [1 - second, second], rtol=1e-5)
     assert float((experts[..., 1] == 2).mean()) == pytest.approx(2 * second, abs=0.01)
     assert set(np.unique(experts[..., 1])) == {2, 4}
-    assert int(route_tokens(GShard(), logits, None, None)[0][0, 0, 1]) == 2
+    assert int(GShard().choose_experts(logits, None, None).experts[0, 0, 1]) == 2
 
 
 def seen_of(made: Any, x: Any) -> Any:
     made(x, jnp.asarray(REAL), None)
-    return jax.tree.map(lambda leaf: leaf[None], made.seen.get_value())
+    return jax.tree.map(lambda leaf: leaf[None], made.activity.get_value())
 
 
 def test_losses_are_the_published_formulas() -> None:
@@ -191,14 +193,14 @@ def test_losses_are_the_published_formulas() -> None:
         f = np.bincount(p.argmax(1), minlength=EXPERTS) / len(p)
         rows.append(EXPERTS * (f * p.mean(0)).sum())
     seen = seen_of(switch, x)
-    assert float(balance_of(Switch(), seen)) == pytest.approx(np.mean(rows), rel=1e-5)
+    assert float(Switch().balance_loss(seen)) == pytest.approx(np.mean(rows), rel=1e-5)
     logits = [np.asarray(x[b])[REAL[b]] @ np.asarray(switch.router.weight[...]) for b in range(ROWS)]
     z = np.mean([np.log(np.exp(row).sum()) ** 2 for row in np.concatenate(logits)])
     assert float(seen.log_z.sum() / seen.tokens.sum()) == pytest.approx(z, rel=1e-5)
 
     p = np.concatenate([probabilities(top, b) for b in range(ROWS)])
     f = np.mean([np.bincount(np.argsort(-row)[:2], minlength=EXPERTS) for row in p], axis=0)
-    assert float(balance_of(TopK(), seen_of(top, x))) == pytest.approx(EXPERTS * (f * p.mean(0)).sum(), rel=1e-5)
+    assert float(TopK().balance_loss(seen_of(top, x))) == pytest.approx(EXPERTS * (f * p.mean(0)).sum(), rel=1e-5)
 
     rows = []
     for b in range(ROWS):
@@ -206,7 +208,7 @@ def test_losses_are_the_published_formulas() -> None:
         chosen = np.argsort(-(s + np.asarray(deep.bias[...])), axis=1)[:, :2]
         f = EXPERTS / 2 * np.mean([np.isin(np.arange(EXPERTS), row) for row in chosen], axis=0)
         rows.append((f * (s / s.sum(1, keepdims=True)).mean(0)).sum())
-    assert float(balance_of(DeepSeek(k=2), seen_of(deep, x))) == pytest.approx(np.mean(rows), rel=1e-5)
+    assert float(DeepSeek(k=2).balance_loss(seen_of(deep, x))) == pytest.approx(np.mean(rows), rel=1e-5)
 
 
 def model(router: str, **more: Any) -> tuple[ModelConfig, Any, Any]:
@@ -224,7 +226,7 @@ def test_a_model_says_what_its_routers_did(router: str) -> None:
     def run(params: Any) -> Any:
         module = plan.model(params)
         module(jnp.arange(20).reshape(2, 10) % 11, key=jax.random.key(0))
-        return routing(module, config)
+        return router_loss(module, config)
 
     found = jax.jit(run)(params)
     said = {name: np.asarray(value) for name, value in found.means("router").items()}
@@ -247,14 +249,14 @@ def test_biases_move_against_the_load_and_have_no_gradient() -> None:
     def loss(params: Any) -> tuple[jax.Array, Any]:
         module = plan.model(params)
         total = jnp.sum(module(tokens))
-        return total, routing(module, config)
+        return total, router_loss(module, config)
 
     grads, found = jax.jit(jax.grad(loss, has_aux=True))(params)
     place = lambda tree: tree["decoder"]["stack"]["layers"]["1"]["feedforward"]["bias"]  # noqa: E731
     assert float(jnp.abs(place(grads)).max()) == 0
     loads = np.asarray(found.loads["decoder.stack.layers.1.feedforward"])
     expected = 0.001 * np.sign(loads.mean(1, keepdims=True) - loads)
-    np.testing.assert_allclose(place(found.rebalanced(params)) - place(params), expected, atol=1e-9)
+    np.testing.assert_allclose(place(found.update_biases(params)) - place(params), expected, atol=1e-9)
 
 
 def test_memory_of_dispatch_is_linear_in_tokens() -> None:

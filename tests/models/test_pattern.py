@@ -6,8 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5x_lite.models.components import GLU, MLP, MoE
 from t5x_lite.models.config import ModelConfig
+from t5x_lite.models.experts.config import MoE
+from t5x_lite.models.feedforward.config import GLU, MLP
 from tests.models.weights import random_model
 
 SIZES: dict[str, Any] = {"layers": 6, "embed": 16, "heads": 2, "vocab": 11}

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from t5x_lite.models.config import ModelConfig
-from t5x_lite.models.transformer import model_spec
+from t5x_lite.models.spec import model_spec
 
 
 def random_model(config: ModelConfig, deviation: float = 0.2) -> object:

@@ -1,226 +1,329 @@
-"""The shapes of pairs that `patterns.py` names, each computed as squares of queries and keys, and their union."""
+"""Attention by XLA, in the form that computes the fewest query-key pairs.
+
+From the bottom up: `dense_attention` computes all scores at once; `chunked_attention` computes them for some queries at
+a time; `full_attention` cuts a causal row into steps; the shapes of `kinds/shapes.py` arrange tokens so that a few small
+full attentions are left; `merge_partial_softmax` joins them. All forms give the same values.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from t5x_lite.models.attention.context import (
     MASK_VALUE,
     AttentionInputs,
+    KernelRequirements,
     PartialAttention,
     TokenPositions,
     attention_mask,
 )
-from t5x_lite.models.attention.kinds import Allowed, Blocks, Chosen, Columns, Dense, First
+from t5x_lite.models.attention.kinds import AttentionKind
+from t5x_lite.models.attention.kinds.shapes import (
+    AllowedPairs,
+    BlockBand,
+    FirstQueries,
+    PairShape,
+    Part,
+    SharedKeys,
+    StridedColumns,
+)
 from t5x_lite.models.layers import dropout
-from t5x_lite.models.sharding import shards
-
-WHOLE_SQUARE = 2**22
-"""Scores of one head above this number (2048 · 2048) are made for some queries at a time."""
-CHUNK_BYTES = 64 * 2**20
-"""What the scores of those queries may take, over the batch and all heads."""
-CACHED_BYTES = 16 * 2**20
-"""What the scores of blocks may take that are made together."""
-STEPS, SMALLEST_STEP = 8, 64
-"""Into how many steps the causal square of one row is cut at most, and how few queries a step may have."""
+from t5x_lite.models.sharding import constrain, shards
 
 
-def split_axis(x: Array, axis: int, count: int, size: int) -> Array:
-    """An axis, padded with zeros, as two: `[…, count, size, …]`."""
-    padded = jnp.pad(x, [(0, count * size - x.shape[axis] if n == axis else 0) for n in range(x.ndim)])
-    return padded.reshape(*x.shape[:axis], count, size, *x.shape[axis + 1 :])
+def unsupported_reason(kind: AttentionKind, required: KernelRequirements, platform: str) -> str | None:
+    """Return why XLA cannot compute an attention: it computes every one."""
+    return None
 
 
-def dense(call: AttentionInputs, allowed: Allowed) -> PartialAttention:
-    """All scores at once, the softmax in float32."""
-    b, l, h, k = call.query.shape
-    n = call.key.shape[2]
-    grouped = call.scaled.reshape(b, l, n, h // n, k)
-    scores = jnp.einsum("blngk,bmnk->bnglm", grouped, call.key, preferred_element_type=jnp.float32)
-    if call.view.bias is not None:
-        bias = call.view.bias(call.view.queries.index, call.view.keys.index)
+def attention(inputs: AttentionInputs, kind: AttentionKind) -> Float[Array, "b l h k"]:
+    """Compute the parts of an attention kind, or the whole matrix of scores where that is less work."""
+    parts = select_parts(inputs, kind)
+    if parts:
+        results = [SHAPES[type(part.shape)](inputs, part.shape, part.allowed) for part in parts]
+        out, log_sum = merge_partial_softmax(results)
+    else:
+        if inputs.query.shape[1] > 1:
+            # Each part of a row that devices share attends to the keys of the whole row.
+            axes = ("batch", None, "kv_heads", None)
+            inputs = replace(inputs, key=constrain(inputs.key, *axes), value=constrain(inputs.value, *axes))
+        out, log_sum = full_attention(inputs, kind.allowed)
+    if kind.allows_empty_rows:
+        has_keys = log_sum[..., None] > MASK_VALUE / 2
+        out = jnp.where(has_keys, out, 0).astype(out.dtype)
+    return out
+
+
+def select_parts(inputs: AttentionInputs, kind: AttentionKind) -> tuple[Part, ...]:
+    """Return the parts of a kind where tokens attend to their own row and the parts are fewer pairs than the square."""
+    context = inputs.context
+    length = inputs.query.shape[1]
+    if not context.self_attention:
+        return ()
+    min_block = inputs.settings.limits.min_block
+    parts = []
+    pairs = 0
+    for part in kind.parts(causal=context.strictly_causal):
+        if isinstance(part.shape, BlockBand):
+            blocks = -(-min_block // part.shape.size)
+            wide_shape = replace(part.shape, size=part.shape.size * blocks)
+            parts.append(replace(part, shape=wide_shape))
+        else:
+            parts.append(part)
+        pairs += parts[-1].shape.pairs(length)
+    if pairs < length * length:
+        return tuple(parts)
+    return ()
+
+
+def dense_attention(inputs: AttentionInputs, allowed: AllowedPairs) -> PartialAttention:
+    """Compute all scores at once, the softmax in float32 (Vaswani et al. 2017, §3.2.1)."""
+    b, l, h, k = inputs.query.shape
+    n = inputs.key.shape[2]
+    query = (inputs.query * inputs.scale).reshape(b, l, n, h // n, k)
+    scores = jnp.einsum("blngk,bmnk->bnglm", query, inputs.key, preferred_element_type=jnp.float32)
+    bias = inputs.context.score_bias()
+    if bias is not None:
         scores = scores + bias.reshape(n, h // n, *bias.shape[1:])
-    scores = jnp.where(attention_mask(allowed, call.view)[:, None, None], scores, MASK_VALUE)
-    shares = jax.nn.softmax(scores, axis=-1).astype(call.value.dtype)
-    shares = dropout(shares, call.settings.dropout, call.dropout_key)
-    out = jnp.einsum("bnglm,bmnk->blngk", shares, call.value).reshape(b, l, h, k)
-    return out, jnp.moveaxis(jax.nn.logsumexp(scores, axis=-1), -1, 1).reshape(b, l, h)
+    mask = attention_mask(allowed, inputs.context)
+    scores = jnp.where(mask[:, None, None], scores, MASK_VALUE)
+    weights = jax.nn.softmax(scores, axis=-1).astype(inputs.value.dtype)
+    weights = dropout(weights, inputs.settings.dropout, inputs.dropout_key)
+    out = jnp.einsum("bnglm,bmnk->blngk", weights, inputs.value).reshape(b, l, h, k)
+    log_sum = jax.nn.logsumexp(scores, axis=-1)
+    return out, jnp.moveaxis(log_sum, -1, 1).reshape(b, l, h)
 
 
-def cudnn(call: AttentionInputs, allowed: Allowed) -> PartialAttention:
-    """`dense` by cuDNN's flash attention: scores stay on the chip, the mask (of all heads) does not."""
-    view = call.view
-    causal = view.backward and view.queries is view.keys
-    everything = view.queries.one_text and view.keys.one_text and (causal or not view.causal)
-    seen = (
-        None
-        if everything and getattr(allowed, "__func__", None) is Dense.allowed
-        else attention_mask(allowed, view)[:, None]
-    )
-    scale, sides = call.settings.scale, (call.query, call.key, call.value)
-    out = jax.nn.dot_product_attention(*sides, mask=seen, scale=scale, is_causal=causal, implementation="cudnn")
-    return out, jnp.zeros(out.shape[:3], jnp.float32)  # unions of sets, which need it, are refused
+def chunked_attention(inputs: AttentionInputs, allowed: AllowedPairs) -> PartialAttention:
+    """Compute the scores of as many queries at a time as stay under `limits.chunk_bytes`.
 
-
-def full_attention(call: AttentionInputs, allowed: Allowed) -> PartialAttention:
-    """All pairs; for as many queries at a time as keep scores under `CHUNK_BYTES`, made again in the backward pass.
-
-    Of a causal row the pairs below the diagonal, and few above it.
+    The chunks are computed again in the backward pass.
     """
-    whole = cudnn if call.settings.kernel == "cudnn" else dense
-    b, l, h, _ = call.query.shape
-    itself = call.view.backward and call.view.queries is call.view.keys
-    if whole is dense and itself and l >= 2 * SMALLEST_STEP and shards("length") == 1:
-        return causal_blocks(call, allowed)
-    if l * call.key.shape[1] <= WHOLE_SQUARE or l == 1:
-        return whole(call, allowed)
-    size = max(CHUNK_BYTES // (4 * b * h * call.key.shape[1]), 1)
+    b, l, h, _ = inputs.query.shape
+    keys = inputs.key.shape[1]
+    limits = inputs.settings.limits
+    if l * keys <= limits.max_scores or l == 1:
+        return dense_attention(inputs, allowed)
+    size = max(limits.chunk_bytes // (4 * b * h * keys), 1)
     count = -(-l // size)
+    positions = inputs.context.queries
 
-    def parts(x: Array) -> Array:
+    def chunks(x: Array) -> Array:
         return jnp.moveaxis(split_axis(x, 1, count, size), 1, 0)
 
     @jax.checkpoint
-    def one(part: tuple[Any, ...]) -> PartialAttention:
-        query, index, segment_ids, at, key = part
-        view = replace(call.view, queries=TokenPositions(index, segment_ids, at=at))
-        return whole(replace(call, query=query, view=view, dropout_key=key), allowed)
+    def compute_chunk(chunk: tuple[Array, Array, Array, Array | None, Array | None]) -> PartialAttention:
+        query, index, segment_ids, unpadded_index, dropout_key = chunk
+        queries = TokenPositions(index, segment_ids, unpadded_index=unpadded_index)
+        context = replace(inputs.context, queries=queries, self_attention=False, bias=None)
+        return dense_attention(replace(inputs, query=query, context=context, dropout_key=dropout_key), allowed)
 
-    keys = None if call.dropout_key is None else jax.random.split(call.dropout_key, count)
-    places = call.view.queries
-    query, segment_ids, at = jax.tree.map(parts, (call.query, places.segment_ids, places.at))
-    made = jax.lax.map(one, (query, split_axis(places.index, 0, count, size), segment_ids, at, keys))
-    out, log_sum = (jnp.moveaxis(x, 0, 1) for x in made)
-    return out.reshape(b, count * size, h, -1)[:, :l], log_sum.reshape(b, count * size, h)[:, :l]
-
-
-def causal_blocks(call: AttentionInputs, allowed: Allowed) -> PartialAttention:
-    """A causal row in steps: the queries of each look at the keys up to its end alone."""
-    view, l = call.view, call.query.shape[1]
-    size = max(-(-l // STEPS), SMALLEST_STEP)
-    bias = None
-    if view.bias is not None and l * l <= WHOLE_SQUARE:
-        bias = view.bias(view.queries.index, view.keys.index)
-
-    def step(start: int) -> PartialAttention:
-        own, seen = slice(start, start + size), slice(0, start + size)
-        of_step = view.bias if bias is None else lambda query, key: bias[:, own, seen]
-        places = replace(view, queries=view.queries[own], keys=view.keys[seen], bias=of_step)
-        key = None if call.dropout_key is None else jax.random.fold_in(call.dropout_key, start)
-        query, keys, values = call.query[:, own], call.key[:, seen], call.value[:, seen]
-        return full_attention(AttentionInputs(query, keys, values, places, call.settings, key), allowed)
-
-    out, log_sum = zip(*map(step, range(0, l, size)), strict=True)
-    return jnp.concatenate(out, axis=1), jnp.concatenate(log_sum, axis=1)
+    dropout_keys = None
+    if inputs.dropout_key is not None:
+        dropout_keys = jax.random.split(inputs.dropout_key, count)
+    index = split_axis(jnp.asarray(positions.index), 0, count, size)
+    query, segment_ids, unpadded_index = jax.tree.map(
+        chunks, (inputs.query, positions.segment_ids, positions.unpadded_index)
+    )
+    out, log_sum = jax.lax.map(compute_chunk, (query, index, segment_ids, unpadded_index, dropout_keys))
+    out = jnp.moveaxis(out, 0, 1).reshape(b, count * size, h, -1)
+    log_sum = jnp.moveaxis(log_sum, 0, 1).reshape(b, count * size, h)
+    return out[:, :l], log_sum[:, :l]
 
 
-def blocks(call: AttentionInputs, shape: Blocks, allowed: Allowed) -> PartialAttention:
-    """Each block of queries looks at itself and at its neighbours alone; `index` counts from the first neighbour."""
-    size, before, after = shape.size, shape.before, shape.after
-    b, l = call.query.shape[:2]
+def full_attention(inputs: AttentionInputs, allowed: AllowedPairs) -> PartialAttention:
+    """Compute all pairs; of a causal row those below the diagonal, and few above it.
+
+    The queries of each of up to `limits.causal_steps` steps attend to the keys up to the end of the step.
+    """
+    context = inputs.context
+    limits = inputs.settings.limits
+    length = inputs.query.shape[1]
+    in_steps = context.self_attention and context.strictly_causal and length >= 2 * limits.min_causal_step
+    # Devices that share a row would have different steps.
+    if not in_steps or shards("length") > 1:
+        return chunked_attention(inputs, allowed)
+    if length * length <= limits.max_scores:
+        context = replace(context, bias=context.score_bias())
+    else:
+        context = replace(context, bias=None)
+    size = max(-(-length // limits.causal_steps), limits.min_causal_step)
+    outs = []
+    log_sums = []
+    for start in range(0, length, size):
+        queries = slice(start, start + size)
+        keys = slice(0, start + size)
+        dropout_key = inputs.dropout_key
+        if dropout_key is not None:
+            dropout_key = jax.random.fold_in(dropout_key, start)
+        step = AttentionInputs(
+            query=inputs.query[:, queries],
+            key=inputs.key[:, keys],
+            value=inputs.value[:, keys],
+            context=context.select(queries, keys),
+            settings=inputs.settings,
+            dropout_key=dropout_key,
+        )
+        out, log_sum = chunked_attention(step, allowed)
+        outs.append(out)
+        log_sums.append(log_sum)
+    return jnp.concatenate(outs, axis=1), jnp.concatenate(log_sums, axis=1)
+
+
+def block_attention(inputs: AttentionInputs, shape: BlockBand, allowed: AllowedPairs) -> PartialAttention:
+    """Compute each block of queries with its own block of keys and the neighbouring ones.
+
+    Blocks become rows of a larger batch; positions count from the first neighbour of each block.
+    """
+    size = shape.size
+    neighbours = shape.before + 1 + shape.after
+    b, l = inputs.query.shape[:2]
     count = -(-l // size)
 
-    def apart(x: Array) -> Array:
-        """`[b·count, size, …]`."""
+    def blocks(x: Array) -> Array:
+        """Return `[b * count, size, …]`."""
         return split_axis(x, 1, count, size).reshape(b * count, size, *x.shape[2:])
 
-    def beside(x: Array) -> Array:
-        """`[b·count, (before + 1 + after)·size, …]`: each block and its neighbours."""
-        around = jnp.pad(split_axis(x, 1, count, size), [(0, 0), (before, after), *[(0, 0)] * (x.ndim - 1)])
-        near = jnp.concatenate([around[:, n : n + count] for n in range(before + 1 + after)], axis=2)
-        return near.reshape(b * count, -1, *x.shape[2:])
+    def blocks_with_neighbours(x: Array) -> Array:
+        """Return `[b * count, neighbours * size, …]`."""
+        padding = [(0, 0), (shape.before, shape.after), *[(0, 0)] * (x.ndim - 1)]
+        padded = jnp.pad(split_axis(x, 1, count, size), padding)
+        around = jnp.concatenate([padded[:, n : n + count] for n in range(neighbours)], axis=2)
+        return around.reshape(b * count, -1, *x.shape[2:])
 
-    keys, queries = call.view.keys, call.view.queries
-    segments, prefix = jax.tree.map(beside, (keys.segment_ids, keys.prefix))
-    near = TokenPositions(jnp.arange((before + 1 + after) * size), segments, prefix)
-    own = TokenPositions(before * size + jnp.arange(size), apart(queries.segment_ids))
-    view = replace(call.view, queries=own, keys=near)
-    own_call = replace(call, query=apart(call.query), key=beside(call.key), value=beside(call.value), view=view)
-    made = attention_in_row_chunks(own_call, allowed)
-    out, log_sum = (x.reshape(b, count * size, *x.shape[2:])[:, :l] for x in made)
-    return out, log_sum
+    queries = inputs.context.queries
+    keys = inputs.context.keys
+    key_segments, key_prefix = jax.tree.map(blocks_with_neighbours, (keys.segment_ids, keys.prefix))
+    context = replace(
+        inputs.context,
+        queries=TokenPositions(shape.before * size + jnp.arange(size), blocks(queries.segment_ids)),
+        keys=TokenPositions(jnp.arange(neighbours * size), key_segments, key_prefix),
+        self_attention=False,
+        bias=None,
+    )
+    in_blocks = replace(
+        inputs,
+        query=blocks(inputs.query),
+        key=blocks_with_neighbours(inputs.key),
+        value=blocks_with_neighbours(inputs.value),
+        context=context,
+    )
+    out, log_sum = attention_in_row_chunks(in_blocks, allowed)
+    out = out.reshape(b, count * size, *out.shape[2:])
+    log_sum = log_sum.reshape(b, count * size, *log_sum.shape[2:])
+    return out[:, :l], log_sum[:, :l]
 
 
-def attention_in_row_chunks(call: AttentionInputs, allowed: Allowed) -> PartialAttention:
-    """`square` of many short rows, as many at a time as fit into a cache, made again in the backward pass.
+def attention_in_row_chunks(inputs: AttentionInputs, allowed: AllowedPairs) -> PartialAttention:
+    """Compute many short rows, as many at a time as fit into a cache; they are computed again in the backward pass.
 
-    Measured on two CPU cores at 32768 tokens, 1.6 times as fast as all at once; and the time per token stays the same.
+    On two CPU cores and 32,768 tokens that is 1.6 times as fast as all rows at once.
     """
-    b, l, h, _ = call.query.shape
-    keys, queries = call.view.keys, call.view.queries
-    size = max(CACHED_BYTES // (4 * h * l * call.key.shape[1]), 1)
+    b, l, h, _ = inputs.query.shape
+    queries = inputs.context.queries
+    keys = inputs.context.keys
+    size = max(inputs.settings.limits.cached_bytes // (4 * h * l * inputs.key.shape[1]), 1)
     if b <= size:
-        return full_attention(call, allowed)
+        return chunked_attention(inputs, allowed)
     count = -(-b // size)
 
+    def chunks(x: Array) -> Array:
+        return split_axis(x, 0, count, size)
+
     @jax.checkpoint
-    def one(part: tuple[Any, ...]) -> PartialAttention:
-        query, key, value, segments, of_keys, prefix, number = part
-        own = replace(keys, segment_ids=of_keys, prefix=prefix)
-        view = replace(call.view, queries=replace(queries, segment_ids=segments), keys=own)
-        drawn = None if call.dropout_key is None else jax.random.fold_in(call.dropout_key, number)
-        return full_attention(replace(call, query=query, key=key, value=value, view=view, dropout_key=drawn), allowed)
+    def compute_chunk(chunk: tuple[Array, Array, Array, Array, Array, Array | None, Array]) -> PartialAttention:
+        query, key, value, query_segments, key_segments, key_prefix, number = chunk
+        context = replace(
+            inputs.context,
+            queries=replace(queries, segment_ids=query_segments),
+            keys=replace(keys, segment_ids=key_segments, prefix=key_prefix),
+        )
+        dropout_key = inputs.dropout_key
+        if dropout_key is not None:
+            dropout_key = jax.random.fold_in(dropout_key, number)
+        rows = replace(inputs, query=query, key=key, value=value, context=context, dropout_key=dropout_key)
+        return chunked_attention(rows, allowed)
 
-    given = (call.query, call.key, call.value, queries.segment_ids, keys.segment_ids, keys.prefix)
-    made = jax.lax.map(one, (*jax.tree.map(lambda x: split_axis(x, 0, count, size), given), jnp.arange(count)))
-    out, log_sum = (x.reshape(count * size, *x.shape[2:])[:b] for x in made)
-    return out, log_sum
+    arrays = (inputs.query, inputs.key, inputs.value, queries.segment_ids, keys.segment_ids, keys.prefix)
+    out, log_sum = jax.lax.map(compute_chunk, (*jax.tree.map(chunks, arrays), jnp.arange(count)))
+    out = out.reshape(count * size, *out.shape[2:])
+    log_sum = log_sum.reshape(count * size, *log_sum.shape[2:])
+    return out[:b], log_sum[:b]
 
 
-def columns(call: AttentionInputs, shape: Columns, allowed: Allowed) -> PartialAttention:
-    """Each set of places that are `stride` apart is a short row of its own."""
+def column_attention(inputs: AttentionInputs, shape: StridedColumns, allowed: AllowedPairs) -> PartialAttention:
+    """Compute the tokens that are a multiple of `stride` apart as a short row of their own."""
     stride = shape.stride
-    b, l = call.query.shape[:2]
+    b, l = inputs.query.shape[:2]
     count = -(-l // stride)
 
-    def apart(x: Array) -> Array:
-        return jnp.moveaxis(split_axis(x, 1, count, stride), 2, 1).reshape(b * stride, count, *x.shape[2:])
+    def columns(x: Array) -> Array:
+        """Return `[b * stride, count, …]`."""
+        by_column = jnp.moveaxis(split_axis(x, 1, count, stride), 2, 1)
+        return by_column.reshape(b * stride, count, *x.shape[2:])
 
-    def together(x: Array) -> Array:
-        rows = jnp.moveaxis(x.reshape(b, stride, count, *x.shape[2:]), 1, 2)
-        return rows.reshape(b, count * stride, *x.shape[2:])[:, :l]
+    def rows(x: Array) -> Array:
+        """Return `[b, l, …]`, the inverse of `columns`."""
+        by_row = jnp.moveaxis(x.reshape(b, stride, count, *x.shape[2:]), 1, 2)
+        return by_row.reshape(b, count * stride, *x.shape[2:])[:, :l]
 
-    segments, prefix = jax.tree.map(apart, (call.view.keys.segment_ids, call.view.keys.prefix))
-    places = TokenPositions(stride * jnp.arange(count), segments, prefix)
-    view = replace(call.view, queries=places, keys=places)
-    short = replace(call, query=apart(call.query), key=apart(call.key), value=apart(call.value), view=view)
-    out, log_sum = full_attention(short, allowed)
-    return together(out), together(log_sum)
-
-
-def chosen(call: AttentionInputs, shape: Chosen, allowed: Allowed) -> PartialAttention:
-    """All queries, a few keys."""
-    places = np.array(shape.places(call.key.shape[1]), np.int32)
-    view = replace(call.view, keys=call.view.keys[places])
-    return full_attention(replace(call, key=call.key[:, places], value=call.value[:, places], view=view), allowed)
-
-
-def first(call: AttentionInputs, shape: First, allowed: Allowed) -> PartialAttention:
-    """A few queries, all keys; the others see nothing."""
-    count, l = shape.count, call.query.shape[1]
-    view = replace(call.view, queries=call.view.queries[:count])
-    out, log_sum = full_attention(replace(call, query=call.query[:, :count], view=view), allowed)
-    rest = ((0, 0), (0, l - count), (0, 0))
-    return jnp.pad(out, (*rest, (0, 0))), jnp.pad(log_sum, rest, constant_values=MASK_VALUE)
+    keys = inputs.context.keys
+    segments, prefix = jax.tree.map(columns, (keys.segment_ids, keys.prefix))
+    positions = TokenPositions(stride * jnp.arange(count), segments, prefix)
+    in_columns = replace(
+        inputs,
+        query=columns(inputs.query),
+        key=columns(inputs.key),
+        value=columns(inputs.value),
+        context=replace(inputs.context, queries=positions, keys=positions, bias=None),
+    )
+    out, log_sum = full_attention(in_columns, allowed)
+    return rows(out), rows(log_sum)
 
 
-SHAPES: dict[type, Callable[[AttentionInputs, Any, Allowed], PartialAttention]] = {
-    Blocks: blocks,
-    Columns: columns,
-    Chosen: chosen,
-    First: first,
+def shared_key_attention(inputs: AttentionInputs, shape: SharedKeys, allowed: AllowedPairs) -> PartialAttention:
+    """Compute all queries with a few keys."""
+    indices = np.array(shape.indices(inputs.key.shape[1]), np.int32)
+    context = replace(inputs.context, keys=inputs.context.keys.select(indices), self_attention=False, bias=None)
+    selected = replace(inputs, key=inputs.key[:, indices], value=inputs.value[:, indices], context=context)
+    return chunked_attention(selected, allowed)
+
+
+def first_query_attention(inputs: AttentionInputs, shape: FirstQueries, allowed: AllowedPairs) -> PartialAttention:
+    """Compute a few queries with all keys; the other queries have no keys."""
+    first = slice(0, shape.count)
+    queries = inputs.context.queries.select(first)
+    context = replace(inputs.context, queries=queries, self_attention=False, bias=None)
+    out, log_sum = chunked_attention(replace(inputs, query=inputs.query[:, first], context=context), allowed)
+    others = ((0, 0), (0, inputs.query.shape[1] - shape.count), (0, 0))
+    return jnp.pad(out, (*others, (0, 0))), jnp.pad(log_sum, others, constant_values=MASK_VALUE)
+
+
+SHAPES: dict[type[PairShape], Callable[..., PartialAttention]] = {
+    BlockBand: block_attention,
+    StridedColumns: column_attention,
+    SharedKeys: shared_key_attention,
+    FirstQueries: first_query_attention,
 }
 
 
 def merge_partial_softmax(results: Sequence[PartialAttention]) -> PartialAttention:
-    """One softmax over several sets of keys, from the softmax over each."""
+    """Return attention over the union of disjoint sets of keys from attention over each of them."""
+    if len(results) == 1:
+        return results[0]
     log_sums = jnp.stack([log_sum for _, log_sum in results])
-    log_sum = jax.nn.logsumexp(log_sums, axis=0)
-    shares = jnp.exp(log_sums - log_sum)[..., None]
     outs = jnp.stack([out for out, _ in results])
-    return jnp.sum(shares.astype(outs.dtype) * outs, axis=0), log_sum
+    log_sum = jax.nn.logsumexp(log_sums, axis=0)
+    weights = jnp.exp(log_sums - log_sum)[..., None]
+    return jnp.sum(weights.astype(outs.dtype) * outs, axis=0), log_sum
+
+
+def split_axis(x: Array, axis: int, count: int, size: int) -> Array:
+    """Return `x` with one axis, padded with zeros, as two: `[…, count, size, …]`."""
+    padding = [(0, 0)] * x.ndim
+    padding[axis] = (0, count * size - x.shape[axis])
+    return jnp.pad(x, padding).reshape(*x.shape[:axis], count, size, *x.shape[axis + 1 :])

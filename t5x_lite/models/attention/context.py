@@ -1,131 +1,266 @@
-"""One call of attention: its queries, keys and values, where they stand in the row, and which keys a query may see."""
+"""The inputs of attention: queries, keys and values, their positions, and which keys a query may attend to."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from t5x_lite.models.attention.kinds import Allowed
+from t5x_lite.models.attention.kinds.shapes import AllowedPairs
 
 MASK_VALUE = float(jnp.finfo(jnp.float32).min)
-"""The score of a key that is not seen."""
+"""Score of a masked key; finite, so that a row without any visible key does not become NaN."""
+
+KernelName = Literal["auto", "xla", "cudnn", "splash", "flash"]
+OffsetBias = Callable[[Int[Array, "..."]], Float[Array, "h ..."]]
+"""A function from offsets, key minus query, to the bias of every head."""
+Rotation = Callable[[Float[Array, "b l h k"], Int[Array, "b l"] | None], Float[Array, "b l h k"]]
+"""A function that rotates queries or keys by their positions."""
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TokenPositions:
-    """Where the tokens of one side of attention stand: `index` in the row (`[l]`), and the segment of each (`[b, l]`).
+    """Positions of the tokens on one side of attention.
 
-    Causality goes by `index`; a token sees its own segment alone; segment 0 is padding and is seen by none. Keys in
-    `prefix` are seen by earlier queries of their segment too. `at` is the place that an attention kind goes by, where
-    rows of unequal length begin at different indices. `one_text`: every row is one text without padding, as is known
-    while tracing.
+    Attributes:
+        index: position of each token in its row, `[l]`; causality compares these. It is a NumPy array, known while
+            tracing, except in decoding.
+        segment_ids: the document of each token, `[b, l]`. Attention stays inside a document; 0 is padding.
+        prefix: keys that earlier queries of their document may attend to, `[b, l]`; None where there are none.
+        unpadded_index: position without the padding to the left, `[b, l]`, which attention kinds compare where rows of
+            unequal length begin at different indices; None where all begin at 0.
+        single_segment: every row is known to hold one document and no padding.
     """
 
-    index: Any  # Int[Array, "l"], known while tracing (np.ndarray) where a row looks at itself
+    index: Int[Array, "l"] | Int[np.ndarray, "l"]
     segment_ids: Int[Array, "b l"]
     prefix: Bool[Array, "b l"] | None = None
-    at: Int[Array, "b l"] | None = None
-    one_text: bool = field(default=False, metadata={"static": True})
+    unpadded_index: Int[Array, "b l"] | None = None
+    single_segment: bool = field(default=False, metadata={"static": True})
 
     @property
     def in_order(self) -> bool:
-        """Whether the tokens stand at 0, 1, 2, …, as is known while tracing."""
+        """The tokens are known to be at 0, 1, 2 and so on."""
         if isinstance(self.index, jax.core.Tracer):
             return False
         return np.array_equal(self.index, np.arange(len(self.index)))
 
-    def __getitem__(self, places: Any) -> "TokenPositions":
-        """Those at some places of the row."""
-        take = lambda x: None if x is None else x[:, places]  # noqa: E731
-        return TokenPositions(self.index[places], self.segment_ids[:, places], take(self.prefix), take(self.at))
+    def select(self, places: slice | np.ndarray) -> "TokenPositions":
+        """Return the positions of some tokens of every row."""
+        prefix = self.prefix
+        if prefix is not None:
+            prefix = prefix[:, places]
+        unpadded_index = self.unpadded_index
+        if unpadded_index is not None:
+            unpadded_index = unpadded_index[:, places]
+        return TokenPositions(self.index[places], self.segment_ids[:, places], prefix, unpadded_index)
+
+
+def _no_rotation(x: Float[Array, "b l h k"], positions: Int[Array, "b l"] | None) -> Float[Array, "b l h k"]:
+    return x
 
 
 @dataclass(frozen=True)
 class AttentionContext:
-    """What the layers of one call share: where queries and keys stand, and what their places do to them.
+    """What the layers of one forward pass share: positions, causality, and position encodings.
 
-    `rotate` turns queries and new keys by their positions `at`; `bias`, of the `index` of queries and of keys, is added
-    to the scores (`offset_bias` is the same function of offsets, key - query); with `causal` a query sees no later key.
+    Attributes:
+        queries, keys: positions of both sides.
+        causal: a query attends to no later key.
+        self_attention: queries and keys are the same tokens of the same rows.
+        positions: positions that `rotate` uses, `[b, l]`.
+        rotate: rotates queries and new keys.
+        offset_bias: bias of the scores as a function of the offset; None for no bias.
+        bias: the bias of all queries and keys, `[h, l, m]`, where it is computed once for all layers.
     """
 
     queries: TokenPositions
     keys: TokenPositions
     causal: bool
-    at: Int[Array, "b l"] | None = None
-    rotate: Callable[[Float[Array, "b l h k"], Any], Float[Array, "b l h k"]] = lambda x, at: x
-    bias: Callable[[Int[Array, "l"], Int[Array, "m"]], Float[Array, "h l m"]] | None = None
-    offset_bias: Callable[[Int[Array, "..."]], Float[Array, "h ..."]] | None = None
+    self_attention: bool = False
+    positions: Int[Array, "b l"] | None = None
+    rotate: Rotation = _no_rotation
+    offset_bias: OffsetBias | None = None
+    bias: Float[Array, "h l m"] | None = None
 
     @property
-    def backward(self) -> bool:
-        """Whether no query sees a later key."""
+    def strictly_causal(self) -> bool:
+        """No query attends to a later key, not even to one of a prefix."""
         return self.causal and self.keys.prefix is None
 
+    def select(self, queries: slice, keys: slice) -> "AttentionContext":
+        """Return the context of some queries and some keys, which are no longer the same tokens."""
+        bias = self.bias
+        if bias is not None:
+            bias = bias[:, queries, keys]
+        return replace(
+            self,
+            queries=self.queries.select(queries),
+            keys=self.keys.select(keys),
+            bias=bias,
+            self_attention=False,
+        )
 
-Kernel = Literal["auto", "xla", "cudnn", "splash", "flash"]
+    def score_bias(self) -> Float[Array, "h l m"] | None:
+        """Return the bias of the scores of all queries and keys."""
+        if self.bias is not None or self.offset_bias is None:
+            return self.bias
+        return self.offset_bias(offsets(self.queries, self.keys))
+
+
+def offsets(queries: TokenPositions, keys: TokenPositions) -> Int[Array, "l m"]:
+    """Return the offset, key minus query, of every pair."""
+    return jnp.asarray(keys.index)[None, :] - jnp.asarray(queries.index)[:, None]
+
+
+@dataclass(frozen=True)
+class BlockLimits:
+    """Sizes at which attention by XLA is cut into parts.
+
+    Attributes:
+        min_block: narrower blocks are computed several at a time: smaller products are slower than the work they save.
+        causal_steps: parts that a causal row is cut into at most.
+        min_causal_step: queries of such a part at least.
+        max_scores: scores of one head above which they are computed for some queries at a time (2048 * 2048).
+        chunk_bytes: size of those scores over the batch and all heads.
+        cached_bytes: size of the scores of blocks that are computed together.
+    """
+
+    min_block: int = 64
+    causal_steps: int = 8
+    min_causal_step: int = 64
+    max_scores: int = 2**22
+    chunk_bytes: int = 64 * 2**20
+    cached_bytes: int = 16 * 2**20
 
 
 @dataclass(frozen=True)
 class AttentionSettings:
-    """What does not change from call to call: `scale` None is 1/sqrt(head_dim); `kernel` see `choose`."""
+    """What does not change from call to call.
+
+    Attributes:
+        scale: factor on the scores; None is 1/sqrt(head_dim).
+        dropout: share of the attention weights dropped in training.
+        kernel: what computes attention; see `kernels.choose_kernel`.
+        platform: the platform compiled for; None is that of the mesh.
+        interpret: run Pallas kernels in the interpreter, on any platform.
+        limits: see `BlockLimits`.
+    """
 
     scale: float | None = None
     dropout: float = 0.0
-    kernel: Kernel = "auto"
+    kernel: KernelName = "auto"
+    platform: str | None = None
+    interpret: bool = False
+    limits: BlockLimits = BlockLimits()
 
 
 @dataclass(frozen=True)
 class AttentionInputs:
-    """One attention: h query heads share n key heads in order."""
+    """One call of attention. h query heads share n key heads in order. A dropout key turns dropout on."""
 
     query: Float[Array, "b l h k"]
     key: Float[Array, "b m n k"]
     value: Float[Array, "b m n k"]
-    view: AttentionContext
+    context: AttentionContext
     settings: AttentionSettings
     dropout_key: PRNGKeyArray | None = None
 
     @property
-    def scaled(self) -> Float[Array, "b l h k"]:
-        """The query times `scale`."""
-        scale = self.settings.scale
-        return self.query * (self.query.shape[-1] ** -0.5 if scale is None else scale)
+    def scale(self) -> float:
+        """The factor on the scores."""
+        if self.settings.scale is None:
+            return self.query.shape[-1] ** -0.5
+        return self.settings.scale
 
-    def of_heads(self, start: int, count: int) -> "AttentionInputs":
-        """The same for some of the heads."""
-        h, n = self.query.shape[2], self.key.shape[2]
-        shared = slice(start * n // h, max((start + count) * n // h, start * n // h + 1))
-        bias, key = self.view.bias, self.dropout_key
-        some = None if bias is None else lambda q, k: bias(q, k)[start : start + count]
+    @property
+    def has_dropout(self) -> bool:
+        """Some attention weights are dropped."""
+        return self.dropout_key is not None and self.settings.dropout > 0
+
+    def select_heads(self, start: int, count: int) -> "AttentionInputs":
+        """Return the inputs of `count` query heads from `start`, with the key heads that they use."""
+        query_heads = self.query.shape[2]
+        key_heads = self.key.shape[2]
+        first_key_head = start * key_heads // query_heads
+        last_key_head = max((start + count) * key_heads // query_heads, first_key_head + 1)
+        used = slice(first_key_head, last_key_head)
+        heads = slice(start, start + count)
+        context = self.context
+        if context.bias is not None:
+            context = replace(context, bias=context.bias[heads])
+        if context.offset_bias is not None:
+            context = replace(context, offset_bias=_bias_of_heads(context.offset_bias, heads))
+        dropout_key = self.dropout_key
+        if dropout_key is not None:
+            dropout_key = jax.random.fold_in(dropout_key, start)
         return replace(
             self,
-            query=self.query[:, :, start : start + count],
-            key=self.key[:, :, shared],
-            value=self.value[:, :, shared],
-            view=replace(self.view, bias=some, offset_bias=None),
-            dropout_key=None if key is None else jax.random.fold_in(key, start),
+            query=self.query[:, :, heads],
+            key=self.key[:, :, used],
+            value=self.value[:, :, used],
+            context=context,
+            dropout_key=dropout_key,
         )
 
 
+def _bias_of_heads(offset_bias: OffsetBias, heads: slice) -> OffsetBias:
+    def bias(offset: Int[Array, "..."]) -> Float[Array, "h ..."]:
+        return offset_bias(offset)[heads]
+
+    return bias
+
+
 PartialAttention = tuple[Float[Array, "b l h k"], Float[Array, "b l h"]]
-"""What a query takes from its keys, and the logarithm of the sum of its exponentiated scores."""
+"""Attention output over some of the keys, and the log-sum-exp of their scores."""
 
 
-def attention_mask(allowed: Allowed, view: AttentionContext) -> Bool[Array, "b l m"]:
-    """Which keys each query may see, of those that an attention kind allows."""
-    queries, keys = view.queries, view.keys
-    query, key = queries.index[:, None], keys.index[None, :]
-    if queries.at is not None and keys.at is not None:
-        seen = allowed(queries.at[:, :, None], keys.at[:, None, :])
+@dataclass(frozen=True)
+class KernelRequirements:
+    """What a kernel must support to compute one layer's attention.
+
+    Attributes:
+        length: queries of a row.
+        head_dim: channels of a head.
+        dtype: type of queries, keys and values.
+        causal: a query attends to no later key.
+        self_attention: queries and keys are the same tokens.
+        in_order: queries and keys are at positions 0, 1, 2, … of their rows.
+        bias: position encodings add a bias to the scores.
+        dropout: attention weights are dropped.
+        prefix: a prefix is visible to earlier queries.
+    """
+
+    length: int
+    head_dim: int
+    dtype: str
+    causal: bool
+    self_attention: bool = True
+    in_order: bool = True
+    bias: bool = False
+    dropout: bool = False
+    prefix: bool = False
+
+
+def attention_mask(allowed: AllowedPairs, context: AttentionContext) -> Bool[Array, "b l m"]:
+    """Return which keys each query attends to, of those that an attention kind allows."""
+    queries = context.queries
+    keys = context.keys
+    query_index = queries.index[:, None]
+    key_index = keys.index[None, :]
+    if queries.unpadded_index is not None and keys.unpadded_index is not None:
+        mask = allowed(queries.unpadded_index[:, :, None], keys.unpadded_index[:, None, :])
     else:
-        seen = allowed(query, key)[None]
-    if view.causal:
-        past = (query >= key)[None]
-        seen = seen & (past if keys.prefix is None else past | keys.prefix[:, None, :])
-    own, other = queries.segment_ids[:, :, None], keys.segment_ids[:, None, :]
-    return seen & (own == other) & (other > 0)
+        mask = allowed(query_index, key_index)[None]
+    if context.causal:
+        visible = (query_index >= key_index)[None]
+        if keys.prefix is not None:
+            visible = visible | keys.prefix[:, None, :]
+        mask = mask & visible
+    query_segments = queries.segment_ids[:, :, None]
+    key_segments = keys.segment_ids[:, None, :]
+    return mask & (query_segments == key_segments) & (key_segments > 0)

@@ -1,255 +1,218 @@
 """Flash attention in Pallas: what XLA, cuDNN and splash attention do not fuse (Dao et al. 2022; Dao 2023).
 
-Adds a bias that depends on the distance alone, and returns its gradient; masks by segments of queries and keys, by
-causality, by a prefix, and by a window; drops attention weights. No array of queries x keys reaches the memory of the
-device. The kernels work on tiles of `block_q` queries by `block_k` keys; this file holds the mathematics of one tile
-and the padding around the kernels of `flash_gpu.py`.
+It supports a bias that depends on the offset alone, and its gradient; masks by documents of queries and keys, by
+causality, by a prefix, and by a window; and dropout of attention weights. No array of queries times keys reaches the
+memory of the device. The kernels are in `flash_gpu.py`, the arithmetic of a tile in `flash_tiles.py`.
 """
 
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float
 
-LOG2_E = 1.4426950408889634
-MASK_VALUE = -1e30
-"""The score of a masked key; finite, so that a row without any key does not become NaN."""
-
-
-@dataclass(frozen=True)
-class FlashSettings:
-    """What is fixed when a kernel is compiled.
-
-    `window`: a query sees the keys less than `window` positions away; None is all. `has_prefix`: keys of a prefix are
-    seen by earlier queries too. `bias_gradient`: whether the bias is trained.
-    """
-
-    scale: float
-    causal: bool
-    window: int | None = None
-    has_prefix: bool = False
-    dropout: float = 0.0
-    bias_gradient: bool = True
-    block_q: int = 64
-    block_k: int = 64
-    warps: int | None = None
-    stages: int = 2
-    interpret: bool = False
-
-    @property
-    def sees_later_keys(self) -> bool:
-        """Whether a query may see keys after its own position."""
-        return not self.causal or self.has_prefix
+from t5x_lite.models.attention import flash_gpu
+from t5x_lite.models.attention.context import AttentionInputs, KernelRequirements
+from t5x_lite.models.attention.flash_tiles import LOG2_E, FlashInputs, FlashSettings, diagonal_tiles
+from t5x_lite.models.attention.kinds import AttentionKind, Dense, Local
+from t5x_lite.models.sharding import GPU_PLATFORMS, shards, spec
 
 
-@dataclass(frozen=True)
-class FlashInputs:
-    """The arrays of one call.
-
-    query_segments, key_segments: 0 is padding and is seen by none.
-    prefix: 1 where a key belongs to the prefix.
-    bias: of head h at the offset key - query = x - (l - 1), `[h, x]`; the kernels get it as `diagonal_tiles`.
-    scalars: `(index of the first query in the row, seed of dropout)`.
-    """
-
-    query: Float[Array, "b l h k"]
-    key: Float[Array, "b m n k"]
-    value: Float[Array, "b m n k"]
-    query_segments: Int[Array, "b l"]
-    key_segments: Int[Array, "b m"]
-    prefix: Int[Array, "b m"] | None
-    bias: Float[Array, "h ..."] | None
-    scalars: Int[Array, "2"]
+def unsupported_reason(kind: AttentionKind, required: KernelRequirements, platform: str) -> str | None:
+    """Return why these kernels cannot compute an attention; None if they can."""
+    if platform not in GPU_PLATFORMS:
+        return f"it is for NVIDIA GPUs, not for {platform}"
+    if required.dtype not in {"bfloat16", "float16"}:
+        return f"it does not support {required.dtype}; bfloat16 it does"
+    if required.head_dim > 128:
+        return f"head_dim {required.head_dim} is over 128"
+    if not required.in_order:
+        return "queries and keys are not in order"
+    if not isinstance(kind, Dense | Local):
+        return "it computes dense and local attention only"
+    return None
 
 
-jax.tree_util.register_dataclass(FlashInputs)
+def attention(inputs: AttentionInputs, kind: AttentionKind) -> Float[Array, "b l h k"]:
+    """Compute attention by flash attention; every device computes its rows of the batch, its heads and its queries."""
+    context = inputs.context
+    length = inputs.query.shape[1]
+    keys = inputs.key.shape[1]
+    dropout = 0.0
+    seed = jnp.zeros((), jnp.int32)
+    if inputs.dropout_key is not None and inputs.settings.dropout > 0:
+        dropout = inputs.settings.dropout
+        seed = jax.lax.bitcast_convert_type(jax.random.bits(inputs.dropout_key, (), jnp.uint32), jnp.int32)
+    window = None
+    if isinstance(kind, Local):
+        window = kind.window
+    prefix = context.keys.prefix
+    if prefix is not None:
+        prefix = prefix.astype(jnp.int32)
+    bias = None
+    if context.offset_bias is not None:
+        bias = context.offset_bias(jnp.arange(1 - length, keys + 1))
+    settings = FlashSettings(
+        scale=inputs.scale,
+        causal=context.causal,
+        window=window,
+        has_prefix=prefix is not None,
+        dropout=dropout,
+        interpret=inputs.settings.interpret,
+    )
+    arrays = FlashInputs(
+        query=inputs.query,
+        key=inputs.key,
+        value=inputs.value,
+        query_segments=context.queries.segment_ids,
+        key_segments=context.keys.segment_ids,
+        prefix=prefix,
+        bias=bias,
+        scalars=jnp.stack([jnp.zeros((), jnp.int32), seed]),
+    )
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return flash_attention(arrays, settings)
+    specs = _partition_specs(arrays, mesh)
+    compute = partial(_compute_shard, settings=settings, length=length)
+    return jax.shard_map(compute, in_specs=(specs,), out_specs=specs.query, check_vma=False)(arrays)
 
 
-def key_blocks(start: Array, count: int, keys: int, settings: FlashSettings) -> tuple[Any, Any]:
-    """First and last-plus-one block of keys that the queries at `[start, start + count)` may see."""
-    blocks = keys // settings.block_k
-    lower: Any = 0
-    upper: Any = blocks
-    if settings.window is not None:
-        lower = jnp.maximum(start - settings.window + 1, 0) // settings.block_k
-    reach = start + count
-    if settings.sees_later_keys:
-        if settings.window is None:
-            return lower, upper
-        reach = reach + settings.window - 1
-    upper = jnp.minimum((reach + settings.block_k - 1) // settings.block_k, blocks)
-    return lower, upper
+def _partition_specs(arrays: FlashInputs, mesh: jax.sharding.AbstractMesh) -> Any:
+    """Return how the inputs are sharded, as a tree of their shape."""
+    # Query and key heads are sharded alike, or a shard would hold queries without their keys.
+    heads = None
+    if arrays.key.shape[2] % mesh.shape["tensor"] == 0:
+        heads = "heads"
+
+    def partition(array: Array | None, *axes: str | None) -> PartitionSpec | None:
+        if array is None:
+            return None
+        return spec(mesh.shape, axes, array.shape)
+
+    specs: dict[str, Any] = {
+        "query": partition(arrays.query, "batch", "length", heads, None),
+        "key": partition(arrays.key, "batch", None, heads, None),
+        "value": partition(arrays.value, "batch", None, heads, None),
+        "query_segments": partition(arrays.query_segments, "batch", "length"),
+        "key_segments": partition(arrays.key_segments, "batch", None),
+        "prefix": partition(arrays.prefix, "batch", None),
+        "bias": partition(arrays.bias, heads, None),
+        "scalars": partition(arrays.scalars, None),
+    }
+    return FlashInputs(**specs)
 
 
-def query_blocks(start: Array, first_query: Array, queries: int, settings: FlashSettings) -> tuple[Any, Any]:
-    """First and last-plus-one block of queries that may see the keys at `[start, start + block_k)`."""
-    blocks = queries // settings.block_q
-    lower: Any = 0
-    upper: Any = blocks
-    if not settings.sees_later_keys:
-        lower = jnp.minimum(jnp.maximum(start - first_query, 0) // settings.block_q, blocks)
-    elif settings.window is not None:
-        lower = jnp.minimum(jnp.maximum(start - settings.window + 1 - first_query, 0) // settings.block_q, blocks)
-    if settings.window is not None:
-        reach = jnp.maximum(start + settings.block_k + settings.window - 1 - first_query, 0)
-        upper = jnp.minimum((reach + settings.block_q - 1) // settings.block_q, blocks)
-    return lower, upper
-
-
-def tile_mask(
-    query: Int[Array, "q 1"],
-    key: Int[Array, "1 k"],
-    query_segments: Int[Array, "q 1"],
-    key_segments: Int[Array, "1 k"],
-    prefix: Int[Array, "1 k"] | None,
-    settings: FlashSettings,
-) -> Bool[Array, "q k"]:
-    """Which keys of a tile each query sees; `query` and `key` are positions in the row."""
-    mask = (query_segments == key_segments) & (key_segments > 0)
-    if settings.causal:
-        past = key <= query
-        mask = mask & (past if prefix is None else past | (prefix > 0))
-    if settings.window is not None:
-        distance = query - key
-        mask = mask & (distance < settings.window) & (distance > -settings.window)
-    return mask
-
-
-def keep_mask(seed: Array, row: Int[Array, "..."], key: Int[Array, "..."], rate: float) -> Bool[Array, "..."]:
-    """Which attention weights survive dropout: a hash of the seed, the number of the row and the key's position.
-
-    A function of positions alone, so that forward and backward passes, tiles of any size and the dense form agree. Two
-    rounds of the finalizer of MurmurHash3 (Appleby 2011) mix the bits.
-    """
-    per_row = _mix(row.astype(jnp.uint32) + seed.astype(jnp.uint32))
-    bits = _mix(per_row ^ (key.astype(jnp.uint32) * np.uint32(0x9E3779B9)))
-    return (bits >> np.uint32(8)).astype(jnp.int32) >= round(rate * 2**24)
-
-
-def _mix(x: Array) -> Array:
-    x = (x ^ (x >> np.uint32(16))) * np.uint32(0x85EBCA6B)
-    x = (x ^ (x >> np.uint32(13))) * np.uint32(0xC2B2AE35)
-    return x ^ (x >> np.uint32(16))
-
-
-def row_number(batch: Any, head: Any, heads: int, query: Int[Array, "..."]) -> Int[Array, "..."]:
-    """The number of a row of attention weights over batch, heads and queries, for `keep_mask`."""
-    return (batch * heads + head) * 2**20 + query
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(1,))
-def diagonal_tiles(bias: Float[Array, "h x"], block: int) -> Float[Array, "h d q k"]:
-    """A bias by offset as square tiles of `block`: entry (i, j) of tile d is `bias[d * block + block - 1 + j - i]`.
-
-    All tiles of a block diagonal of the matrix of scores are equal, so that the tiles take memory linear in the length.
-    Kernels read them as they are. The gradient is `sum_diagonals`.
-    """
-    count = bias.shape[1] // block - 1
-    inside = block - 1 + jnp.arange(block)[None, :] - jnp.arange(block)[:, None]
-    return bias[:, jnp.arange(count)[:, None, None] * block + inside]
-
-
-def sum_diagonals(tiles: Float[Array, "h d q k"]) -> Float[Array, "h x"]:
-    """The transpose of `diagonal_tiles`: sums over the diagonals of all tiles.
-
-    Rows are skewed by a reshape: row i of a tile moves to column `j + (block - 1 - i)`, so that a diagonal becomes a
-    column.
-    """
-    heads, diagonals, block, _ = tiles.shape
-    wide = jnp.pad(tiles[:, :, ::-1], [(0, 0), (0, 0), (0, 0), (0, block)])
-    flat = wide.reshape(heads, diagonals, 2 * block * block)[:, :, : block * (2 * block - 1)]
-    sums = flat.reshape(heads, diagonals, block, 2 * block - 1).sum(2)
-    low = sums[:, :, :block].reshape(heads, diagonals * block)
-    high = jnp.pad(sums[:, :, block:], [(0, 0), (0, 0), (0, 1)]).reshape(heads, diagonals * block)
-    return jnp.pad(low, [(0, 0), (0, block)]) + jnp.pad(high, [(0, 0), (block, 0)])
-
-
-diagonal_tiles.defvjp(
-    lambda bias, block: (diagonal_tiles(bias, block), None),
-    lambda block, _, gradient: (sum_diagonals(gradient),),
-)
+def _compute_shard(arrays: FlashInputs, settings: FlashSettings, length: int) -> Float[Array, "b l h k"]:
+    """Compute the shard of one device; `length` is the number of queries of a whole row."""
+    mesh = jax.sharding.get_abstract_mesh()
+    queries = arrays.query.shape[1]
+    keys = arrays.key.shape[1]
+    bias = arrays.bias
+    first_query = jnp.zeros((), jnp.int32)
+    if shards("length") > 1:
+        first_query = first_query + jax.lax.axis_index("context") * queries
+        if bias is not None:
+            bias = jax.lax.dynamic_slice_in_dim(bias, length - queries - first_query, queries + keys, axis=1)
+    # Every device drops weights of its own: its number goes into the seed.
+    device = jnp.zeros((), jnp.int32)
+    for axis in mesh.axis_names:
+        device = device * mesh.shape[axis] + jax.lax.axis_index(axis)
+    scalars = jnp.stack([first_query, arrays.scalars[1] + device])
+    return flash_attention(replace(arrays, bias=bias, scalars=scalars), settings)
 
 
 def flash_attention(inputs: FlashInputs, settings: FlashSettings) -> Float[Array, "b l h k"]:
-    """Attention of one device: softmax(scale * q k^T + bias) v over the visible keys; 0 where a query sees none.
+    """Compute attention on one device; a query without any key gets 0.
 
-    Lengths and head_dim are padded here to what the kernels need. With a bias, tiles are square.
+    Lengths and head_dim are padded here to what the kernels need.
     """
-    length, keys, width = inputs.query.shape[1], inputs.key.shape[1], inputs.query.shape[3]
-    queries_padded = -(-length // settings.block_q) * settings.block_q
-    keys_padded = -(-keys // settings.block_k) * settings.block_k
-    width_padded = max(16, 1 << (width - 1).bit_length())
+    length = inputs.query.shape[1]
+    keys = inputs.key.shape[1]
+    width = inputs.query.shape[3]
+    padded_length = -(-length // settings.block_q) * settings.block_q
+    padded_keys = -(-keys // settings.block_k) * settings.block_k
+    padded_width = max(16, 1 << (width - 1).bit_length())
 
     def pad(x: Array, size: int) -> Array:
-        channels = [(0, 0), (0, width_padded - width)] if x.ndim == 4 else []
-        return jnp.pad(x, [(0, 0), (0, size - x.shape[1]), *channels])
+        padding = [(0, 0)] * x.ndim
+        padding[1] = (0, size - x.shape[1])
+        if x.ndim == 4:
+            padding[3] = (0, padded_width - width)
+        return jnp.pad(x, padding)
 
-    tiles = None
-    if inputs.bias is not None:
-        bias = jnp.pad(inputs.bias, [(0, 0), (queries_padded - length, 0)])
-        bias = jnp.pad(bias, [(0, 0), (0, queries_padded + keys_padded - bias.shape[1])])
-        # Scores are in units of log2(e), for exp2.
-        tiles = diagonal_tiles(bias * LOG2_E, settings.block_q)
+    prefix = inputs.prefix
+    if prefix is not None:
+        prefix = pad(prefix, padded_keys)
+    bias = inputs.bias
+    if bias is not None:
+        left = padded_length - length
+        right = padded_length + padded_keys - left - bias.shape[1]
+        bias = diagonal_tiles(LOG2_E * jnp.pad(bias, [(0, 0), (left, right)]), settings.block_q)
     padded = FlashInputs(
-        query=pad(inputs.query, queries_padded),
-        key=pad(inputs.key, keys_padded),
-        value=pad(inputs.value, keys_padded),
-        query_segments=pad(inputs.query_segments, queries_padded),
-        key_segments=pad(inputs.key_segments, keys_padded),
-        prefix=None if inputs.prefix is None else pad(inputs.prefix, keys_padded),
-        bias=tiles,
+        query=pad(inputs.query, padded_length),
+        key=pad(inputs.key, padded_keys),
+        value=pad(inputs.value, padded_keys),
+        query_segments=pad(inputs.query_segments, padded_length),
+        key_segments=pad(inputs.key_segments, padded_keys),
+        prefix=prefix,
+        bias=bias,
         scalars=inputs.scalars,
     )
     return _attention(padded, settings)[:, :length, :, :width]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _attention(inputs: FlashInputs, settings: FlashSettings) -> Array:
-    return _forward(inputs, settings)[0]
+def _attention(inputs: FlashInputs, settings: FlashSettings) -> Float[Array, "b l h k"]:
+    out, _ = flash_gpu.forward(inputs, settings)
+    return out
 
 
-def _forward(inputs: FlashInputs, settings: FlashSettings) -> tuple[Array, Any]:
-    from t5x_lite.models.attention import flash_gpu
+Residuals = tuple[FlashInputs, Float[Array, "b l h k"], Float[Array, "b h l"]]
 
+
+def _attention_forward(inputs: FlashInputs, settings: FlashSettings) -> tuple[Float[Array, "b l h k"], Residuals]:
     out, log_sum = flash_gpu.forward(inputs, settings)
     return out, (inputs, out, log_sum)
 
 
-def _backward(settings: FlashSettings, residuals: Any, out_gradient: Array) -> tuple[FlashInputs]:
-    from t5x_lite.models.attention import flash_gpu
-
+def _attention_backward(
+    settings: FlashSettings, residuals: Residuals, out_gradient: Float[Array, "b l h k"]
+) -> tuple[FlashInputs]:
     inputs, out, log_sum = residuals
     delta = jnp.einsum("blhk,blhk->bhl", out.astype(jnp.float32), out_gradient.astype(jnp.float32))
     query, key, value = flash_gpu.backward(inputs, settings, out_gradient, log_sum, delta)
-    groups = inputs.query.shape[2] // inputs.key.shape[2]
-    if groups > 1:
-        key, value = (x.reshape(*x.shape[:2], -1, groups, x.shape[3]).sum(3) for x in (key, value))
-    bias = None
+    gradients: dict[str, Any] = {
+        "query": query.astype(inputs.query.dtype),
+        "key": _sum_head_groups(key, inputs.key),
+        "value": _sum_head_groups(value, inputs.value),
+        "query_segments": _zero_gradient(inputs.query_segments),
+        "key_segments": _zero_gradient(inputs.key_segments),
+        "prefix": _zero_gradient(inputs.prefix),
+        "bias": None,
+        "scalars": _zero_gradient(inputs.scalars),
+    }
     if inputs.bias is not None:
-        bias = jnp.zeros_like(inputs.bias)
-        if settings.bias_gradient:
-            # The kernel's scores are log2(e) times those of the definition, and so is the bias.
-            bias = flash_gpu.bias_gradient(inputs, settings, out_gradient, log_sum, delta) / LOG2_E
-
-    def none_for(x: Array | None) -> Any:
-        return None if x is None else np.zeros(x.shape, jax.dtypes.float0)
-
-    return (
-        FlashInputs(
-            query=query.astype(inputs.query.dtype),
-            key=key.astype(inputs.key.dtype),
-            value=value.astype(inputs.value.dtype),
-            query_segments=none_for(inputs.query_segments),
-            key_segments=none_for(inputs.key_segments),
-            prefix=none_for(inputs.prefix),
-            bias=bias,
-            scalars=none_for(inputs.scalars),
-        ),
-    )
+        # Scores are log2(e) times those of the definition, and so is the bias.
+        gradients["bias"] = flash_gpu.bias_gradient(inputs, settings, out_gradient, log_sum, delta) / LOG2_E
+    return (FlashInputs(**gradients),)
 
 
-_attention.defvjp(_forward, _backward)
+def _sum_head_groups(gradient: Float[Array, "b m h k"], key: Float[Array, "b m n k"]) -> Float[Array, "b m n k"]:
+    """Sum a gradient over the query heads that share a key head."""
+    b, m, n, k = key.shape
+    return gradient.reshape(b, m, n, -1, k).sum(3).astype(key.dtype)
+
+
+def _zero_gradient(x: Array | None) -> np.ndarray | None:
+    """Return the gradient of an integer array, as JAX has it."""
+    if x is None:
+        return None
+    return np.zeros(x.shape, jax.dtypes.float0)
+
+
+_attention.defvjp(_attention_forward, _attention_backward)

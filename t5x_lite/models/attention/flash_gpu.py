@@ -4,18 +4,20 @@ Every program of a grid owns one tile of its result and loops over the other sid
 write to the same place and gradients are deterministic.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import triton as plgpu
-from jaxtyping import Array, Float
+from jax.experimental.pallas import triton
+from jaxtyping import Array, Bool, Float
 
-from t5x_lite.models.attention.flash import (
+from t5x_lite.models.attention.context import MASK_VALUE
+from t5x_lite.models.attention.flash_tiles import (
     LOG2_E,
-    MASK_VALUE,
     FlashInputs,
     FlashSettings,
     keep_mask,
@@ -25,85 +27,133 @@ from t5x_lite.models.attention.flash import (
     tile_mask,
 )
 
-
-def _dot(a: Array, b: Array, contract: tuple[int, int]) -> Array:
-    return jax.lax.dot_general(a, b, (((contract[0],), (contract[1],)), ((), ())), preferred_element_type=jnp.float32)
-
-
-def _column(ref: Any, start: Any, size: int) -> Array:
-    return ref[pl.ds(start, size)][:, None]
+Ref: TypeAlias = Any
+"""A reference to an array in the memory of the GPU, as Pallas passes it to a kernel."""
+Scalar: TypeAlias = Any
+"""An integer that is known when the kernel runs."""
 
 
-def _row(ref: Any, start: Any, size: int) -> Array:
-    return ref[pl.ds(start, size)][None, :]
+@dataclass(frozen=True)
+class ProgramRefs:
+    """References to the inputs of one program: one row of the batch and one head."""
 
+    scalars: Ref
+    query: Ref
+    key: Ref
+    value: Ref
+    query_segments: Ref
+    key_segments: Ref
+    prefix: Ref | None
+    bias: Ref | None
+    batch: Scalar
+    head: Scalar
+    heads: int
+    settings: FlashSettings
 
-class _Refs:
-    """The inputs of one program, of one row of the batch and one head."""
-
-    def __init__(self, refs: Any, settings: FlashSettings, *, has_bias: bool) -> None:
-        rest = list(refs)
-        self.scalars, self.query, self.key, self.value, self.query_segments, self.key_segments = rest[:6]
-        rest = rest[6:]
-        self.prefix = rest.pop(0) if settings.has_prefix else None
-        self.bias = rest.pop(0) if has_bias else None
-        self.settings = settings
-        self.rest = rest
-
-    def tile(
-        self, query: Array, key: Array, query_start: Any, key_start: Any, batch: Any, head: Any, heads: int
-    ) -> tuple[Array, Array, Array | None]:
-        """Scores, mask, and which weights survive dropout, of one tile."""
+    def scores(
+        self, query: Float[Array, "q k"], key: Float[Array, "m k"], query_start: Scalar, key_start: Scalar
+    ) -> tuple[Float[Array, "q m"], Bool[Array, "q m"], Bool[Array, "q m"] | None]:
+        """Return the scores of one tile times log2(e), which keys are visible, and which weights dropout keeps."""
         settings = self.settings
-        block_q, block_k = query.shape[0], key.shape[0]
-        first = self.scalars[0]
-        query_index = first + query_start + jnp.arange(block_q)[:, None]
+        block_q = query.shape[0]
+        block_k = key.shape[0]
+        query_index = self.scalars[0] + query_start + jnp.arange(block_q)[:, None]
         key_index = key_start + jnp.arange(block_k)[None, :]
         scores = _dot(query, key, (1, 1)) * (settings.scale * LOG2_E)
         if self.bias is not None:
-            diagonal = key_start // block_k - query_start // block_q + self.query.shape[0] // block_q - 1
+            rows = self.query.shape[0] // block_q
+            diagonal = key_start // block_k - query_start // block_q + rows - 1
             scores = scores + self.bias[diagonal]
+        prefix = None
+        if self.prefix is not None:
+            prefix = _load_row(self.prefix, key_start, block_k)
         mask = tile_mask(
             query_index,
             key_index,
-            _column(self.query_segments, query_start, block_q),
-            _row(self.key_segments, key_start, block_k),
-            None if self.prefix is None else _row(self.prefix, key_start, block_k),
+            _load_column(self.query_segments, query_start, block_q),
+            _load_row(self.key_segments, key_start, block_k),
+            prefix,
             settings,
         )
         keep = None
         if settings.dropout > 0:
-            keep = keep_mask(self.scalars[1], row_number(batch, head, heads, query_index), key_index, settings.dropout)
+            row = row_number(self.batch, self.head, self.heads, query_index)
+            keep = keep_mask(self.scalars[1], row, key_index, settings.dropout)
         return jnp.where(mask, scores, MASK_VALUE), mask, keep
 
 
-def _specs(inputs: FlashInputs, place: Any) -> tuple[list[pl.BlockSpec], list[Array]]:
-    """Block specs and arrays of the inputs; `place(*program ids)` gives the batch row and the head."""
+@dataclass(frozen=True)
+class GradientRefs:
+    """References to what the backward pass reads beside the inputs: of one row of the batch and one head."""
+
+    out_gradient: Ref
+    log_sum: Ref
+    delta: Ref
+
+
+def _dot(a: Array, b: Array, contract: tuple[int, int]) -> Array:
+    dimensions = (((contract[0],), (contract[1],)), ((), ()))
+    return jax.lax.dot_general(a, b, dimensions, preferred_element_type=jnp.float32)
+
+
+def _load_column(ref: Ref, start: Scalar, size: int) -> Array:
+    return ref[pl.ds(start, size)][:, None]
+
+
+def _load_row(ref: Ref, start: Scalar, size: int) -> Array:
+    return ref[pl.ds(start, size)][None, :]
+
+
+def _split_refs(
+    refs: tuple[Ref, ...], inputs: FlashInputs, settings: FlashSettings, batch: Scalar, head: Scalar
+) -> tuple[ProgramRefs, list[Ref]]:
+    """Return the references to the inputs, and those that follow them."""
+    remaining = list(refs)
+    names = ["scalars", "query", "key", "value", "query_segments", "key_segments"]
+    optional: dict[str, Ref | None] = {"prefix": None, "bias": None}
+    named = {name: remaining.pop(0) for name in names}
+    if inputs.prefix is not None:
+        optional["prefix"] = remaining.pop(0)
+    if inputs.bias is not None:
+        optional["bias"] = remaining.pop(0)
+    heads = inputs.query.shape[2]
+    return ProgramRefs(**named, **optional, batch=batch, head=head, heads=heads, settings=settings), remaining
+
+
+ProgramPlace = Callable[..., tuple[Scalar, Scalar]]
+"""A function from the ids of a program to its row of the batch and its head."""
+
+
+def _input_specs(inputs: FlashInputs, place: ProgramPlace) -> tuple[list[pl.BlockSpec], list[Array]]:
+    """Return the block specs and the arrays of the inputs."""
     length, heads, width = inputs.query.shape[1:]
     keys, kv_heads = inputs.key.shape[1:3]
     groups = heads // kv_heads
 
-    def of_query(*ids: Any) -> tuple[Any, ...]:
+    def query_block(*ids: Scalar) -> tuple[Scalar, ...]:
         batch, head = place(*ids)
         return batch, 0, head, 0
 
-    def of_key(*ids: Any) -> tuple[Any, ...]:
+    def key_block(*ids: Scalar) -> tuple[Scalar, ...]:
         batch, head = place(*ids)
         return batch, 0, head // groups, 0
 
-    def of_batch(*ids: Any) -> tuple[Any, ...]:
+    def row_block(*ids: Scalar) -> tuple[Scalar, ...]:
         return place(*ids)[0], 0
 
-    def of_head(*ids: Any) -> tuple[Any, ...]:
+    def bias_block(*ids: Scalar) -> tuple[Scalar, ...]:
         return place(*ids)[1], 0, 0, 0
 
+    def scalars_block(*ids: Scalar) -> tuple[Scalar, ...]:
+        return (0,)
+
     specs = [
-        pl.BlockSpec((2,), lambda *_: (0,)),
-        pl.BlockSpec((None, length, None, width), of_query),
-        pl.BlockSpec((None, keys, None, width), of_key),
-        pl.BlockSpec((None, keys, None, width), of_key),
-        pl.BlockSpec((None, length), of_batch),
-        pl.BlockSpec((None, keys), of_batch),
+        pl.BlockSpec((2,), scalars_block),
+        pl.BlockSpec((None, length, None, width), query_block),
+        pl.BlockSpec((None, keys, None, width), key_block),
+        pl.BlockSpec((None, keys, None, width), key_block),
+        pl.BlockSpec((None, length), row_block),
+        pl.BlockSpec((None, keys), row_block),
     ]
     arrays = [
         inputs.scalars,
@@ -114,58 +164,88 @@ def _specs(inputs: FlashInputs, place: Any) -> tuple[list[pl.BlockSpec], list[Ar
         inputs.key_segments,
     ]
     if inputs.prefix is not None:
-        specs.append(pl.BlockSpec((None, keys), of_batch))
+        specs.append(pl.BlockSpec((None, keys), row_block))
         arrays.append(inputs.prefix)
     if inputs.bias is not None:
-        specs.append(pl.BlockSpec((None, *inputs.bias.shape[1:]), of_head))
+        specs.append(pl.BlockSpec((None, *inputs.bias.shape[1:]), bias_block))
         arrays.append(inputs.bias)
     return specs, arrays
 
 
-def _compiler_params(width: int, settings: FlashSettings) -> plgpu.CompilerParams:
-    warps = settings.warps or (4 if width <= 64 else 8)
-    return plgpu.CompilerParams(num_warps=warps, num_stages=settings.stages)
+def _gradient_specs(inputs: FlashInputs, place: ProgramPlace) -> list[pl.BlockSpec]:
+    """Return the block specs of the gradient of the output, the log-sums and delta."""
+    length, _, width = inputs.query.shape[1:]
+
+    def out_block(*ids: Scalar) -> tuple[Scalar, ...]:
+        batch, head = place(*ids)
+        return batch, 0, head, 0
+
+    def row_block(*ids: Scalar) -> tuple[Scalar, ...]:
+        batch, head = place(*ids)
+        return batch, head, 0
+
+    return [
+        pl.BlockSpec((None, length, None, width), out_block),
+        pl.BlockSpec((None, None, length), row_block),
+        pl.BlockSpec((None, None, length), row_block),
+    ]
+
+
+def _compiler_params(inputs: FlashInputs, settings: FlashSettings) -> triton.CompilerParams:
+    warps = settings.warps
+    if warps is None:
+        warps = 4 if inputs.query.shape[3] <= 64 else 8
+    return triton.CompilerParams(num_warps=warps, num_stages=settings.stages)
+
+
+def _batch_and_head(batch: Scalar, head: Scalar, tile: Scalar) -> tuple[Scalar, Scalar]:
+    return batch, head
+
+
+def _tile_spec(block: int, width: int) -> pl.BlockSpec:
+    def tile_block(batch: Scalar, head: Scalar, tile: Scalar) -> tuple[Scalar, ...]:
+        return batch, tile, head, 0
+
+    return pl.BlockSpec((None, block, None, width), tile_block)
 
 
 def forward(inputs: FlashInputs, settings: FlashSettings) -> tuple[Float[Array, "b l h k"], Float[Array, "b h l"]]:
-    """Attention output, and the logarithm to base 2 of the sum of exponentiated scores of every row."""
+    """Return the output, and the logarithm to base 2 of the sum of the exponentiated scores of every row."""
     batch, length, heads, width = inputs.query.shape
     block = settings.block_q
-    specs, arrays = _specs(inputs, lambda b, h, i: (b, h))
+    specs, arrays = _input_specs(inputs, _batch_and_head)
     out, log_sum = pl.pallas_call(
-        partial(_forward_kernel, settings=settings, heads=heads, has_bias=inputs.bias is not None),
+        partial(_forward_kernel, inputs=inputs, settings=settings),
         grid=(batch, heads, length // block),
         in_specs=specs,
         out_specs=[
-            pl.BlockSpec((None, block, None, width), lambda b, h, i: (b, i, h, 0)),
-            pl.BlockSpec((None, None, block), lambda b, h, i: (b, h, i)),
+            _tile_spec(block, width),
+            pl.BlockSpec((None, None, block), lambda batch, head, tile: (batch, head, tile)),
         ],
         out_shape=[
             jax.ShapeDtypeStruct(inputs.query.shape, inputs.query.dtype),
             jax.ShapeDtypeStruct((batch, heads, length), jnp.float32),
         ],
-        compiler_params=_compiler_params(width, settings),
+        compiler_params=_compiler_params(inputs, settings),
         interpret=settings.interpret,
         name="flash_attention_forward",
     )(*arrays)
     return out, log_sum
 
 
-def _forward_kernel(*refs: Any, settings: FlashSettings, heads: int, has_bias: bool) -> None:
-    inputs = _Refs(refs, settings, has_bias=has_bias)
-    out_ref, log_sum_ref = inputs.rest
-    batch, head = pl.program_id(0), pl.program_id(1)
-    block_q, block_k = settings.block_q, settings.block_k
+def _forward_kernel(*refs: Ref, inputs: FlashInputs, settings: FlashSettings) -> None:
+    program, (out_ref, log_sum_ref) = _split_refs(refs, inputs, settings, pl.program_id(0), pl.program_id(1))
+    block_q = settings.block_q
+    block_k = settings.block_k
     start = pl.program_id(2) * block_q
-    query = inputs.query[pl.ds(start, block_q), :]
-    keys = inputs.key.shape[0]
+    query = program.query[pl.ds(start, block_q), :]
 
-    def step(j: Array, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+    def add_tile(j: Scalar, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         out, largest, total = carry
         key_start = j * block_k
-        key = inputs.key[pl.ds(key_start, block_k), :]
-        value = inputs.value[pl.ds(key_start, block_k), :]
-        scores, mask, keep = inputs.tile(query, key, start, key_start, batch, head, heads)
+        key = program.key[pl.ds(key_start, block_k), :]
+        value = program.value[pl.ds(key_start, block_k), :]
+        scores, mask, keep = program.scores(query, key, start, key_start)
         new_largest = jnp.maximum(largest, jnp.max(scores, axis=1))
         weights = jnp.where(mask, jnp.exp2(scores - new_largest[:, None]), 0.0)
         correction = jnp.exp2(largest - new_largest)
@@ -175,185 +255,178 @@ def _forward_kernel(*refs: Any, settings: FlashSettings, heads: int, has_bias: b
         out = out * correction[:, None] + _dot(weights.astype(value.dtype), value, (1, 0))
         return out, new_largest, total
 
-    first_index = inputs.scalars[0] + start
-    lower, upper = key_blocks(first_index, block_q, keys, settings)
-    zeros = jnp.zeros((block_q, query.shape[1]), jnp.float32)
+    first, last = key_blocks(program.scalars[0] + start, block_q, program.key.shape[0], settings)
+    out = jnp.zeros((block_q, query.shape[1]), jnp.float32)
     largest = jnp.full((block_q,), MASK_VALUE, jnp.float32)
-    out, largest, total = jax.lax.fori_loop(lower, upper, step, (zeros, largest, jnp.zeros((block_q,), jnp.float32)))
+    total = jnp.zeros((block_q,), jnp.float32)
+    out, largest, total = jax.lax.fori_loop(first, last, add_tile, (out, largest, total))
     total = jnp.where(total == 0, 1.0, total)
     out_ref[...] = (out / (total * (1 - settings.dropout))[:, None]).astype(out_ref.dtype)
     log_sum_ref[...] = largest + jnp.log2(total)
 
 
 def backward(
-    inputs: FlashInputs, settings: FlashSettings, out_gradient: Array, log_sum: Array, delta: Array
-) -> tuple[Array, Array, Array]:
-    """Gradients of queries, and of keys and values for every query head, in float32."""
+    inputs: FlashInputs,
+    settings: FlashSettings,
+    out_gradient: Float[Array, "b l h k"],
+    log_sum: Float[Array, "b h l"],
+    delta: Float[Array, "b h l"],
+) -> tuple[Float[Array, "b l h k"], Float[Array, "b m h k"], Float[Array, "b m h k"]]:
+    """Return the gradients of queries, and of keys and values for every query head."""
     batch, length, heads, width = inputs.query.shape
     keys = inputs.key.shape[1]
-    specs, arrays = _specs(inputs, lambda b, h, i: (b, h))
-    specs += [
-        pl.BlockSpec((None, length, None, width), lambda b, h, i: (b, 0, h, 0)),
-        pl.BlockSpec((None, None, length), lambda b, h, i: (b, h, 0)),
-        pl.BlockSpec((None, None, length), lambda b, h, i: (b, h, 0)),
-    ]
+    specs, arrays = _input_specs(inputs, _batch_and_head)
+    specs += _gradient_specs(inputs, _batch_and_head)
     arrays += [out_gradient, log_sum, delta]
-    common: dict[str, Any] = {"settings": settings, "heads": heads, "has_bias": inputs.bias is not None}
-
-    def tiles(block: int) -> pl.BlockSpec:
-        return pl.BlockSpec((None, block, None, width), lambda b, h, i: (b, i, h, 0))
-
     query = pl.pallas_call(
-        partial(_query_gradient_kernel, **common),
+        partial(_query_gradient_kernel, inputs=inputs, settings=settings),
         grid=(batch, heads, length // settings.block_q),
         in_specs=specs,
-        out_specs=tiles(settings.block_q),
+        out_specs=_tile_spec(settings.block_q, width),
         out_shape=jax.ShapeDtypeStruct(inputs.query.shape, inputs.query.dtype),
-        compiler_params=_compiler_params(width, settings),
+        compiler_params=_compiler_params(inputs, settings),
         interpret=settings.interpret,
         name="flash_attention_query_gradient",
     )(*arrays)
-    shape = jax.ShapeDtypeStruct((batch, keys, heads, width), inputs.key.dtype)
+    key_shape = jax.ShapeDtypeStruct((batch, keys, heads, width), inputs.key.dtype)
     key, value = pl.pallas_call(
-        partial(_key_value_gradient_kernel, **common),
+        partial(_key_value_gradient_kernel, inputs=inputs, settings=settings),
         grid=(batch, heads, keys // settings.block_k),
         in_specs=specs,
-        out_specs=[tiles(settings.block_k), tiles(settings.block_k)],
-        out_shape=[shape, shape],
-        compiler_params=_compiler_params(width, settings),
+        out_specs=[_tile_spec(settings.block_k, width), _tile_spec(settings.block_k, width)],
+        out_shape=[key_shape, key_shape],
+        compiler_params=_compiler_params(inputs, settings),
         interpret=settings.interpret,
         name="flash_attention_key_value_gradient",
     )(*arrays)
     return query, key, value
 
 
-def _weights_and_gradient(
-    inputs: _Refs,
-    query: Array,
-    key: Array,
-    value: Array,
-    out_gradient: Array,
-    starts: tuple[Any, Any],
-    ids: tuple[Any, Any],
-    heads: int,
-) -> tuple[Array, Array]:
-    """Attention weights after dropout, and the gradient of the scores, of one tile."""
-    _, log_sum_ref, delta_ref = inputs.rest[:3]
-    query_start, key_start = starts
+def _tile_gradients(
+    program: ProgramRefs,
+    gradients: GradientRefs,
+    query_start: Scalar,
+    key_start: Scalar,
+    query: Float[Array, "q k"],
+    key: Float[Array, "m k"],
+) -> tuple[Float[Array, "q m"], Float[Array, "q m"], Float[Array, "q k"]]:
+    """Return the weights after dropout, the gradient of the scores, and the gradient of the output of one tile."""
     block_q = query.shape[0]
-    scores, mask, keep = inputs.tile(query, key, query_start, key_start, ids[0], ids[1], heads)
-    weights = jnp.where(mask, jnp.exp2(scores - _column(log_sum_ref, query_start, block_q)), 0.0)
-    gradient = _dot(out_gradient, value, (1, 1))
+    value = program.value[pl.ds(key_start, key.shape[0]), :]
+    out_gradient = gradients.out_gradient[pl.ds(query_start, block_q), :]
+    scores, mask, keep = program.scores(query, key, query_start, key_start)
+    log_sum = _load_column(gradients.log_sum, query_start, block_q)
+    weights = jnp.where(mask, jnp.exp2(scores - log_sum), 0.0)
+    weight_gradient = _dot(out_gradient, value, (1, 1))
     dropped = weights
     if keep is not None:
-        kept = 1 / (1 - inputs.settings.dropout)
-        gradient = jnp.where(keep, gradient * kept, 0.0)
-        dropped = jnp.where(keep, weights * kept, 0.0)
-    return dropped, weights * (gradient - _column(delta_ref, query_start, block_q))
+        scale = 1 / (1 - program.settings.dropout)
+        weight_gradient = jnp.where(keep, weight_gradient * scale, 0.0)
+        dropped = jnp.where(keep, weights * scale, 0.0)
+    score_gradient = weights * (weight_gradient - _load_column(gradients.delta, query_start, block_q))
+    return dropped, score_gradient, out_gradient
 
 
-def _query_gradient_kernel(*refs: Any, settings: FlashSettings, heads: int, has_bias: bool) -> None:
-    inputs = _Refs(refs, settings, has_bias=has_bias)
-    out_gradient_ref, result_ref = inputs.rest[0], inputs.rest[3]
-    ids = pl.program_id(0), pl.program_id(1)
-    block_q, block_k = settings.block_q, settings.block_k
+def _query_gradient_kernel(*refs: Ref, inputs: FlashInputs, settings: FlashSettings) -> None:
+    program, remaining = _split_refs(refs, inputs, settings, pl.program_id(0), pl.program_id(1))
+    gradients = GradientRefs(*remaining[:3])
+    result_ref = remaining[3]
+    block_q = settings.block_q
+    block_k = settings.block_k
     start = pl.program_id(2) * block_q
-    query = inputs.query[pl.ds(start, block_q), :]
-    out_gradient = out_gradient_ref[pl.ds(start, block_q), :]
+    query = program.query[pl.ds(start, block_q), :]
 
-    def step(j: Array, result: Array) -> Array:
+    def add_tile(j: Scalar, result: Array) -> Array:
         key_start = j * block_k
-        key = inputs.key[pl.ds(key_start, block_k), :]
-        value = inputs.value[pl.ds(key_start, block_k), :]
-        _, scores = _weights_and_gradient(inputs, query, key, value, out_gradient, (start, key_start), ids, heads)
-        return result + _dot(scores.astype(key.dtype), key, (1, 0))
+        key = program.key[pl.ds(key_start, block_k), :]
+        _, score_gradient, _ = _tile_gradients(program, gradients, start, key_start, query, key)
+        return result + _dot(score_gradient.astype(key.dtype), key, (1, 0))
 
-    lower, upper = key_blocks(inputs.scalars[0] + start, block_q, inputs.key.shape[0], settings)
-    result = jax.lax.fori_loop(lower, upper, step, jnp.zeros(query.shape, jnp.float32))
+    first, last = key_blocks(program.scalars[0] + start, block_q, program.key.shape[0], settings)
+    result = jax.lax.fori_loop(first, last, add_tile, jnp.zeros(query.shape, jnp.float32))
     result_ref[...] = (result * settings.scale).astype(result_ref.dtype)
 
 
-def _key_value_gradient_kernel(*refs: Any, settings: FlashSettings, heads: int, has_bias: bool) -> None:
-    inputs = _Refs(refs, settings, has_bias=has_bias)
-    out_gradient_ref, key_ref, value_ref = inputs.rest[0], inputs.rest[3], inputs.rest[4]
-    ids = pl.program_id(0), pl.program_id(1)
-    block_q, block_k = settings.block_q, settings.block_k
+def _key_value_gradient_kernel(*refs: Ref, inputs: FlashInputs, settings: FlashSettings) -> None:
+    program, remaining = _split_refs(refs, inputs, settings, pl.program_id(0), pl.program_id(1))
+    gradients = GradientRefs(*remaining[:3])
+    key_ref, value_ref = remaining[3:]
+    block_q = settings.block_q
+    block_k = settings.block_k
     start = pl.program_id(2) * block_k
-    key = inputs.key[pl.ds(start, block_k), :]
-    value = inputs.value[pl.ds(start, block_k), :]
+    key = program.key[pl.ds(start, block_k), :]
 
-    def step(i: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+    def add_tile(i: Scalar, carry: tuple[Array, Array]) -> tuple[Array, Array]:
         key_gradient, value_gradient = carry
         query_start = i * block_q
-        query = inputs.query[pl.ds(query_start, block_q), :]
-        out_gradient = out_gradient_ref[pl.ds(query_start, block_q), :]
-        weights, scores = _weights_and_gradient(
-            inputs, query, key, value, out_gradient, (query_start, start), ids, heads
-        )
+        query = program.query[pl.ds(query_start, block_q), :]
+        weights, score_gradient, out_gradient = _tile_gradients(program, gradients, query_start, start, query, key)
         value_gradient = value_gradient + _dot(weights.astype(out_gradient.dtype), out_gradient, (0, 0))
-        key_gradient = key_gradient + _dot(scores.astype(query.dtype), query, (0, 0))
+        key_gradient = key_gradient + _dot(score_gradient.astype(query.dtype), query, (0, 0))
         return key_gradient, value_gradient
 
-    lower, upper = query_blocks(start, inputs.scalars[0], inputs.query.shape[0], settings)
+    first, last = query_blocks(start, program.scalars[0], program.query.shape[0], settings)
     zeros = jnp.zeros(key.shape, jnp.float32)
-    key_gradient, value_gradient = jax.lax.fori_loop(lower, upper, step, (zeros, zeros))
+    key_gradient, value_gradient = jax.lax.fori_loop(first, last, add_tile, (zeros, zeros))
     key_ref[...] = (key_gradient * settings.scale).astype(key_ref.dtype)
     value_ref[...] = value_gradient.astype(value_ref.dtype)
 
 
 def bias_gradient(
-    inputs: FlashInputs, settings: FlashSettings, out_gradient: Array, log_sum: Array, delta: Array
-) -> Float[Array, "h d q k"]:
-    """Gradients of the scores, summed over the batch and along the tiles of each diagonal; see `sum_diagonals`.
+    inputs: FlashInputs,
+    settings: FlashSettings,
+    out_gradient: Float[Array, "b l h k"],
+    log_sum: Float[Array, "b h l"],
+    delta: Float[Array, "b h l"],
+) -> Float[Array, "h d q m"]:
+    """Return the gradients of the scores, summed over the batch and along the tiles of each diagonal.
 
-    All tiles of a block diagonal hold the same offsets, so that they are added as they are.
+    All tiles of a block diagonal hold the same offsets, so that they are added as they are; see `diagonal_tiles`.
     """
-    batch, length, heads, width = inputs.query.shape
-    keys = inputs.key.shape[1]
+    batch, length, heads, _ = inputs.query.shape
     block = settings.block_q
-    assert settings.block_k == block, "tiles of the bias gradient are square"
-    diagonals = length // block + keys // block - 1
-    specs, arrays = _specs(inputs, lambda h, d, b: (b, h))
-    specs += [
-        pl.BlockSpec((None, length, None, width), lambda h, d, b: (b, 0, h, 0)),
-        pl.BlockSpec((None, None, length), lambda h, d, b: (b, h, 0)),
-        pl.BlockSpec((None, None, length), lambda h, d, b: (b, h, 0)),
-    ]
+    diagonals = length // block + inputs.key.shape[1] // block - 1
+
+    def place(head: Scalar, diagonal: Scalar, batch: Scalar) -> tuple[Scalar, Scalar]:
+        return batch, head
+
+    def tile_block(head: Scalar, diagonal: Scalar, batch: Scalar) -> tuple[Scalar, ...]:
+        return batch, head, diagonal, 0, 0
+
+    specs, arrays = _input_specs(inputs, place)
     tiles = pl.pallas_call(
-        partial(_bias_gradient_kernel, settings=settings, heads=heads),
+        partial(_bias_gradient_kernel, inputs=inputs, settings=settings),
         grid=(heads, diagonals, batch),
-        in_specs=specs,
-        out_specs=pl.BlockSpec((None, None, None, block, block), lambda h, d, b: (b, h, d, 0, 0)),
+        in_specs=specs + _gradient_specs(inputs, place),
+        out_specs=pl.BlockSpec((None, None, None, block, block), tile_block),
         out_shape=jax.ShapeDtypeStruct((batch, heads, diagonals, block, block), jnp.float32),
-        compiler_params=_compiler_params(width, settings),
+        compiler_params=_compiler_params(inputs, settings),
         interpret=settings.interpret,
         name="flash_attention_bias_gradient",
     )(*arrays, out_gradient, log_sum, delta)
     return tiles.sum(0)
 
 
-def _bias_gradient_kernel(*refs: Any, settings: FlashSettings, heads: int) -> None:
-    inputs = _Refs(refs, settings, has_bias=True)
-    out_gradient_ref, tile_ref = inputs.rest[0], inputs.rest[3]
-    head, diagonal, batch = pl.program_id(0), pl.program_id(1), pl.program_id(2)
+def _bias_gradient_kernel(*refs: Ref, inputs: FlashInputs, settings: FlashSettings) -> None:
+    program, remaining = _split_refs(refs, inputs, settings, pl.program_id(2), pl.program_id(0))
+    gradients = GradientRefs(*remaining[:3])
+    tile_ref = remaining[3]
     block = settings.block_q
-    queries, keys = inputs.query.shape[0] // block, inputs.key.shape[0] // block
-    shift = diagonal - (queries - 1)
+    query_tiles = program.query.shape[0] // block
+    key_tiles = program.key.shape[0] // block
+    shift = pl.program_id(1) - (query_tiles - 1)
 
-    def step(i: Array, total: Array) -> Array:
-        query_start, key_start = i * block, (i + shift) * block
-        query = inputs.query[pl.ds(query_start, block), :]
-        key = inputs.key[pl.ds(key_start, block), :]
-        value = inputs.value[pl.ds(key_start, block), :]
-        out_gradient = out_gradient_ref[pl.ds(query_start, block), :]
-        _, scores = _weights_and_gradient(
-            inputs, query, key, value, out_gradient, (query_start, key_start), (batch, head), heads
-        )
-        return total + scores
+    def add_tile(i: Scalar, total: Array) -> Array:
+        query_start = i * block
+        key_start = (i + shift) * block
+        query = program.query[pl.ds(query_start, block), :]
+        key = program.key[pl.ds(key_start, block), :]
+        _, score_gradient, _ = _tile_gradients(program, gradients, query_start, key_start, query, key)
+        return total + score_gradient
 
-    lower = jnp.maximum(-shift, 0)
-    upper = jnp.minimum(queries, keys - shift)
-    if settings.causal and not settings.has_prefix:
-        # With the first query at index 0 no tile above the diagonal is seen.
-        upper = jnp.where((shift > 0) & (inputs.scalars[0] == 0), lower, upper)
-    tile_ref[...] = jax.lax.fori_loop(lower, upper, step, jnp.zeros((block, block), jnp.float32))
+    first = jnp.maximum(-shift, 0)
+    last = jnp.minimum(query_tiles, key_tiles - shift)
+    if not settings.sees_later_keys:
+        # If the first query is at index 0, no tile above the diagonal is visible.
+        last = jnp.where((shift > 0) & (program.scalars[0] == 0), first, last)
+    tile_ref[...] = jax.lax.fori_loop(first, last, add_tile, jnp.zeros((block, block), jnp.float32))

@@ -1,91 +1,149 @@
-"""Splash attention: the Pallas kernel for TPUs, over the devices of a mesh."""
+"""Splash attention: JAX's Pallas kernel for TPUs, over the devices of a mesh."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
-from t5x_lite.models.attention.context import AttentionInputs
+from t5x_lite.models.attention.context import AttentionInputs, KernelRequirements
 from t5x_lite.models.attention.kinds import AttentionKind, Dense, Local
 from t5x_lite.models.sharding import shards, spec
 
 LANES = 128
 """Splash attention works on blocks of a multiple of this many tokens (the kernel's source)."""
-SPLASH_BLOCKS = (512, 256, 128)
+BLOCK_SIZES = (512, 256, 128)
+"""Tokens of a block, the fastest first."""
 
 
-def splash(call: AttentionInputs, pattern: AttentionKind, *, interpret: bool = False) -> Float[Array, "b l h k"]:
-    """The Pallas kernel for TPUs, forward and backward: blocks that the mask leaves empty are skipped.
+def unsupported_reason(kind: AttentionKind, required: KernelRequirements, platform: str) -> str | None:
+    """Return why splash attention cannot compute an attention; None if it can."""
+    if platform != "tpu":
+        return f"it is for TPUs, not for {platform}"
+    length_shards = shards("length")
+    if required.length % (LANES * length_shards) > 0:
+        reason = f"length {required.length} is not a multiple of {LANES}"
+        if length_shards > 1:
+            reason += f" for each of mesh.context {length_shards}"
+        return reason
+    if kind.allows_empty_rows:
+        return "it does not support queries without any key"
+    if not required.self_attention:
+        return "it supports self-attention only"
+    if required.bias:
+        return "it does not support positions that add a bias to the scores"
+    if required.dropout:
+        return "it does not support attention dropout"
+    if required.prefix:
+        return "it does not support a prefix that is attended to both ways"
+    return None
+
+
+def attention(inputs: AttentionInputs, kind: AttentionKind) -> Float[Array, "b l h k"]:
+    """Compute attention by splash attention, which skips the blocks that the mask leaves empty.
 
     Each device computes its own rows, heads and part of the length, and gathers the keys and values of the whole row.
     """
-    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 
-    mesh, length, heads = jax.sharding.get_abstract_mesh(), call.query.shape[1], call.query.shape[2]
-    alone = mesh.empty or mesh.size == 1
+    mesh = jax.sharding.get_abstract_mesh()
+    single_device = mesh.empty or mesh.size == 1
+    length, heads = inputs.query.shape[1:3]
     # Query and key heads are sharded alike, or a shard would hold queries without their keys.
-    by_heads = "heads" if not alone and call.key.shape[2] % mesh.shape["tensor"] == 0 else None
-    size = next(block for block in SPLASH_BLOCKS if length // shards("length") % block == 0)
-    tiles = ("block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv", "block_kv_dkv_compute")
-    sizes = kernel.BlockSizes(**dict.fromkeys(tiles, size), use_fused_bwd_kernel=True)  # type: ignore[arg-type]
-    places = np.asarray(call.view.queries.index)
-    run = kernel.make_splash_mha(
-        _splash_mask(pattern, places, heads, causal=call.view.causal),
-        block_sizes=sizes,
-        head_shards=1 if by_heads is None else mesh.shape["tensor"],
+    head_axis = None
+    head_shards = 1
+    if not single_device and inputs.key.shape[2] % mesh.shape["tensor"] == 0:
+        head_axis = "heads"
+        head_shards = mesh.shape["tensor"]
+    index = np.asarray(inputs.context.queries.index)
+    size = next(block for block in BLOCK_SIZES if length // shards("length") % block == 0)
+    kernel = splash.make_splash_mha(
+        _build_mask(kind, index, heads, causal=inputs.context.causal),
+        block_sizes=splash.BlockSizes(
+            block_q=size,
+            block_kv=size,
+            block_kv_compute=size,
+            block_q_dkv=size,
+            block_kv_dkv=size,
+            block_kv_dkv_compute=size,
+            use_fused_bwd_kernel=True,
+        ),
+        head_shards=head_shards,
         q_seq_shards=shards("length"),
-        interpret=interpret,
+        interpret=inputs.settings.interpret,
     )
-    in_order = None if np.array_equal(places, np.arange(length)) else np.argsort(places)
-
-    def own(run: Any, query: Array, key: Array, value: Array, segments: Array, of_keys: Array) -> Array:
-        if in_order is not None:
-            key, value, of_keys = (x[:, in_order] for x in (key, value, of_keys))
-        heads_first = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))
-        out = jax.vmap(run)(*heads_first, segment_ids=kernel.SegmentIds(segments, of_keys))
-        return jnp.swapaxes(out, 1, 2)
-
-    segments = call.view.queries.segment_ids
-    sides = (call.scaled, call.key, call.value, segments, segments)
-    if alone:
-        return own(run, *sides)
-    kv = ("batch", None, by_heads, None)
-    axes = [("batch", "length", by_heads, None), kv, kv, ("batch", "length"), ("batch", None)]
-    specs = tuple(spec(mesh.shape, names, x.shape) for names, x in zip(axes, sides, strict=True))
-    of_run = run.manual_sharding_spec(NamedSharding(mesh, PartitionSpec(specs[0][2], specs[0][1])))
-    local = jax.shard_map(own, in_specs=(of_run, *specs), out_specs=specs[0], check_vma=False)
-    return local(run, *sides)
+    key_order = None
+    if not np.array_equal(index, np.arange(length)):
+        key_order = np.argsort(index)
+    compute = partial(_run_kernel, key_order=key_order)
+    segments = inputs.context.queries.segment_ids
+    arrays = (inputs.query * inputs.scale, inputs.key, inputs.value, segments, segments)
+    if single_device:
+        return compute(kernel, *arrays)
+    key_axes = ("batch", None, head_axis, None)
+    axes = (("batch", "length", head_axis, None), key_axes, key_axes, ("batch", "length"), ("batch", None))
+    specs = tuple(spec(mesh.shape, names, array.shape) for names, array in zip(axes, arrays, strict=True))
+    kernel_spec = kernel.manual_sharding_spec(NamedSharding(mesh, PartitionSpec(specs[0][2], specs[0][1])))
+    sharded = jax.shard_map(compute, in_specs=(kernel_spec, *specs), out_specs=specs[0], check_vma=False)
+    return sharded(kernel, *arrays)
 
 
-def _splash_mask(pattern: AttentionKind, places: np.ndarray, heads: int, *, causal: bool) -> Any:
-    """The mask of queries at `places` and keys in order, as the kernel takes it."""
+def _run_kernel(
+    kernel: Any,
+    query: Float[Array, "b l h k"],
+    key: Float[Array, "b m n k"],
+    value: Float[Array, "b m n k"],
+    query_segments: Int[Array, "b l"],
+    key_segments: Int[Array, "b m"],
+    *,
+    key_order: np.ndarray | None,
+) -> Float[Array, "b l h k"]:
+    """Run a splash kernel on the arrays of one device; `key_order` sorts keys that are out of order."""
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+
+    if key_order is not None:
+        key = key[:, key_order]
+        value = value[:, key_order]
+        key_segments = key_segments[:, key_order]
+    query, key, value = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))
+    out = jax.vmap(kernel)(query, key, value, segment_ids=splash.SegmentIds(query_segments, key_segments))
+    return jnp.swapaxes(out, 1, 2)
+
+
+def _build_mask(kind: AttentionKind, index: Int[np.ndarray, "l"], heads: int, *, causal: bool) -> Any:
+    """Return the mask of queries at `index` and keys in order, as splash attention takes it."""
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
-    length = len(places)
-    shape, natural = (length, length), np.array_equal(places, np.arange(length))
+    length = len(index)
+    shape = (length, length)
+    in_order = np.array_equal(index, np.arange(length))
 
     @dataclass(frozen=True)
-    class Lazy(masks.Mask):
-        """Made in blocks: a long row's square would not fit."""
+    class LazyMask(masks.Mask):
+        """A mask computed block by block: that of a long row would not fit in memory."""
 
-        pattern: AttentionKind
+        kind: AttentionKind
 
         @property
         def shape(self) -> tuple[int, int]:
             return shape
 
-        def __getitem__(self, index: tuple[slice, slice]) -> np.ndarray:
-            query, key = places[index[0]][:, None], np.arange(length)[index[1]]
-            seen = np.broadcast_to(pattern.allowed(query, key), np.broadcast_shapes(query.shape, key.shape))
-            return seen & (query >= key) if causal else np.array(seen)
+        def __getitem__(self, block: tuple[slice, slice]) -> np.ndarray:
+            query = index[block[0]][:, None]
+            key = np.arange(length)[block[1]]
+            mask = np.array(np.broadcast_to(kind.allowed(query, key), np.broadcast_shapes(query.shape, key.shape)))
+            if causal:
+                mask = mask & (query >= key)
+            return mask
 
-    one: masks.Mask = Lazy(pattern)
-    if natural and isinstance(pattern, Dense):
-        one = masks.CausalMask(shape) if causal else masks.FullMask(shape)
-    elif natural and isinstance(pattern, Local):
-        one = masks.LocalMask(shape, (pattern.window - 1, 0 if causal else pattern.window - 1), 0)
-    return masks.MultiHeadMask([one] * heads)
+    mask: masks.Mask = LazyMask(kind)
+    if in_order and isinstance(kind, Dense):
+        mask = masks.CausalMask(shape) if causal else masks.FullMask(shape)
+    elif in_order and isinstance(kind, Local):
+        reach = kind.window - 1
+        mask = masks.LocalMask(shape, (reach, 0 if causal else reach), 0)
+    return masks.MultiHeadMask([mask] * heads)

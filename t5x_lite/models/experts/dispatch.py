@@ -14,16 +14,27 @@ from jaxtyping import Array, Float, Int
 
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.experts.config import Dropless
+from t5x_lite.models.layers import GroupedProduct
+
+RunExperts = Callable[[Float[Array, "g e c d"]], Float[Array, "g e c d"]]
+"""A function that applies every expert to its buffer."""
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class Queue:
-    """The choices of each group, in the order in which experts serve them: first choices in the order of tokens, second
-    ones after them all (Lepikhin et al. 2021, Algorithm 1; Fedus et al. 2022, §2.2).
+class SortedChoices:
+    """The choices of each group, in the order in which experts serve them.
 
-    `expert` and `place` (in the expert's queue) are those of each choice; `order` sorts choices by expert, `rank`
-    undoes that; `counts` is the length of each queue and `starts` where it begins in that order.
+    First choices come in the order of tokens, second ones after them all (Lepikhin et al. 2021, Algorithm 1; Fedus et
+    al. 2022, §2.2).
+
+    Attributes:
+        expert: the expert of each choice.
+        place: the place of each choice in the queue of its expert.
+        order: sorts choices by expert.
+        rank: the inverse of `order`.
+        counts: length of the queue of each expert.
+        starts: where it begins among the sorted choices.
     """
 
     expert: Int[Array, "g n"]
@@ -34,66 +45,78 @@ class Queue:
     starts: Int[Array, "g e"]
 
 
-def sort_by_expert(experts: Int[Array, "g t k"], count: int) -> Queue:
-    """Sort choices by expert; a choice of no expert comes last."""
+def sort_by_expert(experts: Int[Array, "g t k"], count: int) -> SortedChoices:
+    """Sort choices by expert, of which there are `count`; a choice of none comes last."""
     expert = jnp.moveaxis(experts, -1, 1).reshape(experts.shape[0], -1)
     order = jnp.argsort(expert, axis=1, stable=True)
     rank = jnp.argsort(order, axis=1)
     counts = jnp.sum(expert[..., None] == jnp.arange(count), axis=1)
     starts = jnp.cumsum(counts, axis=1) - counts
-    begun = jnp.take_along_axis(starts, jnp.minimum(expert, count - 1), axis=1)
-    return Queue(expert, rank - begun, order, rank, counts, starts)
+    start_of_expert = jnp.take_along_axis(starts, jnp.minimum(expert, count - 1), axis=1)
+    return SortedChoices(expert, rank - start_of_expert, order, rank, counts, starts)
 
 
 @jax.custom_vjp
-def rows(x: Float[Array, "g n d"], index: Int[Array, "g s"], back: Int[Array, "g n k"]) -> Float[Array, "g s d"]:
-    """The rows of `x` at `index`, 0 for an index past the last.
+def gather_rows(
+    x: Float[Array, "g n d"], index: Int[Array, "g s"], inverse: Int[Array, "g n k"]
+) -> Float[Array, "g s d"]:
+    """Return the rows of `x` at `index`, 0 for an index past the last.
 
-    `back` says where each row went (past the last: nowhere), so that the backward pass gathers too: a scatter of rows
-    is slow on every backend.
+    `inverse` holds where each row went (past the last: nowhere), so that the backward pass gathers too: a scatter of
+    rows is slow on every backend.
     """
-    return jax.vmap(lambda own, at: own.at[at].get(mode="fill", fill_value=0))(x, index)
+    return _gather_or_zero(x, index)
 
 
-def _rows_forward(x: Array, index: Array, back: Array) -> tuple[Array, Array]:
-    return rows(x, index, back), back
+def _gather_or_zero(x: Float[Array, "g n d"], index: Int[Array, "g s"]) -> Float[Array, "g s d"]:
+    def gather(rows: Array, at: Array) -> Array:
+        return rows.at[at].get(mode="fill", fill_value=0)
+
+    return jax.vmap(gather)(x, index)
 
 
-def _rows_backward(back: Array, grad: Array) -> tuple[Array, None, None]:
-    g, n, k = back.shape
-    gathered = jax.vmap(lambda own, at: own.at[at].get(mode="fill", fill_value=0))(grad, back.reshape(g, n * k))
+def _gather_rows_forward(x: Array, index: Array, inverse: Array) -> tuple[Array, Array]:
+    return _gather_or_zero(x, index), inverse
+
+
+def _gather_rows_backward(inverse: Array, gradient: Array) -> tuple[Array, None, None]:
+    g, n, k = inverse.shape
+    gathered = _gather_or_zero(gradient, inverse.reshape(g, n * k))
     return gathered.reshape(g, n, k, -1).sum(2), None, None
 
 
-rows.defvjp(_rows_forward, _rows_backward)
+gather_rows.defvjp(_gather_rows_forward, _gather_rows_backward)
 
 
 def dispatch_and_combine(
     x: Float[Array, "g t d"],
     weights: Float[Array, "g t k"],
-    queue: Queue,
+    choices: SortedChoices,
     first: Int[Array, ""] | int,
     room: int,
-    run: Callable[[Float[Array, "g e c d"]], Float[Array, "g e c d"]],
+    run_experts: RunExperts,
 ) -> Float[Array, "g t d"]:
-    """Choices with a place from `first` to `first + room` pass their experts; the others contribute nothing."""
-    (g, t, d), n, count = x.shape, queue.expert.shape[1], queue.counts.shape[1]
-    served = (queue.expert < count) & (queue.place >= first) & (queue.place < first + room)
-    slot = jnp.where(served, queue.expert * room + queue.place - first, count * room)
+    """Send choices at places from `first` to `first + room` through their experts; the others contribute nothing."""
+    g, t, d = x.shape
+    n = choices.expert.shape[1]
+    count = choices.counts.shape[1]
+    is_served = (choices.expert < count) & (choices.place >= first) & (choices.place < first + room)
+    slot = jnp.where(is_served, choices.expert * room + choices.place - first, count * room)
     place = first + jnp.arange(room)
-    sorted_at = jnp.minimum(queue.starts[..., None] + place, n - 1).reshape(g, -1)
-    filled = (place < queue.counts[..., None]).reshape(g, -1)
-    origin = jnp.where(filled, jnp.take_along_axis(queue.order, sorted_at, axis=1), n)
-    token = jnp.where(filled, origin % t, t)
-    buffers = rows(x, token, jnp.moveaxis(slot.reshape(g, -1, t), 1, 2))
-    y = run(buffers.reshape(g, count, room, d)).reshape(g, count * room, d)
-    back = rows(y, slot, origin[..., None]).reshape(g, -1, t, d)
-    return weighted(back, weights)
+    sorted_index = jnp.minimum(choices.starts[..., None] + place, n - 1).reshape(g, -1)
+    is_filled = (place < choices.counts[..., None]).reshape(g, -1)
+    choice = jnp.where(is_filled, jnp.take_along_axis(choices.order, sorted_index, axis=1), n)
+    token = jnp.where(is_filled, choice % t, t)
+    buffers = gather_rows(x, token, jnp.moveaxis(slot.reshape(g, -1, t), 1, 2))
+    outputs = run_experts(buffers.reshape(g, count, room, d)).reshape(g, count * room, d)
+    returned = gather_rows(outputs, slot, choice[..., None]).reshape(g, -1, t, d)
+    return weighted_sum(returned, weights)
 
 
-def weighted(back: Float[Array, "g k t d"], weights: Float[Array, "g t k"]) -> Float[Array, "g t d"]:
-    """Sum over a token's choices, in float32."""
-    return jnp.einsum("gktd,gtk->gtd", back, weights, preferred_element_type=jnp.float32).astype(back.dtype)
+def weighted_sum(outputs: Float[Array, "g k t d"], weights: Float[Array, "g t k"]) -> Float[Array, "g t d"]:
+    """Sum the outputs of a token's choices, in float32."""
+    out = jnp.einsum("gktd,gtk->gtd", outputs, weights, preferred_element_type=jnp.float32)
+    return out.astype(outputs.dtype)
 
 
 def dropless_dispatch(
@@ -102,58 +125,67 @@ def dropless_dispatch(
     weights: Float[Array, "g t k"],
     count: int,
     buffer: float,
-    run: Callable[[Float[Array, "g e c d"]], Float[Array, "g e c d"]],
+    run_experts: RunExperts,
 ) -> Float[Array, "g t d"]:
-    """Every choice passes its expert: in buffers of a fixed size, and where one overflows in more rounds of them."""
+    """Send every choice through its expert: in buffers of a fixed size, and in more rounds where one overflows."""
     t, k = experts.shape[1:]
-    queue = sort_by_expert(experts, count)
+    choices = sort_by_expert(experts, count)
     room = min(math.ceil(buffer * t * k / count), t)
-    longest = queue.counts.max()
-    out = dispatch_and_combine(x, weights, queue, 0, room, run)
     rounds = math.ceil(t / room)
+    longest = choices.counts.max()
+    out = dispatch_and_combine(x, weights, choices, 0, room, run_experts)
     if rounds == 1:
         return out
 
     @jax.checkpoint
-    def one(x: Array, weights: Array, number: Array) -> Array:
-        return dispatch_and_combine(x, weights, queue, number * room, room, run)
+    def run_round(x: Array, weights: Array, number: Array) -> Array:
+        return dispatch_and_combine(x, weights, choices, number * room, room, run_experts)
 
-    def rest(x: Array, weights: Array) -> Array:
-        def add(so_far: Array, number: Array) -> tuple[Array, None]:
-            more = jax.lax.cond(longest > number * room, one, lambda x, *_: jnp.zeros_like(x), x, weights, number)
-            return so_far + more, None
+    def skip_round(x: Array, weights: Array, number: Array) -> Array:
+        return jnp.zeros_like(x)
 
-        return jax.lax.scan(add, jnp.zeros_like(x), jnp.arange(1, rounds))[0]
+    @jax.checkpoint
+    def run_more_rounds(x: Array, weights: Array) -> Array:
+        def add_round(total: Array, number: Array) -> tuple[Array, None]:
+            is_needed = longest > number * room
+            return total + jax.lax.cond(is_needed, run_round, skip_round, x, weights, number), None
 
-    return out + jax.lax.cond(longest > room, jax.checkpoint(rest), lambda x, _: jnp.zeros_like(x), x, weights)
+        return jax.lax.scan(add_round, jnp.zeros_like(x), jnp.arange(1, rounds))[0]
+
+    def skip_rounds(x: Array, weights: Array) -> Array:
+        return jnp.zeros_like(x)
+
+    return out + jax.lax.cond(longest > room, run_more_rounds, skip_rounds, x, weights)
 
 
-def _megablox(x: Array, matrices: Array, sizes: Array) -> Array:
+def _megablox(x: Float[Array, "n d"], matrices: Float[Array, "e d f"], sizes: Int[Array, "e"]) -> Float[Array, "n f"]:
     from jax.experimental.pallas.ops.tpu.megablox import ops
 
     return ops.gmm(x, matrices, sizes, x.dtype)
 
 
-PRODUCTS: dict[str, Callable[[Array, Array, Array], Array]] = {"ragged": jax.lax.ragged_dot, "megablox": _megablox}
+GROUPED_PRODUCTS: dict[str, GroupedProduct] = {"ragged": jax.lax.ragged_dot, "megablox": _megablox}
 
 
-def check_dispatch(config: ModelConfig, of: str) -> None:
-    """Refuse a model whose experts need what a platform does not have; see `dropless_kernel`."""
+def check_dispatch(config: ModelConfig, platform: str) -> None:
+    """Raise ValueError for a model whose experts need what a platform does not have; see `dropless_kernel`."""
     for moe in config.mixtures:
         if isinstance(moe.dispatch, Dropless):
-            dropless_kernel(moe.dispatch, of)
+            dropless_kernel(moe.dispatch, platform)
 
 
-def dropless_kernel(dispatch: Dropless, of: str) -> str:
-    """What multiplies tokens and experts on a platform.
+def dropless_kernel(dispatch: Dropless, platform: str) -> str:
+    """Return what multiplies tokens and experts on a platform.
 
     Raises:
-        ValueError: it is asked for what the platform does not have.
+        ValueError: the requested kernel is not for this platform.
     """
-    if dispatch.kernel == "megablox" and of != "tpu":
-        raise ValueError(f"dropless.kernel=megablox is for TPUs, not for {of}; kernel=buffer works everywhere")
+    if dispatch.kernel == "megablox" and platform != "tpu":
+        raise ValueError(f"dropless.kernel=megablox is for TPUs, not for {platform}; kernel=buffer works everywhere")
     if dispatch.kernel != "auto":
         return dispatch.kernel
     mesh = jax.sharding.get_abstract_mesh()
-    whole = mesh.empty or mesh.shape["expert"] * mesh.shape["tensor"] == 1
-    return "megablox" if of == "tpu" and whole else "buffer"
+    experts_are_whole = mesh.empty or mesh.shape["expert"] * mesh.shape["tensor"] == 1
+    if platform == "tpu" and experts_are_whole:
+        return "megablox"
+    return "buffer"

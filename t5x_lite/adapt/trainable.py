@@ -1,0 +1,95 @@
+"""Which parameters train and which are frozen: the parameters of a model as two trees, and joined again."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from jaxtyping import PyTree
+
+from t5x_lite.adapt.method import AdaptationMethod
+from t5x_lite.arrays import Array
+from t5x_lite.models.config import ModelConfig
+from t5x_lite.trees import flatten_names, unflatten_names
+
+Leaf = TypeVar("Leaf")
+
+
+@dataclass(frozen=True)
+class TrainableSplit:
+    """How parameters are split. Trees are nested dicts; where everything trains, the frozen tree is empty.
+
+    Attributes:
+        first_trained_repeat: of each parameter, by dotted name, the first repeat of its stack that trains; None: it is
+            frozen.
+    """
+
+    first_trained_repeat: Mapping[str, int | None]
+
+    @classmethod
+    def of(cls, method: AdaptationMethod, model: ModelConfig, names: Sequence[str]) -> "TrainableSplit":
+        """Return the split of an adaptation method."""
+        first: dict[str, int | None] = {}
+        for name in names:
+            if name.startswith("head."):
+                first[name] = 0
+            else:
+                first[name] = method.first_trained_repeat(name, model)
+        return cls(first)
+
+    @property
+    def trains_everything(self) -> bool:
+        """Nothing is frozen."""
+        return all(first == 0 for first in self.first_trained_repeat.values())
+
+    def trained(self, tree: PyTree[Array]) -> PyTree[Array]:
+        """Return the arrays of a tree that train, or of an array the repeats that do."""
+
+        def select(value: Array, first: int | None) -> Array | None:
+            if first is None:
+                return None
+            return value[first:] if first else value
+
+        return self._select(tree, select)
+
+    def frozen(self, tree: PyTree[Array]) -> PyTree[Array]:
+        """Return the arrays of a tree that are frozen, or of an array the repeats that are."""
+
+        def select(value: Array, first: int | None) -> Array | None:
+            if first is None:
+                return value
+            return value[:first] if first else None
+
+        return self._select(tree, select)
+
+    def trained_leaves(self, tree: PyTree[Leaf]) -> PyTree[Leaf]:
+        """Return the leaves that belong to trained parameters, of a tree whose leaves are not arrays, such as axes."""
+
+        def select(value: Leaf, first: int | None) -> Leaf | None:
+            if first is None:
+                return None
+            return value
+
+        return self._select(tree, select)
+
+    def join(
+        self, trained: PyTree[Array], frozen: PyTree[Array], concatenate: Callable[[list[Array]], Array]
+    ) -> PyTree[Array]:
+        """Return the whole tree; `concatenate` joins the repeats of an array of which only the last ones train."""
+        if self.trains_everything:
+            return trained
+        frozen_leaves = flatten_names(frozen)
+        trained_leaves = flatten_names(trained)
+        leaves = {}
+        for name in self.first_trained_repeat:
+            pieces = [side[name] for side in (frozen_leaves, trained_leaves) if name in side]
+            leaves[name] = pieces[0] if len(pieces) == 1 else concatenate(pieces)
+        return unflatten_names(leaves)
+
+    def _select(self, tree: PyTree, select: Callable[[Any, int | None], Any]) -> PyTree:
+        leaves = flatten_names(tree)
+        selected = {}
+        for name, first in self.first_trained_repeat.items():
+            value = select(leaves[name], first)
+            if value is not None:
+                selected[name] = value
+        return unflatten_names(selected)

@@ -1,0 +1,181 @@
+"""The arithmetic of one tile of flash attention: which keys are visible, what dropout keeps, and the bias.
+
+A tile holds the scores of `block_q` queries and `block_k` keys.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+LOG2_E = 1.4426950408889634
+"""Scores are multiplied by log2(e), so that the kernels can use exp2."""
+
+
+@dataclass(frozen=True)
+class FlashSettings:
+    """What is fixed when a kernel is compiled.
+
+    Attributes:
+        scale: factor on the scores.
+        causal: a query attends to no later key.
+        window: a query attends to keys less than `window` positions away; None is all.
+        has_prefix: keys of a prefix are visible to earlier queries too.
+        dropout: share of the attention weights dropped.
+        block_q, block_k: queries and keys of a tile; equal where there is a bias.
+        warps, stages: warps of a program and depth of its software pipeline; None chooses by head_dim.
+        interpret: run in Pallas's interpreter.
+    """
+
+    scale: float
+    causal: bool
+    window: int | None = None
+    has_prefix: bool = False
+    dropout: float = 0.0
+    block_q: int = 64
+    block_k: int = 64
+    warps: int | None = None
+    stages: int = 2
+    interpret: bool = False
+
+    @property
+    def sees_later_keys(self) -> bool:
+        """A query may attend to keys after its own position."""
+        return not self.causal or self.has_prefix
+
+
+@dataclass(frozen=True)
+class FlashInputs:
+    """The arrays of one call.
+
+    Attributes:
+        query, key, value: h query heads share n key heads in order.
+        query_segments, key_segments: the document of each token; 0 is padding.
+        prefix: 1 where a key belongs to the prefix.
+        bias: bias of head h at the offset key - query = x - (l - 1), `[h, x]`; the kernels take it as
+            `diagonal_tiles`.
+        scalars: index of the first query in the row, and the seed of dropout.
+    """
+
+    query: Float[Array, "b l h k"]
+    key: Float[Array, "b m n k"]
+    value: Float[Array, "b m n k"]
+    query_segments: Int[Array, "b l"]
+    key_segments: Int[Array, "b m"]
+    prefix: Int[Array, "b m"] | None
+    bias: Float[Array, "h ..."] | None
+    scalars: Int[Array, "2"]
+
+
+jax.tree_util.register_dataclass(FlashInputs)
+
+
+def key_blocks(start: Array, count: int, keys: int, settings: FlashSettings) -> tuple[Any, Any]:
+    """Return the first block of keys that the queries at `[start, start + count)` attend to, and one past the last."""
+    blocks = keys // settings.block_k
+    lower: Any = 0
+    upper: Any = blocks
+    if settings.window is not None:
+        lower = jnp.maximum(start - settings.window + 1, 0) // settings.block_k
+    reach = start + count
+    if settings.sees_later_keys:
+        if settings.window is None:
+            return lower, upper
+        reach = reach + settings.window - 1
+    upper = jnp.minimum((reach + settings.block_k - 1) // settings.block_k, blocks)
+    return lower, upper
+
+
+def query_blocks(start: Array, first_query: Array, queries: int, settings: FlashSettings) -> tuple[Any, Any]:
+    """Return the first block of queries that attend to keys at `[start, start + block_k)`, and one past the last."""
+    blocks = queries // settings.block_q
+    lower: Any = 0
+    upper: Any = blocks
+    if not settings.sees_later_keys:
+        lower = jnp.minimum(jnp.maximum(start - first_query, 0) // settings.block_q, blocks)
+    elif settings.window is not None:
+        lower = jnp.minimum(jnp.maximum(start - settings.window + 1 - first_query, 0) // settings.block_q, blocks)
+    if settings.window is not None:
+        reach = jnp.maximum(start + settings.block_k + settings.window - 1 - first_query, 0)
+        upper = jnp.minimum((reach + settings.block_q - 1) // settings.block_q, blocks)
+    return lower, upper
+
+
+def tile_mask(
+    query: Int[Array, "q 1"],
+    key: Int[Array, "1 k"],
+    query_segments: Int[Array, "q 1"],
+    key_segments: Int[Array, "1 k"],
+    prefix: Int[Array, "1 k"] | None,
+    settings: FlashSettings,
+) -> Bool[Array, "q k"]:
+    """Return which keys of a tile each query attends to; `query` and `key` are positions in the row."""
+    mask = (query_segments == key_segments) & (key_segments > 0)
+    if settings.causal:
+        visible = key <= query
+        if prefix is not None:
+            visible = visible | (prefix > 0)
+        mask = mask & visible
+    if settings.window is not None:
+        distance = query - key
+        mask = mask & (distance < settings.window) & (distance > -settings.window)
+    return mask
+
+
+def keep_mask(seed: Array, row: Int[Array, "..."], key: Int[Array, "..."], rate: float) -> Bool[Array, "..."]:
+    """Return which attention weights dropout keeps: a hash of the seed, the number of the row and the key's position.
+
+    It is a function of positions alone, so that forward and backward passes, tiles of any size and the dense form
+    agree. Two rounds of the finalizer of MurmurHash3 (Appleby 2011) mix the bits.
+    """
+    per_row = _mix(row.astype(jnp.uint32) + seed.astype(jnp.uint32))
+    bits = _mix(per_row ^ (key.astype(jnp.uint32) * np.uint32(0x9E3779B9)))
+    return (bits >> np.uint32(8)).astype(jnp.int32) >= round(rate * 2**24)
+
+
+def _mix(x: Array) -> Array:
+    x = (x ^ (x >> np.uint32(16))) * np.uint32(0x85EBCA6B)
+    x = (x ^ (x >> np.uint32(13))) * np.uint32(0xC2B2AE35)
+    return x ^ (x >> np.uint32(16))
+
+
+def row_number(batch: Any, head: Any, heads: int, query: Int[Array, "..."]) -> Int[Array, "..."]:
+    """Return the number of a row of attention weights over batch, heads and queries, for `keep_mask`."""
+    return (batch * heads + head) * 2**20 + query
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def diagonal_tiles(bias: Float[Array, "h x"], block: int) -> Float[Array, "h d q k"]:
+    """Return a bias by offset as square tiles: entry (i, j) of tile d is `bias[d * block + block - 1 + j - i]`.
+
+    All tiles of a block diagonal of the matrix of scores are equal, so that the tiles take memory linear in the length.
+    Kernels read them as they are. The gradient is `sum_diagonals`.
+    """
+    count = bias.shape[1] // block - 1
+    inside = block - 1 + jnp.arange(block)[None, :] - jnp.arange(block)[:, None]
+    return bias[:, jnp.arange(count)[:, None, None] * block + inside]
+
+
+def sum_diagonals(tiles: Float[Array, "h d q k"]) -> Float[Array, "h x"]:
+    """Return the sums over the diagonals of all tiles: the transpose of `diagonal_tiles`.
+
+    Rows are skewed by a reshape: row i of a tile moves to column `j + (block - 1 - i)`, so that a diagonal becomes a
+    column.
+    """
+    heads, diagonals, block, _ = tiles.shape
+    wide = jnp.pad(tiles[:, :, ::-1], [(0, 0), (0, 0), (0, 0), (0, block)])
+    flat = wide.reshape(heads, diagonals, 2 * block * block)[:, :, : block * (2 * block - 1)]
+    sums = flat.reshape(heads, diagonals, block, 2 * block - 1).sum(2)
+    low = sums[:, :, :block].reshape(heads, diagonals * block)
+    high = jnp.pad(sums[:, :, block:], [(0, 0), (0, 0), (0, 1)]).reshape(heads, diagonals * block)
+    return jnp.pad(low, [(0, 0), (0, block)]) + jnp.pad(high, [(0, 0), (block, 0)])
+
+
+diagonal_tiles.defvjp(
+    lambda bias, block: (diagonal_tiles(bias, block), None),
+    lambda block, _, gradient: (sum_diagonals(gradient),),
+)

@@ -1,0 +1,18 @@
+"""Attention kinds: which keys a query may attend to. One file a kind, one entry here."""
+
+from t5x_lite.models.attention.kinds.block_global import BlockGlobal
+from t5x_lite.models.attention.kinds.dense import Dense
+from t5x_lite.models.attention.kinds.fixed import Fixed
+from t5x_lite.models.attention.kinds.kind import AttentionKind
+from t5x_lite.models.attention.kinds.local import Local
+from t5x_lite.models.attention.kinds.strided import Strided
+
+ATTENTION: dict[str, type[AttentionKind]] = {
+    "dense": Dense,
+    "local": Local,
+    "strided": Strided,
+    "fixed": Fixed,
+    "block_global": BlockGlobal,
+}
+
+__all__ = ["ATTENTION", "AttentionKind", "BlockGlobal", "Dense", "Fixed", "Local", "Strided"]

@@ -1,0 +1,205 @@
+"""Backbone: embedding and stack, from token vectors to states; a model without its token table and outputs."""
+
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from t5x_lite.models.attention import kernels
+from t5x_lite.models.attention.cache import KVCache
+from t5x_lite.models.attention.context import TokenPositions
+from t5x_lite.models.block import EncoderOutput
+from t5x_lite.models.config import ModelConfig
+from t5x_lite.models.layers import Embed, Linear, Norm, dropout
+from t5x_lite.models.positions.module import Positions
+from t5x_lite.models.sharding import constrain
+from t5x_lite.models.stack import Stack
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class DecodingState:
+    """What a decoder carries from token to token.
+
+    Attributes:
+        layers: keys and values of every layer of the pattern, with an axis over repeats.
+        segment_ids: 1 for the tokens so far, 0 for padding and for free positions.
+        index: number of positions in use.
+        encoder_output: positions of the encoder's states, in an encoder_decoder.
+        cross_kv: keys and values of those states of every layer.
+    """
+
+    layers: list[KVCache]
+    segment_ids: Int[Array, "b m"]
+    index: Int[Array, ""]
+    encoder_output: EncoderOutput | None = None
+    cross_kv: list[KVCache] | None = None
+
+
+class Embedding(nnx.Module):
+    """Token vectors with positions and token types added, normalised where the config says so."""
+
+    def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
+        self.dropout = config.dropout
+        self.scale = 1.0
+        if config.scale_embedding:
+            self.scale = config.embed**0.5
+        self.positions = Positions(config, "embedding", rngs)
+        if config.token_types:
+            self.types = Embed(config, config.token_types, config.embedding, axis="types", rngs=rngs)
+        else:
+            self.types = None
+        if config.embedding_norm:
+            self.norm = Norm(config.norm, ("embed", config.embedding))
+        else:
+            self.norm = None
+
+    def __call__(
+        self,
+        x: Float[Array, "b l d"],
+        positions: Int[Array, "b l"],
+        token_types: Int[Array, "b l"] | None,
+        dropout_key: PRNGKeyArray | None,
+    ) -> Float[Array, "b l d"]:
+        x = self.positions.encode(x * self.scale, positions)
+        if self.types is not None:
+            if token_types is None:
+                token_types = jnp.zeros_like(positions)
+            x = x + self.types(token_types)
+        if self.norm is not None:
+            x = self.norm(x)
+        return dropout(x, self.dropout, dropout_key)
+
+
+class Backbone(nnx.Module):
+    """Embedding and stack.
+
+    With `like`, the embedding is that of another backbone; with `shares_stack`, so is all of its stack but
+    cross-attention.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        layers: int,
+        *,
+        causal: bool,
+        has_cross: bool = False,
+        like: "Backbone | None" = None,
+        shares_stack: bool = False,
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.embedding: Embedding
+        if like is None:
+            self.embedding = Embedding(config, rngs=rngs)
+        else:
+            self.embedding = like.embedding
+        if config.embedding != config.embed:
+            narrow = ("embed", config.embedding)
+            self.project = Linear(config, [narrow], [("embed_out", config.embed)], rngs=rngs)
+        else:
+            self.project = None
+        other_stack = None
+        if like is not None and shares_stack:
+            other_stack = like.stack
+        self.stack: Stack = Stack(config, layers, causal=causal, has_cross=has_cross, like=other_stack, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "b l d"],
+        positions: Int[Array, "b l"] | None,
+        segment_ids: Int[Array, "b l"] | None,
+        *,
+        token_types: Int[Array, "b l"] | None = None,
+        prefix: Bool[Array, "b l"] | None = None,
+        encoder_output: EncoderOutput | None = None,
+        key: PRNGKeyArray | None = None,
+    ) -> tuple[Float[Array, "b l d"], TokenPositions]:
+        """Return the states of the last layer, and their positions.
+
+        Args:
+            x: token vectors.
+            positions: position of each token in its document; None: 0, 1, 2, …
+            segment_ids: document of each token, 0 for padding; None: every row is one document.
+            token_types: kind of each token; None is 0.
+            prefix: keys that earlier queries attend to too.
+            encoder_output: what cross-attention attends to.
+            key: turns dropout on.
+        """
+        embedding_key = stack_key = None
+        if key is not None:
+            embedding_key, stack_key = jax.random.split(key)
+        rows = x.shape[:2]
+        order = kernels.row_order(self.stack.config, x.shape[1], causal=self.stack.causal)
+        if positions is None:
+            positions = jnp.broadcast_to(np.arange(x.shape[1]), rows)
+        single_segment = segment_ids is None
+        if segment_ids is None:
+            segment_ids = jnp.ones(rows, jnp.int32)
+        if prefix is not None:
+            prefix = prefix[:, order]
+        x = reorder(self._embed(x, positions, token_types, embedding_key), order)
+        places = TokenPositions(order, segment_ids[:, order], prefix, single_segment=single_segment)
+        context = self.stack.attention_context(places, places, positions[:, order], self_attention=True)
+        x, _ = self.stack(x, context, encoder_output, key=stack_key)
+        return reorder(x, np.argsort(order)), places
+
+    def decode_step(
+        self,
+        x: Float[Array, "b l d"],
+        segment_ids: Int[Array, "b l"],
+        state: DecodingState,
+        *,
+        is_prefix: bool = False,
+    ) -> tuple[Float[Array, "b l d"], DecodingState]:
+        """Return the states of tokens that follow those of `state`, and the updated state.
+
+        Rows of unequal length are padded on the left (segment 0), so that all end together; the position of a token is
+        the number of tokens before it, padding excluded. With `is_prefix` the tokens attend to each other both ways.
+        """
+        index = state.index + jnp.arange(x.shape[1])
+        all_segments = jax.lax.dynamic_update_slice_in_dim(state.segment_ids, segment_ids, state.index, axis=1)
+        tokens_before = jnp.sum(state.segment_ids > 0, axis=1, keepdims=True)
+        positions = jnp.maximum(tokens_before + jnp.cumsum(segment_ids > 0, axis=1) - 1, 0)
+        key_positions = jnp.maximum(jnp.cumsum(all_segments > 0, axis=1) - 1, 0)
+        prefix = None
+        if is_prefix:
+            prefix = all_segments > 0
+        queries = TokenPositions(index, segment_ids, unpadded_index=positions)
+        keys = TokenPositions(jnp.arange(all_segments.shape[1]), all_segments, prefix, key_positions)
+        context = self.stack.attention_context(queries, keys, positions, self_attention=False)
+        x = self._embed(x, positions, None, None)
+        x, layers = self.stack(x, context, state.encoder_output, state.layers, state.cross_kv)
+        assert layers is not None
+        new_index = state.index + x.shape[1]
+        return x, replace(state, layers=layers, segment_ids=all_segments, index=new_index)
+
+    def _embed(
+        self,
+        x: Float[Array, "b l d"],
+        positions: Int[Array, "b l"],
+        token_types: Int[Array, "b l"] | None,
+        dropout_key: PRNGKeyArray | None,
+    ) -> Float[Array, "b l e"]:
+        x = self.embedding(x, positions, token_types, dropout_key)
+        if self.project is not None:
+            x = self.project(x)
+        return x
+
+    def empty_state(self, batch: int, length: int) -> DecodingState:
+        """Return a state with room for `length` tokens in each of `batch` rows."""
+        return DecodingState(
+            layers=self.stack.empty_cache(batch, length),
+            segment_ids=jnp.zeros((batch, length), jnp.int32),
+            index=jnp.int32(0),
+        )
+
+
+def reorder(x: Float[Array, "b l d"], order: Int[np.ndarray, "l"]) -> Float[Array, "b l d"]:
+    """Return `x[:, order]`; of rows that devices share, each device permutes some channels of the whole row."""
+    if np.array_equal(order, np.arange(len(order))):
+        return x
+    return constrain(constrain(x, "batch", None, "length")[:, order], "batch", "residual_length", None)

@@ -1,0 +1,154 @@
+"""Block: one layer of a Transformer."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float, PRNGKeyArray
+
+from t5x_lite.models.attention.cache import CacheSlice, KVCache, update_cache
+from t5x_lite.models.attention.context import AttentionContext, TokenPositions
+from t5x_lite.models.attention.kinds import Dense
+from t5x_lite.models.attention.layer import Attention
+from t5x_lite.models.config import LayerConfig, ModelConfig
+from t5x_lite.models.experts.config import MoE
+from t5x_lite.models.experts.layer import MixtureOfExperts
+from t5x_lite.models.feedforward.layer import FeedForward
+from t5x_lite.models.layers import Linear, Norm, dropout
+
+Sublayer = Callable[[Float[Array, "b l d"]], Float[Array, "b l d"]]
+
+
+def _pre_norm(x: Float[Array, "b l d"], norm: Norm, sublayer: Sublayer) -> Float[Array, "b l d"]:
+    return x + sublayer(norm(x))
+
+
+def _post_norm(x: Float[Array, "b l d"], norm: Norm, sublayer: Sublayer) -> Float[Array, "b l d"]:
+    return norm(x + sublayer(x))
+
+
+def _sublayer_norm(x: Float[Array, "b l d"], norm: Norm, sublayer: Sublayer) -> Float[Array, "b l d"]:
+    return x + norm(sublayer(x))
+
+
+RESIDUALS = {"pre": _pre_norm, "post": _post_norm, "sublayer": _sublayer_norm}
+"""How a sublayer, its norm and the residual stream are combined, by `model.norm_place`."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class EncoderOutput:
+    """What cross-attention attends to: an encoder's states and their positions.
+
+    In decoding `states` are None: each layer is given their keys and values.
+    """
+
+    positions: TokenPositions
+    states: Float[Array, "b m d"] | None = None
+
+
+class Block(nnx.Module):
+    """Self-attention, cross-attention after an encoder, and a feed-forward, each with a norm and a residual connection.
+
+    Attributes:
+        adapters: modules that an adaptation method has added after sublayers, by the name of the sublayer
+            (`attention`, `feedforward`); None in a plain model.
+    """
+
+    def __init__(self, config: ModelConfig, layer: LayerConfig, *, has_cross: bool, rngs: nnx.Rngs) -> None:
+        embed = ("embed", config.embed)
+        self.norm_place = config.norm_place
+        self.dropout = config.dropout
+        self.attention_norm = Norm(config.norm, embed)
+        self.attention = Attention(config, layer.attention, rngs=rngs)
+        self.feedforward_norm = Norm(config.norm, embed)
+        settings = config.feedforward_of(layer)
+        self.feedforward: MixtureOfExperts | FeedForward
+        if isinstance(settings, MoE):
+            self.feedforward = MixtureOfExperts(config, settings, rngs=rngs)
+        else:
+            self.feedforward = FeedForward(config, settings, config.mlp, rngs=rngs)
+        self.has_experts = isinstance(settings, MoE)
+        self.adapters: nnx.Dict | None = nnx.data(None)
+        if has_cross:
+            self.cross_norm = Norm(config.norm, embed)
+            self.cross_attention = Attention(config, Dense(), is_cross=True, rngs=rngs)
+        else:
+            self.cross_norm = None
+            self.cross_attention = None
+
+    def __call__(
+        self,
+        x: Float[Array, "b l d"],
+        context: AttentionContext,
+        encoder_output: EncoderOutput | None = None,
+        cache: CacheSlice | None = None,
+        cross_kv: KVCache | None = None,
+        key: PRNGKeyArray | None = None,
+    ) -> tuple[Float[Array, "b l d"], CacheSlice | None]:
+        """Apply the layer.
+
+        Args:
+            x: states of the tokens.
+            context: which tokens they attend to: of their row, or of the cache once their own keys are in it.
+            encoder_output: what cross-attention attends to.
+            cache: keys and values of earlier tokens, in decoding.
+            cross_kv: keys and values of the encoder's output, stored heads-first, where they are known.
+            key: turns dropout on.
+
+        Returns:
+            The states after the layer, and the cache with the new keys and values.
+        """
+        keys: list[PRNGKeyArray | None] = [None] * 6
+        if key is not None:
+            keys = list(jax.random.split(key, 6))
+            self._seed_adapters(jax.random.fold_in(key, 6))
+        residual = RESIDUALS[self.norm_place]
+        updated_cache = cache
+
+        def self_attention(y: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
+            nonlocal updated_cache
+            source = self.attention.keys_values(y, context)
+            source_context = context
+            if cache is not None:
+                source, source_context, updated_cache = update_cache(cache, source, context)
+            y = self.attention(y, source, source_context, keys[0])
+            return self._adapt("attention", dropout(y, self.dropout, keys[1]))
+
+        def cross_attention(y: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
+            assert self.cross_attention is not None
+            assert encoder_output is not None
+            cross_context = AttentionContext(context.queries, encoder_output.positions, causal=False)
+            if cross_kv is not None:
+                source = cross_kv.swap_length_and_heads()
+            else:
+                assert encoder_output.states is not None
+                source = self.cross_attention.keys_values(encoder_output.states, cross_context)
+            y = self.cross_attention(y, source, cross_context, keys[2])
+            return dropout(y, self.dropout, keys[3])
+
+        def feed_forward(y: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
+            if isinstance(self.feedforward, MixtureOfExperts):
+                y = self.feedforward(y, context.queries.segment_ids > 0, keys[4])
+            else:
+                y = self.feedforward(y, keys[4])
+            return self._adapt("feedforward", dropout(y, self.dropout, keys[5]))
+
+        x = residual(x, self.attention_norm, self_attention)
+        if self.cross_norm is not None:
+            x = residual(x, self.cross_norm, cross_attention)
+        x = residual(x, self.feedforward_norm, feed_forward)
+        return x, updated_cache
+
+    def _seed_adapters(self, key: PRNGKeyArray) -> None:
+        """Give the adapters of linear layers keys for dropout, for one call."""
+        linears = [module for _, module in nnx.iter_modules(self) if isinstance(module, Linear)]
+        for number, linear in enumerate(linears):
+            if linear.adapter is not None:
+                linear.adapter.dropout_key = jax.random.fold_in(key, number)
+
+    def _adapt(self, sublayer: str, y: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
+        if self.adapters is None or sublayer not in self.adapters:
+            return y
+        return self.adapters[sublayer](y)

@@ -1,0 +1,19 @@
+"""Settings of normalisation layers; the layer is `layers.Norm`."""
+
+from t5x_lite.schema import Config, setting
+
+
+class LayerNorm(Config):
+    """Centred and scaled to unit variance (Ba et al. 2016)."""
+
+    epsilon: float = setting(1e-5, "added to the variance", gt=0)
+    bias: bool = setting(True, "add a learned shift after the learned scale")
+
+
+class RMSNorm(Config):
+    """Scaled to unit root mean square, not centred (Zhang & Sennrich 2019)."""
+
+    epsilon: float = setting(1e-6, "added to the mean square", gt=0)
+
+
+NORMS: dict[str, type[Config]] = {"layernorm": LayerNorm, "rmsnorm": RMSNorm}

@@ -1,0 +1,65 @@
+"""The interface of a position encoding: its settings, its parameters, and what it does to a model.
+
+A position encoding is one file: a class of this kind and an entry in `POSITIONS`. It imports JAX inside its methods, so
+that a config is checked before JAX starts.
+"""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Literal
+
+from jaxtyping import Float, Int
+
+from t5x_lite.arrays import Array
+from t5x_lite.schema import Config
+
+if TYPE_CHECKING:
+    from flax import nnx
+
+    from t5x_lite.models.config import ModelConfig
+    from t5x_lite.models.positions.module import Positions
+
+Place = Literal["embedding", "stack", "layer"]
+
+
+class PositionEncoding(Config):
+    """A position encoding. The defaults are those of a model without any.
+
+    Methods that change arrays get `parameters`, the module that holds what `init_parameters` has returned.
+    """
+
+    @property
+    def place(self) -> Place:
+        """Return where the encoding is applied: to the embeddings, in every layer alike, or by each layer itself."""
+        return "embedding"
+
+    @property
+    def adds_bias(self) -> bool:
+        """The encoding adds a bias to the attention scores."""
+        return False
+
+    @property
+    def max_length(self) -> int | None:
+        """Return the longest row that the encoding can serve; None: any."""
+        return None
+
+    def init_parameters(self, model: "ModelConfig", rngs: "nnx.Rngs") -> dict[str, "nnx.Module | nnx.Param"]:
+        """Return the trained parameters of the encoding by name."""
+        return {}
+
+    def encode(
+        self, parameters: "Positions", x: Float[Array, "b l d"], positions: Int[Array, "b l"]
+    ) -> Float[Array, "b l d"]:
+        """Return token embeddings with positions added."""
+        return x
+
+    def rotate(self, x: Float[Array, "b l h k"], positions: Int[Array, "b l"]) -> Float[Array, "b l h k"]:
+        """Return queries or keys rotated by their positions."""
+        return x
+
+    def offset_bias(self, parameters: "Positions", offset: Int[Array, "..."], *, causal: bool) -> Float[Array, "h ..."]:
+        """Return the bias of the scores of every head at offsets, key minus query."""
+        raise TypeError(f"{type(self).__name__} adds no bias to the scores")
+
+    def model_problems(self, model: "ModelConfig") -> Iterator[str]:
+        """Yield what a model has that this encoding does not work with."""
+        yield from ()

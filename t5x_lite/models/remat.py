@@ -1,0 +1,53 @@
+"""Rematerialisation: which activations the backward pass computes again instead of keeping."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Float
+
+from t5x_lite.models.config import RematPolicy
+
+LAYER_OUTPUT = "layer_output"
+"""Name of the output of a layer, by which `remat: offload` knows it."""
+FUSED_ATTENTION = ("pallas_call", "dot_product_attention_fwd_wrapper")
+"""JAX's primitives of fused attention: Pallas kernels and cuDNN's."""
+
+Carry = TypeVar("Carry")
+Scanned = TypeVar("Scanned")
+Stacked = TypeVar("Stacked")
+ScanBody = Callable[[Carry, Scanned], tuple[Carry, Stacked]]
+
+
+def name_layer_output(x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
+    """Mark the output of a layer for the policies."""
+    return checkpoint_name(x, LAYER_OUTPUT)
+
+
+def rematerialised(body: ScanBody[Carry, Scanned, Stacked], policy: RematPolicy) -> ScanBody[Carry, Scanned, Stacked]:
+    """Return `body` with the activations that `policy` does not keep computed again in the backward pass."""
+    policies = jax.checkpoint_policies
+    if policy == "none":
+        return body
+    if policy == "full":
+        saveable = policies.nothing_saveable
+    elif policy == "dots":
+        saveable = _products_and_fused_attention
+    elif policy == "dots_no_batch":
+        saveable = policies.dots_with_no_batch_dims_saveable
+    else:
+        saveable = policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[],
+            names_which_can_be_offloaded=[LAYER_OUTPUT],
+            offload_src="device",
+            offload_dst="pinned_host",
+        )
+    return jax.checkpoint(body, policy=saveable, prevent_cse=False)
+
+
+def _products_and_fused_attention(primitive: Any, *values: Any, **parameters: Any) -> bool:
+    """Return whether the result of a primitive is that of a matrix product or of fused attention."""
+    if primitive.name in FUSED_ATTENTION:
+        return True
+    return jax.checkpoint_policies.dots_saveable(primitive, *values, **parameters)
