@@ -73,23 +73,32 @@ class Corpus:
         self.tokens: int = counts["tokens"]
         self.documents: int = counts["documents"]
         self.text_bytes: int = counts["text_bytes"]
-        shards = [ShardFiles(folder, unit, split) for unit in summary["shards"]]
-        indices = [np.load(shard.index) for shard in shards]
-        self._records = _open_records(shards, [len(index) for index in indices])
+        record_files: list[str] = []
+        indices: list[np.ndarray] = []
+        part_lengths: list[np.ndarray] = []
+        for unit in summary["shards"]:
+            shard = ShardFiles(folder, unit, split)
+            index = np.load(shard.index)
+            indices.append(index)
+            # Given the number of records after the name, the library opens a file only when it is read.
+            record_files.append(f"{shard.records}[0:{len(index)}]")
+            if shard.parts.is_file():
+                part_lengths.append(np.load(shard.parts))
+        self._records = ArrayRecordDataSource(record_files)
         record_tokens, begins_document = np.concatenate(indices).T
         self._record_offsets = _offsets(record_tokens)
         document_starts = self._record_offsets[np.flatnonzero(begins_document)]
         self.offsets = np.append(document_starts, self._record_offsets[-1])
         self.parts = self.offsets
-        if shards[0].parts.is_file():
-            self.parts = _offsets(np.concatenate([np.load(shard.parts) for shard in shards]))
+        if part_lengths:
+            self.parts = _offsets(np.concatenate(part_lengths))
 
     def __reduce__(self) -> tuple[type["Corpus"], tuple[Path, Split]]:
         return Corpus, (self.folder, self.split)
 
     @property
     def has_parts(self) -> bool:
-        """Whether the documents are cut into sentences or fields."""
+        """True if the documents are cut into sentences or fields."""
         return self.parts is not self.offsets
 
     def read(self, start: int, stop: int) -> tuple[Int32[np.ndarray, "tokens"], Int64[np.ndarray, "tokens"]]:
@@ -123,7 +132,10 @@ def decode_record(record: bytes) -> Int32[np.ndarray, "tokens"]:
 
 
 def interval_indices(borders: Integer[np.ndarray, "borders"], start: int, stop: int) -> Int64[np.ndarray, "positions"]:
-    """Return, for each position in `[start, stop)`, the index of the last of the sorted `borders` not after it."""
+    """Return the index of the interval that each position in `[start, stop)` is in.
+
+    Interval n is `[borders[n], borders[n + 1])`; the borders are sorted.
+    """
     first, last = np.searchsorted(borders, (start, stop - 1), side="right") - 1
     if first == last:
         return np.full(stop - start, first)
@@ -132,12 +144,5 @@ def interval_indices(borders: Integer[np.ndarray, "borders"], start: int, stop: 
 
 
 def _offsets(lengths: Integer[np.ndarray, "n"]) -> Int64[np.ndarray, "n_and_end"]:
-    """Return where each of several consecutive pieces starts, and where the last one ends."""
+    """Return the start of each of several consecutive intervals of these lengths, and the end of the last."""
     return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
-
-
-def _open_records(shards: list[ShardFiles], record_counts: list[int]) -> ArrayRecordDataSource:
-    paths: list[str] = []
-    for shard, count in zip(shards, record_counts, strict=True):
-        paths.append(f"{shard.records}[0:{count}]")  # with the number of records in its name no file is opened yet
-    return ArrayRecordDataSource(paths)

@@ -90,9 +90,12 @@ def open_data(settings: PipelineSettings, tokenizer: Tokenizer, task_names: Sequ
     settings.objective.check_context(settings.context)
     if task_names:
         return open_task_data(settings, tokenizer, task_names)
-    folders = [prepare_corpus(source, settings.data, tokenizer) for source in settings.data.sources]
-    training = [Corpus(folder, "train") for folder in folders]
-    held_out = [Corpus(folder, "validation") for folder in folders]
+    training: list[Corpus] = []
+    held_out: list[Corpus] = []
+    for source in settings.data.sources:
+        folder = prepare_corpus(source, settings.data, tokenizer)
+        training.append(Corpus(folder, "train"))
+        held_out.append(Corpus(folder, "validation"))
     if settings.objective.needs_frequency:
         vocabulary = settings.context.vocabulary
         frequency = count_token_frequency(training, vocabulary.size)

@@ -24,7 +24,7 @@ from t5x_lite.objectives.features import stacked
 from t5x_lite.objectives.objective import ExampleContext, Features, Objective, TokenRow
 
 SECOND_SENTENCE_TRIES = 10
-"""Draws of a row from another document before any row is taken (BERT's create_pretraining_data)."""
+"""Draws after which a second sentence may be from the same document (BERT's create_pretraining_data)."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from jaxtyping import Float64, Integer
 from t5x_lite.data.config import DataConfig
 from t5x_lite.data.files import RecordSequence, match_files, open_tfds
 from t5x_lite.data.mixture import MixtureOrder
-from t5x_lite.data.record_files import LocatedRecord, read_record_file
+from t5x_lite.data.record_files import read_record_file
 from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.data.training_data import PipelineSettings
 from t5x_lite.errors import UserError
@@ -96,10 +96,7 @@ def read_task_records(name: str, data: DataConfig, split: str) -> TaskRecords:
     task = find_task(name)
     patterns = data.files if split == "train" else data.validation_files
     if patterns:
-        located = _read_files(patterns, short_name(name), data.columns)
-        locations = [location for location, _ in located]
-        raw_records = [record for _, record in located]
-        return TaskRecords(short_name(name), task, raw_records, locations.__getitem__)
+        return _read_files(patterns, short_name(name), task, data.columns)
     if data.files:
         raise UserError(f"data.files are given, so data.validation_files must say where task {name} is evaluated")
     if not task.tfds:
@@ -110,13 +107,16 @@ def read_task_records(name: str, data: DataConfig, split: str) -> TaskRecords:
     return TaskRecords(short_name(name), task, source, describe_location)
 
 
-def _read_files(patterns: Sequence[str], task_name: str, columns: Sequence[str]) -> list[LocatedRecord]:
+def _read_files(patterns: Sequence[str], name: str, task: TaskSpec, columns: Sequence[str]) -> TaskRecords:
     """Read all files of the patterns, in which `{task}` stands for the task's name."""
-    records: list[LocatedRecord] = []
+    locations: list[str] = []
+    raw_records: list[object] = []
     for pattern in patterns:
-        for path in match_files(pattern.replace("{task}", task_name)):
-            records += read_record_file(path, columns)
-    return records
+        for path in match_files(pattern.replace("{task}", name)):
+            for location, raw_record in read_record_file(path, columns):
+                locations.append(location)
+                raw_records.append(raw_record)
+    return TaskRecords(name, task, raw_records, locations.__getitem__)
 
 
 @dataclass(frozen=True)
@@ -142,8 +142,8 @@ class TaskRows:
 class TaskValidation:
     """Every example of every validation record in order, in batches of one shape.
 
-    The last batch of a task is filled with empty examples. `max_batches` is the largest number of batches' worth of
-    records that is read of each task; 0 reads all.
+    The last batch of a task is filled with empty examples. `max_batches` limits the records of each task to as many as
+    these batches have rows; 0 reads all records.
     """
 
     data: "TaskData"

@@ -207,8 +207,8 @@ class ShardWriter:
         if not self._waiting_documents:
             return
         part_ids = self._tokenizer.encode_batch(list(chain.from_iterable(self._waiting_documents)))
-        part_lengths = np.array([len(ids) for ids in part_ids], np.int64)
-        last_parts = np.cumsum([len(parts) for parts in self._waiting_documents]) - 1
+        part_lengths = np.array(list(map(len, part_ids)), np.int64)
+        last_parts = np.cumsum(list(map(len, self._waiting_documents))) - 1
         stream = np.concatenate(part_ids)
         if self._eos is not None:
             stream = np.insert(stream, np.cumsum(part_lengths)[last_parts], self._eos)

@@ -9,7 +9,7 @@ import sysconfig
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import groupby, zip_longest
+from itertools import zip_longest
 from pathlib import Path
 
 import zstandard
@@ -19,9 +19,9 @@ from t5x_lite.data.files import is_compressed, match_files, open_file, open_parq
 from t5x_lite.errors import UserError
 
 UNIT_BYTES = 64 * 2**20
-"""Largest size of a unit: larger files are cut where their format allows it, smaller files are joined."""
+"""Largest target size of a unit: larger files are cut where their format allows it, smaller files are joined."""
 SMALLEST_UNIT = 2**20
-"""A small corpus is cut into about 64 units for many processes to share, but not into units below this size."""
+"""Smallest target size of a unit: a small source is cut into about 64 units for processes to share, but not finer."""
 UNIT_RECORDS = 50_000
 """Records of a TFDS unit."""
 REPLACEMENT = "\ufffd"
@@ -66,13 +66,13 @@ class Unit:
     def _files(self) -> list[Path]:
         if self.format == "tfds":
             return []
-        files = [Path(path) for path in self.paths]
-        if self.format != "parallel":
-            return files
-        existing: list[Path] = []
-        for file in files:
-            existing += [sibling for sibling in _field_files(file, self.field) if sibling.is_file()]
-        return existing
+        files: list[Path] = []
+        for path in map(Path, self.paths):
+            if self.format == "parallel":
+                files += filter(Path.is_file, _field_files(path, self.field))
+            else:
+                files.append(path)
+        return files
 
 
 def units(
@@ -96,8 +96,10 @@ def units(
     if not source.files:
         raise UserError("data.files: no text is named; give a glob or a list of globs, as in data.files='corpus/*.txt'")
     if source.format == "tfds":
-        return [unit for name in source.files for unit in _cut_tfds(_unit_of_files(source, (name,)))]
-    library_files = _standard_library_files() if STANDARD_LIBRARY in source.files else []
+        return _tfds_units(source)
+    library_files: list[str] = []
+    if STANDARD_LIBRARY in source.files:
+        library_files = _standard_library_files()
     make_unit = partial(_unit_of_files, source, library_files=frozenset(library_files))
     paths = _list_files(source, library_files)
     sizes = [Path(path).stat().st_size for path in paths]
@@ -110,7 +112,7 @@ def units(
         if not whole_files:
             pieces = _cut_file(unit, target_bytes)
         is_small = len(pieces) == 1 and joined_bytes + size <= target_bytes
-        if result and is_small and unit.format == result[-1].format:
+        if result and is_small and unit.format == result[-1].format:  # join the file to the unit before it
             result[-1] = make_unit((*result[-1].paths, path))
             joined_bytes += size
         else:
@@ -170,8 +172,13 @@ def _unit_of_files(source: SourceConfig, paths: tuple[str, ...], library_files: 
     return Unit(paths, file_format, source.field, source.document, source.split)
 
 
-def _cut_tfds(unit: Unit) -> list[Unit]:
-    return _cut_range(unit, len(open_tfds(unit.path, unit.split)), UNIT_RECORDS)
+def _tfds_units(source: SourceConfig) -> list[Unit]:
+    result: list[Unit] = []
+    for name in source.files:
+        unit = _unit_of_files(source, (name,))
+        record_count = len(open_tfds(name, source.split))
+        result += _cut_range(unit, record_count, UNIT_RECORDS)
+    return result
 
 
 def _cut_file(unit: Unit, target_bytes: int) -> list[Unit]:
@@ -220,7 +227,8 @@ def _read_lines(unit: Unit) -> Iterator[tuple[int, str]]:
     with open_file(unit.path) as file:
         offset = 0
         if unit.start:
-            # From one byte before the unit: a line that begins exactly at its start is not skipped.
+            # Skip the line that begins before the unit. The search for its end starts one byte early, so that a line
+            # that begins exactly at the unit's start is read.
             file.seek(unit.start - 1)
             offset = unit.start - 1 + len(file.readline())
         for line in file:
@@ -235,23 +243,22 @@ def _read_text(unit: Unit) -> Iterator[str]:
         with open_file(unit.path) as file:
             yield file.read().decode("utf-8", errors="replace")
         return
-    lines = (line for _, line in _read_lines(unit))
-    if unit.document == "line":
-        for line in lines:
+    paragraph: list[str] = []
+    for _, line in _read_lines(unit):
+        if unit.document == "line":
             yield line.rstrip("\r\n")
-        return
-    for is_blank, paragraph in groupby(lines, key=_is_blank):
-        if not is_blank:
+        elif line.strip():
+            paragraph.append(line)
+        elif paragraph:
             yield "".join(paragraph).rstrip("\r\n")
-
-
-def _is_blank(line: str) -> bool:
-    return not line.strip()
+            paragraph = []
+    if paragraph:
+        yield "".join(paragraph).rstrip("\r\n")
 
 
 def _read_jsonl(unit: Unit) -> Iterator[str]:
     for number, (offset, line) in enumerate(_read_lines(unit), start=1):
-        if _is_blank(line):
+        if not line.strip():
             continue
         try:
             record = json.loads(line)

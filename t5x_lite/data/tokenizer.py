@@ -164,17 +164,19 @@ class SentencePiece(Tokenizer):
         return [ids[start:stop] for start, stop in itertools.pairwise(text_ends)]
 
     def encode_placed(self, text: str) -> tuple[Int32[np.ndarray, "tokens"], Int32[np.ndarray, "tokens 2"]]:
-        pieces = self._processor.encode(text, return_type="proto").pieces
-        ids = np.array([piece.id for piece in pieces], np.int32)
-        byte_places = np.array([(piece.begin, piece.end) for piece in pieces], np.int64).reshape(-1, 2)
+        ids: list[int] = []
+        byte_places: list[tuple[int, int]] = []
+        for piece in self._processor.encode(text, return_type="proto").pieces:
+            ids.append(piece.id)
+            byte_places.append((piece.begin, piece.end))
         # SentencePiece counts bytes; continuation bytes (10xxxxxx) do not begin a character.
         utf8 = np.frombuffer(text.encode("utf-8", errors="replace"), np.uint8)
         begins_character = (utf8 & 0xC0) != 0x80
         character_of_byte = np.concatenate([[0], np.cumsum(begins_character)]).astype(np.int32)
-        return ids, character_of_byte[byte_places]
+        return np.array(ids, np.int32), character_of_byte[np.array(byte_places, np.int64).reshape(-1, 2)]
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        return self._processor.decode([int(token_id) for token_id in ids])
+        return self._processor.decode(np.asarray(ids, np.int64).tolist())
 
     def id_of(self, token: str) -> int | None:
         token_id = self._processor.piece_to_id(token)
@@ -238,7 +240,7 @@ class HuggingFace(Tokenizer):
         return np.zeros(0, np.int32)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        return self._tokenizer.decode([int(token_id) for token_id in ids], skip_special_tokens=True)
+        return self._tokenizer.decode(np.asarray(ids, np.int64).tolist(), skip_special_tokens=True)
 
     def id_of(self, token: str) -> int | None:
         return self._tokenizer.token_to_id(token)
@@ -281,7 +283,8 @@ class Bytes(Tokenizer):
         return self.encode(text), np.stack([starts, starts + 1], axis=1)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        utf8 = bytes(int(token_id) - self.first for token_id in ids if token_id >= self.first)
+        token_ids = np.asarray(ids, np.int64)
+        utf8 = bytes((token_ids[token_ids >= self.first] - self.first).tolist())
         return utf8.decode("utf-8", errors="replace")
 
     def id_of(self, token: str) -> int | None:

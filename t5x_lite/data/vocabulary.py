@@ -40,8 +40,7 @@ def load_or_train_tokenizer(tokenizer: TokenizerConfig, data: DataConfig) -> Tok
     units: list[sources.Unit] = []
     for source in data.sources:
         units += sources.units(source)
-    settings = "\n".join([repr(tokenizer), *[unit.identity for unit in units]])
-    folder = Path(data.cache_dir) / f"tokenizer-{hashlib.sha256(settings.encode()).hexdigest()[:16]}"
+    folder = Path(data.cache_dir) / f"tokenizer-{_hash_settings(tokenizer, units)}"
     if (folder / SentencePiece.file_name).is_file():
         return load(folder)
     max_bytes = math.inf
@@ -51,6 +50,14 @@ def load_or_train_tokenizer(tokenizer: TokenizerConfig, data: DataConfig) -> Tok
     trained = train(tokenizer, _sample_texts(units, max_bytes))
     _log(f"{trained.vocab} pieces, in {trained.save(folder)}")
     return trained
+
+
+def _hash_settings(tokenizer: TokenizerConfig, units: Sequence[sources.Unit]) -> str:
+    """Return a hash of all that decides which tokenizer is trained."""
+    lines = [repr(tokenizer)]
+    for unit in units:
+        lines.append(unit.identity)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
 def _log(message: str) -> None:

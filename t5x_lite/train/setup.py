@@ -40,13 +40,16 @@ def open_run_data(config: RunConfig, tokenizer: Tokenizer) -> TrainingData:
         UserError: no text or no records, or a tokenizer that the objective cannot use.
     """
     context = ExampleContext(
-        config.train.seq_len, tokenizer.vocabulary(), config.model.family, config.method.placeholders
+        seq_len=config.train.seq_len,
+        vocabulary=tokenizer.vocabulary(),
+        family=config.model.family,
+        placeholders=config.method.placeholders,
     )
     settings = PipelineSettings(
-        config.data,
-        config.require_objective(),
-        context,
-        config.train.seed,
+        data=config.data,
+        objective=config.require_objective(),
+        context=context,
+        seed=config.train.seed,
         validation_batch_size=config.eval.batch_size or config.train.batch_size,
         max_validation_batches=config.eval.batches,
     )
