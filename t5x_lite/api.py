@@ -24,7 +24,7 @@ from t5x_lite.objectives.features import Pair
 from t5x_lite.objectives.masked import CLS, MASK, SEP
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.run_dir import FOREIGN_CONFIG, Run, open_run
-from t5x_lite.train.setup import evaluate_split, loss_function, open_data
+from t5x_lite.train.setup import evaluate_split, loss_function, open_run_data
 
 BATCH = 16
 """Masks filled at one time."""
@@ -215,11 +215,11 @@ class Model:
         has learnt tasks, its loss and `<task>/<metric>`, with the predictions in RUN/eval/STEP.
         """
         config = self.config
-        data = open_data(config, self.tokenizer)
+        data = open_run_data(config, self.tokenizer)
         loss = loss_function(config, self.run.blueprint, meshes.batch_shards(self.mesh), training=False)
         found = evaluate_split(jax.jit(lambda params, batch: loss(params, batch, None)), self.params, data, self.mesh)
         if isinstance(data, TaskData):
-            tasks = TaskEvaluation(data, self.run.blueprint, self.params, self.tokenizer, self.mesh)
+            tasks = TaskEvaluation(data, config.model, self.run.blueprint, self.params, self.tokenizer, self.mesh)
             found |= tasks.scores(self.params, self.run.folder / "eval" / str(self.step))
         return found
 

@@ -197,12 +197,12 @@ def _join(options: argparse.Namespace) -> None:
 def prepare(options: argparse.Namespace, overrides: list[str]) -> int:
     """`t5x-lite prepare CONFIG [k=v …]`."""
     config = configuration.load(options.config, overrides)
-    from t5x_lite.data import corpus
+    from t5x_lite.data.prepare import prepare_corpus
     from t5x_lite.data.vocabulary import load_or_train_tokenizer
 
-    trained = load_or_train_tokenizer(config)
+    trained = load_or_train_tokenizer(config.tokenizer, config.data)
     for source in config.data.sources:
-        print(f"{source.name}: {corpus.prepare_corpus(source, config.data, trained, options.runner)}")
+        print(f"{source.name}: {prepare_corpus(source, config.data, trained, options.runner)}")
     return 0
 
 
@@ -211,7 +211,7 @@ def tokenizer(options: argparse.Namespace, overrides: list[str]) -> int:
     config = configuration.load(options.config, overrides)
     from t5x_lite.data.vocabulary import load_or_train_tokenizer
 
-    trained = load_or_train_tokenizer(config)
+    trained = load_or_train_tokenizer(config.tokenizer, config.data)
     print(f"{trained.vocab} tokens; saved as {trained.save(Path(str(config.run_dir)))}")
     return 0
 

@@ -1,22 +1,24 @@
-"""Tokenise with Apache Beam: the same pieces of text as on one machine, on the workers of a runner (extra `beam`).
+"""Tokenisation by the workers of an Apache Beam runner (extra `beam`).
 
-The pieces write their shards to the corpus folder themselves, so that all workers must have it mounted; what comes out
-is byte for byte what `prepare` writes without Beam, and what an interrupted pipeline has finished is kept.
+The workers write their shards into the corpus folder themselves, so all of them must have it mounted. The files are
+byte for byte those that `prepare` writes without Beam. Units that an interrupted pipeline finished are not repeated.
 """
 
 import importlib.util
 import os
 import shlex
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from t5x_lite.errors import UserError
 
+JobT = TypeVar("JobT")
 
-def run(work: Callable[[Any], None], todo: list[Any], runner: str) -> Iterable[None]:
-    """Do `work` on all of `todo` under a Beam runner, such as DirectRunner.
 
-    `BEAM_OPTIONS` holds further options, as on Beam's own command line.
+def run_jobs(process_job: Callable[[JobT], None], jobs: Sequence[JobT], runner: str) -> None:
+    """Process all jobs under a Beam runner, such as DirectRunner.
+
+    The environment variable `BEAM_OPTIONS` holds further options, written as on Beam's own command line.
 
     Raises:
         UserError: Apache Beam is not installed, or does not know the runner.
@@ -34,6 +36,5 @@ def run(work: Callable[[Any], None], todo: list[Any], runner: str) -> Iterable[N
     except ValueError as error:
         raise UserError(f"prepare --runner={runner}: {error}") from None
     with pipeline:
-        # Without a shuffle the pieces would be fused with their list, and run on one worker.
-        pipeline | beam.Create(todo) | beam.Reshuffle() | beam.Map(work)
-    return [None] * len(todo)
+        # Without a shuffle Beam would fuse the jobs with their list and run all of them on one worker.
+        pipeline | beam.Create(jobs) | beam.Reshuffle() | beam.Map(process_job)

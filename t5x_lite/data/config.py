@@ -1,7 +1,7 @@
-"""What text is, how rows are cut from it, and the tokenizers. No JAX here."""
+"""Configs of text sources, of the rows cut from them, and of tokenizers. This module does not import JAX."""
 
 from collections.abc import Iterator
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Strict
 
@@ -9,11 +9,11 @@ from t5x_lite.schema import Config, Int, Strings, setting
 
 Format = Literal["auto", "text", "jsonl", "parquet", "tfds", "parallel"]
 STANDARD_LIBRARY = "python:standard_library"
-"""In `data.files`: the source and the documentation of the running Python, text that every machine has."""
+"""Name in `data.files` for the source and documentation of the running Python: text that every machine has."""
 
 
 class SourceConfig(Config):
-    """Where documents come from."""
+    """A source of documents."""
 
     files: Strings = setting(
         (),
@@ -22,11 +22,15 @@ class SourceConfig(Config):
     )
     format: Format = setting(
         "auto",
-        "kind of file; `auto` goes by the ending: .jsonl, .parquet, else text; each also with .gz or .zst; `parallel` "
-        "is one text file a field, {} in its name for the field, line n of each belonging together",
+        "format of the files; `auto` goes by the ending: .jsonl, .parquet, else text; each may also end in .gz or "
+        ".zst; `parallel` is one text file per field, with {} in its name for the field; lines n belong together",
     )
-    field: Strings = setting(("text",), "column of JSONL, Parquet or TFDS that holds the text; several make `fields`")
-    document: Literal["file", "line", "paragraph"] = setting("file", "what one document of a text file is")
+    field: Strings = setting(
+        ("text",), "column of JSONL, Parquet or TFDS that holds the text; several columns make `fields`"
+    )
+    document: Literal["file", "line", "paragraph"] = setting(
+        "file", "what one document of a text file is: the file, a line or a paragraph"
+    )
     split: str = setting("train", "TFDS split")
 
 
@@ -34,115 +38,132 @@ class MixedSource(SourceConfig):
     """One source of a mixture."""
 
     name: str = setting(..., "name in logs and metrics")
-    weight: float | None = setting(None, "share of examples, relative to the other sources; null goes by size", gt=0)
+    weight: float | None = setting(None, "share of examples, relative to the other sources; null: by size", gt=0)
 
 
 class DataConfig(SourceConfig):
-    """Text, its token corpus and how rows are cut from it."""
+    """Text, its token corpus, and the rows cut from the corpus."""
 
     mixture: Annotated[tuple[MixedSource, ...], Strict(False)] = setting((), "several sources instead of `files`")
     mixture_alpha: float = setting(
         1.0,
-        "sources without a weight get n^alpha, n their tokens (tasks: their examples): 1 by size, 0 equal; 1/T is T5's "
-        "temperature T",
+        "sources without a weight get the share n^alpha, where n counts their tokens (tasks: their examples): 1 is by "
+        "size, 0 is equal, 1/T is T5's temperature T",
         ge=0,
         le=1,
         source="mT5, Xue et al. 2021, §3.1",
     )
     mixture_limit: Int | None = setting(
-        None, "a task counts as this many examples at most", ge=1, source="Raffel et al. 2020, §3.5.2: K"
+        None, "largest number of examples that a task counts as", ge=1, source="Raffel et al. 2020, §3.5.2: K"
     )
-    columns: Strings = setting((), "of tasks: names of the columns of TSV or CSV files that have no header")
-    validation_fraction: float = setting(0.01, "share of documents (or of the tail) kept for validation", ge=0, lt=1)
+    columns: Strings = setting((), "for tasks: column names of TSV or CSV files without a header")
+    validation_fraction: float = setting(
+        0.01, "share of documents (or of each file's tail) held out for validation", ge=0, lt=1
+    )
     validation_by: Literal["hash", "position"] = setting(
-        "hash", "validation documents by a hash of their text, or the tail of each file by position"
+        "hash", "choose validation documents by a hash of their text, or take the tail of each file"
     )
-    validation_files: Strings = setting((), "separate validation text, same format; then nothing is split off")
-    validation_split: str = setting("", "TFDS split for validation; then nothing is split off")
+    validation_files: Strings = setting((), "separate validation text in the same format; then nothing is held out")
+    validation_split: str = setting("", "TFDS split for validation; then nothing is held out")
     end_of_document: bool = setting(True, "append the tokenizer's EOS to every document")
     parts: Literal["none", "line", "punctuation", "fields"] = setting(
         "none",
-        "what the parts of a document are, for objectives on sentences and on pairs: its lines, what ends with . ! or "
-        "?, or its fields (inputs and targets)",
+        "parts of a document, for objectives on sentences and on pairs of texts: its lines, its sentences (they end "
+        "with . ! or ?), or its fields (inputs and targets)",
     )
     packing: Literal["stream", "documents", "sentences", "none"] = setting(
         "stream",
-        "rows are windows of the token stream; whole documents, or whole sentences, side by side; or one document a "
-        "row",
+        "contents of a row: a window of the token stream, whole documents, whole sentences, or (none) one document",
     )
-    separate_documents: bool = setting(True, "documents of one row do not see each other (segment_ids)")
+    separate_documents: bool = setting(True, "documents of one row do not attend to each other (segment_ids)")
     cache_dir: str = setting("cache", "folder of token corpora and trained tokenizers, shared by runs")
-    prepare_processes: Int = setting(0, "processes that tokenise; 0 takes every core", ge=0)
-    workers: Int = setting(0, "processes that make batches; 0 makes them in a thread of this one", ge=0)
-    prefetch: Int = setting(4, "batches made ahead", unit="batches", ge=1)
+    prepare_processes: Int = setting(0, "processes that tokenise; 0 uses every core", ge=0)
+    workers: Int = setting(0, "processes that build batches; 0 builds them in a thread of this process", ge=0)
+    prefetch: Int = setting(4, "batches built ahead", unit="batches", ge=1)
 
     def faults(self) -> Iterator[str]:
         """See `Config`."""
         if self.files and self.mixture:
             yield "give `files` or `mixture`, not both"
-        plain = SourceConfig()
-        stray = [name for name in SourceConfig.model_fields if getattr(self, name) != getattr(plain, name)]
-        if self.mixture and stray:
-            yield f"with a mixture, {', '.join(stray)} stand in each of its sources"
-        for field in {source.field for source in self.sources if (len(source.field) > 1) != (self.parts == "fields")}:
-            found = f"parts={self.parts} and field {list(field)}"
-            yield f"several fields need parts=fields, and it needs several; found {found}"
+        changed = _changed_source_settings(self)
+        if self.mixture and changed:
+            yield f"with a mixture, {', '.join(changed)} must be set in each of its sources"
+        needs_fields = self.parts == "fields"
+        for fields in {source.field for source in self.sources}:
+            has_fields = len(fields) > 1
+            if has_fields != needs_fields:
+                actual = f"parts={self.parts} and field {list(fields)}"
+                yield f"several fields need parts=fields, and parts=fields needs several fields; found {actual}"
         if self.packing == "sentences" and self.parts not in {"line", "punctuation"}:
             yield f"packing=sentences needs parts=line or parts=punctuation, found parts={self.parts}"
-        if self.parts == "fields" and self.validation_by == "position":
-            yield "validation_by=position would cut a document in two, which parts=fields cannot be"
-        names = [source.name for source in self.mixture]
-        if len(set(names)) < len(names):
-            yield f"mixture names must differ, found {', '.join(names)}"
+        if needs_fields and self.validation_by == "position":
+            yield "validation_by=position would cut a document in two, but parts=fields needs whole documents"
+        source_names = [source.name for source in self.mixture]
+        if len(set(source_names)) < len(source_names):
+            yield f"mixture names must differ, found {', '.join(source_names)}"
 
     @property
     def sources(self) -> tuple[MixedSource, ...]:
-        """The mixture; a single source is a mixture of one, named `text`."""
-        own = {name: getattr(self, name) for name in SourceConfig.model_fields}
-        return self.mixture or (MixedSource(name="text", **own),)
+        """The mixture. A single source is a mixture of one, named `text`."""
+        if self.mixture:
+            return self.mixture
+        settings = {name: getattr(self, name) for name in SourceConfig.model_fields}
+        return (MixedSource(name="text", **settings),)
+
+
+def _changed_source_settings(source: SourceConfig) -> list[str]:
+    default = SourceConfig()
+    return [name for name in SourceConfig.model_fields if getattr(source, name) != getattr(default, name)]
 
 
 Normalization = Literal["identity", "nmt_nfkc", "nfkc", "nmt_nfkc_cf", "nfkc_cf"]
 
 
-class _Trained(Config):
-    vocab: Int = setting(8192, "pieces, special ones and extra_ids included", unit="tokens", ge=8)
+class _SentencePieceConfig(Config):
+    vocab: Int = setting(8192, "size of the vocabulary, with special tokens and extra_ids", unit="tokens", ge=8)
     normalization: Normalization = setting("identity", "SentencePiece normalisation rule; T5 used nmt_nfkc")
-    byte_fallback: bool = setting(True, "characters outside the vocabulary become bytes, never <unk>")
+    byte_fallback: bool = setting(True, "encode characters outside the vocabulary as bytes, never as <unk>")
     symbols: Strings = setting((), "user symbols: strings that are always one token")
     controls: Strings = setting((), "special tokens that text cannot spell, such as [CLS] [SEP] [MASK]")
-    extra_ids: Int = setting(0, "T5's sentinels <extra_id_0> …, at the end of the vocabulary", ge=0)
-    sample_megabytes: float = setting(32.0, "text that the vocabulary is trained on", unit="MB", gt=0)
+    extra_ids: Int = setting(0, "number of T5's sentinels <extra_id_0> …, at the end of the vocabulary", ge=0)
+    sample_megabytes: float = setting(32.0, "amount of text that the vocabulary is trained on", unit="MB", gt=0)
 
 
-class Unigram(_Trained):
+class Unigram(_SentencePieceConfig):
     """SentencePiece unigram language model (Kudo 2018)."""
 
 
-class BPE(_Trained):
+class BPE(_SentencePieceConfig):
     """SentencePiece byte-pair encoding (Sennrich et al. 2016)."""
 
 
 class Character(Config):
-    """Every character of the text is a token."""
+    """A vocabulary of the characters of the text: every character is a token."""
 
     symbols: Strings = setting((), "user symbols: strings that are always one token")
     controls: Strings = setting((), "special tokens that text cannot spell, such as [CLS] [SEP] [MASK]")
-    extra_ids: Int = setting(0, "T5's sentinels, at the end of the vocabulary", ge=0)
+    extra_ids: Int = setting(0, "number of T5's sentinels, at the end of the vocabulary", ge=0)
 
 
 class Bytes(Config):
-    """UTF-8 bytes after pad, EOS and unk; the last hundred byte ids are the sentinels too (ByT5: Xue et al. 2022)."""
+    """UTF-8 bytes as tokens, after pad, EOS and unk.
+
+    The last hundred byte ids serve as sentinels too (ByT5: Xue et al. 2022).
+    """
 
 
 class TokenizerFile(Config):
-    """A tokenizer that exists: SentencePiece `.model`, Hugging Face `tokenizer.json`, `vocab.json`, `vocab.txt`."""
+    """An existing tokenizer: SentencePiece `.model`, Hugging Face `tokenizer.json`, `vocab.json` or `vocab.txt`."""
 
-    path: str = setting(..., "the file; merges.txt is looked for beside vocab.json")
-    merges: str = setting("", "merges of a byte-level BPE, when they are not beside it as merges.txt")
-    lowercase: bool = setting(True, "for a WordPiece vocab.txt: lower-case and strip accents first, as BERT uncased")
-    extra_ids: Int = setting(0, "T5's sentinels to append to a SentencePiece model", ge=0)
+    path: str = setting(..., "the file; vocab.json needs merges.txt in the same folder")
+    merges: str = setting("", "merges of a byte-level BPE, if they are not in the same folder as merges.txt")
+    lowercase: bool = setting(
+        True, "for a WordPiece vocab.txt: lower-case and strip accents first, as BERT uncased does"
+    )
+    extra_ids: Int = setting(0, "number of T5's sentinels to append to a SentencePiece model", ge=0)
 
+
+TokenizerConfig: TypeAlias = Unigram | BPE | Character | Bytes | TokenizerFile
 
 TOKENIZERS: dict[str, type[Config]] = {
     "unigram": Unigram,

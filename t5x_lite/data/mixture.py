@@ -1,56 +1,86 @@
-"""The global order: which source row g comes from, in which epoch, and which row of it."""
+"""The global order of training rows: row g comes from some source, in some epoch, as some row of that source."""
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import grain
 import numpy as np
+from jaxtyping import Float64
 
 from t5x_lite.data.config import MixedSource
 from t5x_lite.errors import UserError
 
 
-def weights(sources: Sequence[MixedSource], tokens: Sequence[int], alpha: float) -> np.ndarray:
-    """Share of each source, float64 `[sources]`, summing to one.
+def source_shares(sources: Sequence[MixedSource], sizes: Sequence[int], alpha: float) -> Float64[np.ndarray, "sources"]:
+    """Return the share of rows that each source gets; the shares sum to one.
 
-    Given weights are taken relative to each other. Without weights a source of n tokens has n^alpha: 1 mixes in
-    proportion, 0 equally, 0.3 is mT5's (Xue et al. 2021, §3.1).
+    Explicit weights are relative to each other. Without weights the share of a source of n tokens is proportional to
+    n^alpha: 1 mixes in proportion to size, 0 equally, and 0.3 is mT5's choice (Xue et al. 2021, §3.1).
+
+    Args:
+        sources: the sources of a mixture.
+        sizes: tokens of each source.
+        alpha: the exponent.
 
     Raises:
         UserError: some sources have a weight and others have none.
     """
-    given = [source.weight for source in sources]
-    known = [weight for weight in given if weight is not None]
-    if known and len(known) < len(given):
-        without = ", ".join(source.name for source in sources if source.weight is None)
-        raise UserError(f"data.mixture: give every source a weight or none; {without} has none")
-    raw = np.array(known or [float(n) ** alpha for n in tokens], np.float64)
+    weights = [source.weight for source in sources if source.weight is not None]
+    if weights and len(weights) < len(sources):
+        unweighted = ", ".join([source.name for source in sources if source.weight is None])
+        raise UserError(f"data.mixture: give every source a weight or none; {unweighted} has none")
+    if not weights:
+        weights = [float(size) ** alpha for size in sizes]
+    raw = np.array(weights, np.float64)
     return raw / (raw.sum() or 1.0)
 
 
 class MixtureOrder:
-    """Global row g ≥ 0 → (source, epoch, row), where source n has `rows[n]`.
+    """Maps a global row g ≥ 0 to (source, epoch, row of the source).
 
-    The epochs of a source follow each other without end, each in an order of its own.
+    The epochs of a source follow each other without end, each in a different random order.
+
+    Args:
+        row_counts: rows of each source.
+        shares: share of each source in the global order.
+        seed: seed of the random orders.
     """
 
-    def __init__(self, rows: Sequence[int], shares: np.ndarray, seed: int) -> None:
-        self.rows, self.seed, self._mixed = rows, seed, interleaved(shares)
+    def __init__(self, row_counts: Sequence[int], shares: Float64[np.ndarray, "sources"], seed: int) -> None:
+        self.row_counts = row_counts
+        self.seed = seed
+        self._interleaved = interleave_sources(shares)
 
     def __getitem__(self, g: int) -> tuple[int, int, int]:
-        source, n = self._mixed[g] if len(self.rows) > 1 else (0, g)
-        epoch, place = divmod(n, self.rows[source])
-        return source, epoch, int(_shuffled(self.rows[source], (self.seed, source, epoch))[place])
+        if len(self.row_counts) == 1:
+            return self._shuffle_epoch(0, g)
+        source, n = self._interleaved[g]
+        return self._shuffle_epoch(source, n)
+
+    def _shuffle_epoch(self, source: int, n: int) -> tuple[int, int, int]:
+        """Return source, epoch and row of the n-th row that a source gives."""
+        row_count = self.row_counts[source]
+        epoch, position = divmod(n, row_count)
+        permutation = _permutation(row_count, (self.seed, source, epoch))
+        return source, epoch, int(permutation[position])
 
 
 @lru_cache(maxsize=64)
-def _shuffled(rows: int, key: tuple[int, ...]) -> grain.MapDataset:
-    """A permutation by random access: a cipher, no table in memory."""
-    return grain.MapDataset.range(rows).shuffle(seed=int(np.random.SeedSequence(key).generate_state(1)[0]))
+def _permutation(size: int, key: tuple[int, ...]) -> grain.MapDataset:
+    """Return a random permutation with random access: Grain uses a cipher, so there is no table in memory."""
+    seed = int(np.random.SeedSequence(key).generate_state(1)[0])
+    return grain.MapDataset.range(size).shuffle(seed=seed)
 
 
-def interleaved(shares: np.ndarray) -> grain.MapDataset:
-    """Global row → (source, row of that source), such that every prefix follows the weights as closely as it can."""
+def interleave_sources(shares: Float64[np.ndarray, "sources"]) -> grain.MapDataset:
+    """Map a global row to (source, n), so that every prefix follows the shares as closely as possible.
+
+    n counts the rows that come from the source.
+    """
     endless = grain.MapDataset.range(2**62)
-    pairs = [endless.map(lambda n, source=source: (source, n)) for source in range(len(shares))]
-    return grain.MapDataset.mix(pairs, weights=[float(x) for x in shares])
+    numbered = [endless.map(partial(_pair, source)) for source in range(len(shares))]
+    return grain.MapDataset.mix(numbered, weights=shares.tolist())
+
+
+def _pair(source: int, n: int) -> tuple[int, int]:
+    return source, n

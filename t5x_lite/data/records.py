@@ -1,226 +1,280 @@
-"""Records of tasks as training rows and as validation batches: the same (seed, step) → batch as for running text."""
+"""Records of tasks as training rows and as validation batches. A batch is a function of (seed, step) alone."""
 
-import csv
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, islice, repeat
-from typing import Any
+from functools import partial
+from itertools import islice
 
 import numpy as np
-import zstandard
+from jaxtyping import Float64, Integer
 
-from t5x_lite.config import RunConfig
+from t5x_lite.data.config import DataConfig
+from t5x_lite.data.files import RecordSequence, match_files, open_tfds
 from t5x_lite.data.mixture import MixtureOrder
-from t5x_lite.data.sources import matches, opened, parquet_file, plain, tfds_source
+from t5x_lite.data.record_files import read_record_file
 from t5x_lite.data.tokenizer import Tokenizer
+from t5x_lite.data.training_data import PipelineSettings
 from t5x_lite.errors import UserError
 from t5x_lite.objectives import TextToText
 from t5x_lite.objectives.features import stacked
-from t5x_lite.objectives.objective import ExampleContext, Features
+from t5x_lite.objectives.objective import ExampleContext, Features, Objective
 from t5x_lite.objectives.supervised import Coder, Record, Supervised
 from t5x_lite.tasks import TaskSpec, find_task, short_name
 
-LONGEST_FIELD = 2**30
-"""Characters of a field of a TSV or CSV file; Python's own limit is below a long document."""
-
 
 class TaskRecords:
-    """The records of one split of a task, by number; columns become roles as they are read.
+    """The records of one split of a task, by number. Columns become roles when a record is read.
+
+    Args:
+        name: the task's name in metrics and messages.
+        task: says which columns have which roles.
+        raw_records: the records as they are in their files.
+        describe_location: returns where a record comes from, for messages.
 
     Raises:
-        UserError: a column that is missing, a file that cannot be read; file and line are named.
+        UserError: a record without a column that the task needs; names the file and the line.
     """
 
-    def __init__(self, name: str, task: TaskSpec, rows: Sequence[Any], place: Callable[[int], str]) -> None:
-        self.name, self.task, self.rows, self.place = name, task, rows, place
+    def __init__(
+        self, name: str, task: TaskSpec, raw_records: RecordSequence, describe_location: Callable[[int], str]
+    ) -> None:
+        self.name = name
+        self.task = task
+        self.raw_records = raw_records
+        self.describe_location = describe_location
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.raw_records)
 
     def __getitem__(self, number: int) -> Record:
-        row = self.rows[number]
-        return {role: self._value(row, column, number) for role, column in self.task.columns.items()}
+        raw_record = self.raw_records[number]
+        record: dict[str, object] = {}
+        for role, column in self.task.columns.items():
+            if isinstance(column, str):
+                record[role] = self._read_column(raw_record, column, number)
+            else:
+                record[role] = [self._read_column(raw_record, name, number) for name in column]
+        return record
 
-    def _value(self, row: Any, column: str | list[str], number: int) -> Any:
-        if not isinstance(column, str):
-            return [self._value(row, one, number) for one in column]
-        value = row
-        for part in column.split("/"):
-            if not isinstance(value, Mapping) or part not in value:
-                have = ", ".join(map(str, value)) if isinstance(value, Mapping) else type(value).__name__
+    def _read_column(self, raw_record: object, column: str, number: int) -> object:
+        """Return the value of a column; the column `a/b` is `b` inside `a`."""
+        value = raw_record
+        for key in column.split("/"):
+            if not isinstance(value, Mapping) or key not in value:
                 raise UserError(
-                    f"{self.place(number)}: task {self.name} wants the column {column!r}, found {have}; name the "
-                    "columns of files without a header in data.columns, or change `columns` of the task"
+                    f"{self.describe_location(number)}: task {self.name} wants the column {column!r}, found "
+                    f"{_describe_keys(value)}; name the columns of files without a header in data.columns, or change "
+                    "`columns` of the task"
                 )
-            value = value[part]
-        return _plain(value)
+            value = value[key]
+        return _to_python(value)
 
 
-def _plain(value: Any) -> Any:
-    value = value.tolist() if isinstance(value, np.ndarray | np.generic) else value
+def _describe_keys(value: object) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(map(str, value))
+    return type(value).__name__
+
+
+def _to_python(value: object) -> object:
+    """Turn NumPy's values (TFDS gives them) into Python's, and bytes into text."""
+    if isinstance(value, np.ndarray | np.generic):
+        value = value.tolist()
     if isinstance(value, list | tuple):
-        return [_plain(one) for one in value]
-    return value.decode("utf-8", errors="replace") if isinstance(value, bytes) else value
+        return [_to_python(item) for item in value]
+    if isinstance(value, bytes):
+        return value.decode("utf-8", errors="replace")
+    return value
 
 
-def read(name: str, config: RunConfig, split: str) -> TaskRecords:
-    """The `train` or `validation` records of a task: of the config's files, or of its TFDS builder."""
-    task, data = find_task(name), config.data
+def read_task_records(name: str, data: DataConfig, split: str) -> TaskRecords:
+    """Read the `train` or `validation` records of a task, from `data`'s files or from the task's TFDS builder.
+
+    Raises:
+        UserError: no such task, no files for it, or a file that cannot be read.
+    """
+    task = find_task(name)
     patterns = data.files if split == "train" else data.validation_files
-    patterns = tuple(pattern.replace("{task}", short_name(name)) for pattern in patterns)
     if patterns:
-        found = [row for pattern in patterns for path in matches(pattern) for row in _read(path, data.columns)]
-        return TaskRecords(short_name(name), task, [row for _, row in found], lambda n: found[n][0])
+        return _read_files(patterns, short_name(name), task, data.columns)
     if data.files:
         raise UserError(f"data.files are given, so data.validation_files must say where task {name} is evaluated")
     if not task.tfds:
         raise UserError(f"task {name}: names no TFDS builder; give data.files and data.validation_files")
-    wanted = getattr(task.splits, split)
-    source = tfds_source(task.tfds, wanted, f"task {name}")
-    return TaskRecords(short_name(name), task, source, lambda n: f"{task.tfds} {wanted} record {n}")
+    tfds_split = getattr(task.splits, split)
+    source = open_tfds(task.tfds, tfds_split, f"task {name}")
+    describe_location = partial("{} {} record {}".format, task.tfds, tfds_split)
+    return TaskRecords(short_name(name), task, source, describe_location)
 
 
-def _read(path: str, columns: Sequence[str]) -> list[tuple[str, Any]]:
-    """All of a file; see `_rows`."""
-    try:
-        return list(_rows(path, columns))
-    except (OSError, EOFError, csv.Error, zstandard.ZstdError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
-
-
-def _rows(path: str, columns: Sequence[str]) -> Iterator[tuple[str, Any]]:
-    """Each record of a file with its place; `columns` names those of a TSV or CSV file without a header."""
-    form = plain(path).suffix
-    if form == ".parquet":
-        with parquet_file(path) as file:
-            for number, row in enumerate(file.read().to_pylist()):
-                yield f"{path} record {number}", row
-        return
-    with opened(path) as file:
-        lines = (line.decode("utf-8", errors="replace") for line in file)
-        if form in {".tsv", ".csv"}:
-            dialect: Any = {"quoting": csv.QUOTE_NONE, "delimiter": "\t"} if form == ".tsv" else {}
-            csv.field_size_limit(LONGEST_FIELD)
-            reader = csv.reader(lines, **dialect)
-            header = list(columns) or next(reader, [])
-            for row in filter(None, reader):
-                if len(row) != len(header):
-                    raise UserError(f"{path}:{reader.line_num}: {len(row)} columns, expected {len(header)}: {header}")
-                yield f"{path}:{reader.line_num}", dict(zip(header, row, strict=True))
-            return
-        for number, line in enumerate(lines, start=1):
-            try:
-                if line.strip():
-                    yield f"{path}:{number}", json.loads(line)
-            except ValueError as error:
-                raise UserError(f"{path}:{number}: not a JSON object: {error}") from None
+def _read_files(patterns: Sequence[str], name: str, task: TaskSpec, columns: Sequence[str]) -> TaskRecords:
+    """Read all files of the patterns, in which `{task}` stands for the task's name."""
+    locations: list[str] = []
+    raw_records: list[object] = []
+    for pattern in patterns:
+        for path in match_files(pattern.replace("{task}", name)):
+            for location, raw_record in read_record_file(path, columns):
+                locations.append(location)
+                raw_records.append(raw_record)
+    return TaskRecords(name, task, raw_records, locations.__getitem__)
 
 
 @dataclass(frozen=True)
 class TaskRows:
-    """Row g of the global training order, for any g ≥ 0, as `pipeline.TrainingRows`.
+    """Example g of the global training order of tasks, for any g ≥ 0, as `pipeline.TrainingRows` is for text.
 
-    A record of several examples (windows) gives one of them, drawn anew in each epoch.
+    A record of several examples (windows of a long text) gives one of them, drawn again in each epoch.
     """
 
     data: "TaskData"
     order: MixtureOrder
 
     def __getitem__(self, g: int) -> Features:
-        source, epoch, number = self.order[g]
-        made = self.data.examples(self.data.training[source], number)
-        key = (self.order.seed, source, epoch, number)
-        return made[np.random.default_rng(key).integers(len(made)) if len(made) > 1 else 0]
+        task, epoch, number = self.order[g]
+        examples = self.data.examples(self.data.training[task], number)
+        if len(examples) == 1:
+            return examples[0]
+        rng = np.random.default_rng((self.order.seed, task, epoch, number))
+        return examples[rng.integers(len(examples))]
 
 
 @dataclass(frozen=True)
 class TaskValidation:
-    """Every example of every validation record in order, in batches of one shape; the last has empty ones too.
+    """Every example of every validation record in order, in batches of one shape.
 
-    `limit` is the most batches of each task; 0 takes all.
+    The last batch of a task is filled with empty examples. `max_batches` limits the records of each task to as many as
+    these batches have rows; 0 reads all records.
     """
 
     data: "TaskData"
     batch_size: int
-    limit: int = 0
+    max_batches: int = 0
 
-    def examples(self, own: TaskRecords) -> Iterator[tuple[int, Features]]:
-        """Each example of a task with the number of its record."""
-        most = self.limit * self.batch_size or len(own)
-        return ((n, made) for n in range(min(len(own), most)) for made in self.data.examples(own, n))
+    def examples(self, records: TaskRecords) -> Iterator[tuple[int, Features]]:
+        """Yield each example of a task with the number of its record."""
+        count = len(records)
+        if self.max_batches:
+            count = min(count, self.max_batches * self.batch_size)
+        for number in range(count):
+            for example in self.data.examples(records, number):
+                yield number, example
 
-    def batches_of(self, own: TaskRecords, local_rows: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
-        """Each batch of a task: those of its rows that this host makes."""
-        filler = {name: np.zeros_like(value) for name, value in self.data.examples(own, 0)[0].items()}
-        made = chain((example for _, example in self.examples(own)), repeat(filler, self.batch_size - 1))
-        while len(held := list(islice(made, self.batch_size))) == self.batch_size:
-            yield stacked([held[row] for row in local_rows])
+    def batches_of(
+        self, records: TaskRecords, local_rows: Integer[np.ndarray, "local_rows"]
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """Yield each batch of a task, with only the rows that this host needs."""
+        examples = (example for _, example in self.examples(records))
+        while batch := list(islice(examples, self.batch_size)):
+            if len(batch) < self.batch_size:
+                batch += [_empty_like(batch[0])] * (self.batch_size - len(batch))
+            yield stacked([batch[row] for row in local_rows])
 
-    def batches(self, local_rows: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
-        """Those of all tasks."""
-        for own in self.data.held_out:
-            yield from self.batches_of(own, local_rows)
+    def batches(self, local_rows: Integer[np.ndarray, "local_rows"]) -> Iterator[dict[str, np.ndarray]]:
+        """Yield the batches of all tasks."""
+        for records in self.data.held_out:
+            yield from self.batches_of(records, local_rows)
+
+
+def _empty_like(example: Features) -> Features:
+    return {name: np.zeros_like(value) for name, value in example.items()}
 
 
 @dataclass(frozen=True)
 class TaskData:
-    """Training rows and validation batches of a config's tasks."""
+    """The data of a run that learns tasks.
 
-    config: RunConfig
-    context: ExampleContext
+    Attributes:
+        settings: settings of the run.
+        coder: the run's tokenizer, for objectives.
+        training: the training records of each task.
+        held_out: the validation records of each task.
+    """
+
+    settings: PipelineSettings
     coder: Coder
     training: list[TaskRecords]
     held_out: list[TaskRecords]
-    tokens_per_byte: None = None
+
+    @property
+    def objective(self) -> Objective:
+        """The run's objective."""
+        return self.settings.objective
+
+    @property
+    def context(self) -> ExampleContext:
+        """The context of the objective's examples."""
+        return self.settings.context
+
+    @property
+    def tokens_per_byte(self) -> None:
+        """None: the loss is not that of every token of a text."""
+        return None
 
     def examples(self, records: TaskRecords, number: int) -> list[Features]:
-        """The examples of a record.
+        """Return the examples of a record.
 
         Raises:
-            UserError: a label that is not declared; the record is named.
+            UserError: a record that the objective refuses, such as one with an unknown label; names the record.
         """
-        record, objective = records[number], self.config.require_objective()
+        record = records[number]
         try:
-            if isinstance(objective, TextToText):
-                return [objective.records_example(*records.task.text(record), self.coder, self.context)]
-            assert isinstance(objective, Supervised)
-            return objective.examples(record, self.coder, self.context)
+            if isinstance(self.objective, TextToText):
+                inputs, targets = records.task.text(record)
+                return [self.objective.records_example(inputs, targets, self.coder, self.context)]
+            assert isinstance(self.objective, Supervised)
+            return self.objective.examples(record, self.coder, self.context)
         except (ValueError, TypeError) as error:
-            raise UserError(f"{records.place(number)}: task {records.name}: {error}") from None
+            raise UserError(f"{records.describe_location(number)}: task {records.name}: {error}") from None
 
     def rows(self) -> TaskRows:
-        """The endless global order; shares are min(n, limit)^alpha of n records (Raffel et al. 2020, §3.5.2)."""
-        data = self.config.data
-        sizes = [len(own) for own in self.training]
-        raw = np.minimum(np.array(sizes, np.float64), data.mixture_limit or np.inf) ** data.mixture_alpha
-        return TaskRows(replace(self, held_out=[]), MixtureOrder(sizes, raw / raw.sum(), self.config.train.seed))
+        """Return the endless order of training examples.
+
+        A task of n records has a share proportional to min(n, `data.mixture_limit`)^`data.mixture_alpha` (Raffel et al.
+        2020, §3.5.2).
+        """
+        sizes = [len(records) for records in self.training]
+        order = MixtureOrder(sizes, _task_shares(sizes, self.settings.data), self.settings.seed)
+        return TaskRows(replace(self, held_out=[]), order)
 
     def skipped(self) -> Iterator[str]:
-        """What is to be said of training records that cannot be learnt from, if there are any."""
-        objective = self.config.require_objective()
+        """Yield a message for each task with training records that cannot be learnt from."""
+        objective = self.objective
         if not isinstance(objective, Supervised) or not objective.flaw:
             return
-        for own in self.training:
-            if count := sum(not objective.learnable(own[n]) for n in range(len(own))):
-                yield f"task {own.name}: {count:,} of {len(own):,} training records skipped: {objective.flaw}"
+        for records in self.training:
+            count = 0
+            for number in range(len(records)):
+                if not objective.learnable(records[number]):
+                    count += 1
+            if count:
+                yield f"task {records.name}: {count:,} of {len(records):,} training records skipped: {objective.flaw}"
 
     def validation(self) -> TaskValidation:
-        """The whole validation split of every task, or its first `eval.batches`."""
-        run = self.config
-        size = run.eval.batch_size or run.train.batch_size
-        return TaskValidation(self, size, run.eval.batches)
+        """Return the validation split of every task."""
+        return TaskValidation(self, self.settings.validation_batch_size, self.settings.max_validation_batches)
 
 
-def open_task_data(config: RunConfig, tokenizer: Tokenizer, context: ExampleContext) -> TaskData:
-    """The records of a config's tasks.
+def _task_shares(sizes: Sequence[int], data: DataConfig) -> Float64[np.ndarray, "tasks"]:
+    limit = data.mixture_limit or np.inf
+    weights = np.minimum(np.array(sizes, np.float64), limit) ** data.mixture_alpha
+    return weights / weights.sum()
+
+
+def open_task_data(settings: PipelineSettings, tokenizer: Tokenizer, task_names: Sequence[str]) -> TaskData:
+    """Open the records of tasks.
 
     Raises:
-        UserError: a task, a file or a column that is missing; no training records.
+        UserError: a task, a file or a column is missing, or a task has no records.
     """
     coder = Coder(tokenizer.encode, tokenizer.encode_placed, tokenizer.decode)
-    both = {split: [read(name, config, split) for name in config.tasks] for split in ("train", "validation")}
-    for split, found in both.items():
-        if short := [own.name for own in found if not len(own)]:
-            raise UserError(f"task {short[0]}: has no {split} records")
-    return TaskData(config, context, coder, both["train"], both["validation"])
+    training = [read_task_records(name, settings.data, "train") for name in task_names]
+    held_out = [read_task_records(name, settings.data, "validation") for name in task_names]
+    _check_records(training, "train")
+    _check_records(held_out, "validation")
+    return TaskData(settings, coder, training, held_out)
+
+
+def _check_records(tasks: Sequence[TaskRecords], split: str) -> None:
+    for records in tasks:
+        if not len(records):
+            raise UserError(f"task {records.name}: has no {split} records")

@@ -1,44 +1,44 @@
 """Documents from files: text, JSONL and Parquet (also .gz and .zst), and TFDS without TensorFlow.
 
-A source is cut into units, a deterministic list of pieces of files that processes can read apart.
+A source is cut into units, a deterministic list of pieces of files that different processes can read.
 """
 
 import ast
-import glob
-import gzip
-import io
 import json
 import sysconfig
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from importlib import import_module
-from itertools import groupby, zip_longest
+from itertools import zip_longest
 from pathlib import Path
-from typing import IO, Any
 
 import zstandard
 
 from t5x_lite.data.config import STANDARD_LIBRARY, SourceConfig
+from t5x_lite.data.files import is_compressed, match_files, open_file, open_parquet, open_tfds, strip_compression
 from t5x_lite.errors import UserError
 
 UNIT_BYTES = 64 * 2**20
-"""Units have about this size at most: larger files are cut where their format allows it, small ones are joined."""
+"""Largest target size of a unit: larger files are cut where their format allows it, smaller files are joined."""
 SMALLEST_UNIT = 2**20
-"""Small corpora are cut into about 64 units for many processes to share, but not below this."""
+"""Smallest target size of a unit: a small source is cut into about 64 units for processes to share, but not finer."""
 UNIT_RECORDS = 50_000
 """Records of a TFDS unit."""
 REPLACEMENT = "\ufffd"
 FIELD_BORDER = "\x1e"
-"""Between the fields of a document: ASCII's record separator, taken out of the text itself."""
+"""Separates the fields of a document: ASCII's record separator, which is removed from the text itself."""
+FORMATS_BY_ENDING = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
+"""Formats for `data.format=auto`; all other files are text."""
+LIBRARY_FOLDERS_LEFT_OUT = {"site-packages", "test", "tests", "idlelib", "lib2to3", "ensurepip"}
 
 
 @dataclass(frozen=True)
 class Unit:
-    """A piece of a source: some files, or the part `[start, stop)` of one.
+    """A piece of a source: some files, or the part `[start, stop)` of one file.
 
-    `start` and `stop` are bytes of a line-based file, row groups of Parquet, records of TFDS; stop -1 is the end.
+    `start` and `stop` count bytes of a line-based file, row groups of Parquet, or records of TFDS; stop -1 is the end.
+    The names of corpora and tokenizers in the cache are hashes of this class's `repr`: if its name or the name or order
+    of its fields changes, everything is tokenised again.
     """
 
     paths: tuple[str, ...]
@@ -51,102 +51,168 @@ class Unit:
 
     @property
     def path(self) -> str:
-        """The file, where there is one."""
+        """The file of a unit that has one file."""
         return self.paths[0]
 
     @property
     def identity(self) -> str:
-        """Changes when what the unit holds may have changed: name, size and modification time of its files."""
-        files = [Path(path) for path in self.paths]
-        if self.format == "parallel":
-            files = [file for path in files for file in _field_files(path, self.field) if file.is_file()]
-        stats = [] if self.format == "tfds" else [file.stat() for file in files]
-        return f"{self} {[(stat.st_size, stat.st_mtime_ns) for stat in stats]}"
+        """A text that changes if the unit's content may have changed: names, sizes and modification times of files."""
+        sizes_and_times: list[tuple[int, int]] = []
+        for file in self._files():
+            stat = file.stat()
+            sizes_and_times.append((stat.st_size, stat.st_mtime_ns))
+        return f"{self} {sizes_and_times}"
+
+    def _files(self) -> list[Path]:
+        if self.format == "tfds":
+            return []
+        files: list[Path] = []
+        for path in map(Path, self.paths):
+            if self.format == "parallel":
+                files += filter(Path.is_file, _field_files(path, self.field))
+            else:
+                files.append(path)
+        return files
 
 
-def units(source: SourceConfig, *, whole_files: bool = False) -> list[Unit]:
-    """All pieces of `source` in a fixed order, whatever machine and however many processes read them.
+def units(
+    source: SourceConfig,
+    *,
+    whole_files: bool = False,
+    unit_bytes: int = UNIT_BYTES,
+    smallest_unit: int = SMALLEST_UNIT,
+) -> list[Unit]:
+    """Cut a source into units, in an order that does not depend on the machine or on the number of processes.
 
-    With `whole_files` no file is cut into several.
+    Args:
+        source: names the files.
+        whole_files: cut no file into several units.
+        unit_bytes: largest target size of a unit, in bytes.
+        smallest_unit: smallest target size of a unit, in bytes.
 
     Raises:
-        UserError: a glob that matches nothing, or a TFDS builder that is not there.
+        UserError: a glob that matches nothing, or a TFDS builder that does not exist.
     """
-    patterns = source.files
-    if not patterns:
+    if not source.files:
         raise UserError("data.files: no text is named; give a glob or a list of globs, as in data.files='corpus/*.txt'")
-    python = set(_standard_library()) if STANDARD_LIBRARY in patterns else set()
-
-    def unit(own: tuple[str, ...]) -> Unit:
-        form = "python" if own[0] in python else _format(own[0]) if source.format == "auto" else source.format
-        return Unit(own, form, source.field, source.document, source.split)
-
-    if source.format == "parallel":
-        patterns = tuple(pattern.replace("{}", source.field[0]) for pattern in patterns)
     if source.format == "tfds":
-        return [part for path in patterns for part in _parts(unit((path,)), UNIT_BYTES)]
-    paths = [path for p in patterns for path in (sorted(python) if p == STANDARD_LIBRARY else matches(p))]
+        return _tfds_units(source)
+    library_files: list[str] = []
+    if STANDARD_LIBRARY in source.files:
+        library_files = _standard_library_files()
+    make_unit = partial(_unit_of_files, source, library_files=frozenset(library_files))
+    paths = _list_files(source, library_files)
     sizes = [Path(path).stat().st_size for path in paths]
-    target = min(max(sum(sizes) // 64, SMALLEST_UNIT), UNIT_BYTES)
-    found: list[Unit] = []
-    joined = 0
+    target_bytes = min(max(sum(sizes) // 64, smallest_unit), unit_bytes)
+    result: list[Unit] = []
+    joined_bytes = 0
     for path, size in zip(paths, sizes, strict=True):
-        parts = [unit((path,))] if whole_files else _parts(unit((path,)), target)
-        if found and len(parts) == 1 and joined + size <= target and parts[0].format == found[-1].format:
-            found[-1] = unit((*found[-1].paths, path))
-            joined += size
+        unit = make_unit((path,))
+        pieces = [unit]
+        if not whole_files:
+            pieces = _cut_file(unit, target_bytes)
+        is_small = len(pieces) == 1 and joined_bytes + size <= target_bytes
+        if result and is_small and unit.format == result[-1].format:  # join the file to the unit before it
+            result[-1] = make_unit((*result[-1].paths, path))
+            joined_bytes += size
         else:
-            found += parts
-            joined = size if len(parts) == 1 else target
-    return found
-
-
-def matches(pattern: str) -> list[str]:
-    """The files of a glob in order.
-
-    Raises:
-        UserError: there is none.
-    """
-    found = [path for path in sorted(glob.glob(pattern, recursive=True)) if Path(path).is_file()]  # noqa: PTH207
-    if not found:
-        raise UserError(f"data.files: no file matches {pattern!r} (looked from {Path.cwd()})")
-    return found
+            result += pieces
+            joined_bytes = size if len(pieces) == 1 else target_bytes
+    return result
 
 
 def documents(unit: Unit) -> Iterator[tuple[str, str]]:
-    """File and text of the unit's documents in order; invalid UTF-8 becomes U+FFFD.
+    """Yield the file and the text of each document of a unit, in order. Invalid UTF-8 becomes U+FFFD.
 
     Raises:
-        UserError: a line that is not JSON, a missing field, a file that cannot be read; file and line are named.
+        UserError: a line that is not JSON, a missing field, a file that cannot be read; names the file and the line.
     """
-    readers = {
-        "jsonl": _jsonl,
-        "parquet": _parquet,
-        "tfds": _tfds,
-        "text": _text,
-        "parallel": _parallel,
-        "python": _python_documents,
-    }
+    read_texts = READERS[unit.format]
     for path in unit.paths:
         try:
-            for text in readers[unit.format](replace(unit, paths=(path,))):
+            for text in read_texts(replace(unit, paths=(path,))):
                 yield path, text
         except (OSError, EOFError, zstandard.ZstdError) as error:
             raise UserError(f"{path}: cannot be read: {error}") from None
 
 
-def _standard_library() -> list[str]:
-    """Source files of the running interpreter's standard library, without its own tests: text that is always there."""
+def _list_files(source: SourceConfig, library_files: list[str]) -> list[str]:
+    """Return the files of all patterns; of parallel text, those of the first field."""
+    paths: list[str] = []
+    for pattern in source.files:
+        if pattern == STANDARD_LIBRARY:
+            paths += library_files
+        elif source.format == "parallel":
+            paths += match_files(pattern.replace("{}", source.field[0]))
+        else:
+            paths += match_files(pattern)
+    return paths
+
+
+def _standard_library_files() -> list[str]:
+    """Return the source files of the running interpreter's standard library, without its tests."""
     root = Path(sysconfig.get_path("stdlib"))
-    left_out = {"site-packages", "test", "tests", "idlelib", "lib2to3", "ensurepip"}
-    found = [path for path in sorted(root.rglob("*.py")) if not left_out & set(path.relative_to(root).parts)]
-    if not found:
+    files: list[str] = []
+    for path in root.rglob("*.py"):
+        if LIBRARY_FOLDERS_LEFT_OUT.isdisjoint(path.relative_to(root).parts):
+            files.append(str(path))
+    if not files:
         raise UserError(f"{root}: this interpreter has no source of its standard library; set data.files")
-    return [str(path) for path in found]
+    return sorted(files)
 
 
-def _python_documents(unit: Unit) -> Iterator[str]:
-    """A module's source; the file of help topics is the language reference, one document a topic."""
+def _unit_of_files(source: SourceConfig, paths: tuple[str, ...], library_files: frozenset[str] = frozenset()) -> Unit:
+    """Return a unit of whole files, which all have the format of the first."""
+    if paths[0] in library_files:
+        file_format = "python"
+    elif source.format == "auto":
+        file_format = FORMATS_BY_ENDING.get(strip_compression(paths[0]).suffix, "text")
+    else:
+        file_format = source.format
+    return Unit(paths, file_format, source.field, source.document, source.split)
+
+
+def _tfds_units(source: SourceConfig) -> list[Unit]:
+    result: list[Unit] = []
+    for name in source.files:
+        unit = _unit_of_files(source, (name,))
+        record_count = len(open_tfds(name, source.split))
+        result += _cut_range(unit, record_count, UNIT_RECORDS)
+    return result
+
+
+def _cut_file(unit: Unit, target_bytes: int) -> list[Unit]:
+    """Cut a unit of one file into units of about the target size, where its format allows it."""
+    if unit.format == "parquet":
+        return _cut_parquet(unit, target_bytes)
+    size = Path(unit.path).stat().st_size
+    is_line_based = unit.format == "jsonl" or (unit.document == "line" and unit.format != "parallel")
+    if is_line_based and not is_compressed(unit.path) and size > target_bytes:
+        return _cut_range(unit, size, target_bytes)
+    return [unit]
+
+
+def _cut_parquet(unit: Unit, target_bytes: int) -> list[Unit]:
+    with open_parquet(unit.path) as file:
+        group_sizes = [file.metadata.row_group(number).total_byte_size for number in range(file.num_row_groups)]
+    size = sum(group_sizes)
+    if size <= target_bytes:
+        return [unit]
+    return _cut_range(unit, len(group_sizes), max(1, len(group_sizes) * target_bytes // size))
+
+
+def _cut_range(unit: Unit, size: int, step: int) -> list[Unit]:
+    return [replace(unit, start=start, stop=min(start + step, size)) for start in range(0, size, step)]
+
+
+def _field_files(first: Path, fields: tuple[str, ...]) -> list[Path]:
+    """Return the files of parallel text. Their names differ from the first field's file only in the field."""
+    head, _, tail = first.name.rpartition(fields[0])
+    return [first.with_name(head + name + tail) for name in fields]
+
+
+def _read_python(unit: Unit) -> Iterator[str]:
+    """Yield a module's source. The file of help topics is the language reference, one document per topic."""
     text = Path(unit.path).read_text(encoding="utf-8", errors="replace")
     if not unit.path.endswith("pydoc_data/topics.py"):
         yield text
@@ -156,187 +222,138 @@ def _python_documents(unit: Unit) -> Iterator[str]:
             yield from ast.literal_eval(node.value).values()
 
 
-def plain(path: str) -> Path:
-    """The name without .gz or .zst."""
-    name = Path(path)
-    return name.with_suffix("") if name.suffix in {".gz", ".zst"} else name
-
-
-def _format(path: str) -> str:
-    return {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet"}.get(
-        plain(path).suffix, "text"
-    )
-
-
-def _parts(unit: Unit, target: int) -> list[Unit]:
-    if unit.format == "tfds":
-        return _cut(unit, len(tfds_source(unit.path, unit.split)), UNIT_RECORDS)
-    if unit.format == "parquet":
-        with parquet_file(unit.path) as file:
-            groups = file.num_row_groups
-            size = max(sum(file.metadata.row_group(n).total_byte_size for n in range(groups)), 1)
-            return _cut(unit, groups, max(1, groups * target // size)) if size > target else [unit]
-    size = Path(unit.path).stat().st_size
-    by_line = unit.format == "jsonl" or (unit.document == "line" and unit.format != "parallel")
-    if by_line and plain(unit.path) == Path(unit.path) and size > target:
-        return _cut(unit, size, target)
-    return [unit]
-
-
-def _cut(unit: Unit, size: int, step: int) -> list[Unit]:
-    return [replace(unit, start=start, stop=min(start + step, size)) for start in range(0, size, step)]
-
-
-def opened(path: str) -> IO[bytes]:
-    """A file of bytes, decompressed where its name says .gz or .zst."""
-    if path.endswith(".zst"):
-        return io.BufferedReader(zstandard.open(path))
-    return gzip.open(path) if path.endswith(".gz") else Path(path).open("rb")  # type: ignore[return-value]
-
-
-def _lines(unit: Unit) -> Iterator[tuple[int, str]]:
-    """Byte offset and text of each line that begins inside the unit."""
-    with opened(unit.path) as file:
-        at = 0
+def _read_lines(unit: Unit) -> Iterator[tuple[int, str]]:
+    """Yield the byte offset and the text of each line that begins inside the unit."""
+    with open_file(unit.path) as file:
+        offset = 0
         if unit.start:
+            # Skip the line that begins before the unit. The search for its end starts one byte early, so that a line
+            # that begins exactly at the unit's start is read.
             file.seek(unit.start - 1)
-            at = unit.start - 1 + len(file.readline())
+            offset = unit.start - 1 + len(file.readline())
         for line in file:
-            if unit.stop != -1 and at >= unit.stop:
+            if unit.stop != -1 and offset >= unit.stop:
                 return
-            yield at, line.decode("utf-8", errors="replace")
-            at += len(line)
+            yield offset, line.decode("utf-8", errors="replace")
+            offset += len(line)
 
 
-def _text(unit: Unit) -> Iterator[str]:
+def _read_text(unit: Unit) -> Iterator[str]:
     if unit.document == "file":
-        with opened(unit.path) as file:
+        with open_file(unit.path) as file:
             yield file.read().decode("utf-8", errors="replace")
         return
-    lines = (line for _, line in _lines(unit))
-    if unit.document == "line":
-        yield from (line.rstrip("\r\n") for line in lines)
-        return
-    for blank, paragraph in groupby(lines, key=lambda line: not line.strip()):
-        if not blank:
+    paragraph: list[str] = []
+    for _, line in _read_lines(unit):
+        if unit.document == "line":
+            yield line.rstrip("\r\n")
+        elif line.strip():
+            paragraph.append(line)
+        elif paragraph:
             yield "".join(paragraph).rstrip("\r\n")
+            paragraph = []
+    if paragraph:
+        yield "".join(paragraph).rstrip("\r\n")
 
 
-def _jsonl(unit: Unit) -> Iterator[str]:
-    for number, (at, line) in enumerate(_lines(unit), start=1):
+def _read_jsonl(unit: Unit) -> Iterator[str]:
+    for number, (offset, line) in enumerate(_read_lines(unit), start=1):
         if not line.strip():
             continue
         try:
             record = json.loads(line)
         except json.JSONDecodeError as error:
-            raise UserError(f"{_line_of(unit, number, at)}: not a JSON object: {error.msg}") from None
-        yield _value(record, unit, partial(_line_of, unit, number, at))
+            raise UserError(f"{_line_location(unit, number, offset)}: not a JSON object: {error.msg}") from None
+        yield _record_text(record, unit, partial(_line_location, unit, number, offset))
 
 
-def _line_of(unit: Unit, number: int, at: int) -> str:
-    """`file:line`; the lines before the unit are counted only here, when there is an error to report."""
+def _line_location(unit: Unit, number: int, offset: int) -> str:
+    """Return `file:line` for line `number` of a unit. Only an error pays for counting the lines before the unit."""
     if unit.start:
-        with Path(unit.path).open("rb") as file:
-            number, left = 1, at
-            while left and (block := file.read(min(left, 2**20))):
-                number, left = number + block.count(b"\n"), left - len(block)
+        number = 1 + _count_lines(Path(unit.path), offset)
     return f"{unit.path}:{number}"
 
 
-def _value(record: Any, unit: Unit, place: Callable[[], str]) -> str:
-    """The text of a record; several fields are joined by `FIELD_BORDER`."""
-    return FIELD_BORDER.join(_field(record, name, place).replace(FIELD_BORDER, " ") for name in unit.field)
+def _count_lines(path: Path, size: int) -> int:
+    """Count the line ends in the first `size` bytes of a file."""
+    count = 0
+    with path.open("rb") as file:
+        while size and (block := file.read(min(size, 2**20))):
+            count += block.count(b"\n")
+            size -= len(block)
+    return count
 
 
-def _field(record: Any, name: str, place: Callable[[], str]) -> str:
-    if not isinstance(record, dict) or name not in record:
-        have = ", ".join(map(str, record)) if isinstance(record, dict) else type(record).__name__
-        raise UserError(f"{place()}: no field {name!r} (found {have}); set data.field")
+def _record_text(record: object, unit: Unit, describe_location: Callable[[], str]) -> str:
+    """Return the text of a record: its fields, joined by `FIELD_BORDER`."""
+    return _join_fields([_field_text(record, name, describe_location) for name in unit.field])
+
+
+def _join_fields(texts: Sequence[str]) -> str:
+    return FIELD_BORDER.join(text.replace(FIELD_BORDER, " ") for text in texts)
+
+
+def _field_text(record: object, name: str, describe_location: Callable[[], str]) -> str:
+    if not isinstance(record, dict):
+        raise UserError(f"{describe_location()}: no field {name!r} (found {type(record).__name__}); set data.field")
+    if name not in record:
+        names = ", ".join(map(str, record))
+        raise UserError(f"{describe_location()}: no field {name!r} (found {names}); set data.field")
     value = record[name]
-    value = value.decode("utf-8", errors="replace") if isinstance(value, bytes) else value
+    if isinstance(value, bytes):
+        return value.decode("utf-8", errors="replace")
     if not isinstance(value, str):
-        raise UserError(f"{place()}: field {name!r} is {type(value).__name__}, expected text; set data.field")
+        raise UserError(
+            f"{describe_location()}: field {name!r} is {type(value).__name__}, expected text; set data.field"
+        )
     return value
 
 
-def _field_files(first: Path, fields: tuple[str, ...]) -> list[Path]:
-    """The files of parallel text: named as the first field's, but for the field."""
-    head, _, tail = first.name.rpartition(fields[0])
-    return [first.with_name(head + name + tail) for name in fields]
-
-
-def _parallel(unit: Unit) -> Iterator[str]:
-    """Line n of each field's file."""
+def _read_parallel(unit: Unit) -> Iterator[str]:
+    """Yield line n of every field's file as document n."""
     first = Path(unit.path)
     paths = _field_files(first, unit.field)
-    missing = next((path for path in paths if not path.is_file()), None)
-    if missing:
-        raise UserError(f"{missing}: is not there, but {first} is; parallel text has one file a field (data.field)")
-    sides = [_lines(replace(unit, paths=(str(path),), document="line")) for path in paths]
-    for number, lines in enumerate(zip_longest(*sides), start=1):
+    for path in paths:
+        if not path.is_file():
+            raise UserError(
+                f"{path}: does not exist, but {first} does; parallel text has one file per field (data.field)"
+            )
+    files = [_read_lines(replace(unit, paths=(str(path),), document="line")) for path in paths]
+    for number, lines in enumerate(zip_longest(*files), start=1):
         if None in lines:
-            short = paths[lines.index(None)]
-            raise UserError(f"{short}:{number}: ends before the other fields' files; parallel text has equal lines")
-        yield FIELD_BORDER.join(text.rstrip("\r\n").replace(FIELD_BORDER, " ") for _, text in lines)
+            shortest = paths[lines.index(None)]
+            raise UserError(
+                f"{shortest}:{number}: ends before the other fields' files; files of parallel text have equally many "
+                "lines"
+            )
+        yield _join_fields([line.rstrip("\r\n") for _, line in lines])
 
 
-@contextmanager
-def parquet_file(path: str) -> Iterator[Any]:
-    """An open Parquet file, decompressed where its name says so.
-
-    Raises:
-        UserError: it is none.
-    """
-    from pyarrow import parquet
-    from pyarrow.lib import ArrowInvalid
-
-    decompressed = None
-    if plain(path) != Path(path):
-        with opened(path) as file:
-            decompressed = io.BytesIO(file.read())
-    try:
-        with parquet.ParquetFile(decompressed or path) as file:
-            yield file
-    except ArrowInvalid as error:
-        raise UserError(f"{path}: not a Parquet file: {error}") from None
-
-
-def _parquet(unit: Unit) -> Iterator[str]:
-    with parquet_file(unit.path) as file:
-        missing = next((name for name in unit.field if name not in file.schema_arrow.names), None)
-        if missing:
-            have = ", ".join(file.schema_arrow.names)
-            raise UserError(f"{unit.path}: no column {missing!r} (found {have}); set data.field")
-        groups = list(range(unit.start, file.num_row_groups if unit.stop == -1 else unit.stop))
-        for batch in file.iter_batches(batch_size=1024, row_groups=groups, columns=list(unit.field)):
+def _read_parquet(unit: Unit) -> Iterator[str]:
+    with open_parquet(unit.path) as file:
+        columns = file.schema_arrow.names
+        for name in unit.field:
+            if name not in columns:
+                raise UserError(f"{unit.path}: no column {name!r} (found {', '.join(columns)}); set data.field")
+        stop = file.num_row_groups if unit.stop == -1 else unit.stop
+        row_groups = list(range(unit.start, stop))
+        for batch in file.iter_batches(batch_size=1024, row_groups=row_groups, columns=list(unit.field)):
             for record in batch.to_pylist():
-                yield _value(record, unit, lambda: unit.path)
+                yield _record_text(record, unit, partial(str, unit.path))
 
 
-def tfds_source(name: str, split: str, asked: str = "data.files") -> Any:
-    """The records of a TFDS builder: of its directory, or by its name.
-
-    Raises:
-        UserError: there is none, or it cannot be downloaded; what has `asked` for it is named.
-    """
-    import tensorflow_datasets as tfds
-
-    try:
-        if Path(name).is_dir():
-            return tfds.builder_from_directory(name).as_data_source(split)
-        try:
-            return tfds.data_source(name, split=split)
-        except tfds.core.registered.DatasetNotFoundError:
-            # Not prepared yet, and of a group that TFDS itself leaves out without TensorFlow: GLUE, CoNLL-2003, WMT.
-            for group in ("text", "summarization", "translate"):
-                import_module(f"tensorflow_datasets.{group}")
-            return tfds.data_source(name, split=split)
-    except Exception as error:  # of TFDS, of its builders and of the network, of every kind
-        why = " ".join(str(error).split())[:200]
-        raise UserError(f"{asked}: TFDS cannot give {name} ({split}): {why}; or give files (data.files)") from None
-
-
-def _tfds(unit: Unit) -> Iterator[str]:
-    source = tfds_source(unit.path, unit.split)
+def _read_tfds(unit: Unit) -> Iterator[str]:
+    source = open_tfds(unit.path, unit.split)
     for number in range(unit.start, unit.stop):
-        yield _value(source[number], unit, partial("{} record {}".format, unit.path, number))
+        yield _record_text(source[number], unit, partial("{} record {}".format, unit.path, number))
+
+
+READERS: dict[str, Callable[[Unit], Iterator[str]]] = {
+    "text": _read_text,
+    "jsonl": _read_jsonl,
+    "parquet": _read_parquet,
+    "parallel": _read_parallel,
+    "tfds": _read_tfds,
+    "python": _read_python,
+}
+"""Readers of one file, by the format of a unit."""

@@ -11,147 +11,197 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 import tokenizers
+from jaxtyping import Bool, Int32
 from sentencepiece import sentencepiece_model_pb2
 
 from t5x_lite.data.config import TokenizerFile
 from t5x_lite.errors import UserError, write_file
 from t5x_lite.objectives import Vocabulary
 
-BLOCK = 2**16
-"""Characters given to SentencePiece at a time: strings beyond about a megabyte take it more than linear time."""
+BLOCK_CHARACTERS = 2**16
+"""Characters passed to SentencePiece at a time: its time grows faster than linearly on texts beyond a megabyte."""
 SPACE = "\u2581"
-"""SentencePiece's sign for a space."""
+"""SentencePiece's symbol for a space."""
 FILES = ("tokenizer.model", "tokenizer.json")
-"""A run's tokenizer is in one of these."""
-PAD, EOS, UNK = (
-    ("<pad>", "[PAD]"),
-    ("</s>", "<|endoftext|>", "[SEP]", "<|end_of_text|>", "<eos>"),
-    ("<unk>", "[UNK]"),
-)
+"""Names that a run's tokenizer may have; the first that exists is loaded."""
+PAD_NAMES = ("<pad>", "[PAD]")
+EOS_NAMES = ("</s>", "<|endoftext|>", "[SEP]", "<|end_of_text|>", "<eos>")
+UNK_NAMES = ("<unk>", "[UNK]")
 
 
 class Tokenizer(ABC):
-    """Ids are below `vocab`; `pad`, `eos` and `unk` are ids, or None where the vocabulary has no such token.
+    """Encodes text as token ids and decodes them.
 
-    `special` maps the tokens that text is not made of to their ids.
+    Attributes:
+        file_bytes: content of the tokenizer's file.
+        vocab: size of the vocabulary; all ids are below it.
+        special: ids of the special tokens, those that no text is made of, by name.
+        pad: id of the padding token, or None if the vocabulary has none.
+        eos: id of the end-of-text token, or None.
+        unk: id of the token for unknown text, or None.
     """
 
     file_name: str
 
     def __init__(self, file_bytes: bytes, vocab: int, special: dict[str, int]) -> None:
-        self.file_bytes, self.vocab, self.special = file_bytes, vocab, special
-        found = ((self.id_of(name) for name in names) for names in (PAD, EOS, UNK))
-        self.pad, self.eos, self.unk = (next((i for i in ids if i is not None), None) for ids in found)
+        self.file_bytes = file_bytes
+        self.vocab = vocab
+        self.special = special
+        self.pad = self._first_id(PAD_NAMES)
+        self.eos = self._first_id(EOS_NAMES)
+        self.unk = self._first_id(UNK_NAMES)
 
     def __reduce__(self) -> tuple[type["Tokenizer"], tuple[bytes]]:
         return type(self), (self.file_bytes,)
 
     @abstractmethod
-    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """int32 ids of each text, without EOS."""
+    def encode_batch(self, texts: Sequence[str]) -> list[Int32[np.ndarray, "_"]]:
+        """Return the ids of each text, without EOS."""
 
     @abstractmethod
-    def encode_placed(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        """int32 ids of one text and the characters that each stands for, `[n, 2]` start and stop."""
+    def encode_placed(self, text: str) -> tuple[Int32[np.ndarray, "tokens"], Int32[np.ndarray, "tokens 2"]]:
+        """Return the ids of a text, and the characters that each id stands for, as start and stop."""
 
     @abstractmethod
-    def decode(self, ids: Sequence[int]) -> str:
-        """Text of ids; special tokens are left out."""
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """Return the text of ids, without special tokens."""
 
     @abstractmethod
     def id_of(self, token: str) -> int | None:
-        """The id of one token of the vocabulary, by its name."""
+        """Return the id of a token of the vocabulary, or None if there is no such token."""
 
     @abstractmethod
     def piece(self, token: int) -> str:
-        """One token as it stands in the vocabulary."""
+        """Return the text that the vocabulary has for a token id."""
 
     @abstractmethod
-    def begins_word(self) -> np.ndarray:
-        """Whether each id begins a word, bool `[vocab]`."""
+    def begins_word(self) -> Bool[np.ndarray, "vocab"]:
+        """Return whether each id begins a word."""
 
-    def beginning(self) -> np.ndarray:
-        """int32 ids that the tokenizer's own file puts before every text, such as Llama's <s>; `encode` does not."""
+    def beginning(self) -> Int32[np.ndarray, "tokens"]:
+        """Return the ids that the tokenizer's file puts before every text, such as Llama's <s>; `encode` does not."""
         return np.zeros(0, np.int32)
 
     def sentinels(self) -> tuple[int, ...]:
-        """T5's <extra_id_0>, <extra_id_1>, … in this order."""
-        found = (self.special.get(f"<extra_id_{n}>") for n in itertools.count())
-        return tuple(itertools.takewhile(lambda i: i is not None, found))  # type: ignore[arg-type]
+        """Return the ids of T5's <extra_id_0>, <extra_id_1>, … in this order."""
+        ids: list[int] = []
+        while (name := f"<extra_id_{len(ids)}>") in self.special:
+            ids.append(self.special[name])
+        return tuple(ids)
 
     def vocabulary(self) -> Vocabulary:
-        """What objectives are told."""
-        special = np.zeros(self.vocab, bool)
-        special[list(self.special.values())] = True
-        return Vocabulary(self.vocab, self.eos, self.special, self.sentinels(), special, self.begins_word())
+        """Return what objectives need to know about the tokenizer."""
+        is_special = np.zeros(self.vocab, bool)
+        is_special[list(self.special.values())] = True
+        return Vocabulary(self.vocab, self.eos, self.special, self.sentinels(), is_special, self.begins_word())
 
-    def encode_named(self, text: str) -> np.ndarray:
-        """int32 ids of a text in which the names of special tokens stand for them, as in a prompt with sentinels."""
-        names = sorted(self.special, key=len, reverse=True)
-        pieces = re.split(f"({'|'.join(map(re.escape, names))})", text) if names else [text]
-        ids = [[self.special[piece]] if piece in self.special else self.encode(piece) for piece in pieces if piece]
-        return np.concatenate([np.zeros(0, np.int32), *ids]).astype(np.int32)
-
-    def encode(self, text: str) -> np.ndarray:
-        """int32 ids of one text, without EOS."""
+    def encode(self, text: str) -> Int32[np.ndarray, "tokens"]:
+        """Return the ids of one text, without EOS."""
         return self.encode_batch([text])[0]
+
+    def encode_named(self, text: str) -> Int32[np.ndarray, "tokens"]:
+        """Return the ids of a text that may name special tokens, such as a prompt with sentinels."""
+        if not self.special:
+            return self.encode(text)
+        longest_first = sorted(self.special, key=len, reverse=True)
+        any_name = "|".join(map(re.escape, longest_first))
+        ids = [np.zeros(0, np.int32)]
+        for piece in re.split(f"({any_name})", text):
+            if piece in self.special:
+                ids.append(np.array([self.special[piece]], np.int32))
+            elif piece:
+                ids.append(self.encode(piece))
+        return np.concatenate(ids)
 
     @property
     def fingerprint(self) -> str:
-        """Differs between tokenizers that could make different ids."""
+        """A hash that differs between tokenizers that could return different ids."""
         return hashlib.sha256(self.file_bytes).hexdigest()[:16]
 
     def save(self, folder: Path) -> Path:
         """Write `tokenizer.model` (SentencePiece) or `tokenizer.json` (Hugging Face) into `folder`, atomically."""
         return write_file(folder / self.file_name, self.file_bytes)
 
+    def _first_id(self, names: Sequence[str]) -> int | None:
+        for name in names:
+            token_id = self.id_of(name)
+            if token_id is not None:
+                return token_id
+        return None
+
 
 class SentencePiece(Tokenizer):
-    """A SentencePiece model (Kudo & Richardson 2018)."""
+    """A SentencePiece model (Kudo & Richardson 2018).
+
+    Args:
+        model: content of a `.model` file.
+        block_characters: characters passed to the library at a time. The ids do not depend on it.
+    """
 
     file_name = "tokenizer.model"
 
-    def __init__(self, model: bytes) -> None:
-        self._processor = own = sentencepiece.SentencePieceProcessor(model_proto=model)
-        named = (i for i in range(own.get_piece_size()) if own.is_control(i) or own.is_unknown(i))
-        super().__init__(model, own.get_piece_size(), {own.id_to_piece(i): i for i in named})
+    def __init__(self, model: bytes, block_characters: int = BLOCK_CHARACTERS) -> None:
+        processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        self._processor = processor
+        self._block_characters = block_characters
+        special: dict[str, int] = {}
+        for token_id in range(processor.get_piece_size()):
+            if processor.is_control(token_id) or processor.is_unknown(token_id):
+                special[processor.id_to_piece(token_id)] = token_id
+        super().__init__(model, processor.get_piece_size(), special)
 
-    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        blocks = [list(_blocks(text)) for text in texts]
-        encoded = self._processor.encode([block for own in blocks for block in own], num_threads=1)
-        ends = np.cumsum([0, *map(len, encoded)])
-        ids = np.fromiter(itertools.chain.from_iterable(encoded), np.int32, ends[-1])
-        borders = ends[np.cumsum([0, *map(len, blocks)])].tolist()
-        return [ids[start:stop] for start, stop in itertools.pairwise(borders)]
+    def encode_batch(self, texts: Sequence[str]) -> list[Int32[np.ndarray, "_"]]:
+        blocks: list[str] = []
+        block_counts: list[int] = []
+        for text in texts:
+            text_blocks = list(_cut_blocks(text, self._block_characters))
+            blocks += text_blocks
+            block_counts.append(len(text_blocks))
+        block_ids = self._processor.encode(blocks, num_threads=1)
+        block_ends = np.cumsum([0, *map(len, block_ids)])
+        ids = np.fromiter(itertools.chain.from_iterable(block_ids), np.int32, block_ends[-1])
+        text_ends = block_ends[np.cumsum([0, *block_counts])].tolist()
+        return [ids[start:stop] for start, stop in itertools.pairwise(text_ends)]
 
-    def encode_placed(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        pieces = self._processor.encode(text, return_type="proto").pieces
-        # It counts bytes, of which the first of each character tells the character.
-        first = [byte < 0x80 or byte >= 0xC0 for byte in text.encode("utf-8", errors="replace")]
-        character = np.concatenate([[0], np.cumsum(first)]).astype(np.int32)
-        places = character[np.array([(piece.begin, piece.end) for piece in pieces], np.int64).reshape(-1, 2)]
-        return np.array([piece.id for piece in pieces], np.int32), places
+    def encode_placed(self, text: str) -> tuple[Int32[np.ndarray, "tokens"], Int32[np.ndarray, "tokens 2"]]:
+        ids: list[int] = []
+        byte_places: list[tuple[int, int]] = []
+        for piece in self._processor.encode(text, return_type="proto").pieces:
+            ids.append(piece.id)
+            byte_places.append((piece.begin, piece.end))
+        # SentencePiece counts bytes; continuation bytes (10xxxxxx) do not begin a character.
+        utf8 = np.frombuffer(text.encode("utf-8", errors="replace"), np.uint8)
+        begins_character = (utf8 & 0xC0) != 0x80
+        character_of_byte = np.concatenate([[0], np.cumsum(begins_character)]).astype(np.int32)
+        return np.array(ids, np.int32), character_of_byte[np.array(byte_places, np.int64).reshape(-1, 2)]
 
-    def decode(self, ids: Sequence[int]) -> str:
-        return self._processor.decode([int(i) for i in ids])
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        return self._processor.decode(np.asarray(ids, np.int64).tolist())
 
     def id_of(self, token: str) -> int | None:
-        found = self._processor.piece_to_id(token)
-        return found if self._processor.id_to_piece(found) == token else None
+        token_id = self._processor.piece_to_id(token)
+        if self._processor.id_to_piece(token_id) != token:  # the library returns the id of <unk>
+            return None
+        return token_id
 
     def piece(self, token: int) -> str:
-        return self._processor.id_to_piece(token) if token < self.vocab else f"<{token}>"
+        if token >= self.vocab:
+            return f"<{token}>"
+        return self._processor.id_to_piece(token)
 
-    def begins_word(self) -> np.ndarray:
-        return np.array([self._processor.id_to_piece(i).startswith(SPACE) for i in range(self.vocab)])
+    def begins_word(self) -> Bool[np.ndarray, "vocab"]:
+        return np.array([self._processor.id_to_piece(token_id).startswith(SPACE) for token_id in range(self.vocab)])
 
 
-def _blocks(text: str) -> Iterator[str]:
-    """Cut before a space that ends a word: no piece spans that place, so the ids are those of the whole text."""
-    while len(text) > BLOCK:
-        cut = re.search(r"(?<=[^ ]) ", text[BLOCK:])
-        end = BLOCK + cut.start() if cut else len(text)
-        end = end if end < 2 * BLOCK else BLOCK
+def _cut_blocks(text: str, block_characters: int) -> Iterator[str]:
+    """Cut a text before a space that ends a word. No piece spans such a border, so the ids stay those of the text."""
+    while len(text) > block_characters:
+        end = len(text)
+        border = re.search(r"(?<=[^ ]) ", text[block_characters:])
+        if border is not None:
+            end = block_characters + border.start()
+        if end >= 2 * block_characters:  # there is no such space in reach
+            end = block_characters
         yield text[:end]
         text = text[end:]
     yield text
@@ -163,28 +213,34 @@ class HuggingFace(Tokenizer):
     file_name = "tokenizer.json"
 
     def __init__(self, serialised: bytes) -> None:
-        self._tokenizer = own = tokenizers.Tokenizer.from_str(serialised.decode())
-        own.no_padding()
-        own.no_truncation()
-        vocab = max(own.get_vocab(with_added_tokens=True).values(), default=-1) + 1
-        special = {token.content: i for i, token in own.get_added_tokens_decoder().items() if token.special}
+        tokenizer = tokenizers.Tokenizer.from_str(serialised.decode())
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        self._tokenizer = tokenizer
+        special: dict[str, int] = {}
+        for token_id, token in tokenizer.get_added_tokens_decoder().items():
+            if token.special:
+                special[token.content] = token_id
+        vocab = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
         super().__init__(serialised, vocab, special)
 
-    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.array(one.ids, dtype=np.int32) for one in encoded]
+    def encode_batch(self, texts: Sequence[str]) -> list[Int32[np.ndarray, "_"]]:
+        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
 
-    def encode_placed(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        one = self._tokenizer.encode(text, add_special_tokens=False)
-        return np.array(one.ids, np.int32), np.array(one.offsets, np.int32).reshape(-1, 2)
+    def encode_placed(self, text: str) -> tuple[Int32[np.ndarray, "tokens"], Int32[np.ndarray, "tokens 2"]]:
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        return np.array(encoding.ids, np.int32), np.array(encoding.offsets, np.int32).reshape(-1, 2)
 
-    def beginning(self) -> np.ndarray:
-        whole = self._tokenizer.encode("a", add_special_tokens=True)
-        count = next((n for n, special in enumerate(whole.special_tokens_mask) if not special), 0)
-        return np.array(whole.ids[:count], np.int32)
+    def beginning(self) -> Int32[np.ndarray, "tokens"]:
+        encoding = self._tokenizer.encode("a", add_special_tokens=True)
+        for count, is_special in enumerate(encoding.special_tokens_mask):
+            if not is_special:
+                return np.array(encoding.ids[:count], np.int32)
+        return np.zeros(0, np.int32)
 
-    def decode(self, ids: Sequence[int]) -> str:
-        return self._tokenizer.decode([int(i) for i in ids], skip_special_tokens=True)
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        return self._tokenizer.decode(np.asarray(ids, np.int64).tolist(), skip_special_tokens=True)
 
     def id_of(self, token: str) -> int | None:
         return self._tokenizer.token_to_id(token)
@@ -192,118 +248,153 @@ class HuggingFace(Tokenizer):
     def piece(self, token: int) -> str:
         return self._tokenizer.id_to_token(token) or f"<{token}>"
 
-    def begins_word(self) -> np.ndarray:
-        pieces = self._tokenizer.get_vocab(with_added_tokens=True)
-        continued = any(piece.startswith("##") for piece in pieces)
-        found = np.zeros(self.vocab, bool)
-        for piece, i in pieces.items():
-            found[i] = not piece.startswith("##") if continued else piece.startswith(("Ġ", "Ċ", SPACE))
-        return found
+    def begins_word(self) -> Bool[np.ndarray, "vocab"]:
+        ids_by_piece = self._tokenizer.get_vocab(with_added_tokens=True)
+        is_word_piece = any(piece.startswith("##") for piece in ids_by_piece)
+        begins = np.zeros(self.vocab, bool)
+        for piece, token_id in ids_by_piece.items():
+            if is_word_piece:
+                begins[token_id] = not piece.startswith("##")
+            else:
+                begins[token_id] = piece.startswith(("Ġ", "Ċ", SPACE))
+        return begins
 
 
 class Bytes(Tokenizer):
-    """UTF-8 bytes, byte b as id b + 3 after pad 0, EOS 1 and unk 2 (Xue et al. 2022, §3.1)."""
+    """UTF-8 bytes: byte b has the id b + 3, after pad 0, EOS 1 and unk 2 (Xue et al. 2022, §3.1)."""
 
     file_name = "tokenizer.json"
     first = 3
-    reused = 100
+    sentinel_count = 100
 
-    def __init__(self, described: bytes = b'{"model": "bytes"}') -> None:
-        super().__init__(described, self.first + 256, {"<pad>": 0, "</s>": 1, "<unk>": 2})
+    def __init__(self, serialised: bytes = b'{"model": "bytes"}') -> None:
+        super().__init__(serialised, self.first + 256, {"<pad>": 0, "</s>": 1, "<unk>": 2})
 
-    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        encoded = (text.encode("utf-8", errors="replace") for text in texts)
-        return [np.frombuffer(one, np.uint8).astype(np.int32) + self.first for one in encoded]
+    def encode_batch(self, texts: Sequence[str]) -> list[Int32[np.ndarray, "_"]]:
+        batch: list[np.ndarray] = []
+        for text in texts:
+            utf8 = text.encode("utf-8", errors="replace")
+            batch.append(np.frombuffer(utf8, np.uint8).astype(np.int32) + self.first)
+        return batch
 
-    def encode_placed(self, text: str) -> tuple[np.ndarray, np.ndarray]:
-        sizes = [len(character.encode("utf-8", errors="replace")) for character in text]
-        starts = np.repeat(np.arange(len(text), dtype=np.int32), sizes)
+    def encode_placed(self, text: str) -> tuple[Int32[np.ndarray, "tokens"], Int32[np.ndarray, "tokens 2"]]:
+        byte_counts = [len(character.encode("utf-8", errors="replace")) for character in text]
+        starts = np.repeat(np.arange(len(text), dtype=np.int32), byte_counts)
         return self.encode(text), np.stack([starts, starts + 1], axis=1)
 
-    def decode(self, ids: Sequence[int]) -> str:
-        return bytes(int(i) - self.first for i in ids if i >= self.first).decode("utf-8", errors="replace")
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        token_ids = np.asarray(ids, np.int64)
+        utf8 = bytes((token_ids[token_ids >= self.first] - self.first).tolist())
+        return utf8.decode("utf-8", errors="replace")
 
     def id_of(self, token: str) -> int | None:
         return self.special.get(token)
 
     def piece(self, token: int) -> str:
-        return repr(bytes([token - self.first])) if self.first <= token < self.vocab else f"<{token}>"
+        """Return a token as text: `b'a'` for a byte."""
+        if self.first <= token < self.vocab:
+            return repr(bytes([token - self.first]))
+        return f"<{token}>"
 
-    def begins_word(self) -> np.ndarray:
+    def begins_word(self) -> Bool[np.ndarray, "vocab"]:
+        # Only a space does.
         return np.arange(self.vocab) == self.first + ord(" ")
 
     def sentinels(self) -> tuple[int, ...]:
-        """The last hundred byte ids, downwards: bytes that end no valid text so soon (Xue et al. 2022, §3.1)."""
-        return tuple(range(self.vocab - 1, self.vocab - 1 - self.reused, -1))
+        """Return the last hundred byte ids, downwards: bytes that valid text rarely has (Xue et al. 2022, §3.1)."""
+        return tuple(range(self.vocab - 1, self.vocab - 1 - self.sentinel_count, -1))
 
 
 def load(path: Path) -> Tokenizer:
-    """The tokenizer of a file, or of a folder (a run) that holds `tokenizer.model` or `tokenizer.json`.
+    """Load a tokenizer from its file, or from a folder (a run) with `tokenizer.model` or `tokenizer.json`.
 
     Raises:
-        UserError: no such file, or not a tokenizer.
+        UserError: there is no such file, or it is not a tokenizer.
     """
-    if path.is_dir():
-        found = [path / name for name in FILES if (path / name).is_file()]
-        if not found:
-            raise UserError(f"{path}: neither {' nor '.join(FILES)} is there")
-        path = found[0]
-    return from_file(TokenizerFile(path=str(path)))
+    if not path.is_dir():
+        return from_file(TokenizerFile(path=str(path)))
+    for name in FILES:
+        if (path / name).is_file():
+            return from_file(TokenizerFile(path=str(path / name)))
+    raise UserError(f"{path}: has neither {' nor '.join(FILES)}")
 
 
 def from_file(config: TokenizerFile) -> Tokenizer:
-    """A SentencePiece `.model`, `tokenizer.json`, `vocab.json` with merges, or WordPiece `vocab.txt`."""
+    """Load a SentencePiece `.model`, a `tokenizer.json`, a `vocab.json` with merges, or a WordPiece `vocab.txt`.
+
+    Raises:
+        UserError: there is no such file, or it is not a tokenizer.
+    """
     path = Path(config.path)
     if not path.is_file():
         raise UserError(f"tokenizer.file.path: {path} is not there")
+    if config.extra_ids and path.suffix != ".model":
+        raise UserError("tokenizer.file.extra_ids: sentinels can be appended only to a SentencePiece .model")
     try:
         if path.suffix == ".model":
             return SentencePiece(with_extra_ids(path.read_bytes(), config.extra_ids))
-        if config.extra_ids:
-            raise UserError("tokenizer.file.extra_ids: sentinels can be appended to a SentencePiece .model alone")
         if path.suffix == ".txt":
-            return HuggingFace(_word_piece(path, lowercase=config.lowercase))
-        described = json.loads(path.read_text(encoding="utf-8")).get("model")
-        if described == "bytes":
-            return Bytes()
-        if isinstance(described, dict):  # "model" is a GPT-2 token too
-            return HuggingFace(path.read_text(encoding="utf-8").encode())
-        return HuggingFace(_byte_level(path, Path(config.merges) if config.merges else path.with_name("merges.txt")))
+            return HuggingFace(_build_word_piece(path, lowercase=config.lowercase))
+        return _from_json(path, config.merges)
     except UserError:
         raise
-    except Exception as error:  # the two libraries raise RuntimeError, ValueError and bare Exception alike
+    except Exception as error:  # the two libraries raise RuntimeError, ValueError and Exception itself
         raise UserError(f"{path}: not a tokenizer that can be read: {str(error).splitlines()[0]}") from None
 
 
-def _byte_level(vocab: Path, merges: Path) -> bytes:
-    """GPT-2's byte-level BPE from its two files (Radford et al. 2019, §2.2)."""
+def _from_json(path: Path, merges: str) -> Tokenizer:
+    text = path.read_text(encoding="utf-8")
+    model = json.loads(text).get("model")
+    if model == "bytes":
+        return Bytes()
+    if isinstance(model, dict):  # in GPT-2's vocab.json "model" is a token, with a number
+        return HuggingFace(text.encode())
+    merges_file = path.with_name("merges.txt")
+    if merges:
+        merges_file = Path(merges)
+    return HuggingFace(_build_byte_level(path, merges_file))
+
+
+def _build_byte_level(vocab: Path, merges: Path) -> bytes:
+    """Build GPT-2's byte-level BPE from its two files (Radford et al. 2019, §2.2)."""
     if not merges.is_file():
         raise UserError(f"tokenizer.file.merges: {merges} is not there; a vocab.json needs its merges")
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE.from_file(str(vocab), str(merges)))
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    return _with_special(tokenizer, [*PAD, *EOS, *UNK])
+    return _serialise(tokenizer, special_names=[*PAD_NAMES, *EOS_NAMES, *UNK_NAMES])
 
 
-def _word_piece(vocab: Path, *, lowercase: bool) -> bytes:
-    """BERT's WordPiece from its vocabulary (Devlin et al. 2019, §3)."""
+def _build_word_piece(vocab: Path, *, lowercase: bool) -> bytes:
+    """Build BERT's WordPiece from its vocabulary (Devlin et al. 2019, §3)."""
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordPiece.from_file(str(vocab), unk_token="[UNK]"))
     tokenizer.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=lowercase)
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = tokenizers.decoders.WordPiece()
-    return _with_special(tokenizer, ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])
+    return _serialise(tokenizer, special_names=["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])
 
 
-def _with_special(tokenizer: tokenizers.Tokenizer, names: Sequence[str]) -> bytes:
-    tokenizer.add_special_tokens([name for name in names if tokenizer.token_to_id(name) is not None])
+def _serialise(tokenizer: tokenizers.Tokenizer, special_names: Sequence[str]) -> bytes:
+    """Mark the special tokens that the vocabulary has, and return the content of a `tokenizer.json`."""
+    present = [name for name in special_names if tokenizer.token_to_id(name) is not None]
+    tokenizer.add_special_tokens(present)
     return tokenizer.to_str().encode()
 
 
 def with_extra_ids(model: bytes, count: int, controls: Sequence[str] = ()) -> bytes:
-    """Control pieces at the end, T5's <extra_id_0> last of all: text can never spell one (Raffel et al. 2020)."""
+    """Append control pieces to a SentencePiece model, and then T5's sentinels, <extra_id_0> last.
+
+    Text cannot spell a control piece (Raffel et al. 2020).
+
+    Args:
+        model: content of a `.model` file.
+        count: number of sentinels.
+        controls: names of further control pieces.
+    """
     if not count and not controls:
         return model
+    sentinels = [f"<extra_id_{number}>" for number in reversed(range(count))]
     proto = sentencepiece_model_pb2.ModelProto.FromString(model)  # type: ignore[attr-defined]
-    for name in (*controls, *(f"<extra_id_{number}>" for number in reversed(range(count)))):
+    for name in (*controls, *sentinels):
         proto.pieces.add(piece=name, score=0.0, type=proto.SentencePiece.CONTROL)
     return proto.SerializeToString()

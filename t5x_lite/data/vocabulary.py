@@ -1,91 +1,178 @@
-"""The tokenizer of a run: a file's, or a SentencePiece model trained on its text and kept."""
+"""The tokenizer of a run: loaded from a file, or a SentencePiece model trained on the run's text and cached."""
 
 import hashlib
 import io
 import itertools
+import math
 import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import sentencepiece
 
-from t5x_lite.config import RunConfig
 from t5x_lite.data import sources
-from t5x_lite.data.config import BPE, Character, TokenizerFile, Unigram
+from t5x_lite.data.config import BPE, Character, DataConfig, TokenizerConfig, TokenizerFile, Unigram
 from t5x_lite.data.config import Bytes as ByteLevel
 from t5x_lite.data.tokenizer import Bytes, SentencePiece, Tokenizer, from_file, load, with_extra_ids
 from t5x_lite.errors import UserError
 
 SENTENCE_CHARACTERS = 1000
-"""SentencePiece's trainer leaves out sentences above 4192 bytes: a character has four at most."""
+"""SentencePiece's trainer leaves out sentences above 4192 bytes; a character has at most four."""
+CHARACTER_VOCAB = 2**20
+"""Largest vocabulary of characters: more than there are characters."""
+
+
+def load_or_train_tokenizer(tokenizer: TokenizerConfig, data: DataConfig) -> Tokenizer:
+    """Load a tokenizer from its file or from the cache, or train it on the text and cache it.
+
+    The name of a trained tokenizer's folder is a hash of its settings and of the text's files.
+
+    Raises:
+        UserError: the file is not a tokenizer; no text; a vocabulary that the text does not support.
+    """
+    if isinstance(tokenizer, TokenizerFile):
+        return from_file(tokenizer)
+    if isinstance(tokenizer, ByteLevel):
+        return Bytes()
+    units: list[sources.Unit] = []
+    for source in data.sources:
+        units += sources.units(source)
+    folder = Path(data.cache_dir) / f"tokenizer-{_hash_settings(tokenizer, units)}"
+    if (folder / SentencePiece.file_name).is_file():
+        return load(folder)
+    max_bytes = math.inf
+    if not isinstance(tokenizer, Character):
+        max_bytes = tokenizer.sample_megabytes * 1e6
+    _log(f"training on {len(units)} pieces of text")
+    trained = train(tokenizer, _sample_texts(units, max_bytes))
+    _log(f"{trained.vocab} pieces, in {trained.save(folder)}")
+    return trained
+
+
+def _hash_settings(tokenizer: TokenizerConfig, units: Sequence[sources.Unit]) -> str:
+    """Return a hash of all that decides which tokenizer is trained."""
+    lines = [repr(tokenizer)]
+    for unit in units:
+        lines.append(unit.identity)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def _log(message: str) -> None:
+    print(f"tokenizer: {message}", file=sys.stderr, flush=True)
+
+
+def _sample_texts(units: Sequence[sources.Unit], max_bytes: float) -> Iterator[str]:
+    """Yield text from the beginning of every unit, an equal share of `max_bytes` from each."""
+    for unit in units:
+        bytes_left = max_bytes / len(units)
+        for _, text in sources.documents(unit):
+            characters = int(min(bytes_left, len(text)))
+            yield text[:characters].replace(sources.FIELD_BORDER, " ")
+            bytes_left -= len(text.encode())
+            if bytes_left <= 0:
+                break
 
 
 def train(config: Unigram | BPE | Character, texts: Iterable[str]) -> SentencePiece:
     """Train a SentencePiece model with T5's special ids: pad 0, eos 1, unk 2.
 
-    Under `identity` the model gives every text back exactly, byte for byte where `byte_fallback` is on, but for U+2581,
-    which is SentencePiece's own sign for a space.
+    With normalisation `identity` the model decodes every text exactly as it was (byte for byte with `byte_fallback`),
+    except for U+2581, which is SentencePiece's own symbol for a space.
 
     Raises:
-        UserError: no text, or a vocabulary larger than the text supports (the largest possible is named).
+        UserError: no text, or a vocabulary that is too large or too small for the text; names the nearest possible.
     """
     if isinstance(config, Character):
-        kind, pieces, byte_fallback, normalization = "char", 2**20, False, "identity"
         texts = _with_alphabet(texts)
-    else:
-        kind = "unigram" if isinstance(config, Unigram) else "bpe"
-        pieces = config.vocab - config.extra_ids - len(config.controls)
-        byte_fallback, normalization = config.byte_fallback, config.normalization
-    identity = normalization == "identity"
-    sentences = (cut for text in texts for cut in _sentences(text))
-    first = next(sentences, None)
-    if first is None:
+    sentences = _cut_sentences(texts)
+    first_sentence = next(sentences, None)
+    if first_sentence is None:
         raise UserError("the corpus holds no text to train a tokenizer on")
-    written = io.BytesIO()
+    model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=itertools.chain([first], sentences),
-            model_writer=written,
-            model_type=kind,
-            vocab_size=pieces,
+            sentence_iterator=itertools.chain([first_sentence], sentences),
+            model_writer=model,
             pad_id=0,
             eos_id=1,
             unk_id=2,
             bos_id=-1,
             user_defined_symbols=list(config.symbols),
-            character_coverage=1.0 if kind == "char" else 0.9995,
-            remove_extra_whitespaces=not identity,
-            add_dummy_prefix=not identity,
-            allow_whitespace_only_pieces=identity,
             num_threads=os.cpu_count() or 1,
             minloglevel=2,
-            hard_vocab_limit=kind != "char",
-            byte_fallback=byte_fallback,
-            normalization_rule_name=normalization,
+            **_trainer_options(config),
         )
     except (RuntimeError, ValueError) as error:
-        raise _explained(error, kind, config.extra_ids + len(config.controls)) from None
-    return SentencePiece(with_extra_ids(written.getvalue(), config.extra_ids, config.controls))
+        raise _explain_failure(error, config) from None
+    return SentencePiece(with_extra_ids(model.getvalue(), config.extra_ids, config.controls))
 
 
-def _explained(error: Exception, kind: str, extra_ids: int) -> UserError:
-    most = re.search(r"<= (\d+)", str(error))
-    if most:
-        return UserError(f"tokenizer.{kind}.vocab is more than this text supports: at most {int(most[1]) + extra_ids}")
-    least = re.search(r"\d+ vs (\d+)", str(error))
-    if least:
+def _trainer_options(config: Unigram | BPE | Character) -> dict[str, Any]:
+    """Return the options of SentencePiece's trainer that differ between the kinds of tokenizers."""
+    if isinstance(config, Character):
+        return {
+            "model_type": "char",
+            "vocab_size": CHARACTER_VOCAB,
+            "hard_vocab_limit": False,
+            "character_coverage": 1.0,
+            "byte_fallback": False,
+            **_normalization_options("identity"),
+        }
+    return {
+        "model_type": _model_type(config),
+        "vocab_size": config.vocab - _count_appended(config),
+        "hard_vocab_limit": True,
+        "character_coverage": 0.9995,
+        "byte_fallback": config.byte_fallback,
+        **_normalization_options(config.normalization),
+    }
+
+
+def _normalization_options(rule: str) -> dict[str, Any]:
+    keeps_text = rule == "identity"
+    return {
+        "normalization_rule_name": rule,
+        "remove_extra_whitespaces": not keeps_text,
+        "add_dummy_prefix": not keeps_text,
+        "allow_whitespace_only_pieces": keeps_text,
+    }
+
+
+def _model_type(config: Unigram | BPE | Character) -> str:
+    """Return SentencePiece's name of a kind of tokenizer."""
+    if isinstance(config, Character):
+        return "char"
+    if isinstance(config, Unigram):
+        return "unigram"
+    return "bpe"
+
+
+def _count_appended(config: Unigram | BPE | Character) -> int:
+    """Return the number of pieces that are appended to a trained model."""
+    return config.extra_ids + len(config.controls)
+
+
+def _explain_failure(error: Exception, config: Unigram | BPE | Character) -> UserError:
+    """Return the error of the user that SentencePiece's error points to."""
+    key = f"tokenizer.{_model_type(config)}"
+    largest = re.search(r"<= (\d+)", str(error))
+    if largest:
+        vocab = int(largest[1]) + _count_appended(config)
+        return UserError(f"{key}.vocab is more than this text supports: at most {vocab}")
+    smallest = re.search(r"\d+ vs (\d+)", str(error))
+    if smallest:
+        vocab = int(smallest[1]) + _count_appended(config)
         return UserError(
-            f"tokenizer.{kind}.vocab is less than the text's characters and the special pieces; "
-            f"{int(least[1]) + extra_ids} is the smallest possible"
+            f"{key}.vocab is less than the text's characters and the special pieces; {vocab} is the smallest possible"
         )
-    return UserError(f"tokenizer.{kind}: SentencePiece cannot be trained: {str(error).splitlines()[-1]}")
+    return UserError(f"{key}: SentencePiece cannot be trained: {str(error).splitlines()[-1]}")
 
 
 def _with_alphabet(texts: Iterable[str]) -> Iterator[str]:
-    """The texts, and every character that they hold once more, so that cut sentences lose none."""
+    """Yield the beginning of each text, and then all characters that occur, so that shortening loses none."""
     alphabet: set[str] = set()
     for text in texts:
         alphabet.update(text)
@@ -94,36 +181,8 @@ def _with_alphabet(texts: Iterable[str]) -> Iterator[str]:
         yield "".join(sorted(alphabet))
 
 
-def _sentences(text: str) -> Iterator[str]:
-    """Pieces that the trainer takes whole: it leaves out long sentences and those with a NUL."""
-    for start in range(0, len(text), SENTENCE_CHARACTERS):
-        yield text[start : start + SENTENCE_CHARACTERS].replace("\0", " ")
-
-
-def load_or_train_tokenizer(config: RunConfig) -> Tokenizer:
-    """The run's tokenizer: a file's, or one trained on its text and kept in the cache under a fingerprint of both."""
-    if isinstance(config.tokenizer, TokenizerFile):
-        return from_file(config.tokenizer)
-    if isinstance(config.tokenizer, ByteLevel):
-        return Bytes()
-    pieces = [unit for source in config.data.sources for unit in sources.units(source)]
-    key = hashlib.sha256("\n".join([repr(config.tokenizer), *(unit.identity for unit in pieces)]).encode())
-    folder = Path(config.data.cache_dir) / f"tokenizer-{key.hexdigest()[:16]}"
-    if (folder / SentencePiece.file_name).is_file():
-        return load(folder)
-    limit = np.inf if isinstance(config.tokenizer, Character) else config.tokenizer.sample_megabytes * 1e6
-    print(f"tokenizer: training on {len(pieces)} pieces of text", file=sys.stderr, flush=True)
-    tokenizer = train(config.tokenizer, _sample(pieces, limit))
-    print(f"tokenizer: {tokenizer.vocab} pieces, in {tokenizer.save(folder)}", file=sys.stderr, flush=True)
-    return tokenizer
-
-
-def _sample(pieces: Sequence[sources.Unit], limit: float) -> Iterator[str]:
-    """The beginning of every piece, an equal share of `limit` bytes for each."""
-    for unit in pieces:
-        left = limit / len(pieces)
-        for _, text in sources.documents(unit):
-            yield text[: int(min(left, len(text)))].replace(sources.FIELD_BORDER, " ")
-            left -= len(text.encode())
-            if left <= 0:
-                break
+def _cut_sentences(texts: Iterable[str]) -> Iterator[str]:
+    """Cut texts into sentences that the trainer accepts: it leaves out long ones, and those with a NUL."""
+    for text in texts:
+        for start in range(0, len(text), SENTENCE_CHARACTERS):
+            yield text[start : start + SENTENCE_CHARACTERS].replace("\0", " ")

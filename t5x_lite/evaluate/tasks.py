@@ -17,6 +17,7 @@ from t5x_lite.decode.generate import Generator
 from t5x_lite.decode.sampling import Sampling
 from t5x_lite.errors import write_file
 from t5x_lite.evaluate.metrics import METRICS, check_metric
+from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.transformer import ModelSpec
 from t5x_lite.objectives.objective import Features
 from t5x_lite.objectives.supervised import Record, Supervised
@@ -34,14 +35,22 @@ class TaskEvaluation:
         UserError: a metric that does not exist, or whose library is not installed.
     """
 
-    def __init__(self, data: TaskData, blueprint: ModelSpec, params: Any, tokenizer: Tokenizer, mesh: Mesh) -> None:
-        self.data, config, self.objective = data, data.config, data.config.require_objective()
+    def __init__(
+        self,
+        data: TaskData,
+        model: ModelConfig,
+        blueprint: ModelSpec,
+        params: Any,
+        tokenizer: Tokenizer,
+        mesh: Mesh,
+    ) -> None:
+        self.data, self.objective = data, data.objective
         self.validation, self.mesh = data.validation(), mesh
         for own in data.held_out:
             for metric in own.task.metrics:
                 check_metric(metric, own.name)
         scored = isinstance(self.objective, Supervised)
-        self.generator = None if scored else Generator(config.model, blueprint, params, tokenizer)
+        self.generator = None if scored else Generator(model, blueprint, params, tokenizer)
         self._score = jax.jit(
             lambda params, batch: self.objective.scores(blueprint.model(params), batch),  # type: ignore[attr-defined]
             out_shardings=meshes.replicated(mesh),

@@ -21,8 +21,9 @@ from t5x_lite import config as configuration
 from t5x_lite.adapt.initial_weights import BaseCheckpoint, initial_weights, source_run
 from t5x_lite.checkpoint import Checkpoints
 from t5x_lite.config import RunConfig
-from t5x_lite.data.pipeline import ExampleSequence, training_batches
+from t5x_lite.data.pipeline import training_batches
 from t5x_lite.data.records import TaskData
+from t5x_lite.data.training_data import ExampleSequence, TrainingData
 from t5x_lite.data.vocabulary import load_or_train_tokenizer
 from t5x_lite.errors import Diverged
 from t5x_lite.evaluate.curves import read_metrics
@@ -36,7 +37,7 @@ from t5x_lite.train.branch import restore_branch
 from t5x_lite.train.goodput import Goodput
 from t5x_lite.train.health import ReplicaCheck, Stragglers, Watchdog, check_sharded
 from t5x_lite.train.metrics import Display, MetricsWriter, flops_per_row, format_duration, format_si, peak_flops
-from t5x_lite.train.setup import Steps, TextData, check_mesh, evaluate_split, make_steps, open_data
+from t5x_lite.train.setup import Steps, check_mesh, evaluate_split, make_steps, open_run_data
 from t5x_lite.train.state import TrainState
 from t5x_lite.train.step import Sums
 from t5x_lite.train.watch import LossSpike, RunningLoss, StepCost, StepMonitor
@@ -58,8 +59,11 @@ def train(config: RunConfig) -> tuple[Run, bool]:
     attention = check_mesh(mesh, config, mesh.devices.flat[0].platform)
     check_run_dir(config)
     with main_process_first():
-        tokenizer = load_or_train_tokenizer(config) if config.adapt is None else source_run(config).tokenizer
-        data = open_data(with_vocab(config, tokenizer), tokenizer)
+        if config.adapt is None:
+            tokenizer = load_or_train_tokenizer(config.tokenizer, config.data)
+        else:
+            tokenizer = source_run(config).tokenizer
+        data = open_run_data(with_vocab(config, tokenizer), tokenizer)
     rows, _ = data.rows(), data.validation()  # both can be had, or nothing is begun
     busy = "another process trains this run; wait for it or give another run_dir"
     with lock_dir(Path(str(config.run_dir)), busy, "run_dir "), jax.set_mesh(mesh), stop_requests() as stop:
@@ -70,7 +74,7 @@ def train(config: RunConfig) -> tuple[Run, bool]:
             steps = make_steps(run.config, run.blueprint, mesh)
             tasks = None
             if isinstance(data, TaskData):
-                tasks = TaskEvaluation(data, run.blueprint, steps.whole_shapes, tokenizer, mesh)
+                tasks = TaskEvaluation(data, run.config.model, run.blueprint, steps.whole_shapes, tokenizer, mesh)
                 for line in data.skipped():
                     display.say(line)
             trainer = Trainer(run, data, rows, tasks, mesh, steps, display)
@@ -95,7 +99,7 @@ class Trainer:
     def __init__(
         self,
         run: Run,
-        data: TextData | TaskData,
+        data: TrainingData,
         rows: ExampleSequence,
         tasks: TaskEvaluation | None,
         mesh: Mesh,

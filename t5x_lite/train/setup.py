@@ -1,24 +1,21 @@
 """What the loop needs before its first step: text as rows, and the compiled steps with their shardings."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray
 
 from t5x_lite.adapt.parts import flatten_names, unflatten_names
 from t5x_lite.config import RunConfig
-from t5x_lite.data import mixture
-from t5x_lite.data.corpus import SPLITS, Corpus, prepare_corpus
-from t5x_lite.data.pipeline import TrainingRows, ValidationSet
-from t5x_lite.data.records import TaskData, open_task_data
+from t5x_lite.data.open_data import open_data
 from t5x_lite.data.tokenizer import Tokenizer
+from t5x_lite.data.training_data import PipelineSettings, TrainingData
 from t5x_lite.errors import UserError
 from t5x_lite.evaluate.perplexity import evaluate_loss
 from t5x_lite.models.attention import kernels
@@ -35,79 +32,36 @@ from t5x_lite.train import optimizer as optimizers
 from t5x_lite.train.state import TrainState
 from t5x_lite.train.step import Batch, LossFunction, PartsLossFunction, Sums, train_step
 
-FREQUENCY_TOKENS = 10_000_000
-"""Training tokens that a token's frequency is counted over, from the beginning of each source."""
 
-
-@dataclass(frozen=True)
-class TextData:
-    """Training rows and validation batches of a config, cut from its token corpora."""
-
-    training: list[Corpus]
-    held_out: list[Corpus]
-    config: RunConfig
-    context: ExampleContext
-
-    def rows(self) -> TrainingRows:
-        """The endless global order of training rows."""
-        data, train = self.config.data, self.config.train
-        shares = mixture.weights(data.sources, [corpus.tokens for corpus in self.training], data.mixture_alpha)
-        return TrainingRows(self.training, shares, data, self.config.require_objective(), self.context, train.seed)
-
-    def validation(self) -> ValidationSet:
-        """The whole held-out split, or its first `eval.batches`."""
-        if not sum(corpus.tokens for corpus in self.held_out):
-            raise UserError(
-                "no document fell into the validation split; raise data.validation_fraction, name "
-                "data.validation_files, or split by data.validation_by=position"
-            )
-        run = self.config
-        size = run.eval.batch_size or run.train.batch_size
-        return ValidationSet(self.held_out, run.data, run.require_objective(), self.context, size, run.eval.batches)
-
-    @property
-    def tokens_per_byte(self) -> float | None:
-        """Tokens of the validation split for one byte of its text, if the loss is that of every token."""
-        if not self.config.require_objective().every_token:
-            return None
-        return sum(c.tokens for c in self.held_out) / max(sum(c.text_bytes for c in self.held_out), 1)
-
-
-def open_data(config: RunConfig, tokenizer: Tokenizer) -> TextData | TaskData:
-    """The records of the config's tasks; without any, find or make the token corpora of every source.
+def open_run_data(config: RunConfig, tokenizer: Tokenizer) -> TrainingData:
+    """Open the data that a run's config names.
 
     Raises:
-        UserError: no text, or a tokenizer that the objective cannot work with.
+        UserError: no text or no records, or a tokenizer that the objective cannot use.
     """
-    vocabulary = tokenizer.vocabulary()
-    context = ExampleContext(config.train.seq_len, vocabulary, config.model.family, config.method.placeholders)
-    config.require_objective().check_context(context)
-    if config.tasks:
-        return open_task_data(config, tokenizer, context)
-    folders = [prepare_corpus(source, config.data, tokenizer) for source in config.data.sources]
-    training, held_out = ([Corpus(f, split) for f in folders] for split in SPLITS)
-    if config.require_objective().needs_frequency:
-        context = replace(context, vocabulary=replace(vocabulary, frequency=_frequency(training, vocabulary.size)))
-    return TextData(training, held_out, config, context)
+    context = ExampleContext(
+        seq_len=config.train.seq_len,
+        vocabulary=tokenizer.vocabulary(),
+        family=config.model.family,
+        placeholders=config.method.placeholders,
+    )
+    settings = PipelineSettings(
+        data=config.data,
+        objective=config.require_objective(),
+        context=context,
+        seed=config.train.seed,
+        validation_batch_size=config.eval.batch_size or config.train.batch_size,
+        max_validation_batches=config.eval.batches,
+    )
+    return open_data(settings, tokenizer, config.tasks)
 
 
-def evaluate_split(
-    step: Callable[[Any, Any], Sums], params: Any, data: TextData | TaskData, mesh: Mesh
-) -> dict[str, float]:
+def evaluate_split(step: Callable[[Any, Any], Sums], params: Any, data: TrainingData, mesh: Mesh) -> dict[str, float]:
     """Scores on the validation split; see `evaluate.perplexity`."""
     split = data.validation()
     local = meshes.local_rows(mesh, split.batch_size)
     batches = (meshes.to_global(mesh, batch, split.batch_size) for batch in split.batches(local))
     return evaluate_loss(step, params, batches, data.tokens_per_byte)
-
-
-def _frequency(corpora: Sequence[Corpus], vocab: int) -> np.ndarray:
-    """Each token's share of the training text, float64 `[vocab]`."""
-    counts = np.zeros(vocab)
-    for corpus in corpora:
-        tokens = corpus.read(0, min(corpus.tokens, FREQUENCY_TOKENS))[0] if corpus.tokens else np.zeros(0, np.int32)
-        counts += np.bincount(tokens, minlength=vocab)
-    return counts / max(counts.sum(), 1.0)
 
 
 def check_mesh(mesh: Mesh, config: RunConfig, of: str) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The token corpus: equal to tokenising by hand, whole or not there, never stale."""
+"""The token corpus: equal to tokenising document by document, complete or absent, never stale."""
 
 import hashlib
 import json
@@ -13,72 +13,79 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from t5x_lite.data import corpus as corpora
-from t5x_lite.data import sources, vocabulary
-from t5x_lite.data import tokenizer as tk
+from t5x_lite.data import tokenizer as tokenizers
+from t5x_lite.data import vocabulary
 from t5x_lite.data.config import Character, DataConfig, Unigram
-from t5x_lite.data.corpus import Corpus, prepare_corpus
+from t5x_lite.data.corpus import SPLITS, Corpus
+from t5x_lite.data.prepare import prepare_corpus
 from t5x_lite.errors import UserError
 
 
 @pytest.fixture(scope="module")
-def tokenizer(prose: Path) -> tk.Tokenizer:
+def tokenizer(prose: Path) -> tokenizers.SentencePiece:
     return vocabulary.train(Unigram(vocab=300), [path.read_text() for path in sorted(prose.glob("*.txt"))])
 
 
-def make(files: Path | str, cache: Path, tokenizer: tk.Tokenizer, **settings: object) -> Path:
-    values = {
-        "files": str(files),
-        "cache_dir": str(cache),
-        "prepare_processes": 1,
-        "validation_fraction": 0.2,
-    } | settings
-    data = DataConfig.model_validate(values)
-    return prepare_corpus(data.sources[0], data, tokenizer)
+def prepare(
+    files: Path | str,
+    cache: Path,
+    tokenizer: tokenizers.Tokenizer,
+    *,
+    sizes: dict[str, int] | None = None,
+    **settings: object,
+) -> Path:
+    """Prepare the corpus of some files, a fifth of them for validation, and return its folder."""
+    defaults = {"files": str(files), "cache_dir": str(cache), "prepare_processes": 1, "validation_fraction": 0.2}
+    data = DataConfig.model_validate({**defaults, **settings})
+    return prepare_corpus(data.sources[0], data, tokenizer, **(sizes or {}))
 
 
-def test_documents_come_back_with_their_end_in_the_split_that_their_hash_says(
-    prose: Path, tmp_path: Path, tokenizer: tk.Tokenizer
+def test_documents_come_back_with_their_end_in_the_split_of_their_hash(
+    prose: Path, tmp_path: Path, tokenizer: tokenizers.Tokenizer
 ) -> None:
-    folder = make(prose / "*.txt", tmp_path, tokenizer)
-    splits = {name: Corpus(folder, name) for name in corpora.SPLITS}
+    folder = prepare(prose / "*.txt", tmp_path, tokenizer)
     expected: dict[str, list[str]] = {"train": [], "validation": []}
     for path in sorted(prose.glob("*.txt")):
         text = path.read_text()
         share = int(hashlib.blake2b(text.encode(), digest_size=8).hexdigest(), 16) / 2**64
         expected["validation" if share < 0.2 else "train"].append(text)
-    for name, texts in expected.items():
-        own = splits[name]
-        found = [own.document(n) for n in range(own.documents)]
-        assert [tokenizer.decode(ids) for ids in found] == texts
-        assert all(ids[-1] == tokenizer.eos and tokenizer.eos not in ids[:-1] for ids in found)
-        assert own.tokens == sum(map(len, found)) == own.offsets[-1]
-        assert own.text_bytes == sum(len(text.encode()) for text in texts)
-        stream = np.concatenate(found)
-        for start, stop in ((0, 1), (3, 90), (own.tokens - 5, own.tokens), (0, own.tokens)):
-            tokens, documents = own.read(start, stop)
+    for split in SPLITS:
+        corpus = Corpus(folder, split)
+        documents = [corpus.document(number) for number in range(corpus.documents)]
+        assert [tokenizer.decode(ids) for ids in documents] == expected[split]
+        assert all(ids[-1] == tokenizer.eos and tokenizer.eos not in ids[:-1] for ids in documents)
+        assert corpus.tokens == sum(map(len, documents)) == corpus.offsets[-1]
+        assert corpus.text_bytes == sum(len(text.encode()) for text in expected[split])
+        stream = np.concatenate(documents)
+        for start, stop in ((0, 1), (3, 90), (corpus.tokens - 5, corpus.tokens), (0, corpus.tokens)):
+            tokens, numbers = corpus.read(start, stop)
             np.testing.assert_array_equal(tokens, stream[start:stop])
-            assert documents.tolist() == [
-                int(np.searchsorted(own.offsets, at, "right")) - 1 for at in range(start, stop)
-            ]
+            expected_numbers = np.searchsorted(corpus.offsets, np.arange(start, stop), "right") - 1
+            assert numbers.tolist() == expected_numbers.tolist()
 
 
 def test_long_documents_are_cut_into_records_and_read_across_them(
-    tmp_path: Path, tokenizer: tk.Tokenizer, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tokenizer: tokenizers.Tokenizer
 ) -> None:
-    monkeypatch.setattr(corpora, "RECORD_TOKENS", 16)
     (tmp_path / "a.txt").write_text("the quick brown fox " * 60)
-    own = Corpus(make(tmp_path / "a.txt", tmp_path / "c", tokenizer, validation_fraction=0.0), "train")
-    whole = own.document(0)
-    assert (own.documents, len(whole)) == (1, own.tokens)
-    np.testing.assert_array_equal(own.read(10, 50)[0], whole[10:50])
+    folder = prepare(
+        tmp_path / "a.txt", tmp_path / "c", tokenizer, validation_fraction=0.0, sizes={"record_tokens": 16}
+    )
+    corpus = Corpus(folder, "train")
+    document = corpus.document(0)
+    assert (corpus.documents, len(document)) == (1, corpus.tokens)
+    assert len(np.load(folder / "000000.train.npy")) == -(-corpus.tokens // 16)
+    np.testing.assert_array_equal(corpus.read(10, 50)[0], document[10:50])
 
 
 def test_any_number_of_processes_writes_the_same_corpus(
-    prose: Path, tmp_path: Path, tokenizer: tk.Tokenizer, monkeypatch: pytest.MonkeyPatch
+    prose: Path, tmp_path: Path, tokenizer: tokenizers.Tokenizer
 ) -> None:
-    monkeypatch.setattr(sources, "SMALLEST_UNIT", 2000)
-    folders = [make(prose / "*.txt", tmp_path / str(n), tokenizer, prepare_processes=n) for n in (1, 2)]
+    folders: list[Path] = []
+    for processes in (1, 2):
+        cache = tmp_path / str(processes)
+        folder = prepare(prose / "*.txt", cache, tokenizer, prepare_processes=processes, sizes={"smallest_unit": 2000})
+        folders.append(folder)
     assert folders[0].name == folders[1].name
     names = [sorted(path.name for path in folder.iterdir() if path.name != "lock") for folder in folders]
     assert names[0] == names[1]
@@ -91,7 +98,7 @@ def test_by_position_the_last_tenth_of_the_characters_is_held_out(tmp_path: Path
     text = "".join(chr(97 + n % 26) for n in range(1003))
     (tmp_path / "a.txt").write_text(text)
     characters = vocabulary.train(Character(), [text])
-    folder = make(
+    folder = prepare(
         tmp_path / "a.txt",
         tmp_path,
         characters,
@@ -99,116 +106,124 @@ def test_by_position_the_last_tenth_of_the_characters_is_held_out(tmp_path: Path
         validation_fraction=0.1,
         end_of_document=False,
     )
-    train, validation = (characters.decode(Corpus(folder, name).document(0)) for name in corpora.SPLITS)
+    train, validation = (characters.decode(Corpus(folder, split).document(0)) for split in SPLITS)
     assert (train, validation) == (text[: int(1003 * 0.9)], text[int(1003 * 0.9) :])
 
 
-def test_separate_validation_files(prose: Path, tmp_path: Path, tokenizer: tk.Tokenizer) -> None:
+def test_separate_validation_files(prose: Path, tmp_path: Path, tokenizer: tokenizers.Tokenizer) -> None:
     (tmp_path / "v.txt").write_text("held out text")
-    folder = make(prose / "0*.txt", tmp_path, tokenizer, validation_files=str(tmp_path / "v.txt"))
+    folder = prepare(prose / "0*.txt", tmp_path, tokenizer, validation_files=str(tmp_path / "v.txt"))
     assert (Corpus(folder, "train").documents, Corpus(folder, "validation").documents) == (10, 1)
 
 
-def test_a_stale_corpus_is_never_read(prose: Path, tmp_path: Path, tokenizer: tk.Tokenizer) -> None:
-    (tmp_path / "a.txt").write_text("the quick brown fox")
-    folders = [make(tmp_path / "a.txt", tmp_path, tokenizer), make(tmp_path / "a.txt", tmp_path, tokenizer)]
+def test_a_stale_corpus_is_never_read(prose: Path, tmp_path: Path, tokenizer: tokenizers.Tokenizer) -> None:
+    file = tmp_path / "a.txt"
+    file.write_text("the quick brown fox")
+    folders = [prepare(file, tmp_path, tokenizer), prepare(file, tmp_path, tokenizer)]
     assert folders[0] == folders[1]
     other = vocabulary.train(Unigram(vocab=310), [path.read_text() for path in sorted(prose.glob("*.txt"))])
-    folders.append(make(tmp_path / "a.txt", tmp_path, other))
-    folders.append(make(tmp_path / "a.txt", tmp_path, tokenizer, end_of_document=False))
-    folders.append(make(tmp_path / "a.txt", tmp_path, tokenizer, validation_fraction=0.3))
-    (tmp_path / "a.txt").write_text("the quick brown fix")
-    folders.append(make(tmp_path / "a.txt", tmp_path, tokenizer))
+    folders.append(prepare(file, tmp_path, other))
+    folders.append(prepare(file, tmp_path, tokenizer, end_of_document=False))
+    folders.append(prepare(file, tmp_path, tokenizer, validation_fraction=0.3))
+    file.write_text("the quick brown fix")
+    folders.append(prepare(file, tmp_path, tokenizer))
     assert len(set(folders)) == 5
 
 
-def test_a_half_written_corpus_is_finished_and_not_taken_for_whole(
-    prose: Path, tmp_path: Path, tokenizer: tk.Tokenizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sources, "SMALLEST_UNIT", 2000)
-    whole = make(prose / "*.txt", tmp_path / "whole", tokenizer)
-    done: list[str] = []
-    work = corpora._tokenise_unit
+class InterruptedTokenizer(tokenizers.SentencePiece):
+    """Is interrupted, as by Ctrl-C, once three units of a corpus are complete."""
 
-    def dies(*arguments: object) -> None:
-        if len(done) == 3:
+    cache: Path
+
+    def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
+        if len(list(self.cache.glob("*/00*.json"))) == 3:
             raise KeyboardInterrupt
-        work(*arguments)
-        done.append("unit")
+        return super().encode_batch(texts)
 
-    monkeypatch.setattr(corpora, "_tokenise_unit", dies)
+
+def test_an_incomplete_corpus_is_completed_and_not_read_before(
+    prose: Path, tmp_path: Path, tokenizer: tokenizers.SentencePiece
+) -> None:
+    sizes = {"smallest_unit": 2000}
+    undisturbed = prepare(prose / "*.txt", tmp_path / "undisturbed", tokenizer, sizes=sizes)
+    interrupted = InterruptedTokenizer(tokenizer.file_bytes)
+    interrupted.cache = tmp_path / "interrupted"
     with pytest.raises(KeyboardInterrupt):
-        make(prose / "*.txt", tmp_path / "half", tokenizer)
-    half = tmp_path / "half" / whole.name
-    assert not (half / "corpus.json").exists()
-    untouched = {path: path.stat().st_mtime_ns for path in half.glob("00000[012].json")}
-    assert len(untouched) == 3
-    monkeypatch.setattr(corpora, "_tokenise_unit", work)
-    assert make(prose / "*.txt", tmp_path / "half", tokenizer) == half
-    assert {path: path.stat().st_mtime_ns for path in untouched} == untouched
-    assert (half / "corpus.json").read_text() == (whole / "corpus.json").read_text()
-    one, other = (Corpus(folder, "train") for folder in (half, whole))
-    np.testing.assert_array_equal(one.read(0, one.tokens)[0], other.read(0, other.tokens)[0])
+        prepare(prose / "*.txt", interrupted.cache, interrupted, sizes=sizes)
+    folder = interrupted.cache / undisturbed.name
+    assert not (folder / "corpus.json").exists()
+    complete_units = {path: path.stat().st_mtime_ns for path in folder.glob("00000[012].json")}
+    assert len(complete_units) == 3
+    assert prepare(prose / "*.txt", interrupted.cache, tokenizer, sizes=sizes) == folder
+    assert {path: path.stat().st_mtime_ns for path in complete_units} == complete_units
+    assert (folder / "corpus.json").read_text() == (undisturbed / "corpus.json").read_text()
+    corpus = Corpus(folder, "train")
+    expected = Corpus(undisturbed, "train")
+    np.testing.assert_array_equal(corpus.read(0, corpus.tokens)[0], expected.read(0, expected.tokens)[0])
 
 
-def test_killed_at_any_moment_prepare_goes_on(tmp_path: Path, prose: Path) -> None:
-    (tmp_path / "texts").mkdir()
+def test_prepare_continues_after_it_is_killed_at_any_moment(tmp_path: Path, prose: Path) -> None:
+    texts = tmp_path / "texts"
+    texts.mkdir()
     for n in range(40):
-        (tmp_path / "texts" / f"{n:02d}.txt").write_text(f"document {n}: " + (prose / "00.txt").read_text() * 400)
+        (texts / f"{n:02d}.txt").write_text(f"document {n}: " + (prose / "00.txt").read_text() * 400)
     config = tmp_path / "c.yaml"
     settings = {
         "model": {"layers": 1, "embed": 8, "heads": 1},
-        "data": {"files": f"{tmp_path}/texts/*.txt", "cache_dir": str(tmp_path / "cache"), "prepare_processes": 1},
+        "data": {"files": f"{texts}/*.txt", "cache_dir": str(tmp_path / "cache"), "prepare_processes": 1},
         "tokenizer": {"bpe": {"vocab": 300, "sample_megabytes": 0.1}},
         "train": {"steps": 1, "batch_size": 1, "seq_len": 8},
     }
     config.write_text(json.dumps(settings))
     command = [sys.executable, "-m", "t5x_lite", "prepare", str(config)]
-    for wait in (1.2, 1.6):
+    for seconds in (1.2, 1.6):
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(wait)
+        time.sleep(seconds)
         process.send_signal(signal.SIGKILL)
         process.wait()
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    own = Corpus(Path(done.stdout.splitlines()[-1].partition(": ")[2]), "train")
-    held = Corpus(own.folder, "validation")
-    assert own.documents + held.documents == 40
-    tokenizer = tk.load(next((tmp_path / "cache").glob("tokenizer-*")))
-    texts = [tokenizer.decode(split.document(n)) for split in (own, held) for n in range(split.documents)]
-    assert sorted(texts) == sorted(path.read_text() for path in (tmp_path / "texts").iterdir())
+    completed = subprocess.run(command, capture_output=True, text=True, check=True)
+    folder = Path(completed.stdout.splitlines()[-1].partition(": ")[2])
+    splits = [Corpus(folder, split) for split in SPLITS]
+    assert sum(corpus.documents for corpus in splits) == 40
+    tokenizer = tokenizers.load(next((tmp_path / "cache").glob("tokenizer-*")))
+    decoded = [tokenizer.decode(corpus.document(n)) for corpus in splits for n in range(corpus.documents)]
+    assert sorted(decoded) == sorted(path.read_text() for path in texts.iterdir())
 
 
-def test_invalid_utf8_is_counted(tmp_path: Path, tokenizer: tk.Tokenizer, capsys: pytest.CaptureFixture[str]) -> None:
+def test_invalid_utf8_is_counted(
+    tmp_path: Path, tokenizer: tokenizers.Tokenizer, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "a.txt").write_bytes(b"fine")
     (tmp_path / "b.txt").write_bytes(b"not \xff fine")
-    folder = make(tmp_path / "*.txt", tmp_path, tokenizer, validation_fraction=0.0)
+    folder = prepare(tmp_path / "*.txt", tmp_path, tokenizer, validation_fraction=0.0)
     assert json.loads((folder / "corpus.json").read_text())["splits"]["train"]["replaced"] == 1
     assert "1 documents held invalid UTF-8" in capsys.readouterr().err
 
 
-def test_an_empty_corpus_is_refused(tmp_path: Path, tokenizer: tk.Tokenizer) -> None:
+def test_an_empty_corpus_is_refused(tmp_path: Path, tokenizer: tokenizers.Tokenizer) -> None:
     (tmp_path / "a.txt").write_text(" \n")
     with pytest.raises(UserError, match="the corpus is empty"):
-        make(tmp_path / "a.txt", tmp_path / "cache", tokenizer)
+        prepare(tmp_path / "a.txt", tmp_path / "cache", tokenizer)
 
 
-def test_a_full_disk_is_one_line_and_a_rerun_goes_on(
-    prose: Path, tmp_path: Path, tokenizer: tk.Tokenizer, monkeypatch: pytest.MonkeyPatch
+def test_a_full_disk_is_one_line_and_a_rerun_continues(
+    prose: Path, tmp_path: Path, tokenizer: tokenizers.Tokenizer
 ) -> None:
     """A limit on file size makes writes fail as a full disk does (EFBIG), without a disk to fill."""
     texts = tmp_path / "texts"
     texts.mkdir()
     rng = np.random.default_rng(0)
     for n in range(3):
-        (texts / f"{n}.txt").write_text("".join(rng.choice(list("abcdefgh "), 20_000 if n < 2 else 400_000)))
-    monkeypatch.setattr(sources, "SMALLEST_UNIT", 1)
+        characters = 20_000 if n < 2 else 400_000
+        (texts / f"{n}.txt").write_text("".join(rng.choice(list("abcdefgh "), characters)))
+    sizes = {"smallest_unit": 1}
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))
     try:
         with pytest.raises(UserError, match=r"cannot be written: the disk is full.*run the same command again"):
-            make(texts / "*.txt", tmp_path / "cache", tokenizer)
+            prepare(texts / "*.txt", tmp_path / "cache", tokenizer, sizes=sizes)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    folder = make(texts / "*.txt", tmp_path / "cache", tokenizer, validation_fraction=0.2)
-    assert sum(Corpus(folder, split).documents for split in corpora.SPLITS) == 3
+    folder = prepare(texts / "*.txt", tmp_path / "cache", tokenizer, sizes=sizes)
+    assert sum(Corpus(folder, split).documents for split in SPLITS) == 3
     assert not [path for path in folder.iterdir() if ".tmp" in path.name and str(os.getpid()) in path.name]

@@ -146,7 +146,8 @@ def test_evaluation_of_a_run_is_what_training_wrote(model: Model, tiny_run: Path
 
 def test_bits_per_byte_by_hand(model: Model) -> None:
     """Total bits of the split over its bytes, with tokens and bytes counted on the texts themselves."""
-    from t5x_lite.data.corpus import Corpus, prepare_corpus
+    from t5x_lite.data.corpus import Corpus
+    from t5x_lite.data.prepare import prepare_corpus
 
     config = model.config
     corpus = Corpus(prepare_corpus(config.data.sources[0], config.data, model.tokenizer), "validation")

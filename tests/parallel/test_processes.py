@@ -25,13 +25,13 @@ from t5x_lite import config as configuration
 from t5x_lite.data.pipeline import training_batches
 from t5x_lite.data.vocabulary import load_or_train_tokenizer
 from t5x_lite.parallel import distributed, mesh as meshes
-from t5x_lite.train.setup import open_data
+from t5x_lite.train.setup import open_run_data
 config = configuration.load(sys.argv[1])
 distributed.initialize(Path(config.data.cache_dir))
 mesh = meshes.make_mesh(config.mesh)
 local = meshes.local_rows(mesh, 4)
 with distributed.main_process_first():
-    data = open_data(config, load_or_train_tokenizer(config))
+    data = open_run_data(config, load_or_train_tokenizer(config.tokenizer, config.data))
 start = int(sys.argv[3])
 found = [batch["tokens"] for batch in training_batches(data.rows(), 4, local, start, start + 5, config.data)]
 np.savez(f"{sys.argv[2]}-{jax.process_index()}.npz", rows=local, tokens=np.stack(found))

@@ -17,10 +17,11 @@ from benchmarks.timing import medians
 from t5x_lite import config as configuration
 from t5x_lite.config import RunConfig
 from t5x_lite.data.config import STANDARD_LIBRARY, SourceConfig
-from t5x_lite.data.corpus import SPLITS, Corpus, prepare_corpus
+from t5x_lite.data.corpus import SPLITS, Corpus
+from t5x_lite.data.prepare import prepare_corpus
 from t5x_lite.data.sources import documents, units
 from t5x_lite.data.vocabulary import load_or_train_tokenizer
-from t5x_lite.train.setup import open_data
+from t5x_lite.train.setup import open_run_data
 
 MEGABYTES = 96
 ROWS = 256
@@ -41,7 +42,7 @@ def table(rounds: int, quick: bool) -> list[dict[str, Any]]:
         lines = [_tokenising(text, Path(folder), rounds)]
         for name, (path, overrides) in OBJECTIVES.items():
             config = _config(path, text, Path(folder), *overrides)
-            data = open_data(config, load_or_train_tokenizer(config))
+            data = open_run_data(config, load_or_train_tokenizer(config.tokenizer, config.data))
             rows, length = data.rows(), config.train.seq_len
 
             def features(rows: Any = rows) -> Any:
@@ -54,7 +55,7 @@ def table(rounds: int, quick: bool) -> list[dict[str, Any]]:
 
 def _tokenising(text: Path, folder: Path, rounds: int) -> dict[str, Any]:
     config = _config("gpt2/117m.yaml", text, folder)
-    tokenizer = load_or_train_tokenizer(config)
+    tokenizer = load_or_train_tokenizer(config.tokenizer, config.data)
     bare = sentencepiece.SentencePieceProcessor(model_file=str(next(folder.rglob("*.model"))))
     texts = [json.loads(line)["text"] for line in text.read_text(encoding="utf-8").splitlines()]
     threads, tokens = os.cpu_count() or 1, 0

@@ -1,0 +1,112 @@
+"""Open the files that text and records are read from: plain or compressed, Parquet, and TFDS without TensorFlow."""
+
+import glob
+import gzip
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Protocol, runtime_checkable
+
+import zstandard
+
+from t5x_lite.errors import UserError
+
+if TYPE_CHECKING:
+    from pyarrow.parquet import ParquetFile
+
+
+@runtime_checkable
+class RecordSequence(Protocol):
+    """Records with random access: a list, or a data source of TFDS."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, number: int, /) -> object: ...
+
+
+def match_files(pattern: str) -> list[str]:
+    """Return the files that match a glob, sorted.
+
+    Raises:
+        UserError: no file matches.
+    """
+    paths = [path for path in sorted(glob.glob(pattern, recursive=True)) if Path(path).is_file()]  # noqa: PTH207
+    if not paths:
+        raise UserError(f"data.files: no file matches {pattern!r} (looked from {Path.cwd()})")
+    return paths
+
+
+def strip_compression(path: str) -> Path:
+    """Return the name of a file without .gz or .zst."""
+    name = Path(path)
+    if name.suffix in {".gz", ".zst"}:
+        return name.with_suffix("")
+    return name
+
+
+def is_compressed(path: str) -> bool:
+    """Return whether the name of a file ends in .gz or .zst."""
+    return strip_compression(path) != Path(path)
+
+
+def open_file(path: str) -> IO[bytes]:
+    """Open a file of bytes, and decompress it if its name ends in .gz or .zst."""
+    if path.endswith(".zst"):
+        return io.BufferedReader(zstandard.open(path))
+    if path.endswith(".gz"):
+        return gzip.open(path)  # type: ignore[return-value]
+    return Path(path).open("rb")
+
+
+@contextmanager
+def open_parquet(path: str) -> Iterator["ParquetFile"]:
+    """Open a Parquet file, and decompress it if its name ends in .gz or .zst.
+
+    Raises:
+        UserError: it is not a Parquet file.
+    """
+    from pyarrow import parquet
+    from pyarrow.lib import ArrowInvalid
+
+    source: str | io.BytesIO = path
+    if is_compressed(path):
+        with open_file(path) as file:
+            source = io.BytesIO(file.read())
+    try:
+        with parquet.ParquetFile(source) as parquet_file:
+            yield parquet_file
+    except ArrowInvalid as error:
+        raise UserError(f"{path}: not a Parquet file: {error}") from None
+
+
+def open_tfds(name: str, split: str, requested_by: str = "data.files") -> RecordSequence:
+    """Open the records of a TFDS builder.
+
+    Args:
+        name: directory of the builder, or its name `name/config:version`.
+        split: a TFDS split, such as `train`.
+        requested_by: setting or task that names the builder, for the error message.
+
+    Raises:
+        UserError: the builder does not exist, or cannot be downloaded.
+    """
+    import tensorflow_datasets as tfds
+
+    try:
+        if Path(name).is_dir():
+            return tfds.builder_from_directory(name).as_data_source(split)
+        try:
+            return tfds.data_source(name, split=split)
+        except tfds.core.registered.DatasetNotFoundError:
+            # The builder is not prepared yet, and without TensorFlow TFDS does not import these groups of builders by
+            # itself. They have GLUE, CoNLL-2003 and WMT.
+            for group in ("text", "summarization", "translate"):
+                import_module(f"tensorflow_datasets.{group}")
+            return tfds.data_source(name, split=split)
+    except Exception as error:  # TFDS, its builders and the network raise errors of every kind
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{requested_by}: TFDS cannot give {name} ({split}): {reason}; or give files (data.files)"
+        ) from None

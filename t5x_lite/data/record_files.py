@@ -1,0 +1,88 @@
+"""Read the records of tasks from TSV, CSV, JSONL and Parquet files (also .gz and .zst)."""
+
+import csv
+import json
+from collections.abc import Iterator, Sequence
+
+import zstandard
+
+from t5x_lite.data.files import open_file, open_parquet, strip_compression
+from t5x_lite.errors import UserError
+
+LONGEST_FIELD = 2**30
+"""Characters of a field of a TSV or CSV file. Python's own limit is too low for a long document."""
+
+LocatedRecord = tuple[str, object]
+"""The location of a record, such as `file:line`, and the record."""
+
+
+class TabSeparated(csv.excel_tab):
+    """TSV, in which quotes are plain characters."""
+
+    quoting = csv.QUOTE_NONE
+
+
+DIALECTS: dict[str, type[csv.Dialect]] = {".tsv": TabSeparated, ".csv": csv.excel}
+"""Formats of tables by the ending of their files."""
+
+
+def read_record_file(path: str, columns: Sequence[str]) -> list[LocatedRecord]:
+    """Read all records of a file.
+
+    Args:
+        path: the file; its ending tells the format: .tsv, .csv, .parquet, and JSONL for all others.
+        columns: names of the columns of a TSV or CSV file without a header; empty if there is a header.
+
+    Raises:
+        UserError: a file or a line that cannot be read.
+    """
+    try:
+        return list(_read_records(path, columns))
+    except (OSError, EOFError, csv.Error, zstandard.ZstdError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+
+
+def _read_records(path: str, columns: Sequence[str]) -> Iterator[LocatedRecord]:
+    ending = strip_compression(path).suffix
+    if ending == ".parquet":
+        yield from _read_parquet(path)
+    elif ending in DIALECTS:
+        yield from _read_table(path, DIALECTS[ending], columns)
+    else:
+        yield from _read_jsonl(path)
+
+
+def _read_parquet(path: str) -> Iterator[LocatedRecord]:
+    with open_parquet(path) as file:
+        for number, record in enumerate(file.read().to_pylist()):
+            yield f"{path} record {number}", record
+
+
+def _read_table(path: str, dialect: type[csv.Dialect], columns: Sequence[str]) -> Iterator[LocatedRecord]:
+    csv.field_size_limit(LONGEST_FIELD)
+    reader = csv.reader(_decode_lines(path), dialect=dialect)
+    header = list(columns) or next(reader, [])
+    for row in reader:
+        if not row:
+            continue
+        location = f"{path}:{reader.line_num}"
+        if len(row) != len(header):
+            raise UserError(f"{location}: {len(row)} columns, expected {len(header)}: {header}")
+        yield location, dict(zip(header, row, strict=True))
+
+
+def _read_jsonl(path: str) -> Iterator[LocatedRecord]:
+    for number, line in enumerate(_decode_lines(path), start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise UserError(f"{path}:{number}: not a JSON object: {error}") from None
+        yield f"{path}:{number}", record
+
+
+def _decode_lines(path: str) -> Iterator[str]:
+    with open_file(path) as file:
+        for line in file:
+            yield line.decode("utf-8", errors="replace")

@@ -1,0 +1,70 @@
+"""Interfaces between the data of a run and its training loop, and the settings that all data of a run have."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Integer
+
+from t5x_lite.data.config import DataConfig
+from t5x_lite.objectives.objective import ExampleContext, Features, Objective
+
+
+@dataclass(frozen=True)
+class PipelineSettings:
+    """Settings of a run that decide its examples and batches.
+
+    Attributes:
+        data: settings of sources, rows and mixtures.
+        objective: builds an example from a row of tokens or from a record.
+        context: the context of the objective's examples.
+        seed: seed of the order of rows, and of the objective's random choices.
+        validation_batch_size: rows of a validation batch.
+        max_validation_batches: largest number of validation batches (for each task); 0 takes all.
+    """
+
+    data: DataConfig
+    objective: Objective
+    context: ExampleContext
+    seed: int
+    validation_batch_size: int
+    max_validation_batches: int = 0
+
+
+@runtime_checkable
+class ExampleSequence(Protocol):
+    """An endless order of training examples, with random access."""
+
+    def __getitem__(self, g: int) -> Features: ...
+
+
+@runtime_checkable
+class ValidationBatches(Protocol):
+    """The validation split as batches of one shape, the same number of them on every host."""
+
+    @property
+    def batch_size(self) -> int:
+        """Rows of a batch, over all hosts."""
+
+    def batches(self, local_rows: Integer[np.ndarray, "local_rows"]) -> Iterator[dict[str, np.ndarray]]:
+        """Yield each batch, with only the rows that this host needs."""
+
+
+@runtime_checkable
+class TrainingData(Protocol):
+    """The data of a run: training examples and validation batches."""
+
+    @property
+    def context(self) -> ExampleContext:
+        """The context of the objective's examples."""
+
+    @property
+    def tokens_per_byte(self) -> float | None:
+        """Tokens per UTF-8 byte of the validation text; None if the loss is not that of every token of a text."""
+
+    def rows(self) -> ExampleSequence:
+        """Return the endless order of training examples."""
+
+    def validation(self) -> ValidationBatches:
+        """Return the validation split."""
