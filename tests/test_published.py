@@ -7,7 +7,7 @@ import pytest
 
 from t5x_lite import config as configuration
 from t5x_lite.checkpoint import flatten_names
-from t5x_lite.convert.huggingface import family_of
+from t5x_lite.convert.matching import find_model_type
 from t5x_lite.errors import UserError
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.transformer import model_spec
@@ -218,13 +218,13 @@ def test_the_variants_of_t5s_table_2_have_the_stated_shares() -> None:
 def test_published_models_can_be_exported_as_what_they_are(name: str, model_type: str) -> None:
     for path in (CONFIGS / name).glob("*.yaml"):
         model = configuration.load(path).model
-        assert family_of(model.model_of_discriminator if model.generator else model, None).model_type == model_type
+        assert find_model_type(model.model_of_discriminator if model.generator else model, None).name == model_type
 
 
 @pytest.mark.parametrize(("name", "said"), [("gpt3/175b", "pattern"), ("gpt1/117m", "norm_place 'post'")])
 def test_a_model_that_transformers_has_not_is_refused_with_what_stands_in_the_way(name: str, said: str) -> None:
     with pytest.raises(UserError, match=said):
-        family_of(configuration.load(CONFIGS / f"{name}.yaml").model, None)
+        find_model_type(configuration.load(CONFIGS / f"{name}.yaml").model, None)
 
 
 def test_gpt3s_slips_are_read_consistently() -> None:

@@ -1,26 +1,24 @@
-"""Weights from and to other code bases. One class a foreign family, one entry here."""
+"""Weights from and to other code bases. A model type of Transformers is one declaration and one entry here."""
 
 from t5x_lite.convert import bert, gpt, llama, t5
-from t5x_lite.convert.family import Family
+from t5x_lite.convert.model_type import ModelType
 
-FAMILIES: dict[str, Family] = {
-    family.model_type: family
-    for family in (
-        t5.T5("t5", "T5ForConditionalGeneration"),
-        t5.T5("mt5", "MT5ForConditionalGeneration", scaled=False),
-        t5.T5("umt5", "UMT5ForConditionalGeneration", shared=False),
-        t5.SwitchTransformers(),
-        bert.Bert(),
-        bert.Roberta(),
-        bert.Albert(),
-        bert.Electra(),
-        gpt.GPT2(),
-        gpt.GPTNeo(),
-        gpt.OPT(),
-        llama.Llama(),
-        llama.Mistral(),
-        llama.Mixtral(),
-        llama.OLMo2(),
-    )
-}
-"""Model types of Hugging Face Transformers; the first that fits a model is what it is exported as."""
+_MODEL_TYPES = (
+    t5.T5,
+    t5.MT5,
+    t5.UMT5,
+    t5.SWITCH,
+    bert.BERT,
+    bert.ROBERTA,
+    bert.ALBERT,
+    bert.ELECTRA,
+    gpt.GPT2,
+    gpt.GPT_NEO,
+    gpt.OPT,
+    llama.LLAMA,
+    llama.MISTRAL,
+    llama.MIXTRAL,
+    llama.OLMO2,
+)
+MODEL_TYPES: dict[str, ModelType] = {model_type.name: model_type for model_type in _MODEL_TYPES}
+"""Model types of Hugging Face Transformers by name. A model is exported as the first one that can hold it."""

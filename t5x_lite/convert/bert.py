@@ -1,133 +1,217 @@
 """BERT, RoBERTa, ALBERT and ELECTRA (generator or discriminator) in Hugging Face's format."""
 
-from collections.abc import Collection, Mapping
-from typing import Any, ClassVar
+from t5x_lite.convert.config_table import ACTIVATION, SIZE_FIELDS, ConfigTable, Field, Transform
+from t5x_lite.convert.model_type import Architecture, ModelType
+from t5x_lite.convert.weight_map import Modules, StackModules, WeightTable
 
-from t5x_lite.convert.family import SIZES, Family, Keys, Marked, projections
-from t5x_lite.convert.tensors import Modules
-from t5x_lite.models.config import ModelConfig
-
-
-def _token_output(module: str, transform: str, norm: str) -> dict[str, str]:
-    """The scores of tokens, from states that a dense layer and a norm have passed."""
-    return {module: "output", transform: "output.transform", norm: "output.norm"}
+# Configs.
 
 
-class Bert(Family):
-    """Devlin et al. 2019, with masked language modelling alone or with next-sentence prediction."""
+def _count_positions(unused_rows: int) -> Transform:
+    """Convert the rows of the position table to the number of positions, without the first `unused_rows`."""
 
-    model_type, architecture, prefix, objective = "bert", "BertForMaskedLM", "bert.", "masked"
-    ignored: ClassVar[tuple[str, ...]] = (
-        r"cls\.predictions\.decoder\.(weight|bias)",
-        r"bert\.embeddings\.position_ids",
+    def subtract_unused_rows(rows: int) -> int:
+        return rows - unused_rows
+
+    def add_unused_rows(length: int) -> int:
+        return length + unused_rows
+
+    return Transform(to_ours=subtract_unused_rows, to_foreign=add_unused_rows)
+
+
+def _encoder_fields(unused_rows: int) -> tuple[Field, ...]:
+    return (
+        *SIZE_FIELDS,
+        Field("intermediate_size", "mlp"),
+        Field("hidden_act", "feedforward.mlp.activation", default="gelu", transform=ACTIVATION),
+        Field("hidden_dropout_prob", "dropout", default=0.1),
+        Field("attention_probs_dropout_prob", "dropout", is_read=False),
+        Field("max_position_embeddings", "positions.learned.length", transform=_count_positions(unused_rows)),
+        Field("type_vocab_size", "token_types"),
+        Field("layer_norm_eps", "norm.layernorm.epsilon", default=1e-12),
     )
-    renamed: ClassVar[Mapping[str, str]] = {r"\.gamma$": ".weight", r"\.beta$": ".bias"}
-    marked: ClassVar[Marked | None] = ("cls.seq_relationship.weight", ("tokens", "sentence"), "BertForPreTraining")
-    offset = 0
-    sentences = "next"
-    keys: ClassVar[Keys] = {
-        **SIZES,
-        "intermediate_size": "mlp",
-        "hidden_act": ("feedforward.mlp.activation", "gelu"),
-        **dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), ("dropout", 0.1)),
-        "max_position_embeddings": "positions.learned.length",
-        "type_vocab_size": "token_types",
-        "layer_norm_eps": ("norm.layernorm.epsilon", 1e-12),
+
+
+BERT_FIELDS = _encoder_fields(unused_rows=0)
+BERT_FIXED = {
+    "family": "encoder",
+    "embedding_norm": True,
+    "norm_place": "post",
+    "init.normal.scale_residual": False,
+}
+ROBERTA_UNUSED_ROWS = 2
+"""RoBERTa's positions start at 2; its `max_position_embeddings` counts the two rows before them."""
+ROBERTA_FIELDS = _encoder_fields(unused_rows=ROBERTA_UNUSED_ROWS)
+ROBERTA_FIXED = {**BERT_FIXED, "positions.learned.offset": ROBERTA_UNUSED_ROWS}
+FACTORISED_FIELDS = (*BERT_FIELDS, Field("embedding_size", "embedding", default=None))
+"""BERT's fields, and the width of the token embedding."""
+
+TOKEN_OUTPUT = {"output_transform": True, "output_bias": True}
+NO_TOKEN_OUTPUT = {"output_transform": False, "output_bias": False}
+
+
+def _masked_lm(name: str) -> Architecture:
+    objective = {"masked": {"sentences": "none"}}
+    return Architecture(name, objective, outputs=("tokens",), settings=TOKEN_OUTPUT)
+
+
+def _masked_lm_with_sentences(name: str, sentences: str, marker_tensor: str) -> Architecture:
+    """Return a class that also classifies pairs of sentences."""
+    objective = {"masked": {"sentences": sentences}}
+    return Architecture(name, objective, ("tokens", "sentence"), TOKEN_OUTPUT, marker_tensor)
+
+
+# Weights.
+
+
+def _embedding_modules(base_model: str) -> Modules:
+    return {
+        f"{base_model}.embeddings.word_embeddings": "tokens",
+        f"{base_model}.embeddings.position_embeddings": "encoder.embedding.positions.table",
+        f"{base_model}.embeddings.token_type_embeddings": "encoder.embedding.types",
+        f"{base_model}.embeddings.LayerNorm": "encoder.embedding.norm",
     }
-    fixed: ClassVar[Mapping[str, Any]] = {
-        "family": "encoder",
-        "embedding_norm": True,
-        "norm_place": "post",
-        "init.normal.scale_residual": False,
-    }
-    base: ClassVar[Modules] = {
-        "embeddings.word_embeddings": "tokens",
-        "embeddings.position_embeddings": "encoder.embedding.positions.table",
-        "embeddings.token_type_embeddings": "encoder.embedding.types",
-        "embeddings.LayerNorm": "encoder.embedding.norm",
-        "pooler.dense": "sentence.pooler",
-    }
-    heads: ClassVar[Modules] = {
+
+
+BERT_LAYER: Modules = {
+    "attention.self.query": "attention.query",
+    "attention.self.key": "attention.key",
+    "attention.self.value": "attention.value",
+    "attention.output.dense": "attention.out",
+    "attention.output.LayerNorm": "attention_norm",
+    "intermediate.dense": "feedforward.up",
+    "output.dense": "feedforward.down",
+    "output.LayerNorm": "feedforward_norm",
+}
+BERT_WEIGHTS = WeightTable(
+    modules={
+        **_embedding_modules("bert"),
+        "bert.pooler.dense": "sentence.pooler",
         "cls.seq_relationship": "sentence.classes",
-        **_token_output("cls.predictions", "cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm"),
-    }
-    place = "encoder.layer.{}"
-    layer: ClassVar[Modules] = {
-        **projections("attention.{}", ("self.query", "self.key", "self.value", "output.dense")),
-        "attention.output.LayerNorm": "attention_norm",
-        "intermediate.dense": "feedforward.up",
-        "output.dense": "feedforward.down",
-        "output.LayerNorm": "feedforward_norm",
-    }
-
-    def model(self, hf: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
-        own = super().model(hf, names)
-        own["positions"]["learned"]["length"] -= self.offset
-        own["positions"]["learned"]["offset"] = self.offset
-        outputs = self.marked[1] if self.marked and self.marked[0] in names else ("tokens",)
-        told = "tokens" in outputs
-        return own | {"outputs": outputs, "output_transform": told, "output_bias": told}
-
-    def config(self, model: ModelConfig) -> dict[str, Any]:
-        own = super().config(model)
-        return own | {"max_position_embeddings": own["max_position_embeddings"] + self.offset}
-
-    def objective_of(self, model: ModelConfig) -> Any:
-        if "tokens" not in model.outputs:
-            return None
-        return {"masked": {"sentences": self.sentences if "sentence" in model.outputs else "none"}}
-
-
-class Roberta(Bert):
-    """Liu et al. 2019: no sentence output, and positions start at 2."""
-
-    model_type, architecture, prefix = "roberta", "RobertaForMaskedLM", "roberta."
-    ignored = (r"lm_head\.decoder\.(weight|bias)", r"roberta\.embeddings\.position_ids")
-    marked = None
-    offset = 2
-    constant: ClassVar[Mapping[str, Any]] = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2}
-    heads: ClassVar[Modules] = _token_output("lm_head", "lm_head.dense", "lm_head.layer_norm")
-
-
-class Albert(Bert):
-    """Lan et al. 2020: a factorised embedding, one layer's weights for all, sentence order."""
-
-    model_type, architecture, prefix = "albert", "AlbertForMaskedLM", "albert."
-    ignored = (r"predictions\.decoder\.(weight|bias)", r"albert\.embeddings\.position_ids", r"albert\.pooler\..*")
-    marked = ("sop_classifier.classifier.weight", ("tokens", "sentence"), "AlbertForPreTraining")
-    sentences = "order"
-    keys: ClassVar[Keys] = {**Bert.keys, "embedding_size": ("embedding", None)}
-    fixed: ClassVar[Mapping[str, Any]] = {**Bert.fixed, "shared_layers": True}
-    constant: ClassVar[Mapping[str, Any]] = {"num_hidden_groups": 1, "inner_group_num": 1}
-    base: ClassVar[Modules] = {
-        **{theirs: ours for theirs, ours in Bert.base.items() if theirs != "pooler.dense"},
-        "encoder.embedding_hidden_mapping_in": "encoder.project",
-        "pooler": "sentence.pooler",
-    }
-    heads: ClassVar[Modules] = {
+        "cls.predictions": "output",
+        "cls.predictions.transform.dense": "output.transform",
+        "cls.predictions.transform.LayerNorm": "output.norm",
+    },
+    stacks=(StackModules("bert.encoder.layer.{layer}", "encoder.stack.layers", BERT_LAYER),),
+)
+ROBERTA_WEIGHTS = WeightTable(
+    modules={
+        **_embedding_modules("roberta"),
+        "lm_head": "output",
+        "lm_head.dense": "output.transform",
+        "lm_head.layer_norm": "output.norm",
+    },
+    stacks=(StackModules("roberta.encoder.layer.{layer}", "encoder.stack.layers", BERT_LAYER),),
+)
+ALBERT_LAYER: Modules = {
+    "attention.query": "attention.query",
+    "attention.key": "attention.key",
+    "attention.value": "attention.value",
+    "attention.dense": "attention.out",
+    "attention.LayerNorm": "attention_norm",
+    "ffn": "feedforward.up",
+    "ffn_output": "feedforward.down",
+    "full_layer_layer_norm": "feedforward_norm",
+}
+ALBERT_WEIGHTS = WeightTable(
+    modules={
+        **_embedding_modules("albert"),
+        "albert.encoder.embedding_hidden_mapping_in": "encoder.project",
+        "albert.pooler": "sentence.pooler",
         "sop_classifier.classifier": "sentence.classes",
-        **_token_output("predictions", "predictions.dense", "predictions.LayerNorm"),
-    }
-    place = "encoder.albert_layer_groups.0.albert_layers.{}"
-    layer: ClassVar[Modules] = {
-        **projections("attention.{}", ("query", "key", "value", "dense")),
-        "attention.LayerNorm": "attention_norm",
-        "ffn": "feedforward.up",
-        "ffn_output": "feedforward.down",
-        "full_layer_layer_norm": "feedforward_norm",
-    }
-
-
-class Electra(Bert):
-    """Clark et al. 2020: the generator (a masked language model) or the discriminator."""
-
-    model_type, architecture, prefix = "electra", "ElectraForMaskedLM", "electra."
-    ignored = (r"generator_lm_head\.weight", r"electra\.embeddings\.position_ids")
-    marked = ("discriminator_predictions.dense.weight", ("detection",), "ElectraForPreTraining")
-    keys = Albert.keys
-    base: ClassVar[Modules] = {**Bert.base, "embeddings_project": "encoder.project"}
-    heads: ClassVar[Modules] = {
-        **_token_output("generator_lm_head", "generator_predictions.dense", "generator_predictions.LayerNorm"),
+        "predictions": "output",
+        "predictions.dense": "output.transform",
+        "predictions.LayerNorm": "output.norm",
+    },
+    stacks=(
+        StackModules(
+            "albert.encoder.albert_layer_groups.0.albert_layers.{layer}", "encoder.stack.layers", ALBERT_LAYER
+        ),
+    ),
+)
+ELECTRA_WEIGHTS = WeightTable(
+    modules={
+        **_embedding_modules("electra"),
+        "electra.embeddings_project": "encoder.project",
+        "generator_lm_head": "output",
+        "generator_predictions.dense": "output.transform",
+        "generator_predictions.LayerNorm": "output.norm",
         "discriminator_predictions.dense": "detection.transform",
         "discriminator_predictions.dense_prediction": "detection.score",
-    }
+    },
+    stacks=(StackModules("electra.encoder.layer.{layer}", "encoder.stack.layers", BERT_LAYER),),
+)
+LAYER_NORMS_OF_OLDER_FILES = {r"\.gamma$": ".weight", r"\.beta$": ".bias"}
+
+# Model types.
+
+BERT = ModelType(
+    name="bert",
+    architectures=(
+        _masked_lm("BertForMaskedLM"),
+        _masked_lm_with_sentences("BertForPreTraining", "next", marker_tensor="cls.seq_relationship.weight"),
+    ),
+    config=ConfigTable(BERT_FIELDS, BERT_FIXED),
+    weights=BERT_WEIGHTS,
+    base_model_prefix="bert.",
+    ignored_tensors=(r"cls\.predictions\.decoder\.(weight|bias)", r"bert\.embeddings\.position_ids"),
+    renamed_tensors=LAYER_NORMS_OF_OLDER_FILES,
+)
+"""Devlin et al. 2019, with masked language modelling alone or with next-sentence prediction."""
+
+ROBERTA = ModelType(
+    name="roberta",
+    architectures=(_masked_lm("RobertaForMaskedLM"),),
+    config=ConfigTable(
+        ROBERTA_FIELDS,
+        ROBERTA_FIXED,
+        constants={"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2},
+    ),
+    weights=ROBERTA_WEIGHTS,
+    base_model_prefix="roberta.",
+    ignored_tensors=(r"lm_head\.decoder\.(weight|bias)", r"roberta\.embeddings\.position_ids"),
+    renamed_tensors=LAYER_NORMS_OF_OLDER_FILES,
+)
+"""Liu et al. 2019: BERT without a sentence output, and with positions that start at 2."""
+
+ALBERT = ModelType(
+    name="albert",
+    architectures=(
+        _masked_lm("AlbertForMaskedLM"),
+        _masked_lm_with_sentences("AlbertForPreTraining", "order", marker_tensor="sop_classifier.classifier.weight"),
+    ),
+    config=ConfigTable(
+        FACTORISED_FIELDS,
+        fixed={**BERT_FIXED, "shared_layers": True},
+        constants={"num_hidden_groups": 1, "inner_group_num": 1},
+    ),
+    weights=ALBERT_WEIGHTS,
+    base_model_prefix="albert.",
+    ignored_tensors=(
+        r"predictions\.decoder\.(weight|bias)",
+        r"albert\.embeddings\.position_ids",
+        r"albert\.pooler\..*",  # AlbertForMaskedLM stores a pooler that it does not use
+    ),
+    renamed_tensors=LAYER_NORMS_OF_OLDER_FILES,
+)
+"""Lan et al. 2020: a factorised embedding, one layer's weights for all layers, and the order of sentences."""
+
+ELECTRA = ModelType(
+    name="electra",
+    architectures=(
+        _masked_lm("ElectraForMaskedLM"),
+        Architecture(
+            "ElectraForPreTraining",
+            objective=None,
+            outputs=("detection",),
+            settings=NO_TOKEN_OUTPUT,
+            marker_tensor="discriminator_predictions.dense.weight",
+        ),
+    ),
+    config=ConfigTable(FACTORISED_FIELDS, BERT_FIXED),
+    weights=ELECTRA_WEIGHTS,
+    base_model_prefix="electra.",
+    ignored_tensors=(r"generator_lm_head\.weight", r"electra\.embeddings\.position_ids"),
+    renamed_tensors=LAYER_NORMS_OF_OLDER_FILES,
+)
+"""Clark et al. 2020: the generator (a masked language model) or the discriminator."""

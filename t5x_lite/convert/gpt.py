@@ -1,135 +1,232 @@
 """GPT-2, GPT-Neo and OPT in Hugging Face's format."""
 
-from collections.abc import Collection, Mapping
-from typing import Any, ClassVar
+import re
 
-from t5x_lite.convert.family import SIZES, Family, Keys, projections
-from t5x_lite.convert.tensors import TORCH, Dialect, Modules
+from t5x_lite.convert.config_table import (
+    ACTIVATION,
+    SIZE_FIELDS,
+    ConfigTable,
+    Field,
+    ForeignConfig,
+    ForeignModel,
+    Rule,
+    Settings,
+    require_field,
+)
+from t5x_lite.convert.model_type import OUTPUT_MATRIX, Architecture, ModelType
+from t5x_lite.convert.weight_map import TORCH_LEAF_NAMES, Fused, Modules, StackModules, WeightFormat, WeightTable
 from t5x_lite.errors import UserError
 from t5x_lite.models.attention.kinds import Local
 from t5x_lite.models.config import ModelConfig
 
-BLOCK: Modules = {
-    "ln_1": "attention_norm",
-    "ln_2": "feedforward_norm",
-    "mlp.c_fc": "feedforward.up",
-    "mlp.c_proj": "feedforward.down",
+COPY_OF_EMBEDDING = re.escape(OUTPUT_MATRIX)
+"""A regular expression for the output matrix, which these models tie to the token embedding."""
+
+# GPT-2: config, weights, model type.
+
+GPT2_CONFIG = ConfigTable(
+    fields=(
+        Field("vocab_size", "vocab"),
+        Field("n_layer", "layers"),
+        Field("n_embd", "embed"),
+        Field("n_head", "heads"),
+        Field("n_inner", "mlp", default=None, writes_null=True),
+        Field("n_positions", "positions.learned.length"),
+        Field("layer_norm_epsilon", "norm.layernorm.epsilon", default=1e-5),
+        Field("activation_function", "feedforward.mlp.activation", default="gelu_new", transform=ACTIVATION),
+        Field("resid_pdrop", "dropout", default=0.1),
+        Field("embd_pdrop", "dropout", is_read=False),
+        Field("attn_pdrop", "dropout", is_read=False),
+    ),
+    fixed={"family": "decoder"},
+)
+GPT2_MODULES: Modules = {
+    "transformer.wte": "tokens",
+    "transformer.wpe": "decoder.embedding.positions.table",
+    "transformer.ln_f": "decoder.stack.final_norm",
 }
-"""What layers of GPT-2 and GPT-Neo have beside attention."""
+CONV1D_FORMAT = WeightFormat(TORCH_LEAF_NAMES, matrices_are_transposed=False)
+"""Modules of the class Conv1D in Transformers, which stores its matrix as [in, out]."""
+GPT2_WEIGHTS = WeightTable(
+    modules=GPT2_MODULES,
+    stacks=(
+        StackModules(
+            "transformer.h.{layer}",
+            "decoder.stack.layers",
+            {
+                "ln_1": "attention_norm",
+                "ln_2": "feedforward_norm",
+                "mlp.c_fc": "feedforward.up",
+                "mlp.c_proj": "feedforward.down",
+                "attn.c_attn": Fused(("attention.query", "attention.key", "attention.value")),
+                "attn.c_proj": "attention.out",
+            },
+        ),
+    ),
+    weight_format=CONV1D_FORMAT,
+)
+GPT2 = ModelType(
+    name="gpt2",
+    architectures=(Architecture("GPT2LMHeadModel", objective="causal"),),
+    config=GPT2_CONFIG,
+    weights=GPT2_WEIGHTS,
+    base_model_prefix="transformer.",
+    ignored_tensors=(r"transformer\.h\.\d+\.attn\.(masked_)?bias", COPY_OF_EMBEDDING),
+)
+"""Radford et al. 2019."""
+
+# GPT-Neo: config, weights, model type.
+
+DEFAULT_WINDOW = 256
+"""The window that Transformers takes where a config gives none."""
 
 
-class GPT2(Family):
-    """Radford et al. 2019. Its Conv1D keeps matrices as [in, out], and query, key and value side by side."""
-
-    model_type, architecture, prefix, objective = "gpt2", "GPT2LMHeadModel", "transformer.", "causal"
-    dialect = Dialect(transposed=False, leaves=TORCH)
-    ignored = (r"transformer\.h\.\d+\.attn\.(masked_)?bias", r"lm_head\.weight")
-    keys: ClassVar[Keys] = {
-        "vocab_size": "vocab",
-        "n_layer": "layers",
-        "n_embd": "embed",
-        "n_head": "heads",
-        "n_inner": ("mlp", None),
-        "n_positions": "positions.learned.length",
-        "layer_norm_epsilon": ("norm.layernorm.epsilon", 1e-5),
-        "activation_function": ("feedforward.mlp.activation", "gelu_new"),
-        **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), ("dropout", 0.1)),
-    }
-    base: ClassVar[Modules] = {
-        "wte": "tokens",
-        "wpe": "decoder.embedding.positions.table",
-        "ln_f": "decoder.stack.final_norm",
-    }
-    place = "h.{}"
-    layer: ClassVar[Modules] = {
-        **BLOCK,
-        "attn.c_attn": ("attention.query", "attention.key", "attention.value"),
-        "attn.c_proj": "attention.out",
-    }
-
-    def config(self, model: ModelConfig) -> dict[str, Any]:
-        return super().config(model) | {"n_inner": model.mlp}
+def _read_attention_types(source: ForeignModel, settings: Settings) -> None:
+    """Read `attention_types`: pairs of (kinds of attention, how many times these repeat)."""
+    local_attention = {"local": {"window": source.config.get("window_size", DEFAULT_WINDOW)}}
+    kinds: list[str] = []
+    for period, repeats in require_field(source.config, "attention_types"):
+        kinds.extend(period * repeats)
+    pattern = []
+    for kind in _shortest_period(kinds):
+        attention = local_attention if kind == "local" else "dense"
+        pattern.append({"attention": attention})
+    settings["pattern"] = pattern
 
 
-class GPTNeo(Family):
-    """Black et al. 2021: dense and local layers in turn, scores not scaled, no biases on query, key and value."""
+def _shortest_period(kinds: list[str]) -> list[str]:
+    """Return the shortest list that gives `kinds` when it is repeated."""
+    for length in range(1, len(kinds)):
+        repeats = len(kinds) // length
+        if kinds == kinds[:length] * repeats:
+            return kinds[:length]
+    return kinds
 
-    model_type, architecture, prefix, objective = "gpt_neo", "GPTNeoForCausalLM", "transformer.", "causal"
-    ignored = (r"transformer\.h\.\d+\.attn\.attention\.(masked_)?bias", r"lm_head\.weight")
-    keys: ClassVar[Keys] = {
-        "vocab_size": "vocab",
-        "num_layers": "layers",
-        "hidden_size": "embed",
-        "num_heads": "heads",
-        "intermediate_size": ("mlp", None),
-        "max_position_embeddings": "positions.learned.length",
-        "layer_norm_epsilon": ("norm.layernorm.epsilon", 1e-5),
-        "activation_function": ("feedforward.mlp.activation", "gelu_new"),
-        **dict.fromkeys(("resid_dropout", "embed_dropout", "attention_dropout"), ("dropout", 0.0)),
-    }
-    fixed: ClassVar[Mapping[str, Any]] = {
+
+def _write_attention_types(model: ModelConfig, config: ForeignConfig) -> None:
+    kinds = []
+    windows = []
+    for layer in model.pattern:
+        if isinstance(layer.attention, Local):
+            kinds.append("local")
+            windows.append(layer.attention.window)
+        else:
+            kinds.append("global")
+    repeats = model.layers // len(kinds)
+    config["attention_types"] = [[kinds, repeats]]
+    config["attention_layers"] = kinds * repeats
+    config["window_size"] = windows[0] if windows else DEFAULT_WINDOW
+
+
+GPT_NEO_CONFIG = ConfigTable(
+    fields=(
+        Field("vocab_size", "vocab"),
+        Field("num_layers", "layers"),
+        Field("hidden_size", "embed"),
+        Field("num_heads", "heads"),
+        Field("intermediate_size", "mlp", default=None, writes_null=True),
+        Field("max_position_embeddings", "positions.learned.length"),
+        Field("layer_norm_epsilon", "norm.layernorm.epsilon", default=1e-5),
+        Field("activation_function", "feedforward.mlp.activation", default="gelu_new", transform=ACTIVATION),
+        Field("resid_dropout", "dropout", default=0.0),
+        Field("embed_dropout", "dropout", is_read=False),
+        Field("attention_dropout", "dropout", is_read=False),
+    ),
+    fixed={
+        "family": "decoder",
         "query_key_value_bias": False,
         "attention_scale": 1.0,
         "init.normal.scale_residual": False,
-    }
-    base, place = GPT2.base, GPT2.place
-    layer: ClassVar[Modules] = {**BLOCK, **projections("attn.attention.{}_proj", ("q", "k", "v", "out"))}
+    },
+    rules=(Rule(("attention_types", "window_size"), read=_read_attention_types, write=_write_attention_types),),
+)
+GPT_NEO_WEIGHTS = WeightTable(
+    modules=GPT2_MODULES,
+    stacks=(
+        StackModules(
+            "transformer.h.{layer}",
+            "decoder.stack.layers",
+            {
+                "ln_1": "attention_norm",
+                "ln_2": "feedforward_norm",
+                "mlp.c_fc": "feedforward.up",
+                "mlp.c_proj": "feedforward.down",
+                "attn.attention.q_proj": "attention.query",
+                "attn.attention.k_proj": "attention.key",
+                "attn.attention.v_proj": "attention.value",
+                "attn.attention.out_proj": "attention.out",
+            },
+        ),
+    ),
+)
+GPT_NEO = ModelType(
+    name="gpt_neo",
+    architectures=(Architecture("GPTNeoForCausalLM", objective="causal"),),
+    config=GPT_NEO_CONFIG,
+    weights=GPT_NEO_WEIGHTS,
+    base_model_prefix="transformer.",
+    ignored_tensors=(r"transformer\.h\.\d+\.attn\.attention\.(masked_)?bias", COPY_OF_EMBEDDING),
+)
+"""Black et al. 2021: dense and local layers in turn, scores not scaled, no biases on query, key and value."""
 
-    def model(self, hf: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
-        window = {"local": {"window": hf.get("window_size", 256)}}
-        kinds = [kind for part, times in hf["attention_types"] for kind in part * times]
-        period = next(n for n in range(1, len(kinds) + 1) if kinds == kinds[:n] * (len(kinds) // n))
-        pattern = [{"attention": window if kind == "local" else "dense"} for kind in kinds[:period]]
-        return super().model(hf, names) | {"pattern": pattern}
-
-    def config(self, model: ModelConfig) -> dict[str, Any]:
-        windows = [kind.window for layer in model.pattern if isinstance(kind := layer.attention, Local)]
-        kinds = ["local" if isinstance(layer.attention, Local) else "global" for layer in model.pattern]
-        return super().config(model) | {
-            "intermediate_size": model.mlp,
-            "attention_types": [[kinds, model.layers // len(kinds)]],
-            "attention_layers": kinds * (model.layers // len(kinds)),
-            "window_size": windows[0] if windows else 256,
-        }
+# OPT: config, weights, model type.
 
 
-class OPT(Family):
-    """Zhang et al. 2022: ReLU, and positions start at 2. The 350M model alone is post-norm and factorised."""
+def _refuse_350m(source: ForeignModel, settings: Settings) -> None:
+    """Refuse the 350M model, the only one with a factorised embedding and norms after each sublayer."""
+    is_factorised = settings["embedding"] is not None
+    if is_factorised or not require_field(source.config, "do_layer_norm_before"):
+        raise UserError("word_embed_proj_dim and do_layer_norm_before=false (OPT's 350M model) are not supported")
 
-    model_type, architecture, prefix, objective = "opt", "OPTForCausalLM", "model.", "causal"
-    ignored = (r"lm_head\.weight",)
-    keys: ClassVar[Keys] = {
-        **SIZES,
-        "word_embed_proj_dim": ("embedding", None),
-        "ffn_dim": "mlp",
-        "max_position_embeddings": "positions.learned.length",
-        "activation_function": ("feedforward.mlp.activation", "relu"),
-        **dict.fromkeys(("dropout", "attention_dropout"), ("dropout", 0.1)),
-    }
-    fixed: ClassVar[Mapping[str, Any]] = {
+
+OPT_CONFIG = ConfigTable(
+    fields=(
+        *SIZE_FIELDS,
+        Field("word_embed_proj_dim", "embedding", default=None),
+        Field("ffn_dim", "mlp"),
+        Field("max_position_embeddings", "positions.learned.length"),
+        Field("activation_function", "feedforward.mlp.activation", default="relu", transform=ACTIVATION),
+        Field("dropout", "dropout", default=0.1),
+        Field("attention_dropout", "dropout", is_read=False),
+    ),
+    fixed={
+        "family": "decoder",
         "positions.learned.offset": 2,
         "norm.layernorm.epsilon": 1e-5,
         "init.normal.deviation": 0.006,
-    }
-    constant: ClassVar[Mapping[str, Any]] = {"do_layer_norm_before": True}
-    base: ClassVar[Modules] = {
-        "decoder.embed_tokens": "tokens",
-        "decoder.embed_positions": "decoder.embedding.positions.table",
-        "decoder.final_layer_norm": "decoder.stack.final_norm",
-    }
-    place = "decoder.layers.{}"
-    layer: ClassVar[Modules] = {
-        "self_attn_layer_norm": "attention_norm",
-        **projections("self_attn.{}_proj", ("q", "k", "v", "out")),
-        "final_layer_norm": "feedforward_norm",
-        "fc1": "feedforward.up",
-        "fc2": "feedforward.down",
-    }
-
-    def model(self, hf: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
-        own = super().model(hf, names)
-        if own.get("embedding") or not hf["do_layer_norm_before"]:
-            raise UserError(
-                "opt: word_embed_proj_dim and do_layer_norm_before=false (the 350M model) are not supported"
-            )
-        return own
+    },
+    constants={"do_layer_norm_before": True},
+    rules=(Rule(("do_layer_norm_before",), read=_refuse_350m),),
+)
+OPT_WEIGHTS = WeightTable(
+    modules={
+        "model.decoder.embed_tokens": "tokens",
+        "model.decoder.embed_positions": "decoder.embedding.positions.table",
+        "model.decoder.final_layer_norm": "decoder.stack.final_norm",
+    },
+    stacks=(
+        StackModules(
+            "model.decoder.layers.{layer}",
+            "decoder.stack.layers",
+            {
+                "self_attn_layer_norm": "attention_norm",
+                "self_attn.q_proj": "attention.query",
+                "self_attn.k_proj": "attention.key",
+                "self_attn.v_proj": "attention.value",
+                "self_attn.out_proj": "attention.out",
+                "final_layer_norm": "feedforward_norm",
+                "fc1": "feedforward.up",
+                "fc2": "feedforward.down",
+            },
+        ),
+    ),
+)
+OPT = ModelType(
+    name="opt",
+    architectures=(Architecture("OPTForCausalLM", objective="causal"),),
+    config=OPT_CONFIG,
+    weights=OPT_WEIGHTS,
+    base_model_prefix="model.",
+    ignored_tensors=(COPY_OF_EMBEDDING,),
+)
+"""Zhang et al. 2022: ReLU, and positions that start at 2."""

@@ -1,137 +1,255 @@
 """Llama 1 to 3, Mistral, Mixtral and OLMo 2 in Hugging Face's format."""
 
-from collections.abc import Collection, Mapping
-from typing import Any, ClassVar
+from collections.abc import Mapping
+from typing import Any
 
-from t5x_lite.convert.family import SIZES, Family, Keys, projections
-from t5x_lite.convert.tensors import Modules
+from t5x_lite.convert.config_table import (
+    ACTIVATION,
+    SIZE_FIELDS,
+    ConfigTable,
+    Field,
+    ForeignConfig,
+    ForeignModel,
+    Rule,
+    Settings,
+    require_field,
+)
+from t5x_lite.convert.model_type import OUTPUT_MATRIX, Architecture, ModelType
+from t5x_lite.convert.weight_map import Modules, StackModules, WeightTable
 from t5x_lite.errors import UserError
 from t5x_lite.models.attention.kinds import Local
 from t5x_lite.models.components import Llama3Stretch, Rotary
 from t5x_lite.models.config import ModelConfig
 
-
-class Llama(Family):
-    """Touvron et al. 2023; Grattafiori et al. 2024."""
-
-    model_type, architecture, prefix, objective = "llama", "LlamaForCausalLM", "model.", "causal"
-    ignored = (r".*rotary_emb\.inv_freq",)
-    keys: ClassVar[Keys] = {
-        **SIZES,
-        "num_key_value_heads": ("kv_heads", None),
-        "head_dim": ("head_dim", None),
-        "intermediate_size": "mlp",
-        "hidden_act": ("feedforward.glu.activation", "silu"),
-        "rms_norm_eps": ("norm.rmsnorm.epsilon", 1e-6),
-    }
-    fixed: ClassVar[Mapping[str, Any]] = {"bias": False, "init.normal.scale_residual": False}
-    base: ClassVar[Modules] = {"embed_tokens": "tokens", "norm": "decoder.stack.final_norm"}
-    heads: ClassVar[Modules] = {"lm_head": "output.matrix"}
-    place = "layers.{}"
-    layer: ClassVar[Modules] = {
-        "input_layernorm": "attention_norm",
-        "post_attention_layernorm": "feedforward_norm",
-        **projections("self_attn.{}_proj"),
-        "mlp.gate_proj": "feedforward.gate",
-        "mlp.up_proj": "feedforward.up",
-        "mlp.down_proj": "feedforward.down",
-    }
-
-    def model(self, hf: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
-        if hf.get("attention_bias") or hf.get("mlp_bias"):
-            raise UserError(f"{self.model_type}: attention_bias and mlp_bias are not supported")
-        own = super().model(hf, names)
-        if own["head_dim"] and own["head_dim"] * own["heads"] == own["embed"]:
-            del own["head_dim"]
-        return own | {"positions": {"rotary": _rotary(hf)}, "tied": "lm_head.weight" not in names}
-
-    def config(self, model: ModelConfig) -> dict[str, Any]:
-        assert isinstance(model.positions, Rotary)
-        rope = _rope_parameters(model.positions)
-        return super().config(model) | {"rope_parameters": rope, "tie_word_embeddings": model.tied}
+# Configs: what takes more than one field to convert.
 
 
-def _rotary(hf: Mapping[str, Any]) -> dict[str, Any]:
-    """Newer configs say `rope_parameters`, older ones `rope_theta` and `rope_scaling`."""
-    rope = {"rope_theta": hf.get("rope_theta", 10000.0)} | (hf.get("rope_parameters") or hf.get("rope_scaling") or {})
-    found: dict[str, Any] = {"theta": float(rope["rope_theta"])}
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind not in {"default", "llama3"}:
-        raise UserError(f"rope_type {kind!r} is not supported; default and llama3 are")
-    if kind == "llama3":
-        found["stretch"] = {"llama3": {ours: float(rope[theirs]) for theirs, ours in STRETCH.items()}}
-    return found
+def _refuse_biases(source: ForeignModel, settings: Settings) -> None:
+    if source.config.get("attention_bias") or source.config.get("mlp_bias"):
+        raise UserError("attention_bias and mlp_bias are not supported")
 
 
-STRETCH = {
+BIASES = Rule(("attention_bias", "mlp_bias"), read=_refuse_biases)
+
+
+def _drop_default_head_dim(source: ForeignModel, settings: Settings) -> None:
+    """Leave out a width of heads that the other sizes imply."""
+    if settings["head_dim"] and settings["head_dim"] * settings["heads"] == settings["embed"]:
+        settings["head_dim"] = None
+
+
+HEAD_DIM = Rule(("head_dim",), read=_drop_default_head_dim)
+
+STRETCH_FIELDS = {
     "factor": "factor",
     "low_freq_factor": "low",
     "high_freq_factor": "high",
     "original_max_position_embeddings": "original_length",
 }
+"""The fields of `rope_parameters` with rope_type llama3, and ours of `positions.rotary.stretch.llama3`."""
 
 
-def _rope_parameters(rotary: Rotary) -> dict[str, Any]:
-    theta = {"rope_theta": rotary.theta}
-    if not isinstance(rotary.stretch, Llama3Stretch):
-        return theta | {"rope_type": "default"}
-    stretch = {theirs: getattr(rotary.stretch, ours) for theirs, ours in STRETCH.items()}
-    return theta | {"rope_type": "llama3"} | stretch
+def _read_rotary(source: ForeignModel, settings: Settings) -> None:
+    rope = _find_rope_parameters(source.config)
+    rope_type = rope.get("rope_type", rope.get("type", "default"))
+    rotary: Settings = {"theta": float(rope["rope_theta"])}
+    if rope_type == "llama3":
+        stretch = {ours: float(require_field(rope, name)) for name, ours in STRETCH_FIELDS.items()}
+        rotary["stretch"] = {"llama3": stretch}
+    elif rope_type != "default":
+        raise UserError(f"rope_type {rope_type!r} is not supported; supported are default and llama3")
+    settings["positions"] = {"rotary": rotary}
 
 
-class Mistral(Llama):
-    """Jiang et al. 2023: a sliding window in every layer."""
+def _find_rope_parameters(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the parameters of rotary positions.
 
-    model_type, architecture = "mistral", "MistralForCausalLM"
-
-    def model(self, hf: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
-        window = hf.get("sliding_window")
-        pattern = [{"attention": {"local": {"window": window}} if window else "dense"}]
-        return super().model(hf, names) | {"pattern": pattern}
-
-    def config(self, model: ModelConfig) -> dict[str, Any]:
-        kind = model.pattern[0].attention
-        return super().config(model) | {"sliding_window": kind.window if isinstance(kind, Local) else None}
+    Newer configs have them all in `rope_parameters`, older ones in `rope_theta` and `rope_scaling`.
+    """
+    theta = config.get("rope_theta", 10000.0)
+    parameters = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    return {"rope_theta": theta, **parameters}
 
 
-class OLMo2(Llama):
-    """OLMo et al. 2025: norms on the sublayers' outputs, queries and keys normed over all heads at once."""
-
-    model_type, architecture = "olmo2", "Olmo2ForCausalLM"
-    keys: ClassVar[Keys] = {**Llama.keys, "rms_norm_eps": ("norm.rmsnorm.epsilon", 1e-5)}
-    fixed: ClassVar[Mapping[str, Any]] = {**Llama.fixed, "norm_place": "sublayer", "query_key_norm": "width"}
-    layer: ClassVar[Modules] = {
-        **{theirs: ours for theirs, ours in Llama.layer.items() if theirs != "input_layernorm"},
-        "post_attention_layernorm": "attention_norm",
-        "post_feedforward_layernorm": "feedforward_norm",
-        "self_attn.q_norm": "attention.query_norm",
-        "self_attn.k_norm": "attention.key_norm",
-    }
+def _write_rotary(model: ModelConfig, config: ForeignConfig) -> None:
+    if not isinstance(model.positions, Rotary):
+        raise UserError("the model has no positions.rotary")
+    rope: dict[str, object] = {"rope_theta": model.positions.theta, "rope_type": "default"}
+    stretch = model.positions.stretch
+    if isinstance(stretch, Llama3Stretch):
+        rope["rope_type"] = "llama3"
+        for name, ours in STRETCH_FIELDS.items():
+            rope[name] = getattr(stretch, ours)
+    config["rope_parameters"] = rope
 
 
-class Mixtral(Mistral):
-    """Jiang et al. 2024: every feed-forward is a mixture of which each token passes two."""
+ROTARY = Rule(("rope_parameters", "rope_theta", "rope_scaling"), read=_read_rotary, write=_write_rotary)
 
-    model_type, architecture = "mixtral", "MixtralForCausalLM"
-    keys: ClassVar[Keys] = {
-        **OLMo2.keys,
-        "num_local_experts": "moe.experts",
-        "num_experts_per_tok": ("moe.router.top_k.k", 2),
-        "router_aux_loss_coef": ("moe.router.top_k.balance", 0.001),
-    }
-    fixed: ClassVar[Mapping[str, Any]] = {**Llama.fixed, "moe.router.top_k.over": "model", "moe.dispatch": "dropless"}
-    layer: ClassVar[Modules] = {
-        **Llama.layer,
-        "block_sparse_moe.gate": "feedforward.router",
-        "block_sparse_moe.experts.{}.w1": "feedforward.experts.gate",
-        "block_sparse_moe.experts.{}.w3": "feedforward.experts.up",
-        "block_sparse_moe.experts.{}.w2": "feedforward.experts.down",
-    }
 
-    def model(self, hf: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
-        own = super().model(hf, names)
-        moe = own.pop("moe") | {"expert": own["feedforward"]}
-        return own | {"feedforward": {"moe": moe}}
+def _read_tied(source: ForeignModel, settings: Settings) -> None:
+    settings["tied"] = OUTPUT_MATRIX not in source.tensor_names
 
-    def config(self, model: ModelConfig) -> dict[str, Any]:
-        return super().config(model) | {"head_dim": model.head_dim}
+
+def _write_tied(model: ModelConfig, config: ForeignConfig) -> None:
+    config["tie_word_embeddings"] = model.tied
+
+
+TIED_OUTPUT = Rule((), read=_read_tied, write=_write_tied)
+"""The stored tensors, not the config, tell whether the output matrix is tied to the token embedding."""
+
+
+def _read_sliding_window(source: ForeignModel, settings: Settings) -> None:
+    window = source.config.get("sliding_window")
+    attention = {"local": {"window": window}} if window else "dense"
+    settings["pattern"] = [{"attention": attention}]
+
+
+def _write_sliding_window(model: ModelConfig, config: ForeignConfig) -> None:
+    attention = model.pattern[0].attention
+    config["sliding_window"] = attention.window if isinstance(attention, Local) else None
+
+
+SLIDING_WINDOW = Rule(("sliding_window",), read=_read_sliding_window, write=_write_sliding_window)
+
+
+def _make_every_feedforward_moe(source: ForeignModel, settings: Settings) -> None:
+    experts = settings.pop("moe")
+    experts["expert"] = settings["feedforward"]
+    settings["feedforward"] = {"moe": experts}
+
+
+EXPERTS_IN_EVERY_LAYER = Rule((), read=_make_every_feedforward_moe)
+
+# Configs: tables.
+
+LLAMA_FIELDS = (
+    *SIZE_FIELDS,
+    Field("num_key_value_heads", "kv_heads", default=None),
+    Field("head_dim", "head_dim", default=None),
+    Field("intermediate_size", "mlp"),
+    Field("hidden_act", "feedforward.glu.activation", default="silu", transform=ACTIVATION),
+    Field("rms_norm_eps", "norm.rmsnorm.epsilon", default=1e-6),
+)
+LLAMA_FIXED = {"family": "decoder", "bias": False, "init.normal.scale_residual": False}
+LLAMA_RULES = (BIASES, HEAD_DIM, ROTARY, TIED_OUTPUT)
+
+OLMO2_CONFIG = ConfigTable(
+    fields=(
+        *SIZE_FIELDS,
+        Field("num_key_value_heads", "kv_heads", default=None),
+        Field("head_dim", "head_dim", default=None),
+        Field("intermediate_size", "mlp"),
+        Field("hidden_act", "feedforward.glu.activation", default="silu", transform=ACTIVATION),
+        Field("rms_norm_eps", "norm.rmsnorm.epsilon", default=1e-5),
+    ),
+    fixed={**LLAMA_FIXED, "norm_place": "sublayer", "query_key_norm": "width"},
+    rules=LLAMA_RULES,
+)
+MIXTRAL_CONFIG = ConfigTable(
+    fields=(
+        *SIZE_FIELDS,
+        Field("num_key_value_heads", "kv_heads", default=None),
+        Field("head_dim", "head_dim", default=None, writes_null=True),
+        Field("intermediate_size", "mlp"),
+        Field("hidden_act", "feedforward.glu.activation", default="silu", transform=ACTIVATION),
+        Field("rms_norm_eps", "norm.rmsnorm.epsilon", default=1e-5),
+        Field("num_local_experts", "moe.experts"),
+        Field("num_experts_per_tok", "moe.router.top_k.k", default=2),
+        Field("router_aux_loss_coef", "moe.router.top_k.balance", default=0.001),
+    ),
+    fixed={**LLAMA_FIXED, "moe.router.top_k.over": "model", "moe.dispatch": "dropless"},
+    rules=(*LLAMA_RULES, SLIDING_WINDOW, EXPERTS_IN_EVERY_LAYER),
+)
+
+# Weights.
+
+LLAMA_MODULES: Modules = {
+    "model.embed_tokens": "tokens",
+    "model.norm": "decoder.stack.final_norm",
+    "lm_head": "output.matrix",
+}
+ATTENTION: Modules = {
+    "self_attn.q_proj": "attention.query",
+    "self_attn.k_proj": "attention.key",
+    "self_attn.v_proj": "attention.value",
+    "self_attn.o_proj": "attention.out",
+}
+GATED_FEEDFORWARD: Modules = {
+    "mlp.gate_proj": "feedforward.gate",
+    "mlp.up_proj": "feedforward.up",
+    "mlp.down_proj": "feedforward.down",
+}
+LLAMA_LAYER: Modules = {
+    "input_layernorm": "attention_norm",
+    "post_attention_layernorm": "feedforward_norm",
+    **ATTENTION,
+    **GATED_FEEDFORWARD,
+}
+MIXTRAL_LAYER: Modules = {
+    "input_layernorm": "attention_norm",
+    "post_attention_layernorm": "feedforward_norm",
+    **ATTENTION,
+    "block_sparse_moe.gate": "feedforward.router",
+    "block_sparse_moe.experts.{expert}.w1": "feedforward.experts.gate",
+    "block_sparse_moe.experts.{expert}.w3": "feedforward.experts.up",
+    "block_sparse_moe.experts.{expert}.w2": "feedforward.experts.down",
+}
+OLMO2_LAYER: Modules = {
+    "post_attention_layernorm": "attention_norm",
+    **ATTENTION,
+    **GATED_FEEDFORWARD,
+    "post_feedforward_layernorm": "feedforward_norm",
+    "self_attn.q_norm": "attention.query_norm",
+    "self_attn.k_norm": "attention.key_norm",
+}
+
+
+def _decoder_weights(layer_modules: Modules) -> WeightTable:
+    stack = StackModules("model.layers.{layer}", "decoder.stack.layers", layer_modules)
+    return WeightTable(LLAMA_MODULES, (stack,))
+
+
+IGNORED_TENSORS = (r".*rotary_emb\.inv_freq",)
+"""The wavelengths of rotary positions, which older files store."""
+
+# Model types.
+
+LLAMA = ModelType(
+    name="llama",
+    architectures=(Architecture("LlamaForCausalLM", objective="causal"),),
+    config=ConfigTable(LLAMA_FIELDS, LLAMA_FIXED, rules=LLAMA_RULES),
+    weights=_decoder_weights(LLAMA_LAYER),
+    base_model_prefix="model.",
+    ignored_tensors=IGNORED_TENSORS,
+)
+"""Touvron et al. 2023; Grattafiori et al. 2024."""
+
+MISTRAL = ModelType(
+    name="mistral",
+    architectures=(Architecture("MistralForCausalLM", objective="causal"),),
+    config=ConfigTable(LLAMA_FIELDS, LLAMA_FIXED, rules=(*LLAMA_RULES, SLIDING_WINDOW)),
+    weights=_decoder_weights(LLAMA_LAYER),
+    base_model_prefix="model.",
+    ignored_tensors=IGNORED_TENSORS,
+)
+"""Jiang et al. 2023: Llama with a sliding window in every layer."""
+
+MIXTRAL = ModelType(
+    name="mixtral",
+    architectures=(Architecture("MixtralForCausalLM", objective="causal"),),
+    config=MIXTRAL_CONFIG,
+    weights=_decoder_weights(MIXTRAL_LAYER),
+    base_model_prefix="model.",
+    ignored_tensors=IGNORED_TENSORS,
+)
+"""Jiang et al. 2024: Mistral with experts in every layer, two of which each token passes."""
+
+OLMO2 = ModelType(
+    name="olmo2",
+    architectures=(Architecture("Olmo2ForCausalLM", objective="causal"),),
+    config=OLMO2_CONFIG,
+    weights=_decoder_weights(OLMO2_LAYER),
+    base_model_prefix="model.",
+    ignored_tensors=IGNORED_TENSORS,
+)
+"""OLMo et al. 2025: norms on the sublayers' outputs, queries and keys normed over all heads at once."""

@@ -1,154 +1,280 @@
 """T5 v1.0 and v1.1, mT5, umT5, ByT5 and Switch Transformers in Hugging Face's format."""
 
-from collections.abc import Collection, Mapping
-from typing import Any, ClassVar
+from collections.abc import Callable
 
-from t5x_lite.convert.family import ACTIVATIONS, Family, Keys, foreign_activation, projections
-from t5x_lite.convert.tensors import Layers, Modules
+from t5x_lite.convert.config_table import (
+    ConfigTable,
+    Field,
+    ForeignConfig,
+    ForeignModel,
+    Rule,
+    Settings,
+    read_activation,
+    write_activation,
+)
+from t5x_lite.convert.model_type import OUTPUT_MATRIX, Architecture, ModelType
+from t5x_lite.convert.weight_map import Modules, StackModules, WeightTable
 from t5x_lite.errors import UserError
 from t5x_lite.models.components import GLU
 from t5x_lite.models.config import ModelConfig
 
-SELF: Modules = {
+# Configs: what takes more than one field to convert.
+
+GATED_PREFIX = "gated-"
+
+
+def _read_feed_forward(source: ForeignModel, settings: Settings) -> None:
+    """Read `feed_forward_proj`: the name of an activation, behind `gated-` where the feed-forward has a gate."""
+    projection = source.config.get("feed_forward_proj", "relu")
+    kind = "glu" if projection.startswith(GATED_PREFIX) else "mlp"
+    if projection == "gated-gelu":  # stands for the tanh form, unlike "gelu" alone
+        activation = read_activation("gelu_new")
+    else:
+        activation = read_activation(projection.removeprefix(GATED_PREFIX))
+    settings["feedforward"] = {kind: {"activation": activation, "dropout": settings["dropout"]}}
+
+
+def _write_feed_forward(model: ModelConfig, config: ForeignConfig) -> None:
+    activation = write_activation(model.dense_feedforward.activation)
+    if isinstance(model.feedforward, GLU):
+        config["feed_forward_proj"] = GATED_PREFIX + activation.replace("gelu_new", "gelu")
+    else:
+        config["feed_forward_proj"] = activation
+
+
+FEED_FORWARD = Rule(("feed_forward_proj",), read=_read_feed_forward, write=_write_feed_forward)
+
+
+def _read_output(source: ForeignModel, settings: Settings) -> None:
+    """Read whether the output matrix is tied and, if so, whether states are divided by sqrt(d_model) before it.
+
+    The stored tensors, not the config, tell whether it is tied.
+    """
+    is_tied = OUTPUT_MATRIX not in source.tensor_names
+    is_scaled = source.config.get("scale_decoder_outputs", source.config.get("tie_word_embeddings", True))
+    settings["tied"] = is_tied
+    settings["scale_output"] = is_tied and is_scaled
+
+
+def _read_unscaled_output(source: ForeignModel, settings: Settings) -> None:
+    """Read whether the output matrix is tied, for models that never scale the states before it."""
+    settings["tied"] = OUTPUT_MATRIX not in source.tensor_names
+    settings["scale_output"] = False
+
+
+def _write_output(model: ModelConfig, config: ForeignConfig) -> None:
+    config["tie_word_embeddings"] = model.scale_output
+    config["scale_decoder_outputs"] = model.scale_output
+
+
+SCALED_OUTPUT = Rule(("scale_decoder_outputs", "tie_word_embeddings"), read=_read_output, write=_write_output)
+UNSCALED_OUTPUT = Rule((), read=_read_unscaled_output, write=_write_output)
+
+
+def _read_relu_feed_forward(source: ForeignModel, settings: Settings) -> None:
+    settings["feedforward"] = {"mlp": {"activation": "relu", "dropout": settings["dropout"]}}
+
+
+RELU_FEED_FORWARD = Rule((), read=_read_relu_feed_forward)
+
+
+def _refuse_unsupported_switch(source: ForeignModel, settings: Settings) -> None:
+    if source.config.get("router_bias") or source.config.get("dense_act_fn", "relu") != "relu":
+        raise UserError("biases of routers and activations of experts other than relu are not supported")
+
+
+SUPPORTED_SWITCH = Rule(("router_bias", "dense_act_fn"), read=_refuse_unsupported_switch)
+
+
+def _read_sparse_step(source: ForeignModel, settings: Settings) -> None:
+    """Read `encoder_sparse_step` n: of n layers that follow each other, one has experts (layers 1, 1 + n, …)."""
+    step = source.config.get("encoder_sparse_step", 1)
+    if step != source.config.get("decoder_sparse_step", 1):
+        raise UserError("an encoder_sparse_step and a decoder_sparse_step that differ are not supported")
+    experts = settings.pop("moe")
+    pattern: list[Settings] = [{} for _ in range(step)]
+    place_of_experts = min(1, step - 1)
+    pattern[place_of_experts] = {"feedforward": {"moe": experts}}
+    settings["pattern"] = pattern
+
+
+def _write_sparse_step(model: ModelConfig, config: ForeignConfig) -> None:
+    step = len(model.pattern)
+    config["num_sparse_encoder_layers"] = model.layers // step
+    config["num_sparse_decoder_layers"] = model.layers_of_decoder // step
+    config["encoder_sparse_step"] = step
+    config["decoder_sparse_step"] = step
+    config["dense_act_fn"] = "relu"
+
+
+SPARSE_STEP = Rule(("encoder_sparse_step", "decoder_sparse_step"), read=_read_sparse_step, write=_write_sparse_step)
+
+# Configs: tables.
+
+T5_FIELDS = (
+    Field("vocab_size", "vocab"),
+    Field("d_model", "embed"),
+    Field("d_kv", "head_dim"),
+    Field("d_ff", "mlp"),
+    Field("num_layers", "layers"),
+    Field("num_decoder_layers", "decoder_layers", default=None),
+    Field("num_heads", "heads"),
+    Field("relative_attention_num_buckets", "positions.relative.buckets", default=32),
+    Field("relative_attention_max_distance", "positions.relative.distance", default=128),
+    Field("layer_norm_epsilon", "norm.rmsnorm.epsilon", default=1e-6),
+    Field("dropout_rate", "dropout", default=0.0),
+)
+T5_FIXED = {
+    "family": "encoder_decoder",
+    "bias": False,
+    "attention_scale": 1.0,
+    "init.fan_in.embedding_deviation": 1.0,
+}
+ONE_POSITION_TABLE_A_STACK = {"positions.relative.shared": True}
+ONE_POSITION_TABLE_A_LAYER = {"positions.relative.shared": False}
+T5_CONSTANTS = {
+    "is_encoder_decoder": True,
+    "decoder_start_token_id": 0,
+    "pad_token_id": 0,
+    "eos_token_id": 1,
+}
+T5_CONFIG = ConfigTable(
+    T5_FIELDS, {**T5_FIXED, **ONE_POSITION_TABLE_A_STACK}, T5_CONSTANTS, rules=(FEED_FORWARD, SCALED_OUTPUT)
+)
+MT5_CONFIG = ConfigTable(
+    T5_FIELDS, {**T5_FIXED, **ONE_POSITION_TABLE_A_STACK}, T5_CONSTANTS, rules=(FEED_FORWARD, UNSCALED_OUTPUT)
+)
+UMT5_CONFIG = ConfigTable(
+    T5_FIELDS, {**T5_FIXED, **ONE_POSITION_TABLE_A_LAYER}, T5_CONSTANTS, rules=(FEED_FORWARD, SCALED_OUTPUT)
+)
+SWITCH_CONFIG = ConfigTable(
+    fields=(
+        *T5_FIELDS,
+        Field("num_experts", "moe.experts"),
+        Field("expert_capacity", "moe.dispatch.capacity.tokens"),
+        Field("router_jitter_noise", "moe.router.switch.jitter", default=0.01),
+        Field("router_aux_loss_coef", "moe.router.switch.balance", default=0.001),
+        Field("router_z_loss_coef", "moe.router.switch.z_loss", default=0.001),
+    ),
+    fixed={**T5_FIXED, **ONE_POSITION_TABLE_A_STACK},
+    constants=T5_CONSTANTS,
+    rules=(SUPPORTED_SWITCH, RELU_FEED_FORWARD, SCALED_OUTPUT, SPARSE_STEP),
+)
+
+# Weights.
+
+T5_MODULES: Modules = {
+    "shared": "tokens",
+    "encoder.final_layer_norm": "encoder.stack.final_norm",
+    "decoder.final_layer_norm": "decoder.stack.final_norm",
+    "encoder.block.0.layer.0.SelfAttention.relative_attention_bias": "encoder.stack.positions",
+    "decoder.block.0.layer.0.SelfAttention.relative_attention_bias": "decoder.stack.positions",
+    "lm_head": "output.matrix",
+}
+SELF_ATTENTION: Modules = {
     "layer.0.layer_norm": "attention_norm",
-    **projections("layer.0.SelfAttention.{}"),
+    "layer.0.SelfAttention.q": "attention.query",
+    "layer.0.SelfAttention.k": "attention.key",
+    "layer.0.SelfAttention.v": "attention.value",
+    "layer.0.SelfAttention.o": "attention.out",
     "layer.0.SelfAttention.relative_attention_bias": "attention.positions",
 }
-CROSS: Modules = {
+CROSS_ATTENTION: Modules = {
     "layer.1.layer_norm": "cross_norm",
-    **projections("layer.1.EncDecAttention.{}", ours="cross_attention"),
+    "layer.1.EncDecAttention.q": "cross_attention.query",
+    "layer.1.EncDecAttention.k": "cross_attention.key",
+    "layer.1.EncDecAttention.v": "cross_attention.value",
+    "layer.1.EncDecAttention.o": "cross_attention.out",
 }
 
 
-class T5(Family):
-    """Raffel et al. 2020; v1.1 is gated and untied; umT5 has positions of its own in every layer.
-
-    With `scaled`, a tied output divides states by sqrt(d_model); Transformers' mT5 does not.
-    """
-
-    def __init__(self, model_type: str, architecture: str, *, shared: bool = True, scaled: bool = True) -> None:
-        self.model_type, self.architecture = model_type, architecture
-        self.shared_positions, self.scaled = shared, scaled
-
-    objective = "span_corruption"
-    # Copies of shared.weight that older files hold.
-    ignored = (r"(encoder|decoder)\.embed_tokens\.weight",)
-    keys: ClassVar[Keys] = {
-        "vocab_size": "vocab",
-        "d_model": "embed",
-        "d_kv": "head_dim",
-        "d_ff": "mlp",
-        "num_layers": "layers",
-        "num_decoder_layers": ("decoder_layers", None),
-        "num_heads": "heads",
-        "relative_attention_num_buckets": ("positions.relative.buckets", 32),
-        "relative_attention_max_distance": ("positions.relative.distance", 128),
-        "layer_norm_epsilon": ("norm.rmsnorm.epsilon", 1e-6),
-        "dropout_rate": ("dropout", 0.0),
-    }
-    fixed: ClassVar[Mapping[str, Any]] = {
-        "family": "encoder_decoder",
-        "bias": False,
-        "attention_scale": 1.0,
-        "init.fan_in.embedding_deviation": 1.0,
-    }
-    constant: ClassVar[Mapping[str, Any]] = {
-        "is_encoder_decoder": True,
-        "decoder_start_token_id": 0,
-        "pad_token_id": 0,
-        "eos_token_id": 1,
-    }
-    base: ClassVar[Modules] = {
-        "shared": "tokens",
-        "encoder.final_layer_norm": "encoder.stack.final_norm",
-        "decoder.final_layer_norm": "decoder.stack.final_norm",
-        "encoder.block.0.layer.0.SelfAttention.relative_attention_bias": "encoder.stack.positions",
-        "decoder.block.0.layer.0.SelfAttention.relative_attention_bias": "decoder.stack.positions",
-    }
-    heads: ClassVar[Modules] = {"lm_head": "output.matrix"}
-
-    def model(self, hf: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
-        own, tied = super().model(hf, names), "lm_head.weight" not in names
-        own["positions"]["relative"]["shared"] = self.shared_positions
-        act = hf.get("feed_forward_proj", "relu")
-        kind = "glu" if act.startswith("gated-") else "mlp"
-        # "gated-gelu" stands for the tanh form; the file, not the config, says whether the output is tied.
-        activation = "gelu_tanh" if act == "gated-gelu" else ACTIVATIONS[act.removeprefix("gated-")]
-        scaled = hf.get("scale_decoder_outputs", hf.get("tie_word_embeddings", True))
-        return own | {
-            "feedforward": {kind: {"activation": activation, "dropout": own["dropout"]}},
-            "tied": tied,
-            "scale_output": tied and self.scaled and scaled,
-        }
-
-    def config(self, model: ModelConfig) -> dict[str, Any]:
-        activation, gated = foreign_activation(model), isinstance(model.feedforward, GLU)
-        return super().config(model) | {
-            "feed_forward_proj": f"gated-{activation}".replace("gelu_new", "gelu") if gated else activation,
-            "tie_word_embeddings": model.scale_output,
-            "scale_decoder_outputs": model.scale_output,
-        }
-
-    def modules(self, model: ModelConfig) -> tuple[Modules, list[Layers]]:
-        encoder = Layers("encoder.block.{}", "encoder.stack.layers", {**SELF, **self.feedforward(model, 1)})
-        decoder = Layers("decoder.block.{}", "decoder.stack.layers", {**SELF, **CROSS, **self.feedforward(model, 2)})
-        return {**self.base, **self.heads}, [encoder, decoder]
-
-    def feedforward(self, model: ModelConfig, layer: int) -> Modules:
-        """The modules of a feed-forward; `layer` is the number of their sublayer."""
-        inner = f"layer.{layer}.DenseReluDense"
-        gated: Modules = {f"{inner}.wi_0": "feedforward.gate", f"{inner}.wi_1": "feedforward.up"}
-        first: Modules = gated if isinstance(model.feedforward, GLU) else {f"{inner}.wi": "feedforward.up"}
-        return {f"layer.{layer}.layer_norm": "feedforward_norm", **first, f"{inner}.wo": "feedforward.down"}
-
-
-class SwitchTransformers(T5):
-    """Fedus et al. 2022: T5 v1.0 with experts in every n-th layer, room for a fixed number of tokens of a row."""
-
-    def __init__(self) -> None:
-        super().__init__("switch_transformers", "SwitchTransformersForConditionalGeneration")
-
-    keys: ClassVar[Keys] = {
-        **T5.keys,
-        "num_experts": "moe.experts",
-        "expert_capacity": "moe.dispatch.capacity.tokens",
-        "router_jitter_noise": ("moe.router.switch.jitter", 0.01),
-        "router_aux_loss_coef": ("moe.router.switch.balance", 0.001),
-        "router_z_loss_coef": ("moe.router.switch.z_loss", 0.001),
+def _plain_feed_forward(sublayer: str) -> Modules:
+    return {
+        f"{sublayer}.layer_norm": "feedforward_norm",
+        f"{sublayer}.DenseReluDense.wi": "feedforward.up",
+        f"{sublayer}.DenseReluDense.wo": "feedforward.down",
     }
 
-    def model(self, hf: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
-        steps = {hf.get("encoder_sparse_step", 1), hf.get("decoder_sparse_step", 1)}
-        if len(steps) > 1 or hf.get("router_bias") or hf.get("dense_act_fn", "relu") != "relu":
-            raise UserError(
-                "switch_transformers: different sparse steps, router biases and gated experts are not known"
-            )
-        # The base class reads T5's names of the same things.
-        own = super().model({**hf, "feed_forward_proj": "relu"}, names)
-        pattern: list[dict[str, Any]] = [{}] * steps.pop()
-        pattern[min(1, len(pattern) - 1)] = {"feedforward": {"moe": own.pop("moe")}}  # layers 1, 1 + step, …
-        return own | {"pattern": pattern}
 
-    def config(self, model: ModelConfig) -> dict[str, Any]:
-        own = super().config(model)
-        del own["feed_forward_proj"]
-        step = len(model.pattern)
-        return own | {
-            "num_sparse_encoder_layers": model.layers // step,
-            "num_sparse_decoder_layers": model.layers_of_decoder // step,
-            "encoder_sparse_step": step,
-            "decoder_sparse_step": step,
-            "dense_act_fn": "relu",
-        }
+def _gated_feed_forward(sublayer: str) -> Modules:
+    return {
+        f"{sublayer}.layer_norm": "feedforward_norm",
+        f"{sublayer}.DenseReluDense.wi_0": "feedforward.gate",
+        f"{sublayer}.DenseReluDense.wi_1": "feedforward.up",
+        f"{sublayer}.DenseReluDense.wo": "feedforward.down",
+    }
 
-    def feedforward(self, model: ModelConfig, layer: int) -> Modules:
-        """Dense ones and mixtures: a layer has either."""
-        inner = f"layer.{layer}.mlp"
-        return {
-            f"layer.{layer}.layer_norm": "feedforward_norm",
-            f"{inner}.wi": "feedforward.up",
-            f"{inner}.wo": "feedforward.down",
-            f"{inner}.router.classifier": "feedforward.router",
-            f"{inner}.experts.expert_{{}}.wi": "feedforward.experts.up",
-            f"{inner}.experts.expert_{{}}.wo": "feedforward.experts.down",
-        }
+
+def _switch_feed_forward(sublayer: str) -> Modules:
+    """Return the modules of a feed-forward with or without experts; a layer has one of the two."""
+    return {
+        f"{sublayer}.layer_norm": "feedforward_norm",
+        f"{sublayer}.mlp.wi": "feedforward.up",
+        f"{sublayer}.mlp.wo": "feedforward.down",
+        f"{sublayer}.mlp.router.classifier": "feedforward.router",
+        f"{sublayer}.mlp.experts.expert_{{expert}}.wi": "feedforward.experts.up",
+        f"{sublayer}.mlp.experts.expert_{{expert}}.wo": "feedforward.experts.down",
+    }
+
+
+def _encoder_decoder_weights(feed_forward: Callable[[str], Modules]) -> WeightTable:
+    """Return the weights with the given modules in each feed-forward, the last sublayer of a block."""
+    encoder_layer = {**SELF_ATTENTION, **feed_forward("layer.1")}
+    decoder_layer = {**SELF_ATTENTION, **CROSS_ATTENTION, **feed_forward("layer.2")}
+    return WeightTable(
+        T5_MODULES,
+        stacks=(
+            StackModules("encoder.block.{layer}", "encoder.stack.layers", encoder_layer),
+            StackModules("decoder.block.{layer}", "decoder.stack.layers", decoder_layer),
+        ),
+    )
+
+
+PLAIN_WEIGHTS = _encoder_decoder_weights(_plain_feed_forward)
+GATED_WEIGHTS = _encoder_decoder_weights(_gated_feed_forward)
+COPIES_OF_EMBEDDING = r"(encoder|decoder)\.embed_tokens\.weight"
+"""Copies of `shared.weight` that older files store."""
+
+# Model types.
+
+T5 = ModelType(
+    name="t5",
+    architectures=(Architecture("T5ForConditionalGeneration", objective="span_corruption"),),
+    config=T5_CONFIG,
+    weights=PLAIN_WEIGHTS,
+    gated_weights=GATED_WEIGHTS,
+    ignored_tensors=(COPIES_OF_EMBEDDING,),
+    sentencepiece_file="spiece.model",
+)
+"""Raffel et al. 2020; v1.1 is gated and untied."""
+
+MT5 = ModelType(
+    name="mt5",
+    architectures=(Architecture("MT5ForConditionalGeneration", objective="span_corruption"),),
+    config=MT5_CONFIG,
+    weights=PLAIN_WEIGHTS,
+    gated_weights=GATED_WEIGHTS,
+    ignored_tensors=(COPIES_OF_EMBEDDING,),
+    sentencepiece_file="spiece.model",
+)
+"""Xue et al. 2021: T5 v1.1. Transformers never scales the states before a tied output of this model type."""
+
+UMT5 = ModelType(
+    name="umt5",
+    architectures=(Architecture("UMT5ForConditionalGeneration", objective="span_corruption"),),
+    config=UMT5_CONFIG,
+    weights=PLAIN_WEIGHTS,
+    gated_weights=GATED_WEIGHTS,
+    ignored_tensors=(COPIES_OF_EMBEDDING,),
+    sentencepiece_file="spiece.model",
+)
+"""Chung et al. 2023: mT5 with a table of relative positions in every layer."""
+
+SWITCH = ModelType(
+    name="switch_transformers",
+    architectures=(Architecture("SwitchTransformersForConditionalGeneration", objective="span_corruption"),),
+    config=SWITCH_CONFIG,
+    weights=_encoder_decoder_weights(_switch_feed_forward),
+    ignored_tensors=(COPIES_OF_EMBEDDING,),
+)
+"""Fedus et al. 2022: T5 v1.0 with experts in every n-th layer, each with room for a fixed number of tokens of a row."""

@@ -1,47 +1,39 @@
-"""Native T5X checkpoints: one msgpack file, alone or beside zarr arrays, into the T5 family."""
+"""Import native T5X checkpoints of the T5 family: one msgpack file, alone or beside zarr arrays."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import tensorstore
 from flax import serialization
 from flax.traverse_util import flatten_dict
 
-from t5x_lite.convert import FAMILIES
-from t5x_lite.convert.family import PROJECTIONS, projections
-from t5x_lite.convert.huggingface import params_of, tokenizer_of, write_run
-from t5x_lite.convert.tensors import Dialect, Layers, Modules, Table
+from t5x_lite.convert.config_table import ForeignModel
+from t5x_lite.convert.imported_run import check_new_run_dir, load_params, load_tokenizer, write_run
+from t5x_lite.convert.model_type import OUTPUT_MATRIX
+from t5x_lite.convert.t5 import T5
+from t5x_lite.convert.weight_map import Modules, StackModules, WeightFormat, WeightMap, WeightTable
 from t5x_lite.errors import UserError
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.transformer import model_spec
 from t5x_lite.run_dir import Run
 
-T5X = Dialect(
-    transposed=False,
-    leaves={"weight": "kernel", "scale": "scale", "table": "rel_embedding"},
-    flipped=("table",),
+StoredArray: TypeAlias = np.ndarray | tensorstore.TensorStore
+"""An array of the msgpack file, or one beside it whose values are not yet read."""
+
+# Weights.
+
+T5X_FORMAT = WeightFormat(
+    leaf_names={"weight": "kernel", "scale": "scale", "table": "rel_embedding"},
+    matrices_are_transposed=False,
+    transposed_leaves=("table",),
     separator="/",
 )
-"""Flax's names; matrices are [in, out], the table of relative positions [heads, buckets]."""
+"""Flax's names. Matrices are stored as [in, out], tables of relative positions as [heads, buckets]."""
 
-MLP: Modules = {"mlp/wi": "feedforward.up", "mlp/wo": "feedforward.down"}
-GATED: Modules = {"mlp/wi_0": "feedforward.gate", "mlp/wi_1": "feedforward.up", "mlp/wo": "feedforward.down"}
-ENCODER: Modules = {
-    "pre_attention_layer_norm": "attention_norm",
-    "pre_mlp_layer_norm": "feedforward_norm",
-    **projections("attention/{}", PROJECTIONS),
-}
-DECODER: Modules = {
-    "pre_self_attention_layer_norm": "attention_norm",
-    "pre_cross_attention_layer_norm": "cross_norm",
-    "pre_mlp_layer_norm": "feedforward_norm",
-    **projections("self_attention/{}", PROJECTIONS),
-    **projections("encoder_decoder_attention/{}", PROJECTIONS, "cross_attention"),
-}
-OUTSIDE: Modules = {
+OUTSIDE_LAYERS: Modules = {
     "encoder/encoder_norm": "encoder.stack.final_norm",
     "decoder/decoder_norm": "decoder.stack.final_norm",
     "encoder/relpos_bias": "encoder.stack.positions",
@@ -49,88 +41,172 @@ OUTSIDE: Modules = {
     "decoder/logits_dense": "output.matrix",
     "token_embedder": "tokens",
 }
+ENCODER_ATTENTION: Modules = {
+    "pre_attention_layer_norm": "attention_norm",
+    "attention/query": "attention.query",
+    "attention/key": "attention.key",
+    "attention/value": "attention.value",
+    "attention/out": "attention.out",
+}
+DECODER_ATTENTION: Modules = {
+    "pre_self_attention_layer_norm": "attention_norm",
+    "self_attention/query": "attention.query",
+    "self_attention/key": "attention.key",
+    "self_attention/value": "attention.value",
+    "self_attention/out": "attention.out",
+    "pre_cross_attention_layer_norm": "cross_norm",
+    "encoder_decoder_attention/query": "cross_attention.query",
+    "encoder_decoder_attention/key": "cross_attention.key",
+    "encoder_decoder_attention/value": "cross_attention.value",
+    "encoder_decoder_attention/out": "cross_attention.out",
+}
+PLAIN_FEED_FORWARD: Modules = {
+    "pre_mlp_layer_norm": "feedforward_norm",
+    "mlp/wi": "feedforward.up",
+    "mlp/wo": "feedforward.down",
+}
+GATED_FEED_FORWARD: Modules = {
+    "pre_mlp_layer_norm": "feedforward_norm",
+    "mlp/wi_0": "feedforward.gate",
+    "mlp/wi_1": "feedforward.up",
+    "mlp/wo": "feedforward.down",
+}
+
+
+def _build_weight_table(feed_forward: Modules) -> WeightTable:
+    return WeightTable(
+        OUTSIDE_LAYERS,
+        stacks=(
+            StackModules("encoder/layers_{layer}", "encoder.stack.layers", {**ENCODER_ATTENTION, **feed_forward}),
+            StackModules("decoder/layers_{layer}", "decoder.stack.layers", {**DECODER_ATTENTION, **feed_forward}),
+        ),
+        weight_format=T5X_FORMAT,
+    )
+
+
+PLAIN_WEIGHTS = _build_weight_table(PLAIN_FEED_FORWARD)
+GATED_WEIGHTS = _build_weight_table(GATED_FEED_FORWARD)
+
+# Checkpoints.
+
 EMBEDDING = "token_embedder/embedding"
+EMBEDDING_AS_KERNEL = "token_embedder/kernel"
+"""The name of the token embedding in the weight table, which calls the array of every module `kernel`."""
+RELATIVE_POSITIONS = "encoder/relpos_bias/rel_embedding"
+QUERY = "encoder/layers_0/attention/query/kernel"
+GATE = "encoder/layers_0/mlp/wi_0/kernel"
+UNGATED_INPUT = "encoder/layers_0/mlp/wi/kernel"
+UNTIED_OUTPUT = "decoder/logits_dense/kernel"
 
 
 def import_t5x(path: Path, run_dir: Path) -> Run:
     """Make a run directory from a T5X checkpoint of T5, T5 1.1 or mT5: the file, or the folder that holds it.
 
     The model follows from the arrays: heads and buckets from the table of relative positions, gates and a tied output
-    from which arrays are there. Optimizer state is left behind. The checkpoint has no tokenizer; one that lies beside
-    it (tokenizer.json, spiece.model, tokenizer.model) is taken.
+    from which arrays are there. The optimizer's state is left out. A checkpoint has no tokenizer; one beside it
+    (tokenizer.json, spiece.model, tokenizer.model) is taken.
 
     Raises:
         UserError: not such a checkpoint, arrays that do not fit (all of them), or a run directory that exists.
     """
-    if (run_dir / "config.yaml").exists():
-        raise UserError(f"{run_dir}: is a run already; give another directory")
-    file = path / "checkpoint" if path.is_dir() else path
-    # A large array lies beside the file, which holds where: a dictionary too.
-    leaves = flatten_dict(_target(file), sep="/", is_leaf=lambda _, tree: {"driver", "kvstore"} <= tree.keys())
-    arrays = {name: _zarr(leaf, file.parent) if isinstance(leaf, dict) else leaf for name, leaf in leaves.items()}
-    shapes = {name: tuple(array.shape) for name, array in arrays.items()}
-    model = _model(file, shapes)
-    gated = GATED if any("/wi_0/" in name for name in shapes) else MLP
-    layers = [
-        Layers("encoder/layers_{}", "encoder.stack.layers", {**ENCODER, **gated}),
-        Layers("decoder/layers_{}", "decoder.stack.layers", {**DECODER, **gated}),
-    ]
-    table = Table(model_spec(model), T5X, OUTSIDE, layers)
-    own = {"token_embedder/kernel" if name == EMBEDDING else name: array for name, array in arrays.items()}
-    table.check(str(file), {name: array.shape for name, array in own.items()})
-    params = params_of(table, lambda name: np.asarray(own[name]))
-    return write_run(run_dir, model, "span_corruption", params, tokenizer_of(file.parent, model))
+    check_new_run_dir(run_dir)
+    file = path
+    if path.is_dir():
+        file = path / "checkpoint"
+    arrays = _open_arrays(file)
+    model = _infer_model(file, {name: tuple(array.shape) for name, array in arrays.items()})
+    table = GATED_WEIGHTS if GATE in arrays else PLAIN_WEIGHTS
+    weight_map = WeightMap(model_spec(model), table)
+    arrays[EMBEDDING_AS_KERNEL] = arrays.pop(EMBEDDING)
+    weight_map.check_tensors(str(file), {name: tuple(array.shape) for name, array in arrays.items()})
+    params = load_params(weight_map, lambda name: np.asarray(arrays[name]))
+    return write_run(run_dir, model, "span_corruption", params, load_tokenizer(file.parent, model))
 
 
-def _target(file: Path) -> dict[str, Any]:
-    """The parameters' tree of the msgpack file."""
+def _open_arrays(file: Path) -> dict[str, StoredArray]:
+    """Return the arrays of a checkpoint by name. Those beside the msgpack file are opened and not yet read.
+
+    Raises:
+        UserError: not a checkpoint, or an array that cannot be opened.
+    """
+    arrays: dict[str, StoredArray] = {}
+    leaves = flatten_dict(_read_parameters(file), sep="/", is_leaf=_is_leaf)
+    for name, leaf in leaves.items():
+        arrays[name] = _open_zarr(leaf, file.parent) if isinstance(leaf, dict) else leaf
+    return arrays
+
+
+def _is_leaf(path: tuple[str, ...], tree: Mapping[str, Any]) -> bool:
+    """Tell whether a dict describes an array beside the file, and not a part of the tree."""
+    return "driver" in tree and "kvstore" in tree
+
+
+def _read_parameters(file: Path) -> dict[str, Any]:
+    """Return the tree of parameters in the msgpack file."""
     try:
         tree = serialization.msgpack_restore(file.read_bytes())
     except OSError as error:
         raise UserError(f"{file}: cannot be read: {error.strerror}") from None
     except Exception as error:  # msgpack raises ValueError, its own errors and bare Exception alike
         raise UserError(f"{file}: is not a T5X checkpoint: {error}") from None
-    tree = tree.get("optimizer", tree) if isinstance(tree, dict) else {}
+    if not isinstance(tree, dict):
+        tree = {}
+    tree = tree.get("optimizer", tree)
     if not isinstance(tree.get("target"), dict):
-        raise UserError(f"{file}: is not a T5X checkpoint: it holds no optimizer/target")
+        raise UserError(f"{file}: is not a T5X checkpoint: it has no optimizer/target")
     return tree["target"]
 
 
-def _zarr(place: Mapping[str, Any], beside: Path) -> tensorstore.TensorStore:
-    """An array that lies beside the file, opened and not yet read."""
-    folder = beside / Path(place["kvstore"]["path"].rstrip("/")).name
-    store = {"driver": "zarr", "kvstore": {"driver": "file", "path": str(folder)}}
+def _open_zarr(description: Mapping[str, Any], folder: Path) -> tensorstore.TensorStore:
+    """Open an array in a folder beside the file. Its values are not yet read."""
+    array_folder = folder / Path(description["kvstore"]["path"].rstrip("/")).name
+    spec = {"driver": "zarr", "kvstore": {"driver": "file", "path": str(array_folder)}}
     try:
-        return tensorstore.open(store, open=True, read=True).result()
+        return tensorstore.open(spec, open=True, read=True).result()
     except ValueError as error:
-        raise UserError(f"{folder}: this array of the checkpoint cannot be opened: {str(error)[:200]}") from None
+        raise UserError(f"{array_folder}: this array of the checkpoint cannot be opened: {str(error)[:200]}") from None
 
 
-def _model(file: Path, shapes: Mapping[str, tuple[int, ...]]) -> ModelConfig:
-    """The model that arrays of these shapes make."""
+def _infer_model(file: Path, shapes: Mapping[str, tuple[int, ...]]) -> ModelConfig:
+    """Return the model that has arrays of these shapes.
 
-    def layers(side: str) -> int:
-        numbers = re.findall(rf"^{side}/layers_(\d+)/", "\n".join(shapes), re.MULTILINE)
-        return 1 + max(map(int, numbers), default=-1)
-
-    needed = ("encoder/relpos_bias/rel_embedding", "encoder/layers_0/attention/query/kernel", EMBEDDING)
-    missing = [name for name in needed if name not in shapes]
+    Raises:
+        UserError: arrays are missing that every such model has.
+    """
+    missing = [name for name in (RELATIVE_POSITIONS, QUERY, EMBEDDING) if name not in shapes]
     if missing:
-        have = ", ".join(sorted(shapes)[:5])
-        raise UserError(f"{file}: is not a T5 with layers of their own: {', '.join(missing)} missing, found {have}, …")
-    heads, buckets = shapes[needed[0]]
-    embed, inner = shapes[needed[1]]
-    gated = "encoder/layers_0/mlp/wi_0/kernel" in shapes
-    as_saved_by_transformers = {
+        examples = ", ".join(sorted(shapes)[:5])
+        raise UserError(
+            f"{file}: is not a T5 with unstacked layers: {', '.join(missing)} missing; it has {examples}, …"
+        )
+    heads, buckets = shapes[RELATIVE_POSITIONS]
+    embed, heads_times_head_dim = shapes[QUERY]
+    projection = "relu"
+    first_matrix = UNGATED_INPUT
+    if GATE in shapes:
+        projection = "gated-gelu"
+        first_matrix = GATE
+    tensor_names = []
+    if UNTIED_OUTPUT in shapes:
+        tensor_names.append(OUTPUT_MATRIX)
+    config = {
         "vocab_size": shapes[EMBEDDING][0],
         "d_model": embed,
-        "d_kv": inner // heads,
-        "d_ff": shapes[f"encoder/layers_0/mlp/{'wi_0' if gated else 'wi'}/kernel"][1],
-        "num_layers": layers("encoder"),
-        "num_decoder_layers": layers("decoder"),
+        "d_kv": heads_times_head_dim // heads,
+        "d_ff": shapes[first_matrix][1],
+        "num_layers": _count_layers("encoder", shapes),
+        "num_decoder_layers": _count_layers("decoder", shapes),
         "num_heads": heads,
         "relative_attention_num_buckets": buckets,
-        "feed_forward_proj": "gated-gelu" if gated else "relu",
+        "feed_forward_proj": projection,
     }
-    untied = ["lm_head.weight"] if "decoder/logits_dense/kernel" in shapes else []
-    return ModelConfig.model_validate(FAMILIES["t5"].model(as_saved_by_transformers, untied))
+    return ModelConfig.model_validate(T5.read_settings(ForeignModel(config, tensor_names)))
+
+
+def _count_layers(side: str, names: Collection[str]) -> int:
+    count = 0
+    for name in names:
+        match = re.match(rf"{side}/layers_(\d+)/", name)
+        if match is not None:
+            count = max(count, int(match[1]) + 1)
+    return count

@@ -27,7 +27,8 @@ from lm_eval.models.huggingface import HFLM  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers  # noqa: E402
 
-from t5x_lite.convert.huggingface import import_hf, write_run  # noqa: E402
+from t5x_lite.convert.huggingface import import_hf  # noqa: E402
+from t5x_lite.convert.imported_run import write_run  # noqa: E402
 from t5x_lite.evaluate.harness import _harness, evaluate_tasks  # noqa: E402
 from t5x_lite.models.config import ModelConfig  # noqa: E402
 from t5x_lite.models.transformer import init_params  # noqa: E402

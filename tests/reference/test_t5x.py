@@ -1,4 +1,4 @@
-"""Native T5X checkpoints: a real one, and the layout of arrays beside the file."""
+"""Native T5X checkpoints: a real one, and one with arrays beside the msgpack file."""
 
 from pathlib import Path
 
@@ -11,6 +11,9 @@ import t5x_lite
 from t5x_lite.checkpoint import flatten_names
 from t5x_lite.cli import main
 
+HEADS = 4
+LAYERS = 2
+
 
 @pytest.fixture(scope="module")
 def checkpoint(real_data: Path) -> Path:
@@ -18,7 +21,7 @@ def checkpoint(real_data: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def target(checkpoint: Path) -> dict:
+def stored_params(checkpoint: Path) -> dict:
     return serialization.msgpack_restore(checkpoint.read_bytes())["optimizer"]["target"]
 
 
@@ -29,96 +32,137 @@ def run(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def normed(x: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * scale
+def rms_norm(x: np.ndarray, params: dict) -> np.ndarray:
+    return x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-6) * params["scale"]
 
 
-def attention(x: np.ndarray, source: np.ndarray, p: dict, bias: np.ndarray, heads: int) -> np.ndarray:
-    q, k, v = (
-        (y @ p[name]["kernel"]).reshape(len(y), heads, -1)
-        for y, name in ((x, "query"), (source, "key"), (source, "value"))
-    )
-    scores = np.einsum("lhd,mhd->hlm", q, k) + bias
-    shares = np.exp(scores - scores.max(-1, keepdims=True))
-    shares /= shares.sum(-1, keepdims=True)
-    return np.einsum("hlm,mhd->lhd", shares, v).reshape(len(x), -1) @ p["out"]["kernel"]
+def attention(queries_from: np.ndarray, keys_from: np.ndarray, params: dict, bias: np.ndarray) -> np.ndarray:
+    query = split_heads(queries_from @ params["query"]["kernel"])
+    key = split_heads(keys_from @ params["key"]["kernel"])
+    value = split_heads(keys_from @ params["value"]["kernel"])
+    scores = np.einsum("lhk,mhk->hlm", query, key) + bias
+    probabilities = np.exp(scores - scores.max(-1, keepdims=True))
+    probabilities /= probabilities.sum(-1, keepdims=True)
+    mixed_values = np.einsum("hlm,mhk->lhk", probabilities, value)
+    return mixed_values.reshape(len(queries_from), -1) @ params["out"]["kernel"]
 
 
-def mlp(x: np.ndarray, p: dict) -> np.ndarray:
-    gate = x @ p["wi_0"]["kernel"]
+def split_heads(x: np.ndarray) -> np.ndarray:
+    return x.reshape(len(x), HEADS, -1)
+
+
+def gated_mlp(x: np.ndarray, params: dict) -> np.ndarray:
+    gate = x @ params["wi_0"]["kernel"]
     gelu = 0.5 * gate * (1 + np.tanh(np.sqrt(2 / np.pi) * (gate + 0.044715 * gate**3)))
-    return (gelu * (x @ p["wi_1"]["kernel"])) @ p["wo"]["kernel"]
+    return (gelu * (x @ params["wi_1"]["kernel"])) @ params["wo"]["kernel"]
 
 
-def bucket(offset: int, *, both_ways: bool) -> int:
-    """T5's buckets of short distances: one each, keys after the query in the upper half."""
+def encoder_bucket(offset: int) -> int:
+    """T5's bucket of a distance below 8: one each, those of keys after the query in the upper half of 32."""
     assert abs(offset) < 8
-    return (16 * (offset > 0) if both_ways else 0) + (abs(offset) if both_ways else max(-offset, 0))
+    return abs(offset) + 16 if offset > 0 else abs(offset)
 
 
-def biases(p: dict, length: int, *, both_ways: bool) -> np.ndarray:
-    offsets = np.arange(length)[None] - np.arange(length)[:, None]
-    found = p["relpos_bias"]["rel_embedding"][:, np.vectorize(lambda o: bucket(o, both_ways=both_ways))(offsets)]
-    return found if both_ways else np.where(offsets > 0, -1e9, found)
+def decoder_bucket(offset: int) -> int:
+    """T5's bucket of a distance below 8 where keys after the query do not count."""
+    assert abs(offset) < 8
+    return max(-offset, 0)
 
 
-def test_logits_are_those_of_t5_written_out_over_the_files_own_arrays(run: Path, target: dict) -> None:
-    """T5 1.1 in NumPy, float64: unscaled scores, pre-RMSNorm, gated GELU, a decoder with cross-attention."""
-    inputs, targets = np.array([5, 17, 900, 3, 1]), np.array([0, 32000, 44, 7])
-    p = {name: _double(part) for name, part in target.items()}
-    table, heads = p["token_embedder"]["embedding"], 4
-    encoder, decoder = p["encoder"], p["decoder"]
-    x = table[inputs]
-    for n in range(2):
-        layer = encoder[f"layers_{n}"]
-        y = normed(x, layer["pre_attention_layer_norm"]["scale"])
-        x = x + attention(y, y, layer["attention"], biases(encoder, 5, both_ways=True), heads)
-        x = x + mlp(normed(x, layer["pre_mlp_layer_norm"]["scale"]), layer["mlp"])
-    memory = normed(x, encoder["encoder_norm"]["scale"])
-    x = table[targets]
-    for n in range(2):
-        layer = decoder[f"layers_{n}"]
-        y = normed(x, layer["pre_self_attention_layer_norm"]["scale"])
-        x = x + attention(y, y, layer["self_attention"], biases(decoder, 4, both_ways=False), heads)
-        y = normed(x, layer["pre_cross_attention_layer_norm"]["scale"])
-        x = x + attention(y, memory, layer["encoder_decoder_attention"], np.zeros((1, 4, 5)), heads)
-        x = x + mlp(normed(x, layer["pre_mlp_layer_norm"]["scale"]), layer["mlp"])
-    expected = normed(x, decoder["decoder_norm"]["scale"]) @ decoder["logits_dense"]["kernel"]
-    found = t5x_lite.load(run).logits(inputs, targets)[0]
-    np.testing.assert_allclose(found, expected, atol=2e-5)
+def offsets_between(length: int) -> np.ndarray:
+    """Position of the key minus position of the query, `[query, key]`."""
+    return np.arange(length)[None] - np.arange(length)[:, None]
 
 
-def _double(tree: dict) -> dict:
-    return {k: _double(v) if isinstance(v, dict) else np.asarray(v, np.float64) for k, v in tree.items()}
+def encoder_bias(params: dict, length: int) -> np.ndarray:
+    buckets = np.vectorize(encoder_bucket)(offsets_between(length))
+    return params["relpos_bias"]["rel_embedding"][:, buckets]
 
 
-def test_arrays_that_lie_beside_the_file_are_read_too(run: Path, target: dict, tmp_path: Path) -> None:
-    """A checkpoint of a real run is a folder: large arrays are zarr, the file points to them."""
+def decoder_bias(params: dict, length: int) -> np.ndarray:
+    offsets = offsets_between(length)
+    buckets = np.vectorize(decoder_bucket)(offsets)
+    bias = params["relpos_bias"]["rel_embedding"][:, buckets]
+    return np.where(offsets > 0, -1e9, bias)
 
-    def moved(tree: dict, prefix: str = "target") -> dict:
-        made = {}
-        for name, leaf in tree.items():
-            path = f"{prefix}.{name}"
-            if isinstance(leaf, dict):
-                made[name] = moved(leaf, path)
-                continue
-            spec = {"driver": "zarr", "kvstore": {"driver": "file", "path": str(tmp_path / path)}}
-            metadata = {"metadata": {"shape": leaf.shape, "chunks": leaf.shape, "dtype": "<f4"}}
-            store = tensorstore.open(spec | metadata, create=True).result()
-            store.write(np.asarray(leaf)).result()
-            made[name] = {"driver": "zarr", "dtype": "float32", "kvstore": {"driver": "gfile", "path": path}}
-        return made
 
-    tree = {"version": 3, "optimizer": {"state": {}, "target": moved(target)}}
+def encode(params: dict, x: np.ndarray) -> np.ndarray:
+    bias = encoder_bias(params, len(x))
+    for n in range(LAYERS):
+        layer = params[f"layers_{n}"]
+        y = rms_norm(x, layer["pre_attention_layer_norm"])
+        x = x + attention(y, y, layer["attention"], bias)
+        x = x + gated_mlp(rms_norm(x, layer["pre_mlp_layer_norm"]), layer["mlp"])
+    return rms_norm(x, params["encoder_norm"])
+
+
+def decode(params: dict, x: np.ndarray, encoded: np.ndarray) -> np.ndarray:
+    bias = decoder_bias(params, len(x))
+    no_bias = np.zeros((1, len(x), len(encoded)))
+    for n in range(LAYERS):
+        layer = params[f"layers_{n}"]
+        y = rms_norm(x, layer["pre_self_attention_layer_norm"])
+        x = x + attention(y, y, layer["self_attention"], bias)
+        y = rms_norm(x, layer["pre_cross_attention_layer_norm"])
+        x = x + attention(y, encoded, layer["encoder_decoder_attention"], no_bias)
+        x = x + gated_mlp(rms_norm(x, layer["pre_mlp_layer_norm"]), layer["mlp"])
+    return rms_norm(x, params["decoder_norm"]) @ params["logits_dense"]["kernel"]
+
+
+def as_float64(tree: dict) -> dict:
+    converted = {}
+    for name, part in tree.items():
+        converted[name] = as_float64(part) if isinstance(part, dict) else np.asarray(part, np.float64)
+    return converted
+
+
+def test_logits_equal_t5_in_numpy_with_the_arrays_of_the_file(run: Path, stored_params: dict) -> None:
+    """T5 1.1 in float64: scores without a scale, RMSNorm before sublayers, gated GELU, cross-attention."""
+    inputs = np.array([5, 17, 900, 3, 1])
+    targets = np.array([0, 32000, 44, 7])
+    params = as_float64(stored_params)
+    embedding = params["token_embedder"]["embedding"]
+    encoded = encode(params["encoder"], embedding[inputs])
+    expected = decode(params["decoder"], embedding[targets], encoded)
+    logits = t5x_lite.load(run).logits(inputs, targets)[0]
+    np.testing.assert_allclose(logits, expected, atol=2e-5)
+
+
+def write_arrays(tree: dict, folder: Path, prefix: str = "target") -> dict:
+    """Write every array as zarr in a folder, and return the tree with the places of the arrays instead."""
+    places = {}
+    for name, part in tree.items():
+        path = f"{prefix}.{name}"
+        if isinstance(part, dict):
+            places[name] = write_arrays(part, folder, path)
+            continue
+        spec = {
+            "driver": "zarr",
+            "kvstore": {"driver": "file", "path": str(folder / path)},
+            "metadata": {"shape": part.shape, "chunks": part.shape, "dtype": "<f4"},
+        }
+        tensorstore.open(spec, create=True).result().write(np.asarray(part)).result()
+        places[name] = {"driver": "zarr", "dtype": "float32", "kvstore": {"driver": "gfile", "path": path}}
+    return places
+
+
+def test_arrays_beside_the_msgpack_file_are_read(run: Path, stored_params: dict, tmp_path: Path) -> None:
+    """A checkpoint of a real run is a folder: large arrays are zarr, and the file has their places."""
+    places = write_arrays(stored_params, tmp_path)
+    tree = {"version": 3, "optimizer": {"state": {}, "target": places}}
     (tmp_path / "checkpoint").write_bytes(serialization.msgpack_serialize(tree))
     assert main(["import", "t5x", str(tmp_path), str(tmp_path / "run")]) == 0
-    one, other = (flatten_names(t5x_lite.load(folder).params) for folder in (run, tmp_path / "run"))
-    assert one.keys() == other.keys()
-    assert all(np.array_equal(one[name], other[name]) for name in one)
+    expected = flatten_names(t5x_lite.load(run).params)
+    params = flatten_names(t5x_lite.load(tmp_path / "run").params)
+    assert params.keys() == expected.keys()
+    for name, values in params.items():
+        np.testing.assert_array_equal(values, expected[name])
 
 
 @pytest.mark.parametrize("content", [b"no msgpack", serialization.msgpack_serialize({"a": 1})])
-def test_another_file_is_one_line(content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_file_that_is_no_checkpoint_is_refused_in_one_line(
+    content: bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "file").write_bytes(content)
     assert main(["import", "t5x", str(tmp_path / "file"), str(tmp_path / "run")]) == 2
     assert "is not a T5X checkpoint" in capsys.readouterr().err

@@ -1,0 +1,260 @@
+"""Tables between a foreign config.json and our model settings.
+
+A table lists the foreign fields that stand for one of our settings each (`Field`), and what takes several fields to
+convert (`Rule`). Both work in two directions: reading makes our settings from a foreign config, writing makes a foreign
+config from our model.
+"""
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeAlias
+
+from t5x_lite.adapt.parts import unflatten_names
+from t5x_lite.errors import UserError
+from t5x_lite.models.components import Activation, MoE
+from t5x_lite.models.config import ModelConfig
+from t5x_lite.schema import dotted, flatten
+
+ForeignConfig: TypeAlias = dict[str, Any]
+"""The content of a config.json."""
+Settings: TypeAlias = dict[str, Any]
+"""Settings of our model as plain values: nested, as in a YAML config, or by dotted key."""
+
+REQUIRED: Final = object()
+"""The default of a field that a foreign config must have."""
+
+IMPLIED_BY = {"kv_heads": "heads", "embedding": "embed", "decoder_layers": "layers"}
+"""Settings whose null stands for the value of another setting. They are read as null where they equal it."""
+
+
+@dataclass(frozen=True)
+class ForeignModel:
+    """A foreign model to be read: its config, and the names of the tensors that its files store."""
+
+    config: Mapping[str, Any]
+    tensor_names: Collection[str]
+
+
+@dataclass(frozen=True)
+class Transform:
+    """The conversion of one value in both directions."""
+
+    to_ours: Callable[[Any], object]
+    to_foreign: Callable[[Any], object]
+
+
+def _return_unchanged(value: object) -> object:
+    return value
+
+
+UNCHANGED = Transform(_return_unchanged, _return_unchanged)
+
+
+ACTIVATIONS: dict[str, Activation] = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+    "relu2": "relu_squared",
+    "silu": "silu",
+    "swish": "silu",
+}
+"""Names of activations in Transformers, and ours."""
+FOREIGN_ACTIVATIONS: dict[Activation, str] = {
+    "gelu": "gelu",
+    "gelu_tanh": "gelu_new",
+    "relu": "relu",
+    "relu_squared": "relu2",
+    "silu": "silu",
+}
+"""The name in Transformers that each of our activations is written as."""
+
+
+def read_activation(name: str) -> Activation:
+    """Return our name of an activation.
+
+    Raises:
+        UserError: the activation is not supported.
+    """
+    if name not in ACTIVATIONS:
+        raise UserError(f"activation {name!r} is not supported; supported are {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]
+
+
+def write_activation(name: Activation) -> str:
+    """Return the name that an activation has in Transformers."""
+    return FOREIGN_ACTIVATIONS[name]
+
+
+ACTIVATION = Transform(read_activation, write_activation)
+
+
+def require_field(config: Mapping[str, Any], name: str) -> Any:
+    """Return the value of a field.
+
+    Raises:
+        UserError: the config lacks it.
+    """
+    if name not in config:
+        raise UserError(f"the field {name!r} is missing")
+    return config[name]
+
+
+@dataclass(frozen=True)
+class Field:
+    """A foreign config field that stands for one of our settings.
+
+    Attributes:
+        name: the foreign field.
+        setting: our setting, by dotted key. Keys that begin with `moe.` are those of the layers with experts; a rule of
+            the model type places them in the model.
+        default: the value that Transformers takes where a config lacks the field.
+        transform: the conversion of the value.
+        is_read: false for a field that is only written, because another field is read for the same setting.
+        writes_null: write null where our setting is null, instead of the value that null stands for.
+    """
+
+    name: str
+    setting: str
+    default: object = REQUIRED
+    transform: Transform = UNCHANGED
+    is_read: bool = True
+    writes_null: bool = False
+
+    def read(self, config: Mapping[str, Any]) -> object:
+        """Return the value of our setting.
+
+        Raises:
+            UserError: the field is required and missing, or its value is not supported.
+        """
+        if self.default is REQUIRED:
+            return self.transform.to_ours(require_field(config, self.name))
+        return self.transform.to_ours(config.get(self.name, self.default))
+
+
+def _read_nothing(source: ForeignModel, settings: Settings) -> None:
+    pass
+
+
+def _write_nothing(model: ModelConfig, config: ForeignConfig) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Foreign fields and settings of ours that can only be converted together.
+
+    Attributes:
+        fields: the foreign fields that `read` looks at.
+        read: changes our settings, which hold those of the table's fields already. It may raise UserError.
+        write: changes a foreign config, which holds the table's fields already. It may raise UserError.
+    """
+
+    fields: tuple[str, ...]
+    read: Callable[[ForeignModel, Settings], None] = _read_nothing
+    write: Callable[[ModelConfig, ForeignConfig], None] = _write_nothing
+
+
+SIZE_FIELDS = (
+    Field("vocab_size", "vocab"),
+    Field("hidden_size", "embed"),
+    Field("num_hidden_layers", "layers"),
+    Field("num_attention_heads", "heads"),
+)
+"""The sizes under the names that most model types use."""
+
+
+@dataclass(frozen=True)
+class ConfigTable:
+    """The config of a model type.
+
+    Attributes:
+        fields: foreign fields that stand for one setting each.
+        fixed: settings of ours, by dotted key, that are the same in every such model. `family` is always among them.
+        constants: foreign fields that are written with the same value for every such model.
+        rules: conversions of several fields, in the order in which they are applied.
+    """
+
+    fields: tuple[Field, ...]
+    fixed: Mapping[str, object]
+    constants: Mapping[str, object] = field(default_factory=dict)
+    rules: tuple[Rule, ...] = ()
+
+    def fields_read(self) -> set[str]:
+        """Return the names of the foreign fields that `read` looks at."""
+        names = {config_field.name for config_field in self.fields if config_field.is_read}
+        for rule in self.rules:
+            names.update(rule.fields)
+        return names
+
+    def read(self, source: ForeignModel) -> Settings:
+        """Return the settings of our model, nested.
+
+        Raises:
+            UserError: a required field is missing, or a value is not supported.
+        """
+        values = dict(self.fixed)
+        for config_field in self.fields:
+            if config_field.is_read:
+                values[config_field.setting] = config_field.read(source.config)
+        for setting, implied_by in IMPLIED_BY.items():
+            if values.get(setting) == values[implied_by]:
+                values[setting] = None
+        settings = unflatten_names(values)
+        for rule in self.rules:
+            rule.read(source, settings)
+        return settings
+
+    def write(self, model: ModelConfig) -> ForeignConfig:
+        """Return the foreign config of our model.
+
+        The result describes the model only if `read` turns it back into the same settings.
+
+        Raises:
+            UserError: the model lacks a component that such models have.
+        """
+        explicit_settings = flatten(model)
+        resolved_settings = _settings_to_write(model)
+        config: ForeignConfig = {}
+        for config_field in self.fields:
+            settings = explicit_settings if config_field.writes_null else resolved_settings
+            if config_field.setting not in settings:
+                raise UserError(f"the model has no {config_field.setting}")
+            config[config_field.name] = config_field.transform.to_foreign(settings[config_field.setting])
+        config.update(self.constants)
+        for rule in self.rules:
+            rule.write(model, config)
+        return config
+
+
+def resolve_settings(model: ModelConfig) -> Settings:
+    """Return every setting by dotted key, with the values that nulls stand for filled in."""
+    layers = []
+    for layer in model.pattern:
+        feedforward = model.feedforward_of(layer)
+        if isinstance(feedforward, MoE):
+            expert = feedforward.expert or model.dense_feedforward
+            width = feedforward.mlp or model.width_of_mlp
+            feedforward = feedforward.model_copy(update={"expert": expert, "mlp": width})
+        layers.append(layer.model_copy(update={"feedforward": feedforward}))
+    resolved_values = {
+        "pattern": tuple(layers),
+        "feedforward": model.dense_feedforward,
+        "head_dim": model.width_of_head,
+        "kv_heads": model.key_value_heads,
+        "mlp": model.width_of_mlp,
+        "embedding": model.width_of_embedding,
+        "decoder_layers": model.layers_of_decoder,
+    }
+    return flatten(model.model_copy(update=resolved_values))
+
+
+def _settings_to_write(model: ModelConfig) -> Settings:
+    settings = resolve_settings(model)
+    # A foreign field names the activation alone, whether or not the feed-forward has a gate.
+    for feedforward in ("mlp", "glu"):
+        settings[f"feedforward.{feedforward}.activation"] = model.dense_feedforward.activation
+    if len(model.mixtures) == 1:
+        experts = model.mixtures[0].model_dump(mode="json")
+        settings.update(dotted({"moe": experts}))
+    return settings

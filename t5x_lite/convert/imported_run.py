@@ -1,0 +1,130 @@
+"""Turn foreign weights into a run directory."""
+
+import json
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from t5x_lite import config as configuration
+from t5x_lite import schema
+from t5x_lite.adapt.parts import flatten_names, unflatten_names
+from t5x_lite.checkpoint import Checkpoints
+from t5x_lite.config import CheckpointConfig, MeshConfig, RunConfig
+from t5x_lite.convert.config_table import ForeignConfig
+from t5x_lite.convert.model_type import ObjectiveSetting
+from t5x_lite.convert.weight_map import WeightMap
+from t5x_lite.data import tokenizer as tokenizers
+from t5x_lite.data.config import TokenizerFile
+from t5x_lite.data.tokenizer import Tokenizer
+from t5x_lite.errors import UserError
+from t5x_lite.models.components import Learned
+from t5x_lite.models.config import ModelConfig
+from t5x_lite.parallel import mesh as meshes
+from t5x_lite.progress import track_progress
+from t5x_lite.run_dir import FOREIGN_CONFIG, Run, open_run
+
+MAX_SEQ_LEN = 512
+"""The sequence length in the config of an imported run, in tokens, unless its learned positions are fewer."""
+SENTINELS = 100
+"""The number of sentinel tokens that T5's tokenizer adds to its SentencePiece model."""
+
+TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "tokenizer.model", "vocab.json", "vocab.txt")
+
+
+def check_new_run_dir(run_dir: Path) -> None:
+    """Refuse a directory that holds a run.
+
+    Raises:
+        UserError: it does.
+    """
+    if (run_dir / "config.yaml").exists():
+        raise UserError(f"{run_dir}: is a run already; give another directory")
+
+
+def load_params(weight_map: WeightMap, read_tensor: Callable[[str], np.ndarray]) -> PyTree[jax.Array]:
+    """Return our parameters as nested dicts of arrays on the devices.
+
+    Each array is filled on the host and moved to the devices before the next.
+
+    Args:
+        weight_map: the foreign tensors of each of our arrays.
+        read_tensor: returns a foreign tensor by name.
+    """
+    spec = weight_map.spec
+    mesh = meshes.make_mesh(MeshConfig())
+    shardings = flatten_names(meshes.shardings(mesh, spec.axes, spec.shapes))
+    params = {}
+    with track_progress("reading") as advance:
+        for name, sharding in shardings.items():
+            values = weight_map.to_ours(name, read_tensor)
+            params[name] = jax.device_put(values, sharding)
+            advance(name, len(params), len(shardings))
+    return unflatten_names(params)
+
+
+def load_tokenizer(folder: Path, model: ModelConfig) -> Tokenizer | None:
+    """Return the tokenizer beside foreign weights, if there is one."""
+    for name in TOKENIZER_FILES:
+        path = folder / name
+        if not path.is_file():
+            continue
+        tokenizer = tokenizers.from_file(TokenizerFile(path=str(path)))
+        if name == "spiece.model" and model.family == "encoder_decoder" and not tokenizer.sentinels():
+            return tokenizers.from_file(TokenizerFile(path=str(path), extra_ids=SENTINELS))
+        return tokenizer
+    return None
+
+
+def write_run(
+    run_dir: Path,
+    model: ModelConfig,
+    objective: ObjectiveSetting,
+    params: PyTree[jax.Array],
+    tokenizer: Tokenizer | None,
+    foreign_config: ForeignConfig | None = None,
+) -> Run:
+    """Write a run directory with all that `eval`, `generate` and `export` need: config, tokenizer and checkpoint 0.
+
+    Args:
+        run_dir: the directory; it is created.
+        model: the model.
+        objective: the objective that the weights were trained on.
+        params: the weights as nested dicts.
+        tokenizer: the tokenizer, if there is one.
+        foreign_config: the config that the weights came with; an export starts from it.
+    """
+    config = _describe_run(run_dir, model, objective, tokenizer)
+    config_text = configuration.dump(config)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with closing(Checkpoints(run_dir / "checkpoints", CheckpointConfig())) as checkpoints:
+        checkpoints.write(0, {"params": params}, {"config": config_text})
+    if tokenizer is not None:
+        tokenizer.save(run_dir)
+    if foreign_config is not None:
+        (run_dir / FOREIGN_CONFIG).write_text(json.dumps(foreign_config, indent=2) + "\n", encoding="utf-8")
+    (run_dir / "config.yaml").write_text(config_text, encoding="utf-8")
+    return open_run(run_dir)
+
+
+def _describe_run(
+    run_dir: Path, model: ModelConfig, objective: ObjectiveSetting, tokenizer: Tokenizer | None
+) -> RunConfig:
+    length = MAX_SEQ_LEN
+    if isinstance(model.positions, Learned):
+        length = min(model.positions.length, MAX_SEQ_LEN)
+    data = {}
+    if isinstance(objective, dict) and objective["masked"]["sentences"] != "none":
+        data = {"packing": "sentences", "parts": "punctuation"}
+    tokenizer_name = "tokenizer.json" if tokenizer is None else tokenizer.file_name
+    settings = {
+        "model": model.model_dump(mode="json"),
+        "objective": objective,
+        "data": data,
+        "tokenizer": {"file": {"path": str(run_dir / tokenizer_name)}},
+        "train": {"steps": 1, "batch_size": 8, "seq_len": length},
+    }
+    return schema.validate(RunConfig, schema.Sources(settings, {"": "import"}))

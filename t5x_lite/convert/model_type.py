@@ -1,0 +1,107 @@
+"""A model type of Hugging Face Transformers: the tables of its config and of its weights."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from t5x_lite.convert.config_table import ConfigTable, ForeignConfig, ForeignModel, Settings
+from t5x_lite.convert.weight_map import WeightMap, WeightTable
+from t5x_lite.models.components import GLU
+from t5x_lite.models.config import ModelConfig, Output
+from t5x_lite.models.transformer import model_spec
+
+ObjectiveSetting: TypeAlias = str | dict[str, Any] | None
+"""The `objective` of a run config: a name, or a name with its settings."""
+
+OUTPUT_MATRIX = "lm_head.weight"
+"""The output matrix in decoders and encoder-decoders. Models that store it are untied."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A class of Transformers: the base model of a model type with certain outputs.
+
+    Attributes:
+        name: the class.
+        objective: the objective that such models are trained on; null where one alone cannot be (ELECTRA).
+        outputs: what the model predicts.
+        settings: further settings of our model that belong to these outputs.
+        marker_tensor: a tensor that models of this class alone store; null for the class that is assumed otherwise.
+    """
+
+    name: str
+    objective: ObjectiveSetting
+    outputs: tuple[Output, ...] = ("tokens",)
+    settings: Mapping[str, object] = field(default_factory=dict)
+    marker_tensor: str | None = None
+
+
+@dataclass(frozen=True)
+class ModelType:
+    """A model type of Transformers.
+
+    Attributes:
+        name: `model_type` in a config.json.
+        architectures: the classes that are read and written; the first has no marker tensor.
+        config: the table of the config.
+        weights: the table of the weights.
+        gated_weights: the table for models with a gated feed-forward, where it differs.
+        base_model_prefix: the prefix of the base model's tensors, which files of the base model alone leave out.
+        ignored_tensors: regular expressions of tensors that add no information: copies of tied matrices, masks.
+        renamed_tensors: regular expressions of names in older files, and their replacements.
+        sentencepiece_file: the name under which Transformers looks for a SentencePiece model.
+    """
+
+    name: str
+    architectures: tuple[Architecture, ...]
+    config: ConfigTable
+    weights: WeightTable
+    gated_weights: WeightTable | None = None
+    base_model_prefix: str = ""
+    ignored_tensors: tuple[str, ...] = ()
+    renamed_tensors: Mapping[str, str] = field(default_factory=dict)
+    sentencepiece_file: str = "tokenizer.model"
+
+    def read_settings(self, source: ForeignModel) -> Settings:
+        """Return the settings of our model, nested.
+
+        Raises:
+            UserError: a required field is missing, or a value is not supported.
+        """
+        settings = self.config.read(source)
+        architecture = self._stored_architecture(source.tensor_names)
+        settings["outputs"] = architecture.outputs
+        settings.update(architecture.settings)
+        return settings
+
+    def write_config(self, model: ModelConfig) -> ForeignConfig:
+        """Return the config.json of our model, without its `model_type` and `architectures`.
+
+        Raises:
+            UserError: the model lacks a component that such models have.
+        """
+        return self.config.write(model)
+
+    def build_weight_map(self, model: ModelConfig) -> WeightMap:
+        """Return the map of every tensor of the model.
+
+        Raises:
+            UserError: the model has arrays that such models lack.
+        """
+        table = self.weights
+        if self.gated_weights is not None and isinstance(model.feedforward, GLU):
+            table = self.gated_weights
+        return WeightMap(model_spec(model), table)
+
+    def select_architecture(self, model: ModelConfig) -> Architecture:
+        """Return the class with the outputs of the model; the first where none has them."""
+        for architecture in self.architectures:
+            if set(architecture.outputs) == set(model.outputs):
+                return architecture
+        return self.architectures[0]
+
+    def _stored_architecture(self, tensor_names: Collection[str]) -> Architecture:
+        for architecture in self.architectures:
+            if architecture.marker_tensor in tensor_names:
+                return architecture
+        return self.architectures[0]

@@ -1,0 +1,243 @@
+"""Tables between foreign weights and ours, and the map of every tensor that follows from them.
+
+A table names modules: `{"attn.q_proj": "attention.query"}` stands for the module's weight and, where we have one, its
+bias. Our arrays stack layers and experts along leading axes and keep heads as axes of their own. Foreign tensors are
+flat, one for each layer and expert.
+"""
+
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+from jaxtyping import Float, Shaped
+
+from t5x_lite.checkpoint import flatten_names
+from t5x_lite.errors import UserError
+from t5x_lite.models.layers import Axes
+from t5x_lite.models.transformer import ModelSpec
+
+
+@dataclass(frozen=True)
+class Fused:
+    """Modules of ours whose weights one foreign module stores side by side along the output axis."""
+
+    modules: tuple[str, ...]
+
+
+Modules: TypeAlias = Mapping[str, str | Fused]
+"""Foreign module names and ours. `{expert}` in a foreign name is the number of an expert."""
+
+
+@dataclass(frozen=True)
+class StackModules:
+    """The modules of each layer of one of our stacks.
+
+    Attributes:
+        foreign: the foreign name of a layer; `{layer}` in it is the number of the layer.
+        ours: the name of our stack of layers.
+        modules: the modules inside a layer.
+    """
+
+    foreign: str
+    ours: str
+    modules: Modules
+
+
+@dataclass(frozen=True)
+class WeightFormat:
+    """How a code base names and stores the arrays of a module.
+
+    Attributes:
+        leaf_names: our names of arrays (`weight`, `bias`, …), and theirs.
+        matrices_are_transposed: matrices are stored as [out, in]; ours are [in, out].
+        transposed_leaves: our names of further arrays that are stored transposed.
+        separator: the string between the parts of a name.
+    """
+
+    leaf_names: Mapping[str, str]
+    matrices_are_transposed: bool
+    transposed_leaves: tuple[str, ...] = ()
+    separator: str = "."
+
+
+TORCH_LEAF_NAMES = {"weight": "weight", "scale": "weight", "table": "weight", "bias": "bias"}
+TORCH_FORMAT = WeightFormat(TORCH_LEAF_NAMES, matrices_are_transposed=True)
+"""Modules of PyTorch: `torch.nn.Linear` stores its matrix as [out, in]."""
+
+
+@dataclass(frozen=True)
+class WeightTable:
+    """The weights of a model type: the modules outside the layers, and those of each stack of layers."""
+
+    modules: Modules
+    stacks: tuple[StackModules, ...]
+    weight_format: WeightFormat = TORCH_FORMAT
+
+
+@dataclass(frozen=True)
+class TensorMapping:
+    """One foreign tensor, and the parts of our arrays that it stores side by side along the last axis.
+
+    Attributes:
+        tensor: the name of the foreign tensor.
+        arrays: the names of our arrays.
+        index: the leading indices of the part in each array: the repeat of the layer pattern, then the expert.
+        part_shapes: the shape of each part as a matrix [in, out], a table [rows, width] or a vector [size].
+        is_transposed: the foreign tensor is the transpose of the joined parts.
+    """
+
+    tensor: str
+    arrays: tuple[str, ...]
+    index: tuple[int, ...]
+    part_shapes: tuple[tuple[int, ...], ...]
+    is_transposed: bool
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the foreign tensor."""
+        width = sum(shape[-1] for shape in self.part_shapes)
+        joined_shape = (*self.part_shapes[0][:-1], width)
+        return joined_shape[::-1] if self.is_transposed else joined_shape
+
+    def to_foreign(self, read_array: Callable[[str], np.ndarray]) -> Shaped[np.ndarray, "..."]:
+        """Return the foreign tensor. `read_array` returns one of our arrays by name."""
+        parts = []
+        for name, shape in zip(self.arrays, self.part_shapes, strict=True):
+            part = read_array(name)[self.index]
+            parts.append(part.reshape(shape))
+        joined = np.concatenate(parts, axis=-1)
+        return joined.T if self.is_transposed else joined
+
+    def select_part(self, array: str, tensor: Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray, "..."]:
+        """Return the part of the foreign tensor that belongs to one of our arrays."""
+        joined = tensor.T if self.is_transposed else tensor
+        widths = [shape[-1] for shape in self.part_shapes]
+        parts = np.split(joined, np.cumsum(widths)[:-1], axis=-1)
+        return parts[self.arrays.index(array)]
+
+
+class WeightMap:
+    """Every tensor of one model in a foreign format.
+
+    Args:
+        spec: the model.
+        table: the weights of its model type. Modules that the model lacks are left out.
+
+    Raises:
+        UserError: the table has no place for some of the model's arrays, or the model lacks a stack of the table.
+    """
+
+    def __init__(self, spec: ModelSpec, table: WeightTable) -> None:
+        self.spec = spec
+        self.weight_format = table.weight_format
+        self.axes: dict[str, Axes] = flatten_names(spec.axes)
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        for name, array in flatten_names(spec.shapes).items():
+            self.shapes[name] = tuple(array.shape)
+        self.mappings = list(self._map_modules(table.modules, "", "", ()))
+        for stack in table.stacks:
+            self.mappings.extend(self._map_stack(stack))
+        self._check_complete()
+
+    def _check_complete(self) -> None:
+        mapped_arrays: set[str] = set()
+        for mapping in self.mappings:
+            mapped_arrays.update(mapping.arrays)
+        unmapped_arrays = sorted(self.shapes.keys() - mapped_arrays)
+        if unmapped_arrays:
+            raise UserError(f"this format has no place for {', '.join(unmapped_arrays[:6])}")
+
+    def _map_stack(self, stack: StackModules) -> Iterator[TensorMapping]:
+        """Map the layers of a stack, whose arrays are stacked over the repeats of the layer pattern."""
+        # Every layer of the pattern has exactly one such norm.
+        norms = []
+        for name in self.shapes:
+            if name.startswith(f"{stack.ours}.") and name.endswith(".attention_norm.scale"):
+                norms.append(name)
+        if not norms:
+            raise UserError(f"the model has no {stack.ours}, which this format stores")
+        period = len(norms)
+        repeats = self.shapes[norms[0]][0]
+        for repeat in range(repeats):
+            for place in range(period):
+                layer = repeat * period + place
+                foreign_prefix = stack.foreign.format(layer=layer) + self.weight_format.separator
+                yield from self._map_modules(stack.modules, foreign_prefix, f"{stack.ours}.{place}.", (repeat,))
+
+    def _map_modules(
+        self, modules: Modules, foreign_prefix: str, our_prefix: str, index: tuple[int, ...]
+    ) -> Iterator[TensorMapping]:
+        for foreign_module, our_module in modules.items():
+            parts = our_module.modules if isinstance(our_module, Fused) else (our_module,)
+            for leaf, foreign_leaf in self.weight_format.leaf_names.items():
+                arrays = tuple(f"{our_prefix}{part}.{leaf}" for part in parts)
+                if arrays[0] not in self.shapes:
+                    continue
+                yield from self._map_array(f"{foreign_prefix}{foreign_module}", leaf, foreign_leaf, arrays, index)
+
+    def _map_array(
+        self, foreign_module: str, leaf: str, foreign_leaf: str, arrays: tuple[str, ...], index: tuple[int, ...]
+    ) -> Iterator[TensorMapping]:
+        """Map fused arrays to one foreign tensor for each expert, or to a single one."""
+        axes = self.axes[arrays[0]]
+        is_matrix = axes.inputs > 0
+        is_transposed = is_matrix and self.weight_format.matrices_are_transposed
+        is_transposed = is_transposed or leaf in self.weight_format.transposed_leaves
+        depth = len(index) + axes.stacked
+        part_shapes = tuple(self._part_shape(array, depth) for array in arrays)
+        experts = self.shapes[arrays[0]][len(index) : depth]
+        for expert in np.ndindex(experts):
+            module = foreign_module
+            if expert:
+                module = module.format(expert=expert[0])
+            tensor = f"{module}{self.weight_format.separator}{foreign_leaf}"
+            yield TensorMapping(tensor, arrays, index + expert, part_shapes, is_transposed)
+
+    def _part_shape(self, array: str, depth: int) -> tuple[int, ...]:
+        """Return the shape of an array without its first `depth` axes, as a matrix, a table or a vector."""
+        axes = self.axes[array]
+        shape = self.shapes[array][depth:]
+        if axes.inputs:
+            return math.prod(shape[: axes.inputs]), math.prod(shape[axes.inputs :])
+        if axes.table:
+            return shape
+        return (math.prod(shape),)
+
+    def check_tensors(self, place: str, shapes: Mapping[str, tuple[int, ...]], ignored: Collection[str] = ()) -> None:
+        """Refuse stored tensors that do not fit the model.
+
+        Args:
+            place: where the tensors come from; the error begins with it.
+            shapes: the shapes of the stored tensors by name.
+            ignored: names of tensors that may be stored although the model has no use for them.
+
+        Raises:
+            UserError: all tensors that are missing, unexpected or of another shape, in one line.
+        """
+        expected = {mapping.tensor: mapping.shape for mapping in self.mappings}
+        faults = []
+        for name in sorted(expected.keys() - shapes.keys()):
+            faults.append(f"missing {name} {list(expected[name])}")
+        for name in sorted(shapes.keys() - expected.keys() - set(ignored)):
+            faults.append(f"unexpected {name} {list(shapes[name])}")
+        for name in sorted(expected.keys() & shapes.keys()):
+            if shapes[name] != expected[name]:
+                faults.append(f"{name} is {list(shapes[name])}, expected {list(expected[name])}")
+        if faults:
+            raise UserError(f"{place}: {len(faults)} tensors do not fit its config: {'; '.join(faults)}")
+
+    def to_ours(self, array: str, read_tensor: Callable[[str], np.ndarray]) -> Float[np.ndarray, "..."]:
+        """Return one of our arrays as float32, with all of its layers and experts.
+
+        `read_tensor` returns a foreign tensor by name. It is called for one tensor at a time, so that no more than one
+        is in memory beside the result.
+        """
+        values = np.empty(self.shapes[array], np.float32)
+        for mapping in self.mappings:
+            if array not in mapping.arrays:
+                continue
+            part = mapping.select_part(array, read_tensor(mapping.tensor))
+            values[mapping.index] = part.reshape(values[mapping.index].shape)
+        return values

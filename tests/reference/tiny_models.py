@@ -1,0 +1,146 @@
+"""Tiny models of Hugging Face Transformers, one or more for each model type, and the objectives to train them on."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import transformers
+from transformers import PreTrainedModel
+
+VOCAB = 96
+EMBED = 32
+
+Setting = object
+"""A value of a Transformers config."""
+
+
+@dataclass(frozen=True)
+class TinyModel:
+    """A model of Transformers.
+
+    Attributes:
+        objective: the objective whose loss is compared. After a comma follows the task of a sentence output.
+        build: builds the model with random weights.
+    """
+
+    objective: str
+    build: Callable[[], PreTrainedModel]
+
+
+def build_t5(**settings: Setting) -> PreTrainedModel:
+    sizes = {"vocab_size": VOCAB, "d_model": EMBED, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 3}
+    config = transformers.T5Config(**{**sizes, "decoder_start_token_id": 0, **settings})
+    return transformers.T5ForConditionalGeneration(config)
+
+
+def build_untied_t5() -> PreTrainedModel:
+    model = build_t5(feed_forward_proj="gated-gelu", tie_word_embeddings=False, num_decoder_layers=3)
+    # Transformers 5.23 leaves the output tied to the embedding whatever the config says.
+    model.lm_head.weight = torch.nn.Parameter(torch.randn(VOCAB, EMBED) * 0.1)
+    return model
+
+
+def build_switch(**settings: Setting) -> PreTrainedModel:
+    sizes = {
+        "vocab_size": VOCAB,
+        "d_model": EMBED,
+        "d_kv": 8,
+        "d_ff": 48,
+        "num_layers": 4,
+        "num_decoder_layers": 2,
+        "num_sparse_encoder_layers": 2,
+        "num_sparse_decoder_layers": 1,
+        "num_heads": 3,
+        "num_experts": 4,
+        "expert_capacity": 6,
+        "decoder_start_token_id": 0,
+    }
+    config = transformers.SwitchTransformersConfig(**{**sizes, **settings})
+    return transformers.SwitchTransformersForConditionalGeneration(config)
+
+
+COMMON_SIZES = {
+    "vocab_size": VOCAB,
+    "hidden_size": EMBED,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+}
+
+
+def build_encoder(name: str, head: str, **settings: Setting) -> PreTrainedModel:
+    """Build the class `{name}For{head}`."""
+    config_class = getattr(transformers, f"{name}Config")
+    config = config_class(**{**COMMON_SIZES, "max_position_embeddings": 40, **settings})
+    return getattr(transformers, f"{name}For{head}")(config)
+
+
+def build_llama(name: str, **settings: Setting) -> PreTrainedModel:
+    """Build the class `{name}ForCausalLM`, whose config has Llama's fields."""
+    config_class = getattr(transformers, f"{name}Config")
+    config = config_class(**{**COMMON_SIZES, "num_key_value_heads": 2, **settings})
+    return getattr(transformers, f"{name}ForCausalLM")(config)
+
+
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 5e5,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+
+
+def build_gpt2() -> PreTrainedModel:
+    config = transformers.GPT2Config(vocab_size=VOCAB, n_embd=EMBED, n_layer=2, n_head=4, n_positions=80)
+    return transformers.GPT2LMHeadModel(config)
+
+
+def build_gpt_neo() -> PreTrainedModel:
+    config = transformers.GPTNeoConfig(
+        vocab_size=VOCAB,
+        hidden_size=EMBED,
+        num_layers=4,
+        num_heads=4,
+        attention_types=[[["global", "local"], 2]],
+        window_size=4,
+        max_position_embeddings=40,
+    )
+    return transformers.GPTNeoForCausalLM(config)
+
+
+def build_opt() -> PreTrainedModel:
+    config = transformers.OPTConfig(
+        vocab_size=VOCAB,
+        hidden_size=EMBED,
+        word_embed_proj_dim=EMBED,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        ffn_dim=48,
+        max_position_embeddings=40,
+    )
+    return transformers.OPTForCausalLM(config)
+
+
+TINY_MODELS = {
+    "T5 v1.0": TinyModel("span_corruption", build_t5),
+    "T5 v1.1": TinyModel("span_corruption", build_untied_t5),
+    "Switch": TinyModel("span_corruption", build_switch),
+    "Switch, room for all": TinyModel("span_corruption", partial(build_switch, expert_capacity=100)),
+    "BERT": TinyModel("masked, next sentence", partial(build_encoder, "Bert", "PreTraining")),
+    "BERT, MLM alone": TinyModel("masked", partial(build_encoder, "Bert", "MaskedLM")),
+    "RoBERTa": TinyModel("masked", partial(build_encoder, "Roberta", "MaskedLM", type_vocab_size=1)),
+    "ALBERT": TinyModel("masked, sentence order", partial(build_encoder, "Albert", "PreTraining", embedding_size=16)),
+    "ELECTRA generator": TinyModel("masked", partial(build_encoder, "Electra", "MaskedLM", embedding_size=16)),
+    "ELECTRA": TinyModel("replaced_token", partial(build_encoder, "Electra", "PreTraining", embedding_size=16)),
+    "GPT-2": TinyModel("causal", build_gpt2),
+    "GPT-Neo": TinyModel("causal", build_gpt_neo),
+    "OPT": TinyModel("causal", build_opt),
+    "Llama 2": TinyModel("causal", partial(build_llama, "Llama")),
+    "Llama 3.1": TinyModel("causal", partial(build_llama, "Llama", rope_parameters=LLAMA3_ROPE)),
+    "Mistral": TinyModel("causal", partial(build_llama, "Mistral", sliding_window=4)),
+    "Mixtral": TinyModel("causal", partial(build_llama, "Mixtral", num_local_experts=4)),
+    "OLMo 2": TinyModel("causal", partial(build_llama, "Olmo2")),
+}
