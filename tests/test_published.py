@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from t5x_lite import config as configuration
-from t5x_lite.checkpoint import flatten_names
 from t5x_lite.convert.huggingface import family_of
 from t5x_lite.errors import UserError
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.transformer import model_spec
+from t5x_lite.trees import flatten_names
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 

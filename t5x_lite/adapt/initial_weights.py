@@ -11,12 +11,12 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from t5x_lite.adapt.method import ModelPair
-from t5x_lite.adapt.parts import flatten_names, unflatten_names
 from t5x_lite.config import RunConfig
 from t5x_lite.errors import UserError
 from t5x_lite.models.transformer import ModelSpec, init_params
 from t5x_lite.parallel.mesh import shardings
 from t5x_lite.run_dir import Run, open_run
+from t5x_lite.trees import flatten_names, unflatten_names
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from typing import Any
 
 from t5x_lite.adapt.method import Method
 from t5x_lite.models.config import ModelConfig
+from t5x_lite.trees import flatten_names, unflatten_names
 
 
 @dataclass(frozen=True)
@@ -60,22 +61,3 @@ class TrainableSplit:
         values = flatten_names(tree)
         found = {name: pick(values[name], first) for name, first in self.first.items()}
         return unflatten_names({name: value for name, value in found.items() if value is not None})
-
-
-def flatten_names(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """`{dotted name: leaf}` of nested dicts."""
-    if not isinstance(tree, dict):
-        return {prefix[:-1]: tree}
-    return {name: leaf for key, inner in tree.items() for name, leaf in flatten_names(inner, f"{prefix}{key}.").items()}
-
-
-def unflatten_names(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """The nested dicts with these leaves, by dotted names."""
-    tree: dict[str, Any] = {}
-    for name, leaf in leaves.items():
-        *above, last = name.split(".")
-        inside = tree
-        for key in above:
-            inside = inside.setdefault(key, {})
-        inside[last] = leaf
-    return tree

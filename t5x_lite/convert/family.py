@@ -3,12 +3,12 @@
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, ClassVar, TypeAlias
 
-from t5x_lite.adapt.parts import unflatten_names
 from t5x_lite.convert.tensors import TORCH, Dialect, Layers, Modules, Table
 from t5x_lite.models.components import Activation, MoE
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.transformer import model_spec
 from t5x_lite.schema import dotted, flatten
+from t5x_lite.trees import unflatten_names
 
 ACTIVATIONS: dict[str, Activation] = {
     "gelu": "gelu",

@@ -20,7 +20,6 @@ import safetensors
 from t5x_lite import config as configuration
 from t5x_lite import schema
 from t5x_lite.adapt.initial_weights import merged_weights
-from t5x_lite.adapt.parts import flatten_names, unflatten_names
 from t5x_lite.checkpoint import Checkpoints
 from t5x_lite.config import CheckpointConfig, MeshConfig, RunConfig
 from t5x_lite.convert import FAMILIES, Family
@@ -35,6 +34,7 @@ from t5x_lite.models.config import ModelConfig
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.progress import track_progress
 from t5x_lite.run_dir import FOREIGN_CONFIG, Run, open_run
+from t5x_lite.trees import flatten_names, unflatten_names
 
 SHARD_BYTES = 5 * 10**9
 """Size of one file of an export at most, as Transformers has it."""

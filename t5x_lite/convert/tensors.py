@@ -12,10 +12,10 @@ from typing import TypeAlias
 
 import numpy as np
 
-from t5x_lite.checkpoint import flatten_names
 from t5x_lite.errors import UserError
 from t5x_lite.models.layers import Axes
 from t5x_lite.models.transformer import ModelSpec
+from t5x_lite.trees import flatten_names
 
 Modules: TypeAlias = Mapping[str, str | tuple[str, ...]]
 """Their module to ours; to several of ours where theirs is them side by side."""

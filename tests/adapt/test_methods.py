@@ -12,13 +12,13 @@ import t5x_lite
 from t5x_lite import config as configuration
 from t5x_lite.adapt import BitFit, Unfreeze
 from t5x_lite.adapt.initial_weights import initial_weights
-from t5x_lite.adapt.parts import flatten_names, unflatten_names
 from t5x_lite.cli import main
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.transformer import model_spec
 from t5x_lite.parallel.mesh import make_mesh
 from t5x_lite.run_dir import with_vocab
 from t5x_lite.train.setup import make_steps
+from t5x_lite.trees import flatten_names, unflatten_names
 from tests.conftest import REPOSITORY, lines
 
 LAYERS = 2

@@ -18,7 +18,6 @@ import transformers
 
 import t5x_lite
 from t5x_lite.api import Model
-from t5x_lite.checkpoint import flatten_names
 from t5x_lite.convert import FAMILIES
 from t5x_lite.convert.huggingface import import_hf
 from t5x_lite.models.losses import Losses
@@ -26,6 +25,7 @@ from t5x_lite.objectives.causal import Causal
 from t5x_lite.objectives.features import START, positions_in
 from t5x_lite.objectives.masked import Masked
 from t5x_lite.objectives.span_corruption import SpanCorruption
+from t5x_lite.trees import flatten_names
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 transformers.logging.set_verbosity_error()

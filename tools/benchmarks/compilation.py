@@ -10,7 +10,7 @@ from benchmarks.step import CONFIGS
 from t5x_lite import config as configuration
 from t5x_lite.models.transformer import model_spec
 from t5x_lite.parallel import mesh as meshes
-from t5x_lite.planner.plan import example_features
+from t5x_lite.planner.example import example_features
 from t5x_lite.train.setup import make_steps
 
 DEPTHS = (12, 96)

@@ -15,7 +15,7 @@ from benchmarks.timing import Case, Side, raced
 from t5x_lite import config as configuration
 from t5x_lite.config import RunConfig
 from t5x_lite.models.transformer import model_spec
-from t5x_lite.planner.plan import example_context
+from t5x_lite.planner.example import example_context
 from t5x_lite.train.metrics import flops_per_row, peak_flops
 
 PLAIN = ("model.compute=bfloat16", "model.dropout=0", "train.z_loss=0", "model.remat=dots")

@@ -18,7 +18,7 @@ from t5x_lite.config import RunConfig
 from t5x_lite.models.transformer import model_spec
 from t5x_lite.objectives.objective import TokenRow
 from t5x_lite.parallel import mesh as meshes
-from t5x_lite.planner.plan import example_context
+from t5x_lite.planner.example import example_context
 from t5x_lite.train.setup import make_steps
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

@@ -28,7 +28,7 @@ from benchmarks.step import CONFIGS, example_batch, ours
 from t5x_lite import config as configuration
 from t5x_lite.models.transformer import model_spec
 from t5x_lite.parallel import mesh as meshes
-from t5x_lite.planner.plan import example_context
+from t5x_lite.planner.example import example_context
 from t5x_lite.planner.roofline import modelled_memory
 from t5x_lite.train.metrics import peak_flops
 from t5x_lite.train.setup import check_mesh, make_steps
