@@ -62,7 +62,10 @@ def _mesh_shape(config: MeshConfig, device_count: int) -> tuple[int, ...]:
             f"mesh: {product} does not fill {device_count} devices; sizes that divide them are {divisors}, "
             "and one axis may be -1 to take the remaining devices"
         )
-    return tuple(remaining if size == -1 else size for size in sizes.values())
+    shape = []
+    for size in sizes.values():
+        shape.append(remaining if size == -1 else size)
+    return tuple(shape)
 
 
 def sharding_of(mesh: Mesh, axes: Axes, shape: tuple[int, ...]) -> NamedSharding:

@@ -42,17 +42,18 @@ def required_collectives(workload: Workload) -> list[Collective]:
     sublayer = tokens * model.embed * width
     keys_values = tokens * 2 * model.key_value_heads * model.width_of_head / sizes["tensor"] * width * sizes["context"]
 
-    # Gathers before each use of an array: forward, perhaps recomputation, and backward.
-    weight_gathers = 3 if workload.recomputes_layers else 2
-    sublayer_passes = 6 if workload.recomputes_layers else 4
+    # A step uses its weights in the forward pass, in a recomputation of that pass if there is one, and in the backward
+    # pass. Each of these passes goes through two sublayers of a layer, or sends tokens to experts and back.
+    passes = 3 if workload.recomputes_layers else 2
+    sublayer_passes = 2 * passes
     array_bytes = {
-        ("all-gather", "fsdp"): weights * width * weight_gathers * microbatches,
+        ("all-gather", "fsdp"): weights * width * passes * microbatches,
         ("reduce-scatter", "fsdp"): weights * width * microbatches,
         ("all-reduce", "data"): 2 * weights * 4 / sizes["fsdp"],
         ("all-reduce", "expert"): 2 * other_weights / weight_shards * width / sizes["fsdp"] * microbatches,
         ("all-gather", "tensor"): layers * sublayer * sublayer_passes,
         ("reduce-scatter", "tensor"): layers * sublayer * sublayer_passes,
-        ("all-gather", "context"): layers * keys_values * weight_gathers,
+        ("all-gather", "context"): layers * keys_values * passes,
         ("all-to-all", "expert"): routed_copies * sublayer * sublayer_passes,
         ("collective-permute", "pipeline"): 2 * workload.pipeline_slowdown * sublayer,
     }

@@ -14,7 +14,7 @@ class CollectiveFigures(TypedDict):
 
 
 class CompiledFigures(TypedDict, total=False):
-    """What the compiler reports. A program that does not fit has `memory_bytes` and `seconds` only."""
+    """Figures of the compiler. Those of a program that does not fit are only `memory_bytes` and `seconds`."""
 
     arguments_bytes: int
     temporaries_bytes: int

@@ -118,7 +118,7 @@ def find_collectives(text: str, mesh: Mapping[str, int], slices: int = 1) -> lis
 
 
 def _sum_by_kind_and_axes(channels: Iterable[_Channel]) -> list[Collective]:
-    """Add up channels, the largest sum first; one without axes stays on its device and is left out."""
+    """Add up channels, the largest sum first. A channel without axes stays on its device and is left out."""
     times = Counter[tuple[str, tuple[str, ...]]]()
     sent: dict[tuple[str, tuple[str, ...]], float] = defaultdict(float)
     for channel in channels:
@@ -186,8 +186,9 @@ def _count_trips(line: str, bodies: Mapping[str, Sequence[str]]) -> int:
     condition = bodies.get(loop[1], ())
     body = bodies.get(loop[2], ())
     # The condition of a counted loop compares the counter with a constant. An unrolled loop counts in larger steps.
-    limits = [int(constant) for line in condition for constant in _CONSTANT.findall(line)]
-    return math.ceil(max(limits, default=1) / _counter_step(condition, body))
+    limits = _CONSTANT.findall("\n".join(condition))
+    limit = max(map(int, limits), default=1)
+    return math.ceil(limit / _counter_step(condition, body))
 
 
 def _counter_step(condition: Sequence[str], body: Sequence[str]) -> int:

@@ -35,7 +35,7 @@ class Workload:
 
     @property
     def recomputes_layers(self) -> bool:
-        """Whether the backward pass repeats the whole forward pass of a layer."""
+        """True if the backward pass repeats the whole forward pass of a layer."""
         return self.config.model.remat in {"full", "offload"}
 
     @property
