@@ -23,6 +23,7 @@ from jax.experimental import multihost_utils
 
 from t5x_lite.config import CheckpointConfig
 from t5x_lite.errors import UserError, free_space, is_disk_full, replace_file
+from t5x_lite.trees import flatten_names
 
 logger = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
@@ -214,12 +215,6 @@ class Checkpoints:
 def _items(state: ocp.PyTreeCheckpointHandler) -> ocp.CompositeCheckpointHandler:
     """What a checkpoint holds. Weights are noise to a compressor: it would cost time and save next to nothing."""
     return ocp.CompositeCheckpointHandler(state=state, meta=ocp.JsonCheckpointHandler())
-
-
-def flatten_names(tree: Any) -> dict[str, Any]:
-    """`{dotted path: leaf}`: the names that arrays have in a checkpoint."""
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
 def kept(scores: Mapping[int, float | None], config: CheckpointConfig) -> set[int]:

@@ -18,6 +18,7 @@ import t5x_lite
 from t5x_lite import config as configuration
 from t5x_lite import schema
 from t5x_lite.errors import STOPPED, UserError
+from t5x_lite.parallel.config import GPUS
 from t5x_lite.planner import libtpu
 from t5x_lite.tasks import short_name
 
@@ -278,23 +279,25 @@ def plan(options: argparse.Namespace, overrides: list[str]) -> int:
     topology, slices = options.topology or config.plan.topology, options.slices or config.plan.slices
     if not topology:
         raise UserError("plan needs --topology (or plan.topology in the config), such as v5p:4x4x4")
-    if topology.partition(":")[0].lower() in configuration.GPUS:
-        # Devices that are not here are stood in for.
+    if topology.partition(":")[0].lower() in GPUS:
+        # Simulated CPU devices stand in for GPUs that are not here.
         simulated = f"--xla_force_host_platform_device_count={topology.partition(':')[2]}"
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {simulated}".strip()
     else:
         libtpu.prepare()
-    from t5x_lite.planner import plan as planning
+    from t5x_lite.planner.plan import make_plan
+    from t5x_lite.planner.report import print_plan, print_search
+    from t5x_lite.planner.search import search
 
-    found = planning.search(config, topology, slices) if options.search else [planning.plan(config, topology, slices)]
+    plans = search(config, topology, slices) if options.search else [make_plan(config, topology, slices)]
     if options.json:
-        every = [asdict(one) for one in found]
-        print(json.dumps(every if options.search else every[0]))
+        reports = [asdict(plan) for plan in plans]
+        print(json.dumps(reports if options.search else reports[0]))
     elif options.search:
-        planning.show_search(found)
+        print_search(plans)
     else:
-        planning.show(found[0])
-    return 0 if any(one.fits for one in found) else 1
+        print_plan(plans[0])
+    return 0 if any(plan.fits for plan in plans) else 1
 
 
 def generate(options: argparse.Namespace, overrides: list[str]) -> int:

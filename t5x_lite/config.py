@@ -13,33 +13,19 @@ from pydantic import Strict
 
 from t5x_lite import schema
 from t5x_lite.adapt import ADAPTATIONS, Full, Method
-from t5x_lite.adapt.parts import TrainableSplit, flatten_names
+from t5x_lite.adapt.parts import TrainableSplit
 from t5x_lite.data.config import BPE, TOKENIZERS, Bytes, Character, DataConfig, TokenizerFile, Unigram
 from t5x_lite.errors import UserError
 from t5x_lite.models.components import Learned
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.objectives import OBJECTIVES, Causal, Objective, TextToText
 from t5x_lite.objectives.supervised import Supervised
+from t5x_lite.parallel.config import MeshConfig
+from t5x_lite.planner.config import PlanConfig
 from t5x_lite.schema import Config, Int, OneOf, Strings, setting
 from t5x_lite.tasks import TaskForm, objective_settings
 from t5x_lite.train.config import AdamW, OptimizerConfig, WarmupStableDecay
-
-
-class MeshConfig(Config):
-    """How many devices each kind of parallelism takes; one axis may be -1: what is left."""
-
-    data: Int = setting(-1, "copies of the model, each with its share of the batch", unit="devices", ge=-1)
-    fsdp: Int = setting(1, "shards of parameters and optimizer state that also split the batch", unit="devices", ge=-1)
-    tensor: Int = setting(1, "shards of heads, feed-forward and vocabulary", unit="devices", ge=-1)
-    expert: Int = setting(1, "shards of the experts", unit="devices", ge=-1)
-    context: Int = setting(1, "shards of the sequence", unit="devices", ge=-1)
-    pipeline: Int = setting(1, "stages of layers", unit="devices", ge=-1)
-
-    def faults(self) -> Iterator[str]:
-        """See `Config`."""
-        sizes = self.model_dump()
-        if 0 in sizes.values() or list(sizes.values()).count(-1) > 1:
-            yield f"axes are ≥ 1, and one at most is -1, found {sizes}"
+from t5x_lite.trees import flatten_names
 
 
 class TrainConfig(Config):
@@ -118,17 +104,6 @@ class BranchConfig(Config):
 
     source: str = setting(..., "run directory whose checkpoint is taken while this run has none", alias="from")
     step: Int | None = setting(None, "the checkpoint's step; null takes the newest", unit="steps", ge=1)
-
-
-GPUS = {"a100": "NVIDIA A100", "h100": "NVIDIA H100", "h200": "NVIDIA H200", "b200": "NVIDIA B200"}
-"""Names of GPUs in a topology such as h100:64, and the beginnings of their names in JAX."""
-
-
-class PlanConfig(Config):
-    """The pod that a config is for: what `t5x-lite plan` compiles it for if not told another."""
-
-    topology: str | None = setting(None, "chips and their shape, such as v5p:8x8x16, as libtpu names them")
-    slices: Int = setting(1, "pods of that shape, joined by the data centre's network", ge=1)
 
 
 class RunConfig(Config):

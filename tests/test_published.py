@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from t5x_lite import config as configuration
-from t5x_lite.checkpoint import flatten_names
+from t5x_lite.trees import flatten_names
 from t5x_lite.convert.matching import find_model_type
 from t5x_lite.errors import UserError
 from t5x_lite.models.config import ModelConfig

@@ -1,7 +1,7 @@
-"""What things cost, side by side: `python tools/bench.py [TABLE …] [--quick]`; without a table, all.
+"""Benchmarks as tables: `python tools/bench.py [TABLE …] [--quick]`; without a table, all of them.
 
 All cases of a table run on one machine, in turn, round after round; a figure is the median of its rounds. Only ratios
-are claims: a machine's seconds are its own.
+are claims: seconds depend on the machine.
 """
 
 import argparse
@@ -15,65 +15,79 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 TABLES = ("step", "mfu", "loop", "compilation", "input", "checkpoints", "decode", "attention", "moe")
+PACKAGES = ("jax", "torch", "transformers", "sentencepiece", "orbax-checkpoint")
+ROUNDS = 7
+ROUNDS_IF_QUICK = 3
 
 
-def show(name: str, lines: Sequence[Mapping[str, Any]]) -> None:
-    """One table."""
+def print_table(title: str, rows: Sequence[Mapping[str, object]]) -> None:
+    """Print rows that have the same keys, which are the columns."""
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title=name, title_justify="left")
-    for column in lines[0]:
+    table = Table(title=title, title_justify="left")
+    for column in rows[0]:
         table.add_column(column, justify="right")
-    for line in lines:
-        table.add_row(*map(_shown, line.values()))
+    for row in rows:
+        table.add_row(*map(_format_cell, row.values()))
     Console().print(table)
 
 
-def _shown(value: Any) -> str:
+def _format_cell(value: object) -> str:
+    if value is None:
+        return ""
     if isinstance(value, float):
         return f"{value:.2f}" if abs(value) < 1000 else f"{value:,.0f}"
-    return "" if value is None else str(value)
+    return str(value)
 
 
-def versions() -> dict[str, str]:
-    """What was measured with."""
-    found = {"python": platform.python_version()}
-    for name in ("jax", "torch", "transformers", "sentencepiece", "orbax-checkpoint"):
+def read_versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that are measured."""
+    versions = {"python": platform.python_version()}
+    for name in PACKAGES:
         try:
-            found[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "absent"
-    return found
+            versions[name] = "absent"
+    return versions
 
 
-def main() -> None:
-    """Measure what is asked for."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("tables", nargs="*", help=f"of {', '.join(TABLES)}")
-    parser.add_argument("--rounds", type=int, help="7, or 3 if --quick")
-    parser.add_argument("--quick", action="store_true", help="less of everything, PyTorch uncompiled")
-    parser.add_argument("--json", action="store_true", help="one JSON object instead of tables")
-    given = parser.parse_args()
-    unknown = set(given.tables) - set(TABLES)
-    if unknown:
-        parser.error(f"no such table: {', '.join(sorted(unknown))}; there are {', '.join(TABLES)}")
-    # Sides of a table share a GPU with this process, which would take most of its memory.
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+def describe_device() -> str:
+    """Return the kind of the accelerator, or the processor and its cores."""
     import jax
 
     device = jax.devices()[0]
-    kind = device.device_kind if device.platform != "cpu" else f"{platform.machine()}, {os.cpu_count()} cores"
-    found: dict[str, Any] = {"device": kind, "versions": versions()}
-    if not given.json:
-        print(f"{kind}: " + ", ".join(f"{name} {number}" for name, number in found["versions"].items()))
-    for name in given.tables or TABLES:
-        rounds, begun = given.rounds or (3 if given.quick else 7), time.perf_counter()
-        found[name] = importlib.import_module(f"benchmarks.{name}").table(rounds, given.quick)
-        if not given.json:
-            show(f"{name}: {rounds} rounds, {time.perf_counter() - begun:.0f} s", found[name])
-    if given.json:
-        print(json.dumps(found))
+    if device.platform != "cpu":
+        return device.device_kind
+    return f"{platform.machine()}, {os.cpu_count()} cores"
+
+
+def main() -> None:
+    """Measure and print the tables that the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tables", nargs="*", help=f"of {', '.join(TABLES)}")
+    parser.add_argument("--rounds", type=int, help=f"{ROUNDS}, or {ROUNDS_IF_QUICK} with --quick")
+    parser.add_argument("--quick", action="store_true", help="fewer and smaller cases, PyTorch uncompiled")
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of tables")
+    options = parser.parse_args()
+    unknown = set(options.tables) - set(TABLES)
+    if unknown:
+        parser.error(f"no such table: {', '.join(sorted(unknown))}; there are {', '.join(TABLES)}")
+    # The processes of a table share a GPU with this process, which would reserve most of its memory.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    device = describe_device()
+    versions = read_versions()
+    report: dict[str, Any] = {"device": device, "versions": versions}
+    if not options.json:
+        print(f"{device}: " + ", ".join(f"{name} {number}" for name, number in versions.items()))
+    rounds = options.rounds or (ROUNDS_IF_QUICK if options.quick else ROUNDS)
+    for name in options.tables or TABLES:
+        started = time.perf_counter()
+        report[name] = importlib.import_module(f"benchmarks.{name}").measure(rounds, options.quick)
+        if not options.json:
+            print_table(f"{name}: {rounds} rounds, {time.perf_counter() - started:.0f} s", report[name])
+    if options.json:
+        print(json.dumps(report))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
-# Figures of one NVIDIA GPU, each step under a time limit and written at once: kernel parity and speed, MFU of training
-# steps, memory beside the formulas of `plan`, profiles, and a short run on real text.
+# Measure one NVIDIA GPU: errors and speed of kernels, MFU of training steps, their memory compared with the formulas of
+# `plan`, profiles, and a short run on real text. Each step has a time limit, and its figures are written at once.
 #   bash tools/gpu_report.sh OUT [--wheels FOLDER] [--only "STEP …"] [--text FILES] [--tiny]
-# Nothing is installed from a network: wheels that are missing come from FOLDER. `--tiny` tries every step on a CPU.
+# Nothing is installed from the network: missing packages are installed from the wheels in FOLDER. `--tiny` runs every
+# step on a CPU.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit
 
@@ -32,7 +33,7 @@ if [[ ${#tiny[@]} -eq 0 ]]; then
   nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv,noheader | tee "$out/device.txt"
 fi
 
-# run SECONDS NAME COMMAND…: its output goes to OUT/NAME.jsonl line by line, its errors to OUT/NAME.log.
+# run SECONDS NAME COMMAND…: append the output of a command to OUT/NAME.jsonl, and its errors to OUT/NAME.log.
 run() {
   local limit="$1" name="$2" started=$SECONDS code=0
   shift 2
@@ -42,6 +43,7 @@ run() {
   [[ $code -eq 0 ]] || tail -n 3 "$out/$name.log"
 }
 
+# step SECONDS NAME SHAPE: measure one training step.
 step() {
   local limit="$1" name="$2"
   shift 2

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Compiles every config of configs/pods for its pod with the TPU compiler, here, and prints the table that README shows.
-# The full reports lie in build/plans. Takes minutes a config.
+# Compile every config of configs/pods for its pod with the TPU compiler, on this machine, and print the table that README
+# shows. The full reports are written to build/plans. Takes minutes per config.
 #   bash tools/plan_all.sh [NAME ...]
 set -euo pipefail
 cd "$(dirname "$0")/.."

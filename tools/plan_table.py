@@ -1,51 +1,65 @@
-"""The Markdown table of `plan --json` reports: `python tools/plan_table.py build/plans/*.json`."""
+"""Print `plan --json` reports as a Markdown table: `python tools/plan_table.py build/plans/*.json`."""
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+GIBIBYTE = 2**30
+COLUMNS = (
+    "config",
+    "topology, devices",
+    "mesh",
+    "parameters",
+    "GiB a device",
+    "fits",
+    "GB sent a step (modelled)",
+    "step ≥ s",
+    "MFU ≤",
+    "compiled in s",
+)
 
-def row(path: Path) -> tuple[str, ...]:
-    """One report; a file that holds none says so."""
+
+def read_row(path: Path) -> tuple[str, ...]:
+    """Return the cells of one report; a file without a report gives a row that says so."""
     try:
-        found = json.loads(path.read_text())
+        report = json.loads(path.read_text())
     except ValueError:
-        return (path.stem, "no report", *[""] * 8)
-    compiled, modelled = found["compiled"], found["modelled"]
-    mesh = " × ".join(f"{axis} {size}" for axis, size in found["mesh"].items())
-    size, sent = compiled.get("memory_bytes"), sum(one["sent"] for one in compiled.get("exchanges", ()))
-    least = sum(one["sent"] for one in modelled["exchanges"])
+        return (path.stem, "no report", *[""] * (len(COLUMNS) - 2))
+    compiled = report["compiled"]
+    modelled = report["modelled"]
+    mesh = " × ".join(f"{axis} {size}" for axis, size in report["mesh"].items())
+    memory = f"{report['available_bytes'] / GIBIBYTE:.1f}"
+    used_bytes = compiled.get("memory_bytes")
+    if used_bytes is not None:
+        memory = f"{used_bytes / GIBIBYTE:.1f} of {memory}"
+    sent = sum(collective["sent"] for collective in compiled.get("exchanges", ()))
+    required = sum(collective["sent"] for collective in modelled["exchanges"])
     return (
         path.stem,
-        f"{found['topology']}, {found['devices']}",
+        f"{report['topology']}, {report['devices']}",
         mesh,
-        f"{found['parameters'] / 1e9:.1f}B",
-        f"{'' if size is None else f'{size / 2**30:.1f} of '}{found['available_bytes'] / 2**30:.1f}",
-        "yes" if found["fits"] else "no",
-        f"{sent / 1e9:.1f} ({least / 1e9:.1f})",
+        f"{report['parameters'] / 1e9:.1f}B",
+        memory,
+        "yes" if report["fits"] else "no",
+        f"{sent / 1e9:.1f} ({required / 1e9:.1f})",
         f"{modelled['step_seconds']:.2f}",
         f"{modelled['mfu_causal_half']:.0%}",
         f"{compiled['seconds']:.0f}",
     )
 
 
+def print_row(cells: Sequence[str]) -> None:
+    """Print one row of a Markdown table."""
+    print("| " + " | ".join(cells) + " |")
+
+
 def main() -> None:
-    """Print the table."""
-    head = (
-        "config",
-        "topology, devices",
-        "mesh",
-        "parameters",
-        "GiB a device",
-        "fits",
-        "GB sent a step (modelled)",
-        "step ≥ s",
-        "MFU ≤",
-        "compiled in s",
-    )
-    rows = [head, ("---",) * len(head), *(row(Path(path)) for path in sys.argv[1:])]
-    for cells in rows:
-        print("| " + " | ".join(cells) + " |")
+    """Print the reports that the command line names."""
+    print_row(COLUMNS)
+    print_row(["---"] * len(COLUMNS))
+    for path in sys.argv[1:]:
+        print_row(read_row(Path(path)))
 
 
 if __name__ == "__main__":

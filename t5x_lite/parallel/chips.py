@@ -1,14 +1,20 @@
-"""Published figures of the devices that runs are measured against and planned for."""
+"""Published figures of accelerators, which MFU is measured against and which the planner computes with."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Chip:
-    """One device: dense bfloat16 FLOP/s, bytes of memory, and bytes a second of memory, of a link and of the network.
+    """One device, as JAX counts them.
 
-    A link is one direction to one neighbour of a TPU's torus, or all that a GPU sends over NVLink to the GPUs of its
-    host, of which there are `host`. The network joins slices, or hosts.
+    Attributes:
+        flops: dense bfloat16 FLOP/s.
+        memory: bytes of memory.
+        memory_rate: bytes per second of that memory.
+        link_rate: bytes per second of a link. On a TPU, one direction to one neighbour of its torus. On a GPU, all that
+            it sends over NVLink to the other GPUs of its host.
+        network_rate: bytes per second of the network that joins slices or hosts.
+        gpus_per_host: GPUs that NVLink joins; None on a TPU.
     """
 
     flops: float
@@ -16,7 +22,7 @@ class Chip:
     memory_rate: float
     link_rate: float
     network_rate: float = 6.25e9
-    host: int | None = None
+    gpus_per_host: int | None = None
 
 
 CHIPS = {
@@ -30,14 +36,16 @@ CHIPS = {
     "NVIDIA H200": Chip(989e12, 141e9, 4800e9, 450e9, 50e9, 8),
     "NVIDIA B200": Chip(2250e12, 180e9, 8000e9, 900e9, 50e9, 8),
 }
-"""The makers' data sheets: Google Cloud's system architecture pages, NVIDIA's of the SXM boards.
+"""Chips by the first words of `device_kind` in JAX.
 
-Links of TPUs are from Austin et al. 2025, "How to Scale Your Model", part 2. A host of four TPUs has 25e9 for its
-network. A TPU7x chip is two devices, of half its 2307e12 each. GPUs have the networks of DGX SuperPOD: 200 Gbit/s a GPU
-for A100, 400 for the others.
+The figures are those of the makers' data sheets: Google Cloud's system architecture pages, and NVIDIA's data sheets of
+the SXM boards. Links of TPUs are from Austin et al. 2025, "How to Scale Your Model", part 2. A host of four TPUs has
+25e9 bytes per second of network. A TPU7x chip is two devices, each with half of the chip's 2307e12 FLOP/s. GPUs have
+the networks of DGX SuperPOD: 200 Gbit/s for each A100, 400 Gbit/s for each of the others.
 """
 
 
 def chip_name(device_kind: str) -> str | None:
-    """The entry of `CHIPS` for a device, by the beginning of its name in JAX."""
-    return max((name for name in CHIPS if device_kind.startswith(name)), key=len, default=None)
+    """Return the longest key of `CHIPS` that a device's kind begins with, or None."""
+    matching_names = [name for name in CHIPS if device_kind.startswith(name)]
+    return max(matching_names, key=len, default=None)

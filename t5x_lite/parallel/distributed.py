@@ -1,4 +1,4 @@
-"""Several processes as one program, and how a process is asked to stop."""
+"""Several processes as one program: how they start, notice that one is lost, and stop together."""
 
 import contextlib
 import importlib.util
@@ -13,104 +13,137 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import jax
-from jax._src import distributed as internal
+from jax._src import distributed as jax_distributed
 from jax.experimental import multihost_utils
 
 from t5x_lite.errors import ProcessLost, UserError
 
+HEARTBEAT_SECONDS = 2.0
+"""Time between two heartbeats of a process."""
+_HEARTBEATS = "t5x_lite/alive/"
+"""Folder of the heartbeats in the job's key-value store."""
+
 
 def initialize(cache_dir: Path) -> None:
-    """Join the processes of the job, if it has several, and keep compiled programs in `cache_dir/compiled`.
+    """Join the processes of the job, if it has several, and cache compiled programs in `cache_dir/compiled`.
 
-    A job is known by `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`, or is one that JAX finds by
-    itself: Slurm, Open MPI, a TPU pod, GKE. `JAX_COMPILATION_CACHE_DIR` names another cache.
+    The job is named by `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`, or is one that JAX detects:
+    Slurm, Open MPI, a TPU pod, GKE. `JAX_COMPILATION_CACHE_DIR` names another cache.
     """
     if "JAX_COORDINATOR_ADDRESS" in os.environ:
         jax.distributed.initialize(
             num_processes=int(os.environ["JAX_NUM_PROCESSES"]), process_id=int(os.environ["JAX_PROCESS_ID"])
         )
-    elif _in_cluster():
+    elif _is_in_cluster():
         jax.distributed.initialize()
-    if simulated := re.search(r"xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", "")):
-        # Simulated devices share one pool of threads, as many as there are cores: a collective waits for ever if a
-        # copy for a checkpoint or another program holds the thread of a device that it waits for.
-        os.environ.setdefault("NPROC", str(4 * int(simulated[1])))
-        jax.config.update("jax_cpu_enable_async_dispatch", False)
+    _configure_simulated_devices()
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         jax.config.update("jax_compilation_cache_dir", str((cache_dir / "compiled").absolute()))
-    if jax.process_count() > 1:  # asked last: the answer starts the devices, with the settings above
+    # `process_count` comes last, because it starts the devices with the settings above.
+    if jax.process_count() > 1:
         threading.Thread(target=_send_heartbeats, name="heartbeat", daemon=True).start()
 
 
-def _in_cluster() -> bool:
-    several = any(int(os.environ.get(name, "1")) > 1 for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"))
-    # A TPU VM does not say how many it is one of: JAX asks its metadata server. Elsewhere libtpu means nothing.
-    on_a_tpu = any(Path("/dev").glob("accel*")) or (importlib.util.find_spec("libtpu") and Path("/dev/vfio/0").exists())
-    wanted = os.environ.get("JAX_PLATFORMS", "tpu").startswith("tpu")
-    return several or "," in os.environ.get("TPU_WORKER_HOSTNAMES", "") or bool(on_a_tpu and wanted)
+def _is_in_cluster() -> bool:
+    """Return whether this process is one of several that a cluster has started."""
+    for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"):
+        if int(os.environ.get(name, "1")) > 1:
+            return True
+    if "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
+        return True
+    # A TPU VM may be one of several; only its metadata server knows, and JAX asks it. libtpu may be installed on a
+    # machine without a TPU, so the device files decide.
+    if not os.environ.get("JAX_PLATFORMS", "tpu").startswith("tpu"):
+        return False
+    if any(Path("/dev").glob("accel*")):
+        return True
+    return importlib.util.find_spec("libtpu") is not None and Path("/dev/vfio/0").exists()
 
 
-HEARTBEAT_SECONDS = 2.0
-"""Time between two signs of life of a process."""
+def _configure_simulated_devices() -> None:
+    """Let the simulated devices of one CPU wait for each other without a deadlock.
+
+    They share one pool of threads, as many as there are cores. A collective would wait forever if a copy for a
+    checkpoint, or another program, occupied the thread of a device that the collective waits for.
+    """
+    simulated = re.search(r"xla_force_host_platform_device_count=(\d+)", os.environ.get("XLA_FLAGS", ""))
+    if simulated:
+        os.environ.setdefault("NPROC", str(4 * int(simulated[1])))
+        jax.config.update("jax_cpu_enable_async_dispatch", False)
+
+
+def _key_value_store() -> Any:
+    """Return the client of the job's key-value store. JAX keeps it private; Orbax, Grain and MaxText use it too."""
+    return jax_distributed.global_state.client
 
 
 def _send_heartbeats() -> None:
-    """Say again and again that this process lives.
-
-    JAX keeps the job's key-value store private; Orbax, Grain and MaxText take it from there too.
-    """
-    client: Any = internal.global_state.client
-    key = f"t5x_lite/alive/{jax.process_index()}"
-    with contextlib.suppress(Exception):  # the job ends, and its store with it
+    """Write an increasing number to the job's key-value store until the job ends."""
+    store = _key_value_store()
+    key = f"{_HEARTBEATS}{jax.process_index()}"
+    with contextlib.suppress(Exception):  # the store ends with the job
         for number in itertools.count():
-            client.key_value_set(key, str(number), allow_overwrite=True)
+            store.key_value_set(key, str(number), allow_overwrite=True)
             time.sleep(HEARTBEAT_SECONDS)
 
 
 def silent_processes() -> list[int]:
-    """Processes that give no sign of life for three beats."""
-    client: Any = internal.global_state.client
+    """Return the processes that send no heartbeat for three periods. Takes as long to return."""
+    store = _key_value_store()
     try:
-        before = dict(client.key_value_dir_get("t5x_lite/alive/"))
+        before = dict(store.key_value_dir_get(_HEARTBEATS))
         time.sleep(3 * HEARTBEAT_SECONDS)
-        after = dict(client.key_value_dir_get("t5x_lite/alive/"))
+        after = dict(store.key_value_dir_get(_HEARTBEATS))
     except jax.errors.JaxRuntimeError:
-        return [0]  # it holds the store
-    beating = {key for key in after if after[key] != before.get(key)}
-    return [n for n in range(jax.process_count()) if f"t5x_lite/alive/{n}" not in beating]
+        return [0]  # the store is in the first process
+    silent = []
+    for process in range(jax.process_count()):
+        key = f"{_HEARTBEATS}{process}"
+        if key not in after or after[key] == before.get(key):
+            silent.append(process)
+    return silent
 
 
 @contextmanager
 def abort_together() -> Iterator[None]:
-    """An error inside ends this process of several at once, so that the others see it; one of them, gone, is named.
+    """End this process at once after an error inside, if it is one of several; the error names processes that are lost.
 
-    Leaving in order would wait for the others, who wait for this one.
+    An orderly exit would wait for the other processes, which wait for this one. When it ends, they see that.
     """
     try:
         yield
     except Exception as error:
         if jax.process_count() == 1:
             raise
-        if isinstance(error, jax.errors.JaxRuntimeError) and (lost := silent_processes()):
-            names = f"process {lost[0]} is" if len(lost) == 1 else f"processes {', '.join(map(str, lost))} are"
-            error = ProcessLost(
-                f"process {jax.process_index()} of {jax.process_count()}: {names} gone (killed, preempted or crashed: "
-                "see the log there); start all again, and they go on from the last checkpoint"
-            )
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            error = _explain_lost_processes() or error
         if isinstance(error, UserError):
             print(f"t5x-lite: {error}", file=sys.stderr, flush=True)
-            time.sleep(HEARTBEAT_SECONDS)  # all may have the same to say
-        else:
-            traceback.print_exception(error)
-        os._exit(error.exit_code if isinstance(error, UserError) else 1)
+            time.sleep(HEARTBEAT_SECONDS)  # other processes may have the same error to print
+            os._exit(error.exit_code)
+        traceback.print_exception(error)
+        os._exit(1)
+
+
+def _explain_lost_processes() -> ProcessLost | None:
+    lost = silent_processes()
+    if not lost:
+        return None
+    numbers = ", ".join(map(str, lost))
+    subject = f"process {numbers} is" if len(lost) == 1 else f"processes {numbers} are"
+    return ProcessLost(
+        f"process {jax.process_index()} of {jax.process_count()}: {subject} gone (killed, preempted or crashed: see "
+        "the log there); start all processes again to resume from the last checkpoint"
+    )
 
 
 @contextmanager
 def main_process_first() -> Iterator[None]:
-    """The first process does what is inside, then the others, who find it done."""
+    """Run the code inside in the first process, then in the others, which can use what the first has done."""
     if jax.process_index() > 0:
         multihost_utils.sync_global_devices("the first process is done")
     yield
@@ -119,33 +152,45 @@ def main_process_first() -> Iterator[None]:
 
 
 @contextmanager
-def handle_signals(handler: Callable[..., None], *signs: int) -> Iterator[None]:
-    """Answer signals inside by `handler`, where that is possible: in the main thread."""
-    ours = threading.current_thread() is threading.main_thread()
-    before = {sign: signal.signal(sign, handler) for sign in signs if ours}
+def handle_signals(handler: Callable[[int, FrameType | None], object], *signals: int) -> Iterator[None]:
+    """Handle signals by `handler` inside. Does nothing outside the main thread, where Python has no signal handlers."""
+    previous_handlers = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in signals:
+            previous_handlers[number] = signal.signal(number, handler)
     try:
         yield
     finally:
-        for sign, earlier in before.items():
-            signal.signal(sign, earlier)
+        for number, previous in previous_handlers.items():
+            signal.signal(number, previous)
 
 
 @contextmanager
 def stop_requests() -> Iterator[Callable[[int], bool]]:
-    """SIGTERM and Ctrl-C ask for a save and an orderly end; a second Ctrl-C ends at once.
+    """Turn SIGTERM and Ctrl-C into a request to save and stop; a second Ctrl-C stops at once.
 
-    Yields whether any process was asked to stop, and all stop after this step. Of several processes one is enough:
-    JAX's own handler of SIGTERM tells the others, and all stop after the same step without an exchange in every step.
+    Yields a function of the step that has just been done. It returns whether all processes shall stop after this step.
+    A signal to one of several processes is enough: JAX's own handler of SIGTERM informs the others, and all stop after
+    the same step without a collective in every step.
     """
-    asked, alone = False, jax.process_count() == 1
+    is_requested = False
+    is_single_process = jax.process_count() == 1
 
-    def ask(number: int, _: object) -> None:
-        nonlocal asked
-        if asked and number == signal.SIGINT:
+    def request_stop(number: int, frame: FrameType | None) -> None:
+        nonlocal is_requested
+        if is_requested and number == signal.SIGINT:
             raise KeyboardInterrupt
-        asked = True
-        if not alone:
+        is_requested = True
+        if not is_single_process:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    with handle_signals(ask, signal.SIGINT, *[signal.SIGTERM] * alone):
-        yield lambda step: asked if alone else multihost_utils.reached_preemption_sync_point(step)
+    def should_stop(step: int) -> bool:
+        if is_single_process:
+            return is_requested
+        return multihost_utils.reached_preemption_sync_point(step)
+
+    signals = [signal.SIGINT]
+    if is_single_process:
+        signals.append(signal.SIGTERM)
+    with handle_signals(request_stop, *signals):
+        yield should_stop

@@ -1,84 +1,121 @@
-"""The device mesh, and where weights, state and batches lie on it."""
+"""The device mesh, and the shardings of weights, train states and batches on it."""
 
+import dataclasses
 import math
-from typing import Any
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 import jax
 import numpy as np
+import optax
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Int, PyTree, Shaped
 
-from t5x_lite.checkpoint import flatten_names
-from t5x_lite.config import MeshConfig
 from t5x_lite.errors import UserError
 from t5x_lite.models.layers import Axes
 from t5x_lite.models.sharding import AXES, RULES, spec
+from t5x_lite.parallel.config import MeshConfig
+from t5x_lite.trees import flatten_names, unflatten_names
 
 
-def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh:
-    """The mesh over all devices, an axis of -1 taking what is left.
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Arrange devices in a mesh with the axes `AXES`.
+
+    Args:
+        config: the size of each axis; an axis of -1 takes the remaining devices.
+        devices: the devices of the mesh; by default all devices of the job.
 
     Raises:
-        UserError: the axes do not multiply to the number of devices.
+        UserError: the axes do not multiply to the number of devices, or slices would share another axis than `data`.
     """
-    devices = jax.devices() if devices is None else devices
-    sizes = [getattr(config, axis) for axis in AXES]
-    known = math.prod(size for size in sizes if size > 0)
-    left, rest = divmod(len(devices), known)
-    if rest or (left != 1 and -1 not in sizes):
-        divisors = ", ".join(str(n) for n in range(1, len(devices) + 1) if len(devices) % n == 0)
-        wanted = " × ".join(f"{axis} {size}" for axis, size in zip(AXES, sizes, strict=True) if size != 1)
-        raise UserError(
-            f"mesh: {wanted} does not fill {len(devices)} devices; sizes that divide them are {divisors}, "
-            "and one axis may be -1 to take what is left"
-        )
-    shape = tuple(left if size == -1 else size for size in sizes)
+    if devices is None:
+        devices = jax.devices()
+    shape = _mesh_shape(config, len(devices))
+    data_size, *other_sizes = shape
     slices = len({getattr(device, "slice_index", None) for device in devices})
-    if shape[0] % slices:
+    if data_size % slices:
         raise UserError(
-            f"mesh: data {shape[0]} is not a multiple of the {slices} slices; slices share nothing but data"
+            f"mesh: data {data_size} is not a multiple of the {slices} slices; slices can share the axis data only"
         )
     if slices == 1:
-        placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+        device_grid = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     else:
-        inside, between = (shape[0] // slices, *shape[1:]), (slices, *[1] * (len(AXES) - 1))
-        placed = mesh_utils.create_hybrid_device_mesh(inside, between, devices, allow_split_physical_axes=True)
-    return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+        shape_of_slice = (data_size // slices, *other_sizes)
+        shape_between_slices = (slices, *[1] * len(other_sizes))
+        device_grid = mesh_utils.create_hybrid_device_mesh(
+            shape_of_slice, shape_between_slices, devices, allow_split_physical_axes=True
+        )
+    return Mesh(device_grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _mesh_shape(config: MeshConfig, device_count: int) -> tuple[int, ...]:
+    """Return the size of each axis of `AXES`, with -1 replaced by the number of remaining devices."""
+    sizes = {axis: getattr(config, axis) for axis in AXES}
+    known_product = math.prod(size for size in sizes.values() if size > 0)
+    remaining, unused = divmod(device_count, known_product)
+    has_free_axis = -1 in sizes.values()
+    if unused or (remaining != 1 and not has_free_axis):
+        product = " × ".join(f"{axis} {size}" for axis, size in sizes.items() if size != 1)
+        divisors = ", ".join(str(size) for size in range(1, device_count + 1) if device_count % size == 0)
+        raise UserError(
+            f"mesh: {product} does not fill {device_count} devices; sizes that divide them are {divisors}, "
+            "and one axis may be -1 to take the remaining devices"
+        )
+    shape = []
+    for size in sizes.values():
+        shape.append(remaining if size == -1 else size)
+    return tuple(shape)
 
 
 def sharding_of(mesh: Mesh, axes: Axes, shape: tuple[int, ...]) -> NamedSharding:
-    """The sharding of one weight; an axis more than `axes` names is the stack of layers."""
-    names = ("layers",) * (len(shape) - len(axes.names)) + axes.names
-    return NamedSharding(mesh, spec(mesh.shape, names, shape))
+    """Return the sharding of one weight. A leading axis that `axes` does not name stacks layers."""
+    stack_names = ("layers",) * (len(shape) - len(axes.names))
+    return NamedSharding(mesh, spec(mesh.shape, stack_names + axes.names, shape))
 
 
-def shardings(mesh: Mesh, axes: Any, shapes: Any) -> Any:
-    """`sharding_of` for a tree of weights."""
-    return jax.tree.map(lambda a, s: sharding_of(mesh, a, s.shape), axes, shapes)
+def shardings(mesh: Mesh, axes: PyTree[Axes], shapes: PyTree) -> PyTree[NamedSharding]:
+    """Return the sharding of every weight of a tree; see `sharding_of`.
+
+    Args:
+        mesh: the devices.
+        axes: logical axes of each weight.
+        shapes: arrays or `jax.ShapeDtypeStruct`s, in a tree of the same structure.
+    """
+    return jax.tree.map(lambda weight_axes, weight: sharding_of(mesh, weight_axes, weight.shape), axes, shapes)
 
 
-def shape_structs(shapes: Any, shardings: Any) -> Any:
-    """Shapes of arrays with the shardings that they have, or are to have."""
-    return jax.tree.map(lambda s, own: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=own), shapes, shardings)
+def shape_structs(shapes: PyTree, array_shardings: PyTree[NamedSharding]) -> PyTree[jax.ShapeDtypeStruct]:
+    """Return the shape, dtype and sharding of every array of a tree."""
+
+    def shape_struct(array: Array | jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
+
+    return jax.tree.map(shape_struct, shapes, array_shardings)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows of a batch over every axis that splits it."""
+    """Return the sharding of a batch: its rows are split over every axis that holds other rows."""
     return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The same value on every device."""
+    """Return the sharding of a value that every device holds in full."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_shards(mesh: Mesh) -> int:
-    """Into how many parts the rows of a batch are cut."""
+    """Return the number of parts into which the rows of a batch are split."""
     return math.prod(mesh.shape[axis] for axis in RULES["batch"])
 
 
-def local_rows(mesh: Mesh, batch_size: int, key: str = "train.batch_size") -> np.ndarray:
-    """Rows of a global batch that this process must supply, in ascending order; `key` is the setting to blame.
+def local_rows(mesh: Mesh, batch_size: int, key: str = "train.batch_size") -> Int[np.ndarray, "rows"]:
+    """Return the rows of a global batch that this process must supply, in ascending order.
+
+    Args:
+        mesh: the devices.
+        batch_size: number of rows of the global batch.
+        key: the setting that error messages name.
 
     Raises:
         UserError: the rows do not divide over the mesh.
@@ -87,15 +124,19 @@ def local_rows(mesh: Mesh, batch_size: int, key: str = "train.batch_size") -> np
     if batch_size % shards:
         raise UserError(
             f"{key} {batch_size} does not divide over the {shards} devices of the mesh axes data, fsdp and expert; "
-            f"take a multiple of {shards} or a smaller mesh"
+            f"use a multiple of {shards} or a smaller mesh"
         )
-    places = batch_sharding(mesh).addressable_devices_indices_map((batch_size,))
-    rows = {row for index in places.values() if index for row in range(batch_size)[index[0]]}
+    rows: set[int] = set()
+    for index in batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values():
+        if index:
+            rows.update(range(batch_size)[index[0]])
     return np.array(sorted(rows))
 
 
-def to_global(mesh: Mesh, batch: Any, batch_size: int) -> Any:
-    """One global array per feature from the rows that each process holds."""
+def to_global(
+    mesh: Mesh, batch: Mapping[str, Shaped[np.ndarray, "rows ..."]], batch_size: int
+) -> dict[str, Shaped[Array, "batch ..."]]:
+    """Build one global array per feature from the rows that each process holds."""
     sharding = batch_sharding(mesh)
     return {
         name: jax.make_array_from_process_local_data(sharding, rows, (batch_size, *rows.shape[1:]))
@@ -103,34 +144,59 @@ def to_global(mesh: Mesh, batch: Any, batch_size: int) -> Any:
     }
 
 
-def batch_shapes(mesh: Mesh, example: Any, batch_size: int) -> Any:
-    """Shapes and shardings of a global batch of rows like `example`, for compiling."""
+def batch_shapes(
+    mesh: Mesh, example: Mapping[str, Shaped[np.ndarray, "..."]], batch_size: int
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Return shapes and shardings of a global batch whose rows are like `example`, to compile a step with."""
     sharding = batch_sharding(mesh)
     return {
-        name: jax.ShapeDtypeStruct((batch_size, *value.shape), value.dtype, sharding=sharding)
-        for name, value in example.items()
+        name: jax.ShapeDtypeStruct((batch_size, *feature.shape), feature.dtype, sharding=sharding)
+        for name, feature in example.items()
     }
 
 
-def state_shardings(mesh: Mesh, axes: Any, shapes: Any) -> Any:
-    """Shardings of a whole train state: what belongs to a weight and has its shape is sharded like it (ZeRO).
+def state_shardings(
+    mesh: Mesh, axes: PyTree[Axes], state: PyTree, optimizer: optax.GradientTransformation
+) -> PyTree[NamedSharding]:
+    """Return the sharding of every array of a train state.
 
-    Everything else (counts, factored moments) is small and lies whole on every device.
+    An array of the optimizer state that belongs to a parameter and has its shape is sharded like it (ZeRO: Rajbhandari
+    et al. 2020). Everything else, such as counts and factored moments, is small and replicated.
+
+    Args:
+        mesh: the devices.
+        axes: logical axes of each weight of the model.
+        state: shapes of a `TrainState`; its `params` and `frozen` are nested dicts.
+        optimizer: the optimizer whose state `state.opt_state` is.
     """
-    every = flatten_names(axes)
-    weights = {
-        (name, leaf.shape): sharding_of(mesh, every[name], leaf.shape)
-        for part in (shapes.params, shapes.frozen)
-        for name, leaf in flatten_names(part).items()
-    }
+    axes_by_name = flatten_names(axes)
+    everywhere = replicated(mesh)
 
-    def of(path: Any, leaf: Any) -> NamedSharding:
-        parts = jax.tree_util.keystr(path, simple=True, separator=".").split(".")
-        spans = ((start, stop) for start in range(len(parts)) for stop in range(len(parts), start, -1))
-        for start, stop in spans:
-            sharding = weights.get((".".join(parts[start:stop]), leaf.shape))
-            if sharding is not None:
-                return sharding
-        return replicated(mesh)
+    def shard_weights(weights: PyTree) -> PyTree[NamedSharding]:
+        shardings_by_name = {
+            name: sharding_of(mesh, axes_by_name[name], weight.shape) for name, weight in flatten_names(weights).items()
+        }
+        return unflatten_names(shardings_by_name)
 
-    return jax.tree_util.tree_map_with_path(of, shapes)
+    def shard_like_parameter(
+        arrays: PyTree, parameter: jax.ShapeDtypeStruct, sharding: NamedSharding
+    ) -> PyTree[NamedSharding]:
+        """Shard what an optimizer keeps for one parameter: one array, or several, or none if it is masked."""
+        return jax.tree.map(lambda array: sharding if array.shape == parameter.shape else everywhere, arrays)
+
+    param_shardings = shard_weights(state.params)
+    opt_state_shardings = optax.tree_map_params(
+        partial(jax.eval_shape, optimizer.init),
+        shard_like_parameter,
+        state.opt_state,
+        state.params,
+        param_shardings,
+        transform_non_params=lambda _: everywhere,
+        is_leaf=lambda node: not isinstance(node, dict),  # parameters are nested dicts: a leaf is all of one parameter
+    )
+    return dataclasses.replace(
+        jax.tree.map(lambda _: everywhere, state),
+        params=param_shardings,
+        frozen=shard_weights(state.frozen),
+        opt_state=opt_state_shardings,
+    )

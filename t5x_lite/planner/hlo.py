@@ -1,30 +1,68 @@
-"""What a compiled program sends between devices, read from its text (HLO)."""
+"""Collectives of a compiled program, read from its text (HLO)."""
 
 import itertools
 import math
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from jaxtyping import Int
 
-KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute", "ragged-all-to-all")
-BITS = {"pred": 8, "s4": 4, "s8": 8, "s16": 16, "s32": 32, "s64": 64, "bf16": 16, "f16": 16, "f32": 32, "f64": 64}
+COLLECTIVES = (
+    "all-gather",
+    "all-reduce",
+    "reduce-scatter",
+    "all-to-all",
+    "collective-permute",
+    "ragged-all-to-all",
+)
+BITS_PER_ELEMENT = {
+    "pred": 8,
+    "s4": 4,
+    "s8": 8,
+    "s16": 16,
+    "s32": 32,
+    "s64": 64,
+    "bf16": 16,
+    "f16": 16,
+    "f32": 32,
+    "f64": 64,
+}
 
-# A body ends with a line of one brace; kernels hold lines of their own, some of which begin with two.
+# A computation's body ends with a line that holds one brace. The lines of a kernel's attributes may begin with two.
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \([^\n]*\{\n((?:(?!\}(?:$|,))[^\n]*\n)*)", re.MULTILINE)
-_COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(?:-start)?\(")
+_COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(COLLECTIVES)})(?:-start)?\(")
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition|branch_computations|called_computations)=(\{[^}]*\}|%[\w.\-]+)")
 _LOOP = re.compile(r"condition=%?([\w.\-]+), body=%?([\w.\-]+)")
-_BETWEEN_SLICES = re.compile(r"= (.*?) send\(.*_xla_megascale_transfer_type=\"(\w+)\"")
+_TRIP_COUNT = re.compile(r'known_trip_count":\{"n":"(\d+)"')
+_SEND_BETWEEN_SLICES = re.compile(r"= (.*?) send\(.*_xla_megascale_transfer_type=\"(\w+)\"")
+_CHANNEL = re.compile(r"channel_id=(\d+)")
+_OP_NAME = re.compile(r'op_name="([^"]*)"')
+_NAME = re.compile(r"%[\w.\-]+")
+_DEFINITION = re.compile(r"\s*(?:ROOT )?(%[\w.\-]+) = ")
+_INDEX = re.compile(r"index=(\d+)")
 _CONSTANT = re.compile(r"= [su]\d+\[\]\S* constant\((\d+)\)")
 _SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
+
+_IOTA = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"
+_IOTA_GROUPS = re.compile(rf"replica_groups=\[([\d,]+)\]<={_IOTA}")
+_MESH_GROUPS = re.compile(rf"replica_groups=mesh\[(.*?)\](?:, device_ids=\({_IOTA}\))? \{{(.*?)\}}")
+_PAIRS = re.compile(r"source_target_pairs=\{(.*?)\}\}")
+_LISTED_GROUPS = re.compile(r"replica_groups=\{\{([\d,]+)\}")
 
 
 @dataclass(frozen=True)
 class Collective:
-    """One kind of exchange over the same mesh axes: times a step, and bytes that each device sends in them."""
+    """All collectives of one kind over the same mesh axes in one run of a program.
+
+    Attributes:
+        kind: one of `COLLECTIVES`.
+        axes: the mesh axes along which the devices of a group differ.
+        times: number of executions.
+        sent: bytes that each device sends in all executions together.
+    """
 
     kind: str
     axes: tuple[str, ...]
@@ -32,128 +70,219 @@ class Collective:
     sent: float
 
 
-def find_collectives(text: str, mesh: Mapping[str, int], slices: int = 1) -> list[Collective]:
-    """All exchanges of one run of a compiled program, by kind and mesh axes, the largest first.
+@dataclass(frozen=True)
+class _Channel:
+    """One collective of a program: `sent` bytes in each of `times` executions."""
 
-    A loop's body counts as often as its condition says. One exchange that the compiler has spread over several
-    computations (to overlap it, also with the turns of a loop) has one channel, and counts as often as it begins.
+    kind: str
+    axes: tuple[str, ...]
+    sent: float
+    times: int
+
+
+def find_collectives(text: str, mesh: Mapping[str, int], slices: int = 1) -> list[Collective]:
+    """Return the collectives of one run of a compiled program by kind and mesh axes, the largest first.
+
+    The body of a loop counts as often as the loop's condition says. A collective that the compiler has spread over
+    several computations, to overlap it with other work, has one channel; it counts as often as it starts.
 
     Args:
         text: `compiled.as_text()`.
         mesh: sizes of the axes, in the order in which devices are numbered.
-        slices: pods joined along the axis `data`; between them the program hands arrays to the hosts.
+        slices: number of slices, which are joined along the axis `data`. The program exchanges arrays between slices
+            through their hosts, by `send` instructions.
     """
     computations = _COMPUTATION.findall(text)
     bodies = {name: body.splitlines() for _, name, body in computations}
-    often = _executions(bodies, next(name for begins, name, _ in computations if begins))
-    channels: dict[str, tuple[str, tuple[str, ...], float, int]] = {}
-    for name, lines in bodies.items():
-        here = Counter[str]()
-        for line in lines:
-            if often[name] and (between := _BETWEEN_SLICES.search(line)):
-                kind = between[2].lower().replace("_", "-")
-                sent = _bytes(between[1].partition(", u32[]")[0], kind, slices, start=False)
-                channels[line] = (kind, ("data",), sent, often[name])
-            found = _COLLECTIVE.search(line)
-            if not found or not often[name]:
+    entry = next(name for entry_mark, name, _ in computations if entry_mark)
+    executions = _count_executions(bodies, entry)
+    channels: dict[str, _Channel] = {}
+    for name, times in executions.items():
+        occurrences = Counter[str]()
+        for line in bodies[name]:
+            send = _SEND_BETWEEN_SLICES.search(line)
+            if send:
+                channels[line] = _read_send_between_slices(send, slices, times)
+            instruction = _COLLECTIVE.search(line)
+            if not instruction:
                 continue
-            channel, origin = (re.search(one, line) for one in (r"channel_id=(\d+)", r'op_name="([^"]*)"'))
-            key = f"{found[2]} {channel[1]} {origin[1] if origin else ''}" if channel else line
-            here[key] += 1
-            key += f" {here[key]}"  # those that `shard_map` has written share one channel
-            axes, size = _axes(line, mesh)
-            kind, sent = found[2], _bytes(found[1], found[2], size, start="-start(" in line)
-            if name.startswith("all-reduce-scatter"):  # the TPU's name for a sum of which each keeps its part
-                kind, sent = "reduce-scatter", sent / 2
-            times = min(often[name], channels[key][3] if key in channels else often[name])
-            channels[key] = (kind, axes, sent, times)
-    counts, sums = Counter[tuple[str, tuple[str, ...]]](), defaultdict[tuple[str, tuple[str, ...]], float](float)
-    for kind, axes, sent, times in channels.values():
-        if axes:
-            counts[kind, axes] += times
-            sums[kind, axes] += times * sent
-    return sorted((Collective(*key, counts[key], sums[key]) for key in counts), key=lambda one: -one.sent)
+            # `shard_map` gives one channel to several collectives: number those of one computation.
+            key = _channel_key(line, instruction[2])
+            occurrences[key] += 1
+            numbered_key = f"{key} {occurrences[key]}"
+            starts = times
+            if numbered_key in channels:
+                starts = min(times, channels[numbered_key].times)
+            channels[numbered_key] = _read_collective(instruction, line, name, mesh, starts)
+    return _sum_by_kind_and_axes(channels.values())
 
 
-def _executions(bodies: Mapping[str, Sequence[str]], entry: str) -> dict[str, int]:
-    """How often each computation runs."""
-    often: dict[str, int] = defaultdict(int)
+def _sum_by_kind_and_axes(channels: Iterable[_Channel]) -> list[Collective]:
+    """Add up channels, the largest sum first. A channel without axes stays on its device and is left out."""
+    times = Counter[tuple[str, tuple[str, ...]]]()
+    sent: dict[tuple[str, tuple[str, ...]], float] = defaultdict(float)
+    for channel in channels:
+        if channel.axes:
+            times[channel.kind, channel.axes] += channel.times
+            sent[channel.kind, channel.axes] += channel.times * channel.sent
+    collectives = [Collective(kind, axes, times[kind, axes], sent[kind, axes]) for kind, axes in times]
+    return sorted(collectives, key=lambda collective: -collective.sent)
+
+
+def _read_send_between_slices(send: re.Match[str], slices: int, times: int) -> _Channel:
+    kind = send[2].lower().replace("_", "-")
+    shape = send[1].partition(", u32[]")[0]
+    return _Channel(kind, ("data",), _bytes_sent(shape, kind, slices, is_start=False), times)
+
+
+def _read_collective(
+    instruction: re.Match[str], line: str, computation: str, mesh: Mapping[str, int], times: int
+) -> _Channel:
+    kind = instruction[2]
+    axes, group_size = _group_axes(line, mesh)
+    sent = _bytes_sent(instruction[1], kind, group_size, is_start="-start(" in line)
+    if computation.startswith("all-reduce-scatter"):
+        # The TPU compiler writes a reduce-scatter as a computation of this name that holds an all-reduce.
+        kind = "reduce-scatter"
+        sent /= 2
+    return _Channel(kind, axes, sent, times)
+
+
+def _channel_key(line: str, operation: str) -> str:
+    """Return a key that is equal for the parts of one collective in several computations."""
+    channel = _CHANNEL.search(line)
+    if not channel:
+        return line
+    op_name = _OP_NAME.search(line)
+    source = op_name[1] if op_name else ""
+    return f"{operation} {channel[1]} {source}"
+
+
+def _count_executions(bodies: Mapping[str, Sequence[str]], entry: str) -> dict[str, int]:
+    """Return how often each computation runs, for those that `entry` calls, in the order of `bodies`."""
+    executions: dict[str, int] = dict.fromkeys(bodies, 0)
 
     def visit(name: str, times: int) -> None:
-        often[name] += times
+        executions[name] += times
         for line in bodies[name]:
-            loop = _LOOP.search(line)
-            trips = _trips(line, bodies.get(loop[1], ()), bodies.get(loop[2], ())) if loop else 1
+            trips = _count_trips(line, bodies)
             for called in _CALLED.findall(line):
                 for inner in re.findall(r"%([\w.\-]+)", called):
                     if inner in bodies:
                         visit(inner, times * trips)
 
     visit(entry, 1)
-    return often
+    return {name: times for name, times in executions.items() if times}
 
 
-def _trips(line: str, condition: Sequence[str], body: Sequence[str]) -> int:
-    """A counted loop's condition compares with a constant; an unrolled one counts in larger steps."""
-    if known := re.search(r'known_trip_count":\{"n":"(\d+)"', line):
+def _count_trips(line: str, bodies: Mapping[str, Sequence[str]]) -> int:
+    """Return how often the body of the loop in a line runs, or 1 if the line holds no loop."""
+    loop = _LOOP.search(line)
+    if loop is None:
+        return 1
+    known = _TRIP_COUNT.search(line)
+    if known:
         return int(known[1])
-    constants = [int(n) for row in condition for n in _CONSTANT.findall(row)]
-    return math.ceil(max(constants, default=1) / _step(condition, body))
+    condition = bodies.get(loop[1], ())
+    body = bodies.get(loop[2], ())
+    # The condition of a counted loop compares the counter with a constant. An unrolled loop counts in larger steps.
+    limits = _CONSTANT.findall("\n".join(condition))
+    limit = max(map(int, limits), default=1)
+    return math.ceil(limit / _counter_step(condition, body))
 
 
-def _step(condition: Sequence[str], body: Sequence[str]) -> int:
-    """What a body adds to the number that its loop's condition compares; 1 where that cannot be read."""
-    compared = next((row for row in condition if "ROOT" in row and " compare(" in row), "")
-    defined = {found[1]: row for row in (*condition, *body) if (found := re.match(r"\s*(?:ROOT )?(%[\w.\-]+) = ", row))}
-    places = (re.search(r"index=(\d+)", defined.get(name, "")) for name in re.findall(r"%[\w.\-]+", compared)[1:3])
-    place = next((int(found[1]) for found in places if found), None)
-    result = next((row for row in body if "ROOT" in row and " tuple(" in row), "")
-    names = re.findall(r"%[\w.\-]+", result.rpartition(" tuple(")[2])
-    added = defined.get(names[place], "") if place is not None and place < len(names) else ""
-    terms = re.findall(r"%[\w.\-]+", added.rpartition(" add(")[2])[:2]
-    steps = [int(n) for name in terms for n in _CONSTANT.findall(defined.get(name, ""))]
-    return steps[0] if steps and steps[0] > 0 else 1
+def _counter_step(condition: Sequence[str], body: Sequence[str]) -> int:
+    """Return what a loop's body adds to the counter that its condition compares, or 1 if that cannot be read."""
+    definitions = _read_definitions([*condition, *body])
+    comparison = _find_root(condition, " compare(")
+    operands = _NAME.findall(comparison)[1:3]
+    indices = [_INDEX.search(definitions.get(name, "")) for name in operands]
+    counter_index = next((int(index[1]) for index in indices if index), None)
+    results = _NAME.findall(_find_root(body, " tuple(").rpartition(" tuple(")[2])
+    if counter_index is None or counter_index >= len(results):
+        return 1
+    next_counter = definitions.get(results[counter_index], "")
+    for term in _NAME.findall(next_counter.rpartition(" add(")[2])[:2]:
+        constant = _CONSTANT.search(definitions.get(term, ""))
+        if constant:
+            return max(int(constant[1]), 1)
+    return 1
 
 
-_IOTA = r"\[([\d,]+)\](?:T\(([\d,]+)\))?"
-_GROUPS = re.compile(rf"replica_groups=\[([\d,]+)\]<={_IOTA}")
-_MESH_GROUPS = re.compile(rf"replica_groups=mesh\[(.*?)\](?:, device_ids=\({_IOTA}\))? \{{(.*?)\}}")
+def _read_definitions(lines: Sequence[str]) -> dict[str, str]:
+    """Return the line that defines each name."""
+    definitions = {}
+    for line in lines:
+        definition = _DEFINITION.match(line)
+        if definition:
+            definitions[definition[1]] = line
+    return definitions
 
 
-def _axes(line: str, mesh: Mapping[str, int]) -> tuple[tuple[str, ...], int]:
-    """Mesh axes along which the members of a group differ, and how many members it has."""
+def _find_root(lines: Sequence[str], operation: str) -> str:
+    """Return the line of the root instruction if it is this operation, else an empty line."""
+    return next((line for line in lines if "ROOT" in line and operation in line), "")
+
+
+def _group_axes(line: str, mesh: Mapping[str, int]) -> tuple[tuple[str, ...], int]:
+    """Return the mesh axes along which the devices of a group differ, and the number of devices in a group."""
     shape = tuple(mesh.values())
-    members: np.ndarray  # [groups, members]: one group where all differ alike
-    if iota := _GROUPS.search(line):
-        members = _iota(iota[2], iota[3]).reshape(-1, int(iota[1].split(",")[-1]))[:1]
-    elif named := _MESH_GROUPS.search(line):
+    groups = _read_groups(line, math.prod(shape))
+    coordinates = np.unravel_index(groups, shape)
+    differs = [bool(np.ptp(coordinate, axis=1).any()) for coordinate in coordinates]
+    return tuple(itertools.compress(mesh, differs)), groups.shape[1]
+
+
+def _read_groups(line: str, device_count: int) -> Int[np.ndarray, "groups members"]:
+    """Return the devices of a collective's groups: only one group where all groups differ along the same axes."""
+    if iota := _IOTA_GROUPS.search(line):
+        group_size = int(iota[1].split(",")[-1])
+        return _read_iota(iota[2], iota[3]).reshape(-1, group_size)[:1]
+    if named := _MESH_GROUPS.search(line):
         sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", named[1])}
-        ids = _iota(named[2] or str(math.prod(shape)), named[3]).reshape(tuple(sizes.values()))
-        over = re.findall(r"'(\w+)'", named[4])
-        members = ids[tuple(slice(None) if name in over else 0 for name in sizes)].reshape(1, -1)
-    elif pairs := re.search(r"source_target_pairs=\{(.*?)\}\}", line):
-        members = np.array(re.findall(r"(\d+),(\d+)", pairs[1]), int)
-    elif listed := re.search(r"replica_groups=\{\{([\d,]+)\}", line):
-        members = np.array([listed[1].split(",")], int)
-    else:
-        members = np.arange(math.prod(shape))[None]
-    differ = [bool(np.ptp(place, axis=1).any()) for place in np.unravel_index(members, shape)]
-    return tuple(itertools.compress(mesh, differ)), members.shape[1]
+        devices = _read_iota(named[2] or str(device_count), named[3]).reshape(tuple(sizes.values()))
+        group_axes = re.findall(r"'(\w+)'", named[4])
+        first_group: list[int | slice] = []
+        for name in sizes:
+            first_group.append(slice(None) if name in group_axes else 0)
+        return devices[tuple(first_group)].reshape(1, -1)
+    if pairs := _PAIRS.search(line):
+        return np.array(re.findall(r"(\d+),(\d+)", pairs[1]), int)
+    if listed := _LISTED_GROUPS.search(line):
+        return np.array([listed[1].split(",")], int)
+    return np.arange(device_count)[None]
 
 
-def _iota(dims: str, permutation: str | None) -> np.ndarray:
-    """Device numbers as HLO writes them: counted up in a shape, whose axes are then permuted."""
-    sizes = [int(n) for n in dims.split(",")]
-    ids = np.arange(math.prod(sizes)).reshape(sizes)
-    return ids.transpose([int(n) for n in permutation.split(",")]) if permutation else ids
+def _read_iota(shape: str, permutation: str | None) -> Int[np.ndarray, "..."]:
+    """Return device numbers as HLO writes them: counted up in a shape, whose axes are then permuted."""
+    sizes = [int(size) for size in shape.split(",")]
+    devices = np.arange(math.prod(sizes)).reshape(sizes)
+    if not permutation:
+        return devices
+    return devices.transpose([int(axis) for axis in permutation.split(",")])
 
 
-def _bytes(shape: str, kind: str, size: int, *, start: bool) -> float:
-    """Bytes that one device sends: of an array of n bytes over s devices, a ring sends n·(s-1)/s once, or twice."""
-    parts = [math.prod(int(n) for n in dims.split(",") if n) * BITS.get(t, 32) / 8 for t, dims in _SHAPE.findall(shape)]
-    # A started exchange returns what it was given beside what it makes.
-    whole = max(parts, default=0.0) if start or kind == "all-gather" else sum(parts)
-    if kind == "reduce-scatter" and not start:
-        whole *= size
-    share = (size - 1) / size
-    return whole * {"all-reduce": 2 * share, "collective-permute": 1.0}.get(kind, share)
+def _bytes_sent(shape: str, kind: str, group_size: int, *, is_start: bool) -> float:
+    """Return the bytes that one device sends in one collective.
+
+    On a ring of s devices an array of n bytes costs n·(s-1)/s, and twice that for an all-reduce.
+
+    Args:
+        shape: the result of the instruction, as HLO writes it: one array, or a tuple of arrays.
+        kind: one of `COLLECTIVES`.
+        group_size: number of devices that take part.
+        is_start: the instruction starts an asynchronous collective; its result then holds the operands too.
+    """
+    array_bytes = []
+    for dtype, dimensions in _SHAPE.findall(shape):
+        elements = math.prod(int(size) for size in dimensions.split(",") if size)
+        array_bytes.append(elements * BITS_PER_ELEMENT.get(dtype, 32) / 8)
+    total = max(array_bytes, default=0.0) if is_start or kind == "all-gather" else sum(array_bytes)
+    if kind == "reduce-scatter" and not is_start:
+        total *= group_size  # the result is one device's part
+    if kind == "collective-permute":
+        return total
+    ring_share = (group_size - 1) / group_size
+    if kind == "all-reduce":
+        return total * (2 * ring_share)
+    return total * ring_share

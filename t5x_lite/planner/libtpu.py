@@ -1,4 +1,4 @@
-"""The TPU compiler on a machine without a TPU: what it must find before it is loaded, and what it writes to its log."""
+"""The TPU compiler on a machine without a TPU: the environment that it needs, and its log."""
 
 import atexit
 import os
@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-WITHOUT_A_TPU = {
+ENVIRONMENT_WITHOUT_TPU = {
     "JAX_PLATFORMS": "cpu",
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
@@ -20,15 +20,22 @@ _RESHARD = re.compile(
 
 
 def prepare() -> None:
-    """Set the environment, before JAX is imported; the log goes to a folder that ends with the process."""
-    os.environ.update(WITHOUT_A_TPU)
-    if "TPU_LOG_DIR" not in os.environ:  # which libtpu reads once, when it is loaded
-        os.environ["TPU_LOG_DIR"] = log = tempfile.mkdtemp(prefix="libtpu")
-        atexit.register(shutil.rmtree, log, ignore_errors=True)
+    """Set the environment variables that libtpu needs here. Call this before JAX is imported.
+
+    libtpu writes its log to a temporary folder, which is deleted when the process ends.
+    """
+    os.environ.update(ENVIRONMENT_WITHOUT_TPU)
+    if "TPU_LOG_DIR" not in os.environ:
+        log_dir = tempfile.mkdtemp(prefix="libtpu")
+        os.environ["TPU_LOG_DIR"] = log_dir  # libtpu reads it once, when it is loaded
+        atexit.register(shutil.rmtree, log_dir, ignore_errors=True)
 
 
 def involuntary_reshards() -> list[str]:
-    """What libtpu has written to its log of arrays that it had to make whole on every device to lay them out anew."""
-    logs = sorted(Path(os.environ.get("TPU_LOG_DIR", "")).glob("*.log.WARNING.*"))
-    found = [one for path in logs for one in _RESHARD.findall(path.read_text(errors="replace"))]
-    return [f"{array or '?'} in {name or '?'}" for array, name in found]
+    """Return the arrays that the compiler could reshard only by replicating them, as libtpu's log names them."""
+    log_dir = Path(os.environ.get("TPU_LOG_DIR", ""))
+    reshards = []
+    for path in sorted(log_dir.glob("*.log.WARNING.*")):
+        for array, op_name in _RESHARD.findall(path.read_text(errors="replace")):
+            reshards.append(f"{array or '?'} in {op_name or '?'}")
+    return reshards

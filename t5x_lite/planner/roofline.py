@@ -1,198 +1,99 @@
-"""Arithmetic on published figures of chips: the least that a step needs, and what it holds and sends."""
+"""The roofline: the least time that a step can take on published figures of the chips."""
 
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Sequence
 
-import jax
-from jax.sharding import Mesh
-
-from t5x_lite.config import RunConfig
-from t5x_lite.errors import UserError
-from t5x_lite.models.components import GLU, MoE
-from t5x_lite.models.experts.config import Capacity
-from t5x_lite.models.losses import logits_limit
-from t5x_lite.models.stack import pipeline_parts
-from t5x_lite.models.transformer import ModelSpec
-from t5x_lite.objectives.objective import ExampleLengths
-from t5x_lite.parallel.chips import CHIPS, Chip, chip_name
-from t5x_lite.parallel.mesh import batch_shards
-from t5x_lite.planner.hlo import Collective
+from t5x_lite.models.config import RematPolicy
+from t5x_lite.parallel.chips import Chip
+from t5x_lite.planner.figures import CollectiveFigures, RooflineFigures
+from t5x_lite.planner.workload import Workload
 from t5x_lite.train.metrics import flops_per_row
 
-RESERVED = 0.02
-"""Share of the memory that the runtime keeps for itself."""
-
-
-def chip_of(device_kind: str) -> Chip:
-    """The figures of a device by the beginning of its name in JAX.
-
-    Raises:
-        UserError: there are none.
-    """
-    if (name := chip_name(device_kind)) is None:
-        raise UserError(f"plan has no published figures of {device_kind}; known are {', '.join(CHIPS)}")
-    return CHIPS[name]
-
-
-def with_links(sent: Sequence[Collective], mesh: Mesh, chip: Chip, slices: int) -> list[dict[str, Any]]:
-    """Exchanges as rows of the report, each with its link: inside a slice or the host of a GPU, or beyond it."""
-    sizes = list(mesh.shape.values())
-
-    def link(axes: Sequence[str]) -> str:
-        if chip.host is None:
-            return "DCN" if slices > 1 and "data" in axes else "ICI"
-        far = any(math.prod(sizes[n:]) > chip.host for n, axis in enumerate(mesh.shape) if axis in axes)
-        return "network" if far else "NVLink"
-
-    return [asdict(one) | {"link": link(one.axes)} for one in sent]
+SECONDS_PER_DAY = 86400
 
 
 def roofline_bounds(
-    config: RunConfig, structure: ModelSpec, lengths: ExampleLengths, mesh: Mesh, chip: Chip, figures: Mapping[str, Any]
-) -> dict[str, float]:
-    """FLOPs of a step, the least seconds that arithmetic, memory and links need for it, and what the run takes so.
+    workload: Workload, chip: Chip, memory_bytes: float, collectives: Sequence[CollectiveFigures]
+) -> RooflineFigures:
+    """Return the time that arithmetic, memory and links need for one step at least, and the speed of the run at that.
 
     Args:
-        config: the run.
-        structure: its model.
-        lengths: of one example.
-        mesh: the devices.
-        chip: what they are.
-        figures: bytes of a device (its state, and what it makes on the way) and exchanges, as compiled or modelled.
+        workload: the train step.
+        chip: the devices.
+        memory_bytes: bytes of the state and the temporaries of a device.
+        collectives: what a device sends in a step, compiled or by formula.
     """
-    train, n = config.train, mesh.size
-    flops = train.batch_size * flops_per_row(config.model, structure, lengths) / n
-    full = train.batch_size * flops_per_row(config.model, structure, lengths, causal_half=False) / n
-    peak = train.peak_flops or chip.flops
-    again = {"none": 1.0, "full": 4 / 3, "offload": 4 / 3}.get(config.model.remat, 7 / 6)
-    # Weights, gradients and moments are read and written once; what is kept for the backward pass too; and each pass
-    # reads the weights that it has gathered, in the type of the activations.
-    held = figures.get("arguments_bytes", 0) + figures.get("temporaries_bytes", 0) or figures["memory_bytes"]
-    passes = 4 if again > 7 / 6 else 3
-    shards = mesh.shape["tensor"] * mesh.shape["expert"] * mesh.shape["pipeline"]
-    weights = structure.parameters * _width(config) / shards * passes * train.microbatches
-    inside, between = _seconds(figures["exchanges"], chip)
-    seconds = {
-        "compute_seconds": flops * (again * _ticks(config, mesh)) / peak,
-        "memory_seconds": (2 * held + weights) / chip.memory_rate,
-        "ici_seconds": inside,
-        "dcn_seconds": between,
-    }
-    step, tokens = max(seconds.values()), train.batch_size * train.seq_len
-    days = train.steps * step / 86400
-    return seconds | {
+    train = workload.config.train
+    devices = workload.mesh.size
+    flops = _flops_per_device(workload, causal_half=True)
+    flops_causal_full = _flops_per_device(workload, causal_half=False)
+    peak_flops = train.peak_flops or chip.flops
+    overhead = _recomputation_factor(workload.config.model.remat) * workload.pipeline_slowdown
+    ici_seconds, dcn_seconds = _link_seconds(collectives, chip)
+    # The state is read and written once in a step, and so is what the forward pass saves for the backward pass.
+    memory_traffic = 2 * memory_bytes + _gathered_weight_bytes(workload)
+    compute_seconds = flops * overhead / peak_flops
+    memory_seconds = memory_traffic / chip.memory_rate
+    step_seconds = max(compute_seconds, memory_seconds, ici_seconds, dcn_seconds)
+    tokens_per_step = train.batch_size * train.seq_len
+    days = train.steps * step_seconds / SECONDS_PER_DAY
+    return {
+        "compute_seconds": compute_seconds,
+        "memory_seconds": memory_seconds,
+        "ici_seconds": ici_seconds,
+        "dcn_seconds": dcn_seconds,
         "flops_per_device": flops,
-        "flops_per_device_causal_full": full,
-        "peak_flops": peak,
-        "step_seconds": step,
-        "mfu_causal_half": flops / peak / step,
-        "mfu_causal_full": full / peak / step,
-        "tokens_per_second": tokens / step,
+        "flops_per_device_causal_full": flops_causal_full,
+        "peak_flops": peak_flops,
+        "step_seconds": step_seconds,
+        "mfu_causal_half": flops / peak_flops / step_seconds,
+        "mfu_causal_full": flops_causal_full / peak_flops / step_seconds,
+        "tokens_per_second": tokens_per_step / step_seconds,
         "days": days,
-        "chip_hours": days * 24 * n,
-        "tokens": float(tokens * train.steps),
+        "chip_hours": days * 24 * devices,
+        "tokens": float(tokens_per_step * train.steps),
     }
 
 
-def _seconds(exchanges: Sequence[Mapping[str, Any]], chip: Chip) -> tuple[float, float]:
-    """What exchanges (see `linked`) take inside (ICI, NVLink), and on the network between slices or hosts (DCN)."""
-    inside = between = 0.0
-    for one in exchanges:
-        if one["link"] in {"DCN", "network"}:
-            between += one["sent"] / chip.network_rate
-        else:
+def _flops_per_device(workload: Workload, *, causal_half: bool) -> float:
+    """Return the FLOPs of a step without recomputation; see `flops_per_row`."""
+    config = workload.config
+    row_flops = flops_per_row(config.model, workload.spec, workload.lengths, causal_half=causal_half)
+    return config.train.batch_size * row_flops / workload.mesh.size
+
+
+def _recomputation_factor(remat: RematPolicy) -> float:
+    """Return the FLOPs of a step with recomputation over those without.
+
+    The forward pass is a third of a step. Full recomputation repeats all of it; the other policies count as half of it.
+    """
+    match remat:
+        case "none":
+            return 1.0
+        case "full" | "offload":
+            return 4 / 3
+        case _:
+            return 7 / 6
+
+
+def _gathered_weight_bytes(workload: Workload) -> float:
+    """Return the bytes of gathered weights that the passes of a step read, in the type of the activations."""
+    sizes = workload.mesh.shape
+    passes = 4 if workload.recomputes_layers else 3
+    weight_shards = sizes["tensor"] * sizes["expert"] * sizes["pipeline"]
+    weight_bytes = workload.spec.parameters * workload.bytes_per_activation / weight_shards
+    return weight_bytes * passes * workload.config.train.microbatches
+
+
+def _link_seconds(collectives: Sequence[CollectiveFigures], chip: Chip) -> tuple[float, float]:
+    """Return the seconds on links inside a slice or a host, and those on the network between them."""
+    inside = 0.0
+    between = 0.0
+    for collective in collectives:
+        if collective["link"] in {"DCN", "network"}:
+            between += collective["sent"] / chip.network_rate
+        elif chip.gpus_per_host is None:
             # A torus sends both ways along each axis.
-            inside += one["sent"] / (2 * chip.link_rate * len(one["axes"]) if chip.host is None else chip.link_rate)
+            inside += collective["sent"] / (2 * chip.link_rate * len(collective["axes"]))
+        else:
+            inside += collective["sent"] / chip.link_rate
     return inside, between
-
-
-def _ticks(config: RunConfig, mesh: Mesh) -> float:
-    """What a pipeline's filling and emptying make of its time (Huang et al. 2019, §2.3)."""
-    stages = mesh.shape["pipeline"]
-    with jax.set_mesh(mesh):
-        parts = pipeline_parts(config.model, config.train.batch_size // config.train.microbatches, stages)
-    return (parts + stages - 1) / parts
-
-
-def _width(config: RunConfig) -> int:
-    return 2 if config.model.compute == "bfloat16" else 4
-
-
-def _tokens(config: RunConfig, lengths: ExampleLengths, mesh: Mesh) -> float:
-    """Tokens of both sides that a device has of one microbatch."""
-    rows = config.train.batch_size / config.train.microbatches / batch_shards(mesh)
-    targets = lengths.targets if config.model.family == "encoder_decoder" else 0
-    return rows * lengths.texts * (lengths.tokens + targets) / mesh.shape["context"]
-
-
-def modelled_memory(
-    config: RunConfig, state: Any, lengths: ExampleLengths, mesh: Mesh, platform: str
-) -> dict[str, Any]:
-    """Bytes of a device by kind and in all, without a compiler; `platform` is that of the devices planned for.
-
-    State and gradients are exact; activations are what `model.remat` keeps of each layer, with one layer as a whole and
-    two parts of the logits beside.
-    """
-    model, t = config.model, mesh.shape["tensor"]
-
-    def size(tree: Any) -> float:
-        leaves = jax.tree.leaves(tree)
-        return float(sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in leaves))
-
-    d, head, hidden = model.embed, model.width_of_head, model.width_of_mlp
-    gated = 2 if isinstance(model.dense_feedforward, GLU) else 1
-    products = ((2 * model.heads + 2 * model.key_value_heads) * head + gated * hidden + 2 * d) / t
-    layer = products + (hidden + 2 * d) / t + 2 * d
-    kept = {"none": layer, "full": d / t, "offload": 0.0}.get(model.remat, products + d / t)
-    layers = model.layers / mesh.shape["pipeline"]
-    tokens = _tokens(config, lengths, mesh) * _width(config)
-    # Logits and their gradient, of as many tokens as are computed at once.
-    whole = 4 * _tokens(config, lengths, mesh) * (model.vocab or 1)
-    logits = 2 * min(logits_limit(platform), whole)
-    found = {
-        "state_bytes": size(state),
-        "gradients_bytes": size(state.params),
-        "activations_bytes": tokens * (layers * kept + layer) + logits,
-    }
-    return found | {"memory_bytes": sum(found.values())}
-
-
-def required_collectives(
-    config: RunConfig, structure: ModelSpec, lengths: ExampleLengths, mesh: Mesh
-) -> list[Collective]:
-    """What a device must send in a step on this mesh, without a compiler: rings, and every byte just once.
-
-    fsdp gathers weights for each pass and sums gradients into parts; data sums the parts; tensor and context gather the
-    length or its keys and values before, and divide it after, each sublayer; experts send tokens there and back, and
-    sum the gradients of all weights but their own, for each holds rows of the batch.
-    """
-    model, sizes, width = config.model, mesh.shape, _width(config)
-    parts, again = config.train.microbatches, model.remat in {"full", "offload"}
-    apart, parted = structure.of("experts"), sizes["tensor"] * sizes["pipeline"]
-    shared, layers = structure.parameters - apart, model.layers / sizes["pipeline"]
-    weights = (shared + apart / sizes["expert"]) / parted
-    tokens = _tokens(config, lengths, mesh) * parts
-    moe = [kind for layer in model.pattern if isinstance(kind := model.feedforward_of(layer), MoE)]
-    routed = sum(_copies(kind) for kind in moe) * model.layers / len(model.pattern) / sizes["pipeline"]
-    sublayer = tokens * model.embed * width
-    keys = tokens * 2 * model.key_value_heads * model.width_of_head / sizes["tensor"] * width * sizes["context"]
-    wanted = [
-        ("all-gather", "fsdp", weights * width * (3 if again else 2) * parts),
-        ("reduce-scatter", "fsdp", weights * width * parts),
-        ("all-reduce", "data", 2 * weights * 4 / sizes["fsdp"]),
-        ("all-reduce", "expert", 2 * shared / parted * width / sizes["fsdp"] * parts),
-        ("all-gather", "tensor", layers * sublayer * (6 if again else 4)),
-        ("reduce-scatter", "tensor", layers * sublayer * (6 if again else 4)),
-        ("all-gather", "context", layers * keys * (3 if again else 2)),
-        ("all-to-all", "expert", routed * sublayer * (6 if again else 4)),
-        ("collective-permute", "pipeline", 2 * _ticks(config, mesh) * sublayer),
-    ]
-    ring = {axis: (size - 1) / size for axis, size in sizes.items()} | {"pipeline": float(sizes["pipeline"] > 1)}
-    return [Collective(kind, (axis,), 1, sent * ring[axis]) for kind, axis, sent in wanted if sent * ring[axis] > 0]
-
-
-def _copies(moe: MoE) -> float:
-    """How many times a token's state travels to experts: its choices, and the room that capacity leaves empty."""
-    return moe.router.choices * (moe.dispatch.factor if isinstance(moe.dispatch, Capacity) else 1.0)

@@ -11,12 +11,12 @@ import numpy as np
 import yaml
 
 from t5x_lite import config as configuration
-from t5x_lite.adapt.parts import unflatten_names
 from t5x_lite.errors import UserError, write_file
 from t5x_lite.sweep import fit as fitting
 from t5x_lite.sweep.config import Sweep, load
 from t5x_lite.sweep.plot import draw
 from t5x_lite.sweep.points import from_csv, from_sweep
+from t5x_lite.trees import unflatten_names
 
 
 def fit(subject: Path, words: list[str], options: argparse.Namespace) -> int:

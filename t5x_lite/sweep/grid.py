@@ -12,17 +12,17 @@ from typing import Any
 
 from t5x_lite import config as configuration
 from t5x_lite import schema
-from t5x_lite.checkpoint import flatten_names
 from t5x_lite.config import RunConfig
 from t5x_lite.errors import UserError, write_file
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.transformer import model_spec
 from t5x_lite.objectives import Objective
-from t5x_lite.planner.plan import example_context
+from t5x_lite.planner.example import example_context
 from t5x_lite.sweep.config import Sweep, SweepConfig, combinations
 from t5x_lite.sweep.expression import evaluate
 from t5x_lite.train.config import WarmupStableDecay
 from t5x_lite.train.metrics import flops_per_row
+from t5x_lite.trees import flatten_names
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from t5x_lite.errors import UserError
 from t5x_lite.models.transformer import model_spec
 from t5x_lite.parallel import distributed
 from t5x_lite.parallel import mesh as meshes
-from t5x_lite.planner.plan import example_features
+from t5x_lite.planner.example import example_features
 from t5x_lite.sweep.grid import sized
 from t5x_lite.train.setup import make_steps
 

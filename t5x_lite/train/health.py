@@ -12,12 +12,12 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array
 
-from t5x_lite.checkpoint import flatten_names
 from t5x_lite.errors import ReplicaMismatch, UserError
 from t5x_lite.models.sharding import AXES
 from t5x_lite.models.transformer import ModelSpec
 from t5x_lite.parallel.mesh import shardings
 from t5x_lite.train.metrics import product_seconds
+from t5x_lite.trees import flatten_names
 
 SMALL = 2**16
 """Values of an array below which it may lie whole on every device: sharding it would cost more than it saves."""

@@ -18,13 +18,13 @@ from jax.sharding import Mesh
 from rich.progress import BarColumn
 
 from t5x_lite.adapt.parts import TrainableSplit
-from t5x_lite.checkpoint import flatten_names
 from t5x_lite.errors import disk_error
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.transformer import ModelSpec
 from t5x_lite.objectives.objective import ExampleLengths
 from t5x_lite.parallel.chips import CHIPS, chip_name
 from t5x_lite.progress import print_line, progress_bar
+from t5x_lite.trees import flatten_names
 
 
 def flops_per_row(

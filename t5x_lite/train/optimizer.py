@@ -176,7 +176,11 @@ def _per_matrix(inner: optax.GradientTransformation, axes: Any) -> optax.Gradien
         pairs = jax.tree.map(update_one, axes, updates, state, params)
         return jax.tree.map(lambda _, pair: pair[0], axes, pairs), jax.tree.map(lambda _, pair: pair[1], axes, pairs)
 
-    return optax.GradientTransformation(lambda params: jax.tree.map(init_one, axes, params), update)
+    def init(params: Any) -> Any:
+        # `optax.tree_map_params` initialises with a tree without leaves, to see where the state mirrors the parameters.
+        return jax.tree.map(init_one, axes, params) if jax.tree.leaves(params) else params
+
+    return optax.GradientTransformation(init, update)
 
 
 def _muon(method: Muon, axes: Any) -> optax.GradientTransformation:

@@ -11,7 +11,6 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import PRNGKeyArray
 
-from t5x_lite.adapt.parts import flatten_names, unflatten_names
 from t5x_lite.config import RunConfig
 from t5x_lite.data.open_data import open_data
 from t5x_lite.data.tokenizer import Tokenizer
@@ -31,6 +30,7 @@ from t5x_lite.parallel import mesh as meshes
 from t5x_lite.train import optimizer as optimizers
 from t5x_lite.train.state import TrainState
 from t5x_lite.train.step import Batch, LossFunction, PartsLossFunction, Sums, train_step
+from t5x_lite.trees import flatten_names, unflatten_names
 
 
 def open_run_data(config: RunConfig, tokenizer: Tokenizer) -> TrainingData:
@@ -171,7 +171,7 @@ def make_steps(config: RunConfig, model: ModelSpec, mesh: Mesh) -> Steps:
         return parts.together(trained, frozen, jnp.concatenate)
 
     shapes = jax.eval_shape(fresh)
-    placed = meshes.state_shardings(mesh, model.axes, shapes)
+    placed = meshes.state_shardings(mesh, model.axes, shapes, optimizer)
     rows, everywhere = meshes.batch_sharding(mesh), meshes.replicated(mesh)
     loss = loss_function(config, model, shards, training=True)
     loss_of_parts: PartsLossFunction = lambda trained, frozen, *rest: loss(whole(trained, frozen), *rest)  # noqa: E731

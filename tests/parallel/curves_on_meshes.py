@@ -1,43 +1,65 @@
-"""Ten steps of training on meshes of 8 simulated devices, against one device: the loss of every step.
+"""Compare the loss of ten training steps on meshes of 8 simulated devices with that on one device.
 
 `python curves_on_meshes.py FAMILY one|all` prints a line for each mesh. Run by test_mesh.py in a process of its own,
 because the number of devices is fixed when JAX starts.
 """
 
 import sys
-from dataclasses import replace
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import jax
 import numpy as np
+from jaxtyping import Float
 
 from t5x_lite.config import RunConfig
 from t5x_lite.models.transformer import model_spec
-from t5x_lite.objectives.objective import TokenRow
+from t5x_lite.objectives.objective import ExampleContext, TokenRow
 from t5x_lite.parallel import mesh as meshes
-from t5x_lite.planner.plan import example_context
+from t5x_lite.planner.example import example_context
 from t5x_lite.train.setup import make_steps
 
-STEPS, ROWS = 10, 16
+STEPS = 10
+ROWS = 16
 SIZES = {"layers": 4, "embed": 16, "heads": 4, "mlp": 32, "vocab": 64}
 EXPERTS = {"moe": {"experts": 4, "router": {"top_k": {"k": 2}}, "dispatch": {"capacity": {"factor": 1.0}}}}
-SPARSE = [{"attention": "dense"}, {"attention": {"local": {"window": 5}}}]
-FAMILIES: dict[str, tuple[dict[str, Any], str, dict[str, int]]] = {
-    "decoder": ({"pattern": SPARSE, "positions": {"rotary": {}}}, "causal", {"fsdp": 2, "tensor": 2, "context": 2}),
-    "encoder_decoder": (
-        {"positions": {"relative": {}}, "norm": "rmsnorm", "bias": False},
+DENSE_AND_LOCAL = [{"attention": "dense"}, {"attention": {"local": {"window": 5}}}]
+
+
+@dataclass(frozen=True)
+class Family:
+    """One kind of model: its settings, its objective, and the mesh of the quick test."""
+
+    family: str
+    objective: str
+    quick_mesh: dict[str, int]
+    model: dict[str, object] = field(default_factory=dict)
+
+
+FAMILIES = {
+    "decoder": Family(
+        "decoder",
+        "causal",
+        {"fsdp": 2, "tensor": 2, "context": 2},
+        {"pattern": DENSE_AND_LOCAL, "positions": {"rotary": {}}},
+    ),
+    "encoder_decoder": Family(
+        "encoder_decoder",
         "span_corruption",
         {"data": 2, "pipeline": 2, "tensor": 2},
+        {"positions": {"relative": {}}, "norm": "rmsnorm", "bias": False},
     ),
-    "encoder": (
-        {"norm_place": "post", "token_types": 2, "output_transform": True},
+    "encoder": Family(
+        "encoder",
         "masked",
         {"pipeline": 2, "context": 2, "fsdp": 2},
+        {"norm_place": "post", "token_types": 2, "output_transform": True},
     ),
-    "experts": (
-        {"pattern": [{}, {"feedforward": EXPERTS}]},
+    "experts": Family(
+        "decoder",
         "causal",
         {"expert": 2, "context": 2, "pipeline": 2},
+        {"pattern": [{}, {"feedforward": EXPERTS}]},
     ),
 }
 MESHES: tuple[dict[str, int], ...] = (
@@ -51,63 +73,72 @@ MESHES: tuple[dict[str, int], ...] = (
     {"data": 2, "fsdp": 2, "tensor": 2},
     {"pipeline": 2, "context": 2, "fsdp": 2},
 )
-WITH_EXPERTS: tuple[dict[str, int], ...] = (
+EXPERT_MESHES: tuple[dict[str, int], ...] = (
     {"data": 2, "expert": 4},
     {"expert": 2, "fsdp": 2, "tensor": 2},
     {"expert": 2, "context": 2, "pipeline": 2},
 )
 
 
-def run_of(family: str, sizes: dict[str, int]) -> RunConfig:
-    model, objective, _ = FAMILIES[family]
-    kind = "decoder" if family == "experts" else family
+def run_config(family: Family, mesh: dict[str, int]) -> RunConfig:
     return RunConfig.model_validate(
         {
-            "model": {"family": kind, **SIZES, **model},
-            "objective": objective,
+            "model": {"family": family.family, **SIZES, **family.model},
+            "objective": family.objective,
             "optimizer": {"learning_rate": 1e-2},
             "train": {"steps": STEPS, "batch_size": ROWS, "seq_len": 32},
-            "mesh": {"data": 1, **sizes},
+            "mesh": {"data": 1, **mesh},
         }
     )
 
 
-def batches(config: RunConfig) -> list[dict[str, np.ndarray]]:
-    """Rows of two documents each, the second token of a pair the first's successor: something to learn."""
-    rng, task = np.random.default_rng(0), example_context(config.model, config.train.seq_len)
-    length = config.require_objective().row_length(task)
-
-    def example() -> dict[str, np.ndarray]:
-        tokens = ((rng.integers(12, 40) + np.arange(length)) % 30 + 12).astype(np.int32)
-        halves = (np.arange(length) >= rng.integers(length // 4, length // 2)).astype(np.int32)
-        documents = np.ones_like(halves) if config.model.family == "encoder_decoder" else halves + 1
-        row = TokenRow(tokens, documents, halves)
-        return config.require_objective().example(replace(row, second_sentence=row), task, rng)
-
-    made = [[example() for _ in range(ROWS)] for _ in range(STEPS)]
-    return [{name: np.stack([one[name] for one in rows]) for name in rows[0]} for rows in made]
+def build_batches(config: RunConfig) -> list[dict[str, np.ndarray]]:
+    """Build rows of two documents each, in which every token is the successor of the one before: learnable."""
+    rng = np.random.default_rng(0)
+    context = example_context(config.model, config.train.seq_len)
+    batches = []
+    for _ in range(STEPS):
+        examples = [build_example(config, context, rng) for _ in range(ROWS)]
+        batches.append({name: np.stack([example[name] for example in examples]) for name in examples[0]})
+    return batches
 
 
-def curve(config: RunConfig, devices: list[Any]) -> np.ndarray:
-    """The loss of each step."""
+def build_example(config: RunConfig, context: ExampleContext, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    objective = config.require_objective()
+    length = objective.row_length(context)
+    tokens = ((rng.integers(12, 40) + np.arange(length)) % 30 + 12).astype(np.int32)
+    halves = (np.arange(length) >= rng.integers(length // 4, length // 2)).astype(np.int32)
+    segments = np.ones_like(halves) if config.model.family == "encoder_decoder" else halves + 1
+    row = TokenRow(tokens, segments, halves)
+    return dict(objective.example(replace(row, second_sentence=row), context, rng))
+
+
+def loss_curve(config: RunConfig, devices: Sequence[jax.Device]) -> Float[np.ndarray, "steps"]:
+    """Train and return the loss of each step."""
     mesh = meshes.make_mesh(config.mesh, devices)
+    losses = []
     with jax.set_mesh(mesh):
         steps = make_steps(config, model_spec(config.model), mesh)
-        state, losses = steps.fresh(), []
-        for batch in batches(config):
+        state = steps.fresh()
+        for batch in build_batches(config):
             state, metrics = steps.train(state, meshes.to_global(mesh, batch, ROWS))
             losses.append(float(metrics["loss"]))
     return np.array(losses)
 
 
-def main(family: str, extent: str) -> None:
-    every = (*WITH_EXPERTS, *MESHES) if family == "experts" else MESHES
-    expected = curve(run_of(family, {}), jax.devices()[:1])
+def main(name: str, extent: str) -> None:
+    family = FAMILIES[name]
+    tested_meshes = [family.quick_mesh]
+    if extent == "all":
+        tested_meshes = [*MESHES]
+        if name == "experts":
+            tested_meshes = [*EXPERT_MESHES, *MESHES]
+    expected = loss_curve(run_config(family, {}), jax.devices()[:1])
     assert expected[-1] < 0.9 * expected[0], f"nothing is learnt: {expected}"
-    for sizes in (FAMILIES[family][2],) if extent == "one" else every:
-        found = curve(run_of(family, sizes), jax.devices())
-        np.testing.assert_allclose(found, expected, rtol=1e-5, err_msg=f"{family} on {sizes}")
-        print("equal", family, sizes, f"{np.abs(found / expected - 1).max():.1e}", flush=True)
+    for mesh in tested_meshes:
+        losses = loss_curve(run_config(family, mesh), jax.devices())
+        np.testing.assert_allclose(losses, expected, rtol=1e-5, err_msg=f"{name} on {mesh}")
+        print("equal", name, mesh, f"{np.abs(losses / expected - 1).max():.1e}", flush=True)
 
 
 if __name__ == "__main__":

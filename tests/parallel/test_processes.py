@@ -1,4 +1,4 @@
-"""Several real processes over loopback: the same batches and the same losses as one."""
+"""Several real processes over loopback: the same batches and the same losses as one process."""
 
 import contextlib
 import os
@@ -9,15 +9,18 @@ import socket
 import subprocess
 import sys
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pytest
+from jaxtyping import Int
 
 from t5x_lite.cli import main
 from tests.conftest import REPOSITORY, lines
 
-BATCHES = """
+FAULTY_PROCESS = Path(__file__).with_name("faulty_process.py")
+SAVE_BATCHES = """
 import sys
 from pathlib import Path
 import jax, numpy as np
@@ -33,90 +36,92 @@ local = meshes.local_rows(mesh, 4)
 with distributed.main_process_first():
     data = open_run_data(config, load_or_train_tokenizer(config.tokenizer, config.data))
 start = int(sys.argv[3])
-found = [batch["tokens"] for batch in training_batches(data.rows(), 4, local, start, start + 5, config.data)]
-np.savez(f"{sys.argv[2]}-{jax.process_index()}.npz", rows=local, tokens=np.stack(found))
+batches = training_batches(data.rows(), 4, local, start, start + 5, config.data)
+tokens = np.stack([batch["tokens"] for batch in batches])
+np.savez(f"{sys.argv[2]}-{jax.process_index()}.npz", rows=local, tokens=tokens)
 """
 
 
-def start(count: int, *arguments: object) -> list[subprocess.Popen[str]]:
+def start_processes(count: int, *arguments: object) -> list[subprocess.Popen[str]]:
     """Start `count` processes of one job."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    job = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": str(count)}
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    if count > 1:
+        environment["JAX_COORDINATOR_ADDRESS"] = f"127.0.0.1:{port}"
+        environment["JAX_NUM_PROCESSES"] = str(count)
     command = [sys.executable, *map(str, arguments)]
-    return [
-        subprocess.Popen(
-            command,
-            env=os.environ | (job if count > 1 else {}) | {"JAX_PROCESS_ID": str(number)},
-            cwd=REPOSITORY,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for number in range(count)
-    ]
+    processes = []
+    for number in range(count):
+        environment["JAX_PROCESS_ID"] = str(number)
+        process = subprocess.Popen(command, env=environment, cwd=REPOSITORY, stderr=subprocess.PIPE, text=True)
+        processes.append(process)
+    return processes
 
 
-def run_together(count: int, *arguments: object) -> None:
+def run_processes(count: int, *arguments: object) -> None:
     """Start `count` processes of one job and wait for all."""
-    for process in start(count, *arguments):
+    for process in start_processes(count, *arguments):
         errors = process.communicate(timeout=120)[1]
         assert process.returncode == 0, errors
 
 
-def pod_sim(count: int, config: Path, *overrides: str, **environment: str) -> subprocess.Popen[str]:
-    """`bash launch/pod_sim.sh` with the environment of the tests."""
+def start_pod_simulation(count: int, config: Path, *overrides: str, **environment: str) -> subprocess.Popen[str]:
+    """Start `bash launch/pod_sim.sh` with the environment of the tests."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    here = os.environ | {"T5X_LITE_READY": "1", "PATH": path, "T5X_LITE_GRACE": "10"} | environment
+    variables = os.environ | {"T5X_LITE_READY": "1", "PATH": path, "T5X_LITE_GRACE": "10"} | environment
     command = ["bash", "launch/pod_sim.sh", str(count), str(config), *overrides]
     return subprocess.Popen(
-        command, env=here, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command, env=variables, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
 
 
-def ended(job: subprocess.Popen[str]) -> str:
-    """What a job has said, once it is over."""
+def wait_for_end(job: subprocess.Popen[str]) -> str:
+    """Wait until a job has ended and return its output."""
     try:
         return job.communicate(timeout=240)[0]
     finally:
         job.kill()
 
 
-def wait_for(step: int, run: Path, job: subprocess.Popen[str]) -> None:
-    """Return when a run has done that step."""
-    until = time.monotonic() + 120
-    while time.monotonic() < until and job.poll() is None:
+def wait_for_step(step: int, run: Path, job: subprocess.Popen[str]) -> None:
+    """Return when a run has logged that step; raise if its job ends before."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and job.poll() is None:
         with contextlib.suppress(OSError):
             if len((run / "metrics.jsonl").read_text().splitlines()) >= step:
                 return
         time.sleep(0.02)
-    raise AssertionError(ended(job))
+    raise AssertionError(wait_for_end(job))
 
 
-def children(job: subprocess.Popen[str]) -> dict[int, int]:
-    """Process ids of a job, by their number in it."""
-    found = {}
+def find_processes(job: subprocess.Popen[str]) -> dict[int, int]:
+    """Return the operating system's process ids of a job's processes by their number in the job."""
+    process_ids = {}
     for folder in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             words = (folder / "cmdline").read_bytes().decode().split("\0")
-            if f"\nPPid:\t{job.pid}\n" in (folder / "status").read_text() and "--process-id" in words:
-                found[int(words[words.index("--process-id") + 1])] = int(folder.name)
-    return found
+            is_child = f"\nPPid:\t{job.pid}\n" in (folder / "status").read_text()
+            if is_child and "--process-id" in words:
+                number = int(words[words.index("--process-id") + 1])
+                process_ids[number] = int(folder.name)
+    return process_ids
 
 
 def test_one_two_and_four_processes_make_the_same_global_batches(tiny_config: Path, tmp_path: Path) -> None:
-    def batches(count: int, start: int) -> np.ndarray:
-        run_together(count, "-c", BATCHES, tiny_config, tmp_path / str(count), start)
+    def global_batches(count: int, start: int) -> Int[np.ndarray, "batches rows length"]:
+        run_processes(count, "-c", SAVE_BATCHES, tiny_config, tmp_path / str(count), start)
         parts = [np.load(f"{tmp_path / str(count)}-{number}.npz") for number in range(count)]
-        whole = np.zeros((5, 4, 16), np.int32)
+        tokens = np.zeros((5, 4, 16), np.int32)
         for part in parts:
-            whole[:, part["rows"]] = part["tokens"]
+            tokens[:, part["rows"]] = part["tokens"]
         assert sorted(row for part in parts for row in part["rows"]) == [0, 1, 2, 3]
-        return whole
+        return tokens
 
-    one = batches(1, 0)
-    np.testing.assert_array_equal(batches(2, 0), one)
-    np.testing.assert_array_equal(batches(4, 3)[:2], one[3:])
+    expected = global_batches(1, 0)
+    np.testing.assert_array_equal(global_batches(2, 0), expected)
+    np.testing.assert_array_equal(global_batches(4, 3)[:2], expected[3:])
 
 
 LONGER = ("train.steps=40", "eval.every_steps=20", "checkpoint.every_steps=10", "checkpoint.keep=9")
@@ -124,106 +129,122 @@ LONGER = ("train.steps=40", "eval.every_steps=20", "checkpoint.every_steps=10", 
 
 @pytest.fixture(scope="module")
 def undisturbed(tiny_config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One process, 40 steps, nothing happens."""
+    """A run of one process and 40 steps without any fault."""
     folder = tmp_path_factory.mktemp("undisturbed") / "run"
-    run_together(1, "-m", "t5x_lite", "train", tiny_config, f"run_dir={folder}", *LONGER)
+    run_processes(1, "-m", "t5x_lite", "train", tiny_config, f"run_dir={folder}", *LONGER)
     return folder
 
 
 def assert_same_curve(run: Path, expected: Path) -> None:
-    """Every step once, and the losses those of the other run but for rounding."""
-    made, wanted = lines(run), lines(expected)
-    assert [line["step"] for line in made] == [line["step"] for line in wanted]
+    """Check that a run has every step once, and the losses of the other run but for rounding."""
+    records = lines(run)
+    expected_records = lines(expected)
+    assert [record["step"] for record in records] == [record["step"] for record in expected_records]
     for name in ("loss", "eval/loss"):
-        pairs = [
-            (one[name], other[name]) for one, other in zip(made, wanted, strict=True) if name in one and name in other
-        ]
-        np.testing.assert_allclose(*zip(*pairs, strict=True), rtol=2e-5)
+        losses = []
+        expected_losses = []
+        for record, expected_record in zip(records, expected_records, strict=True):
+            if name in record and name in expected_record:
+                losses.append(record[name])
+                expected_losses.append(expected_record[name])
+        np.testing.assert_allclose(losses, expected_losses, rtol=2e-5)
 
 
-TWO_EACH = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-ON_TWO_OF_TWO = (2, 7, ("mesh.data=1", "mesh.fsdp=2", "mesh.tensor=2"), TWO_EACH)
+@dataclass(frozen=True)
+class Stage:
+    """A part of a run: so many processes train it up to a step, on a mesh, with environment variables."""
+
+    processes: int
+    steps: int
+    mesh: tuple[str, ...] = ()
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+TWO_PROCESSES_OF_TWO_DEVICES = Stage(
+    processes=2,
+    steps=7,
+    mesh=("mesh.data=1", "mesh.fsdp=2", "mesh.tensor=2"),
+    environment={"XLA_FLAGS": "--xla_force_host_platform_device_count=2"},
+)
 
 
 @pytest.mark.parametrize(
-    "parts",
+    "stages",
     [
-        pytest.param((ON_TWO_OF_TWO, (1, 12, (), {})), marks=pytest.mark.slow),
-        pytest.param(((4, 4, (), {}), ON_TWO_OF_TWO, (1, 10, (), {}), (4, 12, (), {})), marks=pytest.mark.slow),
+        pytest.param((TWO_PROCESSES_OF_TWO_DEVICES, Stage(1, 12)), marks=pytest.mark.slow),
+        pytest.param((Stage(4, 4), TWO_PROCESSES_OF_TWO_DEVICES, Stage(1, 10), Stage(4, 12)), marks=pytest.mark.slow),
     ],
     ids=["2-1", "4-2-1-4"],
 )
-def test_a_run_goes_on_with_other_processes_and_on_another_mesh(
-    tiny_config: Path, tmp_path: Path, parts: tuple[tuple[int, int, tuple[str, ...], dict[str, str]], ...]
+def test_a_run_resumes_with_other_processes_and_on_another_mesh(
+    tiny_config: Path, tmp_path: Path, stages: tuple[Stage, ...]
 ) -> None:
     """Four processes as data=4, two of two devices each as fsdp=2 × tensor=2, one alone, and four again."""
     constant = ("optimizer.schedule=constant", "train.allow_changed_config=true")
-    run_together(1, "-m", "t5x_lite", "train", tiny_config, f"run_dir={tmp_path}/one", *constant)
-    for count, steps, mesh, environment in parts:
-        more = (f"run_dir={tmp_path}/run", f"train.steps={steps}", *mesh, *constant)
-        job = pod_sim(count, tiny_config, *more, **environment)
-        said = ended(job)
-        assert job.returncode == 0, said
+    run_processes(1, "-m", "t5x_lite", "train", tiny_config, f"run_dir={tmp_path}/one", *constant)
+    for stage in stages:
+        overrides = (f"run_dir={tmp_path}/run", f"train.steps={stage.steps}", *stage.mesh, *constant)
+        job = start_pod_simulation(stage.processes, tiny_config, *overrides, **stage.environment)
+        output = wait_for_end(job)
+        assert job.returncode == 0, output
     assert_same_curve(tmp_path / "run", tmp_path / "one")
 
 
 @pytest.mark.slow
 def test_a_killed_process_is_named_and_all_start_again(tiny_config: Path, undisturbed: Path, tmp_path: Path) -> None:
-    job = pod_sim(2, tiny_config, f"run_dir={tmp_path}/run", *LONGER)
-    wait_for(22, tmp_path / "run", job)
-    os.kill(children(job)[1], signal.SIGKILL)
-    said = ended(job)
-    assert job.returncode == 0, said
-    assert "process 0 of 2: process 1 is gone" in said
-    assert "failed with exit code 137; starting again, 2 failures left" in said
-    assert re.search("resumed from step (10|20) ", said)  # that of step 20 may not have been whole yet
+    job = start_pod_simulation(2, tiny_config, f"run_dir={tmp_path}/run", *LONGER)
+    wait_for_step(22, tmp_path / "run", job)
+    os.kill(find_processes(job)[1], signal.SIGKILL)
+    output = wait_for_end(job)
+    assert job.returncode == 0, output
+    assert "process 0 of 2: process 1 is gone" in output
+    assert "failed with exit code 137; starting again, 2 failures left" in output
+    assert re.search("resumed from step (10|20) ", output)  # the checkpoint of step 20 may not have been complete
     assert_same_curve(tmp_path / "run", undisturbed)
     assert lines(tmp_path / "run")[-1]["goodput/lost_seconds"] > 0
 
 
 def test_sigterm_to_one_saves_the_same_step_on_all(tiny_config: Path, undisturbed: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    job = pod_sim(
-        2, tiny_config, f"run_dir={run}", *LONGER[:2], "checkpoint.every_steps=1000", T5X_LITE_PREEMPTIONS="0"
-    )
-    wait_for(3, run, job)
-    os.kill(children(job)[1], signal.SIGTERM)
-    said = ended(job)
-    assert job.returncode == 75, said
-    (saved,) = (int(path.name) for path in (run / "checkpoints").iterdir())
-    assert saved == lines(run)[-1]["step"] < 40
-    assert f"stopped and saved at step {saved}" in said
-    assert "preempted, and no start is left" in said
+    overrides = (f"run_dir={run}", *LONGER[:2], "checkpoint.every_steps=1000")
+    job = start_pod_simulation(2, tiny_config, *overrides, T5X_LITE_PREEMPTIONS="0")
+    wait_for_step(3, run, job)
+    os.kill(find_processes(job)[1], signal.SIGTERM)
+    output = wait_for_end(job)
+    assert job.returncode == 75, output
+    (saved_step,) = (int(path.name) for path in (run / "checkpoints").iterdir())
+    assert saved_step == lines(run)[-1]["step"] < 40
+    assert f"stopped and saved at step {saved_step}" in output
+    assert "preempted, and no start is left" in output
 
 
 def test_wrong_input_is_not_tried_again(tiny_config: Path, tmp_path: Path) -> None:
-    job = pod_sim(2, tiny_config, f"run_dir={tmp_path}/run", "train.stpes=3")
-    said = ended(job)
+    job = start_pod_simulation(2, tiny_config, f"run_dir={tmp_path}/run", "train.stpes=3")
+    output = wait_for_end(job)
     assert job.returncode == 2
-    assert "did you mean" in said
-    assert "starting again, " not in said
+    assert "did you mean" in output
+    assert "starting again, " not in output
 
 
 @pytest.mark.slow
 def test_a_lost_coordinator_ends_the_others_and_all_start_again(
     tiny_config: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
-    job = pod_sim(2, tiny_config, f"run_dir={tmp_path}/run", *LONGER)
-    wait_for(22, tmp_path / "run", job)
-    killed = time.monotonic()
-    os.kill(children(job)[0], signal.SIGKILL)
-    said = ended(job)
-    assert job.returncode == 0, said
-    assert "process 0 ended with exit code 137" in said
-    assert time.monotonic() - killed < 120
+    job = start_pod_simulation(2, tiny_config, f"run_dir={tmp_path}/run", *LONGER)
+    wait_for_step(22, tmp_path / "run", job)
+    killed_at = time.monotonic()
+    os.kill(find_processes(job)[0], signal.SIGKILL)
+    output = wait_for_end(job)
+    assert job.returncode == 0, output
+    assert "process 0 ended with exit code 137" in output
+    assert time.monotonic() - killed_at < 120
     assert_same_curve(tmp_path / "run", undisturbed)
 
 
 @pytest.mark.slow
 def test_a_hung_process_ends_the_job_with_the_stacks_of_all(tiny_config: Path, tmp_path: Path) -> None:
-    script = Path(__file__).with_name("faulty.py")
-    more = (*LONGER, "train.hang_minutes=0.1", f"run_dir={tmp_path}/run")
-    first, hung = start(2, script, "hung", 1, "train", tiny_config, *more)
+    overrides = (*LONGER, "train.hang_minutes=0.1", f"run_dir={tmp_path}/run")
+    first, hung = start_processes(2, FAULTY_PROCESS, "hung", 1, "train", tiny_config, *overrides)
     errors = hung.communicate(timeout=100)[1]
     assert hung.returncode != 0
     assert "Timeout (0:00:06)!" in errors
@@ -235,40 +256,43 @@ def test_a_hung_process_ends_the_job_with_the_stacks_of_all(tiny_config: Path, t
 
 @pytest.mark.slow
 def test_a_slow_process_is_a_metric(tiny_config: Path, tmp_path: Path) -> None:
-    script = Path(__file__).with_name("faulty.py")
-    more = ("train.health_every_steps=10", *LONGER, f"run_dir={tmp_path}/run")
-    run_together(2, script, "slow", 1, "train", tiny_config, *more)
-    found = [line for line in lines(tmp_path / "run") if "straggler" in line]
-    assert [line["step"] for line in found] == [10, 20, 30, 40]
-    assert {line["straggler_process"] for line in found[1:]} == {1}
-    assert min(line["straggler"] for line in found[1:]) > 1.5
-    assert found[1]["straggler_seconds"] > 0.15
+    overrides = ("train.health_every_steps=10", *LONGER, f"run_dir={tmp_path}/run")
+    run_processes(2, FAULTY_PROCESS, "slow", 1, "train", tiny_config, *overrides)
+    records = [record for record in lines(tmp_path / "run") if "straggler" in record]
+    assert [record["step"] for record in records] == [10, 20, 30, 40]
+    assert {record["straggler_process"] for record in records[1:]} == {1}
+    assert min(record["straggler"] for record in records[1:]) > 1.5
+    assert records[1]["straggler_seconds"] > 0.15
 
 
 @pytest.mark.slow
-def test_a_checkpoint_folder_that_vanishes_is_made_again(tiny_config: Path, undisturbed: Path, tmp_path: Path) -> None:
-    job = pod_sim(2, tiny_config, f"run_dir={tmp_path}/run", *LONGER)
-    wait_for(23, tmp_path / "run", job)
-    while not (tmp_path / "run" / "checkpoints" / "20" / "manifest.json").is_file():
+def test_a_checkpoint_folder_that_vanishes_is_created_again(
+    tiny_config: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    checkpoints = tmp_path / "run" / "checkpoints"
+    job = start_pod_simulation(2, tiny_config, f"run_dir={tmp_path}/run", *LONGER)
+    wait_for_step(23, tmp_path / "run", job)
+    while not (checkpoints / "20" / "manifest.json").is_file():
         time.sleep(0.02)
-    shutil.rmtree(tmp_path / "run" / "checkpoints")
-    said = ended(job)
-    assert job.returncode == 0, said
-    assert {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()} == {"30", "40"}
+    shutil.rmtree(checkpoints)
+    output = wait_for_end(job)
+    assert job.returncode == 0, output
+    assert {path.name for path in checkpoints.iterdir()} == {"30", "40"}
     assert_same_curve(tmp_path / "run", undisturbed)
 
 
 @pytest.mark.slow
-def test_a_checkpoint_folder_that_cannot_be_written_ends_all(tiny_config: Path, tmp_path: Path) -> None:
-    job = pod_sim(2, tiny_config, f"run_dir={tmp_path}/run", *LONGER)
-    wait_for(23, tmp_path / "run", job)
-    shutil.move(tmp_path / "run" / "checkpoints", tmp_path / "elsewhere")
-    (tmp_path / "run" / "checkpoints").write_text("not a folder")
-    said = ended(job)
-    assert job.returncode == 2, said
-    assert "the checkpoint of step 30 could not be written" in said
+def test_a_checkpoint_folder_that_cannot_be_written_ends_all_processes(tiny_config: Path, tmp_path: Path) -> None:
+    checkpoints = tmp_path / "run" / "checkpoints"
+    job = start_pod_simulation(2, tiny_config, f"run_dir={tmp_path}/run", *LONGER)
+    wait_for_step(23, tmp_path / "run", job)
+    shutil.move(checkpoints, tmp_path / "elsewhere")
+    checkpoints.write_text("not a folder")
+    output = wait_for_end(job)
+    assert job.returncode == 2, output
+    assert "the checkpoint of step 30 could not be written" in output
 
 
-def test_the_three_flags_of_a_process_belong_together(tiny_config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_three_options_of_a_process_belong_together(tiny_config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", str(tiny_config), "--coordinator", "127.0.0.1:1", "--num-processes", "2"]) == 2
     assert "belong together" in capsys.readouterr().err

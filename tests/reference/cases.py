@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 import t5x_lite
 from t5x_lite.api import Model
-from t5x_lite.checkpoint import flatten_names
+from t5x_lite.trees import flatten_names
 from t5x_lite.convert import MODEL_TYPES
 from t5x_lite.convert.huggingface import import_hf
 from t5x_lite.models.losses import Losses, TokenLoss

@@ -8,8 +8,8 @@ import tensorstore
 from flax import serialization
 
 import t5x_lite
-from t5x_lite.checkpoint import flatten_names
 from t5x_lite.cli import main
+from t5x_lite.trees import flatten_names
 
 HEADS = 4
 LAYERS = 2

@@ -9,12 +9,12 @@ import numpy as np
 import optax
 import pytest
 
-from t5x_lite.checkpoint import flatten_names
 from t5x_lite.config import RunConfig
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.transformer import init_params, model_spec
 from t5x_lite.train import optimizer as optimizers
 from t5x_lite.train.config import AdamW, Constant, OptimizerConfig
+from t5x_lite.trees import flatten_names
 
 BASE, HEAD = 32, 8
 TOKENS = np.random.default_rng(0).integers(0, 64, (4, 16))

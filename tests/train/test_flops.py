@@ -12,7 +12,7 @@ from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.transformer import model_spec
 from t5x_lite.objectives import Choice, Classify, Reward, Similarity
 from t5x_lite.objectives.supervised import Supervised
-from t5x_lite.planner.plan import example_context, example_features
+from t5x_lite.planner.example import example_context, example_features
 from t5x_lite.train.metrics import flops_per_row
 from t5x_lite.train.setup import loss_function
 

@@ -1,7 +1,7 @@
-"""Greedy generation of GPT-2's and T5-small's shapes with random weights, against Transformers' `generate`.
+"""Greedy generation of GPT-2's and T5-small's shapes with random weights, compared with Transformers' `generate`.
 
-Prefill is what a first token takes; decode what each token after it takes. Both read the same prompts of equal length,
-in the same dtype, with a cache, and end nowhere.
+Prefill is the time of the first token, decode the time of each token after it. Both libraries read the same prompts of
+equal length, in the same dtype, with a cache; no text ends early.
 """
 
 import tempfile
@@ -11,77 +11,110 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Int
 
-from benchmarks.timing import OURS, THEIRS, Case, Side, dtype_here, on_cpu, raced
+from benchmarks.timing import (
+    OUR_ENVIRONMENT,
+    TORCH_ENVIRONMENT,
+    Case,
+    CaseProcess,
+    compute_dtype,
+    is_on_cpu,
+    median_of_turns,
+)
 from t5x_lite.decode.sampling import Sampling
 
-PROMPT = 64
-MODELS = {
+PROMPT_LENGTH = 64
+BATCH_SIZES = (1, 8)
+NEW_TOKENS = 128
+NEW_TOKENS_IF_QUICK = 16
+MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "GPT-2": ("GPT2LMHeadModel", "GPT2Config", {}),
     "T5-small": ("T5ForConditionalGeneration", "T5Config", {"decoder_start_token_id": 0}),
 }
+"""Classes of Transformers' models and their configs, and settings of the config."""
 
 
-def table(rounds: int, quick: bool) -> list[dict[str, Any]]:
-    """Tokens a second of ours and theirs for one row and for eight, and the ratios."""
-    count, lines = 16 if quick else 128, []
+def measure(rounds: int, quick: bool) -> list[dict[str, Any]]:
+    """Measure tokens per second of both libraries for one row and for eight, and the ratios."""
+    new_tokens = NEW_TOKENS_IF_QUICK if quick else NEW_TOKENS
+    rows = []
     for name in MODELS:
         with (
             tempfile.TemporaryDirectory() as folder,
-            Side(THEIRS, _theirs, name, folder).ready() as theirs,  # it writes what ours reads
-            Side(OURS, _ours, folder) as own,
+            # PyTorch's process writes the checkpoint that ours reads.
+            CaseProcess(TORCH_ENVIRONMENT, _build_torch_case, name, folder).wait_until_built() as torch_process,
+            CaseProcess(OUR_ENVIRONMENT, _build_our_case, folder) as our_process,
         ):
-            sides = {"ours": own, "theirs": theirs}
-            for batch in (1, 8):
-                prompts = np.random.default_rng(0).integers(5, 30000, (batch, PROMPT), np.int32)
-                if on_cpu():
-                    np.testing.assert_array_equal(*(side.result(prompts, 1 + count) for side in sides.values()))
-                cases = {
-                    f"{who} {n}": partial(side.seconds, prompts, n)
-                    for n in (1, 1 + count)
-                    for who, side in sides.items()
-                }
-                seconds = raced(cases, rounds)
-                prefill = {who: seconds[f"{who} 1"] for who in sides}
-                steps = {who: seconds[f"{who} {1 + count}"] - prefill[who] for who in sides}
-                lines.append(
-                    {"decode": f"{name}, {batch} × ({PROMPT} + {count})"}
-                    | {f"prefill {who}, tokens/s": batch * PROMPT / prefill[who] for who in sides}
-                    | {f"{who}, tokens/s": batch * count / steps[who] for who in sides}
-                    | {"ours / theirs": steps["theirs"] / steps["ours"]}
-                )
-    return lines
+            processes = {"ours": our_process, "theirs": torch_process}
+            for batch_size in BATCH_SIZES:
+                row: dict[str, Any] = {"decode": f"{name}, {batch_size} × ({PROMPT_LENGTH} + {new_tokens})"}
+                rows.append(row | _measure_batch(processes, batch_size, new_tokens, rounds))
+    return rows
 
 
-def _theirs(name: str, folder: str) -> Case:
-    """Transformers' model, which is also written into `folder`."""
+def _measure_batch(
+    processes: dict[str, CaseProcess], batch_size: int, new_tokens: int, rounds: int
+) -> dict[str, float]:
+    prompts = np.random.default_rng(0).integers(5, 30000, (batch_size, PROMPT_LENGTH), np.int32)
+    if is_on_cpu():
+        our_tokens = processes["ours"].result(prompts, 1 + new_tokens)
+        np.testing.assert_array_equal(our_tokens, processes["theirs"].result(prompts, 1 + new_tokens))
+    timers = {}
+    for side, process in processes.items():
+        timers[f"{side} prefill"] = partial(process.seconds, prompts, 1)
+    for side, process in processes.items():
+        timers[f"{side} all"] = partial(process.seconds, prompts, 1 + new_tokens)
+    seconds = median_of_turns(timers, rounds)
+    decode_seconds = {}
+    figures = {}
+    for side in processes:
+        prefill_seconds = seconds[f"{side} prefill"]
+        figures[f"prefill {side}, tokens/s"] = batch_size * PROMPT_LENGTH / prefill_seconds
+        decode_seconds[side] = seconds[f"{side} all"] - prefill_seconds
+    for side in processes:
+        figures[f"{side}, tokens/s"] = batch_size * new_tokens / decode_seconds[side]
+    figures["ours / theirs"] = decode_seconds["theirs"] / decode_seconds["ours"]
+    return figures
+
+
+def _build_torch_case(name: str, folder: str) -> Case:
+    """Return Transformers' generation. Its model is also written into `folder`."""
     import torch
     import transformers
 
-    kind, sizes, given = MODELS[name]
+    model_class, config_class, settings = MODELS[name]
     torch.manual_seed(0)
-    model = getattr(transformers, kind)(getattr(transformers, sizes)(**given)).eval()
+    config = getattr(transformers, config_class)(**settings)
+    model = getattr(transformers, model_class)(config).eval()
     model.save_pretrained(f"{folder}/theirs")
-    device, floats = ("cpu", torch.float32) if on_cpu() else ("cuda", torch.bfloat16)
-    model.to(device, floats).generation_config.eos_token_id = None
+    device = "cpu" if is_on_cpu() else "cuda"
+    model.to(device, torch.float32 if is_on_cpu() else torch.bfloat16)
+    model.generation_config.eos_token_id = None
 
-    def generate(prompts: np.ndarray, tokens: int) -> Any:
+    def generate(prompts: Int[np.ndarray, "b l"], new_tokens: int) -> Int[np.ndarray, "b new"]:
         ids = torch.tensor(prompts, dtype=torch.long, device=device)
-        given = {"attention_mask": torch.ones_like(ids), "pad_token_id": 0, "do_sample": False}
-        return model.generate(ids, max_new_tokens=tokens, **given).cpu().numpy()[:, -tokens:]
+        tokens = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            pad_token_id=0,
+            do_sample=False,
+            max_new_tokens=new_tokens,
+        )
+        return tokens.cpu().numpy()[:, -new_tokens:]
 
     return generate
 
 
-def _ours(folder: str) -> Case:
+def _build_our_case(folder: str) -> Case:
     from t5x_lite.api import load
     from t5x_lite.convert.huggingface import import_hf
 
     import_hf(Path(folder, "theirs"), Path(folder, "run"))
-    generator = load(f"{folder}/run", overrides=[f"model.compute={jnp.dtype(dtype_here())}"]).generator
+    generator = load(f"{folder}/run", overrides=[f"model.compute={jnp.dtype(compute_dtype())}"]).generator
 
-    def generate(prompts: np.ndarray, tokens: int) -> Any:
-        *_, made = generator.tokens(list(prompts), Sampling(tokens, temperature=0))
-        return made
+    def generate(prompts: Int[np.ndarray, "b l"], new_tokens: int) -> Int[np.ndarray, "b new"]:
+        *_, tokens = generator.tokens(list(prompts), Sampling(new_tokens, temperature=0))
+        return tokens
 
     return generate

@@ -1,7 +1,7 @@
-"""Model FLOPs utilisation of training steps on one GPU or TPU, bfloat16; GPT-2 beside PyTorch on the same card.
+"""Model FLOPs utilisation (MFU) of training steps on one GPU or TPU, bfloat16; GPT-2 also in PyTorch on the same card.
 
-MFU as Chowdhery et al. 2022, appendix B, count it: 6 FLOPs a parameter and token, the whole square of attention, over
-the data sheet's peak. `causal half` counts the half of a causal square that is computed.
+MFU is counted as in Chowdhery et al. 2022, appendix B: 6 FLOPs per parameter and token, all of the attention matrix,
+over the peak of the data sheet. `causal half` counts the half of a causal attention matrix that is computed.
 """
 
 from contextlib import ExitStack
@@ -10,28 +10,42 @@ from typing import Any
 
 import jax
 
-from benchmarks.step import BERT, CONFIGS, example_batch, gpt2, ours, theirs
-from benchmarks.timing import Case, Side, raced
+from benchmarks.step import (
+    CONFIGS,
+    MASKED_TOKENS_ONLY,
+    build_torch_step,
+    build_train_step,
+    random_batch,
+    torch_gpt2,
+)
+from benchmarks.timing import Case, CaseProcess, median_of_turns
 from t5x_lite import config as configuration
 from t5x_lite.config import RunConfig
 from t5x_lite.models.transformer import model_spec
-from t5x_lite.planner.plan import example_context
+from t5x_lite.planner.example import example_context
 from t5x_lite.train.metrics import flops_per_row, peak_flops
 
 PLAIN = ("model.compute=bfloat16", "model.dropout=0", "train.z_loss=0", "model.remat=dots")
 DENSE = ("model.pattern=[{attention: dense}]", "train.seq_len=2048", "data.separate_documents=false")
-"""GPT-3 attends over the borders of documents (Brown et al. 2020, appendix B)."""
+"""GPT-3 attends across the borders of documents (Brown et al. 2020, appendix B)."""
 EXPERTS = "model.feedforward={moe: {experts: 8, router: switch, dispatch: {capacity: {factor: 1.25}}}}"
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A config, the rows of its batch, and overrides; `beside` is the case whose FLOP rate it is compared with."""
+    """A model and its batch.
+
+    Attributes:
+        config: a file in `configs`.
+        batch_size: rows of a batch.
+        overrides: settings of the config.
+        dense_shape: the shape of the dense model whose FLOP rate a model with experts is compared with.
+    """
 
     config: str
-    rows: int
+    batch_size: int
     overrides: tuple[str, ...] = ()
-    beside: str | None = None
+    dense_shape: str | None = None
 
 
 GPT2 = "GPT-2 124M"
@@ -40,62 +54,88 @@ SHAPES = {
     "GPT-3 350M": Shape("gpt3/350m.yaml", 8, (*DENSE, "model.unroll=6")),
     "GPT-3 1.3B": Shape("gpt3/1.3b.yaml", 8, (*DENSE, "model.unroll=0")),
     "T5-large": Shape("t5/large.yaml", 64, ("train.seq_len=512", "model.unroll=4")),
-    "BERT-large": Shape("bert/large.yaml", 32, (*BERT, "train.seq_len=512", "model.unroll=0")),
-    "MoE 8 × 350M": Shape("gpt3/350m.yaml", 8, (*DENSE, EXPERTS, "model.unroll=6"), beside="GPT-3 350M"),
+    "BERT-large": Shape("bert/large.yaml", 32, (*MASKED_TOKENS_ONLY, "train.seq_len=512", "model.unroll=0")),
+    "MoE 8 × 350M": Shape("gpt3/350m.yaml", 8, (*DENSE, EXPERTS, "model.unroll=6"), dense_shape="GPT-3 350M"),
 }
+SHAPES_IF_QUICK = 3
 
 
-def table(rounds: int, quick: bool) -> list[dict[str, Any]]:
-    """MFU of every shape, if `quick` of the first three, and the ratio to PyTorch or to the dense model."""
+@dataclass(frozen=True)
+class StepCosts:
+    """Tokens of one training step, and its FLOPs with causal attention counted half and in full."""
+
+    tokens: int
+    flops_causal_half: float
+    flops_causal_full: float
+
+
+def measure(rounds: int, quick: bool) -> list[dict[str, Any]]:
+    """Measure the MFU of every shape, and the ratio to PyTorch or to the dense model; the first three if `quick`."""
     if jax.default_backend() == "cpu":
-        return [{"mfu": "no accelerator is here: the step table has what a CPU does"}]
-    lines, rates = [], dict[str, float]()
+        return [{"mfu": "no accelerator is here: the table `step` measures CPUs"}]
+    names = list(SHAPES)[:SHAPES_IF_QUICK] if quick else list(SHAPES)
     peak, _ = peak_flops(jax.devices()[0], None)
-    for name in list(SHAPES)[: 3 if quick else None]:
-        with ExitStack() as stack:
-            sides = {"ours": stack.enter_context(Side({}, _ours, name))}
-            if name == GPT2:
-                sides |= {way: stack.enter_context(Side({}, _theirs, name, way)) for way in ("eager", "compiled")}
-            seconds = raced({who: side.seconds for who, side in sides.items()}, rounds)
-        own, beside = seconds.pop("ours"), SHAPES[name].beside
-        tokens, half, full = counts(loaded(name))
-        rates[name] = half / own
-        lines.append(
-            {
-                "mfu": name,
-                "ms": 1000 * own,
-                "tokens/s": tokens / own,
-                "MFU": f"{full / own / peak:.1%}",
-                "causal half": f"{half / own / peak:.1%}",
-                "of best PyTorch": min(seconds.values()) / own if seconds else None,
-                "of the dense FLOP rate": rates[name] / rates[beside] if beside else None,
-            }
-        )
-    return lines
+    flop_rates: dict[str, float] = {}
+    rows = []
+    for name in names:
+        seconds = _measure_seconds(name, rounds)
+        our_seconds = seconds.pop("ours")
+        costs = count_costs(load_shape(name))
+        flop_rates[name] = costs.flops_causal_half / our_seconds
+        row = {
+            "mfu": name,
+            "ms": 1000 * our_seconds,
+            "tokens/s": costs.tokens / our_seconds,
+            "MFU": f"{costs.flops_causal_full / our_seconds / peak:.1%}",
+            "causal half": f"{costs.flops_causal_half / our_seconds / peak:.1%}",
+            "of best PyTorch": None,
+            "of the dense FLOP rate": None,
+        }
+        if seconds:
+            row["of best PyTorch"] = min(seconds.values()) / our_seconds
+        dense_shape = SHAPES[name].dense_shape
+        if dense_shape is not None:
+            row["of the dense FLOP rate"] = flop_rates[name] / flop_rates[dense_shape]
+        rows.append(row)
+    return rows
 
 
-def counts(config: RunConfig) -> tuple[int, float, float]:
-    """Tokens of a step, and its FLOPs with causal attention half and full."""
-    structure, lengths = (
-        model_spec(config.model),
-        config.require_objective().lengths(example_context(config.model, config.train.seq_len)),
-    )
-    half, full = (flops_per_row(config.model, structure, lengths, causal_half=half) for half in (True, False))
+def _measure_seconds(name: str, rounds: int) -> dict[str, float]:
+    """Return the median time of our step, and of PyTorch's steps for GPT-2."""
+    with ExitStack() as stack:
+        processes = {"ours": stack.enter_context(CaseProcess({}, _build_our_case, name))}
+        if name == GPT2:
+            for mode in ("eager", "compiled"):
+                process = CaseProcess({}, _build_torch_case, name, mode == "compiled")
+                processes[mode] = stack.enter_context(process)
+        return median_of_turns({side: process.seconds for side, process in processes.items()}, rounds)
+
+
+def count_costs(config: RunConfig) -> StepCosts:
+    """Count tokens and FLOPs of one training step."""
+    spec = model_spec(config.model)
+    lengths = config.require_objective().lengths(example_context(config.model, config.train.seq_len))
     rows = config.train.batch_size
-    return rows * config.train.seq_len, rows * half, rows * full
+    return StepCosts(
+        tokens=rows * config.train.seq_len,
+        flops_causal_half=rows * flops_per_row(config.model, spec, lengths),
+        flops_causal_full=rows * flops_per_row(config.model, spec, lengths, causal_half=False),
+    )
 
 
-def loaded(name: str) -> RunConfig:
-    """The config of a shape."""
+def load_shape(name: str) -> RunConfig:
+    """Load the config of a shape."""
     shape = SHAPES[name]
-    return configuration.load(CONFIGS / shape.config, [*PLAIN, *shape.overrides, f"train.batch_size={shape.rows}"])
+    overrides = [*PLAIN, *shape.overrides, f"train.batch_size={shape.batch_size}"]
+    return configuration.load(CONFIGS / shape.config, overrides)
 
 
-def _ours(name: str) -> Case:
-    config = loaded(name)
-    return ours(config, example_batch(config))
+def _build_our_case(name: str) -> Case:
+    config = load_shape(name)
+    return build_train_step(config, random_batch(config))
 
 
-def _theirs(name: str, way: str) -> Case:
-    config = loaded(name)
-    return theirs(*gpt2(config, example_batch(config)), config, compiled=way == "compiled")
+def _build_torch_case(name: str, is_compiled: bool) -> Case:
+    config = load_shape(name)
+    model, inputs = torch_gpt2(config, random_batch(config))
+    return build_torch_step(model, inputs, config, is_compiled=is_compiled)

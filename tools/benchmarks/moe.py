@@ -1,4 +1,4 @@
-"""A layer of experts against a dense one."""
+"""A layer of experts compared with a dense layer."""
 
 from typing import Any
 
@@ -6,49 +6,62 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Array, Bool, Float, PyTree
 
-from benchmarks.timing import both_passes, dtype_here, medians, on_cpu
+from benchmarks.timing import Case, compute_dtype, forward_and_backward, is_on_cpu, median_seconds
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.experts.layer import MixtureOfExperts
 from t5x_lite.models.feedforward import Perceptron
 
+EXPERTS = 8
+EMBED = 256
+# Without jitter or dropout the arithmetic is the same every time; the key only selects the capacity of training.
+SWITCH = {"switch": {"jitter": 0.0}}
+MOE_LAYERS: dict[str, dict[str, Any]] = {
+    "top-1, capacity 1.0": {"router": SWITCH, "dispatch": {"capacity": {"factor": 1.0}}},
+    "top-1, capacity 1.25": {"router": SWITCH},
+    "top-1, dropless": {"router": SWITCH, "dispatch": "dropless"},
+    "top-1, ragged_dot": {"router": SWITCH, "dispatch": {"dropless": {"kernel": "ragged"}}},
+}
 
-def table(rounds: int, quick: bool) -> list[dict[str, Any]]:
-    """A layer of 8 experts against a dense layer of the same active size: width 256, inner width 1024, 4096 tokens."""
-    dtype, scale = dtype_here(), 1 if on_cpu() else 8
-    sizes = {"layers": 2, "embed": 256, "heads": 4, "vocab": 8, "compute": str(jnp.dtype(dtype))}
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(8 * scale, 512, 256)), dtype)
-    real = jnp.ones(x.shape[:2], bool)
-    # A training key without jitter or dropout: capacity is the training one, the arithmetic is the same every time.
-    kinds: dict[str, Any] = {
-        "dense": None,
-        "top-1, capacity 1.0": {"router": {"switch": {"jitter": 0.0}}, "dispatch": {"capacity": {"factor": 1.0}}},
-        "top-1, capacity 1.25": {"router": {"switch": {"jitter": 0.0}}},
-        "top-1, dropless": {"router": {"switch": {"jitter": 0.0}}, "dispatch": "dropless"},
-        "top-1, ragged_dot": {
-            "router": {"switch": {"jitter": 0.0}},
-            "dispatch": {"dropless": {"kernel": "ragged"}},
-        },
-    }
-    cases = {}
-    for name, settings in kinds.items():
-        feedforward = {"mlp": {}} if settings is None else {"moe": {"experts": 8, **settings}}
-        config = ModelConfig.model_validate({**sizes, "feedforward": feedforward})
-        rngs = nnx.Rngs(params=0)
-        layer: Any
-        if settings is None:
-            layer = Perceptron(config, config.dense_feedforward, config.width_of_mlp, rngs=rngs)
-        else:
-            layer = MixtureOfExperts(config, config.mixtures[0], rngs=rngs)
-        graph, params = nnx.split(layer)
 
-        def run(params: Any, x: jax.Array, graph: Any = graph, dense: bool = settings is None) -> jax.Array:
-            module = nnx.merge(graph, params)
-            return module(x, None) if dense else module(x, real, jax.random.key(0))
-
-        cases[name] = both_passes(run, params, x)
-    seconds = medians(cases, rounds)
+def measure(rounds: int, quick: bool) -> list[dict[str, Any]]:
+    """Measure layers of 8 experts and a dense layer of the same active size: width 256, inner 1024, 4096 tokens."""
+    rows_of_tokens = 8 if is_on_cpu() else 64
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(rows_of_tokens, 512, EMBED)), compute_dtype())
+    cases = {"dense": _dense_case(x)}
+    for name, settings in MOE_LAYERS.items():
+        cases[name] = _moe_case(settings, x)
+    seconds = median_seconds(cases, rounds)
+    dense_seconds = seconds["dense"]
     return [
-        {"layer": name, "ms": 1e3 * value, "of the dense layer": value / seconds["dense"]}
+        {"layer": name, "ms": 1e3 * value, "of the dense layer": value / dense_seconds}
         for name, value in seconds.items()
     ]
+
+
+def _model_config(feedforward: dict[str, Any]) -> ModelConfig:
+    sizes = {"layers": 2, "embed": EMBED, "heads": 4, "vocab": 8, "compute": str(jnp.dtype(compute_dtype()))}
+    return ModelConfig.model_validate({**sizes, "feedforward": feedforward})
+
+
+def _dense_case(x: Float[Array, "b l d"]) -> Case:
+    config = _model_config({"mlp": {}})
+    layer = Perceptron(config, config.dense_feedforward, config.width_of_mlp, rngs=nnx.Rngs(params=0))
+    graph, params = nnx.split(layer)
+
+    def apply(params: PyTree, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
+        return nnx.merge(graph, params)(x, None)
+
+    return forward_and_backward(apply, params, x)
+
+
+def _moe_case(settings: dict[str, Any], x: Float[Array, "b l d"]) -> Case:
+    config = _model_config({"moe": {"experts": EXPERTS, **settings}})
+    graph, params = nnx.split(MixtureOfExperts(config, config.mixtures[0], rngs=nnx.Rngs(params=0)))
+    is_token: Bool[Array, "b l"] = jnp.ones(x.shape[:2], bool)
+
+    def apply(params: PyTree, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
+        return nnx.merge(graph, params)(x, is_token, jax.random.key(0))
+
+    return forward_and_backward(apply, params, x)

@@ -1,8 +1,9 @@
-"""One training step of a shape of `benchmarks/mfu.py` on this accelerator: time, MFU, memory, and where the time goes.
+"""One training step of a shape of `benchmarks/mfu.py` on this accelerator: time, MFU, memory, and its kernels.
 
     python tools/gpu/step.py NAME [KEY=VALUE …] [--profile FILE]
 
-Prints one JSON object. A profile lists the kernels of a step by the time that they take.
+Prints two JSON objects: figures of the step, and its memory by the compiler and by formula. `--profile` appends the
+kernels of a step to a file, the longest first.
 """
 
 import argparse
@@ -10,96 +11,169 @@ import fcntl
 import gzip
 import json
 import os
-import re
 import signal
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.92")
 
 import jax
 import numpy as np
 from benchmarks import mfu
-from benchmarks.step import CONFIGS, example_batch, ours
+from benchmarks.step import CONFIGS, Batch, build_train_step, random_batch
+from benchmarks.timing import Case
 
 from t5x_lite import config as configuration
+from t5x_lite.config import RunConfig
 from t5x_lite.models.transformer import model_spec
 from t5x_lite.parallel import mesh as meshes
-from t5x_lite.planner.plan import example_context
-from t5x_lite.planner.roofline import modelled_memory
+from t5x_lite.planner.example import example_context
+from t5x_lite.planner.memory import modelled_memory
+from t5x_lite.planner.workload import Workload
 from t5x_lite.train.metrics import peak_flops
 from t5x_lite.train.setup import check_mesh, make_steps
 
+TINY = (
+    "model.layers=2",
+    "model.embed=32",
+    "model.heads=2",
+    "model.head_dim=16",
+    "model.mlp=64",
+    "train.seq_len=64",
+    "model.vocab=512",
+    "train.batch_size=2",
+)
+"""A model that a CPU trains in seconds."""
+WARM_UP_STEPS = 3
+ROUNDS = 3
+PROFILED_STEPS = 3
+KERNELS_SHOWN = 40
 
-def load(name: str, overrides: list[str], tiny: bool) -> Any:
-    """The config of a shape; if `tiny`, a model that a CPU steps in no time."""
+
+def load_config(name: str, overrides: Sequence[str], is_tiny: bool) -> RunConfig:
+    """Load the config of a shape, or a tiny model of its kind."""
     shape = mfu.SHAPES[name]
-    small = []
-    if tiny:
-        small = ["model.layers=2", "model.embed=32", "model.heads=2", "model.head_dim=16", "model.mlp=64"]
-        small += ["train.seq_len=64", "model.vocab=512"]
-    rows = "train.batch_size=" + str(2 if tiny else shape.rows)
-    settings = [*mfu.PLAIN, *shape.overrides, rows, *small, *overrides]
-    return configuration.load(CONFIGS / shape.config, settings)
+    settings = [*mfu.PLAIN, *shape.overrides, f"train.batch_size={shape.batch_size}"]
+    if is_tiny:
+        settings += TINY
+    return configuration.load(CONFIGS / shape.config, [*settings, *overrides])
 
 
-def timed(step: Any, steps: int) -> float:
-    """Seconds of one step, of several that are sent one behind the other."""
+def seconds_per_step(step: Case, steps: int) -> float:
+    """Return the time of one of several steps that are dispatched without waiting for each other."""
     start = time.perf_counter()
-    loss = [step() for _ in range(steps)][-1]
+    for _ in range(steps):
+        loss = step()
     jax.block_until_ready(loss)
     return (time.perf_counter() - start) / steps
 
 
-def profiled(step: Any, steps: int = 3) -> list[tuple[float, int, str]]:
-    """Milliseconds, calls and name of the kernels of one step, the longest first."""
+@dataclass(frozen=True)
+class KernelTime:
+    """Milliseconds and calls of one kernel in a step."""
+
+    milliseconds: float
+    calls: int
+    name: str
+
+
+def profile_kernels(step: Case, steps: int = PROFILED_STEPS) -> list[KernelTime]:
+    """Return the kernels of one step, the longest first."""
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):
-            timed(step, steps)
+            seconds_per_step(step, steps)
         [path] = Path(folder).rglob("*.trace.json.gz")
-        trace = json.loads(gzip.decompress(path.read_bytes()))
-    processes = {
-        event["pid"]: event["args"]["name"]
-        for event in trace["traceEvents"]
-        if event.get("name") == "process_name" and "args" in event
+        events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
+    process_names = {event["pid"]: event["args"]["name"] for event in events if _is_name_of("process", event)}
+    thread_names = {
+        (event["pid"], event.get("tid")): event["args"]["name"] for event in events if _is_name_of("thread", event)
     }
-    threads = {
-        (event["pid"], event.get("tid")): event["args"]["name"]
-        for event in trace["traceEvents"]
-        if event.get("name") == "thread_name" and "args" in event
-    }
-    totals: dict[str, float] = defaultdict(float)
+    milliseconds: dict[str, float] = defaultdict(float)
     calls: dict[str, int] = defaultdict(int)
-    for event in trace["traceEvents"]:
-        place = processes.get(event.get("pid"), "")
-        lane = threads.get((event.get("pid"), event.get("tid")), "")
-        if event.get("ph") != "X" or "GPU" not in place or "Stream" not in lane:
-            continue
-        arguments = event.get("args", {})
-        name = f"{arguments.get('tf_op', arguments.get('name', ''))[-90:]} | {event['name'][:70]}"
-        totals[name] += event["dur"] / 1000 / steps
-        calls[name] += 1
-    return sorted(((ms, calls[name] // steps, name) for name, ms in totals.items()), reverse=True)
+    for event in events:
+        process = process_names.get(event.get("pid"), "")
+        thread = thread_names.get((event.get("pid"), event.get("tid")), "")
+        if event.get("ph") == "X" and "GPU" in process and "Stream" in thread:
+            name = _kernel_name(event)
+            milliseconds[name] += event["dur"] / 1000 / steps
+            calls[name] += 1
+    kernels = [KernelTime(time, calls[name] // steps, name) for name, time in milliseconds.items()]
+    return sorted(kernels, key=lambda kernel: (-kernel.milliseconds, kernel.name))
 
 
-def compiled_memory(config: Any) -> tuple[float, float]:
-    """Bytes by the compiler, and by the formulas of `plan`."""
-    mesh, structure = meshes.make_mesh(config.mesh), model_spec(config.model)
+def _is_name_of(kind: str, event: Mapping[str, Any]) -> bool:
+    return event.get("name") == f"{kind}_name" and "args" in event
+
+
+def _kernel_name(event: Mapping[str, Any]) -> str:
+    """Return the JAX operation and the name of the kernel that computes it."""
+    arguments = event.get("args", {})
+    operation = arguments.get("tf_op", arguments.get("name", ""))
+    return f"{operation[-90:]} | {event['name'][:70]}"
+
+
+def append_profile(path: Path, title: str, kernels: Sequence[KernelTime]) -> None:
+    """Append the longest kernels of a step to a text file."""
+    total = sum(kernel.milliseconds for kernel in kernels)
+    lines = [f"{title}: {total:.2f} ms of kernels a step"]
+    for kernel in kernels[:KERNELS_SHOWN]:
+        name = kernel.name.replace("\n", " ")
+        lines.append(f"{kernel.milliseconds:8.3f} ms {kernel.calls:5d} x {name}")
+    with path.open("a") as file:
+        file.write("\n".join(lines) + "\n\n")
+
+
+def measure_step(config: RunConfig, step: Case, steps: int) -> dict[str, Any]:
+    """Return time, speed and memory of a step. Its first call, which compiles, is in here."""
+    device = jax.devices()[0]
+    started = time.perf_counter()
+    first_loss = float(step())
+    compile_seconds = time.perf_counter() - started
+    seconds_per_step(step, WARM_UP_STEPS)
+    times = [seconds_per_step(step, steps) for _ in range(ROUNDS)]
+    seconds = float(np.median(times))
+    costs = mfu.count_costs(config)
+    peak, _ = peak_flops(device, None)
+    memory = device.memory_stats() or {}
+    return {
+        "ms": round(1000 * seconds, 2),
+        "spread": round((max(times) - min(times)) / seconds, 4),
+        "tokens_per_second": round(costs.tokens / seconds),
+        "mfu_causal_full": round(costs.flops_causal_full / seconds / peak, 4),
+        "mfu_causal_half": round(costs.flops_causal_half / seconds / peak, 4),
+        "first_loss": round(first_loss, 4),
+        "loss": round(float(step()), 4),
+        "compile_seconds": round(compile_seconds, 1),
+        "peak_gb": round(memory.get("peak_bytes_in_use", 0) / 1e9, 2),
+    }
+
+
+def compare_memory(config: RunConfig, batch: Batch) -> dict[str, float]:
+    """Return the gigabytes of a step by the compiler, and by the formulas of `plan`."""
+    mesh = meshes.make_mesh(config.mesh)
+    spec = model_spec(config.model)
     lengths = config.require_objective().lengths(example_context(config.model, config.train.seq_len))
+    example = {name: rows[0] for name, rows in batch.items()}
     with jax.set_mesh(mesh):
-        steps = make_steps(config, structure, mesh)
-        shapes = meshes.batch_shapes(mesh, {k: v[0] for k, v in example_batch(config).items()}, config.train.batch_size)
-        found = steps.train.lower(steps.state, shapes).compile().memory_analysis()
-    own = found.argument_size_in_bytes + found.temp_size_in_bytes
-    own += found.output_size_in_bytes - found.alias_size_in_bytes
-    return own, modelled_memory(config, steps.state, lengths, mesh, jax.default_backend())["memory_bytes"]
+        steps = make_steps(config, spec, mesh)
+        train_step = cast(jax.stages.Wrapped, steps.train)
+        shapes = meshes.batch_shapes(mesh, example, config.train.batch_size)
+        memory = train_step.lower(steps.state, shapes).compile().memory_analysis()
+    assert memory is not None
+    compiled_bytes = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+    compiled_bytes += memory.output_size_in_bytes - memory.alias_size_in_bytes
+    workload = Workload(config, spec, lengths, mesh)
+    modelled_bytes = modelled_memory(workload, steps.state, jax.default_backend())["memory_bytes"]
+    return {"compiler_gb": compiled_bytes / 1e9, "formula_gb": modelled_bytes / 1e9}
 
 
-def main() -> None:
-    """See the module."""
+def parse_options() -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", choices=list(mfu.SHAPES))
     parser.add_argument("overrides", nargs="*")
@@ -107,51 +181,32 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--limit", type=int, default=0, help="seconds after which the process ends; 0: none")
-    parser.add_argument("--lock", type=Path, help="a file that only one process holds while it measures")
-    given = parser.parse_args()
-    config = load(given.name, given.overrides, given.tiny)
-    if given.lock:
-        # Processes start side by side and take turns on the device.
-        lock = given.lock.open("w")
+    parser.add_argument("--lock", type=Path, help="a file that one process at a time locks while it measures")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure the step that the command line names."""
+    options = parse_options()
+    config = load_config(options.name, options.overrides, options.tiny)
+    if options.lock:
+        # Several processes start at the same time and take turns on the device.
+        lock = options.lock.open("w")
         fcntl.flock(lock, fcntl.LOCK_EX)
-    signal.alarm(given.limit)
+    signal.alarm(options.limit)
     device = jax.devices()[0]
-    started = time.perf_counter()
-    step = ours(config, example_batch(config))
-    first = float(step())
-    compile_seconds = time.perf_counter() - started
-    timed(step, 3)
-    times = [timed(step, given.steps) for _ in range(3)]
-    seconds = float(np.median(times))
-    tokens, half, full = mfu.counts(config)
-    peak, _ = peak_flops(device, None)
-    statistics = device.memory_stats() or {}
-    kernels = check_mesh(meshes.make_mesh(config.mesh), config, device.platform)
-    line: dict[str, Any] = {
-        "shape": given.name,
-        "overrides": given.overrides,
+    batch = random_batch(config)
+    step = build_train_step(config, batch)
+    line = {
+        "shape": options.name,
+        "overrides": options.overrides,
         "device": device.device_kind,
-        "attention": kernels,
-        "ms": round(1000 * seconds, 2),
-        "spread": round((max(times) - min(times)) / seconds, 4),
-        "tokens_per_second": round(tokens / seconds),
-        "mfu_causal_full": round(full / seconds / peak, 4),
-        "mfu_causal_half": round(half / seconds / peak, 4),
-        "first_loss": round(first, 4),
-        "loss": round(float(step()), 4),
-        "compile_seconds": round(compile_seconds, 1),
-        "peak_gb": round(statistics.get("peak_bytes_in_use", 0) / 1e9, 2),
+        "attention": check_mesh(meshes.make_mesh(config.mesh), config, device.platform),
     }
-    print(json.dumps(line), flush=True)
-    if given.profile:
-        kernels_of_step = profiled(step)
-        total = sum(ms for ms, _, _ in kernels_of_step)
-        lines = [f"{given.name} {given.overrides}: {total:.2f} ms of kernels a step"]
-        lines += [f"{ms:8.3f} ms {count:5d} x {re.sub(chr(10), ' ', name)}" for ms, count, name in kernels_of_step[:40]]
-        with given.profile.open("a") as file:
-            file.write("\n".join(lines) + "\n\n")
-    compiler, formula = compiled_memory(config)
-    print(json.dumps({"shape": given.name, "compiler_gb": compiler / 1e9, "formula_gb": formula / 1e9}), flush=True)
+    print(json.dumps(line | measure_step(config, step, options.steps)), flush=True)
+    if options.profile:
+        append_profile(options.profile, f"{options.name} {options.overrides}", profile_kernels(step))
+    print(json.dumps({"shape": options.name} | compare_memory(config, batch)), flush=True)
 
 
 if __name__ == "__main__":

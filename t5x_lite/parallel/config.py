@@ -1,0 +1,26 @@
+"""Settings of the device mesh. No JAX here: see `t5x_lite.config`."""
+
+from collections.abc import Iterator
+
+from t5x_lite.schema import Config, Int, setting
+
+GPUS = {"a100": "NVIDIA A100", "h100": "NVIDIA H100", "h200": "NVIDIA H200", "b200": "NVIDIA B200"}
+"""GPUs by their name in a topology such as h100:64; the values are the first words of `device_kind` in JAX."""
+
+
+class MeshConfig(Config):
+    """Number of devices along each mesh axis; one axis may be -1, which takes the remaining devices."""
+
+    data: Int = setting(-1, "copies of the model, each with its share of the batch", unit="devices", ge=-1)
+    fsdp: Int = setting(1, "shards of parameters and optimizer state that also split the batch", unit="devices", ge=-1)
+    tensor: Int = setting(1, "shards of heads, feed-forward and vocabulary", unit="devices", ge=-1)
+    expert: Int = setting(1, "shards of the experts", unit="devices", ge=-1)
+    context: Int = setting(1, "shards of the sequence", unit="devices", ge=-1)
+    pipeline: Int = setting(1, "stages of layers", unit="devices", ge=-1)
+
+    def faults(self) -> Iterator[str]:
+        """Yield what is wrong with the sizes; see `Config.faults`."""
+        sizes = self.model_dump()
+        unknown_axes = [axis for axis, size in sizes.items() if size == -1]
+        if 0 in sizes.values() or len(unknown_axes) > 1:
+            yield f"every axis must be ≥ 1, and at most one axis may be -1; found {sizes}"

@@ -1,0 +1,108 @@
+"""Collectives that a mesh requires, by formula, and the links that carry collectives."""
+
+import math
+from collections.abc import Sequence
+
+from jax.sharding import Mesh
+
+from t5x_lite.models.components import MoE
+from t5x_lite.models.experts.config import Capacity
+from t5x_lite.parallel.chips import Chip
+from t5x_lite.planner.figures import CollectiveFigures
+from t5x_lite.planner.hlo import Collective
+from t5x_lite.planner.workload import Workload
+
+
+def required_collectives(workload: Workload) -> list[Collective]:
+    """Return the least that one device must send in a step: every byte once, by collectives on rings.
+
+    * fsdp: an all-gather of the weights for each pass, and a reduce-scatter of the gradients.
+    * data: an all-reduce of the scattered gradients.
+    * tensor: an all-gather along the length before each sublayer, and a reduce-scatter after it.
+    * context: an all-gather of keys and values.
+    * expert: an all-to-all of tokens to their experts and back. Every group of experts has other rows of the batch, so
+      the gradients of all other weights are summed by an all-reduce.
+    * pipeline: a permute of the activations from stage to stage.
+    """
+    config = workload.config
+    model = config.model
+    sizes = workload.mesh.shape
+    microbatches = config.train.microbatches
+    width = workload.bytes_per_activation
+    weight_shards = sizes["tensor"] * sizes["pipeline"]
+
+    expert_weights = workload.spec.of("experts")
+    other_weights = workload.spec.parameters - expert_weights
+    weights = (other_weights + expert_weights / sizes["expert"]) / weight_shards
+    moe_copies = sum(_copies_per_token(moe) for moe in model.mixtures)
+    routed_copies = moe_copies * model.layers / len(model.pattern) / sizes["pipeline"]
+
+    tokens = workload.tokens_per_device * microbatches
+    layers = workload.layers_per_device
+    sublayer = tokens * model.embed * width
+    keys_values = tokens * 2 * model.key_value_heads * model.width_of_head / sizes["tensor"] * width * sizes["context"]
+
+    # A step uses its weights in the forward pass, in a recomputation of that pass if there is one, and in the backward
+    # pass. Each of these passes goes through two sublayers of a layer, or sends tokens to experts and back.
+    passes = 3 if workload.recomputes_layers else 2
+    sublayer_passes = 2 * passes
+    array_bytes = {
+        ("all-gather", "fsdp"): weights * width * passes * microbatches,
+        ("reduce-scatter", "fsdp"): weights * width * microbatches,
+        ("all-reduce", "data"): 2 * weights * 4 / sizes["fsdp"],
+        ("all-reduce", "expert"): 2 * other_weights / weight_shards * width / sizes["fsdp"] * microbatches,
+        ("all-gather", "tensor"): layers * sublayer * sublayer_passes,
+        ("reduce-scatter", "tensor"): layers * sublayer * sublayer_passes,
+        ("all-gather", "context"): layers * keys_values * passes,
+        ("all-to-all", "expert"): routed_copies * sublayer * sublayer_passes,
+        ("collective-permute", "pipeline"): 2 * workload.pipeline_slowdown * sublayer,
+    }
+    collectives = []
+    for (kind, axis), size in array_bytes.items():
+        sent = size * _sent_share(axis, sizes[axis])
+        if sent > 0:
+            collectives.append(Collective(kind, (axis,), 1, sent))
+    return collectives
+
+
+def _sent_share(axis: str, devices: int) -> float:
+    """Return the share of an array that each device of a ring sends; pipeline stages send all of it to the next one."""
+    if axis == "pipeline":
+        return float(devices > 1)
+    return (devices - 1) / devices
+
+
+def _copies_per_token(moe: MoE) -> float:
+    """Return how often a layer sends a token's state to experts, with the slots that capacity leaves empty."""
+    if isinstance(moe.dispatch, Capacity):
+        return moe.router.choices * moe.dispatch.factor
+    return float(moe.router.choices)
+
+
+def add_links(collectives: Sequence[Collective], mesh: Mesh, chip: Chip, slices: int) -> list[CollectiveFigures]:
+    """Return collectives as rows of the report, each with the link that carries it."""
+    rows: list[CollectiveFigures] = []
+    for collective in collectives:
+        rows.append(
+            {
+                "kind": collective.kind,
+                "axes": collective.axes,
+                "times": collective.times,
+                "sent": collective.sent,
+                "link": _link(collective.axes, mesh, chip, slices),
+            }
+        )
+    return rows
+
+
+def _link(axes: Sequence[str], mesh: Mesh, chip: Chip, slices: int) -> str:
+    """Return the slowest link between devices that differ along these mesh axes."""
+    if chip.gpus_per_host is None:
+        return "DCN" if slices > 1 and "data" in axes else "ICI"
+    sizes = list(mesh.shape.values())
+    for index, axis in enumerate(mesh.shape):
+        # Devices are numbered with the last axis varying fastest: a group along this axis spans so many numbers.
+        span = math.prod(sizes[index:])
+        if axis in axes and span > chip.gpus_per_host:
+            return "network"
+    return "NVLink"

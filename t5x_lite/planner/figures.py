@@ -1,0 +1,63 @@
+"""The figures of a plan, with the keys under which `plan --json` prints them. All are of one device and one step."""
+
+from typing import TypedDict
+
+
+class CollectiveFigures(TypedDict):
+    """One row of `exchanges`: a `Collective` and the link that carries it."""
+
+    kind: str
+    axes: tuple[str, ...]
+    times: int
+    sent: float
+    link: str
+
+
+class CompiledFigures(TypedDict, total=False):
+    """Figures of the compiler. Those of a program that does not fit are only `memory_bytes` and `seconds`."""
+
+    arguments_bytes: int
+    temporaries_bytes: int
+    output_bytes: int
+    kernel_calls: int
+    involuntary_reshards: list[str]
+    exchanges: list[CollectiveFigures]
+    memory_bytes: float | None
+    seconds: float
+
+
+class MemoryFigures(TypedDict):
+    """Memory by formula; `memory_bytes` is the sum of the others."""
+
+    state_bytes: float
+    gradients_bytes: float
+    activations_bytes: float
+    memory_bytes: float
+
+
+class RooflineFigures(TypedDict):
+    """Lower bounds of the time of a step, and what follows from the largest of them.
+
+    `ici_seconds` are those of links inside a slice or a host, `dcn_seconds` those of the network between them.
+    """
+
+    compute_seconds: float
+    memory_seconds: float
+    ici_seconds: float
+    dcn_seconds: float
+    flops_per_device: float
+    flops_per_device_causal_full: float
+    peak_flops: float
+    step_seconds: float
+    mfu_causal_half: float
+    mfu_causal_full: float
+    tokens_per_second: float
+    days: float
+    chip_hours: float
+    tokens: float
+
+
+class ModelledFigures(MemoryFigures, RooflineFigures):
+    """All figures that come from formulas."""
+
+    exchanges: list[CollectiveFigures]

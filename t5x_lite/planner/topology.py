@@ -1,0 +1,73 @@
+"""The devices of a pod that is not here: a TPU topology that libtpu describes, or a number of GPUs."""
+
+import importlib.util
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import jax
+from jax.experimental import topologies
+
+from t5x_lite.errors import UserError
+from t5x_lite.parallel.config import GPUS
+
+
+@dataclass(frozen=True)
+class Pod:
+    """Devices to plan for.
+
+    Attributes:
+        devices: devices to build the mesh of. For GPUs that are not here, simulated CPU devices stand in.
+        device_kind: kind of the devices to plan for, as JAX names it.
+        platform: platform of the devices to plan for.
+        can_compile: whether a compiler for these devices is here.
+    """
+
+    devices: Sequence[jax.Device]
+    device_kind: str
+    platform: str
+    can_compile: bool = True
+
+
+def find_pod(topology: str, slices: int) -> Pod:
+    """Return the devices of a topology such as v5p:4x4x4 or h100:64.
+
+    Args:
+        topology: chips and their shape as libtpu names them, or a key of `GPUS` and the number of GPUs.
+        slices: number of TPU slices of that shape.
+
+    Raises:
+        UserError: libtpu is not installed, or does not know the topology; the number of GPUs is missing.
+    """
+    name, _, count = topology.partition(":")
+    gpu_kind = GPUS.get(name.lower())
+    if gpu_kind is None:
+        return _find_tpus(topology, slices)
+    if not count.isdigit() or int(count) == 0:
+        raise UserError(f"--topology {topology}: write the number of GPUs, for example {name}:8")
+    return _find_gpus(gpu_kind, int(count))
+
+
+def _find_gpus(kind: str, count: int) -> Pod:
+    local_gpus = [device for device in jax.devices() if device.device_kind.startswith(kind)]
+    if len(local_gpus) == count:
+        return Pod(local_gpus, local_gpus[0].device_kind, "gpu")
+    return Pod(jax.devices("cpu")[:count], kind, "gpu", can_compile=False)
+
+
+def _find_tpus(topology: str, slices: int) -> Pod:
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError("plan needs the TPU compiler: pip install 't5x_lite[tpu]'")
+    options: dict[str, str | int] = {}
+    if slices > 1:
+        options["num_slices"] = slices
+    if topology.startswith("v4"):
+        options["chip_config_name"] = "megacore"  # JAX counts a v4 chip as one device
+    try:
+        devices: list[jax.Device] = topologies.get_topology_desc(topology, "tpu", **options).devices
+    except Exception as error:  # libtpu raises nothing narrower
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"--topology {topology}: not known to libtpu: {reason}; write for example v5p:4x4x4, v5e:16x16, v6e:8x8, "
+            "or h100:64"
+        ) from None
+    return Pod(devices, devices[0].device_kind, devices[0].platform)

@@ -1,0 +1,61 @@
+"""One train step on a mesh: the quantities from which memory, collectives and time are computed."""
+
+from dataclasses import dataclass
+
+import jax
+from jax.sharding import Mesh
+
+from t5x_lite.config import RunConfig
+from t5x_lite.models.stack import pipeline_parts
+from t5x_lite.models.transformer import ModelSpec
+from t5x_lite.objectives.objective import ExampleLengths
+from t5x_lite.parallel.mesh import batch_shards
+
+
+@dataclass(frozen=True)
+class Workload:
+    """The train step of a config on a mesh.
+
+    Attributes:
+        config: the run.
+        spec: its model, without weights.
+        lengths: tokens in one example.
+        mesh: the devices.
+    """
+
+    config: RunConfig
+    spec: ModelSpec
+    lengths: ExampleLengths
+    mesh: Mesh
+
+    @property
+    def bytes_per_activation(self) -> int:
+        """Bytes of one value of the activations."""
+        return 2 if self.config.model.compute == "bfloat16" else 4
+
+    @property
+    def recomputes_layers(self) -> bool:
+        """True if the backward pass repeats the whole forward pass of a layer."""
+        return self.config.model.remat in {"full", "offload"}
+
+    @property
+    def layers_per_device(self) -> float:
+        """Layers of one pipeline stage."""
+        return self.config.model.layers / self.mesh.shape["pipeline"]
+
+    @property
+    def tokens_per_device(self) -> float:
+        """Tokens of one microbatch that a device holds: those of the encoder and of the decoder."""
+        train = self.config.train
+        rows = train.batch_size / train.microbatches / batch_shards(self.mesh)
+        targets = self.lengths.targets if self.config.model.family == "encoder_decoder" else 0
+        return rows * self.lengths.texts * (self.lengths.tokens + targets) / self.mesh.shape["context"]
+
+    @property
+    def pipeline_slowdown(self) -> float:
+        """Time of a pipeline, with its bubble, over that of its stages at full use (Huang et al. 2019, §2.3)."""
+        stages = self.mesh.shape["pipeline"]
+        train = self.config.train
+        with jax.set_mesh(self.mesh):
+            parts = pipeline_parts(self.config.model, train.batch_size // train.microbatches, stages)
+        return (parts + stages - 1) / parts

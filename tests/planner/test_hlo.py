@@ -1,0 +1,115 @@
+"""Collectives of a program whose bytes are counted by hand, and of programs that are compiled."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from t5x_lite.planner.hlo import find_collectives
+from t5x_lite.planner.libtpu import involuntary_reshards
+from tests.conftest import REPOSITORY
+
+UNROLLED = """HloModule step
+
+%overlap (a: f32[8,16]) -> f32[64,16] {
+  %a = f32[8,16]{1,0} parameter(0)
+  ROOT %gather.1 = f32[64,16]{1,0} all-gather(%a), channel_id=1, replica_groups=[1,8]<=[8], dimensions={0}
+}
+
+%body (state: (f32[8,16], u32[])) -> (f32[8,16], u32[]) {
+  %state = (f32[8,16]{1,0}, u32[]) parameter(0)
+  %two = u32[]{:T(128)} constant(2)
+  %piece = f32[8,16]{1,0} get-tuple-element(%state), index=0
+  %overlapped = f32[64,16]{1,0} fusion(%piece), kind=kCustom, calls=%overlap
+  %kernel = f32[8,16]{1,0} custom-call(%piece), custom_call_target="tpu_custom_call", attributes={kernel={
+"xprof_metadata": "attention"
+}}, metadata={op_name="step/kernel"}
+  %first_permute = f32[8,16]{1,0} collective-permute(%piece), channel_id=2, source_target_pairs={RING}
+  %second_permute = f32[8,16]{1,0} collective-permute(%first_permute), channel_id=3, source_target_pairs={RING}
+  %count = u32[]{:T(128)} get-tuple-element(%state), index=1
+  %next = u32[]{:T(128)} add(%count, %two), metadata={op_name="step/add"}
+  ROOT %out = (f32[8,16]{1,0}, u32[]) tuple(%second_permute, %next)
+}
+
+%condition (state.1: (f32[8,16], u32[])) -> pred[] {
+  %state.1 = (f32[8,16]{1,0}, u32[]) parameter(0)
+  %eight = u32[]{:T(128)} constant(8)
+  %count.1 = u32[]{:T(128)} get-tuple-element(%state.1), index=1
+  ROOT %compare.1 = pred[] compare(%count.1, %eight), direction=LT
+}
+
+ENTRY %main (x: f32[8,16]) -> f32[64,16] {
+  %x = f32[8,16]{1,0} parameter(0)
+  %zero = u32[] constant(0)
+  %init = (f32[8,16]{1,0}, u32[]) tuple(%x, %zero)
+  %sum.1 = f32[1,16]{1,0} reduce-scatter(%x), channel_id=9, replica_groups=[1,8]<=[8], dimensions={0}, to_apply=%add
+  %sum.2 = f32[1,16]{1,0} reduce-scatter(%x), channel_id=9, replica_groups=[1,8]<=[8], dimensions={0}, to_apply=%add
+  %loop = (f32[8,16]{1,0}, u32[]) while(%init), condition=%condition, body=%body
+  ROOT %started = f32[64,16]{1,0} fusion(%x), kind=kCustom, calls=%start_gather
+}
+
+%start_gather (b: f32[8,16]) -> f32[64,16] {
+  %b = f32[8,16]{1,0} parameter(0)
+  ROOT %gather.2 = f32[64,16]{1,0} all-gather(%b), channel_id=1, replica_groups=[1,8]<=[8], dimensions={0}
+}
+""".replace("RING", "{0,1},{1,2},{2,3},{3,4},{4,5},{5,6},{6,7},{7,0}")
+
+
+def test_an_unrolled_loop_and_a_collective_spread_over_it_count_once() -> None:
+    """Four iterations of two permutes, and one gather whose channel also appears in the loop that it overlaps with.
+
+    Two sums with one channel in one computation, as `shard_map` writes them, are two. A kernel has lines of its own.
+    """
+    collectives = find_collectives(UNROLLED, {"fsdp": 8})
+    by_kind = {collective.kind: (collective.times, collective.sent) for collective in collectives}
+    shard_bytes = 8 * 16 * 4
+    assert by_kind == {
+        "collective-permute": (8, 8 * shard_bytes),
+        "all-gather": (1, 7 * shard_bytes),
+        "reduce-scatter": (2, 2 * 7 * shard_bytes / 8),
+    }
+
+
+def test_collectives_of_compiled_programs_are_those_of_their_shardings() -> None:
+    """A ring of s devices sends n·(s-1)/s bytes of a gathered array of n bytes, and twice that of a summed array."""
+    script = Path(__file__).with_name("compiled_collectives.py")
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
+        "NPROC": "16",
+        "PYTHONPATH": str(REPOSITORY),
+    }
+    process = subprocess.run(
+        [sys.executable, str(script)], env=environment, capture_output=True, text=True, check=False
+    )
+    assert process.returncode == 0, process.stderr
+    collectives = json.loads(process.stdout)
+    array_bytes = 64 * 32 * 4
+    assert collectives["gathered over fsdp"] == [
+        {"kind": "all-gather", "axes": ["fsdp"], "times": 1, "sent": array_bytes / 2},
+    ]
+    assert collectives["gathered over data and tensor"] == [
+        {"kind": "all-gather", "axes": ["data", "tensor"], "times": 1, "sent": array_bytes * 3 / 4},
+    ]
+    assert collectives["summed in a loop"] == [
+        {"kind": "all-reduce", "axes": ["tensor"], "times": 5, "sent": 5 * 2 * (16 * 32 * 4) / 2},
+    ]
+    assert collectives["swapped"] == [{"kind": "all-to-all", "axes": ["fsdp"], "times": 1, "sent": array_bytes / 2 / 2}]
+
+
+LOGGED = (
+    "W1122 03:22:59.468419    2515 spmd_partitioner.cc:654] [SPMD] Involuntary full rematerialization. The compiler "
+    "cannot go from sharding {devices=[2,2,2]<=[8] last_tile_dim_replicate} to {devices=[8,1]<=[8]} efficiently for "
+    'HLO operation %param = f32[32,32]{1,0} parameter(0), metadata={op_name="t"}. As the last resort, SPMD will'
+)
+
+
+def test_involuntary_reshards_are_read_from_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The line is what libtpu 0.0.42 wrote about an array sharded 2 x 2 that was to be sharded into 8 rows."""
+    monkeypatch.setenv("TPU_LOG_DIR", str(tmp_path))
+    assert involuntary_reshards() == []
+    (tmp_path / "tpu_driver.host.root.log.WARNING.20261122-032152.1").write_text(f"Log file created\n{LOGGED}\n")
+    assert involuntary_reshards() == ["f32[32,32] in t"]

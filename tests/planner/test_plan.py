@@ -1,0 +1,171 @@
+"""The command `plan`: GPUs by formula, and pods by the TPU compiler where libtpu is installed."""
+
+import importlib.util
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from t5x_lite import config as configuration
+from t5x_lite.cli import main
+from tests.conftest import REPOSITORY, Shell
+
+CONFIGS = REPOSITORY / "configs"
+HAS_LIBTPU = importlib.util.find_spec("libtpu") is not None
+needs_libtpu = pytest.mark.skipif(not HAS_LIBTPU, reason="needs the extra tpu: pip install -e '.[tpu]'")
+SMALL = [
+    "model.layers=2",
+    "model.embed=256",
+    "model.heads=2",
+    "model.vocab=512",
+    "train.batch_size=16",
+    "train.seq_len=256",
+]
+
+
+def plan(t5x_lite: Shell, config: str, topology: str, *options: str, exit_code: int = 0) -> dict[str, Any]:
+    """Run `plan --json` in a process of its own and return its report."""
+    process = t5x_lite("plan", CONFIGS / f"{config}.yaml", "--topology", topology, "--json", *options)
+    assert process.returncode == exit_code, process.stderr
+    return json.loads(process.stdout)
+
+
+def test_a_topology_must_be_given(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(CONFIGS / "gpt3/1.3b.yaml")]) == 2
+    assert "--topology" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(HAS_LIBTPU, reason="libtpu is installed")
+def test_the_error_without_the_tpu_compiler_names_the_remedy(t5x_lite: Shell) -> None:
+    process = t5x_lite("plan", CONFIGS / "gpt3/1.3b.yaml", "--topology", "v5e:4x4")
+    assert process.returncode == 2
+    assert "pip install 't5x_lite[tpu]'" in process.stderr.strip().splitlines()[-1]
+
+
+def test_gpus_are_planned_by_formula(t5x_lite: Shell) -> None:
+    """GPT-3 XL on 16 H100 with fsdp 16, computed by hand."""
+    report = plan(t5x_lite, "gpt3/1.3b", "h100:16", "mesh.data=1", "mesh.fsdp=16", "model.remat=full")
+    assert (report["devices"], report["fits"], report["compiled"]) == (16, True, {})
+    modelled = report["modelled"]
+    parameters = report["parameters"]
+    # Parameters, two moments and gradients in float32, in sixteen shards. Biases of heads and of the feed-forward are
+    # replicated: 24 · (3 · 2048 + 8192) values.
+    replicated = 24 * (3 * 2048 + 8192)
+    assert modelled["gradients_bytes"] == 4 * ((parameters - replicated) / 16 + replicated)
+    assert modelled["state_bytes"] == pytest.approx(3 * modelled["gradients_bytes"], rel=1e-6)
+    # 32 rows of 2048 tokens of width 2048 in bfloat16 after each of 24 layers, and something for one layer; 8 GiB of
+    # logits at once, and as many of their gradient.
+    layers_bytes = modelled["activations_bytes"] - 2 * 8 * 2**30
+    assert 1.0 < layers_bytes / (24 * 32 * 2048 * 2048 * 2) < 2.0
+    # Weights in bfloat16 are gathered for the forward pass, its repetition and the backward pass; 15 shards of 16.
+    sent = {row["kind"]: (row["axes"], row["link"], row["sent"]) for row in modelled["exchanges"]}
+    assert sent["all-gather"] == (["fsdp"], "network", pytest.approx(3 * 2 * parameters * 15 / 16))
+    assert sent["reduce-scatter"] == (["fsdp"], "network", pytest.approx(2 * parameters * 15 / 16))
+    assert modelled["dcn_seconds"] == pytest.approx((4 * 2 * parameters * 15 / 16) / 50e9)
+    # Full rematerialisation computes a third more: no step is above 75 %.
+    assert modelled["mfu_causal_half"] == pytest.approx(0.75)
+
+
+def test_gradients_of_weights_that_expert_groups_share_are_summed_over_them(t5x_lite: Shell) -> None:
+    """Switch-Base on 4 × 2 devices: each of the eight experts of twelve layers has 2 · 768 · 3072 weights."""
+    options = ("mesh.data=1", "mesh.expert=4", "mesh.fsdp=2", "model.vocab=32128")
+    report = plan(t5x_lite, "switch/base_8", "h100:8", *options)
+    parameters = report["parameters"]
+    shared = parameters - 12 * 8 * 2 * 768 * 3072
+    sent = {(row["kind"], *row["axes"]): row["sent"] for row in report["modelled"]["exchanges"]}
+    assert sent["all-reduce", "expert"] == pytest.approx(2 * 2 * shared / 2 * 3 / 4)
+    assert sent["reduce-scatter", "fsdp"] == pytest.approx(2 * (shared + (parameters - shared) / 4) / 2)
+
+
+def test_the_report_says_that_a_model_does_not_fit_on_gpus(t5x_lite: Shell) -> None:
+    process = t5x_lite("plan", CONFIGS / "gpt3/175b.yaml", "--topology", "h100:8", "mesh.data=1", "mesh.fsdp=8")
+    assert process.returncode == 1, process.stderr
+    assert "does NOT fit" in process.stdout
+    assert "modelled, not compiled" in process.stdout
+
+
+@pytest.mark.slow
+def test_the_bubble_of_a_pipeline_costs_time(t5x_lite: Shell) -> None:
+    """Huang et al. 2019, §2.3: m microbatches through k stages take (m + k - 1) / m of the time."""
+    options = ("mesh.data=1", "train.batch_size=64")
+    pipeline = ("mesh.fsdp=4", "mesh.pipeline=2", "model.pipeline_microbatches=4")
+    with_pipeline = plan(t5x_lite, "gpt3/1.3b", "h100:8", *options, *pipeline)
+    without_pipeline = plan(t5x_lite, "gpt3/1.3b", "h100:8", *options, "mesh.fsdp=8")
+    ratio = with_pipeline["modelled"]["compute_seconds"] / without_pipeline["modelled"]["compute_seconds"]
+    assert ratio == pytest.approx(5 / 4)
+
+
+@pytest.mark.slow
+@needs_libtpu
+@pytest.mark.parametrize(
+    ("config", "overrides", "kernels"),
+    [
+        ("gpt3/125m", [*SMALL, "mesh.fsdp=4", "mesh.data=2"], 4),
+        ("switch/base_8", [*SMALL, "mesh.expert=4", "mesh.fsdp=2", "mesh.data=1"], 0),
+        ("mixtral/8x7b", [*SMALL, "model.kv_heads=2", "mesh.fsdp=8", "mesh.data=1"], 4),
+    ],
+)
+def test_a_step_is_compiled_for_a_pod(t5x_lite: Shell, config: str, overrides: list[str], kernels: int) -> None:
+    """Attention and unsharded experts use the TPU's kernels; tokens reach sharded experts by all-to-all."""
+    report = plan(t5x_lite, config, "v5e:2x4", *overrides)
+    compiled = report["compiled"]
+    assert report["fits"]
+    assert report["devices"] == 8
+    assert compiled["kernel_calls"] >= kernels
+    kinds = {(row["kind"], tuple(row["axes"])) for row in compiled["exchanges"]}
+    assert compiled["involuntary_reshards"] == []
+    assert ("all-to-all", ("expert",)) in kinds or config != "switch/base_8"
+    # Weights, moments (AdamW: two, Adafactor: less) and a batch, in eight shards.
+    assert compiled["arguments_bytes"] < 1.5 * (3 * 4 * report["parameters"] / 8) + 2**20
+    assert 0 < report["modelled"]["mfu_causal_half"] <= report["modelled"]["mfu_causal_full"] < 1
+
+
+@pytest.mark.slow
+@needs_libtpu
+def test_the_exit_code_and_the_report_say_that_a_program_does_not_fit(t5x_lite: Shell) -> None:
+    report = plan(t5x_lite, "gpt3/13b", "v5e:2x4", "mesh.fsdp=8", "mesh.data=1", exit_code=1)
+    assert not report["fits"]
+    assert report["largest"]
+    assert report["compiled"]["memory_bytes"] > report["available_bytes"]
+
+
+@pytest.mark.slow
+@needs_libtpu
+def test_two_slices_send_only_gradients_over_the_network(t5x_lite: Shell) -> None:
+    report = plan(t5x_lite, "gpt3/125m", "v5e:2x2", *SMALL, "mesh.data=2", "mesh.fsdp=4", "--slices", "2")
+    between_slices = [row for row in report["compiled"]["exchanges"] if row["link"] == "DCN"]
+    assert {(row["kind"], tuple(row["axes"])) for row in between_slices} == {("all-reduce", ("data",))}
+    # Each device's quarter of the gradients, in two or four bytes, to the other slice and back: n·2·(2-1)/2.
+    sent = sum(row["sent"] for row in between_slices)
+    assert 2 * report["parameters"] / 4 <= sent < 1.2 * 4 * report["parameters"] / 4
+    assert report["modelled"]["dcn_seconds"] > 0
+
+
+def test_every_pod_config_names_its_pod_and_fills_it() -> None:
+    """The mesh has as many devices as the topology has chips; slices are joined by the data axis."""
+    for path in (CONFIGS / "pods").glob("*.yaml"):
+        config = configuration.load(path)
+        topology = config.plan.topology
+        assert topology, path
+        chips = math.prod(int(side) for side in topology.partition(":")[2].split("x")) * config.plan.slices
+        mesh = config.mesh
+        assert math.prod(getattr(mesh, axis) for axis in type(mesh).model_fields) == chips, path
+        assert mesh.data % config.plan.slices == 0, path
+
+
+@pytest.mark.slow
+@needs_libtpu
+@pytest.mark.parametrize("path", sorted((CONFIGS / "pods").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_pod_config_fits_its_pod(path: Path) -> None:
+    command = [sys.executable, "-m", "t5x_lite", "plan", str(path), "--json"]
+    process = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1800)
+    assert process.returncode == 0, process.stderr + process.stdout
+    compiled = json.loads(process.stdout)["compiled"]
+    # The program holds the TPU's own kernels (splash attention where no bias is added, megablox), or an all-to-all.
+    assert compiled["kernel_calls"] >= 2 or not path.stem.startswith(("gpt3", "mixtral"))
+    kinds_over_experts = {row["kind"] for row in compiled["exchanges"] if "expert" in row["axes"]}
+    assert "all-to-all" in kinds_over_experts or not path.stem.startswith("switch")

@@ -1,0 +1,26 @@
+"""The meshes that a search tries."""
+
+from t5x_lite import config as configuration
+from t5x_lite.planner.search import candidates
+from tests.conftest import REPOSITORY
+
+CONFIGS = REPOSITORY / "configs"
+
+
+def test_a_search_tries_the_meshes_that_divide_pod_model_and_batch() -> None:
+    """Twelve heads: tensor 1, 2 or 4. Eight experts. Six pairs of layers: 1 or 2 stages. 16 devices in all."""
+    config = configuration.load(CONFIGS / "switch/base_8.yaml", ["train.batch_size=32"])
+    expected = set()
+    for tensor in (1, 2, 4):
+        for expert in (1, 2, 4, 8):
+            for pipeline in (1, 2):
+                if 16 % (tensor * expert * pipeline) == 0:
+                    expected.add((16 // (tensor * expert * pipeline), tensor, expert, pipeline))
+    meshes = [candidate.mesh for candidate in candidates(config, 16)]
+    assert {(mesh.fsdp, mesh.tensor, mesh.expert, mesh.pipeline) for mesh in meshes} == expected
+
+
+def test_a_search_shards_only_long_rows_over_context() -> None:
+    overrides = ["train.seq_len=8192", "model.positions.learned.length=8192"]
+    config = configuration.load(CONFIGS / "gpt3/1.3b.yaml", overrides)
+    assert {candidate.mesh.context for candidate in candidates(config, 64)} == {1, 2, 4}
