@@ -76,7 +76,7 @@ class DataConfig(SourceConfig):
     workers: Int = setting(0, "processes that make batches; 0 makes them in a thread of this one", ge=0)
     prefetch: Int = setting(4, "batches made ahead", unit="batches", ge=1)
 
-    def faults(self) -> Iterator[str]:
+    def problems(self) -> Iterator[str]:
         """See `Config`."""
         if self.files and self.mixture:
             yield "give `files` or `mixture`, not both"

@@ -29,7 +29,8 @@ from t5x_lite.data import beam, sources
 from t5x_lite.data.config import DataConfig, MixedSource
 from t5x_lite.data.sources import FIELD_BORDER, REPLACEMENT, Unit
 from t5x_lite.data.tokenizer import Tokenizer
-from t5x_lite.errors import UserError, disk_error, replace_file
+from t5x_lite.errors import UserError
+from t5x_lite.files import disk_error, replace_file
 from t5x_lite.progress import track_progress
 
 Split = Literal["train", "validation"]

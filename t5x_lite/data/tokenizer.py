@@ -14,7 +14,8 @@ import tokenizers
 from sentencepiece import sentencepiece_model_pb2
 
 from t5x_lite.data.config import TokenizerFile
-from t5x_lite.errors import UserError, write_file
+from t5x_lite.errors import UserError
+from t5x_lite.files import write_file
 from t5x_lite.objectives import Vocabulary
 
 BLOCK = 2**16

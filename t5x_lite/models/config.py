@@ -141,7 +141,7 @@ class ModelConfig(Config):
     )
     unroll: Int = setting(1, "repeats of the pattern unrolled in one step of the scan over layers; 0 is all", ge=0)
 
-    def faults(self) -> Iterator[str]:
+    def problems(self) -> Iterator[str]:
         """Sizes that do not divide each other, and parts that do not go together."""
         if self.head_dim is None and self.embed % self.heads:
             yield f"embed {self.embed} is not a multiple of heads {self.heads}; change one of them or give `head_dim`"

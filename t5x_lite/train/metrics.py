@@ -19,7 +19,7 @@ from rich.progress import BarColumn
 
 from t5x_lite.adapt.parts import TrainableSplit
 from t5x_lite.checkpoint import flatten_names
-from t5x_lite.errors import disk_error
+from t5x_lite.files import disk_error
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.transformer import ModelSpec
 from t5x_lite.objectives.objective import ExampleLengths
