@@ -6,7 +6,7 @@ imports JAX, so that a wrong config is rejected before any device or file is tou
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import yaml
 from pydantic import Strict
@@ -21,7 +21,7 @@ from t5x_lite.models.components import Learned
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.objectives import OBJECTIVES, Causal, Objective, TextToText
 from t5x_lite.objectives.supervised import Supervised
-from t5x_lite.schema import Config, Int, OneOf, Strings, setting
+from t5x_lite.schema import Config, Int, OneOf, Settings, Strings, setting
 from t5x_lite.tasks import TaskForm, objective_settings
 from t5x_lite.train.config import AdamW, OptimizerConfig, TrainConfig, WarmupStableDecay
 
@@ -50,9 +50,7 @@ class CheckpointConfig(Config):
         None, "folder of the checkpoints, local or gs://BUCKET/… (extra `gcs`); null is RUN/checkpoints"
     )
     every_steps: Int = setting(1000, "steps between checkpoints", unit="steps", ge=1)
-    every_minutes: float | None = setting(
-        None, "also save this often; null saves by steps alone", unit="minutes", gt=0
-    )
+    every_minutes: float | None = setting(None, "also save this often; null saves by steps alone", unit="minutes", gt=0)
     keep: Int = setting(2, "newest checkpoints kept; older ones are deleted unless another rule keeps them", ge=1)
     keep_every_steps: Int | None = setting(
         None, "keep checkpoints at multiples of this step forever", unit="steps", ge=1
@@ -251,7 +249,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     return config
 
 
-def _add_derived_settings(values: dict[str, Any]) -> dict[str, Any]:
+def _add_derived_settings(values: Settings) -> Settings:
     """Add the settings that follow from others: an adapted run's model, and a task's objective and head."""
     model = values.get("model", {})
     if not isinstance(model, dict):
@@ -277,7 +275,7 @@ def _task_names(tasks: object) -> tuple[str, ...]:
     return ()
 
 
-def _read_model_of_run(folder: str) -> dict[str, Any]:
+def _read_model_of_run(folder: str) -> Settings:
     """Return the model settings of a run that is to be adapted. Of ELECTRA, the discriminator is adapted."""
     path = Path(folder) / "config.yaml"
     if not path.is_file():
@@ -292,7 +290,7 @@ class _ObjectiveSetting(Config):
     objective: Annotated[Objective, OneOf(OBJECTIVES)]
 
 
-def _objective_of_tasks(tasks: tuple[str, ...], values: dict[str, Any], family: str) -> dict[str, Any]:
+def _objective_of_tasks(tasks: tuple[str, ...], values: Settings, family: str) -> Settings:
     """Return the objective that the tasks ask for, updated with the settings that the config gives for it."""
     objective = objective_settings(tasks, values.get("task_form", "auto"), family)
     if not values.get("objective"):
@@ -301,7 +299,7 @@ def _objective_of_tasks(tasks: tuple[str, ...], values: dict[str, Any], family: 
     return merged["objective"]
 
 
-def _add_head(model: dict[str, Any], objective_values: dict[str, Any]) -> dict[str, Any]:
+def _add_head(model: Settings, objective_values: Settings) -> Settings:
     """Return the model settings with the head that a supervised objective needs."""
     sources = schema.Sources({"objective": objective_values}, {})
     objective = schema.validate(_ObjectiveSetting, sources).objective
@@ -320,7 +318,7 @@ def dump(config: RunConfig) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
 
 
-def changed(old: RunConfig, new: RunConfig) -> dict[str, tuple[Any, Any]]:
+def changed(old: RunConfig, new: RunConfig) -> dict[str, tuple[object, object]]:
     """Return the settings that differ and affect what is computed, as `{dotted key: (old, new)}`."""
     old_values = schema.flatten(old)
     new_values = schema.flatten(new)

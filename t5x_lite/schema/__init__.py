@@ -4,7 +4,7 @@ Nothing here knows a particular setting; `config.py` and the `config.py` of each
 """
 
 from t5x_lite.schema.explanation import Explanation, explain
-from t5x_lite.schema.settings import Config, Int, OneOf, Strings, dotted, flatten, setting
+from t5x_lite.schema.settings import Config, Int, OneOf, Settings, Strings, dotted, flatten, setting
 from t5x_lite.schema.sources import Sources, merge, read
 from t5x_lite.schema.validation import validate
 
@@ -13,6 +13,7 @@ __all__ = [
     "Explanation",
     "Int",
     "OneOf",
+    "Settings",
     "Sources",
     "Strings",
     "dotted",

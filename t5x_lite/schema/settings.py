@@ -8,11 +8,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import UnionType
-from typing import Annotated, Any, Self, get_args
+from typing import Annotated, Any, Self, TypeAlias, get_args
 
 from pydantic import BaseModel, BeforeValidator, Field, GetCoreSchemaHandler, Strict, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import core_schema
+
+Settings: TypeAlias = dict[str, Any]
+"""Nested settings before validation, as YAML holds them."""
 
 
 class Config(BaseModel, frozen=True, extra="forbid", strict=True, protected_namespaces=(), serialize_by_alias=True):
@@ -103,7 +106,7 @@ class OneOf:
             return selected
         return None
 
-    def _serialise(self, value: Config) -> dict[str, dict[str, Any]]:
+    def _serialise(self, value: Config) -> Settings:
         return {str(self.name_of(value)): value.model_dump(mode="json")}
 
 
@@ -163,7 +166,7 @@ def _find_group(field: FieldInfo) -> type[Config] | None:
     return None
 
 
-def flatten(config: Config) -> dict[str, Any]:
+def flatten(config: Config) -> Settings:
     """Return every setting as `{dotted key: plain value}`, the form in which configs are compared."""
     return dict(dotted(config.model_dump(mode="json")))
 

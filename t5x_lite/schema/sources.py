@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from t5x_lite.errors import UserError, suggest
-from t5x_lite.schema.settings import Config, Declaration, declarations
+from t5x_lite.schema.settings import Config, Declaration, Settings, declarations
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Sources:
         locations: where each dotted key was last set: `file:line` or `command line`.
     """
 
-    values: dict[str, Any]
+    values: Settings
     locations: dict[str, str]
 
     def location_of(self, key: str) -> str:
@@ -88,7 +88,7 @@ def _read_with_bases(kind: type[Config], path: Path, including: tuple[Path, ...]
     bases = values.pop("base", None) or []
     if isinstance(bases, str):
         bases = [bases]
-    merged_values: dict[str, Any] = {}
+    merged_values: Settings = {}
     locations: dict[str, str] = {}
     for base in bases:
         if not isinstance(base, str):
@@ -133,7 +133,7 @@ def _key_lines(node: yaml.Node | None, prefix: str = "") -> Iterator[tuple[str, 
         yield from _key_lines(value, dotted_key + ".")
 
 
-def _parse_override(override: str) -> tuple[str, dict[str, Any]]:
+def _parse_override(override: str) -> tuple[str, Settings]:
     """Return the dotted key of an override, and its value nested in the groups that the key names."""
     assignment = override.removeprefix("--")
     key, equals, _ = assignment.partition("=")
