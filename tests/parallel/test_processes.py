@@ -193,7 +193,7 @@ def test_sigterm_to_one_saves_the_same_step_on_all(tiny_config: Path, undisturbe
     (saved,) = (int(path.name) for path in (run / "checkpoints").iterdir())
     assert saved == lines(run)[-1]["step"] < 40
     assert f"stopped and saved at step {saved}" in said
-    assert "preempted, and no start is left" in said
+    assert "preempted, and no restarts are left" in said
 
 
 def test_wrong_input_is_not_tried_again(tiny_config: Path, tmp_path: Path) -> None:
