@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import jax
 import numpy as np
@@ -28,7 +28,7 @@ from t5x_lite.manifest import MANIFEST, find_damage, is_complete, read_manifest,
 logger = logging.getLogger(__name__)
 
 JsonObject: TypeAlias = dict[str, Any]
-"""Values that are stored as JSON beside the arrays."""
+"""Values that a checkpoint stores as JSON."""
 
 WRITE_IN_FLIGHT_GB = 0.25
 """Arrays copied to disk at the same time by `write`, which serves models that barely fit in memory."""
@@ -36,6 +36,19 @@ RESTORE_IN_FLIGHT_GB = 1.0
 """Arrays read from disk at the same time."""
 LISTED_DIFFERENCES = 8
 """Differences between a checkpoint and a model that an error message lists."""
+
+
+@runtime_checkable
+class ArrayType(Protocol):
+    """Anything with the shape and the type of an array: a `jax.ShapeDtypeStruct`, or Orbax's metadata."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Lengths of the axes."""
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Type of the values."""
 
 
 class SaveError(UserError):
@@ -208,7 +221,8 @@ class Checkpoints:
             damages.append(f"step {candidate}: {damage}")
             logger.warning("%s: the checkpoint of step %d is damaged: %s", self.folder, candidate, damage)
         if damages:
-            raise UserError(f"{self.folder}: no checkpoint is intact: {'; '.join(damages)}; delete it to start anew")
+            reasons = "; ".join(damages)
+            raise UserError(f"{self.folder}: no checkpoint is intact: {reasons}; delete the folder to start again")
         return None
 
     def _read(self, path: epath.Path, target: PyTree, prefix: str) -> tuple[PyTree, JsonObject]:
@@ -307,7 +321,7 @@ def _agree_on_damage(damage: str | None) -> str | None:
     return damage or "another process found a damaged file"
 
 
-def _check_structure(path: epath.Path, saved: Mapping[str, Any], expected: Mapping[str, jax.ShapeDtypeStruct]) -> None:
+def _check_structure(path: epath.Path, saved: Mapping[str, ArrayType], expected: Mapping[str, ArrayType]) -> None:
     """Reject arrays of another name, shape or type, which Orbax would omit or cast silently."""
     differences = [f"{name} is not in the checkpoint" for name in expected.keys() - saved.keys()]
     differences += [f"{name} is not in the model" for name in saved.keys() - expected.keys()]
@@ -324,5 +338,5 @@ def _check_structure(path: epath.Path, saved: Mapping[str, Any], expected: Mappi
     raise UserError(f"{path}: does not fit this config: {message}")
 
 
-def _format_array_type(array: jax.ShapeDtypeStruct) -> str:
+def _format_array_type(array: ArrayType) -> str:
     return f"{np.dtype(array.dtype)}{list(array.shape)}"

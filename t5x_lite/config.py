@@ -44,7 +44,7 @@ class MeshConfig(Config):
 
 
 class CheckpointConfig(Config):
-    """When checkpoints are saved, where, and which of them are kept."""
+    """Rules for saving, keeping and deleting checkpoints."""
 
     folder: str | None = setting(
         None, "folder of the checkpoints, local or gs://BUCKET/… (extra `gcs`); null is RUN/checkpoints"

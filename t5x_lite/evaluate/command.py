@@ -1,4 +1,4 @@
-"""`t5x-lite eval`: what to evaluate a run on, and the results under the names of metrics."""
+"""`t5x-lite eval`: evaluate a run on tasks, on a text file, or on its validation split."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from t5x_lite.tasks import short_name
 
 @dataclass(frozen=True)
 class EvaluationRequest:
-    """What to evaluate a run on. Without tasks and text it is evaluated on its validation split.
+    """A choice of evaluations. A request without tasks and text is for the run's validation split.
 
     Attributes:
         tasks: names of tasks.
@@ -43,7 +43,7 @@ def parse_request(words: Sequence[str], include: Path | None, limit: int | None)
         limit: largest number of documents per task.
 
     Returns:
-        What to evaluate, and the remaining words.
+        The request, and the remaining words.
 
     Raises:
         UserError: a value of the wrong type, or options that need `tasks=`.

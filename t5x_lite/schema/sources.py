@@ -103,7 +103,9 @@ def _read_with_bases(kind: type[Config], path: Path, including: tuple[Path, ...]
 def _read_yaml(path: Path) -> Sources:
     try:
         text = path.read_text(encoding="utf-8")
-        values = OmegaConf.to_container(OmegaConf.create(text if text.strip() else "{}"), resolve=True)
+        if not text.strip():
+            text = "{}"
+        values = OmegaConf.to_container(OmegaConf.create(text), resolve=True)
         document = yaml.compose(text, Loader=yaml.SafeLoader)
     except FileNotFoundError:
         siblings = [sibling.name for sibling in path.parent.glob("*.yaml")]
@@ -112,15 +114,15 @@ def _read_yaml(path: Path) -> Sources:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as a YAML config: {error}") from None
     except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        mark = error.problem_mark
+        line = mark.line + 1 if mark else "?"
         raise UserError(f"{path}:{line}: not valid YAML: {error.problem}") from None
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"{path}: not valid YAML: {_first_line(error)}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected a mapping of settings at the top, found {type(values).__name__}")
-    settings = {str(key): value for key, value in values.items()}
     locations = {key: f"{path}:{line}" for key, line in _key_lines(document)}
-    return Sources(settings, locations)
+    return Sources({str(key): value for key, value in values.items()}, locations)
 
 
 def _key_lines(node: yaml.Node | None, prefix: str = "") -> Iterator[tuple[str, int]]:
