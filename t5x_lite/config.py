@@ -178,14 +178,14 @@ class RunConfig(Config):
         packing = self.data.packing
         if objective.rows == "sentences" and packing != "sentences":
             yield (
-                f"objective {objective.name} needs sentences: data.packing=sentences and data.parts=line or "
-                f"punctuation, found packing={packing}, parts={parts}"
+                f"objective {objective.name} is trained on sentences: it needs data.packing=sentences and "
+                f"data.parts=line or punctuation, found packing={packing}, parts={parts}"
             )
         if objective.rows == "pairs" and (parts != "fields" or packing not in objective.packings):
             packings = " or ".join(objective.packings)
             yield (
-                f"objective {objective.name} needs pairs of texts: data.parts=fields, two names in data.field and "
-                f"data.packing={packings}, found packing={packing}, parts={parts}"
+                f"objective {objective.name} is trained on pairs of texts: it needs data.parts=fields, two names in "
+                f"data.field and data.packing={packings}, found packing={packing}, parts={parts}"
             )
 
     @property
