@@ -323,13 +323,17 @@ def _agree_on_damage(damage: str | None) -> str | None:
 
 def _check_structure(path: epath.Path, saved: Mapping[str, ArrayType], expected: Mapping[str, ArrayType]) -> None:
     """Reject arrays of another name, shape or type, which Orbax would omit or cast silently."""
-    differences = [f"{name} is not in the checkpoint" for name in expected.keys() - saved.keys()]
-    differences += [f"{name} is not in the model" for name in saved.keys() - expected.keys()]
-    for name in expected.keys() & saved.keys():
-        saved_type = _format_array_type(saved[name])
-        expected_type = _format_array_type(expected[name])
-        if saved_type != expected_type:
-            differences.append(f"{name} is {saved_type}, the model has {expected_type}")
+    differences = []
+    for name in expected.keys() | saved.keys():
+        if name not in saved:
+            differences.append(f"{name} is not in the checkpoint")
+        elif name not in expected:
+            differences.append(f"{name} is not in the model")
+        else:
+            saved_type = _format_array_type(saved[name])
+            expected_type = _format_array_type(expected[name])
+            if saved_type != expected_type:
+                differences.append(f"{name} is {saved_type}, the model has {expected_type}")
     if not differences:
         return
     message = "; ".join(sorted(differences)[:LISTED_DIFFERENCES])

@@ -284,9 +284,13 @@ def generate(options: argparse.Namespace, overrides: list[str]) -> int:
     from t5x_lite.decode.fill import print_generation
     from t5x_lite.decode.generate import decoding_settings
 
-    names = [name for name in (*DECODING_OPTIONS, "stop") if hasattr(options, name)]
-    settings = decoding_settings(**{name: getattr(options, name) for name in names})
-    print_generation(t5x_lite.load(options.run, step=options.step, overrides=overrides), options.prompt, settings)
+    settings = {}
+    for name in (*DECODING_OPTIONS, "stop"):
+        if hasattr(options, name):
+            settings[name] = getattr(options, name)
+    decoding = decoding_settings(**settings)
+    model = t5x_lite.load(options.run, step=options.step, overrides=overrides)
+    print_generation(model, options.prompt, decoding)
     return 0
 
 
