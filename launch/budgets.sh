@@ -1,22 +1,22 @@
 # shellcheck shell=bash
-# Sourced by the launchers: whether a job that has ended is started again.
-#   T5X_LITE_PREEMPTIONS (default 100) starts after a preemption: the job saved and left (75) or its machine was taken.
-#   T5X_LITE_FAILURES (default 3)      starts after a failure: a crash, a hang, a lost process, corrupt replicas.
-# Wrong input (2) and a diverged loss (3) come again: they are never tried again.
+# Sourced by the launchers: decides whether to restart a job that has ended.
+#   T5X_LITE_PREEMPTIONS (default 100) restarts after a preemption: the job saved and exited (75), or lost its machine.
+#   T5X_LITE_FAILURES (default 3)      restarts after a failure: a crash, a hang, a lost process, differing replicas.
+# Wrong input (2) and a diverged loss (3) would occur again, so these jobs are never restarted.
 preemptions="${T5X_LITE_PREEMPTIONS:-100}"
 failures="${T5X_LITE_FAILURES:-3}"
 
-# again NAME STATUS: says what happened; returns 0 if the job is to be started again.
-again() {
+# should_restart NAME STATUS: prints what happened, and returns 0 if the job is to be restarted.
+should_restart() {
   case "$2" in
     0) return 1 ;;
     2 | 3)
-      echo "$1: ended with exit code $2, which starting again would not mend" >&2
+      echo "$1: ended with exit code $2, which a restart would not fix" >&2
       return 1
       ;;
     75 | 143)
       if ((preemptions == 0)); then
-        echo "$1: preempted, and no start is left (T5X_LITE_PREEMPTIONS); run it again to resume" >&2
+        echo "$1: preempted, and no restarts are left (T5X_LITE_PREEMPTIONS); run it again to resume" >&2
         return 1
       fi
       preemptions=$((preemptions - 1))
@@ -24,7 +24,7 @@ again() {
       ;;
     *)
       if ((failures == 0)); then
-        echo "$1: failed with exit code $2, and no start is left (T5X_LITE_FAILURES); run it again to resume" >&2
+        echo "$1: failed with exit code $2, and no restarts are left (T5X_LITE_FAILURES); run it again to resume" >&2
         return 1
       fi
       failures=$((failures - 1))

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Trains a config as N real processes on this machine, which talk over loopback as the hosts of a pod do over their network.
+# Simulates a pod: trains a config with N real processes on this machine, which communicate over loopback as the hosts of
+# a pod do over their network.
 #   bash launch/pod_sim.sh [--dry-run] N CONFIG [key=value ...]
 # XLA_FLAGS=--xla_force_host_platform_device_count=K gives each process K devices. If one process fails or is preempted,
-# the others are stopped and all are started again, as often as budgets.sh allows. SIGTERM and Ctrl-C reach all of them,
-# which save the same step and leave. Run again, it resumes, with any N. T5X_LITE_READY=1 takes the environment as it is.
+# the others are stopped and all are restarted, as often as budgets.sh allows. On SIGTERM or Ctrl-C all processes save the
+# same step and exit. The same command resumes the run, with any N. T5X_LITE_READY=1 skips the installation.
 set -euo pipefail
 usage() {
   echo "usage: bash launch/pod_sim.sh [--dry-run] N CONFIG [key=value ...]" >&2
@@ -23,15 +24,15 @@ cd "$(dirname "$0")/.."
 source launch/budgets.sh
 if [[ -z "${T5X_LITE_READY:-}" && -z "$dry" ]]; then
   # shellcheck source=tools/environment.sh
-  source tools/environment.sh "" # or it would take the overrides for extras
+  source tools/environment.sh "" # without an argument it would take the overrides for extras
 fi
 export JAX_PLATFORMS=cpu
 processes=()
 stopping=""
 trap 'stopping=yes; kill -TERM "${processes[@]}" 2>/dev/null || true' TERM INT
 
-# Starts all processes, waits for all; returns the exit code of the first that failed, or 75 if all were asked to stop.
-job() {
+# Starts all processes and waits for them. Returns the exit code of the first that failed, or 75 if all stopped on request.
+run_job() {
   local port number process code status=0
   port="$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')"
   echo "pod_sim: $count processes, coordinator 127.0.0.1:$port"
@@ -51,7 +52,7 @@ job() {
     code=0
     process=""
     wait -n -p process "${left[@]}" || code=$?
-    # A trapped signal ends `wait` early; the processes are then saving.
+    # A trapped signal ends `wait` early, while the processes are saving.
     [[ -n "$process" ]] || continue
     local others=()
     for number in "${!processes[@]}"; do
@@ -64,7 +65,7 @@ job() {
     left=("${others[@]}")
     if ((code != 0 && status == 0)); then
       status="$code"
-      # Those who lost it say so and end by themselves; what still hangs after that is stopped.
+      # The other processes notice the loss and end by themselves. Those that hang are killed after a while.
       if ((code != 75 && ${#left[@]})); then
         (sleep "${T5X_LITE_GRACE:-20}" && kill -KILL "${left[@]}" 2>/dev/null) >/dev/null 2>&1 &
         local grace="$!"
@@ -77,8 +78,8 @@ job() {
 
 while true; do
   status=0
-  job "$@" || status=$?
-  if [[ -n "$stopping" ]] || ! again pod_sim "$status"; then
+  run_job "$@" || status=$?
+  if [[ -n "$stopping" ]] || ! should_restart pod_sim "$status"; then
     exit "$status"
   fi
 done

@@ -1,12 +1,15 @@
 """Pretrain, resume, adapt and evaluate Transformer language models in JAX, from a laptop to a pod."""
 
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from t5x_lite.api import load
 
 __all__ = ["load"]
 
 
-def __getattr__(name: str) -> Any:
-    """`load` brings JAX with it, which `t5x-lite --help` can do without."""
+def __getattr__(name: str) -> object:
+    """Import `load` when it is first used: it needs JAX, and `t5x-lite --help` does not."""
     if name == "load":
         from t5x_lite.api import load
 

@@ -1,4 +1,4 @@
-"""`python -m t5x_lite` is `t5x-lite`."""
+"""Run the command line: `python -m t5x_lite` is the same as `t5x-lite`."""
 
 import sys
 

@@ -1,36 +1,55 @@
-"""Checkpoints: Orbax writes and reads the arrays; this file decides what is whole, what is kept and what is restored.
+"""Save and restore checkpoints.
 
-A checkpoint is a folder `STEP/` that ends with `manifest.json`: the checksum of every other file, written after
-Orbax has committed. Orbax itself returns a flipped byte as a value without a word, so nothing is restored unverified.
+Orbax writes and reads the arrays; this module decides which checkpoints are complete, which are kept and which is
+restored. A checkpoint is a folder `STEP/` whose manifest is written after Orbax has committed (see `manifest.py`).
 """
 
 import contextlib
-import json
 import logging
 import time
 import warnings
-import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
+from jaxtyping import PyTree
 
 from t5x_lite.config import CheckpointConfig
-from t5x_lite.errors import UserError, free_space, is_disk_full, replace_file
+from t5x_lite.errors import UserError
+from t5x_lite.files import free_space, is_disk_full
+from t5x_lite.manifest import MANIFEST, find_damage, is_complete, read_manifest, write_manifest
 from t5x_lite.trees import flatten_names
 
 logger = logging.getLogger(__name__)
-MANIFEST = "manifest.json"
-IN_FLIGHT_GB = 0.25
-"""Arrays on their way from memory to disk at one time, where memory is short; a larger one passes alone."""
-RESTORE_GB = 1.0
-"""Arrays on their way from disk to memory at one time, likewise."""
+
+JsonObject: TypeAlias = dict[str, Any]
+"""Values that a checkpoint stores as JSON."""
+
+WRITE_IN_FLIGHT_GB = 0.25
+"""Arrays copied to disk at the same time by `write`, which serves models that barely fit in memory."""
+RESTORE_IN_FLIGHT_GB = 1.0
+"""Arrays read from disk at the same time."""
+LISTED_DIFFERENCES = 8
+"""Differences between a checkpoint and a model that an error message lists."""
+
+
+@runtime_checkable
+class ArrayType(Protocol):
+    """Anything with the shape and the type of an array: a `jax.ShapeDtypeStruct`, or Orbax's metadata."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Lengths of the axes."""
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Type of the values."""
 
 
 class SaveError(UserError):
@@ -38,77 +57,87 @@ class SaveError(UserError):
 
 
 class Checkpoints:
-    """The checkpoints of one run, in `folder`, local or of an object store (gs://).
+    """The checkpoints of one run, in a folder of a local disk or an object store (gs://).
 
     Every process of a run makes the same calls in the same order.
     """
 
     def __init__(self, folder: str | Path, config: CheckpointConfig) -> None:
-        remote = "://" in str(folder)
-        self.folder, self.config = epath.Path(folder if remote else Path(folder).absolute()), config
-        self._saver = ocp.AsyncCheckpointer(_items(ocp.PyTreeCheckpointHandler(use_compression=False)))
+        if "://" not in str(folder):
+            folder = Path(folder).absolute()
+        self.folder = epath.Path(folder)
+        self.config = config
+        self._saver = ocp.AsyncCheckpointer(_composite_handler(ocp.PyTreeCheckpointHandler(use_compression=False)))
         self._background = ThreadPoolExecutor(1, "checkpoint")
-        self._finishing: Future[None] | None = None
-        self._last_time = time.monotonic()
+        self._pending_save: Future[None] | None = None
+        self._last_save_time = time.monotonic()
 
     def steps(self) -> list[int]:
-        """Steps of the complete checkpoints, ascending."""
+        """Return the steps of the complete checkpoints in ascending order."""
         if not self.folder.is_dir():
             return []
-        return sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdigit() and (p / MANIFEST).is_file())
+        return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit() and is_complete(path))
 
     def clean(self) -> None:
-        """Remove what killed saves have left: folders without a manifest."""
+        """Delete the incomplete checkpoints that interrupted saves have left."""
         if jax.process_index() == 0 and self.folder.is_dir():
             for path in self.folder.iterdir():
-                if path.is_dir() and not (path / MANIFEST).is_file():
-                    _remove(path)
+                if path.is_dir() and not is_complete(path):
+                    _delete_folder(path)
         multihost_utils.sync_global_devices("checkpoints cleaned")
 
     def due(self, step: int) -> bool:
-        """Whether a save is due after `step`: by the steps, or by the clock of the first process."""
+        """Return whether to save after `step`: by the number of steps, or by the clock of the first process."""
         if step % self.config.every_steps == 0 or step in self.config.keep_steps:
             return True
         if self.config.every_minutes is None:
             return False
-        late = np.array(time.monotonic() - self._last_time > 60 * self.config.every_minutes)
-        return bool(multihost_utils.broadcast_one_to_all(late))
+        seconds = time.monotonic() - self._last_save_time
+        is_late = np.array(seconds > 60 * self.config.every_minutes)
+        return bool(multihost_utils.broadcast_one_to_all(is_late))
 
-    def save(self, step: int, state: Any, meta: Mapping[str, Any], metrics: Mapping[str, float] | None = None) -> None:
-        """Start to write a checkpoint in the background; an earlier save is waited for first.
+    def save(
+        self,
+        step: int,
+        state: PyTree,
+        meta: Mapping[str, object],
+        metrics: Mapping[str, float] | None = None,
+    ) -> None:
+        """Start to write a checkpoint in the background, after waiting for an earlier save.
 
         Args:
-            step: its name.
+            step: the checkpoint's name.
             state: pytree of arrays.
-            meta: JSON values that go with it.
-            metrics: evaluation of this step, from which the best are chosen.
+            meta: JSON values to store with them.
+            metrics: evaluation metrics of this step, by which the best checkpoints are chosen.
 
         Raises:
-            SaveError: this or the earlier save failed; earlier checkpoints are as they were.
+            SaveError: this save or the earlier one failed. Earlier checkpoints are unchanged.
         """
         self.wait()
-        self._last_time = time.monotonic()
-        self._begin(self._saver, step, state, meta)
-        self._finishing = self._background.submit(self._finish, step, dict(metrics or {}))
+        self._last_save_time = time.monotonic()
+        self._start_save(self._saver, step, state, meta)
+        self._pending_save = self._background.submit(self._finish_save, step, dict(metrics or {}))
 
-    def write(self, step: int, state: Any, meta: Mapping[str, Any]) -> None:
-        """Write a checkpoint before this returns, few arrays in flight: for a model that memory holds just once.
-
-        One of the same step that is there already is replaced.
+    def write(self, step: int, state: PyTree, meta: Mapping[str, object]) -> None:
+        """Write a checkpoint before returning, with little additional memory. An existing one is replaced.
 
         Raises:
             SaveError: it could not be written.
         """
-        largest = max(leaf.nbytes for leaf in jax.tree.leaves(state)) / 1e9
-        in_flight = max(1.1 * largest, IN_FLIGHT_GB)
-        handler = ocp.PyTreeCheckpointHandler(save_concurrent_gb=in_flight, use_compression=False)  # type: ignore[arg-type]
+        largest_gb = max(leaf.nbytes for leaf in jax.tree.leaves(state)) / 1e9
+        in_flight_gb = max(1.1 * largest_gb, WRITE_IN_FLIGHT_GB)
+        handler = ocp.PyTreeCheckpointHandler(
+            save_concurrent_gb=in_flight_gb,  # type: ignore[arg-type]
+            use_compression=False,
+        )
         self.clean()
-        with contextlib.closing(ocp.Checkpointer(_items(handler))) as saver:
-            self._begin(saver, step, state, meta)
+        with contextlib.closing(ocp.Checkpointer(_composite_handler(handler))) as saver:
+            self._start_save(saver, step, state, meta)
         if jax.process_index() == 0:
-            _write_manifest(self.folder / str(step), {})
+            write_manifest(self.folder / str(step), {})
 
-    def _begin(self, saver: ocp.Checkpointer, step: int, state: Any, meta: Mapping[str, Any]) -> None:
+    def _start_save(self, saver: ocp.Checkpointer, step: int, state: PyTree, meta: Mapping[str, object]) -> None:
         path = self.folder / str(step)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -116,184 +145,197 @@ class Checkpoints:
                 path.rmtree(missing_ok=True)
             multihost_utils.sync_global_devices("checkpoint folder ready")
             items = ocp.args.Composite(
-                state=ocp.args.PyTreeSave(flatten_names(state)), meta=ocp.args.JsonSave(dict(meta))
+                state=ocp.args.PyTreeSave(flatten_names(state)),
+                meta=ocp.args.JsonSave(dict(meta)),
             )
             saver.save(path, args=items)
         except Exception as error:
-            raise self._explained(step, error) from error
+            raise self._save_error(step, error) from error
 
-    def _finish(self, step: int, metrics: dict[str, float]) -> None:
+    def _finish_save(self, step: int, metrics: Mapping[str, float]) -> None:
         try:
             self._saver.wait_until_finished()
             if jax.process_index() == 0:
-                _write_manifest(self.folder / str(step), metrics)
-                self._retain()
+                write_manifest(self.folder / str(step), metrics)
+                self._delete_old_checkpoints()
         except Exception as error:
-            raise self._explained(step, error) from error
+            raise self._save_error(step, error) from error
 
     def check(self) -> None:
-        """Raise what went wrong in the background, if anything did."""
-        if self._finishing is not None and self._finishing.done():
-            self._finishing.result()
+        """Raise the error of the newest save, if it has failed already.
+
+        Raises:
+            SaveError: the save failed.
+        """
+        if self._pending_save is not None and self._pending_save.done():
+            self._pending_save.result()
 
     def wait(self) -> None:
-        """Return when the newest save is complete; raise if it failed."""
-        if self._finishing is not None:
-            self._finishing.result()
+        """Wait until the newest save is complete.
+
+        Raises:
+            SaveError: the save failed.
+        """
+        if self._pending_save is not None:
+            self._pending_save.result()
 
     def close(self) -> None:
-        """Wait, and end the threads."""
+        """Wait for the newest save and stop the background threads."""
         try:
             self.wait()
         finally:
             self._background.shutdown()
             self._saver.close()
 
-    def restore(self, target: Any, step: int | None = None, prefix: str = "") -> tuple[int, Any, dict[str, Any]] | None:
-        """The newest whole checkpoint, or that of `step`; None where there is none at all.
+    def restore(
+        self, target: PyTree, step: int | None = None, prefix: str = ""
+    ) -> tuple[int, PyTree, JsonObject] | None:
+        """Restore the newest intact checkpoint, or the one of `step`.
 
         Args:
-            target: pytree of `jax.ShapeDtypeStruct` with shardings: what comes back, whatever mesh saved it.
-            step: an explicit one, which must be whole.
-            prefix: read this part of the saved state alone (`params.`); `target` is that part.
+            target: pytree of `jax.ShapeDtypeStruct` with shardings. The arrays get these shardings, whatever the mesh
+                that saved them.
+            step: a particular checkpoint, which must be intact.
+            prefix: restore only this part of the saved state, such as `params.`; `target` is that part.
+
+        Returns:
+            The step, the arrays and the JSON values; None if there is no checkpoint.
 
         Raises:
-            UserError: the explicit step is missing or damaged, all are damaged, or arrays differ from `target`.
+            UserError: the given step is missing or damaged, all checkpoints are damaged, or arrays differ from
+                `target`.
         """
         steps = self.steps()
-        if step is not None and step not in steps:
-            have = ", ".join(map(str, steps)) or "none"
-            raise UserError(f"{self.folder}: there is no checkpoint of step {step}; complete ones are: {have}")
-        damage = []
-        for number in [step] if step is not None else reversed(steps):
-            path = self.folder / str(number)
-            broken = _agreed(damaged(path))
-            if broken is None:
-                return number, *self._read(path, target, prefix)
-            damage.append(f"step {number}: {broken}")
-            logger.warning("%s: the checkpoint of step %d is damaged: %s", self.folder, number, broken)
-        if damage:
-            raise UserError(f"{self.folder}: no checkpoint is whole: {'; '.join(damage)}; remove it to start anew")
+        candidates = list(reversed(steps))
+        if step is not None:
+            if step not in steps:
+                complete = ", ".join(map(str, steps)) or "none"
+                raise UserError(f"{self.folder}: there is no checkpoint of step {step}; complete ones are: {complete}")
+            candidates = [step]
+        damages = []
+        for candidate in candidates:
+            path = self.folder / str(candidate)
+            damage = _agree_on_damage(find_damage(path))
+            if damage is None:
+                state, meta = self._read(path, target, prefix)
+                return candidate, state, meta
+            damages.append(f"step {candidate}: {damage}")
+            logger.warning("%s: the checkpoint of step %d is damaged: %s", self.folder, candidate, damage)
+        if damages:
+            reasons = "; ".join(damages)
+            raise UserError(f"{self.folder}: no checkpoint is intact: {reasons}; delete the folder to start again")
         return None
 
-    def _read(self, path: epath.Path, target: Any, prefix: str) -> tuple[Any, dict[str, Any]]:
-        wanted = {prefix + name: leaf for name, leaf in flatten_names(target).items()}
-        largest = max(leaf.size * leaf.dtype.itemsize for leaf in wanted.values()) / 1e9
-        handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=max(2.2 * largest, RESTORE_GB))  # type: ignore[arg-type]
-        with contextlib.closing(ocp.Checkpointer(_items(handler))) as reader:
+    def _read(self, path: epath.Path, target: PyTree, prefix: str) -> tuple[PyTree, JsonObject]:
+        structs = {prefix + name: struct for name, struct in flatten_names(target).items()}
+        largest_gb = max(struct.size * struct.dtype.itemsize for struct in structs.values()) / 1e9
+        in_flight_gb = max(2.2 * largest_gb, RESTORE_IN_FLIGHT_GB)
+        handler = ocp.PyTreeCheckpointHandler(restore_concurrent_gb=in_flight_gb)  # type: ignore[arg-type]
+        with contextlib.closing(ocp.Checkpointer(_composite_handler(handler))) as reader:
             saved = reader.metadata(path).item_metadata.state.tree
-            _compare(path, {name: saved[name] for name in saved if name.startswith(prefix)}, wanted)
-            how = ocp.checkpoint_utils.construct_restore_args(wanted)
-            state = ocp.args.PyTreeRestore(item=wanted, restore_args=how, partial_restore=bool(prefix))
-            found = reader.restore(path, args=ocp.args.Composite(state=state, meta=ocp.args.JsonRestore()))
-        return jax.tree.unflatten(jax.tree.structure(target), [found.state[name] for name in wanted]), found.meta
+            saved_part = {name: array for name, array in saved.items() if name.startswith(prefix)}
+            _check_structure(path, saved_part, structs)
+            state_args = ocp.args.PyTreeRestore(
+                item=structs,
+                restore_args=ocp.checkpoint_utils.construct_restore_args(structs),
+                partial_restore=bool(prefix),
+            )
+            restored = reader.restore(path, args=ocp.args.Composite(state=state_args, meta=ocp.args.JsonRestore()))
+        leaves = [restored.state[name] for name in structs]
+        return jax.tree.unflatten(jax.tree.structure(target), leaves), restored.meta
 
-    def meta(self, step: int) -> dict[str, Any]:
-        """The JSON values saved with `step`."""
+    def meta(self, step: int) -> JsonObject:
+        """Return the JSON values saved with `step`."""
         return ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(self.folder / str(step) / "meta")
 
-    def _retain(self) -> None:
-        metric = self.config.best_metric
-        scores = {step: _manifest(self.folder / str(step))["metrics"].get(metric) for step in self.steps()}
-        for step in set(scores) - kept(scores, self.config):
-            # The manifest goes first: a deletion that is interrupted leaves a folder that counts as unfinished.
+    def _delete_old_checkpoints(self) -> None:
+        scores: dict[int, float | None] = {}
+        for step in self.steps():
+            manifest = read_manifest(self.folder / str(step))
+            scores[step] = manifest["metrics"].get(self.config.best_metric)
+        for step in scores.keys() - steps_to_keep(scores, self.config):
+            # The manifest is deleted first: an interrupted deletion leaves a folder that counts as incomplete.
             (self.folder / str(step) / MANIFEST).unlink()
-            _remove(self.folder / str(step))
+            _delete_folder(self.folder / str(step))
 
-    def _explained(self, step: int, error: Exception) -> SaveError:
-        # Orbax drops the writes that were still to come; Python would say so of each, after our one line.
+    def _save_error(self, step: int, error: Exception) -> SaveError:
+        # Orbax abandons its remaining writes, and Python would warn about each of them after our one line.
         warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
-        free = f" ({space} there)" if (space := free_space(self.folder)) else ""
-        words = " ".join(str(error).split()) or type(error).__name__
-        why = "the disk is full" if is_disk_full(error) else words[:300]
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        if is_disk_full(error):
+            reason = "the disk is full"
+        space = free_space(self.folder)
+        if space:
+            space = f" ({space} there)"
         return SaveError(
-            f"{self.folder}: the checkpoint of step {step} could not be written{free}: {why}; earlier checkpoints are "
-            "intact: make room, or mend the disk, and run the same command to resume"
+            f"{self.folder}: the checkpoint of step {step} could not be written{space}: {reason}; earlier checkpoints "
+            "are intact: free some space or repair the disk, and run the same command to resume"
         )
 
 
-def _items(state: ocp.PyTreeCheckpointHandler) -> ocp.CompositeCheckpointHandler:
-    """What a checkpoint holds. Weights are noise to a compressor: it would cost time and save next to nothing."""
+def _composite_handler(state: ocp.PyTreeCheckpointHandler) -> ocp.CompositeCheckpointHandler:
+    """Return the handler of a checkpoint's two items.
+
+    Callers switch compression off: weights look random to a compressor, which would take time and save little.
+    """
     return ocp.CompositeCheckpointHandler(state=state, meta=ocp.JsonCheckpointHandler())
 
 
-def kept(scores: Mapping[int, float | None], config: CheckpointConfig) -> set[int]:
-    """Steps to keep: the newest `keep`, `keep_steps`, multiples of `keep_every_steps`, the `keep_best` best scores."""
+def steps_to_keep(scores: Mapping[int, float | None], config: CheckpointConfig) -> set[int]:
+    """Apply the retention rules.
+
+    Args:
+        scores: value of `best_metric` at each step that has a checkpoint; None if it was not evaluated there.
+        config: the rules.
+
+    Returns:
+        The newest `keep` steps, those of `keep_steps`, the multiples of `keep_every_steps`, and the `keep_best` steps
+        with the best scores. Of equal scores, the later step is better.
+    """
     newest = sorted(scores)[-config.keep :]
-    permanent = {step for step in scores if config.keep_every_steps and step % config.keep_every_steps == 0}
-    permanent |= scores.keys() & set(config.keep_steps)
-    scored = {step: score for step, score in scores.items() if score is not None}
+    permanent = scores.keys() & set(config.keep_steps)
+    if config.keep_every_steps is not None:
+        permanent |= {step for step in scores if step % config.keep_every_steps == 0}
     sign = 1 if config.best == "lowest" else -1
-    best = sorted(scored, key=lambda step: (sign * scored[step], -step))[: config.keep_best]
+    ranking = sorted((sign * score, -step) for step, score in scores.items() if score is not None)
+    best = [-negative_step for _, negative_step in ranking[: config.keep_best]]
     return {*newest, *permanent, *best}
 
 
-def _remove(path: epath.Path) -> None:
-    """Delete a folder that counts for nothing any more; what resists stays, and is tried again by `clean`."""
+def _delete_folder(path: epath.Path) -> None:
+    """Delete an incomplete checkpoint. A failure is ignored, because `clean` tries again at the next start."""
     with contextlib.suppress(OSError):
         path.rmtree(missing_ok=True)
 
 
-def _files(path: epath.Path) -> list[epath.Path]:
-    inside = [_files(one) if one.is_dir() else [one] for one in path.iterdir()]
-    return sorted(file for files in inside for file in files)
+def _agree_on_damage(damage: str | None) -> str | None:
+    """Return a damage on every process if any process has found one."""
+    is_damaged = multihost_utils.process_allgather(np.array(damage is not None))
+    if not is_damaged.any():
+        return None
+    return damage or "another process found a damaged file"
 
 
-def _checksum(file: epath.Path) -> str:
-    value, block = 0, memoryview(bytearray(2**20))
-    with file.open("rb") as opened:
-        while size := opened.readinto(block):
-            value = zlib.crc32(block[:size], value)
-    return f"{value:08x}"
+def _check_structure(path: epath.Path, saved: Mapping[str, ArrayType], expected: Mapping[str, ArrayType]) -> None:
+    """Reject arrays of another name, shape or type, which Orbax would omit or cast silently."""
+    differences = []
+    for name in expected.keys() | saved.keys():
+        if name not in saved:
+            differences.append(f"{name} is not in the checkpoint")
+        elif name not in expected:
+            differences.append(f"{name} is not in the model")
+        else:
+            saved_type = _format_array_type(saved[name])
+            expected_type = _format_array_type(expected[name])
+            if saved_type != expected_type:
+                differences.append(f"{name} is {saved_type}, the model has {expected_type}")
+    if not differences:
+        return
+    message = "; ".join(sorted(differences)[:LISTED_DIFFERENCES])
+    if len(differences) > LISTED_DIFFERENCES:
+        message += f"; and {len(differences) - LISTED_DIFFERENCES} more"
+    raise UserError(f"{path}: does not fit this config: {message}")
 
 
-def _checksums(files: Sequence[epath.Path]) -> list[str]:
-    with ThreadPoolExecutor(8) as pool:
-        return list(pool.map(_checksum, files))
-
-
-def _write_manifest(path: epath.Path, metrics: dict[str, float]) -> None:
-    files = [file for file in _files(path) if file != path / MANIFEST]
-    sums = {str(file.relative_to(path)): value for file, value in zip(files, _checksums(files), strict=True)}
-    text = json.dumps({"crc32": sums, "metrics": metrics})
-    if "://" in str(path):  # there, a file appears whole or not at all
-        (path / MANIFEST).write_text(text)
-    else:
-        replace_file(Path(path / MANIFEST), text)
-
-
-def _manifest(path: epath.Path) -> dict[str, Any]:
-    return json.loads((path / MANIFEST).read_text())
-
-
-def damaged(path: epath.Path) -> str | None:
-    """The first file of a checkpoint that is not as it was written, or None. Each process looks at its share."""
-    try:
-        sums = _manifest(path)["crc32"]
-    except (OSError, ValueError, KeyError) as error:
-        return f"{MANIFEST} cannot be read ({error})"
-    names = sorted(sums)[jax.process_index() :: jax.process_count()]
-    missing = [name for name in names if not (path / name).is_file()]
-    if missing:
-        return f"{missing[0]} is missing"
-    found = _checksums([path / name for name in names])
-    return next((f"{name} has changed" for name, value in zip(names, found, strict=True) if value != sums[name]), None)
-
-
-def _agreed(broken: str | None) -> str | None:
-    """The same answer on every process."""
-    answers = multihost_utils.process_allgather(np.array(broken is not None))
-    return (broken or "another process found a damaged file") if answers.any() else None
-
-
-def _compare(path: epath.Path, saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Refuse arrays of another name, shape or type: Orbax would cast or leave out in silence."""
-    faults = [f"{name} is not in the checkpoint" for name in wanted.keys() - saved.keys()]
-    faults += [f"{name} is not in the model" for name in saved.keys() - wanted.keys()]
-    for name in wanted.keys() & saved.keys():
-        have, want = saved[name], wanted[name]
-        if tuple(have.shape) != tuple(want.shape) or np.dtype(have.dtype) != np.dtype(want.dtype):
-            faults.append(f"{name} is {have.dtype}{list(have.shape)}, the model has {want.dtype}{list(want.shape)}")
-    if faults:
-        shown = "; ".join(sorted(faults)[:8]) + (f"; and {len(faults) - 8} more" if len(faults) > 8 else "")
-        raise UserError(f"{path}: does not fit this config: {shown}")
+def _format_array_type(array: ArrayType) -> str:
+    return f"{np.dtype(array.dtype)}{list(array.shape)}"

@@ -1,160 +1,114 @@
-"""The command line: one function per command, which parses, loads the config and calls.
+"""The command line: one function for each command, which loads the config and calls the library.
 
-JAX and what needs it are imported inside the commands, so that `--help` and a wrong config answer at once.
+JAX, and modules that need it, are imported inside the commands, so that `--help` and config errors are immediate.
 """
 
 import argparse
 import json
 import logging
 import os
+import select
 import sys
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import t5x_lite
 from t5x_lite import config as configuration
 from t5x_lite import schema
+from t5x_lite.arguments import DECODING_OPTIONS, build_parser
 from t5x_lite.errors import STOPPED, UserError
 from t5x_lite.parallel.config import GPUS
 from t5x_lite.planner import libtpu
-from t5x_lite.tasks import short_name
 
-DECODING = {
-    "tokens": (int, "most tokens to add (default 128)"),
-    "temperature": (float, "0 is greedy (default 1)"),
-    "top_k": (int, "only the k likeliest tokens"),
-    "top_p": (float, "only the likeliest tokens that hold this probability"),
-    "min_p": (float, "only tokens of this share of the likeliest one's probability"),
-    "repetition_penalty": (float, "above 1: tokens that are there already become less likely"),
-    "seed": (int, "same seed, same text (default 0)"),
-    "beams": (int, "beam search with so many hypotheses, instead of sampling"),
-    "length_penalty": (float, "beam search's, of GNMT: 0 is none (default 0.6)"),
-}
-"""Options of `generate`: settings of `decode.sampling.Sampling` or `decode.beam.Beam`; one left out has its default."""
+if TYPE_CHECKING:
+    from t5x_lite.run_dir import Run
 
-
-EVALUATION = {
-    "tasks": "names as lm-evaluation-harness has them",
-    "num_fewshot": "examples in the prompts of tasks",
-    "text": "a file whose perplexity is wanted",
-    "window": "tokens read at one time",
-    "stride": "tokens of a text scored by each window after the first (default: half the window)",
-}
-"""What `eval` takes beside overrides of the config."""
+INTERRUPTED = 130
+"""Exit code after Ctrl-C: 128 + SIGINT."""
+BROKEN_PIPE = 141
+"""Exit code if the reader of standard output has closed it, as `head` does: 128 + SIGPIPE."""
+WITHOUT_OVERRIDES = ("import", "export", "report")
+"""Commands without a config to override."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code."""
-    options, rest = _parser().parse_known_args(arguments)
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    _quiet_orbax()
+    """Run a command and return the exit code of the process."""
     try:
-        if rest and options.command in (import_, export, report):
-            name = options.command.__name__.strip("_")
-            raise UserError(f"{name}: unknown option {rest[0]}; see t5x-lite {name} --help")
-        return options.command(options, [*getattr(options, "overrides", []), *rest])
+        try:
+            return _run_command(arguments)
+        finally:
+            if sys.stdout is not None:  # it is None if the process was started without a standard output
+                sys.stdout.flush()  # a closed pipe is noticed here, and not when the interpreter exits
+    except BrokenPipeError:
+        if not _is_stdout_closed():
+            raise
+        _discard_stdout()
+        return BROKEN_PIPE
+    except SystemExit as stop:
+        if isinstance(stop.__context__, BrokenPipeError):  # rich exits with code 1 if standard output is closed
+            return BROKEN_PIPE
+        raise
+
+
+def _run_command(arguments: Sequence[str] | None) -> int:
+    options, unknown = build_parser().parse_known_args(arguments)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    _silence_orbax()
+    try:
+        if unknown and options.command in WITHOUT_OVERRIDES:
+            raise UserError(f"{options.command}: unknown option {unknown[0]}; see t5x-lite {options.command} --help")
+        overrides = [*getattr(options, "overrides", []), *unknown]
+        return COMMANDS[options.command](options, overrides)
     except UserError as error:
         print(f"t5x-lite: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("t5x-lite: interrupted", file=sys.stderr)
-        return 130
+        return INTERRUPTED
 
 
-def _quiet_orbax() -> None:
-    """Orbax raises what goes wrong in its threads, and prints it several times over besides: the first is enough."""
+def _is_stdout_closed() -> bool:
+    """Return whether the reader of the pipe that standard output writes to is gone."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), select.POLLOUT)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
+
+
+def _discard_stdout() -> None:
+    """Redirect standard output to nowhere, so that the interpreter can flush it when it exits."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _silence_orbax() -> None:
+    """Hide Orbax's own reports of an error: it raises the error too, which is enough."""
     for name in ("absl", "asyncio", "orbax"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    threads, unraisable = threading.excepthook, sys.unraisablehook
-    threading.excepthook = lambda failed: type(failed.thread).__module__.startswith("orbax") or threads(failed)
-    # Writes that end after a failed save report to an event loop that is gone.
-    sys.unraisablehook = lambda failed: "Event loop is closed" in str(failed.exc_value) or unraisable(failed)
+    report_thread_error = threading.excepthook
+    report_unraisable_error = sys.unraisablehook
 
+    def report_other_thread_error(details: threading.ExceptHookArgs) -> None:
+        if not type(details.thread).__module__.startswith("orbax"):
+            report_thread_error(details)
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="t5x-lite", description="Pretrain, resume, evaluate and sample Transformer language models in JAX."
-    )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    def report_other_unraisable_error(details: "sys.UnraisableHookArgs") -> None:
+        # Writes that finish after a failed save report to an event loop that is closed already.
+        if "Event loop is closed" not in str(details.exc_value):
+            report_unraisable_error(details)
 
-    def command(
-        name: str, function: object, about: str, subjects: Mapping[str, str], *, step: bool = False, json: bool = False
-    ) -> argparse.ArgumentParser:
-        own = commands.add_parser(name, help=about, description=about, allow_abbrev=False)
-        for subject, meaning in subjects.items():
-            own.add_argument(subject, metavar=subject.upper(), type=Path, help=meaning)
-        if subjects:
-            own.add_argument("overrides", nargs="*", metavar="key=value", help="dotted overrides of the config")
-        if step:
-            own.add_argument("--step", type=int, help="a checkpoint's step; the newest if left out")
-        if json:
-            own.add_argument("--json", action="store_true", help="one JSON object on standard output")
-        own.set_defaults(command=function)
-        return own
-
-    _add_commands(command)
-    return parser
-
-
-def _add_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
-    config, run = {"config": "YAML file of a run"}, {"run": "a run directory"}
-    own = command("train", train, "pretrain; a run directory that holds a checkpoint is resumed", config)
-    own.add_argument("--help-config", action="store_true", help="list every setting, and end")
-    own.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 of a job of several is reached")
-    own.add_argument("--num-processes", type=int, help="processes of the job")
-    own.add_argument("--process-id", type=int, help="which of them this is, from 0")
-    own = command("prepare", prepare, "tokenise the corpora of a config into its token cache", config)
-    own.add_argument("--runner", help="tokenise on a runner of Apache Beam, such as DirectRunner or DataflowRunner")
-    command("tokenizer", tokenizer, "train the tokenizer of a config", config)
-    own = command("plan", plan, "compile the train step for a TPU pod, here, without one", config, json=True)
-    own.add_argument("--topology", help="chips and their shape, such as v5p:8x8x16 (default: plan.topology)")
-    own.add_argument("--slices", type=int, help="pods of that shape, joined by the data centre's network")
-    own.add_argument("--search", action="store_true", help="try meshes and remat policies, and rank those that fit")
-    own = command("sweep", sweep, "run a grid of runs, or fit the scaling law to it", {})
-    own.add_argument("words", metavar="[fit] SWEEP [key=value …]", nargs="+", help="a sweep's YAML file; fit: or a CSV")
-    own.add_argument("--yes", action="store_true", help="start without asking")
-    own.add_argument("--budget", type=float, help="fit: FLOPs of the best run to predict (default: ten times the most)")
-    own.add_argument("--run", type=float, nargs=2, metavar=("N", "D"), help="fit: a run to predict the loss of")
-    own.add_argument("--draws", type=int, default=1000, help="fit: draws of each bootstrap (default %(default)s)")
-    own.add_argument("--drop-highest", type=int, default=0, metavar="K", help="fit: leave out the K highest losses")
-    own.add_argument("--emit", type=Path, metavar="CONFIG", help="fit: write the config of the predicted best run")
-    own.add_argument("--json", action="store_true", help="fit: one JSON object on standard output")
-    about = "score a run on tasks=a,b (few-shot), on text=FILE, or on its validation split"
-    own = command("eval", evaluate, about, run, step=True, json=True)
-    own.epilog = "; ".join(f"{name}= {meaning}" for name, meaning in EVALUATION.items())
-    own.add_argument("--include", type=Path, metavar="FOLDER", help="where more YAMLs of tasks are")
-    own.add_argument("--limit", type=int, metavar="N", help="documents of each task at most")
-    own = command("embed", embed, "write the lines of a file as vectors", {**run, "file": "a text a line"}, step=True)
-    own.add_argument("--to", type=Path, help=".npy, or .npz with --pool none (default: named after FILE)")
-    own.add_argument("--pool", default="mean", help="mean (default), cls, max, or none for every token")
-    own.add_argument("--layer", type=int, help="from 1, or from the last as -1 (default: the last)")
-    own = command("generate", generate, "continue prompts, answer them, or fill their masks", run, step=True)
-    own.add_argument("--prompt", action="append", required=True, help="text to continue; may be given several times")
-    own.add_argument("--stop", action="append", default=argparse.SUPPRESS, help="text that ends one; may be repeated")
-    for name, (kind, meaning) in DECODING.items():
-        own.add_argument("--" + name.replace("_", "-"), type=kind, default=argparse.SUPPRESS, help=meaning)
-    own = command("import", import_, "make a run of weights from elsewhere", {})
-    own.add_argument("format", choices=["hf", "t5x"], help="hf: Hugging Face folder; t5x: a native T5X checkpoint")
-    own.add_argument("source", metavar="DIR", type=Path, help="what is read")
-    own.add_argument("target", metavar="RUN", type=Path, help="what is made")
-    own = command("export", export, "write a run's weights for others", {}, step=True)
-    own.add_argument("format", choices=["hf"], help="hf: Hugging Face folder")
-    own.add_argument("source", metavar="RUN", type=Path, help="what is read")
-    own.add_argument("target", metavar="DIR", type=Path, help="what is made")
-    own = command("report", report, "draw the curves of runs as one picture", {})
-    own.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="run directories, drawn together")
-    own.add_argument("--to", type=Path, help="the picture's file (default: report.png in the first run)")
+    threading.excepthook = report_other_thread_error
+    sys.unraisablehook = report_other_unraisable_error
 
 
 def train(options: argparse.Namespace, overrides: list[str]) -> int:
-    """`t5x-lite train CONFIG [k=v …]`."""
+    """Run `t5x-lite train CONFIG [key=value …]`."""
     if options.help_config:
-        return _explain_config()
+        _print_settings()
+        return 0
     config = configuration.load(options.config, overrides)
-    _join(options)
+    _set_process_environment(options)
     import jax
 
     from t5x_lite.parallel import distributed
@@ -162,162 +116,194 @@ def train(options: argparse.Namespace, overrides: list[str]) -> int:
 
     distributed.initialize(Path(config.data.cache_dir))
     with distributed.abort_together():
-        run, complete = run_training(config)
-    if not complete:
+        run, is_complete = run_training(config)
+    if not is_complete:
         return STOPPED
     if jax.process_index() == 0:
-        from t5x_lite.evaluate.report import draw_report
-
-        picture = draw_report([run.folder], run.folder / "report.png")
-        if config.train.sample_prompt:
-            from t5x_lite.decode.fill import print_generation
-            from t5x_lite.decode.generate import Sampling
-
-            print("\nsample:")
-            print_generation(
-                t5x_lite.load(run.folder), [config.train.sample_prompt], Sampling(temperature=0.8, top_p=0.95)
-            )
-        print(f"run: {run.folder} (metrics.jsonl, {picture.name}, checkpoints/, tokenizer, config.yaml)")
+        _report_run(run)
     return 0
 
 
-def _join(options: argparse.Namespace) -> None:
-    """Say to JAX, by the names that it knows, which process of which job this is."""
-    given = (options.coordinator, options.num_processes, options.process_id)
-    if given == (None, None, None):
+def _set_process_environment(options: argparse.Namespace) -> None:
+    """Tell JAX the job's coordinator, the number of processes and this process's number."""
+    variables = {
+        "JAX_COORDINATOR_ADDRESS": options.coordinator,
+        "JAX_NUM_PROCESSES": options.num_processes,
+        "JAX_PROCESS_ID": options.process_id,
+    }
+    values = list(variables.values())
+    if values == [None, None, None]:
         return
-    if None in given or not 0 <= options.process_id < options.num_processes:
+    if None in values or not 0 <= options.process_id < options.num_processes:
         raise UserError(
             "--coordinator, --num-processes and --process-id belong together, and process ids are 0 to one less than "
-            f"their number; found {given[0]}, {given[1]} and {given[2]}"
+            f"their number; found {values[0]}, {values[1]} and {values[2]}"
         )
-    names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-    os.environ.update(zip(names, map(str, given), strict=True))
+    for name, value in variables.items():
+        os.environ[name] = str(value)
+
+
+def _report_run(run: "Run") -> None:
+    """Draw the curves of a complete run, print a sample, and say where everything is."""
+    from t5x_lite.evaluate.report import draw_report
+
+    picture = draw_report([run.folder], run.folder / "report.png")
+    prompt = run.config.train.sample_prompt
+    if prompt:
+        from t5x_lite.decode.fill import print_generation
+        from t5x_lite.decode.generate import Sampling
+
+        print("\nsample:")
+        print_generation(t5x_lite.load(run.folder), [prompt], Sampling(temperature=0.8, top_p=0.95))
+    print(f"run: {run.folder} (metrics.jsonl, {picture.name}, checkpoints/, tokenizer, config.yaml)")
+
+
+def _print_settings() -> None:
+    """Print every setting of a run's config: key, type, default, description, source and unit."""
+    settings = list(schema.explain(configuration.RunConfig))
+    width = max(len(setting.key) for setting in settings)
+    for setting in settings:
+        line = f"{setting.key:<{width}}  {setting.type:<24}  {setting.default:<12}  {setting.description}"
+        if setting.unit:
+            line += f" ({setting.unit})"
+        print(line)
 
 
 def prepare(options: argparse.Namespace, overrides: list[str]) -> int:
-    """`t5x-lite prepare CONFIG [k=v …]`."""
+    """Run `t5x-lite prepare CONFIG [key=value …]`."""
     config = configuration.load(options.config, overrides)
     from t5x_lite.data.prepare import prepare_corpus
     from t5x_lite.data.vocabulary import load_or_train_tokenizer
 
-    trained = load_or_train_tokenizer(config.tokenizer, config.data)
+    trained_tokenizer = load_or_train_tokenizer(config.tokenizer, config.data)
     for source in config.data.sources:
-        print(f"{source.name}: {prepare_corpus(source, config.data, trained, options.runner)}")
+        folder = prepare_corpus(source, config.data, trained_tokenizer, options.runner)
+        print(f"{source.name}: {folder}")
     return 0
 
 
 def tokenizer(options: argparse.Namespace, overrides: list[str]) -> int:
-    """`t5x-lite tokenizer CONFIG [k=v …]`."""
+    """Run `t5x-lite tokenizer CONFIG [key=value …]`."""
     config = configuration.load(options.config, overrides)
     from t5x_lite.data.vocabulary import load_or_train_tokenizer
 
-    trained = load_or_train_tokenizer(config.tokenizer, config.data)
-    print(f"{trained.vocab} tokens; saved as {trained.save(Path(str(config.run_dir)))}")
-    return 0
-
-
-def evaluate(options: argparse.Namespace, overrides: list[str]) -> int:
-    """`t5x-lite eval RUN [tasks=a,b] [text=FILE] [k=v …]`."""
-    from t5x_lite.evaluate import harness, perplexity
-
-    split = {override: override.removeprefix("--").partition("=") for override in overrides}
-    own = {name: value for name, _, value in split.values() if name in EVALUATION}
-    sizes = {name: value for name, value in own.items() if name not in {"tasks", "text"}}
-    wrong = [f"{name}={value}: expected a whole number" for name, value in sizes.items() if not value.isdecimal()]
-    if wrong:
-        raise UserError("; ".join(wrong))
-    shots, window, stride = (int(sizes[n]) if n in sizes else None for n in ("num_fewshot", "window", "stride"))
-    if "tasks" not in own and (options.include or options.limit is not None):
-        raise UserError("eval: --include and --limit are for tasks=")
-    if options.limit is not None and options.limit < 1:
-        raise UserError(f"--limit {options.limit}: expected a number of documents")
-    rest = [override for override, (name, _, _) in split.items() if name not in EVALUATION]
-    model = t5x_lite.load(options.run, step=options.step, overrides=rest)
-    found: dict[str, float] = {}
-    if "tasks" in own:
-        names = own["tasks"].split(",")
-        learnt = {short_name(name) for name in model.config.tasks}.intersection(names)
-        every = model.evaluate() if learnt else {}
-        scores = {key: value for key, value in every.items() if key.partition("/")[0] in learnt}
-        records: dict[str, Any] = {}
-        if others := [name for name in names if name not in learnt]:
-            theirs, records = harness.evaluate_tasks(
-                model, others, num_fewshot=shots, window=window, include=options.include, limit=options.limit
-            )
-            scores |= theirs
-        found = {f"eval/{name}": value for name, value in scores.items()}
-        harness.save(model.run.folder / "eval" / str(model.step), found, records)
-    if "text" in own:
-        scores = perplexity.score_file(model, Path(own["text"]), window, stride)
-        found |= {f"eval/text/{name}": value for name, value in scores.items()}
-    if not found:
-        found = {f"eval/{name}": value for name, value in model.evaluate().items()}
-    found = {"step": model.step, **found}
-    if options.json:
-        print(json.dumps(found))
-    else:
-        width = max(map(len, found))
-        print("\n".join(f"{name:<{width}}  {value:.6g}" for name, value in found.items()))
-    return 0
-
-
-def embed(options: argparse.Namespace, overrides: list[str]) -> int:
-    """`t5x-lite embed RUN FILE [k=v …]`."""
-    from t5x_lite.evaluate.embed import embed_file
-
-    to = options.to or options.file.with_suffix(".npz" if options.pool == "none" else ".npy")
-    model = t5x_lite.load(options.run, step=options.step, overrides=overrides)
-    shape = embed_file(model, options.file, to, options.pool, options.layer)
-    print(f"{to}: {' × '.join(map(str, shape))}")
+    trained_tokenizer = load_or_train_tokenizer(config.tokenizer, config.data)
+    path = trained_tokenizer.save(Path(str(config.run_dir)))
+    print(f"{trained_tokenizer.vocab} tokens; saved as {path}")
     return 0
 
 
 def plan(options: argparse.Namespace, overrides: list[str]) -> int:
-    """`t5x-lite plan CONFIG --topology NAME [k=v …]`; 1 if nothing fits."""
+    """Run `t5x-lite plan CONFIG --topology NAME [key=value …]`. The exit code is 1 if nothing fits in memory."""
     config = configuration.load(options.config, overrides)
-    topology, slices = options.topology or config.plan.topology, options.slices or config.plan.slices
+    topology = options.topology or config.plan.topology
+    slices = options.slices or config.plan.slices
     if not topology:
         raise UserError("plan needs --topology (or plan.topology in the config), such as v5p:4x4x4")
-    if topology.partition(":")[0].lower() in GPUS:
-        # Simulated CPU devices stand in for GPUs that are not here.
-        simulated = f"--xla_force_host_platform_device_count={topology.partition(':')[2]}"
-        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {simulated}".strip()
+    chip, _, shape = topology.partition(":")
+    if chip.lower() in GPUS:
+        _simulate_devices(shape)
     else:
         libtpu.prepare()
     from t5x_lite.planner.plan import make_plan
     from t5x_lite.planner.report import print_plan, print_search
     from t5x_lite.planner.search import search
 
-    plans = search(config, topology, slices) if options.search else [make_plan(config, topology, slices)]
-    if options.json:
-        reports = [asdict(plan) for plan in plans]
-        print(json.dumps(reports if options.search else reports[0]))
-    elif options.search:
-        print_search(plans)
+    if options.search:
+        plans = search(config, topology, slices)
+        if options.json:
+            print(json.dumps([asdict(candidate) for candidate in plans]))
+        else:
+            print_search(plans)
     else:
-        print_plan(plans[0])
-    return 0 if any(plan.fits for plan in plans) else 1
+        plans = [make_plan(config, topology, slices)]
+        if options.json:
+            print(json.dumps(asdict(plans[0])))
+        else:
+            print_plan(plans[0])
+    return 0 if any(candidate.fits for candidate in plans) else 1
+
+
+def _simulate_devices(count: str) -> None:
+    """Make JAX simulate devices on the CPU. Has no effect once JAX has been initialised."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={count}".strip()
+
+
+def sweep(options: argparse.Namespace, overrides: list[str]) -> int:
+    """Run `t5x-lite sweep SWEEP [key=value …]` or `t5x-lite sweep fit SWEEP|FILE.csv`."""
+    words = [*options.words, *overrides]
+    is_fit = words[0] == "fit"
+    if is_fit:
+        words = words[1:]
+    if not words:
+        raise UserError("sweep fit: give a sweep's YAML file or a CSV file")
+    subject = Path(words[0])
+    sweep_overrides = words[1:]
+    unknown = [word for word in sweep_overrides if "=" not in word]
+    if unknown:
+        raise UserError(f"sweep: unknown option {unknown[0]}; see t5x-lite sweep --help")
+    environment = dict(os.environ)
+    os.environ["JAX_PLATFORMS"] = "cpu"  # this process only counts shapes; the devices are for the runs
+    if is_fit:
+        from t5x_lite.sweep.command import fit
+
+        return fit(subject, sweep_overrides, options)
+    from t5x_lite.sweep import config, launch
+
+    return launch.start(config.load(subject, sweep_overrides), yes=options.yes, environment=environment)
+
+
+def evaluate(options: argparse.Namespace, overrides: list[str]) -> int:
+    """Run `t5x-lite eval RUN [tasks=a,b] [text=FILE] [key=value …]`."""
+    from t5x_lite.evaluate.command import evaluate_model, parse_request
+
+    request, config_overrides = parse_request(overrides, options.include, options.limit)
+    model = t5x_lite.load(options.run, step=options.step, overrides=config_overrides)
+    results = {"step": model.step, **evaluate_model(model, request)}
+    if options.json:
+        print(json.dumps(results))
+        return 0
+    width = max(len(name) for name in results)
+    for name, value in results.items():
+        print(f"{name:<{width}}  {value:.6g}")
+    return 0
+
+
+def embed(options: argparse.Namespace, overrides: list[str]) -> int:
+    """Run `t5x-lite embed RUN FILE [key=value …]`."""
+    from t5x_lite.evaluate.embed import embed_file
+
+    suffix = ".npz" if options.pool == "none" else ".npy"
+    path = options.to or options.file.with_suffix(suffix)
+    model = t5x_lite.load(options.run, step=options.step, overrides=overrides)
+    shape = embed_file(model, options.file, path, options.pool, options.layer)
+    print(f"{path}: {' × '.join(map(str, shape))}")
+    return 0
+
 
 
 def generate(options: argparse.Namespace, overrides: list[str]) -> int:
-    """`t5x-lite generate RUN --prompt TEXT …`."""
+    """Run `t5x-lite generate RUN --prompt TEXT …`."""
     from t5x_lite.decode.fill import print_generation
     from t5x_lite.decode.generate import decoding_settings
 
-    chosen = decoding_settings(
-        **{name: getattr(options, name) for name in (*DECODING, "stop") if hasattr(options, name)}
-    )
-    print_generation(t5x_lite.load(options.run, step=options.step, overrides=overrides), options.prompt, chosen)
+    settings = {}
+    for name in (*DECODING_OPTIONS, "stop"):
+        if hasattr(options, name):
+            settings[name] = getattr(options, name)
+    decoding = decoding_settings(**settings)
+    model = t5x_lite.load(options.run, step=options.step, overrides=overrides)
+    print_generation(model, options.prompt, decoding)
     return 0
 
 
 def import_(options: argparse.Namespace, overrides: list[str]) -> int:
-    """`t5x-lite import hf DIR RUN`, `t5x-lite import t5x CHECKPOINT RUN`."""
+    """Run `t5x-lite import hf DIR RUN` or `t5x-lite import t5x CHECKPOINT RUN`."""
     from t5x_lite.convert import huggingface, t5x
 
-    read = {"hf": huggingface.import_hf, "t5x": t5x.import_t5x}[options.format]
-    run = read(options.source, options.target)
+    importers = {"hf": huggingface.import_hf, "t5x": t5x.import_t5x}
+    run = importers[options.format](options.source, options.target)
     print(f"run: {run.folder} ({run.blueprint.parameters:,} parameters, {run.config.model.family})")
     if run.own_tokenizer is None:
         print("no tokenizer came with it: put tokenizer.json or tokenizer.model there before it reads text")
@@ -325,45 +311,31 @@ def import_(options: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def export(options: argparse.Namespace, overrides: list[str]) -> int:
-    """`t5x-lite export hf RUN DIR`."""
+    """Run `t5x-lite export hf RUN DIR`."""
     from t5x_lite.convert.huggingface import export_hf
 
     print(export_hf(options.source, options.target, options.step))
     return 0
 
 
-def sweep(options: argparse.Namespace, overrides: list[str]) -> int:
-    """`t5x-lite sweep SWEEP [k=v …]`, `t5x-lite sweep fit SWEEP|FILE.csv`."""
-    fitting = options.words[0] == "fit"
-    subject, *words = [*options.words, *overrides][int(fitting) :] or [None]
-    if subject is None:
-        raise UserError("sweep fit: give a sweep's YAML file or a CSV file")
-    unknown = [word for word in words if "=" not in word]
-    if unknown:
-        raise UserError(f"sweep: unknown option {unknown[0]}; see t5x-lite sweep --help")
-    environment = dict(os.environ)
-    os.environ["JAX_PLATFORMS"] = "cpu"  # shapes are counted here; the devices are for the runs
-    if fitting:
-        from t5x_lite.sweep.command import fit
-
-        return fit(Path(subject), words, options)
-    from t5x_lite.sweep import config, launch
-
-    return launch.start(config.load(Path(subject), words), yes=options.yes, environment=environment)
-
-
 def report(options: argparse.Namespace, overrides: list[str]) -> int:
-    """`t5x-lite report RUN …`."""
+    """Run `t5x-lite report RUN …`."""
     from t5x_lite.evaluate.report import draw_report
 
     print(draw_report(options.runs, options.to or options.runs[0] / "report.png"))
     return 0
 
 
-def _explain_config() -> int:
-    settings = list(schema.explain(configuration.RunConfig))
-    width = max(len(s.key) for s in settings)
-    for s in settings:
-        unit = f" ({s.unit})" if s.unit else ""
-        print(f"{s.key:<{width}}  {s.type:<24}  {s.default:<12}  {s.description}{unit}")
-    return 0
+COMMANDS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
+    "train": train,
+    "prepare": prepare,
+    "tokenizer": tokenizer,
+    "plan": plan,
+    "sweep": sweep,
+    "eval": evaluate,
+    "embed": embed,
+    "generate": generate,
+    "import": import_,
+    "export": export,
+    "report": report,
+}

@@ -1,4 +1,4 @@
-"""What people see on the terminal: lines, tables, and a bar with the time that is left."""
+"""Output on the terminal: lines, tables, and progress bars with the remaining time."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,28 +16,37 @@ from rich.table import Column, Table
 
 
 def print_line(console: Console, text: str) -> None:
-    """Print a text as it is, whatever signs it holds and however long its lines are."""
+    """Print text unchanged: without markup, and without breaking long lines."""
     console.print(text, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 def print_table(console: Console, title: str, columns: Sequence[str | Column], rows: Sequence[Sequence[str]]) -> None:
-    """Print rows, if there are any, below a title and the names of the columns."""
-    if rows:
-        shown = Table(*columns, title=title, title_justify="left", show_header=any(columns))
-        for row in rows:
-            shown.add_row(*row)
-        console.print(shown)
+    """Print a table with a title and column headers. Nothing is printed if it has no rows."""
+    if not rows:
+        return
+    table = Table(*columns, title=title, title_justify="left", show_header=any(columns))
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
 
 
 def progress_bar(*columns: str | ProgressColumn, enabled: bool = True) -> Progress:
-    """These columns, the time that has gone and the time that is left, where there is a terminal."""
-    console, times = Console(stderr=True), (TimeElapsedColumn(), "left", TimeRemainingColumn())
-    return Progress(*columns, *times, console=console, disable=not (enabled and console.is_terminal))
+    """Return a progress bar on standard error: the columns, the elapsed time and the remaining time.
+
+    It is not shown if standard error is not a terminal.
+    """
+    console = Console(stderr=True)
+    is_shown = enabled and console.is_terminal
+    return Progress(*columns, TimeElapsedColumn(), "left", TimeRemainingColumn(), console=console, disable=not is_shown)
 
 
 @contextmanager
 def track_progress(verb: str) -> Iterator[Callable[[str, int, int], None]]:
-    """A function of (what is at hand, done, total) that moves a bar on the terminal, where there is one."""
-    with progress_bar(verb, BarColumn(), MofNCompleteColumn(), "{task.fields[at]}") as shown:
-        task = shown.add_task("", total=None, at="")
-        yield lambda name, done, total: shown.update(task, completed=done, total=total, at=name)
+    """Show a progress bar, and yield the function `advance(current_item, done, total)` that moves it."""
+    with progress_bar(verb, BarColumn(), MofNCompleteColumn(), "{task.fields[at]}") as progress:
+        task = progress.add_task("", total=None, at="")
+
+        def advance(current_item: str, done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total, at=current_item)
+
+        yield advance

@@ -1,32 +1,41 @@
-"""A run directory: the resolved config, the tokenizer, and what is needed to open the model again."""
+"""Run directories: the resolved config, the tokenizer and the checkpoints of a run."""
 
 import fcntl
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jax
 from jax.sharding import Mesh
+from jaxtyping import PyTree
 
 from t5x_lite import config as configuration
 from t5x_lite import schema
-from t5x_lite.checkpoint import Checkpoints
+from t5x_lite.checkpoint import Checkpoints, JsonObject
 from t5x_lite.config import RunConfig
 from t5x_lite.data import tokenizer as tokenizers
 from t5x_lite.data.tokenizer import Tokenizer
-from t5x_lite.errors import UserError, write_file
+from t5x_lite.errors import UserError
+from t5x_lite.files import write_file
 from t5x_lite.models.transformer import ModelSpec, model_spec
 from t5x_lite.parallel.mesh import shape_structs, shardings
 
+CONFIG_FILE = "config.yaml"
 FOREIGN_CONFIG = "config.huggingface.json"
-"""In a run of imported weights: the config that they came with."""
+"""The original config of imported weights."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a run directory holds, its weights still on disk."""
+    """An opened run directory. Its weights are still on disk.
+
+    Attributes:
+        folder: the run directory.
+        config: its resolved config.
+        blueprint: the model that the config describes.
+        own_tokenizer: its tokenizer; None if imported weights came without one.
+    """
 
     folder: Path
     config: RunConfig
@@ -38,7 +47,7 @@ class Run:
         """The run's tokenizer.
 
         Raises:
-            UserError: imported weights that came without one.
+            UserError: imported weights came without one.
         """
         if self.own_tokenizer is None:
             raise UserError(f"{self.folder}: has no tokenizer; put tokenizer.json or tokenizer.model there")
@@ -47,107 +56,118 @@ class Run:
     @property
     def checkpoints(self) -> Checkpoints:
         """The run's checkpoints."""
-        own = self.config.checkpoint
-        return Checkpoints(own.folder or self.folder / "checkpoints", own)
+        config = self.config.checkpoint
+        return Checkpoints(config.folder or self.folder / "checkpoints", config)
 
-    def trained(self, mesh: Mesh, step: int | None = None) -> tuple[int, Any, dict[str, Any]]:
-        """Step, weights that train, and metadata of the newest whole checkpoint, or of `step`.
+    def trained(self, mesh: Mesh, step: int | None = None) -> tuple[int, PyTree, JsonObject]:
+        """Load the trainable weights of the newest intact checkpoint, or of the one of `step`.
 
-        Of a run that began from nothing these are all weights; see `adapt.initial_weights.loaded`.
+        These are all weights of the model unless the run adapts another one (see `adapt.initial_weights`).
+
+        Returns:
+            The step, the weights on the mesh, and the checkpoint's metadata.
 
         Raises:
-            UserError: there is none, or the one of `step` is damaged.
+            UserError: there is no checkpoint, or the one of `step` is missing or damaged.
         """
         parts = self.config.parts(self.blueprint.axes)
         shapes = jax.eval_shape(parts.trained, self.blueprint.shapes)
-        where = shardings(mesh, parts.names_trained(self.blueprint.axes), shapes)
-        found = self.checkpoints.restore(shape_structs(shapes, where), step, prefix="params.")
-        if found is None:
+        weight_shardings = shardings(mesh, parts.names_trained(self.blueprint.axes), shapes)
+        restored = self.checkpoints.restore(shape_structs(shapes, weight_shardings), step, prefix="params.")
+        if restored is None:
             raise UserError(f"{self.folder}: has no checkpoint yet; train it first")
-        return found
+        return restored
 
 
 def with_vocab(config: RunConfig, tokenizer: Tokenizer) -> RunConfig:
-    """The config with the model's vocabulary filled in from the tokenizer.
+    """Return the config with the size of the model's vocabulary, which defaults to the tokenizer's.
 
     Raises:
-        UserError: the model has fewer rows than the tokenizer has ids.
+        UserError: the model's vocabulary is smaller than the tokenizer's.
     """
     vocab = config.model.vocab or tokenizer.vocab
     if vocab < tokenizer.vocab:
         raise UserError(
             f"model.vocab {vocab} is below the tokenizer's {tokenizer.vocab} ids; leave it out or make it larger"
         )
-    return config.model_copy(update={"model": config.model.model_copy(update={"vocab": vocab})})
+    model = config.model.model_copy(update={"vocab": vocab})
+    return config.model_copy(update={"model": model})
 
 
 def check_run_dir(config: RunConfig) -> None:
-    """Refuse a run directory that belongs to another config, before any work is done for it.
+    """Reject a run directory that belongs to another config, before any work is done.
 
     Raises:
-        UserError: the differing keys, each with both values.
+        UserError: the settings that differ, each with both values.
     """
-    kept = Path(str(config.run_dir)) / "config.yaml"
-    if config.train.allow_changed_config or not kept.is_file():
+    path = Path(str(config.run_dir)) / CONFIG_FILE
+    if config.train.allow_changed_config or not path.is_file():
         return
-    differences = configuration.changed(schema.validate(RunConfig, schema.read(RunConfig, kept)), config)
-    if config.model.vocab is None:  # filled in from the tokenizer, whose own settings are compared
+    existing_config = schema.validate(RunConfig, schema.read(RunConfig, path))
+    differences = configuration.changed(existing_config, config)
+    if config.model.vocab is None:
+        # It will be filled in from the tokenizer, whose settings are compared themselves.
         differences.pop("model.vocab", None)
-    if differences:
-        shown = "; ".join(f"{key} was {old!r}, is {new!r}" for key, (old, new) in differences.items())
-        raise UserError(
-            f"{kept.parent}: is the run of another config: {shown}; give another run_dir, or "
-            "train.allow_changed_config=true to go on with the new values"
-        )
+    if not differences:
+        return
+    descriptions = [f"{key} was {old!r}, is {new!r}" for key, (old, new) in differences.items()]
+    raise UserError(
+        f"{path.parent}: belongs to a run with another config: {'; '.join(descriptions)}; choose another run_dir, or "
+        "set train.allow_changed_config=true to continue with the new values"
+    )
 
 
 def create_run_dir(config: RunConfig, tokenizer: Tokenizer) -> Run:
-    """Make the run directory, or enter the one that is there: its config and tokenizer are written."""
+    """Create the run directory, or reuse an existing one, and write its config and tokenizer."""
     config = with_vocab(config, tokenizer)
     folder = Path(str(config.run_dir))
     if jax.process_index() == 0:
-        write_file(folder / "config.yaml", configuration.dump(config))
+        write_file(folder / CONFIG_FILE, configuration.dump(config))
         tokenizer.save(folder)
     return Run(folder, config, model_spec(config.model, config.method.surgery), tokenizer)
 
 
-def open_run(folder: Path, overrides: list[str] | None = None) -> Run:
+def open_run(folder: Path, overrides: Sequence[str] = ()) -> Run:
     """Open a run directory for evaluation or generation, with overrides of its config.
 
     Raises:
-        UserError: not a run directory.
+        UserError: it is not a run directory.
     """
-    path = folder / "config.yaml"
+    path = folder / CONFIG_FILE
     if not path.is_file():
-        raise UserError(f"{folder}: is not a run directory (no config.yaml); `t5x-lite train CONFIG` makes one")
-    sources = schema.read(RunConfig, path, overrides or [])
-    config = schema.validate(RunConfig, sources).model_copy(update={"run_dir": str(folder)})
-    has = any((folder / name).is_file() for name in tokenizers.FILES)
-    return Run(
-        folder, config, model_spec(config.model, config.method.surgery), tokenizers.load(folder) if has else None
-    )
+        raise UserError(f"{folder}: is not a run directory (no {CONFIG_FILE}); `t5x-lite train CONFIG` creates one")
+    config = schema.validate(RunConfig, schema.read(RunConfig, path, overrides))
+    config = config.model_copy(update={"run_dir": str(folder)})
+    tokenizer = None
+    if any((folder / name).is_file() for name in tokenizers.FILES):
+        tokenizer = tokenizers.load(folder)
+    return Run(folder, config, model_spec(config.model, config.method.surgery), tokenizer)
 
 
 @contextmanager
-def lock_dir(folder: Path, busy: str, key: str = "") -> Iterator[None]:
-    """Make a folder and hold it against other jobs on this machine, until this one's first process ends.
+def lock_dir(folder: Path, locked_message: str, config_key: str = "") -> Iterator[None]:
+    """Create a folder and lock it against other jobs on this machine. The job's first process holds the lock.
 
-    `busy` is said where one has it, and the `key` of the config that names it where it cannot be made.
+    Args:
+        folder: the folder.
+        locked_message: the error raised if another job holds the lock.
+        config_key: the setting that names the folder, for the error raised if it cannot be created.
 
     Raises:
-        UserError: one has it, or the folder cannot be made.
+        UserError: another job holds the lock, or the folder cannot be created.
     """
     if jax.process_index() > 0:
         yield
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
+        lock_file = (folder / ".lock").open("w")
     except OSError as error:
-        raise UserError(f"{key}{folder}: cannot be made or written: {error.strerror}") from None
-    with lock:
+        name = f"{config_key} {folder}".lstrip()
+        raise UserError(f"{name}: cannot be created or written: {error.strerror}") from None
+    with lock_file:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"{folder}: {busy}") from None
+            raise UserError(f"{folder}: {locked_message}") from None
         yield

@@ -44,7 +44,7 @@ class TaskSpec(Config):
     target_len: Int = setting(16, "text form: longest targets, EOS included", unit="tokens", ge=2)
     metrics: Strings = setting(..., "names in evaluate/metrics.py", min_length=1)
 
-    def faults(self) -> Iterator[str]:
+    def problems(self) -> Iterator[str]:
         """An objective without what it needs, or a role that no column has."""
         own = self.objective
         if isinstance(own, TextToText) and not (self.inputs and self.targets):

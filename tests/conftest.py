@@ -1,4 +1,4 @@
-"""Fixtures that several test files share."""
+"""Fixtures shared by several test files."""
 
 import json
 import os
@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# One compilation cache for all tests and the processes that they start.
+# All tests, and the processes that they start, share one compilation cache.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / "t5x_lite_test_compiled"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-# Compiling is most of the work and tiny shapes do not need fast code: half of the time. Not where XLA_FLAGS is set, be
-# it to nothing, as for the slow tests.
+# Most of the time is spent on compilation, and tiny shapes do not need fast code: this halves the time of the tests.
+# `tools/test.sh --all` sets XLA_FLAGS, perhaps to an empty string, to test what users run.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -24,7 +24,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """The folder of real data sets; tests that need it are skipped where it is absent."""
+    """The folder of real data sets. Tests that need it are skipped if it does not exist."""
     folder = Path(os.environ.get("T5X_LITE_DATA", REPOSITORY.parent / "shared" / "data"))
     if not folder.is_dir():
         pytest.skip("no real data: set T5X_LITE_DATA to its folder")
@@ -33,19 +33,21 @@ def real_data() -> Path:
 
 @pytest.fixture(scope="session")
 def prose(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A small text: 60 documents of sentences, one file each."""
+    """A folder with 60 documents, each a file with 12 sentences of 9 words."""
     folder = tmp_path_factory.mktemp("prose")
-    words = "the quick brown fox jumps over a lazy dog while seven wizards mix black opal quartz in vain"
-    words = words.split()
-    for number in range(60):
-        lines = [" ".join(words[(number * 7 + line * 3 + k) % len(words)] for k in range(9)) for line in range(12)]
-        (folder / f"{number:02d}.txt").write_text(".\n".join(lines) + ".\n")
+    words = "the quick brown fox jumps over a lazy dog while seven wizards mix black opal quartz in vain".split()
+    for document in range(60):
+        sentences = []
+        for sentence in range(12):
+            start = document * 7 + sentence * 3
+            sentences.append(" ".join(words[(start + k) % len(words)] for k in range(9)))
+        (folder / f"{document:02d}.txt").write_text(".\n".join(sentences) + ".\n")
     return folder
 
 
 @pytest.fixture(scope="session")
 def tiny_config(tmp_path_factory: pytest.TempPathFactory, prose: Path) -> Path:
-    """A config file that trains in seconds."""
+    """The file of a config that trains in seconds."""
     folder = tmp_path_factory.mktemp("tiny")
     path = folder / "tiny.yaml"
     settings: dict[str, Any] = {
@@ -66,7 +68,7 @@ Shell = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture(scope="session")
 def t5x_lite() -> Shell:
-    """Run the command line as a user does, in a process of its own."""
+    """A function that runs the command line in a new process, as a user does."""
 
     def run(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "t5x_lite", *map(str, arguments)]
@@ -79,7 +81,7 @@ def t5x_lite() -> Shell:
 
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_config: Path, t5x_lite: Shell) -> Path:
-    """A finished run of `tiny_config`."""
+    """The run directory of a complete run of `tiny_config`."""
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     done = t5x_lite("train", tiny_config, f"run_dir={folder}")
     assert done.returncode == 0, done.stderr
@@ -87,5 +89,5 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_config: Path, t5x_li
 
 
 def lines(run: Path) -> list[dict[str, Any]]:
-    """The records of metrics.jsonl."""
+    """Return the records of a run's metrics.jsonl."""
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

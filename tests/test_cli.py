@@ -1,30 +1,44 @@
-"""The command line as scripts and people meet it."""
+"""The command line as scripts and people use it."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from t5x_lite.cli import main
-from tests.conftest import Shell
+from tests.conftest import REPOSITORY, Shell
 
 
 def test_eval_prints_one_json_object_and_nothing_else(tiny_run: Path, t5x_lite: Shell, tmp_path: Path) -> None:
-    done = t5x_lite("eval", tiny_run, "--json", f"data.cache_dir={tmp_path}")  # an empty cache: it tokenises anew
+    done = t5x_lite("eval", tiny_run, "--json", f"data.cache_dir={tmp_path}")  # an empty cache: it tokenises again
     assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
-    assert found["step"] == 12
-    assert {"eval/loss", "eval/perplexity", "eval/bits_per_byte"} <= found.keys()
+    results = json.loads(done.stdout)
+    assert results["step"] == 12
+    assert {"eval/loss", "eval/perplexity", "eval/bits_per_byte"} <= results.keys()
 
 
-def test_eval_takes_overrides_and_a_step(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_eval_accepts_overrides_and_a_step(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["eval", str(tiny_run), "eval.batches=1", "--step=8", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["step"] == 8
-    assert found["eval/tokens"] <= 4 * 16
+    results = json.loads(capsys.readouterr().out)
+    assert results["step"] == 8
+    assert results["eval/tokens"] <= 4 * 16
 
 
-def test_a_wrong_word_is_one_line(tiny_run: Path, tiny_config: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_eval_rejects_numbers_and_options_that_it_cannot_use(tiny_run: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for words, message in (
+        (["window=many", "stride=1.5"], "window=many: expected a whole number; stride=1.5: expected a whole number"),
+        (["--limit=3"], "--include and --limit are for tasks="),
+    ):
+        assert main(["eval", str(tiny_run), *words]) == 2
+        assert message in capfd.readouterr().err
+
+
+def test_wrong_input_is_reported_in_one_line(
+    tiny_run: Path, tiny_config: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     for arguments in (
         ["train", str(tiny_config), "train.stpes=3"],
         ["train", str(tiny_config), "--stpes=3"],
@@ -39,15 +53,15 @@ def test_a_wrong_word_is_one_line(tiny_run: Path, tiny_config: Path, capfd: pyte
         assert errors[0].startswith("t5x-lite: ")
 
 
-def test_every_setting_is_listed(tiny_config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_config_lists_every_setting(tiny_config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", str(tiny_config), "--help-config"]) == 0
-    listed = capsys.readouterr().out
+    output = capsys.readouterr().out
     for key in ("data.files", "model.layers", "train.batch_size", "optimizer.schedule.wsd.decay", "mesh.pipeline"):
-        assert f"\n{key} " in listed
-    assert "(sequences)" in listed
+        assert f"\n{key} " in output
+    assert "(sequences)" in output
 
 
-def test_prepare_and_tokenizer_make_what_train_uses(
+def test_train_uses_the_tokenizer_and_tokens_that_were_made_before(
     tiny_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cache = f"data.cache_dir={tmp_path}/cache"
@@ -65,8 +79,63 @@ def test_a_report_of_several_runs_is_a_picture(tiny_run: Path, tmp_path: Path) -
     assert (tmp_path / "both.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_module_runs_as_the_command_does(t5x_lite: Shell) -> None:
+def test_the_module_runs_the_command_line(t5x_lite: Shell) -> None:
     done = t5x_lite("--help")
     assert done.returncode == 0
     for command in ("train", "prepare", "tokenizer", "eval", "generate", "report"):
         assert command in done.stdout
+
+
+def test_output_can_be_piped_into_head(tiny_config: Path) -> None:
+    command = f"'{sys.executable}' -m t5x_lite train '{tiny_config}' --help-config | head -1"
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command], cwd=REPOSITORY, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.startswith("run_dir ")
+    assert len(done.stdout.splitlines()) == 1
+    assert done.stderr == ""
+    assert done.returncode in {0, 141}  # 0 if everything was written before `head` ended
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["train", "CONFIG", "--help-config"], {141}),
+        (["plan", "--help"], {0, 141}),  # argparse ignores that an unbuffered write fails
+        (["eval", "nowhere"], {2}),  # nothing is written to standard output
+    ],
+)
+def test_a_closed_standard_output_ends_a_command_quietly(
+    tiny_config: Path, arguments: list[str], expected: set[int], unbuffered: str
+) -> None:
+    done = run_with_closed_stdout(*arguments, config=tiny_config, unbuffered=unbuffered)
+    assert done.returncode in expected
+    assert "Traceback" not in done.stderr
+    assert "BrokenPipeError" not in done.stderr
+
+
+def test_a_closed_standard_output_is_not_a_plan_that_does_not_fit(tiny_config: Path) -> None:
+    """Rich, which prints plans, exits with code 1 by itself; of `plan` that would mean that nothing fits."""
+    done = run_with_closed_stdout("plan", "CONFIG", "--topology", "h100:1", "model.vocab=300", config=tiny_config)
+    assert done.returncode == 141
+    assert "Traceback" not in done.stderr
+
+
+def run_with_closed_stdout(*arguments: str, config: Path, unbuffered: str = "") -> subprocess.CompletedProcess[str]:
+    """Run the command line with a standard output whose reader is gone; CONFIG stands for the config."""
+    words = [str(config) if word == "CONFIG" else word for word in arguments]
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    try:
+        return subprocess.run(
+            [sys.executable, "-m", "t5x_lite", *words],
+            cwd=REPOSITORY,
+            env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+            stdout=write_end,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    finally:
+        os.close(write_end)

@@ -1,4 +1,4 @@
-"""Configs: merging, overrides, and errors that say what, where and what instead."""
+"""Configs: merging, overrides, and errors that name the key, where it was set and what to write instead."""
 
 import subprocess
 import sys
@@ -21,7 +21,8 @@ def small(tmp_path: Path) -> Path:
     return path
 
 
-def refusal(path: Path, *overrides: str) -> str:
+def load_error(path: Path, *overrides: str) -> str:
+    """Return the one-line message of the error that a config raises."""
     with pytest.raises(UserError) as caught:
         config.load(path, overrides)
     message = str(caught.value)
@@ -38,13 +39,13 @@ def test_later_files_and_overrides_win(tmp_path: Path, small: Path) -> None:
     assert loaded.run_dir == "runs/child"
 
 
-def test_another_component_replaces_the_one_of_the_base(small: Path) -> None:
+def test_a_component_of_another_name_replaces_the_one_of_the_base(small: Path) -> None:
     small.write_text(SMALL.replace("heads: 2", "heads: 2, positions: {rotary: {theta: 5}}"))
     assert config.load(small, ["model.positions.rotary.theta=7"]).model.positions == Rotary(theta=7)
     assert config.load(small, ["model.positions.learned.length=64"]).model.positions == Learned(length=64)
 
 
-def test_numbers_as_people_write_them(small: Path) -> None:
+def test_numbers_in_scientific_notation_are_accepted(small: Path) -> None:
     assert config.load(small, ["train.steps=1e5"]).train.steps == 100_000
     assert config.load(small, ["optimizer.learning_rate=3e-4"]).optimizer.learning_rate == 3e-4
 
@@ -83,57 +84,62 @@ def test_a_resolved_config_repeats_the_run(small: Path) -> None:
         ("model.feedforward.moe.router=swich", ("did you mean switch?",)),
         ("model.generator.embd=3", ("unknown key `model.generator.embd`", "`model.generator.embed`")),
         ("objective=span_coruption", ("objective", "did you mean span_corruption?")),
+        ("tasks=3", ("command line", "`tasks` is 3")),
+        ("tasks=[3]", ("command line", "`tasks.0` is 3")),
         ("steps", ("dotted.key=value",)),
     ],
 )
-def test_faults_are_one_line_that_names_key_and_remedy(small: Path, override: str, parts: tuple[str, ...]) -> None:
-    message = refusal(small, override)
+def test_an_error_is_one_line_that_names_the_key_and_the_remedy(
+    small: Path, override: str, parts: tuple[str, ...]
+) -> None:
+    message = load_error(small, override)
     for part in parts:
         assert part in message
 
 
-def test_experts_and_meshes_that_do_not_fit_are_refused(small: Path) -> None:
+def test_meshes_that_do_not_fit_the_experts_are_refused(small: Path) -> None:
     experts = "model.feedforward.moe.experts=8"
-    assert "mesh.expert 3 does not divide the 8 experts" in refusal(small, experts, "mesh.expert=3")
+    assert "mesh.expert 3 does not divide the 8 experts" in load_error(small, experts, "mesh.expert=3")
     ragged = "model.feedforward.moe.dispatch.dropless.kernel=ragged"
-    assert "needs mesh.expert=1 and mesh.tensor=1" in refusal(small, experts, ragged, "mesh.expert=2")
-    assert "needs mesh.expert=1 and mesh.tensor=1" in refusal(small, experts, ragged, "mesh.tensor=2")
+    assert "needs mesh.expert=1 and mesh.tensor=1" in load_error(small, experts, ragged, "mesh.expert=2")
+    assert "needs mesh.expert=1 and mesh.tensor=1" in load_error(small, experts, ragged, "mesh.tensor=2")
 
 
-def test_a_fault_in_a_file_names_its_line(small: Path) -> None:
+def test_an_error_in_a_file_names_its_line(small: Path) -> None:
     small.write_text(SMALL + "data:\n  formt: text\n")
-    assert f"{small}:4: unknown key `data.formt`; did you mean `data.format`?" in refusal(small)
+    assert f"{small}:4: unknown key `data.formt`; did you mean `data.format`?" in load_error(small)
 
 
-def test_a_fault_in_a_base_names_the_base(tmp_path: Path, small: Path) -> None:
+def test_an_error_in_a_base_names_the_base(tmp_path: Path, small: Path) -> None:
     small.write_text(SMALL + "checkpoint: {kep: 3}\n")
     (tmp_path / "child.yaml").write_text("base: small.yaml\n")
-    assert f"{small}:3" in refusal(tmp_path / "child.yaml")
+    assert f"{small}:3" in load_error(tmp_path / "child.yaml")
 
 
-def test_files_that_are_missing_broken_or_circular(tmp_path: Path, small: Path) -> None:
-    assert f"did you mean {small}?" in refusal(tmp_path / "smal.yaml")
+def test_missing_broken_and_circular_files_are_refused(tmp_path: Path, small: Path) -> None:
+    assert f"did you mean {small}?" in load_error(tmp_path / "smal.yaml")
     (tmp_path / "broken.yaml").write_text("model: {layers: 2\ntrain: [")
-    assert "broken.yaml:" in refusal(tmp_path / "broken.yaml")
+    assert "broken.yaml:" in load_error(tmp_path / "broken.yaml")
     (tmp_path / "twice.yaml").write_text("model: {layers: 2}\nmodel: {layers: 3}\n")
-    assert "model" in refusal(tmp_path / "twice.yaml")
+    assert "model" in load_error(tmp_path / "twice.yaml")
     (tmp_path / "loop.yaml").write_text("base: loop.yaml\n")
-    assert "includes itself" in refusal(tmp_path / "loop.yaml")
+    assert "includes itself" in load_error(tmp_path / "loop.yaml")
 
 
-def test_changes_that_do_not_change_the_result_are_free(small: Path) -> None:
-    old, new = config.load(small), config.load(small, ["mesh.fsdp=2", "eval.every_steps=3", "train.seed=1"])
+def test_only_settings_that_affect_the_result_count_as_changed(small: Path) -> None:
+    old = config.load(small)
+    new = config.load(small, ["mesh.fsdp=2", "eval.every_steps=3", "train.seed=1"])
     assert config.changed(old, new) == {"train.seed": (0, 1)}
 
 
 def test_every_setting_is_explained(small: Path) -> None:
-    explained = {setting.key: setting for setting in schema.explain(config.RunConfig)}
-    assert all(setting.description for setting in explained.values())
-    assert explained["train.batch_size"].unit == "sequences"
-    assert explained["model.positions"].type.split(" | ")[:3] == ["learned", "sinusoidal", "rotary"]
-    assert "optimizer.method.muon.momentum" in explained
+    explanations = {explanation.key: explanation for explanation in schema.explain(config.RunConfig)}
+    assert all(explanation.description for explanation in explanations.values())
+    assert explanations["train.batch_size"].unit == "sequences"
+    assert explanations["model.positions"].type.split(" | ")[:3] == ["learned", "sinusoidal", "rotary"]
+    assert "optimizer.method.muon.momentum" in explanations
 
 
-def test_help_and_config_errors_need_no_jax(small: Path) -> None:
+def test_help_and_config_errors_do_not_import_jax(small: Path) -> None:
     code = "import sys, t5x_lite.cli, t5x_lite.config, t5x_lite.models.config; assert 'jax' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

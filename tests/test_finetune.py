@@ -1,7 +1,8 @@
-"""Every config of configs/finetune, over a run of the published size of its family, and every shipped task."""
+"""Every config of configs/finetune, applied to a run of its family's published size, and every shipped task."""
 
 import re
 from collections.abc import Callable
+from typing import TypeAlias
 
 import jax
 import pytest
@@ -9,53 +10,74 @@ import pytest
 from t5x_lite import config as configuration
 from t5x_lite import tasks
 from t5x_lite.adapt import ADAPTATIONS
+from t5x_lite.config import RunConfig
 from t5x_lite.evaluate.metrics import METRICS
 from t5x_lite.models.transformer import model_spec
 from t5x_lite.objectives import TextToText
 from tests.conftest import REPOSITORY
 
 CONFIGS = REPOSITORY / "configs"
-FAMILIES = {"bert": "bert/base", "sbert": "bert/base", "t5": "t5/base", "gpt": "gpt1/117m"}
-FILES = sorted(path.stem for path in (CONFIGS / "finetune").glob("*.yaml") if path.stem.split("_")[0] in FAMILIES)
-KEYS = {"squad": {"exact_match", "f1"}, "rouge": {"rouge1", "rouge2", "rougeLsum"}}
-"""Values of metrics that are not called as the metric is."""
+BASE_CONFIGS = {"bert": "bert/base", "sbert": "bert/base", "t5": "t5/base", "gpt": "gpt1/117m"}
+"""The published model that configs with this prefix adapt."""
+NAMES = sorted(
+    path.stem for path in (CONFIGS / "finetune").glob("*.yaml") if path.stem.partition("_")[0] in BASE_CONFIGS
+)
+METRIC_VALUES = {"squad": {"exact_match", "f1"}, "rouge": {"rouge1", "rouge2", "rougeLsum"}}
+"""Names of a metric's values, where they differ from the name of the metric."""
+
+ConfigLoader: TypeAlias = Callable[[str], RunConfig]
 
 
 @pytest.fixture(scope="module")
-def loaded(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], configuration.RunConfig]:
-    """Loads a config of configs/finetune over a run directory of its family, of which it reads the config alone."""
+def load_config(tmp_path_factory: pytest.TempPathFactory) -> ConfigLoader:
+    """A function that loads a config of configs/finetune. The run that it adapts consists of a config only."""
     runs = tmp_path_factory.mktemp("runs")
-    for name, published in FAMILIES.items():
-        (runs / name).mkdir()
-        (runs / name / "config.yaml").write_text(configuration.dump(configuration.load(CONFIGS / f"{published}.yaml")))
+    for prefix, base_config in BASE_CONFIGS.items():
+        (runs / prefix).mkdir()
+        resolved = configuration.dump(configuration.load(CONFIGS / f"{base_config}.yaml"))
+        (runs / prefix / "config.yaml").write_text(resolved)
 
-    def load(name: str) -> configuration.RunConfig:
-        path = CONFIGS / "finetune" / f"{name}.yaml"
-        return configuration.load(path, [f"adapt.from={runs / name.split('_', maxsplit=1)[0]}"])
+    def load(name: str) -> RunConfig:
+        prefix = name.partition("_")[0]
+        return configuration.load(CONFIGS / "finetune" / f"{name}.yaml", [f"adapt.from={runs / prefix}"])
 
     return load
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_a_config_fits_a_published_model(name: str, loaded: Callable[[str], configuration.RunConfig]) -> None:
-    config = loaded(name)
-    by_head = name.startswith(("bert", "sbert", "gpt")) and not name.endswith("_text")
-    assert isinstance(config.objective, TextToText) != by_head
-    assert (config.model.head is not None) == by_head
-    _, task, key = config.checkpoint.best_metric.split("/")
+@pytest.mark.parametrize("name", NAMES)
+def test_a_config_fits_its_published_model(name: str, load_config: ConfigLoader) -> None:
+    config = load_config(name)
+    has_head = name.startswith(("bert", "sbert", "gpt")) and not name.endswith("_text")
+    assert isinstance(config.objective, TextToText) != has_head
+    assert (config.model.head is not None) == has_head
+    _, task, value_name = config.checkpoint.best_metric.split("/")
     assert task in config.tasks
-    assert any(key in KEYS.get(metric, {metric}) for metric in tasks.find_task(task).metrics)
+    metrics = tasks.find_task(task).metrics
+    assert any(value_name in METRIC_VALUES.get(metric, {metric}) for metric in metrics)
     assert config.eval.every_steps == config.checkpoint.every_steps <= config.train.steps
-    told = " ".join(re.findall(r"^# (.*)", (CONFIGS / "finetune" / f"{name}.yaml").read_text(), re.M))
-    for epochs, examples, batch in re.findall(r"(\d+) epochs? of ([\d,]+) \w+ by (\d+)", told):
-        assert config.train.batch_size == int(batch)
-        assert config.train.steps == int(epochs) * int(examples.replace(",", "")) // int(batch)
 
 
-def test_light_methods_train_what_is_counted_by_hand(
-    loaded: Callable[[str], configuration.RunConfig],
-) -> None:
-    """By hand: 12 layers of 768, two norms in each and one after the embedding."""
+def read_stated_epochs(name: str) -> list[tuple[int, int, int]]:
+    """Return (epochs, examples, batch size) of each statement `3 epochs of 1,000 examples in batches of 32`."""
+    comment_lines = re.findall(r"^# (.*)", (CONFIGS / "finetune" / f"{name}.yaml").read_text(), re.M)
+    statements = re.findall(r"(\d+) epochs? of ([\d,]+) \w+ in batches of (\d+)", " ".join(comment_lines))
+    return [(int(epochs), int(examples.replace(",", "")), int(size)) for epochs, examples, size in statements]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_config_trains_the_epochs_that_its_comment_states(name: str, load_config: ConfigLoader) -> None:
+    config = load_config(name)
+    for epochs, examples, batch_size in read_stated_epochs(name):
+        assert config.train.batch_size == batch_size
+        assert config.train.steps == epochs * examples // batch_size
+
+
+def test_the_comments_of_most_configs_state_epochs() -> None:
+    assert sum(len(read_stated_epochs(name)) for name in NAMES) >= 17
+
+
+def test_light_methods_train_the_number_of_parameters_counted_by_hand(load_config: ConfigLoader) -> None:
+    """BERT Base has 12 layers of width 768, with two norms in each layer and one after the embedding."""
     head = 2 * 768 + 2
     expected = {
         "lora": 12 * 2 * 2 * 8 * 768 + head,
@@ -63,24 +85,24 @@ def test_light_methods_train_what_is_counted_by_hand(
         "head": head,
         "features": head,
     }
-    for name, count in expected.items():
-        config = loaded(f"bert_sst2_{name}")
-        plan = model_spec(config.model, config.method.surgery)
-        shapes = config.parts(plan.axes).trained(plan.shapes)
-        assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == count, name
+    for method, count in expected.items():
+        config = load_config(f"bert_sst2_{method}")
+        spec = model_spec(config.model, config.method.surgery)
+        trained = config.parts(spec.axes).trained(spec.shapes)
+        assert sum(leaf.size for leaf in jax.tree.leaves(trained)) == count, method
 
 
 def test_every_family_and_method_has_its_config() -> None:
     glue = {"cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte", "wnli"}
-    assert {f"bert_{task}" for task in glue | {"squad", "squad2", "conll2003", "copa"}} <= set(FILES)
-    assert {"sbert_nli", "sbert_stsb", "gpt_reward", "t5_glue", "t5_superglue", "t5_wmt"} <= set(FILES)
+    assert {f"bert_{task}" for task in glue | {"squad", "squad2", "conll2003", "copa"}} <= set(NAMES)
+    assert {"sbert_nli", "sbert_stsb", "gpt_reward", "t5_glue", "t5_superglue", "t5_wmt"} <= set(NAMES)
     assert {"lora", "houlsby", "bitfit", "head", "features", "unfreeze", "prompt"} <= ADAPTATIONS.keys()
 
 
 @pytest.mark.parametrize("name", tasks.names())
-def test_a_shipped_task_is_whole(name: str) -> None:
+def test_a_shipped_task_is_complete(name: str) -> None:
     task = tasks.find_task(name)
     assert set(task.metrics) <= METRICS.keys()
     assert task.tfds or name == "reward"
-    form = tasks.objective_settings((name,), "text" if task.inputs else "head", "decoder")
-    assert form
+    form = "text" if task.inputs else "head"
+    assert tasks.objective_settings((name,), form, "decoder")

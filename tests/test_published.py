@@ -1,5 +1,5 @@
-"""Every shipped config of a published size: it loads, it can be exported where Transformers has the family, and its
-parameters are the published count."""
+"""Every shipped config of a published size loads, has the published number of parameters, and can be exported if
+Transformers has its family."""
 
 from pathlib import Path
 
@@ -137,98 +137,118 @@ GSHARD = {
     "200b": (12, 2048),
     "600b": (36, 2048),
 }
-"""Lepikhin et al. 2021, Table 1: layers in all and experts."""
+"""Lepikhin et al. 2021, Table 1: number of layers in both stacks together, and number of experts."""
 
 VARIANTS = {"encoder_decoder": 2.0, "shared": 1.0, "half_layers": 1.0, "language_model": 1.0, "prefix_lm": 1.0}
-"""Raffel et al. 2020, Table 2: parameters of the variants, in those of one stack of 12 layers without embeddings."""
+"""Raffel et al. 2020, Table 2: parameters of the variants relative to a stack of 12 layers without embeddings."""
+
+UNPUBLISHED_FOLDERS = {"base", "nanogpt", "t5_variants", "pods", "finetune", "sweeps", "tasks"}
 
 
-def counted(name: str) -> int:
-    model = configuration.load(CONFIGS / f"{name}.yaml").model
-    if model.family == "electra":  # the published count is that of the discriminator
+def load_model(name: str) -> ModelConfig:
+    return configuration.load(CONFIGS / f"{name}.yaml").model
+
+
+def count_parameters(name: str) -> int:
+    """Return the number of parameters; of ELECTRA, those of the discriminator, which is what the paper counts."""
+    model = load_model(name)
+    if model.family == "electra":
         model = model.model_of_discriminator
     return model_spec(model).parameters
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_parameters_are_the_published_count(name: str) -> None:
-    # Counts are published in two or three digits: "14M" stands for anything up to 3.6 % away.
-    assert counted(name) == pytest.approx(PUBLISHED[name], rel=0.036)
+    # Counts are published with two or three digits: "14M" stands for anything up to 3.6 % away.
+    assert count_parameters(name) == pytest.approx(PUBLISHED[name], rel=0.036)
 
 
 @pytest.mark.parametrize("name", RECOUNTED)
-def test_parameters_are_the_released_ones_where_the_paper_counts_otherwise(name: str) -> None:
+def test_parameters_are_the_released_count_if_the_paper_counts_differently(name: str) -> None:
     published, released = RECOUNTED[name]
-    assert counted(name) == released
+    assert count_parameters(name) == released
     assert released == pytest.approx(published, rel=0.07)
 
 
 def test_active_parameters_are_the_published_count() -> None:
-    """Jiang et al. 2024, §2.1: a token passes 13B of Mixtral's 47B."""
-    model = configuration.load(CONFIGS / "mixtral/8x7b.yaml").model
-    assert model_spec(model).active_parameters == pytest.approx(12.9e9, rel=0.005)
-    # Fedus et al. 2022, §3.1: Switch-Base has T5-Base's FLOPs for each token, and a router.
-    switch, dense = (configuration.load(CONFIGS / f"{name}.yaml").model for name in ("switch/base_128", "t5/base"))
-    routers = 12 * 768 * 128
-    assert model_spec(switch).active_parameters == model_spec(dense).parameters + routers
+    """Jiang et al. 2024, §2.1: Mixtral has 47B parameters, of which 13B are active per token."""
+    assert model_spec(load_model("mixtral/8x7b")).active_parameters == pytest.approx(12.9e9, rel=0.005)
+    # Fedus et al. 2022, §3.1: per token, Switch-Base has the FLOPs of T5-Base and of a router.
+    switch = model_spec(load_model("switch/base_128"))
+    dense = model_spec(load_model("t5/base"))
+    router_parameters = 12 * 768 * 128
+    assert switch.active_parameters == dense.parameters + router_parameters
 
 
 @pytest.mark.parametrize("name", GSHARD)
 def test_gshards_experts_are_those_of_its_table(name: str) -> None:
-    """Half of all layers hold the experts, two matrices of 1024 × 8192 each. Their sum is up to 7 % above the paper's
-    figures, which are rounded to one expert-layer's share of 600B."""
+    """Half of the layers hold experts, each with two matrices of 1024 × 8192.
+
+    Their sum is up to 7 % above the paper's figures, which are rounded to the share of one expert layer in 600B.
+    """
     layers, experts = GSHARD[name]
-    plan = model_spec(configuration.load(CONFIGS / f"gshard/{name}.yaml").model)
-    own = sum(leaf.size for path, leaf in flatten_names(plan.shapes).items() if ".experts." in path)
-    assert own == layers // 2 * experts * 2 * 1024 * 8192
-    assert own == pytest.approx(float(name[:-1]) * 1e9, rel=0.07)
+    spec = model_spec(load_model(f"gshard/{name}"))
+    expert_parameters = sum(leaf.size for path, leaf in flatten_names(spec.shapes).items() if ".experts." in path)
+    assert expert_parameters == layers // 2 * experts * 2 * 1024 * 8192
+    assert expert_parameters == pytest.approx(float(name[:-1]) * 1e9, rel=0.07)
 
 
-def test_every_published_config_is_counted() -> None:
-    own = {"base", "nanogpt", "t5_variants", "pods", "finetune", "sweeps", "tasks"}
-    found = {str(p.relative_to(CONFIGS).with_suffix("")) for p in CONFIGS.glob("*/*.yaml") if p.parent.name not in own}
-    assert found == PUBLISHED.keys() | RECOUNTED.keys() | {f"gshard/{name}" for name in GSHARD}
+def test_every_config_of_a_published_size_is_counted() -> None:
+    paths = [path for path in CONFIGS.glob("*/*.yaml") if path.parent.name not in UNPUBLISHED_FOLDERS]
+    names = {str(path.relative_to(CONFIGS).with_suffix("")) for path in paths}
+    assert names == PUBLISHED.keys() | RECOUNTED.keys() | {f"gshard/{name}" for name in GSHARD}
 
 
-def test_the_variants_of_t5s_table_2_have_the_stated_shares() -> None:
-    """A stack of 12 layers is P, cross-attention the part of the decoder that the paper does not count."""
+def test_the_variants_in_t5s_table_2_have_the_stated_parameters() -> None:
+    """P is a stack of 12 layers without cross-attention, which the paper does not count."""
     embedding = 32128 * 768
     stack = 12 * (4 * 768**2 + 2 * 768 * 3072)
-    cross = 4 * 768**2
+    cross_attention_of_a_layer = 4 * 768**2
     for name, share in VARIANTS.items():
         layers = 6 if name == "half_layers" else 12
-        crossed = 0 if name in {"language_model", "prefix_lm"} else layers * cross
-        assert counted(f"t5_variants/{name}") - embedding - crossed == pytest.approx(share * stack, rel=0.001), name
+        cross_attention = layers * cross_attention_of_a_layer
+        if name in {"language_model", "prefix_lm"}:
+            cross_attention = 0
+        counted = count_parameters(f"t5_variants/{name}") - embedding - cross_attention
+        assert counted == pytest.approx(share * stack, rel=0.001), name
 
 
 @pytest.mark.parametrize(
     ("name", "model_type"),
     [
-        *(
-            (family, family)
-            for family in ("albert", "bert", "electra", "gpt2", "llama", "mistral", "mixtral", "olmo2", "opt", "t5")
-        ),
+        ("albert", "albert"),
+        ("bert", "bert"),
+        ("electra", "electra"),
+        ("gpt2", "gpt2"),
         ("gptneo", "gpt_neo"),
+        ("llama", "llama"),
         ("llama3", "llama"),
+        ("mistral", "mistral"),
+        ("mixtral", "mixtral"),
+        ("olmo2", "olmo2"),
+        ("opt", "opt"),
         ("roberta", "roberta"),
+        ("t5", "t5"),
         ("t5_1_1", "t5"),
         ("umt5", "umt5"),
     ],
 )
-def test_published_models_can_be_exported_as_what_they_are(name: str, model_type: str) -> None:
+def test_published_models_can_be_exported_as_their_family(name: str, model_type: str) -> None:
     for path in (CONFIGS / name).glob("*.yaml"):
         model = configuration.load(path).model
-        assert find_model_type(model.model_of_discriminator if model.generator else model, None).name == model_type
+        if model.generator:
+            model = model.discriminator_model
+        assert find_model_type(model, None).name == model_type
 
 
-@pytest.mark.parametrize(("name", "said"), [("gpt3/175b", "pattern"), ("gpt1/117m", "norm_place 'post'")])
-def test_a_model_that_transformers_has_not_is_refused_with_what_stands_in_the_way(name: str, said: str) -> None:
-    with pytest.raises(UserError, match=said):
-        find_model_type(configuration.load(CONFIGS / f"{name}.yaml").model, None)
+@pytest.mark.parametrize(("name", "obstacle"), [("gpt3/175b", "pattern"), ("gpt1/117m", "norm_place 'post'")])
+def test_a_model_that_transformers_lacks_is_refused_with_the_reason(name: str, obstacle: str) -> None:
+    with pytest.raises(UserError, match=obstacle):
+        find_model_type(load_model(name), None)
 
 
-def test_gpt3s_slips_are_read_consistently() -> None:
-    """Table 2.1: 24 heads of 128 do not make XL's width of 2048, and 13B's width of 5140 no multiple of its heads."""
+def test_inconsistent_sizes_in_gpt3s_table_are_corrected() -> None:
+    """Table 2.1: 24 heads of 128 do not fit XL's width of 2048, and 13B's width of 5140 is no multiple of 40 heads."""
     for name, heads, width in (("1.3b", 16, 2048), ("13b", 40, 5120)):
-        model: ModelConfig = configuration.load(CONFIGS / "gpt3" / f"{name}.yaml").model
+        model = load_model(f"gpt3/{name}")
         assert (model.heads, model.embed, model.width_of_head) == (heads, width, 128)

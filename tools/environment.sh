@@ -1,7 +1,8 @@
 # shellcheck shell=bash
-# Sourced by the other scripts: activates .venv, made and filled where it is missing or older than setup.cfg.
+# Sourced by the other scripts: activates .venv. It is created if it does not exist, and updated if setup.cfg is newer.
 #   source tools/environment.sh [extra,extra]
-# An active virtual environment is used as it is, and filled in the same way. T5X_LITE_PYTHON names another interpreter.
+# An active virtual environment is used instead of .venv, and updated in the same way. T5X_LITE_PYTHON names another
+# interpreter to create .venv with.
 
 t5x_lite_environment() {
   local extras="${1:+[$1]}" python="${T5X_LITE_PYTHON:-python3}" stamp
@@ -11,7 +12,7 @@ t5x_lite_environment() {
         echo "Python 3.11 or newer is needed; $python is $("$python" --version 2>&1). Set T5X_LITE_PYTHON." >&2
         return 2
       }
-      echo "environment: making .venv"
+      echo "environment: creating .venv"
       "$python" -m venv .venv
     fi
     # shellcheck disable=SC1091
@@ -20,7 +21,7 @@ t5x_lite_environment() {
   stamp="$VIRTUAL_ENV/.t5x_lite${extras//[^a-z]/_}"
   if [[ ! -e "$stamp" || setup.cfg -nt "$stamp" || tools/constraints.txt -nt "$stamp" ]]; then
     echo "environment: installing t5x_lite$extras into $VIRTUAL_ENV"
-    # The pins are those of Python 3.11; other versions take what fits them.
+    # The pinned versions are those for Python 3.11; for other versions pip chooses.
     local pins=()
     python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' && pins=(-c tools/constraints.txt)
     python -m pip install --quiet "${pins[@]}" -e ".$extras"

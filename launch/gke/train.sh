@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
-# Fills in jobset.yaml and hands it to Kubernetes; nothing of this project is needed on this machine but this folder.
+# Fills in jobset.yaml and submits it to Kubernetes. Of this project, this machine needs only this folder.
 #   bash launch/gke/train.sh [--dry-run] NAME CONFIG --image IMAGE --bucket BUCKET --accelerator tpu-v5p-slice \
 #     --topology 4x4x4 [--slices 1] [--chips-per-host 4] [--failures 3] [--service-account default] [key=value ...]
 # CONFIG is a path inside the image (configs/…). --dry-run prints the manifest, for `kubectl apply -f -`.
-# Follow it with: kubectl logs -f -l jobset.sigs.k8s.io/jobset-name=NAME,batch.kubernetes.io/job-completion-index=0
+# Follow the log with: kubectl logs -f -l jobset.sigs.k8s.io/jobset-name=NAME,batch.kubernetes.io/job-completion-index=0
 set -euo pipefail
 usage() {
   sed -n '3,4s/^# *//p' "$0" >&2
   exit 2
 }
 dry=""
-declare -A given=([slices]=1 [chips-per-host]=4 [failures]=3 [service-account]=default)
+declare -A settings=([slices]=1 [chips-per-host]=4 [failures]=3 [service-account]=default)
 words=()
 overrides=""
 while (($#)); do
@@ -18,7 +18,7 @@ while (($#)); do
     --dry-run) dry=yes ;;
     --image | --bucket | --accelerator | --topology | --slices | --chips-per-host | --failures | --service-account)
       (($# > 1)) || usage
-      given[${1#--}]="$2"
+      settings[${1#--}]="$2"
       shift
       ;;
     --*)
@@ -31,36 +31,36 @@ while (($#)); do
   shift
 done
 ((${#words[@]} == 2)) || usage
-given[name]="${words[0]}"
-given[config]="${words[1]}"
-for needed in image bucket accelerator topology; do
-  [[ -n "${given[$needed]:-}" ]] || { echo "train.sh: --$needed is needed" >&2; usage; }
+settings[name]="${words[0]}"
+settings[config]="${words[1]}"
+for required in image bucket accelerator topology; do
+  [[ -n "${settings[$required]:-}" ]] || { echo "train.sh: --$required is required" >&2; usage; }
 done
-wrong() {
+reject() {
   echo "train.sh: $1: $2" >&2
   exit 2
 }
-[[ "${given[name]}" =~ ^[a-z]([-a-z0-9]{0,30}[a-z0-9])?$ ]] || wrong "${given[name]}" "a name is of lower case letters, digits and -"
-[[ "${given[topology]}" =~ ^[0-9]+(x[0-9]+){1,2}$ ]] || wrong "--topology ${given[topology]}" "write for example 4x4x4"
+[[ "${settings[name]}" =~ ^[a-z]([-a-z0-9]{0,30}[a-z0-9])?$ ]] || reject "${settings[name]}" "a name consists of lower case letters, digits and -"
+[[ "${settings[topology]}" =~ ^[0-9]+(x[0-9]+){1,2}$ ]] || reject "--topology ${settings[topology]}" "write for example 4x4x4"
 for number in slices chips-per-host failures; do
-  [[ "${given[$number]}" =~ ^[0-9]+$ ]] || wrong "--$number ${given[$number]}" "must be a number"
+  [[ "${settings[$number]}" =~ ^[0-9]+$ ]] || reject "--$number ${settings[$number]}" "must be a number"
 done
-chips=$((${given[topology]//x/*}))
-((given[chips-per-host] <= chips)) || given[chips-per-host]="$chips"
-given[hosts]=$((chips / given[chips-per-host]))
+chips=$((${settings[topology]//x/*}))
+((settings[chips-per-host] <= chips)) || settings[chips-per-host]="$chips"
+settings[hosts]=$((chips / settings[chips-per-host]))
 
 folder="$(cd "$(dirname "$0")" && pwd)"
 manifest="$(<"$folder/jobset.yaml")"
-for key in "${!given[@]}"; do
-  [[ "${given[$key]}" =~ ^[A-Za-z0-9_./:@-]+$ ]] || wrong "$key ${given[$key]}" "unexpected character"
-  place="${key^^}"
-  manifest="${manifest//"\${${place//-/_}}"/${given[$key]}}"
+for key in "${!settings[@]}"; do
+  [[ "${settings[$key]}" =~ ^[A-Za-z0-9_./:@-]+$ ]] || reject "$key ${settings[$key]}" "unexpected character"
+  variable="${key^^}"
+  manifest="${manifest//"\${${variable//-/_}}"/${settings[$key]}}"
 done
 last="- data.cache_dir=/bucket/cache"
 manifest="${manifest/"$last"/"$last$overrides"}"
 if [[ -n "$dry" ]]; then
   printf '%s\n' "$manifest"
 else
-  echo "gke: ${given[name]}, ${given[slices]} × ${given[hosts]} hosts of ${given[accelerator]} ${given[topology]}" >&2
+  echo "gke: ${settings[name]}, ${settings[slices]} × ${settings[hosts]} hosts of ${settings[accelerator]} ${settings[topology]}" >&2
   kubectl apply -f - <<<"$manifest"
 fi

@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
-from t5x_lite.adapt.parts import unflatten_names
+from t5x_lite.trees import unflatten_names
 from t5x_lite.errors import UserError
 from t5x_lite.models.components import Activation, MoE
 from t5x_lite.models.config import ModelConfig

@@ -11,7 +11,7 @@ from jaxtyping import PyTree
 
 from t5x_lite import config as configuration
 from t5x_lite import schema
-from t5x_lite.adapt.parts import flatten_names, unflatten_names
+from t5x_lite.trees import flatten_names, unflatten_names
 from t5x_lite.checkpoint import Checkpoints
 from t5x_lite.config import CheckpointConfig, MeshConfig, RunConfig
 from t5x_lite.convert.config_table import ForeignConfig

@@ -13,7 +13,7 @@ from typing import TypeAlias
 import numpy as np
 from jaxtyping import Float, Shaped
 
-from t5x_lite.checkpoint import flatten_names
+from t5x_lite.trees import flatten_names
 from t5x_lite.errors import UserError
 from t5x_lite.models.layers import Axes
 from t5x_lite.models.transformer import ModelSpec
@@ -217,16 +217,16 @@ class WeightMap:
             UserError: all tensors that are missing, unexpected or of another shape, in one line.
         """
         expected = {mapping.tensor: mapping.shape for mapping in self.mappings}
-        faults = []
+        problems = []
         for name in sorted(expected.keys() - shapes.keys()):
-            faults.append(f"missing {name} {list(expected[name])}")
+            problems.append(f"missing {name} {list(expected[name])}")
         for name in sorted(shapes.keys() - expected.keys() - set(ignored)):
-            faults.append(f"unexpected {name} {list(shapes[name])}")
+            problems.append(f"unexpected {name} {list(shapes[name])}")
         for name in sorted(expected.keys() & shapes.keys()):
             if shapes[name] != expected[name]:
-                faults.append(f"{name} is {list(shapes[name])}, expected {list(expected[name])}")
-        if faults:
-            raise UserError(f"{place}: {len(faults)} tensors do not fit its config: {'; '.join(faults)}")
+                problems.append(f"{name} is {list(shapes[name])}, expected {list(expected[name])}")
+        if problems:
+            raise UserError(f"{place}: {len(problems)} tensors do not fit its config: {'; '.join(problems)}")
 
     def to_ours(self, array: str, read_tensor: Callable[[str], np.ndarray]) -> Float[np.ndarray, "..."]:
         """Return one of our arrays as float32, with all of its layers and experts.

@@ -81,7 +81,7 @@ class DataConfig(SourceConfig):
     workers: Int = setting(0, "processes that build batches; 0 builds them in a thread of this process", ge=0)
     prefetch: Int = setting(4, "batches built ahead", unit="batches", ge=1)
 
-    def faults(self) -> Iterator[str]:
+    def problems(self) -> Iterator[str]:
         """See `Config`."""
         if self.files and self.mixture:
             yield "give `files` or `mixture`, not both"

@@ -23,7 +23,8 @@ from t5x_lite.data.corpus import CORPUS_FILE, SPLITS, Split
 from t5x_lite.data.shard_writer import COUNTS, RECORD_TOKENS, Role, TokeniseJob, tokenise_unit, unit_marker
 from t5x_lite.data.sources import SMALLEST_UNIT
 from t5x_lite.data.tokenizer import Tokenizer
-from t5x_lite.errors import UserError, disk_error, replace_file
+from t5x_lite.errors import UserError
+from t5x_lite.files import disk_error, replace_file
 from t5x_lite.progress import track_progress
 
 FORMAT = 1

@@ -21,7 +21,8 @@ from t5x_lite.data.config import DataConfig
 from t5x_lite.data.corpus import SPLITS, ShardFiles, Split, encode_record
 from t5x_lite.data.sources import FIELD_BORDER, REPLACEMENT, Unit
 from t5x_lite.data.tokenizer import Tokenizer
-from t5x_lite.errors import UserError, replace_file
+from t5x_lite.errors import UserError
+from t5x_lite.files import replace_file
 
 Role = Literal["split", "train", "validation"]
 RECORD_TOKENS = 8192

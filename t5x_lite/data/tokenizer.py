@@ -15,7 +15,8 @@ from jaxtyping import Bool, Int32
 from sentencepiece import sentencepiece_model_pb2
 
 from t5x_lite.data.config import TokenizerFile
-from t5x_lite.errors import UserError, write_file
+from t5x_lite.errors import UserError
+from t5x_lite.files import write_file
 from t5x_lite.objectives import Vocabulary
 
 BLOCK_CHARACTERS = 2**16

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from t5x_lite.decode.generate import decoding_settings
-from t5x_lite.errors import UserError, write_file
+from t5x_lite.errors import UserError
 from t5x_lite.evaluate.batches import next_power_of_two
 from t5x_lite.evaluate.perplexity import scoring_windows
+from t5x_lite.files import write_file
 from t5x_lite.progress import track_progress
 
 NEW_TOKENS = 256

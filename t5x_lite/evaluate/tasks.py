@@ -15,8 +15,8 @@ from t5x_lite.data.records import TaskData, TaskRecords
 from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.decode.generate import Generator
 from t5x_lite.decode.sampling import Sampling
-from t5x_lite.errors import write_file
 from t5x_lite.evaluate.metrics import METRICS, check_metric
+from t5x_lite.files import write_file
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.transformer import ModelSpec
 from t5x_lite.objectives.objective import Features

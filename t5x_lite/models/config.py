@@ -164,7 +164,7 @@ class ModelConfig(Config):
                 values[name] = None
         return values
 
-    def faults(self) -> Iterator[str]:
+    def problems(self) -> Iterator[str]:
         """Yield sizes that do not divide each other, and components that do not go together."""
         if self.heads % self.kv_heads:
             yield f"heads {self.heads} is not a multiple of kv_heads {self.kv_heads}"

@@ -27,7 +27,7 @@ class Similarity(Supervised):
     largest: float = setting(5.0, "the label that stands for a cosine of 1", gt=0, source="STS-B: 0 to 5")
     pool: Literal["mean", "first", "max"] = setting("mean", "a text's states as one", source="SBERT, Table 6")
 
-    def faults(self) -> Iterator[str]:
+    def problems(self) -> Iterator[str]:
         """Classes without names."""
         if self.by == "classes" and len(self.labels) < 2:
             yield "objective similarity by classes needs their `labels`"

@@ -18,8 +18,8 @@ class MeshConfig(Config):
     context: Int = setting(1, "shards of the sequence", unit="devices", ge=-1)
     pipeline: Int = setting(1, "stages of layers", unit="devices", ge=-1)
 
-    def faults(self) -> Iterator[str]:
-        """Yield what is wrong with the sizes; see `Config.faults`."""
+    def problems(self) -> Iterator[str]:
+        """Yield what is wrong with the sizes; see `Config.problems`."""
         sizes = self.model_dump()
         unknown_axes = [axis for axis, size in sizes.items() if size == -1]
         if 0 in sizes.values() or len(unknown_axes) > 1:

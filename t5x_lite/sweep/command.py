@@ -11,7 +11,8 @@ import numpy as np
 import yaml
 
 from t5x_lite import config as configuration
-from t5x_lite.errors import UserError, write_file
+from t5x_lite.errors import UserError
+from t5x_lite.files import write_file
 from t5x_lite.sweep import fit as fitting
 from t5x_lite.sweep.config import Sweep, load
 from t5x_lite.sweep.plot import draw

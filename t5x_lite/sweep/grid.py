@@ -13,7 +13,8 @@ from typing import Any
 from t5x_lite import config as configuration
 from t5x_lite import schema
 from t5x_lite.config import RunConfig
-from t5x_lite.errors import UserError, write_file
+from t5x_lite.errors import UserError
+from t5x_lite.files import write_file
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.transformer import model_spec
 from t5x_lite.objectives import Objective

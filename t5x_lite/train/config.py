@@ -1,4 +1,4 @@
-"""Optimizers and schedules of the learning rate. No JAX here."""
+"""Settings of training: the loop, the optimizer and the learning-rate schedule. Nothing here imports JAX."""
 
 from typing import Annotated, Literal
 
@@ -97,3 +97,50 @@ class OptimizerConfig(Config):
     weight_decay: float = setting(0.1, "decoupled decay of matrices; norms and biases are not decayed", ge=0)
     decay_embeddings: bool = setting(True, "decay embeddings too, as GPT-2 and GPT-3 did")
     clip_norm: float | None = setting(1.0, "largest global norm of the gradient; null does not clip", gt=0)
+
+
+class TrainConfig(Config):
+    """The training loop."""
+
+    steps: Int = setting(..., "optimizer updates", unit="steps", ge=1)
+    batch_size: Int = setting(..., "sequences per update, over all devices", unit="sequences", ge=1)
+    seq_len: Int = setting(..., "length of a sequence", unit="tokens", ge=1)
+    seed: Int = setting(0, "seed of initialisation, data order and dropout", ge=0)
+    microbatches: Int = setting(1, "parts of the batch whose gradients are summed before the update", ge=1)
+    z_loss: float = setting(0.0, "weight of log(Z)^2", ge=0, source="PaLM, Chowdhery et al. 2022, §5; T5X used 1e-4")
+    label_smoothing: float = setting(0.0, "probability spread evenly over the vocabulary", ge=0, lt=1)
+    loss_chunks: Int = setting(
+        0,
+        "parts of the sequence whose logits are computed one after the other; 0 chooses as many as keep the logits "
+        "under 64 MiB per device (8 GiB on a GPU)",
+        ge=0,
+    )
+    log_every_steps: Int = setting(1, "steps between lines of metrics.jsonl", unit="steps", ge=1)
+    nonfinite_limit: Int = setting(
+        10, "consecutive updates skipped because the loss or gradient is not finite that end the run", ge=1
+    )
+    spike_factor: float | None = setting(
+        None,
+        "a loss above this factor of its running mean restores the last checkpoint and skips the batches since; null "
+        "never does",
+        gt=1,
+        source="PaLM, Chowdhery et al. 2022, §5.1",
+    )
+    spike_limit: Int = setting(3, "loss spikes that a run recovers from; one more ends it", ge=1)
+    peak_flops: float | None = setting(
+        None, "peak of one device for MFU; null looks it up or measures it", unit="FLOP/s"
+    )
+    health_every_steps: Int = setting(
+        100, "steps between comparisons of the replicas' checksums and of the processes' speeds", unit="steps", ge=1
+    )
+    hang_minutes: float | None = setting(
+        30,
+        "time without a step after which the job prints the stack of every thread and ends; null waits forever",
+        unit="minutes",
+        gt=0,
+    )
+    profile: Int = setting(
+        0, "steps to record in a JAX profile, after the first ten; 0 records none", unit="steps", ge=0
+    )
+    allow_changed_config: bool = setting(False, "resume a run directory whose config differs")
+    sample_prompt: str = setting("", "text to continue and print at the end of training; empty prints none")

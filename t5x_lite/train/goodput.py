@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from t5x_lite.errors import write_file
+from t5x_lite.files import write_file
 
 KINDS = ("compile", "data", "step", "evaluation", "checkpoint", "restart", "lost")
 """`data` is waiting for batches, `restart` what a start takes before its first step, `lost` steps that were made again.

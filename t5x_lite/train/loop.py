@@ -65,8 +65,8 @@ def train(config: RunConfig) -> tuple[Run, bool]:
             tokenizer = source_run(config).tokenizer
         data = open_run_data(with_vocab(config, tokenizer), tokenizer)
     rows, _ = data.rows(), data.validation()  # both can be had, or nothing is begun
-    busy = "another process trains this run; wait for it or give another run_dir"
-    with lock_dir(Path(str(config.run_dir)), busy, "run_dir "), jax.set_mesh(mesh), stop_requests() as stop:
+    locked_message = "another process trains this run; wait for it or give another run_dir"
+    with lock_dir(Path(str(config.run_dir)), locked_message, "run_dir"), jax.set_mesh(mesh), stop_requests() as stop:
         run = create_run_dir(config, tokenizer)
         with Display(config.train.steps, enabled=jax.process_index() == 0) as display:
             display.say("attention: " + "; ".join(f"{kind} by {kernel}" for kind, kernel in attention.items()))

@@ -17,8 +17,8 @@ import numpy as np
 from jax.sharding import Mesh
 from rich.progress import BarColumn
 
-from t5x_lite.adapt.parts import TrainableSplit
-from t5x_lite.errors import disk_error
+from t5x_lite.adapt.trainable import TrainableSplit
+from t5x_lite.files import disk_error
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.transformer import ModelSpec
 from t5x_lite.objectives.objective import ExampleLengths

@@ -8,8 +8,8 @@ from typing import Any
 
 import jax
 
-from t5x_lite.config import TrainConfig
 from t5x_lite.errors import Diverged
+from t5x_lite.train.config import TrainConfig
 from t5x_lite.train.goodput import Goodput
 from t5x_lite.train.metrics import Display, MetricsWriter
 

@@ -1,4 +1,4 @@
-"""The launch scripts: linted, their dry runs, a manifest that Kubernetes' schemas accept, a TPU that is taken away."""
+"""The launch scripts: shellcheck, dry runs, a manifest that is valid for Kubernetes, and a TPU that is preempted."""
 
 import json
 import os
@@ -14,10 +14,10 @@ import yaml
 from tests.conftest import REPOSITORY
 
 LAUNCH = REPOSITORY / "launch"
-SCRIPTS = sorted(path for path in [*LAUNCH.rglob("*.sh"), *LAUNCH.rglob("*.sbatch"), *REPOSITORY.glob("tools/*.sh")])
+SCRIPTS = sorted([*LAUNCH.rglob("*.sh"), *LAUNCH.rglob("*.sbatch"), *REPOSITORY.glob("tools/*.sh")])
 
 
-def bash(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+def run_bash(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["bash", *map(str, arguments)],
         cwd=REPOSITORY,
@@ -49,42 +49,44 @@ def test_every_script_passes_shellcheck() -> None:
         (1, (5, 0), (1, (5, 0))),
     ],
 )
-def test_preemptions_and_failures_have_budgets_of_their_own(
+def test_preemptions_and_failures_have_separate_budgets(
     status: int, budgets: tuple[int, int], expected: tuple[int, tuple[int, int]]
 ) -> None:
-    script = f"source launch/budgets.sh; again job {status} && code=0 || code=$?; echo $code $preemptions $failures"
-    counts = {"T5X_LITE_PREEMPTIONS": str(budgets[0]), "T5X_LITE_FAILURES": str(budgets[1])}
-    done = bash("-c", script, **counts)
-    code, *left = map(int, done.stdout.split())
-    assert (code, tuple(left)) == expected, done.stderr
+    script = (
+        f"source launch/budgets.sh; should_restart job {status} && code=0 || code=$?; echo $code $preemptions $failures"
+    )
+    preemptions, failures = budgets
+    done = run_bash("-c", script, T5X_LITE_PREEMPTIONS=str(preemptions), T5X_LITE_FAILURES=str(failures))
+    code, preemptions_left, failures_left = map(int, done.stdout.split())
+    assert (code, (preemptions_left, failures_left)) == expected, done.stderr
 
 
-GKE = (LAUNCH / "gke/train.sh", "--dry-run", "run-1", "configs/pods/gpt3_13b.yaml", "--image", "a.b/c/t5x:1")
-MORE = ("--bucket", "models", "--accelerator", "tpu-v5p-slice", "--topology", "4x4x8")
+GKE_DRY_RUN = (LAUNCH / "gke/train.sh", "--dry-run", "run-1", "configs/pods/gpt3_13b.yaml", "--image", "a.b/c/t5x:1")
+GKE_OPTIONS = ("--bucket", "models", "--accelerator", "tpu-v5p-slice", "--topology", "4x4x8")
 
 
-def manifest(*more: str) -> dict[str, Any]:
-    done = bash(*GKE, *MORE, *more)
+def build_manifest(*arguments: str) -> dict[str, Any]:
+    done = run_bash(*GKE_DRY_RUN, *GKE_OPTIONS, *arguments)
     assert done.returncode == 0, done.stderr
     assert "${" not in done.stdout
     return yaml.safe_load(done.stdout)
 
 
-def test_the_manifest_is_a_jobset_of_jobs_that_kubernetes_accepts() -> None:
-    """The JobSet by its CRD (jobset.json), the Job inside by Kubernetes' own schema; unknown keys are refused."""
+def test_the_manifest_is_a_valid_jobset_of_valid_jobs() -> None:
+    """The JobSet is validated by its CRD (jobset.json), its Job by Kubernetes' schema. Both refuse unknown keys."""
     kubernetes_validate = pytest.importorskip("kubernetes_validate")
     jsonschema = pytest.importorskip("jsonschema")
-    found = manifest("--slices", "2", "train.seed=3", "run_dir=/elsewhere", "train.sample_prompt=it's")
-    jsonschema.validate(found, json.loads(Path(__file__).with_name("jobset.json").read_text()))
-    (slice_,) = found["spec"]["replicatedJobs"]
-    job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "slice"}, **slice_["template"]}
+    manifest = build_manifest("--slices", "2", "train.seed=3", "run_dir=/elsewhere", "train.sample_prompt=it's")
+    jsonschema.validate(manifest, json.loads(Path(__file__).with_name("jobset.json").read_text()))
+    (slices,) = manifest["spec"]["replicatedJobs"]
+    job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "slice"}, **slices["template"]}
     kubernetes_validate.validate(job, "1.33", strict=True)
+    job_with_unknown_key = {**job, "spec": {**job["spec"], "backofLimit": 0}}
     with pytest.raises(kubernetes_validate.ValidationError):
-        broken = {**job, "spec": {**job["spec"], "backofLimit": 0}}
-        kubernetes_validate.validate(broken, "1.33", strict=True)
+        kubernetes_validate.validate(job_with_unknown_key, "1.33", strict=True)
 
-    # 128 chips, four a host: 32 pods of each slice, each with its four chips, on nodes of that topology.
-    assert (slice_["replicas"], job["spec"]["parallelism"], job["spec"]["completions"]) == (2, 32, 32)
+    # A slice of 128 chips, four per host, has 32 pods, each with its four chips, on nodes of that topology.
+    assert (slices["replicas"], job["spec"]["parallelism"], job["spec"]["completions"]) == (2, 32, 32)
     pod = job["spec"]["template"]["spec"]
     assert pod["nodeSelector"]["cloud.google.com/gke-tpu-topology"] == "4x4x8"
     (container,) = pod["containers"]
@@ -94,12 +96,12 @@ def test_the_manifest_is_a_jobset_of_jobs_that_kubernetes_accepts() -> None:
     assert container["args"][-3:] == ["train.seed=3", "run_dir=/elsewhere", "train.sample_prompt=it's"]
 
 
-def test_wrong_input_and_preemptions_are_told_apart_by_the_manifest() -> None:
-    """JobSet's rules go by the index of the pods' rule that a Job's message ends with."""
-    found = manifest()
-    rules = found["spec"]["failurePolicy"]["rules"]
-    pods = found["spec"]["replicatedJobs"][0]["template"]["spec"]["podFailurePolicy"]["rules"]
-    assert pods[0]["onExitCodes"]["values"] == [2, 3]
+def test_the_manifest_distinguishes_wrong_input_from_preemptions() -> None:
+    """JobSet's rules match the index of the pods' rule, with which the message of a failed Job ends."""
+    manifest = build_manifest()
+    rules = manifest["spec"]["failurePolicy"]["rules"]
+    pod_rules = manifest["spec"]["replicatedJobs"][0]["template"]["spec"]["podFailurePolicy"]["rules"]
+    assert pod_rules[0]["onExitCodes"]["values"] == [2, 3]
     message = "Container train for pod x/y failed with exit code 2 matching FailJob rule at index 0"
     assert rules[0]["action"] == "FailJobSet"
     assert re.search(rules[0]["onJobFailureMessagePatterns"][0], message)
@@ -108,7 +110,7 @@ def test_wrong_input_and_preemptions_are_told_apart_by_the_manifest() -> None:
 
 
 @pytest.mark.parametrize(
-    ("wrong", "message"),
+    ("arguments", "message"),
     [
         (("--topology", "4x4;x"), "write for example 4x4x4"),
         (("--image", "$(reboot)"), "unexpected character"),
@@ -116,82 +118,89 @@ def test_wrong_input_and_preemptions_are_told_apart_by_the_manifest() -> None:
         (("--imge", "x"), "unknown option --imge"),
     ],
 )
-def test_wrong_arguments_of_the_manifest_are_one_line(wrong: tuple[str, str], message: str) -> None:
-    done = bash(*GKE, *MORE, *wrong)
+def test_wrong_arguments_are_refused_before_a_manifest_is_printed(arguments: tuple[str, str], message: str) -> None:
+    done = run_bash(*GKE_DRY_RUN, *GKE_OPTIONS, *arguments)
     assert done.returncode == 2
     assert message in done.stderr
     assert done.stdout == ""
 
 
-GCLOUD = """#!/usr/bin/env bash
-# A TPU that is taken away once: the first `cat exit_code` finds it gone.
+FAKE_GCLOUD = """#!/usr/bin/env bash
+# A TPU that is preempted once, when its log is shown for the first time.
 echo "$*" >> "$CALLS"
 case "$*" in
   *"queued-resources describe"*)
-    if [[ ! -e "$CALLS.made" ]]; then exit 1; fi
-    if [[ -e "$CALLS.taken" && ! -e "$CALLS.again" ]]; then echo SUSPENDED; else echo ACTIVE; fi ;;
-  *"queued-resources create"*) if [[ -e "$CALLS.taken" ]]; then touch "$CALLS.again"; fi; touch "$CALLS.made" ;;
-  *"queued-resources delete"*) rm -f "$CALLS.made" ;;
-  *"tail -n"*) [[ -e "$CALLS.again" ]] || touch "$CALLS.taken" ;;
+    if [[ ! -e "$CALLS.exists" ]]; then exit 1; fi
+    if [[ -e "$CALLS.preempted" && ! -e "$CALLS.recreated" ]]; then echo SUSPENDED; else echo ACTIVE; fi ;;
+  *"queued-resources create"*)
+    if [[ -e "$CALLS.preempted" ]]; then touch "$CALLS.recreated"; fi
+    touch "$CALLS.exists" ;;
+  *"queued-resources delete"*) rm -f "$CALLS.exists" ;;
+  *"tail -n"*) [[ -e "$CALLS.recreated" ]] || touch "$CALLS.preempted" ;;
   *"cat t5x_lite/exit_code"*) echo 0 ;;
 esac
 """
 
 
-def test_a_tpu_that_is_taken_away_is_asked_for_again_and_given_back(tmp_path: Path) -> None:
-    (tmp_path / "gcloud").write_text(GCLOUD)
+def test_a_preempted_tpu_is_requested_again_and_deleted_at_the_end(tmp_path: Path) -> None:
+    (tmp_path / "gcloud").write_text(FAKE_GCLOUD)
     (tmp_path / "gcloud").chmod(0o755)
-    own = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "CALLS": str(tmp_path / "calls"), "T5X_LITE_POLL": "0"}
-    more = ("--zone", "us-east5-a", "--type", "v5p-256", "--spot", "run_dir=/gcs/x", "train.sample_prompt=it's a")
-    done = bash(LAUNCH / "tpu_vm.sh", "run1", "configs/pods/gpt3_13b.yaml", *more, **own)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "CALLS": str(tmp_path / "calls"), "T5X_LITE_POLL": "0"}
+    options = ("--zone", "us-east5-a", "--type", "v5p-256", "--spot", "run_dir=/gcs/x", "train.sample_prompt=it's a")
+    done = run_bash(LAUNCH / "tpu_vm.sh", "run1", "configs/pods/gpt3_13b.yaml", *options, **environment)
     assert done.returncode == 0, done.stderr
     assert "preempted; starting again, 99 preemptions left" in done.stderr
     calls = (tmp_path / "calls").read_text().splitlines()
     verbs = ["create", "delete", "scp", "m t5x_lite train", "tail -n"]
-    order = [verb for call in calls for verb in verbs if verb in call]
-    one = ["create", "scp", "m t5x_lite train", "tail -n"]
-    assert order == [*one, "delete", *one, "delete"]
-    create = next(call for call in calls if "create" in call)
-    assert "--accelerator-type v5p-256 --runtime-version v2-alpha-tpuv5 --spot" in create
-    trains = next(call for call in calls if "m t5x_lite train" in call)
-    quoted = trains.partition("--command ")[2].partition("sh -c ")[2].partition(" > /dev/null")[0]
-    said = bash("-c", f"printf '%s\\n' {quoted.replace('.venv/bin/python', 'echo')}")
-    assert "run_dir=/gcs/x" in said.stdout
+    observed_verbs: list[str] = []
+    for call in calls:
+        observed_verbs += [verb for verb in verbs if verb in call]
+    first_verbs = ["create", "scp", "m t5x_lite train", "tail -n"]
+    assert observed_verbs == [*first_verbs, "delete", *first_verbs, "delete"]
+    create_call = next(call for call in calls if "create" in call)
+    assert "--accelerator-type v5p-256 --runtime-version v2-alpha-tpuv5 --spot" in create_call
+    train_call = next(call for call in calls if "m t5x_lite train" in call)
+    quoted_command = train_call.partition("--command ")[2].partition("sh -c ")[2].partition(" > /dev/null")[0]
+    unquoted = run_bash("-c", f"printf '%s\\n' {quoted_command.replace('.venv/bin/python', 'echo')}")
+    assert "run_dir=/gcs/x" in unquoted.stdout
 
 
-def test_the_dry_run_of_a_tpu_says_every_command_and_runs_none(tmp_path: Path) -> None:
-    more = ("--zone", "z", "--type", "v6e-16")
-    done = bash(LAUNCH / "tpu_vm.sh", "--dry-run", "run1", "configs/pods/gpt3_13b.yaml", *more)
+def test_the_dry_run_of_a_tpu_prints_every_command_and_runs_none() -> None:
+    options = ("--zone", "z", "--type", "v6e-16")
+    done = run_bash(LAUNCH / "tpu_vm.sh", "--dry-run", "run1", "configs/pods/gpt3_13b.yaml", *options)
     assert done.returncode == 0, done.stderr
-    said = [line for line in done.stderr.splitlines() if line.startswith("+ ")]
-    assert [line.split()[1] for line in said] == ["gcloud", "tar", "gcloud", "gcloud", "gcloud", "gcloud", "gcloud"]
+    programs = [line.split()[1] for line in done.stderr.splitlines() if line.startswith("+ ")]
+    assert programs == ["gcloud", "tar", "gcloud", "gcloud", "gcloud", "gcloud", "gcloud"]
 
 
-def test_the_image_starts_the_command_line() -> None:
-    """Every file that it copies is there, and nothing stands between Kubernetes and the program."""
+def test_the_image_copies_existing_files_and_starts_the_command_line_without_a_shell() -> None:
     lines = (LAUNCH / "Dockerfile").read_text().splitlines()
-    copied = [word for line in lines if line.startswith("COPY ") for word in line.split()[1:-1]]
-    assert copied
-    assert all((REPOSITORY / name).exists() for name in copied)
+    copied_names: list[str] = []
+    for line in lines:
+        if line.startswith("COPY "):
+            copied_names += line.split()[1:-1]
+    assert copied_names
+    assert all((REPOSITORY / name).exists() for name in copied_names)
     assert lines[-1] == 'ENTRYPOINT ["t5x-lite"]'
 
 
-def test_dry_runs_of_slurm_and_of_the_simulated_pod() -> None:
-    done = bash(LAUNCH / "slurm/train.sbatch", "configs/quickstart.yaml", "train.steps=3", DRY_RUN="1")
+def test_dry_runs_of_slurm_and_of_the_simulated_pod_print_the_command() -> None:
+    done = run_bash(LAUNCH / "slurm/train.sbatch", "configs/quickstart.yaml", "train.steps=3", DRY_RUN="1")
     assert done.returncode == 0, done.stderr
     assert "python -m t5x_lite train configs/quickstart.yaml train.steps=3" in done.stdout
-    done = bash(LAUNCH / "pod_sim.sh", "--dry-run", "2", "configs/quickstart.yaml")
+    done = run_bash(LAUNCH / "pod_sim.sh", "--dry-run", "2", "configs/quickstart.yaml")
     assert done.stdout.count("python -m t5x_lite train") == 2
 
 
-def test_overrides_of_the_local_script_reach_the_command_and_not_the_installation(tmp_path: Path) -> None:
+def test_the_local_script_passes_overrides_to_the_command_and_not_to_the_installation(tmp_path: Path) -> None:
     for name in ("python", "t5x-lite"):
         path = tmp_path / name
         path.write_text(f'#!/bin/sh\necho "{name} $*" >> {tmp_path}/calls\n')
         path.chmod(0o755)
     environment = {"VIRTUAL_ENV": str(tmp_path), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    done = bash(LAUNCH / "local.sh", "configs/quickstart.yaml", "train.steps=3", **environment)
+    done = run_bash(LAUNCH / "local.sh", "configs/quickstart.yaml", "train.steps=3", **environment)
     assert done.returncode == 0, done.stderr
     calls = (tmp_path / "calls").read_text().splitlines()
-    assert [call.split()[-2:] for call in calls if " pip install " in call] == [["-e", "."]]
+    install_calls = [call for call in calls if " pip install " in call]
+    assert [call.split()[-2:] for call in install_calls] == [["-e", "."]]
     assert calls[-1] == f"t5x-lite train {REPOSITORY}/configs/quickstart.yaml train.steps=3"

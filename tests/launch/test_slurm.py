@@ -1,4 +1,4 @@
-"""Real Slurm on this machine: a controller and a node over loopback, started here where `slurm-wlm` is installed."""
+"""Jobs under real Slurm: the tests start a controller and a node on this machine if `slurm-wlm` is installed."""
 
 import contextlib
 import os
@@ -25,8 +25,8 @@ pytestmark = [
 CONF = """
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
-SlurmctldPort={first}
-SlurmdPort={second}
+SlurmctldPort={controller_port}
+SlurmdPort={node_port}
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/none
@@ -56,40 +56,46 @@ Slurm = Callable[..., str]
 
 @pytest.fixture(scope="module")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
-    """Run a command of Slurm, such as `sbatch`; what it prints."""
+    """A function that runs a command of Slurm, such as `sbatch`, and returns its output."""
     folder = tmp_path_factory.mktemp("slurm")
     for name in ("state", "spool"):
         (folder / name).mkdir()
-    with socket.socket() as one, socket.socket() as two:
-        one.bind(("127.0.0.1", 0))
-        two.bind(("127.0.0.1", 0))
-        ports = (one.getsockname()[1], two.getsockname()[1])
+    with socket.socket() as controller, socket.socket() as node:
+        controller.bind(("127.0.0.1", 0))
+        node.bind(("127.0.0.1", 0))
+        controller_port = controller.getsockname()[1]
+        node_port = node.getsockname()[1]
     host = socket.gethostname().partition(".")[0]
     path = folder / "slurm.conf"
-    # A node has the processors that it finds; the rest is fiction that two tasks may share.
-    path.write_text(CONF.format(host=host, folder=folder, first=ports[0], second=ports[1], cpus=os.cpu_count()))
-    here = os.environ | {
+    # The node has the real number of processors; OverSubscribe lets two tasks share them.
+    settings = CONF.format(
+        host=host, folder=folder, controller_port=controller_port, node_port=node_port, cpus=os.cpu_count()
+    )
+    path.write_text(settings)
+    environment = os.environ | {
         "SLURM_CONF": str(path),
         "T5X_LITE_READY": "1",
         "JAX_PLATFORMS": "cpu",
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
     log = (folder / "daemons.log").open("w")
-    daemons = [subprocess.Popen([name, "-D"], env=here, stdout=log, stderr=log) for name in ("slurmctld", "slurmd")]
+    daemons = [
+        subprocess.Popen([name, "-D"], env=environment, stdout=log, stderr=log) for name in ("slurmctld", "slurmd")
+    ]
 
     def run(*arguments: object) -> str:
         command = list(map(str, arguments))
-        done = subprocess.run(command, cwd=REPOSITORY, env=here, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"{command}: {done.stderr}"
         return done.stdout.strip()
 
-    def idle() -> bool:
-        with contextlib.suppress(AssertionError):  # the controller is not there yet
+    def is_idle() -> bool:
+        with contextlib.suppress(AssertionError):  # the controller has not started yet
             return run("sinfo", "-h", "-o", "%T") == "idle"
         return False
 
     try:
-        wait_for(idle, 30, folder / "daemons.log")
+        wait_for(is_idle, 30, folder / "daemons.log")
         yield run
         wait_for(lambda: not run("squeue", "-h"), 60, folder / "daemons.log")
     finally:
@@ -100,16 +106,17 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
 
 
 def wait_for(condition: Callable[[], bool], seconds: float, log: Path) -> None:
-    until = time.monotonic() + seconds
+    deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < until, log.read_text() if log.is_file() else "nothing was logged"
+        assert time.monotonic() < deadline, log.read_text() if log.is_file() else "nothing was logged"
         time.sleep(0.3)
 
 
-def test_two_tasks_train_are_asked_to_stop_and_go_on_where_they_were(
+def test_two_tasks_stop_when_asked_and_resume_where_they_stopped(
     slurm: Slurm, tiny_config: Path, tmp_path: Path
 ) -> None:
-    run, log = tmp_path / "run", tmp_path / "job.log"
+    run = tmp_path / "run"
+    log = tmp_path / "job.log"
     steps = ("train.steps=300", "checkpoint.every_steps=10000", "eval.every_steps=10000")
     job = slurm(
         *("sbatch", "--parsable", "--ntasks=2", f"--output={log}", "launch/slurm/train.sbatch"),
@@ -119,23 +126,23 @@ def test_two_tasks_train_are_asked_to_stop_and_go_on_where_they_were(
     slurm("scancel", "--signal=TERM", job)
     wait_for(lambda: "preempted; starting again" in log.read_text(), 60, log)
 
-    def started_again() -> bool:
-        # A job that is put into the queue again waits two minutes, unless it is let go.
+    def has_restarted() -> bool:
+        # A requeued job waits two minutes unless it is released.
         if slurm("squeue", "-h", "-j", job, "-o", "%T") == "PENDING":
             slurm("scontrol", "update", f"JobId={job}", "StartTime=now")
         return "start 1: srun" in log.read_text()
 
-    wait_for(started_again, 200, log)
+    wait_for(has_restarted, 200, log)
     wait_for((run / "report.png").is_file, 400, log)
-    said = log.read_text()
-    assert "on 2 × cpu" in said
-    assert "stopped and saved at step" in said
-    assert "resumed from step" in said
-    assert "start 1: srun" in said
+    output = log.read_text()
+    assert "on 2 × cpu" in output
+    assert "stopped and saved at step" in output
+    assert "resumed from step" in output
+    assert "start 1: srun" in output
     assert [line["step"] for line in lines(run)] == list(range(1, 301))
 
 
-def test_an_array_trains_one_run_a_line(slurm: Slurm, tiny_config: Path, tmp_path: Path) -> None:
+def test_an_array_trains_one_run_per_line(slurm: Slurm, tiny_config: Path, tmp_path: Path) -> None:
     runs = tmp_path / "runs.txt"
     runs.write_text("".join(f"{tiny_config} run_dir={tmp_path}/seed{seed} train.seed={seed}\n" for seed in (1, 2)))
     slurm(

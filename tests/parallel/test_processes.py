@@ -215,7 +215,7 @@ def test_sigterm_to_one_saves_the_same_step_on_all(tiny_config: Path, undisturbe
     (saved_step,) = (int(path.name) for path in (run / "checkpoints").iterdir())
     assert saved_step == lines(run)[-1]["step"] < 40
     assert f"stopped and saved at step {saved_step}" in output
-    assert "preempted, and no start is left" in output
+    assert "preempted, and no restarts are left" in output
 
 
 def test_wrong_input_is_not_tried_again(tiny_config: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ transformers = pytest.importorskip("transformers", reason="pip install -e '.[hf]
 from safetensors.numpy import load_file, save_file  # noqa: E402
 
 import t5x_lite  # noqa: E402
-from t5x_lite.checkpoint import flatten_names  # noqa: E402
+from t5x_lite.trees import flatten_names  # noqa: E402
 from t5x_lite.cli import main  # noqa: E402
 from t5x_lite.convert import MODEL_TYPES  # noqa: E402
 from t5x_lite.convert.config_table import ForeignModel  # noqa: E402

@@ -53,7 +53,7 @@ class MoE(Config):
     mlp: Int | None = setting(None, "width of an expert; null takes `model.mlp`", ge=1)
     shared: Int = setting(0, "experts that every token uses beside", ge=0, source="DeepSeekMoE, Dai 2024, §3.2")
 
-    def faults(self) -> Iterator[str]:
+    def problems(self) -> Iterator[str]:
         """Yield more choices than experts, or a router that a dispatch cannot serve."""
         if self.router.choices > self.experts:
             yield f"moe: the router sends a token to {self.router.choices} of {self.experts} experts"

@@ -1,0 +1,202 @@
+"""The commands of `t5x-lite`, their options, and the descriptions that `--help` prints."""
+
+import argparse
+from pathlib import Path
+from typing import TypeAlias
+
+from t5x_lite.evaluate.config import EVAL_ARGUMENTS
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+DECODING_OPTIONS: dict[str, tuple[type, str]] = {
+    "tokens": (int, "largest number of new tokens (default 128)"),
+    "temperature": (float, "sampling temperature; 0 is greedy (default 1)"),
+    "top_k": (int, "sample from the k most likely tokens"),
+    "top_p": (float, "sample from the most likely tokens that together have this probability"),
+    "min_p": (float, "sample from tokens with at least this share of the highest probability"),
+    "repetition_penalty": (float, "values above 1 make tokens that have already occurred less likely"),
+    "seed": (int, "random seed; the same seed gives the same text (default 0)"),
+    "beams": (int, "number of hypotheses of a beam search, which replaces sampling"),
+    "length_penalty": (float, "GNMT's length penalty of the beam search; 0 is none (default 0.6)"),
+}
+"""Options of `generate`: settings of `decode.sampling.Sampling` or `decode.beam.Beam`, which have the defaults."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command line. `command` is the name of the chosen command."""
+    parser = argparse.ArgumentParser(
+        prog="t5x-lite",
+        description="Pretrain, resume, evaluate and sample Transformer language models in JAX.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _add_train(commands)
+    _add_prepare(commands)
+    _add_tokenizer(commands)
+    _add_plan(commands)
+    _add_sweep(commands)
+    _add_eval(commands)
+    _add_embed(commands)
+    _add_generate(commands)
+    _add_import(commands)
+    _add_export(commands)
+    _add_report(commands)
+    return parser
+
+
+def _add_train(commands: Commands) -> None:
+    parser = _add_command(commands, "train", "pretrain or adapt a model, or resume a run that has checkpoints")
+    _add_config_arguments(parser)
+    parser.add_argument("--help-config", action="store_true", help="list every setting and exit")
+    parser.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0 of a job with many processes")
+    parser.add_argument("--num-processes", type=int, help="number of processes of the job")
+    parser.add_argument("--process-id", type=int, help="number of this process, from 0")
+
+
+def _add_prepare(commands: Commands) -> None:
+    parser = _add_command(commands, "prepare", "tokenise the text of a config into its token cache")
+    _add_config_arguments(parser)
+    parser.add_argument(
+        "--runner", help="Apache Beam runner that tokenises, such as DirectRunner or DataflowRunner (default: no Beam)"
+    )
+
+
+def _add_tokenizer(commands: Commands) -> None:
+    parser = _add_command(commands, "tokenizer", "train the tokenizer of a config")
+    _add_config_arguments(parser)
+
+
+def _add_plan(commands: Commands) -> None:
+    parser = _add_command(commands, "plan", "compile the train step for a TPU pod on this machine, without a TPU")
+    _add_config_arguments(parser)
+    _add_json_option(parser)
+    parser.add_argument(
+        "--topology", help="chip and shape of the pod, such as v5p:8x8x16 or h100:64 (default: plan.topology)"
+    )
+    parser.add_argument(
+        "--slices",
+        type=int,
+        help="number of slices of that shape, connected by the data centre's network (default: plan.slices)",
+    )
+    parser.add_argument(
+        "--search", action="store_true", help="try meshes and remat policies, and rank those that fit in memory"
+    )
+
+
+def _add_sweep(commands: Commands) -> None:
+    parser = _add_command(commands, "sweep", "train a grid of runs, or fit a scaling law to their results")
+    parser.usage = "t5x-lite sweep [options] [fit] SWEEP [key=value ...]"
+    parser.add_argument(
+        "words",
+        metavar="[fit] SWEEP [key=value ...]",
+        nargs="+",
+        help="YAML file of a sweep, and overrides; `fit` also takes a sweep's folder or a CSV file of results",
+    )
+    parser.add_argument("--yes", action="store_true", help="start the runs without asking")
+    parser.add_argument(
+        "--budget", type=float, help="fit: FLOPs of the best run to predict (default: ten times the largest run's)"
+    )
+    parser.add_argument(
+        "--run",
+        type=float,
+        nargs=2,
+        metavar=("N", "D"),
+        help="fit: also predict the loss of a run with N parameters and D tokens",
+    )
+    parser.add_argument("--draws", type=int, default=1000, help="fit: samples of each bootstrap (default %(default)s)")
+    parser.add_argument(
+        "--drop-highest", type=int, default=0, metavar="K", help="fit: leave out the K runs with the highest losses"
+    )
+    parser.add_argument("--emit", type=Path, metavar="CONFIG", help="fit: write the config of the predicted best run")
+    parser.add_argument("--json", action="store_true", help="fit: print the result as JSON")
+
+
+def _add_eval(commands: Commands) -> None:
+    parser = _add_command(commands, "eval", "evaluate a run on tasks, on a text file, or on its validation split")
+    _add_run_argument(parser)
+    _add_overrides(parser)
+    _add_step_option(parser)
+    _add_json_option(parser)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = "key=value arguments that are not overrides of the config:\n"
+    for name, description in EVAL_ARGUMENTS.items():
+        parser.epilog += f"  {name + '=':<14}{description}\n"
+    parser.add_argument("--include", type=Path, metavar="FOLDER", help="folder with YAML files of further tasks")
+    parser.add_argument("--limit", type=int, metavar="N", help="largest number of documents per task")
+
+
+def _add_embed(commands: Commands) -> None:
+    parser = _add_command(commands, "embed", "write an embedding vector for each line of a text file")
+    _add_run_argument(parser)
+    parser.add_argument("file", metavar="FILE", type=Path, help="file with one text per line")
+    _add_overrides(parser)
+    _add_step_option(parser)
+    parser.add_argument(
+        "--to", type=Path, help="file to write: .npy, or .npz with --pool none (default: named after FILE)"
+    )
+    parser.add_argument(
+        "--pool", default="mean", help="mean (default), cls or max of a text's tokens; none keeps every token"
+    )
+    parser.add_argument(
+        "--layer", type=int, help="layer whose states to use, counted from 1, or from the end as -1 (default: the last)"
+    )
+
+
+def _add_generate(commands: Commands) -> None:
+    parser = _add_command(commands, "generate", "continue prompts, answer them, or fill in their masks")
+    _add_run_argument(parser)
+    _add_overrides(parser)
+    _add_step_option(parser)
+    parser.add_argument("--prompt", action="append", required=True, help="text to continue; may be repeated")
+    parser.add_argument(
+        "--stop", action="append", default=argparse.SUPPRESS, help="text at which generation ends; may be repeated"
+    )
+    for name, (value_type, description) in DECODING_OPTIONS.items():
+        option = "--" + name.replace("_", "-")
+        parser.add_argument(option, type=value_type, default=argparse.SUPPRESS, help=description)
+
+
+def _add_import(commands: Commands) -> None:
+    parser = _add_command(commands, "import", "create a run directory from the weights of another library")
+    parser.add_argument("format", choices=["hf", "t5x"], help="hf: a Hugging Face folder; t5x: a native T5X checkpoint")
+    parser.add_argument("source", metavar="DIR", type=Path, help="folder to read")
+    parser.add_argument("target", metavar="RUN", type=Path, help="run directory to create")
+
+
+def _add_export(commands: Commands) -> None:
+    parser = _add_command(commands, "export", "write the weights of a run for another library")
+    _add_step_option(parser)
+    parser.add_argument("format", choices=["hf"], help="hf: a Hugging Face folder")
+    parser.add_argument("source", metavar="RUN", type=Path, help="run directory to read")
+    parser.add_argument("target", metavar="DIR", type=Path, help="folder to create")
+
+
+def _add_report(commands: Commands) -> None:
+    parser = _add_command(commands, "report", "plot the training curves of one or more runs")
+    parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="run directories, drawn in one figure")
+    parser.add_argument("--to", type=Path, help="image to write (default: report.png in the first run directory)")
+
+
+def _add_command(commands: Commands, name: str, summary: str) -> argparse.ArgumentParser:
+    description = f"{summary[0].upper()}{summary[1:]}."
+    return commands.add_parser(name, help=summary, description=description, allow_abbrev=False)
+
+
+def _add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="CONFIG", type=Path, help="YAML file of a run")
+    _add_overrides(parser)
+
+
+def _add_run_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", metavar="RUN", type=Path, help="run directory")
+
+
+def _add_overrides(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of the config, with dotted keys")
+
+
+def _add_step_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--step", type=int, help="step of the checkpoint (default: the newest)")
+
+
+def _add_json_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print the result as JSON, and nothing else")

@@ -1,0 +1,75 @@
+"""Write files atomically, and explain failed writes."""
+
+import contextlib
+import errno
+import os
+import shutil
+import uuid
+from pathlib import Path
+
+from t5x_lite.errors import UserError
+
+FULL_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+FULL_DISK_MESSAGES = ("No space left", "File too large", "Disk quota")
+
+
+def replace_file(path: Path, content: str | bytes) -> Path:
+    """Write a file atomically: even after a power failure it holds either its old content or all of the new one.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    if isinstance(content, str):
+        content = content.encode()
+    # Processes may write the same file at the same time, so each has its own temporary name.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        return temporary.replace(path)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def write_file(path: Path, content: str | bytes) -> Path:
+    """Write a file as `replace_file` does, and create its folder if necessary.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return replace_file(path, content)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+
+
+def is_disk_full(error: Exception) -> bool:
+    """Return whether a write failed for lack of space.
+
+    Some libraries pass on the operating system's message without its error number; both are recognised.
+    """
+    if getattr(error, "errno", None) in FULL_DISK_ERRORS:
+        return True
+    return any(message in str(error) for message in FULL_DISK_MESSAGES)
+
+
+def free_space(folder: Path) -> str:
+    """Return the free space on a folder's disk, such as `1.23 GB free`; an empty string if it is unknown."""
+    with contextlib.suppress(OSError):
+        return f"{shutil.disk_usage(folder).free / 1e9:.2f} GB free"
+    return ""
+
+
+def disk_error(folder: Path, error: OSError, remedy: str) -> UserError:
+    """Return the error to raise for a failed write: its reason, the free space and a remedy."""
+    reason = error.strerror or str(error)
+    if is_disk_full(error):
+        reason = "the disk is full"
+    space = free_space(folder)
+    if space:
+        reason += f" ({space})"
+    return UserError(f"{folder}: cannot be written: {reason}; make room or choose another folder; {remedy}")

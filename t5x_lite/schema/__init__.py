@@ -1,0 +1,26 @@
+"""Typed configurations: declare settings, read them from YAML, override, validate and explain them.
+
+Nothing here knows a particular setting; `config.py` and the `config.py` of each package declare them.
+"""
+
+from t5x_lite.schema.explanation import Explanation, explain
+from t5x_lite.schema.settings import Config, Int, OneOf, Settings, Strings, dotted, flatten, setting
+from t5x_lite.schema.sources import Sources, merge, read
+from t5x_lite.schema.validation import validate
+
+__all__ = [
+    "Config",
+    "Explanation",
+    "Int",
+    "OneOf",
+    "Settings",
+    "Sources",
+    "Strings",
+    "dotted",
+    "explain",
+    "flatten",
+    "merge",
+    "read",
+    "setting",
+    "validate",
+]

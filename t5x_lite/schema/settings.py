@@ -1,0 +1,180 @@
+"""Declare settings as typed fields.
+
+A setting is a pydantic field with a description, a unit and a source. A *component* is a setting whose value is a
+name, or a name with its own settings (see `OneOf`): `positions: rotary` or `positions: {rotary: {theta: 500000}}`.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from types import UnionType
+from typing import Annotated, Any, Self, TypeAlias, get_args
+
+from pydantic import BaseModel, BeforeValidator, Field, GetCoreSchemaHandler, Strict, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_core import core_schema
+
+Settings: TypeAlias = dict[str, Any]
+"""Nested settings before validation, as YAML holds them."""
+
+
+class Config(BaseModel, frozen=True, extra="forbid", strict=True, protected_namespaces=(), serialize_by_alias=True):
+    """A group of settings: typed, frozen and complete. An unknown key is an error."""
+
+    def problems(self) -> Iterator[str]:
+        """Yield a message for each combination of valid settings that does not work."""
+        yield from ()
+
+    @model_validator(mode="after")
+    def _reject_problems(self) -> Self:
+        message = "; ".join(self.problems())
+        if message:
+            raise ValueError(message)
+        return self
+
+
+def setting(default: Any = ..., description: str = "", *, unit: str = "", source: str = "", **constraints: Any) -> Any:
+    """Declare one setting.
+
+    Args:
+        default: its default; `...` makes it required.
+        description: what it does.
+        unit: unit of its value, such as `tokens`.
+        source: publication that the setting or its default comes from.
+        **constraints: limits that pydantic checks (`ge`, `gt`, `le`, `lt`, `min_length`).
+    """
+    return Field(default, description=description, json_schema_extra={"unit": unit, "source": source}, **constraints)
+
+
+def _convert_integral_float(value: object) -> object:
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value
+
+
+def _wrap_string(value: object) -> object:
+    if isinstance(value, str):
+        return (value,)
+    return value
+
+
+Int = Annotated[int, BeforeValidator(_convert_integral_float)]
+"""An integer. Floats with an integral value, such as `1e5`, are accepted."""
+
+Strings = Annotated[tuple[str, ...], Strict(False), BeforeValidator(_wrap_string)]
+"""A list of strings. A single string is accepted as a list of one."""
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """Annotation of a setting whose value is one of several named components, each with its own settings.
+
+    The setting accepts `name`, `{name: {settings}}` or an instance; null only if its type includes None. It is
+    serialised as `{name: {settings}}`.
+    """
+
+    kinds: Mapping[str, type[Config]]
+
+    def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> core_schema.CoreSchema:
+        """Build the schema that pydantic calls for: a union whose tag is the component's name."""
+        choices: dict[Any, core_schema.CoreSchema] = {}
+        for name, kind in self.kinds.items():
+            unwrap = partial(_unwrap_component, name)
+            choices[name] = core_schema.no_info_before_validator_function(unwrap, handler.generate_schema(kind))
+        union = core_schema.tagged_union_schema(
+            choices,
+            discriminator=self.name_of,
+            custom_error_type="not_a_kind",
+            custom_error_message="expected one of " + ", ".join(self.kinds) + ", or {name: {its settings}}",
+            serialization=core_schema.plain_serializer_function_ser_schema(self._serialise),
+        )
+        if type(None) in get_args(source):
+            return core_schema.nullable_schema(union)
+        return union
+
+    def name_of(self, value: object) -> str | None:
+        """Return the name of the component that a value selects; None if it selects none."""
+        if isinstance(value, Config):
+            for name, kind in self.kinds.items():
+                if type(value) is kind:
+                    return name
+            return None
+        selected = value
+        if isinstance(value, Mapping) and len(value) == 1:
+            selected = next(iter(value))
+        if isinstance(selected, str) and selected in self.kinds:
+            return selected
+        return None
+
+    def _serialise(self, value: Config) -> Settings:
+        return {str(self.name_of(value)): value.model_dump(mode="json")}
+
+
+def _unwrap_component(name: str, value: object) -> object:
+    """Return the settings in `name` or `{name: settings}`. Any other value is returned unchanged."""
+    if value == name:
+        return {}
+    if not isinstance(value, Mapping):
+        return value
+    settings = value[name]
+    if settings is None:
+        return {}
+    return settings
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """A field of a `Config`, as YAML sees it.
+
+    Attributes:
+        key: its key in YAML.
+        field: pydantic's description of it.
+        group: the nested group of settings that it holds, if it holds one.
+        one_of: the components to choose from, if it is a component.
+    """
+
+    key: str
+    field: FieldInfo
+    group: type[Config] | None
+    one_of: OneOf | None
+
+
+def declarations(kind: type[Config]) -> Iterator[Declaration]:
+    """Yield the fields of a config class in the order of their declaration."""
+    for attribute, field in kind.model_fields.items():
+        one_of = _find_one_of(field)
+        group = None
+        if one_of is None:
+            group = _find_group(field)
+        yield Declaration(field.alias or attribute, field, group, one_of)
+
+
+def _find_one_of(field: FieldInfo) -> OneOf | None:
+    for annotation in field.metadata:
+        if isinstance(annotation, OneOf):
+            return annotation
+    return None
+
+
+def _find_group(field: FieldInfo) -> type[Config] | None:
+    alternatives: tuple[object, ...] = (field.annotation,)
+    if isinstance(field.annotation, UnionType):
+        alternatives = get_args(field.annotation)
+    for alternative in alternatives:
+        if isinstance(alternative, type) and issubclass(alternative, Config):
+            return alternative
+    return None
+
+
+def flatten(config: Config) -> Settings:
+    """Return every setting as `{dotted key: plain value}`, the form in which configs are compared."""
+    return dict(dotted(config.model_dump(mode="json")))
+
+
+def dotted(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the leaves of nested settings with their dotted keys. An empty mapping is a leaf."""
+    for key, value in values.items():
+        if isinstance(value, Mapping) and value:
+            yield from dotted(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

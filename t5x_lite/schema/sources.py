@@ -1,0 +1,152 @@
+"""Read settings from YAML files and command-line overrides, and remember where each was set."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from t5x_lite.errors import UserError, suggest
+from t5x_lite.schema.settings import Config, Declaration, Settings, declarations
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Settings before validation.
+
+    Attributes:
+        values: nested settings.
+        locations: where each dotted key was last set: `file:line` or `command line`.
+    """
+
+    values: Settings
+    locations: dict[str, str]
+
+    def location_of(self, key: str) -> str:
+        """Return where `key`, or the nearest group above it, was set; an empty string if that is unknown."""
+        while key and key not in self.locations:
+            key = key.rpartition(".")[0]
+        return self.locations.get(key, "")
+
+
+def read(kind: type[Config], path: str | Path, overrides: Sequence[str] = ()) -> Sources:
+    """Read a YAML file and the files named in its `base`, and apply `dotted.key=value` overrides.
+
+    A leading `--` of an override is ignored.
+
+    Raises:
+        UserError: a file cannot be read, or an override is malformed.
+    """
+    sources = _read_with_bases(kind, Path(path))
+    values = sources.values
+    locations = dict(sources.locations)
+    for override in overrides:
+        key, nested = _parse_override(override)
+        values = merge(kind, values, nested)
+        locations[key] = "command line"
+    return Sources(values, locations)
+
+
+def merge(kind: type[Config] | None, old: Any, new: Any) -> Any:
+    """Return `old` updated with `new`, group by group.
+
+    A component with another name replaces the old one; settings of two different components are never mixed.
+    """
+    if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
+        return new
+    declared: dict[str, Declaration] = {}
+    if kind is not None:
+        declared = {declaration.key: declaration for declaration in declarations(kind)}
+    merged = dict(old)
+    for key, value in new.items():
+        merged[key] = _merge_setting(declared.get(key), old.get(key), value)
+    return merged
+
+
+def _merge_setting(declaration: Declaration | None, old: object, new: object) -> object:
+    if declaration is None:
+        return merge(None, old, new)
+    if declaration.one_of is None:
+        return merge(declaration.group, old, new)
+    if not (isinstance(old, Mapping) and isinstance(new, Mapping) and set(old) == set(new)):
+        return new
+    merged = {}
+    for name, settings in new.items():
+        merged[name] = merge(declaration.one_of.kinds.get(name), old[name], settings)
+    return merged
+
+
+def _read_with_bases(kind: type[Config], path: Path, including: tuple[Path, ...] = ()) -> Sources:
+    """Read a file over its bases; `including` are the files that led to it."""
+    if path.resolve() in including:
+        raise UserError(f"{including[-1]}: base {path} includes itself; remove it from `base`")
+    file = _read_yaml(path)
+    values = dict(file.values)
+    bases = values.pop("base", None) or []
+    if isinstance(bases, str):
+        bases = [bases]
+    merged_values: Settings = {}
+    locations: dict[str, str] = {}
+    for base in bases:
+        if not isinstance(base, str):
+            location = file.locations["base"]
+            raise UserError(f"{location}: `base` takes file names relative to this file, found {base!r}")
+        inherited = _read_with_bases(kind, path.parent / base, (*including, path.resolve()))
+        merged_values = merge(kind, merged_values, inherited.values)
+        locations |= inherited.locations
+    return Sources(merge(kind, merged_values, values), locations | file.locations)
+
+
+def _read_yaml(path: Path) -> Sources:
+    try:
+        text = path.read_text(encoding="utf-8")
+        if not text.strip():
+            text = "{}"
+        values = OmegaConf.to_container(OmegaConf.create(text), resolve=True)
+        document = yaml.compose(text, Loader=yaml.SafeLoader)
+    except FileNotFoundError:
+        siblings = [sibling.name for sibling in path.parent.glob("*.yaml")]
+        hint = suggest(path.name, siblings, prefix=f"{path.parent}/")
+        raise UserError(f"{path}: no such config file{hint}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as a YAML config: {error}") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        line = mark.line + 1 if mark else "?"
+        raise UserError(f"{path}:{line}: not valid YAML: {error.problem}") from None
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise UserError(f"{path}: not valid YAML: {_first_line(error)}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected a mapping of settings at the top, found {type(values).__name__}")
+    locations = {key: f"{path}:{line}" for key, line in _key_lines(document)}
+    return Sources({str(key): value for key, value in values.items()}, locations)
+
+
+def _key_lines(node: yaml.Node | None, prefix: str = "") -> Iterator[tuple[str, int]]:
+    """Yield each dotted key of a YAML document with its line, counted from 1."""
+    if not isinstance(node, yaml.MappingNode):
+        return
+    for key, value in node.value:
+        dotted_key = f"{prefix}{key.value}"
+        yield dotted_key, key.start_mark.line + 1
+        yield from _key_lines(value, dotted_key + ".")
+
+
+def _parse_override(override: str) -> tuple[str, Settings]:
+    """Return the dotted key of an override, and its value nested in the groups that the key names."""
+    assignment = override.removeprefix("--")
+    key, equals, _ = assignment.partition("=")
+    if not equals or not key:
+        raise UserError(f"command line: {override!r} is not an override; write dotted.key=value")
+    try:
+        nested = OmegaConf.to_container(OmegaConf.from_dotlist([assignment]), resolve=True)
+    except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
+        raise UserError(f"command line: {override!r}: {_first_line(error)}") from None
+    return key, nested  # type: ignore[return-value]
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]

@@ -1,0 +1,87 @@
+"""Turn settings into a typed config, or into one line that explains everything that is wrong with them."""
+
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
+
+from t5x_lite.errors import UserError, suggest
+from t5x_lite.schema.explanation import explain
+from t5x_lite.schema.settings import Config
+from t5x_lite.schema.sources import Sources
+
+ConfigT = TypeVar("ConfigT", bound=Config)
+
+NEAREST_KEY_CUTOFF = 0.5
+"""Similarity from which an unknown key is taken for a misspelling; `difflib`'s default of 0.6 misses short keys."""
+
+
+def validate(kind: type[ConfigT], sources: Sources) -> ConfigT:
+    """Return the typed config.
+
+    Raises:
+        UserError: one line with every problem, where it was set, and the nearest valid spelling.
+    """
+    try:
+        return kind.model_validate(sources.values)
+    except ValidationError as error:
+        messages = [_explain_error(kind, sources, details) for details in error.errors(include_url=False)]
+        unique_messages = dict.fromkeys(messages)
+        raise UserError("; ".join(unique_messages)) from None
+
+
+def _explain_error(kind: type[Config], sources: Sources, details: ErrorDetails) -> str:
+    path = [str(part) for part in details["loc"]]
+    message = _describe_error(kind, path, details)
+    location = sources.location_of(".".join(path))
+    if location:
+        return f"{location}: {message}"
+    return message
+
+
+def _describe_error(kind: type[Config], path: Sequence[str], details: ErrorDetails) -> str:
+    key = ".".join(path)
+    value = details["input"]
+    match details["type"]:
+        case "extra_forbidden":
+            return _describe_unknown_key(kind, path)
+        case "missing":
+            return f"`{key}` must be given"
+        case "value_error":
+            message = str(details["ctx"]["error"])
+            return f"`{key}`: {message}" if key else message
+        case "literal_error":
+            expected = details["ctx"]["expected"].replace("'", "")
+            hint = suggest(str(value), expected.replace(" or ", ", ").split(", "))
+            return f"`{key}` is {value!r}, expected {expected}{hint}"
+        case "not_a_kind":
+            return f"`{key}` is {value!r}: {details['msg']}{_suggest_component(value, details['msg'])}"
+        case _:
+            message = details["msg"][0].lower() + details["msg"][1:]
+            return f"`{key}` is {value!r}: {message}"
+
+
+def _describe_unknown_key(kind: type[Config], path: Sequence[str]) -> str:
+    *groups, name = path
+    prefix = "".join(f"{group}." for group in groups)
+    hint = suggest(name, _keys_in_group(kind, prefix), prefix=f"`{prefix}", suffix="`", cutoff=NEAREST_KEY_CUTOFF)
+    if not hint:
+        hint = "; `--help-config` lists the keys"
+        if groups:
+            hint += f" of `{'.'.join(groups)}`"
+    return f"unknown key `{prefix}{name}`{hint}"
+
+
+def _keys_in_group(kind: type[Config], prefix: str) -> Iterator[str]:
+    for explanation in explain(kind):
+        if explanation.key.startswith(prefix):
+            yield explanation.key.removeprefix(prefix).partition(".")[0]
+
+
+def _suggest_component(value: object, message: str) -> str:
+    names = message.removeprefix("expected one of ").split(", ")
+    name = value
+    if isinstance(value, dict):
+        name = next(iter(value), "")
+    return suggest(str(name), names)
