@@ -88,7 +88,7 @@ def generating(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
 def test_greedy_generation_makes_the_same_tokens(generating: Case) -> None:
     prompts = [np.array([7, 8, 9, 10, 11, 12, 13, 14], np.int32), np.array([20, 21, 22, 23, 24], np.int32)]
     sampling = Sampling(tokens=GENERATED, temperature=0)
-    *_, found = generating.ours.generator.tokens(prompts, sampling)
+    *_, found = generating.ours.generator.stream_tokens(prompts, sampling)
     generating.theirs.generation_config.eos_token_id = None
     for prompt, row in zip(prompts, found, strict=True):
         out = generating.theirs.generate(
@@ -105,7 +105,7 @@ def test_greedy_generation_makes_the_same_tokens(generating: Case) -> None:
 
 def test_cached_decoding_equals_uncached(generating: Case) -> None:
     prompt = np.array([7, 8, 9, 10, 11, 12, 13, 14], np.int32)
-    *_, made = generating.ours.generator.tokens([prompt], Sampling(tokens=GENERATED, temperature=0))
+    *_, made = generating.ours.generator.stream_tokens([prompt], Sampling(tokens=GENERATED, temperature=0))
     if generating.ours.config.model.family == "encoder_decoder":
         logits = generating.ours.logits(prompt, np.concatenate([[0], made[0, :-1]]))[0]
     else:

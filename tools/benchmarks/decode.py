@@ -81,7 +81,7 @@ def _ours(folder: str) -> Case:
     generator = load(f"{folder}/run", overrides=[f"model.compute={jnp.dtype(dtype_here())}"]).generator
 
     def generate(prompts: np.ndarray, tokens: int) -> Any:
-        *_, made = generator.tokens(list(prompts), Sampling(tokens, temperature=0))
+        *_, made = generator.stream_tokens(list(prompts), Sampling(tokens, temperature=0))
         return made
 
     return generate
