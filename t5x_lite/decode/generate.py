@@ -128,7 +128,7 @@ class Generator:
             yield hypotheses[:, 0]
             return
         params, logits, state = self._prefill_prompts(prompts, decoding.tokens, copies=1)
-        # What the steps do not read is set to fixed values, so that it does not lead to another compilation.
+        # Settings that the steps do not read get fixed values, so that they do not lead to another compilation.
         sampling = replace(decoding, tokens=1, stop=(), seed=0)
         seed = np.asarray(decoding.seed)
         with self._mesh_context():
@@ -165,11 +165,11 @@ class Generator:
     def encode_prompt(self, prompt: str) -> TokenIds:
         """Return the ids of a prompt, after `prompt_prefix`.
 
-        For an encoder_decoder the names of special tokens in the prompt stand for these tokens, and EOS ends it. An
-        empty prompt of a decoder is EOS.
+        For an encoder_decoder the names of special tokens in the prompt stand for these tokens, and EOS ends it. For a
+        decoder a prompt without tokens becomes EOS.
 
         Raises:
-            UserError: an empty prompt, and the tokenizer has no EOS.
+            UserError: a decoder's prompt without tokens, and the tokenizer has no EOS.
         """
         eos = self.tokenizer.eos
         if self.config.family == "encoder_decoder":

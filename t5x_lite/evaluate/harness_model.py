@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -94,29 +94,36 @@ class HarnessModel(TemplateLM):
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
         """Return the continuation of each request. Requests of equal settings share batches."""
-        numbers_of_settings = defaultdict(list)
+        groups = defaultdict(list)
         for number, request in enumerate(requests):
-            numbers_of_settings[json.dumps(request.args[1], sort_keys=True)].append(number)
+            settings = request.args[1]
+            groups[json.dumps(settings, sort_keys=True)].append(number)
         texts: dict[int, str] = {}
         with track_progress("generating") as advance:
-            for numbers in numbers_of_settings.values():
-                settings = normalize_gen_kwargs(requests[numbers[0]].args[1], NEW_TOKENS)
-                prompts = {}
-                for number in numbers:
-                    prompts[number] = self._encode_prompt(requests[number].args[0], settings["max_gen_toks"])
-                longest_first = sorted(numbers, key=lambda number: -len(prompts[number]))
-                size = self.model.eval_batch_size
-                for start in range(0, len(longest_first), size):
-                    batch = longest_first[start : start + size]
-                    # The rows of a batch have different random streams; batches need different seeds.
-                    batch_settings = {**settings, "seed": start}
-                    generated = self._generate([prompts[number] for number in batch], batch_settings)
-                    texts.update(zip(batch, generated, strict=True))
+            for numbers in groups.values():
+                for texts_of_batch in self._generate_batches(requests, numbers):
+                    texts.update(texts_of_batch)
                     advance("", len(texts), len(requests))
         return [texts[number] for number in range(len(requests))]
 
+    def _generate_batches(self, requests: Sequence[Instance], numbers: Sequence[int]) -> Iterator[dict[int, str]]:
+        """Yield the continuations of requests of equal settings, batch by batch, by the number of the request."""
+        settings = normalize_gen_kwargs(requests[numbers[0]].args[1], NEW_TOKENS)
+        prompts = {}
+        for number in numbers:
+            context = requests[number].args[0]
+            prompts[number] = self._encode_prompt(context, settings["max_gen_toks"])
+        longest_first = sorted(numbers, key=lambda number: -len(prompts[number]))
+        size = self.model.eval_batch_size
+        for start in range(0, len(longest_first), size):
+            batch = longest_first[start : start + size]
+            # The rows of a batch have different random streams; batches need different seeds.
+            batch_settings = {**settings, "seed": start}
+            texts = self._generate([prompts[number] for number in batch], batch_settings)
+            yield dict(zip(batch, texts, strict=True))
+
     def _encode_prompt(self, text: str, new_tokens: int) -> Int[np.ndarray, "_"]:
-        """Return the last ids of a prompt that leave room for the new tokens (an encoder_decoder's need none)."""
+        """Return the last ids of a prompt, as many as fit; in a decoder the new tokens need room beside them."""
         room = self.max_length
         if self.backend == "causal":
             room -= new_tokens

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Int, PyTree
 
-from t5x_lite.data.records import TaskData, TaskRecords
+from t5x_lite.data.records import TaskData, TaskRecords, TaskValidation
 from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.decode.generate import Generator
 from t5x_lite.decode.sampling import Sampling
@@ -58,19 +58,16 @@ class TaskEvaluation:
         mesh: Mesh,
     ) -> None:
         self.data = data
-        self.validation = data.validation()
-        self.mesh = mesh
         for records in data.held_out:
             for metric in records.task.metrics:
                 check_metric(metric, records.name)
         objective = data.config.require_objective()
-        self.generator: Generator | None = None
+        self._answers: HeadAnswers | GeneratedAnswers
         if isinstance(objective, Supervised):
-            self.objective = objective
-            self._spec = spec
-            self._head_scores = jax.jit(self._compute_head_scores, out_shardings=meshes.replicated(mesh))
+            self._answers = HeadAnswers(objective, data.validation(), spec, mesh)
         else:
-            self.generator = Generator(data.config.model, spec, params, tokenizer)
+            generator = Generator(data.config.model, spec, params, tokenizer)
+            self._answers = GeneratedAnswers(generator, data.validation())
 
     def scores(self, params: PyTree[Array], folder: Path | None = None) -> dict[str, float]:
         """Return `<task>/<metric>` on the validation records of every task.
@@ -79,10 +76,7 @@ class TaskEvaluation:
         """
         scores: dict[str, float] = {}
         for records in self.data.held_out:
-            if self.generator is None:
-                answers = list(self._answers_of_head(records, params))
-            else:
-                answers = list(self._generated_answers(records, params))
+            answers = list(self._answers(records, params))
             _, predictions, references = zip(*answers, strict=True)
             for metric in records.task.metrics:
                 for key, value in METRICS[metric](predictions, references).items():
@@ -92,12 +86,20 @@ class TaskEvaluation:
                 write_file(folder / f"{records.name}.jsonl", "".join(lines))
         return scores
 
-    def _compute_head_scores(self, params: PyTree[Array], batch: Mapping[str, Array]) -> dict[str, Array]:
-        return self.objective.scores(self._spec.model(params), batch)
 
-    def _answers_of_head(self, records: TaskRecords, params: PyTree[Array]) -> Iterator[Answer]:
-        """Yield the answer to each record; a record has one example or several (windows of a long text)."""
-        rows = self._rows_of_head_scores(records, params)
+class HeadAnswers:
+    """Answers of a model with a head, from the scores of each record's examples (windows of a long text)."""
+
+    def __init__(self, objective: Supervised, validation: TaskValidation, spec: ModelSpec, mesh: Mesh) -> None:
+        self.objective = objective
+        self.validation = validation
+        self.spec = spec
+        self.mesh = mesh
+        self._compiled_scores = jax.jit(self._compute_scores, out_shardings=meshes.replicated(mesh))
+
+    def __call__(self, records: TaskRecords, params: PyTree[Array]) -> Iterator[Answer]:
+        """Yield the answer to each record."""
+        rows = self._score_examples(records, params)
         for number, numbered_examples in groupby(self.validation.examples(records), key=itemgetter(0)):
             examples = [features for _, features in numbered_examples]
             scores = list(islice(rows, len(examples)))
@@ -105,18 +107,29 @@ class TaskEvaluation:
             prediction = self.objective.prediction(record, examples, scores)
             yield Answer(number, prediction, _reference(records.task, record))
 
-    def _rows_of_head_scores(self, records: TaskRecords, params: PyTree[Array]) -> Iterator[dict[str, np.ndarray]]:
+    def _score_examples(self, records: TaskRecords, params: PyTree[Array]) -> Iterator[dict[str, np.ndarray]]:
         """Yield the scores of each example in order, and then those of the padding of the last batch."""
         size = self.validation.batch_size
         local_rows = meshes.local_rows(self.mesh, size)
         for local_batch in self.validation.batches_of(records, local_rows):
             batch = meshes.to_global(self.mesh, local_batch, size)
-            scores = jax.device_get(self._head_scores(params, batch))
+            scores = jax.device_get(self._compiled_scores(params, batch))
             for row in range(size):
                 yield {name: values[row] for name, values in scores.items()}
 
-    def _generated_answers(self, records: TaskRecords, params: PyTree[Array]) -> Iterator[Answer]:
-        assert self.generator is not None
+    def _compute_scores(self, params: PyTree[Array], batch: Mapping[str, Array]) -> dict[str, Array]:
+        return self.objective.scores(self.spec.model(params), batch)
+
+
+class GeneratedAnswers:
+    """Answers that a model generates greedily after the inputs of each record."""
+
+    def __init__(self, generator: Generator, validation: TaskValidation) -> None:
+        self.generator = generator
+        self.validation = validation
+
+    def __call__(self, records: TaskRecords, params: PyTree[Array]) -> Iterator[Answer]:
+        """Yield the answer to each record."""
         self.generator.params = params
         task = records.task
         greedy = Sampling(task.target_len, temperature=0)
