@@ -1,26 +1,31 @@
-"""Beam search: the likeliest continuations that can be found by keeping the best few at every token."""
+"""Beam search: keep the likeliest few continuations of each prompt at every token."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
 
+from t5x_lite.decode.generative_module import GenerativeModule
 from t5x_lite.decode.sampling import Decoding, apply_repetition_penalty, mark_tokens
+from t5x_lite.decode.state import DecodeState, reshard_cache, select_beams
 from t5x_lite.errors import UserError
 from t5x_lite.models.sharding import constrain
-from t5x_lite.models.transformer import Cache
 
 
 @dataclass(frozen=True)
 class Beam(Decoding):
-    """Search with `beams` hypotheses; the best is the one of highest log-probability / ((5 + n) / 6)^length_penalty.
+    """The settings of beam search.
 
-    n counts its tokens with EOS (Wu et al. 2016, eq. 14); 0 ranks by probability alone. The defaults are T5's for
-    translation and summaries (Raffel et al. 2020, §3.7). The search ends when no open hypothesis can become better
-    than the ended ones; those that are open after `tokens` tokens count as ended.
+    A hypothesis of n tokens, EOS included, has the score log-probability / ((5 + n) / 6)^length_penalty (Wu et al.
+    2016, eq. 14). The defaults are T5's for translation and summaries (Raffel et al. 2020, §3.7). The search ends when
+    no live hypothesis can become better than the finished ones. Hypotheses that are still live after `tokens` tokens
+    count as finished.
+
+    Attributes:
+        beams: hypotheses that are kept for each prompt.
+        length_penalty: 0 ranks by log-probability alone; larger values favour longer hypotheses.
     """
 
     beams: int = 4
@@ -30,104 +35,156 @@ class Beam(Decoding):
         super().__post_init__()
         if self.beams < 1 or self.length_penalty < 0:
             raise UserError(
-                f"beams must be at least 1 and length_penalty not negative, found {self.beams} and "
+                f"beams must be at least 1 and length_penalty not negative, but they are {self.beams} and "
                 f"{self.length_penalty}"
             )
 
-    def penalty(self, length: Any) -> Any:
-        """What the log-probability of so many tokens is divided by."""
+    def length_divisor(self, length: int | Int[Array, ""]) -> float | Float[Array, ""]:
+        """Return what the log-probability of a hypothesis of `length` tokens is divided by."""
         return ((5 + length) / 6) ** self.length_penalty
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class _Hypotheses:
-    """Those of each prompt, the best first; -inf stands for none."""
+class Hypotheses:
+    """Continuations of each prompt, the best first.
+
+    Attributes:
+        tokens: padded with 0.
+        scores: -inf marks an empty slot.
+    """
 
     tokens: Int[Array, "b n t"]
     scores: Float[Array, "b n"]
 
-    def best(self, count: int) -> tuple["_Hypotheses", Int[Array, "b count"]]:
-        """The best of them, and which they were."""
-        scores, places = jax.lax.top_k(self.scores, count)
-        return _Hypotheses(_taken(self.tokens, places), scores), places
+    def select_best(self, count: int) -> tuple["Hypotheses", Int[Array, "b count"]]:
+        """Return the `count` best hypotheses of each prompt, and their indices."""
+        scores, indices = jax.lax.top_k(self.scores, count)
+        return Hypotheses(_take(self.tokens, indices), scores), indices
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class BeamState:
+    """The state of the search after `step` tokens.
+
+    The rows of `logits` and `decode_state` are the live hypotheses, `beams` of each prompt one after the other.
+
+    Attributes:
+        live: hypotheses that can go on; their scores are log-probabilities.
+        finished: hypotheses that have ended; their scores include the length penalty.
+        logits: scores of the token that comes next.
+    """
+
+    step: Int[Array, ""]
+    live: Hypotheses
+    finished: Hypotheses
+    logits: Float[Array, "bn v"]
+    decode_state: DecodeState
 
 
 def beam_search(
-    made: Callable[[Any], Any],
+    build_module: Callable[[PyTree[Array]], GenerativeModule],
     beam: Beam,
     eos: int | None,
-    params: Any,
+    params: PyTree[Array],
     logits: Float[Array, "bn v"],
-    seen: Bool[Array, "bn v"],
-    cache: Cache,
+    decode_state: DecodeState,
 ) -> tuple[Int[Array, "b n t"], Float[Array, "b n"]]:
-    """The hypotheses that ended best, with their scores; 0 after EOS.
+    """Search for the best continuations of each prompt.
 
-    `made` gives the model of the weights `params`. `logits`, `seen` tokens and `cache` are those of every prompt,
-    `beams` times each.
+    Args:
+        build_module: makes the module from `params`.
+        beam: the settings of the search.
+        eos: the token that ends a hypothesis, if there is one.
+        params: weights.
+        logits: scores of the first new token; the rows of a prompt are repeated `beam.beams` times.
+        decode_state: the state after prefill, with the same rows.
+
+    Returns:
+        The tokens of the best hypotheses, 0 after EOS, and their scores.
     """
-    count, length, vocab = beam.beams, beam.tokens, logits.shape[-1]
-    batch = logits.shape[0] // count
-    none = _Hypotheses(jnp.zeros((batch, count, length), jnp.int32), jnp.full((batch, count), -jnp.inf))
-    # All beams of a prompt are the same in the beginning: one of them is enough.
-    begun = replace(none, scores=none.scores.at[:, 0].set(0))
 
-    def improvable(carry: tuple[Any, ...]) -> Array:
-        step, open_, ended, *_ = carry
-        return (step < length) & jnp.any(open_.scores[:, 0] / beam.penalty(length) > ended.scores[:, -1])
+    def can_improve(state: BeamState) -> Bool[Array, ""]:
+        best_possible = state.live.scores[:, 0] / beam.length_divisor(beam.tokens)
+        return (state.step < beam.tokens) & jnp.any(best_possible > state.finished.scores[:, -1])
 
-    def one(carry: tuple[Any, ...]) -> tuple[Any, ...]:
-        model = made(params)
-        step, open_, ended, logits, seen, cache = carry
-        log_p = apply_repetition_penalty(jax.nn.log_softmax(logits), seen, beam.repetition_penalty).reshape(
-            batch, count, vocab
-        )
-        # Twice as many as are kept: at most one of each hypothesis ends.
-        scores, places = jax.lax.top_k((open_.scores[..., None] + log_p).reshape(batch, -1), 2 * count)
-        parents, tokens = places // vocab, places % vocab
-        longer = _Hypotheses(_taken(open_.tokens, parents).at[:, :, step].set(tokens), scores)
-        ends = (tokens == (-1 if eos is None else eos)) | (step == length - 1)
+    def advance(state: BeamState) -> BeamState:
+        return _advance(build_module(params), beam, eos, state)
 
-        counts = ends & (jnp.arange(2 * count) < count)  # one that would not be kept does not end either
-        scores = jnp.where(counts, scores / beam.penalty(step + 1), -jnp.inf)
-        both = jax.tree.map(lambda a, b: jnp.concatenate([a, b], 1), ended, replace(longer, scores=scores))
-        ended, _ = both.best(count)
-        open_, kept = replace(longer, scores=jnp.where(ends, -jnp.inf, longer.scores)).best(count)
-
-        rows = (jnp.arange(batch)[:, None] * count + _taken(parents, kept)).reshape(-1)
-        # The prompt's segments and an encoder's keys and values are the same for all beams of a prompt.
-        cache = reshard_cache(replace(cache, layers=jax.tree.map(lambda a: a[:, rows], cache.layers)))
-        token = _taken(tokens, kept).reshape(-1, 1)
-        hidden, cache = model.extend(token, jnp.ones_like(token), cache)
-        return step + 1, open_, ended, model.logits(hidden)[:, 0], mark_tokens(seen[rows], token), cache
-
-    _, _, ended, *_ = jax.lax.while_loop(improvable, one, (jnp.int32(0), begun, none, logits, seen, cache))
-    return constrain(ended.tokens, None, None, None), constrain(ended.scores, None, None)
+    initial = _initial_state(beam, logits, decode_state)
+    finished = jax.lax.while_loop(can_improve, advance, initial).finished
+    return constrain(finished.tokens, None, None, None), constrain(finished.scores, None, None)
 
 
-def repeat_rows(cache: Cache, count: int) -> Cache:
-    """The cache with every row `count` times, one after the other."""
+def _initial_state(beam: Beam, logits: Float[Array, "bn v"], decode_state: DecodeState) -> BeamState:
+    """Return the state before the first token.
 
-    def rows(tree: Any, axis: int) -> Any:
-        return jax.tree.map(lambda a: jnp.repeat(a, count, axis), tree)
-
-    memory = cache.memory
-    if memory is not None:
-        memory = replace(memory, places=replace(memory.places, segment_ids=rows(memory.places.segment_ids, 0)))
-    segments, remembered = rows(cache.segment_ids, 0), rows(cache.remembered, 1)
-    return Cache(rows(cache.layers, 1), segments, cache.index, memory, remembered)
-
-
-def reshard_cache(cache: Cache) -> Cache:
-    """The cache laid out on the mesh: rows over the axes of the batch, heads over `tensor`."""
-
-    def on_mesh(tree: Any) -> Any:
-        return jax.tree.map(lambda a: constrain(a, "layers", "batch", "kv_heads", None, None), tree)
-
-    return replace(cache, layers=on_mesh(cache.layers), remembered=on_mesh(cache.remembered))
+    The beams of a prompt are still identical, so all but the first are left empty.
+    """
+    batch = logits.shape[0] // beam.beams
+    empty = Hypotheses(
+        tokens=jnp.zeros((batch, beam.beams, beam.tokens), jnp.int32),
+        scores=jnp.full((batch, beam.beams), -jnp.inf),
+    )
+    live = replace(empty, scores=empty.scores.at[:, 0].set(0))
+    return BeamState(jnp.int32(0), live, empty, logits, decode_state)
 
 
-def _taken(x: Array, places: Int[Array, "b n"]) -> Array:
-    """Of each row of `x` those at its places."""
-    return jnp.take_along_axis(x, places.reshape(*places.shape, *[1] * (x.ndim - 2)), axis=1)
+def _advance(module: GenerativeModule, beam: Beam, eos: int | None, state: BeamState) -> BeamState:
+    """Add a token to every live hypothesis, move those that end to `finished`, and run the model on the others."""
+    candidates, parents, tokens = _extend_live(beam, state)
+    is_last_step = state.step == beam.tokens - 1
+    ends = jnp.broadcast_to(is_last_step, tokens.shape)
+    if eos is not None:
+        ends = ends | (tokens == eos)
+    finished = _merge_finished(beam, state, candidates, ends)
+    candidates = replace(candidates, scores=jnp.where(ends, -jnp.inf, candidates.scores))
+    live, survivors = candidates.select_best(beam.beams)
+
+    batch = parents.shape[0]
+    first_rows = jnp.arange(batch)[:, None] * beam.beams
+    rows = (first_rows + _take(parents, survivors)).reshape(-1)
+    last_tokens = _take(tokens, survivors).reshape(-1, 1)
+    cache = reshard_cache(select_beams(state.decode_state.cache, rows))
+    hidden, cache = module.extend(last_tokens, jnp.ones_like(last_tokens), cache)
+    present = mark_tokens(state.decode_state.present[rows], last_tokens)
+    return BeamState(state.step + 1, live, finished, module.logits(hidden)[:, 0], DecodeState(present, cache))
+
+
+def _extend_live(
+    beam: Beam, state: BeamState
+) -> tuple[Hypotheses, Int[Array, "b candidates"], Int[Array, "b candidates"]]:
+    """Extend the live hypotheses by one token: return the best continuations, their parents and their last tokens.
+
+    There are twice as many as beams: at most one continuation of each hypothesis ends with EOS, so enough stay live.
+    """
+    batch, beams, _ = state.live.tokens.shape
+    vocab = state.logits.shape[-1]
+    log_probs = jax.nn.log_softmax(state.logits)
+    log_probs = apply_repetition_penalty(log_probs, state.decode_state.present, beam.repetition_penalty)
+    totals = state.live.scores[..., None] + log_probs.reshape(batch, beams, vocab)
+    scores, indices = jax.lax.top_k(totals.reshape(batch, -1), 2 * beams)
+    parents = indices // vocab
+    tokens = indices % vocab
+    sequences = _take(state.live.tokens, parents).at[:, :, state.step].set(tokens)
+    return Hypotheses(sequences, scores), parents, tokens
+
+
+def _merge_finished(
+    beam: Beam, state: BeamState, candidates: Hypotheses, ends: Bool[Array, "b candidates"]
+) -> Hypotheses:
+    """Return the best of the hypotheses that were finished before and of the candidates that end with this token."""
+    # A candidate that is not among the best `beams` would not have been kept, so it does not count as finished.
+    is_kept = jnp.arange(2 * beam.beams) < beam.beams
+    scores = candidates.scores / beam.length_divisor(state.step + 1)
+    newly_finished = replace(candidates, scores=jnp.where(ends & is_kept, scores, -jnp.inf))
+    both = jax.tree.map(lambda old, new: jnp.concatenate([old, new], axis=1), state.finished, newly_finished)
+    finished, _ = both.select_best(beam.beams)
+    return finished
+
+
+def _take(values: Shaped[Array, "b n *rest"], indices: Int[Array, "b m"]) -> Shaped[Array, "b m *rest"]:
+    """Take the values at the indices of each row."""
+    indices = indices.reshape(*indices.shape, *[1] * (values.ndim - 2))
+    return jnp.take_along_axis(values, indices, axis=1)

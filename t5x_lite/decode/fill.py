@@ -1,9 +1,8 @@
-"""Fill in what is hidden in a text: an encoder's masks, a T5's sentinels; and show what any model makes of a prompt."""
+"""Filling in of hidden tokens: an encoder's masks and a T5's sentinels; and printing of what a model generates."""
 
 import sys
-from collections import deque
 from collections.abc import Sequence
-from typing import Any
+from typing import TypeAlias
 
 import jax
 import numpy as np
@@ -11,87 +10,129 @@ from rich.console import Console
 from rich.table import Table
 
 from t5x_lite.decode.beam import Beam
-from t5x_lite.decode.generate import stream_text
+from t5x_lite.decode.generate import write_stream
+from t5x_lite.decode.generation_model import GenerationModel
 from t5x_lite.decode.sampling import Sampling
 from t5x_lite.errors import UserError
 from t5x_lite.objectives.masked import CLS, MASK, SEP
 
-Candidates = list[tuple[str, float]]
+Candidates: TypeAlias = list[tuple[str, float]]
 """Tokens with their probabilities, the likeliest first."""
 
 
-def fill_masks(model: Any, text: str, count: int = 5) -> list[Candidates]:
-    """The likeliest tokens for each [MASK] (or <mask>) of a text, by an encoder.
+def fill_masks(model: GenerationModel, text: str, count: int = 5) -> list[Candidates]:
+    """Return the `count` likeliest tokens for each [MASK] (or <mask>) of a text, predicted by an encoder.
 
     Raises:
-        UserError: no mask in the text, or a tokenizer without the special tokens.
+        UserError: the text has no mask, or the tokenizer lacks a special token.
     """
     vocabulary = model.tokenizer.vocabulary()
-    cls, sep, mask = (vocabulary.one_of("masked", *names) for names in (CLS, SEP, MASK))
-    ids = np.concatenate([[cls], model.tokenizer.encode_named(text), [sep]]).astype(np.int32)
-    places = np.flatnonzero(ids == mask)
-    if not len(places):
+    cls = vocabulary.one_of("masked", *CLS)
+    sep = vocabulary.one_of("masked", *SEP)
+    mask = vocabulary.one_of("masked", *MASK)
+    token_ids = np.concatenate([[cls], model.tokenizer.encode_named(text), [sep]]).astype(np.int32)
+    positions = np.flatnonzero(token_ids == mask)
+    if not len(positions):
         names = [name for name in MASK if name in vocabulary.named]
         raise UserError(f"the prompt {text!r} holds no {' or '.join(names)} to fill")
-    shares = np.asarray(jax.nn.softmax(model.logits(ids)[0, places]))
-    best = np.argsort(-shares, axis=-1)[:, :count]
-    return [
-        [(model.tokenizer.piece(int(i)), float(share[i])) for i in row] for row, share in zip(best, shares, strict=True)
-    ]
+    probabilities = np.asarray(jax.nn.softmax(model.logits(token_ids)[0, positions]))
+    likeliest = np.argsort(-probabilities, axis=-1)[:, :count]
+    filled = []
+    for row, candidates in zip(probabilities, likeliest, strict=True):
+        filled.append([(model.tokenizer.piece(int(token)), float(row[token])) for token in candidates])
+    return filled
 
 
-def fill_spans(model: Any, text: str, decoding: Sampling | Beam) -> list[str]:
-    """What an encoder_decoder of span corruption puts in the place of <extra_id_0>, <extra_id_1>, …; in order."""
+def fill_spans(model: GenerationModel, text: str, decoding: Sampling | Beam) -> list[str]:
+    """Return the text that a span-corruption model generates for each sentinel of a prompt, in their order.
+
+    Sentinels are <extra_id_0>, <extra_id_1>, and so on.
+    """
     sentinels = model.tokenizer.sentinels()
-    prompt = model.generator.encoded(text)
-    wanted = [i for i in sentinels if i in prompt]
-    ids = deque(model.generator.tokens([prompt], decoding), maxlen=1)[0][0].tolist()
-    ids = ids[: ids.index(model.tokenizer.eos)] if model.tokenizer.eos in ids else ids
+    prompt = model.generator.encode_prompt(text)
+    answer = list(model.generator.stream_tokens([prompt], decoding))[-1][0].tolist()
+    if model.tokenizer.eos in answer:
+        answer = answer[: answer.index(model.tokenizer.eos)]
     spans = []
-    for i in wanted:
-        rest = ids[ids.index(i) + 1 :] if i in ids else []
-        stop = next((n for n, token in enumerate(rest) if token in sentinels), len(rest))
-        spans.append(model.tokenizer.decode(rest[:stop]))
+    for sentinel in sentinels:
+        if sentinel in prompt:
+            span = _span_after(sentinel, answer, sentinels)
+            spans.append(model.tokenizer.decode(span))
     return spans
 
 
-def print_generation(model: Any, prompts: Sequence[str], sampling: Sampling | Beam) -> None:
-    """Print what a model makes of prompts: continuations as they grow, spans (the likeliest), candidates for masks."""
-    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+def print_generation(model: GenerationModel, prompts: Sequence[str], decoding: Sampling | Beam) -> None:
+    """Print what a model generates for prompts.
+
+    These are candidates for the masks of an encoder, the likeliest spans for sentinels, or continuations. A single
+    continuation is printed as it grows.
+    """
     family = model.config.model.family
     if family in {"encoder", "electra"}:
-        for prompt in prompts:
-            console.print(prompt)
-            console.print(_candidates(fill_masks(model, prompt)))
-    elif family == "encoder_decoder" and any(name in p for p in prompts for name in _sentinel_names(model)):
-        likeliest = sampling if isinstance(sampling, Beam) else Sampling(sampling.tokens, temperature=0)
-        for prompt in prompts:
-            spans = fill_spans(model, prompt, likeliest)
-            console.print(_filled(prompt, [name for name in _sentinel_names(model) if name in prompt], spans) + "\n")
+        _print_masks(model, prompts)
+    elif family == "encoder_decoder" and any(_sentinels_in(prompt, model) for prompt in prompts):
+        _print_spans(model, prompts, decoding)
     elif len(prompts) > 1:
-        for prompt, text in zip(prompts, model.generator.generate(prompts, sampling), strict=True):
+        texts = model.generator.generate(prompts, decoding)
+        for prompt, text in zip(prompts, texts, strict=True):
             print(f"{prompt}{text}\n")
     else:
-        stream_text(prompts[0], model.generator.stream(prompts, sampling), sys.stdout.write)
+        write_stream(prompts[0], model.generator.stream(prompts, decoding), sys.stdout.write)
 
 
-def _candidates(masks: Sequence[Candidates]) -> Table:
+def _span_after(sentinel: int, answer: Sequence[int], sentinels: Sequence[int]) -> list[int]:
+    """Return the tokens between a sentinel and the next one."""
+    if sentinel not in answer:
+        return []
+    span = []
+    for token in answer[answer.index(sentinel) + 1 :]:
+        if token in sentinels:
+            break
+        span.append(token)
+    return span
+
+
+def _print_masks(model: GenerationModel, prompts: Sequence[str]) -> None:
+    console = _plain_console()
+    for prompt in prompts:
+        console.print(prompt)
+        console.print(_candidates_table(fill_masks(model, prompt)))
+
+
+def _print_spans(model: GenerationModel, prompts: Sequence[str], decoding: Sampling | Beam) -> None:
+    """Print prompts with their sentinels replaced by spans in brackets."""
+    console = _plain_console()
+    if isinstance(decoding, Sampling):
+        decoding = Sampling(decoding.tokens, temperature=0)
+    for prompt in prompts:
+        spans = fill_spans(model, prompt, decoding)
+        filled = prompt
+        for name, span in zip(_sentinels_in(prompt, model), spans, strict=True):
+            filled = filled.replace(name, f"[{span}]", 1)
+        console.print(filled + "\n")
+
+
+def _plain_console() -> Console:
+    return Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+
+def _candidates_table(masks: Sequence[Candidates]) -> Table:
+    """Return a table with a column for each mask."""
     table = Table(box=None, padding=(0, 2), header_style="")
     for number in range(1, len(masks) + 1):
         table.add_column(f"mask {number}")
     for row in zip(*masks, strict=True):
-        table.add_row(*(f"{share:6.1%} {token!r}" for token, share in row))
+        cells = [f"{probability:6.1%} {token!r}" for token, probability in row]
+        table.add_row(*cells)
     return table
 
 
-def _sentinel_names(model: Any) -> list[str]:
-    """Names that stand for a sentinel in a prompt, in the order of use."""
-    names = {i: name for name, i in model.tokenizer.special.items()}
-    return [names[i] for i in model.tokenizer.sentinels() if i in names]
-
-
-def _filled(prompt: str, names: Sequence[str], spans: Sequence[str]) -> str:
-    """The prompt with each sentinel replaced by its span in brackets."""
-    for name, span in zip(names, spans, strict=True):
-        prompt = prompt.replace(name, f"[{span}]", 1)
-    return prompt
+def _sentinels_in(text: str, model: GenerationModel) -> list[str]:
+    """Return the names of the sentinels in a text, in their order of use."""
+    names = {token: name for name, token in model.tokenizer.special.items()}
+    names_in_text = []
+    for sentinel in model.tokenizer.sentinels():
+        name = names.get(sentinel)
+        if name is not None and name in text:
+            names_in_text.append(name)
+    return names_in_text

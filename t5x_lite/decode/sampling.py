@@ -1,44 +1,51 @@
-"""How the next token is drawn: from which tokens, and what those that are there already do to their scores."""
+"""Sampling of the next token: its settings, and the steps that turn logits into a token."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from t5x_lite.errors import UserError
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """What drawing tokens and searching for them share.
+    """The settings that sampling and beam search share.
 
-    `repetition_penalty` makes tokens that are there already less likely (Keskar et al. 2019, §4.1; 1.2 is theirs, 1
-    does nothing): those of a decoder's prompt and of its continuation, those of an encoder_decoder's answer and the
-    token 0 that it starts from. `stop` are texts before which a text is cut.
+    Attributes:
+        tokens: the largest number of new tokens.
+        stop: strings that end a continuation. The text is cut before the first of them.
+        repetition_penalty: makes tokens that are already present less likely (Keskar et al. 2019, §4.1, who use 1.2);
+            1 changes nothing. In a decoder these are the tokens of the prompt and of the continuation; in an
+            encoder_decoder those of the answer, including the token 0 that it starts from.
     """
 
     tokens: int = 128
-    stop: tuple[str, ...] = ()
+    stop: Sequence[str] = ()
     repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
         if self.tokens < 1:
-            raise UserError(f"tokens must be at least 1, found {self.tokens}")
+            raise UserError(f"tokens must be at least 1, but is {self.tokens}")
         if isinstance(self.stop, str):
             raise UserError(f"stop is a list of texts; write [{self.stop!r}]")
         if self.repetition_penalty <= 0:
-            raise UserError(f"repetition_penalty must be above 0, found {self.repetition_penalty}")
+            raise UserError(f"repetition_penalty must be above 0, but is {self.repetition_penalty}")
 
 
 @dataclass(frozen=True)
 class Sampling(Decoding):
-    """How the next token is drawn, and when to end.
+    """The settings of sampling. The filters apply in the order of the fields below.
 
-    `temperature` 0 is greedy; `top_k` keeps the k likeliest (0: all) (Fan et al. 2018); `top_p` the likeliest that hold
-    this probability (Holtzman et al. 2020); `min_p` those of at least this share of the likeliest one's probability
-    (Nguyen et al. 2024, §3), each after the other. Same `seed`, same text, for each prompt of a batch.
+    Attributes:
+        temperature: divides the logits; 0 is greedy decoding.
+        top_k: keep the k likeliest tokens (Fan et al. 2018); 0 keeps all.
+        top_p: keep the fewest likeliest tokens whose probabilities add up to this (Holtzman et al. 2020).
+        min_p: keep tokens with at least this fraction of the likeliest token's probability (Nguyen et al. 2024, §3).
+        seed: the same seed gives the same text for each prompt of a batch.
     """
 
     temperature: float = 1.0
@@ -50,47 +57,79 @@ class Sampling(Decoding):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.temperature < 0:
-            raise UserError(f"temperature must not be negative, found {self.temperature}")
+            raise UserError(f"temperature must not be negative, but is {self.temperature}")
         if self.top_k < 0 or not 0 < self.top_p <= 1:
-            raise UserError(f"top_k must be ≥ 0 and 0 < top_p ≤ 1, found {self.top_k} and {self.top_p}")
+            raise UserError(f"top_k must be ≥ 0 and 0 < top_p ≤ 1, but they are {self.top_k} and {self.top_p}")
         if not 0 <= self.min_p <= 1:
-            raise UserError(f"min_p must be from 0 to 1, found {self.min_p}")
+            raise UserError(f"min_p must be from 0 to 1, but is {self.min_p}")
 
 
-def sample_token(logits: Float[Array, "b v"], sampling: Sampling, keys: PRNGKeyArray) -> Int[Array, "b"]:
-    """The next token of each row, each with its own key."""
+def sample_token(logits: Float[Array, "b v"], sampling: Sampling, keys: Key[Array, "b"]) -> Int[Array, "b"]:
+    """Sample the next token of each row with the row's own key."""
     if sampling.temperature == 0:
-        # `argmax` in two passes that a CPU does many at a time: it is 2 % of a token otherwise.
-        places = jnp.where(logits == logits.max(-1, keepdims=True), jnp.arange(logits.shape[-1]), logits.shape[-1] - 1)
-        return places.min(-1)
+        return _likeliest_token(logits)
     logits = logits / sampling.temperature
     if sampling.top_k:
-        smallest = jax.lax.top_k(logits, min(sampling.top_k, logits.shape[-1]))[0][:, -1:]
-        logits = jnp.where(logits < smallest, -jnp.inf, logits)
+        logits = _keep_top_k(logits, sampling.top_k)
     if sampling.top_p < 1:
-        ordered = jnp.sort(logits, axis=-1, descending=True)
-        mass_before = jnp.cumsum(jax.nn.softmax(ordered), axis=-1) - jax.nn.softmax(ordered)
-        smallest = jnp.where(mass_before < sampling.top_p, ordered, jnp.inf).min(-1, keepdims=True)
-        logits = jnp.where(logits < smallest, -jnp.inf, logits)
+        logits = _keep_top_p(logits, sampling.top_p)
     if sampling.min_p:
-        smallest = logits.max(-1, keepdims=True) + math.log(sampling.min_p)
-        logits = jnp.where(logits < smallest, -jnp.inf, logits)
+        logits = _keep_min_p(logits, sampling.min_p)
     return jax.vmap(jax.random.categorical)(keys, logits)
 
 
-def mark_tokens(seen: Bool[Array, "b v"], ids: Int[Array, "b l"]) -> Bool[Array, "b v"]:
-    """`seen` with these ids of each row marked; negative ones are no tokens of the vocabulary."""
-    places = jnp.where(ids < 0, seen.shape[1], ids)
-    return seen.at[jnp.arange(len(seen))[:, None], places].set(True, mode="drop")
+def mark_tokens(present: Bool[Array, "b v"], token_ids: Int[Array, "b l"]) -> Bool[Array, "b v"]:
+    """Mark the given tokens of each row as present. Ids outside the vocabulary, such as -1, are ignored."""
+    vocab = present.shape[1]
+    # A negative index would count from the end; an index of `vocab` is out of range and dropped.
+    columns = jnp.where(token_ids < 0, vocab, token_ids)
+    rows = jnp.arange(len(present))[:, None]
+    return present.at[rows, columns].set(True, mode="drop")
 
 
 def apply_repetition_penalty(
-    scores: Float[Array, "b v"], seen: Bool[Array, "b v"], penalty: float
+    scores: Float[Array, "b v"], present: Bool[Array, "b v"], penalty: float
 ) -> Float[Array, "b v"]:
-    """Scores of tokens that are `seen` divided by the penalty where positive, and multiplied by it where negative.
+    """Divide positive scores of the tokens that are present by the penalty, and multiply negative ones by it.
 
-    The paper always divides, which makes a token of negative score likelier; Transformers defines it as here.
+    Keskar et al. always divide, which makes a token of negative score likelier. This is the definition of Hugging Face
+    Transformers.
     """
     if penalty == 1:
         return scores
-    return jnp.where(seen, jnp.where(scores < 0, scores * penalty, scores / penalty), scores)
+    penalised = jnp.where(scores < 0, scores * penalty, scores / penalty)
+    return jnp.where(present, penalised, scores)
+
+
+def _likeliest_token(logits: Float[Array, "b v"]) -> Int[Array, "b"]:
+    """Return the first token of the largest logit.
+
+    This is `argmax` as two reductions that a CPU vectorises; `argmax` itself takes 2 % of the time of a token.
+    """
+    last = logits.shape[-1] - 1
+    is_largest = logits == logits.max(-1, keepdims=True)
+    token_ids = jnp.where(is_largest, jnp.arange(logits.shape[-1]), last)
+    return token_ids.min(-1)
+
+
+def _keep_top_k(logits: Float[Array, "b v"], k: int) -> Float[Array, "b v"]:
+    largest, _ = jax.lax.top_k(logits, min(k, logits.shape[-1]))
+    return _mask_below(logits, largest[:, -1:])
+
+
+def _keep_top_p(logits: Float[Array, "b v"], p: float) -> Float[Array, "b v"]:
+    """Keep each token whose likelier tokens together have a probability below `p`."""
+    ordered = jnp.sort(logits, axis=-1, descending=True)
+    probabilities = jax.nn.softmax(ordered)
+    likelier_mass = jnp.cumsum(probabilities, axis=-1) - probabilities
+    smallest = jnp.where(likelier_mass < p, ordered, jnp.inf).min(-1, keepdims=True)
+    return _mask_below(logits, smallest)
+
+
+def _keep_min_p(logits: Float[Array, "b v"], p: float) -> Float[Array, "b v"]:
+    smallest = logits.max(-1, keepdims=True) + math.log(p)
+    return _mask_below(logits, smallest)
+
+
+def _mask_below(logits: Float[Array, "b v"], smallest: Float[Array, "b 1"]) -> Float[Array, "b v"]:
+    return jnp.where(logits < smallest, -jnp.inf, logits)

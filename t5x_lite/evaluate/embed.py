@@ -1,83 +1,75 @@
-"""Texts as vectors: a model's states, of every token or pooled."""
+"""Embeddings of texts: a model's hidden states, of every token or pooled."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array
+from jaxtyping import Array, Bool, Float, PyTree
 
 from t5x_lite.errors import UserError
-from t5x_lite.evaluate.batches import BatchedFunction
+from t5x_lite.evaluate.batched_function import BatchedFunction, Features
+from t5x_lite.evaluate.evaluation_model import EvaluationModel
 from t5x_lite.models import outputs
+from t5x_lite.models.stack import Stack
+from t5x_lite.models.transformer import ModelSpec
 
-POOLS = {"mean": outputs.POOLS["mean"], "cls": outputs.POOLS["first"], "max": outputs.POOLS["max"], "none": None}
-"""`none` keeps every token's states."""
+Pool: TypeAlias = Callable[[Float[Array, "b l d"], Bool[Array, "b l"]], Float[Array, "b d"]]
+Embeddings: TypeAlias = Float[np.ndarray, "texts d"] | list[Float[np.ndarray, "_ d"]]
+"""One vector for each text, or one for each token of each text."""
+
+POOLS: dict[str, Pool | None] = {
+    "mean": outputs.POOLS["mean"],
+    "cls": outputs.POOLS["first"],
+    "max": outputs.POOLS["max"],
+    "none": None,
+}
+"""Ways to pool the states of a text; `none` returns the states of every token."""
 
 
-def embed(model: Any, texts: Sequence[str], pool: str = "mean", layer: int | None = None) -> Any:
-    """float32 `[texts, embed]`; with pool `none` a list of `[tokens, embed]`; special tokens are tokens too.
+def embed(model: EvaluationModel, texts: Sequence[str], pool: str = "mean", layer: int | None = None) -> Embeddings:
+    """Embed texts. Special tokens count as tokens. A text that is longer than the model's window loses its end.
 
-    Of an encoder_decoder the encoder's states. `layer` counts from 1, or from the last as -1; the last has the final
-    norm of the stack, where there is one. A text longer than the model's window loses its end.
+    Args:
+        model: a model; of an encoder_decoder the encoder is used.
+        texts: texts to embed.
+        pool: one of `POOLS`.
+        layer: the layer whose states are returned, counted from 1, or from the last as -1. None is the last. Only the
+            last layer's states pass the final norm of the stack, where it has one.
+
+    Returns:
+        float32 `[texts, embed]`; with pool `none` a list of `[tokens, embed]`.
 
     Raises:
-        UserError: a pool or a layer that is not there.
+        UserError: a pool or a layer that does not exist.
     """
-    config = model.config.model
-    last = config.model_of_discriminator.layers if config.family == "electra" else config.layers
-    wanted = last if layer is None else layer + (layer < 0) * (last + 1)
     if pool not in POOLS:
         raise UserError(f"pool {pool!r} is not one of {', '.join(POOLS)}")
-    if pool == "cls" and config.family == "decoder":
+    family = model.config.model.family
+    if pool == "cls" and family == "decoder":
         raise UserError("pool cls: the first token of a decoder sees no other; take mean or max")
-    if not 1 <= wanted <= last or wanted % len(config.pattern):
-        raise UserError(f"layer {layer}: the model has {last} layers, in repeats of {len(config.pattern)}")
-    rows, cut = [], 0
-    for text in texts:
-        ids = model.encoded(text)
-        if len(ids) > model.window:
-            end = ids[len(ids) - (config.family != "decoder") :]  # [SEP] or EOS stays
-            cut, ids = cut + 1, np.append(ids[: model.window - len(end)], end)
-        rows.append({"tokens": ids, "segment_ids": np.ones_like(ids)})
-    if cut:
-        logging.warning("%d of %d texts lost their end: the model reads %d tokens", cut, len(texts), model.window)
-    function = partial(_states, model.run.blueprint, config.family, None if wanted == last else wanted, POOLS[pool])
-    found = BatchedFunction(function, model.params, model.mesh, model.rows)(rows, "embedding")
-    return np.stack(found) if POOLS[pool] else [x[: len(row["tokens"])] for x, row in zip(found, rows, strict=True)]
+    layers = _layers_to_run(model, layer)
+    rows = _encode(model, texts)
+    function = partial(_compute_states, model.spec, family, layers, POOLS[pool])
+    states = BatchedFunction(function, model.params, model.mesh, model.eval_batch_size)(rows, "embedding")
+    if POOLS[pool] is not None:
+        return np.stack(states)
+    return [state[: len(row["tokens"])] for state, row in zip(states, rows, strict=True)]
 
 
-def _states(blueprint: Any, family: str, layer: int | None, pool: Any, params: Any, batch: dict[str, Array]) -> Array:
-    model = blueprint.model(params)
-    model = getattr(model, "discriminator", model)
-    side = model.decoder if family == "decoder" else model.encoder
-    if layer is not None:
-        _shorten(side.stack, layer)
-    states = side(model.tokens(batch["tokens"]), None, batch["segment_ids"])[0].astype(jnp.float32)
-    return pool(states, (batch["segment_ids"] > 0) & (batch["tokens"] >= 0)) if pool else states
+def embed_file(model: EvaluationModel, file: Path, to: Path, pool: str, layer: int | None) -> tuple[int, ...]:
+    """Embed each line of a file, write the embeddings, and return their shape.
 
-
-def _shorten(stack: Any, layers: int) -> None:
-    """Keep the first layers of a stack, without what follows them."""
-    stack.repeats, stack.final_norm = layers // len(stack.config.pattern), None
-    if not stack.config.shared_layers:
-        graph, weights = nnx.split(stack.layers)
-        stack.layers = nnx.merge(graph, jax.tree.map(lambda w: w[: stack.repeats], weights))
-
-
-def embed_file(model: Any, file: Path, to: Path, pool: str, layer: int | None) -> tuple[int, ...]:
-    """Embed each line of a file into a new .npy `[texts, embed]`; the shape is returned.
-
-    With pool `none` an .npz of `states` `[tokens, embed]` and `borders` `[texts + 1]`: those of text n are
-    `states[borders[n] : borders[n + 1]]`.
+    The result is an .npy of `[texts, embed]`. With pool `none` it is an .npz of `states` `[tokens, embed]` and
+    `borders` `[texts + 1]`: the states of text n are `states[borders[n] : borders[n + 1]]`.
 
     Raises:
-        UserError: a file that cannot be read or written, or has no line.
+        UserError: a file that cannot be read or written, or that has no line.
     """
     suffix = ".npz" if pool == "none" else ".npy"
     if to.suffix != suffix:
@@ -88,13 +80,90 @@ def embed_file(model: Any, file: Path, to: Path, pool: str, layer: int | None) -
         raise UserError(f"{file}: cannot be read: {error.strerror}") from None
     if not texts:
         raise UserError(f"{file}: holds no text; each line is one")
-    found = embed(model, texts, pool, layer)
-    states = np.concatenate(found) if pool == "none" else found
+    embeddings = embed(model, texts, pool, layer)
     try:
-        if pool == "none":
-            np.savez(to, states=states, borders=np.cumsum([0, *map(len, found)]))
-        else:
-            np.save(to, states)
+        if isinstance(embeddings, np.ndarray):
+            np.save(to, embeddings)
+            return embeddings.shape
+        states = np.concatenate(embeddings)
+        np.savez(to, states=states, borders=np.cumsum([0, *map(len, embeddings)]))
+        return states.shape
     except OSError as error:
         raise UserError(f"{to}: cannot be written: {error.strerror}") from None
-    return states.shape
+
+
+def _layers_to_run(model: EvaluationModel, layer: int | None) -> int | None:
+    """Return the number of layers up to `layer`, or None for all of them.
+
+    Raises:
+        UserError: the model has no such layer, or the layer is inside a repeat of the layer pattern.
+    """
+    config = model.config.model
+    last = config.layers
+    if config.family == "electra":
+        last = config.model_of_discriminator.layers
+    if layer is None:
+        return None
+    number = layer
+    if layer < 0:
+        number = last + 1 + layer
+    period = len(config.pattern)
+    if not 1 <= number <= last or number % period:
+        raise UserError(f"layer {layer}: the model has {last} layers, in repeats of {period}")
+    return None if number == last else number
+
+
+def _encode(model: EvaluationModel, texts: Sequence[str]) -> list[Features]:
+    """Return the features of each text, cut to the model's window."""
+    rows: list[Features] = []
+    truncated = 0
+    for text in texts:
+        token_ids = model.encode_text(text)
+        if len(token_ids) > model.window:
+            truncated += 1
+            token_ids = _cut_end(token_ids, model)
+        rows.append({"tokens": token_ids, "segment_ids": np.ones_like(token_ids)})
+    if truncated:
+        logging.warning("%d of %d texts lost their end: the model reads %d tokens", truncated, len(texts), model.window)
+    return rows
+
+
+def _cut_end(token_ids: np.ndarray, model: EvaluationModel) -> np.ndarray:
+    """Cut a text to the model's window, and keep the [SEP] or EOS that ends it."""
+    if model.config.model.family == "decoder":
+        return token_ids[: model.window]
+    return np.append(token_ids[: model.window - 1], token_ids[-1:])
+
+
+def _compute_states(
+    spec: ModelSpec,
+    family: str,
+    layers: int | None,
+    pool: Pool | None,
+    params: PyTree[Array],
+    batch: dict[str, Array],
+) -> Float[Array, "b l d"] | Float[Array, "b d"]:
+    """Return the states after `layers` layers (None: all of them), pooled if there is a pool, in float32."""
+    module = spec.model(params)
+    module = getattr(module, "discriminator", module)
+    side = module.decoder if family == "decoder" else module.encoder
+    if layers is not None:
+        _keep_first_layers(side.stack, layers)
+    states, _ = side(module.tokens(batch["tokens"]), None, batch["segment_ids"])
+    states = states.astype(jnp.float32)
+    if pool is None:
+        return states
+    # Soft prompts, whose ids are negative, are not part of the text.
+    is_text = (batch["segment_ids"] > 0) & (batch["tokens"] >= 0)
+    return pool(states, is_text)
+
+
+def _keep_first_layers(stack: Stack, layers: int) -> None:
+    """Remove the layers after the first `layers` from a stack, and its final norm."""
+    repeats = layers // len(stack.config.pattern)
+    stack.repeats = repeats
+    stack.final_norm = None
+    if not stack.config.shared_layers:
+        graph, weights = nnx.split(stack.layers)
+        first_weights = jax.tree.map(lambda weight: weight[:repeats], weights)
+        stack.layers = nnx.merge(graph, first_weights)

@@ -1,97 +1,149 @@
-"""How likely a model finds tokens that follow others: what few-shot tasks, perplexity and `score` are made of."""
+"""Log-likelihood of tokens that follow others: the base of few-shot tasks, perplexity and `score`."""
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, TypeAlias
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
 
 from t5x_lite.errors import UserError
-from t5x_lite.evaluate.batches import BatchedFunction
+from t5x_lite.evaluate.batched_function import BatchedFunction, Features
 from t5x_lite.models.config import START, ModelConfig
 from t5x_lite.models.losses import chunks_for
 from t5x_lite.models.sharding import shards
 from t5x_lite.models.transformer import ModelSpec
 from t5x_lite.objectives.features import Pair
 
-Likely: TypeAlias = tuple[float, bool]
-"""Log-probability (nats) of all targets of a pair together, and whether at none of them another token is likelier."""
+
+class TargetScore(NamedTuple):
+    """The score of the targets of one pair.
+
+    Attributes:
+        log_likelihood: log-probability of all targets together, in nats.
+        is_greedy: every target is the likeliest token at its position.
+    """
+
+    log_likelihood: float
+    is_greedy: bool
 
 
 class Likelihood:
-    """Log-probabilities of targets given inputs, `rows` pairs a batch.
+    """Computes the log-likelihood of targets given inputs.
 
-    In a decoder the inputs stand before the targets (a prefix language model sees them both ways); in an
-    encoder_decoder they are the encoder's. `truncated` counts those that lost their beginning.
+    In a decoder the targets follow the inputs; a prefix language model attends to the inputs both ways. In an
+    encoder_decoder the inputs are the encoder's.
+
+    Args:
+        config: the model's config.
+        spec: the model without its weights.
+        params: weights.
+        mesh: the mesh of the weights.
+        batch_size: pairs of a batch.
+
+    Attributes:
+        truncated_inputs: the number of inputs so far that were too long and lost their first tokens.
     """
 
-    def __init__(self, config: ModelConfig, blueprint: ModelSpec, params: Any, mesh: Mesh, rows: int) -> None:
+    def __init__(
+        self, config: ModelConfig, spec: ModelSpec, params: PyTree[Array], mesh: Mesh, batch_size: int
+    ) -> None:
         if config.family not in {"decoder", "encoder_decoder"}:
             raise UserError(
                 f"a model of family {config.family} gives texts no probability from left to right; `score` hides one "
                 "token at a time"
             )
-        self.family, self.truncated = config.family, 0
-        self._batches = BatchedFunction(partial(_of_targets, blueprint, config.vocab or 1), params, mesh, rows)
+        self.family = config.family
+        self.truncated_inputs = 0
+        function = partial(_score_targets, spec, config.vocab or 1)
+        self._batched_function = BatchedFunction(function, params, mesh, batch_size)
 
-    def __call__(self, pairs: Sequence[Pair], window: int) -> list[Likely]:
-        """Of each pair, in order.
+    def __call__(self, pairs: Sequence[Pair], window: int) -> list[TargetScore]:
+        """Score each pair.
 
         Args:
-            pairs: inputs, of which a decoder needs a token, and targets.
-            window: tokens that the model reads, on each side of an encoder_decoder; longer inputs lose their beginning.
+            pairs: inputs, at least one token for a decoder, and targets.
+            window: tokens that the model reads, on each side of an encoder_decoder. Inputs that are too long lose their
+                first tokens.
 
         Raises:
             UserError: more targets than the window.
         """
-        rows = [self._features(inputs, np.asarray(targets, np.int32), window) for inputs, targets in pairs]
-        return [
-            (float(found[: len(targets)].sum(dtype=np.float64)), bool(best[: len(targets)].all()))
-            for (found, best), (_, targets) in zip(self._batches(rows, "scoring"), pairs, strict=True)
-        ]
+        features = [self._build_features(inputs, np.asarray(targets, np.int32), window) for inputs, targets in pairs]
+        rows = self._batched_function(features, "scoring")
+        scores = []
+        for (log_probs, is_likeliest), (_, targets) in zip(rows, pairs, strict=True):
+            # What follows the targets is padding.
+            log_likelihood = float(log_probs[: len(targets)].sum(dtype=np.float64))
+            is_greedy = bool(is_likeliest[: len(targets)].all())
+            scores.append(TargetScore(log_likelihood, is_greedy))
+        return scores
 
-    def _features(self, inputs: np.ndarray, targets: np.ndarray, window: int) -> dict[str, np.ndarray]:
+    def _build_features(self, inputs: Int[np.ndarray, "_"], targets: Int[np.ndarray, "_"], window: int) -> Features:
         if len(targets) > window:
             raise UserError(f"{len(targets)} tokens to score are more than the window of {window}")
-        room = window if self.family == "encoder_decoder" else window + 1 - len(targets)
-        self.truncated += len(inputs) > room
-        read = np.asarray(inputs, np.int32)[-room:]
         if self.family == "encoder_decoder":
-            shifted = np.concatenate([[START], targets])[: len(targets)].astype(np.int32)
-            return {"tokens": read, "segment_ids": np.ones_like(read), "decoder_tokens": shifted, "targets": targets}
-        tokens = np.concatenate([read, targets])[: max(len(read) + len(targets) - 1, 1)]
+            inputs = self._truncate(inputs, window)
+            shifted_targets = np.concatenate([[START], targets])[: len(targets)].astype(np.int32)
+            return {
+                "tokens": inputs,
+                "segment_ids": np.ones_like(inputs),
+                "decoder_tokens": shifted_targets,
+                "targets": targets,
+            }
+        # The last target is predicted and not read.
+        inputs = self._truncate(inputs, window + 1 - len(targets))
+        length = max(len(inputs) + len(targets) - 1, 1)
+        tokens = np.concatenate([inputs, targets])[:length]
+        is_prefix = np.arange(len(tokens)) < len(inputs)
         return {
             "tokens": tokens,
             "segment_ids": np.ones_like(tokens),
-            "prefix": (np.arange(len(tokens)) < len(read)).astype(np.int32),
-            "places": np.arange(len(read) - 1, len(read) - 1 + len(targets), dtype=np.int32),
+            "prefix": is_prefix.astype(np.int32),
+            "predicting_positions": len(inputs) - 1 + np.arange(len(targets), dtype=np.int32),
             "targets": targets,
         }
 
+    def _truncate(self, inputs: Int[np.ndarray, "_"], limit: int) -> Int[np.ndarray, "_"]:
+        """Keep the last `limit` tokens."""
+        if len(inputs) > limit:
+            self.truncated_inputs += 1
+        return np.asarray(inputs, np.int32)[-limit:]
 
-def _of_targets(blueprint: ModelSpec, vocab: int, params: Any, batch: dict[str, Array]) -> tuple[Array, Array]:
-    """Log-probability of every target, and whether it is the likeliest token, `[batch, targets]` each."""
-    model = blueprint.model(params)
-    tokens, segments, targets = batch["tokens"], batch["segment_ids"], batch["targets"]
+
+def _score_targets(
+    spec: ModelSpec, vocab: int, params: PyTree[Array], batch: dict[str, Array]
+) -> tuple[Float[Array, "b t"], Bool[Array, "b t"]]:
+    """Return the log-probability of every target, and whether it is the likeliest token."""
+    module = spec.model(params)
+    targets = batch["targets"]
     if "decoder_tokens" in batch:
-        states = model(tokens, batch["decoder_tokens"], segment_ids=segments)
+        states = module(batch["tokens"], batch["decoder_tokens"], segment_ids=batch["segment_ids"])
     else:
-        states = model(tokens, segment_ids=segments, prefix=batch["prefix"])
-        states = jnp.take_along_axis(states, batch["places"][..., None], axis=1)
+        states = module(batch["tokens"], segment_ids=batch["segment_ids"], prefix=batch["prefix"])
+        states = jnp.take_along_axis(states, batch["predicting_positions"][..., None], axis=1)
     rows, length = targets.shape
 
-    def one(part: tuple[Float[Array, "b l d"], Int[Array, "b l"]]) -> tuple[Array, Array]:
-        scores = model.logits(part[0])
-        chosen = jnp.take_along_axis(scores, part[1][..., None], axis=-1)[..., 0]
-        return chosen - jax.nn.logsumexp(scores, axis=-1), scores.argmax(-1) == part[1]
+    def score_chunk(chunk: tuple[Float[Array, "b l d"], Int[Array, "b l"]]) -> tuple[Array, Array]:
+        states, targets = chunk
+        logits = module.logits(states)
+        target_logits = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+        log_probs = target_logits - jax.nn.logsumexp(logits, axis=-1)
+        return log_probs, logits.argmax(-1) == targets
 
-    # All logits at one time can be larger than the model.
-    chunks = chunks_for(length, 4 * -(-rows // shards("batch")) * length * vocab)
-    parts = jax.tree.map(
-        lambda x: jnp.moveaxis(x.reshape(rows, chunks, length // chunks, *x.shape[2:]), 1, 0), (states, targets)
-    )
-    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(rows, length), jax.lax.map(one, parts))
+    # All logits together can be larger than the model.
+    rows_per_shard = -(-rows // shards("batch"))
+    bytes_of_logits = 4 * rows_per_shard * length * vocab
+    chunks = chunks_for(length, bytes_of_logits)
+
+    def split(array: Shaped[Array, "b t *rest"]) -> Shaped[Array, "chunks b l *rest"]:
+        return jnp.moveaxis(array.reshape(rows, chunks, length // chunks, *array.shape[2:]), 1, 0)
+
+    def join(array: Shaped[Array, "chunks b l"]) -> Shaped[Array, "b t"]:
+        return jnp.moveaxis(array, 0, 1).reshape(rows, length)
+
+    log_probs, is_likeliest = jax.lax.map(score_chunk, (split(states), split(targets)))
+    return join(log_probs), join(is_likeliest)

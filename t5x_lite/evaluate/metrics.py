@@ -1,157 +1,223 @@
-"""Metrics of tasks: from predictions and references, in the same order, to named values.
+"""Metrics of tasks: functions from predictions and references, in the same order, to named scores.
 
-All are fractions from 0 to 1 (correlations from -1), but sacrebleu's BLEU, which is in percent as everybody quotes it.
+Scores are fractions from 0 to 1 (correlations from -1 to 1), except sacrebleu's BLEU, which is quoted in percent.
 """
 
 import re
 import string
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
-from typing import Any
+from itertools import zip_longest
+from types import ModuleType
+from typing import Literal, TypeAlias, TypedDict
 
 from t5x_lite.errors import UserError
 
-Scores = dict[str, float]
-Metric = Callable[[Sequence[Any], Sequence[Any]], Scores]
+Scores: TypeAlias = dict[str, float]
+Metric: TypeAlias = Callable[..., Scores]
+"""A function of predictions and references, two sequences of equal length; their types depend on the metric."""
 
 
-def _library(name: str) -> Any:
-    try:
-        return import_module(name)
-    except ImportError:
-        raise UserError(f"{name.partition('.')[0]} is not installed; run: pip install 't5x_lite[eval]'") from None
+class JudgedAnswer(TypedDict):
+    """A reference of MultiRC: one answer to a question, and whether it is right."""
+
+    question: str
+    label: int
 
 
 def check_metric(metric: str, task: str) -> None:
-    """Refuse what could not be computed, before any work is done for it.
+    """Refuse a metric that cannot be computed, before any work is done for it.
 
     Raises:
         UserError: no such metric, or the library that computes it is not installed.
     """
     if metric not in METRICS:
         raise UserError(f"task {task}: no metric {metric!r}; there are {', '.join(sorted(METRICS))}")
-    library = next((own for own, names in LIBRARIES.items() if metric in names), None)
-    if library:
-        _library(library)
+    for library, metrics in LIBRARIES.items():
+        if metric in metrics:
+            _import_library(library)
 
 
-def _mean(values: Sequence[Any]) -> float:
-    return sum(map(float, values)) / max(len(values), 1)
-
-
-def accuracy(predictions: Sequence[Any], references: Sequence[Any]) -> Scores:
-    """Share of predictions that equal their reference."""
-    return {"accuracy": _mean([p == r for p, r in zip(predictions, references, strict=True)])}
+def accuracy(predictions: Sequence[object], references: Sequence[object]) -> Scores:
+    """Return the fraction of predictions that equal their reference."""
+    hits = [prediction == reference for prediction, reference in zip(predictions, references, strict=True)]
+    return {"accuracy": _mean(hits)}
 
 
 def exact_match(predictions: Sequence[str], references: Sequence[str]) -> Scores:
-    """Share of texts that equal their reference but for spaces around them."""
-    return {"exact_match": _mean([p.strip() == r.strip() for p, r in zip(predictions, references, strict=True)])}
+    """Return the fraction of texts that equal their reference, apart from spaces around them."""
+    hits = [
+        prediction.strip() == reference.strip() for prediction, reference in zip(predictions, references, strict=True)
+    ]
+    return {"exact_match": _mean(hits)}
 
 
-def f1(predictions: Sequence[Any], references: Sequence[Any]) -> Scores:
-    """F1 of the class 1 against 0 (GLUE's MRPC and QQP); a prediction that is neither counts as wrong."""
-    chosen = [p if p in (0, 1) else 1 - r for p, r in zip(predictions, references, strict=True)]
-    return {"f1": float(_library("sklearn.metrics").f1_score(list(references), chosen, zero_division=0))}
+def f1(predictions: Sequence[object], references: Sequence[int]) -> Scores:
+    """Return the F1 of class 1 against class 0 (GLUE's MRPC and QQP). A prediction of neither class is wrong."""
+    chosen = []
+    for prediction, reference in zip(predictions, references, strict=True):
+        wrong_class = 1 - reference
+        chosen.append(prediction if prediction in (0, 1) else wrong_class)
+    metrics = _import_library("sklearn.metrics")
+    return {"f1": float(metrics.f1_score(list(references), chosen, zero_division=0))}
 
 
-def f1_macro(predictions: Sequence[Any], references: Sequence[Any]) -> Scores:
-    """Mean of the F1 of each class that the references have (SuperGLUE's CB)."""
-    score, own = _library("sklearn.metrics").f1_score, sorted(set(references))
-    return {"f1_macro": float(score(references, predictions, labels=own, average="macro", zero_division=0))}
+def f1_macro(predictions: Sequence[int], references: Sequence[int]) -> Scores:
+    """Return the mean of the F1 of each class among the references (SuperGLUE's CB)."""
+    metrics = _import_library("sklearn.metrics")
+    classes = sorted(set(references))
+    score = metrics.f1_score(references, predictions, labels=classes, average="macro", zero_division=0)
+    return {"f1_macro": float(score)}
 
 
-def matthews(predictions: Sequence[Any], references: Sequence[Any]) -> Scores:
-    """Matthews' correlation coefficient (GLUE's CoLA); 0 where it is not defined."""
-    return {"matthews": float(_library("sklearn.metrics").matthews_corrcoef(references, predictions))}
+def matthews(predictions: Sequence[int], references: Sequence[int]) -> Scores:
+    """Return Matthews' correlation coefficient (GLUE's CoLA); 0 where it is not defined."""
+    metrics = _import_library("sklearn.metrics")
+    return {"matthews": float(metrics.matthews_corrcoef(references, predictions))}
 
 
 def pearson(predictions: Sequence[float], references: Sequence[float]) -> Scores:
-    """Pearson's correlation (GLUE's STS-B); 0 where it is not defined."""
+    """Return Pearson's correlation (GLUE's STS-B); 0 where it is not defined."""
     return {"pearson": _correlation("pearsonr", predictions, references)}
 
 
 def spearman(predictions: Sequence[float], references: Sequence[float]) -> Scores:
-    """Spearman's rank correlation (GLUE's STS-B); 0 where it is not defined."""
+    """Return Spearman's rank correlation (GLUE's STS-B); 0 where it is not defined."""
     return {"spearman": _correlation("spearmanr", predictions, references)}
 
 
-def _correlation(name: str, predictions: Sequence[float], references: Sequence[float]) -> float:
-    if len(set(predictions)) < 2 or len(set(references)) < 2:
-        return 0.0
-    return float(getattr(_library("scipy.stats"), name)(predictions, references).statistic)
-
-
 def squad(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> Scores:
-    """Exact match and F1 of words, the best over a question's answers; none are the answer "" (SQuAD 1.1 and 2.0).
+    """Return exact match and F1 of words, each the best over the answers of a question (SQuAD 1.1 and 2.0).
 
-    As the official script of 2.0 has it (Rajpurkar et al. 2016, §6.1; 2018, §5).
+    A question without answers has the answer "". The definition is that of the official script of 2.0 (Rajpurkar et al.
+    2016, §6.1; 2018, §5).
     """
-    exact, overlap = [], []
+    exact = []
+    word_f1 = []
     for prediction, answers in zip(predictions, references, strict=True):
-        found = _words(prediction)
-        golds = [gold for gold in map(_words, answers) if gold] or [[]]
-        exact.append(found in golds)
-        overlap.append(max(_overlap(found, gold) for gold in golds))
-    return {"exact_match": _mean(exact), "f1": _mean(overlap)}
+        words = _normalised_words(prediction)
+        golds = _normalised_answers(answers)
+        exact.append(words in golds)
+        word_f1.append(max(_word_f1(words, gold) for gold in golds))
+    return {"exact_match": _mean(exact), "f1": _mean(word_f1)}
 
 
-def _words(answer: str) -> list[str]:
-    """Lower case, without punctuation and articles."""
-    plain = answer.lower().translate({ord(sign): None for sign in string.punctuation})
-    return re.sub(r"\b(a|an|the)\b", " ", plain).split()
+def multirc(predictions: Sequence[int], references: Sequence[JudgedAnswer]) -> Scores:
+    """Return the F1 over all answers, and the fraction of questions with all answers judged right.
 
-
-def _overlap(found: Sequence[str], gold: Sequence[str]) -> float:
-    if not found or not gold:
-        return float(found == gold)
-    return 2 * (Counter(found) & Counter(gold)).total() / (len(found) + len(gold))
-
-
-def multirc(predictions: Sequence[int], references: Sequence[Mapping[str, Any]]) -> Scores:
-    """F1 over all answers, and the share of questions whose answers are all judged right (Khashabi et al. 2018, §5.1).
-
-    A reference is `{"question": id, "label": 0 or 1}` of one answer.
+    Khashabi et al. 2018, §5.1.
     """
-    labels = [reference["label"] for reference in references]
-    questions = defaultdict(list)
+    labels = []
+    is_right: dict[str, list[bool]] = defaultdict(list)
     for prediction, reference in zip(predictions, references, strict=True):
-        questions[reference["question"]].append(prediction == reference["label"])
-    return f1(predictions, labels) | {"exact_match": _mean([all(answers) for answers in questions.values()])}
+        labels.append(reference["label"])
+        is_right[reference["question"]].append(prediction == reference["label"])
+    all_right = [all(answers) for answers in is_right.values()]
+    return {**f1(predictions, labels), "exact_match": _mean(all_right)}
 
 
 def span_f1(predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str]]) -> Scores:
-    """Precision, recall and F1 of whole spans, from the BIO tags of each sentence (CoNLL-2003, Tjong Kim Sang 2003)."""
-    tags = [list(map(list, side)) for side in (references, predictions)]
-    library, kinds = _library("seqeval.metrics"), ("precision", "recall", "f1")
-    return {f"span_{kind}": float(getattr(library, f"{kind}_score")(*tags, zero_division=0)) for kind in kinds}
+    """Return precision, recall and F1 of whole spans, from the BIO tags of each sentence.
+
+    CoNLL-2003 (Tjong Kim Sang and De Meulder 2003).
+    """
+    metrics = _import_library("seqeval.metrics")
+    reference_tags = list(map(list, references))
+    predicted_tags = list(map(list, predictions))
+    return {
+        "span_precision": float(metrics.precision_score(reference_tags, predicted_tags, zero_division=0)),
+        "span_recall": float(metrics.recall_score(reference_tags, predicted_tags, zero_division=0)),
+        "span_f1": float(metrics.f1_score(reference_tags, predicted_tags, zero_division=0)),
+    }
 
 
 def bleu(predictions: Sequence[str], references: Sequence[str | Sequence[str]]) -> Scores:
-    """BLEU of the corpus in percent, with sacrebleu's defaults (Post 2018); a reference may be several."""
-    several = [[r] if isinstance(r, str) else list(r) for r in references]
-    streams = [[own[n] if n < len(own) else None for own in several] for n in range(max(map(len, several), default=0))]
-    return {"bleu": _library("sacrebleu").corpus_bleu(list(predictions), streams).score}
+    """Return the BLEU of the corpus in percent, with sacrebleu's defaults (Post 2018).
+
+    A reference is a text, or several of which any is right.
+    """
+    alternatives: list[list[str]] = []
+    for reference in references:
+        alternatives.append([reference] if isinstance(reference, str) else list(reference))
+    # sacrebleu takes the first reference of every prediction, then the second of every one (or None), and so on.
+    streams = list(map(list, zip_longest(*alternatives)))
+    return {"bleu": _import_library("sacrebleu").corpus_bleu(list(predictions), streams).score}
 
 
 def rouge(predictions: Sequence[str], references: Sequence[str]) -> Scores:
-    """Mean F1 of ROUGE-1, ROUGE-2 and ROUGE-L of summaries (Lin 2004), without stemming.
+    """Return the mean F1 of ROUGE-1, ROUGE-2 and ROUGE-L of summaries (Lin 2004), without stemming.
 
-    The last goes by sentences: a line is one, and a full stop between spaces ends one, as in T5's evaluation.
+    ROUGE-L is computed by sentences. A line is a sentence, and a full stop between spaces ends one, as in T5's
+    evaluation.
     """
-    kinds = ["rouge1", "rouge2", "rougeLsum"]
-    scorer = _library("rouge_score.rouge_scorer").RougeScorer(kinds)
-    texts = ([text.replace(" . ", " .\n") for text in side] for side in (references, predictions))
-    found = [scorer.score(*pair) for pair in zip(*texts, strict=True)]
-    return {kind: _mean([one[kind].fmeasure for one in found]) for kind in kinds}
+    scorer = _import_library("rouge_score.rouge_scorer").RougeScorer(["rouge1", "rouge2", "rougeLsum"])
+    values: dict[str, list[float]] = {"rouge1": [], "rouge2": [], "rougeLsum": []}
+    for prediction, reference in zip(predictions, references, strict=True):
+        scores = scorer.score(_one_sentence_a_line(reference), _one_sentence_a_line(prediction))
+        for kind, score in scores.items():
+            values[kind].append(score.fmeasure)
+    return {kind: _mean(fmeasures) for kind, fmeasures in values.items()}
+
+
+def _import_library(name: str) -> ModuleType:
+    try:
+        return import_module(name)
+    except ImportError:
+        raise UserError(f"{name.partition('.')[0]} is not installed; run: pip install 't5x_lite[eval]'") from None
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(map(float, values)) / max(len(values), 1)
+
+
+def _correlation(
+    function: Literal["pearsonr", "spearmanr"], predictions: Sequence[float], references: Sequence[float]
+) -> float:
+    if len(set(predictions)) < 2 or len(set(references)) < 2:
+        return 0.0
+    stats = _import_library("scipy.stats")
+    return float(getattr(stats, function)(predictions, references).statistic)
+
+
+def _normalised_words(answer: str) -> list[str]:
+    """Return the words in lower case, without punctuation and articles."""
+    without_punctuation = answer.lower().translate(str.maketrans("", "", string.punctuation))
+    return re.sub(r"\b(a|an|the)\b", " ", without_punctuation).split()
+
+
+def _normalised_answers(answers: Sequence[str]) -> list[list[str]]:
+    """Return the words of each answer that has any; an empty answer if there is none."""
+    golds = [_normalised_words(answer) for answer in answers]
+    return list(filter(None, golds)) or [[]]
+
+
+def _word_f1(words: Sequence[str], gold: Sequence[str]) -> float:
+    if not words or not gold:
+        return float(words == gold)
+    common = Counter(words) & Counter(gold)
+    return 2 * common.total() / (len(words) + len(gold))
+
+
+def _one_sentence_a_line(text: str) -> str:
+    return text.replace(" . ", " .\n")
 
 
 METRICS: dict[str, Metric] = {
-    own.__name__: own
-    for own in (accuracy, bleu, exact_match, f1, f1_macro, matthews, multirc, pearson, rouge, span_f1, spearman, squad)
+    "accuracy": accuracy,
+    "bleu": bleu,
+    "exact_match": exact_match,
+    "f1": f1,
+    "f1_macro": f1_macro,
+    "matthews": matthews,
+    "multirc": multirc,
+    "pearson": pearson,
+    "rouge": rouge,
+    "span_f1": span_f1,
+    "spearman": spearman,
+    "squad": squad,
+    "record": squad,  # the official script of ReCoRD has SQuAD's metrics (Zhang et al. 2018, §5)
 }
-METRICS["record"] = squad  # the official script of ReCoRD has SQuAD's metrics (Zhang et al. 2018, §5)
 
 LIBRARIES = {
     "sacrebleu": {"bleu"},
@@ -160,4 +226,4 @@ LIBRARIES = {
     "rouge_score.rouge_scorer": {"rouge"},
     "seqeval.metrics": {"span_f1"},
 }
-"""What computes the metrics that are not computed here."""
+"""The metrics that each optional library computes."""

@@ -1,89 +1,127 @@
-"""Loss of a model on text: nats per predicted token, perplexity, bits per byte."""
+"""Loss of a model on text: nats per predicted token, perplexity and bits per byte."""
 
 import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Array, Int, PyTree
 
 from t5x_lite.data import sources
 from t5x_lite.data.config import SourceConfig
 from t5x_lite.errors import UserError
+from t5x_lite.evaluate.evaluation_model import EvaluationModel
 from t5x_lite.objectives.features import Pair
-from t5x_lite.train.step import Sums, means
+from t5x_lite.train.step import Batch, Sums, means
+
+LARGEST_EXPONENT = 700.0
+"""Larger ones overflow a float64."""
 
 
 def evaluate_loss(
-    eval_step: Callable[[Any, Any], Sums], params: Any, batches: Iterable[Any], tokens_per_byte: float | None
+    eval_step: Callable[[PyTree[Array], Batch], Sums],
+    params: PyTree[Array],
+    batches: Iterable[Batch],
+    tokens_per_byte: float | None,
 ) -> dict[str, float]:
-    """Sums over all batches, then means.
+    """Add up the sums of all batches, and divide once at the end.
+
+    Args:
+        eval_step: from weights and a batch to sums over the batch.
+        params: weights.
+        batches: the validation batches.
+        tokens_per_byte: tokens of the validation split per UTF-8 byte of its text, if every token is predicted.
 
     Returns:
-        `loss` (nats per predicted token), `perplexity` (its exponential), `bits_per_byte` (loss / ln 2 · tokens per
-        UTF-8 byte: comparable between tokenizers; where every token is predicted), `accuracy` (share of tokens whose
-        best guess is right), `tokens` (predicted), and what the objective's other terms and the routers say.
+        `loss` (nats per predicted token), `perplexity` (its exponential), `bits_per_byte` (loss / ln 2 ·
+        `tokens_per_byte`; comparable between tokenizers), `accuracy` (fraction of tokens that are the likeliest),
+        `tokens` (predicted tokens), and the means of the objective's other terms and of the routers.
     """
-    sums: dict[str, Any] = {}
-    for part in (eval_step(params, batch) for batch in batches):
-        sums = {name: sums[name] + term if sums else term for name, term in part.items()}
-    every = {name: value for name, value in jax.device_get(means(sums)).items() if name != "z_loss"}
-    found = {name: float(value) for name, value in every.items() if not value.shape}
-    found["perplexity"] = _exponential(found["loss"])
+    sums: Sums = {}
+    for batch in batches:
+        sums = _add_sums(sums, eval_step(params, batch))
+    scores = {}
+    for name, mean in jax.device_get(means(sums)).items():
+        is_scalar = not mean.shape
+        if is_scalar and name != "z_loss":
+            scores[name] = float(mean)
+    scores["perplexity"] = _exponential(scores["loss"])
     if tokens_per_byte is not None:
-        found["bits_per_byte"] = found["loss"] / math.log(2) * tokens_per_byte
-    return {**found, "tokens": float(sums["loss"].weight)}
+        scores["bits_per_byte"] = scores["loss"] / math.log(2) * tokens_per_byte
+    scores["tokens"] = float(sums["loss"].weight)
+    return scores
 
 
-def scoring_windows(ids: np.ndarray, first: int, window: int, stride: int) -> list[Pair]:
-    """A document cut so that each token is scored once, in rows of at most `window` tokens that the model reads.
+def scoring_windows(token_ids: Int[np.ndarray, "_"], first: int, window: int, stride: int) -> list[Pair]:
+    """Cut a document into inputs and targets such that each token is a target once.
 
-    The first row has the token `first` and predicts all that fit. Each later one predicts the next `stride` tokens, the
-    last perhaps fewer, and is filled up with what stands before them: at least `window - stride` tokens and the one
-    before the first target (the strided evaluation of GPT-2, Radford et al. 2019; of lm-evaluation-harness with a
-    stride of `window`).
+    The first pair starts with the token `first` and predicts all that fits into the window. Each later pair predicts
+    the next `stride` tokens (the last pair perhaps fewer), and its inputs are as many of the preceding tokens as fit:
+    at least `window - stride`, and the one before the first target. This is the strided evaluation of GPT-2 (Radford et
+    al. 2019); with a stride of `window` it is that of lm-evaluation-harness.
+
+    Args:
+        token_ids: the document.
+        first: the token that precedes the document.
+        window: tokens that the model reads at one time.
+        stride: targets of each pair but the first.
     """
-    whole = np.concatenate([[first], ids]).astype(np.int32)
-    ends = [0, *range(window, len(ids), stride), len(ids)] if len(ids) else []
-    spans = itertools.pairwise(ends)
-    return [(whole[max(stop - window, 0) : done + 1], whole[done + 1 : stop + 1]) for done, stop in spans]
+    if not len(token_ids):
+        return []
+    tokens = np.concatenate([[first], token_ids]).astype(np.int32)
+    ends = [0, *range(window, len(token_ids), stride), len(token_ids)]
+    pairs = []
+    for previous_end, end in itertools.pairwise(ends):
+        inputs = tokens[max(end - window, 0) : previous_end + 1]
+        targets = tokens[previous_end + 1 : end + 1]
+        pairs.append((inputs, targets))
+    return pairs
 
 
 def score_texts(
-    model: Any, texts: Sequence[str], window: int | None = None, stride: int | None = None
+    model: EvaluationModel, texts: Sequence[str], window: int | None = None, stride: int | None = None
 ) -> dict[str, float]:
-    """How well a decoder predicts documents, each for itself, from a token that begins a document.
+    """Measure how well a decoder predicts documents, each by itself.
+
+    The end of a document is not predicted.
 
     Args:
-        model: an `api.Model`.
-        texts: documents; empty ones count for nothing.
+        model: a decoder.
+        texts: documents; empty ones are left out.
         window: tokens that the model reads at one time, by default all that it can.
-        stride: see `windows`; by default half the window.
+        stride: see `scoring_windows`; by default half the window.
 
     Returns:
-        `loss` (nats per token), `perplexity` (its exponential), `word_perplexity` (per word between spaces) and
-        `bits_per_byte` of UTF-8, which do not depend on the tokenizer, and the numbers of `tokens`, `words`, `bytes`
-        and `documents`. Ends of documents are not predicted.
+        `loss` (nats per token) and `perplexity` (its exponential); `word_perplexity` (per word between spaces) and
+        `bits_per_byte` of UTF-8, which do not depend on the tokenizer; and the numbers of `tokens`, `words`, `bytes`
+        and `documents`.
 
     Raises:
-        UserError: no text, not a decoder, or a window and stride that are out of range.
+        UserError: no text, not a decoder, or a window or stride that is out of range.
     """
     if model.config.model.family != "decoder":
         raise UserError(f"perplexity of a text is for decoders; this model is of family {model.config.model.family}")
-    window = model.context(window)
-    stride = max(window // 2, 1) if stride is None else stride
+    window = model.resolve_window(window)
+    if stride is None:
+        stride = max(window // 2, 1)
     if not 1 <= stride <= window:
         raise UserError(f"stride {stride} must be from 1 to the window, {window}")
     texts = [text for text in texts if text]
-    encoded = model.tokenizer.encode_batch(texts)
-    pairs = [pair for ids in encoded for pair in scoring_windows(ids, model.first, window, stride)]
-    tokens = sum(map(len, encoded))
-    words, size = sum(len(text.split()) for text in texts), sum(len(text.encode("utf-8", "replace")) for text in texts)
+    pairs: list[Pair] = []
+    tokens = 0
+    words = 0
+    size = 0
+    for text, token_ids in zip(texts, model.tokenizer.encode_batch(texts), strict=True):
+        pairs.extend(scoring_windows(token_ids, model.prefix_token_id, window, stride))
+        tokens += len(token_ids)
+        words += len(text.split())
+        size += len(text.encode("utf-8", "replace"))
     if not tokens:
         raise UserError("there is no text to score")
-    nats = -sum(likely for likely, _ in model.likelihood(pairs, window))
+    nats = -sum(score.log_likelihood for score in model.likelihood(pairs, window))
     return {
         "loss": nats / tokens,
         "perplexity": _exponential(nats / tokens),
@@ -96,11 +134,21 @@ def score_texts(
     }
 
 
-def score_file(model: Any, file: Path, window: int | None = None, stride: int | None = None) -> dict[str, float]:
-    """`score_texts` of a text file, which is one document, or of each `text` of a JSONL or Parquet file."""
-    units = sources.units(SourceConfig(files=(str(file),)), whole_files=True)
-    return score_texts(model, [text for unit in units for _, text in sources.documents(unit)], window, stride)
+def score_file(
+    model: EvaluationModel, file: Path, window: int | None = None, stride: int | None = None
+) -> dict[str, float]:
+    """Call `score_texts` on a text file, which is one document, or on each `text` of a JSONL or Parquet file."""
+    texts: list[str] = []
+    for unit in sources.units(SourceConfig(files=(str(file),)), whole_files=True):
+        texts.extend(text for _, text in sources.documents(unit))
+    return score_texts(model, texts, window, stride)
+
+
+def _add_sums(total: Sums, batch_sums: Sums) -> Sums:
+    if not total:
+        return batch_sums
+    return jax.tree.map(jnp.add, total, batch_sums)
 
 
 def _exponential(nats: float) -> float:
-    return math.exp(min(nats, 700.0))
+    return math.exp(min(nats, LARGEST_EXPONENT))

@@ -1,17 +1,18 @@
-"""Scores of a model on the tasks that it has learnt: by its head, or by what it writes."""
+"""Scores of a model on the tasks that it has learnt: from the outputs of its head, or from the text it generates."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import groupby, islice
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Array, Int, PyTree
 
-from t5x_lite.data.records import TaskData, TaskRecords
+from t5x_lite.data.records import TaskData, TaskRecords, TaskValidation
 from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.decode.generate import Generator
 from t5x_lite.decode.sampling import Sampling
@@ -24,12 +25,26 @@ from t5x_lite.objectives.supervised import Record, Supervised
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.tasks import TaskSpec
 
-Answer = tuple[int, Any, Any]
-"""A record's number, the model's prediction and the reference."""
+
+class Answer(NamedTuple):
+    """The model's answer to one record. A line of the file of predictions has these keys."""
+
+    record: int
+    prediction: object
+    reference: object
 
 
 class TaskEvaluation:
-    """Compiled once, for the tasks of a run: a head's scores, or greedy answers of a model that writes them.
+    """Evaluates the tasks of a run; what it compiles is used again at every step of the run.
+
+    A model with a head is scored by it. Any other model generates its answers greedily.
+
+    Args:
+        data: the records of the tasks.
+        spec: the model without its weights.
+        params: weights, or their shapes and shardings.
+        tokenizer: for generated answers.
+        mesh: the mesh of the weights.
 
     Raises:
         UserError: a metric that does not exist, or whose library is not installed.
@@ -38,73 +53,109 @@ class TaskEvaluation:
     def __init__(
         self,
         data: TaskData,
-        model: ModelConfig,
-        blueprint: ModelSpec,
-        params: Any,
+        model_config: ModelConfig,
+        spec: ModelSpec,
+        params: PyTree[Array | jax.ShapeDtypeStruct],
         tokenizer: Tokenizer,
         mesh: Mesh,
     ) -> None:
-        self.data, self.objective = data, data.objective
-        self.validation, self.mesh = data.validation(), mesh
-        for own in data.held_out:
-            for metric in own.task.metrics:
-                check_metric(metric, own.name)
-        scored = isinstance(self.objective, Supervised)
-        self.generator = None if scored else Generator(model, blueprint, params, tokenizer)
-        self._score = jax.jit(
-            lambda params, batch: self.objective.scores(blueprint.model(params), batch),  # type: ignore[attr-defined]
-            out_shardings=meshes.replicated(mesh),
-        )
+        self.data = data
+        for records in data.held_out:
+            for metric in records.task.metrics:
+                check_metric(metric, records.name)
+        objective = data.objective
+        self._answers: HeadAnswers | GeneratedAnswers
+        if isinstance(objective, Supervised):
+            self._answers = HeadAnswers(objective, data.validation(), spec, mesh)
+        else:
+            generator = Generator(model_config, spec, params, tokenizer)
+            self._answers = GeneratedAnswers(generator, data.validation())
 
-    def scores(self, params: Any, folder: Path | None = None) -> dict[str, float]:
-        """`<task>/<metric>` of every task on its validation records; predictions go to `folder` as JSONL, if given."""
-        found: dict[str, float] = {}
-        for own in self.data.held_out:
-            answers = list(self._scored(own, params) if self.generator is None else self._written(own, params))
+    def scores(self, params: PyTree[Array], folder: Path | None = None) -> dict[str, float]:
+        """Return `<task>/<metric>` on the validation records of every task.
+
+        The predictions of a task are written to `folder/<task>.jsonl`, if there is a folder.
+        """
+        scores: dict[str, float] = {}
+        for records in self.data.held_out:
+            answers = list(self._answers(records, params))
             _, predictions, references = zip(*answers, strict=True)
-            for metric in own.task.metrics:
-                found |= {f"{own.name}/{key}": value for key, value in METRICS[metric](predictions, references).items()}
+            for metric in records.task.metrics:
+                for key, value in METRICS[metric](predictions, references).items():
+                    scores[f"{records.name}/{key}"] = value
             if folder is not None and jax.process_index() == 0:
-                rows = ({"record": n, "prediction": p, "reference": r} for n, p, r in answers)
-                lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-                write_file(folder / f"{own.name}.jsonl", lines)
-        return found
+                lines = [json.dumps(answer._asdict(), ensure_ascii=False) + "\n" for answer in answers]
+                write_file(folder / f"{records.name}.jsonl", "".join(lines))
+        return scores
 
-    def _scored(self, own: TaskRecords, params: Any) -> Iterator[Answer]:
-        """From the scores of each record's examples."""
-        size, objective = self.validation.batch_size, self.objective
-        assert isinstance(objective, Supervised)
-        local = meshes.local_rows(self.mesh, size)
-        made = (meshes.to_global(self.mesh, batch, size) for batch in self.validation.batches_of(own, local))
-        scores = (jax.device_get(self._score(params, batch)) for batch in made)
-        rows = ({name: value[row] for name, value in batch.items()} for batch in scores for row in range(size))
-        examples = ((number, features, next(rows)) for number, features in self.validation.examples(own))
-        for number, group in groupby(examples, key=itemgetter(0)):
-            record, (_, features, scored) = own[number], zip(*group, strict=True)
-            yield number, objective.prediction(record, features, scored), _reference(own.task, record)
 
-    def _written(self, own: TaskRecords, params: Any) -> Iterator[Answer]:
-        """From what the model writes after each record's inputs."""
-        assert self.generator is not None
+class HeadAnswers:
+    """Answers of a model with a head, from the scores of each record's examples (windows of a long text)."""
+
+    def __init__(self, objective: Supervised, validation: TaskValidation, spec: ModelSpec, mesh: Mesh) -> None:
+        self.objective = objective
+        self.validation = validation
+        self.spec = spec
+        self.mesh = mesh
+        self._compiled_scores = jax.jit(self._compute_scores, out_shardings=meshes.replicated(mesh))
+
+    def __call__(self, records: TaskRecords, params: PyTree[Array]) -> Iterator[Answer]:
+        """Yield the answer to each record."""
+        rows = self._score_examples(records, params)
+        for number, numbered_examples in groupby(self.validation.examples(records), key=itemgetter(0)):
+            examples = [features for _, features in numbered_examples]
+            scores = list(islice(rows, len(examples)))
+            record = records[number]
+            prediction = self.objective.prediction(record, examples, scores)
+            yield Answer(number, prediction, _reference(records.task, record))
+
+    def _score_examples(self, records: TaskRecords, params: PyTree[Array]) -> Iterator[dict[str, np.ndarray]]:
+        """Yield the scores of each example in order, and then those of the padding of the last batch."""
+        size = self.validation.batch_size
+        local_rows = meshes.local_rows(self.mesh, size)
+        for local_batch in self.validation.batches_of(records, local_rows):
+            batch = meshes.to_global(self.mesh, local_batch, size)
+            scores = jax.device_get(self._compiled_scores(params, batch))
+            for row in range(size):
+                yield {name: values[row] for name, values in scores.items()}
+
+    def _compute_scores(self, params: PyTree[Array], batch: Mapping[str, Array]) -> dict[str, Array]:
+        return self.objective.scores(self.spec.model(params), batch)
+
+
+class GeneratedAnswers:
+    """Answers that a model generates greedily after the inputs of each record."""
+
+    def __init__(self, generator: Generator, validation: TaskValidation) -> None:
+        self.generator = generator
+        self.validation = validation
+
+    def __call__(self, records: TaskRecords, params: PyTree[Array]) -> Iterator[Answer]:
+        """Yield the answer to each record."""
         self.generator.params = params
-        task, size = own.task, self.validation.batch_size
-        greedy, objective = Sampling(task.target_len, temperature=0), task.objective
-        examples = self.validation.examples(own)
-        while group := list(islice(examples, size)):
-            texts = self.generator.generate([_prompt(features) for _, features in group], greedy)
-            for (number, _), text in zip(group, texts, strict=True):
-                record = own[number]
-                answer = objective.from_text(text, record) if isinstance(objective, Supervised) else text.strip()
-                yield number, answer, _reference(task, record)
+        task = records.task
+        greedy = Sampling(task.target_len, temperature=0)
+        examples = self.validation.examples(records)
+        while batch := list(islice(examples, self.validation.batch_size)):
+            prompts = [_prompt(features) for _, features in batch]
+            texts = self.generator.generate(prompts, greedy)
+            for (number, _), text in zip(batch, texts, strict=True):
+                record = records[number]
+                prediction: object = text.strip()
+                if isinstance(task.objective, Supervised):
+                    prediction = task.objective.from_text(text, record)
+                yield Answer(number, prediction, _reference(task, record))
 
 
-def _prompt(features: Features) -> np.ndarray:
-    """The inputs of a record as the model saw them in training."""
-    inputs = (features["segment_ids"] > 0) & (features.get("prefix", 1) > 0)
-    return features["tokens"][inputs]
+def _prompt(features: Features) -> Int[np.ndarray, "_"]:
+    """Return the inputs of an example as the model reads them in training."""
+    is_input = (features["segment_ids"] > 0) & (features.get("prefix", 1) > 0)
+    return features["tokens"][is_input]
 
 
-def _reference(task: TaskSpec, record: Record) -> Any:
-    """The right answer, with its question where answers are judged together (MultiRC)."""
-    own = task.reference(record)
-    return {"question": record["question"], "label": own} if "question" in record and "answer" in record else own
+def _reference(task: TaskSpec, record: Record) -> object:
+    """Return the right answer, with its question where the answers to a question are judged together (MultiRC)."""
+    reference = task.reference(record)
+    if "question" in record and "answer" in record:
+        return {"question": record["question"], "label": reference}
+    return reference

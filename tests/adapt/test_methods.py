@@ -212,7 +212,7 @@ def test_berts_biases_are_the_published_share() -> None:
 
 def test_a_soft_prompt_stands_before_every_text(adapted: dict[str, Path]) -> None:
     run = t5x_lite.load(adapted["prompt"])
-    ids = run.encoded("the quick brown fox")
+    ids = run.encode_text("the quick brown fox")
     cls = run.tokenizer.vocabulary().named["[CLS]"]
     assert ids[:4].tolist() == [-1, -2, -3, cls]
     (vector,) = run.embed(["the quick brown fox"], pool="cls")

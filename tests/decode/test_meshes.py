@@ -1,4 +1,4 @@
-"""Generation on a mesh makes the tokens of one device, and lays its cache out over the mesh."""
+"""Generation on a mesh gives the tokens of one device, and shards its KV cache over the mesh."""
 
 import os
 import socket
@@ -11,26 +11,32 @@ import pytest
 from tests.conftest import REPOSITORY
 
 
-def run(family: str, processes: int) -> None:
-    """8 simulated devices, in so many processes."""
+def compare_in_processes(family: str, processes: int) -> None:
+    """Run generate_on_meshes.py on 8 simulated devices in the given number of processes."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
-    flags = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={8 // processes}", "PYTHONPATH": str(REPOSITORY)}
+    environment = {
+        **os.environ,
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={8 // processes}",
+        "PYTHONPATH": str(REPOSITORY),
+        "NPROC": "16",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+    }
     if processes > 1:
-        flags |= {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(processes)}
+        environment["JAX_COORDINATOR_ADDRESS"] = address
+        environment["JAX_NUM_PROCESSES"] = str(processes)
     command = [sys.executable, str(Path(__file__).with_name("generate_on_meshes.py")), family]
-    more = {"NPROC": "16", "TF_CPP_MIN_LOG_LEVEL": "3"}
-    started = [
-        subprocess.Popen(
+    started = []
+    for number in range(processes):
+        process = subprocess.Popen(
             command,
-            env=os.environ | flags | more | {"JAX_PROCESS_ID": str(number)},
+            env={**environment, "JAX_PROCESS_ID": str(number)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for number in range(processes)
-    ]
+        started.append(process)
     for process in started:
         out, errors = process.communicate(timeout=240)
         assert out.splitlines()[-1:] == ["equal"], errors
@@ -45,6 +51,6 @@ def run(family: str, processes: int) -> None:
         pytest.param("encoder_decoder", 2, marks=pytest.mark.slow),
     ],
 )
-def test_a_mesh_makes_the_tokens_and_scores_of_one_device(family: str, processes: int) -> None:
-    """Data 2 × fsdp 2 × tensor 2: draws, penalties and beams; rows lie over data and fsdp, heads over tensor."""
-    run(family, processes)
+def test_a_mesh_gives_the_tokens_and_scores_of_one_device(family: str, processes: int) -> None:
+    """The mesh is data 2 × fsdp 2 × tensor 2. Rows are sharded over data and fsdp, heads over tensor."""
+    compare_in_processes(family, processes)

@@ -1,4 +1,4 @@
-"""The labelled sentences of the tests of adaptation."""
+"""The labelled sentences that the tests of adaptation use."""
 
 from tests.adapt.conftest import labelled
 

@@ -1,4 +1,4 @@
-"""lm-evaluation-harness: our models against its own Hugging Face backend, prompts that draw and vote, the command."""
+"""lm-evaluation-harness: our models against its Hugging Face backend, votes of sampled answers, and the command."""
 
 import json
 import os
@@ -29,7 +29,8 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers  #
 
 from t5x_lite.convert.huggingface import import_hf  # noqa: E402
 from t5x_lite.convert.imported_run import write_run  # noqa: E402
-from t5x_lite.evaluate.harness import _harness, evaluate_tasks  # noqa: E402
+from t5x_lite.data.tokenizer import load as load_tokenizer  # noqa: E402
+from t5x_lite.evaluate.harness import build_harness_model, evaluate_tasks  # noqa: E402
 from t5x_lite.models.config import ModelConfig  # noqa: E402
 from t5x_lite.models.transformer import init_params  # noqa: E402
 
@@ -72,42 +73,49 @@ FAMILIES: dict[str, Callable[[int], Any]] = {
 }
 
 
-def _tokenizer(family: str) -> Any:
-    """Byte-level BPE that begins texts with <s> for Llama and ends them with </s> for T5, as theirs do."""
-    trained = tokenizers.Tokenizer(models.BPE())
-    trained.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    trained.decoder = decoders.ByteLevel()
+def train_tokenizer(family: str) -> Any:
+    """Train a byte-level BPE that begins texts with <s> for Llama and ends them with </s> for T5."""
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
     special = ["<s>", "</s>", "<pad>"]
     trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=special, show_progress=False)
-    trained.train_from_iterator([TEXT] * 3, trainer)
+    tokenizer.train_from_iterator([TEXT] * 3, trainer)
     template = {"Llama": "<s> $A", "GPT-2": "$A", "T5": "$A </s>"}[family]
-    trained.post_processor = processors.TemplateProcessing(single=template, special_tokens=[("<s>", 0), ("</s>", 1)])
-    names = {"eos_token": "</s>", "pad_token": "<pad>"} | ({"bos_token": "<s>"} if family == "Llama" else {})
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=trained, model_max_length=WINDOW, **names)
+    tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=[("<s>", 0), ("</s>", 1)])
+    names = {"eos_token": "</s>", "pad_token": "<pad>"}
+    if family == "Llama":
+        names["bos_token"] = "<s>"
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=WINDOW, **names)
+
+
+def write_task(folder: Path, name: str, records: list[dict[str, Any]], **config: Any) -> None:
+    """Write a task's YAML, its test records, and the first four of them as training records."""
+    files = {}
+    for split, split_records in (("test", records), ("train", records[:4])):
+        path = folder / f"{name}_{split}.jsonl"
+        path.write_text("".join(json.dumps(record) + "\n" for record in split_records))
+        files[split] = str(path)
+    source = {"task": name, "dataset_path": "json", "dataset_kwargs": {"data_files": files}, "test_split": "test"}
+    (folder / f"{name}.yaml").write_text(json.dumps({**source, **config}))
 
 
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Local tasks: questions with choices, texts of unequal length, and sums thought aloud several times."""
-    folder, rng = tmp_path_factory.mktemp("tasks"), np.random.default_rng(0)
+    """Write local tasks: questions with choices, texts of unequal length, and questions answered several times."""
+    folder = tmp_path_factory.mktemp("tasks")
+    rng = np.random.default_rng(0)
 
     def words(count: int) -> str:
         return " ".join(rng.choice(WORDS, count))
 
-    def write(name: str, records: list[dict[str, Any]], **config: Any) -> None:
-        for split, own in (("test", records), ("train", records[:4])):
-            (folder / f"{name}_{split}.jsonl").write_text("".join(json.dumps(one) + "\n" for one in own))
-        files = {split: str(folder / f"{name}_{split}.jsonl") for split in ("test", "train")}
-        own = {"task": name, "dataset_path": "json", "dataset_kwargs": {"data_files": files}, "test_split": "test"}
-        (folder / f"{name}.yaml").write_text(json.dumps(own | config))
-
-    choices = [
-        # Contexts that end in a space, that are empty, and that are longer than the window.
-        {"question": ["", "the fox ", words(50)][n] if n < 3 else words(n), "choices": [words(k + 1) for k in range(3)]}
-        for n in range(12)
-    ]
-    choices = [one | {"answer": n % 3} for n, one in enumerate(choices)]
-    write(
+    choices = []
+    for number in range(12):
+        # The first contexts are empty, end in a space, and are longer than the window.
+        question = ["", "the fox ", words(50)][number] if number < 3 else words(number)
+        choices.append({"question": question, "choices": [words(k + 1) for k in range(3)], "answer": number % 3})
+    write_task(
+        folder,
         "local_choices",
         choices,
         output_type="multiple_choice",
@@ -117,7 +125,8 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
         doc_to_target="{{answer}}",
         metric_list=[{"metric": "acc"}, {"metric": "acc_norm"}],
     )
-    write(
+    write_task(
+        folder,
         "local_texts",
         [{"text": words(count)} for count in (1, 5, 30, 60)],
         output_type="loglikelihood_rolling",
@@ -125,7 +134,8 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
         doc_to_target="{{text}}",
         metric_list=[{"metric": metric} for metric in ("word_perplexity", "bits_per_byte")],
     )
-    write(
+    write_task(
+        folder,
         "local_votes",
         [{"question": words(3), "answer": "fox"} for _ in range(3)],
         output_type="generate_until",
@@ -150,102 +160,106 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", params=FAMILIES)
 def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Model]:
-    """The harness's own backend on a model of random weights, and the same model imported."""
-    folder, tokenizer = tmp_path_factory.mktemp("both"), _tokenizer(request.param)
-    torch.manual_seed(3)  # with some others a model says nothing
-    theirs = FAMILIES[request.param](len(tokenizer)).eval()
+    """Return the harness's Hugging Face backend on a model of random weights, and the same model imported."""
+    folder = tmp_path_factory.mktemp("both")
+    tokenizer = train_tokenizer(request.param)
+    torch.manual_seed(3)  # with some other seeds a model generates no text
+    hf_model = FAMILIES[request.param](len(tokenizer)).eval()
     with torch.no_grad():
-        for parameter in theirs.parameters():
+        for parameter in hf_model.parameters():
             parameter.add_(0.5 * torch.randn_like(parameter))
-    theirs.save_pretrained(folder / "hf")
+    hf_model.save_pretrained(folder / "hf")
     tokenizer.save_pretrained(folder / "hf")
     import_hf(folder / "hf", folder / "run")
-    lm = HFLM(pretrained=theirs, tokenizer=tokenizer, max_length=WINDOW, batch_size=4, device="cpu")
+    lm = HFLM(pretrained=hf_model, tokenizer=tokenizer, max_length=WINDOW, batch_size=4, device="cpu")
     return lm, t5x_lite.load(folder / "run")
 
 
 def test_the_same_answers_and_likelihoods_as_the_harness_with_transformers(
     both: tuple[Any, Model], tasks: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    theirs, model = both
+    harness_lm, model = both
     assert model.window == WINDOW
     names = ["local_choices", "local_texts"]
     manager = TaskManager(include_path=str(tasks), include_defaults=False)
-    expected = simple_evaluate(theirs, tasks=names, num_fewshot=2, task_manager=manager, bootstrap_iters=0)
-    scores, found = evaluate_tasks(model, names, include=tasks, num_fewshot=2)
-    for own, other in zip(found["local_choices"], expected["samples"]["local_choices"], strict=True):
-        assert own["arguments"] == other["arguments"]
-        assert (own["acc"], own["acc_norm"]) == (other["acc"], other["acc_norm"])
-        for (ours, greedy), (likely, best) in zip(own["filtered_resps"], other["filtered_resps"], strict=True):
-            assert ours == pytest.approx(likely, abs=1e-3)
-            assert greedy == best
-    for own, other in zip(found["local_texts"], expected["samples"]["local_texts"], strict=True):
-        assert own["filtered_resps"] == pytest.approx(other["filtered_resps"], abs=1e-3)
+    expected = simple_evaluate(harness_lm, tasks=names, num_fewshot=2, task_manager=manager, bootstrap_iters=0)
+    scores, samples = evaluate_tasks(model, names, include=tasks, num_fewshot=2)
+    for ours, reference in zip(samples["local_choices"], expected["samples"]["local_choices"], strict=True):
+        assert ours["arguments"] == reference["arguments"]
+        assert (ours["acc"], ours["acc_norm"]) == (reference["acc"], reference["acc_norm"])
+        for score, (log_likelihood, is_greedy) in zip(ours["filtered_resps"], reference["filtered_resps"], strict=True):
+            assert score.log_likelihood == pytest.approx(log_likelihood, abs=1e-3)
+            assert score.is_greedy == is_greedy
+    for ours, reference in zip(samples["local_texts"], expected["samples"]["local_texts"], strict=True):
+        assert ours["filtered_resps"] == pytest.approx(reference["filtered_resps"], abs=1e-3)
     assert scores["local_choices/acc"] == expected["results"]["local_choices"]["acc,none"]
     assert scores["local_choices/num_fewshot"] == 2
     assert (scores["local_choices/documents"], scores["local_texts/documents"]) == (12, 4)
     assert "longer than 40 tokens and lost their beginning" in caplog.text
 
 
-def test_greedy_text_is_that_of_the_harness_with_transformers(both: tuple[Any, Model]) -> None:
-    theirs, model = both
+def test_the_same_greedy_text_as_the_harness_with_transformers(both: tuple[Any, Model]) -> None:
+    harness_lm, model = both
     settings = {"until": ["fo"], "max_gen_toks": 12, "do_sample": False, "num_beams": 1}
     prompts = ["the quick brown", "a lazy dog", TEXT * 3]
     requests = [Instance("generate_until", {}, (prompt, settings), n) for n, prompt in enumerate(prompts)]
-    found, expected = _harness(None, model).generate_until(requests), theirs.generate_until(requests)
-    assert len(set(found)) == len(prompts)
-    if theirs.backend == "seq2seq":  # it adds the prompt's length to the tokens that are asked for
-        assert all(text.startswith(ours) for ours, text in zip(found, expected, strict=True))
+    texts = build_harness_model(model, None).generate_until(requests)
+    expected = harness_lm.generate_until(requests)
+    assert len(set(texts)) == len(prompts)
+    if harness_lm.backend == "seq2seq":  # it adds the length of the prompt to the number of new tokens
+        assert all(text.startswith(ours) for ours, text in zip(texts, expected, strict=True))
     else:
-        assert found == expected
+        assert texts == expected
 
 
 @pytest.mark.slow
 def test_a_prefix_language_model_reads_its_context_both_ways(tmp_path: Path, tasks: Path) -> None:
-    """Log-likelihoods from the model's logits of one text, with its context marked; they differ from causal ones."""
-    tokenizer = _tokenizer("GPT-2")
-    tokenizer.save_pretrained(tmp_path / "tokenizer")
-    read = t5x_lite.data.tokenizer.load(tmp_path / "tokenizer")
-    config = ModelConfig(layers=2, embed=32, heads=4, vocab=read.vocab, prefix_lm=True)
+    """The log-likelihood equals that of the model's logits with the context marked as prefix, not the causal one."""
+    train_tokenizer("GPT-2").save_pretrained(tmp_path / "tokenizer")
+    tokenizer = load_tokenizer(tmp_path / "tokenizer")
+    config = ModelConfig(layers=2, embed=32, heads=4, vocab=tokenizer.vocab, prefix_lm=True)
     params = init_params(config, jax.random.key(0))
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(1), len(leaves))
     leaves = [x + 0.3 * jax.random.normal(key, x.shape) for x, key in zip(leaves, keys, strict=True)]
     params = jax.tree.unflatten(tree, leaves)
-    write_run(tmp_path / "run", config, "causal", params, read)
+    write_run(tmp_path / "run", config, "causal", params, tokenizer)
     model = t5x_lite.load(tmp_path / "run")
-    context, text = read.encode("the quick brown fox"), read.encode(" jumps over")
-    whole = np.concatenate([context, text])[None]
+    context = tokenizer.encode("the quick brown fox")
+    continuation = tokenizer.encode(" jumps over")
+    tokens = np.concatenate([context, continuation])[None]
 
-    def likelihood(prefix: int) -> float:
+    def log_likelihood(prefix: int) -> float:
         module = model.run.blueprint.model(model.params)
-        states = module(whole[:, :-1], prefix=(np.arange(whole.shape[1] - 1) < prefix)[None].astype(int))
-        log_p = np.asarray(jax.nn.log_softmax(module.logits(states)))[0, len(context) - 1 :]
-        return float(log_p[np.arange(len(text)), text].sum())
+        is_prefix = (np.arange(tokens.shape[1] - 1) < prefix)[None].astype(int)
+        states = module(tokens[:, :-1], prefix=is_prefix)
+        log_probs = np.asarray(jax.nn.log_softmax(module.logits(states)))[0, len(context) - 1 :]
+        return float(log_probs[np.arange(len(continuation)), continuation].sum())
 
     request = Instance("loglikelihood", {}, ("the quick brown fox", " jumps over"), 0)
-    ((found, _),) = _harness(None, model).loglikelihood([request])
-    assert found == pytest.approx(likelihood(len(context)), abs=1e-3)
-    assert abs(found - likelihood(0)) > 0.1
+    (score,) = build_harness_model(model, None).loglikelihood([request])
+    assert score.log_likelihood == pytest.approx(log_likelihood(len(context)), abs=1e-3)
+    assert abs(score.log_likelihood - log_likelihood(0)) > 0.1
 
 
-def test_drawn_answers_are_voted_on(tiny_run: Path, tasks: Path) -> None:
+def test_a_majority_of_sampled_answers_is_found_and_repeats(tiny_run: Path, tasks: Path) -> None:
     model = t5x_lite.load(tiny_run)
-    _, found = evaluate_tasks(model, ["local_votes"], include=tasks)
-    (again,) = evaluate_tasks(model, ["local_votes"], include=tasks)[1].values()
-    for record, repeated in zip(found["local_votes"], again, strict=True):
-        (texts,), (vote,) = record["resps"], record["filtered_resps"]
+    _, first_samples = evaluate_tasks(model, ["local_votes"], include=tasks)
+    _, second_samples = evaluate_tasks(model, ["local_votes"], include=tasks)
+    for record, repeated in zip(first_samples["local_votes"], second_samples["local_votes"], strict=True):
+        (texts,) = record["resps"]
+        (vote,) = record["filtered_resps"]
         letters = [next((c for c in text if "a" <= c <= "z"), "-") for text in texts]
         assert len(texts) == 5
-        assert len(set(texts)) > 1  # drawn apart
+        assert len(set(texts)) > 1  # each answer is sampled by itself
         assert letters.count(vote) == max(letters.count(letter) for letter in letters)
-        assert repeated["resps"] == record["resps"]  # and the same the next time
+        assert repeated["resps"] == record["resps"]
 
 
 def test_the_command_prints_one_object_and_writes_records(
     tiny_run: Path, tasks: Path, t5x_lite: Shell, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """On a mesh of four devices the scores are those of one."""
+    """The scores on a mesh of four devices are those of one device."""
     command = [
         "eval",
         str(tiny_run),
@@ -256,41 +270,50 @@ def test_the_command_prints_one_object_and_writes_records(
         "window=24",
         "--json",
     ]
-    folder, records = tiny_run / "eval/12", []
+    folder = tiny_run / "eval/12"
+    records = []
     for mesh in ([], ["mesh.data=1", "mesh.fsdp=2", "mesh.tensor=2"]):
         if mesh:
             simulated = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
-            done = t5x_lite(*command, *mesh, env=os.environ | simulated)
-            assert done.returncode == 0, done.stderr
-            found = json.loads(done.stdout)
+            process = t5x_lite(*command, *mesh, env=os.environ | simulated)
+            assert process.returncode == 0, process.stderr
+            scores = json.loads(process.stdout)
         else:
             assert main(command) == 0
-            found = json.loads(capfd.readouterr().out)
-        assert found["step"] == 12
-        assert found["eval/local_choices/documents"] == 5
-        assert json.loads((folder / "scores.json").read_text()) == {k: v for k, v in found.items() if k != "step"}
+            scores = json.loads(capfd.readouterr().out)
+        assert scores["step"] == 12
+        assert scores["eval/local_choices/documents"] == 5
+        assert json.loads((folder / "scores.json").read_text()) == {k: v for k, v in scores.items() if k != "step"}
         records.append([json.loads(line) for line in (folder / "local_choices.jsonl").read_text().splitlines()])
     assert len(records[0]) == 5
-    for one, four in zip(*records, strict=True):
-        assert one["doc"] == four["doc"]
-        assert one["acc"] == four["acc"]
-        for ours, theirs in zip(one["filtered_resps"], four["filtered_resps"], strict=True):
-            assert ours[0] == pytest.approx(theirs[0], abs=1e-4)
+    for of_one_device, of_mesh in zip(*records, strict=True):
+        assert of_one_device["doc"] == of_mesh["doc"]
+        assert of_one_device["acc"] == of_mesh["acc"]
+        scores_of_choices = zip(of_one_device["filtered_resps"], of_mesh["filtered_resps"], strict=True)
+        for (log_likelihood, _), (mesh_log_likelihood, _) in scores_of_choices:
+            assert log_likelihood == pytest.approx(mesh_log_likelihood, abs=1e-4)
 
 
-def test_what_cannot_be_run_is_one_line(
+def test_an_evaluation_that_cannot_run_is_one_line_of_error(
     tiny_run: Path, tasks: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The index of the tasks that the harness brings takes many seconds.
+    # The index of the harness's own tasks takes many seconds.
     monkeypatch.setattr("lm_eval.tasks.TaskManager", lambda include_path, **_: TaskManager(None, include_path, False))
-    monkeypatch.chdir(tasks)  # without a file's name, `datasets` looks through all that lies below the working folder
-    nowhere = {"task": "no_column", "dataset_path": "json", "test_split": "test", "output_type": "multiple_choice"}
-    nowhere |= {"dataset_kwargs": {"data_files": {"test": str(tasks / "local_texts_test.jsonl")}}}
-    nowhere |= {"doc_to_text": "{{question}}", "doc_to_choice": ["a", "b"], "doc_to_target": 0}
-    (tasks / "no_column.yaml").write_text(json.dumps(nowhere))
+    monkeypatch.chdir(tasks)  # without the name of a file, `datasets` searches the working folder and all below it
+    missing_column = {
+        "task": "no_column",
+        "dataset_path": "json",
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "dataset_kwargs": {"data_files": {"test": str(tasks / "local_texts_test.jsonl")}},
+        "doc_to_text": "{{question}}",
+        "doc_to_choice": ["a", "b"],
+        "doc_to_target": 0,
+    }
+    (tasks / "no_column.yaml").write_text(json.dumps(missing_column))
     (tasks / "broken.yaml").write_text(json.dumps({"task": "broken", "dataset_path": "json", "test_split": "test"}))
     command = ["eval", str(tiny_run), "--include", str(tasks)]
-    for wrong, said in (
+    for arguments, message in (
         (["tasks=local_choises"], "nearest are local_choices"),
         (["tasks=broken"], "cannot be loaded"),
         (["tasks=no_column"], "'question' is undefined"),
@@ -299,14 +322,14 @@ def test_what_cannot_be_run_is_one_line(
         (["tasks=local_texts", "window=64"], "more than the model's 32 learned positions"),
         (["tasks=local_votes", "window=8"], "leave no room for a prompt"),
     ):
-        assert main([*command, *wrong]) == 2
-        last = capfd.readouterr().err.strip().splitlines()[-1]
-        assert last.startswith("t5x-lite: ")
-        assert said in last
+        assert main([*command, *arguments]) == 2
+        last_line = capfd.readouterr().err.strip().splitlines()[-1]
+        assert last_line.startswith("t5x-lite: ")
+        assert message in last_line
 
 
 @pytest.mark.slow
-def test_the_nearest_of_the_tasks_that_the_harness_brings(tiny_run: Path) -> None:
+def test_an_unknown_task_names_the_nearest_of_the_harness(tiny_run: Path) -> None:
     with pytest.raises(UserError, match="nearest are hellaswag"):
         evaluate_tasks(t5x_lite.load(tiny_run), ["helaswag"])
 

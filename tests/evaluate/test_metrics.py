@@ -1,4 +1,4 @@
-"""Each metric against published examples, the official definitions' own cases, or values counted by hand."""
+"""Each metric against published examples, cases of the official definitions, or values counted by hand."""
 
 import math
 
@@ -12,7 +12,7 @@ for library in ("sklearn", "scipy", "sacrebleu", "rouge_score", "seqeval"):
     pytest.importorskip(library, reason="metrics need the extra eval: pip install -e '.[eval]'")
 
 
-def test_accuracy_and_exact_match_are_shares() -> None:
+def test_accuracy_and_exact_match_are_fractions() -> None:
     assert METRICS["accuracy"]([1, 0, 2, 2], [1, 1, 2, 0]) == {"accuracy": 0.5}
     assert METRICS["exact_match"](["Paris ", "paris"], ["Paris", "Paris"]) == {"exact_match": 0.5}
 
@@ -20,18 +20,18 @@ def test_accuracy_and_exact_match_are_shares() -> None:
 def test_f1_of_the_positive_class_by_hand() -> None:
     """2 hits, 1 false alarm, 2 misses: 2·2 / (2·2 + 1 + 2)."""
     assert METRICS["f1"]([1, 1, 1, 0, 0, 0], [1, 1, 0, 1, 1, 0])["f1"] == pytest.approx(4 / 7)
-    # What is no class at all is a miss and a false alarm.
+    # A prediction of neither class is a miss or a false alarm.
     assert METRICS["f1"]([1, -1, -1], [1, 1, 0])["f1"] == pytest.approx(2 / 4)
 
 
 def test_macro_f1_by_hand() -> None:
     """The example of scikit-learn's documentation: F1 of the three classes 0.8, 0, 0."""
-    found = METRICS["f1_macro"]([0, 2, 1, 0, 0, 1], [0, 1, 2, 0, 1, 2])
-    assert found["f1_macro"] == pytest.approx((0.8 + 0 + 0) / 3)
+    scores = METRICS["f1_macro"]([0, 2, 1, 0, 0, 1], [0, 1, 2, 0, 1, 2])
+    assert scores["f1_macro"] == pytest.approx((0.8 + 0 + 0) / 3)
     assert METRICS["f1_macro"]([0, 3], [0, 1])["f1_macro"] == pytest.approx(1 / 2)
 
 
-def test_matthews_by_its_formula() -> None:
+def test_matthews_correlation_by_its_formula() -> None:
     """TP 6, TN 3, FP 1, FN 2: the worked example of the coefficient's encyclopedia article, 0.478."""
     references = [1] * 8 + [0] * 4
     predictions = [1] * 6 + [0] * 2 + [0] * 3 + [1]
@@ -57,16 +57,16 @@ def test_correlations_by_hand() -> None:
         ("in Santa Clara, California", ["Santa Clara"], 0, 2 * 2 / (4 + 2)),
         ("gold gold", ["gold"], 0, 2 * 1 / (2 + 1)),
         ("silver", ["gold", "a golden anniversary"], 0, 0),
-        ("", [], 1, 1),  # unanswerable, and said so
+        ("", [], 1, 1),  # unanswerable, and predicted to be
         ("something", [], 0, 0),
         ("", ["gold"], 0, 0),
-        ("the", ["gold", "a"], 0, 0),  # an answer of articles alone is none, as in the official script
+        ("the", ["gold", "a"], 0, 0),  # an answer of articles alone does not count, as in the official script
     ],
 )
-def test_squad_one_question(prediction: str, answers: list[str], exact: float, overlap: float) -> None:
-    found = METRICS["squad"]([prediction], [answers])
-    assert found == {"exact_match": exact, "f1": pytest.approx(overlap)}
-    assert METRICS["record"]([prediction], [answers]) == found
+def test_squad_of_one_question(prediction: str, answers: list[str], exact: float, overlap: float) -> None:
+    scores = METRICS["squad"]([prediction], [answers])
+    assert scores == {"exact_match": exact, "f1": pytest.approx(overlap)}
+    assert METRICS["record"]([prediction], [answers]) == scores
 
 
 def test_multirc_by_hand() -> None:
@@ -75,18 +75,18 @@ def test_multirc_by_hand() -> None:
     assert METRICS["multirc"]([1, 0, 1, 1, 0], references) == {"f1": pytest.approx(4 / 5), "exact_match": 0.5}
 
 
-def test_spans_count_whole_as_in_seqevals_readme() -> None:
-    """Its example: one span of two is found where it is."""
+def test_only_whole_spans_count_as_in_seqevals_readme() -> None:
+    """In its example one span of two has the right borders."""
     references = [["O", "O", "O", "B-MISC", "I-MISC", "I-MISC", "O"], ["B-PER", "I-PER", "O"]]
     predictions = [["O", "O", "B-MISC", "I-MISC", "I-MISC", "I-MISC", "O"], ["B-PER", "I-PER", "O"]]
     expected = {"span_precision": 0.5, "span_recall": 0.5, "span_f1": 0.5}
     assert METRICS["span_f1"](predictions, references) == expected
-    found = METRICS["span_f1"]([["B-PER", "O", "B-LOC"]], [["B-PER", "I-PER", "O"]])
-    assert found == {"span_precision": 0, "span_recall": 0, "span_f1": 0}
+    scores = METRICS["span_f1"]([["B-PER", "O", "B-LOC"]], [["B-PER", "I-PER", "O"]])
+    assert scores == {"span_precision": 0, "span_recall": 0, "span_f1": 0}
 
 
 def test_bleu_as_in_sacrebleus_readme() -> None:
-    """Its example of three sentences with two references each scores 48.53."""
+    """The example of three sentences with two references each scores 48.53."""
     references = [
         ["The dog bit the man.", "The dog had bit the man."],
         ["It was not unexpected.", "No one was surprised."],
@@ -102,27 +102,28 @@ def test_bleu_as_in_sacrebleus_readme() -> None:
 def test_rouge_by_hand() -> None:
     """Lin 2004, §3.1: "police killed the gunman" against S2 and S3; ROUGE-L 3/4 and 2/4."""
     for candidate, longest, pairs in (("police kill the gunman", 3, 1), ("the gunman kill police", 2, 1)):
-        found = METRICS["rouge"]([candidate], ["police killed the gunman"])
-        assert found["rouge1"] == pytest.approx(3 / 4)
-        assert found["rouge2"] == pytest.approx(pairs / 3)
-        assert found["rougeLsum"] == pytest.approx(longest / 4)
+        scores = METRICS["rouge"]([candidate], ["police killed the gunman"])
+        assert scores["rouge1"] == pytest.approx(3 / 4)
+        assert scores["rouge2"] == pytest.approx(pairs / 3)
+        assert scores["rougeLsum"] == pytest.approx(longest / 4)
 
 
-def test_rouge_lsum_takes_sentences_apart() -> None:
+def test_rouge_lsum_compares_sentence_by_sentence() -> None:
     """Lin 2004, §3.2: r = w1 w2 w3 w4 w5, c1 = w1 w2 w6 w7 w8, c2 = w1 w3 w8 w9 w5: the union holds 4 of 5 words."""
-    found = METRICS["rouge"](["w1 w2 w6 w7 w8\nw1 w3 w8 w9 w5"], ["w1 w2 w3 w4 w5"])["rougeLsum"]
-    precision, recall = 4 / 10, 4 / 5
-    assert found == pytest.approx(2 * precision * recall / (precision + recall))
-    # A full stop between spaces ends a sentence too: the order of sentences does not count.
-    both = METRICS["rouge"](["c d e . a b"], ["a b . c d e"])["rougeLsum"]
-    assert both == pytest.approx(1)
+    score = METRICS["rouge"](["w1 w2 w6 w7 w8\nw1 w3 w8 w9 w5"], ["w1 w2 w3 w4 w5"])["rougeLsum"]
+    precision = 4 / 10
+    recall = 4 / 5
+    assert score == pytest.approx(2 * precision * recall / (precision + recall))
+    # A full stop between spaces ends a sentence too: the order of sentences does not matter.
+    reordered = METRICS["rouge"](["c d e . a b"], ["a b . c d e"])["rougeLsum"]
+    assert reordered == pytest.approx(1)
 
 
-def test_sides_of_unequal_length_are_no_score() -> None:
+def test_predictions_and_references_of_unequal_length_are_refused() -> None:
     with pytest.raises(ValueError, match="shorter"):
         METRICS["accuracy"]([1, 2], [1])
 
 
 def test_a_library_that_is_missing_is_named() -> None:
     with pytest.raises(UserError, match=r"pip install 't5x_lite\[eval\]'"):
-        metrics._library("no_such_library.metrics")
+        metrics._import_library("no_such_library.metrics")

@@ -126,7 +126,7 @@ def generating_case(request: pytest.FixtureRequest, tmp_path_factory: pytest.Tem
 
 def test_greedy_generation_makes_the_same_tokens(generating_case: Case) -> None:
     prompts = [np.array([7, 8, 9, 10, 11, 12, 13, 14], np.int32), np.array([20, 21, 22, 23, 24], np.int32)]
-    *_, generated = generating_case.ours.generator.tokens(prompts, Sampling(tokens=GENERATED, temperature=0))
+    *_, generated = generating_case.ours.generator.stream_tokens(prompts, Sampling(tokens=GENERATED, temperature=0))
     generating_case.theirs.generation_config.eos_token_id = None
     for prompt, row in zip(prompts, generated, strict=True):
         expected = generating_case.theirs.generate(
@@ -144,7 +144,7 @@ def test_greedy_generation_makes_the_same_tokens(generating_case: Case) -> None:
 def test_cached_decoding_equals_uncached(generating_case: Case) -> None:
     model = generating_case.ours
     prompt = np.array([7, 8, 9, 10, 11, 12, 13, 14], np.int32)
-    *_, generated = model.generator.tokens([prompt], Sampling(tokens=GENERATED, temperature=0))
+    *_, generated = model.generator.stream_tokens([prompt], Sampling(tokens=GENERATED, temperature=0))
     if model.config.model.family == "encoder_decoder":
         start = [0]
         logits = model.logits(prompt, np.concatenate([start, generated[0, :-1]]))[0]

@@ -114,7 +114,7 @@ def _build_our_case(folder: str) -> Case:
     generator = load(f"{folder}/run", overrides=[f"model.compute={jnp.dtype(compute_dtype())}"]).generator
 
     def generate(prompts: Int[np.ndarray, "b l"], new_tokens: int) -> Int[np.ndarray, "b new"]:
-        *_, tokens = generator.tokens(list(prompts), Sampling(new_tokens, temperature=0))
+        *_, tokens = generator.stream_tokens(list(prompts), Sampling(new_tokens, temperature=0))
         return tokens
 
     return generate
