@@ -21,7 +21,8 @@ from t5x_lite.evaluate.likelihood import Likelihood
 from t5x_lite.evaluate.tasks import TaskEvaluation
 from t5x_lite.models.components import Learned
 from t5x_lite.objectives.features import Pair
-from t5x_lite.objectives.masked import CLS, MASK, SEP
+from t5x_lite.objectives.framing import encoder_frame
+from t5x_lite.objectives.masked import MASK
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.run_dir import FOREIGN_CONFIG, Run, open_run
 from t5x_lite.train.setup import evaluate_split, loss_function, open_data
@@ -126,9 +127,8 @@ class Model:
         if self.config.model.family == "decoder":
             ids = np.concatenate([self.beginning, self.tokenizer.encode(text)])
             return np.concatenate([self.soft, ids if len(ids) else [self.first]]).astype(np.int32)
-        vocabulary = self.tokenizer.vocabulary()
-        cls, sep = (vocabulary.one_of("masked", *names) for names in (CLS, SEP))
-        return np.concatenate([self.soft, [cls], self.tokenizer.encode(text), [sep]]).astype(np.int32)
+        frame = encoder_frame(self.tokenizer.vocabulary(), "a text for an encoder")
+        return np.concatenate([self.soft, frame.tokens([self.tokenizer.encode(text)])])
 
     def context(self, wanted: int | None = None) -> int:
         """Tokens to read at one time: `wanted`, or `window`.
@@ -180,7 +180,8 @@ class Model:
         return embedding.embed(self, texts, pool, layer)
 
     def _score_masked(self, text: str) -> float:
-        mask, ids = self.tokenizer.vocabulary().one_of("masked", *MASK), self.encoded(text)
+        mask = self.tokenizer.vocabulary().require_token("scores of an encoder", *MASK)
+        ids = self.encoded(text)
         places = np.arange(len(self.soft) + 1, len(ids) - 1)
         total = 0.0
         for start in range(0, len(places), BATCH):

@@ -14,7 +14,8 @@ from t5x_lite.decode.beam import Beam
 from t5x_lite.decode.generate import stream_text
 from t5x_lite.decode.sampling import Sampling
 from t5x_lite.errors import UserError
-from t5x_lite.objectives.masked import CLS, MASK, SEP
+from t5x_lite.objectives.framing import encoder_frame
+from t5x_lite.objectives.masked import MASK
 
 Candidates = list[tuple[str, float]]
 """Tokens with their probabilities, the likeliest first."""
@@ -27,8 +28,8 @@ def fill_masks(model: Any, text: str, count: int = 5) -> list[Candidates]:
         UserError: no mask in the text, or a tokenizer without the special tokens.
     """
     vocabulary = model.tokenizer.vocabulary()
-    cls, sep, mask = (vocabulary.one_of("masked", *names) for names in (CLS, SEP, MASK))
-    ids = np.concatenate([[cls], model.tokenizer.encode_named(text), [sep]]).astype(np.int32)
+    mask = vocabulary.require_token("masks to fill", *MASK)
+    ids = encoder_frame(vocabulary, "masks to fill").tokens([model.tokenizer.encode_named(text)])
     places = np.flatnonzero(ids == mask)
     if not len(places):
         names = [name for name in MASK if name in vocabulary.named]

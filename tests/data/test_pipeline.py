@@ -19,7 +19,7 @@ from t5x_lite.errors import UserError
 from t5x_lite.objectives import Causal
 from t5x_lite.objectives.masked import Masked
 from t5x_lite.objectives.text_to_text import TextToText
-from tests.objectives.vocabulary import task
+from tests.objectives.vocabulary import context
 
 
 class Text:
@@ -39,7 +39,7 @@ LENGTHS = np.random.default_rng(0).integers(3, 40, 50)
 
 def rows(*corpora: Text, seq_len: int = 8, seed: int = 0, **data: object) -> TrainingRows:
     shares = np.full(len(corpora), 1 / len(corpora))
-    return TrainingRows(corpora, shares, DataConfig.model_validate(data), Causal(), task(seq_len), seed)
+    return TrainingRows(corpora, shares, DataConfig.model_validate(data), Causal(), context(seq_len), seed)
 
 
 def same(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> bool:
@@ -134,7 +134,7 @@ def test_documents_see_each_other_only_when_told() -> None:
 
 @pytest.mark.parametrize("tokens", [2, 8, 9, 10, 16, 17, 25])
 def test_validation_predicts_every_token_but_the_first_once(tokens: int) -> None:
-    split = ValidationSet([Text(tokens)], DataConfig(), Causal(), task(8), 2)
+    split = ValidationSet([Text(tokens)], DataConfig(), Causal(), context(8), 2)
     found = list(split.batches(np.arange(2)))
     assert len(found) == len(split)
     targets = [
@@ -145,7 +145,7 @@ def test_validation_predicts_every_token_but_the_first_once(tokens: int) -> None
 
 
 def test_validation_of_hosts_is_that_of_one() -> None:
-    split = ValidationSet([Text(30, 20), Text(45)], DataConfig(), Causal(), task(8), 4)
+    split = ValidationSet([Text(30, 20), Text(45)], DataConfig(), Causal(), context(8), 4)
     whole = list(split.batches(np.arange(4)))
     parts = [list(split.batches(own)) for own in np.split(np.arange(4), 2)]
     for number, batch in enumerate(whole):
@@ -218,7 +218,7 @@ def test_pairs_are_packed_until_inputs_or_targets_are_full() -> None:
     """Next-fit in two kinds of room, by a loop."""
     lengths = np.random.default_rng(3).integers(1, 12, (60, 2))
     text = sentences(*(tuple(pair) for pair in lengths.tolist()))
-    objective, place = TextToText(target_len=16), task(24, "encoder_decoder")
+    objective, place = TextToText(target_len=16), context(24, "encoder_decoder")
     plan = packed_documents(text, objective, place, None)
     rows, room = [[]], np.array([24, 16])
     for number, sizes in enumerate(lengths + 1):
@@ -241,7 +241,7 @@ def test_pairs_are_packed_until_inputs_or_targets_are_full() -> None:
 def pair_rows(static: int = 0) -> TrainingRows:
     objective = Masked(sentences="next", static=static)
     data = DataConfig(packing="sentences", parts="line")
-    return TrainingRows([sentences(*DOCUMENTS)], np.ones(1), data, objective, task(24, size=2000), 0)
+    return TrainingRows([sentences(*DOCUMENTS)], np.ones(1), data, objective, context(24, size=2000), 0)
 
 
 def test_a_second_sentence_that_does_not_follow_is_of_another_document() -> None:

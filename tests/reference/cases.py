@@ -21,9 +21,10 @@ from t5x_lite.api import Model
 from t5x_lite.checkpoint import flatten_names
 from t5x_lite.convert import FAMILIES
 from t5x_lite.convert.huggingface import import_hf
-from t5x_lite.models.losses import Losses
+from t5x_lite.models.config import START
+from t5x_lite.models.losses import LossSettings, binary_cross_entropy
 from t5x_lite.objectives.causal import Causal
-from t5x_lite.objectives.features import START, positions_in
+from t5x_lite.objectives.features import positions_in
 from t5x_lite.objectives.masked import Masked
 from t5x_lite.objectives.span_corruption import SpanCorruption
 
@@ -215,12 +216,13 @@ class Case:
     @cached_property
     def our_outputs(self) -> tuple[Arrays, float, Arrays]:
         """The same here: logits in the same order, loss, gradients by our names."""
-        model, losses = self.ours, Losses(VOCAB)
+        model = self.ours
+        settings = LossSettings(VOCAB)
         features = self._features()
 
         def loss(params: Any) -> tuple[jax.Array, Any]:
             module = model.run.blueprint.model(params)
-            sums = self._terms(module, features, losses)
+            sums = self._terms(module, features, settings)
             total = sum(term.total / term.weight for term in sums.values())
             return jnp.asarray(total), self._logits(module, features)
 
@@ -260,17 +262,18 @@ class Case:
                 features |= {"targets": np.roll(b["tokens"], -1, 1), "loss_weights": following.astype(np.float32)}
         return {name: jnp.asarray(value) for name, value in features.items()}
 
-    def _terms(self, module: Any, features: dict[str, jax.Array], losses: Losses) -> Any:
+    def _terms(self, module: Any, features: dict[str, jax.Array], settings: LossSettings) -> Any:
         match self.kind:
             case "span_corruption":
-                return SpanCorruption().loss(module, features, None, losses)
+                return SpanCorruption().loss(module, features, None, settings)
             case "masked":
-                return Masked().loss(module, features, None, losses)
+                sentences = "next" if "sentence" in self.objective else "none"
+                return Masked(sentences=sentences).loss(module, features, None, settings)
             case "causal":
-                return Causal().loss(module, features, None, losses)
+                return Causal().loss(module, features, None, settings)
         scores = module.detection(self._states(module, features))
         targets = jnp.asarray(self.batch["replaced"]) > 0
-        return {"detection": losses.binary(scores, targets, features["detection_weights"])}
+        return {"detection": binary_cross_entropy(scores, targets, features["detection_weights"])}
 
     def _states(self, module: Any, features: dict[str, jax.Array]) -> jax.Array:
         where = {name: features[name] for name in ("positions", "segment_ids")}

@@ -16,6 +16,11 @@ from t5x_lite.models.experts.config import DeepSeek, GShard, Router, Switch, Top
 
 LISTED = 128
 """Experts up to which the load of each is a metric of its own."""
+ROUTER_TERM = "router"
+"""Name of the routers' term of the loss; its sums are a `Routing`."""
+ROUTER_TERM_WEIGHTS: Mapping[str, None] = {ROUTER_TERM: None}
+"""Declares, as `Objective.term_weights` does for other terms, how the term is normalised: it has no weights, because it
+is a mean over each microbatch already, and microbatches are averaged."""
 
 
 @jax.tree_util.register_dataclass
