@@ -26,7 +26,7 @@ from t5x_lite.evaluate.likelihood import Likelihood
 from t5x_lite.evaluate.tasks import TaskEvaluation
 from t5x_lite.models.components import Learned
 from t5x_lite.models.transformer import ModelSpec
-from t5x_lite.objectives.masked import CLS, SEP
+from t5x_lite.objectives.framing import encoder_frame
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.run_dir import FOREIGN_CONFIG, Run, open_run
 from t5x_lite.train.setup import evaluate_split, loss_function, open_run_data
@@ -141,10 +141,8 @@ class Model:
             if not len(token_ids):
                 token_ids = np.array([self.prefix_token_id])
             return np.concatenate([self.soft_prompt_ids, token_ids]).astype(np.int32)
-        vocabulary = self.tokenizer.vocabulary()
-        cls = vocabulary.one_of("masked", *CLS)
-        sep = vocabulary.one_of("masked", *SEP)
-        return np.concatenate([self.soft_prompt_ids, [cls], self.tokenizer.encode(text), [sep]]).astype(np.int32)
+        frame = encoder_frame(self.tokenizer.vocabulary(), "a text for an encoder")
+        return np.concatenate([self.soft_prompt_ids, frame.tokens([self.tokenizer.encode(text)])])
 
     def logits(
         self, tokens: ArrayLike, decoder_tokens: ArrayLike | None = None

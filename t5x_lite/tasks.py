@@ -1,30 +1,31 @@
-"""Tasks: where records with labels come from, what is learnt from them, and how it is measured. One YAML file each.
+"""Tasks: where labelled records come from, what is learnt from them, and how it is measured. One YAML file each.
 
-The shipped ones are `configs/tasks/*.yaml`; any other is named by its path. No JAX here.
+The shipped tasks are `configs/tasks/*.yaml`; any other file is named by its path. Nothing here imports JAX.
 """
 
 import difflib
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from t5x_lite import schema
 from t5x_lite.errors import UserError
 from t5x_lite.objectives import OBJECTIVES, Objective, TextToText
-from t5x_lite.objectives.supervised import Record, Supervised
+from t5x_lite.objectives.supervised import Answer, Record, Supervised
 from t5x_lite.schema import Config, Int, OneOf, Strings, setting
 
 TASKS = Path(__file__).resolve().parents[1] / "configs" / "tasks"
-PLACE = re.compile(r"\{(\w+)\}")
+PLACEHOLDER = re.compile(r"\{(\w+)\}")
+"""A role in a template, such as `{text}`."""
 TaskForm = Literal["auto", "head", "text"]
 
 
 class Splits(Config):
-    """Names of a TFDS builder's splits."""
+    """Names of the splits of a TFDS builder."""
 
-    train: str = setting("train", "trained on")
-    validation: str = setting("validation", "evaluated")
+    train: str = setting("train", "split for training")
+    validation: str = setting("validation", "split for evaluation")
 
 
 class TaskSpec(Config):
@@ -45,85 +46,137 @@ class TaskSpec(Config):
     metrics: Strings = setting(..., "names in evaluate/metrics.py", min_length=1)
 
     def problems(self) -> Iterator[str]:
-        """An objective without what it needs, or a role that no column has."""
-        own = self.objective
-        if isinstance(own, TextToText) and not (self.inputs and self.targets):
+        """Yield an error for an objective that lacks what it needs, and for roles without a column."""
+        objective = self.objective
+        if isinstance(objective, TextToText) and not (self.inputs and self.targets):
             yield "objective text_to_text needs `inputs` and `targets`"
-        if not isinstance(own, Supervised | TextToText):
-            yield f"objective {own.name} learns from running text, not from records"
-        unknown = set(PLACE.findall(self.inputs + self.targets)) - set(self.columns) - {"choices"}
-        missing = set(getattr(own, "roles", ())) - set(self.columns)
-        if unknown or missing:
-            yield f"`columns` has no role {', '.join(sorted(unknown | missing))}"
+        if not isinstance(objective, Supervised | TextToText):
+            yield f"objective {objective.name} learns from running text, not from records"
+        needed = roles_in(self.inputs) | roles_in(self.targets)
+        needed -= {"choices"}
+        if isinstance(objective, Supervised):
+            needed |= set(objective.roles)
+        missing = needed - set(self.columns)
+        if missing:
+            yield f"`columns` has no role {', '.join(sorted(missing))}"
 
     def text(self, record: Record) -> tuple[str, str]:
-        """Inputs and targets of a record in text form."""
-        own, reference = self.objective, self.reference(record)
-        targets = own.to_text(record) if isinstance(own, Supervised) else reference
-        return _filled(self.inputs, record), targets[0] if isinstance(targets, list) else targets
+        """Return the inputs and the targets of a record in text form."""
+        if isinstance(self.objective, Supervised):
+            targets = self.objective.to_text(record)
+        else:
+            targets = self._references(record)[0]
+        return _fill(self.inputs, record), targets
 
-    def reference(self, record: Record) -> Any:
-        """What metrics compare with; a list where any of several targets is right."""
+    def reference(self, record: Record) -> Answer:
+        """Return what metrics compare with; a list if any of several targets is right."""
         if isinstance(self.objective, Supervised):
             return self.objective.reference(record)
-        role = PLACE.fullmatch(self.targets)
-        several = role is not None and isinstance(record[role[1]], list)
-        return [str(one) for one in record[role[1]]] if role and several else _filled(self.targets, record)
+        references = self._references(record)
+        if self._has_several_targets(record):
+            return references
+        return references[0]
+
+    def _references(self, record: Record) -> list[str]:
+        """Return all right targets of a record in text form."""
+        if self._has_several_targets(record):
+            (role,) = roles_in(self.targets)
+            return [str(target) for target in record[role]]
+        return [_fill(self.targets, record)]
+
+    def _has_several_targets(self, record: Record) -> bool:
+        """Return True if the template is a role alone whose value is a list."""
+        role = PLACEHOLDER.fullmatch(self.targets)
+        return role is not None and isinstance(record[role[1]], list)
 
 
-def _filled(template: str, record: Record) -> str:
-    def value(found: re.Match[str]) -> str:
-        own = record[found[1]]
-        return ", ".join(map(str, own)) if isinstance(own, list) else str(own)
+def roles_in(template: str) -> set[str]:
+    """Return the roles that a template names."""
+    return set(PLACEHOLDER.findall(template))
 
-    return PLACE.sub(value, template)
+
+def _fill(template: str, record: Record) -> str:
+    """Replace each role in the template by its value in the record; the values of a list are joined by commas."""
+
+    def value(match: re.Match[str]) -> str:
+        role_value = record[match[1]]
+        if isinstance(role_value, list):
+            return ", ".join(map(str, role_value))
+        return str(role_value)
+
+    return PLACEHOLDER.sub(value, template)
 
 
 def names() -> list[str]:
-    """The shipped tasks."""
+    """Return the names of the shipped tasks."""
     return sorted(path.stem for path in TASKS.glob("*.yaml"))
 
 
 def find_task(name: str) -> TaskSpec:
-    """A shipped task by its name, or the task of a YAML file.
+    """Return a shipped task by its name, or the task of a YAML file by its path.
 
     Raises:
-        UserError: there is none, with the nearest names.
+        UserError: there is no such task; the message names the nearest ones.
     """
-    path = Path(name) if name.endswith((".yaml", ".yml")) else TASKS / f"{name}.yaml"
+    path = TASKS / f"{name}.yaml"
+    if _is_path(name):
+        path = Path(name)
     if not path.is_file():
-        near = difflib.get_close_matches(name, names(), n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(names())}."
+        nearest = difflib.get_close_matches(name, names(), n=3)
+        hint = f"there are {', '.join(names())}."
+        if nearest:
+            hint = f"did you mean {' or '.join(nearest)}?"
         raise UserError(f"tasks: no task {name!r}; {hint} A YAML file of your own is named by its path")
     return schema.validate(TaskSpec, schema.read(TaskSpec, path))
 
 
 def short_name(name: str) -> str:
-    """A task's name in metrics and files."""
-    return Path(name).stem if name.endswith((".yaml", ".yml")) else name
+    """Return a task's name in metrics and files."""
+    if _is_path(name):
+        return Path(name).stem
+    return name
 
 
-def objective_settings(tasks: tuple[str, ...], form: TaskForm, family: str) -> dict[str, Any]:
-    """The objective, as a config has it, of a run that is trained on these tasks.
+def _is_path(name: str) -> bool:
+    return name.endswith((".yaml", ".yml"))
+
+
+def objective_settings(task_names: tuple[str, ...], form: TaskForm, family: str) -> dict[str, dict[str, object]]:
+    """Return the objective of a run that is trained on these tasks, as a config writes it.
 
     Raises:
-        UserError: several tasks that are not in text form; one that this family cannot learn.
+        UserError: several tasks that are not in text form, or a task that this family cannot learn.
     """
-    found = [find_task(name) for name in tasks]
-    as_text = form == "text" or (form == "auto" and family != "encoder")
-    if as_text or all(isinstance(task.objective, TextToText) for task in found):
-        unwritten = [short_name(name) for name, task in zip(tasks, found, strict=True) if not task.inputs]
-        if unwritten:
-            remedy = "set task_form=head" if family == "decoder" else "take an encoder or a decoder, which have a head"
-            raise UserError(f"tasks: {', '.join(unwritten)} has no text form (`inputs`); {remedy}")
-        return {"text_to_text": {"target_len": max(task.target_len for task in found)}}
-    if len(found) > 1:
+    tasks = [find_task(name) for name in task_names]
+    is_text_form = form == "text" or (form == "auto" and family != "encoder")
+    if is_text_form or all(isinstance(task.objective, TextToText) for task in tasks):
+        _check_text_forms(task_names, tasks, family)
+        return {"text_to_text": {"target_len": max(task.target_len for task in tasks)}}
+    if len(tasks) > 1:
         raise UserError("tasks: several tasks are learnt together in text form alone; set task_form=text, or name one")
-    own = found[0].objective
-    unseen = set(PLACE.findall(found[0].inputs)) - {*getattr(own, "roles", ()), "second"}
+    task = tasks[0]
+    _check_roles_of_head(task_names[0], task)
+    return {task.objective.name: task.objective.model_dump(mode="json")}
+
+
+def _check_text_forms(task_names: tuple[str, ...], tasks: list[TaskSpec], family: str) -> None:
+    """Refuse tasks without a text form."""
+    without_text = [short_name(name) for name, task in zip(task_names, tasks, strict=True) if not task.inputs]
+    if without_text:
+        remedy = "take an encoder or a decoder, which have a head"
+        if family == "decoder":
+            remedy = "set task_form=head"
+        raise UserError(f"tasks: {', '.join(without_text)} has no text form (`inputs`); {remedy}")
+
+
+def _check_roles_of_head(name: str, task: TaskSpec) -> None:
+    """Refuse a task whose inputs have roles that its objective does not show to the model."""
+    shown = {"second"}
+    if isinstance(task.objective, Supervised):
+        shown |= set(task.objective.roles)
+    unseen = roles_in(task.inputs) - shown
     if unseen:
         raise UserError(
-            f"tasks: a head would not see {', '.join(sorted(unseen))} of {short_name(tasks[0])}; it is learnt as text, "
+            f"tasks: a head would not see {', '.join(sorted(unseen))} of {short_name(name)}; it is learnt as text, "
             "by a decoder or an encoder_decoder (task_form=text)"
         )
-    return {own.name: own.model_dump(mode="json")}

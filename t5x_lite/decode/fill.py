@@ -14,7 +14,8 @@ from t5x_lite.decode.generate import write_stream
 from t5x_lite.decode.generation_model import GenerationModel
 from t5x_lite.decode.sampling import Sampling
 from t5x_lite.errors import UserError
-from t5x_lite.objectives.masked import CLS, MASK, SEP
+from t5x_lite.objectives.framing import encoder_frame
+from t5x_lite.objectives.masked import MASK
 
 Candidates: TypeAlias = list[tuple[str, float]]
 """Tokens with their probabilities, the likeliest first."""
@@ -27,10 +28,8 @@ def fill_masks(model: GenerationModel, text: str, count: int = 5) -> list[Candid
         UserError: the text has no mask, or the tokenizer lacks a special token.
     """
     vocabulary = model.tokenizer.vocabulary()
-    cls = vocabulary.one_of("masked", *CLS)
-    sep = vocabulary.one_of("masked", *SEP)
-    mask = vocabulary.one_of("masked", *MASK)
-    token_ids = np.concatenate([[cls], model.tokenizer.encode_named(text), [sep]]).astype(np.int32)
+    mask = vocabulary.require_token("masks to fill", *MASK)
+    token_ids = encoder_frame(vocabulary, "masks to fill").tokens([model.tokenizer.encode_named(text)])
     positions = np.flatnonzero(token_ids == mask)
     if not len(positions):
         names = [name for name in MASK if name in vocabulary.named]

@@ -60,7 +60,7 @@ def _tokens_read(model: EvaluationModel, pair: Pair) -> int:
 
 
 def _pseudo_log_likelihood(model: EvaluationModel, text: str) -> float:
-    mask = model.tokenizer.vocabulary().one_of("masked", *MASK)
+    mask = model.tokenizer.vocabulary().require_token("scores of an encoder", *MASK)
     token_ids = model.encode_text(text)
     # [CLS] follows the soft prompt; [SEP] is the last token.
     positions = np.arange(len(model.soft_prompt_ids) + 1, len(token_ids) - 1)

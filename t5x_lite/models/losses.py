@@ -1,31 +1,39 @@
-"""Cross-entropy over a vocabulary, without holding all logits at one time."""
+"""Losses of models as weighted sums over a batch: over a vocabulary, a few classes, pairs, numbers and vectors."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from t5x_lite.models.sharding import GPU_PLATFORMS, constrain, platform
+from t5x_lite.models.sharding import GPU_PLATFORMS, constrain
+from t5x_lite.models.sharding import platform as current_platform
 
 LOGITS_BYTES = 64 * 2**20
-"""Logits above this size per device are computed in parts; below it one product is faster."""
+"""Logits above this size per device are computed in chunks; below it one product is faster."""
 GPU_LOGITS_BYTES = 8 * 2**30
-"""The same on a GPU, which has memory for them: parts are computed again in the backward pass, and their small products
-are slow (GPT-2 124M on an H100: 80 of 183 ms a step were spent on 128 parts)."""
+"""The limit on a GPU, which has the memory. Chunks are recomputed in the backward pass and their small products are
+slow: GPT-2 124M on an H100 spent 80 of 183 ms a step on 128 chunks."""
 MASK_VALUE = -1e9
-"""In the place of what does not count; finite, and so is its square, for rows in which nothing does."""
+"""Large negative logit of masked entries. It is finite, and so is its square, so that fully masked rows do not become
+NaN."""
+SMALLEST_NORM = 1e-12
+"""Lower bound of the norms that vectors are divided by."""
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TokenLoss:
-    """Sums over target tokens, so that parts of a batch add up: divide by `weight` for means.
+    """Weighted sums over the targets of one loss term. Sums of parts of a batch add up; divide by `weight` for means.
 
-    `total` is what is minimised (with label smoothing and z-loss); `loss` is the plain cross-entropy in nats.
+    Attributes:
+        total: the value that is minimised, with label smoothing and z-loss.
+        loss: the plain loss, in nats where it is a cross-entropy.
+        z_loss: the part of `total` that is z-loss.
+        correct: targets whose prediction is right.
+        weight: the sum of the weights.
     """
 
     total: Float[Array, ""]
@@ -37,19 +45,29 @@ class TokenLoss:
     def __add__(self, other: "TokenLoss") -> "TokenLoss":
         return jax.tree.map(jnp.add, self, other)
 
-    def means(self, name: str) -> dict[str, Array]:
-        """`loss`, `accuracy` and `z_loss` of the term `loss`, `x_loss` and `x_accuracy` of any other term x."""
-        weight, prefix = jnp.maximum(self.weight, 1.0), "" if name == "loss" else f"{name}_"
-        found = {f"{prefix}loss": self.loss / weight, f"{prefix}accuracy": self.correct / weight}
-        return found if prefix else found | {"z_loss": self.z_loss / weight}
+    def means(self, name: str) -> dict[str, Float[Array, ""]]:
+        """Return the metrics of the term `name`.
+
+        They are `loss`, `accuracy` and `z_loss` for the term `loss`, and `x_loss` and `x_accuracy` for another term x.
+        """
+        weight = jnp.maximum(self.weight, 1.0)
+        loss = self.loss / weight
+        accuracy = self.correct / weight
+        if name == "loss":
+            return {"loss": loss, "accuracy": accuracy, "z_loss": self.z_loss / weight}
+        return {f"{name}_loss": loss, f"{name}_accuracy": accuracy}
 
 
 @dataclass(frozen=True)
-class Losses:
-    """What objectives make sums from.
+class LossSettings:
+    """The settings of a run that `token_cross_entropy` depends on.
 
-    `z_loss` and `label_smoothing` are the run's; `chunks` is `train.loss_chunks`, or 0 to keep the logits of the `rows`
-    that a device holds under `LOGITS_BYTES` for a vocabulary of `vocab`.
+    Attributes:
+        vocab: size of the vocabulary.
+        rows: rows of a batch that one device holds.
+        chunks: `train.loss_chunks`; 0 chooses the number that keeps the logits of a device under `logits_limit`.
+        z_loss: factor on log(Z)², where Z is the normaliser of the softmax.
+        label_smoothing: share of the target distribution that is uniform over the vocabulary.
     """
 
     vocab: int
@@ -58,114 +76,148 @@ class Losses:
     z_loss: float = 0.0
     label_smoothing: float = 0.0
 
-    def tokens(
-        self,
-        logits: Callable[[Float[Array, "b l d"]], Float[Array, "b l v"]],
-        states: Float[Array, "b l d"],
-        targets: Int[Array, "b l"],
-        weights: Float[Array, "b l"],
-    ) -> TokenLoss:
-        """Weighted sums of -log softmax(logits(states))[target].
 
-        Label smoothing: the target is (1-ε)·one-hot + ε/v (Szegedy et al. 2016, §7). z-loss: `z_loss`·log(Z)² keeps the
-        normaliser Z near one (Chowdhery et al. 2022, §5). Where they are computed in parts, logits exist for one part
-        of the length at a time, forward and backward.
-        """
-        length = states.shape[1]
-        chunks = self.chunks if self.chunks and length % self.chunks == 0 else 0
-        chunks = chunks or chunks_for(length, 4 * self.rows * length * self.vocab)
-        states = constrain(states, "batch", "length", None) if states.ndim == 3 else states
-        one = partial(_sums, logits, z_loss=self.z_loss, label_smoothing=self.label_smoothing)
-        if chunks == 1:
-            return one(states, targets, weights)
-
-        def parts(x: Array) -> Array:
-            """Tokens dealt out, so that each part has some of every device that shares a row."""
-            b, l, *rest = x.shape
-            return jnp.moveaxis(x.reshape(b, l // chunks, chunks, *rest), 2, 0)
-
-        def add(so_far: TokenLoss, part: tuple[Array, Array, Array]) -> tuple[TokenLoss, None]:
-            return so_far + jax.checkpoint(one)(*part), None
-
-        zero = TokenLoss(*(jnp.zeros((), jnp.float32),) * 5)
-        return jax.lax.scan(add, zero, (parts(states), parts(targets), parts(weights)))[0]
-
-    def classes(self, logits: Float[Array, "b c"], targets: Int[Array, "b"], weights: Float[Array, "b"]) -> TokenLoss:
-        """Cross-entropy over a few classes, unsmoothed."""
-        return _sums(lambda x: x, logits, targets, weights)
-
-    def binary(
-        self, logits: Float[Array, "b l"], targets: Bool[Array, "b l"], weights: Float[Array, "b l"], factor: float = 1
-    ) -> TokenLoss:
-        """-log sigmoid(±logit), `factor` times in what is minimised."""
-        loss = jax.nn.softplus(jnp.where(targets, -logits, logits))
-        plain, hits, weight = (jnp.sum(weights * x) for x in (loss, (logits > 0) == targets, jnp.ones_like(loss)))
-        return TokenLoss(factor * plain, plain, jnp.zeros_like(plain), hits, weight)
-
-    def squared(self, found: Float[Array, "b"], targets: Float[Array, "b"], weights: Float[Array, "b"]) -> TokenLoss:
-        """Squared error; what is correct is not counted."""
-        loss, zero = jnp.sum(weights * jnp.square(found - targets)), jnp.zeros((), jnp.float32)
-        return TokenLoss(loss, loss, zero, zero, jnp.sum(weights))
-
-    def beside(self, *vectors: Float[Array, "b d"]) -> Float[Array, "b n"]:
-        """Vectors joined along their channels."""
-        return jnp.concatenate(vectors, axis=-1)
-
-    def cosine(self, first: Float[Array, "b d"], second: Float[Array, "b d"]) -> Float[Array, "b"]:
-        """Of the angle between the vectors of each row, float32."""
-        u, v = (x.astype(jnp.float32) for x in (first, second))
-        norms = jnp.linalg.norm(u, axis=-1) * jnp.linalg.norm(v, axis=-1)
-        return jnp.sum(u * v, axis=-1) / jnp.maximum(norms, 1e-12)
-
-    def contrast(
-        self, first: Float[Array, "b d"], second: Float[Array, "b d"], weights: Float[Array, "b"], temperature: float
-    ) -> TokenLoss:
-        """-log softmax(cosine / temperature) of each row's other vector among those of all rows (InfoNCE).
-
-        The mean of both directions. Rows of weight 0 are nobody's other, and are not among those to tell apart.
-        """
-        exact = (x.astype(jnp.float32) for x in (first, second))
-        u, v = (x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12) for x in exact)
-        scores = u @ v.T / temperature
-        own, there = jnp.arange(len(scores)), weights > 0
-        ways = [self.classes(jnp.where(there, way, MASK_VALUE), own, weights) for way in (scores, scores.T)]
-        return jax.tree.map(lambda a, b: (a + b) / 2, *ways)
-
-    def gather(self, states: Float[Array, "b l d"], places: Int[Array, "b p"]) -> Float[Array, "b p d"]:
-        """The states at some places of each row."""
-        return jnp.take_along_axis(states, places[..., None], axis=1)
-
-
-def _sums(
-    logits: Callable[[Any], Any],
-    hidden: Float[Array, "b l d"],
+def token_cross_entropy(
+    logits: Callable[[Float[Array, "b l d"]], Float[Array, "b l v"]],
+    states: Float[Array, "b l d"],
     targets: Int[Array, "b l"],
     weights: Float[Array, "b l"],
-    z_loss: float = 0.0,
-    label_smoothing: float = 0.0,
+    settings: LossSettings,
 ) -> TokenLoss:
-    scores = logits(hidden)
-    log_z = jax.nn.logsumexp(scores, axis=-1)
-    # Comparisons with every token, not a look-up and an argmax: they are fused, and their gradient is no scatter.
-    token, target = jnp.arange(scores.shape[-1]), targets[..., None]
-    of_target = jnp.where(token == target, scores, 0).sum(-1, keepdims=True)
-    loss = log_z - of_target[..., 0]
-    z = z_loss * jnp.square(log_z)
-    smooth = loss
-    if label_smoothing:
-        smooth = (1 - label_smoothing) * loss + label_smoothing * (log_z - scores.mean(-1))
-    better = (scores > of_target) | ((scores == of_target) & (token < target))
-    correct = 1.0 - better.any(-1)
-    total, plain, z, hits = (jnp.sum(weights * x) for x in (smooth + z, loss, z, correct))
-    return TokenLoss(total, plain, z, hits, jnp.sum(weights))
+    """Return the weighted sums of -log softmax(logits(states))[target].
+
+    With label smoothing ε the target is (1-ε)·one-hot + ε/v (Szegedy et al. 2016, §7). The z-loss `z_loss`·log(Z)²
+    keeps the normaliser Z near one (Chowdhery et al. 2022, §5). If the logits are large they are computed for one chunk
+    of the length at a time, in the forward and in the backward pass.
+    """
+    chunk_loss = partial(_cross_entropy, logits, z_loss=settings.z_loss, label_smoothing=settings.label_smoothing)
+    states = constrain(states, "batch", "length", None)
+    chunks = _number_of_chunks(states.shape[1], settings)
+    if chunks == 1:
+        return chunk_loss(states, targets, weights)
+
+    def split(x: Array) -> Array:
+        """Deal the tokens out to the chunks, so that each chunk has tokens of every device that shares a row."""
+        batch, length, *features = x.shape
+        return jnp.moveaxis(x.reshape(batch, length // chunks, chunks, *features), 2, 0)
+
+    def add_chunk(sums: TokenLoss, chunk: tuple[Array, Array, Array]) -> tuple[TokenLoss, None]:
+        return sums + jax.checkpoint(chunk_loss)(*chunk), None
+
+    zero = jnp.zeros((), jnp.float32)
+    no_loss = TokenLoss(total=zero, loss=zero, z_loss=zero, correct=zero, weight=zero)
+    sums, _ = jax.lax.scan(add_chunk, no_loss, (split(states), split(targets), split(weights)))
+    return sums
+
+
+def class_cross_entropy(logits: Float[Array, "b c"], targets: Int[Array, "b"], weights: Float[Array, "b"]) -> TokenLoss:
+    """Return the weighted sums of the cross-entropy over a few classes, without smoothing and z-loss."""
+    return _cross_entropy(lambda scores: scores, logits, targets, weights)
+
+
+def binary_cross_entropy(
+    logits: Float[Array, "b l"], targets: Bool[Array, "b l"], weights: Float[Array, "b l"], factor: float = 1.0
+) -> TokenLoss:
+    """Return the weighted sums of -log sigmoid(±logit); the minimised `total` is multiplied by `factor`."""
+    losses = jax.nn.softplus(jnp.where(targets, -logits, logits))
+    loss = jnp.sum(weights * losses)
+    correct = jnp.sum(weights * ((logits > 0) == targets))
+    return TokenLoss(
+        total=factor * loss, loss=loss, z_loss=jnp.zeros_like(loss), correct=correct, weight=jnp.sum(weights)
+    )
+
+
+def squared_error(predictions: Float[Array, "b"], targets: Float[Array, "b"], weights: Float[Array, "b"]) -> TokenLoss:
+    """Return the weighted sums of the squared error. No prediction counts as correct."""
+    loss = jnp.sum(weights * jnp.square(predictions - targets))
+    zero = jnp.zeros((), jnp.float32)
+    return TokenLoss(total=loss, loss=loss, z_loss=zero, correct=zero, weight=jnp.sum(weights))
+
+
+def cosine_similarity(first: Float[Array, "b d"], second: Float[Array, "b d"]) -> Float[Array, "b"]:
+    """Return the cosine of the angle between the two vectors of each row, in float32."""
+    first = first.astype(jnp.float32)
+    second = second.astype(jnp.float32)
+    norms = jnp.linalg.norm(first, axis=-1) * jnp.linalg.norm(second, axis=-1)
+    return jnp.sum(first * second, axis=-1) / jnp.maximum(norms, SMALLEST_NORM)
+
+
+def info_nce(
+    first: Float[Array, "b d"], second: Float[Array, "b d"], weights: Float[Array, "b"], temperature: float
+) -> TokenLoss:
+    """Return the contrastive loss InfoNCE (van den Oord et al. 2018, §2.3), the mean of both directions.
+
+    For each row it is -log softmax(cosine / temperature) of the row's second vector among the second vectors of all
+    rows, and the same with the sides exchanged. Rows of weight 0 are left out of the comparison.
+    """
+    first_unit = _normalise(first)
+    second_unit = _normalise(second)
+    scores = first_unit @ second_unit.T / temperature
+    targets = jnp.arange(len(scores))
+    is_compared = weights > 0
+    forward = class_cross_entropy(jnp.where(is_compared, scores, MASK_VALUE), targets, weights)
+    backward = class_cross_entropy(jnp.where(is_compared, scores.T, MASK_VALUE), targets, weights)
+    return jax.tree.map(lambda a, b: (a + b) / 2, forward, backward)
+
+
+def gather_positions(states: Float[Array, "b l d"], positions: Int[Array, "b p"]) -> Float[Array, "b p d"]:
+    """Return the states at the given positions of each row."""
+    return jnp.take_along_axis(states, positions[..., None], axis=1)
 
 
 def logits_limit(platform: str) -> int:
-    """Bytes of logits that a device of a platform computes at once."""
+    """Return the bytes of logits that a device of this platform computes at once."""
     return GPU_LOGITS_BYTES if platform in GPU_PLATFORMS else LOGITS_BYTES
 
 
 def chunks_for(length: int, logits_bytes: int) -> int:
-    """Parts to cut `length` into so that each part's logits stay under `logits_limit`: the fewest that divide it."""
-    wanted = -(-logits_bytes // logits_limit(platform()))
-    return next(n for n in range(min(max(wanted, 1), length), length + 1) if length % n == 0)
+    """Return the smallest number of equal chunks of `length` whose logits each stay under `logits_limit`."""
+    needed = -(-logits_bytes // logits_limit(current_platform()))
+    chunks = min(max(needed, 1), length)
+    while length % chunks != 0:
+        chunks += 1
+    return chunks
+
+
+def _number_of_chunks(length: int, settings: LossSettings) -> int:
+    if settings.chunks and length % settings.chunks == 0:
+        return settings.chunks
+    return chunks_for(length, 4 * settings.rows * length * settings.vocab)
+
+
+def _normalise(vectors: Float[Array, "b d"]) -> Float[Array, "b d"]:
+    """Return the vectors scaled to length one, in float32."""
+    vectors = vectors.astype(jnp.float32)
+    norms = jnp.linalg.norm(vectors, axis=-1, keepdims=True)
+    return vectors / jnp.maximum(norms, SMALLEST_NORM)
+
+
+def _cross_entropy(
+    logits: Callable[[Float[Array, "*n d"]], Float[Array, "*n v"]],
+    states: Float[Array, "*n d"],
+    targets: Int[Array, "*n"],
+    weights: Float[Array, "*n"],
+    z_loss: float = 0.0,
+    label_smoothing: float = 0.0,
+) -> TokenLoss:
+    scores = logits(states)
+    log_z = jax.nn.logsumexp(scores, axis=-1)
+    # Comparisons with every token instead of a look-up and an argmax: XLA fuses them, and their gradient is no scatter.
+    token_ids = jnp.arange(scores.shape[-1])
+    target_ids = targets[..., None]
+    target_scores = jnp.where(token_ids == target_ids, scores, 0).sum(-1, keepdims=True)
+    losses = log_z - target_scores[..., 0]
+    z_losses = z_loss * jnp.square(log_z)
+    smoothed = losses
+    if label_smoothing:
+        smoothed = (1 - label_smoothing) * losses + label_smoothing * (log_z - scores.mean(-1))
+    # As argmax does, ties go to the lower id.
+    is_better = (scores > target_scores) | ((scores == target_scores) & (token_ids < target_ids))
+    is_correct = 1.0 - is_better.any(-1)
+    return TokenLoss(
+        total=jnp.sum(weights * (smoothed + z_losses)),
+        loss=jnp.sum(weights * losses),
+        z_loss=jnp.sum(weights * z_losses),
+        correct=jnp.sum(weights * is_correct),
+        weight=jnp.sum(weights),
+    )

@@ -1,4 +1,4 @@
-"""What a model learns to predict. One file an objective, one entry here."""
+"""Training objectives. Each is one file and one entry of `OBJECTIVES`."""
 
 from t5x_lite.objectives.causal import Causal
 from t5x_lite.objectives.choice import Choice

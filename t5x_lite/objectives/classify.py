@@ -1,20 +1,23 @@
 """A label or a number for a text or a pair of texts (Devlin et al. 2019, §4.1; Radford et al. 2018, §3.3)."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from t5x_lite.models.config import HeadConfig, ModelConfig
-from t5x_lite.objectives.objective import ExampleContext, Features, Losses
-from t5x_lite.objectives.supervised import Coder, Pooled, Record, framed, label_index
+from t5x_lite.objectives.framing import frame_texts
+from t5x_lite.objectives.model_protocols import Batch, DropoutKey, LossSettings, TaskModel, TokenLoss
+from t5x_lite.objectives.objective import ExampleContext, Features
+from t5x_lite.objectives.supervised import Coder, Pooled, Record, label_index
 from t5x_lite.schema import Strings, setting
 
 
-class _OfText(Pooled):
-    """Roles `text`, perhaps `second`, and `label`.
+class _TextLabel(Pooled):
+    """Roles `text`, optionally `second`, and `label`.
 
-    Features: those of `framed`, `targets` and `loss_weights`, scalars.
+    Features: those of `frame_texts`; `targets` (int32 for a class, float32 for a number) and `loss_weights` float32,
+    scalars.
     """
 
     roles: ClassVar[tuple[str, ...]] = ("text", "label")
@@ -27,61 +30,70 @@ class _OfText(Pooled):
     def examples(self, record: Record, coder: Coder, context: ExampleContext) -> list[Features]:
         texts = [coder.encode(str(record[role])) for role in ("text", "second") if role in record]
         reference = self.reference(record)
-        kind = np.int32 if isinstance(reference, int) else np.float32
-        target = {"targets": np.asarray(reference, kind), "loss_weights": np.ones((), np.float32)}
-        return [{**framed(texts, context), **target}]
+        dtype = np.int32 if isinstance(reference, int) else np.float32
+        features = {
+            **frame_texts(texts, context),
+            "targets": np.array(reference, dtype),
+            "loss_weights": np.array(1, np.float32),
+        }
+        return [features]
 
 
-class Classify(_OfText):
+class Classify(_TextLabel):
     """One of `labels`, by cross-entropy."""
 
     name: ClassVar[str] = "classify"
 
-    labels: Strings = setting(..., "names of the labels; data may hold these or their numbers from 0", min_length=2)
+    labels: Strings = setting(..., "names of the labels; the data may hold these or their numbers from 0", min_length=2)
 
     @property
     def outputs(self) -> int:
-        """One a label."""
+        """Number of labels."""
         return len(self.labels)
 
     def from_text(self, text: str, record: Record) -> int:
-        """The number of the label that the text is, or -1."""
-        return self.labels.index(text.strip()) if text.strip() in self.labels else -1
+        """Return the index of the label that the text is, or -1."""
+        label = text.strip()
+        if label in self.labels:
+            return self.labels.index(label)
+        return -1
 
     def to_text(self, record: Record) -> str:
-        """The label's name."""
+        """Return the label's name."""
         return self.labels[self.reference(record)]
 
     def reference(self, record: Record) -> int:
-        """The number of the label."""
+        """Return the index of the label."""
         return label_index(record["label"], self.labels)
 
 
-class Regress(_OfText):
+class Regress(_TextLabel):
     """A number, by squared error (STS-B)."""
 
     name: ClassVar[str] = "regress"
 
-    def loss(self, model: Any, batch: Mapping[str, Any], key: Any, losses: Losses) -> Mapping[str, Any]:
-        """Squared error."""
-        scores = self.scores(model, batch, key)["scores"][..., 0]
-        return {"loss": losses.squared(scores, batch["targets"], batch["loss_weights"])}
+    def loss(self, model: TaskModel, batch: Batch, key: DropoutKey, settings: LossSettings) -> Mapping[str, TokenLoss]:
+        """Return the squared error."""
+        from t5x_lite.models import losses
+
+        predictions = self.scores(model, batch, key)["scores"][..., 0]
+        return {"loss": losses.squared_error(predictions, batch["targets"], batch["loss_weights"])}
 
     def prediction(self, record: Record, examples: Sequence[Features], scores: Sequence[Features]) -> float:
-        """The number."""
+        """Return the predicted number."""
         return float(scores[0]["scores"][0])
 
     def from_text(self, text: str, record: Record) -> float:
-        """The number that the text is; 0 where it is none."""
+        """Return the number that the text is, or 0 if it is not a number."""
         try:
             return float(text)
         except ValueError:
             return 0.0
 
     def to_text(self, record: Record) -> str:
-        """The number to the nearest fifth (Raffel et al. 2020, §2.4)."""
+        """Return the number, rounded to the nearest fifth (Raffel et al. 2020, §2.4)."""
         return f"{round(self.reference(record) * 5) / 5:.1f}"
 
     def reference(self, record: Record) -> float:
-        """The number."""
+        """Return the number."""
         return float(record["label"])

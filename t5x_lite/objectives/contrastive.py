@@ -1,30 +1,32 @@
-"""Contrastive learning: a text's other view is told from those of the batch's other texts.
+"""Contrastive learning: identify the other view of a text among the views of the batch's other texts.
 
 Gao et al. 2021 (SimCSE), §3; Giorgi et al. 2021 (DeCLUTR), §3; the loss is that of van den Oord et al. 2018, §2.3.
 """
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
+from jaxtyping import Bool
 
 from t5x_lite.errors import UserError
 from t5x_lite.models.config import Family, ModelConfig
-from t5x_lite.objectives.features import stacked
-from t5x_lite.objectives.objective import ExampleContext, ExampleLengths, Features, Losses, Objective, TokenRow
-from t5x_lite.objectives.supervised import SMALLEST, framed, pooled
+from t5x_lite.objectives.framing import encoder_frame, encoder_frame_size, frame_each
+from t5x_lite.objectives.model_protocols import Batch, DropoutKey, LossSettings, TaskModel, TokenLoss
+from t5x_lite.objectives.objective import ExampleContext, ExampleLengths, Features, Objective, TokenRow
+from t5x_lite.objectives.supervised import SHORTEST_ROW, pooled_states
 from t5x_lite.schema import setting
 
 
 class Contrastive(Objective):
-    """Tell the two views of a text among those of the batch, by the cosine of their pooled states (`model.head`).
+    """Identify the two views of a text among those of the batch by the cosine of their pooled states (`model.head`).
 
     Features: `tokens`, `token_types`, `positions`, `segment_ids` int32 `[2, seq_len]`, each view as `[CLS] view [SEP]`;
-    `loss_weights`, a scalar. A row is one text: `data.packing=none` makes one of each document.
+    `loss_weights`, a float32 scalar. A row is one text: `data.packing=none` makes one of each document.
 
-    The views of `halves` share no token: half of the places, drawn at random, go to the one, the others to the other,
-    and both keep their order. What a text says is what tells them, so that words are learnt by the company that they
-    keep in whole texts.
+    The two views of `halves` share no token: a random half of the tokens is one view, the others are the other view,
+    and both keep their order. Because only the content relates the views, the model learns which words occur in the
+    same texts.
     """
 
     name: ClassVar[str] = "contrastive"
@@ -32,13 +34,14 @@ class Contrastive(Objective):
     one_text: ClassVar[bool] = True
 
     views: Literal["halves", "dropout"] = setting(
-        "halves", "two halves of the tokens, or the whole text twice, told apart by dropout alone (SimCSE)"
+        "halves", "two halves of the tokens, or the whole text twice, which differs only by dropout (SimCSE)"
     )
-    temperature: float = setting(0.1, "what cosines are divided by", gt=0, source="0.05: SimCSE, §3.1")
+    temperature: float = setting(0.1, "divisor of the cosines", gt=0, source="0.05: SimCSE, §3.1")
 
     def check(self, model: ModelConfig) -> None:
-        """The model must pool its states, and for SimCSE it must drop some of them."""
-        if model.head is None or model.head.outputs or model.head.pool == "none" or model.outputs:
+        """Refuse a model that does not pool its states, and for SimCSE one without dropout."""
+        has_pooled_states = model.head is not None and not model.head.outputs and model.head.pool != "none"
+        if not has_pooled_states or model.outputs:
             raise ValueError(
                 "objective contrastive compares pooled states and predicts no tokens: it needs model.outputs=[] and "
                 "model.head={outputs: 0, pool: mean} (or first, last, max)"
@@ -47,30 +50,46 @@ class Contrastive(Objective):
             raise ValueError("objective.contrastive.views=dropout needs model.dropout above 0: its views are the same")
 
     def check_context(self, context: ExampleContext) -> None:
-        """The tokenizer must have [CLS] and [SEP], a view room for a token beside them."""
-        framed([np.zeros(0, np.int32)], context)
-        if context.seq_len < SMALLEST:
+        """Refuse a tokenizer without [CLS] and [SEP], and a row without room for tokens between them."""
+        encoder_frame(context.vocabulary, f"objective {self.name}")
+        if context.seq_len < SHORTEST_ROW:
             raise UserError(f"objective contrastive: train.seq_len {context.seq_len} leaves no room in a view")
 
     def row_length(self, context: ExampleContext) -> int:
-        """Tokens whose halves have room beside their frames; or those of one view."""
-        return (context.seq_len - 2) * (2 if self.views == "halves" else 1)
+        """Return the largest number of tokens in all views, without their special tokens."""
+        view_length = context.seq_len - encoder_frame_size(texts=1)
+        if self.views == "halves":
+            return 2 * view_length
+        return view_length
 
     def lengths(self, context: ExampleContext) -> ExampleLengths:
-        """What an example costs."""
         return ExampleLengths(context.seq_len, 0, texts=2)
 
     def example(self, row: TokenRow, context: ExampleContext, rng: np.random.Generator) -> Features:
-        """Two views; a text that leaves one of them empty has no weight."""
+        """Make the two views of a text. The weight is 0 if a view is empty."""
         text = row.tokens[row.segments > 0]
         text = text[text != context.vocabulary.eos]
-        first = rng.permutation(len(text)) < len(text) // 2 if self.views == "halves" else np.ones(len(text), bool)
-        second = ~first if self.views == "halves" else first
-        views = stacked([framed([text[view]], context) for view in (first, second)])
-        return {**views, "loss_weights": np.float32(first.any() and second.any())}  # type: ignore[dict-item]
+        in_first, in_second = self._draw_views(len(text), rng)
+        is_complete = in_first.any() and in_second.any()
+        return {
+            **frame_each([[text[in_first]], [text[in_second]]], context),
+            "loss_weights": np.array(is_complete, np.float32),
+        }
 
-    def loss(self, model: Any, batch: Mapping[str, Any], key: Any, losses: Losses) -> Mapping[str, Any]:
-        """The mean of both directions: the second view among all second ones, the first among all first ones."""
-        vectors = pooled(model, batch, key)
-        both = vectors.reshape(-1, 2, vectors.shape[-1])
-        return {"loss": losses.contrast(both[:, 0], both[:, 1], batch["loss_weights"], self.temperature)}
+    def loss(self, model: TaskModel, batch: Batch, key: DropoutKey, settings: LossSettings) -> Mapping[str, TokenLoss]:
+        """Return the loss of the second view among all second views and of the first among all first, their mean."""
+        from t5x_lite.models import losses
+
+        vectors = pooled_states(model, batch, key)
+        views = vectors.reshape(-1, 2, vectors.shape[-1])
+        return {"loss": losses.info_nce(views[:, 0], views[:, 1], batch["loss_weights"], self.temperature)}
+
+    def _draw_views(
+        self, length: int, rng: np.random.Generator
+    ) -> tuple[Bool[np.ndarray, "{length}"], Bool[np.ndarray, "{length}"]]:
+        """Mark the tokens of the first and of the second view."""
+        if self.views == "dropout":
+            whole_text = np.ones(length, bool)
+            return whole_text, whole_text
+        in_first = rng.permutation(length) < length // 2
+        return in_first, ~in_first

@@ -1,32 +1,36 @@
-"""Extractive question answering: where in a context the answer stands (Devlin et al. 2019, §4.2-4.3)."""
+"""Extractive question answering: the answer is a span of the context (Devlin et al. 2019, §4.2-4.3)."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
+from jaxtyping import Int
 
 from t5x_lite.errors import UserError
 from t5x_lite.models.config import Family, HeadConfig, ModelConfig
-from t5x_lite.objectives.objective import ExampleContext, Features, Losses
-from t5x_lite.objectives.supervised import Coder, Record, Supervised, framed, states
-from t5x_lite.schema import Int, setting
+from t5x_lite.objectives.framing import encoder_frame_size, frame_texts, task_frame
+from t5x_lite.objectives.model_protocols import Array, Batch, DropoutKey, LossSettings, TaskModel, TokenLoss
+from t5x_lite.objectives.objective import ExampleContext, Features
+from t5x_lite.objectives.supervised import Coder, Record, Supervised, text_states
+from t5x_lite.schema import Int as IntSetting
+from t5x_lite.schema import setting
 
-FORBIDDEN = 1e9
-"""Taken off the scores of tokens that cannot begin or end an answer."""
-NOWHERE = (-1, -1)
-"""First and last token of an answer that is not there."""
+MASK_PENALTY = 1e9
+"""Subtracted from the scores of tokens that cannot begin or end an answer."""
+NO_SPAN = (-1, -1)
+"""First and last token of an answer that is not in the context."""
 UNANSWERABLE = "unanswerable"
-"""What a text-to-text model writes where there is no answer."""
+"""The answer of a text-to-text model to a question without an answer."""
 
 
 class Extract(Supervised):
-    """Roles `question`, `context`, `answers` (texts) and `starts` (their first characters); none: not answerable.
+    """Roles `question`, `context`, `answers` (texts) and `starts` (their first characters); no answers: unanswerable.
 
-    A long context becomes several examples, windows that overlap. Features: those of `framed`, `start`, `end` int32
-    (places of the answer's first and last token, the first token of the row where the window does not hold it),
-    `allowed` float32 `[seq_len]` (1 for the context's tokens and that first one), `places` int32 `[seq_len, 2]`
-    (characters of the context), `loss_weights`. A record whose answer is not in its context has no weight: it is left
-    out of training, as in BERT's own script, and evaluated.
+    A long context becomes several examples, overlapping windows. Features: those of `frame_texts`; `start` and `end`
+    int32, scalars, the positions of the answer's first and last token, or the position of [CLS] if the window does not
+    hold the answer; `allowed` float32 `[seq_len]`, 1 for [CLS] and for the tokens of the context; `places` int32
+    `[seq_len, 2]`, the characters of the context that each token stands for; `loss_weights` float32, a scalar. A record
+    whose answer is not in its context has weight 0: it is evaluated but not learnt, as in BERT's own script.
     """
 
     name: ClassVar[str] = "extract"
@@ -34,99 +38,160 @@ class Extract(Supervised):
     roles: ClassVar[tuple[str, ...]] = ("question", "context", "answers", "starts")
     flaw: ClassVar[str] = "an answer that is not in its context at the place that is given"
 
-    window_stride: Int = setting(128, "tokens from the start of one window of the context to the next", ge=1)
-    question_len: Int = setting(64, "longest question", unit="tokens", ge=1)
-    answer_len: Int = setting(30, "longest answer", unit="tokens", ge=1)
-    null_threshold: float = setting(0.0, "no answer where its score beats the best span's by more than this")
+    window_stride: IntSetting = setting(128, "tokens from the start of one window of the context to the next", ge=1)
+    question_len: IntSetting = setting(64, "longest question", unit="tokens", ge=1)
+    answer_len: IntSetting = setting(30, "longest answer", unit="tokens", ge=1)
+    null_threshold: float = setting(
+        0.0, "predict no answer if its score is higher than that of the best span by more than this"
+    )
     unanswerable: bool = setting(False, "questions may have no answer (SQuAD 2.0)")
 
     def head(self, model: ModelConfig) -> HeadConfig:
-        """A score for the beginning and one for the end."""
+        """Return a head with two scores for each token: as the first and as the last token of the answer."""
         return HeadConfig(outputs=2, pool="none")
 
     def check_context(self, context: ExampleContext) -> None:
-        """Refuse a row that questions would fill."""
-        if context.seq_len - context.placeholders - 3 <= self.question_len:
+        """Refuse a row without room for a context beside the question."""
+        room = context.seq_len - context.placeholders - encoder_frame_size(texts=2)
+        if room <= self.question_len:
             raise UserError(
                 f"objective extract: train.seq_len {context.seq_len} leaves no room for a context beside "
                 f"question_len {self.question_len} and {context.placeholders} soft tokens"
             )
 
     def learnable(self, record: Record) -> bool:
-        """Whether its first answer is in its context, or it has none."""
+        """Return True if the first answer is in the context at its place, or if there is no answer."""
         if not len(record["answers"]):
             return True
-        text, begin = str(record["answers"][0]), int(record["starts"][0])
-        return bool(text) and record["context"][begin : begin + len(text)] == text
+        answer = str(record["answers"][0])
+        start = int(record["starts"][0])
+        return bool(answer) and record["context"][start : start + len(answer)] == answer
 
     def examples(self, record: Record, coder: Coder, context: ExampleContext) -> list[Features]:
         question = coder.encode(str(record["question"]).strip())[: self.question_len]
-        ids, places = coder.encode_placed(str(record["context"]))
-        lead, base = context.placeholders, context.placeholders + len(question) + 2
-        room, known = context.seq_len - base - 1, self.learnable(record)
-        span = self._span(record, places) if known else NOWHERE
-        step = min(self.window_stride, room)
+        token_ids, offsets = coder.encode_with_offsets(str(record["context"]))
+        is_learnable = self.learnable(record)
+        answer = NO_SPAN
+        if is_learnable:
+            answer = _answer_span(record, offsets)
+
+        room = context.seq_len - context.placeholders - encoder_frame_size(texts=2) - len(question)
+        stride = min(self.window_stride, room)
         windows: list[Features] = []
-        for first in range(0, max(len(ids) - room, 0) + step, step):
-            stop = min(first + room, len(ids))
-            allowed, placed = np.zeros(context.seq_len, np.float32), np.zeros((context.seq_len, 2), np.int32)
-            allowed[[lead, *range(base, base + stop - first)]] = 1
-            placed[base : base + stop - first] = places[first:stop]
-            inside = first <= span[0] and span[1] < stop and span[0] >= 0
-            start, end = (np.asarray(base + at - first if inside else lead, np.int32) for at in span)
-            targets = {"start": start, "end": end, "loss_weights": np.asarray(known, np.float32)}
-            row = framed([question, ids[first:stop]], context)
-            windows.append({**row, **targets, "allowed": allowed, "places": placed})
+        for start in range(0, max(len(token_ids) - room, 0) + stride, stride):
+            stop = min(start + room, len(token_ids))
+            window_answer = NO_SPAN
+            if start <= answer[0] and answer[1] < stop:
+                window_answer = (answer[0] - start, answer[1] - start)
+            features = _window_features(question, token_ids[start:stop], offsets[start:stop], window_answer, context)
+            features["loss_weights"] = np.array(is_learnable, np.float32)
+            windows.append(features)
         return windows
 
-    def _span(self, record: Record, places: np.ndarray) -> tuple[int, int]:
-        """First and last token of the first answer."""
-        if not len(record["answers"]):
-            return NOWHERE
-        begin, end = int(record["starts"][0]), int(record["starts"][0]) + len(str(record["answers"][0]))
-        touched = np.flatnonzero((places[:, 1] > begin) & (places[:, 0] < end))
-        return (int(touched[0]), int(touched[-1])) if len(touched) else NOWHERE
+    def scores(self, model: TaskModel, batch: Batch, key: DropoutKey = None) -> dict[str, Array]:
+        """Return the scores of each token as the first and as the last of the answer."""
+        token_scores = model.head(text_states(model, batch, key), key)
+        penalty = MASK_PENALTY * (1 - batch["allowed"])
+        return {"start": token_scores[..., 0] - penalty, "end": token_scores[..., 1] - penalty}
 
-    def scores(self, model: Any, batch: Mapping[str, Any], key: Any = None) -> dict[str, Any]:
-        """Of each token as the beginning and as the end."""
-        both = model.head(states(model, batch, key), key)
-        closed = FORBIDDEN * (1 - batch["allowed"])
-        return {"start": both[..., 0] - closed, "end": both[..., 1] - closed}
+    def loss(self, model: TaskModel, batch: Batch, key: DropoutKey, settings: LossSettings) -> Mapping[str, TokenLoss]:
+        """Return the mean of the cross-entropies of the first and of the last token over all tokens of the window."""
+        from t5x_lite.models import losses
 
-    def loss(self, model: Any, batch: Mapping[str, Any], key: Any, losses: Losses) -> Mapping[str, Any]:
-        """Cross-entropy of the beginning and of the end, each over all tokens of the window, halved."""
-        scored, weights = self.scores(model, batch, key), batch["loss_weights"]
-        both = [losses.classes(scored[side], batch[side], 0.5 * weights) for side in ("start", "end")]
-        return {"loss": both[0] + both[1]}
+        scores = self.scores(model, batch, key)
+        half_weights = 0.5 * batch["loss_weights"]
+        start_loss = losses.class_cross_entropy(scores["start"], batch["start"], half_weights)
+        end_loss = losses.class_cross_entropy(scores["end"], batch["end"], half_weights)
+        return {"loss": start_loss + end_loss}
 
     def prediction(self, record: Record, examples: Sequence[Features], scores: Sequence[Features]) -> str:
-        """The best span's text over all windows; empty where `unanswerable` and no answer scores best."""
-        best, answer, null = -np.inf, "", np.inf
-        for example, scored in zip(examples, scores, strict=True):
-            context = np.flatnonzero(example["allowed"])
-            null_place, context = context[0], context[1:]
-            null = min(null, float(scored["start"][null_place] + scored["end"][null_place]))
-            if not len(context):
+        """Return the text of the best span of all windows, or "" if `unanswerable` and no answer scores higher."""
+        best_score = -np.inf
+        null_score = np.inf
+        answer = ""
+        for features, window_scores in zip(examples, scores, strict=True):
+            start_scores = window_scores["start"]
+            end_scores = window_scores["end"]
+            cls, *context_tokens = np.flatnonzero(features["allowed"])
+            null_score = min(null_score, float(start_scores[cls] + end_scores[cls]))
+            if not context_tokens:
                 continue
-            sums = scored["start"][context][:, None] + scored["end"][context][None, :]
-            order = np.arange(len(context))
-            apart = order[None, :] - order[:, None]
-            sums = np.where((apart >= 0) & (apart < self.answer_len), sums, -np.inf)
-            first, last = np.unravel_index(sums.argmax(), sums.shape)
-            if sums[first, last] > best:
-                best = float(sums[first, last])
-                begin, end = example["places"][context[first], 0], example["places"][context[last], 1]
-                answer = record["context"][begin:end].strip()
-        return "" if self.unanswerable and null - best > self.null_threshold else answer
+            first, last, score = self._best_span(start_scores[context_tokens], end_scores[context_tokens])
+            if score > best_score:
+                best_score = score
+                start, _ = features["places"][context_tokens[first]]
+                _, end = features["places"][context_tokens[last]]
+                answer = record["context"][start:end].strip()
+        if self.unanswerable and null_score - best_score > self.null_threshold:
+            return ""
+        return answer
 
     def to_text(self, record: Record) -> str:
-        """The first right answer."""
-        return str(record["answers"][0]) if len(record["answers"]) else UNANSWERABLE
+        """Return the first right answer."""
+        if len(record["answers"]):
+            return str(record["answers"][0])
+        return UNANSWERABLE
 
     def from_text(self, text: str, record: Record) -> str:
-        """The answer, empty where the model says that there is none."""
-        return "" if self.unanswerable and text.strip() == UNANSWERABLE else text.strip()
+        """Return the answer, or "" if the model has written that there is none."""
+        answer = text.strip()
+        if self.unanswerable and answer == UNANSWERABLE:
+            return ""
+        return answer
 
     def reference(self, record: Record) -> list[str]:
-        """All right answers."""
+        """Return all right answers."""
         return [str(answer) for answer in record["answers"]]
+
+    def _best_span(self, start_scores: np.ndarray, end_scores: np.ndarray) -> tuple[int, int, float]:
+        """Return the first and last token of the span of at most `answer_len` tokens with the best sum, and the sum."""
+        sums = start_scores[:, None] + end_scores[None, :]
+        tokens = np.arange(len(start_scores))
+        distance = tokens[None, :] - tokens[:, None]
+        is_span = (distance >= 0) & (distance < self.answer_len)
+        sums = np.where(is_span, sums, -np.inf)
+        first, last = np.unravel_index(sums.argmax(), sums.shape)
+        return int(first), int(last), float(sums[first, last])
+
+
+def _answer_span(record: Record, offsets: Int[np.ndarray, "n 2"]) -> tuple[int, int]:
+    """Return the first and last token of the first answer."""
+    if not len(record["answers"]):
+        return NO_SPAN
+    start = int(record["starts"][0])
+    end = start + len(str(record["answers"][0]))
+    tokens = np.flatnonzero((offsets[:, 1] > start) & (offsets[:, 0] < end))
+    if not len(tokens):
+        return NO_SPAN
+    return int(tokens[0]), int(tokens[-1])
+
+
+def _window_features(
+    question: Int[np.ndarray, "q"],
+    token_ids: Int[np.ndarray, "n"],
+    offsets: Int[np.ndarray, "n 2"],
+    answer: tuple[int, int],
+    context: ExampleContext,
+) -> dict[str, np.ndarray]:
+    """Return the features of one window, without its weight; `answer` counts from the start of the window."""
+    frame = task_frame(context)
+    cls = context.placeholders
+    window_start = context.placeholders + len(frame.start) + len(question) + 1
+    window = slice(window_start, window_start + len(token_ids))
+    allowed = np.zeros(context.seq_len, np.float32)
+    allowed[cls] = 1
+    allowed[window] = 1
+    places = np.zeros((context.seq_len, 2), np.int32)
+    places[window] = offsets
+    start = cls
+    end = cls
+    if answer != NO_SPAN:
+        start = window_start + answer[0]
+        end = window_start + answer[1]
+    return {
+        **frame_texts([question, token_ids], context),
+        "start": np.array(start, np.int32),
+        "end": np.array(end, np.int32),
+        "allowed": allowed,
+        "places": places,
+    }

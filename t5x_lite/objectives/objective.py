@@ -1,75 +1,91 @@
-"""The interface of an objective: `example` in NumPy on the host, `loss` on the device. No file, no JAX import here."""
+"""The interface of an objective: `example` in NumPy on the host, `loss` on the device.
+
+Nothing here reads a file or imports JAX; `loss` imports JAX inside its body.
+"""
 
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
+from jaxtyping import Bool, Float, Int
 
 from t5x_lite.errors import UserError
 from t5x_lite.models.config import Family, ModelConfig
+from t5x_lite.objectives.model_protocols import Batch, DropoutKey, LossSettings, TokenLoss
 from t5x_lite.schema import Config
 
-if TYPE_CHECKING:
-    from t5x_lite.models.losses import Losses
-else:
-    Losses = Any
-    """What a loss is made of: `models.losses.Losses`."""
-
 Features: TypeAlias = Mapping[str, np.ndarray]
-"""What an objective gives a model: fixed shapes, see the objective's docstring; padding is `segment_ids == 0`."""
+"""Inputs of a model and its loss, of fixed shapes; each objective documents its own. Padding is `segment_ids == 0`."""
 
 RowKind = Literal["tokens", "sentences", "pairs"]
+"""Kinds of rows that an objective makes examples of: any tokens, whole sentences of one document, or pairs of texts."""
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What an objective knows of a tokenizer.
+    """The part of a tokenizer that objectives need.
 
-    `size` counts ids; `eos` ends a text. `named` maps the special tokens that are there to their ids; `sentinels` are
-    T5's in their order of use. `special` and `begins_word` say so of each id (`[size]` bool). `frequency` (`[size]`,
-    sums to one) is each token's share of the training text, where an objective asked for it (`needs_frequency`).
+    Attributes:
+        size: number of ids.
+        eos: id of the token that ends a text, if there is one.
+        named: ids of the special tokens by name.
+        sentinels: ids of T5's sentinels in their order of use.
+        special: marks the ids of special tokens.
+        begins_word: marks the ids of tokens that begin a word.
+        frequency: each token's share of the training text, if the objective needs it (`Objective.needs_frequency`).
     """
 
     size: int
     eos: int | None
     named: Mapping[str, int]
     sentinels: tuple[int, ...]
-    special: np.ndarray
-    begins_word: np.ndarray
-    frequency: np.ndarray | None = None
+    special: Bool[np.ndarray, "size"]
+    begins_word: Bool[np.ndarray, "size"]
+    frequency: Float[np.ndarray, "size"] | None = None
 
-    def end(self, objective: str) -> int:
-        """The id of EOS.
+    def require_eos(self, user: str) -> int:
+        """Return the id of the end-of-text token.
+
+        Args:
+            user: what needs the token, for the error message.
 
         Raises:
             UserError: the tokenizer has none.
         """
         if self.eos is None:
-            raise UserError(f"objective {objective}: the tokenizer has no end-of-text token, such as </s>")
+            raise UserError(f"{user}: the tokenizer has no end-of-text token, such as </s>")
         return self.eos
 
-    def one_of(self, objective: str, *names: str) -> int:
-        """The id of the first of these names that the tokenizer has.
+    def require_token(self, user: str, *names: str) -> int:
+        """Return the id of the first of these special tokens that the tokenizer has.
+
+        Args:
+            user: what needs the token, for the error message.
+            names: names of the same token in different tokenizers.
 
         Raises:
-            UserError: it has none of them.
+            UserError: the tokenizer has none of them.
         """
         for name in names:
             if name in self.named:
                 return self.named[name]
         raise UserError(
-            f"objective {objective}: the tokenizer has no {' or '.join(names)}; a tokenizer that is trained here gets "
-            f"it by tokenizer.unigram.controls=['{names[0]}', …]"
+            f"{user}: the tokenizer has no {' or '.join(names)}; a tokenizer that is trained here gets it by "
+            f"tokenizer.unigram.controls=['{names[0]}', …]"
         )
 
 
 @dataclass(frozen=True)
 class ExampleContext:
-    """What an objective is told of the run: `train.seq_len`, the tokenizer's vocabulary, and the kind of model.
+    """The settings of a run that its examples depend on.
 
-    `placeholders` soft tokens, of the ids -1, -2, …, come before each input of a task.
+    Attributes:
+        seq_len: `train.seq_len`, in tokens.
+        vocabulary: the tokenizer's.
+        family: of the model.
+        placeholders: number of soft tokens, with the ids -1, -2, …, before each input of a task.
     """
 
     seq_len: int
@@ -80,25 +96,30 @@ class ExampleContext:
 
 @dataclass(frozen=True)
 class TokenRow:
-    """A piece of the corpus. All arrays are int32 `[row_length]`.
+    """A row of the corpus, from which an objective makes an example.
 
-    `tokens` are zero where padded; `segments` number the row's documents 1, 2, …, 0 where padded; `parts` number the
-    sentences (or the fields) of each document from 0, where the corpus has them. `second_sentence` is a row of another
-    document, where objectives are fed sentences.
+    Attributes:
+        tokens: token ids, 0 in the padding.
+        segments: number of the document of each token, from 1; 0 in the padding.
+        parts: number of each token's sentence (or field) in its document, from 0, if the corpus marks them.
+        second_sentence: a row of another document, for objectives on sentences.
     """
 
-    tokens: np.ndarray
-    segments: np.ndarray
-    parts: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
+    tokens: Int[np.ndarray, "l"]
+    segments: Int[np.ndarray, "l"]
+    parts: Int[np.ndarray, "_"] = field(default_factory=lambda: np.zeros(0, np.int32))
     second_sentence: "TokenRow | None" = None
 
 
 @dataclass(frozen=True)
 class ExampleLengths:
-    """Tokens that the parts of a model see in one example, for counting FLOPs.
+    """Numbers of tokens that the parts of a model process in one example, for counting FLOPs.
 
-    `tokens` pass the encoder, or the decoder of a decoder-only model; `targets` the decoder of an encoder_decoder;
-    `predicted` the output matrix. An example of several `texts` (choices, a pair) has so many of each.
+    Attributes:
+        tokens: processed by the encoder, or by the decoder of a decoder-only model.
+        predicted: processed by the output matrix.
+        targets: processed by the decoder of an encoder_decoder.
+        texts: number of texts (choices, sides of a pair) in the example; each has the lengths above.
     """
 
     tokens: int
@@ -108,11 +129,14 @@ class ExampleLengths:
 
 
 class Objective(Config):
-    """A training task. Its fields are its settings; its methods stand side by side in one file.
+    """A training objective. Its fields are its settings; an objective is one file.
 
-    `rows` says what it is fed: any tokens, whole sentences of one document with a `second_sentence` of another
-    (`data.parts` tells sentences), or pairs of texts (`data.parts=fields`, in one of the `packings`). `every_token`: its loss is that
-    of the whole text. `one_text`: a row of the stream is one text, whatever documents it touches.
+    Class attributes:
+        name: key in `OBJECTIVES` and in a config.
+        families: families of models that it trains.
+        every_token: its loss is that of every token of the text.
+        one_text: a row of the token stream is one text, also where it spans several documents.
+        packings: values of `data.packing` that it accepts if its rows are pairs.
     """
 
     name: ClassVar[str]
@@ -123,62 +147,87 @@ class Objective(Config):
 
     @property
     def rows(self) -> RowKind:
-        """What one example is made from."""
+        """Kind of row that one example is made of.
+
+        `sentences` need `data.parts=line` or `punctuation` and come with a `second_sentence`; `pairs` need
+        `data.parts=fields`.
+        """
         return "tokens"
 
     @property
     def needs_frequency(self) -> bool:
-        """Whether it draws from the tokens' frequencies."""
+        """True if examples depend on the tokens' frequencies."""
         return False
 
     @property
     def static_epochs(self) -> int:
-        """Epochs after which the same random choices come again; 0 for never."""
+        """Number of epochs after which the random choices repeat; 0 for never."""
         return 0
 
-    def check(self, model: ModelConfig) -> None:
-        """Refuse a model that cannot serve, with a ValueError that says why. `families` is checked before."""
+    @property
+    def term_weights(self) -> Mapping[str, str]:
+        """For every term of `loss`, the feature that holds its weights.
 
-    def check_context(self, context: ExampleContext) -> None:
-        """Refuse a vocabulary or a length that cannot serve.
+        The train step divides the sum of each term by the sum of its weights over the whole batch, then adds the terms.
+        """
+        return {"loss": "loss_weights"}
+
+    def check(self, model: ModelConfig) -> None:
+        """Refuse a model that the objective cannot train. The family has been checked before.
 
         Raises:
-            UserError: a token that is missing, sentinels that do not suffice.
+            ValueError: with the reason.
+        """
+
+    def check_context(self, context: ExampleContext) -> None:
+        """Refuse a vocabulary or a length for which no example can be made.
+
+        Raises:
+            UserError: a missing token, too few sentinels, or no room.
         """
 
     @abstractmethod
     def row_length(self, context: ExampleContext) -> int:
-        """Tokens of raw text that one example takes at most."""
+        """Return the largest number of raw tokens that one example holds."""
 
     def stride(self, context: ExampleContext) -> int:
-        """Tokens of raw text from the start of one row to the start of the next."""
+        """Return the number of raw tokens from the start of one row of the stream to the start of the next."""
         return self.row_length(context)
 
-    def sizes(self, lengths: np.ndarray, context: ExampleContext) -> np.ndarray:
-        """Room that packed documents take, `[documents, n]`, from the lengths of their parts `[documents, parts]`."""
+    def sizes(self, lengths: Int[np.ndarray, "documents parts"], context: ExampleContext) -> Int[np.ndarray, "_ n"]:
+        """Return the room that each document takes in a packed row, one number for each entry of `capacity`.
+
+        Args:
+            lengths: tokens in each part of each document, `[documents, parts]`.
+            context: of the run.
+        """
         return lengths.sum(1, keepdims=True)
 
     def capacity(self, context: ExampleContext) -> tuple[int, ...]:
-        """Room in one row, `[n]`."""
+        """Return the room of one packed row, of every kind that `sizes` counts."""
         return (self.row_length(context),)
 
     def lengths(self, context: ExampleContext) -> ExampleLengths:
-        """What an example costs."""
+        """Return the numbers of tokens that a model processes in one example."""
         return ExampleLengths(context.seq_len, context.seq_len)
 
     @abstractmethod
     def example(self, row: TokenRow, context: ExampleContext, rng: np.random.Generator) -> Features:
-        """One example from one row; `rng` depends on (seed, epoch, row) alone. An empty row gives weights of 0."""
-
-    @abstractmethod
-    def loss(self, model: Any, batch: Mapping[str, Any], key: Any, losses: Losses) -> Mapping[str, Any]:
-        """Sums over the batch by term, as `models.losses.TokenLoss`.
-
-        The term `loss` is the one that is reported as such; each term `x` has its weights in the feature `x_weights`.
+        """Make one example of one row. An empty row gives weights of 0.
 
         Args:
-            model: a module of one of `families`.
-            batch: the features of `example`, stacked.
+            row: of the corpus.
+            context: of the run.
+            rng: depends on (seed, epoch, row) only.
+        """
+
+    @abstractmethod
+    def loss(self, model: Any, batch: Batch, key: DropoutKey, settings: LossSettings) -> Mapping[str, TokenLoss]:
+        """Return the sums of each term over the batch. The term `loss` is the one that is reported as the loss.
+
+        Args:
+            model: a module of one of `families`; objectives declare the protocol of `model_protocols` that they need.
+            batch: the features of examples, stacked.
             key: for dropout; None in evaluation.
-            losses: how states become sums, with the run's z-loss and smoothing.
+            settings: z-loss, label smoothing, and how logits are cut in chunks.
         """

@@ -1,16 +1,20 @@
-"""A reward from comparisons: the chosen answer scores above the rejected one (Ouyang et al. 2022, §3.5, eq. 1)."""
+"""A reward model: the chosen answer scores above the rejected one (Ouyang et al. 2022, §3.5, eq. 1)."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
-from t5x_lite.objectives.objective import ExampleContext, Features, Losses
-from t5x_lite.objectives.supervised import Coder, Pooled, Record, several
+import numpy as np
+
+from t5x_lite.objectives.framing import frame_each
+from t5x_lite.objectives.model_protocols import Batch, DropoutKey, LossSettings, TaskModel, TokenLoss
+from t5x_lite.objectives.objective import ExampleContext, Features
+from t5x_lite.objectives.supervised import Coder, Pooled, Record
 
 
 class Reward(Pooled):
-    """Roles `chosen` and `rejected`, perhaps `text` before both.
+    """Roles `chosen` and `rejected`, optionally `text` before both.
 
-    Features: those of `framed` for each, `[2, seq_len]`; `loss_weights`, a scalar.
+    Features: those of `frame_texts` for each answer, `[2, seq_len]`; `loss_weights`, a float32 scalar.
     """
 
     name: ClassVar[str] = "reward"
@@ -18,18 +22,28 @@ class Reward(Pooled):
     texts: ClassVar[int] = 2
 
     def examples(self, record: Record, coder: Coder, context: ExampleContext) -> list[Features]:
-        before = [coder.encode(str(record["text"]))] if "text" in record else []
-        return [several([[*before, coder.encode(str(record[side]))] for side in self.roles], context)]
+        prompt = []
+        if "text" in record:
+            prompt.append(coder.encode(str(record["text"])))
+        answers = [[*prompt, coder.encode(str(record[role]))] for role in self.roles]
+        features = frame_each(answers, context)
+        features["loss_weights"] = np.array(1, np.float32)
+        return [features]
 
-    def loss(self, model: Any, batch: Mapping[str, Any], key: Any, losses: Losses) -> Mapping[str, Any]:
-        """-log sigmoid(chosen - rejected)."""
-        scores, weights = self.scores(model, batch, key)["scores"], batch["loss_weights"][:, None]
-        return {"loss": losses.binary(scores[:, :1] - scores[:, 1:], weights > 0, weights)}
+    def loss(self, model: TaskModel, batch: Batch, key: DropoutKey, settings: LossSettings) -> Mapping[str, TokenLoss]:
+        """Return -log sigmoid(chosen - rejected)."""
+        from t5x_lite.models import losses
+
+        scores = self.scores(model, batch, key)["scores"]
+        margin = scores[:, :1] - scores[:, 1:]
+        weights = batch["loss_weights"][:, None]
+        return {"loss": losses.binary_cross_entropy(margin, weights > 0, weights)}
 
     def prediction(self, record: Record, examples: Sequence[Features], scores: Sequence[Features]) -> int:
-        """1 where the chosen one scores higher."""
-        return int(scores[0]["scores"][0] > scores[0]["scores"][1])
+        """Return 1 if the chosen answer scores higher, else 0."""
+        chosen, rejected = scores[0]["scores"]
+        return int(chosen > rejected)
 
     def reference(self, record: Record) -> int:
-        """The chosen one should."""
+        """Return 1: the chosen answer should score higher."""
         return 1

@@ -1,27 +1,29 @@
-"""Span corruption: sentinels replace spans of the text, which are written out after them (Raffel et al. 2020, §3.1.4).
+"""Span corruption: predict the spans that sentinels replace in the text (Raffel et al. 2020, §3.1.4).
 
-Lengths, masks and sentinels are those of T5's own code, `random_spans_helper`, `random_spans_noise_mask`,
+Lengths, masks and sentinels are those of T5's own code: `random_spans_helper`, `random_spans_noise_mask`,
 `noise_span_to_unique_sentinel` and `nonnoise_span_to_unique_sentinel`.
 """
 
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
+from jaxtyping import Bool, Int
 
 from t5x_lite.errors import UserError
 from t5x_lite.models.config import Family
-from t5x_lite.objectives.features import InputsTargets, Pair, segments_of
+from t5x_lite.objectives.features import Pair, segments_of
+from t5x_lite.objectives.inputs_targets import InputsTargets
 from t5x_lite.objectives.objective import ExampleContext, Features, TokenRow, Vocabulary
 from t5x_lite.schema import setting
 
 
 class SpanCorruption(InputsTargets):
-    """Fill in the spans that sentinels stand for. Features: see `features.text_to_text`.
+    """Predict the spans that sentinels stand for. Features: see `InputsTargets`.
 
-    A row of the stream is one text, as T5 cut it; packed documents (`data.packing=documents`) are corrupted each by
-    itself and are segments of their own on both sides. For an encoder_decoder `train.seq_len` is the inputs' length,
-    for a decoder that of inputs and targets together.
+    A row of the stream is one text, as in T5. Packed documents (`data.packing=documents`) are corrupted one by one and
+    are segments of their own on both sides. `train.seq_len` is the length of the inputs in an encoder_decoder, and of
+    inputs and targets together in a decoder.
     """
 
     name: ClassVar[str] = "span_corruption"
@@ -32,59 +34,87 @@ class SpanCorruption(InputsTargets):
 
     def check_context(self, context: ExampleContext) -> None:
         """Refuse a tokenizer without EOS, or with fewer sentinels than a row has spans."""
-        context.vocabulary.end(self.name)
-        check_sentinels(self.name, spans_in(self.row_length(context), self.noise_density, self.mean_span)[1], context)
+        context.vocabulary.require_eos(f"objective {self.name}")
+        _, spans = count_noise(self.row_length(context), self.noise_density, self.mean_span)
+        check_sentinels(self.name, spans, context)
 
     def row_length(self, context: ExampleContext) -> int:
-        """The most tokens whose corrupted form fits."""
+        """Return the largest number of tokens whose corrupted form fits."""
         return raw_length(context.seq_len, context.family, self.noise_density, self.mean_span)
 
     def target_length(self, context: ExampleContext) -> int:
-        return int(corrupted_lengths(self.row_length(context), self.noise_density, self.mean_span)[1])
+        _, targets = corrupted_length(self.row_length(context), self.noise_density, self.mean_span)
+        return targets
 
-    def sizes(self, lengths: np.ndarray, context: ExampleContext) -> np.ndarray:
-        """Inputs and targets of documents that are corrupted each by itself."""
-        whole = np.stack(corrupted_lengths(lengths.sum(1), self.noise_density, self.mean_span), 1)
-        return whole if context.family == "encoder_decoder" else whole.sum(1, keepdims=True) - 1
+    def sizes(self, lengths: Int[np.ndarray, "documents parts"], context: ExampleContext) -> Int[np.ndarray, "_ n"]:
+        """Return the lengths of inputs and targets of each corrupted document; in a decoder, of both as one text."""
+        inputs, targets = corrupted_lengths(lengths.sum(1), self.noise_density, self.mean_span)
+        if context.family == "encoder_decoder":
+            return np.stack([inputs, targets], 1)
+        return (inputs + targets - 1)[:, None]
 
     def example(self, row: TokenRow, context: ExampleContext, rng: np.random.Generator) -> Features:
-        """Each segment of the row corrupted; a row of the stream is one."""
-        pairs = [self._pair(row.tokens[part], context, rng) for part in segments_of(row.segments)]
+        """Corrupt each segment of the row."""
+        pairs = []
+        for segment in segments_of(row.segments):
+            tokens = row.tokens[segment]
+            is_noise = noise_mask(len(tokens), self.noise_density, self.mean_span, rng)
+            pairs.append(corrupt(tokens, is_noise, context.vocabulary))
         return self.features(pairs, context)
 
-    def _pair(self, tokens: np.ndarray, context: ExampleContext, rng: np.random.Generator) -> Pair:
-        return corrupt(tokens, noise_mask(len(tokens), self.noise_density, self.mean_span, rng), context.vocabulary)
 
+def noise_counts(
+    lengths: Int[np.ndarray, "n"], noise_density: float, mean_span: float
+) -> tuple[Int[np.ndarray, "n"], Int[np.ndarray, "n"]]:
+    """Return the numbers of noise tokens and of noise spans in texts of these lengths.
 
-def spans_in(length: Any, noise_density: float, mean_span: float) -> tuple[Any, Any]:
-    """Noise tokens and noise spans in texts of `length`: at least one of each, and one token that is no noise.
-
-    Products and quotients are rounded in float32, half to even, as T5's TensorFlow code does.
+    There is at least one of each, and at least one token that is not noise. Products and quotients are rounded in
+    float32, half to even, as in T5's TensorFlow code.
     """
-    length = np.maximum(length, 2)
-    noise = np.rint(np.float32(length) * np.float32(noise_density)).astype(np.int64)
-    noise = np.clip(noise, 1, length - 1)
-    spans = np.maximum(np.rint(np.float32(noise) / np.float32(mean_span)).astype(np.int64), 1)
-    return noise, np.minimum(spans, length - noise)
+    lengths = np.maximum(lengths, 2)
+    noise = np.rint(lengths.astype(np.float32) * np.float32(noise_density)).astype(np.int64)
+    noise = np.clip(noise, 1, lengths - 1)
+    spans = np.maximum(np.rint(noise.astype(np.float32) / np.float32(mean_span)).astype(np.int64), 1)
+    return noise, np.minimum(spans, lengths - noise)
 
 
-def corrupted_lengths(length: Any, noise_density: float, mean_span: float) -> tuple[Any, Any]:
-    """Tokens of inputs and targets, sentinels and EOS included, that texts of `length` become."""
-    noise, spans = spans_in(length, noise_density, mean_span)
-    return np.maximum(length - noise, 0) + spans + 1, noise + spans + 1
+@lru_cache(maxsize=4096)
+def count_noise(length: int, noise_density: float, mean_span: float) -> tuple[int, int]:
+    """Return the numbers of noise tokens and of noise spans in one text; see `noise_counts`."""
+    noise, spans = noise_counts(np.array([length]), noise_density, mean_span)
+    return int(noise[0]), int(spans[0])
+
+
+def corrupted_lengths(
+    lengths: Int[np.ndarray, "n"], noise_density: float, mean_span: float
+) -> tuple[Int[np.ndarray, "n"], Int[np.ndarray, "n"]]:
+    """Return the lengths of inputs and targets, sentinels and EOS included, of texts of these lengths."""
+    noise, spans = noise_counts(lengths, noise_density, mean_span)
+    return np.maximum(lengths - noise, 0) + spans + 1, noise + spans + 1
+
+
+def corrupted_length(length: int, noise_density: float, mean_span: float) -> tuple[int, int]:
+    """Return the lengths of inputs and targets of one text; see `corrupted_lengths`."""
+    noise, spans = count_noise(length, noise_density, mean_span)
+    return max(length - noise, 0) + spans + 1, noise + spans + 1
 
 
 @lru_cache
 def raw_length(seq_len: int, family: Family, noise_density: float, mean_span: float) -> int:
-    """The most tokens whose inputs (of a decoder: inputs and targets, the last only predicted) fit `seq_len`.
+    """Return the largest number of tokens whose corrupted form fits `seq_len`.
+
+    In an encoder_decoder the inputs must fit; in a decoder inputs and targets together, where the last token is only
+    predicted.
 
     Raises:
         UserError: not even two tokens fit.
     """
 
     def fits(length: int) -> bool:
-        inputs, targets = corrupted_lengths(length, noise_density, mean_span)
-        return (inputs if family == "encoder_decoder" else inputs + targets - 1) <= seq_len
+        inputs, targets = corrupted_length(length, noise_density, mean_span)
+        if family == "encoder_decoder":
+            return inputs <= seq_len
+        return inputs + targets - 1 <= seq_len
 
     if not fits(2):
         raise UserError(f"train.seq_len {seq_len} leaves no room for a corrupted span; make it larger")
@@ -92,62 +122,74 @@ def raw_length(seq_len: int, family: Family, noise_density: float, mean_span: fl
     while fits(length + 1):
         length += 1
     if noise_density == 0.5 and family == "encoder_decoder":
-        inputs, targets = corrupted_lengths(length, noise_density, mean_span)
-        length -= targets > inputs  # so does T5, to keep both lengths equal
+        inputs, targets = corrupted_length(length, noise_density, mean_span)
+        if targets > inputs:
+            length -= 1  # T5's code does the same to keep both lengths equal
     return length
 
 
-def noise_mask(length: int, noise_density: float, mean_span: float, rng: np.random.Generator) -> np.ndarray:
-    """Which tokens are noise: spans of random lengths that add up to the density, between stretches that are kept."""
-    noise, spans = _spans_in(length, noise_density, mean_span)
-    runs = np.empty(2 * spans, np.int64)
-    runs[::2] = _random_segmentation(max(length, 2) - noise, spans, rng)
-    runs[1::2] = _random_segmentation(noise, spans, rng)
-    return np.repeat(np.arange(2 * spans) % 2 == 1, runs)[:length]
+def noise_mask(
+    length: int, noise_density: float, mean_span: float, rng: np.random.Generator
+) -> Bool[np.ndarray, "{length}"]:
+    """Mark the noise in a text of this length.
+
+    Spans of noise and the stretches of kept tokens between them have random lengths. The first stretch is kept.
+    """
+    noise, spans = count_noise(length, noise_density, mean_span)
+    run_lengths = np.empty(2 * spans, np.int64)
+    run_lengths[::2] = _random_segmentation(max(length, 2) - noise, spans, rng)
+    run_lengths[1::2] = _random_segmentation(noise, spans, rng)
+    is_noise_run = np.arange(2 * spans) % 2 == 1
+    return np.repeat(is_noise_run, run_lengths)[:length]
 
 
-@lru_cache(maxsize=4096)
-def _spans_in(length: int, noise_density: float, mean_span: float) -> tuple[int, int]:
-    noise, spans = spans_in(length, noise_density, mean_span)
-    return int(noise), int(spans)
-
-
-def _random_segmentation(items: int, segments: int, rng: np.random.Generator) -> np.ndarray:
-    """Lengths of `segments` non-empty parts of `items`, every such division equally likely."""
+def _random_segmentation(items: int, segments: int, rng: np.random.Generator) -> Int[np.ndarray, "{segments}"]:
+    """Divide `items` into non-empty segments, every division equally likely, and return their lengths."""
     borders = np.empty(segments + 1, np.int64)
-    borders[0], borders[-1] = 0, items
+    borders[0] = 0
+    borders[-1] = items
     borders[1:-1] = rng.choice(items - 1, segments - 1, replace=False, shuffle=False) + 1
     borders.sort()
     return borders[1:] - borders[:-1]
 
 
-def corrupt(tokens: np.ndarray, noise: np.ndarray, vocabulary: Vocabulary) -> Pair:
-    """Inputs with each span of noise, targets with each stretch between replaced by the next sentinel; then EOS."""
-    eos = vocabulary.end("span_corruption")
-    inputs, targets = (_with_sentinels(tokens, hidden, vocabulary.sentinels, eos) for hidden in (noise, ~noise))
+def corrupt(tokens: Int[np.ndarray, "l"], is_noise: Bool[np.ndarray, "l"], vocabulary: Vocabulary) -> Pair:
+    """Return inputs and targets, each ended by EOS.
+
+    In the inputs a sentinel replaces each span of noise; in the targets a sentinel replaces each stretch between.
+    """
+    eos = vocabulary.require_eos("objective span_corruption")
+    inputs = _replace_by_sentinels(tokens, is_noise, vocabulary.sentinels, eos)
+    targets = _replace_by_sentinels(tokens, ~is_noise, vocabulary.sentinels, eos)
     return inputs, targets
 
 
-def _with_sentinels(tokens: np.ndarray, hidden: np.ndarray, sentinels: tuple[int, ...], eos: int) -> np.ndarray:
-    first, made = hidden.copy(), np.empty(len(tokens) + 1, np.int32)
-    first[1:] &= ~hidden[:-1]
-    (places,) = first.nonzero()
-    made[:-1], made[-1] = tokens, eos
-    made[places] = sentinels[: len(places)]
-    return made[np.append(first | ~hidden, True)]
+def _replace_by_sentinels(
+    tokens: Int[np.ndarray, "l"], is_replaced: Bool[np.ndarray, "l"], sentinels: tuple[int, ...], eos: int
+) -> Int[np.ndarray, "_"]:
+    """Replace each run of marked tokens by the next sentinel, and append EOS."""
+    is_first_of_run = is_replaced.copy()
+    is_first_of_run[1:] &= ~is_replaced[:-1]
+    (run_starts,) = is_first_of_run.nonzero()
+    replaced = np.empty(len(tokens) + 1, np.int32)
+    replaced[:-1] = tokens
+    replaced[-1] = eos
+    replaced[run_starts] = sentinels[: len(run_starts)]
+    is_shown = is_first_of_run | ~is_replaced
+    return replaced[np.append(is_shown, True)]
 
 
 def check_sentinels(objective: str, spans: int, context: ExampleContext) -> None:
-    """Refuse a vocabulary with too few sentinels.
+    """Refuse a vocabulary with too few sentinels for a row of this many spans.
 
     Raises:
         UserError: with both numbers.
     """
-    have = len(context.vocabulary.sentinels)
-    # Targets may begin and end with a stretch that is kept, which takes a sentinel more than there are spans.
-    if have < spans + 1:
+    sentinels = len(context.vocabulary.sentinels)
+    # Targets may begin and end with a stretch that is kept, which takes one sentinel more than there are spans.
+    if sentinels < spans + 1:
         raise UserError(
             f"objective {objective}: a row of train.seq_len {context.seq_len} has up to {spans} spans, the tokenizer "
-            f"has {have} sentinels (<extra_id_0>, …); set tokenizer.*.extra_ids to at least {spans + 1}, shorten "
+            f"has {sentinels} sentinels (<extra_id_0>, …); set tokenizer.*.extra_ids to at least {spans + 1}, shorten "
             f"train.seq_len or lengthen objective.{objective}.mean_span"
         )

@@ -1,28 +1,35 @@
-"""A label for every word, told from its first token (Devlin et al. 2019, §5.3)."""
+"""A label for every word, predicted from its first token (Devlin et al. 2019, §5.3)."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
+from jaxtyping import Int
 
 from t5x_lite.models.config import HeadConfig, ModelConfig
-from t5x_lite.objectives.objective import ExampleContext, Features, Losses
-from t5x_lite.objectives.supervised import Coder, Record, Supervised, framed, label_index, states
+from t5x_lite.objectives.framing import frame_texts, task_frame
+from t5x_lite.objectives.model_protocols import Array, Batch, DropoutKey, LossSettings, TaskModel, TokenLoss
+from t5x_lite.objectives.objective import ExampleContext, Features
+from t5x_lite.objectives.supervised import Coder, Record, Supervised, label_index, text_states
 from t5x_lite.schema import Strings, setting
+
+NO_WORD = -1
+"""Word number of a token that is not the first of a word."""
 
 
 class Tag(Supervised):
     """Roles `words` and `tags`, lists of one length.
 
-    Features: those of `framed`, and `[seq_len]`: `targets`, `loss_weights` (1 at the first token of a word), `words`
-    (the word's number there, else -1). Words beyond the row are not learnt, and are predicted as the first label.
+    Features: those of `frame_texts`, and `[seq_len]`: `targets` int32, `loss_weights` float32 (1 at the first token of
+    a word), `words` int32 (the word's number there, else -1). Words beyond the row are not learnt, and are predicted as
+    the first label.
     """
 
     name: ClassVar[str] = "tag"
     roles: ClassVar[tuple[str, ...]] = ("words", "tags")
 
     labels: Strings = setting(
-        ..., "names of the tags, such as O B-PER I-PER; data may hold their numbers", min_length=2
+        ..., "names of the tags, such as O B-PER I-PER; the data may hold their numbers", min_length=2
     )
 
     def head(self, model: ModelConfig) -> HeadConfig:
@@ -30,38 +37,61 @@ class Tag(Supervised):
 
     def examples(self, record: Record, coder: Coder, context: ExampleContext) -> list[Features]:
         words = [str(word) for word in record["words"]]
-        if len(words) != len(record["tags"]):
-            raise ValueError(f"{len(words)} words but {len(record['tags'])} tags")
-        ids, places = coder.encode_placed(" ".join(words))
-        starts = np.cumsum([0, *(len(word) + 1 for word in words)])
-        row = framed([ids], context)
-        # Where a token ends tells its word: what stands before it may be the space that it begins with.
-        word_of = np.searchsorted(starts, np.maximum(places[:, 1] - 1, 0), side="right") - 1
-        first = np.flatnonzero(np.diff(word_of, prepend=-1))
-        lead = context.placeholders + (context.family == "encoder")
-        first = first[first < context.seq_len - lead - 1]
-        targets, numbers = np.zeros(context.seq_len, np.int32), np.full(context.seq_len, -1, np.int32)
-        numbers[first + lead] = word_of[first]
-        targets[first + lead] = [label_index(record["tags"][word], self.labels) for word in word_of[first]]
-        return [{**row, "targets": targets, "loss_weights": (numbers >= 0).astype(np.float32), "words": numbers}]
+        tags = record["tags"]
+        if len(words) != len(tags):
+            raise ValueError(f"{len(words)} words but {len(tags)} tags")
+        token_ids, offsets = coder.encode_with_offsets(" ".join(words))
+        word_of_token = _word_of_token(words, offsets)
+        first_tokens = np.flatnonzero(np.diff(word_of_token, prepend=NO_WORD))
 
-    def loss(self, model: Any, batch: Mapping[str, Any], key: Any, losses: Losses) -> Mapping[str, Any]:
-        """Cross-entropy over the tags of first tokens."""
+        text_start = context.placeholders + len(task_frame(context).start)
+        first_tokens = first_tokens[first_tokens < context.seq_len - text_start - 1]
+        word_numbers = np.full(context.seq_len, NO_WORD, np.int32)
+        word_numbers[text_start + first_tokens] = word_of_token[first_tokens]
+        targets = np.zeros(context.seq_len, np.int32)
+        for token in first_tokens:
+            targets[text_start + token] = label_index(tags[word_of_token[token]], self.labels)
+        features = {
+            **frame_texts([token_ids], context),
+            "targets": targets,
+            "loss_weights": (word_numbers != NO_WORD).astype(np.float32),
+            "words": word_numbers,
+        }
+        return [features]
+
+    def loss(self, model: TaskModel, batch: Batch, key: DropoutKey, settings: LossSettings) -> Mapping[str, TokenLoss]:
+        """Return the cross-entropy over the tags at the first token of each word."""
+        from t5x_lite.models import losses
+
         scores = self.scores(model, batch, key)["scores"]
-        return {"loss": losses.tokens(lambda x: x, scores, batch["targets"], batch["loss_weights"])}
+        targets = batch["targets"]
+        return {
+            "loss": losses.token_cross_entropy(lambda x: x, scores, targets, batch["loss_weights"], settings),
+        }
 
-    def scores(self, model: Any, batch: Mapping[str, Any], key: Any = None) -> dict[str, Any]:
-        """Of each token."""
-        return {"scores": model.head(states(model, batch, key), key)}
+    def scores(self, model: TaskModel, batch: Batch, key: DropoutKey = None) -> dict[str, Array]:
+        """Return the scores of each token."""
+        return {"scores": model.head(text_states(model, batch, key), key)}
 
     def prediction(self, record: Record, examples: Sequence[Features], scores: Sequence[Features]) -> list[str]:
-        """A tag for every word."""
+        """Return a tag for every word."""
         tags = [self.labels[0]] * len(record["words"])
-        numbers = examples[0]["words"]
-        for place in np.flatnonzero(numbers >= 0):
-            tags[numbers[place]] = self.labels[int(scores[0]["scores"][place].argmax())]
+        word_numbers = examples[0]["words"]
+        for token in np.flatnonzero(word_numbers != NO_WORD):
+            label = int(scores[0]["scores"][token].argmax())
+            tags[word_numbers[token]] = self.labels[label]
         return tags
 
     def reference(self, record: Record) -> list[str]:
-        """The tags' names."""
+        """Return the names of the tags."""
         return [self.labels[label_index(tag, self.labels)] for tag in record["tags"]]
+
+
+def _word_of_token(words: Sequence[str], offsets: Int[np.ndarray, "n 2"]) -> Int[np.ndarray, "n"]:
+    """Return the number of the word of each token of the words joined by spaces.
+
+    The last character of a token decides, because the first may be the space before the word.
+    """
+    word_starts = np.cumsum([0, *(len(word) + 1 for word in words)])
+    last_characters = np.maximum(offsets[:, 1] - 1, 0)
+    return np.searchsorted(word_starts, last_characters, side="right") - 1

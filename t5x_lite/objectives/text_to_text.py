@@ -1,74 +1,90 @@
-"""Supervised text-to-text: targets from inputs, several pairs packed into a row (Raffel et al. 2020, §2.4)."""
+"""Supervised text-to-text: predict the target of each pair from its input (Raffel et al. 2020, §2.4)."""
 
 from typing import ClassVar
 
 import numpy as np
+from jaxtyping import Int
 
 from t5x_lite.errors import UserError
-from t5x_lite.objectives.features import InputsTargets, Pair, segments_of
+from t5x_lite.objectives.features import Pair, segments_of
+from t5x_lite.objectives.framing import soft_tokens
+from t5x_lite.objectives.inputs_targets import InputsTargets
 from t5x_lite.objectives.objective import ExampleContext, Features, RowKind, TokenRow
 from t5x_lite.objectives.supervised import Coder
-from t5x_lite.schema import Int, setting
+from t5x_lite.schema import Int as IntSetting
+from t5x_lite.schema import setting
 
 
 class TextToText(InputsTargets):
-    """Pairs of texts (`data.parts=fields`), each a segment of its own. Features: see `features.text_to_text`.
+    """Pairs of texts (`data.parts=fields`), several in a row, one segment each. Features: see `InputsTargets`.
 
-    Longer inputs and targets are cut. EOS ends both of an encoder_decoder, the targets alone of a decoder, where
-    `train.seq_len` is the length of both together.
+    Inputs and targets that are too long are cut. EOS ends both in an encoder_decoder. In a decoder EOS ends only the
+    targets, and `train.seq_len` is the length of inputs and targets together.
     """
 
     name: ClassVar[str] = "text_to_text"
     rows: ClassVar[RowKind] = "pairs"
 
-    target_len: Int = setting(128, "length of the targets, EOS included", unit="tokens", ge=2)
+    target_len: IntSetting = setting(128, "length of the targets, EOS included", unit="tokens", ge=2)
 
     def check_context(self, context: ExampleContext) -> None:
-        """Refuse a tokenizer without EOS, and a decoder's row that targets alone would fill."""
-        context.vocabulary.end(self.name)
-        if self._limits(context)[0] <= context.placeholders:
+        """Refuse a tokenizer without EOS, and a row without room for inputs."""
+        self._eos(context)
+        most_inputs, _ = self._limits(context)
+        if most_inputs <= context.placeholders:
+            target_part = f"target_len {self.target_len} and " if context.family == "decoder" else ""
             raise UserError(
                 f"objective {self.name}: train.seq_len {context.seq_len} leaves no room for inputs beside "
-                + (f"target_len {self.target_len} and " if context.family == "decoder" else "")
-                + f"{context.placeholders} soft tokens"
+                f"{target_part}{context.placeholders} soft tokens"
             )
 
     def row_length(self, context: ExampleContext) -> int:
-        """Room for a pair."""
+        """Return the largest number of tokens in a pair."""
         return context.seq_len + self.target_len
 
     def target_length(self, context: ExampleContext) -> int:
         return self.target_len
 
+    def sizes(self, lengths: Int[np.ndarray, "documents 2"], context: ExampleContext) -> Int[np.ndarray, "documents n"]:
+        """Return the lengths of inputs and targets after cutting, with EOS; in a decoder, of both together."""
+        cut_lengths = np.minimum(lengths, self._limits(context))
+        if context.family == "encoder_decoder":
+            return cut_lengths + 1
+        return cut_lengths.sum(1, keepdims=True)
+
+    def example(self, row: TokenRow, context: ExampleContext, rng: np.random.Generator) -> Features:
+        """Make the features of the row's pairs; nothing is random."""
+        eos = self._eos(context)
+        pairs = []
+        for segment in segments_of(row.segments):
+            tokens = row.tokens[segment]
+            is_target = row.parts[segment] == 1
+            inputs = tokens[row.parts[segment] == 0]
+            targets = tokens[is_target & (tokens != eos)]
+            pairs.append(self._pair(inputs, targets, context))
+        return self.features(pairs, context)
+
+    def records_example(self, inputs: str, targets: str, coder: Coder, context: ExampleContext) -> Features:
+        """Make the features of one pair of texts, with the soft tokens of the run before the inputs."""
+        input_ids = np.concatenate([soft_tokens(context), coder.encode(inputs)])
+        pair = self._pair(input_ids, coder.encode(targets), context)
+        return self.features([pair], context)
+
+    def _eos(self, context: ExampleContext) -> int:
+        return context.vocabulary.require_eos(f"objective {self.name}")
+
     def _limits(self, context: ExampleContext) -> tuple[int, int]:
-        """Tokens of inputs and of targets at most, without EOS."""
+        """Return the largest numbers of inputs and of targets, without EOS."""
         if context.family == "encoder_decoder":
             return context.seq_len - 1, self.target_len - 1
         return context.seq_len - self.target_len, self.target_len - 1
 
-    def sizes(self, lengths: np.ndarray, context: ExampleContext) -> np.ndarray:
-        """Inputs and targets with their EOS, cut to the limits."""
-        cut = np.minimum(lengths, self._limits(context))
-        return cut + 1 if context.family == "encoder_decoder" else cut.sum(1, keepdims=True)
-
-    def example(self, row: TokenRow, context: ExampleContext, rng: np.random.Generator) -> Features:
-        """Each document as it is; nothing is random."""
-        eos, pairs = context.vocabulary.end(self.name), []
-        for part in segments_of(row.segments):
-            inputs, targets = (row.tokens[part][row.parts[part] == side] for side in (0, 1))
-            pairs.append(self._pair(inputs, targets[targets != eos], context))
-        return self.features(pairs, context)
-
-    def records_example(self, inputs: str, targets: str, coder: Coder, context: ExampleContext) -> Features:
-        """One pair of texts in a row of its own; soft tokens, if the run has any, before the inputs."""
-        soft = -1 - np.arange(context.placeholders, dtype=np.int32)
-        pair = self._pair(np.concatenate([soft, coder.encode(inputs)]), coder.encode(targets), context)
-        return self.features([pair], context)
-
     def _pair(self, inputs: np.ndarray, targets: np.ndarray, context: ExampleContext) -> Pair:
-        """Both cut to the limits, and ended."""
-        most, most_targets = self._limits(context)
-        eos = context.vocabulary.end(self.name)
-        cut = inputs[:most]
-        ended = np.append(cut, eos) if context.family == "encoder_decoder" else cut
-        return ended.astype(np.int32), np.append(targets[:most_targets], eos).astype(np.int32)
+        """Cut inputs and targets to their limits and append EOS."""
+        most_inputs, most_targets = self._limits(context)
+        eos = self._eos(context)
+        inputs = inputs[:most_inputs]
+        if context.family == "encoder_decoder":
+            inputs = np.append(inputs, eos)
+        targets = np.append(targets[:most_targets], eos)
+        return inputs.astype(np.int32), targets.astype(np.int32)

@@ -1,21 +1,24 @@
-"""Translation language modelling: hidden tokens of a sentence and of its translation (Conneau & Lample 2019, §3.3)."""
+"""Translation language modelling: masked tokens of a sentence and of its translation (Conneau & Lample 2019, §3.3)."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from t5x_lite.models.config import Family, ModelConfig
 from t5x_lite.objectives.features import segments_of
-from t5x_lite.objectives.masked import Masked, framed_pair
-from t5x_lite.objectives.objective import ExampleContext, ExampleLengths, Features, Losses, Objective, RowKind, TokenRow
+from t5x_lite.objectives.framing import encoder_frame_size, frame_pair
+from t5x_lite.objectives.masked import Masked
+from t5x_lite.objectives.model_protocols import Batch, DropoutKey, LossSettings, MaskedLanguageModel, TokenLoss
+from t5x_lite.objectives.objective import ExampleContext, ExampleLengths, Features, Objective, RowKind, TokenRow
 from t5x_lite.schema import setting
 
 
 class Translation(Objective):
-    """Both sentences of a pair (`data.parts=fields`) in one row, tokens hidden in both. Features: see `masked`.
+    """Mask tokens in both sentences of a pair (`data.parts=fields`) in one row. Features: see `Masked`.
 
-    The languages are the token types; positions of the translation start again from 0. Longer pairs are cut evenly.
+    The languages are the token types; positions of the translation begin from 0 again. Pairs that are too long are cut
+    evenly.
     """
 
     name: ClassVar[str] = "translation"
@@ -23,43 +26,49 @@ class Translation(Objective):
     rows: ClassVar[RowKind] = "pairs"
     packings: ClassVar[tuple[str, ...]] = ("none",)
 
-    rate: float = setting(0.15, "share of tokens to tell", gt=0, lt=1, source="Conneau & Lample 2019, §3.2")
-    mask_share: float = setting(0.8, "of these, shown as [MASK]", ge=0, le=1)
-    random_share: float = setting(0.1, "of these, shown as another token", ge=0, le=1)
-
-    def _masked(self) -> Masked:
-        return Masked(rate=self.rate, mask_share=self.mask_share, random_share=self.random_share)
+    rate: float = setting(0.15, "share of tokens to predict", gt=0, lt=1, source="Conneau & Lample 2019, §3.2")
+    mask_share: float = setting(0.8, "share of these that is shown as [MASK]", ge=0, le=1)
+    random_share: float = setting(0.1, "share of these that is shown as another token", ge=0, le=1)
 
     def check(self, model: ModelConfig) -> None:
-        """The languages are token types."""
+        """Refuse a model without two token types, the languages."""
         if model.family == "encoder" and model.token_types != 2:
             raise ValueError(f"objective translation needs model.token_types=2, found {model.token_types}")
         self._masked().check(model)
 
     def check_context(self, context: ExampleContext) -> None:
-        """The tokenizer must have [CLS], [SEP] and [MASK]."""
+        """Refuse a tokenizer without [CLS], [SEP] and [MASK]."""
         self._masked().check_context(context)
 
     def row_length(self, context: ExampleContext) -> int:
-        """Room between the special tokens."""
-        return context.seq_len - 3
+        """Return the room between the special tokens."""
+        return context.seq_len - encoder_frame_size(texts=2)
 
     def lengths(self, context: ExampleContext) -> ExampleLengths:
-        """What an example costs."""
         return self._masked().lengths(context)
 
     def example(self, row: TokenRow, context: ExampleContext, rng: np.random.Generator) -> Features:
-        """The first document of the row."""
-        texts = [np.zeros(0, np.int32)] * 2
-        for part in segments_of(row.segments)[:1]:
-            tokens, parts = row.tokens[part], row.parts[part]
-            plain = ~context.vocabulary.special[tokens]
-            texts = [tokens[plain & (parts == side)] for side in (0, 1)]
+        """Make an example of the first document of the row."""
+        first = np.zeros(0, np.int32)
+        second = np.zeros(0, np.int32)
+        segments = segments_of(row.segments)
+        if segments:
+            tokens = row.tokens[segments[0]]
+            parts = row.parts[segments[0]]
+            is_plain = ~context.vocabulary.special[tokens]
+            first = tokens[is_plain & (parts == 0)]
+            second = tokens[is_plain & (parts == 1)]
         room = self.row_length(context)
-        first = min(len(texts[0]), max(room // 2, room - len(texts[1])))
-        framed = framed_pair([texts[0][:first], texts[1][: room - first]], context, restart=True)
-        return self._masked().hidden(framed, context, rng)
+        first = first[: max(room // 2, room - len(second))]
+        second = second[: room - len(first)]
+        framed = frame_pair(first, second, context, restart_positions=True)
+        return self._masked().mask(framed, context, rng)
 
-    def loss(self, model: Any, batch: Mapping[str, Any], key: Any, losses: Losses) -> Mapping[str, Any]:
-        """Cross-entropy of the hidden tokens."""
-        return self._masked().loss(model, batch, key, losses)
+    def loss(
+        self, model: MaskedLanguageModel, batch: Batch, key: DropoutKey, settings: LossSettings
+    ) -> Mapping[str, TokenLoss]:
+        """Return the cross-entropy of the masked tokens."""
+        return self._masked().loss(model, batch, key, settings)
+
+    def _masked(self) -> Masked:
+        return Masked(rate=self.rate, mask_share=self.mask_share, random_share=self.random_share)

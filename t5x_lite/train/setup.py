@@ -19,9 +19,9 @@ from t5x_lite.errors import UserError
 from t5x_lite.evaluate.perplexity import evaluate_loss
 from t5x_lite.models.attention import kernels
 from t5x_lite.models.experts.dispatch import check_dispatch
-from t5x_lite.models.experts.routing import routing
+from t5x_lite.models.experts.routing import ROUTER_TERM, ROUTER_TERM_WEIGHTS, routing
 from t5x_lite.models.layers import Axes
-from t5x_lite.models.losses import Losses
+from t5x_lite.models.losses import LossSettings
 from t5x_lite.models.sharding import constrain
 from t5x_lite.models.stack import pipeline_parts
 from t5x_lite.models.transformer import ModelSpec, init_params
@@ -29,7 +29,7 @@ from t5x_lite.objectives.objective import ExampleContext
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.train import optimizer as optimizers
 from t5x_lite.train.state import TrainState
-from t5x_lite.train.step import Batch, LossFunction, PartsLossFunction, Sums, train_step
+from t5x_lite.train.step import Batch, LossFunction, PartsLossFunction, Sums, TrainingLoss, train_step
 from t5x_lite.trees import flatten_names, unflatten_names
 
 
@@ -90,7 +90,7 @@ def loss_function(config: RunConfig, model: ModelSpec, shards: int, *, training:
     """The objective's loss; z-loss and label smoothing are for training alone."""
     train = config.train
     rows = train.batch_size // train.microbatches if training else (config.eval.batch_size or train.batch_size)
-    losses = Losses(
+    settings = LossSettings(
         vocab=config.model.vocab or 1,
         rows=-(-rows // shards),
         chunks=train.loss_chunks,
@@ -109,9 +109,9 @@ def loss_function(config: RunConfig, model: ModelSpec, shards: int, *, training:
         if one_text:
             batch = {name: array for name, array in batch.items() if name != "segment_ids"}
         module = model.model(jax.tree.map(_gathered, params, model.axes))
-        terms = config.require_objective().loss(module, batch, key, losses)
+        terms = config.require_objective().loss(module, batch, key, settings)
         routers = routing(module, config.model)
-        return terms if routers is None else {**terms, "router": routers}
+        return terms if routers is None else {**terms, ROUTER_TERM: routers}
 
     return loss
 
@@ -175,7 +175,9 @@ def make_steps(config: RunConfig, model: ModelSpec, mesh: Mesh) -> Steps:
     rows, everywhere = meshes.batch_sharding(mesh), meshes.replicated(mesh)
     loss = loss_function(config, model, shards, training=True)
     loss_of_parts: PartsLossFunction = lambda trained, frozen, *rest: loss(whole(trained, frozen), *rest)  # noqa: E731
-    step = partial(train_step, loss_of_parts, optimizer, train.microbatches, train.seed)
+    objective = config.require_objective()
+    training_loss = TrainingLoss(objective.name, loss_of_parts, {**objective.term_weights, **ROUTER_TERM_WEIGHTS})
+    step = partial(train_step, training_loss, optimizer, train.microbatches, train.seed)
     evaluated = loss_function(config, model, shards, training=False)
     return Steps(
         train=jax.jit(step, donate_argnums=0, in_shardings=(placed, rows), out_shardings=(placed, everywhere)),

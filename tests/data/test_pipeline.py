@@ -11,14 +11,14 @@ from t5x_lite.errors import UserError
 from t5x_lite.objectives import Causal
 from t5x_lite.objectives.masked import Masked
 from tests.data.in_memory_corpus import DOCUMENT_LENGTHS, SENTENCE_LENGTHS, InMemoryCorpus, corpus_of_parts
-from tests.objectives.vocabulary import task
+from tests.objectives.vocabulary import context
 
 Batch = dict[str, np.ndarray]
 
 
 def training_rows(*corpora: InMemoryCorpus, seq_len: int = 8, seed: int = 0, **data: object) -> TrainingRows:
     shares = np.full(len(corpora), 1 / len(corpora))
-    return TrainingRows(corpora, shares, DataConfig.model_validate(data), Causal(), task(seq_len), seed)
+    return TrainingRows(corpora, shares, DataConfig.model_validate(data), Causal(), context(seq_len), seed)
 
 
 def are_equal(batch: Batch, other: Batch) -> bool:
@@ -97,7 +97,7 @@ def test_documents_of_a_row_are_one_segment_only_if_they_attend_to_each_other() 
 
 @pytest.mark.parametrize("tokens", [2, 8, 9, 10, 16, 17, 25])
 def test_validation_predicts_every_token_but_the_first_once(tokens: int) -> None:
-    validation = ValidationSet([InMemoryCorpus(tokens)], DataConfig(), Causal(), task(8), 2)
+    validation = ValidationSet([InMemoryCorpus(tokens)], DataConfig(), Causal(), context(8), 2)
     batches = list(validation.batches(np.arange(2)))
     assert len(batches) == len(validation)
     predicted: list[int] = []
@@ -108,7 +108,7 @@ def test_validation_predicts_every_token_but_the_first_once(tokens: int) -> None
 
 
 def test_hosts_together_build_the_validation_batches_of_one_host() -> None:
-    validation = ValidationSet([InMemoryCorpus(30, 20), InMemoryCorpus(45)], DataConfig(), Causal(), task(8), 4)
+    validation = ValidationSet([InMemoryCorpus(30, 20), InMemoryCorpus(45)], DataConfig(), Causal(), context(8), 4)
     hosts = [validation.batches(local_rows) for local_rows in np.split(np.arange(4), 2)]
     batches = list(validation.batches(np.arange(4)))
     host_batches = list(zip(*hosts, strict=True))
@@ -127,7 +127,7 @@ def sentence_pair_rows(static: int = 0) -> TrainingRows:
     objective = Masked(sentences="next", static=static)
     data = DataConfig(packing="sentences", parts="line")
     corpus = corpus_of_parts(*SENTENCE_LENGTHS)
-    return TrainingRows([corpus], np.ones(1), data, objective, task(24, size=2000), 0)
+    return TrainingRows([corpus], np.ones(1), data, objective, context(24, size=2000), 0)
 
 
 def test_a_second_sentence_that_does_not_follow_is_from_another_document() -> None:

@@ -9,7 +9,7 @@ from t5x_lite.objectives import Causal
 from t5x_lite.objectives.objective import TokenRow
 from t5x_lite.objectives.text_to_text import TextToText
 from tests.data.in_memory_corpus import DOCUMENT_LENGTHS, SENTENCE_LENGTHS, InMemoryCorpus, corpus_of_parts
-from tests.objectives.vocabulary import task
+from tests.objectives.vocabulary import context
 
 
 def segments_of(row: TokenRow) -> list[np.ndarray]:
@@ -20,7 +20,7 @@ def segments_of(row: TokenRow) -> list[np.ndarray]:
 @pytest.mark.parametrize("packing", ["documents", "none"])
 def test_every_segment_is_a_piece_of_one_document(packing: str) -> None:
     corpus = InMemoryCorpus(*DOCUMENT_LENGTHS)
-    row_plan = build_row_plan(corpus, DataConfig.model_validate({"packing": packing}), Causal(), task(32), seed=0)
+    row_plan = build_row_plan(corpus, DataConfig.model_validate({"packing": packing}), Causal(), context(32), seed=0)
     tokens_in_rows: list[int] = []
     for number in range(row_plan.rows):
         row = row_plan.read(number)
@@ -68,7 +68,7 @@ def test_pairs_are_packed_until_inputs_or_targets_are_full() -> None:
     """Next-fit packing with two kinds of room, by a loop."""
     lengths = np.random.default_rng(3).integers(1, 12, (60, 2))
     corpus = corpus_of_parts(*(tuple(pair) for pair in lengths.tolist()))
-    row_plan = pack_documents(corpus, TextToText(target_len=16), task(24, "encoder_decoder"), None)
+    row_plan = pack_documents(corpus, TextToText(target_len=16), context(24, "encoder_decoder"), None)
     expected: list[list[int]] = [[]]
     room = np.array([24, 16])
     for document, sizes in enumerate(lengths + 1):

@@ -1,4 +1,4 @@
-"""Prefix language modelling, UL2 and supervised pairs, by hand."""
+"""Prefix language modelling, UL2 and supervised pairs against examples by hand."""
 
 import numpy as np
 import pytest
@@ -7,19 +7,19 @@ from t5x_lite.errors import UserError
 from t5x_lite.objectives.prefix import Prefix
 from t5x_lite.objectives.text_to_text import TextToText
 from t5x_lite.objectives.ul2 import PUBLISHED, UL2
-from tests.objectives.vocabulary import row, task
+from tests.objectives.vocabulary import context, row
 
 EOS = 1
 
 
-def test_a_prefix_is_cut_anywhere_and_the_rest_predicted() -> None:
+def test_a_prefix_is_cut_uniformly_and_the_rest_predicted() -> None:
     cuts = []
     for seed in range(4000):
-        found = Prefix().example(row(np.arange(10, 19)), task(8), np.random.default_rng(seed))
-        assert found["tokens"].tolist() == [*range(10, 18)]
-        assert found["targets"].tolist() == [*range(11, 19)]
-        cut = int(found["prefix"].sum())
-        assert found["loss_weights"].tolist() == [0] * (cut - 1) + [1] * (9 - cut)
+        features = Prefix().example(row(np.arange(10, 19)), context(8), np.random.default_rng(seed))
+        assert features["tokens"].tolist() == [*range(10, 18)]
+        assert features["targets"].tolist() == [*range(11, 19)]
+        cut = int(features["prefix"].sum())
+        assert features["loss_weights"].tolist() == [0] * (cut - 1) + [1] * (9 - cut)
         cuts.append(cut)
     counts = np.bincount(cuts, minlength=9)[1:]
     assert counts.sum() == 4000
@@ -27,55 +27,58 @@ def test_a_prefix_is_cut_anywhere_and_the_rest_predicted() -> None:
 
 
 def test_a_prefix_of_an_encoder_decoder_goes_to_the_encoder() -> None:
-    found = Prefix().example(row(np.arange(10, 18)), task(8, "encoder_decoder"), np.random.default_rng(1))
-    inputs, targets = (found[name][found[name] > 0].tolist() for name in ("tokens", "targets"))
+    features = Prefix().example(row(np.arange(10, 18)), context(8, "encoder_decoder"), np.random.default_rng(1))
+    inputs = features["tokens"][features["tokens"] > 0].tolist()
+    targets = features["targets"][features["targets"] > 0].tolist()
     assert inputs + targets == [*range(10, 18)]
-    assert found["decoder_tokens"].tolist()[: len(targets)] == [0, *targets[:-1]]
+    assert features["decoder_tokens"].tolist()[: len(targets)] == [0, *targets[:-1]]
 
 
 def test_two_pairs_share_a_row_and_long_ones_are_cut() -> None:
-    text = row([11, 12, 13, 21, EOS, 31, 41, 42, 43, 44, 45, EOS], [1] * 5 + [2] * 7, [0, 0, 0, 1, 1, 0, *[1] * 6])
-    found = TextToText(target_len=9).example(text, task(8, "encoder_decoder"), np.random.default_rng(0))
-    assert found["tokens"].tolist() == [11, 12, 13, EOS, 31, EOS, 0, 0]
-    assert found["segment_ids"].tolist() == [1, 1, 1, 1, 2, 2, 0, 0]
-    assert found["targets"].tolist() == [21, EOS, 41, 42, 43, 44, 45, EOS, 0]
-    assert found["decoder_segment_ids"].tolist() == [1, 1, 2, 2, 2, 2, 2, 2, 0]
-    alone = row([31, 41, 42, 43, 44, 45, 46, EOS], parts=[0, *[1] * 7])
-    found = TextToText(target_len=6).example(alone, task(8, "encoder_decoder"), np.random.default_rng(0))
-    assert found["targets"].tolist() == [41, 42, 43, 44, 45, EOS]
-    assert found["decoder_tokens"].tolist() == [0, 41, 42, 43, 44, 45]
+    packed = row([11, 12, 13, 21, EOS, 31, 41, 42, 43, 44, 45, EOS], [1] * 5 + [2] * 7, [0, 0, 0, 1, 1, 0, *[1] * 6])
+    features = TextToText(target_len=9).example(packed, context(8, "encoder_decoder"), np.random.default_rng(0))
+    assert features["tokens"].tolist() == [11, 12, 13, EOS, 31, EOS, 0, 0]
+    assert features["segment_ids"].tolist() == [1, 1, 1, 1, 2, 2, 0, 0]
+    assert features["targets"].tolist() == [21, EOS, 41, 42, 43, 44, 45, EOS, 0]
+    assert features["decoder_segment_ids"].tolist() == [1, 1, 2, 2, 2, 2, 2, 2, 0]
+    single = row([31, 41, 42, 43, 44, 45, 46, EOS], parts=[0, *[1] * 7])
+    features = TextToText(target_len=6).example(single, context(8, "encoder_decoder"), np.random.default_rng(0))
+    assert features["targets"].tolist() == [41, 42, 43, 44, 45, EOS]
+    assert features["decoder_tokens"].tolist() == [0, 41, 42, 43, 44, 45]
 
 
-def test_a_decoder_learns_the_target_of_a_pair_alone() -> None:
-    found = TextToText(target_len=4).example(
-        row([11, 12, 13, 21, 22, EOS], parts=[0, 0, 0, 1, 1, 1]), task(8), np.random.default_rng(0)
-    )
-    assert found["tokens"].tolist() == [11, 12, 13, 21, 22, 0, 0, 0]
-    assert found["targets"].tolist() == [12, 13, 21, 22, EOS, 0, 0, 0]
-    assert found["loss_weights"].tolist() == [0, 0, 1, 1, 1, 0, 0, 0]
-    assert found["prefix"].tolist() == [1, 1, 1, 0, 0, 0, 0, 0]
+def test_a_decoder_learns_only_the_targets_of_a_pair() -> None:
+    pair = row([11, 12, 13, 21, 22, EOS], parts=[0, 0, 0, 1, 1, 1])
+    features = TextToText(target_len=4).example(pair, context(8), np.random.default_rng(0))
+    assert features["tokens"].tolist() == [11, 12, 13, 21, 22, 0, 0, 0]
+    assert features["targets"].tolist() == [12, 13, 21, 22, EOS, 0, 0, 0]
+    assert features["loss_weights"].tolist() == [0, 0, 1, 1, 1, 0, 0, 0]
+    assert features["prefix"].tolist() == [1, 1, 1, 0, 0, 0, 0, 0]
 
 
 def test_ul2_mixes_its_denoisers_equally_under_their_modes() -> None:
     """Tay et al. 2023, Table 1: two R, one S, four X denoisers."""
     assert [denoiser.mode for denoiser in PUBLISHED] == ["[R]"] * 2 + ["[S]"] + ["[X]"] * 4
-    wide = task(128, "encoder_decoder", size=400, sentinels=100)
-    modes = {6: "[R]", 7: "[S]", 8: "[X]"}
-    objective, seen, ends = UL2(), [], []
+    wide = context(128, "encoder_decoder", size=400, sentinels=100)
+    mode_names = {6: "[R]", 7: "[S]", 8: "[X]"}
+    objective = UL2()
     length = objective.row_length(wide)
+    text = row(np.arange(20, 20 + length) % 250 + 10)
+    modes = []
+    ends = []
     for seed in range(1500):
-        found = objective.example(row(np.arange(20, 20 + length) % 250 + 10), wide, np.random.default_rng(seed))
-        mode = modes[int(found["tokens"][0])]
-        seen.append(mode)
+        features = objective.example(text, wide, np.random.default_rng(seed))
+        mode = mode_names[int(features["tokens"][0])]
+        modes.append(mode)
         if mode == "[S]":
-            ends.append(found["loss_weights"].sum() - 1)
-            assert not (found["targets"] >= 300).any()  # no sentinels
+            ends.append(features["loss_weights"].sum() - 1)
+            assert not (features["targets"] >= 300).any()  # no sentinels
     for mode, share in (("[R]", 2 / 7), ("[S]", 1 / 7), ("[X]", 4 / 7)):
-        assert seen.count(mode) / len(seen) == pytest.approx(share, abs=0.05)
+        assert modes.count(mode) / len(modes) == pytest.approx(share, abs=0.05)
     assert np.mean(ends) == pytest.approx(0.25 * length, rel=0.15)
 
 
 def test_ul2_needs_its_modes_and_enough_sentinels() -> None:
-    UL2().check_context(task(128, "encoder_decoder", size=400, sentinels=100))
+    UL2().check_context(context(128, "encoder_decoder", size=400, sentinels=100))
     with pytest.raises(UserError, match="sentinels"):
-        UL2().check_context(task(128, "encoder_decoder", sentinels=10))
+        UL2().check_context(context(128, "encoder_decoder", sentinels=10))

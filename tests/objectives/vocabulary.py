@@ -1,4 +1,4 @@
-"""A vocabulary for tests, without a tokenizer."""
+"""A vocabulary, contexts and rows for tests, without a tokenizer."""
 
 import numpy as np
 
@@ -9,20 +9,23 @@ from t5x_lite.objectives import ExampleContext, TokenRow, Vocabulary
 def vocabulary(size: int = 200, sentinels: int = 0) -> Vocabulary:
     """Ids 0 pad, 1 EOS, 2 unk, 3 [CLS], 4 [SEP], 5 [MASK], 6-8 UL2's modes; every third id begins a word."""
     names = ("<pad>", "</s>", "<unk>", "[CLS]", "[SEP]", "[MASK]", "[R]", "[S]", "[X]")
-    named = {name: i for i, name in enumerate(names)}
-    last = tuple(range(size - 1, size - 1 - sentinels, -1))
+    named = {name: token_id for token_id, name in enumerate(names)}
+    sentinel_ids = tuple(range(size - 1, size - 1 - sentinels, -1))
     special = np.zeros(size, bool)
-    special[[*named.values(), *last]] = True
-    return Vocabulary(size, 1, named, last, special, np.arange(size) % 3 == 0)
+    special[[*named.values(), *sentinel_ids]] = True
+    return Vocabulary(size, 1, named, sentinel_ids, special, np.arange(size) % 3 == 0)
 
 
-def task(seq_len: int, family: Family = "decoder", size: int = 200, sentinels: int = 0) -> ExampleContext:
-    """A task over that vocabulary."""
+def context(seq_len: int, family: Family = "decoder", size: int = 200, sentinels: int = 0) -> ExampleContext:
+    """The context of a run with that vocabulary."""
     return ExampleContext(seq_len, vocabulary(size, sentinels), family)
 
 
 def row(tokens: list[int] | np.ndarray, segments: list[int] | None = None, parts: list[int] | None = None) -> TokenRow:
-    """A row of the corpus; one document of one part unless told."""
-    made = np.asarray(tokens, np.int32)
-    one = np.ones(len(made), np.int32) if segments is None else np.asarray(segments, np.int32)
-    return TokenRow(made, one, np.zeros(len(made), np.int32) if parts is None else np.asarray(parts, np.int32))
+    """A row of the corpus; by default one document of one part."""
+    token_ids = np.asarray(tokens, np.int32)
+    if segments is None:
+        segments = [1] * len(token_ids)
+    if parts is None:
+        parts = [0] * len(token_ids)
+    return TokenRow(token_ids, np.asarray(segments, np.int32), np.asarray(parts, np.int32))

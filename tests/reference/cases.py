@@ -23,9 +23,9 @@ from t5x_lite.api import Model
 from t5x_lite.trees import flatten_names
 from t5x_lite.convert import MODEL_TYPES
 from t5x_lite.convert.huggingface import import_hf
-from t5x_lite.models.losses import Losses, TokenLoss
+from t5x_lite.models.losses import LossSettings, TokenLoss, binary_cross_entropy
 from t5x_lite.objectives.causal import Causal
-from t5x_lite.objectives.features import START, positions_in
+from t5x_lite.objectives.features import positions_in
 from t5x_lite.objectives.masked import Masked
 from t5x_lite.objectives.span_corruption import SpanCorruption
 from tests.reference.tiny_models import TINY_MODELS, VOCAB
@@ -204,17 +204,18 @@ class Case:
         return {name: jnp.asarray(values) for name, values in features.items()}
 
     def _loss_terms(self, module: nnx.Module, features: Features) -> dict[str, TokenLoss]:
-        losses = Losses(VOCAB)
+        settings = LossSettings(VOCAB)
         match self.main_objective:
             case "span_corruption":
-                return SpanCorruption().loss(module, features, None, losses)
+                return SpanCorruption().loss(module, features, None, settings)
             case "masked":
-                return Masked().loss(module, features, None, losses)
+                sentences = "next" if "sentence" in self.objective else "none"
+                return Masked(sentences=sentences).loss(module, features, None, settings)
             case "causal":
-                return Causal().loss(module, features, None, losses)
+                return Causal().loss(module, features, None, settings)
         scores = module.detection(self._states(module, features))
         is_replaced = jnp.asarray(self.batch["replaced"]) > 0
-        return {"detection": losses.binary(scores, is_replaced, features["detection_weights"])}
+        return {"detection": binary_cross_entropy(scores, is_replaced, features["detection_weights"])}
 
     def _states(self, module: nnx.Module, features: Features) -> jax.Array:
         positions = features["positions"]

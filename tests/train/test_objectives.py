@@ -1,4 +1,4 @@
-"""Every objective from text to a checkpoint that answers: what a run of it reports, and what its model is for."""
+"""Every objective from text to a trained model: the metrics that its run reports, and the uses of its model."""
 
 import json
 from itertools import pairwise
@@ -75,20 +75,24 @@ TERMS = {"next sentence": "sentence", "span boundary": "span", "replaced_token":
 
 @pytest.fixture(scope="module")
 def pairs(tmp_path_factory: pytest.TempPathFactory, prose: Path) -> Path:
+    """A JSONL file of sentences and their words in reverse order."""
     path = tmp_path_factory.mktemp("pairs") / "pairs.jsonl"
-    texts = [line.strip(".\n") for file in sorted(prose.glob("*.txt")) for line in file.read_text().splitlines()]
-    records = [{"source": text, "target": " ".join(reversed(text.split()))} for text in texts]
+    records = []
+    for file in sorted(prose.glob("*.txt")):
+        for line in file.read_text().splitlines():
+            text = line.strip(".\n")
+            records.append({"source": text, "target": " ".join(reversed(text.split()))})
     path.write_text("\n".join(map(json.dumps, records)))
     return path
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, tiny_config: Path, pairs: Path) -> dict[str, Path]:
+def trained() -> dict[str, Path]:
     """Runs that have been trained so far, by name."""
     return {}
 
 
-def run_of(name: str, trained: dict[str, Path], tiny_config: Path, pairs: Path, folder: Path) -> Path:
+def train_run(name: str, trained: dict[str, Path], tiny_config: Path, pairs: Path, folder: Path) -> Path:
     if name not in trained:
         files = [f"data.files={pairs}"] if PAIRS[0] in RUNS[name] else []
         sizes = ["model.layers=1", "model.embed=16", "train.steps=4", "eval.every_steps=4", "checkpoint.every_steps=4"]
@@ -97,17 +101,21 @@ def run_of(name: str, trained: dict[str, Path], tiny_config: Path, pairs: Path, 
     return trained[name]
 
 
-@pytest.mark.parametrize("name", [n if n in IN_CI else pytest.param(n, marks=pytest.mark.slow) for n in RUNS])
+@pytest.mark.parametrize(
+    "name", [name if name in IN_CI else pytest.param(name, marks=pytest.mark.slow) for name in RUNS]
+)
 def test_a_run_trains_evaluates_and_reports_its_terms(
     name: str, trained: dict[str, Path], tiny_config: Path, pairs: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    run = run_of(name, trained, tiny_config, pairs, tmp_path_factory.mktemp("run"))
+    run = train_run(name, trained, tiny_config, pairs, tmp_path_factory.mktemp("run"))
     records = lines(run)
     assert len(records) == 4
-    terms = {"loss", "accuracy", *(f"{TERMS[name]}_{what}" for what in ("loss", "accuracy") if name in TERMS)}
+    terms = {"loss", "accuracy"}
+    if name in TERMS:
+        terms |= {f"{TERMS[name]}_loss", f"{TERMS[name]}_accuracy"}
     assert terms <= records[-1].keys()
     assert {f"eval/{term}" for term in terms} <= records[-1].keys()
-    assert "eval/bits_per_byte" not in records[-1]  # only what predicts every token has it
+    assert "eval/bits_per_byte" not in records[-1]  # only objectives that predict every token report it
     assert all(np.isfinite(records[-1][term]) for term in terms)
     assert records[-1]["loss"] < records[0]["loss"] + 0.5
 
@@ -120,19 +128,20 @@ def model(trained: dict[str, Path], request: pytest.FixtureRequest) -> Model:
 
 
 @pytest.mark.parametrize("model", ["span_corruption"], indirect=True)
-def test_an_encoder_decoder_answers_scores_and_fills(model: Model, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_encoder_decoder_generates_scores_and_fills(model: Model, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(model.generate(["the quick", "a lazy dog jumps"], tokens=5)) == 2
     text = "fox jumps"
-    ids = np.append(model.tokenizer.encode(text), model.tokenizer.eos)
+    target_ids = np.append(model.tokenizer.encode(text), model.tokenizer.eos)
     inputs = np.append(model.tokenizer.encode("the quick"), model.tokenizer.eos)
-    logits = model.logits(inputs, np.concatenate([[0], ids[:-1]]))[0].astype(np.float64)
+    logits = model.logits(inputs, np.concatenate([[0], target_ids[:-1]]))[0].astype(np.float64)
     log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-    assert model.score([text], ["the quick"])[0] == pytest.approx(log_p[np.arange(len(ids)), ids].sum(), rel=1e-4)
+    expected = log_p[np.arange(len(target_ids)), target_ids].sum()
+    assert model.score([text], ["the quick"])[0] == pytest.approx(expected, rel=1e-4)
     prompt = "the <extra_id_0> fox <extra_id_1> over"
     assert main(["generate", str(model.run.folder), "--prompt", prompt, "--tokens", "8"]) == 0
-    shown = capsys.readouterr().out.strip()
-    assert shown.startswith("the [")
-    assert "] fox [" in shown
+    output = capsys.readouterr().out.strip()
+    assert output.startswith("the [")
+    assert "] fox [" in output
     with pytest.raises(UserError, match="decoder inputs"):
         model.logits(inputs)
 
@@ -141,16 +150,17 @@ def test_an_encoder_decoder_answers_scores_and_fills(model: Model, capsys: pytes
 def test_an_encoder_fills_masks_and_scores(model: Model, capsys: pytest.CaptureFixture[str]) -> None:
     filled = model.fill("the [MASK] fox [MASK] over", count=3)
     assert [len(candidates) for candidates in filled] == [3, 3]
-    assert all(a[1] >= b[1] > 0 for candidates in filled for a, b in pairwise(candidates))
+    for candidates in filled:
+        assert all(better[1] >= worse[1] > 0 for better, worse in pairwise(candidates))
     ids = model.tokenizer.encode("fox dog")
     special = model.tokenizer.special
-    total = 0.0
-    for place, true in enumerate(ids, start=1):
+    expected = 0.0
+    for place, token in enumerate(ids, start=1):
         row = np.array([special["[CLS]"], *ids, special["[SEP]"]])
         row[place] = special["[MASK]"]
         logits = model.logits(row)[0, place].astype(np.float64)
-        total += logits[true] - np.log(np.exp(logits).sum())
-    assert model.score(["fox dog"])[0] == pytest.approx(total, rel=1e-4)
+        expected += logits[token] - np.log(np.exp(logits).sum())
+    assert model.score(["fox dog"])[0] == pytest.approx(expected, rel=1e-4)
     assert main(["generate", str(model.run.folder), "--prompt", "the [MASK] fox"]) == 0
     assert "mask 1" in capsys.readouterr().out
     assert main(["generate", str(model.run.folder), "--prompt", "no mask"]) == 2
@@ -166,19 +176,19 @@ def test_a_contrastive_encoder_embeds_and_predicts_no_tokens(model: Model) -> No
 
 
 @pytest.mark.parametrize("model", ["replaced_token"], indirect=True)
-def test_electra_tells_replaced_tokens_and_its_discriminator_is_exported(model: Model, tmp_path: Path) -> None:
+def test_electra_detects_replaced_tokens_and_its_discriminator_is_exported(model: Model, tmp_path: Path) -> None:
     scores = model.logits(np.arange(5, 15))
     assert scores.shape == (1, 10)
     assert main(["export", "hf", str(model.run.folder), str(tmp_path / "hf")]) == 0
     assert json.loads((tmp_path / "hf/config.json").read_text())["architectures"] == ["ElectraForPreTraining"]
     assert main(["import", "hf", str(tmp_path / "hf"), str(tmp_path / "run")]) == 0
-    again = t5x_lite.load(tmp_path / "run")
-    np.testing.assert_allclose(again.logits(np.arange(5, 15)), scores, atol=1e-6)
-    assert again.tokenizer.vocab == model.tokenizer.vocab
+    imported = t5x_lite.load(tmp_path / "run")
+    np.testing.assert_allclose(imported.logits(np.arange(5, 15)), scores, atol=1e-6)
+    assert imported.tokenizer.vocab == model.tokenizer.vocab
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("overrides", "message"),
     [
         (["objective=span_corruption", "model.family=encoder"], "span_corruption trains encoder_decoder or decoder"),
         (["objective=masked"], "masked trains encoder, not a model of family decoder"),
@@ -195,11 +205,11 @@ def test_electra_tells_replaced_tokens_and_its_discriminator_is_exported(model: 
         (["objective=null"], "no objective"),
     ],
 )
-def test_what_does_not_fit_is_refused_in_one_line(
-    overrides: list[str], said: str, tiny_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_settings_that_do_not_fit_are_refused_in_one_line(
+    overrides: list[str], message: str, tiny_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["train", str(tiny_config), f"run_dir={tmp_path}/run", *overrides]) == 2
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("t5x-lite: ")]
     assert len(errors) == 1
-    assert said in errors[0]
+    assert message in errors[0]
     assert not (tmp_path / "run/config.yaml").exists()

@@ -1,14 +1,14 @@
-"""The train step: what must hold whatever the model."""
-
-from functools import partial
+"""The train step: properties that do not depend on the model."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from t5x_lite.config import RunConfig
 from t5x_lite.models.config import ModelConfig
+from t5x_lite.models.losses import TokenLoss
 from t5x_lite.models.transformer import init_params, model_spec
 from t5x_lite.objectives import Causal
 from t5x_lite.objectives.objective import ExampleLengths
@@ -16,10 +16,11 @@ from t5x_lite.parallel.mesh import make_mesh
 from t5x_lite.train.metrics import flops_per_row
 from t5x_lite.train.setup import Steps, make_steps
 from t5x_lite.train.state import TrainState
-from tests.objectives.vocabulary import row, task
+from t5x_lite.train.step import Sums, TrainingLoss, train_step
+from tests.objectives.vocabulary import context, row
 
 
-def steps(**train: object) -> Steps:
+def small_steps(**train: object) -> Steps:
     config = RunConfig.model_validate(
         {
             "model": {"layers": 2, "embed": 32, "heads": 2, "vocab": 40},
@@ -30,62 +31,97 @@ def steps(**train: object) -> Steps:
     return make_steps(config, model_spec(config.model), make_mesh(config.mesh))
 
 
-def batch(seed: int = 0) -> dict[str, np.ndarray]:
+def causal_batch(seed: int = 0) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     segments = np.repeat([1, 2, 0], [6, 5, 2]).astype(np.int32)
     tokens = rng.integers(1, 40, (8, 13), dtype=np.int32)
-    tokens[:, 0], tokens[:, 6] = np.arange(1, 9), np.arange(11, 19)  # documents begin apart, so they can be told apart
-    rows = [Causal().example(row(text, segments.tolist()), task(12), rng) for text in tokens]
-    return {name: np.stack([one[name] for one in rows]) for name in rows[0]}
+    # Documents begin with different tokens, so that a model can tell them apart.
+    tokens[:, 0] = np.arange(1, 9)
+    tokens[:, 6] = np.arange(11, 19)
+    examples = [Causal().example(row(text, segments.tolist()), context(12), rng) for text in tokens]
+    return {name: np.stack([example[name] for example in examples]) for name in examples[0]}
 
 
 def test_one_batch_is_learnt_by_heart() -> None:
-    made = steps()
-    state, metrics = made.fresh(), {}
+    steps = small_steps()
+    state = steps.fresh()
+    metrics: dict[str, jax.Array] = {}
     for _ in range(150):
-        state, metrics = made.train(state, batch())
+        state, metrics = steps.train(state, causal_batch())
     assert float(metrics["loss"]) < 0.01
 
 
 def test_four_microbatches_equal_one_batch() -> None:
-    whole, parts = steps(), steps(microbatches=4)
-    (one, first), (four, second) = (made.train(made.fresh(), batch()) for made in (whole, parts))
-    np.testing.assert_allclose(first["loss"], second["loss"], rtol=1e-6)
-    np.testing.assert_allclose(first["grad_norm"], second["grad_norm"], rtol=1e-5)
+    steps_of_one = small_steps()
+    steps_of_four = small_steps(microbatches=4)
+    one_state, one_metrics = steps_of_one.train(steps_of_one.fresh(), causal_batch())
+    four_state, four_metrics = steps_of_four.train(steps_of_four.fresh(), causal_batch())
+    np.testing.assert_allclose(one_metrics["loss"], four_metrics["loss"], rtol=1e-6)
+    np.testing.assert_allclose(one_metrics["grad_norm"], four_metrics["grad_norm"], rtol=1e-5)
     # Adam's first update is the sign of the gradient, so that rounding of a gradient near zero can turn it.
-    moments = [jax.tree.leaves(state.opt_state[1].mu) for state in (one, four)]
-    for a, b in zip(*moments, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-8)
+    one_moments = jax.tree.leaves(one_state.opt_state[1].mu)
+    four_moments = jax.tree.leaves(four_state.opt_state[1].mu)
+    for one_moment, four_moment in zip(one_moments, four_moments, strict=True):
+        np.testing.assert_allclose(one_moment, four_moment, rtol=1e-4, atol=1e-8)
 
 
 def test_the_loss_is_a_mean_over_target_tokens_of_the_whole_batch() -> None:
-    made, data = steps(microbatches=4), batch()
-    data["loss_weights"][:6] = 0
-    _, metrics = made.train(made.fresh(), data)
+    steps = small_steps(microbatches=4)
+    batch = causal_batch()
+    batch["loss_weights"][:6] = 0
+    _, metrics = steps.train(steps.fresh(), batch)
     config = RunConfig.model_validate(
         {
             "model": {"layers": 2, "embed": 32, "heads": 2, "vocab": 40},
             "train": {"steps": 1, "batch_size": 8, "seq_len": 12},
         }
     )
-    plan = model_spec(config.model)
-    model = plan.model(init_params(config.model, jax.random.key(0)))
-    hidden = model(data["tokens"], positions=data["positions"], segment_ids=data["segment_ids"])
-    scores = np.asarray(jax.nn.log_softmax(model.logits(hidden)), np.float64)
-    chosen = np.take_along_axis(scores, data["targets"][..., None], -1)[..., 0]
-    assert float(metrics["loss"]) == pytest.approx(-chosen[data["loss_weights"] > 0].mean(), rel=1e-5)
+    model = model_spec(config.model).model(init_params(config.model, jax.random.key(0)))
+    states = model(batch["tokens"], positions=batch["positions"], segment_ids=batch["segment_ids"])
+    log_p = np.asarray(jax.nn.log_softmax(model.logits(states)), np.float64)
+    target_log_p = np.take_along_axis(log_p, batch["targets"][..., None], -1)[..., 0]
+    assert float(metrics["loss"]) == pytest.approx(-target_log_p[batch["loss_weights"] > 0].mean(), rel=1e-5)
+
+
+def test_a_batch_without_the_declared_weights_of_a_term_is_refused() -> None:
+    steps = small_steps()
+    batch = causal_batch()
+    del batch["loss_weights"]
+    message = "objective causal: the loss term 'loss' takes its weights from the feature 'loss_weights', but"
+    with pytest.raises(ValueError, match=message):
+        steps.train(steps.fresh(), batch)
+
+
+def test_a_term_whose_weights_are_not_declared_is_refused() -> None:
+    def sums(params: jax.Array, frozen: dict, batch: dict[str, jax.Array], key: jax.Array) -> Sums:
+        weights = batch["loss_weights"]
+        zero = jnp.zeros(())
+        loss = TokenLoss(params * weights.sum(), zero, zero, zero, weights.sum())
+        return {"loss": loss, "second": loss}
+
+    optimizer = optax.sgd(0.1)
+    params = jnp.ones(())
+    count = jnp.zeros((), jnp.int32)
+    state = TrainState(count, params, optimizer.init(params), count, count, {})
+    batch = {"loss_weights": jnp.ones(4)}
+    declared = TrainingLoss("toy", sums, {"loss": "loss_weights", "second": "loss_weights"})
+    new_state, _ = train_step(declared, optimizer, 1, 0, state, batch)
+    assert float(new_state.params) == pytest.approx(1 - 0.1 * 2)
+    undeclared = TrainingLoss("toy", sums, {"loss": "loss_weights"})
+    with pytest.raises(ValueError, match="objective toy: the weights of the loss term 'second' are not declared"):
+        train_step(undeclared, optimizer, 1, 0, state, batch)
 
 
 def test_an_update_that_is_not_finite_is_skipped_and_counted() -> None:
-    made = steps()
-    state = made.fresh()
-    spoiled = dict(batch(), loss_weights=np.full((8, 12), np.inf, np.float32))
+    steps = small_steps()
+    state = steps.fresh()
+    infinite = dict(causal_batch(), loss_weights=np.full((8, 12), np.inf, np.float32))
     before = jax.tree.map(np.asarray, state.params)
-    state, metrics = made.train(state, spoiled)
-    state, metrics = made.train(state, spoiled)
+    state, metrics = steps.train(state, infinite)
+    state, metrics = steps.train(state, infinite)
     assert (int(metrics["skipped"]), int(metrics["skipped_in_a_row"]), int(state.step)) == (2, 2, 2)
     jax.tree.map(np.testing.assert_array_equal, before, jax.tree.map(np.asarray, state.params))
-    state, metrics = made.train(state, batch())
+    state, metrics = steps.train(state, causal_batch())
     assert (int(metrics["skipped"]), int(metrics["skipped_in_a_row"])) == (2, 0)
 
 
@@ -96,30 +132,27 @@ def test_compute_in_bfloat16_keeps_float32_parameters() -> None:
             "train": {"steps": 10, "batch_size": 8, "seq_len": 12},
         }
     )
-    made = make_steps(config, model_spec(config.model), make_mesh(config.mesh))
-    state, metrics = made.train(made.fresh(), batch())
+    steps = make_steps(config, model_spec(config.model), make_mesh(config.mesh))
+    state, metrics = steps.train(steps.fresh(), causal_batch())
     assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
     assert float(metrics["loss"]) == pytest.approx(np.log(40), rel=0.02)
 
 
-def test_seeds_decide_the_weights() -> None:
-    same, other = steps(seed=3).fresh(), steps(seed=4).fresh()
-    again = steps(seed=3).fresh()
-    first = partial(jax.tree.leaves)
+def first_weight(seed: int) -> np.ndarray:
+    return np.asarray(jax.tree.leaves(small_steps(seed=seed).fresh().params)[0])
 
-    def table(state: TrainState) -> np.ndarray:
-        return np.asarray(first(state.params)[0])
 
-    np.testing.assert_array_equal(table(same), table(again))
-    assert np.abs(table(same) - table(other)).max() > 1e-3
+def test_the_seed_decides_the_weights() -> None:
+    np.testing.assert_array_equal(first_weight(seed=3), first_weight(seed=3))
+    assert np.abs(first_weight(seed=3) - first_weight(seed=4)).max() > 1e-3
 
 
 def test_flops_of_gpt2_by_hand() -> None:
     """PaLM, appendix B: 6N and 12·L·H·Q·T a token, attention counted half because it is causal."""
     config = ModelConfig.model_validate({"layers": 12, "embed": 768, "heads": 12, "vocab": 50257})
     weights = 12 * 12 * 768**2 + 50257 * 768
-    found = flops_per_row(config, model_spec(config), ExampleLengths(1024, 1024))
-    assert found == 1024 * (6 * weights + 6 * 12 * 12 * 64 * 1024)
+    flops = flops_per_row(config, model_spec(config), ExampleLengths(1024, 1024))
+    assert flops == 1024 * (6 * weights + 6 * 12 * 12 * 64 * 1024)
 
 
 def test_flops_of_t5_by_hand() -> None:
@@ -135,16 +168,20 @@ def test_flops_of_t5_by_hand() -> None:
             "positions": "relative",
         }
     )
-    attention, mlp, inputs, targets = 4 * 8 * 8, 2 * 8 * 16, 20, 6
-    passes = inputs * 2 * (attention + mlp) + targets * 2 * (attention + mlp) + 2 * 2 * 64 * (inputs + targets)
-    pairs = 2 * (inputs**2 + targets**2 / 2 + inputs * targets)
-    found = flops_per_row(config, model_spec(config), ExampleLengths(inputs, targets, targets))
-    assert found == 6 * passes + 6 * 32 * 8 * targets + 12 * 8 * pairs
+    attention = 4 * 8 * 8
+    mlp = 2 * 8 * 16
+    inputs = 20
+    targets = 6
+    weight_uses = inputs * 2 * (attention + mlp) + targets * 2 * (attention + mlp) + 2 * 2 * 64 * (inputs + targets)
+    query_key_pairs = 2 * (inputs**2 + targets**2 / 2 + inputs * targets)
+    flops = flops_per_row(config, model_spec(config), ExampleLengths(inputs, targets, targets))
+    assert flops == 6 * weight_uses + 6 * 32 * 8 * targets + 12 * 8 * query_key_pairs
 
 
 def test_flops_of_shared_layers_count_every_pass() -> None:
     settings = {"layers": 3, "embed": 8, "heads": 2, "vocab": 32}
-    shared, plain = (ModelConfig.model_validate(settings | {"shared_layers": s}) for s in (True, False))
-    assert model_spec(shared).parameters < model_spec(plain).parameters
-    flops = [flops_per_row(config, model_spec(config), ExampleLengths(16, 16)) for config in (shared, plain)]
-    assert flops[0] == flops[1]
+    shared = ModelConfig.model_validate(settings | {"shared_layers": True})
+    separate = ModelConfig.model_validate(settings | {"shared_layers": False})
+    lengths = ExampleLengths(16, 16)
+    assert model_spec(shared).parameters < model_spec(separate).parameters
+    assert flops_per_row(shared, model_spec(shared), lengths) == flops_per_row(separate, model_spec(separate), lengths)

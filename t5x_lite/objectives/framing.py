@@ -1,0 +1,157 @@
+"""Special tokens around texts: `[CLS] A [SEP] B [SEP]` in an encoder, `A EOS B EOS` in a decoder.
+
+All code that frames a text uses this file: objectives, and what asks a trained model.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int
+
+from t5x_lite.objectives.features import pad, positions_in, stacked, token_features
+from t5x_lite.objectives.objective import ExampleContext, Features, TokenRow, Vocabulary
+
+CLS = ("[CLS]", "<s>")
+"""Names of the token before the first text, in BERT's and in RoBERTa's tokenizers."""
+SEP = ("[SEP]", "</s>")
+"""Names of the token after each text."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The special tokens around one text or a pair of texts.
+
+    Attributes:
+        start: ids before the first text.
+        end: id after each text.
+    """
+
+    start: tuple[int, ...]
+    end: int
+
+    def tokens(self, texts: Sequence[np.ndarray]) -> Int[np.ndarray, "l"]:
+        """Return int32 ids of the texts with the special tokens."""
+        parts = [np.array(self.start, np.int32)]
+        for text in texts:
+            parts.append(text.astype(np.int32))
+            parts.append(np.array([self.end], np.int32))
+        return np.concatenate(parts)
+
+    def token_types(self, texts: Sequence[np.ndarray]) -> Int[np.ndarray, "l"]:
+        """Return 0 for the tokens of the first text and its frame, 1 for those of the second."""
+        sizes = [len(text) + 1 for text in texts]
+        sizes[0] += len(self.start)
+        return np.repeat(np.arange(len(texts), dtype=np.int32), sizes)
+
+
+def encoder_frame(vocabulary: Vocabulary, user: str) -> Frame:
+    """Return BERT's frame: [CLS] and [SEP], or <s> and </s>.
+
+    Raises:
+        UserError: the tokenizer has no such token; the message names `user`.
+    """
+    cls = vocabulary.require_token(user, *CLS)
+    sep = vocabulary.require_token(user, *SEP)
+    return Frame((cls,), sep)
+
+
+def encoder_frame_size(texts: int) -> int:
+    """Return the number of special tokens around this many texts in an encoder."""
+    return 1 + texts
+
+
+def task_frame(context: ExampleContext) -> Frame:
+    """Return the frame of the texts of a task: BERT's in an encoder, EOS after each text in a decoder."""
+    user = "a task"
+    if context.family == "encoder":
+        return encoder_frame(context.vocabulary, user)
+    return Frame((), context.vocabulary.require_eos(user))
+
+
+def soft_tokens(context: ExampleContext) -> Int[np.ndarray, "n"]:
+    """Return the ids -1, -2, … of the soft tokens that an adaptation puts before each text of a task."""
+    return -1 - np.arange(context.placeholders, dtype=np.int32)
+
+
+def frame_row(row: TokenRow, context: ExampleContext) -> Features:
+    """Frame a row of one or several documents as one text.
+
+    The documents stay segments of their own. [CLS] is in the segment of the first, [SEP] in that of the last. An empty
+    row stays empty.
+
+    Returns:
+        `tokens`, `positions`, `segment_ids` and `token_types` (all 0), int32 `[seq_len]`.
+    """
+    count = int((row.segments > 0).sum())
+    tokens = row.tokens[:count]
+    segments = row.segments[:count]
+    if count:
+        tokens = encoder_frame(context.vocabulary, "objective masked").tokens([tokens])
+        segments = np.concatenate([segments[:1], segments, segments[-1:]])
+    features = token_features(tokens, segments, context.seq_len)
+    features["token_types"] = np.zeros(context.seq_len, np.int32)
+    return features
+
+
+def frame_pair(
+    first: np.ndarray, second: np.ndarray, context: ExampleContext, *, restart_positions: bool = False
+) -> Features:
+    """Frame two texts, which must fit, as one segment.
+
+    If `first` is empty, the row stays empty. With `restart_positions`, the positions of `second` begin from 0 again
+    (XLM: Conneau & Lample 2019, §3.3).
+
+    Returns:
+        `tokens`, `positions`, `segment_ids` and `token_types`, int32 `[seq_len]`.
+    """
+    tokens = np.zeros(0, np.int32)
+    token_types = np.zeros(0, np.int32)
+    if len(first):
+        frame = encoder_frame(context.vocabulary, "objective masked")
+        tokens = frame.tokens([first, second])
+        token_types = frame.token_types([first, second])
+    features = token_features(tokens, np.ones(len(tokens), np.int32), context.seq_len)
+    features["token_types"] = pad(token_types, context.seq_len)
+    if restart_positions:
+        features["positions"] = positions_in(features["segment_ids"] + features["token_types"])
+    return features
+
+
+def frame_texts(texts: Sequence[np.ndarray], context: ExampleContext) -> Features:
+    """Frame one text or a pair of a task as one segment, after the soft tokens. Long texts are cut, the longer first.
+
+    Returns:
+        `tokens`, `positions` and `segment_ids`, int32 `[seq_len]`; in an encoder also `token_types`.
+    """
+    frame = task_frame(context)
+    soft = soft_tokens(context)
+    room = context.seq_len - len(soft) - len(frame.start) - len(texts)
+    texts = _cut_to_fit(texts, room)
+    tokens = np.concatenate([soft, frame.tokens(texts)])
+    features = token_features(tokens, np.ones(len(tokens), np.int32), context.seq_len)
+    if context.family == "encoder":
+        token_types = np.concatenate([np.zeros_like(soft), frame.token_types(texts)])
+        features["token_types"] = pad(token_types, context.seq_len)
+    return features
+
+
+def frame_each(examples: Sequence[Sequence[np.ndarray]], context: ExampleContext) -> dict[str, np.ndarray]:
+    """Frame each text or pair by `frame_texts` and stack the features, `[examples, seq_len]`."""
+    return stacked([frame_texts(texts, context) for texts in examples])
+
+
+def _cut_to_fit(texts: Sequence[np.ndarray], room: int) -> list[np.ndarray]:
+    """Cut the texts at their ends, always the longest, until they have at most `room` tokens together."""
+    sizes = np.array([len(text) for text in texts])
+    while sizes.sum() > room:
+        longest = int(sizes.argmax())
+        other_sizes = np.delete(sizes, longest)
+        second_longest = 0
+        if len(other_sizes):
+            second_longest = int(other_sizes.max())
+        excess = sizes.sum() - room
+        # Down to the length of the next longest text in one step, by at least one token.
+        target = min(second_longest, sizes[longest] - 1)
+        sizes[longest] = max(target, sizes[longest] - excess, 0)
+    return [text[:size] for text, size in zip(texts, sizes, strict=True)]

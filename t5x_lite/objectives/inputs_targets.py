@@ -1,0 +1,114 @@
+"""Objectives whose examples are inputs and targets, for an encoder_decoder or for a decoder."""
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import numpy as np
+from jaxtyping import Int
+
+from t5x_lite.models.config import START, Family
+from t5x_lite.objectives.features import Pair, pad, token_features
+from t5x_lite.objectives.model_protocols import Batch, DropoutKey, LanguageModel, LossSettings, TokenLoss
+from t5x_lite.objectives.objective import ExampleContext, ExampleLengths, Features, Objective
+
+
+class InputsTargets(Objective):
+    """An objective that predicts targets from inputs. Several pairs of them are packed into a row, one segment each.
+
+    Features for an encoder_decoder, int32: `tokens`, `positions`, `segment_ids` `[seq_len]` of the inputs;
+    `decoder_tokens` (the targets of a segment shifted right by one, after `START`), `decoder_positions`,
+    `decoder_segment_ids`, `targets` `[target_length]`; and `loss_weights` float32 `[target_length]`.
+
+    Features for a decoder, `[seq_len]`: `tokens`, `positions`, `segment_ids`, `targets`, `prefix` (1 for inputs) int32,
+    and `loss_weights` float32, 0 for inputs. A pair is one text.
+    """
+
+    families: ClassVar[tuple[Family, ...]] = ("encoder_decoder", "decoder")
+
+    @abstractmethod
+    def target_length(self, context: ExampleContext) -> int:
+        """Return the number of targets in a full row, EOS included."""
+
+    def capacity(self, context: ExampleContext) -> tuple[int, ...]:
+        """Return the room for inputs and for targets; for a decoder, the room for both together."""
+        if context.family == "encoder_decoder":
+            return (context.seq_len, self.target_length(context))
+        return (context.seq_len,)
+
+    def lengths(self, context: ExampleContext) -> ExampleLengths:
+        if context.family == "decoder":
+            return ExampleLengths(context.seq_len, context.seq_len)
+        return ExampleLengths(context.seq_len, self.target_length(context), self.target_length(context))
+
+    def features(self, pairs: Sequence[Pair], context: ExampleContext) -> Features:
+        """Return the features of a row of pairs, which must fit."""
+        if context.family == "decoder":
+            return _decoder_features(pairs, context.seq_len)
+        return _encoder_decoder_features(pairs, context.seq_len, self.target_length(context))
+
+    def loss(
+        self, model: LanguageModel, batch: Batch, key: DropoutKey, settings: LossSettings
+    ) -> Mapping[str, TokenLoss]:
+        """Return the cross-entropy of the targets."""
+        from t5x_lite.models import losses
+
+        if "decoder_tokens" in batch:
+            states = model(
+                batch["tokens"],
+                batch["decoder_tokens"],
+                positions=batch["positions"],
+                segment_ids=batch["segment_ids"],
+                decoder_positions=batch["decoder_positions"],
+                decoder_segment_ids=batch["decoder_segment_ids"],
+                key=key,
+            )
+        else:
+            states = model(
+                batch["tokens"],
+                positions=batch["positions"],
+                segment_ids=batch["segment_ids"],
+                prefix=batch["prefix"],
+                key=key,
+            )
+        targets = batch["targets"]
+        return {
+            "loss": losses.token_cross_entropy(model.logits, states, targets, batch["loss_weights"], settings),
+        }
+
+
+def _encoder_decoder_features(pairs: Sequence[Pair], length: int, target_length: int) -> Features:
+    inputs, input_segments = _join([inputs for inputs, _ in pairs])
+    targets, target_segments = _join([targets for _, targets in pairs])
+    shifted_targets, _ = _join([np.concatenate([[START], targets[:-1]]) for _, targets in pairs])
+    features = token_features(inputs, input_segments, length)
+    for name, values in token_features(shifted_targets, target_segments, target_length).items():
+        features[f"decoder_{name}"] = values
+    features["targets"] = pad(targets, target_length)
+    features["loss_weights"] = (features["decoder_segment_ids"] > 0).astype(np.float32)
+    return features
+
+
+def _decoder_features(pairs: Sequence[Pair], length: int) -> Features:
+    """Make each pair one text: all its tokens but the last are read, and each predicts the token after it."""
+    texts = [np.concatenate(pair) for pair in pairs]
+    tokens, segments = _join([text[:-1] for text in texts])
+    next_tokens, _ = _join([text[1:] for text in texts])
+    # Distance of each token to the first target. The token at distance 1, the last of the inputs, predicts it.
+    distances = []
+    for inputs, targets in pairs:
+        distances.append(len(inputs) - np.arange(len(inputs) + len(targets) - 1))
+    distance, _ = _join(distances)
+    features = token_features(tokens, segments, length)
+    features["targets"] = pad(next_tokens, length)
+    features["prefix"] = pad(distance > 0, length)
+    features["loss_weights"] = pad(distance <= 1, length).astype(np.float32)
+    return features
+
+
+def _join(parts: Sequence[np.ndarray]) -> tuple[Int[np.ndarray, "l"], Int[np.ndarray, "l"]]:
+    """Return the concatenated parts, and for each element the number of its part, from 1."""
+    if not parts:
+        return np.zeros(0, np.int32), np.zeros(0, np.int32)
+    sizes = [len(part) for part in parts]
+    return np.concatenate(parts), np.repeat(np.arange(1, len(parts) + 1), sizes)

@@ -1,0 +1,56 @@
+"""Special tokens around texts, by hand."""
+
+import numpy as np
+import pytest
+
+from t5x_lite.errors import UserError
+from t5x_lite.objectives.framing import encoder_frame, encoder_frame_size, frame_pair, frame_row, task_frame
+from t5x_lite.objectives.objective import Vocabulary
+from tests.objectives.vocabulary import context, row, vocabulary
+
+EOS, CLS, SEP = 1, 3, 4
+FIRST = np.array([10, 11], np.int32)
+SECOND = np.array([20], np.int32)
+
+
+def test_an_encoders_frame_begins_with_cls_and_ends_each_text_with_sep() -> None:
+    frame = encoder_frame(vocabulary(), "a test")
+    assert frame.tokens([FIRST]).tolist() == [CLS, 10, 11, SEP]
+    assert frame.tokens([FIRST, SECOND]).tolist() == [CLS, 10, 11, SEP, 20, SEP]
+    assert frame.token_types([FIRST, SECOND]).tolist() == [0, 0, 0, 0, 1, 1]
+    for texts in ([FIRST], [FIRST, SECOND]):
+        added = len(frame.tokens(texts)) - sum(len(text) for text in texts)
+        assert added == encoder_frame_size(len(texts))
+
+
+def test_a_decoders_frame_ends_each_text_with_eos() -> None:
+    frame = task_frame(context(8, "decoder"))
+    assert frame.tokens([FIRST, SECOND]).tolist() == [10, 11, EOS, 20, EOS]
+
+
+def test_robertas_names_of_the_tokens_are_known() -> None:
+    plain = vocabulary()
+    roberta = Vocabulary(200, 1, {"<s>": 7, "</s>": 8}, (), plain.special, plain.begins_word)
+    assert encoder_frame(roberta, "a test").tokens([FIRST]).tolist() == [7, 10, 11, 8]
+
+
+def test_a_missing_token_is_named_with_its_user() -> None:
+    plain = vocabulary()
+    without_sep = Vocabulary(200, None, {"[CLS]": 3}, (), plain.special, plain.begins_word)
+    with pytest.raises(UserError, match=r"a test: the tokenizer has no \[SEP\] or </s>"):
+        encoder_frame(without_sep, "a test")
+
+
+def test_packed_documents_keep_their_segments_in_a_frame() -> None:
+    features = frame_row(row([10, 11, 20, 0], [1, 1, 2, 0]), context(6, "encoder"))
+    assert features["tokens"].tolist() == [CLS, 10, 11, 20, SEP, 0]
+    assert features["segment_ids"].tolist() == [1, 1, 1, 2, 2, 0]
+    assert features["positions"].tolist() == [0, 1, 2, 0, 1, 0]
+
+
+def test_a_row_without_text_stays_empty() -> None:
+    empty = np.zeros(0, np.int32)
+    rows = (frame_row(row([0, 0], [0, 0]), context(4, "encoder")), frame_pair(empty, SECOND, context(4, "encoder")))
+    for features in rows:
+        assert features["tokens"].tolist() == [0] * 4
+        assert features["segment_ids"].tolist() == [0] * 4
