@@ -24,8 +24,8 @@ from t5x_lite.evaluate import score as scoring
 from t5x_lite.evaluate.embed import Embeddings
 from t5x_lite.evaluate.likelihood import Likelihood
 from t5x_lite.evaluate.tasks import TaskEvaluation
-from t5x_lite.models.components import Learned
-from t5x_lite.models.transformer import ModelSpec
+from t5x_lite.models.positions import Learned
+from t5x_lite.models.spec import ModelSpec
 from t5x_lite.objectives.framing import encoder_frame
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.run_dir import FOREIGN_CONFIG, Run, open_run
@@ -55,7 +55,7 @@ class Model:
     @property
     def spec(self) -> ModelSpec:
         """The model without its weights."""
-        return self.run.blueprint
+        return self.run.spec
 
     @property
     def tokenizer(self) -> Tokenizer:

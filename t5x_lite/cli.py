@@ -282,7 +282,6 @@ def embed(options: argparse.Namespace, overrides: list[str]) -> int:
     return 0
 
 
-
 def generate(options: argparse.Namespace, overrides: list[str]) -> int:
     """Run `t5x-lite generate RUN --prompt TEXT …`."""
     from t5x_lite.decode.fill import print_generation
@@ -304,7 +303,7 @@ def import_(options: argparse.Namespace, overrides: list[str]) -> int:
 
     importers = {"hf": huggingface.import_hf, "t5x": t5x.import_t5x}
     run = importers[options.format](options.source, options.target)
-    print(f"run: {run.folder} ({run.blueprint.parameters:,} parameters, {run.config.model.family})")
+    print(f"run: {run.folder} ({run.spec.parameters:,} parameters, {run.config.model.family})")
     if run.own_tokenizer is None:
         print("no tokenizer came with it: put tokenizer.json or tokenizer.model there before it reads text")
     return 0

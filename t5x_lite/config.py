@@ -12,13 +12,13 @@ import yaml
 from pydantic import Strict
 
 from t5x_lite import schema
-from t5x_lite.adapt import ADAPTATIONS, Full, Method
+from t5x_lite.adapt import ADAPTATIONS, AdaptationMethod, Full
 from t5x_lite.adapt.trainable import TrainableSplit
 from t5x_lite.data.config import BPE, TOKENIZERS, Bytes, Character, DataConfig, TokenizerFile, Unigram
 from t5x_lite.errors import UserError
 from t5x_lite.evaluate.config import EvalConfig
-from t5x_lite.models.components import Learned
 from t5x_lite.models.config import ModelConfig
+from t5x_lite.models.positions import Learned
 from t5x_lite.objectives import OBJECTIVES, Causal, Objective, TextToText
 from t5x_lite.objectives.supervised import Supervised
 from t5x_lite.parallel.config import MeshConfig
@@ -27,7 +27,6 @@ from t5x_lite.schema import Config, Int, OneOf, Settings, Strings, setting
 from t5x_lite.tasks import TaskForm, objective_settings
 from t5x_lite.train.config import AdamW, OptimizerConfig, TrainConfig, WarmupStableDecay
 from t5x_lite.trees import flatten_names
-
 
 
 class CheckpointConfig(Config):
@@ -52,7 +51,7 @@ class AdaptConfig(Config):
     """Initialisation from the weights of another run."""
 
     source: str = setting(..., "run directory that provides the newest weights and the tokenizer", alias="from")
-    method: Annotated[Method, OneOf(ADAPTATIONS)] = setting(
+    method: Annotated[AdaptationMethod, OneOf(ADAPTATIONS)] = setting(
         Full(), "adaptation method: how the first weights are made, and which of them train"
     )
 
@@ -165,13 +164,13 @@ class RunConfig(Config):
             )
 
     @property
-    def method(self) -> Method:
+    def method(self) -> AdaptationMethod:
         """The adaptation method. A run that does not adapt another one trains all of its weights."""
         if self.adapt is None:
             return Full()
         return self.adapt.method
 
-    def parts(self, tree: Mapping[str, object]) -> TrainableSplit:
+    def trainable_split(self, tree: Mapping[str, object]) -> TrainableSplit:
         """Return which of the parameters in `tree`, nested dicts whose leaves may be anything, train."""
         return TrainableSplit.of(self.method, self.model, list(flatten_names(tree)))
 

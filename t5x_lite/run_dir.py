@@ -18,7 +18,7 @@ from t5x_lite.data import tokenizer as tokenizers
 from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.errors import UserError
 from t5x_lite.files import write_file
-from t5x_lite.models.transformer import ModelSpec, model_spec
+from t5x_lite.models.spec import ModelSpec, model_spec
 from t5x_lite.parallel.mesh import shape_structs, shardings
 
 CONFIG_FILE = "config.yaml"
@@ -39,7 +39,7 @@ class Run:
 
     folder: Path
     config: RunConfig
-    blueprint: ModelSpec
+    spec: ModelSpec
     own_tokenizer: Tokenizer | None = None
 
     @property
@@ -59,7 +59,7 @@ class Run:
         config = self.config.checkpoint
         return Checkpoints(config.folder or self.folder / "checkpoints", config)
 
-    def trained(self, mesh: Mesh, step: int | None = None) -> tuple[int, PyTree, JsonObject]:
+    def trained_weights(self, mesh: Mesh, step: int | None = None) -> tuple[int, PyTree, JsonObject]:
         """Load the trainable weights of the newest intact checkpoint, or of the one of `step`.
 
         These are all weights of the model unless the run adapts another one (see `adapt.initial_weights`).
@@ -70,9 +70,9 @@ class Run:
         Raises:
             UserError: there is no checkpoint, or the one of `step` is missing or damaged.
         """
-        parts = self.config.parts(self.blueprint.axes)
-        shapes = jax.eval_shape(parts.trained, self.blueprint.shapes)
-        weight_shardings = shardings(mesh, parts.names_trained(self.blueprint.axes), shapes)
+        parts = self.config.trainable_split(self.spec.axes)
+        shapes = jax.eval_shape(parts.trained, self.spec.shapes)
+        weight_shardings = shardings(mesh, parts.trained_leaves(self.spec.axes), shapes)
         restored = self.checkpoints.restore(shape_structs(shapes, weight_shardings), step, prefix="params.")
         if restored is None:
             raise UserError(f"{self.folder}: has no checkpoint yet; train it first")

@@ -35,7 +35,8 @@ def real_data() -> Path:
 def prose(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with 60 documents, each a file with 12 sentences of 9 words."""
     folder = tmp_path_factory.mktemp("prose")
-    words = "the quick brown fox jumps over a lazy dog while seven wizards mix black opal quartz in vain".split()
+    text = "the quick brown fox jumps over a lazy dog while seven wizards mix black opal quartz in vain"
+    words = text.split()
     for document in range(60):
         sentences = []
         for sentence in range(12):

@@ -9,7 +9,7 @@ import yaml
 
 from t5x_lite import config, schema
 from t5x_lite.errors import UserError
-from t5x_lite.models.components import Learned, Rotary
+from t5x_lite.models.positions import Learned, Rotary
 
 SMALL = "model: {layers: 2, embed: 8, heads: 2}\ntrain: {steps: 10, batch_size: 4, seq_len: 8}\n"
 

@@ -12,7 +12,7 @@ from t5x_lite import tasks
 from t5x_lite.adapt import ADAPTATIONS
 from t5x_lite.config import RunConfig
 from t5x_lite.evaluate.metrics import METRICS
-from t5x_lite.models.transformer import model_spec
+from t5x_lite.models.spec import model_spec
 from t5x_lite.objectives import TextToText
 from tests.conftest import REPOSITORY
 
@@ -88,7 +88,7 @@ def test_light_methods_train_the_number_of_parameters_counted_by_hand(load_confi
     for method, count in expected.items():
         config = load_config(f"bert_sst2_{method}")
         spec = model_spec(config.model, config.method.surgery)
-        trained = config.parts(spec.axes).trained(spec.shapes)
+        trained = config.trainable_split(spec.axes).trained(spec.shapes)
         assert sum(leaf.size for leaf in jax.tree.leaves(trained)) == count, method
 
 

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from t5x_lite import config as configuration
-from t5x_lite.trees import flatten_names
 from t5x_lite.convert.matching import find_model_type
 from t5x_lite.errors import UserError
 from t5x_lite.models.config import ModelConfig
-from t5x_lite.models.transformer import model_spec
+from t5x_lite.models.spec import model_spec
+from t5x_lite.trees import flatten_names
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
@@ -153,7 +153,7 @@ def count_parameters(name: str) -> int:
     """Return the number of parameters; of ELECTRA, those of the discriminator, which is what the paper counts."""
     model = load_model(name)
     if model.family == "electra":
-        model = model.model_of_discriminator
+        model = model.discriminator_model
     return model_spec(model).parameters
 
 
@@ -251,4 +251,4 @@ def test_inconsistent_sizes_in_gpt3s_table_are_corrected() -> None:
     """Table 2.1: 24 heads of 128 do not fit XL's width of 2048, and 13B's width of 5140 is no multiple of 40 heads."""
     for name, heads, width in (("1.3b", 16, 2048), ("13b", 40, 5120)):
         model = load_model(f"gpt3/{name}")
-        assert (model.heads, model.embed, model.width_of_head) == (heads, width, 128)
+        assert (model.heads, model.embed, model.head_dim) == (heads, width, 128)

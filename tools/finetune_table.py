@@ -66,10 +66,10 @@ def row(method: str, folders: list[Path], metric: str) -> tuple[str, ...]:
     """One line of the table: the accuracy after the last step of each seed, and what trains."""
     last = [json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])[metric] for folder in folders]
     run = open_run(folders[0])
-    state = make_steps(run.config, run.blueprint, make_mesh(run.config.mesh)).state
+    state = make_steps(run.config, run.spec, make_mesh(run.config.mesh)).state
     trained = sum(leaf.size for leaf in jax.tree.leaves(state.params))
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state.opt_state))
-    share = trained / run.blueprint.parameters
+    share = trained / run.spec.parameters
     scores = " ".join(f"{score:.1%}" for score in last)
     spread = f"{max(last) - min(last):.1%}"
     return method, scores, f"{np.mean(last):.1%}", spread, f"{trained:,}", f"{share:.2%}", f"{size / 1e3:,.0f}"

@@ -9,11 +9,12 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
-from t5x_lite.trees import unflatten_names
 from t5x_lite.errors import UserError
-from t5x_lite.models.components import Activation, MoE
 from t5x_lite.models.config import ModelConfig
+from t5x_lite.models.experts.config import MoE
+from t5x_lite.models.feedforward.config import Activation
 from t5x_lite.schema import dotted, flatten
+from t5x_lite.trees import unflatten_names
 
 ForeignConfig: TypeAlias = dict[str, Any]
 """The content of a config.json."""
@@ -234,17 +235,17 @@ def resolve_settings(model: ModelConfig) -> Settings:
         feedforward = model.feedforward_of(layer)
         if isinstance(feedforward, MoE):
             expert = feedforward.expert or model.dense_feedforward
-            width = feedforward.mlp or model.width_of_mlp
+            width = feedforward.mlp or model.mlp
             feedforward = feedforward.model_copy(update={"expert": expert, "mlp": width})
         layers.append(layer.model_copy(update={"feedforward": feedforward}))
     resolved_values = {
         "pattern": tuple(layers),
         "feedforward": model.dense_feedforward,
-        "head_dim": model.width_of_head,
-        "kv_heads": model.key_value_heads,
-        "mlp": model.width_of_mlp,
-        "embedding": model.width_of_embedding,
-        "decoder_layers": model.layers_of_decoder,
+        "head_dim": model.head_dim,
+        "kv_heads": model.kv_heads,
+        "mlp": model.mlp,
+        "embedding": model.embedding,
+        "decoder_layers": model.decoder_layers,
     }
     return flatten(model.model_copy(update=resolved_values))
 

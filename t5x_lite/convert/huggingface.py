@@ -123,7 +123,7 @@ def export_hf(run_dir: Path, folder: Path, step: int | None = None, max_file_byt
         imported_config = read_json(run_dir / FOREIGN_CONFIG)
     model = run.config.model
     if model.family == "electra":
-        model = model.model_of_discriminator
+        model = model.discriminator_model
     model_type = find_model_type(model, imported_config.get("model_type"))
     weight_map = model_type.build_weight_map(model)
     dtype = np.dtype(imported_config.get("dtype", "float32"))

@@ -11,7 +11,6 @@ from jaxtyping import PyTree
 
 from t5x_lite import config as configuration
 from t5x_lite import schema
-from t5x_lite.trees import flatten_names, unflatten_names
 from t5x_lite.checkpoint import Checkpoints
 from t5x_lite.config import CheckpointConfig, MeshConfig, RunConfig
 from t5x_lite.convert.config_table import ForeignConfig
@@ -21,11 +20,12 @@ from t5x_lite.data import tokenizer as tokenizers
 from t5x_lite.data.config import TokenizerFile
 from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.errors import UserError
-from t5x_lite.models.components import Learned
 from t5x_lite.models.config import ModelConfig
+from t5x_lite.models.positions import Learned
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.progress import track_progress
 from t5x_lite.run_dir import FOREIGN_CONFIG, Run, open_run
+from t5x_lite.trees import flatten_names, unflatten_names
 
 MAX_SEQ_LEN = 512
 """The sequence length in the config of an imported run, in tokens, unless its learned positions are fewer."""

@@ -18,8 +18,8 @@ from t5x_lite.convert.model_type import OUTPUT_MATRIX, Architecture, ModelType
 from t5x_lite.convert.weight_map import Modules, StackModules, WeightTable
 from t5x_lite.errors import UserError
 from t5x_lite.models.attention.kinds import Local
-from t5x_lite.models.components import Llama3Stretch, Rotary
 from t5x_lite.models.config import ModelConfig
+from t5x_lite.models.positions.rotary import Llama3Stretch, Rotary
 
 # Configs: what takes more than one field to convert.
 

@@ -6,9 +6,9 @@ from typing import Any, TypeAlias
 
 from t5x_lite.convert.config_table import ConfigTable, ForeignConfig, ForeignModel, Settings
 from t5x_lite.convert.weight_map import WeightMap, WeightTable
-from t5x_lite.models.components import GLU
 from t5x_lite.models.config import ModelConfig, Output
-from t5x_lite.models.transformer import model_spec
+from t5x_lite.models.feedforward.config import GLU
+from t5x_lite.models.spec import model_spec
 
 ObjectiveSetting: TypeAlias = str | dict[str, Any] | None
 """The `objective` of a run config: a name, or a name with its settings."""

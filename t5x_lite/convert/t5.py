@@ -15,8 +15,8 @@ from t5x_lite.convert.config_table import (
 from t5x_lite.convert.model_type import OUTPUT_MATRIX, Architecture, ModelType
 from t5x_lite.convert.weight_map import Modules, StackModules, WeightTable
 from t5x_lite.errors import UserError
-from t5x_lite.models.components import GLU
 from t5x_lite.models.config import ModelConfig
+from t5x_lite.models.feedforward.config import GLU
 
 # Configs: what takes more than one field to convert.
 
@@ -101,7 +101,7 @@ def _read_sparse_step(source: ForeignModel, settings: Settings) -> None:
 def _write_sparse_step(model: ModelConfig, config: ForeignConfig) -> None:
     step = len(model.pattern)
     config["num_sparse_encoder_layers"] = model.layers // step
-    config["num_sparse_decoder_layers"] = model.layers_of_decoder // step
+    config["num_sparse_decoder_layers"] = model.decoder_layers // step
     config["encoder_sparse_step"] = step
     config["decoder_sparse_step"] = step
     config["dense_act_fn"] = "relu"

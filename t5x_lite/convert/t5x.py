@@ -17,7 +17,7 @@ from t5x_lite.convert.t5 import T5
 from t5x_lite.convert.weight_map import Modules, StackModules, WeightFormat, WeightMap, WeightTable
 from t5x_lite.errors import UserError
 from t5x_lite.models.config import ModelConfig
-from t5x_lite.models.transformer import model_spec
+from t5x_lite.models.spec import model_spec
 from t5x_lite.run_dir import Run
 
 StoredArray: TypeAlias = np.ndarray | tensorstore.TensorStore

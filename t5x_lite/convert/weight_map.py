@@ -13,10 +13,10 @@ from typing import TypeAlias
 import numpy as np
 from jaxtyping import Float, Shaped
 
-from t5x_lite.trees import flatten_names
 from t5x_lite.errors import UserError
-from t5x_lite.models.layers import Axes
-from t5x_lite.models.transformer import ModelSpec
+from t5x_lite.models.layers import WeightAxes
+from t5x_lite.models.spec import ModelSpec
+from t5x_lite.trees import flatten_names
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ class WeightMap:
     def __init__(self, spec: ModelSpec, table: WeightTable) -> None:
         self.spec = spec
         self.weight_format = table.weight_format
-        self.axes: dict[str, Axes] = flatten_names(spec.axes)
+        self.axes: dict[str, WeightAxes] = flatten_names(spec.axes)
         self.shapes: dict[str, tuple[int, ...]] = {}
         for name, array in flatten_names(spec.shapes).items():
             self.shapes[name] = tuple(array.shape)
@@ -201,7 +201,7 @@ class WeightMap:
         shape = self.shapes[array][depth:]
         if axes.inputs:
             return math.prod(shape[: axes.inputs]), math.prod(shape[axes.inputs :])
-        if axes.table:
+        if axes.is_table:
             return shape
         return (math.prod(shape),)
 

@@ -147,7 +147,7 @@ def _advance(module: GenerativeModule, beam: Beam, eos: int | None, state: BeamS
     rows = (first_rows + _take(parents, survivors)).reshape(-1)
     last_tokens = _take(tokens, survivors).reshape(-1, 1)
     cache = reshard_cache(select_beams(state.decode_state.cache, rows))
-    hidden, cache = module.extend(last_tokens, jnp.ones_like(last_tokens), cache)
+    hidden, cache = module.decode_step(last_tokens, jnp.ones_like(last_tokens), cache)
     present = mark_tokens(state.decode_state.present[rows], last_tokens)
     return BeamState(state.step + 1, live, finished, module.logits(hidden)[:, 0], DecodeState(present, cache))
 

@@ -13,7 +13,7 @@ from t5x_lite.decode.generative_module import build_module
 from t5x_lite.decode.sampling import Sampling, apply_repetition_penalty, mark_tokens, sample_token
 from t5x_lite.decode.state import DecodeState, repeat_rows, reshard_cache
 from t5x_lite.models.sharding import constrain
-from t5x_lite.models.transformer import ModelSpec
+from t5x_lite.models.spec import ModelSpec
 
 CHUNK = 16
 """Tokens sampled on the device before the host receives them: for streaming, stop strings and an early end."""
@@ -66,7 +66,7 @@ def prefill(
     module = build_module(spec, params)
     tokens = constrain(jnp.asarray(prompts.tokens), "batch", None)
     segment_ids = constrain(jnp.asarray(prompts.segment_ids), "batch", None)
-    hidden, cache = module.begin(tokens, segment_ids, new_tokens)
+    hidden, cache = module.prefill(tokens, segment_ids, new_tokens)
     logits = module.logits(hidden)[:, 0]
     present = mark_tokens(jnp.zeros(logits.shape, bool), jnp.asarray(prompts.present))
     cache = reshard_cache(repeat_rows(cache, copies))
@@ -111,7 +111,7 @@ def decode_chunk(
     def decode_step(index: Int[Array, ""], carry: ChunkCarry) -> ChunkCarry:
         module = build_module(spec, params)
         tokens, token, state = carry
-        hidden, cache = module.extend(token, jnp.ones_like(token), state.cache)
+        hidden, cache = module.decode_step(token, jnp.ones_like(token), state.cache)
         logits = module.logits(hidden)[:, 0]
         token, present = sample_next(sampling, logits, state.present, span.seed, index)
         tokens = jax.lax.dynamic_update_slice_in_dim(tokens, token, index - span.start, axis=1)

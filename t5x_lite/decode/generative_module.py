@@ -7,36 +7,37 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
-from t5x_lite.models.layers import Axes
-from t5x_lite.models.transformer import Cache, ModelSpec
+from t5x_lite.models.backbone import DecodingState
+from t5x_lite.models.layers import WeightAxes
+from t5x_lite.models.spec import ModelSpec
 
 
 @runtime_checkable
 class GenerativeModule(Protocol):
     """A decoder or an encoder_decoder with a KV cache."""
 
-    def begin(
+    def prefill(
         self, tokens: Int[Array, "b l"], segment_ids: Int[Array, "b l"], new_tokens: int, /
-    ) -> tuple[Float[Array, "b 1 d"], Cache]:
+    ) -> tuple[Float[Array, "b 1 d"], DecodingState]:
         """Prefill: return the state that predicts the first new token, and a cache with room for `new_tokens` more."""
 
-    def extend(
-        self, tokens: Int[Array, "b l"], segment_ids: Int[Array, "b l"], cache: Cache, /
-    ) -> tuple[Float[Array, "b l d"], Cache]:
+    def decode_step(
+        self, tokens: Int[Array, "b l"], segment_ids: Int[Array, "b l"], cache: DecodingState, /
+    ) -> tuple[Float[Array, "b l d"], DecodingState]:
         """Decode step: return the states of tokens that follow those of the cache, and the extended cache."""
 
     def logits(self, hidden: Float[Array, "b l d"], /) -> Float[Array, "b l v"]:
         """Return the score of every token of the vocabulary."""
 
 
-def unstack_layers(axes: PyTree[Axes], params: PyTree[Array]) -> PyTree[Array]:
+def unstack_layers(axes: PyTree[WeightAxes], params: PyTree[Array]) -> PyTree[Array]:
     """Replace weights that are stacked over layers by a tuple with an array per layer, if they are on one CPU.
 
     Decoding a token on a CPU takes as long as reading the weights, and slicing a layer out of a stack would copy them.
     The arrays of the tuple share the memory of the stack.
     """
 
-    def unstack(axes: Axes, array: Array) -> Array | tuple[Array, ...]:
+    def unstack(axes: WeightAxes, array: Array) -> Array | tuple[Array, ...]:
         is_stacked = array.ndim > len(axes.names)
         platforms = [device.platform for device in array.devices()]
         if not is_stacked or platforms != ["cpu"]:
@@ -54,7 +55,7 @@ def build_module(spec: ModelSpec, params: PyTree[Array]) -> GenerativeModule:
     There the compiler reads each layer in place and does not stack the layers again.
     """
 
-    def stack(_: Axes, leaf: Array | tuple[Array, ...]) -> Array:
+    def stack(_: WeightAxes, leaf: Array | tuple[Array, ...]) -> Array:
         return jnp.stack(leaf) if isinstance(leaf, tuple) else leaf
 
     return spec.model(jax.tree.map(stack, spec.axes, params))

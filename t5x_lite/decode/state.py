@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, PyTree
 
+from t5x_lite.models.backbone import DecodingState
 from t5x_lite.models.sharding import constrain
-from t5x_lite.models.transformer import Cache
 
 
 @jax.tree_util.register_dataclass
@@ -21,30 +21,30 @@ class DecodeState:
     """
 
     present: Bool[Array, "b v"]
-    cache: Cache
+    cache: DecodingState
 
 
-def repeat_rows(cache: Cache, count: int) -> Cache:
+def repeat_rows(cache: DecodingState, count: int) -> DecodingState:
     """Repeat every row of the cache `count` times; the copies of a row are neighbours."""
 
     def repeat(tree: PyTree[Array], axis: int) -> PyTree[Array]:
         return jax.tree.map(lambda array: jnp.repeat(array, count, axis), tree)
 
-    encoder_output = cache.memory
+    encoder_output = cache.encoder_output
     if encoder_output is not None:
-        positions = encoder_output.places
+        positions = encoder_output.positions
         positions = replace(positions, segment_ids=repeat(positions.segment_ids, axis=0))
-        encoder_output = replace(encoder_output, places=positions)
-    return Cache(
+        encoder_output = replace(encoder_output, positions=positions)
+    return DecodingState(
         layers=repeat(cache.layers, axis=1),
         segment_ids=repeat(cache.segment_ids, axis=0),
         index=cache.index,
-        memory=encoder_output,
-        remembered=repeat(cache.remembered, axis=1),
+        encoder_output=encoder_output,
+        cross_kv=repeat(cache.cross_kv, axis=1),
     )
 
 
-def select_beams(cache: Cache, rows: Int[Array, "b"]) -> Cache:
+def select_beams(cache: DecodingState, rows: Int[Array, "b"]) -> DecodingState:
     """Give each row of the cache the keys and values of the row that its beam continues.
 
     Segments and an encoder's keys and values are left as they are: all beams of a prompt share them.
@@ -53,10 +53,10 @@ def select_beams(cache: Cache, rows: Int[Array, "b"]) -> Cache:
     return replace(cache, layers=layers)
 
 
-def reshard_cache(cache: Cache) -> Cache:
+def reshard_cache(cache: DecodingState) -> DecodingState:
     """Shard the rows of the cache over the mesh axes of the batch, and its heads over `tensor`."""
 
     def reshard(tree: PyTree[Array]) -> PyTree[Array]:
         return jax.tree.map(lambda array: constrain(array, "layers", "batch", "kv_heads", None, None), tree)
 
-    return replace(cache, layers=reshard(cache.layers), remembered=reshard(cache.remembered))
+    return replace(cache, layers=reshard(cache.layers), cross_kv=reshard(cache.cross_kv))

@@ -16,8 +16,8 @@ from t5x_lite.errors import UserError
 from t5x_lite.evaluate.batched_function import BatchedFunction, Features
 from t5x_lite.evaluate.evaluation_model import EvaluationModel
 from t5x_lite.models import outputs
+from t5x_lite.models.spec import ModelSpec
 from t5x_lite.models.stack import Stack
-from t5x_lite.models.transformer import ModelSpec
 
 Pool: TypeAlias = Callable[[Float[Array, "b l d"], Bool[Array, "b l"]], Float[Array, "b d"]]
 Embeddings: TypeAlias = Float[np.ndarray, "texts d"] | list[Float[np.ndarray, "_ d"]]
@@ -101,7 +101,7 @@ def _layers_to_run(model: EvaluationModel, layer: int | None) -> int | None:
     config = model.config.model
     last = config.layers
     if config.family == "electra":
-        last = config.model_of_discriminator.layers
+        last = config.discriminator_model.layers
     if layer is None:
         return None
     number = layer

@@ -7,7 +7,7 @@ from typing_extensions import Protocol, runtime_checkable
 
 from t5x_lite.decode.generation_model import GenerationModel
 from t5x_lite.evaluate.likelihood import Likelihood
-from t5x_lite.models.transformer import ModelSpec
+from t5x_lite.models.spec import ModelSpec
 
 
 @runtime_checkable

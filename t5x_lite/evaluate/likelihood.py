@@ -12,10 +12,10 @@ from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
 
 from t5x_lite.errors import UserError
 from t5x_lite.evaluate.batched_function import BatchedFunction, Features
-from t5x_lite.models.config import START, ModelConfig
+from t5x_lite.models.config import START_TOKEN, ModelConfig
 from t5x_lite.models.losses import chunks_for
 from t5x_lite.models.sharding import shards
-from t5x_lite.models.transformer import ModelSpec
+from t5x_lite.models.spec import ModelSpec
 from t5x_lite.objectives.features import Pair
 
 
@@ -87,7 +87,7 @@ class Likelihood:
             raise UserError(f"{len(targets)} tokens to score are more than the window of {window}")
         if self.family == "encoder_decoder":
             inputs = self._truncate(inputs, window)
-            shifted_targets = np.concatenate([[START], targets])[: len(targets)].astype(np.int32)
+            shifted_targets = np.concatenate([[START_TOKEN], targets])[: len(targets)].astype(np.int32)
             return {
                 "tokens": inputs,
                 "segment_ids": np.ones_like(inputs),

@@ -19,7 +19,7 @@ from t5x_lite.decode.sampling import Sampling
 from t5x_lite.evaluate.metrics import METRICS, check_metric
 from t5x_lite.files import write_file
 from t5x_lite.models.config import ModelConfig
-from t5x_lite.models.transformer import ModelSpec
+from t5x_lite.models.spec import ModelSpec
 from t5x_lite.objectives.objective import Features
 from t5x_lite.objectives.supervised import Record, Supervised
 from t5x_lite.parallel import mesh as meshes

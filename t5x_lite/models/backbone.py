@@ -49,11 +49,11 @@ class Embedding(nnx.Module):
             self.scale = config.embed**0.5
         self.positions = Positions(config, "embedding", rngs)
         if config.token_types:
-            self.types = Embed(config, config.token_types, config.embedding, axis="types", rngs=rngs)
+            self.types: Embed | None = Embed(config, config.token_types, config.embedding, axis="types", rngs=rngs)
         else:
             self.types = None
         if config.embedding_norm:
-            self.norm = Norm(config.norm, ("embed", config.embedding))
+            self.norm: Norm | None = Norm(config.norm, ("embed", config.embedding))
         else:
             self.norm = None
 
@@ -99,7 +99,7 @@ class Backbone(nnx.Module):
             self.embedding = like.embedding
         if config.embedding != config.embed:
             narrow = ("embed", config.embedding)
-            self.project = Linear(config, [narrow], [("embed_out", config.embed)], rngs=rngs)
+            self.project: Linear | None = Linear(config, [narrow], [("embed_out", config.embed)], rngs=rngs)
         else:
             self.project = None
         other_stack = None

@@ -72,8 +72,8 @@ class Block(nnx.Module):
         self.has_experts = isinstance(settings, MoE)
         self.adapters: nnx.Dict | None = nnx.data(None)
         if has_cross:
-            self.cross_norm = Norm(config.norm, embed)
-            self.cross_attention = Attention(config, Dense(), is_cross=True, rngs=rngs)
+            self.cross_norm: Norm | None = Norm(config.norm, embed)
+            self.cross_attention: Attention | None = Attention(config, Dense(), is_cross=True, rngs=rngs)
         else:
             self.cross_norm = None
             self.cross_attention = None

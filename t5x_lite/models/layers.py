@@ -154,7 +154,7 @@ class Linear(nnx.Module):
         )
         if config.bias if bias is None else bias:
             zeros = jnp.zeros([*expert_shape, *output_shape], jnp.float32)
-            self.bias = weight(zeros, (*expert_names, *self.output_names), **expert_axes)
+            self.bias: Weight | None = weight(zeros, (*expert_names, *self.output_names), **expert_axes)
         else:
             self.bias = None
         self.adapter: Any = nnx.data(None)
@@ -304,7 +304,7 @@ class Norm(nnx.Module):
         self.is_centred = isinstance(settings, LayerNorm)
         self.scale = weight(jnp.ones(shape, jnp.float32), names)
         if isinstance(settings, LayerNorm) and settings.bias:
-            self.bias = weight(jnp.zeros(shape, jnp.float32), names)
+            self.bias: Weight | None = weight(jnp.zeros(shape, jnp.float32), names)
         else:
             self.bias = None
 

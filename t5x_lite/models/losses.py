@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from t5x_lite.models.sharding import GPU_PLATFORMS, constrain
-from t5x_lite.models.sharding import platform as current_platform
+from t5x_lite.models.sharding import target_platform as current_platform
 
 LOGITS_BYTES = 64 * 2**20
 """Logits above this size per device are computed in chunks; below it one product is faster."""

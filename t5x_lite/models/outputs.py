@@ -8,7 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from t5x_lite.models.config import SPAN_POSITIONS, HeadConfig, ModelConfig
-from t5x_lite.models.layers import ACTIVATIONS, Embed, Linear, Norm, dropout, weight
+from t5x_lite.models.layers import ACTIVATIONS, Embed, Linear, Norm, Weight, dropout, weight
 
 SPAN_POSITION_WIDTH = 200
 """Width of the embedding of positions in a span (Joshi et al. 2020, code: pair_positional_embedding_size)."""
@@ -61,17 +61,17 @@ class TokenOutput(nnx.Module):
         if config.scale_output:
             self.scale = config.embed**-0.5 / config.width_multiplier
         if config.output_transform:
-            self.transform = Linear(config, [("embed", config.embed)], [width], rngs=rngs)
-            self.norm = Norm(config.norm, width)
+            self.transform: Linear | None = Linear(config, [("embed", config.embed)], [width], rngs=rngs)
+            self.norm: Norm | None = Norm(config.norm, width)
         else:
             self.transform = None
             self.norm = None
         if not config.tied:
-            self.matrix = Linear(config, [width], [("vocab", config.vocab)], bias=False, rngs=rngs)
+            self.matrix: Linear | None = Linear(config, [width], [("vocab", config.vocab)], bias=False, rngs=rngs)
         else:
             self.matrix = None
         if config.output_bias:
-            self.bias = weight(jnp.zeros(config.vocab, jnp.float32), ("vocab",))
+            self.bias: Weight | None = weight(jnp.zeros(config.vocab, jnp.float32), ("vocab",))
         else:
             self.bias = None
 
@@ -129,12 +129,12 @@ class TaskOutput(nnx.Module):
         self.dropout = config.dropout
         self.parts = head.parts
         if head.transform:
-            self.pooler = Linear(config, [embed], [("embed_out", config.embed)], rngs=rngs)
+            self.pooler: Linear | None = Linear(config, [embed], [("embed_out", config.embed)], rngs=rngs)
         else:
             self.pooler = None
         if head.outputs:
             width = ("embed", config.embed * self.parts)
-            self.scores = Linear(config, [width], [("classes", head.outputs)], bias=True, rngs=rngs)
+            self.scores: Linear | None = Linear(config, [width], [("classes", head.outputs)], bias=True, rngs=rngs)
         else:
             self.scores = None
 

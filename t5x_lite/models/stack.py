@@ -123,7 +123,7 @@ class Stack(nnx.Module):
         self.layers = nnx.vmap(create_period)(jax.random.split(rngs.params(), stored_repeats))
         self.positions = Positions(config, "stack", rngs)
         if config.norm_place != "post":
-            self.final_norm = Norm(config.norm, ("embed", config.embed))
+            self.final_norm: Norm | None = Norm(config.norm, ("embed", config.embed))
         else:
             self.final_norm = None
         self.average = 1

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from t5x_lite.models import outputs
 from t5x_lite.models.backbone import Backbone, DecodingState
 from t5x_lite.models.block import EncoderOutput
 from t5x_lite.models.config import START_TOKEN, ModelConfig
 from t5x_lite.models.layers import Embed
+from t5x_lite.models.outputs import DetectionOutput, SentenceOutput, SpanOutput, TaskOutput, TokenOutput
 
 
 class Decoder(nnx.Module):
@@ -21,9 +21,9 @@ class Decoder(nnx.Module):
         self.prefix_lm = config.prefix_lm
         self.tokens = token_embedding(config, rngs)
         self.decoder = Backbone(config, config.layers, causal=True, rngs=rngs)
-        self.output = outputs.TokenOutput(config, rngs=rngs)
+        self.output = TokenOutput(config, rngs=rngs)
         if config.head is not None:
-            self.head = outputs.TaskOutput(config, config.head, rngs=rngs)
+            self.head: TaskOutput | None = TaskOutput(config, config.head, rngs=rngs)
         else:
             self.head = None
 
@@ -86,23 +86,23 @@ class Encoder(nnx.Module):
             other = like.encoder
         self.encoder: Backbone = Backbone(config, config.layers, causal=False, like=other, rngs=rngs)
         if "tokens" in config.outputs:
-            self.output = outputs.TokenOutput(config, rngs=rngs)
+            self.output: TokenOutput | None = TokenOutput(config, rngs=rngs)
         else:
             self.output = None
         if "sentence" in config.outputs:
-            self.sentence = outputs.SentenceOutput(config, rngs=rngs)
+            self.sentence: SentenceOutput | None = SentenceOutput(config, rngs=rngs)
         else:
             self.sentence = None
         if "detection" in config.outputs:
-            self.detection = outputs.DetectionOutput(config, rngs=rngs)
+            self.detection: DetectionOutput | None = DetectionOutput(config, rngs=rngs)
         else:
             self.detection = None
         if "span" in config.outputs:
-            self.span = outputs.SpanOutput(config, rngs=rngs)
+            self.span: SpanOutput | None = SpanOutput(config, rngs=rngs)
         else:
             self.span = None
         if config.head is not None:
-            self.head = outputs.TaskOutput(config, config.head, rngs=rngs)
+            self.head: TaskOutput | None = TaskOutput(config, config.head, rngs=rngs)
         else:
             self.head = None
 
@@ -149,7 +149,7 @@ class EncoderDecoder(nnx.Module):
             shares_stack=config.shared_stacks,
             rngs=rngs,
         )
-        self.output = outputs.TokenOutput(config, rngs=rngs)
+        self.output = TokenOutput(config, rngs=rngs)
 
     def __call__(
         self,

@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import Int
 
-from t5x_lite.models.config import START, Family
+from t5x_lite.models.config import START_TOKEN, Family
 from t5x_lite.objectives.features import Pair, pad, token_features
 from t5x_lite.objectives.model_protocols import Batch, DropoutKey, LanguageModel, LossSettings, TokenLoss
 from t5x_lite.objectives.objective import ExampleContext, ExampleLengths, Features, Objective
@@ -80,7 +80,7 @@ class InputsTargets(Objective):
 def _encoder_decoder_features(pairs: Sequence[Pair], length: int, target_length: int) -> Features:
     inputs, input_segments = _join([inputs for inputs, _ in pairs])
     targets, target_segments = _join([targets for _, targets in pairs])
-    shifted_targets, _ = _join([np.concatenate([[START], targets[:-1]]) for _, targets in pairs])
+    shifted_targets, _ = _join([np.concatenate([[START_TOKEN], targets[:-1]]) for _, targets in pairs])
     features = token_features(inputs, input_segments, length)
     for name, values in token_features(shifted_targets, target_segments, target_length).items():
         features[f"decoder_{name}"] = values

@@ -13,7 +13,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, PyTree, Shaped
 
 from t5x_lite.errors import UserError
-from t5x_lite.models.layers import Axes
+from t5x_lite.models.layers import WeightAxes
 from t5x_lite.models.sharding import AXES, RULES, spec
 from t5x_lite.parallel.config import MeshConfig
 from t5x_lite.trees import flatten_names, unflatten_names
@@ -68,13 +68,13 @@ def _mesh_shape(config: MeshConfig, device_count: int) -> tuple[int, ...]:
     return tuple(shape)
 
 
-def sharding_of(mesh: Mesh, axes: Axes, shape: tuple[int, ...]) -> NamedSharding:
+def sharding_of(mesh: Mesh, axes: WeightAxes, shape: tuple[int, ...]) -> NamedSharding:
     """Return the sharding of one weight. A leading axis that `axes` does not name stacks layers."""
     stack_names = ("layers",) * (len(shape) - len(axes.names))
     return NamedSharding(mesh, spec(mesh.shape, stack_names + axes.names, shape))
 
 
-def shardings(mesh: Mesh, axes: PyTree[Axes], shapes: PyTree) -> PyTree[NamedSharding]:
+def shardings(mesh: Mesh, axes: PyTree[WeightAxes], shapes: PyTree) -> PyTree[NamedSharding]:
     """Return the sharding of every weight of a tree; see `sharding_of`.
 
     Args:
@@ -156,7 +156,7 @@ def batch_shapes(
 
 
 def state_shardings(
-    mesh: Mesh, axes: PyTree[Axes], state: PyTree, optimizer: optax.GradientTransformation
+    mesh: Mesh, axes: PyTree[WeightAxes], state: PyTree, optimizer: optax.GradientTransformation
 ) -> PyTree[NamedSharding]:
     """Return the sharding of every array of a train state.
 

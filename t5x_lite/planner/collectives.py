@@ -31,7 +31,7 @@ def required_collectives(workload: Workload) -> list[Collective]:
     width = workload.bytes_per_activation
     weight_shards = sizes["tensor"] * sizes["pipeline"]
 
-    expert_weights = workload.spec.of("experts")
+    expert_weights = workload.spec.parameters_with_axis("experts")
     other_weights = workload.spec.parameters - expert_weights
     weights = (other_weights + expert_weights / sizes["expert"]) / weight_shards
     moe_copies = sum(_copies_per_token(moe) for moe in model.mixtures)
@@ -40,7 +40,7 @@ def required_collectives(workload: Workload) -> list[Collective]:
     tokens = workload.tokens_per_device * microbatches
     layers = workload.layers_per_device
     sublayer = tokens * model.embed * width
-    keys_values = tokens * 2 * model.key_value_heads * model.width_of_head / sizes["tensor"] * width * sizes["context"]
+    keys_values = tokens * 2 * model.kv_heads * model.head_dim / sizes["tensor"] * width * sizes["context"]
 
     # A step uses its weights in the forward pass, in a recomputation of that pass if there is one, and in the backward
     # pass. Each of these passes goes through two sublayers of a layer, or sends tokens to experts and back.

@@ -5,8 +5,8 @@ import math
 import jax
 from jaxtyping import PyTree
 
-from t5x_lite.models.components import GLU
 from t5x_lite.models.config import ModelConfig
+from t5x_lite.models.feedforward.config import GLU
 from t5x_lite.models.losses import logits_limit
 from t5x_lite.planner.figures import MemoryFigures
 from t5x_lite.planner.workload import Workload
@@ -52,16 +52,16 @@ def _shard_bytes(arrays: PyTree[jax.ShapeDtypeStruct]) -> float:
 
 def _products_per_token(model: ModelConfig, tensor_shards: int) -> float:
     """Return the values per token that the matrix products of one layer compute."""
-    head_values = (2 * model.heads + 2 * model.key_value_heads) * model.width_of_head
+    head_values = (2 * model.heads + 2 * model.kv_heads) * model.head_dim
     matrices_into_mlp = 2 if isinstance(model.dense_feedforward, GLU) else 1
-    mlp_values = matrices_into_mlp * model.width_of_mlp
+    mlp_values = matrices_into_mlp * model.mlp
     return (head_values + mlp_values + 2 * model.embed) / tensor_shards
 
 
 def _activations_per_token(model: ModelConfig, tensor_shards: int) -> float:
     """Return the values per token of all activations of one layer."""
     products = _products_per_token(model, tensor_shards)
-    return products + (model.width_of_mlp + 2 * model.embed) / tensor_shards + 2 * model.embed
+    return products + (model.mlp + 2 * model.embed) / tensor_shards + 2 * model.embed
 
 
 def _saved_per_token(model: ModelConfig, tensor_shards: int) -> float:

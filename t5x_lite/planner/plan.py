@@ -12,7 +12,7 @@ import jax
 
 from t5x_lite.config import RunConfig
 from t5x_lite.errors import UserError
-from t5x_lite.models.transformer import model_spec
+from t5x_lite.models.spec import model_spec
 from t5x_lite.parallel.chips import CHIPS, Chip, chip_name
 from t5x_lite.parallel.mesh import make_mesh
 from t5x_lite.planner.collectives import add_links, required_collectives

@@ -6,8 +6,8 @@ import jax
 from jax.sharding import Mesh
 
 from t5x_lite.config import RunConfig
-from t5x_lite.models.stack import pipeline_parts
-from t5x_lite.models.transformer import ModelSpec
+from t5x_lite.models.pipeline import microbatch_count
+from t5x_lite.models.spec import ModelSpec
 from t5x_lite.objectives.objective import ExampleLengths
 from t5x_lite.parallel.mesh import batch_shards
 
@@ -57,5 +57,7 @@ class Workload:
         stages = self.mesh.shape["pipeline"]
         train = self.config.train
         with jax.set_mesh(self.mesh):
-            parts = pipeline_parts(self.config.model, train.batch_size // train.microbatches, stages)
+            parts = microbatch_count(
+                self.config.model.pipeline_microbatches, train.batch_size // train.microbatches, stages
+            )
         return (parts + stages - 1) / parts

@@ -16,7 +16,7 @@ from t5x_lite.config import RunConfig
 from t5x_lite.errors import UserError
 from t5x_lite.files import write_file
 from t5x_lite.models.config import ModelConfig
-from t5x_lite.models.transformer import model_spec
+from t5x_lite.models.spec import model_spec
 from t5x_lite.objectives import Objective
 from t5x_lite.planner.example import example_context
 from t5x_lite.sweep.config import Sweep, SweepConfig, combinations
@@ -107,9 +107,9 @@ def _counted(model: ModelConfig, objective: Objective, length: int) -> tuple[dic
     structure = model_spec(model)
     shapes, active = flatten_names(structure.shapes), structure.active_parameters
     outer = sum(
-        axes.share * math.prod(shapes[name].shape)
+        axes.active_share * math.prod(shapes[name].shape)
         for name, axes in flatten_names(structure.axes).items()
-        if axes.table or ("vocab" in axes.names and axes.inputs)
+        if axes.is_table or ("vocab" in axes.names and axes.inputs)
     )
     weights = {"all": structure.parameters, "active": active, "non_embedding": active - round(outer)}
     return weights, flops_per_row(model, structure, objective.lengths(example_context(model, length))) / length

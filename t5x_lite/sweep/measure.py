@@ -13,7 +13,7 @@ import numpy as np
 
 from t5x_lite import config as configuration
 from t5x_lite.errors import UserError
-from t5x_lite.models.transformer import model_spec
+from t5x_lite.models.spec import model_spec
 from t5x_lite.parallel import distributed
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.planner.example import example_features

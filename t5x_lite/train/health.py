@@ -14,7 +14,7 @@ from jaxtyping import Array
 
 from t5x_lite.errors import ReplicaMismatch, UserError
 from t5x_lite.models.sharding import AXES
-from t5x_lite.models.transformer import ModelSpec
+from t5x_lite.models.spec import ModelSpec
 from t5x_lite.parallel.mesh import shardings
 from t5x_lite.train.metrics import product_seconds
 from t5x_lite.trees import flatten_names

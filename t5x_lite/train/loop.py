@@ -70,11 +70,11 @@ def train(config: RunConfig) -> tuple[Run, bool]:
         run = create_run_dir(config, tokenizer)
         with Display(config.train.steps, enabled=jax.process_index() == 0) as display:
             display.say("attention: " + "; ".join(f"{kind} by {kernel}" for kind, kernel in attention.items()))
-            check_sharded(run.blueprint, mesh)
-            steps = make_steps(run.config, run.blueprint, mesh)
+            check_sharded(run.spec, mesh)
+            steps = make_steps(run.config, run.spec, mesh)
             tasks = None
             if isinstance(data, TaskData):
-                tasks = TaskEvaluation(data, run.config.model, run.blueprint, steps.whole_shapes, tokenizer, mesh)
+                tasks = TaskEvaluation(data, run.config.model, run.spec, steps.whole_shapes, tokenizer, mesh)
                 for line in data.skipped():
                     display.say(line)
             trainer = Trainer(run, data, rows, tasks, mesh, steps, display)
@@ -106,7 +106,7 @@ class Trainer:
         steps: Steps,
         display: Display,
     ) -> None:
-        self.folder, self.config, self.blueprint = run.folder, run.config, run.blueprint
+        self.folder, self.config, self.blueprint = run.folder, run.config, run.spec
         self.data, self.rows, self.tasks = data, rows, tasks
         self.mesh, self.steps, self.display = mesh, steps, display
         self.goodput = Goodput(run.folder, writes=jax.process_index() == 0)
@@ -116,7 +116,7 @@ class Trainer:
         self.base: BaseCheckpoint | None = None
         peak, how = peak_flops(mesh.devices.flat[0], self.config.train.peak_flops)
         tokens = self.batch_size * self.config.train.seq_len
-        parts = self.config.parts(self.blueprint.axes)
+        parts = self.config.trainable_split(self.blueprint.axes)
         per_row = flops_per_row(
             self.config.model, self.blueprint, self.config.require_objective().lengths(data.context), parts=parts
         )
@@ -125,7 +125,7 @@ class Trainer:
         self.learning_rates = np.asarray(optimizers.schedule(self.config.optimizer, count)(np.arange(count)))
         few = self.blueprint.active_parameters
         active = f", of which a token passes {few:,}," if few < self.blueprint.parameters else ""
-        if not parts.everything:
+        if not parts.trains_everything:
             trained = sum(leaf.size for leaf in jax.tree.leaves(steps.state.params))
             state = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(steps.state.opt_state))
             active += f", of which {trained:,} train (optimizer state {format_si(state)}B)"
@@ -168,9 +168,9 @@ class Trainer:
             return TrainerProgress(), self.steps.fresh()
         step, state, meta = found
         if jax.tree.leaves(self.steps.state.frozen):
-            self.base = BaseCheckpoint.of(meta)
+            self.base = BaseCheckpoint.from_metadata(meta)
             params, _ = initial_weights(self.config, self.blueprint, self.mesh, self.base)
-            state = replace(state, frozen=self.config.parts(self.blueprint.axes).frozen(params))
+            state = replace(state, frozen=self.config.trainable_split(self.blueprint.axes).frozen(params))
         self.display.say(f"resumed from step {step} in {origin}")
         position = meta["position"]
         return TrainerProgress(**{**position, "running": RunningLoss(**position["running"])}), state

@@ -20,7 +20,7 @@ from rich.progress import BarColumn
 from t5x_lite.adapt.trainable import TrainableSplit
 from t5x_lite.files import disk_error
 from t5x_lite.models.config import ModelConfig
-from t5x_lite.models.transformer import ModelSpec
+from t5x_lite.models.spec import ModelSpec
 from t5x_lite.objectives.objective import ExampleLengths
 from t5x_lite.parallel.chips import CHIPS, chip_name
 from t5x_lite.progress import print_line, progress_bar
@@ -44,7 +44,7 @@ def flops_per_row(
     gradient (4 a weight), and where a head alone trains nothing goes back through them (2).
     """
     shapes = flatten_names(blueprint.shapes)
-    first = dict.fromkeys(shapes, 0) if parts is None else parts.first
+    first = dict.fromkeys(shapes, 0) if parts is None else parts.first_trained_repeat
     back = any(at is not None and not name.startswith("head.") for name, at in first.items())
 
     def per_weight(name: str) -> float:
@@ -52,9 +52,9 @@ def flops_per_row(
         return 2.0 + 2.0 * back + (0.0 if at is None else 2.0 * (1 - at / max(shapes[name].shape[0], 1)))
 
     matrices = sum(
-        per_weight(name) * math.prod(shapes[name].shape) * axes.share * _passes(model, name, lengths)
+        per_weight(name) * math.prod(shapes[name].shape) * axes.active_share * _passes(model, name, lengths)
         for name, axes in flatten_names(blueprint.axes).items()
-        if axes.inputs or (axes.table and "vocab" in axes.names and model.tied)
+        if axes.inputs or (axes.is_table and "vocab" in axes.names and model.tied)
     )
     attention = (1.0 if back else 1 / 3) * _attention_flops(model, lengths, causal_half=causal_half)
     return lengths.texts * (matrices + attention)
@@ -78,9 +78,9 @@ def _passes(model: ModelConfig, name: str, lengths: ExampleLengths) -> int:
 
 def _attention_flops(model: ModelConfig, lengths: ExampleLengths, *, causal_half: bool) -> float:
     if model.family == "electra":
-        pair = (model.model_of_discriminator, model.model_of_generator)
+        pair = (model.discriminator_model, model.generator_model)
         return sum(_attention_flops(one, lengths, causal_half=causal_half) for one in pair)
-    width, n, m = 12.0 * model.heads * model.width_of_head, lengths.tokens, lengths.targets
+    width, n, m = 12.0 * model.heads * model.head_dim, lengths.tokens, lengths.targets
 
     def pairs(layers: int, length: int, *, causal: bool) -> float:
         half = causal and causal_half
@@ -91,7 +91,7 @@ def _attention_flops(model: ModelConfig, lengths: ExampleLengths, *, causal_half
         return width * pairs(model.layers, n, causal=True)
     across = 0.0
     if model.family == "encoder_decoder":
-        across = pairs(model.layers_of_decoder, m, causal=True) + model.layers_of_decoder * m * n
+        across = pairs(model.decoder_layers, m, causal=True) + model.decoder_layers * m * n
     return width * (pairs(model.layers, n, causal=False) + across)
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
-from t5x_lite.models.layers import Axes
+from t5x_lite.models.layers import WeightAxes
 from t5x_lite.train.config import (
     Adafactor,
     AdamW,
@@ -67,9 +67,9 @@ def make(config: OptimizerConfig, steps: int, axes: Any) -> optax.GradientTransf
     Args:
         config: which method and its settings.
         steps: updates of the whole run, for the schedule.
-        axes: an `Axes` for each parameter, in the shape of the parameters.
+        axes: an `WeightAxes` for each parameter, in the shape of the parameters.
     """
-    decayed = jax.tree.map(lambda a: a.inputs > 0 or (a.table and config.decay_embeddings), axes)
+    decayed = jax.tree.map(lambda a: a.inputs > 0 or (a.is_table and config.decay_embeddings), axes)
     decay = optax.add_decayed_weights(config.weight_decay, decayed)
     parts = [] if config.clip_norm is None else [optax.clip_by_global_norm(config.clip_norm)]
     match config.method:
@@ -108,14 +108,18 @@ def with_rates(
 
 def _rates(axes: Any) -> list[optax.GradientTransformation]:
     """Each weight's share of the learning rate, where one has its own; the decay is the same at every width."""
-    if all(a.rate == 1 for a in jax.tree.leaves(axes)):
+    if all(a.learning_rate_scale == 1 for a in jax.tree.leaves(axes)):
         return []
-    return [optax.stateless(lambda updates, _: jax.tree.map(lambda a, update: a.rate * update, axes, updates))]
+    return [
+        optax.stateless(
+            lambda updates, _: jax.tree.map(lambda a, update: a.learning_rate_scale * update, axes, updates)
+        )
+    ]
 
 
-def _each(function: Callable[..., Any], axes: Axes, array: Array) -> Callable[..., Any]:
+def _each(function: Callable[..., Any], axes: WeightAxes, array: Array) -> Callable[..., Any]:
     """`function` of one layer's array, of one expert, for all that `array` stacks."""
-    for _ in range(axes.stack(array)):
+    for _ in range(axes.stack_depth(array)):
         function = jax.vmap(function)
     return function
 
@@ -123,7 +127,7 @@ def _each(function: Callable[..., Any], axes: Axes, array: Array) -> Callable[..
 def _per_layer(function: Callable[[Array, Array], Array], axes: Any) -> optax.GradientTransformation:
     """A stateless change of each layer's update, given the update and the parameter."""
 
-    def one(a: Axes, update: Array, param: Array) -> Array:
+    def one(a: WeightAxes, update: Array, param: Array) -> Array:
         return _each(function, a, update)(update, param)
 
     return optax.stateless(lambda updates, params: jax.tree.map(one, axes, updates, params))
@@ -159,13 +163,13 @@ def _adafactor(method: Adafactor, axes: Any) -> list[optax.GradientTransformatio
 def _per_matrix(inner: optax.GradientTransformation, axes: Any) -> optax.GradientTransformation:
     """Let `inner` see each layer's weight alone, and one of several input or output axes as the matrix that it is."""
 
-    def matrix(a: Axes, x: Array) -> Array:
+    def matrix(a: WeightAxes, x: Array) -> Array:
         return x.reshape(math.prod(x.shape[: a.inputs]), -1) if a.inputs else x
 
-    def init_one(a: Axes, param: Array) -> Any:
+    def init_one(a: WeightAxes, param: Array) -> Any:
         return _each(lambda p: inner.init(matrix(a, p)), a, param)(param)
 
-    def update_one(a: Axes, update: Array, state: Any, param: Array) -> tuple[Array, Any]:
+    def update_one(a: WeightAxes, update: Array, state: Any, param: Array) -> tuple[Array, Any]:
         def one(update: Array, state: Any, param: Array) -> tuple[Array, Any]:
             changed, state = inner.update(matrix(a, update), state, matrix(a, param))
             return changed.reshape(update.shape), state
@@ -186,25 +190,25 @@ def _per_matrix(inner: optax.GradientTransformation, axes: Any) -> optax.Gradien
 def _muon(method: Muon, axes: Any) -> optax.GradientTransformation:
     """Muon for hidden matrices, Adam for embeddings, the output matrix, norms and biases (Jordan et al. 2024)."""
 
-    def hidden(a: Axes) -> bool:
+    def hidden(a: WeightAxes) -> bool:
         return a.inputs > 0 and "vocab" not in a.names
 
     def dimensions(updates: Any) -> Any:
-        def numbers(a: Axes, x: Any) -> Any:
+        def numbers(a: WeightAxes, x: Any) -> Any:
             if not hidden(a) or isinstance(x, optax.MaskedNode):
                 return x
-            first = a.stack(x)
+            first = a.stack_depth(x)
             return optax.contrib.MuonDimensionNumbers(
                 tuple(range(first, first + a.inputs)), tuple(range(first + a.inputs, x.ndim))
             )
 
         return jax.tree.map(numbers, axes, updates)
 
-    def rescaled(a: Axes, x: Any) -> Any:
+    def rescaled(a: WeightAxes, x: Any) -> Any:
         """Root mean square `scale`: an orthogonal matrix has 1/sqrt(max(fan in, fan out)) (Liu et al. 2025, §2.2)."""
         if isinstance(x, optax.MaskedNode):
             return x
-        own = x.shape[a.stack(x) :]
+        own = x.shape[a.stack_depth(x) :]
         return x * method.scale * math.sqrt(max(math.prod(own[: a.inputs]), math.prod(own[a.inputs :])))
 
     muon = optax.chain(

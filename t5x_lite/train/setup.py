@@ -18,13 +18,13 @@ from t5x_lite.data.training_data import PipelineSettings, TrainingData
 from t5x_lite.errors import UserError
 from t5x_lite.evaluate.perplexity import evaluate_loss
 from t5x_lite.models.attention import kernels
+from t5x_lite.models.experts.activity import ROUTER_TERM, ROUTER_TERM_WEIGHTS, router_loss
 from t5x_lite.models.experts.dispatch import check_dispatch
-from t5x_lite.models.experts.routing import ROUTER_TERM, ROUTER_TERM_WEIGHTS, routing
-from t5x_lite.models.layers import Axes
+from t5x_lite.models.layers import WeightAxes
 from t5x_lite.models.losses import LossSettings
+from t5x_lite.models.pipeline import microbatch_count
 from t5x_lite.models.sharding import constrain
-from t5x_lite.models.stack import pipeline_parts
-from t5x_lite.models.transformer import ModelSpec, init_params
+from t5x_lite.models.spec import ModelSpec, init_params
 from t5x_lite.objectives.objective import ExampleContext
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.train import optimizer as optimizers
@@ -80,7 +80,7 @@ def check_mesh(mesh: Mesh, config: RunConfig, of: str) -> dict[str, str]:
             config.model.check_mesh(sizes["expert"], sizes["tensor"], sizes["pipeline"])
             check_dispatch(config.model, of)
             if sizes["pipeline"] > 1:
-                pipeline_parts(config.model, rows, sizes["pipeline"])
+                microbatch_count(config.model.pipeline_microbatches, rows, sizes["pipeline"])
             return kernels.planned_kernels(config.model, train.seq_len, of)
     except ValueError as error:
         raise UserError(str(error)) from None
@@ -110,13 +110,13 @@ def loss_function(config: RunConfig, model: ModelSpec, shards: int, *, training:
             batch = {name: array for name, array in batch.items() if name != "segment_ids"}
         module = model.model(jax.tree.map(_gathered, params, model.axes))
         terms = config.require_objective().loss(module, batch, key, settings)
-        routers = routing(module, config.model)
+        routers = router_loss(module, config.model)
         return terms if routers is None else {**terms, ROUTER_TERM: routers}
 
     return loss
 
 
-def _gathered(array: jax.Array, axes: Axes) -> jax.Array:
+def _gathered(array: jax.Array, axes: WeightAxes) -> jax.Array:
     """A matrix over the vocabulary with every channel: gathered here, or each part of the loss would do it again."""
     if "vocab" not in axes.names:
         return array
@@ -144,12 +144,12 @@ def _paced(inner: optax.GradientTransformation, config: RunConfig) -> optax.Grad
     method = config.method
 
     def factors(progress: Any, params: Any) -> Any:
-        found = {name: method.rates(name, config.model, progress) for name in flatten_names(params)}
+        found = {name: method.learning_rate_factor(name, config.model, progress) for name in flatten_names(params)}
         return unflatten_names(
             {name: jnp.ones(()) if rate is None else jnp.asarray(rate) for name, rate in found.items()}
         )
 
-    if method.rates("", config.model, 0.0) is None:
+    if method.learning_rate_factor("", config.model, 0.0) is None:
         return inner
     return optimizers.with_rates(inner, config.train.steps, factors)
 
@@ -157,8 +157,8 @@ def _paced(inner: optax.GradientTransformation, config: RunConfig) -> optax.Grad
 def make_steps(config: RunConfig, model: ModelSpec, mesh: Mesh) -> Steps:
     """Jitted steps with explicit shardings; nothing is allocated or compiled yet."""
     train, shards = config.train, meshes.batch_shards(mesh)
-    parts = config.parts(model.axes)
-    optimizer = _paced(optimizers.make(config.optimizer, train.steps, parts.names_trained(model.axes)), config)
+    parts = config.trainable_split(model.axes)
+    optimizer = _paced(optimizers.make(config.optimizer, train.steps, parts.trained_leaves(model.axes)), config)
 
     def begun(params: Any) -> TrainState:
         zero, trained = jnp.zeros((), jnp.int32), parts.trained(params)
@@ -168,7 +168,7 @@ def make_steps(config: RunConfig, model: ModelSpec, mesh: Mesh) -> Steps:
         return begun(init_params(config.model, jax.random.key(train.seed), config.method.surgery))
 
     def whole(trained: Any, frozen: Any) -> Any:
-        return parts.together(trained, frozen, jnp.concatenate)
+        return parts.join(trained, frozen, jnp.concatenate)
 
     shapes = jax.eval_shape(fresh)
     placed = meshes.state_shardings(mesh, model.axes, shapes, optimizer)
@@ -187,7 +187,7 @@ def make_steps(config: RunConfig, model: ModelSpec, mesh: Mesh) -> Steps:
             out_shardings=everywhere,
         ),
         fresh=jax.jit(fresh, out_shardings=placed),
-        begun=jax.jit(begun, donate_argnums=0 if parts.everything else (), out_shardings=placed),
+        begun=jax.jit(begun, donate_argnums=0 if parts.trains_everything else (), out_shardings=placed),
         whole=whole,
         whole_shapes=meshes.shape_structs(model.shapes, meshes.shardings(mesh, model.axes, model.shapes)),
         state=meshes.shape_structs(shapes, placed),

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
-from t5x_lite.models.experts.routing import ROUTER_TERM, Routing
+from t5x_lite.models.experts.activity import ROUTER_TERM, RouterLoss
 from t5x_lite.models.losses import TokenLoss
 from t5x_lite.train.state import TrainState
 
 Batch: TypeAlias = Mapping[str, Array]
-Sums: TypeAlias = Mapping[str, TokenLoss | Routing]
+Sums: TypeAlias = Mapping[str, TokenLoss | RouterLoss]
 """Sums over a batch by term of the loss."""
 LossFunction: TypeAlias = Callable[[PyTree, Batch, PRNGKeyArray | None], Sums]
 """Maps parameters, a batch and a dropout key (None in evaluation) to the sums over the batch."""
@@ -34,7 +34,7 @@ class TrainingLoss:
         objective: name of the objective, for error messages.
         sums: computes the sum of every term over a microbatch.
         term_weights: for every term, the feature of the batch that holds its weights (`Objective.term_weights`), or
-            None if the term is a mean over the microbatch already (`routing.ROUTER_TERM_WEIGHTS`).
+            None if the term is a mean over the microbatch already (`activity.ROUTER_TERM_WEIGHTS`).
     """
 
     objective: str
@@ -108,8 +108,8 @@ def train_step(
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     router = sums.get(ROUTER_TERM)
-    if isinstance(router, Routing):
-        params = router.rebalanced(params)
+    if isinstance(router, RouterLoss):
+        params = router.update_biases(params)
 
     is_finite = _is_finite(sums, grad_norm)
     params, opt_state = jax.tree.map(

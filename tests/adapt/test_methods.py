@@ -202,7 +202,11 @@ def test_berts_biases_are_the_published_share() -> None:
         config = configuration.load(REPOSITORY / f"configs/bert/{size}.yaml", ["data.files=x", f"model.vocab={vocab}"])
         plan = model_spec(config.model)
         counts = {name: math.prod(leaf.shape) for name, leaf in flatten_names(plan.shapes).items()}
-        biases = sum(n for name, n in counts.items() if BitFit().first_trained_repeat(name, config.model) == 0 and "encoder." in name)
+        biases = sum(
+            n
+            for name, n in counts.items()
+            if BitFit().first_trained_repeat(name, config.model) == 0 and "encoder." in name
+        )
         shares[size] = biases / plan.parameters
         width, mlp, layers = (768, 3072, 12) if size == "base" else (1024, 4096, 24)
         assert biases == layers * (7 * width + mlp) + width

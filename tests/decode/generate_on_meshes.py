@@ -17,7 +17,7 @@ from t5x_lite.decode.beam import Beam
 from t5x_lite.decode.generate import Generator
 from t5x_lite.decode.sampling import Sampling
 from t5x_lite.models.config import ModelConfig
-from t5x_lite.models.transformer import model_spec
+from t5x_lite.models.spec import model_spec
 from t5x_lite.parallel import distributed
 from t5x_lite.parallel.mesh import make_mesh, shardings
 
@@ -59,7 +59,7 @@ def main() -> None:
     np.testing.assert_allclose(scores, mesh_scores, atol=1e-4)
 
     _, _, state = mesh_generator._prefill_prompts(PROMPTS, new_tokens=6, copies=1)
-    for leaf in jax.tree.leaves([state.cache.layers, state.cache.remembered]):
+    for leaf in jax.tree.leaves([state.cache.layers, state.cache.cross_kv]):
         shard = leaf.addressable_shards[0].data.shape
         assert (shard[1], shard[2]) == (leaf.shape[1] // 4, leaf.shape[2] // 2)
     print("equal")

@@ -16,7 +16,7 @@ from t5x_lite.decode.beam import Beam
 from t5x_lite.decode.generate import Generator, decoding_settings
 from t5x_lite.errors import UserError
 from t5x_lite.models.config import ModelConfig
-from t5x_lite.models.transformer import model_spec
+from t5x_lite.models.spec import model_spec
 
 VOCAB = 4
 EOS = 3

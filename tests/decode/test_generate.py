@@ -10,7 +10,7 @@ import pytest
 import t5x_lite
 from t5x_lite.api import Model
 from t5x_lite.cli import main
-from t5x_lite.data.corpus import Corpus, prepare_corpus
+from t5x_lite.data.corpus import Corpus
 from t5x_lite.decode.beam import Beam
 from t5x_lite.decode.generate import write_stream
 from t5x_lite.decode.sampling import Sampling, apply_repetition_penalty, mark_tokens, sample_token
@@ -151,7 +151,6 @@ def test_evaluation_of_a_run_gives_the_loss_that_training_logged(model: Model, t
 
 def test_bits_per_byte_by_hand(model: Model) -> None:
     """All bits of the split over its bytes, with tokens and bytes counted on the texts themselves."""
-    from t5x_lite.data.corpus import Corpus
     from t5x_lite.data.prepare import prepare_corpus
 
     config = model.config

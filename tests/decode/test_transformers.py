@@ -57,7 +57,7 @@ def test_beam_search_finds_the_same_hypotheses_with_the_same_scores(case: Case, 
     eos = EOS[case.name]
     tokenizer = Bytes()
     tokenizer.eos = eos
-    generator = Generator(case.ours.config.model, case.ours.run.blueprint, case.ours.params, tokenizer)
+    generator = Generator(case.ours.config.model, case.ours.run.spec, case.ours.params, tokenizer)
     beam = Beam(TOKENS, beams=BEAMS, length_penalty=0, repetition_penalty=penalty)
     tokens, scores = generator.search_beams(PROMPTS, beam)
 

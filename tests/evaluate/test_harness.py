@@ -32,7 +32,7 @@ from t5x_lite.convert.imported_run import write_run  # noqa: E402
 from t5x_lite.data.tokenizer import load as load_tokenizer  # noqa: E402
 from t5x_lite.evaluate.harness import build_harness_model, evaluate_tasks  # noqa: E402
 from t5x_lite.models.config import ModelConfig  # noqa: E402
-from t5x_lite.models.transformer import init_params  # noqa: E402
+from t5x_lite.models.spec import init_params  # noqa: E402
 
 WINDOW = 40
 TEXT = "the quick brown fox jumps over a lazy dog while seven wizards mix black opal quartz in vain"
@@ -230,7 +230,7 @@ def test_a_prefix_language_model_reads_its_context_both_ways(tmp_path: Path, tas
     tokens = np.concatenate([context, continuation])[None]
 
     def log_likelihood(prefix: int) -> float:
-        module = model.run.blueprint.model(model.params)
+        module = model.run.spec.model(model.params)
         is_prefix = (np.arange(tokens.shape[1] - 1) < prefix)[None].astype(int)
         states = module(tokens[:, :-1], prefix=is_prefix)
         log_probs = np.asarray(jax.nn.log_softmax(module.logits(states)))[0, len(context) - 1 :]

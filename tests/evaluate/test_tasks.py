@@ -83,7 +83,7 @@ def read_predictions(run: Path, records: list[tuple[str, int]]) -> list[int]:
 def answer_without_cache(model: Model, records: list[tuple[str, int]], soft_tokens: int = 0) -> tuple[list[int], float]:
     """Return a T5's greedy answers and its mean loss on the targets, computed record by record without a cache."""
     tokenizer = model.tokenizer
-    spec = model.run.blueprint
+    spec = model.run.spec
 
     @jax.jit
     def logits(params: Any, tokens: Any, segment_ids: Any, decoder_tokens: Any) -> Any:
@@ -152,7 +152,7 @@ def test_a_decoder_generates_its_answers_or_scores_them_at_the_last_token(
 
     run = train(config, tmp_path / "head", decoder, "task_form=head")
     model = load(run)
-    forward = jax.jit(model.run.blueprint.model(model.params))
+    forward = jax.jit(model.run.spec.model(model.params))
     head = model.params["head"]["scores"]
     expected = []
     for text, _ in records:

@@ -267,9 +267,7 @@ def test_every_kernel_equals_dense_or_is_refused_by_name(kernel: Any, number: in
         return  # its values are compared where there is a GPU, below
     q, k, v, segments = random_arrays(length, 2, packing)
     prefix = jnp.asarray(np.arange(length) < [[20], [9]]) if extra == "prefix" else None
-    context = self_context(
-        segments, causal=True, prefix=prefix, offset_bias=linear_bias if extra == "bias" else None
-    )
+    context = self_context(segments, causal=True, prefix=prefix, offset_bias=linear_bias if extra == "bias" else None)
     settings = AttentionSettings(kernel=kernel, platform=platform, interpret=True)
     is_token = (segments > 0)[..., None, None]
     sides = tuple(jnp.asarray(x, dtype) for x in (q, k, v))

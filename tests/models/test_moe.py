@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from t5x_lite.models.experts.routers import DeepSeek, GShard, Switch, TopK
 
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.experts.activity import router_loss
 from t5x_lite.models.experts.layer import MixtureOfExperts
+from t5x_lite.models.experts.routers import DeepSeek, GShard, Switch, TopK
 from t5x_lite.models.spec import init_params, model_spec
 
 EXPERTS, WIDTH, ROWS, LENGTH = 4, 8, 3, 10

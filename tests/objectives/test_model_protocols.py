@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from t5x_lite.models.config import ModelConfig
-from t5x_lite.models.transformer import model_spec
+from t5x_lite.models.spec import model_spec
 from t5x_lite.objectives.causal import Causal
 from t5x_lite.objectives.contrastive import Contrastive
 from t5x_lite.objectives.masked import Masked

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from t5x_lite.config import RunConfig
-from t5x_lite.models.transformer import model_spec
+from t5x_lite.models.spec import model_spec
 from t5x_lite.objectives.objective import ExampleContext, TokenRow
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.planner.example import example_context

@@ -12,9 +12,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from t5x_lite.models.config import ModelConfig
-from t5x_lite.models.experts.routing import routing
 from t5x_lite.models.sharding import RULES
-from t5x_lite.models.transformer import ModelSpec, init_params, model_spec
+from t5x_lite.models.spec import ModelSpec, init_params, model_spec
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.parallel.config import MeshConfig
 

@@ -20,7 +20,6 @@ from transformers import PreTrainedModel
 
 import t5x_lite
 from t5x_lite.api import Model
-from t5x_lite.trees import flatten_names
 from t5x_lite.convert import MODEL_TYPES
 from t5x_lite.convert.huggingface import import_hf
 from t5x_lite.models.losses import LossSettings, TokenLoss, binary_cross_entropy
@@ -28,6 +27,7 @@ from t5x_lite.objectives.causal import Causal
 from t5x_lite.objectives.features import positions_in
 from t5x_lite.objectives.masked import Masked
 from t5x_lite.objectives.span_corruption import SpanCorruption
+from t5x_lite.trees import flatten_names
 from tests.reference.tiny_models import TINY_MODELS, VOCAB
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -167,7 +167,7 @@ class Case:
         features = self._features()
 
         def compute_loss(params: PyTree[jax.Array]) -> tuple[jax.Array, Features]:
-            module = model.run.blueprint.model(params)
+            module = model.run.spec.model(params)
             loss = jnp.zeros(())
             for term in self._loss_terms(module, features).values():
                 loss += term.total / term.weight
@@ -278,7 +278,7 @@ class Case:
 def _span_corruption_features(batch: Arrays) -> Arrays:
     is_real = (batch["targets"] != IGNORED).astype(np.int32)
     targets = batch["targets"] * is_real
-    start = np.full((ROWS, 1), START)
+    start = np.full((ROWS, 1), START_TOKEN)
     # Transformers gives its decoder no mask: every target sees all earlier ones.
     segment_ids = np.ones_like(is_real)
     positions = positions_in(np.ones(TARGET_LENGTH, int))

@@ -13,14 +13,13 @@ transformers = pytest.importorskip("transformers", reason="pip install -e '.[hf]
 from safetensors.numpy import load_file, save_file  # noqa: E402
 
 import t5x_lite  # noqa: E402
-from t5x_lite.trees import flatten_names  # noqa: E402
 from t5x_lite.cli import main  # noqa: E402
 from t5x_lite.convert import MODEL_TYPES  # noqa: E402
 from t5x_lite.convert.config_table import ForeignModel  # noqa: E402
 from t5x_lite.convert.huggingface import export_hf, import_hf  # noqa: E402
 from t5x_lite.decode.generate import Sampling  # noqa: E402
 from t5x_lite.errors import UserError  # noqa: E402
-from t5x_lite.models.experts.routing import routing  # noqa: E402
+from t5x_lite.trees import flatten_names  # noqa: E402
 from tests.reference.cases import Case, make  # noqa: E402
 from tests.reference.tiny_models import TINY_MODELS, VOCAB  # noqa: E402
 
@@ -92,7 +91,7 @@ def test_switch_router_losses_equal_transformers(tmp_path: Path) -> None:
     outputs = case.theirs(
         input_ids=torch.tensor(tokens), labels=torch.tensor(targets), output_router_logits=True, return_dict=True
     )
-    module = case.ours.run.blueprint.model(case.ours.params)
+    module = case.ours.run.spec.model(case.ours.params)
     start = np.zeros((3, 1), int)
     module(tokens, np.concatenate([start, targets[:, :-1]], axis=1))
     for side in ("encoder", "decoder"):
@@ -112,7 +111,7 @@ def test_mixtral_router_loss_equals_transformers(tmp_path: Path) -> None:
     case = make("Mixtral", tmp_path)
     tokens = np.random.default_rng(2).integers(5, VOCAB, (3, 12))
     outputs = case.theirs(input_ids=torch.tensor(tokens), output_router_logits=True)
-    module = case.ours.run.blueprint.model(case.ours.params)
+    module = case.ours.run.spec.model(case.ours.params)
     module(tokens)
     routing_losses = routing(module, case.ours.config.model)
     assert routing_losses is not None

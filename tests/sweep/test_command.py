@@ -115,7 +115,7 @@ def test_the_emitted_config_is_the_predicted_run(
     own = grid.counts(emitted, sweep.config)
     assert own.parameters == pytest.approx(law["prediction"]["L(N, D)"]["parameters"]["value"], rel=0.25)
     assert own.flops * emitted.train.steps * 64 == pytest.approx(3e10, rel=0.01)
-    assert emitted.model.width_of_head == 8
+    assert emitted.model.head_dim == 8
 
 
 @pytest.mark.slow

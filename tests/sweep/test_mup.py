@@ -11,7 +11,7 @@ import pytest
 
 from t5x_lite.config import RunConfig
 from t5x_lite.models.config import ModelConfig
-from t5x_lite.models.transformer import init_params, model_spec
+from t5x_lite.models.spec import init_params, model_spec
 from t5x_lite.train import optimizer as optimizers
 from t5x_lite.train.config import AdamW, Constant, OptimizerConfig
 from t5x_lite.trees import flatten_names
@@ -51,8 +51,8 @@ def test_scores_are_divided_by_the_width_of_a_head_and_logits_by_the_width() -> 
     wide = ModelConfig.model_validate(
         {"layers": 1, "embed": 128, "heads": 2, "vocab": 64, "mup": {"embed": BASE, "head_dim": 16}}
     )
-    assert wide.scale_of_scores == pytest.approx(math.sqrt(16) / 64)
-    assert model(64).scale_of_scores is None
+    assert wide.score_scale == pytest.approx(math.sqrt(16) / 64)
+    assert model(64).score_scale is None
     own, plain = (model_spec(c) for c in (wide, wide.model_copy(update={"mup": None})))
     params = init_params(wide, jax.random.key(1))
     states = jnp.ones((1, 1, 128))

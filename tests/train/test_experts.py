@@ -12,7 +12,7 @@ import pytest
 from t5x_lite import schema
 from t5x_lite.cli import main
 from t5x_lite.config import MeshConfig, RunConfig
-from t5x_lite.models.transformer import model_spec
+from t5x_lite.models.spec import model_spec
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.train.setup import make_steps
 from tests.conftest import lines

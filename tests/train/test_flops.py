@@ -9,7 +9,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 
 from t5x_lite.config import RunConfig
 from t5x_lite.models.config import ModelConfig
-from t5x_lite.models.transformer import model_spec
+from t5x_lite.models.spec import model_spec
 from t5x_lite.objectives import Choice, Classify, Reward, Similarity
 from t5x_lite.objectives.supervised import Supervised
 from t5x_lite.planner.example import example_context, example_features

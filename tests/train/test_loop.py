@@ -283,7 +283,7 @@ def test_gpt3_125m_has_its_published_size_and_trains(tmp_path: Path, prose: Path
     settings = configuration.load(path)
     model = settings.model
     # Brown et al. 2020, Table 2.1: 12 layers, width 768, 12 heads of 64; 125M with the vocabulary of GPT-2.
-    assert (model.layers, model.embed, model.heads, model.width_of_head) == (12, 768, 12, 64)
+    assert (model.layers, model.embed, model.heads, model.head_dim) == (12, 768, 12, 64)
     overrides = [f"data.files={prose}/*.txt", f"data.cache_dir={tmp_path}/cache", "data.validation_fraction=0.2"]
     overrides += ["tokenizer.unigram.vocab=300", "train.steps=3", "train.batch_size=1", "train.seq_len=64"]
     overrides += ["eval.batches=1", "optimizer.warmup_steps=1", "train.microbatches=1", "mesh.fsdp=1"]

@@ -28,7 +28,7 @@ def test_a_run_that_starts_anew_purges_the_old_curves_from_tensorboard(tmp_path:
     writer.write(1, {"loss": 2.0})
     writer.close()
     newest = max((tmp_path / "tensorboard").iterdir(), key=lambda path: path.stat().st_mtime_ns).read_bytes()
-    starts = [event for event in _events(newest) if event.session_log.status == SessionLog.START]
+    starts = [event for event in _events(newest) if event.session_log.status == SessionLog.START_TOKEN]
     assert [event.step for event in starts] == [1]
 
 

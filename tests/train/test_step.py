@@ -9,7 +9,7 @@ import pytest
 from t5x_lite.config import RunConfig
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.losses import TokenLoss
-from t5x_lite.models.transformer import init_params, model_spec
+from t5x_lite.models.spec import init_params, model_spec
 from t5x_lite.objectives import Causal
 from t5x_lite.objectives.objective import ExampleLengths
 from t5x_lite.parallel.mesh import make_mesh

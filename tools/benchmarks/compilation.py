@@ -8,7 +8,7 @@ import jax
 
 from benchmarks.step import CONFIGS
 from t5x_lite import config as configuration
-from t5x_lite.models.transformer import model_spec
+from t5x_lite.models.spec import model_spec
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.planner.example import example_features
 from t5x_lite.train.setup import make_steps

@@ -21,7 +21,7 @@ from benchmarks.step import (
 from benchmarks.timing import Case, CaseProcess, median_of_turns
 from t5x_lite import config as configuration
 from t5x_lite.config import RunConfig
-from t5x_lite.models.transformer import model_spec
+from t5x_lite.models.spec import model_spec
 from t5x_lite.planner.example import example_context
 from t5x_lite.train.metrics import flops_per_row, peak_flops
 

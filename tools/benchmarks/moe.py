@@ -47,7 +47,7 @@ def _model_config(feedforward: dict[str, Any]) -> ModelConfig:
 
 def _dense_case(x: Float[Array, "b l d"]) -> Case:
     config = _model_config({"mlp": {}})
-    layer = Perceptron(config, config.dense_feedforward, config.width_of_mlp, rngs=nnx.Rngs(params=0))
+    layer = Perceptron(config, config.dense_feedforward, config.mlp, rngs=nnx.Rngs(params=0))
     graph, params = nnx.split(layer)
 
     def apply(params: PyTree, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Shaped
 from benchmarks.timing import OUR_ENVIRONMENT, TORCH_ENVIRONMENT, Case, CaseProcess, median_of_turns
 from t5x_lite import config as configuration
 from t5x_lite.config import RunConfig
-from t5x_lite.models.transformer import model_spec
+from t5x_lite.models.spec import model_spec
 from t5x_lite.objectives.objective import ExampleContext, TokenRow
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.planner.example import example_context

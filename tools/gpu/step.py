@@ -30,7 +30,7 @@ from benchmarks.timing import Case
 
 from t5x_lite import config as configuration
 from t5x_lite.config import RunConfig
-from t5x_lite.models.transformer import model_spec
+from t5x_lite.models.spec import model_spec
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.planner.example import example_context
 from t5x_lite.planner.memory import modelled_memory

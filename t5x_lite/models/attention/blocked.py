@@ -1,8 +1,8 @@
 """Attention by XLA, in the form that computes the fewest query-key pairs.
 
 From the bottom up: `dense_attention` computes all scores at once; `chunked_attention` computes them for some queries at
-a time; `full_attention` cuts a causal row into steps; the shapes of `kinds/shapes.py` arrange tokens so that a few small
-full attentions are left; `merge_partial_softmax` joins them. All forms give the same values.
+a time; `full_attention` cuts a causal row into steps; the shapes of `kinds/shapes.py` arrange tokens so that a few
+small full attentions are left; `merge_partial_softmax` joins them. All forms give the same values.
 """
 
 from collections.abc import Callable, Sequence

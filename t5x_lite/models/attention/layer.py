@@ -45,8 +45,8 @@ class Attention(nnx.Module):
         self.value = Linear(config, [embed], [kv_heads, head_dim], bias=bias, rngs=rngs)
         self.out = Linear(config, [heads, head_dim], [embed], residual=True, rngs=rngs)
         if config.query_key_norm == "head":
-            self.query_norm = Norm(config.norm, head_dim)
-            self.key_norm = Norm(config.norm, head_dim)
+            self.query_norm: Norm | None = Norm(config.norm, head_dim)
+            self.key_norm: Norm | None = Norm(config.norm, head_dim)
         elif config.query_key_norm == "width":
             self.query_norm = Norm(config.norm, heads, head_dim)
             self.key_norm = Norm(config.norm, kv_heads, head_dim)
@@ -54,7 +54,7 @@ class Attention(nnx.Module):
             self.query_norm = None
             self.key_norm = None
         if not is_cross:
-            self.positions = Positions(config, "layer", rngs)
+            self.positions: Positions | None = Positions(config, "layer", rngs)
         else:
             self.positions = None
         self.prefix: KeyValueAdapter | None = nnx.data(None)

@@ -17,6 +17,11 @@ from t5x_lite.models.experts.router import Router
 
 MAX_LISTED_EXPERTS = 128
 """Experts up to which the load of each one is a metric."""
+ROUTER_TERM = "router"
+"""Name of the routers' term of the loss; its sums are a `RouterLoss`."""
+ROUTER_TERM_WEIGHTS: Mapping[str, None] = {ROUTER_TERM: None}
+"""Declares, as `Objective.term_weights` does for other terms, how the term is normalised: it has no weights, because it
+is a mean over each microbatch already, and microbatches are averaged."""
 
 
 @jax.tree_util.register_dataclass

@@ -43,12 +43,12 @@ class MixtureOfExperts(nnx.Module):
         embed = ("embed", config.embed)
         self.router = Linear(config, [embed], [("router", moe.experts)], bias=False, dtype="float32", rngs=rngs)
         if moe.router.has_bias:
-            self.bias = weight(jnp.zeros(moe.experts, jnp.float32), ("router",))
+            self.bias: Weight | None = weight(jnp.zeros(moe.experts, jnp.float32), ("router",))
         else:
             self.bias = None
         self.experts = FeedForward(config, expert, width, experts=experts, rngs=rngs)
         if moe.shared:
-            self.shared = FeedForward(config, expert, width * moe.shared, rngs=rngs)
+            self.shared: FeedForward | None = FeedForward(config, expert, width * moe.shared, rngs=rngs)
         else:
             self.shared = None
 
