@@ -8,7 +8,7 @@ import sys
 import jax
 from jax.sharding import PartitionSpec as P
 
-from t5x_lite.models.layers import Axes
+from t5x_lite.models.layers import WeightAxes
 from t5x_lite.parallel.config import MeshConfig
 from t5x_lite.parallel.mesh import local_rows, make_mesh, sharding_of, state_shardings
 from t5x_lite.train.config import OptimizerConfig
@@ -16,20 +16,20 @@ from t5x_lite.train.optimizer import make, with_rates
 from t5x_lite.train.state import TrainState
 from t5x_lite.trees import flatten_names
 
-MATRIX = Axes(("embed", "mlp"), 1)
-BIAS = Axes(("mlp",))
+MATRIX = WeightAxes(("embed", "mlp"), 1)
+BIAS = WeightAxes(("mlp",))
 
 
 def check_weights() -> None:
     mesh = make_mesh(MeshConfig(data=2, fsdp=-1, tensor=2))
     assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2, "expert": 1, "context": 1, "pipeline": 1}
-    table = Axes(("vocab", "embed"), 0)
+    table = WeightAxes(("vocab", "embed"), 0)
     cases = [
         (MATRIX, (8, 16), P(("fsdp",), ("tensor",))),
         (MATRIX, (3, 8, 16), P(None, ("fsdp",), ("tensor",))),
         (MATRIX, (7, 16), P(None, ("tensor",))),
         (table, (10, 8), P(("tensor",), ("fsdp",))),
-        (Axes(("embed",), 0), (8,), P(("fsdp",))),
+        (WeightAxes(("embed",), 0), (8,), P(("fsdp",))),
     ]
     for axes, shape, expected in cases:
         spec = sharding_of(mesh, axes, shape).spec

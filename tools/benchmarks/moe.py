@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 from benchmarks.timing import Case, compute_dtype, forward_and_backward, is_on_cpu, median_seconds
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.experts.layer import MixtureOfExperts
-from t5x_lite.models.feedforward import Perceptron
+from t5x_lite.models.feedforward.layer import FeedForward
 
 EXPERTS = 8
 EMBED = 256
@@ -47,7 +47,7 @@ def _model_config(feedforward: dict[str, Any]) -> ModelConfig:
 
 def _dense_case(x: Float[Array, "b l d"]) -> Case:
     config = _model_config({"mlp": {}})
-    layer = Perceptron(config, config.dense_feedforward, config.mlp, rngs=nnx.Rngs(params=0))
+    layer = FeedForward(config, config.dense_feedforward, config.mlp, rngs=nnx.Rngs(params=0))
     graph, params = nnx.split(layer)
 
     def apply(params: PyTree, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:

@@ -19,7 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
-from t5x_lite.models.attention.flash import FlashInputs, FlashSettings, flash_attention, keep_mask, row_number
+from t5x_lite.models.attention.flash import FlashInputs, FlashSettings, flash_attention
+from t5x_lite.models.attention.flash_tiles import keep_mask, row_number
 
 REPETITIONS = 10
 DROPOUT_SEED = 7

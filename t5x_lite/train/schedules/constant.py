@@ -1,0 +1,14 @@
+"""A constant learning rate."""
+
+from t5x_lite.arrays import Array
+from t5x_lite.train.schedules.schedule import Horizon, Schedule
+
+
+class Constant(Schedule):
+    """The peak rate after the warm-up."""
+
+    def factor(self, count: Array, horizon: Horizon) -> Array:
+        """Return 1."""
+        import jax.numpy as jnp
+
+        return jnp.ones_like(count)

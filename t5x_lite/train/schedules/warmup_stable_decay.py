@@ -1,0 +1,32 @@
+"""Warm-up, stable rate, decay (Hu et al. 2024, §4.2; Hägele et al. 2024, §3)."""
+
+from typing import Literal
+
+from t5x_lite.arrays import Array
+from t5x_lite.schema import setting
+from t5x_lite.train.schedules.schedule import Horizon, Schedule
+
+
+class WarmupStableDecay(Schedule):
+    """Constant, then a decay over the last share of steps (Hu et al. 2024, §4.2; Hägele et al. 2024, §3)."""
+
+    decay: float = setting(0.2, "share of all steps in the decay", gt=0, le=1)
+    shape: Literal["linear", "sqrt"] = setting(
+        "linear", "1-x, or 1-sqrt(x), x from 0 to 1", source="Hägele et al. 2024"
+    )
+    final: float = setting(0.0, "last rate as a share of the peak", ge=0, le=1)
+
+    @property
+    def decay_share(self) -> float | None:
+        """Return `decay`."""
+        return self.decay
+
+    def factor(self, count: Array, horizon: Horizon) -> Array:
+        """Return 1 before the decay, and then 1 - (1 - final) x or 1 - (1 - final) sqrt(x)."""
+        import jax.numpy as jnp
+
+        steps = horizon.steps
+        x = jnp.clip((count - (1 - self.decay) * steps) / (self.decay * steps), 0.0, 1.0)
+        if self.shape == "sqrt":
+            x = jnp.sqrt(x)
+        return 1 - (1 - self.final) * x
