@@ -1,6 +1,6 @@
 """Special tokens around texts: `[CLS] A [SEP] B [SEP]` in an encoder, `A EOS B EOS` in a decoder.
 
-All code that frames a text uses this file: objectives, and what asks a trained model.
+Objectives use it for their examples, and the functions that query a trained model for their inputs.
 """
 
 from collections.abc import Sequence

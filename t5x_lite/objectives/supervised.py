@@ -29,8 +29,8 @@ class Coder:
 
     Attributes:
         encode: returns the int32 ids of a text.
-        encode_with_offsets: returns the ids, and for each id the first and the last character (exclusive) that it
-            stands for, int32 `[n, 2]`.
+        encode_with_offsets: returns the ids, and for each id the start and the end (exclusive) of the characters that
+            it stands for, int32 `[n, 2]`.
         decode: returns the text of ids.
     """
 

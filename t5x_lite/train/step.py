@@ -9,7 +9,7 @@ from typing import TypeAlias
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, Key, PRNGKeyArray, PyTree
 
 from t5x_lite.models.experts.activity import ROUTER_TERM, RouterLoss
 from t5x_lite.models.losses import TokenLoss
@@ -42,7 +42,7 @@ class TrainingLoss:
     term_weights: Mapping[str, str | None]
 
     def normalisers(self, batch: Batch, microbatches: int) -> dict[str, Float[Array, ""] | int]:
-        """Return the divisor of each term: the sum of its weights over the whole batch.
+        """Return the divisor of each term: the sum of its weights over the whole batch, or the number of microbatches.
 
         Raises:
             ValueError: the batch lacks a declared feature.
@@ -148,7 +148,9 @@ def _is_finite(sums: Sums, grad_norm: Float[Array, ""]) -> Bool[Array, ""]:
     return is_finite
 
 
-def _accumulate(gradient: GradientFunction, params: PyTree, batch: Batch, keys: PRNGKeyArray) -> tuple[PyTree, Sums]:
+def _accumulate(
+    gradient: GradientFunction, params: PyTree, batch: Batch, keys: Key[Array, "microbatches"]
+) -> tuple[PyTree, Sums]:
     """Return gradients and sums added up over the microbatches, which are computed one at a time."""
     microbatches = {name: _split_rows(array, len(keys)) for name, array in batch.items()}
     first = {name: array[0] for name, array in microbatches.items()}
