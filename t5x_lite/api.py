@@ -14,23 +14,25 @@ from numpy.typing import ArrayLike
 
 from t5x_lite.adapt.initial_weights import load_weights
 from t5x_lite.config import RunConfig
-from t5x_lite.data.records import TaskData
 from t5x_lite.data.tokenizer import Tokenizer
+from t5x_lite.data.training_data import TrainingData
 from t5x_lite.decode.fill import Candidates, fill_masks
 from t5x_lite.decode.generate import Generator, decoding_settings
 from t5x_lite.errors import UserError
 from t5x_lite.evaluate import embed as embedding
 from t5x_lite.evaluate import score as scoring
 from t5x_lite.evaluate.embed import Embeddings
+from t5x_lite.evaluate.evaluators import Evaluator
 from t5x_lite.evaluate.likelihood import Likelihood
 from t5x_lite.evaluate.tasks import TaskEvaluation
+from t5x_lite.models.loss_terms import Batch, LossFunction, LossTerms
 from t5x_lite.models.positions import Learned
 from t5x_lite.models.spec import ModelSpec
 from t5x_lite.objectives.framing import encoder_frame
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.run_dir import FOREIGN_CONFIG, Run, open_run
-from t5x_lite.train.setup import evaluate_split, loss_function, open_run_data
-from t5x_lite.train.step import Batch, Sums
+from t5x_lite.run_data import open_run_data
+from t5x_lite.run_loss import loss_function
 
 
 class Model:
@@ -38,8 +40,7 @@ class Model:
 
     Attributes:
         run: the run directory.
-        step: the step of the checkpoint.
-        params: the weights, a nested dict of arrays.
+        step: the step of the weights.
         mesh: the mesh of the weights.
         config: the run's config.
     """
@@ -47,10 +48,15 @@ class Model:
     def __init__(self, run: Run, step: int, params: PyTree[Array], mesh: Mesh) -> None:
         self.run = run
         self.step = step
-        self.params = params
         self.mesh = mesh
         self.config: RunConfig = run.config
+        self._params = params
         self._logits = jax.jit(self._compute_logits)
+
+    @property
+    def params(self) -> PyTree[Array]:
+        """The weights, a nested dict of arrays."""
+        return self._params
 
     @property
     def spec(self) -> ModelSpec:
@@ -174,26 +180,58 @@ class Model:
         segment_ids = np.ones_like(tokens)
         return np.asarray(self._logits(self.params, tokens, segment_ids, decoder_tokens))
 
-    @cached_property
+    @property
     def generator(self) -> Generator:
         """The compiled generation of the model.
 
         Raises:
             UserError: a model that does not generate.
         """
+        self._generator.params = self.params
+        return self._generator
+
+    @cached_property
+    def _generator(self) -> Generator:
         prompt_prefix = self.soft_prompt_ids
         if self.run.own_tokenizer is not None:
             prompt_prefix = np.concatenate([prompt_prefix, self.bos_ids])
         return Generator(self.config.model, self.spec, self.params, self.run.own_tokenizer, prompt_prefix)
 
-    @cached_property
+    @property
     def likelihood(self) -> Likelihood:
         """Scores target tokens given input tokens; see `evaluate.likelihood`.
 
         Raises:
             UserError: a model that is neither a decoder nor an encoder_decoder.
         """
+        self._likelihood.params = self.params
+        return self._likelihood
+
+    @cached_property
+    def _likelihood(self) -> Likelihood:
         return Likelihood(self.config.model, self.spec, self.params, self.mesh, self.eval_batch_size)
+
+    @cached_property
+    def data(self) -> TrainingData:
+        """The data of the run; its validation split is evaluated."""
+        return open_run_data(self.config, self.tokenizer)
+
+    def loss_terms(self, batch: Batch) -> LossTerms:
+        """Return the terms of the loss of a batch, as in evaluation."""
+        return self._compiled_loss(self.params, batch, None)
+
+    @cached_property
+    def _compiled_loss(self) -> LossFunction:
+        return jax.jit(loss_function(self.config, self.spec, meshes.batch_shards(self.mesh), training=False))
+
+    @cached_property
+    def task_evaluation(self) -> TaskEvaluation:
+        """Evaluates the tasks of the run; see `evaluate.tasks`.
+
+        Raises:
+            UserError: the run has none.
+        """
+        return TaskEvaluation(self)
 
     def generate(self, prompts: str | Sequence[str], **settings: Any) -> list[str]:
         """Return the continuation of each prompt (a decoder), or the answer to it (an encoder_decoder).
@@ -216,24 +254,22 @@ class Model:
         """Return float32 `[texts, embed]`; with pool `none` a list of `[tokens, embed]`. See `evaluate.embed.embed`."""
         return embedding.embed(self, texts, pool, layer)
 
-    def evaluate(self) -> dict[str, float]:
-        """Evaluate on the run's validation split.
+    def evaluate(self, *evaluators: Evaluator) -> dict[str, float]:
+        """Return metrics of the model.
+
+        Args:
+            *evaluators: see `evaluate.evaluators`. Without any they are those of the run: the loss on the validation
+                split, the tasks that the run was trained on, and `eval.evaluators` of its config.
 
         Returns:
-            Loss, perplexity and bits per byte, see `evaluate.perplexity.evaluate_loss`. A run that has learnt tasks
-            returns its loss and `<task>/<metric>`, and writes the predictions into RUN/eval/STEP.
+            Metrics by their names in `metrics.jsonl`, without `eval/`: `loss`, `perplexity` and `bits_per_byte` of the
+            validation split, `<task>/<metric>` of a task.
         """
-        data = open_run_data(self.config, self.tokenizer)
-        loss = loss_function(self.config, self.spec, meshes.batch_shards(self.mesh), training=False)
-
-        def eval_step(params: PyTree[Array], batch: Batch) -> Sums:
-            return loss(params, batch, None)
-
-        scores = evaluate_split(jax.jit(eval_step), self.params, data, self.mesh)
-        if isinstance(data, TaskData):
-            tasks = TaskEvaluation(data, self.config.model, self.spec, self.params, self.tokenizer, self.mesh)
-            scores.update(tasks.scores(self.params, self.run.folder / "eval" / str(self.step)))
-        return scores
+        metrics: dict[str, float] = {}
+        for evaluator in evaluators or self.config.evaluators:
+            for name, value in evaluator.run(self).metrics.items():
+                metrics[name.removeprefix("eval/")] = value
+        return metrics
 
     @cached_property
     def _foreign_config(self) -> dict[str, Any]:

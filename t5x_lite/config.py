@@ -17,6 +17,7 @@ from t5x_lite.adapt.trainable import TrainableSplit
 from t5x_lite.data.config import BPE, TOKENIZERS, Bytes, Character, DataConfig, TokenizerFile, Unigram
 from t5x_lite.errors import UserError
 from t5x_lite.evaluate.config import EvalConfig
+from t5x_lite.evaluate.evaluators import Evaluator, Tasks, Validation
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.positions import Learned
 from t5x_lite.objectives import OBJECTIVES, Causal, Objective, TextToText
@@ -25,7 +26,7 @@ from t5x_lite.parallel.config import MeshConfig
 from t5x_lite.planner.config import PlanConfig
 from t5x_lite.schema import Config, Int, OneOf, Settings, Strings, setting
 from t5x_lite.tasks import TaskForm, objective_settings
-from t5x_lite.train.config import AdamW, OptimizerConfig, TrainConfig, WarmupStableDecay
+from t5x_lite.train.config import OptimizerConfig, TrainConfig
 from t5x_lite.trees import flatten_names
 
 
@@ -103,21 +104,24 @@ class RunConfig(Config):
         yield from self._batch_problems()
         yield from self._schedule_problems()
         self.model.check_mesh(self.mesh.expert, self.mesh.tensor, self.mesh.pipeline)
-        if self.model.mup is not None and not isinstance(self.optimizer.method, AdamW):
+        if self.model.mup is not None and not self.optimizer.method.supports_mup:
             yield "model.mup is a parametrisation for Adam: it needs optimizer.method=adamw"
         if self.adapt is not None and self.branch is not None:
             yield "give `adapt` (another run's weights) or `branch` (all of its state), not both"
         self.method.check(self.model)
         if self.objective is not None:
             yield from self._objective_problems(self.objective)
+        for evaluator in self.eval.evaluators:
+            for problem in evaluator.model_problems(self.model):
+                yield f"eval.evaluators: {problem}"
         if self.tasks and not isinstance(self.objective, Supervised | TextToText):
             yield f"tasks are learnt by objectives on records, not by {self.objective}"
 
     def _batch_problems(self) -> Iterator[str]:
         train = self.train
-        positions = self.model.positions
-        if isinstance(positions, Learned) and train.seq_len > positions.length:
-            yield f"train.seq_len {train.seq_len} is longer than model.positions.learned.length {positions.length}"
+        max_length = self.model.max_length
+        if max_length is not None and train.seq_len > max_length:
+            yield f"train.seq_len {train.seq_len} is longer than model.positions.learned.length {max_length}"
         if train.batch_size % train.microbatches:
             yield f"train.batch_size {train.batch_size} is not a multiple of train.microbatches {train.microbatches}"
         if train.loss_chunks and train.seq_len % train.loss_chunks:
@@ -126,10 +130,7 @@ class RunConfig(Config):
     def _schedule_problems(self) -> Iterator[str]:
         warmup = self.optimizer.warmup_steps
         steps = self.train.steps
-        schedule = self.optimizer.schedule
-        decay = 0.0
-        if isinstance(schedule, WarmupStableDecay):
-            decay = schedule.decay
+        decay = self.optimizer.schedule.decay_share or 0.0
         if warmup > steps:
             yield f"optimizer.warmup_steps {warmup} is more than train.steps {steps}"
         elif warmup > (1 - decay) * steps:
@@ -169,6 +170,12 @@ class RunConfig(Config):
         if self.adapt is None:
             return Full()
         return self.adapt.method
+
+    @property
+    def evaluators(self) -> tuple[Evaluator, ...]:
+        """What is evaluated: the loss on the validation split, the run's own tasks, and `eval.evaluators`."""
+        own_tasks = (Tasks(),) if self.tasks else ()
+        return (Validation(), *own_tasks, *self.eval.evaluators)
 
     def trainable_split(self, tree: Mapping[str, object]) -> TrainableSplit:
         """Return which of the parameters in `tree`, nested dicts whose leaves may be anything, train."""

@@ -50,3 +50,23 @@ def track_progress(verb: str) -> Iterator[Callable[[str, int, int], None]]:
             progress.update(task, completed=done, total=total, at=current_item)
 
         yield advance
+
+
+def format_si(number: float) -> str:
+    """Return a number with three digits and an SI prefix, such as 12.3k for 12345."""
+    for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(number) >= size:
+            return f"{number / size:.3g}{prefix}"
+    return f"{number:.3g}"
+
+
+def format_duration(seconds: float) -> str:
+    """Return a duration in its two largest units, such as 1h06m for 4000 seconds."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds}s"
+    minutes, seconds = divmod(seconds, 60)
+    if minutes < 60:
+        return f"{minutes}m{seconds:02d}s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02d}m"

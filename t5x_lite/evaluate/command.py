@@ -4,10 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from t5x_lite.api import Model
+from t5x_lite.config import RunConfig
 from t5x_lite.errors import UserError
-from t5x_lite.evaluate import harness, perplexity
 from t5x_lite.evaluate.config import EVAL_ARGUMENTS
+from t5x_lite.evaluate.evaluation_model import EvaluationModel
+from t5x_lite.evaluate.evaluators import Evaluator, FewShot, Perplexity, Tasks
 from t5x_lite.tasks import short_name
 
 
@@ -86,42 +87,40 @@ def _parse_numbers(arguments: Mapping[str, str]) -> dict[str, int]:
     return numbers
 
 
-def evaluate_model(model: Model, request: EvaluationRequest) -> dict[str, float]:
-    """Evaluate a model, and return its metrics by the names `eval/…`.
+def evaluate_model(model: EvaluationModel, request: EvaluationRequest) -> dict[str, float]:
+    """Evaluate a model, and return its metrics by their names in `metrics.jsonl`, such as `eval/loss`.
 
     Results of tasks are also written to RUN/eval/STEP.
     """
-    results: dict[str, float] = {}
-    if request.tasks is not None:
-        results |= _evaluate_tasks(model, request.tasks, request)
-    if request.text is not None:
-        scores = perplexity.score_file(model, request.text, request.window, request.stride)
-        results |= {f"eval/text/{name}": value for name, value in scores.items()}
-    if not results:
-        results = {f"eval/{name}": value for name, value in model.evaluate().items()}
-    return results
+    metrics: dict[str, float] = {}
+    for evaluator in choose_evaluators(model.config, request):
+        metrics.update(evaluator.run(model).metrics)
+    return metrics
 
 
-def _evaluate_tasks(model: Model, tasks: Sequence[str], request: EvaluationRequest) -> dict[str, float]:
-    """Evaluate tasks that the run was trained on by its own metrics, and all others with lm-evaluation-harness."""
-    trained_tasks = {short_name(name) for name in model.config.tasks}.intersection(tasks)
-    scores: dict[str, float] = {}
-    if trained_tasks:
-        for name, value in model.evaluate().items():
-            if name.partition("/")[0] in trained_tasks:
-                scores[name] = value
-    other_tasks = [name for name in tasks if name not in trained_tasks]
-    samples: dict[str, list[object]] = {}
+def choose_evaluators(config: RunConfig, request: EvaluationRequest) -> list[Evaluator]:
+    """Return what a request asks for: the evaluators of the run, if it names no tasks and no text.
+
+    Tasks that the run was trained on are evaluated by their own metrics, all others by lm-evaluation-harness.
+    """
+    if request.tasks is None and request.text is None:
+        return list(config.evaluators)
+    evaluators: list[Evaluator] = []
+    own_names = {short_name(name) for name in config.tasks}
+    requested = request.tasks or ()
+    own_tasks = tuple(name for name in requested if name in own_names)
+    other_tasks = tuple(name for name in requested if name not in own_names)
+    if own_tasks:
+        evaluators.append(Tasks(names=own_tasks))
     if other_tasks:
-        other_scores, samples = harness.evaluate_tasks(
-            model,
-            other_tasks,
+        few_shot = FewShot(
+            tasks=other_tasks,
             num_fewshot=request.num_fewshot,
             window=request.window,
-            include=request.include,
+            include=None if request.include is None else str(request.include),
             limit=request.limit,
         )
-        scores |= other_scores
-    results = {f"eval/{name}": value for name, value in scores.items()}
-    harness.save(model.run.folder / "eval" / str(model.step), results, samples)
-    return results
+        evaluators.append(few_shot)
+    if request.text is not None:
+        evaluators.append(Perplexity(text=str(request.text), window=request.window, stride=request.stride))
+    return evaluators

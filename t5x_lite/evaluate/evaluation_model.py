@@ -1,25 +1,49 @@
 """The interface of a loaded model that is evaluated: by perplexity, few-shot tasks and embeddings."""
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Int, PyTree
 from typing_extensions import Protocol, runtime_checkable
 
+from t5x_lite.data.training_data import TrainingData
 from t5x_lite.decode.generation_model import GenerationModel
 from t5x_lite.evaluate.likelihood import Likelihood
+from t5x_lite.models.loss_terms import Batch, LossTerms
 from t5x_lite.models.spec import ModelSpec
+from t5x_lite.run_dir import Run
+
+if TYPE_CHECKING:
+    from t5x_lite.evaluate.tasks import TaskEvaluation
 
 
 @runtime_checkable
 class EvaluationModel(GenerationModel, Protocol):
     """A model with its weights, tokenizer and config; `t5x_lite.api.Model` is one."""
 
-    params: PyTree[Array]
+    run: Run
     mesh: Mesh
+    step: int
+
+    @property
+    def params(self) -> PyTree[Array]:
+        """The weights, a nested dict of arrays."""
 
     @property
     def spec(self) -> ModelSpec:
         """The model without its weights."""
+
+    @property
+    def data(self) -> TrainingData:
+        """The data of the run."""
+
+    @property
+    def task_evaluation(self) -> "TaskEvaluation":
+        """Evaluates the tasks of the run."""
+
+    def loss_terms(self, batch: Batch) -> LossTerms:
+        """Return the terms of the loss of a batch, as in evaluation."""
 
     @property
     def eval_batch_size(self) -> int:

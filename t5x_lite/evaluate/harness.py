@@ -2,7 +2,6 @@
 
 import contextlib
 import difflib
-import json
 import logging
 import os
 import sys
@@ -11,11 +10,8 @@ from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import numpy as np
-
 from t5x_lite.errors import UserError
 from t5x_lite.evaluate.evaluation_model import EvaluationModel
-from t5x_lite.files import write_file
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
@@ -72,7 +68,7 @@ def evaluate_tasks(
     with contextlib.redirect_stdout(sys.stderr):
         from lm_eval.evaluator import evaluate
 
-        tasks = _load_tasks(names, include)
+        tasks = load_tasks(names, include)
         _configure_tasks(tasks, num_fewshot)
         truncated_before = model.likelihood.truncated_inputs
         results = evaluate(harness_model, tasks, limit=limit, bootstrap_iters=BOOTSTRAP_SAMPLES)
@@ -97,23 +93,7 @@ def build_harness_model(model: EvaluationModel, window: int | None) -> "HarnessM
     return HarnessModel(model, window)
 
 
-def save(folder: Path, scores: Mapping[str, float], samples: Mapping[str, Sequence[object]]) -> None:
-    """Write the samples of each task to `<task>.jsonl`, and add the scores to those in `scores.json`.
-
-    Raises:
-        UserError: a file that cannot be written.
-    """
-    for task, records in samples.items():
-        lines = [json.dumps(record, default=_to_json, ensure_ascii=False) + "\n" for record in records]
-        write_file(folder / f"{task.replace('/', '_')}.jsonl", "".join(lines))
-    path = folder / "scores.json"
-    saved_scores: dict[str, float] = {}
-    if path.is_file():
-        saved_scores = json.loads(path.read_text("utf-8"))
-    write_file(path, json.dumps({**saved_scores, **scores}, indent=2) + "\n")
-
-
-def _load_tasks(names: Sequence[str], include: Path | None) -> LoadedTasks:
+def load_tasks(names: Sequence[str], include: Path | None) -> LoadedTasks:
     """Load tasks: from the included folder if it has all of them, else with the harness's thousands, which is slower.
 
     Raises:
@@ -185,10 +165,3 @@ def _collect_scores(results: Mapping[str, Any]) -> dict[str, float]:
             if isinstance(value, float | int) and isfinite(value):
                 scores[f"{task}/{name}"] = value
     return scores
-
-
-def _to_json(value: object) -> object:
-    """Return a value that JSON holds, for one that it does not."""
-    if isinstance(value, np.generic):
-        return value.item()
-    return str(value)

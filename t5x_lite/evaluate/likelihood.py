@@ -61,6 +61,15 @@ class Likelihood:
         function = partial(_score_targets, spec, config.vocab or 1)
         self._batched_function = BatchedFunction(function, params, mesh, batch_size)
 
+    @property
+    def params(self) -> PyTree[Array]:
+        """The weights."""
+        return self._batched_function.params
+
+    @params.setter
+    def params(self, params: PyTree[Array]) -> None:
+        self._batched_function.params = params
+
     def __call__(self, pairs: Sequence[Pair], window: int) -> list[TargetScore]:
         """Score each pair.
 

@@ -6,32 +6,27 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Int
 
 from t5x_lite.data import sources
 from t5x_lite.data.config import SourceConfig
 from t5x_lite.errors import UserError
 from t5x_lite.evaluate.evaluation_model import EvaluationModel
+from t5x_lite.models.loss_terms import Batch, LossTerms, add_loss_terms, loss_metrics
 from t5x_lite.objectives.features import Pair
-from t5x_lite.train.step import Batch, Sums, means
 
 LARGEST_EXPONENT = 700.0
 """Larger ones overflow a float64."""
 
 
 def evaluate_loss(
-    eval_step: Callable[[PyTree[Array], Batch], Sums],
-    params: PyTree[Array],
-    batches: Iterable[Batch],
-    tokens_per_byte: float | None,
+    compute_terms: Callable[[Batch], LossTerms], batches: Iterable[Batch], tokens_per_byte: float | None
 ) -> dict[str, float]:
-    """Add up the sums of all batches, and divide once at the end.
+    """Add up the terms of the loss over all batches, and divide once at the end.
 
     Args:
-        eval_step: from weights and a batch to sums over the batch.
-        params: weights.
+        compute_terms: returns the terms of the loss of a batch.
         batches: the validation batches.
         tokens_per_byte: tokens of the validation split per UTF-8 byte of its text, if every token is predicted.
 
@@ -40,18 +35,18 @@ def evaluate_loss(
         `tokens_per_byte`; comparable between tokenizers), `accuracy` (fraction of tokens that are the likeliest),
         `tokens` (predicted tokens), and the means of the objective's other terms and of the routers.
     """
-    sums: Sums = {}
+    terms: LossTerms = {}
     for batch in batches:
-        sums = _add_sums(sums, eval_step(params, batch))
+        terms = add_loss_terms(terms, compute_terms(batch))
     scores = {}
-    for name, mean in jax.device_get(means(sums)).items():
+    for name, mean in jax.device_get(loss_metrics(terms)).items():
         is_scalar = not mean.shape
         if is_scalar and name != "z_loss":
             scores[name] = float(mean)
     scores["perplexity"] = _exponential(scores["loss"])
     if tokens_per_byte is not None:
         scores["bits_per_byte"] = scores["loss"] / math.log(2) * tokens_per_byte
-    scores["tokens"] = float(sums["loss"].weight)
+    scores["tokens"] = float(terms["loss"].weight)
     return scores
 
 
@@ -142,12 +137,6 @@ def score_file(
     for unit in sources.units(SourceConfig(files=(str(file),)), whole_files=True):
         texts.extend(text for _, text in sources.documents(unit))
     return score_texts(model, texts, window, stride)
-
-
-def _add_sums(total: Sums, batch_sums: Sums) -> Sums:
-    if not total:
-        return batch_sums
-    return jax.tree.map(jnp.add, total, batch_sums)
 
 
 def _exponential(nats: float) -> float:

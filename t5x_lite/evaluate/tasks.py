@@ -1,7 +1,7 @@
 """Scores of a model on the tasks that it has learnt: from the outputs of its head, or from the text it generates."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from itertools import groupby, islice
 from operator import itemgetter
 from pathlib import Path
@@ -9,17 +9,14 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 from jaxtyping import Array, Int, PyTree
 
 from t5x_lite.data.records import TaskData, TaskRecords, TaskValidation
-from t5x_lite.data.tokenizer import Tokenizer
-from t5x_lite.decode.generate import Generator
 from t5x_lite.decode.sampling import Sampling
+from t5x_lite.errors import UserError
+from t5x_lite.evaluate.evaluation_model import EvaluationModel
 from t5x_lite.evaluate.metrics import METRICS, check_metric
 from t5x_lite.files import write_file
-from t5x_lite.models.config import ModelConfig
-from t5x_lite.models.spec import ModelSpec
 from t5x_lite.objectives.objective import Features
 from t5x_lite.objectives.supervised import Record, Supervised
 from t5x_lite.parallel import mesh as meshes
@@ -40,50 +37,43 @@ class TaskEvaluation:
     A model with a head is scored by it. Any other model generates its answers greedily.
 
     Args:
-        data: the records of the tasks.
-        spec: the model without its weights.
-        params: weights, or their shapes and shardings.
-        tokenizer: for generated answers.
-        mesh: the mesh of the weights.
+        model: a model whose data are tasks.
 
     Raises:
-        UserError: a metric that does not exist, or whose library is not installed.
+        UserError: the run has no tasks; a metric that does not exist, or whose library is not installed.
     """
 
-    def __init__(
-        self,
-        data: TaskData,
-        model_config: ModelConfig,
-        spec: ModelSpec,
-        params: PyTree[Array | jax.ShapeDtypeStruct],
-        tokenizer: Tokenizer,
-        mesh: Mesh,
-    ) -> None:
-        self.data = data
+    def __init__(self, model: EvaluationModel) -> None:
+        data = model.data
+        if not isinstance(data, TaskData):
+            raise UserError("this run has not learnt any task; give the names of few-shot tasks")
         for records in data.held_out:
             for metric in records.task.metrics:
                 check_metric(metric, records.name)
-        objective = data.objective
+        self.data = data
         self._answers: HeadAnswers | GeneratedAnswers
-        if isinstance(objective, Supervised):
-            self._answers = HeadAnswers(objective, data.validation(), spec, mesh)
+        if isinstance(data.objective, Supervised):
+            self._answers = HeadAnswers(model, data.objective, data.validation())
         else:
-            generator = Generator(model_config, spec, params, tokenizer)
-            self._answers = GeneratedAnswers(generator, data.validation())
+            self._answers = GeneratedAnswers(model, data.validation())
 
-    def scores(self, params: PyTree[Array], folder: Path | None = None) -> dict[str, float]:
-        """Return `<task>/<metric>` on the validation records of every task.
+    def scores(self, folder: Path, names: Collection[str] = ()) -> dict[str, float]:
+        """Return `<task>/<metric>` on the validation records of each task.
 
-        The predictions of a task are written to `folder/<task>.jsonl`, if there is a folder.
+        Args:
+            folder: where the predictions of each task are written, as `<task>.jsonl`.
+            names: the tasks to evaluate; empty evaluates all.
         """
         scores: dict[str, float] = {}
         for records in self.data.held_out:
-            answers = list(self._answers(records, params))
+            if names and records.name not in names:
+                continue
+            answers = list(self._answers(records))
             _, predictions, references = zip(*answers, strict=True)
             for metric in records.task.metrics:
                 for key, value in METRICS[metric](predictions, references).items():
                     scores[f"{records.name}/{key}"] = value
-            if folder is not None and jax.process_index() == 0:
+            if jax.process_index() == 0:
                 lines = [json.dumps(answer._asdict(), ensure_ascii=False) + "\n" for answer in answers]
                 write_file(folder / f"{records.name}.jsonl", "".join(lines))
         return scores
@@ -92,16 +82,15 @@ class TaskEvaluation:
 class HeadAnswers:
     """Answers of a model with a head, from the scores of each record's examples (windows of a long text)."""
 
-    def __init__(self, objective: Supervised, validation: TaskValidation, spec: ModelSpec, mesh: Mesh) -> None:
+    def __init__(self, model: EvaluationModel, objective: Supervised, validation: TaskValidation) -> None:
+        self.model = model
         self.objective = objective
         self.validation = validation
-        self.spec = spec
-        self.mesh = mesh
-        self._compiled_scores = jax.jit(self._compute_scores, out_shardings=meshes.replicated(mesh))
+        self._compiled_scores = jax.jit(self._compute_scores, out_shardings=meshes.replicated(model.mesh))
 
-    def __call__(self, records: TaskRecords, params: PyTree[Array]) -> Iterator[Answer]:
+    def __call__(self, records: TaskRecords) -> Iterator[Answer]:
         """Yield the answer to each record."""
-        rows = self._score_examples(records, params)
+        rows = self._score_examples(records)
         for number, numbered_examples in groupby(self.validation.examples(records), key=itemgetter(0)):
             examples = [features for _, features in numbered_examples]
             scores = list(islice(rows, len(examples)))
@@ -109,36 +98,36 @@ class HeadAnswers:
             prediction = self.objective.prediction(record, examples, scores)
             yield Answer(number, prediction, _reference(records.task, record))
 
-    def _score_examples(self, records: TaskRecords, params: PyTree[Array]) -> Iterator[dict[str, np.ndarray]]:
+    def _score_examples(self, records: TaskRecords) -> Iterator[dict[str, np.ndarray]]:
         """Yield the scores of each example in order, and then those of the padding of the last batch."""
         size = self.validation.batch_size
-        local_rows = meshes.local_rows(self.mesh, size)
+        mesh = self.model.mesh
+        local_rows = meshes.local_rows(mesh, size)
         for local_batch in self.validation.batches_of(records, local_rows):
-            batch = meshes.to_global(self.mesh, local_batch, size)
-            scores = jax.device_get(self._compiled_scores(params, batch))
+            batch = meshes.to_global(mesh, local_batch, size)
+            scores = jax.device_get(self._compiled_scores(self.model.params, batch))
             for row in range(size):
                 yield {name: values[row] for name, values in scores.items()}
 
     def _compute_scores(self, params: PyTree[Array], batch: Mapping[str, Array]) -> dict[str, Array]:
-        return self.objective.scores(self.spec.model(params), batch)
+        return self.objective.scores(self.model.spec.model(params), batch)
 
 
 class GeneratedAnswers:
     """Answers that a model generates greedily after the inputs of each record."""
 
-    def __init__(self, generator: Generator, validation: TaskValidation) -> None:
-        self.generator = generator
+    def __init__(self, model: EvaluationModel, validation: TaskValidation) -> None:
+        self.model = model
         self.validation = validation
 
-    def __call__(self, records: TaskRecords, params: PyTree[Array]) -> Iterator[Answer]:
+    def __call__(self, records: TaskRecords) -> Iterator[Answer]:
         """Yield the answer to each record."""
-        self.generator.params = params
         task = records.task
         greedy = Sampling(task.target_len, temperature=0)
         examples = self.validation.examples(records)
         while batch := list(islice(examples, self.validation.batch_size)):
             prompts = [_prompt(features) for _, features in batch]
-            texts = self.generator.generate(prompts, greedy)
+            texts = self.model.generator.generate(prompts, greedy)
             for (number, _), text in zip(batch, texts, strict=True):
                 record = records[number]
                 prediction: object = text.strip()

@@ -92,16 +92,16 @@ class ElectraModel(Protocol):
     generator: LanguageModel
     discriminator: DetectionModel
 
-    def replaced(
+    def replace_tokens(
         self,
         tokens: Int[Array, "b l"],
-        places: Int[Array, "b p"],
+        positions: Int[Array, "b p"],
         weights: Float[Array, "b p"],
         states: Float[Array, "b p d"],
         key: DropoutKey,
         /,
     ) -> Int[Array, "b l"]:
-        """Return the tokens with those at `places` drawn from the generator, whose states there are `states`."""
+        """Return the tokens with those at `positions` drawn from the generator, whose states there are `states`."""
 
 
 @runtime_checkable

@@ -70,7 +70,7 @@ class ReplacedToken(Objective):
             model.generator.logits, masked_states, batch["targets"], fill_weights, settings
         )
 
-        tokens = model.replaced(originals, positions, fill_weights, masked_states, key)
+        tokens = model.replace_tokens(originals, positions, fill_weights, masked_states, key)
         scores = model.discriminator.detection(model.discriminator(tokens, **where, key=key))
         detection_loss = losses.binary_cross_entropy(
             scores, tokens != originals, batch["detection_weights"], self.weight

@@ -1,4 +1,4 @@
-"""Where the time of a run went, over all its starts: kept in `RUN/goodput.json`."""
+"""Goodput: the share of a run's time that went into training steps, over all its starts."""
 
 import json
 import time
@@ -8,54 +8,72 @@ from pathlib import Path
 
 from t5x_lite.files import write_file
 
-KINDS = ("compile", "data", "step", "evaluation", "checkpoint", "restart", "lost")
-"""`data` is waiting for batches, `restart` what a start takes before its first step, `lost` steps that were made again.
+ACTIVITIES = ("compile", "data", "step", "evaluation", "checkpoint", "restart", "lost")
+"""What time goes into: `data` is waiting for batches, `restart` is the time of a start before its first step, `lost` is
+steps that were repeated.
 
-The share of `step` in all of them is the goodput (the ratio of Google's ML Goodput, "productive training time").
+The share of `step` is the goodput (the ratio of Google's ML Goodput, "productive training time").
 """
-STARTED = time.monotonic()
+PROCESS_START = time.monotonic()
+SHORTEST_SHOWN = 0.05
+"""Seconds below which an activity is left out of the summary."""
 
 
 class Goodput:
-    """Seconds by kind. Every process measures; the first one writes."""
+    """Adds up seconds by activity, and keeps them in `RUN/goodput.json`.
 
-    def __init__(self, folder: Path, *, writes: bool) -> None:
-        self._path = folder / "goodput.json" if writes else None
-        self.seconds = dict.fromkeys(KINDS, 0.0)
+    Args:
+        run_dir: the run directory, perhaps with the seconds of earlier starts.
+        writes: this process writes the file. All processes measure.
+
+    Attributes:
+        seconds: seconds by activity.
+    """
+
+    def __init__(self, run_dir: Path, *, writes: bool) -> None:
+        path = run_dir / "goodput.json"
+        self._path: Path | None = path if writes else None
+        self.seconds: dict[str, float] = dict.fromkeys(ACTIVITIES, 0.0)
+        self._has_started = False
         with suppress(OSError, ValueError):
-            earlier = json.loads((folder / "goodput.json").read_text())
-            self.seconds |= {kind: float(earlier[kind]) for kind in KINDS if kind in earlier}
-        self._begun = False
+            earlier = json.loads(path.read_text())
+            for activity in ACTIVITIES:
+                if activity in earlier:
+                    self.seconds[activity] = float(earlier[activity])
 
     @contextmanager
-    def measure(self, kind: str) -> Iterator[None]:
-        """What is inside counts as `kind`."""
+    def measure(self, activity: str) -> Iterator[None]:
+        """Count the time inside as `activity`."""
         started = time.monotonic()
         try:
             yield
         finally:
-            self.seconds[kind] += time.monotonic() - started
+            self.seconds[activity] += time.monotonic() - started
 
-    def begin(self, compiling: float) -> None:
-        """The first step begins: the time since this process started, without that for compiling, is `restart`."""
-        if not self._begun:
-            self._begun = True
-            self.seconds["restart"] += time.monotonic() - STARTED - compiling
+    def start_steps(self, compile_seconds: float) -> None:
+        """Count the time since the start of the process, without compilation, as `restart`. Only the first call does.
+        """
+        if not self._has_started:
+            self._has_started = True
+            self.seconds["restart"] += time.monotonic() - PROCESS_START - compile_seconds
 
-    def lose(self, seconds: float) -> None:
-        """Steps of so many seconds come again."""
+    def add_lost(self, seconds: float) -> None:
+        """Count these seconds of steps as `lost`: their steps are repeated."""
         lost = min(seconds, self.seconds["step"])
         self.seconds["step"] -= lost
         self.seconds["lost"] += lost
 
     def metrics(self) -> dict[str, float]:
-        """`goodput`, the share of productive time, and `goodput/KIND_seconds`; written to the run directory too."""
+        """Write the file, and return `goodput` and `goodput/ACTIVITY_seconds`."""
         if self._path is not None:
             write_file(self._path, json.dumps(self.seconds))
         share = self.seconds["step"] / max(sum(self.seconds.values()), 1e-9)
-        return {"goodput": share, **{f"goodput/{kind}_seconds": value for kind, value in self.seconds.items()}}
+        return {"goodput": share, **{f"goodput/{name}_seconds": value for name, value in self.seconds.items()}}
 
-    def line(self) -> str:
-        """For people."""
-        parts = ", ".join(f"{kind} {value:.1f} s" for kind, value in self.seconds.items() if value >= 0.05)
-        return f"goodput {self.metrics()['goodput']:.1%}: {parts}"
+    def summary(self) -> str:
+        """Return the goodput and the seconds by activity in one line."""
+        parts = []
+        for activity, seconds in self.seconds.items():
+            if seconds >= SHORTEST_SHOWN:
+                parts.append(f"{activity} {seconds:.1f} s")
+        return f"goodput {self.metrics()['goodput']:.1%}: {', '.join(parts)}"

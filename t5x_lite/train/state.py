@@ -1,25 +1,28 @@
 """TrainState: everything that a step changes, as one pytree."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import jax
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, PyTree
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TrainState:
-    """Parameters, optimizer state, and counts.
+    """Parameters, optimizer state and counts.
 
-    `params` are those that train, `frozen` those that an adaptation leaves as they were: they are in no checkpoint.
-    `step` counts batches, `skipped` those whose update was left out because loss or gradient was not finite, and
-    `skipped_in_a_row` the newest run of them.
+    Attributes:
+        step: number of batches so far.
+        params: parameters that train.
+        opt_state: state of the optimizer.
+        skipped: updates that were skipped because the loss or a gradient was not finite.
+        skipped_in_a_row: length of the newest run of skipped updates.
+        frozen: parameters that an adaptation method leaves unchanged. Checkpoints do not hold them.
     """
 
     step: Int[Array, ""]
-    params: Any
-    opt_state: Any
+    params: PyTree
+    opt_state: PyTree
     skipped: Int[Array, ""]
     skipped_in_a_row: Int[Array, ""]
-    frozen: Any
+    frozen: PyTree

@@ -1,0 +1,14 @@
+"""Evaluators: one file each, one entry here."""
+
+from t5x_lite.evaluate.evaluators.evaluator import Evaluator
+from t5x_lite.evaluate.evaluators.few_shot import FewShot
+from t5x_lite.evaluate.evaluators.perplexity import Perplexity
+from t5x_lite.evaluate.evaluators.tasks import Tasks
+from t5x_lite.evaluate.evaluators.validation import Validation
+
+EVALUATORS: dict[str, type[Evaluator]] = {
+    "validation": Validation,
+    "tasks": Tasks,
+    "perplexity": Perplexity,
+    "few_shot": FewShot,
+}

@@ -1,0 +1,61 @@
+"""The interface of an evaluator: from a model to metrics, in training, by `t5x-lite eval`, or from Python."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from t5x_lite.models.config import ModelConfig
+from t5x_lite.schema import Config, Int, setting
+
+if TYPE_CHECKING:
+    from t5x_lite.evaluate.evaluation_model import EvaluationModel
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The result of an evaluator.
+
+    Attributes:
+        metrics: numbers by their names in `metrics.jsonl`, such as `eval/loss`.
+        summary: the result in one line for people; empty prints nothing.
+        status: a few words that are shown after the metrics of each step, until the next evaluation.
+    """
+
+    metrics: dict[str, float]
+    summary: str = ""
+    status: str = ""
+
+
+class RunsOnModel(Protocol):
+    """Anything that evaluates a model."""
+
+    def run(self, model: "EvaluationModel") -> Evaluation:
+        """Evaluate the model. All processes of a job call this at the same step."""
+
+
+class Evaluator(Config):
+    """An evaluator with its settings.
+
+    An evaluator is one file: a class of this kind and an entry in `EVALUATORS`. It imports JAX inside `run`, so that a
+    config is checked before JAX starts. Whatever it compiles for a model belongs to the model, which keeps it from one
+    evaluation to the next.
+    """
+
+    every_steps: Int | None = setting(
+        None, "steps between evaluations in training; null takes eval.every_steps", unit="steps", ge=1
+    )
+
+    def model_problems(self, model: ModelConfig) -> Iterator[str]:
+        """Yield why a model cannot be evaluated this way."""
+        yield from ()
+
+    def prepare(self) -> None:
+        """Check what the config alone does not tell, such as files, before training starts.
+
+        Raises:
+            UserError: an evaluation would fail.
+        """
+
+    def run(self, model: "EvaluationModel") -> Evaluation:
+        """Evaluate the model. All processes of a job call this at the same step."""
+        raise NotImplementedError

@@ -1,0 +1,57 @@
+"""Few-shot tasks of EleutherAI's lm-evaluation-harness."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from t5x_lite.evaluate.evaluators.evaluator import Evaluation, Evaluator
+from t5x_lite.models.config import ModelConfig
+from t5x_lite.schema import Int, Strings, setting
+
+if TYPE_CHECKING:
+    from t5x_lite.evaluate.evaluation_model import EvaluationModel
+
+
+class FewShot(Evaluator):
+    """Tasks of lm-evaluation-harness; see `evaluate.harness.evaluate_tasks`. Samples go to RUN/eval/STEP."""
+
+    tasks: Strings = setting(..., "names or YAML files of lm-evaluation-harness", min_length=1)
+    num_fewshot: Int | None = setting(None, "examples in the prompts; null takes each task's number", ge=0)
+    window: Int | None = setting(None, "tokens that the model reads at once; null takes all that it can", ge=1)
+    include: str | None = setting(None, "folder with YAML files of further tasks")
+    limit: Int | None = setting(None, "most documents per task; null takes all", ge=1)
+
+    def model_problems(self, model: ModelConfig) -> Iterator[str]:
+        """Yield an error for an encoder, which gives texts no probability from left to right."""
+        if model.family not in {"decoder", "encoder_decoder"}:
+            yield f"few-shot tasks are for decoders and encoder_decoders; this model is of family {model.family}"
+
+    def prepare(self) -> None:
+        """Load the tasks once."""
+        from t5x_lite.evaluate.harness import load_tasks
+
+        load_tasks(self.tasks, self._include_dir)
+
+    def run(self, model: "EvaluationModel") -> Evaluation:
+        """Evaluate the tasks."""
+        from t5x_lite.evaluate.harness import evaluate_tasks
+        from t5x_lite.evaluate.scores_file import save_samples, save_scores
+
+        scores, samples = evaluate_tasks(
+            model,
+            self.tasks,
+            num_fewshot=self.num_fewshot,
+            window=self.window,
+            include=self._include_dir,
+            limit=self.limit,
+        )
+        metrics = {f"eval/{name}": score for name, score in scores.items()}
+        folder = model.run.folder / "eval" / str(model.step)
+        save_samples(folder, samples)
+        save_scores(folder, metrics)
+        accuracies = [f"{name} {score:.1%}" for name, score in scores.items() if name.endswith("/acc")]
+        return Evaluation(metrics, summary=", ".join(accuracies))
+
+    @property
+    def _include_dir(self) -> Path | None:
+        return None if self.include is None else Path(self.include)

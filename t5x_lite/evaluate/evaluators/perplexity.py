@@ -1,0 +1,41 @@
+"""The perplexity of a text."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from t5x_lite.errors import UserError
+from t5x_lite.evaluate.evaluators.evaluator import Evaluation, Evaluator
+from t5x_lite.models.config import ModelConfig
+from t5x_lite.schema import Int, setting
+
+if TYPE_CHECKING:
+    from t5x_lite.evaluate.evaluation_model import EvaluationModel
+
+
+class Perplexity(Evaluator):
+    """Perplexity and bits per byte of a file, by windows that overlap; see `evaluate.perplexity.score_texts`."""
+
+    text: str = setting(..., "a text file, which is one document, or JSONL or Parquet with a document `text` per row")
+    window: Int | None = setting(None, "tokens that the model reads at once; null takes all that it can", ge=1)
+    stride: Int | None = setting(None, "tokens scored by each window after the first; null takes half the window", ge=1)
+
+    def model_problems(self, model: ModelConfig) -> Iterator[str]:
+        """Yield an error for a model that is not a decoder."""
+        if model.family != "decoder":
+            yield f"perplexity of a text is for decoders; this model is of family {model.family}"
+
+    def prepare(self) -> None:
+        """Check that the file exists."""
+        if not Path(self.text).is_file():
+            raise UserError(f"{self.text}: there is no such text file")
+
+    def run(self, model: "EvaluationModel") -> Evaluation:
+        """Score the file."""
+        from t5x_lite.evaluate.perplexity import score_file
+
+        scores = score_file(model, Path(self.text), self.window, self.stride)
+        return Evaluation(
+            metrics={f"eval/text/{name}": score for name, score in scores.items()},
+            summary=f"perplexity {scores['perplexity']:.2f} of {self.text}",
+        )

@@ -1,0 +1,25 @@
+"""Scores on the tasks that a run was trained on."""
+
+from typing import TYPE_CHECKING
+
+from t5x_lite.evaluate.evaluators.evaluator import Evaluation, Evaluator
+from t5x_lite.schema import Strings, setting
+
+if TYPE_CHECKING:
+    from t5x_lite.evaluate.evaluation_model import EvaluationModel
+
+
+class Tasks(Evaluator):
+    """Scores `<task>/<metric>` on the validation records of the run's own tasks. Predictions go to RUN/eval/STEP."""
+
+    names: Strings = setting((), "the tasks to evaluate; empty evaluates all tasks of the run")
+
+    def run(self, model: "EvaluationModel") -> Evaluation:
+        """Evaluate the tasks."""
+        from t5x_lite.evaluate.scores_file import save_scores
+
+        folder = model.run.folder / "eval" / str(model.step)
+        scores = model.task_evaluation.scores(folder, self.names)
+        metrics = {f"eval/{name}": score for name, score in scores.items()}
+        save_scores(folder, metrics)
+        return Evaluation(metrics, summary=", ".join(f"{name} {score:.4g}" for name, score in scores.items()))

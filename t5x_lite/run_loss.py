@@ -1,0 +1,64 @@
+"""The loss of a run: its objective's terms and those of its routers, on a batch."""
+
+import jax
+from jaxtyping import Array, PRNGKeyArray, PyTree
+
+from t5x_lite.config import RunConfig
+from t5x_lite.models.experts.activity import ROUTER_TERM, router_loss
+from t5x_lite.models.layers import WeightAxes
+from t5x_lite.models.loss_terms import Batch, LossFunction, LossTerms
+from t5x_lite.models.losses import LossSettings
+from t5x_lite.models.sharding import constrain
+from t5x_lite.models.spec import ModelSpec
+
+
+def loss_function(config: RunConfig, spec: ModelSpec, batch_shards: int, *, training: bool) -> LossFunction:
+    """Return the loss of a run's model.
+
+    Args:
+        config: the run.
+        spec: its model without the weights.
+        batch_shards: parts into which the rows of a batch are split over the devices.
+        training: z-loss and label smoothing, which are for training alone, are added.
+    """
+    objective = config.require_objective()
+    settings = _loss_settings(config, batch_shards, training=training)
+    # Then padding comes last if at all, and no query of a causal row sees it: attention needs no mask of segments.
+    needs_segments = (
+        not objective.every_token or config.data.packing != "stream" or config.data.separate_documents
+    )
+
+    def compute_loss(params: PyTree, batch: Batch, key: PRNGKeyArray | None) -> LossTerms:
+        if not needs_segments:
+            batch = {name: feature for name, feature in batch.items() if name != "segment_ids"}
+        module = spec.model(jax.tree.map(_gather_embedding, params, spec.axes))
+        terms = objective.loss(module, batch, key, settings)
+        router_term = router_loss(module, config.model)
+        if router_term is None:
+            return terms
+        return {**terms, ROUTER_TERM: router_term}
+
+    return compute_loss
+
+
+def _loss_settings(config: RunConfig, batch_shards: int, *, training: bool) -> LossSettings:
+    train = config.train
+    if training:
+        rows = train.batch_size // train.microbatches
+    else:
+        rows = config.eval.batch_size or train.batch_size
+    return LossSettings(
+        vocab=config.model.vocab or 1,
+        rows=-(-rows // batch_shards),
+        chunks=train.loss_chunks,
+        z_loss=train.z_loss if training else 0.0,
+        label_smoothing=train.label_smoothing if training else 0.0,
+    )
+
+
+def _gather_embedding(array: Array, axes: WeightAxes) -> Array:
+    """Gather the channels of a matrix over the vocabulary once, or each chunk of the loss would gather them again."""
+    if "vocab" not in axes.names:
+        return array
+    names = [name if name == "vocab" else None for name in axes.names]
+    return constrain(array, *names)

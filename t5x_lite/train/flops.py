@@ -1,0 +1,113 @@
+"""FLOPs of training by formula, the numerator of MFU."""
+
+import math
+
+from t5x_lite.adapt.trainable import TrainableSplit
+from t5x_lite.models.config import ModelConfig
+from t5x_lite.models.layers import WeightAxes
+from t5x_lite.models.spec import ModelSpec
+from t5x_lite.objectives.objective import ExampleLengths
+from t5x_lite.trees import flatten_names
+
+ATTENTION_FLOPS = 12.0
+"""FLOPs per channel of a head and pair of positions: two products, forward and twice backward, of 2 FLOPs each."""
+
+
+def flops_per_example(
+    model: ModelConfig,
+    spec: ModelSpec,
+    lengths: ExampleLengths,
+    *,
+    causal_half: bool = True,
+    split: TrainableSplit | None = None,
+) -> float:
+    """Return the FLOPs of the forward and the backward pass of one example.
+
+    The formula is that of PaLM (Chowdhery et al. 2022, appendix B): 6 for each weight of a matrix and token that is
+    multiplied with it, and 12 · layers · heads · head_dim · queries · keys for attention. A band of attention counts as
+    far as it reaches. Embedding lookups are left out, the output matrix counts the predicted tokens, and an expert
+    counts the tokens that balanced routing sends to it. Recomputation (`model.remat`) and unused capacity of experts
+    are not counted.
+
+    Args:
+        model: the model.
+        spec: its weights.
+        lengths: tokens of an example.
+        causal_half: causal attention counts half, because the other half is masked.
+        split: which weights train. A frozen weight needs no gradient and counts 4 instead of 6. If only a head trains,
+            no gradient passes through the frozen weights and they count 2.
+    """
+    shapes = flatten_names(spec.shapes)
+    first_trained: dict[str, int | None] = dict.fromkeys(shapes, 0)
+    if split is not None:
+        first_trained = dict(split.first_trained_repeat)
+    has_backward_pass = any(
+        first is not None and not name.startswith("head.") for name, first in first_trained.items()
+    )
+    matrix_flops = 0.0
+    for name, axes in flatten_names(spec.axes).items():
+        if _is_multiplied(model, axes):
+            shape = shapes[name].shape
+            flops = _flops_per_weight(shape, first_trained[name], has_backward_pass=has_backward_pass)
+            matrix_flops += flops * math.prod(shape) * axes.active_share * _tokens_through(model, name, lengths)
+    attention_flops = _attention_flops(model, lengths, causal_half=causal_half)
+    if not has_backward_pass:
+        attention_flops /= 3
+    return lengths.texts * (matrix_flops + attention_flops)
+
+
+def _is_multiplied(model: ModelConfig, axes: WeightAxes) -> bool:
+    """Return whether the array is a matrix of a product: a layer's weight, or an embedding tied to the output."""
+    is_output_embedding = axes.is_table and "vocab" in axes.names and model.tied
+    return axes.inputs > 0 or is_output_embedding
+
+
+def _flops_per_weight(shape: tuple[int, ...], first_trained: int | None, *, has_backward_pass: bool) -> float:
+    """Return 2 for the forward pass, 2 for the gradient of the input, and 2 for that of the trained repeats."""
+    flops = 2.0
+    if has_backward_pass:
+        flops += 2.0
+    if first_trained is not None:
+        flops += 2.0 * (1 - first_trained / max(shape[0], 1))
+    return flops
+
+
+def _tokens_through(model: ModelConfig, name: str, lengths: ExampleLengths) -> int:
+    """Return how many tokens of an example are multiplied with a weight; with shared layers once per repeat."""
+    name = name.removeprefix("generator.").removeprefix("discriminator.")
+    if name.startswith(("sentence.", "head.")):
+        return 1
+    if name.startswith(("output.", "tokens.", "span.")):
+        return lengths.predicted
+    repeats = 1
+    if model.shared_layers and ".stack.layers." in name:
+        repeats = model.layers // len(model.pattern)
+    is_encoder = not name.startswith("decoder.") or model.family == "decoder"
+    reads_encoder = ".cross_attention.key." in name or ".cross_attention.value." in name
+    if is_encoder or reads_encoder:
+        return repeats * lengths.tokens
+    tokens = lengths.targets
+    if model.shared_stacks and ".cross_" not in name:
+        tokens += lengths.tokens
+    return repeats * tokens
+
+
+def _attention_flops(model: ModelConfig, lengths: ExampleLengths, *, causal_half: bool) -> float:
+    if model.family == "electra":
+        discriminator_flops = _attention_flops(model.discriminator_model, lengths, causal_half=causal_half)
+        return discriminator_flops + _attention_flops(model.generator_model, lengths, causal_half=causal_half)
+    flops_per_pair = ATTENTION_FLOPS * model.heads * model.head_dim
+
+    def pairs(layers: int, length: int, *, causal: bool) -> float:
+        pairs_of_pattern = 0.0
+        for layer in model.pattern:
+            pairs_of_pattern += layer.attention.pairs(length, causal=causal and causal_half)
+        return layers // len(model.pattern) * pairs_of_pattern
+
+    if model.family == "decoder":
+        return flops_per_pair * pairs(model.layers, lengths.tokens, causal=True)
+    all_pairs = pairs(model.layers, lengths.tokens, causal=False)
+    if model.family == "encoder_decoder":
+        all_pairs += pairs(model.decoder_layers, lengths.targets, causal=True)
+        all_pairs += model.decoder_layers * lengths.targets * lengths.tokens
+    return flops_per_pair * all_pairs

@@ -1,0 +1,185 @@
+"""The metrics of each step: read one step late, so that the device never waits for the host; then written and judged.
+"""
+
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import cast
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float
+
+from t5x_lite.errors import Diverged
+from t5x_lite.train.config import TrainConfig
+from t5x_lite.train.display import Display
+from t5x_lite.train.goodput import Goodput
+from t5x_lite.train.metrics import MetricsWriter, MetricValue
+
+RUNNING_MEAN_DECAY = 0.98
+"""Decay per step of the running mean of the loss, against which a spike is measured."""
+RUNNING_MEAN_STEPS = 50
+"""Steps before the running mean is trusted."""
+
+
+class LossSpike(Exception):
+    """The loss rose above `train.spike_factor` times its running mean."""
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """What turns the seconds of a step into tokens per second and MFU.
+
+    Attributes:
+        tokens: tokens of a step.
+        flops: FLOPs of a step.
+        peak_flops: peak FLOP/s of all devices together.
+    """
+
+    tokens: int
+    flops: float
+    peak_flops: float
+
+
+@dataclass
+class RunningLoss:
+    """The running mean of the loss and the number of steps in it. Checkpoints hold it, so that resuming changes nothing.
+    """
+
+    loss: float = 0.0
+    steps: int = 0
+
+    def add(self, loss: float) -> None:
+        """Add the loss of a step."""
+        decay = min(RUNNING_MEAN_DECAY, self.steps / (self.steps + 1))
+        self.loss = decay * self.loss + (1 - decay) * loss
+        self.steps += 1
+
+
+@dataclass(frozen=True)
+class PendingStep:
+    """A step that the device computes.
+
+    Attributes:
+        step: its number.
+        metrics: its metrics, on the device.
+        data_seconds: time that its batch was waited for.
+    """
+
+    step: int
+    metrics: Mapping[str, Array]
+    data_seconds: float
+
+
+class StepMonitor:
+    """Holds the metrics of the newest step until the next one has been started, then writes, shows and judges them.
+
+    Args:
+        config: settings of the loop.
+        cost: of a step.
+        learning_rates: the learning rate of every step of the run.
+        display: shows the steps.
+        writer: writes the metrics, in the first process.
+        running_loss: the running mean so far.
+        goodput: adds up where the time goes.
+
+    Attributes:
+        last_step: the newest step that was started.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        cost: StepCost,
+        learning_rates: Float[np.ndarray, "steps"],
+        display: Display,
+        writer: MetricsWriter | None,
+        running_loss: RunningLoss,
+        goodput: Goodput,
+    ) -> None:
+        self.last_step = 0
+        self._config = config
+        self._cost = cost
+        self._learning_rates = learning_rates
+        self._display = display
+        self._writer = writer
+        self._running_loss = running_loss
+        self._goodput = goodput
+        self._pending: PendingStep | None = None
+        self._finished: tuple[int, dict[str, MetricValue]] | None = None
+        self._last_read = 0.0
+
+    def add_step(self, step: int, metrics: Mapping[str, Array], started: float, data_seconds: float) -> None:
+        """Register a step that was handed to the device, and report the step before it.
+
+        Args:
+            step: its number.
+            metrics: its metrics, on the device.
+            started: time at which the loop turned to the step.
+            data_seconds: time that its batch was waited for.
+        """
+        if self._pending is None:
+            self._last_read = started
+        else:
+            self.report()
+        self._pending = PendingStep(step, metrics, data_seconds)
+        self.last_step = step
+
+    def report(self, more_metrics: Mapping[str, float] | None = None) -> None:
+        """Write, show and judge the pending step, with metrics that were measured after it.
+
+        Raises:
+            Diverged: too many updates in a row were not finite.
+            LossSpike: see there.
+        """
+        self.read()
+        if self._finished is None:
+            return
+        step, metrics = self._finished
+        self._finished = None
+        metrics.update(more_metrics or {})
+        numbers = cast(dict[str, float], metrics)
+        self._display.show_step(step, numbers)
+        is_logged = step % self._config.log_every_steps == 0 or step == self._config.steps
+        if self._writer and (is_logged or more_metrics):
+            self._writer.write(step, metrics)
+        self._judge(step, numbers)
+
+    def read(self) -> None:
+        """Wait for the pending step and stop its clock, before something else takes time."""
+        if self._pending is None:
+            return
+        pending = self._pending
+        self._pending = None
+        metrics = {name: value.tolist() for name, value in jax.device_get(dict(pending.metrics)).items()}
+        now = time.perf_counter()
+        seconds = now - self._last_read
+        self._last_read = now
+        self._goodput.seconds["data"] += pending.data_seconds
+        self._goodput.seconds["step"] += seconds - pending.data_seconds
+        metrics["tokens"] = pending.step * self._cost.tokens
+        metrics["learning_rate"] = float(self._learning_rates[pending.step - 1])
+        metrics["tokens_per_second"] = self._cost.tokens / seconds
+        metrics["mfu"] = self._cost.flops / seconds / self._cost.peak_flops
+        metrics["data_wait_fraction"] = pending.data_seconds / seconds
+        metrics["seconds_per_step"] = seconds
+        self._finished = (pending.step, metrics)
+
+    def _judge(self, step: int, metrics: Mapping[str, float]) -> None:
+        skipped_in_a_row = metrics["skipped_in_a_row"]
+        if skipped_in_a_row >= self._config.nonfinite_limit:
+            raise Diverged(
+                f"step {step}: loss or gradient was not finite for {skipped_in_a_row} steps in a row "
+                "(train.nonfinite_limit); lower optimizer.learning_rate, lengthen optimizer.warmup_steps or tighten "
+                "optimizer.clip_norm"
+            )
+        if skipped_in_a_row == 1:
+            self._display.print(f"step {step}: loss or gradient not finite, update skipped")
+        factor = self._config.spike_factor
+        loss = metrics["loss"]
+        mean = self._running_loss
+        if factor and mean.steps >= RUNNING_MEAN_STEPS and not loss <= factor * mean.loss:
+            raise LossSpike(f"step {step}: loss {loss:.4f} is above {factor} × its running mean {mean.loss:.4f}")
+        if math.isfinite(loss):
+            mean.add(loss)

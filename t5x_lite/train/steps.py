@@ -1,0 +1,180 @@
+"""The compiled steps of a run on a mesh, with their shardings, and what they need of the mesh."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from t5x_lite.adapt.trainable import TrainableSplit
+from t5x_lite.config import RunConfig
+from t5x_lite.errors import UserError
+from t5x_lite.models.attention import kernels
+from t5x_lite.models.experts.activity import ROUTER_TERM_WEIGHTS
+from t5x_lite.models.experts.dispatch import check_dispatch
+from t5x_lite.models.loss_terms import Batch, LossTerms
+from t5x_lite.models.pipeline import microbatch_count
+from t5x_lite.models.spec import ModelSpec, init_params
+from t5x_lite.parallel import mesh as meshes
+from t5x_lite.run_loss import loss_function
+from t5x_lite.train.optimization import make_optimizer, scale_learning_rates
+from t5x_lite.train.state import TrainState
+from t5x_lite.train.step import train_step
+from t5x_lite.train.training_loss import TrainingLoss
+from t5x_lite.trees import flatten_names, unflatten_names
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The compiled functions of one run on one mesh.
+
+    Attributes:
+        train: maps a state, which it consumes, and a batch to the next state and the metrics.
+        evaluate: maps a pair of trained and frozen parameters and a batch to the terms of the loss.
+        create_state: returns the state of step 0, with fresh weights.
+        begin_from: returns the state of step 0 with the given weights, the whole tree of the model.
+        join: returns the whole tree of weights from its trained and its frozen parameters.
+        weight_shapes: shapes and shardings of the whole tree of weights.
+        state: shapes and shardings of the state.
+    """
+
+    train: Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]
+    evaluate: Callable[[tuple[PyTree, PyTree], Batch], LossTerms]
+    create_state: Callable[[], TrainState]
+    begin_from: Callable[[PyTree], TrainState]
+    join: Callable[[PyTree, PyTree], PyTree]
+    weight_shapes: PyTree
+    state: TrainState
+
+
+def make_steps(config: RunConfig, spec: ModelSpec, mesh: Mesh) -> Steps:
+    """Return jitted steps with explicit shardings. Nothing is allocated or compiled yet."""
+    split = config.trainable_split(spec.axes)
+    optimizer = _make_optimizer(config, spec, split)
+
+    def begin_from(params: PyTree) -> TrainState:
+        return _first_state(params, split, optimizer)
+
+    def create_state() -> TrainState:
+        params = init_params(config.model, jax.random.key(config.train.seed), config.method.surgery)
+        return begin_from(params)
+
+    def join(trained: PyTree, frozen: PyTree) -> PyTree:
+        return split.join(trained, frozen, jnp.concatenate)
+
+    evaluation_loss = loss_function(config, spec, meshes.batch_shards(mesh), training=False)
+
+    def evaluate(params: tuple[PyTree, PyTree], batch: Batch) -> LossTerms:
+        return evaluation_loss(join(*params), batch, None)
+
+    step = partial(
+        train_step,
+        _training_loss(config, spec, mesh, join),
+        optimizer,
+        config.train.microbatches,
+        config.train.seed,
+    )
+    shapes = jax.eval_shape(create_state)
+    state_shardings = meshes.state_shardings(mesh, spec.axes, shapes, optimizer)
+    batch_sharding = meshes.batch_sharding(mesh)
+    replicated = meshes.replicated(mesh)
+    return Steps(
+        train=jax.jit(
+            step,
+            donate_argnums=0,
+            in_shardings=(state_shardings, batch_sharding),
+            out_shardings=(state_shardings, replicated),
+        ),
+        evaluate=jax.jit(
+            evaluate,
+            in_shardings=((state_shardings.params, state_shardings.frozen), batch_sharding),
+            out_shardings=replicated,
+        ),
+        create_state=jax.jit(create_state, out_shardings=state_shardings),
+        begin_from=jax.jit(
+            begin_from, donate_argnums=0 if split.trains_everything else (), out_shardings=state_shardings
+        ),
+        join=join,
+        weight_shapes=meshes.shape_structs(spec.shapes, meshes.shardings(mesh, spec.axes, spec.shapes)),
+        state=meshes.shape_structs(shapes, state_shardings),
+    )
+
+
+def _make_optimizer(config: RunConfig, spec: ModelSpec, split: TrainableSplit) -> optax.GradientTransformation:
+    """Return the optimizer, with the learning-rate factors of the adaptation method if it has any."""
+    steps = config.train.steps
+    optimizer = make_optimizer(config.optimizer, steps, split.trained_leaves(spec.axes))
+    method = config.method
+    if method.learning_rate_factor("", config.model, 0.0) is None:
+        return optimizer
+
+    def factors(progress: Float[Array, ""], params: PyTree) -> PyTree:
+        by_name = {}
+        for name in flatten_names(params):
+            factor = method.learning_rate_factor(name, config.model, progress)
+            by_name[name] = jnp.ones(()) if factor is None else jnp.asarray(factor)
+        return unflatten_names(by_name)
+
+    return scale_learning_rates(optimizer, steps, factors)
+
+
+def _first_state(params: PyTree, split: TrainableSplit, optimizer: optax.GradientTransformation) -> TrainState:
+    zero = jnp.zeros((), jnp.int32)
+    trained = split.trained(params)
+    return TrainState(
+        step=zero,
+        params=trained,
+        opt_state=optimizer.init(trained),
+        skipped=zero,
+        skipped_in_a_row=zero,
+        frozen=split.frozen(params),
+    )
+
+
+def _training_loss(
+    config: RunConfig, spec: ModelSpec, mesh: Mesh, join: Callable[[PyTree, PyTree], PyTree]
+) -> TrainingLoss:
+    loss = loss_function(config, spec, meshes.batch_shards(mesh), training=True)
+
+    def loss_terms(trained: PyTree, frozen: PyTree, batch: Batch, key: PRNGKeyArray) -> LossTerms:
+        return loss(join(trained, frozen), batch, key)
+
+    objective = config.require_objective()
+    return TrainingLoss(objective.name, loss_terms, {**objective.term_weights, **ROUTER_TERM_WEIGHTS})
+
+
+def check_mesh(mesh: Mesh, config: RunConfig, platform: str) -> dict[str, str]:
+    """Check that a run can train on a mesh, and return its attention kernels.
+
+    Args:
+        mesh: the devices.
+        config: the run.
+        platform: platform of the devices, such as `tpu`.
+
+    Returns:
+        The kernel of each kind of attention, and why it was chosen; see `kernels.planned_kernels`.
+
+    Raises:
+        UserError: the model, a kernel or the batch does not fit the mesh.
+    """
+    train = config.train
+    sizes = mesh.shape
+    rows = train.batch_size // train.microbatches
+    rows_key = "train.batch_size"
+    if train.microbatches > 1:
+        rows_key = "train.batch_size / train.microbatches"
+    meshes.local_rows(mesh, rows, rows_key)
+    meshes.local_rows(mesh, config.eval.batch_size or train.batch_size, "eval.batch_size")
+    try:
+        with jax.set_mesh(mesh):
+            config.model.check_mesh(sizes["expert"], sizes["tensor"], sizes["pipeline"])
+            check_dispatch(config.model, platform)
+            if sizes["pipeline"] > 1:
+                microbatch_count(config.model.pipeline_microbatches, rows, sizes["pipeline"])
+            return kernels.planned_kernels(config.model, train.seq_len, platform)
+    except ValueError as error:
+        raise UserError(str(error)) from None
