@@ -341,7 +341,7 @@ def sweep(options: argparse.Namespace, overrides: list[str]) -> int:
     environment = dict(os.environ)
     os.environ["JAX_PLATFORMS"] = "cpu"  # shapes are counted here; the devices are for the runs
     if fitting:
-        from t5x_lite.sweep.command import fit
+        from t5x_lite.sweep.fit_command import fit
 
         return fit(Path(subject), words, options)
     from t5x_lite.sweep import config, launch
