@@ -246,7 +246,7 @@ def sweep(options: argparse.Namespace, overrides: list[str]) -> int:
     environment = dict(os.environ)
     os.environ["JAX_PLATFORMS"] = "cpu"  # this process only counts shapes; the devices are for the runs
     if is_fit:
-        from t5x_lite.sweep.command import fit
+        from t5x_lite.sweep.fit_command import fit
 
         return fit(subject, sweep_overrides, options)
     from t5x_lite.sweep import config, launch

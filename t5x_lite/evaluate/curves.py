@@ -1,4 +1,4 @@
-"""The curves that a run leaves behind: lines of `metrics.jsonl`, as arrays."""
+"""Training curves: the lines of a run's `metrics.jsonl`, as arrays."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -7,44 +7,59 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from t5x_lite.errors import UserError
 
 
 def read_metrics(run: Path, *, empty: bool = False) -> list[dict[str, Any]]:
-    """The lines of `RUN/metrics.jsonl`; one that a kill has torn is left out. There may be none where `empty` says so.
+    """Read `RUN/metrics.jsonl`.
+
+    Args:
+        run: the run directory.
+        empty: accept a file without a complete line.
 
     Raises:
-        UserError: there are none.
+        UserError: there is no such file, or it is empty and must not be.
     """
     path = run / "metrics.jsonl"
     if not path.is_file():
         raise UserError(f"{run}: has no metrics.jsonl; is it a run directory?")
-    found = metric_records(path)
-    if not found and not empty:
+    records = metric_records(path)
+    if not records and not empty:
         raise UserError(f"{path}: is empty; train the run first")
-    return found
+    return records
 
 
 def metric_records(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a JSONL file; none where there is no file."""
-    found = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+    """Return the complete lines of a JSONL file; none if there is no file.
+
+    A process that is killed may leave an incomplete last line.
+    """
+    if not path.is_file():
+        return []
+    records = []
+    for line in path.read_text(encoding="utf-8").splitlines():
         with suppress(ValueError):
-            found.append(json.loads(line))
-    return found
+            records.append(json.loads(line))
+    return records
 
 
-def metric_series(lines: Sequence[Mapping[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens and values of one metric, where it was measured."""
-    have = [(line["tokens"], line[name]) for line in lines if line.get(name) is not None]
-    return (*np.array(have, float).T,) if have else (np.array([]), np.array([]))
+def metric_series(
+    lines: Sequence[Mapping[str, Any]], name: str
+) -> tuple[Float[np.ndarray, " points"], Float[np.ndarray, " points"]]:
+    """Return tokens and values of one metric, from the lines that have it."""
+    measured = [line for line in lines if line.get(name) is not None]
+    tokens = np.array([line["tokens"] for line in measured], float)
+    values = np.array([line[name] for line in measured], float)
+    return tokens, values
 
 
-def smooth(values: np.ndarray) -> np.ndarray:
-    """Running mean over a fiftieth of the values, centred."""
-    width = max(len(values) // 50, 1)
+def smooth(values: Float[np.ndarray, " points"]) -> Float[np.ndarray, " points"]:
+    """Return a centred running mean, whose window reaches a fiftieth of the points to either side."""
+    reach = max(len(values) // 50, 1)
     sums = np.cumsum(np.concatenate([[0.0], values]))
-    places = np.arange(len(values))
-    first, last = np.maximum(places - width, 0), np.minimum(places + width + 1, len(values))
-    return (sums[last] - sums[first]) / (last - first)
+    indices = np.arange(len(values))
+    first = np.maximum(indices - reach, 0)
+    end = np.minimum(indices + reach + 1, len(values))
+    return (sums[end] - sums[first]) / (end - first)

@@ -1,15 +1,9 @@
-"""`t5x-lite sweep`: the plan, the question, and what starts the runs that are missing, here or on a cluster."""
+"""`t5x-lite sweep`: show the plan, ask, and start the runs that are missing."""
 
-import json
-import shutil
-import subprocess
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.table import Column
 
@@ -17,197 +11,166 @@ from t5x_lite.errors import UserError
 from t5x_lite.evaluate.curves import metric_records
 from t5x_lite.progress import print_line, print_table
 from t5x_lite.run_dir import lock_dir
+from t5x_lite.sweep.clusters import launch_script, submit_to_gke, submit_to_slurm, tpu_vm_command
 from t5x_lite.sweep.config import Sweep
-from t5x_lite.sweep.grid import PlannedRun, expand, job_name, write_plan
-from t5x_lite.sweep.points import Record
-from t5x_lite.sweep.pool import Pool, last_line
+from t5x_lite.sweep.grid import expand
+from t5x_lite.sweep.planned_run import PlannedRun, write_plan
+from t5x_lite.sweep.process_pool import ProcessPool
+from t5x_lite.sweep.status_log import StatusLog
+from t5x_lite.sweep.time_estimates import estimate_seconds
 from t5x_lite.train.metrics import format_duration, format_si
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-SETTLED = {"done", "diverged"}
-"""States that starting again would not change."""
+FINAL_STATES = {"done", "diverged"}
+"""States that another start would not change."""
+PARAMETERS_COUNTED = {
+    "all": "all parameters",
+    "active": "active parameters",
+    "non_embedding": "active parameters without embeddings",
+}
 
 
 def start(sweep: Sweep, *, yes: bool, environment: Mapping[str, str]) -> int:
-    """Show the plan, ask, start what is missing; the exit code.
+    """Show the plan, ask, and start the runs that are missing.
 
     Args:
         sweep: what to run.
         yes: do not ask.
-        environment: of the runs.
+        environment: environment variables of the runs.
+
+    Returns:
+        The exit code.
 
     Raises:
-        UserError: a sweep that cannot be had, or that another process runs.
+        UserError: the sweep is not valid, or another process runs it.
     """
     runs = expand(sweep)
     if sweep.config.where != "local":
-        _script("budgets.sh")
+        launch_script("budgets.sh")
     with lock_dir(sweep.folder, "another process runs this sweep; wait for it"):
         write_plan(sweep, runs)
-        record, console = Record(sweep.folder / "sweep.jsonl"), Console(stderr=True)
-        states = {run.name: _state(sweep, run, record) for run in runs}
-        missing = [run for run in runs if states[run.name] not in SETTLED]
-        show(sweep, runs, states, estimates(sweep, missing, environment, console) if missing else {})
+        log = StatusLog(sweep.folder / "sweep.jsonl")
+        console = Console(stderr=True)
+        states = {run.name: current_state(sweep, run, log) for run in runs}
+        missing = [run for run in runs if states[run.name] not in FINAL_STATES]
+        seconds = estimate_seconds(sweep, missing, environment, console) if missing else {}
+        show_plan(sweep, runs, states, seconds)
         if not missing:
             print_line(console, f"nothing to do; t5x-lite sweep fit {sweep.name} fits the law")
             return 0
-        if not yes and not sys.stdin.isatty():
-            raise UserError("this is not a terminal to ask at: give --yes to start the runs")
-        if not yes and input(f"start {len(missing)} runs? [y/N] ").strip().lower() not in {"y", "yes"}:
+        if not yes and not _confirm(len(missing)):
             return 1
-        if sweep.config.where in {"local", "tpu_vm"}:
-            settled = {name: state for name, state in states.items() if state in SETTLED}
-            return Pool(sweep, record, environment, _command(sweep)).run(missing, settled)
-        submitted = {"slurm": _slurm, "gke": _gke}[sweep.config.where](sweep, missing, states, record)
-        others = f"{len(missing) - submitted} were queued, running or wait for others"
-        again = "the same command shows where they stand and goes on with what is missing"
-        print_line(console, f"{submitted} runs submitted, {others}; {again}")
-        return 0
+        return _start_runs(sweep, missing, states, log, environment, console)
 
 
-def _state(sweep: Sweep, run: PlannedRun, record: Record) -> str:
-    """What the run directory says; else what was written down, unless the directory denies it."""
-    said = record.state(run.name).get("state", "new")
-    if complete(run):
-        return "done"
-    gone = said == "done" or (said == "diverged" and not Path(run.run_dir).is_dir())
-    return "new" if gone and sweep.config.where != "gke" else said  # what lies in a cluster is not seen from here
+def _confirm(num_runs: int) -> bool:
+    if not sys.stdin.isatty():
+        raise UserError("there is no terminal on which to ask: give --yes to start the runs")
+    answer = input(f"start {num_runs} runs? [y/N] ")
+    return answer.strip().lower() in {"y", "yes"}
 
 
-def complete(run: PlannedRun) -> bool:
-    """Whether the last step was trained, evaluated and saved."""
-    folder = Path(run.run_dir)
-    saved = folder / "checkpoints" / str(run.steps) / "manifest.json"
-    last = (metric_records(folder / "metrics.jsonl") or [{}])[-1]
-    here = saved.is_file() or "checkpoint.folder" in run.overrides
-    return here and last.get("step") == run.steps and "eval/loss" in last
+def _start_runs(
+    sweep: Sweep,
+    runs: Sequence[PlannedRun],
+    states: Mapping[str, str],
+    log: StatusLog,
+    environment: Mapping[str, str],
+    console: Console,
+) -> int:
+    """Start the runs where the sweep says; return the exit code."""
+    final_states = {name: state for name, state in states.items() if state in FINAL_STATES}
+    match sweep.config.where:
+        case "local":
+            return ProcessPool(sweep, log, environment, _local_command).run(runs, final_states)
+        case "tpu_vm":
+            return ProcessPool(sweep, log, environment, tpu_vm_command(sweep)).run(runs, final_states)
+        case "slurm":
+            num_submitted = submit_to_slurm(sweep, runs, states, log)
+        case "gke":
+            num_submitted = submit_to_gke(sweep, runs, states, log)
+    others = f"{len(runs) - num_submitted} were queued, running or wait for others"
+    next_step = "the same command shows their states and submits what is missing"
+    print_line(console, f"{num_submitted} runs submitted, {others}; {next_step}")
+    return 0
 
 
-def estimates(
-    sweep: Sweep, runs: Sequence[PlannedRun], environment: Mapping[str, str], console: Console
-) -> dict[str, float]:
-    """Seconds of each run: steps of the cheapest and of the dearest model, measured here or planned for their pod.
+def _local_command(run: PlannedRun) -> list[str]:
+    return [sys.executable, "-m", "t5x_lite", "train", run.config, *run.words]
 
-    What lies between is interpolated, in logarithms of the FLOPs of a step.
+
+def current_state(sweep: Sweep, run: PlannedRun, log: StatusLog) -> str:
+    """Return the state of a run: `done` if its run directory is complete, and otherwise that of the status log.
+
+    Two states of the log are replaced by `new`: `done` where the run directory is not complete, and `diverged` where it
+    was deleted. This does not hold on GKE, whose run directories are in a bucket and cannot be seen from here.
     """
-    ends = sorted(runs, key=lambda run: run.step_flops)
-    local, known, starting = sweep.config.where == "local", {}, 0.0
-    command = ["t5x_lite.sweep.measure"] if local else ["t5x_lite", "plan", "--json"]
-    for run in {run.name: run for run in (ends[0], ends[-1])}.values():
-        words = [word for word in run.words if not word.startswith("branch.")]
-        with console.status(f"{'measuring' if local else 'planning'} a step of {run.name}"):
-            begun, program = time.monotonic(), [sys.executable, "-m", *command, run.config, *words]
-            done = subprocess.run(program, env=dict(environment), capture_output=True, text=True, check=False)
-        try:
-            said = json.loads(done.stdout.splitlines()[-1])
-            known[run.step_flops] = said["step_seconds"] if local else said["modelled"]["step_seconds"]
-            starting = max(starting, time.monotonic() - begun) if local else 0.0
-        except (ValueError, KeyError, IndexError):
-            print_line(console, f"hours are not known: {last_line(done.stderr) or 'no answer'}")
-            return {}
-    each = np.exp(np.interp(np.log([run.step_flops for run in runs]), np.log([*known]), np.log([*known.values()])))
-    return {run.name: starting + run.own_steps * float(step) for run, step in zip(runs, each, strict=True)}
+    if is_complete(run):
+        return "done"
+    state = log.state(run.name)
+    if sweep.config.where == "gke":
+        return state
+    if state == "done":
+        return "new"
+    if state == "diverged" and not Path(run.run_dir).is_dir():
+        return "new"
+    return state
 
 
-def show(sweep: Sweep, runs: Sequence[PlannedRun], states: Mapping[str, str], seconds: Mapping[str, float]) -> None:
-    """The plan as a table, with what N and C count, and what all of it takes."""
-    console, config, rows = Console(), sweep.config, []
-    for run in runs:
-        hours = f"{seconds[run.name] / 3600:.3f}" if run.name in seconds else "–"
-        figures = (f"{one:.3g}".replace("e+", "e") for one in (run.parameters, run.tokens, run.flops))
-        rows.append((run.name, *figures, str(run.own_steps), hours, states[run.name]))
+def is_complete(run: PlannedRun) -> bool:
+    """Return whether the last step was trained, evaluated and saved."""
+    run_dir = Path(run.run_dir)
+    metrics = metric_records(run_dir / "metrics.jsonl")
+    if not metrics:
+        return False
+    manifest = run_dir / "checkpoints" / str(run.steps) / "manifest.json"
+    is_saved = manifest.is_file() or "checkpoint.folder" in run.overrides
+    return is_saved and metrics[-1].get("step") == run.steps and "eval/loss" in metrics[-1]
+
+
+def show_plan(
+    sweep: Sweep, runs: Sequence[PlannedRun], states: Mapping[str, str], seconds: Mapping[str, float]
+) -> None:
+    """Print the plan as a table, what N and C count, and what all of it takes.
+
+    Args:
+        sweep: the sweep.
+        runs: all runs.
+        states: the state of each run, by its name.
+        seconds: the estimated duration of the runs that are missing, by their names, as far as it is known.
+    """
+    console = Console()
+    rows = [_plan_row(run, states[run.name], seconds.get(run.name)) for run in runs]
     columns = (Column("run", no_wrap=True), "N", "D", "C", "steps", "hours", "state")
     print_table(console, f"sweep {sweep.name}", columns, rows)
-    what = {
-        "all": "all weights",
-        "active": "weights that a token passes",
-        "non_embedding": "the same without embeddings",
-    }
-    counted = "6·N·D" if config.flops == "6nd" else "the model's matrices, output and attention (causal half)"
-    print_line(console, f"N counts {what[config.parameters]}; C counts {counted}")
-    left = [run for run in runs if states[run.name] != "done"]
-    about = f", about {format_duration(sum(seconds.values()) / config.jobs)} with jobs={config.jobs}" if seconds else ""
-    flops = format_si(sum(run.own_flops for run in left))
-    print_line(console, f"{len(runs)} runs, {len(runs) - len(left)} of them done; {flops}FLOPs are left{about}")
+
+    flops_counted = "the model's matrices, output and attention (causal half)"
+    if sweep.config.flops == "6nd":
+        flops_counted = "6·N·D"
+    print_line(console, f"N counts {PARAMETERS_COUNTED[sweep.config.parameters]}; C counts {flops_counted}")
+
+    unfinished = [run for run in runs if states[run.name] != "done"]
+    flops = format_si(sum(run.own_flops for run in unfinished))
+    summary = f"{len(runs)} runs, {len(runs) - len(unfinished)} of them done; {flops}FLOPs are left"
+    if seconds:
+        duration = format_duration(sum(seconds.values()) / sweep.config.jobs)
+        summary += f", about {duration} with jobs={sweep.config.jobs}"
+    print_line(console, summary)
 
 
-def _script(name: str) -> str:
-    path = REPOSITORY / "launch" / name
-    if not path.is_file():
-        raise UserError(f"{path}: is not there; clusters are reached from a checkout of this project")
-    return str(path)
+def _plan_row(run: PlannedRun, state: str, seconds: float | None) -> tuple[str, ...]:
+    hours = "–"
+    if seconds is not None:
+        hours = f"{seconds / 3600:.3f}"
+    return (
+        run.name,
+        _format_size(run.parameters),
+        _format_size(run.tokens),
+        _format_size(run.flops),
+        str(run.own_steps),
+        hours,
+        state,
+    )
 
 
-def _shipped(run: PlannedRun) -> str:
-    """The config's path inside the image, or on the hosts."""
-    path = Path(run.config)
-    if not path.is_relative_to(REPOSITORY / "configs"):
-        raise UserError(f"{path}: must lie in {REPOSITORY / 'configs'}, which is what the hosts are given")
-    return str(path.relative_to(REPOSITORY))
-
-
-def _command(sweep: Sweep) -> Any:
-    if sweep.config.where == "local":
-        return lambda run: [sys.executable, "-m", "t5x_lite", "train", run.config, *run.words]
-    script, options = _script("tpu_vm.sh"), sweep.config.launch.tpu_vm
-    if sweep.config.dir is None:
-        raise UserError("where=tpu_vm needs dir: a folder of a bucket that is mounted there and here")
-    return lambda run: ["bash", script, job_name(sweep, run.name), _shipped(run), *options, *run.words]
-
-
-def _call(command: Sequence[str]) -> str:
-    """What a cluster's program prints.
-
-    Raises:
-        UserError: it is not here, or has failed.
-    """
-    if shutil.which(command[0]) is None:
-        raise UserError(f"{command[0]} is not installed here; start the sweep where it is")
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
-    if done.returncode:
-        failed = f"{' '.join(command[:3])} … failed with exit code {done.returncode}"
-        raise UserError(f"{failed}: {last_line(done.stderr)}")
-    return done.stdout.strip()
-
-
-def _slurm(sweep: Sweep, runs: Sequence[PlannedRun], states: Mapping[str, str], record: Record) -> int:
-    """One job array for the trunks and the others, one that waits for it for the branches; none for what is queued."""
-    jobs = {run.name: str(record.state(run.name).get("job", "")) for run in runs}
-    queued = set(_call(["squeue", "--noheader", "--array", "--format=%i"]).split())
-    new = [run for run in runs if jobs[run.name] not in queued and states.get(run.after or "") != "diverged"]
-    before = {run.name: jobs[run.name].partition("_")[0] for run in runs if jobs[run.name] in queued}
-    waves = [run for run in new if not run.after], [run for run in new if run.after]
-    for number, wave in enumerate(filter(None, waves), len(list(sweep.folder.glob("array-*.txt")))):
-        listed = (sweep.folder / f"array-{number}.txt").absolute()
-        listed.write_text("".join(" ".join([run.config, *run.words]) + "\n" for run in wave), encoding="utf-8")
-        ids = sorted({before[run.after] for run in wave if run.after in before})
-        waits = [f"--dependency=afterany:{':'.join(ids)}"] if ids else []
-        log = (sweep.folder / "%A_%a.log").absolute()
-        array = [f"--array=1-{len(wave)}%{sweep.config.jobs}", f"--output={log}"]
-        options = [*array, *waits, *sweep.config.launch.slurm]
-        job = _call(["sbatch", "--parsable", *options, _script("slurm/array.sbatch"), str(listed)]).partition(";")[0]
-        for task, run in enumerate(wave, 1):
-            record.set(run.name, "submitted", job=f"{job}_{task}")
-            before[run.name] = job
-    return len(new)
-
-
-def _gke(sweep: Sweep, runs: Sequence[PlannedRun], states: Mapping[str, str], record: Record) -> int:
-    """A JobSet a run; a branch once its trunk is done. What has failed is made anew."""
-    count = 0
-    for run in runs:
-        job, there, end = job_name(sweep, run.name), "", ""
-        if record.state(run.name).get("state") == "submitted":
-            asked = ["--ignore-not-found", "-o", "jsonpath={.metadata.name} {.status.terminalState}"]
-            there, _, end = _call(["kubectl", "get", "jobset", job, *asked]).partition(" ")
-        if end == "Completed":
-            record.set(run.name, "done")
-        elif there and end != "Failed":
-            continue
-        elif run.after is None or "done" in {record.state(run.after).get("state"), states[run.after]}:
-            if there:
-                _call(["kubectl", "delete", "jobset", job])
-            _call(["bash", _script("gke/train.sh"), job, _shipped(run), *sweep.config.launch.gke, *run.words])
-            record.set(run.name, "submitted", job=job)
-            count += 1
-    return count
+def _format_size(size: float) -> str:
+    return f"{size:.3g}".replace("e+", "e")

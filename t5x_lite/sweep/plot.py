@@ -1,74 +1,107 @@
-"""A study as one picture."""
+"""A study as one figure."""
 
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
 from numpy.polynomial.polynomial import polyval
 
-from t5x_lite.sweep.fit import Study
-from t5x_lite.sweep.frontier import Frontier
+from t5x_lite.laws.compute_optimal import Frontier
+from t5x_lite.laws.isoflop import Parabola
+from t5x_lite.sweep.study import Study
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
 COLORS = {"training curves": "C2", "IsoFLOP parabolas": "C1", "L(N, D)": "C0"}
+NUM_BUDGETS = 60
+"""Values of C at which the frontiers are drawn."""
 
 
-def draw(study: Study, to: Path) -> Path:
-    """Loss over FLOPs with the envelope, IsoFLOP curves with minima, best N and D over C, residuals."""
+def draw_study(study: Study, path: Path) -> Path:
+    """Draw loss over FLOPs with the frontier, IsoFLOP curves with minima, best N and D over C, and residuals."""
     figure, axes = pyplot.subplots(2, 2, figsize=(13, 10))
-    (losses, isoflops), (best, residuals) = axes
     points = study.parametric.points
-    c = np.geomspace(points.flops.min(), 10 * points.flops.max(), 60)
-    _losses(losses, study, c)
-    _isoflops(isoflops, study)
-    for name, line in study.frontiers.items():
-        if isinstance(line, Frontier):
-            at, color = np.array([line.at(float(one))[0] for one in c]), COLORS[name]
-            for column, letter, style, marker in ((0, "N", "-", "o"), (1, "D", "--", "s")):
-                label = f"{name}: {letter} ∝ C^{line.lines[2 * column + 1]:.3f}"
-                best.plot(c, at[:, column], style, color=color, label=label)
-                best.plot(line.seen[:, 0], line.seen[:, column + 1], marker, color=color, markersize=4)
-    title = "best parameters N (circles) and tokens D (squares)"
-    best.set(xscale="log", yscale="log", xlabel="FLOPs", title=title)
-    best.legend(fontsize=8)
-    shown = residuals.scatter(points.flops, 100 * study.parametric.residuals, c=np.log10(points.parameters), s=18)
-    figure.colorbar(shown, ax=residuals, label="log10 N")
-    residuals.axhline(0, color="black", linewidth=0.8)
-    residuals.set(xscale="log", xlabel="FLOPs", title="loss above the law E + A/N^α + B/D^β (%)")
+    budgets = np.geomspace(points.flops.min(), 10 * points.flops.max(), NUM_BUDGETS)
+    _draw_losses(axes[0, 0], study, budgets)
+    _draw_isoflops(axes[0, 1], study)
+    _draw_frontiers(axes[1, 0], study, budgets)
+    _draw_residuals(axes[1, 1], study)
     for axis in axes.flat:
         axis.grid(alpha=0.3)
     figure.tight_layout()
-    figure.savefig(to, dpi=120)
+    figure.savefig(path, dpi=120)
     pyplot.close(figure)
-    return to
+    return path
 
 
-def _losses(axis: Any, study: Study, c: np.ndarray) -> None:
-    points, best = study.parametric.points, np.array([study.least(float(one))[0][0] for one in c])
-    for curve in study.found.curves:
+def _draw_losses(axis: Axes, study: Study, budgets: Float[np.ndarray, " budgets"]) -> None:
+    points = study.parametric.points
+    lowest_losses = []
+    for flops in budgets:
+        loss, _ = study.lowest_loss(float(flops))
+        lowest_losses.append(loss[0])
+    lowest = np.array(lowest_losses)
+    for curve in study.sweep_points.curves:
         axis.plot(curve.flops, curve.loss, color="grey", alpha=0.4, linewidth=0.7)
-    shown = axis.scatter(points.flops, points.loss, c=np.log10(points.parameters), s=18, zorder=3)
-    axis.figure.colorbar(shown, ax=axis, label="log10 N")
-    axis.plot(c, best, color="black", label="best for C by E + A/N^α + B/D^β")
+    scatter = axis.scatter(points.flops, points.loss, c=np.log10(points.parameters), s=18, zorder=3)
+    axis.figure.colorbar(scatter, ax=axis, label="log10 N")
+    axis.plot(budgets, lowest, color="black", label="best for C by E + A/N^α + B/D^β")
     axis.set(xscale="log", yscale="log", xlabel="FLOPs", title="loss (nats per token)")
-    axis.set_ylim(min(0.97 * points.loss.min(), 0.99 * best.min()), 1.05 * points.loss.max())
+    axis.set_ylim(min(0.97 * points.loss.min(), 0.99 * lowest.min()), 1.05 * points.loss.max())
     axis.legend(fontsize=8)
 
 
-def _isoflops(axis: Any, study: Study) -> None:
-    points = study.parametric.points
-    for number, one in enumerate(study.parabolas):
-        color = f"C{number % 10}"
-        n = points.parameters[one.chosen]
-        axis.plot(n, points.loss[one.chosen], "o", color=color, markersize=4, label=f"C = {one.flops:.3g}")
-        if np.isfinite(one.coefficients).all():
-            along = np.geomspace(n.min(), n.max(), 50)
-            axis.plot(along, polyval(np.log(along), one.coefficients), color=color, linewidth=1)
-        if one.minimum:
-            axis.plot(one.minimum[0], one.minimum[2], "*", color=color, markersize=13, markeredgecolor="black")
+def _draw_isoflops(axis: Axes, study: Study) -> None:
+    for index, parabola in enumerate(study.parabolas):
+        _draw_parabola(axis, study, parabola, f"C{index % 10}")
     axis.set(xscale="log", xlabel="parameters N", title="IsoFLOP curves, their minima as stars")
     if study.parabolas:
         axis.legend(fontsize=8)
+
+
+def _draw_parabola(axis: Axes, study: Study, parabola: Parabola, color: str) -> None:
+    points = study.parametric.points
+    parameters = points.parameters[parabola.indices]
+    loss = points.loss[parabola.indices]
+    axis.plot(parameters, loss, "o", color=color, markersize=4, label=f"C = {parabola.flops:.3g}")
+    if np.isfinite(parabola.coefficients).all():
+        grid = np.geomspace(parameters.min(), parameters.max(), 50)
+        axis.plot(grid, polyval(np.log(grid), parabola.coefficients), color=color, linewidth=1)
+    minimum = parabola.minimum
+    if minimum is not None:
+        axis.plot(minimum.parameters, minimum.loss, "*", color=color, markersize=13, markeredgecolor="black")
+
+
+def _draw_frontiers(axis: Axes, study: Study, budgets: Float[np.ndarray, " budgets"]) -> None:
+    for name, frontier in study.frontiers.items():
+        if isinstance(frontier, Frontier):
+            _draw_frontier(axis, name, frontier, budgets)
+    title = "best parameters N (circles) and tokens D (squares)"
+    axis.set(xscale="log", yscale="log", xlabel="FLOPs", title=title)
+    axis.legend(fontsize=8)
+
+
+def _draw_frontier(axis: Axes, name: str, frontier: Frontier, budgets: Float[np.ndarray, " budgets"]) -> None:
+    predictions = []
+    for flops in budgets:
+        sizes, _ = frontier.predict(float(flops))
+        predictions.append(sizes)
+    best_sizes = np.array(predictions)
+    color = COLORS[name]
+    _, n_exponent, _, d_exponent = frontier.lines
+    axis.plot(budgets, best_sizes[:, 0], "-", color=color, label=f"{name}: N ∝ C^{n_exponent:.3f}")
+    axis.plot(frontier.optima[:, 0], frontier.optima[:, 1], "o", color=color, markersize=4)
+    axis.plot(budgets, best_sizes[:, 1], "--", color=color, label=f"{name}: D ∝ C^{d_exponent:.3f}")
+    axis.plot(frontier.optima[:, 0], frontier.optima[:, 2], "s", color=color, markersize=4)
+
+
+def _draw_residuals(axis: Axes, study: Study) -> None:
+    points = study.parametric.points
+    percent = 100 * study.parametric.residuals
+    scatter = axis.scatter(points.flops, percent, c=np.log10(points.parameters), s=18)
+    axis.figure.colorbar(scatter, ax=axis, label="log10 N")
+    axis.axhline(0, color="black", linewidth=0.8)
+    axis.set(xscale="log", xlabel="FLOPs", title="loss above the law E + A/N^α + B/D^β (%)")

@@ -1,0 +1,106 @@
+"""One run of a sweep, and the file that lists all of them."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from t5x_lite.errors import UserError, write_file
+from t5x_lite.sweep.config import Sweep
+
+MAX_JOB_NAME = 32
+"""Characters of a job's name on a cluster."""
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run's config, and the numbers that a scaling law needs.
+
+    Attributes:
+        name: unique in the sweep.
+        config: path of the YAML file.
+        overrides: dotted keys and values.
+        run_dir: run directory, as the run sees it.
+        parameters: N, as `SweepConfig.parameters` says.
+        tokens: D.
+        flops: C, as `SweepConfig.flops` says.
+        budget: the C that the number of steps follows from; 0 without one.
+        experts: of each mixture; 1 for a dense model.
+        steps: the last step.
+        own_steps: steps that the run computes itself; a branch does not compute those of its trunk.
+        step_flops: FLOPs of one step of the model.
+        trunk: whether this is the stable phase that branches share.
+        after: the trunk that must end before this run can start.
+    """
+
+    name: str
+    config: str
+    overrides: dict[str, object]
+    run_dir: str
+    parameters: float
+    tokens: float
+    flops: float
+    budget: float
+    experts: int
+    steps: int
+    own_steps: int
+    step_flops: float
+    trunk: bool = False
+    after: str | None = None
+
+    @property
+    def own_flops(self) -> float:
+        """FLOPs that the run computes itself."""
+        return self.own_steps * self.step_flops
+
+    @property
+    def words(self) -> list[str]:
+        """The overrides as words of the command line."""
+        return override_words({**self.overrides, "run_dir": self.run_dir})
+
+
+def override_words(settings: Mapping[str, object]) -> list[str]:
+    """Return settings as overrides of the command line, `dotted.key=value`.
+
+    Raises:
+        UserError: a value holds white space, at which the launch scripts split their arguments.
+    """
+    words = []
+    for key, value in settings.items():
+        text = json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+        if any(character.isspace() for character in text):
+            raise UserError(f"a sweep's value cannot hold white space, found {text!r}: put it into the run's config")
+        words.append(f"{key}={text}")
+    return words
+
+
+def job_name(sweep: Sweep, run: str) -> str:
+    """Return the run's name or, on clusters, a name for its job that also holds the sweep's name.
+
+    Clusters allow at most 32 lower case letters, digits and hyphens, and a letter first. A longer name ends in a hash.
+    """
+    if sweep.config.where not in {"gke", "tpu_vm"}:
+        return run
+    name = re.sub(r"[^a-z0-9]+", "-", f"{sweep.name}-{run}".lower()).strip("-")
+    if not name[0].isalpha():
+        name = f"s{name}"
+    if len(name) <= MAX_JOB_NAME:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:8]
+    beginning = name[: MAX_JOB_NAME - 9].rstrip("-")
+    return f"{beginning}-{digest}"
+
+
+def write_plan(sweep: Sweep, runs: Sequence[PlannedRun]) -> None:
+    """Write `plan.json`, from which `sweep fit` reads the runs without building their models.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    record = {
+        "sweep": sweep.name,
+        "settings": sweep.config.model_dump(mode="json"),
+        "runs": [asdict(run) for run in runs],
+    }
+    write_file(sweep.folder / "plan.json", json.dumps(record, indent=1) + "\n")

@@ -1,0 +1,243 @@
+"""Runs as processes of this machine, several at the same time: retried, stopped together, and shown."""
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from rich.progress import BarColumn, TaskID
+
+from t5x_lite.errors import STOPPED, Diverged, UserError
+from t5x_lite.parallel.distributed import handle_signals
+from t5x_lite.progress import print_line, progress_bar
+from t5x_lite.sweep.config import Sweep
+from t5x_lite.sweep.device_share import device_share
+from t5x_lite.sweep.planned_run import PlannedRun
+from t5x_lite.sweep.status_log import StatusLog
+
+POLL_SECONDS = 0.5
+"""Time between two looks at the processes."""
+MAX_REASON = 300
+"""Characters of a process's last line that the status log keeps."""
+
+
+@dataclass
+class RunningJob:
+    """A run in progress. `metrics_offset` is how far its metrics file was read, in bytes."""
+
+    run: PlannedRun
+    process: subprocess.Popen[bytes]
+    slot: int
+    progress_task: TaskID
+    started: float = field(default_factory=time.monotonic)
+    metrics_offset: int = 0
+    step: int = 0
+
+    @property
+    def flops(self) -> float:
+        """FLOPs that it has computed."""
+        first_step = self.run.steps - self.run.own_steps
+        return self.run.step_flops * max(self.step - first_step, 0)
+
+
+class ProcessPool:
+    """Starts runs in `jobs` slots, each with its share of the machine's devices, until all have ended."""
+
+    def __init__(
+        self,
+        sweep: Sweep,
+        log: StatusLog,
+        environment: Mapping[str, str],
+        command: Callable[[PlannedRun], list[str]],
+    ) -> None:
+        """Prepare a pool.
+
+        Args:
+            sweep: the sweep.
+            log: receives the states of the runs.
+            environment: environment variables of the processes.
+            command: returns the program of a run with its arguments.
+        """
+        self.sweep = sweep
+        self.log = log
+        self.environment = environment
+        self.command = command
+        self.running: list[RunningJob] = []
+        self.pending: list[PlannedRun] = []
+        self.final_states: dict[str, str] = {}
+        self.attempts: Counter[str] = Counter()
+        self.stop_requested = False
+        self.progress = progress_bar("{task.description}", BarColumn(), "{task.fields[at]}")
+
+    def run(self, runs: Sequence[PlannedRun], final_states: Mapping[str, str]) -> int:
+        """Run all; return 0 if all are done, `STOPPED` after a request to stop, and otherwise 1.
+
+        Args:
+            runs: the runs that are missing.
+            final_states: states of the other runs of the sweep, by name, as far as these have ended.
+        """
+        self.pending = list(runs)
+        self.final_states = dict(final_states)
+        with handle_signals(self._request_stop, signal.SIGINT, signal.SIGTERM), self.progress:
+            total_flops = sum(run.own_flops for run in runs)
+            overall_task = self.progress.add_task(self.sweep.name, total=total_flops, at=f"0/{len(runs)}")
+            while self.running or (self.pending and not self.stop_requested):
+                self._start_pending()
+                time.sleep(POLL_SECONDS)
+                for job in list(self.running):
+                    if job.process.poll() is not None:
+                        self._finish(job)
+                self._read_metrics()
+                self._show_progress(overall_task, runs)
+        not_done = sorted(run.name for run in runs if self.final_states.get(run.name) != "done")
+        summary = f"{len(runs) - len(not_done)} of {len(runs)} runs are done"
+        if not_done:
+            summary += f"; not: {', '.join(not_done)}"
+        print_line(self.progress.console, summary)
+        if self.stop_requested:
+            return STOPPED
+        return 1 if not_done else 0
+
+    def _start_pending(self) -> None:
+        """Start the runs for which there is a free slot, and skip those whose trunk has failed."""
+        for run in list(self.pending):
+            trunk_state = "done"
+            if run.after is not None:
+                trunk_state = self.final_states.get(run.after, "unfinished")
+            if trunk_state not in {"done", "unfinished"}:
+                self.pending.remove(run)
+                self.final_states[run.name] = "skipped"
+                self._set_state(run, "skipped", reason=f"{run.after}, which it branches off, is {trunk_state}")
+            elif trunk_state == "done" and self._has_free_slot() and not is_locked(Path(run.run_dir)):
+                self.pending.remove(run)
+                self._start(run)
+
+    def _has_free_slot(self) -> bool:
+        return len(self.running) < self.sweep.config.jobs and not self.stop_requested
+
+    def _start(self, run: PlannedRun) -> None:
+        jobs = self.sweep.config.jobs
+        used_slots = {job.slot for job in self.running}
+        slot = min(set(range(jobs)) - used_slots)
+        share = device_share(slot, jobs, self.environment)
+        output_path = self._output_path(run)
+        output_path.parent.mkdir(exist_ok=True)
+        with output_path.open("ab") as output:
+            process = subprocess.Popen(
+                self.command(run),
+                env={**self.environment, **share.variables},
+                stdout=output,
+                stderr=output,
+                stdin=subprocess.DEVNULL,
+                # Ctrl-C reaches this process alone, which passes it on once.
+                start_new_session=True,
+            )
+        if share.cores:
+            os.sched_setaffinity(process.pid, share.cores)
+        self.attempts[run.name] += 1
+        progress_task = self.progress.add_task(f"  {run.name}", total=run.steps, at="")
+        self.running.append(RunningJob(run, process, slot, progress_task))
+        self._set_state(run, "running", attempt=self.attempts[run.name], pid=process.pid)
+
+    def _finish(self, job: RunningJob) -> None:
+        """Write down how a process has ended, and decide whether its run is started again."""
+        self.running.remove(job)
+        self.progress.remove_task(job.progress_task)
+        exit_code = job.process.returncode
+        state = self._state_after(job.run, exit_code)
+        details: dict[str, object] = {
+            "exit_code": exit_code,
+            "seconds": round(time.monotonic() - job.started, 1),
+        }
+        if state not in {"done", "stopped"}:
+            details["reason"] = self._failure_reason(job.run, state)
+        self._set_state(job.run, state, **details)
+        if state in {"stopped", "retried"}:
+            self.pending.insert(0, job.run)
+        else:
+            self.final_states[job.run.name] = state
+
+    def _state_after(self, run: PlannedRun, exit_code: int) -> str:
+        if exit_code == 0:
+            return "done"
+        if exit_code == Diverged.exit_code:
+            return "diverged"
+        if exit_code == STOPPED or self.stop_requested:
+            return "stopped"
+        is_user_error = exit_code == UserError.exit_code
+        if not is_user_error and self.attempts[run.name] <= self.sweep.config.retries:
+            return "retried"
+        return "failed"
+
+    def _failure_reason(self, run: PlannedRun, state: str) -> str:
+        output_path = self._output_path(run)
+        output = output_path.read_text(encoding="utf-8", errors="replace")
+        reason = last_line(output)[-MAX_REASON:] or "the process printed nothing"
+        if state == "failed":
+            return f"{reason}; see {output_path}"
+        return reason
+
+    def _output_path(self, run: PlannedRun) -> Path:
+        return self.sweep.folder / "logs" / f"{run.name}.log"
+
+    def _read_metrics(self) -> None:
+        """Read the lines that each run has added to its metrics, and show the last."""
+        for job in self.running:
+            new_bytes = b""
+            with suppress(FileNotFoundError), (Path(job.run.run_dir) / "metrics.jsonl").open("rb") as file:
+                file.seek(job.metrics_offset)
+                new_bytes = file.read()
+            end_of_last_line = new_bytes.rfind(b"\n") + 1
+            complete_lines = new_bytes[:end_of_last_line]
+            job.metrics_offset += len(complete_lines)
+            if complete_lines:
+                metrics = json.loads(complete_lines.splitlines()[-1])
+                job.step = metrics["step"]
+                loss = metrics["loss"] or float("nan")
+                text = f"step {job.step} · loss {loss:.4f}"
+                self.progress.update(job.progress_task, completed=job.step, at=text)
+
+    def _show_progress(self, overall_task: TaskID, runs: Sequence[PlannedRun]) -> None:
+        num_ended = 0
+        flops = sum(job.flops for job in self.running)
+        for run in runs:
+            if run.name in self.final_states:
+                num_ended += 1
+                flops += run.own_flops
+        self.progress.update(overall_task, completed=flops, at=f"{num_ended}/{len(runs)}")
+
+    def _set_state(self, run: PlannedRun, state: str, **details: object) -> None:
+        self.log.set(run.name, state, **details)
+        message = f"{run.name}: {state}"
+        if "reason" in details:
+            message += f": {details['reason']}"
+        print_line(self.progress.console, message)
+
+    def _request_stop(self, *_: object) -> None:
+        """Ask every run to save and exit, and start no more."""
+        self.stop_requested = True
+        for job in self.running:
+            job.process.terminate()
+
+
+def last_line(output: str) -> str:
+    """Return the last line that a program has printed, which may say why it failed; empty if it printed nothing."""
+    lines = output.strip().splitlines()
+    return lines[-1] if lines else ""
+
+
+def is_locked(run_dir: Path) -> bool:
+    """Return whether a process still trains this run, such as one that outlived an earlier start of the sweep."""
+    with suppress(FileNotFoundError), (run_dir / ".lock").open() as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False

@@ -1,0 +1,59 @@
+"""Measure a run's train step on the devices of this machine: `python -m t5x_lite.sweep.step_time CONFIG k=v …`.
+
+It prints a JSON object with `step_seconds`. This is a separate program so that the devices are free when it ends.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from t5x_lite import config as configuration
+from t5x_lite.errors import UserError
+from t5x_lite.models.transformer import model_spec
+from t5x_lite.parallel import distributed
+from t5x_lite.parallel import mesh as meshes
+from t5x_lite.planner.plan import example_features
+from t5x_lite.sweep.model_counts import with_known_vocab
+from t5x_lite.train.setup import make_steps
+
+NUM_STEPS = 5
+"""Steps that are timed; the first also compiles."""
+
+
+def measure_step(path: str, overrides: Sequence[str]) -> float:
+    """Return the seconds of the fastest of a few steps, on rows of equal tokens."""
+    config = with_known_vocab(configuration.load(path, overrides))
+    distributed.initialize(Path(config.data.cache_dir))
+    batch_size = config.train.batch_size
+    mesh = meshes.make_mesh(config.mesh)
+    num_local_rows = len(meshes.local_rows(mesh, batch_size))
+    batch = {name: np.stack([value] * num_local_rows) for name, value in example_features(config).items()}
+    seconds = []
+    with jax.set_mesh(mesh):
+        steps = make_steps(config, model_spec(config.model), mesh)
+        state = steps.fresh()
+        for _ in range(NUM_STEPS):
+            started = time.perf_counter()
+            state, metrics = steps.train(state, meshes.to_global(mesh, batch, batch_size))
+            jax.block_until_ready(metrics)
+            seconds.append(time.perf_counter() - started)
+    return min(seconds)
+
+
+def main() -> None:
+    """Print the result; exit with a message if the config is not valid."""
+    try:
+        seconds = measure_step(sys.argv[1], sys.argv[2:])
+    except UserError as error:
+        print(f"t5x-lite: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    print(json.dumps({"step_seconds": seconds}))
+
+
+if __name__ == "__main__":
+    main()
