@@ -26,12 +26,11 @@ from t5x_lite.evaluate.evaluators import Evaluator
 from t5x_lite.evaluate.likelihood import Likelihood
 from t5x_lite.evaluate.tasks import TaskEvaluation
 from t5x_lite.models.loss_terms import Batch, LossFunction, LossTerms
-from t5x_lite.models.positions import Learned
 from t5x_lite.models.spec import ModelSpec
 from t5x_lite.objectives.framing import encoder_frame
 from t5x_lite.parallel import mesh as meshes
-from t5x_lite.run_dir import FOREIGN_CONFIG, Run, open_run
 from t5x_lite.run_data import open_run_data
+from t5x_lite.run_dir import FOREIGN_CONFIG, Run, open_run
 from t5x_lite.run_loss import loss_function
 
 
@@ -116,8 +115,8 @@ class Model:
 
         This is the number of learned positions; else the context length of imported weights, or `train.seq_len`.
         """
-        if isinstance(self.config.model.positions, Learned):
-            return self.config.model.positions.length
+        if self.config.model.max_length is not None:
+            return self.config.model.max_length
         foreign = self._foreign_config
         context_length = foreign.get("n_positions") or foreign.get("max_position_embeddings")
         return int(context_length or self.config.train.seq_len)
@@ -129,9 +128,9 @@ class Model:
             UserError: more than the learned positions.
         """
         length = requested or self.window
-        positions = self.config.model.positions
-        if isinstance(positions, Learned) and length > positions.length:
-            raise UserError(f"{length} tokens are more than the model's {positions.length} learned positions")
+        max_length = self.config.model.max_length
+        if max_length is not None and length > max_length:
+            raise UserError(f"{length} tokens are more than the model's {max_length} learned positions")
         return length
 
     def encode_text(self, text: str) -> Int[np.ndarray, "_"]:
@@ -193,9 +192,9 @@ class Model:
     @cached_property
     def _generator(self) -> Generator:
         prompt_prefix = self.soft_prompt_ids
-        if self.run.own_tokenizer is not None:
+        if self.run.stored_tokenizer is not None:
             prompt_prefix = np.concatenate([prompt_prefix, self.bos_ids])
-        return Generator(self.config.model, self.spec, self.params, self.run.own_tokenizer, prompt_prefix)
+        return Generator(self.config.model, self.spec, self.params, self.run.stored_tokenizer, prompt_prefix)
 
     @property
     def likelihood(self) -> Likelihood:

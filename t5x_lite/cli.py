@@ -304,7 +304,7 @@ def import_(options: argparse.Namespace, overrides: list[str]) -> int:
     importers = {"hf": huggingface.import_hf, "t5x": t5x.import_t5x}
     run = importers[options.format](options.source, options.target)
     print(f"run: {run.folder} ({run.spec.parameters:,} parameters, {run.config.model.family})")
-    if run.own_tokenizer is None:
+    if run.stored_tokenizer is None:
         print("no tokenizer came with it: put tokenizer.json or tokenizer.model there before it reads text")
     return 0
 

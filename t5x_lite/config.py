@@ -19,7 +19,6 @@ from t5x_lite.errors import UserError
 from t5x_lite.evaluate.config import EvalConfig
 from t5x_lite.evaluate.evaluators import Evaluator, Tasks, Validation
 from t5x_lite.models.config import ModelConfig
-from t5x_lite.models.positions import Learned
 from t5x_lite.objectives import OBJECTIVES, Causal, Objective, TextToText
 from t5x_lite.objectives.supervised import Supervised
 from t5x_lite.parallel.config import MeshConfig

@@ -33,14 +33,14 @@ class Run:
     Attributes:
         folder: the run directory.
         config: its resolved config.
-        blueprint: the model that the config describes.
-        own_tokenizer: its tokenizer; None if imported weights came without one.
+        spec: the model that the config describes, without its weights.
+        stored_tokenizer: its tokenizer; None if imported weights came without one.
     """
 
     folder: Path
     config: RunConfig
     spec: ModelSpec
-    own_tokenizer: Tokenizer | None = None
+    stored_tokenizer: Tokenizer | None = None
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -49,9 +49,9 @@ class Run:
         Raises:
             UserError: imported weights came without one.
         """
-        if self.own_tokenizer is None:
+        if self.stored_tokenizer is None:
             raise UserError(f"{self.folder}: has no tokenizer; put tokenizer.json or tokenizer.model there")
-        return self.own_tokenizer
+        return self.stored_tokenizer
 
     @property
     def checkpoints(self) -> Checkpoints:

@@ -24,9 +24,7 @@ def loss_function(config: RunConfig, spec: ModelSpec, batch_shards: int, *, trai
     objective = config.require_objective()
     settings = _loss_settings(config, batch_shards, training=training)
     # Then padding comes last if at all, and no query of a causal row sees it: attention needs no mask of segments.
-    needs_segments = (
-        not objective.every_token or config.data.packing != "stream" or config.data.separate_documents
-    )
+    needs_segments = not objective.every_token or config.data.packing != "stream" or config.data.separate_documents
 
     def compute_loss(params: PyTree, batch: Batch, key: PRNGKeyArray | None) -> LossTerms:
         if not needs_segments:

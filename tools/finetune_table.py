@@ -15,7 +15,7 @@ import numpy as np
 
 from t5x_lite.parallel.mesh import make_mesh
 from t5x_lite.run_dir import open_run
-from t5x_lite.train.setup import make_steps
+from t5x_lite.train.steps import make_steps
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "finetune"
 LEARNING_RATES = {"scratch": 2e-4, "full": 2e-4, "head": 5e-3, "bitfit": 3e-3, "houlsby": 3e-3, "lora": 3e-3}

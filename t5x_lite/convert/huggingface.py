@@ -183,7 +183,7 @@ def _build_config(
 
 def _special_token_ids(run: Run) -> ForeignConfig:
     """Return the token ids that generation in Transformers needs, from the run's tokenizer."""
-    tokenizer = run.own_tokenizer
+    tokenizer = run.stored_tokenizer
     if tokenizer is None:
         return {}
     ids = {"eos_token_id": tokenizer.eos, "bos_token_id": tokenizer.eos, "pad_token_id": tokenizer.pad}

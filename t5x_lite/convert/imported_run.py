@@ -21,7 +21,6 @@ from t5x_lite.data.config import TokenizerFile
 from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.errors import UserError
 from t5x_lite.models.config import ModelConfig
-from t5x_lite.models.positions import Learned
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.progress import track_progress
 from t5x_lite.run_dir import FOREIGN_CONFIG, Run, open_run
@@ -113,9 +112,7 @@ def write_run(
 def _describe_run(
     run_dir: Path, model: ModelConfig, objective: ObjectiveSetting, tokenizer: Tokenizer | None
 ) -> RunConfig:
-    length = MAX_SEQ_LEN
-    if isinstance(model.positions, Learned):
-        length = min(model.positions.length, MAX_SEQ_LEN)
+    length = min(model.max_length or MAX_SEQ_LEN, MAX_SEQ_LEN)
     data = {}
     if isinstance(objective, dict) and objective["masked"]["sentences"] != "none":
         data = {"packing": "sentences", "parts": "punctuation"}

@@ -20,7 +20,6 @@ from t5x_lite.decode.sampling import Sampling
 from t5x_lite.decode.state import DecodeState
 from t5x_lite.errors import UserError
 from t5x_lite.models.config import START_TOKEN, ModelConfig
-from t5x_lite.models.positions import Learned
 from t5x_lite.models.spec import ModelSpec
 
 logger = logging.getLogger(__name__)
@@ -212,14 +211,11 @@ class Generator:
 
         A decoder's positions hold the new tokens too.
         """
-        positions = self.config.positions
-        if not isinstance(positions, Learned):
+        limit = self.config.max_length
+        if limit is None:
             return list(prompts)
-        if new_tokens >= positions.length:
-            raise UserError(
-                f"tokens {new_tokens} leave no room for a prompt in the model's {positions.length} learned positions"
-            )
-        limit = positions.length
+        if new_tokens >= limit:
+            raise UserError(f"tokens {new_tokens} leave no room for a prompt in the model's {limit} learned positions")
         if self.config.family == "decoder":
             limit -= new_tokens
         too_long = sum(len(prompt) > limit for prompt in prompts)

@@ -18,6 +18,11 @@ from t5x_lite.models.sharding import AXES, RULES, spec
 from t5x_lite.parallel.config import MeshConfig
 from t5x_lite.trees import flatten_names, unflatten_names
 
+REPLICATED_SIZE = 2**16
+"""Parameters of an array below which it may be replicated: sharding it would cost more than it saves."""
+REPLICATED_SHARE = 0.02
+"""Share of the parameters that a mesh which shards parameters may leave replicated (MaxText: sharding_tolerance)."""
+
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Arrange devices in a mesh with the axes `AXES`.
@@ -92,6 +97,33 @@ def shape_structs(shapes: PyTree, array_shardings: PyTree[NamedSharding]) -> PyT
         return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
 
     return jax.tree.map(shape_struct, shapes, array_shardings)
+
+
+def check_sharded(mesh: Mesh, axes: PyTree[WeightAxes], shapes: PyTree[jax.ShapeDtypeStruct]) -> None:
+    """Check that a mesh that shards parameters leaves few of them replicated.
+
+    Raises:
+        UserError: more than `REPLICATED_SHARE` are replicated; the message names the arrays, the largest first.
+    """
+    sharded_axes = [axis for axis in ("fsdp", "tensor", "expert", "pipeline") if mesh.shape[axis] > 1]
+    if not sharded_axes:
+        return
+    shapes_by_name = flatten_names(shapes)
+    total_size = sum(shape.size for shape in shapes_by_name.values())
+    replicated_sizes = {}
+    for name, sharding in flatten_names(shardings(mesh, axes, shapes)).items():
+        size = shapes_by_name[name].size
+        if sharding.is_fully_replicated and size >= REPLICATED_SIZE:
+            replicated_sizes[name] = size
+    share = sum(replicated_sizes.values()) / total_size
+    if share <= REPLICATED_SHARE:
+        return
+    by_size = sorted(replicated_sizes, key=replicated_sizes.__getitem__, reverse=True)
+    arrays = ", ".join(f"{name} {list(shapes_by_name[name].shape)}" for name in by_size)
+    raise UserError(
+        f"mesh: {share:.1%} of the parameters would lie whole on every device ({arrays}): {' and '.join(sharded_axes)} "
+        "divide none of their sizes; pad the sizes or change the mesh"
+    )
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 
 from jax.sharding import Mesh
 
-from t5x_lite.models.experts.config import MoE
-from t5x_lite.models.experts.config import Capacity
+from t5x_lite.models.experts.config import Capacity, MoE
 from t5x_lite.parallel.chips import Chip
 from t5x_lite.planner.figures import CollectiveFigures
 from t5x_lite.planner.hlo import Collective

@@ -15,7 +15,7 @@ from t5x_lite.planner.example import example_features
 from t5x_lite.planner.figures import CompiledFigures
 from t5x_lite.planner.hlo import find_collectives
 from t5x_lite.planner.libtpu import involuntary_reshards
-from t5x_lite.train.setup import Steps
+from t5x_lite.train.steps import Steps
 
 _KERNEL_CALL = re.compile(r'custom_call_target="(?:tpu_custom_call|__cudnn\$fmha)')
 _MEMORY_NEEDED = re.compile(r"(?:Used |temporaries \()([\d.]+)([KMGT])")

@@ -14,7 +14,7 @@ from t5x_lite.config import RunConfig
 from t5x_lite.errors import UserError
 from t5x_lite.models.spec import model_spec
 from t5x_lite.parallel.chips import CHIPS, Chip, chip_name
-from t5x_lite.parallel.mesh import make_mesh
+from t5x_lite.parallel.mesh import check_sharded, make_mesh
 from t5x_lite.planner.collectives import add_links, required_collectives
 from t5x_lite.planner.compile import compile_train_step
 from t5x_lite.planner.example import example_context
@@ -23,9 +23,8 @@ from t5x_lite.planner.memory import modelled_memory
 from t5x_lite.planner.roofline import roofline_bounds
 from t5x_lite.planner.topology import Pod, find_pod
 from t5x_lite.planner.workload import Workload
-from t5x_lite.train.health import check_sharded
-from t5x_lite.train.setup import check_mesh, make_steps
 from t5x_lite.train.state import TrainState
+from t5x_lite.train.steps import check_mesh, make_steps
 
 RESERVED = 0.02
 """Share of a device's memory that the runtime reserves for itself."""
@@ -91,7 +90,7 @@ def make_plan(config: RunConfig, topology: str, slices: int = 1, pod: Pod | None
     chip = _chip_of(pod.device_kind)
     kernels = check_mesh(mesh, config, pod.platform)
     spec = model_spec(config.model, config.method.surgery)
-    check_sharded(spec, mesh)
+    check_sharded(mesh, spec.axes, spec.shapes)
     lengths = config.require_objective().lengths(example_context(config.model, config.train.seq_len))
     workload = Workload(config, spec, lengths, mesh)
 

@@ -6,7 +6,7 @@ from t5x_lite.models.config import RematPolicy
 from t5x_lite.parallel.chips import Chip
 from t5x_lite.planner.figures import CollectiveFigures, RooflineFigures
 from t5x_lite.planner.workload import Workload
-from t5x_lite.train.metrics import flops_per_row
+from t5x_lite.train.flops import flops_per_example
 
 SECONDS_PER_DAY = 86400
 
@@ -55,9 +55,9 @@ def roofline_bounds(
 
 
 def _flops_per_device(workload: Workload, *, causal_half: bool) -> float:
-    """Return the FLOPs of a step without recomputation; see `flops_per_row`."""
+    """Return the FLOPs of a step without recomputation; see `flops_per_example`."""
     config = workload.config
-    row_flops = flops_per_row(config.model, workload.spec, workload.lengths, causal_half=causal_half)
+    row_flops = flops_per_example(config.model, workload.spec, workload.lengths, causal_half=causal_half)
     return config.train.batch_size * row_flops / workload.mesh.size
 
 

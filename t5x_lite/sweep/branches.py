@@ -13,7 +13,6 @@ from t5x_lite import config as configuration
 from t5x_lite.errors import UserError
 from t5x_lite.sweep.config import Sweep
 from t5x_lite.sweep.planned_run import PlannedRun, job_name, override_words
-from t5x_lite.train.config import WarmupStableDecay
 
 
 def share_stable_phases(sweep: Sweep, runs: Sequence[PlannedRun]) -> list[PlannedRun]:
@@ -50,12 +49,12 @@ def _longest(group: Sequence[PlannedRun]) -> PlannedRun:
 def _decay_starts(sweep: Sweep, group: Sequence[PlannedRun]) -> dict[str, int]:
     """Return the step after which each run's learning rate decays, by the run's name."""
     config = configuration.load(sweep.base, override_words(_longest(group).overrides))
-    schedule = config.optimizer.schedule
-    if not isinstance(schedule, WarmupStableDecay):
+    decay_share = config.optimizer.schedule.decay_share
+    if decay_share is None:
         raise UserError(f"branches: need optimizer.schedule wsd, whose stable phase they share; set it in {sweep.base}")
     starts = {}
     for run in group:
-        step = math.floor((1 - schedule.decay) * run.steps)
+        step = math.floor((1 - decay_share) * run.steps)
         if step <= config.optimizer.warmup_steps:
             raise UserError(f"run {run.name}: its decay begins at step {step}, before its warm-up is over")
         starts[run.name] = step

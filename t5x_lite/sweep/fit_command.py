@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from t5x_lite.errors import UserError, write_file
+from t5x_lite.errors import UserError
+from t5x_lite.files import write_file
 from t5x_lite.sweep.config import Sweep, load
 from t5x_lite.sweep.csv_points import read_csv
 from t5x_lite.sweep.plot import draw_study

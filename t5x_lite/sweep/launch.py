@@ -9,7 +9,7 @@ from rich.table import Column
 
 from t5x_lite.errors import UserError
 from t5x_lite.evaluate.curves import metric_records
-from t5x_lite.progress import print_line, print_table
+from t5x_lite.progress import format_duration, format_si, print_line, print_table
 from t5x_lite.run_dir import lock_dir
 from t5x_lite.sweep.clusters import launch_script, submit_to_gke, submit_to_slurm, tpu_vm_command
 from t5x_lite.sweep.config import Sweep
@@ -18,7 +18,6 @@ from t5x_lite.sweep.planned_run import PlannedRun, write_plan
 from t5x_lite.sweep.process_pool import ProcessPool
 from t5x_lite.sweep.status_log import StatusLog
 from t5x_lite.sweep.time_estimates import estimate_seconds
-from t5x_lite.train.metrics import format_duration, format_si
 
 FINAL_STATES = {"done", "diverged"}
 """States that another start would not change."""

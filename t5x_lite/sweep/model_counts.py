@@ -4,15 +4,15 @@ import math
 from dataclasses import dataclass
 from functools import cache
 
-from t5x_lite.checkpoint import flatten_names
 from t5x_lite.config import RunConfig
 from t5x_lite.errors import UserError
 from t5x_lite.models.config import ModelConfig
-from t5x_lite.models.transformer import ModelSpec, model_spec
+from t5x_lite.models.spec import model_spec
 from t5x_lite.objectives import Objective
-from t5x_lite.planner.plan import example_context
+from t5x_lite.planner.example import example_context
 from t5x_lite.sweep.config import SweepConfig
-from t5x_lite.train.metrics import flops_per_row
+from t5x_lite.train.flops import flops_per_example
+from t5x_lite.trees import flatten_names
 
 
 @dataclass(frozen=True)
@@ -63,20 +63,15 @@ def with_known_vocab(config: RunConfig) -> RunConfig:
 
 
 @cache
-def _model_spec(model: ModelConfig) -> ModelSpec:
-    return model_spec(model)
-
-
-@cache
 def _count_parameters(model: ModelConfig) -> dict[str, int]:
     """Return N by each value of `SweepConfig.parameters`."""
-    spec = _model_spec(model)
+    spec = model_spec(model)
     shapes = flatten_names(spec.shapes)
     vocab_parameters = 0.0
     for name, axes in flatten_names(spec.axes).items():
         is_output = "vocab" in axes.names and axes.inputs
-        if axes.table or is_output:
-            vocab_parameters += axes.share * math.prod(shapes[name].shape)
+        if axes.is_table or is_output:
+            vocab_parameters += axes.active_share * math.prod(shapes[name].shape)
     active = spec.active_parameters
     return {"all": spec.parameters, "active": active, "non_embedding": active - round(vocab_parameters)}
 
@@ -84,4 +79,4 @@ def _count_parameters(model: ModelConfig) -> dict[str, int]:
 @cache
 def _flops_per_token(model: ModelConfig, objective: Objective, length: int) -> float:
     lengths = objective.lengths(example_context(model, length))
-    return flops_per_row(model, _model_spec(model), lengths) / length
+    return flops_per_example(model, model_spec(model), lengths) / length

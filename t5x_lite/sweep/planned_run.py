@@ -6,7 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
-from t5x_lite.errors import UserError, write_file
+from t5x_lite.errors import UserError
+from t5x_lite.files import write_file
 from t5x_lite.sweep.config import Sweep
 
 MAX_JOB_NAME = 32

@@ -10,12 +10,13 @@ import yaml
 from jaxtyping import Float
 
 from t5x_lite import config as configuration
-from t5x_lite.adapt.parts import unflatten_names
-from t5x_lite.errors import UserError, write_file
+from t5x_lite.errors import UserError
+from t5x_lite.files import write_file
 from t5x_lite.sweep import grid
 from t5x_lite.sweep.config import Sweep
 from t5x_lite.sweep.planned_run import PlannedRun
 from t5x_lite.sweep.report import Report
+from t5x_lite.trees import unflatten_names
 
 MAX_LOG_ERROR = 0.3
 """Largest difference between the log N of the law and that of the nearest model."""

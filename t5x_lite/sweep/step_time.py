@@ -14,12 +14,12 @@ import numpy as np
 
 from t5x_lite import config as configuration
 from t5x_lite.errors import UserError
-from t5x_lite.models.transformer import model_spec
+from t5x_lite.models.spec import model_spec
 from t5x_lite.parallel import distributed
 from t5x_lite.parallel import mesh as meshes
-from t5x_lite.planner.plan import example_features
+from t5x_lite.planner.example import example_features
 from t5x_lite.sweep.model_counts import with_known_vocab
-from t5x_lite.train.setup import make_steps
+from t5x_lite.train.steps import make_steps
 
 NUM_STEPS = 5
 """Steps that are timed; the first also compiles."""
@@ -36,7 +36,7 @@ def measure_step(path: str, overrides: Sequence[str]) -> float:
     seconds = []
     with jax.set_mesh(mesh):
         steps = make_steps(config, model_spec(config.model), mesh)
-        state = steps.fresh()
+        state = steps.create_state()
         for _ in range(NUM_STEPS):
             started = time.perf_counter()
             state, metrics = steps.train(state, meshes.to_global(mesh, batch, batch_size))

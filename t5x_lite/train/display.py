@@ -28,7 +28,7 @@ class Display:
         self._bar = progress_bar(*columns, enabled=enabled)
         self._console = self._bar.console
         self._task = self._bar.add_task("", total=steps, values="")
-        self._statuses: dict[str, str] = {}
+        self._statuses: dict[object, str] = {}
         self._first_step = 0
         self._start_time = time.monotonic()
         self._last_line_time = self._start_time
@@ -51,7 +51,7 @@ class Display:
         if self.enabled:
             print_line(self._console, message)
 
-    def set_status(self, source: str, status: str) -> None:
+    def set_status(self, source: object, status: str) -> None:
         """Show a text after the metrics of each step, until the same source sets another."""
         if status:
             self._statuses[source] = status

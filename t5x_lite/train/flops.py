@@ -41,9 +41,7 @@ def flops_per_example(
     first_trained: dict[str, int | None] = dict.fromkeys(shapes, 0)
     if split is not None:
         first_trained = dict(split.first_trained_repeat)
-    has_backward_pass = any(
-        first is not None and not name.startswith("head.") for name, first in first_trained.items()
-    )
+    has_backward_pass = any(first is not None and not name.startswith("head.") for name, first in first_trained.items())
     matrix_flops = 0.0
     for name, axes in flatten_names(spec.axes).items():
         if _is_multiplied(model, axes):

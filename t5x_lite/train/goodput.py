@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from t5x_lite.evaluate.evaluation_model import EvaluationModel
+from t5x_lite.evaluate.evaluators.evaluator import Evaluation
 from t5x_lite.files import write_file
 
 ACTIVITIES = ("compile", "data", "step", "evaluation", "checkpoint", "restart", "lost")
@@ -51,7 +53,9 @@ class Goodput:
             self.seconds[activity] += time.monotonic() - started
 
     def start_steps(self, compile_seconds: float) -> None:
-        """Count the time since the start of the process, without compilation, as `restart`. Only the first call does.
+        """Count the time since the start of the process, without compilation, as `restart`.
+
+        Only the first call does.
         """
         if not self._has_started:
             self._has_started = True
@@ -69,6 +73,10 @@ class Goodput:
             write_file(self._path, json.dumps(self.seconds))
         share = self.seconds["step"] / max(sum(self.seconds.values()), 1e-9)
         return {"goodput": share, **{f"goodput/{name}_seconds": value for name, value in self.seconds.items()}}
+
+    def run(self, model: EvaluationModel) -> Evaluation:
+        """Return the metrics, as an evaluator of the train loop."""
+        return Evaluation(self.metrics())
 
     def summary(self) -> str:
         """Return the goodput and the seconds by activity in one line."""

@@ -1,62 +1,64 @@
-"""Train a run: the order of this file is the order of events.
-
-Restoring: (1) a run directory that holds checkpoints goes on from the newest whole one; (2) otherwise a config with
-`branch` goes on from a checkpoint of the run that it names, one with `adapt` begins from the run that it names; (3)
-otherwise the weights are fresh, a function of the seed.
-"""
+"""The train loop."""
 
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Array
 
-from t5x_lite import config as configuration
-from t5x_lite.adapt.initial_weights import BaseCheckpoint, initial_weights, source_run
-from t5x_lite.checkpoint import Checkpoints
+from t5x_lite.adapt.initial_weights import source_run
 from t5x_lite.config import RunConfig
 from t5x_lite.data.pipeline import training_batches
 from t5x_lite.data.records import TaskData
 from t5x_lite.data.training_data import ExampleSequence, TrainingData
 from t5x_lite.data.vocabulary import load_or_train_tokenizer
 from t5x_lite.errors import Diverged
-from t5x_lite.evaluate.curves import read_metrics
-from t5x_lite.evaluate.tasks import TaskEvaluation
-from t5x_lite.laws.forecast import forecast_loss
+from t5x_lite.models.loss_terms import Batch
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.parallel.distributed import abort_together, main_process_first, stop_requests
+from t5x_lite.progress import format_duration, format_si
+from t5x_lite.run_data import open_run_data
 from t5x_lite.run_dir import Run, check_run_dir, create_run_dir, lock_dir, with_vocab
-from t5x_lite.train import optimizer as optimizers
-from t5x_lite.train.branch import restore_branch
+from t5x_lite.train.device_speed import peak_flops
+from t5x_lite.train.display import Display
+from t5x_lite.train.flops import flops_per_example
+from t5x_lite.train.forecast import Forecast
 from t5x_lite.train.goodput import Goodput
-from t5x_lite.train.health import ReplicaCheck, Stragglers, Watchdog, check_sharded
-from t5x_lite.train.metrics import Display, MetricsWriter, flops_per_row, format_duration, format_si, peak_flops
-from t5x_lite.train.setup import Steps, check_mesh, evaluate_split, make_steps, open_run_data
+from t5x_lite.train.hooks import Hook, evaluation_hooks
+from t5x_lite.train.metrics import MetricsWriter
+from t5x_lite.train.monitor import LossSpike, StepCost, StepMonitor
+from t5x_lite.train.optimization import make_schedule
+from t5x_lite.train.replicas import ReplicaCheck
 from t5x_lite.train.state import TrainState
-from t5x_lite.train.step import Sums
-from t5x_lite.train.watch import LossSpike, RunningLoss, StepCost, StepMonitor
+from t5x_lite.train.state_store import Progress, StateStore
+from t5x_lite.train.steps import Steps, check_mesh, make_steps
+from t5x_lite.train.stragglers import Stragglers
+from t5x_lite.train.training_model import TrainingModel
+from t5x_lite.train.watchdog import Watchdog
 
-DEVICE_BATCHES = 2
-"""Batches sent to the devices ahead of the step that takes them."""
-PROFILE_AFTER = 10
+BATCHES_AHEAD = 2
+"""Batches that are sent to the devices before the step that takes them."""
+STEPS_BEFORE_PROFILE = 10
 """Steps before a profile begins, so that it shows the steady state."""
 
 
 def train(config: RunConfig) -> tuple[Run, bool]:
-    """Pretrain, or resume. Returns the run, and whether it is complete (False: asked to stop, and saved).
+    """Train a run, or resume it.
+
+    Returns:
+        The run, and whether it is complete. It is not if the process was asked to stop; its state is saved then.
 
     Raises:
-        UserError: input that cannot serve, before anything is written; a checkpoint that cannot be saved.
-        Diverged: the loss is not finite for too many steps, or keeps jumping.
+        UserError: invalid input, before anything is written; a checkpoint that cannot be saved.
+        Diverged: the loss was not finite for too many steps, or rose suddenly too often.
     """
     mesh = meshes.make_mesh(config.mesh)
-    attention = check_mesh(mesh, config, mesh.devices.flat[0].platform)
+    attention_kernels = check_mesh(mesh, config, mesh.devices.flat[0].platform)
     check_run_dir(config)
     with main_process_first():
         if config.adapt is None:
@@ -64,263 +66,267 @@ def train(config: RunConfig) -> tuple[Run, bool]:
         else:
             tokenizer = source_run(config).tokenizer
         data = open_run_data(with_vocab(config, tokenizer), tokenizer)
-    rows, _ = data.rows(), data.validation()  # both can be had, or nothing is begun
+    # Whatever evaluation needs is checked now and not at the first evaluation.
+    examples = data.rows()
+    data.validation()
+    for evaluator in config.evaluators:
+        evaluator.prepare()
     locked_message = "another process trains this run; wait for it or give another run_dir"
     with lock_dir(Path(str(config.run_dir)), locked_message, "run_dir"), jax.set_mesh(mesh), stop_requests() as stop:
         run = create_run_dir(config, tokenizer)
         with Display(config.train.steps, enabled=jax.process_index() == 0) as display:
-            display.say("attention: " + "; ".join(f"{kind} by {kernel}" for kind, kernel in attention.items()))
-            check_sharded(run.spec, mesh)
-            steps = make_steps(run.config, run.spec, mesh)
-            tasks = None
-            if isinstance(data, TaskData):
-                tasks = TaskEvaluation(data, run.config.model, run.spec, steps.whole_shapes, tokenizer, mesh)
-                for line in data.skipped():
-                    display.say(line)
-            trainer = Trainer(run, data, rows, tasks, mesh, steps, display)
-            # The inner one: closing waits for a save, in which a lost process would be waited for too.
+            kernels = "; ".join(f"{kind} by {kernel}" for kind, kernel in attention_kernels.items())
+            display.print(f"attention: {kernels}")
+            meshes.check_sharded(mesh, run.spec.axes, run.spec.shapes)
+            trainer = Trainer(run, data, examples, mesh, make_steps(run.config, run.spec, mesh), display)
+            # Closing the checkpoints waits for a save, and so for a process that may be lost: it is inside.
             with closing(run.checkpoints) as checkpoints, abort_together():
-                return run, trainer.run(checkpoints, stop)
-
-
-@dataclass
-class TrainerProgress:
-    """Where a run stands: updates done, batches passed over after loss spikes, and the loss to expect."""
-
-    step: int = 0
-    skipped_batches: int = 0
-    spikes: int = 0
-    running: RunningLoss = field(default_factory=RunningLoss)
+                store = StateStore(run, mesh, trainer.steps, checkpoints, display.print)
+                return run, trainer.run(store, stop)
 
 
 class Trainer:
-    """What stays the same while a run trains; its methods move a position and a state forward."""
+    """Trains a run from the state that its store holds to its last step.
+
+    Args:
+        run: the run.
+        data: its opened data.
+        examples: its training examples in order.
+        mesh: its devices.
+        steps: its compiled steps.
+        display: shows the progress.
+    """
 
     def __init__(
         self,
         run: Run,
         data: TrainingData,
-        rows: ExampleSequence,
-        tasks: TaskEvaluation | None,
+        examples: ExampleSequence,
         mesh: Mesh,
         steps: Steps,
         display: Display,
     ) -> None:
-        self.folder, self.config, self.blueprint = run.folder, run.config, run.spec
-        self.data, self.rows, self.tasks = data, rows, tasks
-        self.mesh, self.steps, self.display = mesh, steps, display
+        self.folder = run.folder
+        self.config = run.config
+        self.examples = examples
+        self.mesh = mesh
+        self.steps = steps
+        self.display = display
+        self.batch_size = run.config.train.batch_size
         self.goodput = Goodput(run.folder, writes=jax.process_index() == 0)
-        self.watchdog, self.stragglers = Watchdog(self.config.train.hang_minutes), Stragglers()
-        self.replicas = ReplicaCheck(mesh, jax.tree.map(lambda leaf: leaf.sharding, steps.state.params))
-        self.batch_size = self.config.train.batch_size
-        self.base: BaseCheckpoint | None = None
-        peak, how = peak_flops(mesh.devices.flat[0], self.config.train.peak_flops)
-        tokens = self.batch_size * self.config.train.seq_len
-        parts = self.config.trainable_split(self.blueprint.axes)
-        per_row = flops_per_row(
-            self.config.model, self.blueprint, self.config.require_objective().lengths(data.context), parts=parts
+        self.watchdog = Watchdog(run.config.train.hang_minutes)
+        self.stragglers = Stragglers()
+        self.replicas = ReplicaCheck(mesh, jax.tree.map(lambda array: array.sharding, steps.state.params))
+        self.model = TrainingModel(run, data, mesh, steps, self.watchdog)
+        if isinstance(data, TaskData):
+            _ = self.model.task_evaluation  # checks the metrics of the tasks
+            for message in data.skipped():
+                display.print(message)
+        steps_of_run = np.arange(run.config.train.steps)
+        self.learning_rates = np.asarray(make_schedule(run.config.optimizer, len(steps_of_run))(steps_of_run))
+        self.hooks = self._make_hooks()
+        self.step_cost = self._describe(run, data)
+
+    def _make_hooks(self) -> list[Hook]:
+        """Return the evaluators of the run, and what the loop itself reports."""
+        evaluation_steps = self.config.eval.every_steps
+        hooks = [
+            *evaluation_hooks(self.config),
+            Hook(Forecast(self.learning_rates), evaluation_steps, on_last_step=False),
+            Hook(self.goodput, evaluation_steps),
+        ]
+        if jax.process_count() > 1:
+            hooks.append(Hook(self.stragglers, self.config.train.health_every_steps, on_last_step=False))
+        return hooks
+
+    def _describe(self, run: Run, data: TrainingData) -> StepCost:
+        """Print the size of the model and the peak of the devices, and return the cost of a step."""
+        device = self.mesh.devices.flat[0]
+        peak, peak_source = peak_flops(device, self.config.train.peak_flops)
+        split = self.config.trainable_split(run.spec.axes)
+        details = ""
+        if run.spec.active_parameters < run.spec.parameters:
+            details += f", of which a token passes {run.spec.active_parameters:,},"
+        if not split.trains_everything:
+            trained = sum(array.size for array in jax.tree.leaves(self.steps.state.params))
+            state_bytes = sum(
+                array.size * array.dtype.itemsize for array in jax.tree.leaves(self.steps.state.opt_state)
+            )
+            details += f", of which {trained:,} train (optimizer state {format_si(state_bytes)}B)"
+        self.display.print(
+            f"model: {run.spec.parameters:,} parameters{details} on {self.mesh.size} × {device.device_kind}; MFU "
+            f"against {format_si(peak)}FLOP/s a device ({peak_source}), causal attention counted half"
         )
-        self.rates = StepCost(tokens, self.batch_size * per_row, peak * mesh.size)
-        count = self.config.train.steps
-        self.learning_rates = np.asarray(optimizers.schedule(self.config.optimizer, count)(np.arange(count)))
-        few = self.blueprint.active_parameters
-        active = f", of which a token passes {few:,}," if few < self.blueprint.parameters else ""
-        if not parts.trains_everything:
-            trained = sum(leaf.size for leaf in jax.tree.leaves(steps.state.params))
-            state = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(steps.state.opt_state))
-            active += f", of which {trained:,} train (optimizer state {format_si(state)}B)"
-        display.say(
-            f"model: {self.blueprint.parameters:,} parameters{active} on {mesh.size} × "
-            f"{mesh.devices.flat[0].device_kind}; MFU against {format_si(peak)}FLOP/s a device ({how}), causal "
-            "attention counted half"
+        lengths = self.config.require_objective().lengths(data.context)
+        example_flops = flops_per_example(self.config.model, run.spec, lengths, split=split)
+        return StepCost(
+            tokens=self.batch_size * self.config.train.seq_len,
+            flops=self.batch_size * example_flops,
+            peak_flops=peak * self.mesh.size,
         )
 
-    def run(self, checkpoints: Checkpoints, stop: Callable[[int], bool]) -> bool:
-        """From wherever the run stands to its last step; False if it was asked to stop before."""
-        checkpoints.clean()
-        at, state = self.restore(checkpoints)
-        if at.step >= self.config.train.steps and at.step:
-            self.display.say(f"complete: step {at.step} of {self.config.train.steps}, in {self.folder}")
+    def run(self, store: StateStore, stop: Callable[[int], bool]) -> bool:
+        """Train to the last step.
+
+        Args:
+            store: loads and saves the state.
+            stop: returns whether the process was asked to stop; all processes call it at the same step.
+
+        Returns:
+            Whether the last step was reached.
+        """
+        store.checkpoints.clean()
+        progress, state = store.load()
+        if progress.step >= self.config.train.steps and progress.step:
+            self.display.print(f"complete: step {progress.step} of {self.config.train.steps}, in {self.folder}")
             return True
         while True:
-            with self.watching(at) as watch:
+            with self._monitoring(progress) as monitor:
                 try:
-                    complete = self.advance(at, state, watch, checkpoints, stop)
-                    self.display.say(self.goodput.line())
-                    return complete
+                    is_complete = self._train_steps(progress, state, monitor, store, stop)
+                    self.display.print(self.goodput.summary())
+                    return is_complete
                 except LossSpike as spike:
-                    reached = watch.last_step
-                    self.display.say(str(spike))
-            at, state = self.go_back(checkpoints, at, reached)
+                    spike_step = monitor.last_step
+                    self.display.print(str(spike))
+            progress, state = self._rewind(store, progress, spike_step)
 
-    def restore(self, checkpoints: Checkpoints) -> tuple[TrainerProgress, TrainState]:
-        """The newest whole checkpoint, or fresh weights."""
-        shapes, origin = replace(self.steps.state, frozen={}), str(self.folder)
-        found = checkpoints.restore(shapes)
-        if found is None and self.config.branch is not None:
-            found, origin = restore_branch(self.config, shapes), self.config.branch.source
-        if found is None and self.config.adapt is not None:
-            params, self.base = initial_weights(self.config, self.blueprint, self.mesh)
-            self.display.say(f"first weights from {self.config.adapt.source}, step {self.base.step}")
-            return TrainerProgress(), self.steps.begun(params)
-        if found is None:
-            self.display.say(f"fresh weights from seed {self.config.train.seed}")
-            return TrainerProgress(), self.steps.fresh()
-        step, state, meta = found
-        if jax.tree.leaves(self.steps.state.frozen):
-            self.base = BaseCheckpoint.from_metadata(meta)
-            params, _ = initial_weights(self.config, self.blueprint, self.mesh, self.base)
-            state = replace(state, frozen=self.config.trainable_split(self.blueprint.axes).frozen(params))
-        self.display.say(f"resumed from step {step} in {origin}")
-        position = meta["position"]
-        return TrainerProgress(**{**position, "running": RunningLoss(**position["running"])}), state
-
-    def go_back(
-        self, checkpoints: Checkpoints, at: TrainerProgress, reached: int
-    ) -> tuple[TrainerProgress, TrainState]:
-        """The last checkpoint again, and past the batches that led from it to the spike (PaLM, §5.1)."""
-        checkpoints.wait()
-        spikes = at.spikes + 1
-        if spikes > self.config.train.spike_limit:
-            raise Diverged(f"step {reached}: more than {self.config.train.spike_limit} loss spikes (train.spike_limit)")
-        before, state = self.restore(checkpoints)
-        before.skipped_batches = at.skipped_batches + reached - before.step
-        before.spikes = spikes
-        self.display.say(f"passing over {reached - before.step} batches")
-        return before, state
+    def _rewind(self, store: StateStore, progress: Progress, spike_step: int) -> tuple[Progress, TrainState]:
+        """Go back to the last checkpoint, and skip the batches from there to the spike (PaLM, §5.1)."""
+        store.checkpoints.wait()
+        spikes = progress.spikes + 1
+        spike_limit = self.config.train.spike_limit
+        if spikes > spike_limit:
+            raise Diverged(f"step {spike_step}: more than {spike_limit} loss spikes (train.spike_limit)")
+        restored_progress, state = store.load()
+        skipped_batches = spike_step - restored_progress.step
+        restored_progress.skipped_batches = progress.skipped_batches + skipped_batches
+        restored_progress.spikes = spikes
+        self.display.print(f"passing over {skipped_batches} batches")
+        return restored_progress, state
 
     @contextmanager
-    def watching(self, at: TrainerProgress) -> Iterator[StepMonitor]:
-        """Metrics from here on; lines of lost steps are cut off."""
-        config = self.config
-        writer = MetricsWriter(self.folder, at.step) if jax.process_index() == 0 else None
-        self.goodput.lose(writer.lost_seconds * config.train.log_every_steps if writer else 0.0)
-        self.display.start(at.step)
+    def _monitoring(self, progress: Progress) -> Iterator[StepMonitor]:
+        """Open the metrics at a step; lines of later steps are removed."""
+        writer = None
+        if jax.process_index() == 0:
+            writer = MetricsWriter(self.folder, progress.step)
+            self.goodput.add_lost(writer.lost_seconds * self.config.train.log_every_steps)
+        self.display.start(progress.step)
         try:
             yield StepMonitor(
-                config.train, self.rates, self.learning_rates, self.display, writer, at.running, self.goodput
+                self.config.train,
+                self.step_cost,
+                self.learning_rates,
+                self.display,
+                writer,
+                progress.running,
+                self.goodput,
             )
         finally:
-            self.watchdog.rest()
+            self.watchdog.stop()
             if writer:
                 writer.close()
 
-    def advance(
+    def _train_steps(
         self,
-        at: TrainerProgress,
+        progress: Progress,
         state: TrainState,
-        watch: StepMonitor,
-        checkpoints: Checkpoints,
+        monitor: StepMonitor,
+        store: StateStore,
         stop: Callable[[int], bool],
     ) -> bool:
-        """Step, evaluate, save, until the last step (True) or a request to stop (False)."""
-        train = self.config.train
-        batches = self.batches(at.step + at.skipped_batches, train.steps + at.skipped_batches)
-        first = at.step + 1
-        step_function = self.compiled()
-        for at.step in range(first, train.steps + 1):
-            self.watchdog.moved()
-            self.profile(at.step - first)
+        """Train, evaluate and save until the last step, or until the process is asked to stop.
+
+        Returns:
+            Whether the last step was reached.
+        """
+        settings = self.config.train
+        first_batch = progress.step + progress.skipped_batches
+        batches = self._batches(first_batch, settings.steps + progress.skipped_batches)
+        first_step = progress.step + 1
+        train_step = self._compile_train_step()
+        for step in range(first_step, settings.steps + 1):
+            progress.step = step
+            self.watchdog.reset()
+            self._profile(step - first_step)
             started = time.perf_counter()
             batch = next(batches)
-            waited = time.perf_counter() - started
-            state, metrics = step_function(state, batch)
-            watch.begun(at.step, metrics, started, waited)
-            read = time.perf_counter()
-            checkpoints.check()
+            data_seconds = time.perf_counter() - started
+            state, metrics = train_step(state, batch)
+            monitor.add_step(step, metrics, started, data_seconds)
+            step_ended = time.perf_counter()
+            store.checkpoints.check()
 
-            last, asked = at.step == train.steps, stop(at.step)
-            save = last or asked or checkpoints.due(at.step)
-            evaluate = at.step % self.config.eval.every_steps == 0 or last
-            scores: dict[str, float] = {}
-            if evaluate or save or at.step % train.health_every_steps == 0:
-                watch.read()
-                scores = self.healthy(at.step, state)
-            if evaluate:
-                with self.goodput.measure("evaluation"):
-                    scores |= {f"eval/{name}": value for name, value in self.evaluate(at.step, state).items()}
-                    scores |= self.foretold(at.step)
-                scores |= self.goodput.metrics()
-            if scores or save:
-                watch.settle(scores)
-            if save:
+            is_stopping = stop(step)
+            is_saved = is_stopping or step == settings.steps or store.checkpoints.due(step)
+            hooks = [hook for hook in self.hooks if hook.is_due(step, settings.steps)]
+            if hooks or is_saved or step % settings.health_every_steps == 0:
+                monitor.read()
+                if self.mesh.size > 1:
+                    self.replicas.check(step, state.params)
+            hook_metrics = self._run_hooks(hooks, step, state)
+            if hook_metrics or is_saved:
+                monitor.report(hook_metrics)
+            if is_saved:
                 with self.goodput.measure("checkpoint"):
-                    checkpoints.save(at.step, replace(state, frozen={}), self.meta(at), scores)
-            if asked and not last:
+                    store.save(progress, state, hook_metrics)
+            if is_stopping and step < settings.steps:
                 break
-            self.stragglers.add(waited + (0.0 if scores or save else time.perf_counter() - read))
+            host_seconds = data_seconds
+            if not hook_metrics and not is_saved:
+                host_seconds += time.perf_counter() - step_ended
+            self.stragglers.add(host_seconds)
         with self.goodput.measure("checkpoint"):
-            checkpoints.wait()
-        if at.step < train.steps:
-            self.display.say(f"stopped and saved at step {at.step}; run the same command to go on")
-        return at.step == train.steps
+            store.checkpoints.wait()
+        if progress.step < settings.steps:
+            self.display.print(f"stopped and saved at step {progress.step}; run the same command to go on")
+        return progress.step == settings.steps
 
-    def healthy(self, step: int, state: TrainState) -> dict[str, float]:
-        """Compare replicas and processes, where there are several; metrics of the latter.
+    def _run_hooks(self, hooks: list[Hook], step: int, state: TrainState) -> dict[str, float]:
+        """Run hooks on the weights of a step, and return their metrics."""
+        metrics: dict[str, float] = {}
+        self.model.update(step, state)
+        for hook in hooks:
+            # Only the batches of the validation split reset the watchdog: other evaluators may take any time.
+            self.watchdog.stop()
+            with self.goodput.measure("evaluation"):
+                evaluation = hook.evaluator.run(self.model)
+            metrics.update(evaluation.metrics)
+            self.display.set_status(hook, evaluation.status)
+            if evaluation.summary:
+                self.display.print(f"step {step}: {evaluation.summary}")
+        return metrics
 
-        Raises:
-            Corrupt: replicas differ. Nothing has been saved since they did.
-        """
-        if self.mesh.size > 1:
-            self.replicas.check(step, state.params)
-        if jax.process_count() == 1 or step % self.config.train.health_every_steps:
-            return {}
-        return self.stragglers.scores()
+    def _batches(self, first: int, end: int) -> Iterator[Batch]:
+        """Yield global batches, of which some are on their way to the devices already."""
+        local_rows = meshes.local_rows(self.mesh, self.batch_size)
+        local_batches = training_batches(self.examples, self.batch_size, local_rows, first, end, self.config.data)
+        sent: deque[Batch] = deque()
+        for local_batch in local_batches:
+            sent.append(meshes.to_global(self.mesh, local_batch, self.batch_size))
+            if len(sent) > BATCHES_AHEAD:
+                yield sent.popleft()
+        yield from sent
 
-    def batches(self, start: int, stop: int) -> Iterator[Any]:
-        """Global batches on the devices, some ahead of their turn."""
-        local = meshes.local_rows(self.mesh, self.batch_size)
-        made = training_batches(self.rows, self.batch_size, local, start, stop, self.config.data)
-        waiting: deque[Any] = deque()
-        for batch in made:
-            waiting.append(meshes.to_global(self.mesh, batch, self.batch_size))
-            if len(waiting) > DEVICE_BATCHES:
-                yield waiting.popleft()
-        yield from waiting
-
-    def compiled(self) -> Any:
-        """The compiled train step; how long that took is said, and is part of no step's time."""
+    def _compile_train_step(self) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
+        """Compile the train step before the first step, whose time then does not include it."""
         started = time.perf_counter()
-        shapes = meshes.batch_shapes(self.mesh, self.rows[0], self.batch_size)
+        batch = meshes.batch_shapes(self.mesh, self.examples[0], self.batch_size)
         with self.goodput.measure("compile"):
-            step = self.steps.train.lower(self.steps.state, shapes).compile()  # type: ignore[attr-defined]
+            compiled = self.steps.train.lower(self.steps.state, batch).compile()
         seconds = time.perf_counter() - started
-        self.goodput.begin(compiling=seconds)
-        self.display.say(f"compiled the train step in {format_duration(seconds)}")
-        return step
+        self.goodput.start_steps(seconds)
+        self.display.print(f"compiled the train step in {format_duration(seconds)}")
+        return compiled
 
-    def evaluate(self, step: int, state: TrainState) -> dict[str, float]:
-        """Loss on the validation split."""
-
-        def watched(params: Any, batch: Any) -> Sums:
-            self.watchdog.moved()
-            return self.steps.evaluate(params, batch)
-
-        found = evaluate_split(watched, (state.params, state.frozen), self.data, self.mesh)
-        if self.tasks is not None:
-            params = self.steps.whole(state.params, state.frozen)
-            found |= self.tasks.scores(params, self.folder / "eval" / str(step))
-        self.display.evaluated(step, found)
-        return found
-
-    def foretold(self, step: int) -> dict[str, float]:
-        """Where the training loss will end, by its curve so far, once enough is seen; the first process says."""
-        if jax.process_index() or step >= self.config.train.steps:
-            return {}
-        found = forecast_loss(read_metrics(self.folder, empty=True), self.learning_rates)
-        self.display.foretold(found)
-        return found
-
-    def meta(self, at: TrainerProgress) -> dict[str, Any]:
-        """What a checkpoint says beside its arrays."""
-        base = None if self.base is None else asdict(self.base)
-        return {"position": asdict(at), "config": configuration.dump(self.config), "base": base}
-
-    def profile(self, done: int) -> None:
-        """A JAX profile of `train.profile` steps, for TensorBoard or Perfetto."""
-        count = self.config.train.profile
-        if count and done == PROFILE_AFTER:
+    def _profile(self, steps_done: int) -> None:
+        """Write a JAX profile of `train.profile` steps, for TensorBoard or Perfetto."""
+        profiled_steps = self.config.train.profile
+        if not profiled_steps:
+            return
+        if steps_done == STEPS_BEFORE_PROFILE:
             jax.profiler.start_trace(str(self.folder / "profile"))
-        if count and done == PROFILE_AFTER + count:
+        if steps_done == STEPS_BEFORE_PROFILE + profiled_steps:
             jax.profiler.stop_trace()
-            self.display.say(f"profile of {count} steps in {self.folder / 'profile'}")
+            self.display.print(f"profile of {profiled_steps} steps in {self.folder / 'profile'}")

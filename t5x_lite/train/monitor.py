@@ -1,5 +1,4 @@
-"""The metrics of each step: read one step late, so that the device never waits for the host; then written and judged.
-"""
+"""The metrics of each step: read one step late, so that the device never waits for the host, written, and judged."""
 
 import math
 import time
@@ -44,7 +43,9 @@ class StepCost:
 
 @dataclass
 class RunningLoss:
-    """The running mean of the loss and the number of steps in it. Checkpoints hold it, so that resuming changes nothing.
+    """The running mean of the loss and the number of steps in it.
+
+    Checkpoints hold it, so that a resumed run judges its losses alike.
     """
 
     loss: float = 0.0

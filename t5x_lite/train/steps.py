@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
+from jax.stages import Wrapped
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from t5x_lite.adapt.trainable import TrainableSplit
@@ -33,7 +34,7 @@ class Steps:
     """The compiled functions of one run on one mesh.
 
     Attributes:
-        train: maps a state, which it consumes, and a batch to the next state and the metrics.
+        train: maps a state, which it consumes, and a batch to the next state and a dict of metrics.
         evaluate: maps a pair of trained and frozen parameters and a batch to the terms of the loss.
         create_state: returns the state of step 0, with fresh weights.
         begin_from: returns the state of step 0 with the given weights, the whole tree of the model.
@@ -42,7 +43,7 @@ class Steps:
         state: shapes and shardings of the state.
     """
 
-    train: Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]
+    train: Wrapped
     evaluate: Callable[[tuple[PyTree, PyTree], Batch], LossTerms]
     create_state: Callable[[], TrainState]
     begin_from: Callable[[PyTree], TrainState]

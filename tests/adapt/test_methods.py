@@ -17,7 +17,7 @@ from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.spec import model_spec
 from t5x_lite.parallel.mesh import make_mesh
 from t5x_lite.run_dir import with_vocab
-from t5x_lite.train.setup import make_steps
+from t5x_lite.train.steps import make_steps
 from t5x_lite.trees import flatten_names, unflatten_names
 from tests.conftest import REPOSITORY, lines
 

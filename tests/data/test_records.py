@@ -24,7 +24,7 @@ from t5x_lite.data.tokenizer import Bytes
 from t5x_lite.data.training_data import PipelineSettings
 from t5x_lite.errors import UserError
 from t5x_lite.objectives import ExampleContext
-from t5x_lite.train.setup import open_run_data
+from t5x_lite.run_data import open_run_data
 
 SENTENCES = ['he said "no", twice', "two\tparts", "ünï – 3", "plain"]
 LABELS = ["yes", "no", "no", "yes"]

@@ -17,7 +17,7 @@ from t5x_lite.models.spec import model_spec
 from t5x_lite.objectives.objective import ExampleContext, TokenRow
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.planner.example import example_context
-from t5x_lite.train.setup import make_steps
+from t5x_lite.train.steps import make_steps
 
 STEPS = 10
 ROWS = 16
@@ -119,7 +119,7 @@ def loss_curve(config: RunConfig, devices: Sequence[jax.Device]) -> Float[np.nda
     losses = []
     with jax.set_mesh(mesh):
         steps = make_steps(config, model_spec(config.model), mesh)
-        state = steps.fresh()
+        state = steps.create_state()
         for batch in build_batches(config):
             state, metrics = steps.train(state, meshes.to_global(mesh, batch, ROWS))
             losses.append(float(metrics["loss"]))

@@ -7,12 +7,12 @@ import sys
 
 import jax
 from jax.sharding import PartitionSpec as P
+from t5x_lite.train.optimizer import make, with_rates
 
 from t5x_lite.models.layers import WeightAxes
 from t5x_lite.parallel.config import MeshConfig
 from t5x_lite.parallel.mesh import local_rows, make_mesh, sharding_of, state_shardings
 from t5x_lite.train.config import OptimizerConfig
-from t5x_lite.train.optimizer import make, with_rates
 from t5x_lite.train.state import TrainState
 from t5x_lite.trees import flatten_names
 

@@ -28,7 +28,7 @@ from t5x_lite import config as configuration
 from t5x_lite.data.pipeline import training_batches
 from t5x_lite.data.vocabulary import load_or_train_tokenizer
 from t5x_lite.parallel import distributed, mesh as meshes
-from t5x_lite.train.setup import open_run_data
+from t5x_lite.run_data import open_run_data
 config = configuration.load(sys.argv[1])
 distributed.initialize(Path(config.data.cache_dir))
 mesh = meshes.make_mesh(config.mesh)

@@ -14,7 +14,7 @@ from t5x_lite.cli import main
 from t5x_lite.config import MeshConfig, RunConfig
 from t5x_lite.models.spec import model_spec
 from t5x_lite.parallel import mesh as meshes
-from t5x_lite.train.setup import make_steps
+from t5x_lite.train.steps import make_steps
 from tests.conftest import lines
 
 CONTROLS = "tokenizer.unigram.controls=['[CLS]','[SEP]','[MASK]']"
@@ -90,7 +90,7 @@ def test_microbatches_change_rounding_alone() -> None:
         }
         with jax.set_mesh(mesh):
             steps = make_steps(config, model_spec(config.model), mesh)
-            _, metrics = steps.train(steps.fresh(), jax.tree.map(jnp.asarray, batch))
+            _, metrics = steps.train(steps.create_state(), jax.tree.map(jnp.asarray, batch))
         found[parts] = {name: np.asarray(value) for name, value in metrics.items()}
     for name, value in found[1].items():
         np.testing.assert_allclose(found[2][name], value, rtol=2e-5, atol=1e-6, err_msg=name)

@@ -13,8 +13,8 @@ from t5x_lite.models.spec import model_spec
 from t5x_lite.objectives import Choice, Classify, Reward, Similarity
 from t5x_lite.objectives.supervised import Supervised
 from t5x_lite.planner.example import example_context, example_features
-from t5x_lite.train.metrics import flops_per_row
-from t5x_lite.train.setup import loss_function
+from t5x_lite.run_loss import loss_function
+from t5x_lite.train.flops import flops_per_example
 
 ROWS = 2
 SIZES = {"layers": 2, "embed": 64, "heads": 4, "vocab": 256}
@@ -71,8 +71,8 @@ def test_flops_are_those_of_the_program(model: dict[str, Any], objective: str, s
 
     counted = products(jax.make_jaxpr(jax.grad(step))(structure.shapes, batch).jaxpr)
     lengths = config.require_objective().lengths(example_context(config.model, config.train.seq_len))
-    full = ROWS * flops_per_row(config.model, structure, lengths, causal_half=False)
-    seen = ROWS * flops_per_row(config.model, structure, lengths)
+    full = ROWS * flops_per_example(config.model, structure, lengths, causal_half=False)
+    seen = ROWS * flops_per_example(config.model, structure, lengths)
     if square is None:
         assert seen < counted < 1.6 * seen
     else:
@@ -87,7 +87,7 @@ def test_an_example_of_several_texts_costs_each_of_them() -> None:
     task = example_context(config, 128)
 
     def flops(objective: Supervised) -> float:
-        return flops_per_row(config, structure, objective.lengths(task))
+        return flops_per_example(config, structure, objective.lengths(task))
 
     one = flops(Classify(labels=("no", "yes")))
     assert flops(Choice(count=4)) == 4 * one

@@ -13,8 +13,8 @@ from t5x_lite.errors import UserError
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.sharding import AXES
 from t5x_lite.models.spec import model_spec
+from t5x_lite.parallel.mesh import check_sharded
 from t5x_lite.train.goodput import Goodput
-from t5x_lite.train.health import check_sharded
 from t5x_lite.train.metrics import cut_after
 
 CORRUPT = """

@@ -289,7 +289,7 @@ def test_gpt3_125m_has_its_published_size_and_trains(tmp_path: Path, prose: Path
     overrides += ["eval.batches=1", "optimizer.warmup_steps=1", "train.microbatches=1", "mesh.fsdp=1"]
     assert main(["train", str(path), f"run_dir={tmp_path}/run", *overrides]) == 0
     assert [record["step"] for record in lines(tmp_path / "run")] == [1, 2, 3]
-    parameters = open_run(tmp_path / "run").blueprint.parameters
+    parameters = open_run(tmp_path / "run").spec.parameters
     assert parameters == pytest.approx(125e6, rel=0.01)
 
 

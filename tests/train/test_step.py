@@ -13,10 +13,10 @@ from t5x_lite.models.spec import init_params, model_spec
 from t5x_lite.objectives import Causal
 from t5x_lite.objectives.objective import ExampleLengths
 from t5x_lite.parallel.mesh import make_mesh
-from t5x_lite.train.metrics import flops_per_row
-from t5x_lite.train.setup import Steps, make_steps
+from t5x_lite.train.flops import flops_per_example
 from t5x_lite.train.state import TrainState
 from t5x_lite.train.step import Sums, TrainingLoss, train_step
+from t5x_lite.train.steps import Steps, make_steps
 from tests.objectives.vocabulary import context, row
 
 
@@ -44,7 +44,7 @@ def causal_batch(seed: int = 0) -> dict[str, np.ndarray]:
 
 def test_one_batch_is_learnt_by_heart() -> None:
     steps = small_steps()
-    state = steps.fresh()
+    state = steps.create_state()
     metrics: dict[str, jax.Array] = {}
     for _ in range(150):
         state, metrics = steps.train(state, causal_batch())
@@ -54,8 +54,8 @@ def test_one_batch_is_learnt_by_heart() -> None:
 def test_four_microbatches_equal_one_batch() -> None:
     steps_of_one = small_steps()
     steps_of_four = small_steps(microbatches=4)
-    one_state, one_metrics = steps_of_one.train(steps_of_one.fresh(), causal_batch())
-    four_state, four_metrics = steps_of_four.train(steps_of_four.fresh(), causal_batch())
+    one_state, one_metrics = steps_of_one.train(steps_of_one.create_state(), causal_batch())
+    four_state, four_metrics = steps_of_four.train(steps_of_four.create_state(), causal_batch())
     np.testing.assert_allclose(one_metrics["loss"], four_metrics["loss"], rtol=1e-6)
     np.testing.assert_allclose(one_metrics["grad_norm"], four_metrics["grad_norm"], rtol=1e-5)
     # Adam's first update is the sign of the gradient, so that rounding of a gradient near zero can turn it.
@@ -69,7 +69,7 @@ def test_the_loss_is_a_mean_over_target_tokens_of_the_whole_batch() -> None:
     steps = small_steps(microbatches=4)
     batch = causal_batch()
     batch["loss_weights"][:6] = 0
-    _, metrics = steps.train(steps.fresh(), batch)
+    _, metrics = steps.train(steps.create_state(), batch)
     config = RunConfig.model_validate(
         {
             "model": {"layers": 2, "embed": 32, "heads": 2, "vocab": 40},
@@ -89,7 +89,7 @@ def test_a_batch_without_the_declared_weights_of_a_term_is_refused() -> None:
     del batch["loss_weights"]
     message = "objective causal: the loss term 'loss' takes its weights from the feature 'loss_weights', but"
     with pytest.raises(ValueError, match=message):
-        steps.train(steps.fresh(), batch)
+        steps.train(steps.create_state(), batch)
 
 
 def test_a_term_whose_weights_are_not_declared_is_refused() -> None:
@@ -114,7 +114,7 @@ def test_a_term_whose_weights_are_not_declared_is_refused() -> None:
 
 def test_an_update_that_is_not_finite_is_skipped_and_counted() -> None:
     steps = small_steps()
-    state = steps.fresh()
+    state = steps.create_state()
     infinite = dict(causal_batch(), loss_weights=np.full((8, 12), np.inf, np.float32))
     before = jax.tree.map(np.asarray, state.params)
     state, metrics = steps.train(state, infinite)
@@ -133,13 +133,13 @@ def test_compute_in_bfloat16_keeps_float32_parameters() -> None:
         }
     )
     steps = make_steps(config, model_spec(config.model), make_mesh(config.mesh))
-    state, metrics = steps.train(steps.fresh(), causal_batch())
+    state, metrics = steps.train(steps.create_state(), causal_batch())
     assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
     assert float(metrics["loss"]) == pytest.approx(np.log(40), rel=0.02)
 
 
 def first_weight(seed: int) -> np.ndarray:
-    return np.asarray(jax.tree.leaves(small_steps(seed=seed).fresh().params)[0])
+    return np.asarray(jax.tree.leaves(small_steps(seed=seed).create_state().params)[0])
 
 
 def test_the_seed_decides_the_weights() -> None:
@@ -151,7 +151,7 @@ def test_flops_of_gpt2_by_hand() -> None:
     """PaLM, appendix B: 6N and 12·L·H·Q·T a token, attention counted half because it is causal."""
     config = ModelConfig.model_validate({"layers": 12, "embed": 768, "heads": 12, "vocab": 50257})
     weights = 12 * 12 * 768**2 + 50257 * 768
-    flops = flops_per_row(config, model_spec(config), ExampleLengths(1024, 1024))
+    flops = flops_per_example(config, model_spec(config), ExampleLengths(1024, 1024))
     assert flops == 1024 * (6 * weights + 6 * 12 * 12 * 64 * 1024)
 
 
@@ -174,7 +174,7 @@ def test_flops_of_t5_by_hand() -> None:
     targets = 6
     weight_uses = inputs * 2 * (attention + mlp) + targets * 2 * (attention + mlp) + 2 * 2 * 64 * (inputs + targets)
     query_key_pairs = 2 * (inputs**2 + targets**2 / 2 + inputs * targets)
-    flops = flops_per_row(config, model_spec(config), ExampleLengths(inputs, targets, targets))
+    flops = flops_per_example(config, model_spec(config), ExampleLengths(inputs, targets, targets))
     assert flops == 6 * weight_uses + 6 * 32 * 8 * targets + 12 * 8 * query_key_pairs
 
 
@@ -184,4 +184,6 @@ def test_flops_of_shared_layers_count_every_pass() -> None:
     separate = ModelConfig.model_validate(settings | {"shared_layers": False})
     lengths = ExampleLengths(16, 16)
     assert model_spec(shared).parameters < model_spec(separate).parameters
-    assert flops_per_row(shared, model_spec(shared), lengths) == flops_per_row(separate, model_spec(separate), lengths)
+    assert flops_per_example(shared, model_spec(shared), lengths) == flops_per_example(
+        separate, model_spec(separate), lengths
+    )

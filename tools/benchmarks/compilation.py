@@ -11,7 +11,7 @@ from t5x_lite import config as configuration
 from t5x_lite.models.spec import model_spec
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.planner.example import example_features
-from t5x_lite.train.setup import make_steps
+from t5x_lite.train.steps import make_steps
 
 DEPTHS = (12, 96)
 ROUNDS = 3

@@ -23,7 +23,7 @@ from t5x_lite.data.prepare import prepare_corpus
 from t5x_lite.data.sources import documents, units
 from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.data.vocabulary import load_or_train_tokenizer
-from t5x_lite.train.setup import open_run_data
+from t5x_lite.run_data import open_run_data
 
 MEGABYTES = 96
 MEGABYTES_IF_QUICK = 24

@@ -23,7 +23,8 @@ from t5x_lite import config as configuration
 from t5x_lite.config import RunConfig
 from t5x_lite.models.spec import model_spec
 from t5x_lite.planner.example import example_context
-from t5x_lite.train.metrics import flops_per_row, peak_flops
+from t5x_lite.train.device_speed import peak_flops
+from t5x_lite.train.flops import flops_per_example
 
 PLAIN = ("model.compute=bfloat16", "model.dropout=0", "train.z_loss=0", "model.remat=dots")
 DENSE = ("model.pattern=[{attention: dense}]", "train.seq_len=2048", "data.separate_documents=false")
@@ -118,8 +119,8 @@ def count_costs(config: RunConfig) -> StepCosts:
     rows = config.train.batch_size
     return StepCosts(
         tokens=rows * config.train.seq_len,
-        flops_causal_half=rows * flops_per_row(config.model, spec, lengths),
-        flops_causal_full=rows * flops_per_row(config.model, spec, lengths, causal_half=False),
+        flops_causal_half=rows * flops_per_example(config.model, spec, lengths),
+        flops_causal_full=rows * flops_per_example(config.model, spec, lengths, causal_half=False),
     )
 
 

@@ -20,7 +20,7 @@ from t5x_lite.models.spec import model_spec
 from t5x_lite.objectives.objective import ExampleContext, TokenRow
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.planner.example import example_context
-from t5x_lite.train.setup import make_steps
+from t5x_lite.train.steps import make_steps
 
 if TYPE_CHECKING:
     import torch
@@ -217,7 +217,7 @@ def build_train_step(config: RunConfig, batch: Batch) -> Case:
     mesh = meshes.make_mesh(config.mesh)
     with jax.set_mesh(mesh):
         steps = make_steps(config, model_spec(config.model), mesh)
-        state = steps.fresh()
+        state = steps.create_state()
         batch_on_devices = jax.device_put(batch, meshes.batch_sharding(mesh))
 
     def step() -> Float[Array, ""]:

@@ -1,0 +1,112 @@
+"""The state of a run on disk: saved with its progress, and found again when the run starts."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+
+import jax
+from jax.sharding import Mesh
+
+from t5x_lite import config as configuration
+from t5x_lite.adapt.initial_weights import BaseCheckpoint, initial_weights
+from t5x_lite.checkpoint import Checkpoints, JsonObject
+from t5x_lite.run_dir import Run
+from t5x_lite.train.branch import restore_branch
+from t5x_lite.train.monitor import RunningLoss
+from t5x_lite.train.state import TrainState
+from t5x_lite.train.steps import Steps
+
+
+@dataclass
+class Progress:
+    """The position of a run.
+
+    Attributes:
+        step: updates so far.
+        skipped_batches: batches that were passed over after loss spikes.
+        spikes: loss spikes so far.
+        running: the running mean of the loss.
+    """
+
+    step: int = 0
+    skipped_batches: int = 0
+    spikes: int = 0
+    running: RunningLoss = field(default_factory=RunningLoss)
+
+    @classmethod
+    def from_metadata(cls, metadata: JsonObject) -> "Progress":
+        """Read the progress from the metadata of a checkpoint."""
+        position = metadata["position"]
+        return cls(
+            step=position["step"],
+            skipped_batches=position["skipped_batches"],
+            spikes=position["spikes"],
+            running=RunningLoss(**position["running"]),
+        )
+
+
+class StateStore:
+    """Loads and saves the state of a run.
+
+    Weights that an adaptation method freezes are not saved. They are loaded from the run that is adapted.
+
+    Args:
+        run: the run.
+        mesh: its devices.
+        steps: its compiled steps.
+        checkpoints: its checkpoints.
+        show: prints a message.
+    """
+
+    def __init__(
+        self, run: Run, mesh: Mesh, steps: Steps, checkpoints: Checkpoints, show: Callable[[str], None]
+    ) -> None:
+        self.checkpoints = checkpoints
+        self._run = run
+        self._config = run.config
+        self._mesh = mesh
+        self._steps = steps
+        self._show = show
+        self._base: BaseCheckpoint | None = None
+
+    def load(self) -> tuple[Progress, TrainState]:
+        """Return the progress and the state to start from.
+
+        1. The newest intact checkpoint of the run.
+        2. Without any, the checkpoint that `branch` names, or the weights of the run that `adapt` names.
+        3. Without those, fresh weights, a function of the seed.
+        """
+        state_shapes = replace(self._steps.state, frozen={})
+        restored = self.checkpoints.restore(state_shapes)
+        source = str(self._run.folder)
+        if restored is None and self._config.branch is not None:
+            restored = restore_branch(self._config, state_shapes)
+            source = self._config.branch.source
+        if restored is None:
+            return Progress(), self._create_state()
+        step, state, metadata = restored
+        if jax.tree.leaves(self._steps.state.frozen):
+            state = self._add_frozen(state, metadata)
+        self._show(f"resumed from step {step} in {source}")
+        return Progress.from_metadata(metadata), state
+
+    def save(self, progress: Progress, state: TrainState, metrics: Mapping[str, float]) -> None:
+        """Start to save a checkpoint. `metrics` rank it among the others."""
+        base = None
+        if self._base is not None:
+            base = asdict(self._base)
+        metadata = {"position": asdict(progress), "config": configuration.dump(self._config), "base": base}
+        self.checkpoints.save(progress.step, replace(state, frozen={}), metadata, metrics)
+
+    def _create_state(self) -> TrainState:
+        if self._config.adapt is None:
+            self._show(f"fresh weights from seed {self._config.train.seed}")
+            return self._steps.create_state()
+        params, self._base = initial_weights(self._config, self._run.spec, self._mesh)
+        self._show(f"first weights from {self._config.adapt.source}, step {self._base.step}")
+        return self._steps.begin_from(params)
+
+    def _add_frozen(self, state: TrainState, metadata: JsonObject) -> TrainState:
+        self._base = BaseCheckpoint.from_metadata(metadata)
+        params, _ = initial_weights(self._config, self._run.spec, self._mesh, self._base)
+        split = self._config.trainable_split(self._run.spec.axes)
+        return replace(state, frozen=split.frozen(params))
