@@ -127,6 +127,14 @@ def create_run_dir(config: RunConfig, tokenizer: Tokenizer) -> Run:
     return Run(folder, config, model_spec(config.model, config.method.surgery), tokenizer)
 
 
+def load_stored_tokenizer(folder: Path) -> Tokenizer | None:
+    """Load the tokenizer of a run directory; None if the folder is not a run directory, or has no tokenizer."""
+    has_tokenizer = any((folder / name).is_file() for name in tokenizers.FILES)
+    if not has_tokenizer or not (folder / CONFIG_FILE).is_file():
+        return None
+    return tokenizers.load(folder)
+
+
 def open_run(folder: Path, overrides: Sequence[str] = ()) -> Run:
     """Open a run directory for evaluation or generation, with overrides of its config.
 
@@ -138,10 +146,8 @@ def open_run(folder: Path, overrides: Sequence[str] = ()) -> Run:
         raise UserError(f"{folder}: is not a run directory (no {CONFIG_FILE}); `t5x-lite train CONFIG` creates one")
     config = schema.validate(RunConfig, schema.read(RunConfig, path, overrides))
     config = config.model_copy(update={"run_dir": str(folder)})
-    tokenizer = None
-    if any((folder / name).is_file() for name in tokenizers.FILES):
-        tokenizer = tokenizers.load(folder)
-    return Run(folder, config, model_spec(config.model, config.method.surgery), tokenizer)
+    spec = model_spec(config.model, config.method.surgery)
+    return Run(folder, config, spec, load_stored_tokenizer(folder))
 
 
 @contextmanager
