@@ -159,7 +159,7 @@ class SentencePiece(Tokenizer):
     def __init__(self, model: bytes, block_characters: int = BLOCK_CHARACTERS) -> None:
         processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         self._processor = processor
-        proto = sentencepiece_model_pb2.ModelProto.FromString(model)
+        proto = sentencepiece_model_pb2.ModelProto.FromString(model)  # type: ignore[attr-defined]
         self._strips_spaces = proto.normalizer_spec.remove_extra_whitespaces
         proto.normalizer_spec.add_dummy_prefix = False
         self._processor_within_text = sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
@@ -444,7 +444,7 @@ def with_extra_ids(model: bytes, count: int, controls: Sequence[str] = ()) -> by
     if not count and not controls:
         return model
     sentinels = [f"<extra_id_{number}>" for number in reversed(range(count))]
-    proto = sentencepiece_model_pb2.ModelProto.FromString(model)  # type: ignore[attr-defined]
+    proto = sentencepiece_model_pb2.ModelProto.FromString(model)  # type: ignore[attr-defined]  # type: ignore[attr-defined]
     for name in (*controls, *sentinels):
         proto.pieces.add(piece=name, score=0.0, type=proto.SentencePiece.CONTROL)
     return proto.SerializeToString()
