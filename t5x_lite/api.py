@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from numpy.typing import ArrayLike
 
 from t5x_lite.adapt.initial_weights import load_weights
+from t5x_lite.checkpoint import is_step
 from t5x_lite.config import RunConfig
 from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.data.training_data import TrainingData
@@ -308,7 +309,7 @@ def load(run: str | Path, *, step: int | None = None, overrides: Sequence[str] =
         UserError: not a run directory, no checkpoint, or a damaged one.
     """
     folder = Path(run)
-    if folder.parent.name == "checkpoints" and folder.name.isdigit():
+    if folder.parent.name == "checkpoints" and is_step(folder.name):
         step = int(folder.name)
         folder = folder.parent.parent
     opened = open_run(folder, list(overrides))

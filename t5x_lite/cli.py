@@ -173,9 +173,9 @@ def prepare(options: argparse.Namespace, overrides: list[str]) -> int:
     """Run `t5x-lite prepare CONFIG [key=value …]`."""
     config = configuration.load(options.config, overrides)
     from t5x_lite.data.prepare import prepare_corpus
-    from t5x_lite.data.vocabulary import load_or_train_tokenizer
+    from t5x_lite.run_data import open_tokenizer
 
-    trained_tokenizer = load_or_train_tokenizer(config.tokenizer, config.data)
+    trained_tokenizer = open_tokenizer(config)
     for source in config.data.sources:
         folder = prepare_corpus(source, config.data, trained_tokenizer, options.runner)
         print(f"{source.name}: {folder}")
@@ -185,9 +185,9 @@ def prepare(options: argparse.Namespace, overrides: list[str]) -> int:
 def tokenizer(options: argparse.Namespace, overrides: list[str]) -> int:
     """Run `t5x-lite tokenizer CONFIG [key=value …]`."""
     config = configuration.load(options.config, overrides)
-    from t5x_lite.data.vocabulary import load_or_train_tokenizer
+    from t5x_lite.run_data import open_tokenizer
 
-    trained_tokenizer = load_or_train_tokenizer(config.tokenizer, config.data)
+    trained_tokenizer = open_tokenizer(config)
     path = trained_tokenizer.save(Path(str(config.run_dir)))
     print(f"{trained_tokenizer.vocab} tokens; saved as {path}")
     return 0

@@ -20,6 +20,7 @@ from t5x_lite.data import tokenizer as tokenizers
 from t5x_lite.data.config import TokenizerFile
 from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.errors import UserError
+from t5x_lite.files import check_not_input
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.progress import track_progress
@@ -34,12 +35,13 @@ SENTINELS = 100
 TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
-def check_new_run_dir(run_dir: Path) -> None:
-    """Refuse a directory that holds a run.
+def check_new_run_dir(run_dir: Path, source: Path) -> None:
+    """Refuse a directory that holds a run, or the weights that are imported.
 
     Raises:
         UserError: it does.
     """
+    check_not_input(run_dir, source)
     if (run_dir / "config.yaml").exists():
         raise UserError(f"{run_dir}: is a run already; give another directory")
 

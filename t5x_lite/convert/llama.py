@@ -14,7 +14,7 @@ from t5x_lite.convert.config_table import (
     Settings,
     require_field,
 )
-from t5x_lite.convert.model_type import OUTPUT_MATRIX, Architecture, ModelType
+from t5x_lite.convert.model_type import OUTPUT_MATRIX, TIED_OUTPUT, Architecture, ModelType
 from t5x_lite.convert.weight_map import Modules, StackModules, WeightTable
 from t5x_lite.errors import UserError
 from t5x_lite.models.attention.kinds import Local
@@ -83,24 +83,14 @@ def _write_rotary(model: ModelConfig, config: ForeignConfig) -> None:
     config["rope_parameters"] = rope
 
 
-ROTARY = Rule(("rope_parameters", "rope_theta", "rope_scaling"), read=_read_rotary, write=_write_rotary)
-
-
-def _read_tied(source: ForeignModel, settings: Settings) -> None:
-    settings["tied"] = OUTPUT_MATRIX not in source.tensor_names
-
-
-def _write_tied(model: ModelConfig, config: ForeignConfig) -> None:
-    config["tie_word_embeddings"] = model.tied
-
-
-TIED_OUTPUT = Rule((), read=_read_tied, write=_write_tied)
-"""The stored tensors, not the config, tell whether the output matrix is tied to the token embedding."""
+ROTARY = Rule(
+    ("rope_parameters", "rope_theta", "rope_scaling", "max_position_embeddings"), read=_read_rotary, write=_write_rotary
+)
 
 
 def _read_sliding_window(source: ForeignModel, settings: Settings) -> None:
     window = source.config.get("sliding_window")
-    attention = {"local": {"window": window}} if window else "dense"
+    attention = "dense" if window is None else {"local": {"window": window}}
     settings["pattern"] = [{"attention": attention}]
 
 
@@ -211,6 +201,7 @@ def _decoder_weights(layer_modules: Modules) -> WeightTable:
 
 IGNORED_TENSORS = (r".*rotary_emb\.inv_freq",)
 """The wavelengths of rotary positions, which older files store."""
+COPIES = {OUTPUT_MATRIX: "model.embed_tokens.weight"}
 
 # Model types.
 
@@ -221,6 +212,7 @@ LLAMA = ModelType(
     weights=_decoder_weights(LLAMA_LAYER),
     base_model_prefix="model.",
     ignored_tensors=IGNORED_TENSORS,
+    copies=COPIES,
 )
 """Touvron et al. 2023; Grattafiori et al. 2024."""
 
@@ -231,6 +223,7 @@ MISTRAL = ModelType(
     weights=_decoder_weights(LLAMA_LAYER),
     base_model_prefix="model.",
     ignored_tensors=IGNORED_TENSORS,
+    copies=COPIES,
 )
 """Jiang et al. 2023: Llama with a sliding window in every layer."""
 
@@ -241,6 +234,7 @@ MIXTRAL = ModelType(
     weights=_decoder_weights(MIXTRAL_LAYER),
     base_model_prefix="model.",
     ignored_tensors=IGNORED_TENSORS,
+    copies=COPIES,
 )
 """Jiang et al. 2024: Mistral with experts in every layer, two of which each token passes."""
 
@@ -251,5 +245,6 @@ OLMO2 = ModelType(
     weights=_decoder_weights(OLMO2_LAYER),
     base_model_prefix="model.",
     ignored_tensors=IGNORED_TENSORS,
+    copies=COPIES,
 )
 """OLMo et al. 2025: norms on the sublayers' outputs, queries and keys normed over all heads at once."""

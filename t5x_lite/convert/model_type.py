@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from t5x_lite.convert.config_table import ConfigTable, ForeignConfig, ForeignModel, Settings
+from t5x_lite.convert.config_table import ConfigTable, ForeignConfig, ForeignModel, Rule, Settings
 from t5x_lite.convert.weight_map import WeightMap, WeightTable
 from t5x_lite.models.config import ModelConfig, Output
 from t5x_lite.models.feedforward.config import GLU
@@ -15,6 +15,18 @@ ObjectiveSetting: TypeAlias = str | dict[str, Any] | None
 
 OUTPUT_MATRIX = "lm_head.weight"
 """The output matrix in decoders and encoder-decoders. Models that store it are untied."""
+
+
+def _read_tied(source: ForeignModel, settings: Settings) -> None:
+    settings["tied"] = OUTPUT_MATRIX not in source.tensor_names
+
+
+def _write_tied(model: ModelConfig, config: ForeignConfig) -> None:
+    config["tie_word_embeddings"] = model.tied
+
+
+TIED_OUTPUT = Rule(("tie_word_embeddings",), read=_read_tied, write=_write_tied)
+"""The stored tensors, not the config, tell whether the output matrix is tied to the token embedding."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +59,9 @@ class ModelType:
         weights: the table of the weights.
         gated_weights: the table for models with a gated feed-forward, where it differs.
         base_model_prefix: the prefix of the base model's tensors, which files of the base model alone leave out.
-        ignored_tensors: regular expressions of tensors that add no information: copies of tied matrices, masks.
+        ignored_tensors: regular expressions of tensors that add no information, such as masks.
+        copies: tensors that files may store although they equal another one: the tensor, and the other one. Where the
+            values differ, the tensor is not ignored.
         renamed_tensors: regular expressions of names in older files, and their replacements.
         sentencepiece_file: the name under which Transformers looks for a SentencePiece model.
     """
@@ -59,6 +73,7 @@ class ModelType:
     gated_weights: WeightTable | None = None
     base_model_prefix: str = ""
     ignored_tensors: tuple[str, ...] = ()
+    copies: Mapping[str, str] = field(default_factory=dict)
     renamed_tensors: Mapping[str, str] = field(default_factory=dict)
     sentencepiece_file: str = "tokenizer.model"
 

@@ -444,7 +444,7 @@ def with_extra_ids(model: bytes, count: int, controls: Sequence[str] = ()) -> by
     if not count and not controls:
         return model
     sentinels = [f"<extra_id_{number}>" for number in reversed(range(count))]
-    proto = sentencepiece_model_pb2.ModelProto.FromString(model)  # type: ignore[attr-defined]  # type: ignore[attr-defined]
+    proto = sentencepiece_model_pb2.ModelProto.FromString(model)  # type: ignore[attr-defined]
     for name in (*controls, *sentinels):
         proto.pieces.add(piece=name, score=0.0, type=proto.SentencePiece.CONTROL)
     return proto.SerializeToString()

@@ -19,6 +19,7 @@ from t5x_lite.convert.config_table import ForeignModel  # noqa: E402
 from t5x_lite.convert.huggingface import export_hf, import_hf  # noqa: E402
 from t5x_lite.decode.generate import Sampling  # noqa: E402
 from t5x_lite.errors import UserError  # noqa: E402
+from t5x_lite.models.experts.activity import router_loss  # noqa: E402
 from t5x_lite.trees import flatten_names  # noqa: E402
 from tests.reference.cases import Case, make  # noqa: E402
 from tests.reference.tiny_models import TINY_MODELS, VOCAB  # noqa: E402
@@ -95,7 +96,7 @@ def test_switch_router_losses_equal_transformers(tmp_path: Path) -> None:
     start = np.zeros((3, 1), int)
     module(tokens, np.concatenate([start, targets[:, :-1]], axis=1))
     for side in ("encoder", "decoder"):
-        (statistics,) = getattr(module, side).stack.seen.get_value().values()
+        (statistics,) = getattr(module, side).stack.activity.get_value().values()
         layers = statistics.tokens.shape[0]
         length = float(statistics.tokens[0, 0])
         token_shares = statistics.counted.sum(0) / layers / length
@@ -113,7 +114,7 @@ def test_mixtral_router_loss_equals_transformers(tmp_path: Path) -> None:
     outputs = case.theirs(input_ids=torch.tensor(tokens), output_router_logits=True)
     module = case.ours.run.spec.model(case.ours.params)
     module(tokens)
-    routing_losses = routing(module, case.ours.config.model)
+    routing_losses = router_loss(module, case.ours.config.model)
     assert routing_losses is not None
     assert float(routing_losses.balance) == pytest.approx(outputs.aux_loss.item(), rel=1e-5)
 
@@ -210,6 +211,25 @@ def test_a_folder_without_a_model_is_refused_in_one_line(
         (tmp_path / name).write_text(text)
     assert main(["import", "hf", str(tmp_path), str(tmp_path / "run")]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd", 3])
+def test_an_index_cannot_name_files_outside_its_folder(llama: Case, tmp_path: Path, name: object) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "config.json").write_text((llama.folder / "config.json").read_text())
+    (tmp_path / WEIGHTS_FILE).write_bytes((llama.folder / WEIGHTS_FILE).read_bytes())
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"model.norm.weight": name}}))
+    with pytest.raises(UserError, match="which is not in its folder"):
+        import_hf(folder, tmp_path / "run")
+
+
+def test_nothing_is_written_over_what_is_read(llama: Case, tmp_path: Path) -> None:
+    import_hf(llama.folder, tmp_path / "run")
+    with pytest.raises(UserError, match="is read by this command and would be overwritten"):
+        export_hf(tmp_path / "run", tmp_path / "run")
+    with pytest.raises(UserError, match="is read by this command and would be overwritten"):
+        import_hf(llama.folder, llama.folder)
 
 
 def test_the_command_line_imports_and_exports(llama: Case, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
