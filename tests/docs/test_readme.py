@@ -1,12 +1,18 @@
 """README is short, and the Python examples of README and of the guides run."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from t5x_lite import config as configuration
+from t5x_lite.adapt import ADAPTATIONS
 from t5x_lite.cli import COMMANDS, main
+from t5x_lite.models.positions import POSITIONS
+from t5x_lite.objectives import OBJECTIVES
+from t5x_lite.objectives.supervised import Supervised
+from t5x_lite.train.schedules import SCHEDULES
 from tests.docs.pages import DOCS, README, REPOSITORY, CodeBlock, code_blocks, commands, page_name
 from tests.docs.tiny_runs import tiny_overrides
 
@@ -79,3 +85,28 @@ def test_every_file_of_a_run_is_documented(runs: Path) -> None:
     for path in (runs / "runs" / "quickstart").iterdir():
         if not path.name.startswith("."):
             assert f"`{path.name}" in page, path.name
+
+
+def test_the_numbers_of_components_in_readme_are_those_of_the_package() -> None:
+    text = " ".join(README.read_text(encoding="utf-8").split())
+    configs = REPOSITORY / "configs"
+    parts = {"base", "finetune", "nanogpt", "pods", "sweeps", "tasks"}
+    published = [path for path in configs.glob("*/*.yaml") if path.parent.name not in parts]
+    names_of_numbers = {5: "five", 7: "seven", 14: "fourteen"}
+    supervised = [kind for kind in OBJECTIVES.values() if issubclass(kind, Supervised)]
+    assert f"all {len(list((configs / 'pods').glob('*.yaml')))} pod configs" in text
+    assert f"{len(published)} published sizes" in text
+    assert f"{names_of_numbers[len(ADAPTATIONS)]} methods" in text
+    assert f"{names_of_numbers[len(SCHEDULES)]} schedules" in text
+    assert f"{names_of_numbers[len(POSITIONS) - 1]} position encodings" in text  # without `none`
+    assert f"{names_of_numbers[len(supervised)]} for labelled tasks" in text
+
+
+def test_classes_of_the_glossary_are_in_the_files_that_it_names() -> None:
+    page = (DOCS / "reference" / "glossary.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`[A-Z].*?) \| .*? \| (`t5x_lite/.*?) \|$", page, re.MULTILINE)
+    assert len(rows) > 20
+    for classes, paths in rows:
+        source = "".join((REPOSITORY / path).read_text(encoding="utf-8") for path in re.findall(r"`(.*?)`", paths))
+        for name in re.findall(r"`(.*?)`", classes):
+            assert re.search(rf"^class {name}\b", source, re.MULTILINE), name
