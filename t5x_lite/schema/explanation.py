@@ -83,6 +83,4 @@ def _format_item(item: object) -> str:
 def _format_default_component(field: FieldInfo, one_of: OneOf) -> str:
     if field.is_required():
         return "required"
-    if field.default is None:
-        return "null"
     return str(one_of.name_of(field.default))
