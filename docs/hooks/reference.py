@@ -19,10 +19,9 @@ from t5x_lite import schema
 from t5x_lite.adapt import ADAPTATIONS
 from t5x_lite.arguments import build_parser
 from t5x_lite.config import RunConfig
-from t5x_lite.data.config import TOKENIZERS, MixedSource
+from t5x_lite.data.config import TOKENIZERS
 from t5x_lite.evaluate.evaluators import EVALUATORS
 from t5x_lite.models.attention.kinds import ATTENTION
-from t5x_lite.models.config import LayerConfig
 from t5x_lite.models.experts.routers import ROUTERS
 from t5x_lite.models.positions import POSITIONS
 from t5x_lite.objectives import OBJECTIVES
@@ -37,8 +36,6 @@ INSTALLATION = Path(t5x_lite.__file__).resolve().parents[1]
 """Folder of the package that is imported."""
 CLASSES: dict[str, type[Config]] = {
     "run": RunConfig,
-    "layer": LayerConfig,
-    "source": MixedSource,
     "task": TaskSpec,
     "sweep": SweepConfig,
 }
