@@ -90,7 +90,7 @@ class Model:
 
     @cached_property
     def bos_ids(self) -> Int[np.ndarray, "_"]:
-        """Ids that the tokenizer of an imported decoder puts before every text, such as Llama's <s>.
+        """Ids that the tokenizer of an imported decoder puts before every text, such as Llama's `<s>`.
 
         A run that was trained here has none: EOS separates its documents.
         """

@@ -107,7 +107,7 @@ class ModelConfig(Config):
     )
     outputs: Annotated[tuple[Output, ...], Strict(False)] = setting(
         ("tokens",),
-        "what is predicted: tokens; sentence (a pair's relation, BERT); detection (replaced or not, ELECTRA); "
+        "predictions: tokens; sentence (a pair's relation, BERT); detection (replaced or not, ELECTRA); "
         "span (tokens from a span's borders, SpanBERT); none beside a head",
     )
     output_transform: bool = setting(False, "a dense layer and a norm before the token logits", source="BERT's code")

@@ -95,8 +95,8 @@ class MaximalUpdate(Config):
     logits are divided by m, scores by head_dim instead of its root. All widths must grow together.
     """
 
-    embed: Int = setting(..., "width of the base, at which nothing changes", ge=1)
-    head_dim: Int | None = setting(None, "the base's width of a head; null: the same as here", ge=1)
+    embed: Int = setting(..., "width of the base model, whose learning rates are used", ge=1)
+    head_dim: Int | None = setting(None, "width of a head of the base model; null: that of this model", ge=1)
 
 
 INITIALIZERS: dict[str, type[Initializer]] = {"normal": NormalInit, "fan_in": FanInInit}
