@@ -261,9 +261,15 @@ def _read_model_of_run(folder: str) -> Settings:
     path = Path(folder) / "config.yaml"
     if not path.is_file():
         raise UserError(f"adapt.from {folder}: is not a run directory (no config.yaml)")
-    model = yaml.safe_load(path.read_text(encoding="utf-8"))["model"]
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, RecursionError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"adapt.from {path}: cannot be read: {str(error).splitlines()[0]}") from None
+    model = values.get("model") if isinstance(values, dict) else None
+    if not isinstance(model, dict):
+        raise UserError(f"adapt.from {path}: is not the config of a run: it has no model")
     if model.get("family") == "electra":
-        model |= {"family": "encoder", "generator": None}
+        model = {**model, "family": "encoder", "generator": None}
     return model
 
 
@@ -296,7 +302,7 @@ def _add_head(model: Settings, objective_values: Settings) -> Settings:
 
 def dump(config: RunConfig) -> str:
     """Return the resolved config as YAML, which is enough to repeat the run."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
+    return schema.dump(config.model_dump(mode="json"))
 
 
 def changed(old: RunConfig, new: RunConfig) -> dict[str, tuple[object, object]]:

@@ -1,5 +1,6 @@
 """Configs: merging, overrides, and errors that name the key, where it was set and what to write instead."""
 
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -143,3 +144,72 @@ def test_every_setting_is_explained(small: Path) -> None:
 def test_help_and_config_errors_do_not_import_jax(small: Path) -> None:
     code = "import sys, t5x_lite.cli, t5x_lite.config, t5x_lite.models.config; assert 'jax' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+TEXT_PIECES = (
+    *("1", "e", "5", ".", "-", "+", "_", "0", "x", "nan", "inf", "0o7", "0b1", "1:30", "2001-01-01", "no", "null", "~"),
+    *("$", "{", "}", "${", "\\", "\\\\", "env:HOME", "'", '"', ":", "#", " ", "\n", "\t", "[", "]", "?", "???", "!"),
+    *("&", "*", "|", ">", "%", "@", "`", ",", "=", "<<", "\r", "é", "\u2028", "\x85", "\x07", "\ufeff", "\U0001f600"),
+)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_any_text_is_read_back_as_it_was_written(small: Path, tmp_path: Path, seed: int) -> None:
+    """Texts of signs that YAML or OmegaConf read as numbers, dates, interpolations, comments and so on."""
+    rng = random.Random(seed)
+    texts = ["".join(rng.choices(TEXT_PIECES, k=rng.randint(0, 7))) for _ in range(100)]
+    loaded = config.load(small).model_copy(update={"tasks": tuple(texts)})
+    path = tmp_path / "config.yaml"
+    path.write_text(config.dump(loaded))
+    assert tuple(schema.read(config.RunConfig, path).values["tasks"]) == loaded.tasks
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "train.sample_prompt=[MASK] is",
+            "signs of YAML, as in train.sample_prompt='\"[MASK] is\"'",
+        ),
+        (
+            "train.sample_prompt=no",
+            "is False, expected a text; on the command line, quote it twice",
+        ),
+        ("train.sample_prompt=a # b", "YAML takes the part from # on as a comment"),
+        ("train.sample_prompt=\udcff", "is not valid UTF-8"),
+        ("optimizer.learning_rate=.inf", "should be a finite number"),
+        ("optimizer.learning_rate=.nan", "should be a finite number"),
+        ("train.steps=3000000000", "should be less than or equal to 2147483647"),
+        ("train.seed=4294967296", "should be less than or equal to 2147483647"),
+        ("train.peak_flops=0", "should be greater than 0"),
+        ("train.hang_minutes=1e30", "should be less than or equal to 1000000"),
+        ("data.workers=10000", "should be less than or equal to 1024"),
+    ],
+)
+def test_values_that_cannot_be_used_are_refused_with_a_remedy(small: Path, override: str, message: str) -> None:
+    with pytest.raises(UserError) as raised:
+        config.load(small, [override])
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_bases_that_are_shared_are_read_once(small: Path, tmp_path: Path) -> None:
+    """Each of 40 files has the next one as its base twice: 2^40 paths lead to the last."""
+    for number in range(40):
+        (tmp_path / f"{number}.yaml").write_text(f"base: [{number + 1}.yaml, {number + 1}.yaml]\n")
+    (tmp_path / "40.yaml").write_text(small.read_text())
+    assert config.load(tmp_path / "0.yaml").model == config.load(small).model
+
+
+def test_a_file_of_many_unknown_keys_is_refused_in_one_line(small: Path, tmp_path: Path) -> None:
+    path = tmp_path / "many.yaml"
+    path.write_text(f"base: {small}\n" + "".join(f"key{number}: 1\n" for number in range(500)))
+    with pytest.raises(UserError, match=r"unknown key `key0`.* and 480 more"):
+        config.load(path)
+
+
+@pytest.mark.parametrize("content", ["[1, 2]", "model: 3", "a: [", "[" * 3000, "{}"])
+def test_a_run_to_adapt_whose_config_is_damaged_is_refused(small: Path, tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.yaml").write_text(content)
+    with pytest.raises(UserError, match=r"^adapt\.from .*config\.yaml: "):
+        config.load(small, [f"adapt.from={tmp_path}"])

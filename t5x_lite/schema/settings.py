@@ -18,8 +18,16 @@ Settings: TypeAlias = dict[str, Any]
 """Nested settings before validation, as YAML holds them."""
 
 
-class Config(BaseModel, frozen=True, extra="forbid", strict=True, protected_namespaces=(), serialize_by_alias=True):
-    """A group of settings: typed, frozen and complete. An unknown key is an error."""
+class Config(
+    BaseModel,
+    frozen=True,
+    extra="forbid",
+    strict=True,
+    allow_inf_nan=False,
+    protected_namespaces=(),
+    serialize_by_alias=True,
+):
+    """A group of settings: typed, frozen and complete. An unknown key is an error, and so are infinity and NaN."""
 
     def problems(self) -> Iterator[str]:
         """Yield a message for each combination of valid settings that does not work."""
@@ -58,8 +66,9 @@ def _wrap_string(value: object) -> object:
     return value
 
 
-Int = Annotated[int, BeforeValidator(_convert_integral_float)]
-"""An integer. Floats with an integral value, such as `1e5`, are accepted."""
+LARGEST_INT = 2**31 - 1
+Int = Annotated[int, BeforeValidator(_convert_integral_float), Field(le=LARGEST_INT)]
+"""An integer that an int32 can hold. Floats with an integral value, such as `1e5`, are accepted."""
 
 Strings = Annotated[tuple[str, ...], Strict(False), BeforeValidator(_wrap_string)]
 """A list of strings. A single string is accepted as a list of one."""

@@ -13,6 +13,8 @@ from t5x_lite.schema.sources import Sources
 
 ConfigT = TypeVar("ConfigT", bound=Config)
 
+MOST_ERRORS = 20
+"""Errors that are explained; a file that is no config may have any number."""
 NEAREST_KEY_CUTOFF = 0.5
 """Similarity from which an unknown key is taken for a misspelling; `difflib`'s default of 0.6 misses short keys."""
 
@@ -26,7 +28,10 @@ def validate(kind: type[ConfigT], sources: Sources) -> ConfigT:
     try:
         return kind.model_validate(sources.values)
     except ValidationError as error:
-        messages = [_explain_error(kind, sources, details) for details in error.errors(include_url=False)]
+        errors = error.errors(include_url=False)
+        messages = [_explain_error(kind, sources, details) for details in errors[:MOST_ERRORS]]
+        if len(errors) > MOST_ERRORS:
+            messages.append(f"and {len(errors) - MOST_ERRORS} more")
         unique_messages = dict.fromkeys(messages)
         raise UserError("; ".join(unique_messages)) from None
 
@@ -55,6 +60,9 @@ def _describe_error(kind: type[Config], path: Sequence[str], details: ErrorDetai
             expected = details["ctx"]["expected"].replace("'", "")
             hint = suggest(str(value), expected.replace(" or ", ", ").split(", "))
             return f"`{key}` is {value!r}, expected {expected}{hint}"
+        case "string_type":
+            quoted = f"{key}='\"{'…' if isinstance(value, dict | list) else value}\"'"
+            return f"`{key}` is {value!r}, expected a text; on the command line, quote it twice, as in {quoted}"
         case "not_a_kind":
             return f"`{key}` is {value!r}: {details['msg']}{_suggest_component(value, details['msg'])}"
         case _:
