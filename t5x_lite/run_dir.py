@@ -118,13 +118,29 @@ def check_run_dir(config: RunConfig) -> None:
 
 
 def create_run_dir(config: RunConfig, tokenizer: Tokenizer) -> Run:
-    """Create the run directory, or reuse an existing one, and write its config and tokenizer."""
-    config = with_vocab(config, tokenizer)
+    """Create the run directory, or reuse an existing one, and write its config and tokenizer.
+
+    The places of its checkpoints and of the run that it adapts are written as absolute paths: the run may be opened
+    from another working directory.
+    """
+    config = _with_absolute_paths(with_vocab(config, tokenizer))
     folder = Path(str(config.run_dir))
     if jax.process_index() == 0:
         write_file(folder / CONFIG_FILE, configuration.dump(config))
         tokenizer.save(folder)
     return Run(folder, config, model_spec(config.model, config.method.surgery), tokenizer)
+
+
+def _with_absolute_paths(config: RunConfig) -> RunConfig:
+    updates: dict[str, object] = {}
+    folder = config.checkpoint.folder
+    if folder is not None and "://" not in folder:
+        path = str(Path(folder).expanduser().absolute())
+        updates["checkpoint"] = config.checkpoint.model_copy(update={"folder": path})
+    if config.adapt is not None:
+        source = str(Path(config.adapt.source).absolute())
+        updates["adapt"] = config.adapt.model_copy(update={"source": source})
+    return config.model_copy(update=updates)
 
 
 def load_stored_tokenizer(folder: Path) -> Tokenizer | None:

@@ -73,9 +73,8 @@ def t5x_lite() -> Shell:
 
     def run(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "t5x_lite", *map(str, arguments)]
-        return subprocess.run(
-            command, capture_output=True, text=True, check=False, timeout=300, cwd=REPOSITORY, **options
-        )
+        options = {"cwd": REPOSITORY, **options}
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, **options)
 
     return run
 

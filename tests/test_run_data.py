@@ -1,4 +1,4 @@
-"""The tokenizer of a run stays the one that its weights were trained with."""
+"""What a run directory holds stays right: its tokenizer, and the places of its checkpoints."""
 
 import shutil
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from t5x_lite import config as configuration
+from t5x_lite.api import load
 from t5x_lite.data import vocabulary
 from t5x_lite.data.config import Unigram
 from t5x_lite.errors import UserError
@@ -50,3 +51,14 @@ def test_another_tokenizer_in_the_configured_file_is_refused(tiny_config: Path, 
         open_tokenizer(config)
     file.unlink()
     assert open_tokenizer(config).vocab == 290
+
+
+def test_a_run_with_relative_paths_is_opened_from_anywhere(
+    tiny_config: Path, tmp_path: Path, t5x_lite: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = t5x_lite("train", tiny_config, "run_dir=run", "checkpoint.folder=elsewhere", "train.steps=4", cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    assert (tmp_path / "elsewhere/4").is_dir()
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    assert load("../run").step == 4
