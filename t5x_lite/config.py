@@ -140,6 +140,9 @@ class RunConfig(Config):
 
     def _objective_problems(self, objective: Objective) -> Iterator[str]:
         """Yield what does not fit together between the objective, the model and the data."""
+        if not self.model.outputs and self.model.head is None:
+            yield "model.outputs: [] leaves nothing to predict; give some, or a head"
+            return
         if self.model.family in objective.families:
             objective.check(self.model)
         else:

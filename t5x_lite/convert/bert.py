@@ -60,6 +60,11 @@ TOKEN_OUTPUT = {"output_transform": True, "output_bias": True}
 NO_TOKEN_OUTPUT = {"output_transform": False, "output_bias": False}
 
 
+def _headless(name: str) -> Architecture:
+    """Return the class of the base model, which encodes texts and predicts nothing."""
+    return Architecture(name, objective=None, outputs=(), settings=NO_TOKEN_OUTPUT)
+
+
 def _masked_lm(name: str) -> Architecture:
     objective = {"masked": {"sentences": "none"}}
     return Architecture(name, objective, outputs=("tokens",), settings=TOKEN_OUTPUT)
@@ -173,10 +178,12 @@ BERT = ModelType(
         _masked_lm("BertForMaskedLM"),
         _masked_lm_with_sentences("BertForPreTraining", "next", marker_tensor="cls.seq_relationship.weight"),
     ),
+    headless=_headless("BertModel"),
     config=ConfigTable(BERT_FIELDS, BERT_FIXED, without_effect=ENCODER_TIED),
     weights=BERT_WEIGHTS,
     base_model_prefix="bert.",
     ignored_tensors=(r"bert\.embeddings\.position_ids",),
+    unused_tensors=(r"bert\.pooler\..*",),
     copies={
         "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
         "cls.predictions.decoder.bias": "cls.predictions.bias",
@@ -188,6 +195,7 @@ BERT = ModelType(
 ROBERTA = ModelType(
     name="roberta",
     architectures=(_masked_lm("RobertaForMaskedLM"),),
+    headless=_headless("RobertaModel"),
     config=ConfigTable(
         ROBERTA_FIELDS,
         ROBERTA_FIXED,
@@ -198,7 +206,7 @@ ROBERTA = ModelType(
     ),
     weights=ROBERTA_WEIGHTS,
     base_model_prefix="roberta.",
-    ignored_tensors=(r"roberta\.embeddings\.position_ids",),
+    ignored_tensors=(r"roberta\.embeddings\.position_ids", r"roberta\.pooler\..*"),
     copies={
         "lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight",
         "lm_head.decoder.bias": "lm_head.bias",
@@ -213,6 +221,7 @@ ALBERT = ModelType(
         _masked_lm("AlbertForMaskedLM"),
         _masked_lm_with_sentences("AlbertForPreTraining", "order", marker_tensor="sop_classifier.classifier.weight"),
     ),
+    headless=_headless("AlbertModel"),
     config=ConfigTable(
         FACTORISED_FIELDS,
         fixed={**BERT_FIXED, "shared_layers": True},
@@ -246,6 +255,7 @@ ELECTRA = ModelType(
             marker_tensor=DISCRIMINATOR_TENSOR,
         ),
     ),
+    headless=_headless("ElectraModel"),
     config=ConfigTable(FACTORISED_FIELDS, BERT_FIXED, rules=(GELU_OUTPUT,), without_effect=ENCODER_TIED),
     weights=ELECTRA_WEIGHTS,
     base_model_prefix="electra.",

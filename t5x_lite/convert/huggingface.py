@@ -18,7 +18,7 @@ from t5x_lite.convert import MODEL_TYPES
 from t5x_lite.convert.config_table import ForeignConfig, ForeignModel
 from t5x_lite.convert.imported_run import check_new_run_dir, load_params, load_tokenizer, write_run
 from t5x_lite.convert.matching import find_model_type
-from t5x_lite.convert.model_type import OUTPUT_MATRIX, ModelType
+from t5x_lite.convert.model_type import HEAD_PREFIXES, OUTPUT_MATRIX, ModelType
 from t5x_lite.convert.safetensors_files import (
     INDEX_FILE,
     NUMPY_DTYPES,
@@ -40,8 +40,6 @@ from t5x_lite.run_dir import FOREIGN_CONFIG, Run, open_run
 
 MAX_FILE_BYTES = 5 * 10**9
 """The largest file of an export, as in Transformers."""
-HEAD_PREFIXES = ("lm_head", "cls.", "predictions.", "sop_classifier.", "generator_", "discriminator_")
-"""How names of modules outside the base model begin; they never have its prefix."""
 
 
 def import_hf(folder: Path, run_dir: Path) -> Run:
@@ -66,6 +64,9 @@ def import_hf(folder: Path, run_dir: Path) -> Run:
     model = _read_model(config_path, model_type, source)
     weight_map = model_type.build_weight_map(model)
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    mapped = {mapping.tensor for mapping in weight_map.mappings}
+    for pattern in model_type.unused_tensors:
+        ignored.update(name for name in tensors.keys() - mapped if re.fullmatch(pattern, name))
     weight_map.check_tensors(str(folder), shapes, ignored)
     params = load_params(weight_map, lambda name: tensors[name].read_finite())
     config["dtype"] = _most_common_dtype(tensors)

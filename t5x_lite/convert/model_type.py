@@ -29,6 +29,10 @@ TIED_OUTPUT = Rule(("tie_word_embeddings",), read=_read_tied, write=_write_tied)
 """The stored tensors, not the config, tell whether the output matrix is tied to the token embedding."""
 
 
+HEAD_PREFIXES = ("lm_head", "cls.", "predictions.", "sop_classifier.", "generator_", "discriminator_")
+"""How names of modules outside the base model begin; they never have its prefix."""
+
+
 @dataclass(frozen=True)
 class Architecture:
     """A class of Transformers: the base model of a model type with certain outputs.
@@ -55,11 +59,15 @@ class ModelType:
     Attributes:
         name: `model_type` in a config.json.
         architectures: the classes that are read and written; the first has no marker tensor.
+        headless: the class of the base model alone, for files without any output; null for models whose output may be
+            tied to the embedding, and so be in no tensor.
         config: the table of the config.
         weights: the table of the weights.
         gated_weights: the table for models with a gated feed-forward, where it differs.
         base_model_prefix: the prefix of the base model's tensors, which files of the base model alone leave out.
         ignored_tensors: regular expressions of tensors that add no information, such as masks.
+        unused_tensors: regular expressions of tensors that only some outputs use; they are ignored where the model has
+            no place for them, as base models store a pooler that nothing reads.
         copies: tensors that files may store although they equal another one: the tensor, and the other one. Where the
             values differ, the tensor is not ignored.
         renamed_tensors: regular expressions of names in older files, and their replacements.
@@ -70,9 +78,11 @@ class ModelType:
     architectures: tuple[Architecture, ...]
     config: ConfigTable
     weights: WeightTable
+    headless: Architecture | None = None
     gated_weights: WeightTable | None = None
     base_model_prefix: str = ""
     ignored_tensors: tuple[str, ...] = ()
+    unused_tensors: tuple[str, ...] = ()
     copies: Mapping[str, str] = field(default_factory=dict)
     renamed_tensors: Mapping[str, str] = field(default_factory=dict)
     sentencepiece_file: str = "tokenizer.model"
@@ -110,12 +120,16 @@ class ModelType:
 
     def select_architecture(self, model: ModelConfig) -> Architecture:
         """Return the class with the outputs of the model; the first where none has them."""
+        if self.headless is not None and not model.outputs:
+            return self.headless
         for architecture in self.architectures:
             if set(architecture.outputs) == set(model.outputs):
                 return architecture
         return self.architectures[0]
 
     def _stored_architecture(self, tensor_names: Collection[str]) -> Architecture:
+        if self.headless is not None and not any(name.startswith(HEAD_PREFIXES) for name in tensor_names):
+            return self.headless
         for architecture in self.architectures:
             if architecture.marker_tensor in tensor_names:
                 return architecture

@@ -17,6 +17,7 @@ from t5x_lite.errors import UserError
 INDEX_FILE = "model.safetensors.index.json"
 """The file that tells which of several files stores which tensor."""
 
+WEIGHTS_FILE = "model.safetensors"
 MAX_JSON_BYTES = 200 * 10**6
 """The largest file of JSON that is read."""
 NUMPY_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
@@ -117,18 +118,30 @@ def list_tensors(folder: Path) -> dict[str, StoredTensor]:
 
 
 def _find_files(folder: Path) -> list[Path]:
+    """Return the files of the model's weights. Adapters and copies in other formats may lie beside them.
+
+    Raises:
+        UserError: an index that cannot be read, or several files that may be the model's.
+    """
     index_path = folder / INDEX_FILE
     if not index_path.is_file():
-        return sorted(folder.glob("*.safetensors"))
+        if (folder / WEIGHTS_FILE).is_file():
+            return [folder / WEIGHTS_FILE]
+        parts = sorted(folder.glob("model-*-of-*.safetensors"))
+        paths = parts or sorted(folder.glob("*.safetensors"))
+        if len(paths) > 1 and not parts:
+            names = ", ".join(path.name for path in paths[:6])
+            raise UserError(f"{folder}: has no {WEIGHTS_FILE} but {names}; rename the one that holds the model")
+        return paths
     file_of_tensor = read_json(index_path).get("weight_map")
     if not isinstance(file_of_tensor, dict):
         raise UserError(f"{index_path}: has no weight_map from tensors to files")
-    paths = set()
+    file_names = set()
     for name in file_of_tensor.values():
         if not isinstance(name, str) or Path(name).name != name:
             raise UserError(f"{index_path}: names the file {str(name)[:80]!r}, which is not in its folder")
-        paths.add(folder / name)
-    return sorted(paths)
+        file_names.add(name)
+    return [folder / name for name in sorted(file_names)]
 
 
 def split_into_files(

@@ -204,8 +204,6 @@ class ModelConfig(Config):
                 f"a head is for an encoder or a decoder, not a model of family {self.family}; train an encoder_decoder "
                 "on a task's text form, and of electra its discriminator (family: encoder)"
             )
-        if not self.outputs and self.head is None:
-            yield "outputs: [] leaves nothing to predict; give some, or a head"
         if not self.is_encoder_only and set(self.outputs) != {"tokens"}:
             yield f"outputs of a {self.family} are [tokens]"
         if self.family == "electra" and self.outputs != ("detection",):

@@ -14,6 +14,7 @@ transformers = pytest.importorskip("transformers", reason="pip install -e '.[hf]
 
 from safetensors.numpy import load_file, save_file  # noqa: E402
 
+import t5x_lite  # noqa: E402
 from t5x_lite.convert.huggingface import export_hf, import_hf  # noqa: E402
 from t5x_lite.errors import UserError  # noqa: E402
 from tests.reference.cases import Case, make  # noqa: E402
@@ -198,3 +199,38 @@ def test_weights_that_are_no_finite_numbers_are_refused(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=f"{name} {message}"):
             import_hf(tmp_path / kind, tmp_path / "run")
         assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "base"),
+    [("BERT", "bert"), ("RoBERTa", "roberta"), ("ALBERT", "albert"), ("ELECTRA", "electra")],
+)
+def test_an_encoder_without_a_head_gives_transformers_states(name: str, base: str, tmp_path: Path) -> None:
+    case = make(name, tmp_path / "case")
+    encoder = getattr(case.theirs, base)
+    encoder.save_pretrained(tmp_path / "encoder")
+    theirs = transformers.AutoModel.from_pretrained(tmp_path / "encoder").eval()
+    import_hf(tmp_path / "encoder", tmp_path / "run")
+    model = t5x_lite.load(tmp_path / "run")
+    assert model.config.model.outputs == ()
+    tokens = np.random.default_rng(0).integers(5, 90, (2, 9))
+    with torch.no_grad():
+        expected = theirs(torch.tensor(tokens)).last_hidden_state.numpy()
+    module = model.spec.model(model.params)
+    states = np.asarray(module(tokens, segment_ids=np.ones_like(tokens)))
+    np.testing.assert_allclose(states, expected, atol=1e-4)
+    export_hf(tmp_path / "run", tmp_path / "out")
+    again = transformers.AutoModel.from_pretrained(tmp_path / "out").eval()
+    with torch.no_grad():
+        np.testing.assert_allclose(again(torch.tensor(tokens)).last_hidden_state.numpy(), expected, atol=1e-6)
+
+
+def test_only_the_files_of_the_model_are_read(tmp_path: Path) -> None:
+    case = make("Llama 2", tmp_path / "case")
+    weights = {"unrelated": np.zeros((2, 2), np.float32)}
+    for extra in ("adapter_model.safetensors", "consolidated.safetensors"):
+        save_file(weights, case.folder / extra)
+    import_hf(case.folder, tmp_path / "run")
+    (case.folder / WEIGHTS_FILE).rename(case.folder / "weights.safetensors")
+    with pytest.raises(UserError, match=r"has no model\.safetensors but .*; rename the one that holds the model"):
+        import_hf(case.folder, tmp_path / "other")
