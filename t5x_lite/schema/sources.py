@@ -9,7 +9,8 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from t5x_lite.errors import UserError, suggest
+from t5x_lite.config_files import find_config
+from t5x_lite.errors import UserError
 from t5x_lite.schema.settings import Config, Declaration, Settings, declarations
 
 
@@ -33,14 +34,19 @@ class Sources:
 
 
 def read(kind: type[Config], path: str | Path, overrides: Sequence[str] = ()) -> Sources:
-    """Read a YAML file and the files named in its `base`, and apply `dotted.key=value` overrides.
+    """Read a config and the configs named in its `base`, and apply `dotted.key=value` overrides.
 
     A leading `--` of an override is ignored.
+
+    Args:
+        kind: the class of the config.
+        path: a file, or the name of a shipped config (see `find_config`).
+        overrides: settings that replace those of the files.
 
     Raises:
         UserError: a file cannot be read, or an override is malformed.
     """
-    sources = _read_with_bases(kind, Path(path))
+    sources = _read_with_bases(kind, find_config(path))
     values = sources.values
     locations = dict(sources.locations)
     for override in overrides:
@@ -93,8 +99,10 @@ def _read_with_bases(kind: type[Config], path: Path, including: tuple[Path, ...]
     for base in bases:
         if not isinstance(base, str):
             location = file.locations["base"]
-            raise UserError(f"{location}: `base` takes file names relative to this file, found {base!r}")
-        inherited = _read_with_bases(kind, path.parent / base, (*including, path.resolve()))
+            raise UserError(
+                f"{location}: `base` takes files relative to this one, or names of shipped configs; found {base!r}"
+            )
+        inherited = _read_with_bases(kind, find_config(base, path.parent), (*including, path.resolve()))
         merged_values = merge(kind, merged_values, inherited.values)
         locations |= inherited.locations
     return Sources(merge(kind, merged_values, values), locations | file.locations)
@@ -107,10 +115,6 @@ def _read_yaml(path: Path) -> Sources:
             text = "{}"
         values = OmegaConf.to_container(OmegaConf.create(text), resolve=True)
         document = yaml.compose(text, Loader=yaml.SafeLoader)
-    except FileNotFoundError:
-        siblings = [sibling.name for sibling in path.parent.glob("*.yaml")]
-        hint = suggest(path.name, siblings, prefix=f"{path.parent}/")
-        raise UserError(f"{path}: no such config file{hint}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as a YAML config: {error}") from None
     except yaml.MarkedYAMLError as error:
