@@ -173,9 +173,9 @@ class RunConfig(Config):
 
     @property
     def evaluators(self) -> tuple[Evaluator, ...]:
-        """What is evaluated: the loss on the validation split, the run's own tasks, and `eval.evaluators`."""
-        own_tasks = (Tasks(),) if self.tasks else ()
-        return (Validation(), *own_tasks, *self.eval.evaluators)
+        """Evaluators of the run: the loss on the validation split, the run's own tasks, and `eval.evaluators`."""
+        task_evaluators = (Tasks(),) if self.tasks else ()
+        return (Validation(), *task_evaluators, *self.eval.evaluators)
 
     def trainable_split(self, tree: Mapping[str, object]) -> TrainableSplit:
         """Return which of the parameters in `tree`, nested dicts whose leaves may be anything, train."""

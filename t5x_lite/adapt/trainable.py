@@ -1,4 +1,4 @@
-"""Which parameters train and which are frozen: the parameters of a model as two trees, and joined again."""
+"""Split the parameters of a model into those that train and those that are frozen, and join them again."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ NestedDict: TypeAlias = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class TrainableSplit:
-    """How parameters are split. Trees are nested dicts; where everything trains, the frozen tree is empty.
+    """A split of parameters. Trees are nested dicts; where everything trains, the frozen tree is empty.
 
     Attributes:
         first_trained_repeat: of each parameter, by dotted name, the first repeat of its stack that trains; None: it is

@@ -39,7 +39,7 @@ from t5x_lite.run_dir import FOREIGN_CONFIG, Run, open_run
 MAX_FILE_BYTES = 5 * 10**9
 """The largest file of an export, as in Transformers."""
 HEAD_PREFIXES = ("lm_head", "cls.", "predictions.", "sop_classifier.", "generator_", "discriminator_")
-"""How names of modules outside the base model begin; they never have its prefix."""
+"""First parts of the names of modules outside the base model; they never have its prefix."""
 
 
 def import_hf(folder: Path, run_dir: Path) -> Run:
