@@ -109,7 +109,10 @@ def _check_names(tree: ast.Module) -> Iterator[Fault]:
             bare_name = name.strip("_")
             if bare_name in NAMES:
                 yield Fault(line, name, NAMES[bare_name])
-            for part in PARTS_OF_NAMES.intersection(bare_name.lower().split("_")):
+            parts = bare_name.lower().split("_")
+            if parts[0] == "test":  # the name of a test is a sentence
+                continue
+            for part in PARTS_OF_NAMES.intersection(parts):
                 yield Fault(line, name, NAMES[part])
             if isinstance(node, ast.arg) and bare_name in PARAMETERS:
                 yield Fault(line, name, PARAMETERS[bare_name])
