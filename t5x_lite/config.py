@@ -14,6 +14,7 @@ from pydantic import Strict
 from t5x_lite import schema
 from t5x_lite.adapt import ADAPTATIONS, AdaptationMethod, Full
 from t5x_lite.adapt.trainable import TrainableSplit
+from t5x_lite.config_files import find_config
 from t5x_lite.data.config import BPE, TOKENIZERS, Bytes, Character, DataConfig, TokenizerFile, Unigram
 from t5x_lite.errors import UserError
 from t5x_lite.evaluate.config import EvalConfig
@@ -175,9 +176,9 @@ class RunConfig(Config):
 
     @property
     def evaluators(self) -> tuple[Evaluator, ...]:
-        """What is evaluated: the loss on the validation split, the run's own tasks, and `eval.evaluators`."""
-        own_tasks = (Tasks(),) if self.tasks else ()
-        return (Validation(), *own_tasks, *self.eval.evaluators)
+        """Evaluators of the run: the loss on the validation split, the run's own tasks, and `eval.evaluators`."""
+        task_evaluators = (Tasks(),) if self.tasks else ()
+        return (Validation(), *task_evaluators, *self.eval.evaluators)
 
     def trainable_split(self, tree: Mapping[str, object]) -> TrainableSplit:
         """Return which of the parameters in `tree`, nested dicts whose leaves may be anything, train."""
@@ -221,14 +222,19 @@ CHANGEABLE_ON_RESUME = (
 def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read, merge, override and validate the config of a run.
 
+    Args:
+        path: a file, or the name of a shipped config, such as `quickstart`.
+        overrides: settings, `dotted.key=value`, that replace those of the file.
+
     Raises:
         UserError: one line with every problem, where it was set, and the nearest valid spelling.
     """
+    path = find_config(path)
     sources = schema.read(RunConfig, path, overrides)
     completed = schema.Sources(_add_derived_settings(sources.values), sources.locations)
     config = schema.validate(RunConfig, completed)
     if config.run_dir is None:
-        run_dir = Path("runs") / Path(path).stem
+        run_dir = Path("runs") / path.stem
         config = config.model_copy(update={"run_dir": str(run_dir)})
     return config
 

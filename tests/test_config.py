@@ -52,8 +52,19 @@ def test_numbers_in_scientific_notation_are_accepted(small: Path) -> None:
 
 
 def test_a_resolved_config_repeats_the_run(small: Path) -> None:
-    loaded = config.load(small, ["model.pattern=[{attention: dense},{feedforward: glu}]", "tokenizer=character"])
-    assert config.RunConfig.model_validate(yaml.safe_load(config.dump(loaded))) == loaded
+    overrides = [
+        "model.pattern=[{attention: dense},{feedforward: glu}]",
+        "tokenizer=character",
+        "eval.evaluators=[validation,{few_shot: {tasks: arc_easy, every_steps: 5}},{perplexity: {text: book.txt}}]",
+    ]
+    loaded = config.load(small, overrides)
+    values = yaml.safe_load(config.dump(loaded))
+    assert [list(evaluator) for evaluator in values["eval"]["evaluators"]] == [
+        ["validation"],
+        ["few_shot"],
+        ["perplexity"],
+    ]
+    assert config.RunConfig.model_validate(values) == loaded
 
 
 @pytest.mark.parametrize(
@@ -88,6 +99,20 @@ def test_a_resolved_config_repeats_the_run(small: Path) -> None:
         ("tasks=3", ("command line", "`tasks` is 3")),
         ("tasks=[3]", ("command line", "`tasks.0` is 3")),
         ("steps", ("dotted.key=value",)),
+        (
+            "eval.evaluators=[few_shto]",
+            ("eval.evaluators.0", "validation, tasks, perplexity", "did you mean few_shot?"),
+        ),
+        ("eval.evaluators=few_shot", ("eval.evaluators", "expected a list, such as [few_shot]")),
+        ("eval.evaluators={perplexity: {text: x}}", ("expected a list, such as [{perplexity: {text: x}}]",)),
+        ("eval.evaluators=[{few_shot: {}}]", ("`eval.evaluators.0.few_shot.tasks` must be given",)),
+        (
+            "eval.evaluators=[validation,{perplexity: {text: x, windo: 3}}]",
+            ("eval.evaluators.1.perplexity.windo", "`eval.evaluators.1.perplexity.window`"),
+        ),
+        ("model.pattern=[{attentoin: dense}]", ("model.pattern.0.attentoin", "`model.pattern.0.attention`")),
+        ("model.pattern=[{colour: red}]", ("`--help-config` lists the keys of `model.pattern.N`",)),
+        ("model.pattern=[]", ("`model.pattern` is []: expected a list with at least 1 item",)),
     ],
 )
 def test_an_error_is_one_line_that_names_the_key_and_the_remedy(
@@ -104,6 +129,10 @@ def test_meshes_that_do_not_fit_the_experts_are_refused(small: Path) -> None:
     ragged = "model.feedforward.moe.dispatch.dropless.kernel=ragged"
     assert "needs mesh.expert=1 and mesh.tensor=1" in load_error(small, experts, ragged, "mesh.expert=2")
     assert "needs mesh.expert=1 and mesh.tensor=1" in load_error(small, experts, ragged, "mesh.tensor=2")
+
+
+def test_a_list_is_not_called_too_short_because_an_item_is_wrong(small: Path) -> None:
+    assert "at least" not in load_error(small, "model.pattern=[{attention: dens}]")
 
 
 def test_an_error_in_a_file_names_its_line(small: Path) -> None:
@@ -139,6 +168,26 @@ def test_every_setting_is_explained(small: Path) -> None:
     assert explanations["train.batch_size"].unit == "sequences"
     assert explanations["model.positions"].type.split(" | ")[:3] == ["learned", "sinusoidal", "rotary"]
     assert "optimizer.method.muon.momentum" in explanations
+
+
+def test_defaults_are_explained_as_yaml_writes_them() -> None:
+    explanations = {explanation.key: explanation for explanation in schema.explain(config.RunConfig)}
+    for explanation in explanations.values():
+        assert not {"None", "True", "False"} & {explanation.default, *explanation.type.split(" | ")}
+    stretch = explanations["model.positions.rotary.stretch"]
+    assert (stretch.type, stretch.default) == ("llama3 | null", "null")
+    expert = explanations["model.feedforward.moe.expert"]
+    assert (expert.type, expert.default) == ("mlp | glu | null", "null")
+    assert explanations["model.tied"].default == "true"
+
+
+def test_the_items_of_a_list_are_explained_with_their_settings() -> None:
+    explanations = {explanation.key: explanation for explanation in schema.explain(config.RunConfig)}
+    evaluators = explanations["eval.evaluators"]
+    assert (evaluators.type, evaluators.default) == ("list of validation | tasks | perplexity | few_shot", "[]")
+    assert explanations["eval.evaluators.N.few_shot.tasks"].default == "required"
+    assert explanations["model.pattern.N.attention.local.window"].default == "256"
+    assert explanations["data.mixture.N.name"].default == "required"
 
 
 def test_help_and_config_errors_do_not_import_jax(small: Path) -> None:

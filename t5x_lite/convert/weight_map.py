@@ -47,7 +47,7 @@ class StackModules:
 
 @dataclass(frozen=True)
 class WeightFormat:
-    """How a code base names and stores the arrays of a module.
+    """Names and storage of the arrays of a module in a code base.
 
     Attributes:
         leaf_names: our names of arrays (`weight`, `bias`, …), and theirs.

@@ -22,7 +22,7 @@ from t5x_lite.models.stack import Stack
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class DecodingState:
-    """What a decoder carries from token to token.
+    """The state that a decoder carries from token to token.
 
     Attributes:
         layers: keys and values of every layer of the pattern, with an axis over repeats.

@@ -48,7 +48,7 @@ class GeneratorConfig(Config):
 
 
 class HeadConfig(Config):
-    """What a task predicts from the states; the objective of a task sets it."""
+    """The output of a task's model, computed from the states; the objective of a task sets it."""
 
     outputs: Int = setting(..., "scores of each text, or of each token; 0: the pooled states are the output", ge=0)
     pool: Literal["first", "last", "mean", "max", "none"] = setting(

@@ -17,7 +17,7 @@ class Initializer(Config):
     """
 
     scales_queries: ClassVar[bool] = False
-    """Where `attention_scale` is given, initial queries are so small that scores begin as under 1/sqrt(head_dim)."""
+    """Initial queries of a model with an `attention_scale` are so small that scores begin as under 1/sqrt(head_dim)."""
 
     @abstractmethod
     def embedding_std(self) -> float:

@@ -10,7 +10,8 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from t5x_lite.errors import UserError, suggest
+from t5x_lite.config_files import find_config
+from t5x_lite.errors import UserError
 from t5x_lite.schema.settings import Config, Declaration, Settings, declarations
 
 
@@ -34,14 +35,19 @@ class Sources:
 
 
 def read(kind: type[Config], path: str | Path, overrides: Sequence[str] = ()) -> Sources:
-    """Read a YAML file and the files named in its `base`, and apply `dotted.key=value` overrides.
+    """Read a config and the configs named in its `base`, and apply `dotted.key=value` overrides.
 
     A leading `--` of an override is ignored.
+
+    Args:
+        kind: the class of the config.
+        path: a file, or the name of a shipped config (see `find_config`).
+        overrides: settings that replace those of the files.
 
     Raises:
         UserError: a file cannot be read, or an override is malformed.
     """
-    sources = _BaseReader(kind).read(Path(path))
+    sources = _BaseReader(kind).read(find_config(path))
     values = sources.values
     locations = dict(sources.locations)
     for override in overrides:
@@ -107,8 +113,10 @@ class _BaseReader:
         for base in bases:
             if not isinstance(base, str):
                 location = file.locations["base"]
-                raise UserError(f"{location}: `base` takes file names relative to this file, found {base!r}")
-            inherited = self.read(path.parent / base, including)
+                raise UserError(
+                    f"{location}: `base` takes files relative to this one, or names of shipped configs; found {base!r}"
+                )
+            inherited = self.read(find_config(base, path.parent), including)
             merged_values = merge(self._kind, merged_values, inherited.values)
             locations |= inherited.locations
         return Sources(merge(self._kind, merged_values, values), locations | file.locations)
@@ -121,10 +129,6 @@ def _read_yaml(path: Path) -> Sources:
             text = "{}"
         values = OmegaConf.to_container(OmegaConf.create(text), resolve=True)
         document = yaml.compose(text, Loader=yaml.SafeLoader)
-    except FileNotFoundError:
-        siblings = [sibling.name for sibling in path.parent.glob("*.yaml")]
-        hint = suggest(path.name, siblings, prefix=f"{path.parent}/")
-        raise UserError(f"{path}: no such config file{hint}") from None
     except RecursionError:
         raise UserError(f"{path}: cannot be read as a YAML config: it is nested too deeply") from None
     except (OSError, UnicodeDecodeError) as error:

@@ -8,7 +8,7 @@ from t5x_lite.train.schedules import SCHEDULES, Cosine, Schedule
 
 
 class OptimizerConfig(Config):
-    """How gradients become updates."""
+    """Settings of the optimizer: its algorithm, learning rate and weight decay."""
 
     method: Annotated[OptimizerMethod, OneOf(OPTIMIZERS)] = setting(AdamW(), "the algorithm")
     learning_rate: float = setting(6e-4, "peak rate", gt=0)

@@ -28,7 +28,7 @@ class LossSpike(Exception):
 
 @dataclass(frozen=True)
 class StepCost:
-    """What turns the seconds of a step into tokens per second and MFU.
+    """The cost of a step, for tokens per second and MFU.
 
     Attributes:
         tokens: tokens of a step.

@@ -12,7 +12,10 @@ from t5x_lite.objectives.replaced_token import ReplacedToken
 from t5x_lite.objectives.translation import Translation
 from tests.objectives.vocabulary import context, row, vocabulary
 
-PAD, CLS, SEP, MASK = 0, 3, 4, 5
+PAD = 0
+CLS = 3
+SEP = 4
+MASK = 5
 
 
 def random_rows(count: int, length: int, seed: int = 0) -> list[TokenRow]:
