@@ -30,7 +30,7 @@ TIED_OUTPUT = Rule(("tie_word_embeddings",), read=_read_tied, write=_write_tied)
 
 
 HEAD_PREFIXES = ("lm_head", "cls.", "predictions.", "sop_classifier.", "generator_", "discriminator_")
-"""How names of modules outside the base model begin; they never have its prefix."""
+"""First parts of the names of modules outside the base model; they never have its prefix."""
 
 
 @dataclass(frozen=True)

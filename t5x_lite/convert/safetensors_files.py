@@ -118,7 +118,7 @@ def list_tensors(folder: Path) -> dict[str, StoredTensor]:
 
 
 def _find_files(folder: Path) -> list[Path]:
-    """Return the files of the model's weights. Adapters and copies in other formats may lie beside them.
+    """Return the files of the model's weights. Adapters and copies in other formats may be in the same folder.
 
     Raises:
         UserError: an index that cannot be read, or several files that may be the model's.
