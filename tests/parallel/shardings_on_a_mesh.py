@@ -7,12 +7,12 @@ import sys
 
 import jax
 from jax.sharding import PartitionSpec as P
-from t5x_lite.train.optimizer import make, with_rates
 
 from t5x_lite.models.layers import WeightAxes
 from t5x_lite.parallel.config import MeshConfig
 from t5x_lite.parallel.mesh import local_rows, make_mesh, sharding_of, state_shardings
 from t5x_lite.train.config import OptimizerConfig
+from t5x_lite.train.optimization import make_optimizer, scale_learning_rates
 from t5x_lite.train.state import TrainState
 from t5x_lite.trees import flatten_names
 
@@ -42,8 +42,8 @@ def check_state(method: str, expected: dict[str, P]) -> None:
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     axes = {"layer": {"weight": MATRIX, "bias": BIAS}, "base": MATRIX}
     trained_axes = {"layer": axes["layer"]}
-    optimizer = make(OptimizerConfig.model_validate({"method": method}), 10, trained_axes)
-    optimizer = with_rates(optimizer, 10, lambda progress, params: jax.tree.map(lambda _: progress, params))
+    optimizer = make_optimizer(OptimizerConfig.model_validate({"method": method}), 10, trained_axes)
+    optimizer = scale_learning_rates(optimizer, 10, lambda progress, params: jax.tree.map(lambda _: progress, params))
 
     def fresh() -> TrainState:
         zeros = jax.numpy.zeros

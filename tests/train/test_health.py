@@ -1,4 +1,4 @@
-"""Goodput, what may lie whole on a mesh, and replicas that should be equal."""
+"""Goodput, parameters that a mesh leaves replicated, and replicas that should be equal."""
 
 import json
 import subprocess
@@ -15,19 +15,19 @@ from t5x_lite.models.sharding import AXES
 from t5x_lite.models.spec import model_spec
 from t5x_lite.parallel.mesh import check_sharded
 from t5x_lite.train.goodput import Goodput
-from t5x_lite.train.metrics import cut_after
+from t5x_lite.train.metrics import truncate_metrics
 
 CORRUPT = """
 import jax, numpy as np
 from t5x_lite.config import MeshConfig
 from t5x_lite.errors import ReplicaMismatch
-from t5x_lite.models.layers import Axes
+from t5x_lite.models.layers import WeightAxes
 from t5x_lite.parallel.mesh import make_mesh, sharding_of
-from t5x_lite.train.health import ReplicaCheck
+from t5x_lite.train.replicas import ReplicaCheck
 
 mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
 values = {"even": np.random.default_rng(0).standard_normal((8, 16), np.float32), "bias": np.ones(6, np.float32)}
-axes = {"even": Axes(("embed", "mlp"), 1), "bias": Axes(("head_dim",))}
+axes = {"even": WeightAxes(("embed", "mlp"), 1), "bias": WeightAxes(("head_dim",))}
 placed = {name: sharding_of(mesh, axes[name], value.shape) for name, value in values.items()}
 params = {name: jax.device_put(value, placed[name]) for name, value in values.items()}
 replicas = ReplicaCheck(mesh, placed)
@@ -62,7 +62,8 @@ def test_a_flipped_bit_in_one_replica_is_found_and_named() -> None:
 def test_parameters_that_no_axis_divides_are_refused_by_name() -> None:
     def on(**sizes: int) -> None:
         mesh = AbstractMesh(tuple(sizes.get(a, 1) for a in AXES), AXES, axis_types=(AxisType.Auto,) * len(AXES))
-        check_sharded(model_spec(config), mesh)  # type: ignore[arg-type]
+        spec = model_spec(config)
+        check_sharded(mesh, spec.axes, spec.shapes)  # type: ignore[arg-type]
 
     model: dict[str, Any] = {"layers": 1, "embed": 258, "heads": 6, "head_dim": 43, "mlp": 1032, "vocab": 1001}
     config = ModelConfig.model_validate(model)
@@ -81,18 +82,18 @@ def test_goodput_is_the_share_of_steps_over_all_starts(tmp_path: Path) -> None:
     first.seconds |= {"compile": 10.0, "step": 80.0, "checkpoint": 10.0}
     assert first.metrics()["goodput"] == pytest.approx(0.8)
     again = Goodput(tmp_path, writes=True)
-    again.lose(30.0)
+    again.add_lost(30.0)
     with again.measure("evaluation"):
         pass
-    found = again.metrics()
-    assert found["goodput"] == pytest.approx(0.5, abs=1e-4)
-    assert found["goodput/lost_seconds"] == 30.0
-    assert "compile 10.0 s" in again.line()
+    metrics = again.metrics()
+    assert metrics["goodput"] == pytest.approx(0.5, abs=1e-4)
+    assert metrics["goodput/lost_seconds"] == 30.0
+    assert "compile 10.0 s" in again.summary()
 
 
 def test_steps_that_come_again_are_counted_as_lost(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     records = [{"step": n, "seconds_per_step": 0.5} for n in range(1, 8)]
     path.write_text("".join(json.dumps(record) + "\n" for record in records) + '{"step": 8, "seco')
-    assert cut_after(path, 4) == 1.5
+    assert truncate_metrics(path, 4) == 1.5
     assert len(path.read_text().splitlines()) == 4

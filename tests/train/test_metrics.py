@@ -7,12 +7,14 @@ import pytest
 from tensorboardX import SummaryWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from t5x_lite.train.metrics import Display, MetricsWriter, peak_flops
+from t5x_lite.train.device_speed import peak_flops
+from t5x_lite.train.display import Display
+from t5x_lite.train.metrics import MetricsWriter
 
 
 def test_a_line_is_printed_as_it_is_whatever_brackets_it_holds(capsys: pytest.CaptureFixture[str]) -> None:
     with Display(3) as display:
-        display.say("in runs/[/bold]/[red]x :smile:")
+        display.print("in runs/[/bold]/[red]x :smile:")
     assert "in runs/[/bold]/[red]x :smile:" in capsys.readouterr().err
 
 
@@ -24,11 +26,11 @@ def test_one_device_of_a_tpu7x_has_half_of_its_chip() -> None:
 def test_a_run_that_starts_anew_purges_the_old_curves_from_tensorboard(tmp_path: Path) -> None:
     with SummaryWriter(str(tmp_path / "tensorboard")) as board:
         board.add_scalar("loss", 1.0, 7)
-    writer = MetricsWriter(tmp_path, resumed=0)
+    writer = MetricsWriter(tmp_path, resumed_step=0)
     writer.write(1, {"loss": 2.0})
     writer.close()
     newest = max((tmp_path / "tensorboard").iterdir(), key=lambda path: path.stat().st_mtime_ns).read_bytes()
-    starts = [event for event in _events(newest) if event.session_log.status == SessionLog.START_TOKEN]
+    starts = [event for event in _events(newest) if event.session_log.status == SessionLog.START]
     assert [event.step for event in starts] == [1]
 
 

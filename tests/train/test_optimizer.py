@@ -8,22 +8,26 @@ import numpy as np
 import optax
 import pytest
 
-from t5x_lite.models.layers import Axes
+from t5x_lite.models.layers import WeightAxes
 from t5x_lite.train.config import OptimizerConfig
-from t5x_lite.train.optimizer import make, schedule
+from t5x_lite.train.optimization import make_optimizer, make_schedule
 
-MATRIX = Axes(("embed", "mlp"), 1)
+MATRIX = WeightAxes(("embed", "mlp"), 1)
 AXES = {
     "stack": MATRIX,
-    "heads": Axes(("embed", "heads", "head_dim"), 1),
-    "table": Axes(("vocab", "embed"), table=True),
-    "bias": Axes(("mlp",)),
+    "heads": WeightAxes(("embed", "heads", "head_dim"), 1),
+    "table": WeightAxes(("vocab", "embed"), is_table=True),
+    "bias": WeightAxes(("mlp",)),
 }
 SHAPES = {"stack": (3, 4, 6), "heads": (4, 2, 3), "table": (7, 4), "bias": (3, 6)}
 
 
-def run(config: dict[str, Any], axes: dict[str, Axes], params: dict[str, np.ndarray], count: int = 3) -> dict:
-    optimizer = make(OptimizerConfig.model_validate({"clip_norm": None, "schedule": "constant"} | config), 10, axes)
+def updated_params(
+    config: dict[str, Any], axes: dict[str, WeightAxes], params: dict[str, np.ndarray], count: int = 3
+) -> dict:
+    optimizer = make_optimizer(
+        OptimizerConfig.model_validate({"clip_norm": None, "schedule": "constant"} | config), 10, axes
+    )
     params = {name: jnp.asarray(value) for name, value in params.items()}
     state = optimizer.init(params)
     for step in range(count):
@@ -42,8 +46,8 @@ def values(seed: int = 0) -> dict[str, np.ndarray]:
     return {name: rng.normal(size=shape).astype(np.float32) for name, shape in SHAPES.items()}
 
 
-def test_adamw_is_loshchilov_and_hutter() -> None:
-    found = run(
+def test_adamw_follows_loshchilov_and_hutter() -> None:
+    params = updated_params(
         {"learning_rate": 0.1, "weight_decay": 0.5, "method": {"adamw": {"b1": 0.8, "b2": 0.9}}}, AXES, values()
     )
     for name, first in values().items():
@@ -54,31 +58,33 @@ def test_adamw_is_loshchilov_and_hutter() -> None:
             m, v = 0.8 * m + 0.2 * g, 0.9 * v + 0.1 * g**2
             adam = (m / (1 - 0.8 ** (step + 1))) / (np.sqrt(v / (1 - 0.9 ** (step + 1))) + 1e-8)
             x -= 0.1 * (adam + (0.0 if name == "bias" else 0.5) * x)
-        np.testing.assert_allclose(found[name], x, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(params[name], x, rtol=1e-5, atol=1e-6)
 
 
-def test_embeddings_are_not_decayed_when_told() -> None:
+def test_decay_of_embeddings_can_be_turned_off() -> None:
     settings = {"learning_rate": 0.1, "weight_decay": 0.5}
-    with_decay, without = (run(settings | {"decay_embeddings": d}, AXES, values(), 1) for d in (True, False))
+    with_decay, without = (updated_params(settings | {"decay_embeddings": d}, AXES, values(), 1) for d in (True, False))
     np.testing.assert_allclose(without["table"] - with_decay["table"], 0.05 * values()["table"], rtol=1e-4, atol=1e-6)
     np.testing.assert_array_equal(without["stack"], with_decay["stack"])
 
 
 def test_lamb_trusts_each_layer_by_itself() -> None:
     x = values()["stack"] * np.array([1.0, 10.0, 0.0])[:, None, None].astype(np.float32)
-    found = run({"learning_rate": 0.1, "weight_decay": 0.01, "method": "lamb"}, {"stack": MATRIX}, {"stack": x}, 1)
+    params = updated_params(
+        {"learning_rate": 0.1, "weight_decay": 0.01, "method": "lamb"}, {"stack": MATRIX}, {"stack": x}, 1
+    )
     g = gradient("stack", x.shape, 0)
     for layer in range(3):
         adam = g[layer] / (np.abs(g[layer]) + 1e-6) + 0.01 * x[layer]
         norm = np.linalg.norm(x[layer])
         ratio = norm / np.linalg.norm(adam) if norm else 1.0
-        np.testing.assert_allclose(found["stack"][layer], x[layer] - 0.1 * ratio * adam, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(params["stack"][layer], x[layer] - 0.1 * ratio * adam, rtol=1e-4, atol=1e-6)
 
 
 def test_adafactor_factors_each_layers_matrix_and_steps_relative_to_it() -> None:
-    axes, shape = {"w": Axes(("embed", "heads", "head_dim"), 1)}, (2, 128, 4, 64)
+    axes, shape = {"w": WeightAxes(("embed", "heads", "head_dim"), 1)}, (2, 128, 4, 64)
     x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-    found = run({"learning_rate": 0.1, "weight_decay": 0.0, "method": "adafactor"}, axes, {"w": x}, 2)["w"]
+    params = updated_params({"learning_rate": 0.1, "weight_decay": 0.0, "method": "adafactor"}, axes, {"w": x}, 2)["w"]
     for layer in range(2):
         w, row, column = x[layer].reshape(128, 256), np.zeros(128), np.zeros(256)
         for step in range(2):
@@ -89,34 +95,34 @@ def test_adafactor_factors_each_layers_matrix_and_steps_relative_to_it() -> None
             u = g / np.sqrt(np.outer(row, column) / row.mean())
             u = u / max(1.0, np.sqrt((u**2).mean()))
             w = w - 0.1 * max(1e-3, np.sqrt((w**2).mean())) * u
-        np.testing.assert_allclose(found[layer].reshape(128, 256), w, rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(params[layer].reshape(128, 256), w, rtol=1e-3, atol=1e-5)
 
 
 def test_adafactor_keeps_factors_of_a_matrix_even_in_a_stack_deeper_than_the_matrix_is_wide() -> None:
-    optimizer = make(OptimizerConfig.model_validate({"method": "adafactor"}), 10, {"w": MATRIX})
+    optimizer = make_optimizer(OptimizerConfig.model_validate({"method": "adafactor"}), 10, {"w": MATRIX})
     state = optimizer.init({"w": jnp.zeros((200, 128, 160))})
     sizes = {leaf.shape for leaf in jax.tree.leaves(state) if leaf.size > 200}
     assert sizes == {(200, 128), (200, 160)}  # Shazeer & Stern 2018, §3: one row and one column vector a matrix
 
 
 def test_muon_makes_each_layers_update_orthogonal_with_adamws_size() -> None:
-    found = run({"learning_rate": 1.0, "weight_decay": 0.0, "method": "muon"}, AXES, values(), 1)
+    params = updated_params({"learning_rate": 1.0, "weight_decay": 0.0, "method": "muon"}, AXES, values(), 1)
     for name, fan_in, fan_out in (("stack", 4, 6), ("heads", 4, 6)):
-        update = (values()[name] - found[name]).reshape(-1, fan_in, fan_out)
+        update = (values()[name] - params[name]).reshape(-1, fan_in, fan_out)
         singular = np.linalg.svd(update, compute_uv=False) / (0.2 * np.sqrt(max(fan_in, fan_out)))
         # Jordan's five quintic steps aim at the band [0.7, 1.2], not at one.
         assert singular.min() > 0.6
         assert singular.max() < 1.3
     g = gradient("bias", (3, 6), 0)
-    np.testing.assert_allclose(values()["bias"] - found["bias"], g / (np.abs(g) + 1e-8), rtol=1e-4)
+    np.testing.assert_allclose(values()["bias"] - params["bias"], g / (np.abs(g) + 1e-8), rtol=1e-4)
 
 
 @pytest.mark.parametrize("method", ["adamw", "lamb", "adafactor", "muon"])
 def test_a_stack_of_layers_moves_as_its_layers_would_alone(method: str) -> None:
     config = {"learning_rate": 0.1, "weight_decay": 0.1, "method": method}
     x = values()["stack"]
-    together = run(config, {"stack": MATRIX}, {"stack": x})["stack"]
-    optimizer = make(
+    together = updated_params(config, {"stack": MATRIX}, {"stack": x})["stack"]
+    optimizer = make_optimizer(
         OptimizerConfig.model_validate(config | {"clip_norm": None, "schedule": "constant"}), 10, {"w": MATRIX}
     )
     for layer in range(3):
@@ -132,20 +138,20 @@ def test_a_stack_of_layers_moves_as_its_layers_would_alone(method: str) -> None:
 @pytest.mark.parametrize("method", ["adafactor", "lamb", "muon"])
 def test_experts_of_stacked_layers_move_as_each_would_alone(method: str) -> None:
     """Two layers of three experts: six matrices, one axis for layers and one that the weight names."""
-    axes = Axes(("experts", "embed", "mlp"), 1, stacked=1)
+    axes = WeightAxes(("experts", "embed", "mlp"), 1, stacked=1)
     rng = np.random.default_rng(3)
     first, grads = rng.normal(size=(2, 2, 3, 4, 6)).astype(np.float32)
 
-    def moved(axes: Axes, param: np.ndarray, grad: np.ndarray) -> np.ndarray:
+    def update_once(axes: WeightAxes, param: np.ndarray, grad: np.ndarray) -> np.ndarray:
         settings = {"learning_rate": 0.1, "clip_norm": None, "schedule": "constant", "method": method}
-        optimizer = make(OptimizerConfig.model_validate(settings), 10, {"w": axes})
+        optimizer = make_optimizer(OptimizerConfig.model_validate(settings), 10, {"w": axes})
         params = {"w": jnp.asarray(param)}
         updates, _ = optimizer.update({"w": jnp.asarray(grad)}, optimizer.init(params), params)
         return np.asarray(optax.apply_updates(params, updates)["w"])
 
-    together = moved(axes, first, grads)
+    together = update_once(axes, first, grads)
     for layer, expert in np.ndindex(2, 3):
-        alone = moved(MATRIX, first[layer, expert], grads[layer, expert])
+        alone = update_once(MATRIX, first[layer, expert], grads[layer, expert])
         np.testing.assert_allclose(together[layer, expert], alone, rtol=1e-5, atol=1e-6)
 
 
@@ -153,7 +159,7 @@ def test_the_global_norm_is_clipped_before_anything_else() -> None:
     config = OptimizerConfig.model_validate(
         {"clip_norm": 1.0, "method": {"adamw": {"epsilon": 1e3}}, "weight_decay": 0.0}
     )
-    optimizer = make(config, 10, {"w": MATRIX})
+    optimizer = make_optimizer(config, 10, {"w": MATRIX})
     params = {"w": jnp.zeros((2, 2))}
     first, second = (
         optimizer.update({"w": scale * jnp.ones((2, 2))}, optimizer.init(params), params)[0]["w"]
@@ -175,6 +181,6 @@ def test_the_global_norm_is_clipped_before_anything_else() -> None:
     ],
 )
 def test_schedules_by_hand(settings: dict[str, Any], expected: dict[int, float]) -> None:
-    rate = schedule(OptimizerConfig.model_validate(settings | {"learning_rate": 1.0}), 20)
+    learning_rate = make_schedule(OptimizerConfig.model_validate(settings | {"learning_rate": 1.0}), 20)
     for count, value in expected.items():
-        assert float(rate(count)) == pytest.approx(value, abs=1e-6)
+        assert float(learning_rate(count)) == pytest.approx(value, abs=1e-6)
