@@ -1,6 +1,7 @@
 """Run directories: the resolved config, the tokenizer and the checkpoints of a run."""
 
 import fcntl
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from t5x_lite.errors import UserError
 from t5x_lite.files import write_file
 from t5x_lite.models.spec import ModelSpec, model_spec
 from t5x_lite.parallel.mesh import shape_structs, shardings
+from t5x_lite.tokenizer_settings import apply_settings, read_tokenizer_settings
 
 CONFIG_FILE = "config.yaml"
 FOREIGN_CONFIG = "config.huggingface.json"
@@ -148,7 +150,12 @@ def load_stored_tokenizer(folder: Path) -> Tokenizer | None:
     has_tokenizer = any((folder / name).is_file() for name in tokenizers.FILES)
     if not has_tokenizer or not (folder / CONFIG_FILE).is_file():
         return None
-    return tokenizers.load(folder)
+    tokenizer = tokenizers.load(folder)
+    foreign_config: JsonObject = {}
+    if (folder / FOREIGN_CONFIG).is_file():
+        foreign_config = json.loads((folder / FOREIGN_CONFIG).read_text(encoding="utf-8"))
+    apply_settings(tokenizer, read_tokenizer_settings(folder), foreign_config)
+    return tokenizer
 
 
 def open_run(folder: Path, overrides: Sequence[str] = ()) -> Run:

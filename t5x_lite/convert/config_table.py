@@ -91,6 +91,15 @@ def write_activation(name: Activation) -> str:
 ACTIVATION = Transform(read_activation, write_activation)
 
 
+def shortest_period(kinds: list[str]) -> list[str]:
+    """Return the shortest list that gives `kinds` when it is repeated."""
+    for length in range(1, len(kinds)):
+        repeats = len(kinds) // length
+        if kinds == kinds[:length] * repeats:
+            return kinds[:length]
+    return kinds
+
+
 def require_field(config: Mapping[str, Any], name: str) -> Any:
     """Return the value of a field.
 

@@ -10,6 +10,7 @@ from t5x_lite.convert.config_table import (
     Rule,
     Settings,
     require_field,
+    shortest_period,
 )
 from t5x_lite.convert.model_type import OUTPUT_MATRIX, TIED_OUTPUT, Architecture, ModelType
 from t5x_lite.convert.weight_map import TORCH_LEAF_NAMES, Fused, Modules, StackModules, WeightFormat, WeightTable
@@ -87,19 +88,10 @@ def _read_attention_types(source: ForeignModel, settings: Settings) -> None:
     for period, repeats in require_field(source.config, "attention_types"):
         kinds.extend(period * repeats)
     pattern = []
-    for kind in _shortest_period(kinds):
+    for kind in shortest_period(kinds):
         attention = local_attention if kind == "local" else "dense"
         pattern.append({"attention": attention})
     settings["pattern"] = pattern
-
-
-def _shortest_period(kinds: list[str]) -> list[str]:
-    """Return the shortest list that gives `kinds` when it is repeated."""
-    for length in range(1, len(kinds)):
-        repeats = len(kinds) // length
-        if kinds == kinds[:length] * repeats:
-            return kinds[:length]
-    return kinds
 
 
 def _write_attention_types(model: ModelConfig, config: ForeignConfig) -> None:

@@ -37,6 +37,7 @@ from t5x_lite.models.config import ModelConfig
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.progress import track_progress
 from t5x_lite.run_dir import FOREIGN_CONFIG, Run, open_run
+from t5x_lite.tokenizer_settings import copy_settings
 
 MAX_FILE_BYTES = 5 * 10**9
 """The largest file of an export, as in Transformers."""
@@ -71,7 +72,7 @@ def import_hf(folder: Path, run_dir: Path) -> Run:
     params = load_params(weight_map, lambda name: tensors[name].read_finite())
     config["dtype"] = _most_common_dtype(tensors)
     objective = model_type.select_architecture(model).objective
-    return write_run(run_dir, model, objective, params, load_tokenizer(folder, model), config)
+    return write_run(run_dir, model, objective, params, load_tokenizer(folder, model), config, folder)
 
 
 def _rename_tensors(tensors: Mapping[str, StoredTensor], model_type: ModelType) -> dict[str, StoredTensor]:
@@ -213,3 +214,4 @@ def _copy_tokenizer(run_dir: Path, folder: Path, model_type: ModelType) -> None:
         path = run_dir / name
         if path.is_file():
             shutil.copy(path, folder / foreign_name)
+    copy_settings(run_dir, folder)

@@ -1,4 +1,4 @@
-"""Llama 1 to 3, Mistral, Mixtral and OLMo 2 in Hugging Face's format."""
+"""Llama 1 to 3, Mistral, Mixtral, OLMo 2 and Qwen3 in Hugging Face's format."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +13,7 @@ from t5x_lite.convert.config_table import (
     Rule,
     Settings,
     require_field,
+    shortest_period,
 )
 from t5x_lite.convert.model_type import OUTPUT_MATRIX, TIED_OUTPUT, Architecture, ModelType
 from t5x_lite.convert.weight_map import Modules, StackModules, WeightTable
@@ -102,6 +103,53 @@ def _write_sliding_window(model: ModelConfig, config: ForeignConfig) -> None:
 SLIDING_WINDOW = Rule(("sliding_window",), read=_read_sliding_window, write=_write_sliding_window)
 
 
+SLIDING = "sliding_attention"
+FULL = "full_attention"
+
+
+def _read_layer_types(source: ForeignModel, settings: Settings) -> None:
+    """Read which layers attend within a window.
+
+    Without `layer_types` these are the layers from `max_window_layers` on, if `use_sliding_window` is set.
+    """
+    config = source.config
+    window = config.get("sliding_window") if config.get("use_sliding_window") else None
+    layer_types = config.get("layer_types")
+    if layer_types is None:
+        first_windowed = config.get("max_window_layers", 0) if window is not None else settings["layers"]
+        layer_types = [FULL if layer < first_windowed else SLIDING for layer in range(settings["layers"])]
+    pattern = []
+    for layer_type in shortest_period(list(layer_types)):
+        if layer_type not in {FULL, SLIDING} or (layer_type == SLIDING and window is None):
+            raise UserError(f"layer_types has {layer_type!r} with sliding_window={window}, which is not supported")
+        attention = "dense" if layer_type == FULL else {"local": {"window": window}}
+        pattern.append({"attention": attention})
+    settings["pattern"] = pattern
+
+
+def _write_layer_types(model: ModelConfig, config: ForeignConfig) -> None:
+    layer_types = []
+    windows = []
+    for layer in model.pattern:
+        if isinstance(layer.attention, Local):
+            layer_types.append(SLIDING)
+            windows.append(layer.attention.window)
+        else:
+            layer_types.append(FULL)
+    if len(set(windows)) > 1:
+        raise UserError("the layers have windows of several lengths")
+    config["layer_types"] = layer_types * (model.layers // len(layer_types))
+    config["use_sliding_window"] = bool(windows)
+    config["sliding_window"] = windows[0] if windows else None
+
+
+LAYER_TYPES = Rule(
+    ("layer_types", "use_sliding_window", "sliding_window", "max_window_layers"),
+    read=_read_layer_types,
+    write=_write_layer_types,
+)
+
+
 def _make_every_feedforward_moe(source: ForeignModel, settings: Settings) -> None:
     experts = settings.pop("moe")
     experts["expert"] = settings["feedforward"]
@@ -134,6 +182,20 @@ OLMO2_CONFIG = ConfigTable(
     ),
     fixed={**LLAMA_FIXED, "norm_place": "sublayer", "query_key_norm": "width"},
     rules=LLAMA_RULES,
+)
+QWEN3_HEAD_DIM = 128
+"""The width of heads that Transformers takes where a config of Qwen3 gives none."""
+QWEN3_CONFIG = ConfigTable(
+    fields=(
+        *SIZE_FIELDS,
+        Field("num_key_value_heads", "kv_heads", default=None),
+        Field("head_dim", "head_dim", default=QWEN3_HEAD_DIM),
+        Field("intermediate_size", "mlp"),
+        Field("hidden_act", "feedforward.glu.activation", default="silu", transform=ACTIVATION),
+        Field("rms_norm_eps", "norm.rmsnorm.epsilon", default=1e-6),
+    ),
+    fixed={**LLAMA_FIXED, "query_key_norm": "head"},
+    rules=(*LLAMA_RULES, LAYER_TYPES),
 )
 MIXTRAL_CONFIG = ConfigTable(
     fields=(
@@ -194,6 +256,13 @@ OLMO2_LAYER: Modules = {
 }
 
 
+QWEN3_LAYER: Modules = {
+    **LLAMA_LAYER,
+    "self_attn.q_norm": "attention.query_norm",
+    "self_attn.k_norm": "attention.key_norm",
+}
+
+
 def _decoder_weights(layer_modules: Modules) -> WeightTable:
     stack = StackModules("model.layers.{layer}", "decoder.stack.layers", layer_modules)
     return WeightTable(LLAMA_MODULES, (stack,))
@@ -248,3 +317,14 @@ OLMO2 = ModelType(
     copies=COPIES,
 )
 """OLMo et al. 2025: norms on the sublayers' outputs, queries and keys normed over all heads at once."""
+
+QWEN3 = ModelType(
+    name="qwen3",
+    architectures=(Architecture("Qwen3ForCausalLM", objective="causal"),),
+    config=QWEN3_CONFIG,
+    weights=_decoder_weights(QWEN3_LAYER),
+    base_model_prefix="model.",
+    ignored_tensors=IGNORED_TENSORS,
+    copies=COPIES,
+)
+"""Yang et al. 2025: Llama with norms of each head's queries and keys, and a window in some layers."""

@@ -42,6 +42,7 @@ class Tokenizer(ABC):
         special: ids of the special tokens, those that no text is made of, by name.
         pad: id of the padding token, or None if the vocabulary has none.
         eos: id of the end-of-text token, or None.
+        bos: id of the token that begins every text, where the tokenizer's file does not say so itself, or None.
         unk: id of the token for unknown text, or None.
     """
 
@@ -53,10 +54,11 @@ class Tokenizer(ABC):
         self.special = special
         self.pad = self._first_id(PAD_NAMES)
         self.eos = self._first_id(EOS_NAMES)
+        self.bos: int | None = None
         self.unk = self._first_id(UNK_NAMES)
 
-    def __reduce__(self) -> tuple[type["Tokenizer"], tuple[bytes]]:
-        return type(self), (self.file_bytes,)
+    def __reduce__(self) -> tuple[type["Tokenizer"], tuple[bytes], dict[str, int | None]]:
+        return type(self), (self.file_bytes,), {"eos": self.eos, "bos": self.bos}
 
     @abstractmethod
     def encode_batch(self, texts: Sequence[str]) -> list[Int32[np.ndarray, "_"]]:
@@ -87,8 +89,8 @@ class Tokenizer(ABC):
         return np.zeros(self.vocab, bool)
 
     def beginning(self) -> Int32[np.ndarray, "tokens"]:
-        """Return the ids that the tokenizer's file puts before every text, such as Llama's <s>; `encode` does not."""
-        return np.zeros(0, np.int32)
+        """Return the ids that come before every text, such as Llama's <s>; `encode` leaves them out."""
+        return np.array([] if self.bos is None else [self.bos], np.int32)
 
     def sentinels(self) -> tuple[int, ...]:
         """Return the ids of T5's <extra_id_0>, <extra_id_1>, … in this order."""
@@ -278,10 +280,12 @@ class HuggingFace(Tokenizer):
 
     def beginning(self) -> Int32[np.ndarray, "tokens"]:
         encoding = self._tokenizer.encode("a", add_special_tokens=True)
-        for count, is_special in enumerate(encoding.special_tokens_mask):
-            if not is_special:
-                return np.array(encoding.ids[:count], np.int32)
-        return np.zeros(0, np.int32)
+        count = 0
+        while count < len(encoding.ids) and encoding.special_tokens_mask[count]:
+            count += 1
+        if count:
+            return np.array(encoding.ids[:count], np.int32)
+        return super().beginning()
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         return self._tokenizer.decode(np.asarray(ids, np.int64).tolist(), skip_special_tokens=True)

@@ -93,6 +93,14 @@ LLAMA3_ROPE = {
 }
 
 
+WINDOWS_IN_TURN = {
+    "num_hidden_layers": 4,
+    "use_sliding_window": True,
+    "sliding_window": 4,
+    "layer_types": ["full_attention", "sliding_attention"] * 2,
+}
+
+
 def build_gpt2() -> PreTrainedModel:
     config = transformers.GPT2Config(vocab_size=VOCAB, n_embd=EMBED, n_layer=2, n_head=4, n_positions=80)
     return transformers.GPT2LMHeadModel(config)
@@ -143,4 +151,6 @@ TINY_MODELS = {
     "Mistral": TinyModel("causal", partial(build_llama, "Mistral", sliding_window=4)),
     "Mixtral": TinyModel("causal", partial(build_llama, "Mixtral", num_local_experts=4)),
     "OLMo 2": TinyModel("causal", partial(build_llama, "Olmo2")),
+    "Qwen3": TinyModel("causal", partial(build_llama, "Qwen3", head_dim=16)),
+    "Qwen3, windows": TinyModel("causal", partial(build_llama, "Qwen3", head_dim=8, **WINDOWS_IN_TURN)),
 }
