@@ -285,7 +285,7 @@ class Model:
         tokens: Int[Array, "b l"],
         segment_ids: Int[Array, "b l"],
         decoder_tokens: Int[Array, "b t"] | None = None,
-    ) -> Float[Array, "b l v"] | Float[Array, "b l"]:
+    ) -> Float[Array, "b _ v"] | Float[Array, "b l"]:
         module = self.spec.model(params)
         if decoder_tokens is not None:
             states = module(tokens, decoder_tokens, segment_ids=segment_ids)

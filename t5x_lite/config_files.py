@@ -31,9 +31,8 @@ def find_config(name: str | Path, folder: Path = Path()) -> Path:
     Raises:
         UserError: there is no such file; the message has the nearest names.
     """
-    if Path(name).is_absolute():
-        shipped_name = None
-    else:
+    shipped_name = None
+    if not Path(name).is_absolute() and ".." not in Path(name).parts:
         shipped_name = Path(name).as_posix().removeprefix("configs/")
     candidates = [folder / name, folder / f"{name}.yaml"]
     if shipped_name is not None:
