@@ -151,7 +151,7 @@ class Model:
         return np.concatenate([self.soft_prompt_ids, frame.tokens([self.tokenizer.encode(text)])])
 
     def logits(
-        self, tokens: ArrayLike, decoder_tokens: ArrayLike | None = None
+        self, tokens: ArrayLike, decoder_tokens: ArrayLike | None = None, mask: ArrayLike | None = None
     ) -> Float[np.ndarray, "b l v"] | Float[np.ndarray, "b l"]:
         """Return float32 logits for int tokens `[batch, length]` (or one row).
 
@@ -160,9 +160,12 @@ class Model:
         * An encoder_decoder scores the token after each of `decoder_tokens`, which begin with 0.
         * ELECTRA's discriminator returns `[batch, length]`: above 0 where a token seems to be replaced.
 
+        Without a `mask`, all tokens are text. With one, `[batch, length]` like `tokens`, those where it is 0 are
+        padding, which no text attends to.
+
         Raises:
-            UserError: more tokens than the model has positions; `decoder_tokens` missing or not wanted; a model that
-                was trained to pool texts, or for a task, and predicts no tokens.
+            UserError: more tokens than the model has positions; `decoder_tokens` missing or not wanted; a mask of
+                another shape; a model that was trained to pool texts, or for a task, and predicts no tokens.
         """
         if not self.config.model.outputs:
             raise UserError("this model predicts no tokens (model.outputs: []); `embed` and `evaluate` are for it")
@@ -178,6 +181,10 @@ class Model:
             decoder_tokens = np.atleast_2d(np.asarray(decoder_tokens, np.int32))
             self.resolve_window(decoder_tokens.shape[1])
         segment_ids = np.ones_like(tokens)
+        if mask is not None:
+            segment_ids = np.atleast_2d(np.asarray(mask, np.int32))
+        if segment_ids.shape != tokens.shape:
+            raise UserError(f"logits: the mask has the shape {segment_ids.shape}, and the tokens {tokens.shape}")
         return np.asarray(self._logits(self.params, tokens, segment_ids, decoder_tokens))
 
     @property

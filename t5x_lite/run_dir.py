@@ -96,27 +96,37 @@ def with_vocab(config: RunConfig, tokenizer: Tokenizer) -> RunConfig:
     return config.model_copy(update={"model": model})
 
 
-def check_run_dir(config: RunConfig) -> None:
+def check_run_dir(config: RunConfig) -> str:
     """Reject a run directory that belongs to another config, before any work is done.
+
+    Returns:
+        The settings that differ, each with both values, if `train.allow_changed_config` accepts them; or an empty
+        string.
 
     Raises:
         UserError: the settings that differ, each with both values.
     """
     path = Path(str(config.run_dir)) / CONFIG_FILE
-    if config.train.allow_changed_config or not path.is_file():
-        return
-    existing_config = schema.validate(RunConfig, schema.read(RunConfig, path))
+    if not path.is_file():
+        return ""
+    try:
+        existing_config = schema.validate(RunConfig, schema.read(RunConfig, path))
+    except UserError:
+        if config.train.allow_changed_config:
+            return f"{path} cannot be read any more"
+        raise
     differences = configuration.changed(existing_config, config)
+    differences.pop("train.allow_changed_config", None)
     if config.model.vocab is None:
         # It will be filled in from the tokenizer, whose settings are compared themselves.
         differences.pop("model.vocab", None)
-    if not differences:
-        return
-    descriptions = [f"{key} was {old!r}, is {new!r}" for key, (old, new) in differences.items()]
-    raise UserError(
-        f"{path.parent}: belongs to a run with another config: {'; '.join(descriptions)}; choose another run_dir, or "
-        "set train.allow_changed_config=true to continue with the new values"
-    )
+    description = "; ".join(f"{key} was {old!r}, is {new!r}" for key, (old, new) in differences.items())
+    if differences and not config.train.allow_changed_config:
+        raise UserError(
+            f"{path.parent}: belongs to a run with another config: {description}; choose another run_dir, or set "
+            "train.allow_changed_config=true to continue with the new values"
+        )
+    return description
 
 
 def create_run_dir(config: RunConfig, tokenizer: Tokenizer) -> Run:

@@ -11,6 +11,7 @@ from t5x_lite.data import vocabulary
 from t5x_lite.data.config import Unigram
 from t5x_lite.errors import UserError
 from t5x_lite.run_data import open_tokenizer
+from t5x_lite.run_dir import check_run_dir
 from tests.conftest import Shell
 
 
@@ -62,3 +63,9 @@ def test_a_run_with_relative_paths_is_opened_from_anywhere(
     (tmp_path / "other").mkdir()
     monkeypatch.chdir(tmp_path / "other")
     assert load("../run").step == 4
+
+
+def test_changed_settings_that_are_allowed_are_listed(tiny_run: Path, tiny_config: Path, tmp_path: Path) -> None:
+    settings = (f"run_dir={tiny_run}", "train.seed=7", "train.allow_changed_config=true")
+    changes = check_run_dir(configuration.load(tiny_config, settings))
+    assert changes == "train.seed was 0, is 7"

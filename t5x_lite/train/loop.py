@@ -57,7 +57,7 @@ def train(config: RunConfig) -> tuple[Run, bool]:
     """
     mesh = meshes.make_mesh(config.mesh)
     attention_kernels = check_mesh(mesh, config, mesh.devices.flat[0].platform)
-    check_run_dir(config)
+    changed_settings = check_run_dir(config)
     with main_process_first():
         tokenizer = open_tokenizer(config)
         data = open_run_data(with_vocab(config, tokenizer), tokenizer)
@@ -72,6 +72,8 @@ def train(config: RunConfig) -> tuple[Run, bool]:
         with Display(config.train.steps, enabled=jax.process_index() == 0) as display:
             kernels = "; ".join(f"{kind} by {kernel}" for kind, kernel in attention_kernels.items())
             display.print(f"attention: {kernels}")
+            if changed_settings:
+                display.print(f"continuing with changed settings: {changed_settings}")
             meshes.check_sharded(mesh, run.spec.axes, run.spec.shapes)
             trainer = Trainer(run, data, examples, mesh, make_steps(run.config, run.spec, mesh), display)
             # Closing the checkpoints waits for a save, and so for a process that may be lost: it is inside.

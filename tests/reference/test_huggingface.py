@@ -319,3 +319,18 @@ def test_a_cased_vocabulary_keeps_its_capitals(tmp_path: Path) -> None:
         run = tmp_path / f"run-{is_lowercase}"
         import_hf(case.folder, run)
         assert t5x_lite.load(run).tokenizer.encode("Hello").tolist() == [expected]
+
+
+@pytest.mark.parametrize("name", ["BERT, MLM alone", "Llama 2"])
+def test_padding_that_a_mask_names_does_not_change_the_logits(name: str, tmp_path: Path) -> None:
+    case = make(name, tmp_path)
+    text = np.array([7, 8, 9, 10, 11])
+    padded = np.array([7, 8, 9, 10, 11, 0, 0, 0])
+    mask = padded > 0
+    logits = case.ours.logits(padded, mask=mask)[0, : len(text)]
+    np.testing.assert_allclose(logits, case.ours.logits(text)[0], atol=1e-5)
+    with torch.no_grad():
+        expected = case.theirs(torch.tensor(padded[None]), attention_mask=torch.tensor(mask[None].astype(int))).logits
+    np.testing.assert_allclose(logits, expected[0, : len(text)].numpy(), atol=1e-4)
+    with pytest.raises(UserError, match="the mask has the shape"):
+        case.ours.logits(padded, mask=mask[:3])
