@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from t5x_lite.models.config import ModelConfig
+from t5x_lite.models.experts.activity import router_loss
 from t5x_lite.models.sharding import RULES
 from t5x_lite.models.spec import ModelSpec, init_params, model_spec
 from t5x_lite.parallel import mesh as meshes
@@ -37,7 +38,7 @@ def loss_and_statistics(
 ) -> tuple[Float[Array, ""], dict[str, Array]]:
     module = spec.model(params)
     logits = module.logits(module(tokens))
-    router = routing(module, config)
+    router = router_loss(module, config)
     assert router is not None
     return jnp.mean(jnp.sin(logits)) + router.total, router.means("router")
 

@@ -128,7 +128,7 @@ def test_the_emitted_config_is_that_of_the_predicted_run(
     counts = count_model(config, load(path).config)
     assert counts.parameters == pytest.approx(law["prediction"]["L(N, D)"]["parameters"]["value"], rel=0.25)
     assert counts.flops * config.train.steps * 64 == pytest.approx(3e10, rel=0.01)
-    assert config.model.width_of_head == 8
+    assert config.model.head_dim == 8
 
 
 @pytest.mark.slow

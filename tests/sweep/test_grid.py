@@ -11,7 +11,7 @@ from t5x_lite.sweep import config
 from t5x_lite.sweep.grid import expand
 from t5x_lite.sweep.planned_run import job_name
 from t5x_lite.sweep.rules import batch_tokens_by_rule, learning_rate_by_rule
-from t5x_lite.train.config import Constant
+from t5x_lite.train.schedules import Constant
 from tests.sweep.conftest import SweepFactory
 
 

@@ -12,8 +12,10 @@ from jaxtyping import PyTree
 from t5x_lite.config import RunConfig
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.spec import init_params, model_spec
-from t5x_lite.train import optimizer as optimizers
-from t5x_lite.train.config import AdamW, Constant, OptimizerConfig
+from t5x_lite.train.config import OptimizerConfig
+from t5x_lite.train.optimization import make_optimizer
+from t5x_lite.train.optimizers import AdamW
+from t5x_lite.train.schedules import Constant
 from t5x_lite.trees import flatten_names
 
 BASE_WIDTH = 32
@@ -53,9 +55,9 @@ def test_deviations_and_learning_rates_are_those_of_table_8(init: str, tied: boo
     wide_params = flatten_names(init_params(wide_config, jax.random.key(0)))
     for name, axes in flatten_names(model_spec(wide_config).axes).items():
         is_hidden = axes.inputs > 0 and "vocab" not in axes.names
-        assert axes.rate == (1 / multiplier if is_hidden else 1)
+        assert axes.learning_rate_scale == (1 / multiplier if is_hidden else 1)
         base_deviation = standard_deviation(base_params[name])
-        if base_deviation > 0 and axes.inputs + axes.table:
+        if base_deviation > 0 and axes.inputs + axes.is_table:
             ratio = standard_deviation(wide_params[name]) / base_deviation
             expected_ratio = 1 / math.sqrt(multiplier) if is_hidden else 1
             assert ratio == pytest.approx(expected_ratio, rel=0.1), name
@@ -80,7 +82,7 @@ def test_scores_are_divided_by_the_width_of_a_head_and_logits_by_the_width() -> 
 def changes_after_updates(config: ModelConfig, steps: int = 5) -> dict[str, float]:
     """Mean absolute change of hidden states and logits after some updates of Adam."""
     spec = model_spec(config)
-    optimizer = optimizers.make(
+    optimizer = make_optimizer(
         OptimizerConfig(method=AdamW(), schedule=Constant(), learning_rate=0.01, weight_decay=0.0, clip_norm=None),
         steps,
         spec.axes,

@@ -8,6 +8,7 @@ import pytest
 
 from t5x_lite.config import RunConfig
 from t5x_lite.models.config import ModelConfig
+from t5x_lite.models.loss_terms import LossTerms
 from t5x_lite.models.losses import TokenLoss
 from t5x_lite.models.spec import init_params, model_spec
 from t5x_lite.objectives import Causal
@@ -15,8 +16,9 @@ from t5x_lite.objectives.objective import ExampleLengths
 from t5x_lite.parallel.mesh import make_mesh
 from t5x_lite.train.flops import flops_per_example
 from t5x_lite.train.state import TrainState
-from t5x_lite.train.step import Sums, TrainingLoss, train_step
+from t5x_lite.train.step import train_step
 from t5x_lite.train.steps import Steps, make_steps
+from t5x_lite.train.training_loss import TrainingLoss
 from tests.objectives.vocabulary import context, row
 
 
@@ -93,7 +95,7 @@ def test_a_batch_without_the_declared_weights_of_a_term_is_refused() -> None:
 
 
 def test_a_term_whose_weights_are_not_declared_is_refused() -> None:
-    def sums(params: jax.Array, frozen: dict, batch: dict[str, jax.Array], key: jax.Array) -> Sums:
+    def loss_terms(params: jax.Array, frozen: dict, batch: dict[str, jax.Array], key: jax.Array) -> LossTerms:
         weights = batch["loss_weights"]
         zero = jnp.zeros(())
         loss = TokenLoss(params * weights.sum(), zero, zero, zero, weights.sum())
@@ -104,10 +106,10 @@ def test_a_term_whose_weights_are_not_declared_is_refused() -> None:
     count = jnp.zeros((), jnp.int32)
     state = TrainState(count, params, optimizer.init(params), count, count, {})
     batch = {"loss_weights": jnp.ones(4)}
-    declared = TrainingLoss("toy", sums, {"loss": "loss_weights", "second": "loss_weights"})
+    declared = TrainingLoss("toy", loss_terms, {"loss": "loss_weights", "second": "loss_weights"})
     new_state, _ = train_step(declared, optimizer, 1, 0, state, batch)
     assert float(new_state.params) == pytest.approx(1 - 0.1 * 2)
-    undeclared = TrainingLoss("toy", sums, {"loss": "loss_weights"})
+    undeclared = TrainingLoss("toy", loss_terms, {"loss": "loss_weights"})
     with pytest.raises(ValueError, match="objective toy: the weights of the loss term 'second' are not declared"):
         train_step(undeclared, optimizer, 1, 0, state, batch)
 
