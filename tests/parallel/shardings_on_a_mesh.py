@@ -23,7 +23,7 @@ BIAS = WeightAxes(("mlp",))
 def check_weights() -> None:
     mesh = make_mesh(MeshConfig(data=2, fsdp=-1, tensor=2))
     assert dict(mesh.shape) == {"data": 2, "fsdp": 2, "tensor": 2, "expert": 1, "context": 1, "pipeline": 1}
-    table = WeightAxes(("vocab", "embed"), 0)
+    table = WeightAxes(("vocab", "embed"))
     cases = [
         (MATRIX, (8, 16), P(("fsdp",), ("tensor",))),
         (MATRIX, (3, 8, 16), P(None, ("fsdp",), ("tensor",))),
@@ -45,13 +45,13 @@ def check_state(method: str, expected: dict[str, P]) -> None:
     optimizer = make_optimizer(OptimizerConfig.model_validate({"method": method}), 10, trained_axes)
     optimizer = scale_learning_rates(optimizer, 10, lambda progress, params: jax.tree.map(lambda _: progress, params))
 
-    def fresh() -> TrainState:
+    def create_state() -> TrainState:
         zeros = jax.numpy.zeros
         count = zeros((), int)
         params = {"layer": {"weight": zeros((3, 128, 256)), "bias": zeros((3, 256))}}
         return TrainState(count, params, optimizer.init(params), count, count, {"base": zeros((2, 128, 256))})
 
-    state = jax.eval_shape(fresh)
+    state = jax.eval_shape(create_state)
     shardings = state_shardings(mesh, axes, state, optimizer)
     assert jax.tree.structure(shardings) == jax.tree.structure(state)
     specs = {name: tuple(sharding.spec) for name, sharding in flatten_names(shardings).items()}

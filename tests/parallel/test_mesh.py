@@ -8,12 +8,16 @@ from typing import Any
 
 import jax
 import pytest
+from jax.sharding import AbstractMesh, AxisType
 
 from t5x_lite.config import RunConfig
 from t5x_lite.errors import UserError
 from t5x_lite.models.attention.kernels import balanced_order
+from t5x_lite.models.config import ModelConfig
+from t5x_lite.models.sharding import AXES
+from t5x_lite.models.spec import model_spec
 from t5x_lite.parallel.config import MeshConfig
-from t5x_lite.parallel.mesh import make_mesh
+from t5x_lite.parallel.mesh import check_sharded, make_mesh
 from tests.conftest import REPOSITORY
 
 
@@ -100,3 +104,29 @@ def test_the_error_of_a_mesh_that_does_not_fill_the_devices_names_the_divisors()
     message = r"data 2 × tensor 3 does not fill 8 devices; sizes that divide them are 1, 2, 4, 8"
     with pytest.raises(UserError, match=message):
         make_mesh(MeshConfig(data=2, tensor=3), devices=[jax.devices()[0]] * 8)
+
+
+def abstract_mesh(**sizes: int) -> AbstractMesh:
+    """Return a mesh without devices; axes that are not named have the size 1."""
+    shape = tuple(sizes.get(axis, 1) for axis in AXES)
+    return AbstractMesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def test_parameters_that_no_mesh_axis_divides_are_refused_by_name() -> None:
+    config = ModelConfig.model_validate(
+        {"layers": 1, "embed": 258, "heads": 6, "head_dim": 43, "mlp": 1032, "vocab": 1001}
+    )
+    spec = model_spec(config)
+
+    def check(**sizes: int) -> None:
+        check_sharded(abstract_mesh(**sizes), spec.axes, spec.shapes)  # type: ignore[arg-type]
+
+    check(data=8)
+    check(fsdp=2)
+    # 258 = 2·3·43 and 1032 = 8·129: five devices divide neither of the widths, nor 1001 tokens, nor 6 heads.
+    with pytest.raises(UserError, match=r"would lie whole .*tokens\.weight \[1001, 258\].*fsdp divide none"):
+        check(fsdp=5)
+    # Three devices divide six heads and 1032 channels but not the tables, which have 258 · 2025 of the
+    # 258 · (2025 + 3096) weights, besides the biases.
+    with pytest.raises(UserError, match=r"39\.4% of the parameters .*tokens\.weight \[1001, 258\]\)"):
+        check(tensor=3)

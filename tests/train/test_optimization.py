@@ -1,0 +1,208 @@
+"""Optimizers and schedules against the published formulas, written out in NumPy."""
+
+from collections.abc import Mapping, Sequence
+from typing import TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jaxtyping import Float
+
+from t5x_lite.models.layers import WeightAxes
+from t5x_lite.train.config import OptimizerConfig
+from t5x_lite.train.optimization import make_optimizer, make_schedule
+
+Settings: TypeAlias = Mapping[str, object]
+"""Keys of `OptimizerConfig`."""
+Arrays: TypeAlias = Mapping[str, Float[np.ndarray, "..."]]
+
+MATRIX = WeightAxes(("embed", "mlp"), 1)
+AXES = {
+    "stack": MATRIX,
+    "heads": WeightAxes(("embed", "heads", "head_dim"), 1),
+    "table": WeightAxes(("vocab", "embed"), is_table=True),
+    "bias": WeightAxes(("mlp",)),
+}
+SHAPES = {"stack": (3, 4, 6), "heads": (4, 2, 3), "table": (7, 4), "bias": (3, 6)}
+"""The stack and the bias have three layers; the others one."""
+RUN_STEPS = 10
+
+
+def optimizer_for(settings: Settings, axes: Mapping[str, WeightAxes]) -> optax.GradientTransformation:
+    """Build an optimizer that by default neither clips nor has a schedule."""
+    defaults = {"clip_norm": None, "schedule": "constant"}
+    return make_optimizer(OptimizerConfig.model_validate({**defaults, **settings}), RUN_STEPS, axes)
+
+
+def apply_updates(
+    optimizer: optax.GradientTransformation, initial_params: Arrays, grads_of_steps: Sequence[Arrays]
+) -> dict[str, np.ndarray]:
+    """Return the parameters after one update for each set of gradients."""
+    params = {name: jnp.asarray(value) for name, value in initial_params.items()}
+    state = optimizer.init(params)
+    for grads in grads_of_steps:
+        updates, state = optimizer.update(jax.tree.map(jnp.asarray, dict(grads)), state, params)
+        params = optax.apply_updates(params, updates)
+    return {name: np.asarray(value) for name, value in params.items()}
+
+
+def train(
+    settings: Settings, axes: Mapping[str, WeightAxes], initial_params: Arrays, steps: int = 3
+) -> dict[str, np.ndarray]:
+    """Return the parameters after some updates with the gradients of `gradient`."""
+    grads_of_steps = []
+    for step in range(steps):
+        grads_of_steps.append({name: gradient(name, value.shape, step) for name, value in initial_params.items()})
+    return apply_updates(optimizer_for(settings, axes), initial_params, grads_of_steps)
+
+
+def gradient(name: str, shape: tuple[int, ...], step: int) -> Float[np.ndarray, "..."]:
+    """Return the gradient of a parameter at a step: random, and the same in every call."""
+    return np.random.default_rng([len(name), step]).normal(size=shape).astype(np.float32)
+
+
+def initial_values() -> dict[str, np.ndarray]:
+    """Return random parameters of `SHAPES`."""
+    rng = np.random.default_rng(0)
+    return {name: rng.normal(size=shape).astype(np.float32) for name, shape in SHAPES.items()}
+
+
+def test_adamw_follows_loshchilov_and_hutter() -> None:
+    settings = {"learning_rate": 0.1, "weight_decay": 0.5, "method": {"adamw": {"b1": 0.8, "b2": 0.9}}}
+    params = train(settings, AXES, initial_values())
+    for name, initial_value in initial_values().items():
+        weight_decay = 0.0 if name == "bias" else 0.5
+        x = initial_value.copy()
+        m = np.zeros_like(x)
+        v = np.zeros_like(x)
+        for step in range(3):
+            g = gradient(name, x.shape, step)
+            m = 0.8 * m + 0.2 * g
+            v = 0.9 * v + 0.1 * g**2
+            corrected_m = m / (1 - 0.8 ** (step + 1))
+            corrected_v = v / (1 - 0.9 ** (step + 1))
+            adam = corrected_m / (np.sqrt(corrected_v) + 1e-8)
+            x -= 0.1 * (adam + weight_decay * x)
+        np.testing.assert_allclose(params[name], x, rtol=1e-5, atol=1e-6)
+
+
+def test_decay_embeddings_false_leaves_the_tables_without_decay() -> None:
+    settings = {"learning_rate": 0.1, "weight_decay": 0.5}
+    decayed = train({**settings, "decay_embeddings": True}, AXES, initial_values(), steps=1)
+    not_decayed = train({**settings, "decay_embeddings": False}, AXES, initial_values(), steps=1)
+    table_decay = 0.05 * initial_values()["table"]
+    np.testing.assert_allclose(not_decayed["table"] - decayed["table"], table_decay, rtol=1e-4, atol=1e-6)
+    np.testing.assert_array_equal(not_decayed["stack"], decayed["stack"])
+
+
+def test_lamb_has_a_trust_ratio_for_each_layer() -> None:
+    layer_scales = np.array([1.0, 10.0, 0.0], np.float32)
+    x = initial_values()["stack"] * layer_scales[:, None, None]
+    settings = {"learning_rate": 0.1, "weight_decay": 0.01, "method": "lamb"}
+    params = train(settings, {"stack": MATRIX}, {"stack": x}, steps=1)
+    g = gradient("stack", x.shape, 0)
+    for layer in range(3):
+        adam = g[layer] / (np.abs(g[layer]) + 1e-6) + 0.01 * x[layer]
+        norm = np.linalg.norm(x[layer])
+        ratio = norm / np.linalg.norm(adam) if norm else 1.0
+        np.testing.assert_allclose(params["stack"][layer], x[layer] - 0.1 * ratio * adam, rtol=1e-4, atol=1e-6)
+
+
+def test_adafactor_factors_the_matrix_of_each_layer_and_scales_its_update_by_the_matrix() -> None:
+    axes = {"w": WeightAxes(("embed", "heads", "head_dim"), 1)}
+    shape = (2, 128, 4, 64)
+    x = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    params = train({"learning_rate": 0.1, "weight_decay": 0.0, "method": "adafactor"}, axes, {"w": x}, steps=2)
+    for layer in range(2):
+        w = x[layer].reshape(128, 256)
+        row = np.zeros(128)
+        column = np.zeros(256)
+        for step in range(2):
+            g = gradient("w", shape, step)[layer].reshape(128, 256)
+            decay = 1 - (step + 1.0) ** -0.8
+            row = decay * row + (1 - decay) * (g**2 + 1e-30).mean(1)
+            column = decay * column + (1 - decay) * (g**2 + 1e-30).mean(0)
+            u = g / np.sqrt(np.outer(row, column) / row.mean())
+            u = u / max(1.0, np.sqrt((u**2).mean()))
+            w = w - 0.1 * max(1e-3, np.sqrt((w**2).mean())) * u
+        np.testing.assert_allclose(params["w"][layer].reshape(128, 256), w, rtol=1e-3, atol=1e-5)
+
+
+def test_adafactor_stores_vectors_per_matrix_even_in_a_stack_deeper_than_the_matrix_is_wide() -> None:
+    optimizer = make_optimizer(OptimizerConfig.model_validate({"method": "adafactor"}), RUN_STEPS, {"w": MATRIX})
+    state = optimizer.init({"w": jnp.zeros((200, 128, 160))})
+    large_shapes = {leaf.shape for leaf in jax.tree.leaves(state) if leaf.size > 200}
+    # Shazeer & Stern 2018, §3: one row and one column vector per matrix.
+    assert large_shapes == {(200, 128), (200, 160)}
+
+
+def test_muon_makes_the_update_of_each_layer_orthogonal_with_the_size_of_adamw() -> None:
+    params = train({"learning_rate": 1.0, "weight_decay": 0.0, "method": "muon"}, AXES, initial_values(), steps=1)
+    fan_in = 4
+    fan_out = 6
+    for name in ("stack", "heads"):
+        update = (initial_values()[name] - params[name]).reshape(-1, fan_in, fan_out)
+        singular_values = np.linalg.svd(update, compute_uv=False) / (0.2 * np.sqrt(max(fan_in, fan_out)))
+        # Jordan's five quintic steps aim at the band [0.7, 1.2], not at one.
+        assert singular_values.min() > 0.6
+        assert singular_values.max() < 1.3
+    g = gradient("bias", (3, 6), 0)
+    bias_update = initial_values()["bias"] - params["bias"]
+    np.testing.assert_allclose(bias_update, g / (np.abs(g) + 1e-8), rtol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["adamw", "lamb", "adafactor", "muon"])
+def test_stacked_layers_are_updated_as_separate_layers_are(method: str) -> None:
+    settings = {"learning_rate": 0.1, "weight_decay": 0.1, "method": method}
+    x = initial_values()["stack"]
+    stacked = train(settings, {"stack": MATRIX}, {"stack": x})["stack"]
+    optimizer = optimizer_for(settings, {"w": MATRIX})
+    for layer in range(3):
+        grads_of_steps = [{"w": gradient("stack", x.shape, step)[layer]} for step in range(3)]
+        separate = apply_updates(optimizer, {"w": x[layer]}, grads_of_steps)["w"]
+        np.testing.assert_allclose(stacked[layer], separate, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["adafactor", "lamb", "muon"])
+def test_experts_of_stacked_layers_are_updated_as_separate_matrices_are(method: str) -> None:
+    """Two layers of three experts are six matrices, with a stacked axis of layers and a named axis of experts."""
+    settings = {"learning_rate": 0.1, "method": method}
+    expert_axes = WeightAxes(("experts", "embed", "mlp"), 1, stacked=1)
+    params, grads = np.random.default_rng(3).normal(size=(2, 2, 3, 4, 6)).astype(np.float32)
+    stacked = apply_updates(optimizer_for(settings, {"w": expert_axes}), {"w": params}, [{"w": grads}])["w"]
+    optimizer = optimizer_for(settings, {"w": MATRIX})
+    for layer, expert in np.ndindex(2, 3):
+        separate = apply_updates(optimizer, {"w": params[layer, expert]}, [{"w": grads[layer, expert]}])["w"]
+        np.testing.assert_allclose(stacked[layer, expert], separate, rtol=1e-5, atol=1e-6)
+
+
+def test_the_global_norm_is_clipped_before_the_algorithm_sees_the_gradient() -> None:
+    settings = {"clip_norm": 1.0, "method": {"adamw": {"epsilon": 1e3}}, "weight_decay": 0.0}
+    optimizer = make_optimizer(OptimizerConfig.model_validate(settings), RUN_STEPS, {"w": MATRIX})
+    params = {"w": jnp.zeros((2, 2))}
+    updates_of_scales = []
+    for scale in (5.0, 50.0):
+        updates, _ = optimizer.update({"w": scale * jnp.ones((2, 2))}, optimizer.init(params), params)
+        updates_of_scales.append(updates["w"])
+    np.testing.assert_allclose(updates_of_scales[0], updates_of_scales[1], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"schedule": "constant", "warmup_steps": 4}, {0: 0.25, 1: 0.5, 3: 1.0, 9: 1.0}),
+        ({"schedule": {"cosine": {"final": 0.1}}}, {0: 1.0, 10: 0.55, 20: 0.1}),
+        ({"schedule": {"linear": {"final": 0.0}}, "warmup_steps": 10}, {0: 0.1, 10: 1.0, 15: 0.5, 20: 0.0}),
+        ({"schedule": "rsqrt", "warmup_steps": 4}, {0: 0.25, 3: 1.0, 15: 0.5}),
+        ({"schedule": {"wsd": {"decay": 0.5}}}, {0: 1.0, 9: 1.0, 15: 0.5, 20: 0.0}),
+        ({"schedule": {"wsd": {"decay": 0.5}}, "warmup_steps": 5}, {4: 1.0, 10: 1.0, 15: 0.5, 20: 0.0}),
+        ({"schedule": {"wsd": {"decay": 0.5, "shape": "sqrt"}}}, {10: 1.0, 15: 1 - 0.5**0.5, 20: 0.0}),
+    ],
+)
+def test_schedules_equal_values_computed_by_hand(settings: Settings, expected: dict[int, float]) -> None:
+    config = OptimizerConfig.model_validate({**settings, "learning_rate": 1.0})
+    learning_rate = make_schedule(config, 20)
+    for count, value in expected.items():
+        assert float(learning_rate(count)) == pytest.approx(value, abs=1e-6)
