@@ -22,7 +22,7 @@ from t5x_lite.arguments import DECODING_OPTIONS, build_parser
 from t5x_lite.errors import STOPPED, UserError
 from t5x_lite.parallel.config import GPUS
 from t5x_lite.planner import libtpu
-from t5x_lite.unexpected import DEBUG_VARIABLE, describe_unexpected, is_lack_of_something
+from t5x_lite.unexpected import DEBUG_VARIABLE, describe_unexpected, is_mendable
 
 if TYPE_CHECKING:
     from t5x_lite.run_dir import Run
@@ -77,7 +77,7 @@ def _run_command(arguments: Sequence[str] | None) -> int:
         if os.environ.get(DEBUG_VARIABLE):
             raise
         _print_error(describe_unexpected(error))
-        return UserError.exit_code if is_lack_of_something(error) else BUG
+        return UserError.exit_code if is_mendable(error) else BUG
 
 
 def _print_error(message: str) -> None:

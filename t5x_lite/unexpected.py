@@ -17,6 +17,8 @@ def describe_unexpected(error: Exception) -> str:
             f"not enough memory ({reason}); lower train.batch_size or raise train.microbatches, or choose a smaller "
             "model; `t5x-lite plan` tells what a run needs"
         )
+    if _is_of_a_file(error):
+        return f"{error.filename}: {error.strerror}"  # type: ignore[attr-defined]
     path = _write_traceback(error)
     return (
         f"this is a bug: {type(error).__name__}: {reason}; its traceback is in {path}: please report it with "
@@ -24,9 +26,13 @@ def describe_unexpected(error: Exception) -> str:
     )
 
 
-def is_lack_of_something(error: Exception) -> bool:
-    """Return whether the user can mend the error: a missing package, or too little memory."""
-    return isinstance(error, ModuleNotFoundError) or _is_out_of_memory(error)
+def is_mendable(error: Exception) -> bool:
+    """Return whether the user can mend the error: a missing package, too little memory, or a file."""
+    return isinstance(error, ModuleNotFoundError) or _is_out_of_memory(error) or _is_of_a_file(error)
+
+
+def _is_of_a_file(error: Exception) -> bool:
+    return isinstance(error, OSError) and error.filename is not None and error.strerror is not None
 
 
 def _is_out_of_memory(error: Exception) -> bool:

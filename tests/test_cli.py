@@ -183,6 +183,26 @@ def test_lack_of_memory_and_of_packages_is_explained(
         assert message in capsys.readouterr().err
 
 
+def test_paths_that_cannot_be_read_end_in_one_line(
+    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(tmp_path / "pipe.yaml")
+    (tmp_path / "folder.yaml").mkdir()
+    os.mkfifo(tmp_path / "config.json")
+    for words in (
+        ["train", str(tmp_path / "pipe.yaml")],
+        ["train", str(tmp_path / "folder.yaml")],
+        ["train", "/dev/zero"],
+        ["train", "x" * 5000 + ".yaml"],
+        ["eval", "y" * 5000],
+        ["eval", str(tiny_run), "text=" + "z" * 5000],
+        ["import", "hf", str(tmp_path), str(tmp_path / "run")],
+        ["report", str(tmp_path / "folder.yaml")],
+    ):
+        assert main(words) == 2, words
+        assert len(capsys.readouterr().err.splitlines()) == 1, words
+
+
 def test_a_path_with_a_line_break_stays_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", str(tmp_path / "two\nlines.yaml")]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1

@@ -81,6 +81,8 @@ def read_json(path: Path) -> dict[str, Any]:
         UserError: the file cannot be read, is too large, or holds no object.
     """
     try:
+        if path.exists() and not path.is_file():  # reading a pipe or device may never end
+            raise UserError(f"{path}: is not a file")
         if path.stat().st_size > MAX_JSON_BYTES:
             raise UserError(f"{path}: is larger than {MAX_JSON_BYTES // 10**6} MB, and so not a config or index")
         content = json.loads(path.read_text(encoding="utf-8"))

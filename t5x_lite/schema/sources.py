@@ -124,6 +124,8 @@ class _BaseReader:
 
 def _read_yaml(path: Path) -> Sources:
     try:
+        if path.exists() and not path.is_file():  # reading a pipe or device may never end
+            raise UserError(f"{path}: is not a file; expected a YAML config")
         text = path.read_text(encoding="utf-8")
         if not text.strip():
             text = "{}"
