@@ -33,6 +33,10 @@ HEAD_PREFIXES = ("lm_head", "cls.", "predictions.", "sop_classifier.", "generato
 """First parts of the names of modules outside the base model; they never have its prefix."""
 
 
+SOME_OUTPUT_TENSOR = "cls.predictions.bias"
+"""A tensor that tells that a model is not the base model alone."""
+
+
 @dataclass(frozen=True)
 class Architecture:
     """A class of Transformers: the base model of a model type with certain outputs.

@@ -170,14 +170,17 @@ T5_CONSTANTS = {
     "pad_token_id": 0,
     "eos_token_id": 1,
 }
-T5_REQUIRED_VALUES = {"decoder_start_token_id": (0, None), "pad_token_id": (0, None)}
+T5_REQUIRED_VALUES = {"decoder_start_token_id": (0, None)}
 """Targets begin with the token 0, as in every published model."""
+T5_WITHOUT_EFFECT = ("n_positions",)
+"""The length of texts in pretraining; relative positions have no limit."""
 T5_CONFIG = ConfigTable(
     T5_FIELDS,
     {**T5_FIXED, **ONE_POSITION_TABLE_A_STACK},
     T5_CONSTANTS,
     rules=(FEED_FORWARD, SCALED_OUTPUT),
     required_values=T5_REQUIRED_VALUES,
+    without_effect=T5_WITHOUT_EFFECT,
 )
 MT5_CONFIG = ConfigTable(
     T5_FIELDS,
@@ -185,6 +188,7 @@ MT5_CONFIG = ConfigTable(
     T5_CONSTANTS,
     rules=(FEED_FORWARD, UNSCALED_OUTPUT),
     required_values=T5_REQUIRED_VALUES,
+    without_effect=T5_WITHOUT_EFFECT,
 )
 UMT5_CONFIG = ConfigTable(
     T5_FIELDS,
@@ -192,6 +196,7 @@ UMT5_CONFIG = ConfigTable(
     T5_CONSTANTS,
     rules=(FEED_FORWARD, SCALED_OUTPUT),
     required_values=T5_REQUIRED_VALUES,
+    without_effect=T5_WITHOUT_EFFECT,
 )
 SWITCH_CONFIG = ConfigTable(
     fields=(
@@ -210,6 +215,7 @@ SWITCH_CONFIG = ConfigTable(
         "router_dtype": ("float32", None),
         "router_ignore_padding_tokens": (False, None),
     },
+    without_effect=T5_WITHOUT_EFFECT,
 )
 
 # Weights.

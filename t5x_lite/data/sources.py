@@ -6,7 +6,7 @@ A source is cut into units, a deterministic list of pieces of files that differe
 import ast
 import json
 import sysconfig
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import zip_longest
@@ -38,9 +38,11 @@ FORMATS_BY_ENDING = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".
 """Formats for `data.format=auto`; all other files are text."""
 LARGEST_DOCUMENT = 2**30
 """Bytes of the longest line, and of the largest file that is one document."""
+TABLES = (".csv", ".tsv")
 OTHER_FORMATS = {
+    *TABLES,
     *(".7z", ".bz2", ".rar", ".tar", ".tgz", ".xz", ".zip"),
-    *(".arrow", ".csv", ".feather", ".orc", ".tsv", ".xls", ".xlsx"),
+    *(".arrow", ".feather", ".orc", ".xls", ".xlsx"),
     *(".bin", ".h5", ".idx", ".npy", ".npz", ".pickle", ".pkl", ".safetensors", ".tfrecord", ".array_record"),
     *(".doc", ".docx", ".epub", ".pdf", ".jpg", ".jpeg", ".png", ".mp3", ".mp4", ".wav"),
 }
@@ -97,6 +99,7 @@ def units(
     whole_files: bool = False,
     unit_bytes: int = UNIT_BYTES,
     smallest_unit: int = SMALLEST_UNIT,
+    tables_as_text: bool = False,
 ) -> list[Unit]:
     """Cut a source into units, in an order that does not depend on the machine or on the number of processes.
 
@@ -105,6 +108,7 @@ def units(
         whole_files: cut no file into several units.
         unit_bytes: largest target size of a unit, in bytes.
         smallest_unit: smallest target size of a unit, in bytes.
+        tables_as_text: read .csv and .tsv as text, to train a tokenizer on the records of tasks.
 
     Raises:
         UserError: a glob that matches nothing, or a TFDS builder that does not exist.
@@ -118,6 +122,8 @@ def units(
         library_files = _standard_library_files()
     make_unit = partial(_unit_of_files, source, library_files=frozenset(library_files))
     paths = _list_files(source, library_files)
+    if source.format == "auto":
+        _check_endings(paths, TABLES if tables_as_text else ())
     sizes = [Path(path).stat().st_size for path in paths]
     target_bytes = min(max(sum(sizes) // 64, smallest_unit), unit_bytes)
     result: list[Unit] = []
@@ -183,25 +189,26 @@ def _unit_of_files(source: SourceConfig, paths: tuple[str, ...], library_files: 
     if paths[0] in library_files:
         file_format = "python"
     elif source.format == "auto":
-        file_format = _format_by_ending(paths[0])
+        file_format = FORMATS_BY_ENDING.get(strip_compression(paths[0]).suffix.lower(), "text")
     else:
         file_format = source.format
     return Unit(paths, file_format, source.field, source.document, source.split)
 
 
-def _format_by_ending(path: str) -> str:
-    """Return the format of a file by its ending. Files without a known ending are text.
+def _check_endings(paths: Sequence[str], accepted: Collection[str]) -> None:
+    """Refuse files whose ending is that of a format that is not text and is not read.
 
     Raises:
-        UserError: the ending is that of a format that is not text and is not read.
+        UserError: with the first such file.
     """
-    ending = strip_compression(path).suffix.lower()
-    if ending in OTHER_FORMATS:
+    for path in paths:
+        ending = strip_compression(path).suffix.lower()
+        if ending not in OTHER_FORMATS or ending in accepted:
+            continue
         raise UserError(
             f"data.files: {path} is not read, because {ending} is not a format of text; convert it to JSONL, Parquet "
             "or text, or set data.format=text to read it as plain text all the same"
         )
-    return FORMATS_BY_ENDING.get(ending, "text")
 
 
 def _tfds_units(source: SourceConfig) -> list[Unit]:

@@ -40,7 +40,7 @@ def load_or_train_tokenizer(tokenizer: TokenizerConfig, data: DataConfig) -> Tok
         return Bytes()
     units: list[sources.Unit] = []
     for source in data.sources:
-        units += sources.units(source)
+        units += sources.units(source, tables_as_text=True)
     folder = Path(data.cache_dir) / f"tokenizer-{_hash_settings(tokenizer, units)}"
     if (folder / SentencePiece.file_name).is_file():
         return load(folder)
