@@ -2,14 +2,15 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
-
-from jaxtyping import PyTree
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from t5x_lite.adapt.method import AdaptationMethod
 from t5x_lite.arrays import Array
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.trees import flatten_names, unflatten_names
+
+if TYPE_CHECKING:
+    from jaxtyping import PyTree
 
 Leaf = TypeVar("Leaf")
 
@@ -41,7 +42,7 @@ class TrainableSplit:
         """Nothing is frozen."""
         return all(first == 0 for first in self.first_trained_repeat.values())
 
-    def trained(self, tree: PyTree[Array]) -> PyTree[Array]:
+    def trained(self, tree: "PyTree[Array]") -> "PyTree[Array]":
         """Return the arrays of a tree that train, or of an array the repeats that do."""
 
         def select(value: Array, first: int | None) -> Array | None:
@@ -51,7 +52,7 @@ class TrainableSplit:
 
         return self._select(tree, select)
 
-    def frozen(self, tree: PyTree[Array]) -> PyTree[Array]:
+    def frozen(self, tree: "PyTree[Array]") -> "PyTree[Array]":
         """Return the arrays of a tree that are frozen, or of an array the repeats that are."""
 
         def select(value: Array, first: int | None) -> Array | None:
@@ -61,7 +62,7 @@ class TrainableSplit:
 
         return self._select(tree, select)
 
-    def trained_leaves(self, tree: PyTree[Leaf]) -> PyTree[Leaf]:
+    def trained_leaves(self, tree: "PyTree[Leaf]") -> "PyTree[Leaf]":
         """Return the leaves that belong to trained parameters, of a tree whose leaves are not arrays, such as axes."""
 
         def select(value: Leaf, first: int | None) -> Leaf | None:
@@ -72,8 +73,8 @@ class TrainableSplit:
         return self._select(tree, select)
 
     def join(
-        self, trained: PyTree[Array], frozen: PyTree[Array], concatenate: Callable[[list[Array]], Array]
-    ) -> PyTree[Array]:
+        self, trained: "PyTree[Array]", frozen: "PyTree[Array]", concatenate: Callable[[list[Array]], Array]
+    ) -> "PyTree[Array]":
         """Return the whole tree; `concatenate` joins the repeats of an array of which only the last ones train."""
         if self.trains_everything:
             return trained
@@ -85,7 +86,7 @@ class TrainableSplit:
             leaves[name] = pieces[0] if len(pieces) == 1 else concatenate(pieces)
         return unflatten_names(leaves)
 
-    def _select(self, tree: PyTree, select: Callable[[Any, int | None], Any]) -> PyTree:
+    def _select(self, tree: "PyTree", select: Callable[[Any, int | None], Any]) -> "PyTree":
         leaves = flatten_names(tree)
         selected = {}
         for name, first in self.first_trained_repeat.items():

@@ -22,6 +22,7 @@ import t5x_lite
 from t5x_lite.api import Model
 from t5x_lite.convert import MODEL_TYPES
 from t5x_lite.convert.huggingface import import_hf
+from t5x_lite.models.config import START_TOKEN
 from t5x_lite.models.losses import LossSettings, TokenLoss, binary_cross_entropy
 from t5x_lite.objectives.causal import Causal
 from t5x_lite.objectives.features import positions_in

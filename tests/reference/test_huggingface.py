@@ -19,6 +19,7 @@ from t5x_lite.convert.config_table import ForeignModel  # noqa: E402
 from t5x_lite.convert.huggingface import export_hf, import_hf  # noqa: E402
 from t5x_lite.decode.generate import Sampling  # noqa: E402
 from t5x_lite.errors import UserError  # noqa: E402
+from t5x_lite.models.experts.activity import router_loss  # noqa: E402
 from t5x_lite.trees import flatten_names  # noqa: E402
 from tests.reference.cases import Case, make  # noqa: E402
 from tests.reference.tiny_models import TINY_MODELS, VOCAB  # noqa: E402
@@ -113,9 +114,9 @@ def test_mixtral_router_loss_equals_transformers(tmp_path: Path) -> None:
     outputs = case.theirs(input_ids=torch.tensor(tokens), output_router_logits=True)
     module = case.ours.run.spec.model(case.ours.params)
     module(tokens)
-    routing_losses = routing(module, case.ours.config.model)
-    assert routing_losses is not None
-    assert float(routing_losses.balance) == pytest.approx(outputs.aux_loss.item(), rel=1e-5)
+    loss = router_loss(module, case.ours.config.model)
+    assert loss is not None
+    assert float(loss.balance) == pytest.approx(outputs.aux_loss.item(), rel=1e-5)
 
 
 @pytest.fixture(scope="module", params=GENERATING_MODELS)

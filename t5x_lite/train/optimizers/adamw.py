@@ -2,13 +2,13 @@
 
 from typing import TYPE_CHECKING, ClassVar
 
-from jaxtyping import Array, PyTree
-
+from t5x_lite.arrays import Array
 from t5x_lite.schema import setting
 from t5x_lite.train.optimizers.method import OptimizerMethod
 
 if TYPE_CHECKING:
     import optax
+    from jaxtyping import PyTree
 
     from t5x_lite.models.layers import WeightAxes
 

@@ -2,13 +2,15 @@
 
 from typing import TYPE_CHECKING
 
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Float
 
+from t5x_lite.arrays import Array
 from t5x_lite.schema import setting
 from t5x_lite.train.optimizers.method import OptimizerMethod
 
 if TYPE_CHECKING:
     import optax
+    from jaxtyping import PyTree
 
     from t5x_lite.models.layers import WeightAxes
 

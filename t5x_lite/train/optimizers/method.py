@@ -2,12 +2,11 @@
 
 from typing import TYPE_CHECKING, ClassVar
 
-from jaxtyping import PyTree
-
 from t5x_lite.schema import Config
 
 if TYPE_CHECKING:
     import optax
+    from jaxtyping import PyTree
 
     from t5x_lite.models.layers import WeightAxes
 

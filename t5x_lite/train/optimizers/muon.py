@@ -3,13 +3,13 @@
 import math
 from typing import TYPE_CHECKING
 
-from jaxtyping import Array, PyTree
-
+from t5x_lite.arrays import Array
 from t5x_lite.schema import Int, setting
 from t5x_lite.train.optimizers.method import OptimizerMethod
 
 if TYPE_CHECKING:
     import optax
+    from jaxtyping import PyTree
 
     from t5x_lite.models.layers import WeightAxes
 
