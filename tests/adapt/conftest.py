@@ -1,40 +1,73 @@
-"""Small runs to adapt, and a task whose labels a text decides."""
+"""Runs to adapt, a task whose labels a word of the text decides, and runs adapted to it."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 import pytest
 
+from t5x_lite import config as configuration
 from t5x_lite.cli import main
+from t5x_lite.config import RunConfig
+from t5x_lite.run_dir import open_run, with_vocab
 
-TASK: dict[str, Any] = {
-    "about": "does a sentence say fox?",
-    "columns": {"text": "sentence", "label": "label"},
-    "objective": {"classify": {"labels": ["no", "yes"]}},
-    "inputs": "fox: {text}",
-    "metrics": ["accuracy"],
+SENTENCES = ("the quick brown fox jumps", "a lazy dog in vain", "seven wizards mix black opal", "fox over quartz while")
+RECORDS = 16
+
+METHODS: dict[str, dict[str, object]] = {
+    "full": {},
+    "head": {},
+    "features": {"layers": 2},
+    "top": {"layers": 1},
+    "bitfit": {},
+    "houlsby": {"width": 4},
+    "pfeiffer": {"width": 4},
+    "lora": {"rank": 2},
+    "ia3": {},
+    "prompt": {"length": 3},
+    "prefix": {"length": 3},
+    "unfreeze": {},
 }
-SENTENCES = ["the quick brown fox jumps", "a lazy dog in vain", "seven wizards mix black opal", "fox over quartz while"]
+"""Settings of each adaptation method but `upcycle` and `fusion`, which need other runs."""
+
+MethodConfig: TypeAlias = Callable[..., RunConfig]
+AdaptedRun: TypeAlias = Callable[[str], Path]
+
+
+def method_override(method: str) -> str:
+    """Return the override of a config that selects a method with its settings."""
+    return f"adapt.method={json.dumps({method: METHODS[method]})}"
 
 
 @pytest.fixture(scope="session")
-def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a task file and its records in TSV."""
-    folder = tmp_path_factory.mktemp("labelled")
-    (folder / "fox.yaml").write_text(json.dumps(TASK))
-    rows = [f"{SENTENCES[n % 4]} {SENTENCES[(n // 4) % 4].split()[0]}" for n in range(16)]
-    rows = [f"{text}\t{['no', 'yes']['fox' in text]}" for text in rows]
+def fox_task(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the task `fox` (does a sentence say fox?) and its records in TSV."""
+    folder = tmp_path_factory.mktemp("fox_task")
+    task = {
+        "about": "does a sentence say fox?",
+        "columns": {"text": "sentence", "label": "label"},
+        "objective": {"classify": {"labels": ["no", "yes"]}},
+        "inputs": "fox: {text}",
+        "metrics": ["accuracy"],
+    }
+    (folder / "fox.yaml").write_text(json.dumps(task))
+    lines = ["sentence\tlabel"]
+    for number in range(RECORDS):
+        first_word, *_ = SENTENCES[(number // 4) % 4].split()
+        text = f"{SENTENCES[number % 4]} {first_word}"
+        label = "yes" if "fox" in text else "no"
+        lines.append(f"{text}\t{label}")
     for split in ("train", "dev"):
-        (folder / f"{split}.tsv").write_text("sentence\tlabel\n" + "\n".join(rows) + "\n")
+        (folder / f"{split}.tsv").write_text("\n".join(lines) + "\n")
     return folder
 
 
 @pytest.fixture(scope="session")
 def encoder_run(tmp_path_factory: pytest.TempPathFactory, tiny_config: Path) -> Path:
-    """A tiny BERT, hardly trained."""
-    folder = tmp_path_factory.mktemp("runs") / "encoder"
-    settings = (
+    """The run directory of a tiny BERT that has trained for two steps."""
+    run_dir = tmp_path_factory.mktemp("runs") / "encoder"
+    overrides = (
         "model.family=encoder",
         "model.output_transform=true",
         "model.token_types=2",
@@ -45,18 +78,18 @@ def encoder_run(tmp_path_factory: pytest.TempPathFactory, tiny_config: Path) -> 
         "train.steps=2",
         "train.seq_len=32",
     )
-    assert main(["train", str(tiny_config), f"run_dir={folder}", *settings]) == 0
-    return folder
+    assert main(["train", str(tiny_config), f"run_dir={run_dir}", *overrides]) == 0
+    return run_dir
 
 
 @pytest.fixture(scope="session")
-def fox(labelled: Path, encoder_run: Path) -> Path:
-    """A config that adapts it to the task."""
-    path = labelled / "adapt.yaml"
+def fox_config(fox_task: Path, encoder_run: Path) -> Path:
+    """The file of a config that adapts `encoder_run` to the task."""
+    path = fox_task / "adapt.yaml"
     settings = {
         "adapt": {"from": str(encoder_run)},
-        "tasks": str(labelled / "fox.yaml"),
-        "data": {"files": str(labelled / "train.tsv"), "validation_files": str(labelled / "dev.tsv")},
+        "tasks": str(fox_task / "fox.yaml"),
+        "data": {"files": str(fox_task / "train.tsv"), "validation_files": str(fox_task / "dev.tsv")},
         "optimizer": {"learning_rate": 0.003, "schedule": "constant", "weight_decay": 0.0},
         "train": {"steps": 3, "batch_size": 8, "seq_len": 24, "peak_flops": 1e9},
         "checkpoint": {"every_steps": 3},
@@ -64,3 +97,28 @@ def fox(labelled: Path, encoder_run: Path) -> Path:
     }
     path.write_text(json.dumps(settings))
     return path
+
+
+@pytest.fixture(scope="session")
+def method_config(fox_config: Path, encoder_run: Path) -> MethodConfig:
+    """A function that loads `fox_config` with an override that selects a method."""
+
+    def load(override: str) -> RunConfig:
+        config = configuration.load(fox_config, [override])
+        return with_vocab(config, open_run(encoder_run).tokenizer)
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def adapted_run(fox_config: Path, tmp_path_factory: pytest.TempPathFactory) -> AdaptedRun:
+    """A function that returns the run directory of a method, and trains the run when it is first requested."""
+    folder = tmp_path_factory.mktemp("adapted")
+
+    def run_dir_of(method: str) -> Path:
+        run_dir = folder / method
+        if not run_dir.exists():
+            assert main(["train", str(fox_config), f"run_dir={run_dir}", method_override(method)]) == 0
+        return run_dir
+
+    return run_dir_of

@@ -22,6 +22,7 @@ from t5x_lite.data.corpus import SPLITS, Corpus
 from t5x_lite.data.prepare import prepare_corpus
 from t5x_lite.data.sources import documents, units
 from t5x_lite.data.tokenizer import Tokenizer
+from t5x_lite.data.training_data import ExampleSequence
 from t5x_lite.data.vocabulary import load_or_train_tokenizer
 from t5x_lite.run_data import open_run_data
 
@@ -55,7 +56,7 @@ def _measure_features(objective: str, config: RunConfig, rounds: int) -> dict[st
     return {"input": objective, "tokens/s": ROWS * config.train.seq_len / seconds, "of sentencepiece": None}
 
 
-def _build_rows(rows: TrainingRows | TaskRows) -> list[Mapping[str, np.ndarray]]:
+def _build_rows(rows: ExampleSequence) -> list[Mapping[str, np.ndarray]]:
     return [rows[number] for number in range(ROWS)]
 
 

@@ -1,0 +1,45 @@
+"""The rules of methods that decide which parameters train and how fast, against the papers."""
+
+import math
+
+import pytest
+
+from t5x_lite import config as configuration
+from t5x_lite.adapt import BitFit, Unfreeze
+from t5x_lite.models.config import ModelConfig
+from t5x_lite.models.spec import model_spec
+from t5x_lite.trees import flatten_names
+from tests.conftest import REPOSITORY
+
+
+def test_unfreezing_adds_layers_from_the_top_at_lower_learning_rates() -> None:
+    """ULMFiT's rule by hand: of 2 layers all train from half of the run on, each 2.6 times slower than that above."""
+    model = ModelConfig(layers=2, embed=8, heads=2, family="encoder")
+
+    def factors(name: str, progress: float) -> float | list[float]:
+        return Unfreeze().learning_rate_factor(name, model, progress).tolist()
+
+    layer_weight = "encoder.stack.layers.0.attention.query.weight"
+    assert factors("head.scores.weight", 0.0) == 1
+    assert factors(layer_weight, 0.0) == [0, 0]
+    assert factors(layer_weight, 0.17) == pytest.approx([0, 1 / 2.6])
+    assert factors(layer_weight, 0.34) == pytest.approx([1 / 2.6**2, 1 / 2.6])
+    assert factors("tokens.weight", 0.34) == 0
+    assert factors("tokens.weight", 0.5) == pytest.approx(2.6**-3)
+
+
+@pytest.mark.parametrize(
+    ("size", "width", "mlp", "layers", "share"),
+    [("base", 768, 3072, 12, 0.0009), ("large", 1024, 4096, 24, 0.0008)],
+    ids=["base", "large"],
+)
+def test_the_biases_of_bert_are_the_published_share(size: str, width: int, mlp: int, layers: int, share: float) -> None:
+    """Ben Zaken et al. 2022, Table 1: 0.08 % of BERT large; the count by hand."""
+    config = configuration.load(REPOSITORY / f"configs/bert/{size}.yaml", ["data.files=x", "model.vocab=30522"])
+    spec = model_spec(config.model)
+    biases = 0
+    for name, shape in flatten_names(spec.shapes).items():
+        if "encoder." in name and BitFit().first_trained_repeat(name, config.model) == 0:
+            biases += math.prod(shape.shape)
+    assert biases == layers * (7 * width + mlp) + width
+    assert biases / spec.parameters == pytest.approx(share, abs=0.0001)
