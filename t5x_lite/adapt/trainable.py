@@ -2,26 +2,15 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-<<<<<<< HEAD
 from typing import Any, TypeAlias
-=======
-from typing import TYPE_CHECKING, Any, TypeVar
->>>>>>> tests-plain
 
 from t5x_lite.adapt.method import AdaptationMethod
 from t5x_lite.arrays import Array
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.trees import flatten_names, unflatten_names
 
-<<<<<<< HEAD
 NestedDict: TypeAlias = Mapping[str, Any]
 """Parameters, or something for each of them, as nested dicts. jaxtyping's `PyTree` would import JAX."""
-=======
-if TYPE_CHECKING:
-    from jaxtyping import PyTree
-
-Leaf = TypeVar("Leaf")
->>>>>>> tests-plain
 
 
 @dataclass(frozen=True)
@@ -51,11 +40,7 @@ class TrainableSplit:
         """Nothing is frozen."""
         return all(first == 0 for first in self.first_trained_repeat.values())
 
-<<<<<<< HEAD
     def trained(self, tree: NestedDict) -> NestedDict:
-=======
-    def trained(self, tree: "PyTree[Array]") -> "PyTree[Array]":
->>>>>>> tests-plain
         """Return the arrays of a tree that train, or of an array the repeats that do."""
 
         def select(value: Array, first: int | None) -> Array | None:
@@ -65,11 +50,7 @@ class TrainableSplit:
 
         return self._select(tree, select)
 
-<<<<<<< HEAD
     def frozen(self, tree: NestedDict) -> NestedDict:
-=======
-    def frozen(self, tree: "PyTree[Array]") -> "PyTree[Array]":
->>>>>>> tests-plain
         """Return the arrays of a tree that are frozen, or of an array the repeats that are."""
 
         def select(value: Array, first: int | None) -> Array | None:
@@ -79,11 +60,7 @@ class TrainableSplit:
 
         return self._select(tree, select)
 
-<<<<<<< HEAD
     def trained_leaves(self, tree: NestedDict) -> NestedDict:
-=======
-    def trained_leaves(self, tree: "PyTree[Leaf]") -> "PyTree[Leaf]":
->>>>>>> tests-plain
         """Return the leaves that belong to trained parameters, of a tree whose leaves are not arrays, such as axes."""
 
         def select(value: object, first: int | None) -> object:
@@ -93,13 +70,7 @@ class TrainableSplit:
 
         return self._select(tree, select)
 
-<<<<<<< HEAD
     def join(self, trained: NestedDict, frozen: NestedDict, concatenate: Callable[[list[Array]], Array]) -> NestedDict:
-=======
-    def join(
-        self, trained: "PyTree[Array]", frozen: "PyTree[Array]", concatenate: Callable[[list[Array]], Array]
-    ) -> "PyTree[Array]":
->>>>>>> tests-plain
         """Return the whole tree; `concatenate` joins the repeats of an array of which only the last ones train."""
         if self.trains_everything:
             return trained
@@ -111,11 +82,7 @@ class TrainableSplit:
             leaves[name] = pieces[0] if len(pieces) == 1 else concatenate(pieces)
         return unflatten_names(leaves)
 
-<<<<<<< HEAD
     def _select(self, tree: NestedDict, select: Callable[[Any, int | None], Any]) -> NestedDict:
-=======
-    def _select(self, tree: "PyTree", select: Callable[[Any, int | None], Any]) -> "PyTree":
->>>>>>> tests-plain
         leaves = flatten_names(tree)
         selected = {}
         for name, first in self.first_trained_repeat.items():

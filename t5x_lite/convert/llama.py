@@ -20,7 +20,8 @@ from t5x_lite.convert.weight_map import Modules, StackModules, WeightTable
 from t5x_lite.errors import UserError
 from t5x_lite.models.attention.kinds import Local
 from t5x_lite.models.config import ModelConfig
-from t5x_lite.models.positions.rotary import Llama3Stretch, Rotary
+from t5x_lite.models.positions.rotary import Rotary
+from t5x_lite.models.positions.stretches import STRETCHES
 
 # Configs: what takes more than one field to convert.
 
@@ -41,24 +42,48 @@ def _drop_default_head_dim(source: ForeignModel, settings: Settings) -> None:
 
 HEAD_DIM = Rule(("head_dim",), read=_drop_default_head_dim)
 
-STRETCH_FIELDS = {
-    "factor": "factor",
-    "low_freq_factor": "low",
-    "high_freq_factor": "high",
-    "original_max_position_embeddings": "original_length",
+STRETCH_FIELDS: dict[str, dict[str, str]] = {
+    "default": {},
+    "linear": {"factor": "factor"},
+    "llama3": {
+        "factor": "factor",
+        "low_freq_factor": "low",
+        "high_freq_factor": "high",
+        "original_max_position_embeddings": "original_length",
+    },
+    "yarn": {
+        "factor": "factor",
+        "original_max_position_embeddings": "original_length",
+        "beta_fast": "fast",
+        "beta_slow": "slow",
+        "attention_factor": "attention_factor",
+        "truncate": "whole_pairs",
+    },
 }
-"""The fields of `rope_parameters` with rope_type llama3, and ours of `positions.rotary.stretch.llama3`."""
+"""For each rope_type the fields of `rope_parameters`, and ours of `positions.rotary.stretch` of the same name."""
+OPTIONAL_STRETCH_FIELDS = {"beta_fast", "beta_slow", "attention_factor", "truncate"}
+IGNORED_ROPE_FIELDS = {"rope_theta", "rope_type", "type"}
 
 
 def _read_rotary(source: ForeignModel, settings: Settings) -> None:
     rope = _find_rope_parameters(source.config)
     rope_type = rope.get("rope_type", rope.get("type", "default"))
+    if rope_type not in STRETCH_FIELDS:
+        raise UserError(f"rope_type {rope_type!r} is not supported; supported are {', '.join(STRETCH_FIELDS)}")
+    fields = STRETCH_FIELDS[rope_type]
+    stretch = {}
+    for name, value in rope.items():
+        if value is None or name in IGNORED_ROPE_FIELDS:
+            continue
+        if name in fields:
+            stretch[fields[name]] = value
+        elif name != "partial_rotary_factor" or value != 1:
+            raise UserError(f"rope_parameters.{name}={value!r} is not supported for rope_type {rope_type}")
+    for name in fields.keys() - OPTIONAL_STRETCH_FIELDS:
+        require_field(rope, name)
     rotary: Settings = {"theta": float(rope["rope_theta"])}
-    if rope_type == "llama3":
-        stretch = {ours: float(require_field(rope, name)) for name, ours in STRETCH_FIELDS.items()}
-        rotary["stretch"] = {"llama3": stretch}
-    elif rope_type != "default":
-        raise UserError(f"rope_type {rope_type!r} is not supported; supported are default and llama3")
+    if rope_type != "default":
+        rotary["stretch"] = {rope_type: stretch}
     settings["positions"] = {"rotary": rotary}
 
 
@@ -77,10 +102,14 @@ def _write_rotary(model: ModelConfig, config: ForeignConfig) -> None:
         raise UserError("the model has no positions.rotary")
     rope: dict[str, object] = {"rope_theta": model.positions.theta, "rope_type": "default"}
     stretch = model.positions.stretch
-    if isinstance(stretch, Llama3Stretch):
-        rope["rope_type"] = "llama3"
-        for name, ours in STRETCH_FIELDS.items():
-            rope[name] = getattr(stretch, ours)
+    if stretch is not None:
+        (rope_type,) = (name for name, kind in STRETCHES.items() if type(stretch) is kind)
+        rope["rope_type"] = rope_type
+        for name, ours in STRETCH_FIELDS[rope_type].items():
+            value = getattr(stretch, ours)
+            is_default = name in OPTIONAL_STRETCH_FIELDS and value == type(stretch).model_fields[ours].default
+            if not is_default:
+                rope[name] = value
     config["rope_parameters"] = rope
 
 

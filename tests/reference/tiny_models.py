@@ -93,6 +93,16 @@ LLAMA3_ROPE = {
 }
 
 
+LINEAR_ROPE = {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}
+YARN_ROPE = {
+    "rope_type": "yarn",
+    "rope_theta": 1e4,
+    "factor": 4.0,
+    "original_max_position_embeddings": 256,
+    "beta_fast": 16.0,
+}
+
+
 WINDOWS_IN_TURN = {
     "num_hidden_layers": 4,
     "use_sliding_window": True,
@@ -148,6 +158,8 @@ TINY_MODELS = {
     "OPT": TinyModel("causal", build_opt),
     "Llama 2": TinyModel("causal", partial(build_llama, "Llama")),
     "Llama 3.1": TinyModel("causal", partial(build_llama, "Llama", rope_parameters=LLAMA3_ROPE)),
+    "Llama, linear": TinyModel("causal", partial(build_llama, "Llama", rope_parameters=LINEAR_ROPE)),
+    "Llama, YaRN": TinyModel("causal", partial(build_llama, "Llama", rope_parameters=YARN_ROPE)),
     "Mistral": TinyModel("causal", partial(build_llama, "Mistral", sliding_window=4)),
     "Mixtral": TinyModel("causal", partial(build_llama, "Mixtral", num_local_experts=4)),
     "OLMo 2": TinyModel("causal", partial(build_llama, "Olmo2")),
