@@ -90,7 +90,7 @@ create() {
 install() {
   local archive
   archive="$(mktemp -d)/t5x_lite.tgz"
-  run tar -czf "$archive" t5x_lite configs tools pyproject.toml setup.cfg README.md
+  run tar -czf "$archive" t5x_lite configs tools pyproject.toml setup.cfg setup.py README.md
   run gcloud compute tpus tpu-vm scp "$archive" "$name:t5x_lite.tgz" "${location[@]}" --worker all
   run_on all "mkdir -p t5x_lite && tar -xzf t5x_lite.tgz -C t5x_lite && cd t5x_lite &&" \
     "python3 -m venv .venv && .venv/bin/pip install --quiet '.[tpu,gcs]'"

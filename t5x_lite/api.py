@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from numpy.typing import ArrayLike
 
 from t5x_lite.adapt.initial_weights import load_weights
+from t5x_lite.checkpoint import is_step
 from t5x_lite.config import RunConfig
 from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.data.training_data import TrainingData
@@ -89,7 +90,7 @@ class Model:
 
     @cached_property
     def bos_ids(self) -> Int[np.ndarray, "_"]:
-        """Ids that the tokenizer of an imported decoder puts before every text, such as Llama's <s>.
+        """Ids that the tokenizer of an imported decoder puts before every text, such as Llama's `<s>`.
 
         A run that was trained here has none: EOS separates its documents.
         """
@@ -150,7 +151,7 @@ class Model:
         return np.concatenate([self.soft_prompt_ids, frame.tokens([self.tokenizer.encode(text)])])
 
     def logits(
-        self, tokens: ArrayLike, decoder_tokens: ArrayLike | None = None
+        self, tokens: ArrayLike, decoder_tokens: ArrayLike | None = None, mask: ArrayLike | None = None
     ) -> Float[np.ndarray, "b l v"] | Float[np.ndarray, "b l"]:
         """Return float32 logits for int tokens `[batch, length]` (or one row).
 
@@ -159,9 +160,12 @@ class Model:
         * An encoder_decoder scores the token after each of `decoder_tokens`, which begin with 0.
         * ELECTRA's discriminator returns `[batch, length]`: above 0 where a token seems to be replaced.
 
+        Without a `mask`, all tokens are text. With one, `[batch, length]` like `tokens`, those where it is 0 are
+        padding, which no text attends to.
+
         Raises:
-            UserError: more tokens than the model has positions; `decoder_tokens` missing or not wanted; a model that
-                was trained to pool texts, or for a task, and predicts no tokens.
+            UserError: more tokens than the model has positions; `decoder_tokens` missing or not wanted; a mask of
+                another shape; a model that was trained to pool texts, or for a task, and predicts no tokens.
         """
         if not self.config.model.outputs:
             raise UserError("this model predicts no tokens (model.outputs: []); `embed` and `evaluate` are for it")
@@ -177,6 +181,10 @@ class Model:
             decoder_tokens = np.atleast_2d(np.asarray(decoder_tokens, np.int32))
             self.resolve_window(decoder_tokens.shape[1])
         segment_ids = np.ones_like(tokens)
+        if mask is not None:
+            segment_ids = np.atleast_2d(np.asarray(mask, np.int32))
+        if segment_ids.shape != tokens.shape:
+            raise UserError(f"logits: the mask has the shape {segment_ids.shape}, and the tokens {tokens.shape}")
         return np.asarray(self._logits(self.params, tokens, segment_ids, decoder_tokens))
 
     @property
@@ -284,7 +292,7 @@ class Model:
         tokens: Int[Array, "b l"],
         segment_ids: Int[Array, "b l"],
         decoder_tokens: Int[Array, "b t"] | None = None,
-    ) -> Float[Array, "b l v"] | Float[Array, "b l"]:
+    ) -> Float[Array, "b _ v"] | Float[Array, "b l"]:
         module = self.spec.model(params)
         if decoder_tokens is not None:
             states = module(tokens, decoder_tokens, segment_ids=segment_ids)
@@ -308,7 +316,7 @@ def load(run: str | Path, *, step: int | None = None, overrides: Sequence[str] =
         UserError: not a run directory, no checkpoint, or a damaged one.
     """
     folder = Path(run)
-    if folder.parent.name == "checkpoints" and folder.name.isdigit():
+    if folder.parent.name == "checkpoints" and is_step(folder.name):
         step = int(folder.name)
         folder = folder.parent.parent
     opened = open_run(folder, list(overrides))

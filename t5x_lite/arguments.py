@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TypeAlias
 
+import t5x_lite
 from t5x_lite.evaluate.config import EVAL_ARGUMENTS
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -28,6 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="t5x-lite",
         description="Pretrain, resume, evaluate and sample Transformer language models in JAX.",
     )
+    parser.add_argument("--version", action="version", version=f"t5x-lite {t5x_lite.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     _add_train(commands)
     _add_prepare(commands)
@@ -89,7 +91,8 @@ def _add_sweep(commands: Commands) -> None:
         "words",
         metavar="[fit] SWEEP [key=value ...]",
         nargs="+",
-        help="YAML file of a sweep, and overrides; `fit` also takes a sweep's folder or a CSV file of results",
+        help="YAML file of a sweep or name of a shipped one, and overrides; `fit` also takes a sweep's folder or a CSV "
+        "file of results",
     )
     parser.add_argument("--yes", action="store_true", help="start the runs without asking")
     parser.add_argument(
@@ -182,7 +185,12 @@ def _add_command(commands: Commands, name: str, summary: str) -> argparse.Argume
 
 
 def _add_config_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", metavar="CONFIG", type=Path, help="YAML file of a run")
+    parser.add_argument(
+        "config",
+        metavar="CONFIG",
+        type=Path,
+        help="YAML file of a run, or the name of a shipped config such as quickstart",
+    )
     _add_overrides(parser)
 
 

@@ -56,6 +56,11 @@ class SaveError(UserError):
     """A checkpoint could not be written."""
 
 
+def is_step(name: str) -> bool:
+    """Return whether the name of a folder is a number of a step, as this program writes it."""
+    return name.isascii() and name.isdecimal()
+
+
 class Checkpoints:
     """The checkpoints of one run, in a folder of a local disk or an object store (gs://).
 
@@ -76,7 +81,11 @@ class Checkpoints:
         """Return the steps of the complete checkpoints in ascending order."""
         if not self.folder.is_dir():
             return []
-        return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdigit() and is_complete(path))
+        steps = []
+        for path in self.folder.iterdir():
+            if is_step(path.name) and is_complete(path):
+                steps.append(int(path.name))
+        return sorted(steps)
 
     def clean(self) -> None:
         """Delete the incomplete checkpoints that interrupted saves have left."""
@@ -251,8 +260,9 @@ class Checkpoints:
     def _delete_old_checkpoints(self) -> None:
         scores: dict[int, float | None] = {}
         for step in self.steps():
-            manifest = read_manifest(self.folder / str(step))
-            scores[step] = manifest["metrics"].get(self.config.best_metric)
+            scores[step] = None
+            with contextlib.suppress(OSError, ValueError):  # a restore reports the damage
+                scores[step] = read_manifest(self.folder / str(step))["metrics"].get(self.config.best_metric)
         for step in scores.keys() - steps_to_keep(scores, self.config):
             # The manifest is deleted first: an interrupted deletion leaves a folder that counts as incomplete.
             (self.folder / str(step) / MANIFEST).unlink()

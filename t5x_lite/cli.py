@@ -22,6 +22,7 @@ from t5x_lite.arguments import DECODING_OPTIONS, build_parser
 from t5x_lite.errors import STOPPED, UserError
 from t5x_lite.parallel.config import GPUS
 from t5x_lite.planner import libtpu
+from t5x_lite.unexpected import DEBUG_VARIABLE, describe_unexpected, is_mendable
 
 if TYPE_CHECKING:
     from t5x_lite.run_dir import Run
@@ -30,6 +31,8 @@ INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 + SIGINT."""
 BROKEN_PIPE = 141
 """Exit code if the reader of standard output has closed it, as `head` does: 128 + SIGPIPE."""
+BUG = 70
+"""Exit code after an error that no user can have made (BSD's EX_SOFTWARE)."""
 WITHOUT_OVERRIDES = ("import", "export", "report")
 """Commands without a config to override."""
 
@@ -63,11 +66,23 @@ def _run_command(arguments: Sequence[str] | None) -> int:
         overrides = [*getattr(options, "overrides", []), *unknown]
         return COMMANDS[options.command](options, overrides)
     except UserError as error:
-        print(f"t5x-lite: {error}", file=sys.stderr)
+        _print_error(str(error))
         return error.exit_code
     except KeyboardInterrupt:
-        print("t5x-lite: interrupted", file=sys.stderr)
+        _print_error("interrupted")
         return INTERRUPTED
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        if os.environ.get(DEBUG_VARIABLE):
+            raise
+        _print_error(describe_unexpected(error))
+        return UserError.exit_code if is_mendable(error) else BUG
+
+
+def _print_error(message: str) -> None:
+    """Print an error in one line, whatever line breaks a path or another library's message has."""
+    print("t5x-lite: " + " ".join(message.splitlines()), file=sys.stderr)
 
 
 def _is_stdout_closed() -> bool:
@@ -173,9 +188,9 @@ def prepare(options: argparse.Namespace, overrides: list[str]) -> int:
     """Run `t5x-lite prepare CONFIG [key=value …]`."""
     config = configuration.load(options.config, overrides)
     from t5x_lite.data.prepare import prepare_corpus
-    from t5x_lite.data.vocabulary import load_or_train_tokenizer
+    from t5x_lite.run_data import open_tokenizer
 
-    trained_tokenizer = load_or_train_tokenizer(config.tokenizer, config.data)
+    trained_tokenizer = open_tokenizer(config)
     for source in config.data.sources:
         folder = prepare_corpus(source, config.data, trained_tokenizer, options.runner)
         print(f"{source.name}: {folder}")
@@ -185,9 +200,9 @@ def prepare(options: argparse.Namespace, overrides: list[str]) -> int:
 def tokenizer(options: argparse.Namespace, overrides: list[str]) -> int:
     """Run `t5x-lite tokenizer CONFIG [key=value …]`."""
     config = configuration.load(options.config, overrides)
-    from t5x_lite.data.vocabulary import load_or_train_tokenizer
+    from t5x_lite.run_data import open_tokenizer
 
-    trained_tokenizer = load_or_train_tokenizer(config.tokenizer, config.data)
+    trained_tokenizer = open_tokenizer(config)
     path = trained_tokenizer.save(Path(str(config.run_dir)))
     print(f"{trained_tokenizer.vocab} tokens; saved as {path}")
     return 0

@@ -14,6 +14,7 @@ from pydantic import Strict
 from t5x_lite import schema
 from t5x_lite.adapt import ADAPTATIONS, AdaptationMethod, Full
 from t5x_lite.adapt.trainable import TrainableSplit
+from t5x_lite.config_files import find_config
 from t5x_lite.data.config import BPE, TOKENIZERS, Bytes, Character, DataConfig, TokenizerFile, Unigram
 from t5x_lite.errors import UserError
 from t5x_lite.evaluate.config import EvalConfig
@@ -140,6 +141,9 @@ class RunConfig(Config):
 
     def _objective_problems(self, objective: Objective) -> Iterator[str]:
         """Yield what does not fit together between the objective, the model and the data."""
+        if not self.model.outputs and self.model.head is None:
+            yield "model.outputs: [] leaves nothing to predict; give some, or a head"
+            return
         if self.model.family in objective.families:
             objective.check(self.model)
         else:
@@ -172,9 +176,9 @@ class RunConfig(Config):
 
     @property
     def evaluators(self) -> tuple[Evaluator, ...]:
-        """What is evaluated: the loss on the validation split, the run's own tasks, and `eval.evaluators`."""
-        own_tasks = (Tasks(),) if self.tasks else ()
-        return (Validation(), *own_tasks, *self.eval.evaluators)
+        """Evaluators of the run: the loss on the validation split, the run's own tasks, and `eval.evaluators`."""
+        task_evaluators = (Tasks(),) if self.tasks else ()
+        return (Validation(), *task_evaluators, *self.eval.evaluators)
 
     def trainable_split(self, tree: Mapping[str, object]) -> TrainableSplit:
         """Return which of the parameters in `tree`, nested dicts whose leaves may be anything, train."""
@@ -218,14 +222,19 @@ CHANGEABLE_ON_RESUME = (
 def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read, merge, override and validate the config of a run.
 
+    Args:
+        path: a file, or the name of a shipped config, such as `quickstart`.
+        overrides: settings, `dotted.key=value`, that replace those of the file.
+
     Raises:
         UserError: one line with every problem, where it was set, and the nearest valid spelling.
     """
+    path = find_config(path)
     sources = schema.read(RunConfig, path, overrides)
     completed = schema.Sources(_add_derived_settings(sources.values), sources.locations)
     config = schema.validate(RunConfig, completed)
     if config.run_dir is None:
-        run_dir = Path("runs") / Path(path).stem
+        run_dir = Path("runs") / path.stem
         config = config.model_copy(update={"run_dir": str(run_dir)})
     return config
 
@@ -261,9 +270,15 @@ def _read_model_of_run(folder: str) -> Settings:
     path = Path(folder) / "config.yaml"
     if not path.is_file():
         raise UserError(f"adapt.from {folder}: is not a run directory (no config.yaml)")
-    model = yaml.safe_load(path.read_text(encoding="utf-8"))["model"]
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, RecursionError, ValueError, yaml.YAMLError) as error:
+        raise UserError(f"adapt.from {path}: cannot be read: {str(error).splitlines()[0]}") from None
+    model = values.get("model") if isinstance(values, dict) else None
+    if not isinstance(model, dict):
+        raise UserError(f"adapt.from {path}: is not the config of a run: it has no model")
     if model.get("family") == "electra":
-        model |= {"family": "encoder", "generator": None}
+        model = {**model, "family": "encoder", "generator": None}
     return model
 
 
@@ -296,7 +311,7 @@ def _add_head(model: Settings, objective_values: Settings) -> Settings:
 
 def dump(config: RunConfig) -> str:
     """Return the resolved config as YAML, which is enough to repeat the run."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100)
+    return schema.dump(config.model_dump(mode="json"))
 
 
 def changed(old: RunConfig, new: RunConfig) -> dict[str, tuple[object, object]]:

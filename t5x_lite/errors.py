@@ -8,8 +8,7 @@ class UserError(Exception):
     """An error that the user can fix. Its message says what was given and expected, where it was set and what to do.
 
     Raised where the user's input enters the program: a config, a file, a run directory, a full disk. The command line
-    prints the message alone and exits with `exit_code`. Any other exception that escapes is a bug and keeps its
-    traceback.
+    prints the message alone and exits with `exit_code`. Any other exception that escapes is a bug (see `unexpected`).
     """
 
     exit_code = 2

@@ -47,6 +47,17 @@ def write_file(path: Path, content: str | bytes) -> Path:
         raise UserError(f"{path}: cannot be written: {error.strerror}") from None
 
 
+def check_not_input(output: Path, *inputs: Path) -> None:
+    """Refuse to write over what a command reads.
+
+    Raises:
+        UserError: the output is one of the inputs.
+    """
+    for path in inputs:
+        if output.resolve() == path.resolve():
+            raise UserError(f"{output}: is read by this command and would be overwritten; give another place")
+
+
 def is_disk_full(error: Exception) -> bool:
     """Return whether a write failed for lack of space.
 

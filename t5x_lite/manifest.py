@@ -49,8 +49,25 @@ def write_manifest(checkpoint: epath.Path, metrics: Mapping[str, float]) -> None
 
 
 def read_manifest(checkpoint: epath.Path) -> Manifest:
-    """Read the manifest of a complete checkpoint."""
-    return json.loads((checkpoint / MANIFEST).read_text())
+    """Read the manifest of a complete checkpoint.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not a manifest.
+    """
+    try:
+        manifest = json.loads((checkpoint / MANIFEST).read_text())
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not isinstance(manifest, dict):
+        raise ValueError("it is not an object")
+    checksums = manifest.get("crc32")
+    if not isinstance(checksums, dict) or not all(isinstance(checksum, str) for checksum in checksums.values()):
+        raise ValueError("it has no checksums in `crc32`")
+    metrics = manifest.get("metrics", {})
+    if not isinstance(metrics, dict):
+        raise ValueError("its `metrics` are not an object")
+    return {"crc32": checksums, "metrics": metrics}
 
 
 def is_complete(checkpoint: epath.Path) -> bool:
@@ -62,12 +79,17 @@ def find_damage(checkpoint: epath.Path) -> str | None:
     """Verify a checkpoint. Each process verifies its share of the files.
 
     Returns:
-        A description of the first file that is missing or changed; None if all are as they were written.
+        A description of the first file that is missing, changed or not in the manifest; None if all are as they were
+        written.
     """
     try:
         checksums = read_manifest(checkpoint)["crc32"]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError) as error:
         return f"{MANIFEST} cannot be read ({error})"
+    for file in _list_files(checkpoint):
+        name = str(file.relative_to(checkpoint))
+        if name != MANIFEST and name not in checksums:
+            return f"{name} is not in {MANIFEST}"
     names = sorted(checksums)[jax.process_index() :: jax.process_count()]
     for name in names:
         if not (checkpoint / name).is_file():

@@ -1,10 +1,42 @@
-"""The data of a run, opened by its config."""
+"""The tokenizer and the data of a run, opened by its config."""
 
+from pathlib import Path
+
+from t5x_lite.adapt.initial_weights import source_run
 from t5x_lite.config import RunConfig
+from t5x_lite.data.config import TokenizerFile
 from t5x_lite.data.open_data import open_data
-from t5x_lite.data.tokenizer import Tokenizer
+from t5x_lite.data.tokenizer import Tokenizer, from_file
 from t5x_lite.data.training_data import PipelineSettings, TrainingData
+from t5x_lite.data.vocabulary import load_or_train_tokenizer
+from t5x_lite.errors import UserError
 from t5x_lite.objectives.objective import ExampleContext
+from t5x_lite.run_dir import load_stored_tokenizer
+
+
+def open_tokenizer(config: RunConfig) -> Tokenizer:
+    """Return the tokenizer of a run.
+
+    A run keeps the tokenizer that it began with, because its weights belong to the ids of that one. A new run takes the
+    tokenizer of the run that it adapts, or else loads or trains the one that its config describes.
+
+    Raises:
+        UserError: `tokenizer.file.path` holds another tokenizer than the run began with; no text to train one on.
+    """
+    run_dir = Path(str(config.run_dir))
+    stored = load_stored_tokenizer(run_dir)
+    if stored is None:
+        if config.adapt is not None:
+            return source_run(config).tokenizer
+        return load_or_train_tokenizer(config.tokenizer, config.data)
+    if isinstance(config.tokenizer, TokenizerFile) and Path(config.tokenizer.path).exists():
+        configured = from_file(config.tokenizer)
+        if configured.fingerprint != stored.fingerprint:
+            raise UserError(
+                f"tokenizer.file.path {config.tokenizer.path}: is not the tokenizer that {run_dir} began with; restore "
+                "the file, or choose another run_dir"
+            )
+    return stored
 
 
 def open_run_data(config: RunConfig, tokenizer: Tokenizer) -> TrainingData:

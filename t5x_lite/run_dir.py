@@ -1,6 +1,7 @@
 """Run directories: the resolved config, the tokenizer and the checkpoints of a run."""
 
 import fcntl
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from t5x_lite.errors import UserError
 from t5x_lite.files import write_file
 from t5x_lite.models.spec import ModelSpec, model_spec
 from t5x_lite.parallel.mesh import shape_structs, shardings
+from t5x_lite.tokenizer_settings import apply_settings, read_tokenizer_settings
 
 CONFIG_FILE = "config.yaml"
 FOREIGN_CONFIG = "config.huggingface.json"
@@ -94,37 +96,76 @@ def with_vocab(config: RunConfig, tokenizer: Tokenizer) -> RunConfig:
     return config.model_copy(update={"model": model})
 
 
-def check_run_dir(config: RunConfig) -> None:
+def check_run_dir(config: RunConfig) -> str:
     """Reject a run directory that belongs to another config, before any work is done.
+
+    Returns:
+        The settings that differ, each with both values, if `train.allow_changed_config` accepts them; or an empty
+        string.
 
     Raises:
         UserError: the settings that differ, each with both values.
     """
     path = Path(str(config.run_dir)) / CONFIG_FILE
-    if config.train.allow_changed_config or not path.is_file():
-        return
-    existing_config = schema.validate(RunConfig, schema.read(RunConfig, path))
+    if not path.is_file():
+        return ""
+    try:
+        existing_config = schema.validate(RunConfig, schema.read(RunConfig, path))
+    except UserError:
+        if config.train.allow_changed_config:
+            return f"{path} cannot be read any more"
+        raise
     differences = configuration.changed(existing_config, config)
+    differences.pop("train.allow_changed_config", None)
     if config.model.vocab is None:
         # It will be filled in from the tokenizer, whose settings are compared themselves.
         differences.pop("model.vocab", None)
-    if not differences:
-        return
-    descriptions = [f"{key} was {old!r}, is {new!r}" for key, (old, new) in differences.items()]
-    raise UserError(
-        f"{path.parent}: belongs to a run with another config: {'; '.join(descriptions)}; choose another run_dir, or "
-        "set train.allow_changed_config=true to continue with the new values"
-    )
+    description = "; ".join(f"{key} was {old!r}, is {new!r}" for key, (old, new) in differences.items())
+    if differences and not config.train.allow_changed_config:
+        raise UserError(
+            f"{path.parent}: belongs to a run with another config: {description}; choose another run_dir, or set "
+            "train.allow_changed_config=true to continue with the new values"
+        )
+    return description
 
 
 def create_run_dir(config: RunConfig, tokenizer: Tokenizer) -> Run:
-    """Create the run directory, or reuse an existing one, and write its config and tokenizer."""
-    config = with_vocab(config, tokenizer)
+    """Create the run directory, or reuse an existing one, and write its config and tokenizer.
+
+    The places of its checkpoints and of the run that it adapts are written as absolute paths: the run may be opened
+    from another working directory.
+    """
+    config = _with_absolute_paths(with_vocab(config, tokenizer))
     folder = Path(str(config.run_dir))
     if jax.process_index() == 0:
         write_file(folder / CONFIG_FILE, configuration.dump(config))
         tokenizer.save(folder)
     return Run(folder, config, model_spec(config.model, config.method.surgery), tokenizer)
+
+
+def _with_absolute_paths(config: RunConfig) -> RunConfig:
+    updates: dict[str, object] = {}
+    folder = config.checkpoint.folder
+    if folder is not None and "://" not in folder:
+        path = str(Path(folder).expanduser().absolute())
+        updates["checkpoint"] = config.checkpoint.model_copy(update={"folder": path})
+    if config.adapt is not None:
+        source = str(Path(config.adapt.source).absolute())
+        updates["adapt"] = config.adapt.model_copy(update={"source": source})
+    return config.model_copy(update=updates)
+
+
+def load_stored_tokenizer(folder: Path) -> Tokenizer | None:
+    """Load the tokenizer of a run directory; None if the folder is not a run directory, or has no tokenizer."""
+    has_tokenizer = any((folder / name).is_file() for name in tokenizers.FILES)
+    if not has_tokenizer or not (folder / CONFIG_FILE).is_file():
+        return None
+    tokenizer = tokenizers.load(folder)
+    foreign_config: JsonObject = {}
+    if (folder / FOREIGN_CONFIG).is_file():
+        foreign_config = json.loads((folder / FOREIGN_CONFIG).read_text(encoding="utf-8"))
+    apply_settings(tokenizer, read_tokenizer_settings(folder), foreign_config)
+    return tokenizer
 
 
 def open_run(folder: Path, overrides: Sequence[str] = ()) -> Run:
@@ -138,10 +179,8 @@ def open_run(folder: Path, overrides: Sequence[str] = ()) -> Run:
         raise UserError(f"{folder}: is not a run directory (no {CONFIG_FILE}); `t5x-lite train CONFIG` creates one")
     config = schema.validate(RunConfig, schema.read(RunConfig, path, overrides))
     config = config.model_copy(update={"run_dir": str(folder)})
-    tokenizer = None
-    if any((folder / name).is_file() for name in tokenizers.FILES):
-        tokenizer = tokenizers.load(folder)
-    return Run(folder, config, model_spec(config.model, config.method.surgery), tokenizer)
+    spec = model_spec(config.model, config.method.surgery)
+    return Run(folder, config, spec, load_stored_tokenizer(folder))
 
 
 @contextmanager

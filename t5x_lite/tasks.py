@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from t5x_lite import schema
+from t5x_lite.config_files import SHIPPED_CONFIGS
 from t5x_lite.errors import UserError
 from t5x_lite.objectives import OBJECTIVES, Objective, TextToText
 from t5x_lite.objectives.supervised import Answer, Record, Supervised
 from t5x_lite.schema import Config, Int, OneOf, Strings, setting
 
-TASKS = Path(__file__).resolve().parents[1] / "configs" / "tasks"
+TASKS = SHIPPED_CONFIGS / "tasks"
 PLACEHOLDER = re.compile(r"\{(\w+)\}")
 """A role in a template, such as `{text}`."""
 TaskForm = Literal["auto", "head", "text"]

@@ -10,7 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jaxtyping import install_import_hook
 
+from tests.shape_checks import check
+
+install_import_hook("t5x_lite", f"{check.__module__}.{check.__name__}")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # All tests, and the processes that they start, share one compilation cache.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / "t5x_lite_test_compiled"))
@@ -73,9 +77,8 @@ def t5x_lite() -> Shell:
 
     def run(*arguments: object, **options: Any) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "t5x_lite", *map(str, arguments)]
-        return subprocess.run(
-            command, capture_output=True, text=True, check=False, timeout=300, cwd=REPOSITORY, **options
-        )
+        options = {"cwd": REPOSITORY, **options}
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=300, **options)
 
     return run
 

@@ -111,6 +111,30 @@ def test_other_damage_is_noticed_too(tmp_path: Path, damage: str) -> None:
     assert checkpoints.restore(shapes_of(make_state()))[0] == 3
 
 
+@pytest.mark.parametrize("crc32", [{}, None, 3, {"state": 1}, "partial"])
+def test_a_manifest_without_the_checksum_of_every_file_is_damaged(tmp_path: Path, crc32: object) -> None:
+    checkpoints = save_steps(tmp_path, 3, 4)
+    path = tmp_path / "4" / MANIFEST
+    manifest = json.loads(path.read_text())
+    if crc32 == "partial":
+        manifest["crc32"].pop(str(largest_array_file(tmp_path, 4).relative_to(tmp_path / "4")))
+    else:
+        manifest["crc32"] = crc32
+    path.write_text(json.dumps(manifest))
+    assert checkpoints.restore(shapes_of(make_state()))[0] == 3
+    for content in ("[]", "null", "[" * 100_000):
+        path.write_text(content)
+        assert checkpoints.restore(shapes_of(make_state()))[0] == 3
+
+
+@pytest.mark.parametrize("name", ["²", "٣", "1_0", "-1", "3.tmp"])
+def test_folders_that_are_not_named_by_a_step_are_left_out(tmp_path: Path, name: str) -> None:
+    checkpoints = save_steps(tmp_path, 3)
+    (tmp_path / name).mkdir()
+    (tmp_path / name / MANIFEST).write_text("{}")
+    assert checkpoints.steps() == [3]
+
+
 def test_an_error_is_raised_if_all_checkpoints_are_damaged(tmp_path: Path) -> None:
     checkpoints = save_steps(tmp_path, 3, 4)
     for step in (3, 4):

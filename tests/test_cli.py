@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from t5x_lite.cli import main
+from t5x_lite.cli import COMMANDS, main
 from tests.conftest import REPOSITORY, Shell
 
 
@@ -139,3 +139,70 @@ def run_with_closed_stdout(*arguments: str, config: Path, unbuffered: str = "") 
         )
     finally:
         os.close(write_end)
+
+
+def test_an_unexpected_error_is_one_line_that_names_the_file_with_its_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def fail(*_: object) -> int:
+        raise ZeroDivisionError("division\nby zero")
+
+    monkeypatch.setitem(COMMANDS, "report", fail)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert main(["report", "run"]) == 70
+    (message,) = capsys.readouterr().err.splitlines()
+    assert "this is a bug: ZeroDivisionError: division by zero" in message
+    (file,) = tmp_path.iterdir()
+    assert str(file) in message
+    assert "Traceback" in file.read_text()
+    monkeypatch.setenv("T5X_LITE_DEBUG", "1")
+    with pytest.raises(ZeroDivisionError):
+        main(["report", "run"])
+
+
+def test_lack_of_memory_and_of_packages_is_explained(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for error, message in (
+        (
+            MemoryError("Unable to allocate 1 TiB"),
+            "memory (Unable to allocate 1 TiB); lower train.batch_size",
+        ),
+        (
+            RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes."),
+            "not enough memory (RESOURCE_EXHAUSTED",
+        ),
+        (ModuleNotFoundError("No module named 'gcsfs'", name="gcsfs"), "the Python package gcsfs is not installed"),
+    ):
+
+        def fail(*_: object, error: Exception = error) -> int:
+            raise error
+
+        monkeypatch.setitem(COMMANDS, "report", fail)
+        assert main(["report", "run"]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_paths_that_cannot_be_read_end_in_one_line(
+    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(tmp_path / "pipe.yaml")
+    (tmp_path / "folder.yaml").mkdir()
+    os.mkfifo(tmp_path / "config.json")
+    for words in (
+        ["train", str(tmp_path / "pipe.yaml")],
+        ["train", str(tmp_path / "folder.yaml")],
+        ["train", "/dev/zero"],
+        ["train", "x" * 5000 + ".yaml"],
+        ["eval", "y" * 5000],
+        ["eval", str(tiny_run), "text=" + "z" * 5000],
+        ["import", "hf", str(tmp_path), str(tmp_path / "run")],
+        ["report", str(tmp_path / "folder.yaml")],
+    ):
+        assert main(words) == 2, words
+        assert len(capsys.readouterr().err.splitlines()) == 1, words
+
+
+def test_a_path_with_a_line_break_stays_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", str(tmp_path / "two\nlines.yaml")]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1

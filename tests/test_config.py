@@ -1,5 +1,6 @@
 """Configs: merging, overrides, and errors that name the key, where it was set and what to write instead."""
 
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -51,8 +52,19 @@ def test_numbers_in_scientific_notation_are_accepted(small: Path) -> None:
 
 
 def test_a_resolved_config_repeats_the_run(small: Path) -> None:
-    loaded = config.load(small, ["model.pattern=[{attention: dense},{feedforward: glu}]", "tokenizer=character"])
-    assert config.RunConfig.model_validate(yaml.safe_load(config.dump(loaded))) == loaded
+    overrides = [
+        "model.pattern=[{attention: dense},{feedforward: glu}]",
+        "tokenizer=character",
+        "eval.evaluators=[validation,{few_shot: {tasks: arc_easy, every_steps: 5}},{perplexity: {text: book.txt}}]",
+    ]
+    loaded = config.load(small, overrides)
+    values = yaml.safe_load(config.dump(loaded))
+    assert [list(evaluator) for evaluator in values["eval"]["evaluators"]] == [
+        ["validation"],
+        ["few_shot"],
+        ["perplexity"],
+    ]
+    assert config.RunConfig.model_validate(values) == loaded
 
 
 @pytest.mark.parametrize(
@@ -87,6 +99,20 @@ def test_a_resolved_config_repeats_the_run(small: Path) -> None:
         ("tasks=3", ("command line", "`tasks` is 3")),
         ("tasks=[3]", ("command line", "`tasks.0` is 3")),
         ("steps", ("dotted.key=value",)),
+        (
+            "eval.evaluators=[few_shto]",
+            ("eval.evaluators.0", "validation, tasks, perplexity", "did you mean few_shot?"),
+        ),
+        ("eval.evaluators=few_shot", ("eval.evaluators", "expected a list, such as [few_shot]")),
+        ("eval.evaluators={perplexity: {text: x}}", ("expected a list, such as [{perplexity: {text: x}}]",)),
+        ("eval.evaluators=[{few_shot: {}}]", ("`eval.evaluators.0.few_shot.tasks` must be given",)),
+        (
+            "eval.evaluators=[validation,{perplexity: {text: x, windo: 3}}]",
+            ("eval.evaluators.1.perplexity.windo", "`eval.evaluators.1.perplexity.window`"),
+        ),
+        ("model.pattern=[{attentoin: dense}]", ("model.pattern.0.attentoin", "`model.pattern.0.attention`")),
+        ("model.pattern=[{colour: red}]", ("`--help-config` lists the keys of `model.pattern.N`",)),
+        ("model.pattern=[]", ("`model.pattern` is []: expected a list with at least 1 item",)),
     ],
 )
 def test_an_error_is_one_line_that_names_the_key_and_the_remedy(
@@ -103,6 +129,10 @@ def test_meshes_that_do_not_fit_the_experts_are_refused(small: Path) -> None:
     ragged = "model.feedforward.moe.dispatch.dropless.kernel=ragged"
     assert "needs mesh.expert=1 and mesh.tensor=1" in load_error(small, experts, ragged, "mesh.expert=2")
     assert "needs mesh.expert=1 and mesh.tensor=1" in load_error(small, experts, ragged, "mesh.tensor=2")
+
+
+def test_a_list_is_not_called_too_short_because_an_item_is_wrong(small: Path) -> None:
+    assert "at least" not in load_error(small, "model.pattern=[{attention: dens}]")
 
 
 def test_an_error_in_a_file_names_its_line(small: Path) -> None:
@@ -140,6 +170,95 @@ def test_every_setting_is_explained(small: Path) -> None:
     assert "optimizer.method.muon.momentum" in explanations
 
 
+def test_defaults_are_explained_as_yaml_writes_them() -> None:
+    explanations = {explanation.key: explanation for explanation in schema.explain(config.RunConfig)}
+    for explanation in explanations.values():
+        assert not {"None", "True", "False"} & {explanation.default, *explanation.type.split(" | ")}
+    stretch = explanations["model.positions.rotary.stretch"]
+    assert (stretch.type, stretch.default) == ("llama3 | null", "null")
+    expert = explanations["model.feedforward.moe.expert"]
+    assert (expert.type, expert.default) == ("mlp | glu | null", "null")
+    assert explanations["model.tied"].default == "true"
+
+
+def test_the_items_of_a_list_are_explained_with_their_settings() -> None:
+    explanations = {explanation.key: explanation for explanation in schema.explain(config.RunConfig)}
+    evaluators = explanations["eval.evaluators"]
+    assert (evaluators.type, evaluators.default) == ("list of validation | tasks | perplexity | few_shot", "[]")
+    assert explanations["eval.evaluators.N.few_shot.tasks"].default == "required"
+    assert explanations["model.pattern.N.attention.local.window"].default == "256"
+    assert explanations["data.mixture.N.name"].default == "required"
+
+
 def test_help_and_config_errors_do_not_import_jax(small: Path) -> None:
     code = "import sys, t5x_lite.cli, t5x_lite.config, t5x_lite.models.config; assert 'jax' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+TEXT_PIECES = (
+    *("1", "e", "5", ".", "-", "+", "_", "0", "x", "nan", "inf", "0o7", "0b1", "1:30", "2001-01-01", "no", "null", "~"),
+    *("$", "{", "}", "${", "\\", "\\\\", "env:HOME", "'", '"', ":", "#", " ", "\n", "\t", "[", "]", "?", "???", "!"),
+    *("&", "*", "|", ">", "%", "@", "`", ",", "=", "<<", "\r", "é", "\u2028", "\x85", "\x07", "\ufeff", "\U0001f600"),
+)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_any_text_is_read_back_as_it_was_written(small: Path, tmp_path: Path, seed: int) -> None:
+    """Texts of signs that YAML or OmegaConf read as numbers, dates, interpolations, comments and so on."""
+    rng = random.Random(seed)
+    texts = ["".join(rng.choices(TEXT_PIECES, k=rng.randint(0, 7))) for _ in range(100)]
+    loaded = config.load(small).model_copy(update={"tasks": tuple(texts)})
+    path = tmp_path / "config.yaml"
+    path.write_text(config.dump(loaded))
+    assert tuple(schema.read(config.RunConfig, path).values["tasks"]) == loaded.tasks
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (
+            "train.sample_prompt=[MASK] is",
+            "signs of YAML, as in train.sample_prompt='\"[MASK] is\"'",
+        ),
+        (
+            "train.sample_prompt=no",
+            "is False, expected a text; on the command line, quote it twice",
+        ),
+        ("train.sample_prompt=a # b", "YAML takes the part from # on as a comment"),
+        ("train.sample_prompt=\udcff", "is not valid UTF-8"),
+        ("optimizer.learning_rate=.inf", "should be a finite number"),
+        ("optimizer.learning_rate=.nan", "should be a finite number"),
+        ("train.steps=3000000000", "should be less than or equal to 2147483647"),
+        ("train.seed=4294967296", "should be less than or equal to 2147483647"),
+        ("train.peak_flops=0", "should be greater than 0"),
+        ("train.hang_minutes=1e30", "should be less than or equal to 1000000"),
+        ("data.workers=10000", "should be less than or equal to 1024"),
+    ],
+)
+def test_values_that_cannot_be_used_are_refused_with_a_remedy(small: Path, override: str, message: str) -> None:
+    with pytest.raises(UserError) as raised:
+        config.load(small, [override])
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_bases_that_are_shared_are_read_once(small: Path, tmp_path: Path) -> None:
+    """Each of 40 files has the next one as its base twice: 2^40 paths lead to the last."""
+    for number in range(40):
+        (tmp_path / f"{number}.yaml").write_text(f"base: [{number + 1}.yaml, {number + 1}.yaml]\n")
+    (tmp_path / "40.yaml").write_text(small.read_text())
+    assert config.load(tmp_path / "0.yaml").model == config.load(small).model
+
+
+def test_a_file_of_many_unknown_keys_is_refused_in_one_line(small: Path, tmp_path: Path) -> None:
+    path = tmp_path / "many.yaml"
+    path.write_text(f"base: {small}\n" + "".join(f"key{number}: 1\n" for number in range(500)))
+    with pytest.raises(UserError, match=r"unknown key `key0`.* and 480 more"):
+        config.load(path)
+
+
+@pytest.mark.parametrize("content", ["[1, 2]", "model: 3", "a: [", "[" * 3000, "{}"])
+def test_a_run_to_adapt_whose_config_is_damaged_is_refused(small: Path, tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.yaml").write_text(content)
+    with pytest.raises(UserError, match=r"^adapt\.from .*config\.yaml: "):
+        config.load(small, [f"adapt.from={tmp_path}"])

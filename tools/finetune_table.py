@@ -1,4 +1,4 @@
-"""Adapt a run to a task by several methods, with three seeds each, and print the table of the README.
+"""Adapt a run to a task by several methods, with three seeds each, and print the table of docs/results/quality.md.
 
 python tools/finetune_table.py RUN TRAIN.tsv DEV.tsv [--task sst2] [--columns sentence,label] [--to FOLDER]
 """

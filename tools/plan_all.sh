@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Compile every config of configs/pods for its pod with the TPU compiler, on this machine, and print the table that README
-# shows. The full reports are written to build/plans. Takes minutes per config.
+# Compile every config of configs/pods for its pod with the TPU compiler, on this machine, and print the table of
+# docs/results/plans.md. The full reports are written to build/plans. Takes minutes per config.
 #   bash tools/plan_all.sh [NAME ...]
 set -euo pipefail
 cd "$(dirname "$0")/.."

@@ -26,7 +26,7 @@ class Pfeiffer(AdaptationMethod):
     SUBLAYERS: ClassVar[tuple[str, ...]] = ("feedforward",)
 
     width: Int = setting(48, "channels of the bottleneck", ge=1, source="reduction factor 16 of a width of 768")
-    activation: Activation = setting("relu", "inside it")
+    activation: Activation = setting("relu", "activation of the bottleneck")
 
     def surgery(self, surgeon: "Surgeon") -> None:
         """Add an adapter after the sublayers."""
@@ -47,7 +47,7 @@ class Houlsby(Pfeiffer):
     SUBLAYERS: ClassVar[tuple[str, ...]] = ("attention", "feedforward")
 
     width: Int = setting(64, "channels of the bottleneck", ge=1, source="Houlsby et al. 2019, §3.2: 8 to 256")
-    activation: Activation = setting("gelu", "inside it")
+    activation: Activation = setting("gelu", "activation of the bottleneck")
 
     def first_trained_repeat(self, name: str, model: ModelConfig) -> int | None:
         """Train norms too."""

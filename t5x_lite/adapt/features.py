@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Features(Head):
-    """As `head`, on the mean of the states that the top layers make; the objective's `pool` says of which tokens."""
+    """As `head`, on the mean of the top layers' states. The objective's `pool` selects the tokens."""
 
     layers: Int = setting(4, "top layers whose states are averaged", ge=2, source="Devlin et al. 2019, Table 7")
 

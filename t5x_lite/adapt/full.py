@@ -4,4 +4,4 @@ from t5x_lite.adapt.method import AdaptationMethod
 
 
 class Full(AdaptationMethod):
-    """Every weight is taken as it is and trained."""
+    """All weights train."""

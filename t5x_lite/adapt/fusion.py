@@ -27,11 +27,11 @@ class AdapterSize(Config):
     """Size of one adapter."""
 
     width: Int = setting(48, "channels of the bottleneck", ge=1)
-    activation: Activation = setting("relu", "inside it")
+    activation: Activation = setting("relu", "activation of the bottleneck")
 
 
 class Fusion(AdaptationMethod):
-    """Adapters of `pfeiffer` runs on the same base, frozen; what weighs them for each token trains, with the head.
+    """Combine frozen adapters of several `pfeiffer` runs on one base; the weights of each token train, with the head.
 
     `attention`: softmax of queries of x against keys of each adapter's output, over values of it (§3.2). `soft`: a
     router's softmax weighs them. `hard`: its largest alone, with the gradient of the soft choice. `fixed`: always

@@ -7,7 +7,7 @@ from t5x_lite.models.config import ModelConfig
 
 
 class Head(AdaptationMethod):
-    """The task's head trains, on the frozen model's states."""
+    """The head of the task trains; the model is frozen."""
 
     freezes_base: ClassVar[bool] = True
 

@@ -24,13 +24,15 @@ class LoRA(AdaptationMethod):
 
     freezes_base: ClassVar[bool] = True
 
-    rank: Int = setting(8, "channels between the two", ge=1, source="Hu et al. 2022, Table 9")
+    rank: Int = setting(
+        8, "rank of the product: channels between the two matrices", ge=1, source="Hu et al. 2022, Table 9"
+    )
     alpha: float = setting(16.0, "the product is scaled by alpha / rank", gt=0)
     dropout: float = setting(0.0, "share of the inputs of the product zeroed in training", ge=0, lt=1)
     targets: str = setting(
         DEFAULT_TARGETS,
-        "regular expression found in the names of the layers that get one, as in config and checkpoint: query, key, "
-        "value, out; up, gate, down",
+        "regular expression searched in the dotted names of linear layers (query, key, value, out; up, gate, down); "
+        "those that match are adapted",
         source="Hu et al. 2022, §4.2",
     )
 

@@ -60,7 +60,7 @@ class Prompt(AdaptationMethod):
 
 
 class Prefix(Prompt):
-    """In every layer that reads the inputs, learned keys and values take the place of the soft tokens' own."""
+    """As `prompt`, with learned keys and values of the soft tokens in every layer that reads the inputs."""
 
     def surgery(self, surgeon: "Surgeon") -> None:
         """Add keys and values of a row's first tokens (Li & Liang 2021, §4)."""

@@ -1,23 +1,21 @@
-"""Which parameters train and which are frozen: the parameters of a model as two trees, and joined again."""
+"""Split the parameters of a model into those that train and those that are frozen, and join them again."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeAlias
 
 from t5x_lite.adapt.method import AdaptationMethod
 from t5x_lite.arrays import Array
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.trees import flatten_names, unflatten_names
 
-if TYPE_CHECKING:
-    from jaxtyping import PyTree
-
-Leaf = TypeVar("Leaf")
+NestedDict: TypeAlias = Mapping[str, Any]
+"""Parameters, or something for each of them, as nested dicts. jaxtyping's `PyTree` would import JAX."""
 
 
 @dataclass(frozen=True)
 class TrainableSplit:
-    """How parameters are split. Trees are nested dicts; where everything trains, the frozen tree is empty.
+    """A split of parameters. Trees are nested dicts; where everything trains, the frozen tree is empty.
 
     Attributes:
         first_trained_repeat: of each parameter, by dotted name, the first repeat of its stack that trains; None: it is
@@ -42,7 +40,7 @@ class TrainableSplit:
         """Nothing is frozen."""
         return all(first == 0 for first in self.first_trained_repeat.values())
 
-    def trained(self, tree: "PyTree[Array]") -> "PyTree[Array]":
+    def trained(self, tree: NestedDict) -> NestedDict:
         """Return the arrays of a tree that train, or of an array the repeats that do."""
 
         def select(value: Array, first: int | None) -> Array | None:
@@ -52,7 +50,7 @@ class TrainableSplit:
 
         return self._select(tree, select)
 
-    def frozen(self, tree: "PyTree[Array]") -> "PyTree[Array]":
+    def frozen(self, tree: NestedDict) -> NestedDict:
         """Return the arrays of a tree that are frozen, or of an array the repeats that are."""
 
         def select(value: Array, first: int | None) -> Array | None:
@@ -62,19 +60,17 @@ class TrainableSplit:
 
         return self._select(tree, select)
 
-    def trained_leaves(self, tree: "PyTree[Leaf]") -> "PyTree[Leaf]":
+    def trained_leaves(self, tree: NestedDict) -> NestedDict:
         """Return the leaves that belong to trained parameters, of a tree whose leaves are not arrays, such as axes."""
 
-        def select(value: Leaf, first: int | None) -> Leaf | None:
+        def select(value: object, first: int | None) -> object:
             if first is None:
                 return None
             return value
 
         return self._select(tree, select)
 
-    def join(
-        self, trained: "PyTree[Array]", frozen: "PyTree[Array]", concatenate: Callable[[list[Array]], Array]
-    ) -> "PyTree[Array]":
+    def join(self, trained: NestedDict, frozen: NestedDict, concatenate: Callable[[list[Array]], Array]) -> NestedDict:
         """Return the whole tree; `concatenate` joins the repeats of an array of which only the last ones train."""
         if self.trains_everything:
             return trained
@@ -86,7 +82,7 @@ class TrainableSplit:
             leaves[name] = pieces[0] if len(pieces) == 1 else concatenate(pieces)
         return unflatten_names(leaves)
 
-    def _select(self, tree: "PyTree", select: Callable[[Any, int | None], Any]) -> "PyTree":
+    def _select(self, tree: NestedDict, select: Callable[[Any, int | None], Any]) -> NestedDict:
         leaves = flatten_names(tree)
         selected = {}
         for name, first in self.first_trained_repeat.items():

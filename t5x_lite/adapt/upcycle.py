@@ -8,7 +8,7 @@ EXPERTS = ".feedforward.experts."
 
 
 class Upcycle(AdaptationMethod):
-    """Every expert begins as a copy of the feed-forward that it replaces; routers are new; the rest is taken as it is.
+    """Every expert begins as a copy of the feed-forward that it replaces; routers are new; other weights are kept.
 
     The first model computes what the dense one did, wherever a token's experts have room: the weights of their equal
     outputs sum to one.

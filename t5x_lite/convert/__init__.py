@@ -19,6 +19,7 @@ _MODEL_TYPES = (
     llama.MISTRAL,
     llama.MIXTRAL,
     llama.OLMO2,
+    llama.QWEN3,
 )
 MODEL_TYPES: dict[str, ModelType] = {model_type.name: model_type for model_type in _MODEL_TYPES}
 """Model types of Hugging Face Transformers by name. A model is exported as the first one that can hold it."""

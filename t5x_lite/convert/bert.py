@@ -1,8 +1,18 @@
 """BERT, RoBERTa, ALBERT and ELECTRA (generator or discriminator) in Hugging Face's format."""
 
-from t5x_lite.convert.config_table import ACTIVATION, SIZE_FIELDS, ConfigTable, Field, Transform
+from t5x_lite.convert.config_table import (
+    ACTIVATION,
+    SIZE_FIELDS,
+    ConfigTable,
+    Field,
+    ForeignModel,
+    Rule,
+    Settings,
+    Transform,
+)
 from t5x_lite.convert.model_type import Architecture, ModelType
 from t5x_lite.convert.weight_map import Modules, StackModules, WeightTable
+from t5x_lite.errors import UserError
 
 # Configs.
 
@@ -50,6 +60,11 @@ TOKEN_OUTPUT = {"output_transform": True, "output_bias": True}
 NO_TOKEN_OUTPUT = {"output_transform": False, "output_bias": False}
 
 
+def _headless(name: str) -> Architecture:
+    """Return the class of the base model, which encodes texts and predicts nothing."""
+    return Architecture(name, objective=None, outputs=(), settings=NO_TOKEN_OUTPUT)
+
+
 def _masked_lm(name: str) -> Architecture:
     objective = {"masked": {"sentences": "none"}}
     return Architecture(name, objective, outputs=("tokens",), settings=TOKEN_OUTPUT)
@@ -60,6 +75,16 @@ def _masked_lm_with_sentences(name: str, sentences: str, marker_tensor: str) -> 
     objective = {"masked": {"sentences": sentences}}
     return Architecture(name, objective, ("tokens", "sentence"), TOKEN_OUTPUT, marker_tensor)
 
+
+def _require_gelu(source: ForeignModel, settings: Settings) -> None:
+    """Refuse another activation than GELU, which the token output of these models has whatever the config says."""
+    is_discriminator = DISCRIMINATOR_TENSOR in source.tensor_names
+    if settings["feedforward"]["mlp"]["activation"] != "gelu" and not is_discriminator:
+        raise UserError(f"hidden_act={source.config['hidden_act']} is not supported (only gelu)")
+
+
+DISCRIMINATOR_TENSOR = "discriminator_predictions.dense.weight"
+GELU_OUTPUT = Rule(("hidden_act",), read=_require_gelu)
 
 # Weights.
 
@@ -141,6 +166,8 @@ ELECTRA_WEIGHTS = WeightTable(
     },
     stacks=(StackModules("electra.encoder.layer.{layer}", "encoder.stack.layers", BERT_LAYER),),
 )
+ENCODER_TIED = ("tie_word_embeddings",)
+"""The stored tensors tell whether the output matrix is tied; the model has no untied one, which is refused."""
 LAYER_NORMS_OF_OLDER_FILES = {r"\.gamma$": ".weight", r"\.beta$": ".bias"}
 
 # Model types.
@@ -151,10 +178,16 @@ BERT = ModelType(
         _masked_lm("BertForMaskedLM"),
         _masked_lm_with_sentences("BertForPreTraining", "next", marker_tensor="cls.seq_relationship.weight"),
     ),
-    config=ConfigTable(BERT_FIELDS, BERT_FIXED),
+    headless=_headless("BertModel"),
+    config=ConfigTable(BERT_FIELDS, BERT_FIXED, without_effect=ENCODER_TIED),
     weights=BERT_WEIGHTS,
     base_model_prefix="bert.",
-    ignored_tensors=(r"cls\.predictions\.decoder\.(weight|bias)", r"bert\.embeddings\.position_ids"),
+    ignored_tensors=(r"bert\.embeddings\.position_ids",),
+    unused_tensors=(r"bert\.pooler\..*",),
+    copies={
+        "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
+        "cls.predictions.decoder.bias": "cls.predictions.bias",
+    },
     renamed_tensors=LAYER_NORMS_OF_OLDER_FILES,
 )
 """Devlin et al. 2019, with masked language modelling alone or with next-sentence prediction."""
@@ -162,14 +195,22 @@ BERT = ModelType(
 ROBERTA = ModelType(
     name="roberta",
     architectures=(_masked_lm("RobertaForMaskedLM"),),
+    headless=_headless("RobertaModel"),
     config=ConfigTable(
         ROBERTA_FIELDS,
         ROBERTA_FIXED,
         constants={"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2},
+        rules=(GELU_OUTPUT,),
+        required_values={"pad_token_id": (1, None)},
+        without_effect=ENCODER_TIED,
     ),
     weights=ROBERTA_WEIGHTS,
     base_model_prefix="roberta.",
-    ignored_tensors=(r"lm_head\.decoder\.(weight|bias)", r"roberta\.embeddings\.position_ids"),
+    ignored_tensors=(r"roberta\.embeddings\.position_ids", r"roberta\.pooler\..*"),
+    copies={
+        "lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight",
+        "lm_head.decoder.bias": "lm_head.bias",
+    },
     renamed_tensors=LAYER_NORMS_OF_OLDER_FILES,
 )
 """Liu et al. 2019: BERT without a sentence output, and with positions that start at 2."""
@@ -180,18 +221,24 @@ ALBERT = ModelType(
         _masked_lm("AlbertForMaskedLM"),
         _masked_lm_with_sentences("AlbertForPreTraining", "order", marker_tensor="sop_classifier.classifier.weight"),
     ),
+    headless=_headless("AlbertModel"),
     config=ConfigTable(
         FACTORISED_FIELDS,
         fixed={**BERT_FIXED, "shared_layers": True},
         constants={"num_hidden_groups": 1, "inner_group_num": 1},
+        required_values={"num_hidden_groups": (1,), "inner_group_num": (1,)},
+        without_effect=ENCODER_TIED,
     ),
     weights=ALBERT_WEIGHTS,
     base_model_prefix="albert.",
     ignored_tensors=(
-        r"predictions\.decoder\.(weight|bias)",
         r"albert\.embeddings\.position_ids",
         r"albert\.pooler\..*",  # AlbertForMaskedLM stores a pooler that it does not use
     ),
+    copies={
+        "predictions.decoder.weight": "albert.embeddings.word_embeddings.weight",
+        "predictions.decoder.bias": "predictions.bias",
+    },
     renamed_tensors=LAYER_NORMS_OF_OLDER_FILES,
 )
 """Lan et al. 2020: a factorised embedding, one layer's weights for all layers, and the order of sentences."""
@@ -205,13 +252,15 @@ ELECTRA = ModelType(
             objective=None,
             outputs=("detection",),
             settings=NO_TOKEN_OUTPUT,
-            marker_tensor="discriminator_predictions.dense.weight",
+            marker_tensor=DISCRIMINATOR_TENSOR,
         ),
     ),
-    config=ConfigTable(FACTORISED_FIELDS, BERT_FIXED),
+    headless=_headless("ElectraModel"),
+    config=ConfigTable(FACTORISED_FIELDS, BERT_FIXED, rules=(GELU_OUTPUT,), without_effect=ENCODER_TIED),
     weights=ELECTRA_WEIGHTS,
     base_model_prefix="electra.",
-    ignored_tensors=(r"generator_lm_head\.weight", r"electra\.embeddings\.position_ids"),
+    ignored_tensors=(r"electra\.embeddings\.position_ids",),
+    copies={"generator_lm_head.weight": "electra.embeddings.word_embeddings.weight"},
     renamed_tensors=LAYER_NORMS_OF_OLDER_FILES,
 )
 """Clark et al. 2020: the generator (a masked language model) or the discriminator."""

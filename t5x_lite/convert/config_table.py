@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
+from t5x_lite.convert.known_fields import check_fields
 from t5x_lite.errors import UserError
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.experts.config import MoE
@@ -90,15 +91,25 @@ def write_activation(name: Activation) -> str:
 ACTIVATION = Transform(read_activation, write_activation)
 
 
+def shortest_period(kinds: list[str]) -> list[str]:
+    """Return the shortest list that gives `kinds` when it is repeated."""
+    for length in range(1, len(kinds)):
+        repeats = len(kinds) // length
+        if kinds == kinds[:length] * repeats:
+            return kinds[:length]
+    return kinds
+
+
 def require_field(config: Mapping[str, Any], name: str) -> Any:
     """Return the value of a field.
 
     Raises:
-        UserError: the config lacks it.
+        UserError: the config lacks it, or has null.
     """
-    if name not in config:
+    value = config.get(name)
+    if value is None:
         raise UserError(f"the field {name!r} is missing")
-    return config[name]
+    return value
 
 
 @dataclass(frozen=True)
@@ -112,6 +123,7 @@ class Field:
         default: the value that Transformers takes where a config lacks the field.
         transform: the conversion of the value.
         is_read: false for a field that is only written, because another field is read for the same setting.
+        is_flag: the value is true or false.
         writes_null: write null where our setting is null, instead of the value that null stands for.
     """
 
@@ -120,6 +132,7 @@ class Field:
     default: object = REQUIRED
     transform: Transform = UNCHANGED
     is_read: bool = True
+    is_flag: bool = False
     writes_null: bool = False
 
     def read(self, config: Mapping[str, Any]) -> object:
@@ -129,8 +142,15 @@ class Field:
             UserError: the field is required and missing, or its value is not supported.
         """
         if self.default is REQUIRED:
-            return self.transform.to_ours(require_field(config, self.name))
-        return self.transform.to_ours(config.get(self.name, self.default))
+            value = require_field(config, self.name)
+        else:
+            value = config.get(self.name, self.default)
+        if not isinstance(value, int | float | str | None) or (isinstance(value, bool) and not self.is_flag):
+            raise UserError(f"the field {self.name!r} has the value {str(value)[:60]}, expected a number or a name")
+        try:
+            return self.transform.to_ours(value)
+        except (TypeError, ValueError):
+            raise UserError(f"the field {self.name!r} has the value {value!r}, which is not supported") from None
 
 
 def _read_nothing(source: ForeignModel, settings: Settings) -> None:
@@ -174,12 +194,16 @@ class ConfigTable:
         fixed: settings of ours, by dotted key, that are the same in every such model. `family` is always among them.
         constants: foreign fields that are written with the same value for every such model.
         rules: conversions of several fields, in the order in which they are applied.
+        required_values: foreign fields that are not converted, and their values that are supported.
+        without_effect: foreign fields that do not change what such models compute, beside `known_fields`.
     """
 
     fields: tuple[Field, ...]
     fixed: Mapping[str, object]
     constants: Mapping[str, object] = field(default_factory=dict)
     rules: tuple[Rule, ...] = ()
+    required_values: Mapping[str, tuple[object, ...]] = field(default_factory=dict)
+    without_effect: tuple[str, ...] = ()
 
     def fields_read(self) -> set[str]:
         """Return the names of the foreign fields that `read` looks at."""
@@ -192,8 +216,9 @@ class ConfigTable:
         """Return the settings of our model, nested.
 
         Raises:
-            UserError: a required field is missing, or a value is not supported.
+            UserError: a required field is missing, a value is not supported, or a field is not known.
         """
+        check_fields(source.config, self.fields_read().union(self.without_effect), self.required_values)
         values = dict(self.fixed)
         for config_field in self.fields:
             if config_field.is_read:
@@ -203,7 +228,10 @@ class ConfigTable:
                 values[setting] = None
         settings = unflatten_names(values)
         for rule in self.rules:
-            rule.read(source, settings)
+            try:
+                rule.read(source, settings)
+            except (AttributeError, KeyError, TypeError, ValueError) as error:
+                raise UserError(f"a value of {' or '.join(rule.fields)} has the wrong form: {error}") from None
         return settings
 
     def write(self, model: ModelConfig) -> ForeignConfig:
@@ -238,16 +266,12 @@ def resolve_settings(model: ModelConfig) -> Settings:
             width = feedforward.mlp or model.mlp
             feedforward = feedforward.model_copy(update={"expert": expert, "mlp": width})
         layers.append(layer.model_copy(update={"feedforward": feedforward}))
-    resolved_values = {
-        "pattern": tuple(layers),
-        "feedforward": model.dense_feedforward,
-        "head_dim": model.head_dim,
-        "kv_heads": model.kv_heads,
-        "mlp": model.mlp,
-        "embedding": model.embedding,
-        "decoder_layers": model.decoder_layers,
-    }
-    return flatten(model.model_copy(update=resolved_values))
+    components = {"pattern": tuple(layers), "feedforward": model.dense_feedforward}
+    settings = flatten(model.model_copy(update=components))
+    # A dump of a model has null in the place of sizes that follow from others.
+    for name in ("head_dim", "kv_heads", "mlp", "embedding", "decoder_layers"):
+        settings[name] = getattr(model, name)
+    return settings
 
 
 def _settings_to_write(model: ModelConfig) -> Settings:

@@ -1,7 +1,5 @@
 """GPT-2, GPT-Neo and OPT in Hugging Face's format."""
 
-import re
-
 from t5x_lite.convert.config_table import (
     ACTIVATION,
     SIZE_FIELDS,
@@ -12,15 +10,13 @@ from t5x_lite.convert.config_table import (
     Rule,
     Settings,
     require_field,
+    shortest_period,
 )
-from t5x_lite.convert.model_type import OUTPUT_MATRIX, Architecture, ModelType
+from t5x_lite.convert.model_type import OUTPUT_MATRIX, TIED_OUTPUT, Architecture, ModelType
 from t5x_lite.convert.weight_map import TORCH_LEAF_NAMES, Fused, Modules, StackModules, WeightFormat, WeightTable
 from t5x_lite.errors import UserError
 from t5x_lite.models.attention.kinds import Local
 from t5x_lite.models.config import ModelConfig
-
-COPY_OF_EMBEDDING = re.escape(OUTPUT_MATRIX)
-"""A regular expression for the output matrix, which these models tie to the token embedding."""
 
 # GPT-2: config, weights, model type.
 
@@ -39,14 +35,17 @@ GPT2_CONFIG = ConfigTable(
         Field("attn_pdrop", "dropout", is_read=False),
     ),
     fixed={"family": "decoder"},
+    rules=(TIED_OUTPUT,),
+    required_values={"scale_attn_weights": (True, None), "scale_attn_by_inverse_layer_idx": (False, None)},
 )
 GPT2_MODULES: Modules = {
     "transformer.wte": "tokens",
     "transformer.wpe": "decoder.embedding.positions.table",
     "transformer.ln_f": "decoder.stack.final_norm",
+    "lm_head": "output.matrix",
 }
-CONV1D_FORMAT = WeightFormat(TORCH_LEAF_NAMES, matrices_are_transposed=False)
-"""Modules of the class Conv1D in Transformers, which stores its matrix as [in, out]."""
+CONV1D_FORMAT = WeightFormat(TORCH_LEAF_NAMES, matrices_are_transposed=False, transposed_modules=("lm_head",))
+"""Modules of the class Conv1D in Transformers, which stores its matrix as [in, out]; the output is a `Linear`."""
 GPT2_WEIGHTS = WeightTable(
     modules=GPT2_MODULES,
     stacks=(
@@ -71,7 +70,8 @@ GPT2 = ModelType(
     config=GPT2_CONFIG,
     weights=GPT2_WEIGHTS,
     base_model_prefix="transformer.",
-    ignored_tensors=(r"transformer\.h\.\d+\.attn\.(masked_)?bias", COPY_OF_EMBEDDING),
+    ignored_tensors=(r"transformer\.h\.\d+\.attn\.(masked_)?bias",),
+    copies={OUTPUT_MATRIX: "transformer.wte.weight"},
 )
 """Radford et al. 2019."""
 
@@ -88,19 +88,10 @@ def _read_attention_types(source: ForeignModel, settings: Settings) -> None:
     for period, repeats in require_field(source.config, "attention_types"):
         kinds.extend(period * repeats)
     pattern = []
-    for kind in _shortest_period(kinds):
+    for kind in shortest_period(kinds):
         attention = local_attention if kind == "local" else "dense"
         pattern.append({"attention": attention})
     settings["pattern"] = pattern
-
-
-def _shortest_period(kinds: list[str]) -> list[str]:
-    """Return the shortest list that gives `kinds` when it is repeated."""
-    for length in range(1, len(kinds)):
-        repeats = len(kinds) // length
-        if kinds == kinds[:length] * repeats:
-            return kinds[:length]
-    return kinds
 
 
 def _write_attention_types(model: ModelConfig, config: ForeignConfig) -> None:
@@ -138,7 +129,11 @@ GPT_NEO_CONFIG = ConfigTable(
         "attention_scale": 1.0,
         "init.normal.scale_residual": False,
     },
-    rules=(Rule(("attention_types", "window_size"), read=_read_attention_types, write=_write_attention_types),),
+    rules=(
+        Rule(("attention_types", "window_size"), read=_read_attention_types, write=_write_attention_types),
+        TIED_OUTPUT,
+    ),
+    without_effect=("attention_layers",),
 )
 GPT_NEO_WEIGHTS = WeightTable(
     modules=GPT2_MODULES,
@@ -165,7 +160,8 @@ GPT_NEO = ModelType(
     config=GPT_NEO_CONFIG,
     weights=GPT_NEO_WEIGHTS,
     base_model_prefix="transformer.",
-    ignored_tensors=(r"transformer\.h\.\d+\.attn\.attention\.(masked_)?bias", COPY_OF_EMBEDDING),
+    ignored_tensors=(r"transformer\.h\.\d+\.attn\.attention\.(masked_)?bias",),
+    copies={OUTPUT_MATRIX: "transformer.wte.weight"},
 )
 """Black et al. 2021: dense and local layers in turn, scores not scaled, no biases on query, key and value."""
 
@@ -196,13 +192,19 @@ OPT_CONFIG = ConfigTable(
         "init.normal.deviation": 0.006,
     },
     constants={"do_layer_norm_before": True},
-    rules=(Rule(("do_layer_norm_before",), read=_refuse_350m),),
+    rules=(Rule(("do_layer_norm_before",), read=_refuse_350m), TIED_OUTPUT),
+    required_values={
+        "_remove_final_layer_norm": (False, None),
+        "enable_bias": (True, None),
+        "layer_norm_elementwise_affine": (True, None),
+    },
 )
 OPT_WEIGHTS = WeightTable(
     modules={
         "model.decoder.embed_tokens": "tokens",
         "model.decoder.embed_positions": "decoder.embedding.positions.table",
         "model.decoder.final_layer_norm": "decoder.stack.final_norm",
+        "lm_head": "output.matrix",
     },
     stacks=(
         StackModules(
@@ -227,6 +229,6 @@ OPT = ModelType(
     config=OPT_CONFIG,
     weights=OPT_WEIGHTS,
     base_model_prefix="model.",
-    ignored_tensors=(COPY_OF_EMBEDDING,),
+    copies={OUTPUT_MATRIX: "model.decoder.embed_tokens.weight"},
 )
 """Zhang et al. 2022: ReLU, and positions that start at 2."""

@@ -18,11 +18,12 @@ from t5x_lite.convert import MODEL_TYPES
 from t5x_lite.convert.config_table import ForeignConfig, ForeignModel
 from t5x_lite.convert.imported_run import check_new_run_dir, load_params, load_tokenizer, write_run
 from t5x_lite.convert.matching import find_model_type
-from t5x_lite.convert.model_type import ModelType
+from t5x_lite.convert.model_type import HEAD_PREFIXES, OUTPUT_MATRIX, ModelType
 from t5x_lite.convert.safetensors_files import (
     INDEX_FILE,
     NUMPY_DTYPES,
     StoredTensor,
+    check_types,
     list_tensors,
     read_json,
     split_into_files,
@@ -31,15 +32,15 @@ from t5x_lite.convert.safetensors_files import (
 )
 from t5x_lite.convert.weight_map import TensorMapping
 from t5x_lite.errors import UserError
+from t5x_lite.files import check_not_input
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.progress import track_progress
 from t5x_lite.run_dir import FOREIGN_CONFIG, Run, open_run
+from t5x_lite.tokenizer_settings import copy_settings
 
 MAX_FILE_BYTES = 5 * 10**9
 """The largest file of an export, as in Transformers."""
-HEAD_PREFIXES = ("lm_head", "cls.", "predictions.", "sop_classifier.", "generator_", "discriminator_")
-"""How names of modules outside the base model begin; they never have its prefix."""
 
 
 def import_hf(folder: Path, run_dir: Path) -> Run:
@@ -55,19 +56,23 @@ def import_hf(folder: Path, run_dir: Path) -> Run:
     if model_type is None:
         known = ", ".join(MODEL_TYPES)
         raise UserError(f"{config_path}: model_type {config.get('model_type')!r} is not one of {known}")
-    check_new_run_dir(run_dir)
+    check_new_run_dir(run_dir, folder)
     tensors = _rename_tensors(list_tensors(folder), model_type)
-    ignored = _find_ignored_tensors(tensors, model_type)
+    check_types(tensors)
+    ignored = _find_ignored_tensors(tensors, model_type, config)
     # Ignored tensors tell nothing about the model: a stored copy of a tied matrix does not make the model untied.
     source = ForeignModel(config, tensors.keys() - ignored)
     model = _read_model(config_path, model_type, source)
     weight_map = model_type.build_weight_map(model)
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    mapped = {mapping.tensor for mapping in weight_map.mappings}
+    for pattern in model_type.unused_tensors:
+        ignored.update(name for name in tensors.keys() - mapped if re.fullmatch(pattern, name))
     weight_map.check_tensors(str(folder), shapes, ignored)
-    params = load_params(weight_map, lambda name: tensors[name].read())
+    params = load_params(weight_map, lambda name: tensors[name].read_finite())
     config["dtype"] = _most_common_dtype(tensors)
     objective = model_type.select_architecture(model).objective
-    return write_run(run_dir, model, objective, params, load_tokenizer(folder, model), config)
+    return write_run(run_dir, model, objective, params, load_tokenizer(folder, model), config, folder)
 
 
 def _rename_tensors(tensors: Mapping[str, StoredTensor], model_type: ModelType) -> dict[str, StoredTensor]:
@@ -85,10 +90,22 @@ def _rename_tensors(tensors: Mapping[str, StoredTensor], model_type: ModelType) 
     return renamed_tensors
 
 
-def _find_ignored_tensors(tensors: Mapping[str, StoredTensor], model_type: ModelType) -> set[str]:
+def _find_ignored_tensors(
+    tensors: Mapping[str, StoredTensor], model_type: ModelType, config: ForeignConfig
+) -> set[str]:
+    """Return the names of tensors that add no information: masks, and copies of other tensors.
+
+    The output matrix of a model that says not to be tied is no copy, whatever its values.
+    """
     ignored: set[str] = set()
     for pattern in model_type.ignored_tensors:
         ignored.update(name for name in tensors if re.fullmatch(pattern, name))
+    for name, original in model_type.copies.items():
+        is_untied = name == OUTPUT_MATRIX and config.get("tie_word_embeddings") is False
+        if name not in tensors or original not in tensors or is_untied:
+            continue
+        if np.array_equal(tensors[name].read(), tensors[original].read()):
+            ignored.add(name)
     return ignored
 
 
@@ -117,6 +134,7 @@ def export_hf(run_dir: Path, folder: Path, step: int | None = None, max_file_byt
     Raises:
         UserError: a model that none of the known model types can hold, with what stands in the way.
     """
+    check_not_input(folder, run_dir, run_dir / "checkpoints")
     run = open_run(run_dir)
     imported_config: ForeignConfig = {}
     if (run_dir / FOREIGN_CONFIG).is_file():
@@ -196,3 +214,4 @@ def _copy_tokenizer(run_dir: Path, folder: Path, model_type: ModelType) -> None:
         path = run_dir / name
         if path.is_file():
             shutil.copy(path, folder / foreign_name)
+    copy_settings(run_dir, folder)

@@ -20,10 +20,12 @@ from t5x_lite.data import tokenizer as tokenizers
 from t5x_lite.data.config import TokenizerFile
 from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.errors import UserError
+from t5x_lite.files import check_not_input
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.progress import track_progress
 from t5x_lite.run_dir import FOREIGN_CONFIG, Run, open_run
+from t5x_lite.tokenizer_settings import copy_settings, read_tokenizer_settings
 from t5x_lite.trees import flatten_names, unflatten_names
 
 MAX_SEQ_LEN = 512
@@ -34,12 +36,13 @@ SENTINELS = 100
 TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
-def check_new_run_dir(run_dir: Path) -> None:
-    """Refuse a directory that holds a run.
+def check_new_run_dir(run_dir: Path, source: Path) -> None:
+    """Refuse a directory that holds a run, or the weights that are imported.
 
     Raises:
         UserError: it does.
     """
+    check_not_input(run_dir, source)
     if (run_dir / "config.yaml").exists():
         raise UserError(f"{run_dir}: is a run already; give another directory")
 
@@ -71,7 +74,8 @@ def load_tokenizer(folder: Path, model: ModelConfig) -> Tokenizer | None:
         path = folder / name
         if not path.is_file():
             continue
-        tokenizer = tokenizers.from_file(TokenizerFile(path=str(path)))
+        is_lowercase = read_tokenizer_settings(folder).get("do_lower_case") is not False
+        tokenizer = tokenizers.from_file(TokenizerFile(path=str(path), lowercase=is_lowercase))
         if name == "spiece.model" and model.family == "encoder_decoder" and not tokenizer.sentinels():
             return tokenizers.from_file(TokenizerFile(path=str(path), extra_ids=SENTINELS))
         return tokenizer
@@ -85,6 +89,7 @@ def write_run(
     params: PyTree[jax.Array],
     tokenizer: Tokenizer | None,
     foreign_config: ForeignConfig | None = None,
+    source: Path | None = None,
 ) -> Run:
     """Write a run directory with all that `eval`, `generate` and `export` need: config, tokenizer and checkpoint 0.
 
@@ -95,6 +100,7 @@ def write_run(
         params: the weights as nested dicts.
         tokenizer: the tokenizer, if there is one.
         foreign_config: the config that the weights came with; an export starts from it.
+        source: the folder that the weights came from; its settings of the tokenizer are kept.
     """
     config = _describe_run(run_dir, model, objective, tokenizer)
     config_text = configuration.dump(config)
@@ -103,6 +109,8 @@ def write_run(
         checkpoints.write(0, {"params": params}, {"config": config_text})
     if tokenizer is not None:
         tokenizer.save(run_dir)
+    if source is not None:
+        copy_settings(source, run_dir)
     if foreign_config is not None:
         (run_dir / FOREIGN_CONFIG).write_text(json.dumps(foreign_config, indent=2) + "\n", encoding="utf-8")
     (run_dir / "config.yaml").write_text(config_text, encoding="utf-8")

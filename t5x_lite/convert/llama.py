@@ -1,4 +1,4 @@
-"""Llama 1 to 3, Mistral, Mixtral and OLMo 2 in Hugging Face's format."""
+"""Llama 1 to 3, Mistral, Mixtral, OLMo 2 and Qwen3 in Hugging Face's format."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,13 +13,15 @@ from t5x_lite.convert.config_table import (
     Rule,
     Settings,
     require_field,
+    shortest_period,
 )
-from t5x_lite.convert.model_type import OUTPUT_MATRIX, Architecture, ModelType
+from t5x_lite.convert.model_type import OUTPUT_MATRIX, TIED_OUTPUT, Architecture, ModelType
 from t5x_lite.convert.weight_map import Modules, StackModules, WeightTable
 from t5x_lite.errors import UserError
 from t5x_lite.models.attention.kinds import Local
 from t5x_lite.models.config import ModelConfig
-from t5x_lite.models.positions.rotary import Llama3Stretch, Rotary
+from t5x_lite.models.positions.rotary import Rotary
+from t5x_lite.models.positions.stretches import STRETCHES
 
 # Configs: what takes more than one field to convert.
 
@@ -40,24 +42,48 @@ def _drop_default_head_dim(source: ForeignModel, settings: Settings) -> None:
 
 HEAD_DIM = Rule(("head_dim",), read=_drop_default_head_dim)
 
-STRETCH_FIELDS = {
-    "factor": "factor",
-    "low_freq_factor": "low",
-    "high_freq_factor": "high",
-    "original_max_position_embeddings": "original_length",
+STRETCH_FIELDS: dict[str, dict[str, str]] = {
+    "default": {},
+    "linear": {"factor": "factor"},
+    "llama3": {
+        "factor": "factor",
+        "low_freq_factor": "low",
+        "high_freq_factor": "high",
+        "original_max_position_embeddings": "original_length",
+    },
+    "yarn": {
+        "factor": "factor",
+        "original_max_position_embeddings": "original_length",
+        "beta_fast": "fast",
+        "beta_slow": "slow",
+        "attention_factor": "attention_factor",
+        "truncate": "whole_pairs",
+    },
 }
-"""The fields of `rope_parameters` with rope_type llama3, and ours of `positions.rotary.stretch.llama3`."""
+"""For each rope_type the fields of `rope_parameters`, and ours of `positions.rotary.stretch` of the same name."""
+OPTIONAL_STRETCH_FIELDS = {"beta_fast", "beta_slow", "attention_factor", "truncate"}
+IGNORED_ROPE_FIELDS = {"rope_theta", "rope_type", "type"}
 
 
 def _read_rotary(source: ForeignModel, settings: Settings) -> None:
     rope = _find_rope_parameters(source.config)
     rope_type = rope.get("rope_type", rope.get("type", "default"))
+    if rope_type not in STRETCH_FIELDS:
+        raise UserError(f"rope_type {rope_type!r} is not supported; supported are {', '.join(STRETCH_FIELDS)}")
+    fields = STRETCH_FIELDS[rope_type]
+    stretch = {}
+    for name, value in rope.items():
+        if value is None or name in IGNORED_ROPE_FIELDS:
+            continue
+        if name in fields:
+            stretch[fields[name]] = value
+        elif name != "partial_rotary_factor" or value != 1:
+            raise UserError(f"rope_parameters.{name}={value!r} is not supported for rope_type {rope_type}")
+    for name in fields.keys() - OPTIONAL_STRETCH_FIELDS:
+        require_field(rope, name)
     rotary: Settings = {"theta": float(rope["rope_theta"])}
-    if rope_type == "llama3":
-        stretch = {ours: float(require_field(rope, name)) for name, ours in STRETCH_FIELDS.items()}
-        rotary["stretch"] = {"llama3": stretch}
-    elif rope_type != "default":
-        raise UserError(f"rope_type {rope_type!r} is not supported; supported are default and llama3")
+    if rope_type != "default":
+        rotary["stretch"] = {rope_type: stretch}
     settings["positions"] = {"rotary": rotary}
 
 
@@ -76,31 +102,25 @@ def _write_rotary(model: ModelConfig, config: ForeignConfig) -> None:
         raise UserError("the model has no positions.rotary")
     rope: dict[str, object] = {"rope_theta": model.positions.theta, "rope_type": "default"}
     stretch = model.positions.stretch
-    if isinstance(stretch, Llama3Stretch):
-        rope["rope_type"] = "llama3"
-        for name, ours in STRETCH_FIELDS.items():
-            rope[name] = getattr(stretch, ours)
+    if stretch is not None:
+        (rope_type,) = (name for name, kind in STRETCHES.items() if type(stretch) is kind)
+        rope["rope_type"] = rope_type
+        for name, ours in STRETCH_FIELDS[rope_type].items():
+            value = getattr(stretch, ours)
+            is_default = name in OPTIONAL_STRETCH_FIELDS and value == type(stretch).model_fields[ours].default
+            if not is_default:
+                rope[name] = value
     config["rope_parameters"] = rope
 
 
-ROTARY = Rule(("rope_parameters", "rope_theta", "rope_scaling"), read=_read_rotary, write=_write_rotary)
-
-
-def _read_tied(source: ForeignModel, settings: Settings) -> None:
-    settings["tied"] = OUTPUT_MATRIX not in source.tensor_names
-
-
-def _write_tied(model: ModelConfig, config: ForeignConfig) -> None:
-    config["tie_word_embeddings"] = model.tied
-
-
-TIED_OUTPUT = Rule((), read=_read_tied, write=_write_tied)
-"""The stored tensors, not the config, tell whether the output matrix is tied to the token embedding."""
+ROTARY = Rule(
+    ("rope_parameters", "rope_theta", "rope_scaling", "max_position_embeddings"), read=_read_rotary, write=_write_rotary
+)
 
 
 def _read_sliding_window(source: ForeignModel, settings: Settings) -> None:
     window = source.config.get("sliding_window")
-    attention = {"local": {"window": window}} if window else "dense"
+    attention = "dense" if window is None else {"local": {"window": window}}
     settings["pattern"] = [{"attention": attention}]
 
 
@@ -110,6 +130,53 @@ def _write_sliding_window(model: ModelConfig, config: ForeignConfig) -> None:
 
 
 SLIDING_WINDOW = Rule(("sliding_window",), read=_read_sliding_window, write=_write_sliding_window)
+
+
+SLIDING = "sliding_attention"
+FULL = "full_attention"
+
+
+def _read_layer_types(source: ForeignModel, settings: Settings) -> None:
+    """Read which layers attend within a window.
+
+    Without `layer_types` these are the layers from `max_window_layers` on, if `use_sliding_window` is set.
+    """
+    config = source.config
+    window = config.get("sliding_window") if config.get("use_sliding_window") else None
+    layer_types = config.get("layer_types")
+    if layer_types is None:
+        first_windowed = config.get("max_window_layers", 0) if window is not None else settings["layers"]
+        layer_types = [FULL if layer < first_windowed else SLIDING for layer in range(settings["layers"])]
+    pattern = []
+    for layer_type in shortest_period(list(layer_types)):
+        if layer_type not in {FULL, SLIDING} or (layer_type == SLIDING and window is None):
+            raise UserError(f"layer_types has {layer_type!r} with sliding_window={window}, which is not supported")
+        attention = "dense" if layer_type == FULL else {"local": {"window": window}}
+        pattern.append({"attention": attention})
+    settings["pattern"] = pattern
+
+
+def _write_layer_types(model: ModelConfig, config: ForeignConfig) -> None:
+    layer_types = []
+    windows = []
+    for layer in model.pattern:
+        if isinstance(layer.attention, Local):
+            layer_types.append(SLIDING)
+            windows.append(layer.attention.window)
+        else:
+            layer_types.append(FULL)
+    if len(set(windows)) > 1:
+        raise UserError("the layers have windows of several lengths")
+    config["layer_types"] = layer_types * (model.layers // len(layer_types))
+    config["use_sliding_window"] = bool(windows)
+    config["sliding_window"] = windows[0] if windows else None
+
+
+LAYER_TYPES = Rule(
+    ("layer_types", "use_sliding_window", "sliding_window", "max_window_layers"),
+    read=_read_layer_types,
+    write=_write_layer_types,
+)
 
 
 def _make_every_feedforward_moe(source: ForeignModel, settings: Settings) -> None:
@@ -144,6 +211,20 @@ OLMO2_CONFIG = ConfigTable(
     ),
     fixed={**LLAMA_FIXED, "norm_place": "sublayer", "query_key_norm": "width"},
     rules=LLAMA_RULES,
+)
+QWEN3_HEAD_DIM = 128
+"""The width of heads that Transformers takes where a config of Qwen3 gives none."""
+QWEN3_CONFIG = ConfigTable(
+    fields=(
+        *SIZE_FIELDS,
+        Field("num_key_value_heads", "kv_heads", default=None),
+        Field("head_dim", "head_dim", default=QWEN3_HEAD_DIM),
+        Field("intermediate_size", "mlp"),
+        Field("hidden_act", "feedforward.glu.activation", default="silu", transform=ACTIVATION),
+        Field("rms_norm_eps", "norm.rmsnorm.epsilon", default=1e-6),
+    ),
+    fixed={**LLAMA_FIXED, "query_key_norm": "head"},
+    rules=(*LLAMA_RULES, LAYER_TYPES),
 )
 MIXTRAL_CONFIG = ConfigTable(
     fields=(
@@ -204,6 +285,13 @@ OLMO2_LAYER: Modules = {
 }
 
 
+QWEN3_LAYER: Modules = {
+    **LLAMA_LAYER,
+    "self_attn.q_norm": "attention.query_norm",
+    "self_attn.k_norm": "attention.key_norm",
+}
+
+
 def _decoder_weights(layer_modules: Modules) -> WeightTable:
     stack = StackModules("model.layers.{layer}", "decoder.stack.layers", layer_modules)
     return WeightTable(LLAMA_MODULES, (stack,))
@@ -211,6 +299,7 @@ def _decoder_weights(layer_modules: Modules) -> WeightTable:
 
 IGNORED_TENSORS = (r".*rotary_emb\.inv_freq",)
 """The wavelengths of rotary positions, which older files store."""
+COPIES = {OUTPUT_MATRIX: "model.embed_tokens.weight"}
 
 # Model types.
 
@@ -221,6 +310,7 @@ LLAMA = ModelType(
     weights=_decoder_weights(LLAMA_LAYER),
     base_model_prefix="model.",
     ignored_tensors=IGNORED_TENSORS,
+    copies=COPIES,
 )
 """Touvron et al. 2023; Grattafiori et al. 2024."""
 
@@ -231,6 +321,7 @@ MISTRAL = ModelType(
     weights=_decoder_weights(LLAMA_LAYER),
     base_model_prefix="model.",
     ignored_tensors=IGNORED_TENSORS,
+    copies=COPIES,
 )
 """Jiang et al. 2023: Llama with a sliding window in every layer."""
 
@@ -241,6 +332,7 @@ MIXTRAL = ModelType(
     weights=_decoder_weights(MIXTRAL_LAYER),
     base_model_prefix="model.",
     ignored_tensors=IGNORED_TENSORS,
+    copies=COPIES,
 )
 """Jiang et al. 2024: Mistral with experts in every layer, two of which each token passes."""
 
@@ -251,5 +343,17 @@ OLMO2 = ModelType(
     weights=_decoder_weights(OLMO2_LAYER),
     base_model_prefix="model.",
     ignored_tensors=IGNORED_TENSORS,
+    copies=COPIES,
 )
 """OLMo et al. 2025: norms on the sublayers' outputs, queries and keys normed over all heads at once."""
+
+QWEN3 = ModelType(
+    name="qwen3",
+    architectures=(Architecture("Qwen3ForCausalLM", objective="causal"),),
+    config=QWEN3_CONFIG,
+    weights=_decoder_weights(QWEN3_LAYER),
+    base_model_prefix="model.",
+    ignored_tensors=IGNORED_TENSORS,
+    copies=COPIES,
+)
+"""Yang et al. 2025: Llama with norms of each head's queries and keys, and a window in some layers."""

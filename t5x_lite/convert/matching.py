@@ -4,7 +4,7 @@ from pydantic import ValidationError
 
 from t5x_lite.convert import MODEL_TYPES
 from t5x_lite.convert.config_table import ForeignModel, resolve_settings
-from t5x_lite.convert.model_type import OUTPUT_MATRIX, ModelType
+from t5x_lite.convert.model_type import OUTPUT_MATRIX, SOME_OUTPUT_TENSOR, ModelType
 from t5x_lite.errors import UserError
 from t5x_lite.models.config import ModelConfig
 
@@ -45,6 +45,8 @@ def find_model_type(model: ModelConfig, known_name: str | None) -> ModelType:
 def _write_and_read(model: ModelConfig, model_type: ModelType) -> ModelConfig:
     """Return the model that an export and an import as this type would give."""
     tensor_names = []
+    if model.outputs:
+        tensor_names.append(SOME_OUTPUT_TENSOR)
     if not model.tied:
         tensor_names.append(OUTPUT_MATRIX)
     marker_tensor = model_type.select_architecture(model).marker_tensor

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,9 @@ from t5x_lite.errors import UserError
 INDEX_FILE = "model.safetensors.index.json"
 """The file that tells which of several files stores which tensor."""
 
+WEIGHTS_FILE = "model.safetensors"
+MAX_JSON_BYTES = 200 * 10**6
+"""The largest file of JSON that is read."""
 NUMPY_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 """Types of weights as safetensors and as NumPy spell them."""
 
@@ -45,19 +48,51 @@ class StoredTensor:
         with safetensors.safe_open(self.path, framework="np") as file:
             return file.get_slice(self.name)[...]
 
+    def read_finite(self) -> Shaped[np.ndarray, "..."]:
+        """Return the values.
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the content of a JSON file.
+        Raises:
+            UserError: some are NaN or infinite.
+        """
+        values = self.read()
+        if not np.isfinite(values.astype(np.float32, copy=False)).all():
+            raise UserError(f"{self.path}: the tensor {self.name} has values that are NaN or infinite")
+        return values
+
+
+def check_types(tensors: Mapping[str, StoredTensor]) -> None:
+    """Check that all weights are floating-point numbers.
 
     Raises:
-        UserError: the file cannot be read.
+        UserError: a tensor of another type, as in quantised models.
+    """
+    for name, tensor in tensors.items():
+        if tensor.dtype not in NUMPY_DTYPES and not name.endswith("position_ids"):
+            raise UserError(
+                f"{tensor.path}: the tensor {name} is of type {tensor.dtype}; only {', '.join(NUMPY_DTYPES)} are read: "
+                "save quantised models as floating-point weights first"
+            )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file.
+
+    Raises:
+        UserError: the file cannot be read, is too large, or holds no object.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        if path.exists() and not path.is_file():  # reading a pipe or device may never end
+            raise UserError(f"{path}: is not a file")
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise UserError(f"{path}: is larger than {MAX_JSON_BYTES // 10**6} MB, and so not a config or index")
+        content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except ValueError as error:
+    except (RecursionError, ValueError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: is not a JSON object but a {type(content).__name__}")
+    return content
 
 
 def list_tensors(folder: Path) -> dict[str, StoredTensor]:
@@ -85,11 +120,30 @@ def list_tensors(folder: Path) -> dict[str, StoredTensor]:
 
 
 def _find_files(folder: Path) -> list[Path]:
+    """Return the files of the model's weights. Adapters and copies in other formats may be in the same folder.
+
+    Raises:
+        UserError: an index that cannot be read, or several files that may be the model's.
+    """
     index_path = folder / INDEX_FILE
     if not index_path.is_file():
-        return sorted(folder.glob("*.safetensors"))
-    file_of_tensor = read_json(index_path)["weight_map"]
-    return sorted({folder / name for name in file_of_tensor.values()})
+        if (folder / WEIGHTS_FILE).is_file():
+            return [folder / WEIGHTS_FILE]
+        parts = sorted(folder.glob("model-*-of-*.safetensors"))
+        paths = parts or sorted(folder.glob("*.safetensors"))
+        if len(paths) > 1 and not parts:
+            names = ", ".join(path.name for path in paths[:6])
+            raise UserError(f"{folder}: has no {WEIGHTS_FILE} but {names}; rename the one that holds the model")
+        return paths
+    file_of_tensor = read_json(index_path).get("weight_map")
+    if not isinstance(file_of_tensor, dict):
+        raise UserError(f"{index_path}: has no weight_map from tensors to files")
+    file_names = set()
+    for name in file_of_tensor.values():
+        if not isinstance(name, str) or Path(name).name != name:
+            raise UserError(f"{index_path}: names the file {str(name)[:80]!r}, which is not in its folder")
+        file_names.add(name)
+    return [folder / name for name in sorted(file_names)]
 
 
 def split_into_files(

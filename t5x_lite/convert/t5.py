@@ -1,6 +1,7 @@
 """T5 v1.0 and v1.1, mT5, umT5, ByT5 and Switch Transformers in Hugging Face's format."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from t5x_lite.convert.config_table import (
     ConfigTable,
@@ -10,6 +11,7 @@ from t5x_lite.convert.config_table import (
     Rule,
     Settings,
     read_activation,
+    require_field,
     write_activation,
 )
 from t5x_lite.convert.model_type import OUTPUT_MATRIX, Architecture, ModelType
@@ -31,7 +33,19 @@ def _read_feed_forward(source: ForeignModel, settings: Settings) -> None:
         activation = read_activation("gelu_new")
     else:
         activation = read_activation(projection.removeprefix(GATED_PREFIX))
+    _refuse_contradiction(source.config, "is_gated_act", kind == "glu", projection)
+    if "dense_act_fn" in source.config:
+        _refuse_contradiction(source.config, "dense_act_fn", write_activation(activation), projection)
     settings["feedforward"] = {kind: {"activation": activation, "dropout": settings["dropout"]}}
+
+
+def _refuse_contradiction(config: Mapping[str, Any], name: str, expected: object, projection: str) -> None:
+    """Refuse a config whose fields about the feed-forward differ: versions of Transformers choose differently."""
+    value = config.get(name, expected)
+    if name == "dense_act_fn":
+        value = write_activation(read_activation(value))
+    if value != expected:
+        raise UserError(f"{name}={config[name]!r} contradicts feed_forward_proj={projection!r}")
 
 
 def _write_feed_forward(model: ModelConfig, config: ForeignConfig) -> None:
@@ -42,18 +56,19 @@ def _write_feed_forward(model: ModelConfig, config: ForeignConfig) -> None:
         config["feed_forward_proj"] = activation
 
 
-FEED_FORWARD = Rule(("feed_forward_proj",), read=_read_feed_forward, write=_write_feed_forward)
+FEED_FORWARD = Rule(
+    ("feed_forward_proj", "dense_act_fn", "is_gated_act"), read=_read_feed_forward, write=_write_feed_forward
+)
 
 
 def _read_output(source: ForeignModel, settings: Settings) -> None:
-    """Read whether the output matrix is tied and, if so, whether states are divided by sqrt(d_model) before it.
+    """Read whether the output matrix is tied, and whether states are divided by sqrt(d_model) before it.
 
     The stored tensors, not the config, tell whether it is tied.
     """
-    is_tied = OUTPUT_MATRIX not in source.tensor_names
-    is_scaled = source.config.get("scale_decoder_outputs", source.config.get("tie_word_embeddings", True))
-    settings["tied"] = is_tied
-    settings["scale_output"] = is_tied and is_scaled
+    settings["tied"] = OUTPUT_MATRIX not in source.tensor_names
+    is_tied_in_config = source.config.get("tie_word_embeddings") is not False
+    settings["scale_output"] = source.config.get("scale_decoder_outputs", is_tied_in_config)
 
 
 def _read_unscaled_output(source: ForeignModel, settings: Settings) -> None:
@@ -68,7 +83,9 @@ def _write_output(model: ModelConfig, config: ForeignConfig) -> None:
 
 
 SCALED_OUTPUT = Rule(("scale_decoder_outputs", "tie_word_embeddings"), read=_read_output, write=_write_output)
-UNSCALED_OUTPUT = Rule((), read=_read_unscaled_output, write=_write_output)
+UNSCALED_OUTPUT = Rule(
+    ("scale_decoder_outputs", "tie_word_embeddings"), read=_read_unscaled_output, write=_write_output
+)
 
 
 def _read_relu_feed_forward(source: ForeignModel, settings: Settings) -> None:
@@ -88,14 +105,25 @@ SUPPORTED_SWITCH = Rule(("router_bias", "dense_act_fn"), read=_refuse_unsupporte
 
 def _read_sparse_step(source: ForeignModel, settings: Settings) -> None:
     """Read `encoder_sparse_step` n: of n layers that follow each other, one has experts (layers 1, 1 + n, …)."""
-    step = source.config.get("encoder_sparse_step", 1)
-    if step != source.config.get("decoder_sparse_step", 1):
+    layers = require_field(source.config, "num_layers")
+    step = _count_sparse_step(source.config, "encoder", layers)
+    if step != _count_sparse_step(source.config, "decoder", source.config.get("num_decoder_layers") or layers):
         raise UserError("an encoder_sparse_step and a decoder_sparse_step that differ are not supported")
     experts = settings.pop("moe")
     pattern: list[Settings] = [{} for _ in range(step)]
     place_of_experts = min(1, step - 1)
     pattern[place_of_experts] = {"feedforward": {"moe": experts}}
     settings["pattern"] = pattern
+
+
+def _count_sparse_step(config: Mapping[str, Any], side: str, layers: int) -> int:
+    """Return the step of a stack. The number of layers with experts comes first, as in Transformers."""
+    sparse_layers = config.get(f"num_sparse_{side}_layers")
+    if sparse_layers is None:
+        return config.get(f"{side}_sparse_step", 1)
+    if sparse_layers < 1:
+        raise UserError(f"num_sparse_{side}_layers={sparse_layers} is not supported")
+    return layers // sparse_layers
 
 
 def _write_sparse_step(model: ModelConfig, config: ForeignConfig) -> None:
@@ -107,7 +135,11 @@ def _write_sparse_step(model: ModelConfig, config: ForeignConfig) -> None:
     config["dense_act_fn"] = "relu"
 
 
-SPARSE_STEP = Rule(("encoder_sparse_step", "decoder_sparse_step"), read=_read_sparse_step, write=_write_sparse_step)
+SPARSE_STEP = Rule(
+    ("encoder_sparse_step", "decoder_sparse_step", "num_sparse_encoder_layers", "num_sparse_decoder_layers"),
+    read=_read_sparse_step,
+    write=_write_sparse_step,
+)
 
 # Configs: tables.
 
@@ -138,14 +170,33 @@ T5_CONSTANTS = {
     "pad_token_id": 0,
     "eos_token_id": 1,
 }
+T5_REQUIRED_VALUES = {"decoder_start_token_id": (0, None)}
+"""Targets begin with the token 0, as in every published model."""
+T5_WITHOUT_EFFECT = ("n_positions",)
+"""The length of texts in pretraining; relative positions have no limit."""
 T5_CONFIG = ConfigTable(
-    T5_FIELDS, {**T5_FIXED, **ONE_POSITION_TABLE_A_STACK}, T5_CONSTANTS, rules=(FEED_FORWARD, SCALED_OUTPUT)
+    T5_FIELDS,
+    {**T5_FIXED, **ONE_POSITION_TABLE_A_STACK},
+    T5_CONSTANTS,
+    rules=(FEED_FORWARD, SCALED_OUTPUT),
+    required_values=T5_REQUIRED_VALUES,
+    without_effect=T5_WITHOUT_EFFECT,
 )
 MT5_CONFIG = ConfigTable(
-    T5_FIELDS, {**T5_FIXED, **ONE_POSITION_TABLE_A_STACK}, T5_CONSTANTS, rules=(FEED_FORWARD, UNSCALED_OUTPUT)
+    T5_FIELDS,
+    {**T5_FIXED, **ONE_POSITION_TABLE_A_STACK},
+    T5_CONSTANTS,
+    rules=(FEED_FORWARD, UNSCALED_OUTPUT),
+    required_values=T5_REQUIRED_VALUES,
+    without_effect=T5_WITHOUT_EFFECT,
 )
 UMT5_CONFIG = ConfigTable(
-    T5_FIELDS, {**T5_FIXED, **ONE_POSITION_TABLE_A_LAYER}, T5_CONSTANTS, rules=(FEED_FORWARD, SCALED_OUTPUT)
+    T5_FIELDS,
+    {**T5_FIXED, **ONE_POSITION_TABLE_A_LAYER},
+    T5_CONSTANTS,
+    rules=(FEED_FORWARD, SCALED_OUTPUT),
+    required_values=T5_REQUIRED_VALUES,
+    without_effect=T5_WITHOUT_EFFECT,
 )
 SWITCH_CONFIG = ConfigTable(
     fields=(
@@ -159,6 +210,12 @@ SWITCH_CONFIG = ConfigTable(
     fixed={**T5_FIXED, **ONE_POSITION_TABLE_A_STACK},
     constants=T5_CONSTANTS,
     rules=(SUPPORTED_SWITCH, RELU_FEED_FORWARD, SCALED_OUTPUT, SPARSE_STEP),
+    required_values={
+        **T5_REQUIRED_VALUES,
+        "router_dtype": ("float32", None),
+        "router_ignore_padding_tokens": (False, None),
+    },
+    without_effect=T5_WITHOUT_EFFECT,
 )
 
 # Weights.
@@ -232,8 +289,11 @@ def _encoder_decoder_weights(feed_forward: Callable[[str], Modules]) -> WeightTa
 
 PLAIN_WEIGHTS = _encoder_decoder_weights(_plain_feed_forward)
 GATED_WEIGHTS = _encoder_decoder_weights(_gated_feed_forward)
-COPIES_OF_EMBEDDING = r"(encoder|decoder)\.embed_tokens\.weight"
-"""Copies of `shared.weight` that older files store."""
+COPIES = {
+    "encoder.embed_tokens.weight": "shared.weight",
+    "decoder.embed_tokens.weight": "shared.weight",
+    OUTPUT_MATRIX: "shared.weight",
+}
 
 # Model types.
 
@@ -243,7 +303,7 @@ T5 = ModelType(
     config=T5_CONFIG,
     weights=PLAIN_WEIGHTS,
     gated_weights=GATED_WEIGHTS,
-    ignored_tensors=(COPIES_OF_EMBEDDING,),
+    copies=COPIES,
     sentencepiece_file="spiece.model",
 )
 """Raffel et al. 2020; v1.1 is gated and untied."""
@@ -254,7 +314,7 @@ MT5 = ModelType(
     config=MT5_CONFIG,
     weights=PLAIN_WEIGHTS,
     gated_weights=GATED_WEIGHTS,
-    ignored_tensors=(COPIES_OF_EMBEDDING,),
+    copies=COPIES,
     sentencepiece_file="spiece.model",
 )
 """Xue et al. 2021: T5 v1.1. Transformers never scales the states before a tied output of this model type."""
@@ -265,7 +325,7 @@ UMT5 = ModelType(
     config=UMT5_CONFIG,
     weights=PLAIN_WEIGHTS,
     gated_weights=GATED_WEIGHTS,
-    ignored_tensors=(COPIES_OF_EMBEDDING,),
+    copies=COPIES,
     sentencepiece_file="spiece.model",
 )
 """Chung et al. 2023: mT5 with a table of relative positions in every layer."""
@@ -275,6 +335,6 @@ SWITCH = ModelType(
     architectures=(Architecture("SwitchTransformersForConditionalGeneration", objective="span_corruption"),),
     config=SWITCH_CONFIG,
     weights=_encoder_decoder_weights(_switch_feed_forward),
-    ignored_tensors=(COPIES_OF_EMBEDDING,),
+    copies=COPIES,
 )
 """Fedus et al. 2022: T5 v1.0 with experts in every n-th layer, each with room for a fixed number of tokens of a row."""

@@ -109,10 +109,10 @@ def import_t5x(path: Path, run_dir: Path) -> Run:
     Raises:
         UserError: not such a checkpoint, arrays that do not fit (all of them), or a run directory that exists.
     """
-    check_new_run_dir(run_dir)
     file = path
     if path.is_dir():
         file = path / "checkpoint"
+    check_new_run_dir(run_dir, file.parent)
     arrays = _open_arrays(file)
     model = _infer_model(file, {name: tuple(array.shape) for name, array in arrays.items()})
     table = GATED_WEIGHTS if GATE in arrays else PLAIN_WEIGHTS
@@ -199,6 +199,7 @@ def _infer_model(file: Path, shapes: Mapping[str, tuple[int, ...]]) -> ModelConf
         "num_heads": heads,
         "relative_attention_num_buckets": buckets,
         "feed_forward_proj": projection,
+        "scale_decoder_outputs": UNTIED_OUTPUT not in shapes,
     }
     return ModelConfig.model_validate(T5.read_settings(ForeignModel(config, tensor_names)))
 

@@ -47,18 +47,20 @@ class StackModules:
 
 @dataclass(frozen=True)
 class WeightFormat:
-    """How a code base names and stores the arrays of a module.
+    """Names and storage of the arrays of a module in a code base.
 
     Attributes:
         leaf_names: our names of arrays (`weight`, `bias`, …), and theirs.
         matrices_are_transposed: matrices are stored as [out, in]; ours are [in, out].
         transposed_leaves: our names of further arrays that are stored transposed.
+        transposed_modules: foreign names of further modules whose matrices are stored as [out, in].
         separator: the string between the parts of a name.
     """
 
     leaf_names: Mapping[str, str]
     matrices_are_transposed: bool
     transposed_leaves: tuple[str, ...] = ()
+    transposed_modules: tuple[str, ...] = ()
     separator: str = "."
 
 
@@ -183,7 +185,10 @@ class WeightMap:
         """Map fused arrays to one foreign tensor for each expert, or to a single one."""
         axes = self.axes[arrays[0]]
         is_matrix = axes.inputs > 0
-        is_transposed = is_matrix and self.weight_format.matrices_are_transposed
+        is_stored_transposed = (
+            self.weight_format.matrices_are_transposed or foreign_module in self.weight_format.transposed_modules
+        )
+        is_transposed = is_matrix and is_stored_transposed
         is_transposed = is_transposed or leaf in self.weight_format.transposed_leaves
         depth = len(index) + axes.stacked
         part_shapes = tuple(self._part_shape(array, depth) for array in arrays)

@@ -3,18 +3,28 @@
 import glob
 import gzip
 import io
+import sys
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Protocol, runtime_checkable
 
-import zstandard
-
 from t5x_lite.errors import UserError
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
+
+
+READ_ERRORS = (OSError, EOFError, zlib.error, zstd.ZstdError)
+"""Errors of reading a file from `open_file`: of the disk, and of damaged or incomplete compressed data."""
+BYTE_ORDER_MARK = "\ufeff"
 
 
 @runtime_checkable
@@ -27,12 +37,22 @@ class RecordSequence(Protocol):
 
 
 def match_files(pattern: str) -> list[str]:
-    """Return the files that match a glob, sorted.
+    """Return the files that match a glob, sorted. A file whose name has the signs of a glob matches itself.
 
     Raises:
-        UserError: no file matches.
+        UserError: no file matches; a match is a link to a file that does not exist; the pattern is a folder.
     """
-    paths = [path for path in sorted(glob.glob(pattern, recursive=True)) if Path(path).is_file()]  # noqa: PTH207
+    expanded = str(Path(pattern).expanduser())
+    if Path(expanded).is_file():
+        return [expanded]
+    if Path(expanded).is_dir():
+        raise UserError(f"data.files: {pattern} is a folder; name its files, as in {pattern.rstrip('/')}/**/*.txt")
+    paths = []
+    for path in sorted(glob.glob(expanded, recursive=True)):  # noqa: PTH207
+        if Path(path).is_file():
+            paths.append(path)
+        elif not Path(path).exists():
+            raise UserError(f"data.files: {path} is a link without its file; remove the link or restore the file")
     if not paths:
         raise UserError(f"data.files: no file matches {pattern!r} (looked from {Path.cwd()})")
     return paths
@@ -54,7 +74,7 @@ def is_compressed(path: str) -> bool:
 def open_file(path: str) -> IO[bytes]:
     """Open a file of bytes, and decompress it if its name ends in .gz or .zst."""
     if path.endswith(".zst"):
-        return io.BufferedReader(zstandard.open(path))
+        return zstd.open(path)  # type: ignore[return-value]
     if path.endswith(".gz"):
         return gzip.open(path)  # type: ignore[return-value]
     return Path(path).open("rb")
@@ -71,14 +91,16 @@ def open_parquet(path: str) -> Iterator["ParquetFile"]:
     from pyarrow.lib import ArrowInvalid
 
     source: str | io.BytesIO = path
-    if is_compressed(path):
-        with open_file(path) as file:
-            source = io.BytesIO(file.read())
     try:
+        if is_compressed(path):
+            with open_file(path) as file:
+                source = io.BytesIO(file.read())
         with parquet.ParquetFile(source) as parquet_file:
             yield parquet_file
     except ArrowInvalid as error:
         raise UserError(f"{path}: not a Parquet file: {error}") from None
+    except READ_ERRORS as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
 
 
 def open_tfds(name: str, split: str, requested_by: str = "data.files") -> RecordSequence:

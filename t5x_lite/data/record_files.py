@@ -3,10 +3,10 @@
 import csv
 import json
 from collections.abc import Iterator, Sequence
+from functools import partial
 
-import zstandard
-
-from t5x_lite.data.files import open_file, open_parquet, strip_compression
+from t5x_lite.data.files import BYTE_ORDER_MARK, READ_ERRORS, open_file, open_parquet, strip_compression
+from t5x_lite.data.sources import LARGEST_DOCUMENT
 from t5x_lite.errors import UserError
 
 LONGEST_FIELD = 2**30
@@ -38,7 +38,7 @@ def read_record_file(path: str, columns: Sequence[str]) -> list[LocatedRecord]:
     """
     try:
         return list(_read_records(path, columns))
-    except (OSError, EOFError, csv.Error, zstandard.ZstdError) as error:
+    except (*READ_ERRORS, csv.Error) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
 
 
@@ -77,12 +77,17 @@ def _read_jsonl(path: str) -> Iterator[LocatedRecord]:
             continue
         try:
             record = json.loads(line)
-        except ValueError as error:
+        except (RecursionError, ValueError) as error:
             raise UserError(f"{path}:{number}: not a JSON object: {error}") from None
         yield f"{path}:{number}", record
 
 
 def _decode_lines(path: str) -> Iterator[str]:
     with open_file(path) as file:
-        for line in file:
-            yield line.decode("utf-8", errors="replace")
+        for number, line in enumerate(iter(partial(file.readline, LARGEST_DOCUMENT), b"")):
+            if len(line) == LARGEST_DOCUMENT:
+                raise UserError(f"{path}:{number + 1}: has a line of more than {LARGEST_DOCUMENT >> 30} GiB")
+            text = line.decode("utf-8", errors="replace")
+            if number == 0:
+                text = text.removeprefix(BYTE_ORDER_MARK)
+            yield text

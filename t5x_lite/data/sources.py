@@ -6,16 +6,23 @@ A source is cut into units, a deterministic list of pieces of files that differe
 import ast
 import json
 import sysconfig
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 
-import zstandard
-
 from t5x_lite.data.config import STANDARD_LIBRARY, SourceConfig
-from t5x_lite.data.files import is_compressed, match_files, open_file, open_parquet, open_tfds, strip_compression
+from t5x_lite.data.files import (
+    BYTE_ORDER_MARK,
+    READ_ERRORS,
+    is_compressed,
+    match_files,
+    open_file,
+    open_parquet,
+    open_tfds,
+    strip_compression,
+)
 from t5x_lite.errors import UserError
 
 UNIT_BYTES = 64 * 2**20
@@ -29,6 +36,17 @@ FIELD_BORDER = "\x1e"
 """Separates the fields of a document: ASCII's record separator, which is removed from the text itself."""
 FORMATS_BY_ENDING = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
 """Formats for `data.format=auto`; all other files are text."""
+LARGEST_DOCUMENT = 2**30
+"""Bytes of the longest line, and of the largest file that is one document."""
+TABLES = (".csv", ".tsv")
+OTHER_FORMATS = {
+    *TABLES,
+    *(".7z", ".bz2", ".rar", ".tar", ".tgz", ".xz", ".zip"),
+    *(".arrow", ".feather", ".orc", ".xls", ".xlsx"),
+    *(".bin", ".h5", ".idx", ".npy", ".npz", ".pickle", ".pkl", ".safetensors", ".tfrecord", ".array_record"),
+    *(".doc", ".docx", ".epub", ".pdf", ".jpg", ".jpeg", ".png", ".mp3", ".mp4", ".wav"),
+}
+"""Endings of archives, tables and binary files, which are refused rather than read as text for `data.format=auto`."""
 LIBRARY_FOLDERS_LEFT_OUT = {"site-packages", "test", "tests", "idlelib", "lib2to3", "ensurepip"}
 
 
@@ -81,6 +99,7 @@ def units(
     whole_files: bool = False,
     unit_bytes: int = UNIT_BYTES,
     smallest_unit: int = SMALLEST_UNIT,
+    tables_as_text: bool = False,
 ) -> list[Unit]:
     """Cut a source into units, in an order that does not depend on the machine or on the number of processes.
 
@@ -89,6 +108,7 @@ def units(
         whole_files: cut no file into several units.
         unit_bytes: largest target size of a unit, in bytes.
         smallest_unit: smallest target size of a unit, in bytes.
+        tables_as_text: read .csv and .tsv as text, to train a tokenizer on the records of tasks.
 
     Raises:
         UserError: a glob that matches nothing, or a TFDS builder that does not exist.
@@ -102,6 +122,8 @@ def units(
         library_files = _standard_library_files()
     make_unit = partial(_unit_of_files, source, library_files=frozenset(library_files))
     paths = _list_files(source, library_files)
+    if source.format == "auto":
+        _check_endings(paths, TABLES if tables_as_text else ())
     sizes = [Path(path).stat().st_size for path in paths]
     target_bytes = min(max(sum(sizes) // 64, smallest_unit), unit_bytes)
     result: list[Unit] = []
@@ -112,7 +134,8 @@ def units(
         if not whole_files:
             pieces = _cut_file(unit, target_bytes)
         is_small = len(pieces) == 1 and joined_bytes + size <= target_bytes
-        if result and is_small and unit.format == result[-1].format:  # join the file to the unit before it
+        can_join = result and result[-1].stop == -1 and unit.format == result[-1].format
+        if can_join and is_small:
             result[-1] = make_unit((*result[-1].paths, path))
             joined_bytes += size
         else:
@@ -132,7 +155,7 @@ def documents(unit: Unit) -> Iterator[tuple[str, str]]:
         try:
             for text in read_texts(replace(unit, paths=(path,))):
                 yield path, text
-        except (OSError, EOFError, zstandard.ZstdError) as error:
+        except READ_ERRORS as error:
             raise UserError(f"{path}: cannot be read: {error}") from None
 
 
@@ -166,10 +189,26 @@ def _unit_of_files(source: SourceConfig, paths: tuple[str, ...], library_files: 
     if paths[0] in library_files:
         file_format = "python"
     elif source.format == "auto":
-        file_format = FORMATS_BY_ENDING.get(strip_compression(paths[0]).suffix, "text")
+        file_format = FORMATS_BY_ENDING.get(strip_compression(paths[0]).suffix.lower(), "text")
     else:
         file_format = source.format
     return Unit(paths, file_format, source.field, source.document, source.split)
+
+
+def _check_endings(paths: Sequence[str], accepted: Collection[str]) -> None:
+    """Refuse files whose ending is that of a format that is not text and is not read.
+
+    Raises:
+        UserError: with the first such file.
+    """
+    for path in paths:
+        ending = strip_compression(path).suffix.lower()
+        if ending not in OTHER_FORMATS or ending in accepted:
+            continue
+        raise UserError(
+            f"data.files: {path} is not read, because {ending} is not a format of text; convert it to JSONL, Parquet "
+            "or text, or set data.format=text to read it as plain text all the same"
+        )
 
 
 def _tfds_units(source: SourceConfig) -> list[Unit]:
@@ -231,17 +270,32 @@ def _read_lines(unit: Unit) -> Iterator[tuple[int, str]]:
             # that begins exactly at the unit's start is read.
             file.seek(unit.start - 1)
             offset = unit.start - 1 + len(file.readline())
-        for line in file:
+        while line := file.readline(LARGEST_DOCUMENT + 1):
+            _check_size(unit, line)
             if unit.stop != -1 and offset >= unit.stop:
                 return
-            yield offset, line.decode("utf-8", errors="replace")
+            text = line.decode("utf-8", errors="replace")
+            if offset == 0:
+                text = text.removeprefix(BYTE_ORDER_MARK)
+            yield offset, text
             offset += len(line)
+
+
+def _check_size(unit: Unit, content: bytes) -> None:
+    """Refuse a line or file that would not fit in memory, such as what a small compressed file can grow to."""
+    if len(content) > LARGEST_DOCUMENT:
+        raise UserError(
+            f"{unit.path}: has a line or document of more than {LARGEST_DOCUMENT >> 30} GiB; cut it into lines or "
+            "several files (data.document)"
+        )
 
 
 def _read_text(unit: Unit) -> Iterator[str]:
     if unit.document == "file":
         with open_file(unit.path) as file:
-            yield file.read().decode("utf-8", errors="replace")
+            content = file.read(LARGEST_DOCUMENT + 1)
+        _check_size(unit, content)
+        yield content.decode("utf-8", errors="replace").removeprefix(BYTE_ORDER_MARK)
         return
     paragraph: list[str] = []
     for _, line in _read_lines(unit):
@@ -264,6 +318,8 @@ def _read_jsonl(unit: Unit) -> Iterator[str]:
             record = json.loads(line)
         except json.JSONDecodeError as error:
             raise UserError(f"{_line_location(unit, number, offset)}: not a JSON object: {error.msg}") from None
+        except (RecursionError, ValueError) as error:  # nested too deeply, or a number of too many digits
+            raise UserError(f"{_line_location(unit, number, offset)}: cannot be read as JSON: {error}") from None
         yield _record_text(record, unit, partial(_line_location, unit, number, offset))
 
 
@@ -306,7 +362,14 @@ def _field_text(record: object, name: str, describe_location: Callable[[], str])
         raise UserError(
             f"{describe_location()}: field {name!r} is {type(value).__name__}, expected text; set data.field"
         )
-    return value
+    return _replace_surrogates(value)
+
+
+def _replace_surrogates(text: str) -> str:
+    """Replace surrogates without a partner, which JSON can hold and UTF-8 cannot, by U+FFFD."""
+    if text.isascii():
+        return text
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", errors="replace")
 
 
 def _read_parallel(unit: Unit) -> Iterator[str]:

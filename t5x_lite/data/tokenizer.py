@@ -21,8 +21,11 @@ from t5x_lite.objectives import Vocabulary
 
 BLOCK_CHARACTERS = 2**16
 """Characters passed to SentencePiece at a time: its time grows faster than linearly on texts beyond a megabyte."""
+END_OF_WORD = re.compile(r"(?<=[^ ]) ")
 SPACE = "\u2581"
 """SentencePiece's symbol for a space."""
+WHITE_SPACE = (SPACE, "Ġ", "Ċ", "ĉ", "č")
+"""Symbols for white space in `tokenizer.json`: SentencePiece's, and byte-level space, line feed, tab and return."""
 FILES = ("tokenizer.model", "tokenizer.json")
 """Names that a run's tokenizer may have; the first that exists is loaded."""
 PAD_NAMES = ("<pad>", "[PAD]")
@@ -39,6 +42,7 @@ class Tokenizer(ABC):
         special: ids of the special tokens, those that no text is made of, by name.
         pad: id of the padding token, or None if the vocabulary has none.
         eos: id of the end-of-text token, or None.
+        bos: id of the token that begins every text, where the tokenizer's file does not say so itself, or None.
         unk: id of the token for unknown text, or None.
     """
 
@@ -50,10 +54,11 @@ class Tokenizer(ABC):
         self.special = special
         self.pad = self._first_id(PAD_NAMES)
         self.eos = self._first_id(EOS_NAMES)
+        self.bos: int | None = None
         self.unk = self._first_id(UNK_NAMES)
 
-    def __reduce__(self) -> tuple[type["Tokenizer"], tuple[bytes]]:
-        return type(self), (self.file_bytes,)
+    def __reduce__(self) -> tuple[type["Tokenizer"], tuple[bytes], dict[str, int | None]]:
+        return type(self), (self.file_bytes,), {"eos": self.eos, "bos": self.bos}
 
     @abstractmethod
     def encode_batch(self, texts: Sequence[str]) -> list[Int32[np.ndarray, "_"]]:
@@ -77,11 +82,15 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def begins_word(self) -> Bool[np.ndarray, "vocab"]:
-        """Return whether each id begins a word."""
+        """Return whether each id begins a word: with white space, or as a whole piece of WordPiece."""
+
+    def ends_word(self) -> Bool[np.ndarray, "vocab"]:
+        """Return whether each id ends with white space, so that the next one begins a word."""
+        return np.zeros(self.vocab, bool)
 
     def beginning(self) -> Int32[np.ndarray, "tokens"]:
-        """Return the ids that the tokenizer's file puts before every text, such as Llama's <s>; `encode` does not."""
-        return np.zeros(0, np.int32)
+        """Return the ids that come before every text, such as Llama's <s>; `encode` leaves them out."""
+        return np.array([] if self.bos is None else [self.bos], np.int32)
 
     def sentinels(self) -> tuple[int, ...]:
         """Return the ids of T5's <extra_id_0>, <extra_id_1>, … in this order."""
@@ -94,7 +103,15 @@ class Tokenizer(ABC):
         """Return what objectives need to know about the tokenizer."""
         is_special = np.zeros(self.vocab, bool)
         is_special[list(self.special.values())] = True
-        return Vocabulary(self.vocab, self.eos, self.special, self.sentinels(), is_special, self.begins_word())
+        return Vocabulary(
+            size=self.vocab,
+            eos=self.eos,
+            named=self.special,
+            sentinels=self.sentinels(),
+            special=is_special,
+            begins_word=self.begins_word(),
+            ends_word=self.ends_word(),
+        )
 
     def encode(self, text: str) -> Int32[np.ndarray, "tokens"]:
         """Return the ids of one text, without EOS."""
@@ -144,6 +161,10 @@ class SentencePiece(Tokenizer):
     def __init__(self, model: bytes, block_characters: int = BLOCK_CHARACTERS) -> None:
         processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         self._processor = processor
+        proto = sentencepiece_model_pb2.ModelProto.FromString(model)  # type: ignore[attr-defined]
+        self._strips_spaces = proto.normalizer_spec.remove_extra_whitespaces
+        proto.normalizer_spec.add_dummy_prefix = False
+        self._processor_within_text = sentencepiece.SentencePieceProcessor(model_proto=proto.SerializeToString())
         self._block_characters = block_characters
         special: dict[str, int] = {}
         for token_id in range(processor.get_piece_size()):
@@ -154,11 +175,17 @@ class SentencePiece(Tokenizer):
     def encode_batch(self, texts: Sequence[str]) -> list[Int32[np.ndarray, "_"]]:
         blocks: list[str] = []
         block_counts: list[int] = []
+        cut_words: list[int] = []
         for text in texts:
             text_blocks = list(_cut_blocks(text, self._block_characters))
+            for number, block in enumerate(text_blocks[1:], start=len(blocks) + 1):
+                if not (self._strips_spaces and block.startswith(" ")):
+                    cut_words.append(number)
             blocks += text_blocks
             block_counts.append(len(text_blocks))
         block_ids = self._processor.encode(blocks, num_threads=1)
+        for number in cut_words:  # the processor would put a space before them
+            block_ids[number] = self._processor_within_text.encode(blocks[number])
         block_ends = np.cumsum([0, *map(len, block_ids)])
         ids = np.fromiter(itertools.chain.from_iterable(block_ids), np.int32, block_ends[-1])
         text_ends = block_ends[np.cumsum([0, *block_counts])].tolist()
@@ -191,21 +218,39 @@ class SentencePiece(Tokenizer):
         return self._processor.id_to_piece(token)
 
     def begins_word(self) -> Bool[np.ndarray, "vocab"]:
-        return np.array([self._processor.id_to_piece(token_id).startswith(SPACE) for token_id in range(self.vocab)])
+        return np.array([text[:1].isspace() for text in self._texts_of_pieces()])
+
+    def ends_word(self) -> Bool[np.ndarray, "vocab"]:
+        return np.array([text[-1:].isspace() for text in self._texts_of_pieces()])
+
+    def _texts_of_pieces(self) -> Iterator[str]:
+        """Yield the text of each piece; of a byte (`<0x0A>`), the ASCII character."""
+        for token_id in range(self.vocab):
+            piece = self._processor.id_to_piece(token_id)
+            if self._processor.is_byte(token_id):
+                yield chr(int(piece[1:-1], base=16))
+            else:
+                yield piece.replace(SPACE, " ")
 
 
 def _cut_blocks(text: str, block_characters: int) -> Iterator[str]:
-    """Cut a text before a space that ends a word. No piece spans such a border, so the ids stay those of the text."""
-    while len(text) > block_characters:
-        end = len(text)
-        border = re.search(r"(?<=[^ ]) ", text[block_characters:])
+    """Cut a text before a space that ends a word. No piece spans such a border, so the ids stay those of the text.
+
+    Blocks have up to twice `block_characters`. A stretch of text without such a space is cut anywhere.
+    """
+    start = 0
+    while len(text) - start > block_characters:
+        earliest = start + block_characters
+        latest = earliest + block_characters
+        border = END_OF_WORD.search(text, earliest, latest)
+        end = earliest
         if border is not None:
-            end = block_characters + border.start()
-        if end >= 2 * block_characters:  # there is no such space in reach
-            end = block_characters
-        yield text[:end]
-        text = text[end:]
-    yield text
+            end = border.start()
+        elif len(text) < latest:
+            break
+        yield text[start:end]
+        start = end
+    yield text[start:]
 
 
 class HuggingFace(Tokenizer):
@@ -235,10 +280,12 @@ class HuggingFace(Tokenizer):
 
     def beginning(self) -> Int32[np.ndarray, "tokens"]:
         encoding = self._tokenizer.encode("a", add_special_tokens=True)
-        for count, is_special in enumerate(encoding.special_tokens_mask):
-            if not is_special:
-                return np.array(encoding.ids[:count], np.int32)
-        return np.zeros(0, np.int32)
+        count = 0
+        while count < len(encoding.ids) and encoding.special_tokens_mask[count]:
+            count += 1
+        if count:
+            return np.array(encoding.ids[:count], np.int32)
+        return super().beginning()
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         return self._tokenizer.decode(np.asarray(ids, np.int64).tolist(), skip_special_tokens=True)
@@ -257,8 +304,14 @@ class HuggingFace(Tokenizer):
             if is_word_piece:
                 begins[token_id] = not piece.startswith("##")
             else:
-                begins[token_id] = piece.startswith(("Ġ", "Ċ", SPACE))
+                begins[token_id] = piece.startswith(WHITE_SPACE)
         return begins
+
+    def ends_word(self) -> Bool[np.ndarray, "vocab"]:
+        ends = np.zeros(self.vocab, bool)
+        for piece, token_id in self._tokenizer.get_vocab(with_added_tokens=True).items():
+            ends[token_id] = piece.endswith(WHITE_SPACE)
+        return ends
 
 
 class Bytes(Tokenizer):
@@ -298,8 +351,8 @@ class Bytes(Tokenizer):
         return f"<{token}>"
 
     def begins_word(self) -> Bool[np.ndarray, "vocab"]:
-        # Only a space does.
-        return np.arange(self.vocab) == self.first + ord(" ")
+        # White space does, which comes before its word.
+        return np.isin(np.arange(self.vocab), [self.first + byte for byte in b" \t\n\r\v\f"])
 
     def sentinels(self) -> tuple[int, ...]:
         """Return the last hundred byte ids, downwards: bytes that valid text rarely has (Xue et al. 2022, §3.1)."""

@@ -4,7 +4,6 @@ import hashlib
 import io
 import itertools
 import math
-import os
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,6 +22,8 @@ SENTENCE_CHARACTERS = 1000
 """SentencePiece's trainer leaves out sentences above 4192 bytes; a character has at most four."""
 CHARACTER_VOCAB = 2**20
 """Largest vocabulary of characters: more than there are characters."""
+TRAINER_THREADS = 2
+"""Threads of SentencePiece's trainer. Its result depends on their number, so that it must not be that of the cores."""
 
 
 def load_or_train_tokenizer(tokenizer: TokenizerConfig, data: DataConfig) -> Tokenizer:
@@ -39,7 +40,7 @@ def load_or_train_tokenizer(tokenizer: TokenizerConfig, data: DataConfig) -> Tok
         return Bytes()
     units: list[sources.Unit] = []
     for source in data.sources:
-        units += sources.units(source)
+        units += sources.units(source, tables_as_text=True)
     folder = Path(data.cache_dir) / f"tokenizer-{_hash_settings(tokenizer, units)}"
     if (folder / SentencePiece.file_name).is_file():
         return load(folder)
@@ -101,7 +102,7 @@ def train(config: Unigram | BPE | Character, texts: Iterable[str]) -> SentencePi
             unk_id=2,
             bos_id=-1,
             user_defined_symbols=list(config.symbols),
-            num_threads=os.cpu_count() or 1,
+            num_threads=TRAINER_THREADS,
             minloglevel=2,
             **_trainer_options(config),
         )

@@ -24,6 +24,9 @@ from t5x_lite.models.spec import ModelSpec
 
 logger = logging.getLogger(__name__)
 
+CONTEXT_TOKENS = 8
+"""Tokens at the end of a prompt that are decoded together with its continuation."""
+
 TokenIds: TypeAlias = Int[np.ndarray, "_"]
 """Token ids of one text, of any length."""
 
@@ -106,9 +109,17 @@ class Generator:
         for prompt in prompts:
             prompt_ids.append(self.encode_prompt(prompt) if isinstance(prompt, str) else prompt)
         for tokens in self.stream_tokens(prompt_ids, decoding):
-            decoded = [self._decode_text(row, decoding.stop) for row in tokens]
-            yield [text for text, _ in decoded]
-            if all(has_ended for _, has_ended in decoded):
+            is_last = isinstance(decoding, Beam) or tokens.shape[1] == decoding.tokens
+            texts = []
+            all_ended = True
+            for prompt_row, new_row in zip(prompt_ids, tokens, strict=True):
+                text, has_ended = self._decode_text(prompt_row, new_row, decoding.stop)
+                if not has_ended and not is_last:
+                    text = _without_begun_stop(text, decoding.stop)
+                texts.append(text)
+                all_ended = all_ended and has_ended
+            yield texts
+            if all_ended:
                 return
 
     def stream_tokens(
@@ -226,19 +237,45 @@ class Generator:
             )
         return [prompt[-limit:] for prompt in prompts]
 
-    def _decode_text(self, token_ids: TokenIds, stop_strings: Sequence[str]) -> tuple[str, bool]:
-        """Return the text before EOS and before the first stop string, and whether it has ended with either."""
-        has_ended = False
+    def _decode_text(self, prompt_ids: TokenIds, token_ids: TokenIds, stop_strings: Sequence[str]) -> tuple[str, bool]:
+        """Return the text before EOS and before the first stop string, and whether it has ended with either.
+
+        A stop string may be the name of a special token, which has no text.
+        """
+        end_ids = [self.tokenizer.special[stop] for stop in stop_strings if stop in self.tokenizer.special]
         if self.tokenizer.eos is not None:
-            ends = np.flatnonzero(token_ids == self.tokenizer.eos)
-            if len(ends):
-                has_ended = True
-                token_ids = token_ids[: ends[0]]
-        text = self.tokenizer.decode(token_ids.tolist())
+            end_ids.append(self.tokenizer.eos)
+        ends = np.flatnonzero(np.isin(token_ids, end_ids))
+        has_ended = len(ends) > 0
+        if has_ended:
+            token_ids = token_ids[: ends[0]]
+        text = self._decode_continuation(prompt_ids, token_ids)
         cuts = [text.index(stop) for stop in stop_strings if stop and stop in text]
         if cuts:
             return text[: min(cuts)], True
         return text, has_ended
+
+    def _decode_continuation(self, prompt_ids: TokenIds, token_ids: TokenIds) -> str:
+        """Return the text of new tokens.
+
+        A decoder's text goes on from its prompt: a tokenizer that puts a space before every text, and removes it when
+        it decodes, would remove the space of the first new word. The last tokens of the prompt are decoded too, and
+        their text is cut off.
+        """
+        new_ids = token_ids.tolist()
+        if self.config.family == "encoder_decoder":
+            return self.tokenizer.decode(new_ids)
+        prompt_end = [token_id for token_id in prompt_ids[-CONTEXT_TOKENS:].tolist() if token_id >= 0]
+        prompt_text = self.tokenizer.decode(prompt_end).rstrip("\ufffd")
+        return self.tokenizer.decode(prompt_end + new_ids)[len(prompt_text) :]
+
+
+def _without_begun_stop(text: str, stop_strings: Sequence[str]) -> str:
+    """Remove the beginning of a stop string from the end of a text, because its rest may follow."""
+    for length in range(max(map(len, stop_strings), default=0) - 1, 0, -1):
+        if any(len(stop) > length and text.endswith(stop[:length]) for stop in stop_strings):
+            return text[:-length]
+    return text
 
 
 def write_stream(prompt: str, texts: Iterator[list[str]], write: Callable[[str], object]) -> None:

@@ -106,12 +106,12 @@ def choose_evaluators(config: RunConfig, request: EvaluationRequest) -> list[Eva
     if request.tasks is None and request.text is None:
         return list(config.evaluators)
     evaluators: list[Evaluator] = []
-    own_names = {short_name(name) for name in config.tasks}
+    trained_names = {short_name(name) for name in config.tasks}
     requested = request.tasks or ()
-    own_tasks = tuple(name for name in requested if name in own_names)
-    other_tasks = tuple(name for name in requested if name not in own_names)
-    if own_tasks:
-        evaluators.append(Tasks(names=own_tasks))
+    trained_tasks = tuple(name for name in requested if name in trained_names)
+    other_tasks = tuple(name for name in requested if name not in trained_names)
+    if trained_tasks:
+        evaluators.append(Tasks(names=trained_tasks))
     if other_tasks:
         few_shot = FewShot(
             tasks=other_tasks,

@@ -12,9 +12,11 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, PyTree
 
+from t5x_lite.data.files import BYTE_ORDER_MARK
 from t5x_lite.errors import UserError
 from t5x_lite.evaluate.batched_function import BatchedFunction, Features
 from t5x_lite.evaluate.evaluation_model import EvaluationModel
+from t5x_lite.files import check_not_input
 from t5x_lite.models import outputs
 from t5x_lite.models.spec import ModelSpec
 from t5x_lite.models.stack import Stack
@@ -74,11 +76,13 @@ def embed_file(model: EvaluationModel, file: Path, to: Path, pool: str, layer: i
     suffix = ".npz" if pool == "none" else ".npy"
     if to.suffix != suffix:
         raise UserError(f"--to {to}: pool {pool} makes an {suffix} file")
+    check_not_input(to, file)
     try:
-        texts = file.read_text(encoding="utf-8", errors="replace").splitlines()
+        content = file.read_text(encoding="utf-8", errors="replace").removeprefix(BYTE_ORDER_MARK)
     except OSError as error:
         raise UserError(f"{file}: cannot be read: {error.strerror}") from None
-    if not texts:
+    texts = content.removesuffix("\n").split("\n")  # `splitlines` also splits at form feeds and U+2028
+    if not content:
         raise UserError(f"{file}: holds no text; each line is one")
     embeddings = embed(model, texts, pool, layer)
     try:

@@ -31,7 +31,7 @@ Samples: TypeAlias = dict[str, list[Any]]
 """For each task a record of each document and filter, as the harness logs them."""
 
 LoadedTasks: TypeAlias = dict[str, Any]
-"""What the harness's `TaskManager.load` returns; `tasks` maps names to tasks."""
+"""The result of the harness's `TaskManager.load`; `tasks` maps names to tasks."""
 
 
 def evaluate_tasks(

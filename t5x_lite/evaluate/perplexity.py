@@ -16,6 +16,8 @@ from t5x_lite.evaluate.evaluation_model import EvaluationModel
 from t5x_lite.models.loss_terms import Batch, LossTerms, add_loss_terms, loss_metrics
 from t5x_lite.objectives.features import Pair
 
+DEFAULT_WINDOW = 1024
+"""Tokens of a window where none is given. Batches of longer ones take long, and most of a batch may be padding."""
 LARGEST_EXPONENT = 700.0
 """Larger ones overflow a float64."""
 
@@ -86,7 +88,7 @@ def score_texts(
     Args:
         model: a decoder.
         texts: documents; empty ones are left out.
-        window: tokens that the model reads at one time, by default all that it can.
+        window: tokens that the model reads at one time, by default all that it can up to `DEFAULT_WINDOW`.
         stride: see `scoring_windows`; by default half the window.
 
     Returns:
@@ -99,7 +101,7 @@ def score_texts(
     """
     if model.config.model.family != "decoder":
         raise UserError(f"perplexity of a text is for decoders; this model is of family {model.config.model.family}")
-    window = model.resolve_window(window)
+    window = model.resolve_window(window or min(model.window, DEFAULT_WINDOW))
     if stride is None:
         stride = max(window // 2, 1)
     if not 1 <= stride <= window:

@@ -17,6 +17,9 @@ MASKED_BATCH = 16
 def score(model: EvaluationModel, texts: Sequence[str], inputs: Sequence[str] | None = None) -> list[float]:
     """Return the log-probability of each text in nats, the sum over its tokens.
 
+    White space at the end of `inputs` belongs to the text, as in lm-evaluation-harness, because the tokens of a word
+    begin with it.
+
     * A decoder predicts the text after the token that begins a document and the text of `inputs`.
     * An encoder_decoder predicts the text and EOS given the text of `inputs` (empty if left out).
     * An encoder predicts each token given all others, one masked at a time (pseudo-log-likelihood, Salazar et al.
@@ -44,10 +47,19 @@ def score(model: EvaluationModel, texts: Sequence[str], inputs: Sequence[str] | 
 
 
 def _encode_pair(model: EvaluationModel, before: str, text: str) -> Pair:
-    """Return the ids of inputs and targets. Those of a decoder are cut from the ids of both texts together."""
+    """Return the ids of inputs and targets. Those of a decoder are cut from the ids of both texts together.
+
+    If the text only makes the last token of the inputs longer, that token is the target.
+    """
+    inputs_text = before.rstrip()
+    target_text = before[len(inputs_text) :] + text
     if model.config.model.family == "encoder_decoder":
-        return model.encode_text(before), np.append(model.tokenizer.encode(text), model.eos)
-    inputs, both = model.tokenizer.encode_batch([before, before + text])
+        return model.encode_text(inputs_text), np.append(model.tokenizer.encode(target_text), model.eos)
+    inputs, both = model.tokenizer.encode_batch([inputs_text, inputs_text + target_text])
+    if target_text and len(both) <= len(inputs):
+        shortest = min(len(inputs), len(both))
+        (differences,) = np.nonzero(inputs[:shortest] != both[:shortest])
+        inputs = inputs[: differences[0]] if len(differences) else inputs[: shortest - 1]
     return np.append(model.prefix_token_id, inputs), both[len(inputs) :]
 
 

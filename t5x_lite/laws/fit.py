@@ -11,7 +11,7 @@ from t5x_lite.laws.parametric import Law
 from t5x_lite.laws.points import Points
 
 HUBER_DELTA = 1e-3
-"""Where the Huber loss turns from squares to absolute values (Hoffmann et al. 2022, §3.3)."""
+"""Residual at which the Huber loss turns from squares to absolute values (Hoffmann et al. 2022, §3.3)."""
 MAX_GUESSES = 500
 """Initial guesses that are optimised: those with the lowest objective."""
 

@@ -22,7 +22,7 @@ from t5x_lite.models.stack import Stack
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class DecodingState:
-    """What a decoder carries from token to token.
+    """The state that a decoder carries from token to token.
 
     Attributes:
         layers: keys and values of every layer of the pattern, with an axis over repeats.
@@ -109,7 +109,7 @@ class Backbone(nnx.Module):
 
     def __call__(
         self,
-        x: Float[Array, "b l d"],
+        x: Float[Array, "b l w"],
         positions: Int[Array, "b l"] | None,
         segment_ids: Int[Array, "b l"] | None,
         *,
@@ -121,7 +121,7 @@ class Backbone(nnx.Module):
         """Return the states of the last layer, and their positions.
 
         Args:
-            x: token vectors.
+            x: token vectors, of the width of `model.embedding`.
             positions: position of each token in its document; None: 0, 1, 2, …
             segment_ids: document of each token, 0 for padding; None: every row is one document.
             token_types: kind of each token; None is 0.

@@ -33,15 +33,15 @@ def _sublayer_norm(x: Float[Array, "b l d"], norm: Norm, sublayer: Sublayer) -> 
 
 
 RESIDUALS = {"pre": _pre_norm, "post": _post_norm, "sublayer": _sublayer_norm}
-"""How a sublayer, its norm and the residual stream are combined, by `model.norm_place`."""
+"""Ways to combine a sublayer, its norm and the residual stream, by `model.norm_place`."""
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class EncoderOutput:
-    """What cross-attention attends to: an encoder's states and their positions.
+    """The input of cross-attention: an encoder's states and their positions.
 
-    In decoding `states` are None: each layer is given their keys and values.
+    In decoding `states` are None: each layer has their keys and values.
     """
 
     positions: TokenPositions

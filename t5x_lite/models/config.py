@@ -48,7 +48,7 @@ class GeneratorConfig(Config):
 
 
 class HeadConfig(Config):
-    """What a task predicts from the states; the objective of a task sets it."""
+    """The output of a task's model, computed from the states; the objective of a task sets it."""
 
     outputs: Int = setting(..., "scores of each text, or of each token; 0: the pooled states are the output", ge=0)
     pool: Literal["first", "last", "mean", "max", "none"] = setting(
@@ -107,7 +107,7 @@ class ModelConfig(Config):
     )
     outputs: Annotated[tuple[Output, ...], Strict(False)] = setting(
         ("tokens",),
-        "what is predicted: tokens; sentence (a pair's relation, BERT); detection (replaced or not, ELECTRA); "
+        "predictions: tokens; sentence (a pair's relation, BERT); detection (replaced or not, ELECTRA); "
         "span (tokens from a span's borders, SpanBERT); none beside a head",
     )
     output_transform: bool = setting(False, "a dense layer and a norm before the token logits", source="BERT's code")
@@ -204,8 +204,6 @@ class ModelConfig(Config):
                 f"a head is for an encoder or a decoder, not a model of family {self.family}; train an encoder_decoder "
                 "on a task's text form, and of electra its discriminator (family: encoder)"
             )
-        if not self.outputs and self.head is None:
-            yield "outputs: [] leaves nothing to predict; give some, or a head"
         if not self.is_encoder_only and set(self.outputs) != {"tokens"}:
             yield f"outputs of a {self.family} are [tokens]"
         if self.family == "electra" and self.outputs != ("detection",):

@@ -17,7 +17,7 @@ class Initializer(Config):
     """
 
     scales_queries: ClassVar[bool] = False
-    """Where `attention_scale` is given, initial queries are so small that scores begin as under 1/sqrt(head_dim)."""
+    """Initial queries of a model with an `attention_scale` are so small that scores begin as under 1/sqrt(head_dim)."""
 
     @abstractmethod
     def embedding_std(self) -> float:
@@ -95,8 +95,8 @@ class MaximalUpdate(Config):
     logits are divided by m, scores by head_dim instead of its root. All widths must grow together.
     """
 
-    embed: Int = setting(..., "width of the base, at which nothing changes", ge=1)
-    head_dim: Int | None = setting(None, "the base's width of a head; null: the same as here", ge=1)
+    embed: Int = setting(..., "width of the base model, whose learning rates are used", ge=1)
+    head_dim: Int | None = setting(None, "width of a head of the base model; null: that of this model", ge=1)
 
 
 INITIALIZERS: dict[str, type[Initializer]] = {"normal": NormalInit, "fan_in": FanInInit}

@@ -189,7 +189,7 @@ class Linear(nnx.Module):
 
 
 LinearAdapter = Callable[[Callable[..., Array], Float[Array, "..."], SortedRows | None], Float[Array, "..."]]
-"""What an adaptation adds to a linear map: a function of the plain map, its input, and how rows are sorted."""
+"""The addition of an adaptation to a linear map: a function of the plain map, its input, and how rows are sorted."""
 
 
 def _product_of_sorted_rows(
@@ -290,7 +290,7 @@ class Embed(nnx.Module):
 
 
 PromptAdapter = Callable[[Float[Array, "b l d"], Int[Array, "b l"]], Float[Array, "b l d"]]
-"""What prompt tuning adds to an embedding: a function of the vectors and the tokens."""
+"""The addition of prompt tuning to an embedding: a function of the vectors and the tokens."""
 
 
 class Norm(nnx.Module):

@@ -1,4 +1,4 @@
-"""What a model predicts from its states: tokens, the relation of two sentences, replaced tokens, a span's tokens."""
+"""Predictions from the states of a model: tokens, the relation of two sentences, replaced tokens, a span's tokens."""
 
 from collections.abc import Callable
 

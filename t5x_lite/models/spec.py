@@ -23,7 +23,7 @@ FAMILIES: dict[str, Callable[..., nnx.Module]] = {
 }
 
 Surgery = Callable[[Surgeon], None]
-"""What an adaptation method does to a freshly created model."""
+"""Changes a newly created model for an adaptation method."""
 
 
 @dataclass(frozen=True)

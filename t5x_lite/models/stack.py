@@ -21,7 +21,7 @@ from t5x_lite.models.remat import name_layer_output, rematerialised
 from t5x_lite.models.sharding import shards, target_platform
 
 LayerActivity: TypeAlias = dict[str, RouterActivity]
-"""What the routers of one period did, by the number of the layer in the pattern."""
+"""Sums over the choices of the routers of one period, by the number of the layer in the pattern."""
 SHARED_MODULES = ("attention_norm", "attention", "feedforward_norm", "feedforward")
 """The modules of a block that two stacks share under `model.shared_stacks`."""
 
@@ -29,7 +29,7 @@ SHARED_MODULES = ("attention_norm", "attention", "feedforward_norm", "feedforwar
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class RowInputs:
-    """What the rows of a batch bring to every layer, in a form that some rows can be selected from."""
+    """Inputs of every layer that each row of a batch has, so that rows can be selected."""
 
     segment_ids: Int[Array, "b l"]
     prefix: Bool[Array, "b l"] | None
@@ -67,7 +67,7 @@ class RowInputs:
 
 @dataclass(frozen=True)
 class LayerInputs:
-    """What the layers of one period get beside the states, with an axis over repeats before they are scanned.
+    """Inputs of the layers of one period other than the states, with an axis over repeats before they are scanned.
 
     Attributes:
         repeat: number of the repeat; None without a cache.

@@ -12,7 +12,7 @@ from t5x_lite.objectives.objective import ExampleContext, Features, Objective, T
 
 
 class Causal(Objective):
-    """Next-token prediction.
+    """Predict the next token.
 
     Features, each `[seq_len]`: `tokens`, `targets` (the next token), `positions` (from 0 in each document) and
     `segment_ids` (0 is padding) as int32; `loss_weights` as float32, 0 where the next token is in another document.

@@ -11,7 +11,9 @@ from t5x_lite.schema import Int, setting
 
 
 class Choice(Pooled):
-    """Roles `text` (or a list of texts), `choices` (a list of `count` texts) and `label` (index of the right one).
+    """Predict which of several choices is right, by a softmax over their scores.
+
+    Roles: `text` (or a list of texts), `choices` (a list of `count` texts) and `label` (index of the right one).
 
     Features: those of `frame_texts` for each choice, `[count, seq_len]`; `targets` int32 and `loss_weights` float32,
     scalars.

@@ -40,7 +40,7 @@ class _TextLabel(Pooled):
 
 
 class Classify(_TextLabel):
-    """One of `labels`, by cross-entropy."""
+    """Predict one of `labels`, by cross-entropy."""
 
     name: ClassVar[str] = "classify"
 
@@ -68,7 +68,7 @@ class Classify(_TextLabel):
 
 
 class Regress(_TextLabel):
-    """A number, by squared error (STS-B)."""
+    """Predict a number, by squared error (STS-B)."""
 
     name: ClassVar[str] = "regress"
 

@@ -24,7 +24,10 @@ UNANSWERABLE = "unanswerable"
 
 
 class Extract(Supervised):
-    """Roles `question`, `context`, `answers` (texts) and `starts` (their first characters); no answers: unanswerable.
+    """Predict the first and the last token of the answer in a context.
+
+    Roles: `question`, `context`, `answers` (texts) and `starts` (their first characters). A question without answers is
+    unanswerable.
 
     A long context becomes several examples, overlapping windows. Features: those of `frame_texts`; `start` and `end`
     int32, scalars, the positions of the answer's first and last token, or the position of [CLS] if the window does not

@@ -234,7 +234,10 @@ class Masked(Objective):
         """Choose at most `budget` of the candidate positions, in groups that are masked together."""
         if self.spans == "token":
             return choose_tokens(candidates, budget, rng)
-        words = split_words(candidates, vocabulary.begins_word[tokens[candidates]])
+        begins_word = vocabulary.begins_word[tokens[candidates]]
+        if vocabulary.ends_word is not None:
+            begins_word[1:] |= vocabulary.ends_word[tokens[candidates[:-1]]]
+        words = split_words(candidates, begins_word)
         if self.spans == "word":
             return choose_words(words, budget, rng)
         return choose_spans(words, budget, rng)

@@ -37,7 +37,11 @@ def choose_tokens(candidates: Int[np.ndarray, "n"], budget: int, rng: np.random.
 
 
 def choose_words(words: Sequence[np.ndarray], budget: int, rng: np.random.Generator) -> Groups:
-    """Choose words at random; one that would exceed `budget` tokens in all is skipped (BERT's code)."""
+    """Choose words at random; one that would exceed `budget` tokens in all is skipped (BERT's code).
+
+    Words that are longer than the budget could never be chosen, and a row may have no others, as in text without
+    spaces. Single tokens of theirs take what is left of the budget.
+    """
     chosen = []
     count = 0
     for number in rng.permutation(len(words)):
@@ -45,15 +49,31 @@ def choose_words(words: Sequence[np.ndarray], budget: int, rng: np.random.Genera
         if count + len(word) <= budget:
             chosen.append(word)
             count += len(word)
+    too_long = [word for word in words if len(word) > budget]
+    if count < budget and too_long:
+        chosen += choose_tokens(np.concatenate(too_long), budget - count, rng)
     return chosen
+
+
+def cut_long_words(words: Sequence[np.ndarray], longest: int) -> Groups:
+    """Return the words, with those of more than `longest` tokens cut into single tokens."""
+    cut: Groups = []
+    for word in words:
+        if len(word) > longest:
+            cut += np.split(word, len(word))
+        else:
+            cut.append(word)
+    return cut
 
 
 def choose_spans(words: Sequence[np.ndarray], budget: int, rng: np.random.Generator) -> Groups:
     """Choose spans of whole words until `budget` tokens are spent (Joshi et al. 2020, §3.1).
 
-    Lengths in words are geometric and clipped; places are uniform. If no place is left for a length, shorter spans are
+    Words that are longer than the budget are cut into single tokens, as no span could have them. Lengths in words are
+    geometric and clipped; places are uniform. If no place is left for a length, shorter spans are
     tried. No two spans touch, so that the tokens next to a span are shown.
     """
+    words = cut_long_words(words, budget)
     ends = np.array([word[-1] for word in words], np.int64)
     starts = np.array([word[0] for word in words], np.int64)
     # Counts the special tokens before each word: a span has none inside.

@@ -33,8 +33,9 @@ class Vocabulary:
         named: ids of the special tokens by name.
         sentinels: ids of T5's sentinels in their order of use.
         special: marks the ids of special tokens.
-        begins_word: marks the ids of tokens that begin a word.
+        begins_word: marks the ids of tokens that begin a word, such as those that begin with a space.
         frequency: each token's share of the training text, if the objective needs it (`Objective.needs_frequency`).
+        ends_word: marks the ids of tokens that end a word, such as those that end with a line break.
     """
 
     size: int
@@ -44,6 +45,7 @@ class Vocabulary:
     special: Bool[np.ndarray, "size"]
     begins_word: Bool[np.ndarray, "size"]
     frequency: Float[np.ndarray, "size"] | None = None
+    ends_word: Bool[np.ndarray, "size"] | None = None
 
     def require_eos(self, user: str) -> int:
         """Return the id of the end-of-text token.

@@ -10,7 +10,7 @@ from t5x_lite.objectives.objective import ExampleContext, Features, TokenRow
 
 
 class Prefix(InputsTargets):
-    """Cut each document of a row in two at a uniformly random place. Features: see `InputsTargets`.
+    """Cut each document of a row in two at a uniformly random position. Features: see `InputsTargets`.
 
     In a decoder the inputs attend to each other in both directions if `model.prefix_lm` is set.
     """

@@ -14,7 +14,7 @@ from t5x_lite.schema import setting
 
 
 class ReplacedToken(Objective):
-    """ELECTRA.
+    """Detect the tokens that a small generator has replaced (ELECTRA).
 
     Features: those of `Masked`; `unmasked` int32 `[seq_len]`, the original tokens; and `detection_weights` float32
     `[seq_len]`, 0 in the padding.

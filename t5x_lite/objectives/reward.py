@@ -12,7 +12,9 @@ from t5x_lite.objectives.supervised import Coder, Pooled, Record
 
 
 class Reward(Pooled):
-    """Roles `chosen` and `rejected`, optionally `text` before both.
+    """Predict a higher score for the better of two answers.
+
+    Roles: `chosen` and `rejected`, optionally `text` before both.
 
     Features: those of `frame_texts` for each answer, `[2, seq_len]`; `loss_weights`, a float32 scalar.
     """

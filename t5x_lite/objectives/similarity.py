@@ -14,7 +14,10 @@ from t5x_lite.schema import Strings, setting
 
 
 class Similarity(Supervised):
-    """Roles `text`, `second` and `label`: a class, by softmax(W[u; v; |u - v|]), or a number, by the cosine of u and v.
+    """Predict the relation of two texts from their embeddings u and v.
+
+    It is a class, by softmax(W[u; v; |u - v|]), or a number, by the cosine of u and v. Roles: `text`, `second` and
+    `label`.
 
     Features: those of `frame_texts` for each text, `[2, seq_len]`; `targets` (int32 for a class, float32 for a number)
     and `loss_weights` float32, scalars.
@@ -25,9 +28,9 @@ class Similarity(Supervised):
     roles: ClassVar[tuple[str, ...]] = ("text", "second", "label")
     texts: ClassVar[int] = 2
 
-    by: Literal["classes", "cosine"] = setting("classes", "what is learnt from a pair")
+    by: Literal["classes", "cosine"] = setting("classes", "relation of a pair: a class, or a number by the cosine")
     labels: Strings = setting((), "names of the classes")
-    largest: float = setting(5.0, "the label that stands for a cosine of 1", gt=0, source="STS-B: 0 to 5")
+    largest: float = setting(5.0, "label of a pair whose cosine is 1", gt=0, source="STS-B: 0 to 5")
     pool: Literal["mean", "first", "max"] = setting("mean", "pooling of a text's states", source="SBERT, Table 6")
 
     def problems(self) -> Iterator[str]:

@@ -21,9 +21,10 @@ from t5x_lite.schema import setting
 class SpanCorruption(InputsTargets):
     """Predict the spans that sentinels stand for. Features: see `InputsTargets`.
 
-    A row of the stream is one text, as in T5. Packed documents (`data.packing=documents`) are corrupted one by one and
-    are segments of their own on both sides. `train.seq_len` is the length of the inputs in an encoder_decoder, and of
-    inputs and targets together in a decoder.
+    A row of the stream is one text without EOS between its documents, as in T5. Packed documents
+    (`data.packing=documents`) are corrupted one by one and are segments of their own on both sides. EOS ends inputs and
+    targets after the corruption, and is never in a span. `train.seq_len` is the length of the inputs in an
+    encoder_decoder, and of inputs and targets together in a decoder.
     """
 
     name: ClassVar[str] = "span_corruption"
@@ -57,10 +58,15 @@ class SpanCorruption(InputsTargets):
         """Corrupt each segment of the row."""
         pairs = []
         for segment in segments_of(row.segments):
-            tokens = row.tokens[segment]
+            tokens = without_eos(row.tokens[segment], context.vocabulary)
             is_noise = noise_mask(len(tokens), self.noise_density, self.mean_span, rng)
             pairs.append(corrupt(tokens, is_noise, context.vocabulary))
         return self.features(pairs, context)
+
+
+def without_eos(tokens: Int[np.ndarray, "l"], vocabulary: Vocabulary) -> Int[np.ndarray, "_"]:
+    """Return the tokens of a text without EOS, which T5 appends only to what has been corrupted."""
+    return tokens[tokens != vocabulary.eos]
 
 
 def noise_counts(

@@ -18,7 +18,9 @@ NO_WORD = -1
 
 
 class Tag(Supervised):
-    """Roles `words` and `tags`, lists of one length.
+    """Predict a tag for each word, by cross-entropy.
+
+    Roles: `words` and `tags`, lists of one length.
 
     Features: those of `frame_texts`, and `[seq_len]`: `targets` int32, `loss_weights` float32 (1 at the first token of
     a word), `words` int32 (the word's number there, else -1). Words beyond the row are not learnt, and are predicted as

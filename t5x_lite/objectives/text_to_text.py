@@ -16,8 +16,9 @@ from t5x_lite.schema import setting
 
 
 class TextToText(InputsTargets):
-    """Pairs of texts (`data.parts=fields`), several in a row, one segment each. Features: see `InputsTargets`.
+    """Predict the second text of a pair from the first. Features: see `InputsTargets`.
 
+    Pairs are fields of a document (`data.parts=fields`). A row holds several of them, one segment each.
     Inputs and targets that are too long are cut. EOS ends both in an encoder_decoder. In a decoder EOS ends only the
     targets, and `train.seq_len` is the length of inputs and targets together.
     """

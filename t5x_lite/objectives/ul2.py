@@ -12,7 +12,14 @@ from t5x_lite.models.config import Family
 from t5x_lite.objectives.features import Pair, segments_of
 from t5x_lite.objectives.inputs_targets import InputsTargets
 from t5x_lite.objectives.objective import ExampleContext, Features, TokenRow
-from t5x_lite.objectives.span_corruption import check_sentinels, corrupt, corrupted_lengths, count_noise, noise_mask
+from t5x_lite.objectives.span_corruption import (
+    check_sentinels,
+    corrupt,
+    corrupted_lengths,
+    count_noise,
+    noise_mask,
+    without_eos,
+)
 from t5x_lite.schema import Config, setting
 
 
@@ -70,7 +77,10 @@ class UL2(InputsTargets):
 
     def example(self, row: TokenRow, context: ExampleContext, rng: np.random.Generator) -> Features:
         """Corrupt each segment of the row by a denoiser of its own."""
-        pairs = [self._pair(row.tokens[segment], context, rng) for segment in segments_of(row.segments)]
+        pairs = []
+        for segment in segments_of(row.segments):
+            tokens = without_eos(row.tokens[segment], context.vocabulary)
+            pairs.append(self._pair(tokens, context, rng))
         return self.features(pairs, context)
 
     def _pair(self, tokens: np.ndarray, context: ExampleContext, rng: np.random.Generator) -> Pair:

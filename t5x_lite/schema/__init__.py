@@ -7,6 +7,7 @@ from t5x_lite.schema.explanation import Explanation, explain
 from t5x_lite.schema.settings import Config, Int, OneOf, Settings, Strings, dotted, flatten, setting
 from t5x_lite.schema.sources import Sources, merge, read
 from t5x_lite.schema.validation import validate
+from t5x_lite.schema.yaml_text import dump
 
 __all__ = [
     "Config",
@@ -17,6 +18,7 @@ __all__ = [
     "Sources",
     "Strings",
     "dotted",
+    "dump",
     "explain",
     "flatten",
     "merge",

@@ -2,11 +2,14 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import get_origin
+from typing import get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
 from t5x_lite.schema.settings import Config, Declaration, OneOf, declarations
+
+ITEM = "N"
+"""The number of an item in the keys of explanations, such as `eval.evaluators.N.few_shot.tasks`."""
 
 
 @dataclass(frozen=True)
@@ -21,13 +24,18 @@ class Explanation:
 
 
 def explain(kind: type[Config], prefix: str = "") -> Iterator[Explanation]:
-    """Yield every setting of a config class, those of components included, in the order of declaration."""
+    """Yield every setting of a config class, those of components included, in the order of declaration.
+
+    The items of a list are explained once, with `N` in the place of their number.
+    """
     for declaration in declarations(kind):
         key = f"{prefix}{declaration.key}"
+        if declaration.group is None or declaration.is_list:
+            yield _explain_setting(key, declaration)
+        if declaration.is_list:
+            key += f".{ITEM}"
         if declaration.group is not None:
             yield from explain(declaration.group, f"{key}.")
-            continue
-        yield _explain_setting(key, declaration)
         if declaration.one_of is not None:
             for name, component in declaration.one_of.kinds.items():
                 yield from explain(component, f"{key}.{name}.")
@@ -41,13 +49,21 @@ def _explain_setting(key: str, declaration: Declaration) -> Explanation:
     description = str(field.description)
     if extra.get("source"):
         description += f" [{extra['source']}]"
-    if declaration.one_of is None:
-        type_name = _name_type(field.annotation)
-        default = _format_default(field)
-    else:
-        type_name = " | ".join(declaration.one_of.kinds)
-        default = _format_default_component(field, declaration.one_of)
+    type_name = _name_type(field.annotation)
+    if declaration.one_of is not None:
+        type_name = _name_components(field, declaration.one_of, is_list=declaration.is_list)
+    default = _format_default(field, declaration.one_of)
     return Explanation(key, type_name, default, str(extra.get("unit", "")), description)
+
+
+def _name_components(field: FieldInfo, one_of: OneOf, *, is_list: bool) -> str:
+    names = list(one_of.kinds)
+    if type(None) in get_args(field.annotation):
+        names.append("null")
+    choices = " | ".join(names)
+    if is_list:
+        return "list of " + choices
+    return choices
 
 
 def _name_type(annotation: object) -> str:
@@ -64,23 +80,21 @@ def _name_type(annotation: object) -> str:
     return " | ".join(names) or str(annotation)
 
 
-def _format_default(field: FieldInfo) -> str:
+def _format_default(field: FieldInfo, one_of: OneOf | None) -> str:
     if field.is_required():
         return "required"
-    if field.default is None:
-        return "null"
     if isinstance(field.default, tuple):
-        return f"[{', '.join(_format_item(item) for item in field.default)}]"
-    return str(field.default)
+        return f"[{', '.join(_format_value(item, one_of) for item in field.default)}]"
+    return _format_value(field.default, one_of)
 
 
-def _format_item(item: object) -> str:
-    if isinstance(item, str):
-        return item
-    return type(item).__name__
-
-
-def _format_default_component(field: FieldInfo, one_of: OneOf) -> str:
-    if field.is_required():
-        return "required"
-    return str(one_of.name_of(field.default))
+def _format_value(value: object, one_of: OneOf | None) -> str:
+    if value is None:
+        return "null"
+    if one_of is not None:
+        return str(one_of.name_of(value))
+    if isinstance(value, Config):
+        return type(value).__name__
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value)

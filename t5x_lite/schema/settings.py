@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import UnionType
-from typing import Annotated, Any, Self, TypeAlias, get_args
+from typing import Annotated, Any, Self, TypeAlias, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, Field, GetCoreSchemaHandler, Strict, model_validator
 from pydantic.fields import FieldInfo
@@ -18,8 +18,16 @@ Settings: TypeAlias = dict[str, Any]
 """Nested settings before validation, as YAML holds them."""
 
 
-class Config(BaseModel, frozen=True, extra="forbid", strict=True, protected_namespaces=(), serialize_by_alias=True):
-    """A group of settings: typed, frozen and complete. An unknown key is an error."""
+class Config(
+    BaseModel,
+    frozen=True,
+    extra="forbid",
+    strict=True,
+    allow_inf_nan=False,
+    protected_namespaces=(),
+    serialize_by_alias=True,
+):
+    """A group of settings: typed, frozen and complete. An unknown key is an error, and so are infinity and NaN."""
 
     def problems(self) -> Iterator[str]:
         """Yield a message for each combination of valid settings that does not work."""
@@ -58,8 +66,9 @@ def _wrap_string(value: object) -> object:
     return value
 
 
-Int = Annotated[int, BeforeValidator(_convert_integral_float)]
-"""An integer. Floats with an integral value, such as `1e5`, are accepted."""
+LARGEST_INT = 2**31 - 1
+Int = Annotated[int, BeforeValidator(_convert_integral_float), Field(le=LARGEST_INT)]
+"""An integer that an int32 can hold. Floats with an integral value, such as `1e5`, are accepted."""
 
 Strings = Annotated[tuple[str, ...], Strict(False), BeforeValidator(_wrap_string)]
 """A list of strings. A single string is accepted as a list of one."""
@@ -71,6 +80,11 @@ class OneOf:
 
     The setting accepts `name`, `{name: {settings}}` or an instance; null only if its type includes None. It is
     serialised as `{name: {settings}}`.
+
+    `kinds` is a registry, such as `OBJECTIVES`. It is read when the class that has the setting is defined, so a new
+    kind is one entry in the file of the registry. Code outside the package adds its entries before it imports what
+    reads them: those of a model (attention kinds, routers, position encodings) first, then all others, and then
+    `t5x_lite.config` or `t5x_lite.cli`.
     """
 
     kinds: Mapping[str, type[Config]]
@@ -129,37 +143,46 @@ class Declaration:
     Attributes:
         key: its key in YAML.
         field: pydantic's description of it.
-        group: the nested group of settings that it holds, if it holds one.
-        one_of: the components to choose from, if it is a component.
+        group: the nested group of settings that it holds, if it holds one, or that each item of its list is.
+        one_of: the components to choose from, if it is a component or a list of components.
+        is_list: its value is a list of groups or components, of any length.
     """
 
     key: str
     field: FieldInfo
     group: type[Config] | None
     one_of: OneOf | None
+    is_list: bool = False
 
 
 def declarations(kind: type[Config]) -> Iterator[Declaration]:
     """Yield the fields of a config class in the order of their declaration."""
     for attribute, field in kind.model_fields.items():
-        one_of = _find_one_of(field)
+        is_list = get_origin(field.annotation) is tuple
+        annotation: object = field.annotation
+        metadata = tuple(field.metadata)
+        if is_list:
+            annotation = get_args(field.annotation)[0]
+            metadata = getattr(annotation, "__metadata__", ())
+        one_of = _find_one_of(metadata)
         group = None
         if one_of is None:
-            group = _find_group(field)
-        yield Declaration(field.alias or attribute, field, group, one_of)
+            group = _find_group(annotation)
+        holds_settings = one_of is not None or group is not None
+        yield Declaration(field.alias or attribute, field, group, one_of, is_list and holds_settings)
 
 
-def _find_one_of(field: FieldInfo) -> OneOf | None:
-    for annotation in field.metadata:
+def _find_one_of(metadata: tuple[object, ...]) -> OneOf | None:
+    for annotation in metadata:
         if isinstance(annotation, OneOf):
             return annotation
     return None
 
 
-def _find_group(field: FieldInfo) -> type[Config] | None:
-    alternatives: tuple[object, ...] = (field.annotation,)
-    if isinstance(field.annotation, UnionType):
-        alternatives = get_args(field.annotation)
+def _find_group(annotation: object) -> type[Config] | None:
+    alternatives: tuple[object, ...] = (annotation,)
+    if isinstance(annotation, UnionType):
+        alternatives = get_args(annotation)
     for alternative in alternatives:
         if isinstance(alternative, type) and issubclass(alternative, Config):
             return alternative

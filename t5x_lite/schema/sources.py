@@ -1,5 +1,6 @@
 """Read settings from YAML files and command-line overrides, and remember where each was set."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,8 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from t5x_lite.errors import UserError, suggest
+from t5x_lite.config_files import find_config
+from t5x_lite.errors import UserError
 from t5x_lite.schema.settings import Config, Declaration, Settings, declarations
 
 
@@ -33,14 +35,19 @@ class Sources:
 
 
 def read(kind: type[Config], path: str | Path, overrides: Sequence[str] = ()) -> Sources:
-    """Read a YAML file and the files named in its `base`, and apply `dotted.key=value` overrides.
+    """Read a config and the configs named in its `base`, and apply `dotted.key=value` overrides.
 
     A leading `--` of an override is ignored.
+
+    Args:
+        kind: the class of the config.
+        path: a file, or the name of a shipped config (see `find_config`).
+        overrides: settings that replace those of the files.
 
     Raises:
         UserError: a file cannot be read, or an override is malformed.
     """
-    sources = _read_with_bases(kind, Path(path))
+    sources = _BaseReader(kind).read(find_config(path))
     values = sources.values
     locations = dict(sources.locations)
     for override in overrides:
@@ -79,38 +86,53 @@ def _merge_setting(declaration: Declaration | None, old: object, new: object) ->
     return merged
 
 
-def _read_with_bases(kind: type[Config], path: Path, including: tuple[Path, ...] = ()) -> Sources:
-    """Read a file over its bases; `including` are the files that led to it."""
-    if path.resolve() in including:
-        raise UserError(f"{including[-1]}: base {path} includes itself; remove it from `base`")
-    file = _read_yaml(path)
-    values = dict(file.values)
-    bases = values.pop("base", None) or []
-    if isinstance(bases, str):
-        bases = [bases]
-    merged_values: Settings = {}
-    locations: dict[str, str] = {}
-    for base in bases:
-        if not isinstance(base, str):
-            location = file.locations["base"]
-            raise UserError(f"{location}: `base` takes file names relative to this file, found {base!r}")
-        inherited = _read_with_bases(kind, path.parent / base, (*including, path.resolve()))
-        merged_values = merge(kind, merged_values, inherited.values)
-        locations |= inherited.locations
-    return Sources(merge(kind, merged_values, values), locations | file.locations)
+class _BaseReader:
+    """Reads files over their bases, each file once: files that share bases would take exponential time otherwise."""
+
+    def __init__(self, kind: type[Config]) -> None:
+        self._kind = kind
+        self._finished: dict[Path, Sources] = {}
+
+    def read(self, path: Path, including: tuple[Path, ...] = ()) -> Sources:
+        """Read a file over its bases; `including` are the files that led to it."""
+        resolved_path = path.resolve()
+        if resolved_path in including:
+            raise UserError(f"{including[-1]}: base {path} includes itself; remove it from `base`")
+        if resolved_path not in self._finished:
+            self._finished[resolved_path] = self._read_over_bases(path, (*including, resolved_path))
+        return self._finished[resolved_path]
+
+    def _read_over_bases(self, path: Path, including: tuple[Path, ...]) -> Sources:
+        file = _read_yaml(path)
+        values = dict(file.values)
+        bases = values.pop("base", None) or []
+        if isinstance(bases, str):
+            bases = [bases]
+        merged_values: Settings = {}
+        locations: dict[str, str] = {}
+        for base in bases:
+            if not isinstance(base, str):
+                location = file.locations["base"]
+                raise UserError(
+                    f"{location}: `base` takes files relative to this one, or names of shipped configs; found {base!r}"
+                )
+            inherited = self.read(find_config(base, path.parent), including)
+            merged_values = merge(self._kind, merged_values, inherited.values)
+            locations |= inherited.locations
+        return Sources(merge(self._kind, merged_values, values), locations | file.locations)
 
 
 def _read_yaml(path: Path) -> Sources:
     try:
+        if path.exists() and not path.is_file():  # reading a pipe or device may never end
+            raise UserError(f"{path}: is not a file; expected a YAML config")
         text = path.read_text(encoding="utf-8")
         if not text.strip():
             text = "{}"
         values = OmegaConf.to_container(OmegaConf.create(text), resolve=True)
         document = yaml.compose(text, Loader=yaml.SafeLoader)
-    except FileNotFoundError:
-        siblings = [sibling.name for sibling in path.parent.glob("*.yaml")]
-        hint = suggest(path.name, siblings, prefix=f"{path.parent}/")
-        raise UserError(f"{path}: no such config file{hint}") from None
+    except RecursionError:
+        raise UserError(f"{path}: cannot be read as a YAML config: it is nested too deeply") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as a YAML config: {error}") from None
     except yaml.MarkedYAMLError as error:
@@ -142,9 +164,17 @@ def _parse_override(override: str) -> tuple[str, Settings]:
     if not equals or not key:
         raise UserError(f"command line: {override!r} is not an override; write dotted.key=value")
     try:
+        assignment.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"command line: {override!r} is not valid UTF-8") from None
+    text = assignment.partition("=")[2]
+    quoting = f"; quote a text that has signs of YAML, as in {key}='\"{text}\"'"
+    if re.search(r"\s#", text) and text.lstrip()[0] not in "\"'":
+        raise UserError(f"command line: {override!r}: YAML takes the part from # on as a comment{quoting}")
+    try:
         nested = OmegaConf.to_container(OmegaConf.from_dotlist([assignment]), resolve=True)
     except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
-        raise UserError(f"command line: {override!r}: {_first_line(error)}") from None
+        raise UserError(f"command line: {override!r}: {_first_line(error)}{quoting}") from None
     return key, nested  # type: ignore[return-value]
 
 

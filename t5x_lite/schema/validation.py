@@ -1,18 +1,22 @@
 """Turn settings into a typed config, or into one line that explains everything that is wrong with them."""
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
+import yaml
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from t5x_lite.errors import UserError, suggest
-from t5x_lite.schema.explanation import explain
+from t5x_lite.schema.explanation import ITEM, explain
 from t5x_lite.schema.settings import Config
 from t5x_lite.schema.sources import Sources
 
 ConfigT = TypeVar("ConfigT", bound=Config)
 
+MOST_ERRORS = 20
+"""Errors that are explained; a file that is no config may have any number."""
 NEAREST_KEY_CUTOFF = 0.5
 """Similarity from which an unknown key is taken for a misspelling; `difflib`'s default of 0.6 misses short keys."""
 
@@ -26,9 +30,23 @@ def validate(kind: type[ConfigT], sources: Sources) -> ConfigT:
     try:
         return kind.model_validate(sources.values)
     except ValidationError as error:
-        messages = [_explain_error(kind, sources, details) for details in error.errors(include_url=False)]
+        errors = error.errors(include_url=False)
+        messages = []
+        for details in errors[:MOST_ERRORS]:
+            if not _follows_from_an_item(details, errors):
+                messages.append(_explain_error(kind, sources, details))
+        if len(errors) > MOST_ERRORS:
+            messages.append(f"and {len(errors) - MOST_ERRORS} more")
         unique_messages = dict.fromkeys(messages)
         raise UserError("; ".join(unique_messages)) from None
+
+
+def _follows_from_an_item(details: ErrorDetails, errors: Sequence[ErrorDetails]) -> bool:
+    """Return whether a list is too short only because its items are invalid, which has an error of its own."""
+    path = details["loc"]
+    if details["type"] != "too_short":
+        return False
+    return any(len(other["loc"]) > len(path) and other["loc"][: len(path)] == path for other in errors)
 
 
 def _explain_error(kind: type[Config], sources: Sources, details: ErrorDetails) -> str:
@@ -55,8 +73,15 @@ def _describe_error(kind: type[Config], path: Sequence[str], details: ErrorDetai
             expected = details["ctx"]["expected"].replace("'", "")
             hint = suggest(str(value), expected.replace(" or ", ", ").split(", "))
             return f"`{key}` is {value!r}, expected {expected}{hint}"
+        case "string_type":
+            quoted = f"{key}='\"{'…' if isinstance(value, dict | list) else value}\"'"
+            return f"`{key}` is {value!r}, expected a text; on the command line, quote it twice, as in {quoted}"
         case "not_a_kind":
             return f"`{key}` is {value!r}: {details['msg']}{_suggest_component(value, details['msg'])}"
+        case "tuple_type":
+            return f"`{key}` is {value!r}: expected a list, such as [{_format_item(value)}]"
+        case "too_short":
+            return f"`{key}` is {value!r}: expected a list with at least {details['ctx']['min_length']} item"
         case _:
             message = details["msg"][0].lower() + details["msg"][1:]
             return f"`{key}` is {value!r}: {message}"
@@ -65,11 +90,14 @@ def _describe_error(kind: type[Config], path: Sequence[str], details: ErrorDetai
 def _describe_unknown_key(kind: type[Config], path: Sequence[str]) -> str:
     *groups, name = path
     prefix = "".join(f"{group}." for group in groups)
-    hint = suggest(name, _keys_in_group(kind, prefix), prefix=f"`{prefix}", suffix="`", cutoff=NEAREST_KEY_CUTOFF)
+    explained_groups = [ITEM if group.isdecimal() else group for group in groups]
+    explained_prefix = "".join(f"{group}." for group in explained_groups)
+    known_keys = _keys_in_group(kind, explained_prefix)
+    hint = suggest(name, known_keys, prefix=f"`{prefix}", suffix="`", cutoff=NEAREST_KEY_CUTOFF)
     if not hint:
         hint = "; `--help-config` lists the keys"
         if groups:
-            hint += f" of `{'.'.join(groups)}`"
+            hint += f" of `{'.'.join(explained_groups)}`"
     return f"unknown key `{prefix}{name}`{hint}"
 
 
@@ -85,3 +113,8 @@ def _suggest_component(value: object, message: str) -> str:
     if isinstance(value, dict):
         name = next(iter(value), "")
     return suggest(str(name), names)
+
+
+def _format_item(value: object) -> str:
+    """Return a value that is not a list as the item of one, in YAML's notation."""
+    return yaml.safe_dump(value, default_flow_style=True, width=math.inf).strip().removesuffix("...").strip()

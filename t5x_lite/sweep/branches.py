@@ -79,7 +79,7 @@ def _make_trunk(sweep: Sweep, group: Sequence[PlannedRun], decay_starts: dict[st
         run_dir=str(sweep.runs_folder / job_name(sweep, name)),
         overrides=overrides,
         steps=steps,
-        own_steps=steps,
+        computed_steps=steps,
         tokens=longest.tokens * steps / longest.steps,
         flops=longest.flops * steps / longest.steps,
         trunk=True,
@@ -88,4 +88,4 @@ def _make_trunk(sweep: Sweep, group: Sequence[PlannedRun], decay_starts: dict[st
 
 def _make_branch(run: PlannedRun, trunk: PlannedRun, decay_start: int) -> PlannedRun:
     overrides = {**run.overrides, "branch.from": trunk.run_dir, "branch.step": decay_start}
-    return replace(run, overrides=overrides, own_steps=run.steps - decay_start, after=trunk.name)
+    return replace(run, overrides=overrides, computed_steps=run.steps - decay_start, after=trunk.name)

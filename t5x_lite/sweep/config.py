@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Strict
 
 from t5x_lite import schema
+from t5x_lite.config_files import find_config
 from t5x_lite.schema import Config, Int, Strings, setting
 
 
@@ -22,7 +23,7 @@ class LaunchConfig(Config):
 class SweepConfig(Config):
     """A grid of runs. Values of an axis: a list, `{range: [first, last, step]}` or `{log: [first, last, count]}`."""
 
-    config: str = setting(..., "the run's config, relative to the sweep file")
+    config: str = setting(..., "the run's config, relative to the sweep file, or the name of a shipped one")
     set: dict[str, Any] = setting({}, "keys of the run's config, dotted or nested, with their value in every run")
     axes: dict[str, dict[str, Any]] = setting(
         {}, "{name: {dotted key: values}}: every combination of the axes; the keys of one axis vary together"
@@ -79,11 +80,12 @@ class Sweep:
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Sweep:
-    """Load a sweep file.
+    """Load a sweep file, or a shipped one by its name, such as `sweeps/quickstart`.
 
     Raises:
         UserError: one line with every fault.
     """
+    path = find_config(path)
     config = schema.validate(SweepConfig, schema.read(SweepConfig, path, overrides))
     folder = Path(config.dir) if config.dir else Path("sweeps") / path.stem
-    return Sweep(path.stem, config, (path.parent / config.config).resolve(), folder)
+    return Sweep(path.stem, config, find_config(config.config, path.parent).resolve(), folder)

@@ -33,7 +33,7 @@ def expand(sweep: Sweep) -> list[PlannedRun]:
     _check_unique_names(runs)
     if sweep.config.branches:
         runs = share_stable_phases(sweep, runs)
-    return sorted(runs, key=lambda run: (not run.trunk, run.own_flops))
+    return sorted(runs, key=lambda run: (not run.trunk, run.computed_flops))
 
 
 def _check_unique_names(runs: list[PlannedRun]) -> None:
@@ -82,7 +82,7 @@ def plan_run(sweep: Sweep, name: str, settings: Mapping[str, object], budget: fl
         budget=budget,
         experts=experts,
         steps=steps,
-        own_steps=steps,
+        computed_steps=steps,
         step_flops=batch_tokens * counts.model_flops,
     )
 

@@ -148,7 +148,7 @@ def show_plan(
     print_line(console, f"N counts {PARAMETERS_COUNTED[sweep.config.parameters]}; C counts {flops_counted}")
 
     unfinished = [run for run in runs if states[run.name] != "done"]
-    flops = format_si(sum(run.own_flops for run in unfinished))
+    flops = format_si(sum(run.computed_flops for run in unfinished))
     summary = f"{len(runs)} runs, {len(runs) - len(unfinished)} of them done; {flops}FLOPs are left"
     if seconds:
         duration = format_duration(sum(seconds.values()) / sweep.config.jobs)
@@ -165,7 +165,7 @@ def _plan_row(run: PlannedRun, state: str, seconds: float | None) -> tuple[str, 
         _format_size(run.parameters),
         _format_size(run.tokens),
         _format_size(run.flops),
-        str(run.own_steps),
+        str(run.computed_steps),
         hours,
         state,
     )

@@ -29,7 +29,7 @@ class PlannedRun:
         budget: the C that the number of steps follows from; 0 without one.
         experts: of each mixture; 1 for a dense model.
         steps: the last step.
-        own_steps: steps that the run computes itself; a branch does not compute those of its trunk.
+        computed_steps: steps that the run computes itself; a branch does not compute those of its trunk.
         step_flops: FLOPs of one step of the model.
         trunk: whether this is the stable phase that branches share.
         after: the trunk that must end before this run can start.
@@ -45,15 +45,15 @@ class PlannedRun:
     budget: float
     experts: int
     steps: int
-    own_steps: int
+    computed_steps: int
     step_flops: float
     trunk: bool = False
     after: str | None = None
 
     @property
-    def own_flops(self) -> float:
+    def computed_flops(self) -> float:
         """FLOPs that the run computes itself."""
-        return self.own_steps * self.step_flops
+        return self.computed_steps * self.step_flops
 
     @property
     def words(self) -> list[str]:

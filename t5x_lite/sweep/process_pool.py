@@ -43,7 +43,7 @@ class RunningJob:
     @property
     def flops(self) -> float:
         """FLOPs that it has computed."""
-        first_step = self.run.steps - self.run.own_steps
+        first_step = self.run.steps - self.run.computed_steps
         return self.run.step_flops * max(self.step - first_step, 0)
 
 
@@ -86,7 +86,7 @@ class ProcessPool:
         self.pending = list(runs)
         self.final_states = dict(final_states)
         with handle_signals(self._request_stop, signal.SIGINT, signal.SIGTERM), self.progress:
-            total_flops = sum(run.own_flops for run in runs)
+            total_flops = sum(run.computed_flops for run in runs)
             overall_task = self.progress.add_task(self.sweep.name, total=total_flops, at=f"0/{len(runs)}")
             while self.running or (self.pending and not self.stop_requested):
                 self._start_pending()
@@ -210,7 +210,7 @@ class ProcessPool:
         for run in runs:
             if run.name in self.final_states:
                 num_ended += 1
-                flops += run.own_flops
+                flops += run.computed_flops
         self.progress.update(overall_task, completed=flops, at=f"{num_ended}/{len(runs)}")
 
     def _set_state(self, run: PlannedRun, state: str, **details: object) -> None:

@@ -1,4 +1,4 @@
-"""How long the runs of a sweep will take."""
+"""Estimate the time that the runs of a sweep take."""
 
 import json
 import subprocess
@@ -53,7 +53,7 @@ def estimate_seconds(
     log_seconds = np.interp(log_flops, np.log(list(step_seconds.keys())), np.log(list(step_seconds.values())))
     estimates = {}
     for run, seconds in zip(runs, np.exp(log_seconds), strict=True):
-        estimates[run.name] = startup_seconds + run.own_steps * float(seconds)
+        estimates[run.name] = startup_seconds + run.computed_steps * float(seconds)
     return estimates
 
 

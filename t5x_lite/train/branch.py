@@ -35,9 +35,9 @@ def restore_branch(config: RunConfig, state: PyTree) -> tuple[int, PyTree, JsonO
     assert config.branch is not None
     run = open_run(Path(config.branch.source))
     differences = []
-    for key, (value_there, value_here) in configuration.changed(run.config, config).items():
+    for key, (source_value, value) in configuration.changed(run.config, config).items():
         if not key.startswith(CHANGEABLE_ON_BRANCH):
-            differences.append(f"{key} is {value_there!r} there, {value_here!r} here")
+            differences.append(f"{key} is {source_value!r} there, {value!r} here")
     if differences:
         raise UserError(f"branch.from {run.folder}: is the run of another config: {'; '.join(differences)}")
     with closing(run.checkpoints) as checkpoints:

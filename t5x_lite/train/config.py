@@ -8,7 +8,7 @@ from t5x_lite.train.schedules import SCHEDULES, Cosine, Schedule
 
 
 class OptimizerConfig(Config):
-    """How gradients become updates."""
+    """Settings of the optimizer: its algorithm, learning rate and weight decay."""
 
     method: Annotated[OptimizerMethod, OneOf(OPTIMIZERS)] = setting(AdamW(), "the algorithm")
     learning_rate: float = setting(6e-4, "peak rate", gt=0)
@@ -48,7 +48,7 @@ class TrainConfig(Config):
     )
     spike_limit: Int = setting(3, "loss spikes that a run recovers from; one more ends it", ge=1)
     peak_flops: float | None = setting(
-        None, "peak of one device for MFU; null looks it up or measures it", unit="FLOP/s"
+        None, "peak of one device for MFU; null looks it up or measures it", unit="FLOP/s", gt=0
     )
     health_every_steps: Int = setting(
         100, "steps between comparisons of the replicas' checksums and of the processes' speeds", unit="steps", ge=1
@@ -58,6 +58,7 @@ class TrainConfig(Config):
         "time without a step after which the job prints the stack of every thread and ends; null waits forever",
         unit="minutes",
         gt=0,
+        le=1e6,
     )
     profile: Int = setting(
         0, "steps to record in a JAX profile, after the first ten; 0 records none", unit="steps", ge=0

@@ -11,7 +11,7 @@ from t5x_lite.evaluate.evaluators.evaluator import Evaluation
 from t5x_lite.files import write_file
 
 ACTIVITIES = ("compile", "data", "step", "evaluation", "checkpoint", "restart", "lost")
-"""What time goes into: `data` is waiting for batches, `restart` is the time of a start before its first step, `lost` is
+"""Uses of time: `data` is waiting for batches, `restart` is the time of a start before its first step, `lost` is
 steps that were repeated.
 
 The share of `step` is the goodput (the ratio of Google's ML Goodput, "productive training time").

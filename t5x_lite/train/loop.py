@@ -11,18 +11,16 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array
 
-from t5x_lite.adapt.initial_weights import source_run
 from t5x_lite.config import RunConfig
 from t5x_lite.data.pipeline import training_batches
 from t5x_lite.data.records import TaskData
 from t5x_lite.data.training_data import ExampleSequence, TrainingData
-from t5x_lite.data.vocabulary import load_or_train_tokenizer
 from t5x_lite.errors import Diverged
 from t5x_lite.models.loss_terms import Batch
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.parallel.distributed import abort_together, main_process_first, stop_requests
 from t5x_lite.progress import format_duration, format_si
-from t5x_lite.run_data import open_run_data
+from t5x_lite.run_data import open_run_data, open_tokenizer
 from t5x_lite.run_dir import Run, check_run_dir, create_run_dir, lock_dir, with_vocab
 from t5x_lite.train.device_speed import peak_flops
 from t5x_lite.train.display import Display
@@ -59,12 +57,9 @@ def train(config: RunConfig) -> tuple[Run, bool]:
     """
     mesh = meshes.make_mesh(config.mesh)
     attention_kernels = check_mesh(mesh, config, mesh.devices.flat[0].platform)
-    check_run_dir(config)
+    changed_settings = check_run_dir(config)
     with main_process_first():
-        if config.adapt is None:
-            tokenizer = load_or_train_tokenizer(config.tokenizer, config.data)
-        else:
-            tokenizer = source_run(config).tokenizer
+        tokenizer = open_tokenizer(config)
         data = open_run_data(with_vocab(config, tokenizer), tokenizer)
     # Whatever evaluation needs is checked now and not at the first evaluation.
     examples = data.rows()
@@ -77,6 +72,8 @@ def train(config: RunConfig) -> tuple[Run, bool]:
         with Display(config.train.steps, enabled=jax.process_index() == 0) as display:
             kernels = "; ".join(f"{kind} by {kernel}" for kind, kernel in attention_kernels.items())
             display.print(f"attention: {kernels}")
+            if changed_settings:
+                display.print(f"continuing with changed settings: {changed_settings}")
             meshes.check_sharded(mesh, run.spec.axes, run.spec.shapes)
             trainer = Trainer(run, data, examples, mesh, make_steps(run.config, run.spec, mesh), display)
             # Closing the checkpoints waits for a save, and so for a process that may be lost: it is inside.

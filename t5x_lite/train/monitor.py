@@ -28,7 +28,7 @@ class LossSpike(Exception):
 
 @dataclass(frozen=True)
 class StepCost:
-    """What turns the seconds of a step into tokens per second and MFU.
+    """The cost of a step, for tokens per second and MFU.
 
     Attributes:
         tokens: tokens of a step.
@@ -110,6 +110,7 @@ class StepMonitor:
         self._pending: PendingStep | None = None
         self._finished: tuple[int, dict[str, MetricValue]] | None = None
         self._last_read = 0.0
+        self._empty_batches = 0
 
     def add_step(self, step: int, metrics: Mapping[str, Array], started: float, data_seconds: float) -> None:
         """Register a step that was handed to the device, and report the step before it.
@@ -179,6 +180,9 @@ class StepMonitor:
             self._display.print(f"step {step}: loss or gradient not finite, update skipped")
         factor = self._config.spike_factor
         loss = metrics["loss"]
+        if loss == 0.0:
+            self._empty_batches += 1
+            self._display.print(f"step {step}: the batch has nothing to predict ({self._empty_batches} so far)")
         mean = self._running_loss
         if factor and mean.steps >= RUNNING_MEAN_STEPS and not loss <= factor * mean.loss:
             raise LossSpike(f"step {step}: loss {loss:.4f} is above {factor} × its running mean {mean.loss:.4f}")

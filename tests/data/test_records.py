@@ -13,7 +13,7 @@ import cloudpickle
 import numpy as np
 import pyarrow
 import pytest
-import zstandard
+from backports import zstd
 from pyarrow import parquet
 
 from t5x_lite import config as configuration
@@ -38,7 +38,7 @@ CLASSIFY: dict[str, Any] = {
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {
     "": bytes,
     ".gz": gzip.compress,
-    ".zst": zstandard.ZstdCompressor().compress,
+    ".zst": zstd.compress,
 }
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pyarrow
 import pytest
-import zstandard
+from backports import zstd
 from pyarrow import parquet
 
 from t5x_lite.data import sources
@@ -22,7 +22,7 @@ TEXTS = ["first\nline two", "second", "dritter – ünï", "fourth"]
 COMPRESS: dict[str, Callable[[bytes], bytes]] = {
     "": bytes,
     ".gz": gzip.compress,
-    ".zst": zstandard.ZstdCompressor().compress,
+    ".zst": zstd.compress,
 }
 
 
@@ -66,6 +66,98 @@ def test_units_cut_large_files_at_lines_and_join_small_ones(tmp_path: Path) -> N
     small = SourceConfig(files=(str(tmp_path / "*.txt"),))
     units = sources.units(small, unit_bytes=100, smallest_unit=100)
     assert [len(unit.paths) for unit in units] == [3, 3, 3]
+
+
+def test_an_empty_file_after_a_cut_one_does_not_repeat_its_text(tmp_path: Path) -> None:
+    texts = [f"line {n}" for n in range(100)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    (tmp_path / "b.jsonl").write_text("")
+    (tmp_path / "c.jsonl").write_text('{"text": "last"}\n')
+    units = sources.units(SourceConfig(files=(str(tmp_path / "*.jsonl"),)), unit_bytes=100, smallest_unit=100)
+    assert [text for unit in units for _, text in sources.documents(unit)] == [*texts, "last"]
+
+
+SKIPPABLE_FRAME = bytes.fromhex("502a4d18") + (3).to_bytes(4, "little") + b"abc"
+"""RFC 8878, §3.1.2: a magic number, the size of the content, the content."""
+
+
+def test_compressed_files_of_several_members_are_read_to_their_end(tmp_path: Path) -> None:
+    first = "one\n" * 50_000
+    second = "two\n" * 50_000
+    for ending, compress in (("gz", gzip.compress), ("zst", zstd.compress)):
+        members = compress(first.encode()) + compress(second.encode())
+        (tmp_path / f"members.txt.{ending}").write_bytes(members)
+        assert read(tmp_path, f"members.txt.{ending}") == [first + second]
+    frames = SKIPPABLE_FRAME + zstd.compress(first.encode()) + SKIPPABLE_FRAME
+    (tmp_path / "frames.txt.zst").write_bytes(frames)
+    assert read(tmp_path, "frames.txt.zst") == [first]
+
+
+@pytest.mark.parametrize("ending", ["gz", "zst"])
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.parquet"])
+def test_an_incomplete_or_changed_compressed_file_is_an_error(ending: str, name: str, tmp_path: Path) -> None:
+    rows = [{"text": f"line {number} of some text"} for number in range(20_000)]
+    if name == "a.parquet":
+        parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "plain")
+        content = (tmp_path / "plain").read_bytes()
+    else:
+        content = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    checked = {zstd.CompressionParameter.checksum_flag: 1}
+    compressed = gzip.compress(content) if ending == "gz" else zstd.compress(content, options=checked)
+    middle = len(compressed) // 2
+    changed = bytearray(compressed)
+    changed[-3] ^= 1  # in the checksum of both formats
+    for damaged in (compressed[:-1], compressed[:middle], compressed[: middle + 7], bytes(changed)):
+        (tmp_path / f"{name}.{ending}").write_bytes(damaged)
+        with pytest.raises(UserError, match=rf"{name}.{ending}: "):
+            read(tmp_path, f"{name}.{ending}")
+
+
+def test_a_byte_order_mark_is_not_text(tmp_path: Path) -> None:
+    mark = b"\xef\xbb\xbf"
+    (tmp_path / "a.txt").write_bytes(mark + b"text\nmore")
+    (tmp_path / "a.jsonl").write_bytes(mark + b'{"text": "text"}\n')
+    assert read(tmp_path, "a.txt") == ["text\nmore"]
+    assert read(tmp_path, "a.txt", document="line") == ["text", "more"]
+    assert read(tmp_path, "a.jsonl") == ["text"]
+
+
+def test_a_surrogate_without_a_partner_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(r'{"text": "a \ud800 b \ud83d\ude00"}')
+    assert read(tmp_path, "a.jsonl") == ["a \ufffd b \U0001f600"]
+
+
+@pytest.mark.parametrize("line", ["[" * 100_000, '{"text": ' + "9" * 5_000 + "}"])
+def test_json_beyond_the_limits_of_the_parser_is_named_by_file_and_line(line: str, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "x"}\n' + line)
+    with pytest.raises(UserError, match=r"a\.jsonl:2: "):
+        read(tmp_path, "a.jsonl")
+
+
+def test_a_file_is_named_exactly_or_by_a_glob(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "part [1].txt").write_text("brackets")
+    (tmp_path / "a.JSONL").write_text('{"text": "capitals"}')
+    assert read(tmp_path, "part [1].txt") == ["brackets"]
+    assert read(tmp_path, "a.JSONL") == ["capitals"]
+    monkeypatch.setenv("HOME", str(tmp_path))
+    source = SourceConfig(files=("~/part [1].txt",))
+    assert [text for unit in sources.units(source) for _, text in sources.documents(unit)] == ["brackets"]
+
+
+def test_what_is_not_a_file_of_text_is_refused_with_a_remedy(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "table.csv").write_text("a,b\n1,2\n")
+    (tmp_path / "text.txt.xz").write_bytes(b"")
+    (tmp_path / "link.txt").symlink_to(tmp_path / "nowhere.txt")
+    for pattern, message in (
+        ("folder", r"folder is a folder; name its files, as in .*folder/\*\*/\*\.txt"),
+        ("table.csv", r"table\.csv is not read, because \.csv is not a format of text; .* data\.format=text"),
+        ("text.txt.xz", r"\.xz is not a format of text"),
+        ("*.txt", r"link\.txt is a link without its file"),
+    ):
+        with pytest.raises(UserError, match=message):
+            read(tmp_path, pattern)
+    assert read(tmp_path, "table.csv", format="text") == ["a,b\n1,2\n"]
 
 
 def test_invalid_utf8_is_replaced(tmp_path: Path) -> None:

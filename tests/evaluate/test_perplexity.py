@@ -77,6 +77,19 @@ def test_the_loss_in_one_window_is_the_score_of_the_text(model: Model) -> None:
     )
 
 
+def test_white_space_between_inputs_and_text_belongs_to_the_text(model: Model) -> None:
+    score_of_both, score_of_inputs = model.score(["the quick brown fox", "the quick brown"])
+    for inputs, text in (("the quick brown ", "fox"), ("the quick brown", " fox")):
+        assert model.score([text], [inputs])[0] == pytest.approx(score_of_both - score_of_inputs, abs=1e-4)
+
+
+def test_a_text_that_makes_the_last_token_of_the_inputs_longer_has_a_score(model: Model) -> None:
+    """Every split of a word, also inside a token, leaves something to predict."""
+    word = " wizards"
+    for split in range(1, len(word)):
+        assert model.score([word[split:]], ["seven" + word[:split]])[0] < 0
+
+
 def test_a_score_after_inputs_is_the_score_of_both_minus_that_of_the_inputs(model: Model) -> None:
     inputs = "the quick brown"
     text = " fox jumps"

@@ -48,7 +48,12 @@ def test_fits_recover_the_published_constants_of_kaplans_laws() -> None:
 
 def test_a_fit_recovers_the_published_constants_of_the_law_of_experts() -> None:
     """Clark et al. 2022, table 3, S-BASE."""
-    a, b, c, d, e_start, e_max = (-0.082, -0.108, 0.009, 1.104, 1.847, 314.478)
+    a = -0.082
+    b = -0.108
+    c = 0.009
+    d = 1.104
+    e_start = 1.847
+    e_max = 314.478
     expert_counts = np.array([1, 2, 4, 8, 32, 64, 128, 256, 512], float)
     size_grid, expert_grid = np.meshgrid(np.geomspace(1.5e7, 1.3e9, 5), expert_counts)
     parameters = size_grid.ravel()

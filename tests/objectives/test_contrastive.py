@@ -9,7 +9,9 @@ from t5x_lite.models.config import ModelConfig
 from t5x_lite.objectives.contrastive import Contrastive
 from tests.objectives.vocabulary import context, row
 
-CLS, SEP, EOS = 3, 4, 1
+CLS = 3
+SEP = 4
+EOS = 1
 
 
 def make_views(objective: Contrastive, tokens: list[int], seq_len: int = 16, seed: int = 0) -> dict[str, np.ndarray]:

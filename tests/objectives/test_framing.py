@@ -8,7 +8,9 @@ from t5x_lite.objectives.framing import encoder_frame, encoder_frame_size, frame
 from t5x_lite.objectives.objective import Vocabulary
 from tests.objectives.vocabulary import context, row, vocabulary
 
-EOS, CLS, SEP = 1, 3, 4
+EOS = 1
+CLS = 3
+SEP = 4
 FIRST = np.array([10, 11], np.int32)
 SECOND = np.array([20], np.int32)
 

@@ -12,7 +12,10 @@ from t5x_lite.objectives.replaced_token import ReplacedToken
 from t5x_lite.objectives.translation import Translation
 from tests.objectives.vocabulary import context, row, vocabulary
 
-PAD, CLS, SEP, MASK = 0, 3, 4, 5
+PAD = 0
+CLS = 3
+SEP = 4
+MASK = 5
 
 
 def random_rows(count: int, length: int, seed: int = 0) -> list[TokenRow]:
@@ -47,6 +50,26 @@ def test_a_row_is_framed_and_the_targets_are_its_masked_tokens() -> None:
     assert len(features["targets"]) == 20  # BERT: max_predictions_per_seq of a row of 128
     assert features["loss_weights"].sum() == round(0.15 * 128)
     assert sorted(set(positions)) == positions.tolist()
+
+
+@pytest.mark.parametrize("spans", ["word", "geometric"])
+@pytest.mark.parametrize("length", [126, 40, 7, 3])
+def test_a_row_without_borders_of_words_hides_its_share(spans: str, length: int) -> None:
+    """Text without spaces is one word, longer than all that a row may hide."""
+    one_word = row(np.arange(length) * 3 % 180 + 10)  # no id is a multiple of three, which would begin a word
+    features = mask(Masked(spans=spans), one_word, length + 2)
+    expected = max(round(0.15 * (length + 2)), 1)
+    assert features["loss_weights"].sum() == expected
+    assert original_tokens(features).tolist() == [CLS, *one_word.tokens, SEP]
+
+
+def test_whole_words_are_masked_where_they_fit() -> None:
+    """Words of two tokens: the share of a row of 42 is 6 tokens, so three whole words."""
+    tokens = np.stack([np.arange(12, 72, 3), np.arange(13, 73, 3)], axis=1).reshape(-1)
+    for seed in range(20):
+        positions = masked_positions(mask(Masked(spans="word"), row(tokens), 42, seed=seed))
+        assert len(positions) == 6
+        assert (positions.reshape(-1, 2) == positions[::2, None] + [0, 1]).all()
 
 
 def test_masked_random_and_unchanged_tokens_have_shares_of_80_10_10() -> None:

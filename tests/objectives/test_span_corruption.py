@@ -7,6 +7,7 @@ import pytest
 from scipy.stats import chisquare
 
 from t5x_lite.errors import UserError
+from t5x_lite.objectives import UL2
 from t5x_lite.objectives.span_corruption import (
     SpanCorruption,
     corrupt,
@@ -159,3 +160,42 @@ def test_contexts_that_allow_no_corruption_are_refused(
 ) -> None:
     with pytest.raises(UserError, match=message):
         SpanCorruption(**settings).check_context(context(seq_len, "encoder_decoder", sentinels=sentinels))
+
+
+@pytest.mark.parametrize("lengths", [[5, 4, 3], [1, 2, 1], [30]])
+def test_eos_is_appended_after_the_corruption_and_never_hidden(lengths: list[int]) -> None:
+    """T5 appends EOS to inputs and targets, and its texts have none before the corruption."""
+    packed = context(64, "encoder_decoder", sentinels=40)
+    tokens: list[int] = []
+    segments: list[int] = []
+    for number, length in enumerate(lengths, start=1):
+        tokens += [*range(10, 10 + length), EOS]
+        segments += [number] * (length + 1)
+    for objective in (SpanCorruption(), UL2()):
+        for seed in range(30):
+            features = objective.example(row(tokens, segments), packed, np.random.default_rng(seed))
+            for side, ids in (("", features["tokens"]), ("decoder_", features["targets"])):
+                for number in range(1, len(lengths) + 1):
+                    text = ids[features[f"{side}segment_ids"] == number]
+                    is_eos = text == EOS
+                    assert not is_eos[:-1].any()
+                    # The inputs of UL2's sequential denoiser go on in the targets, without EOS between them.
+                    assert is_eos[-1] or (side == "" and isinstance(objective, UL2))
+
+
+def test_a_stream_of_documents_is_one_text_without_eos_between_them() -> None:
+    stream = context(64, "encoder_decoder", sentinels=40)
+    features = SpanCorruption().example(row([10, 11, 12, EOS, 13, 14, 15, 16, EOS, 17]), stream, RNG)
+    assert (features["tokens"] == EOS).sum() == 1
+    assert (features["targets"] == EOS).sum() == 1
+
+
+def test_sizes_are_an_upper_bound_of_the_corrupted_documents() -> None:
+    packed = context(512, "encoder_decoder", sentinels=100)
+    lengths = np.arange(1, 300)
+    sizes = SpanCorruption().sizes(lengths[:, None], packed)
+    for length, (inputs, targets) in zip(lengths, sizes, strict=True):
+        tokens = [*range(10, 9 + length), EOS]
+        features = SpanCorruption().example(row(tokens), context(512, "encoder_decoder", 1000, 100), RNG)
+        assert (features["segment_ids"] > 0).sum() <= inputs
+        assert (features["decoder_segment_ids"] > 0).sum() <= targets

@@ -31,7 +31,9 @@ from t5x_lite.objectives.tag import Tag
 from t5x_lite.objectives.text_to_text import TextToText
 from tests.objectives.vocabulary import context
 
-EOS, CLS, SEP = 1, 3, 4
+EOS = 1
+CLS = 3
+SEP = 4
 
 
 def encode_with_offsets(text: str) -> tuple[np.ndarray, np.ndarray]:

@@ -16,7 +16,8 @@ from t5x_lite.models.attention.kinds import AttentionKind, Dense, Local
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.parallel.config import MeshConfig
 
-LENGTH, HEADS = 64, 4
+LENGTH = 64
+HEADS = 4
 
 
 def compare(kind: AttentionKind, mesh: jax.sharding.Mesh, *, causal: bool) -> None:

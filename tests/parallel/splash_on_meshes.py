@@ -17,7 +17,8 @@ from t5x_lite.models.attention.kinds import AttentionKind, Dense, Local, Strided
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.parallel.config import MeshConfig
 
-LENGTH, CONTEXT = 1024, 4
+LENGTH = 1024
+CONTEXT = 4
 
 
 def compare(kind: AttentionKind, mesh: jax.sharding.Mesh) -> None:

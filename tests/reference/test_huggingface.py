@@ -1,11 +1,14 @@
 """Every model type against its implementation in Hugging Face Transformers: numbers, files and generated tokens."""
 
 import json
+import pickle
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 
 torch = pytest.importorskip("torch", reason="reference implementations need the extra hf: pip install -e '.[hf]'")
 transformers = pytest.importorskip("transformers", reason="pip install -e '.[hf]'")
@@ -21,6 +24,7 @@ from t5x_lite.decode.generate import Sampling  # noqa: E402
 from t5x_lite.errors import UserError  # noqa: E402
 from t5x_lite.models.experts.activity import router_loss  # noqa: E402
 from t5x_lite.trees import flatten_names  # noqa: E402
+from tests.conftest import REPOSITORY  # noqa: E402
 from tests.reference.cases import Case, make  # noqa: E402
 from tests.reference.tiny_models import TINY_MODELS, VOCAB  # noqa: E402
 
@@ -96,7 +100,7 @@ def test_switch_router_losses_equal_transformers(tmp_path: Path) -> None:
     start = np.zeros((3, 1), int)
     module(tokens, np.concatenate([start, targets[:, :-1]], axis=1))
     for side in ("encoder", "decoder"):
-        (statistics,) = getattr(module, side).stack.seen.get_value().values()
+        (statistics,) = getattr(module, side).stack.activity.get_value().values()
         layers = statistics.tokens.shape[0]
         length = float(statistics.tokens[0, 0])
         token_shares = statistics.counted.sum(0) / layers / length
@@ -213,6 +217,25 @@ def test_a_folder_without_a_model_is_refused_in_one_line(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd", 3])
+def test_an_index_cannot_name_files_outside_its_folder(llama: Case, tmp_path: Path, name: object) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "config.json").write_text((llama.folder / "config.json").read_text())
+    (tmp_path / WEIGHTS_FILE).write_bytes((llama.folder / WEIGHTS_FILE).read_bytes())
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"model.norm.weight": name}}))
+    with pytest.raises(UserError, match="which is not in its folder"):
+        import_hf(folder, tmp_path / "run")
+
+
+def test_nothing_is_written_over_what_is_read(llama: Case, tmp_path: Path) -> None:
+    import_hf(llama.folder, tmp_path / "run")
+    with pytest.raises(UserError, match="is read by this command and would be overwritten"):
+        export_hf(tmp_path / "run", tmp_path / "run")
+    with pytest.raises(UserError, match="is read by this command and would be overwritten"):
+        import_hf(llama.folder, llama.folder)
+
+
 def test_the_command_line_imports_and_exports(llama: Case, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["import", "hf", str(llama.folder), str(tmp_path / "run")]) == 0
     assert "no tokenizer came with it" in capsys.readouterr().out
@@ -229,3 +252,85 @@ def test_a_model_trained_here_is_exported_as_the_model_type_that_can_hold_it(tin
     with torch.no_grad():
         logits = exported_model(torch.tensor(tokens)).logits.numpy()
     np.testing.assert_allclose(logits, t5x_lite.load(tiny_run).logits(tokens), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["quickstart", "quickstart_local"])
+def test_quickstarts_are_exported_as_models_that_transformers_computes_equally(
+    name: str, prose: Path, tmp_path: Path
+) -> None:
+    settings = ("train.steps=2", "optimizer.warmup_steps=0", "model.embed=48", "model.heads=2", "train.seq_len=128")
+    data = (f"data.files={prose}/*.txt", "data.validation_fraction=0.2", f"data.cache_dir={tmp_path}/cache")
+    run = tmp_path / "run"
+    config = str(REPOSITORY / f"configs/{name}.yaml")
+    assert main(["train", config, f"run_dir={run}", *settings, *data, "tokenizer.unigram.vocab=300"]) == 0
+    export_hf(run, tmp_path / "out")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    tokens = np.random.default_rng(0).integers(3, 300, (2, 100))
+    with torch.no_grad():
+        expected = theirs(torch.tensor(tokens)).logits.numpy()
+    np.testing.assert_allclose(t5x_lite.load(run).logits(tokens), expected, atol=1e-4)
+
+
+WORDS = ["<unk>", "<s>", "</s>", "<|im_end|>", "hello", "world"]
+
+
+@pytest.fixture(scope="module")
+def chat_model(llama: Case, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Llama with a tokenizer that puts <s> before every text and ends answers with <|im_end|>."""
+    folder = tmp_path_factory.mktemp("chat") / "model"
+    shutil.copytree(llama.folder, folder)
+    tokenizer = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="<unk>")
+    )
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens(WORDS[:4])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": "<|im_end|>",
+        "bos_token": "<s>",
+        "add_bos_token": True,
+        "chat_template": "{{ messages[0].content }}",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def test_special_tokens_are_those_of_the_folder_and_not_those_of_their_names(chat_model: Path, tmp_path: Path) -> None:
+    import_hf(chat_model, tmp_path / "run")
+    model = t5x_lite.load(tmp_path / "run")
+    theirs = transformers.AutoTokenizer.from_pretrained(chat_model)
+    assert model.tokenizer.eos == theirs.eos_token_id == 3
+    assert model.encode_text("hello world").tolist() == [1, 4, 5]
+    assert pickle.loads(pickle.dumps(model.tokenizer)).eos == 3
+    export_hf(tmp_path / "run", tmp_path / "out")
+    exported = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert (exported.eos_token, exported.bos_token) == (theirs.eos_token, theirs.bos_token)
+    assert exported.chat_template == theirs.chat_template
+    assert exported("hello world")["input_ids"] == theirs("hello world")["input_ids"]
+
+
+def test_a_cased_vocabulary_keeps_its_capitals(tmp_path: Path) -> None:
+    case = make("BERT", tmp_path / "case")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "Hello", "hello"]
+    (case.folder / "vocab.txt").write_text("\n".join(words) + "\n")
+    for is_lowercase, expected in ((False, 5), (True, 6)):
+        (case.folder / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": is_lowercase}))
+        run = tmp_path / f"run-{is_lowercase}"
+        import_hf(case.folder, run)
+        assert t5x_lite.load(run).tokenizer.encode("Hello").tolist() == [expected]
+
+
+@pytest.mark.parametrize("name", ["BERT, MLM alone", "Llama 2"])
+def test_padding_that_a_mask_names_does_not_change_the_logits(name: str, tmp_path: Path) -> None:
+    case = make(name, tmp_path)
+    text = np.array([7, 8, 9, 10, 11])
+    padded = np.array([7, 8, 9, 10, 11, 0, 0, 0])
+    mask = padded > 0
+    logits = case.ours.logits(padded, mask=mask)[0, : len(text)]
+    np.testing.assert_allclose(logits, case.ours.logits(text)[0], atol=1e-5)
+    with torch.no_grad():
+        expected = case.theirs(torch.tensor(padded[None]), attention_mask=torch.tensor(mask[None].astype(int))).logits
+    np.testing.assert_allclose(logits, expected[0, : len(text)].numpy(), atol=1e-4)
+    with pytest.raises(UserError, match="the mask has the shape"):
+        case.ours.logits(padded, mask=mask[:3])

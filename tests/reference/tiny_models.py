@@ -93,6 +93,24 @@ LLAMA3_ROPE = {
 }
 
 
+LINEAR_ROPE = {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}
+YARN_ROPE = {
+    "rope_type": "yarn",
+    "rope_theta": 1e4,
+    "factor": 4.0,
+    "original_max_position_embeddings": 256,
+    "beta_fast": 16.0,
+}
+
+
+WINDOWS_IN_TURN = {
+    "num_hidden_layers": 4,
+    "use_sliding_window": True,
+    "sliding_window": 4,
+    "layer_types": ["full_attention", "sliding_attention"] * 2,
+}
+
+
 def build_gpt2() -> PreTrainedModel:
     config = transformers.GPT2Config(vocab_size=VOCAB, n_embd=EMBED, n_layer=2, n_head=4, n_positions=80)
     return transformers.GPT2LMHeadModel(config)
@@ -140,7 +158,11 @@ TINY_MODELS = {
     "OPT": TinyModel("causal", build_opt),
     "Llama 2": TinyModel("causal", partial(build_llama, "Llama")),
     "Llama 3.1": TinyModel("causal", partial(build_llama, "Llama", rope_parameters=LLAMA3_ROPE)),
+    "Llama, linear": TinyModel("causal", partial(build_llama, "Llama", rope_parameters=LINEAR_ROPE)),
+    "Llama, YaRN": TinyModel("causal", partial(build_llama, "Llama", rope_parameters=YARN_ROPE)),
     "Mistral": TinyModel("causal", partial(build_llama, "Mistral", sliding_window=4)),
     "Mixtral": TinyModel("causal", partial(build_llama, "Mixtral", num_local_experts=4)),
     "OLMo 2": TinyModel("causal", partial(build_llama, "Olmo2")),
+    "Qwen3": TinyModel("causal", partial(build_llama, "Qwen3", head_dim=16)),
+    "Qwen3, windows": TinyModel("causal", partial(build_llama, "Qwen3", head_dim=8, **WINDOWS_IN_TURN)),
 }

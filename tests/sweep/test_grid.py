@@ -109,13 +109,13 @@ def test_branches_leave_a_trunk_where_their_decay_begins(make_sweep: SweepFactor
         assert trunk_config.checkpoint.keep_steps == (9, 15, 30)
         assert isinstance(trunk_config.optimizer.schedule, Constant)
         branches = [run for run in runs if run.after == trunk.name]
-        assert {(run.steps, run.own_steps, run.overrides["branch.step"]) for run in branches} == {
+        assert {(run.steps, run.computed_steps, run.overrides["branch.step"]) for run in branches} == {
             (12, 3, 9),
             (20, 5, 15),
             (40, 10, 30),
         }
     flops_without_sharing = sum(run.flops for run in runs if not run.trunk)
-    flops = sum(run.own_flops for run in runs)
+    flops = sum(run.computed_flops for run in runs)
     assert flops == pytest.approx(flops_without_sharing * (30 + 3 + 5 + 10) / 72)
 
 

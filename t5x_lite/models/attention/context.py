@@ -66,7 +66,7 @@ def _no_rotation(x: Float[Array, "b l h k"], positions: Int[Array, "b l"] | None
 
 @dataclass(frozen=True)
 class AttentionContext:
-    """What the layers of one forward pass share: positions, causality, and position encodings.
+    """Values that the layers of one forward pass share: positions, causality, and position encodings.
 
     Attributes:
         queries, keys: positions of both sides.
@@ -140,7 +140,7 @@ class BlockLimits:
 
 @dataclass(frozen=True)
 class AttentionSettings:
-    """What does not change from call to call.
+    """Settings of attention that do not change from call to call.
 
     Attributes:
         scale: factor on the scores; None is 1/sqrt(head_dim).
@@ -221,7 +221,7 @@ PartialAttention = tuple[Float[Array, "b l h k"], Float[Array, "b l h"]]
 
 @dataclass(frozen=True)
 class KernelRequirements:
-    """What a kernel must support to compute one layer's attention.
+    """Features that a kernel must support to compute one layer's attention.
 
     Attributes:
         length: queries of a row.

@@ -18,7 +18,7 @@ LOG2_E = 1.4426950408889634
 
 @dataclass(frozen=True)
 class FlashSettings:
-    """What is fixed when a kernel is compiled.
+    """Values that are fixed when a kernel is compiled.
 
     Attributes:
         scale: factor on the scores.

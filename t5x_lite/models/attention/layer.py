@@ -17,7 +17,7 @@ from t5x_lite.models.positions.module import Positions
 
 
 class KeyValueAdapter(Protocol):
-    """What prefix tuning adds to attention: it replaces the keys and values of some positions."""
+    """The addition of prefix tuning to attention: it replaces the keys and values of some positions."""
 
     def __call__(
         self, key: Float[Array, "b m n k"], value: Float[Array, "b m n k"], positions: Int[Array, "b m"] | None

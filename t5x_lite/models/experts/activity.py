@@ -1,4 +1,4 @@
-"""What routers did with a batch: the sums that their losses and metrics are computed from."""
+"""The activity of routers on a batch: sums from which their losses and metrics are computed."""
 
 import math
 from collections import defaultdict
@@ -27,7 +27,7 @@ is a mean over each microbatch already, and microbatches are averaged."""
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class RouterActivity:
-    """What the router of a layer did, as sums over the tokens of each row, padding excluded.
+    """The activity of a layer's router, as sums over the tokens of each row, padding excluded.
 
     Attributes:
         counted: choices of each expert that the balance loss counts.

@@ -13,9 +13,14 @@ from t5x_lite.schema import Config, Int, OneOf, setting
 class Capacity(Config):
     """Every expert has room for a fixed number of tokens of a group, in their order; the others skip it."""
 
-    factor: float = setting(1.25, "room over an equal share in training", gt=0, source="Fedus et al. 2022, §2.2")
+    factor: float = setting(
+        1.25,
+        "room of an expert in training, relative to an equal share of the tokens",
+        gt=0,
+        source="Fedus et al. 2022, §2.2",
+    )
     eval_factor: float | None = setting(None, "the same in evaluation and decoding; null takes `factor`", gt=0)
-    tokens: Int | None = setting(None, "room of each expert as a number instead of a factor", unit="tokens", ge=1)
+    tokens: Int | None = setting(None, "room of each expert in tokens, instead of a factor", unit="tokens", ge=1)
     group: Literal["row", "batch"] = setting("row", "tokens that compete for room: those of a row, or of the batch")
 
     def room(self, tokens: int, choices: int, experts: int, *, training: bool) -> int:
@@ -34,8 +39,10 @@ class Dropless(Config):
     `megablox` is the Pallas kernel for TPUs. `auto` takes megablox on a TPU whose experts are not sharded.
     """
 
-    buffer: float = setting(1.25, "room over an equal share before the slow path", ge=1)
-    kernel: Literal["auto", "buffer", "ragged", "megablox"] = setting("auto", "what multiplies tokens and experts")
+    buffer: float = setting(1.25, "size of the buffers, relative to an equal share of the tokens", ge=1)
+    kernel: Literal["auto", "buffer", "ragged", "megablox"] = setting(
+        "auto", "kernel of the product of tokens and experts"
+    )
 
 
 DISPATCHES: dict[str, type[Config]] = {"capacity": Capacity, "dropless": Dropless}
@@ -45,13 +52,13 @@ class MoE(Config):
     """Feed-forward layers side by side, of which each token uses a few (Shazeer et al. 2017)."""
 
     experts: Int = setting(8, "experts of a layer", ge=1)
-    router: Annotated[Router, OneOf(ROUTERS)] = setting(Switch(), "which experts a token is sent to")
-    dispatch: Annotated[Capacity | Dropless, OneOf(DISPATCHES)] = setting(Capacity(), "how it gets there")
+    router: Annotated[Router, OneOf(ROUTERS)] = setting(Switch(), "router: chooses the experts of each token")
+    dispatch: Annotated[Capacity | Dropless, OneOf(DISPATCHES)] = setting(Capacity(), "how tokens reach their experts")
     expert: Annotated[MLP | GLU | None, OneOf(EXPERT_FEEDFORWARDS)] = setting(
-        None, "what an expert is; null takes `model.feedforward`"
+        None, "feed-forward of an expert; null takes `model.feedforward`"
     )
     mlp: Int | None = setting(None, "width of an expert; null takes `model.mlp`", ge=1)
-    shared: Int = setting(0, "experts that every token uses beside", ge=0, source="DeepSeekMoE, Dai 2024, §3.2")
+    shared: Int = setting(0, "further experts that every token uses", ge=0, source="DeepSeekMoE, Dai 2024, §3.2")
 
     def problems(self) -> Iterator[str]:
         """Yield more choices than experts, or a router that a dispatch cannot serve."""

@@ -35,7 +35,7 @@ class Assignment:
 
 
 class Router(Config):
-    """What all routers have in common. They compute in float32.
+    """The settings and methods that all routers have. They compute in float32.
 
     The balance loss is experts · Σ f·p over the experts, f the share of tokens that chose one (each of k choices
     counts) and p its mean probability: of every row, of the batch, or of the batch and all layers of a stack together;

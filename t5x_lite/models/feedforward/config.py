@@ -30,4 +30,4 @@ class DenseFeedForward(Config):
 
 
 EXPERT_FEEDFORWARDS: dict[str, type[Config]] = {"mlp": MLP, "glu": GLU}
-"""What an expert may be."""
+"""Kinds of experts."""

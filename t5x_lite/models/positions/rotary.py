@@ -1,6 +1,5 @@
-"""Rotary positions (Su et al. 2021), and their stretching for longer contexts."""
+"""Rotary positions (Su et al. 2021)."""
 
-import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated
 
@@ -8,34 +7,11 @@ from jaxtyping import Float, Int
 
 from t5x_lite.arrays import Array
 from t5x_lite.models.positions.encoding import Place, PositionEncoding
-from t5x_lite.schema import Config, OneOf, setting
-from t5x_lite.schema import Int as Integer
+from t5x_lite.models.positions.stretches import STRETCHES, Stretch
+from t5x_lite.schema import OneOf, setting
 
 if TYPE_CHECKING:
     from t5x_lite.models.config import ModelConfig
-
-
-class Llama3Stretch(Config):
-    """Longer wavelengths for longer contexts (Llama 3.1, Grattafiori et al. 2024, §3.4.2 and its code).
-
-    Wavelengths above original_length / low are stretched by `factor`, those below original_length / high are unchanged.
-    """
-
-    factor: float = setting(8.0, "stretch of long wavelengths", gt=1)
-    low: float = setting(1.0, "turns within the original length below which a wavelength is stretched in full", gt=0)
-    high: float = setting(4.0, "turns above which it is unchanged", gt=0)
-    original_length: Integer = setting(8192, "context before the stretch", unit="tokens", ge=1)
-
-    def stretch(self, frequencies: Float[Array, "half"]) -> Float[Array, "half"]:
-        """Return the frequencies of slow rotations divided by `factor`, fast ones as they are, linear in between."""
-        import jax.numpy as jnp
-
-        turns = self.original_length * frequencies / (2 * math.pi)
-        unchanged = jnp.clip((turns - self.low) / (self.high - self.low), 0.0, 1.0)
-        return (1 - unchanged) * frequencies / self.factor + unchanged * frequencies
-
-
-STRETCHES: dict[str, type[Config]] = {"llama3": Llama3Stretch}
 
 
 class Rotary(PositionEncoding):
@@ -47,7 +23,7 @@ class Rotary(PositionEncoding):
     theta: float = setting(
         10000.0, "base of the geometric series of wavelengths", gt=0, source="Su et al. 2021, §3.2.2"
     )
-    stretch: Annotated[Llama3Stretch | None, OneOf(STRETCHES)] = setting(
+    stretch: Annotated[Stretch | None, OneOf(STRETCHES)] = setting(
         None, "how wavelengths are stretched for a longer context"
     )
 
@@ -62,10 +38,13 @@ class Rotary(PositionEncoding):
 
         rates = frequencies(x.shape[-1], self.theta)
         if self.stretch is not None:
-            rates = self.stretch.stretch(rates)
+            rates = self.stretch.stretch(rates, self.theta)
         angles = (positions[..., None].astype(jnp.float32) * rates)[:, :, None, :]
         cos = jnp.cos(angles)
         sin = jnp.sin(angles)
+        if self.stretch is not None and self.stretch.scale != 1:
+            cos *= self.stretch.scale
+            sin *= self.stretch.scale
         first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
         return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 

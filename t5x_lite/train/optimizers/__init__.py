@@ -6,4 +6,9 @@ from t5x_lite.train.optimizers.lamb import Lamb
 from t5x_lite.train.optimizers.method import OptimizerMethod
 from t5x_lite.train.optimizers.muon import Muon
 
-OPTIMIZERS: dict[str, type[OptimizerMethod]] = {"adamw": AdamW, "adafactor": Adafactor, "lamb": Lamb, "muon": Muon}
+OPTIMIZERS: dict[str, type[OptimizerMethod]] = {
+    "adamw": AdamW,
+    "adafactor": Adafactor,
+    "lamb": Lamb,
+    "muon": Muon,
+}

@@ -1,0 +1,106 @@
+"""Stretches of rotary positions for longer contexts: longer wavelengths, and for YaRN larger scores."""
+
+import math
+
+from jaxtyping import Float
+
+from t5x_lite.arrays import Array
+from t5x_lite.schema import Config, setting
+from t5x_lite.schema import Int as Integer
+
+
+class Stretch(Config):
+    """A change of the wavelengths. A stretch is one class of this kind and one entry in `STRETCHES`."""
+
+    def stretch(self, frequencies: Float[Array, "half"], theta: float) -> Float[Array, "half"]:
+        """Return the frequency of each pair of channels, given those of `theta`, the base of their geometric series."""
+        raise NotImplementedError
+
+    @property
+    def scale(self) -> float:
+        """Return the factor on rotated queries and keys."""
+        return 1.0
+
+
+class LinearStretch(Stretch):
+    """All wavelengths stretched alike, which interpolates positions (Chen et al. 2023)."""
+
+    factor: float = setting(..., "stretch of all wavelengths", gt=0)
+
+    def stretch(self, frequencies: Float[Array, "half"], theta: float) -> Float[Array, "half"]:
+        """Return the frequencies divided by `factor`."""
+        return frequencies / self.factor
+
+
+class Llama3Stretch(Stretch):
+    """Longer wavelengths for longer contexts (Llama 3.1, Grattafiori et al. 2024, §3.4.2 and its code).
+
+    Wavelengths above original_length / low are stretched by `factor`, those below original_length / high are unchanged.
+    """
+
+    factor: float = setting(8.0, "stretch of long wavelengths", gt=1)
+    low: float = setting(1.0, "turns within the original length below which a wavelength is stretched in full", gt=0)
+    high: float = setting(4.0, "turns above which it is unchanged", gt=0)
+    original_length: Integer = setting(8192, "context before the stretch", unit="tokens", ge=1)
+
+    def stretch(self, frequencies: Float[Array, "half"], theta: float) -> Float[Array, "half"]:
+        """Return the frequencies of slow rotations divided by `factor`, fast ones as they are, linear in between."""
+        import jax.numpy as jnp
+
+        turns = self.original_length * frequencies / (2 * math.pi)
+        unchanged = jnp.clip((turns - self.low) / (self.high - self.low), 0.0, 1.0)
+        return (1 - unchanged) * frequencies / self.factor + unchanged * frequencies
+
+
+class YarnStretch(Stretch):
+    """YaRN (Peng et al. 2023, §3.2 to §3.4): a ramp over pairs of channels, and a larger scale of scores.
+
+    Pairs that turn more than `fast` times within the original length are unchanged, those that turn less than `slow`
+    times are stretched by `factor`.
+    """
+
+    factor: float = setting(..., "stretch of slow pairs", gt=0)
+    original_length: Integer = setting(..., "context before the stretch", unit="tokens", ge=1)
+    fast: float = setting(32.0, "turns above which a pair is unchanged", gt=0)
+    slow: float = setting(1.0, "turns below which a pair is stretched in full", gt=0)
+    attention_factor: float | None = setting(
+        None, "factor on rotated queries and keys; null takes 0.1 ln(factor) + 1", gt=0, source="§3.4"
+    )
+    whole_pairs: bool = setting(True, "the ramp begins and ends at whole numbers of pairs, as in YaRN's code")
+
+    def stretch(self, frequencies: Float[Array, "half"], theta: float) -> Float[Array, "half"]:
+        """Return frequencies that change from unchanged to divided by `factor` along the pairs of channels."""
+        import jax.numpy as jnp
+
+        half = len(frequencies)
+        first = self._pair_of_turns(self.fast, half, theta)
+        last = self._pair_of_turns(self.slow, half, theta)
+        if self.whole_pairs:
+            first = math.floor(first)
+            last = math.ceil(last)
+        first = max(first, 0)
+        last = min(last, 2 * half - 1)
+        if first == last:
+            last += 0.001
+        stretched = jnp.clip((jnp.arange(half, dtype=jnp.float32) - first) / (last - first), 0.0, 1.0)
+        return stretched * frequencies / self.factor + (1 - stretched) * frequencies
+
+    def _pair_of_turns(self, turns: float, half: int, theta: float) -> float:
+        """Return the number of the pair, perhaps a fraction, that turns so often within the original length."""
+        return half * math.log(self.original_length / (turns * 2 * math.pi)) / math.log(theta)
+
+    @property
+    def scale(self) -> float:
+        """Return `attention_factor`, or its default."""
+        if self.attention_factor is not None:
+            return self.attention_factor
+        if self.factor <= 1:
+            return 1.0
+        return 0.1 * math.log(self.factor) + 1.0
+
+
+STRETCHES: dict[str, type[Stretch]] = {
+    "linear": LinearStretch,
+    "llama3": Llama3Stretch,
+    "yarn": YarnStretch,
+}

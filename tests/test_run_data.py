@@ -1,0 +1,71 @@
+"""What a run directory holds stays right: its tokenizer, and the places of its checkpoints."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from t5x_lite import config as configuration
+from t5x_lite.api import load
+from t5x_lite.data import vocabulary
+from t5x_lite.data.config import Unigram
+from t5x_lite.errors import UserError
+from t5x_lite.run_data import open_tokenizer
+from t5x_lite.run_dir import check_run_dir
+from tests.conftest import Shell
+
+
+def test_a_rerun_with_more_text_keeps_the_tokenizer(
+    tiny_config: Path, prose: Path, tmp_path: Path, t5x_lite: Shell
+) -> None:
+    text = tmp_path / "text"
+    shutil.copytree(prose, text)
+    settings = ("train.steps=4", f"data.files={text}/*.txt", f"run_dir={tmp_path}/run")
+    first = t5x_lite("train", tiny_config, *settings)
+    assert first.returncode == 0, first.stderr
+    tokenizer = (tmp_path / "run/tokenizer.model").read_bytes()
+    (text / "99.txt").write_text("Zwölf Boxkämpfer jagen Viktor quer über den großen Sylter Deich. " * 200)
+    again = t5x_lite("train", tiny_config, *settings)
+    assert again.returncode == 0, again.stderr
+    assert (tmp_path / "run/tokenizer.model").read_bytes() == tokenizer
+    config = configuration.load(tiny_config, settings)
+    assert open_tokenizer(config).file_bytes == tokenizer
+    new_run = configuration.load(tiny_config, (*settings[:2], f"run_dir={tmp_path}/new"))
+    assert open_tokenizer(new_run).file_bytes != tokenizer
+
+
+def test_another_tokenizer_in_the_configured_file_is_refused(tiny_config: Path, prose: Path, tmp_path: Path) -> None:
+    file = tmp_path / "words.model"
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    text = (prose / "00.txt").read_text()
+    small = vocabulary.train(Unigram(vocab=290), [text])
+    large = vocabulary.train(Unigram(vocab=291), [text])
+    settings = ("tokenizer=file", f"tokenizer.file.path={file}", f"run_dir={run_dir}")
+    file.write_bytes(small.file_bytes)
+    config = configuration.load(tiny_config, settings)
+    (run_dir / "config.yaml").write_text(configuration.dump(config))
+    small.save(run_dir)
+    assert open_tokenizer(config).vocab == 290
+    file.write_bytes(large.file_bytes)
+    with pytest.raises(UserError, match=r"words\.model: is not the tokenizer that .*run began with; restore the file"):
+        open_tokenizer(config)
+    file.unlink()
+    assert open_tokenizer(config).vocab == 290
+
+
+def test_a_run_with_relative_paths_is_opened_from_anywhere(
+    tiny_config: Path, tmp_path: Path, t5x_lite: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = t5x_lite("train", tiny_config, "run_dir=run", "checkpoint.folder=elsewhere", "train.steps=4", cwd=tmp_path)
+    assert first.returncode == 0, first.stderr
+    assert (tmp_path / "elsewhere/4").is_dir()
+    (tmp_path / "other").mkdir()
+    monkeypatch.chdir(tmp_path / "other")
+    assert load("../run").step == 4
+
+
+def test_changed_settings_that_are_allowed_are_listed(tiny_run: Path, tiny_config: Path, tmp_path: Path) -> None:
+    settings = (f"run_dir={tiny_run}", "train.seed=7", "train.allow_changed_config=true")
+    changes = check_run_dir(configuration.load(tiny_config, settings))
+    assert changes == "train.seed was 0, is 7"
