@@ -12,6 +12,13 @@ from t5x_lite.cli import main
 from t5x_lite.config import RunConfig
 from t5x_lite.run_dir import open_run, with_vocab
 
+FOX_TASK: dict[str, object] = {
+    "about": "does a sentence say fox?",
+    "columns": {"text": "sentence", "label": "label"},
+    "objective": {"classify": {"labels": ["no", "yes"]}},
+    "inputs": "fox: {text}",
+    "metrics": ["accuracy"],
+}
 SENTENCES = ("the quick brown fox jumps", "a lazy dog in vain", "seven wizards mix black opal", "fox over quartz while")
 RECORDS = 16
 
@@ -44,14 +51,7 @@ def method_override(method: str) -> str:
 def fox_task(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the task `fox` (does a sentence say fox?) and its records in TSV."""
     folder = tmp_path_factory.mktemp("fox_task")
-    task = {
-        "about": "does a sentence say fox?",
-        "columns": {"text": "sentence", "label": "label"},
-        "objective": {"classify": {"labels": ["no", "yes"]}},
-        "inputs": "fox: {text}",
-        "metrics": ["accuracy"],
-    }
-    (folder / "fox.yaml").write_text(json.dumps(task))
+    (folder / "fox.yaml").write_text(json.dumps(FOX_TASK))
     lines = ["sentence\tlabel"]
     for number in range(RECORDS):
         first_word, *_ = SENTENCES[(number // 4) % 4].split()

@@ -1,5 +1,5 @@
-"""The labelled sentences that the tests of adaptation use."""
+"""The task that the tests of adaptation use too."""
 
-from tests.adapt.conftest import labelled
+from tests.adapt.conftest import fox_task
 
-__all__ = ["labelled"]
+__all__ = ["fox_task"]

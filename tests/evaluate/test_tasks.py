@@ -13,7 +13,7 @@ from t5x_lite.api import Model, load
 from t5x_lite.cli import main
 from t5x_lite.data import vocabulary
 from t5x_lite.data.config import Character
-from tests.adapt.conftest import TASK
+from tests.adapt.conftest import FOX_TASK
 from tests.conftest import Shell, lines
 
 STEPS = 200
@@ -28,18 +28,18 @@ FAMILIES: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def config(labelled: Path) -> Path:
+def config(fox_task: Path) -> Path:
     """Write a config that learns whether a sentence says fox; the model's family is an override."""
-    (labelled / "short.yaml").write_text(json.dumps({**TASK, "target_len": TARGETS}))
-    path = labelled / "learn.yaml"
+    (fox_task / "short.yaml").write_text(json.dumps({**FOX_TASK, "target_len": TARGETS}))
+    path = fox_task / "learn.yaml"
     settings = {
         "model": {"layers": 1, "embed": 32, "heads": 2},
-        "tasks": str(labelled / "short.yaml"),
+        "tasks": str(fox_task / "short.yaml"),
         "tokenizer": "character",
         "data": {
-            "files": str(labelled / "train.tsv"),
-            "validation_files": str(labelled / "dev.tsv"),
-            "cache_dir": str(labelled / "cache"),
+            "files": str(fox_task / "train.tsv"),
+            "validation_files": str(fox_task / "dev.tsv"),
+            "cache_dir": str(fox_task / "cache"),
         },
         "optimizer": {"learning_rate": 0.01, "schedule": "constant", "weight_decay": 0.0},
         "train": {"steps": STEPS, "batch_size": 8, "seq_len": LENGTH, "peak_flops": 1e9, "log_every_steps": 50},
@@ -50,8 +50,8 @@ def config(labelled: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def records(labelled: Path) -> list[tuple[str, int]]:
-    rows = [line.split("\t") for line in (labelled / "dev.tsv").read_text().splitlines()[1:]]
+def records(fox_task: Path) -> list[tuple[str, int]]:
+    rows = [line.split("\t") for line in (fox_task / "dev.tsv").read_text().splitlines()[1:]]
     return [(text, LABELS.index(label)) for text, label in rows]
 
 
@@ -166,12 +166,12 @@ def test_a_decoder_generates_its_answers_or_scores_them_at_the_last_token(
 
 def test_a_metric_that_does_not_exist_is_refused_before_training(
     config: Path,
-    labelled: Path,
+    fox_task: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    task = labelled / "wrong.yaml"
-    task.write_text(json.dumps({**TASK, "metrics": ["acuracy"]}))
+    task = fox_task / "wrong.yaml"
+    task.write_text(json.dumps({**FOX_TASK, "metrics": ["acuracy"]}))
     assert main(["train", str(config), f"run_dir={tmp_path / 'run'}", f"tasks={task}"]) == 2
     assert "task wrong: no metric 'acuracy'; there are accuracy, bleu" in capsys.readouterr().err
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
