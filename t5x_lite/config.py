@@ -246,8 +246,8 @@ def _add_derived_settings(values: Settings) -> Settings:
         return values  # validation reports it
     adapt = values.get("adapt")
     adapted_run = adapt.get("from") if isinstance(adapt, dict) else None
-    if adapted_run:
-        model = schema.merge(ModelConfig, _read_model_of_run(str(adapted_run)), model)
+    if adapted_run and isinstance(adapted_run, str):
+        model = schema.merge(ModelConfig, _read_model_of_run(adapted_run), model)
         values = {**values, "model": model}
     tasks = _task_names(values.get("tasks"))
     if not tasks:
@@ -268,9 +268,9 @@ def _task_names(tasks: object) -> tuple[str, ...]:
 def _read_model_of_run(folder: str) -> Settings:
     """Return the model settings of a run that is to be adapted. Of ELECTRA, the discriminator is adapted."""
     path = Path(folder) / "config.yaml"
-    if not path.is_file():
-        raise UserError(f"adapt.from {folder}: is not a run directory (no config.yaml)")
     try:
+        if not path.is_file():
+            raise UserError(f"adapt.from {folder}: is not a run directory (no config.yaml)")
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, RecursionError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"adapt.from {path}: cannot be read: {str(error).splitlines()[0]}") from None
