@@ -10,10 +10,10 @@ import os
 import select
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import t5x_lite
 from t5x_lite import config as configuration
@@ -27,6 +27,9 @@ from t5x_lite.unexpected import DEBUG_VARIABLE, describe_unexpected, is_mendable
 if TYPE_CHECKING:
     from t5x_lite.run_dir import Run
 
+Command: TypeAlias = Callable[[argparse.Namespace, list[str]], int]
+"""Maps the options and the overrides of a command to the exit code."""
+
 INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 + SIGINT."""
 BROKEN_PIPE = 141
@@ -37,11 +40,16 @@ WITHOUT_OVERRIDES = ("import", "export", "report")
 """Commands without a config to override."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return the exit code of the process."""
+def main(arguments: Sequence[str] | None = None, commands: Mapping[str, Command] | None = None) -> int:
+    """Run a command and return the exit code of the process.
+
+    Args:
+        arguments: words of the command line; by default those of the process.
+        commands: functions by name of the command; by default `COMMANDS`.
+    """
     try:
         try:
-            return _run_command(arguments)
+            return _run_command(arguments, commands or COMMANDS)
         finally:
             if sys.stdout is not None:  # it is None if the process was started without a standard output
                 sys.stdout.flush()  # a closed pipe is noticed here, and not when the interpreter exits
@@ -56,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise
 
 
-def _run_command(arguments: Sequence[str] | None) -> int:
+def _run_command(arguments: Sequence[str] | None, commands: Mapping[str, Command]) -> int:
     options, unknown = build_parser().parse_known_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     _silence_orbax()
@@ -64,7 +72,7 @@ def _run_command(arguments: Sequence[str] | None) -> int:
         if unknown and options.command in WITHOUT_OVERRIDES:
             raise UserError(f"{options.command}: unknown option {unknown[0]}; see t5x-lite {options.command} --help")
         overrides = [*getattr(options, "overrides", []), *unknown]
-        return COMMANDS[options.command](options, overrides)
+        return commands[options.command](options, overrides)
     except UserError as error:
         _print_error(str(error))
         return error.exit_code
@@ -340,7 +348,7 @@ def report(options: argparse.Namespace, overrides: list[str]) -> int:
     return 0
 
 
-COMMANDS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
+COMMANDS: dict[str, Command] = {
     "train": train,
     "prepare": prepare,
     "tokenizer": tokenizer,

@@ -175,7 +175,7 @@ def test_defaults_are_explained_as_yaml_writes_them() -> None:
     for explanation in explanations.values():
         assert not {"None", "True", "False"} & {explanation.default, *explanation.type.split(" | ")}
     stretch = explanations["model.positions.rotary.stretch"]
-    assert (stretch.type, stretch.default) == ("llama3 | null", "null")
+    assert (stretch.type, stretch.default) == ("linear | llama3 | yarn | null", "null")
     expert = explanations["model.feedforward.moe.expert"]
     assert (expert.type, expert.default) == ("mlp | glu | null", "null")
     assert explanations["model.tied"].default == "true"

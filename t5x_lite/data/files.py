@@ -5,11 +5,11 @@ import gzip
 import io
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Protocol, runtime_checkable
+from typing import IO, TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
 
 from t5x_lite.errors import UserError
 
@@ -34,6 +34,10 @@ class RecordSequence(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, number: int, /) -> object: ...
+
+
+TfdsLoader: TypeAlias = Callable[..., RecordSequence]
+"""Maps the name of a builder, and its split as the argument `split`, to its records."""
 
 
 def match_files(pattern: str) -> list[str]:
@@ -103,30 +107,35 @@ def open_parquet(path: str) -> Iterator["ParquetFile"]:
         raise UserError(f"{path}: cannot be read: {error}") from None
 
 
-def open_tfds(name: str, split: str, requested_by: str = "data.files") -> RecordSequence:
+def open_tfds(
+    name: str, split: str, requested_by: str = "data.files", load: TfdsLoader | None = None
+) -> RecordSequence:
     """Open the records of a TFDS builder.
 
     Args:
         name: directory of the builder, or its name `name/config:version`.
         split: a TFDS split, such as `train`.
         requested_by: setting or task that names the builder, for the error message.
+        load: loads a split of a builder by its name; by default `tfds.data_source`, which may download it.
 
     Raises:
         UserError: the builder does not exist, or cannot be downloaded.
     """
     import tensorflow_datasets as tfds
 
+    if load is None:
+        load = tfds.data_source
     try:
         if Path(name).is_dir():
             return tfds.builder_from_directory(name).as_data_source(split)
         try:
-            return tfds.data_source(name, split=split)
+            return load(name, split=split)
         except tfds.core.registered.DatasetNotFoundError:
             # The builder is not prepared yet, and without TensorFlow TFDS does not import these groups of builders by
             # itself. They have GLUE, CoNLL-2003 and WMT.
             for group in ("text", "summarization", "translate"):
                 import_module(f"tensorflow_datasets.{group}")
-            return tfds.data_source(name, split=split)
+            return load(name, split=split)
     except Exception as error:  # TFDS, its builders and the network raise errors of every kind
         reason = " ".join(str(error).split())[:200]
         raise UserError(

@@ -93,8 +93,13 @@ def build_harness_model(model: EvaluationModel, window: int | None) -> "HarnessM
     return HarnessModel(model, window)
 
 
-def load_tasks(names: Sequence[str], include: Path | None) -> LoadedTasks:
+def load_tasks(names: Sequence[str], include: Path | None, *, include_defaults: bool = True) -> LoadedTasks:
     """Load tasks: from the included folder if it has all of them, else with the harness's thousands, which is slower.
+
+    Args:
+        names: names of tasks, groups or tags, or YAML files.
+        include: a folder of further task YAMLs.
+        include_defaults: False leaves out the harness's own tasks, whose index takes many seconds.
 
     Raises:
         UserError: no such folder, no such task, or a task that cannot be loaded.
@@ -109,7 +114,7 @@ def load_tasks(names: Sequence[str], include: Path | None) -> LoadedTasks:
             with contextlib.suppress(Exception):  # a task of the folder may need one of the harness's
                 return _load_from(manager, names)
     include_path = None if include is None else str(include)
-    manager = TaskManager(include_path=include_path, include_defaults=True)
+    manager = TaskManager(include_path=include_path, include_defaults=include_defaults)
     unknown = _unknown_names(names, manager)
     if unknown:
         nearest = difflib.get_close_matches(unknown[0], manager.all_tasks, n=3)

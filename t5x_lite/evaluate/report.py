@@ -84,12 +84,19 @@ def _draw_loss(panel: Axes, name: str, lines: Sequence[MetricLine], color: str) 
     _draw_forecast(panel, lines, color)
 
 
-def _draw_forecast(panel: Axes, lines: Sequence[MetricLine], color: str) -> None:
-    """Draw the newest forecast of the final loss with its interval, if the run has not reached its end."""
+def pending_forecast(lines: Sequence[MetricLine]) -> MetricLine | None:
+    """Return the line with the newest forecast of the final loss; None if the run has none or has reached its end."""
     forecasts = [line for line in lines if line.get("predicted/loss") is not None]
     if not forecasts or forecasts[-1]["predicted/tokens"] <= lines[-1]["tokens"]:
+        return None
+    return forecasts[-1]
+
+
+def _draw_forecast(panel: Axes, lines: Sequence[MetricLine], color: str) -> None:
+    """Draw the pending forecast with its interval."""
+    newest = pending_forecast(lines)
+    if newest is None:
         return
-    newest = forecasts[-1]
     loss = newest["predicted/loss"]
     low = newest["predicted/low"]
     high = newest["predicted/high"]

@@ -3,7 +3,7 @@
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 GPU_MEMORY_FRACTION = 0.9
@@ -18,15 +18,25 @@ class DeviceShare:
     cores: frozenset[int] = frozenset()
 
 
-def device_share(slot: int, jobs: int, environment: Mapping[str, str]) -> DeviceShare:
+def device_share(
+    slot: int, jobs: int, environment: Mapping[str, str], cores: Collection[int] | None = None
+) -> DeviceShare:
     """Return what one of `jobs` slots runs on.
 
     Several GPUs are dealt out to the slots. With fewer GPUs than slots, slots share the memory of a GPU. Without a GPU,
     the cores are dealt out.
+
+    Args:
+        slot: the slot, from 0.
+        jobs: number of slots.
+        environment: environment variables of the runs.
+        cores: the processor cores to deal out; by default those that this process may use.
     """
     gpus = _visible_gpus(environment)
     if not gpus:
-        return _core_share(slot, jobs)
+        if cores is None:
+            cores = os.sched_getaffinity(0)
+        return _core_share(slot, jobs, cores)
     if jobs <= len(gpus):
         return DeviceShare({"CUDA_VISIBLE_DEVICES": ",".join(gpus[slot::jobs])})
     slots_per_gpu = -(-jobs // len(gpus))
@@ -37,20 +47,20 @@ def device_share(slot: int, jobs: int, environment: Mapping[str, str]) -> Device
     return DeviceShare(variables)
 
 
-def _core_share(slot: int, jobs: int) -> DeviceShare:
-    cores = sorted(os.sched_getaffinity(0))
+def _core_share(slot: int, jobs: int, cores: Collection[int]) -> DeviceShare:
     if jobs == 1 or jobs > len(cores):
         return DeviceShare()
-    return DeviceShare(cores=frozenset(cores[slot::jobs]))
+    return DeviceShare(cores=frozenset(sorted(cores)[slot::jobs]))
 
 
 def _visible_gpus(environment: Mapping[str, str]) -> list[str]:
     """Return the ids of the GPUs that a run in this environment would see."""
-    if environment.get("JAX_PLATFORMS") == "cpu" or shutil.which("nvidia-smi") is None:
+    nvidia_smi = shutil.which("nvidia-smi", path=environment.get("PATH"))
+    if environment.get("JAX_PLATFORMS") == "cpu" or nvidia_smi is None:
         return []
     if "CUDA_VISIBLE_DEVICES" in environment:
         return [gpu for gpu in environment["CUDA_VISIBLE_DEVICES"].split(",") if gpu]
-    listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False).stdout
+    listing = subprocess.run([nvidia_smi, "-L"], capture_output=True, text=True, check=False).stdout
     gpus: list[str] = []
     for line in listing.splitlines():
         if line.startswith("GPU "):

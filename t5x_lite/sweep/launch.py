@@ -17,7 +17,7 @@ from t5x_lite.sweep.grid import expand
 from t5x_lite.sweep.planned_run import PlannedRun, write_plan
 from t5x_lite.sweep.process_pool import ProcessPool
 from t5x_lite.sweep.status_log import StatusLog
-from t5x_lite.sweep.time_estimates import estimate_seconds
+from t5x_lite.sweep.time_estimates import TimeEstimate, estimate_seconds
 
 FINAL_STATES = {"done", "diverged"}
 """States that another start would not change."""
@@ -28,13 +28,14 @@ PARAMETERS_COUNTED = {
 }
 
 
-def start(sweep: Sweep, *, yes: bool, environment: Mapping[str, str]) -> int:
+def start(sweep: Sweep, *, yes: bool, environment: Mapping[str, str], estimate: TimeEstimate = estimate_seconds) -> int:
     """Show the plan, ask, and start the runs that are missing.
 
     Args:
         sweep: what to run.
         yes: do not ask.
         environment: environment variables of the runs.
+        estimate: estimates the seconds of each missing run, which the plan shows.
 
     Returns:
         The exit code.
@@ -51,7 +52,7 @@ def start(sweep: Sweep, *, yes: bool, environment: Mapping[str, str]) -> int:
         console = Console(stderr=True)
         states = {run.name: current_state(sweep, run, log) for run in runs}
         missing = [run for run in runs if states[run.name] not in FINAL_STATES]
-        seconds = estimate_seconds(sweep, missing, environment, console) if missing else {}
+        seconds = estimate(sweep, missing, environment, console) if missing else {}
         show_plan(sweep, runs, states, seconds)
         if not missing:
             print_line(console, f"nothing to do; t5x-lite sweep fit {sweep.name} fits the law")

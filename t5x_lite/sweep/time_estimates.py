@@ -4,7 +4,8 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeAlias
 
 import numpy as np
 from rich.console import Console
@@ -13,6 +14,9 @@ from t5x_lite.progress import print_line
 from t5x_lite.sweep.config import Sweep
 from t5x_lite.sweep.planned_run import PlannedRun
 from t5x_lite.sweep.process_pool import last_line
+
+TimeEstimate: TypeAlias = Callable[[Sweep, Sequence[PlannedRun], Mapping[str, str], Console], dict[str, float]]
+"""Maps a sweep, runs of it, environment variables and a console to the seconds of each run by its name."""
 
 
 class _NoAnswerError(Exception):

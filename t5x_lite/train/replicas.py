@@ -49,7 +49,7 @@ class ReplicaCheck:
                     mismatches.append(f"{name} on {', '.join(outliers)}")
         if mismatches:
             raise ReplicaMismatch(
-                f"step {step}: copies of the same parameters differ (a device computes or remembers wrongly): "
+                f"step {step}: copies of the same parameters differ (silent data corruption on a device): "
                 f"{'; '.join(mismatches[:MISMATCHES_SHOWN])}; the last checkpoint was made before: take the device out "
                 "and run the same command to go on from it"
             )

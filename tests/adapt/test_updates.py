@@ -1,6 +1,7 @@
 """The updates of every adaptation method: all that it trains moves and has an effect, all that it freezes stays."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,21 @@ ScoreFunction: TypeAlias = Callable[[NamedArrays], Float[np.ndarray, "examples c
 STEPS = 3
 ADDING_METHODS = ("houlsby", "pfeiffer", "lora", "ia3", "prompt", "prefix")
 """Methods that add parameters to the model."""
+TRAINED_BASE_WEIGHTS = {
+    "full": r"",
+    "head": r"head\.",
+    "features": r"head\.",
+    "top": r"head\.|output\.|sentence\.|encoder\.stack\.layers\.",
+    "bitfit": r"head\.|.*\.bias$",
+    "houlsby": r"head\.|.*norm\.",
+    "pfeiffer": r"head\.",
+    "lora": r"head\.",
+    "ia3": r"head\.",
+    "prompt": r"head\.",
+    "prefix": r"head\.",
+    "unfreeze": r"",
+}
+"""Names of the trained weights that the method has not added, as regular expressions from the beginning."""
 FUSION_ROUTES = ("attention", "soft", "hard", "fixed")
 UNUSED_PARTS = ("output.", "sentence.")
 """The outputs of the pretraining objective, which the loss of a task with a head does not depend on."""
@@ -135,6 +151,9 @@ def test_all_trained_weights_move_and_frozen_weights_stay_bitwise_equal(
     added = {name for name in model.initial if is_added_parameter(name)}
     assert bool(added) == (method in ADDING_METHODS)
     assert added <= model.trained.keys()
+    for name in model.initial.keys() - added:
+        is_trained = re.match(TRAINED_BASE_WEIGHTS[method], name) is not None
+        assert (name in model.trained) == is_trained, name
     for name in model.trained:
         if name.startswith(UNUSED_PARTS):
             np.testing.assert_array_equal(model.trained[name], model.initial[name])

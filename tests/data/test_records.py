@@ -18,8 +18,9 @@ from pyarrow import parquet
 
 from t5x_lite import config as configuration
 from t5x_lite import tasks
+from t5x_lite.data.files import open_tfds
 from t5x_lite.data.pipeline import training_batch
-from t5x_lite.data.records import TaskData, open_task_data, read_task_records
+from t5x_lite.data.records import TaskData, TaskRecords, open_task_data, read_task_records
 from t5x_lite.data.tokenizer import Bytes
 from t5x_lite.data.training_data import PipelineSettings
 from t5x_lite.errors import UserError
@@ -154,17 +155,19 @@ def test_tfds_builders_are_read(tmp_path: Path) -> None:
         read_task_records(task, load_config(tmp_path, task, *no_files).data, "train")
 
 
-def test_glues_builder_is_known_without_tensorflow(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_builder_of_glue_is_known_without_tensorflow() -> None:
     import tensorflow_datasets as tfds
 
-    def data_source(name: str, split: str) -> list[dict[str, Any]]:
+    def load(name: str, split: str) -> list[dict[str, Any]]:
         """Look up the builder, and return one record instead of a download."""
         assert tfds.builder_cls(name.partition("/")[0]).__name__ == "Glue"
         return [{"sentence": b"good", "label": np.int64(1), "idx": np.int32(0)}]
 
-    monkeypatch.setattr(tfds, "data_source", data_source)
-    config = load_config(tmp_path, "sst2", "data.files=[]", "data.validation_files=[]")
-    assert read_task_records("sst2", config.data, "train")[0] == {"text": "good", "label": 1}
+    task = tasks.find_task("sst2")
+    assert task.tfds is not None
+    raw_records = open_tfds(task.tfds, task.splits.train, load=load)
+    records = TaskRecords("sst2", task, raw_records, describe_location=str)
+    assert records[0] == {"text": "good", "label": 1}
 
 
 SIZES = {"a": 10, "b": 40, "c": 160}

@@ -30,7 +30,7 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers  #
 from t5x_lite.convert.huggingface import import_hf  # noqa: E402
 from t5x_lite.convert.imported_run import write_run  # noqa: E402
 from t5x_lite.data.tokenizer import load as load_tokenizer  # noqa: E402
-from t5x_lite.evaluate.harness import build_harness_model, evaluate_tasks  # noqa: E402
+from t5x_lite.evaluate.harness import build_harness_model, evaluate_tasks, load_tasks  # noqa: E402
 from t5x_lite.models.config import ModelConfig  # noqa: E402
 from t5x_lite.models.spec import init_params  # noqa: E402
 
@@ -297,26 +297,9 @@ def test_the_command_prints_one_object_and_writes_records(
 def test_an_evaluation_that_cannot_run_is_one_line_of_error(
     tiny_run: Path, tasks: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The index of the harness's own tasks takes many seconds.
-    monkeypatch.setattr("lm_eval.tasks.TaskManager", lambda include_path, **_: TaskManager(None, include_path, False))
     monkeypatch.chdir(tasks)  # without the name of a file, `datasets` searches the working folder and all below it
-    missing_column = {
-        "task": "no_column",
-        "dataset_path": "json",
-        "test_split": "test",
-        "output_type": "multiple_choice",
-        "dataset_kwargs": {"data_files": {"test": str(tasks / "local_texts_test.jsonl")}},
-        "doc_to_text": "{{question}}",
-        "doc_to_choice": ["a", "b"],
-        "doc_to_target": 0,
-    }
-    (tasks / "no_column.yaml").write_text(json.dumps(missing_column))
-    (tasks / "broken.yaml").write_text(json.dumps({"task": "broken", "dataset_path": "json", "test_split": "test"}))
     command = ["eval", str(tiny_run), "--include", str(tasks)]
     for arguments, message in (
-        (["tasks=local_choises"], "nearest are local_choices"),
-        (["tasks=broken"], "cannot be loaded"),
-        (["tasks=no_column"], "'question' is undefined"),
         (["tasks=local_texts", "--limit=0"], "expected a number of documents"),
         (["tasks=local_texts", "--include", str(tasks / "none")], "is not a folder"),
         (["tasks=local_texts", "window=64"], "more than the model's 32 learned positions"),
@@ -332,6 +315,37 @@ def test_an_evaluation_that_cannot_run_is_one_line_of_error(
 def test_an_unknown_task_names_the_nearest_of_the_harness(tiny_run: Path) -> None:
     with pytest.raises(UserError, match="nearest are hellaswag"):
         evaluate_tasks(t5x_lite.load(tiny_run), ["helaswag"])
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("local_choises", "nearest are local_choices"),
+        ("broken", "cannot be loaded"),
+        ("no_column", "'question' is undefined"),
+    ],
+    ids=["unknown", "broken", "missing column"],
+)
+def test_a_task_that_cannot_be_loaded_is_one_line_of_error(
+    name: str, message: str, tasks: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tasks)  # without the name of a file, `datasets` searches the working folder and all below it
+    missing_column = {
+        "task": "no_column",
+        "dataset_path": "json",
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "dataset_kwargs": {"data_files": {"test": str(tasks / "local_texts_test.jsonl")}},
+        "doc_to_text": "{{question}}",
+        "doc_to_choice": ["a", "b"],
+        "doc_to_target": 0,
+    }
+    (tasks / "no_column.yaml").write_text(json.dumps(missing_column))
+    (tasks / "broken.yaml").write_text(json.dumps({"task": "broken", "dataset_path": "json", "test_split": "test"}))
+    with pytest.raises(UserError, match=message) as error:
+        # The index of the harness's own tasks takes many seconds.
+        load_tasks([name], tasks, include_defaults=False)
+    assert "\n" not in str(error.value)
 
 
 def test_an_encoder_is_refused(tiny_run: Path, tasks: Path) -> None:

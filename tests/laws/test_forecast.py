@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from t5x_lite.evaluate.report import draw_report
+from t5x_lite.evaluate.report import draw_report, pending_forecast
 from t5x_lite.laws.forecast import annealing_sums, forecast_loss
 
 STEPS = 3000
@@ -65,20 +65,22 @@ def test_there_is_no_forecast_before_enough_of_the_run_is_seen() -> None:
     assert forecast_loss([], WARMUP) == {}
 
 
-def test_the_report_marks_the_forecast_only_of_a_run_that_has_not_ended(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_report_marks_the_forecast_only_of_a_run_that_has_not_ended(tmp_path: Path) -> None:
     records, _ = simulate_run(COSINE, 0)
     first_half = records[: STEPS // 2]
     first_half[-1] |= forecast_loss(first_half, COSINE)
     for record in first_half:
         record |= {"learning_rate": 0.1, "grad_norm": 1.0, "tokens_per_second": 5.0}
     ended = [*first_half, {**first_half[0], "tokens": 64 * STEPS}]
-    marked: list[float] = []
-    monkeypatch.setattr("matplotlib.axes.Axes.errorbar", lambda axes, x, *args, **kwargs: marked.append(x))
-    for name, run_records in (("in_progress", first_half), ("ended", ended)):
+    forecast = pending_forecast(first_half)
+    assert forecast is not None
+    assert forecast["predicted/tokens"] == 64 * STEPS
+    assert pending_forecast(ended) is None
+    label = f"forecast of the end: {forecast['predicted/loss']:.3f}"
+    for name, run_records, is_marked in (("in_progress", first_half, True), ("ended", ended, False)):
         run_dir = tmp_path / name
         run_dir.mkdir()
         (run_dir / "metrics.jsonl").write_text("".join(json.dumps(record) + "\n" for record in run_records))
-        assert draw_report([run_dir], tmp_path / f"{name}.png").is_file()
-    assert marked == [64 * STEPS]
+        report = draw_report([run_dir], tmp_path / f"{name}.svg")
+        # Matplotlib writes every text of an SVG file into a comment.
+        assert (label in report.read_text()) == is_marked

@@ -1,11 +1,15 @@
-"""Flash attention, interpreted on a CPU, against attention written out from its definition; and lowered for a GPU."""
+"""Flash attention, interpreted on a CPU, against attention written from its definition; and compiled for a GPU."""
 
-from typing import Any
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxtyping import Array, Bool, Float, Int
 
 from t5x_lite.models.attention.flash import flash_attention
 from t5x_lite.models.attention.flash_tiles import (
@@ -16,143 +20,202 @@ from t5x_lite.models.attention.flash_tiles import (
     row_number,
 )
 
-BATCH, HEADS, WIDTH = 2, 4, 16
+Attention: TypeAlias = Callable[[FlashInputs, FlashSettings], Float[Array, "b l h k"]]
+
+BATCH = 2
+HEADS = 4
+WIDTH = 16
+SEED = 7
+"""Seed of dropout."""
 
 
-def arrays(length: int, keys: int, kv_heads: int, *, packed: bool) -> tuple[jax.Array, ...]:
-    """Random query, key and value, and segments of both sides; packed rows end in padding."""
+def random_inputs(
+    length: int, keys: int, kv_heads: int, *, packed: bool, has_bias: bool, has_prefix: bool
+) -> FlashInputs:
+    """Return random inputs. Packed rows have three documents and end in padding."""
     rng = np.random.default_rng(0)
     query = rng.normal(size=(BATCH, length, HEADS, WIDTH))
     key, value = rng.normal(size=(2, BATCH, keys, kv_heads, WIDTH))
-    segments = []
-    for size in (length, keys):
-        numbers = np.minimum(np.arange(size) // (size // 3) + 1, 3) * (np.arange(size) < size - 4)
-        segments.append(np.broadcast_to(numbers if packed else np.ones(size), (BATCH, size)))
-    floats = tuple(jnp.asarray(x, jnp.float32) for x in (query, key, value))
-    return (*floats, *(jnp.asarray(x, jnp.int32) for x in segments))
+    bias = None
+    if has_bias:
+        bias = jnp.asarray(np.random.default_rng(1).normal(size=(HEADS, length + keys)), jnp.float32)
+    prefix = None
+    if has_prefix:
+        prefix = jnp.asarray(np.arange(keys) < np.array([[keys // 3], [keys // 2]]), jnp.int32)
+    return FlashInputs(
+        jnp.asarray(query, jnp.float32),
+        jnp.asarray(key, jnp.float32),
+        jnp.asarray(value, jnp.float32),
+        segment_ids(length, packed=packed),
+        segment_ids(keys, packed=packed),
+        prefix,
+        bias,
+        jnp.array([0, SEED], jnp.int32),
+    )
 
 
-def defined(
-    settings: FlashSettings, query: Any, key: Any, value: Any, of_query: Any, of_key: Any, bias: Any, prefix: Any
-) -> jax.Array:
+def segment_ids(length: int, *, packed: bool) -> Int[Array, "b l"]:
+    numbers = np.ones(length)
+    if packed:
+        position = np.arange(length)
+        document = np.minimum(position // (length // 3) + 1, 3)
+        numbers = document * (position < length - 4)
+    return jnp.asarray(np.broadcast_to(numbers, (BATCH, length)), jnp.int32)
+
+
+def attention_by_definition(inputs: FlashInputs, settings: FlashSettings) -> Float[Array, "b l h k"]:
     """Vaswani et al. 2017, §3.2.1, with a mask, a bias and dropout, in one piece."""
-    groups = query.shape[2] // key.shape[2]
-    key, value = jnp.repeat(key, groups, 2), jnp.repeat(value, groups, 2)
-    offset = np.arange(key.shape[1])[None, :] - np.arange(query.shape[1])[:, None]
-    seen = (of_query[:, :, None] == of_key[:, None, :]) & (of_key[:, None, :] > 0)
-    if settings.causal:
-        past = jnp.asarray(offset <= 0)[None]
-        seen = seen & (past if prefix is None else past | (prefix[:, None, :] > 0))
-    if settings.window is not None:
-        seen = seen & jnp.asarray(abs(offset) < settings.window)[None]
-    scores = jnp.einsum("blhk,bmhk->bhlm", query, key, precision="highest") * settings.scale
-    if bias is not None:
-        scores = scores + bias[:, offset + query.shape[1] - 1]
-    weights = jax.nn.softmax(jnp.where(seen[:, None], scores, -1e30), axis=-1) * seen[:, None]
+    length = inputs.query.shape[1]
+    keys = inputs.key.shape[1]
+    heads_per_kv_head = inputs.query.shape[2] // inputs.key.shape[2]
+    key = jnp.repeat(inputs.key, heads_per_kv_head, 2)
+    value = jnp.repeat(inputs.value, heads_per_kv_head, 2)
+    scores = jnp.einsum("blhk,bmhk->bhlm", inputs.query, key, precision="highest") * settings.scale
+    if inputs.bias is not None:
+        offset = np.arange(keys)[None, :] - np.arange(length)[:, None]
+        scores = scores + inputs.bias[:, offset + length - 1]
+    allowed = allowed_pairs(inputs, settings)[:, None]
+    weights = jax.nn.softmax(jnp.where(allowed, scores, -1e30), axis=-1) * allowed
     if settings.dropout:
-        batch, head = np.arange(BATCH)[:, None, None, None], np.arange(HEADS)[:, None, None]
-        rows = row_number(batch, head, HEADS, jnp.arange(query.shape[1])[:, None])
-        keep = keep_mask(jnp.int32(7), rows, jnp.arange(key.shape[1])[None, :], settings.dropout)
-        weights = jnp.where(keep, weights / (1 - settings.dropout), 0)
+        batch = np.arange(BATCH)[:, None, None, None]
+        head = np.arange(HEADS)[:, None, None]
+        rows = row_number(batch, head, HEADS, jnp.arange(length)[:, None])
+        is_kept = keep_mask(jnp.int32(SEED), rows, jnp.arange(keys)[None, :], settings.dropout)
+        weights = jnp.where(is_kept, weights / (1 - settings.dropout), 0)
     return jnp.einsum("bhlm,bmhk->blhk", weights, value, precision="highest")
 
 
-CASES = {
-    "causal": {"causal": True},
-    "both ways, packed": {"packed": True},
-    "bias both ways": {"bias": True, "packed": True},
-    "causal bias, dropout": {"causal": True, "bias": True, "dropout": 0.2},
-    "cross, packed, lengths that fill no tile": {"length": 41, "keys": 60, "packed": True, "bias": True},
-    "causal window": {"causal": True, "window": 7, "packed": True},
-    "window both ways, bias": {"window": 7, "bias": True},
-    "prefix": {"causal": True, "has_prefix": True, "kv_heads": 1},
-    "prefix in a window, dropout": {"causal": True, "has_prefix": True, "window": 20, "dropout": 0.1},
-    "grouped heads": {"causal": True, "kv_heads": 2, "packed": True},
-    "oblong tiles": {"causal": True, "block_q": 32, "packed": True},
+def allowed_pairs(inputs: FlashInputs, settings: FlashSettings) -> Bool[Array, "b l m"]:
+    """Return which query attends to which key."""
+    query_segments = inputs.query_segments[:, :, None]
+    key_segments = inputs.key_segments[:, None, :]
+    allowed = (query_segments == key_segments) & (key_segments > 0)
+    offset = np.arange(inputs.key.shape[1])[None, :] - np.arange(inputs.query.shape[1])[:, None]
+    if settings.causal:
+        visible = jnp.asarray(offset <= 0)[None]
+        if inputs.prefix is not None:
+            visible = visible | (inputs.prefix[:, None, :] > 0)
+        allowed = allowed & visible
+    if settings.window is not None:
+        allowed = allowed & jnp.asarray(abs(offset) < settings.window)[None]
+    return allowed
+
+
+CASES: dict[str, tuple[dict[str, object], dict[str, object]]] = {
+    "causal": ({}, {"causal": True}),
+    "both directions, packed": ({"packed": True}, {}),
+    "both directions, bias": ({"has_bias": True, "packed": True}, {}),
+    "causal, bias, dropout": ({"has_bias": True}, {"causal": True, "dropout": 0.2}),
+    "cross-attention, lengths that fill no tile": (
+        {"length": 41, "keys": 60, "packed": True, "has_bias": True},
+        {},
+    ),
+    "causal window": ({"packed": True}, {"causal": True, "window": 7}),
+    "window in both directions, bias": ({"has_bias": True}, {"window": 7}),
+    "prefix": ({"kv_heads": 1, "has_prefix": True}, {"causal": True, "has_prefix": True}),
+    "prefix in a window, dropout": (
+        {"has_prefix": True},
+        {"causal": True, "has_prefix": True, "window": 20, "dropout": 0.1},
+    ),
+    "grouped heads": ({"kv_heads": 2, "packed": True}, {"causal": True}),
+    "oblong tiles": ({"packed": True}, {"causal": True, "block_q": 32}),
 }
+"""By name of the case: arguments of `random_inputs` and settings of the kernels that differ from the defaults."""
+DEFAULT_INPUTS = {
+    "length": 48,
+    "keys": 48,
+    "kv_heads": HEADS,
+    "packed": False,
+    "has_bias": False,
+    "has_prefix": False,
+}
+DEFAULT_SETTINGS = {"scale": 0.3, "causal": False, "block_q": 16, "block_k": 16, "interpret": True}
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_outputs_and_gradients_equal_the_definition(name: str) -> None:
-    case = {"length": 48, "keys": 48, "kv_heads": HEADS, "packed": False, "bias": False, "causal": False, **CASES[name]}
-    length, keys, kv_heads = case.pop("length"), case.pop("keys"), case.pop("kv_heads")
-    *sides, of_query, of_key = arrays(length, keys, kv_heads, packed=case.pop("packed"))
-    bias = None
-    if case.pop("bias"):
-        bias = jnp.asarray(np.random.default_rng(1).normal(size=(HEADS, length + keys)), jnp.float32)
-    settings = FlashSettings(scale=0.3, **({"block_q": 16, "block_k": 16, "interpret": True} | case))
-    prefix = None
-    if settings.has_prefix:
-        prefix = jnp.asarray(np.arange(keys) < np.array([[keys // 3], [keys // 2]]), jnp.int32)
+    input_options, setting_options = CASES[name]
+    inputs = random_inputs(**{**DEFAULT_INPUTS, **input_options})
+    settings = FlashSettings(**{**DEFAULT_SETTINGS, **setting_options})
+    differentiable = {"query": inputs.query, "key": inputs.key, "value": inputs.value}
+    if inputs.bias is not None:
+        differentiable["bias"] = inputs.bias
 
-    def flash(query: Any, key: Any, value: Any, bias: Any) -> jax.Array:
-        scalars = jnp.array([0, 7], jnp.int32)
-        inputs = FlashInputs(query, key, value, of_query, of_key, prefix, bias, scalars)
-        return flash_attention(inputs, settings)
+    def total(compute: Attention, arrays: dict[str, Array]) -> Float[Array, ""]:
+        return jnp.sum(jnp.sin(compute(replace(inputs, **arrays), settings)))
 
-    def expected(query: Any, key: Any, value: Any, bias: Any) -> jax.Array:
-        return defined(settings, query, key, value, of_query, of_key, bias, prefix)
-
-    np.testing.assert_allclose(flash(*sides, bias), expected(*sides, bias), atol=2e-5)
-    wanted = (0, 1, 2) if bias is None else (0, 1, 2, 3)
-    gradients = [
-        jax.grad(lambda *given, run=run: jnp.sum(jnp.sin(run(*given))), wanted)(*sides, bias)
-        for run in (flash, expected)
-    ]
-    for found, true in zip(*gradients, strict=True):
-        np.testing.assert_allclose(found, true, atol=1e-4)
+    expected = attention_by_definition(inputs, settings)
+    np.testing.assert_allclose(flash_attention(inputs, settings), expected, atol=2e-5)
+    gradients = jax.grad(partial(total, flash_attention))(differentiable)
+    expected_gradients = jax.grad(partial(total, attention_by_definition))(differentiable)
+    for argument, gradient in gradients.items():
+        np.testing.assert_allclose(gradient, expected_gradients[argument], atol=1e-4, err_msg=argument)
 
 
-def test_tiles_of_a_bias_are_the_blocks_of_its_matrix() -> None:
-    """Block row i and block column j of the matrix of offsets hold tile j - i + rows - 1; the gradient adds all up."""
-    block, rows, columns = 4, 3, 5
-    bias = jnp.asarray(np.random.default_rng(0).normal(size=(2, (rows + columns) * block)), jnp.float32)
-    length, keys = rows * block, columns * block
-    matrix = np.asarray(bias)[:, np.arange(keys)[None] - np.arange(length)[:, None] + length - 1]
+def test_the_tiles_of_a_bias_are_the_blocks_of_its_matrix() -> None:
+    """Block row i and block column j of the matrix are tile j - i + rows - 1; the gradient adds up all blocks."""
+    block = 4
+    rows = 3
+    columns = 5
+    length = rows * block
+    keys = columns * block
+    bias = jnp.asarray(np.random.default_rng(0).normal(size=(2, length + keys)), jnp.float32)
+    offset = np.arange(keys)[None] - np.arange(length)[:, None]
+    matrix = np.asarray(bias)[:, offset + length - 1]
     tiles = np.asarray(diagonal_tiles(bias, block))
     assert tiles.shape == (2, rows + columns - 1, block, block)
-    for i in range(rows):
-        for j in range(columns):
-            part = matrix[:, i * block : (i + 1) * block, j * block : (j + 1) * block]
-            np.testing.assert_array_equal(tiles[:, j - i + rows - 1], part)
+    for i, j in np.ndindex(rows, columns):
+        block_of_matrix = matrix[:, i * block : (i + 1) * block, j * block : (j + 1) * block]
+        np.testing.assert_array_equal(tiles[:, j - i + rows - 1], block_of_matrix)
+
     weights = np.random.default_rng(1).normal(size=tiles.shape)
-    found = jax.grad(lambda bias: jnp.sum(diagonal_tiles(bias, block) * weights))(bias)
-    by_hand = np.zeros(bias.shape)
-    for d, i, j in np.ndindex(tiles.shape[1:]):
-        by_hand[:, d * block + block - 1 + j - i] += weights[:, d, i, j]
-    np.testing.assert_allclose(found, by_hand, atol=1e-5)
+
+    def weighted_sum(bias: Float[Array, "h x"]) -> Float[Array, ""]:
+        return jnp.sum(diagonal_tiles(bias, block) * weights)
+
+    expected_gradient = np.zeros(bias.shape)
+    for diagonal, i, j in np.ndindex(tiles.shape[1:]):
+        expected_gradient[:, diagonal * block + block - 1 + j - i] += weights[:, diagonal, i, j]
+    np.testing.assert_allclose(jax.grad(weighted_sum)(bias), expected_gradient, atol=1e-5)
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5])
-def test_dropout_drops_its_share_and_no_two_rows_alike(rate: float) -> None:
-    """Binomial bounds over 2^20 draws; rows, keys and seeds are not correlated."""
-    rows, keys = jnp.arange(1024)[:, None], jnp.arange(1024)[None, :]
-    kept = np.asarray(keep_mask(jnp.int32(3), rows, keys, rate), np.float64)
-    deviation = (rate * (1 - rate)) ** 0.5
-    assert abs(kept.mean() - (1 - rate)) < 5 * deviation / 1024
-    assert np.abs(kept.mean(0) - (1 - rate)).max() < 6 * deviation / 32
-    assert np.abs(kept.mean(1) - (1 - rate)).max() < 6 * deviation / 32
-    other = np.asarray(keep_mask(jnp.int32(4), rows, keys, rate), np.float64)
-    for a, b in ((kept[:-1], kept[1:]), (kept[:, :-1], kept[:, 1:]), (kept, other)):
-        assert abs(np.corrcoef(a.ravel(), b.ravel())[0, 1]) < 5 / 1024
+def test_dropout_drops_its_share_and_rows_keys_and_seeds_are_not_correlated(rate: float) -> None:
+    """Binomial bounds over 2^20 draws."""
+    rows = jnp.arange(1024)[:, None]
+    keys = jnp.arange(1024)[None, :]
+    is_kept = np.asarray(keep_mask(jnp.int32(3), rows, keys, rate), np.float64)
+    std = (rate * (1 - rate)) ** 0.5
+    assert abs(is_kept.mean() - (1 - rate)) < 5 * std / 1024
+    assert np.abs(is_kept.mean(0) - (1 - rate)).max() < 6 * std / 32
+    assert np.abs(is_kept.mean(1) - (1 - rate)).max() < 6 * std / 32
+    is_kept_by_other_seed = np.asarray(keep_mask(jnp.int32(4), rows, keys, rate), np.float64)
+    pairs = (
+        (is_kept[:-1], is_kept[1:]),
+        (is_kept[:, :-1], is_kept[:, 1:]),
+        (is_kept, is_kept_by_other_seed),
+    )
+    for first, second in pairs:
+        assert abs(np.corrcoef(first.ravel(), second.ravel())[0, 1]) < 5 / 1024
 
 
-def test_the_kernels_lower_for_a_gpu_that_is_not_here() -> None:
-    """The Triton program of every kernel is made on this machine, and no array of heads x length x length is there."""
+def test_the_kernels_compile_for_a_gpu_without_one_and_without_a_square_array() -> None:
+    """Every kernel becomes a Triton program on this machine; no array has heads x length x length elements."""
     length = 256
     settings = FlashSettings(scale=0.125, causal=True, dropout=0.1)
 
-    def total(query: Any, key: Any, value: Any, segments: Any, bias: Any, scalars: Any) -> jax.Array:
+    def total(query: Array, key: Array, value: Array, segments: Array, bias: Array, scalars: Array) -> Float[Array, ""]:
         inputs = FlashInputs(query, key, value, segments, segments, None, bias, scalars)
         return jnp.sum(flash_attention(inputs, settings).astype(jnp.float32))
 
-    side = jax.ShapeDtypeStruct((1, length, HEADS, 64), jnp.bfloat16)
-    numbers = jax.ShapeDtypeStruct((1, length), jnp.int32)
+    heads_of_tokens = jax.ShapeDtypeStruct((1, length, HEADS, 64), jnp.bfloat16)
+    segments = jax.ShapeDtypeStruct((1, length), jnp.int32)
     bias = jax.ShapeDtypeStruct((HEADS, 2 * length), jnp.float32)
-    step = jax.jit(jax.grad(total, (0, 1, 2, 4)))
+    scalars = jax.ShapeDtypeStruct((2,), jnp.int32)
+    gradient = jax.jit(jax.grad(total, (0, 1, 2, 4)))
     device = jax.sharding.AbstractDevice("NVIDIA H100", num_cores=1, platform="gpu")
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=device)):
-        traced = step.trace(side, side, side, numbers, bias, jax.ShapeDtypeStruct((2,), jnp.int32))
+        traced = gradient.trace(heads_of_tokens, heads_of_tokens, heads_of_tokens, segments, bias, scalars)
         text = traced.lower(lowering_platforms=("cuda",)).as_text()
     assert text.count("triton") == 4
     assert f"{length}x{length}" not in text

@@ -1,98 +1,135 @@
-"""Mixture-of-Experts against a loop over tokens and experts, written from the papers."""
+"""Mixture-of-Experts against loops over tokens and experts, written from the papers."""
 
 import math
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jaxtyping import Bool, Float, PyTree
 
 from t5x_lite.models.config import ModelConfig
-from t5x_lite.models.experts.activity import router_loss
+from t5x_lite.models.experts.activity import RouterActivity, RouterLoss, router_loss
 from t5x_lite.models.experts.layer import MixtureOfExperts
 from t5x_lite.models.experts.routers import DeepSeek, GShard, Switch, TopK
-from t5x_lite.models.spec import init_params, model_spec
+from t5x_lite.models.spec import ModelSpec, init_params, model_spec
 
-EXPERTS, WIDTH, ROWS, LENGTH = 4, 8, 3, 10
-REAL = np.arange(LENGTH) < np.array([LENGTH, 7, 3])[:, None]
+Settings: TypeAlias = dict[str, object]
+
+EXPERTS = 4
+EMBED = 8
+ROWS = 3
+LENGTH = 10
+IS_TOKEN = np.arange(LENGTH) < np.array([[LENGTH], [7], [3]])
+"""The positions of each row that are not padding."""
+LAYER_SIZES = {"layers": 2, "embed": EMBED, "heads": 2, "vocab": 8, "mlp": 12}
+ROUTERS: dict[str, Settings] = {"switch": {}, "gshard": {}, "top_k": {"k": 2}, "deepseek": {"k": 2}}
+CHOICES = {"switch": 1, "gshard": 2, "top_k": 2, "deepseek": 2}
+"""Experts of a token, by router."""
 
 
-def layer(expert: str = "mlp", bias: bool = True, **settings: Any) -> Any:
-    sizes = {"layers": 2, "embed": WIDTH, "heads": 2, "vocab": 8, "mlp": 12, "bias": bias}
-    feedforward = {"moe": {"experts": EXPERTS, "expert": expert, **settings}}
-    config = ModelConfig.model_validate({**sizes, "feedforward": feedforward})
-    made = MixtureOfExperts(config, config.mixtures[0], rngs=nnx.Rngs(params=0))
+def create_layer(moe: Settings, **model: object) -> MixtureOfExperts:
+    settings = {**LAYER_SIZES, **model, "feedforward": {"moe": {"experts": EXPERTS, **moe}}}
+    config = ModelConfig.model_validate(settings)
+    return MixtureOfExperts(config, config.mixtures[0], rngs=nnx.Rngs(params=0))
+
+
+def random_layer(moe: Settings) -> MixtureOfExperts:
+    """Return a layer whose weights and biases are all random."""
+    layer = create_layer(moe)
     rng = np.random.default_rng(0)
-    for weight in jax.tree.leaves(nnx.state(made), is_leaf=lambda leaf: isinstance(leaf, nnx.Param)):
+    for weight in jax.tree.leaves(nnx.state(layer), is_leaf=lambda leaf: isinstance(leaf, nnx.Param)):
         weight.set_value(jnp.asarray(rng.normal(size=weight.shape), jnp.float32) * 0.5)
-    nnx.update(made, nnx.state(made))
-    return made
+    nnx.update(layer, nnx.state(layer))
+    return layer
 
 
-def inputs(skew: float = 0.0) -> jax.Array:
-    """`skew` sends all tokens one way."""
-    return jnp.asarray(np.random.default_rng(1).normal(size=(ROWS, LENGTH, WIDTH)) + skew, jnp.float32)
+def random_states(shift: float = 0.0) -> Float[jax.Array, "b l d"]:
+    """Return the inputs of a layer. With a shift, most tokens are routed to the same experts."""
+    states = np.random.default_rng(1).normal(size=(ROWS, LENGTH, EMBED)) + shift
+    return jnp.asarray(states, jnp.float32)
 
 
-def one_expert(made: Any, x: np.ndarray, e: int) -> np.ndarray:
-    up, down = made.experts.up, made.experts.down
-    inner = x @ np.asarray(up.weight[...])[e] + (0 if up.bias is None else np.asarray(up.bias[...])[e])
+def apply_expert(layer: MixtureOfExperts, x: Float[np.ndarray, "d"], expert: int) -> Float[np.ndarray, "d"]:
+    up = layer.experts.up
+    down = layer.experts.down
+    inner = x @ np.asarray(up.weight[...])[expert] + np.asarray(up.bias[...])[expert]
     inner = np.asarray(jax.nn.gelu(jnp.asarray(inner), approximate=True))
-    return inner @ np.asarray(down.weight[...])[e] + (0 if down.bias is None else np.asarray(down.bias[...])[e])
+    return inner @ np.asarray(down.weight[...])[expert] + np.asarray(down.bias[...])[expert]
 
 
-def softmax(x: np.ndarray) -> np.ndarray:
-    e = np.exp(x - x.max())
-    return e / e.sum()
+def router_weight(layer: MixtureOfExperts) -> Float[np.ndarray, "d e"]:
+    return np.asarray(layer.router.weight[...])
 
 
-def choices(router: str, logits: np.ndarray, bias: np.ndarray) -> list[tuple[int, float]]:
-    """Experts of one token in order, and their weights, in evaluation."""
-    p = softmax(logits)
-    best = np.argsort(-p, kind="stable")
+def softmax(logits: Float[np.ndarray, "e"]) -> Float[np.ndarray, "e"]:
+    exponentials = np.exp(logits - logits.max())
+    return exponentials / exponentials.sum()
+
+
+def softmax_rows(logits: Float[np.ndarray, "l e"]) -> Float[np.ndarray, "l e"]:
+    return np.array([softmax(row) for row in logits])
+
+
+def sigmoid(logits: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+    return 1 / (1 + np.exp(-logits))
+
+
+def choose_experts(
+    router: str, logits: Float[np.ndarray, "e"], bias: Float[np.ndarray, "e"]
+) -> list[tuple[int, float]]:
+    """Return the experts of one token in evaluation, the first choice first, with their weights."""
+    probabilities = softmax(logits)
+    best = np.argsort(-probabilities, kind="stable")
     match router:
         case "switch":
-            return [(best[0], p[best[0]])]
+            return [(best[0], probabilities[best[0]])]
         case "gshard":
-            return [(e, p[e] / (p[best[0]] + p[best[1]])) for e in best[:2]]
+            both = probabilities[best[:2]].sum()
+            return [(expert, probabilities[expert] / both) for expert in best[:2]]
         case "top_k":
-            own = softmax(logits[best[:2]])
-            return [(best[0], own[0]), (best[1], own[1])]
+            weights = softmax(logits[best[:2]])
+            return [(best[0], weights[0]), (best[1], weights[1])]
         case "deepseek":
-            s = 1 / (1 + np.exp(-logits))
-            best = np.argsort(-(s + bias), kind="stable")[:2]
-            return [(e, s[e] / s[best].sum()) for e in best]
+            scores = sigmoid(logits)
+            best = np.argsort(-(scores + bias), kind="stable")[:2]
+            return [(expert, scores[expert] / scores[best].sum()) for expert in best]
     raise AssertionError(router)
 
 
-def by_hand(made: Any, x: np.ndarray, router: str, room: float) -> tuple[np.ndarray, int]:
-    """Rows by themselves: all first choices in order, then all second ones, as long as there is room."""
-    logits = x @ np.asarray(made.router.weight[...])
-    bias = np.zeros(EXPERTS) if made.bias is None else np.asarray(made.bias[...])
-    out, dropped = np.zeros_like(x), 0
-    for b in range(ROWS):
-        taken = [0] * EXPERTS
-        for rank in range(1 if router == "switch" else 2):
-            for t in range(LENGTH):
-                if not REAL[b, t]:
-                    continue
-                e, weight = choices(router, logits[b, t], bias)[rank]
-                taken[e] += 1
-                if taken[e] <= room:
-                    out[b, t] += weight * one_expert(made, x[b, t], e)
+def dispatch_by_loop(
+    layer: MixtureOfExperts, x: Float[np.ndarray, "b l d"], router: str, capacity: float
+) -> tuple[Float[np.ndarray, "b l d"], int]:
+    """Return the outputs and the number of dropped choices.
+
+    Each row has its own capacity. All first choices of a row come before all second ones, each in the order of the
+    tokens.
+    """
+    logits = x @ router_weight(layer)
+    bias = np.zeros(EXPERTS)
+    if layer.bias is not None:
+        bias = np.asarray(layer.bias[...])
+    output = np.zeros_like(x)
+    dropped = 0
+    for row in range(ROWS):
+        load = [0] * EXPERTS
+        for rank in range(CHOICES[router]):
+            for position in np.flatnonzero(IS_TOKEN[row]):
+                expert, weight = choose_experts(router, logits[row, position], bias)[rank]
+                load[expert] += 1
+                if load[expert] <= capacity:
+                    output[row, position] += weight * apply_expert(layer, x[row, position], expert)
                 else:
                     dropped += 1
-    return out, dropped
-
-
-ROUTERS: dict[str, Any] = {"switch": {}, "gshard": {}, "top_k": {"k": 2}, "deepseek": {"k": 2}}
+    return output, dropped
 
 
 @pytest.mark.parametrize("router", ROUTERS)
 @pytest.mark.parametrize(
-    ("dispatch", "room", "skew"),
+    ("dispatch", "capacity", "shift"),
     [
         ({"capacity": {"factor": 4.0}}, math.inf, 0.0),
         ({"capacity": {"tokens": 2}}, 2, 0.0),
@@ -100,174 +137,224 @@ ROUTERS: dict[str, Any] = {"switch": {}, "gshard": {}, "top_k": {"k": 2}, "deeps
         ("dropless", math.inf, 3.0),
         ({"dropless": {"kernel": "ragged"}}, math.inf, 3.0),
     ],
-    ids=["capacity", "two places", "dropless", "dropless, skewed", "ragged, skewed"],
+    ids=["enough capacity", "capacity of two tokens", "dropless", "dropless, uneven", "ragged, uneven"],
 )
-def test_dispatch_equals_a_loop_over_tokens(router: str, dispatch: Any, room: float, skew: float) -> None:
-    """Where room suffices and where not; even loads, and a skewed one that overflows the dropless buffers."""
-    made, x = layer(router={router: ROUTERS[router]}, dispatch=dispatch), inputs(skew)
-    found = jax.jit(lambda x: made_again(made)(x, jnp.asarray(REAL), None))(x)
-    expected, dropped = by_hand(made, np.asarray(x), router, room)
-    np.testing.assert_allclose(found, expected, atol=1e-5, rtol=1e-5)
-    made(x, jnp.asarray(REAL), None)
-    assert float(made.activity.get_value().dropped.sum()) == dropped
-    if room == 2:
-        assert dropped
+def test_dispatch_equals_a_loop_over_tokens(
+    router: str, dispatch: str | Settings, capacity: float, shift: float
+) -> None:
+    """With and without enough capacity; with even loads, and uneven ones that overflow the dropless buffers."""
+    layer = random_layer({"router": {router: ROUTERS[router]}, "dispatch": dispatch})
+    x = random_states(shift)
+    graph, weights = nnx.split(layer)
+
+    @jax.jit
+    def apply_layer(x: Float[jax.Array, "b l d"]) -> Float[jax.Array, "b l d"]:
+        return nnx.merge(graph, weights)(x, jnp.asarray(IS_TOKEN), None)
+
+    expected, expected_dropped = dispatch_by_loop(layer, np.asarray(x), router, capacity)
+    np.testing.assert_allclose(apply_layer(x), expected, atol=1e-5, rtol=1e-5)
+    assert float(record_activity(layer, x).dropped.sum()) == expected_dropped
+    if capacity == 2:
+        assert expected_dropped
 
 
-def made_again(made: Any) -> Any:
-    return nnx.merge(*nnx.split(made))
+DISPATCHES: dict[str, str | Settings] = {
+    "capacity": {"capacity": {"factor": 4.0}},
+    "dropless": "dropless",
+    "ragged": {"dropless": {"kernel": "ragged"}},
+}
 
 
 @pytest.mark.parametrize("expert", ["mlp", "glu"])
-@pytest.mark.parametrize("dispatch", ["capacity", "dropless", "ragged"])
-def test_gradients_equal_those_of_every_expert_on_every_token(expert: str, dispatch: Any) -> None:
-    """Of weights, of the router and of the input; the skew makes dropless take its slow path."""
-    settings = {"capacity": {"capacity": {"factor": 4.0}}, "ragged": {"dropless": {"kernel": "ragged"}}}
-    made = layer(expert, router={"top_k": {"k": 2}}, dispatch=settings.get(dispatch, dispatch))
-    x = inputs(2.0)
-    graph, params = nnx.split(made)
+@pytest.mark.parametrize("dispatch", DISPATCHES)
+def test_gradients_equal_those_of_computing_every_expert_on_every_token(expert: str, dispatch: str) -> None:
+    """The gradients of weights, router and inputs. The uneven loads make dropless dispatch take its slow path."""
+    moe = {"router": {"top_k": {"k": 2}}, "dispatch": DISPATCHES[dispatch], "expert": expert}
+    x = random_states(shift=2.0)
+    graph, params = nnx.split(random_layer(moe))
 
-    def sparse(params: Any, x: jax.Array) -> jax.Array:
-        return jnp.sum(jnp.sin(nnx.merge(graph, params)(x, jnp.asarray(REAL), None) / 20))
+    def loss_of(output: Float[jax.Array, "b l d"]) -> Float[jax.Array, ""]:
+        return jnp.sum(jnp.sin(output / 20))
 
-    def naive(params: Any, x: jax.Array) -> jax.Array:
-        module = nnx.merge(graph, params)
-        assignment = module.moe.router.choose_experts(module.router(x), None, None)
-        experts, weights = assignment.experts, assignment.weights
-        every = module.experts(jnp.broadcast_to(x, (EXPERTS, *x.shape)), None)
-        share = sum(weights[..., n, None] * (experts[..., n, None] == jnp.arange(EXPERTS)) for n in range(2))
-        return jnp.sum(jnp.sin(jnp.einsum("ebld,ble->bld", every, share * REAL[..., None]) / 20))
+    def sparse_loss(params: PyTree, x: Float[jax.Array, "b l d"]) -> Float[jax.Array, ""]:
+        return loss_of(nnx.merge(graph, params)(x, jnp.asarray(IS_TOKEN), None))
 
-    found, expected = (jax.jit(jax.grad(f, (0, 1)))(params, x) for f in (sparse, naive))
-    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-5, rtol=1e-5)
+    def dense_loss(params: PyTree, x: Float[jax.Array, "b l d"]) -> Float[jax.Array, ""]:
+        layer = nnx.merge(graph, params)
+        assignment = layer.moe.router.choose_experts(layer.router(x), None, None)
+        outputs = layer.experts(jnp.broadcast_to(x, (EXPERTS, *x.shape)), None)
+        weights = jnp.zeros((ROWS, LENGTH, EXPERTS))
+        for rank in range(2):
+            is_chosen = assignment.experts[..., rank, None] == jnp.arange(EXPERTS)
+            weights += assignment.weights[..., rank, None] * is_chosen
+        return loss_of(jnp.einsum("ebld,ble->bld", outputs, weights * IS_TOKEN[..., None]))
+
+    gradients = jax.jit(jax.grad(sparse_loss, (0, 1)))(params, x)
+    expected_gradients = jax.jit(jax.grad(dense_loss, (0, 1)))(params, x)
+    pairs = zip(jax.tree.leaves(gradients), jax.tree.leaves(expected_gradients), strict=True)
+    for gradient, expected_gradient in pairs:
+        np.testing.assert_allclose(gradient, expected_gradient, atol=1e-5, rtol=1e-5)
 
 
-def test_an_expert_that_chooses_takes_the_tokens_it_likes_best() -> None:
+def test_with_expert_choice_each_expert_takes_its_most_probable_tokens() -> None:
     """Zhou et al. 2022, §3.2: k = n·c/e; a token's output is the sum over the experts that took it."""
-    sizes = {"layers": 2, "embed": WIDTH, "heads": 2, "vocab": 8, "mlp": 12, "family": "encoder"}
-    feedforward = {"moe": {"experts": EXPERTS, "router": {"expert_choice": {"average": 1.2}}}}
-    config = ModelConfig.model_validate({**sizes, "feedforward": feedforward})
-    made = MixtureOfExperts(config, config.mixtures[0], rngs=nnx.Rngs(params=0))
-    x = np.asarray(inputs())
-    found = made(jnp.asarray(x), jnp.asarray(REAL), None)
-    room, expected = math.ceil(LENGTH * 1.2 / EXPERTS), np.zeros_like(x)
-    for b in range(ROWS):
-        p = np.array([softmax(row) for row in x[b] @ np.asarray(made.router.weight[...])])
-        p[~REAL[b]] = -1
-        for e in range(EXPERTS):
-            for t in np.argsort(-p[:, e], kind="stable")[:room]:
-                expected[b, t] += max(p[t, e], 0) * one_expert(made, x[b, t], e)
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    layer = create_layer({"router": {"expert_choice": {"average": 1.2}}}, family="encoder")
+    x = np.asarray(random_states())
+    output = layer(jnp.asarray(x), jnp.asarray(IS_TOKEN), None)
+    capacity = math.ceil(LENGTH * 1.2 / EXPERTS)
+    expected = np.zeros_like(x)
+    for row in range(ROWS):
+        probabilities = softmax_rows(x[row] @ router_weight(layer))
+        probabilities[~IS_TOKEN[row]] = -1
+        for expert in range(EXPERTS):
+            for position in np.argsort(-probabilities[:, expert], kind="stable")[:capacity]:
+                weight = max(probabilities[position, expert], 0)
+                expected[row, position] += weight * apply_expert(layer, x[row, position], expert)
+    np.testing.assert_allclose(output, expected, atol=1e-5)
 
 
-def test_gshard_sends_to_its_second_expert_in_proportion() -> None:
-    """Lepikhin et al. 2021, Algorithm 1: with probability 2·g2; in evaluation always."""
+def test_gshard_uses_the_second_expert_with_twice_its_weight_as_probability() -> None:
+    """Lepikhin et al. 2021, Algorithm 1: with probability 2·g2 in training, and always in evaluation."""
     logits = jnp.broadcast_to(jnp.log(jnp.array([0.7, 0.1, 0.15, 0.05])), (1, 20000, 4))
-    assignment = GShard().choose_experts(logits, None, jax.random.key(0))
-    experts, weights = assignment.experts, assignment.weights
-    second = 0.15 / 0.85
-    np.testing.assert_allclose(weights[0, 0], [1 - second, second], rtol=1e-5)
-    assert float((experts[..., 1] == 2).mean()) == pytest.approx(2 * second, abs=0.01)
-    assert set(np.unique(experts[..., 1])) == {2, 4}
-    assert int(GShard().choose_experts(logits, None, None).experts[0, 0, 1]) == 2
+    training = GShard().choose_experts(logits, None, jax.random.key(0))
+    second_weight = 0.15 / 0.85
+    np.testing.assert_allclose(training.weights[0, 0], [1 - second_weight, second_weight], rtol=1e-5)
+    second_experts = np.asarray(training.experts[..., 1])
+    assert float((second_experts == 2).mean()) == pytest.approx(2 * second_weight, abs=0.01)
+    unused = EXPERTS
+    assert set(np.unique(second_experts)) == {2, unused}
+    evaluation = GShard().choose_experts(logits, None, None)
+    assert int(evaluation.experts[0, 0, 1]) == 2
 
 
-def seen_of(made: Any, x: Any) -> Any:
-    made(x, jnp.asarray(REAL), None)
-    return jax.tree.map(lambda leaf: leaf[None], made.activity.get_value())
+def record_activity(layer: MixtureOfExperts, x: Float[jax.Array, "b l d"]) -> RouterActivity:
+    """Return what a layer has recorded of its router, with the leading axis of a stack of one layer."""
+    layer(x, jnp.asarray(IS_TOKEN), None)
+    return jax.tree.map(lambda leaf: leaf[None], layer.activity.get_value())
 
 
-def test_losses_are_the_published_formulas() -> None:
-    """Fedus et al. 2022, equations 4-6, of each row; Mixtral's code, of the batch, f over both choices; Zoph et al.
-    2022, equation 5; DeepSeek-V3, equations 17-20."""
-    x = inputs()
-    switch, top, deep = (layer(router={name: ROUTERS[name]}) for name in ("switch", "top_k", "deepseek"))
-
-    def probabilities(made: Any, b: int) -> np.ndarray:
-        return np.array([softmax(row) for row in np.asarray(x[b])[REAL[b]] @ np.asarray(made.router.weight[...])])
-
-    rows = []
-    for b in range(ROWS):
-        p = probabilities(switch, b)
-        f = np.bincount(p.argmax(1), minlength=EXPERTS) / len(p)
-        rows.append(EXPERTS * (f * p.mean(0)).sum())
-    seen = seen_of(switch, x)
-    assert float(Switch().balance_loss(seen)) == pytest.approx(np.mean(rows), rel=1e-5)
-    logits = [np.asarray(x[b])[REAL[b]] @ np.asarray(switch.router.weight[...]) for b in range(ROWS)]
-    z = np.mean([np.log(np.exp(row).sum()) ** 2 for row in np.concatenate(logits)])
-    assert float(seen.log_z.sum() / seen.tokens.sum()) == pytest.approx(z, rel=1e-5)
-
-    p = np.concatenate([probabilities(top, b) for b in range(ROWS)])
-    f = np.mean([np.bincount(np.argsort(-row)[:2], minlength=EXPERTS) for row in p], axis=0)
-    assert float(TopK().balance_loss(seen_of(top, x))) == pytest.approx(EXPERTS * (f * p.mean(0)).sum(), rel=1e-5)
-
-    rows = []
-    for b in range(ROWS):
-        s = 1 / (1 + np.exp(-np.asarray(x[b])[REAL[b]] @ np.asarray(deep.router.weight[...])))
-        chosen = np.argsort(-(s + np.asarray(deep.bias[...])), axis=1)[:, :2]
-        f = EXPERTS / 2 * np.mean([np.isin(np.arange(EXPERTS), row) for row in chosen], axis=0)
-        rows.append((f * (s / s.sum(1, keepdims=True)).mean(0)).sum())
-    assert float(DeepSeek(k=2).balance_loss(seen_of(deep, x))) == pytest.approx(np.mean(rows), rel=1e-5)
+def logits_of_rows(layer: MixtureOfExperts, x: Float[jax.Array, "b l d"]) -> Iterator[Float[np.ndarray, "t e"]]:
+    """Yield the router's logits for the tokens of each row, without padding."""
+    for row in range(ROWS):
+        yield np.asarray(x[row])[IS_TOKEN[row]] @ router_weight(layer)
 
 
-def model(router: str, **more: Any) -> tuple[ModelConfig, Any, Any]:
-    feedforward = {"moe": {"experts": EXPERTS, "router": {router: ROUTERS[router]}, **more}}
-    config = ModelConfig.model_validate(
-        {"layers": 4, "embed": 16, "heads": 2, "vocab": 11, "pattern": [{}, {"feedforward": feedforward}]}
-    )
+def test_the_balance_loss_and_z_loss_of_switch_are_those_of_the_paper() -> None:
+    """Fedus et al. 2022, equations 4 to 6, for each row; Zoph et al. 2022, equation 5."""
+    x = random_states()
+    layer = random_layer({"router": "switch"})
+    losses = []
+    squared_log_z = []
+    for logits in logits_of_rows(layer, x):
+        probabilities = softmax_rows(logits)
+        token_shares = np.bincount(probabilities.argmax(1), minlength=EXPERTS) / len(probabilities)
+        losses.append(EXPERTS * (token_shares * probabilities.mean(0)).sum())
+        squared_log_z.extend(np.log(np.exp(logits).sum(1)) ** 2)
+    activity = record_activity(layer, x)
+    assert float(Switch().balance_loss(activity)) == pytest.approx(np.mean(losses), rel=1e-5)
+    z_loss = float(activity.log_z.sum() / activity.tokens.sum())
+    assert z_loss == pytest.approx(np.mean(squared_log_z), rel=1e-5)
+
+
+def test_the_balance_loss_of_top_k_is_that_of_mixtrals_code() -> None:
+    """Over the whole batch; the share of an expert counts first and second choices."""
+    x = random_states()
+    layer = random_layer({"router": {"top_k": {"k": 2}}})
+    probabilities = softmax_rows(np.concatenate(list(logits_of_rows(layer, x))))
+    choices = np.argsort(-probabilities, axis=1)[:, :2]
+    choices_per_token = np.bincount(choices.ravel(), minlength=EXPERTS) / len(probabilities)
+    loss = EXPERTS * (choices_per_token * probabilities.mean(0)).sum()
+    assert float(TopK().balance_loss(record_activity(layer, x))) == pytest.approx(loss, rel=1e-5)
+
+
+def test_the_balance_loss_of_deepseek_is_that_of_the_paper() -> None:
+    """DeepSeek-V3, equations 17 to 20, for each row."""
+    x = random_states()
+    layer = random_layer({"router": {"deepseek": {"k": 2}}})
+    losses = []
+    for logits in logits_of_rows(layer, x):
+        scores = sigmoid(logits)
+        choices = np.argsort(-(scores + np.asarray(layer.bias[...])), axis=1)[:, :2]
+        choices_per_token = np.bincount(choices.ravel(), minlength=EXPERTS) / len(scores)
+        mean_scores = (scores / scores.sum(1, keepdims=True)).mean(0)
+        losses.append((EXPERTS / 2 * choices_per_token * mean_scores).sum())
+    balance_loss = float(DeepSeek(k=2).balance_loss(record_activity(layer, x)))
+    assert balance_loss == pytest.approx(np.mean(losses), rel=1e-5)
+
+
+TOKENS = jnp.arange(20).reshape(2, 10) % 11
+MOE_LAYER = "decoder.stack.layers.1.feedforward"
+
+
+def small_model(router: str) -> tuple[ModelConfig, ModelSpec, PyTree]:
+    """Return a decoder of four layers with fresh weights; the second and the fourth layer have experts."""
+    feedforward = {"moe": {"experts": EXPERTS, "router": {router: ROUTERS[router]}}}
+    settings = {"layers": 4, "embed": 16, "heads": 2, "vocab": 11, "pattern": [{}, {"feedforward": feedforward}]}
+    config = ModelConfig.model_validate(settings)
     return config, model_spec(config), init_params(config, jax.random.key(0))
 
 
 @pytest.mark.parametrize("router", ROUTERS)
-def test_a_model_says_what_its_routers_did(router: str) -> None:
-    config, plan, params = model(router)
+def test_the_metrics_of_routers_follow_from_the_loads_of_the_experts(router: str) -> None:
+    config, spec, params = small_model(router)
 
-    def run(params: Any) -> Any:
-        module = plan.model(params)
-        module(jnp.arange(20).reshape(2, 10) % 11, key=jax.random.key(0))
-        return router_loss(module, config)
+    @jax.jit
+    def compute_router_loss(params: PyTree) -> RouterLoss | None:
+        model = spec.model(params)
+        model(TOKENS, key=jax.random.key(0))
+        return router_loss(model, config)
 
-    found = jax.jit(run)(params)
-    said = {name: np.asarray(value) for name, value in found.means("router").items()}
-    loads = found.loads["decoder.stack.layers.1.feedforward"]
+    loss = compute_router_loss(params)
+    metrics = {name: np.asarray(value) for name, value in loss.means("router").items()}
+    loads = loss.loads[MOE_LAYER]
     assert loads.shape == (2, EXPERTS)
     shares = np.asarray(loads / loads.sum(1, keepdims=True))
-    entropy = [-sum(p * math.log(p) for p in row if p) / math.log(EXPERTS) for row in shares]
-    assert said["expert_load_entropy"] == pytest.approx(np.mean(entropy), rel=1e-5)
-    assert said["expert_load_max"] == pytest.approx(EXPERTS * shares.max(1).mean(), rel=1e-5)
-    np.testing.assert_allclose(said["expert_load"], shares.mean(0), rtol=1e-5)
-    rate = config.mixtures[0].router.balance
-    assert float(found.total) == pytest.approx(rate * said["router_balance_loss"], rel=1e-5)
+    entropies = []
+    for layer_shares in shares:
+        used_shares = layer_shares[layer_shares > 0]
+        entropies.append(-(used_shares * np.log(used_shares)).sum() / math.log(EXPERTS))
+    assert metrics["expert_load_entropy"] == pytest.approx(np.mean(entropies), rel=1e-5)
+    assert metrics["expert_load_max"] == pytest.approx(EXPERTS * shares.max(1).mean(), rel=1e-5)
+    np.testing.assert_allclose(metrics["expert_load"], shares.mean(0), rtol=1e-5)
+    balance_weight = config.mixtures[0].router.balance
+    assert float(loss.total) == pytest.approx(balance_weight * metrics["router_balance_loss"], rel=1e-5)
 
 
-def test_biases_move_against_the_load_and_have_no_gradient() -> None:
+def bias_of(params: PyTree) -> Float[jax.Array, "repeats e"]:
+    return params["decoder"]["stack"]["layers"]["1"]["feedforward"]["bias"]
+
+
+def test_biases_of_routers_move_against_the_load_and_have_no_gradient() -> None:
     """DeepSeek-V3, §2.1.2: an expert above the mean load is lowered by the update speed, one below is raised."""
-    config, plan, params = model("deepseek")
-    tokens = jnp.arange(20).reshape(2, 10) % 11
+    config, spec, params = small_model("deepseek")
 
-    def loss(params: Any) -> tuple[jax.Array, Any]:
-        module = plan.model(params)
-        total = jnp.sum(module(tokens))
-        return total, router_loss(module, config)
+    def loss_fn(params: PyTree) -> tuple[Float[jax.Array, ""], RouterLoss | None]:
+        model = spec.model(params)
+        total = jnp.sum(model(TOKENS))
+        return total, router_loss(model, config)
 
-    grads, found = jax.jit(jax.grad(loss, has_aux=True))(params)
-    place = lambda tree: tree["decoder"]["stack"]["layers"]["1"]["feedforward"]["bias"]  # noqa: E731
-    assert float(jnp.abs(place(grads)).max()) == 0
-    loads = np.asarray(found.loads["decoder.stack.layers.1.feedforward"])
-    expected = 0.001 * np.sign(loads.mean(1, keepdims=True) - loads)
-    np.testing.assert_allclose(place(found.update_biases(params)) - place(params), expected, atol=1e-9)
+    grads, loss = jax.jit(jax.grad(loss_fn, has_aux=True))(params)
+    assert float(jnp.abs(bias_of(grads)).max()) == 0
+    loads = np.asarray(loss.loads[MOE_LAYER])
+    expected_change = 0.001 * np.sign(loads.mean(1, keepdims=True) - loads)
+    change = bias_of(loss.update_biases(params)) - bias_of(params)
+    np.testing.assert_allclose(change, expected_change, atol=1e-9)
 
 
-def test_memory_of_dispatch_is_linear_in_tokens() -> None:
-    """By XLA's account: a one-hot of [tokens, experts, places] would grow with the square."""
-    made = layer(router="switch", dispatch={"capacity": {"group": "batch"}})
-    graph, params = nnx.split(made)
+def test_the_memory_of_dispatch_grows_linearly_with_the_tokens() -> None:
+    """As XLA counts it: a one-hot of [tokens, experts, capacity] would grow with the square."""
+    layer = random_layer({"router": "switch", "dispatch": {"capacity": {"group": "batch"}}})
+    graph, params = nnx.split(layer)
 
-    def bytes_of(length: int) -> int:
-        x = jax.ShapeDtypeStruct((1, length, WIDTH), jnp.float32)
-        real = jnp.ones((1, length), bool)
-        run = jax.jit(jax.grad(lambda p, x: nnx.merge(graph, p)(x, real, None).sum(), (0, 1)))
-        return run.lower(params, x).compile().memory_analysis().temp_size_in_bytes
+    def gradient_function(is_token: Bool[jax.Array, "1 l"]) -> Callable[..., PyTree]:
+        def total(params: PyTree, x: Float[jax.Array, "1 l d"]) -> Float[jax.Array, ""]:
+            return nnx.merge(graph, params)(x, is_token, None).sum()
 
-    assert bytes_of(8192) < 2.2 * bytes_of(4096)
+        return jax.jit(jax.grad(total, (0, 1)))
+
+    def temporary_bytes(length: int) -> int:
+        x = jax.ShapeDtypeStruct((1, length, EMBED), jnp.float32)
+        gradient = gradient_function(jnp.ones((1, length), bool))
+        return gradient.lower(params, x).compile().memory_analysis().temp_size_in_bytes
+
+    assert temporary_bytes(8192) < 2.2 * temporary_bytes(4096)

@@ -1,19 +1,25 @@
-"""Models with random weights, made without compiling an initialisation."""
+"""Models with random weights, created without compiling an initialisation."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
+from jax.tree_util import DictKey
 
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.spec import model_spec
 
 
-def random_model(config: ModelConfig, deviation: float = 0.2) -> object:
-    """Every weight normal, scales of norms around one."""
-    plan, rng = model_spec(config), np.random.default_rng(0)
+def random_model(config: ModelConfig, std: float = 0.2) -> nnx.Module:
+    """Return a model whose weights are normal with mean 0; the scales of norms have mean 1.
 
-    def weight(path: tuple, shape: jax.ShapeDtypeStruct) -> jax.Array:
-        centre = 1.0 if path[-1].key == "scale" else 0.0
-        return jnp.asarray(centre + deviation * rng.normal(size=shape.shape), jnp.float32)
+    Biases and norms then have an effect too, which those of a fresh model do not have.
+    """
+    spec = model_spec(config)
+    rng = np.random.default_rng(0)
 
-    return plan.model(jax.tree_util.tree_map_with_path(weight, plan.shapes))
+    def draw(path: tuple[DictKey, ...], shape: jax.ShapeDtypeStruct) -> jax.Array:
+        mean = 1.0 if path[-1].key == "scale" else 0.0
+        return jnp.asarray(mean + std * rng.normal(size=shape.shape), jnp.float32)
+
+    return spec.model(jax.tree_util.tree_map_with_path(draw, spec.shapes))

@@ -51,8 +51,12 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         )
         program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
-    monkeypatch.setattr(launch, "estimate_seconds", lambda *_: {})
     return tmp_path
+
+
+def no_estimate(*_: object) -> dict[str, float]:
+    """Estimate nothing: to measure or to model a step takes long."""
+    return {}
 
 
 def calls_of(cluster: Path, program: str) -> list[str]:
@@ -67,7 +71,7 @@ def test_slurm_receives_an_array_of_the_missing_runs_once(sweep: Sweep, cluster:
     (finished_dir / "checkpoints/12").mkdir(parents=True)
     (finished_dir / "checkpoints/12/manifest.json").write_text("{}")
     (finished_dir / "metrics.jsonl").write_text('{"step": 12, "eval/loss": 2.0}\n')
-    assert launch.start(slurm_sweep, yes=True, environment=dict(os.environ)) == 0
+    assert launch.start(slurm_sweep, yes=True, environment=dict(os.environ), estimate=no_estimate) == 0
     (call,) = calls_of(cluster, "sbatch")
     assert "--array=1-2%2" in call
     assert "--gpus-per-task=1" in call
@@ -76,9 +80,9 @@ def test_slurm_receives_an_array_of_the_missing_runs_once(sweep: Sweep, cluster:
     assert f'run_dir="{runs[1].run_dir}"' in lines[0]
     # Nothing is submitted twice while the jobs are queued. A job that has left the queue unfinished is submitted again.
     (cluster / "answers/squeue").write_text("4711_1\n4711_2\n")
-    assert launch.start(slurm_sweep, yes=True, environment=dict(os.environ)) == 0
+    assert launch.start(slurm_sweep, yes=True, environment=dict(os.environ), estimate=no_estimate) == 0
     (cluster / "answers/squeue").write_text("4711_1\n")
-    assert launch.start(slurm_sweep, yes=True, environment=dict(os.environ)) == 0
+    assert launch.start(slurm_sweep, yes=True, environment=dict(os.environ), estimate=no_estimate) == 0
     calls = calls_of(cluster, "sbatch")
     assert len(calls) == 2
     assert "--array=1-1%2" in calls[1]
@@ -90,7 +94,7 @@ def test_slurm_makes_branches_wait_for_their_trunks(make_sweep: SweepFactory, cl
     axes = {"d": {"train.steps": [12, 20]}}
     sweep = make_sweep(set=schedule, axes=axes, branches=True, where="slurm")
     (cluster / "answers/sbatch").write_text("12\n")
-    assert launch.start(sweep, yes=True, environment=dict(os.environ)) == 0
+    assert launch.start(sweep, yes=True, environment=dict(os.environ), estimate=no_estimate) == 0
     trunk_call, branch_call = calls_of(cluster, "sbatch")
     assert "dependency" not in trunk_call
     assert "--dependency=afterany:12" in branch_call
@@ -109,7 +113,7 @@ def test_gke_receives_one_jobset_per_run_once(cluster: Path) -> None:
         "dir": str(cluster / "sweep"),
     }
     path.write_text(yaml.safe_dump(settings))
-    assert launch.start(load(path), yes=True, environment=dict(os.environ)) == 0
+    assert launch.start(load(path), yes=True, environment=dict(os.environ), estimate=no_estimate) == 0
     applied = (cluster / "applied").read_text().replace("apiVersion", "---\napiVersion")
     jobsets = [jobset for jobset in yaml.safe_load_all(applied) if jobset]
     assert [jobset["metadata"]["name"] for jobset in jobsets] == ["gke-learning-rate0-1", "gke-learning-rate0-2"]
@@ -118,7 +122,7 @@ def test_gke_receives_one_jobset_per_run_once(cluster: Path) -> None:
     assert arguments[:2] == ["train", "configs/quickstart.yaml"]
     assert "optimizer.learning_rate=0.2" in arguments
     (cluster / "answers/kubectl-jobset").write_text("jobset/there")
-    assert launch.start(load(path), yes=True, environment=dict(os.environ)) == 0
+    assert launch.start(load(path), yes=True, environment=dict(os.environ), estimate=no_estimate) == 0
     assert len(calls_of(cluster, "kubectl apply")) == 2
 
 

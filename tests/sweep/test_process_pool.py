@@ -159,12 +159,20 @@ def test_a_run_that_outlived_its_sweep_is_waited_for(make_pool: PoolFactory) -> 
     assert [count_starts(run) for run in runs] == [1, 1, 1]
 
 
-def test_slots_share_cores_or_gpus_or_the_memory_of_one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
-    assert device_share(1, 2, {"JAX_PLATFORMS": "cpu"}) == DeviceShare({}, frozenset({1, 3}))
-    assert device_share(0, 1, {"JAX_PLATFORMS": "cpu"}) == DeviceShare({}, frozenset())
-    monkeypatch.setattr("t5x_lite.sweep.device_share.shutil.which", lambda _: "/usr/bin/nvidia-smi")
+def test_slots_share_cores() -> None:
+    environment = {"JAX_PLATFORMS": "cpu"}
+    assert device_share(1, 2, environment, cores={0, 1, 2, 3}) == DeviceShare({}, frozenset({1, 3}))
+    assert device_share(0, 1, environment, cores={0, 1, 2, 3}) == DeviceShare({}, frozenset())
+
+
+def test_slots_share_gpus_or_the_memory_of_one_gpu(tmp_path: Path) -> None:
+    nvidia_smi = tmp_path / "nvidia-smi"
+    nvidia_smi.write_text("#!/bin/sh\necho 'GPU 0: H100'\necho 'GPU 1: H100'\n")
+    nvidia_smi.chmod(0o755)
+    environment = {"PATH": str(tmp_path)}
     two_gpus = DeviceShare({"CUDA_VISIBLE_DEVICES": "3,7"}, frozenset())
-    assert device_share(1, 2, {"CUDA_VISIBLE_DEVICES": "2,3,5,7"}) == two_gpus
+    assert device_share(1, 2, {**environment, "CUDA_VISIBLE_DEVICES": "2,3,5,7"}) == two_gpus
     third_of_a_gpu = DeviceShare({"CUDA_VISIBLE_DEVICES": "4", "XLA_PYTHON_CLIENT_MEM_FRACTION": "0.300"}, frozenset())
-    assert device_share(2, 3, {"CUDA_VISIBLE_DEVICES": "4"}) == third_of_a_gpu
+    assert device_share(2, 3, {**environment, "CUDA_VISIBLE_DEVICES": "4"}) == third_of_a_gpu
+    listed_gpu = DeviceShare({"CUDA_VISIBLE_DEVICES": "1"}, frozenset())
+    assert device_share(1, 2, environment) == listed_gpu

@@ -1,16 +1,18 @@
-"""The analytic FLOPs against every matrix product of the traced step, forward and backward."""
+"""The analytic FLOPs: against every matrix product of the traced step, forward and backward, and by hand."""
 
 import math
-from typing import Any
+from collections.abc import Iterator
 
 import jax
 import pytest
 from jax.extend.core import ClosedJaxpr, Jaxpr
+from jaxtyping import Array, Float, PyTree
 
 from t5x_lite.config import RunConfig
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.spec import model_spec
 from t5x_lite.objectives import Choice, Classify, Reward, Similarity
+from t5x_lite.objectives.objective import ExampleLengths
 from t5x_lite.objectives.supervised import Supervised
 from t5x_lite.planner.example import example_context, example_features
 from t5x_lite.run_loss import loss_function
@@ -19,41 +21,81 @@ from t5x_lite.train.flops import flops_per_example
 ROWS = 2
 SIZES = {"layers": 2, "embed": 64, "heads": 4, "vocab": 256}
 EXPERTS = {"moe": {"experts": 4, "router": {"top_k": {"k": 2}}, "dispatch": {"capacity": {"factor": 1.0}}}}
+CAUSAL_SHARE = 10 / 16
+"""Share of a causal square of 256 that is computed in steps of 64 queries: 1 + 2 + 3 + 4 blocks of 16."""
+WHOLE_SQUARE = 1.0
+"""Attention in both directions, and causal attention of a row that is too short for steps, compute all of it."""
 
-IN_STEPS = 10 / 16
-"""Of a causal square of 256 in steps of 64 queries: one, two, three and four blocks of 16. A short one is whole."""
+
+def inner_jaxprs(value: object) -> Iterator[Jaxpr]:
+    """Yield the programs in a parameter of an equation, such as the body of a scan."""
+    values = value if isinstance(value, tuple | list) else [value]
+    for item in values:
+        if isinstance(item, ClosedJaxpr):
+            yield item.jaxpr
+        elif isinstance(item, Jaxpr):
+            yield item
 
 
-def products(jaxpr: Jaxpr) -> float:
-    """FLOPs of all `dot_general`, those of a scan as often as it runs: nothing here is known of models."""
+def count_product_flops(jaxpr: Jaxpr) -> float:
+    """Return the FLOPs of all matrix products; those of a scan count as often as it runs.
+
+    This knows nothing of models.
+    """
     total = 0.0
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
-            (contracted, _), _ = equation.params["dimension_numbers"]
-            inputs = equation.invars[0].aval.shape
-            total += 2.0 * math.prod(equation.outvars[0].aval.shape) * math.prod(inputs[axis] for axis in contracted)
-        times = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
+            (contracted_axes, _), _ = equation.params["dimension_numbers"]
+            input_shape = equation.invars[0].aval.shape
+            output_size = math.prod(equation.outvars[0].aval.shape)
+            total += 2.0 * output_size * math.prod(input_shape[axis] for axis in contracted_axes)
+        repeats = 1
+        if equation.primitive.name == "scan":
+            repeats = equation.params["length"]
         for value in equation.params.values():
-            for inner in value if isinstance(value, tuple | list) else [value]:
-                if isinstance(inner, ClosedJaxpr | Jaxpr):
-                    total += times * products(inner.jaxpr if isinstance(inner, ClosedJaxpr) else inner)
+            for inner_jaxpr in inner_jaxprs(value):
+                total += repeats * count_product_flops(inner_jaxpr)
     return total
 
 
+def count_step_flops(config: RunConfig) -> float:
+    """Return the FLOPs of the matrix products of loss and gradients on `ROWS` examples."""
+    spec = model_spec(config.model)
+    compute_terms = loss_function(config, spec, 1, training=True)
+    batch = {}
+    for name, feature in example_features(config).items():
+        batch[name] = jax.ShapeDtypeStruct((ROWS, *feature.shape), feature.dtype)
+
+    def loss_fn(params: PyTree, batch: dict[str, Array]) -> Float[Array, ""]:
+        terms = compute_terms(params, batch, jax.random.key(0))
+        return sum(term.total for term in terms.values())
+
+    return count_product_flops(jax.make_jaxpr(jax.grad(loss_fn))(spec.shapes, batch).jaxpr)
+
+
 @pytest.mark.parametrize(
-    ("model", "objective", "square"),
+    ("model", "objective", "share_of_square"),
     [
-        ({}, "causal", IN_STEPS),
-        ({"kv_heads": 2, "tied": False, "feedforward": "glu", "positions": "rotary"}, "causal", IN_STEPS),
-        ({"family": "encoder", "output_transform": True}, "masked", 1.0),
-        ({"family": "encoder_decoder", "decoder_layers": 4, "positions": "rotary"}, "span_corruption", 1.0),
-        ({"pattern": [{"feedforward": "dense"}, {"feedforward": EXPERTS}]}, "causal", IN_STEPS),
+        ({}, "causal", CAUSAL_SHARE),
+        ({"kv_heads": 2, "tied": False, "feedforward": "glu", "positions": "rotary"}, "causal", CAUSAL_SHARE),
+        ({"family": "encoder", "output_transform": True}, "masked", WHOLE_SQUARE),
+        (
+            {"family": "encoder_decoder", "decoder_layers": 4, "positions": "rotary"},
+            "span_corruption",
+            WHOLE_SQUARE,
+        ),
+        ({"pattern": [{"feedforward": "dense"}, {"feedforward": EXPERTS}]}, "causal", CAUSAL_SHARE),
         ({"pattern": [{"attention": {"local": {"window": 16}}}]}, "causal", None),
     ],
     ids=["dense", "gated-grouped", "encoder", "encoder-decoder", "experts", "band"],
 )
-def test_flops_are_those_of_the_program(model: dict[str, Any], objective: str, square: float | None) -> None:
-    """Equal but for routers' and heads' crumbs; a band's program computes whole blocks, so more than is seen."""
+def test_flops_equal_those_of_the_matrix_products(
+    model: dict[str, object], objective: str, share_of_square: float | None
+) -> None:
+    """Equal but for the small products of routers and heads.
+
+    The program of a band (None) computes whole blocks, and so more pairs than attention allows.
+    """
     config = RunConfig.model_validate(
         {
             "model": {**SIZES, **model},
@@ -61,34 +103,71 @@ def test_flops_are_those_of_the_program(model: dict[str, Any], objective: str, s
             "train": {"steps": 1, "batch_size": ROWS, "seq_len": 256, "loss_chunks": 1},
         }
     )
-    structure = model_spec(config.model)
-    loss = loss_function(config, structure, 1, training=True)
-    row = example_features(config)
-    batch = {name: jax.ShapeDtypeStruct((ROWS, *value.shape), value.dtype) for name, value in row.items()}
-
-    def step(params: Any, batch: Any) -> Any:
-        return sum(term.total for term in loss(params, batch, jax.random.key(0)).values())
-
-    counted = products(jax.make_jaxpr(jax.grad(step))(structure.shapes, batch).jaxpr)
+    product_flops = count_step_flops(config)
+    spec = model_spec(config.model)
     lengths = config.require_objective().lengths(example_context(config.model, config.train.seq_len))
-    full = ROWS * flops_per_example(config.model, structure, lengths, causal_half=False)
-    seen = ROWS * flops_per_example(config.model, structure, lengths)
-    if square is None:
-        assert seen < counted < 1.6 * seen
+    flops_of_all_pairs = ROWS * flops_per_example(config.model, spec, lengths, causal_half=False)
+    flops = ROWS * flops_per_example(config.model, spec, lengths)
+    if share_of_square is None:
+        assert flops < product_flops < 1.6 * flops
     else:
-        # Between the half of a causal square, which `seen` counts, and all of it.
-        assert counted == pytest.approx(seen + (2 * square - 1) * (full - seen), rel=0.01)
+        # Between half of a causal square, which `flops` counts, and all of it.
+        share_of_other_half = 2 * share_of_square - 1
+        expected = flops + share_of_other_half * (flops_of_all_pairs - flops)
+        assert product_flops == pytest.approx(expected, rel=0.01)
 
 
-def test_an_example_of_several_texts_costs_each_of_them() -> None:
-    """Four choices pass the encoder one by one, a pair twice; each has one score of the same head."""
+def test_an_example_of_several_texts_has_the_flops_of_all_of_them() -> None:
+    """Each of four choices passes the encoder, and each text of a pair; all have one score of the same head."""
     config = ModelConfig.model_validate({**SIZES, "family": "encoder", "head": {"outputs": 1}})
-    structure = model_spec(config)
-    task = example_context(config, 128)
+    spec = model_spec(config)
+    context = example_context(config, 128)
 
     def flops(objective: Supervised) -> float:
-        return flops_per_example(config, structure, objective.lengths(task))
+        return flops_per_example(config, spec, objective.lengths(context))
 
-    one = flops(Classify(labels=("no", "yes")))
-    assert flops(Choice(count=4)) == 4 * one
-    assert flops(Reward()) == flops(Similarity(by="cosine")) == 2 * one
+    flops_of_one_text = flops(Classify(labels=("no", "yes")))
+    assert flops(Choice(count=4)) == 4 * flops_of_one_text
+    assert flops(Reward()) == flops(Similarity(by="cosine")) == 2 * flops_of_one_text
+
+
+def test_flops_of_gpt2_by_hand() -> None:
+    """PaLM, appendix B: 6N and 12·L·H·Q·T a token, attention counted half because it is causal."""
+    config = ModelConfig.model_validate({"layers": 12, "embed": 768, "heads": 12, "vocab": 50257})
+    weights = 12 * 12 * 768**2 + 50257 * 768
+    flops = flops_per_example(config, model_spec(config), ExampleLengths(1024, 1024))
+    assert flops == 1024 * (6 * weights + 6 * 12 * 12 * 64 * 1024)
+
+
+def test_flops_of_t5_by_hand() -> None:
+    """Encoder weights see the inputs, decoder weights the targets; cross-attention's keys and values the inputs."""
+    config = ModelConfig.model_validate(
+        {
+            "family": "encoder_decoder",
+            "layers": 2,
+            "embed": 8,
+            "heads": 2,
+            "mlp": 16,
+            "vocab": 32,
+            "positions": "relative",
+        }
+    )
+    attention = 4 * 8 * 8
+    mlp = 2 * 8 * 16
+    inputs = 20
+    targets = 6
+    weight_uses = inputs * 2 * (attention + mlp) + targets * 2 * (attention + mlp) + 2 * 2 * 64 * (inputs + targets)
+    query_key_pairs = 2 * (inputs**2 + targets**2 / 2 + inputs * targets)
+    flops = flops_per_example(config, model_spec(config), ExampleLengths(inputs, targets, targets))
+    assert flops == 6 * weight_uses + 6 * 32 * 8 * targets + 12 * 8 * query_key_pairs
+
+
+def test_flops_of_shared_layers_count_every_pass() -> None:
+    settings = {"layers": 3, "embed": 8, "heads": 2, "vocab": 32}
+    shared = ModelConfig.model_validate(settings | {"shared_layers": True})
+    separate = ModelConfig.model_validate(settings | {"shared_layers": False})
+    lengths = ExampleLengths(16, 16)
+    assert model_spec(shared).parameters < model_spec(separate).parameters
+    assert flops_per_example(shared, model_spec(shared), lengths) == flops_per_example(
+        separate, model_spec(separate), lengths
+    )

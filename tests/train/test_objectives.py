@@ -1,8 +1,10 @@
 """Every objective from text to a trained model: the metrics that its run reports, and the uses of its model."""
 
 import json
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import pytest
@@ -69,8 +71,9 @@ RUNS = {
         *("objective=contrastive", "data.packing=none"),
     ],
 }
-IN_CI = ("span_corruption", "next sentence")
-TERMS = {"next sentence": "sentence", "span boundary": "span", "replaced_token": "detection"}
+"""By name: overrides of the config."""
+FAST_RUNS = ("span_corruption", "next sentence")
+SECOND_TERMS = {"next sentence": "sentence", "span boundary": "span", "replaced_token": "detection"}
 
 
 @pytest.fixture(scope="module")
@@ -86,33 +89,36 @@ def pairs(tmp_path_factory: pytest.TempPathFactory, prose: Path) -> Path:
     return path
 
 
+TrainedRun: TypeAlias = Callable[[str], Path]
+
+
 @pytest.fixture(scope="module")
-def trained() -> dict[str, Path]:
-    """Runs that have been trained so far, by name."""
-    return {}
+def trained_run(tiny_config: Path, pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
+    """A function that returns the run directory of a name of RUNS, and trains the run when it is first requested."""
+    folder = tmp_path_factory.mktemp("objectives")
+    sizes = ("model.layers=1", "model.embed=16", "train.steps=4", "eval.every_steps=4", "checkpoint.every_steps=4")
 
+    def run_dir_of(name: str) -> Path:
+        run_dir = folder / name.replace(", ", "_")
+        if not run_dir.exists():
+            overrides = [*sizes, *RUNS[name]]
+            if PAIRS[0] in RUNS[name]:
+                overrides.append(f"data.files={pairs}")
+            assert main(["train", str(tiny_config), f"run_dir={run_dir}", *overrides]) == 0
+        return run_dir
 
-def train_run(name: str, trained: dict[str, Path], tiny_config: Path, pairs: Path, folder: Path) -> Path:
-    if name not in trained:
-        files = [f"data.files={pairs}"] if PAIRS[0] in RUNS[name] else []
-        sizes = ["model.layers=1", "model.embed=16", "train.steps=4", "eval.every_steps=4", "checkpoint.every_steps=4"]
-        assert main(["train", str(tiny_config), f"run_dir={folder}/run", *sizes, *RUNS[name], *files]) == 0
-        trained[name] = folder / "run"
-    return trained[name]
+    return run_dir_of
 
 
 @pytest.mark.parametrize(
-    "name", [name if name in IN_CI else pytest.param(name, marks=pytest.mark.slow) for name in RUNS]
+    "name", [name if name in FAST_RUNS else pytest.param(name, marks=pytest.mark.slow) for name in RUNS]
 )
-def test_a_run_trains_evaluates_and_reports_its_terms(
-    name: str, trained: dict[str, Path], tiny_config: Path, pairs: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    run = train_run(name, trained, tiny_config, pairs, tmp_path_factory.mktemp("run"))
-    records = lines(run)
+def test_a_run_trains_evaluates_and_reports_its_terms(name: str, trained_run: TrainedRun) -> None:
+    records = lines(trained_run(name))
     assert len(records) == 4
     terms = {"loss", "accuracy"}
-    if name in TERMS:
-        terms |= {f"{TERMS[name]}_loss", f"{TERMS[name]}_accuracy"}
+    if name in SECOND_TERMS:
+        terms |= {f"{SECOND_TERMS[name]}_loss", f"{SECOND_TERMS[name]}_accuracy"}
     assert terms <= records[-1].keys()
     assert {f"eval/{term}" for term in terms} <= records[-1].keys()
     assert "eval/bits_per_byte" not in records[-1]  # only objectives that predict every token report it
@@ -121,10 +127,8 @@ def test_a_run_trains_evaluates_and_reports_its_terms(
 
 
 @pytest.fixture
-def model(trained: dict[str, Path], request: pytest.FixtureRequest) -> Model:
-    if request.param not in trained:
-        pytest.skip(f"needs the run of the test above for {request.param}")
-    return t5x_lite.load(trained[request.param])
+def model(trained_run: TrainedRun, request: pytest.FixtureRequest) -> Model:
+    return t5x_lite.load(trained_run(request.param))
 
 
 @pytest.mark.parametrize("model", ["span_corruption"], indirect=True)
@@ -134,8 +138,8 @@ def test_an_encoder_decoder_generates_scores_and_fills(model: Model, capsys: pyt
     target_ids = np.append(model.tokenizer.encode(text), model.tokenizer.eos)
     inputs = np.append(model.tokenizer.encode("the quick"), model.tokenizer.eos)
     logits = model.logits(inputs, np.concatenate([[0], target_ids[:-1]]))[0].astype(np.float64)
-    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-    expected = log_p[np.arange(len(target_ids)), target_ids].sum()
+    log_probabilities = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    expected = log_probabilities[np.arange(len(target_ids)), target_ids].sum()
     assert model.score([text], ["the quick"])[0] == pytest.approx(expected, rel=1e-4)
     prompt = "the <extra_id_0> fox <extra_id_1> over"
     assert main(["generate", str(model.run.folder), "--prompt", prompt, "--tokens", "8"]) == 0
@@ -152,13 +156,13 @@ def test_an_encoder_fills_masks_and_scores(model: Model, capsys: pytest.CaptureF
     assert [len(candidates) for candidates in filled] == [3, 3]
     for candidates in filled:
         assert all(better[1] >= worse[1] > 0 for better, worse in pairwise(candidates))
-    ids = model.tokenizer.encode("fox dog")
+    token_ids = model.tokenizer.encode("fox dog")
     special = model.tokenizer.special
     expected = 0.0
-    for place, token in enumerate(ids, start=1):
-        row = np.array([special["[CLS]"], *ids, special["[SEP]"]])
-        row[place] = special["[MASK]"]
-        logits = model.logits(row)[0, place].astype(np.float64)
+    for position, token in enumerate(token_ids, start=1):
+        row = np.array([special["[CLS]"], *token_ids, special["[SEP]"]])
+        row[position] = special["[MASK]"]
+        logits = model.logits(row)[0, position].astype(np.float64)
         expected += logits[token] - np.log(np.exp(logits).sum())
     assert model.score(["fox dog"])[0] == pytest.approx(expected, rel=1e-4)
     assert main(["generate", str(model.run.folder), "--prompt", "the [MASK] fox"]) == 0
@@ -168,6 +172,7 @@ def test_an_encoder_fills_masks_and_scores(model: Model, capsys: pytest.CaptureF
         model.generate("the")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["contrastive"], indirect=True)
 def test_a_contrastive_encoder_embeds_and_predicts_no_tokens(model: Model) -> None:
     assert model.embed(["the fox", "a dog"]).shape == (2, 16)
@@ -175,6 +180,7 @@ def test_a_contrastive_encoder_embeds_and_predicts_no_tokens(model: Model) -> No
         model.logits(np.arange(5, 15))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["replaced_token"], indirect=True)
 def test_electra_detects_replaced_tokens_and_its_discriminator_is_exported(model: Model, tmp_path: Path) -> None:
     scores = model.logits(np.arange(5, 15))
