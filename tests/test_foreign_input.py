@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-hypothesis = pytest.importorskip("hypothesis", reason="pip install -e '.[test]'")
+hypothesis = pytest.importorskip("hypothesis", reason="pip install hypothesis")
 
 from hypothesis import HealthCheck, Phase, given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402

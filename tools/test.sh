@@ -12,6 +12,7 @@ slow=(-m "not slow")
 for argument in "$@"; do
   if [[ "$argument" == "--all" ]]; then
     slow=()
+    python -m pip install -q "hypothesis>=6.140" # changes foreign files in every way, in the slow tests alone
     export XLA_FLAGS="${XLA_FLAGS-}" # compile as users do; the fast tests disable most optimizations
   else
     arguments+=("$argument")

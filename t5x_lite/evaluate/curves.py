@@ -11,6 +11,9 @@ from jaxtyping import Float
 
 from t5x_lite.errors import UserError
 
+LARGEST_NUMBER = 1e300
+"""Numbers of a file beyond it are damage: no metric comes near."""
+
 
 def read_metrics(run: Path, *, empty: bool = False) -> list[dict[str, Any]]:
     """Read `RUN/metrics.jsonl`.
@@ -25,7 +28,7 @@ def read_metrics(run: Path, *, empty: bool = False) -> list[dict[str, Any]]:
     path = run / "metrics.jsonl"
     if not path.is_file():
         raise UserError(f"{run}: has no metrics.jsonl; is it a run directory?")
-    records = metric_records(path)
+    records = [record for record in metric_records(path) if _is_number(record.get("step"))]
     if not records and not empty:
         raise UserError(f"{path}: is empty; train the run first")
     return records
@@ -34,22 +37,29 @@ def read_metrics(run: Path, *, empty: bool = False) -> list[dict[str, Any]]:
 def metric_records(path: Path) -> list[dict[str, Any]]:
     """Return the complete lines of a JSONL file; none if there is no file.
 
-    A process that is killed may leave an incomplete last line.
+    A process that is killed may leave an incomplete last line. Lines that are no objects are left out too.
     """
     if not path.is_file():
         return []
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        with suppress(ValueError):
-            records.append(json.loads(line))
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        record = None
+        with suppress(RecursionError, ValueError):
+            record = json.loads(line)
+        if isinstance(record, dict):
+            records.append(record)
     return records
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST_NUMBER
 
 
 def metric_series(
     lines: Sequence[Mapping[str, Any]], name: str
 ) -> tuple[Float[np.ndarray, " points"], Float[np.ndarray, " points"]]:
     """Return tokens and values of one metric, from the lines that have it."""
-    measured = [line for line in lines if line.get(name) is not None]
+    measured = [line for line in lines if _is_number(line.get(name)) and _is_number(line.get("tokens"))]
     tokens = np.array([line["tokens"] for line in measured], float)
     values = np.array([line[name] for line in measured], float)
     return tokens, values

@@ -40,8 +40,8 @@ class Goodput:
         with suppress(OSError, ValueError):
             earlier = json.loads(path.read_text())
             for activity in ACTIVITIES:
-                if activity in earlier:
-                    self.seconds[activity] = float(earlier[activity])
+                if isinstance(earlier, dict) and isinstance(earlier.get(activity), float):
+                    self.seconds[activity] = earlier[activity]
 
     @contextmanager
     def measure(self, activity: str) -> Iterator[None]:
