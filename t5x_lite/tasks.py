@@ -79,9 +79,17 @@ class TaskSpec(Config):
         return references[0]
 
     def _references(self, record: Record) -> list[str]:
-        """Return all right targets of a record in text form."""
+        """Return all right targets of a record in text form, at least one.
+
+        Raises:
+            UserError: the record's list of targets is empty.
+        """
         if self._has_several_targets(record):
             (role,) = roles_in(self.targets)
+            if not record[role]:
+                raise UserError(
+                    f"a record of the task has an empty list {role!r}, which is its target; give one or more"
+                )
             return [str(target) for target in record[role]]
         return [_fill(self.targets, record)]
 

@@ -173,7 +173,8 @@ def _infer_model(file: Path, shapes: Mapping[str, tuple[int, ...]]) -> ModelConf
     Raises:
         UserError: arrays are missing that every such model has.
     """
-    missing = [name for name in (RELATIVE_POSITIONS, QUERY, EMBEDDING) if name not in shapes]
+    first_matrix = GATE if GATE in shapes else UNGATED_INPUT
+    missing = [name for name in (RELATIVE_POSITIONS, QUERY, EMBEDDING, first_matrix) if name not in shapes]
     if missing:
         examples = ", ".join(sorted(shapes)[:5])
         raise UserError(
@@ -182,10 +183,8 @@ def _infer_model(file: Path, shapes: Mapping[str, tuple[int, ...]]) -> ModelConf
     heads, buckets = shapes[RELATIVE_POSITIONS]
     embed, heads_times_head_dim = shapes[QUERY]
     projection = "relu"
-    first_matrix = UNGATED_INPUT
     if GATE in shapes:
         projection = "gated-gelu"
-        first_matrix = GATE
     tensor_names = []
     if UNTIED_OUTPUT in shapes:
         tensor_names.append(OUTPUT_MATRIX)

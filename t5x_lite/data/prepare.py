@@ -178,7 +178,8 @@ def _complete_corpus(folder: Path, jobs: Sequence[TokeniseJob]) -> None:
     total = counts["train"] + counts["validation"]
     if not total["tokens"]:
         shutil.rmtree(folder, ignore_errors=True)
-        raise UserError(f"the corpus is empty: {len(jobs)} files hold no text ({jobs[0].unit.path}, …); set data.files")
+        example = f" ({jobs[0].unit.path}, …)" if jobs else ""
+        raise UserError(f"the corpus is empty: {len(jobs)} files hold no text{example}; set data.files")
     summary = {"shards": [job.name for job in jobs], "splits": counts}
     replace_file(folder / CORPUS_FILE, json.dumps(summary))
     message = (

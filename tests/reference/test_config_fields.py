@@ -2,7 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,20 @@ OTHER_NAMES = {
 @pytest.fixture(scope="module", params=COMPARED_MODELS)
 def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
     return make(request.param, tmp_path_factory.mktemp("case"))
+
+
+Cases = Callable[[str], Case]
+
+
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> Cases:
+    """A function that returns the case of a tiny model, which is built once. Its files must not be changed."""
+
+    @cache
+    def build(name: str) -> Case:
+        return make(name, tmp_path_factory.mktemp("case"))
+
+    return build
 
 
 def other_values(value: object) -> Iterator[object]:
@@ -117,8 +132,8 @@ UNTIED = {
 
 
 @pytest.mark.parametrize("name", UNTIED)
-def test_an_output_matrix_of_its_own_is_imported_and_exported(name: str, tmp_path: Path) -> None:
-    case = make(name, tmp_path / "case")
+def test_an_output_matrix_of_its_own_is_imported_and_exported(name: str, cases: Cases, tmp_path: Path) -> None:
+    case = cases(name)
     output, embedding = UNTIED[name]
     rng = np.random.default_rng(3)
     matrix = rng.normal(size=load_file(case.folder / WEIGHTS_FILE)[embedding].shape).astype(np.float32)
@@ -143,8 +158,10 @@ def test_an_output_matrix_of_its_own_is_imported_and_exported(name: str, tmp_pat
         ("BERT", "cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight"),
     ],
 )
-def test_a_stored_copy_of_a_tied_matrix_changes_nothing(name: str, tensor: str, original: str, tmp_path: Path) -> None:
-    case = make(name, tmp_path / "case")
+def test_a_stored_copy_of_a_tied_matrix_changes_nothing(
+    name: str, tensor: str, original: str, cases: Cases, tmp_path: Path
+) -> None:
+    case = cases(name)
     weights = load_file(case.folder / WEIGHTS_FILE)
     change_files(case, tmp_path / "copy", tensors={tensor: weights[original]})
     import_hf(tmp_path / "copy", tmp_path / "run")
@@ -177,9 +194,9 @@ def test_a_stored_copy_of_a_tied_matrix_changes_nothing(name: str, tensor: str, 
     ],
 )
 def test_a_config_that_asks_for_another_computation_is_refused(
-    name: str, config: dict, message: str, tmp_path: Path
+    name: str, config: dict, message: str, cases: Cases, tmp_path: Path
 ) -> None:
-    case = make(name, tmp_path / "case")
+    case = cases(name)
     change_files(case, tmp_path / "changed", config)
     with pytest.raises(UserError) as raised:
         import_hf(tmp_path / "changed", tmp_path / "run")
@@ -188,8 +205,8 @@ def test_a_config_that_asks_for_another_computation_is_refused(
     assert not (tmp_path / "run").exists()
 
 
-def test_weights_that_are_no_finite_numbers_are_refused(tmp_path: Path) -> None:
-    case = make("GPT-2", tmp_path / "case")
+def test_weights_that_are_no_finite_numbers_are_refused(cases: Cases, tmp_path: Path) -> None:
+    case = cases("GPT-2")
     name = "transformer.ln_f.weight"
     weight = load_file(case.folder / WEIGHTS_FILE)[name]
     for kind, values, message in (
@@ -207,8 +224,10 @@ def test_weights_that_are_no_finite_numbers_are_refused(tmp_path: Path) -> None:
     ("name", "base"),
     [("BERT", "bert"), ("RoBERTa", "roberta"), ("ALBERT", "albert"), ("ELECTRA", "electra")],
 )
-def test_an_encoder_without_a_head_gives_transformers_states(name: str, base: str, tmp_path: Path) -> None:
-    case = make(name, tmp_path / "case")
+def test_an_encoder_without_a_head_gives_transformers_states(
+    name: str, base: str, cases: Cases, tmp_path: Path
+) -> None:
+    case = cases(name)
     encoder = getattr(case.theirs, base)
     encoder.save_pretrained(tmp_path / "encoder")
     theirs = transformers.AutoModel.from_pretrained(tmp_path / "encoder").eval()
