@@ -14,7 +14,8 @@ from jaxtyping import install_import_hook
 
 from tests.shape_checks import check
 
-install_import_hook("t5x_lite", f"{check.__module__}.{check.__name__}")
+if os.environ.get("T5X_LITE_SHAPE_CHECKS"):  # they nearly double the time of a test: see test_shape_checks.py
+    install_import_hook("t5x_lite", f"{check.__module__}.{check.__name__}")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # All tests, and the processes that they start, share one compilation cache.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / "t5x_lite_test_compiled"))

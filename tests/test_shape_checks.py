@@ -1,28 +1,30 @@
-"""Shapes in signatures are checked while the tests run (see tests/shape_checks.py)."""
+"""Shapes in signatures hold while models, objectives and the train step run (see tests/shape_checks.py).
 
-import jax.numpy as jnp
-import numpy as np
+The checks nearly double the time of a test, so that some test files run once more with them, in a process of their own.
+"""
+
+import os
+import subprocess
+import sys
+
 import pytest
-from jaxtyping import TypeCheckError
 
-from t5x_lite.models.losses import squared_error
-from t5x_lite.objectives.features import positions_in
+from tests.conftest import REPOSITORY
 
-
-def test_a_wrong_number_of_axes_is_an_error() -> None:
-    with pytest.raises(TypeCheckError, match="segments"):
-        positions_in(np.zeros((2, 3), np.int32))
-
-
-def test_a_wrong_number_type_is_an_error() -> None:
-    with pytest.raises(TypeCheckError, match="segments"):
-        positions_in(np.zeros(3, np.float32))
+FAST_FILES = (
+    "tests/checked_shapes.py",
+    "tests/models/test_cache.py",
+    "tests/objectives/test_causal.py",
+    "tests/objectives/test_framing.py",
+    "tests/objectives/test_supervised.py",
+    "tests/train/test_step.py",
+)
+SLOW_FILES = ("tests/models", "tests/objectives", "tests/decode", "tests/adapt", "tests/evaluate", "tests/reference")
 
 
-def test_axes_of_one_name_with_two_lengths_are_an_error() -> None:
-    with pytest.raises(TypeCheckError, match="targets"):
-        squared_error(jnp.zeros(2), jnp.zeros(3), jnp.zeros(2))
-
-
-def test_a_numpy_array_takes_the_place_of_a_jax_array() -> None:
-    assert squared_error(np.zeros(2, np.float32), jnp.ones(2), jnp.ones(2)).total == 2
+@pytest.mark.parametrize("files", [FAST_FILES, pytest.param(SLOW_FILES, marks=pytest.mark.slow)], ids=["fast", "slow"])
+def test_shapes_hold_at_run_time(files: tuple[str, ...]) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow", *files]
+    environment = {**os.environ, "T5X_LITE_SHAPE_CHECKS": "1"}
+    done = subprocess.run(command, env=environment, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-3000:]
