@@ -1,6 +1,5 @@
 """A trained model as a Python object: `t5x_lite.load(RUN)`."""
 
-import json
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -31,7 +30,7 @@ from t5x_lite.models.spec import ModelSpec
 from t5x_lite.objectives.framing import encoder_frame
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.run_data import open_run_data
-from t5x_lite.run_dir import FOREIGN_CONFIG, Run, open_run
+from t5x_lite.run_dir import Run, open_run
 from t5x_lite.run_loss import loss_function
 
 
@@ -94,7 +93,7 @@ class Model:
 
         A run that was trained here has none: EOS separates its documents.
         """
-        if self._foreign_config and self.config.model.family == "decoder":
+        if self.run.foreign_config and self.config.model.family == "decoder":
             return self.tokenizer.beginning()
         return np.zeros(0, np.int32)
 
@@ -118,7 +117,7 @@ class Model:
         """
         if self.config.model.max_length is not None:
             return self.config.model.max_length
-        foreign = self._foreign_config
+        foreign = self.run.foreign_config
         context_length = foreign.get("n_positions") or foreign.get("max_position_embeddings")
         return int(context_length or self.config.train.seq_len)
 
@@ -277,14 +276,6 @@ class Model:
             for name, value in evaluator.run(self).metrics.items():
                 metrics[name.removeprefix("eval/")] = value
         return metrics
-
-    @cached_property
-    def _foreign_config(self) -> dict[str, Any]:
-        """The Hugging Face config of imported weights; empty for a run that was trained here."""
-        path = self.run.folder / FOREIGN_CONFIG
-        if not path.is_file():
-            return {}
-        return json.loads(path.read_text(encoding="utf-8"))
 
     def _compute_logits(
         self,

@@ -22,7 +22,7 @@ from t5x_lite.arguments import DECODING_OPTIONS, build_parser
 from t5x_lite.errors import STOPPED, UserError
 from t5x_lite.parallel.config import GPUS
 from t5x_lite.planner import libtpu
-from t5x_lite.unexpected import DEBUG_VARIABLE, describe_unexpected, is_mendable
+from t5x_lite.unexpected import DEBUG_VARIABLE, as_user_error, describe_bug
 
 if TYPE_CHECKING:
     from t5x_lite.run_dir import Run
@@ -84,8 +84,12 @@ def _run_command(arguments: Sequence[str] | None, commands: Mapping[str, Command
     except Exception as error:
         if os.environ.get(DEBUG_VARIABLE):
             raise
-        _print_error(describe_unexpected(error))
-        return UserError.exit_code if is_mendable(error) else BUG
+        user_error = as_user_error(error)
+        if user_error is None:
+            _print_error(describe_bug(error))
+            return BUG
+        _print_error(str(user_error))
+        return user_error.exit_code
 
 
 def _print_error(message: str) -> None:

@@ -1,16 +1,41 @@
-"""Write files atomically, and explain failed writes."""
+"""Read JSON of other programs, write files atomically, and explain failed writes."""
 
 import contextlib
 import errno
+import json
 import os
 import shutil
 import uuid
 from pathlib import Path
+from typing import Any
 
 from t5x_lite.errors import UserError
 
+LARGEST_JSON_FILE = 200 * 10**6
+"""Bytes of the largest JSON file that is read."""
 FULL_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 FULL_DISK_MESSAGES = ("No space left", "File too large", "Disk quota")
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file that another program may have written.
+
+    Raises:
+        UserError: the file cannot be read, is too large, or holds no object.
+    """
+    try:
+        if path.exists() and not path.is_file():  # reading a pipe or device may never end
+            raise UserError(f"{path}: is not a file")
+        if path.stat().st_size > LARGEST_JSON_FILE:
+            raise UserError(f"{path}: is larger than {LARGEST_JSON_FILE // 10**6} MB, and so not a config or index")
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
+    except (RecursionError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: is not a JSON object but a {type(content).__name__}")
+    return content
 
 
 def replace_file(path: Path, content: str | bytes) -> Path:

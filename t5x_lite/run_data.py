@@ -6,7 +6,8 @@ from t5x_lite.adapt.initial_weights import source_run
 from t5x_lite.config import RunConfig
 from t5x_lite.data.config import TokenizerFile
 from t5x_lite.data.open_data import open_data
-from t5x_lite.data.tokenizer import Tokenizer, from_file
+from t5x_lite.data.tokenizer import Tokenizer
+from t5x_lite.data.tokenizer_files import from_file
 from t5x_lite.data.training_data import PipelineSettings, TrainingData
 from t5x_lite.data.vocabulary import load_or_train_tokenizer
 from t5x_lite.errors import UserError

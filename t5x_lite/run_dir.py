@@ -1,10 +1,10 @@
 """Run directories: the resolved config, the tokenizer and the checkpoints of a run."""
 
 import fcntl
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import jax
@@ -15,10 +15,10 @@ from t5x_lite import config as configuration
 from t5x_lite import schema
 from t5x_lite.checkpoint import Checkpoints, JsonObject
 from t5x_lite.config import RunConfig
-from t5x_lite.data import tokenizer as tokenizers
+from t5x_lite.data import tokenizer_files
 from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.errors import UserError
-from t5x_lite.files import write_file
+from t5x_lite.files import read_json_object, write_file
 from t5x_lite.models.spec import ModelSpec, model_spec
 from t5x_lite.parallel.mesh import shape_structs, shardings
 from t5x_lite.tokenizer_settings import apply_settings, read_tokenizer_settings
@@ -54,6 +54,11 @@ class Run:
         if self.stored_tokenizer is None:
             raise UserError(f"{self.folder}: has no tokenizer; put tokenizer.json or tokenizer.model there")
         return self.stored_tokenizer
+
+    @cached_property
+    def foreign_config(self) -> JsonObject:
+        """The Hugging Face config of imported weights; empty for a run that was trained here."""
+        return _read_foreign_config(self.folder)
 
     @property
     def checkpoints(self) -> Checkpoints:
@@ -157,15 +162,17 @@ def _with_absolute_paths(config: RunConfig) -> RunConfig:
 
 def load_stored_tokenizer(folder: Path) -> Tokenizer | None:
     """Load the tokenizer of a run directory; None if the folder is not a run directory, or has no tokenizer."""
-    has_tokenizer = any((folder / name).is_file() for name in tokenizers.FILES)
+    has_tokenizer = any((folder / name).is_file() for name in tokenizer_files.FILES)
     if not has_tokenizer or not (folder / CONFIG_FILE).is_file():
         return None
-    tokenizer = tokenizers.load(folder)
-    foreign_config: JsonObject = {}
-    if (folder / FOREIGN_CONFIG).is_file():
-        foreign_config = json.loads((folder / FOREIGN_CONFIG).read_text(encoding="utf-8"))
-    apply_settings(tokenizer, read_tokenizer_settings(folder), foreign_config)
+    tokenizer = tokenizer_files.load(folder)
+    apply_settings(tokenizer, read_tokenizer_settings(folder), _read_foreign_config(folder))
     return tokenizer
+
+
+def _read_foreign_config(folder: Path) -> JsonObject:
+    path = folder / FOREIGN_CONFIG
+    return read_json_object(path) if path.is_file() else {}
 
 
 def open_run(folder: Path, overrides: Sequence[str] = ()) -> Run:

@@ -1,11 +1,11 @@
 """Settings that Hugging Face folders have beside a tokenizer's file: its special tokens, and what surrounds a text."""
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 from t5x_lite.data.tokenizer import Tokenizer
+from t5x_lite.files import read_json_object
 
 SETTINGS_FILE = "tokenizer_config.json"
 COPIED_FILES = (
@@ -16,19 +16,16 @@ COPIED_FILES = (
     "chat_template.jinja",
 )
 """Files that an import keeps in the run directory, and an export gives back."""
-MAX_BYTES = 50 * 10**6
 
 
 def read_tokenizer_settings(folder: Path) -> dict[str, Any]:
-    """Return the content of `tokenizer_config.json`; empty if there is none, or it is no object."""
+    """Return the content of `tokenizer_config.json`; empty if there is none.
+
+    Raises:
+        UserError: it cannot be read.
+    """
     path = folder / SETTINGS_FILE
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            return {}
-        settings = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, RecursionError, ValueError):
-        return {}
-    return settings if isinstance(settings, dict) else {}
+    return read_json_object(path) if path.is_file() else {}
 
 
 def apply_settings(tokenizer: Tokenizer, settings: dict[str, Any], model_config: dict[str, Any]) -> None:

@@ -1,48 +1,44 @@
-"""Errors that the program did not foresee: one line for each, and the traceback in a file."""
+"""Errors that the program did not foresee: one line for each, and the traceback of a bug in a file."""
 
 import tempfile
 import traceback
+
+from t5x_lite.errors import UserError
 
 DEBUG_VARIABLE = "T5X_LITE_DEBUG"
 """Environment variable that shows tracebacks."""
 
 
-def describe_unexpected(error: Exception) -> str:
-    """Return a line that says what is lacking, or that this is a bug and where its traceback is."""
-    reason = " ".join(str(error).split())[:200]
+def as_user_error(error: Exception) -> UserError | None:
+    """Return the error that the user can mend: a missing package, too little memory, or a file. None for a bug."""
+    reason = _shorten(error)
     if isinstance(error, ModuleNotFoundError):
-        return f"the Python package {error.name} is not installed; pip install {error.name}, or the extra that has it"
-    if _is_out_of_memory(error):
-        return (
+        return UserError(
+            f"the Python package {error.name} is not installed; pip install {error.name}, or the extra that has it"
+        )
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+        return UserError(
             f"not enough memory ({reason}); lower train.batch_size or raise train.microbatches, or choose a smaller "
             "model; `t5x-lite plan` tells what a run needs"
         )
-    if _is_of_a_file(error):
-        return f"{error.filename}: {error.strerror}"  # type: ignore[attr-defined]
-    path = _write_traceback(error)
+    if isinstance(error, OSError) and error.filename is not None and error.strerror is not None:
+        return UserError(f"{error.filename}: {error.strerror}")
+    return None
+
+
+def describe_bug(error: Exception) -> str:
+    """Write the traceback of a bug to a file, and return a line that names the file."""
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="t5x-lite-", suffix=".txt", delete=False) as file:
+            file.writelines(traceback.format_exception(error))
+            place = file.name
+    except OSError:
+        place = "no file, because none could be written"
     return (
-        f"this is a bug: {type(error).__name__}: {reason}; its traceback is in {path}: please report it with "
+        f"this is a bug: {type(error).__name__}: {_shorten(error)}; its traceback is in {place}: please report it with "
         f"the command and the config ({DEBUG_VARIABLE}=1 shows it here)"
     )
 
 
-def is_mendable(error: Exception) -> bool:
-    """Return whether the user can mend the error: a missing package, too little memory, or a file."""
-    return isinstance(error, ModuleNotFoundError) or _is_out_of_memory(error) or _is_of_a_file(error)
-
-
-def _is_of_a_file(error: Exception) -> bool:
-    return isinstance(error, OSError) and error.filename is not None and error.strerror is not None
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    return isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)
-
-
-def _write_traceback(error: Exception) -> str:
-    try:
-        with tempfile.NamedTemporaryFile("w", prefix="t5x-lite-", suffix=".txt", delete=False) as file:
-            file.writelines(traceback.format_exception(error))
-            return file.name
-    except OSError:
-        return "no file, because none could be written"
+def _shorten(error: Exception) -> str:
+    return " ".join(str(error).split())[:200]

@@ -1,7 +1,6 @@
 """The type checker that jaxtyping's import hook applies to every function of the package while the tests run."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from inspect import isclass
 from types import UnionType
 from typing import Any, ForwardRef, Union, get_args, get_origin
@@ -17,31 +16,13 @@ def check(function: Callable[..., Any]) -> Callable[..., Any]:
     mypy checks everything else. Constructors are left out: JAX builds the dataclasses that are pytrees with anything as
     their leaves, such as shardings, shapes or None.
     """
-    if function.__name__ == "__init__" or _turned_off:
+    if function.__name__ == "__init__":
         return function
     hints = {name: _accept_numpy(hint) for name, hint in function.__annotations__.items() if _has_shape(hint)}
     if not hints:
         return function
     function.__annotations__ = hints
     return beartype(function)
-
-
-_turned_off: list[None] = []
-"""Not empty where functions are left as they are."""
-
-
-@contextmanager
-def without_shape_checks() -> Iterator[None]:
-    """Leave the functions of modules that are imported inside unchecked.
-
-    beartype keeps type hints by their text. A second import of the package has other classes of the same names, which
-    it would take for those of the first.
-    """
-    _turned_off.append(None)
-    try:
-        yield
-    finally:
-        _turned_off.pop()
 
 
 def _is_array(hint: object) -> bool:

@@ -11,6 +11,7 @@ from typing import Any, Final, TypeAlias
 
 from t5x_lite.convert.known_fields import check_fields
 from t5x_lite.errors import UserError
+from t5x_lite.models.attention.kinds import Local
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.experts.config import MoE
 from t5x_lite.models.feedforward.config import Activation
@@ -98,6 +99,30 @@ def shortest_period(kinds: list[str]) -> list[str]:
         if kinds == kinds[:length] * repeats:
             return kinds[:length]
     return kinds
+
+
+def layers_and_window(model: ModelConfig, dense: str, local: str) -> tuple[list[str], int | None]:
+    """Return the kind of attention of every layer, and the window of the local ones.
+
+    Args:
+        model: the model.
+        dense: the foreign name of dense attention.
+        local: the foreign name of attention within a window.
+
+    Raises:
+        UserError: the windows have several lengths.
+    """
+    names = []
+    windows = set()
+    for layer in model.pattern:
+        if isinstance(layer.attention, Local):
+            names.append(local)
+            windows.add(layer.attention.window)
+        else:
+            names.append(dense)
+    if len(windows) > 1:
+        raise UserError(f"windows of several lengths ({', '.join(map(str, sorted(windows)))}) cannot be written")
+    return names * (model.layers // len(names)), next(iter(windows), None)
 
 
 def require_field(config: Mapping[str, Any], name: str) -> Any:

@@ -9,13 +9,13 @@ from t5x_lite.convert.config_table import (
     ForeignModel,
     Rule,
     Settings,
+    layers_and_window,
     require_field,
     shortest_period,
 )
 from t5x_lite.convert.model_type import OUTPUT_MATRIX, TIED_OUTPUT, Architecture, ModelType
 from t5x_lite.convert.weight_map import TORCH_LEAF_NAMES, Fused, Modules, StackModules, WeightFormat, WeightTable
 from t5x_lite.errors import UserError
-from t5x_lite.models.attention.kinds import Local
 from t5x_lite.models.config import ModelConfig
 
 # GPT-2: config, weights, model type.
@@ -95,18 +95,11 @@ def _read_attention_types(source: ForeignModel, settings: Settings) -> None:
 
 
 def _write_attention_types(model: ModelConfig, config: ForeignConfig) -> None:
-    kinds = []
-    windows = []
-    for layer in model.pattern:
-        if isinstance(layer.attention, Local):
-            kinds.append("local")
-            windows.append(layer.attention.window)
-        else:
-            kinds.append("global")
-    repeats = model.layers // len(kinds)
-    config["attention_types"] = [[kinds, repeats]]
-    config["attention_layers"] = kinds * repeats
-    config["window_size"] = windows[0] if windows else DEFAULT_WINDOW
+    layers, window = layers_and_window(model, dense="global", local="local")
+    period = len(model.pattern)
+    config["attention_types"] = [[layers[:period], model.layers // period]]
+    config["attention_layers"] = layers
+    config["window_size"] = window or DEFAULT_WINDOW
 
 
 GPT_NEO_CONFIG = ConfigTable(

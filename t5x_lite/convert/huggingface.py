@@ -25,18 +25,17 @@ from t5x_lite.convert.safetensors_files import (
     StoredTensor,
     check_types,
     list_tensors,
-    read_json,
     split_into_files,
     write_index,
     write_tensors,
 )
 from t5x_lite.convert.weight_map import TensorMapping
 from t5x_lite.errors import UserError
-from t5x_lite.files import check_not_input
+from t5x_lite.files import check_not_input, read_json_object
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.progress import track_progress
-from t5x_lite.run_dir import FOREIGN_CONFIG, Run, open_run
+from t5x_lite.run_dir import Run, open_run
 from t5x_lite.tokenizer_settings import copy_settings
 
 MAX_FILE_BYTES = 5 * 10**9
@@ -51,7 +50,7 @@ def import_hf(folder: Path, run_dir: Path) -> Run:
             of them), or a run directory that exists.
     """
     config_path = folder / "config.json"
-    config = read_json(config_path)
+    config = read_json_object(config_path)
     model_type = MODEL_TYPES.get(str(config.get("model_type", "")))
     if model_type is None:
         known = ", ".join(MODEL_TYPES)
@@ -136,9 +135,7 @@ def export_hf(run_dir: Path, folder: Path, step: int | None = None, max_file_byt
     """
     check_not_input(folder, run_dir, run_dir / "checkpoints")
     run = open_run(run_dir)
-    imported_config: ForeignConfig = {}
-    if (run_dir / FOREIGN_CONFIG).is_file():
-        imported_config = read_json(run_dir / FOREIGN_CONFIG)
+    imported_config: ForeignConfig = run.foreign_config
     model = run.config.model
     if model.family == "electra":
         model = model.discriminator_model

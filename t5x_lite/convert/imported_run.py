@@ -16,9 +16,9 @@ from t5x_lite.config import CheckpointConfig, MeshConfig, RunConfig
 from t5x_lite.convert.config_table import ForeignConfig
 from t5x_lite.convert.model_type import ObjectiveSetting
 from t5x_lite.convert.weight_map import WeightMap
-from t5x_lite.data import tokenizer as tokenizers
 from t5x_lite.data.config import TokenizerFile
 from t5x_lite.data.tokenizer import Tokenizer
+from t5x_lite.data.tokenizer_files import from_file
 from t5x_lite.errors import UserError
 from t5x_lite.files import check_not_input
 from t5x_lite.models.config import ModelConfig
@@ -75,9 +75,9 @@ def load_tokenizer(folder: Path, model: ModelConfig) -> Tokenizer | None:
         if not path.is_file():
             continue
         is_lowercase = read_tokenizer_settings(folder).get("do_lower_case") is not False
-        tokenizer = tokenizers.from_file(TokenizerFile(path=str(path), lowercase=is_lowercase))
+        tokenizer = from_file(TokenizerFile(path=str(path), lowercase=is_lowercase))
         if name == "spiece.model" and model.family == "encoder_decoder" and not tokenizer.sentinels():
-            return tokenizers.from_file(TokenizerFile(path=str(path), extra_ids=SENTINELS))
+            return from_file(TokenizerFile(path=str(path), extra_ids=SENTINELS))
         return tokenizer
     return None
 

@@ -12,6 +12,7 @@ from t5x_lite.convert.config_table import (
     ForeignModel,
     Rule,
     Settings,
+    layers_and_window,
     require_field,
     shortest_period,
 )
@@ -157,19 +158,9 @@ def _read_layer_types(source: ForeignModel, settings: Settings) -> None:
 
 
 def _write_layer_types(model: ModelConfig, config: ForeignConfig) -> None:
-    layer_types = []
-    windows = []
-    for layer in model.pattern:
-        if isinstance(layer.attention, Local):
-            layer_types.append(SLIDING)
-            windows.append(layer.attention.window)
-        else:
-            layer_types.append(FULL)
-    if len(set(windows)) > 1:
-        raise UserError("the layers have windows of several lengths")
-    config["layer_types"] = layer_types * (model.layers // len(layer_types))
-    config["use_sliding_window"] = bool(windows)
-    config["sliding_window"] = windows[0] if windows else None
+    config["layer_types"], window = layers_and_window(model, dense=FULL, local=SLIDING)
+    config["use_sliding_window"] = window is not None
+    config["sliding_window"] = window
 
 
 LAYER_TYPES = Rule(
@@ -189,51 +180,47 @@ EXPERTS_IN_EVERY_LAYER = Rule((), read=_make_every_feedforward_moe)
 
 # Configs: tables.
 
-LLAMA_FIELDS = (
-    *SIZE_FIELDS,
-    Field("num_key_value_heads", "kv_heads", default=None),
-    Field("head_dim", "head_dim", default=None),
-    Field("intermediate_size", "mlp"),
-    Field("hidden_act", "feedforward.glu.activation", default="silu", transform=ACTIVATION),
-    Field("rms_norm_eps", "norm.rmsnorm.epsilon", default=1e-6),
-)
+
+HEAD_DIM_FIELD = Field("head_dim", "head_dim", default=None)
+
+
+def _llama_fields(epsilon: float, head_dim: Field = HEAD_DIM_FIELD) -> tuple[Field, ...]:
+    """Return the fields of Llama's config, which its descendants have too.
+
+    Args:
+        epsilon: the epsilon of norms where a config gives none.
+        head_dim: the field of the width of heads.
+    """
+    return (
+        *SIZE_FIELDS,
+        Field("num_key_value_heads", "kv_heads", default=None),
+        head_dim,
+        Field("intermediate_size", "mlp"),
+        Field("hidden_act", "feedforward.glu.activation", default="silu", transform=ACTIVATION),
+        Field("rms_norm_eps", "norm.rmsnorm.epsilon", default=epsilon),
+    )
+
+
 LLAMA_FIXED = {"family": "decoder", "bias": False, "init.normal.scale_residual": False}
 LLAMA_RULES = (BIASES, HEAD_DIM, ROTARY, TIED_OUTPUT)
 
+LLAMA_CONFIG = ConfigTable(_llama_fields(1e-6), LLAMA_FIXED, rules=LLAMA_RULES)
+MISTRAL_CONFIG = ConfigTable(_llama_fields(1e-6), LLAMA_FIXED, rules=(*LLAMA_RULES, SLIDING_WINDOW))
 OLMO2_CONFIG = ConfigTable(
-    fields=(
-        *SIZE_FIELDS,
-        Field("num_key_value_heads", "kv_heads", default=None),
-        Field("head_dim", "head_dim", default=None),
-        Field("intermediate_size", "mlp"),
-        Field("hidden_act", "feedforward.glu.activation", default="silu", transform=ACTIVATION),
-        Field("rms_norm_eps", "norm.rmsnorm.epsilon", default=1e-5),
-    ),
+    _llama_fields(1e-5),
     fixed={**LLAMA_FIXED, "norm_place": "sublayer", "query_key_norm": "width"},
     rules=LLAMA_RULES,
 )
-QWEN3_HEAD_DIM = 128
-"""The width of heads that Transformers takes where a config of Qwen3 gives none."""
+QWEN3_HEAD_DIM = Field("head_dim", "head_dim", default=128)
+"""Transformers takes 128 where a config of Qwen3 gives no width of heads."""
 QWEN3_CONFIG = ConfigTable(
-    fields=(
-        *SIZE_FIELDS,
-        Field("num_key_value_heads", "kv_heads", default=None),
-        Field("head_dim", "head_dim", default=QWEN3_HEAD_DIM),
-        Field("intermediate_size", "mlp"),
-        Field("hidden_act", "feedforward.glu.activation", default="silu", transform=ACTIVATION),
-        Field("rms_norm_eps", "norm.rmsnorm.epsilon", default=1e-6),
-    ),
+    _llama_fields(1e-6, QWEN3_HEAD_DIM),
     fixed={**LLAMA_FIXED, "query_key_norm": "head"},
     rules=(*LLAMA_RULES, LAYER_TYPES),
 )
 MIXTRAL_CONFIG = ConfigTable(
     fields=(
-        *SIZE_FIELDS,
-        Field("num_key_value_heads", "kv_heads", default=None),
-        Field("head_dim", "head_dim", default=None, writes_null=True),
-        Field("intermediate_size", "mlp"),
-        Field("hidden_act", "feedforward.glu.activation", default="silu", transform=ACTIVATION),
-        Field("rms_norm_eps", "norm.rmsnorm.epsilon", default=1e-5),
+        *_llama_fields(1e-5, Field("head_dim", "head_dim", default=None, writes_null=True)),
         Field("num_local_experts", "moe.experts"),
         Field("num_experts_per_tok", "moe.router.top_k.k", default=2),
         Field("router_aux_loss_coef", "moe.router.top_k.balance", default=0.001),
@@ -292,68 +279,33 @@ QWEN3_LAYER: Modules = {
 }
 
 
-def _decoder_weights(layer_modules: Modules) -> WeightTable:
+def _decoder(name: str, architecture: str, config: ConfigTable, layer_modules: Modules) -> ModelType:
+    """Return a model type that differs from Llama in its config and in the modules of a layer."""
     stack = StackModules("model.layers.{layer}", "decoder.stack.layers", layer_modules)
-    return WeightTable(LLAMA_MODULES, (stack,))
+    return ModelType(
+        name=name,
+        architectures=(Architecture(architecture, objective="causal"),),
+        config=config,
+        weights=WeightTable(LLAMA_MODULES, (stack,)),
+        base_model_prefix="model.",
+        ignored_tensors=(r".*rotary_emb\.inv_freq",),  # wavelengths of rotary positions, in older files
+        copies={OUTPUT_MATRIX: "model.embed_tokens.weight"},
+    )
 
-
-IGNORED_TENSORS = (r".*rotary_emb\.inv_freq",)
-"""The wavelengths of rotary positions, which older files store."""
-COPIES = {OUTPUT_MATRIX: "model.embed_tokens.weight"}
 
 # Model types.
 
-LLAMA = ModelType(
-    name="llama",
-    architectures=(Architecture("LlamaForCausalLM", objective="causal"),),
-    config=ConfigTable(LLAMA_FIELDS, LLAMA_FIXED, rules=LLAMA_RULES),
-    weights=_decoder_weights(LLAMA_LAYER),
-    base_model_prefix="model.",
-    ignored_tensors=IGNORED_TENSORS,
-    copies=COPIES,
-)
+LLAMA = _decoder("llama", "LlamaForCausalLM", LLAMA_CONFIG, LLAMA_LAYER)
 """Touvron et al. 2023; Grattafiori et al. 2024."""
 
-MISTRAL = ModelType(
-    name="mistral",
-    architectures=(Architecture("MistralForCausalLM", objective="causal"),),
-    config=ConfigTable(LLAMA_FIELDS, LLAMA_FIXED, rules=(*LLAMA_RULES, SLIDING_WINDOW)),
-    weights=_decoder_weights(LLAMA_LAYER),
-    base_model_prefix="model.",
-    ignored_tensors=IGNORED_TENSORS,
-    copies=COPIES,
-)
+MISTRAL = _decoder("mistral", "MistralForCausalLM", MISTRAL_CONFIG, LLAMA_LAYER)
 """Jiang et al. 2023: Llama with a sliding window in every layer."""
 
-MIXTRAL = ModelType(
-    name="mixtral",
-    architectures=(Architecture("MixtralForCausalLM", objective="causal"),),
-    config=MIXTRAL_CONFIG,
-    weights=_decoder_weights(MIXTRAL_LAYER),
-    base_model_prefix="model.",
-    ignored_tensors=IGNORED_TENSORS,
-    copies=COPIES,
-)
+MIXTRAL = _decoder("mixtral", "MixtralForCausalLM", MIXTRAL_CONFIG, MIXTRAL_LAYER)
 """Jiang et al. 2024: Mistral with experts in every layer, two of which each token passes."""
 
-OLMO2 = ModelType(
-    name="olmo2",
-    architectures=(Architecture("Olmo2ForCausalLM", objective="causal"),),
-    config=OLMO2_CONFIG,
-    weights=_decoder_weights(OLMO2_LAYER),
-    base_model_prefix="model.",
-    ignored_tensors=IGNORED_TENSORS,
-    copies=COPIES,
-)
+OLMO2 = _decoder("olmo2", "Olmo2ForCausalLM", OLMO2_CONFIG, OLMO2_LAYER)
 """OLMo et al. 2025: norms on the sublayers' outputs, queries and keys normed over all heads at once."""
 
-QWEN3 = ModelType(
-    name="qwen3",
-    architectures=(Architecture("Qwen3ForCausalLM", objective="causal"),),
-    config=QWEN3_CONFIG,
-    weights=_decoder_weights(QWEN3_LAYER),
-    base_model_prefix="model.",
-    ignored_tensors=IGNORED_TENSORS,
-    copies=COPIES,
-)
+QWEN3 = _decoder("qwen3", "Qwen3ForCausalLM", QWEN3_CONFIG, QWEN3_LAYER)
 """Yang et al. 2025: Llama with norms of each head's queries and keys, and a window in some layers."""

@@ -5,7 +5,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import safetensors
@@ -13,13 +12,12 @@ from jaxtyping import Shaped
 
 from t5x_lite.convert.weight_map import TensorMapping
 from t5x_lite.errors import UserError
+from t5x_lite.files import read_json_object
 
 INDEX_FILE = "model.safetensors.index.json"
 """The file that tells which of several files stores which tensor."""
 
 WEIGHTS_FILE = "model.safetensors"
-MAX_JSON_BYTES = 200 * 10**6
-"""The largest file of JSON that is read."""
 NUMPY_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 """Types of weights as safetensors and as NumPy spell them."""
 
@@ -74,27 +72,6 @@ def check_types(tensors: Mapping[str, StoredTensor]) -> None:
             )
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file.
-
-    Raises:
-        UserError: the file cannot be read, is too large, or holds no object.
-    """
-    try:
-        if path.exists() and not path.is_file():  # reading a pipe or device may never end
-            raise UserError(f"{path}: is not a file")
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise UserError(f"{path}: is larger than {MAX_JSON_BYTES // 10**6} MB, and so not a config or index")
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
-    except (RecursionError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: is not a JSON object but a {type(content).__name__}")
-    return content
-
-
 def list_tensors(folder: Path) -> dict[str, StoredTensor]:
     """Return the tensors of a folder by name, without reading their values.
 
@@ -135,7 +112,7 @@ def _find_files(folder: Path) -> list[Path]:
             names = ", ".join(path.name for path in paths[:6])
             raise UserError(f"{folder}: has no {WEIGHTS_FILE} but {names}; rename the one that holds the model")
         return paths
-    file_of_tensor = read_json(index_path).get("weight_map")
+    file_of_tensor = read_json_object(index_path).get("weight_map")
     if not isinstance(file_of_tensor, dict):
         raise UserError(f"{index_path}: has no weight_map from tensors to files")
     file_names = set()

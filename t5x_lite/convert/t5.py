@@ -174,30 +174,23 @@ T5_REQUIRED_VALUES = {"decoder_start_token_id": (0, None)}
 """Targets begin with the token 0, as in every published model."""
 T5_WITHOUT_EFFECT = ("n_positions",)
 """The length of texts in pretraining; relative positions have no limit."""
-T5_CONFIG = ConfigTable(
-    T5_FIELDS,
-    {**T5_FIXED, **ONE_POSITION_TABLE_A_STACK},
-    T5_CONSTANTS,
-    rules=(FEED_FORWARD, SCALED_OUTPUT),
-    required_values=T5_REQUIRED_VALUES,
-    without_effect=T5_WITHOUT_EFFECT,
-)
-MT5_CONFIG = ConfigTable(
-    T5_FIELDS,
-    {**T5_FIXED, **ONE_POSITION_TABLE_A_STACK},
-    T5_CONSTANTS,
-    rules=(FEED_FORWARD, UNSCALED_OUTPUT),
-    required_values=T5_REQUIRED_VALUES,
-    without_effect=T5_WITHOUT_EFFECT,
-)
-UMT5_CONFIG = ConfigTable(
-    T5_FIELDS,
-    {**T5_FIXED, **ONE_POSITION_TABLE_A_LAYER},
-    T5_CONSTANTS,
-    rules=(FEED_FORWARD, SCALED_OUTPUT),
-    required_values=T5_REQUIRED_VALUES,
-    without_effect=T5_WITHOUT_EFFECT,
-)
+
+
+def _t5_config(positions: Settings, output: Rule) -> ConfigTable:
+    """Return the config of a type with T5's fields, its table of positions, and its output."""
+    return ConfigTable(
+        T5_FIELDS,
+        fixed={**T5_FIXED, **positions},
+        constants=T5_CONSTANTS,
+        rules=(FEED_FORWARD, output),
+        required_values=T5_REQUIRED_VALUES,
+        without_effect=T5_WITHOUT_EFFECT,
+    )
+
+
+T5_CONFIG = _t5_config(ONE_POSITION_TABLE_A_STACK, SCALED_OUTPUT)
+MT5_CONFIG = _t5_config(ONE_POSITION_TABLE_A_STACK, UNSCALED_OUTPUT)
+UMT5_CONFIG = _t5_config(ONE_POSITION_TABLE_A_LAYER, SCALED_OUTPUT)
 SWITCH_CONFIG = ConfigTable(
     fields=(
         *T5_FIELDS,
@@ -295,39 +288,28 @@ COPIES = {
     OUTPUT_MATRIX: "shared.weight",
 }
 
+
+def _t5(name: str, architecture: str, config: ConfigTable) -> ModelType:
+    return ModelType(
+        name=name,
+        architectures=(Architecture(architecture, objective="span_corruption"),),
+        config=config,
+        weights=PLAIN_WEIGHTS,
+        gated_weights=GATED_WEIGHTS,
+        copies=COPIES,
+        sentencepiece_file="spiece.model",
+    )
+
+
 # Model types.
 
-T5 = ModelType(
-    name="t5",
-    architectures=(Architecture("T5ForConditionalGeneration", objective="span_corruption"),),
-    config=T5_CONFIG,
-    weights=PLAIN_WEIGHTS,
-    gated_weights=GATED_WEIGHTS,
-    copies=COPIES,
-    sentencepiece_file="spiece.model",
-)
+T5 = _t5("t5", "T5ForConditionalGeneration", T5_CONFIG)
 """Raffel et al. 2020; v1.1 is gated and untied."""
 
-MT5 = ModelType(
-    name="mt5",
-    architectures=(Architecture("MT5ForConditionalGeneration", objective="span_corruption"),),
-    config=MT5_CONFIG,
-    weights=PLAIN_WEIGHTS,
-    gated_weights=GATED_WEIGHTS,
-    copies=COPIES,
-    sentencepiece_file="spiece.model",
-)
+MT5 = _t5("mt5", "MT5ForConditionalGeneration", MT5_CONFIG)
 """Xue et al. 2021: T5 v1.1. Transformers never scales the states before a tied output of this model type."""
 
-UMT5 = ModelType(
-    name="umt5",
-    architectures=(Architecture("UMT5ForConditionalGeneration", objective="span_corruption"),),
-    config=UMT5_CONFIG,
-    weights=PLAIN_WEIGHTS,
-    gated_weights=GATED_WEIGHTS,
-    copies=COPIES,
-    sentencepiece_file="spiece.model",
-)
+UMT5 = _t5("umt5", "UMT5ForConditionalGeneration", UMT5_CONFIG)
 """Chung et al. 2023: mT5 with a table of relative positions in every layer."""
 
 SWITCH = ModelType(

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 READ_ERRORS = (OSError, EOFError, zlib.error, zstd.ZstdError)
 """Errors of reading a file from `open_file`: of the disk, and of damaged or incomplete compressed data."""
 BYTE_ORDER_MARK = "\ufeff"
+LARGEST_DOCUMENT = 2**30
+"""Bytes of the longest line, and of the largest file that is one document."""
 
 
 @runtime_checkable

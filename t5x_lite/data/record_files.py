@@ -5,8 +5,14 @@ import json
 from collections.abc import Iterator, Sequence
 from functools import partial
 
-from t5x_lite.data.files import BYTE_ORDER_MARK, READ_ERRORS, open_file, open_parquet, strip_compression
-from t5x_lite.data.sources import LARGEST_DOCUMENT
+from t5x_lite.data.files import (
+    BYTE_ORDER_MARK,
+    LARGEST_DOCUMENT,
+    READ_ERRORS,
+    open_file,
+    open_parquet,
+    strip_compression,
+)
 from t5x_lite.errors import UserError
 
 LONGEST_FIELD = 2**30

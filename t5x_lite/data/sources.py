@@ -6,22 +6,23 @@ A source is cut into units, a deterministic list of pieces of files that differe
 import ast
 import json
 import sysconfig
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 
 from t5x_lite.data.config import STANDARD_LIBRARY, SourceConfig
+from t5x_lite.data.file_formats import TABLES, check_endings, format_by_ending
 from t5x_lite.data.files import (
     BYTE_ORDER_MARK,
+    LARGEST_DOCUMENT,
     READ_ERRORS,
     is_compressed,
     match_files,
     open_file,
     open_parquet,
     open_tfds,
-    strip_compression,
 )
 from t5x_lite.errors import UserError
 
@@ -34,19 +35,6 @@ UNIT_RECORDS = 50_000
 REPLACEMENT = "\ufffd"
 FIELD_BORDER = "\x1e"
 """Separates the fields of a document: ASCII's record separator, which is removed from the text itself."""
-FORMATS_BY_ENDING = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
-"""Formats for `data.format=auto`; all other files are text."""
-LARGEST_DOCUMENT = 2**30
-"""Bytes of the longest line, and of the largest file that is one document."""
-TABLES = (".csv", ".tsv")
-OTHER_FORMATS = {
-    *TABLES,
-    *(".7z", ".bz2", ".rar", ".tar", ".tgz", ".xz", ".zip"),
-    *(".arrow", ".feather", ".orc", ".xls", ".xlsx"),
-    *(".bin", ".h5", ".idx", ".npy", ".npz", ".pickle", ".pkl", ".safetensors", ".tfrecord", ".array_record"),
-    *(".doc", ".docx", ".epub", ".pdf", ".jpg", ".jpeg", ".png", ".mp3", ".mp4", ".wav"),
-}
-"""Endings of archives, tables and binary files, which are refused rather than read as text for `data.format=auto`."""
 LIBRARY_FOLDERS_LEFT_OUT = {"site-packages", "test", "tests", "idlelib", "lib2to3", "ensurepip"}
 
 
@@ -123,7 +111,7 @@ def units(
     make_unit = partial(_unit_of_files, source, library_files=frozenset(library_files))
     paths = _list_files(source, library_files)
     if source.format == "auto":
-        _check_endings(paths, TABLES if tables_as_text else ())
+        check_endings(paths, TABLES if tables_as_text else ())
     sizes = [Path(path).stat().st_size for path in paths]
     target_bytes = min(max(sum(sizes) // 64, smallest_unit), unit_bytes)
     result: list[Unit] = []
@@ -189,26 +177,10 @@ def _unit_of_files(source: SourceConfig, paths: tuple[str, ...], library_files: 
     if paths[0] in library_files:
         file_format = "python"
     elif source.format == "auto":
-        file_format = FORMATS_BY_ENDING.get(strip_compression(paths[0]).suffix.lower(), "text")
+        file_format = format_by_ending(paths[0])
     else:
         file_format = source.format
     return Unit(paths, file_format, source.field, source.document, source.split)
-
-
-def _check_endings(paths: Sequence[str], accepted: Collection[str]) -> None:
-    """Refuse files whose ending is that of a format that is not text and is not read.
-
-    Raises:
-        UserError: with the first such file.
-    """
-    for path in paths:
-        ending = strip_compression(path).suffix.lower()
-        if ending not in OTHER_FORMATS or ending in accepted:
-            continue
-        raise UserError(
-            f"data.files: {path} is not read, because {ending} is not a format of text; convert it to JSONL, Parquet "
-            "or text, or set data.format=text to read it as plain text all the same"
-        )
 
 
 def _tfds_units(source: SourceConfig) -> list[Unit]:

@@ -2,7 +2,6 @@
 
 import hashlib
 import itertools
-import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -14,8 +13,6 @@ import tokenizers
 from jaxtyping import Bool, Int32
 from sentencepiece import sentencepiece_model_pb2
 
-from t5x_lite.data.config import TokenizerFile
-from t5x_lite.errors import UserError
 from t5x_lite.files import write_file
 from t5x_lite.objectives import Vocabulary
 
@@ -26,8 +23,6 @@ SPACE = "\u2581"
 """SentencePiece's symbol for a space."""
 WHITE_SPACE = (SPACE, "Ġ", "Ċ", "ĉ", "č")
 """Symbols for white space in `tokenizer.json`: SentencePiece's, and byte-level space, line feed, tab and return."""
-FILES = ("tokenizer.model", "tokenizer.json")
-"""Names that a run's tokenizer may have; the first that exists is loaded."""
 PAD_NAMES = ("<pad>", "[PAD]")
 EOS_NAMES = ("</s>", "<|endoftext|>", "[SEP]", "<|end_of_text|>", "<eos>")
 UNK_NAMES = ("<unk>", "[UNK]")
@@ -357,98 +352,3 @@ class Bytes(Tokenizer):
     def sentinels(self) -> tuple[int, ...]:
         """Return the last hundred byte ids, downwards: bytes that valid text rarely has (Xue et al. 2022, §3.1)."""
         return tuple(range(self.vocab - 1, self.vocab - 1 - self.sentinel_count, -1))
-
-
-def load(path: Path) -> Tokenizer:
-    """Load a tokenizer from its file, or from a folder (a run) with `tokenizer.model` or `tokenizer.json`.
-
-    Raises:
-        UserError: there is no such file, or it is not a tokenizer.
-    """
-    if not path.is_dir():
-        return from_file(TokenizerFile(path=str(path)))
-    for name in FILES:
-        if (path / name).is_file():
-            return from_file(TokenizerFile(path=str(path / name)))
-    raise UserError(f"{path}: has neither {' nor '.join(FILES)}")
-
-
-def from_file(config: TokenizerFile) -> Tokenizer:
-    """Load a SentencePiece `.model`, a `tokenizer.json`, a `vocab.json` with merges, or a WordPiece `vocab.txt`.
-
-    Raises:
-        UserError: there is no such file, or it is not a tokenizer.
-    """
-    path = Path(config.path)
-    if not path.is_file():
-        raise UserError(f"tokenizer.file.path: {path} is not there")
-    if config.extra_ids and path.suffix != ".model":
-        raise UserError("tokenizer.file.extra_ids: sentinels can be appended only to a SentencePiece .model")
-    try:
-        if path.suffix == ".model":
-            return SentencePiece(with_extra_ids(path.read_bytes(), config.extra_ids))
-        if path.suffix == ".txt":
-            return HuggingFace(_build_word_piece(path, lowercase=config.lowercase))
-        return _from_json(path, config.merges)
-    except UserError:
-        raise
-    except Exception as error:  # the two libraries raise RuntimeError, ValueError and Exception itself
-        raise UserError(f"{path}: not a tokenizer that can be read: {str(error).splitlines()[0]}") from None
-
-
-def _from_json(path: Path, merges: str) -> Tokenizer:
-    text = path.read_text(encoding="utf-8")
-    model = json.loads(text).get("model")
-    if model == "bytes":
-        return Bytes()
-    if isinstance(model, dict):  # in GPT-2's vocab.json "model" is a token, with a number
-        return HuggingFace(text.encode())
-    merges_file = path.with_name("merges.txt")
-    if merges:
-        merges_file = Path(merges)
-    return HuggingFace(_build_byte_level(path, merges_file))
-
-
-def _build_byte_level(vocab: Path, merges: Path) -> bytes:
-    """Build GPT-2's byte-level BPE from its two files (Radford et al. 2019, §2.2)."""
-    if not merges.is_file():
-        raise UserError(f"tokenizer.file.merges: {merges} is not there; a vocab.json needs its merges")
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE.from_file(str(vocab), str(merges)))
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    return _serialise(tokenizer, special_names=[*PAD_NAMES, *EOS_NAMES, *UNK_NAMES])
-
-
-def _build_word_piece(vocab: Path, *, lowercase: bool) -> bytes:
-    """Build BERT's WordPiece from its vocabulary (Devlin et al. 2019, §3)."""
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordPiece.from_file(str(vocab), unk_token="[UNK]"))
-    tokenizer.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=lowercase)
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = tokenizers.decoders.WordPiece()
-    return _serialise(tokenizer, special_names=["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])
-
-
-def _serialise(tokenizer: tokenizers.Tokenizer, special_names: Sequence[str]) -> bytes:
-    """Mark the special tokens that the vocabulary has, and return the content of a `tokenizer.json`."""
-    present = [name for name in special_names if tokenizer.token_to_id(name) is not None]
-    tokenizer.add_special_tokens(present)
-    return tokenizer.to_str().encode()
-
-
-def with_extra_ids(model: bytes, count: int, controls: Sequence[str] = ()) -> bytes:
-    """Append control pieces to a SentencePiece model, and then T5's sentinels, <extra_id_0> last.
-
-    Text cannot spell a control piece (Raffel et al. 2020).
-
-    Args:
-        model: content of a `.model` file.
-        count: number of sentinels.
-        controls: names of further control pieces.
-    """
-    if not count and not controls:
-        return model
-    sentinels = [f"<extra_id_{number}>" for number in reversed(range(count))]
-    proto = sentencepiece_model_pb2.ModelProto.FromString(model)  # type: ignore[attr-defined]
-    for name in (*controls, *sentinels):
-        proto.pieces.add(piece=name, score=0.0, type=proto.SentencePiece.CONTROL)
-    return proto.SerializeToString()

@@ -15,7 +15,8 @@ import sentencepiece
 from t5x_lite.data import sources
 from t5x_lite.data.config import BPE, Character, DataConfig, TokenizerConfig, TokenizerFile, Unigram
 from t5x_lite.data.config import Bytes as ByteLevel
-from t5x_lite.data.tokenizer import Bytes, SentencePiece, Tokenizer, from_file, load, with_extra_ids
+from t5x_lite.data.tokenizer import Bytes, SentencePiece, Tokenizer
+from t5x_lite.data.tokenizer_files import from_file, load, with_extra_ids
 from t5x_lite.errors import UserError
 
 SENTENCE_CHARACTERS = 1000

@@ -293,6 +293,7 @@ class Trainer:
             self.display.set_status(hook, evaluation.status)
             if evaluation.summary:
                 self.display.print(f"step {step}: {evaluation.summary}")
+        self.watchdog.reset()
         return metrics
 
     def _batches(self, first: int, end: int) -> Iterator[Batch]:

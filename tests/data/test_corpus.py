@@ -13,23 +13,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from t5x_lite.data import tokenizer as tokenizers
-from t5x_lite.data import vocabulary
+from t5x_lite.data import tokenizer_files, vocabulary
 from t5x_lite.data.config import Character, DataConfig, Unigram
 from t5x_lite.data.corpus import SPLITS, Corpus
 from t5x_lite.data.prepare import prepare_corpus
+from t5x_lite.data.tokenizer import SentencePiece, Tokenizer
 from t5x_lite.errors import UserError
 
 
 @pytest.fixture(scope="module")
-def tokenizer(prose: Path) -> tokenizers.SentencePiece:
+def tokenizer(prose: Path) -> SentencePiece:
     return vocabulary.train(Unigram(vocab=300), [path.read_text() for path in sorted(prose.glob("*.txt"))])
 
 
 def prepare(
     files: Path | str,
     cache: Path,
-    tokenizer: tokenizers.Tokenizer,
+    tokenizer: Tokenizer,
     *,
     sizes: dict[str, int] | None = None,
     **settings: object,
@@ -41,7 +41,7 @@ def prepare(
 
 
 def test_documents_come_back_with_their_end_in_the_split_of_their_hash(
-    prose: Path, tmp_path: Path, tokenizer: tokenizers.Tokenizer
+    prose: Path, tmp_path: Path, tokenizer: Tokenizer
 ) -> None:
     folder = prepare(prose / "*.txt", tmp_path, tokenizer)
     expected: dict[str, list[str]] = {"train": [], "validation": []}
@@ -64,9 +64,7 @@ def test_documents_come_back_with_their_end_in_the_split_of_their_hash(
             assert numbers.tolist() == expected_numbers.tolist()
 
 
-def test_long_documents_are_cut_into_records_and_read_across_them(
-    tmp_path: Path, tokenizer: tokenizers.Tokenizer
-) -> None:
+def test_long_documents_are_cut_into_records_and_read_across_them(tmp_path: Path, tokenizer: Tokenizer) -> None:
     (tmp_path / "a.txt").write_text("the quick brown fox " * 60)
     folder = prepare(
         tmp_path / "a.txt", tmp_path / "c", tokenizer, validation_fraction=0.0, sizes={"record_tokens": 16}
@@ -78,9 +76,7 @@ def test_long_documents_are_cut_into_records_and_read_across_them(
     np.testing.assert_array_equal(corpus.read(10, 50)[0], document[10:50])
 
 
-def test_any_number_of_processes_writes_the_same_corpus(
-    prose: Path, tmp_path: Path, tokenizer: tokenizers.Tokenizer
-) -> None:
+def test_any_number_of_processes_writes_the_same_corpus(prose: Path, tmp_path: Path, tokenizer: Tokenizer) -> None:
     folders: list[Path] = []
     for processes in (1, 2):
         cache = tmp_path / str(processes)
@@ -110,13 +106,13 @@ def test_by_position_the_last_tenth_of_the_characters_is_held_out(tmp_path: Path
     assert (train, validation) == (text[: int(1003 * 0.9)], text[int(1003 * 0.9) :])
 
 
-def test_separate_validation_files(prose: Path, tmp_path: Path, tokenizer: tokenizers.Tokenizer) -> None:
+def test_separate_validation_files(prose: Path, tmp_path: Path, tokenizer: Tokenizer) -> None:
     (tmp_path / "v.txt").write_text("held out text")
     folder = prepare(prose / "0*.txt", tmp_path, tokenizer, validation_files=str(tmp_path / "v.txt"))
     assert (Corpus(folder, "train").documents, Corpus(folder, "validation").documents) == (10, 1)
 
 
-def test_a_stale_corpus_is_never_read(prose: Path, tmp_path: Path, tokenizer: tokenizers.Tokenizer) -> None:
+def test_a_stale_corpus_is_never_read(prose: Path, tmp_path: Path, tokenizer: Tokenizer) -> None:
     file = tmp_path / "a.txt"
     file.write_text("the quick brown fox")
     folders = [prepare(file, tmp_path, tokenizer), prepare(file, tmp_path, tokenizer)]
@@ -130,7 +126,7 @@ def test_a_stale_corpus_is_never_read(prose: Path, tmp_path: Path, tokenizer: to
     assert len(set(folders)) == 5
 
 
-class InterruptedTokenizer(tokenizers.SentencePiece):
+class InterruptedTokenizer(SentencePiece):
     """Is interrupted, as by Ctrl-C, once three units of a corpus are complete."""
 
     cache: Path
@@ -142,7 +138,7 @@ class InterruptedTokenizer(tokenizers.SentencePiece):
 
 
 def test_an_incomplete_corpus_is_completed_and_not_read_before(
-    prose: Path, tmp_path: Path, tokenizer: tokenizers.SentencePiece
+    prose: Path, tmp_path: Path, tokenizer: SentencePiece
 ) -> None:
     sizes = {"smallest_unit": 2000}
     undisturbed = prepare(prose / "*.txt", tmp_path / "undisturbed", tokenizer, sizes=sizes)
@@ -185,14 +181,12 @@ def test_prepare_continues_after_it_is_killed_at_any_moment(tmp_path: Path, pros
     folder = Path(completed.stdout.splitlines()[-1].partition(": ")[2])
     splits = [Corpus(folder, split) for split in SPLITS]
     assert sum(corpus.documents for corpus in splits) == 40
-    tokenizer = tokenizers.load(next((tmp_path / "cache").glob("tokenizer-*")))
+    tokenizer = tokenizer_files.load(next((tmp_path / "cache").glob("tokenizer-*")))
     decoded = [tokenizer.decode(corpus.document(n)) for corpus in splits for n in range(corpus.documents)]
     assert sorted(decoded) == sorted(path.read_text() for path in texts.iterdir())
 
 
-def test_invalid_utf8_is_counted(
-    tmp_path: Path, tokenizer: tokenizers.Tokenizer, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_invalid_utf8_is_counted(tmp_path: Path, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a.txt").write_bytes(b"fine")
     (tmp_path / "b.txt").write_bytes(b"not \xff fine")
     folder = prepare(tmp_path / "*.txt", tmp_path, tokenizer, validation_fraction=0.0)
@@ -200,15 +194,13 @@ def test_invalid_utf8_is_counted(
     assert "1 documents held invalid UTF-8" in capsys.readouterr().err
 
 
-def test_an_empty_corpus_is_refused(tmp_path: Path, tokenizer: tokenizers.Tokenizer) -> None:
+def test_an_empty_corpus_is_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
     (tmp_path / "a.txt").write_text(" \n")
     with pytest.raises(UserError, match="the corpus is empty"):
         prepare(tmp_path / "a.txt", tmp_path / "cache", tokenizer)
 
 
-def test_a_full_disk_is_one_line_and_a_rerun_continues(
-    prose: Path, tmp_path: Path, tokenizer: tokenizers.Tokenizer
-) -> None:
+def test_a_full_disk_is_one_line_and_a_rerun_continues(prose: Path, tmp_path: Path, tokenizer: Tokenizer) -> None:
     """A limit on file size makes writes fail as a full disk does (EFBIG), without a disk to fill."""
     texts = tmp_path / "texts"
     texts.mkdir()

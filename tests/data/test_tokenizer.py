@@ -13,7 +13,7 @@ import sentencepiece
 import tokenizers
 
 from t5x_lite.data import tokenizer as our_tokenizers
-from t5x_lite.data import vocabulary
+from t5x_lite.data import tokenizer_files, vocabulary
 from t5x_lite.data.config import BPE, TokenizerFile, Unigram
 from t5x_lite.data.tokenizer import SentencePiece
 from t5x_lite.errors import UserError
@@ -108,7 +108,7 @@ def test_a_saved_tokenizer_is_loaded_as_it_was(trained: dict[str, SentencePiece]
     original = trained["bpe"]
     path = original.save(tmp_path)
     assert path.name == "tokenizer.model"
-    for copy in (our_tokenizers.load(path), our_tokenizers.load(tmp_path), pickle.loads(pickle.dumps(original))):
+    for copy in (tokenizer_files.load(path), tokenizer_files.load(tmp_path), pickle.loads(pickle.dumps(original))):
         assert copy.fingerprint == original.fingerprint
         np.testing.assert_array_equal(copy.encode("def f(x):"), original.encode("def f(x):"))
 
@@ -117,11 +117,11 @@ def test_sentencepiece_models_of_others(real_data: Path) -> None:
     folder = real_data / "tokenizers"
     path = folder / "sentencepiece_test_1000.model"
     reference = sentencepiece.SentencePieceProcessor(model_file=str(path))
-    loaded = our_tokenizers.from_file(TokenizerFile(path=str(path)))
+    loaded = tokenizer_files.from_file(TokenizerFile(path=str(path)))
     assert loaded.encode("Hello world, a test.").tolist() == reference.encode("Hello world, a test.")
     file = str(folder / "seqio_test_26.model")
-    with_sentinels = our_tokenizers.from_file(TokenizerFile(path=file, extra_ids=100))
-    without_sentinels = our_tokenizers.from_file(TokenizerFile(path=file))
+    with_sentinels = tokenizer_files.from_file(TokenizerFile(path=file, extra_ids=100))
+    without_sentinels = tokenizer_files.from_file(TokenizerFile(path=file))
     assert with_sentinels.vocab == without_sentinels.vocab + 100
     assert with_sentinels.id_of("<extra_id_0>") == with_sentinels.vocab - 1
 
@@ -129,18 +129,18 @@ def test_sentencepiece_models_of_others(real_data: Path) -> None:
 def test_gpt2_by_published_ids(real_data: Path, tmp_path: Path) -> None:
     folder = real_data / "tokenizers"
     config = TokenizerFile(path=str(folder / "gpt2_encoder.json"), merges=str(folder / "gpt2_vocab.bpe"))
-    gpt2 = our_tokenizers.from_file(config)
+    gpt2 = tokenizer_files.from_file(config)
     # "Hello world" is 15496 995 and <|endoftext|> 50256 in every GPT-2 release.
     assert gpt2.encode("Hello world").tolist() == [15496, 995]
     assert (gpt2.vocab, gpt2.eos) == (50257, 50256)
     assert gpt2.decode(gpt2.encode("tabs\tand ünï\n")) == "tabs\tand ünï\n"
     gpt2.save(tmp_path)
-    assert our_tokenizers.load(tmp_path).encode("Hello world").tolist() == [15496, 995]
+    assert tokenizer_files.load(tmp_path).encode("Hello world").tolist() == [15496, 995]
 
 
 def test_bert_by_published_ids(real_data: Path) -> None:
     path = real_data / "tokenizers" / "bert_base_uncased_vocab.txt"
-    bert = our_tokenizers.from_file(TokenizerFile(path=str(path)))
+    bert = tokenizer_files.from_file(TokenizerFile(path=str(path)))
     # "hello world" is 7592 2088, [PAD] 0, [SEP] 102, [UNK] 100 in bert-base-uncased.
     assert bert.encode("Hello World").tolist() == [7592, 2088]
     assert (bert.vocab, bert.pad, bert.eos, bert.unk) == (30522, 0, 102, 100)
@@ -148,20 +148,20 @@ def test_bert_by_published_ids(real_data: Path) -> None:
 
 def test_files_that_are_no_tokenizer_are_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"missing\.model is not there"):
-        our_tokenizers.from_file(TokenizerFile(path=str(tmp_path / "missing.model")))
+        tokenizer_files.from_file(TokenizerFile(path=str(tmp_path / "missing.model")))
     for name, content in {"a.model": b"junk", "a.json": b"{", "b.json": b'{"model": 3}'}.items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError, match=name):
-            our_tokenizers.from_file(TokenizerFile(path=str(tmp_path / name)))
+            tokenizer_files.from_file(TokenizerFile(path=str(tmp_path / name)))
     (tmp_path / "vocab.json").write_text(json.dumps({"a": 0}))
     with pytest.raises(UserError, match=r"merges\.txt"):
-        our_tokenizers.from_file(TokenizerFile(path=str(tmp_path / "vocab.json")))
+        tokenizer_files.from_file(TokenizerFile(path=str(tmp_path / "vocab.json")))
 
 
 def test_a_tokenizer_json_is_read(tmp_path: Path) -> None:
     original = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<unk>": 0, "hello": 1, "</s>": 2}, unk_token="<unk>"))
     original.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     original.save(str(tmp_path / "tokenizer.json"))
-    loaded = our_tokenizers.load(tmp_path)
+    loaded = tokenizer_files.load(tmp_path)
     assert loaded.encode("hello there").tolist() == [1, 0]
     assert loaded.eos == 2

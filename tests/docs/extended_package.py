@@ -10,7 +10,6 @@ from pathlib import Path
 from types import ModuleType
 
 from tests.docs.pages import REPOSITORY, CodeBlock, code_blocks
-from tests.shape_checks import without_shape_checks
 
 PACKAGE = "t5x_lite"
 
@@ -59,8 +58,7 @@ def imported_from(folder: Path) -> Iterator[None]:
     importlib.invalidate_caches()
     os.chdir(folder)
     try:
-        with without_shape_checks():
-            yield
+        yield
     finally:
         os.chdir(original_directory)
         sys.path.remove(str(folder))

@@ -29,7 +29,7 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers  #
 
 from t5x_lite.convert.huggingface import import_hf  # noqa: E402
 from t5x_lite.convert.imported_run import write_run  # noqa: E402
-from t5x_lite.data.tokenizer import load as load_tokenizer  # noqa: E402
+from t5x_lite.data.tokenizer_files import load as load_tokenizer  # noqa: E402
 from t5x_lite.evaluate.harness import build_harness_model, evaluate_tasks, load_tasks  # noqa: E402
 from t5x_lite.models.config import ModelConfig  # noqa: E402
 from t5x_lite.models.spec import init_params  # noqa: E402

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from t5x_lite.data import tokenizer as tokenizers
+from t5x_lite.data import tokenizer_files
 from t5x_lite.data.config import TokenizerFile
+from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.errors import UserError
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.layers import Linear
@@ -133,8 +134,8 @@ SENTENCE = {
 TAGS = ("O", "I-ORG", "I-PER", "I-LOC")
 
 
-def load_coder(path: Path) -> tuple[Coder, tokenizers.Tokenizer]:
-    tokenizer = tokenizers.from_file(TokenizerFile(path=str(path)))
+def load_coder(path: Path) -> tuple[Coder, Tokenizer]:
+    tokenizer = tokenizer_files.from_file(TokenizerFile(path=str(path)))
     return Coder(tokenizer.encode, tokenizer.encode_placed, tokenizer.decode), tokenizer
 
 

@@ -1,5 +1,6 @@
 """The interface of an evaluator: from a model to metrics, in training, by `t5x-lite eval`, or from Python."""
 
+from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
@@ -56,6 +57,6 @@ class Evaluator(Config):
             UserError: an evaluation would fail.
         """
 
+    @abstractmethod
     def run(self, model: "EvaluationModel") -> Evaluation:
         """Evaluate the model. All processes of a job call this at the same step."""
-        raise NotImplementedError

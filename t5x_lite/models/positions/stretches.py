@@ -1,6 +1,7 @@
 """Stretches of rotary positions for longer contexts: longer wavelengths, and for YaRN larger scores."""
 
 import math
+from abc import abstractmethod
 
 from jaxtyping import Float
 
@@ -12,9 +13,9 @@ from t5x_lite.schema import Int as Integer
 class Stretch(Config):
     """A change of the wavelengths. A stretch is one class of this kind and one entry in `STRETCHES`."""
 
+    @abstractmethod
     def stretch(self, frequencies: Float[Array, "half"], theta: float) -> Float[Array, "half"]:
         """Return the frequency of each pair of channels, given those of `theta`, the base of their geometric series."""
-        raise NotImplementedError
 
     @property
     def scale(self) -> float:

@@ -1,5 +1,6 @@
 """The interface of an optimizer: how gradients become updates, before the learning rate."""
 
+from abc import abstractmethod
 from typing import TYPE_CHECKING, ClassVar
 
 from t5x_lite.schema import Config
@@ -23,6 +24,7 @@ class OptimizerMethod(Config):
     supports_mup: ClassVar[bool] = False
     """The learning rates of maximal update parametrisation hold for this algorithm."""
 
+    @abstractmethod
     def transformations(
         self, axes: "PyTree[WeightAxes]", weight_decay: "optax.GradientTransformation"
     ) -> "list[optax.GradientTransformation]":
@@ -34,4 +36,3 @@ class OptimizerMethod(Config):
             axes: a `WeightAxes` for each parameter, in the shape of the parameters.
             weight_decay: adds the decayed weights to the updates.
         """
-        raise NotImplementedError

@@ -1,5 +1,6 @@
 """The interface of a learning-rate schedule."""
 
+from abc import abstractmethod
 from dataclasses import dataclass
 
 from t5x_lite.arrays import Array
@@ -39,6 +40,7 @@ class Schedule(Config):
         """
         return None
 
+    @abstractmethod
     def factor(self, count: Array, horizon: Horizon) -> Array:
         """Return the learning rate as a share of its peak.
 
@@ -46,4 +48,3 @@ class Schedule(Config):
             count: updates done so far, at least `warmup_steps`.
             horizon: the length of the run.
         """
-        raise NotImplementedError

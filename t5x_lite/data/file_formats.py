@@ -1,0 +1,39 @@
+"""The formats of text files by the ending of their names."""
+
+from collections.abc import Collection, Sequence
+
+from t5x_lite.data.files import strip_compression
+from t5x_lite.errors import UserError
+
+FORMATS_BY_ENDING = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
+"""Formats for `data.format=auto`; all other files are text."""
+TABLES = (".csv", ".tsv")
+OTHER_FORMATS = {
+    *TABLES,
+    *(".7z", ".bz2", ".rar", ".tar", ".tgz", ".xz", ".zip"),
+    *(".arrow", ".feather", ".orc", ".xls", ".xlsx"),
+    *(".bin", ".h5", ".idx", ".npy", ".npz", ".pickle", ".pkl", ".safetensors", ".tfrecord", ".array_record"),
+    *(".doc", ".docx", ".epub", ".pdf", ".jpg", ".jpeg", ".png", ".mp3", ".mp4", ".wav"),
+}
+"""Endings of archives, tables and binary files, which are refused rather than read as text for `data.format=auto`."""
+
+
+def format_by_ending(path: str) -> str:
+    """Return the format of a file for `data.format=auto`."""
+    return FORMATS_BY_ENDING.get(strip_compression(path).suffix.lower(), "text")
+
+
+def check_endings(paths: Sequence[str], accepted: Collection[str]) -> None:
+    """Refuse files whose ending is that of a format that is not text and is not read.
+
+    Raises:
+        UserError: with the first such file.
+    """
+    for path in paths:
+        ending = strip_compression(path).suffix.lower()
+        if ending not in OTHER_FORMATS or ending in accepted:
+            continue
+        raise UserError(
+            f"data.files: {path} is not read, because {ending} is not a format of text; convert it to JSONL, Parquet "
+            "or text, or set data.format=text to read it as plain text all the same"
+        )
