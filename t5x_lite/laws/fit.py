@@ -3,17 +3,18 @@
 from dataclasses import dataclass, field
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from t5x_lite.laws.estimates import Estimate, estimate_each
-from t5x_lite.laws.lbfgs import Objective, minimise
 from t5x_lite.laws.parametric import Law
 from t5x_lite.laws.points import Points
 
 HUBER_DELTA = 1e-3
 """Residual at which the Huber loss turns from squares to absolute values (Hoffmann et al. 2022, §3.3)."""
-MAX_GUESSES = 500
+MAX_GUESSES = 100
 """Initial guesses that are optimised: those with the lowest objective."""
+TOLERANCES = {"maxiter": 1000, "ftol": 1e-12, "gtol": 1e-9}
+"""Iterations of L-BFGS, the relative decrease of the value and the gradient's largest component that end it."""
 
 
 @dataclass(frozen=True)
@@ -78,46 +79,47 @@ def fit_law(law: Law, points: Points, draws: int = 1000, seed: int = 0) -> Fit:
     """
     count = len(points)
     guesses = law.initial_guesses()
-    equal_weights = np.broadcast_to(np.ones(count), (len(guesses), count))
-    objective = _huber_objective(law, points, equal_weights)
-    first_values, _ = objective(guesses, np.arange(len(guesses)))
+    equal_weights = np.ones(count)
+    first_values, _ = _huber_losses(law, points, equal_weights, guesses)
     lowest_first = np.argsort(first_values)
-    theta_of_guesses, values = minimise(objective, guesses[lowest_first[:MAX_GUESSES]])
-    theta = theta_of_guesses[np.nanargmin(values)]
+    theta, value = _minimise(law, points, equal_weights, guesses[lowest_first[:MAX_GUESSES]])
 
     rng = np.random.default_rng(seed)
     multiplicities = rng.multinomial(count, np.full(count, 1 / count), draws).astype(float)
-    starts = np.repeat(theta[None], draws, axis=0)
-    bootstrap, _ = minimise(_huber_objective(law, points, multiplicities), starts)
-    return Fit(law, theta, bootstrap, float(np.nanmin(values)) * HUBER_DELTA, points)
+    bootstrap = np.empty((draws, len(theta)))
+    for draw, weights in enumerate(multiplicities):
+        bootstrap[draw], _ = _minimise(law, points, weights, theta[None])
+    return Fit(law, theta, bootstrap, value * HUBER_DELTA, points)
 
 
-def _huber_objective(law: Law, points: Points, weights: Float[np.ndarray, "problems n"]) -> Objective:
-    """Return a function that computes the weighted sum of Huber losses, divided by `HUBER_DELTA`, and its gradient.
+def _minimise(
+    law: Law, points: Points, weights: Float[np.ndarray, " n"], starts: Float[np.ndarray, "starts unknowns"]
+) -> tuple[Float[np.ndarray, " unknowns"], float]:
+    """Return the lowest minimum that L-BFGS finds from some starting points, and its value."""
+    from scipy.optimize import minimize  # This import takes a second, for which a run's first step should not wait.
 
-    Args:
-        law: the law.
-        points: the runs.
-        weights: the weight of every run in each problem.
-    """
-    inputs = points.log_inputs()
-    log_loss = np.log(points.loss)
+    def value_and_gradient(theta: Float[np.ndarray, " unknowns"]) -> tuple[float, Float[np.ndarray, " unknowns"]]:
+        values, gradients = _huber_losses(law, points, weights, theta[None])
+        return values[0], gradients[0]
 
-    def objective(
-        theta: Float[np.ndarray, "rows unknowns"], rows: Int[np.ndarray, " rows"]
-    ) -> tuple[Float[np.ndarray, " rows"], Float[np.ndarray, "rows unknowns"]]:
-        with np.errstate(all="ignore"):
-            predicted, slopes = law.log_loss(theta, inputs)
-            residuals = predicted - log_loss
-            distance = np.abs(residuals)
-            quadratic = 0.5 * residuals**2 / HUBER_DELTA
-            linear = distance - 0.5 * HUBER_DELTA
-            huber = np.where(distance <= HUBER_DELTA, quadratic, linear)
-            row_weights = weights[rows]
-            total = (row_weights * huber).sum(-1)
-            values = np.where(np.isfinite(total), total, np.inf)
-            huber_slopes = np.clip(residuals / HUBER_DELTA, -1, 1)
-            gradients = np.einsum("prn,rn->rp", slopes, row_weights * huber_slopes)
-        return values, gradients
+    results = [minimize(value_and_gradient, start, jac=True, method="L-BFGS-B", options=TOLERANCES) for start in starts]
+    lowest = results[np.nanargmin([result.fun for result in results])]
+    return lowest.x, float(lowest.fun)
 
-    return objective
+
+def _huber_losses(
+    law: Law, points: Points, weights: Float[np.ndarray, " n"], theta: Float[np.ndarray, "rows unknowns"]
+) -> tuple[Float[np.ndarray, " rows"], Float[np.ndarray, "rows unknowns"]]:
+    """Return the weighted sum of Huber losses, divided by `HUBER_DELTA`, and its gradient, for each row of theta."""
+    with np.errstate(all="ignore"):
+        predicted, slopes = law.log_loss(theta, points.log_inputs())
+        residuals = predicted - np.log(points.loss)
+        distance = np.abs(residuals)
+        quadratic = 0.5 * residuals**2 / HUBER_DELTA
+        linear = distance - 0.5 * HUBER_DELTA
+        huber = np.where(distance <= HUBER_DELTA, quadratic, linear)
+        total = (weights * huber).sum(-1)
+        values = np.where(np.isfinite(total), total, np.inf)
+        huber_slopes = np.clip(residuals / HUBER_DELTA, -1, 1)
+        gradients = np.einsum("prn,rn->rp", slopes, weights * huber_slopes)
+    return values, gradients

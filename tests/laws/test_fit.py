@@ -75,6 +75,7 @@ class ChinchillaFromOneGuess(Chinchilla):
         return np.array([[6.0, 7.5, 0.5, 0.35, 0.35]])
 
 
+@pytest.mark.slow  # 15,000 fits
 def test_approaches_2_and_3_agree_and_their_intervals_contain_the_true_exponents_in_95_of_100_draws() -> None:
     true_values = {
         "α": BESIROGLU["α"],
