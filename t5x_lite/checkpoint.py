@@ -143,8 +143,7 @@ class Checkpoints:
         self.clean()
         with contextlib.closing(ocp.Checkpointer(_composite_handler(handler))) as saver:
             self._start_save(saver, step, state, meta)
-        if jax.process_index() == 0:
-            write_manifest(self.folder / str(step), {})
+        write_manifest(self.folder / str(step), {})
 
     def _start_save(self, saver: ocp.Checkpointer, step: int, state: PyTree, meta: Mapping[str, object]) -> None:
         path = self.folder / str(step)
@@ -164,8 +163,8 @@ class Checkpoints:
     def _finish_save(self, step: int, metrics: Mapping[str, float]) -> None:
         try:
             self._saver.wait_until_finished()
+            write_manifest(self.folder / str(step), metrics)
             if jax.process_index() == 0:
-                write_manifest(self.folder / str(step), metrics)
                 self._delete_old_checkpoints()
         except Exception as error:
             raise self._save_error(step, error) from error

@@ -2,9 +2,13 @@
 
 A checkpoint is complete once it has a manifest. Orbax returns a flipped byte as a value without an error, so the
 checksums are verified before a restore.
+
+Orbax lets each process write its arrays to a folder of its name. Each process computes the checksums of its folder, and
+the first one those of the few small files that have no process, so that no process reads what another has written.
 """
 
 import json
+import re
 import zlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,11 +16,18 @@ from pathlib import Path
 from typing import TypedDict
 
 import jax
+import orbax.checkpoint as ocp
 from etils import epath
 
 from t5x_lite.files import replace_file
 
 MANIFEST = "manifest.json"
+PROCESS_FOLDER = re.compile(r"state/ocdbt\.process_(\d+)(/.*)?")
+"""Path, in a checkpoint, of what a process has written."""
+PARTS_FOLDER = "checksums"
+"""Folder of the checksums that the processes hand to the first one, deleted when the manifest is written."""
+PART_TIMEOUT_SECONDS = 1200
+"""Longest time that a process waits for the checksums of the others."""
 BLOCK_BYTES = 2**20
 CHECKSUM_THREADS = 8
 
@@ -34,18 +45,35 @@ class Manifest(TypedDict):
 
 
 def write_manifest(checkpoint: epath.Path, metrics: Mapping[str, float]) -> None:
-    """Write the manifest of a checkpoint whose files are complete."""
-    manifest_path = checkpoint / MANIFEST
-    files = [file for file in _list_files(checkpoint) if file != manifest_path]
-    checksums: dict[str, str] = {}
-    for file, checksum in zip(files, _compute_checksums(files), strict=True):
-        checksums[str(file.relative_to(checkpoint))] = checksum
+    """Write the manifest of a checkpoint whose files are complete. Every process makes this call.
+
+    Each process but the first writes its checksums to a file of their own. The first one joins and deletes these files.
+    """
+    process = jax.process_index()
+    files = _list_files(checkpoint)
+    checksums = dict(zip(files, _compute_checksums(checkpoint, files), strict=True))
+    parts_folder = checkpoint / PARTS_FOLDER
+    if process > 0:
+        parts_folder.mkdir(exist_ok=True)
+        _write_atomically(parts_folder / f"{process}.json", json.dumps(checksums))
+    barrier = ocp.multihost.get_barrier_sync_fn()
+    barrier(key=f"checksums of {checkpoint}", timeout_ms=1000 * PART_TIMEOUT_SECONDS)
+    if process > 0:
+        return
+    parts = [parts_folder / f"{other}.json" for other in range(1, jax.process_count())]
+    with ThreadPoolExecutor(CHECKSUM_THREADS) as pool:
+        for content in pool.map(epath.Path.read_text, parts):
+            checksums.update(json.loads(content))
+    parts_folder.rmtree(missing_ok=True)
     manifest: Manifest = {"crc32": checksums, "metrics": dict(metrics)}
-    content = json.dumps(manifest)
-    if "://" in str(checkpoint):
-        manifest_path.write_text(content)  # object stores write files atomically
+    _write_atomically(checkpoint / MANIFEST, json.dumps(manifest))
+
+
+def _write_atomically(path: epath.Path, content: str) -> None:
+    if "://" in str(path):
+        path.write_text(content)  # object stores write files atomically
     else:
-        replace_file(Path(manifest_path), content)
+        replace_file(Path(path), content)
 
 
 def read_manifest(checkpoint: epath.Path) -> Manifest:
@@ -76,7 +104,7 @@ def is_complete(checkpoint: epath.Path) -> bool:
 
 
 def find_damage(checkpoint: epath.Path) -> str | None:
-    """Verify a checkpoint. Each process verifies its share of the files.
+    """Verify a checkpoint. Each process verifies the files that it would have written.
 
     Returns:
         A description of the first file that is missing, changed or not in the manifest; None if all are as they were
@@ -86,32 +114,48 @@ def find_damage(checkpoint: epath.Path) -> str | None:
         checksums = read_manifest(checkpoint)["crc32"]
     except (OSError, ValueError) as error:
         return f"{MANIFEST} cannot be read ({error})"
-    for file in _list_files(checkpoint):
-        name = str(file.relative_to(checkpoint))
-        if name != MANIFEST and name not in checksums:
-            return f"{name} is not in {MANIFEST}"
-    names = sorted(checksums)[jax.process_index() :: jax.process_count()]
+    files = set(_list_files(checkpoint))
+    for name in sorted(files - checksums.keys()):
+        return f"{name} is not in {MANIFEST}"
+    names = sorted(name for name in checksums if _summing_process(name) == jax.process_index())
     for name in names:
-        if not (checkpoint / name).is_file():
+        if name not in files:
             return f"{name} is missing"
-    current_checksums = _compute_checksums([checkpoint / name for name in names])
+    current_checksums = _compute_checksums(checkpoint, names)
     for name, checksum in zip(names, current_checksums, strict=True):
         if checksum != checksums[name]:
             return f"{name} has changed"
     return None
 
 
-def _list_files(folder: epath.Path) -> list[epath.Path]:
+def _summing_process(name: str) -> int:
+    """Return the process that computes the checksum of a file or of the files in a folder."""
+    match = PROCESS_FOLDER.fullmatch(name)
+    if match is None:
+        return 0
+    return int(match[1]) % jax.process_count()  # a checkpoint may be read by fewer processes than have written it
+
+
+def _list_files(checkpoint: epath.Path) -> list[str]:
+    """Return the paths, in a checkpoint, of the files whose checksums this process computes."""
+    process = jax.process_index()
     files = []
-    for path in folder.iterdir():
-        if path.is_dir():
-            files.extend(_list_files(path))
-        else:
-            files.append(path)
+    folders = [""]
+    while folders:
+        for path in (checkpoint / folders.pop()).iterdir():
+            name = str(path.relative_to(checkpoint))
+            is_summed_here = _summing_process(name) == process
+            if name in (MANIFEST, PARTS_FOLDER):
+                continue
+            if name == "state" or (is_summed_here and path.is_dir()):
+                folders.append(name)
+            elif is_summed_here:
+                files.append(name)
     return sorted(files)
 
 
-def _compute_checksums(files: Sequence[epath.Path]) -> list[str]:
+def _compute_checksums(checkpoint: epath.Path, names: Sequence[str]) -> list[str]:
+    files = [checkpoint / name for name in names]
     with ThreadPoolExecutor(CHECKSUM_THREADS) as pool:
         return list(pool.map(_compute_checksum, files))
 
