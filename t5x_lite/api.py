@@ -306,11 +306,12 @@ def load(run: str | Path, *, step: int | None = None, overrides: Sequence[str] =
     Raises:
         UserError: not a run directory, no checkpoint, or a damaged one.
     """
-    folder = Path(run)
-    if folder.parent.name == "checkpoints" and is_step(folder.name):
-        step = int(folder.name)
-        folder = folder.parent.parent
-    opened = open_run(folder, list(overrides))
+    run_dir = str(run).rstrip("/")
+    parent, separator, last_name = run_dir.rpartition("/checkpoints/")
+    if separator and is_step(last_name):
+        step = int(last_name)
+        run_dir = parent
+    opened = open_run(run_dir, list(overrides))
     mesh = meshes.make_mesh(opened.config.mesh)
     loaded_step, params, _ = load_weights(opened, mesh, step)
     return Model(opened, loaded_step, params, mesh)

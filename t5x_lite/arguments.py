@@ -162,20 +162,20 @@ def _add_import(commands: Commands) -> None:
     parser = _add_command(commands, "import", "create a run directory from the weights of another library")
     parser.add_argument("format", choices=["hf", "t5x"], help="hf: a Hugging Face folder; t5x: a native T5X checkpoint")
     parser.add_argument("source", metavar="DIR", type=Path, help="folder to read")
-    parser.add_argument("target", metavar="RUN", type=Path, help="run directory to create")
+    parser.add_argument("target", metavar="RUN", help="run directory to create")
 
 
 def _add_export(commands: Commands) -> None:
     parser = _add_command(commands, "export", "write the weights of a run for another library")
     _add_step_option(parser)
     parser.add_argument("format", choices=["hf"], help="hf: a Hugging Face folder")
-    parser.add_argument("source", metavar="RUN", type=Path, help="run directory to read")
+    parser.add_argument("source", metavar="RUN", help="run directory to read")
     parser.add_argument("target", metavar="DIR", type=Path, help="folder to create")
 
 
 def _add_report(commands: Commands) -> None:
     parser = _add_command(commands, "report", "plot the training curves of one or more runs")
-    parser.add_argument("runs", metavar="RUN", type=Path, nargs="+", help="run directories, drawn in one figure")
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="run directories, drawn in one figure")
     parser.add_argument("--to", type=Path, help="image to write (default: report.png in the first run directory)")
 
 
@@ -195,7 +195,7 @@ def _add_config_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_run_argument(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("run", metavar="RUN", type=Path, help="run directory")
+    parser.add_argument("run", metavar="RUN", help="run directory")
 
 
 def _add_overrides(parser: argparse.ArgumentParser) -> None:

@@ -24,6 +24,7 @@ from t5x_lite.config import CheckpointConfig
 from t5x_lite.errors import UserError
 from t5x_lite.files import free_space, is_disk_full
 from t5x_lite.manifest import MANIFEST, find_damage, is_complete, read_manifest, write_manifest
+from t5x_lite.storage import is_remote, open_store, upload_changes
 from t5x_lite.trees import flatten_names
 
 logger = logging.getLogger(__name__)
@@ -62,13 +63,15 @@ def is_step(name: str) -> bool:
 
 
 class Checkpoints:
-    """The checkpoints of one run, in a folder of a local disk or an object store (gs://).
+    """The checkpoints of one run, in a folder of a local disk or an object store (`gs://` or `s3://`).
 
     Every process of a run makes the same calls in the same order.
     """
 
     def __init__(self, folder: str | Path, config: CheckpointConfig) -> None:
-        if "://" not in str(folder):
+        if is_remote(folder):
+            open_store(str(folder))  # raises if its library is not installed
+        else:
             folder = Path(folder).absolute()
         self.folder = epath.Path(folder)
         self.config = config
@@ -163,6 +166,7 @@ class Checkpoints:
     def _finish_save(self, step: int, metrics: Mapping[str, float]) -> None:
         try:
             self._saver.wait_until_finished()
+            upload_changes()  # A run that resumes here finds the metrics up to this step.
             write_manifest(self.folder / str(step), metrics)
             if jax.process_index() == 0:
                 self._delete_old_checkpoints()

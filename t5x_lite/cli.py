@@ -11,13 +11,14 @@ import select
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 import t5x_lite
 from t5x_lite import config as configuration
-from t5x_lite import schema
+from t5x_lite import schema, storage
 from t5x_lite.arguments import DECODING_OPTIONS, build_parser
 from t5x_lite.errors import STOPPED, UserError
 from t5x_lite.parallel.config import GPUS
@@ -72,7 +73,7 @@ def _run_command(arguments: Sequence[str] | None, commands: Mapping[str, Command
         if unknown and options.command in WITHOUT_OVERRIDES:
             raise UserError(f"{options.command}: unknown option {unknown[0]}; see t5x-lite {options.command} --help")
         overrides = [*getattr(options, "overrides", []), *unknown]
-        return commands[options.command](options, overrides)
+        return _run_and_upload(commands[options.command], options, overrides)
     except UserError as error:
         _print_error(str(error))
         return error.exit_code
@@ -92,9 +93,21 @@ def _run_command(arguments: Sequence[str] | None, commands: Mapping[str, Command
         return user_error.exit_code
 
 
+def _run_and_upload(command: Command, options: argparse.Namespace, overrides: list[str]) -> int:
+    """Run a command. What it has written to a run directory in an object store is uploaded even if it fails."""
+    try:
+        exit_code = command(options, overrides)
+    except BaseException:
+        with suppress(UserError):  # the first error is the one to show
+            storage.upload_changes()
+        raise
+    storage.upload_changes()
+    return exit_code
+
+
 def _print_error(message: str) -> None:
     """Print an error in one line, whatever line breaks a path or another library's message has."""
-    print("t5x-lite: " + " ".join(message.splitlines()), file=sys.stderr)
+    print("t5x-lite: " + " ".join(storage.with_urls(message).splitlines()), file=sys.stderr)
 
 
 def _is_stdout_closed() -> bool:
@@ -181,8 +194,8 @@ def _report_run(run: "Run") -> None:
         from t5x_lite.decode.generate import Sampling
 
         print("\nsample:")
-        print_generation(t5x_lite.load(run.folder), [prompt], Sampling(temperature=0.8, top_p=0.95))
-    print(f"run: {run.folder} (metrics.jsonl, {picture.name}, checkpoints/, tokenizer, config.yaml)")
+        print_generation(t5x_lite.load(str(run.config.run_dir)), [prompt], Sampling(temperature=0.8, top_p=0.95))
+    print(f"run: {run.config.run_dir} (metrics.jsonl, {picture.name}, checkpoints/, tokenizer, config.yaml)")
 
 
 def _print_settings() -> None:
@@ -215,8 +228,8 @@ def tokenizer(options: argparse.Namespace, overrides: list[str]) -> int:
     from t5x_lite.run_data import open_tokenizer
 
     trained_tokenizer = open_tokenizer(config)
-    path = trained_tokenizer.save(Path(str(config.run_dir)))
-    print(f"{trained_tokenizer.vocab} tokens; saved as {path}")
+    path = trained_tokenizer.save(storage.local_path(str(config.run_dir)))
+    print(f"{trained_tokenizer.vocab} tokens; saved as {storage.with_urls(str(path))}")
     return 0
 
 
@@ -330,7 +343,7 @@ def import_(options: argparse.Namespace, overrides: list[str]) -> int:
 
     importers = {"hf": huggingface.import_hf, "t5x": t5x.import_t5x}
     run = importers[options.format](options.source, options.target)
-    print(f"run: {run.folder} ({run.spec.parameters:,} parameters, {run.config.model.family})")
+    print(f"run: {run.config.run_dir} ({run.spec.parameters:,} parameters, {run.config.model.family})")
     if run.stored_tokenizer is None:
         print("no tokenizer came with it: put tokenizer.json or tokenizer.model there before it reads text")
     return 0
@@ -348,7 +361,9 @@ def report(options: argparse.Namespace, overrides: list[str]) -> int:
     """Run `t5x-lite report RUN …`."""
     from t5x_lite.evaluate.report import draw_report
 
-    print(draw_report(options.runs, options.to or options.runs[0] / "report.png"))
+    runs = [storage.local_path(run) for run in options.runs]
+    picture = draw_report(runs, options.to or runs[0] / "report.png")
+    print(storage.with_urls(str(picture)))
     return 0
 
 

@@ -25,6 +25,7 @@ from t5x_lite.objectives.supervised import Supervised
 from t5x_lite.parallel.config import MeshConfig
 from t5x_lite.planner.config import PlanConfig
 from t5x_lite.schema import Config, Int, OneOf, Settings, Strings, setting
+from t5x_lite.storage import local_path
 from t5x_lite.tasks import TaskForm, objective_settings
 from t5x_lite.train.config import OptimizerConfig, TrainConfig
 from t5x_lite.trees import flatten_names
@@ -34,7 +35,7 @@ class CheckpointConfig(Config):
     """Rules for saving, keeping and deleting checkpoints."""
 
     folder: str | None = setting(
-        None, "folder of the checkpoints, local or gs://BUCKET/… (extra `gcs`); null is RUN/checkpoints"
+        None, "folder of the checkpoints, local, gs://BUCKET/… or s3://BUCKET/…; null is RUN/checkpoints"
     )
     every_steps: Int = setting(1000, "steps between checkpoints", unit="steps", ge=1)
     every_minutes: float | None = setting(None, "also save this often; null saves by steps alone", unit="minutes", gt=0)
@@ -72,7 +73,9 @@ class RunConfig(Config):
     """A whole run."""
 
     run_dir: str | None = setting(
-        None, "folder of the run's config, metrics and checkpoints; null is runs/<name of the config file>"
+        None,
+        "folder of the run's config, metrics and checkpoints, local, gs://BUCKET/… (extra `gcs`) or s3://BUCKET/… "
+        "(extra `s3`); null is runs/<name of the config file>",
     )
     model: ModelConfig = setting(..., "the Transformer")
     data: DataConfig = setting(DataConfig(), "text and batches")
@@ -267,7 +270,7 @@ def _task_names(tasks: object) -> tuple[str, ...]:
 
 def _read_model_of_run(folder: str) -> Settings:
     """Return the model settings of a run that is to be adapted. Of ELECTRA, the discriminator is adapted."""
-    path = Path(folder) / "config.yaml"
+    path = local_path(folder) / "config.yaml"
     try:
         if not path.is_file():
             raise UserError(f"adapt.from {folder}: is not a run directory (no config.yaml)")

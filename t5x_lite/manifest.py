@@ -144,12 +144,12 @@ def _list_files(checkpoint: epath.Path) -> list[str]:
     while folders:
         for path in (checkpoint / folders.pop()).iterdir():
             name = str(path.relative_to(checkpoint))
-            is_summed_here = _summing_process(name) == process
+            is_ours = _summing_process(name) == process
             if name in (MANIFEST, PARTS_FOLDER):
                 continue
-            if name == "state" or (is_summed_here and path.is_dir()):
+            if name == "state" or (is_ours and path.is_dir()):
                 folders.append(name)
-            elif is_summed_here:
+            elif is_ours:
                 files.append(name)
     return sorted(files)
 

@@ -13,6 +13,7 @@ from t5x_lite.data.vocabulary import load_or_train_tokenizer
 from t5x_lite.errors import UserError
 from t5x_lite.objectives.objective import ExampleContext
 from t5x_lite.run_dir import load_stored_tokenizer
+from t5x_lite.storage import local_path
 
 
 def open_tokenizer(config: RunConfig) -> Tokenizer:
@@ -24,7 +25,7 @@ def open_tokenizer(config: RunConfig) -> Tokenizer:
     Raises:
         UserError: `tokenizer.file.path` holds another tokenizer than the run began with; no text to train one on.
     """
-    run_dir = Path(str(config.run_dir))
+    run_dir = local_path(str(config.run_dir))
     stored = load_stored_tokenizer(run_dir)
     if stored is None:
         if config.adapt is not None:

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from t5x_lite import config as configuration
-from t5x_lite import schema
+from t5x_lite import schema, storage
 from t5x_lite.checkpoint import Checkpoints, JsonObject
 from t5x_lite.config import RunConfig
 from t5x_lite.data import tokenizer_files
@@ -33,7 +33,7 @@ class Run:
     """An opened run directory. Its weights are still on disk.
 
     Attributes:
-        folder: the run directory.
+        folder: the run directory, or its local copy if it is in an object store.
         config: its resolved config.
         spec: the model that the config describes, without its weights.
         stored_tokenizer: its tokenizer; None if imported weights came without one.
@@ -64,7 +64,7 @@ class Run:
     def checkpoints(self) -> Checkpoints:
         """The run's checkpoints."""
         config = self.config.checkpoint
-        return Checkpoints(config.folder or self.folder / "checkpoints", config)
+        return Checkpoints(config.folder or storage.join(str(self.config.run_dir), "checkpoints"), config)
 
     def trained_weights(self, mesh: Mesh, step: int | None = None) -> tuple[int, PyTree, JsonObject]:
         """Load the trainable weights of the newest intact checkpoint, or of the one of `step`.
@@ -111,7 +111,7 @@ def check_run_dir(config: RunConfig) -> str:
     Raises:
         UserError: the settings that differ, each with both values.
     """
-    path = Path(str(config.run_dir)) / CONFIG_FILE
+    path = storage.local_path(str(config.run_dir)) / CONFIG_FILE
     if not path.is_file():
         return ""
     try:
@@ -141,20 +141,21 @@ def create_run_dir(config: RunConfig, tokenizer: Tokenizer) -> Run:
     from another working directory.
     """
     config = _with_absolute_paths(with_vocab(config, tokenizer))
-    folder = Path(str(config.run_dir))
+    folder = storage.local_path(str(config.run_dir))
     if jax.process_index() == 0:
         write_file(folder / CONFIG_FILE, configuration.dump(config))
         tokenizer.save(folder)
+        storage.upload_changes()
     return Run(folder, config, model_spec(config.model, config.method.surgery), tokenizer)
 
 
 def _with_absolute_paths(config: RunConfig) -> RunConfig:
     updates: dict[str, object] = {}
     folder = config.checkpoint.folder
-    if folder is not None and "://" not in folder:
+    if folder is not None and not storage.is_remote(folder):
         path = str(Path(folder).expanduser().absolute())
         updates["checkpoint"] = config.checkpoint.model_copy(update={"folder": path})
-    if config.adapt is not None:
+    if config.adapt is not None and not storage.is_remote(config.adapt.source):
         source = str(Path(config.adapt.source).absolute())
         updates["adapt"] = config.adapt.model_copy(update={"source": source})
     return config.model_copy(update=updates)
@@ -175,17 +176,18 @@ def _read_foreign_config(folder: Path) -> JsonObject:
     return read_json_object(path) if path.is_file() else {}
 
 
-def open_run(folder: Path, overrides: Sequence[str] = ()) -> Run:
-    """Open a run directory for evaluation or generation, with overrides of its config.
+def open_run(name: str | Path, overrides: Sequence[str] = ()) -> Run:
+    """Open a run directory, local or in an object store, for evaluation or generation, with overrides of its config.
 
     Raises:
         UserError: it is not a run directory.
     """
+    folder = storage.local_path(name)
     path = folder / CONFIG_FILE
     if not path.is_file():
-        raise UserError(f"{folder}: is not a run directory (no {CONFIG_FILE}); `t5x-lite train CONFIG` creates one")
+        raise UserError(f"{name}: is not a run directory (no {CONFIG_FILE}); `t5x-lite train CONFIG` creates one")
     config = schema.validate(RunConfig, schema.read(RunConfig, path, overrides))
-    config = config.model_copy(update={"run_dir": str(folder)})
+    config = config.model_copy(update={"run_dir": str(name)})
     spec = model_spec(config.model, config.method.surgery)
     return Run(folder, config, spec, load_stored_tokenizer(folder))
 

@@ -45,12 +45,14 @@ def source_run(config: RunConfig) -> Run:
         UserError: there is no such run, or its model is of another family.
     """
     assert config.adapt is not None
-    run = open_run(Path(config.adapt.source))
+    run = open_run(config.adapt.source)
     family = config.model.family
     source_family = run.config.model.family
     is_discriminator = source_family == "electra" and family == "encoder"
     if family != source_family and not is_discriminator:
-        raise UserError(f"adapt.from {run.folder}: is a model of family {source_family}, and this config's is {family}")
+        raise UserError(
+            f"adapt.from {config.adapt.source}: is a model of family {source_family}, and this config's is {family}"
+        )
     return run
 
 
@@ -88,11 +90,11 @@ def initial_weights(
     source = BaseCheckpoint(step, fingerprint(old))
     if base is not None and source != base:
         raise UserError(
-            f"adapt.from {run.folder}: is not the base that this run was adapted from: the weights of step {step} have "
-            f"the fingerprint {source.fingerprint}, and its own was {base.fingerprint}"
+            f"adapt.from {config.adapt.source}: is not the base that this run was adapted from: the weights of step "
+            f"{step} have the fingerprint {source.fingerprint}, and its own was {base.fingerprint}"
         )
     for number, folder in enumerate(method.sources):
-        for name, value in _adapter_weights(Path(folder), mesh, source).items():
+        for name, value in _adapter_weights(folder, mesh, source).items():
             old[f"{number}:{name}"] = value
     old_model = run.config.model
     if old_model.family == "electra":
@@ -143,13 +145,13 @@ def merged_weights(run: Run, mesh: Mesh, step: int | None = None) -> tuple[int, 
     merged = run.config.adapt.method.merged_weights(weights)
     if merged is None:
         raise UserError(
-            f"{run.folder}: what its adaptation has added cannot be merged into its weights; take its base "
+            f"{run.config.run_dir}: what its adaptation has added cannot be merged into its weights; take its base "
             f"{run.config.adapt.source}"
         )
     return step, merged
 
 
-def _adapter_weights(folder: Path, mesh: Mesh, base: BaseCheckpoint) -> dict[str, Array]:
+def _adapter_weights(folder: str, mesh: Mesh, base: BaseCheckpoint) -> dict[str, Array]:
     """Return what a run has trained, by name.
 
     Raises:

@@ -42,7 +42,7 @@ MAX_FILE_BYTES = 5 * 10**9
 """The largest file of an export, as in Transformers."""
 
 
-def import_hf(folder: Path, run_dir: Path) -> Run:
+def import_hf(folder: Path, run_dir: str | Path) -> Run:
     """Make a run directory from a Hugging Face folder: config, tokenizer (if there is one), checkpoint 0.
 
     Raises:
@@ -121,7 +121,7 @@ def _most_common_dtype(tensors: Mapping[str, StoredTensor]) -> str:
     return NUMPY_DTYPES.get(dtype, "float32")
 
 
-def export_hf(run_dir: Path, folder: Path, step: int | None = None, max_file_bytes: int = MAX_FILE_BYTES) -> Path:
+def export_hf(run_dir: str | Path, folder: Path, step: int | None = None, max_file_bytes: int = MAX_FILE_BYTES) -> Path:
     """Write a run's weights, config and tokenizer as Transformers reads them; of ELECTRA's pair, the discriminator.
 
     Args:
@@ -133,8 +133,8 @@ def export_hf(run_dir: Path, folder: Path, step: int | None = None, max_file_byt
     Raises:
         UserError: a model that none of the known model types can hold, with what stands in the way.
     """
-    check_not_input(folder, run_dir, run_dir / "checkpoints")
     run = open_run(run_dir)
+    check_not_input(folder, run.folder, run.folder / "checkpoints")
     imported_config: ForeignConfig = run.foreign_config
     model = run.config.model
     if model.family == "electra":
@@ -150,7 +150,7 @@ def export_hf(run_dir: Path, folder: Path, step: int | None = None, max_file_byt
         write_index(folder / INDEX_FILE, files, dtype.itemsize)
     config = _build_config(run, model, model_type, imported_config, dtype)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    _copy_tokenizer(run_dir, folder, model_type)
+    _copy_tokenizer(run.folder, folder, model_type)
     return folder
 
 

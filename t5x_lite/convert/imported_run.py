@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from t5x_lite import config as configuration
-from t5x_lite import schema
+from t5x_lite import schema, storage
 from t5x_lite.checkpoint import Checkpoints
 from t5x_lite.config import CheckpointConfig, MeshConfig, RunConfig
 from t5x_lite.convert.config_table import ForeignConfig
@@ -36,14 +36,15 @@ SENTINELS = 100
 TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
-def check_new_run_dir(run_dir: Path, source: Path) -> None:
+def check_new_run_dir(run_dir: str | Path, source: Path) -> None:
     """Refuse a directory that holds a run, or the weights that are imported.
 
     Raises:
         UserError: it does.
     """
-    check_not_input(run_dir, source)
-    if (run_dir / "config.yaml").exists():
+    folder = storage.local_path(run_dir)
+    check_not_input(folder, source)
+    if (folder / "config.yaml").exists():
         raise UserError(f"{run_dir}: is a run already; give another directory")
 
 
@@ -83,7 +84,7 @@ def load_tokenizer(folder: Path, model: ModelConfig) -> Tokenizer | None:
 
 
 def write_run(
-    run_dir: Path,
+    run_dir: str | Path,
     model: ModelConfig,
     objective: ObjectiveSetting,
     params: PyTree[jax.Array],
@@ -94,7 +95,7 @@ def write_run(
     """Write a run directory with all that `eval`, `generate` and `export` need: config, tokenizer and checkpoint 0.
 
     Args:
-        run_dir: the directory; it is created.
+        run_dir: the directory, local or in an object store; it is created.
         model: the model.
         objective: the objective that the weights were trained on.
         params: the weights as nested dicts.
@@ -104,21 +105,22 @@ def write_run(
     """
     config = _describe_run(run_dir, model, objective, tokenizer)
     config_text = configuration.dump(config)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    with closing(Checkpoints(run_dir / "checkpoints", CheckpointConfig())) as checkpoints:
+    folder = storage.local_path(run_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    with closing(Checkpoints(storage.join(run_dir, "checkpoints"), CheckpointConfig())) as checkpoints:
         checkpoints.write(0, {"params": params}, {"config": config_text})
     if tokenizer is not None:
-        tokenizer.save(run_dir)
+        tokenizer.save(folder)
     if source is not None:
-        copy_settings(source, run_dir)
+        copy_settings(source, folder)
     if foreign_config is not None:
-        (run_dir / FOREIGN_CONFIG).write_text(json.dumps(foreign_config, indent=2) + "\n", encoding="utf-8")
-    (run_dir / "config.yaml").write_text(config_text, encoding="utf-8")
+        (folder / FOREIGN_CONFIG).write_text(json.dumps(foreign_config, indent=2) + "\n", encoding="utf-8")
+    (folder / "config.yaml").write_text(config_text, encoding="utf-8")
     return open_run(run_dir)
 
 
 def _describe_run(
-    run_dir: Path, model: ModelConfig, objective: ObjectiveSetting, tokenizer: Tokenizer | None
+    run_dir: str | Path, model: ModelConfig, objective: ObjectiveSetting, tokenizer: Tokenizer | None
 ) -> RunConfig:
     length = min(model.max_length or MAX_SEQ_LEN, MAX_SEQ_LEN)
     data = {}
@@ -129,7 +131,7 @@ def _describe_run(
         "model": model.model_dump(mode="json"),
         "objective": objective,
         "data": data,
-        "tokenizer": {"file": {"path": str(run_dir / tokenizer_name)}},
+        "tokenizer": {"file": {"path": storage.join(run_dir, tokenizer_name)}},
         "train": {"steps": 1, "batch_size": 8, "seq_len": length},
     }
     return schema.validate(RunConfig, schema.Sources(settings, {"": "import"}))

@@ -99,7 +99,7 @@ UNGATED_INPUT = "encoder/layers_0/mlp/wi/kernel"
 UNTIED_OUTPUT = "decoder/logits_dense/kernel"
 
 
-def import_t5x(path: Path, run_dir: Path) -> Run:
+def import_t5x(path: Path, run_dir: str | Path) -> Run:
     """Make a run directory from a T5X checkpoint of T5, T5 1.1 or mT5: the file, or the folder that holds it.
 
     The model follows from the arrays: heads and buckets from the table of relative positions, gates and a tied output

@@ -4,7 +4,6 @@ One long run with a constant learning rate serves decays of many lengths (Hägel
 """
 
 from contextlib import closing
-from pathlib import Path
 
 from jaxtyping import PyTree
 
@@ -33,18 +32,20 @@ def restore_branch(config: RunConfig, state: PyTree) -> tuple[int, PyTree, JsonO
             than schedule and length.
     """
     assert config.branch is not None
-    run = open_run(Path(config.branch.source))
+    run = open_run(config.branch.source)
     differences = []
     for key, (source_value, value) in configuration.changed(run.config, config).items():
         if not key.startswith(CHANGEABLE_ON_BRANCH):
             differences.append(f"{key} is {source_value!r} there, {value!r} here")
     if differences:
-        raise UserError(f"branch.from {run.folder}: is the run of another config: {'; '.join(differences)}")
+        raise UserError(f"branch.from {config.branch.source}: is the run of another config: {'; '.join(differences)}")
     with closing(run.checkpoints) as checkpoints:
         restored = checkpoints.restore(state, config.branch.step)
     if restored is None:
-        raise UserError(f"branch.from {run.folder}: has no checkpoint yet; train it first")
+        raise UserError(f"branch.from {config.branch.source}: has no checkpoint yet; train it first")
     step = restored[0]
     if step >= config.train.steps:
-        raise UserError(f"branch.from {run.folder}: step {step} leaves nothing of train.steps {config.train.steps}")
+        raise UserError(
+            f"branch.from {config.branch.source}: step {step} leaves nothing of train.steps {config.train.steps}"
+        )
     return restored

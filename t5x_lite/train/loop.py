@@ -4,7 +4,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -22,6 +21,7 @@ from t5x_lite.parallel.distributed import abort_together, main_process_first, st
 from t5x_lite.progress import format_duration, format_si
 from t5x_lite.run_data import open_run_data, open_tokenizer
 from t5x_lite.run_dir import Run, check_run_dir, create_run_dir, lock_dir, with_vocab
+from t5x_lite.storage import join, local_path, uploading
 from t5x_lite.train.device_speed import peak_flops
 from t5x_lite.train.display import Display
 from t5x_lite.train.flops import flops_per_example
@@ -67,9 +67,13 @@ def train(config: RunConfig) -> tuple[Run, bool]:
     for evaluator in config.evaluators:
         evaluator.prepare()
     locked_message = "another process trains this run; wait for it or give another run_dir"
-    with lock_dir(Path(str(config.run_dir)), locked_message, "run_dir"), jax.set_mesh(mesh), stop_requests() as stop:
+    with (
+        lock_dir(local_path(str(config.run_dir)), locked_message, "run_dir"),
+        jax.set_mesh(mesh),
+        stop_requests() as stop,
+    ):
         run = create_run_dir(config, tokenizer)
-        with Display(config.train.steps, enabled=jax.process_index() == 0) as display:
+        with uploading(), Display(config.train.steps, enabled=jax.process_index() == 0) as display:
             kernels = "; ".join(f"{kind} by {kernel}" for kind, kernel in attention_kernels.items())
             display.print(f"attention: {kernels}")
             if changed_settings:
@@ -175,7 +179,7 @@ class Trainer:
         store.checkpoints.clean()
         progress, state = store.load()
         if progress.step >= self.config.train.steps and progress.step:
-            self.display.print(f"complete: step {progress.step} of {self.config.train.steps}, in {self.folder}")
+            self.display.print(f"complete: step {progress.step} of {self.config.train.steps}, in {self.config.run_dir}")
             return True
         while True:
             with self._monitoring(progress) as monitor:
@@ -327,4 +331,4 @@ class Trainer:
             jax.profiler.start_trace(str(self.folder / "profile"))
         if steps_done == STEPS_BEFORE_PROFILE + profiled_steps:
             jax.profiler.stop_trace()
-            self.display.print(f"profile of {profiled_steps} steps in {self.folder / 'profile'}")
+            self.display.print(f"profile of {profiled_steps} steps in {join(str(self.config.run_dir), 'profile')}")

@@ -77,7 +77,7 @@ class StateStore:
         """
         state_shapes = replace(self._steps.state, frozen={})
         restored = self.checkpoints.restore(state_shapes)
-        source = str(self._run.folder)
+        source = str(self._config.run_dir)
         if restored is None and self._config.branch is not None:
             restored = restore_branch(self._config, state_shapes)
             source = self._config.branch.source

@@ -92,7 +92,7 @@ def test_the_manifest_is_a_valid_jobset_of_valid_jobs() -> None:
     (container,) = pod["containers"]
     assert container["resources"]["limits"] == {"google.com/tpu": "4"}
     assert container["args"][:2] == ["train", "configs/pods/gpt3_13b.yaml"]
-    assert "checkpoint.folder=gs://models/runs/run-1/checkpoints" in container["args"]
+    assert "run_dir=gs://models/runs/run-1" in container["args"]
     assert container["args"][-3:] == ["train.seed=3", "run_dir=/elsewhere", "train.sample_prompt=it's"]
 
 
