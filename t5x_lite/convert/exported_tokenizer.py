@@ -75,9 +75,9 @@ def _frame(backend: tokenizers.Tokenizer, tokenizer: Tokenizer, model: ModelConf
         if cls and sep:
             frame_texts(backend, cls, sep)
     elif model.family == "encoder_decoder" and tokenizer.eos is not None:
-        frame_texts(backend, None, tokenizer.piece(tokenizer.eos))
+        frame_texts(backend, None, _name(tokenizer, tokenizer.eos))
     elif tokenizer.bos is not None:
-        frame_texts(backend, tokenizer.piece(tokenizer.bos), None)
+        frame_texts(backend, _name(tokenizer, tokenizer.bos), None)
 
 
 def _describe(tokenizer: Tokenizer, model: ModelConfig) -> Settings:
@@ -86,7 +86,7 @@ def _describe(tokenizer: Tokenizer, model: ModelConfig) -> Settings:
     if bos is None and model.family == "decoder":
         bos = tokenizer.eos  # it separates the documents that the model was trained on
     ids = {"bos_token": bos, "eos_token": tokenizer.eos, "pad_token": tokenizer.pad, "unk_token": tokenizer.unk}
-    settings: Settings = {key: tokenizer.piece(token) for key, token in ids.items() if token is not None}
+    settings: Settings = {key: _name(tokenizer, token) for key, token in ids.items() if token is not None}
     inputs = ["input_ids", "attention_mask"]
     if model.family == "encoder":
         for key, names in {"cls_token": CLS, "sep_token": SEP, "mask_token": MASK}.items():
@@ -100,6 +100,14 @@ def _describe(tokenizer: Tokenizer, model: ModelConfig) -> Settings:
     if model.max_length is not None:
         settings["model_max_length"] = model.max_length
     return settings
+
+
+def _name(tokenizer: Tokenizer, token_id: int) -> str:
+    """Return the name of a special token."""
+    for name, special_id in tokenizer.special.items():
+        if special_id == token_id:
+            return name
+    return tokenizer.piece(token_id)
 
 
 def _present(tokenizer: Tokenizer, names: Sequence[str]) -> str | None:

@@ -1,21 +1,24 @@
 """Convert a SentencePiece model to a tokenizer of the `tokenizers` library that returns the same ids.
 
-`tokenizers` has the same models and normalisations under other names. What differs between the two libraries is said
-where it is bridged.
+`tokenizers` has the same models and normalisations under other names. Comments below explain how differences between
+the two libraries are bridged. Two remain: of several divisions of a text into unigrams that have the same score, as in
+long rows of hyphens, each library chooses one by rounding; and accents in an unusual order are put in the usual one.
 """
 
 from collections.abc import Sequence
 
 import tokenizers
 from sentencepiece import sentencepiece_model_pb2
-from tokenizers import AddedToken, decoders, models, normalizers
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
 from t5x_lite.errors import UserError
 
 SPACE = "\u2581"
 """SentencePiece's symbol for a space."""
 UNREACHABLE = -1e6
-"""Score of pieces that text must not become by their names: special tokens, and bytes such as <0x0A>."""
+"""Score of the pieces of special tokens and of bytes, which text must not become by their names."""
+NAME_OF_BYTE = tokenizers.Regex("<(?=0x[0-9A-F]{2}>)")
+"""Place to cut a text that spells the piece of a byte, <0x0A>, so that it does not become this piece."""
 USER_SYMBOL_DISCOUNT = 0.1
 """SentencePiece scores a user symbol by its bytes times the best score, less this."""
 
@@ -34,6 +37,8 @@ def to_tokenizers(model: bytes, first_normalizers: Sequence[normalizers.Normaliz
     tokenizer = tokenizers.Tokenizer(_build_model(proto))
     is_unigram = proto.trainer_spec.model_type == proto.trainer_spec.UNIGRAM
     tokenizer.normalizer = normalizers.Sequence([*first_normalizers, *_normalizers(proto.normalizer_spec)])
+    if is_unigram and proto.trainer_spec.byte_fallback:
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(NAME_OF_BYTE, "merged_with_previous")
     tokenizer.decoder = _decoder(proto)
     special: list[AddedToken] = []
     symbols: list[AddedToken] = []

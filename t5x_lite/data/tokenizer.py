@@ -23,9 +23,9 @@ from t5x_lite.objectives import Vocabulary
 BLOCK_CHARACTERS = 2**16
 """Characters passed to SentencePiece at a time: its time grows faster than linearly on texts beyond a megabyte."""
 END_OF_WORD = re.compile(r"(?<=[^ ]) ")
-"""Where texts are cut for SentencePiece: before the spaces that end a word."""
+"""Borders at which texts are cut for SentencePiece: the spaces after words."""
 BETWEEN_WORDS = re.compile(r"(?<=\S) (?=\S)")
-"""Where texts are cut for `tokenizers`: byte-level words may consist of several characters of white space."""
+"""Borders at which texts are cut for `tokenizers`, whose words may begin with, or be, several spaces and lines."""
 WHITE_SPACE = (SPACE, "Ġ", "Ċ", "ĉ", "č")
 """Symbols for white space in `tokenizer.json`: SentencePiece's, and byte-level space, line feed, tab and return."""
 PAD_NAMES = ("<pad>", "[PAD]")

@@ -81,16 +81,20 @@ def frame_texts(
 
     Args:
         tokenizer: is changed.
-        first: token before the first text.
+        first: token before the first text; without `last`, before each text.
         last: token after each text.
         between: token after the first text of a pair, in addition to `last`. Without it the second text has the token
             type 1, as in BERT.
     """
     start = [f"{first}:0"] if first else []
     end = [f"{last}:0"] if last else []
-    second = ["$B:1", f"{last}:1"] if last else ["$B:1"]
+    second = ["$B:1"]
     if between:
         second = [f"{between}:0", "$B:0", f"{last}:0"]
+    elif last:
+        second = ["$B:1", f"{last}:1"]
+    elif first:
+        second = [f"{first}:1", "$B:1"]
     names = {name for name in (first, last, between) if name}
     tokenizer.post_processor = processors.TemplateProcessing(
         single=[*start, "$A:0", *end],
