@@ -111,11 +111,13 @@ def _normalizers(spec: sentencepiece_model_pb2.NormalizerSpec) -> list[normalize
     if spec.precompiled_charsmap:
         steps.append(normalizers.Precompiled(spec.precompiled_charsmap))
     if spec.remove_extra_whitespaces:
-        steps.append(normalizers.Replace(tokenizers.Regex(r"\A +| +\z"), ""))
+        steps.append(normalizers.Replace(tokenizers.Regex(r"\A +"), ""))
         steps.append(normalizers.Replace(tokenizers.Regex(" {2,}"), " "))
     if spec.add_dummy_prefix:
         steps.append(normalizers.Prepend(SPACE))
     steps.append(normalizers.Replace(" ", SPACE))
+    if spec.remove_extra_whitespaces:
+        steps.append(normalizers.Replace(tokenizers.Regex(SPACE + r"+\z"), ""))
     return steps
 
 
