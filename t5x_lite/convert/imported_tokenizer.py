@@ -45,7 +45,8 @@ def load_tokenizer(folder: Path, class_name: str, config: ForeignConfig) -> Toke
     except UserError:
         raise
     except Exception as error:  # the two libraries raise RuntimeError, ValueError and Exception itself
-        raise UserError(f"{folder}: not a tokenizer that can be read: {str(error).splitlines()[0]}") from None
+        reason = (str(error) or repr(error)).splitlines()[0]
+        raise UserError(f"{folder}: not a tokenizer that can be read: {reason}") from None
     return tokenizer
 
 
@@ -69,9 +70,9 @@ def _read(folder: Path, settings: Settings) -> Tokenizer | None:
 
 
 def _read_spiece(model: bytes, settings: Settings) -> Tokenizer:
+    tokenizer = SentencePiece(model)
     if settings["tokenizer_class"] == "AlbertTokenizer":
         return _read_albert(model, settings)
-    tokenizer = SentencePiece(model)
     if settings["tokenizer_class"] == "T5Tokenizer" and not tokenizer.sentinels():
         tokenizer = SentencePiece(with_extra_ids(model, _count_sentinels(settings)))
     tokenizer.settings = settings

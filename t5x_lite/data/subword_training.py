@@ -47,7 +47,7 @@ def train_word_piece(config: WordPiece, texts: Iterable[str]) -> HuggingFace:
     Raises:
         UserError: no text, or a vocabulary that is too large or too small for the text; names the nearest possible.
     """
-    blocks = list(_blocks(texts))
+    blocks = list(_blocks(texts))  # at most the sample
     normalizer = normalizers.BertNormalizer(lowercase=config.lowercase)
     characters = _most_frequent_characters(normalizer, blocks, config.alphabet)
     inside_words = _characters_inside_words(normalizer, blocks) & set(characters)

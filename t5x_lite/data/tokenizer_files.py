@@ -63,7 +63,8 @@ def from_file(config: TokenizerFile) -> Tokenizer:
     except UserError:
         raise
     except Exception as error:  # the two libraries raise RuntimeError, ValueError and Exception itself
-        raise UserError(f"{path}: not a tokenizer that can be read: {str(error).splitlines()[0]}") from None
+        reason = (str(error) or repr(error)).splitlines()[0]
+        raise UserError(f"{path}: not a tokenizer that can be read: {reason}") from None
     return tokenizer
 
 

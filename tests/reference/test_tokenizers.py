@@ -274,6 +274,27 @@ def test_unk_in_a_text_for_opt_is_text(tmp_path: Path) -> None:
     assert (ours.eos, ours.pad) == (theirs.eos_token_id, theirs.pad_token_id) == (2, 1)
 
 
+def test_settings_beside_the_file_of_a_config_name_its_special_tokens(tmp_path: Path) -> None:
+    write_byte_level(tmp_path, OPT)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(OPT_SETTINGS))
+    ours = load(tmp_path / "vocab.json")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for text in [*TEXTS, NAMES]:
+        assert ours.encode(text).tolist() == theirs(text, add_special_tokens=False)["input_ids"]
+    ours.save(tmp_path / "run")
+    assert load(tmp_path / "run").eos == ours.eos == theirs.eos_token_id
+
+
+def test_files_that_are_no_tokenizer_end_in_one_line(tmp_path: Path) -> None:
+    for name, content in (("spiece.model", b""), ("spiece.model", b"junk"), ("vocab.json", b"{")):
+        (tmp_path / name).write_bytes(content)
+        (tmp_path / "merges.txt").write_bytes(b"a b c")
+        for class_name in ("AlbertTokenizer", "T5Tokenizer", "GPT2Tokenizer", "BertTokenizer"):
+            with pytest.raises(UserError, match="not a tokenizer that can be read"):
+                load_tokenizer(tmp_path, class_name, {})
+        (tmp_path / name).unlink()
+
+
 def test_unk_is_text_for_opt_without_settings_too(tmp_path: Path) -> None:
     """Then its class names <|endoftext|>, which the vocabulary lacks."""
     write_byte_level(tmp_path, OPT)
