@@ -15,7 +15,7 @@ from t5x_lite import schema
 from t5x_lite.adapt import ADAPTATIONS, AdaptationMethod, Full
 from t5x_lite.adapt.trainable import TrainableSplit
 from t5x_lite.config_files import find_config
-from t5x_lite.data.config import BPE, TOKENIZERS, Bytes, Character, DataConfig, TokenizerFile, Unigram
+from t5x_lite.data.config import TOKENIZERS, DataConfig, TokenizerConfig, Unigram
 from t5x_lite.errors import UserError
 from t5x_lite.evaluate.config import EvalConfig
 from t5x_lite.evaluate.evaluators import Evaluator, Tasks, Validation
@@ -79,9 +79,7 @@ class RunConfig(Config):
     )
     model: ModelConfig = setting(..., "the Transformer")
     data: DataConfig = setting(DataConfig(), "text and batches")
-    tokenizer: Annotated[Unigram | BPE | Character | Bytes | TokenizerFile, OneOf(TOKENIZERS)] = setting(
-        Unigram(), "tokenizer that is trained or loaded"
-    )
+    tokenizer: Annotated[TokenizerConfig, OneOf(TOKENIZERS)] = setting(Unigram(), "tokenizer that is trained or loaded")
     objective: Annotated[Objective | None, OneOf(OBJECTIVES)] = setting(
         Causal(), "what the model learns to predict; null for imported weights that are not trained"
     )

@@ -17,11 +17,11 @@ from t5x_lite.checkpoint import Checkpoints, JsonObject
 from t5x_lite.config import RunConfig
 from t5x_lite.data import tokenizer_files
 from t5x_lite.data.tokenizer import Tokenizer
+from t5x_lite.data.tokenizer_settings import apply_settings
 from t5x_lite.errors import UserError
 from t5x_lite.files import read_json_object, write_file
 from t5x_lite.models.spec import ModelSpec, model_spec
 from t5x_lite.parallel.mesh import shape_structs, shardings
-from t5x_lite.tokenizer_settings import apply_settings, read_tokenizer_settings
 
 CONFIG_FILE = "config.yaml"
 FOREIGN_CONFIG = "config.huggingface.json"
@@ -163,11 +163,10 @@ def _with_absolute_paths(config: RunConfig) -> RunConfig:
 
 def load_stored_tokenizer(folder: Path) -> Tokenizer | None:
     """Load the tokenizer of a run directory; None if the folder is not a run directory, or has no tokenizer."""
-    has_tokenizer = any((folder / name).is_file() for name in tokenizer_files.FILES)
-    if not has_tokenizer or not (folder / CONFIG_FILE).is_file():
+    if not tokenizer_files.has_tokenizer(folder) or not (folder / CONFIG_FILE).is_file():
         return None
     tokenizer = tokenizer_files.load(folder)
-    apply_settings(tokenizer, read_tokenizer_settings(folder), _read_foreign_config(folder))
+    apply_settings(tokenizer, tokenizer.settings, _read_foreign_config(folder))
     return tokenizer
 
 

@@ -70,7 +70,7 @@ for item in $only; do
       [[ -n "$text" ]] || { echo "train: no --text"; continue; }
       settings=(configs/gpt2/117m.yaml "data.files=$text" data.format=jsonl "run_dir=$out/run" data.cache_dir="$site/cache")
       settings+=(model.dropout=0 model.remat=none train.loss_chunks=1 train.batch_size=64 eval.every_steps=100 eval.batches=8)
-      settings+=(checkpoint.every_steps=100000 tokenizer.unigram.vocab=50257 optimizer.warmup_steps=100)
+      settings+=(checkpoint.every_steps=100000 tokenizer.byte_bpe.vocab=50257 optimizer.warmup_steps=100)
       settings+=("train.steps=${TRAIN_STEPS:-600}")
       run "${TRAIN_SECONDS:-300}" train "$python" -m t5x_lite train "${settings[@]}"
       cp "$out/run/metrics.jsonl" "$out/train_metrics.jsonl" 2>/dev/null || true

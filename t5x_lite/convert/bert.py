@@ -181,6 +181,7 @@ BERT = ModelType(
     headless=_headless("BertModel"),
     config=ConfigTable(BERT_FIELDS, BERT_FIXED, without_effect=ENCODER_TIED),
     weights=BERT_WEIGHTS,
+    tokenizer_class="BertTokenizer",
     base_model_prefix="bert.",
     ignored_tensors=(r"bert\.embeddings\.position_ids",),
     unused_tensors=(r"bert\.pooler\..*",),
@@ -205,6 +206,7 @@ ROBERTA = ModelType(
         without_effect=ENCODER_TIED,
     ),
     weights=ROBERTA_WEIGHTS,
+    tokenizer_class="RobertaTokenizer",
     base_model_prefix="roberta.",
     ignored_tensors=(r"roberta\.embeddings\.position_ids", r"roberta\.pooler\..*"),
     copies={
@@ -230,6 +232,7 @@ ALBERT = ModelType(
         without_effect=ENCODER_TIED,
     ),
     weights=ALBERT_WEIGHTS,
+    tokenizer_class="AlbertTokenizer",
     base_model_prefix="albert.",
     ignored_tensors=(
         r"albert\.embeddings\.position_ids",
@@ -258,6 +261,7 @@ ELECTRA = ModelType(
     headless=_headless("ElectraModel"),
     config=ConfigTable(FACTORISED_FIELDS, BERT_FIXED, rules=(GELU_OUTPUT,), without_effect=ENCODER_TIED),
     weights=ELECTRA_WEIGHTS,
+    tokenizer_class="BertTokenizer",
     base_model_prefix="electra.",
     ignored_tensors=(r"electra\.embeddings\.position_ids",),
     copies={"generator_lm_head.weight": "electra.embeddings.word_embeddings.weight"},

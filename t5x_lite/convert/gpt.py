@@ -69,6 +69,7 @@ GPT2 = ModelType(
     architectures=(Architecture("GPT2LMHeadModel", objective="causal"),),
     config=GPT2_CONFIG,
     weights=GPT2_WEIGHTS,
+    tokenizer_class="GPT2Tokenizer",
     base_model_prefix="transformer.",
     ignored_tensors=(r"transformer\.h\.\d+\.attn\.(masked_)?bias",),
     copies={OUTPUT_MATRIX: "transformer.wte.weight"},
@@ -152,6 +153,7 @@ GPT_NEO = ModelType(
     architectures=(Architecture("GPTNeoForCausalLM", objective="causal"),),
     config=GPT_NEO_CONFIG,
     weights=GPT_NEO_WEIGHTS,
+    tokenizer_class="GPT2Tokenizer",
     base_model_prefix="transformer.",
     ignored_tensors=(r"transformer\.h\.\d+\.attn\.attention\.(masked_)?bias",),
     copies={OUTPUT_MATRIX: "transformer.wte.weight"},
@@ -221,6 +223,7 @@ OPT = ModelType(
     architectures=(Architecture("OPTForCausalLM", objective="causal"),),
     config=OPT_CONFIG,
     weights=OPT_WEIGHTS,
+    tokenizer_class="GPT2Tokenizer",
     base_model_prefix="model.",
     copies={OUTPUT_MATRIX: "model.decoder.embed_tokens.weight"},
 )

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import statistics
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -16,7 +15,9 @@ from t5x_lite.adapt.initial_weights import merged_weights
 from t5x_lite.config import MeshConfig
 from t5x_lite.convert import MODEL_TYPES
 from t5x_lite.convert.config_table import ForeignConfig, ForeignModel
-from t5x_lite.convert.imported_run import check_new_run_dir, load_params, load_tokenizer, write_run
+from t5x_lite.convert.exported_tokenizer import write_tokenizer
+from t5x_lite.convert.imported_run import check_new_run_dir, load_params, write_run
+from t5x_lite.convert.imported_tokenizer import load_tokenizer
 from t5x_lite.convert.matching import find_model_type
 from t5x_lite.convert.model_type import HEAD_PREFIXES, OUTPUT_MATRIX, ModelType
 from t5x_lite.convert.safetensors_files import (
@@ -36,7 +37,6 @@ from t5x_lite.models.config import ModelConfig
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.progress import track_progress
 from t5x_lite.run_dir import Run, open_run
-from t5x_lite.tokenizer_settings import copy_settings
 
 MAX_FILE_BYTES = 5 * 10**9
 """The largest file of an export, as in Transformers."""
@@ -71,7 +71,8 @@ def import_hf(folder: Path, run_dir: str | Path) -> Run:
     params = load_params(weight_map, lambda name: tensors[name].read_finite())
     config["dtype"] = _most_common_dtype(tensors)
     objective = model_type.select_architecture(model).objective
-    return write_run(run_dir, model, objective, params, load_tokenizer(folder, model), config, folder)
+    tokenizer = load_tokenizer(folder, model_type.tokenizer_class, config)
+    return write_run(run_dir, model, objective, params, tokenizer, config, folder)
 
 
 def _rename_tensors(tensors: Mapping[str, StoredTensor], model_type: ModelType) -> dict[str, StoredTensor]:
@@ -150,7 +151,7 @@ def export_hf(run_dir: str | Path, folder: Path, step: int | None = None, max_fi
         write_index(folder / INDEX_FILE, files, dtype.itemsize)
     config = _build_config(run, model, model_type, imported_config, dtype)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    _copy_tokenizer(run.folder, folder, model_type)
+    write_tokenizer(run, folder, model, model_type.tokenizer_class)
     return folder
 
 
@@ -203,12 +204,3 @@ def _special_token_ids(run: Run) -> ForeignConfig:
         return {}
     ids = {"eos_token_id": tokenizer.eos, "bos_token_id": tokenizer.eos, "pad_token_id": tokenizer.pad}
     return {name: token_id for name, token_id in ids.items() if token_id is not None}
-
-
-def _copy_tokenizer(run_dir: Path, folder: Path, model_type: ModelType) -> None:
-    foreign_names = {"tokenizer.json": "tokenizer.json", "tokenizer.model": model_type.sentencepiece_file}
-    for name, foreign_name in foreign_names.items():
-        path = run_dir / name
-        if path.is_file():
-            shutil.copy(path, folder / foreign_name)
-    copy_settings(run_dir, folder)

@@ -16,24 +16,18 @@ from t5x_lite.config import CheckpointConfig, MeshConfig, RunConfig
 from t5x_lite.convert.config_table import ForeignConfig
 from t5x_lite.convert.model_type import ObjectiveSetting
 from t5x_lite.convert.weight_map import WeightMap
-from t5x_lite.data.config import TokenizerFile
 from t5x_lite.data.tokenizer import Tokenizer
-from t5x_lite.data.tokenizer_files import from_file
+from t5x_lite.data.tokenizer_settings import copy_settings
 from t5x_lite.errors import UserError
 from t5x_lite.files import check_not_input
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.progress import track_progress
 from t5x_lite.run_dir import FOREIGN_CONFIG, Run, open_run
-from t5x_lite.tokenizer_settings import copy_settings, read_tokenizer_settings
 from t5x_lite.trees import flatten_names, unflatten_names
 
 MAX_SEQ_LEN = 512
 """The sequence length in the config of an imported run, in tokens, unless its learned positions are fewer."""
-SENTINELS = 100
-"""The number of sentinel tokens that T5's tokenizer adds to its SentencePiece model."""
-
-TOKENIZER_FILES = ("tokenizer.json", "spiece.model", "tokenizer.model", "vocab.json", "vocab.txt")
 
 
 def check_new_run_dir(run_dir: str | Path, source: Path) -> None:
@@ -69,20 +63,6 @@ def load_params(weight_map: WeightMap, read_tensor: Callable[[str], np.ndarray])
     return unflatten_names(params)
 
 
-def load_tokenizer(folder: Path, model: ModelConfig) -> Tokenizer | None:
-    """Return the tokenizer beside foreign weights, if there is one."""
-    for name in TOKENIZER_FILES:
-        path = folder / name
-        if not path.is_file():
-            continue
-        is_lowercase = read_tokenizer_settings(folder).get("do_lower_case") is not False
-        tokenizer = from_file(TokenizerFile(path=str(path), lowercase=is_lowercase))
-        if name == "spiece.model" and model.family == "encoder_decoder" and not tokenizer.sentinels():
-            return from_file(TokenizerFile(path=str(path), extra_ids=SENTINELS))
-        return tokenizer
-    return None
-
-
 def write_run(
     run_dir: str | Path,
     model: ModelConfig,
@@ -109,10 +89,10 @@ def write_run(
     folder.mkdir(parents=True, exist_ok=True)
     with closing(Checkpoints(storage.join(run_dir, "checkpoints"), CheckpointConfig())) as checkpoints:
         checkpoints.write(0, {"params": params}, {"config": config_text})
-    if tokenizer is not None:
-        tokenizer.save(folder)
     if source is not None:
         copy_settings(source, folder)
+    if tokenizer is not None:
+        tokenizer.save(folder)
     if foreign_config is not None:
         (folder / FOREIGN_CONFIG).write_text(json.dumps(foreign_config, indent=2) + "\n", encoding="utf-8")
     (folder / "config.yaml").write_text(config_text, encoding="utf-8")

@@ -279,7 +279,9 @@ QWEN3_LAYER: Modules = {
 }
 
 
-def _decoder(name: str, architecture: str, config: ConfigTable, layer_modules: Modules) -> ModelType:
+def _decoder(
+    name: str, architecture: str, config: ConfigTable, layer_modules: Modules, tokenizer_class: str = "LlamaTokenizer"
+) -> ModelType:
     """Return a model type that differs from Llama in its config and in the modules of a layer."""
     stack = StackModules("model.layers.{layer}", "decoder.stack.layers", layer_modules)
     return ModelType(
@@ -287,6 +289,7 @@ def _decoder(name: str, architecture: str, config: ConfigTable, layer_modules: M
         architectures=(Architecture(architecture, objective="causal"),),
         config=config,
         weights=WeightTable(LLAMA_MODULES, (stack,)),
+        tokenizer_class=tokenizer_class,
         base_model_prefix="model.",
         ignored_tensors=(r".*rotary_emb\.inv_freq",),  # wavelengths of rotary positions, in older files
         copies={OUTPUT_MATRIX: "model.embed_tokens.weight"},
@@ -304,8 +307,8 @@ MISTRAL = _decoder("mistral", "MistralForCausalLM", MISTRAL_CONFIG, LLAMA_LAYER)
 MIXTRAL = _decoder("mixtral", "MixtralForCausalLM", MIXTRAL_CONFIG, MIXTRAL_LAYER)
 """Jiang et al. 2024: Mistral with experts in every layer, two of which each token passes."""
 
-OLMO2 = _decoder("olmo2", "Olmo2ForCausalLM", OLMO2_CONFIG, OLMO2_LAYER)
+OLMO2 = _decoder("olmo2", "Olmo2ForCausalLM", OLMO2_CONFIG, OLMO2_LAYER, "PreTrainedTokenizerFast")
 """OLMo et al. 2025: norms on the sublayers' outputs, queries and keys normed over all heads at once."""
 
-QWEN3 = _decoder("qwen3", "Qwen3ForCausalLM", QWEN3_CONFIG, QWEN3_LAYER)
+QWEN3 = _decoder("qwen3", "Qwen3ForCausalLM", QWEN3_CONFIG, QWEN3_LAYER, "Qwen2Tokenizer")
 """Yang et al. 2025: Llama with norms of each head's queries and keys, and a window in some layers."""

@@ -67,6 +67,7 @@ class ModelType:
             tied to the embedding, and so be in no tensor.
         config: the table of the config.
         weights: the table of the weights.
+        tokenizer_class: the class of the tokenizer where no file names it.
         gated_weights: the table for models with a gated feed-forward, where it differs.
         base_model_prefix: the prefix of the base model's tensors, which files of the base model alone leave out.
         ignored_tensors: regular expressions of tensors that add no information, such as masks.
@@ -75,13 +76,13 @@ class ModelType:
         copies: tensors that files may store although they equal another one: the tensor, and the other one. Where the
             values differ, the tensor is not ignored.
         renamed_tensors: regular expressions of names in older files, and their replacements.
-        sentencepiece_file: the name under which Transformers looks for a SentencePiece model.
     """
 
     name: str
     architectures: tuple[Architecture, ...]
     config: ConfigTable
     weights: WeightTable
+    tokenizer_class: str
     headless: Architecture | None = None
     gated_weights: WeightTable | None = None
     base_model_prefix: str = ""
@@ -89,7 +90,6 @@ class ModelType:
     unused_tensors: tuple[str, ...] = ()
     copies: Mapping[str, str] = field(default_factory=dict)
     renamed_tensors: Mapping[str, str] = field(default_factory=dict)
-    sentencepiece_file: str = "tokenizer.model"
 
     def read_settings(self, source: ForeignModel) -> Settings:
         """Return the settings of our model, nested.

@@ -297,7 +297,7 @@ def _t5(name: str, architecture: str, config: ConfigTable) -> ModelType:
         weights=PLAIN_WEIGHTS,
         gated_weights=GATED_WEIGHTS,
         copies=COPIES,
-        sentencepiece_file="spiece.model",
+        tokenizer_class="T5Tokenizer",
     )
 
 
@@ -317,6 +317,7 @@ SWITCH = ModelType(
     architectures=(Architecture("SwitchTransformersForConditionalGeneration", objective="span_corruption"),),
     config=SWITCH_CONFIG,
     weights=_encoder_decoder_weights(_switch_feed_forward),
+    tokenizer_class="T5Tokenizer",
     copies=COPIES,
 )
 """Fedus et al. 2022: T5 v1.0 with experts in every n-th layer, each with room for a fixed number of tokens of a row."""

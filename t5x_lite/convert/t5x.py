@@ -11,7 +11,8 @@ from flax import serialization
 from flax.traverse_util import flatten_dict
 
 from t5x_lite.convert.config_table import ForeignModel
-from t5x_lite.convert.imported_run import check_new_run_dir, load_params, load_tokenizer, write_run
+from t5x_lite.convert.imported_run import check_new_run_dir, load_params, write_run
+from t5x_lite.convert.imported_tokenizer import load_tokenizer
 from t5x_lite.convert.model_type import OUTPUT_MATRIX
 from t5x_lite.convert.t5 import T5
 from t5x_lite.convert.weight_map import Modules, StackModules, WeightFormat, WeightMap, WeightTable
@@ -120,7 +121,7 @@ def import_t5x(path: Path, run_dir: str | Path) -> Run:
     arrays[EMBEDDING_AS_KERNEL] = arrays.pop(EMBEDDING)
     weight_map.check_tensors(str(file), {name: tuple(array.shape) for name, array in arrays.items()})
     params = load_params(weight_map, lambda name: np.asarray(arrays[name]))
-    return write_run(run_dir, model, "span_corruption", params, load_tokenizer(file.parent, model))
+    return write_run(run_dir, model, "span_corruption", params, load_tokenizer(file.parent, "T5Tokenizer", {}))
 
 
 def _open_arrays(file: Path) -> dict[str, StoredArray]:

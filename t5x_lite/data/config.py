@@ -145,6 +145,47 @@ class Character(Config):
     extra_ids: Int = setting(0, "number of T5's sentinels, at the end of the vocabulary", ge=0)
 
 
+class ByteBPE(Config):
+    """Byte-level byte-pair encoding of GPT-2 (Radford et al. 2019, §2.2), trained by `tokenizers`. It decodes every
+    text exactly as it was.
+    """
+
+    vocab: Int = setting(8192, "size of the vocabulary, with special tokens and extra_ids", unit="tokens", ge=8)
+    controls: Strings = setting(
+        ("<|endoftext|>",),
+        "special tokens in the order of their ids, from 0; text cannot spell them; RoBERTa's are <s> <pad> </s> <unk> "
+        "<mask>",
+    )
+    split: Literal["gpt2", "gpt4"] = setting(
+        "gpt2",
+        "regular expression that divides text into words before the merges: GPT-2's, or GPT-4's, which Llama 3 and "
+        "OLMo 2 have",
+    )
+    extra_ids: Int = setting(0, "number of T5's sentinels <extra_id_0> …, at the end of the vocabulary", ge=0)
+    sample_megabytes: float = setting(32.0, "amount of text that the vocabulary is trained on", unit="MB", gt=0)
+
+
+class WordPiece(Config):
+    """WordPiece of BERT (Devlin et al. 2019, §3), trained by `tokenizers`: pieces inside a word begin with ##."""
+
+    vocab: Int = setting(8192, "size of the vocabulary, with special tokens and extra_ids", unit="tokens", ge=8)
+    lowercase: bool = setting(True, "lower-case and strip accents first, as BERT uncased does")
+    controls: Strings = setting(
+        ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"),
+        "special tokens in the order of their ids, from 0; text cannot spell them; [UNK] must be among them",
+    )
+    alphabet: Int = setting(
+        1000, "number of characters in the vocabulary, the most frequent ones; a word with another is [UNK]", ge=1
+    )
+    extra_ids: Int = setting(0, "number of T5's sentinels <extra_id_0> …, at the end of the vocabulary", ge=0)
+    sample_megabytes: float = setting(32.0, "amount of text that the vocabulary is trained on", unit="MB", gt=0)
+
+    def problems(self) -> Iterator[str]:
+        """See `Config`."""
+        if "[UNK]" not in self.controls:
+            yield f"controls must hold [UNK], which words with unknown characters become; found {list(self.controls)}"
+
+
 class Bytes(Config):
     """UTF-8 bytes as tokens, after pad, EOS and unk.
 
@@ -163,11 +204,14 @@ class TokenizerFile(Config):
     extra_ids: Int = setting(0, "number of T5's sentinels to append to a SentencePiece model", ge=0)
 
 
-TokenizerConfig: TypeAlias = Unigram | BPE | Character | Bytes | TokenizerFile
+TrainedTokenizer: TypeAlias = Unigram | BPE | ByteBPE | WordPiece | Character
+TokenizerConfig: TypeAlias = TrainedTokenizer | Bytes | TokenizerFile
 
 TOKENIZERS: dict[str, type[Config]] = {
     "unigram": Unigram,
     "bpe": BPE,
+    "byte_bpe": ByteBPE,
+    "wordpiece": WordPiece,
     "character": Character,
     "bytes": Bytes,
     "file": TokenizerFile,

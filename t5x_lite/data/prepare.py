@@ -20,7 +20,15 @@ from pathlib import Path
 from t5x_lite.data import beam, sources
 from t5x_lite.data.config import DataConfig, MixedSource
 from t5x_lite.data.corpus import CORPUS_FILE, SPLITS, Split
-from t5x_lite.data.shard_writer import COUNTS, RECORD_TOKENS, Role, TokeniseJob, tokenise_unit, unit_marker
+from t5x_lite.data.shard_writer import (
+    COUNTS,
+    RECORD_TOKENS,
+    Role,
+    TokeniseJob,
+    sentence_border,
+    tokenise_unit,
+    unit_marker,
+)
 from t5x_lite.data.sources import SMALLEST_UNIT
 from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.errors import UserError
@@ -104,6 +112,8 @@ def _hash_settings(jobs: Sequence[TokeniseJob], data: DataConfig, tokenizer: Tok
     options = f"{data.end_of_document} {data.validation_fraction} {data.validation_by}"
     if data.parts != "none":
         options += f" {data.parts}"
+    if sentence_border(tokenizer, data):
+        options += " with the space between sentences"
     lines = [str(FORMAT), tokenizer.fingerprint, options]
     for job in jobs:
         lines.append(f"{job.role} {job.unit.identity}")

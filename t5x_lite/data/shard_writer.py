@@ -143,6 +143,13 @@ PART_SPLITTERS: dict[str, Callable[[str], list[str]]] = {
 """Functions that cut a document into its parts, by `data.parts`."""
 
 
+def sentence_border(tokenizer: Tokenizer, data: DataConfig) -> str:
+    """Return the text before each part of a document but the first: the space between two sentences."""
+    if data.parts in {"line", "punctuation"}:
+        return tokenizer.sentence_border
+    return ""
+
+
 class ShardWriter:
     """Writes the records and the index of one shard, under a temporary name until `finish`.
 
@@ -158,6 +165,7 @@ class ShardWriter:
         self._record_tokens = record_tokens
         self._has_parts = data.parts != "none"
         self._split_parts = PART_SPLITTERS[data.parts]
+        self._border = sentence_border(tokenizer, data)
         self._eos = tokenizer.eos if data.end_of_document else None
         self._token_bytes = 2
         if tokenizer.vocab > 2**16:
@@ -177,7 +185,8 @@ class ShardWriter:
         self._counts["documents"] += 1
         self._counts["text_bytes"] += len(text.encode("utf-8", errors="replace"))
         self._counts["replaced"] += REPLACEMENT in text
-        self._waiting_documents.append(self._split_parts(text))
+        first_part, *other_parts = self._split_parts(text)
+        self._waiting_documents.append([first_part, *(self._border + part for part in other_parts)])
         self._waiting_characters += len(text)
         if self._waiting_characters > BATCH_CHARACTERS:
             self._flush()

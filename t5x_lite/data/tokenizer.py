@@ -1,11 +1,13 @@
-"""Text to token ids and back: SentencePiece models, Hugging Face `tokenizers` files, and bytes."""
+"""Text to token ids and back: SentencePiece models, and Hugging Face `tokenizers` files."""
 
 import hashlib
 import itertools
+import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 import sentencepiece
@@ -13,19 +15,29 @@ import tokenizers
 from jaxtyping import Bool, Int32
 from sentencepiece import sentencepiece_model_pb2
 
+from t5x_lite.data import sentencepiece_conversion
+from t5x_lite.data.sentencepiece_conversion import SPACE
 from t5x_lite.files import write_file
 from t5x_lite.objectives import Vocabulary
 
 BLOCK_CHARACTERS = 2**16
 """Characters passed to SentencePiece at a time: its time grows faster than linearly on texts beyond a megabyte."""
 END_OF_WORD = re.compile(r"(?<=[^ ]) ")
-SPACE = "\u2581"
-"""SentencePiece's symbol for a space."""
+"""Borders at which texts are cut for SentencePiece: the spaces after words."""
+BETWEEN_WORDS = re.compile(r"(?<=\S) (?=\S)")
+"""Borders at which texts are cut for `tokenizers`, whose words may begin with, or be, several spaces and lines."""
 WHITE_SPACE = (SPACE, "Ġ", "Ċ", "ĉ", "č")
 """Symbols for white space in `tokenizer.json`: SentencePiece's, and byte-level space, line feed, tab and return."""
 PAD_NAMES = ("<pad>", "[PAD]")
 EOS_NAMES = ("</s>", "<|endoftext|>", "[SEP]", "<|end_of_text|>", "<eos>")
 UNK_NAMES = ("<unk>", "[UNK]")
+SENTINEL = re.compile(f"{SPACE}?(<extra_id_[0-9]+>)")
+"""T5's sentinels. In mT5's file a space belongs to their names."""
+SETTINGS_FILE = "tokenizer_config.json"
+SPLITS_SPECIAL_TOKENS = "split_special_tokens"
+"""Transformers' setting of a tokenizer that encodes names of special tokens as text."""
+Settings: TypeAlias = dict[str, Any]
+"""The content of a `tokenizer_config.json`: special tokens by their use, a chat template, and so on."""
 
 
 class Tokenizer(ABC):
@@ -39,6 +51,7 @@ class Tokenizer(ABC):
         eos: id of the end-of-text token, or None.
         bos: id of the token that begins every text, where the tokenizer's file does not say so itself, or None.
         unk: id of the token for unknown text, or None.
+        settings: the content of the `tokenizer_config.json` that belongs to the tokenizer; empty if it has none.
     """
 
     file_name: str
@@ -51,9 +64,18 @@ class Tokenizer(ABC):
         self.eos = self._first_id(EOS_NAMES)
         self.bos: int | None = None
         self.unk = self._first_id(UNK_NAMES)
+        self.settings: Settings = {}
 
-    def __reduce__(self) -> tuple[type["Tokenizer"], tuple[bytes], dict[str, int | None]]:
-        return type(self), (self.file_bytes,), {"eos": self.eos, "bos": self.bos}
+    def __reduce__(self) -> tuple[type["Tokenizer"], tuple[object, ...], dict[str, object]]:
+        return type(self), (self.file_bytes,), {"eos": self.eos, "bos": self.bos, "settings": self.settings}
+
+    @abstractmethod
+    def to_tokenizers(self) -> tokenizers.Tokenizer:
+        """Return a tokenizer of the `tokenizers` library with the same ids, except that text can name special tokens.
+
+        Raises:
+            UserError: the library has none.
+        """
 
     @abstractmethod
     def encode_batch(self, texts: Sequence[str]) -> list[Int32[np.ndarray, "_"]]:
@@ -82,6 +104,11 @@ class Tokenizer(ABC):
     def ends_word(self) -> Bool[np.ndarray, "vocab"]:
         """Return whether each id ends with white space, so that the next one begins a word."""
         return np.zeros(self.vocab, bool)
+
+    @property
+    def sentence_border(self) -> str:
+        """White space before a sentence that follows another one, if `encode` puts none before every text."""
+        return ""
 
     def beginning(self) -> Int32[np.ndarray, "tokens"]:
         """Return the ids that come before every text, such as Llama's <s>; `encode` leaves them out."""
@@ -132,7 +159,13 @@ class Tokenizer(ABC):
         return hashlib.sha256(self.file_bytes).hexdigest()[:16]
 
     def save(self, folder: Path) -> Path:
-        """Write `tokenizer.model` (SentencePiece) or `tokenizer.json` (Hugging Face) into `folder`, atomically."""
+        """Write `tokenizer.model` (SentencePiece) or `tokenizer.json` into `folder`, after its settings if it has any.
+
+        Returns:
+            The path of the tokenizer's file.
+        """
+        if self.settings:
+            write_file(folder / SETTINGS_FILE, json.dumps(self.settings, indent=2) + "\n")
         return write_file(folder / self.file_name, self.file_bytes)
 
     def _first_id(self, names: Sequence[str]) -> int | None:
@@ -163,16 +196,24 @@ class SentencePiece(Tokenizer):
         self._block_characters = block_characters
         special: dict[str, int] = {}
         for token_id in range(processor.get_piece_size()):
-            if processor.is_control(token_id) or processor.is_unknown(token_id):
-                special[processor.id_to_piece(token_id)] = token_id
+            piece = processor.id_to_piece(token_id)
+            sentinel = SENTINEL.fullmatch(piece)
+            if sentinel is not None:
+                special[sentinel[1]] = token_id
+            elif processor.is_control(token_id) or processor.is_unknown(token_id):
+                special[piece] = token_id
         super().__init__(model, processor.get_piece_size(), special)
+        self._sentinels = np.array(self.sentinels(), np.int64)
+
+    def to_tokenizers(self) -> tokenizers.Tokenizer:
+        return sentencepiece_conversion.to_tokenizers(self.file_bytes)
 
     def encode_batch(self, texts: Sequence[str]) -> list[Int32[np.ndarray, "_"]]:
         blocks: list[str] = []
         block_counts: list[int] = []
         cut_words: list[int] = []
         for text in texts:
-            text_blocks = list(_cut_blocks(text, self._block_characters))
+            text_blocks = list(cut_blocks(text, self._block_characters))
             for number, block in enumerate(text_blocks[1:], start=len(blocks) + 1):
                 if not (self._strips_spaces and block.startswith(" ")):
                     cut_words.append(number)
@@ -199,7 +240,9 @@ class SentencePiece(Tokenizer):
         return np.array(ids, np.int32), character_of_byte[np.array(byte_places, np.int64).reshape(-1, 2)]
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        return self._processor.decode(np.asarray(ids, np.int64).tolist())
+        token_ids = np.asarray(ids, np.int64)
+        # The library prints those that are no control pieces, as in mT5's file.
+        return self._processor.decode(token_ids[~np.isin(token_ids, self._sentinels)].tolist())
 
     def id_of(self, token: str) -> int | None:
         token_id = self._processor.piece_to_id(token)
@@ -228,7 +271,7 @@ class SentencePiece(Tokenizer):
                 yield piece.replace(SPACE, " ")
 
 
-def _cut_blocks(text: str, block_characters: int) -> Iterator[str]:
+def cut_blocks(text: str, block_characters: int, borders: re.Pattern[str] = END_OF_WORD) -> Iterator[str]:
     """Cut a text before a space that ends a word. No piece spans such a border, so the ids stay those of the text.
 
     Blocks have up to twice `block_characters`. A stretch of text without such a space is cut anywhere.
@@ -237,7 +280,7 @@ def _cut_blocks(text: str, block_characters: int) -> Iterator[str]:
     while len(text) - start > block_characters:
         earliest = start + block_characters
         latest = earliest + block_characters
-        border = END_OF_WORD.search(text, earliest, latest)
+        border = borders.search(text, earliest, latest)
         end = earliest
         if border is not None:
             end = border.start()
@@ -249,11 +292,17 @@ def _cut_blocks(text: str, block_characters: int) -> Iterator[str]:
 
 
 class HuggingFace(Tokenizer):
-    """A tokenizer of the Hugging Face `tokenizers` library."""
+    """A tokenizer of the Hugging Face `tokenizers` library.
+
+    Args:
+        serialised: content of a `tokenizer.json`.
+        settings: content of its `tokenizer_config.json`. With `split_special_tokens`, as in tokenizers that are trained
+            here, text cannot spell a special token; in those of others it can, as in Transformers.
+    """
 
     file_name = "tokenizer.json"
 
-    def __init__(self, serialised: bytes) -> None:
+    def __init__(self, serialised: bytes, settings: Settings | None = None) -> None:
         tokenizer = tokenizers.Tokenizer.from_str(serialised.decode())
         tokenizer.no_padding()
         tokenizer.no_truncation()
@@ -264,6 +313,24 @@ class HuggingFace(Tokenizer):
                 special[token.content] = token_id
         vocab = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
         super().__init__(serialised, vocab, special)
+        self.settings = settings or {}
+        tokenizer.encode_special_tokens = self._splits_special_tokens
+
+    def __reduce__(self) -> tuple[type["Tokenizer"], tuple[object, ...], dict[str, object]]:
+        return type(self), (self.file_bytes, self.settings), {"eos": self.eos, "bos": self.bos}
+
+    @property
+    def _splits_special_tokens(self) -> bool:
+        return self.settings.get(SPLITS_SPECIAL_TOKENS) is True
+
+    @property
+    def fingerprint(self) -> str:
+        if self._splits_special_tokens:
+            return hashlib.sha256(self.file_bytes + SPLITS_SPECIAL_TOKENS.encode()).hexdigest()[:16]
+        return super().fingerprint
+
+    def to_tokenizers(self) -> tokenizers.Tokenizer:
+        return tokenizers.Tokenizer.from_str(self.file_bytes.decode())
 
     def encode_batch(self, texts: Sequence[str]) -> list[Int32[np.ndarray, "_"]]:
         encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
@@ -272,6 +339,14 @@ class HuggingFace(Tokenizer):
     def encode_placed(self, text: str) -> tuple[Int32[np.ndarray, "tokens"], Int32[np.ndarray, "tokens 2"]]:
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
         return np.array(encoding.ids, np.int32), np.array(encoding.offsets, np.int32).reshape(-1, 2)
+
+    @property
+    def sentence_border(self) -> str:
+        """A space for a byte-level BPE, in which words that follow others begin with Ġ."""
+        pieces = [self.piece(token) for token in self.encode("a")[:1].tolist()]
+        adds_space = any(piece.startswith(WHITE_SPACE) for piece in pieces)
+        is_byte_level = isinstance(self._tokenizer.decoder, tokenizers.decoders.ByteLevel)
+        return " " if is_byte_level and not adds_space else ""
 
     def beginning(self) -> Int32[np.ndarray, "tokens"]:
         encoding = self._tokenizer.encode("a", add_special_tokens=True)
@@ -292,12 +367,11 @@ class HuggingFace(Tokenizer):
         return self._tokenizer.id_to_token(token) or f"<{token}>"
 
     def begins_word(self) -> Bool[np.ndarray, "vocab"]:
-        ids_by_piece = self._tokenizer.get_vocab(with_added_tokens=True)
-        is_word_piece = any(piece.startswith("##") for piece in ids_by_piece)
         begins = np.zeros(self.vocab, bool)
-        for piece, token_id in ids_by_piece.items():
-            if is_word_piece:
-                begins[token_id] = not piece.startswith("##")
+        model = self._tokenizer.model
+        for piece, token_id in self._tokenizer.get_vocab(with_added_tokens=True).items():
+            if isinstance(model, tokenizers.models.WordPiece):
+                begins[token_id] = not piece.startswith(model.continuing_subword_prefix)
             else:
                 begins[token_id] = piece.startswith(WHITE_SPACE)
         return begins
@@ -307,48 +381,3 @@ class HuggingFace(Tokenizer):
         for piece, token_id in self._tokenizer.get_vocab(with_added_tokens=True).items():
             ends[token_id] = piece.endswith(WHITE_SPACE)
         return ends
-
-
-class Bytes(Tokenizer):
-    """UTF-8 bytes: byte b has the id b + 3, after pad 0, EOS 1 and unk 2 (Xue et al. 2022, §3.1)."""
-
-    file_name = "tokenizer.json"
-    first = 3
-    sentinel_count = 100
-
-    def __init__(self, serialised: bytes = b'{"model": "bytes"}') -> None:
-        super().__init__(serialised, self.first + 256, {"<pad>": 0, "</s>": 1, "<unk>": 2})
-
-    def encode_batch(self, texts: Sequence[str]) -> list[Int32[np.ndarray, "_"]]:
-        batch: list[np.ndarray] = []
-        for text in texts:
-            utf8 = text.encode("utf-8", errors="replace")
-            batch.append(np.frombuffer(utf8, np.uint8).astype(np.int32) + self.first)
-        return batch
-
-    def encode_placed(self, text: str) -> tuple[Int32[np.ndarray, "tokens"], Int32[np.ndarray, "tokens 2"]]:
-        byte_counts = [len(character.encode("utf-8", errors="replace")) for character in text]
-        starts = np.repeat(np.arange(len(text), dtype=np.int32), byte_counts)
-        return self.encode(text), np.stack([starts, starts + 1], axis=1)
-
-    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        token_ids = np.asarray(ids, np.int64)
-        utf8 = bytes((token_ids[token_ids >= self.first] - self.first).tolist())
-        return utf8.decode("utf-8", errors="replace")
-
-    def id_of(self, token: str) -> int | None:
-        return self.special.get(token)
-
-    def piece(self, token: int) -> str:
-        """Return a token as text: `b'a'` for a byte."""
-        if self.first <= token < self.vocab:
-            return repr(bytes([token - self.first]))
-        return f"<{token}>"
-
-    def begins_word(self) -> Bool[np.ndarray, "vocab"]:
-        # White space does, which comes before its word.
-        return np.isin(np.arange(self.vocab), [self.first + byte for byte in b" \t\n\r\v\f"])
-
-    def sentinels(self) -> tuple[int, ...]:
-        """Return the last hundred byte ids, downwards: bytes that valid text rarely has (Xue et al. 2022, §3.1)."""
-        return tuple(range(self.vocab - 1, self.vocab - 1 - self.sentinel_count, -1))

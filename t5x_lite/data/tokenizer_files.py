@@ -4,15 +4,29 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import tokenizers
 from sentencepiece import sentencepiece_model_pb2
+from tokenizers.normalizers import BertNormalizer
 
+from t5x_lite.data.byte_tokenizer import Bytes
 from t5x_lite.data.config import TokenizerFile
-from t5x_lite.data.tokenizer import EOS_NAMES, PAD_NAMES, UNK_NAMES, Bytes, HuggingFace, SentencePiece, Tokenizer
+from t5x_lite.data.tokenizer import HuggingFace, SentencePiece, Settings, Tokenizer
+from t5x_lite.data.tokenizer_settings import added_tokens, apply_settings, read_tokenizer_settings
+from t5x_lite.data.vocabulary_files import (
+    build_byte_level,
+    build_word_piece,
+    byte_level_words,
+    serialise,
+    usual_special_tokens,
+)
 from t5x_lite.errors import UserError
 
 FILES = ("tokenizer.model", "tokenizer.json")
 """Names that a run's tokenizer may have; the first that exists is loaded."""
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Return whether a folder, such as a run, has a tokenizer."""
+    return any((folder / name).is_file() for name in FILES)
 
 
 def load(path: Path) -> Tokenizer:
@@ -32,6 +46,8 @@ def load(path: Path) -> Tokenizer:
 def from_file(config: TokenizerFile) -> Tokenizer:
     """Load a SentencePiece `.model`, a `tokenizer.json`, a `vocab.json` with merges, or a WordPiece `vocab.txt`.
 
+    If there is a `tokenizer_config.json` in the same folder, it names the special tokens.
+
     Raises:
         UserError: there is no such file, or it is not a tokenizer.
     """
@@ -40,55 +56,33 @@ def from_file(config: TokenizerFile) -> Tokenizer:
         raise UserError(f"tokenizer.file.path: {path} is not there")
     if config.extra_ids and path.suffix != ".model":
         raise UserError("tokenizer.file.extra_ids: sentinels can be appended only to a SentencePiece .model")
+    settings = read_tokenizer_settings(path.parent)
     try:
-        if path.suffix == ".model":
-            return SentencePiece(with_extra_ids(path.read_bytes(), config.extra_ids))
-        if path.suffix == ".txt":
-            return HuggingFace(_build_word_piece(path, lowercase=config.lowercase))
-        return _from_json(path, config.merges)
+        tokenizer = _read(path, config, settings)
+        apply_settings(tokenizer, settings, {})
     except UserError:
         raise
     except Exception as error:  # the two libraries raise RuntimeError, ValueError and Exception itself
-        raise UserError(f"{path}: not a tokenizer that can be read: {str(error).splitlines()[0]}") from None
+        reason = (str(error) or repr(error)).splitlines()[0]
+        raise UserError(f"{path}: not a tokenizer that can be read: {reason}") from None
+    return tokenizer
 
 
-def _from_json(path: Path, merges: str) -> Tokenizer:
-    text = path.read_text(encoding="utf-8")
-    model = json.loads(text).get("model")
-    if model == "bytes":
-        return Bytes()
-    if isinstance(model, dict):  # in GPT-2's vocab.json "model" is a token, with a number
-        return HuggingFace(text.encode())
-    merges_file = path.with_name("merges.txt")
-    if merges:
-        merges_file = Path(merges)
-    return HuggingFace(_build_byte_level(path, merges_file))
-
-
-def _build_byte_level(vocab: Path, merges: Path) -> bytes:
-    """Build GPT-2's byte-level BPE from its two files (Radford et al. 2019, §2.2)."""
-    if not merges.is_file():
-        raise UserError(f"tokenizer.file.merges: {merges} is not there; a vocab.json needs its merges")
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE.from_file(str(vocab), str(merges)))
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    return _serialise(tokenizer, special_names=[*PAD_NAMES, *EOS_NAMES, *UNK_NAMES])
-
-
-def _build_word_piece(vocab: Path, *, lowercase: bool) -> bytes:
-    """Build BERT's WordPiece from its vocabulary (Devlin et al. 2019, §3)."""
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordPiece.from_file(str(vocab), unk_token="[UNK]"))
-    tokenizer.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=lowercase)
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = tokenizers.decoders.WordPiece()
-    return _serialise(tokenizer, special_names=["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"])
-
-
-def _serialise(tokenizer: tokenizers.Tokenizer, special_names: Sequence[str]) -> bytes:
-    """Mark the special tokens that the vocabulary has, and return the content of a `tokenizer.json`."""
-    present = [name for name in special_names if tokenizer.token_to_id(name) is not None]
-    tokenizer.add_special_tokens(present)
-    return tokenizer.to_str().encode()
+def _read(path: Path, config: TokenizerFile, settings: Settings) -> Tokenizer:
+    if path.suffix == ".model":
+        return SentencePiece(with_extra_ids(path.read_bytes(), config.extra_ids))
+    if path.suffix == ".txt":
+        backend = build_word_piece(path, BertNormalizer(lowercase=config.lowercase))
+    else:
+        text = path.read_text(encoding="utf-8")
+        model = json.loads(text).get("model")
+        if model == "bytes":
+            return Bytes()
+        if isinstance(model, dict):  # in GPT-2's vocab.json "model" is a token, with a number
+            return HuggingFace(text.encode(), settings)
+        backend = build_byte_level(path, Path(config.merges or path.with_name("merges.txt")), byte_level_words())
+    special = list(added_tokens(settings)) or usual_special_tokens(backend)
+    return HuggingFace(serialise(backend, special), settings)
 
 
 def with_extra_ids(model: bytes, count: int, controls: Sequence[str] = ()) -> bytes:

@@ -1,4 +1,4 @@
-"""The tokenizer of a run: loaded from a file, or a SentencePiece model trained on the run's text and cached."""
+"""The tokenizer of a run: loaded from a file, or trained on the run's text and cached."""
 
 import hashlib
 import io
@@ -13,10 +13,22 @@ from typing import Any
 import sentencepiece
 
 from t5x_lite.data import sources
-from t5x_lite.data.config import BPE, Character, DataConfig, TokenizerConfig, TokenizerFile, Unigram
-from t5x_lite.data.config import Bytes as ByteLevel
-from t5x_lite.data.tokenizer import Bytes, SentencePiece, Tokenizer
-from t5x_lite.data.tokenizer_files import from_file, load, with_extra_ids
+from t5x_lite.data.byte_tokenizer import Bytes
+from t5x_lite.data.config import (
+    BPE,
+    ByteBPE,
+    Character,
+    DataConfig,
+    TokenizerConfig,
+    TokenizerFile,
+    TrainedTokenizer,
+    Unigram,
+    WordPiece,
+)
+from t5x_lite.data.config import Bytes as BytesConfig
+from t5x_lite.data.subword_training import train_byte_bpe, train_word_piece
+from t5x_lite.data.tokenizer import SentencePiece, Tokenizer
+from t5x_lite.data.tokenizer_files import from_file, has_tokenizer, load, with_extra_ids
 from t5x_lite.errors import UserError
 
 SENTENCE_CHARACTERS = 1000
@@ -37,21 +49,30 @@ def load_or_train_tokenizer(tokenizer: TokenizerConfig, data: DataConfig) -> Tok
     """
     if isinstance(tokenizer, TokenizerFile):
         return from_file(tokenizer)
-    if isinstance(tokenizer, ByteLevel):
+    if isinstance(tokenizer, BytesConfig):
         return Bytes()
     units: list[sources.Unit] = []
     for source in data.sources:
         units += sources.units(source, tables_as_text=True)
     folder = Path(data.cache_dir) / f"tokenizer-{_hash_settings(tokenizer, units)}"
-    if (folder / SentencePiece.file_name).is_file():
+    if has_tokenizer(folder):
         return load(folder)
     max_bytes = math.inf
     if not isinstance(tokenizer, Character):
         max_bytes = tokenizer.sample_megabytes * 1e6
     _log(f"training on {len(units)} pieces of text")
-    trained = train(tokenizer, _sample_texts(units, max_bytes))
+    trained = _train_kind(tokenizer, _sample_texts(units, max_bytes))
     _log(f"{trained.vocab} pieces, in {trained.save(folder)}")
     return trained
+
+
+def _train_kind(config: TrainedTokenizer, texts: Iterable[str]) -> Tokenizer:
+    """Train the kind of tokenizer that the config describes."""
+    if isinstance(config, ByteBPE):
+        return train_byte_bpe(config, texts)
+    if isinstance(config, WordPiece):
+        return train_word_piece(config, texts)
+    return train(config, texts)
 
 
 def _hash_settings(tokenizer: TokenizerConfig, units: Sequence[sources.Unit]) -> str:

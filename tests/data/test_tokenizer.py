@@ -14,6 +14,7 @@ import tokenizers
 
 from t5x_lite.data import tokenizer as our_tokenizers
 from t5x_lite.data import tokenizer_files, vocabulary
+from t5x_lite.data.byte_tokenizer import Bytes
 from t5x_lite.data.config import BPE, TokenizerFile, Unigram
 from t5x_lite.data.tokenizer import SentencePiece
 from t5x_lite.errors import UserError
@@ -86,16 +87,16 @@ def test_blocks_of_a_tokenizer_that_adds_a_space_are_those_of_the_undivided_text
 
 
 def test_the_time_of_text_without_spaces_grows_linearly() -> None:
-    blocks = list(our_tokenizers._cut_blocks("語" * 2_000_000, 100))
+    blocks = list(our_tokenizers.cut_blocks("語" * 2_000_000, 100))
     started = time.process_time()
-    assert sum(map(len, our_tokenizers._cut_blocks("語" * 2_000_000, 100))) == 2_000_000
+    assert sum(map(len, our_tokenizers.cut_blocks("語" * 2_000_000, 100))) == 2_000_000
     assert len(blocks) == 20_000
     assert time.process_time() - started < 5  # quadratic time would be minutes
 
 
 def test_white_space_of_every_kind_borders_words(trained: dict[str, SentencePiece]) -> None:
     text = "one\ntwo\tthree four\r\nfive"
-    for model in [*trained.values(), our_tokenizers.Bytes()]:
+    for model in [*trained.values(), Bytes()]:
         ids = model.encode(text)
         begins_word = model.begins_word()[ids]
         begins_word[1:] |= model.ends_word()[ids[:-1]]

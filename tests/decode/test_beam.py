@@ -11,7 +11,7 @@ import pytest
 import t5x_lite
 from t5x_lite.api import Model
 from t5x_lite.cli import main
-from t5x_lite.data.tokenizer import Bytes
+from t5x_lite.data.byte_tokenizer import Bytes
 from t5x_lite.decode.beam import Beam
 from t5x_lite.decode.generate import Generator, decoding_settings
 from t5x_lite.errors import UserError

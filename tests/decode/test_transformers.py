@@ -9,7 +9,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="reference implementations need the extra hf: pip install -e '.[hf]'")
 pytest.importorskip("transformers", reason="pip install -e '.[hf]'")
 
-from t5x_lite.data.tokenizer import Bytes  # noqa: E402
+from t5x_lite.data.byte_tokenizer import Bytes  # noqa: E402
 from t5x_lite.decode.beam import Beam  # noqa: E402
 from t5x_lite.decode.generate import Generator  # noqa: E402
 from t5x_lite.decode.sampling import Sampling  # noqa: E402

@@ -251,7 +251,12 @@ def test_a_model_trained_here_is_exported_as_the_model_type_that_can_hold_it(tin
     tokens = np.arange(3, 19)[None]
     with torch.no_grad():
         logits = exported_model(torch.tensor(tokens)).logits.numpy()
-    np.testing.assert_allclose(logits, t5x_lite.load(tiny_run).logits(tokens), atol=1e-5)
+    ours = t5x_lite.load(tiny_run)
+    np.testing.assert_allclose(logits, ours.logits(tokens), atol=1e-5)
+    exported_tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    text = "the quick  brown\n fox, naïve 漢字"
+    assert exported_tokenizer(text)["input_ids"] == ours.encode_text(text).tolist()
+    assert exported_tokenizer.eos_token_id == exported_model.config.eos_token_id == ours.eos
 
 
 @pytest.mark.parametrize("name", ["quickstart", "quickstart_local"])

@@ -1,0 +1,131 @@
+"""The tokenizer in a folder of foreign weights, as Transformers reads it."""
+
+import re
+from pathlib import Path
+
+from tokenizers import normalizers
+
+from t5x_lite.convert.config_table import ForeignConfig
+from t5x_lite.data import sentencepiece_conversion
+from t5x_lite.data.byte_tokenizer import Bytes
+from t5x_lite.data.config import TokenizerFile
+from t5x_lite.data.tokenizer import HuggingFace, SentencePiece, Settings, Tokenizer
+from t5x_lite.data.tokenizer_files import from_file, with_extra_ids
+from t5x_lite.data.tokenizer_settings import added_tokens, apply_settings, complete_settings, token_name
+from t5x_lite.data.vocabulary_files import (
+    QWEN2_WORDS,
+    build_byte_level,
+    build_word_piece,
+    byte_level_words,
+    frame_texts,
+    serialise,
+)
+from t5x_lite.errors import UserError
+
+SENTINELS = 100
+"""The number of sentinel tokens that T5's tokenizer adds to its SentencePiece model."""
+
+
+def load_tokenizer(folder: Path, class_name: str, config: ForeignConfig) -> Tokenizer | None:
+    """Return the tokenizer beside foreign weights, if there is one.
+
+    Args:
+        folder: the folder of the weights.
+        class_name: Transformers' tokenizer class for the model type; the settings or the config may name another.
+        config: the content of `config.json`.
+
+    Raises:
+        UserError: the files are not a tokenizer.
+    """
+    settings = complete_settings(folder, str(config.get("tokenizer_class") or class_name))
+    try:
+        tokenizer = _read(folder, settings)
+        if tokenizer is not None:
+            apply_settings(tokenizer, tokenizer.settings, config)
+    except UserError:
+        raise
+    except Exception as error:  # the two libraries raise RuntimeError, ValueError and Exception itself
+        reason = (str(error) or repr(error)).splitlines()[0]
+        raise UserError(f"{folder}: not a tokenizer that can be read: {reason}") from None
+    return tokenizer
+
+
+def _read(folder: Path, settings: Settings) -> Tokenizer | None:
+    """Read the first of the files that Transformers looks for."""
+    if settings["tokenizer_class"] == "ByT5Tokenizer":
+        tokenizer: Tokenizer = Bytes()
+        tokenizer.settings = settings
+        return tokenizer
+    if (folder / "tokenizer.json").is_file():
+        return from_file(TokenizerFile(path=str(folder / "tokenizer.json")))
+    if (folder / "spiece.model").is_file():
+        return _read_spiece((folder / "spiece.model").read_bytes(), settings)
+    if (folder / "tokenizer.model").is_file():
+        return from_file(TokenizerFile(path=str(folder / "tokenizer.model")))
+    if (folder / "vocab.json").is_file():
+        return _read_byte_level(folder, settings)
+    if (folder / "vocab.txt").is_file():
+        return _read_word_piece(folder / "vocab.txt", settings)
+    return None
+
+
+def _read_spiece(model: bytes, settings: Settings) -> Tokenizer:
+    tokenizer = SentencePiece(model)
+    if settings["tokenizer_class"] == "AlbertTokenizer":
+        return _read_albert(model, settings)
+    if settings["tokenizer_class"] == "T5Tokenizer" and not tokenizer.sentinels():
+        tokenizer = SentencePiece(with_extra_ids(model, _count_sentinels(settings)))
+    tokenizer.settings = settings
+    return tokenizer
+
+
+def _count_sentinels(settings: Settings) -> int:
+    """Return the number of sentinels that T5's tokenizer appends to a model that has none."""
+    count = settings.get("extra_ids")
+    if isinstance(count, int) and not isinstance(count, bool) and 0 <= count <= 10**6:
+        return count
+    names = {token.content for token in added_tokens(settings)}
+    named = [name for name in names if re.fullmatch("<extra_id_[0-9]+>", name)]
+    return len(named) or SENTINELS
+
+
+def _read_albert(model: bytes, settings: Settings) -> HuggingFace:
+    """Read ALBERT's model, before which its tokenizer replaces quotation marks, accents and capitals (its code)."""
+    steps: list[normalizers.Normalizer] = [normalizers.Replace("``", '"'), normalizers.Replace("''", '"')]
+    if settings.get("keep_accents") is not True:
+        steps += [normalizers.NFKD(), normalizers.StripAccents()]
+    if settings.get("do_lower_case") is not False:
+        steps.append(normalizers.Lowercase())
+    tokenizer = sentencepiece_conversion.to_tokenizers(model, steps)
+    serialise(tokenizer, added_tokens(settings))
+    frame_texts(tokenizer, token_name(settings.get("cls_token")), token_name(settings.get("sep_token")))
+    return HuggingFace(tokenizer.to_str().encode(), settings)
+
+
+def _read_byte_level(folder: Path, settings: Settings) -> HuggingFace:
+    words = byte_level_words(add_prefix_space=settings.get("add_prefix_space") is True)
+    if settings["tokenizer_class"] == "Qwen2Tokenizer":
+        words = byte_level_words(QWEN2_WORDS)
+    tokenizer = build_byte_level(folder / "vocab.json", folder / "merges.txt", words)
+    if settings["tokenizer_class"] == "Qwen2Tokenizer":
+        tokenizer.normalizer = normalizers.NFC()
+    serialise(tokenizer, added_tokens(settings))
+    if settings["tokenizer_class"] == "RobertaTokenizer":
+        sep = token_name(settings.get("sep_token"))
+        frame_texts(tokenizer, token_name(settings.get("cls_token")), sep, between=sep)
+    elif settings.get("add_bos_token") is True:
+        frame_texts(tokenizer, token_name(settings.get("bos_token")), None)
+    return HuggingFace(tokenizer.to_str().encode(), settings)
+
+
+def _read_word_piece(path: Path, settings: Settings) -> HuggingFace:
+    strip_accents = settings.get("strip_accents")
+    normalizer = normalizers.BertNormalizer(
+        handle_chinese_chars=settings.get("tokenize_chinese_chars") is not False,
+        strip_accents=strip_accents if isinstance(strip_accents, bool) else None,
+        lowercase=settings.get("do_lower_case") is not False,
+    )
+    tokenizer = build_word_piece(path, normalizer)
+    serialise(tokenizer, added_tokens(settings))
+    frame_texts(tokenizer, token_name(settings.get("cls_token")), token_name(settings.get("sep_token")))
+    return HuggingFace(tokenizer.to_str().encode(), settings)

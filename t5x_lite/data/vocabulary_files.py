@@ -1,0 +1,103 @@
+"""Build tokenizers of the `tokenizers` library from the vocabulary files of GPT-2 and BERT."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import tokenizers
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
+
+from t5x_lite.data.tokenizer import EOS_NAMES, PAD_NAMES
+from t5x_lite.errors import UserError
+
+GPT4_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""Words of GPT-4's tokenizer, `cl100k_base` of tiktoken; also those of Llama 3 (Grattafiori et al. 2024, §3.2)."""
+QWEN2_WORDS = GPT4_WORDS.replace(r"\p{N}{1,3}", r"\p{N}")
+"""Words of Qwen's tokenizer: every digit is one (Bai et al. 2023, §2.2)."""
+BERT_NAMES = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+ROBERTA_NAMES = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+
+
+def byte_level_words(pattern: str = "", *, add_prefix_space: bool = False) -> pre_tokenizers.PreTokenizer:
+    """Return what divides a text into words before a byte-level BPE: GPT-2's pattern, or another one."""
+    if not pattern:
+        return pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
+    words = pre_tokenizers.Split(tokenizers.Regex(pattern), behavior="isolated")
+    return pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
+def build_byte_level(vocab: Path, merges: Path, words: pre_tokenizers.PreTokenizer) -> tokenizers.Tokenizer:
+    """Build a byte-level BPE from GPT-2's two files (Radford et al. 2019, §2.2), without special tokens.
+
+    Raises:
+        UserError: there are no merges.
+    """
+    if not merges.is_file():
+        raise UserError(f"tokenizer.file.merges: {merges} is not there; a vocab.json needs its merges")
+    tokenizer = tokenizers.Tokenizer(models.BPE.from_file(str(vocab), str(merges)))
+    tokenizer.pre_tokenizer = words
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def build_word_piece(vocab: Path, normalizer: normalizers.BertNormalizer) -> tokenizers.Tokenizer:
+    """Build BERT's WordPiece from its vocabulary (Devlin et al. 2019, §3), without special tokens."""
+    tokenizer = tokenizers.Tokenizer(models.WordPiece.from_file(str(vocab), unk_token="[UNK]"))
+    tokenizer.normalizer = normalizer
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    return tokenizer
+
+
+def usual_special_tokens(tokenizer: tokenizers.Tokenizer) -> list[str]:
+    """Return the special tokens that a vocabulary has under their usual names, where no settings tell them.
+
+    `<unk>` is special in RoBERTa's vocabulary, which a mask token reveals; in OPT's it is text like any other.
+    """
+    names: Iterable[str] = (*PAD_NAMES, *EOS_NAMES)
+    if isinstance(tokenizer.model, models.WordPiece):
+        names = BERT_NAMES
+    elif tokenizer.token_to_id("<mask>") is not None:
+        names = ROBERTA_NAMES
+    return [name for name in names if tokenizer.token_to_id(name) is not None]
+
+
+def serialise(tokenizer: tokenizers.Tokenizer, special: Iterable[str | AddedToken]) -> bytes:
+    """Mark the special tokens, append those that the vocabulary lacks, and return the content of a `tokenizer.json`."""
+    for token in special:
+        if isinstance(token, AddedToken) and not token.special:
+            tokenizer.add_tokens([token])
+        else:
+            tokenizer.add_special_tokens([token])
+    return tokenizer.to_str().encode()
+
+
+def frame_texts(
+    tokenizer: tokenizers.Tokenizer, first: str | None, last: str | None, between: str | None = None
+) -> None:
+    """Set the special tokens around a text, and around a pair of texts, as `processors.TemplateProcessing`.
+
+    Args:
+        tokenizer: is changed.
+        first: token before the first text; without `last`, before each text.
+        last: token after each text.
+        between: token after the first text of a pair, in addition to `last`. Without it the second text has the token
+            type 1, as in BERT.
+    """
+    start = [f"{first}:0"] if first else []
+    end = [f"{last}:0"] if last else []
+    second = ["$B:1"]
+    if between:
+        second = [f"{between}:0", "$B:0", f"{last}:0"]
+    elif last:
+        second = ["$B:1", f"{last}:1"]
+    elif first:
+        second = [f"{first}:1", "$B:1"]
+    names = {name for name in (first, last, between) if name}
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=[*start, "$A:0", *end],
+        pair=[*start, "$A:0", *end, *second],
+        special_tokens=[(name, tokenizer.token_to_id(name)) for name in sorted(names)],
+    )
