@@ -10,7 +10,7 @@ DEALT_SHARE = 0.7
 """Share of the items, the largest, that are dealt to all rows in turn if they need room of several kinds."""
 SIZES_BETWEEN_CLEANING = 64
 """Sizes after which rows that have become full are forgotten."""
-LARGEST_CLASS_COUNT = 4000
+LARGEST_CLASS_COUNT = 2000
 """Different sizes of several kinds above which similar sizes count as equal."""
 
 
@@ -38,9 +38,11 @@ def best_fit(sizes: Integer[np.ndarray, "items kinds"], capacity: Sequence[int])
     waiting = np.flatnonzero(rows < 0)
     waiting_sizes = sizes[waiting]
     while len(np.unique(_size_keys(waiting_sizes, row_capacity))) > LARGEST_CLASS_COUNT:
-        waiting_sizes = (waiting_sizes + 1) // 2
-        row_capacity = row_capacity // 2
-        room = room // 2
+        # Count the kind that has most steps in steps twice as large.
+        step = np.where(np.arange(len(row_capacity)) == row_capacity.argmax(), 2, 1)
+        waiting_sizes = (waiting_sizes + step - 1) // step
+        row_capacity = row_capacity // step
+        room = room // step
     rows[waiting] = _best_fit_decreasing(waiting_sizes, row_capacity, room)
     _, rows = np.unique(rows, return_inverse=True)
     return rows

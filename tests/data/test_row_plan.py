@@ -16,6 +16,28 @@ def segments_of(row: TokenRow) -> list[np.ndarray]:
     return [row.tokens[row.segments == segment] for segment in range(1, row.segments.max() + 1)]
 
 
+@pytest.mark.parametrize("window", [1, 7, 2**20])
+def test_packed_rows_hold_each_document_once_and_cut_none_that_fits(window: int) -> None:
+    corpus = InMemoryCorpus(*DOCUMENT_LENGTHS, 100, 33, 66, 34)
+    row_plan = rows_of(corpus, Causal(), context(32), packing="documents", window=window)
+    pieces: dict[int, list[tuple[int, int]]] = {document: [] for document in range(corpus.documents)}
+    for number in range(row_plan.rows):
+        row = row_plan.read(number)
+        example = Causal().example(row, context(32), np.random.default_rng(0))
+        assert 0 < int((row.segments > 0).sum()) <= 33  # a row of the objective has one token more than the model reads
+        assert not row.tokens[row.segments == 0].any()
+        for segment, tokens in enumerate(segments_of(row), start=1):
+            document = int(np.searchsorted(corpus.offsets, tokens[0] - 1, side="right")) - 1
+            start = int(tokens[0] - 1 - corpus.offsets[document])
+            assert tokens.tolist() == list(range(tokens[0], tokens[0] + len(tokens)))
+            pieces[document].append((start, start + len(tokens)))
+            positions = example["positions"][example["segment_ids"] == segment]
+            assert positions.tolist() == list(range(len(positions)))
+    for document, length in enumerate(np.diff(corpus.offsets).tolist()):
+        stops = [*range(33, length, 33), length]
+        assert sorted(pieces[document]) == list(zip([0, *stops[:-1]], stops, strict=True))
+
+
 @pytest.mark.parametrize("packing", ["documents", "none"])
 def test_every_segment_is_a_piece_of_one_document(packing: str) -> None:
     corpus = InMemoryCorpus(*DOCUMENT_LENGTHS)
