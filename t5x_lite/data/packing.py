@@ -229,11 +229,11 @@ class _OpenRows:
     def drop_full(self, smallest: Int64[np.ndarray, "kinds"]) -> None:
         """Forget the groups that have no row, or no room for an item of this size."""
         is_open = (self.room[: self.group_count] >= smallest).all(1) & (self.row_count[: self.group_count] > 0)
-        kept = np.flatnonzero(is_open)
-        self.group_count = len(kept)
-        self.room[: len(kept)] = self.room[kept]
-        self.first_row[: len(kept)] = self.first_row[kept]
-        self.row_count[: len(kept)] = self.row_count[kept]
+        open_groups = np.flatnonzero(is_open)
+        self.group_count = len(open_groups)
+        self.room[: len(open_groups)] = self.room[open_groups]
+        self.first_row[: len(open_groups)] = self.first_row[open_groups]
+        self.row_count[: len(open_groups)] = self.row_count[open_groups]
 
     def _fullest_first(
         self, size: Int64[np.ndarray, "kinds"]

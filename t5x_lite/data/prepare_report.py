@@ -1,4 +1,4 @@
-"""What `prepare` prints: counts of the rows of each source and where its corpus is."""
+"""The output of `prepare`: counts of the rows of each source, and the folder of its corpus."""
 
 from collections.abc import Sequence
 

@@ -16,7 +16,7 @@ PLAN_VERSION = 2
 
 @dataclass(frozen=True)
 class RowRule:
-    """How the text of a corpus is cut or packed into rows.
+    """The rule by which the text of a corpus is cut or packed into rows.
 
     Attributes:
         data: says what rows are packed from.
