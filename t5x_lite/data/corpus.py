@@ -15,10 +15,10 @@ import json
 from pathlib import Path
 
 import numpy as np
-from array_record.python.array_record_data_source import ArrayRecordDataSource
 from jaxtyping import Int32, Int64, Integer
 
 from t5x_lite.data.corpus_index import CorpusIndex
+from t5x_lite.data.shard_reader import ShardReader
 from t5x_lite.data.shards import ShardFiles, Split, decode_record
 
 CORPUS_FILE = "corpus.json"
@@ -56,11 +56,8 @@ class Corpus:
         self.parts = self.offsets
         if index.parts is not None:
             self.parts = index.parts
-        record_files: list[str] = []
-        for unit, record_count in zip(summary["shards"], index.shard_records, strict=True):
-            # Given the number of records after the name, the library opens a file only when it is read.
-            record_files.append(f"{ShardFiles(folder, unit, split).records}[0:{record_count}]")
-        self._records = ArrayRecordDataSource(record_files)
+        shards = [ShardFiles(folder, unit, split) for unit in summary["shards"]]
+        self._records = ShardReader(shards, index.shard_records)
 
     def __reduce__(self) -> tuple[type["Corpus"], tuple[Path, Split]]:
         return Corpus, (self.folder, self.split)
@@ -73,8 +70,8 @@ class Corpus:
     def read(self, start: int, stop: int) -> tuple[Int32[np.ndarray, "tokens"], Int64[np.ndarray, "tokens"]]:
         """Return the tokens `[start, stop)` of the stream, and the number of each token's document."""
         first, last = np.searchsorted(self._record_offsets, [start, stop - 1], side="right") - 1
-        records = [decode_record(self._records[number]) for number in range(first, last + 1)]
-        tokens = np.concatenate(records)
+        records = self._records.read(int(first), int(last) + 1)
+        tokens = np.concatenate([decode_record(record) for record in records])
         skipped = start - int(self._record_offsets[first])
         return tokens[skipped : skipped + stop - start], interval_indices(self.offsets, start, stop)
 

@@ -27,7 +27,7 @@ ROW_LENGTHS = (512, 2048, 8192)
 
 
 def measure(rounds: int, quick: bool) -> list[dict[str, Any]]:
-    """Measure the time of a core to plan all rows of a corpus and to write the plan, and the share of the rows that is filled."""
+    """Measure the time of a core to plan all rows of a corpus and write the plan, and how full the rows are."""
     documents = DOCUMENTS_IF_QUICK if quick else DOCUMENTS
     lengths = np.random.default_rng(0).lognormal(MEAN_LOG_LENGTH, 1.0, documents).astype(np.int64) + 1
     table = []
