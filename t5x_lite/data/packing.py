@@ -38,11 +38,13 @@ def best_fit(sizes: Integer[np.ndarray, "items kinds"], capacity: Sequence[int])
     waiting = np.flatnonzero(rows < 0)
     waiting_sizes = sizes[waiting]
     while len(np.unique(_size_keys(waiting_sizes, row_capacity))) > LARGEST_CLASS_COUNT:
-        # Count the kind that has most steps in steps twice as large.
+        # Count the kind that has most steps in steps twice as large. Sizes are rounded up and room is rounded down, but
+        # an item that needs all of a row still fits in an empty one, and in no other.
         step = np.where(np.arange(len(row_capacity)) == row_capacity.argmax(), 2, 1)
-        waiting_sizes = (waiting_sizes + step - 1) // step
+        is_empty = room == row_capacity
         row_capacity = row_capacity // step
-        room = room // step
+        waiting_sizes = np.minimum((waiting_sizes + step - 1) // step, row_capacity)
+        room = np.where(is_empty, row_capacity, np.minimum(room // step, row_capacity - 1))
     rows[waiting] = _best_fit_decreasing(waiting_sizes, row_capacity, room)
     _, rows = np.unique(rows, return_inverse=True)
     return rows

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from t5x_lite.data import sources
+from t5x_lite.data import packing, sources
 from t5x_lite.data.config import SourceConfig
 from t5x_lite.data.packing import best_fit, next_fit
 
@@ -59,6 +59,22 @@ def test_many_different_sizes_of_two_kinds_fit_too() -> None:
     np.add.at(used, rows, sizes)
     assert (used <= [3900, 1300]).all()
     assert (sizes.sum(0) / (len(used) * np.array([3900, 1300])) > 0.97).all()
+
+
+@pytest.mark.parametrize("dealt_share", [0.0, 0.3])
+@pytest.mark.parametrize("capacity", [63, 62])
+def test_items_that_need_all_of_a_row_fit_where_similar_sizes_count_as_equal(
+    capacity: int, dealt_share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packing, "LARGEST_CLASS_COUNT", 40)
+    monkeypatch.setattr(packing, "DEALT_SHARE", dealt_share)
+    rng = np.random.default_rng(1)
+    sizes = np.minimum(rng.integers(1, [90, 90], (2000, 2)), capacity)
+    sizes[::7] = 1  # some rows have room for all but one
+    rows = best_fit(sizes, [capacity, capacity])
+    used = np.zeros((rows.max() + 1, 2), int)
+    np.add.at(used, rows, sizes)
+    assert (used <= capacity).all()
 
 
 @pytest.mark.parametrize("seed", range(10))
