@@ -46,8 +46,8 @@ class RowStatistics(BaseModel):
 
     @property
     def tokens_per_row(self) -> float:
-        """Mean number of tokens that a row has room for and that are in it."""
-        return self.tokens / max(self.rows, 1)
+        """Mean number of tokens in a row, of all kinds. Tokens that are cut off do not count."""
+        return sum(self.room_used) / max(self.rows, 1)
 
 
 def add_statistics(parts: Iterable[RowStatistics]) -> RowStatistics:
