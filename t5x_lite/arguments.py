@@ -55,11 +55,12 @@ def _add_train(commands: Commands) -> None:
 
 
 def _add_prepare(commands: Commands) -> None:
-    parser = _add_command(commands, "prepare", "tokenise the text of a config into its token cache")
+    parser = _add_command(commands, "prepare", "tokenise the text of a config into its token cache, and plan its rows")
     _add_config_arguments(parser)
     parser.add_argument(
         "--runner", help="Apache Beam runner that tokenises, such as DirectRunner or DataflowRunner (default: no Beam)"
     )
+    _add_json_option(parser)
 
 
 def _add_tokenizer(commands: Commands) -> None:

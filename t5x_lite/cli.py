@@ -212,13 +212,20 @@ def _print_settings() -> None:
 def prepare(options: argparse.Namespace, overrides: list[str]) -> int:
     """Run `t5x-lite prepare CONFIG [key=value …]`."""
     config = configuration.load(options.config, overrides)
-    from t5x_lite.data.prepare import prepare_corpus
-    from t5x_lite.run_data import open_tokenizer
+    if config.tasks:
+        raise UserError(
+            "prepare: the records of `tasks` are tokenised while they are read; there is nothing to prepare"
+        )
+    from t5x_lite.data.open_data import prepare_sources
+    from t5x_lite.data.prepare_report import prepared_as_json, print_prepared
+    from t5x_lite.run_data import open_tokenizer, pipeline_settings
 
     trained_tokenizer = open_tokenizer(config)
-    for source in config.data.sources:
-        folder = prepare_corpus(source, config.data, trained_tokenizer, options.runner)
-        print(f"{source.name}: {folder}")
+    prepared = prepare_sources(pipeline_settings(config, trained_tokenizer), trained_tokenizer, options.runner)
+    if options.json:
+        print(json.dumps(prepared_as_json(prepared)))
+    else:
+        print_prepared(prepared)
     return 0
 
 

@@ -151,6 +151,8 @@ class RunConfig(Config):
             families = " or ".join(objective.families)
             yield f"objective {objective.name} trains {families}, not a model of family {self.model.family}"
         if self.tasks:
+            if self.data.mixture_by == "tokens":
+                yield "data.mixture_by=tokens is for text: the examples of `tasks` are mixed by their number"
             return
         if self.method.placeholders:
             yield f"objective {objective.name} has no place for soft tokens (adapt.method) without `tasks`"

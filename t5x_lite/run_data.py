@@ -47,13 +47,18 @@ def open_run_data(config: RunConfig, tokenizer: Tokenizer) -> TrainingData:
     Raises:
         UserError: no text or no records, or a tokenizer that the objective cannot use.
     """
+    return open_data(pipeline_settings(config, tokenizer), tokenizer, config.tasks)
+
+
+def pipeline_settings(config: RunConfig, tokenizer: Tokenizer) -> PipelineSettings:
+    """Return the settings of a run that decide its examples and batches."""
     context = ExampleContext(
         seq_len=config.train.seq_len,
         vocabulary=tokenizer.vocabulary(),
         family=config.model.family,
         placeholders=config.method.placeholders,
     )
-    settings = PipelineSettings(
+    return PipelineSettings(
         data=config.data,
         objective=config.require_objective(),
         context=context,
@@ -61,4 +66,3 @@ def open_run_data(config: RunConfig, tokenizer: Tokenizer) -> TrainingData:
         validation_batch_size=config.eval.batch_size or config.train.batch_size,
         max_validation_batches=config.eval.batches,
     )
-    return open_data(settings, tokenizer, config.tasks)

@@ -38,7 +38,9 @@ class MixedSource(SourceConfig):
     """One source of a mixture."""
 
     name: str = setting(..., "name in logs and metrics")
-    weight: float | None = setting(None, "share of examples, relative to the other sources; null: by size", gt=0)
+    weight: float | None = setting(
+        None, "share of examples or tokens (`mixture_by`), relative to the other sources; null: by size", gt=0
+    )
 
 
 class DataConfig(SourceConfig):
@@ -52,6 +54,11 @@ class DataConfig(SourceConfig):
         ge=0,
         le=1,
         source="mT5, Xue et al. 2021, §3.1",
+    )
+    mixture_by: Literal["examples", "tokens"] = setting(
+        "examples",
+        "what the shares of a mixture are shares of: examples (rows), or the tokens in them; these differ where the "
+        "rows of one source are less full than those of another",
     )
     mixture_limit: Int | None = setting(
         None, "largest number of examples that a task counts as", ge=1, source="Raffel et al. 2020, §3.5.2: K"

@@ -7,51 +7,28 @@
 * `UNIT.SPLIT.parts.npy`: int64 `[parts]`, the tokens of each sentence or field (only with `data.parts`);
 * `UNIT.json`: counts of each split, written last, so that a unit with this file is complete;
 
-and `corpus.json`: the units and the total counts. It is written last of all; a folder without it is never read.
+`corpus.json`: the units and the total counts, written when all units are complete; and the index (see `corpus_index`),
+written last of all. A folder without it is never read.
 """
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
-from array_record.python.array_record_data_source import ArrayRecordDataSource
 from jaxtyping import Int32, Int64, Integer
 
-Split = Literal["train", "validation"]
-SPLITS: tuple[Split, ...] = ("train", "validation")
+from t5x_lite.data.corpus_index import CorpusIndex
+from t5x_lite.data.shard_reader import ShardReader
+from t5x_lite.data.shards import ShardFiles, Split, decode_record
+
 CORPUS_FILE = "corpus.json"
-
-
-@dataclass(frozen=True)
-class ShardFiles:
-    """The files of one shard: the documents of one unit of text that are in one split."""
-
-    folder: Path
-    unit: str
-    split: Split
-
-    @property
-    def records(self) -> Path:
-        """Token ids, in an ArrayRecord file."""
-        return self.folder / f"{self.unit}.{self.split}.array_record"
-
-    @property
-    def index(self) -> Path:
-        """Tokens of each record, and where documents begin."""
-        return self.folder / f"{self.unit}.{self.split}.npy"
-
-    @property
-    def parts(self) -> Path:
-        """Tokens of each part of the documents. The file exists only in a corpus with `data.parts`."""
-        return self.folder / f"{self.unit}.{self.split}.parts.npy"
 
 
 class Corpus:
     """One split of a finished corpus, as one long stream of tokens with random access.
 
-    A corpus is thread-safe. A copy in another process opens its files again, each when it is first read.
+    A corpus is thread-safe. A copy in another process opens its files again, each when it is first read. The arrays are
+    mapped into memory: a process holds only the pages that it reads, and shares them with the others.
 
     Attributes:
         tokens: number of tokens.
@@ -73,25 +50,14 @@ class Corpus:
         self.tokens: int = counts["tokens"]
         self.documents: int = counts["documents"]
         self.text_bytes: int = counts["text_bytes"]
-        record_files: list[str] = []
-        indices: list[np.ndarray] = []
-        part_lengths: list[np.ndarray] = []
-        for unit in summary["shards"]:
-            shard = ShardFiles(folder, unit, split)
-            index = np.load(shard.index)
-            indices.append(index)
-            # Given the number of records after the name, the library opens a file only when it is read.
-            record_files.append(f"{shard.records}[0:{len(index)}]")
-            if shard.parts.is_file():
-                part_lengths.append(np.load(shard.parts))
-        self._records = ArrayRecordDataSource(record_files)
-        record_tokens, begins_document = np.concatenate(indices).T
-        self._record_offsets = _offsets(record_tokens)
-        document_starts = self._record_offsets[np.flatnonzero(begins_document)]
-        self.offsets = np.append(document_starts, self._record_offsets[-1])
+        index = CorpusIndex(folder, split)
+        self._record_offsets = index.records
+        self.offsets = index.documents
         self.parts = self.offsets
-        if part_lengths:
-            self.parts = _offsets(np.concatenate(part_lengths))
+        if index.parts is not None:
+            self.parts = index.parts
+        shards = [ShardFiles(folder, unit, split) for unit in summary["shards"]]
+        self._records = ShardReader(shards, index.shard_records)
 
     def __reduce__(self) -> tuple[type["Corpus"], tuple[Path, Split]]:
         return Corpus, (self.folder, self.split)
@@ -104,8 +70,8 @@ class Corpus:
     def read(self, start: int, stop: int) -> tuple[Int32[np.ndarray, "tokens"], Int64[np.ndarray, "tokens"]]:
         """Return the tokens `[start, stop)` of the stream, and the number of each token's document."""
         first, last = np.searchsorted(self._record_offsets, [start, stop - 1], side="right") - 1
-        records = [decode_record(self._records[number]) for number in range(first, last + 1)]
-        tokens = np.concatenate(records)
+        records = self._records.read(int(first), int(last) + 1)
+        tokens = np.concatenate([decode_record(record) for record in records])
         skipped = start - int(self._record_offsets[first])
         return tokens[skipped : skipped + stop - start], interval_indices(self.offsets, start, stop)
 
@@ -113,22 +79,6 @@ class Corpus:
         """Return the tokens of one document, with its EOS."""
         tokens, _ = self.read(int(self.offsets[number]), int(self.offsets[number + 1]))
         return tokens
-
-
-def encode_record(tokens: Int32[np.ndarray, "tokens"], token_bytes: int) -> bytes:
-    """Return a record: a header of four bytes, of which the first is the size of a token, and the token ids.
-
-    Args:
-        tokens: token ids.
-        token_bytes: bytes of a token, 2 or 4.
-    """
-    return bytes([token_bytes, 0, 0, 0]) + tokens.astype(f"u{token_bytes}").tobytes()
-
-
-def decode_record(record: bytes) -> Int32[np.ndarray, "tokens"]:
-    """Return the token ids of a record."""
-    token_bytes = record[0]
-    return np.frombuffer(record, f"u{token_bytes}", offset=4).astype(np.int32)
 
 
 def interval_indices(borders: Integer[np.ndarray, "borders"], start: int, stop: int) -> Int64[np.ndarray, "positions"]:
@@ -141,8 +91,3 @@ def interval_indices(borders: Integer[np.ndarray, "borders"], start: int, stop: 
         return np.full(stop - start, first)
     positions = np.clip(borders[first : last + 2], start, stop)
     return np.repeat(np.arange(first, last + 1), np.diff(positions))
-
-
-def _offsets(lengths: Integer[np.ndarray, "n"]) -> Int64[np.ndarray, "n_and_end"]:
-    """Return the start of each of several consecutive intervals of these lengths, and the end of the last."""
-    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)

@@ -12,7 +12,7 @@ from t5x_lite.errors import UserError
 
 
 def source_shares(sources: Sequence[MixedSource], sizes: Sequence[int], alpha: float) -> Float64[np.ndarray, "sources"]:
-    """Return the share of rows that each source gets; the shares sum to one.
+    """Return the share that each source gets, of rows or of tokens; the shares sum to one.
 
     Explicit weights are relative to each other. Without weights the share of a source of n tokens is proportional to
     n^alpha: 1 mixes in proportion to size, 0 equally, and 0.3 is mT5's choice (Xue et al. 2021, §3.1).
@@ -33,6 +33,20 @@ def source_shares(sources: Sequence[MixedSource], sizes: Sequence[int], alpha: f
         weights = [float(size) ** alpha for size in sizes]
     raw = np.array(weights, np.float64)
     return raw / (raw.sum() or 1.0)
+
+
+def shares_of_rows(
+    shares: Float64[np.ndarray, "sources"], tokens_per_row: Sequence[float]
+) -> Float64[np.ndarray, "sources"]:
+    """Return the shares of rows that give each source its share of tokens (`data.mixture_by=tokens`).
+
+    Args:
+        shares: share of tokens of each source.
+        tokens_per_row: mean number of tokens in a row of each source.
+    """
+    rows_per_token = 1 / np.maximum(np.array(tokens_per_row, np.float64), 1.0)
+    weighted = shares * rows_per_token
+    return weighted / weighted.sum()
 
 
 class MixtureOrder:

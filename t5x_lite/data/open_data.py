@@ -1,16 +1,21 @@
 """Open the data of a run: the token corpora of its text, or the records of its tasks."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float64
 
 from t5x_lite.data.corpus import Corpus
-from t5x_lite.data.mixture import source_shares
+from t5x_lite.data.mixture import shares_of_rows, source_shares
 from t5x_lite.data.pipeline import TrainingRows, ValidationSet
 from t5x_lite.data.prepare import prepare_corpus
 from t5x_lite.data.records import open_task_data
+from t5x_lite.data.row_rule import RowRule
+from t5x_lite.data.row_statistics import RowStatistics
+from t5x_lite.data.row_store import open_rows, prepare_rows
+from t5x_lite.data.shards import Split
 from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.data.training_data import PipelineSettings, TrainingData
 from t5x_lite.errors import UserError
@@ -28,11 +33,13 @@ class TextData:
         settings: settings of the run.
         training: the training text of each source.
         held_out: the validation text of each source.
+        tokens_per_row: mean number of tokens in a training row of each source; None if the mixture is by examples.
     """
 
     settings: PipelineSettings
     training: list[Corpus]
     held_out: list[Corpus]
+    tokens_per_row: list[float] | None = None
 
     @property
     def context(self) -> ExampleContext:
@@ -57,7 +64,10 @@ class TextData:
         settings = self.settings
         sizes = [corpus.tokens for corpus in self.training]
         shares = source_shares(settings.data.sources, sizes, settings.data.mixture_alpha)
-        return TrainingRows(self.training, shares, settings.data, settings.objective, settings.context, settings.seed)
+        if self.tokens_per_row is not None:
+            shares = shares_of_rows(shares, self.tokens_per_row)
+        row_plans = [open_rows(corpus, row_rule(settings)) for corpus in self.training]
+        return TrainingRows(row_plans, shares, settings.data, settings.objective, settings.context, settings.seed)
 
     def validation(self) -> ValidationSet:
         """Return the validation split.
@@ -65,14 +75,15 @@ class TextData:
         Raises:
             UserError: there is no validation text.
         """
-        if not any(corpus.tokens for corpus in self.held_out):
+        settings = self.settings
+        row_plans = [open_rows(corpus, row_rule(settings)) for corpus in self.held_out if corpus.tokens]
+        if not row_plans:
             raise UserError(
                 "no document fell into the validation split; raise data.validation_fraction, name "
                 "data.validation_files, or split by data.validation_by=position"
             )
-        settings = self.settings
         return ValidationSet(
-            self.held_out,
+            row_plans,
             settings.data,
             settings.objective,
             settings.context,
@@ -90,18 +101,64 @@ def open_data(settings: PipelineSettings, tokenizer: Tokenizer, task_names: Sequ
     settings.objective.check_context(settings.context)
     if task_names:
         return open_task_data(settings, tokenizer, task_names)
-    training: list[Corpus] = []
-    held_out: list[Corpus] = []
-    for source in settings.data.sources:
-        folder = prepare_corpus(source, settings.data, tokenizer)
-        training.append(Corpus(folder, "train"))
-        held_out.append(Corpus(folder, "validation"))
+    folders = [prepare_corpus(source, settings.data, tokenizer) for source in settings.data.sources]
+    training = [Corpus(folder, "train") for folder in folders]
+    held_out = [Corpus(folder, "validation") for folder in folders]
+    rule = row_rule(settings)
+    mixes_tokens = settings.data.mixture_by == "tokens" and len(folders) > 1
+    tokens_per_row: list[float] | None = None
+    if rule.is_packed or mixes_tokens:
+        statistics = [prepare_rows(folder, rule)["train"] for folder in folders]
+        if mixes_tokens:
+            tokens_per_row = [counts.tokens_per_row for counts in statistics]
     if settings.objective.needs_frequency:
         vocabulary = settings.context.vocabulary
         frequency = count_token_frequency(training, vocabulary.size)
         context = replace(settings.context, vocabulary=replace(vocabulary, frequency=frequency))
         settings = replace(settings, context=context)
-    return TextData(settings, training, held_out)
+    return TextData(settings, training, held_out, tokens_per_row)
+
+
+def row_rule(settings: PipelineSettings) -> RowRule:
+    """Return the rule by which the text of a run becomes rows."""
+    return RowRule(settings.data, settings.objective, settings.context)
+
+
+@dataclass(frozen=True)
+class PreparedSource:
+    """A source whose text is tokenised and whose rows are planned.
+
+    Attributes:
+        name: the source's name in the config.
+        folder: of its token corpus.
+        statistics: counts of the rows of each split.
+    """
+
+    name: str
+    folder: Path
+    statistics: Mapping[Split, RowStatistics]
+
+
+def prepare_sources(
+    settings: PipelineSettings, tokenizer: Tokenizer, runner: str | None = None
+) -> list[PreparedSource]:
+    """Tokenise the text of every source and plan its rows, as far as that has not been done.
+
+    Args:
+        settings: settings of the run.
+        tokenizer: makes token ids.
+        runner: a runner of Apache Beam that tokenises; None uses processes of this machine.
+
+    Raises:
+        UserError: no text, or a tokenizer that the objective cannot use.
+    """
+    settings.objective.check_context(settings.context)
+    rule = row_rule(settings)
+    prepared: list[PreparedSource] = []
+    for source in settings.data.sources:
+        folder = prepare_corpus(source, settings.data, tokenizer, runner)
+        prepared.append(PreparedSource(source.name, folder, prepare_rows(folder, rule)))
+    return prepared
 
 
 def count_token_frequency(

@@ -15,9 +15,8 @@ from absl import flags
 from jaxtyping import Float64, Integer
 
 from t5x_lite.data.config import DataConfig
-from t5x_lite.data.corpus import Corpus
 from t5x_lite.data.mixture import MixtureOrder
-from t5x_lite.data.row_plan import PackedRows, RowPlan, build_row_plan
+from t5x_lite.data.row_plan import DocumentRows, PackedRows, RowPlan
 from t5x_lite.data.training_data import ExampleSequence
 from t5x_lite.errors import UserError
 from t5x_lite.objectives.features import stacked
@@ -48,7 +47,7 @@ class ExampleBuilder:
         token_row = self._merge_segments(row_plan.read(row, phase))
         if self.objective.rows == "sentences":
             second_sentence = token_row
-            if isinstance(row_plan, PackedRows):
+            if isinstance(row_plan, PackedRows | DocumentRows):
                 second_sentence = _draw_second_sentence(row_plan, row, rng)
             token_row = replace(token_row, second_sentence=second_sentence)
         return self.objective.example(token_row, self.context, rng)
@@ -73,7 +72,7 @@ def _random_generator(key: tuple[int, ...]) -> np.random.Generator:
     return np.random.Generator(np.random.SFC64(np.random.SeedSequence(key)))
 
 
-def _draw_second_sentence(row_plan: PackedRows, row: int, rng: np.random.Generator) -> TokenRow:
+def _draw_second_sentence(row_plan: PackedRows | DocumentRows, row: int, rng: np.random.Generator) -> TokenRow:
     """Draw a row that begins in another document."""
     for _ in range(SECOND_SENTENCE_TRIES):
         other_row = int(rng.integers(row_plan.rows))
@@ -87,7 +86,7 @@ class TrainingRows:
     """Example g of the global training order, for any g ≥ 0. Epochs follow each other without end.
 
     Attributes:
-        corpora: the training text of each source.
+        row_plans: the rows of each source's training text.
         shares: share of each source in the global order.
         data: settings of rows.
         objective: builds examples.
@@ -98,7 +97,7 @@ class TrainingRows:
         UserError: a source is shorter than one row, or is one document where the objective needs several.
     """
 
-    corpora: Sequence[Corpus]
+    row_plans: Sequence[RowPlan]
     shares: Float64[np.ndarray, "sources"]
     data: DataConfig
     objective: Objective
@@ -106,11 +105,8 @@ class TrainingRows:
     seed: int
 
     def __post_init__(self) -> None:
-        self.row_plans: list[RowPlan] = []
-        for corpus in self.corpora:
-            self.row_plans.append(build_row_plan(corpus, self.data, self.objective, self.context, self.seed))
-        for corpus, row_plan in zip(self.corpora, self.row_plans, strict=True):
-            self._check_source(corpus, row_plan)
+        for row_plan in self.row_plans:
+            self._check_source(row_plan)
         self.builder = ExampleBuilder(self.data, self.objective, self.context)
         self.order = MixtureOrder([row_plan.rows for row_plan in self.row_plans], self.shares, self.seed)
 
@@ -123,7 +119,8 @@ class TrainingRows:
         phase = int(words[1]) % self.objective.stride(self.context)
         return self.builder.build(self.row_plans[source], row, (self.seed, source, epoch, row), phase)
 
-    def _check_source(self, corpus: Corpus, row_plan: RowPlan) -> None:
+    def _check_source(self, row_plan: RowPlan) -> None:
+        corpus = row_plan.corpus
         if not row_plan.rows:
             raise UserError(
                 f"train.seq_len {self.context.seq_len}: one example takes {self.objective.row_length(self.context)} "
@@ -181,7 +178,7 @@ class ValidationSet:
     The last batch is filled with empty rows (segment 0, weight 0), so that every host has the same number of batches.
 
     Attributes:
-        corpora: the validation text of each source.
+        row_plans: the rows of each source's validation text.
         data: settings of rows.
         objective: builds examples.
         context: the context of the objective's examples.
@@ -189,7 +186,7 @@ class ValidationSet:
         max_batches: largest number of batches; 0 takes all.
     """
 
-    corpora: Sequence[Corpus]
+    row_plans: Sequence[RowPlan]
     data: DataConfig
     objective: Objective
     context: ExampleContext
@@ -197,34 +194,23 @@ class ValidationSet:
     max_batches: int = 0
 
     def __len__(self) -> int:
-        return self._count_batches(self._build_row_plans())
-
-    def batches(self, local_rows: Integer[np.ndarray, "local_rows"]) -> Iterator[dict[str, np.ndarray]]:
-        """Yield each batch, with only the rows that this host needs."""
-        row_plans = self._build_row_plans()
-        for number in range(self._count_batches(row_plans)):
-            first = number * self.batch_size
-            yield stacked([self._build_example(row_plans, first + int(row)) for row in local_rows])
-
-    def _build_row_plans(self) -> list[RowPlan]:
-        row_plans: list[RowPlan] = []
-        for corpus in self.corpora:
-            if corpus.tokens:
-                row_plans.append(build_row_plan(corpus, self.data, self.objective, self.context, seed=None))
-        return row_plans
-
-    def _count_batches(self, row_plans: Sequence[RowPlan]) -> int:
-        rows = sum(row_plan.rows for row_plan in row_plans)
+        rows = sum(row_plan.rows for row_plan in self.row_plans)
         batches = (rows + self.batch_size - 1) // self.batch_size
         if self.max_batches:
             return min(batches, self.max_batches)
         return batches
 
-    def _build_example(self, row_plans: Sequence[RowPlan], g: int) -> Features:
+    def batches(self, local_rows: Integer[np.ndarray, "local_rows"]) -> Iterator[dict[str, np.ndarray]]:
+        """Yield each batch, with only the rows that this host needs."""
+        for number in range(len(self)):
+            first = number * self.batch_size
+            yield stacked([self._build_example(first + int(row)) for row in local_rows])
+
+    def _build_example(self, g: int) -> Features:
         """Build example g of the split, or an empty one after the last."""
         builder = ExampleBuilder(self.data, self.objective, self.context)
         row = g
-        for source, row_plan in enumerate(row_plans):
+        for source, row_plan in enumerate(self.row_plans):
             if row < row_plan.rows:
                 return builder.build(row_plan, row, key=(source, row))
             row -= row_plan.rows

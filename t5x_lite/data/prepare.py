@@ -19,7 +19,8 @@ from pathlib import Path
 
 from t5x_lite.data import beam, sources
 from t5x_lite.data.config import DataConfig, MixedSource
-from t5x_lite.data.corpus import CORPUS_FILE, SPLITS, Split
+from t5x_lite.data.corpus import CORPUS_FILE
+from t5x_lite.data.corpus_index import has_index, write_index
 from t5x_lite.data.shard_writer import (
     COUNTS,
     RECORD_TOKENS,
@@ -29,6 +30,7 @@ from t5x_lite.data.shard_writer import (
     tokenise_unit,
     unit_marker,
 )
+from t5x_lite.data.shards import SPLITS, Split
 from t5x_lite.data.sources import SMALLEST_UNIT
 from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.errors import UserError
@@ -64,7 +66,7 @@ def prepare_corpus(
     jobs = _list_jobs(source, data, smallest_unit)
     folder = Path(data.cache_dir) / f"{source.name}-{_hash_settings(jobs, data, tokenizer)}"
     corpus_file = folder / CORPUS_FILE
-    if corpus_file.is_file():
+    if corpus_file.is_file() and has_index(folder):
         return folder
     processes = data.prepare_processes or os.cpu_count() or 1
     tokenise = partial(tokenise_unit, folder=folder, data=data, tokenizer=tokenizer, record_tokens=record_tokens)
@@ -75,6 +77,8 @@ def prepare_corpus(
             if not corpus_file.is_file():
                 _tokenise_missing(folder, jobs, tokenise, runner, processes)
                 _complete_corpus(folder, jobs)
+            if not has_index(folder):
+                write_index(folder, [job.name for job in jobs])
     except OSError as error:
         raise disk_error(folder, error, "finished pieces are kept: run the same command again") from error
     return folder

@@ -4,14 +4,10 @@ from collections.abc import Sequence
 from typing import TypeAlias
 
 import numpy as np
-from jaxtyping import Int64, Integer
+from jaxtyping import Int64
 
-from t5x_lite.data.config import DataConfig
 from t5x_lite.data.corpus import Corpus, interval_indices
-from t5x_lite.objectives.objective import ExampleContext, Objective, TokenRow
-
-Spans: TypeAlias = Int64[np.ndarray, "spans 2"]
-"""Start and stop of spans of the token stream."""
+from t5x_lite.objectives.objective import TokenRow
 
 
 class StreamWindows:
@@ -47,28 +43,60 @@ class StreamWindows:
         return _read_spans(self.corpus, [(start, stop)], self.length)
 
 
+class DocumentRows:
+    """Rows are documents, one each.
+
+    Args:
+        corpus: the token stream.
+        length: tokens of a row, to which longer documents are cut.
+        keeps_ends: do not cut documents; for objectives on pairs, which shorten the texts of a pair themselves.
+
+    Attributes:
+        rows: number of documents.
+    """
+
+    def __init__(self, corpus: Corpus, length: int, *, keeps_ends: bool = False) -> None:
+        self.corpus = corpus
+        self.length = length
+        self.keeps_ends = keeps_ends
+        self.rows = corpus.documents
+
+    def read(self, row: int, phase: int = 0) -> TokenRow:
+        """Return a row. Documents have no phase."""
+        start, stop = self.corpus.offsets[row : row + 2].tolist()
+        if not self.keeps_ends:
+            stop = min(stop, start + self.length)
+        return _read_spans(self.corpus, [(start, stop)], max(self.length, stop - start))
+
+    def document_number(self, row: int) -> int:
+        """Return the number of the document in a row."""
+        return row
+
+
 class PackedRows:
     """Rows are spans of the token stream, one or several per row.
 
     Args:
         corpus: the token stream.
-        spans: spans in the order in which rows hold them.
+        spans: start and stop of each span, in the order in which rows hold them.
+        row_starts: the first span of each row, and the number of spans.
         length: tokens of a row.
-        row_starts: `[rows + 1]`, the first span of each row, and the number of spans; by default each span is a row.
 
     Attributes:
         rows: number of rows.
     """
 
     def __init__(
-        self, corpus: Corpus, spans: Spans, length: int, row_starts: Int64[np.ndarray, "rows_and_end"] | None = None
+        self,
+        corpus: Corpus,
+        spans: Int64[np.ndarray, "spans 2"],
+        row_starts: Int64[np.ndarray, "rows_and_end"],
+        length: int,
     ) -> None:
         self.corpus = corpus
         self.spans = spans
-        self.length = length
-        if row_starts is None:
-            row_starts = np.arange(len(spans) + 1)
         self.row_starts = row_starts
+        self.length = length
         self.rows = len(row_starts) - 1
 
     def read(self, row: int, phase: int = 0) -> TokenRow:
@@ -83,120 +111,7 @@ class PackedRows:
         return int(np.searchsorted(self.corpus.offsets, start, side="right")) - 1
 
 
-RowPlan: TypeAlias = StreamWindows | PackedRows
-
-
-def build_row_plan(
-    corpus: Corpus, data: DataConfig, objective: Objective, context: ExampleContext, seed: int | None
-) -> RowPlan:
-    """Return the rows of a corpus.
-
-    Args:
-        corpus: the token stream.
-        data: says what rows are packed from.
-        objective: says how many tokens a row has room for.
-        context: the context of the objective's examples.
-        seed: seed of the order in which documents are packed; None for validation, which keeps their order and reads
-            every token.
-    """
-    length = objective.row_length(context)
-    match data.packing:
-        case "stream":
-            return StreamWindows(corpus, length, objective.stride(context), covers_all=seed is None)
-        case "documents":
-            return pack_documents(corpus, objective, context, seed)
-        case "sentences":
-            return pack_sentences(corpus, length, within_documents=objective.rows == "sentences")
-        case "none":
-            spans = _document_spans(corpus)
-            if objective.rows != "pairs":  # an objective on pairs shortens the texts of a pair itself
-                spans[:, 1] = np.minimum(spans[:, 1], spans[:, 0] + length)
-            return PackedRows(corpus, spans, length)
-
-
-def pack_documents(corpus: Corpus, objective: Objective, context: ExampleContext, seed: int | None) -> PackedRows:
-    """Pack whole documents into rows, in a random order that depends on the seed, or in their order without a seed.
-
-    A document that is longer than a row is cut into rows first, unless it is a pair of texts. The objective says how
-    much room a document takes.
-    """
-    length = objective.row_length(context)
-    if objective.rows == "pairs":
-        spans = _document_spans(corpus)
-        part_lengths = np.diff(corpus.parts).reshape(corpus.documents, -1)
-    else:
-        spans = _cut_documents(corpus.offsets, length)
-        part_lengths = np.diff(spans, axis=1)
-    if seed is not None:
-        order = np.random.default_rng(seed).permutation(len(spans))
-        spans = spans[order]
-        part_lengths = part_lengths[order]
-    sizes = np.zeros((0, 1), np.int64)
-    if len(part_lengths):
-        sizes = objective.sizes(part_lengths, context)
-    return PackedRows(corpus, spans, length, next_fit(sizes, objective.capacity(context)))
-
-
-def pack_sentences(corpus: Corpus, length: int, *, within_documents: bool) -> PackedRows:
-    """Pack whole sentences into rows in the order of the text. A sentence that is longer than a row is cut short.
-
-    Args:
-        corpus: a corpus with parts.
-        length: tokens of a row.
-        within_documents: whether a row ends where its document ends.
-    """
-    borders = None
-    if within_documents:
-        borders = np.searchsorted(corpus.parts, corpus.offsets)
-    sentence_lengths = np.diff(corpus.parts)
-    starts = corpus.parts[next_fit(sentence_lengths[:, None], [length], borders)]
-    stops = np.minimum(starts[1:], starts[:-1] + length)
-    return PackedRows(corpus, np.stack([starts[:-1], stops], axis=1), length)
-
-
-def next_fit(
-    sizes: Integer[np.ndarray, "items kinds"],
-    capacity: Sequence[int],
-    borders: Integer[np.ndarray, "borders"] | None = None,
-) -> Int64[np.ndarray, "rows_and_end"]:
-    """Pack items into rows in their order by next-fit bin packing: a row is full when the next item does not fit.
-
-    Args:
-        sizes: room that each item takes, of several kinds, such as inputs and targets. An item needs room of all kinds.
-        capacity: room of each kind in a row. An item that needs more gets a row of its own.
-        borders: item numbers in ascending order, the number of items last; no row goes on past one of them.
-
-    Returns:
-        The first item of each row, and the number of items.
-    """
-    item_count, kind_count = sizes.shape
-    ends = np.concatenate([np.zeros((1, kind_count), np.int64), np.cumsum(sizes, axis=0)])
-    if borders is None:
-        borders = np.array([item_count])
-    row_starts = [0]
-    while row_starts[-1] < item_count:
-        first = row_starts[-1]
-        stop = int(borders[np.searchsorted(borders, first, side="right")])
-        for kind, room in enumerate(capacity):
-            fitting_stop = np.searchsorted(ends[:, kind], ends[first, kind] + room, side="right") - 1
-            stop = min(stop, int(fitting_stop))
-        row_starts.append(max(stop, first + 1))
-    return np.array(row_starts, np.int64)
-
-
-def _document_spans(corpus: Corpus) -> Spans:
-    return np.stack([corpus.offsets[:-1], corpus.offsets[1:]], axis=1)
-
-
-def _cut_documents(offsets: Int64[np.ndarray, "documents_and_end"], length: int) -> Spans:
-    """Return spans of at most `length` tokens that cover every document."""
-    piece_counts = (np.diff(offsets) + length - 1) // length
-    document = np.repeat(np.arange(len(piece_counts)), piece_counts)
-    first_piece = np.cumsum(piece_counts) - piece_counts
-    piece_in_document = np.arange(len(document)) - first_piece[document]
-    starts = offsets[document] + piece_in_document * length
-    stops = np.minimum(starts + length, offsets[document + 1])
-    return np.stack([starts, stops], axis=1)
+RowPlan: TypeAlias = StreamWindows | DocumentRows | PackedRows
 
 
 def _read_spans(corpus: Corpus, spans: Sequence[Sequence[int]], length: int) -> TokenRow:

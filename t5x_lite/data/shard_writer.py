@@ -18,7 +18,7 @@ from jaxtyping import Int32
 
 from t5x_lite.data import sources
 from t5x_lite.data.config import DataConfig
-from t5x_lite.data.corpus import SPLITS, ShardFiles, Split, encode_record
+from t5x_lite.data.shards import SPLITS, ShardFiles, Split, encode_record
 from t5x_lite.data.sources import FIELD_BORDER, REPLACEMENT, Unit
 from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.errors import UserError

@@ -209,6 +209,17 @@ class Objective(Config):
         """Return the room of one packed row, of every kind that `sizes` counts."""
         return (self.row_length(context),)
 
+    def is_cut(
+        self, lengths: Int[np.ndarray, "documents parts"], context: ExampleContext
+    ) -> Bool[np.ndarray, "documents"]:
+        """Return which documents are longer than a row, so that no row holds all of their tokens.
+
+        Args:
+            lengths: tokens in each part of each document, `[documents, parts]`.
+            context: of the run.
+        """
+        return lengths.sum(1) > self.row_length(context)
+
     def lengths(self, context: ExampleContext) -> ExampleLengths:
         """Return the numbers of tokens that a model processes in one example."""
         return ExampleLengths(context.seq_len, context.seq_len)

@@ -3,7 +3,7 @@
 from typing import ClassVar
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from t5x_lite.errors import UserError
 from t5x_lite.objectives.features import Pair, segments_of
@@ -52,6 +52,11 @@ class TextToText(InputsTargets):
         if context.family == "encoder_decoder":
             return cut_lengths + 1
         return cut_lengths.sum(1, keepdims=True)
+
+    def is_cut(self, lengths: Int[np.ndarray, "documents 2"], context: ExampleContext) -> Bool[np.ndarray, "documents"]:
+        """Return which pairs have an input or a target that is longer than its limit."""
+        most_inputs, most_targets = self._limits(context)
+        return (lengths[:, 0] > most_inputs) | (lengths[:, 1] > most_targets)
 
     def example(self, row: TokenRow, context: ExampleContext, rng: np.random.Generator) -> Features:
         """Make the features of the row's pairs; nothing is random."""

@@ -9,6 +9,8 @@ from jax.sharding import Mesh
 from t5x_lite import config as configuration
 from t5x_lite.adapt.initial_weights import BaseCheckpoint, initial_weights
 from t5x_lite.checkpoint import Checkpoints, JsonObject
+from t5x_lite.data.row_rule import PLAN_VERSION
+from t5x_lite.errors import UserError
 from t5x_lite.run_dir import Run
 from t5x_lite.train.branch import restore_branch
 from t5x_lite.train.monitor import RunningLoss
@@ -77,6 +79,8 @@ class StateStore:
         """
         state_shapes = replace(self._steps.state, frozen={})
         restored = self.checkpoints.restore(state_shapes)
+        if restored is not None:
+            self._check_rows(restored[2])
         source = str(self._config.run_dir)
         if restored is None and self._config.branch is not None:
             restored = restore_branch(self._config, state_shapes)
@@ -94,8 +98,30 @@ class StateStore:
         base = None
         if self._base is not None:
             base = asdict(self._base)
-        metadata = {"position": asdict(progress), "config": configuration.dump(self._config), "base": base}
+        metadata = {
+            "position": asdict(progress),
+            "config": configuration.dump(self._config),
+            "base": base,
+            "plan_version": PLAN_VERSION,
+        }
         self.checkpoints.save(progress.step, replace(state, frozen={}), metadata, metrics)
+
+    def _check_rows(self, metadata: JsonObject) -> None:
+        """Refuse to continue with other rows than the run began with.
+
+        Raises:
+            UserError: a version of the package that packs documents in another way has saved the checkpoint.
+        """
+        config = self._config
+        is_packed = config.data.packing == "documents" and not config.tasks
+        # Checkpoints without a version are from before documents were packed by best fit.
+        is_changed = is_packed and metadata.get("plan_version", 1) != PLAN_VERSION
+        if is_changed and not config.train.allow_changed_config:
+            raise UserError(
+                f"{config.run_dir}: its checkpoint is of a version that packs documents into other rows "
+                "(data.packing=documents), so that its next batches cannot be built; finish the run with that version, "
+                "or set train.allow_changed_config=true to continue with new rows"
+            )
 
     def _create_state(self) -> TrainState:
         if self._config.adapt is None:

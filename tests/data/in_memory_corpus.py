@@ -1,14 +1,22 @@
-"""A corpus without files, for tests."""
+"""A corpus without files, for tests, and its rows."""
 
 import numpy as np
 
+from t5x_lite.data.config import DataConfig
 from t5x_lite.data.corpus import Corpus
+from t5x_lite.data.row_plan import PackedRows, RowPlan
+from t5x_lite.data.row_planner import WINDOW, plan_rows
+from t5x_lite.data.row_rule import RowRule
+from t5x_lite.data.row_store import open_rows
+from t5x_lite.data.shards import Split
+from t5x_lite.objectives.objective import ExampleContext, Objective
 
 
 class InMemoryCorpus(Corpus):
     """A corpus of documents of these lengths. The token at position p of the stream is p + 1."""
 
-    def __init__(self, *lengths: int) -> None:
+    def __init__(self, *lengths: int, split: Split = "train") -> None:
+        self.split = split
         self.offsets = np.cumsum([0, *lengths])
         self.parts = self.offsets
         self.tokens = int(self.offsets[-1])
@@ -27,6 +35,19 @@ def corpus_of_parts(*documents: tuple[int, ...]) -> InMemoryCorpus:
     corpus = InMemoryCorpus(*(sum(part_lengths) for part_lengths in documents))
     corpus.parts = np.cumsum([0, *(length for part_lengths in documents for length in part_lengths)])
     return corpus
+
+
+def rows_of(
+    corpus: Corpus, objective: Objective, context: ExampleContext, *, window: int = WINDOW, **data: object
+) -> RowPlan:
+    """Return the rows of a corpus by these settings of `data`, planned in memory."""
+    rule = RowRule(DataConfig.model_validate(data), objective, context)
+    if not rule.is_packed:
+        return open_rows(corpus, rule)
+    planned = list(plan_rows(corpus, rule, window))
+    span_counts = np.concatenate([np.zeros(1, np.int64), *(rows.span_counts for rows in planned)])
+    spans = np.concatenate([np.zeros((0, 2), np.int64), *(rows.spans for rows in planned)])
+    return PackedRows(corpus, spans, np.cumsum(span_counts), rule.length)
 
 
 DOCUMENT_LENGTHS = np.random.default_rng(0).integers(3, 40, 50)

@@ -36,11 +36,12 @@ def test_beam_writes_byte_for_byte_the_corpus_of_one_machine(tiny_config: Path, 
     model = tmp_path / "tokenizer"
     assert main(["tokenizer", str(tiny_config), f"run_dir={model}"]) == 0
     tokenizer = f"tokenizer={json.dumps({'file': {'path': str(model / 'tokenizer.model')}})}"
-    files = f"data.files={tmp_path}/*.txt"
+    text = (f"data.files={tmp_path}/*.txt", "data.packing=documents")
     assert PYTHON is not None
-    local = prepare_and_hash(sys.executable, tiny_config, tmp_path / "local", tokenizer, files)
-    beam = prepare_and_hash(PYTHON, tiny_config, tmp_path / "beam", tokenizer, files, "--runner=DirectRunner")
+    local = prepare_and_hash(sys.executable, tiny_config, tmp_path / "local", tokenizer, *text)
+    beam = prepare_and_hash(PYTHON, tiny_config, tmp_path / "beam", tokenizer, *text, "--runner=DirectRunner")
     assert sum(name.endswith(".train.array_record") for name in local) == 3
+    assert sum(name.startswith("rows-") for name in local) == 5
     assert beam == local
 
 

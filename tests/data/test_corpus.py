@@ -15,8 +15,9 @@ import pytest
 
 from t5x_lite.data import tokenizer_files, vocabulary
 from t5x_lite.data.config import Character, DataConfig, Unigram
-from t5x_lite.data.corpus import SPLITS, Corpus
+from t5x_lite.data.corpus import Corpus
 from t5x_lite.data.prepare import prepare_corpus
+from t5x_lite.data.shards import SPLITS
 from t5x_lite.data.tokenizer import SentencePiece, Tokenizer
 from t5x_lite.errors import UserError
 

@@ -1,13 +1,20 @@
 """Mixtures of sources: their shares, and the order in which they are interleaved."""
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from t5x_lite.data.config import MixedSource
+from t5x_lite import config as configuration
+from t5x_lite.data.config import DataConfig, MixedSource
 from t5x_lite.data.mixture import interleave_sources, source_shares
+from t5x_lite.data.open_data import open_data
+from t5x_lite.data.tokenizer import Bytes
+from t5x_lite.data.training_data import PipelineSettings
 from t5x_lite.errors import UserError
+from t5x_lite.objectives import Causal
+from tests.objectives.vocabulary import context
 
 
 def test_mixtures_follow_their_shares_at_every_prefix() -> None:
@@ -35,3 +42,26 @@ def test_explicit_weights_are_relative_to_each_other_and_complete() -> None:
     np.testing.assert_allclose(source_shares(weighted, [1, 1], 1.0), [0.75, 0.25])
     with pytest.raises(UserError, match="b has none"):
         source_shares([weighted[0], MixedSource(name="b")], [1, 1], 1.0)
+
+
+@pytest.mark.parametrize(("mixture_by", "unit"), [("examples", "rows"), ("tokens", "tokens")])
+def test_shares_are_of_examples_or_of_tokens(tmp_path: Path, mixture_by: str, unit: str) -> None:
+    """Two sources of equal weight: texts of 9 bytes and of 59 bytes, each with its EOS in a row of its own."""
+    sources: list[dict[str, object]] = []
+    for name, length in (("short", 9), ("long", 59)):
+        (tmp_path / f"{name}.txt").write_text("\n".join([name[0] * length] * 40))
+        sources.append({"name": name, "files": str(tmp_path / f"{name}.txt"), "document": "line", "weight": 1.0})
+    settings = {"mixture": sources, "mixture_by": mixture_by, "packing": "none", "cache_dir": str(tmp_path)}
+    data = DataConfig.model_validate({**settings, "validation_fraction": 0.0, "prepare_processes": 1})
+    rows = open_data(PipelineSettings(data, Causal(), context(64, size=400), 0, 4), Bytes()).rows()
+    counts = Counter[str]()
+    for g in range(420):
+        example = rows[g]
+        source = "short" if example["tokens"][0] == ord("s") + Bytes.first else "long"
+        counts[source] += 1 if unit == "rows" else np.count_nonzero(example["segment_ids"])
+    assert counts["short"] / counts["long"] == pytest.approx(1.0, rel=0.02)
+
+
+def test_tasks_are_mixed_by_examples_only(tiny_config: Path) -> None:
+    with pytest.raises(UserError, match=r"data.mixture_by=tokens is for text"):
+        configuration.load(tiny_config, ["tasks=[sst2]", "objective=text_to_text", "data.mixture_by=tokens"])

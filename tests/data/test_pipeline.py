@@ -10,7 +10,7 @@ from t5x_lite.data.pipeline import TrainingRows, ValidationSet, training_batch, 
 from t5x_lite.errors import UserError
 from t5x_lite.objectives import Causal
 from t5x_lite.objectives.masked import Masked
-from tests.data.in_memory_corpus import DOCUMENT_LENGTHS, SENTENCE_LENGTHS, InMemoryCorpus, corpus_of_parts
+from tests.data.in_memory_corpus import DOCUMENT_LENGTHS, SENTENCE_LENGTHS, InMemoryCorpus, corpus_of_parts, rows_of
 from tests.objectives.vocabulary import context
 
 Batch = dict[str, np.ndarray]
@@ -18,7 +18,8 @@ Batch = dict[str, np.ndarray]
 
 def training_rows(*corpora: InMemoryCorpus, seq_len: int = 8, seed: int = 0, **data: object) -> TrainingRows:
     shares = np.full(len(corpora), 1 / len(corpora))
-    return TrainingRows(corpora, shares, DataConfig.model_validate(data), Causal(), context(seq_len), seed)
+    row_plans = [rows_of(corpus, Causal(), context(seq_len), **data) for corpus in corpora]
+    return TrainingRows(row_plans, shares, DataConfig.model_validate(data), Causal(), context(seq_len), seed)
 
 
 def are_equal(batch: Batch, other: Batch) -> bool:
@@ -97,7 +98,8 @@ def test_documents_of_a_row_are_one_segment_only_if_they_attend_to_each_other() 
 
 @pytest.mark.parametrize("tokens", [2, 8, 9, 10, 16, 17, 25])
 def test_validation_predicts_every_token_but_the_first_once(tokens: int) -> None:
-    validation = ValidationSet([InMemoryCorpus(tokens)], DataConfig(), Causal(), context(8), 2)
+    row_plans = [rows_of(InMemoryCorpus(tokens, split="validation"), Causal(), context(8))]
+    validation = ValidationSet(row_plans, DataConfig(), Causal(), context(8), 2)
     batches = list(validation.batches(np.arange(2)))
     assert len(batches) == len(validation)
     predicted: list[int] = []
@@ -108,7 +110,9 @@ def test_validation_predicts_every_token_but_the_first_once(tokens: int) -> None
 
 
 def test_hosts_together_build_the_validation_batches_of_one_host() -> None:
-    validation = ValidationSet([InMemoryCorpus(30, 20), InMemoryCorpus(45)], DataConfig(), Causal(), context(8), 4)
+    corpora = InMemoryCorpus(30, 20, split="validation"), InMemoryCorpus(45, split="validation")
+    row_plans = [rows_of(corpus, Causal(), context(8)) for corpus in corpora]
+    validation = ValidationSet(row_plans, DataConfig(), Causal(), context(8), 4)
     hosts = [validation.batches(local_rows) for local_rows in np.split(np.arange(4), 2)]
     batches = list(validation.batches(np.arange(4)))
     host_batches = list(zip(*hosts, strict=True))
@@ -125,9 +129,10 @@ def test_text_shorter_than_a_row_is_refused() -> None:
 def sentence_pair_rows(static: int = 0) -> TrainingRows:
     """Examples of next-sentence prediction."""
     objective = Masked(sentences="next", static=static)
-    data = DataConfig(packing="sentences", parts="line")
-    corpus = corpus_of_parts(*SENTENCE_LENGTHS)
-    return TrainingRows([corpus], np.ones(1), data, objective, context(24, size=2000), 0)
+    settings = {"packing": "sentences", "parts": "line"}
+    row_plan = rows_of(corpus_of_parts(*SENTENCE_LENGTHS), objective, context(24, size=2000), **settings)
+    data = DataConfig.model_validate(settings)
+    return TrainingRows([row_plan], np.ones(1), data, objective, context(24, size=2000), 0)
 
 
 def test_a_second_sentence_that_does_not_follow_is_from_another_document() -> None:

@@ -3,12 +3,11 @@
 import numpy as np
 import pytest
 
-from t5x_lite.data.config import DataConfig
-from t5x_lite.data.row_plan import PackedRows, build_row_plan, pack_documents, pack_sentences
+from t5x_lite.data.row_plan import RowPlan
 from t5x_lite.objectives import Causal
+from t5x_lite.objectives.masked import Masked
 from t5x_lite.objectives.objective import TokenRow
-from t5x_lite.objectives.text_to_text import TextToText
-from tests.data.in_memory_corpus import DOCUMENT_LENGTHS, SENTENCE_LENGTHS, InMemoryCorpus, corpus_of_parts
+from tests.data.in_memory_corpus import DOCUMENT_LENGTHS, SENTENCE_LENGTHS, InMemoryCorpus, corpus_of_parts, rows_of
 from tests.objectives.vocabulary import context
 
 
@@ -17,10 +16,32 @@ def segments_of(row: TokenRow) -> list[np.ndarray]:
     return [row.tokens[row.segments == segment] for segment in range(1, row.segments.max() + 1)]
 
 
+@pytest.mark.parametrize("window", [1, 7, 2**20])
+def test_packed_rows_hold_each_document_once_and_cut_none_that_fits(window: int) -> None:
+    corpus = InMemoryCorpus(*DOCUMENT_LENGTHS, 100, 33, 66, 34)
+    row_plan = rows_of(corpus, Causal(), context(32), packing="documents", window=window)
+    pieces: dict[int, list[tuple[int, int]]] = {document: [] for document in range(corpus.documents)}
+    for number in range(row_plan.rows):
+        row = row_plan.read(number)
+        example = Causal().example(row, context(32), np.random.default_rng(0))
+        assert 0 < int((row.segments > 0).sum()) <= 33  # a row of the objective has one token more than the model reads
+        assert not row.tokens[row.segments == 0].any()
+        for segment, tokens in enumerate(segments_of(row), start=1):
+            document = int(np.searchsorted(corpus.offsets, tokens[0] - 1, side="right")) - 1
+            start = int(tokens[0] - 1 - corpus.offsets[document])
+            assert tokens.tolist() == list(range(tokens[0], tokens[0] + len(tokens)))
+            pieces[document].append((start, start + len(tokens)))
+            positions = example["positions"][example["segment_ids"] == segment]
+            assert positions.tolist() == list(range(len(positions)))
+    for document, length in enumerate(np.diff(corpus.offsets).tolist()):
+        stops = [*range(33, length, 33), length]
+        assert sorted(pieces[document]) == list(zip([0, *stops[:-1]], stops, strict=True))
+
+
 @pytest.mark.parametrize("packing", ["documents", "none"])
 def test_every_segment_is_a_piece_of_one_document(packing: str) -> None:
     corpus = InMemoryCorpus(*DOCUMENT_LENGTHS)
-    row_plan = build_row_plan(corpus, DataConfig.model_validate({"packing": packing}), Causal(), context(32), seed=0)
+    row_plan = rows_of(corpus, Causal(), context(32), packing=packing)
     tokens_in_rows: list[int] = []
     for number in range(row_plan.rows):
         row = row_plan.read(number)
@@ -39,9 +60,13 @@ def test_every_segment_is_a_piece_of_one_document(packing: str) -> None:
 
 
 @pytest.mark.parametrize("within_documents", [True, False])
-def test_rows_hold_whole_sentences_in_order_and_are_as_full_as_possible(within_documents: bool) -> None:
+@pytest.mark.parametrize("window", [1, 2**20])
+def test_rows_hold_whole_sentences_in_order_and_are_as_full_as_possible(within_documents: bool, window: int) -> None:
     corpus = corpus_of_parts(*SENTENCE_LENGTHS, (25, 3))
-    row_plan = pack_sentences(corpus, 20, within_documents=within_documents)
+    objective = Masked(sentences="next" if within_documents else "none")
+    special_tokens = 3 if within_documents else 2  # [CLS] and a [SEP] after each text
+    settings = {"packing": "sentences", "parts": "line"}
+    row_plan = rows_of(corpus, objective, context(20 + special_tokens), window=window, **settings)
     tokens_in_rows: list[int] = []
     for number in range(row_plan.rows):
         row = row_plan.read(number)
@@ -64,24 +89,7 @@ def test_rows_hold_whole_sentences_in_order_and_are_as_full_as_possible(within_d
     assert len(tokens_in_rows) == corpus.tokens - 5  # the end of the sentence of 25 tokens is lost
 
 
-def test_pairs_are_packed_until_inputs_or_targets_are_full() -> None:
-    """Next-fit packing with two kinds of room, by a loop."""
-    lengths = np.random.default_rng(3).integers(1, 12, (60, 2))
-    corpus = corpus_of_parts(*(tuple(pair) for pair in lengths.tolist()))
-    row_plan = pack_documents(corpus, TextToText(target_len=16), context(24, "encoder_decoder"), None)
-    expected: list[list[int]] = [[]]
-    room = np.array([24, 16])
-    for document, sizes in enumerate(lengths + 1):
-        if (sizes > room).any():
-            expected.append([])
-            room = np.array([24, 16])
-        room = room - sizes
-        expected[-1].append(document)
-    packed = [documents_of_pairs(corpus, row_plan, number, lengths) for number in range(row_plan.rows)]
-    assert packed == expected
-
-
-def documents_of_pairs(corpus: InMemoryCorpus, row_plan: PackedRows, number: int, lengths: np.ndarray) -> list[int]:
+def documents_of_pairs(corpus: InMemoryCorpus, row_plan: RowPlan, number: int, lengths: np.ndarray) -> list[int]:
     """Return the documents in a row, and check the lengths of their two sides."""
     row = row_plan.read(number)
     documents: list[int] = []

@@ -29,7 +29,7 @@ from t5x_lite.data.pipeline import training_batches
 from t5x_lite.data.vocabulary import load_or_train_tokenizer
 from t5x_lite.parallel import distributed, mesh as meshes
 from t5x_lite.run_data import open_run_data
-config = configuration.load(sys.argv[1])
+config = configuration.load(sys.argv[1], sys.argv[4:])
 distributed.initialize(Path(config.data.cache_dir))
 mesh = meshes.make_mesh(config.mesh)
 local = meshes.local_rows(mesh, 4)
@@ -109,9 +109,17 @@ def find_processes(job: subprocess.Popen[str]) -> dict[int, int]:
     return process_ids
 
 
-def test_one_two_and_four_processes_make_the_same_global_batches(tiny_config: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("packing", ["stream", pytest.param("documents", marks=pytest.mark.slow)])
+def test_one_two_and_four_processes_make_the_same_global_batches(
+    tiny_config: Path, tmp_path: Path, packing: str
+) -> None:
+    """With packed documents, the processes of each job plan the rows into a cache of their own."""
+
     def global_batches(count: int, start: int) -> Int[np.ndarray, "batches rows length"]:
-        run_processes(count, "-c", SAVE_BATCHES, tiny_config, tmp_path / str(count), start)
+        overrides = [f"data.packing={packing}"]
+        if packing == "documents":
+            overrides.append(f"data.cache_dir={tmp_path / f'cache{count}'}")
+        run_processes(count, "-c", SAVE_BATCHES, tiny_config, tmp_path / str(count), start, *overrides)
         parts = [np.load(f"{tmp_path / str(count)}-{number}.npz") for number in range(count)]
         tokens = np.zeros((5, 4, 16), np.int32)
         for part in parts:

@@ -1,0 +1,195 @@
+"""Row plans on disk: planned once, the same for all who read them, never those of another corpus or length."""
+
+import json
+import pickle
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from t5x_lite.cli import main
+from t5x_lite.data.config import DataConfig
+from t5x_lite.data.corpus import Corpus
+from t5x_lite.data.pipeline import TrainingRows, training_batch
+from t5x_lite.data.prepare import prepare_corpus
+from t5x_lite.data.row_plan import RowPlan
+from t5x_lite.data.row_rule import RowRule
+from t5x_lite.data.row_store import open_rows, prepare_rows
+from t5x_lite.data.tokenizer import Bytes
+from t5x_lite.objectives import Causal
+from t5x_lite.objectives.objective import Objective
+from t5x_lite.objectives.prefix import Prefix
+from tests.objectives.vocabulary import context
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """The corpus of 400 documents of 2 to 90 bytes."""
+    rng = np.random.default_rng(0)
+    lines = ["".join(rng.choice(list("abcdefgh"), int(rng.integers(1, 90)))) for _ in range(400)]
+    (tmp_path / "text.txt").write_text("\n".join(lines))
+    data = {
+        "files": str(tmp_path / "text.txt"),
+        "document": "line",
+        "cache_dir": str(tmp_path),
+        "validation_fraction": 0.2,
+    }
+    config = DataConfig.model_validate({**data, "prepare_processes": 1})
+    return prepare_corpus(config.sources[0], config, Bytes())
+
+
+def rule(seq_len: int = 64, objective: Objective | None = None, packing: str = "documents") -> RowRule:
+    data = DataConfig.model_validate({"packing": packing})
+    return RowRule(data, objective or Causal(), context(seq_len, size=400))
+
+
+def rows_read(row_plan: RowPlan) -> list[list[int]]:
+    return [row_plan.read(number).tokens.tolist() for number in range(row_plan.rows)]
+
+
+def plan_files(folder: Path) -> dict[str, int]:
+    """The plans in the folder of a corpus, and when each was written."""
+    return {path.name: path.stat().st_mtime_ns for path in folder.glob("rows-*.json")}
+
+
+def test_a_plan_is_made_once_and_counts_what_a_reader_counts(folder: Path) -> None:
+    statistics = prepare_rows(folder, rule())
+    files = plan_files(folder)
+    assert prepare_rows(folder, rule()) == statistics
+    assert plan_files(folder) == files
+    for split, counts in statistics.items():
+        corpus = Corpus(folder, split)
+        rows = rows_read(open_rows(corpus, rule()))
+        lengths = np.diff(corpus.offsets)
+        assert (counts.documents, counts.tokens, counts.rows) == (len(lengths), lengths.sum(), len(rows))
+        assert counts.cut_documents == (lengths > 65).sum() > 0
+        # No token of a byte tokenizer's text has the id 0, which pads.
+        assert counts.fill == np.mean([np.count_nonzero(row) / 65 for row in rows])
+    assert statistics["train"].fill > 0.97
+
+
+def test_only_what_changes_the_rows_makes_another_plan(folder: Path) -> None:
+    prepare_rows(folder, rule())
+    prepare_rows(folder, rule(objective=Prefix()))  # the same length and the same cost of documents
+    assert len(plan_files(folder)) == 1
+    prepare_rows(folder, rule(seq_len=32))
+    assert len(plan_files(folder)) == 2
+    row_plans = [open_rows(Corpus(folder, "train"), rule(seq_len)) for seq_len in (64, 32)]
+    assert [row_plan.length for row_plan in row_plans] == [65, 33]
+
+
+def test_a_plan_of_another_corpus_or_a_damaged_one_is_replaced(folder: Path, tmp_path: Path) -> None:
+    prepare_rows(folder, rule())
+    corpus = Corpus(folder, "train")
+    expected = rows_read(open_rows(corpus, rule()))
+    spans = next(folder.glob("rows-*.train.spans.npy"))
+    summary = next(folder.glob("rows-*.json"))
+
+    def damage_spans() -> None:
+        spans.write_bytes(spans.read_bytes()[:-8])
+
+    def damage_summary() -> None:
+        summary.write_text("{")
+
+    def rename_corpus() -> None:
+        summary.write_text(json.dumps({**json.loads(summary.read_text()), "corpus": "text-0123456789abcdef"}))
+
+    def change_rule() -> None:
+        content = json.loads(summary.read_text())
+        summary.write_text(json.dumps({**content, "rule": {**content["rule"], "row_length": 33}}))
+
+    for spoil in (spans.unlink, damage_spans, summary.unlink, damage_summary, rename_corpus, change_rule):
+        spoil()
+        prepare_rows(folder, rule())
+        assert rows_read(open_rows(corpus, rule())) == expected
+        assert json.loads(summary.read_text())["corpus"] == folder.name
+
+
+def test_a_plan_depends_on_the_corpus_and_the_rule_alone(folder: Path) -> None:
+    prepare_rows(folder, rule())
+    first = {path.name: path.read_bytes() for path in folder.glob("rows-*")}
+    for path in folder.glob("rows-*"):
+        path.unlink()
+    prepare_rows(folder, rule())
+    assert {path.name: path.read_bytes() for path in folder.glob("rows-*")} == first
+    assert len(first) == 5
+
+
+def test_several_at_once_plan_once(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    threads = [threading.Thread(target=prepare_rows, args=(folder, rule())) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert capfd.readouterr().err.count("rows: ") == 1
+
+
+def training_rows(folder: Path) -> TrainingRows:
+    prepare_rows(folder, rule())
+    row_plan = open_rows(Corpus(folder, "train"), rule())
+    return TrainingRows([row_plan], np.ones(1), rule().data, Causal(), rule().context, seed=3)
+
+
+@pytest.mark.parametrize("hosts", [2, 4])
+def test_any_number_of_hosts_reads_the_same_rows_from_any_step(folder: Path, hosts: int) -> None:
+    rows = training_rows(folder)
+    for step in (0, 5, 300):
+        batch = training_batch(rows, 8, np.arange(8), step)
+        local_batches: list[np.ndarray] = []
+        for local_rows in np.split(np.arange(8), hosts):
+            local_batches.append(training_batch(training_rows(folder), 8, local_rows, step)["tokens"])
+        np.testing.assert_array_equal(np.concatenate(local_batches), batch["tokens"])
+
+
+def test_workers_open_the_plan_and_hold_no_copy_of_it(folder: Path) -> None:
+    plan = training_rows(folder).row_plans[0]
+    copied = pickle.loads(pickle.dumps(plan))
+    assert rows_read(copied) == rows_read(plan)
+    assert not any(array.flags.owndata for array in (copied.spans, copied.row_starts, copied.corpus.offsets))
+    corpus_bytes = len(pickle.dumps(plan.corpus))
+    assert len(pickle.dumps(plan)) - len(pickle.dumps(rule())) - corpus_bytes < 200 < copied.spans.nbytes
+
+
+def test_every_epoch_reads_every_row_once_in_another_order(folder: Path) -> None:
+    rows = training_rows(folder)
+    count = rows.row_plans[0].rows
+    epochs = [[rows[epoch * count + n]["tokens"].tobytes() for n in range(count)] for epoch in (0, 1)]
+    assert sorted(epochs[0]) == sorted(epochs[1])
+    assert epochs[0] != epochs[1]
+
+
+@pytest.mark.parametrize("packing", ["stream", "documents", "none"])
+def test_prepare_prints_counts(
+    packing: str, tiny_config: Path, prose: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """60 documents of 12 × 9 words: with 17 tokens in a row, all of them are cut."""
+    settings = [
+        f"data.packing={packing}",
+        f"data.cache_dir={tmp_path}",
+        "tokenizer=bytes",
+        "data.validation_fraction=0",
+    ]
+    assert main(["prepare", str(tiny_config), "--json", *settings]) == 0
+    counts = json.loads(capsys.readouterr().out)
+    lengths = np.array([len(path.read_bytes()) + 1 for path in sorted(prose.glob("*.txt"))])
+    assert (counts["documents"], counts["tokens"], counts["cut_documents"]) == (60, lengths.sum(), 60)
+    # The windows of a stream leave room for a phase of up to 15 tokens.
+    row_count = {"stream": (lengths.sum() - 16) // 16, "none": 60, "documents": counts["rows"]}[packing]
+    assert counts["rows"] == row_count
+    fill = {"stream": 1.0, "none": 1.0, "documents": lengths.sum() / (17 * counts["rows"])}[packing]
+    assert counts["fill"] == fill > 0.97
+    assert main(["prepare", str(tiny_config), *settings]) == 0
+    line, folder = capsys.readouterr().out.splitlines()
+    assert " ".join(line.split()).startswith(f"text 60 documents {lengths.sum():,} tokens {row_count:,} rows")
+    assert folder == f"text: {counts['sources']['text']['folder']}"
+
+
+@pytest.mark.parametrize(("packing", "cut"), [("stream", 2), ("documents", 1), ("none", 1)])
+def test_documents_that_are_not_complete_in_one_row_are_counted(tmp_path: Path, packing: str, cut: int) -> None:
+    """The documents 9-18 and 23-37 are in no window of 0-9, 8-17, 16-25; the latter is longer than a row."""
+    (tmp_path / "text.txt").write_text("\n".join("x" * (length - 1) for length in (4, 5, 9, 2, 3, 14)))
+    settings = {"files": str(tmp_path / "text.txt"), "document": "line", "cache_dir": str(tmp_path)}
+    config = DataConfig.model_validate({**settings, "validation_fraction": 0.0, "prepare_processes": 1})
+    folder = prepare_corpus(config.sources[0], config, Bytes())
+    assert prepare_rows(folder, rule(8, packing=packing))["train"].cut_documents == cut
