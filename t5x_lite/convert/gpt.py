@@ -175,6 +175,9 @@ OPT_CONFIG = ConfigTable(
         Field("ffn_dim", "mlp"),
         Field("max_position_embeddings", "positions.learned.length"),
         Field("activation_function", "feedforward.mlp.activation", default="relu", transform=ACTIVATION),
+        Field("enable_bias", "bias", default=True, is_flag=True),
+        Field("layer_norm_elementwise_affine", "norm.layernorm.scale", default=True, is_flag=True),
+        Field("layer_norm_elementwise_affine", "norm.layernorm.bias", default=True, is_flag=True),
         Field("dropout", "dropout", default=0.1),
         Field("attention_dropout", "dropout", is_read=False),
     ),
@@ -186,11 +189,7 @@ OPT_CONFIG = ConfigTable(
     },
     constants={"do_layer_norm_before": True},
     rules=(Rule(("do_layer_norm_before",), read=_refuse_350m), TIED_OUTPUT),
-    required_values={
-        "_remove_final_layer_norm": (False, None),
-        "enable_bias": (True, None),
-        "layer_norm_elementwise_affine": (True, None),
-    },
+    required_values={"_remove_final_layer_norm": (False, None)},
 )
 OPT_WEIGHTS = WeightTable(
     modules={

@@ -13,8 +13,8 @@ from t5x_lite import config as configuration
 from t5x_lite import schema
 from t5x_lite.checkpoint import Checkpoints
 from t5x_lite.config import CheckpointConfig, MeshConfig, RunConfig
+from t5x_lite.convert.classifier import ObjectiveSetting
 from t5x_lite.convert.config_table import ForeignConfig
-from t5x_lite.convert.model_type import ObjectiveSetting
 from t5x_lite.convert.weight_map import WeightMap
 from t5x_lite.data.config import TokenizerFile
 from t5x_lite.data.tokenizer import Tokenizer
@@ -29,7 +29,7 @@ from t5x_lite.tokenizer_settings import copy_settings, read_tokenizer_settings
 from t5x_lite.trees import flatten_names, unflatten_names
 
 MAX_SEQ_LEN = 512
-"""The sequence length in the config of an imported run, in tokens, unless its learned positions are fewer."""
+"""The sequence length in the config of an imported run, in tokens, unless the model has fewer positions."""
 SENTINELS = 100
 """The number of sentinel tokens that T5's tokenizer adds to its SentencePiece model."""
 
@@ -122,7 +122,7 @@ def _describe_run(
 ) -> RunConfig:
     length = min(model.max_length or MAX_SEQ_LEN, MAX_SEQ_LEN)
     data = {}
-    if isinstance(objective, dict) and objective["masked"]["sentences"] != "none":
+    if isinstance(objective, dict) and objective.get("masked", {}).get("sentences", "none") != "none":
         data = {"packing": "sentences", "parts": "punctuation"}
     tokenizer_name = "tokenizer.json" if tokenizer is None else tokenizer.file_name
     settings = {
