@@ -10,6 +10,7 @@ from t5x_lite.convert.config_table import (
     Rule,
     Settings,
     Transform,
+    check_count,
 )
 from t5x_lite.convert.model_type import Architecture, ModelType
 from t5x_lite.convert.weight_map import Modules, StackModules, WeightTable
@@ -105,9 +106,9 @@ def _read_groups(source: ForeignModel, settings: Settings) -> None:
     hidden layers are cut into `num_hidden_groups` equal parts, each of which repeats a group of its own.
     """
     hidden_layers = settings["layers"]
-    groups = source.config.get("num_hidden_groups", 1)
-    inner_layers = source.config.get("inner_group_num", 1)
-    if groups < 1 or inner_layers < 1 or hidden_layers % groups:
+    groups = check_count("num_hidden_groups", source.config.get("num_hidden_groups", 1))
+    inner_layers = check_count("inner_group_num", source.config.get("inner_group_num", 1))
+    if hidden_layers % groups:
         raise UserError(
             f"num_hidden_layers={hidden_layers} with num_hidden_groups={groups} and inner_group_num={inner_layers} is "
             "not supported (only groups that repeat equally often)"

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
-from t5x_lite.convert.config_table import ForeignConfig, Settings
+from t5x_lite.convert.config_table import ForeignConfig, Settings, check_count
 from t5x_lite.errors import UserError
 from t5x_lite.objectives import Classify, Objective
 
@@ -14,6 +14,7 @@ TASK_HEADS = ("classifier.", "score.", "qa_outputs.", "sequence_summary.", "mult
 """First parts of the names of modules that only classes for tasks have."""
 REGRESSION = "regression"
 SINGLE_LABEL = "single_label_classification"
+LABEL_FIELDS = ("id2label", "label2id", "problem_type")
 DEFAULT_LABELS = 2
 """The number of labels that Transformers takes where a config names none."""
 
@@ -36,13 +37,15 @@ def read_labels(config: Mapping[str, Any]) -> list[str]:
     """
     table = config.get("id2label")
     if table is None:
-        return [f"LABEL_{number}" for number in range(config.get("num_labels") or DEFAULT_LABELS)]
+        return [
+            f"LABEL_{number}" for number in range(check_count("num_labels", config.get("num_labels", DEFAULT_LABELS)))
+        ]
     if not isinstance(table, dict) or {str(number) for number in table} != {str(n) for n in range(len(table))}:
         raise UserError(f"id2label={str(table)[:60]} is not a table of labels by their numbers from 0")
     by_number = {int(number): str(label) for number, label in table.items()}
     labels = [by_number[number] for number in range(len(by_number))]
-    if len(set(labels)) < len(labels):
-        raise UserError(f"id2label={str(table)[:60]} names a label twice")
+    if not labels or len(set(labels)) < len(labels):
+        raise UserError(f"id2label={str(table)[:60]} names no label, or the same twice")
     return labels
 
 
@@ -54,7 +57,7 @@ def read_head(config: Mapping[str, Any]) -> Settings:
     """
     labels = read_labels(config)
     problem = config.get("problem_type")
-    is_supported = problem in {None, SINGLE_LABEL} or (problem == REGRESSION and len(labels) == 1)
+    is_supported = problem is None or problem == SINGLE_LABEL or (problem == REGRESSION and len(labels) == 1)
     if not is_supported:
         raise UserError(f"problem_type={problem!r} with {len(labels)} labels is not supported (only one label a text)")
     return {"outputs": len(labels), "pool": "first", "transform": True}

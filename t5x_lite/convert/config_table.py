@@ -23,6 +23,9 @@ ForeignConfig: TypeAlias = dict[str, Any]
 Settings: TypeAlias = dict[str, Any]
 """Settings of our model as plain values: nested, as in a YAML config, or by dotted key."""
 
+LARGEST_COUNT = 100_000
+"""The largest number that lists are made by; no model has so many layers or labels."""
+
 REQUIRED: Final = object()
 """The default of a field that a foreign config must have."""
 
@@ -141,6 +144,17 @@ def layers_and_window(model: ModelConfig, dense: str, local: str) -> tuple[list[
     if len(windows) > 1:
         raise UserError(f"windows of several lengths ({', '.join(map(str, sorted(windows)))}) cannot be written")
     return names * (model.layers // len(names)), next(iter(windows), None)
+
+
+def check_count(name: str, value: object) -> int:
+    """Return a number of layers, groups or labels, by which lists are made.
+
+    Raises:
+        UserError: no such number.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LARGEST_COUNT:
+        raise UserError(f"{name}={str(value)[:60]} is not a number from 1 to {LARGEST_COUNT:,}")
+    return value
 
 
 def require_field(config: Mapping[str, Any], name: str) -> Any:

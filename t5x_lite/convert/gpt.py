@@ -9,6 +9,7 @@ from t5x_lite.convert.config_table import (
     ForeignModel,
     Rule,
     Settings,
+    check_count,
     layers_and_window,
     require_field,
     shortest_period,
@@ -86,7 +87,7 @@ def _read_attention_types(source: ForeignModel, settings: Settings) -> None:
     local_attention = {"local": {"window": source.config.get("window_size", DEFAULT_WINDOW)}}
     kinds: list[str] = []
     for period, repeats in require_field(source.config, "attention_types"):
-        kinds.extend(period * repeats)
+        kinds.extend(period * check_count("the repeats of attention_types", repeats))
     pattern = []
     for kind in shortest_period(kinds):
         attention = local_attention if kind == "local" else "dense"

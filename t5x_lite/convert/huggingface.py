@@ -15,7 +15,7 @@ from t5x_lite import schema
 from t5x_lite.adapt.initial_weights import merged_weights
 from t5x_lite.config import MeshConfig
 from t5x_lite.convert import MODEL_TYPES
-from t5x_lite.convert.classifier import read_objective, write_labels
+from t5x_lite.convert.classifier import LABEL_FIELDS, read_objective, write_labels
 from t5x_lite.convert.config_table import ForeignConfig, ForeignModel
 from t5x_lite.convert.imported_run import check_new_run_dir, load_params, load_tokenizer, write_run
 from t5x_lite.convert.matching import find_model_type
@@ -248,6 +248,7 @@ def _build_config(
             config[name] = value
     if model.head is not None:
         config.update(write_labels(model.head.outputs, run.config.objective))
+        config.update({name: imported_config[name] for name in LABEL_FIELDS if name in imported_config})
     config["model_type"] = model_type.name
     config["dtype"] = str(dtype)
     return config

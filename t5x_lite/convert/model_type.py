@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from t5x_lite.convert.classifier import TASK_HEADS, ObjectiveSetting, is_named, read_head, write_labels
 from t5x_lite.convert.config_table import ConfigTable, ForeignConfig, ForeignModel, Rule, Settings
 from t5x_lite.convert.weight_map import Modules, WeightMap, WeightTable
+from t5x_lite.errors import UserError
 from t5x_lite.models.config import ModelConfig, Output
 from t5x_lite.models.feedforward.config import GLU
 from t5x_lite.models.spec import model_spec
@@ -15,7 +16,13 @@ OUTPUT_MATRIX = "lm_head.weight"
 
 
 def _read_tied(source: ForeignModel, settings: Settings) -> None:
-    settings["tied"] = OUTPUT_MATRIX not in source.tensor_names
+    is_stored = OUTPUT_MATRIX in source.tensor_names
+    if not is_stored and source.config.get("tie_word_embeddings") is False:
+        raise UserError(
+            f"tie_word_embeddings=false, and {OUTPUT_MATRIX} is not stored: this is a model without the output that "
+            "predicts tokens; import a checkpoint that has it"
+        )
+    settings["tied"] = not is_stored
 
 
 def _write_tied(model: ModelConfig, config: ForeignConfig) -> None:

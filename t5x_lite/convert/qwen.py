@@ -7,6 +7,7 @@ from t5x_lite.convert.config_table import (
     ForeignModel,
     Rule,
     Settings,
+    check_count,
     layers_and_window,
     shortest_period,
 )
@@ -43,7 +44,8 @@ def _read_layer_types(source: ForeignModel, settings: Settings) -> None:
         first_windowed = settings["layers"]
         if window is not None:
             first_windowed = config.get("max_window_layers", DEFAULT_FULL_LAYERS)
-        layer_types = [FULL if layer < first_windowed else SLIDING for layer in range(settings["layers"])]
+        layers = check_count("num_hidden_layers", settings["layers"])
+        layer_types = [FULL if layer < first_windowed else SLIDING for layer in range(layers)]
     pattern = []
     for layer_type in shortest_period(list(layer_types)):
         if layer_type not in {FULL, SLIDING} or (layer_type == SLIDING and window is None):

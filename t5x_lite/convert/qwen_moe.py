@@ -10,6 +10,7 @@ from t5x_lite.convert.config_table import (
     ForeignModel,
     Rule,
     Settings,
+    check_count,
     shortest_period,
 )
 from t5x_lite.convert.llama import ATTENTION_BIAS, LLAMA_FIXED, LLAMA_RULES, NO_BIAS, llama_fields, llama_like
@@ -47,7 +48,8 @@ def _read_experts(source: ForeignModel, settings: Settings) -> None:
     window = config.get("sliding_window") if config.get("use_sliding_window") else None
     attention = "dense" if window is None else {"local": {"window": window}}
     pattern = []
-    for kind in shortest_period(_kinds_of_layers(config, settings["layers"])):
+    layers = check_count("num_hidden_layers", settings["layers"])
+    for kind in shortest_period(_kinds_of_layers(config, layers)):
         feedforward = {"moe": experts} if kind == EXPERTS else None
         pattern.append({"attention": attention, "feedforward": feedforward})
     settings["pattern"] = pattern
@@ -66,7 +68,7 @@ def _read_router(config: Mapping[str, Any]) -> Settings:
 
 def _kinds_of_layers(config: Mapping[str, Any], layers: int) -> list[str]:
     """Return the kind of feed-forward of every layer."""
-    step = config.get("decoder_sparse_step", 1)
+    step = check_count("decoder_sparse_step", config.get("decoder_sparse_step", 1))
     dense_layers = config.get("mlp_only_layers") or []
     kinds = []
     for layer in range(layers):

@@ -67,6 +67,12 @@ def test_a_classifier_gives_transformers_scores_and_keeps_its_labels(name: str, 
     again = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "out").eval()
     np.testing.assert_array_equal(their_scores(again), their_scores(theirs))
     assert again.config.id2label == LABELS
+    # A run that was trained here has no config of Transformers.
+    (tmp_path / "run/config.huggingface.json").unlink()
+    export_hf(tmp_path / "run", tmp_path / "trained")
+    trained = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "trained").eval()
+    np.testing.assert_array_equal(their_scores(trained), their_scores(theirs))
+    assert trained.config.id2label == LABELS
 
 
 def test_a_model_that_scores_a_number_is_imported_for_regression(tmp_path: Path) -> None:
@@ -146,6 +152,26 @@ def test_other_heads_for_tasks_are_refused_by_name(
     assert message in str(raised.value)
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"id2label": {"0": "a", "2": "b"}}, "is not a table of labels by their numbers from 0"),
+        ({"id2label": {"0": "a", "1": "a"}}, "names no label, or the same twice"),
+        ({"id2label": None, "num_labels": 10**30}, "num_labels=1000000000000000000000000000000 is not a number"),
+        ({"problem_type": ["regression"]}, "problem_type=['regression'] with 2 labels is not supported"),
+        ({"id2label": {"0": "a", "1": "b", "2": "c"}}, "classifier.weight is [2, 32], expected [3, 32]"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused_in_one_line(config: dict, message: str, tmp_path: Path) -> None:
+    save_model(tmp_path / "theirs", "Bert", "SequenceClassification")
+    path = tmp_path / "theirs/config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **config}))
+    with pytest.raises(UserError) as raised:
+        import_hf(tmp_path / "theirs", tmp_path / "run")
+    assert message in str(raised.value)
+    assert "\n" not in str(raised.value)
 
 
 def test_an_encoder_is_imported_without_its_head(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
