@@ -30,7 +30,13 @@ from tests.reference.tiny_models import TINY_MODELS, VOCAB  # noqa: E402
 
 GENERATED = 64
 WEIGHTS_FILE = "model.safetensors"
-COMPARED_MODELS = [name for name in TINY_MODELS if name != "Switch, room for all"]
+SLOW_MODELS = {"Llama, biases of attention", "Llama, dynamic", "Qwen3-MoE, one expert"}
+"""Variants of models that other tests compare too."""
+COMPARED_MODELS = [
+    pytest.param(name, marks=pytest.mark.slow if name in SLOW_MODELS else ())
+    for name in TINY_MODELS
+    if name != "Switch, room for all"
+]
 GENERATING_MODELS = ["T5 v1.0", "T5 v1.1", "GPT-2", "Llama 2", "Switch, room for all", "Mixtral"]
 
 

@@ -82,8 +82,10 @@ def write_modules(
     (folder / "sentence_bert_config.json").write_text(json.dumps(settings))
 
 
-@pytest.mark.parametrize("is_normalized", [False, True])
-@pytest.mark.parametrize("mode", ["cls_token", "mean_tokens", "max_tokens", "lasttoken"])
+@pytest.mark.parametrize(
+    ("mode", "is_normalized"),
+    [("cls_token", False), ("mean_tokens", True), ("max_tokens", False), ("lasttoken", True)],
+)
 def test_the_vectors_are_those_of_the_modules(
     mode: str, is_normalized: bool, encoder: Path, states: list[np.ndarray], tmp_path: Path
 ) -> None:
