@@ -113,7 +113,8 @@ class Model:
     def window(self) -> int:
         """Tokens that the model reads at one time.
 
-        This is the number of learned positions; else the context length of imported weights, or `train.seq_len`.
+        This is the number of positions, where the model has a limit; else the context length of imported weights, or
+        `train.seq_len`.
         """
         if self.config.model.max_length is not None:
             return self.config.model.max_length
@@ -125,12 +126,13 @@ class Model:
         """Return the tokens to read at one time: `requested`, or else `window`.
 
         Raises:
-            UserError: more than the learned positions.
+            UserError: more than the positions of the model.
         """
         length = requested or self.window
         max_length = self.config.model.max_length
         if max_length is not None and length > max_length:
-            raise UserError(f"{length} tokens are more than the model's {max_length} learned positions")
+            limit = self.config.model.positions.max_length_setting
+            raise UserError(f"{length} tokens are more than the model's {max_length} positions ({limit})")
         return length
 
     def encode_text(self, text: str) -> Int[np.ndarray, "_"]:
@@ -256,7 +258,7 @@ class Model:
         """Return the log-probability of each text in nats; see `evaluate.score.score`."""
         return scoring.score(self, texts, inputs)
 
-    def embed(self, texts: Sequence[str], pool: str = "mean", layer: int | None = None) -> Embeddings:
+    def embed(self, texts: Sequence[str], pool: str | None = None, layer: int | None = None) -> Embeddings:
         """Return float32 `[texts, embed]`; with pool `none` a list of `[tokens, embed]`. See `evaluate.embed.embed`."""
         return embedding.embed(self, texts, pool, layer)
 

@@ -138,7 +138,8 @@ def _add_embed(commands: Commands) -> None:
         "--to", type=Path, help="file to write: .npy, or .npz with --pool none (default: named after FILE)"
     )
     parser.add_argument(
-        "--pool", default="mean", help="mean (default), cls or max of a text's tokens; none keeps every token"
+        "--pool",
+        help="mean, cls or max of a text's tokens; none keeps every token (default: the model's, or mean)",
     )
     parser.add_argument(
         "--layer", type=int, help="layer whose states to use, counted from 1, or from the end as -1 (default: the last)"
@@ -164,6 +165,9 @@ def _add_import(commands: Commands) -> None:
     parser.add_argument("format", choices=["hf", "t5x"], help="hf: a Hugging Face folder; t5x: a native T5X checkpoint")
     parser.add_argument("source", metavar="DIR", type=Path, help="folder to read")
     parser.add_argument("target", metavar="RUN", help="run directory to create")
+    parser.add_argument(
+        "--without-head", action="store_true", help="import the encoder of a Hugging Face folder without its output"
+    )
 
 
 def _add_export(commands: Commands) -> None:

@@ -348,8 +348,12 @@ def import_(options: argparse.Namespace, overrides: list[str]) -> int:
     """Run `t5x-lite import hf DIR RUN` or `t5x-lite import t5x CHECKPOINT RUN`."""
     from t5x_lite.convert import huggingface, t5x
 
-    importers = {"hf": huggingface.import_hf, "t5x": t5x.import_t5x}
-    run = importers[options.format](options.source, options.target)
+    if options.format == "hf":
+        run = huggingface.import_hf(options.source, options.target, without_head=options.without_head)
+    elif options.without_head:
+        raise UserError("import t5x: --without-head is for the encoders of Hugging Face folders")
+    else:
+        run = t5x.import_t5x(options.source, options.target)
     print(f"run: {run.config.run_dir} ({run.spec.parameters:,} parameters, {run.config.model.family})")
     if run.stored_tokenizer is None:
         print("no tokenizer came with it: put tokenizer.json or tokenizer.model there before it reads text")

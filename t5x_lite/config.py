@@ -122,7 +122,7 @@ class RunConfig(Config):
         train = self.train
         max_length = self.model.max_length
         if max_length is not None and train.seq_len > max_length:
-            yield f"train.seq_len {train.seq_len} is longer than model.positions.learned.length {max_length}"
+            yield f"train.seq_len {train.seq_len} is longer than {self.model.positions.max_length_setting} {max_length}"
         if train.batch_size % train.microbatches:
             yield f"train.batch_size {train.batch_size} is not a multiple of train.microbatches {train.microbatches}"
         if train.loss_chunks and train.seq_len % train.loss_chunks:

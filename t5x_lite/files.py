@@ -23,18 +23,28 @@ def read_json_object(path: Path) -> dict[str, Any]:
     Raises:
         UserError: the file cannot be read, is too large, or holds no object.
     """
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: is not a JSON object but a {type(content).__name__}")
+    return content
+
+
+def read_json(path: Path) -> object:
+    """Return the content of a JSON file that another program may have written.
+
+    Raises:
+        UserError: the file cannot be read, or is too large.
+    """
     try:
         if path.exists() and not path.is_file():  # reading a pipe or device may never end
             raise UserError(f"{path}: is not a file")
         if path.stat().st_size > LARGEST_JSON_FILE:
             raise UserError(f"{path}: is larger than {LARGEST_JSON_FILE // 10**6} MB, and so not a config or index")
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content: object = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from None
     except (RecursionError, ValueError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: is not a JSON object but a {type(content).__name__}")
     return content
 
 

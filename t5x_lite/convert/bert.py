@@ -5,14 +5,17 @@ from t5x_lite.convert.config_table import (
     SIZE_FIELDS,
     ConfigTable,
     Field,
+    ForeignConfig,
     ForeignModel,
     Rule,
     Settings,
     Transform,
+    check_count,
 )
 from t5x_lite.convert.model_type import Architecture, ModelType
 from t5x_lite.convert.weight_map import Modules, StackModules, WeightTable
 from t5x_lite.errors import UserError
+from t5x_lite.models.config import ModelConfig
 
 # Configs.
 
@@ -76,12 +79,53 @@ def _masked_lm_with_sentences(name: str, sentences: str, marker_tensor: str) -> 
     return Architecture(name, objective, ("tokens", "sentence"), TOKEN_OUTPUT, marker_tensor)
 
 
+def _classifier(name: str, marker_tensor: str, modules: Modules) -> Architecture:
+    """Return a class that scores the labels of a text, through a dense tanh layer on the first token's state."""
+    return Architecture(
+        name,
+        objective=None,
+        outputs=(),
+        settings=NO_TOKEN_OUTPUT,
+        marker_tensor=marker_tensor,
+        modules=modules,
+        is_classifier=True,
+    )
+
+
 def _require_gelu(source: ForeignModel, settings: Settings) -> None:
     """Refuse another activation than GELU, which the token output of these models has whatever the config says."""
     is_discriminator = DISCRIMINATOR_TENSOR in source.tensor_names
     if settings["feedforward"]["mlp"]["activation"] != "gelu" and not is_discriminator:
         raise UserError(f"hidden_act={source.config['hidden_act']} is not supported (only gelu)")
 
+
+def _read_groups(source: ForeignModel, settings: Settings) -> None:
+    """Read how layers share weights.
+
+    A group of `inner_group_num` layers is one of our layer pattern; Transformers counts it as one hidden layer. The
+    hidden layers are cut into `num_hidden_groups` equal parts, each of which repeats a group of its own.
+    """
+    hidden_layers = settings["layers"]
+    groups = check_count("num_hidden_groups", source.config.get("num_hidden_groups", 1))
+    inner_layers = check_count("inner_group_num", source.config.get("inner_group_num", 1))
+    if hidden_layers % groups:
+        raise UserError(
+            f"num_hidden_layers={hidden_layers} with num_hidden_groups={groups} and inner_group_num={inner_layers} is "
+            "not supported (only groups that repeat equally often)"
+        )
+    settings["shared_groups"] = groups
+    settings["layers"] = hidden_layers * inner_layers
+    settings["pattern"] = [{} for _ in range(inner_layers)]
+
+
+def _write_groups(model: ModelConfig, config: ForeignConfig) -> None:
+    inner_layers = len(model.pattern)
+    config["inner_group_num"] = inner_layers
+    config["num_hidden_groups"] = model.shared_groups
+    config["num_hidden_layers"] = model.layers // inner_layers
+
+
+GROUPS = Rule(("num_hidden_groups", "inner_group_num"), read=_read_groups, write=_write_groups)
 
 DISCRIMINATOR_TENSOR = "discriminator_predictions.dense.weight"
 GELU_OUTPUT = Rule(("hidden_act",), read=_require_gelu)
@@ -150,7 +194,7 @@ ALBERT_WEIGHTS = WeightTable(
     },
     stacks=(
         StackModules(
-            "albert.encoder.albert_layer_groups.0.albert_layers.{layer}", "encoder.stack.layers", ALBERT_LAYER
+            "albert.encoder.albert_layer_groups.{repeat}.albert_layers.{place}", "encoder.stack.layers", ALBERT_LAYER
         ),
     ),
 )
@@ -177,6 +221,11 @@ BERT = ModelType(
     architectures=(
         _masked_lm("BertForMaskedLM"),
         _masked_lm_with_sentences("BertForPreTraining", "next", marker_tensor="cls.seq_relationship.weight"),
+        _classifier(
+            "BertForSequenceClassification",
+            marker_tensor="classifier.weight",
+            modules={"bert.pooler.dense": "head.pooler", "classifier": "head.scores"},
+        ),
     ),
     headless=_headless("BertModel"),
     config=ConfigTable(BERT_FIELDS, BERT_FIXED, without_effect=ENCODER_TIED),
@@ -195,7 +244,14 @@ BERT = ModelType(
 
 ROBERTA = ModelType(
     name="roberta",
-    architectures=(_masked_lm("RobertaForMaskedLM"),),
+    architectures=(
+        _masked_lm("RobertaForMaskedLM"),
+        _classifier(
+            "RobertaForSequenceClassification",
+            marker_tensor="classifier.out_proj.weight",
+            modules={"classifier.dense": "head.pooler", "classifier.out_proj": "head.scores"},
+        ),
+    ),
     headless=_headless("RobertaModel"),
     config=ConfigTable(
         ROBERTA_FIELDS,
@@ -222,13 +278,17 @@ ALBERT = ModelType(
     architectures=(
         _masked_lm("AlbertForMaskedLM"),
         _masked_lm_with_sentences("AlbertForPreTraining", "order", marker_tensor="sop_classifier.classifier.weight"),
+        _classifier(
+            "AlbertForSequenceClassification",
+            marker_tensor="classifier.weight",
+            modules={"albert.pooler": "head.pooler", "classifier": "head.scores"},
+        ),
     ),
     headless=_headless("AlbertModel"),
     config=ConfigTable(
         FACTORISED_FIELDS,
         fixed={**BERT_FIXED, "shared_layers": True},
-        constants={"num_hidden_groups": 1, "inner_group_num": 1},
-        required_values={"num_hidden_groups": (1,), "inner_group_num": (1,)},
+        rules=(GROUPS,),
         without_effect=ENCODER_TIED,
     ),
     weights=ALBERT_WEIGHTS,

@@ -13,7 +13,7 @@ from t5x_lite.convert.known_fields import check_fields
 from t5x_lite.errors import UserError
 from t5x_lite.models.attention.kinds import Local
 from t5x_lite.models.config import ModelConfig
-from t5x_lite.models.experts.config import MoE
+from t5x_lite.models.experts.config import Capacity, Dropless, MoE
 from t5x_lite.models.feedforward.config import Activation
 from t5x_lite.schema import dotted, flatten
 from t5x_lite.trees import unflatten_names
@@ -23,10 +23,19 @@ ForeignConfig: TypeAlias = dict[str, Any]
 Settings: TypeAlias = dict[str, Any]
 """Settings of our model as plain values: nested, as in a YAML config, or by dotted key."""
 
+LARGEST_COUNT = 100_000
+"""The largest number that lists are made by; no model has so many layers or labels."""
+
 REQUIRED: Final = object()
 """The default of a field that a foreign config must have."""
 
-IMPLIED_BY = {"kv_heads": "heads", "embedding": "embed", "decoder_layers": "layers"}
+IMPLIED_BY = {
+    "kv_heads": "heads",
+    "embedding": "embed",
+    "decoder_layers": "layers",
+    "query_key_value_bias": "bias",
+    "feedforward_bias": "bias",
+}
 """Settings whose null stands for the value of another setting. They are read as null where they equal it."""
 
 
@@ -36,6 +45,18 @@ class ForeignModel:
 
     config: Mapping[str, Any]
     tensor_names: Collection[str]
+
+
+class MissingComponent(UserError):
+    """A model lacks a component that a model type has.
+
+    Attributes:
+        setting: a setting of that component, by dotted key.
+    """
+
+    def __init__(self, setting: str) -> None:
+        super().__init__(f"the model has no {setting}")
+        self.setting = setting
 
 
 @dataclass(frozen=True)
@@ -123,6 +144,17 @@ def layers_and_window(model: ModelConfig, dense: str, local: str) -> tuple[list[
     if len(windows) > 1:
         raise UserError(f"windows of several lengths ({', '.join(map(str, sorted(windows)))}) cannot be written")
     return names * (model.layers // len(names)), next(iter(windows), None)
+
+
+def check_count(name: str, value: object) -> int:
+    """Return a number of layers, groups or labels, by which lists are made.
+
+    Raises:
+        UserError: no such number.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= LARGEST_COUNT:
+        raise UserError(f"{name}={str(value)[:60]} is not a number from 1 to {LARGEST_COUNT:,}")
+    return value
 
 
 def require_field(config: Mapping[str, Any], name: str) -> Any:
@@ -249,7 +281,7 @@ class ConfigTable:
             if config_field.is_read:
                 values[config_field.setting] = config_field.read(source.config)
         for setting, implied_by in IMPLIED_BY.items():
-            if values.get(setting) == values[implied_by]:
+            if setting in values and values[setting] == values.get(implied_by):
                 values[setting] = None
         settings = unflatten_names(values)
         for rule in self.rules:
@@ -265,7 +297,8 @@ class ConfigTable:
         The result describes the model only if `read` turns it back into the same settings.
 
         Raises:
-            UserError: the model lacks a component that such models have.
+            MissingComponent: the model lacks a component that such models have.
+            UserError: another setting cannot be written.
         """
         explicit_settings = flatten(model)
         resolved_settings = _settings_to_write(model)
@@ -273,7 +306,7 @@ class ConfigTable:
         for config_field in self.fields:
             settings = explicit_settings if config_field.writes_null else resolved_settings
             if config_field.setting not in settings:
-                raise UserError(f"the model has no {config_field.setting}")
+                raise MissingComponent(config_field.setting)
             config[config_field.name] = config_field.transform.to_foreign(settings[config_field.setting])
         config.update(self.constants)
         for rule in self.rules:
@@ -289,14 +322,26 @@ def resolve_settings(model: ModelConfig) -> Settings:
         if isinstance(feedforward, MoE):
             expert = feedforward.expert or model.dense_feedforward
             width = feedforward.mlp or model.mlp
-            feedforward = feedforward.model_copy(update={"expert": expert, "mlp": width})
+            feedforward = feedforward.model_copy(
+                update={"expert": expert, "mlp": width, "dispatch": _resolve_dispatch(feedforward)}
+            )
         layers.append(layer.model_copy(update={"feedforward": feedforward}))
     components = {"pattern": tuple(layers), "feedforward": model.dense_feedforward}
     settings = flatten(model.model_copy(update=components))
     # A dump of a model has null in the place of sizes that follow from others.
     for name in ("head_dim", "kv_heads", "mlp", "embedding", "decoder_layers"):
         settings[name] = getattr(model, name)
+    for name in ("query_key_value_bias", "feedforward_bias"):
+        if settings[name] is None:
+            settings[name] = model.bias
     return settings
+
+
+def _resolve_dispatch(moe: MoE) -> Capacity | Dropless:
+    """Return the dispatch of tokens to experts; one that has room for all tokens in evaluation is dropless."""
+    if isinstance(moe.dispatch, Capacity) and moe.dispatch.has_room_for_all(moe.router.choices, moe.experts):
+        return Dropless()
+    return moe.dispatch
 
 
 def _settings_to_write(model: ModelConfig) -> Settings:
@@ -304,7 +349,7 @@ def _settings_to_write(model: ModelConfig) -> Settings:
     # A foreign field names the activation alone, whether or not the feed-forward has a gate.
     for feedforward in ("mlp", "glu"):
         settings[f"feedforward.{feedforward}.activation"] = model.dense_feedforward.activation
-    if len(model.mixtures) == 1:
-        experts = model.mixtures[0].model_dump(mode="json")
-        settings.update(dotted({"moe": experts}))
+    mixtures = [layer["feedforward"]["moe"] for layer in settings["pattern"] if "moe" in layer["feedforward"]]
+    if mixtures and all(mixture == mixtures[0] for mixture in mixtures):
+        settings.update(dotted({"moe": mixtures[0]}))
     return settings

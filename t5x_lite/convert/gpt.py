@@ -9,6 +9,7 @@ from t5x_lite.convert.config_table import (
     ForeignModel,
     Rule,
     Settings,
+    check_count,
     layers_and_window,
     require_field,
     shortest_period,
@@ -87,7 +88,7 @@ def _read_attention_types(source: ForeignModel, settings: Settings) -> None:
     local_attention = {"local": {"window": source.config.get("window_size", DEFAULT_WINDOW)}}
     kinds: list[str] = []
     for period, repeats in require_field(source.config, "attention_types"):
-        kinds.extend(period * repeats)
+        kinds.extend(period * check_count("the repeats of attention_types", repeats))
     pattern = []
     for kind in shortest_period(kinds):
         attention = local_attention if kind == "local" else "dense"
@@ -177,6 +178,9 @@ OPT_CONFIG = ConfigTable(
         Field("ffn_dim", "mlp"),
         Field("max_position_embeddings", "positions.learned.length"),
         Field("activation_function", "feedforward.mlp.activation", default="relu", transform=ACTIVATION),
+        Field("enable_bias", "bias", default=True, is_flag=True),
+        Field("layer_norm_elementwise_affine", "norm.layernorm.scale", default=True, is_flag=True),
+        Field("layer_norm_elementwise_affine", "norm.layernorm.bias", default=True, is_flag=True),
         Field("dropout", "dropout", default=0.1),
         Field("attention_dropout", "dropout", is_read=False),
     ),
@@ -188,11 +192,7 @@ OPT_CONFIG = ConfigTable(
     },
     constants={"do_layer_norm_before": True},
     rules=(Rule(("do_layer_norm_before",), read=_refuse_350m), TIED_OUTPUT),
-    required_values={
-        "_remove_final_layer_norm": (False, None),
-        "enable_bias": (True, None),
-        "layer_norm_elementwise_affine": (True, None),
-    },
+    required_values={"_remove_final_layer_norm": (False, None)},
 )
 OPT_WEIGHTS = WeightTable(
     modules={

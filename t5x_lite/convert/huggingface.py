@@ -14,12 +14,13 @@ from t5x_lite import schema
 from t5x_lite.adapt.initial_weights import merged_weights
 from t5x_lite.config import MeshConfig
 from t5x_lite.convert import MODEL_TYPES
+from t5x_lite.convert.classifier import LABEL_FIELDS, read_objective, write_labels
 from t5x_lite.convert.config_table import ForeignConfig, ForeignModel
 from t5x_lite.convert.exported_tokenizer import write_tokenizer
 from t5x_lite.convert.imported_run import check_new_run_dir, load_params, write_run
 from t5x_lite.convert.imported_tokenizer import load_tokenizer
 from t5x_lite.convert.matching import find_model_type
-from t5x_lite.convert.model_type import HEAD_PREFIXES, OUTPUT_MATRIX, ModelType
+from t5x_lite.convert.model_type import MODULES_WITHOUT_PREFIX, OUTPUT_MATRIX, ModelType
 from t5x_lite.convert.safetensors_files import (
     INDEX_FILE,
     NUMPY_DTYPES,
@@ -30,6 +31,13 @@ from t5x_lite.convert.safetensors_files import (
     write_index,
     write_tensors,
 )
+from t5x_lite.convert.sentence_transformers import (
+    SentenceEncoder,
+    find_sentence_encoder,
+    is_sentence_head,
+    write_sentence_encoder,
+)
+from t5x_lite.convert.task_heads import check_task_head
 from t5x_lite.convert.weight_map import TensorMapping
 from t5x_lite.errors import UserError
 from t5x_lite.files import check_not_input, read_json_object
@@ -42,26 +50,40 @@ MAX_FILE_BYTES = 5 * 10**9
 """The largest file of an export, as in Transformers."""
 
 
-def import_hf(folder: Path, run_dir: str | Path) -> Run:
+def import_hf(folder: Path, run_dir: str | Path, *, without_head: bool = False) -> Run:
     """Make a run directory from a Hugging Face folder: config, tokenizer (if there is one), checkpoint 0.
+
+    Args:
+        folder: a folder of Transformers or of sentence-transformers.
+        run_dir: the run directory; it is created.
+        without_head: import the encoder alone, and leave out what it predicts.
 
     Raises:
         UserError: not such a folder, a model type or a config field that is not supported, tensors that do not fit (all
             of them), or a run directory that exists.
     """
+    check_new_run_dir(run_dir, folder)
+    sentence_encoder = find_sentence_encoder(folder)
+    if sentence_encoder is not None:
+        folder = sentence_encoder.transformer
+        without_head = True
     config_path = folder / "config.json"
     config = read_json_object(config_path)
     model_type = MODEL_TYPES.get(str(config.get("model_type", "")))
     if model_type is None:
         known = ", ".join(MODEL_TYPES)
         raise UserError(f"{config_path}: model_type {config.get('model_type')!r} is not one of {known}")
-    check_new_run_dir(run_dir, folder)
     tensors = _rename_tensors(list_tensors(folder), model_type)
     check_types(tensors)
+    if without_head:
+        tensors = _select_base_model(config_path, tensors, model_type)
+    check_task_head(config_path, model_type, config, tensors)
     ignored = _find_ignored_tensors(tensors, model_type, config)
     # Ignored tensors tell nothing about the model: a stored copy of a tied matrix does not make the model untied.
     source = ForeignModel(config, tensors.keys() - ignored)
     model = _read_model(config_path, model_type, source)
+    if sentence_encoder is not None:
+        model = _add_sentence_head(config_path, model, sentence_encoder)
     weight_map = model_type.build_weight_map(model)
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     mapped = {mapping.tensor for mapping in weight_map.mappings}
@@ -71,8 +93,37 @@ def import_hf(folder: Path, run_dir: str | Path) -> Run:
     params = load_params(weight_map, lambda name: tensors[name].read_finite())
     config["dtype"] = _most_common_dtype(tensors)
     objective = model_type.select_architecture(model).objective
+    if model.head is not None and model.head.outputs:
+        objective = read_objective(config)
     tokenizer = load_tokenizer(folder, model_type.tokenizer_class, config)
     return write_run(run_dir, model, objective, params, tokenizer, config, folder)
+
+
+def _select_base_model(
+    config_path: Path, tensors: Mapping[str, StoredTensor], model_type: ModelType
+) -> dict[str, StoredTensor]:
+    """Return the tensors of the base model alone.
+
+    Raises:
+        UserError: the model type has no encoder to import alone.
+    """
+    if model_type.headless is None:
+        raise UserError(
+            f"{config_path}: model_type {model_type.name!r} is not imported without its output; encoders are"
+        )
+    return {name: tensor for name, tensor in tensors.items() if name.startswith(model_type.base_model_prefix)}
+
+
+def _add_sentence_head(config_path: Path, model: ModelConfig, encoder: SentenceEncoder) -> ModelConfig:
+    """Return an encoder whose output is the vector of a text.
+
+    Raises:
+        UserError: the vectors have another width than the states.
+    """
+    if encoder.width != model.embed:
+        raise UserError(f"{config_path}: has states of width {model.embed}, and its pooling is for {encoder.width}")
+    settings = {**model.model_dump(mode="json"), "head": encoder.head}
+    return schema.validate(ModelConfig, schema.Sources(settings, {"": str(config_path)}))
 
 
 def _rename_tensors(tensors: Mapping[str, StoredTensor], model_type: ModelType) -> dict[str, StoredTensor]:
@@ -82,7 +133,7 @@ def _rename_tensors(tensors: Mapping[str, StoredTensor], model_type: ModelType) 
     renamed_tensors = {}
     for stored_name, tensor in tensors.items():
         name = stored_name
-        if not has_prefix and not name.startswith(HEAD_PREFIXES):
+        if not has_prefix and not name.startswith(MODULES_WITHOUT_PREFIX):
             name = prefix + name
         for older, newer in model_type.renamed_tensors.items():
             name = re.sub(older, newer, name)
@@ -140,6 +191,9 @@ def export_hf(run_dir: str | Path, folder: Path, step: int | None = None, max_fi
     model = run.config.model
     if model.family == "electra":
         model = model.discriminator_model
+    sentence_head = model.head if is_sentence_head(model.head) else None
+    if sentence_head is not None:
+        model = model.model_copy(update={"head": None})
     model_type = find_model_type(model, imported_config.get("model_type"))
     weight_map = model_type.build_weight_map(model)
     dtype = np.dtype(imported_config.get("dtype", "float32"))
@@ -152,6 +206,8 @@ def export_hf(run_dir: str | Path, folder: Path, step: int | None = None, max_fi
     config = _build_config(run, model, model_type, imported_config, dtype)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     write_tokenizer(run, folder, model, model_type.tokenizer_class)
+    if sentence_head is not None:
+        write_sentence_encoder(folder, sentence_head, model.embed)
     return folder
 
 
@@ -191,8 +247,10 @@ def _build_config(
     for name, value in imported_config.items():
         if "drop" in name:
             config[name] = value
+    if model.head is not None:
+        config.update(write_labels(model.head.outputs, run.config.objective))
+        config.update({name: imported_config[name] for name in LABEL_FIELDS if name in imported_config})
     config["model_type"] = model_type.name
-    config["architectures"] = [model_type.select_architecture(model).name]
     config["dtype"] = str(dtype)
     return config
 

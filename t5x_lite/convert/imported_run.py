@@ -13,8 +13,8 @@ from t5x_lite import config as configuration
 from t5x_lite import schema, storage
 from t5x_lite.checkpoint import Checkpoints
 from t5x_lite.config import CheckpointConfig, MeshConfig, RunConfig
+from t5x_lite.convert.classifier import ObjectiveSetting
 from t5x_lite.convert.config_table import ForeignConfig
-from t5x_lite.convert.model_type import ObjectiveSetting
 from t5x_lite.convert.weight_map import WeightMap
 from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.data.tokenizer_settings import copy_settings
@@ -27,7 +27,7 @@ from t5x_lite.run_dir import FOREIGN_CONFIG, Run, open_run
 from t5x_lite.trees import flatten_names, unflatten_names
 
 MAX_SEQ_LEN = 512
-"""The sequence length in the config of an imported run, in tokens, unless its learned positions are fewer."""
+"""The sequence length in the config of an imported run, in tokens, unless the model has fewer positions."""
 
 
 def check_new_run_dir(run_dir: str | Path, source: Path) -> None:
@@ -104,7 +104,7 @@ def _describe_run(
 ) -> RunConfig:
     length = min(model.max_length or MAX_SEQ_LEN, MAX_SEQ_LEN)
     data = {}
-    if isinstance(objective, dict) and objective["masked"]["sentences"] != "none":
+    if isinstance(objective, dict) and objective.get("masked", {}).get("sentences", "none") != "none":
         data = {"packing": "sentences", "parts": "punctuation"}
     tokenizer_name = "tokenizer.json" if tokenizer is None else tokenizer.file_name
     settings = {

@@ -1,4 +1,4 @@
-"""Llama 1 to 3, Mistral, Mixtral, OLMo 2 and Qwen3 in Hugging Face's format."""
+"""Llama 1 to 3, Mistral, Mixtral and OLMo 2 in Hugging Face's format."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,11 +10,10 @@ from t5x_lite.convert.config_table import (
     Field,
     ForeignConfig,
     ForeignModel,
+    MissingComponent,
     Rule,
     Settings,
-    layers_and_window,
     require_field,
-    shortest_period,
 )
 from t5x_lite.convert.model_type import OUTPUT_MATRIX, TIED_OUTPUT, Architecture, ModelType
 from t5x_lite.convert.weight_map import Modules, StackModules, WeightTable
@@ -22,17 +21,9 @@ from t5x_lite.errors import UserError
 from t5x_lite.models.attention.kinds import Local
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.positions.rotary import Rotary
-from t5x_lite.models.positions.stretches import STRETCHES
+from t5x_lite.models.positions.stretches import STRETCHES, DynamicStretch
 
 # Configs: what takes more than one field to convert.
-
-
-def _refuse_biases(source: ForeignModel, settings: Settings) -> None:
-    if source.config.get("attention_bias") or source.config.get("mlp_bias"):
-        raise UserError("attention_bias and mlp_bias are not supported")
-
-
-BIASES = Rule(("attention_bias", "mlp_bias"), read=_refuse_biases)
 
 
 def _drop_default_head_dim(source: ForeignModel, settings: Settings) -> None:
@@ -46,6 +37,7 @@ HEAD_DIM = Rule(("head_dim",), read=_drop_default_head_dim)
 STRETCH_FIELDS: dict[str, dict[str, str]] = {
     "default": {},
     "linear": {"factor": "factor"},
+    "dynamic": {"factor": "factor"},
     "llama3": {
         "factor": "factor",
         "low_freq_factor": "low",
@@ -82,6 +74,8 @@ def _read_rotary(source: ForeignModel, settings: Settings) -> None:
             raise UserError(f"rope_parameters.{name}={value!r} is not supported for rope_type {rope_type}")
     for name in fields.keys() - OPTIONAL_STRETCH_FIELDS:
         require_field(rope, name)
+    if rope_type == "dynamic":  # the original length is that of the config
+        stretch["original_length"] = require_field(source.config, "max_position_embeddings")
     rotary: Settings = {"theta": float(rope["rope_theta"])}
     if rope_type != "default":
         rotary["stretch"] = {rope_type: stretch}
@@ -100,7 +94,7 @@ def _find_rope_parameters(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _write_rotary(model: ModelConfig, config: ForeignConfig) -> None:
     if not isinstance(model.positions, Rotary):
-        raise UserError("the model has no positions.rotary")
+        raise MissingComponent("positions.rotary.theta")
     rope: dict[str, object] = {"rope_theta": model.positions.theta, "rope_type": "default"}
     stretch = model.positions.stretch
     if stretch is not None:
@@ -111,6 +105,8 @@ def _write_rotary(model: ModelConfig, config: ForeignConfig) -> None:
             is_default = name in OPTIONAL_STRETCH_FIELDS and value == type(stretch).model_fields[ours].default
             if not is_default:
                 rope[name] = value
+    if isinstance(stretch, DynamicStretch):
+        config["max_position_embeddings"] = stretch.original_length
     config["rope_parameters"] = rope
 
 
@@ -133,43 +129,6 @@ def _write_sliding_window(model: ModelConfig, config: ForeignConfig) -> None:
 SLIDING_WINDOW = Rule(("sliding_window",), read=_read_sliding_window, write=_write_sliding_window)
 
 
-SLIDING = "sliding_attention"
-FULL = "full_attention"
-
-
-def _read_layer_types(source: ForeignModel, settings: Settings) -> None:
-    """Read which layers attend within a window.
-
-    Without `layer_types` these are the layers from `max_window_layers` on, if `use_sliding_window` is set.
-    """
-    config = source.config
-    window = config.get("sliding_window") if config.get("use_sliding_window") else None
-    layer_types = config.get("layer_types")
-    if layer_types is None:
-        first_windowed = config.get("max_window_layers", 0) if window is not None else settings["layers"]
-        layer_types = [FULL if layer < first_windowed else SLIDING for layer in range(settings["layers"])]
-    pattern = []
-    for layer_type in shortest_period(list(layer_types)):
-        if layer_type not in {FULL, SLIDING} or (layer_type == SLIDING and window is None):
-            raise UserError(f"layer_types has {layer_type!r} with sliding_window={window}, which is not supported")
-        attention = "dense" if layer_type == FULL else {"local": {"window": window}}
-        pattern.append({"attention": attention})
-    settings["pattern"] = pattern
-
-
-def _write_layer_types(model: ModelConfig, config: ForeignConfig) -> None:
-    config["layer_types"], window = layers_and_window(model, dense=FULL, local=SLIDING)
-    config["use_sliding_window"] = window is not None
-    config["sliding_window"] = window
-
-
-LAYER_TYPES = Rule(
-    ("layer_types", "use_sliding_window", "sliding_window", "max_window_layers"),
-    read=_read_layer_types,
-    write=_write_layer_types,
-)
-
-
 def _make_every_feedforward_moe(source: ForeignModel, settings: Settings) -> None:
     experts = settings.pop("moe")
     experts["expert"] = settings["feedforward"]
@@ -184,7 +143,7 @@ EXPERTS_IN_EVERY_LAYER = Rule((), read=_make_every_feedforward_moe)
 HEAD_DIM_FIELD = Field("head_dim", "head_dim", default=None)
 
 
-def _llama_fields(epsilon: float, head_dim: Field = HEAD_DIM_FIELD) -> tuple[Field, ...]:
+def llama_fields(epsilon: float, head_dim: Field = HEAD_DIM_FIELD) -> tuple[Field, ...]:
     """Return the fields of Llama's config, which its descendants have too.
 
     Args:
@@ -201,32 +160,36 @@ def _llama_fields(epsilon: float, head_dim: Field = HEAD_DIM_FIELD) -> tuple[Fie
     )
 
 
-LLAMA_FIXED = {"family": "decoder", "bias": False, "init.normal.scale_residual": False}
-LLAMA_RULES = (BIASES, HEAD_DIM, ROTARY, TIED_OUTPUT)
+ATTENTION_BIAS = Field("attention_bias", "bias", default=False, is_flag=True)
+FEEDFORWARD_BIAS = Field("mlp_bias", "feedforward_bias", default=False, is_flag=True)
+NO_BIAS = (False, None)
 
-LLAMA_CONFIG = ConfigTable(_llama_fields(1e-6), LLAMA_FIXED, rules=LLAMA_RULES)
-MISTRAL_CONFIG = ConfigTable(_llama_fields(1e-6), LLAMA_FIXED, rules=(*LLAMA_RULES, SLIDING_WINDOW))
-OLMO2_CONFIG = ConfigTable(
-    _llama_fields(1e-5),
-    fixed={**LLAMA_FIXED, "norm_place": "sublayer", "query_key_norm": "width"},
-    rules=LLAMA_RULES,
+LLAMA_FIXED = {"family": "decoder", "init.normal.scale_residual": False}
+LLAMA_RULES = (HEAD_DIM, ROTARY, TIED_OUTPUT)
+
+LLAMA_CONFIG = ConfigTable((*llama_fields(1e-6), ATTENTION_BIAS, FEEDFORWARD_BIAS), LLAMA_FIXED, rules=LLAMA_RULES)
+MISTRAL_CONFIG = ConfigTable(
+    llama_fields(1e-6),
+    fixed={**LLAMA_FIXED, "bias": False},
+    rules=(*LLAMA_RULES, SLIDING_WINDOW),
+    required_values={"attention_bias": NO_BIAS, "mlp_bias": NO_BIAS},
 )
-QWEN3_HEAD_DIM = Field("head_dim", "head_dim", default=128)
-"""Transformers takes 128 where a config of Qwen3 gives no width of heads."""
-QWEN3_CONFIG = ConfigTable(
-    _llama_fields(1e-6, QWEN3_HEAD_DIM),
-    fixed={**LLAMA_FIXED, "query_key_norm": "head"},
-    rules=(*LLAMA_RULES, LAYER_TYPES),
+OLMO2_CONFIG = ConfigTable(
+    (*llama_fields(1e-5), ATTENTION_BIAS),
+    fixed={**LLAMA_FIXED, "feedforward_bias": False, "norm_place": "sublayer", "query_key_norm": "width"},
+    rules=LLAMA_RULES,
+    required_values={"mlp_bias": NO_BIAS},
 )
 MIXTRAL_CONFIG = ConfigTable(
     fields=(
-        *_llama_fields(1e-5, Field("head_dim", "head_dim", default=None, writes_null=True)),
+        *llama_fields(1e-5, Field("head_dim", "head_dim", default=None, writes_null=True)),
         Field("num_local_experts", "moe.experts"),
         Field("num_experts_per_tok", "moe.router.top_k.k", default=2),
         Field("router_aux_loss_coef", "moe.router.top_k.balance", default=0.001),
     ),
-    fixed={**LLAMA_FIXED, "moe.router.top_k.over": "model", "moe.dispatch": "dropless"},
+    fixed={**LLAMA_FIXED, "bias": False, "moe.router.top_k.over": "model", "moe.dispatch": "dropless"},
     rules=(*LLAMA_RULES, SLIDING_WINDOW, EXPERTS_IN_EVERY_LAYER),
+    required_values={"attention_bias": NO_BIAS, "mlp_bias": NO_BIAS},
 )
 
 # Weights.
@@ -272,14 +235,7 @@ OLMO2_LAYER: Modules = {
 }
 
 
-QWEN3_LAYER: Modules = {
-    **LLAMA_LAYER,
-    "self_attn.q_norm": "attention.query_norm",
-    "self_attn.k_norm": "attention.key_norm",
-}
-
-
-def _decoder(
+def llama_like(
     name: str, architecture: str, config: ConfigTable, layer_modules: Modules, tokenizer_class: str = "LlamaTokenizer"
 ) -> ModelType:
     """Return a model type that differs from Llama in its config and in the modules of a layer."""
@@ -298,17 +254,14 @@ def _decoder(
 
 # Model types.
 
-LLAMA = _decoder("llama", "LlamaForCausalLM", LLAMA_CONFIG, LLAMA_LAYER)
+LLAMA = llama_like("llama", "LlamaForCausalLM", LLAMA_CONFIG, LLAMA_LAYER)
 """Touvron et al. 2023; Grattafiori et al. 2024."""
 
-MISTRAL = _decoder("mistral", "MistralForCausalLM", MISTRAL_CONFIG, LLAMA_LAYER)
+MISTRAL = llama_like("mistral", "MistralForCausalLM", MISTRAL_CONFIG, LLAMA_LAYER)
 """Jiang et al. 2023: Llama with a sliding window in every layer."""
 
-MIXTRAL = _decoder("mixtral", "MixtralForCausalLM", MIXTRAL_CONFIG, MIXTRAL_LAYER)
+MIXTRAL = llama_like("mixtral", "MixtralForCausalLM", MIXTRAL_CONFIG, MIXTRAL_LAYER)
 """Jiang et al. 2024: Mistral with experts in every layer, two of which each token passes."""
 
-OLMO2 = _decoder("olmo2", "Olmo2ForCausalLM", OLMO2_CONFIG, OLMO2_LAYER, "PreTrainedTokenizerFast")
+OLMO2 = llama_like("olmo2", "Olmo2ForCausalLM", OLMO2_CONFIG, OLMO2_LAYER, "PreTrainedTokenizerFast")
 """OLMo et al. 2025: norms on the sublayers' outputs, queries and keys normed over all heads at once."""
-
-QWEN3 = _decoder("qwen3", "Qwen3ForCausalLM", QWEN3_CONFIG, QWEN3_LAYER, "Qwen2Tokenizer")
-"""Yang et al. 2025: Llama with norms of each head's queries and keys, and a window in some layers."""

@@ -1,24 +1,28 @@
 """A model type of Hugging Face Transformers: the tables of its config and of its weights."""
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
+from t5x_lite.convert.classifier import TASK_HEADS, ObjectiveSetting, is_named, read_head, write_labels
 from t5x_lite.convert.config_table import ConfigTable, ForeignConfig, ForeignModel, Rule, Settings
-from t5x_lite.convert.weight_map import WeightMap, WeightTable
+from t5x_lite.convert.weight_map import Modules, WeightMap, WeightTable
+from t5x_lite.errors import UserError
 from t5x_lite.models.config import ModelConfig, Output
 from t5x_lite.models.feedforward.config import GLU
 from t5x_lite.models.spec import model_spec
-
-ObjectiveSetting: TypeAlias = str | dict[str, Any] | None
-"""The `objective` of a run config: a name, or a name with its settings."""
 
 OUTPUT_MATRIX = "lm_head.weight"
 """The output matrix in decoders and encoder-decoders. Models that store it are untied."""
 
 
 def _read_tied(source: ForeignModel, settings: Settings) -> None:
-    settings["tied"] = OUTPUT_MATRIX not in source.tensor_names
+    is_stored = OUTPUT_MATRIX in source.tensor_names
+    if not is_stored and source.config.get("tie_word_embeddings") is False:
+        raise UserError(
+            f"tie_word_embeddings=false, and {OUTPUT_MATRIX} is not stored: this is a model without the output that "
+            "predicts tokens; import a checkpoint that has it"
+        )
+    settings["tied"] = not is_stored
 
 
 def _write_tied(model: ModelConfig, config: ForeignConfig) -> None:
@@ -30,6 +34,8 @@ TIED_OUTPUT = Rule(("tie_word_embeddings",), read=_read_tied, write=_write_tied)
 
 
 HEAD_PREFIXES = ("lm_head", "cls.", "predictions.", "sop_classifier.", "generator_", "discriminator_")
+"""First parts of the names of modules outside the base model that predict what it was pretrained on."""
+MODULES_WITHOUT_PREFIX = (*HEAD_PREFIXES, *TASK_HEADS)
 """First parts of the names of modules outside the base model; they never have its prefix."""
 
 
@@ -47,6 +53,9 @@ class Architecture:
         outputs: what the model predicts.
         settings: further settings of our model that belong to these outputs.
         marker_tensor: a tensor that models of this class alone store; null for the class that is assumed otherwise.
+        modules: modules that models of this class alone have.
+        is_classifier: the model scores the labels of a text (`model.head`). It is known by its name in the config,
+            because other heads for tasks store tensors of the same names.
     """
 
     name: str
@@ -54,6 +63,8 @@ class Architecture:
     outputs: tuple[Output, ...] = ("tokens",)
     settings: Mapping[str, object] = field(default_factory=dict)
     marker_tensor: str | None = None
+    modules: Modules = field(default_factory=dict)
+    is_classifier: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,18 +109,25 @@ class ModelType:
             UserError: a required field is missing, or a value is not supported.
         """
         settings = self.config.read(source)
-        architecture = self._stored_architecture(source.tensor_names)
+        architecture = self._stored_architecture(source)
         settings["outputs"] = architecture.outputs
         settings.update(architecture.settings)
+        if architecture.is_classifier:
+            settings["head"] = read_head(source.config)
         return settings
 
     def write_config(self, model: ModelConfig) -> ForeignConfig:
-        """Return the config.json of our model, without its `model_type` and `architectures`.
+        """Return the config.json of our model, without its `model_type`; labels have numbers for names.
 
         Raises:
             UserError: the model lacks a component that such models have.
         """
-        return self.config.write(model)
+        config = self.config.write(model)
+        architecture = self.select_architecture(model)
+        config["architectures"] = [architecture.name]
+        if architecture.is_classifier and model.head is not None:
+            config.update(write_labels(model.head.outputs))
+        return config
 
     def build_weight_map(self, model: ModelConfig) -> WeightMap:
         """Return the map of every tensor of the model.
@@ -120,10 +138,16 @@ class ModelType:
         table = self.weights
         if self.gated_weights is not None and isinstance(model.feedforward, GLU):
             table = self.gated_weights
-        return WeightMap(model_spec(model), table)
+        modules = {**table.modules, **self.select_architecture(model).modules}
+        return WeightMap(model_spec(model), replace(table, modules=modules))
 
     def select_architecture(self, model: ModelConfig) -> Architecture:
         """Return the class with the outputs of the model; the first where none has them."""
+        if model.head is not None and model.head.outputs:
+            for architecture in self.architectures:
+                if architecture.is_classifier:
+                    return architecture
+            return self.architectures[0]
         if self.headless is not None and not model.outputs:
             return self.headless
         for architecture in self.architectures:
@@ -131,10 +155,12 @@ class ModelType:
                 return architecture
         return self.architectures[0]
 
-    def _stored_architecture(self, tensor_names: Collection[str]) -> Architecture:
-        if self.headless is not None and not any(name.startswith(HEAD_PREFIXES) for name in tensor_names):
-            return self.headless
+    def _stored_architecture(self, source: ForeignModel) -> Architecture:
+        names = source.tensor_names
         for architecture in self.architectures:
-            if architecture.marker_tensor in tensor_names:
+            is_stored = architecture.marker_tensor in names
+            if is_stored and (not architecture.is_classifier or is_named(architecture.name, source.config)):
                 return architecture
+        if self.headless is not None and not any(name.startswith(HEAD_PREFIXES) for name in names):
+            return self.headless
         return self.architectures[0]

@@ -35,7 +35,8 @@ class StackModules:
     """The modules of each layer of one of our stacks.
 
     Attributes:
-        foreign: the foreign name of a layer; `{layer}` in it is the number of the layer.
+        foreign: the foreign name of a layer. `{layer}` in it is the number of the layer whose weights these are,
+            `{repeat}` that of the repeat of our layer pattern, and `{place}` that of the layer in the pattern.
         ours: the name of our stack of layers.
         modules: the modules inside a layer.
     """
@@ -153,19 +154,20 @@ class WeightMap:
 
     def _map_stack(self, stack: StackModules) -> Iterator[TensorMapping]:
         """Map the layers of a stack, whose arrays are stacked over the repeats of the layer pattern."""
-        # Every layer of the pattern has exactly one such norm.
-        norms = []
+        # Every layer of the pattern has exactly one such matrix.
+        queries = []
         for name in self.shapes:
-            if name.startswith(f"{stack.ours}.") and name.endswith(".attention_norm.scale"):
-                norms.append(name)
-        if not norms:
+            if name.startswith(f"{stack.ours}.") and name.endswith(".attention.query.weight"):
+                queries.append(name)
+        if not queries:
             raise UserError(f"the model has no {stack.ours}, which this format stores")
-        period = len(norms)
-        repeats = self.shapes[norms[0]][0]
+        period = len(queries)
+        repeats = self.shapes[queries[0]][0]
         for repeat in range(repeats):
             for place in range(period):
                 layer = repeat * period + place
-                foreign_prefix = stack.foreign.format(layer=layer) + self.weight_format.separator
+                foreign_layer = stack.foreign.format(layer=layer, repeat=repeat, place=place)
+                foreign_prefix = foreign_layer + self.weight_format.separator
                 yield from self._map_modules(stack.modules, foreign_prefix, f"{stack.ours}.{place}.", (repeat,))
 
     def _map_modules(

@@ -127,11 +127,11 @@ class Generator:
     ) -> Iterator[Int[np.ndarray, "prompts _"]]:
         """Yield all new tokens so far: after the first token, then after each chunk. Tokens go on after EOS.
 
-        Beam search yields once, the best hypothesis of each prompt. Where learned positions limit the length, a prompt
+        Beam search yields once, the best hypothesis of each prompt. Where positions limit the length, a prompt
         that is too long loses its first tokens; that is logged and counted in `truncated_prompts`.
 
         Raises:
-            UserError: the learned positions leave no room for a prompt.
+            UserError: the positions leave no room for a prompt.
         """
         if isinstance(decoding, Beam):
             hypotheses, _ = self.search_beams(prompts, decoding)
@@ -218,7 +218,7 @@ class Generator:
         return nullcontext() if self._mesh is None else jax.set_mesh(self._mesh)
 
     def _truncate(self, prompts: Sequence[TokenIds], new_tokens: int) -> list[TokenIds]:
-        """Keep the last tokens of prompts that are too long for the learned positions, if there are any.
+        """Keep the last tokens of prompts that are too long for the positions of the model, where these are limited.
 
         A decoder's positions hold the new tokens too.
         """
@@ -226,7 +226,10 @@ class Generator:
         if limit is None:
             return list(prompts)
         if new_tokens >= limit:
-            raise UserError(f"tokens {new_tokens} leave no room for a prompt in the model's {limit} learned positions")
+            setting = self.config.positions.max_length_setting
+            raise UserError(
+                f"tokens {new_tokens} leave no room for a prompt in the model's {limit} positions ({setting})"
+            )
         if self.config.family == "decoder":
             limit -= new_tokens
         too_long = sum(len(prompt) > limit for prompt in prompts)

@@ -1,6 +1,7 @@
 """Embeddings of texts: a model's hidden states, of every token or pooled."""
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -32,15 +33,20 @@ POOLS: dict[str, Pool | None] = {
     "none": None,
 }
 """Ways to pool the states of a text; `none` returns the states of every token."""
+HEAD = "head"
+"""The way in which a model pools that was trained to give the vector of a text."""
 
 
-def embed(model: EvaluationModel, texts: Sequence[str], pool: str = "mean", layer: int | None = None) -> Embeddings:
+def embed(
+    model: EvaluationModel, texts: Sequence[str], pool: str | None = None, layer: int | None = None
+) -> Embeddings:
     """Embed texts. Special tokens count as tokens. A text that is longer than the model's window loses its end.
 
     Args:
         model: a model; of an encoder_decoder the encoder is used.
         texts: texts to embed.
-        pool: one of `POOLS`.
+        pool: one of `POOLS`. None takes what the model was trained for: if its output is the vector of a text
+            (`model.head` with `outputs: 0`), as that is pooled, cut and normalised; else the mean.
         layer: the layer whose states are returned, counted from 1, or from the last as -1. None is the last. Only the
             last layer's states pass the final norm of the stack, where it has one.
 
@@ -50,21 +56,28 @@ def embed(model: EvaluationModel, texts: Sequence[str], pool: str = "mean", laye
     Raises:
         UserError: a pool or a layer that does not exist.
     """
-    if pool not in POOLS:
+    if pool is not None and pool not in POOLS:
         raise UserError(f"pool {pool!r} is not one of {', '.join(POOLS)}")
     family = model.config.model.family
     if pool == "cls" and family == "decoder":
         raise UserError("pool cls: the first token of a decoder sees no other; take mean or max")
     layers = _layers_to_run(model, layer)
-    rows = _encode(model, texts)
-    function = partial(_compute_states, model.spec, family, layers, POOLS[pool])
+    head = model.config.model.head
+    length = model.window
+    if pool is None:
+        pool = "mean"
+        if head is not None and not head.outputs:
+            pool = HEAD
+            length = min(length, head.length or length)
+    rows = _encode(model, texts, length)
+    function = partial(_compute_states, model.spec, family, layers, pool)
     states = BatchedFunction(function, model.params, model.mesh, model.eval_batch_size)(rows, "embedding")
-    if POOLS[pool] is not None:
+    if pool != "none":
         return np.stack(states)
     return [state[: len(row["tokens"])] for state, row in zip(states, rows, strict=True)]
 
 
-def embed_file(model: EvaluationModel, file: Path, to: Path, pool: str, layer: int | None) -> tuple[int, ...]:
+def embed_file(model: EvaluationModel, file: Path, to: Path, pool: str | None, layer: int | None) -> tuple[int, ...]:
     """Embed each line of a file, write the embeddings, and return their shape.
 
     The result is an .npy of `[texts, embed]`. With pool `none` it is an .npz of `states` `[tokens, embed]` and
@@ -117,37 +130,37 @@ def _layers_to_run(model: EvaluationModel, layer: int | None) -> int | None:
     return None if number == last else number
 
 
-def _encode(model: EvaluationModel, texts: Sequence[str]) -> list[Features]:
-    """Return the features of each text, cut to the model's window."""
+def _encode(model: EvaluationModel, texts: Sequence[str], length: int) -> list[Features]:
+    """Return the features of each text, cut to `length` tokens."""
     rows: list[Features] = []
     truncated = 0
     for text in texts:
         token_ids = model.encode_text(text)
-        if len(token_ids) > model.window:
+        if len(token_ids) > length:
             truncated += 1
-            token_ids = _cut_end(token_ids, model)
+            token_ids = _cut_end(token_ids, length, model.config.model.family)
         rows.append({"tokens": token_ids, "segment_ids": np.ones_like(token_ids)})
     if truncated:
-        logging.warning("%d of %d texts lost their end: the model reads %d tokens", truncated, len(texts), model.window)
+        logging.warning("%d of %d texts lost their end: the model reads %d tokens", truncated, len(texts), length)
     return rows
 
 
-def _cut_end(token_ids: np.ndarray, model: EvaluationModel) -> np.ndarray:
-    """Cut a text to the model's window, and keep the [SEP] or EOS that ends it."""
-    if model.config.model.family == "decoder":
-        return token_ids[: model.window]
-    return np.append(token_ids[: model.window - 1], token_ids[-1:])
+def _cut_end(token_ids: np.ndarray, length: int, family: str) -> np.ndarray:
+    """Cut a text to `length` tokens, and keep the [SEP] or EOS that ends it."""
+    if family == "decoder":
+        return token_ids[:length]
+    return np.append(token_ids[: length - 1], token_ids[-1:])
 
 
 def _compute_states(
     spec: ModelSpec,
     family: str,
     layers: int | None,
-    pool: Pool | None,
+    pool: str,
     params: PyTree[Array],
     batch: dict[str, Array],
 ) -> Float[Array, "b l d"] | Float[Array, "b d"]:
-    """Return the states after `layers` layers (None: all of them), pooled if there is a pool, in float32."""
+    """Return the states after `layers` layers (None: all of them), pooled unless `pool` is `none`, in float32."""
     module = spec.model(params)
     module = getattr(module, "discriminator", module)
     side = module.decoder if family == "decoder" else module.encoder
@@ -155,19 +168,24 @@ def _compute_states(
         _keep_first_layers(side.stack, layers)
     states, _ = side(module.tokens(batch["tokens"]), None, batch["segment_ids"])
     states = states.astype(jnp.float32)
-    if pool is None:
+    if pool == HEAD:
+        return module.head.pooled(states, batch["tokens"], batch["segment_ids"])
+    pool_states = POOLS[pool]
+    if pool_states is None:
         return states
     # Soft prompts, whose ids are negative, are not part of the text.
     is_text = (batch["segment_ids"] > 0) & (batch["tokens"] >= 0)
-    return pool(states, is_text)
+    return pool_states(states, is_text)
 
 
 def _keep_first_layers(stack: Stack, layers: int) -> None:
     """Remove the layers after the first `layers` from a stack, and its final norm."""
     repeats = layers // len(stack.config.pattern)
+    passes = math.gcd(stack.passes, repeats)
+    weights_used = np.arange(0, repeats, passes) // stack.passes
+    graph, weights = nnx.split(stack.layers)
+    first_weights = jax.tree.map(lambda weight: weight[weights_used], weights)
+    stack.layers = nnx.merge(graph, first_weights)
     stack.repeats = repeats
+    stack.passes = passes
     stack.final_norm = None
-    if not stack.config.shared_layers:
-        graph, weights = nnx.split(stack.layers)
-        first_weights = jax.tree.map(lambda weight: weight[:repeats], weights)
-        stack.layers = nnx.merge(graph, first_weights)

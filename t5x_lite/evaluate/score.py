@@ -26,7 +26,7 @@ def score(model: EvaluationModel, texts: Sequence[str], inputs: Sequence[str] | 
       2020).
 
     Raises:
-        UserError: `inputs` of another number than `texts`, or for an encoder; texts longer than the learned positions.
+        UserError: `inputs` of another number than `texts`, or for an encoder; texts longer than the model's positions.
     """
     if inputs is not None and len(inputs) != len(texts):
         raise UserError(f"score: {len(texts)} texts but {len(inputs)} inputs")

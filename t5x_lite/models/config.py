@@ -56,6 +56,13 @@ class HeadConfig(Config):
     )
     transform: bool = setting(False, "a dense tanh layer before the scores (BERT's pooler)")
     parts: Int = setting(1, "pooled states that are scored side by side", ge=1)
+    normalize: bool = setting(False, "divide pooled states that are the output by their length")
+    length: Int | None = setting(None, "longest text that is pooled; null: as the positions allow", unit="tokens", ge=1)
+
+    def problems(self) -> Iterator[str]:
+        """Yield settings of vectors for a head that scores."""
+        if self.outputs and (self.normalize or self.length is not None):
+            yield "head: normalize and length are for pooled states that are the output (outputs: 0)"
 
 
 class ModelConfig(Config):
@@ -96,12 +103,16 @@ class ModelConfig(Config):
     pattern: Annotated[tuple[LayerConfig, ...], Strict(False)] = setting(
         (LayerConfig(),), "layers of one period; repeated until there are `layers`", min_length=1
     )
-    shared_layers: bool = setting(False, "one period's weights serve all repeats", source="ALBERT, §3.1")
+    shared_layers: bool = setting(False, "one period's weights serve all repeats of a group", source="ALBERT, §3.1")
+    shared_groups: Int = setting(
+        1, "equal parts of the layers, each of which shares weights of its own", ge=1, source="ALBERT's code"
+    )
     shared_stacks: bool = setting(
         False, "encoder and decoder share all but cross-attention", source="Raffel et al. 2020, §3.2.3"
     )
     bias: bool = setting(True, "biases in the linear layers")
     query_key_value_bias: bool | None = setting(None, "biases of these three; null takes `bias`")
+    feedforward_bias: bool | None = setting(None, "biases of feed-forward layers and experts; null takes `bias`")
     prefix_lm: bool = setting(
         False, "a decoder's inputs attend to each other both ways, its targets back only", source="Raffel 2020, §3.2.1"
     )
@@ -174,6 +185,7 @@ class ModelConfig(Config):
                 yield f"{name} {layers} is not a multiple of the pattern's {len(self.pattern)} layers"
         for layer in self.pattern:
             yield from layer.attention.model_problems(self)
+        yield from self._sharing_problems()
         yield from self._expert_problems()
         yield from self._family_problems()
         yield from self._output_problems()
@@ -187,6 +199,19 @@ class ModelConfig(Config):
         tokens_alone = set(self.outputs) == {"tokens"}
         if self.mup is not None and (self.mixtures or self.embedding != self.embed or not tokens_alone):
             yield "mup is for models without experts, of one width, that predict tokens"
+
+    def _sharing_problems(self) -> Iterator[str]:
+        if self.shared_groups == 1:
+            return
+        if not self.shared_layers:
+            yield "shared_groups is for shared_layers"
+        depths = {"layers": self.layers, "decoder_layers": self.decoder_layers}
+        if self.generator is not None:
+            depths["generator.layers"] = self.generator.layers
+        for name, layers in depths.items():
+            repeats = layers // len(self.pattern)
+            if repeats % self.shared_groups:
+                yield f"{name}: {repeats} repeats of the pattern cannot be cut into {self.shared_groups} equal groups"
 
     def _family_problems(self) -> Iterator[str]:
         if self.shared_stacks and self.family != "encoder_decoder":

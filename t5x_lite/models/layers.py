@@ -302,8 +302,16 @@ class Norm(nnx.Module):
         self.axes = tuple(range(-len(axes), 0))
         self.epsilon = settings.epsilon
         self.is_centred = isinstance(settings, LayerNorm)
-        self.scale = weight(jnp.ones(shape, jnp.float32), names)
-        if isinstance(settings, LayerNorm) and settings.bias:
+        has_scale = True
+        has_bias = False
+        if isinstance(settings, LayerNorm):
+            has_scale = settings.scale
+            has_bias = settings.bias
+        if has_scale:
+            self.scale: Weight | None = weight(jnp.ones(shape, jnp.float32), names)
+        else:
+            self.scale = None
+        if has_bias:
             self.bias: Weight | None = weight(jnp.zeros(shape, jnp.float32), names)
         else:
             self.bias = None
@@ -312,7 +320,9 @@ class Norm(nnx.Module):
         y = x.astype(jnp.float32)
         if self.is_centred:
             y = y - y.mean(self.axes, keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.square(y).mean(self.axes, keepdims=True) + self.epsilon) * self.scale[...]
+        y = y * jax.lax.rsqrt(jnp.square(y).mean(self.axes, keepdims=True) + self.epsilon)
+        if self.scale is not None:
+            y = y * self.scale[...]
         if self.bias is not None:
             y = y + self.bias[...]
         return y.astype(x.dtype)

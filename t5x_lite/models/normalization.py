@@ -7,7 +7,8 @@ class LayerNorm(Config):
     """Centred and scaled to unit variance (Ba et al. 2016)."""
 
     epsilon: float = setting(1e-5, "added to the variance", gt=0)
-    bias: bool = setting(True, "add a learned shift after the learned scale")
+    scale: bool = setting(True, "multiply by a learned scale")
+    bias: bool = setting(True, "add a learned shift")
 
 
 class RMSNorm(Config):

@@ -15,6 +15,9 @@ SPAN_POSITION_WIDTH = 200
 EXCLUDED_STATE = -1e9
 """Value of excluded states in a maximum; finite, and so is its square, for rows in which all are excluded."""
 
+SMALLEST_LENGTH = 1e-12
+"""Length by which a shorter vector is divided, as in `torch.nn.functional.normalize`."""
+
 
 def _state_at(states: Float[Array, "b l d"], position: Int[Array, "b"]) -> Float[Array, "b d"]:
     return jnp.take_along_axis(states, position[:, None, None], axis=1)[:, 0]
@@ -126,6 +129,7 @@ class TaskOutput(nnx.Module):
     def __init__(self, config: ModelConfig, head: HeadConfig, *, rngs: nnx.Rngs) -> None:
         embed = ("embed", config.embed)
         self.pool = head.pool
+        self.normalize = head.normalize
         self.dropout = config.dropout
         self.parts = head.parts
         if head.transform:
@@ -147,9 +151,11 @@ class TaskOutput(nnx.Module):
         """
         if self.pool != "none":
             states = POOLS[self.pool](states, (segment_ids > 0) & (tokens >= 0))
-        if self.pooler is None:
-            return states
-        return jnp.tanh(self.pooler(states))
+        if self.pooler is not None:
+            states = jnp.tanh(self.pooler(states))
+        if self.normalize:
+            states = states / jnp.maximum(jnp.linalg.norm(states, axis=-1, keepdims=True), SMALLEST_LENGTH)
+        return states
 
     def __call__(self, pooled: Float[Array, "... d"], key: PRNGKeyArray | None) -> Float[Array, "... c"]:
         assert self.scores is not None

@@ -91,10 +91,11 @@ PeriodBody = Callable[[Carry, Any, LayerInputs], tuple[Carry, tuple[LayerActivit
 class Stack(nnx.Module):
     """`layers` layers as repeats of the pattern. Weights have a leading axis over the repeats, which are scanned.
 
-    With `shared_layers` that axis has length one and all repeats use the same weights. With `like`, all weights but
-    those of cross-attention are the other stack's.
+    With `shared_layers` that axis has one entry for each of `shared_groups`. With `like`, all weights but those of
+    cross-attention are the other stack's.
 
     Attributes:
+        passes: number of repeats that follow each other with the same weights.
         average: number of last layers whose outputs are averaged; set by an adaptation method.
     """
 
@@ -111,6 +112,9 @@ class Stack(nnx.Module):
         self.config = config
         self.causal = causal
         self.repeats = layers // len(config.pattern)
+        self.passes = 1
+        if config.shared_layers:
+            self.passes = self.repeats // config.shared_groups
 
         def create_period(key: PRNGKeyArray) -> nnx.Dict:
             period_rngs = nnx.Rngs(params=key)
@@ -119,7 +123,7 @@ class Stack(nnx.Module):
                 blocks[str(number)] = Block(config, layer, has_cross=has_cross, rngs=period_rngs)
             return nnx.Dict(blocks)
 
-        stored_repeats = 1 if config.shared_layers else self.repeats
+        stored_repeats = self.repeats // self.passes
         self.layers = nnx.vmap(create_period)(jax.random.split(rngs.params(), stored_repeats))
         self.positions = Positions(config, "stack", rngs)
         if config.norm_place != "post":
@@ -232,24 +236,34 @@ class Stack(nnx.Module):
     ) -> tuple[PyTree, PyTree]:
         """Apply `body(carry, blocks of one period, inputs of one repeat)` to every repeat, or to those of `weights`."""
         graph, all_weights = nnx.split(self.layers)
-        is_shared = self.config.shared_layers
         if weights is None:
             weights = all_weights
-        stored_repeats = len(jax.tree.leaves(weights)[0])
-        length = self.repeats if is_shared else stored_repeats
+        groups = len(jax.tree.leaves(weights)[0])
+        passes = self.passes
 
         def apply_repeat(carry: PyTree, scanned: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
             period_weights, period_inputs = scanned
-            if is_shared:
-                period_weights = jax.tree.map(lambda w: w[0], weights)
             return body(carry, nnx.merge(graph, period_weights), period_inputs)
 
-        unroll = self.config.unroll or length
-        if unrolled:
-            unroll = length
-        scanned_weights = None if is_shared else weights
-        body_with_remat = rematerialised(apply_repeat, self.config.remat)
-        return jax.lax.scan(body_with_remat, carry, (scanned_weights, inputs), length=length, unroll=unroll)
+        def apply_group(carry: PyTree, scanned: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
+            group_weights, group_inputs = scanned
+
+            def apply_pass(carry: PyTree, pass_inputs: PyTree) -> tuple[PyTree, PyTree]:
+                return apply_repeat(carry, (group_weights, pass_inputs))
+
+            apply_with_remat = rematerialised(apply_pass, self.config.remat)
+            unroll = passes if unrolled else self.config.unroll or passes
+            return jax.lax.scan(apply_with_remat, carry, group_inputs, length=passes, unroll=unroll)
+
+        if passes == 1:
+            unroll = groups if unrolled else self.config.unroll or groups
+            body_with_remat = rematerialised(apply_repeat, self.config.remat)
+            return jax.lax.scan(body_with_remat, carry, (weights, inputs), length=groups, unroll=unroll)
+        grouped_inputs = jax.tree.map(lambda array: array.reshape(groups, passes, *array.shape[1:]), inputs)
+        is_inlined = unrolled or groups == 1 or self.config.unroll == 0
+        outer_unroll = groups if is_inlined else 1
+        carry, outputs = jax.lax.scan(apply_group, carry, (weights, grouped_inputs), length=groups, unroll=outer_unroll)
+        return carry, jax.tree.map(lambda array: array.reshape(groups * passes, *array.shape[2:]), outputs)
 
     def _run_pipelined(
         self,

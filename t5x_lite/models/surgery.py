@@ -111,14 +111,14 @@ class Surgeon:
             for block in _blocks(backbone.stack):
                 adapters = {}
                 for sublayer in sublayers:
-                    adapters[sublayer] = self._create_stacked(create_one, block.attention_norm.scale)
+                    adapters[sublayer] = self._create_stacked(create_one, block.attention.query.weight)
                 block.adapters = nnx.Dict(adapters)
 
     def adapt_keys_values(self, method: "AdaptationMethod", create: CreateParameters) -> None:
         """Attach adapters to the keys and values of every layer that reads the inputs."""
         create_one = partial(_create_key_value_adapter, method, create)
         for block in _blocks(self._reader().stack):
-            block.attention.prefix = self._create_stacked(create_one, block.attention_norm.scale)
+            block.attention.prefix = self._create_stacked(create_one, block.attention.query.weight)
 
     def adapt_embedding(self, method: "AdaptationMethod", create: CreateParameters) -> None:
         """Attach an adapter to the token embedding."""

@@ -71,7 +71,7 @@ def _flops_per_weight(shape: tuple[int, ...], first_trained: int | None, *, has_
 
 
 def _tokens_through(model: ModelConfig, name: str, lengths: ExampleLengths) -> int:
-    """Return how many tokens of an example are multiplied with a weight; with shared layers once per repeat."""
+    """Return how many tokens of an example are multiplied with a weight; with shared layers once per layer."""
     name = name.removeprefix("generator.").removeprefix("discriminator.")
     if name.startswith(("sentence.", "head.")):
         return 1
@@ -79,7 +79,7 @@ def _tokens_through(model: ModelConfig, name: str, lengths: ExampleLengths) -> i
         return lengths.predicted
     repeats = 1
     if model.shared_layers and ".stack.layers." in name:
-        repeats = model.layers // len(model.pattern)
+        repeats = model.layers // len(model.pattern) // model.shared_groups
     is_encoder = not name.startswith("decoder.") or model.family == "decoder"
     reads_encoder = ".cross_attention.key." in name or ".cross_attention.value." in name
     if is_encoder or reads_encoder:

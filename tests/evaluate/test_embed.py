@@ -53,6 +53,24 @@ def test_states_of_every_token_equal_transformers(bert: tuple[Model, list[np.nda
         np.testing.assert_allclose(embeddings, expected[index], atol=2e-5)
 
 
+def test_states_of_layers_that_share_weights_in_groups_equal_transformers(tmp_path: Path) -> None:
+    """Three of four layers are those of the first group twice, and of the second once."""
+    sizes = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 24}
+    config = transformers.AlbertConfig(vocab_size=len(WORDS), embedding_size=8, num_hidden_groups=2, **sizes)
+    torch.manual_seed(0)
+    hf_model = transformers.AlbertModel(config).eval()
+    hf_model.save_pretrained(tmp_path / "hf")
+    (tmp_path / "hf/vocab.txt").write_text("\n".join(WORDS) + "\n")
+    import_hf(tmp_path / "hf", tmp_path / "run")
+    ids = torch.tensor([[2, *[WORDS.index(word) for word in TEXTS[0].split()], 3]])
+    with torch.no_grad():
+        expected = hf_model(ids, output_hidden_states=True).hidden_states
+    model = t5x_lite.load(tmp_path / "run")
+    for layer in (2, 3, 4):
+        (states,) = model.embed(TEXTS[:1], pool="none", layer=layer)
+        np.testing.assert_allclose(states, expected[layer][0].numpy(), atol=2e-5)
+
+
 @pytest.mark.parametrize(
     ("pool", "pool_states"), [("mean", lambda x: x.mean(0)), ("cls", lambda x: x[0]), ("max", lambda x: x.max(0))]
 )

@@ -302,7 +302,7 @@ def test_an_evaluation_that_cannot_run_is_one_line_of_error(
     for arguments, message in (
         (["tasks=local_texts", "--limit=0"], "expected a number of documents"),
         (["tasks=local_texts", "--include", str(tasks / "none")], "is not a folder"),
-        (["tasks=local_texts", "window=64"], "more than the model's 32 learned positions"),
+        (["tasks=local_texts", "window=64"], "more than the model's 32 positions (model.positions.learned.length)"),
         (["tasks=local_votes", "window=8"], "leave no room for a prompt"),
     ):
         assert main([*command, *arguments]) == 2

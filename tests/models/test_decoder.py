@@ -44,7 +44,7 @@ VARIANTS = {
     },
     "relative": {"positions": {"relative": {"buckets": 8, "distance": 10}}, "attention_scale": 1.0},
     "relative, a table per layer": {"positions": {"relative": {"buckets": 8, "distance": 10, "shared": False}}},
-    "shared layers": {"shared_layers": True, "query_key_value_bias": False},
+    "shared layers": {"shared_layers": True, "shared_groups": 2, "query_key_value_bias": False},
     "pattern": {"pattern": [{}, {"feedforward": "glu"}], "query_key_norm": "head", "logit_softcap": 30.0},
 }
 

@@ -1,12 +1,15 @@
 """Patterns of layers: any period, in every family."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.experts.config import MoE
 from t5x_lite.models.feedforward.config import GLU, MLP
+from t5x_lite.models.spec import model_spec
 from tests.models.weights import random_model
 
 SIZES = {"layers": 6, "embed": 16, "heads": 2, "vocab": 11}
@@ -43,3 +46,35 @@ def test_dense_in_a_pattern_is_the_feedforward_of_the_model_without_experts() ->
     assert moe_model.feedforward_of(moe_model.pattern[0]) == MLP(activation="relu")
     assert isinstance(moe_model.feedforward_of(moe_model.pattern[1]), MoE)
     assert len(moe_model.mixtures) == 1
+
+
+GROUPED = {**SIZES, "shared_layers": True, "shared_groups": 3}
+
+
+def test_groups_of_layers_compute_what_separate_layers_with_their_weights_compute() -> None:
+    """Six layers in three groups: layers 1 and 2 are equal, 3 and 4, and 5 and 6."""
+    grouped = random_model(ModelConfig.model_validate(GROUPED))
+    separate = ModelConfig.model_validate(SIZES)
+    shapes = model_spec(separate).shapes
+
+    def repeat(values: jax.Array, shape: jax.ShapeDtypeStruct) -> jax.Array:
+        return values if values.shape == shape.shape else jnp.repeat(values, 2, axis=0)
+
+    params = jax.tree.map(repeat, nnx.to_pure_dict(nnx.state(grouped, nnx.Param)), shapes)
+    assert params["decoder"]["stack"]["layers"]["0"]["attention"]["query"]["weight"].shape[0] == 6
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, 11, (2, 9)))
+    expected = model_spec(separate).model(params)(tokens)
+    np.testing.assert_allclose(grouped(tokens), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"shared_layers": False}, "shared_groups is for shared_layers"),
+        ({"shared_groups": 4}, "layers: 6 repeats of the pattern cannot be cut into 4 equal groups"),
+        ({"family": "encoder_decoder", "decoder_layers": 4}, "decoder_layers: 4 repeats of the pattern cannot be cut"),
+    ],
+)
+def test_groups_of_unequal_size_are_refused(settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ModelConfig.model_validate({**GROUPED, **settings})

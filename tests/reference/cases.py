@@ -159,7 +159,7 @@ class Case:
         for name, parameter in self.theirs.named_parameters():
             if parameter.grad is not None:
                 gradients[name] = parameter.grad.numpy()
-        return Outputs(logits, outputs.loss.item(), _unstack_mixtral_experts(gradients))
+        return Outputs(logits, outputs.loss.item(), _unstack_experts(gradients, self.model_type))
 
     @cached_property
     def our_outputs(self) -> Outputs:
@@ -310,23 +310,33 @@ def _causal_features(batch: Arrays) -> Arrays:
     }
 
 
-def _unstack_mixtral_experts(gradients: Arrays) -> Arrays:
-    """Return gradients by the names of stored tensors: Mixtral in memory stacks what its files store by expert."""
+STORED_EXPERTS = {
+    "mixtral": ("block_sparse_moe", "w1", "w3", "w2"),
+    "qwen3_moe": ("mlp", "gate_proj", "up_proj", "down_proj"),
+}
+"""Names in files of a layer's experts, and of their gate, up and down, by model type."""
+
+
+def _unstack_experts(gradients: Arrays, model_type: str) -> Arrays:
+    """Return gradients by the names of stored tensors: some models in memory stack what their files store by expert."""
+    if model_type not in STORED_EXPERTS:
+        return gradients
+    feedforward, gate_name, up_name, down_name = STORED_EXPERTS[model_type]
     unstacked: Arrays = {}
     for name, gradient in gradients.items():
         layer, _, parameter = name.partition(".mlp.")
-        stored_layer = f"{layer}.block_sparse_moe"
+        experts = f"{layer}.{feedforward}.experts"
         match parameter:
             case "gate.weight":
-                unstacked[f"{stored_layer}.gate.weight"] = gradient
+                unstacked[f"{layer}.{feedforward}.gate.weight"] = gradient
             case "experts.down_proj":
                 for expert, down in enumerate(gradient):
-                    unstacked[f"{stored_layer}.experts.{expert}.w2.weight"] = down
+                    unstacked[f"{experts}.{expert}.{down_name}.weight"] = down
             case "experts.gate_up_proj":
                 for expert, gate_and_up in enumerate(gradient):
                     gate, up = np.split(gate_and_up, 2)
-                    unstacked[f"{stored_layer}.experts.{expert}.w1.weight"] = gate
-                    unstacked[f"{stored_layer}.experts.{expert}.w3.weight"] = up
+                    unstacked[f"{experts}.{expert}.{gate_name}.weight"] = gate
+                    unstacked[f"{experts}.{expert}.{up_name}.weight"] = up
             case _:
                 unstacked[name] = gradient
     return unstacked

@@ -93,6 +93,7 @@ LLAMA3_ROPE = {
 }
 
 
+DYNAMIC_ROPE = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
 LINEAR_ROPE = {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}
 YARN_ROPE = {
     "rope_type": "yarn",
@@ -129,7 +130,7 @@ def build_gpt_neo() -> PreTrainedModel:
     return transformers.GPTNeoForCausalLM(config)
 
 
-def build_opt() -> PreTrainedModel:
+def build_opt(**settings: Setting) -> PreTrainedModel:
     config = transformers.OPTConfig(
         vocab_size=VOCAB,
         hidden_size=EMBED,
@@ -138,8 +139,15 @@ def build_opt() -> PreTrainedModel:
         num_attention_heads=4,
         ffn_dim=48,
         max_position_embeddings=40,
+        **settings,
     )
     return transformers.OPTForCausalLM(config)
+
+
+ALBERT_GROUPS = {"num_hidden_layers": 4, "num_hidden_groups": 2, "inner_group_num": 2}
+NO_BIASES = {"enable_bias": False, "layer_norm_elementwise_affine": False}
+QWEN3_EXPERTS = {"num_experts": 4, "moe_intermediate_size": 24, "head_dim": 16}
+EXPERTS_IN_EVERY_OTHER_LAYER = {**QWEN3_EXPERTS, "decoder_sparse_step": 2, "num_experts_per_tok": 1}
 
 
 TINY_MODELS = {
@@ -151,18 +159,30 @@ TINY_MODELS = {
     "BERT, MLM alone": TinyModel("masked", partial(build_encoder, "Bert", "MaskedLM")),
     "RoBERTa": TinyModel("masked", partial(build_encoder, "Roberta", "MaskedLM", type_vocab_size=1)),
     "ALBERT": TinyModel("masked, sentence order", partial(build_encoder, "Albert", "PreTraining", embedding_size=16)),
+    "ALBERT, groups": TinyModel("masked", partial(build_encoder, "Albert", "MaskedLM", **ALBERT_GROUPS)),
     "ELECTRA generator": TinyModel("masked", partial(build_encoder, "Electra", "MaskedLM", embedding_size=16)),
     "ELECTRA": TinyModel("replaced_token", partial(build_encoder, "Electra", "PreTraining", embedding_size=16)),
     "GPT-2": TinyModel("causal", build_gpt2),
     "GPT-Neo": TinyModel("causal", build_gpt_neo),
     "OPT": TinyModel("causal", build_opt),
+    "OPT without biases": TinyModel("causal", partial(build_opt, **NO_BIASES)),
     "Llama 2": TinyModel("causal", partial(build_llama, "Llama")),
+    "Llama, biases": TinyModel("causal", partial(build_llama, "Llama", attention_bias=True, mlp_bias=True)),
+    "Llama, biases of attention": TinyModel("causal", partial(build_llama, "Llama", attention_bias=True)),
     "Llama 3.1": TinyModel("causal", partial(build_llama, "Llama", rope_parameters=LLAMA3_ROPE)),
+    "Llama, dynamic": TinyModel(
+        "causal", partial(build_llama, "Llama", rope_parameters=DYNAMIC_ROPE, max_position_embeddings=32)
+    ),
     "Llama, linear": TinyModel("causal", partial(build_llama, "Llama", rope_parameters=LINEAR_ROPE)),
     "Llama, YaRN": TinyModel("causal", partial(build_llama, "Llama", rope_parameters=YARN_ROPE)),
     "Mistral": TinyModel("causal", partial(build_llama, "Mistral", sliding_window=4)),
     "Mixtral": TinyModel("causal", partial(build_llama, "Mixtral", num_local_experts=4)),
     "OLMo 2": TinyModel("causal", partial(build_llama, "Olmo2")),
+    "Qwen2": TinyModel("causal", partial(build_llama, "Qwen2")),
     "Qwen3": TinyModel("causal", partial(build_llama, "Qwen3", head_dim=16)),
     "Qwen3, windows": TinyModel("causal", partial(build_llama, "Qwen3", head_dim=8, **WINDOWS_IN_TURN)),
+    "Qwen3-MoE": TinyModel(
+        "causal", partial(build_llama, "Qwen3Moe", num_experts_per_tok=2, norm_topk_prob=True, **QWEN3_EXPERTS)
+    ),
+    "Qwen3-MoE, one expert": TinyModel("causal", partial(build_llama, "Qwen3Moe", **EXPERTS_IN_EVERY_OTHER_LAYER)),
 }

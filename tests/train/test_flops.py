@@ -162,9 +162,10 @@ def test_flops_of_t5_by_hand() -> None:
     assert flops == 6 * weight_uses + 6 * 32 * 8 * targets + 12 * 8 * query_key_pairs
 
 
-def test_flops_of_shared_layers_count_every_pass() -> None:
-    settings = {"layers": 3, "embed": 8, "heads": 2, "vocab": 32}
-    shared = ModelConfig.model_validate(settings | {"shared_layers": True})
+@pytest.mark.parametrize("groups", [1, 2])
+def test_flops_of_shared_layers_count_every_pass(groups: int) -> None:
+    settings = {"layers": 4, "embed": 8, "heads": 2, "vocab": 32}
+    shared = ModelConfig.model_validate(settings | {"shared_layers": True, "shared_groups": groups})
     separate = ModelConfig.model_validate(settings | {"shared_layers": False})
     lengths = ExampleLengths(16, 16)
     assert model_spec(shared).parameters < model_spec(separate).parameters

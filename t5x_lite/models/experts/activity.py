@@ -122,7 +122,7 @@ def router_loss(model: nnx.Module, config: ModelConfig) -> RouterLoss | None:
             path = f"{stack}.layers.{number}.feedforward"
             load = activity.sent.sum(1)
             if config.shared_layers:
-                load = load.sum(0, keepdims=True)
+                load = load.reshape(config.shared_groups, -1, load.shape[-1]).sum(1)
             loads[path] = load
             dropped.append(activity.dropped.sum() / jnp.maximum(activity.sent.sum(), 1))
             if moe.router.bias_update_rate is not None:

@@ -31,6 +31,11 @@ class Capacity(Config):
         room = self.tokens or math.ceil(factor * tokens * choices / experts)
         return min(room, tokens)
 
+    def has_room_for_all(self, choices: int, experts: int) -> bool:
+        """Return True if no expert runs out of room in evaluation, however many tokens choose it."""
+        factor = self.eval_factor or self.factor
+        return self.tokens is None and factor * choices >= experts
+
 
 class Dropless(Config):
     """Every token reaches its experts: by buffers of `buffer` times an equal share, again for what does not fit.

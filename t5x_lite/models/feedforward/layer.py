@@ -27,10 +27,11 @@ class FeedForward(nnx.Module):
         mlp = ("mlp", width)
         self.activation = settings.activation
         self.dropout = settings.dropout
+        bias = config.feedforward_bias
         if settings.is_gated:
-            self.gate = Linear(config, [embed], [mlp], experts=experts, rngs=rngs)
-        self.up = Linear(config, [embed], [mlp], experts=experts, rngs=rngs)
-        self.down = Linear(config, [mlp], [embed], residual=True, experts=experts, rngs=rngs)
+            self.gate = Linear(config, [embed], [mlp], bias=bias, experts=experts, rngs=rngs)
+        self.up = Linear(config, [embed], [mlp], bias=bias, experts=experts, rngs=rngs)
+        self.down = Linear(config, [mlp], [embed], bias=bias, residual=True, experts=experts, rngs=rngs)
         self.is_gated = settings.is_gated
 
     def __call__(

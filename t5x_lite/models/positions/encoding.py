@@ -42,6 +42,11 @@ class PositionEncoding(Config):
         """Return the longest row that the encoding can serve; None: any."""
         return None
 
+    @property
+    def max_length_setting(self) -> str:
+        """Return the setting that limits rows to `max_length`, for messages."""
+        return "model.positions"
+
     def init_parameters(self, model: "ModelConfig", rngs: "nnx.Rngs") -> dict[str, "nnx.Module | nnx.Param"]:
         """Return the trained parameters of the encoding by name."""
         return {}

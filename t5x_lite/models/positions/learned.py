@@ -29,6 +29,11 @@ class Learned(PositionEncoding):
         """Return the number of positions."""
         return self.length
 
+    @property
+    def max_length_setting(self) -> str:
+        """Return `length`."""
+        return "model.positions.learned.length"
+
     def init_parameters(self, model: "ModelConfig", rngs: "nnx.Rngs") -> dict[str, "nnx.Module | nnx.Param"]:
         """Return the table of vectors."""
         from t5x_lite.models.layers import Embed

@@ -32,6 +32,18 @@ class Rotary(PositionEncoding):
         """Return `stack`: the rotation is the same in every layer."""
         return "stack"
 
+    @property
+    def max_length(self) -> int | None:
+        """Return the longest row that the stretch can serve."""
+        if self.stretch is None:
+            return None
+        return self.stretch.max_length
+
+    @property
+    def max_length_setting(self) -> str:
+        """Return the length of a dynamic stretch."""
+        return "model.positions.rotary.stretch.dynamic.length"
+
     def rotate(self, x: Float[Array, "b l h k"], positions: Int[Array, "b l"]) -> Float[Array, "b l h k"]:
         """Rotate each pair of channels."""
         import jax.numpy as jnp

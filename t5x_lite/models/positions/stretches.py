@@ -2,6 +2,7 @@
 
 import math
 from abc import abstractmethod
+from collections.abc import Iterator
 
 from jaxtyping import Float
 
@@ -22,6 +23,11 @@ class Stretch(Config):
         """Return the factor on rotated queries and keys."""
         return 1.0
 
+    @property
+    def max_length(self) -> int | None:
+        """Return the longest row that the stretch can serve; None: any."""
+        return None
+
 
 class LinearStretch(Stretch):
     """All wavelengths stretched alike, which interpolates positions (Chen et al. 2023)."""
@@ -31,6 +37,42 @@ class LinearStretch(Stretch):
     def stretch(self, frequencies: Float[Array, "half"], theta: float) -> Float[Array, "half"]:
         """Return the frequencies divided by `factor`."""
         return frequencies / self.factor
+
+
+class DynamicStretch(Stretch):
+    """Dynamic NTK scaling: a base that grows with the length of the context (Peng et al. 2023, §3.3).
+
+    Up to the original length nothing changes. For longer contexts Transformers computes the base anew for the length so
+    far, and leaves keys in its cache as they were rotated by earlier bases; decoding then differs from a pass over the
+    whole text. Here one base serves all rows and the cache: that of contexts of `length` tokens, and longer rows are
+    refused.
+    """
+
+    factor: float = setting(..., "stretch of the slowest pair per original length of context", ge=1)
+    original_length: Integer = setting(..., "context before the stretch", unit="tokens", ge=1)
+    length: Integer | None = setting(
+        None, "longest context, which the base is computed for; null takes the original one", unit="tokens", ge=1
+    )
+
+    def problems(self) -> Iterator[str]:
+        """Yield a context below the original one."""
+        if self.length is not None and self.length < self.original_length:
+            yield f"dynamic: length {self.length} is below original_length {self.original_length}; leave it out"
+
+    def stretch(self, frequencies: Float[Array, "half"], theta: float) -> Float[Array, "half"]:
+        """Return the frequencies of the base theta · (factor · length / original - factor + 1)^(k / (k - 2))."""
+        import jax.numpy as jnp
+
+        growth = self.factor * self.max_length / self.original_length - (self.factor - 1)
+        half = len(frequencies)
+        # The base to the power of -2i/k, for i from 0 to half - 1 and k = 2 · half.
+        exponents = jnp.arange(half, dtype=jnp.float32) / max(half - 1, 1)
+        return frequencies * growth**-exponents
+
+    @property
+    def max_length(self) -> int:
+        """Return `length`, or the original length."""
+        return self.length or self.original_length
 
 
 class Llama3Stretch(Stretch):
@@ -102,6 +144,7 @@ class YarnStretch(Stretch):
 
 STRETCHES: dict[str, type[Stretch]] = {
     "linear": LinearStretch,
+    "dynamic": DynamicStretch,
     "llama3": Llama3Stretch,
     "yarn": YarnStretch,
 }

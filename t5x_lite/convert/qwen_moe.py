@@ -1,0 +1,142 @@
+"""Qwen3-MoE in Hugging Face's format."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from t5x_lite.convert.config_table import (
+    ConfigTable,
+    Field,
+    ForeignConfig,
+    ForeignModel,
+    Rule,
+    Settings,
+    check_count,
+    shortest_period,
+)
+from t5x_lite.convert.llama import ATTENTION_BIAS, LLAMA_FIXED, LLAMA_RULES, NO_BIAS, llama_fields, llama_like
+from t5x_lite.convert.qwen import QWEN3_LAYER
+from t5x_lite.convert.weight_map import Modules
+from t5x_lite.errors import UserError
+from t5x_lite.models.attention.kinds import Local
+from t5x_lite.models.config import ModelConfig
+from t5x_lite.models.experts.config import MoE
+from t5x_lite.models.experts.routers import TopK
+
+# Config.
+
+EXPERT_COUNT_FIELDS = ("num_experts", "num_local_experts")
+"""Names of the number of experts in older and in newer versions of Transformers."""
+DEFAULT_CHOICES = 8
+"""The experts of a token that Transformers takes where a config gives no number."""
+EXPERTS = "experts"
+DENSE = "dense"
+
+
+def _read_experts(source: ForeignModel, settings: Settings) -> None:
+    """Read which layers have experts, how many, and how these are chosen. A window is the same in all layers."""
+    config = source.config
+    counts = {config[name] for name in EXPERT_COUNT_FIELDS if config.get(name) is not None}
+    if len(counts) != 1:
+        raise UserError(f"{' and '.join(EXPERT_COUNT_FIELDS)} must give one number of experts")
+    experts = {
+        "experts": counts.pop(),
+        "mlp": settings.pop("moe")["mlp"],
+        "router": _read_router(config),
+        "dispatch": "dropless",
+        "expert": settings["feedforward"],
+    }
+    window = config.get("sliding_window") if config.get("use_sliding_window") else None
+    attention = "dense" if window is None else {"local": {"window": window}}
+    pattern = []
+    layers = check_count("num_hidden_layers", settings["layers"])
+    for kind in shortest_period(_kinds_of_layers(config, layers)):
+        feedforward = {"moe": experts} if kind == EXPERTS else None
+        pattern.append({"attention": attention, "feedforward": feedforward})
+    settings["pattern"] = pattern
+
+
+def _read_router(config: Mapping[str, Any]) -> Settings:
+    """Return the router: that of Mixtral, whose weights sum to 1, or that of Switch, whose weight is a probability."""
+    choices = config.get("num_experts_per_tok", DEFAULT_CHOICES)
+    balance = config.get("router_aux_loss_coef", 0.001)
+    if config.get("norm_topk_prob", False):
+        return {"top_k": {"k": choices, "balance": balance}}
+    if choices != 1:
+        raise UserError(f"norm_topk_prob=False with num_experts_per_tok={choices} is not supported (only with 1)")
+    return {"switch": {"balance": balance, "z_loss": 0.0, "jitter": 0.0}}
+
+
+def _kinds_of_layers(config: Mapping[str, Any], layers: int) -> list[str]:
+    """Return the kind of feed-forward of every layer."""
+    step = check_count("decoder_sparse_step", config.get("decoder_sparse_step", 1))
+    dense_layers = config.get("mlp_only_layers") or []
+    kinds = []
+    for layer in range(layers):
+        is_dense = layer in dense_layers or (layer + 1) % step > 0
+        kinds.append(DENSE if is_dense else EXPERTS)
+    return kinds
+
+
+def _write_experts(model: ModelConfig, config: ForeignConfig) -> None:
+    moe = model.mixtures[0]
+    config["num_experts"] = moe.experts
+    config["num_experts_per_tok"] = moe.router.choices
+    config["norm_topk_prob"] = isinstance(moe.router, TopK)
+    config["router_aux_loss_coef"] = moe.router.balance
+    kinds = []
+    for layer in model.pattern:
+        kinds.append(EXPERTS if isinstance(model.feedforward_of(layer), MoE) else DENSE)
+    kinds *= model.layers // len(kinds)
+    config.update(_write_kinds_of_layers(kinds))
+    attention = model.pattern[0].attention
+    window = attention.window if isinstance(attention, Local) else None
+    config["use_sliding_window"] = window is not None
+    config["sliding_window"] = window
+
+
+def _write_kinds_of_layers(kinds: list[str]) -> ForeignConfig:
+    """Return the fields for these layers: the last of every n layers has experts, or the dense ones are listed."""
+    step = kinds.index(EXPERTS) + 1
+    fields: ForeignConfig = {"decoder_sparse_step": step, "mlp_only_layers": []}
+    if _kinds_of_layers(fields, len(kinds)) == kinds:
+        return fields
+    dense_layers = [layer for layer, kind in enumerate(kinds) if kind == DENSE]
+    return {"decoder_sparse_step": 1, "mlp_only_layers": dense_layers}
+
+
+LAYERS_WITH_EXPERTS = Rule(
+    (
+        *EXPERT_COUNT_FIELDS,
+        "num_experts_per_tok",
+        "norm_topk_prob",
+        "router_aux_loss_coef",
+        "decoder_sparse_step",
+        "mlp_only_layers",
+        "use_sliding_window",
+        "sliding_window",
+    ),
+    read=_read_experts,
+    write=_write_experts,
+)
+QWEN3_MOE_CONFIG = ConfigTable(
+    (*llama_fields(1e-6), Field("moe_intermediate_size", "moe.mlp", default=768), ATTENTION_BIAS),
+    fixed={**LLAMA_FIXED, "feedforward_bias": False, "query_key_norm": "head"},
+    rules=(*LLAMA_RULES, LAYERS_WITH_EXPERTS),
+    required_values={"mlp_bias": NO_BIAS},
+    without_effect=("max_window_layers",),
+)
+
+# Weights: a layer has experts or a dense feed-forward.
+
+QWEN3_MOE_LAYER: Modules = {
+    **QWEN3_LAYER,
+    "mlp.gate": "feedforward.router",
+    "mlp.experts.{expert}.gate_proj": "feedforward.experts.gate",
+    "mlp.experts.{expert}.up_proj": "feedforward.experts.up",
+    "mlp.experts.{expert}.down_proj": "feedforward.experts.down",
+}
+
+# Model type.
+
+QWEN3_MOE = llama_like("qwen3_moe", "Qwen3MoeForCausalLM", QWEN3_MOE_CONFIG, QWEN3_MOE_LAYER, "Qwen2Tokenizer")
+"""Yang et al. 2025: Qwen3 with experts in some layers. With one expert a token it is Switch without limits of room."""
