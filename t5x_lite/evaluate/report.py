@@ -85,7 +85,7 @@ def _draw_loss(panel: Axes, name: str, lines: Sequence[MetricLine], color: str) 
 
 
 def pending_forecast(lines: Sequence[MetricLine]) -> MetricLine | None:
-    """Return the line with the newest forecast of the final loss; None if the run has none or has reached its end."""
+    """Return the line with the newest forecast; None if the run has none or has reached its end."""
     forecasts = [line for line in lines if line.get("predicted/loss") is not None]
     if not forecasts or forecasts[-1]["predicted/tokens"] <= lines[-1]["tokens"]:
         return None
@@ -102,7 +102,7 @@ def _draw_forecast(panel: Axes, lines: Sequence[MetricLine], color: str) -> None
     high = newest["predicted/high"]
     below = max(loss - low, 0)
     above = max(high - loss, 0)
-    label = f"forecast of the end: {loss:.3f} ({low:.3f} to {high:.3f})"
+    label = f"forecast of the last tenth's mean: {loss:.3f} ({low:.3f} to {high:.3f})"
     panel.errorbar(newest["predicted/tokens"], loss, [[below], [above]], fmt="D", color=color, capsize=5, label=label)
 
 

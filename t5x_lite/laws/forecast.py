@@ -1,130 +1,220 @@
-"""A forecast of the final training loss of a run in progress, from its losses so far and its learning rates.
+"""A forecast of the training loss at the end of a run in progress, from its losses so far and its learning rates.
 
-The law is L(s) = L0 + A·S1^-α - C·S2 (Tissue et al. 2024, eq. 1). S1 is the sum of the learning rates up to step s. S2
-is the sum of a momentum of their decreases: at every step the momentum is multiplied by λ, and the decrease of the
-learning rate is added to it. Learning rates are relative to their maximum.
+The law is L = L0 + A·S1^-α + B·η^β. S1 is the sum of the learning rates so far, in which the loss is a power law
+(Tissue et al. 2024, eq. 1). η is the learning rate; the last term is what its decay takes away. Tissue et al. have
+-C·S2 there, in which the loss follows the rate with a delay of about 1000 steps. That is little in a long run, and
+more than short runs show. Learning rates are relative to their maximum.
+
+One noisy curve does not determine these constants: least squares may find any L0. So they have priors. With one value
+of α and of β the law is linear, and its Bayesian regression has a closed form. The forecast is the mean over a grid of
+values, weighted by their evidence (Bayesian model averaging: Hoeting et al. 1999, eq. 1 and 2).
+
+The interval is calibrated. Its half-width is a factor times the standard deviation; the factor is a quantile of the
+errors of recorded runs, relative to their standard deviations (split conformal prediction: Vovk et al. 2005, §4.2; Lei
+et al. 2018, §5.2). If a run is like the recorded ones, the interval contains its end with the probability
+`estimates.CONFIDENCE`, even where law, priors and noise are not as assumed here.
 """
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
-from t5x_lite.laws.estimates import percentile_interval
-from t5x_lite.laws.fit import fit_law
-from t5x_lite.laws.parametric import Inputs, Law, LossAndGradient, Theta
-from t5x_lite.laws.points import Points
+from t5x_lite.laws.bayesian_regression import regress
 
-DECAY = 0.999
-"""λ, by which the momentum decays at every step (Tissue et al. 2024, §3)."""
-NUM_BINS = 60
-"""Bins of equally many steps, whose mean losses are fitted."""
-MIN_SHARE = 0.1
-"""Share of the run, and of the final S2, below which there is no forecast because C is not determined.
+END_SHARE = 0.1
+"""Share of the steps, at the end of the run, whose mean loss is forecast."""
+FIRST_SHARE = 0.3
+"""Share of the steps before which there is no forecast: the earliest of the forecasts that were calibrated."""
+SKIPPED_SHARE = 0.1
+"""Share of the steps so far that is left out, because the law does not hold at the beginning."""
+NUM_BINS = 50
+"""Bins of equally many losses, whose means are fitted."""
+MIN_BINS = 10
+"""Fewest bins that are fitted."""
+EXPONENTS = tuple(product(np.linspace(0.1, 1.0, 10), (1.0, 1.5, 2.0)))
+"""The values of α with those of β. All are equally likely before the losses are seen."""
+PRIOR_MEAN = np.array([0.9, 0.3, 0.05])
+PRIOR_DEVIATION = np.array([1.0, 0.5, 0.1])
+"""Prior of the loss at the end, of the fall of A·S1^-α in the part that is seen, and of B, relative to the loss now."""
+DRIFT = 0.02
+"""Deviation of the curve from the law over a whole run, as a share of the loss, which grows like that of a random walk.
 
-The same share of the steps so far is left out of the fit.
+A curve may turn in a way that the law does not have: that of BERT falls late, and a decay may take effect with a delay.
 """
-MIN_LOSSES = 15
-"""Fewest losses that are fitted."""
-DRAWS = 100
-"""Bootstrap samples."""
+CONFORMAL_FACTOR = 2.9
+"""Half-width of the interval in deviations: that of recorded runs (tools/forecast_table.py), rounded up."""
+MAX_HALF_WIDTH = 0.05
+"""Largest half-width, as a share of the loss, that is worth a line."""
+SMALLEST_RATE = 1e-9
+"""Relative rate that stands for zero, with which a warm-up may begin: a power of no progress is infinite."""
+NOISE_ROUNDS = 3
+"""Estimates of the noise, each from the residuals of the fits with the one before."""
+SMALLEST_NOISE = 1e-6
+"""Deviation of the noise of a curve without noise."""
 
 
-class AnnealingLaw(Law):
-    """L = L0 + A·S1^-α - C·S2; the inputs are log S1 and log S2, theta is log L0, log A, α, log C."""
+@dataclass(frozen=True)
+class EndOfRun:
+    """The mean loss of the end of a run, and the standard deviation of its error."""
 
-    name = "L(S1, S2)"
-    formula = "L0 + A/S1^α - C·S2"
-    symbols = ("log L0", "log A", "α", "log C")
-
-    def initial_guesses(self) -> Float[np.ndarray, "guesses unknowns"]:
-        grid = product((-1, 0, 1), (0, 2, 4), (0.2, 0.5, 1), (-12, -9, -6))
-        return np.array(list(grid), float)
-
-    def log_loss(self, theta: Theta, inputs: Inputs) -> LossAndGradient:
-        log_floor, log_a, alpha, log_c = theta.T[..., None]
-        floor = np.exp(log_floor)
-        power_term = np.exp(log_a - alpha * inputs[0])
-        annealing_term = np.exp(log_c + inputs[1])
-        loss = np.maximum(floor + power_term - annealing_term, 1e-6)
-        gradient = [floor + 0 * power_term, power_term, -power_term * inputs[0], -annealing_term]
-        return np.log(loss), np.stack(gradient) / loss
+    loss: float
+    deviation: float
 
 
-def annealing_sums(
-    learning_rates: Float[np.ndarray, " steps"],
-) -> tuple[Float[np.ndarray, " steps"], Float[np.ndarray, " steps"]]:
-    """Return S1 and S2 after each step."""
-    from scipy.signal import lfilter  # This import takes a second, for which a run's first step should not wait.
+@dataclass(frozen=True)
+class FittedLaw:
+    """The law with one value of α and β, fitted to the losses so far.
 
-    relative_rates = learning_rates / learning_rates.max()
-    decreases = np.maximum(-np.diff(relative_rates, prepend=relative_rates[0]), 0)
-    momentum = lfilter([1.0], [1.0, -DECAY], decreases)
-    return np.cumsum(relative_rates), np.cumsum(momentum) + 1e-9
+    Attributes:
+        end_loss: the mean loss of the end.
+        variance: of its error, if the law is right.
+        log_evidence: log probability of the losses, up to a constant.
+        residual_variance: mean square of the residuals.
+    """
+
+    end_loss: float
+    variance: float
+    log_evidence: float
+    residual_variance: float
 
 
 def forecast_loss(
     records: Sequence[Mapping[str, Any]], learning_rates: Float[np.ndarray, " steps"]
 ) -> dict[str, float]:
-    """Forecast the training loss of the last step.
+    """Forecast the mean training loss of the last tenth of the steps.
 
     Args:
         records: the run's metrics so far, of which `step`, `loss` and `tokens` are read.
         learning_rates: the learning rate of every step of the whole run.
 
     Returns:
-        `predicted/loss` with its confidence interval `predicted/low` to `predicted/high`, and `predicted/tokens`, the
-        tokens at the last step. Empty until a tenth of the run and of the final S2 is over, and there are some losses
-        after the warm-up.
+        `predicted/loss` with its interval, `predicted/low` to `predicted/high`, and `predicted/tokens`, the tokens at
+        the last step. Empty before `FIRST_SHARE` of the run, and while the interval is too wide (`MAX_HALF_WIDTH`).
     """
-    losses = [record for record in records if record.get("loss") is not None]
-    if not losses:
+    num_steps = len(learning_rates)
+    measured = [record for record in records if _is_measured(record, num_steps)]
+    if not measured:
         return {}
-    step = np.array([record["step"] for record in losses], float)
-    loss = np.array([record["loss"] for record in losses], float)
-    sum_1, sum_2 = annealing_sums(learning_rates)
-    last_step = int(step[-1])
-    warmup_steps = int(np.argmax(learning_rates)) + 1
-    is_fitted = step > max(warmup_steps, MIN_SHARE * last_step)
-    has_little_annealing = sum_2[-1] > 1e-6 and sum_2[last_step - 1] < MIN_SHARE * sum_2[-1]
-    if is_fitted.sum() < MIN_LOSSES or last_step < MIN_SHARE * len(learning_rates) or has_little_annealing:
+    steps = np.array([record["step"] for record in measured], int)
+    losses = np.array([record["loss"] for record in measured], float)
+    end = predict_end(steps, losses, learning_rates)
+    if end is None:
         return {}
-
-    points = _bin_losses(step[is_fitted], loss[is_fitted], sum_1, sum_2)
-    fit = fit_law(AnnealingLaw(), points, DRAWS)
-    prediction, samples = fit.predict_loss(sum_1[-1:], sum_2[-1:])
-    low, high = percentile_interval(samples[:, 0], len(points), len(fit.theta))
-    tokens = float(losses[-1]["tokens"]) / last_step * len(learning_rates)
+    half_width = CONFORMAL_FACTOR * end.deviation
+    if half_width > MAX_HALF_WIDTH * end.loss:
+        return {}
     return {
-        "predicted/loss": float(prediction[0]),
-        "predicted/low": low,
-        "predicted/high": high,
-        "predicted/tokens": tokens,
+        "predicted/loss": end.loss,
+        "predicted/low": end.loss - half_width,
+        "predicted/high": end.loss + half_width,
+        "predicted/tokens": float(measured[-1]["tokens"]) / int(steps[-1]) * num_steps,
     }
 
 
-def _bin_losses(
-    step: Float[np.ndarray, " losses"],
-    loss: Float[np.ndarray, " losses"],
-    sum_1: Float[np.ndarray, " steps"],
-    sum_2: Float[np.ndarray, " steps"],
-) -> Points:
-    """Return the mean loss of each bin as a point whose N and D are S1 and S2 at the middle of the bin."""
-    middle_indices = []
-    mean_losses = []
-    for indices in np.array_split(np.arange(len(step)), NUM_BINS):
-        if len(indices) > 0:
-            middle_indices.append(round(step[indices].mean()) - 1)
-            mean_losses.append(loss[indices].mean())
-    ones = np.ones(len(mean_losses))
-    return Points(
-        parameters=sum_1[middle_indices],
-        tokens=sum_2[middle_indices],
-        flops=ones,
-        loss=np.array(mean_losses),
-        budget=np.zeros(len(mean_losses)),
-        experts=ones,
-        names=("",) * len(mean_losses),
-    )
+def _is_measured(record: Mapping[str, Any], num_steps: int) -> bool:
+    """Return whether a record has a loss: it was finite, and the batch had something to predict."""
+    values = [record.get("step"), record.get("tokens"), record.get("loss")]
+    if not all(isinstance(value, int | float) and 0 < value < math.inf for value in values):
+        return False
+    return bool(record["step"] <= num_steps)
+
+
+def predict_end(
+    steps: Int[np.ndarray, " losses"], losses: Float[np.ndarray, " losses"], learning_rates: Float[np.ndarray, " steps"]
+) -> EndOfRun | None:
+    """Predict the mean loss of the last tenth of the steps. None while too little of the run is seen.
+
+    Args:
+        steps: the steps whose losses are known, ascending.
+        losses: their losses.
+        learning_rates: the learning rate of every step of the whole run.
+    """
+    num_steps = len(learning_rates)
+    now = int(steps[-1])
+    warmup_steps = int(np.argmax(learning_rates)) + 1
+    is_fitted = steps > max(warmup_steps, SKIPPED_SHARE * now)
+    if now < FIRST_SHARE * num_steps or is_fitted.sum() < MIN_BINS:
+        return None
+    bin_steps, bin_losses = _mean_of_bins(steps[is_fitted], losses[is_fitted])
+    if not learning_rates[bin_steps[0] : bin_steps[-1]].any():
+        return None
+    loss_now = float(bin_losses[-(len(bin_losses) // 4) :].mean())
+    fits, noise = _fit_exponents(bin_steps, bin_losses / loss_now, learning_rates / learning_rates.max())
+
+    weights = _evidence_weights(fits)
+    end_losses = np.array([fit.end_loss for fit in fits])
+    mean = float(weights @ end_losses)
+    variance = float(weights @ (np.array([fit.variance for fit in fits]) + (end_losses - mean) ** 2))
+    steps_of_bin = (bin_steps[-1] - bin_steps[0]) / (len(bin_steps) - 1)
+    noise_variance = noise**2 * steps_of_bin / (END_SHARE * num_steps)
+    drift_variance = (DRIFT * mean) ** 2 * (1 - now / num_steps)
+    deviation = math.sqrt(variance + noise_variance + drift_variance)
+    return EndOfRun(mean * loss_now, deviation * loss_now)
+
+
+def _mean_of_bins(
+    steps: Int[np.ndarray, " losses"], losses: Float[np.ndarray, " losses"]
+) -> tuple[Int[np.ndarray, " bins"], Float[np.ndarray, " bins"]]:
+    """Return the middle step and the mean loss of up to `NUM_BINS` bins."""
+    bin_steps = []
+    bin_losses = []
+    for indices in np.array_split(np.arange(len(steps)), min(NUM_BINS, len(steps))):
+        bin_steps.append(round(steps[indices].mean()))
+        bin_losses.append(losses[indices].mean())
+    return np.array(bin_steps), np.array(bin_losses)
+
+
+def _fit_exponents(
+    bin_steps: Int[np.ndarray, " bins"],
+    bin_losses: Float[np.ndarray, " bins"],
+    rates: Float[np.ndarray, " steps"],
+) -> tuple[list[FittedLaw], float]:
+    """Fit the law with each pair of α and β.
+
+    Args:
+        bin_steps: the steps of the losses.
+        bin_losses: losses relative to the loss now.
+        rates: the learning rate of every step of the whole run, relative to the maximum.
+
+    Returns:
+        The fits, and the deviation of the noise of a bin: that of its fits, weighted by their evidence.
+    """
+    noise = float(np.std(np.diff(bin_losses))) / math.sqrt(2) + SMALLEST_NOISE
+    fits = []
+    for _ in range(NOISE_ROUNDS):
+        fits = [_fit_law(exponents, bin_steps, bin_losses, rates, noise) for exponents in EXPONENTS]
+        weights = _evidence_weights(fits)
+        noise = math.sqrt(weights @ np.array([fit.residual_variance for fit in fits])) + SMALLEST_NOISE
+    return fits, noise
+
+
+def _evidence_weights(fits: Sequence[FittedLaw]) -> Float[np.ndarray, " fits"]:
+    """Return the probability of each fit, if all are equally likely before the losses are seen."""
+    log_evidence = np.array([fit.log_evidence for fit in fits])
+    weights = np.exp(log_evidence - log_evidence.max())
+    return weights / weights.sum()
+
+
+def _fit_law(
+    exponents: tuple[float, float],
+    bin_steps: Int[np.ndarray, " bins"],
+    bin_losses: Float[np.ndarray, " bins"],
+    rates: Float[np.ndarray, " steps"],
+    noise: float,
+) -> FittedLaw:
+    """Fit the law with one pair of α and β and one deviation of the noise; see `_fit_exponents`."""
+    alpha, beta = exponents
+    num_steps = len(rates)
+    power = np.cumsum(np.maximum(rates, SMALLEST_RATE)) ** -alpha
+    power /= power[bin_steps[0] - 1] - power[bin_steps[-1] - 1]
+    inputs = np.stack([np.ones(num_steps), power, rates**beta], axis=1)
+    # Relative to the end, the first unknown is the loss of the end.
+    inputs[:, 1:] -= inputs[-math.ceil(END_SHARE * num_steps) :, 1:].mean(axis=0)
+    posterior = regress(inputs[bin_steps - 1], bin_losses, PRIOR_MEAN, PRIOR_DEVIATION, noise)
+    variance = float(posterior.covariance[0, 0])
+    return FittedLaw(float(posterior.mean[0]), variance, posterior.log_evidence, posterior.residual_variance)

@@ -52,16 +52,15 @@ class Display:
             print_line(self._console, message)
 
     def set_status(self, source: object, status: str) -> None:
-        """Show a text after the metrics of each step, until the same source sets another."""
-        if status:
-            self._statuses[source] = status
+        """Show a text after the metrics of each step, until the same source sets another; empty shows nothing."""
+        self._statuses[source] = status
 
     def show_step(self, step: int, metrics: Mapping[str, float]) -> None:
         """Show the metrics of a finished step."""
         loss = f"loss {metrics['loss']:.4f}"
         speed = f"{format_si(metrics['tokens_per_second'])} tok/s · MFU {metrics['mfu']:.1%}"
         values = f"{loss} · {speed}"
-        statuses = "".join(f" · {status}" for status in self._statuses.values())
+        statuses = "".join(f" · {status}" for status in self._statuses.values() if status)
         self._bar.update(self._task, completed=step, values=values + statuses)
         if self._console.is_terminal:
             return

@@ -130,12 +130,10 @@ class Trainer:
 
     def _make_hooks(self) -> list[Hook]:
         """Return the evaluators of the run, and what the loop itself reports."""
-        evaluation_steps = self.config.eval.every_steps
-        hooks = [
-            *evaluation_hooks(self.config),
-            Hook(Forecast(self.learning_rates), evaluation_steps, on_last_step=False),
-            Hook(self.goodput, evaluation_steps),
-        ]
+        hooks = [*evaluation_hooks(self.config), Hook(self.goodput, self.config.eval.every_steps)]
+        if self.config.adapt is None:
+            forecast = Forecast(self.learning_rates)
+            hooks.append(Hook(forecast, forecast.every_steps, on_last_step=False))
         if jax.process_count() > 1:
             hooks.append(Hook(self.stragglers, self.config.train.health_every_steps, on_last_step=False))
         return hooks

@@ -123,8 +123,7 @@ class StepMonitor:
         """
         if self._pending is None:
             self._last_read = started
-        else:
-            self.report()
+        self.report()
         self._pending = PendingStep(step, metrics, data_seconds)
         self.last_step = step
 
