@@ -131,7 +131,7 @@ def brute_force(hf_model: Any, tokenizer: Any, context: str, text: str, *, by_wo
     return total
 
 
-@pytest.mark.parametrize("kind", ["pseudo", "pseudo_word"])
+@pytest.mark.parametrize("kind", ["pseudo_word", pytest.param("pseudo", marks=pytest.mark.slow)])
 def test_scores_equal_a_loop_over_hidden_tokens_in_transformers(both: tuple[Any, Path], kind: str) -> None:
     hf_model, run = both
     model = t5x_lite.load(run, overrides=[f"eval.likelihood={kind}", "eval.batch_size=8"])
@@ -145,6 +145,7 @@ def test_scores_equal_a_loop_over_hidden_tokens_in_transformers(both: tuple[Any,
     )
 
 
+@pytest.mark.slow
 def test_hiding_the_rest_of_a_word_changes_the_score(both: tuple[Any, Path]) -> None:
     totals = []
     for kind in ("pseudo", "pseudo_word"):
