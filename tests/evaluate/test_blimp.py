@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from t5x_lite.evaluate.blimp import accuracies, read_pairs, score_pairs, summari
 from t5x_lite.evaluate.evaluators import Blimp
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.spec import init_params
-from tests.conftest import lines
+from tests.conftest import Shell, lines
 from tests.train.whole_runs import train
 
 PAIRS = [
@@ -100,6 +101,19 @@ def write_harness_task(folder: Path, paradigm: str, records: list[Mapping[str, A
 
 def test_every_pair_has_the_scores_that_the_harness_gives_it(model: Model, pairs_file: Path, tmp_path: Path) -> None:
     check_against_harness(model, pairs_file, tmp_path, SETS)
+
+
+@pytest.mark.slow
+def test_scores_on_a_mesh_are_those_of_one_device(model: Model, pairs_file: Path, t5x_lite: Shell) -> None:
+    likelihood = model.config.eval.likelihood
+    mesh = ("mesh.data=1", "mesh.fsdp=2", "mesh.tensor=2")
+    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    folder = model.run.folder
+    done = t5x_lite("eval", folder, f"blimp={pairs_file}", f"eval.likelihood={likelihood}", *mesh, env=environment)
+    assert done.returncode == 0, done.stderr
+    records = [json.loads(line) for line in (folder / "eval/0/blimp.jsonl").read_text().splitlines()]
+    for record, scores in zip(records, score_pairs(model, read_pairs([str(pairs_file)])), strict=True):
+        assert record["log_likelihoods"] == pytest.approx(scores, abs=1e-3)
 
 
 def check_against_harness(
