@@ -23,8 +23,11 @@ from t5x_lite.evaluate import embed as embedding
 from t5x_lite.evaluate import score as scoring
 from t5x_lite.evaluate.embed import Embeddings
 from t5x_lite.evaluate.evaluators import Evaluator
-from t5x_lite.evaluate.likelihood import Likelihood
+from t5x_lite.evaluate.hidden_tokens import build_token_hider
+from t5x_lite.evaluate.likelihood import Likelihood, TargetScorer
+from t5x_lite.evaluate.pseudo_likelihood import PseudoLikelihood
 from t5x_lite.evaluate.tasks import TaskEvaluation
+from t5x_lite.evaluate.words import WordStarts
 from t5x_lite.models.loss_terms import Batch, LossFunction, LossTerms
 from t5x_lite.models.spec import ModelSpec
 from t5x_lite.objectives.framing import encoder_frame
@@ -103,6 +106,13 @@ class Model:
         if len(self.bos_ids):
             return int(self.bos_ids[-1])
         return self.eos
+
+    @property
+    def empty_context(self) -> Int[np.ndarray, "_"]:
+        """Ids that a text is scored after where nothing precedes it: `prefix_token_id`, or none if all is read."""
+        if self.config.scores_left_to_right:
+            return np.array([self.prefix_token_id], np.int32)
+        return np.zeros(0, np.int32)
 
     @property
     def eval_batch_size(self) -> int:
@@ -206,18 +216,24 @@ class Model:
         return Generator(self.config.model, self.spec, self.params, self.run.stored_tokenizer, prompt_prefix)
 
     @property
-    def likelihood(self) -> Likelihood:
-        """Scores target tokens given input tokens; see `evaluate.likelihood`.
+    def likelihood(self) -> TargetScorer:
+        """Scores target tokens given input tokens; see `evaluate.likelihood` and `evaluate.pseudo_likelihood`.
 
         Raises:
-            UserError: a model that is neither a decoder nor an encoder_decoder.
+            UserError: the tokenizer has no token for what is hidden, or the model predicts no tokens.
         """
         self._likelihood.params = self.params
         return self._likelihood
 
     @cached_property
-    def _likelihood(self) -> Likelihood:
-        return Likelihood(self.config.model, self.spec, self.params, self.mesh, self.eval_batch_size)
+    def _likelihood(self) -> TargetScorer:
+        if self.config.scores_left_to_right:
+            return Likelihood(self.config.model, self.spec, self.params, self.mesh, self.eval_batch_size)
+        word_starts = None
+        if self.config.eval.likelihood == "pseudo_word":
+            word_starts = WordStarts(self.tokenizer)
+        hider = build_token_hider(self.config, self.tokenizer, tuple(self.soft_prompt_ids.tolist()))
+        return PseudoLikelihood(hider, self.spec, self.params, self.mesh, self.eval_batch_size, word_starts=word_starts)
 
     @cached_property
     def data(self) -> TrainingData:

@@ -125,7 +125,7 @@ def _add_eval(commands: Commands) -> None:
     for name, description in EVAL_ARGUMENTS.items():
         parser.epilog += f"  {name + '=':<14}{description}\n"
     parser.add_argument("--include", type=Path, metavar="FOLDER", help="folder with YAML files of further tasks")
-    parser.add_argument("--limit", type=int, metavar="N", help="largest number of documents per task")
+    parser.add_argument("--limit", type=int, metavar="N", help="largest number of documents per task, or pairs per set")
 
 
 def _add_embed(commands: Commands) -> None:

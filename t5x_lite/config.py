@@ -112,9 +112,7 @@ class RunConfig(Config):
         self.method.check(self.model)
         if self.objective is not None:
             yield from self._objective_problems(self.objective)
-        for evaluator in self.eval.evaluators:
-            for problem in evaluator.model_problems(self.model):
-                yield f"eval.evaluators: {problem}"
+        yield from self.eval.model_problems(self.model)
         if self.tasks and not isinstance(self.objective, Supervised | TextToText):
             yield f"tasks are learnt by objectives on records, not by {self.objective}"
 
@@ -150,6 +148,10 @@ class RunConfig(Config):
         else:
             families = " or ".join(objective.families)
             yield f"objective {objective.name} trains {families}, not a model of family {self.model.family}"
+        is_pseudo = not self.scores_left_to_right
+        if is_pseudo and self.model.family == "encoder_decoder" and not objective.fills_spans:
+            kind = self.eval.likelihood
+            yield f"eval.likelihood: {kind} hides tokens, which objective {objective.name} does not fill in"
         if self.tasks:
             if self.data.mixture_by == "tokens":
                 yield "data.mixture_by=tokens is for text: the examples of `tasks` are mixed by their number"
@@ -176,6 +178,11 @@ class RunConfig(Config):
         if self.adapt is None:
             return Full()
         return self.adapt.method
+
+    @property
+    def scores_left_to_right(self) -> bool:
+        """Texts are scored by their tokens given those before them, and not given all others (`eval.likelihood`)."""
+        return self.eval.likelihood_of(self.model) == "conditional"
 
     @property
     def evaluators(self) -> tuple[Evaluator, ...]:

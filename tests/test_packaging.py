@@ -77,7 +77,7 @@ def test_an_installed_wheel_has_every_config_with_its_bases_and_tasks(installed:
         "from t5x_lite.sweep import config as sweeps\n"
         "config.load('pods/gpt3_13b')\n"
         "sweep = sweeps.load(config_files.find_config('sweeps/quickstart'))\n"
-        "assert sweep.base == config_files.SHIPPED_CONFIGS / 'quickstart.yaml'\n"
+        "assert sweep.bases == (config_files.SHIPPED_CONFIGS / 'quickstart.yaml',)\n"
         "print(config_files.SHIPPED_CONFIGS)\n"
         "print(len(list(config_files.shipped_names())), len(tasks.names()))\n"
         "tasks.find_task('squad2')\n"
@@ -113,7 +113,7 @@ def test_a_config_and_a_sweep_outside_the_clone_can_name_shipped_ones(tmp_path: 
     (tmp_path / "mine.yaml").write_text("base: [t5/small]\ndata: {files: text.txt}\n")
     (tmp_path / "sweep.yaml").write_text("config: quickstart\naxes: {size: {model.embed: [48, 96]}}\n")
     assert config.load(tmp_path / "mine.yaml").model == config.load("t5/small", ["data.files=text.txt"]).model
-    assert sweep_config.load(tmp_path / "sweep.yaml").base == SHIPPED_CONFIGS / "quickstart.yaml"
+    assert sweep_config.load(tmp_path / "sweep.yaml").bases == (SHIPPED_CONFIGS / "quickstart.yaml",)
 
 
 @pytest.mark.parametrize(

@@ -8,26 +8,28 @@ from t5x_lite.config import RunConfig
 from t5x_lite.errors import UserError
 from t5x_lite.evaluate.config import EVAL_ARGUMENTS
 from t5x_lite.evaluate.evaluation_model import EvaluationModel
-from t5x_lite.evaluate.evaluators import Evaluator, FewShot, Perplexity, Tasks
+from t5x_lite.evaluate.evaluators import Blimp, Evaluator, FewShot, Perplexity, Tasks
 from t5x_lite.tasks import short_name
 
 
 @dataclass(frozen=True)
 class EvaluationRequest:
-    """A choice of evaluations. A request without tasks and text is for the run's validation split.
+    """A choice of evaluations. A request without tasks, text and pairs is for the evaluators of the run.
 
     Attributes:
         tasks: names of tasks.
         text: a file to compute the perplexity of.
+        blimp: files of BLiMP's minimal pairs.
         num_fewshot: examples in the prompts of tasks; None takes each task's number.
         window: tokens that the model reads at once; None takes as many as it can.
         stride: tokens scored by each window after the first.
         include: folder with YAML files of further tasks.
-        limit: largest number of documents per task.
+        limit: largest number of documents per task, and of pairs per set.
     """
 
     tasks: tuple[str, ...] | None = None
     text: Path | None = None
+    blimp: tuple[str, ...] | None = None
     num_fewshot: int | None = None
     window: int | None = None
     stride: int | None = None
@@ -41,13 +43,13 @@ def parse_request(words: Sequence[str], include: Path | None, limit: int | None)
     Args:
         words: `name=value` arguments of the command line; a leading `--` is ignored.
         include: folder with YAML files of further tasks.
-        limit: largest number of documents per task.
+        limit: largest number of documents per task, and of pairs per set.
 
     Returns:
         The request, and the remaining words.
 
     Raises:
-        UserError: a value of the wrong type, or options that need `tasks=`.
+        UserError: a value of the wrong type, or options that need `tasks=` or `blimp=`.
     """
     arguments: dict[str, str] = {}
     overrides = []
@@ -58,8 +60,10 @@ def parse_request(words: Sequence[str], include: Path | None, limit: int | None)
         else:
             overrides.append(word)
     numbers = _parse_numbers(arguments)
-    if "tasks" not in arguments and (include is not None or limit is not None):
-        raise UserError("eval: --include and --limit are for tasks=")
+    if "tasks" not in arguments and include is not None:
+        raise UserError("eval: --include is for tasks=")
+    if not arguments.keys() & {"tasks", "blimp"} and limit is not None:
+        raise UserError("eval: --limit is for tasks= and blimp=")
     if limit is not None and limit < 1:
         raise UserError(f"--limit {limit}: expected a number of documents")
     tasks = None
@@ -68,7 +72,10 @@ def parse_request(words: Sequence[str], include: Path | None, limit: int | None)
     text = None
     if "text" in arguments:
         text = Path(arguments["text"])
-    request = EvaluationRequest(tasks=tasks, text=text, include=include, limit=limit, **numbers)
+    blimp = None
+    if "blimp" in arguments:
+        blimp = tuple(arguments["blimp"].split(","))
+    request = EvaluationRequest(tasks=tasks, text=text, blimp=blimp, include=include, limit=limit, **numbers)
     return request, overrides
 
 
@@ -76,7 +83,7 @@ def _parse_numbers(arguments: Mapping[str, str]) -> dict[str, int]:
     numbers = {}
     errors = []
     for name, value in arguments.items():
-        if name in {"tasks", "text"}:
+        if name in {"tasks", "text", "blimp"}:
             continue
         if value.isdecimal():
             numbers[name] = int(value)
@@ -99,11 +106,11 @@ def evaluate_model(model: EvaluationModel, request: EvaluationRequest) -> dict[s
 
 
 def choose_evaluators(config: RunConfig, request: EvaluationRequest) -> list[Evaluator]:
-    """Return what a request asks for: the evaluators of the run, if it names no tasks and no text.
+    """Return what a request asks for: the evaluators of the run, if it names no tasks, no text and no pairs.
 
     Tasks that the run was trained on are evaluated by their own metrics, all others by lm-evaluation-harness.
     """
-    if request.tasks is None and request.text is None:
+    if request.tasks is None and request.text is None and request.blimp is None:
         return list(config.evaluators)
     evaluators: list[Evaluator] = []
     trained_names = {short_name(name) for name in config.tasks}
@@ -123,4 +130,6 @@ def choose_evaluators(config: RunConfig, request: EvaluationRequest) -> list[Eva
         evaluators.append(few_shot)
     if request.text is not None:
         evaluators.append(Perplexity(text=str(request.text), window=request.window, stride=request.stride))
+    if request.blimp is not None:
+        evaluators.append(Blimp(files=request.blimp, limit=request.limit))
     return evaluators

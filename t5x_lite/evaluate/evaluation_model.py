@@ -9,7 +9,7 @@ from typing_extensions import Protocol, runtime_checkable
 
 from t5x_lite.data.training_data import TrainingData
 from t5x_lite.decode.generation_model import GenerationModel
-from t5x_lite.evaluate.likelihood import Likelihood
+from t5x_lite.evaluate.likelihood import TargetScorer
 from t5x_lite.models.loss_terms import Batch, LossTerms
 from t5x_lite.models.spec import ModelSpec
 from t5x_lite.run_dir import Run
@@ -54,7 +54,7 @@ class EvaluationModel(GenerationModel, Protocol):
         """Tokens that the model reads at one time."""
 
     @property
-    def likelihood(self) -> Likelihood:
+    def likelihood(self) -> TargetScorer:
         """Scores targets given inputs."""
 
     @property
@@ -64,6 +64,10 @@ class EvaluationModel(GenerationModel, Protocol):
     @property
     def prefix_token_id(self) -> int:
         """The token that a text is predicted from where nothing precedes it."""
+
+    @property
+    def empty_context(self) -> Int[np.ndarray, "_"]:
+        """Ids that a text is scored after where nothing precedes it."""
 
     @property
     def soft_prompt_ids(self) -> Int[np.ndarray, "_"]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from t5x_lite.errors import UserError
 from t5x_lite.evaluate.evaluation_model import EvaluationModel
+from t5x_lite.models.config import ModelConfig
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
@@ -69,6 +70,7 @@ def evaluate_tasks(
         from lm_eval.evaluator import evaluate
 
         tasks = load_tasks(names, include)
+        check_tasks(tasks, model.config.model)
         _configure_tasks(tasks, num_fewshot)
         truncated_before = model.likelihood.truncated_inputs
         results = evaluate(harness_model, tasks, limit=limit, bootstrap_iters=BOOTSTRAP_SAMPLES)
@@ -126,6 +128,19 @@ def load_tasks(names: Sequence[str], include: Path | None, *, include_defaults: 
         message = " ".join(str(error).split())
         reason = f"{type(error).__name__}: {message}"[:LONGEST_REASON]
         raise UserError(f"tasks={','.join(names)}: cannot be loaded: {reason}") from None
+
+
+def check_tasks(tasks: LoadedTasks, model: ModelConfig) -> None:
+    """Refuse tasks that generate text for a model that cannot.
+
+    Raises:
+        UserError: with the name of the first such task.
+    """
+    if not model.is_encoder_only:
+        return
+    for name, task in tasks["tasks"].items():
+        if task.OUTPUT_TYPE == "generate_until":
+            raise UserError(f"task {name} generates text, which a model of family {model.family} does not")
 
 
 def _unknown_names(names: Sequence[str], manager: "TaskManager") -> list[str]:

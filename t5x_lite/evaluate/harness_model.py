@@ -46,7 +46,8 @@ class HarnessModel(TemplateLM):
     def __init__(self, model: EvaluationModel, window: int | None) -> None:
         super().__init__()
         self.model = model
-        self.backend = "seq2seq" if model.config.model.family == "encoder_decoder" else "causal"
+        has_encoder = model.config.model.family == "encoder_decoder"
+        self.backend = "seq2seq" if has_encoder and model.config.scores_left_to_right else "causal"
         self.max_length = model.resolve_window(window)
         self._eot_token_id = model.eos
         self._prefix_token_id = model.prefix_token_id
@@ -72,8 +73,11 @@ class HarnessModel(TemplateLM):
 
     def _loglikelihood_tokens(self, requests: Sequence[TokenizedRequest], **_: object) -> list[TargetScore]:
         pairs = []
-        for _texts, context, continuation in requests:
-            pairs.append((np.array(context or [self.prefix_token_id]), np.array(continuation)))
+        for (context_text, _continuation_text), context, continuation in requests:
+            inputs = self.model.empty_context
+            if context_text and context:
+                inputs = np.array(context, np.int32)
+            pairs.append((inputs, np.array(continuation, np.int32)))
         return self.model.likelihood(pairs, self.max_length)
 
     def loglikelihood_rolling(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[float]:
@@ -81,8 +85,7 @@ class HarnessModel(TemplateLM):
         pairs: list[Pair] = []
         ends = []
         for request in requests:
-            token_ids = np.array(self.tok_encode(request.args[0]))
-            pairs.extend(scoring_windows(token_ids, self.prefix_token_id, self.max_length, self.max_length))
+            pairs.extend(self._windows(np.array(self.tok_encode(request.args[0]), np.int32)))
             ends.append(len(pairs))
         scores = self.model.likelihood(pairs, self.max_length)
         log_likelihoods = []
@@ -91,6 +94,13 @@ class HarnessModel(TemplateLM):
             log_likelihoods.append(sum(score.log_likelihood for score in scores[start:end]))
             start = end
         return log_likelihoods
+
+    def _windows(self, token_ids: Int[np.ndarray, "_"]) -> list[Pair]:
+        """Cut a text into inputs and targets; where all tokens but one are read, every window is by itself."""
+        if self.model.config.scores_left_to_right:
+            return scoring_windows(token_ids, self.prefix_token_id, self.max_length, self.max_length)
+        room = self.max_length - self.model.likelihood.tokens_read((token_ids[:0], token_ids[:0]))
+        return [(token_ids[:0], token_ids[start : start + room]) for start in range(0, len(token_ids), room)]
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
         """Return the continuation of each request. Requests of equal settings share batches."""

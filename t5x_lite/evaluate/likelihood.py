@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,24 @@ class TargetScore(NamedTuple):
     is_greedy: bool
 
 
+class TargetScorer(Protocol):
+    """Scores targets given inputs.
+
+    Attributes:
+        params: weights of the model.
+        truncated_inputs: the number of inputs so far that were too long and lost their first tokens.
+    """
+
+    params: PyTree[Array]
+    truncated_inputs: int
+
+    def tokens_read(self, pair: Pair) -> int:
+        """Return the tokens that the model reads to score a pair, on the longer side of an encoder_decoder."""
+
+    def __call__(self, pairs: Sequence[Pair], window: int) -> list[TargetScore]:
+        """Score each pair; the model receives at most `window` tokens."""
+
+
 class Likelihood:
     """Computes the log-likelihood of targets given inputs.
 
@@ -51,11 +69,6 @@ class Likelihood:
     def __init__(
         self, config: ModelConfig, spec: ModelSpec, params: PyTree[Array], mesh: Mesh, batch_size: int
     ) -> None:
-        if config.family not in {"decoder", "encoder_decoder"}:
-            raise UserError(
-                f"a model of family {config.family} gives texts no probability from left to right; `score` hides one "
-                "token at a time"
-            )
         self.family = config.family
         self.truncated_inputs = 0
         function = partial(_score_targets, spec, config.vocab or 1)
@@ -69,6 +82,13 @@ class Likelihood:
     @params.setter
     def params(self, params: PyTree[Array]) -> None:
         self._batched_function.params = params
+
+    def tokens_read(self, pair: Pair) -> int:
+        """Return the tokens that the model reads to score a pair, on the longer side of an encoder_decoder."""
+        inputs, targets = pair
+        if self.family == "encoder_decoder":
+            return max(len(inputs), len(targets))
+        return len(inputs) + len(targets) - 1
 
     def __call__(self, pairs: Sequence[Pair], window: int) -> list[TargetScore]:
         """Score each pair.

@@ -138,6 +138,7 @@ class Objective(Config):
         families: families of models that it trains.
         every_token: its loss is that of every token of the text.
         one_text: a row of the token stream is one text, also where it spans several documents.
+        fills_spans: it teaches a model to predict the tokens that a sentinel stands for.
         packings: values of `data.packing` that it accepts if its rows are pairs.
     """
 
@@ -145,6 +146,7 @@ class Objective(Config):
     families: ClassVar[tuple[Family, ...]]
     every_token: ClassVar[bool] = False
     one_text: ClassVar[bool] = False
+    fills_spans: ClassVar[bool] = False
     packings: ClassVar[tuple[str, ...]] = ("documents", "none")
 
     @property
@@ -219,6 +221,10 @@ class Objective(Config):
             context: of the run.
         """
         return lengths.sum(1) > self.row_length(context)
+
+    def infilling_prefix(self, vocabulary: Vocabulary) -> tuple[int, ...]:
+        """Return the ids before a text in which one token is to be filled in; none by default."""
+        return ()
 
     def lengths(self, context: ExampleContext) -> ExampleLengths:
         """Return the numbers of tokens that a model processes in one example."""

@@ -29,6 +29,7 @@ class SpanCorruption(InputsTargets):
 
     name: ClassVar[str] = "span_corruption"
     one_text: ClassVar[bool] = True
+    fills_spans: ClassVar[bool] = True
 
     noise_density: float = setting(0.15, "share of tokens in spans", gt=0, lt=1, source="Raffel et al. 2020, §3.1.4")
     mean_span: float = setting(3.0, "mean length of a span", unit="tokens", ge=1, source="§3.3.4; ByT5: 20")

@@ -11,7 +11,7 @@ from t5x_lite.errors import UserError
 from t5x_lite.models.config import Family
 from t5x_lite.objectives.features import Pair, segments_of
 from t5x_lite.objectives.inputs_targets import InputsTargets
-from t5x_lite.objectives.objective import ExampleContext, Features, TokenRow
+from t5x_lite.objectives.objective import ExampleContext, Features, TokenRow, Vocabulary
 from t5x_lite.objectives.span_corruption import (
     check_sentinels,
     corrupt,
@@ -49,6 +49,7 @@ class UL2(InputsTargets):
 
     name: ClassVar[str] = "ul2"
     one_text: ClassVar[bool] = True
+    fills_spans: ClassVar[bool] = True
 
     denoisers: Annotated[tuple[Denoiser, ...], Strict(False)] = setting(
         PUBLISHED, "the mixture", min_length=1, source="Tay et al. 2023, Table 1"
@@ -83,6 +84,14 @@ class UL2(InputsTargets):
             pairs.append(self._pair(tokens, context, rng))
         return self.features(pairs, context)
 
+    def infilling_prefix(self, vocabulary: Vocabulary) -> tuple[int, ...]:
+        """Return the mode token of the denoiser that hides the shortest spans and the fewest."""
+        with_spans = [denoiser for denoiser in self.denoisers if not denoiser.sequential]
+        if not with_spans:
+            raise UserError(f"objective {self.name}: all its denoisers are sequential, so that none fills in a token")
+        weakest = min(with_spans, key=_strength)
+        return (vocabulary.require_token(f"objective {self.name}", weakest.mode),)
+
     def _pair(self, tokens: np.ndarray, context: ExampleContext, rng: np.random.Generator) -> Pair:
         denoiser = self.denoisers[int(rng.integers(len(self.denoisers)))]
         mode = context.vocabulary.named[denoiser.mode]
@@ -97,6 +106,10 @@ class UL2(InputsTargets):
             is_noise = noise_mask(len(tokens), denoiser.noise_density, denoiser.mean_span, rng)
             inputs, targets = corrupt(tokens, is_noise, context.vocabulary)
         return np.concatenate([[mode], inputs]).astype(np.int32), targets.astype(np.int32)
+
+
+def _strength(denoiser: Denoiser) -> tuple[float, float]:
+    return denoiser.mean_span, denoiser.noise_density
 
 
 @lru_cache

@@ -78,7 +78,7 @@ def combinations(config: SweepConfig) -> Iterator[Combination]:
                 names.append(choice.name)
             settings.update(choice.settings)
             budget = choice.budget or budget
-        yield Combination(_normalise_name("-".join(names)), settings, budget)
+        yield Combination(normalise_name("-".join(names)), settings, budget)
 
 
 def _axis_choices(name: str, axis: Mapping[str, object]) -> list[_Choice]:
@@ -112,6 +112,6 @@ def _seed_choices(config: SweepConfig) -> list[_Choice]:
     return choices
 
 
-def _normalise_name(name: str) -> str:
+def normalise_name(name: str) -> str:
     """Return the name in lower case, without signs that are not allowed in the name of a folder or of a job."""
     return re.sub(r"[^a-z0-9.-]+", "", name.lower().replace("_", "-")) or "run"

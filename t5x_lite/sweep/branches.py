@@ -26,7 +26,7 @@ def share_stable_phases(sweep: Sweep, runs: Sequence[PlannedRun]) -> list[Planne
         raise UserError("branches: no two runs of the sweep differ in train.steps alone (batch by rule? derived keys?)")
     shared = []
     for group in groups:
-        decay_starts = _decay_starts(sweep, group)
+        decay_starts = _decay_starts(group)
         trunk = _make_trunk(sweep, group, decay_starts)
         shared.append(trunk)
         for run in group:
@@ -38,7 +38,7 @@ def _group_by_other_settings(runs: Sequence[PlannedRun]) -> list[list[PlannedRun
     groups: dict[str, list[PlannedRun]] = {}
     for run in runs:
         other_settings = {**run.overrides, "train.steps": 0}
-        groups.setdefault(str(other_settings), []).append(run)
+        groups.setdefault(f"{run.config} {other_settings}", []).append(run)
     return list(groups.values())
 
 
@@ -46,12 +46,13 @@ def _longest(group: Sequence[PlannedRun]) -> PlannedRun:
     return max(group, key=lambda run: run.steps)
 
 
-def _decay_starts(sweep: Sweep, group: Sequence[PlannedRun]) -> dict[str, int]:
+def _decay_starts(group: Sequence[PlannedRun]) -> dict[str, int]:
     """Return the step after which each run's learning rate decays, by the run's name."""
-    config = configuration.load(sweep.base, override_words(_longest(group).overrides))
+    base = group[0].config
+    config = configuration.load(base, override_words(_longest(group).overrides))
     decay_share = config.optimizer.schedule.decay_share
     if decay_share is None:
-        raise UserError(f"branches: need optimizer.schedule wsd, whose stable phase they share; set it in {sweep.base}")
+        raise UserError(f"branches: need optimizer.schedule wsd, whose stable phase they share; set it in {base}")
     starts = {}
     for run in group:
         step = math.floor((1 - decay_share) * run.steps)

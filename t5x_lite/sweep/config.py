@@ -23,7 +23,11 @@ class LaunchConfig(Config):
 class SweepConfig(Config):
     """A grid of runs. Values of an axis: a list, `{range: [first, last, step]}` or `{log: [first, last, count]}`."""
 
-    config: str = setting(..., "the run's config, relative to the sweep file, or the name of a shipped one")
+    config: Strings = setting(
+        ...,
+        "the runs' config, relative to the sweep file, or the name of a shipped one; a list of them is an axis",
+        min_length=1,
+    )
     set: dict[str, Any] = setting({}, "keys of the run's config, dotted or nested, with their value in every run")
     axes: dict[str, dict[str, Any]] = setting(
         {}, "{name: {dotted key: values}}: every combination of the axes; the keys of one axis vary together"
@@ -64,11 +68,11 @@ class SweepConfig(Config):
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep file with the paths of its run config and of its folder."""
+    """A sweep file with the paths of its run configs, the bases of the runs, and of its folder."""
 
     name: str
     config: SweepConfig
-    base: Path
+    bases: tuple[Path, ...]
     folder: Path
 
     @property
@@ -88,4 +92,5 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     path = find_config(path)
     config = schema.validate(SweepConfig, schema.read(SweepConfig, path, overrides))
     folder = Path(config.dir) if config.dir else Path("sweeps") / path.stem
-    return Sweep(path.stem, config, find_config(config.config, path.parent).resolve(), folder)
+    bases = tuple(find_config(name, path.parent).resolve() for name in config.config)
+    return Sweep(path.stem, config, bases, folder)

@@ -2,12 +2,13 @@
 
 from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 
 from t5x_lite import config as configuration
 from t5x_lite import schema
 from t5x_lite.config import RunConfig
 from t5x_lite.errors import UserError
-from t5x_lite.sweep.axes import combinations
+from t5x_lite.sweep.axes import combinations, normalise_name
 from t5x_lite.sweep.branches import share_stable_phases
 from t5x_lite.sweep.config import Sweep
 from t5x_lite.sweep.expression import evaluate
@@ -27,9 +28,13 @@ def expand(sweep: Sweep) -> list[PlannedRun]:
     """
     shared_settings = dict(schema.dotted(sweep.config.set))
     runs = []
-    for combination in combinations(sweep.config):
-        settings = {**shared_settings, **combination.settings}
-        runs.append(plan_run(sweep, combination.name, settings, combination.budget))
+    for base in sweep.bases:
+        for combination in combinations(sweep.config):
+            settings = {**shared_settings, **combination.settings}
+            name = combination.name
+            if len(sweep.bases) > 1:
+                name = normalise_name(f"{base.stem}-{combination.name}")
+            runs.append(plan_run(sweep, base, name, settings, combination.budget))
     _check_unique_names(runs)
     if sweep.config.branches:
         runs = share_stable_phases(sweep, runs)
@@ -39,14 +44,17 @@ def expand(sweep: Sweep) -> list[PlannedRun]:
 def _check_unique_names(runs: list[PlannedRun]) -> None:
     for name, count in Counter(run.name for run in runs).items():
         if count > 1:
-            raise UserError(f"two runs would be named {name}: values of the axes must differ by 3 digits")
+            raise UserError(
+                f"two runs would be named {name}: values of the axes must differ by 3 digits, configs by their names"
+            )
 
 
-def plan_run(sweep: Sweep, name: str, settings: Mapping[str, object], budget: float) -> PlannedRun:
+def plan_run(sweep: Sweep, base: Path, name: str, settings: Mapping[str, object], budget: float) -> PlannedRun:
     """Plan one run: the model first, then batch size and steps, then settings that are derived from N, D and C.
 
     Args:
         sweep: the sweep.
+        base: the config that the settings change.
         name: the run's name.
         settings: dotted keys and values.
         budget: FLOPs that determine the number of steps; 0 keeps that of the config.
@@ -54,7 +62,7 @@ def plan_run(sweep: Sweep, name: str, settings: Mapping[str, object], budget: fl
     Raises:
         UserError: the settings are not valid, or the budget is too small for one step.
     """
-    planner = _RunPlanner(sweep, name, settings)
+    planner = _RunPlanner(sweep, base, name, settings)
     planner.derive(of_model=True)
     extra = {}
     if budget:
@@ -73,7 +81,7 @@ def plan_run(sweep: Sweep, name: str, settings: Mapping[str, object], budget: fl
     experts = mixtures[0].experts if mixtures else 1
     return PlannedRun(
         name=name,
-        config=str(sweep.base),
+        config=str(base),
         overrides=planner.overrides,
         run_dir=str(sweep.runs_folder / job_name(sweep, name)),
         parameters=float(counts.parameters),
@@ -90,12 +98,13 @@ def plan_run(sweep: Sweep, name: str, settings: Mapping[str, object], budget: fl
 class _RunPlanner:
     """The overrides of one run while they are chosen. `symbols` holds N, D and C as soon as they are known."""
 
-    def __init__(self, sweep: Sweep, name: str, settings: Mapping[str, object]) -> None:
+    def __init__(self, sweep: Sweep, base: Path, name: str, settings: Mapping[str, object]) -> None:
         self.sweep = sweep
+        self.base = base
         self.name = name
         self.overrides = dict(settings)
         self.symbols: dict[str, float] = {}
-        self.base_settings = dict(schema.dotted(schema.read(RunConfig, sweep.base).values))
+        self.base_settings = dict(schema.dotted(schema.read(RunConfig, base).values))
 
     def value_of(self, name: str) -> object:
         """Return the value of a name in an expression, or raise KeyError."""
@@ -117,7 +126,7 @@ class _RunPlanner:
     def resolve(self, extra: Mapping[str, object]) -> RunConfig:
         """Load the run's config with the overrides, and with some more."""
         try:
-            return configuration.load(self.sweep.base, override_words({**self.overrides, **extra}))
+            return configuration.load(self.base, override_words({**self.overrides, **extra}))
         except UserError as error:
             message = str(error).replace("command line: ", "")
             raise UserError(f"run {self.name} of the sweep: {message}") from None

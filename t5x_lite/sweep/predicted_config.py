@@ -30,12 +30,15 @@ def write_predicted_config(sweep: Sweep, report: Report, path: Path) -> Path:
     keys follow from the counted model, as for every run of the sweep.
 
     Raises:
-        UserError: the sweep varies no size, no model of about the right size exists, or the file cannot be written.
+        UserError: the sweep has several configs or varies no size, no model of about the right size exists, or the
+            file cannot be written.
     """
+    if len(sweep.bases) > 1:
+        raise UserError("--emit: the sweep has several configs, and the law does not choose between them")
     target = report.optimal_parameters
     runs = [run for run in grid.expand(sweep) if not run.trunk]
     best = _nearest_run(sweep, runs, target, report.flops)
-    values = {"base": [os.path.relpath(sweep.base, path.parent)], **unflatten_names(best.overrides)}
+    values = {"base": [os.path.relpath(sweep.bases[0], path.parent)], **unflatten_names(best.overrides)}
     text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=100)
     sizes = f"N = {best.parameters:.4g} (the law: {target:.4g}), D = {best.tokens:.4g}"
     comment = f"# The best run for C = {report.flops:.4g} FLOPs by the law of the sweep {sweep.name}: {sizes}.\n"
@@ -59,7 +62,7 @@ def _nearest_run(sweep: Sweep, runs: Sequence[PlannedRun], target: float, flops:
         sized = {**settings, "model.embed": units * head_width}
         if varies_heads:
             sized["model.heads"] = units
-        return grid.plan_run(sweep, "predicted", sized, flops)
+        return grid.plan_run(sweep, sweep.bases[0], "predicted", sized, flops)
 
     max_units = max(4 * model_sizes["model.embed"] // head_width, 2)
     first_above = bisect(range(max_units), target, lo=2, key=lambda units: plan_with(units).parameters)

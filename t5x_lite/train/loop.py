@@ -65,7 +65,7 @@ def train(config: RunConfig) -> tuple[Run, bool]:
     examples = data.rows()
     data.validation()
     for evaluator in config.evaluators:
-        evaluator.prepare()
+        evaluator.prepare(config.model)
     locked_message = "another process trains this run; wait for it or give another run_dir"
     with (
         lock_dir(local_path(str(config.run_dir)), locked_message, "run_dir"),

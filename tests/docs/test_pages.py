@@ -129,7 +129,8 @@ def test_shown_configs_are_valid(block: CodeBlock, workspace: Path, monkeypatch:
     path = workspace / (block.title or "configs/fragment.yaml")
     path.write_text(block.text)
     if "axes" in settings:
-        configuration.load(sweeps.load(path).base)
+        for base in sweeps.load(path).bases:
+            configuration.load(base)
         return
     if not block.title:
         path.write_text(f"base: minimal.yaml\n{block.text}")

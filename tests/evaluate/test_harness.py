@@ -30,7 +30,7 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers  #
 from t5x_lite.convert.huggingface import import_hf  # noqa: E402
 from t5x_lite.convert.imported_run import write_run  # noqa: E402
 from t5x_lite.data.tokenizer_files import load as load_tokenizer  # noqa: E402
-from t5x_lite.evaluate.harness import build_harness_model, evaluate_tasks, load_tasks  # noqa: E402
+from t5x_lite.evaluate.harness import build_harness_model, check_tasks, evaluate_tasks, load_tasks  # noqa: E402
 from t5x_lite.models.config import ModelConfig  # noqa: E402
 from t5x_lite.models.spec import init_params  # noqa: E402
 
@@ -348,9 +348,11 @@ def test_a_task_that_cannot_be_loaded_is_one_line_of_error(
     assert "\n" not in str(error.value)
 
 
-def test_an_encoder_is_refused(tiny_run: Path, tasks: Path) -> None:
+def test_an_encoder_is_refused_for_tasks_that_generate_text(tiny_run: Path, tasks: Path) -> None:
+    """Its loglikelihood tasks are those of test_pseudo_likelihood.py."""
     model = t5x_lite.load(tiny_run)
     encoder = model.config.model.model_copy(update={"family": "encoder"})
     model.config = model.config.model_copy(update={"model": encoder})
-    with pytest.raises(UserError, match="from left to right"):
-        evaluate_tasks(model, ["local_texts"], include=tasks)
+    check_tasks(load_tasks(["local_texts"], tasks), encoder)
+    with pytest.raises(UserError, match="task local_votes generates text, which a model of family encoder does not"):
+        evaluate_tasks(model, ["local_votes"], include=tasks)

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from t5x_lite import config as configuration
 from t5x_lite.errors import UserError
@@ -32,6 +33,19 @@ def test_axes_and_seeds_are_combined_and_the_keys_of_one_axis_vary_together(
     run_config = configuration.load(tiny_config, runs[0].words)
     assert (run_config.optimizer.warmup_steps, run_config.model.mlp) == (3, 48)
     assert run_config.run_dir == str((tmp_path / "sweep/runs" / runs[0].name).absolute())
+
+
+def test_a_list_of_configs_is_an_axis(make_sweep: SweepFactory, tiny_config: Path, tmp_path: Path) -> None:
+    wide = tmp_path / "wide.yaml"
+    wide.write_text(yaml.safe_dump({"base": [str(tiny_config)], "model": {"embed": 64}}))
+    rates = {"rate": {"optimizer.learning_rate": [0.1, 0.2]}}
+    runs = expand(make_sweep(config=[str(tiny_config), "wide.yaml"], axes=rates))
+    names = [f"{config}-learning-rate{rate}" for config in ("tiny", "wide") for rate in (0.1, 0.2)]
+    assert [run.name for run in runs] == names  # the cheapest first
+    widths = [configuration.load(run.config, run.words).model.embed for run in runs]
+    assert widths == [32, 32, 64, 64]
+    with pytest.raises(UserError, match="two runs would be named tiny-learning-rate"):
+        expand(make_sweep(config=[str(tiny_config), str(tiny_config)], axes=rates))
 
 
 def test_n_d_and_c_equal_a_count_by_hand(make_sweep: SweepFactory) -> None:

@@ -105,28 +105,30 @@ def load_error(config: Path, *overrides: str) -> str:
 def test_an_unknown_evaluator_is_refused_when_the_config_is_loaded(tiny_config: Path) -> None:
     message = load_error(tiny_config, "eval.evaluators=[{perplexty: {text: book.txt}}]")
     assert "eval.evaluators.0" in message
-    assert "expected one of validation, tasks, perplexity, few_shot" in message
+    assert "expected one of validation, tasks, perplexity, few_shot, blimp" in message
     assert message.endswith("did you mean perplexity?")
 
 
 @pytest.mark.parametrize(
-    ("evaluator", "message"),
+    ("evaluator", "outputs", "message"),
     [
         (
             "{perplexity: {text: book.txt}}",
+            "tokens",
             "eval.evaluators: perplexity of a text is for decoders; this model is of family encoder",
         ),
         (
             "{few_shot: {tasks: [lambada]}}",
-            "eval.evaluators: few-shot tasks are for decoders and encoder_decoders; this model is of family encoder",
+            "sentence",
+            "eval.evaluators: few-shot tasks need a model that predicts tokens; this model's outputs are ['sentence']",
         ),
     ],
     ids=["perplexity", "few_shot"],
 )
 def test_an_evaluator_that_does_not_suit_the_family_is_refused_when_the_config_is_loaded(
-    tiny_config: Path, evaluator: str, message: str
+    tiny_config: Path, evaluator: str, outputs: str, message: str
 ) -> None:
-    encoder = ("model.family=encoder", "model.output_transform=true", "objective=masked")
+    encoder = ("model.family=encoder", "model.output_transform=true", f"model.outputs=[{outputs}]", "objective=null")
     assert message in load_error(tiny_config, *encoder, f"eval.evaluators=[{evaluator}]")
 
 

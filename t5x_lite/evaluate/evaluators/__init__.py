@@ -1,5 +1,6 @@
 """Evaluators: one file each, one entry here."""
 
+from t5x_lite.evaluate.evaluators.blimp import Blimp
 from t5x_lite.evaluate.evaluators.evaluator import Evaluator
 from t5x_lite.evaluate.evaluators.few_shot import FewShot
 from t5x_lite.evaluate.evaluators.perplexity import Perplexity
@@ -11,4 +12,5 @@ EVALUATORS: dict[str, type[Evaluator]] = {
     "tasks": Tasks,
     "perplexity": Perplexity,
     "few_shot": FewShot,
+    "blimp": Blimp,
 }

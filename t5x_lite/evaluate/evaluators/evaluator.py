@@ -50,8 +50,11 @@ class Evaluator(Config):
         """Yield why a model cannot be evaluated this way."""
         yield from ()
 
-    def prepare(self) -> None:
+    def prepare(self, model: ModelConfig) -> None:
         """Check what the config alone does not tell, such as files, before training starts.
+
+        Args:
+            model: the model that will be evaluated.
 
         Raises:
             UserError: an evaluation would fail.
@@ -60,3 +63,9 @@ class Evaluator(Config):
     @abstractmethod
     def run(self, model: "EvaluationModel") -> Evaluation:
         """Evaluate the model. All processes of a job call this at the same step."""
+
+
+def token_problems(subject: str, model: ModelConfig) -> Iterator[str]:
+    """Yield why a model gives texts no probability: it predicts no tokens. `subject` begins the sentence."""
+    if model.family != "electra" and "tokens" not in model.outputs:
+        yield f"{subject} need a model that predicts tokens; this model's outputs are {list(model.outputs)}"

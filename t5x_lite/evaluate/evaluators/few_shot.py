@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from t5x_lite.evaluate.evaluators.evaluator import Evaluation, Evaluator
+from t5x_lite.evaluate.evaluators.evaluator import Evaluation, Evaluator, token_problems
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.schema import Int, Strings, setting
 
@@ -22,15 +22,14 @@ class FewShot(Evaluator):
     limit: Int | None = setting(None, "most documents per task; null takes all", ge=1)
 
     def model_problems(self, model: ModelConfig) -> Iterator[str]:
-        """Yield an error for an encoder, which gives texts no probability from left to right."""
-        if model.family not in {"decoder", "encoder_decoder"}:
-            yield f"few-shot tasks are for decoders and encoder_decoders; this model is of family {model.family}"
+        """Yield an error for a model that predicts no tokens."""
+        yield from token_problems("few-shot tasks", model)
 
-    def prepare(self) -> None:
-        """Load the tasks once."""
-        from t5x_lite.evaluate.harness import load_tasks
+    def prepare(self, model: ModelConfig) -> None:
+        """Load the tasks once, and refuse those that the model cannot do."""
+        from t5x_lite.evaluate.harness import check_tasks, load_tasks
 
-        load_tasks(self.tasks, self._include_dir)
+        check_tasks(load_tasks(self.tasks, self._include_dir), model)
 
     def run(self, model: "EvaluationModel") -> Evaluation:
         """Evaluate the tasks."""

@@ -25,7 +25,7 @@ class Perplexity(Evaluator):
         if model.family != "decoder":
             yield f"perplexity of a text is for decoders; this model is of family {model.family}"
 
-    def prepare(self) -> None:
+    def prepare(self, model: ModelConfig) -> None:
         """Check that the file exists."""
         if not Path(self.text).is_file():
             raise UserError(f"{self.text}: there is no such text file")

@@ -1,0 +1,122 @@
+"""Rows in which a model predicts a hidden token: a [MASK] for an encoder, a sentinel for an encoder_decoder."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from t5x_lite.config import RunConfig
+from t5x_lite.data.tokenizer import Tokenizer
+from t5x_lite.errors import UserError
+from t5x_lite.evaluate.batched_function import Features
+from t5x_lite.models.config import START_TOKEN
+from t5x_lite.models.losses import gather_positions
+from t5x_lite.objectives.framing import encoder_frame
+from t5x_lite.objectives.masked import MASK
+from t5x_lite.objectives.model_protocols import ElectraModel, LanguageModel
+
+USER = "pseudo-log-likelihood"
+"""The user of the special tokens, for error messages."""
+
+
+@dataclass(frozen=True)
+class TokenHider(ABC):
+    """Hides tokens of a text from a model, and reads the prediction of the first of them.
+
+    Attributes:
+        start: ids before the text.
+        end: id after the text.
+    """
+
+    start: tuple[int, ...]
+    end: int
+
+    @abstractmethod
+    def features(self, tokens: Int[np.ndarray, "l"], hidden: slice) -> Features:
+        """Return the row of a text without its tokens `hidden`: `tokens`, `segment_ids` and `position` of the first."""
+
+    @abstractmethod
+    def logits(self, model: LanguageModel | ElectraModel, batch: dict[str, Array]) -> Float[Array, "b 1 v"]:
+        """Return the scores of every token of the vocabulary for the first hidden one of each row."""
+
+
+@dataclass(frozen=True)
+class MaskedTokens(TokenHider):
+    """A [MASK] stands in the place of each hidden token. ELECTRA's generator predicts them.
+
+    Attributes:
+        mask: the id of [MASK].
+    """
+
+    mask: int
+
+    def features(self, tokens: Int[np.ndarray, "l"], hidden: slice) -> Features:
+        """See `TokenHider`."""
+        masked = tokens.copy()
+        masked[hidden] = self.mask
+        row = _frame(self.start, masked, self.end)
+        position = len(self.start) + hidden.start
+        return {"tokens": row, "segment_ids": np.ones_like(row), "position": np.array([position], np.int32)}
+
+    def logits(self, model: LanguageModel | ElectraModel, batch: dict[str, Array]) -> Float[Array, "b 1 v"]:
+        """See `TokenHider`."""
+        encoder = model.generator if isinstance(model, ElectraModel) else model
+        states = encoder(batch["tokens"], key=None, segment_ids=batch["segment_ids"])
+        return encoder.logits(gather_positions(states, batch["position"][:, :1]))
+
+
+@dataclass(frozen=True)
+class InfilledTokens(TokenHider):
+    """The first sentinel stands in the place of all hidden tokens; the decoder predicts what follows this sentinel.
+
+    Attributes:
+        sentinel: the id of the first sentinel.
+    """
+
+    sentinel: int
+
+    def features(self, tokens: Int[np.ndarray, "l"], hidden: slice) -> Features:
+        """See `TokenHider`. The position is that in the decoder."""
+        shown = np.concatenate([tokens[: hidden.start], [self.sentinel], tokens[hidden.stop :]])
+        row = _frame(self.start, shown, self.end)
+        return {"tokens": row, "segment_ids": np.ones_like(row), "position": np.array([1], np.int32)}
+
+    def logits(self, model: LanguageModel | ElectraModel, batch: dict[str, Array]) -> Float[Array, "b 1 v"]:
+        """See `TokenHider`."""
+        assert isinstance(model, LanguageModel)
+        tokens = batch["tokens"]
+        beginning = jnp.array([START_TOKEN, self.sentinel], tokens.dtype)
+        decoder_tokens = jnp.broadcast_to(beginning, (tokens.shape[0], len(beginning)))
+        states = model(tokens, decoder_tokens, key=None, segment_ids=batch["segment_ids"])
+        return model.logits(states[:, -1:])
+
+
+def _frame(start: tuple[int, ...], tokens: Int[np.ndarray, "l"], end: int) -> Int[np.ndarray, "_"]:
+    return np.concatenate([start, tokens, [end]]).astype(np.int32)
+
+
+def build_token_hider(config: RunConfig, tokenizer: Tokenizer, soft_prompt: tuple[int, ...]) -> TokenHider:
+    """Return how tokens are hidden from the model of a run.
+
+    Args:
+        config: of the run.
+        tokenizer: of the run.
+        soft_prompt: ids of a learnt soft prompt, before every text.
+
+    Raises:
+        UserError: the tokenizer has no [MASK], sentinel or mode token, or the model predicts no tokens.
+    """
+    vocabulary = tokenizer.vocabulary()
+    if config.model.family == "encoder_decoder":
+        if not vocabulary.sentinels:
+            raise UserError(f"{USER}: the tokenizer has no sentinels (<extra_id_0>); set eval.likelihood=conditional")
+        prefix: tuple[int, ...] = ()
+        if config.objective is not None:
+            prefix = config.objective.infilling_prefix(vocabulary)
+        return InfilledTokens((*soft_prompt, *prefix), vocabulary.require_eos(USER), vocabulary.sentinels[0])
+    if config.model.family == "encoder" and "tokens" not in config.model.outputs:
+        raise UserError(f"{USER}: this model predicts no tokens (model.outputs: {list(config.model.outputs)})")
+    frame = encoder_frame(vocabulary, USER)
+    return MaskedTokens((*soft_prompt, *frame.start), frame.end, vocabulary.require_token(USER, *MASK))

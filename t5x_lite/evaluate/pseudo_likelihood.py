@@ -1,0 +1,164 @@
+"""Pseudo-log-likelihood: the log-probability of each token of a text given all others (Salazar et al. 2020, eq. 1)."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import overload
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from t5x_lite.errors import UserError
+from t5x_lite.evaluate.batched_function import BatchedFunction, Features
+from t5x_lite.evaluate.hidden_tokens import TokenHider
+from t5x_lite.evaluate.likelihood import TargetScore
+from t5x_lite.evaluate.words import WordStarts
+from t5x_lite.models.spec import ModelSpec
+from t5x_lite.objectives.features import Pair
+
+
+class PseudoLikelihood:
+    """Computes the sum of the log-probabilities of targets, each given the inputs and all other targets.
+
+    One token is hidden at a time, or with `word_starts` also the tokens to its right in the same word (Kauf & Ivanova
+    2023, PLL-word-l2r).
+
+    Args:
+        hider: hides tokens from the model.
+        spec: the model without its weights.
+        params: weights.
+        mesh: the mesh of the weights.
+        batch_size: hidden tokens of a batch.
+        word_starts: tells where words start; None hides single tokens.
+
+    Attributes:
+        truncated_inputs: the number of inputs so far that were too long and lost their first tokens.
+    """
+
+    def __init__(
+        self,
+        hider: TokenHider,
+        spec: ModelSpec,
+        params: PyTree[Array],
+        mesh: Mesh,
+        batch_size: int,
+        *,
+        word_starts: WordStarts | None = None,
+    ) -> None:
+        self.hider = hider
+        self.word_starts = word_starts
+        self.truncated_inputs = 0
+        self._batched_function = BatchedFunction(partial(_score_hidden_tokens, hider, spec), params, mesh, batch_size)
+
+    @property
+    def params(self) -> PyTree[Array]:
+        """The weights."""
+        return self._batched_function.params
+
+    @params.setter
+    def params(self, params: PyTree[Array]) -> None:
+        self._batched_function.params = params
+
+    def tokens_read(self, pair: Pair) -> int:
+        """Return the tokens that the model reads to score a pair."""
+        inputs, targets = pair
+        return len(inputs) + len(targets) + self._frame_size
+
+    def __call__(self, pairs: Sequence[Pair], window: int) -> list[TargetScore]:
+        """Score each pair; `is_greedy` tells whether every target is the likeliest token where it alone is hidden.
+
+        Args:
+            pairs: inputs, which may be empty, and targets.
+            window: tokens that the model reads. Inputs that are too long lose their first tokens.
+
+        Raises:
+            UserError: more targets than the window has room for.
+        """
+        rows = _HiddenTokens(self.hider)
+        for inputs, targets in pairs:
+            tokens, first = self._join(inputs, targets, window)
+            rows.add(tokens, first, self._stops(tokens))
+        log_probs, is_likeliest = self._score(rows)
+        scores = []
+        start = 0
+        for _, targets in pairs:
+            stop = start + len(targets)
+            scores.append(TargetScore(float(log_probs[start:stop].sum()), bool(is_likeliest[start:stop].all())))
+            start = stop
+        return scores
+
+    @property
+    def _frame_size(self) -> int:
+        return len(self.hider.start) + 1
+
+    def _join(
+        self, inputs: Int[np.ndarray, "_"], targets: Int[np.ndarray, "_"], window: int
+    ) -> tuple[Int[np.ndarray, "_"], int]:
+        """Return the ids of inputs and targets, and the position of the first target."""
+        room = window - self._frame_size - len(targets)
+        if room < 0:
+            needed = f"{len(targets)} tokens to score and {self._frame_size} special ones"
+            raise UserError(f"{needed} are more than the window of {window}")
+        if len(inputs) > room:
+            self.truncated_inputs += 1
+        shown_inputs = inputs[len(inputs) - min(len(inputs), room) :]
+        return np.concatenate([shown_inputs, targets]).astype(np.int32), len(shown_inputs)
+
+    def _stops(self, tokens: Int[np.ndarray, "l"]) -> Int[np.ndarray, "l"]:
+        """Return for each token the end of the tokens that are hidden with it."""
+        following = np.arange(len(tokens)) + 1
+        if self.word_starts is None:
+            return following
+        borders = np.append(np.flatnonzero(self.word_starts(tokens)), len(tokens))
+        return borders[np.searchsorted(borders, following)]
+
+    def _score(self, rows: "_HiddenTokens") -> tuple[Float[np.ndarray, " rows"], Bool[np.ndarray, " rows"]]:
+        results = self._batched_function(rows, "scoring")
+        log_probs = np.array([log_prob for log_prob, _ in results], np.float64)
+        is_likeliest = np.array([is_likeliest for _, is_likeliest in results], bool)
+        return log_probs, is_likeliest
+
+
+class _HiddenTokens(Sequence[Features]):
+    """The rows of all hidden tokens. Each is built when it is read: all together would take much memory."""
+
+    def __init__(self, hider: TokenHider) -> None:
+        self.hider = hider
+        self._texts: list[np.ndarray] = []
+        self._rows: list[tuple[int, int, int]] = []
+
+    def add(self, tokens: Int[np.ndarray, "l"], first: int, stops: Int[np.ndarray, "l"]) -> None:
+        """Add a row for each token from `first` on, in which the tokens up to its stop are hidden."""
+        text = len(self._texts)
+        self._texts.append(tokens)
+        for start in range(first, len(tokens)):
+            self._rows.append((text, start, int(stops[start])))
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> Features: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Features]: ...
+
+    def __getitem__(self, index: int | slice) -> Features | Sequence[Features]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(*index.indices(len(self)))]
+        text, start, stop = self._rows[index]
+        tokens = self._texts[text]
+        features = self.hider.features(tokens, slice(start, stop))
+        return {**features, "target": tokens[start : start + 1]}
+
+
+def _score_hidden_tokens(
+    hider: TokenHider, spec: ModelSpec, params: PyTree[Array], batch: dict[str, Array]
+) -> tuple[Float[Array, " b"], Bool[Array, " b"]]:
+    """Return the log-probability of each row's hidden token, and whether it is the likeliest token."""
+    logits = hider.logits(spec.model(params), batch)[:, 0]
+    target = batch["target"][:, :1]
+    log_probs = jnp.take_along_axis(jax.nn.log_softmax(logits), target, axis=-1)
+    return log_probs[:, 0], logits.argmax(-1) == target[:, 0]
