@@ -139,10 +139,12 @@ def train(options: argparse.Namespace, overrides: list[str]) -> int:
     import jax
 
     from t5x_lite.parallel import distributed
+    from t5x_lite.planner.capacity import check_capacity
     from t5x_lite.train.loop import train as run_training
 
     distributed.initialize(Path(config.data.cache_dir))
     with distributed.abort_together():
+        check_capacity(config)
         run, is_complete = run_training(config)
     if not is_complete:
         return STOPPED
