@@ -8,7 +8,7 @@ from t5x_lite.errors import UserError
 DEBUG_VARIABLE = "T5X_LITE_DEBUG"
 """Environment variable that shows tracebacks."""
 MEMORY_MESSAGES = ("RESOURCE_EXHAUSTED", "Out of memory allocating")
-"""What XLA says of too little memory, on accelerators and on CPUs."""
+"""Texts of XLA's errors for too little memory: on accelerators, and on CPUs."""
 
 
 def as_user_error(error: Exception) -> UserError | None:

@@ -10,18 +10,37 @@
 and `corpus.json`: the units and the total counts. It is written last of all; a folder without it is never read.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from jaxtyping import Int32, Int64, Integer
+from pydantic import BaseModel, Field, NonNegativeInt, ValidationError
+
+from t5x_lite.errors import UserError
+from t5x_lite.files import read_json_object
 
 Split = Literal["train", "validation"]
 SPLITS: tuple[Split, ...] = ("train", "validation")
 CORPUS_FILE = "corpus.json"
+
+
+class SplitCounts(BaseModel, strict=True, extra="forbid"):
+    """Counts of one split. `replaced` counts the documents with bytes that were not UTF-8."""
+
+    documents: NonNegativeInt
+    tokens: NonNegativeInt
+    text_bytes: NonNegativeInt
+    replaced: NonNegativeInt
+
+
+class CorpusSummary(BaseModel, strict=True, extra="forbid"):
+    """Content of `corpus.json`: the names of the units, and the counts of each split."""
+
+    shards: list[Annotated[str, Field(pattern=r"^\d+$")]] = Field(min_length=1)
+    splits: dict[Split, SplitCounts]
 
 
 @dataclass(frozen=True)
@@ -66,25 +85,27 @@ class Corpus:
     parts: Int64[np.ndarray, "parts_and_end"]
 
     def __init__(self, folder: Path, split: Split) -> None:
-        summary = json.loads((folder / CORPUS_FILE).read_text())
-        counts = summary["splits"][split]
+        summary = _read_summary(folder)
+        counts = summary.splits[split]
         self.folder = folder
         self.split = split
-        self.tokens: int = counts["tokens"]
-        self.documents: int = counts["documents"]
-        self.text_bytes: int = counts["text_bytes"]
+        self.tokens = counts.tokens
+        self.documents = counts.documents
+        self.text_bytes = counts.text_bytes
         record_files: list[str] = []
         indices: list[np.ndarray] = []
         part_lengths: list[np.ndarray] = []
-        for unit in summary["shards"]:
+        for unit in summary.shards:
             shard = ShardFiles(folder, unit, split)
-            index = np.load(shard.index)
+            index = _load_integers(folder, shard.index, columns=2)
             indices.append(index)
             # Given the number of records after the name, the library opens a file only when it is read.
             record_files.append(f"{shard.records}[0:{len(index)}]")
             if shard.parts.is_file():
-                part_lengths.append(np.load(shard.parts))
+                part_lengths.append(_load_integers(folder, shard.parts, columns=1)[:, 0])
         self._records = ArrayRecordDataSource(record_files)
+        self._shard_ends = np.cumsum([len(index) for index in indices])
+        self._shards = summary.shards
         record_tokens, begins_document = np.concatenate(indices).T
         self._record_offsets = _offsets(record_tokens)
         document_starts = self._record_offsets[np.flatnonzero(begins_document)]
@@ -92,6 +113,24 @@ class Corpus:
         self.parts = self.offsets
         if part_lengths:
             self.parts = _offsets(np.concatenate(part_lengths))
+        self._check_counts(part_lengths)
+
+    def _check_counts(self, part_lengths: list[Int64[np.ndarray, "_"]]) -> None:
+        """Check that the index has as many tokens and documents as the summary says.
+
+        Raises:
+            UserError: it has not.
+        """
+        tokens = int(self._record_offsets[-1])
+        part_tokens = int(self.parts[-1]) if part_lengths else tokens
+        documents = len(self.offsets) - 1
+        if (tokens, part_tokens, documents) != (self.tokens, self.tokens, self.documents):
+            raise _damaged(
+                self.folder,
+                self.folder / CORPUS_FILE,
+                f"it counts {self.tokens} tokens of {self.documents} {self.split} documents, but the files beside it "
+                f"have {tokens} of {documents}, and {part_tokens} in parts",
+            )
 
     def __reduce__(self) -> tuple[type["Corpus"], tuple[Path, Split]]:
         return Corpus, (self.folder, self.split)
@@ -104,10 +143,28 @@ class Corpus:
     def read(self, start: int, stop: int) -> tuple[Int32[np.ndarray, "tokens"], Int64[np.ndarray, "tokens"]]:
         """Return the tokens `[start, stop)` of the stream, and the number of each token's document."""
         first, last = np.searchsorted(self._record_offsets, [start, stop - 1], side="right") - 1
-        records = [decode_record(self._records[number]) for number in range(first, last + 1)]
+        records = [self._read_record(number) for number in range(first, last + 1)]
         tokens = np.concatenate(records)
         skipped = start - int(self._record_offsets[first])
         return tokens[skipped : skipped + stop - start], interval_indices(self.offsets, start, stop)
+
+    def _read_record(self, number: int) -> Int32[np.ndarray, "tokens"]:
+        """Return the tokens of a record. The library verifies checksums, and the index says how many tokens there are.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        expected = self._record_offsets[number + 1] - self._record_offsets[number]
+        reason = "a record has another length than in the index"
+        try:
+            tokens = decode_record(self._records[number])
+        except (IndexError, OSError, RuntimeError, ValueError, TypeError) as error:  # ArrayRecord has none of its own
+            reason = " ".join(str(error).split())[:200]
+        else:
+            if len(tokens) == expected:
+                return tokens
+        unit = self._shards[int(np.searchsorted(self._shard_ends, number, side="right"))]
+        raise _damaged(self.folder, ShardFiles(self.folder, unit, self.split).records, reason)
 
     def document(self, number: int) -> Int32[np.ndarray, "tokens"]:
         """Return the tokens of one document, with its EOS."""
@@ -129,6 +186,38 @@ def decode_record(record: bytes) -> Int32[np.ndarray, "tokens"]:
     """Return the token ids of a record."""
     token_bytes = record[0]
     return np.frombuffer(record, f"u{token_bytes}", offset=4).astype(np.int32)
+
+
+def _read_summary(folder: Path) -> CorpusSummary:
+    """Return the content of `corpus.json`.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    path = folder / CORPUS_FILE
+    try:
+        return CorpusSummary.model_validate(read_json_object(path))
+    except (UserError, ValidationError):
+        raise _damaged(folder, path, "it is not the summary of a corpus") from None
+
+
+def _load_integers(folder: Path, path: Path, columns: int) -> Int64[np.ndarray, "rows columns"]:
+    """Load the lengths in a file as rows of `columns` numbers.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        values = np.load(path)
+    except Exception as error:  # of NumPy, of the file system, and of Python's parser, which reads the header
+        raise _damaged(folder, path, " ".join(str(error).split())[:200]) from None
+    if values.dtype != np.int64 or values.size % columns or values.min(initial=0) < 0:
+        raise _damaged(folder, path, f"it has {values.dtype} values of shape {values.shape}, expected lengths")
+    return values.reshape(-1, columns)
+
+
+def _damaged(folder: Path, path: Path, reason: str) -> UserError:
+    return UserError(f"{path}: is damaged: {reason}; delete {folder}, and the text is tokenised again")
 
 
 def interval_indices(borders: Integer[np.ndarray, "borders"], start: int, stop: int) -> Int64[np.ndarray, "positions"]:
