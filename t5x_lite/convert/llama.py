@@ -148,6 +148,8 @@ def _read_layer_types(source: ForeignModel, settings: Settings) -> None:
     if layer_types is None:
         first_windowed = config.get("max_window_layers", 0) if window is not None else settings["layers"]
         layer_types = [FULL if layer < first_windowed else SLIDING for layer in range(settings["layers"])]
+    if len(layer_types) != settings["layers"]:
+        raise UserError(f"layer_types has {len(layer_types)} items, but there are {settings['layers']} layers")
     pattern = []
     for layer_type in shortest_period(list(layer_types)):
         if layer_type not in {FULL, SLIDING} or (layer_type == SLIDING and window is None):

@@ -1,6 +1,5 @@
 """Load tokenizers from the files of several libraries, and append sentinels to a SentencePiece model."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from sentencepiece import sentencepiece_model_pb2
 from t5x_lite.data.config import TokenizerFile
 from t5x_lite.data.tokenizer import EOS_NAMES, PAD_NAMES, UNK_NAMES, Bytes, HuggingFace, SentencePiece, Tokenizer
 from t5x_lite.errors import UserError
+from t5x_lite.files import read_json_object
 
 FILES = ("tokenizer.model", "tokenizer.json")
 """Names that a run's tokenizer may have; the first that exists is loaded."""
@@ -53,12 +53,11 @@ def from_file(config: TokenizerFile) -> Tokenizer:
 
 
 def _from_json(path: Path, merges: str) -> Tokenizer:
-    text = path.read_text(encoding="utf-8")
-    model = json.loads(text).get("model")
+    model = read_json_object(path).get("model")
     if model == "bytes":
         return Bytes()
     if isinstance(model, dict):  # in GPT-2's vocab.json "model" is a token, with a number
-        return HuggingFace(text.encode())
+        return HuggingFace(path.read_bytes())
     merges_file = path.with_name("merges.txt")
     if merges:
         merges_file = Path(merges)
