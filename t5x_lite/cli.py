@@ -241,7 +241,7 @@ def plan(options: argparse.Namespace, overrides: list[str]) -> int:
     if options.search:
         plans = search(config, topology, slices)
         if options.json:
-            print(json.dumps([asdict(candidate) for candidate in plans]))
+            print(json.dumps({"candidates": [asdict(candidate) for candidate in plans]}))
         else:
             print_search(plans)
     else:
@@ -321,9 +321,19 @@ def generate(options: argparse.Namespace, overrides: list[str]) -> int:
         if hasattr(options, name):
             settings[name] = getattr(options, name)
     decoding = decoding_settings(**settings)
+    for text in [*options.prompt, *settings.get("stop", [])]:
+        _check_utf8(text)
     model = t5x_lite.load(options.run, step=options.step, overrides=overrides)
     print_generation(model, options.prompt, decoding)
     return 0
+
+
+def _check_utf8(text: str) -> None:
+    """Refuse a text of the command line whose bytes are not UTF-8: Python has surrogates for them."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"command line: {text!r} is not valid UTF-8") from None
 
 
 def import_(options: argparse.Namespace, overrides: list[str]) -> int:

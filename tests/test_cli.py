@@ -202,3 +202,11 @@ def test_paths_that_cannot_be_read_end_in_one_line(
 def test_a_path_with_a_line_break_stays_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", str(tmp_path / "two\nlines.yaml")]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("words", [["--prompt=a\udcff"], ["--prompt=a", "--stop=\udcff"]])
+def test_a_prompt_that_is_not_utf8_is_refused(
+    words: list[str], tiny_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["generate", str(tiny_run), *words, "--tokens=2"]) == 2
+    assert r"\udcff' is not valid UTF-8" in capsys.readouterr().err

@@ -76,7 +76,7 @@ class DataConfig(SourceConfig):
         "contents of a row: a window of the token stream, whole documents, whole sentences, or (none) one document",
     )
     separate_documents: bool = setting(True, "documents of one row do not attend to each other (segment_ids)")
-    cache_dir: str = setting("cache", "folder of token corpora and trained tokenizers, shared by runs")
+    cache_dir: str = setting("cache", "folder of token corpora and trained tokenizers, shared by runs", min_length=1)
     prepare_processes: Int = setting(0, "processes that tokenise; 0 uses every core", ge=0, le=1024)
     workers: Int = setting(0, "processes that build batches; 0 builds them in a thread of this process", ge=0, le=1024)
     prefetch: Int = setting(4, "batches built ahead", unit="batches", ge=1)
