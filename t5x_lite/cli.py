@@ -20,7 +20,7 @@ from t5x_lite import config as configuration
 from t5x_lite import schema
 from t5x_lite.arguments import DECODING_OPTIONS, build_parser
 from t5x_lite.errors import STOPPED, UserError
-from t5x_lite.parallel.config import GPUS
+from t5x_lite.parallel.config import gpu_count
 from t5x_lite.planner import libtpu
 from t5x_lite.unexpected import DEBUG_VARIABLE, as_user_error, describe_bug
 
@@ -229,11 +229,11 @@ def plan(options: argparse.Namespace, overrides: list[str]) -> int:
     slices = options.slices or config.plan.slices
     if not topology:
         raise UserError("plan needs --topology (or plan.topology in the config), such as v5p:4x4x4")
-    chip, _, shape = topology.partition(":")
-    if chip.lower() in GPUS:
-        _simulate_devices(shape)
-    else:
+    gpus = gpu_count(topology)
+    if gpus is None:
         libtpu.prepare()
+    else:
+        _simulate_devices(gpus)
     from t5x_lite.planner.plan import make_plan
     from t5x_lite.planner.report import print_plan, print_search
     from t5x_lite.planner.search import search
@@ -253,7 +253,7 @@ def plan(options: argparse.Namespace, overrides: list[str]) -> int:
     return 0 if any(candidate.fits for candidate in plans) else 1
 
 
-def _simulate_devices(count: str) -> None:
+def _simulate_devices(count: int) -> None:
     """Make JAX simulate devices on the CPU. Has no effect once JAX has been initialised."""
     flags = os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={count}".strip()

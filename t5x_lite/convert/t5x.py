@@ -19,6 +19,7 @@ from t5x_lite.convert.model_type import OUTPUT_MATRIX
 from t5x_lite.convert.t5 import T5
 from t5x_lite.convert.weight_map import Modules, StackModules, WeightFormat, WeightMap, WeightTable
 from t5x_lite.errors import UserError
+from t5x_lite.files import check_is_file
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.spec import model_spec
 from t5x_lite.run_dir import Run
@@ -185,8 +186,7 @@ def _is_float(array: StoredArray) -> bool:
 
 def _read_parameters(file: Path) -> dict[str, Any]:
     """Return the tree of parameters in the msgpack file."""
-    if file.exists() and not file.is_file():  # reading a pipe or device may never end
-        raise UserError(f"{file}: is not a file")
+    check_is_file(file)
     try:
         tree = serialization.msgpack_restore(file.read_bytes())
     except OSError as error:

@@ -120,7 +120,9 @@ Normalization = Literal["identity", "nmt_nfkc", "nfkc", "nmt_nfkc_cf", "nfkc_cf"
 
 
 class _SentencePieceConfig(Config):
-    vocab: Int = setting(8192, "size of the vocabulary, with special tokens and extra_ids", unit="tokens", ge=8)
+    vocab: Int = setting(
+        8192, "size of the vocabulary, with special tokens and extra_ids", unit="tokens", ge=8, le=2**24
+    )
     normalization: Normalization = setting("identity", "SentencePiece normalisation rule; T5 used nmt_nfkc")
     byte_fallback: bool = setting(True, "encode characters outside the vocabulary as bytes, never as <unk>")
     symbols: Strings = setting((), "user symbols: strings that are always one token")
