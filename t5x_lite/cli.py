@@ -114,19 +114,12 @@ def _silence_orbax() -> None:
     for name in ("absl", "asyncio", "orbax"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     report_thread_error = threading.excepthook
-    report_unraisable_error = sys.unraisablehook
 
     def report_other_thread_error(details: threading.ExceptHookArgs) -> None:
         if not type(details.thread).__module__.startswith("orbax"):
             report_thread_error(details)
 
-    def report_other_unraisable_error(details: "sys.UnraisableHookArgs") -> None:
-        # Writes that finish after a failed save report to an event loop that is closed already.
-        if "Event loop is closed" not in str(details.exc_value):
-            report_unraisable_error(details)
-
     threading.excepthook = report_other_thread_error
-    sys.unraisablehook = report_other_unraisable_error
 
 
 def train(options: argparse.Namespace, overrides: list[str]) -> int:
