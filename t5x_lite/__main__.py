@@ -2,6 +2,16 @@
 
 import sys
 
-from t5x_lite.cli import main
 
-sys.exit(main())
+def main() -> int:
+    """Run the command line; Ctrl-C while it is imported, which takes a second, is one line too."""
+    try:
+        from t5x_lite.cli import main as run_command
+    except KeyboardInterrupt:
+        print("t5x-lite: interrupted", file=sys.stderr)
+        return 130
+    return run_command()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

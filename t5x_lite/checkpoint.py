@@ -6,9 +6,10 @@ restored. A checkpoint is a folder `STEP/` whose manifest is written after Orbax
 
 import contextlib
 import logging
+import sys
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, runtime_checkable
@@ -62,6 +63,24 @@ def is_step(name: str) -> bool:
     return name.isascii() and name.isdecimal()
 
 
+class _OtherUnraisableErrors:
+    """Reports errors that nobody can catch, except those of writes that Orbax abandons.
+
+    When one write of a save fails, Orbax closes its event loop and raises the error. TensorStore's other writes finish
+    later in threads of their own, and report to the loop that is closed.
+
+    Args:
+        report: reports the other errors; see `sys.unraisablehook`.
+    """
+
+    def __init__(self, report: Callable[["sys.UnraisableHookArgs"], object]) -> None:
+        self._report = report
+
+    def __call__(self, details: "sys.UnraisableHookArgs") -> None:
+        if "Event loop is closed" not in str(details.exc_value):
+            self._report(details)
+
+
 class Checkpoints:
     """The checkpoints of one run, in a folder of a local disk or an object store (`gs://` or `s3://`).
 
@@ -75,6 +94,8 @@ class Checkpoints:
             folder = Path(folder).absolute()
         self.folder = epath.Path(folder)
         self.config = config
+        if not isinstance(sys.unraisablehook, _OtherUnraisableErrors):
+            sys.unraisablehook = _OtherUnraisableErrors(sys.unraisablehook)
         self._saver = ocp.AsyncCheckpointer(_composite_handler(ocp.PyTreeCheckpointHandler(use_compression=False)))
         self._background = ThreadPoolExecutor(1, "checkpoint")
         self._pending_save: Future[None] | None = None

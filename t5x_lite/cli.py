@@ -21,7 +21,7 @@ from t5x_lite import config as configuration
 from t5x_lite import schema, storage
 from t5x_lite.arguments import DECODING_OPTIONS, build_parser
 from t5x_lite.errors import STOPPED, UserError
-from t5x_lite.parallel.config import GPUS
+from t5x_lite.parallel.config import gpu_count
 from t5x_lite.planner import libtpu
 from t5x_lite.unexpected import DEBUG_VARIABLE, as_user_error, describe_bug
 
@@ -127,19 +127,12 @@ def _silence_orbax() -> None:
     for name in ("absl", "asyncio", "orbax"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     report_thread_error = threading.excepthook
-    report_unraisable_error = sys.unraisablehook
 
     def report_other_thread_error(details: threading.ExceptHookArgs) -> None:
         if not type(details.thread).__module__.startswith("orbax"):
             report_thread_error(details)
 
-    def report_other_unraisable_error(details: "sys.UnraisableHookArgs") -> None:
-        # Writes that finish after a failed save report to an event loop that is closed already.
-        if "Event loop is closed" not in str(details.exc_value):
-            report_unraisable_error(details)
-
     threading.excepthook = report_other_thread_error
-    sys.unraisablehook = report_other_unraisable_error
 
 
 def train(options: argparse.Namespace, overrides: list[str]) -> int:
@@ -152,10 +145,12 @@ def train(options: argparse.Namespace, overrides: list[str]) -> int:
     import jax
 
     from t5x_lite.parallel import distributed
+    from t5x_lite.planner.capacity import check_capacity
     from t5x_lite.train.loop import train as run_training
 
     distributed.initialize(Path(config.data.cache_dir))
     with distributed.abort_together():
+        check_capacity(config)
         run, is_complete = run_training(config)
     if not is_complete:
         return STOPPED
@@ -247,11 +242,11 @@ def plan(options: argparse.Namespace, overrides: list[str]) -> int:
     slices = options.slices or config.plan.slices
     if not topology:
         raise UserError("plan needs --topology (or plan.topology in the config), such as v5p:4x4x4")
-    chip, _, shape = topology.partition(":")
-    if chip.lower() in GPUS:
-        _simulate_devices(shape)
-    else:
+    gpus = gpu_count(topology)
+    if gpus is None:
         libtpu.prepare()
+    else:
+        _simulate_devices(gpus)
     from t5x_lite.planner.plan import make_plan
     from t5x_lite.planner.report import print_plan, print_search
     from t5x_lite.planner.search import search
@@ -259,7 +254,7 @@ def plan(options: argparse.Namespace, overrides: list[str]) -> int:
     if options.search:
         plans = search(config, topology, slices)
         if options.json:
-            print(json.dumps([asdict(candidate) for candidate in plans]))
+            print(json.dumps({"candidates": [asdict(candidate) for candidate in plans]}))
         else:
             print_search(plans)
     else:
@@ -271,7 +266,7 @@ def plan(options: argparse.Namespace, overrides: list[str]) -> int:
     return 0 if any(candidate.fits for candidate in plans) else 1
 
 
-def _simulate_devices(count: str) -> None:
+def _simulate_devices(count: int) -> None:
     """Make JAX simulate devices on the CPU. Has no effect once JAX has been initialised."""
     flags = os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={count}".strip()
@@ -339,9 +334,19 @@ def generate(options: argparse.Namespace, overrides: list[str]) -> int:
         if hasattr(options, name):
             settings[name] = getattr(options, name)
     decoding = decoding_settings(**settings)
+    for text in [*options.prompt, *settings.get("stop", [])]:
+        _check_utf8(text)
     model = t5x_lite.load(options.run, step=options.step, overrides=overrides)
     print_generation(model, options.prompt, decoding)
     return 0
+
+
+def _check_utf8(text: str) -> None:
+    """Refuse a text of the command line whose bytes are not UTF-8: Python has surrogates for them."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"command line: {text!r} is not valid UTF-8") from None
 
 
 def import_(options: argparse.Namespace, overrides: list[str]) -> int:

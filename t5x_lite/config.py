@@ -35,7 +35,9 @@ class CheckpointConfig(Config):
     """Rules for saving, keeping and deleting checkpoints."""
 
     folder: str | None = setting(
-        None, "folder of the checkpoints, local, gs://BUCKET/… or s3://BUCKET/…; null is RUN/checkpoints"
+        None,
+        "folder of the checkpoints, local, gs://BUCKET/… or s3://BUCKET/…; null is RUN/checkpoints",
+        min_length=1,
     )
     every_steps: Int = setting(1000, "steps between checkpoints", unit="steps", ge=1)
     every_minutes: float | None = setting(None, "also save this often; null saves by steps alone", unit="minutes", gt=0)
@@ -52,7 +54,9 @@ class CheckpointConfig(Config):
 class AdaptConfig(Config):
     """Initialisation from the weights of another run."""
 
-    source: str = setting(..., "run directory that provides the newest weights and the tokenizer", alias="from")
+    source: str = setting(
+        ..., "run directory that provides the newest weights and the tokenizer", alias="from", min_length=1
+    )
     method: Annotated[AdaptationMethod, OneOf(ADAPTATIONS)] = setting(
         Full(), "adaptation method: how the first weights are made, and which of them train"
     )
@@ -65,7 +69,9 @@ class BranchConfig(Config):
     et al. 2024, §3).
     """
 
-    source: str = setting(..., "run directory whose checkpoint is loaded while this run has none", alias="from")
+    source: str = setting(
+        ..., "run directory whose checkpoint is loaded while this run has none", alias="from", min_length=1
+    )
     step: Int | None = setting(None, "step of the checkpoint; null takes the newest", unit="steps", ge=1)
 
 
@@ -76,6 +82,7 @@ class RunConfig(Config):
         None,
         "folder of the run's config, metrics and checkpoints, local, gs://BUCKET/… (extra `gcs`) or s3://BUCKET/… "
         "(extra `s3`); null is runs/<name of the config file>",
+        min_length=1,
     )
     model: ModelConfig = setting(..., "the Transformer")
     data: DataConfig = setting(DataConfig(), "text and batches")

@@ -17,6 +17,16 @@ FULL_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 FULL_DISK_MESSAGES = ("No space left", "File too large", "Disk quota")
 
 
+def check_is_file(path: Path) -> None:
+    """Refuse to read a folder, a device or a pipe: reading may never end. A path without anything is not refused.
+
+    Raises:
+        UserError: it is one of these.
+    """
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: is not a file")
+
+
 def read_json_object(path: Path) -> dict[str, Any]:
     """Return the object in a JSON file that another program may have written.
 
@@ -36,8 +46,7 @@ def read_json(path: Path) -> object:
         UserError: the file cannot be read, or is too large.
     """
     try:
-        if path.exists() and not path.is_file():  # reading a pipe or device may never end
-            raise UserError(f"{path}: is not a file")
+        check_is_file(path)
         if path.stat().st_size > LARGEST_JSON_FILE:
             raise UserError(f"{path}: is larger than {LARGEST_JSON_FILE // 10**6} MB, and so not a config or index")
         content: object = json.loads(path.read_text(encoding="utf-8"))

@@ -95,6 +95,9 @@ def read_manifest(checkpoint: epath.Path) -> Manifest:
     metrics = manifest.get("metrics", {})
     if not isinstance(metrics, dict):
         raise ValueError("its `metrics` are not an object")
+    for name, value in metrics.items():
+        if isinstance(value, bool) or not isinstance(value, int | float | None):
+            raise ValueError(f"its metric {name} is not a number")
     return {"crc32": checksums, "metrics": metrics}
 
 

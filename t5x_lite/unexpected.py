@@ -7,6 +7,8 @@ from t5x_lite.errors import UserError
 
 DEBUG_VARIABLE = "T5X_LITE_DEBUG"
 """Environment variable that shows tracebacks."""
+MEMORY_MESSAGES = ("RESOURCE_EXHAUSTED", "Out of memory allocating")
+"""Texts of XLA's errors for too little memory: on accelerators, and on CPUs."""
 
 
 def as_user_error(error: Exception) -> UserError | None:
@@ -16,7 +18,7 @@ def as_user_error(error: Exception) -> UserError | None:
         return UserError(
             f"the Python package {error.name} is not installed; pip install {error.name}, or the extra that has it"
         )
-    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+    if isinstance(error, MemoryError) or any(message in str(error) for message in MEMORY_MESSAGES):
         return UserError(
             f"not enough memory ({reason}); lower train.batch_size or raise train.microbatches, or choose a smaller "
             "model; `t5x-lite plan` tells what a run needs"

@@ -1,5 +1,6 @@
 """Checkpoints are complete or absent, are never restored with wrong values, and are kept by the retention rules."""
 
+import asyncio
 import json
 import logging
 import os
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -215,6 +217,30 @@ def test_a_failed_save_is_reported_and_leaves_earlier_checkpoints_intact(tmp_pat
     step, restored, _ = reopened.restore(shapes_of(make_state()))
     assert step == 3
     assert are_equal(restored, make_state(3))
+
+
+class FailsWhenDeleted:
+    """An object whose deletion raises an error, which Python gives to `sys.unraisablehook`."""
+
+    def __init__(self, fail: Callable[[], object]) -> None:
+        self.fail = fail
+
+    def __del__(self) -> None:
+        self.fail()
+
+
+def test_writes_that_end_after_a_failed_save_are_not_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They call a closed event loop. Other errors are reported, once however many folders were opened."""
+    reported: list[str] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda details: reported.append(str(details.exc_value)))
+    for _ in range(3):
+        Checkpoints(tmp_path, CheckpointConfig()).close()
+    loop = asyncio.new_event_loop()
+    loop.close()
+    FailsWhenDeleted(lambda: loop.call_soon_threadsafe(print))
+    FailsWhenDeleted(lambda: int("another error"))
+    assert len(reported) == 1
+    assert "another error" in reported[0]
 
 
 SAVE_UNTIL_KILLED = """

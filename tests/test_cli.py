@@ -202,3 +202,55 @@ def test_paths_that_cannot_be_read_end_in_one_line(
 def test_a_path_with_a_line_break_stays_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", str(tmp_path / "two\nlines.yaml")]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+@pytest.mark.parametrize("words", [["--prompt=a\udcff"], ["--prompt=a", "--stop=\udcff"]])
+def test_a_prompt_that_is_not_utf8_is_refused(
+    words: list[str], tiny_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["generate", str(tiny_run), *words, "--tokens=2"]) == 2
+    assert r"\udcff' is not valid UTF-8" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("count", ["", "0", "-1", "²", "٣", "99999999999", "8x8"])
+def test_a_number_of_gpus_that_is_none_is_refused(
+    count: str, tiny_config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", str(tiny_config), "--topology", f"h100:{count}"]) == 2
+    assert "write the number of GPUs, at most 100,000, as in h100:8" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["picture", "picture.unknown", "folder/"])
+def test_a_report_of_an_unknown_kind_is_refused(
+    name: str, tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["report", str(tiny_run), "--to", str(tmp_path / name)]) == 2
+    assert "is not the name of a picture; it ends in" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_pipes_are_not_waited_for(tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pipe = tmp_path / "pipe.csv"
+    os.mkfifo(pipe)
+    for words in (["embed", str(tiny_run), str(pipe)], ["sweep", "fit", str(pipe)]):
+        assert main(words) == 2
+        assert f"{pipe}: is not a file" in capsys.readouterr().err
+
+
+INTERRUPTED_IMPORT = """
+import sys
+class Interrupt:
+    def find_spec(self, name, *_):
+        if name == "pydantic":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupt())
+import runpy
+runpy.run_module("t5x_lite", run_name="__main__")
+"""
+
+
+def test_an_interrupt_while_modules_are_imported_is_one_line() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED_IMPORT], capture_output=True, text=True, check=False, cwd=REPOSITORY
+    )
+    assert (done.returncode, done.stderr) == (130, "t5x-lite: interrupted\n")

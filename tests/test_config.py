@@ -262,3 +262,19 @@ def test_a_run_to_adapt_whose_config_is_damaged_is_refused(small: Path, tmp_path
     (tmp_path / "config.yaml").write_text(content)
     with pytest.raises(UserError, match=r"^adapt\.from .*config\.yaml: "):
         config.load(small, [f"adapt.from={tmp_path}"])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ('run_dir=""', "`run_dir` is '': string should have at least 1 character"),
+        ('data.cache_dir=""', "`data.cache_dir` is '': string should have at least 1 character"),
+        ('checkpoint.folder=""', "`checkpoint.folder` is '': string should have at least 1 character"),
+        ('run_dir="a\\0b"', "run_dir has a NUL character"),
+        ('data.cache_dir="a\\0b"', "cache_dir has a NUL character"),
+        ('data.files=["a", "b\\0"]', "files has a NUL character"),
+    ],
+)
+def test_a_path_that_no_file_can_have_is_refused(override: str, message: str, tiny_config: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        config.load(tiny_config, [override])

@@ -29,6 +29,8 @@ LARGEST_COUNT = 100_000
 REQUIRED: Final = object()
 """The default of a field that a foreign config must have."""
 
+MOST_LAYERS = 10_000
+"""Layers of the largest model. Lists with an item for each layer are made from this number."""
 IMPLIED_BY = {
     "kv_heads": "heads",
     "embedding": "embed",
@@ -280,6 +282,10 @@ class ConfigTable:
         for config_field in self.fields:
             if config_field.is_read:
                 values[config_field.setting] = config_field.read(source.config)
+        for setting in ("layers", "decoder_layers"):
+            count = values.get(setting)
+            if isinstance(count, int | float) and not count <= MOST_LAYERS:
+                raise UserError(f"the number of layers is {count}; no model has more than {MOST_LAYERS:,}")
         for setting, implied_by in IMPLIED_BY.items():
             if setting in values and values[setting] == values.get(implied_by):
                 values[setting] = None
@@ -287,7 +293,7 @@ class ConfigTable:
         for rule in self.rules:
             try:
                 rule.read(source, settings)
-            except (AttributeError, KeyError, TypeError, ValueError) as error:
+            except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
                 raise UserError(f"a value of {' or '.join(rule.fields)} has the wrong form: {error}") from None
         return settings
 

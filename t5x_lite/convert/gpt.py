@@ -87,8 +87,14 @@ def _read_attention_types(source: ForeignModel, settings: Settings) -> None:
     """Read `attention_types`: pairs of (kinds of attention, how many times these repeat)."""
     local_attention = {"local": {"window": source.config.get("window_size", DEFAULT_WINDOW)}}
     kinds: list[str] = []
-    for period, repeats in require_field(source.config, "attention_types"):
-        kinds.extend(period * check_count("the repeats of attention_types", repeats))
+    attention_types = require_field(source.config, "attention_types")
+    layers = 0
+    for period, repeats in attention_types:
+        layers += len(period) * check_count("the repeats of attention_types", repeats)
+    if layers != settings["layers"]:
+        raise UserError(f"attention_types describes {layers} layers, but num_layers is {settings['layers']}")
+    for period, repeats in attention_types:
+        kinds.extend(period * repeats)
     pattern = []
     for kind in shortest_period(kinds):
         attention = local_attention if kind == "local" else "dense"

@@ -22,6 +22,7 @@ from t5x_lite.errors import UserError
 from t5x_lite.files import check_not_input
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.parallel import mesh as meshes
+from t5x_lite.parallel.memory import local_memory
 from t5x_lite.progress import track_progress
 from t5x_lite.run_dir import FOREIGN_CONFIG, Run, open_run
 from t5x_lite.trees import flatten_names, unflatten_names
@@ -50,16 +51,25 @@ def load_params(weight_map: WeightMap, read_tensor: Callable[[str], np.ndarray])
     Args:
         weight_map: the foreign tensors of each of our arrays.
         read_tensor: returns a foreign tensor by name.
+
+    Raises:
+        UserError: they do not fit into memory.
     """
     spec = weight_map.spec
     mesh = meshes.make_mesh(MeshConfig())
-    shardings = flatten_names(meshes.shardings(mesh, spec.axes, spec.shapes))
+    sharded_shapes = meshes.shape_structs(spec.shapes, meshes.shardings(mesh, spec.axes, spec.shapes))
+    local_memory(mesh).check(
+        meshes.shard_bytes(sharded_shapes),
+        f"the weights of {spec.parameters:,} parameters",
+        "import them on a larger machine",
+    )
     params = {}
+    arrays = flatten_names(sharded_shapes)
     with track_progress("reading") as advance:
-        for name, sharding in shardings.items():
+        for name, array in arrays.items():
             values = weight_map.to_ours(name, read_tensor)
-            params[name] = jax.device_put(values, sharding)
-            advance(name, len(params), len(shardings))
+            params[name] = jax.device_put(values, array.sharding)
+            advance(name, len(params), len(arrays))
     return unflatten_names(params)
 
 

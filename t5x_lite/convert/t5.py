@@ -109,6 +109,8 @@ def _read_sparse_step(source: ForeignModel, settings: Settings) -> None:
     step = _count_sparse_step(source.config, "encoder", layers)
     if step != _count_sparse_step(source.config, "decoder", source.config.get("num_decoder_layers") or layers):
         raise UserError("an encoder_sparse_step and a decoder_sparse_step that differ are not supported")
+    if not 1 <= step <= layers:
+        raise UserError(f"encoder_sparse_step={step} is not supported for {layers} layers")
     experts = settings.pop("moe")
     pattern: list[Settings] = [{} for _ in range(step)]
     place_of_experts = min(1, step - 1)

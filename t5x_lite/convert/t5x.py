@@ -1,15 +1,18 @@
 """Import native T5X checkpoints of the T5 family: one msgpack file, alone or beside zarr arrays."""
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
+import jax.numpy as jnp
 import numpy as np
 import tensorstore
 from flax import serialization
-from flax.traverse_util import flatten_dict
+from jaxtyping import Float
+from pydantic import BaseModel, Field, ValidationError
 
+from t5x_lite import schema
 from t5x_lite.convert.config_table import ForeignModel
 from t5x_lite.convert.imported_run import check_new_run_dir, load_params, write_run
 from t5x_lite.convert.imported_tokenizer import load_tokenizer
@@ -17,6 +20,7 @@ from t5x_lite.convert.model_type import OUTPUT_MATRIX
 from t5x_lite.convert.t5 import T5
 from t5x_lite.convert.weight_map import Modules, StackModules, WeightFormat, WeightMap, WeightTable
 from t5x_lite.errors import UserError
+from t5x_lite.files import check_is_file
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.spec import model_spec
 from t5x_lite.run_dir import Run
@@ -100,6 +104,26 @@ UNGATED_INPUT = "encoder/layers_0/mlp/wi/kernel"
 UNTIED_OUTPUT = "decoder/logits_dense/kernel"
 
 
+DEEPEST = 32
+"""Levels of modules in a checkpoint; T5 has 5."""
+
+
+class KeyValueStore(BaseModel, strict=True):
+    """The place of an array: the folder's name is the last part of its path."""
+
+    path: Annotated[str, Field(pattern=r"^(.*/)?[^/.][^/]*/*$")]
+
+
+class ArrayReference(BaseModel, strict=True):
+    """TensorStore's description of an array that is stored beside the msgpack file.
+
+    Its other fields repeat what the metadata in the array's folder say, and are not read.
+    """
+
+    driver: Literal["zarr"]
+    kvstore: KeyValueStore
+
+
 def import_t5x(path: Path, run_dir: str | Path) -> Run:
     """Make a run directory from a T5X checkpoint of T5, T5 1.1 or mT5: the file, or the folder that holds it.
 
@@ -120,7 +144,7 @@ def import_t5x(path: Path, run_dir: str | Path) -> Run:
     weight_map = WeightMap(model_spec(model), table)
     arrays[EMBEDDING_AS_KERNEL] = arrays.pop(EMBEDDING)
     weight_map.check_tensors(str(file), {name: tuple(array.shape) for name, array in arrays.items()})
-    params = load_params(weight_map, lambda name: np.asarray(arrays[name]))
+    params = load_params(weight_map, lambda name: _read_array(file, name, arrays[name]))
     return write_run(run_dir, model, "span_corruption", params, load_tokenizer(file.parent, "T5Tokenizer", {}))
 
 
@@ -131,41 +155,90 @@ def _open_arrays(file: Path) -> dict[str, StoredArray]:
         UserError: not a checkpoint, or an array that cannot be opened.
     """
     arrays: dict[str, StoredArray] = {}
-    leaves = flatten_dict(_read_parameters(file), sep="/", is_leaf=_is_leaf)
-    for name, leaf in leaves.items():
-        arrays[name] = _open_zarr(leaf, file.parent) if isinstance(leaf, dict) else leaf
+    for name, leaf in _leaves(_read_parameters(file), ()):
+        if isinstance(leaf, dict):
+            array: StoredArray = _open_zarr(file, name, leaf)
+        elif isinstance(leaf, np.ndarray):
+            array = leaf
+        else:
+            raise UserError(f"{file}: {name} is not an array but a {type(leaf).__name__}")
+        if not _is_float(array):
+            raise UserError(f"{file}: {name} is not an array of floats")
+        arrays[name] = array
     return arrays
 
 
-def _is_leaf(path: tuple[str, ...], tree: Mapping[str, Any]) -> bool:
-    """Tell whether a dict describes an array beside the file, and not a part of the tree."""
-    return "driver" in tree and "kvstore" in tree
+def _leaves(tree: Mapping[Any, object], path: tuple[str, ...]) -> Iterator[tuple[str, object]]:
+    """Yield the leaves of a tree with their names: arrays, and dicts that describe arrays beside the file."""
+    if len(path) > DEEPEST:
+        raise UserError(f"{'/'.join(path)}: modules of a checkpoint are nested at most {DEEPEST} deep")
+    for key, node in tree.items():
+        node_path = (*path, str(key))
+        if isinstance(node, dict) and not ("driver" in node and "kvstore" in node):
+            yield from _leaves(node, node_path)
+        else:
+            yield "/".join(node_path), node
+
+
+def _is_float(array: StoredArray) -> bool:
+    dtype = array.dtype.numpy_dtype if isinstance(array, tensorstore.TensorStore) else array.dtype
+    return bool(jnp.issubdtype(dtype, jnp.floating))
 
 
 def _read_parameters(file: Path) -> dict[str, Any]:
     """Return the tree of parameters in the msgpack file."""
+    check_is_file(file)
     try:
         tree = serialization.msgpack_restore(file.read_bytes())
     except OSError as error:
         raise UserError(f"{file}: cannot be read: {error.strerror}") from None
     except Exception as error:  # msgpack raises ValueError, its own errors and bare Exception alike
-        raise UserError(f"{file}: is not a T5X checkpoint: {error}") from None
+        raise UserError(f"{file}: is not a T5X checkpoint: {' '.join(str(error).split())[:200]}") from None
     if not isinstance(tree, dict):
         tree = {}
-    tree = tree.get("optimizer", tree)
-    if not isinstance(tree.get("target"), dict):
+    state = tree.get("optimizer", tree)
+    target = state.get("target") if isinstance(state, dict) else None
+    if not isinstance(target, dict):
         raise UserError(f"{file}: is not a T5X checkpoint: it has no optimizer/target")
-    return tree["target"]
+    return target
 
 
-def _open_zarr(description: Mapping[str, Any], folder: Path) -> tensorstore.TensorStore:
+def _open_zarr(file: Path, name: str, description: Mapping[str, Any]) -> tensorstore.TensorStore:
     """Open an array in a folder beside the file. Its values are not yet read."""
-    array_folder = folder / Path(description["kvstore"]["path"].rstrip("/")).name
+    try:
+        reference = ArrayReference.model_validate(description)
+    except ValidationError as error:
+        details = error.errors()[0]
+        key = ".".join(map(str, details["loc"]))
+        raise UserError(f"{file}: {name}: this reference to an array has a wrong {key}: {details['msg']}") from None
+    array_folder = file.parent / Path(reference.kvstore.path).name
     spec = {"driver": "zarr", "kvstore": {"driver": "file", "path": str(array_folder)}}
     try:
         return tensorstore.open(spec, open=True, read=True).result()
-    except ValueError as error:
-        raise UserError(f"{array_folder}: this array of the checkpoint cannot be opened: {str(error)[:200]}") from None
+    except Exception as error:  # TensorStore raises ValueError, OverflowError and errors of its own
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{array_folder}: this array of the checkpoint cannot be opened: {reason}") from None
+
+
+def _read_array(file: Path, name: str, array: StoredArray) -> Float[np.ndarray, "..."]:
+    """Return the values of an array.
+
+    Raises:
+        UserError: parts of it are missing or damaged, or values are NaN or infinite.
+    """
+    if isinstance(array, tensorstore.TensorStore):
+        try:
+            is_complete = array.storage_statistics(query_fully_stored=True).result().fully_stored
+            values = np.asarray(array.read().result())
+        except Exception as error:  # TensorStore raises ValueError and errors of its own
+            raise UserError(f"{file}: {name} cannot be read: {' '.join(str(error).split())[:200]}") from None
+        if not is_complete:  # they would be read as zeros
+            raise UserError(f"{file}: some chunks of the array {name} are missing beside it; copy the folder again")
+    else:
+        values = array
+    if not np.isfinite(values.astype(np.float32, copy=False)).all():
+        raise UserError(f"{file}: {name} has values that are NaN or infinite")
+    return values
 
 
 def _infer_model(file: Path, shapes: Mapping[str, tuple[int, ...]]) -> ModelConfig:
@@ -181,6 +254,9 @@ def _infer_model(file: Path, shapes: Mapping[str, tuple[int, ...]]) -> ModelConf
         raise UserError(
             f"{file}: is not a T5 with unstacked layers: {', '.join(missing)} missing; it has {examples}, …"
         )
+    for name in (RELATIVE_POSITIONS, QUERY, EMBEDDING, first_matrix):
+        if len(shapes[name]) != 2 or 0 in shapes[name]:
+            raise UserError(f"{file}: {name} is of shape {list(shapes[name])}, expected a matrix")
     heads, buckets = shapes[RELATIVE_POSITIONS]
     embed, heads_times_head_dim = shapes[QUERY]
     projection = "relu"
@@ -201,7 +277,8 @@ def _infer_model(file: Path, shapes: Mapping[str, tuple[int, ...]]) -> ModelConf
         "feed_forward_proj": projection,
         "scale_decoder_outputs": UNTIED_OUTPUT not in shapes,
     }
-    return ModelConfig.model_validate(T5.read_settings(ForeignModel(config, tensor_names)))
+    settings = T5.read_settings(ForeignModel(config, tensor_names))
+    return schema.validate(ModelConfig, schema.Sources(settings, {"": str(file)}))
 
 
 def _count_layers(side: str, names: Collection[str]) -> int:

@@ -121,6 +121,10 @@ class TensorMapping:
         return parts[self.arrays.index(array)]
 
 
+MOST_TENSORS = 200_000
+"""Tensors of the largest model. DeepSeek-V3 has a quarter of it: 58 layers with 257 experts of three matrices."""
+
+
 class WeightMap:
     """Every tensor of one model in a foreign format.
 
@@ -129,7 +133,8 @@ class WeightMap:
         table: the weights of its model type. Modules that the model lacks are left out.
 
     Raises:
-        UserError: the table has no place for some of the model's arrays, or the model lacks a stack of the table.
+        UserError: the table has no place for some of the model's arrays, the model lacks a stack of the table, or has
+            more than `MOST_TENSORS` tensors.
     """
 
     def __init__(self, spec: ModelSpec, table: WeightTable) -> None:
@@ -139,10 +144,17 @@ class WeightMap:
         self.shapes: dict[str, tuple[int, ...]] = {}
         for name, array in flatten_names(spec.shapes).items():
             self.shapes[name] = tuple(array.shape)
-        self.mappings = list(self._map_modules(table.modules, "", "", ()))
-        for stack in table.stacks:
-            self.mappings.extend(self._map_stack(stack))
+        self.mappings: list[TensorMapping] = []
+        for mapping in self._map_table(table):
+            self.mappings.append(mapping)
+            if len(self.mappings) > MOST_TENSORS:
+                raise UserError(f"more than {MOST_TENSORS:,} tensors: no model has so many layers and experts")
         self._check_complete()
+
+    def _map_table(self, table: WeightTable) -> Iterator[TensorMapping]:
+        yield from self._map_modules(table.modules, "", "", ())
+        for stack in table.stacks:
+            yield from self._map_stack(stack)
 
     def _check_complete(self) -> None:
         mapped_arrays: set[str] = set()

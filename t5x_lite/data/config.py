@@ -83,7 +83,7 @@ class DataConfig(SourceConfig):
         "contents of a row: a window of the token stream, whole documents, whole sentences, or (none) one document",
     )
     separate_documents: bool = setting(True, "documents of one row do not attend to each other (segment_ids)")
-    cache_dir: str = setting("cache", "folder of token corpora and trained tokenizers, shared by runs")
+    cache_dir: str = setting("cache", "folder of token corpora and trained tokenizers, shared by runs", min_length=1)
     prepare_processes: Int = setting(0, "processes that tokenise; 0 uses every core", ge=0, le=1024)
     workers: Int = setting(0, "processes that build batches; 0 builds them in a thread of this process", ge=0, le=1024)
     prefetch: Int = setting(4, "batches built ahead", unit="batches", ge=1)
@@ -127,7 +127,9 @@ Normalization = Literal["identity", "nmt_nfkc", "nfkc", "nmt_nfkc_cf", "nfkc_cf"
 
 
 class _SentencePieceConfig(Config):
-    vocab: Int = setting(8192, "size of the vocabulary, with special tokens and extra_ids", unit="tokens", ge=8)
+    vocab: Int = setting(
+        8192, "size of the vocabulary, with special tokens and extra_ids", unit="tokens", ge=8, le=2**24
+    )
     normalization: Normalization = setting("identity", "SentencePiece normalisation rule; T5 used nmt_nfkc")
     byte_fallback: bool = setting(True, "encode characters outside the vocabulary as bytes, never as <unk>")
     symbols: Strings = setting((), "user symbols: strings that are always one token")

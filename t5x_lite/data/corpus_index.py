@@ -16,9 +16,11 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int64
+from pydantic import BaseModel, NonNegativeInt, ValidationError
 
 from t5x_lite.data.array_files import ArrayFile, map_array
-from t5x_lite.data.shards import SPLITS, ShardFiles, Split
+from t5x_lite.data.shards import SPLITS, ShardFiles, Split, damaged
+from t5x_lite.errors import UserError
 from t5x_lite.files import read_json_object, replace_file
 
 INDEX_FILE = "index.json"
@@ -35,13 +37,53 @@ class CorpusIndex:
     """
 
     def __init__(self, folder: Path, split: Split) -> None:
-        self.shard_records: list[int] = read_json_object(folder / INDEX_FILE)["records"][split]
-        self.records: Int64[np.ndarray, records_and_end] = map_array(folder / f"{split}.records.npy")
-        self.documents: Int64[np.ndarray, documents_and_end] = map_array(folder / f"{split}.documents.npy")
+        self.shard_records = _read_summary(folder).records[split]
+        self.records: Int64[np.ndarray, records_and_end] = _map_offsets(folder, f"{split}.records.npy")
+        self.documents: Int64[np.ndarray, documents_and_end] = _map_offsets(folder, f"{split}.documents.npy")
         parts_file = folder / f"{split}.parts.npy"
         self.parts: Int64[np.ndarray, parts_and_end] | None = None
         if parts_file.is_file():
-            self.parts = map_array(parts_file)
+            self.parts = _map_offsets(folder, parts_file.name)
+
+
+class IndexSummary(BaseModel, strict=True, extra="forbid"):
+    """Content of `index.json`: the number of records in each shard of each split."""
+
+    records: dict[Split, list[NonNegativeInt]]
+
+
+def _read_summary(folder: Path) -> IndexSummary:
+    path = folder / INDEX_FILE
+    try:
+        return IndexSummary.model_validate(read_json_object(path))
+    except (UserError, ValidationError):
+        raise damaged(folder, path, "it is not the summary of an index") from None
+
+
+def _map_offsets(folder: Path, name: str) -> Int64[np.ndarray, "items_and_end"]:
+    path = folder / name
+    try:
+        offsets = map_array(path)
+    except Exception as error:  # of NumPy, of the file system, and of Python's parser, which reads the header
+        raise damaged(folder, path, str(error)) from None
+    if offsets.dtype != np.int64 or offsets.ndim != 1 or len(offsets) == 0:
+        raise damaged(folder, path, f"it has {offsets.dtype} values of shape {offsets.shape}, expected offsets")
+    return offsets
+
+
+def _load_lengths(folder: Path, path: Path, columns: int) -> Int64[np.ndarray, "rows columns"]:
+    """Load the lengths of a shard as rows of `columns` numbers.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        values = np.load(path)
+    except Exception as error:  # as in `_map_offsets`
+        raise damaged(folder, path, str(error)) from None
+    if values.dtype != np.int64 or values.size % columns or values.min(initial=0) < 0:
+        raise damaged(folder, path, f"it has {values.dtype} values of shape {values.shape}, expected lengths")
+    return values.reshape(-1, columns)
 
 
 def has_index(folder: Path) -> bool:
@@ -54,6 +96,7 @@ def write_index(folder: Path, units: Sequence[str]) -> None:
 
     Raises:
         OSError: a file that cannot be written.
+        UserError: a shard is damaged.
     """
     shard_records: dict[Split, list[int]] = {}
     for split in SPLITS:
@@ -70,7 +113,7 @@ def _write_split(folder: Path, split: Split, shards: Sequence[ShardFiles]) -> li
     documents_file = folder / f"{split}.documents.npy"
     with ArrayFile(records_file) as records, ArrayFile(documents_file) as documents:
         for shard in shards:
-            lengths, begins_document = np.load(shard.index).T
+            lengths, begins_document = _load_lengths(folder, shard.index, columns=2).T
             ends = position + np.cumsum(lengths)
             starts = ends - lengths
             records.append(starts)
@@ -88,7 +131,7 @@ def _write_parts(path: Path, shards: Sequence[ShardFiles]) -> None:
     position = 0
     with ArrayFile(path) as parts:
         for shard in shards:
-            lengths = np.load(shard.parts)
+            lengths = _load_lengths(shard.folder, shard.parts, columns=1)[:, 0]
             parts.append(position + np.cumsum(lengths) - lengths)
             position += int(lengths.sum())
         parts.append(np.array([position]))

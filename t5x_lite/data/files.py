@@ -5,7 +5,7 @@ import gzip
 import io
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -78,7 +78,14 @@ def is_compressed(path: str) -> bool:
 
 
 def open_file(path: str) -> IO[bytes]:
-    """Open a file of bytes, and decompress it if its name ends in .gz or .zst."""
+    """Open a file of bytes, and decompress it if its name ends in .gz or .zst.
+
+    Raises:
+        OSError: it cannot be opened.
+        EOFError: it is to be decompressed and has no byte, which Python would take for a compressed empty file.
+    """
+    if is_compressed(path) and Path(path).stat().st_size == 0:
+        raise EOFError("it has no byte, and so is not a compressed file")
     if path.endswith(".zst"):
         return zstd.open(path)  # type: ignore[return-value]
     if path.endswith(".gz"):
@@ -90,29 +97,87 @@ def open_file(path: str) -> IO[bytes]:
 def open_parquet(path: str) -> Iterator["ParquetFile"]:
     """Open a Parquet file, and decompress it if its name ends in .gz or .zst.
 
+    Checksums of its pages are verified if the file has them. A writer may leave them out, as pyarrow does by default.
+
     Raises:
-        UserError: it is not a Parquet file.
+        UserError: it is not a Parquet file, or is damaged; also where it is read inside the context.
     """
     from pyarrow import parquet
-    from pyarrow.lib import ArrowInvalid
+    from pyarrow.lib import ArrowException
 
     source: str | io.BytesIO = path
     try:
         if is_compressed(path):
             with open_file(path) as file:
                 source = io.BytesIO(file.read())
-        with parquet.ParquetFile(source) as parquet_file:
+        with parquet.ParquetFile(source, page_checksum_verification=True) as parquet_file:
             yield parquet_file
-    except ArrowInvalid as error:
-        raise UserError(f"{path}: not a Parquet file: {error}") from None
-    except READ_ERRORS as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is damaged: it has text that is not valid UTF-8: {error}") from None
+    except (ArrowException, *READ_ERRORS) as error:
+        raise UserError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
+
+
+def parquet_rows(
+    path: str, file: "ParquetFile", columns: Sequence[str] | None = None, groups: range | None = None
+) -> Iterator[dict[str, object]]:
+    """Yield the rows of an open Parquet file.
+
+    Args:
+        path: its path, for messages.
+        file: the file.
+        columns: names of the columns; by default all.
+        groups: numbers of the row groups; by default all.
+
+    Raises:
+        UserError: a group has another number of rows than it should have, because the header of a page is damaged.
+    """
+    if groups is None:
+        groups = range(file.num_row_groups)
+    for number in groups:
+        row_count = 0
+        for batch in file.iter_batches(batch_size=1024, row_groups=[number], columns=columns):
+            row_count += len(batch)
+            yield from batch.to_pylist()
+        expected_count = file.metadata.row_group(number).num_rows
+        if row_count != expected_count:
+            raise UserError(f"{path}: is damaged: {row_count} of {expected_count} rows of row group {number} are there")
+
+
+class TfdsRecords:
+    """The records of one split of a TFDS builder. A record that cannot be read is named.
+
+    Args:
+        name: the split, for messages.
+        source: the data source of TFDS.
+    """
+
+    def __init__(self, name: str, source: RecordSequence) -> None:
+        self._name = name
+        self._source = source
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, number: int) -> object:
+        """Return a record.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        try:
+            return self._source[number]
+        except Exception as error:  # of ArrayRecord, of protocol buffers, and of the decoders of TFDS
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"{self._name} record {number}: cannot be read: {type(error).__name__}: {reason}") from None
 
 
 def open_tfds(
     name: str, split: str, requested_by: str = "data.files", load: TfdsLoader | None = None
 ) -> RecordSequence:
-    """Open the records of a TFDS builder.
+    """Open the records of a split of a TFDS builder.
 
     Args:
         name: directory of the builder, or its name `name/config:version`.
@@ -129,15 +194,16 @@ def open_tfds(
         load = tfds.data_source
     try:
         if Path(name).is_dir():
-            return tfds.builder_from_directory(name).as_data_source(split)
+            return TfdsRecords(f"{name} ({split})", tfds.builder_from_directory(name).as_data_source(split))
         try:
-            return load(name, split=split)
+            source = load(name, split=split)
         except tfds.core.registered.DatasetNotFoundError:
             # The builder is not prepared yet, and without TensorFlow TFDS does not import these groups of builders by
             # itself. They have GLUE, CoNLL-2003 and WMT.
             for group in ("text", "summarization", "translate"):
                 import_module(f"tensorflow_datasets.{group}")
-            return load(name, split=split)
+            source = load(name, split=split)
+        return TfdsRecords(f"{name} ({split})", source)
     except Exception as error:  # TFDS, its builders and the network raise errors of every kind
         reason = " ".join(str(error).split())[:200]
         raise UserError(

@@ -11,6 +11,7 @@ from t5x_lite.data.files import (
     READ_ERRORS,
     open_file,
     open_parquet,
+    parquet_rows,
     strip_compression,
 )
 from t5x_lite.errors import UserError
@@ -60,7 +61,7 @@ def _read_records(path: str, columns: Sequence[str]) -> Iterator[LocatedRecord]:
 
 def _read_parquet(path: str) -> Iterator[LocatedRecord]:
     with open_parquet(path) as file:
-        for number, record in enumerate(file.read().to_pylist()):
+        for number, record in enumerate(parquet_rows(path, file)):
             yield f"{path} record {number}", record
 
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 
-from t5x_lite.data.shards import ShardFiles
+from t5x_lite.data.shards import ShardFiles, damaged
+from t5x_lite.errors import UserError
 
 READER_BUFFER = 2**15
 """Bytes that are read at once. A larger buffer reads more than a record has."""
@@ -31,15 +32,33 @@ class ShardReader:
         self._lock = threading.Lock()
 
     def read(self, start: int, stop: int) -> list[bytes]:
-        """Return the records `[start, stop)`."""
+        """Return the records `[start, stop)`.
+
+        Raises:
+            UserError: a file is damaged.
+        """
         records: list[bytes] = []
         while start < stop:
             shard = int(np.searchsorted(self._stops, start, side="right"))
             first = int(self._starts[shard])
             shard_stop = min(stop, int(self._stops[shard]))
-            records += self._open(shard).read(start - first, shard_stop - first)
+            try:
+                records += self._open(shard).read(start - first, shard_stop - first)
+            except (
+                IndexError,
+                OSError,
+                RuntimeError,
+                TypeError,
+                ValueError,
+            ) as error:  # not classes of ArrayRecord
+                raise self.damaged(start, str(error)) from None
             start = shard_stop
         return records
+
+    def damaged(self, record: int, reason: str) -> UserError:
+        """Return the error for a damaged record, by its number."""
+        shard = self._shards[int(np.searchsorted(self._stops, record, side="right"))]
+        return damaged(shard.folder, shard.records, reason)
 
     def _open(self, shard: int) -> ArrayRecordReader:
         with self._lock:

@@ -7,6 +7,8 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Int32
 
+from t5x_lite.errors import UserError
+
 Split = Literal["train", "validation"]
 SPLITS: tuple[Split, ...] = ("train", "validation")
 
@@ -49,3 +51,9 @@ def decode_record(record: bytes) -> Int32[np.ndarray, "tokens"]:
     """Return the token ids of a record."""
     token_bytes = record[0]
     return np.frombuffer(record, f"u{token_bytes}", offset=4).astype(np.int32)
+
+
+def damaged(folder: Path, path: Path, reason: str) -> UserError:
+    """Return the error for a damaged file of the corpus in `folder`."""
+    reason = " ".join(reason.split())[:200]
+    return UserError(f"{path}: is damaged: {reason}; delete {folder}, and the text is tokenised again")

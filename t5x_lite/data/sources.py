@@ -23,6 +23,7 @@ from t5x_lite.data.files import (
     open_file,
     open_parquet,
     open_tfds,
+    parquet_rows,
 )
 from t5x_lite.errors import UserError
 
@@ -371,10 +372,8 @@ def _read_parquet(unit: Unit) -> Iterator[str]:
             if name not in columns:
                 raise UserError(f"{unit.path}: no column {name!r} (found {', '.join(columns)}); set data.field")
         stop = file.num_row_groups if unit.stop == -1 else unit.stop
-        row_groups = list(range(unit.start, stop))
-        for batch in file.iter_batches(batch_size=1024, row_groups=row_groups, columns=list(unit.field)):
-            for record in batch.to_pylist():
-                yield _record_text(record, unit, partial(str, unit.path))
+        for record in parquet_rows(unit.path, file, unit.field, range(unit.start, stop)):
+            yield _record_text(record, unit, partial(str, unit.path))
 
 
 def _read_tfds(unit: Unit) -> Iterator[str]:

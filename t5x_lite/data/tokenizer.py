@@ -6,6 +6,7 @@ import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -17,6 +18,7 @@ from sentencepiece import sentencepiece_model_pb2
 
 from t5x_lite.data import sentencepiece_conversion
 from t5x_lite.data.sentencepiece_conversion import SPACE
+from t5x_lite.errors import UserError
 from t5x_lite.files import write_file
 from t5x_lite.objectives import Vocabulary
 
@@ -291,6 +293,10 @@ def cut_blocks(text: str, block_characters: int, borders: re.Pattern[str] = END_
     yield text[start:]
 
 
+LARGEST_VOCAB = 2**24
+"""Ids of the largest vocabulary. XLM-V has 901,629; a larger id in a file is damage."""
+
+
 class HuggingFace(Tokenizer):
     """A tokenizer of the Hugging Face `tokenizers` library.
 
@@ -298,6 +304,9 @@ class HuggingFace(Tokenizer):
         serialised: content of a `tokenizer.json`.
         settings: content of its `tokenizer_config.json`. With `split_special_tokens`, as in tokenizers that are trained
             here, text cannot spell a special token; in those of others it can, as in Transformers.
+
+    Raises:
+        ValueError: an id is beyond `LARGEST_VOCAB`, or what surrounds a text has an id that the vocabulary lacks.
     """
 
     file_name = "tokenizer.json"
@@ -312,6 +321,11 @@ class HuggingFace(Tokenizer):
             if token.special:
                 special[token.content] = token_id
         vocab = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+        if vocab > LARGEST_VOCAB:
+            raise ValueError(f"its largest token id is {vocab - 1}")
+        surrounding = tokenizer.encode("", add_special_tokens=True).ids
+        if any(token_id >= vocab for token_id in surrounding):
+            raise ValueError(f"it puts {surrounding} around a text, but its vocabulary has only {vocab} ids")
         super().__init__(serialised, vocab, special)
         self.settings = settings or {}
         tokenizer.encode_special_tokens = self._splits_special_tokens
@@ -333,11 +347,13 @@ class HuggingFace(Tokenizer):
         return tokenizers.Tokenizer.from_str(self.file_bytes.decode())
 
     def encode_batch(self, texts: Sequence[str]) -> list[Int32[np.ndarray, "_"]]:
-        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        with _explained():
+            encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
 
     def encode_placed(self, text: str) -> tuple[Int32[np.ndarray, "tokens"], Int32[np.ndarray, "tokens 2"]]:
-        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        with _explained():
+            encoding = self._tokenizer.encode(text, add_special_tokens=False)
         return np.array(encoding.ids, np.int32), np.array(encoding.offsets, np.int32).reshape(-1, 2)
 
     @property
@@ -349,7 +365,8 @@ class HuggingFace(Tokenizer):
         return " " if is_byte_level and not adds_space else ""
 
     def beginning(self) -> Int32[np.ndarray, "tokens"]:
-        encoding = self._tokenizer.encode("a", add_special_tokens=True)
+        with _explained():
+            encoding = self._tokenizer.encode("a", add_special_tokens=True)
         count = 0
         while count < len(encoding.ids) and encoding.special_tokens_mask[count]:
             count += 1
@@ -381,3 +398,12 @@ class HuggingFace(Tokenizer):
         for piece, token_id in self._tokenizer.get_vocab(with_added_tokens=True).items():
             ends[token_id] = piece.endswith(WHITE_SPACE)
         return ends
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Turn the library's errors into one of the user's tokenizer: its file refers to tokens that it lacks."""
+    try:
+        yield
+    except Exception as error:  # the library raises Exception itself
+        raise UserError(f"the tokenizer cannot encode a text: {error}; its tokenizer.json is damaged") from None

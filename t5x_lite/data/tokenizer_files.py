@@ -1,6 +1,5 @@
 """Load tokenizers from the files of several libraries, and append sentinels to a SentencePiece model."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from t5x_lite.data.vocabulary_files import (
     usual_special_tokens,
 )
 from t5x_lite.errors import UserError
+from t5x_lite.files import read_json_object
 
 FILES = ("tokenizer.model", "tokenizer.json")
 """Names that a run's tokenizer may have; the first that exists is loaded."""
@@ -74,12 +74,11 @@ def _read(path: Path, config: TokenizerFile, settings: Settings) -> Tokenizer:
     if path.suffix == ".txt":
         backend = build_word_piece(path, BertNormalizer(lowercase=config.lowercase))
     else:
-        text = path.read_text(encoding="utf-8")
-        model = json.loads(text).get("model")
+        model = read_json_object(path).get("model")
         if model == "bytes":
             return Bytes()
         if isinstance(model, dict):  # in GPT-2's vocab.json "model" is a token, with a number
-            return HuggingFace(text.encode(), settings)
+            return HuggingFace(path.read_bytes(), settings)
         backend = build_byte_level(path, Path(config.merges or path.with_name("merges.txt")), byte_level_words())
     special = list(added_tokens(settings)) or usual_special_tokens(backend)
     return HuggingFace(serialise(backend, special), settings)

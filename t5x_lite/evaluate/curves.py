@@ -28,7 +28,7 @@ def read_metrics(run: Path, *, empty: bool = False) -> list[dict[str, Any]]:
     path = run / "metrics.jsonl"
     if not path.is_file():
         raise UserError(f"{run}: has no metrics.jsonl; is it a run directory?")
-    records = [record for record in metric_records(path) if _is_number(record.get("step"))]
+    records = step_records(path)
     if not records and not empty:
         raise UserError(f"{path}: is empty; train the run first")
     return records
@@ -51,7 +51,13 @@ def metric_records(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def _is_number(value: object) -> bool:
+def step_records(path: Path) -> list[dict[str, Any]]:
+    """Return the complete lines of a `metrics.jsonl` that name their step; none if there is no file."""
+    return [record for record in metric_records(path) if is_number(record.get("step"))]
+
+
+def is_number(value: object) -> bool:
+    """Return whether a value from a file is a number that a metric can have."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST_NUMBER
 
 
@@ -59,7 +65,7 @@ def metric_series(
     lines: Sequence[Mapping[str, Any]], name: str
 ) -> tuple[Float[np.ndarray, " points"], Float[np.ndarray, " points"]]:
     """Return tokens and values of one metric, from the lines that have it."""
-    measured = [line for line in lines if _is_number(line.get(name)) and _is_number(line.get("tokens"))]
+    measured = [line for line in lines if is_number(line.get(name)) and is_number(line.get("tokens"))]
     tokens = np.array([line["tokens"] for line in measured], float)
     values = np.array([line[name] for line in measured], float)
     return tokens, values

@@ -17,7 +17,7 @@ from t5x_lite.data.files import BYTE_ORDER_MARK
 from t5x_lite.errors import UserError
 from t5x_lite.evaluate.batched_function import BatchedFunction, Features
 from t5x_lite.evaluate.evaluation_model import EvaluationModel
-from t5x_lite.files import check_not_input
+from t5x_lite.files import check_is_file, check_not_input
 from t5x_lite.models import outputs
 from t5x_lite.models.spec import ModelSpec
 from t5x_lite.models.stack import Stack
@@ -90,6 +90,7 @@ def embed_file(model: EvaluationModel, file: Path, to: Path, pool: str | None, l
     if to.suffix != suffix:
         raise UserError(f"--to {to}: pool {pool} makes an {suffix} file")
     check_not_input(to, file)
+    check_is_file(file)
     try:
         content = file.read_text(encoding="utf-8", errors="replace").removeprefix(BYTE_ORDER_MARK)
     except OSError as error:

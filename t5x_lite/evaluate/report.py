@@ -7,7 +7,9 @@ from typing import Any, TypeAlias
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backend_bases import FigureCanvasBase
 
+from t5x_lite.errors import UserError
 from t5x_lite.evaluate.curves import metric_series, read_metrics, smooth
 
 matplotlib.use("Agg")
@@ -34,8 +36,11 @@ def draw_report(runs: Sequence[Path], to: Path) -> Path:
         The path of the picture, `to`.
 
     Raises:
-        UserError: a run without metrics.
+        UserError: a run without metrics; a picture of a kind that cannot be written.
     """
+    kinds = FigureCanvasBase.get_supported_filetypes()
+    if to.suffix[1:].lower() not in kinds:
+        raise UserError(f"--to {to}: is not the name of a picture; it ends in .{' or .'.join(sorted(kinds))}")
     lines_of_runs = {}
     moe_runs = {}
     for run in runs:

@@ -7,21 +7,21 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from t5x_lite.files import write_file
+from t5x_lite.files import read_json_object, write_file
 
 
 def save_scores(folder: Path, scores: Mapping[str, float]) -> None:
     """Add scores to those in `scores.json`. The first process writes.
 
     Raises:
-        UserError: the file cannot be written.
+        UserError: the file cannot be read or written.
     """
     if jax.process_index() > 0:
         return
     path = folder / "scores.json"
     saved_scores: dict[str, float] = {}
     if path.is_file():
-        saved_scores = json.loads(path.read_text("utf-8"))
+        saved_scores = read_json_object(path)
     write_file(path, json.dumps({**saved_scores, **scores}, indent=2) + "\n")
 
 

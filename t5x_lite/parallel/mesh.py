@@ -99,6 +99,14 @@ def shape_structs(shapes: PyTree, array_shardings: PyTree[NamedSharding]) -> PyT
     return jax.tree.map(shape_struct, shapes, array_shardings)
 
 
+def shard_bytes(arrays: PyTree[jax.ShapeDtypeStruct]) -> float:
+    """Return the bytes of one device's shards of arrays with shardings."""
+    total = 0
+    for array in jax.tree.leaves(arrays):
+        total += math.prod(array.sharding.shard_shape(array.shape)) * array.dtype.itemsize
+    return float(total)
+
+
 def check_sharded(mesh: Mesh, axes: PyTree[WeightAxes], shapes: PyTree[jax.ShapeDtypeStruct]) -> None:
     """Check that a mesh that shards parameters leaves few of them replicated.
 
@@ -141,8 +149,8 @@ def batch_shards(mesh: Mesh) -> int:
     return math.prod(mesh.shape[axis] for axis in RULES["batch"])
 
 
-def local_rows(mesh: Mesh, batch_size: int, key: str = "train.batch_size") -> Int[np.ndarray, "rows"]:
-    """Return the rows of a global batch that this process must supply, in ascending order.
+def check_rows(mesh: Mesh, batch_size: int, key: str) -> None:
+    """Check that the rows of a batch divide over the mesh.
 
     Args:
         mesh: the devices.
@@ -150,7 +158,7 @@ def local_rows(mesh: Mesh, batch_size: int, key: str = "train.batch_size") -> In
         key: the setting that error messages name.
 
     Raises:
-        UserError: the rows do not divide over the mesh.
+        UserError: they do not.
     """
     shards = batch_shards(mesh)
     if batch_size % shards:
@@ -158,11 +166,20 @@ def local_rows(mesh: Mesh, batch_size: int, key: str = "train.batch_size") -> In
             f"{key} {batch_size} does not divide over the {shards} devices of the mesh axes data, fsdp and expert; "
             f"use a multiple of {shards} or a smaller mesh"
         )
-    rows: set[int] = set()
+
+
+def local_rows(mesh: Mesh, batch_size: int) -> Int[np.ndarray, "rows"]:
+    """Return the rows of a global batch that this process must supply, in ascending order.
+
+    Raises:
+        UserError: the rows do not divide over the mesh.
+    """
+    check_rows(mesh, batch_size, "train.batch_size")
+    shards = []
     for index in batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values():
         if index:
-            rows.update(range(batch_size)[index[0]])
-    return np.array(sorted(rows))
+            shards.append(np.arange(*index[0].indices(batch_size)))
+    return np.unique(np.concatenate(shards))
 
 
 def to_global(

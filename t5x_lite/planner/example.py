@@ -11,6 +11,8 @@ from t5x_lite.errors import UserError
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.objectives.objective import ExampleContext, TokenRow, Vocabulary
 
+LARGEST_VOCAB = 2**16
+"""Tokens of the largest vocabulary of an example. The shapes of the features do not depend on it."""
 SPECIAL_TOKENS = ("[CLS]", "[SEP]", "[MASK]", "<s>", "</s>", "[R]", "[S]", "[X]", "<unk>", "<pad>")
 
 
@@ -23,6 +25,7 @@ def example_context(model: ModelConfig, length: int) -> ExampleContext:
     size = model.vocab
     if size is None:
         raise UserError("plan needs `model.vocab`: the size of a tokenizer that is not trained yet is not known")
+    size = min(size, LARGEST_VOCAB)
     first_sentinel = size - 1
     before_last_sentinel = max(size - 101, size // 2)
     vocabulary = Vocabulary(

@@ -1,13 +1,9 @@
 """Memory of a train step by formula, for devices that no compiler is available for."""
 
-import math
-
-import jax
-from jaxtyping import PyTree
-
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.feedforward.config import GLU
 from t5x_lite.models.losses import logits_limit
+from t5x_lite.parallel.mesh import shard_bytes
 from t5x_lite.planner.figures import MemoryFigures
 from t5x_lite.planner.workload import Workload
 from t5x_lite.train.state import TrainState
@@ -31,8 +27,8 @@ def modelled_memory(workload: Workload, state: TrainState, platform: str) -> Mem
     layer_values = _activations_per_token(model, tensor_shards)
     logits_bytes = 4 * workload.tokens_per_device * (model.vocab or 1)
     logits_bytes_at_once = min(logits_limit(platform), logits_bytes)
-    state_bytes = _shard_bytes(state)
-    gradients_bytes = _shard_bytes(state.params)
+    state_bytes = shard_bytes(state)
+    gradients_bytes = shard_bytes(state.params)
     activations_bytes = activation_bytes * (saved_values + layer_values) + 2 * logits_bytes_at_once
     return {
         "state_bytes": state_bytes,
@@ -40,14 +36,6 @@ def modelled_memory(workload: Workload, state: TrainState, platform: str) -> Mem
         "activations_bytes": activations_bytes,
         "memory_bytes": state_bytes + gradients_bytes + activations_bytes,
     }
-
-
-def _shard_bytes(arrays: PyTree[jax.ShapeDtypeStruct]) -> float:
-    """Return the bytes of one device's shards."""
-    total = 0
-    for array in jax.tree.leaves(arrays):
-        total += math.prod(array.sharding.shard_shape(array.shape)) * array.dtype.itemsize
-    return float(total)
 
 
 def _products_per_token(model: ModelConfig, tensor_shards: int) -> float:

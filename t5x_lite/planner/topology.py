@@ -8,7 +8,7 @@ import jax
 from jax.experimental import topologies
 
 from t5x_lite.errors import UserError
-from t5x_lite.parallel.config import GPUS
+from t5x_lite.parallel.config import GPUS, gpu_count
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,11 @@ def find_pod(topology: str, slices: int) -> Pod:
     Raises:
         UserError: libtpu is not installed, or does not know the topology; the number of GPUs is missing.
     """
-    name, _, count = topology.partition(":")
-    gpu_kind = GPUS.get(name.lower())
-    if gpu_kind is None:
+    count = gpu_count(topology)
+    if count is None:
         return _find_tpus(topology, slices)
-    if not count.isdigit() or int(count) == 0:
-        raise UserError(f"--topology {topology}: write the number of GPUs, for example {name}:8")
-    return _find_gpus(gpu_kind, int(count))
+    name = topology.partition(":")[0].lower()
+    return _find_gpus(GPUS[name], count)
 
 
 def _find_gpus(kind: str, count: int) -> Pod:

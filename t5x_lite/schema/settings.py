@@ -33,9 +33,17 @@ class Config(
         """Yield a message for each combination of valid settings that does not work."""
         yield from ()
 
+    def _nul_problems(self) -> Iterator[str]:
+        """Yield a message for each text with a NUL character, which no path, argument or file of text can have."""
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            texts = value if isinstance(value, tuple) else (value,)
+            if any(isinstance(text, str) and "\0" in text for text in texts):
+                yield f"{name} has a NUL character"
+
     @model_validator(mode="after")
     def _reject_problems(self) -> Self:
-        message = "; ".join(self.problems())
+        message = "; ".join((*self._nul_problems(), *self.problems()))
         if message:
             raise ValueError(message)
         return self

@@ -2,12 +2,17 @@
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
 from t5x_lite.errors import UserError
 from t5x_lite.sweep.config import SweepConfig
+
+MAX_RUNS = 10_000
+"""Runs of the largest sweep. The plan builds the model of each, which takes milliseconds."""
+LARGEST_NUMBER = 1e150
+"""Bound on the magnitude of the numbers of an axis: quotients of two of them do not overflow."""
 
 
 @dataclass(frozen=True)
@@ -36,21 +41,42 @@ def axis_values(key: str, values: object) -> list[object]:
         values: a list, `{range: [first, last, step]}` or `{log: [first, last, count]}`.
 
     Raises:
-        UserError: `values` has none of these forms.
+        UserError: `values` has none of these forms, is empty, or has more values than a sweep has runs.
     """
     match values:
         case list() if values:
             return values
-        case {"range": [int() | float() as first, int() | float() as last, int() | float() as step]} if step:
-            count = math.floor((last - first) / step + 1e-9) + 1
+        case {"range": [first, last, step]} if _are_numbers(first, last, step) and step:
+            count = _range_length(key, first, last, step)
             return [first + index * step for index in range(count)]
-        case {"log": [int() | float() as first, int() | float() as last, int() as count]} if (
-            count > 1 and first > 0 and last > 0
-        ):
-            return [_log_spaced(first, last, index / (count - 1)) for index in range(count)]
+        case {"log": [first, last, int() as count]} if _are_numbers(first, last, count) and count > 1:
+            if min(first, last) >= 1 / LARGEST_NUMBER:
+                _check_length(key, count)
+                return [_log_spaced(first, last, index / (count - 1)) for index in range(count)]
     raise UserError(
         f"{key}: expected a list, {{range: [first, last, step]}} or {{log: [first, last, count]}}, found {values!r}"
     )
+
+
+def _are_numbers(*values: object) -> bool:
+    """Return whether the values are numbers, and neither infinite nor NaN nor so large that a quotient overflows."""
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= LARGEST_NUMBER:
+            return False
+    return True
+
+
+def _range_length(key: str, first: float, last: float, step: float) -> int:
+    steps = (last - first) / step + 1e-9
+    if steps < 0:
+        raise UserError(f"{key}: range [{first}, {last}, {step}] is empty; the step leads away from the last value")
+    _check_length(key, steps)
+    return math.floor(steps) + 1
+
+
+def _check_length(key: str, length: float) -> None:
+    if length > MAX_RUNS:
+        raise UserError(f"{key}: has {length:.4g} values; a sweep has at most {MAX_RUNS:,} runs")
 
 
 def _log_spaced(first: float, last: float, fraction: float) -> float:
@@ -63,12 +89,15 @@ def combinations(config: SweepConfig) -> Iterator[Combination]:
     """Yield every combination of the axes, the budgets and the seeds.
 
     Raises:
-        UserError: values of none of the known forms, or keys of one axis with different numbers of values.
+        UserError: values of none of the known forms, keys of one axis with different numbers of values, a key that is
+            set twice, or more than `MAX_RUNS` combinations.
     """
+    _check_keys(config)
     axes = [_axis_choices(name, axis) for name, axis in config.axes.items()]
     if config.budgets is not None:
         axes.append(_budget_choices(config))
     axes.append(_seed_choices(config))
+    _check_size(axes)
     for choices in product(*axes):
         names = []
         settings: dict[str, object] = {}
@@ -79,6 +108,33 @@ def combinations(config: SweepConfig) -> Iterator[Combination]:
             settings.update(choice.settings)
             budget = choice.budget or budget
         yield Combination(normalise_name("-".join(names)), settings, budget)
+
+
+def _check_size(axes: Sequence[Sequence[_Choice]]) -> None:
+    sizes = [len(choices) for choices in axes]
+    count = math.prod(sizes)
+    if count > MAX_RUNS:
+        factors = " × ".join(str(size) for size in sizes if size > 1)
+        raise UserError(
+            f"this sweep has {count:,} runs ({factors}: axes, budgets, seeds); at most {MAX_RUNS:,} are planned at "
+            "once: take values out, or make several sweeps of it"
+        )
+
+
+def _check_keys(config: SweepConfig) -> None:
+    """Refuse a key whose value would silently replace another: it is in two axes, or follows from something else."""
+    axis_of_key: dict[str, str] = {}
+    for name, axis in config.axes.items():
+        for key in axis:
+            if key in axis_of_key:
+                raise UserError(f"axes.{name}.{key}: is a key of axes.{axis_of_key[key]} too; keep it in one axis")
+            axis_of_key[key] = name
+            if key in config.derived:
+                raise UserError(f"axes.{name}.{key}: is `derived` too; keep one of the two")
+            if key == "train.seed":
+                raise UserError(f"axes.{name}.{key}: give `seeds` instead")
+            if key == "train.steps" and config.budgets is not None:
+                raise UserError(f"axes.{name}.{key}: follows from `budgets`; keep one of the two")
 
 
 def _axis_choices(name: str, axis: Mapping[str, object]) -> list[_Choice]:
@@ -98,8 +154,8 @@ def _axis_choices(name: str, axis: Mapping[str, object]) -> list[_Choice]:
 def _budget_choices(config: SweepConfig) -> list[_Choice]:
     choices = []
     for value in axis_values("budgets", config.budgets):
-        if not isinstance(value, int | float):
-            raise UserError(f"budgets: expected numbers, found {value!r}")
+        if not isinstance(value, int | float) or not _are_numbers(value) or value <= 0:
+            raise UserError(f"budgets: expected numbers above 0, found {value!r}")
         choices.append(_Choice(f"c{value:.3g}", {}, float(value)))
     return choices
 

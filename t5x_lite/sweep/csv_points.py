@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from t5x_lite.errors import UserError
+from t5x_lite.files import check_is_file
 from t5x_lite.laws.training_curves import TrainingCurve
 from t5x_lite.sweep.points import SweepPoints, build_points, record_values
 
@@ -61,6 +62,7 @@ def read_csv(path: Path) -> SweepPoints:
 
 
 def _read_rows(path: Path) -> list[list[str]]:
+    check_is_file(path)
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             return list(csv.reader(file))

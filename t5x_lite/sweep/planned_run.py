@@ -5,13 +5,21 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from t5x_lite.errors import UserError
-from t5x_lite.files import write_file
+from t5x_lite.files import read_json_object, write_file
 from t5x_lite.sweep.config import Sweep
 
 MAX_JOB_NAME = 32
 """Characters of a job's name on a cluster."""
+
+
+Positive = Annotated[float, Field(gt=0)]
+"""A number that laws take the logarithm of. It is checked where a plan is read from a file."""
 
 
 @dataclass(frozen=True)
@@ -35,18 +43,20 @@ class PlannedRun:
         after: the trunk that must end before this run can start.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
     name: str
     config: str
     overrides: dict[str, object]
     run_dir: str
-    parameters: float
-    tokens: float
-    flops: float
-    budget: float
-    experts: int
-    steps: int
-    computed_steps: int
-    step_flops: float
+    parameters: Positive
+    tokens: Positive
+    flops: Positive
+    budget: Annotated[float, Field(ge=0)]
+    experts: PositiveInt
+    steps: PositiveInt
+    computed_steps: PositiveInt
+    step_flops: Positive
     trunk: bool = False
     after: str | None = None
 
@@ -91,6 +101,31 @@ def job_name(sweep: Sweep, run: str) -> str:
     digest = hashlib.sha256(name.encode()).hexdigest()[:8]
     beginning = name[: MAX_JOB_NAME - 9].rstrip("-")
     return f"{beginning}-{digest}"
+
+
+class Plan(BaseModel, strict=True, extra="forbid"):
+    """Content of `plan.json`: the name of the sweep, its settings, and its runs."""
+
+    sweep: str
+    settings: dict[str, Any]
+    runs: list[PlannedRun]
+
+
+def read_plan(folder: Path) -> Plan:
+    """Read the plan of a sweep that was started.
+
+    Raises:
+        UserError: there is none, or it is not one.
+    """
+    path = folder / "plan.json"
+    if not path.is_file():
+        raise UserError(f"{folder}: is not the folder of a sweep that was started (no plan.json)")
+    try:
+        return Plan.model_validate_json(json.dumps(read_json_object(path)))
+    except ValidationError as error:
+        details = error.errors()[0]
+        key = ".".join(map(str, details["loc"]))
+        raise UserError(f"{path}: {key}: {details['msg']}; start the sweep again to write it anew") from None
 
 
 def write_plan(sweep: Sweep, runs: Sequence[PlannedRun]) -> None:

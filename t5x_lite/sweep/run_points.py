@@ -1,13 +1,14 @@
 """Points from the runs of a sweep, by its plan, its status log and the runs' metrics."""
 
-import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from t5x_lite.errors import UserError
-from t5x_lite.evaluate.curves import metric_records, metric_series, smooth
+from t5x_lite.evaluate.curves import is_number, metric_series, smooth, step_records
 from t5x_lite.laws.training_curves import TrainingCurve
+from t5x_lite.sweep.planned_run import PlannedRun, read_plan
 from t5x_lite.sweep.points import SweepPoints, build_points
 from t5x_lite.sweep.status_log import read_statuses
 
@@ -21,58 +22,49 @@ def read_runs(folder: Path) -> SweepPoints:
     Raises:
         UserError: the folder is not that of a sweep, or no run is complete.
     """
-    plan = _read_plan(folder)
+    plan = read_plan(folder)
     statuses = read_statuses(folder / "sweep.jsonl")
     finished = {}
     curves = []
     left_out = {}
-    for run in plan["runs"]:
-        name = run["name"]
-        metrics = metric_records(_local_run_dir(folder, run) / "metrics.jsonl")
+    for run in plan.runs:
+        name = run.name
+        metrics = step_records(_local_run_dir(folder, run) / "metrics.jsonl")
         problem = _find_problem(run, statuses.get(name, {}), metrics)
         if problem is not None:
             left_out[name] = problem
             continue
-        if not run["trunk"]:
-            finished[name] = {**run, "loss": metrics[-1]["eval/loss"]}
-        if not run["after"]:
+        if not run.trunk:
+            finished[name] = {**asdict(run), "loss": metrics[-1]["eval/loss"]}
+        if not run.after:
             curves.append(_build_curve(run, metrics))
     if not finished:
         raise UserError(f"{folder}: no run is complete yet; `t5x-lite sweep` continues the sweep")
     return SweepPoints(build_points(finished), curves, left_out)
 
 
-def _read_plan(folder: Path) -> Mapping[str, Any]:
-    try:
-        return json.loads((folder / "plan.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder}: is not the folder of a sweep that was started (plan.json: {error})") from None
-
-
-def _local_run_dir(folder: Path, run: Mapping[str, Any]) -> Path:
+def _local_run_dir(folder: Path, run: PlannedRun) -> Path:
     """Return the run directory, also where it was copied here from a bucket or another machine."""
-    planned = Path(run["run_dir"])
+    planned = Path(run.run_dir)
     if planned.is_dir():
         return planned
     return folder / "runs" / planned.name
 
 
-def _find_problem(
-    run: Mapping[str, Any], status: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]
-) -> str | None:
+def _find_problem(run: PlannedRun, status: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> str | None:
     """Return why a run is left out; None if it is complete."""
     if status.get("state") == "diverged":
         return f"diverged: {status.get('reason', '')}"
     last_step = metrics[-1]["step"] if metrics else 0
-    has_eval_loss = bool(metrics) and metrics[-1].get("eval/loss") is not None
-    if last_step < run["steps"] or not has_eval_loss:
-        return f"not complete: step {last_step} of {run['steps']}"
+    has_eval_loss = bool(metrics) and is_number(metrics[-1].get("eval/loss"))
+    if last_step < run.steps or not has_eval_loss:
+        return f"not complete: step {last_step} of {run.steps}"
     return None
 
 
-def _build_curve(run: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> TrainingCurve:
+def _build_curve(run: PlannedRun, metrics: Sequence[Mapping[str, Any]]) -> TrainingCurve:
     """Return the smoothed training loss without its first twentieth."""
     tokens, loss = metric_series(metrics, "loss")
-    flops = tokens * run["flops"] / run["tokens"]
+    flops = tokens * run.flops / run.tokens
     first = len(tokens) // 20
-    return TrainingCurve(run["parameters"], flops[first:], tokens[first:], smooth(loss)[first:])
+    return TrainingCurve(run.parameters, flops[first:], tokens[first:], smooth(loss)[first:])

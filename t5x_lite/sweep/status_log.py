@@ -8,10 +8,11 @@ from t5x_lite.evaluate.curves import metric_records
 
 
 def read_statuses(path: Path) -> dict[str, dict[str, Any]]:
-    """Return the last complete line of each run; none if there is no file."""
+    """Return the last complete line of each run; none if there is no file. Lines without run or state are left out."""
     statuses = {}
     for record in metric_records(path):
-        statuses[record["run"]] = record
+        if isinstance(record.get("run"), str) and isinstance(record.get("state"), str):
+            statuses[record["run"]] = record
     return statuses
 
 

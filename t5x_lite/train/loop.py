@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array
 
@@ -28,6 +27,7 @@ from t5x_lite.train.flops import flops_per_example
 from t5x_lite.train.forecast import Forecast
 from t5x_lite.train.goodput import Goodput
 from t5x_lite.train.hooks import Hook, evaluation_hooks
+from t5x_lite.train.learning_rates import LearningRates
 from t5x_lite.train.metrics import MetricsWriter
 from t5x_lite.train.monitor import LossSpike, StepCost, StepMonitor
 from t5x_lite.train.optimization import make_schedule
@@ -41,6 +41,8 @@ from t5x_lite.train.watchdog import Watchdog
 
 BATCHES_AHEAD = 2
 """Batches that are sent to the devices before the step that takes them."""
+MOST_FORECAST_STEPS = 10**7
+"""Steps of the longest run whose final loss is forecast, which needs the learning rates of all steps in memory."""
 STEPS_BEFORE_PROFILE = 10
 """Steps before a profile begins, so that it shows the steady state."""
 
@@ -123,16 +125,16 @@ class Trainer:
             _ = self.model.task_evaluation  # checks the metrics of the tasks
             for message in data.skipped():
                 display.print(message)
-        steps_of_run = np.arange(run.config.train.steps)
-        self.learning_rates = np.asarray(make_schedule(run.config.optimizer, len(steps_of_run))(steps_of_run))
+        num_steps = run.config.train.steps
+        self.learning_rates = LearningRates(make_schedule(run.config.optimizer, num_steps), num_steps)
         self.hooks = self._make_hooks()
         self.step_cost = self._describe(run, data)
 
     def _make_hooks(self) -> list[Hook]:
         """Return the evaluators of the run, and what the loop itself reports."""
         hooks = [*evaluation_hooks(self.config), Hook(self.goodput, self.config.eval.every_steps)]
-        if self.config.adapt is None:
-            forecast = Forecast(self.learning_rates)
+        if self.config.adapt is None and len(self.learning_rates) <= MOST_FORECAST_STEPS:
+            forecast = Forecast(self.learning_rates.all())
             hooks.append(Hook(forecast, forecast.every_steps, on_last_step=False))
         if jax.process_count() > 1:
             hooks.append(Hook(self.stragglers, self.config.train.health_every_steps, on_last_step=False))

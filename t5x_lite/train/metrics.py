@@ -84,17 +84,23 @@ def truncate_metrics(path: Path, step: int) -> float:
     is_lost = False
     with path.open("rb") as file:
         for line in file:
-            try:
+            record: object = None
+            with suppress(RecursionError, ValueError):
                 record = json.loads(line)
-                is_lost = is_lost or not line.endswith(b"\n") or record["step"] > step
-                if is_lost:
-                    lost_seconds += record.get("seconds_per_step", 0.0)
-                else:
-                    kept_bytes += len(line)
-            except (ValueError, KeyError, TypeError):
-                break
+            is_incomplete = not line.endswith(b"\n")  # the process was killed while it wrote the line
+            is_lost = is_lost or is_incomplete or _number(record, "step") > step
+            if is_lost:
+                lost_seconds += _number(record, "seconds_per_step")
+            else:
+                kept_bytes += len(line)  # a damaged line too: the lines after it are not lost with it
     os.truncate(path, kept_bytes)
     return lost_seconds
+
+
+def _number(record: object, key: str) -> float:
+    """Return a number of a line; 0 if the line is damaged."""
+    value = record.get(key) if isinstance(record, dict) else None
+    return value if isinstance(value, int | float) else 0.0
 
 
 def _to_json(value: MetricValue) -> float | list[float | None] | None:

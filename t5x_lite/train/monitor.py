@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import cast
 
 import jax
-import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array
 
 from t5x_lite.errors import Diverged
 from t5x_lite.train.config import TrainConfig
 from t5x_lite.train.display import Display
 from t5x_lite.train.goodput import Goodput
+from t5x_lite.train.learning_rates import LearningRates
 from t5x_lite.train.metrics import MetricsWriter, MetricValue
 
 RUNNING_MEAN_DECAY = 0.98
@@ -79,7 +79,7 @@ class StepMonitor:
     Args:
         config: settings of the loop.
         cost: of a step.
-        learning_rates: the learning rate of every step of the run.
+        learning_rates: the learning rate of each step of the run.
         display: shows the steps.
         writer: writes the metrics, in the first process.
         running_loss: the running mean so far.
@@ -93,7 +93,7 @@ class StepMonitor:
         self,
         config: TrainConfig,
         cost: StepCost,
-        learning_rates: Float[np.ndarray, "steps"],
+        learning_rates: LearningRates,
         display: Display,
         writer: MetricsWriter | None,
         running_loss: RunningLoss,
@@ -160,7 +160,7 @@ class StepMonitor:
         self._goodput.seconds["data"] += pending.data_seconds
         self._goodput.seconds["step"] += seconds - pending.data_seconds
         metrics["tokens"] = pending.step * self._cost.tokens
-        metrics["learning_rate"] = float(self._learning_rates[pending.step - 1])
+        metrics["learning_rate"] = self._learning_rates[pending.step - 1]
         metrics["tokens_per_second"] = self._cost.tokens / seconds
         metrics["mfu"] = self._cost.flops / seconds / self._cost.peak_flops
         metrics["data_wait_fraction"] = pending.data_seconds / seconds

@@ -168,8 +168,8 @@ def check_mesh(mesh: Mesh, config: RunConfig, platform: str) -> dict[str, str]:
     rows_key = "train.batch_size"
     if train.microbatches > 1:
         rows_key = "train.batch_size / train.microbatches"
-    meshes.local_rows(mesh, rows, rows_key)
-    meshes.local_rows(mesh, config.eval.batch_size or train.batch_size, "eval.batch_size")
+    meshes.check_rows(mesh, rows, rows_key)
+    meshes.check_rows(mesh, config.eval.batch_size or train.batch_size, "eval.batch_size")
     try:
         with jax.set_mesh(mesh):
             config.model.check_mesh(sizes["expert"], sizes["tensor"], sizes["pipeline"])

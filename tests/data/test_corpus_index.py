@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from t5x_lite.data.array_files import ArrayFile, map_array
+from t5x_lite.data.byte_tokenizer import Bytes
 from t5x_lite.data.config import DataConfig
 from t5x_lite.data.corpus import Corpus
 from t5x_lite.data.prepare import prepare_corpus
 from t5x_lite.data.row_rule import RowRule
-from t5x_lite.data.tokenizer import Bytes
 from t5x_lite.objectives import Causal
 from tests.conftest import REPOSITORY
 from tests.objectives.vocabulary import context

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from t5x_lite import config as configuration
+from t5x_lite.data.byte_tokenizer import Bytes
 from t5x_lite.data.config import DataConfig, MixedSource
 from t5x_lite.data.mixture import interleave_sources, source_shares
 from t5x_lite.data.open_data import open_data
-from t5x_lite.data.tokenizer import Bytes
 from t5x_lite.data.training_data import PipelineSettings
 from t5x_lite.errors import UserError
 from t5x_lite.objectives import Causal

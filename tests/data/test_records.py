@@ -18,10 +18,10 @@ from pyarrow import parquet
 
 from t5x_lite import config as configuration
 from t5x_lite import tasks
+from t5x_lite.data.byte_tokenizer import Bytes
 from t5x_lite.data.files import open_tfds
 from t5x_lite.data.pipeline import training_batch
 from t5x_lite.data.records import TaskData, TaskRecords, open_task_data, read_task_records
-from t5x_lite.data.tokenizer import Bytes
 from t5x_lite.data.training_data import PipelineSettings
 from t5x_lite.errors import UserError
 from t5x_lite.objectives import ExampleContext

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from t5x_lite.cli import main
+from t5x_lite.data.byte_tokenizer import Bytes
 from t5x_lite.data.config import DataConfig
 from t5x_lite.data.corpus import Corpus
 from t5x_lite.data.pipeline import TrainingRows, training_batch
@@ -16,7 +17,6 @@ from t5x_lite.data.prepare import prepare_corpus
 from t5x_lite.data.row_plan import RowPlan
 from t5x_lite.data.row_rule import RowRule
 from t5x_lite.data.row_store import open_rows, prepare_rows
-from t5x_lite.data.tokenizer import Bytes
 from t5x_lite.objectives import Causal
 from t5x_lite.objectives.objective import Objective
 from t5x_lite.objectives.prefix import Prefix

@@ -6,6 +6,7 @@ import pickle
 import textwrap
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -166,3 +167,41 @@ def test_a_tokenizer_json_is_read(tmp_path: Path) -> None:
     loaded = tokenizer_files.load(tmp_path)
     assert loaded.encode("hello there").tolist() == [1, 0]
     assert loaded.eos == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": {"vocab": {"a": 0, "b": 2**32 - 1}}}, "its largest token id is 4294967295"),
+        ({"model": {"vocab": {"a": 0, "b": 10**9}}}, "its largest token id is 1000000000"),
+        ({"model": {"vocab": [1]}}, "not a tokenizer that can be read"),
+        (
+            {"post_processor": {"special_tokens": {"</s>": {"id": "</s>", "ids": [77], "tokens": ["</s>"]}}}},
+            r"puts \[77\]",
+        ),
+        ({"normalizer": 5}, "not a tokenizer that can be read"),
+    ],
+)
+def test_a_tokenizer_json_of_another_shape_is_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    original = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<unk>": 0, "hello": 1, "</s>": 2}, unk_token="<unk>"))
+    original.post_processor = tokenizers.processors.TemplateProcessing("$A </s>", special_tokens=[("</s>", 2)])
+    content = json.loads(original.to_str())
+    for part, values in changes.items():
+        content[part] = {**content[part], **values} if isinstance(values, dict) else values
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=message):
+        tokenizer_files.load(tmp_path)
+    for text in ("[]", "[" * 100_000, "1" * 10_000, ""):
+        path.write_text(text)
+        with pytest.raises(UserError, match=r"tokenizer\.json: "):
+            tokenizer_files.load(tmp_path)
+
+
+def test_text_that_a_damaged_tokenizer_cannot_encode_is_an_error(tmp_path: Path) -> None:
+    original = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, unk_token="<unk>"))
+    original.save(str(tmp_path / "tokenizer.json"))
+    loaded = tokenizer_files.load(tmp_path)
+    assert loaded.encode("a").tolist() == [0]
+    with pytest.raises(UserError, match=r"the tokenizer cannot encode a text: .*; its tokenizer\.json is damaged"):
+        loaded.encode("b")

@@ -1,6 +1,12 @@
 """The meshes that a search tries."""
 
+import json
+from pathlib import Path
+
+import pytest
+
 from t5x_lite import config as configuration
+from t5x_lite.cli import main
 from t5x_lite.planner.search import candidates
 from tests.conftest import REPOSITORY
 
@@ -24,3 +30,10 @@ def test_a_search_shards_only_long_rows_over_context() -> None:
     overrides = ["train.seq_len=8192", "model.positions.learned.length=8192"]
     config = configuration.load(CONFIGS / "gpt3/1.3b.yaml", overrides)
     assert {candidate.mesh.context for candidate in candidates(config, 64)} == {1, 2, 4}
+
+
+def test_a_search_prints_one_json_object(tiny_config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["plan", str(tiny_config), "--topology", "h100:1", "--search", "--json", "model.vocab=300"]
+    assert main(words) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert {candidate["remat"] for candidate in report["candidates"]} == {"none", "dots", "full"}

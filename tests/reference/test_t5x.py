@@ -1,5 +1,7 @@
 """Native T5X checkpoints: a real one, and one with arrays beside the msgpack file."""
 
+import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,7 @@ from flax import serialization
 
 import t5x_lite
 from t5x_lite.cli import main
-from t5x_lite.trees import flatten_names
+from t5x_lite.trees import flatten_names, unflatten_names
 
 HEADS = 4
 LAYERS = 2
@@ -166,3 +168,98 @@ def test_a_file_that_is_no_checkpoint_is_refused_in_one_line(
     (tmp_path / "file").write_bytes(content)
     assert main(["import", "t5x", str(tmp_path / "file"), str(tmp_path / "run")]) == 2
     assert "is not a T5X checkpoint" in capsys.readouterr().err
+
+
+def import_in_one_line(source: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """Import a checkpoint that is refused, and return the error."""
+    capsys.readouterr()
+    assert main(["import", "t5x", str(source), str(source.parent / "refused")]) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("t5x-lite: ")]
+    assert len(errors) == 1
+    assert not (source.parent / "refused").exists()
+    return errors[0]
+
+
+def zarr(path: object, **changes: object) -> dict[str, object]:
+    return {"driver": "zarr", "kvstore": {"driver": "gfile", "path": path}, **changes}
+
+
+def nested(depth: int) -> object:
+    tree: object = np.zeros(1, np.float32)
+    for _ in range(depth):
+        tree = {"m": tree}
+    return tree
+
+
+QUERY = "encoder.layers_0.attention.query.kernel"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        (QUERY, 3, "encoder/layers_0/attention/query/kernel is not an array but a int"),
+        (QUERY, "text", "is not an array but a str"),
+        (QUERY, np.zeros((4, 4), np.int32), "is not an array of floats"),
+        (QUERY, np.zeros(4, np.float32), r"query/kernel is of shape \[4\], expected a matrix"),
+        (QUERY, np.zeros((0, 4), np.float32), r"is of shape \[0, 4\], expected a matrix"),
+        (QUERY, zarr(7), "this reference to an array has a wrong kvstore.path"),
+        (QUERY, zarr("target/.."), "this reference to an array has a wrong kvstore.path"),
+        (QUERY, zarr("x", driver="n5"), "this reference to an array has a wrong driver"),
+        (QUERY, zarr("x", kvstore=[]), "this reference to an array has a wrong kvstore"),
+        (QUERY, zarr("not\0there"), "cannot be opened"),
+        (
+            "encoder.layers_999999999.mlp.wi_0.kernel",
+            np.zeros((4, 4), np.float32),
+            "the number of layers is 1000000000",
+        ),
+        ("encoder.extra", nested(100), "nested at most 32 deep"),
+    ],
+)
+def test_checkpoints_of_another_shape_are_refused_in_one_line(
+    name: str, value: object, message: str, stored_params: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = unflatten_names({**flatten_names(stored_params), name: value})
+    (tmp_path / "file").write_bytes(serialization.msgpack_serialize({"optimizer": {"state": {}, "target": target}}))
+    assert re.search(message, import_in_one_line(tmp_path / "file", capsys))
+
+
+def test_values_that_are_no_numbers_are_refused(
+    stored_params: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flat = flatten_names(stored_params)
+    changed = np.array(flat[QUERY])
+    changed[0, 0] = np.nan
+    content = {"optimizer": {"state": {}, "target": unflatten_names({**flat, QUERY: changed})}}
+    (tmp_path / "file").write_bytes(serialization.msgpack_serialize(content))
+    assert "query/kernel has values that are NaN or infinite" in import_in_one_line(tmp_path / "file", capsys)
+
+
+def test_arrays_beside_the_file_that_are_damaged_are_refused(
+    stored_params: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A missing chunk would be read as zeros, and metadata may name a size that no memory holds."""
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    places = write_arrays(stored_params, folder)
+    content = serialization.msgpack_serialize({"optimizer": {"state": {}, "target": places}})
+    (folder / "checkpoint").write_bytes(content)
+    array = folder / f"target.{QUERY}"
+    chunk = (array / "0.0").read_bytes()
+    (array / "0.0").write_bytes(chunk[: len(chunk) // 2])
+    assert "query/kernel cannot be read" in import_in_one_line(folder, capsys)
+    (array / "0.0").unlink()
+    assert "some chunks of the array encoder/layers_0/attention/query/kernel" in import_in_one_line(folder, capsys)
+    metadata = (array / ".zarray").read_text()
+    (array / ".zarray").write_text("[" * 10_000)
+    assert f"{array}: this array of the checkpoint cannot be opened" in import_in_one_line(folder, capsys)
+    (array / ".zarray").write_text(metadata)
+    vocab = len(stored_params["token_embedder"]["embedding"])
+    for name in ("token_embedder.embedding", "decoder.logits_dense.kernel"):
+        huge = folder / f"target.{name}/.zarray"
+        huge.write_text(huge.read_text().replace(f"{vocab}", "2000000000"))
+    assert "of memory; import them on a larger machine" in import_in_one_line(folder, capsys)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    os.mkfifo(tmp_path / "file")
+    assert "file: is not a file" in import_in_one_line(tmp_path / "file", capsys)

@@ -153,3 +153,54 @@ def test_a_branch_equals_the_run_that_it_replaces(tmp_path: Path, tiny_config: P
     other_seed = t5x_lite("train", tiny_config, f"run_dir={tmp_path}/x", from_trunk, "train.seed=4")
     assert other_seed.returncode == 2
     assert "train.seed is 0 there, 4 here" in other_seed.stderr
+
+
+def plan_with(**changes: object) -> object:
+    run = {
+        "name": "a",
+        "config": "tiny.yaml",
+        "overrides": {},
+        "run_dir": "runs/a",
+        "parameters": 1e6,
+        "tokens": 1e6,
+        "flops": 1e12,
+        "budget": 0.0,
+        "experts": 1,
+        "steps": 10,
+        "computed_steps": 10,
+        "step_flops": 1e11,
+        "trunk": False,
+        "after": None,
+    }
+    return {"sweep": "s", "settings": {}, "runs": [{**run, **changes}]}
+
+
+@pytest.mark.parametrize(
+    ("plan", "message"),
+    [
+        (plan_with(), "no run is complete yet"),
+        ([], "is not a JSON object but a list"),
+        ({}, "plan.json: sweep: Field required"),
+        ({"sweep": "s", "settings": {}, "runs": 5}, "plan.json: runs: Input should be a valid array"),
+        ({"sweep": "s", "settings": {}, "runs": [5]}, "plan.json: runs.0: "),
+        (plan_with(steps="10"), "plan.json: runs.0.steps: "),
+        (plan_with(steps=0), "plan.json: runs.0.steps: "),
+        (plan_with(flops=-1.0), "plan.json: runs.0.flops: "),
+        (plan_with(tokens=10**400), "plan.json: runs.0.tokens: "),
+        (plan_with(tokens=float("nan")), "plan.json: runs.0.tokens: "),
+        (plan_with(name=None), "plan.json: runs.0.name: "),
+        (plan_with(extra=1), "plan.json: runs.0.extra: "),
+    ],
+)
+def test_a_plan_of_another_shape_is_refused_in_one_line(
+    plan: object, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    (tmp_path / "sweep.jsonl").write_text('{"run": "a", "state": ["diverged"]}\n{"state": "done"}\n[]\n')
+    folder = tmp_path / "runs/a"
+    folder.mkdir(parents=True)
+    (folder / "metrics.jsonl").write_text('{"eval/loss": 1.0}\n{"step": 10, "eval/loss": "low"}\n')
+    assert main(["sweep", "fit", str(tmp_path)]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert len(errors) == 1
+    assert message in errors[0]

@@ -64,3 +64,11 @@ def read_events(content: bytes) -> list[Event]:
         events.append(Event.FromString(content[12 : 12 + size]))
         content = content[16 + size :]
     return events
+
+
+def test_lines_after_a_damaged_one_are_not_lost_with_it(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    before = '{"step": 1}\n{"step": \x00\n' + "[" * 5000 + '\n{"step": "2"}\n[3]\n{"step": 4}\n'
+    path.write_text(before + '{"step": 5, "seconds_per_step": "x"}\n{"step": 6, "seconds_per_step": 2.0}\n{"step": 7')
+    assert truncate_metrics(path, 4) == 2.0
+    assert path.read_text() == before

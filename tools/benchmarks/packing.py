@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 
 from t5x_lite.data.array_files import ArrayFile
+from t5x_lite.data.byte_tokenizer import Bytes
 from t5x_lite.data.config import DataConfig
 from t5x_lite.data.corpus import CORPUS_FILE
 from t5x_lite.data.corpus_index import INDEX_FILE
 from t5x_lite.data.row_rule import RowRule
 from t5x_lite.data.row_store import prepare_rows
 from t5x_lite.data.shards import SPLITS
-from t5x_lite.data.tokenizer import Bytes
 from t5x_lite.objectives import OBJECTIVES
 from t5x_lite.objectives.objective import ExampleContext
 

@@ -1,0 +1,53 @@
+"""Check that a run fits into the memory that is here, before anything is prepared or allocated."""
+
+import logging
+
+import jax
+
+from t5x_lite.config import RunConfig
+from t5x_lite.models.spec import model_spec
+from t5x_lite.parallel.memory import local_memory
+from t5x_lite.parallel.mesh import batch_shards, make_mesh
+from t5x_lite.planner.example import example_context
+from t5x_lite.planner.memory import modelled_memory
+from t5x_lite.planner.workload import Workload
+from t5x_lite.train.steps import check_mesh, make_steps
+
+logger = logging.getLogger(__name__)
+
+SMALLEST_VOCAB = 256
+"""Tokens of the vocabulary while it is not known: that of a tokenizer that is still to be loaded."""
+BYTES_PER_TOKEN = 4
+REMEDY = "choose a smaller model or batch, or more devices and a mesh that shards over them (mesh.fsdp)"
+
+
+def check_capacity(config: RunConfig) -> None:
+    """Refuse a run that cannot fit into memory, and warn about one that probably does not.
+
+    Weights, optimizer state, gradients and the tokens of one batch are exact and are in memory together: a run is
+    refused if these alone do not fit. Activations are estimated, and only warned about.
+
+    Raises:
+        UserError: the run does not fit; see also `check_mesh`.
+    """
+    mesh = make_mesh(config.mesh)
+    platform = mesh.devices.flat[0].platform
+    check_mesh(mesh, config, platform)
+    vocab = config.model.vocab or getattr(config.tokenizer, "vocab", SMALLEST_VOCAB)
+    config = config.model_copy(update={"model": config.model.model_copy(update={"vocab": vocab})})
+    spec = model_spec(config.model, config.method.surgery)
+    lengths = config.require_objective().lengths(example_context(config.model, config.train.seq_len))
+    with jax.set_mesh(mesh):
+        state = make_steps(config, spec, mesh).state
+    modelled = modelled_memory(Workload(config, spec, lengths, mesh), state, platform)
+
+    row_bytes = BYTES_PER_TOKEN * config.train.seq_len / batch_shards(mesh)
+    training_bytes = modelled["gradients_bytes"] + config.train.batch_size * row_bytes
+    evaluation_bytes = (config.eval.batch_size or 0) * row_bytes
+    exact_bytes = modelled["state_bytes"] + max(training_bytes, evaluation_bytes)
+    memory = local_memory(mesh)
+    subject = f"weights, optimizer state and gradients of {spec.parameters:,} parameters, and one batch"
+    memory.check(exact_bytes, subject, REMEDY)
+    if memory.lacks(modelled["memory_bytes"]) and jax.process_index() == 0:
+        needed = memory.describe(modelled["memory_bytes"])
+        logger.warning("a train step takes about %s; model.remat=full or train.microbatches lower it", needed)
