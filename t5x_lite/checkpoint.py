@@ -24,8 +24,9 @@ from jaxtyping import PyTree
 from t5x_lite.config import CheckpointConfig
 from t5x_lite.errors import UserError
 from t5x_lite.files import free_space, is_disk_full
+from t5x_lite.local_copies import upload_changes
 from t5x_lite.manifest import MANIFEST, find_damage, is_complete, read_manifest, write_manifest
-from t5x_lite.storage import is_remote, open_store, upload_changes
+from t5x_lite.storage import is_remote, open_store
 from t5x_lite.trees import flatten_names
 
 logger = logging.getLogger(__name__)

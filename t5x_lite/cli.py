@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 import t5x_lite
 from t5x_lite import config as configuration
-from t5x_lite import schema, storage
+from t5x_lite import local_copies, schema
 from t5x_lite.arguments import DECODING_OPTIONS, build_parser
 from t5x_lite.errors import STOPPED, UserError
 from t5x_lite.parallel.config import gpu_count
@@ -99,15 +99,15 @@ def _run_and_upload(command: Command, options: argparse.Namespace, overrides: li
         exit_code = command(options, overrides)
     except BaseException:
         with suppress(UserError):  # the first error is the one to show
-            storage.upload_changes()
+            local_copies.upload_changes()
         raise
-    storage.upload_changes()
+    local_copies.upload_changes()
     return exit_code
 
 
 def _print_error(message: str) -> None:
     """Print an error in one line, whatever line breaks a path or another library's message has."""
-    print("t5x-lite: " + " ".join(storage.with_urls(message).splitlines()), file=sys.stderr)
+    print("t5x-lite: " + " ".join(local_copies.with_urls(message).splitlines()), file=sys.stderr)
 
 
 def _is_stdout_closed() -> bool:
@@ -230,8 +230,8 @@ def tokenizer(options: argparse.Namespace, overrides: list[str]) -> int:
     from t5x_lite.run_data import open_tokenizer
 
     trained_tokenizer = open_tokenizer(config)
-    path = trained_tokenizer.save(storage.local_path(str(config.run_dir)))
-    print(f"{trained_tokenizer.vocab} tokens; saved as {storage.with_urls(str(path))}")
+    path = trained_tokenizer.save(local_copies.local_path(str(config.run_dir)))
+    print(f"{trained_tokenizer.vocab} tokens; saved as {local_copies.with_urls(str(path))}")
     return 0
 
 
@@ -377,9 +377,9 @@ def report(options: argparse.Namespace, overrides: list[str]) -> int:
     """Run `t5x-lite report RUN …`."""
     from t5x_lite.evaluate.report import draw_report
 
-    runs = [storage.local_path(run) for run in options.runs]
+    runs = [local_copies.local_path(run) for run in options.runs]
     picture = draw_report(runs, options.to or runs[0] / "report.png")
-    print(storage.with_urls(str(picture)))
+    print(local_copies.with_urls(str(picture)))
     return 0
 
 

@@ -19,13 +19,13 @@ from t5x_lite.data.config import TOKENIZERS, DataConfig, TokenizerConfig, Unigra
 from t5x_lite.errors import UserError
 from t5x_lite.evaluate.config import EvalConfig
 from t5x_lite.evaluate.evaluators import Evaluator, Tasks, Validation
+from t5x_lite.local_copies import local_path
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.objectives import OBJECTIVES, Causal, Objective, TextToText
 from t5x_lite.objectives.supervised import Supervised
 from t5x_lite.parallel.config import MeshConfig
 from t5x_lite.planner.config import PlanConfig
 from t5x_lite.schema import Config, Int, OneOf, Settings, Strings, setting
-from t5x_lite.storage import local_path
 from t5x_lite.tasks import TaskForm, objective_settings
 from t5x_lite.train.config import OptimizerConfig, TrainConfig
 from t5x_lite.trees import flatten_names

@@ -1,7 +1,5 @@
 """The tokenizer and the data of a run, opened by its config."""
 
-from pathlib import Path
-
 from t5x_lite.adapt.initial_weights import source_run
 from t5x_lite.config import RunConfig
 from t5x_lite.data.config import TokenizerFile
@@ -11,9 +9,10 @@ from t5x_lite.data.tokenizer_files import from_file
 from t5x_lite.data.training_data import PipelineSettings, TrainingData
 from t5x_lite.data.vocabulary import load_or_train_tokenizer
 from t5x_lite.errors import UserError
+from t5x_lite.local_copies import local_path
 from t5x_lite.objectives.objective import ExampleContext
 from t5x_lite.run_dir import load_stored_tokenizer
-from t5x_lite.storage import local_path
+from t5x_lite.storage import file_exists
 
 
 def open_tokenizer(config: RunConfig) -> Tokenizer:
@@ -31,7 +30,7 @@ def open_tokenizer(config: RunConfig) -> Tokenizer:
         if config.adapt is not None:
             return source_run(config).tokenizer
         return load_or_train_tokenizer(config.tokenizer, config.data)
-    if isinstance(config.tokenizer, TokenizerFile) and Path(config.tokenizer.path).exists():
+    if isinstance(config.tokenizer, TokenizerFile) and file_exists(config.tokenizer.path):
         configured = from_file(config.tokenizer)
         if configured.fingerprint != stored.fingerprint:
             raise UserError(

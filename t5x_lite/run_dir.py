@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from t5x_lite import config as configuration
-from t5x_lite import schema, storage
+from t5x_lite import local_copies, schema, storage
 from t5x_lite.checkpoint import Checkpoints, JsonObject
 from t5x_lite.config import RunConfig
 from t5x_lite.data import tokenizer_files
@@ -111,7 +111,7 @@ def check_run_dir(config: RunConfig) -> str:
     Raises:
         UserError: the settings that differ, each with both values.
     """
-    path = storage.local_path(str(config.run_dir)) / CONFIG_FILE
+    path = local_copies.local_path(str(config.run_dir)) / CONFIG_FILE
     if not path.is_file():
         return ""
     try:
@@ -141,11 +141,11 @@ def create_run_dir(config: RunConfig, tokenizer: Tokenizer) -> Run:
     from another working directory.
     """
     config = _with_absolute_paths(with_vocab(config, tokenizer))
-    folder = storage.local_path(str(config.run_dir))
+    folder = local_copies.local_path(str(config.run_dir))
     if jax.process_index() == 0:
         write_file(folder / CONFIG_FILE, configuration.dump(config))
         tokenizer.save(folder)
-        storage.upload_changes()
+        local_copies.upload_changes()
     return Run(folder, config, model_spec(config.model, config.method.surgery), tokenizer)
 
 
@@ -181,7 +181,7 @@ def open_run(name: str | Path, overrides: Sequence[str] = ()) -> Run:
     Raises:
         UserError: it is not a run directory.
     """
-    folder = storage.local_path(name)
+    folder = local_copies.local_path(name)
     path = folder / CONFIG_FILE
     if not path.is_file():
         raise UserError(f"{name}: is not a run directory (no {CONFIG_FILE}); `t5x-lite train CONFIG` creates one")

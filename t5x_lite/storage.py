@@ -1,23 +1,11 @@
-"""Folders in object stores: `gs://` (Google Cloud Storage) and `s3://`.
+"""Files in object stores: `gs://` (Google Cloud Storage) and `s3://`."""
 
-A program often writes small files of a run directory, and appends to some of them. Object stores have no appending.
-So each process works in a local copy of such a folder. The copy is made when the folder is first used. Files that
-change in it are uploaded at intervals while a run trains, before a checkpoint counts as complete, and at the end of a
-command. Checkpoints are not copied: Orbax writes them to the store.
-"""
-
-import atexit
-import shutil
-import tempfile
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import IO, TYPE_CHECKING, Any
 
 from t5x_lite.errors import UserError
 
@@ -26,15 +14,6 @@ if TYPE_CHECKING:
 
 EXTRAS = {"gs": ("gcs", "gcsfs"), "s3": ("s3", "s3fs")}
 """Extra of this package, and the module that it installs, for each scheme."""
-NOT_COPIED = ("checkpoints", "tensorboard", "profile", "logs")
-"""Folders of a run directory that nothing reads again; they may be large."""
-UPLOAD_SECONDS = 30.0
-"""Shortest time between two uploads while a run trains."""
-MAX_UPLOAD_SHARE = 0.05
-"""Largest share of the time that goes into uploads: they become rarer as the files grow."""
-
-Version: TypeAlias = tuple[int, int]
-"""Size and modification time of a local file."""
 
 
 def is_remote(name: str | Path) -> bool:
@@ -42,120 +21,11 @@ def is_remote(name: str | Path) -> bool:
     return "://" in str(name)
 
 
-def local_path(name: str | Path) -> Path:
-    """Return a local name as a path, or the local copy of a folder in an object store.
-
-    Raises:
-        UserError: the store cannot be read, or its library is not installed.
-    """
-    if not is_remote(name):
-        return Path(name).expanduser()
-    open_store(str(name))  # raises if the name is wrong
-    return _open_copy(str(name).rstrip("/")).folder
-
-
 def join(folder: str | Path, name: str) -> str:
     """Return the name of a file in a folder, which may be in an object store."""
     if is_remote(folder):
         return f"{str(folder).rstrip('/')}/{name}"
     return str(Path(folder) / name)
-
-
-def upload_changes() -> None:
-    """Upload the files that have changed in the local copies.
-
-    Raises:
-        UserError: a store cannot be written.
-    """
-    for copy in list(_copies.values()):
-        copy.upload_changes()
-
-
-@contextmanager
-def uploading() -> Iterator[None]:
-    """Upload changed files at intervals by a thread of its own. A failure is retried at the next interval."""
-    if not _copies:
-        yield
-        return
-    is_over = threading.Event()
-
-    def upload_at_intervals() -> None:
-        pause = UPLOAD_SECONDS
-        while not is_over.wait(pause):
-            started = time.monotonic()
-            try:
-                upload_changes()
-            except UserError:  # The upload before the next checkpoint raises it, if the store does not recover.
-                continue
-            pause = max(UPLOAD_SECONDS, (time.monotonic() - started) / MAX_UPLOAD_SHARE)
-
-    thread = threading.Thread(target=upload_at_intervals, name="upload", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        is_over.set()
-        thread.join()
-
-
-def with_urls(text: str) -> str:
-    """Replace the paths of local copies in a message by the names of the folders that they are copies of."""
-    for copy in _copies.values():
-        text = text.replace(str(copy.folder), copy.url)
-    return text
-
-
-@dataclass
-class _Copy:
-    """The local copy of a remote folder.
-
-    Attributes:
-        url: the remote folder.
-        folder: the local one.
-        versions: the files that are the same in both, by their path in the folder.
-    """
-
-    url: str
-    folder: Path
-    versions: dict[str, Version] = field(default_factory=dict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def download(self) -> None:
-        store, root = open_store(self.url)
-        with _explained(self.url, "read"):
-            for name in _list_files(store, root, root):
-                target = self.folder / name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                store.get_file(f"{root}/{name}", str(target))
-                self.versions[name] = _version(target)
-
-    def upload_changes(self) -> None:
-        store, root = open_store(self.url)
-        with self._lock, _explained(self.url, "written"):
-            for path in sorted(self.folder.rglob("*")):
-                name = str(path.relative_to(self.folder))
-                if path.name.startswith(".") or not path.is_file():  # locks and temporary files
-                    continue
-                version = _version(path)
-                if self.versions.get(name) != version:
-                    store.pipe_file(f"{root}/{name}", path.read_bytes())
-                    self.versions[name] = version
-
-
-_copies: dict[str, _Copy] = {}
-_copies_lock = threading.Lock()
-
-
-def _open_copy(url: str) -> _Copy:
-    with _copies_lock:
-        if url not in _copies:
-            temporary = tempfile.mkdtemp(prefix="t5x_lite_")
-            atexit.register(shutil.rmtree, temporary, ignore_errors=True)
-            copy = _Copy(url, Path(temporary) / url.rpartition("/")[2])
-            copy.folder.mkdir()
-            copy.download()
-            _copies[url] = copy
-        return _copies[url]
 
 
 @lru_cache
@@ -176,36 +46,79 @@ def open_store(url: str) -> tuple["AbstractFileSystem", str]:
         raise UserError(f"{url}: needs {module}: pip install 't5x_lite[{extra}]'")
     import fsspec
 
-    with _explained(url, "opened"):
+    with explained(url, "opened"):
         # Other processes write there too, so listings are not kept.
         store, root = fsspec.url_to_fs(url, use_listings_cache=False)
     return store, root.rstrip("/")
 
 
-def _list_files(store: "AbstractFileSystem", folder: str, root: str) -> Iterator[str]:
-    """Yield the paths, below `root`, of the files in a folder. `NOT_COPIED` are left out."""
-    try:
-        entries = store.ls(folder, detail=True)
-    except FileNotFoundError:
-        return
-    for entry in entries:
-        path = entry["name"].rstrip("/")
-        if path == folder:  # some programs create an empty object in place of a folder
-            continue
-        if entry["type"] == "directory":
-            if path.rpartition("/")[2] not in NOT_COPIED:
-                yield from _list_files(store, path, root)
-        else:
-            yield path.removeprefix(f"{root}/")
+def match_files(pattern: str) -> list[str]:
+    """Return the files in a store that match a glob, sorted.
+
+    Raises:
+        UserError: the store cannot be read.
+    """
+    store, root = open_store(pattern)
+    scheme = pattern.partition("://")[0]
+    with explained(pattern, "read"):
+        matches = store.glob(root, detail=True)
+    names = []
+    for path, description in matches.items():
+        if description["type"] == "file":
+            name = f"{scheme}://{path}"
+            _listed[name] = description
+            names.append(name)
+    return sorted(names)
 
 
-def _version(path: Path) -> Version:
-    status = path.stat()
-    return status.st_size, status.st_mtime_ns
+_listed: dict[str, dict[str, Any]] = {}
+"""Descriptions of files by their names, from listings: a thousand files are one request."""
+
+
+def file_status(name: str) -> tuple[int, int | str]:
+    """Return the size of a file in bytes, and what changes when the file changes: a time, or a tag of the store.
+
+    Raises:
+        OSError: a local file that does not exist.
+        UserError: the store cannot be read.
+    """
+    if not is_remote(name):
+        status = Path(name).stat()
+        return status.st_size, status.st_mtime_ns
+    if name not in _listed:
+        store, root = open_store(name)
+        with explained(name, "read"):
+            _listed[name] = store.info(root)
+    description = _listed[name]
+    tag = description.get("etag") or description.get("ETag")
+    return int(description["size"]), str(tag)
+
+
+def open_bytes(name: str) -> IO[bytes]:
+    """Open a file for reading.
+
+    Raises:
+        OSError: a local file that cannot be opened.
+        UserError: the store cannot be read.
+    """
+    if not is_remote(name):
+        return Path(name).open("rb")
+    store, root = open_store(name)
+    with explained(name, "read"):
+        return store.open(root, "rb")
+
+
+def file_exists(name: str) -> bool:
+    """Return whether there is such a file."""
+    if not is_remote(name):
+        return Path(name).is_file()
+    store, root = open_store(name)
+    with explained(name, "read"):
+        return store.isfile(root)
 
 
 @contextmanager
-def _explained(url: str, action: str) -> Iterator[None]:
+def explained(url: str, action: str) -> Iterator[None]:
     """Turn the errors of a store's library, which have no common class, into one line."""
     try:
         yield

@@ -1,5 +1,6 @@
 """Checkpoints in a bucket: a real run against an in-memory implementation of Google Cloud Storage's interface."""
 
+import gzip
 import json
 import os
 import socket
@@ -12,9 +13,12 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
+from backports import zstd
+from pyarrow import parquet
 
-from t5x_lite import storage
+from t5x_lite import local_copies, storage
 from t5x_lite.errors import UserError
 from tests.conftest import Shell, lines
 
@@ -134,6 +138,40 @@ def test_a_run_directory_in_a_bucket_serves_every_command(
 
 
 @pytest.mark.slow
+def test_text_in_a_bucket_gives_the_tokens_of_the_same_text_on_disk(
+    t5x_lite: Shell, tiny_config: Path, prose: Path, tmp_path: Path, bucket_environment: dict[str, str]
+) -> None:
+    """Plain and compressed text, JSONL and Parquet, and the tokenizer's file."""
+    folder = tmp_path / "text"
+    folder.mkdir()
+    texts = [path.read_text() for path in sorted(prose.glob("*.txt"))[:4]]
+    json_lines = "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    (folder / "a.txt").write_text(texts[0])
+    (folder / "b.txt.gz").write_bytes(gzip.compress(texts[1].encode()))
+    (folder / "c.jsonl.zst").write_bytes(zstd.compress(json_lines.encode()))
+    parquet.write_table(pyarrow.table({"text": texts}), folder / "d.parquet")
+    trained = t5x_lite("tokenizer", tiny_config, f"run_dir={folder}")
+    assert trained.returncode == 0, trained.stderr
+    store = gcsfs.GCSFileSystem(endpoint_url=bucket_environment["STORAGE_EMULATOR_HOST"], token="anon")
+    for path in folder.iterdir():
+        store.pipe_file(f"models/text/{path.name}", path.read_bytes())
+
+    counts = []
+    for place in (str(folder), "gs://models/text"):
+        words = (f"data.files=[{place}/a.txt,{place}/*.gz,{place}/c.*,{place}/*.parquet]",)
+        words += (f"tokenizer={{file: {{path: {place}/tokenizer.model}}}}", f"data.cache_dir={tmp_path}/{len(counts)}")
+        prepared = t5x_lite("prepare", tiny_config, "--json", *words, env=bucket_environment)
+        assert prepared.returncode == 0, prepared.stderr
+        description = json.loads(prepared.stdout)
+        counts.append([description[name] for name in ("documents", "tokens", "rows")])
+    assert counts[0] == counts[1]
+    assert counts[0][0] > 0
+    missing = t5x_lite("prepare", tiny_config, "data.files=gs://models/none/*.txt", env=bucket_environment)
+    assert missing.returncode == 2
+    assert "no file matches 'gs://models/none/*.txt'" in missing.stderr
+
+
+@pytest.mark.slow
 def test_a_killed_run_in_a_bucket_has_each_step_once_after_it_resumes(
     t5x_lite: Shell, tiny_config: Path, bucket_environment: dict[str, str]
 ) -> None:
@@ -178,7 +216,7 @@ def test_a_bucket_that_cannot_be_used_is_named_in_one_line(
 def test_a_missing_extra_is_named_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("t5x_lite.storage.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"s3://bucket/run: needs s3fs: pip install 't5x_lite\[s3\]'"):
-        storage.local_path("s3://bucket/run")
+        local_copies.local_path("s3://bucket/run")
 
 
 @pytest.fixture
@@ -204,24 +242,24 @@ def test_changed_files_of_a_folder_in_s3_are_uploaded_and_seen_by_another_machin
 ) -> None:
     url = f"{s3_bucket}/run"
     first_copies: dict[str, Any] = {}
-    monkeypatch.setattr(storage, "_copies", first_copies)
-    folder = storage.local_path(url)
+    monkeypatch.setattr(local_copies, "_copies", first_copies)
+    folder = local_copies.local_path(url)
     (folder / "eval" / "8").mkdir(parents=True)
     (folder / "metrics.jsonl").write_text('{"step": 1}\n')
     (folder / "eval" / "8" / "scores.json").write_text("{}")
     (folder / ".lock").write_text("")
-    storage.upload_changes()
+    local_copies.upload_changes()
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"step": 2}\n')
-    storage.upload_changes()
+    local_copies.upload_changes()
     store, _ = storage.open_store(url)
     assert sorted(store.find("models/run")) == ["models/run/eval/8/scores.json", "models/run/metrics.jsonl"]
 
-    monkeypatch.setattr(storage, "_copies", {})
-    other_folder = storage.local_path(url)
+    monkeypatch.setattr(local_copies, "_copies", {})
+    other_folder = local_copies.local_path(url)
     assert other_folder != folder
     assert (other_folder / "metrics.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n'
-    assert storage.with_urls(f"{other_folder}/metrics.jsonl: is empty") == f"{url}/metrics.jsonl: is empty"
+    assert local_copies.with_urls(f"{other_folder}/metrics.jsonl: is empty") == f"{url}/metrics.jsonl: is empty"
     store.rm("models/run/eval/8/scores.json")
-    storage.upload_changes()  # uploads nothing that has not changed
+    local_copies.upload_changes()  # uploads nothing that has not changed
     assert store.find("models/run") == ["models/run/metrics.jsonl"]

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from t5x_lite import config as configuration
-from t5x_lite import schema, storage
+from t5x_lite import local_copies, schema, storage
 from t5x_lite.checkpoint import Checkpoints
 from t5x_lite.config import CheckpointConfig, MeshConfig, RunConfig
 from t5x_lite.convert.classifier import ObjectiveSetting
@@ -37,7 +37,7 @@ def check_new_run_dir(run_dir: str | Path, source: Path) -> None:
     Raises:
         UserError: it does.
     """
-    folder = storage.local_path(run_dir)
+    folder = local_copies.local_path(run_dir)
     check_not_input(folder, source)
     if (folder / "config.yaml").exists():
         raise UserError(f"{run_dir}: is a run already; give another directory")
@@ -95,7 +95,7 @@ def write_run(
     """
     config = _describe_run(run_dir, model, objective, tokenizer)
     config_text = configuration.dump(config)
-    folder = storage.local_path(run_dir)
+    folder = local_copies.local_path(run_dir)
     folder.mkdir(parents=True, exist_ok=True)
     with closing(Checkpoints(storage.join(run_dir, "checkpoints"), CheckpointConfig())) as checkpoints:
         checkpoints.write(0, {"params": params}, {"config": config_text})

@@ -17,7 +17,8 @@ class SourceConfig(Config):
 
     files: Strings = setting(
         (),
-        "glob or list of globs; for `tfds` the builder's directory or `name/config:version`; "
+        "glob or list of globs, local, gs://BUCKET/… or s3://BUCKET/…; for `tfds` the builder's directory or "
+        "`name/config:version`; "
         f"`{STANDARD_LIBRARY}` is the source and the documentation of the running Python",
     )
     format: Format = setting(

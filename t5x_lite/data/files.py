@@ -11,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
 
+from t5x_lite import storage
 from t5x_lite.errors import UserError
 
 if sys.version_info >= (3, 14):
@@ -43,11 +44,16 @@ TfdsLoader: TypeAlias = Callable[..., RecordSequence]
 
 
 def match_files(pattern: str) -> list[str]:
-    """Return the files that match a glob, sorted. A file whose name has the signs of a glob matches itself.
+    """Return the files that match a glob, sorted. A local file whose name has the signs of a glob matches itself.
 
     Raises:
         UserError: no file matches; a match is a link to a file that does not exist; the pattern is a folder.
     """
+    if storage.is_remote(pattern):
+        paths = storage.match_files(pattern)
+        if not paths:
+            raise UserError(f"data.files: no file matches {pattern!r}")
+        return paths
     expanded = str(Path(pattern).expanduser())
     if Path(expanded).is_file():
         return [expanded]
@@ -84,13 +90,17 @@ def open_file(path: str) -> IO[bytes]:
         OSError: it cannot be opened.
         EOFError: it is to be decompressed and has no byte, which Python would take for a compressed empty file.
     """
-    if is_compressed(path) and Path(path).stat().st_size == 0:
+    size, _ = storage.file_status(path)
+    if is_compressed(path) and size == 0:
         raise EOFError("it has no byte, and so is not a compressed file")
+    if not is_compressed(path):
+        return storage.open_bytes(path)
+    source: str | IO[bytes] = path
+    if storage.is_remote(path):
+        source = storage.open_bytes(path)
     if path.endswith(".zst"):
-        return zstd.open(path)  # type: ignore[return-value]
-    if path.endswith(".gz"):
-        return gzip.open(path)  # type: ignore[return-value]
-    return Path(path).open("rb")
+        return zstd.open(source)  # type: ignore[return-value]
+    return gzip.open(source)  # type: ignore[return-value]
 
 
 @contextmanager
@@ -105,13 +115,13 @@ def open_parquet(path: str) -> Iterator["ParquetFile"]:
     from pyarrow import parquet
     from pyarrow.lib import ArrowException
 
-    source: str | io.BytesIO = path
     try:
-        if is_compressed(path):
-            with open_file(path) as file:
+        with open_file(path) as file:
+            source = file
+            if is_compressed(path):
                 source = io.BytesIO(file.read())
-        with parquet.ParquetFile(source, page_checksum_verification=True) as parquet_file:
-            yield parquet_file
+            with parquet.ParquetFile(source, page_checksum_verification=True) as parquet_file:
+                yield parquet_file
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: is damaged: it has text that is not valid UTF-8: {error}") from None
     except (ArrowException, *READ_ERRORS) as error:

@@ -26,6 +26,7 @@ from t5x_lite.data.files import (
     parquet_rows,
 )
 from t5x_lite.errors import UserError
+from t5x_lite.storage import file_exists, file_status, open_bytes
 
 UNIT_BYTES = 64 * 2**20
 """Largest target size of a unit: larger files are cut where their format allows it, smaller files are joined."""
@@ -64,21 +65,17 @@ class Unit:
     @property
     def identity(self) -> str:
         """A text that changes if the unit's content may have changed: names, sizes and modification times of files."""
-        sizes_and_times: list[tuple[int, int]] = []
-        for file in self._files():
-            stat = file.stat()
-            sizes_and_times.append((stat.st_size, stat.st_mtime_ns))
+        sizes_and_times = [file_status(path) for path in self._files()]
         return f"{self} {sizes_and_times}"
 
-    def _files(self) -> list[Path]:
+    def _files(self) -> list[str]:
         if self.format == "tfds":
             return []
-        files: list[Path] = []
-        for path in map(Path, self.paths):
-            if self.format == "parallel":
-                files += filter(Path.is_file, _field_files(path, self.field))
-            else:
-                files.append(path)
+        if self.format != "parallel":
+            return list(self.paths)
+        files: list[str] = []
+        for path in self.paths:
+            files += filter(file_exists, _field_files(path, self.field))
         return files
 
 
@@ -113,7 +110,7 @@ def units(
     paths = _list_files(source, library_files)
     if source.format == "auto":
         check_endings(paths, TABLES if tables_as_text else ())
-    sizes = [Path(path).stat().st_size for path in paths]
+    sizes = [file_status(path)[0] for path in paths]
     target_bytes = min(max(sum(sizes) // 64, smallest_unit), unit_bytes)
     result: list[Unit] = []
     joined_bytes = 0
@@ -197,7 +194,7 @@ def _cut_file(unit: Unit, target_bytes: int) -> list[Unit]:
     """Cut a unit of one file into units of about the target size, where its format allows it."""
     if unit.format == "parquet":
         return _cut_parquet(unit, target_bytes)
-    size = Path(unit.path).stat().st_size
+    size, _ = file_status(unit.path)
     is_line_based = unit.format == "jsonl" or (unit.document == "line" and unit.format != "parallel")
     if is_line_based and not is_compressed(unit.path) and size > target_bytes:
         return _cut_range(unit, size, target_bytes)
@@ -217,10 +214,11 @@ def _cut_range(unit: Unit, size: int, step: int) -> list[Unit]:
     return [replace(unit, start=start, stop=min(start + step, size)) for start in range(0, size, step)]
 
 
-def _field_files(first: Path, fields: tuple[str, ...]) -> list[Path]:
+def _field_files(first: str, fields: tuple[str, ...]) -> list[str]:
     """Return the files of parallel text. Their names differ from the first field's file only in the field."""
-    head, _, tail = first.name.rpartition(fields[0])
-    return [first.with_name(head + name + tail) for name in fields]
+    folder, slash, file_name = first.rpartition("/")
+    head, _, tail = file_name.rpartition(fields[0])
+    return [folder + slash + head + name + tail for name in fields]
 
 
 def _read_python(unit: Unit) -> Iterator[str]:
@@ -299,14 +297,14 @@ def _read_jsonl(unit: Unit) -> Iterator[str]:
 def _line_location(unit: Unit, number: int, offset: int) -> str:
     """Return `file:line` for line `number` of a unit. Only an error pays for counting the lines before the unit."""
     if unit.start:
-        number = 1 + _count_lines(Path(unit.path), offset)
+        number = 1 + _count_lines(unit.path, offset)
     return f"{unit.path}:{number}"
 
 
-def _count_lines(path: Path, size: int) -> int:
+def _count_lines(path: str, size: int) -> int:
     """Count the line ends in the first `size` bytes of a file."""
     count = 0
-    with path.open("rb") as file:
+    with open_bytes(path) as file:
         while size and (block := file.read(min(size, 2**20))):
             count += block.count(b"\n")
             size -= len(block)
@@ -347,14 +345,13 @@ def _replace_surrogates(text: str) -> str:
 
 def _read_parallel(unit: Unit) -> Iterator[str]:
     """Yield line n of every field's file as document n."""
-    first = Path(unit.path)
-    paths = _field_files(first, unit.field)
+    paths = _field_files(unit.path, unit.field)
     for path in paths:
-        if not path.is_file():
+        if not file_exists(path):
             raise UserError(
-                f"{path}: does not exist, but {first} does; parallel text has one file per field (data.field)"
+                f"{path}: does not exist, but {unit.path} does; parallel text has one file per field (data.field)"
             )
-    files = [_read_lines(replace(unit, paths=(str(path),), document="line")) for path in paths]
+    files = [_read_lines(replace(unit, paths=(path,), document="line")) for path in paths]
     for number, lines in enumerate(zip_longest(*files), start=1):
         if None in lines:
             shortest = paths[lines.index(None)]

@@ -8,7 +8,7 @@ from tokenizers.normalizers import BertNormalizer
 
 from t5x_lite.data.byte_tokenizer import Bytes
 from t5x_lite.data.config import TokenizerFile
-from t5x_lite.data.tokenizer import HuggingFace, SentencePiece, Settings, Tokenizer
+from t5x_lite.data.tokenizer import SETTINGS_FILE, HuggingFace, SentencePiece, Settings, Tokenizer
 from t5x_lite.data.tokenizer_settings import added_tokens, apply_settings, read_tokenizer_settings
 from t5x_lite.data.vocabulary_files import (
     build_byte_level,
@@ -19,9 +19,12 @@ from t5x_lite.data.vocabulary_files import (
 )
 from t5x_lite.errors import UserError
 from t5x_lite.files import read_json_object
+from t5x_lite.local_copies import local_file
 
 FILES = ("tokenizer.model", "tokenizer.json")
 """Names that a run's tokenizer may have; the first that exists is loaded."""
+FILES_BESIDE = ("merges.txt", SETTINGS_FILE)
+"""Files that a tokenizer's file may need in the same folder."""
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -51,9 +54,9 @@ def from_file(config: TokenizerFile) -> Tokenizer:
     Raises:
         UserError: there is no such file, or it is not a tokenizer.
     """
-    path = Path(config.path)
+    path = local_file(config.path, beside=FILES_BESIDE)
     if not path.is_file():
-        raise UserError(f"tokenizer.file.path: {path} is not there")
+        raise UserError(f"tokenizer.file.path: {config.path} is not there")
     if config.extra_ids and path.suffix != ".model":
         raise UserError("tokenizer.file.extra_ids: sentinels can be appended only to a SentencePiece .model")
     settings = read_tokenizer_settings(path.parent)

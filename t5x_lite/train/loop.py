@@ -14,13 +14,14 @@ from t5x_lite.data.pipeline import training_batches
 from t5x_lite.data.records import TaskData
 from t5x_lite.data.training_data import ExampleSequence, TrainingData
 from t5x_lite.errors import Diverged
+from t5x_lite.local_copies import local_path, uploading
 from t5x_lite.models.loss_terms import Batch
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.parallel.distributed import abort_together, main_process_first, stop_requests
 from t5x_lite.progress import format_duration, format_si
 from t5x_lite.run_data import open_run_data, open_tokenizer
 from t5x_lite.run_dir import Run, check_run_dir, create_run_dir, lock_dir, with_vocab
-from t5x_lite.storage import join, local_path, uploading
+from t5x_lite.storage import join
 from t5x_lite.train.device_speed import peak_flops
 from t5x_lite.train.display import Display
 from t5x_lite.train.flops import flops_per_example
