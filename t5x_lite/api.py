@@ -325,10 +325,10 @@ def load(run: str | Path, *, step: int | None = None, overrides: Sequence[str] =
         UserError: not a run directory, no checkpoint, or a damaged one.
     """
     run_dir = str(run).rstrip("/")
-    parent, separator, last_name = run_dir.rpartition("/checkpoints/")
-    if separator and is_step(last_name):
+    parent, _, last_name = f"./{run_dir}".rpartition("/checkpoints/")
+    if parent and is_step(last_name):
         step = int(last_name)
-        run_dir = parent
+        run_dir = run_dir.removesuffix(f"checkpoints/{last_name}").rstrip("/") or "."
     opened = open_run(run_dir, list(overrides))
     mesh = meshes.make_mesh(opened.config.mesh)
     loaded_step, params, _ = load_weights(opened, mesh, step)

@@ -6,6 +6,7 @@ from typing import TypeAlias
 
 import t5x_lite
 from t5x_lite.evaluate.config import EVAL_ARGUMENTS
+from t5x_lite.storage import is_remote
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -110,7 +111,9 @@ def _add_sweep(commands: Commands) -> None:
     parser.add_argument(
         "--drop-highest", type=int, default=0, metavar="K", help="fit: leave out the K runs with the highest losses"
     )
-    parser.add_argument("--emit", type=Path, metavar="CONFIG", help="fit: write the config of the predicted best run")
+    parser.add_argument(
+        "--emit", type=_local_path, metavar="CONFIG", help="fit: write the config of the predicted best run"
+    )
     parser.add_argument("--json", action="store_true", help="fit: print the result as JSON")
 
 
@@ -124,18 +127,18 @@ def _add_eval(commands: Commands) -> None:
     parser.epilog = "key=value arguments that are not overrides of the config:\n"
     for name, description in EVAL_ARGUMENTS.items():
         parser.epilog += f"  {name + '=':<14}{description}\n"
-    parser.add_argument("--include", type=Path, metavar="FOLDER", help="folder with YAML files of further tasks")
+    parser.add_argument("--include", type=_local_path, metavar="FOLDER", help="folder with YAML files of further tasks")
     parser.add_argument("--limit", type=int, metavar="N", help="largest number of documents per task, or pairs per set")
 
 
 def _add_embed(commands: Commands) -> None:
     parser = _add_command(commands, "embed", "write an embedding vector for each line of a text file")
     _add_run_argument(parser)
-    parser.add_argument("file", metavar="FILE", type=Path, help="file with one text per line")
+    parser.add_argument("file", metavar="FILE", type=_local_path, help="file with one text per line")
     _add_overrides(parser)
     _add_step_option(parser)
     parser.add_argument(
-        "--to", type=Path, help="file to write: .npy, or .npz with --pool none (default: named after FILE)"
+        "--to", type=_local_path, help="file to write: .npy, or .npz with --pool none (default: named after FILE)"
     )
     parser.add_argument(
         "--pool",
@@ -163,7 +166,7 @@ def _add_generate(commands: Commands) -> None:
 def _add_import(commands: Commands) -> None:
     parser = _add_command(commands, "import", "create a run directory from the weights of another library")
     parser.add_argument("format", choices=["hf", "t5x"], help="hf: a Hugging Face folder; t5x: a native T5X checkpoint")
-    parser.add_argument("source", metavar="DIR", type=Path, help="folder to read")
+    parser.add_argument("source", metavar="DIR", type=_local_path, help="folder to read")
     parser.add_argument("target", metavar="RUN", help="run directory to create")
     parser.add_argument(
         "--without-head", action="store_true", help="import the encoder of a Hugging Face folder without its output"
@@ -175,13 +178,21 @@ def _add_export(commands: Commands) -> None:
     _add_step_option(parser)
     parser.add_argument("format", choices=["hf"], help="hf: a Hugging Face folder")
     parser.add_argument("source", metavar="RUN", help="run directory to read")
-    parser.add_argument("target", metavar="DIR", type=Path, help="folder to create")
+    parser.add_argument("target", metavar="DIR", type=_local_path, help="folder to create")
 
 
 def _add_report(commands: Commands) -> None:
     parser = _add_command(commands, "report", "plot the training curves of one or more runs")
     parser.add_argument("runs", metavar="RUN", nargs="+", help="run directories, drawn in one figure")
-    parser.add_argument("--to", type=Path, help="image to write (default: report.png in the first run directory)")
+    parser.add_argument(
+        "--to", type=_local_path, help="image to write (default: report.png in the first run directory)"
+    )
+
+
+def _local_path(text: str) -> Path:
+    if is_remote(text):
+        raise argparse.ArgumentTypeError(f"{text} must be a local path")
+    return Path(text)
 
 
 def _add_command(commands: Commands, name: str, summary: str) -> argparse.ArgumentParser:
@@ -193,7 +204,7 @@ def _add_config_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "config",
         metavar="CONFIG",
-        type=Path,
+        type=_local_path,
         help="YAML file of a run, or the name of a shipped config such as quickstart",
     )
     _add_overrides(parser)

@@ -26,7 +26,7 @@ from t5x_lite.errors import UserError
 from t5x_lite.files import free_space, is_disk_full
 from t5x_lite.local_copies import upload_changes
 from t5x_lite.manifest import MANIFEST, find_damage, is_complete, read_manifest, write_manifest
-from t5x_lite.storage import is_remote, open_store
+from t5x_lite.storage import expand, is_remote, open_store
 from t5x_lite.trees import flatten_names
 
 logger = logging.getLogger(__name__)
@@ -38,6 +38,8 @@ WRITE_IN_FLIGHT_GB = 0.25
 """Arrays copied to disk at the same time by `write`, which serves models that barely fit in memory."""
 RESTORE_IN_FLIGHT_GB = 1.0
 """Arrays read from disk at the same time."""
+ORBAX_TEMPORARY = ".orbax-checkpoint-tmp"
+"""Text after the step in the name of a folder that Orbax has not finished."""
 LISTED_DIFFERENCES = 8
 """Differences between a checkpoint and a model that an error message lists."""
 
@@ -92,7 +94,7 @@ class Checkpoints:
         if is_remote(folder):
             open_store(str(folder))  # raises if its library is not installed
         else:
-            folder = Path(folder).absolute()
+            folder = Path(expand(folder)).absolute()
         self.folder = epath.Path(folder)
         self.config = config
         if not isinstance(sys.unraisablehook, _OtherUnraisableErrors):
@@ -116,7 +118,8 @@ class Checkpoints:
         """Delete the incomplete checkpoints that interrupted saves have left."""
         if jax.process_index() == 0 and self.folder.is_dir():
             for path in self.folder.iterdir():
-                if path.is_dir() and not is_complete(path):
+                step_name = path.name.partition(ORBAX_TEMPORARY)[0]
+                if is_step(step_name) and path.is_dir() and not is_complete(path):
                     _delete_folder(path)
         multihost_utils.sync_global_devices("checkpoints cleaned")
 
@@ -168,7 +171,10 @@ class Checkpoints:
         self.clean()
         with contextlib.closing(ocp.Checkpointer(_composite_handler(handler))) as saver:
             self._start_save(saver, step, state, meta)
-        write_manifest(self.folder / str(step), {})
+        try:
+            write_manifest(self.folder / str(step), {})
+        except Exception as error:
+            raise self._save_error(step, error) from error
 
     def _start_save(self, saver: ocp.Checkpointer, step: int, state: PyTree, meta: Mapping[str, object]) -> None:
         path = self.folder / str(step)

@@ -26,6 +26,7 @@ from t5x_lite.objectives.supervised import Supervised
 from t5x_lite.parallel.config import MeshConfig
 from t5x_lite.planner.config import PlanConfig
 from t5x_lite.schema import Config, Int, OneOf, Settings, Strings, setting
+from t5x_lite.storage import expand
 from t5x_lite.tasks import TaskForm, objective_settings
 from t5x_lite.train.config import OptimizerConfig, TrainConfig
 from t5x_lite.trees import flatten_names
@@ -219,6 +220,7 @@ CHANGEABLE_ON_RESUME = (
     "eval.",
     "plan.",
     "adapt.from",
+    "branch.from",
     "data.cache_dir",
     "data.prepare_processes",
     "data.prefetch",
@@ -250,10 +252,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     sources = schema.read(RunConfig, path, overrides)
     completed = schema.Sources(_add_derived_settings(sources.values), sources.locations)
     config = schema.validate(RunConfig, completed)
-    if config.run_dir is None:
-        run_dir = Path("runs") / path.stem
-        config = config.model_copy(update={"run_dir": str(run_dir)})
-    return config
+    run_dir = config.run_dir or str(Path("runs") / path.stem)
+    return config.model_copy(update={"run_dir": expand(run_dir)})
 
 
 def _add_derived_settings(values: Settings) -> Settings:

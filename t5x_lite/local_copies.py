@@ -12,7 +12,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -46,12 +46,25 @@ def local_path(name: str | Path) -> Path:
     return _open_copy(str(name).rstrip("/")).folder
 
 
-def local_file(name: str, beside: Sequence[str] = ()) -> Path:
+def check_writable(name: str) -> None:
+    """Write and delete a small file in a folder of an object store. Local folders are not checked.
+
+    Raises:
+        UserError: the store cannot be written.
+    """
+    if is_remote(name):
+        store, root = open_store(name)
+        with explained(name, "written"):
+            store.pipe_file(f"{root}/.write_test", b"")
+            store.rm_file(f"{root}/.write_test")
+
+
+def local_file(name: str, siblings: Sequence[str] = ()) -> Path:
     """Return a local name as a path, or the path of a copy of a file in an object store.
 
     Args:
         name: the file.
-        beside: names of further files in its folder, which are copied if they exist.
+        siblings: names of further files in its folder, which are copied if they exist.
 
     Raises:
         UserError: the store cannot be read, or its library is not installed.
@@ -62,7 +75,7 @@ def local_file(name: str, beside: Sequence[str] = ()) -> Path:
     store, root = open_store(folder)
     copy = _temporary_folder()
     with explained(name, "read"):
-        for other_name in (file_name, *beside):
+        for other_name in (file_name, *siblings):
             if store.isfile(f"{root}/{other_name}"):
                 store.get_file(f"{root}/{other_name}", str(copy / other_name))
     return copy / file_name
@@ -103,6 +116,14 @@ def uploading() -> Iterator[None]:
     finally:
         is_over.set()
         thread.join()
+    upload_changes()
+
+
+def finish() -> None:
+    """Upload what can be uploaded, and delete the copies, for a process that ends at once."""
+    with suppress(UserError):
+        upload_changes()
+    _delete_copies()
 
 
 def with_urls(text: str) -> str:
@@ -138,26 +159,44 @@ class _Copy:
 
     def upload_changes(self) -> None:
         store, root = open_store(self.url)
-        with self._lock, explained(self.url, "written"):
-            for path in sorted(self.folder.rglob("*")):
-                name = str(path.relative_to(self.folder))
-                if path.name.startswith(".") or not path.is_file():  # locks and temporary files
-                    continue
+        with self._lock:
+            for name, version in self.changes().items():
+                with explained(self.url, "written", f"what is not uploaded is in {self.folder.parent}"):
+                    store.pipe_file(f"{root}/{name}", (self.folder / name).read_bytes())
+                self.versions[name] = version
+
+    def changes(self) -> dict[str, Version]:
+        """Return the files that differ from those in the store, with their versions here."""
+        versions = {}
+        for path in sorted(self.folder.rglob("*")):
+            name = str(path.relative_to(self.folder))
+            if path.name.startswith(".") or not path.is_file():  # locks and temporary files
+                continue
+            with suppress(FileNotFoundError):  # it was deleted meanwhile
                 version = _version(path)
                 if self.versions.get(name) != version:
-                    store.pipe_file(f"{root}/{name}", path.read_bytes())
-                    self.versions[name] = version
+                    versions[name] = version
+        return versions
 
 
+_temporary_folders: list[Path] = []
 _copies: dict[str, _Copy] = {}
 _copies_lock = threading.Lock()
 
 
+@atexit.register
+def _delete_copies() -> None:
+    """Delete the copies. One that has changes which could not be uploaded is kept."""
+    kept_folders = {copy.folder.parent for copy in _copies.values() if copy.changes()}
+    for folder in set(_temporary_folders) - kept_folders:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def _temporary_folder() -> Path:
     """Create a folder that is deleted when the process ends."""
-    folder = tempfile.mkdtemp(prefix="t5x_lite_")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return Path(folder)
+    folder = Path(tempfile.mkdtemp(prefix="t5x_lite_"))
+    _temporary_folders.append(folder)
+    return folder
 
 
 def _open_copy(url: str) -> _Copy:

@@ -115,8 +115,12 @@ def find_damage(checkpoint: epath.Path) -> str | None:
     """
     try:
         checksums = read_manifest(checkpoint)["crc32"]
+        return _find_damaged_file(checkpoint, checksums)
     except (OSError, ValueError) as error:
-        return f"{MANIFEST} cannot be read ({error})"
+        return f"it cannot be read ({error})"
+
+
+def _find_damaged_file(checkpoint: epath.Path, checksums: Mapping[str, str]) -> str | None:
     files = set(_list_files(checkpoint))
     for name in sorted(files - checksums.keys()):
         return f"{name} is not in {MANIFEST}"

@@ -34,7 +34,8 @@ def open_tokenizer(config: RunConfig) -> Tokenizer:
         configured = from_file(config.tokenizer)
         if configured.fingerprint != stored.fingerprint:
             raise UserError(
-                f"tokenizer.file.path {config.tokenizer.path}: is not the tokenizer that {run_dir} began with; restore "
+                f"tokenizer.file.path {config.tokenizer.path}: is not the tokenizer that {config.run_dir} began "
+                "with; restore "
                 "the file, or choose another run_dir"
             )
     return stored

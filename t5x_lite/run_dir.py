@@ -52,7 +52,7 @@ class Run:
             UserError: imported weights came without one.
         """
         if self.stored_tokenizer is None:
-            raise UserError(f"{self.folder}: has no tokenizer; put tokenizer.json or tokenizer.model there")
+            raise UserError(f"{self.config.run_dir}: has no tokenizer; put tokenizer.json or tokenizer.model there")
         return self.stored_tokenizer
 
     @cached_property
@@ -82,7 +82,7 @@ class Run:
         weight_shardings = shardings(mesh, parts.trained_leaves(self.spec.axes), shapes)
         restored = self.checkpoints.restore(shape_structs(shapes, weight_shardings), step, prefix="params.")
         if restored is None:
-            raise UserError(f"{self.folder}: has no checkpoint yet; train it first")
+            raise UserError(f"{self.config.run_dir}: has no checkpoint yet; train it first")
         return restored
 
 
@@ -109,8 +109,10 @@ def check_run_dir(config: RunConfig) -> str:
         string.
 
     Raises:
-        UserError: the settings that differ, each with both values.
+        UserError: the settings that differ, each with both values; an object store that cannot be written.
     """
+    if jax.process_index() == 0:
+        local_copies.check_writable(str(config.run_dir))
     path = local_copies.local_path(str(config.run_dir)) / CONFIG_FILE
     if not path.is_file():
         return ""
@@ -128,7 +130,7 @@ def check_run_dir(config: RunConfig) -> str:
     description = "; ".join(f"{key} was {old!r}, is {new!r}" for key, (old, new) in differences.items())
     if differences and not config.train.allow_changed_config:
         raise UserError(
-            f"{path.parent}: belongs to a run with another config: {description}; choose another run_dir, or set "
+            f"{config.run_dir}: belongs to a run with another config: {description}; choose another run_dir, or set "
             "train.allow_changed_config=true to continue with the new values"
         )
     return description
@@ -137,8 +139,8 @@ def check_run_dir(config: RunConfig) -> str:
 def create_run_dir(config: RunConfig, tokenizer: Tokenizer) -> Run:
     """Create the run directory, or reuse an existing one, and write its config and tokenizer.
 
-    The places of its checkpoints and of the run that it adapts are written as absolute paths: the run may be opened
-    from another working directory.
+    The places of its checkpoints and of the run that it adapts or continues are written as absolute paths: the run may
+    be opened from another working directory.
     """
     config = _with_absolute_paths(with_vocab(config, tokenizer))
     folder = local_copies.local_path(str(config.run_dir))
@@ -151,14 +153,22 @@ def create_run_dir(config: RunConfig, tokenizer: Tokenizer) -> Run:
 
 def _with_absolute_paths(config: RunConfig) -> RunConfig:
     updates: dict[str, object] = {}
-    folder = config.checkpoint.folder
-    if folder is not None and not storage.is_remote(folder):
-        path = str(Path(folder).expanduser().absolute())
-        updates["checkpoint"] = config.checkpoint.model_copy(update={"folder": path})
-    if config.adapt is not None and not storage.is_remote(config.adapt.source):
-        source = str(Path(config.adapt.source).absolute())
+    if config.checkpoint.folder is not None:
+        folder = _make_absolute(config.checkpoint.folder)
+        updates["checkpoint"] = config.checkpoint.model_copy(update={"folder": folder})
+    if config.adapt is not None:
+        source = _make_absolute(config.adapt.source)
         updates["adapt"] = config.adapt.model_copy(update={"source": source})
+    if config.branch is not None:
+        source = _make_absolute(config.branch.source)
+        updates["branch"] = config.branch.model_copy(update={"source": source})
     return config.model_copy(update=updates)
+
+
+def _make_absolute(name: str) -> str:
+    if storage.is_remote(name):
+        return name
+    return str(Path(storage.expand(name)).absolute())
 
 
 def load_stored_tokenizer(folder: Path) -> Tokenizer | None:
@@ -181,12 +191,13 @@ def open_run(name: str | Path, overrides: Sequence[str] = ()) -> Run:
     Raises:
         UserError: it is not a run directory.
     """
+    name = storage.expand(name)
     folder = local_copies.local_path(name)
     path = folder / CONFIG_FILE
     if not path.is_file():
         raise UserError(f"{name}: is not a run directory (no {CONFIG_FILE}); `t5x-lite train CONFIG` creates one")
     config = schema.validate(RunConfig, schema.read(RunConfig, path, overrides))
-    config = config.model_copy(update={"run_dir": str(name)})
+    config = config.model_copy(update={"run_dir": name})
     spec = model_spec(config.model, config.method.surgery)
     return Run(folder, config, spec, load_stored_tokenizer(folder))
 

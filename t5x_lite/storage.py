@@ -21,6 +21,13 @@ def is_remote(name: str | Path) -> bool:
     return "://" in str(name)
 
 
+def expand(name: str | Path) -> str:
+    """Return a name with `~` replaced by the home folder."""
+    if is_remote(name):
+        return str(name)
+    return str(Path(name).expanduser())
+
+
 def join(folder: str | Path, name: str) -> str:
     """Return the name of a file in a folder, which may be in an object store."""
     if is_remote(folder):
@@ -118,7 +125,9 @@ def file_exists(name: str) -> bool:
 
 
 @contextmanager
-def explained(url: str, action: str) -> Iterator[None]:
+def explained(
+    url: str, action: str, remedy: str = "check its name, your credentials and your rights"
+) -> Iterator[None]:
     """Turn the errors of a store's library, which have no common class, into one line."""
     try:
         yield
@@ -126,5 +135,4 @@ def explained(url: str, action: str) -> Iterator[None]:
         raise
     except Exception as error:
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        remedy = "check its name, your credentials and your rights to it"
         raise UserError(f"{url}: cannot be {action}: {reason}; {remedy}") from error

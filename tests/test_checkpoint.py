@@ -153,6 +153,14 @@ def test_a_folder_without_a_manifest_does_not_count_and_is_cleaned(tmp_path: Pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["3"]
 
 
+def test_folders_of_others_are_not_cleaned(tmp_path: Path) -> None:
+    checkpoints = save_steps(tmp_path, 1)
+    for name in ("notes", "2", "3.orbax-checkpoint-tmp-7"):
+        (tmp_path / name).mkdir()
+    checkpoints.clean()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "notes"]
+
+
 def test_a_checkpoint_of_another_model_is_refused_with_the_arrays_that_differ(tmp_path: Path) -> None:
     checkpoints = save_steps(tmp_path, 3)
     with pytest.raises(UserError, match=r"params\.a\.weight is float32\[1000, 3\], the model has float32\[7, 3\]"):

@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 from t5x_lite import config, schema
+from t5x_lite.cli import main
 from t5x_lite.errors import UserError
 from t5x_lite.models.positions import Learned, Rotary
 
@@ -175,7 +176,7 @@ def test_defaults_are_explained_as_yaml_writes_them() -> None:
     for explanation in explanations.values():
         assert not {"None", "True", "False"} & {explanation.default, *explanation.type.split(" | ")}
     stretch = explanations["model.positions.rotary.stretch"]
-    assert (stretch.type, stretch.default) == ("linear | llama3 | yarn | null", "null")
+    assert (stretch.type, stretch.default) == ("linear | dynamic | llama3 | yarn | null", "null")
     expert = explanations["model.feedforward.moe.expert"]
     assert (expert.type, expert.default) == ("mlp | glu | null", "null")
     assert explanations["model.tied"].default == "true"
@@ -184,7 +185,7 @@ def test_defaults_are_explained_as_yaml_writes_them() -> None:
 def test_the_items_of_a_list_are_explained_with_their_settings() -> None:
     explanations = {explanation.key: explanation for explanation in schema.explain(config.RunConfig)}
     evaluators = explanations["eval.evaluators"]
-    assert (evaluators.type, evaluators.default) == ("list of validation | tasks | perplexity | few_shot", "[]")
+    assert (evaluators.type, evaluators.default) == ("list of validation | tasks | perplexity | few_shot | blimp", "[]")
     assert explanations["eval.evaluators.N.few_shot.tasks"].default == "required"
     assert explanations["model.pattern.N.attention.local.window"].default == "256"
     assert explanations["data.mixture.N.name"].default == "required"
@@ -278,3 +279,17 @@ def test_a_run_to_adapt_whose_config_is_damaged_is_refused(small: Path, tmp_path
 def test_a_path_that_no_file_can_have_is_refused(override: str, message: str, tiny_config: Path) -> None:
     with pytest.raises(UserError, match=message):
         config.load(tiny_config, [override])
+
+
+def test_the_home_folder_is_expanded_and_local_folders_are_not_in_buckets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert config.load(tiny_config, ["run_dir=~/runs/a"]).run_dir == f"{tmp_path}/runs/a"
+    assert config.load(tiny_config, ["run_dir=gs://bucket/a"]).run_dir == "gs://bucket/a"
+    with pytest.raises(UserError, match="cache_dir gs://bucket/cache must be a local folder"):
+        config.load(tiny_config, ["data.cache_dir=gs://bucket/cache"])
+    with pytest.raises(SystemExit) as stop:
+        main(["report", "runs/a", "--to", "gs://bucket/a.png"])
+    assert stop.value.code == 2
+    assert "gs://bucket/a.png must be a local path" in capsys.readouterr().err

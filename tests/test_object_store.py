@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -222,7 +223,7 @@ def test_a_missing_extra_is_named_with_the_command_that_installs_it(monkeypatch:
 @pytest.fixture
 def s3_bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The name of a bucket of an in-memory implementation of S3's interface."""
-    pytest.importorskip("s3fs")
+    s3fs = pytest.importorskip("s3fs")
     moto = pytest.importorskip("moto.server")
     emulator = moto.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     emulator.start()
@@ -232,9 +233,11 @@ def s3_bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
     store, _ = storage.open_store("s3://models")
-    store.mkdir("models")
+    store.makedirs("models", exist_ok=True)
     yield "s3://models"
     emulator.stop()
+    storage.open_store.cache_clear()
+    s3fs.S3FileSystem.clear_instance_cache()
 
 
 def test_changed_files_of_a_folder_in_s3_are_uploaded_and_seen_by_another_machine(
@@ -263,3 +266,24 @@ def test_changed_files_of_a_folder_in_s3_are_uploaded_and_seen_by_another_machin
     store.rm("models/run/eval/8/scores.json")
     local_copies.upload_changes()  # uploads nothing that has not changed
     assert store.find("models/run") == ["models/run/metrics.jsonl"]
+
+
+def test_changes_that_cannot_be_uploaded_are_kept_and_the_error_says_where(
+    s3_bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local_copies, "_copies", {})
+    folder = local_copies.local_path(f"{s3_bucket}/run")
+    uploaded = local_copies.local_path(f"{s3_bucket}/other")
+    (folder / "metrics.jsonl").write_text("{}")
+    store, _ = storage.open_store(f"{s3_bucket}/run")
+    monkeypatch.setattr(store, "pipe_file", refuse_write)
+    with pytest.raises(UserError, match=f"run: cannot be written: denied; what is not uploaded is in {folder.parent}"):
+        local_copies.upload_changes()
+    local_copies.finish()
+    assert (folder / "metrics.jsonl").read_text() == "{}"
+    assert not uploaded.exists()
+    shutil.rmtree(folder.parent)
+
+
+def refuse_write(path: str, content: bytes) -> None:
+    raise PermissionError("denied")

@@ -3,7 +3,6 @@
 import hashlib
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -108,14 +107,14 @@ def initial_weights(
 
     shapes = flatten_names(spec.shapes)
     created_shapes = jax.eval_shape(create, old)
-    _check_shapes(created_shapes, shapes, run.folder)
+    _check_shapes(created_shapes, shapes, str(run.config.run_dir))
     all_shardings = flatten_names(shardings(mesh, spec.axes, spec.shapes))
     out_shardings = {name: all_shardings[name] for name in created_shapes}
     arrays = jax.jit(create, out_shardings=out_shardings)(old)
     return unflatten_names({name: arrays[name] for name in shapes}), source
 
 
-def _check_shapes(created: dict[str, Any], expected: dict[str, Any], folder: Path) -> None:
+def _check_shapes(created: dict[str, Any], expected: dict[str, Any], folder: str) -> None:
     """Raise a UserError for weights that are missing or have another shape than expected."""
     problems = []
     for name, leaf in expected.items():

@@ -19,12 +19,12 @@ from t5x_lite.convert.weight_map import WeightMap
 from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.data.tokenizer_settings import copy_settings
 from t5x_lite.errors import UserError
-from t5x_lite.files import check_not_input
+from t5x_lite.files import check_not_input, write_file
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.parallel.memory import local_memory
 from t5x_lite.progress import track_progress
-from t5x_lite.run_dir import FOREIGN_CONFIG, Run, open_run
+from t5x_lite.run_dir import CONFIG_FILE, FOREIGN_CONFIG, Run, open_run
 from t5x_lite.trees import flatten_names, unflatten_names
 
 MAX_SEQ_LEN = 512
@@ -39,7 +39,7 @@ def check_new_run_dir(run_dir: str | Path, source: Path) -> None:
     """
     folder = local_copies.local_path(run_dir)
     check_not_input(folder, source)
-    if (folder / "config.yaml").exists():
+    if (folder / CONFIG_FILE).exists():
         raise UserError(f"{run_dir}: is a run already; give another directory")
 
 
@@ -105,7 +105,8 @@ def write_run(
         tokenizer.save(folder)
     if foreign_config is not None:
         (folder / FOREIGN_CONFIG).write_text(json.dumps(foreign_config, indent=2) + "\n", encoding="utf-8")
-    (folder / "config.yaml").write_text(config_text, encoding="utf-8")
+    write_file(folder / CONFIG_FILE, config_text)
+    local_copies.upload_changes()
     return open_run(run_dir)
 
 

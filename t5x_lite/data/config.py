@@ -6,6 +6,7 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import Strict
 
 from t5x_lite.schema import Config, Int, Strings, setting
+from t5x_lite.storage import is_remote
 
 Format = Literal["auto", "text", "jsonl", "parquet", "tfds", "parallel"]
 STANDARD_LIBRARY = "python:standard_library"
@@ -91,6 +92,8 @@ class DataConfig(SourceConfig):
 
     def problems(self) -> Iterator[str]:
         """See `Config`."""
+        if is_remote(self.cache_dir):
+            yield f"cache_dir {self.cache_dir} must be a local folder; text and runs may be in a bucket"
         if self.files and self.mixture:
             yield "give `files` or `mixture`, not both"
         changed = _changed_source_settings(self)

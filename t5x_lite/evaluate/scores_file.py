@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from t5x_lite.files import read_json_object, write_file
+from t5x_lite.local_copies import upload_changes
 
 
 def save_scores(folder: Path, scores: Mapping[str, float]) -> None:
@@ -23,6 +24,7 @@ def save_scores(folder: Path, scores: Mapping[str, float]) -> None:
     if path.is_file():
         saved_scores = read_json_object(path)
     write_file(path, json.dumps({**saved_scores, **scores}, indent=2) + "\n")
+    upload_changes()
 
 
 def save_samples(folder: Path, samples: Mapping[str, Sequence[object]]) -> None:

@@ -32,6 +32,8 @@ FIRST_SHARE = 0.3
 """Share of the steps before which there is no forecast: the earliest of the forecasts that were calibrated."""
 SKIPPED_SHARE = 0.1
 """Share of the steps so far that is left out, because the law does not hold at the beginning."""
+MAX_END_STEPS = 1000
+"""Steps at the end of the run over which the terms of the law are averaged."""
 NUM_BINS = 50
 """Bins of equally many losses, whose means are fitted."""
 MIN_BINS = 10
@@ -186,8 +188,13 @@ def _fit_exponents(
     """
     noise = float(np.std(np.diff(bin_losses))) / math.sqrt(2) + SMALLEST_NOISE
     fits = []
+    summed_rates = np.cumsum(np.maximum(rates, SMALLEST_RATE))
+    end_steps = np.linspace(len(rates) - math.ceil(END_SHARE * len(rates)) + 1, len(rates), MAX_END_STEPS)
+    steps = np.concatenate([bin_steps, np.unique(np.rint(end_steps).astype(int))])
     for _ in range(NOISE_ROUNDS):
-        fits = [_fit_law(exponents, bin_steps, bin_losses, rates, noise) for exponents in EXPONENTS]
+        fits = [
+            _fit_law(exponents, bin_losses, summed_rates[steps - 1], rates[steps - 1], noise) for exponents in EXPONENTS
+        ]
         weights = _evidence_weights(fits)
         noise = math.sqrt(weights @ np.array([fit.residual_variance for fit in fits])) + SMALLEST_NOISE
     return fits, noise
@@ -202,19 +209,23 @@ def _evidence_weights(fits: Sequence[FittedLaw]) -> Float[np.ndarray, " fits"]:
 
 def _fit_law(
     exponents: tuple[float, float],
-    bin_steps: Int[np.ndarray, " bins"],
     bin_losses: Float[np.ndarray, " bins"],
-    rates: Float[np.ndarray, " steps"],
+    summed_rates: Float[np.ndarray, " bins_and_end"],
+    rates: Float[np.ndarray, " bins_and_end"],
     noise: float,
 ) -> FittedLaw:
-    """Fit the law with one pair of α and β and one deviation of the noise; see `_fit_exponents`."""
+    """Fit the law with one pair of α and β and one deviation of the noise; see `_fit_exponents`.
+
+    `summed_rates` and `rates` are those of the steps of the bins, and after these of steps at the end of the run.
+    """
     alpha, beta = exponents
-    num_steps = len(rates)
-    power = np.cumsum(np.maximum(rates, SMALLEST_RATE)) ** -alpha
-    power /= power[bin_steps[0] - 1] - power[bin_steps[-1] - 1]
-    inputs = np.stack([np.ones(num_steps), power, rates**beta], axis=1)
+    num_bins = len(bin_losses)
+    power = summed_rates**-alpha
+    power /= power[0] - power[num_bins - 1]
+    terms = np.stack([power, rates**beta], axis=1)
     # Relative to the end, the first unknown is the loss of the end.
-    inputs[:, 1:] -= inputs[-math.ceil(END_SHARE * num_steps) :, 1:].mean(axis=0)
-    posterior = regress(inputs[bin_steps - 1], bin_losses, PRIOR_MEAN, PRIOR_DEVIATION, noise)
+    terms -= terms[num_bins:].mean(axis=0)
+    inputs = np.column_stack([np.ones(num_bins), terms[:num_bins]])
+    posterior = regress(inputs, bin_losses, PRIOR_MEAN, PRIOR_DEVIATION, noise)
     variance = float(posterior.covariance[0, 0])
     return FittedLaw(float(posterior.mean[0]), variance, posterior.log_evidence, posterior.residual_variance)

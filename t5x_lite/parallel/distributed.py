@@ -20,6 +20,7 @@ import jax
 from jax._src import distributed as jax_distributed
 from jax.experimental import multihost_utils
 
+from t5x_lite import local_copies
 from t5x_lite.errors import ProcessLost, UserError
 
 HEARTBEAT_SECONDS = 2.0
@@ -121,8 +122,10 @@ def abort_together() -> Iterator[None]:
             raise
         if isinstance(error, jax.errors.JaxRuntimeError):
             error = _explain_lost_processes() or error
+        local_copies.finish()
         if isinstance(error, UserError):
-            print(f"t5x-lite: {error}", file=sys.stderr, flush=True)
+            message = " ".join(local_copies.with_urls(str(error)).splitlines())
+            print(f"t5x-lite: {message}", file=sys.stderr, flush=True)
             time.sleep(HEARTBEAT_SECONDS)  # other processes may have the same error to print
             os._exit(error.exit_code)
         traceback.print_exception(error)

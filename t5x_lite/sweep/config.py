@@ -9,7 +9,9 @@ from pydantic import Strict
 
 from t5x_lite import schema
 from t5x_lite.config_files import find_config
+from t5x_lite.errors import UserError
 from t5x_lite.schema import Config, Int, Strings, setting
+from t5x_lite.storage import is_remote
 
 
 class LaunchConfig(Config):
@@ -91,6 +93,10 @@ def load(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     """
     path = find_config(path)
     config = schema.validate(SweepConfig, schema.read(SweepConfig, path, overrides))
-    folder = Path(config.dir) if config.dir else Path("sweeps") / path.stem
+    folder = Path("sweeps") / path.stem
+    if config.dir:
+        if is_remote(config.dir):
+            raise UserError(f"{path}: dir {config.dir} must be a local folder; the runs may be in a bucket")
+        folder = Path(config.dir).expanduser()
     bases = tuple(find_config(name, path.parent).resolve() for name in config.config)
     return Sweep(path.stem, config, bases, folder)

@@ -268,7 +268,8 @@ class Trainer:
                 if self.mesh.size > 1:
                     self.replicas.check(step, state.params)
             hook_metrics = self._run_hooks(hooks, step, state)
-            if hook_metrics or is_saved:
+            # All processes report at the same steps, since a spike of the loss makes all of them go back.
+            if hooks or is_saved:
                 monitor.report(hook_metrics)
             if is_saved:
                 with self.goodput.measure("checkpoint"):
@@ -276,7 +277,7 @@ class Trainer:
             if is_stopping and step < settings.steps:
                 break
             host_seconds = data_seconds
-            if not hook_metrics and not is_saved:
+            if not hooks and not is_saved:
                 host_seconds += time.perf_counter() - step_ended
             self.stragglers.add(host_seconds)
         with self.goodput.measure("checkpoint"):

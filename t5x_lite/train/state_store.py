@@ -79,8 +79,6 @@ class StateStore:
         """
         state_shapes = replace(self._steps.state, frozen={})
         restored = self.checkpoints.restore(state_shapes)
-        if restored is not None:
-            self._check_rows(restored[2])
         source = str(self._config.run_dir)
         if restored is None and self._config.branch is not None:
             restored = restore_branch(self._config, state_shapes)
@@ -88,6 +86,7 @@ class StateStore:
         if restored is None:
             return Progress(), self._create_state()
         step, state, metadata = restored
+        self._check_rows(metadata, source)
         if jax.tree.leaves(self._steps.state.frozen):
             state = self._add_frozen(state, metadata)
         self._show(f"resumed from step {step} in {source}")
@@ -106,7 +105,7 @@ class StateStore:
         }
         self.checkpoints.save(progress.step, replace(state, frozen={}), metadata, metrics)
 
-    def _check_rows(self, metadata: JsonObject) -> None:
+    def _check_rows(self, metadata: JsonObject, source: str) -> None:
         """Refuse to continue with other rows than the run began with.
 
         Raises:
@@ -118,7 +117,7 @@ class StateStore:
         is_changed = is_packed and metadata.get("plan_version", 1) != PLAN_VERSION
         if is_changed and not config.train.allow_changed_config:
             raise UserError(
-                f"{config.run_dir}: its checkpoint is of a version that packs documents into other rows "
+                f"{source}: its checkpoint is of a version that packs documents into other rows "
                 "(data.packing=documents), so that its next batches cannot be built; finish the run with that version, "
                 "or set train.allow_changed_config=true to continue with new rows"
             )

@@ -17,4 +17,4 @@ def chinchilla_points(real_data: Path) -> Points:
 
 @pytest.fixture(scope="session")
 def chinchilla_fit(chinchilla_points: Points) -> Fit:
-    return fit_law(Chinchilla(), chinchilla_points, 4000)
+    return fit_law(Chinchilla(), chinchilla_points, 20)

@@ -33,7 +33,7 @@ def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_fit_prints_one_json_object_and_writes_it_with_a_figure(
     table: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["sweep", "fit", str(table), "--json", "--draws", "40", "--budget", "1e22", "--run", "1e10", "2e11"]
+    words = ["sweep", "fit", str(table), "--json", "--draws", "10", "--budget", "1e22", "--run", "1e10", "2e11"]
     assert main(words) == 0
     law = json.loads(capsys.readouterr().out)
     assert law["points"] == len(law["runs"]) == 20
@@ -50,7 +50,7 @@ def test_fit_prints_one_json_object_and_writes_it_with_a_figure(
 
 
 def test_fit_prints_tables_and_drops_the_highest_loss(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["sweep", "fit", str(table), "--draws", "20", "--drop-highest", "1"]) == 0
+    assert main(["sweep", "fit", str(table), "--draws", "10", "--drop-highest", "1"]) == 0
     output = capsys.readouterr().out
     assert "19 points" in output
     assert "is among the 1 highest" in output
@@ -116,7 +116,7 @@ def test_the_emitted_config_is_that_of_the_predicted_run(
     monkeypatch.setenv("JAX_PLATFORMS", "cpu")
     path = write_finished_sweep(tmp_path, tiny_config)
     emitted = tmp_path / "best.yaml"
-    words = ["sweep", "fit", str(path), "--json", "--draws", "20", "--budget", "3e10", "--emit", str(emitted)]
+    words = ["sweep", "fit", str(path), "--json", "--draws", "10", "--budget", "3e10", "--emit", str(emitted)]
     assert main(words) == 0
     law = json.loads(capsys.readouterr().out)
     assert law["points"] == 14
