@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 
 from t5x_lite.data import tokenizer_files, vocabulary
-from t5x_lite.data.config import Character, DataConfig, Unigram
+from t5x_lite.data.config import Character, DataConfig, Unigram, WordPiece
 from t5x_lite.data.corpus import Corpus
 from t5x_lite.data.prepare import prepare_corpus
 from t5x_lite.data.shards import SPLITS
+from t5x_lite.data.subword_training import train_word_piece
 from t5x_lite.data.tokenizer import SentencePiece, Tokenizer
 from t5x_lite.errors import UserError
 
@@ -193,6 +194,31 @@ def test_invalid_utf8_is_counted(tmp_path: Path, tokenizer: Tokenizer, capsys: p
     folder = prepare(tmp_path / "*.txt", tmp_path, tokenizer, validation_fraction=0.0)
     assert json.loads((folder / "corpus.json").read_text())["splits"]["train"]["replaced"] == 1
     assert "1 documents held invalid UTF-8" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("parts", ["none", "line"])
+def test_a_document_without_tokens_is_left_out_and_not_counted(prose: Path, tmp_path: Path, parts: str) -> None:
+    """WordPiece drops control characters, such as a zero-width space (U+200B), and U+FFFD."""
+    word_piece = train_word_piece(WordPiece(vocab=100), [path.read_text() for path in sorted(prose.glob("*.txt"))])
+    texts = ["\u200b", "the quick brown fox", "\u200b\ufffd\u200b\n\u200b", "jumps", "\u200b"]
+    for number, text in enumerate(texts):
+        (tmp_path / f"{number}.txt").write_text(text)
+    folder = prepare(
+        tmp_path / "*.txt",
+        tmp_path / "cache",
+        word_piece,
+        parts=parts,
+        end_of_document=False,
+        validation_fraction=0.0,
+    )
+    corpus = Corpus(folder, "train")
+    decoded = [word_piece.decode(corpus.document(number)) for number in range(corpus.documents)]
+    assert decoded == [texts[1], texts[3]]
+    assert corpus.text_bytes == 19 + 5
+    assert len(corpus.parts) == 3
+    assert json.loads((folder / "corpus.json").read_text())["splits"]["train"]["replaced"] == 0
+    ended = prepare(tmp_path / "*.txt", tmp_path / "cache", word_piece, validation_fraction=0.0)
+    assert Corpus(ended, "train").documents == len(texts)
 
 
 def test_an_empty_corpus_is_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
