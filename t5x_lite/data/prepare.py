@@ -118,6 +118,8 @@ def _hash_settings(jobs: Sequence[TokeniseJob], data: DataConfig, tokenizer: Tok
         options += f" {data.parts}"
     if sentence_border(tokenizer, data):
         options += " with the space between sentences"
+    if data.end_of_document and tokenizer.eos != tokenizer.usual_eos:
+        options += f" end of document {tokenizer.eos}"
     lines = [str(FORMAT), tokenizer.fingerprint, options]
     for job in jobs:
         lines.append(f"{job.role} {job.unit.identity}")

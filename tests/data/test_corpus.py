@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from t5x_lite.data import tokenizer_files, vocabulary
-from t5x_lite.data.config import Character, DataConfig, Unigram, WordPiece
+from t5x_lite.data.config import ByteBPE, Character, DataConfig, Unigram, WordPiece
 from t5x_lite.data.corpus import Corpus
 from t5x_lite.data.prepare import prepare_corpus
 from t5x_lite.data.shards import SPLITS
-from t5x_lite.data.subword_training import train_word_piece
+from t5x_lite.data.subword_training import train_byte_bpe, train_word_piece
 from t5x_lite.data.tokenizer import SentencePiece, Tokenizer
 from t5x_lite.errors import UserError
 
@@ -126,6 +126,25 @@ def test_a_stale_corpus_is_never_read(prose: Path, tmp_path: Path, tokenizer: To
     file.write_text("the quick brown fix")
     folders.append(prepare(file, tmp_path, tokenizer))
     assert len(set(folders)) == 5
+
+
+def test_another_end_of_text_in_the_settings_makes_another_corpus(prose: Path, tmp_path: Path) -> None:
+    """The file beside a tokenizer may name another token than the usual one, `<|endoftext|>` with the id 0."""
+    config = ByteBPE(vocab=270, controls=("<|endoftext|>", "<turn>"))
+    tokenizer_file = train_byte_bpe(config, [path.read_text() for path in prose.glob("*.txt")]).save(tmp_path)
+    folders: list[Path] = []
+    ends: list[int] = []
+    for settings in ({}, {"eos_token": "<|endoftext|>"}, {"eos_token": "<turn>"}):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+        tokenizer = tokenizer_files.load(tokenizer_file)
+        folders.append(prepare(prose / "00.txt", tmp_path, tokenizer, validation_fraction=0.0))
+        ends.append(int(Corpus(folders[-1], "train").document(0)[-1]))
+    assert ends == [0, 0, 1]
+    assert folders[0] == folders[1] != folders[2]
+    without_end = prepare(prose / "00.txt", tmp_path, tokenizer, end_of_document=False)
+    (tmp_path / "tokenizer_config.json").unlink()
+    tokenizer = tokenizer_files.load(tokenizer_file)
+    assert prepare(prose / "00.txt", tmp_path, tokenizer, end_of_document=False) == without_end
 
 
 class InterruptedTokenizer(SentencePiece):
