@@ -1,5 +1,6 @@
 """Arrays in `.npy` files that need not fit in memory: written piece by piece, and mapped into memory to read."""
 
+import os
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
@@ -11,7 +12,7 @@ from jaxtyping import Int64
 class ArrayFile:
     """Writes an int64 array piece by piece, under a temporary name until all of it is there.
 
-    Use as a context manager: without an exception the file gets its name at the end.
+    Use as a context manager: without an exception the file gets its name at the end, once its content is on the disk.
 
     Args:
         path: the file, which ends in `.npy`.
@@ -42,6 +43,8 @@ class ArrayFile:
             if error is None:
                 self._file.seek(0)
                 _write_header(self._file, (self.length, *self._item_shape))
+                self._file.flush()
+                os.fsync(self._file.fileno())
         if error is None:
             self._temporary.replace(self._path)
         else:

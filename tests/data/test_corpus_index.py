@@ -1,6 +1,7 @@
 """The index of a corpus: written from the shards, and opened without reading it."""
 
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -34,6 +35,15 @@ def test_an_array_file_is_the_pieces_and_absent_until_all_are_written(tmp_path: 
         raise KeyboardInterrupt
     assert len(np.load(path)) == 5
     assert [name.name for name in tmp_path.iterdir()] == ["a.npy"]
+
+
+def test_an_array_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.npy"
+    synced: list[tuple[int, bool]] = []
+    monkeypatch.setattr(os, "fsync", lambda number: synced.append((os.fstat(number).st_size, path.exists())))
+    with ArrayFile(path) as file:
+        file.append(np.arange(3))
+    assert synced == [(path.stat().st_size, False)]
 
 
 @pytest.mark.parametrize("parts", ["none", "line"])
