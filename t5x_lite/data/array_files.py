@@ -1,12 +1,16 @@
 """Arrays in `.npy` files that need not fit in memory: written piece by piece, and mapped into memory to read."""
 
 import os
+import zlib
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
 import numpy as np
 from jaxtyping import Int64
+
+BLOCK_BYTES = 2**22
+"""Bytes of a file that are read at once to verify it."""
 
 
 class ArrayFile:
@@ -57,9 +61,39 @@ def _write_header(file: BinaryIO, shape: tuple[int, ...]) -> None:
     np.lib.format.write_array_header_1_0(file, description)
 
 
-def map_array(path: Path) -> Int64[np.ndarray, "..."]:
+def map_array(path: Path, columns: int | None = None) -> Int64[np.ndarray, "..."]:
     """Return the array in a file without reading it: the operating system loads the pages that are used.
 
     All processes of a machine share these pages. They do not count as memory of a process that must fit.
+
+    Args:
+        path: the file.
+        columns: size of the second axis; None for an array of one axis.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is too short, or has no header of such an array.
     """
-    return np.load(path, mmap_mode="r").view(np.ndarray)
+    try:
+        values = np.load(path, mmap_mode="r").view(np.ndarray)
+    except OSError:
+        raise
+    except Exception as error:  # of NumPy, and of Python's parser and tokenizer, which read the header
+        raise ValueError(str(error) or repr(error)) from None
+    item_shape = () if columns is None else (columns,)
+    if values.dtype != np.int64 or values.ndim != 1 + len(item_shape) or values.shape[1:] != item_shape:
+        raise ValueError(f"it has {values.dtype} values of shape {values.shape}")
+    return values
+
+
+def file_checksum(path: Path) -> int:
+    """Return the CRC-32 of a file, of which one block at a time is in memory.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    checksum = 0
+    with path.open("rb") as file:
+        while block := file.read(BLOCK_BYTES):
+            checksum = zlib.crc32(block, checksum)
+    return checksum

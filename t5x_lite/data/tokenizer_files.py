@@ -24,7 +24,7 @@ from t5x_lite.local_copies import local_file
 
 FILES = ("tokenizer.model", "tokenizer.json")
 """Names that a run's tokenizer may have; the first that exists is loaded."""
-FILES_BESIDE = ("merges.txt", SETTINGS_FILE)
+COMPANION_FILES = ("merges.txt", SETTINGS_FILE)
 """Files that a tokenizer's file may need in the same folder."""
 
 
@@ -55,7 +55,7 @@ def from_file(config: TokenizerFile) -> Tokenizer:
     Raises:
         UserError: there is no such file, or it is not a tokenizer.
     """
-    path = local_file(config.path, beside=FILES_BESIDE)
+    path = local_file(config.path, beside=COMPANION_FILES)
     if not path.is_file():
         raise UserError(f"tokenizer.file.path: {config.path} is not there")
     if config.extra_ids and path.suffix != ".model":
