@@ -7,14 +7,8 @@ from pathlib import Path
 
 import tokenizers
 
-from t5x_lite.data.tokenizer import (
-    SETTINGS_FILE,
-    SPLITS_SPECIAL_TOKENS,
-    HuggingFace,
-    SentencePiece,
-    Settings,
-    Tokenizer,
-)
+from t5x_lite.data.huggingface_tokenizer import SPLITS_SPECIAL_TOKENS, HuggingFace
+from t5x_lite.data.tokenizer import SETTINGS_FILE, SentencePiece, Settings, Tokenizer
 from t5x_lite.data.tokenizer_settings import copy_settings
 from t5x_lite.data.vocabulary_files import frame_texts
 from t5x_lite.errors import UserError

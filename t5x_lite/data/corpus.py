@@ -132,6 +132,12 @@ class Corpus:
             tokens_of_records.append(tokens)
         return tokens_of_records
 
+    def part_lengths(self, start: int, stop: int) -> Int64[np.ndarray, "documents parts"]:
+        """Return the tokens in each part of the documents `[start, stop)`; all documents have equally many parts."""
+        part_count = (len(self.parts) - 1) // self.documents
+        parts = self.parts[start * part_count : stop * part_count + 1]
+        return np.diff(parts).reshape(-1, part_count)
+
     def document(self, number: int) -> Int32[np.ndarray, "tokens"]:
         """Return the tokens of one document, with its EOS."""
         tokens, _ = self.read(int(self.offsets[number]), int(self.offsets[number + 1]))

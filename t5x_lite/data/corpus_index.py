@@ -7,10 +7,10 @@ depend on its size. `write_index` adds up the lengths that the shards hold (see 
 * `SPLIT.documents.npy`: `[documents + 1]`, where each document starts, and the end of the stream;
 * `SPLIT.parts.npy`: `[parts + 1]`, where each sentence or field starts, and the end (only with `data.parts`);
 
-and `index.json`: the number of records in each shard. It is written last, so that an index with this file is complete.
+and `index.json`: the number of records in each shard, and the checksum of each array. It is written last, so that an
+index with this file is complete. Opening an index verifies no checksum: `is_intact` does, once at the start of a job.
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Int64
 from pydantic import BaseModel, NonNegativeInt, ValidationError
 
-from t5x_lite.data.array_files import ArrayFile, map_array
+from t5x_lite.data.array_files import ArrayFile, file_checksum, map_array
 from t5x_lite.data.shards import SPLITS, ShardFiles, Split, damaged
 from t5x_lite.errors import UserError
 from t5x_lite.files import read_json_object, replace_file
@@ -37,19 +37,30 @@ class CorpusIndex:
     """
 
     def __init__(self, folder: Path, split: Split) -> None:
-        self.shard_records = _read_summary(folder).records[split]
+        summary = _read_summary(folder)
+        self.shard_records = summary.records[split]
         self.records: Int64[np.ndarray, records_and_end] = _map_offsets(folder, f"{split}.records.npy")
         self.documents: Int64[np.ndarray, documents_and_end] = _map_offsets(folder, f"{split}.documents.npy")
-        parts_file = folder / f"{split}.parts.npy"
         self.parts: Int64[np.ndarray, parts_and_end] | None = None
-        if parts_file.is_file():
-            self.parts = _map_offsets(folder, parts_file.name)
+        if summary.has_parts:
+            self.parts = _map_offsets(folder, f"{split}.parts.npy")
+        if sum(self.shard_records) != len(self.records) - 1:
+            reason = f"it counts {sum(self.shard_records)} records, but the index has {len(self.records) - 1}"
+            raise damaged(folder, folder / INDEX_FILE, reason)
 
 
 class IndexSummary(BaseModel, strict=True, extra="forbid"):
-    """Content of `index.json`: the number of records in each shard of each split."""
+    """Content of `index.json`.
+
+    Attributes:
+        records: number of records in each shard of each split.
+        has_parts: true if documents have parts.
+        checksums: CRC-32 of each array's file, by its name.
+    """
 
     records: dict[Split, list[NonNegativeInt]]
+    has_parts: bool
+    checksums: dict[str, NonNegativeInt]
 
 
 def _read_summary(folder: Path) -> IndexSummary:
@@ -64,10 +75,10 @@ def _map_offsets(folder: Path, name: str) -> Int64[np.ndarray, "items_and_end"]:
     path = folder / name
     try:
         offsets = map_array(path)
-    except Exception as error:  # of NumPy, of the file system, and of Python's parser, which reads the header
+    except (OSError, ValueError) as error:
         raise damaged(folder, path, str(error)) from None
-    if offsets.dtype != np.int64 or offsets.ndim != 1 or len(offsets) == 0:
-        raise damaged(folder, path, f"it has {offsets.dtype} values of shape {offsets.shape}, expected offsets")
+    if len(offsets) == 0:
+        raise damaged(folder, path, "it is empty")
     return offsets
 
 
@@ -79,7 +90,7 @@ def _load_lengths(folder: Path, path: Path, columns: int) -> Int64[np.ndarray, "
     """
     try:
         values = np.load(path)
-    except Exception as error:  # as in `_map_offsets`
+    except Exception as error:  # of NumPy, of the file system, and of Python's parser, which reads the header
         raise damaged(folder, path, str(error)) from None
     if values.dtype != np.int64 or values.size % columns or values.min(initial=0) < 0:
         raise damaged(folder, path, f"it has {values.dtype} values of shape {values.shape}, expected lengths")
@@ -91,8 +102,35 @@ def has_index(folder: Path) -> bool:
     return (folder / INDEX_FILE).is_file()
 
 
-def write_index(folder: Path, units: Sequence[str]) -> None:
+def is_intact(folder: Path, *, has_parts: bool) -> bool:
+    """Return whether the index of a corpus is complete and as it was written. All of its arrays are read.
+
+    Args:
+        folder: the folder of the corpus.
+        has_parts: the documents have parts.
+    """
+    try:
+        summary = _read_summary(folder)
+        if summary.has_parts != has_parts or set(summary.checksums) != set(_array_names(has_parts)):
+            return False
+        return all(file_checksum(folder / name) == checksum for name, checksum in summary.checksums.items())
+    except (OSError, UserError):
+        return False
+
+
+def _array_names(has_parts: bool) -> list[str]:
+    """Return the names of all arrays of an index."""
+    kinds = ("records", "documents", "parts") if has_parts else ("records", "documents")
+    return [f"{split}.{kind}.npy" for split in SPLITS for kind in kinds]
+
+
+def write_index(folder: Path, units: Sequence[str], *, has_parts: bool) -> None:
     """Write the index of a corpus from the shards of its units. One shard's lengths at a time are in memory.
+
+    Args:
+        folder: the folder of the corpus.
+        units: names of the units of text.
+        has_parts: the documents have parts.
 
     Raises:
         OSError: a file that cannot be written.
@@ -102,7 +140,11 @@ def write_index(folder: Path, units: Sequence[str]) -> None:
     for split in SPLITS:
         shards = [ShardFiles(folder, unit, split) for unit in units]
         shard_records[split] = _write_split(folder, split, shards)
-    replace_file(folder / INDEX_FILE, json.dumps({"records": shard_records}))
+        if has_parts:
+            _write_parts(folder / f"{split}.parts.npy", shards)
+    checksums = {name: file_checksum(folder / name) for name in _array_names(has_parts)}
+    summary = IndexSummary(records=shard_records, has_parts=has_parts, checksums=checksums)
+    replace_file(folder / INDEX_FILE, summary.model_dump_json())
 
 
 def _write_split(folder: Path, split: Split, shards: Sequence[ShardFiles]) -> list[int]:
@@ -122,8 +164,6 @@ def _write_split(folder: Path, split: Split, shards: Sequence[ShardFiles]) -> li
             position += int(lengths.sum())
         records.append(np.array([position]))
         documents.append(np.array([position]))
-    if shards and shards[0].parts.is_file():
-        _write_parts(folder / f"{split}.parts.npy", shards)
     return shard_records
 
 

@@ -202,10 +202,10 @@ class _OpenRows:
         placements = np.stack([self.first_row[filled], self.row_count[filled], copies[:last]], axis=1)
         self.room[filled] -= copies[:last, None] * size
         items_left = item_count - int(items_placed[last - 1]) if last else item_count
-        row_count, rest = divmod(items_left, int(copies[last]))
+        row_count, items_of_last_row = divmod(items_left, int(copies[last]))
         runs = [placements, self._split(int(groups[last]), row_count, int(copies[last]), size)]
-        if rest:
-            runs.append(self._split(int(groups[last]), 1, rest, size))
+        if items_of_last_row:
+            runs.append(self._split(int(groups[last]), 1, items_of_last_row, size))
         return np.concatenate(runs)
 
     def _split(

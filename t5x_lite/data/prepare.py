@@ -4,7 +4,6 @@ The name of the folder is a hash of the text's files, the tokenizer and the opti
 independently, so an interrupted preparation continues with the units that are missing.
 """
 
-import fcntl
 import hashlib
 import json
 import multiprocessing
@@ -20,7 +19,8 @@ from pathlib import Path
 from t5x_lite.data import beam, sources
 from t5x_lite.data.config import DataConfig, MixedSource
 from t5x_lite.data.corpus import CORPUS_FILE
-from t5x_lite.data.corpus_index import has_index, write_index
+from t5x_lite.data.corpus_index import has_index, is_intact, write_index
+from t5x_lite.data.corpus_lock import CorpusLock
 from t5x_lite.data.shard_writer import (
     COUNTS,
     RECORD_TOKENS,
@@ -52,6 +52,8 @@ def prepare_corpus(
 ) -> Path:
     """Return the folder of a source's token corpus, after tokenising what is not there yet.
 
+    The first process of a job verifies the checksums of an index that is there.
+
     Args:
         source: the text.
         data: options of the corpus, and the folder of the cache.
@@ -65,23 +67,30 @@ def prepare_corpus(
     """
     jobs = _list_jobs(source, data, smallest_unit)
     folder = Path(data.cache_dir) / f"{source.name}-{_hash_settings(jobs, data, tokenizer)}"
-    corpus_file = folder / CORPUS_FILE
-    if corpus_file.is_file() and has_index(folder):
-        return folder
     processes = data.prepare_processes or os.cpu_count() or 1
     tokenise = partial(tokenise_unit, folder=folder, data=data, tokenizer=tokenizer, record_tokens=record_tokens)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # one process prepares the corpus; the others wait and use it
-            if not corpus_file.is_file():
+        with CorpusLock(folder) as lock:
+            if not (folder / CORPUS_FILE).is_file():
                 _tokenise_missing(folder, jobs, tokenise, runner, processes)
                 _complete_corpus(folder, jobs)
-            if not has_index(folder):
-                write_index(folder, [job.name for job in jobs])
+            if not (has_index(folder) and lock.is_verified("index")):
+                _verify_index(folder, jobs, has_parts=data.parts != "none")
+                lock.mark_verified("index")
     except OSError as error:
         raise disk_error(folder, error, "finished pieces are kept: run the same command again") from error
     return folder
+
+
+def _verify_index(folder: Path, jobs: Sequence[TokeniseJob], *, has_parts: bool) -> None:
+    """Read the index and compare it with its checksums. If it is not intact, write it from the shards."""
+    if is_intact(folder, has_parts=has_parts):
+        return
+    if has_index(folder):
+        message = f"corpus: the index in {folder} is damaged or of an older version, and is written again"
+        print(message, file=sys.stderr, flush=True)
+    write_index(folder, [job.name for job in jobs], has_parts=has_parts)
 
 
 def _list_jobs(source: MixedSource, data: DataConfig, smallest_unit: int) -> list[TokeniseJob]:
@@ -118,6 +127,8 @@ def _hash_settings(jobs: Sequence[TokeniseJob], data: DataConfig, tokenizer: Tok
         options += f" {data.parts}"
     if sentence_border(tokenizer, data):
         options += " with the space between sentences"
+    if data.end_of_document and tokenizer.eos != tokenizer.usual_eos:
+        options += f" end of document {tokenizer.eos}"
     lines = [str(FORMAT), tokenizer.fingerprint, options]
     for job in jobs:
         lines.append(f"{job.role} {job.unit.identity}")

@@ -67,9 +67,7 @@ def _pack_window(corpus: Corpus, rule: RowRule, documents: slice, rng: np.random
     offsets = corpus.offsets[documents.start : documents.stop + 1]
     document_parts = np.diff(offsets)[:, None]
     if rule.objective.rows == "pairs":
-        part_count = (len(corpus.parts) - 1) // corpus.documents
-        parts = corpus.parts[documents.start * part_count : documents.stop * part_count + 1]
-        document_parts = np.diff(parts).reshape(-1, part_count)
+        document_parts = corpus.part_lengths(documents.start, documents.stop)
         spans = np.stack([offsets[:-1], offsets[1:]], axis=1)
         sizes = rule.sizes(document_parts)
     else:

@@ -41,7 +41,7 @@ class RowRule:
     @property
     def capacity(self) -> tuple[int, ...]:
         """Room of a row, of every kind that `sizes` counts."""
-        if self.data.packing == "documents":
+        if self.data.packing in {"documents", "none"}:
             return self.objective.capacity(self.context)
         return (self.length,)
 

@@ -100,19 +100,25 @@ def count_stream(corpus: Corpus, rule: RowRule, rows: int) -> RowStatistics:
 
 def count_documents(corpus: Corpus, rule: RowRule) -> RowStatistics:
     """Return the statistics of rows that are one document each."""
-    used = 0
+    room_used = np.zeros(len(rule.capacity), np.int64)
     cut_documents = 0
-    for offsets in _offsets_in_windows(corpus):
-        lengths = np.diff(offsets)
-        used += int(np.minimum(lengths, rule.length).sum())
-        cut_documents += int((lengths > rule.length).sum())
+    for start in range(0, corpus.documents, DOCUMENTS_AT_ONCE):
+        stop = min(start + DOCUMENTS_AT_ONCE, corpus.documents)
+        if rule.objective.rows == "pairs":
+            document_parts = corpus.part_lengths(start, stop)
+            sizes = rule.sizes(document_parts)
+        else:
+            document_parts = np.diff(corpus.offsets[start : stop + 1])[:, None]
+            sizes = rule.sizes(np.minimum(document_parts, rule.length))
+        room_used += sizes.sum(0)
+        cut_documents += int(rule.objective.is_cut(document_parts, rule.context).sum())
     return RowStatistics(
         documents=corpus.documents,
         tokens=corpus.tokens,
         rows=corpus.documents,
         cut_documents=cut_documents,
-        room_used=(used,),
-        room=(corpus.documents * rule.length,),
+        room_used=tuple(room_used.tolist()),
+        room=tuple(corpus.documents * room for room in rule.capacity),
     )
 
 

@@ -4,26 +4,28 @@ Beside its corpus, the plan of a row rule with the fingerprint KEY is:
 
 * `rows-KEY.SPLIT.spans.npy`: int64 `[spans, 2]`, start and stop of spans of the token stream, row after row;
 * `rows-KEY.SPLIT.starts.npy`: int64 `[rows + 1]`, the first span of each row, and the number of spans;
-* `rows-KEY.json`: the rule, the corpus, and the statistics of both splits. It is written last, so that a plan with this
-  file is complete. Rows that are not packed have this file alone.
+* `rows-KEY.json`: the rule, the corpus, the statistics of both splits, and the checksums of the arrays. It is written
+  last, so that a plan with this file is complete. Rows that are not packed have this file alone.
 """
 
-import fcntl
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Int64
 from pydantic import BaseModel, ConfigDict
 
-from t5x_lite.data.array_files import ArrayFile, map_array
+from t5x_lite.data.array_files import ArrayFile, file_checksum, map_array
 from t5x_lite.data.corpus import Corpus
+from t5x_lite.data.corpus_lock import CorpusLock
 from t5x_lite.data.row_plan import DocumentRows, PackedRows, RowPlan, StreamWindows
 from t5x_lite.data.row_planner import plan_rows
 from t5x_lite.data.row_rule import RowRule
 from t5x_lite.data.row_statistics import RowStatistics, add_statistics, count_documents, count_stream
 from t5x_lite.data.shards import SPLITS, Split
+from t5x_lite.errors import UserError
 from t5x_lite.files import disk_error, replace_file
 from t5x_lite.progress import track_progress
 
@@ -45,6 +47,15 @@ class _PlanFiles:
     def starts(self, split: Split) -> Path:
         return self.folder / f"rows-{self.fingerprint}.{split}.starts.npy"
 
+    def checksums(self) -> dict[str, int]:
+        """Return the CRC-32 of the arrays of all splits, by the names of their files.
+
+        Raises:
+            OSError: a file cannot be read.
+        """
+        paths = [path for split in SPLITS for path in (self.spans(split), self.starts(split))]
+        return {path.name: file_checksum(path) for path in paths}
+
 
 class StoredPlan(BaseModel):
     """The content of a plan's JSON file.
@@ -54,6 +65,7 @@ class StoredPlan(BaseModel):
         corpus_tokens: number of tokens in each split of the corpus.
         rule: description of the row rule.
         statistics: counts of each split.
+        checksums: CRC-32 of each array's file, by its name; empty for rows that are not packed.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -62,19 +74,34 @@ class StoredPlan(BaseModel):
     corpus_tokens: dict[Split, int]
     rule: dict[str, object]
     statistics: dict[Split, RowStatistics]
+    checksums: dict[str, int]
 
 
 class StoredRows(PackedRows):
-    """Rows of a plan on disk. A copy in another process opens the files again."""
+    """Rows of a plan on disk. A copy in another process opens the files again.
+
+    Raises:
+        UserError: a file is missing or damaged.
+    """
 
     def __init__(self, corpus: Corpus, rule: RowRule) -> None:
         self.rule = rule
         files = _PlanFiles(corpus.folder, rule.fingerprint)
-        spans = map_array(files.spans(corpus.split))
-        super().__init__(corpus, spans, map_array(files.starts(corpus.split)), rule.length)
+        spans = _map_rows(files.spans(corpus.split), columns=2)
+        super().__init__(corpus, spans, _map_rows(files.starts(corpus.split)), rule.length)
 
     def __reduce__(self) -> tuple[type["StoredRows"], tuple[Corpus, RowRule]]:
         return StoredRows, (self.corpus, self.rule)
+
+
+def _map_rows(path: Path, columns: int | None = None) -> Int64[np.ndarray, "..."]:
+    try:
+        return map_array(path, columns)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{path}: is damaged: {reason}; run the same command again, and the rows are planned again"
+        ) from None
 
 
 def open_rows(corpus: Corpus, rule: RowRule) -> RowPlan:
@@ -93,7 +120,8 @@ def open_rows(corpus: Corpus, rule: RowRule) -> RowPlan:
 def prepare_rows(folder: Path, rule: RowRule) -> dict[Split, RowStatistics]:
     """Return the statistics of the rows of each split of a corpus, after planning the rows if there is no plan yet.
 
-    A plan that belongs to another corpus, or of which files are missing or damaged, is replaced.
+    A plan that belongs to another corpus, or of which files are missing or damaged, is replaced. The first process of a
+    job verifies the checksums of a plan that is there.
 
     Args:
         folder: the folder of the corpus.
@@ -103,31 +131,43 @@ def prepare_rows(folder: Path, rule: RowRule) -> dict[Split, RowStatistics]:
         UserError: the plan cannot be written.
     """
     corpora = {split: Corpus(folder, split) for split in SPLITS}
-    statistics = _load_statistics(corpora, rule)
-    if statistics is not None:
-        return statistics
+    name = f"rows-{rule.fingerprint}"
     try:
-        with (folder / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # one process plans; the others wait and use its plan
-            return _load_statistics(corpora, rule) or _store_plan(corpora, rule)
+        with CorpusLock(folder) as lock:
+            statistics = _load_statistics(corpora, rule, is_verified=lock.is_verified(name))
+            if statistics is None:
+                statistics = _store_plan(corpora, rule)
+            lock.mark_verified(name)
+            return statistics
     except OSError as error:
         raise disk_error(folder, error, "run the same command again") from error
 
 
-def _load_statistics(corpora: Mapping[Split, Corpus], rule: RowRule) -> dict[Split, RowStatistics] | None:
-    """Return the statistics of a stored plan; None if there is no complete plan of this rule for this corpus."""
+def _load_statistics(
+    corpora: Mapping[Split, Corpus], rule: RowRule, *, is_verified: bool
+) -> dict[Split, RowStatistics] | None:
+    """Return the statistics of a stored plan; None if there is no complete plan of this rule for this corpus.
+
+    Args:
+        corpora: both splits of the corpus.
+        rule: the rule of the plan.
+        is_verified: the checksums have just been verified.
+    """
     folder = corpora["train"].folder
     files = _PlanFiles(folder, rule.fingerprint)
     try:
         plan = StoredPlan.model_validate_json(files.summary.read_bytes())
         if plan.corpus != folder.name or plan.corpus_tokens != _count_tokens(corpora) or plan.rule != rule.describe():
             return None
+        if rule.is_packed and not is_verified and plan.checksums != files.checksums():
+            return None
         if rule.is_packed:
-            for split, statistics in plan.statistics.items():
+            for split in SPLITS:
                 row_starts = map_array(files.starts(split))
-                if len(row_starts) != statistics.rows + 1 or len(map_array(files.spans(split))) != row_starts[-1]:
+                span_count = len(map_array(files.spans(split), columns=2))
+                if len(row_starts) != plan.statistics[split].rows + 1 or row_starts[-1] != span_count:
                     return None
-    except (OSError, ValueError):  # pydantic's errors and NumPy's for files that are too short are ValueErrors
+    except (KeyError, OSError, ValueError):  # pydantic's errors are ValueErrors
         return None
     return plan.statistics
 
@@ -145,7 +185,11 @@ def _store_plan(corpora: Mapping[Split, Corpus], rule: RowRule) -> dict[Split, R
         else:
             statistics[split] = count_documents(corpus, rule)
     plan = StoredPlan(
-        corpus=folder.name, corpus_tokens=_count_tokens(corpora), rule=rule.describe(), statistics=statistics
+        corpus=folder.name,
+        corpus_tokens=_count_tokens(corpora),
+        rule=rule.describe(),
+        statistics=statistics,
+        checksums=files.checksums() if rule.is_packed else {},
     )
     replace_file(files.summary, plan.model_dump_json())
     train = statistics["train"]

@@ -150,8 +150,19 @@ def sentence_border(tokenizer: Tokenizer, data: DataConfig) -> str:
     return ""
 
 
+@dataclass(frozen=True)
+class _WaitingDocument:
+    """The parts of a document that is not tokenised yet, and what is counted of its text."""
+
+    parts: list[str]
+    text_bytes: int
+    is_replaced: bool
+
+
 class ShardWriter:
     """Writes the records and the index of one shard, under a temporary name until `finish`.
+
+    A document of which the tokenizer makes no token, such as a zero-width space, is left out and not counted.
 
     Raises:
         UserError: the tokenizer has no EOS, but documents must end with it.
@@ -173,7 +184,7 @@ class ShardWriter:
         self._temporary = files.records.with_suffix(f".tmp{os.getpid()}")
         self._writer = ArrayRecordWriter(str(self._temporary), "group_size:1,uncompressed")
         self._counts = Counter(dict.fromkeys(COUNTS, 0))
-        self._waiting_documents: list[list[str]] = []
+        self._waiting_documents: list[_WaitingDocument] = []
         self._waiting_characters = 0
         self._record_index: list[tuple[int, int]] = []
         self._part_lengths: list[int] = []
@@ -182,11 +193,10 @@ class ShardWriter:
         """Add a document. An empty one is left out."""
         if not text.strip():
             return
-        self._counts["documents"] += 1
-        self._counts["text_bytes"] += len(text.encode("utf-8", errors="replace"))
-        self._counts["replaced"] += REPLACEMENT in text
         first_part, *other_parts = self._split_parts(text)
-        self._waiting_documents.append([first_part, *(self._border + part for part in other_parts)])
+        parts = [first_part, *(self._border + part for part in other_parts)]
+        text_bytes = len(text.encode("utf-8", errors="replace"))
+        self._waiting_documents.append(_WaitingDocument(parts, text_bytes, REPLACEMENT in text))
         self._waiting_characters += len(text)
         if self._waiting_characters > BATCH_CHARACTERS:
             self._flush()
@@ -216,17 +226,25 @@ class ShardWriter:
         """Tokenise and write the documents that are waiting."""
         if not self._waiting_documents:
             return
-        part_ids = self._tokenizer.encode_batch(list(chain.from_iterable(self._waiting_documents)))
+        documents = self._waiting_documents
+        part_ids = self._tokenizer.encode_batch(list(chain.from_iterable(document.parts for document in documents)))
         part_lengths = np.array(list(map(len, part_ids)), np.int64)
-        last_parts = np.cumsum(list(map(len, self._waiting_documents))) - 1
+        part_stops = np.cumsum([len(document.parts) for document in documents])
+        last_parts = part_stops - 1
         stream = np.concatenate(part_ids)
         if self._eos is not None:
             stream = np.insert(stream, np.cumsum(part_lengths)[last_parts], self._eos)
             part_lengths[last_parts] += 1
-        self._part_lengths += part_lengths.tolist()
-        self._counts["tokens"] += len(stream)
-        document_stops = np.cumsum(part_lengths)[last_parts].tolist()
-        for start, stop in pairwise([0, *document_stops]):
+        token_places = pairwise([0, *np.cumsum(part_lengths)[last_parts].tolist()])
+        part_places = pairwise([0, *part_stops.tolist()])
+        for document, (start, stop), (first_part, part_stop) in zip(documents, token_places, part_places, strict=True):
+            if start == stop:
+                continue
+            self._counts["documents"] += 1
+            self._counts["tokens"] += stop - start
+            self._counts["text_bytes"] += document.text_bytes
+            self._counts["replaced"] += document.is_replaced
+            self._part_lengths += part_lengths[first_part:part_stop].tolist()
             self._write_document(stream[start:stop])
         self._waiting_documents = []
         self._waiting_characters = 0

@@ -1,4 +1,4 @@
-"""Text to token ids and back: SentencePiece models, and Hugging Face `tokenizers` files."""
+"""Text to token ids and back: the interface of tokenizers, and SentencePiece models."""
 
 import hashlib
 import itertools
@@ -6,7 +6,6 @@ import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -18,7 +17,6 @@ from sentencepiece import sentencepiece_model_pb2
 
 from t5x_lite.data import sentencepiece_conversion
 from t5x_lite.data.sentencepiece_conversion import SPACE
-from t5x_lite.errors import UserError
 from t5x_lite.files import write_file
 from t5x_lite.objectives import Vocabulary
 
@@ -28,16 +26,12 @@ END_OF_WORD = re.compile(r"(?<=[^ ]) ")
 """Borders at which texts are cut for SentencePiece: the spaces after words."""
 BETWEEN_WORDS = re.compile(r"(?<=\S) (?=\S)")
 """Borders at which texts are cut for `tokenizers`, whose words may begin with, or be, several spaces and lines."""
-WHITE_SPACE = (SPACE, "Ġ", "Ċ", "ĉ", "č")
-"""Symbols for white space in `tokenizer.json`: SentencePiece's, and byte-level space, line feed, tab and return."""
 PAD_NAMES = ("<pad>", "[PAD]")
 EOS_NAMES = ("</s>", "<|endoftext|>", "[SEP]", "<|end_of_text|>", "<eos>")
 UNK_NAMES = ("<unk>", "[UNK]")
 SENTINEL = re.compile(f"{SPACE}?(<extra_id_[0-9]+>)")
 """T5's sentinels. In mT5's file a space belongs to their names."""
 SETTINGS_FILE = "tokenizer_config.json"
-SPLITS_SPECIAL_TOKENS = "split_special_tokens"
-"""Transformers' setting of a tokenizer that encodes names of special tokens as text."""
 Settings: TypeAlias = dict[str, Any]
 """The content of a `tokenizer_config.json`: special tokens by their use, a chat template, and so on."""
 
@@ -63,7 +57,7 @@ class Tokenizer(ABC):
         self.vocab = vocab
         self.special = special
         self.pad = self._first_id(PAD_NAMES)
-        self.eos = self._first_id(EOS_NAMES)
+        self.eos = self.usual_eos
         self.bos: int | None = None
         self.unk = self._first_id(UNK_NAMES)
         self.settings: Settings = {}
@@ -154,6 +148,11 @@ class Tokenizer(ABC):
             elif piece:
                 ids.append(self.encode(piece))
         return np.concatenate(ids)
+
+    @property
+    def usual_eos(self) -> int | None:
+        """The end-of-text token by its usual name, which `eos` is unless settings beside the file name another."""
+        return self._first_id(EOS_NAMES)
 
     @property
     def fingerprint(self) -> str:
@@ -291,119 +290,3 @@ def cut_blocks(text: str, block_characters: int, borders: re.Pattern[str] = END_
         yield text[start:end]
         start = end
     yield text[start:]
-
-
-LARGEST_VOCAB = 2**24
-"""Ids of the largest vocabulary. XLM-V has 901,629; a larger id in a file is damage."""
-
-
-class HuggingFace(Tokenizer):
-    """A tokenizer of the Hugging Face `tokenizers` library.
-
-    Args:
-        serialised: content of a `tokenizer.json`.
-        settings: content of its `tokenizer_config.json`. With `split_special_tokens`, as in tokenizers that are trained
-            here, text cannot spell a special token; in those of others it can, as in Transformers.
-
-    Raises:
-        ValueError: an id is beyond `LARGEST_VOCAB`, or what surrounds a text has an id that the vocabulary lacks.
-    """
-
-    file_name = "tokenizer.json"
-
-    def __init__(self, serialised: bytes, settings: Settings | None = None) -> None:
-        tokenizer = tokenizers.Tokenizer.from_str(serialised.decode())
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
-        self._tokenizer = tokenizer
-        special: dict[str, int] = {}
-        for token_id, token in tokenizer.get_added_tokens_decoder().items():
-            if token.special:
-                special[token.content] = token_id
-        vocab = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
-        if vocab > LARGEST_VOCAB:
-            raise ValueError(f"its largest token id is {vocab - 1}")
-        surrounding = tokenizer.encode("", add_special_tokens=True).ids
-        if any(token_id >= vocab for token_id in surrounding):
-            raise ValueError(f"it puts {surrounding} around a text, but its vocabulary has only {vocab} ids")
-        super().__init__(serialised, vocab, special)
-        self.settings = settings or {}
-        tokenizer.encode_special_tokens = self._splits_special_tokens
-
-    def __reduce__(self) -> tuple[type["Tokenizer"], tuple[object, ...], dict[str, object]]:
-        return type(self), (self.file_bytes, self.settings), {"eos": self.eos, "bos": self.bos}
-
-    @property
-    def _splits_special_tokens(self) -> bool:
-        return self.settings.get(SPLITS_SPECIAL_TOKENS) is True
-
-    @property
-    def fingerprint(self) -> str:
-        if self._splits_special_tokens:
-            return hashlib.sha256(self.file_bytes + SPLITS_SPECIAL_TOKENS.encode()).hexdigest()[:16]
-        return super().fingerprint
-
-    def to_tokenizers(self) -> tokenizers.Tokenizer:
-        return tokenizers.Tokenizer.from_str(self.file_bytes.decode())
-
-    def encode_batch(self, texts: Sequence[str]) -> list[Int32[np.ndarray, "_"]]:
-        with _explained():
-            encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
-
-    def encode_placed(self, text: str) -> tuple[Int32[np.ndarray, "tokens"], Int32[np.ndarray, "tokens 2"]]:
-        with _explained():
-            encoding = self._tokenizer.encode(text, add_special_tokens=False)
-        return np.array(encoding.ids, np.int32), np.array(encoding.offsets, np.int32).reshape(-1, 2)
-
-    @property
-    def sentence_border(self) -> str:
-        """A space for a byte-level BPE, in which words that follow others begin with Ġ."""
-        pieces = [self.piece(token) for token in self.encode("a")[:1].tolist()]
-        adds_space = any(piece.startswith(WHITE_SPACE) for piece in pieces)
-        is_byte_level = isinstance(self._tokenizer.decoder, tokenizers.decoders.ByteLevel)
-        return " " if is_byte_level and not adds_space else ""
-
-    def beginning(self) -> Int32[np.ndarray, "tokens"]:
-        with _explained():
-            encoding = self._tokenizer.encode("a", add_special_tokens=True)
-        count = 0
-        while count < len(encoding.ids) and encoding.special_tokens_mask[count]:
-            count += 1
-        if count:
-            return np.array(encoding.ids[:count], np.int32)
-        return super().beginning()
-
-    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        return self._tokenizer.decode(np.asarray(ids, np.int64).tolist(), skip_special_tokens=True)
-
-    def id_of(self, token: str) -> int | None:
-        return self._tokenizer.token_to_id(token)
-
-    def piece(self, token: int) -> str:
-        return self._tokenizer.id_to_token(token) or f"<{token}>"
-
-    def begins_word(self) -> Bool[np.ndarray, "vocab"]:
-        begins = np.zeros(self.vocab, bool)
-        model = self._tokenizer.model
-        for piece, token_id in self._tokenizer.get_vocab(with_added_tokens=True).items():
-            if isinstance(model, tokenizers.models.WordPiece):
-                begins[token_id] = not piece.startswith(model.continuing_subword_prefix)
-            else:
-                begins[token_id] = piece.startswith(WHITE_SPACE)
-        return begins
-
-    def ends_word(self) -> Bool[np.ndarray, "vocab"]:
-        ends = np.zeros(self.vocab, bool)
-        for piece, token_id in self._tokenizer.get_vocab(with_added_tokens=True).items():
-            ends[token_id] = piece.endswith(WHITE_SPACE)
-        return ends
-
-
-@contextmanager
-def _explained() -> Iterator[None]:
-    """Turn the library's errors into one of the user's tokenizer: its file refers to tokens that it lacks."""
-    try:
-        yield
-    except Exception as error:  # the library raises Exception itself
-        raise UserError(f"the tokenizer cannot encode a text: {error}; its tokenizer.json is damaged") from None

@@ -8,7 +8,8 @@ from tokenizers.normalizers import BertNormalizer
 
 from t5x_lite.data.byte_tokenizer import Bytes
 from t5x_lite.data.config import TokenizerFile
-from t5x_lite.data.tokenizer import SETTINGS_FILE, HuggingFace, SentencePiece, Settings, Tokenizer
+from t5x_lite.data.huggingface_tokenizer import HuggingFace
+from t5x_lite.data.tokenizer import SETTINGS_FILE, SentencePiece, Settings, Tokenizer
 from t5x_lite.data.tokenizer_settings import added_tokens, apply_settings, read_tokenizer_settings
 from t5x_lite.data.vocabulary_files import (
     build_byte_level,

@@ -3,7 +3,8 @@
 import numpy as np
 from jaxtyping import Bool, Int
 
-from t5x_lite.data.tokenizer import WHITE_SPACE, Tokenizer
+from t5x_lite.data.huggingface_tokenizer import WHITE_SPACE
+from t5x_lite.data.tokenizer import Tokenizer
 
 
 class WordStarts:

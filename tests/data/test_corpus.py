@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 
 from t5x_lite.data import tokenizer_files, vocabulary
-from t5x_lite.data.config import Character, DataConfig, Unigram
+from t5x_lite.data.config import ByteBPE, Character, DataConfig, Unigram, WordPiece
 from t5x_lite.data.corpus import Corpus
 from t5x_lite.data.prepare import prepare_corpus
 from t5x_lite.data.shards import SPLITS
+from t5x_lite.data.subword_training import train_byte_bpe, train_word_piece
 from t5x_lite.data.tokenizer import SentencePiece, Tokenizer
 from t5x_lite.errors import UserError
 
@@ -127,6 +128,25 @@ def test_a_stale_corpus_is_never_read(prose: Path, tmp_path: Path, tokenizer: To
     assert len(set(folders)) == 5
 
 
+def test_another_end_of_text_in_the_settings_makes_another_corpus(prose: Path, tmp_path: Path) -> None:
+    """The file beside a tokenizer may name another token than the usual one, `<|endoftext|>` with the id 0."""
+    config = ByteBPE(vocab=270, controls=("<|endoftext|>", "<turn>"))
+    tokenizer_file = train_byte_bpe(config, [path.read_text() for path in prose.glob("*.txt")]).save(tmp_path)
+    folders: list[Path] = []
+    ends: list[int] = []
+    for settings in ({}, {"eos_token": "<|endoftext|>"}, {"eos_token": "<turn>"}):
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+        tokenizer = tokenizer_files.load(tokenizer_file)
+        folders.append(prepare(prose / "00.txt", tmp_path, tokenizer, validation_fraction=0.0))
+        ends.append(int(Corpus(folders[-1], "train").document(0)[-1]))
+    assert ends == [0, 0, 1]
+    assert folders[0] == folders[1] != folders[2]
+    without_end = prepare(prose / "00.txt", tmp_path, tokenizer, end_of_document=False)
+    (tmp_path / "tokenizer_config.json").unlink()
+    tokenizer = tokenizer_files.load(tokenizer_file)
+    assert prepare(prose / "00.txt", tmp_path, tokenizer, end_of_document=False) == without_end
+
+
 class InterruptedTokenizer(SentencePiece):
     """Is interrupted, as by Ctrl-C, once three units of a corpus are complete."""
 
@@ -193,6 +213,31 @@ def test_invalid_utf8_is_counted(tmp_path: Path, tokenizer: Tokenizer, capsys: p
     folder = prepare(tmp_path / "*.txt", tmp_path, tokenizer, validation_fraction=0.0)
     assert json.loads((folder / "corpus.json").read_text())["splits"]["train"]["replaced"] == 1
     assert "1 documents held invalid UTF-8" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("parts", ["none", "line"])
+def test_a_document_without_tokens_is_left_out_and_not_counted(prose: Path, tmp_path: Path, parts: str) -> None:
+    """WordPiece drops control characters, such as a zero-width space (U+200B), and U+FFFD."""
+    word_piece = train_word_piece(WordPiece(vocab=100), [path.read_text() for path in sorted(prose.glob("*.txt"))])
+    texts = ["\u200b", "the quick brown fox", "\u200b\ufffd\u200b\n\u200b", "jumps", "\u200b"]
+    for number, text in enumerate(texts):
+        (tmp_path / f"{number}.txt").write_text(text)
+    folder = prepare(
+        tmp_path / "*.txt",
+        tmp_path / "cache",
+        word_piece,
+        parts=parts,
+        end_of_document=False,
+        validation_fraction=0.0,
+    )
+    corpus = Corpus(folder, "train")
+    decoded = [word_piece.decode(corpus.document(number)) for number in range(corpus.documents)]
+    assert decoded == [texts[1], texts[3]]
+    assert corpus.text_bytes == 19 + 5
+    assert len(corpus.parts) == 3
+    assert json.loads((folder / "corpus.json").read_text())["splits"]["train"]["replaced"] == 0
+    ended = prepare(tmp_path / "*.txt", tmp_path / "cache", word_piece, validation_fraction=0.0)
+    assert Corpus(ended, "train").documents == len(texts)
 
 
 def test_an_empty_corpus_is_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:

@@ -1,6 +1,7 @@
 """The index of a corpus: written from the shards, and opened without reading it."""
 
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -28,12 +29,21 @@ def test_an_array_file_is_the_pieces_and_absent_until_all_are_written(tmp_path: 
             file.append(piece)
             assert not path.exists()
     np.testing.assert_array_equal(np.load(path), np.concatenate(pieces))
-    np.testing.assert_array_equal(map_array(path), np.load(path))
+    np.testing.assert_array_equal(map_array(path, columns=2), np.load(path))
     with pytest.raises(KeyboardInterrupt), ArrayFile(path, columns=2) as file:
         file.append(pieces[0])
         raise KeyboardInterrupt
     assert len(np.load(path)) == 5
     assert [name.name for name in tmp_path.iterdir()] == ["a.npy"]
+
+
+def test_an_array_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.npy"
+    synced: list[tuple[int, bool]] = []
+    monkeypatch.setattr(os, "fsync", lambda number: synced.append((os.fstat(number).st_size, path.exists())))
+    with ArrayFile(path) as file:
+        file.append(np.arange(3))
+    assert synced == [(path.stat().st_size, False)]
 
 
 @pytest.mark.parametrize("parts", ["none", "line"])
@@ -79,12 +89,13 @@ print(time.perf_counter() - start, resident_bytes() - memory_before, corpus.docu
 """
 
 
-def write_sparse_array(path: Path, *shape: int) -> None:
-    """Write a file of zeros that takes no room on the disk."""
+def write_sparse_array(path: Path, *shape: int, last: int = 0) -> None:
+    """Write a file of zeros, except for the last number, that takes no room on the disk."""
     with path.open("wb") as file:
         description = {"descr": "<i8", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, description)
-        file.truncate(file.tell() + 8 * int(np.prod(shape)))
+        file.seek(8 * (int(np.prod(shape)) - 1), os.SEEK_CUR)
+        file.write(np.int64(last).tobytes())
 
 
 @pytest.mark.slow
@@ -94,13 +105,15 @@ def test_a_corpus_of_a_billion_documents_opens_at_once_and_in_little_memory(tmp_
     rule = RowRule(DataConfig(packing="documents"), Causal(), context(2048))
     rows = documents // 5
     for name, length in (("documents", documents + 1), ("records", documents + 1)):
-        write_sparse_array(tmp_path / f"train.{name}.npy", length)
+        write_sparse_array(tmp_path / f"train.{name}.npy", length, last=400 * documents)
     write_sparse_array(tmp_path / f"rows-{rule.fingerprint}.train.spans.npy", documents, 2)
     write_sparse_array(tmp_path / f"rows-{rule.fingerprint}.train.starts.npy", rows + 1)
-    counts = {"tokens": 400 * documents, "documents": documents, "text_bytes": 1600 * documents}
+    counts = {"tokens": 400 * documents, "documents": documents, "text_bytes": 1600 * documents, "replaced": 0}
     units = [f"{number:06d}" for number in range(len(shard_records))]
     (tmp_path / "corpus.json").write_text(json.dumps({"shards": units, "splits": {"train": counts}}))
-    (tmp_path / "index.json").write_text(json.dumps({"records": {"train": shard_records}}))
+    (tmp_path / "index.json").write_text(
+        json.dumps({"records": {"train": shard_records}, "has_parts": False, "checksums": {}})
+    )
     command = [sys.executable, "-c", OPEN_CORPUS, str(tmp_path), pickle.dumps(rule).hex()]
     output = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
     seconds, memory, document_count, row_count = map(float, output.split())

@@ -3,7 +3,11 @@
 import gzip
 import json
 import shutil
+import threading
+import time
+import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +22,7 @@ from t5x_lite.data.byte_tokenizer import Bytes
 from t5x_lite.data.config import DataConfig, SourceConfig
 from t5x_lite.data.corpus import Corpus
 from t5x_lite.data.corpus_index import write_index
+from t5x_lite.data.corpus_lock import CorpusLock
 from t5x_lite.data.files import TfdsRecords
 from t5x_lite.data.prepare import prepare_corpus
 from t5x_lite.data.record_files import read_record_file
@@ -124,6 +129,11 @@ def test_parquet_text_that_is_not_utf8_is_an_error(tmp_path: Path) -> None:
 def corpus_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("damaged")
     (folder / "a.jsonl").write_bytes(JSON_LINES)
+    return prepare_text(folder)
+
+
+def prepare_text(folder: Path) -> Path:
+    """Prepare the corpus of the text in a folder, as a job does at its start."""
     settings = {"files": str(folder / "a.jsonl"), "cache_dir": str(folder / "cache"), "parts": "punctuation"}
     data = DataConfig.model_validate({**settings, "prepare_processes": 1, "validation_fraction": 0.3})
     return prepare_corpus(data.sources[0], data, Bytes())
@@ -140,7 +150,7 @@ def corpus_tokens(folder: Path) -> list[str]:
 
 def indexed_tokens(folder: Path) -> list[str]:
     """The tokens of a corpus whose index is written again from the lengths in its shards."""
-    write_index(folder, json.loads((folder / "corpus.json").read_text())["shards"])
+    write_index(folder, json.loads((folder / "corpus.json").read_text())["shards"], has_parts=True)
     return corpus_tokens(folder)
 
 
@@ -168,6 +178,74 @@ def test_token_corpora(pattern: str, read: Callable[[Path], list[str]], corpus_f
     assert errors > 50
     for length in range(0, len(content.rstrip(b"\0")), max(len(content) // 20, 1)):
         assert assert_same_or_named(folder, lambda: read(folder), expected, content[:length], path)
+
+
+INDEX_ARRAYS = [f"{split}.{kind}.npy" for split in SPLITS for kind in ("records", "documents", "parts")]
+
+
+@pytest.fixture
+def reopen(corpus_folder: Path) -> Iterator[Callable[[], Path]]:
+    """Opens the corpus as a job does at its start; its files are restored at the end."""
+    contents = {path: path.read_bytes() for path in corpus_folder.iterdir()}
+    yield partial(prepare_text, corpus_folder.parent.parent)
+    for path, content in contents.items():
+        path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", [*INDEX_ARRAYS, "index.json"])
+def test_a_damaged_index_is_written_again(name: str, reopen: Callable[[], Path]) -> None:
+    folder = reopen()
+    expected = corpus_tokens(folder)
+    path = folder / name
+    content = path.read_bytes()
+    for changed in damaged(content, every=5):
+        path.write_bytes(changed)
+        assert reopen() == folder
+        assert corpus_tokens(folder) == expected
+        assert name == "index.json" or path.read_bytes() == content
+    path.unlink()
+    assert corpus_tokens(reopen()) == expected
+
+
+def test_sentences_without_their_file_are_an_error(reopen: Callable[[], Path]) -> None:
+    folder = reopen()
+    (folder / "train.parts.npy").unlink()
+    with pytest.raises(UserError, match=r"train\.parts\.npy: is damaged"):
+        Corpus(folder, "train")
+    (unit,) = folder.glob("0*.train.parts.npy")
+    unit.unlink()
+    with pytest.raises(UserError, match=rf"{unit}: is damaged"):
+        reopen()
+
+
+def test_an_index_without_checksums_is_written_again(
+    reopen: Callable[[], Path], capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = reopen()
+    path = folder / "index.json"
+    content = path.read_text()
+    path.write_text(json.dumps({"records": json.loads(content)["records"]}))
+    reopen()
+    assert path.read_text() == content
+    assert "is written again" in capfd.readouterr().err
+    assert json.loads(content)["checksums"]["train.parts.npy"] == zlib.crc32((folder / "train.parts.npy").read_bytes())
+
+
+def test_a_process_that_waited_does_not_verify_again(tmp_path: Path) -> None:
+    with CorpusLock(tmp_path) as lock:
+        assert not lock.is_verified("index")
+        waiting = CorpusLock(tmp_path)
+        thread = threading.Thread(target=waiting.__enter__)
+        thread.start()
+        time.sleep(0.1)
+        lock.mark_verified("index")
+    thread.join()
+    assert waiting.is_verified("index")
+    assert not waiting.is_verified("rows")
+    waiting.__exit__(None, None, None)
+    time.sleep(0.02)
+    with CorpusLock(tmp_path) as later:
+        assert not later.is_verified("index")
 
 
 def test_a_record_of_another_length_than_in_the_index_is_an_error(corpus_folder: Path, tmp_path: Path) -> None:

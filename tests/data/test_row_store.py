@@ -16,10 +16,14 @@ from t5x_lite.data.pipeline import TrainingRows, training_batch
 from t5x_lite.data.prepare import prepare_corpus
 from t5x_lite.data.row_plan import RowPlan
 from t5x_lite.data.row_rule import RowRule
+from t5x_lite.data.row_statistics import count_documents
 from t5x_lite.data.row_store import open_rows, prepare_rows
+from t5x_lite.errors import UserError
 from t5x_lite.objectives import Causal
 from t5x_lite.objectives.objective import Objective
 from t5x_lite.objectives.prefix import Prefix
+from t5x_lite.objectives.text_to_text import TextToText
+from tests.data.in_memory_corpus import corpus_of_parts
 from tests.objectives.vocabulary import context
 
 
@@ -104,6 +108,31 @@ def test_a_plan_of_another_corpus_or_a_damaged_one_is_replaced(folder: Path, tmp
         prepare_rows(folder, rule())
         assert rows_read(open_rows(corpus, rule())) == expected
         assert json.loads(summary.read_text())["corpus"] == folder.name
+
+
+@pytest.mark.parametrize("kind", ["spans", "starts"])
+def test_a_plan_with_a_flipped_byte_is_replaced(folder: Path, kind: str) -> None:
+    prepare_rows(folder, rule(seq_len=256))
+    path = next(folder.glob(f"rows-*.train.{kind}.npy"))
+    content = path.read_bytes()
+    for position in (*range(0, 128, 3), *range(128, len(content), len(content) // 40)):
+        flipped = bytearray(content)
+        flipped[position] ^= 1 << position % 8
+        path.write_bytes(flipped)
+        prepare_rows(folder, rule(seq_len=256))
+        assert path.read_bytes() == content
+
+
+def test_a_plan_of_no_or_other_axes_is_replaced_and_an_error_for_a_reader(folder: Path) -> None:
+    prepare_rows(folder, rule())
+    path = next(folder.glob("rows-*.train.starts.npy"))
+    content = path.read_bytes()
+    for values in (np.array(7), np.zeros((3, 2), np.int64), np.zeros(3), np.array(["a"], object)):
+        np.save(path, values)
+        with pytest.raises(UserError, match=rf"{path}: is damaged: .*; run the same command again"):
+            open_rows(Corpus(folder, "train"), rule())
+        prepare_rows(folder, rule())
+        assert path.read_bytes() == content
 
 
 def test_a_plan_depends_on_the_corpus_and_the_rule_alone(folder: Path) -> None:
@@ -193,3 +222,14 @@ def test_documents_that_are_not_complete_in_one_row_are_counted(tmp_path: Path, 
     config = DataConfig.model_validate({**settings, "validation_fraction": 0.0, "prepare_processes": 1})
     folder = prepare_corpus(config.sources[0], config, Bytes())
     assert prepare_rows(folder, rule(8, packing=packing))["train"].cut_documents == cut
+
+
+def test_pairs_that_are_rows_of_their_own_are_counted_by_their_inputs_and_targets() -> None:
+    """Inputs are cut to 7 and targets to 5 tokens, and EOS follows both. The lengths of pairs say less."""
+    corpus = corpus_of_parts((3, 2), (14, 1), (4, 9), (7, 5))
+    data = DataConfig.model_validate({"packing": "none"})
+    pairs = RowRule(data, TextToText(target_len=6), context(8, "encoder_decoder"))
+    counts = count_documents(corpus, pairs)
+    assert (counts.rows, counts.cut_documents) == (4, 2)
+    assert counts.room_used == (4 + 8 + 5 + 8, 3 + 2 + 6 + 6)
+    assert counts.room == (4 * 8, 4 * 6)

@@ -20,8 +20,8 @@ from t5x_lite import config as configuration
 from t5x_lite.cli import main
 from t5x_lite.data import vocabulary
 from t5x_lite.data.config import ByteBPE, DataConfig, TokenizerFile, WordPiece
+from t5x_lite.data.huggingface_tokenizer import HuggingFace
 from t5x_lite.data.subword_training import train_byte_bpe, train_word_piece
-from t5x_lite.data.tokenizer import HuggingFace
 from t5x_lite.data.tokenizer_files import from_file
 from t5x_lite.errors import UserError
 from t5x_lite.run_data import open_run_data, open_tokenizer

@@ -12,10 +12,10 @@ from t5x_lite.data.array_files import ArrayFile
 from t5x_lite.data.byte_tokenizer import Bytes
 from t5x_lite.data.config import DataConfig
 from t5x_lite.data.corpus import CORPUS_FILE
-from t5x_lite.data.corpus_index import INDEX_FILE
+from t5x_lite.data.corpus_index import INDEX_FILE, IndexSummary
 from t5x_lite.data.row_rule import RowRule
 from t5x_lite.data.row_store import prepare_rows
-from t5x_lite.data.shards import SPLITS
+from t5x_lite.data.shards import SPLITS, Split
 from t5x_lite.objectives import OBJECTIVES
 from t5x_lite.objectives.objective import ExampleContext
 
@@ -69,10 +69,12 @@ def _write_index(folder: Path, lengths: np.ndarray) -> None:
         for array in ("records", "documents"):
             with ArrayFile(folder / f"{split}.{array}.npy") as file:
                 file.append(values)
-    counts = {"tokens": int(offsets[-1]), "documents": len(lengths), "text_bytes": 0}
+    counts = {"tokens": int(offsets[-1]), "documents": len(lengths), "text_bytes": 0, "replaced": 0}
     splits = {"train": counts, "validation": dict.fromkeys(counts, 0)}
     (folder / CORPUS_FILE).write_text(json.dumps({"shards": ["000000"], "splits": splits}))
-    (folder / INDEX_FILE).write_text(json.dumps({"records": {"train": [len(lengths)], "validation": [0]}}))
+    records: dict[Split, list[int]] = {"train": [len(lengths)], "validation": [0]}
+    summary = IndexSummary(records=records, has_parts=False, checksums={})
+    (folder / INDEX_FILE).write_text(summary.model_dump_json())
 
 
 def _next_fit_fill(lengths: np.ndarray, room: int) -> float:
