@@ -192,7 +192,7 @@ def _read_max_length(transformer: Path) -> int | None:
 
 
 def is_sentence_head(head: HeadConfig | None) -> bool:
-    """Tell whether a head gives what the modules of sentence-transformers give: pooled states."""
+    """Return whether a head gives what the modules of sentence-transformers give: pooled states."""
     return head is not None and not head.outputs and not head.transform and head.pool in POOLS.values()
 
 
