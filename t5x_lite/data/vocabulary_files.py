@@ -35,7 +35,7 @@ def build_byte_level(vocab: Path, merges: Path, words: pre_tokenizers.PreTokeniz
         UserError: there are no merges.
     """
     if not merges.is_file():
-        raise UserError(f"tokenizer.file.merges: {merges} is not there; a vocab.json needs its merges")
+        raise UserError(f"{merges}: no such file; a vocab.json needs its merges")
     tokenizer = tokenizers.Tokenizer(models.BPE.from_file(str(vocab), str(merges)))
     tokenizer.pre_tokenizer = words
     tokenizer.decoder = decoders.ByteLevel()
@@ -86,8 +86,11 @@ def frame_texts(
         between: token after the first text of a pair, in addition to `last`. Without it the second text has the token
             type 1, as in BERT.
     """
-    start = [f"{first}:0"] if first else []
-    end = [f"{last}:0"] if last else []
+    text = ["$A:0"]
+    if first:
+        text.insert(0, f"{first}:0")
+    if last:
+        text.append(f"{last}:0")
     second = ["$B:1"]
     if between:
         second = [f"{between}:0", "$B:0", f"{last}:0"]
@@ -97,7 +100,7 @@ def frame_texts(
         second = [f"{first}:1", "$B:1"]
     names = {name for name in (first, last, between) if name}
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=[*start, "$A:0", *end],
-        pair=[*start, "$A:0", *end, *second],
+        single=text,
+        pair=[*text, *second],
         special_tokens=[(name, tokenizer.token_to_id(name)) for name in sorted(names)],
     )
