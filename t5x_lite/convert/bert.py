@@ -114,7 +114,7 @@ def _read_groups(source: ForeignModel, settings: Settings) -> None:
             "not supported (only groups that repeat equally often)"
         )
     settings["shared_groups"] = groups
-    settings["layers"] = hidden_layers * inner_layers
+    settings["layers"] = check_count("num_hidden_layers * inner_group_num", hidden_layers * inner_layers)
     settings["pattern"] = [{} for _ in range(inner_layers)]
 
 

@@ -20,11 +20,12 @@ DEFAULT_LABELS = 2
 
 
 def is_named(name: str, config: Mapping[str, Any]) -> bool:
-    """Tell whether a config names a class of Transformers."""
+    """Return whether a config names a class of Transformers."""
     return name in architectures_of(config)
 
 
 def architectures_of(config: Mapping[str, Any]) -> list[str]:
+    """Return the names of Transformers' classes in a config; empty if it has none."""
     names = config.get("architectures")
     return [str(name) for name in names] if isinstance(names, list) else []
 

@@ -23,14 +23,13 @@ ForeignConfig: TypeAlias = dict[str, Any]
 Settings: TypeAlias = dict[str, Any]
 """Settings of our model as plain values: nested, as in a YAML config, or by dotted key."""
 
-LARGEST_COUNT = 100_000
-"""The largest number that lists are made by; no model has so many layers or labels."""
+LARGEST_COUNT = 10_000
+"""The largest number of layers, groups or labels, for each of which lists have an item."""
 
 REQUIRED: Final = object()
 """The default of a field that a foreign config must have."""
 
-MOST_LAYERS = 10_000
-"""Layers of the largest model. Lists with an item for each layer are made from this number."""
+LAYER_SETTINGS = ("layers", "decoder_layers")
 IMPLIED_BY = {
     "kv_heads": "heads",
     "embedding": "embed",
@@ -281,11 +280,10 @@ class ConfigTable:
         values = dict(self.fixed)
         for config_field in self.fields:
             if config_field.is_read:
-                values[config_field.setting] = config_field.read(source.config)
-        for setting in ("layers", "decoder_layers"):
-            count = values.get(setting)
-            if isinstance(count, int | float) and not count <= MOST_LAYERS:
-                raise UserError(f"the number of layers is {count}; no model has more than {MOST_LAYERS:,}")
+                value = config_field.read(source.config)
+                if config_field.setting in LAYER_SETTINGS and value is not None:
+                    check_count(config_field.name, value)
+                values[config_field.setting] = value
         for setting, implied_by in IMPLIED_BY.items():
             if setting in values and values[setting] == values.get(implied_by):
                 values[setting] = None

@@ -11,17 +11,9 @@ from t5x_lite.data.byte_tokenizer import Bytes
 from t5x_lite.data.config import TokenizerFile
 from t5x_lite.data.huggingface_tokenizer import HuggingFace
 from t5x_lite.data.tokenizer import SentencePiece, Settings, Tokenizer
-from t5x_lite.data.tokenizer_files import from_file, with_extra_ids
+from t5x_lite.data.tokenizer_files import from_file, unreadable_as_user_error, with_extra_ids
 from t5x_lite.data.tokenizer_settings import added_tokens, apply_settings, complete_settings, token_name
-from t5x_lite.data.vocabulary_files import (
-    QWEN2_WORDS,
-    build_byte_level,
-    build_word_piece,
-    byte_level_words,
-    frame_texts,
-    serialise,
-)
-from t5x_lite.errors import UserError
+from t5x_lite.data.vocabulary_files import frame_texts, mark_special_tokens, read_byte_level, read_word_piece
 
 SENTINELS = 100
 """The number of sentinel tokens that T5's tokenizer adds to its SentencePiece model."""
@@ -39,15 +31,10 @@ def load_tokenizer(folder: Path, class_name: str, config: ForeignConfig) -> Toke
         UserError: the files are not a tokenizer.
     """
     settings = complete_settings(folder, str(config.get("tokenizer_class") or class_name))
-    try:
+    with unreadable_as_user_error(folder):
         tokenizer = _read(folder, settings)
         if tokenizer is not None:
             apply_settings(tokenizer, tokenizer.settings, config)
-    except UserError:
-        raise
-    except Exception as error:  # the two libraries raise RuntimeError, ValueError and Exception itself
-        reason = (str(error) or repr(error)).splitlines()[0]
-        raise UserError(f"{folder}: not a tokenizer that can be read: {reason}") from None
     return tokenizer
 
 
@@ -64,9 +51,9 @@ def _read(folder: Path, settings: Settings) -> Tokenizer | None:
     if (folder / "tokenizer.model").is_file():
         return from_file(TokenizerFile(path=str(folder / "tokenizer.model")))
     if (folder / "vocab.json").is_file():
-        return _read_byte_level(folder, settings)
+        return read_byte_level(folder / "vocab.json", folder / "merges.txt", settings)
     if (folder / "vocab.txt").is_file():
-        return _read_word_piece(folder / "vocab.txt", settings)
+        return read_word_piece(folder / "vocab.txt", settings)
     return None
 
 
@@ -98,35 +85,6 @@ def _read_albert(model: bytes, settings: Settings) -> HuggingFace:
     if settings.get("do_lower_case") is not False:
         steps.append(normalizers.Lowercase())
     tokenizer = sentencepiece_conversion.to_tokenizers(model, steps)
-    serialise(tokenizer, added_tokens(settings))
-    frame_texts(tokenizer, token_name(settings.get("cls_token")), token_name(settings.get("sep_token")))
-    return HuggingFace(tokenizer.to_str().encode(), settings)
-
-
-def _read_byte_level(folder: Path, settings: Settings) -> HuggingFace:
-    words = byte_level_words(add_prefix_space=settings.get("add_prefix_space") is True)
-    if settings["tokenizer_class"] == "Qwen2Tokenizer":
-        words = byte_level_words(QWEN2_WORDS)
-    tokenizer = build_byte_level(folder / "vocab.json", folder / "merges.txt", words)
-    if settings["tokenizer_class"] == "Qwen2Tokenizer":
-        tokenizer.normalizer = normalizers.NFC()
-    serialise(tokenizer, added_tokens(settings))
-    if settings["tokenizer_class"] == "RobertaTokenizer":
-        sep = token_name(settings.get("sep_token"))
-        frame_texts(tokenizer, token_name(settings.get("cls_token")), sep, between=sep)
-    elif settings.get("add_bos_token") is True:
-        frame_texts(tokenizer, token_name(settings.get("bos_token")), None)
-    return HuggingFace(tokenizer.to_str().encode(), settings)
-
-
-def _read_word_piece(path: Path, settings: Settings) -> HuggingFace:
-    strip_accents = settings.get("strip_accents")
-    normalizer = normalizers.BertNormalizer(
-        handle_chinese_chars=settings.get("tokenize_chinese_chars") is not False,
-        strip_accents=strip_accents if isinstance(strip_accents, bool) else None,
-        lowercase=settings.get("do_lower_case") is not False,
-    )
-    tokenizer = build_word_piece(path, normalizer)
-    serialise(tokenizer, added_tokens(settings))
+    mark_special_tokens(tokenizer, added_tokens(settings))
     frame_texts(tokenizer, token_name(settings.get("cls_token")), token_name(settings.get("sep_token")))
     return HuggingFace(tokenizer.to_str().encode(), settings)

@@ -115,15 +115,23 @@ ROTARY = Rule(
 )
 
 
+def read_attention(window: object) -> str | Settings:
+    """Return the attention of a layer: within a window, or dense if it is null."""
+    return "dense" if window is None else {"local": {"window": window}}
+
+
+def first_window(model: ModelConfig) -> int | None:
+    """Return the window of a model's first layer; None if its attention is dense."""
+    attention = model.pattern[0].attention
+    return attention.window if isinstance(attention, Local) else None
+
+
 def _read_sliding_window(source: ForeignModel, settings: Settings) -> None:
-    window = source.config.get("sliding_window")
-    attention = "dense" if window is None else {"local": {"window": window}}
-    settings["pattern"] = [{"attention": attention}]
+    settings["pattern"] = [{"attention": read_attention(source.config.get("sliding_window"))}]
 
 
 def _write_sliding_window(model: ModelConfig, config: ForeignConfig) -> None:
-    attention = model.pattern[0].attention
-    config["sliding_window"] = attention.window if isinstance(attention, Local) else None
+    config["sliding_window"] = first_window(model)
 
 
 SLIDING_WINDOW = Rule(("sliding_window",), read=_read_sliding_window, write=_write_sliding_window)

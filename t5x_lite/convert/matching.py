@@ -95,11 +95,10 @@ def _compare(model: ModelConfig, model_type: ModelType) -> Comparison:
         try:
             return Comparison(_list_differences(model, _write_and_read(nearest, model_type)))
         except MissingComponent as error:
-            component, _, rest = error.setting.partition(".")
-            kind = rest.partition(".")[0]
-            if component not in COMPONENTS or not kind:
+            component, *kinds = error.setting.split(".")
+            if component not in COMPONENTS or not kinds:
                 return Comparison({error.setting: ("missing", "a value")}, is_complete=False)
-            nearest = _replace_component(nearest, component, kind)
+            nearest = _replace_component(nearest, component, kinds[0])
         except (UserError, ValidationError) as error:
             reason = str(error).splitlines()[0]
             return Comparison({"model": ("as it is", f"what can be written ({reason})")}, is_complete=False)

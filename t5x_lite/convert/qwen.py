@@ -1,5 +1,8 @@
 """Qwen2 and Qwen3 in Hugging Face's format."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from t5x_lite.convert.config_table import (
     ConfigTable,
     Field,
@@ -7,7 +10,6 @@ from t5x_lite.convert.config_table import (
     ForeignModel,
     Rule,
     Settings,
-    check_count,
     layers_and_window,
     shortest_period,
 )
@@ -19,6 +21,7 @@ from t5x_lite.convert.llama import (
     NO_BIAS,
     llama_fields,
     llama_like,
+    read_attention,
 )
 from t5x_lite.convert.weight_map import Modules
 from t5x_lite.errors import UserError
@@ -32,26 +35,30 @@ DEFAULT_FULL_LAYERS = 28
 """The first layers without a window that Transformers takes where a config gives no number."""
 
 
+def read_window(config: Mapping[str, Any]) -> object:
+    """Return the window of the layers that have one; None if no layer has."""
+    return config.get("sliding_window") if config.get("use_sliding_window") else None
+
+
 def _read_layer_types(source: ForeignModel, settings: Settings) -> None:
     """Read which layers attend within a window.
 
     Without `layer_types` these are the layers from `max_window_layers` on, if `use_sliding_window` is set.
     """
     config = source.config
-    window = config.get("sliding_window") if config.get("use_sliding_window") else None
+    window = read_window(config)
     layer_types = config.get("layer_types")
     if layer_types is None:
         first_windowed = settings["layers"]
         if window is not None:
             first_windowed = config.get("max_window_layers", DEFAULT_FULL_LAYERS)
-        layers = check_count("num_hidden_layers", settings["layers"])
-        layer_types = [FULL if layer < first_windowed else SLIDING for layer in range(layers)]
+        layer_types = [FULL if layer < first_windowed else SLIDING for layer in range(settings["layers"])]
+    windows = {FULL: None, SLIDING: window}
     pattern = []
     for layer_type in shortest_period(list(layer_types)):
-        if layer_type not in {FULL, SLIDING} or (layer_type == SLIDING and window is None):
+        if layer_type not in windows or (layer_type == SLIDING and window is None):
             raise UserError(f"layer_types has {layer_type!r} with sliding_window={window}, which is not supported")
-        attention = "dense" if layer_type == FULL else {"local": {"window": window}}
-        pattern.append({"attention": attention})
+        pattern.append({"attention": read_attention(windows[layer_type])})
     settings["pattern"] = pattern
 
 

@@ -13,11 +13,19 @@ from t5x_lite.convert.config_table import (
     check_count,
     shortest_period,
 )
-from t5x_lite.convert.llama import ATTENTION_BIAS, LLAMA_FIXED, LLAMA_RULES, NO_BIAS, llama_fields, llama_like
-from t5x_lite.convert.qwen import QWEN3_LAYER
+from t5x_lite.convert.llama import (
+    ATTENTION_BIAS,
+    LLAMA_FIXED,
+    LLAMA_RULES,
+    NO_BIAS,
+    first_window,
+    llama_fields,
+    llama_like,
+    read_attention,
+)
+from t5x_lite.convert.qwen import QWEN3_LAYER, read_window
 from t5x_lite.convert.weight_map import Modules
 from t5x_lite.errors import UserError
-from t5x_lite.models.attention.kinds import Local
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.experts.config import MoE
 from t5x_lite.models.experts.routers import TopK
@@ -45,11 +53,9 @@ def _read_experts(source: ForeignModel, settings: Settings) -> None:
         "dispatch": "dropless",
         "expert": settings["feedforward"],
     }
-    window = config.get("sliding_window") if config.get("use_sliding_window") else None
-    attention = "dense" if window is None else {"local": {"window": window}}
+    attention = read_attention(read_window(config))
     pattern = []
-    layers = check_count("num_hidden_layers", settings["layers"])
-    for kind in shortest_period(_kinds_of_layers(config, layers)):
+    for kind in shortest_period(_kinds_of_layers(config, settings["layers"])):
         feedforward = {"moe": experts} if kind == EXPERTS else None
         pattern.append({"attention": attention, "feedforward": feedforward})
     settings["pattern"] = pattern
@@ -88,8 +94,7 @@ def _write_experts(model: ModelConfig, config: ForeignConfig) -> None:
         kinds.append(EXPERTS if isinstance(model.feedforward_of(layer), MoE) else DENSE)
     kinds *= model.layers // len(kinds)
     config.update(_write_kinds_of_layers(kinds))
-    attention = model.pattern[0].attention
-    window = attention.window if isinstance(attention, Local) else None
+    window = first_window(model)
     config["use_sliding_window"] = window is not None
     config["sliding_window"] = window
 

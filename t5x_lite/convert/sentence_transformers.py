@@ -17,6 +17,7 @@ from t5x_lite.data.tokenizer_settings import read_tokenizer_settings
 from t5x_lite.errors import UserError
 from t5x_lite.files import read_json, read_json_object
 from t5x_lite.models.config import HeadConfig
+from t5x_lite.schema import first_problem
 
 MODULES_FILE = "modules.json"
 PROMPTS_FILE = "config_sentence_transformers.json"
@@ -112,19 +113,13 @@ def _read_modules(path: Path) -> list[_Module]:
     try:
         modules = [_Module.model_validate(entry) for entry in entries]
     except ValidationError as error:
-        raise UserError(f"{path}: {_first_problem(error)}") from None
+        raise UserError(f"{path}: the field {first_problem(error)}") from None
     for module in modules:
         if Path(module.path).is_absolute() or ".." in Path(module.path).parts:
             raise UserError(f"{path}: names the folder {module.path[:80]!r}, which is not in its folder")
         if module.kwargs:
             raise UserError(f"{path}: kwargs={module.kwargs} of {module.kind} are not supported")
     return modules
-
-
-def _first_problem(error: ValidationError) -> str:
-    problem = error.errors()[0]
-    field = ".".join(str(part) for part in problem["loc"])
-    return f"the field {field} is not supported: {problem['msg']}"
 
 
 def _check_prompts(path: Path) -> None:
@@ -180,7 +175,7 @@ def _read_max_length(transformer: Path) -> int | None:
         try:
             settings = _Transformer.model_validate(read_json_object(path))
         except ValidationError as error:
-            raise UserError(f"{path}: {_first_problem(error)}") from None
+            raise UserError(f"{path}: the field {first_problem(error)}") from None
     if settings.do_lower_case and tokenizer_settings.get("do_lower_case") is not True:
         raise UserError(f"{path}: do_lower_case=true is not supported with a tokenizer that keeps capitals")
     if settings.max_seq_length is not None:
@@ -192,7 +187,7 @@ def _read_max_length(transformer: Path) -> int | None:
 
 
 def is_sentence_head(head: HeadConfig | None) -> bool:
-    """Tell whether a head gives what the modules of sentence-transformers give: pooled states."""
+    """Return whether a head gives what the modules of sentence-transformers give: pooled states."""
     return head is not None and not head.outputs and not head.transform and head.pool in POOLS.values()
 
 

@@ -208,9 +208,8 @@ def _open_zarr(file: Path, name: str, description: Mapping[str, Any]) -> tensors
     try:
         reference = ArrayReference.model_validate(description)
     except ValidationError as error:
-        details = error.errors()[0]
-        key = ".".join(map(str, details["loc"]))
-        raise UserError(f"{file}: {name}: this reference to an array has a wrong {key}: {details['msg']}") from None
+        problem = schema.first_problem(error)
+        raise UserError(f"{file}: {name}: this reference to an array has a wrong {problem}") from None
     array_folder = file.parent / Path(reference.kvstore.path).name
     spec = {"driver": "zarr", "kvstore": {"driver": "file", "path": str(array_folder)}}
     try:

@@ -1,4 +1,4 @@
-"""Weights with a head for a task that this project has no place for."""
+"""Refuse weights with a head for a task that cannot be imported."""
 
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -12,7 +12,7 @@ from t5x_lite.errors import UserError
 def check_task_head(
     config_path: Path, model_type: ModelType, config: Mapping[str, Any], tensor_names: Collection[str]
 ) -> None:
-    """Refuse weights with a head for a task that this project has no place for.
+    """Refuse weights with a head for a task, unless it is one of a classifier that is imported.
 
     Raises:
         UserError: says how to import the model without its head, where there is a way.

@@ -1,23 +1,17 @@
 """Load tokenizers from the files of several libraries, and append sentinels to a SentencePiece model."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sentencepiece import sentencepiece_model_pb2
-from tokenizers.normalizers import BertNormalizer
 
 from t5x_lite.data.byte_tokenizer import Bytes
 from t5x_lite.data.config import TokenizerFile
 from t5x_lite.data.huggingface_tokenizer import HuggingFace
 from t5x_lite.data.tokenizer import SETTINGS_FILE, SentencePiece, Settings, Tokenizer
-from t5x_lite.data.tokenizer_settings import added_tokens, apply_settings, read_tokenizer_settings
-from t5x_lite.data.vocabulary_files import (
-    build_byte_level,
-    build_word_piece,
-    byte_level_words,
-    serialise,
-    usual_special_tokens,
-)
+from t5x_lite.data.tokenizer_settings import apply_settings, read_tokenizer_settings
+from t5x_lite.data.vocabulary_files import read_byte_level, read_word_piece
 from t5x_lite.errors import UserError
 from t5x_lite.files import read_json_object
 from t5x_lite.local_copies import local_file
@@ -50,7 +44,7 @@ def load(path: Path) -> Tokenizer:
 def from_file(config: TokenizerFile) -> Tokenizer:
     """Load a SentencePiece `.model`, a `tokenizer.json`, a `vocab.json` with merges, or a WordPiece `vocab.txt`.
 
-    If there is a `tokenizer_config.json` in the same folder, it names the special tokens.
+    A `tokenizer_config.json` in the same folder names the special tokens, and how Transformers reads texts.
 
     Raises:
         UserError: there is no such file, or it is not a tokenizer.
@@ -61,31 +55,42 @@ def from_file(config: TokenizerFile) -> Tokenizer:
     if config.extra_ids and path.suffix != ".model":
         raise UserError("tokenizer.file.extra_ids: sentinels can be appended only to a SentencePiece .model")
     settings = read_tokenizer_settings(path.parent)
-    try:
+    with unreadable_as_user_error(path):
         tokenizer = _read(path, config, settings)
         apply_settings(tokenizer, settings, {})
+    return tokenizer
+
+
+@contextlib.contextmanager
+def unreadable_as_user_error(path: Path) -> Iterator[None]:
+    """Turn an error of the libraries that read tokenizers into one that names the file or folder.
+
+    Raises:
+        UserError: the tokenizer cannot be read.
+    """
+    try:
+        yield
     except UserError:
         raise
     except Exception as error:  # the two libraries raise RuntimeError, ValueError and Exception itself
         reason = (str(error) or repr(error)).splitlines()[0]
         raise UserError(f"{path}: not a tokenizer that can be read: {reason}") from None
-    return tokenizer
 
 
 def _read(path: Path, config: TokenizerFile, settings: Settings) -> Tokenizer:
     if path.suffix == ".model":
         return SentencePiece(with_extra_ids(path.read_bytes(), config.extra_ids))
     if path.suffix == ".txt":
-        backend = build_word_piece(path, BertNormalizer(lowercase=config.lowercase))
-    else:
-        model = read_json_object(path).get("model")
-        if model == "bytes":
-            return Bytes()
-        if isinstance(model, dict):  # in GPT-2's vocab.json "model" is a token, with a number
-            return HuggingFace(path.read_bytes(), settings)
-        backend = build_byte_level(path, Path(config.merges or path.with_name("merges.txt")), byte_level_words())
-    special = list(added_tokens(settings)) or usual_special_tokens(backend)
-    return HuggingFace(serialise(backend, special), settings)
+        return read_word_piece(path, {**settings, "do_lower_case": config.lowercase})
+    model = read_json_object(path).get("model")
+    if model == "bytes":
+        return Bytes()
+    if isinstance(model, dict):  # in GPT-2's vocab.json "model" is a token, with a number
+        return HuggingFace(path.read_bytes(), settings)
+    merges = Path(config.merges or path.with_name("merges.txt"))
+    if not merges.is_file():
+        raise UserError(f"tokenizer.file.merges: {merges} is not there; a vocab.json needs its merges")
+    return read_byte_level(path, merges, settings)
 
 
 def with_extra_ids(model: bytes, count: int, controls: Sequence[str] = ()) -> bytes:

@@ -1,4 +1,4 @@
-"""Build tokenizers of the `tokenizers` library from the vocabulary files of GPT-2 and BERT."""
+"""Read the vocabulary files of GPT-2 and BERT as tokenizers of the `tokenizers` library."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -6,7 +6,9 @@ from pathlib import Path
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 
-from t5x_lite.data.tokenizer import EOS_NAMES, PAD_NAMES
+from t5x_lite.data.huggingface_tokenizer import HuggingFace
+from t5x_lite.data.tokenizer import EOS_NAMES, PAD_NAMES, Settings
+from t5x_lite.data.tokenizer_settings import added_tokens, token_name
 from t5x_lite.errors import UserError
 
 GPT4_WORDS = (
@@ -28,30 +30,58 @@ def byte_level_words(pattern: str = "", *, add_prefix_space: bool = False) -> pr
     return pre_tokenizers.Sequence([words, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
-def build_byte_level(vocab: Path, merges: Path, words: pre_tokenizers.PreTokenizer) -> tokenizers.Tokenizer:
-    """Build a byte-level BPE from GPT-2's two files (Radford et al. 2019, §2.2), without special tokens.
+def read_byte_level(vocab: Path, merges: Path, settings: Settings) -> HuggingFace:
+    """Read a byte-level BPE from GPT-2's two files (Radford et al. 2019, §2.2).
+
+    Args:
+        vocab: the file of the tokens.
+        merges: the file of the merges.
+        settings: those of Transformers, which name the special tokens and what surrounds a text. Where they name none,
+            these have their usual names.
 
     Raises:
         UserError: there are no merges.
     """
     if not merges.is_file():
-        raise UserError(f"tokenizer.file.merges: {merges} is not there; a vocab.json needs its merges")
+        raise UserError(f"{merges}: no such file; a vocab.json needs its merges")
     tokenizer = tokenizers.Tokenizer(models.BPE.from_file(str(vocab), str(merges)))
-    tokenizer.pre_tokenizer = words
+    tokenizer.pre_tokenizer = byte_level_words(add_prefix_space=settings.get("add_prefix_space") is True)
     tokenizer.decoder = decoders.ByteLevel()
-    return tokenizer
+    class_name = str(settings.get("tokenizer_class")).removesuffix("Fast")
+    if class_name == "Qwen2Tokenizer":
+        tokenizer.pre_tokenizer = byte_level_words(QWEN2_WORDS)
+        tokenizer.normalizer = normalizers.NFC()
+    mark_special_tokens(tokenizer, list(added_tokens(settings)) or _usual_special_tokens(tokenizer))
+    if class_name == "RobertaTokenizer":
+        sep = token_name(settings.get("sep_token"))
+        frame_texts(tokenizer, token_name(settings.get("cls_token")), sep, between=sep)
+    elif settings.get("add_bos_token") is True:
+        frame_texts(tokenizer, token_name(settings.get("bos_token")), None)
+    return HuggingFace(tokenizer.to_str().encode(), settings)
 
 
-def build_word_piece(vocab: Path, normalizer: normalizers.BertNormalizer) -> tokenizers.Tokenizer:
-    """Build BERT's WordPiece from its vocabulary (Devlin et al. 2019, §3), without special tokens."""
+def read_word_piece(vocab: Path, settings: Settings) -> HuggingFace:
+    """Read BERT's WordPiece from its vocabulary (Devlin et al. 2019, §3).
+
+    Args:
+        vocab: the file of the tokens.
+        settings: as for `read_byte_level`; they also say how texts are normalised.
+    """
     tokenizer = tokenizers.Tokenizer(models.WordPiece.from_file(str(vocab), unk_token="[UNK]"))
-    tokenizer.normalizer = normalizer
+    strip_accents = settings.get("strip_accents")
+    tokenizer.normalizer = normalizers.BertNormalizer(
+        handle_chinese_chars=settings.get("tokenize_chinese_chars") is not False,
+        strip_accents=strip_accents if isinstance(strip_accents, bool) else None,
+        lowercase=settings.get("do_lower_case") is not False,
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
-    return tokenizer
+    mark_special_tokens(tokenizer, list(added_tokens(settings)) or _usual_special_tokens(tokenizer))
+    frame_texts(tokenizer, token_name(settings.get("cls_token")), token_name(settings.get("sep_token")))
+    return HuggingFace(tokenizer.to_str().encode(), settings)
 
 
-def usual_special_tokens(tokenizer: tokenizers.Tokenizer) -> list[str]:
+def _usual_special_tokens(tokenizer: tokenizers.Tokenizer) -> list[str]:
     """Return the special tokens that a vocabulary has under their usual names, where no settings tell them.
 
     `<unk>` is special in RoBERTa's vocabulary, which a mask token reveals; in OPT's it is text like any other.
@@ -64,14 +94,13 @@ def usual_special_tokens(tokenizer: tokenizers.Tokenizer) -> list[str]:
     return [name for name in names if tokenizer.token_to_id(name) is not None]
 
 
-def serialise(tokenizer: tokenizers.Tokenizer, special: Iterable[str | AddedToken]) -> bytes:
-    """Mark the special tokens, append those that the vocabulary lacks, and return the content of a `tokenizer.json`."""
+def mark_special_tokens(tokenizer: tokenizers.Tokenizer, special: Iterable[str | AddedToken]) -> None:
+    """Mark the special tokens, and append those that the vocabulary lacks."""
     for token in special:
         if isinstance(token, AddedToken) and not token.special:
             tokenizer.add_tokens([token])
         else:
             tokenizer.add_special_tokens([token])
-    return tokenizer.to_str().encode()
 
 
 def frame_texts(
@@ -86,8 +115,11 @@ def frame_texts(
         between: token after the first text of a pair, in addition to `last`. Without it the second text has the token
             type 1, as in BERT.
     """
-    start = [f"{first}:0"] if first else []
-    end = [f"{last}:0"] if last else []
+    text = ["$A:0"]
+    if first:
+        text.insert(0, f"{first}:0")
+    if last:
+        text.append(f"{last}:0")
     second = ["$B:1"]
     if between:
         second = [f"{between}:0", "$B:0", f"{last}:0"]
@@ -97,7 +129,7 @@ def frame_texts(
         second = [f"{first}:1", "$B:1"]
     names = {name for name in (first, last, between) if name}
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=[*start, "$A:0", *end],
-        pair=[*start, "$A:0", *end, *second],
+        single=text,
+        pair=[*text, *second],
         special_tokens=[(name, tokenizer.token_to_id(name)) for name in sorted(names)],
     )

@@ -84,7 +84,7 @@ def score_pairs(model: EvaluationModel, pairs: Sequence[MinimalPair]) -> list[tu
     As in lm-evaluation-harness a space precedes each sentence, and `model.empty_context` the space.
 
     Raises:
-        UserError: a sentence that is longer than the learned positions.
+        UserError: a sentence that is longer than the positions.
     """
     sentences = []
     for pair in pairs:

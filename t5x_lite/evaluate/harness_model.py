@@ -99,7 +99,13 @@ class HarnessModel(TemplateLM):
         """Cut a text into inputs and targets; where all tokens but one are read, every window is by itself."""
         if self.model.config.scores_left_to_right:
             return scoring_windows(token_ids, self.prefix_token_id, self.max_length, self.max_length)
-        room = self.max_length - self.model.likelihood.tokens_read((token_ids[:0], token_ids[:0]))
+        special = self.model.likelihood.tokens_read((token_ids[:0], token_ids[:0]))
+        room = self.max_length - special
+        if room < 1:
+            raise UserError(
+                f"window={self.max_length} leaves no room for a text beside {special} special tokens; "
+                f"set window to {special + 1} or more"
+            )
         return [(token_ids[:0], token_ids[start : start + room]) for start in range(0, len(token_ids), room)]
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:

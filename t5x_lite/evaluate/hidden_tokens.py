@@ -44,7 +44,7 @@ class TokenHider(ABC):
 
 @dataclass(frozen=True)
 class MaskedTokens(TokenHider):
-    """A [MASK] stands in the place of each hidden token. ELECTRA's generator predicts them.
+    """A [MASK] replaces each hidden token. ELECTRA's generator predicts them.
 
     Attributes:
         mask: the id of [MASK].
@@ -69,7 +69,7 @@ class MaskedTokens(TokenHider):
 
 @dataclass(frozen=True)
 class InfilledTokens(TokenHider):
-    """The first sentinel stands in the place of all hidden tokens; the decoder predicts what follows this sentinel.
+    """The first sentinel replaces all hidden tokens; the decoder predicts what follows this sentinel.
 
     Attributes:
         sentinel: the id of the first sentinel.

@@ -47,7 +47,7 @@ class Memory:
             raise UserError(f"{subject} take at least {self.describe(bytes_per_device)}; {remedy}")
 
     def describe(self, bytes_per_device: float) -> str:
-        """Return the memory that is needed and the memory that is there."""
+        """Return the memory that is needed and the memory that is available."""
         needed = f"{format_si(bytes_per_device * self.devices)}B"
         return f"{needed}, but {self.place} has {format_si(self.size or 0)}B of memory"
 

@@ -1,4 +1,4 @@
-"""Check that a run fits into the memory that is here, before anything is prepared or allocated."""
+"""Check that a run fits into the available memory before anything is prepared or allocated."""
 
 import logging
 

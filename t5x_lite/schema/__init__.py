@@ -6,7 +6,7 @@ Nothing here knows a particular setting; `config.py` and the `config.py` of each
 from t5x_lite.schema.explanation import Explanation, explain
 from t5x_lite.schema.settings import Config, Int, OneOf, Settings, Strings, dotted, flatten, setting
 from t5x_lite.schema.sources import Sources, merge, read
-from t5x_lite.schema.validation import validate
+from t5x_lite.schema.validation import first_problem, validate
 from t5x_lite.schema.yaml_text import dump
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "dotted",
     "dump",
     "explain",
+    "first_problem",
     "flatten",
     "merge",
     "read",

@@ -41,6 +41,15 @@ def validate(kind: type[ConfigT], sources: Sources) -> ConfigT:
         raise UserError("; ".join(unique_messages)) from None
 
 
+def first_problem(error: ValidationError) -> str:
+    """Return the dotted key of the first problem of a file that is not a config, and pydantic's message."""
+    details = error.errors(include_url=False)[0]
+    key = ".".join(str(part) for part in details["loc"])
+    if not key:
+        return details["msg"]
+    return f"{key}: {details['msg']}"
+
+
 def _follows_from_an_item(details: ErrorDetails, errors: Sequence[ErrorDetails]) -> bool:
     """Return whether a list is too short only because its items are invalid, which has an error of its own."""
     path = details["loc"]

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from t5x_lite.errors import UserError
 from t5x_lite.files import read_json_object, write_file
+from t5x_lite.schema import first_problem
 from t5x_lite.sweep.config import Sweep
 
 MAX_JOB_NAME = 32
@@ -123,9 +124,7 @@ def read_plan(folder: Path) -> Plan:
     try:
         return Plan.model_validate_json(json.dumps(read_json_object(path)))
     except ValidationError as error:
-        details = error.errors()[0]
-        key = ".".join(map(str, details["loc"]))
-        raise UserError(f"{path}: {key}: {details['msg']}; start the sweep again to write it anew") from None
+        raise UserError(f"{path}: {first_problem(error)}; start the sweep again to write it anew") from None
 
 
 def write_plan(sweep: Sweep, runs: Sequence[PlannedRun]) -> None:

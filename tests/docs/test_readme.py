@@ -4,19 +4,25 @@ import json
 import re
 from pathlib import Path
 
+import jax
 import pytest
 
 from t5x_lite import config as configuration
 from t5x_lite.adapt import ADAPTATIONS
 from t5x_lite.cli import COMMANDS, main
+from t5x_lite.convert.imported_run import write_run
+from t5x_lite.models.config import HeadConfig
 from t5x_lite.models.positions import POSITIONS
+from t5x_lite.models.spec import init_params
 from t5x_lite.objectives import OBJECTIVES
 from t5x_lite.objectives.supervised import Supervised
+from t5x_lite.run_dir import open_run
 from t5x_lite.train.schedules import SCHEDULES
 from tests.docs.pages import DOCS, README, REPOSITORY, CodeBlock, code_blocks, commands, page_name
 from tests.docs.tiny_runs import tiny_overrides
 
 MAX_WORDS = 1300
+TRAINED = ("quickstart", "quickstart_bert")
 EXAMPLE_PAGES = [README, *sorted((DOCS / "guides").glob("*.md")), DOCS / "reference" / "api.md"]
 
 
@@ -26,14 +32,26 @@ def python_examples() -> list[CodeBlock]:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, prose: Path) -> Path:
-    """A folder with `runs/quickstart` and `runs/quickstart_bert`, trained for a few steps."""
+    """A folder with `runs/quickstart` and `runs/quickstart_bert`, trained for a few steps, and `runs/classifier`."""
     folder = tmp_path_factory.mktemp("examples")
-    for name in ("quickstart", "quickstart_bert"):
+    for name in TRAINED:
         config = str(REPOSITORY / "configs" / f"{name}.yaml")
         overrides = tiny_overrides(config, prose, configuration.load)
         overrides += [f"run_dir={folder}/runs/{name}", f"data.cache_dir={folder}/cache"]
         assert main(["train", config, *overrides]) == 0
+    write_classifier(folder)
     return folder
+
+
+def write_classifier(folder: Path) -> None:
+    """Write `runs/classifier`, a classifier of two labels with random weights, and texts in the format of SST-2."""
+    run = open_run(folder / "runs/quickstart_bert")
+    head = HeadConfig(outputs=2, pool="first", transform=True)
+    model = run.config.model.model_copy(update={"vocab": run.tokenizer.vocab, "outputs": (), "head": head})
+    objective = {"classify": {"labels": ["negative", "positive"], "transform": True}}
+    write_run(folder / "runs/classifier", model, objective, init_params(model, jax.random.key(0)), run.tokenizer)
+    for name in ("train.tsv", "dev.tsv"):
+        (folder / name).write_text("sentence\tlabel\na fine film\t1\na dull film\t0\n")
 
 
 def test_readme_has_at_most_1300_words() -> None:
@@ -73,8 +91,8 @@ def documented_spellings(metric: str) -> list[str]:
 def test_every_metric_of_a_run_is_documented(runs: Path) -> None:
     page = (DOCS / "reference" / "metrics.md").read_text(encoding="utf-8")
     metrics = set()
-    for run in (runs / "runs").iterdir():
-        for line in (run / "metrics.jsonl").read_text().splitlines():
+    for name in TRAINED:
+        for line in (runs / "runs" / name / "metrics.jsonl").read_text().splitlines():
             metrics |= set(json.loads(line))
     for metric in metrics:
         assert any(f"`{spelling}`" in page for spelling in documented_spellings(metric)), metric

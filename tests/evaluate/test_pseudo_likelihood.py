@@ -182,6 +182,20 @@ def test_the_harness_scores_the_same_texts(both: tuple[Any, Path]) -> None:
     )
 
 
+def test_a_window_without_room_for_a_text_is_refused(both: tuple[Any, Path]) -> None:
+    """[CLS] and [SEP], or T5's </s>, fill a window of two tokens, or of one."""
+    pytest.importorskip("lm_eval", reason="needs the extra eval: pip install -e '.[eval]'")
+    from lm_eval.api.instance import Instance
+
+    from t5x_lite.evaluate.harness import build_harness_model
+
+    model = t5x_lite.load(both[1], overrides=["eval.likelihood=pseudo"])
+    special = 2 if model.config.model.is_encoder_only else 1
+    request = Instance("loglikelihood_rolling", {}, ("a text",), 0)
+    with pytest.raises(UserError, match=f"window={special} leaves no room.*set window to {special + 1} or more"):
+        build_harness_model(model, special).loglikelihood_rolling([request])
+
+
 def test_long_inputs_lose_their_beginning_and_long_texts_are_refused(both: tuple[Any, Path]) -> None:
     model = t5x_lite.load(both[1], overrides=["eval.likelihood=pseudo"])
     scorer = model.likelihood

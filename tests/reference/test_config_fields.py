@@ -195,6 +195,8 @@ def test_a_stored_copy_of_a_tied_matrix_changes_nothing(
             "num_hidden_layers=1000000000000000000000000000000 is not a number",
         ),
         ("ALBERT", {"inner_group_num": 10**30}, "inner_group_num=1000000000000000000000000000000 is not a number"),
+        ("ALBERT", {"inner_group_num": 9999}, "num_hidden_layers * inner_group_num="),
+        ("Llama 2", {"num_hidden_layers": 10_001}, "num_hidden_layers=10001 is not a number from 1 to 10,000"),
         ("Llama, dynamic", {"max_position_embeddings": None}, "the field 'max_position_embeddings' is missing"),
         ("Llama 2", {"rope_parameters": {"rope_type": "longrope"}}, "rope_type 'longrope' is not supported"),
         ("Llama 2", {"rope_parameters": 1}, "a value of rope_parameters or rope_theta or rope_scaling"),

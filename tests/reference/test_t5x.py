@@ -210,7 +210,7 @@ QUERY = "encoder.layers_0.attention.query.kernel"
         (
             "encoder.layers_999999999.mlp.wi_0.kernel",
             np.zeros((4, 4), np.float32),
-            "the number of layers is 1000000000",
+            "num_layers=1000000000 is not a number from 1 to 10,000",
         ),
         ("encoder.extra", nested(100), "nested at most 32 deep"),
     ],

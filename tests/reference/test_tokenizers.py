@@ -307,6 +307,25 @@ def test_qwens_two_files_are_read_as_transformers_reads_them(tmp_path: Path) -> 
     compare_import(tmp_path, "qwen3", [*TEXTS, "It's 123456\r\n\r\n  über", NAMES])
 
 
+def test_settings_beside_the_file_of_a_config_say_how_its_texts_are_read(tmp_path: Path) -> None:
+    """Qwen's digits are words of their own, and composed characters are equal to decomposed ones."""
+    write_byte_level(tmp_path, ("<|endoftext|>",))
+    settings = {"tokenizer_class": "Qwen2Tokenizer", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**settings, "unk_token": "<|endoftext|>"}))
+    ours = load(tmp_path / "vocab.json")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen3"}))
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    for text in [*TEXTS, "It's 123456\r\n\r\n  u\u0308ber", NAMES]:
+        assert ours.encode(text).tolist() == theirs(text, add_special_tokens=False)["input_ids"]
+
+
+def test_an_import_without_merges_names_the_file_and_no_key_of_a_config(tmp_path: Path) -> None:
+    (tmp_path / "vocab.json").write_text("{}")
+    with pytest.raises(UserError) as raised:
+        load_tokenizer(tmp_path, "GPT2Tokenizer", {})
+    assert str(raised.value) == f"{tmp_path / 'merges.txt'}: no such file; a vocab.json needs its merges"
+
+
 def test_the_names_in_a_special_tokens_map_are_read(tmp_path: Path) -> None:
     write_byte_level(tmp_path, ("[B]", "[E]", "[P]"))
     mask = {"content": "<mask>", "lstrip": True, "rstrip": False, "normalized": False, "single_word": False}
