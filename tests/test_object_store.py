@@ -97,7 +97,7 @@ def test_a_run_saves_to_a_bucket_and_resumes_from_it(
     evaluated = t5x_lite("eval", run, "--json", env=bucket_environment)
     assert evaluated.returncode == 0, evaluated.stderr
     # The two newest are kept, and the best.
-    store = gcsfs.GCSFileSystem(endpoint_url=bucket_environment["STORAGE_EMULATOR_HOST"], token="anon")
+    store = gcsfs.core.GCSFileSystem(endpoint_url=bucket_environment["STORAGE_EMULATOR_HOST"], token="anon")
     names = {path.rpartition("/")[2] for path in store.ls("models/runs/tiny")}
     assert names >= {"8", "12"}
 
@@ -119,7 +119,7 @@ def test_a_run_directory_in_a_bucket_serves_every_command(
     assert "resumed from step 6 in gs://models/runs/whole" in output
     assert "run: gs://models/runs/whole" in output
 
-    store = gcsfs.GCSFileSystem(endpoint_url=bucket_environment["STORAGE_EMULATOR_HOST"], token="anon")
+    store = gcsfs.core.GCSFileSystem(endpoint_url=bucket_environment["STORAGE_EMULATOR_HOST"], token="anon")
     names = {path.rpartition("/")[2] for path in store.ls("models/runs/whole")}
     assert names >= {"config.yaml", "tokenizer.model", "metrics.jsonl", "tensorboard", "checkpoints", "report.png"}
     metrics = store.cat_file("models/runs/whole/metrics.jsonl").decode().splitlines()
@@ -153,7 +153,7 @@ def test_text_in_a_bucket_gives_the_tokens_of_the_same_text_on_disk(
     parquet.write_table(pyarrow.table({"text": texts}), folder / "d.parquet")
     trained = t5x_lite("tokenizer", tiny_config, f"run_dir={folder}")
     assert trained.returncode == 0, trained.stderr
-    store = gcsfs.GCSFileSystem(endpoint_url=bucket_environment["STORAGE_EMULATOR_HOST"], token="anon")
+    store = gcsfs.core.GCSFileSystem(endpoint_url=bucket_environment["STORAGE_EMULATOR_HOST"], token="anon")
     for path in folder.iterdir():
         store.pipe_file(f"models/text/{path.name}", path.read_bytes())
 
@@ -180,7 +180,7 @@ def test_a_killed_run_in_a_bucket_has_each_step_once_after_it_resumes(
     command = [sys.executable, "-m", "t5x_lite", "train", str(tiny_config), "run_dir=gs://models/runs/killed"]
     command += ["train.steps=80", "checkpoint.every_steps=5", "train.log_every_steps=1"]
     process = subprocess.Popen(command, env=bucket_environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    store = gcsfs.GCSFileSystem(
+    store = gcsfs.core.GCSFileSystem(
         endpoint_url=bucket_environment["STORAGE_EMULATOR_HOST"], token="anon", use_listings_cache=False
     )
     deadline = time.monotonic() + 280
