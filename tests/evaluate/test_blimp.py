@@ -4,6 +4,7 @@ import csv
 import gzip
 import json
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -281,7 +282,8 @@ def test_a_model_that_predicts_no_tokens_is_refused(tiny_config: Path) -> None:
         configuration.load(tiny_config, [*overrides, "eval.evaluators=[{blimp: {files: x}}]"])
 
 
-def test_the_evaluator_can_be_called_from_python(tiny_run: Path, pairs_file: Path) -> None:
-    metrics = t5x_lite.load(tiny_run).evaluate(Blimp(files=(str(pairs_file),)))
+def test_the_evaluator_can_be_called_from_python(tiny_run: Path, pairs_file: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(tiny_run, tmp_path / "run")  # scores are saved in it
+    metrics = t5x_lite.load(run).evaluate(Blimp(files=(str(pairs_file),)))
     assert metrics["blimp/pairs"] == len(PAIRS)
     assert 0 <= metrics["blimp/accuracy"] <= 1
