@@ -293,3 +293,10 @@ def test_the_home_folder_is_expanded_and_local_folders_are_not_in_buckets(
         main(["report", "runs/a", "--to", "gs://bucket/a.png"])
     assert stop.value.code == 2
     assert "gs://bucket/a.png must be a local path" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["0", "true", "some words"])
+def test_a_file_that_is_one_value_is_refused(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.yaml"
+    path.write_text(text)
+    assert f"expected a mapping of settings at the top, found '{text}'" in load_error(path)

@@ -129,8 +129,10 @@ def _read_yaml(path: Path) -> Sources:
         text = path.read_text(encoding="utf-8")
         if not text.strip():
             text = "{}"
-        values = OmegaConf.to_container(OmegaConf.create(text), resolve=True)
         document = yaml.compose(text, Loader=yaml.SafeLoader)
+        if isinstance(document, yaml.ScalarNode):
+            raise UserError(f"{path}: expected a mapping of settings at the top, found {document.value[:40]!r}")
+        values = OmegaConf.to_container(OmegaConf.create(text), resolve=True)
     except RecursionError:
         raise UserError(f"{path}: cannot be read as a YAML config: it is nested too deeply") from None
     except (OSError, UnicodeDecodeError) as error:
