@@ -122,7 +122,7 @@ def check_run_dir(config: RunConfig) -> str:
         if config.train.allow_changed_config:
             return f"{path} cannot be read any more"
         raise
-    differences = configuration.changed(existing_config, config)
+    differences = configuration.changed(existing_config, _with_absolute_paths(config))
     differences.pop("train.allow_changed_config", None)
     if config.model.vocab is None:
         # It will be filled in from the tokenizer, whose settings are compared themselves.
@@ -139,7 +139,7 @@ def check_run_dir(config: RunConfig) -> str:
 def create_run_dir(config: RunConfig, tokenizer: Tokenizer) -> Run:
     """Create the run directory, or reuse an existing one, and write its config and tokenizer.
 
-    The places of its checkpoints and of the run that it adapts or continues are written as absolute paths: the run may
+    The places of its checkpoints and of the runs that it adapts or continues are written as absolute paths: the run may
     be opened from another working directory.
     """
     config = _with_absolute_paths(with_vocab(config, tokenizer))
@@ -158,7 +158,9 @@ def _with_absolute_paths(config: RunConfig) -> RunConfig:
         updates["checkpoint"] = config.checkpoint.model_copy(update={"folder": folder})
     if config.adapt is not None:
         source = _make_absolute(config.adapt.source)
-        updates["adapt"] = config.adapt.model_copy(update={"source": source})
+        method = config.adapt.method
+        method = method.with_sources(tuple(_make_absolute(name) for name in method.sources))
+        updates["adapt"] = config.adapt.model_copy(update={"source": source, "method": method})
     if config.branch is not None:
         source = _make_absolute(config.branch.source)
         updates["branch"] = config.branch.model_copy(update={"source": source})

@@ -4,6 +4,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 from t5x_lite import config as configuration
 from t5x_lite.api import load
@@ -11,7 +12,7 @@ from t5x_lite.data import vocabulary
 from t5x_lite.data.config import Unigram
 from t5x_lite.errors import UserError
 from t5x_lite.run_data import open_tokenizer
-from t5x_lite.run_dir import check_run_dir
+from t5x_lite.run_dir import check_run_dir, create_run_dir, open_run
 from tests.conftest import Shell
 
 
@@ -63,6 +64,21 @@ def test_a_run_with_relative_paths_is_opened_from_anywhere(
     (tmp_path / "other").mkdir()
     monkeypatch.chdir(tmp_path / "other")
     assert load("../run").step == 4
+
+
+def test_adapters_with_relative_paths_are_written_with_absolute_ones(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    method = "adapt.method={fusion: {adapters: [adapters/first, adapters/second]}}"
+    config = configuration.load(tiny_run / "config.yaml", [f"adapt.from={tiny_run}", method, "run_dir=fused"])
+    stored_tokenizer = open_run(tiny_run).stored_tokenizer
+    assert stored_tokenizer is not None
+    create_run_dir(config, stored_tokenizer)
+    stored = yaml.safe_load((tmp_path / "fused/config.yaml").read_text())
+    expected = [str(tmp_path / "adapters/first"), str(tmp_path / "adapters/second")]
+    assert stored["adapt"]["method"]["fusion"]["adapters"] == expected
+    assert check_run_dir(config) == ""
 
 
 def test_changed_settings_that_are_allowed_are_listed(tiny_run: Path, tiny_config: Path, tmp_path: Path) -> None:

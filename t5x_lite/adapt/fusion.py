@@ -53,6 +53,10 @@ class Fusion(AdaptationMethod):
         """Return the run directories of the adapters."""
         return self.adapters
 
+    def with_sources(self, sources: tuple[str, ...]) -> "Fusion":
+        """Return the method with other names for the adapters' runs."""
+        return self.model_copy(update={"adapters": sources})
+
     def check(self, model: ModelConfig) -> None:
         """Raise ValueError if there is no adapter `chosen`."""
         if not self.adapters or self.chosen >= len(self.adapters):

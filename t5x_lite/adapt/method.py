@@ -53,6 +53,10 @@ class AdaptationMethod(Config):
         """Return run directories, beside the one that is adapted, whose weights are used too."""
         return ()
 
+    def with_sources(self, sources: tuple[str, ...]) -> "AdaptationMethod":
+        """Return the method with other names for its `sources`."""
+        return self
+
     def check(self, model: ModelConfig) -> None:
         """Raise ValueError for a model that cannot be created this way."""
 

@@ -83,7 +83,8 @@ def _describe_error(kind: type[Config], path: Sequence[str], details: ErrorDetai
             hint = suggest(str(value), expected.replace(" or ", ", ").split(", "))
             return f"`{key}` is {value!r}, expected {expected}{hint}"
         case "string_type":
-            quoted = f"{key}='\"{'…' if isinstance(value, dict | list) else value}\"'"
+            text = "" if value is None else value
+            quoted = f"{key}='\"{'…' if isinstance(value, dict | list) else text}\"'"
             return f"`{key}` is {value!r}, expected a text; on the command line, quote it twice, as in {quoted}"
         case "not_a_kind":
             return f"`{key}` is {value!r}: {details['msg']}{_suggest_component(value, details['msg'])}"
