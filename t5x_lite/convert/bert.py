@@ -32,7 +32,8 @@ def _count_positions(unused_rows: int) -> Transform:
     return Transform(to_ours=subtract_unused_rows, to_foreign=add_unused_rows)
 
 
-def _encoder_fields(unused_rows: int) -> tuple[Field, ...]:
+def encoder_fields(unused_rows: int) -> tuple[Field, ...]:
+    """Return the fields that all these models share."""
     return (
         *SIZE_FIELDS,
         Field("intermediate_size", "mlp"),
@@ -45,7 +46,7 @@ def _encoder_fields(unused_rows: int) -> tuple[Field, ...]:
     )
 
 
-BERT_FIELDS = _encoder_fields(unused_rows=0)
+BERT_FIELDS = encoder_fields(unused_rows=0)
 BERT_FIXED = {
     "family": "encoder",
     "embedding_norm": True,
@@ -54,7 +55,7 @@ BERT_FIXED = {
 }
 ROBERTA_UNUSED_ROWS = 2
 """RoBERTa's positions start at 2; its `max_position_embeddings` counts the two rows before them."""
-ROBERTA_FIELDS = _encoder_fields(unused_rows=ROBERTA_UNUSED_ROWS)
+ROBERTA_FIELDS = encoder_fields(unused_rows=ROBERTA_UNUSED_ROWS)
 ROBERTA_FIXED = {**BERT_FIXED, "positions.learned.offset": ROBERTA_UNUSED_ROWS}
 FACTORISED_FIELDS = (*BERT_FIELDS, Field("embedding_size", "embedding", default=None))
 """BERT's fields, and the width of the token embedding."""
@@ -63,23 +64,24 @@ TOKEN_OUTPUT = {"output_transform": True, "output_bias": True}
 NO_TOKEN_OUTPUT = {"output_transform": False, "output_bias": False}
 
 
-def _headless(name: str) -> Architecture:
+def headless(name: str) -> Architecture:
     """Return the class of the base model, which encodes texts and predicts nothing."""
     return Architecture(name, objective=None, outputs=(), settings=NO_TOKEN_OUTPUT)
 
 
-def _masked_lm(name: str) -> Architecture:
+def masked_lm(name: str) -> Architecture:
+    """Return the class that predicts masked tokens."""
     objective = {"masked": {"sentences": "none"}}
     return Architecture(name, objective, outputs=("tokens",), settings=TOKEN_OUTPUT)
 
 
-def _masked_lm_with_sentences(name: str, sentences: str, marker_tensor: str) -> Architecture:
+def masked_lm_with_sentences(name: str, sentences: str, marker_tensor: str) -> Architecture:
     """Return a class that also classifies pairs of sentences."""
     objective = {"masked": {"sentences": sentences}}
     return Architecture(name, objective, ("tokens", "sentence"), TOKEN_OUTPUT, marker_tensor)
 
 
-def _classifier(name: str, marker_tensor: str, modules: Modules) -> Architecture:
+def classifier(name: str, marker_tensor: str, modules: Modules) -> Architecture:
     """Return a class that scores the labels of a text, through a dense tanh layer on the first token's state."""
     return Architecture(
         name,
@@ -133,7 +135,8 @@ GELU_OUTPUT = Rule(("hidden_act",), read=_require_gelu)
 # Weights.
 
 
-def _embedding_modules(base_model: str) -> Modules:
+def embedding_modules(base_model: str) -> Modules:
+    """Return the modules of the embeddings."""
     return {
         f"{base_model}.embeddings.word_embeddings": "tokens",
         f"{base_model}.embeddings.position_embeddings": "encoder.embedding.positions.table",
@@ -154,7 +157,7 @@ BERT_LAYER: Modules = {
 }
 BERT_WEIGHTS = WeightTable(
     modules={
-        **_embedding_modules("bert"),
+        **embedding_modules("bert"),
         "bert.pooler.dense": "sentence.pooler",
         "cls.seq_relationship": "sentence.classes",
         "cls.predictions": "output",
@@ -165,7 +168,7 @@ BERT_WEIGHTS = WeightTable(
 )
 ROBERTA_WEIGHTS = WeightTable(
     modules={
-        **_embedding_modules("roberta"),
+        **embedding_modules("roberta"),
         "lm_head": "output",
         "lm_head.dense": "output.transform",
         "lm_head.layer_norm": "output.norm",
@@ -184,7 +187,7 @@ ALBERT_LAYER: Modules = {
 }
 ALBERT_WEIGHTS = WeightTable(
     modules={
-        **_embedding_modules("albert"),
+        **embedding_modules("albert"),
         "albert.encoder.embedding_hidden_mapping_in": "encoder.project",
         "albert.pooler": "sentence.pooler",
         "sop_classifier.classifier": "sentence.classes",
@@ -200,7 +203,7 @@ ALBERT_WEIGHTS = WeightTable(
 )
 ELECTRA_WEIGHTS = WeightTable(
     modules={
-        **_embedding_modules("electra"),
+        **embedding_modules("electra"),
         "electra.embeddings_project": "encoder.project",
         "generator_lm_head": "output",
         "generator_predictions.dense": "output.transform",
@@ -219,15 +222,15 @@ LAYER_NORMS_OF_OLDER_FILES = {r"\.gamma$": ".weight", r"\.beta$": ".bias"}
 BERT = ModelType(
     name="bert",
     architectures=(
-        _masked_lm("BertForMaskedLM"),
-        _masked_lm_with_sentences("BertForPreTraining", "next", marker_tensor="cls.seq_relationship.weight"),
-        _classifier(
+        masked_lm("BertForMaskedLM"),
+        masked_lm_with_sentences("BertForPreTraining", "next", marker_tensor="cls.seq_relationship.weight"),
+        classifier(
             "BertForSequenceClassification",
             marker_tensor="classifier.weight",
             modules={"bert.pooler.dense": "head.pooler", "classifier": "head.scores"},
         ),
     ),
-    headless=_headless("BertModel"),
+    headless=headless("BertModel"),
     config=ConfigTable(BERT_FIELDS, BERT_FIXED, without_effect=ENCODER_TIED),
     weights=BERT_WEIGHTS,
     tokenizer_class="BertTokenizer",
@@ -245,14 +248,14 @@ BERT = ModelType(
 ROBERTA = ModelType(
     name="roberta",
     architectures=(
-        _masked_lm("RobertaForMaskedLM"),
-        _classifier(
+        masked_lm("RobertaForMaskedLM"),
+        classifier(
             "RobertaForSequenceClassification",
             marker_tensor="classifier.out_proj.weight",
             modules={"classifier.dense": "head.pooler", "classifier.out_proj": "head.scores"},
         ),
     ),
-    headless=_headless("RobertaModel"),
+    headless=headless("RobertaModel"),
     config=ConfigTable(
         ROBERTA_FIELDS,
         ROBERTA_FIXED,
@@ -276,15 +279,15 @@ ROBERTA = ModelType(
 ALBERT = ModelType(
     name="albert",
     architectures=(
-        _masked_lm("AlbertForMaskedLM"),
-        _masked_lm_with_sentences("AlbertForPreTraining", "order", marker_tensor="sop_classifier.classifier.weight"),
-        _classifier(
+        masked_lm("AlbertForMaskedLM"),
+        masked_lm_with_sentences("AlbertForPreTraining", "order", marker_tensor="sop_classifier.classifier.weight"),
+        classifier(
             "AlbertForSequenceClassification",
             marker_tensor="classifier.weight",
             modules={"albert.pooler": "head.pooler", "classifier": "head.scores"},
         ),
     ),
-    headless=_headless("AlbertModel"),
+    headless=headless("AlbertModel"),
     config=ConfigTable(
         FACTORISED_FIELDS,
         fixed={**BERT_FIXED, "shared_layers": True},
@@ -309,7 +312,7 @@ ALBERT = ModelType(
 ELECTRA = ModelType(
     name="electra",
     architectures=(
-        _masked_lm("ElectraForMaskedLM"),
+        masked_lm("ElectraForMaskedLM"),
         Architecture(
             "ElectraForPreTraining",
             objective=None,
@@ -318,7 +321,7 @@ ELECTRA = ModelType(
             marker_tensor=DISCRIMINATOR_TENSOR,
         ),
     ),
-    headless=_headless("ElectraModel"),
+    headless=headless("ElectraModel"),
     config=ConfigTable(FACTORISED_FIELDS, BERT_FIXED, rules=(GELU_OUTPUT,), without_effect=ENCODER_TIED),
     weights=ELECTRA_WEIGHTS,
     tokenizer_class="BertTokenizer",

@@ -132,7 +132,7 @@ class Case:
         """The outputs of Transformers' model."""
         batch = {name: torch.tensor(values) for name, values in self.batch.items()}
         inputs = {"input_ids": batch["tokens"], "attention_mask": batch["mask"]}
-        if self.model_type in {"bert", "albert", "electra"}:
+        if self.model_type in {"bert", "albert", "electra", "megatron-bert"}:
             inputs["token_type_ids"] = batch["types"]
         match self.main_objective:
             case "span_corruption":

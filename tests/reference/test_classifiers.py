@@ -56,7 +56,7 @@ def our_scores(run: Path) -> np.ndarray:
     return np.asarray(objective.scores(model.spec.model(model.params), batch)["scores"])
 
 
-@pytest.mark.parametrize("name", ["Bert", "Roberta", "Albert"])
+@pytest.mark.parametrize("name", ["Bert", "Roberta", "Albert", "MegatronBert"])
 def test_a_classifier_gives_transformers_scores_and_keeps_its_labels(name: str, tmp_path: Path) -> None:
     label2id = {label: number for number, label in LABELS.items()}
     theirs = save_model(tmp_path / "theirs", name, "SequenceClassification", id2label=LABELS, label2id=label2id)

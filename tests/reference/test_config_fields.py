@@ -237,7 +237,13 @@ def test_weights_that_are_no_finite_numbers_are_refused(cases: Cases, tmp_path: 
 
 @pytest.mark.parametrize(
     ("name", "base"),
-    [("BERT", "bert"), ("RoBERTa", "roberta"), ("ALBERT", "albert"), ("ELECTRA", "electra")],
+    [
+        ("BERT", "bert"),
+        ("Megatron BERT", "bert"),
+        ("RoBERTa", "roberta"),
+        ("ALBERT", "albert"),
+        ("ELECTRA", "electra"),
+    ],
 )
 def test_an_encoder_without_a_head_gives_transformers_states(
     name: str, base: str, cases: Cases, tmp_path: Path

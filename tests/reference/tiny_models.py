@@ -162,6 +162,7 @@ TINY_MODELS = {
     "ALBERT, groups": TinyModel("masked", partial(build_encoder, "Albert", "MaskedLM", **ALBERT_GROUPS)),
     "ELECTRA generator": TinyModel("masked", partial(build_encoder, "Electra", "MaskedLM", embedding_size=16)),
     "ELECTRA": TinyModel("replaced_token", partial(build_encoder, "Electra", "PreTraining", embedding_size=16)),
+    "Megatron BERT": TinyModel("masked, next sentence", partial(build_encoder, "MegatronBert", "PreTraining")),
     "GPT-2": TinyModel("causal", build_gpt2),
     "GPT-Neo": TinyModel("causal", build_gpt_neo),
     "OPT": TinyModel("causal", build_opt),
