@@ -8,6 +8,7 @@ from t5x_lite.models.experts.activity import ROUTER_TERM, router_loss
 from t5x_lite.models.layers import WeightAxes
 from t5x_lite.models.loss_terms import Batch, LossFunction, LossTerms
 from t5x_lite.models.losses import LossSettings
+from t5x_lite.models.quantization import quantized_products
 from t5x_lite.models.sharding import constrain
 from t5x_lite.models.spec import ModelSpec
 
@@ -19,7 +20,7 @@ def loss_function(config: RunConfig, spec: ModelSpec, batch_shards: int, *, trai
         config: the run.
         spec: its model without the weights.
         batch_shards: parts into which the rows of a batch are split over the devices.
-        training: z-loss and label smoothing, which are for training alone, are added.
+        training: z-loss and label smoothing, which are for training alone, are added, and products are quantized.
     """
     objective = config.require_objective()
     settings = _loss_settings(config, batch_shards, training=training)
@@ -30,7 +31,8 @@ def loss_function(config: RunConfig, spec: ModelSpec, batch_shards: int, *, trai
         if not needs_segments:
             batch = {name: feature for name, feature in batch.items() if name != "segment_ids"}
         module = spec.model(jax.tree.map(_gather_embedding, params, spec.axes))
-        terms = objective.loss(module, batch, key, settings)
+        with quantized_products(config.train.quantization if training else None):
+            terms = objective.loss(module, batch, key, settings)
         router_term = router_loss(module, config.model)
         if router_term is None:
             return terms

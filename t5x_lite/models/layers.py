@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.feedforward.config import Activation
 from t5x_lite.models.normalization import LayerNorm, RMSNorm
+from t5x_lite.models.quantization import QuantizedType, active_quantization, quantized_product
 from t5x_lite.models.sharding import GPU_PLATFORMS, constrain, shards, target_platform
 
 NamedSize = tuple[str, int]
@@ -164,6 +165,11 @@ class Linear(nnx.Module):
             return self.product(x, sorted_rows)
         return self.adapter(self.product, x, sorted_rows)
 
+    @property
+    def quantization(self) -> QuantizedType | None:
+        """The type of the products that are traced now; None where they keep their own."""
+        return active_quantization((*[name for name, _ in self.inputs], *self.output_names))
+
     def product(self, x: Float[Array, "..."], sorted_rows: SortedRows | None = None) -> Float[Array, "..."]:
         """Return the map without its adapter."""
         x = x.astype(self.dtype)
@@ -174,7 +180,7 @@ class Linear(nnx.Module):
         if sorted_rows is not None:
             return _product_of_sorted_rows(x, matrix, bias, sorted_rows)
         if self.experts is not None:
-            y = jax.lax.dot_general(x, matrix, (((x.ndim - 1,), (1,)), ((0,), (0,))))
+            y = _product_of_experts(x, matrix, self.quantization)
             if bias is not None:
                 y = y + bias.reshape(len(bias), *[1] * (y.ndim - 2), -1)
             return constrain(y, "experts", "groups", "length", *self.output_names)
@@ -182,7 +188,7 @@ class Linear(nnx.Module):
         input_length = ["length"] if has_length else []
         output_length = ["residual_length" if self.output_names == ("embed",) else "length"] if has_length else []
         x = constrain(x, "batch", *input_length, *self.input_names)
-        y = _product_of_rows(x, matrix, len(self.inputs))
+        y = _product_of_rows(x, matrix, len(self.inputs), self.quantization)
         if bias is not None:
             y = y + bias
         return constrain(y, "batch", *output_length, *self.output_names)
@@ -202,17 +208,33 @@ def _product_of_sorted_rows(
     return y
 
 
-def _product_of_rows(x: Float[Array, "..."], matrix: Float[Array, "..."], contracted: int) -> Float[Array, "..."]:
+def _product_of_experts(
+    x: Float[Array, "e ..."], matrices: Float[Array, "e d f"], quantization: QuantizedType | None
+) -> Float[Array, "e ..."]:
+    """Return the product of each expert's rows with its matrix."""
+    if quantization is not None:
+        return quantized_product(x, matrices, quantization)
+    return jax.lax.dot_general(x, matrices, (((x.ndim - 1,), (1,)), ((0,), (0,))))
+
+
+def _product_of_rows(
+    x: Float[Array, "..."], matrix: Float[Array, "..."], contracted: int, quantization: QuantizedType | None
+) -> Float[Array, "..."]:
     """Return `tensordot`; where no device holds a part of the length, as a product of two matrices.
 
     For an operand of more axes, XLA for CPU transposes it before the product that gives the gradient of the weight: a
     third of the time of a small step.
     """
-    if shards("residual_length") > 1:
+    if quantization is None and shards("residual_length") > 1:
         return jnp.tensordot(x, matrix, axes=contracted)
     row_shape = x.shape[: x.ndim - contracted]
+    input_size = math.prod(matrix.shape[:contracted])
     output_shape = matrix.shape[contracted:]
-    flat = x.reshape(math.prod(row_shape), -1) @ matrix.reshape(-1, math.prod(output_shape))
+    flat_matrix = matrix.reshape(input_size, math.prod(output_shape))
+    if quantization is not None:
+        rows = quantized_product(x.reshape(*row_shape, input_size), flat_matrix, quantization)
+        return rows.reshape(*row_shape, *output_shape)
+    flat = x.reshape(-1, input_size) @ flat_matrix
     return flat.reshape(*row_shape, *output_shape)
 
 

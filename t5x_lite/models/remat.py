@@ -1,13 +1,15 @@
 """Rematerialisation: which activations the backward pass computes again instead of keeping."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from t5x_lite.models.config import RematPolicy
+from t5x_lite.models.quantization import QUANTIZED_PRODUCT
 
 LAYER_OUTPUT = "layer_output"
 """Name of the output of a layer, by which `remat: offload` knows it."""
@@ -35,7 +37,7 @@ def rematerialised(body: ScanBody[Carry, Scanned, Stacked], policy: RematPolicy)
     elif policy == "dots":
         saveable = _products_and_fused_attention
     elif policy == "dots_no_batch":
-        saveable = policies.dots_with_no_batch_dims_saveable
+        saveable = _products_without_batch
     else:
         saveable = policies.save_and_offload_only_these_names(
             names_which_can_be_saved=[],
@@ -48,6 +50,27 @@ def rematerialised(body: ScanBody[Carry, Scanned, Stacked], policy: RematPolicy)
 
 def _products_and_fused_attention(primitive: Any, *values: Any, **parameters: Any) -> bool:
     """Return whether the result of a primitive is that of a matrix product or of fused attention."""
-    if primitive.name in FUSED_ATTENTION:
+    if primitive.name in FUSED_ATTENTION or _is_quantized_product(primitive, parameters):
         return True
+    if _has_quantized_operands(values):
+        return False
     return jax.checkpoint_policies.dots_saveable(primitive, *values, **parameters)
+
+
+def _products_without_batch(primitive: Any, *values: Any, **parameters: Any) -> bool:
+    """Return whether the result of a primitive is that of a matrix product without batch axes."""
+    if _is_quantized_product(primitive, parameters):
+        return True
+    if _has_quantized_operands(values):
+        return False
+    return jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *values, **parameters)
+
+
+def _is_quantized_product(primitive: Any, parameters: Mapping[str, Any]) -> bool:
+    """Return whether a primitive names the result of a product in 8 bits, in the type of the activations."""
+    return primitive.name == "name" and parameters["name"] == QUANTIZED_PRODUCT
+
+
+def _has_quantized_operands(values: Sequence[Any]) -> bool:
+    """Return whether a primitive is a product in 8 bits before it is scaled: 4 bytes, and nothing needs it later."""
+    return any(value.dtype.itemsize == 1 for value in values if jnp.issubdtype(value.dtype, jnp.number))

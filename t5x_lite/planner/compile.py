@@ -13,7 +13,7 @@ from t5x_lite.parallel.mesh import batch_shapes
 from t5x_lite.planner.collectives import add_links
 from t5x_lite.planner.example import example_features
 from t5x_lite.planner.figures import CompiledFigures
-from t5x_lite.planner.hlo import find_collectives
+from t5x_lite.planner.hlo import count_quantized_products, find_collectives
 from t5x_lite.planner.libtpu import involuntary_reshards
 from t5x_lite.train.steps import Steps
 
@@ -66,6 +66,7 @@ def _compile_and_measure(config: RunConfig, steps: Steps, mesh: Mesh, chip: Chip
         "temporaries_bytes": temporaries_bytes,
         "output_bytes": output_bytes,
         "kernel_calls": len(_KERNEL_CALL.findall(text)),
+        "quantized_products": count_quantized_products(text),
         "involuntary_reshards": involuntary_reshards()[earlier_reshards:],
         "exchanges": add_links(collectives, mesh, chip, slices),
         "memory_bytes": arguments_bytes + temporaries_bytes + output_bytes,

@@ -20,6 +20,7 @@ class CompiledFigures(TypedDict, total=False):
     temporaries_bytes: int
     output_bytes: int
     kernel_calls: int
+    quantized_products: int
     involuntary_reshards: list[str]
     exchanges: list[CollectiveFigures]
     memory_bytes: float | None

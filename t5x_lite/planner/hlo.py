@@ -43,6 +43,10 @@ _OP_NAME = re.compile(r'op_name="([^"]*)"')
 _NAME = re.compile(r"%[\w.\-]+")
 _DEFINITION = re.compile(r"\s*(?:ROOT )?(%[\w.\-]+) = ")
 _INDEX = re.compile(r"index=(\d+)")
+_TYPE = re.compile(r"(%[\w.\-]+) = (\w+)\[")
+_PRODUCT = re.compile(
+    r" (?:convolution|dot)\((%[\w.\-]+), (%[\w.\-]+)\)|custom_call_target=\"__cublas\$lt\$matmul\$f8\""
+)
 _CONSTANT = re.compile(r"= [su]\d+\[\]\S* constant\((\d+)\)")
 _SHAPE = re.compile(r"(\w+)\[([\d,]*)\]")
 
@@ -115,6 +119,17 @@ def find_collectives(text: str, mesh: Mapping[str, int], slices: int = 1) -> lis
                 starts = min(times, channels[numbered_key].times)
             channels[numbered_key] = _read_collective(instruction, line, name, mesh, starts)
     return _sum_by_kind_and_axes(channels.values())
+
+
+def count_quantized_products(text: str) -> int:
+    """Return the number of matrix products of a compiled program whose operands have 8 bits; loops are counted once."""
+    types = dict(_TYPE.findall(text))
+    count = 0
+    for product in _PRODUCT.finditer(text):
+        operand = product[1]
+        is_quantized = operand is None or types.get(operand, "").startswith(("s8", "f8"))
+        count += is_quantized
+    return count
 
 
 def _sum_by_kind_and_axes(channels: Iterable[_Channel]) -> list[Collective]:

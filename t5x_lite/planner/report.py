@@ -91,6 +91,11 @@ def _print_kernels(console: Console, plan: Plan) -> None:
     if "kernel_calls" in plan.compiled:
         calls = plan.compiled["kernel_calls"]
         print_line(console, f"{calls} calls of attention and expert kernels in the compiled program")
+    if plan.compiled.get("quantized_products"):
+        products = plan.compiled["quantized_products"]
+        print_line(
+            console, f"{products} matrix products in 8 bits in the compiled program, those of a loop counted once"
+        )
     for array in plan.compiled.get("involuntary_reshards", []):
         print_line(console, f"the compiler could reshard this array only by replicating it: {array}")
 

@@ -1,6 +1,6 @@
 """Settings of training: the loop, the optimizer and the learning-rate schedule. Nothing here imports JAX."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from t5x_lite.schema import Config, Int, OneOf, setting
 from t5x_lite.train.optimizers import OPTIMIZERS, AdamW, OptimizerMethod
@@ -29,6 +29,12 @@ class TrainConfig(Config):
     microbatches: Int = setting(1, "parts of the batch whose gradients are summed before the update", ge=1)
     z_loss: float = setting(0.0, "weight of log(Z)^2", ge=0, source="PaLM, Chowdhery et al. 2022, §5; T5X used 1e-4")
     label_smoothing: float = setting(0.0, "probability spread evenly over the vocabulary", ge=0, lt=1)
+    quantization: Literal["int8", "fp8"] | None = setting(
+        None,
+        "type of the matrix products of attention and feed-forward layers in training, forward and backward; null is "
+        "`model.compute`. Needs the extra `quantization`",
+        source="fp8: Micikevicius et al. 2022, §3: E4M3 for values, E5M2 for gradients",
+    )
     loss_chunks: Int = setting(
         0,
         "parts of the sequence whose logits are computed one after the other; 0 chooses as many as keep the logits "

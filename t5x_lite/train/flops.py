@@ -5,6 +5,7 @@ import math
 from t5x_lite.adapt.trainable import TrainableSplit
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.layers import WeightAxes
+from t5x_lite.models.quantization import QUANTIZED_AXES
 from t5x_lite.models.spec import ModelSpec
 from t5x_lite.objectives.objective import ExampleLengths
 from t5x_lite.trees import flatten_names
@@ -45,13 +46,32 @@ def flops_per_example(
     matrix_flops = 0.0
     for name, axes in flatten_names(spec.axes).items():
         if _is_multiplied(model, axes):
-            shape = shapes[name].shape
-            flops = _flops_per_weight(shape, first_trained[name], has_backward_pass=has_backward_pass)
-            matrix_flops += flops * math.prod(shape) * axes.active_share * _tokens_through(model, name, lengths)
+            flops = _flops_per_weight(shapes[name].shape, first_trained[name], has_backward_pass=has_backward_pass)
+            matrix_flops += flops * _products(model, name, axes, shapes[name].shape, lengths)
     attention_flops = _attention_flops(model, lengths, causal_half=causal_half)
     if not has_backward_pass:
         attention_flops /= 3
     return lengths.texts * (matrix_flops + attention_flops)
+
+
+def quantized_flops_per_example(model: ModelConfig, spec: ModelSpec, lengths: ExampleLengths) -> float:
+    """Return the part of `flops_per_example` that `train.quantization` computes in 8 bits.
+
+    All weights train; products of experts whose rows are sorted are counted, though they keep their type.
+    """
+    shapes = flatten_names(spec.shapes)
+    flops = 0.0
+    for name, axes in flatten_names(spec.axes).items():
+        if _is_multiplied(model, axes) and not QUANTIZED_AXES.isdisjoint(axes.names):
+            flops += 6.0 * _products(model, name, axes, shapes[name].shape, lengths)
+    return lengths.texts * flops
+
+
+def _products(
+    model: ModelConfig, name: str, axes: WeightAxes, shape: tuple[int, ...], lengths: ExampleLengths
+) -> float:
+    """Return how many numbers are multiplied with the weights of a matrix for one text of an example."""
+    return math.prod(shape) * axes.active_share * _tokens_through(model, name, lengths)
 
 
 def _is_multiplied(model: ModelConfig, axes: WeightAxes) -> bool:

@@ -1,5 +1,6 @@
 """The compiled steps of a run on a mesh, with their shardings, and what they need of the mesh."""
 
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -160,9 +161,11 @@ def check_mesh(mesh: Mesh, config: RunConfig, platform: str) -> dict[str, str]:
         The kernel of each kind of attention, and why it was chosen; see `kernels.planned_kernels`.
 
     Raises:
-        UserError: the model, a kernel or the batch does not fit the mesh.
+        UserError: the model, a kernel or the batch does not fit the mesh, or a package is missing.
     """
     train = config.train
+    if train.quantization is not None and importlib.util.find_spec("qwix") is None:
+        raise UserError("train.quantization needs Qwix: pip install 't5x_lite[quantization]'")
     sizes = mesh.shape
     rows = train.batch_size // train.microbatches
     rows_key = "train.batch_size"

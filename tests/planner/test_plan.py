@@ -70,6 +70,23 @@ def test_gpus_are_planned_by_formula(t5x_lite: Shell) -> None:
     assert modelled["mfu_causal_half"] == pytest.approx(0.75)
 
 
+def test_products_in_8_bits_take_the_time_of_the_chip_s_own_units(t5x_lite: Shell) -> None:
+    """GPT-3 XL on 16 H100: 24 layers with 12 · 2048² weights, at 1979 instead of 989 TFLOP/s."""
+    options = ("mesh.data=1", "mesh.fsdp=16", "model.remat=none", "train.batch_size=64")
+    plain = plan(t5x_lite, "gpt3/1.3b", "h100:16", *options)["modelled"]
+    quantized = plan(t5x_lite, "gpt3/1.3b", "h100:16", *options, "train.quantization=fp8")["modelled"]
+    tokens = 64 * 2048
+    flops = 6 * 24 * 12 * 2048**2 * tokens / 16
+    saved = flops / 989e12 - flops / 1979e12
+    assert quantized["compute_seconds"] == pytest.approx(plain["compute_seconds"] - saved)
+
+
+def test_products_in_8_bits_are_refused_for_a_chip_without_units_for_them(t5x_lite: Shell) -> None:
+    process = t5x_lite("plan", CONFIGS / "gpt3/1.3b.yaml", "--topology", "a100:8", "train.quantization=fp8")
+    assert process.returncode == 2
+    assert "train.quantization fp8: this chip has no units for it; set it to int8 or null" in process.stderr
+
+
 def test_gradients_of_weights_that_expert_groups_share_are_summed_over_them(t5x_lite: Shell) -> None:
     """Switch-Base on 4 × 2 devices: each of the eight experts of twelve layers has 2 · 768 · 3072 weights."""
     options = ("mesh.data=1", "mesh.expert=4", "mesh.fsdp=2", "model.vocab=32128")
@@ -122,6 +139,16 @@ def test_a_step_is_compiled_for_a_pod(t5x_lite: Shell, config: str, overrides: l
     # Weights, moments (AdamW: two, Adafactor: less) and a batch, in eight shards.
     assert compiled["arguments_bytes"] < 1.5 * (3 * 4 * report["parameters"] / 8) + 2**20
     assert 0 < report["modelled"]["mfu_causal_half"] <= report["modelled"]["mfu_causal_full"] < 1
+
+
+@pytest.mark.slow
+@needs_libtpu
+@pytest.mark.parametrize(("quantization", "products"), [("null", 0), ("int8", 36)])
+def test_the_program_of_a_pod_has_products_in_8_bits(t5x_lite: Shell, quantization: str, products: int) -> None:
+    """Two layers with six matrices each: forward, and two gradients."""
+    options = (*SMALL, "model.unroll=0", "mesh.fsdp=4", "mesh.data=2", f"train.quantization={quantization}")
+    report = plan(t5x_lite, "gpt3/125m", "v6e:2x4", *options)
+    assert report["compiled"]["quantized_products"] == products
 
 
 @pytest.mark.slow

@@ -1,0 +1,119 @@
+"""Matrix products of training in 8 bits, each with its gradients, by Qwix."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Float
+
+QuantizedType: TypeAlias = Literal["int8", "fp8"]
+
+QUANTIZED_PRODUCT = "quantized_product"
+"""Name of the results, by which rematerialisation knows them."""
+QUANTIZED_AXES = frozenset({"heads", "kv_heads", "mlp"})
+"""Logical axes of the matrices that are quantized: those of attention and of feed-forward layers, experts included.
+
+Embeddings, routers, heads and the output matrix keep their type, as in the recipes of Micikevicius et al. 2022, §3.1.
+"""
+
+
+@dataclass(frozen=True)
+class Types:
+    """Types of the operands.
+
+    Attributes:
+        values: type of activations and weights.
+        gradients: type of the gradients of results.
+    """
+
+    values: jnp.dtype
+    gradients: jnp.dtype
+
+
+TYPES: dict[QuantizedType, Types] = {
+    "int8": Types(jnp.dtype(jnp.int8), jnp.dtype(jnp.int8)),
+    # More range for gradients, more precision for values (Micikevicius et al. 2022, §3).
+    "fp8": Types(jnp.dtype(jnp.float8_e4m3fn), jnp.dtype(jnp.float8_e5m2)),
+}
+
+_active: ContextVar[QuantizedType | None] = ContextVar("quantization", default=None)
+
+
+@contextmanager
+def quantized_products(quantization: QuantizedType | None) -> Iterator[None]:
+    """Quantize the matrix products of linear maps that are traced inside."""
+    token = _active.set(quantization)
+    try:
+        yield
+    finally:
+        _active.reset(token)
+
+
+def active_quantization(axis_names: tuple[str, ...]) -> QuantizedType | None:
+    """Return the type of the products with a matrix of these logical axes; None where it keeps its own."""
+    if QUANTIZED_AXES.isdisjoint(axis_names):
+        return None
+    return _active.get()
+
+
+def quantized_product(
+    x: Float[Array, "*rows d"], matrix: Float[Array, "*e d f"], quantization: QuantizedType
+) -> Float[Array, "*rows f"]:
+    """Return the product of rows and a matrix in 8 bits, in the type of `x`; so are the products of its gradient.
+
+    Every slice of an operand along the contracted axes has a scale of its own: its largest absolute value. Operands of
+    the backward pass are quantized anew, because other axes are contracted there.
+
+    Args:
+        x: the rows; `[experts, …, d]` where there are several matrices.
+        matrix: one matrix, or `[experts, d, f]`.
+        quantization: the type.
+    """
+    return checkpoint_name(_differentiable_product(x, matrix, quantization), QUANTIZED_PRODUCT)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _differentiable_product(x: Array, matrix: Array, quantization: QuantizedType) -> Array:
+    types = TYPES[quantization]
+    batch = matrix.ndim - 2
+    return _product((x, types.values, (x.ndim - 1,)), (matrix, types.values, (batch,)), batch)
+
+
+def _forward(x: Array, matrix: Array, quantization: QuantizedType) -> tuple[Array, tuple[Array, Array]]:
+    return _differentiable_product(x, matrix, quantization), (x, matrix)
+
+
+def _backward(quantization: QuantizedType, residuals: tuple[Array, Array], gradient: Array) -> tuple[Array, Array]:
+    x, matrix = residuals
+    types = TYPES[quantization]
+    batch = matrix.ndim - 2
+    last_axis = (gradient.ndim - 1,)
+    row_axes = tuple(range(batch, x.ndim - 1))
+    x_gradient = _product((gradient, types.gradients, last_axis), (matrix, types.values, (batch + 1,)), batch)
+    matrix_gradient = _product((x, types.values, row_axes), (gradient, types.gradients, row_axes), batch)
+    return x_gradient.astype(x.dtype), matrix_gradient.astype(matrix.dtype)
+
+
+_differentiable_product.defvjp(_forward, _backward)
+
+Operand: TypeAlias = tuple[Array, jnp.dtype, tuple[int, ...]]
+"""An array, the type that it is quantized to, and its contracted axes."""
+
+
+def _product(first: Operand, second: Operand, batch: int) -> Array:
+    """Return the product of two operands over their contracted axes, with `batch` leading axes in common."""
+    import qwix
+
+    quantized = []
+    for array, dtype, contracted in (first, second):
+        kept_axes = [axis for axis in range(array.ndim) if axis not in contracted]
+        quantized.append(qwix.quantize(array, dtype, channelwise_axes=kept_axes))
+    batch_axes = tuple(range(batch))
+    numbers = ((first[2], second[2]), (batch_axes, batch_axes))
+    return qwix.dot_general(*quantized, numbers)
