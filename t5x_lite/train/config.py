@@ -16,6 +16,11 @@ class OptimizerConfig(Config):
     schedule: Annotated[Schedule, OneOf(SCHEDULES)] = setting(Cosine(), "the rate after the warm-up")
     weight_decay: float = setting(0.1, "decoupled decay of matrices; norms and biases are not decayed", ge=0)
     decay_embeddings: bool = setting(True, "decay embeddings too, as GPT-2 and GPT-3 did")
+    moment_dtype: Literal["float32", "bfloat16"] = setting(
+        "float32",
+        "type in which moments are stored; bfloat16 halves their memory, and is rounded stochastically",
+        source="Gupta et al. 2015, §3",
+    )
     clip_norm: float | None = setting(1.0, "largest global norm of the gradient; null does not clip", gt=0)
 
 

@@ -10,6 +10,7 @@ from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from t5x_lite.models.layers import WeightAxes
 from t5x_lite.train.config import OptimizerConfig
+from t5x_lite.train.rounding import store_moments_in_bfloat16
 from t5x_lite.train.schedules.schedule import Horizon
 
 LearningRateFactors: TypeAlias = Callable[[Float[Array, ""], PyTree], PyTree]
@@ -46,6 +47,8 @@ def make_optimizer(config: OptimizerConfig, steps: int, axes: PyTree[WeightAxes]
 
     weight_decay = optax.add_decayed_weights(config.weight_decay, jax.tree.map(is_decayed, axes))
     transformations = config.method.transformations(axes, weight_decay)
+    if config.moment_dtype == "bfloat16":
+        transformations = [store_moments_in_bfloat16(optax.chain(*transformations))]
     if config.clip_norm is not None:
         transformations = [optax.clip_by_global_norm(config.clip_norm), *transformations]
     return optax.chain(*transformations, optax.scale_by_learning_rate(make_schedule(config, steps)))

@@ -13,6 +13,8 @@ from jaxtyping import Float
 from t5x_lite.models.layers import WeightAxes
 from t5x_lite.train.config import OptimizerConfig
 from t5x_lite.train.optimization import make_optimizer, make_schedule
+from t5x_lite.train.optimizers import OPTIMIZERS
+from t5x_lite.train.rounding import round_stochastically
 
 Settings: TypeAlias = Mapping[str, object]
 """Keys of `OptimizerConfig`."""
@@ -206,3 +208,41 @@ def test_schedules_equal_values_computed_by_hand(settings: Settings, expected: d
     learning_rate = make_schedule(config, 20)
     for count, value in expected.items():
         assert float(learning_rate(count)) == pytest.approx(value, abs=1e-6)
+
+
+def test_stochastic_rounding_gives_a_neighbour_and_the_right_mean() -> None:
+    """1.001 lies between 1 and 1 + 2^-7, the neighbours in bfloat16, at a share of 0.128 of their distance."""
+    values = jnp.full(200_000, 1.001, jnp.float32)
+    rounded = np.asarray(round_stochastically(values, jax.random.key(0)).astype(jnp.float32))
+    assert set(np.unique(rounded)) == {1.0, 1.0 + 2**-7}
+    share = 0.001 * 2**7
+    deviation = np.sqrt(share * (1 - share) / len(values))
+    assert abs((rounded > 1).mean() - share) < 4 * deviation
+    special = jnp.array([jnp.inf, -jnp.inf, jnp.nan, 0.0, -0.0], jnp.float32)
+    np.testing.assert_array_equal(round_stochastically(special, jax.random.key(1)).astype(jnp.float32), special)
+
+
+def test_a_second_moment_in_bfloat16_reaches_its_mean() -> None:
+    """Adam's second moment of gradients of 1 is 1 - b2^t; with b2 = 0.999, rounding to the nearest would stop it."""
+    optimizer = optimizer_for({"method": {"adamw": {"b2": 0.999}}, "moment_dtype": "bfloat16"}, {"stack": MATRIX})
+    params = {"stack": jnp.zeros((64, 64))}
+    state = optimizer.init(params)
+    update = jax.jit(optimizer.update)
+    for _ in range(2000):
+        _, state = update({"stack": jnp.ones((64, 64))}, state, params)
+    moments = [leaf for leaf in jax.tree.leaves(state) if leaf.ndim == 2]
+    assert [moment.dtype for moment in moments] == [jnp.bfloat16, jnp.bfloat16]
+    first, second = (float(moment.astype(jnp.float32).mean()) for moment in moments)
+    assert first == pytest.approx(1.0, rel=2e-3)
+    assert second == pytest.approx(1 - 0.999**2000, rel=2e-3)
+
+
+@pytest.mark.parametrize("method", OPTIMIZERS)
+def test_moments_in_bfloat16_change_the_updates_a_little(method: str) -> None:
+    rng = np.random.default_rng(0)
+    params = {name: rng.normal(size=shape).astype(np.float32) for name, shape in SHAPES.items()}
+    expected = train({"method": method}, AXES, params)
+    rounded = train({"method": method, "moment_dtype": "bfloat16"}, AXES, params)
+    for name, value in expected.items():
+        change = value - params[name]
+        assert np.abs(rounded[name] - value).max() <= 0.05 * np.abs(change).max()

@@ -1,0 +1,56 @@
+"""Stochastic rounding, so that an average of many small changes survives in few bits."""
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+LOST_BITS = 16
+"""Bits of a float32 behind those of a bfloat16."""
+
+
+def round_stochastically(x: Float[Array, "..."], key: PRNGKeyArray) -> Float[Array, "..."]:
+    """Return `x`, a float32, as one of the two nearest bfloat16, whose mean is `x` (Gupta et al. 2015, §3).
+
+    Infinities and NaN stay.
+    """
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    noise = jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)
+    rounded_down = (bits + noise) >> LOST_BITS << LOST_BITS
+    rounded = jax.lax.bitcast_convert_type(rounded_down, jnp.float32)
+    return jnp.where(jnp.isfinite(x), rounded, x).astype(jnp.bfloat16)
+
+
+def store_moments_in_bfloat16(inner: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Keep what an optimizer remembers of each weight in bfloat16, rounded stochastically after every update.
+
+    The arithmetic stays float32. The random bits depend on the number of updates alone, so that a run that is resumed
+    continues with the same numbers.
+    """
+
+    def init(params: PyTree) -> tuple[Array, PyTree]:
+        return jnp.zeros((), jnp.int32), _convert_moments(inner.init(params), jnp.float32, jnp.bfloat16)
+
+    def update(updates: PyTree, state: tuple[Array, PyTree], params: PyTree = None) -> tuple[PyTree, PyTree]:
+        count, stored = state
+        moments = _convert_moments(stored, jnp.bfloat16, jnp.float32)
+        new_updates, new_moments = inner.update(updates, moments, params)
+        key = jax.random.fold_in(jax.random.key(0), count)
+        leaves, structure = jax.tree.flatten(new_moments)
+        rounded = []
+        for number, leaf in enumerate(leaves):
+            is_moment = leaf.ndim > 0 and leaf.dtype == jnp.float32
+            rounded.append(round_stochastically(leaf, jax.random.fold_in(key, number)) if is_moment else leaf)
+        return new_updates, (count + 1, jax.tree.unflatten(structure, rounded))
+
+    return optax.GradientTransformation(init, update)
+
+
+def _convert_moments(moments: PyTree[Array], old: DTypeLike, new: DTypeLike) -> PyTree[Array]:
+    """Return the arrays of type `old` in type `new`; everything else, such as counts, as it is."""
+
+    def convert(leaf: Array) -> Array:
+        return leaf.astype(new) if leaf.ndim > 0 and leaf.dtype == old else leaf
+
+    return jax.tree.map(convert, moments)
