@@ -1,6 +1,6 @@
 """Weights from and to other code bases. A model type of Transformers is one declaration and one entry here."""
 
-from t5x_lite.convert import bert, gpt, llama, megatron_bert, qwen, qwen_moe, t5
+from t5x_lite.convert import bert, eurobert, gpt, llama, megatron_bert, qwen, qwen_moe, t5
 from t5x_lite.convert.model_type import ModelType
 
 _MODEL_TYPES = (
@@ -13,6 +13,7 @@ _MODEL_TYPES = (
     bert.ALBERT,
     bert.ELECTRA,
     megatron_bert.MEGATRON_BERT,
+    eurobert.EUROBERT,
     gpt.GPT2,
     gpt.GPT_NEO,
     gpt.OPT,

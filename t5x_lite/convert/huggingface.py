@@ -42,6 +42,7 @@ from t5x_lite.convert.weight_map import TensorMapping
 from t5x_lite.errors import UserError
 from t5x_lite.files import check_not_input, read_json_object
 from t5x_lite.models.config import ModelConfig
+from t5x_lite.objectives.masked import MASK
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.progress import track_progress
 from t5x_lite.run_dir import Run, open_run
@@ -256,9 +257,16 @@ def _build_config(
 
 
 def _special_token_ids(run: Run) -> ForeignConfig:
-    """Return the token ids that generation in Transformers needs, from the run's tokenizer."""
+    """Return the token ids that Transformers needs, from the run's tokenizer.
+
+    Without a tokenizer they are null: the defaults of a model type may lie outside the vocabulary.
+    """
     tokenizer = run.stored_tokenizer
     if tokenizer is None:
-        return {}
+        return dict.fromkeys(("eos_token_id", "bos_token_id", "pad_token_id"))
     ids = {"eos_token_id": tokenizer.eos, "bos_token_id": tokenizer.eos, "pad_token_id": tokenizer.pad}
+    named = tokenizer.vocabulary().named
+    for mask in MASK:
+        if mask in named:
+            ids["mask_token_id"] = named[mask]
     return {name: token_id for name, token_id in ids.items() if token_id is not None}

@@ -11,6 +11,7 @@ from t5x_lite.errors import UserError
 
 DESCRIPTIONS = {
     "_name_or_path",
+    "_model_name_or_path",  # written for weights from a GGUF file
     "architectures",
     "auto_map",
     "dtype",
@@ -76,6 +77,7 @@ GENERATION = {
     "forced_eos_token_id",
     "length_penalty",
     "max_length",
+    "mask_token_id",
     "min_length",
     "no_repeat_ngram_size",
     "num_beam_groups",
@@ -88,6 +90,7 @@ GENERATION = {
     "repetition_penalty",
     "return_dict_in_generate",
     "sep_token_id",
+    "unk_token_id",
     "suppress_tokens",
     "temperature",
     "top_k",

@@ -54,7 +54,15 @@ STRETCH_FIELDS: dict[str, dict[str, str]] = {
     },
 }
 """For each rope_type the fields of `rope_parameters`, and ours of `positions.rotary.stretch` of the same name."""
-OPTIONAL_STRETCH_FIELDS = {"beta_fast", "beta_slow", "attention_factor", "truncate"}
+OPTIONAL_STRETCH_FIELDS = {
+    "original_max_position_embeddings",
+    "beta_fast",
+    "beta_slow",
+    "attention_factor",
+    "truncate",
+}
+ORIGINAL_LENGTH_TYPES = {"dynamic", "llama3", "yarn"}
+"""Types with an original length. Where `rope_parameters` lacks it, it is `max_position_embeddings`."""
 IGNORED_ROPE_FIELDS = {"rope_theta", "rope_type", "type"}
 
 
@@ -72,10 +80,10 @@ def _read_rotary(source: ForeignModel, settings: Settings) -> None:
             stretch[fields[name]] = value
         elif name != "partial_rotary_factor" or value != 1:
             raise UserError(f"rope_parameters.{name}={value!r} is not supported for rope_type {rope_type}")
+    if rope_type in ORIGINAL_LENGTH_TYPES and "original_length" not in stretch:
+        stretch["original_length"] = require_field(source.config, "max_position_embeddings")
     for name in fields.keys() - OPTIONAL_STRETCH_FIELDS:
         require_field(rope, name)
-    if rope_type == "dynamic":  # the original length is that of the config
-        stretch["original_length"] = require_field(source.config, "max_position_embeddings")
     rotary: Settings = {"theta": float(rope["rope_theta"])}
     if rope_type != "default":
         rotary["stretch"] = {rope_type: stretch}

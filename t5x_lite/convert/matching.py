@@ -8,6 +8,7 @@ from typing import TypeAlias
 from pydantic import ValidationError
 
 from t5x_lite.convert import MODEL_TYPES
+from t5x_lite.convert.bert import NO_TOKEN_OUTPUT
 from t5x_lite.convert.config_table import ForeignModel, MissingComponent, resolve_settings
 from t5x_lite.convert.model_type import OUTPUT_MATRIX, SOME_OUTPUT_TENSOR, ModelType
 from t5x_lite.errors import UserError
@@ -90,6 +91,8 @@ def _compare(model: ModelConfig, model_type: ModelType) -> Comparison:
 
     Components that the model type needs replace those of the model until an export and an import as this type work.
     """
+    if not model.outputs:
+        model = model.model_copy(update=NO_TOKEN_OUTPUT)  # parts of an output that is not there
     nearest = model
     for _ in range(len(COMPONENTS) + 1):
         try:

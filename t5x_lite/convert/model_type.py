@@ -56,6 +56,8 @@ class Architecture:
         modules: modules that models of this class alone have.
         is_classifier: the model scores the labels of a text (`model.head`). It is known by its name in the config,
             because other heads for tasks store tensors of the same names.
+        may_be_tied: the output may be the embedding alone, so that no tensor tells of it; then its name in the config
+            does.
     """
 
     name: str
@@ -65,6 +67,7 @@ class Architecture:
     marker_tensor: str | None = None
     modules: Modules = field(default_factory=dict)
     is_classifier: bool = False
+    may_be_tied: bool = False
 
 
 @dataclass(frozen=True)
@@ -160,6 +163,8 @@ class ModelType:
         for architecture in self.architectures:
             is_stored = architecture.marker_tensor in names
             if is_stored and (not architecture.is_classifier or is_named(architecture.name, source.config)):
+                return architecture
+            if architecture.may_be_tied and is_named(architecture.name, source.config):
                 return architecture
         if self.headless is not None and not any(name.startswith(HEAD_PREFIXES) for name in names):
             return self.headless

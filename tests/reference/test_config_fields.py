@@ -220,6 +220,23 @@ def test_a_config_that_asks_for_another_computation_is_refused(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("name", ["Llama 3.1", "Llama, YaRN"])
+def test_the_original_length_of_a_stretch_is_by_default_that_of_the_config(
+    name: str, cases: Cases, tmp_path: Path
+) -> None:
+    case = cases(name)
+    config = json.loads((case.folder / "config.json").read_text())
+    rope = {key: value for key, value in config["rope_parameters"].items() if key != "original_max_position_embeddings"}
+    change_files(case, tmp_path / "changed", {"rope_parameters": rope, "max_position_embeddings": 20})
+    theirs = type(case.theirs).from_pretrained(tmp_path / "changed").eval()
+    import_hf(tmp_path / "changed", tmp_path / "run")
+    tokens = np.random.default_rng(0).integers(5, 90, (1, 60))
+    with torch.no_grad():
+        expected = theirs(torch.tensor(tokens)).logits.numpy()
+    np.testing.assert_allclose(t5x_lite.load(tmp_path / "run").logits(tokens), expected, atol=1e-4)
+    assert np.abs(case.ours.logits(tokens) - expected).max() > 1e-3
+
+
 def test_weights_that_are_no_finite_numbers_are_refused(cases: Cases, tmp_path: Path) -> None:
     case = cases("GPT-2")
     name = "transformer.ln_f.weight"
@@ -240,6 +257,7 @@ def test_weights_that_are_no_finite_numbers_are_refused(cases: Cases, tmp_path: 
     [
         ("BERT", "bert"),
         ("Megatron BERT", "bert"),
+        ("EuroBERT", "model"),
         ("RoBERTa", "roberta"),
         ("ALBERT", "albert"),
         ("ELECTRA", "electra"),

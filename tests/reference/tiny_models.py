@@ -144,6 +144,7 @@ def build_opt(**settings: Setting) -> PreTrainedModel:
     return transformers.OPTForCausalLM(config)
 
 
+EUROBERT = {"num_key_value_heads": 2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 ALBERT_GROUPS = {"num_hidden_layers": 4, "num_hidden_groups": 2, "inner_group_num": 2}
 NO_BIASES = {"enable_bias": False, "layer_norm_elementwise_affine": False}
 QWEN3_EXPERTS = {"num_experts": 4, "moe_intermediate_size": 24, "head_dim": 16}
@@ -163,6 +164,10 @@ TINY_MODELS = {
     "ELECTRA generator": TinyModel("masked", partial(build_encoder, "Electra", "MaskedLM", embedding_size=16)),
     "ELECTRA": TinyModel("replaced_token", partial(build_encoder, "Electra", "PreTraining", embedding_size=16)),
     "Megatron BERT": TinyModel("masked, next sentence", partial(build_encoder, "MegatronBert", "PreTraining")),
+    "EuroBERT": TinyModel("masked", partial(build_encoder, "EuroBert", "MaskedLM", **EUROBERT)),
+    "EuroBERT, tied": TinyModel(
+        "masked", partial(build_encoder, "EuroBert", "MaskedLM", tie_word_embeddings=True, **EUROBERT)
+    ),
     "GPT-2": TinyModel("causal", build_gpt2),
     "GPT-Neo": TinyModel("causal", build_gpt_neo),
     "OPT": TinyModel("causal", build_opt),
