@@ -34,6 +34,7 @@ def _drop_default_head_dim(source: ForeignModel, settings: Settings) -> None:
 
 HEAD_DIM = Rule(("head_dim",), read=_drop_default_head_dim)
 
+ORIGINAL_LENGTH = "original_max_position_embeddings"
 STRETCH_FIELDS: dict[str, dict[str, str]] = {
     "default": {},
     "linear": {"factor": "factor"},
@@ -42,11 +43,11 @@ STRETCH_FIELDS: dict[str, dict[str, str]] = {
         "factor": "factor",
         "low_freq_factor": "low",
         "high_freq_factor": "high",
-        "original_max_position_embeddings": "original_length",
+        ORIGINAL_LENGTH: "original_length",
     },
     "yarn": {
         "factor": "factor",
-        "original_max_position_embeddings": "original_length",
+        ORIGINAL_LENGTH: "original_length",
         "beta_fast": "fast",
         "beta_slow": "slow",
         "attention_factor": "attention_factor",
@@ -54,13 +55,7 @@ STRETCH_FIELDS: dict[str, dict[str, str]] = {
     },
 }
 """For each rope_type the fields of `rope_parameters`, and ours of `positions.rotary.stretch` of the same name."""
-OPTIONAL_STRETCH_FIELDS = {
-    "original_max_position_embeddings",
-    "beta_fast",
-    "beta_slow",
-    "attention_factor",
-    "truncate",
-}
+OPTIONAL_STRETCH_FIELDS = {"beta_fast", "beta_slow", "attention_factor", "truncate"}
 ORIGINAL_LENGTH_TYPES = {"dynamic", "llama3", "yarn"}
 """Types with an original length. Where `rope_parameters` lacks it, it is `max_position_embeddings`."""
 IGNORED_ROPE_FIELDS = {"rope_theta", "rope_type", "type"}
@@ -82,7 +77,7 @@ def _read_rotary(source: ForeignModel, settings: Settings) -> None:
             raise UserError(f"rope_parameters.{name}={value!r} is not supported for rope_type {rope_type}")
     if rope_type in ORIGINAL_LENGTH_TYPES and "original_length" not in stretch:
         stretch["original_length"] = require_field(source.config, "max_position_embeddings")
-    for name in fields.keys() - OPTIONAL_STRETCH_FIELDS:
+    for name in fields.keys() - OPTIONAL_STRETCH_FIELDS - {ORIGINAL_LENGTH}:
         require_field(rope, name)
     rotary: Settings = {"theta": float(rope["rope_theta"])}
     if rope_type != "default":
