@@ -132,6 +132,20 @@ def test_one_two_and_four_processes_make_the_same_global_batches(
     np.testing.assert_array_equal(global_batches(4, 3)[:2], expected[3:])
 
 
+@pytest.mark.slow
+def test_one_two_and_four_processes_agree_across_the_border_of_a_stage(tiny_config: Path, tmp_path: Path) -> None:
+    """Eight sequences of 8 tokens, then four of 16; two processes go on where four stopped, after the border."""
+    stages = "data.schedule=[{name: short, seq_len: 8}, {name: long, after_steps: 6}]"
+    train = ("-m", "t5x_lite", "train", tiny_config, stages, "eval.batch_size=4")
+    for count in (1, 4):
+        run_processes(count, *train, f"run_dir={tmp_path}/{count}")
+    assert_same_curve(tmp_path / "4", tmp_path / "1")
+    for folder in (tmp_path / "4/checkpoints").glob("12*"):
+        shutil.rmtree(folder)
+    run_processes(2, *train, f"run_dir={tmp_path}/4")
+    assert_same_curve(tmp_path / "4", tmp_path / "1")
+
+
 LONGER = ("train.steps=40", "eval.every_steps=20", "checkpoint.every_steps=10", "checkpoint.keep=9")
 
 
