@@ -132,7 +132,9 @@ class Trainer:
     def _make_hooks(self) -> list[Hook]:
         """Return the evaluators of the run, and what the loop itself reports."""
         hooks = [*evaluation_hooks(self.config), Hook(self.goodput, self.config.eval.every_steps)]
-        if self.config.adapt is None and len(self.learning_rates) <= MOST_FORECAST_STEPS:
+        # The law of the forecast is that of one mixture.
+        is_alike = len(self.config.stages) == 1
+        if self.config.adapt is None and is_alike and len(self.learning_rates) <= MOST_FORECAST_STEPS:
             forecast = Forecast(self.learning_rates.all())
             hooks.append(Hook(forecast, forecast.every_steps, on_last_step=False))
         if jax.process_count() > 1:
@@ -186,6 +188,7 @@ class Trainer:
             with self._monitoring(progress) as monitor:
                 try:
                     is_complete = self._train_steps(progress, state, monitor, store, stop)
+                    store.forget()  # the state is in a checkpoint
                     self.display.print(self.goodput.summary())
                     return is_complete
                 except LossSpike as spike:
@@ -200,6 +203,7 @@ class Trainer:
         spike_limit = self.config.train.spike_limit
         if spikes > spike_limit:
             raise Diverged(f"step {spike_step}: more than {spike_limit} loss spikes (train.spike_limit)")
+        store.forget()
         restored_progress, state = store.load()
         skipped_batches = spike_step - restored_progress.step
         restored_progress.skipped_batches = progress.skipped_batches + skipped_batches
@@ -262,22 +266,26 @@ class Trainer:
 
             is_stopping = stop(step)
             is_saved = is_stopping or step == settings.steps or store.checkpoints.due(step)
+            is_kept = not is_saved and store.keeps(step)
             hooks = [hook for hook in self.hooks if hook.is_due(step, settings.steps)]
-            if hooks or is_saved or step % settings.health_every_steps == 0:
+            if hooks or is_saved or is_kept or step % settings.health_every_steps == 0:
                 monitor.read()
                 if self.mesh.size > 1:
                     self.replicas.check(step, state.params)
             hook_metrics = self._run_hooks(hooks, step, state)
             # All processes report at the same steps, since a spike of the loss makes all of them go back.
-            if hooks or is_saved:
+            if hooks or is_saved or is_kept:
                 monitor.report(hook_metrics)
             if is_saved:
                 with self.goodput.measure("checkpoint"):
                     store.save(progress, state, hook_metrics)
+            if is_kept:
+                with self.goodput.measure("checkpoint"):
+                    store.keep(progress, state)
             if is_stopping and step < settings.steps:
                 break
             host_seconds = data_seconds
-            if not hooks and not is_saved:
+            if not (hooks or is_saved or is_kept):
                 host_seconds += time.perf_counter() - step_ended
             self.stragglers.add(host_seconds)
         with self.goodput.measure("checkpoint"):

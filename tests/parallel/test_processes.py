@@ -288,6 +288,35 @@ def test_a_slow_process_is_a_metric(tiny_config: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_killed_processes_go_on_from_their_disks_or_without_one_of_these_from_the_checkpoint(
+    tiny_config: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    """Both are killed after step 18, with states of steps 12 and 16; and again after step 35, with that of step 32."""
+    run = tmp_path / "run"
+    settings = ("checkpoint.every_steps=30", f"checkpoint.local.folder={tmp_path}/local")
+    train = ("train", tiny_config, *LONGER, *settings, "checkpoint.local.every_steps=4", f"run_dir={run}")
+
+    def kill_after(step: int) -> str:
+        processes = start_processes(2, FAULTY_PROCESS, "slow", 1, *train)
+        wait_for_step(step, run, processes[0])
+        for process in processes:
+            process.kill()
+        return processes[0].communicate()[1]
+
+    kill_after(18)
+    assert "resumed from step 16 in " + str(tmp_path / "local") in kill_after(35)
+    (folder,) = (tmp_path / "local").glob("*/process-1")
+    assert (folder / "32.json").is_file()
+    shutil.rmtree(folder)
+    first, second = start_processes(2, "-m", "t5x_lite", *train)
+    errors = first.communicate(timeout=120)[1]
+    second.communicate(timeout=120)
+    assert (first.returncode, second.returncode) == (0, 0)
+    assert f"resumed from step 30 in {run}" in errors
+    assert_same_curve(run, undisturbed)
+
+
+@pytest.mark.slow
 def test_a_checkpoint_folder_that_vanishes_is_created_again(
     tiny_config: Path, undisturbed: Path, tmp_path: Path
 ) -> None:
