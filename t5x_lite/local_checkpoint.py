@@ -26,7 +26,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 from pydantic import BaseModel, ConfigDict
 
-from t5x_lite.config import LocalCheckpointConfig
+from t5x_lite.checkpoint_config import LocalCheckpointConfig
 from t5x_lite.files import replace_file
 from t5x_lite.storage import expand
 from t5x_lite.trees import flatten_names

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from t5x_lite.checkpoint_config import LocalCheckpointConfig
 from t5x_lite.cli import main
-from t5x_lite.config import LocalCheckpointConfig
 from t5x_lite.local_checkpoint import LocalCheckpoints, open_local_checkpoints
 from t5x_lite.parallel.config import MeshConfig
 from t5x_lite.parallel.mesh import make_mesh
