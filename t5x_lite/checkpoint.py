@@ -21,7 +21,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
-from t5x_lite.config import CheckpointConfig
+from t5x_lite.checkpoint_config import CheckpointConfig
 from t5x_lite.errors import UserError
 from t5x_lite.files import free_space, is_disk_full
 from t5x_lite.local_copies import upload_changes

@@ -6,16 +6,17 @@ imports JAX, so that a wrong config is rejected before any device or file is tou
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import yaml
-from pydantic import Strict
 
 from t5x_lite import schema
 from t5x_lite.adapt import ADAPTATIONS, AdaptationMethod, Full
 from t5x_lite.adapt.trainable import TrainableSplit
+from t5x_lite.checkpoint_config import CheckpointConfig
 from t5x_lite.config_files import find_config
 from t5x_lite.data.config import TOKENIZERS, DataConfig, TokenizerConfig, Unigram
+from t5x_lite.data.stages import Stage, resolve_stages, stage_problems, title
 from t5x_lite.errors import UserError
 from t5x_lite.evaluate.config import EvalConfig
 from t5x_lite.evaluate.evaluators import Evaluator, Tasks, Validation
@@ -30,26 +31,6 @@ from t5x_lite.storage import expand
 from t5x_lite.tasks import TaskForm, objective_settings
 from t5x_lite.train.config import OptimizerConfig, TrainConfig
 from t5x_lite.trees import flatten_names
-
-
-class CheckpointConfig(Config):
-    """Rules for saving, keeping and deleting checkpoints."""
-
-    folder: str | None = setting(
-        None,
-        "folder of the checkpoints, local, gs://BUCKET/… or s3://BUCKET/…; null is RUN/checkpoints",
-        min_length=1,
-    )
-    every_steps: Int = setting(1000, "steps between checkpoints", unit="steps", ge=1)
-    every_minutes: float | None = setting(None, "also save this often; null saves by steps alone", unit="minutes", gt=0)
-    keep: Int = setting(2, "newest checkpoints kept; older ones are deleted unless another rule keeps them", ge=1)
-    keep_every_steps: Int | None = setting(
-        None, "keep checkpoints at multiples of this step forever", unit="steps", ge=1
-    )
-    keep_steps: Annotated[tuple[Int, ...], Strict(False)] = setting((), "steps to save and keep forever")
-    keep_best: Int = setting(1, "number of best checkpoints kept, judged by `best_metric`; 0 keeps none", ge=0)
-    best_metric: str = setting("eval/loss", "evaluation metric that ranks checkpoints, such as eval/sst2/accuracy")
-    best: Literal["lowest", "highest"] = setting("lowest", "which value of `best_metric` is best")
 
 
 class AdaptConfig(Config):
@@ -111,6 +92,7 @@ class RunConfig(Config):
             ValueError: the model does not fit the mesh, the adaptation method or the objective.
         """
         yield from self._batch_problems()
+        yield from self._stage_problems()
         yield from self._schedule_problems()
         self.model.check_mesh(self.mesh.expert, self.mesh.tensor, self.mesh.pipeline)
         if self.model.mup is not None and not self.optimizer.method.supports_mup:
@@ -124,15 +106,29 @@ class RunConfig(Config):
         if self.tasks and not isinstance(self.objective, Supervised | TextToText):
             yield f"tasks are learnt by objectives on records, not by {self.objective}"
 
-    def _batch_problems(self) -> Iterator[str]:
+    def _batch_problems(self, prefix: str = "train.") -> Iterator[str]:
         train = self.train
+        seq_len = f"{prefix}seq_len {train.seq_len}"
         max_length = self.model.max_length
         if max_length is not None and train.seq_len > max_length:
-            yield f"train.seq_len {train.seq_len} is longer than {self.model.positions.max_length_setting} {max_length}"
+            yield f"{seq_len} is longer than {self.model.positions.max_length_setting} {max_length}"
         if train.batch_size % train.microbatches:
-            yield f"train.batch_size {train.batch_size} is not a multiple of train.microbatches {train.microbatches}"
+            yield f"{prefix}batch_size {train.batch_size} is not a multiple of train.microbatches {train.microbatches}"
         if train.loss_chunks and train.seq_len % train.loss_chunks:
-            yield f"train.seq_len {train.seq_len} is not a multiple of train.loss_chunks {train.loss_chunks}"
+            yield f"{seq_len} is not a multiple of train.loss_chunks {train.loss_chunks}"
+
+    def _stage_problems(self) -> Iterator[str]:
+        """Yield what is wrong with `data.schedule`."""
+        if not self.data.schedule:
+            return
+        if self.tasks:
+            yield "data.schedule is for text: it mixes the sources of `data`, and `tasks` have none"
+        batch_tokens = self.train.batch_size * self.train.seq_len
+        problems = list(stage_problems(self.data, self.stages, self.train.steps, batch_tokens))
+        yield from problems
+        if not problems:
+            for stage in self.stages:
+                yield from self.of_stage(stage)._batch_problems(f"{title(stage)}: ")
 
     def _schedule_problems(self) -> Iterator[str]:
         warmup = self.optimizer.warmup_steps
@@ -181,6 +177,22 @@ class RunConfig(Config):
             )
 
     @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages of the run (`data.schedule`); one if it has no schedule."""
+        return resolve_stages(self.data, self.train.steps, self.train.batch_size, self.train.seq_len)
+
+    @property
+    def largest_stage(self) -> Stage:
+        """The stage that needs most memory: the most tokens in a batch, and of these the longest sequences."""
+        return max(self.stages, key=_size_of_stage)
+
+    def of_stage(self, stage: Stage) -> "RunConfig":
+        """Return the config with the batches of a stage alone, from which its train step is compiled and planned."""
+        train = self.train.model_copy(update={"batch_size": stage.batch_size, "seq_len": stage.seq_len})
+        data = self.data.model_copy(update={"schedule": ()})
+        return self.model_copy(update={"train": train, "data": data})
+
+    @property
     def method(self) -> AdaptationMethod:
         """The adaptation method. A run that does not adapt another one trains all of its weights."""
         if self.adapt is None:
@@ -211,6 +223,10 @@ class RunConfig(Config):
         if self.objective is None:
             raise UserError("this run has no objective (objective: null): it can be used, but not trained or evaluated")
         return self.objective
+
+
+def _size_of_stage(stage: Stage) -> tuple[int, int]:
+    return stage.batch_tokens, stage.seq_len
 
 
 CHANGEABLE_ON_RESUME = (

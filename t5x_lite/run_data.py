@@ -65,4 +65,5 @@ def pipeline_settings(config: RunConfig, tokenizer: Tokenizer) -> PipelineSettin
         seed=config.train.seed,
         validation_batch_size=config.eval.batch_size or config.train.batch_size,
         max_validation_batches=config.eval.batches,
+        stages=config.stages,
     )

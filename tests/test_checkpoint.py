@@ -21,7 +21,7 @@ import pytest
 from jaxtyping import PyTree
 
 from t5x_lite.checkpoint import Checkpoints, SaveError, steps_to_keep
-from t5x_lite.config import CheckpointConfig
+from t5x_lite.checkpoint_config import CheckpointConfig
 from t5x_lite.errors import UserError
 from t5x_lite.manifest import MANIFEST
 
@@ -255,7 +255,7 @@ SAVE_UNTIL_KILLED = """
 import sys, jax, jax.numpy as jnp
 from pathlib import Path
 from t5x_lite.checkpoint import Checkpoints
-from t5x_lite.config import CheckpointConfig
+from t5x_lite.checkpoint_config import CheckpointConfig
 checkpoints = Checkpoints(Path(sys.argv[1]), CheckpointConfig(keep=2, keep_best=0))
 checkpoints.clean()
 for step in range(checkpoints.steps()[-1] + 1 if checkpoints.steps() else 1, 10_000):
@@ -288,7 +288,7 @@ import sys, jax, jax.numpy as jnp, numpy as np
 from pathlib import Path
 from jax.sharding import NamedSharding, PartitionSpec as P
 from t5x_lite.checkpoint import Checkpoints
-from t5x_lite.config import CheckpointConfig
+from t5x_lite.checkpoint_config import CheckpointConfig
 x = np.arange(64.0, dtype=np.float32).reshape(8, 8)
 checkpoints = Checkpoints(Path(sys.argv[1]), CheckpointConfig())
 axis_types = (jax.sharding.AxisType.Auto,) * 2

@@ -12,7 +12,8 @@ from jaxtyping import PyTree
 from t5x_lite import config as configuration
 from t5x_lite import local_copies, schema, storage
 from t5x_lite.checkpoint import Checkpoints
-from t5x_lite.config import CheckpointConfig, MeshConfig, RunConfig
+from t5x_lite.checkpoint_config import CheckpointConfig
+from t5x_lite.config import MeshConfig, RunConfig
 from t5x_lite.convert.classifier import ObjectiveSetting
 from t5x_lite.convert.config_table import ForeignConfig
 from t5x_lite.convert.weight_map import WeightMap

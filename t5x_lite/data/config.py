@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 from typing import Annotated, Literal, TypeAlias
 
-from pydantic import Strict
+from pydantic import Field, Strict
 
+from t5x_lite.errors import suggest
 from t5x_lite.schema import Config, Int, Strings, setting
 from t5x_lite.storage import is_remote
 
@@ -45,6 +46,27 @@ class MixedSource(SourceConfig):
     )
 
 
+class StageConfig(Config):
+    """A stage of a run: the steps from its beginning to that of the next stage, or to the end."""
+
+    name: str = setting(..., "name in messages and in the report", min_length=1)
+    after_steps: Int | None = setting(None, "steps of the run before the stage; the first stage needs none", ge=0)
+    after_share: float | None = setting(None, "the same as a share of train.steps", ge=0, lt=1)
+    weights: dict[str, Annotated[float, Field(gt=0)]] | None = setting(
+        None,
+        "share of each source in the stage, relative to the others; a source that is not named gives nothing; null: "
+        "the shares of the mixture",
+        min_length=1,
+    )
+    seq_len: Int | None = setting(None, "length of a sequence; null: train.seq_len", unit="tokens", ge=1)
+    batch_size: Int | None = setting(
+        None,
+        "sequences per update; null: as many as have the tokens of train.batch_size sequences of train.seq_len tokens",
+        unit="sequences",
+        ge=1,
+    )
+
+
 class DataConfig(SourceConfig):
     """Text, its token corpus, and the rows cut from the corpus."""
 
@@ -61,6 +83,11 @@ class DataConfig(SourceConfig):
         "examples",
         "what the shares of a mixture are shares of: examples (rows), or the tokens in them; these differ where the "
         "rows of one source are less full than those of another",
+    )
+    schedule: Annotated[tuple[StageConfig, ...], Strict(False)] = setting(
+        (),
+        "stages of the run, each with shares of the sources and a length of the sequences of its own",
+        source="Llama 3, Grattafiori et al. 2024, §3.4; OLMo 2, OLMo Team 2025, §4",
     )
     mixture_limit: Int | None = setting(
         None, "largest number of examples that a task counts as", ge=1, source="Raffel et al. 2020, §3.5.2: K"
@@ -112,6 +139,23 @@ class DataConfig(SourceConfig):
         source_names = [source.name for source in self.mixture]
         if len(set(source_names)) < len(source_names):
             yield f"mixture names must differ, found {', '.join(source_names)}"
+        yield from self._schedule_problems()
+
+    def _schedule_problems(self) -> Iterator[str]:
+        stage_names = [stage.name for stage in self.schedule]
+        if len(set(stage_names)) < len(stage_names):
+            yield f"schedule names must differ, found {', '.join(stage_names)}"
+        source_names = [source.name for source in self.sources]
+        for number, stage in enumerate(self.schedule):
+            begins = [key for key in ("after_steps", "after_share") if getattr(stage, key) is not None]
+            if not number and (stage.after_steps or stage.after_share):
+                yield f"schedule stage {stage.name} is the first, which begins with the run; remove its {begins[0]}"
+            if number and len(begins) != 1:
+                yield f"schedule stage {stage.name} needs one of after_steps and after_share, found {len(begins)}"
+            unknown = sorted(set(stage.weights or {}) - set(source_names))
+            if unknown:
+                hint = suggest(unknown[0], source_names) or f"; the sources are {', '.join(source_names)}"
+                yield f"schedule stage {stage.name}: weights of {unknown[0]}, which is no source of the mixture{hint}"
 
     @property
     def sources(self) -> tuple[MixedSource, ...]:

@@ -1,14 +1,16 @@
 """The global order of training rows: row g comes from some source, in some epoch, as some row of that source."""
 
 from collections.abc import Sequence
-from functools import lru_cache, partial
 
-import grain
 import numpy as np
 from jaxtyping import Float64
 
 from t5x_lite.data.config import MixedSource
+from t5x_lite.data.source_order import SourceOrder, endless_order
 from t5x_lite.errors import UserError
+
+SMALLEST_WEIGHT = 100
+"""The smallest share as a whole number; the others are rounded down to whole numbers on this scale."""
 
 
 def source_shares(sources: Sequence[MixedSource], sizes: Sequence[int], alpha: float) -> Float64[np.ndarray, "sources"]:
@@ -49,52 +51,79 @@ def shares_of_rows(
     return weighted / weighted.sum()
 
 
-class MixtureOrder:
-    """Maps a global row g ≥ 0 to (source, epoch, row of the source).
+class Interleaving:
+    """Divides places g ≥ 0 among sources, so that every prefix follows the shares as closely as possible.
 
-    The epochs of a source follow each other without end, each in a different random order.
+    The first source takes its share of the places, evenly spaced; the next takes its share of those that are left, and
+    so on. Random access costs one multiplication for each source.
+
+    Args:
+        shares: share of each source; a source without a share gets no place.
+    """
+
+    def __init__(self, shares: Float64[np.ndarray, "sources"]) -> None:
+        smallest = shares[shares > 0].min()
+        self._weights = [int(share * (SMALLEST_WEIGHT / smallest)) for share in shares.tolist()]
+
+    def counts(self, places: int) -> list[int]:
+        """Return how many of the first places each source has."""
+        counts = []
+        left = places
+        weight_left = sum(self._weights)
+        for weight in self._weights:
+            left_after = left
+            if weight:
+                left_after = left * (weight_left - weight) // weight_left
+            counts.append(left - left_after)
+            left = left_after
+            weight_left -= weight
+        return counts
+
+    def __getitem__(self, g: int) -> tuple[int, int]:
+        """Return the source that has a place, and how many places before it the source has."""
+        before = self.counts(g)
+        after = self.counts(g + 1)
+        source = next(number for number, count in enumerate(before) if after[number] > count)
+        return source, before[source]
+
+
+class MixtureOrder:
+    """Maps row g ≥ 0 of a global order to (source, epoch, row of the source).
+
+    Args:
+        sources: the order of each source; None for one that is not drawn.
+        interleaving: the source of each row.
+        first: the number g of the first row.
+        drawn: rows that each source gave before this one.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[SourceOrder | None],
+        interleaving: Interleaving,
+        first: int = 0,
+        drawn: Sequence[int] | None = None,
+    ) -> None:
+        self._sources = sources
+        self._interleaving = interleaving
+        self._first = first
+        self._drawn = drawn or [0] * len(sources)
+
+    def __getitem__(self, g: int) -> tuple[int, int, int]:
+        source, n = self._interleaving[g - self._first]
+        order = self._sources[source]
+        assert order is not None
+        epoch, row = order[self._drawn[source] + n]
+        return source, epoch, row
+
+
+def mix_endless(row_counts: Sequence[int], shares: Float64[np.ndarray, "sources"], seed: int) -> MixtureOrder:
+    """Return the order of rows whose shares never change.
 
     Args:
         row_counts: rows of each source.
         shares: share of each source in the global order.
         seed: seed of the random orders.
     """
-
-    def __init__(self, row_counts: Sequence[int], shares: Float64[np.ndarray, "sources"], seed: int) -> None:
-        self.row_counts = row_counts
-        self.seed = seed
-        self._interleaved = interleave_sources(shares)
-
-    def __getitem__(self, g: int) -> tuple[int, int, int]:
-        if len(self.row_counts) == 1:
-            return self._shuffle_epoch(0, g)
-        source, n = self._interleaved[g]
-        return self._shuffle_epoch(source, n)
-
-    def _shuffle_epoch(self, source: int, n: int) -> tuple[int, int, int]:
-        """Return source, epoch and row of the n-th row that a source gives."""
-        row_count = self.row_counts[source]
-        epoch, position = divmod(n, row_count)
-        permutation = _permutation(row_count, (self.seed, source, epoch))
-        return source, epoch, int(permutation[position])
-
-
-@lru_cache(maxsize=64)
-def _permutation(size: int, key: tuple[int, ...]) -> grain.MapDataset:
-    """Return a random permutation with random access: Grain uses a cipher, so there is no table in memory."""
-    seed = int(np.random.SeedSequence(key).generate_state(1)[0])
-    return grain.MapDataset.range(size).shuffle(seed=seed)
-
-
-def interleave_sources(shares: Float64[np.ndarray, "sources"]) -> grain.MapDataset:
-    """Map a global row to (source, n), so that every prefix follows the shares as closely as possible.
-
-    n counts the rows that come from the source.
-    """
-    endless = grain.MapDataset.range(2**62)
-    numbered = [endless.map(partial(_pair, source)) for source in range(len(shares))]
-    return grain.MapDataset.mix(numbered, weights=shares.tolist())
-
-
-def _pair(source: int, n: int) -> tuple[int, int]:
-    return source, n
+    sources = [endless_order(rows, (seed, source)) for source, rows in enumerate(row_counts)]
+    return MixtureOrder(sources, Interleaving(shares))

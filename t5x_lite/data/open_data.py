@@ -2,20 +2,25 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float64
 
 from t5x_lite.data.corpus import Corpus
-from t5x_lite.data.mixture import shares_of_rows, source_shares
-from t5x_lite.data.pipeline import TrainingRows, ValidationSet
+from t5x_lite.data.mixture import MixtureOrder, shares_of_rows, source_shares
+from t5x_lite.data.mixture_file import write_mixture
+from t5x_lite.data.pipeline import TrainingRows, ValidationSet, check_rows
 from t5x_lite.data.prepare import prepare_corpus
 from t5x_lite.data.records import open_task_data
+from t5x_lite.data.row_plan import RowPlan
 from t5x_lite.data.row_rule import RowRule
 from t5x_lite.data.row_statistics import RowStatistics
 from t5x_lite.data.row_store import open_rows, prepare_rows
 from t5x_lite.data.shards import Split
+from t5x_lite.data.stage_orders import StageRows, stage_orders
+from t5x_lite.data.stages import Stage
 from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.data.training_data import PipelineSettings, TrainingData
 from t5x_lite.errors import UserError
@@ -33,13 +38,14 @@ class TextData:
         settings: settings of the run.
         training: the training text of each source.
         held_out: the validation text of each source.
-        tokens_per_row: mean number of tokens in a training row of each source; None if the mixture is by examples.
+        tokens_per_row: mean number of tokens in a training row of each source, in each stage; None if the mixture is
+            by examples.
     """
 
     settings: PipelineSettings
     training: list[Corpus]
     held_out: list[Corpus]
-    tokens_per_row: list[float] | None = None
+    tokens_per_row: list[list[float]] | None = None
 
     @property
     def context(self) -> ExampleContext:
@@ -55,19 +61,67 @@ class TextData:
         text_bytes = sum(corpus.text_bytes for corpus in self.held_out)
         return tokens / max(text_bytes, 1)
 
-    def rows(self) -> TrainingRows:
-        """Return the endless order of training examples.
+    def rows(self, stage: int = 0) -> TrainingRows:
+        """Return the order of training examples: example step · batch size + row, for the steps of a stage.
 
         Raises:
             UserError: too little text for one row.
         """
-        settings = self.settings
-        sizes = [corpus.tokens for corpus in self.training]
-        shares = source_shares(settings.data.sources, sizes, settings.data.mixture_alpha)
-        if self.tokens_per_row is not None:
-            shares = shares_of_rows(shares, self.tokens_per_row)
-        row_plans = [open_rows(corpus, row_rule(settings)) for corpus in self.training]
-        return TrainingRows(row_plans, shares, settings.data, settings.objective, settings.context, settings.seed)
+        rows = self.stage_rows[stage]
+        settings = self.settings.of_stage(rows.stage)
+        strides = [settings.objective.stride(self.settings.of_stage(other.stage).context) for other in self.stage_rows]
+        return TrainingRows(
+            rows.row_plans,
+            self._orders[stage],
+            settings.data,
+            settings.objective,
+            settings.context,
+            settings.seed,
+            # An epoch that several stages share is shifted alike in all of them, or they would read the same tokens.
+            phases=min(strides),
+        )
+
+    @cached_property
+    def stage_rows(self) -> list[StageRows]:
+        """The rows of each stage, and the shares of the sources in them.
+
+        Raises:
+            UserError: some sources have a weight and others have none; too little text for one row.
+        """
+        stages = []
+        for number, stage in enumerate(self.settings.all_stages()):
+            settings = self.settings.of_stage(stage)
+            row_plans: list[RowPlan | None] = []
+            for source, corpus in zip(settings.data.sources, self.training, strict=True):
+                row_plan = None
+                if stage.draws(source.name):
+                    row_plan = open_rows(corpus, row_rule(settings))
+                    check_rows(row_plan, settings.objective, settings.context)
+                row_plans.append(row_plan)
+            stages.append(StageRows(stage, self._shares(number, stage), row_plans))
+        return stages
+
+    @cached_property
+    def _orders(self) -> list[MixtureOrder]:
+        return stage_orders(self.stage_rows, self.settings.seed)
+
+    def _shares(self, number: int, stage: Stage) -> Float64[np.ndarray, "sources"]:
+        """Return the share of each source in the rows of a stage."""
+        data = self.settings.data
+        if stage.weights is None:
+            shares = source_shares(data.sources, [corpus.tokens for corpus in self.training], data.mixture_alpha)
+        else:
+            weights = np.array([stage.weights.get(source.name, 0.0) for source in data.sources])
+            shares = weights / weights.sum()
+        if self.tokens_per_row is None:
+            return shares
+        return shares_of_rows(shares, self.tokens_per_row[number])
+
+    def write_mixture(self, folder: Path) -> None:
+        """Write the shares of the sources to a run directory, unless the run has one source and no schedule."""
+        sources = [source.name for source in self.settings.data.sources]
+        if len(sources) > 1 or self.settings.data.schedule:
+            write_mixture(folder, self.stage_rows, sources)
 
     def validation(self) -> ValidationSet:
         """Return the validation split.
@@ -104,19 +158,33 @@ def open_data(settings: PipelineSettings, tokenizer: Tokenizer, task_names: Sequ
     folders = [prepare_corpus(source, settings.data, tokenizer) for source in settings.data.sources]
     training = [Corpus(folder, "train") for folder in folders]
     held_out = [Corpus(folder, "validation") for folder in folders]
-    rule = row_rule(settings)
     mixes_tokens = settings.data.mixture_by == "tokens" and len(folders) > 1
-    tokens_per_row: list[float] | None = None
-    if rule.is_packed or mixes_tokens:
-        statistics = [prepare_rows(folder, rule)["train"] for folder in folders]
+    tokens_per_row: list[list[float]] | None = None
+    if row_rule(settings).is_packed or mixes_tokens:
+        statistics = [_prepare_stage(settings, stage, folders) for stage in settings.all_stages()]
         if mixes_tokens:
-            tokens_per_row = [counts.tokens_per_row for counts in statistics]
+            tokens_per_row = statistics
+    if row_rule(settings).is_packed:
+        for folder in folders:
+            prepare_rows(folder, row_rule(settings))  # of the validation split
     if settings.objective.needs_frequency:
         vocabulary = settings.context.vocabulary
         frequency = count_token_frequency(training, vocabulary.size)
         context = replace(settings.context, vocabulary=replace(vocabulary, frequency=frequency))
         settings = replace(settings, context=context)
     return TextData(settings, training, held_out, tokens_per_row)
+
+
+def _prepare_stage(settings: PipelineSettings, stage: Stage, folders: Sequence[Path]) -> list[float]:
+    """Plan the rows of a stage; return the mean number of tokens in a row of each source, 0 if it is not drawn."""
+    rule = row_rule(settings.of_stage(stage))
+    tokens_per_row = []
+    for source, folder in zip(settings.data.sources, folders, strict=True):
+        tokens = 0.0
+        if stage.draws(source.name):
+            tokens = prepare_rows(folder, rule)["train"].tokens_per_row
+        tokens_per_row.append(tokens)
+    return tokens_per_row
 
 
 def row_rule(settings: PipelineSettings) -> RowRule:
@@ -158,6 +226,8 @@ def prepare_sources(
     for source in settings.data.sources:
         folder = prepare_corpus(source, settings.data, tokenizer, runner)
         prepared.append(PreparedSource(source.name, folder, prepare_rows(folder, rule)))
+    for stage in settings.all_stages():
+        _prepare_stage(settings, stage, [source.folder for source in prepared])
     return prepared
 
 

@@ -12,7 +12,7 @@ from functools import partial
 import grain
 import numpy as np
 from absl import flags
-from jaxtyping import Float64, Integer
+from jaxtyping import Integer
 
 from t5x_lite.data.config import DataConfig
 from t5x_lite.data.mixture import MixtureOrder
@@ -83,32 +83,34 @@ def _draw_second_sentence(row_plan: PackedRows | DocumentRows, row: int, rng: np
 
 @dataclass
 class TrainingRows:
-    """Example g of the global training order, for any g ≥ 0. Epochs follow each other without end.
+    """Example g of the training order of a stage, for any g ≥ 0. Epochs follow each other without end.
 
     Attributes:
-        row_plans: the rows of each source's training text.
-        shares: share of each source in the global order.
+        row_plans: the rows of each source's training text; None for a source that is not drawn.
+        order: the source, the epoch and the row of each example.
         data: settings of rows.
         objective: builds examples.
         context: the context of the objective's examples.
-        seed: seed of the order and of the objective's random choices.
+        seed: seed of the objective's random choices.
+        phases: tokens by which an epoch may be shifted; None is the stride of the objective.
 
     Raises:
         UserError: a source is shorter than one row, or is one document where the objective needs several.
     """
 
-    row_plans: Sequence[RowPlan]
-    shares: Float64[np.ndarray, "sources"]
+    row_plans: Sequence[RowPlan | None]
+    order: MixtureOrder
     data: DataConfig
     objective: Objective
     context: ExampleContext
     seed: int
+    phases: int | None = None
 
     def __post_init__(self) -> None:
         for row_plan in self.row_plans:
-            self._check_source(row_plan)
+            if row_plan is not None:
+                check_rows(row_plan, self.objective, self.context)
         self.builder = ExampleBuilder(self.data, self.objective, self.context)
-        self.order = MixtureOrder([row_plan.rows for row_plan in self.row_plans], self.shares, self.seed)
 
     def __getitem__(self, g: int) -> Features:
         source, epoch, row = self.order[g]
@@ -116,22 +118,30 @@ class TrainingRows:
             epoch %= self.objective.static_epochs
         # The first word of this state shuffles the epoch, the second shifts its windows.
         words = np.random.SeedSequence((self.seed, source, epoch)).generate_state(2)
-        phase = int(words[1]) % self.objective.stride(self.context)
-        return self.builder.build(self.row_plans[source], row, (self.seed, source, epoch, row), phase)
+        phase = int(words[1]) % (self.phases or self.objective.stride(self.context))
+        row_plan = self.row_plans[source]
+        assert row_plan is not None
+        return self.builder.build(row_plan, row, (self.seed, source, epoch, row), phase)
 
-    def _check_source(self, row_plan: RowPlan) -> None:
-        corpus = row_plan.corpus
-        if not row_plan.rows:
-            raise UserError(
-                f"train.seq_len {self.context.seq_len}: one example takes {self.objective.row_length(self.context)} "
-                f"tokens, but the training text has {corpus.tokens:,}; give more text (data.files) or a shorter "
-                "train.seq_len"
-            )
-        if self.objective.rows == "sentences" and corpus.documents < 2:
-            raise UserError(
-                f"objective {self.objective.name}: the second sentence of a pair may be from another document, but the "
-                "training text is one document; set data.document or give more files"
-            )
+
+def check_rows(row_plan: RowPlan, objective: Objective, context: ExampleContext) -> None:
+    """Check that the training text of a source is enough for examples.
+
+    Raises:
+        UserError: it is shorter than one row, or one document where the objective needs several.
+    """
+    corpus = row_plan.corpus
+    if not row_plan.rows:
+        raise UserError(
+            f"train.seq_len {context.seq_len}: one example takes {objective.row_length(context)} "
+            f"tokens, but the training text has {corpus.tokens:,}; give more text (data.files) or a shorter "
+            "train.seq_len"
+        )
+    if objective.rows == "sentences" and corpus.documents < 2:
+        raise UserError(
+            f"objective {objective.name}: the second sentence of a pair may be from another document, but the "
+            "training text is one document; set data.document or give more files"
+        )
 
 
 def training_batch(
@@ -140,7 +150,7 @@ def training_batch(
     """Build the batch of a step.
 
     Args:
-        rows: the global order of training examples.
+        rows: the order of training examples; in a schedule, that of the stage of the step.
         batch_size: rows of a batch, over all hosts.
         local_rows: the rows of the batch that this host needs.
         step: number of the step, from 0.
@@ -158,7 +168,7 @@ def training_batches(
 ) -> Iterator[dict[str, np.ndarray]]:
     """Return the batches of steps `[start, stop)`, built ahead by a thread or by `data.workers` processes.
 
-    See `training_batch`.
+    All steps are of one stage. See `training_batch`.
     """
     steps = grain.MapDataset.range(start, stop).map(partial(training_batch, rows, batch_size, local_rows))
     if not data.workers:

@@ -10,7 +10,7 @@ from jaxtyping import Float64, Integer
 
 from t5x_lite.data.config import DataConfig
 from t5x_lite.data.files import RecordSequence, match_files, open_tfds
-from t5x_lite.data.mixture import MixtureOrder
+from t5x_lite.data.mixture import MixtureOrder, mix_endless
 from t5x_lite.data.record_files import read_record_file
 from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.data.training_data import PipelineSettings
@@ -134,7 +134,7 @@ class TaskRows:
         examples = self.data.examples(self.data.training[task], number)
         if len(examples) == 1:
             return examples[0]
-        rng = np.random.default_rng((self.order.seed, task, epoch, number))
+        rng = np.random.default_rng((self.data.settings.seed, task, epoch, number))
         return examples[rng.integers(len(examples))]
 
 
@@ -226,14 +226,14 @@ class TaskData:
         except (ValueError, TypeError) as error:
             raise UserError(f"{records.describe_location(number)}: task {records.name}: {error}") from None
 
-    def rows(self) -> TaskRows:
-        """Return the endless order of training examples.
+    def rows(self, stage: int = 0) -> TaskRows:
+        """Return the endless order of training examples. A run on tasks has one stage.
 
         A task of n records has a share proportional to min(n, `data.mixture_limit`)^`data.mixture_alpha` (Raffel et al.
         2020, §3.5.2).
         """
         sizes = [len(records) for records in self.training]
-        order = MixtureOrder(sizes, _task_shares(sizes, self.settings.data), self.settings.seed)
+        order = mix_endless(sizes, _task_shares(sizes, self.settings.data), self.settings.seed)
         return TaskRows(replace(self, held_out=[]), order)
 
     def skipped(self) -> Iterator[str]:

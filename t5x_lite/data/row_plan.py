@@ -1,5 +1,6 @@
 """Row plans: which tokens of a corpus each row holds (`data.packing`)."""
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from typing import TypeAlias
 
@@ -42,6 +43,15 @@ class StreamWindows:
         stop = min(start + self.length, self.corpus.tokens)
         return _read_spans(self.corpus, [(start, stop)], self.length)
 
+    def first_token(self, row: int) -> int:
+        """Return the position in the stream at which a row begins, without a phase."""
+        return row * self.stride
+
+    def rows_between(self, start: int, stop: int) -> tuple[int, int]:
+        """Return the first row, and the end of the rows, whose strides lie between two positions in the stream."""
+        first = -(-start // self.stride)
+        return first, max(min(stop // self.stride, self.rows), first)
+
 
 class DocumentRows:
     """Rows are documents, one each.
@@ -71,6 +81,16 @@ class DocumentRows:
     def document_number(self, row: int) -> int:
         """Return the number of the document in a row."""
         return row
+
+    def first_token(self, row: int) -> int:
+        """Return the position in the stream at which a row begins."""
+        return int(self.corpus.offsets[row])
+
+    def rows_between(self, start: int, stop: int) -> tuple[int, int]:
+        """Return the first row, and the end of the rows, that lie between two positions in the stream."""
+        first = int(np.searchsorted(self.corpus.offsets, start))
+        end = int(np.searchsorted(self.corpus.offsets, stop, side="right")) - 1
+        return first, max(end, first)
 
 
 class PackedRows:
@@ -107,8 +127,23 @@ class PackedRows:
 
     def document_number(self, row: int) -> int:
         """Return the number of the document in which a row begins."""
-        start = self.spans[self.row_starts[row], 0]
-        return int(np.searchsorted(self.corpus.offsets, start, side="right")) - 1
+        return int(np.searchsorted(self.corpus.offsets, self.first_token(row), side="right")) - 1
+
+    def first_token(self, row: int) -> int:
+        """Return the position in the stream at which a row begins."""
+        return int(self.spans[self.row_starts[row], 0])
+
+    def rows_between(self, start: int, stop: int) -> tuple[int, int]:
+        """Return the first row, and the end of the rows, that lie between two positions in the stream.
+
+        The rows must be in the order of the text, as rows of sentences are.
+        """
+        first = bisect_left(range(self.rows), start, key=self.first_token)
+        end = bisect_right(range(self.rows), stop, key=self._end_of_row)
+        return first, max(end, first)
+
+    def _end_of_row(self, row: int) -> int:
+        return int(self.spans[self.row_starts[row + 1] - 1, 1])
 
 
 RowPlan: TypeAlias = StreamWindows | DocumentRows | PackedRows

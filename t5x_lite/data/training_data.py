@@ -1,13 +1,14 @@
 """Interfaces between the data of a run and its training loop, and the settings that all data of a run have."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Integer
 
 from t5x_lite.data.config import DataConfig
+from t5x_lite.data.stages import Stage
 from t5x_lite.objectives.objective import ExampleContext, Features, Objective
 
 
@@ -22,6 +23,7 @@ class PipelineSettings:
         seed: seed of the order of rows, and of the objective's random choices.
         validation_batch_size: rows of a validation batch.
         max_validation_batches: largest number of validation batches (for each task); 0 takes all.
+        stages: stages of the run; none is one stage with the sequences of `context`.
     """
 
     data: DataConfig
@@ -30,6 +32,15 @@ class PipelineSettings:
     seed: int
     validation_batch_size: int
     max_validation_batches: int = 0
+    stages: tuple[Stage, ...] = ()
+
+    def all_stages(self) -> tuple[Stage, ...]:
+        """Return the stages, of which there is at least one."""
+        return self.stages or (Stage("", 0, self.context.seq_len, 1),)
+
+    def of_stage(self, stage: Stage) -> "PipelineSettings":
+        """Return the settings with the length of the sequences of a stage."""
+        return replace(self, context=replace(self.context, seq_len=stage.seq_len))
 
 
 @runtime_checkable
@@ -63,8 +74,8 @@ class TrainingData(Protocol):
     def tokens_per_byte(self) -> float | None:
         """Tokens per UTF-8 byte of the validation text; None if the loss is not that of every token of a text."""
 
-    def rows(self) -> ExampleSequence:
-        """Return the endless order of training examples."""
+    def rows(self, stage: int = 0) -> ExampleSequence:
+        """Return the order of training examples: example step · batch size + row, for the steps of a stage."""
 
     def validation(self) -> ValidationBatches:
         """Return the validation split."""

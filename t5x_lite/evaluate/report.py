@@ -9,8 +9,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backend_bases import FigureCanvasBase
 
+from t5x_lite.data.mixture_file import read_mixture
 from t5x_lite.errors import UserError
 from t5x_lite.evaluate.curves import metric_series, read_metrics, smooth
+from t5x_lite.evaluate.mixture_curve import MixtureCurve
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -30,7 +32,8 @@ def draw_report(runs: Sequence[Path], to: Path) -> Path:
     """Draw loss, learning rate, gradient norm and speed over the tokens of each run.
 
     The loss is drawn at every step (faint), smoothed, and as points of the validation loss. Where a run has experts,
-    further panels show the load of each expert of the first such run, and the dropped choices of all such runs.
+    further panels show the load of each expert of the first such run, and the dropped choices of all such runs. Where
+    a run mixes sources, a panel shows their shares in the first such run, and a line in the loss where a stage begins.
 
     Returns:
         The path of the picture, `to`.
@@ -48,13 +51,16 @@ def draw_report(runs: Sequence[Path], to: Path) -> Path:
         lines_of_runs[run] = lines
         if "dropped_tokens" in lines[-1]:
             moe_runs[run] = lines
+    mixed_runs = _read_mixtures(lines_of_runs)
     layout = [["loss"] * 3, list(SMALL_PANELS)]
     if moe_runs:
         layout.append(["load", "load", "dropped"])
+    if mixed_runs:
+        layout.append(["mixture"] * 3)
     figure, panels = pyplot.subplot_mosaic(
         layout,  # type: ignore[arg-type]
         figsize=(11, 3.5 + 3.5 * len(layout) / 2),
-        height_ratios=[2, 1, 1][: len(layout)],
+        height_ratios=[2, *[1] * (len(layout) - 1)],
     )
     for number, (run, lines) in enumerate(lines_of_runs.items()):
         color = f"C{number}"
@@ -70,6 +76,8 @@ def draw_report(runs: Sequence[Path], to: Path) -> Path:
     if moe_runs:
         _draw_expert_load(panels["load"], moe_runs)
         _draw_dropped(panels["dropped"], moe_runs)
+    if mixed_runs:
+        _draw_stages(panels["loss"], panels["mixture"], mixed_runs)
     for panel in panels.values():
         panel.grid(alpha=0.3)
     figure.tight_layout()
@@ -121,6 +129,40 @@ def _draw_expert_load(panel: Axes, runs: Mapping[Path, Sequence[MetricLine]]) ->
             panel.stackplot(tokens, bands, colors=matplotlib.color_sequences["tab20"])
             panel.set(ylim=(0, 1), xlabel="tokens", title=f"{run.name}: share of the choices of each expert")
             return
+
+
+def _read_mixtures(lines_of_runs: Mapping[Path, Sequence[MetricLine]]) -> dict[Path, MixtureCurve]:
+    """Return the mixture of each run that has several sources or stages."""
+    curves = {}
+    for run, lines in lines_of_runs.items():
+        stages = read_mixture(run)
+        if stages:
+            curves[run] = MixtureCurve.of(stages, lines[-1]["step"])
+    return curves
+
+
+def _draw_stages(loss_panel: Axes, panel: Axes, curves: Mapping[Path, MixtureCurve]) -> None:
+    """Draw where the stages of all runs begin, and the shares of the sources in the first run."""
+    for curve in curves.values():
+        _draw_borders(loss_panel, curve)
+    first = next(iter(curves))
+    _draw_mixture(panel, first.name, curves[first])
+
+
+def _draw_borders(panel: Axes, curve: MixtureCurve) -> None:
+    """Draw a line where each stage after the first begins."""
+    for tokens in curve.begins[1:]:
+        panel.axvline(tokens, color="black", linestyle=":", linewidth=0.8)
+
+
+def _draw_mixture(panel: Axes, name: str, curve: MixtureCurve) -> None:
+    """Draw the shares of the sources over the tokens of a run, and the name of each stage where it begins."""
+    panel.stackplot(*curve.steps(), labels=curve.sources, colors=matplotlib.color_sequences["tab20"])
+    _draw_borders(panel, curve)
+    for tokens, stage in zip(curve.begins, curve.stages, strict=True):
+        panel.annotate(f" {stage}", (tokens, 1.0), va="top")
+    panel.set(ylim=(0, 1), xlabel="tokens", title=f"{name}: share of each source in the rows")
+    panel.legend(loc="lower left")
 
 
 def _draw_dropped(panel: Axes, runs: Mapping[Path, Sequence[MetricLine]]) -> None:

@@ -31,6 +31,9 @@ def check_capacity(config: RunConfig) -> None:
         UserError: the run does not fit; see also `check_mesh`.
     """
     mesh = make_mesh(config.mesh)
+    eval_batch_size = config.eval.batch_size or 0
+    eval_seq_len = config.train.seq_len
+    config = config.of_stage(config.largest_stage)
     platform = mesh.devices.flat[0].platform
     check_mesh(mesh, config, platform)
     vocab = config.model.vocab or getattr(config.tokenizer, "vocab", SMALLEST_VOCAB)
@@ -41,9 +44,9 @@ def check_capacity(config: RunConfig) -> None:
         state = make_steps(config, spec, mesh).state
     modelled = modelled_memory(Workload(config, spec, lengths, mesh), state, platform)
 
-    row_bytes = BYTES_PER_TOKEN * config.train.seq_len / batch_shards(mesh)
-    training_bytes = modelled["gradients_bytes"] + config.train.batch_size * row_bytes
-    evaluation_bytes = (config.eval.batch_size or 0) * row_bytes
+    token_bytes = BYTES_PER_TOKEN / batch_shards(mesh)
+    training_bytes = modelled["gradients_bytes"] + config.train.batch_size * config.train.seq_len * token_bytes
+    evaluation_bytes = eval_batch_size * eval_seq_len * token_bytes
     exact_bytes = modelled["state_bytes"] + max(training_bytes, evaluation_bytes)
     memory = local_memory(mesh)
     subject = f"weights, optimizer state and gradients of {spec.parameters:,} parameters, and one batch"

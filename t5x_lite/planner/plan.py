@@ -76,6 +76,8 @@ class Plan:
 def make_plan(config: RunConfig, topology: str, slices: int = 1, pod: Pod | None = None) -> Plan:
     """Compile the train step of a config for a topology; for GPUs that are not here, estimate it by formula.
 
+    Of a run with stages (`data.schedule`) it is that of the largest stage.
+
     Args:
         config: the run.
         topology: the pod; see `find_pod`.
@@ -87,6 +89,8 @@ def make_plan(config: RunConfig, topology: str, slices: int = 1, pod: Pod | None
     """
     pod = pod or find_pod(topology, slices)
     mesh = make_mesh(config.mesh, list(pod.devices))
+    check_mesh(mesh, config, pod.platform)
+    config = config.of_stage(config.largest_stage)
     chip = _chip_of(pod.device_kind)
     kernels = check_mesh(mesh, config, pod.platform)
     spec = model_spec(config.model, config.method.surgery)

@@ -34,6 +34,7 @@ def search(config: RunConfig, topology: str, slices: int = 1) -> list[Plan]:
     Raises:
         UserError: see `make_plan`; no mesh divides the pod, the model and the batch.
     """
+    config = config.of_stage(config.largest_stage)
     pod = find_pod(topology, slices)
     console = Console(stderr=True)
     ranked = _rank_by_formula(config, topology, slices, pod, console)

@@ -73,6 +73,8 @@ def _name_type(annotation: object) -> str:
         return "null"
     if isinstance(annotation, type) and not hasattr(annotation, "__args__"):
         return annotation.__name__
+    if get_origin(annotation) is dict:
+        return "mapping of names to numbers"
     arguments = [argument for argument in getattr(annotation, "__args__", ()) if argument is not Ellipsis]
     if get_origin(annotation) is tuple:
         return "list of " + _name_type(arguments[0])

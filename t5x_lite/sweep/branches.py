@@ -50,6 +50,8 @@ def _decay_starts(group: Sequence[PlannedRun]) -> dict[str, int]:
     """Return the step after which each run's learning rate decays, by the run's name."""
     base = group[0].config
     config = configuration.load(base, override_words(_longest(group).overrides))
+    if config.data.schedule:
+        raise UserError(f"branches: stages of data.schedule would begin elsewhere in a trunk; remove it from {base}")
     decay_share = config.optimizer.schedule.decay_share
     if decay_share is None:
         raise UserError(f"branches: need optimizer.schedule wsd, whose stable phase they share; set it in {base}")

@@ -126,7 +126,14 @@ class _RunPlanner:
     def resolve(self, extra: Mapping[str, object]) -> RunConfig:
         """Load the run's config with the overrides, and with some more."""
         try:
-            return configuration.load(self.base, override_words({**self.overrides, **extra}))
+            config = configuration.load(self.base, override_words({**self.overrides, **extra}))
+            shape = (config.train.batch_size, config.train.seq_len)
+            if any(stage.shape != shape for stage in config.stages):
+                raise UserError(
+                    "data.schedule changes seq_len or batch_size, but the points of a law are of steps of one size; "
+                    "leave these out of its stages"
+                )
+            return config
         except UserError as error:
             message = str(error).replace("command line: ", "")
             raise UserError(f"run {self.name} of the sweep: {message}") from None

@@ -4,17 +4,19 @@ One long run with a constant learning rate serves decays of many lengths (Hägel
 """
 
 from contextlib import closing
+from dataclasses import replace
 
 from jaxtyping import PyTree
 
 from t5x_lite import config as configuration
 from t5x_lite.checkpoint import JsonObject
 from t5x_lite.config import RunConfig
+from t5x_lite.data.stages import Stage
 from t5x_lite.errors import UserError
 from t5x_lite.run_dir import open_run
 
-CHANGEABLE_ON_BRANCH = ("optimizer.schedule", "train.steps", "branch")
-"""Settings that may differ from those of the run that is continued."""
+CHANGEABLE_ON_BRANCH = ("optimizer.schedule", "train.steps", "branch", "data.schedule")
+"""Settings that may differ from those of the run that is continued; see `_check_stages` for `data.schedule`."""
 
 
 def restore_branch(config: RunConfig, state: PyTree) -> tuple[int, PyTree, JsonObject]:
@@ -48,4 +50,38 @@ def restore_branch(config: RunConfig, state: PyTree) -> tuple[int, PyTree, JsonO
         raise UserError(
             f"branch.from {config.branch.source}: step {step} leaves nothing of train.steps {config.train.steps}"
         )
+    _check_stages(config, run.config, step)
     return restored
+
+
+def _check_stages(config: RunConfig, source: RunConfig, step: int) -> None:
+    """Check that both runs have the same batches until a step.
+
+    An epoch in which the length of the rows changes has another order from its beginning (see `data.source_order`), so
+    that a branch may change the shares of the sources but not the lengths.
+
+    Raises:
+        UserError: they do not.
+    """
+    assert config.branch is not None
+    past = [_describe_stage(stage) for stage in config.stages if stage.first_step < step]
+    source_past = [_describe_stage(stage) for stage in source.stages if stage.first_step < step]
+    subject = f"branch.from {config.branch.source}: data.schedule"
+    if past != source_past:
+        raise UserError(
+            f"{subject} differs from that of the source before step {step}, where this run branches off; let the "
+            f"first stages agree, by after_steps, and the new ones begin after step {step} or later"
+        )
+    lengths = sorted({stage.seq_len for stage in (*config.stages, *source.stages)})
+    stages = [_describe_stage(stage) for stage in config.stages]
+    source_stages = [_describe_stage(stage) for stage in source.stages]
+    if len(lengths) > 1 and stages != source_stages:
+        raise UserError(
+            f"{subject} has other stages than the source and lengths {' and '.join(map(str, lengths))}: a branch may "
+            "change the weights of stages of one seq_len; for another seq_len start a run with `adapt`"
+        )
+
+
+def _describe_stage(stage: Stage) -> Stage:
+    """Return a stage without its name, which its batches do not depend on."""
+    return replace(stage, name="")

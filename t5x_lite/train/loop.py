@@ -1,21 +1,19 @@
 """The train loop."""
 
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
+from dataclasses import replace
 
 import jax
 from jax.sharding import Mesh
-from jaxtyping import Array
 
 from t5x_lite.config import RunConfig
-from t5x_lite.data.pipeline import training_batches
+from t5x_lite.data.open_data import TextData
 from t5x_lite.data.records import TaskData
 from t5x_lite.data.training_data import ExampleSequence, TrainingData
 from t5x_lite.errors import Diverged
 from t5x_lite.local_copies import local_path, uploading
-from t5x_lite.models.loss_terms import Batch
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.parallel.distributed import abort_together, main_process_first, stop_requests
 from t5x_lite.progress import format_duration, format_si
@@ -30,9 +28,10 @@ from t5x_lite.train.goodput import Goodput
 from t5x_lite.train.hooks import Hook, evaluation_hooks
 from t5x_lite.train.learning_rates import LearningRates
 from t5x_lite.train.metrics import MetricsWriter
-from t5x_lite.train.monitor import LossSpike, StepCost, StepMonitor
+from t5x_lite.train.monitor import LossSpike, StepCosts, StepMonitor
 from t5x_lite.train.optimization import make_schedule
 from t5x_lite.train.replicas import ReplicaCheck
+from t5x_lite.train.stage_steps import StageSteps
 from t5x_lite.train.state import TrainState
 from t5x_lite.train.state_store import Progress, StateStore
 from t5x_lite.train.steps import Steps, check_mesh, make_steps
@@ -40,8 +39,6 @@ from t5x_lite.train.stragglers import Stragglers
 from t5x_lite.train.training_model import TrainingModel
 from t5x_lite.train.watchdog import Watchdog
 
-BATCHES_AHEAD = 2
-"""Batches that are sent to the devices before the step that takes them."""
 MOST_FORECAST_STEPS = 10**7
 """Steps of the longest run whose final loss is forecast, which needs the learning rates of all steps in memory."""
 STEPS_BEFORE_PROFILE = 10
@@ -65,7 +62,7 @@ def train(config: RunConfig) -> tuple[Run, bool]:
         tokenizer = open_tokenizer(config)
         data = open_run_data(with_vocab(config, tokenizer), tokenizer)
     # Whatever evaluation needs is checked now and not at the first evaluation.
-    examples = data.rows()
+    examples = [data.rows(stage) for stage in range(len(config.stages))]
     data.validation()
     for evaluator in config.evaluators:
         evaluator.prepare(config.model)
@@ -82,6 +79,8 @@ def train(config: RunConfig) -> tuple[Run, bool]:
             if changed_settings:
                 display.print(f"continuing with changed settings: {changed_settings}")
             meshes.check_sharded(mesh, run.spec.axes, run.spec.shapes)
+            if isinstance(data, TextData) and jax.process_index() == 0:
+                data.write_mixture(run.folder)
             trainer = Trainer(run, data, examples, mesh, make_steps(run.config, run.spec, mesh), display)
             # Closing the checkpoints waits for a save, and so for a process that may be lost: it is inside.
             with closing(run.checkpoints) as checkpoints, abort_together():
@@ -95,7 +94,7 @@ class Trainer:
     Args:
         run: the run.
         data: its opened data.
-        examples: its training examples in order.
+        examples: its training examples in the order of each stage.
         mesh: its devices.
         steps: its compiled steps.
         display: shows the progress.
@@ -105,18 +104,17 @@ class Trainer:
         self,
         run: Run,
         data: TrainingData,
-        examples: ExampleSequence,
+        examples: Sequence[ExampleSequence],
         mesh: Mesh,
         steps: Steps,
         display: Display,
     ) -> None:
         self.folder = run.folder
         self.config = run.config
-        self.examples = examples
         self.mesh = mesh
         self.steps = steps
         self.display = display
-        self.batch_size = run.config.train.batch_size
+        self.stage_steps = StageSteps(run, examples, mesh, steps.state)
         self.goodput = Goodput(run.folder, writes=jax.process_index() == 0)
         self.watchdog = Watchdog(run.config.train.hang_minutes)
         self.stragglers = Stragglers()
@@ -129,20 +127,22 @@ class Trainer:
         num_steps = run.config.train.steps
         self.learning_rates = LearningRates(make_schedule(run.config.optimizer, num_steps), num_steps)
         self.hooks = self._make_hooks()
-        self.step_cost = self._describe(run, data)
+        self.step_costs = self._describe(run, data)
 
     def _make_hooks(self) -> list[Hook]:
         """Return the evaluators of the run, and what the loop itself reports."""
         hooks = [*evaluation_hooks(self.config), Hook(self.goodput, self.config.eval.every_steps)]
-        if self.config.adapt is None and len(self.learning_rates) <= MOST_FORECAST_STEPS:
+        # The law of the forecast is that of one mixture.
+        is_alike = len(self.config.stages) == 1
+        if self.config.adapt is None and is_alike and len(self.learning_rates) <= MOST_FORECAST_STEPS:
             forecast = Forecast(self.learning_rates.all())
             hooks.append(Hook(forecast, forecast.every_steps, on_last_step=False))
         if jax.process_count() > 1:
             hooks.append(Hook(self.stragglers, self.config.train.health_every_steps, on_last_step=False))
         return hooks
 
-    def _describe(self, run: Run, data: TrainingData) -> StepCost:
-        """Print the size of the model and the peak of the devices, and return the cost of a step."""
+    def _describe(self, run: Run, data: TrainingData) -> StepCosts:
+        """Print the size of the model, the stages and the peak of the devices, and return the costs of the steps."""
         device = self.mesh.devices.flat[0]
         peak, peak_source = peak_flops(device, self.config.train.peak_flops)
         split = self.config.trainable_split(run.spec.axes)
@@ -159,13 +159,15 @@ class Trainer:
             f"model: {run.spec.parameters:,} parameters{details} on {self.mesh.size} × {device.device_kind}; MFU "
             f"against {format_si(peak)}FLOP/s a device ({peak_source}), causal attention counted half"
         )
-        lengths = self.config.require_objective().lengths(data.context)
-        example_flops = flops_per_example(self.config.model, run.spec, lengths, split=split)
-        return StepCost(
-            tokens=self.batch_size * self.config.train.seq_len,
-            flops=self.batch_size * example_flops,
-            peak_flops=peak * self.mesh.size,
-        )
+        flops = []
+        for stage in self.config.stages:
+            if stage.name:
+                shape = f"{stage.batch_size:,} sequences of {stage.seq_len:,} tokens"
+                self.display.print(f"stage {stage.name}: {shape}, from step {stage.first_step + 1:,}")
+            lengths = self.config.require_objective().lengths(replace(data.context, seq_len=stage.seq_len))
+            example_flops = flops_per_example(self.config.model, run.spec, lengths, split=split)
+            flops.append(stage.batch_size * example_flops)
+        return StepCosts(self.config.stages, flops, peak * self.mesh.size)
 
     def run(self, store: StateStore, stop: Callable[[int], bool]) -> bool:
         """Train to the last step.
@@ -186,6 +188,7 @@ class Trainer:
             with self._monitoring(progress) as monitor:
                 try:
                     is_complete = self._train_steps(progress, state, monitor, store, stop)
+                    store.forget()  # the state is in a checkpoint
                     self.display.print(self.goodput.summary())
                     return is_complete
                 except LossSpike as spike:
@@ -200,6 +203,7 @@ class Trainer:
         spike_limit = self.config.train.spike_limit
         if spikes > spike_limit:
             raise Diverged(f"step {spike_step}: more than {spike_limit} loss spikes (train.spike_limit)")
+        store.forget()
         restored_progress, state = store.load()
         skipped_batches = spike_step - restored_progress.step
         restored_progress.skipped_batches = progress.skipped_batches + skipped_batches
@@ -218,7 +222,7 @@ class Trainer:
         try:
             yield StepMonitor(
                 self.config.train,
-                self.step_cost,
+                self.step_costs,
                 self.learning_rates,
                 self.display,
                 writer,
@@ -245,15 +249,15 @@ class Trainer:
         """
         settings = self.config.train
         first_batch = progress.step + progress.skipped_batches
-        batches = self._batches(first_batch, settings.steps + progress.skipped_batches)
+        self._compile_train_steps(first_batch)
+        batches = self.stage_steps.batches(first_batch, settings.steps + progress.skipped_batches)
         first_step = progress.step + 1
-        train_step = self._compile_train_step()
         for step in range(first_step, settings.steps + 1):
             progress.step = step
             self.watchdog.reset()
             self._profile(step - first_step)
             started = time.perf_counter()
-            batch = next(batches)
+            train_step, batch = next(batches)
             data_seconds = time.perf_counter() - started
             state, metrics = train_step(state, batch)
             monitor.add_step(step, metrics, started, data_seconds)
@@ -262,22 +266,26 @@ class Trainer:
 
             is_stopping = stop(step)
             is_saved = is_stopping or step == settings.steps or store.checkpoints.due(step)
+            is_kept = not is_saved and store.keeps(step)
             hooks = [hook for hook in self.hooks if hook.is_due(step, settings.steps)]
-            if hooks or is_saved or step % settings.health_every_steps == 0:
+            if hooks or is_saved or is_kept or step % settings.health_every_steps == 0:
                 monitor.read()
                 if self.mesh.size > 1:
                     self.replicas.check(step, state.params)
             hook_metrics = self._run_hooks(hooks, step, state)
             # All processes report at the same steps, since a spike of the loss makes all of them go back.
-            if hooks or is_saved:
+            if hooks or is_saved or is_kept:
                 monitor.report(hook_metrics)
             if is_saved:
                 with self.goodput.measure("checkpoint"):
                     store.save(progress, state, hook_metrics)
+            if is_kept:
+                with self.goodput.measure("checkpoint"):
+                    store.keep(progress, state)
             if is_stopping and step < settings.steps:
                 break
             host_seconds = data_seconds
-            if not hooks and not is_saved:
+            if not (hooks or is_saved or is_kept):
                 host_seconds += time.perf_counter() - step_ended
             self.stragglers.add(host_seconds)
         with self.goodput.measure("checkpoint"):
@@ -302,27 +310,12 @@ class Trainer:
         self.watchdog.reset()
         return metrics
 
-    def _batches(self, first: int, end: int) -> Iterator[Batch]:
-        """Yield global batches, of which some are on their way to the devices already."""
-        local_rows = meshes.local_rows(self.mesh, self.batch_size)
-        local_batches = training_batches(self.examples, self.batch_size, local_rows, first, end, self.config.data)
-        sent: deque[Batch] = deque()
-        for local_batch in local_batches:
-            sent.append(meshes.to_global(self.mesh, local_batch, self.batch_size))
-            if len(sent) > BATCHES_AHEAD:
-                yield sent.popleft()
-        yield from sent
-
-    def _compile_train_step(self) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
-        """Compile the train step before the first step, whose time then does not include it."""
-        started = time.perf_counter()
-        batch = meshes.batch_shapes(self.mesh, self.examples[0], self.batch_size)
+    def _compile_train_steps(self, first_batch: int) -> None:
+        """Compile the train steps before the first step, whose time then does not include it."""
         with self.goodput.measure("compile"):
-            compiled = self.steps.train.lower(self.steps.state, batch).compile()
-        seconds = time.perf_counter() - started
+            seconds = self.stage_steps.compile(first_batch)
         self.goodput.start_steps(seconds)
         self.display.print(f"compiled the train step in {format_duration(seconds)}")
-        return compiled
 
     def _profile(self, steps_done: int) -> None:
         """Write a JAX profile of `train.profile` steps, for TensorBoard or Perfetto."""

@@ -2,13 +2,14 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
 import jax
 from jaxtyping import Array
 
+from t5x_lite.data.stages import Stage, stage_number, tokens_until
 from t5x_lite.errors import Diverged
 from t5x_lite.train.config import TrainConfig
 from t5x_lite.train.display import Display
@@ -27,17 +28,17 @@ class LossSpike(Exception):
 
 
 @dataclass(frozen=True)
-class StepCost:
-    """The cost of a step, for tokens per second and MFU.
+class StepCosts:
+    """The cost of the steps, for tokens per second and MFU.
 
     Attributes:
-        tokens: tokens of a step.
-        flops: FLOPs of a step.
+        stages: stages of the run.
+        flops: FLOPs of a step of each stage.
         peak_flops: peak FLOP/s of all devices together.
     """
 
-    tokens: int
-    flops: float
+    stages: Sequence[Stage]
+    flops: Sequence[float]
     peak_flops: float
 
 
@@ -78,7 +79,7 @@ class StepMonitor:
 
     Args:
         config: settings of the loop.
-        cost: of a step.
+        costs: of the steps.
         learning_rates: the learning rate of each step of the run.
         display: shows the steps.
         writer: writes the metrics, in the first process.
@@ -92,7 +93,7 @@ class StepMonitor:
     def __init__(
         self,
         config: TrainConfig,
-        cost: StepCost,
+        costs: StepCosts,
         learning_rates: LearningRates,
         display: Display,
         writer: MetricsWriter | None,
@@ -101,7 +102,7 @@ class StepMonitor:
     ) -> None:
         self.last_step = 0
         self._config = config
-        self._cost = cost
+        self._costs = costs
         self._learning_rates = learning_rates
         self._display = display
         self._writer = writer
@@ -159,10 +160,11 @@ class StepMonitor:
         self._last_read = now
         self._goodput.seconds["data"] += pending.data_seconds
         self._goodput.seconds["step"] += seconds - pending.data_seconds
-        metrics["tokens"] = pending.step * self._cost.tokens
+        stage = stage_number(self._costs.stages, pending.step - 1)
+        metrics["tokens"] = tokens_until(self._costs.stages, pending.step)
         metrics["learning_rate"] = self._learning_rates[pending.step - 1]
-        metrics["tokens_per_second"] = self._cost.tokens / seconds
-        metrics["mfu"] = self._cost.flops / seconds / self._cost.peak_flops
+        metrics["tokens_per_second"] = self._costs.stages[stage].batch_tokens / seconds
+        metrics["mfu"] = self._costs.flops[stage] / seconds / self._costs.peak_flops
         metrics["data_wait_fraction"] = pending.data_seconds / seconds
         metrics["seconds_per_step"] = seconds
         self._finished = (pending.step, metrics)

@@ -11,6 +11,7 @@ from t5x_lite.adapt.initial_weights import BaseCheckpoint, initial_weights
 from t5x_lite.checkpoint import Checkpoints, JsonObject
 from t5x_lite.data.row_rule import PLAN_VERSION
 from t5x_lite.errors import UserError
+from t5x_lite.local_checkpoint import LocalCheckpoints, open_local_checkpoints
 from t5x_lite.run_dir import Run
 from t5x_lite.train.branch import restore_branch
 from t5x_lite.train.monitor import RunningLoss
@@ -69,17 +70,24 @@ class StateStore:
         self._steps = steps
         self._show = show
         self._base: BaseCheckpoint | None = None
+        self._local: LocalCheckpoints | None = None
+        if run.config.checkpoint.local is not None:
+            self._local = open_local_checkpoints(run.config.checkpoint.local, run.folder)
 
     def load(self) -> tuple[Progress, TrainState]:
         """Return the progress and the state to start from.
 
-        1. The newest intact checkpoint of the run.
+        1. The newest intact checkpoint of the run, or a newer state that all machines have (`checkpoint.local`).
         2. Without any, the checkpoint that `branch` names, or the weights of the run that `adapt` names.
         3. Without those, fresh weights, a function of the seed.
         """
         state_shapes = replace(self._steps.state, frozen={})
-        restored = self.checkpoints.restore(state_shapes)
         source = str(self._config.run_dir)
+        restored = self._restore_local(state_shapes)
+        if restored is not None and self._local is not None:
+            source = str(self._local.folder)
+        else:
+            restored = self.checkpoints.restore(state_shapes)
         if restored is None and self._config.branch is not None:
             restored = restore_branch(self._config, state_shapes)
             source = self._config.branch.source
@@ -94,16 +102,38 @@ class StateStore:
 
     def save(self, progress: Progress, state: TrainState, metrics: Mapping[str, float]) -> None:
         """Start to save a checkpoint. `metrics` rank it among the others."""
+        self.checkpoints.save(progress.step, replace(state, frozen={}), self._metadata(progress), metrics)
+
+    def keeps(self, step: int) -> bool:
+        """Return whether the machines keep the state after a step (`checkpoint.local`)."""
+        return self._local is not None and self._local.due(step)
+
+    def keep(self, progress: Progress, state: TrainState) -> None:
+        """Start to write the state to the disks of the machines."""
+        assert self._local is not None
+        self._local.save(progress.step, replace(state, frozen={}), self._metadata(progress))
+
+    def forget(self) -> None:
+        """Delete the states on the disks of the machines, because the run goes back behind them or is complete."""
+        if self._local is not None:
+            self._local.clear()
+
+    def _restore_local(self, state_shapes: TrainState) -> tuple[int, TrainState, JsonObject] | None:
+        if self._local is None:
+            return None
+        newest_saved = max(self.checkpoints.steps(), default=0)
+        return self._local.restore(state_shapes, newest_saved)
+
+    def _metadata(self, progress: Progress) -> JsonObject:
         base = None
         if self._base is not None:
             base = asdict(self._base)
-        metadata = {
+        return {
             "position": asdict(progress),
             "config": configuration.dump(self._config),
             "base": base,
             "plan_version": PLAN_VERSION,
         }
-        self.checkpoints.save(progress.step, replace(state, frozen={}), metadata, metrics)
 
     def _check_rows(self, metadata: JsonObject, source: str) -> None:
         """Refuse to continue with other rows than the run began with.

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from t5x_lite.adapt.trainable import TrainableSplit
 from t5x_lite.config import RunConfig
+from t5x_lite.data.stages import Stage, title
 from t5x_lite.errors import UserError
 from t5x_lite.models.attention import kernels
 from t5x_lite.models.experts.activity import ROUTER_TERM_WEIGHTS
@@ -149,6 +150,15 @@ def _training_loss(
     return TrainingLoss(objective.name, loss_terms, {**objective.term_weights, **ROUTER_TERM_WEIGHTS})
 
 
+def _check_stage(mesh: Mesh, config: RunConfig, stage: Stage, platform: str) -> None:
+    """Check that the batches of a stage fit the mesh, or raise UserError or ValueError."""
+    rows = stage.batch_size // config.train.microbatches
+    meshes.check_rows(mesh, rows, f"{title(stage)}: batch_size / train.microbatches")
+    if mesh.shape["pipeline"] > 1:
+        microbatch_count(config.model.pipeline_microbatches, rows, mesh.shape["pipeline"])
+    kernels.planned_kernels(config.model, stage.seq_len, platform)
+
+
 def check_mesh(mesh: Mesh, config: RunConfig, platform: str) -> dict[str, str]:
     """Check that a run can train on a mesh, and return its attention kernels.
 
@@ -179,6 +189,9 @@ def check_mesh(mesh: Mesh, config: RunConfig, platform: str) -> dict[str, str]:
             check_dispatch(config.model, platform)
             if sizes["pipeline"] > 1:
                 microbatch_count(config.model.pipeline_microbatches, rows, sizes["pipeline"])
+            for stage in config.stages:
+                if stage.name:
+                    _check_stage(mesh, config, stage, platform)
             return kernels.planned_kernels(config.model, train.seq_len, platform)
     except ValueError as error:
         raise UserError(str(error)) from None

@@ -9,7 +9,7 @@ import pytest
 from t5x_lite import config as configuration
 from t5x_lite.data.byte_tokenizer import Bytes
 from t5x_lite.data.config import DataConfig, MixedSource
-from t5x_lite.data.mixture import interleave_sources, source_shares
+from t5x_lite.data.mixture import Interleaving, source_shares
 from t5x_lite.data.open_data import open_data
 from t5x_lite.data.training_data import PipelineSettings
 from t5x_lite.errors import UserError
@@ -19,7 +19,7 @@ from tests.objectives.vocabulary import context
 
 def test_mixtures_follow_their_shares_at_every_prefix() -> None:
     shares = (0.5, 0.3, 0.2)
-    order = interleave_sources(np.array(shares))
+    order = Interleaving(np.array(shares))
     counts = Counter[int]()
     for g in range(1000):
         source, n = order[g]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from t5x_lite.data.config import DataConfig
+from t5x_lite.data.mixture import mix_endless
 from t5x_lite.data.pipeline import TrainingRows, ValidationSet, training_batch, training_batches
 from t5x_lite.errors import UserError
 from t5x_lite.objectives import Causal
@@ -19,7 +20,8 @@ Batch = dict[str, np.ndarray]
 def training_rows(*corpora: InMemoryCorpus, seq_len: int = 8, seed: int = 0, **data: object) -> TrainingRows:
     shares = np.full(len(corpora), 1 / len(corpora))
     row_plans = [rows_of(corpus, Causal(), context(seq_len), **data) for corpus in corpora]
-    return TrainingRows(row_plans, shares, DataConfig.model_validate(data), Causal(), context(seq_len), seed)
+    order = mix_endless([row_plan.rows for row_plan in row_plans], shares, seed)
+    return TrainingRows(row_plans, order, DataConfig.model_validate(data), Causal(), context(seq_len), seed)
 
 
 def are_equal(batch: Batch, other: Batch) -> bool:
@@ -132,7 +134,8 @@ def sentence_pair_rows(static: int = 0) -> TrainingRows:
     settings = {"packing": "sentences", "parts": "line"}
     row_plan = rows_of(corpus_of_parts(*SENTENCE_LENGTHS), objective, context(24, size=2000), **settings)
     data = DataConfig.model_validate(settings)
-    return TrainingRows([row_plan], np.ones(1), data, objective, context(24, size=2000), 0)
+    order = mix_endless([row_plan.rows], np.ones(1), 0)
+    return TrainingRows([row_plan], order, data, objective, context(24, size=2000), 0)
 
 
 def test_a_second_sentence_that_does_not_follow_is_from_another_document() -> None:

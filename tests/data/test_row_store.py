@@ -12,6 +12,7 @@ from t5x_lite.cli import main
 from t5x_lite.data.byte_tokenizer import Bytes
 from t5x_lite.data.config import DataConfig
 from t5x_lite.data.corpus import Corpus
+from t5x_lite.data.mixture import mix_endless
 from t5x_lite.data.pipeline import TrainingRows, training_batch
 from t5x_lite.data.prepare import prepare_corpus
 from t5x_lite.data.row_plan import RowPlan
@@ -157,7 +158,8 @@ def test_several_at_once_plan_once(folder: Path, capfd: pytest.CaptureFixture[st
 def training_rows(folder: Path) -> TrainingRows:
     prepare_rows(folder, rule())
     row_plan = open_rows(Corpus(folder, "train"), rule())
-    return TrainingRows([row_plan], np.ones(1), rule().data, Causal(), rule().context, seed=3)
+    order = mix_endless([row_plan.rows], np.ones(1), 3)
+    return TrainingRows([row_plan], order, rule().data, Causal(), rule().context, seed=3)
 
 
 @pytest.mark.parametrize("hosts", [2, 4])

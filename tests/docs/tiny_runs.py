@@ -32,6 +32,9 @@ def tiny_overrides(config_path: str, text: Path, load_config: Callable) -> list[
         overrides += TINY_MODEL
     if getattr(config.tokenizer, "extra_ids", 0):
         overrides.append("tokenizer.unigram.extra_ids=20")
+    if config.data.mixture:
+        sources = [f"{{name: {source.name}, files: '{text}/*.txt'}}" for source in config.data.mixture]
+        overrides += [f"data.mixture=[{', '.join(sources)}]", "data.validation_fraction=0.2"]
     if config.data.files == STANDARD_LIBRARY:
         overrides += [f"data.files={text}/*.txt", "data.validation_fraction=0.2"]
     return overrides

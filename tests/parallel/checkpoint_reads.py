@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from t5x_lite.checkpoint import Checkpoints
-from t5x_lite.config import CheckpointConfig
+from t5x_lite.checkpoint_config import CheckpointConfig
 
 SHAPE = (4096, 1024)
 """An array of 16 MB."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from t5x_lite.checkpoint import Checkpoints
-from t5x_lite.config import CheckpointConfig
+from t5x_lite.checkpoint_config import CheckpointConfig
 from t5x_lite.errors import UserError
 from tests.parallel.checkpoint_reads import SHAPE
 from tests.parallel.test_processes import run_processes

@@ -132,6 +132,20 @@ def test_one_two_and_four_processes_make_the_same_global_batches(
     np.testing.assert_array_equal(global_batches(4, 3)[:2], expected[3:])
 
 
+@pytest.mark.slow
+def test_one_two_and_four_processes_agree_across_the_border_of_a_stage(tiny_config: Path, tmp_path: Path) -> None:
+    """Eight sequences of 8 tokens, then four of 16; two processes go on where four stopped, after the border."""
+    stages = "data.schedule=[{name: short, seq_len: 8}, {name: long, after_steps: 6}]"
+    train = ("-m", "t5x_lite", "train", tiny_config, stages, "eval.batch_size=4")
+    for count in (1, 4):
+        run_processes(count, *train, f"run_dir={tmp_path}/{count}")
+    assert_same_curve(tmp_path / "4", tmp_path / "1")
+    for folder in (tmp_path / "4/checkpoints").glob("12*"):
+        shutil.rmtree(folder)
+    run_processes(2, *train, f"run_dir={tmp_path}/4")
+    assert_same_curve(tmp_path / "4", tmp_path / "1")
+
+
 LONGER = ("train.steps=40", "eval.every_steps=20", "checkpoint.every_steps=10", "checkpoint.keep=9")
 
 
@@ -271,6 +285,35 @@ def test_a_slow_process_is_a_metric(tiny_config: Path, tmp_path: Path) -> None:
     assert {record["straggler_process"] for record in records[1:]} == {1}
     assert min(record["straggler"] for record in records[1:]) > 1.5
     assert records[1]["straggler_seconds"] > 0.15
+
+
+@pytest.mark.slow
+def test_killed_processes_go_on_from_their_disks_or_without_one_of_these_from_the_checkpoint(
+    tiny_config: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    """Both are killed after step 18, with states of steps 12 and 16; and again after step 35, with that of step 32."""
+    run = tmp_path / "run"
+    settings = ("checkpoint.every_steps=30", f"checkpoint.local.folder={tmp_path}/local")
+    train = ("train", tiny_config, *LONGER, *settings, "checkpoint.local.every_steps=4", f"run_dir={run}")
+
+    def kill_after(step: int) -> str:
+        processes = start_processes(2, FAULTY_PROCESS, "slow", 1, *train)
+        wait_for_step(step, run, processes[0])
+        for process in processes:
+            process.kill()
+        return processes[0].communicate()[1]
+
+    kill_after(18)
+    assert "resumed from step 16 in " + str(tmp_path / "local") in kill_after(35)
+    (folder,) = (tmp_path / "local").glob("*/process-1")
+    assert (folder / "32.json").is_file()
+    shutil.rmtree(folder)
+    first, second = start_processes(2, "-m", "t5x_lite", *train)
+    errors = first.communicate(timeout=120)[1]
+    second.communicate(timeout=120)
+    assert (first.returncode, second.returncode) == (0, 0)
+    assert f"resumed from step 30 in {run}" in errors
+    assert_same_curve(run, undisturbed)
 
 
 @pytest.mark.slow

@@ -39,6 +39,19 @@ def test_a_topology_must_be_given(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--topology" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_the_largest_stage_of_a_schedule_is_planned(t5x_lite: Shell) -> None:
+    """The tokens of a batch are the same; the longest sequences decide, and a stage with more tokens goes before."""
+    stages = "{name: a, seq_len: 128}, {name: b, after_share: 0.5, seq_len: 512}"
+    overrides = [*SMALL, "mesh.data=1", "mesh.fsdp=8"]
+    report = plan(t5x_lite, "gpt3/1.3b", "h100:8", *overrides, f"data.schedule=[{stages}]")
+    assert report == plan(t5x_lite, "gpt3/1.3b", "h100:8", *overrides, "train.batch_size=8", "train.seq_len=512")
+    wide = "{name: a}, {name: wide, after_share: 0.9, seq_len: 1024}"
+    process = t5x_lite("plan", CONFIGS / "gpt3/1.3b.yaml", "--topology=h100:8", *overrides, f"data.schedule=[{wide}]")
+    assert process.returncode == 2
+    assert "data.schedule stage wide: batch_size / train.microbatches 4 does not divide" in process.stderr
+
+
 @pytest.mark.skipif(HAS_LIBTPU, reason="libtpu is installed")
 def test_the_error_without_the_tpu_compiler_names_the_remedy(t5x_lite: Shell) -> None:
     process = t5x_lite("plan", CONFIGS / "gpt3/1.3b.yaml", "--topology", "v5e:4x4")

@@ -172,3 +172,18 @@ def test_names_of_jobs_are_valid_on_clusters(make_sweep: SweepFactory) -> None:
     assert len(long_name) <= 32
     assert long_name != job_name(sweep, "embed64-learning_rate0.001-c1e12-s2")
     assert json.loads(json.dumps(expand(sweep)[0].run_dir)).startswith("/bucket/runs/grid-")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"set": {"data.schedule": [{"name": "a", "seq_len": 8}]}}, "data.schedule changes seq_len or batch_size"),
+        ({"set": {"data.schedule": [{"name": "a"}], "optimizer.schedule": "wsd"}, "branches": True}, "begin elsewhere"),
+    ],
+    ids=["length", "branches"],
+)
+def test_schedules_that_a_law_or_a_trunk_has_no_place_for_are_refused(
+    options: dict[str, object], message: str, make_sweep: SweepFactory
+) -> None:
+    with pytest.raises(UserError, match=message):
+        expand(make_sweep(axes={"length": {"train.steps": [12, 20]}}, **options))

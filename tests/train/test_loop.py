@@ -111,7 +111,7 @@ def test_after_a_loss_spike_the_run_restores_a_checkpoint_and_skips_the_batches_
     run = create_run_dir(config, tokenizer)
     mesh = make_mesh(config.mesh)
     steps = make_steps(run.config, run.spec, mesh)
-    examples = SpoiltExamples(data.rows(), config.train.batch_size)
+    examples = [SpoiltExamples(data.rows(), config.train.batch_size)]
     with Display(config.train.steps) as display, jax.set_mesh(mesh), closing(run.checkpoints) as checkpoints:
         trainer = Trainer(run, data, examples, mesh, steps, display)
         store = StateStore(run, mesh, steps, checkpoints, display.print)

@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from t5x_lite.checkpoint import Checkpoints
-from t5x_lite.config import CheckpointConfig
+from t5x_lite.checkpoint_config import CheckpointConfig
 
 ARRAYS = 16
 COLUMNS = 1024
