@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.feedforward.config import Activation
-from t5x_lite.models.normalization import LayerNorm, RMSNorm
+from t5x_lite.models.normalization import LayerNorm, NoNorm, RMSNorm
 from t5x_lite.models.sharding import GPU_PLATFORMS, constrain, shards, target_platform
 
 NamedSize = tuple[str, int]
@@ -294,15 +294,17 @@ PromptAdapter = Callable[[Float[Array, "b l d"], Int[Array, "b l"]], Float[Array
 
 
 class Norm(nnx.Module):
-    """LayerNorm or RMSNorm over the last axes, computed in float32."""
+    """LayerNorm or RMSNorm over the last axes, computed in float32; or none, which returns its input."""
 
-    def __init__(self, settings: LayerNorm | RMSNorm, *axes: NamedSize) -> None:
+    def __init__(self, settings: LayerNorm | RMSNorm | NoNorm, *axes: NamedSize) -> None:
         names = tuple(name for name, _ in axes)
         shape = [size for _, size in axes]
         self.axes = tuple(range(-len(axes), 0))
-        self.epsilon = settings.epsilon
+        self.epsilon: float | None = None
+        if not isinstance(settings, NoNorm):
+            self.epsilon = settings.epsilon
         self.is_centred = isinstance(settings, LayerNorm)
-        has_scale = True
+        has_scale = isinstance(settings, RMSNorm)
         has_bias = False
         if isinstance(settings, LayerNorm):
             has_scale = settings.scale
@@ -317,6 +319,8 @@ class Norm(nnx.Module):
             self.bias = None
 
     def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
+        if self.epsilon is None:
+            return x
         y = x.astype(jnp.float32)
         if self.is_centred:
             y = y - y.mean(self.axes, keepdims=True)
@@ -328,11 +332,19 @@ class Norm(nnx.Module):
         return y.astype(x.dtype)
 
 
-def dropout(x: Float[Array, "*shape"], rate: float, key: PRNGKeyArray | None) -> Float[Array, "*shape"]:
-    """Zero a share `rate` of `x` and scale the rest by 1/(1-rate); without a key (evaluation) return `x` as it is."""
+def dropout(
+    x: Float[Array, "*shape"], rate: float, key: PRNGKeyArray | None, *, shared_axis: int | None = None
+) -> Float[Array, "*shape"]:
+    """Zero a share `rate` of `x` and scale the rest by 1/(1-rate); without a key (evaluation) return `x` as it is.
+
+    With a `shared_axis` the same elements are zeroed all along it (variational dropout: Gal & Ghahramani 2016).
+    """
     if key is None or rate == 0:
         return x
-    keep = jax.random.bernoulli(key, 1 - rate, x.shape)
+    shape = list(x.shape)
+    if shared_axis is not None:
+        shape[shared_axis] = 1
+    keep = jax.random.bernoulli(key, 1 - rate, shape)
     return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))
 
 
