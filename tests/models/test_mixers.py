@@ -10,8 +10,8 @@ from flax import nnx
 from jaxtyping import Float, Int
 
 from t5x_lite.models.config import ModelConfig
+from t5x_lite.models.mixers.linear_recurrence import linear_recurrence
 from t5x_lite.models.mixers.mamba2 import StateSpaceInputs, state_space
-from t5x_lite.models.mixers.rg_lru import linear_recurrence
 from tests.models.decoding import decode_states, pad_left
 from tests.models.weights import random_model
 

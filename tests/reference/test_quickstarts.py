@@ -40,6 +40,7 @@ REFUSED = {
         "query_key_norm 'head'",
         "feedforward glu",
     ),
+    "quickstart_griffin": ("mixer",),
     "finetune/quickstart_encoder": ("norm_place 'pre'",),
     "finetune/quickstart_contrastive": ("norm_place 'pre'",),
     "finetune/quickstart_scratch": ("norm_place 'pre'",),

@@ -91,6 +91,8 @@ class RGLRU(StateMixer):
         import jax
         import jax.numpy as jnp
 
+        from t5x_lite.models.mixers.linear_recurrence import linear_recurrence
+
         branch = jax.nn.gelu(parameters.branch(x), approximate=True)
         u, inputs = parameters.convolution(parameters.input(x), continues, state["inputs"])
         decay_gate = jax.nn.sigmoid(parameters.decay_gate(u))
@@ -115,20 +117,3 @@ class RGLRU(StateMixer):
         blocks = self.blocks or model.heads
         if width % blocks:
             yield f"rg_lru: width {width} is not a multiple of its {blocks} blocks"
-
-
-def linear_recurrence(
-    decay: Float[Array, "b l *d"], entering: Float[Array, "b l *d"], state: Float[Array, "b *d"]
-) -> Float[Array, "b l *d"]:
-    """Return h of h[t] = decay[t]·h[t-1] + entering[t], from `state`, by an associative scan (Blelloch 1990)."""
-    import jax
-
-    entering = entering.at[:, 0].add(decay[:, 0] * state)
-
-    def combine(earlier: tuple[Array, Array], later: tuple[Array, Array]) -> tuple[Array, Array]:
-        earlier_decay, earlier_sum = earlier
-        later_decay, later_sum = later
-        return earlier_decay * later_decay, later_decay * earlier_sum + later_sum
-
-    _, h = jax.lax.associative_scan(combine, (decay, entering), axis=1)
-    return h
