@@ -45,6 +45,7 @@ class Embedding(nnx.Module):
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
         self.dropout = config.dropout
+        self.dropout_axis = 1 if config.variational_dropout else None
         self.scale = 1.0
         if config.scale_embedding:
             self.scale = config.embed**0.5
@@ -72,7 +73,7 @@ class Embedding(nnx.Module):
             x = x + self.types(token_types)
         if self.norm is not None:
             x = self.norm(x)
-        return dropout(x, self.dropout, dropout_key)
+        return dropout(x, self.dropout, dropout_key, shared_axis=self.dropout_axis)
 
 
 class Backbone(nnx.Module):

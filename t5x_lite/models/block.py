@@ -83,6 +83,7 @@ class Block(nnx.Module):
         embed = ("embed", config.embed)
         self.residual = RESIDUALS[config.norm_place] if config.residual else _without_residual
         self.dropout = config.dropout
+        self.dropout_axis = 1 if config.variational_dropout else None
         self.attention_norm = Norm(config.norm, embed)
         if isinstance(layer.mixer, StateMixer):
             self.attention: Attention | None = None
@@ -147,7 +148,7 @@ class Block(nnx.Module):
                 assert self.mixer is not None
                 assert not isinstance(cache, CacheSlice)
                 y, updated_cache = self.mixer(y, context.queries.segment_ids, cache, keys[0])
-            return self._adapt("attention", dropout(y, self.dropout, keys[1]))
+            return self._adapt("attention", self._drop(y, keys[1]))
 
         def cross_attention(y: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
             assert self.cross_attention is not None
@@ -159,14 +160,14 @@ class Block(nnx.Module):
                 assert encoder_output.states is not None
                 source = self.cross_attention.keys_values(encoder_output.states, cross_context)
             y = self.cross_attention(y, source, cross_context, keys[2])
-            return dropout(y, self.dropout, keys[3])
+            return self._drop(y, keys[3])
 
         def feed_forward(y: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
             if isinstance(self.feedforward, MixtureOfExperts):
                 y = self.feedforward(y, context.queries.segment_ids > 0, keys[4])
             elif self.feedforward is not None:
                 y = self.feedforward(y, keys[4])
-            return self._adapt("feedforward", dropout(y, self.dropout, keys[5]))
+            return self._adapt("feedforward", self._drop(y, keys[5]))
 
         x = self.residual(x, self.attention_norm, mix)
         if self.cross_norm is not None:
@@ -181,6 +182,9 @@ class Block(nnx.Module):
         for number, linear in enumerate(linears):
             if linear.adapter is not None:
                 linear.adapter.dropout_key = jax.random.fold_in(key, number)
+
+    def _drop(self, y: Float[Array, "b l d"], key: PRNGKeyArray | None) -> Float[Array, "b l d"]:
+        return dropout(y, self.dropout, key, shared_axis=self.dropout_axis)
 
     def _adapt(self, sublayer: str, y: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
         if self.adapters is None or sublayer not in self.adapters:

@@ -144,6 +144,12 @@ class ModelConfig(Config):
     scale_output: bool = setting(False, "divide states by sqrt(embed) before the token logits", source="T5's code")
     logit_softcap: float | None = setting(None, "logits become cap·tanh(logits / cap)", gt=0)
     dropout: float = setting(0.0, "share of activations zeroed in training", ge=0, lt=1)
+    variational_dropout: bool = setting(
+        False, "zero the same channels of the residual stream at all tokens of a row", source="Gal & Ghahramani 2016"
+    )
+    embedding_dropout: float = setting(
+        0.0, "share of the vocabulary whose embeddings are zeroed in a step", ge=0, lt=1, source="Merity 2018, §4.3"
+    )
     init: Annotated[Initializer, OneOf(INITIALIZERS)] = setting(NormalInit(), "initialisation of weights")
     mup: MaximalUpdate | None = setting(None, "maximal-update parametrisation, for optimizer.method=adamw")
     kernel: Literal["auto", "xla", "cudnn", "splash", "flash"] = setting(
@@ -256,6 +262,8 @@ class ModelConfig(Config):
             yield f"outputs of a {self.family} are [tokens]"
         if self.family == "electra" and self.outputs != ("detection",):
             yield "outputs of electra's discriminator are [detection]"
+        if self.family == "electra" and self.embedding_dropout:
+            yield "embedding_dropout is not for electra, whose models share their embeddings"
         if self.embedding != self.embed and not self.output_transform and "tokens" in self.outputs:
             yield "`embedding` narrower than `embed` needs output_transform"
 

@@ -261,11 +261,13 @@ class Embed(nnx.Module):
     def __init__(self, config: ModelConfig, rows: int, width: int, *, axis: str = "vocab", rngs: nnx.Rngs) -> None:
         self.axis = axis
         self.dtype = jnp.dtype(config.compute)
+        self.row_dropout = config.embedding_dropout if axis == "vocab" else 0.0
         table = config.init.embedding_std() * jax.random.normal(rngs.params(), (rows, width), jnp.float32)
         self.weight = weight(table, (axis, "embed"), is_table=True)
         self.prompt: PromptAdapter | None = nnx.data(None)
 
-    def __call__(self, tokens: Int[Array, "b l"]) -> Float[Array, "b l d"]:
+    def __call__(self, tokens: Int[Array, "b l"], key: PRNGKeyArray | None = None) -> Float[Array, "b l d"]:
+        """Return the vector of each token; a key turns the dropout of rows of the table on."""
         # Ids below zero are those of soft prompts, whose vectors are learned.
         ids = jnp.maximum(tokens, 0)
         # The width is gathered before the rows are looked up: the result is sharded by rows of the batch.
@@ -273,6 +275,10 @@ class Embed(nnx.Module):
             x = look_up(constrain(self.weight[...], self.axis, None), ids, self.dtype)
         else:
             x = constrain(self.weight[...].astype(self.dtype), self.axis, None)[ids]
+        if key is not None and self.row_dropout > 0:
+            # The same words are dropped in all rows (Merity et al. 2018, §4.3).
+            factors = dropout(jnp.ones(len(self.weight[...]), self.dtype), self.row_dropout, key)
+            x = x * factors[ids][..., None]
         if self.prompt is not None:
             x = self.prompt(x, tokens)
         return constrain(x, "batch", "residual_length", None)

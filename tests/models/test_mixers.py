@@ -161,6 +161,30 @@ def test_dropped_connections_and_outputs_are_the_same_at_every_token() -> None:
     assert not np.allclose(states, states_of(model, tokens, key=jax.random.key(1)), atol=1e-4)
 
 
+def test_dropped_words_are_dropped_wherever_they_are() -> None:
+    """Merity et al. 2018, §4.3: a row of the table is zero for all its occurrences, the others are scaled."""
+    config = ModelConfig.model_validate({**SIZES, "vocab": 64, "embedding_dropout": 0.25})
+    table = random_model(config).tokens
+    tokens = np.tile(np.arange(64), (2, 2))
+    vectors = np.asarray(table(jnp.asarray(tokens), jax.random.key(3)))
+    factors = vectors[..., 0] / np.asarray(table(jnp.asarray(tokens)))[..., 0]
+    np.testing.assert_allclose(factors, np.tile(factors[:1, :64], (2, 2)), rtol=1e-5)
+    assert {round(float(factor), 4) for factor in factors[0]} == {0.0, round(1 / 0.75, 4)}
+    assert 4 < np.sum(factors[0, :64] == 0) < 32
+
+
+def test_variational_dropout_zeroes_the_same_channels_at_every_token() -> None:
+    settings = {"layers": 1, "positions": "none", "norm": "none", "feedforward": "none", "residual": False}
+    mixer = {"rnn": {"activation": "sigmoid"}}
+    config = {**SIZES, **settings, "dropout": 0.5, "variational_dropout": True, "pattern": [{"mixer": mixer}]}
+    model = random_model(ModelConfig.model_validate(config))
+    tokens = np.random.default_rng(6).integers(0, 11, (8, 5))
+    is_zero = states_of(model, tokens, key=jax.random.key(0)) == 0
+    assert (is_zero == is_zero[:, :1]).all()
+    assert 0.25 < is_zero.mean() < 0.75
+    assert (is_zero[0] != is_zero[1]).any()
+
+
 def test_layers_without_residual_norm_and_feedforward_are_their_mixers_alone() -> None:
     settings = {"layers": 1, "positions": "none", "norm": "none", "feedforward": "none", "residual": False}
     config = ModelConfig.model_validate({**SIZES, **settings, "pattern": [{"mixer": "rnn"}]})
