@@ -115,6 +115,12 @@ PUBLISHED = {
     "griffin/400m": 400e6,
     "griffin/1.3b": 1.3e9,
     "griffin/3b": 3e9,
+    # Dao & Gu 2024, §9.2: the models' names.
+    "mamba2/130m": 130e6,
+    "mamba2/370m": 370e6,
+    "mamba2/780m": 780e6,
+    "mamba2/1.3b": 1.3e9,
+    "mamba2/2.7b": 2.7e9,
     # Artetxe et al. 2022, Table 1.
     "gpt3/1.3b_moe": 207e9,
 }
@@ -281,3 +287,12 @@ def test_the_parameters_of_griffin_by_hand() -> None:
     attention = 2 * width * width + 2 * width * width // heads
     layers = 24 * (3 * width * 3 * width + 2 * width) + 16 * recurrence + 8 * attention
     assert count_parameters("griffin/1.3b") == 32_000 * width + layers + width
+
+
+def test_the_parameters_of_mamba2_by_hand() -> None:
+    """A layer maps to gates, values, B, C and a step for each head, and filters values, B and C over four tokens."""
+    width, states, heads = 768, 128, 24
+    filtered = 2 * width + 2 * states
+    into = width * (2 * width + filtered + heads)
+    layer = into + 5 * filtered + 3 * heads + 2 * width + 2 * width * width + width
+    assert count_parameters("mamba2/130m") == 50_288 * width + 24 * layer + width

@@ -68,9 +68,9 @@ FAMILIES = {
         "causal",
         {"fsdp": 2, "tensor": 2, "context": 2},
         {
-            "layers": 8,
-            "pattern": [{"mixer": "rg_lru"}, {"mixer": LSTM}, {"mixer": MAMBA}, {}],
-            "positions": {"rotary": {}},
+            "layers": 6,
+            "pattern": [{"mixer": "rg_lru"}, {"mixer": LSTM}, {"mixer": MAMBA}],
+            "positions": "none",
         },
     ),
 }
