@@ -69,6 +69,37 @@ class Toy(AttentionKind):
         return (query - key) % self.step == 0
 '''
 
+MIXER = '''
+"""The mean of the tokens so far, of a document."""
+
+from t5x_lite.models.mixers.mixer import StateMixer
+from t5x_lite.schema import setting
+
+
+class Toy(StateMixer):
+    scale: float = setting(1.0, "factor on the mean", gt=0)
+
+    def init_parameters(self, model, rngs):
+        from t5x_lite.models.layers import Linear
+
+        return {"value": Linear(model, [("embed", model.embed)], [("mlp", model.embed)], rngs=rngs)}
+
+    def empty_state(self, model, batch):
+        import jax.numpy as jnp
+
+        return {"sum": jnp.zeros((batch, model.embed)), "count": jnp.zeros((batch, 1))}
+
+    def mix(self, parameters, x, continues, state, key):
+        import jax.numpy as jnp
+
+        from t5x_lite.models.mixers.linear_recurrence import linear_recurrence
+
+        keep = continues[..., None].astype(jnp.float32)
+        total = linear_recurrence(keep * jnp.ones(x.shape), parameters.value(x), state["sum"])
+        count = linear_recurrence(keep, jnp.ones((*x.shape[:2], 1)), state["count"])
+        return self.scale * total / count, {"sum": total[:, -1], "count": count[:, -1]}
+'''
+
 ROUTER = '''
 """The runner-up: each token is sent to the expert with the second highest logit."""
 
@@ -191,6 +222,12 @@ EXTENSIONS = {
         ("model.pattern=[{attention: dense},{attention: {toy: {step: 2}}}]",),
         "model.pattern.N.attention.toy.step",
     ),
+    "sequence mixer": Extension(
+        MIXER,
+        ("t5x_lite.models.mixers", "MIXERS"),
+        ("model.pattern=[{mixer: {toy: {scale: 2.0}}},{}]",),
+        "model.pattern.N.mixer.toy.scale",
+    ),
     "router": Extension(
         ROUTER,
         ("t5x_lite.models.experts.routers", "ROUTERS"),
@@ -266,7 +303,9 @@ def test_an_adaptation_method_is_one_file_and_one_entry(tiny_config: Path, tiny_
 
 
 def test_new_components_of_all_other_kinds_train_together(tiny_config: Path, tiny_run: Path, tmp_path: Path) -> None:
-    others = [extension for kind, extension in EXTENSIONS.items() if kind != "adaptation method"]
+    # A mixer and an attention kind are both settings of the pattern, which one override gives.
+    kinds = EXTENSIONS.keys() - {"adaptation method", "sequence mixer"}
+    others = [extension for kind, extension in EXTENSIONS.items() if kind in kinds]
     check_extensions(others, tiny_config, tiny_run, tmp_path)
 
 

@@ -106,6 +106,21 @@ PUBLISHED = {
     "switch/c_2048": 1571e9,
     # The released checkpoint; Jiang et al. 2024, §2.1, say 47B.
     "mixtral/8x7b": 46_702_792_704,
+    # Merity et al. 2017, Table 1, and Merity et al. 2018, Table 1.
+    "rnn/mikolov": 6e6,
+    "rnn/zaremba_medium": 20e6,
+    "rnn/zaremba_large": 66e6,
+    "rnn/awd_lstm": 24e6,
+    # De et al. 2024, appendix C: the models' names.
+    "griffin/400m": 400e6,
+    "griffin/1.3b": 1.3e9,
+    "griffin/3b": 3e9,
+    # Dao & Gu 2024, §9.2: the models' names.
+    "mamba2/130m": 130e6,
+    "mamba2/370m": 370e6,
+    "mamba2/780m": 780e6,
+    "mamba2/1.3b": 1.3e9,
+    "mamba2/2.7b": 2.7e9,
     # Artetxe et al. 2022, Table 1.
     "gpt3/1.3b_moe": 207e9,
 }
@@ -252,3 +267,32 @@ def test_inconsistent_sizes_in_gpt3s_table_are_corrected() -> None:
     for name, heads, width in (("1.3b", 16, 2048), ("13b", 40, 5120)):
         model = load_model(f"gpt3/{name}")
         assert (model.heads, model.embed, model.head_dim) == (heads, width, 128)
+
+
+def test_the_parameters_of_recurrent_models_by_hand() -> None:
+    """Four gates read the input and the last output; an LSTM here has one bias for each, PyTorch has two."""
+    vocab = 10_000
+    assert count_parameters("rnn/mikolov") == 2 * vocab * 300 + 300**2
+    assert count_parameters("rnn/zaremba_large") == 2 * vocab * 1500 + vocab + 2 * 4 * 1500 * (2 * 1500 + 1)
+    layers = [(400, 1150), (1150, 1150), (1150, 400)]
+    lstm = sum(4 * cells * (width + cells + 1) for width, cells in layers)
+    assert count_parameters("rnn/awd_lstm") == vocab * 400 + vocab + lstm
+
+
+def test_the_parameters_of_griffin_by_hand() -> None:
+    """Two of three layers have a branch, an input and an output of 2560 channels, and gates of 16 blocks."""
+    width, recurrent, heads = 2048, 2560, 16
+    gates = 2 * (recurrent * recurrent // heads + recurrent)
+    recurrence = 3 * width * recurrent + gates + recurrent + 5 * recurrent
+    attention = 2 * width * width + 2 * width * width // heads
+    layers = 24 * (3 * width * 3 * width + 2 * width) + 16 * recurrence + 8 * attention
+    assert count_parameters("griffin/1.3b") == 32_000 * width + layers + width
+
+
+def test_the_parameters_of_mamba2_by_hand() -> None:
+    """A layer maps to gates, values, B, C and a step for each head, and filters values, B and C over four tokens."""
+    width, states, heads = 768, 128, 24
+    filtered = 2 * width + 2 * states
+    into = width * (2 * width + filtered + heads)
+    layer = into + 5 * filtered + 3 * heads + 2 * width + 2 * width * width + width
+    assert count_parameters("mamba2/130m") == 50_288 * width + 24 * layer + width

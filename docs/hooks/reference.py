@@ -23,6 +23,7 @@ from t5x_lite.data.config import TOKENIZERS
 from t5x_lite.evaluate.evaluators import EVALUATORS
 from t5x_lite.models.attention.kinds import ATTENTION
 from t5x_lite.models.experts.routers import ROUTERS
+from t5x_lite.models.mixers import MIXERS
 from t5x_lite.models.positions import POSITIONS
 from t5x_lite.objectives import OBJECTIVES
 from t5x_lite.schema import Config, Explanation
@@ -43,6 +44,7 @@ REGISTRIES: dict[str, Mapping[str, type[Config]]] = {
     "adaptations": ADAPTATIONS,
     "attention": ATTENTION,
     "evaluators": EVALUATORS,
+    "mixers": MIXERS,
     "objectives": OBJECTIVES,
     "optimizers": OPTIMIZERS,
     "positions": POSITIONS,

@@ -45,7 +45,7 @@ def repeat_rows(cache: DecodingState, count: int) -> DecodingState:
 
 
 def select_beams(cache: DecodingState, rows: Int[Array, "b"]) -> DecodingState:
-    """Give each row of the cache the keys and values of the row that its beam continues.
+    """Give each row of the cache the keys and values, or the state, of the row that its beam continues.
 
     Segments and an encoder's keys and values are left as they are: all beams of a prompt share them.
     """
@@ -54,9 +54,14 @@ def select_beams(cache: DecodingState, rows: Int[Array, "b"]) -> DecodingState:
 
 
 def reshard_cache(cache: DecodingState) -> DecodingState:
-    """Shard the rows of the cache over the mesh axes of the batch, and its heads over `tensor`."""
+    """Shard the rows of the cache over the mesh axes of the batch, and the heads of keys and values over `tensor`."""
+
+    def reshard_array(array: Array) -> Array:
+        # Keys and values are `[layers, b, n, m, k]`; the states of other mixers are small.
+        heads = ["kv_heads", None, None] if array.ndim == 5 else [None] * (array.ndim - 2)
+        return constrain(array, "layers", "batch", *heads)
 
     def reshard(tree: PyTree[Array]) -> PyTree[Array]:
-        return jax.tree.map(lambda array: constrain(array, "layers", "batch", "kv_heads", None, None), tree)
+        return jax.tree.map(reshard_array, tree)
 
     return replace(cache, layers=reshard(cache.layers), cross_kv=reshard(cache.cross_kv))

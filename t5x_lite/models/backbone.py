@@ -16,7 +16,7 @@ from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.layers import Embed, Linear, Norm, dropout
 from t5x_lite.models.positions.module import Positions
 from t5x_lite.models.sharding import constrain
-from t5x_lite.models.stack import Stack
+from t5x_lite.models.stack import LayerCache, Stack
 
 
 @jax.tree_util.register_dataclass
@@ -25,14 +25,15 @@ class DecodingState:
     """The state that a decoder carries from token to token.
 
     Attributes:
-        layers: keys and values of every layer of the pattern, with an axis over repeats.
+        layers: keys and values, or the state of another mixer, of every layer of the pattern, with an axis over
+            repeats.
         segment_ids: 1 for the tokens so far, 0 for padding and for free positions.
         index: number of positions in use.
         encoder_output: positions of the encoder's states, in an encoder_decoder.
         cross_kv: keys and values of those states of every layer.
     """
 
-    layers: list[KVCache]
+    layers: list[LayerCache]
     segment_ids: Int[Array, "b m"]
     index: Int[Array, ""]
     encoder_output: EncoderOutput | None = None
@@ -44,6 +45,7 @@ class Embedding(nnx.Module):
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
         self.dropout = config.dropout
+        self.dropout_axis = 1 if config.variational_dropout else None
         self.scale = 1.0
         if config.scale_embedding:
             self.scale = config.embed**0.5
@@ -71,7 +73,7 @@ class Embedding(nnx.Module):
             x = x + self.types(token_types)
         if self.norm is not None:
             x = self.norm(x)
-        return dropout(x, self.dropout, dropout_key)
+        return dropout(x, self.dropout, dropout_key, shared_axis=self.dropout_axis)
 
 
 class Backbone(nnx.Module):

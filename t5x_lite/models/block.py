@@ -14,8 +14,11 @@ from t5x_lite.models.attention.layer import Attention
 from t5x_lite.models.config import LayerConfig, ModelConfig
 from t5x_lite.models.experts.config import MoE
 from t5x_lite.models.experts.layer import MixtureOfExperts
+from t5x_lite.models.feedforward.config import NoFeedForward
 from t5x_lite.models.feedforward.layer import FeedForward
 from t5x_lite.models.layers import Linear, Norm, dropout
+from t5x_lite.models.mixers import StateMixer
+from t5x_lite.models.mixers.module import MixerModule, StateSlice
 
 Sublayer = Callable[[Float[Array, "b l d"]], Float[Array, "b l d"]]
 
@@ -32,8 +35,26 @@ def _sublayer_norm(x: Float[Array, "b l d"], norm: Norm, sublayer: Sublayer) -> 
     return x + norm(sublayer(x))
 
 
+def _without_residual(x: Float[Array, "b l d"], norm: Norm, sublayer: Sublayer) -> Float[Array, "b l d"]:
+    return sublayer(norm(x))
+
+
 RESIDUALS = {"pre": _pre_norm, "post": _post_norm, "sublayer": _sublayer_norm}
 """Ways to combine a sublayer, its norm and the residual stream, by `model.norm_place`."""
+
+
+def self_attention(
+    attention: Attention,
+    y: Float[Array, "b l d"],
+    context: AttentionContext,
+    cache: CacheSlice | None,
+    key: PRNGKeyArray | None,
+) -> tuple[Float[Array, "b l d"], CacheSlice | None]:
+    """Attend to the tokens of a row, and to those in a cache once their own keys are in it."""
+    source = attention.keys_values(y, context)
+    if cache is not None:
+        source, context, cache = update_cache(cache, source, context)
+    return attention(y, source, context, key), cache
 
 
 @jax.tree_util.register_dataclass
@@ -49,25 +70,37 @@ class EncoderOutput:
 
 
 class Block(nnx.Module):
-    """Self-attention, cross-attention after an encoder, and a feed-forward, each with a norm and a residual connection.
+    """A sequence mixer, cross-attention after an encoder, a feed-forward, each with a norm and a residual connection.
 
     Attributes:
+        attention: the mixer, if it is self-attention; else None, and `mixer` is.
+        attention_norm: the norm of the mixer, of whatever kind that is.
         adapters: modules that an adaptation method has added after sublayers, by the name of the sublayer
             (`attention`, `feedforward`); None in a plain model.
     """
 
     def __init__(self, config: ModelConfig, layer: LayerConfig, *, has_cross: bool, rngs: nnx.Rngs) -> None:
         embed = ("embed", config.embed)
-        self.norm_place = config.norm_place
+        self.residual = RESIDUALS[config.norm_place] if config.residual else _without_residual
         self.dropout = config.dropout
+        self.dropout_axis = 1 if config.variational_dropout else None
         self.attention_norm = Norm(config.norm, embed)
-        self.attention = Attention(config, layer.attention, rngs=rngs)
-        self.feedforward_norm = Norm(config.norm, embed)
+        if isinstance(layer.mixer, StateMixer):
+            self.attention: Attention | None = None
+            self.mixer: MixerModule | None = MixerModule(config, layer.mixer, rngs=rngs)
+        else:
+            self.attention = Attention(config, layer.attention, rngs=rngs)
+            self.mixer = None
         settings = config.feedforward_of(layer)
-        self.feedforward: MixtureOfExperts | FeedForward
-        if isinstance(settings, MoE):
+        self.feedforward: MixtureOfExperts | FeedForward | None
+        if isinstance(settings, NoFeedForward):
+            self.feedforward_norm: Norm | None = None
+            self.feedforward = None
+        elif isinstance(settings, MoE):
+            self.feedforward_norm = Norm(config.norm, embed)
             self.feedforward = MixtureOfExperts(config, settings, rngs=rngs)
         else:
+            self.feedforward_norm = Norm(config.norm, embed)
             self.feedforward = FeedForward(config, settings, config.mlp, rngs=rngs)
         self.has_experts = isinstance(settings, MoE)
         self.adapters: nnx.Dict | None = nnx.data(None)
@@ -83,38 +116,39 @@ class Block(nnx.Module):
         x: Float[Array, "b l d"],
         context: AttentionContext,
         encoder_output: EncoderOutput | None = None,
-        cache: CacheSlice | None = None,
+        cache: CacheSlice | StateSlice | None = None,
         cross_kv: KVCache | None = None,
         key: PRNGKeyArray | None = None,
-    ) -> tuple[Float[Array, "b l d"], CacheSlice | None]:
+    ) -> tuple[Float[Array, "b l d"], CacheSlice | StateSlice | None]:
         """Apply the layer.
 
         Args:
             x: states of the tokens.
             context: which tokens they attend to: of their row, or of the cache once their own keys are in it.
             encoder_output: what cross-attention attends to.
-            cache: keys and values of earlier tokens, in decoding.
+            cache: keys and values of earlier tokens, or the state of another mixer after them, in decoding.
             cross_kv: keys and values of the encoder's output, stored heads-first, where they are known.
             key: turns dropout on.
 
         Returns:
-            The states after the layer, and the cache with the new keys and values.
+            The states after the layer, and the updated cache.
         """
         keys: list[PRNGKeyArray | None] = [None] * 6
         if key is not None:
             keys = list(jax.random.split(key, 6))
             self._seed_adapters(jax.random.fold_in(key, 6))
-        residual = RESIDUALS[self.norm_place]
         updated_cache = cache
 
-        def self_attention(y: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
+        def mix(y: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
             nonlocal updated_cache
-            source = self.attention.keys_values(y, context)
-            source_context = context
-            if cache is not None:
-                source, source_context, updated_cache = update_cache(cache, source, context)
-            y = self.attention(y, source, source_context, keys[0])
-            return self._adapt("attention", dropout(y, self.dropout, keys[1]))
+            if self.attention is not None:
+                assert not isinstance(cache, StateSlice)
+                y, updated_cache = self_attention(self.attention, y, context, cache, keys[0])
+            else:
+                assert self.mixer is not None
+                assert not isinstance(cache, CacheSlice)
+                y, updated_cache = self.mixer(y, context.queries.segment_ids, cache, keys[0])
+            return self._adapt("attention", self._drop(y, keys[1]))
 
         def cross_attention(y: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
             assert self.cross_attention is not None
@@ -126,19 +160,20 @@ class Block(nnx.Module):
                 assert encoder_output.states is not None
                 source = self.cross_attention.keys_values(encoder_output.states, cross_context)
             y = self.cross_attention(y, source, cross_context, keys[2])
-            return dropout(y, self.dropout, keys[3])
+            return self._drop(y, keys[3])
 
         def feed_forward(y: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
             if isinstance(self.feedforward, MixtureOfExperts):
                 y = self.feedforward(y, context.queries.segment_ids > 0, keys[4])
-            else:
+            elif self.feedforward is not None:
                 y = self.feedforward(y, keys[4])
-            return self._adapt("feedforward", dropout(y, self.dropout, keys[5]))
+            return self._adapt("feedforward", self._drop(y, keys[5]))
 
-        x = residual(x, self.attention_norm, self_attention)
+        x = self.residual(x, self.attention_norm, mix)
         if self.cross_norm is not None:
-            x = residual(x, self.cross_norm, cross_attention)
-        x = residual(x, self.feedforward_norm, feed_forward)
+            x = self.residual(x, self.cross_norm, cross_attention)
+        if self.feedforward_norm is not None:
+            x = self.residual(x, self.feedforward_norm, feed_forward)
         return x, updated_cache
 
     def _seed_adapters(self, key: PRNGKeyArray) -> None:
@@ -147,6 +182,9 @@ class Block(nnx.Module):
         for number, linear in enumerate(linears):
             if linear.adapter is not None:
                 linear.adapter.dropout_key = jax.random.fold_in(key, number)
+
+    def _drop(self, y: Float[Array, "b l d"], key: PRNGKeyArray | None) -> Float[Array, "b l d"]:
+        return dropout(y, self.dropout, key, shared_axis=self.dropout_axis)
 
     def _adapt(self, sublayer: str, y: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
         if self.adapters is None or sublayer not in self.adapters:

@@ -10,9 +10,10 @@ from pydantic import SerializerFunctionWrapHandler, Strict, model_serializer, mo
 
 from t5x_lite.models.attention.kinds import ATTENTION, AttentionKind, Dense
 from t5x_lite.models.experts.config import Dropless, MoE
-from t5x_lite.models.feedforward.config import EXPERT_FEEDFORWARDS, GLU, MLP, DenseFeedForward
+from t5x_lite.models.feedforward.config import EXPERT_FEEDFORWARDS, GLU, MLP, DenseFeedForward, NoFeedForward
 from t5x_lite.models.initializers import INITIALIZERS, Initializer, MaximalUpdate, NormalInit
-from t5x_lite.models.normalization import NORMS, LayerNorm, RMSNorm
+from t5x_lite.models.mixers import MIXERS, Mixer, SelfAttention, StateMixer
+from t5x_lite.models.normalization import NORMS, LayerNorm, NoNorm, RMSNorm
 from t5x_lite.models.positions import POSITIONS, Learned, PositionEncoding
 from t5x_lite.schema import Config, Int, OneOf, setting
 
@@ -21,7 +22,7 @@ START_TOKEN = 0
 SPAN_POSITIONS = 20
 """Positions inside a span that the span output distinguishes (Joshi et al. 2020, code: max_pair_targets)."""
 
-FEEDFORWARDS: dict[str, type[Config]] = EXPERT_FEEDFORWARDS | {"moe": MoE}
+FEEDFORWARDS: dict[str, type[Config]] = EXPERT_FEEDFORWARDS | {"moe": MoE, "none": NoFeedForward}
 LAYER_FEEDFORWARDS: dict[str, type[Config]] = {"dense": DenseFeedForward, **FEEDFORWARDS}
 
 RematPolicy = Literal["none", "full", "dots", "dots_no_batch", "offload"]
@@ -32,10 +33,16 @@ Output = Literal["tokens", "sentence", "detection", "span"]
 class LayerConfig(Config):
     """One layer of the repeating pattern."""
 
+    mixer: Annotated[Mixer, OneOf(MIXERS)] = setting(SelfAttention(), "what moves information between tokens")
     attention: Annotated[AttentionKind, OneOf(ATTENTION)] = setting(Dense(), "which keys a query may attend to")
-    feedforward: Annotated[MLP | GLU | MoE | DenseFeedForward | None, OneOf(LAYER_FEEDFORWARDS)] = setting(
-        None, "this layer's feed-forward; null takes `model.feedforward`, dense the same without experts"
+    feedforward: Annotated[MLP | GLU | MoE | NoFeedForward | DenseFeedForward | None, OneOf(LAYER_FEEDFORWARDS)] = (
+        setting(None, "this layer's feed-forward; null takes `model.feedforward`, dense the same without experts")
     )
+
+    def problems(self) -> Iterator[str]:
+        """Yield an attention kind of a layer without attention."""
+        if not isinstance(self.mixer, SelfAttention) and self.attention != Dense():
+            yield "attention is for mixer: attention"
 
 
 class GeneratorConfig(Config):
@@ -89,17 +96,22 @@ class ModelConfig(Config):
     token_types: Int = setting(0, "kinds of token (first or second sentence) with a vector each", ge=0, source="BERT")
     embedding_norm: bool = setting(False, "normalise the sum of the embeddings", source="BERT's code")
     positions: Annotated[PositionEncoding, OneOf(POSITIONS)] = setting(Learned(), "how a token knows its position")
-    norm: Annotated[LayerNorm | RMSNorm, OneOf(NORMS)] = setting(LayerNorm(), "normalisation of the residual stream")
+    norm: Annotated[LayerNorm | RMSNorm | NoNorm, OneOf(NORMS)] = setting(
+        LayerNorm(), "normalisation of the residual stream"
+    )
     norm_place: Literal["pre", "post", "sublayer"] = setting(
         "pre", "before each sublayer; after each residual addition (BERT); or on each sublayer's output (OLMo 2)"
     )
+    residual: bool = setting(True, "add the input of each sublayer to its output; false is for norm_place: pre")
     query_key_norm: Literal["none", "head", "width"] = setting(
         "none", "normalise queries and keys per head, or over all heads at once", source="Dehghani 2023, §2; OLMo 2"
     )
     attention_scale: float | None = setting(
         None, "factor on scores; null is 1/sqrt(head_dim), T5 and GPT-Neo have 1", gt=0
     )
-    feedforward: Annotated[MLP | GLU | MoE, OneOf(FEEDFORWARDS)] = setting(MLP(), "the position-wise sublayer")
+    feedforward: Annotated[MLP | GLU | MoE | NoFeedForward, OneOf(FEEDFORWARDS)] = setting(
+        MLP(), "the position-wise sublayer"
+    )
     pattern: Annotated[tuple[LayerConfig, ...], Strict(False)] = setting(
         (LayerConfig(),), "layers of one period; repeated until there are `layers`", min_length=1
     )
@@ -132,6 +144,12 @@ class ModelConfig(Config):
     scale_output: bool = setting(False, "divide states by sqrt(embed) before the token logits", source="T5's code")
     logit_softcap: float | None = setting(None, "logits become cap·tanh(logits / cap)", gt=0)
     dropout: float = setting(0.0, "share of activations zeroed in training", ge=0, lt=1)
+    variational_dropout: bool = setting(
+        False, "zero the same channels of the residual stream at all tokens of a row", source="Gal & Ghahramani 2016"
+    )
+    embedding_dropout: float = setting(
+        0.0, "share of the vocabulary whose embeddings are zeroed in a step", ge=0, lt=1, source="Merity 2018, §4.3"
+    )
     init: Annotated[Initializer, OneOf(INITIALIZERS)] = setting(NormalInit(), "initialisation of weights")
     mup: MaximalUpdate | None = setting(None, "maximal-update parametrisation, for optimizer.method=adamw")
     kernel: Literal["auto", "xla", "cudnn", "splash", "flash"] = setting(
@@ -183,12 +201,23 @@ class ModelConfig(Config):
         for name, layers in (("layers", self.layers), ("decoder_layers", self.decoder_layers)):
             if layers % len(self.pattern):
                 yield f"{name} {layers} is not a multiple of the pattern's {len(self.pattern)} layers"
+        if not self.residual and self.norm_place != "pre":
+            yield f"residual: false is for norm_place: pre, not {self.norm_place}"
         for layer in self.pattern:
             yield from layer.attention.model_problems(self)
+            yield from layer.mixer.model_problems(self)
+        if self.state_mixers:
+            yield from self._state_mixer_problems()
         yield from self._sharing_problems()
         yield from self._expert_problems()
         yield from self._family_problems()
         yield from self._output_problems()
+
+    def _state_mixer_problems(self) -> Iterator[str]:
+        if self.mup is not None:
+            yield "mup is for layers of attention"
+        if self.prefix_lm:
+            yield "prefix_lm is for layers of attention: a recurrence reads a row from left to right"
 
     def _expert_problems(self) -> Iterator[str]:
         if len({moe.experts for moe in self.mixtures}) > 1:
@@ -233,6 +262,8 @@ class ModelConfig(Config):
             yield f"outputs of a {self.family} are [tokens]"
         if self.family == "electra" and self.outputs != ("detection",):
             yield "outputs of electra's discriminator are [detection]"
+        if self.family == "electra" and self.embedding_dropout:
+            yield "embedding_dropout is not for electra, whose models share their embeddings"
         if self.embedding != self.embed and not self.output_transform and "tokens" in self.outputs:
             yield "`embedding` narrower than `embed` needs output_transform"
 
@@ -284,6 +315,11 @@ class ModelConfig(Config):
         return self.positions.max_length
 
     @property
+    def state_mixers(self) -> tuple[StateMixer, ...]:
+        """Return the mixers other than attention of one period."""
+        return tuple([layer.mixer for layer in self.pattern if isinstance(layer.mixer, StateMixer)])
+
+    @property
     def mixtures(self) -> tuple[MoE, ...]:
         """Return the Mixture-of-Experts layers of one period."""
         mixtures = []
@@ -293,17 +329,24 @@ class ModelConfig(Config):
                 mixtures.append(feedforward)
         return tuple(mixtures)
 
-    def feedforward_of(self, layer: LayerConfig) -> MLP | GLU | MoE:
+    def feedforward_of(self, layer: LayerConfig) -> MLP | GLU | MoE | NoFeedForward:
         """Return the feed-forward of a layer of the pattern."""
-        if isinstance(layer.feedforward, DenseFeedForward):
+        if isinstance(layer.feedforward, DenseFeedForward) and isinstance(self.feedforward, MoE):
             return self.dense_feedforward
+        if isinstance(layer.feedforward, DenseFeedForward):
+            return self.feedforward
         return layer.feedforward or self.feedforward
 
     @property
     def dense_feedforward(self) -> MLP | GLU:
-        """Return the feed-forward of a layer without experts, and of an expert that does not name its own."""
+        """Return the feed-forward of a layer without experts, and of an expert that does not name its own.
+
+        Outputs take their activation from it too, so that a model without feed-forwards has the default.
+        """
         if isinstance(self.feedforward, MoE):
             return self.feedforward.expert or MLP()
+        if isinstance(self.feedforward, NoFeedForward):
+            return MLP()
         return self.feedforward
 
     @property

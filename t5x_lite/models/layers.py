@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.feedforward.config import Activation
-from t5x_lite.models.normalization import LayerNorm, RMSNorm
+from t5x_lite.models.normalization import LayerNorm, NoNorm, RMSNorm
 from t5x_lite.models.quantization import QuantizedType, active_quantization, quantized_product
 from t5x_lite.models.sharding import GPU_PLATFORMS, constrain, shards, target_platform
 
@@ -283,11 +283,13 @@ class Embed(nnx.Module):
     def __init__(self, config: ModelConfig, rows: int, width: int, *, axis: str = "vocab", rngs: nnx.Rngs) -> None:
         self.axis = axis
         self.dtype = jnp.dtype(config.compute)
+        self.row_dropout = config.embedding_dropout if axis == "vocab" else 0.0
         table = config.init.embedding_std() * jax.random.normal(rngs.params(), (rows, width), jnp.float32)
         self.weight = weight(table, (axis, "embed"), is_table=True)
         self.prompt: PromptAdapter | None = nnx.data(None)
 
-    def __call__(self, tokens: Int[Array, "b l"]) -> Float[Array, "b l d"]:
+    def __call__(self, tokens: Int[Array, "b l"], key: PRNGKeyArray | None = None) -> Float[Array, "b l d"]:
+        """Return the vector of each token; a key turns the dropout of rows of the table on."""
         # Ids below zero are those of soft prompts, whose vectors are learned.
         ids = jnp.maximum(tokens, 0)
         # The width is gathered before the rows are looked up: the result is sharded by rows of the batch.
@@ -295,6 +297,10 @@ class Embed(nnx.Module):
             x = look_up(constrain(self.weight[...], self.axis, None), ids, self.dtype)
         else:
             x = constrain(self.weight[...].astype(self.dtype), self.axis, None)[ids]
+        if key is not None and self.row_dropout > 0:
+            # The same words are dropped in all rows (Merity et al. 2018, §4.3).
+            factors = dropout(jnp.ones(len(self.weight[...]), self.dtype), self.row_dropout, key)
+            x = x * factors[ids][..., None]
         if self.prompt is not None:
             x = self.prompt(x, tokens)
         return constrain(x, "batch", "residual_length", None)
@@ -316,15 +322,17 @@ PromptAdapter = Callable[[Float[Array, "b l d"], Int[Array, "b l"]], Float[Array
 
 
 class Norm(nnx.Module):
-    """LayerNorm or RMSNorm over the last axes, computed in float32."""
+    """LayerNorm or RMSNorm over the last axes, computed in float32; or none, which returns its input."""
 
-    def __init__(self, settings: LayerNorm | RMSNorm, *axes: NamedSize) -> None:
+    def __init__(self, settings: LayerNorm | RMSNorm | NoNorm, *axes: NamedSize) -> None:
         names = tuple(name for name, _ in axes)
         shape = [size for _, size in axes]
         self.axes = tuple(range(-len(axes), 0))
-        self.epsilon = settings.epsilon
+        self.epsilon: float | None = None
+        if not isinstance(settings, NoNorm):
+            self.epsilon = settings.epsilon
         self.is_centred = isinstance(settings, LayerNorm)
-        has_scale = True
+        has_scale = isinstance(settings, RMSNorm)
         has_bias = False
         if isinstance(settings, LayerNorm):
             has_scale = settings.scale
@@ -339,6 +347,8 @@ class Norm(nnx.Module):
             self.bias = None
 
     def __call__(self, x: Float[Array, "... d"]) -> Float[Array, "... d"]:
+        if self.epsilon is None:
+            return x
         y = x.astype(jnp.float32)
         if self.is_centred:
             y = y - y.mean(self.axes, keepdims=True)
@@ -350,11 +360,19 @@ class Norm(nnx.Module):
         return y.astype(x.dtype)
 
 
-def dropout(x: Float[Array, "*shape"], rate: float, key: PRNGKeyArray | None) -> Float[Array, "*shape"]:
-    """Zero a share `rate` of `x` and scale the rest by 1/(1-rate); without a key (evaluation) return `x` as it is."""
+def dropout(
+    x: Float[Array, "*shape"], rate: float, key: PRNGKeyArray | None, *, shared_axis: int | None = None
+) -> Float[Array, "*shape"]:
+    """Zero a share `rate` of `x` and scale the rest by 1/(1-rate); without a key (evaluation) return `x` as it is.
+
+    With a `shared_axis` the same elements are zeroed all along it (variational dropout: Gal & Ghahramani 2016).
+    """
     if key is None or rate == 0:
         return x
-    keep = jax.random.bernoulli(key, 1 - rate, x.shape)
+    shape = list(x.shape)
+    if shared_axis is not None:
+        shape[shared_axis] = 1
+    keep = jax.random.bernoulli(key, 1 - rate, shape)
     return jnp.where(keep, x / (1 - rate), jnp.zeros_like(x))
 
 

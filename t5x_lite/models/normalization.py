@@ -17,4 +17,8 @@ class RMSNorm(Config):
     epsilon: float = setting(1e-6, "added to the mean square", gt=0)
 
 
-NORMS: dict[str, type[Config]] = {"layernorm": LayerNorm, "rmsnorm": RMSNorm}
+class NoNorm(Config):
+    """No normalisation: the input as it is."""
+
+
+NORMS: dict[str, type[Config]] = {"layernorm": LayerNorm, "rmsnorm": RMSNorm, "none": NoNorm}

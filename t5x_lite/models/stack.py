@@ -15,6 +15,9 @@ from t5x_lite.models.block import Block, EncoderOutput
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.experts.activity import RouterActivity
 from t5x_lite.models.layers import Norm
+from t5x_lite.models.mixers import StateMixer
+from t5x_lite.models.mixers.mixer import MixerState
+from t5x_lite.models.mixers.module import StateSlice, empty_state
 from t5x_lite.models.pipeline import run_pipeline
 from t5x_lite.models.positions.module import Positions
 from t5x_lite.models.remat import name_layer_output, rematerialised
@@ -22,7 +25,9 @@ from t5x_lite.models.sharding import shards, target_platform
 
 LayerActivity: TypeAlias = dict[str, RouterActivity]
 """Sums over the choices of the routers of one period, by the number of the layer in the pattern."""
-SHARED_MODULES = ("attention_norm", "attention", "feedforward_norm", "feedforward")
+LayerCache: TypeAlias = KVCache | MixerState
+"""The state of decoding of one layer: keys and values, or that of another mixer."""
+SHARED_MODULES = ("attention_norm", "attention", "mixer", "feedforward_norm", "feedforward")
 """The modules of a block that two stacks share under `model.shared_stacks`."""
 
 
@@ -82,7 +87,7 @@ class LayerInputs:
 
 jax.tree_util.register_dataclass(LayerInputs)
 
-Carry: TypeAlias = tuple[Float[Array, "b l d"], list[KVCache] | None]
+Carry: TypeAlias = tuple[Float[Array, "b l d"], list[LayerCache] | None]
 """The states, and the caches of one period's layers for all repeats."""
 PeriodBody = Callable[[Carry, Any, LayerInputs], tuple[Carry, tuple[LayerActivity, Any]]]
 """A function that applies the blocks of one period."""
@@ -163,10 +168,10 @@ class Stack(nnx.Module):
         x: Float[Array, "b l d"],
         context: AttentionContext,
         encoder_output: EncoderOutput | None = None,
-        cache: list[KVCache] | None = None,
+        cache: list[LayerCache] | None = None,
         cross_kv: list[KVCache] | None = None,
         key: PRNGKeyArray | None = None,
-    ) -> tuple[Float[Array, "b l d"], list[KVCache] | None]:
+    ) -> tuple[Float[Array, "b l d"], list[LayerCache] | None]:
         """Apply all layers; see `Block.__call__`.
 
         Caches have one entry for each layer of the pattern, with an axis over the repeats.
@@ -207,7 +212,7 @@ class Stack(nnx.Module):
                 cache = None
                 if caches is not None:
                     assert inputs.repeat is not None
-                    cache = CacheSlice(caches[n], inputs.repeat)
+                    cache = _layer_of(caches[n], inputs.repeat)
                 cross_kv = None if inputs.cross_kv is None else inputs.cross_kv[n]
                 key = None if inputs.keys is None else inputs.keys[n]
                 block = blocks[str(n)]
@@ -299,11 +304,22 @@ class Stack(nnx.Module):
         _, caches = self._scan(period_keys_values, None, None)
         return caches
 
-    def empty_cache(self, batch: int, length: int) -> list[KVCache]:
-        """Return a cache with room for `length` tokens in every layer."""
+    def empty_cache(self, batch: int, length: int) -> list[LayerCache]:
+        """Return a cache with room for `length` tokens, or an empty state, in every layer."""
 
         def repeat(array: Array) -> Array:
             return jnp.broadcast_to(array, (self.repeats, *array.shape))
 
-        layers = [empty_cache(self.config, layer.attention, batch, length) for layer in self.config.pattern]
+        layers: list[LayerCache] = []
+        for layer in self.config.pattern:
+            if isinstance(layer.mixer, StateMixer):
+                layers.append(empty_state(self.config, layer.mixer, batch))
+            else:
+                layers.append(empty_cache(self.config, layer.attention, batch, length))
         return jax.tree.map(repeat, layers)
+
+
+def _layer_of(layers: LayerCache, layer: Int[Array, ""]) -> CacheSlice | StateSlice:
+    if isinstance(layers, KVCache):
+        return CacheSlice(layers, layer)
+    return StateSlice(layers, layer)

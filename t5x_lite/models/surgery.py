@@ -105,19 +105,26 @@ class Surgeon:
             linear.adapter = self._create_stacked(create_one, linear.weight)
 
     def adapt_sublayers(self, method: "AdaptationMethod", sublayers: tuple[str, ...], create: CreateParameters) -> None:
-        """Attach adapters after these sublayers (`attention`, `feedforward`) of every block."""
+        """Attach adapters after these sublayers (`attention`: the mixer, `feedforward`) of every block."""
         create_one = partial(_create_sublayer_adapter, method, create)
         for _, backbone in self._backbones():
             for block in _blocks(backbone.stack):
                 adapters = {}
                 for sublayer in sublayers:
-                    adapters[sublayer] = self._create_stacked(create_one, block.attention.query.weight)
+                    if sublayer == "attention" or block.feedforward is not None:
+                        adapters[sublayer] = self._create_stacked(create_one, _any_weight(block))
                 block.adapters = nnx.Dict(adapters)
 
     def adapt_keys_values(self, method: "AdaptationMethod", create: CreateParameters) -> None:
-        """Attach adapters to the keys and values of every layer that reads the inputs."""
+        """Attach adapters to the keys and values of every layer that reads the inputs.
+
+        Raises:
+            ValueError: a layer has another mixer than attention.
+        """
         create_one = partial(_create_key_value_adapter, method, create)
         for block in _blocks(self._reader().stack):
+            if block.attention is None:
+                raise ValueError("adapt.method: a layer with another mixer than attention has no keys and values")
             block.attention.prefix = self._create_stacked(create_one, block.attention.query.weight)
 
     def adapt_embedding(self, method: "AdaptationMethod", create: CreateParameters) -> None:
@@ -161,6 +168,11 @@ class Surgeon:
 
 def _blocks(stack: Stack) -> list[Block]:
     return [stack.layers[number] for number in stack.layers]
+
+
+def _any_weight(block: Block) -> Weight:
+    weights = [weight for _, weight in nnx.iter_graph(block) if isinstance(weight, Weight)]
+    return weights[0]
 
 
 def _create_linear_adapter(

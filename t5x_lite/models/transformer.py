@@ -13,6 +13,9 @@ from t5x_lite.models.config import START_TOKEN, ModelConfig
 from t5x_lite.models.layers import Embed
 from t5x_lite.models.outputs import DetectionOutput, SentenceOutput, SpanOutput, TaskOutput, TokenOutput
 
+EMBEDDING = 2**20
+"""Number that is folded into a key for the embedding; layers split the key instead."""
+
 
 class Decoder(nnx.Module):
     """A causal language model: GPT and its descendants, by the components of its config."""
@@ -48,7 +51,8 @@ class Decoder(nnx.Module):
         visible_prefix = None
         if self.prefix_lm and prefix is not None:
             visible_prefix = prefix > 0
-        states, _ = self.decoder(self.tokens(tokens), positions, segment_ids, prefix=visible_prefix, key=key)
+        x = self.tokens(tokens, embedding_key(key))
+        states, _ = self.decoder(x, positions, segment_ids, prefix=visible_prefix, key=key)
         return states
 
     def prefill(
@@ -116,7 +120,7 @@ class Encoder(nnx.Module):
         key: PRNGKeyArray | None = None,
     ) -> Float[Array, "b l d"]:
         """Return the states of the last layer; see `Decoder.__call__`. `token_types` of None are 0."""
-        x = self.tokens(tokens)
+        x = self.tokens(tokens, embedding_key(key))
         states, _ = self.encoder(x, positions, segment_ids, token_types=token_types, key=key)
         return states
 
@@ -166,9 +170,10 @@ class EncoderDecoder(nnx.Module):
         encoder_key = decoder_key = None
         if key is not None:
             encoder_key, decoder_key = jax.random.split(key)
-        states, places = self.encoder(self.tokens(tokens), positions, segment_ids, key=encoder_key)
+        x = self.tokens(tokens, embedding_key(encoder_key))
+        states, places = self.encoder(x, positions, segment_ids, key=encoder_key)
         encoder_output = EncoderOutput(places, states)
-        x = self.tokens(decoder_tokens)
+        x = self.tokens(decoder_tokens, embedding_key(decoder_key))
         x, _ = self.decoder(x, decoder_positions, decoder_segment_ids, encoder_output=encoder_output, key=decoder_key)
         return x
 
@@ -195,6 +200,13 @@ class EncoderDecoder(nnx.Module):
     def logits(self, states: Float[Array, "b l d"]) -> Float[Array, "b l v"]:
         """Return the scores of every token of the vocabulary, in float32."""
         return self.output(states, self.tokens)
+
+
+def embedding_key(key: PRNGKeyArray | None) -> PRNGKeyArray | None:
+    """Return the key for the dropout of words; the layers' keys, and so runs without it, are as they were."""
+    if key is None:
+        return None
+    return jax.random.fold_in(key, EMBEDDING)
 
 
 def token_embedding(config: ModelConfig, rngs: nnx.Rngs) -> Embed:

@@ -18,7 +18,7 @@ def required_collectives(workload: Workload) -> list[Collective]:
     * fsdp: an all-gather of the weights for each pass, and a reduce-scatter of the gradients.
     * data: an all-reduce of the scattered gradients.
     * tensor: an all-gather along the length before each sublayer, and a reduce-scatter after it.
-    * context: an all-gather of keys and values.
+    * context: an all-gather of keys and values, or of the states that another mixer reads.
     * expert: an all-to-all of tokens to their experts and back. Every group of experts has other rows of the batch, so
       the gradients of all other weights are summed by an all-reduce.
     * pipeline: a permute of the activations from stage to stage.
@@ -39,7 +39,10 @@ def required_collectives(workload: Workload) -> list[Collective]:
     tokens = workload.tokens_per_device * microbatches
     layers = workload.layers_per_device
     sublayer = tokens * model.embed * width
-    keys_values = tokens * 2 * model.kv_heads * model.head_dim / sizes["tensor"] * width * sizes["context"]
+    recurrent_share = len(model.state_mixers) / len(model.pattern)
+    keys_values = (1 - recurrent_share) * 2 * model.kv_heads * model.head_dim / sizes["tensor"]
+    read_by_others = keys_values + recurrent_share * model.embed
+    context = tokens * read_by_others * width * sizes["context"]
 
     # A step uses its weights in the forward pass, in a recomputation of that pass if there is one, and in the backward
     # pass. Each of these passes goes through two sublayers of a layer, or sends tokens to experts and back.
@@ -52,7 +55,7 @@ def required_collectives(workload: Workload) -> list[Collective]:
         ("all-reduce", "expert"): 2 * other_weights / weight_shards * width / sizes["fsdp"] * microbatches,
         ("all-gather", "tensor"): layers * sublayer * sublayer_passes,
         ("reduce-scatter", "tensor"): layers * sublayer * sublayer_passes,
-        ("all-gather", "context"): layers * keys_values * passes,
+        ("all-gather", "context"): layers * context * passes,
         ("all-to-all", "expert"): routed_copies * sublayer * sublayer_passes,
         ("collective-permute", "pipeline"): 2 * workload.pipeline_slowdown * sublayer,
     }

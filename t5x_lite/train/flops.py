@@ -5,6 +5,7 @@ import math
 from t5x_lite.adapt.trainable import TrainableSplit
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.layers import WeightAxes
+from t5x_lite.models.mixers import StateMixer
 from t5x_lite.models.quantization import QUANTIZED_AXES
 from t5x_lite.models.spec import ModelSpec
 from t5x_lite.objectives.objective import ExampleLengths
@@ -26,9 +27,9 @@ def flops_per_example(
 
     The formula is that of PaLM (Chowdhery et al. 2022, appendix B): 6 for each weight of a matrix and token that is
     multiplied with it, and 12 · layers · heads · head_dim · queries · keys for attention. A band of attention counts as
-    far as it reaches. Embedding lookups are left out, the output matrix counts the predicted tokens, and an expert
-    counts the tokens that balanced routing sends to it. Recomputation (`model.remat`) and unused capacity of experts
-    are not counted.
+    far as it reaches. Other mixers count their matrices and their `scan_flops`. Embedding lookups are left out, the
+    output matrix counts the predicted tokens, and an expert counts the tokens that balanced routing sends to it.
+    Recomputation (`model.remat`) and unused capacity of experts are not counted.
 
     Args:
         model: the model.
@@ -48,10 +49,10 @@ def flops_per_example(
         if _is_multiplied(model, axes):
             flops = _flops_per_weight(shapes[name].shape, first_trained[name], has_backward_pass=has_backward_pass)
             matrix_flops += flops * _products(model, name, axes, shapes[name].shape, lengths)
-    attention_flops = _attention_flops(model, lengths, causal_half=causal_half)
+    mixer_flops = _attention_flops(model, lengths, causal_half=causal_half) + _scan_flops(model, lengths)
     if not has_backward_pass:
-        attention_flops /= 3
-    return lengths.texts * (matrix_flops + attention_flops)
+        mixer_flops /= 3
+    return lengths.texts * (matrix_flops + mixer_flops)
 
 
 def quantized_flops_per_example(model: ModelConfig, spec: ModelSpec, lengths: ExampleLengths) -> float:
@@ -119,7 +120,8 @@ def _attention_flops(model: ModelConfig, lengths: ExampleLengths, *, causal_half
     def pairs(layers: int, length: int, *, causal: bool) -> float:
         pairs_of_pattern = 0.0
         for layer in model.pattern:
-            pairs_of_pattern += layer.attention.pairs(length, causal=causal and causal_half)
+            if not isinstance(layer.mixer, StateMixer):
+                pairs_of_pattern += layer.attention.pairs(length, causal=causal and causal_half)
         return layers // len(model.pattern) * pairs_of_pattern
 
     if model.family == "decoder":
@@ -129,3 +131,14 @@ def _attention_flops(model: ModelConfig, lengths: ExampleLengths, *, causal_half
         all_pairs += pairs(model.decoder_layers, lengths.targets, causal=True)
         all_pairs += model.decoder_layers * lengths.targets * lengths.tokens
     return flops_per_pair * all_pairs
+
+
+def _scan_flops(model: ModelConfig, lengths: ExampleLengths) -> float:
+    """Return the FLOPs, forward and backward, of mixers other than attention beside their matrices."""
+    if model.family == "electra":
+        return _scan_flops(model.discriminator_model, lengths) + _scan_flops(model.generator_model, lengths)
+    token_layers = model.layers * lengths.tokens
+    if model.family == "encoder_decoder":
+        token_layers += model.decoder_layers * lengths.targets
+    flops_of_pattern = sum(mixer.scan_flops(model) for mixer in model.state_mixers)
+    return 3 * flops_of_pattern * token_layers / len(model.pattern)

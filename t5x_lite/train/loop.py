@@ -75,7 +75,8 @@ def train(config: RunConfig) -> tuple[Run, bool]:
         run = create_run_dir(config, tokenizer)
         with uploading(), Display(config.train.steps, enabled=jax.process_index() == 0) as display:
             kernels = "; ".join(f"{kind} by {kernel}" for kind, kernel in attention_kernels.items())
-            display.print(f"attention: {kernels}")
+            if kernels:
+                display.print(f"attention: {kernels}")
             if changed_settings:
                 display.print(f"continuing with changed settings: {changed_settings}")
             meshes.check_sharded(mesh, run.spec.axes, run.spec.shapes)

@@ -44,6 +44,7 @@ def test_there_is_a_recipe_for_every_kind_of_component() -> None:
     assert set(RECIPE_NAMES) == {
         "objective",
         "attention",
+        "mixer",
         "router",
         "positions",
         "adaptation",

@@ -86,15 +86,23 @@ def count_step_flops(config: RunConfig) -> float:
         ),
         ({"pattern": [{"feedforward": "dense"}, {"feedforward": EXPERTS}]}, "causal", CAUSAL_SHARE),
         ({"pattern": [{"attention": {"local": {"window": 16}}}]}, "causal", None),
+        ({"pattern": [{"mixer": {"lstm": {"hidden": [48], "projection": 64}}}, {}]}, "causal", CAUSAL_SHARE),
+        ({"pattern": [{"mixer": {"gru": {"bidirectional": True}}}], "family": "encoder"}, "masked", WHOLE_SQUARE),
+        ({"pattern": [{"mixer": "rnn"}], "feedforward": "none"}, "causal", WHOLE_SQUARE),
+        ({"pattern": [{"mixer": {"rg_lru": {"width": 96}}}, {}]}, "causal", CAUSAL_SHARE),
+        ({"pattern": [{"mixer": {"mamba2": {"head_dim": 16, "state": 16, "chunk": 32}}}]}, "causal", None),
     ],
-    ids=["dense", "gated-grouped", "encoder", "encoder-decoder", "experts", "band"],
+    ids=[
+        *("dense", "gated-grouped", "encoder", "encoder-decoder", "experts", "band"),
+        *("lstm", "gru", "rnn", "rg_lru", "mamba2"),
+    ],
 )
 def test_flops_equal_those_of_the_matrix_products(
     model: dict[str, object], objective: str, share_of_square: float | None
 ) -> None:
     """Equal but for the small products of routers and heads.
 
-    The program of a band (None) computes whole blocks, and so more pairs than attention allows.
+    The program of a band or of chunks (None) computes whole blocks, and so more pairs than a query may read.
     """
     config = RunConfig.model_validate(
         {
@@ -115,6 +123,19 @@ def test_flops_equal_those_of_the_matrix_products(
         share_of_other_half = 2 * share_of_square - 1
         expected = flops + share_of_other_half * (flops_of_all_pairs - flops)
         assert product_flops == pytest.approx(expected, rel=0.01)
+
+
+def test_flops_of_a_state_space_by_hand() -> None:
+    """Half of each chunk's scores and of their products with values; the state is written and read once a token."""
+    mixer = {"mamba2": {"expand": 2, "head_dim": 16, "state": 8, "groups": 2, "chunk": 32, "taps": 4}}
+    config = ModelConfig.model_validate({**SIZES, "layers": 1, "feedforward": "none", "pattern": [{"mixer": mixer}]})
+    channels = 128
+    matrices = 64 * (2 * channels + 2 * 2 * 8 + 8) + channels * 64 + 256 * 64
+    scores_and_values = 2 * (32 / 2) * (2 * 8 + channels)
+    states = 2 * (2 * channels * 8)
+    filters = 2 * 4 * (channels + 2 * 2 * 8)
+    flops = flops_per_example(config, model_spec(config), ExampleLengths(1024, 1024))
+    assert flops == 1024 * (6 * matrices + 3 * (scores_and_values + states + filters))
 
 
 def test_an_example_of_several_texts_has_the_flops_of_all_of_them() -> None:

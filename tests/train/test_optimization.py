@@ -99,6 +99,18 @@ def test_decay_embeddings_false_leaves_the_tables_without_decay() -> None:
     np.testing.assert_array_equal(not_decayed["stack"], decayed["stack"])
 
 
+def test_gradient_descent_follows_polyak() -> None:
+    """With decay as a part of the gradient, which the momentum sums up."""
+    settings = {"method": {"sgd": {"momentum": 0.5}}, "learning_rate": 0.1, "weight_decay": 0.01, "warmup_steps": 0}
+    initial = {"stack": np.random.default_rng(0).normal(size=SHAPES["stack"])}
+    param = initial["stack"]
+    momentum = np.zeros_like(param)
+    for step in range(3):
+        momentum = 0.5 * momentum + gradient("stack", param.shape, step) + 0.01 * param
+        param = param - 0.1 * momentum
+    np.testing.assert_allclose(train(settings, {"stack": MATRIX}, initial)["stack"], param, rtol=1e-5)
+
+
 def test_lamb_has_a_trust_ratio_for_each_layer() -> None:
     layer_scales = np.array([1.0, 10.0, 0.0], np.float32)
     x = initial_values()["stack"] * layer_scales[:, None, None]
@@ -201,6 +213,10 @@ def test_the_global_norm_is_clipped_before_the_algorithm_sees_the_gradient() -> 
         ({"schedule": {"wsd": {"decay": 0.5}}}, {0: 1.0, 9: 1.0, 15: 0.5, 20: 0.0}),
         ({"schedule": {"wsd": {"decay": 0.5}}, "warmup_steps": 5}, {4: 1.0, 10: 1.0, 15: 0.5, 20: 0.0}),
         ({"schedule": {"wsd": {"decay": 0.5, "shape": "sqrt"}}}, {10: 1.0, 15: 1 - 0.5**0.5, 20: 0.0}),
+        (
+            {"schedule": {"slanted_triangular": {"rise": 0.25}}},
+            {0: 1 / 32, 5: 1.0, 10: (1 + 31 * 2 / 3) / 32, 20: 1 / 32},
+        ),
     ],
 )
 def test_schedules_equal_values_computed_by_hand(settings: Settings, expected: dict[int, float]) -> None:

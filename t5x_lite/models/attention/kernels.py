@@ -17,6 +17,7 @@ from t5x_lite.models.attention.context import (
 )
 from t5x_lite.models.attention.kinds import ATTENTION, AttentionKind
 from t5x_lite.models.config import ModelConfig
+from t5x_lite.models.mixers import StateMixer
 from t5x_lite.models.sharding import shards, target_platform
 
 
@@ -149,6 +150,8 @@ def _planned_choices(
     )
     choices = {}
     for layer in config.pattern:
+        if isinstance(layer.mixer, StateMixer):
+            continue
         choices[layer.attention] = choose_kernel(layer.attention, required, config.kernel, platform)
     return choices
 
@@ -179,7 +182,7 @@ def row_order(config: ModelConfig, length: int, *, causal: bool) -> Int[np.ndarr
     """
     in_order = np.arange(length)
     parts = 2 * shards("length")
-    if not causal or parts == 2 or length % parts:
+    if not causal or parts == 2 or length % parts or config.state_mixers:
         return in_order
     choices = _planned_choices(config, length, target_platform(), causal=True)
     if any(kernel != "splash" for kernel, _ in choices.values()):

@@ -29,5 +29,9 @@ class DenseFeedForward(Config):
     """The model's feed-forward or, where that has experts, one like its experts."""
 
 
+class NoFeedForward(Config):
+    """No feed-forward: the layer is its mixer alone."""
+
+
 EXPERT_FEEDFORWARDS: dict[str, type[Config]] = {"mlp": MLP, "glu": GLU}
 """Kinds of experts."""

@@ -5,10 +5,12 @@ from t5x_lite.train.optimizers.adamw import AdamW
 from t5x_lite.train.optimizers.lamb import Lamb
 from t5x_lite.train.optimizers.method import OptimizerMethod
 from t5x_lite.train.optimizers.muon import Muon
+from t5x_lite.train.optimizers.sgd import SGD
 
 OPTIMIZERS: dict[str, type[OptimizerMethod]] = {
     "adamw": AdamW,
     "adafactor": Adafactor,
     "lamb": Lamb,
     "muon": Muon,
+    "sgd": SGD,
 }

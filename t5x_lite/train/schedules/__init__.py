@@ -5,6 +5,7 @@ from t5x_lite.train.schedules.cosine import Cosine
 from t5x_lite.train.schedules.inverse_square_root import InverseSquareRoot
 from t5x_lite.train.schedules.linear import Linear
 from t5x_lite.train.schedules.schedule import Schedule
+from t5x_lite.train.schedules.slanted_triangular import SlantedTriangular
 from t5x_lite.train.schedules.warmup_stable_decay import WarmupStableDecay
 
 SCHEDULES: dict[str, type[Schedule]] = {
@@ -13,4 +14,5 @@ SCHEDULES: dict[str, type[Schedule]] = {
     "linear": Linear,
     "rsqrt": InverseSquareRoot,
     "wsd": WarmupStableDecay,
+    "slanted_triangular": SlantedTriangular,
 }

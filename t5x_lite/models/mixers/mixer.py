@@ -1,0 +1,78 @@
+"""The interface of a sequence mixer: the sublayer that moves information between the tokens of a row.
+
+A mixer is one file: a subclass of `StateMixer` and an entry in `MIXERS`. It imports JAX inside its methods, so that a
+config is checked before JAX starts.
+"""
+
+from abc import abstractmethod
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, TypeAlias
+
+from jaxtyping import Bool, Float
+
+from t5x_lite.arrays import Array
+from t5x_lite.schema import Config
+
+if TYPE_CHECKING:
+    from flax import nnx
+    from jaxtyping import PRNGKeyArray
+
+    from t5x_lite.models.config import ModelConfig
+    from t5x_lite.models.mixers.module import MixerModule
+
+MixerState: TypeAlias = dict[str, Array]
+"""Arrays `[b, …]` that a mixer carries from token to token."""
+
+
+class Mixer(Config):
+    """A sequence mixer."""
+
+    def model_problems(self, model: "ModelConfig") -> Iterator[str]:
+        """Yield what a model has that this mixer does not work with."""
+        yield from ()
+
+
+class SelfAttention(Mixer):
+    """Multi-head attention of the layer's kind `attention` (Vaswani et al. 2017, §3.2).
+
+    `models/attention` computes it; its state in decoding is a cache of keys and values, which grows with the row.
+    """
+
+
+class StateMixer(Mixer):
+    """A recurrence over the tokens of a row, with a state of fixed size."""
+
+    @abstractmethod
+    def init_parameters(self, model: "ModelConfig", rngs: "nnx.Rngs") -> "dict[str, nnx.Module | nnx.Param]":
+        """Return the trained parameters of the mixer by name."""
+
+    @abstractmethod
+    def empty_state(self, model: "ModelConfig", batch: int) -> MixerState:
+        """Return the state before the first token of a document: zeros."""
+
+    @abstractmethod
+    def mix(
+        self,
+        parameters: "MixerModule",
+        x: Float[Array, "b l d"],
+        continues: Bool[Array, "b l"],
+        state: MixerState,
+        key: "PRNGKeyArray | None",
+    ) -> tuple[Float[Array, "b l d"], MixerState]:
+        """Mix the tokens of each document.
+
+        Args:
+            parameters: the module that holds what `init_parameters` has returned.
+            x: states of the tokens.
+            continues: the token belongs to the document of the one before it (the first token: of the one before the
+                row). Where it is False the mixer starts from an empty state.
+            state: the state after the token before the row.
+            key: turns dropout on.
+
+        Returns:
+            What is added to the residual stream, and the state after the last token.
+        """
+
+    def scan_flops(self, model: "ModelConfig") -> float:
+        """Return the FLOPs per token, forward, of what is not a product with a weight matrix."""
+        return 0.0
