@@ -33,9 +33,9 @@ def check_capacity(config: RunConfig) -> None:
     mesh = make_mesh(config.mesh)
     eval_batch_size = config.eval.batch_size or 0
     eval_seq_len = config.train.seq_len
-    config = config.of_stage(config.largest_stage)
     platform = mesh.devices.flat[0].platform
     check_mesh(mesh, config, platform)
+    config = config.of_stage(config.largest_stage)
     vocab = config.model.vocab or getattr(config.tokenizer, "vocab", SMALLEST_VOCAB)
     config = config.model_copy(update={"model": config.model.model_copy(update={"vocab": vocab})})
     spec = model_spec(config.model, config.method.surgery)
