@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import SerializerFunctionWrapHandler, Strict, model_serializer, model_validator
 
 from t5x_lite.models.attention.kinds import ATTENTION, AttentionKind, Dense
+from t5x_lite.models.derived_sizes import derived_sizes, whole_number
 from t5x_lite.models.experts.config import Dropless, MoE
 from t5x_lite.models.feedforward.config import EXPERT_FEEDFORWARDS, GLU, MLP, DenseFeedForward, NoFeedForward
 from t5x_lite.models.initializers import INITIALIZERS, Initializer, MaximalUpdate, NormalInit
@@ -174,21 +175,21 @@ class ModelConfig(Config):
         if not isinstance(values, Mapping):
             return values
         sizes = dict(values)
-        layers, embed, heads = (_whole_number(sizes.get(name)) for name in ("layers", "embed", "heads"))
+        layers, embed, heads = (whole_number(sizes.get(name)) for name in ("layers", "embed", "heads"))
         if embed is not None and heads and embed % heads and sizes.get("head_dim") is None:
             raise ValueError(f"embed {embed} is not a multiple of heads {heads}; change one of them or give `head_dim`")
         if sizes.get("decoder_layers") is not None and sizes.get("family") != "encoder_decoder":
             raise ValueError("decoder_layers is for encoder_decoder")
-        for name, size in _derived_sizes(layers, embed, heads).items():
+        for name, size in derived_sizes(layers, embed, heads).items():
             if sizes.get(name) is None:
                 sizes[name] = size
         return sizes
 
     @model_serializer(mode="wrap")
-    def _leave_out_derived_sizes(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _leave_outderived_sizes(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Write null for sizes that follow from others, so that overrides of the others change them too."""
         values = dump(self)
-        for name, size in _derived_sizes(self.layers, self.embed, self.heads).items():
+        for name, size in derived_sizes(self.layers, self.embed, self.heads).items():
             if values.get(name) == size:
                 values[name] = None
         return values
@@ -390,29 +391,3 @@ class ModelConfig(Config):
                 "output_bias": True,
             }
         )
-
-
-def _derived_sizes(layers: int | None, embed: int | None, heads: int | None) -> dict[str, int]:
-    """Return the sizes that follow from those that are known."""
-    sizes = {}
-    if layers is not None:
-        sizes["decoder_layers"] = layers
-    if heads is not None:
-        sizes["kv_heads"] = heads
-    if embed is not None:
-        sizes["embedding"] = embed
-        sizes["mlp"] = 4 * embed
-    if embed is not None and heads:
-        sizes["head_dim"] = embed // heads
-    return sizes
-
-
-def _whole_number(value: Any) -> int | None:
-    """Return a whole number as an int, and None for anything else."""
-    if isinstance(value, bool):
-        return None
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if isinstance(value, int):
-        return value
-    return None
