@@ -43,6 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_import(commands)
     _add_export(commands)
     _add_report(commands)
+    _add_doctor(commands)
     return parser
 
 
@@ -187,6 +188,21 @@ def _add_report(commands: Commands) -> None:
     parser.add_argument(
         "--to", type=_local_path, help="image to write (default: report.png in the first run directory)"
     )
+
+
+def _add_doctor(commands: Commands) -> None:
+    parser = _add_command(
+        commands, "doctor", "print versions, devices, extras and storage, and whatever a config needs and lacks"
+    )
+    parser.add_argument(
+        "config",
+        metavar="CONFIG",
+        nargs="?",
+        type=_local_path,
+        help="YAML file of a run, or the name of a shipped config (default: check the installation alone)",
+    )
+    _add_overrides(parser)
+    _add_json_option(parser)
 
 
 def _local_path(text: str) -> Path:
