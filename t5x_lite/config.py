@@ -230,6 +230,7 @@ CHANGEABLE_ON_RESUME = (
     "model.unroll",
     "model.pipeline_microbatches",
     "train.log_every_steps",
+    "train.trackers",
     "train.profile",
     "train.peak_flops",
     "train.health_every_steps",

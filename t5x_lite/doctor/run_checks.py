@@ -14,6 +14,7 @@ from t5x_lite.data.config import SourceConfig, TokenizerFile
 from t5x_lite.errors import UserError
 from t5x_lite.evaluate.evaluators import Evaluator
 from t5x_lite.progress import format_si
+from t5x_lite.train.trackers import Tracker
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,8 @@ def _checks(config: RunConfig) -> Iterator[tuple[str, Callable[[], str]]]:
         yield f"task {task}", partial(check_task, task)
     for number, evaluator in enumerate(config.eval.evaluators):
         yield f"eval.evaluators.{number}", partial(check_evaluator, evaluator, config)
+    for number, tracker in enumerate(config.train.trackers):
+        yield f"train.trackers.{number}", partial(check_tracker, tracker)
     if config.objective is not None:
         yield "devices", partial(check_devices, config)
 
@@ -156,6 +159,16 @@ def check_evaluator(evaluator: Evaluator, config: RunConfig) -> str:
         UserError: a library or a file is missing.
     """
     evaluator.prepare(config.model)
+    return "ready"
+
+
+def check_tracker(tracker: Tracker) -> str:
+    """Check a tracker as training does.
+
+    Raises:
+        UserError: its library is not installed.
+    """
+    tracker.check()
     return "ready"
 
 
