@@ -175,11 +175,24 @@ def _add_import(commands: Commands) -> None:
 
 
 def _add_export(commands: Commands) -> None:
-    parser = _add_command(commands, "export", "write the weights of a run for another library")
+    parser = _add_command(commands, "export", "write the weights of a run, or a token corpus, for another program")
     _add_step_option(parser)
-    parser.add_argument("format", choices=["hf"], help="hf: a Hugging Face folder")
-    parser.add_argument("source", metavar="RUN", help="run directory to read")
-    parser.add_argument("target", metavar="DIR", type=_local_path, help="folder to create")
+    parser.add_argument(
+        "format",
+        choices=["hf", "megatron"],
+        help="hf: weights as a Hugging Face folder; megatron: tokens as .bin and .idx",
+    )
+    parser.add_argument(
+        "source",
+        metavar="RUN",
+        help="run directory to read; megatron: folder of a token corpus, which `prepare` prints",
+    )
+    parser.add_argument(
+        "target",
+        metavar="DIR",
+        type=_local_path,
+        help="folder to create; megatron: beginning of the names of the files",
+    )
 
 
 def _add_report(commands: Commands) -> None:

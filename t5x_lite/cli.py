@@ -348,7 +348,12 @@ def import_(options: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def export(options: argparse.Namespace, overrides: list[str]) -> int:
-    """Run `t5x-lite export hf RUN DIR`."""
+    """Run `t5x-lite export hf RUN DIR` or `t5x-lite export megatron CORPUS PREFIX`."""
+    if options.format == "megatron":
+        from t5x_lite.data.export_corpus import export_megatron
+
+        print(export_megatron(Path(options.source), options.target))
+        return 0
     from t5x_lite.convert.huggingface import export_hf
 
     print(export_hf(options.source, options.target, options.step))

@@ -25,6 +25,8 @@ from t5x_lite.data.files import (
     open_tfds,
     parquet_rows,
 )
+from t5x_lite.data.token_files import TOKEN_FILES
+from t5x_lite.data.token_files.megatron import index_path
 from t5x_lite.errors import UserError
 from t5x_lite.storage import file_exists, file_status, open_bytes
 
@@ -32,6 +34,7 @@ UNIT_BYTES = 64 * 2**20
 """Largest target size of a unit: larger files are cut where their format allows it, smaller files are joined."""
 SMALLEST_UNIT = 2**20
 """Smallest target size of a unit: a small source is cut into about 64 units for processes to share, but not finer."""
+BYTES_PER_TOKEN = 4
 UNIT_RECORDS = 50_000
 """Records of a TFDS unit."""
 REPLACEMENT = "\ufffd"
@@ -71,6 +74,8 @@ class Unit:
     def _files(self) -> list[str]:
         if self.format == "tfds":
             return []
+        if self.format == "megatron":
+            return [*self.paths, *filter(file_exists, map(index_path, self.paths))]
         if self.format != "parallel":
             return list(self.paths)
         files: list[str] = []
@@ -136,6 +141,8 @@ def documents(unit: Unit) -> Iterator[tuple[str, str]]:
     Raises:
         UserError: a line that is not JSON, a missing field, a file that cannot be read; names the file and the line.
     """
+    if unit.format in TOKEN_FILES:
+        raise UserError(f"{unit.path}: holds tokens (data.format={unit.format}) and no text to read")
     read_texts = READERS[unit.format]
     for path in unit.paths:
         try:
@@ -195,6 +202,9 @@ def _cut_file(unit: Unit, target_bytes: int) -> list[Unit]:
     if unit.format == "parquet":
         return _cut_parquet(unit, target_bytes)
     size, _ = file_status(unit.path)
+    if unit.format in TOKEN_FILES:
+        token_count = len(TOKEN_FILES[unit.format](unit.path).tokens)
+        return [unit] if size <= target_bytes else _cut_range(unit, token_count, target_bytes // BYTES_PER_TOKEN)
     is_line_based = unit.format == "jsonl" or (unit.document == "line" and unit.format != "parallel")
     if is_line_based and not is_compressed(unit.path) and size > target_bytes:
         return _cut_range(unit, size, target_bytes)
