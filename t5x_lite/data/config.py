@@ -21,7 +21,7 @@ class SourceConfig(Config):
     files: Strings = setting(
         (),
         "glob or list of globs, local, gs://BUCKET/… or s3://BUCKET/…; for `tfds` the builder's directory or "
-        "`name/config:version`; "
+        "`name/config:version`; hf://ORG/NAME@REVISION#CONFIG/SPLIT is a data set of the Hugging Face Hub; "
         f"`{STANDARD_LIBRARY}` is the source and the documentation of the running Python",
     )
     format: Format = setting(
@@ -36,7 +36,7 @@ class SourceConfig(Config):
     document: Literal["file", "line", "paragraph"] = setting(
         "file", "what one document of a text file is: the file, a line or a paragraph"
     )
-    split: str = setting("train", "TFDS split")
+    split: str = setting("train", "split of TFDS, or of a data set of the Hub")
 
 
 class MixedSource(SourceConfig):

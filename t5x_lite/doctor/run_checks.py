@@ -85,8 +85,11 @@ def check_files(source: SourceConfig) -> str:
     Raises:
         UserError: a pattern matches no file, a file is of a format that is not read, or a store cannot be reached.
     """
+    from t5x_lite.data.hub_datasets import SCHEME
     from t5x_lite.data.sources import units
 
+    if any(name.startswith(SCHEME) for name in source.files):
+        return f"{len(units(source)):,} shards"
     paths: set[str] = set()
     for unit in units(source, whole_files=True):
         paths.update(unit.paths)
