@@ -167,7 +167,12 @@ def _add_generate(commands: Commands) -> None:
 def _add_import(commands: Commands) -> None:
     parser = _add_command(commands, "import", "create a run directory from the weights of another library")
     parser.add_argument("format", choices=["hf", "t5x"], help="hf: a Hugging Face folder; t5x: a native T5X checkpoint")
-    parser.add_argument("source", metavar="DIR", type=_local_path, help="folder to read")
+    parser.add_argument(
+        "source",
+        metavar="DIR",
+        type=_local_path,
+        help="folder to read, or ORG/NAME or ORG/NAME@REVISION of the Hugging Face Hub",
+    )
     parser.add_argument("target", metavar="RUN", help="run directory to create")
     parser.add_argument(
         "--without-head", action="store_true", help="import the encoder of a Hugging Face folder without its output"

@@ -333,10 +333,10 @@ def _check_utf8(text: str) -> None:
 
 def import_(options: argparse.Namespace, overrides: list[str]) -> int:
     """Run `t5x-lite import hf DIR RUN` or `t5x-lite import t5x CHECKPOINT RUN`."""
-    from t5x_lite.convert import huggingface, t5x
+    from t5x_lite.convert import hub, huggingface, t5x
 
     if options.format == "hf":
-        run = huggingface.import_hf(options.source, options.target, without_head=options.without_head)
+        run = huggingface.import_hf(hub.find_model(options.source), options.target, without_head=options.without_head)
     elif options.without_head:
         raise UserError("import t5x: --without-head is for the encoders of Hugging Face folders")
     else:
