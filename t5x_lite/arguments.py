@@ -43,6 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_import(commands)
     _add_export(commands)
     _add_report(commands)
+    _add_doctor(commands)
     return parser
 
 
@@ -166,7 +167,12 @@ def _add_generate(commands: Commands) -> None:
 def _add_import(commands: Commands) -> None:
     parser = _add_command(commands, "import", "create a run directory from the weights of another library")
     parser.add_argument("format", choices=["hf", "t5x"], help="hf: a Hugging Face folder; t5x: a native T5X checkpoint")
-    parser.add_argument("source", metavar="DIR", type=_local_path, help="folder to read")
+    parser.add_argument(
+        "source",
+        metavar="DIR",
+        type=_local_path,
+        help="folder to read, or ORG/NAME or ORG/NAME@REVISION of the Hugging Face Hub",
+    )
     parser.add_argument("target", metavar="RUN", help="run directory to create")
     parser.add_argument(
         "--without-head", action="store_true", help="import the encoder of a Hugging Face folder without its output"
@@ -174,11 +180,24 @@ def _add_import(commands: Commands) -> None:
 
 
 def _add_export(commands: Commands) -> None:
-    parser = _add_command(commands, "export", "write the weights of a run for another library")
+    parser = _add_command(commands, "export", "write the weights of a run, or a token corpus, for another program")
     _add_step_option(parser)
-    parser.add_argument("format", choices=["hf"], help="hf: a Hugging Face folder")
-    parser.add_argument("source", metavar="RUN", help="run directory to read")
-    parser.add_argument("target", metavar="DIR", type=_local_path, help="folder to create")
+    parser.add_argument(
+        "format",
+        choices=["hf", "megatron"],
+        help="hf: weights as a Hugging Face folder; megatron: tokens as .bin and .idx",
+    )
+    parser.add_argument(
+        "source",
+        metavar="RUN",
+        help="run directory to read; megatron: folder of a token corpus, which `prepare` prints",
+    )
+    parser.add_argument(
+        "target",
+        metavar="DIR",
+        type=_local_path,
+        help="folder to create; megatron: beginning of the names of the files",
+    )
 
 
 def _add_report(commands: Commands) -> None:
@@ -187,6 +206,21 @@ def _add_report(commands: Commands) -> None:
     parser.add_argument(
         "--to", type=_local_path, help="image to write (default: report.png in the first run directory)"
     )
+
+
+def _add_doctor(commands: Commands) -> None:
+    parser = _add_command(
+        commands, "doctor", "print versions, devices, extras and storage, and whatever a config needs and lacks"
+    )
+    parser.add_argument(
+        "config",
+        metavar="CONFIG",
+        nargs="?",
+        type=_local_path,
+        help="YAML file of a run, or the name of a shipped config (default: check the installation alone)",
+    )
+    _add_overrides(parser)
+    _add_json_option(parser)
 
 
 def _local_path(text: str) -> Path:

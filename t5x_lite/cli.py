@@ -22,6 +22,7 @@ from t5x_lite import local_copies, schema
 from t5x_lite.arguments import DECODING_OPTIONS, build_parser
 from t5x_lite.errors import STOPPED, UserError
 from t5x_lite.parallel.config import gpu_count
+from t5x_lite.parallel.job_environment import set_job_environment
 from t5x_lite.planner import libtpu
 from t5x_lite.unexpected import DEBUG_VARIABLE, as_user_error, describe_bug
 
@@ -141,7 +142,7 @@ def train(options: argparse.Namespace, overrides: list[str]) -> int:
         _print_settings()
         return 0
     config = configuration.load(options.config, overrides)
-    _set_process_environment(options)
+    set_job_environment(options.coordinator, options.num_processes, options.process_id)
     import jax
 
     from t5x_lite.parallel import distributed
@@ -157,25 +158,6 @@ def train(options: argparse.Namespace, overrides: list[str]) -> int:
     if jax.process_index() == 0:
         _report_run(run)
     return 0
-
-
-def _set_process_environment(options: argparse.Namespace) -> None:
-    """Tell JAX the job's coordinator, the number of processes and this process's number."""
-    variables = {
-        "JAX_COORDINATOR_ADDRESS": options.coordinator,
-        "JAX_NUM_PROCESSES": options.num_processes,
-        "JAX_PROCESS_ID": options.process_id,
-    }
-    values = list(variables.values())
-    if values == [None, None, None]:
-        return
-    if None in values or not 0 <= options.process_id < options.num_processes:
-        raise UserError(
-            "--coordinator, --num-processes and --process-id belong together, and process ids are 0 to one less than "
-            f"their number; found {values[0]}, {values[1]} and {values[2]}"
-        )
-    for name, value in variables.items():
-        os.environ[name] = str(value)
 
 
 def _report_run(run: "Run") -> None:
@@ -351,10 +333,10 @@ def _check_utf8(text: str) -> None:
 
 def import_(options: argparse.Namespace, overrides: list[str]) -> int:
     """Run `t5x-lite import hf DIR RUN` or `t5x-lite import t5x CHECKPOINT RUN`."""
-    from t5x_lite.convert import huggingface, t5x
+    from t5x_lite.convert import hub, huggingface, t5x
 
     if options.format == "hf":
-        run = huggingface.import_hf(options.source, options.target, without_head=options.without_head)
+        run = huggingface.import_hf(hub.find_model(options.source), options.target, without_head=options.without_head)
     elif options.without_head:
         raise UserError("import t5x: --without-head is for the encoders of Hugging Face folders")
     else:
@@ -366,7 +348,12 @@ def import_(options: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def export(options: argparse.Namespace, overrides: list[str]) -> int:
-    """Run `t5x-lite export hf RUN DIR`."""
+    """Run `t5x-lite export hf RUN DIR` or `t5x-lite export megatron CORPUS PREFIX`."""
+    if options.format == "megatron":
+        from t5x_lite.data.export_corpus import export_megatron
+
+        print(export_megatron(Path(options.source), options.target))
+        return 0
     from t5x_lite.convert.huggingface import export_hf
 
     print(export_hf(options.source, options.target, options.step))
@@ -383,6 +370,18 @@ def report(options: argparse.Namespace, overrides: list[str]) -> int:
     return 0
 
 
+def doctor(options: argparse.Namespace, overrides: list[str]) -> int:
+    """Run `t5x-lite doctor [CONFIG] [key=value …]`. The exit code is 2 if something is wrong or missing."""
+    from t5x_lite.doctor.diagnosis import diagnose, format_diagnosis
+
+    diagnosis = diagnose(options.config, overrides)
+    if options.json:
+        print(json.dumps(diagnosis.as_json()))
+    else:
+        print(format_diagnosis(diagnosis))
+    return UserError.exit_code if diagnosis.problems else 0
+
+
 COMMANDS: dict[str, Command] = {
     "train": train,
     "prepare": prepare,
@@ -395,4 +394,5 @@ COMMANDS: dict[str, Command] = {
     "import": import_,
     "export": export,
     "report": report,
+    "doctor": doctor,
 }

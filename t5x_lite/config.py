@@ -15,7 +15,7 @@ from t5x_lite.adapt import ADAPTATIONS, AdaptationMethod, Full
 from t5x_lite.adapt.trainable import TrainableSplit
 from t5x_lite.checkpoint_config import CheckpointConfig
 from t5x_lite.config_files import find_config
-from t5x_lite.data.config import TOKENIZERS, DataConfig, TokenizerConfig, Unigram
+from t5x_lite.data.config import TOKENIZERS, Bytes, DataConfig, TokenizerConfig, TokenizerFile, Unigram
 from t5x_lite.data.stages import Stage, resolve_stages, stage_problems, title
 from t5x_lite.errors import UserError
 from t5x_lite.evaluate.config import EvalConfig
@@ -103,6 +103,8 @@ class RunConfig(Config):
         if self.objective is not None:
             yield from self._objective_problems(self.objective)
         yield from self.eval.model_problems(self.model)
+        if self.data.holds_tokens and self.adapt is None and not isinstance(self.tokenizer, TokenizerFile | Bytes):
+            yield "data.format: files of tokens need the tokenizer that made them; set tokenizer.file.path"
         if self.tasks and not isinstance(self.objective, Supervised | TextToText):
             yield f"tasks are learnt by objectives on records, not by {self.objective}"
 
@@ -246,6 +248,7 @@ CHANGEABLE_ON_RESUME = (
     "model.unroll",
     "model.pipeline_microbatches",
     "train.log_every_steps",
+    "train.trackers",
     "train.profile",
     "train.peak_flops",
     "train.health_every_steps",

@@ -10,6 +10,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -152,6 +153,14 @@ def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_changelog_has_the_version() -> None:
     assert f"\n## [{t5x_lite.__version__}]" in (REPOSITORY / "CHANGELOG.md").read_text()
+
+
+def test_the_citation_has_the_version_and_what_its_format_requires() -> None:
+    citation = yaml.safe_load((REPOSITORY / "CITATION.cff").read_text())
+    assert citation["version"] == t5x_lite.__version__
+    assert citation["cff-version"] == "1.2.0"
+    assert citation.keys() >= {"message", "title", "authors"}  # required by the Citation File Format 1.2.0
+    assert citation["license"] == "Apache-2.0"
 
 
 def test_the_lock_and_the_constraints_have_every_dependency() -> None:

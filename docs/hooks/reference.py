@@ -31,6 +31,7 @@ from t5x_lite.sweep.config import SweepConfig
 from t5x_lite.tasks import TaskSpec
 from t5x_lite.train.optimizers import OPTIMIZERS
 from t5x_lite.train.schedules import SCHEDULES
+from t5x_lite.train.trackers import TRACKERS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 INSTALLATION = Path(t5x_lite.__file__).resolve().parents[1]
@@ -51,6 +52,7 @@ REGISTRIES: dict[str, Mapping[str, type[Config]]] = {
     "routers": ROUTERS,
     "schedules": SCHEDULES,
     "tokenizers": TOKENIZERS,
+    "trackers": TRACKERS,
 }
 MARKER = re.compile(r"^<!-- (\w+)(?:: (.*?))? -->$", re.MULTILINE)
 TABLE_HEAD = "| setting | type | default | meaning |\n|---|---|---|---|\n"

@@ -9,7 +9,9 @@ from t5x_lite.errors import suggest
 from t5x_lite.schema import Config, Int, Strings, setting
 from t5x_lite.storage import is_remote
 
-Format = Literal["auto", "text", "jsonl", "parquet", "tfds", "parallel"]
+Format = Literal["auto", "text", "jsonl", "parquet", "tfds", "parallel", "megatron", "nanogpt", "llmc"]
+TOKEN_FORMATS = ("megatron", "nanogpt", "llmc")
+"""Formats of files that hold token ids and no text."""
 STANDARD_LIBRARY = "python:standard_library"
 """Name in `data.files` for the source and documentation of the running Python: text that every machine has."""
 
@@ -20,13 +22,14 @@ class SourceConfig(Config):
     files: Strings = setting(
         (),
         "glob or list of globs, local, gs://BUCKET/… or s3://BUCKET/…; for `tfds` the builder's directory or "
-        "`name/config:version`; "
+        "`name/config:version`; hf://ORG/NAME@REVISION#CONFIG/SPLIT is a data set of the Hugging Face Hub; "
         f"`{STANDARD_LIBRARY}` is the source and the documentation of the running Python",
     )
     format: Format = setting(
         "auto",
         "format of the files; `auto` goes by the ending: .jsonl, .parquet, else text; each may also end in .gz or "
-        ".zst; `parallel` is one text file per field, with {} in its name for the field; lines n belong together",
+        ".zst; `parallel` is one text file per field, with {} in its name for the field; lines n belong together; "
+        "`megatron` (.bin with its .idx), `nanogpt` and `llmc` are files of token ids",
     )
     field: Strings = setting(
         ("text",), "column of JSONL, Parquet or TFDS that holds the text; several columns make `fields`"
@@ -34,7 +37,7 @@ class SourceConfig(Config):
     document: Literal["file", "line", "paragraph"] = setting(
         "file", "what one document of a text file is: the file, a line or a paragraph"
     )
-    split: str = setting("train", "TFDS split")
+    split: str = setting("train", "split of TFDS, or of a data set of the Hub")
 
 
 class MixedSource(SourceConfig):
@@ -136,6 +139,8 @@ class DataConfig(SourceConfig):
             yield f"packing=sentences needs parts=line or parts=punctuation, found parts={self.parts}"
         if needs_fields and self.validation_by == "position":
             yield "validation_by=position would cut a document in two, but parts=fields needs whole documents"
+        if self.holds_tokens and (self.parts != "none" or self.validation_by == "position"):
+            yield "files of tokens (format megatron, nanogpt or llmc) need parts=none and validation_by=hash"
         source_names = [source.name for source in self.mixture]
         if len(set(source_names)) < len(source_names):
             yield f"mixture names must differ, found {', '.join(source_names)}"
@@ -156,6 +161,11 @@ class DataConfig(SourceConfig):
             if unknown:
                 hint = suggest(unknown[0], source_names) or f"; the sources are {', '.join(source_names)}"
                 yield f"schedule stage {stage.name}: weights of {unknown[0]}, which is no source of the mixture{hint}"
+
+    @property
+    def holds_tokens(self) -> bool:
+        """True if a source is files of token ids, which only the tokenizer that made them can read."""
+        return any(source.format in TOKEN_FORMATS for source in self.sources)
 
     @property
     def sources(self) -> tuple[MixedSource, ...]:

@@ -7,6 +7,8 @@ from t5x_lite.errors import UserError
 
 FORMATS_BY_ENDING = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
 """Formats for `data.format=auto`; all other files are text."""
+TOKEN_ENDINGS = (".bin", ".idx")
+"""Endings of files of token ids, which several programs share."""
 TABLES = (".csv", ".tsv")
 OTHER_FORMATS = {
     *TABLES,
@@ -33,6 +35,10 @@ def check_endings(paths: Sequence[str], accepted: Collection[str]) -> None:
         ending = strip_compression(path).suffix.lower()
         if ending not in OTHER_FORMATS or ending in accepted:
             continue
+        if ending in TOKEN_ENDINGS:
+            raise UserError(
+                f"data.files: {path} is not text; if it holds token ids, set data.format=megatron, nanogpt or llmc"
+            )
         raise UserError(
             f"data.files: {path} is not read, because {ending} is not a format of text; convert it to JSONL, Parquet "
             "or text, or set data.format=text to read it as plain text all the same"

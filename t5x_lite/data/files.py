@@ -103,6 +103,16 @@ def open_file(path: str) -> IO[bytes]:
     return gzip.open(source)  # type: ignore[return-value]
 
 
+def count_lines(path: str, size: int) -> int:
+    """Count the line ends in the first `size` bytes of a file."""
+    count = 0
+    with storage.open_bytes(path) as file:
+        while size and (block := file.read(min(size, 2**20))):
+            count += block.count(b"\n")
+            size -= len(block)
+    return count
+
+
 @contextmanager
 def open_parquet(path: str) -> Iterator["ParquetFile"]:
     """Open a Parquet file, and decompress it if its name ends in .gz or .zst.

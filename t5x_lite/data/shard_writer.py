@@ -20,6 +20,8 @@ from t5x_lite.data import sources
 from t5x_lite.data.config import DataConfig
 from t5x_lite.data.shards import SPLITS, ShardFiles, Split, encode_record
 from t5x_lite.data.sources import FIELD_BORDER, REPLACEMENT, Unit
+from t5x_lite.data.token_documents import token_documents
+from t5x_lite.data.token_files import TOKEN_FILES
 from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.errors import UserError
 from t5x_lite.files import replace_file
@@ -67,8 +69,12 @@ def tokenise_unit(
     for split in SPLITS:
         writers[split] = ShardWriter(ShardFiles(folder, job.name, split), data, tokenizer, record_tokens)
     try:
-        for split, text in _assign_splits(job, data):
-            writers[split].add(text)
+        if job.unit.format in TOKEN_FILES:
+            for tokens in token_documents(job.unit, tokenizer):
+                writers[_split_of_document(job, tokens.tobytes(), data)].add_tokens(tokens)
+        else:
+            for split, text in _assign_splits(job, data):
+                writers[split].add(text)
         counts = {split: writer.finish() for split, writer in writers.items()}
         replace_file(unit_marker(folder, job.name), json.dumps(counts))
     except RuntimeError as error:  # ArrayRecord's error for a write that failed
@@ -89,14 +95,18 @@ def _assign_splits(job: TokeniseJob, data: DataConfig) -> Iterator[tuple[Split, 
         yield from _split_by_position(job.unit, data.validation_fraction)
         return
     for _, text in sources.documents(job.unit):
-        if job.role == "split":
-            yield _split_by_hash(text, data.validation_fraction), text
-        else:
-            yield job.role, text
+        yield _split_of_document(job, text.encode("utf-8", errors="replace"), data), text
 
 
-def _split_by_hash(text: str, validation_fraction: float) -> Split:
-    digest = hashlib.blake2b(text.encode("utf-8", errors="replace"), digest_size=8).digest()
+def _split_of_document(job: TokeniseJob, content: bytes, data: DataConfig) -> Split:
+    """Return the split of a document: that of its unit, or one by a hash of its content."""
+    if job.role == "split":
+        return _split_by_hash(content, data.validation_fraction)
+    return job.role
+
+
+def _split_by_hash(content: bytes, validation_fraction: float) -> Split:
+    digest = hashlib.blake2b(content, digest_size=8).digest()
     if int.from_bytes(digest, "big") / 2**64 < validation_fraction:
         return "validation"
     return "train"
@@ -200,6 +210,15 @@ class ShardWriter:
         self._waiting_characters += len(text)
         if self._waiting_characters > BATCH_CHARACTERS:
             self._flush()
+
+    def add_tokens(self, tokens: Int32[np.ndarray, "_"]) -> None:
+        """Add a document that is tokenised already, without its EOS."""
+        self._counts["documents"] += 1
+        self._counts["text_bytes"] += len(self._tokenizer.decode(tokens).encode("utf-8", errors="replace"))
+        if self._eos is not None:
+            tokens = np.append(tokens, np.int32(self._eos))
+        self._counts["tokens"] += len(tokens)
+        self._write_document(tokens)
 
     def finish(self) -> Counter[str]:
         """Write what is left, give the files their names, and return the counts of the shard."""

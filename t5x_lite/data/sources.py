@@ -3,21 +3,20 @@
 A source is cut into units, a deterministic list of pieces of files that different processes can read.
 """
 
-import ast
 import json
-import sysconfig
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import zip_longest
-from pathlib import Path
 
+from t5x_lite.data import hub_datasets
 from t5x_lite.data.config import STANDARD_LIBRARY, SourceConfig
 from t5x_lite.data.file_formats import TABLES, check_endings, format_by_ending
 from t5x_lite.data.files import (
     BYTE_ORDER_MARK,
     LARGEST_DOCUMENT,
     READ_ERRORS,
+    count_lines,
     is_compressed,
     match_files,
     open_file,
@@ -25,19 +24,22 @@ from t5x_lite.data.files import (
     open_tfds,
     parquet_rows,
 )
+from t5x_lite.data.standard_library import module_texts, standard_library_files
+from t5x_lite.data.token_files import TOKEN_FILES
+from t5x_lite.data.token_files.megatron import index_path
 from t5x_lite.errors import UserError
-from t5x_lite.storage import file_exists, file_status, open_bytes
+from t5x_lite.storage import file_exists, file_status
 
 UNIT_BYTES = 64 * 2**20
 """Largest target size of a unit: larger files are cut where their format allows it, smaller files are joined."""
 SMALLEST_UNIT = 2**20
 """Smallest target size of a unit: a small source is cut into about 64 units for processes to share, but not finer."""
+BYTES_PER_TOKEN = 4
 UNIT_RECORDS = 50_000
 """Records of a TFDS unit."""
 REPLACEMENT = "\ufffd"
 FIELD_BORDER = "\x1e"
 """Separates the fields of a document: ASCII's record separator, which is removed from the text itself."""
-LIBRARY_FOLDERS_LEFT_OUT = {"site-packages", "test", "tests", "idlelib", "lib2to3", "ensurepip"}
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,10 @@ class Unit:
     def _files(self) -> list[str]:
         if self.format == "tfds":
             return []
+        if self.format == "hub":
+            return hub_datasets.local_files(hub_datasets.parse(self.path))
+        if self.format == "megatron":
+            return [*self.paths, *filter(file_exists, map(index_path, self.paths))]
         if self.format != "parallel":
             return list(self.paths)
         files: list[str] = []
@@ -103,9 +109,11 @@ def units(
         raise UserError("data.files: no text is named; give a glob or a list of globs, as in data.files='corpus/*.txt'")
     if source.format == "tfds":
         return _tfds_units(source)
+    if any(name.startswith(hub_datasets.SCHEME) for name in source.files):
+        return _hub_units(source)
     library_files: list[str] = []
     if STANDARD_LIBRARY in source.files:
-        library_files = _standard_library_files()
+        library_files = standard_library_files()
     make_unit = partial(_unit_of_files, source, library_files=frozenset(library_files))
     paths = _list_files(source, library_files)
     if source.format == "auto":
@@ -136,6 +144,8 @@ def documents(unit: Unit) -> Iterator[tuple[str, str]]:
     Raises:
         UserError: a line that is not JSON, a missing field, a file that cannot be read; names the file and the line.
     """
+    if unit.format in TOKEN_FILES:
+        raise UserError(f"{unit.path}: holds tokens (data.format={unit.format}) and no text to read")
     read_texts = READERS[unit.format]
     for path in unit.paths:
         try:
@@ -158,18 +168,6 @@ def _list_files(source: SourceConfig, library_files: list[str]) -> list[str]:
     return paths
 
 
-def _standard_library_files() -> list[str]:
-    """Return the source files of the running interpreter's standard library, without its tests."""
-    root = Path(sysconfig.get_path("stdlib"))
-    files: list[str] = []
-    for path in root.rglob("*.py"):
-        if LIBRARY_FOLDERS_LEFT_OUT.isdisjoint(path.relative_to(root).parts):
-            files.append(str(path))
-    if not files:
-        raise UserError(f"{root}: this interpreter has no source of its standard library; set data.files")
-    return sorted(files)
-
-
 def _unit_of_files(source: SourceConfig, paths: tuple[str, ...], library_files: frozenset[str] = frozenset()) -> Unit:
     """Return a unit of whole files, which all have the format of the first."""
     if paths[0] in library_files:
@@ -190,11 +188,26 @@ def _tfds_units(source: SourceConfig) -> list[Unit]:
     return result
 
 
+def _hub_units(source: SourceConfig) -> list[Unit]:
+    """Return a unit for each shard of data sets of the Hugging Face Hub, at their newest commits."""
+    if source.format != "auto":
+        raise UserError(f"data.files: hf:// names a data set, not files of data.format={source.format}; leave it out")
+    result: list[Unit] = []
+    for name in source.files:
+        dataset = hub_datasets.pin(hub_datasets.parse(name, source.split))
+        unit = Unit((dataset.url,), "hub", source.field, source.document, dataset.split)
+        result += _cut_range(unit, hub_datasets.count_shards(dataset), 1)
+    return result
+
+
 def _cut_file(unit: Unit, target_bytes: int) -> list[Unit]:
     """Cut a unit of one file into units of about the target size, where its format allows it."""
     if unit.format == "parquet":
         return _cut_parquet(unit, target_bytes)
     size, _ = file_status(unit.path)
+    if unit.format in TOKEN_FILES:
+        token_count = len(TOKEN_FILES[unit.format](unit.path).tokens)
+        return [unit] if size <= target_bytes else _cut_range(unit, token_count, target_bytes // BYTES_PER_TOKEN)
     is_line_based = unit.format == "jsonl" or (unit.document == "line" and unit.format != "parallel")
     if is_line_based and not is_compressed(unit.path) and size > target_bytes:
         return _cut_range(unit, size, target_bytes)
@@ -222,14 +235,15 @@ def _field_files(first: str, fields: tuple[str, ...]) -> list[str]:
 
 
 def _read_python(unit: Unit) -> Iterator[str]:
-    """Yield a module's source. The file of help topics is the language reference, one document per topic."""
-    text = Path(unit.path).read_text(encoding="utf-8", errors="replace")
-    if not unit.path.endswith("pydoc_data/topics.py"):
-        yield text
-        return
-    for node in ast.parse(text).body:
-        if isinstance(node, ast.Assign):
-            yield from ast.literal_eval(node.value).values()
+    return module_texts(unit.path)
+
+
+def _read_hub(unit: Unit) -> Iterator[str]:
+    """Yield the text of each record of the shards `[start, stop)` of a data set of the Hugging Face Hub."""
+    dataset = hub_datasets.parse(unit.path)
+    for shard in range(unit.start, unit.stop):
+        for number, record in enumerate(hub_datasets.records(dataset, shard)):
+            yield _record_text(record, unit, partial("{} shard {} record {}".format, unit.path, shard, number))
 
 
 def _read_lines(unit: Unit) -> Iterator[tuple[int, str]]:
@@ -297,18 +311,8 @@ def _read_jsonl(unit: Unit) -> Iterator[str]:
 def _line_location(unit: Unit, number: int, offset: int) -> str:
     """Return `file:line` for line `number` of a unit. Only an error pays for counting the lines before the unit."""
     if unit.start:
-        number = 1 + _count_lines(unit.path, offset)
+        number = 1 + count_lines(unit.path, offset)
     return f"{unit.path}:{number}"
-
-
-def _count_lines(path: str, size: int) -> int:
-    """Count the line ends in the first `size` bytes of a file."""
-    count = 0
-    with open_bytes(path) as file:
-        while size and (block := file.read(min(size, 2**20))):
-            count += block.count(b"\n")
-            size -= len(block)
-    return count
 
 
 def _record_text(record: object, unit: Unit, describe_location: Callable[[], str]) -> str:
@@ -386,5 +390,6 @@ READERS: dict[str, Callable[[Unit], Iterator[str]]] = {
     "parallel": _read_parallel,
     "tfds": _read_tfds,
     "python": _read_python,
+    "hub": _read_hub,
 }
 """Readers of one file, by the format of a unit."""

@@ -1,10 +1,14 @@
 """Settings of training: the loop, the optimizer and the learning-rate schedule. Nothing here imports JAX."""
 
+from collections.abc import Iterator
 from typing import Annotated, Literal
+
+from pydantic import Strict
 
 from t5x_lite.schema import Config, Int, OneOf, setting
 from t5x_lite.train.optimizers import OPTIMIZERS, AdamW, OptimizerMethod
 from t5x_lite.train.schedules import SCHEDULES, Cosine, Schedule
+from t5x_lite.train.trackers import TRACKERS, TensorBoard, Tracker
 
 
 class OptimizerConfig(Config):
@@ -47,6 +51,11 @@ class TrainConfig(Config):
         ge=0,
     )
     log_every_steps: Int = setting(1, "steps between lines of metrics.jsonl", unit="steps", ge=1)
+    trackers: Annotated[tuple[Annotated[Tracker, OneOf(TRACKERS)], ...], Strict(False)] = setting(
+        (TensorBoard(),),
+        "what shows the metrics beside metrics.jsonl, such as [tensorboard, {wandb: {project: study}}]; a tracker that "
+        "fails is reported once and never stops training",
+    )
     nonfinite_limit: Int = setting(
         10, "consecutive updates skipped because the loss or gradient is not finite that end the run", ge=1
     )
@@ -76,3 +85,9 @@ class TrainConfig(Config):
     )
     allow_changed_config: bool = setting(False, "resume a run directory whose config differs")
     sample_prompt: str = setting("", "text to continue and print at the end of training; empty prints none")
+
+    def problems(self) -> Iterator[str]:
+        """Yield an error for a tracker that is named twice."""
+        kinds = [type(tracker) for tracker in self.trackers]
+        if len(set(kinds)) < len(kinds):
+            yield "train.trackers names a tracker twice"

@@ -36,6 +36,7 @@ from t5x_lite.train.state import TrainState
 from t5x_lite.train.state_store import Progress, StateStore
 from t5x_lite.train.steps import Steps, check_mesh, make_steps
 from t5x_lite.train.stragglers import Stragglers
+from t5x_lite.train.trackers.open_trackers import open_trackers
 from t5x_lite.train.training_model import TrainingModel
 from t5x_lite.train.watchdog import Watchdog
 
@@ -66,6 +67,8 @@ def train(config: RunConfig) -> tuple[Run, bool]:
     data.validation()
     for evaluator in config.evaluators:
         evaluator.prepare(config.model)
+    for tracker in config.train.trackers:
+        tracker.check()
     locked_message = "another process trains this run; wait for it or give another run_dir"
     with (
         lock_dir(local_path(str(config.run_dir)), locked_message, "run_dir"),
@@ -217,7 +220,8 @@ class Trainer:
         """Open the metrics at a step; lines of later steps are removed."""
         writer = None
         if jax.process_index() == 0:
-            writer = MetricsWriter(self.folder, progress.step)
+            trackers = open_trackers(self.config, self.folder, progress.step, self.display.print)
+            writer = MetricsWriter(self.folder, progress.step, trackers)
             self.goodput.add_lost(writer.lost_seconds * self.config.train.log_every_steps)
         self.display.start(progress.step)
         try:

@@ -1,19 +1,15 @@
-"""Metrics of a run as files: `metrics.jsonl` for programs and TensorBoard for people."""
+"""Metrics of a run: `metrics.jsonl` for programs, and the same for its trackers."""
 
 import json
-import logging
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 from t5x_lite.files import disk_error
-
-if TYPE_CHECKING:
-    from tensorboardX import SummaryWriter
+from t5x_lite.train.trackers.tracker import TrackerWriter
 
 MetricValue: TypeAlias = float | list[float]
 """A number, or one for each expert."""
@@ -22,30 +18,23 @@ SIGNIFICANT_DIGITS = 8
 
 
 class MetricsWriter:
-    """Appends to `RUN/metrics.jsonl` and `RUN/tensorboard/`.
+    """Appends to `RUN/metrics.jsonl`, and passes every line on to trackers.
 
     Args:
         run_dir: the run directory.
         resumed_step: the step that the run resumes from. Lines of later steps, which a lost process has written, and a
             line that was cut short, are removed, so that each step has one line.
+        trackers: receive the numbers of each line, one by one. They neither raise nor wait.
 
     Attributes:
         lost_seconds: `seconds_per_step` of the removed lines, added up.
     """
 
-    def __init__(self, run_dir: Path, resumed_step: int) -> None:
+    def __init__(self, run_dir: Path, resumed_step: int, trackers: Sequence[TrackerWriter] = ()) -> None:
         self.path = run_dir / "metrics.jsonl"
         self.lost_seconds = truncate_metrics(self.path, resumed_step)
         self._file = self.path.open("a", encoding="utf-8")
-        self._resumed_step = resumed_step
-
-    @cached_property
-    def _tensorboard(self) -> "SummaryWriter":
-        # tensorboardX imports PyTorch if that is installed; the first step need not wait for that.
-        from tensorboardX import SummaryWriter
-
-        logging.getLogger("tensorboardX").setLevel(logging.ERROR)
-        return SummaryWriter(str(self.path.parent / "tensorboard"), purge_step=self._resumed_step + 1)
+        self._trackers = trackers
 
     def write(self, step: int, metrics: Mapping[str, MetricValue]) -> None:
         """Write one line. A value that is not finite is written as null, because JSON has no such numbers.
@@ -59,16 +48,16 @@ class MetricsWriter:
             self._file.flush()
         except OSError as error:
             raise disk_error(self.path.parent, error, "the run goes on from its last checkpoint") from error
-        for name, value in _scalars(metrics):
-            self._tensorboard.add_scalar(name, value, step)
+        scalars = dict(_scalars(metrics))
+        for tracker in self._trackers:
+            tracker.write(step, scalars)
 
     def close(self) -> None:
-        """Flush and close both files if they can still be written."""
+        """Close the file, if it can still be written, and the trackers."""
         with suppress(OSError):
             self._file.close()
-        if "_tensorboard" in vars(self):
-            with suppress(OSError):
-                self._tensorboard.close()
+        for tracker in self._trackers:
+            tracker.close()
 
 
 def truncate_metrics(path: Path, step: int) -> float:

@@ -9,6 +9,8 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from t5x_lite.train.display import Display
 from t5x_lite.train.metrics import MetricsWriter, truncate_metrics
+from t5x_lite.train.trackers import TensorBoard
+from t5x_lite.train.trackers.tracker import TrackedRun
 
 
 def test_brackets_in_a_message_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
@@ -42,7 +44,7 @@ def test_a_run_that_begins_again_purges_its_old_curves_from_tensorboard(tmp_path
     folder = tmp_path / "tensorboard"
     with SummaryWriter(str(folder)) as old_writer:
         old_writer.add_scalar("loss", 1.0, 7)
-    writer = MetricsWriter(tmp_path, resumed_step=0)
+    writer = TensorBoard().open(TrackedRun(tmp_path, "run", "1f", {}, resumed_step=0, tracked_step=0))
     writer.write(1, {"loss": 2.0})
     writer.close()
     newest_file = max(folder.iterdir(), key=lambda path: path.stat().st_mtime_ns)

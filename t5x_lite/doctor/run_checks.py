@@ -1,0 +1,190 @@
+"""Checks of all that a run's config needs: files, tokenizer, storage, libraries and devices. Nothing is trained."""
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from t5x_lite import config as configuration
+from t5x_lite import local_copies, storage
+from t5x_lite.config import RunConfig
+from t5x_lite.data.config import SourceConfig, TokenizerFile
+from t5x_lite.errors import UserError
+from t5x_lite.evaluate.evaluators import Evaluator
+from t5x_lite.progress import format_si
+from t5x_lite.train.trackers import Tracker
+
+
+@dataclass(frozen=True)
+class Check:
+    """The result of a check.
+
+    Attributes:
+        name: the subject, such as `run_dir`.
+        is_ok: nothing is missing.
+        detail: what was counted, or what is wrong and the remedy.
+    """
+
+    name: str
+    is_ok: bool
+    detail: str
+
+
+def check_run(path: Path, overrides: Sequence[str]) -> list[Check]:
+    """Check all that a config needs. A failed check does not end the others, except that of the config itself.
+
+    Args:
+        path: the file of a config, or the name of a shipped one.
+        overrides: settings that replace those of the file, `dotted.key=value`.
+    """
+    try:
+        config = configuration.load(path, overrides)
+    except UserError as error:
+        return [Check("config", False, str(error))]
+    checks = [Check("config", True, str(path))]
+    for name, check in _checks(config):
+        try:
+            checks.append(Check(name, True, check()))
+        except UserError as error:
+            checks.append(Check(name, False, str(error)))
+    return checks
+
+
+def _checks(config: RunConfig) -> Iterator[tuple[str, Callable[[], str]]]:
+    """Yield the name of each check, and the function that returns its detail or raises `UserError`."""
+    for source in config.data.sources:
+        reads_files = bool(source.files) or not config.tasks
+        if source.format != "tfds" and reads_files:
+            yield f"{source.name} files", partial(check_files, source)
+    if config.data.validation_files:
+        validation = config.data.model_copy(update={"files": config.data.validation_files, "mixture": ()})
+        yield "validation files", partial(check_files, validation)
+    if isinstance(config.tokenizer, TokenizerFile):
+        yield "tokenizer", partial(check_tokenizer, config.tokenizer)
+    if config.branch is not None:
+        yield "branch.from", partial(check_source_run, config.branch.source)
+    yield "run_dir", partial(check_folder, str(config.run_dir))
+    yield "data.cache_dir", partial(check_folder, config.data.cache_dir)
+    if config.checkpoint.folder is not None:
+        yield "checkpoint.folder", partial(check_folder, config.checkpoint.folder)
+    for task in config.tasks:
+        yield f"task {task}", partial(check_task, task)
+    for number, evaluator in enumerate(config.eval.evaluators):
+        yield f"eval.evaluators.{number}", partial(check_evaluator, evaluator, config)
+    for number, tracker in enumerate(config.train.trackers):
+        yield f"train.trackers.{number}", partial(check_tracker, tracker)
+    if config.objective is not None:
+        yield "devices", partial(check_devices, config)
+
+
+def check_files(source: SourceConfig) -> str:
+    """Return the number and size of the files of a source.
+
+    Raises:
+        UserError: a pattern matches no file, a file is of a format that is not read, or a store cannot be reached.
+    """
+    from t5x_lite.data.hub_datasets import SCHEME
+    from t5x_lite.data.sources import units
+
+    if any(name.startswith(SCHEME) for name in source.files):
+        return f"{len(units(source)):,} shards"
+    paths: set[str] = set()
+    for unit in units(source, whole_files=True):
+        paths.update(unit.paths)
+    total = sum(storage.file_status(path)[0] for path in paths)
+    return f"{len(paths):,} files, {format_si(total)}B"
+
+
+def check_tokenizer(config: TokenizerFile) -> str:
+    """Return the size of an existing tokenizer's vocabulary.
+
+    Raises:
+        UserError: the file does not exist, or is not a tokenizer.
+    """
+    from t5x_lite.data.tokenizer_files import from_file
+
+    return f"{config.path}, {from_file(config).vocab:,} tokens"
+
+
+def check_source_run(folder: str) -> str:
+    """Return the name of a run directory that another run begins from.
+
+    Raises:
+        UserError: it is not a run directory.
+    """
+    if not storage.file_exists(storage.join(storage.expand(folder), "config.yaml")):
+        raise UserError(f"{folder}: is not a run directory (no config.yaml)")
+    return folder
+
+
+def check_folder(name: str) -> str:
+    """Write a small file where a folder is, or will be, and return the free space.
+
+    Raises:
+        UserError: it cannot be written, or a store cannot be reached.
+    """
+    if storage.is_remote(name):
+        local_copies.check_writable(name)
+        return f"{name}, writable"
+    folder = Path(name).expanduser().absolute()
+    existing = folder
+    while not existing.exists():
+        existing = existing.parent
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            free_bytes = shutil.disk_usage(existing).free
+    except OSError as error:
+        raise UserError(f"{name}: cannot be created or written: {error.strerror}; choose another folder") from None
+    return f"{name}, writable, {format_si(free_bytes)}B free"
+
+
+def check_task(name: str) -> str:
+    """Return the metrics of a task.
+
+    Raises:
+        UserError: no such task, or a library that computes a metric is not installed.
+    """
+    from t5x_lite.evaluate.metrics import check_metric
+    from t5x_lite.tasks import find_task
+
+    task = find_task(name)
+    for metric in task.metrics:
+        check_metric(metric, name)
+    return ", ".join(task.metrics)
+
+
+def check_evaluator(evaluator: Evaluator, config: RunConfig) -> str:
+    """Prepare an evaluator as training does.
+
+    Raises:
+        UserError: a library or a file is missing.
+    """
+    evaluator.prepare(config.model)
+    return "ready"
+
+
+def check_tracker(tracker: Tracker) -> str:
+    """Check a tracker as training does.
+
+    Raises:
+        UserError: its library is not installed.
+    """
+    tracker.check()
+    return "ready"
+
+
+def check_devices(config: RunConfig) -> str:
+    """Return the axes of the mesh over the devices of this process.
+
+    Raises:
+        UserError: the mesh does not fill the devices, or the run does not fit into their memory.
+    """
+    from t5x_lite.parallel.mesh import make_mesh
+    from t5x_lite.planner.capacity import check_capacity
+
+    check_capacity(config)
+    sizes = make_mesh(config.mesh).shape
+    axes = " × ".join(f"{axis} {size}" for axis, size in sizes.items() if size > 1)
+    return f"mesh {axes or '1 device'}"
