@@ -14,7 +14,19 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-TABLES = ("step", "mfu", "loop", "compilation", "input", "packing", "checkpoints", "decode", "attention", "moe")
+TABLES = (
+    "step",
+    "mfu",
+    "loop",
+    "compilation",
+    "input",
+    "storage",
+    "packing",
+    "checkpoints",
+    "decode",
+    "attention",
+    "moe",
+)
 PACKAGES = ("jax", "torch", "transformers", "sentencepiece", "orbax-checkpoint")
 ROUNDS = 7
 ROUNDS_IF_QUICK = 3
