@@ -6,6 +6,7 @@ restored. A checkpoint is a folder `STEP/` whose manifest is written after Orbax
 
 import contextlib
 import logging
+import os
 import sys
 import time
 import warnings
@@ -38,6 +39,8 @@ WRITE_IN_FLIGHT_GB = 0.25
 """Arrays copied to disk at the same time by `write`, which serves models that barely fit in memory."""
 RESTORE_IN_FLIGHT_GB = 1.0
 """Arrays read from disk at the same time."""
+ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+"""Environment variables by which Amazon's library, and so s3fs, finds another server."""
 ORBAX_TEMPORARY = ".orbax-checkpoint-tmp"
 """Text after the step in the name of a folder that Orbax has not finished."""
 LISTED_DIFFERENCES = 8
@@ -59,6 +62,20 @@ class ArrayType(Protocol):
 
 class SaveError(UserError):
     """A checkpoint could not be written."""
+
+
+def _check_endpoint(folder: str) -> None:
+    """Check that TensorStore would write to the same S3 as everything else does.
+
+    Raises:
+        UserError: a variable names another server for S3. Orbax has no way to pass it on to TensorStore.
+    """
+    variable = next((name for name in ENDPOINT_VARIABLES if os.environ.get(name)), None)
+    if folder.startswith("s3://") and variable is not None:
+        raise UserError(
+            f"checkpoint folder {folder}: checkpoints in S3 go to Amazon's servers, but {variable} names another; set "
+            "checkpoint.folder to a local or gs:// folder"
+        )
 
 
 def is_step(name: str) -> bool:
@@ -93,6 +110,7 @@ class Checkpoints:
     def __init__(self, folder: str | Path, config: CheckpointConfig) -> None:
         if is_remote(folder):
             open_store(str(folder))  # raises if its library is not installed
+            _check_endpoint(str(folder))
         else:
             folder = Path(expand(folder)).absolute()
         self.folder = epath.Path(folder)

@@ -262,7 +262,7 @@ def sweep(options: argparse.Namespace, overrides: list[str]) -> int:
         words = words[1:]
     if not words:
         raise UserError("sweep fit: give a sweep's YAML file or a CSV file")
-    subject = Path(words[0])
+    subject = local_copies.local_path(words[0])
     sweep_overrides = words[1:]
     unknown = [word for word in sweep_overrides if "=" not in word]
     if unknown:

@@ -23,8 +23,8 @@ from t5x_lite.storage import explained, is_remote, open_store
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
 
-NOT_COPIED = ("checkpoints", "tensorboard", "profile", "logs")
-"""Folders of a run directory that nothing reads again; they may be large."""
+NOT_COPIED = ("checkpoints", "tensorboard", "profile", "logs", "runs")
+"""Folders of a run directory or a sweep that are not read from its copy; they may be large."""
 UPLOAD_SECONDS = 30.0
 """Shortest time between two uploads while a run trains."""
 MAX_UPLOAD_SHARE = 0.05

@@ -16,11 +16,20 @@ from typing import Any
 
 import pyarrow
 import pytest
+import yaml
 from backports import zstd
 from pyarrow import parquet
 
 from t5x_lite import local_copies, storage
+from t5x_lite.checkpoint import Checkpoints
+from t5x_lite.config import CheckpointConfig
 from t5x_lite.errors import UserError
+from t5x_lite.sweep import config as sweep_config
+from t5x_lite.sweep import launch
+from t5x_lite.sweep.grid import expand
+from t5x_lite.sweep.planned_run import write_plan
+from t5x_lite.sweep.run_points import read_runs
+from t5x_lite.sweep.status_log import StatusLog
 from tests.conftest import Shell, lines
 
 gcsfs = pytest.importorskip("gcsfs")
@@ -287,3 +296,81 @@ def test_changes_that_cannot_be_uploaded_are_kept_and_the_error_says_where(
 
 def refuse_write(path: str, content: bytes) -> None:
     raise PermissionError("denied")
+
+
+def test_checkpoints_are_refused_in_an_s3_that_tensorstore_would_not_find(s3_bucket: str) -> None:
+    with pytest.raises(UserError, match=r"s3://models/run: .* AWS_ENDPOINT_URL names another; set checkpoint.folder"):
+        Checkpoints(f"{s3_bucket}/run", CheckpointConfig())
+
+
+def test_a_sweep_in_a_bucket_is_continued_on_another_machine(
+    s3_bucket: str, tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of two runs was complete when the first machine was lost. The second one starts the other run alone."""
+    path = tmp_path / "grid.yaml"
+    axes = {"rate": {"optimizer.learning_rate": [0.1, 0.2]}}
+    path.write_text(yaml.safe_dump({"config": str(tiny_config), "dir": f"{s3_bucket}/sweep", "axes": axes}))
+    monkeypatch.setattr(local_copies, "_copies", {})
+    first = sweep_config.load(path)
+    runs = expand(first)
+    runs_folder = "s3://models/sweep/runs"
+    assert [run.run_dir for run in runs] == [f"{runs_folder}/learning-rate0.1", f"{runs_folder}/learning-rate0.2"]
+    write_plan(first, runs)
+    log = StatusLog(first.folder / "sweep.jsonl")
+    log.set(runs[0].name, "done")
+    log.set(runs[1].name, "diverged")
+    local_copies.upload_changes()
+    store, _ = storage.open_store(s3_bucket)
+    line = {"step": runs[0].steps, "tokens": 10, "loss": 3.0, "eval/loss": 2.5}
+    store.pipe_file("models/sweep/runs/learning-rate0.1/metrics.jsonl", json.dumps(line).encode() + b"\n")
+    store.pipe_file(f"models/sweep/runs/learning-rate0.1/checkpoints/{runs[0].steps}/manifest.json", b"{}")
+
+    monkeypatch.setattr(local_copies, "_copies", {})
+    second = sweep_config.load(path)
+    assert second.folder != first.folder
+    assert not (second.folder / "runs").exists()
+    second_log = StatusLog(second.folder / "sweep.jsonl")
+    # The second run diverged, but its directory is gone.
+    assert [launch.current_state(second, run, second_log) for run in runs] == ["done", "new"]
+    store.pipe_file("models/sweep/runs/learning-rate0.2/config.yaml", b"")
+    assert launch.current_state(second, runs[1], second_log) == "diverged"
+    points = read_runs(second.folder).points
+    assert points.names == ("learning-rate0.1",)
+    assert points.loss.tolist() == [2.5]
+
+
+def test_a_bucket_of_a_sweep_that_does_not_exist_is_named_in_one_line(
+    t5x_lite: Shell, tiny_config: Path, tmp_path: Path, bucket_environment: dict[str, str]
+) -> None:
+    path = tmp_path / "grid.yaml"
+    path.write_text(yaml.safe_dump({"config": str(tiny_config), "dir": "gs://no-such-bucket/sweep"}))
+    done = t5x_lite("sweep", path, "--yes", env=bucket_environment)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "gs://no-such-bucket/sweep: cannot be" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_sweep_trains_in_a_bucket(
+    t5x_lite: Shell, tiny_config: Path, tmp_path: Path, bucket_environment: dict[str, str]
+) -> None:
+    path = tmp_path / "grid.yaml"
+    axes = {"rate": {"optimizer.learning_rate": [0.1, 0.2]}}
+    settings = {"train.steps": 3}
+    path.write_text(
+        yaml.safe_dump({"config": str(tiny_config), "dir": "gs://models/sweep", "axes": axes, "set": settings})
+    )
+    done = t5x_lite("sweep", path, "--yes", env=bucket_environment)
+    assert done.returncode == 0, done.stderr
+    store = gcsfs.core.GCSFileSystem(
+        endpoint_url=bucket_environment["STORAGE_EMULATOR_HOST"], token="anon", use_listings_cache=False
+    )
+    assert {"plan.json", "sweep.jsonl", "runs", "logs"} <= {
+        name.rpartition("/")[2] for name in store.ls("models/sweep")
+    }
+    for rate in ("0.1", "0.2"):
+        metrics = store.cat_file(f"models/sweep/runs/learning-rate{rate}/metrics.jsonl").decode().splitlines()
+        assert [json.loads(line)["step"] for line in metrics] == [1, 2, 3]
+    again = t5x_lite("sweep", path, "--yes", env=bucket_environment)
+    assert again.returncode == 0, again.stderr
+    assert "nothing to do" in again.stderr

@@ -20,6 +20,7 @@ TABLES = (
     "loop",
     "compilation",
     "input",
+    "storage",
     "packing",
     "scaling",
     "checkpoints",

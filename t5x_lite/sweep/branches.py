@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from t5x_lite import config as configuration
 from t5x_lite.errors import UserError
+from t5x_lite.storage import join
 from t5x_lite.sweep.config import Sweep
 from t5x_lite.sweep.planned_run import PlannedRun, job_name, override_words
 
@@ -79,7 +80,7 @@ def _make_trunk(sweep: Sweep, group: Sequence[PlannedRun], decay_starts: dict[st
     return replace(
         longest,
         name=name,
-        run_dir=str(sweep.runs_folder / job_name(sweep, name)),
+        run_dir=join(sweep.runs_folder, job_name(sweep, name)),
         overrides=overrides,
         steps=steps,
         computed_steps=steps,

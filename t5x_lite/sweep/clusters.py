@@ -57,7 +57,7 @@ def tpu_vm_command(sweep: Sweep) -> Callable[[PlannedRun], list[str]]:
     """
     script = launch_script("tpu_vm.sh")
     if sweep.config.dir is None:
-        raise UserError("where=tpu_vm needs dir: a folder of a bucket that is mounted there and here")
+        raise UserError("where=tpu_vm needs dir: a gs:// folder")
 
     def command(run: PlannedRun) -> list[str]:
         options = sweep.config.launch.tpu_vm

@@ -9,9 +9,9 @@ from pydantic import Strict
 
 from t5x_lite import schema
 from t5x_lite.config_files import find_config
-from t5x_lite.errors import UserError
+from t5x_lite.local_copies import local_path
 from t5x_lite.schema import Config, Int, Strings, setting
-from t5x_lite.storage import is_remote
+from t5x_lite.storage import is_remote, join
 
 
 class LaunchConfig(Config):
@@ -61,7 +61,11 @@ class SweepConfig(Config):
         source="Hägele et al. 2024, §3",
     )
     seeds: Annotated[tuple[Int, ...], Strict(False)] = setting((0,), "train.seed of the repetitions", min_length=1)
-    dir: str | None = setting(None, "folder of the sweep's files and runs; null: sweeps/<name of the sweep file>")
+    dir: str | None = setting(
+        None,
+        "folder of the sweep's files and runs, local, gs://BUCKET/… or s3://BUCKET/…; null: sweeps/<name of the sweep "
+        "file>",
+    )
     where: Literal["local", "slurm", "gke", "tpu_vm"] = setting("local", "where the runs are started")
     jobs: Int = setting(1, "runs at the same time; local ones share the processors or GPUs", ge=1)
     retries: Int = setting(2, "how often one start of the sweep restarts a run that fails", ge=0)
@@ -70,7 +74,10 @@ class SweepConfig(Config):
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep file with the paths of its run configs, the bases of the runs, and of its folder."""
+    """A sweep file with the paths of its run configs, the bases of the runs, and of its folder.
+
+    `folder` is a local copy if `dir` is in a bucket; the copy has no runs.
+    """
 
     name: str
     config: SweepConfig
@@ -78,25 +85,25 @@ class Sweep:
     folder: Path
 
     @property
-    def runs_folder(self) -> Path:
+    def runs_folder(self) -> str:
         """The folder of the run directories, as the runs see it: on GKE a bucket is mounted there."""
+        if self.config.dir is not None and is_remote(self.config.dir):
+            return join(self.config.dir, "runs")
         if self.config.where == "gke":
-            return Path("/bucket/runs")
-        return (self.folder / "runs").absolute()
+            return "/bucket/runs"
+        return str((self.folder / "runs").absolute())
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> Sweep:
     """Load a sweep file, or a shipped one by its name, such as `sweeps/quickstart`.
 
     Raises:
-        UserError: one line with every fault.
+        UserError: one line with every fault, or a bucket that cannot be read.
     """
     path = find_config(path)
     config = schema.validate(SweepConfig, schema.read(SweepConfig, path, overrides))
     folder = Path("sweeps") / path.stem
     if config.dir:
-        if is_remote(config.dir):
-            raise UserError(f"{path}: dir {config.dir} must be a local folder; the runs may be in a bucket")
-        folder = Path(config.dir).expanduser()
+        folder = local_path(config.dir)
     bases = tuple(find_config(name, path.parent).resolve() for name in config.config)
     return Sweep(path.stem, config, bases, folder)

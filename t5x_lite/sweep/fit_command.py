@@ -8,6 +8,7 @@ from pathlib import Path
 
 from t5x_lite.errors import UserError
 from t5x_lite.files import write_file
+from t5x_lite.local_copies import with_urls
 from t5x_lite.sweep.config import Sweep, load
 from t5x_lite.sweep.csv_points import read_csv
 from t5x_lite.sweep.plot import draw_study
@@ -58,7 +59,7 @@ def fit(subject: Path, overrides: Sequence[str], options: argparse.Namespace) ->
         print(json.dumps(law, ensure_ascii=False))
         return 0
     print_report(report)
-    print("written: " + ", ".join(map(str, written)))
+    print(with_urls("written: " + ", ".join(map(str, written))))
     return 0
 
 

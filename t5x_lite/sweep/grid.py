@@ -8,6 +8,7 @@ from t5x_lite import config as configuration
 from t5x_lite import schema
 from t5x_lite.config import RunConfig
 from t5x_lite.errors import UserError
+from t5x_lite.storage import join
 from t5x_lite.sweep.axes import combinations, normalise_name
 from t5x_lite.sweep.branches import share_stable_phases
 from t5x_lite.sweep.config import Sweep
@@ -83,7 +84,7 @@ def plan_run(sweep: Sweep, base: Path, name: str, settings: Mapping[str, object]
         name=name,
         config=str(base),
         overrides=planner.overrides,
-        run_dir=str(sweep.runs_folder / job_name(sweep, name)),
+        run_dir=join(sweep.runs_folder, job_name(sweep, name)),
         parameters=float(counts.parameters),
         tokens=tokens,
         flops=flops,

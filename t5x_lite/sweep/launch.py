@@ -2,20 +2,21 @@
 
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from rich.console import Console
 from rich.table import Column
 
 from t5x_lite.errors import UserError
-from t5x_lite.evaluate.curves import metric_records
+from t5x_lite.local_copies import check_writable, uploading
 from t5x_lite.progress import format_duration, format_si, print_line, print_table
 from t5x_lite.run_dir import lock_dir
+from t5x_lite.storage import is_remote
 from t5x_lite.sweep.clusters import launch_script, submit_to_gke, submit_to_slurm, tpu_vm_command
 from t5x_lite.sweep.config import Sweep
 from t5x_lite.sweep.grid import expand
 from t5x_lite.sweep.planned_run import PlannedRun, write_plan
 from t5x_lite.sweep.process_pool import ProcessPool
+from t5x_lite.sweep.run_files import has_checkpoint, read_metrics, run_exists
 from t5x_lite.sweep.status_log import StatusLog
 from t5x_lite.sweep.time_estimates import TimeEstimate, estimate_seconds
 
@@ -41,12 +42,14 @@ def start(sweep: Sweep, *, yes: bool, environment: Mapping[str, str], estimate: 
         The exit code.
 
     Raises:
-        UserError: the sweep is not valid, or another process runs it.
+        UserError: the sweep is not valid, its bucket cannot be written, or another process runs it.
     """
     runs = expand(sweep)
     if sweep.config.where != "local":
         launch_script("budgets.sh")
-    with lock_dir(sweep.folder, "another process runs this sweep; wait for it"):
+    if sweep.config.dir is not None:
+        check_writable(sweep.config.dir)
+    with lock_dir(sweep.folder, "another process runs this sweep; wait for it"), uploading():
         write_plan(sweep, runs)
         log = StatusLog(sweep.folder / "sweep.jsonl")
         console = Console(stderr=True)
@@ -102,28 +105,26 @@ def current_state(sweep: Sweep, run: PlannedRun, log: StatusLog) -> str:
     """Return the state of a run: `done` if its run directory is complete, and otherwise that of the status log.
 
     Two states of the log are replaced by `new`: `done` where the run directory is not complete, and `diverged` where it
-    was deleted. This does not hold on GKE, whose run directories are in a bucket and cannot be seen from here.
+    was deleted. This does not hold for run directories of GKE on a mounted bucket, which cannot be seen from here.
     """
     if is_complete(run):
         return "done"
     state = log.state(run.name)
-    if sweep.config.where == "gke":
+    if sweep.config.where == "gke" and not is_remote(run.run_dir):
         return state
     if state == "done":
         return "new"
-    if state == "diverged" and not Path(run.run_dir).is_dir():
+    if state == "diverged" and not run_exists(run.run_dir):
         return "new"
     return state
 
 
 def is_complete(run: PlannedRun) -> bool:
     """Return whether the last step was trained, evaluated and saved."""
-    run_dir = Path(run.run_dir)
-    metrics = metric_records(run_dir / "metrics.jsonl")
+    metrics = read_metrics(run.run_dir)
     if not metrics:
         return False
-    manifest = run_dir / "checkpoints" / str(run.steps) / "manifest.json"
-    is_saved = manifest.is_file() or "checkpoint.folder" in run.overrides
+    is_saved = "checkpoint.folder" in run.overrides or has_checkpoint(run.run_dir, run.steps)
     return is_saved and metrics[-1].get("step") == run.steps and "eval/loss" in metrics[-1]
 
 

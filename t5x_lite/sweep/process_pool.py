@@ -15,11 +15,14 @@ from pathlib import Path
 from rich.progress import BarColumn, TaskID
 
 from t5x_lite.errors import STOPPED, Diverged, UserError
+from t5x_lite.local_copies import UPLOAD_SECONDS
 from t5x_lite.parallel.distributed import handle_signals
 from t5x_lite.progress import print_line, progress_bar
+from t5x_lite.storage import is_remote
 from t5x_lite.sweep.config import Sweep
 from t5x_lite.sweep.device_share import device_share
 from t5x_lite.sweep.planned_run import PlannedRun
+from t5x_lite.sweep.run_files import read_new_metrics
 from t5x_lite.sweep.status_log import StatusLog
 
 POLL_SECONDS = 0.5
@@ -30,7 +33,10 @@ MAX_REASON = 300
 
 @dataclass
 class RunningJob:
-    """A run in progress. `metrics_offset` is how far its metrics file was read, in bytes."""
+    """A run in progress.
+
+    `metrics_offset` is how far its metrics file was read, in bytes, and `next_look` the time to ask a bucket for more.
+    """
 
     run: PlannedRun
     process: subprocess.Popen[bytes]
@@ -38,6 +44,7 @@ class RunningJob:
     progress_task: TaskID
     started: float = field(default_factory=time.monotonic)
     metrics_offset: int = 0
+    next_look: float = 0.0
     step: int = 0
 
     @property
@@ -190,10 +197,7 @@ class ProcessPool:
     def _read_metrics(self) -> None:
         """Read the lines that each run has added to its metrics, and show the last."""
         for job in self.running:
-            new_bytes = b""
-            with suppress(FileNotFoundError), (Path(job.run.run_dir) / "metrics.jsonl").open("rb") as file:
-                file.seek(job.metrics_offset)
-                new_bytes = file.read()
+            new_bytes = self._new_metrics(job)
             end_of_last_line = new_bytes.rfind(b"\n") + 1
             complete_lines = new_bytes[:end_of_last_line]
             job.metrics_offset += len(complete_lines)
@@ -203,6 +207,16 @@ class ProcessPool:
                 loss = metrics["loss"] or float("nan")
                 text = f"step {job.step} · loss {loss:.4f}"
                 self.progress.update(job.progress_task, completed=job.step, at=text)
+
+    def _new_metrics(self, job: RunningJob) -> bytes:
+        """Return what a run has added to its metrics. A bucket is asked as often as the run uploads to it."""
+        if is_remote(job.run.run_dir):
+            if time.monotonic() < job.next_look:
+                return b""
+            job.next_look = time.monotonic() + UPLOAD_SECONDS
+        with suppress(UserError):  # of a bucket, which is asked again
+            return read_new_metrics(job.run.run_dir, job.metrics_offset)
+        return b""
 
     def _show_progress(self, overall_task: TaskID, runs: Sequence[PlannedRun]) -> None:
         num_ended = 0

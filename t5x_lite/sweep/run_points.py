@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from t5x_lite.errors import UserError
-from t5x_lite.evaluate.curves import is_number, metric_series, smooth, step_records
+from t5x_lite.evaluate.curves import is_number, metric_series, smooth
 from t5x_lite.laws.training_curves import TrainingCurve
+from t5x_lite.storage import is_remote
 from t5x_lite.sweep.planned_run import PlannedRun, read_plan
 from t5x_lite.sweep.points import SweepPoints, build_points
+from t5x_lite.sweep.run_files import read_metrics
 from t5x_lite.sweep.status_log import read_statuses
 
 
@@ -29,7 +31,7 @@ def read_runs(folder: Path) -> SweepPoints:
     left_out = {}
     for run in plan.runs:
         name = run.name
-        metrics = step_records(_local_run_dir(folder, run) / "metrics.jsonl")
+        metrics = [record for record in read_metrics(_run_dir(folder, run)) if is_number(record.get("step"))]
         problem = _find_problem(run, statuses.get(name, {}), metrics)
         if problem is not None:
             left_out[name] = problem
@@ -43,12 +45,11 @@ def read_runs(folder: Path) -> SweepPoints:
     return SweepPoints(build_points(finished), curves, left_out)
 
 
-def _local_run_dir(folder: Path, run: PlannedRun) -> Path:
+def _run_dir(folder: Path, run: PlannedRun) -> str:
     """Return the run directory, also where it was copied here from a bucket or another machine."""
-    planned = Path(run.run_dir)
-    if planned.is_dir():
-        return planned
-    return folder / "runs" / planned.name
+    if is_remote(run.run_dir) or Path(run.run_dir).is_dir():
+        return run.run_dir
+    return str(folder / "runs" / Path(run.run_dir).name)
 
 
 def _find_problem(run: PlannedRun, status: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> str | None:
