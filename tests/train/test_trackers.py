@@ -2,6 +2,7 @@
 
 import json
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -45,7 +46,7 @@ def test_a_resumed_run_is_one_run_in_wandb_with_every_step_once(
     identifiers = set()
     settings = {}
     for path in sorted((tmp_path / "run/wandb").glob("offline-run-*/*.wandb")):
-        for record in read_wandb_records(path.read_bytes()):
+        for record in wait_for_wandb_records(path):
             if record.WhichOneof("record_type") == "run":
                 identifiers.add(record.run.run_id)
                 assert record.run.project == "study"
@@ -56,6 +57,17 @@ def test_a_resumed_run_is_one_run_in_wandb_with_every_step_once(
     assert logged == [(step, 10.0 - step, 0.75) for step in range(1, 9)]
     assert identifiers == {json.loads((tmp_path / "run/trackers.json").read_text())["id"]}
     assert settings["train.batch_size"] == 4
+
+
+def wait_for_wandb_records(path: Path) -> list:
+    """Return the records of a log up to the last, which the library's other process may write after the run's end."""
+    deadline = time.monotonic() + 20
+    while True:
+        records = list(read_wandb_records(path.read_bytes()))
+        if records[-1:] and records[-1].WhichOneof("record_type") == "exit":
+            return records
+        assert time.monotonic() < deadline, "the log has no end"
+        time.sleep(0.1)
 
 
 def read_wandb_records(content: bytes) -> Iterator:
