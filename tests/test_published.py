@@ -58,6 +58,17 @@ PUBLISHED = {
     "olmo2/7b": 7.3e9,
     "olmo2/13b": 13.7e9,
     "olmo2/32b": 32.2e9,
+    # Released checkpoints of Gemma 1 and 2.
+    "gemma/2b": 2_506_172_416,
+    "gemma/7b": 8_537_680_896,
+    "gemma2/2b": 2_614_341_888,
+    "gemma2/9b": 9_241_705_984,
+    "gemma2/27b": 27_227_128_320,
+    # Gemma Team 2025, Table 1: embedding and other parameters, without the vision encoder.
+    "gemma3/1b": 302e6 + 698e6,
+    "gemma3/4b": 675e6 + 3_209e6,
+    "gemma3/12b": 1_012e6 + 10_759e6,
+    "gemma3/27b": 1_416e6 + 25_600e6,
     # Raffel et al. 2020, §3.7: 60M, 220M, 770M, 2.8B, 11B.
     "t5/small": 60e6,
     "t5/base": 220e6,
@@ -219,6 +230,9 @@ def test_the_variants_in_t5s_table_2_have_the_stated_parameters() -> None:
         ("albert", "albert"),
         ("bert", "bert"),
         ("electra", "electra"),
+        ("gemma", "gemma"),
+        ("gemma2", "gemma2"),
+        ("gemma3", "gemma3_text"),
         ("gpt2", "gpt2"),
         ("gptneo", "gpt_neo"),
         ("llama", "llama"),

@@ -1,6 +1,6 @@
 """Weights from and to other code bases. A model type of Transformers is one declaration and one entry here."""
 
-from t5x_lite.convert import bert, gpt, llama, qwen, qwen_moe, t5
+from t5x_lite.convert import bert, gemma, gpt, llama, qwen, qwen_moe, t5
 from t5x_lite.convert.model_type import ModelType
 
 _MODEL_TYPES = (
@@ -22,6 +22,9 @@ _MODEL_TYPES = (
     qwen.QWEN2,
     qwen.QWEN3,
     qwen_moe.QWEN3_MOE,
+    gemma.GEMMA,
+    gemma.GEMMA2,
+    gemma.GEMMA3,
 )
 MODEL_TYPES: dict[str, ModelType] = {model_type.name: model_type for model_type in _MODEL_TYPES}
 """Model types of Hugging Face Transformers by name. A model is exported as the first one that can hold it."""

@@ -32,8 +32,15 @@ def _sublayer_norm(x: Float[Array, "b l d"], norm: Norm, sublayer: Sublayer) -> 
     return x + norm(sublayer(x))
 
 
-RESIDUALS = {"pre": _pre_norm, "post": _post_norm, "sublayer": _sublayer_norm}
+RESIDUALS = {"pre": _pre_norm, "post": _post_norm, "sublayer": _sublayer_norm, "sandwich": _pre_norm}
 """Ways to combine a sublayer, its norm and the residual stream, by `model.norm_place`."""
+
+
+def _output_norm(config: ModelConfig) -> Norm | None:
+    """Return a norm for a sublayer's output; None where its input alone has one."""
+    if config.norm_place != "sandwich":
+        return None
+    return Norm(config.norm, ("embed", config.embed))
 
 
 @jax.tree_util.register_dataclass
@@ -51,6 +58,8 @@ class EncoderOutput:
 class Block(nnx.Module):
     """Self-attention, cross-attention after an encoder, and a feed-forward, each with a norm and a residual connection.
 
+    With sandwich norms each sublayer has two: before it, and on its output (Ding et al. 2021, §2.2; Gemma 2).
+
     Attributes:
         adapters: modules that an adaptation method has added after sublayers, by the name of the sublayer
             (`attention`, `feedforward`); None in a plain model.
@@ -61,7 +70,7 @@ class Block(nnx.Module):
         self.norm_place = config.norm_place
         self.dropout = config.dropout
         self.attention_norm = Norm(config.norm, embed)
-        self.attention = Attention(config, layer.attention, rngs=rngs)
+        self.attention = Attention(config, layer.attention, positions=layer.positions, rngs=rngs)
         self.feedforward_norm = Norm(config.norm, embed)
         settings = config.feedforward_of(layer)
         self.feedforward: MixtureOfExperts | FeedForward
@@ -71,11 +80,15 @@ class Block(nnx.Module):
             self.feedforward = FeedForward(config, settings, config.mlp, rngs=rngs)
         self.has_experts = isinstance(settings, MoE)
         self.adapters: nnx.Dict | None = nnx.data(None)
+        self.attention_output_norm = _output_norm(config)
+        self.feedforward_output_norm = _output_norm(config)
         if has_cross:
             self.cross_norm: Norm | None = Norm(config.norm, embed)
+            self.cross_output_norm = _output_norm(config)
             self.cross_attention: Attention | None = Attention(config, Dense(), is_cross=True, rngs=rngs)
         else:
             self.cross_norm = None
+            self.cross_output_norm = None
             self.cross_attention = None
 
     def __call__(
@@ -114,6 +127,8 @@ class Block(nnx.Module):
             if cache is not None:
                 source, source_context, updated_cache = update_cache(cache, source, context)
             y = self.attention(y, source, source_context, keys[0])
+            if self.attention_output_norm is not None:
+                y = self.attention_output_norm(y)
             return self._adapt("attention", dropout(y, self.dropout, keys[1]))
 
         def cross_attention(y: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
@@ -126,6 +141,8 @@ class Block(nnx.Module):
                 assert encoder_output.states is not None
                 source = self.cross_attention.keys_values(encoder_output.states, cross_context)
             y = self.cross_attention(y, source, cross_context, keys[2])
+            if self.cross_output_norm is not None:
+                y = self.cross_output_norm(y)
             return dropout(y, self.dropout, keys[3])
 
         def feed_forward(y: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
@@ -133,6 +150,8 @@ class Block(nnx.Module):
                 y = self.feedforward(y, context.queries.segment_ids > 0, keys[4])
             else:
                 y = self.feedforward(y, keys[4])
+            if self.feedforward_output_norm is not None:
+                y = self.feedforward_output_norm(y)
             return self._adapt("feedforward", dropout(y, self.dropout, keys[5]))
 
         x = residual(x, self.attention_norm, self_attention)

@@ -9,11 +9,12 @@ from typing import Annotated, Any, Literal
 from pydantic import SerializerFunctionWrapHandler, Strict, model_serializer, model_validator
 
 from t5x_lite.models.attention.kinds import ATTENTION, AttentionKind, Dense
+from t5x_lite.models.derived_sizes import derived_sizes, whole_number
 from t5x_lite.models.experts.config import Dropless, MoE
 from t5x_lite.models.feedforward.config import EXPERT_FEEDFORWARDS, GLU, MLP, DenseFeedForward
 from t5x_lite.models.initializers import INITIALIZERS, Initializer, MaximalUpdate, NormalInit
 from t5x_lite.models.normalization import NORMS, LayerNorm, RMSNorm
-from t5x_lite.models.positions import POSITIONS, Learned, PositionEncoding
+from t5x_lite.models.positions import POSITIONS, Learned, NoPositions, PositionEncoding, Rotary
 from t5x_lite.schema import Config, Int, OneOf, setting
 
 START_TOKEN = 0
@@ -23,6 +24,12 @@ SPAN_POSITIONS = 20
 
 FEEDFORWARDS: dict[str, type[Config]] = EXPERT_FEEDFORWARDS | {"moe": MoE}
 LAYER_FEEDFORWARDS: dict[str, type[Config]] = {"dense": DenseFeedForward, **FEEDFORWARDS}
+
+LAYER_POSITIONS: dict[str, type[PositionEncoding]] = {"rotary": Rotary, "none": NoPositions}
+"""Position encodings that may differ from layer to layer: they have no parameters and add no bias."""
+
+LONGEST_PERIOD = 512
+"""Layers of the longest pattern: each of them is compiled on its own."""
 
 RematPolicy = Literal["none", "full", "dots", "dots_no_batch", "offload"]
 Family = Literal["decoder", "encoder", "encoder_decoder", "electra"]
@@ -35,6 +42,9 @@ class LayerConfig(Config):
     attention: Annotated[AttentionKind, OneOf(ATTENTION)] = setting(Dense(), "which keys a query may attend to")
     feedforward: Annotated[MLP | GLU | MoE | DenseFeedForward | None, OneOf(LAYER_FEEDFORWARDS)] = setting(
         None, "this layer's feed-forward; null takes `model.feedforward`, dense the same without experts"
+    )
+    positions: Annotated[Rotary | NoPositions | None, OneOf(LAYER_POSITIONS)] = setting(
+        None, "how this layer rotates queries and keys; null takes `model.positions`", source="Gemma 3, §2"
     )
 
 
@@ -90,8 +100,10 @@ class ModelConfig(Config):
     embedding_norm: bool = setting(False, "normalise the sum of the embeddings", source="BERT's code")
     positions: Annotated[PositionEncoding, OneOf(POSITIONS)] = setting(Learned(), "how a token knows its position")
     norm: Annotated[LayerNorm | RMSNorm, OneOf(NORMS)] = setting(LayerNorm(), "normalisation of the residual stream")
-    norm_place: Literal["pre", "post", "sublayer"] = setting(
-        "pre", "before each sublayer; after each residual addition (BERT); or on each sublayer's output (OLMo 2)"
+    norm_place: Literal["pre", "post", "sublayer", "sandwich"] = setting(
+        "pre",
+        "before each sublayer; after each residual addition (BERT); on each sublayer's output (OLMo 2); or both before "
+        "a sublayer and on its output (sandwich, Gemma 2)",
     )
     query_key_norm: Literal["none", "head", "width"] = setting(
         "none", "normalise queries and keys per head, or over all heads at once", source="Dehghani 2023, §2; OLMo 2"
@@ -99,9 +111,12 @@ class ModelConfig(Config):
     attention_scale: float | None = setting(
         None, "factor on scores; null is 1/sqrt(head_dim), T5 and GPT-Neo have 1", gt=0
     )
+    attention_softcap: float | None = setting(
+        None, "scores become cap·tanh(scores / cap) before the softmax", gt=0, source="Gemma 2, §2"
+    )
     feedforward: Annotated[MLP | GLU | MoE, OneOf(FEEDFORWARDS)] = setting(MLP(), "the position-wise sublayer")
     pattern: Annotated[tuple[LayerConfig, ...], Strict(False)] = setting(
-        (LayerConfig(),), "layers of one period; repeated until there are `layers`", min_length=1
+        (LayerConfig(),), "layers that repeat until there are `layers`; the last repeat may be cut short", min_length=1
     )
     shared_layers: bool = setting(False, "one period's weights serve all repeats of a group", source="ALBERT, §3.1")
     shared_groups: Int = setting(
@@ -156,21 +171,21 @@ class ModelConfig(Config):
         if not isinstance(values, Mapping):
             return values
         sizes = dict(values)
-        layers, embed, heads = (_whole_number(sizes.get(name)) for name in ("layers", "embed", "heads"))
+        layers, embed, heads = (whole_number(sizes.get(name)) for name in ("layers", "embed", "heads"))
         if embed is not None and heads and embed % heads and sizes.get("head_dim") is None:
             raise ValueError(f"embed {embed} is not a multiple of heads {heads}; change one of them or give `head_dim`")
         if sizes.get("decoder_layers") is not None and sizes.get("family") != "encoder_decoder":
             raise ValueError("decoder_layers is for encoder_decoder")
-        for name, size in _derived_sizes(layers, embed, heads).items():
+        for name, size in derived_sizes(layers, embed, heads).items():
             if sizes.get(name) is None:
                 sizes[name] = size
         return sizes
 
     @model_serializer(mode="wrap")
-    def _leave_out_derived_sizes(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _leave_outderived_sizes(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Write null for sizes that follow from others, so that overrides of the others change them too."""
         values = dump(self)
-        for name, size in _derived_sizes(self.layers, self.embed, self.heads).items():
+        for name, size in derived_sizes(self.layers, self.embed, self.heads).items():
             if values.get(name) == size:
                 values[name] = None
         return values
@@ -181,10 +196,17 @@ class ModelConfig(Config):
             yield f"heads {self.heads} is not a multiple of kv_heads {self.kv_heads}"
         yield from self.positions.model_problems(self)
         for name, layers in (("layers", self.layers), ("decoder_layers", self.decoder_layers)):
-            if layers % len(self.pattern):
+            if layers % len(self.pattern) and (self.shared_layers or self.layers != self.decoder_layers):
                 yield f"{name} {layers} is not a multiple of the pattern's {len(self.pattern)} layers"
+        if len(self.period) > LONGEST_PERIOD:
+            yield f"{len(self.period)} layers without a repeat; patterns of up to {LONGEST_PERIOD} can be compiled"
         for layer in self.pattern:
             yield from layer.attention.model_problems(self)
+            if layer.positions is not None:
+                yield from layer.positions.model_problems(self)
+        has_layer_positions = any(layer.positions is not None for layer in self.pattern)
+        if has_layer_positions and not isinstance(self.positions, Rotary | NoPositions):
+            yield "positions of layers of the pattern are for a model whose own are rotary or none"
         yield from self._sharing_problems()
         yield from self._expert_problems()
         yield from self._family_problems()
@@ -209,7 +231,7 @@ class ModelConfig(Config):
         if self.generator is not None:
             depths["generator.layers"] = self.generator.layers
         for name, layers in depths.items():
-            repeats = layers // len(self.pattern)
+            repeats = layers // len(self.period)
             if repeats % self.shared_groups:
                 yield f"{name}: {repeats} repeats of the pattern cannot be cut into {self.shared_groups} equal groups"
 
@@ -264,7 +286,7 @@ class ModelConfig(Config):
         if self.generator is not None:
             depths["generator.layers"] = self.generator.layers
         for name, layers in depths.items():
-            repeats = layers // len(self.pattern)
+            repeats = layers // len(self.period)
             description = f"{repeats} repeats of the pattern"
             if self.shared_layers:
                 description = "one layer for all"
@@ -281,13 +303,23 @@ class ModelConfig(Config):
     @property
     def max_length(self) -> int | None:
         """Return the longest row that the positions can serve; None: any."""
-        return self.positions.max_length
+        encodings = [self.positions, *(layer.positions for layer in self.pattern if layer.positions is not None)]
+        limits = [encoding.max_length for encoding in encodings if encoding.max_length is not None]
+        return min(limits, default=None)
+
+    @property
+    def period(self) -> tuple[LayerConfig, ...]:
+        """Return the layers that repeat: the pattern, or all layers where it does not divide them."""
+        if self.layers % len(self.pattern) == 0:
+            return self.pattern
+        repeats = self.layers // len(self.pattern) + 1
+        return (self.pattern * repeats)[: self.layers]
 
     @property
     def mixtures(self) -> tuple[MoE, ...]:
         """Return the Mixture-of-Experts layers of one period."""
         mixtures = []
-        for layer in self.pattern:
+        for layer in self.period:
             feedforward = self.feedforward_of(layer)
             if isinstance(feedforward, MoE):
                 mixtures.append(feedforward)
@@ -347,29 +379,3 @@ class ModelConfig(Config):
                 "output_bias": True,
             }
         )
-
-
-def _derived_sizes(layers: int | None, embed: int | None, heads: int | None) -> dict[str, int]:
-    """Return the sizes that follow from those that are known."""
-    sizes = {}
-    if layers is not None:
-        sizes["decoder_layers"] = layers
-    if heads is not None:
-        sizes["kv_heads"] = heads
-    if embed is not None:
-        sizes["embedding"] = embed
-        sizes["mlp"] = 4 * embed
-    if embed is not None and heads:
-        sizes["head_dim"] = embed // heads
-    return sizes
-
-
-def _whole_number(value: Any) -> int | None:
-    """Return a whole number as an int, and None for anything else."""
-    if isinstance(value, bool):
-        return None
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if isinstance(value, int):
-        return value
-    return None

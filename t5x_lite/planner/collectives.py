@@ -34,7 +34,7 @@ def required_collectives(workload: Workload) -> list[Collective]:
     other_weights = workload.spec.parameters - expert_weights
     weights = (other_weights + expert_weights / sizes["expert"]) / weight_shards
     moe_copies = sum(_copies_per_token(moe) for moe in model.mixtures)
-    routed_copies = moe_copies * model.layers / len(model.pattern) / sizes["pipeline"]
+    routed_copies = moe_copies * model.layers / len(model.period) / sizes["pipeline"]
 
     tokens = workload.tokens_per_device * microbatches
     layers = workload.layers_per_device
