@@ -58,6 +58,17 @@ PUBLISHED = {
     "olmo2/7b": 7.3e9,
     "olmo2/13b": 13.7e9,
     "olmo2/32b": 32.2e9,
+    # Released checkpoints of Qwen 2.5 and SmolLM.
+    "qwen2.5/0.5b": 494_032_768,
+    "qwen2.5/1.5b": 1_543_714_304,
+    "qwen2.5/3b": 3_085_938_688,
+    "qwen2.5/7b": 7_615_616_512,
+    "qwen2.5/14b": 14_770_033_664,
+    "qwen2.5/32b": 32_763_876_352,
+    "qwen2.5/72b": 72_706_203_648,
+    "smollm/135m": 134_515_008,
+    "smollm/360m": 361_821_120,
+    "smollm/1.7b": 1_711_376_384,
     # Released checkpoints of Gemma 1 and 2.
     "gemma/2b": 2_506_172_416,
     "gemma/7b": 8_537_680_896,
@@ -97,6 +108,12 @@ PUBLISHED = {
     "bert/large": 340e6,
     "roberta/base": 125e6,
     "roberta/large": 355e6,
+    # Sanh et al. 2019, Table 3.
+    "distilbert/base": 66e6,
+    # Released checkpoints with the output for masked tokens.
+    "bert/multilingual": 178.6e6,
+    "xlm_roberta/base": 278.3e6,
+    "xlm_roberta/large": 560.1e6,
     "albert/base": 12e6,
     "albert/large": 18e6,
     "albert/xlarge": 60e6,
@@ -229,6 +246,7 @@ def test_the_variants_in_t5s_table_2_have_the_stated_parameters() -> None:
     [
         ("albert", "albert"),
         ("bert", "bert"),
+        ("distilbert", "distilbert"),
         ("electra", "electra"),
         ("gemma", "gemma"),
         ("gemma2", "gemma2"),
@@ -241,7 +259,9 @@ def test_the_variants_in_t5s_table_2_have_the_stated_parameters() -> None:
         ("mixtral", "mixtral"),
         ("olmo2", "olmo2"),
         ("opt", "opt"),
+        ("qwen2.5", "qwen2"),
         ("roberta", "roberta"),
+        ("smollm", "llama"),
         ("t5", "t5"),
         ("t5_1_1", "t5"),
         ("umt5", "umt5"),

@@ -1,6 +1,6 @@
 """Weights from and to other code bases. A model type of Transformers is one declaration and one entry here."""
 
-from t5x_lite.convert import bert, gemma, gpt, llama, qwen, qwen_moe, t5
+from t5x_lite.convert import bert, distilbert, gemma, gpt, llama, qwen, qwen_moe, t5, xlm_roberta
 from t5x_lite.convert.model_type import ModelType
 
 _MODEL_TYPES = (
@@ -8,8 +8,10 @@ _MODEL_TYPES = (
     t5.MT5,
     t5.UMT5,
     t5.SWITCH,
+    distilbert.DISTILBERT,
     bert.BERT,
     bert.ROBERTA,
+    xlm_roberta.XLM_ROBERTA,
     bert.ALBERT,
     bert.ELECTRA,
     gpt.GPT2,

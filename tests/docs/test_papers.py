@@ -19,5 +19,5 @@ def test_every_named_file_exists() -> None:
 
 def test_every_family_of_a_published_size_has_a_paper() -> None:
     families = {name.split("/")[0] for name in PUBLISHED.keys() | RECOUNTED.keys()}
-    mapped = set(re.findall(r"`configs/(\w+)/", "\n".join(ROWS)))
+    mapped = set(re.findall(r"`configs/([\w.]+)/", "\n".join(ROWS)))
     assert families <= mapped

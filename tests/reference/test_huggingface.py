@@ -35,6 +35,7 @@ SLOW_MODELS = {
     "Llama 3.1, context",
     "Llama, YaRN, context",
     "Llama, dynamic",
+    "XLM-R",
     "Qwen3-MoE, one expert",
 }
 """Variants of models that other tests compare too."""

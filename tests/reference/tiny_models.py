@@ -83,6 +83,11 @@ def build_llama(name: str, **settings: Setting) -> PreTrainedModel:
     return getattr(transformers, f"{name.removesuffix('Text')}ForCausalLM")(config)
 
 
+def build_distilbert() -> PreTrainedModel:
+    sizes = {"vocab_size": VOCAB, "dim": EMBED, "hidden_dim": 48, "n_layers": 2, "n_heads": 4}
+    return transformers.DistilBertForMaskedLM(transformers.DistilBertConfig(**sizes, max_position_embeddings=40))
+
+
 LLAMA3_ROPE = {
     "rope_type": "llama3",
     "rope_theta": 5e5,
@@ -175,6 +180,8 @@ TINY_MODELS = {
     "BERT": TinyModel("masked, next sentence", partial(build_encoder, "Bert", "PreTraining")),
     "BERT, MLM alone": TinyModel("masked", partial(build_encoder, "Bert", "MaskedLM")),
     "RoBERTa": TinyModel("masked", partial(build_encoder, "Roberta", "MaskedLM", type_vocab_size=1)),
+    "XLM-R": TinyModel("masked", partial(build_encoder, "XLMRoberta", "MaskedLM", type_vocab_size=1)),
+    "DistilBERT": TinyModel("masked", build_distilbert),
     "ALBERT": TinyModel("masked, sentence order", partial(build_encoder, "Albert", "PreTraining", embedding_size=16)),
     "ALBERT, groups": TinyModel("masked", partial(build_encoder, "Albert", "MaskedLM", **ALBERT_GROUPS)),
     "ELECTRA generator": TinyModel("masked", partial(build_encoder, "Electra", "MaskedLM", embedding_size=16)),
