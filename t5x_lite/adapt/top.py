@@ -28,7 +28,7 @@ class Top(AdaptationMethod):
         layers = model.layers
         if stack.startswith("decoder"):
             layers = model.decoder_layers
-        period = len(model.pattern)
+        period = len(model.period)
         place = int(path.partition(".")[0])
         # Repeat r of this place is layer r * period + place: the first r among the last layers.
         first = max(-(-(layers - self.layers - place) // period), 0)

@@ -24,7 +24,7 @@ class Unfreeze(AdaptationMethod):
         layers = model.layers
         if stack.startswith("decoder"):
             layers = model.decoder_layers
-        period = len(model.pattern)
+        period = len(model.period)
         if is_in_stack and not model.shared_layers:
             place = int(path.partition(".")[0])
             depth = layers - (np.arange(layers // period) * period + place)

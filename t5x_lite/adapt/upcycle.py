@@ -49,8 +49,8 @@ def _restacked(name: str, old: NamedArrays, models: ModelPair) -> Array | None:
     """Return an array of the layers at one place of a pattern, from a stack whose pattern may have another length."""
     import jax.numpy as jnp
 
-    old_period = len(models.old.pattern)
-    period = len(models.new.pattern)
+    old_period = len(models.old.period)
+    period = len(models.new.period)
     stack, is_in_stack, path = name.partition(".layers.")
     if not is_in_stack or period == old_period:
         return old.get(name)

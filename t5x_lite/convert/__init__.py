@@ -1,6 +1,18 @@
 """Weights from and to other code bases. A model type of Transformers is one declaration and one entry here."""
 
-from t5x_lite.convert import bert, eurobert, gpt, llama, megatron_bert, qwen, qwen_moe, t5
+from t5x_lite.convert import (
+    bert,
+    distilbert,
+    eurobert,
+    gemma,
+    gpt,
+    llama,
+    megatron_bert,
+    qwen,
+    qwen_moe,
+    t5,
+    xlm_roberta,
+)
 from t5x_lite.convert.model_type import ModelType
 
 _MODEL_TYPES = (
@@ -8,8 +20,10 @@ _MODEL_TYPES = (
     t5.MT5,
     t5.UMT5,
     t5.SWITCH,
+    distilbert.DISTILBERT,
     bert.BERT,
     bert.ROBERTA,
+    xlm_roberta.XLM_ROBERTA,
     bert.ALBERT,
     bert.ELECTRA,
     megatron_bert.MEGATRON_BERT,
@@ -24,6 +38,9 @@ _MODEL_TYPES = (
     qwen.QWEN2,
     qwen.QWEN3,
     qwen_moe.QWEN3_MOE,
+    gemma.GEMMA,
+    gemma.GEMMA2,
+    gemma.GEMMA3,
 )
 MODEL_TYPES: dict[str, ModelType] = {model_type.name: model_type for model_type in _MODEL_TYPES}
 """Model types of Hugging Face Transformers by name. A model is exported as the first one that can hold it."""

@@ -115,10 +115,9 @@ ACTIVATION = Transform(read_activation, write_activation)
 
 
 def shortest_period(kinds: list[str]) -> list[str]:
-    """Return the shortest list that gives `kinds` when it is repeated."""
+    """Return the shortest list that gives `kinds` when it is repeated; the last repeat may be cut short."""
     for length in range(1, len(kinds)):
-        repeats = len(kinds) // length
-        if kinds == kinds[:length] * repeats:
+        if kinds[length:] == kinds[:-length]:
             return kinds[:length]
     return kinds
 
@@ -136,7 +135,7 @@ def layers_and_window(model: ModelConfig, dense: str, local: str) -> tuple[list[
     """
     names = []
     windows = set()
-    for layer in model.pattern:
+    for layer in model.period:
         if isinstance(layer.attention, Local):
             names.append(local)
             windows.add(layer.attention.window)

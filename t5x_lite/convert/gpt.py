@@ -104,7 +104,7 @@ def _read_attention_types(source: ForeignModel, settings: Settings) -> None:
 
 def _write_attention_types(model: ModelConfig, config: ForeignConfig) -> None:
     layers, window = layers_and_window(model, dense="global", local="local")
-    period = len(model.pattern)
+    period = len(model.period)
     config["attention_types"] = [[layers[:period], model.layers // period]]
     config["attention_layers"] = layers
     config["window_size"] = window or DEFAULT_WINDOW

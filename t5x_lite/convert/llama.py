@@ -1,8 +1,5 @@
 """Llama 1 to 3, Mistral, Mixtral and OLMo 2 in Hugging Face's format."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from t5x_lite.convert.config_table import (
     ACTIVATION,
     SIZE_FIELDS,
@@ -10,18 +7,14 @@ from t5x_lite.convert.config_table import (
     Field,
     ForeignConfig,
     ForeignModel,
-    MissingComponent,
     Rule,
     Settings,
-    require_field,
 )
 from t5x_lite.convert.model_type import OUTPUT_MATRIX, TIED_OUTPUT, Architecture, ModelType
+from t5x_lite.convert.rope import ROTARY
 from t5x_lite.convert.weight_map import Modules, StackModules, WeightTable
-from t5x_lite.errors import UserError
 from t5x_lite.models.attention.kinds import Local
 from t5x_lite.models.config import ModelConfig
-from t5x_lite.models.positions.rotary import Rotary
-from t5x_lite.models.positions.stretches import STRETCHES, DynamicStretch
 
 # Configs: what takes more than one field to convert.
 
@@ -33,89 +26,6 @@ def _drop_default_head_dim(source: ForeignModel, settings: Settings) -> None:
 
 
 HEAD_DIM = Rule(("head_dim",), read=_drop_default_head_dim)
-
-ORIGINAL_LENGTH = "original_max_position_embeddings"
-STRETCH_FIELDS: dict[str, dict[str, str]] = {
-    "default": {},
-    "linear": {"factor": "factor"},
-    "dynamic": {"factor": "factor"},
-    "llama3": {
-        "factor": "factor",
-        "low_freq_factor": "low",
-        "high_freq_factor": "high",
-        ORIGINAL_LENGTH: "original_length",
-    },
-    "yarn": {
-        "factor": "factor",
-        ORIGINAL_LENGTH: "original_length",
-        "beta_fast": "fast",
-        "beta_slow": "slow",
-        "attention_factor": "attention_factor",
-        "truncate": "whole_pairs",
-    },
-}
-"""For each rope_type the fields of `rope_parameters`, and ours of `positions.rotary.stretch` of the same name."""
-OPTIONAL_STRETCH_FIELDS = {"beta_fast", "beta_slow", "attention_factor", "truncate"}
-ORIGINAL_LENGTH_TYPES = {"dynamic", "llama3", "yarn"}
-"""Types with an original length. Where `rope_parameters` lacks it, it is `max_position_embeddings`."""
-IGNORED_ROPE_FIELDS = {"rope_theta", "rope_type", "type"}
-
-
-def _read_rotary(source: ForeignModel, settings: Settings) -> None:
-    rope = _find_rope_parameters(source.config)
-    rope_type = rope.get("rope_type", rope.get("type", "default"))
-    if rope_type not in STRETCH_FIELDS:
-        raise UserError(f"rope_type {rope_type!r} is not supported; supported are {', '.join(STRETCH_FIELDS)}")
-    fields = STRETCH_FIELDS[rope_type]
-    stretch = {}
-    for name, value in rope.items():
-        if value is None or name in IGNORED_ROPE_FIELDS:
-            continue
-        if name in fields:
-            stretch[fields[name]] = value
-        elif name != "partial_rotary_factor" or value != 1:
-            raise UserError(f"rope_parameters.{name}={value!r} is not supported for rope_type {rope_type}")
-    if rope_type in ORIGINAL_LENGTH_TYPES and "original_length" not in stretch:
-        stretch["original_length"] = require_field(source.config, "max_position_embeddings")
-    for name in fields.keys() - OPTIONAL_STRETCH_FIELDS - {ORIGINAL_LENGTH}:
-        require_field(rope, name)
-    rotary: Settings = {"theta": float(rope["rope_theta"])}
-    if rope_type != "default":
-        rotary["stretch"] = {rope_type: stretch}
-    settings["positions"] = {"rotary": rotary}
-
-
-def _find_rope_parameters(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the parameters of rotary positions.
-
-    Newer configs have them all in `rope_parameters`, older ones in `rope_theta` and `rope_scaling`.
-    """
-    theta = config.get("rope_theta", 10000.0)
-    parameters = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    return {"rope_theta": theta, **parameters}
-
-
-def _write_rotary(model: ModelConfig, config: ForeignConfig) -> None:
-    if not isinstance(model.positions, Rotary):
-        raise MissingComponent("positions.rotary.theta")
-    rope: dict[str, object] = {"rope_theta": model.positions.theta, "rope_type": "default"}
-    stretch = model.positions.stretch
-    if stretch is not None:
-        (rope_type,) = (name for name, kind in STRETCHES.items() if type(stretch) is kind)
-        rope["rope_type"] = rope_type
-        for name, ours in STRETCH_FIELDS[rope_type].items():
-            value = getattr(stretch, ours)
-            is_default = name in OPTIONAL_STRETCH_FIELDS and value == type(stretch).model_fields[ours].default
-            if not is_default:
-                rope[name] = value
-    if isinstance(stretch, DynamicStretch):
-        config["max_position_embeddings"] = stretch.original_length
-    config["rope_parameters"] = rope
-
-
-ROTARY = Rule(
-    ("rope_parameters", "rope_theta", "rope_scaling", "max_position_embeddings"), read=_read_rotary, write=_write_rotary
-)
 
 
 def read_attention(window: object) -> str | Settings:

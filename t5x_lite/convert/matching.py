@@ -101,7 +101,10 @@ def _compare(model: ModelConfig, model_type: ModelType) -> Comparison:
             component, *kinds = error.setting.split(".")
             if component not in COMPONENTS or not kinds:
                 return Comparison({error.setting: ("missing", "a value")}, is_complete=False)
-            nearest = _replace_component(nearest, component, kinds[0])
+            try:
+                nearest = _replace_component(nearest, component, kinds[0])
+            except ValidationError:  # the model's other settings need its component
+                return Comparison({error.setting: ("missing", "a value")}, is_complete=False)
         except (UserError, ValidationError) as error:
             reason = str(error).splitlines()[0]
             return Comparison({"model": ("as it is", f"what can be written ({reason})")}, is_complete=False)
@@ -133,10 +136,11 @@ def _list_differences(model: ModelConfig, other: ModelConfig) -> dict[str, Diffe
     """Return the settings that differ in what a trained model computes, with both values."""
     settings = unflatten_names(resolve_settings(model))
     other_settings = unflatten_names(resolve_settings(other))
-    period = math.lcm(len(model.pattern), len(other.pattern))
+    compared_layers = min(math.lcm(len(model.pattern), len(other.pattern)), model.layers)
     for compared in (settings, other_settings):
-        repeats = period // len(compared["pattern"])
-        compared["pattern"] = dict(enumerate(compared["pattern"] * repeats))
+        repeats = math.ceil(compared_layers / len(compared["pattern"]))
+        layers = compared["pattern"] * repeats
+        compared["pattern"] = dict(enumerate(layers[:compared_layers]))
     return dict(_differences(settings, other_settings, ""))
 
 

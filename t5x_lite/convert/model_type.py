@@ -33,7 +33,7 @@ TIED_OUTPUT = Rule(("tie_word_embeddings",), read=_read_tied, write=_write_tied)
 """The stored tensors, not the config, tell whether the output matrix is tied to the token embedding."""
 
 
-HEAD_PREFIXES = ("lm_head", "cls.", "predictions.", "sop_classifier.", "generator_", "discriminator_")
+HEAD_PREFIXES = ("lm_head", "cls.", "predictions.", "sop_classifier.", "generator_", "discriminator_", "vocab_")
 """First parts of the names of modules outside the base model that predict what it was pretrained on."""
 MODULES_WITHOUT_PREFIX = (*HEAD_PREFIXES, *TASK_HEADS)
 """First parts of the names of modules outside the base model; they never have its prefix."""

@@ -90,7 +90,7 @@ def _write_experts(model: ModelConfig, config: ForeignConfig) -> None:
     config["norm_topk_prob"] = isinstance(moe.router, TopK)
     config["router_aux_loss_coef"] = moe.router.balance
     kinds = []
-    for layer in model.pattern:
+    for layer in model.period:
         kinds.append(EXPERTS if isinstance(model.feedforward_of(layer), MoE) else DENSE)
     kinds *= model.layers // len(kinds)
     config.update(_write_kinds_of_layers(kinds))

@@ -125,7 +125,7 @@ def _layers_to_run(model: EvaluationModel, layer: int | None) -> int | None:
     number = layer
     if layer < 0:
         number = last + 1 + layer
-    period = len(config.pattern)
+    period = len(config.period)
     if not 1 <= number <= last or number % period:
         raise UserError(f"layer {layer}: the model has {last} layers, in repeats of {period}")
     return None if number == last else number
@@ -181,7 +181,7 @@ def _compute_states(
 
 def _keep_first_layers(stack: Stack, layers: int) -> None:
     """Remove the layers after the first `layers` from a stack, and its final norm."""
-    repeats = layers // len(stack.config.pattern)
+    repeats = layers // len(stack.config.period)
     passes = math.gcd(stack.passes, repeats)
     weights_used = np.arange(0, repeats, passes) // stack.passes
     graph, weights = nnx.split(stack.layers)

@@ -39,8 +39,15 @@ def _without_residual(x: Float[Array, "b l d"], norm: Norm, sublayer: Sublayer) 
     return sublayer(norm(x))
 
 
-RESIDUALS = {"pre": _pre_norm, "post": _post_norm, "sublayer": _sublayer_norm}
+RESIDUALS = {"pre": _pre_norm, "post": _post_norm, "sublayer": _sublayer_norm, "sandwich": _pre_norm}
 """Ways to combine a sublayer, its norm and the residual stream, by `model.norm_place`."""
+
+
+def _output_norm(config: ModelConfig) -> Norm | None:
+    """Return a norm for a sublayer's output; None where its input alone has one."""
+    if config.norm_place != "sandwich":
+        return None
+    return Norm(config.norm, ("embed", config.embed))
 
 
 def self_attention(
@@ -72,6 +79,8 @@ class EncoderOutput:
 class Block(nnx.Module):
     """A sequence mixer, cross-attention after an encoder, a feed-forward, each with a norm and a residual connection.
 
+    With sandwich norms each sublayer has two: before it, and on its output (Ding et al. 2021, §2.2; Gemma 2).
+
     Attributes:
         attention: the mixer, if it is self-attention; else None, and `mixer` is.
         attention_norm: the norm of the mixer, of whatever kind that is.
@@ -89,7 +98,7 @@ class Block(nnx.Module):
             self.attention: Attention | None = None
             self.mixer: MixerModule | None = MixerModule(config, layer.mixer, rngs=rngs)
         else:
-            self.attention = Attention(config, layer.attention, rngs=rngs)
+            self.attention = Attention(config, layer.attention, positions=layer.positions, rngs=rngs)
             self.mixer = None
         settings = config.feedforward_of(layer)
         self.feedforward: MixtureOfExperts | FeedForward | None
@@ -104,11 +113,15 @@ class Block(nnx.Module):
             self.feedforward = FeedForward(config, settings, config.mlp, rngs=rngs)
         self.has_experts = isinstance(settings, MoE)
         self.adapters: nnx.Dict | None = nnx.data(None)
+        self.attention_output_norm = _output_norm(config)
+        self.feedforward_output_norm = None if self.feedforward is None else _output_norm(config)
         if has_cross:
             self.cross_norm: Norm | None = Norm(config.norm, embed)
+            self.cross_output_norm = _output_norm(config)
             self.cross_attention: Attention | None = Attention(config, Dense(), is_cross=True, rngs=rngs)
         else:
             self.cross_norm = None
+            self.cross_output_norm = None
             self.cross_attention = None
 
     def __call__(
@@ -148,6 +161,8 @@ class Block(nnx.Module):
                 assert self.mixer is not None
                 assert not isinstance(cache, CacheSlice)
                 y, updated_cache = self.mixer(y, context.queries.segment_ids, cache, keys[0])
+            if self.attention_output_norm is not None:
+                y = self.attention_output_norm(y)
             return self._adapt("attention", self._drop(y, keys[1]))
 
         def cross_attention(y: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
@@ -160,6 +175,8 @@ class Block(nnx.Module):
                 assert encoder_output.states is not None
                 source = self.cross_attention.keys_values(encoder_output.states, cross_context)
             y = self.cross_attention(y, source, cross_context, keys[2])
+            if self.cross_output_norm is not None:
+                y = self.cross_output_norm(y)
             return self._drop(y, keys[3])
 
         def feed_forward(y: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
@@ -167,6 +184,8 @@ class Block(nnx.Module):
                 y = self.feedforward(y, context.queries.segment_ids > 0, keys[4])
             elif self.feedforward is not None:
                 y = self.feedforward(y, keys[4])
+            if self.feedforward_output_norm is not None:
+                y = self.feedforward_output_norm(y)
             return self._adapt("feedforward", self._drop(y, keys[5]))
 
         x = self.residual(x, self.attention_norm, mix)

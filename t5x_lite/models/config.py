@@ -15,7 +15,7 @@ from t5x_lite.models.feedforward.config import EXPERT_FEEDFORWARDS, GLU, MLP, De
 from t5x_lite.models.initializers import INITIALIZERS, Initializer, MaximalUpdate, NormalInit
 from t5x_lite.models.mixers import MIXERS, Mixer, SelfAttention, StateMixer
 from t5x_lite.models.normalization import NORMS, LayerNorm, NoNorm, RMSNorm
-from t5x_lite.models.positions import POSITIONS, Learned, PositionEncoding
+from t5x_lite.models.positions import POSITIONS, Learned, NoPositions, PositionEncoding, Rotary
 from t5x_lite.schema import Config, Int, OneOf, setting
 
 START_TOKEN = 0
@@ -25,6 +25,12 @@ SPAN_POSITIONS = 20
 
 FEEDFORWARDS: dict[str, type[Config]] = EXPERT_FEEDFORWARDS | {"moe": MoE, "none": NoFeedForward}
 LAYER_FEEDFORWARDS: dict[str, type[Config]] = {"dense": DenseFeedForward, **FEEDFORWARDS}
+
+LAYER_POSITIONS: dict[str, type[PositionEncoding]] = {"rotary": Rotary, "none": NoPositions}
+"""Position encodings that may differ from layer to layer: they have no parameters and add no bias."""
+
+LONGEST_PERIOD = 512
+"""Layers of the longest pattern: each of them is compiled on its own."""
 
 RematPolicy = Literal["none", "full", "dots", "dots_no_batch", "offload"]
 Family = Literal["decoder", "encoder", "encoder_decoder", "electra"]
@@ -38,6 +44,9 @@ class LayerConfig(Config):
     attention: Annotated[AttentionKind, OneOf(ATTENTION)] = setting(Dense(), "which keys a query may attend to")
     feedforward: Annotated[MLP | GLU | MoE | NoFeedForward | DenseFeedForward | None, OneOf(LAYER_FEEDFORWARDS)] = (
         setting(None, "this layer's feed-forward; null takes `model.feedforward`, dense the same without experts")
+    )
+    positions: Annotated[Rotary | NoPositions | None, OneOf(LAYER_POSITIONS)] = setting(
+        None, "how this layer rotates queries and keys; null takes `model.positions`", source="Gemma 3, §2"
     )
 
     def problems(self) -> Iterator[str]:
@@ -100,8 +109,10 @@ class ModelConfig(Config):
     norm: Annotated[LayerNorm | RMSNorm | NoNorm, OneOf(NORMS)] = setting(
         LayerNorm(), "normalisation of the residual stream"
     )
-    norm_place: Literal["pre", "post", "sublayer"] = setting(
-        "pre", "before each sublayer; after each residual addition (BERT); or on each sublayer's output (OLMo 2)"
+    norm_place: Literal["pre", "post", "sublayer", "sandwich"] = setting(
+        "pre",
+        "before each sublayer; after each residual addition (BERT); on each sublayer's output (OLMo 2); or both before "
+        "a sublayer and on its output (sandwich, Gemma 2)",
     )
     residual: bool = setting(True, "add the input of each sublayer to its output; false is for norm_place: pre")
     query_key_norm: Literal["none", "head", "width"] = setting(
@@ -110,11 +121,14 @@ class ModelConfig(Config):
     attention_scale: float | None = setting(
         None, "factor on scores; null is 1/sqrt(head_dim), T5 and GPT-Neo have 1", gt=0
     )
+    attention_softcap: float | None = setting(
+        None, "scores become cap·tanh(scores / cap) before the softmax", gt=0, source="Gemma 2, §2"
+    )
     feedforward: Annotated[MLP | GLU | MoE | NoFeedForward, OneOf(FEEDFORWARDS)] = setting(
         MLP(), "the position-wise sublayer"
     )
     pattern: Annotated[tuple[LayerConfig, ...], Strict(False)] = setting(
-        (LayerConfig(),), "layers of one period; repeated until there are `layers`", min_length=1
+        (LayerConfig(),), "layers that repeat until there are `layers`; the last repeat may be cut short", min_length=1
     )
     shared_layers: bool = setting(False, "one period's weights serve all repeats of a group", source="ALBERT, §3.1")
     shared_groups: Int = setting(
@@ -200,13 +214,20 @@ class ModelConfig(Config):
             yield f"heads {self.heads} is not a multiple of kv_heads {self.kv_heads}"
         yield from self.positions.model_problems(self)
         for name, layers in (("layers", self.layers), ("decoder_layers", self.decoder_layers)):
-            if layers % len(self.pattern):
+            if layers % len(self.pattern) and (self.shared_layers or self.layers != self.decoder_layers):
                 yield f"{name} {layers} is not a multiple of the pattern's {len(self.pattern)} layers"
         if not self.residual and self.norm_place != "pre":
             yield f"residual: false is for norm_place: pre, not {self.norm_place}"
+        if len(self.period) > LONGEST_PERIOD:
+            yield f"{len(self.period)} layers without a repeat; patterns of up to {LONGEST_PERIOD} can be compiled"
         for layer in self.pattern:
             yield from layer.attention.model_problems(self)
             yield from layer.mixer.model_problems(self)
+            if layer.positions is not None:
+                yield from layer.positions.model_problems(self)
+        has_layer_positions = any(layer.positions is not None for layer in self.pattern)
+        if has_layer_positions and not isinstance(self.positions, Rotary | NoPositions):
+            yield "positions of layers of the pattern are for a model whose own are rotary or none"
         if self.state_mixers:
             yield from self._state_mixer_problems()
         yield from self._sharing_problems()
@@ -239,7 +260,7 @@ class ModelConfig(Config):
         if self.generator is not None:
             depths["generator.layers"] = self.generator.layers
         for name, layers in depths.items():
-            repeats = layers // len(self.pattern)
+            repeats = layers // len(self.period)
             if repeats % self.shared_groups:
                 yield f"{name}: {repeats} repeats of the pattern cannot be cut into {self.shared_groups} equal groups"
 
@@ -296,7 +317,7 @@ class ModelConfig(Config):
         if self.generator is not None:
             depths["generator.layers"] = self.generator.layers
         for name, layers in depths.items():
-            repeats = layers // len(self.pattern)
+            repeats = layers // len(self.period)
             description = f"{repeats} repeats of the pattern"
             if self.shared_layers:
                 description = "one layer for all"
@@ -313,18 +334,28 @@ class ModelConfig(Config):
     @property
     def max_length(self) -> int | None:
         """Return the longest row that the positions can serve; None: any."""
-        return self.positions.max_length
+        encodings = [self.positions, *(layer.positions for layer in self.pattern if layer.positions is not None)]
+        limits = [encoding.max_length for encoding in encodings if encoding.max_length is not None]
+        return min(limits, default=None)
+
+    @property
+    def period(self) -> tuple[LayerConfig, ...]:
+        """Return the layers that repeat: the pattern, or all layers where it does not divide them."""
+        if self.layers % len(self.pattern) == 0:
+            return self.pattern
+        repeats = self.layers // len(self.pattern) + 1
+        return (self.pattern * repeats)[: self.layers]
 
     @property
     def state_mixers(self) -> tuple[StateMixer, ...]:
         """Return the mixers other than attention of one period."""
-        return tuple([layer.mixer for layer in self.pattern if isinstance(layer.mixer, StateMixer)])
+        return tuple([layer.mixer for layer in self.period if isinstance(layer.mixer, StateMixer)])
 
     @property
     def mixtures(self) -> tuple[MoE, ...]:
         """Return the Mixture-of-Experts layers of one period."""
         mixtures = []
-        for layer in self.pattern:
+        for layer in self.period:
             feedforward = self.feedforward_of(layer)
             if isinstance(feedforward, MoE):
                 mixtures.append(feedforward)

@@ -337,8 +337,11 @@ class Norm(nnx.Module):
         if isinstance(settings, LayerNorm):
             has_scale = settings.scale
             has_bias = settings.bias
+        self.offset = 0.0
+        if isinstance(settings, RMSNorm) and settings.unit_offset:
+            self.offset = 1.0
         if has_scale:
-            self.scale: Weight | None = weight(jnp.ones(shape, jnp.float32), names)
+            self.scale: Weight | None = weight(jnp.full(shape, 1 - self.offset, jnp.float32), names)
         else:
             self.scale = None
         if has_bias:
@@ -354,7 +357,7 @@ class Norm(nnx.Module):
             y = y - y.mean(self.axes, keepdims=True)
         y = y * jax.lax.rsqrt(jnp.square(y).mean(self.axes, keepdims=True) + self.epsilon)
         if self.scale is not None:
-            y = y * self.scale[...]
+            y = y * (self.offset + self.scale[...])
         if self.bias is not None:
             y = y + self.bias[...]
         return y.astype(x.dtype)

@@ -15,6 +15,9 @@ class RMSNorm(Config):
     """Scaled to unit root mean square, not centred (Zhang & Sennrich 2019)."""
 
     epsilon: float = setting(1e-6, "added to the mean square", gt=0)
+    unit_offset: bool = setting(
+        False, "the scale is 1 plus a weight that begins at 0, so that decay draws it to 1", source="Gemma's code"
+    )
 
 
 class NoNorm(Config):

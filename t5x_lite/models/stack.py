@@ -27,7 +27,15 @@ LayerActivity: TypeAlias = dict[str, RouterActivity]
 """Sums over the choices of the routers of one period, by the number of the layer in the pattern."""
 LayerCache: TypeAlias = KVCache | MixerState
 """The state of decoding of one layer: keys and values, or that of another mixer."""
-SHARED_MODULES = ("attention_norm", "attention", "mixer", "feedforward_norm", "feedforward")
+SHARED_MODULES = (
+    "attention_norm",
+    "attention",
+    "mixer",
+    "attention_output_norm",
+    "feedforward_norm",
+    "feedforward",
+    "feedforward_output_norm",
+)
 """The modules of a block that two stacks share under `model.shared_stacks`."""
 
 
@@ -116,7 +124,7 @@ class Stack(nnx.Module):
     ) -> None:
         self.config = config
         self.causal = causal
-        self.repeats = layers // len(config.pattern)
+        self.repeats = layers // len(config.period)
         self.passes = 1
         if config.shared_layers:
             self.passes = self.repeats // config.shared_groups
@@ -124,7 +132,7 @@ class Stack(nnx.Module):
         def create_period(key: PRNGKeyArray) -> nnx.Dict:
             period_rngs = nnx.Rngs(params=key)
             blocks = {}
-            for number, layer in enumerate(config.pattern):
+            for number, layer in enumerate(config.period):
                 blocks[str(number)] = Block(config, layer, has_cross=has_cross, rngs=period_rngs)
             return nnx.Dict(blocks)
 
@@ -178,7 +186,7 @@ class Stack(nnx.Module):
         """
         keys = None
         if key is not None:
-            keys = jax.random.split(key, (self.repeats, len(self.config.pattern)))
+            keys = jax.random.split(key, (self.repeats, len(self.config.period)))
         if shards("layers") > 1 and cache is None:
             x, activity = self._run_pipelined(x, context, encoder_output, keys)
         else:
@@ -199,7 +207,7 @@ class Stack(nnx.Module):
 
     def _period_body(self, context: AttentionContext, encoder_output: EncoderOutput | None) -> PeriodBody:
         """Return a function that applies the blocks of one period."""
-        period = len(self.config.pattern)
+        period = len(self.config.period)
 
         def apply_period(
             carry: Carry, blocks: nnx.Dict, inputs: LayerInputs
@@ -296,7 +304,7 @@ class Stack(nnx.Module):
 
         def period_keys_values(carry: None, blocks: nnx.Dict, inputs: None) -> tuple[None, list[KVCache]]:
             caches = []
-            for n in range(len(self.config.pattern)):
+            for n in range(len(self.config.period)):
                 cache = blocks[str(n)].cross_attention.keys_values(encoder_output.states, context)
                 caches.append(cache.swap_length_and_heads())
             return None, caches
@@ -311,7 +319,7 @@ class Stack(nnx.Module):
             return jnp.broadcast_to(array, (self.repeats, *array.shape))
 
         layers: list[LayerCache] = []
-        for layer in self.config.pattern:
+        for layer in self.config.period:
             if isinstance(layer.mixer, StateMixer):
                 layers.append(empty_state(self.config, layer.mixer, batch))
             else:

@@ -34,12 +34,12 @@ def required_collectives(workload: Workload) -> list[Collective]:
     other_weights = workload.spec.parameters - expert_weights
     weights = (other_weights + expert_weights / sizes["expert"]) / weight_shards
     moe_copies = sum(_copies_per_token(moe) for moe in model.mixtures)
-    routed_copies = moe_copies * model.layers / len(model.pattern) / sizes["pipeline"]
+    routed_copies = moe_copies * model.layers / len(model.period) / sizes["pipeline"]
 
     tokens = workload.tokens_per_device * microbatches
     layers = workload.layers_per_device
     sublayer = tokens * model.embed * width
-    recurrent_share = len(model.state_mixers) / len(model.pattern)
+    recurrent_share = len(model.state_mixers) / len(model.period)
     keys_values = (1 - recurrent_share) * 2 * model.kv_heads * model.head_dim / sizes["tensor"]
     read_by_others = keys_values + recurrent_share * model.embed
     context = tokens * read_by_others * width * sizes["context"]

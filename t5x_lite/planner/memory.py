@@ -57,7 +57,7 @@ def _mixer_values(spec: ModelSpec) -> float:
 
 def _products_per_token(model: ModelConfig, mixer_values: float, tensor_shards: int) -> float:
     """Return the values per token that the matrix products of a layer compute, the mean over the pattern."""
-    attention_share = 1 - len(model.state_mixers) / len(model.pattern)
+    attention_share = 1 - len(model.state_mixers) / len(model.period)
     head_values = (2 * model.heads + 2 * model.kv_heads) * model.head_dim
     matrices_into_mlp = 2 if isinstance(model.dense_feedforward, GLU) else 1
     mlp_values = matrices_into_mlp * _mlp(model)
@@ -66,7 +66,7 @@ def _products_per_token(model: ModelConfig, mixer_values: float, tensor_shards: 
 
 def _mlp(model: ModelConfig) -> float:
     """Return the inner width of the feed-forward, the mean over the pattern."""
-    absent = [isinstance(model.feedforward_of(layer), NoFeedForward) for layer in model.pattern]
+    absent = [isinstance(model.feedforward_of(layer), NoFeedForward) for layer in model.period]
     return model.mlp * (1 - sum(absent) / len(absent))
 
 

@@ -100,7 +100,7 @@ def _tokens_through(model: ModelConfig, name: str, lengths: ExampleLengths) -> i
         return lengths.predicted
     repeats = 1
     if model.shared_layers and ".stack.layers." in name:
-        repeats = model.layers // len(model.pattern) // model.shared_groups
+        repeats = model.layers // len(model.period) // model.shared_groups
     is_encoder = not name.startswith("decoder.") or model.family == "decoder"
     reads_encoder = ".cross_attention.key." in name or ".cross_attention.value." in name
     if is_encoder or reads_encoder:
@@ -119,10 +119,10 @@ def _attention_flops(model: ModelConfig, lengths: ExampleLengths, *, causal_half
 
     def pairs(layers: int, length: int, *, causal: bool) -> float:
         pairs_of_pattern = 0.0
-        for layer in model.pattern:
+        for layer in model.period:
             if not isinstance(layer.mixer, StateMixer):
                 pairs_of_pattern += layer.attention.pairs(length, causal=causal and causal_half)
-        return layers // len(model.pattern) * pairs_of_pattern
+        return layers // len(model.period) * pairs_of_pattern
 
     if model.family == "decoder":
         return flops_per_pair * pairs(model.layers, lengths.tokens, causal=True)
@@ -141,4 +141,4 @@ def _scan_flops(model: ModelConfig, lengths: ExampleLengths) -> float:
     if model.family == "encoder_decoder":
         token_layers += model.decoder_layers * lengths.targets
     flops_of_pattern = sum(mixer.scan_flops(model) for mixer in model.state_mixers)
-    return 3 * flops_of_pattern * token_layers / len(model.pattern)
+    return 3 * flops_of_pattern * token_layers / len(model.period)

@@ -45,6 +45,13 @@ VARIANTS = {
     "relative": {"positions": {"relative": {"buckets": 8, "distance": 10}}, "attention_scale": 1.0},
     "relative, a table per layer": {"positions": {"relative": {"buckets": 8, "distance": 10, "shared": False}}},
     "shared layers": {"shared_layers": True, "shared_groups": 2, "query_key_value_bias": False},
+    "softcaps, positions by layer, a pattern cut short": {
+        "positions": {"rotary": {"theta": 100.0}},
+        "pattern": [{"attention": {"local": {"window": 3}}, "positions": "rotary"}, {}, {"positions": "none"}],
+        "norm": {"rmsnorm": {"unit_offset": True}},
+        "norm_place": "sandwich",
+        "attention_softcap": 1.0,
+    },
     "pattern": {"pattern": [{}, {"feedforward": "glu"}], "query_key_norm": "head", "logit_softcap": 30.0},
 }
 

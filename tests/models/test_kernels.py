@@ -295,20 +295,22 @@ MATRIX = [
     *product(("splash",), range(len(KINDS)), ("packed",), ("bias", "prefix")),
     *product(("cudnn",), range(len(KINDS)), ("packed",), ("none", "bias", "prefix")),
     *product(("flash",), range(len(KINDS)), ("packed",), ("none", "bias", "prefix")),
+    *product(("xla", "splash"), (1,), ("packed",), ("softcap",)),
+    *product(("cudnn", "flash"), range(len(KINDS)), ("packed",), ("softcap",)),
     ("splash", 1, "padded", "none"),
     ("flash", 1, "padded", "bias"),
 ]
 
 
 def is_supported(kernel: str, kind: AttentionKind, extra: str) -> bool:
-    """Return whether a kernel computes a kind of attention with a bias or a prefix, as it documents."""
+    """Return whether a kernel computes a kind of attention with a bias, a prefix or a softcap, as it documents."""
     groups = [group for group, _ in kind.head_groups(HEADS)]
     if kernel == "splash":
-        return extra == "none" and not any(group.allows_empty_rows for group in groups)
+        return extra in {"none", "softcap"} and not any(group.allows_empty_rows for group in groups)
     if kernel == "cudnn":
         return extra == "none" and isinstance(kind, Dense)
     if kernel == "flash":
-        return isinstance(kind, Dense | Local)
+        return extra != "softcap" and isinstance(kind, Dense | Local)
     return True
 
 
@@ -322,6 +324,7 @@ def test_every_kernel_equals_dense_attention_or_is_refused_by_name(
     platform = PLATFORMS[kernel]
     dtype = "float32" if kernel in {"xla", "splash"} else "bfloat16"
     required = KernelRequirements(length, WIDTH, dtype, causal=True, bias=extra == "bias", prefix=extra == "prefix")
+    required = replace(required, softcap=extra == "softcap")
     if not is_supported(kernel, kind, extra):
         with pytest.raises(ValueError, match=f"model.kernel={kernel} cannot compute this attention: "):
             choose_kernel(kind, required, kernel, platform)
@@ -337,13 +340,14 @@ def test_every_kernel_equals_dense_attention_or_is_refused_by_name(
     elif extra == "bias":
         context = self_context(segments, causal=True, offset_bias=linear_bias)
     is_token = (segments > 0)[..., None, None]
-    settings = AttentionSettings(kernel=kernel, platform=platform, interpret=True)
+    softcap = 1.5 if extra == "softcap" else None
+    settings = AttentionSettings(kernel=kernel, platform=platform, interpret=True, softcap=softcap)
     sides = tuple(jnp.asarray(x, dtype) for x in (q, k, v))
     (_, out), gradients = gradient_function(kind, context, settings, is_token)(sides)
     # Computed in one piece by XLA, which equals the definition in the test above.
     one_piece = replace(context, self_attention=False)
     float32_sides = tuple(x.astype(jnp.float32) for x in sides)
-    compute_expected = gradient_function(kind, one_piece, AttentionSettings(), is_token)
+    compute_expected = gradient_function(kind, one_piece, AttentionSettings(softcap=softcap), is_token)
     (_, expected), expected_gradients = compute_expected(float32_sides)
     if dtype == "bfloat16":
         tolerance = {"atol": 3e-2, "rtol": 2e-2}  # eight bits: 1/256 of values around one

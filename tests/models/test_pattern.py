@@ -48,6 +48,29 @@ def test_dense_in_a_pattern_is_the_feedforward_of_the_model_without_experts() ->
     assert len(moe_model.mixtures) == 1
 
 
+def test_a_pattern_that_does_not_divide_the_layers_is_cut_short_at_the_end() -> None:
+    """Seven layers of a period of three: two whole repeats, and its first layer again."""
+    local = {"attention": {"local": {"window": 4}}, "positions": {"rotary": {"theta": 100.0}}}
+    settings = {**SIZES, "layers": 7, "positions": "rotary"}
+    short = ModelConfig.model_validate({**settings, "pattern": [local, {}, {"feedforward": "glu"}]})
+    layers = [local, {}, {"feedforward": "glu"}, local, {}, {"feedforward": "glu"}, local]
+    listed = ModelConfig.model_validate({**settings, "pattern": layers})
+    assert short.period == listed.pattern
+    assert model_spec(short).shapes == model_spec(listed).shapes
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, 11, (2, 9)))
+    np.testing.assert_array_equal(random_model(short)(tokens), random_model(listed)(tokens))
+    with pytest.raises(ValueError, match="layers 7 is not a multiple of the pattern's 3 layers"):
+        ModelConfig.model_validate({**settings, "pattern": [local, {}, {}], "shared_layers": True})
+    with pytest.raises(ValueError, match="10000 layers without a repeat; patterns of up to 512 can be compiled"):
+        ModelConfig.model_validate({**settings, "layers": 10_000, "pattern": [local, {}, {}]})
+
+
+@pytest.mark.parametrize("positions", ["learned", "alibi", {"relative": {}}])
+def test_layers_rotate_by_themselves_only_in_models_whose_positions_are_rotary_or_none(positions: object) -> None:
+    with pytest.raises(ValueError, match="are for a model whose own are rotary or none"):
+        ModelConfig.model_validate({**SIZES, "positions": positions, "pattern": [{"positions": "rotary"}]})
+
+
 GROUPED = {**SIZES, "shared_layers": True, "shared_groups": 3}
 
 

@@ -156,7 +156,7 @@ class Case:
             if name in outputs:
                 logits[name] = outputs[name].detach().numpy()
         gradients = {}
-        for name, parameter in self.theirs.named_parameters():
+        for name, parameter in self.theirs.named_parameters(remove_duplicate=False):
             if parameter.grad is not None:
                 gradients[name] = parameter.grad.numpy()
         return Outputs(logits, outputs.loss.item(), _unstack_experts(gradients, self.model_type))
@@ -188,7 +188,7 @@ class Case:
             "positions": np.broadcast_to(np.arange(LENGTH), (ROWS, LENGTH)),
             "token_types": batch["types"],
         }
-        if self.model_type == "roberta":  # has one token type
+        if self.model_type in {"roberta", "xlm-roberta"}:  # has one token type
             features["token_types"] = np.zeros_like(batch["types"])
         match self.main_objective:
             case "span_corruption":

@@ -19,7 +19,7 @@ import t5x_lite  # noqa: E402
 from t5x_lite.convert.huggingface import export_hf, import_hf  # noqa: E402
 from t5x_lite.errors import UserError  # noqa: E402
 from tests.reference.cases import Case, make  # noqa: E402
-from tests.reference.tiny_models import TINY_MODELS  # noqa: E402
+from tests.reference.tiny_models import LINEAR_ROPE, TINY_MODELS  # noqa: E402
 
 WEIGHTS_FILE = "model.safetensors"
 COMPARED_MODELS = [name for name in TINY_MODELS if name != "Switch, room for all"]
@@ -27,6 +27,7 @@ OTHER_NAMES = {
     "relu": "gelu",
     "gelu": "relu",
     "gelu_new": "relu",
+    "gelu_pytorch_tanh": "relu",
     "silu": "gelu",
     "gated-gelu": "gated-silu",
 }
@@ -197,6 +198,15 @@ def test_a_stored_copy_of_a_tied_matrix_changes_nothing(
         ("ALBERT", {"inner_group_num": 10**30}, "inner_group_num=1000000000000000000000000000000 is not a number"),
         ("ALBERT", {"inner_group_num": 9999}, "num_hidden_layers * inner_group_num="),
         ("Llama 2", {"num_hidden_layers": 10_001}, "num_hidden_layers=10001 is not a number from 1 to 10,000"),
+        (
+            "Qwen3, windows",
+            {"num_hidden_layers": 10_000, "layer_types": None, "max_window_layers": 5000},
+            "10000 layers without a repeat; patterns of up to 512 can be compiled",
+        ),
+        ("Gemma 2", {"layer_types": ["full_attention"]}, "layer_types lists 1 layers, but num_hidden_layers is 5"),
+        ("Gemma 2", {"use_bidirectional_attention": True}, "use_bidirectional_attention=True is not supported"),
+        ("Gemma 3", {"rope_parameters": LINEAR_ROPE}, "rope_parameters must have full_attention and sliding_attention"),
+        ("Gemma 3", {"sliding_window": None}, "the field 'sliding_window' is missing"),
         ("Llama, dynamic", {"max_position_embeddings": None}, "the field 'max_position_embeddings' is missing"),
         ("Llama 2", {"rope_parameters": {"rope_type": "longrope"}}, "rope_type 'longrope' is not supported"),
         ("Llama 2", {"rope_parameters": 1}, "a value of rope_parameters or rope_theta or rope_scaling"),

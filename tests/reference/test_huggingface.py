@@ -30,7 +30,14 @@ from tests.reference.tiny_models import TINY_MODELS, VOCAB  # noqa: E402
 
 GENERATED = 64
 WEIGHTS_FILE = "model.safetensors"
-SLOW_MODELS = {"Llama, biases of attention", "Llama, dynamic", "Qwen3-MoE, one expert"}
+SLOW_MODELS = {
+    "Llama, biases of attention",
+    "Llama 3.1, context",
+    "Llama, YaRN, context",
+    "Llama, dynamic",
+    "XLM-R",
+    "Qwen3-MoE, one expert",
+}
 """Variants of models that other tests compare too."""
 COMPARED_MODELS = [
     pytest.param(name, marks=pytest.mark.slow if name in SLOW_MODELS else ())
@@ -38,6 +45,7 @@ COMPARED_MODELS = [
     if name != "Switch, room for all"
 ]
 GENERATING_MODELS = ["T5 v1.0", "T5 v1.1", "GPT-2", "Llama 2", "Switch, room for all", "Mixtral"]
+GENERATING_MODELS += [pytest.param(name, marks=pytest.mark.slow) for name in ("Gemma 2", "Gemma 3")]
 
 
 @pytest.fixture(scope="module", params=COMPARED_MODELS)

@@ -80,7 +80,12 @@ def build_llama(name: str, **settings: Setting) -> PreTrainedModel:
     """Build the class `{name}ForCausalLM`, whose config has Llama's fields."""
     config_class = getattr(transformers, f"{name}Config")
     config = config_class(**{**COMMON_SIZES, "num_key_value_heads": 2, **settings})
-    return getattr(transformers, f"{name}ForCausalLM")(config)
+    return getattr(transformers, f"{name.removesuffix('Text')}ForCausalLM")(config)
+
+
+def build_distilbert() -> PreTrainedModel:
+    sizes = {"vocab_size": VOCAB, "dim": EMBED, "hidden_dim": 48, "n_layers": 2, "n_heads": 4}
+    return transformers.DistilBertForMaskedLM(transformers.DistilBertConfig(**sizes, max_position_embeddings=40))
 
 
 LLAMA3_ROPE = {
@@ -95,12 +100,29 @@ LLAMA3_ROPE = {
 
 DYNAMIC_ROPE = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
 LINEAR_ROPE = {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}
+LLAMA3_ROPE_OF_THE_CONTEXT = {name: value for name, value in LLAMA3_ROPE.items() if not name.startswith("original")}
+YARN_ROPE_OF_THE_CONTEXT = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}
 YARN_ROPE = {
     "rope_type": "yarn",
     "rope_theta": 1e4,
     "factor": 4.0,
     "original_max_position_embeddings": 256,
     "beta_fast": 16.0,
+}
+
+
+GEMMA_SIZES = {
+    "tie_word_embeddings": False,
+    "num_hidden_layers": 5,
+    "head_dim": 12,
+    "query_pre_attn_scalar": 144,
+    "sliding_window": 4,
+}
+"""Windows in turn, the last repeat cut short. A tied output of scaled embeddings would repeat the last token."""
+GEMMA3_LAYERS = ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention", "sliding_attention"]
+GEMMA3_ROPE = {
+    "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+    "full_attention": {"rope_type": "linear", "rope_theta": 1e4, "factor": 8.0},
 }
 
 
@@ -159,6 +181,8 @@ TINY_MODELS = {
     "BERT": TinyModel("masked, next sentence", partial(build_encoder, "Bert", "PreTraining")),
     "BERT, MLM alone": TinyModel("masked", partial(build_encoder, "Bert", "MaskedLM")),
     "RoBERTa": TinyModel("masked", partial(build_encoder, "Roberta", "MaskedLM", type_vocab_size=1)),
+    "XLM-R": TinyModel("masked", partial(build_encoder, "XLMRoberta", "MaskedLM", type_vocab_size=1)),
+    "DistilBERT": TinyModel("masked", build_distilbert),
     "ALBERT": TinyModel("masked, sentence order", partial(build_encoder, "Albert", "PreTraining", embedding_size=16)),
     "ALBERT, groups": TinyModel("masked", partial(build_encoder, "Albert", "MaskedLM", **ALBERT_GROUPS)),
     "ELECTRA generator": TinyModel("masked", partial(build_encoder, "Electra", "MaskedLM", embedding_size=16)),
@@ -189,6 +213,19 @@ TINY_MODELS = {
     "Qwen3, windows": TinyModel("causal", partial(build_llama, "Qwen3", head_dim=8, **WINDOWS_IN_TURN)),
     "Qwen3-MoE": TinyModel(
         "causal", partial(build_llama, "Qwen3Moe", num_experts_per_tok=2, norm_topk_prob=True, **QWEN3_EXPERTS)
+    ),
+    "Llama 3.1, context": TinyModel(
+        "causal",
+        partial(build_llama, "Llama", rope_parameters=LLAMA3_ROPE_OF_THE_CONTEXT, max_position_embeddings=16),
+    ),
+    "Llama, YaRN, context": TinyModel(
+        "causal", partial(build_llama, "Llama", rope_parameters=YARN_ROPE_OF_THE_CONTEXT, max_position_embeddings=64)
+    ),
+    "Gemma": TinyModel("causal", partial(build_llama, "Gemma", head_dim=16)),
+    "Gemma 2": TinyModel("causal", partial(build_llama, "Gemma2", attn_logit_softcapping=2.0, **GEMMA_SIZES)),
+    "Gemma 3": TinyModel(
+        "causal",
+        partial(build_llama, "Gemma3Text", layer_types=GEMMA3_LAYERS, rope_parameters=GEMMA3_ROPE, **GEMMA_SIZES),
     ),
     "Qwen3-MoE, one expert": TinyModel("causal", partial(build_llama, "Qwen3Moe", **EXPERTS_IN_EVERY_OTHER_LAYER)),
 }

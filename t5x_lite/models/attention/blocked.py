@@ -86,6 +86,8 @@ def dense_attention(inputs: AttentionInputs, allowed: AllowedPairs) -> PartialAt
     n = inputs.key.shape[2]
     query = (inputs.query * inputs.scale).reshape(b, l, n, h // n, k)
     scores = jnp.einsum("blngk,bmnk->bnglm", query, inputs.key, preferred_element_type=jnp.float32)
+    if inputs.settings.softcap is not None:
+        scores = inputs.settings.softcap * jnp.tanh(scores / inputs.settings.softcap)
     bias = inputs.context.score_bias()
     if bias is not None:
         scores = scores + bias.reshape(n, h // n, *bias.shape[1:])

@@ -149,6 +149,7 @@ class AttentionSettings:
         platform: the platform compiled for; None is that of the mesh.
         interpret: run Pallas kernels in the interpreter, on any platform.
         limits: see `BlockLimits`.
+        softcap: bound of the scores, which become softcap · tanh(scores / softcap); None: they are as they are.
     """
 
     scale: float | None = None
@@ -157,6 +158,7 @@ class AttentionSettings:
     platform: str | None = None
     interpret: bool = False
     limits: BlockLimits = BlockLimits()
+    softcap: float | None = None
 
 
 @dataclass(frozen=True)
@@ -233,6 +235,7 @@ class KernelRequirements:
         bias: position encodings add a bias to the scores.
         dropout: attention weights are dropped.
         prefix: a prefix is visible to earlier queries.
+        softcap: the scores are bounded by a tanh.
     """
 
     length: int
@@ -244,6 +247,7 @@ class KernelRequirements:
     bias: bool = False
     dropout: bool = False
     prefix: bool = False
+    softcap: bool = False
 
 
 def attention_mask(allowed: AllowedPairs, context: AttentionContext) -> Bool[Array, "b l m"]:

@@ -99,6 +99,7 @@ def kernel_requirements(inputs: AttentionInputs) -> KernelRequirements:
         bias=context.offset_bias is not None,
         dropout=inputs.has_dropout,
         prefix=context.keys.prefix is not None,
+        softcap=inputs.settings.softcap is not None,
     )
 
 
@@ -147,6 +148,7 @@ def _planned_choices(
         bias=config.positions.adds_bias,
         dropout=config.dropout > 0,
         prefix=config.prefix_lm,
+        softcap=config.attention_softcap is not None,
     )
     choices = {}
     for layer in config.pattern:

@@ -13,6 +13,7 @@ from t5x_lite.models.attention.kernels import attend
 from t5x_lite.models.attention.kinds import AttentionKind
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.layers import Linear, Norm
+from t5x_lite.models.positions.encoding import PositionEncoding
 from t5x_lite.models.positions.module import Positions
 
 
@@ -28,16 +29,28 @@ class Attention(nnx.Module):
     """Attention from `x` to a source; fewer `kv_heads` than `heads` is grouped-query attention (Ainslie et al. 2023).
 
     Attributes:
+        layer_positions: how this layer rotates queries and keys; None: as the context says.
         prefix: what prefix tuning has added; None in a plain model.
     """
 
-    def __init__(self, config: ModelConfig, kind: AttentionKind, *, is_cross: bool = False, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        kind: AttentionKind,
+        *,
+        positions: PositionEncoding | None = None,
+        is_cross: bool = False,
+        rngs: nnx.Rngs,
+    ) -> None:
         embed = ("embed", config.embed)
         heads = ("heads", config.heads)
         kv_heads = ("kv_heads", config.kv_heads)
         head_dim = ("head_dim", config.head_dim)
         self.kind = kind
-        self.settings = AttentionSettings(config.score_scale, config.dropout, config.kernel)
+        self.layer_positions = positions
+        self.settings = AttentionSettings(
+            config.score_scale, config.dropout, config.kernel, softcap=config.attention_softcap
+        )
         query_scale = _initial_query_scale(config)
         bias = config.query_key_value_bias
         self.query = Linear(config, [embed], [heads, head_dim], bias=bias, scale=query_scale, rngs=rngs)
@@ -65,7 +78,7 @@ class Attention(nnx.Module):
         value = self.value(source)
         if self.key_norm is not None:
             key = self.key_norm(key)
-        key = context.rotate(key, context.positions)
+        key = self._rotate(key, context)
         if self.prefix is not None:
             key, value = self.prefix(key, value, context.positions)
         return KVCache(key, value)
@@ -84,13 +97,21 @@ class Attention(nnx.Module):
         query = self.query(x)
         if self.query_norm is not None:
             query = self.query_norm(query)
-        query = context.rotate(query, context.positions)
+        query = self._rotate(query, context)
         if self.positions is not None and context.offset_bias is None:
             context = replace(context, offset_bias=self.positions.offset_bias(causal=context.causal))
         padding = context.queries.index.shape[0] - x.shape[1]
         query = jnp.pad(query, [(0, 0), (padding, 0), (0, 0), (0, 0)])
         out = attend(query, source.key, source.value, self.kind, context, self.settings, dropout_key)
         return self.out(out[:, padding:])
+
+    def _rotate(self, x: Float[Array, "b l h k"], context: AttentionContext) -> Float[Array, "b l h k"]:
+        """Rotate queries or keys as this layer's positions say, or else as those of all layers."""
+        if self.layer_positions is None:
+            return context.rotate(x, context.positions)
+        if context.positions is None:
+            return x
+        return self.layer_positions.rotate(x, context.positions)
 
 
 def _initial_query_scale(config: ModelConfig) -> float:

@@ -74,6 +74,7 @@ def attention(inputs: AttentionInputs, kind: AttentionKind) -> Float[Array, "b l
         ),
         head_shards=head_shards,
         q_seq_shards=shards("length"),
+        attn_logits_soft_cap=inputs.settings.softcap,
         interpret=inputs.settings.interpret,
     )
     key_order = None

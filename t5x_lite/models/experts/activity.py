@@ -116,7 +116,7 @@ def router_loss(model: nnx.Module, config: ModelConfig) -> RouterLoss | None:
     for stack, layers in stacks.items():
         layers_of_router: dict[Router, list[RouterActivity]] = defaultdict(list)
         for number, activity in layers.items():
-            moe = config.feedforward_of(config.pattern[int(number)])
+            moe = config.feedforward_of(config.period[int(number)])
             assert isinstance(moe, MoE)
             layers_of_router[moe.router].append(activity)
             path = f"{stack}.layers.{number}.feedforward"
