@@ -11,11 +11,12 @@ from t5x_lite.models.attention.cache import CacheSlice, KVCache, update_cache
 from t5x_lite.models.attention.context import AttentionContext, TokenPositions
 from t5x_lite.models.attention.kinds import Dense
 from t5x_lite.models.attention.layer import Attention
-from t5x_lite.models.config import LayerConfig, ModelConfig
+from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.experts.config import MoE
 from t5x_lite.models.experts.layer import MixtureOfExperts
 from t5x_lite.models.feedforward.config import NoFeedForward
 from t5x_lite.models.feedforward.layer import FeedForward
+from t5x_lite.models.layer_config import LayerConfig
 from t5x_lite.models.layers import Linear, Norm, dropout
 from t5x_lite.models.mixers import StateMixer
 from t5x_lite.models.mixers.module import MixerModule, StateSlice

@@ -8,12 +8,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import SerializerFunctionWrapHandler, Strict, model_serializer, model_validator
 
-from t5x_lite.models.attention.kinds import ATTENTION, AttentionKind, Dense
 from t5x_lite.models.derived_sizes import derived_sizes, whole_number
 from t5x_lite.models.experts.config import Dropless, MoE
-from t5x_lite.models.feedforward.config import EXPERT_FEEDFORWARDS, GLU, MLP, DenseFeedForward, NoFeedForward
+from t5x_lite.models.feedforward.config import GLU, MLP, DenseFeedForward, NoFeedForward
 from t5x_lite.models.initializers import INITIALIZERS, Initializer, MaximalUpdate, NormalInit
-from t5x_lite.models.mixers import MIXERS, Mixer, SelfAttention, StateMixer
+from t5x_lite.models.layer_config import FEEDFORWARDS, LayerConfig
+from t5x_lite.models.mixers import StateMixer
 from t5x_lite.models.normalization import NORMS, LayerNorm, NoNorm, RMSNorm
 from t5x_lite.models.positions import POSITIONS, Learned, NoPositions, PositionEncoding, Rotary
 from t5x_lite.schema import Config, Int, OneOf, setting
@@ -23,36 +23,12 @@ START_TOKEN = 0
 SPAN_POSITIONS = 20
 """Positions inside a span that the span output distinguishes (Joshi et al. 2020, code: max_pair_targets)."""
 
-FEEDFORWARDS: dict[str, type[Config]] = EXPERT_FEEDFORWARDS | {"moe": MoE, "none": NoFeedForward}
-LAYER_FEEDFORWARDS: dict[str, type[Config]] = {"dense": DenseFeedForward, **FEEDFORWARDS}
-
-LAYER_POSITIONS: dict[str, type[PositionEncoding]] = {"rotary": Rotary, "none": NoPositions}
-"""Position encodings that may differ from layer to layer: they have no parameters and add no bias."""
-
 LONGEST_PERIOD = 512
 """Layers of the longest pattern: each of them is compiled on its own."""
 
 RematPolicy = Literal["none", "full", "dots", "dots_no_batch", "offload"]
 Family = Literal["decoder", "encoder", "encoder_decoder", "electra"]
 Output = Literal["tokens", "sentence", "detection", "span"]
-
-
-class LayerConfig(Config):
-    """One layer of the repeating pattern."""
-
-    mixer: Annotated[Mixer, OneOf(MIXERS)] = setting(SelfAttention(), "what moves information between tokens")
-    attention: Annotated[AttentionKind, OneOf(ATTENTION)] = setting(Dense(), "which keys a query may attend to")
-    feedforward: Annotated[MLP | GLU | MoE | NoFeedForward | DenseFeedForward | None, OneOf(LAYER_FEEDFORWARDS)] = (
-        setting(None, "this layer's feed-forward; null takes `model.feedforward`, dense the same without experts")
-    )
-    positions: Annotated[Rotary | NoPositions | None, OneOf(LAYER_POSITIONS)] = setting(
-        None, "how this layer rotates queries and keys; null takes `model.positions`", source="Gemma 3, §2"
-    )
-
-    def problems(self) -> Iterator[str]:
-        """Yield an attention kind of a layer without attention."""
-        if not isinstance(self.mixer, SelfAttention) and self.attention != Dense():
-            yield "attention is for mixer: attention"
 
 
 class GeneratorConfig(Config):
