@@ -1,0 +1,35 @@
+"""One layer of the repeating pattern: its mixer, its attention, its positions and its feed-forward."""
+
+from collections.abc import Iterator
+from typing import Annotated
+
+from t5x_lite.models.attention.kinds import ATTENTION, AttentionKind, Dense
+from t5x_lite.models.experts.config import MoE
+from t5x_lite.models.feedforward.config import EXPERT_FEEDFORWARDS, GLU, MLP, DenseFeedForward, NoFeedForward
+from t5x_lite.models.mixers import MIXERS, Mixer, SelfAttention
+from t5x_lite.models.positions import NoPositions, PositionEncoding, Rotary
+from t5x_lite.schema import Config, OneOf, setting
+
+FEEDFORWARDS: dict[str, type[Config]] = EXPERT_FEEDFORWARDS | {"moe": MoE, "none": NoFeedForward}
+LAYER_FEEDFORWARDS: dict[str, type[Config]] = {"dense": DenseFeedForward, **FEEDFORWARDS}
+
+LAYER_POSITIONS: dict[str, type[PositionEncoding]] = {"rotary": Rotary, "none": NoPositions}
+"""Position encodings that may differ from layer to layer: they have no parameters and add no bias."""
+
+
+class LayerConfig(Config):
+    """One layer of the repeating pattern."""
+
+    mixer: Annotated[Mixer, OneOf(MIXERS)] = setting(SelfAttention(), "what moves information between tokens")
+    attention: Annotated[AttentionKind, OneOf(ATTENTION)] = setting(Dense(), "which keys a query may attend to")
+    feedforward: Annotated[MLP | GLU | MoE | NoFeedForward | DenseFeedForward | None, OneOf(LAYER_FEEDFORWARDS)] = (
+        setting(None, "this layer's feed-forward; null takes `model.feedforward`, dense the same without experts")
+    )
+    positions: Annotated[Rotary | NoPositions | None, OneOf(LAYER_POSITIONS)] = setting(
+        None, "how this layer rotates queries and keys; null takes `model.positions`", source="Gemma 3, §2"
+    )
+
+    def problems(self) -> Iterator[str]:
+        """Yield an attention kind of a layer without attention."""
+        if not isinstance(self.mixer, SelfAttention) and self.attention != Dense():
+            yield "attention is for mixer: attention"
