@@ -82,7 +82,10 @@ def test_a_resolved_config_repeats_the_run(small: Path) -> None:
         ("train.microbatches=3", ("train.batch_size 4", "microbatches 3")),
         ("model.kv_heads=3", ("heads 2", "kv_heads 3")),
         ("model.layers=0", ("model.layers", "greater than or equal to 1")),
-        ("model.pattern=[{},{},{}]", ("layers 2", "3 layers")),
+        (
+            "model={shared_layers: true, pattern: [{attention: dense}, {attention: {local: {window: 4}}}, {}]}",
+            ("layers 2", "3 layers"),
+        ),
         ("mesh.data=0", ("mesh", "≥ 1")),
         ("mesh.expert=2", ("mesh.expert 2", "no experts to shard")),
         ("model.pattern=[{attention: {local: {window: 0}}}]", ("window", "greater than or equal to 1")),

@@ -302,6 +302,7 @@ def test_an_adaptation_method_is_one_file_and_one_entry(tiny_config: Path, tiny_
     check_extensions([EXTENSIONS["adaptation method"]], tiny_config, tiny_run, tmp_path)
 
 
+@pytest.mark.slow
 def test_new_components_of_all_other_kinds_train_together(tiny_config: Path, tiny_run: Path, tmp_path: Path) -> None:
     # A mixer and an attention kind are both settings of the pattern, which one override gives.
     kinds = EXTENSIONS.keys() - {"adaptation method", "sequence mixer"}

@@ -13,10 +13,8 @@ from tests.conftest import REPOSITORY
 
 FAST_FILES = (
     "tests/checked_shapes.py",
-    "tests/models/test_cache.py",
     "tests/objectives/test_causal.py",
     "tests/objectives/test_framing.py",
-    "tests/objectives/test_supervised.py",
     "tests/train/test_step.py",
 )
 SLOW_FILES = ("tests/models", "tests/objectives", "tests/decode", "tests/adapt", "tests/evaluate", "tests/reference")

@@ -14,6 +14,12 @@ from tests.docs.pages import RECIPES, REPOSITORY, code_blocks, commands
 from tests.docs.tiny_runs import tiny_overrides
 
 RECIPE_NAMES = [recipe.stem for recipe in RECIPES]
+FAST_RECIPES = {"objective", "attention", "adaptation", "evaluator"}
+"""Recipes whose commands every run of the tests executes; the commands of the others take as long again."""
+EXECUTED_RECIPES = [
+    pytest.param(recipe, id=recipe.stem, marks=() if recipe.stem in FAST_RECIPES else pytest.mark.slow)
+    for recipe in RECIPES
+]
 COMPONENT_RECIPES = [recipe for recipe in RECIPES if recipe.stem != "task"]
 
 
@@ -74,7 +80,7 @@ def test_a_task_is_one_file_without_a_registration() -> None:
     assert not [block for block in code_blocks(recipe, "python") if block.title]
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=RECIPE_NAMES)
+@pytest.mark.parametrize("recipe", EXECUTED_RECIPES)
 def test_the_commands_and_the_checks_of_a_recipe_succeed(recipe: Path, workspace: Path, prose: Path) -> None:
     shell_blocks = code_blocks(recipe, "bash")
     checks = [block for block in code_blocks(recipe, "python") if not block.title]

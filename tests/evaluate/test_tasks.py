@@ -123,6 +123,7 @@ def test_a_t5_generates_its_answers(t5: Path, records: list[tuple[str, int]]) ->
     assert lines(t5)[-1]["eval/short/accuracy"] > 0.8
 
 
+@pytest.mark.slow
 def test_soft_prompts_precede_the_inputs_in_training_and_in_generation(
     t5: Path, config: Path, records: list[tuple[str, int]], tmp_path: Path
 ) -> None:

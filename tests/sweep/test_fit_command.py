@@ -49,6 +49,7 @@ def test_fit_prints_one_json_object_and_writes_it_with_a_figure(
     assert (table.parent / "sweeps/runs/law.png").read_bytes()[:4] == b"\x89PNG"
 
 
+@pytest.mark.slow
 def test_fit_prints_tables_and_drops_the_highest_loss(table: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sweep", "fit", str(table), "--draws", "10", "--drop-highest", "1"]) == 0
     output = capsys.readouterr().out
@@ -110,6 +111,7 @@ def write_finished_sweep(folder: Path, tiny_config: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_the_emitted_config_is_that_of_the_predicted_run(
     tmp_path: Path, tiny_config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -22,6 +22,7 @@ from tests.laws.known_law import (
 )
 
 
+@pytest.mark.slow
 def test_the_best_run_for_chinchillas_budget_has_about_its_size(real_data: Path) -> None:
     """Hoffmann et al. 2022, table 3: 67 B for 5.76e23 FLOPs by approach 1, 63 B by approach 2.
 

@@ -93,6 +93,7 @@ sys.exit(main(sys.argv[1:]))
 """Runs a command of t5x-lite with a limit on the size of files: writing then fails (EFBIG) as on a full disk."""
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_the_run_with_one_line_and_leaves_a_checkpoint_to_resume_from(
     tiny_config: Path, tmp_path: Path
 ) -> None:
