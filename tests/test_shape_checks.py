@@ -14,7 +14,6 @@ from tests.conftest import REPOSITORY
 FAST_FILES = (
     "tests/checked_shapes.py",
     "tests/objectives/test_causal.py",
-    "tests/objectives/test_framing.py",
     "tests/train/test_step.py",
 )
 SLOW_FILES = ("tests/models", "tests/objectives", "tests/decode", "tests/adapt", "tests/evaluate", "tests/reference")

@@ -37,6 +37,17 @@ SLOW_MODELS = {
     "Llama, dynamic",
     "XLM-R",
     "Qwen3-MoE, one expert",
+    "BERT, MLM alone",
+    "ALBERT, groups",
+    "ELECTRA generator",
+    "EuroBERT, tied",
+    "Llama, biases",
+    "Llama, linear",
+    "Llama, YaRN",
+    "OPT without biases",
+    "Qwen3, windows",
+    "Gemma",
+    "Gemma 2",
 }
 """Variants of models that other tests compare too."""
 COMPARED_MODELS = [
@@ -44,8 +55,10 @@ COMPARED_MODELS = [
     for name in TINY_MODELS
     if name != "Switch, room for all"
 ]
-GENERATING_MODELS = ["T5 v1.0", "T5 v1.1", "GPT-2", "Llama 2", "Switch, room for all", "Mixtral"]
-GENERATING_MODELS += [pytest.param(name, marks=pytest.mark.slow) for name in ("Gemma 2", "Gemma 3")]
+GENERATING_MODELS = ["T5 v1.0", "GPT-2", "Switch, room for all", "Mixtral"]
+GENERATING_MODELS += [
+    pytest.param(name, marks=pytest.mark.slow) for name in ("T5 v1.1", "Llama 2", "Gemma 2", "Gemma 3")
+]
 
 
 @pytest.fixture(scope="module", params=COMPARED_MODELS)

@@ -52,7 +52,7 @@ def test_a_run_that_was_killed_ends_as_an_undisturbed_run(
     assert losses == [record["loss"] for record in lines(undisturbed)]
 
 
-@pytest.mark.parametrize("stop_signal", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("stop_signal", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_stopped_run_saves_a_checkpoint_and_has_its_own_exit_code(
     tiny_config: Path, tmp_path: Path, stop_signal: signal.Signals
 ) -> None:

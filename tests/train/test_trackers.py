@@ -181,6 +181,7 @@ def test_a_tracker_that_comes_back_gets_the_later_steps(tmp_path: Path) -> None:
     assert RECORDED == [2, 3, -1]
 
 
+@pytest.mark.slow
 def test_training_ends_well_without_the_server_of_a_tracker(
     tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
