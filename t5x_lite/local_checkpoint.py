@@ -40,6 +40,8 @@ RUN_ID_FILE = "run_id"
 
 Index: TypeAlias = tuple[slice, ...]
 """Part of an array that a device has."""
+Borders: TypeAlias = tuple[tuple[int, int], ...]
+"""Start and stop of such a part along each axis of the array."""
 
 
 def open_local_checkpoints(config: LocalCheckpointConfig, run_folder: Path) -> "LocalCheckpoints":
@@ -73,7 +75,7 @@ class StoredShard(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     array: str
-    index: tuple[tuple[int, int], ...]
+    index: Borders
     dtype: str
     offset: int
     crc32: int
@@ -123,16 +125,14 @@ class LocalCheckpoints:
         A state that cannot be written is reported, and the run goes on: its checkpoints are elsewhere.
         """
         self.wait()
-        shards: list[tuple[str, tuple[tuple[int, int], ...], np.ndarray]] = []
+        shards: list[tuple[str, Borders, np.ndarray]] = []
         for name, array in flatten_names(state).items():
             parts = {_borders(shard.index, array.shape): shard.data for shard in array.addressable_shards}
             # A view would change when the next step takes the memory of the state.
             shards += [(name, borders, np.array(data)) for borders, data in parts.items()]
         self._pending = self._background.submit(self._write, step, shards, dict(meta))
 
-    def _write(
-        self, step: int, shards: list[tuple[str, tuple[tuple[int, int], ...], np.ndarray]], meta: dict[str, object]
-    ) -> None:
+    def _write(self, step: int, shards: list[tuple[str, Borders, np.ndarray]], meta: dict[str, object]) -> None:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             stored = []
@@ -226,7 +226,7 @@ class LocalCheckpoints:
         return self.folder / f"{step}.bin"
 
 
-def _borders(index: Index, shape: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+def _borders(index: Index, shape: tuple[int, ...]) -> Borders:
     """Return start and stop of a shard along each axis of an array."""
     borders = []
     for part, size in zip(index, shape, strict=True):
@@ -238,7 +238,7 @@ def _borders(index: Index, shape: tuple[int, ...]) -> tuple[tuple[int, int], ...
 def _load_array(
     name: str,
     struct: jax.ShapeDtypeStruct,
-    stored: Mapping[tuple[str, tuple[tuple[int, int], ...]], StoredShard],
+    stored: Mapping[tuple[str, Borders], StoredShard],
     content: np.ndarray,
 ) -> jax.Array:
     """Return an array whose shards are in a file.

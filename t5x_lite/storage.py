@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from t5x_lite.errors import UserError
+from t5x_lite.extras import require_library
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -49,8 +49,7 @@ def open_store(url: str) -> tuple["AbstractFileSystem", str]:
     if not path.strip("/"):
         raise UserError(f"{url}: names no bucket")
     extra, module = EXTRAS[scheme]
-    if find_spec(module) is None:
-        raise UserError(f"{url}: needs {module}: pip install 't5x_lite[{extra}]'")
+    require_library(f"{url}:", module, extra)
     import fsspec
 
     with explained(url, "opened"):

@@ -224,7 +224,7 @@ def test_a_bucket_that_cannot_be_used_is_named_in_one_line(
 
 
 def test_a_missing_extra_is_named_with_the_command_that_installs_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("t5x_lite.storage.find_spec", lambda name: None)
+    monkeypatch.setattr("t5x_lite.extras.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"s3://bucket/run: needs s3fs: pip install 't5x_lite\[s3\]'"):
         local_copies.local_path("s3://bucket/run")
 

@@ -12,7 +12,7 @@ from t5x_lite.convert.config_table import (
     Transform,
     check_count,
 )
-from t5x_lite.convert.model_type import Architecture, ModelType
+from t5x_lite.convert.model_type import NO_TOKEN_OUTPUT, Architecture, ModelType
 from t5x_lite.convert.weight_map import Modules, StackModules, WeightTable
 from t5x_lite.errors import UserError
 from t5x_lite.models.config import ModelConfig
@@ -32,8 +32,7 @@ def _count_positions(unused_rows: int) -> Transform:
     return Transform(to_ours=subtract_unused_rows, to_foreign=add_unused_rows)
 
 
-def encoder_fields(unused_rows: int) -> tuple[Field, ...]:
-    """Return the fields that all these models share."""
+def _encoder_fields(unused_rows: int) -> tuple[Field, ...]:
     return (
         *SIZE_FIELDS,
         Field("intermediate_size", "mlp"),
@@ -46,7 +45,7 @@ def encoder_fields(unused_rows: int) -> tuple[Field, ...]:
     )
 
 
-BERT_FIELDS = encoder_fields(unused_rows=0)
+BERT_FIELDS = _encoder_fields(unused_rows=0)
 BERT_FIXED = {
     "family": "encoder",
     "embedding_norm": True,
@@ -55,13 +54,12 @@ BERT_FIXED = {
 }
 ROBERTA_UNUSED_ROWS = 2
 """RoBERTa's positions start at 2; its `max_position_embeddings` counts the two rows before them."""
-ROBERTA_FIELDS = encoder_fields(unused_rows=ROBERTA_UNUSED_ROWS)
+ROBERTA_FIELDS = _encoder_fields(unused_rows=ROBERTA_UNUSED_ROWS)
 ROBERTA_FIXED = {**BERT_FIXED, "positions.learned.offset": ROBERTA_UNUSED_ROWS}
 FACTORISED_FIELDS = (*BERT_FIELDS, Field("embedding_size", "embedding", default=None))
 """BERT's fields, and the width of the token embedding."""
 
 TOKEN_OUTPUT = {"output_transform": True, "output_bias": True}
-NO_TOKEN_OUTPUT = {"output_transform": False, "output_bias": False}
 
 
 def headless(name: str) -> Architecture:
@@ -75,13 +73,13 @@ def masked_lm(name: str) -> Architecture:
     return Architecture(name, objective, outputs=("tokens",), settings=TOKEN_OUTPUT)
 
 
-def masked_lm_with_sentences(name: str, sentences: str, marker_tensor: str) -> Architecture:
+def _masked_lm_with_sentences(name: str, sentences: str, marker_tensor: str) -> Architecture:
     """Return a class that also classifies pairs of sentences."""
     objective = {"masked": {"sentences": sentences}}
     return Architecture(name, objective, ("tokens", "sentence"), TOKEN_OUTPUT, marker_tensor)
 
 
-def classifier(name: str, marker_tensor: str, modules: Modules) -> Architecture:
+def _classifier(name: str, marker_tensor: str, modules: Modules) -> Architecture:
     """Return a class that scores the labels of a text, through a dense tanh layer on the first token's state."""
     return Architecture(
         name,
@@ -135,8 +133,7 @@ GELU_OUTPUT = Rule(("hidden_act",), read=_require_gelu)
 # Weights.
 
 
-def embedding_modules(base_model: str) -> Modules:
-    """Return the modules of the embeddings."""
+def _embedding_modules(base_model: str) -> Modules:
     return {
         f"{base_model}.embeddings.word_embeddings": "tokens",
         f"{base_model}.embeddings.position_embeddings": "encoder.embedding.positions.table",
@@ -157,7 +154,7 @@ BERT_LAYER: Modules = {
 }
 BERT_WEIGHTS = WeightTable(
     modules={
-        **embedding_modules("bert"),
+        **_embedding_modules("bert"),
         "bert.pooler.dense": "sentence.pooler",
         "cls.seq_relationship": "sentence.classes",
         "cls.predictions": "output",
@@ -168,7 +165,7 @@ BERT_WEIGHTS = WeightTable(
 )
 ROBERTA_WEIGHTS = WeightTable(
     modules={
-        **embedding_modules("roberta"),
+        **_embedding_modules("roberta"),
         "lm_head": "output",
         "lm_head.dense": "output.transform",
         "lm_head.layer_norm": "output.norm",
@@ -187,7 +184,7 @@ ALBERT_LAYER: Modules = {
 }
 ALBERT_WEIGHTS = WeightTable(
     modules={
-        **embedding_modules("albert"),
+        **_embedding_modules("albert"),
         "albert.encoder.embedding_hidden_mapping_in": "encoder.project",
         "albert.pooler": "sentence.pooler",
         "sop_classifier.classifier": "sentence.classes",
@@ -203,7 +200,7 @@ ALBERT_WEIGHTS = WeightTable(
 )
 ELECTRA_WEIGHTS = WeightTable(
     modules={
-        **embedding_modules("electra"),
+        **_embedding_modules("electra"),
         "electra.embeddings_project": "encoder.project",
         "generator_lm_head": "output",
         "generator_predictions.dense": "output.transform",
@@ -223,8 +220,8 @@ BERT = ModelType(
     name="bert",
     architectures=(
         masked_lm("BertForMaskedLM"),
-        masked_lm_with_sentences("BertForPreTraining", "next", marker_tensor="cls.seq_relationship.weight"),
-        classifier(
+        _masked_lm_with_sentences("BertForPreTraining", "next", marker_tensor="cls.seq_relationship.weight"),
+        _classifier(
             "BertForSequenceClassification",
             marker_tensor="classifier.weight",
             modules={"bert.pooler.dense": "head.pooler", "classifier": "head.scores"},
@@ -249,7 +246,7 @@ ROBERTA = ModelType(
     name="roberta",
     architectures=(
         masked_lm("RobertaForMaskedLM"),
-        classifier(
+        _classifier(
             "RobertaForSequenceClassification",
             marker_tensor="classifier.out_proj.weight",
             modules={"classifier.dense": "head.pooler", "classifier.out_proj": "head.scores"},
@@ -280,8 +277,8 @@ ALBERT = ModelType(
     name="albert",
     architectures=(
         masked_lm("AlbertForMaskedLM"),
-        masked_lm_with_sentences("AlbertForPreTraining", "order", marker_tensor="sop_classifier.classifier.weight"),
-        classifier(
+        _masked_lm_with_sentences("AlbertForPreTraining", "order", marker_tensor="sop_classifier.classifier.weight"),
+        _classifier(
             "AlbertForSequenceClassification",
             marker_tensor="classifier.weight",
             modules={"albert.pooler": "head.pooler", "classifier": "head.scores"},

@@ -1,8 +1,8 @@
 """DistilBERT in Hugging Face's format."""
 
-from t5x_lite.convert.bert import BERT_FIXED, ENCODER_TIED, NO_TOKEN_OUTPUT, TOKEN_OUTPUT
+from t5x_lite.convert.bert import BERT_FIXED, ENCODER_TIED, headless, masked_lm
 from t5x_lite.convert.config_table import ACTIVATION, ConfigTable, Field
-from t5x_lite.convert.model_type import Architecture, ModelType
+from t5x_lite.convert.model_type import ModelType
 from t5x_lite.convert.weight_map import Modules, StackModules, WeightTable
 
 DISTILBERT_FIELDS = (
@@ -46,10 +46,8 @@ DISTILBERT_WEIGHTS = WeightTable(
 
 DISTILBERT = ModelType(
     name="distilbert",
-    architectures=(
-        Architecture("DistilBertForMaskedLM", {"masked": {"sentences": "none"}}, ("tokens",), settings=TOKEN_OUTPUT),
-    ),
-    headless=Architecture("DistilBertModel", objective=None, outputs=(), settings=NO_TOKEN_OUTPUT),
+    architectures=(masked_lm("DistilBertForMaskedLM"),),
+    headless=headless("DistilBertModel"),
     config=ConfigTable(
         DISTILBERT_FIELDS,
         {**BERT_FIXED, "norm.layernorm.epsilon": 1e-12},

@@ -15,11 +15,10 @@ from t5x_lite.convert.llama import (
     ROTARY,
     llama_fields,
 )
-from t5x_lite.convert.model_type import TIED_OUTPUT
+from t5x_lite.convert.model_type import NO_TOKEN_OUTPUT, TIED_OUTPUT
 from t5x_lite.convert.weight_map import StackModules, WeightTable
 
 MASKED_LM = "EuroBertForMaskedLM"
-PLAIN_OUTPUT = {"output_transform": False, "output_bias": False}
 
 
 def _read_tied(source: ForeignModel, settings: Settings) -> None:
@@ -33,7 +32,7 @@ TIED_OR_HEADLESS = Rule(("tie_word_embeddings", "architectures"), read=_read_tie
 EUROBERT = replace(
     LLAMA,
     name="eurobert",
-    architectures=(replace(masked_lm(MASKED_LM), settings=PLAIN_OUTPUT, may_be_tied=True),),
+    architectures=(replace(masked_lm(MASKED_LM), settings=NO_TOKEN_OUTPUT, may_be_tied=True),),
     headless=headless("EuroBertModel"),
     config=ConfigTable(
         (*llama_fields(1e-5), ATTENTION_BIAS),

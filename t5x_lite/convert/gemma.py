@@ -16,12 +16,11 @@ from t5x_lite.convert.config_table import (
     layers_and_window,
     read_activation,
     require_field,
-    shortest_period,
     write_activation,
 )
-from t5x_lite.convert.llama import ATTENTION_BIAS, HEAD_DIM, LLAMA_FIXED, LLAMA_LAYER, llama_like, read_attention
+from t5x_lite.convert.llama import ATTENTION_BIAS, HEAD_DIM, LLAMA_FIXED, LLAMA_LAYER, llama_like
 from t5x_lite.convert.model_type import TIED_OUTPUT
-from t5x_lite.convert.qwen import FULL, QUERY_KEY_NORMS, SLIDING
+from t5x_lite.convert.qwen import FULL, QUERY_KEY_NORMS, SLIDING, read_windowed_pattern
 from t5x_lite.convert.rope import ROTARY, read_rope_parameters, require_rotary, write_rope_parameters
 from t5x_lite.convert.weight_map import Modules
 from t5x_lite.errors import UserError
@@ -60,27 +59,16 @@ def _write_query_scalar(model: ModelConfig, config: ForeignConfig) -> None:
 QUERY_SCALAR = Rule(("query_pre_attn_scalar",), read=_read_query_scalar, write=_write_query_scalar)
 
 
-def _kinds_of_layers(config: Mapping[str, Any], layers: int, period: int) -> list[str]:
-    """Return the kind of every layer: those that are listed, or else every `period`-th without a window."""
+def _read_pattern(config: Mapping[str, Any], settings: Settings, period: int) -> None:
+    """Read which layers attend within a window: those that are listed, or else all but every `period`-th."""
+    layers = settings["layers"]
     kinds = config.get("layer_types")
     if kinds is None:
         kinds = [SLIDING if (layer + 1) % period else FULL for layer in range(layers)]
-    if len(kinds) != layers:
-        raise UserError(f"layer_types lists {len(kinds)} layers, but num_hidden_layers is {layers}")
-    for kind in kinds:
-        if kind not in {FULL, SLIDING}:
-            raise UserError(f"layer_types has {kind!r}, which is not supported; supported are {FULL} and {SLIDING}")
-    return list(kinds)
-
-
-def _read_pattern(config: Mapping[str, Any], settings: Settings, period: int) -> None:
     window = config.get("sliding_window", DEFAULT_WINDOW)
-    pattern = []
-    for kind in shortest_period(_kinds_of_layers(config, settings["layers"], period)):
-        if kind == SLIDING and window is None:
-            require_field(config, "sliding_window")
-        pattern.append({"attention": read_attention(window if kind == SLIDING else None)})
-    settings["pattern"] = pattern
+    if window is None and SLIDING in kinds:
+        require_field(config, "sliding_window")
+    settings["pattern"] = read_windowed_pattern(kinds, layers, window)
 
 
 def _read_layers(source: ForeignModel, settings: Settings) -> None:

@@ -1,10 +1,10 @@
 """Models of the Hugging Face Hub, downloaded by its client (extra `hub`) into its cache."""
 
 import re
-from importlib.util import find_spec
 from pathlib import Path
 
 from t5x_lite.errors import UserError
+from t5x_lite.extras import require_library
 
 MODEL_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?", re.ASCII)
 SAFE_FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
@@ -23,8 +23,7 @@ def find_model(source: Path) -> Path:
     match = MODEL_NAME.fullmatch(str(source))
     if source.exists() or source.parent.exists() or match is None:
         return source
-    if find_spec("huggingface_hub") is None:
-        raise UserError(f"{source}: is not a folder, and the Hub needs its client: pip install 't5x_lite[hub]'")
+    require_library(f"{source}: is not a folder, and the Hub", "huggingface_hub", "hub")
     import huggingface_hub
 
     try:

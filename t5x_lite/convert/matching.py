@@ -8,9 +8,8 @@ from typing import TypeAlias
 from pydantic import ValidationError
 
 from t5x_lite.convert import MODEL_TYPES
-from t5x_lite.convert.bert import NO_TOKEN_OUTPUT
 from t5x_lite.convert.config_table import ForeignModel, MissingComponent, resolve_settings
-from t5x_lite.convert.model_type import OUTPUT_MATRIX, SOME_OUTPUT_TENSOR, ModelType
+from t5x_lite.convert.model_type import NO_TOKEN_OUTPUT, OUTPUT_MATRIX, SOME_OUTPUT_TENSOR, ModelType
 from t5x_lite.errors import UserError
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.trees import unflatten_names

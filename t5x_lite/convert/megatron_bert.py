@@ -1,21 +1,12 @@
 """Megatron's BERT in Hugging Face's format: norms before the sublayers, none of the embeddings."""
 
-from t5x_lite.convert.bert import (
-    BERT,
-    BERT_FIXED,
-    BERT_LAYER,
-    BERT_WEIGHTS,
-    ENCODER_TIED,
-    classifier,
-    encoder_fields,
-    headless,
-    masked_lm,
-    masked_lm_with_sentences,
-)
+from dataclasses import replace
+
+from t5x_lite.convert.bert import BERT, BERT_FIELDS, BERT_FIXED, BERT_LAYER, BERT_WEIGHTS, ENCODER_TIED
 from t5x_lite.convert.config_table import ConfigTable
-from t5x_lite.convert.model_type import ModelType
 from t5x_lite.convert.weight_map import Modules, StackModules, WeightTable
 
+CLASS_PREFIX = "Megatron"
 EMBEDDING_NORM = "bert.embeddings.LayerNorm"
 PRE_NORM_LAYER: Modules = {
     **{name: ours for name, ours in BERT_LAYER.items() if not name.endswith("LayerNorm")},
@@ -30,28 +21,18 @@ PRE_NORM_WEIGHTS = WeightTable(
     stacks=(StackModules("bert.encoder.layer.{layer}", "encoder.stack.layers", PRE_NORM_LAYER),),
 )
 
-MEGATRON_BERT = ModelType(
+assert BERT.headless is not None
+MEGATRON_BERT = replace(
+    BERT,
     name="megatron-bert",
-    architectures=(
-        masked_lm("MegatronBertForMaskedLM"),
-        masked_lm_with_sentences("MegatronBertForPreTraining", "next", marker_tensor="cls.seq_relationship.weight"),
-        classifier(
-            "MegatronBertForSequenceClassification",
-            marker_tensor="classifier.weight",
-            modules={"bert.pooler.dense": "head.pooler", "classifier": "head.scores"},
-        ),
-    ),
-    headless=headless("MegatronBertModel"),
+    architectures=tuple(architecture.with_prefix(CLASS_PREFIX) for architecture in BERT.architectures),
+    headless=BERT.headless.with_prefix(CLASS_PREFIX),
     config=ConfigTable(
-        encoder_fields(unused_rows=0),
+        BERT_FIELDS,
         fixed={**BERT_FIXED, "embedding_norm": False, "norm_place": "pre"},
         without_effect=ENCODER_TIED,
     ),
     weights=PRE_NORM_WEIGHTS,
-    tokenizer_class=BERT.tokenizer_class,
-    base_model_prefix=BERT.base_model_prefix,
-    ignored_tensors=BERT.ignored_tensors,
-    unused_tensors=BERT.unused_tensors,
-    copies=BERT.copies,
+    renamed_tensors={},
 )
 """Shoeybi et al. 2020, §3 and figure 7: BERT with the norms moved before the sublayers, which larger models need."""

@@ -39,6 +39,8 @@ MODULES_WITHOUT_PREFIX = (*HEAD_PREFIXES, *TASK_HEADS)
 """First parts of the names of modules outside the base model; they never have its prefix."""
 
 
+NO_TOKEN_OUTPUT = {"output_transform": False, "output_bias": False}
+"""Settings of a model whose output, if it has one, is a matrix alone."""
 SOME_OUTPUT_TENSOR = "cls.predictions.bias"
 """A tensor that tells that a model is not the base model alone."""
 
@@ -68,6 +70,10 @@ class Architecture:
     modules: Modules = field(default_factory=dict)
     is_classifier: bool = False
     may_be_tied: bool = False
+
+    def with_prefix(self, prefix: str) -> "Architecture":
+        """Return the class of another model type whose name begins with `prefix` and ends as this one's."""
+        return replace(self, name=prefix + self.name)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Qwen2 and Qwen3 in Hugging Face's format."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from t5x_lite.convert.config_table import (
@@ -40,6 +40,28 @@ def read_window(config: Mapping[str, Any]) -> object:
     return config.get("sliding_window") if config.get("use_sliding_window") else None
 
 
+def read_windowed_pattern(layer_types: Sequence[str], layers: int, window: object) -> list[Settings]:
+    """Return the pattern of layers of which some attend within a window.
+
+    Args:
+        layer_types: the kind of every layer, `FULL` or `SLIDING`.
+        layers: number of layers.
+        window: the window; None if no layer has one.
+
+    Raises:
+        UserError: another number of kinds, an unknown one, or a kind without its window.
+    """
+    if len(layer_types) != layers:
+        raise UserError(f"layer_types lists {len(layer_types)} layers, but num_hidden_layers is {layers}")
+    windows = {FULL: None, SLIDING: window}
+    pattern = []
+    for layer_type in shortest_period(list(layer_types)):
+        if layer_type not in windows or (layer_type == SLIDING and window is None):
+            raise UserError(f"layer_types has {layer_type!r} with sliding_window={window}, which is not supported")
+        pattern.append({"attention": read_attention(windows[layer_type])})
+    return pattern
+
+
 def _read_layer_types(source: ForeignModel, settings: Settings) -> None:
     """Read which layers attend within a window.
 
@@ -53,13 +75,7 @@ def _read_layer_types(source: ForeignModel, settings: Settings) -> None:
         if window is not None:
             first_windowed = config.get("max_window_layers", DEFAULT_FULL_LAYERS)
         layer_types = [FULL if layer < first_windowed else SLIDING for layer in range(settings["layers"])]
-    windows = {FULL: None, SLIDING: window}
-    pattern = []
-    for layer_type in shortest_period(list(layer_types)):
-        if layer_type not in windows or (layer_type == SLIDING and window is None):
-            raise UserError(f"layer_types has {layer_type!r} with sliding_window={window}, which is not supported")
-        pattern.append({"attention": read_attention(windows[layer_type])})
-    settings["pattern"] = pattern
+    settings["pattern"] = read_windowed_pattern(layer_types, settings["layers"], window)
 
 
 def _write_layer_types(model: ModelConfig, config: ForeignConfig) -> None:

@@ -3,19 +3,15 @@
 from dataclasses import replace
 
 from t5x_lite.convert.bert import ROBERTA
-from t5x_lite.convert.model_type import Architecture
 
-
-def _rename(architecture: Architecture) -> Architecture:
-    return replace(architecture, name=f"XLM{architecture.name}")
-
+CLASS_PREFIX = "XLM"
 
 assert ROBERTA.headless is not None
 XLM_ROBERTA = replace(
     ROBERTA,
     name="xlm-roberta",
-    architectures=tuple(_rename(architecture) for architecture in ROBERTA.architectures),
-    headless=_rename(ROBERTA.headless),
+    architectures=tuple(architecture.with_prefix(CLASS_PREFIX) for architecture in ROBERTA.architectures),
+    headless=ROBERTA.headless.with_prefix(CLASS_PREFIX),
     tokenizer_class="XLMRobertaTokenizer",
 )
 """Conneau et al. 2020: RoBERTa on a hundred languages."""

@@ -8,11 +8,11 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from t5x_lite.errors import UserError
+from t5x_lite.extras import require_library
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
@@ -124,8 +124,7 @@ def open_dataset(dataset: HubDataset) -> "IterableDataset":
     Raises:
         UserError: the library is not installed, the network is missing, or there is no such data set, config or split.
     """
-    if find_spec("datasets") is None:
-        raise UserError(f"data.files: {dataset.url} needs datasets: pip install 't5x_lite[hfdata]'")
+    require_library(f"data.files: {dataset.url}", "datasets", "hfdata")
     if dataset.is_local:
         return _load(dataset)
     return _load_once(dataset)

@@ -11,7 +11,7 @@ from t5x_lite.data.mixture_file import StageShares
 
 @dataclass(frozen=True)
 class MixtureCurve:
-    """The stages of a run that have past_stages.
+    """The stages of a run that have begun.
 
     Attributes:
         stages: their names.

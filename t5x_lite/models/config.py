@@ -176,7 +176,7 @@ class ModelConfig(Config):
         return sizes
 
     @model_serializer(mode="wrap")
-    def _leave_outderived_sizes(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _leave_out_derived_sizes(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Write null for sizes that follow from others, so that overrides of the others change them too."""
         values = dump(self)
         for name, size in derived_sizes(self.layers, self.embed, self.heads).items():
@@ -339,11 +339,11 @@ class ModelConfig(Config):
 
     def feedforward_of(self, layer: LayerConfig) -> MLP | GLU | MoE | NoFeedForward:
         """Return the feed-forward of a layer of the pattern."""
-        if isinstance(layer.feedforward, DenseFeedForward) and isinstance(self.feedforward, MoE):
+        if not isinstance(layer.feedforward, DenseFeedForward):
+            return layer.feedforward or self.feedforward
+        if isinstance(self.feedforward, MoE):
             return self.dense_feedforward
-        if isinstance(layer.feedforward, DenseFeedForward):
-            return self.feedforward
-        return layer.feedforward or self.feedforward
+        return self.feedforward
 
     @property
     def dense_feedforward(self) -> MLP | GLU:

@@ -32,7 +32,7 @@ def roofline_bounds(
     ici_seconds, dcn_seconds = _link_seconds(collectives, chip)
     # The state is read and written once in a step, and so is what the forward pass saves for the backward pass.
     memory_traffic = 2 * memory_bytes + _gathered_weight_bytes(workload)
-    compute_seconds = (flops / peak_flops - _seconds_saved_by_quantization(workload, chip, peak_flops)) * overhead
+    compute_seconds = _product_seconds(workload, chip, flops, peak_flops) * overhead
     memory_seconds = memory_traffic / chip.memory_rate
     step_seconds = max(compute_seconds, memory_seconds, ici_seconds, dcn_seconds)
     tokens_per_step = train.batch_size * train.seq_len
@@ -62,24 +62,24 @@ def _flops_per_device(workload: Workload, *, causal_half: bool) -> float:
     return config.train.batch_size * row_flops / workload.mesh.size
 
 
-def _seconds_saved_by_quantization(workload: Workload, chip: Chip, peak_flops: float) -> float:
-    """Return how much faster the products in 8 bits are.
+def _product_seconds(workload: Workload, chip: Chip, flops: float, peak_flops: float) -> float:
+    """Return the seconds that a device needs for its FLOPs, those in 8 bits at the rate of the chip's units for them.
 
     Raises:
-        UserError: the chip has no units for them.
+        UserError: the chip has no such units.
     """
     config = workload.config
     quantization = config.train.quantization
     if quantization is None:
-        return 0.0
+        return flops / peak_flops
     rates = {"int8": chip.int8_flops, "fp8": chip.fp8_flops}
     rate = rates[quantization]
     if rate is None:
         others = " or ".join([name for name, value in rates.items() if value] + ["null"])
         raise UserError(f"train.quantization {quantization}: this chip has no units for it; set it to {others}")
     row_flops = quantized_flops_per_example(config.model, workload.spec, workload.lengths)
-    flops = config.train.batch_size * row_flops / workload.mesh.size
-    return flops / peak_flops - flops / rate
+    quantized_flops = config.train.batch_size * row_flops / workload.mesh.size
+    return (flops - quantized_flops) / peak_flops + quantized_flops / rate
 
 
 def _recomputation_factor(remat: RematPolicy) -> float:

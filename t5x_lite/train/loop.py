@@ -118,7 +118,7 @@ class Trainer:
         self.mesh = mesh
         self.steps = steps
         self.display = display
-        self.stage_steps = StageSteps(run, examples, mesh, steps.state)
+        self.stage_steps = StageSteps(run, examples, mesh, steps)
         self.goodput = Goodput(run.folder, writes=jax.process_index() == 0)
         self.watchdog = Watchdog(run.config.train.hang_minutes)
         self.stragglers = Stragglers()

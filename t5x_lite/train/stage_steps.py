@@ -15,7 +15,7 @@ from t5x_lite.models.loss_terms import Batch
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.run_dir import Run
 from t5x_lite.train.state import TrainState
-from t5x_lite.train.steps import make_steps
+from t5x_lite.train.steps import Steps, make_steps
 
 BATCHES_AHEAD = 2
 """Batches that are sent to the devices before the step that takes them."""
@@ -31,15 +31,15 @@ class StageSteps:
         run: the run.
         examples: training examples in the order of each stage.
         mesh: the devices.
-        state: shapes and shardings of the state.
+        steps: the steps for batches of the run's own shape.
     """
 
-    def __init__(self, run: Run, examples: Sequence[ExampleSequence], mesh: Mesh, state: TrainState) -> None:
+    def __init__(self, run: Run, examples: Sequence[ExampleSequence], mesh: Mesh, steps: Steps) -> None:
         self.stages = run.config.stages
         self._run = run
         self._examples = examples
         self._mesh = mesh
-        self._state = state
+        self._steps = steps
         self._compiled: dict[tuple[int, int], CompiledStep] = {}
 
     def compile(self, first: int) -> float:
@@ -52,10 +52,13 @@ class StageSteps:
         return time.perf_counter() - started
 
     def _compile_stage(self, stage: Stage, examples: ExampleSequence) -> CompiledStep:
-        config = self._run.config.of_stage(stage)
+        config = self._run.config
         first_example = examples[stage.first_step * stage.batch_size]
         batch = meshes.batch_shapes(self._mesh, first_example, stage.batch_size)
-        return make_steps(config, self._run.spec, self._mesh).train.lower(self._state, batch).compile()
+        steps = self._steps
+        if stage.shape != (config.train.batch_size, config.train.seq_len):
+            steps = make_steps(config.of_stage(stage), self._run.spec, self._mesh)
+        return steps.train.lower(self._steps.state, batch).compile()
 
     def batches(self, first: int, end: int) -> Iterator[tuple[CompiledStep, Batch]]:
         """Yield global batches `[first, end)`, of which some are on their way to the devices already.

@@ -1,6 +1,5 @@
 """The compiled steps of a run on a mesh, with their shardings, and what they need of the mesh."""
 
-import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +15,7 @@ from t5x_lite.adapt.trainable import TrainableSplit
 from t5x_lite.config import RunConfig
 from t5x_lite.data.stages import Stage, title
 from t5x_lite.errors import UserError
+from t5x_lite.extras import require_library
 from t5x_lite.models.attention import kernels
 from t5x_lite.models.experts.activity import ROUTER_TERM_WEIGHTS
 from t5x_lite.models.experts.dispatch import check_dispatch
@@ -174,8 +174,8 @@ def check_mesh(mesh: Mesh, config: RunConfig, platform: str) -> dict[str, str]:
         UserError: the model, a kernel or the batch does not fit the mesh, or a package is missing.
     """
     train = config.train
-    if train.quantization is not None and importlib.util.find_spec("qwix") is None:
-        raise UserError("train.quantization needs Qwix: pip install 't5x_lite[quantization]'")
+    if train.quantization is not None:
+        require_library("train.quantization", "qwix", "quantization")
     sizes = mesh.shape
     rows = train.batch_size // train.microbatches
     rows_key = "train.batch_size"

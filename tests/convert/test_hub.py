@@ -81,6 +81,6 @@ def test_without_a_network_the_import_ends_with_one_line(
 
 
 def test_a_missing_client_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub, "find_spec", lambda name: None)
+    monkeypatch.setattr("t5x_lite.extras.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"pip install 't5x_lite\[hub\]'"):
         hub.find_model(Path("no_such_org/no_such_name"))

@@ -135,6 +135,6 @@ def test_without_a_network_prepare_ends_with_one_line(
 
 
 def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    monkeypatch.setattr(hub_datasets, "find_spec", lambda name: None)
+    monkeypatch.setattr("t5x_lite.extras.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"needs datasets: pip install 't5x_lite\[hfdata\]'"):
         units(SourceConfig(files=(f"hf://{folder}",)))

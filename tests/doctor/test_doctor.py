@@ -80,7 +80,7 @@ def test_every_missing_thing_is_named_at_once(
 def test_a_bucket_needs_its_extra(
     tiny_config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("t5x_lite.storage.find_spec", lambda name: None)
+    monkeypatch.setattr("t5x_lite.extras.find_spec", lambda name: None)
     assert main(["doctor", str(tiny_config), "run_dir=s3://bucket/run"]) == 2
     output = capsys.readouterr().out
     assert "!!  run_dir" in output

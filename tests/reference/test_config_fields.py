@@ -204,6 +204,11 @@ def test_a_stored_copy_of_a_tied_matrix_changes_nothing(
             "10000 layers without a repeat; patterns of up to 512 can be compiled",
         ),
         ("Gemma 2", {"layer_types": ["full_attention"]}, "layer_types lists 1 layers, but num_hidden_layers is 5"),
+        (
+            "Qwen3, windows",
+            {"layer_types": ["full_attention"]},
+            "layer_types lists 1 layers, but num_hidden_layers is 4",
+        ),
         ("Gemma 2", {"use_bidirectional_attention": True}, "use_bidirectional_attention=True is not supported"),
         ("Gemma 3", {"rope_parameters": LINEAR_ROPE}, "rope_parameters must have full_attention and sliding_attention"),
         ("Gemma 3", {"sliding_window": None}, "the field 'sliding_window' is missing"),

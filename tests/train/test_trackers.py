@@ -11,10 +11,11 @@ import pytest
 from t5x_lite import config as configuration
 from t5x_lite.cli import main
 from t5x_lite.errors import UserError
+from t5x_lite.extras import require_library
 from t5x_lite.train.metrics import MetricsWriter
 from t5x_lite.train.trackers.background import BackgroundWriter
 from t5x_lite.train.trackers.open_trackers import open_trackers
-from t5x_lite.train.trackers.tracker import TrackedRun, Tracker, TrackerWriter, check_library
+from t5x_lite.train.trackers.tracker import TrackedRun, Tracker, TrackerWriter
 from tests.conftest import lines
 
 WANDB_BLOCK = 32768
@@ -196,7 +197,7 @@ def test_training_ends_well_without_the_server_of_a_tracker(
 
 def test_trackers_are_checked_before_training(tiny_config: Path) -> None:
     with pytest.raises(UserError, match=r"wandb needs no_such_module: pip install 't5x_lite\[wandb\]'"):
-        check_library("no_such_module", "wandb")
+        require_library("train.trackers: wandb", "no_such_module", "wandb")
     with pytest.raises(UserError, match="names a tracker twice"):
         configuration.load(tiny_config, ["train.trackers=[tensorboard, tensorboard]"])
     with pytest.raises(UserError, match="expected one of tensorboard, wandb, mlflow"):

@@ -6,8 +6,9 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from t5x_lite.extras import require_library
 from t5x_lite.schema import setting
-from t5x_lite.train.trackers.tracker import TrackedRun, Tracker, TrackerWriter, check_library
+from t5x_lite.train.trackers.tracker import TrackedRun, Tracker, TrackerWriter
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -32,7 +33,7 @@ class MLflow(Tracker):
 
     def check(self) -> None:
         """Check that the library is installed."""
-        check_library("mlflow", "mlflow")
+        require_library("train.trackers: mlflow", "mlflow", "mlflow")
 
     def open(self, run: TrackedRun) -> TrackerWriter:
         """Open the run: the one that has its identifier as a tag, or a new one with all settings as parameters."""

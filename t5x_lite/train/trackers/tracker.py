@@ -3,11 +3,9 @@
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
 
-from t5x_lite.errors import UserError
 from t5x_lite.schema import Config
 
 
@@ -60,13 +58,3 @@ class Tracker(Config):
     @abstractmethod
     def open(self, run: TrackedRun) -> TrackerWriter:
         """Open the run in the tracker: a new one, or the same one again if the run is resumed."""
-
-
-def check_library(module: str, extra: str) -> None:
-    """Check that the library of a tracker is installed.
-
-    Raises:
-        UserError: it is not.
-    """
-    if find_spec(module) is None:
-        raise UserError(f"train.trackers: {extra} needs {module}: pip install 't5x_lite[{extra}]'")

@@ -5,8 +5,9 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
+from t5x_lite.extras import require_library
 from t5x_lite.schema import setting
-from t5x_lite.train.trackers.tracker import TrackedRun, Tracker, TrackerWriter, check_library
+from t5x_lite.train.trackers.tracker import TrackedRun, Tracker, TrackerWriter
 
 if TYPE_CHECKING:
     import wandb
@@ -25,7 +26,7 @@ class WeightsAndBiases(Tracker):
 
     def check(self) -> None:
         """Check that the library is installed."""
-        check_library("wandb", "wandb")
+        require_library("train.trackers: wandb", "wandb", "wandb")
 
     def open(self, run: TrackedRun) -> TrackerWriter:
         """Open the run, whose id on the server is that of the run directory."""
