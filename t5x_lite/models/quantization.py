@@ -5,12 +5,15 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
+
+if TYPE_CHECKING:
+    import qwix
 
 QuantizedType: TypeAlias = Literal["int8", "fp8"]
 
@@ -78,11 +81,34 @@ def quantized_product(
     return checkpoint_name(_differentiable_product(x, matrix, quantization), QUANTIZED_PRODUCT)
 
 
+@dataclass(frozen=True)
+class Operand:
+    """An operand of a product.
+
+    Attributes:
+        array: its values.
+        dtype: the type that they are quantized to.
+        contracted: the axes that the product sums.
+    """
+
+    array: Array
+    dtype: jnp.dtype
+    contracted: tuple[int, ...]
+
+    def quantize(self) -> "qwix.QArray":
+        """Return the values in 8 bits, with a scale for each slice along the contracted axes."""
+        import qwix
+
+        kept_axes = [axis for axis in range(self.array.ndim) if axis not in self.contracted]
+        return qwix.quantize(self.array, self.dtype, channelwise_axes=kept_axes)
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _differentiable_product(x: Array, matrix: Array, quantization: QuantizedType) -> Array:
     types = TYPES[quantization]
     batch = matrix.ndim - 2
-    return _product((x, types.values, (x.ndim - 1,)), (matrix, types.values, (batch,)), batch)
+    rows = Operand(x, types.values, (x.ndim - 1,))
+    return _product(rows, Operand(matrix, types.values, (batch,)), batch)
 
 
 def _forward(x: Array, matrix: Array, quantization: QuantizedType) -> tuple[Array, tuple[Array, Array]]:
@@ -93,27 +119,21 @@ def _backward(quantization: QuantizedType, residuals: tuple[Array, Array], gradi
     x, matrix = residuals
     types = TYPES[quantization]
     batch = matrix.ndim - 2
-    last_axis = (gradient.ndim - 1,)
     row_axes = tuple(range(batch, x.ndim - 1))
-    x_gradient = _product((gradient, types.gradients, last_axis), (matrix, types.values, (batch + 1,)), batch)
-    matrix_gradient = _product((x, types.values, row_axes), (gradient, types.gradients, row_axes), batch)
+    x_gradient = _product(
+        Operand(gradient, types.gradients, (gradient.ndim - 1,)), Operand(matrix, types.values, (batch + 1,)), batch
+    )
+    matrix_gradient = _product(Operand(x, types.values, row_axes), Operand(gradient, types.gradients, row_axes), batch)
     return x_gradient.astype(x.dtype), matrix_gradient.astype(matrix.dtype)
 
 
 _differentiable_product.defvjp(_forward, _backward)
-
-Operand: TypeAlias = tuple[Array, jnp.dtype, tuple[int, ...]]
-"""An array, the type that it is quantized to, and its contracted axes."""
 
 
 def _product(first: Operand, second: Operand, batch: int) -> Array:
     """Return the product of two operands over their contracted axes, with `batch` leading axes in common."""
     import qwix
 
-    quantized = []
-    for array, dtype, contracted in (first, second):
-        kept_axes = [axis for axis in range(array.ndim) if axis not in contracted]
-        quantized.append(qwix.quantize(array, dtype, channelwise_axes=kept_axes))
     batch_axes = tuple(range(batch))
-    numbers = ((first[2], second[2]), (batch_axes, batch_axes))
-    return qwix.dot_general(*quantized, numbers)
+    dimension_numbers = ((first.contracted, second.contracted), (batch_axes, batch_axes))
+    return qwix.dot_general(first.quantize(), second.quantize(), dimension_numbers)
