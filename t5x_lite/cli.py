@@ -13,7 +13,6 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 import t5x_lite
@@ -149,7 +148,7 @@ def train(options: argparse.Namespace, overrides: list[str]) -> int:
     from t5x_lite.planner.capacity import check_capacity
     from t5x_lite.train.loop import train as run_training
 
-    distributed.initialize(Path(config.data.cache_dir))
+    distributed.initialize(config.data.cache_dir)
     with distributed.abort_together():
         check_capacity(config)
         run, is_complete = run_training(config)
@@ -352,7 +351,7 @@ def export(options: argparse.Namespace, overrides: list[str]) -> int:
     if options.format == "megatron":
         from t5x_lite.data.export_corpus import export_megatron
 
-        print(export_megatron(Path(options.source), options.target))
+        print(export_megatron(options.source, options.target))
         return 0
     from t5x_lite.convert.huggingface import export_hf
 

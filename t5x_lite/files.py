@@ -119,12 +119,12 @@ def free_space(folder: Path) -> str:
     return ""
 
 
-def disk_error(folder: Path, error: OSError, remedy: str) -> UserError:
-    """Return the error to raise for a failed write: its reason, the free space and a remedy."""
+def disk_error(folder: Path | str, error: OSError, remedy: str) -> UserError:
+    """Return the error to raise for a failed write: its reason, the free space of a disk and a remedy."""
     reason = error.strerror or str(error)
     if is_disk_full(error):
         reason = "the disk is full"
-    space = free_space(folder)
+    space = free_space(Path(folder))
     if space:
         reason += f" ({space})"
     return UserError(f"{folder}: cannot be written: {reason}; make room or choose another folder; {remedy}")

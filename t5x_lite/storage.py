@@ -1,5 +1,7 @@
-"""Files in object stores: `gs://` (Google Cloud Storage) and `s3://`."""
+"""Files in object stores, `gs://` (Google Cloud Storage) and `s3://`, and on disk."""
 
+import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -8,6 +10,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from t5x_lite.errors import UserError
 from t5x_lite.extras import require_library
+from t5x_lite.files import replace_file
 
 if TYPE_CHECKING:
     from fsspec import AbstractFileSystem
@@ -26,6 +29,13 @@ def expand(name: str | Path) -> str:
     if is_remote(name):
         return str(name)
     return str(Path(name).expanduser())
+
+
+def absolute(name: str) -> str:
+    """Return a local name as an absolute path, and the name of an object store as it is."""
+    if is_remote(name):
+        return name
+    return str(Path(name).expanduser().absolute())
 
 
 def join(folder: str | Path, name: str) -> str:
@@ -112,6 +122,98 @@ def open_bytes(name: str) -> IO[bytes]:
     store, root = open_store(name)
     with explained(name, "read"):
         return store.open(root, "rb")
+
+
+def read_bytes(name: str) -> bytes:
+    """Return the content of a file.
+
+    Raises:
+        OSError: a local file that cannot be read.
+        UserError: the store cannot be read, or has no such file.
+    """
+    if not is_remote(name):
+        return Path(name).read_bytes()
+    store, root = open_store(name)
+    with explained(name, "read"):
+        content: bytes = store.cat_file(root)
+    return content
+
+
+def write_bytes(name: str, content: str | bytes) -> None:
+    """Write a file of which other processes see either all or nothing. Its folder must exist on a disk.
+
+    Raises:
+        OSError: a local file that cannot be written.
+        UserError: the store cannot be written.
+    """
+    if isinstance(content, str):
+        content = content.encode()
+    if not is_remote(name):
+        replace_file(Path(name), content)
+        return
+    store, root = open_store(name)
+    with explained(name, "written"):
+        store.pipe_file(root, content)
+
+
+def make_folder(name: str) -> None:
+    """Create a local folder. Object stores have none.
+
+    Raises:
+        OSError: it cannot be created.
+    """
+    if not is_remote(name):
+        Path(name).mkdir(parents=True, exist_ok=True)
+
+
+def delete_folder(name: str) -> None:
+    """Delete a folder with all that is in it.
+
+    Raises:
+        UserError: the store cannot be written.
+    """
+    if not is_remote(name):
+        shutil.rmtree(name, ignore_errors=True)
+        return
+    store, root = open_store(name)
+    with explained(name, "deleted"):
+        if store.exists(root):
+            store.rm(root, recursive=True)
+
+
+def list_names(folder: str) -> set[str]:
+    """Return the names of the files in a folder, by one request for about a thousand of them.
+
+    Raises:
+        UserError: the store cannot be read.
+    """
+    if not is_remote(folder):
+        return {path.name for path in Path(folder).iterdir()}
+    store, root = open_store(folder)
+    with explained(folder, "read"):
+        try:
+            paths = store.ls(root, detail=False)
+        except FileNotFoundError:
+            return set()
+    return {path.rstrip("/").rpartition("/")[2] for path in paths}
+
+
+def tensorstore_location(folder: str) -> dict[str, str]:
+    """Return the folder as the `kvstore` of TensorStore's specs, with the endpoint that AWS_ENDPOINT_URL names.
+
+    Raises:
+        UserError: the scheme is unknown, or its library is not installed.
+    """
+    if not is_remote(folder):
+        return {"driver": "file", "path": f"{Path(folder).absolute()}/"}
+    open_store(folder)  # raises if the name is wrong
+    scheme, _, path = folder.partition("://")
+    bucket, _, key = path.partition("/")
+    location = {"driver": {"gs": "gcs"}.get(scheme, scheme), "bucket": bucket, "path": f"{key.rstrip('/')}/"}
+    endpoint = os.environ.get("AWS_ENDPOINT_URL")
+    if scheme == "s3" and endpoint:
+        location |= {"endpoint": endpoint, "aws_region": os.environ.get("AWS_DEFAULT_REGION", "us-east-1")}
+    return location
 
 
 def file_exists(name: str) -> bool:

@@ -7,7 +7,6 @@ from pydantic import Field, Strict
 
 from t5x_lite.errors import suggest
 from t5x_lite.schema import Config, Int, Strings, setting
-from t5x_lite.storage import is_remote
 
 Format = Literal["auto", "text", "jsonl", "parquet", "tfds", "parallel", "megatron", "nanogpt", "llmc"]
 TOKEN_FORMATS = ("megatron", "nanogpt", "llmc")
@@ -115,15 +114,15 @@ class DataConfig(SourceConfig):
         "contents of a row: a window of the token stream, whole documents, whole sentences, or (none) one document",
     )
     separate_documents: bool = setting(True, "documents of one row do not attend to each other (segment_ids)")
-    cache_dir: str = setting("cache", "folder of token corpora and trained tokenizers, shared by runs", min_length=1)
+    cache_dir: str = setting(
+        "cache", "folder of token corpora and trained tokenizers, shared by runs; local, gs:// or s3://", min_length=1
+    )
     prepare_processes: Int = setting(0, "processes that tokenise; 0 uses every core", ge=0, le=1024)
     workers: Int = setting(0, "processes that build batches; 0 builds them in a thread of this process", ge=0, le=1024)
     prefetch: Int = setting(4, "batches built ahead", unit="batches", ge=1)
 
     def problems(self) -> Iterator[str]:
         """See `Config`."""
-        if is_remote(self.cache_dir):
-            yield f"cache_dir {self.cache_dir} must be a local folder; text and runs may be in a bucket"
         if self.files and self.mixture:
             yield "give `files` or `mixture`, not both"
         changed = _changed_source_settings(self)

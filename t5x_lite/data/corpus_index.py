@@ -1,177 +1,125 @@
-"""The index of a token corpus: where records, documents and parts start in the stream of tokens.
+"""Complete a token corpus: write where its documents and parts start in the stream of tokens, and then its summary."""
 
-The index consists of int64 arrays that are mapped into memory, so that the time and memory to open a corpus do not
-depend on its size. `write_index` adds up the lengths that the shards hold (see `corpus`). For each split there are:
-
-* `SPLIT.records.npy`: `[records + 1]`, where each record starts, and the end of the stream;
-* `SPLIT.documents.npy`: `[documents + 1]`, where each document starts, and the end of the stream;
-* `SPLIT.parts.npy`: `[parts + 1]`, where each sentence or field starts, and the end (only with `data.parts`);
-
-and `index.json`: the number of records in each shard, and the checksum of each array. It is written last, so that an
-index with this file is complete. Opening an index verifies no checksum: `is_intact` does, once at the start of a job.
-"""
-
-from collections.abc import Sequence
-from pathlib import Path
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 
 import numpy as np
 from jaxtyping import Int64
-from pydantic import BaseModel, NonNegativeInt, ValidationError
 
-from t5x_lite.data.array_files import ArrayFile, file_checksum, map_array
-from t5x_lite.data.shards import SPLITS, ShardFiles, Split, damaged
-from t5x_lite.errors import UserError
-from t5x_lite.files import read_json_object, replace_file
+from t5x_lite.data.corpus_files import SPLITS, CorpusFiles, Split, TokenType, load_arrays
+from t5x_lite.data.corpus_summary import CorpusSummary, SplitCounts
+from t5x_lite.data.sorted_arrays import SortedArrayWriter
+from t5x_lite.storage import write_bytes
 
-INDEX_FILE = "index.json"
-
-
-class CorpusIndex:
-    """The index of one split of a corpus.
-
-    Attributes:
-        shard_records: number of records in each shard.
-        records: where each record starts, and the end of the stream.
-        documents: where each document starts, and the end of the stream.
-        parts: where each sentence or field starts, and the end of the stream; None if documents have no parts.
-    """
-
-    def __init__(self, folder: Path, split: Split) -> None:
-        summary = _read_summary(folder)
-        self.shard_records = summary.records[split]
-        self.records: Int64[np.ndarray, records_and_end] = _map_offsets(folder, f"{split}.records.npy")
-        self.documents: Int64[np.ndarray, documents_and_end] = _map_offsets(folder, f"{split}.documents.npy")
-        self.parts: Int64[np.ndarray, parts_and_end] | None = None
-        if summary.has_parts:
-            self.parts = _map_offsets(folder, f"{split}.parts.npy")
-        if sum(self.shard_records) != len(self.records) - 1:
-            reason = f"it counts {sum(self.shard_records)} records, but the index has {len(self.records) - 1}"
-            raise damaged(folder, folder / INDEX_FILE, reason)
+READ_AT_ONCE = 64
+"""Files of units that are read at the same time: in a bucket one of them takes long, but many take no longer."""
 
 
-class IndexSummary(BaseModel, strict=True, extra="forbid"):
-    """Content of `index.json`.
+def complete_corpus(
+    files: CorpusFiles, units: Sequence[str], token_type: TokenType, *, has_parts: bool
+) -> CorpusSummary | None:
+    """Write the index and the summary of a corpus whose units are complete. The lengths of some units are in memory.
 
-    Attributes:
-        records: number of records in each shard of each split.
-        has_parts: true if documents have parts.
-        checksums: CRC-32 of each array's file, by its name.
-    """
-
-    records: dict[Split, list[NonNegativeInt]]
-    has_parts: bool
-    checksums: dict[str, NonNegativeInt]
-
-
-def _read_summary(folder: Path) -> IndexSummary:
-    path = folder / INDEX_FILE
-    try:
-        return IndexSummary.model_validate(read_json_object(path))
-    except (UserError, ValidationError):
-        raise damaged(folder, path, "it is not the summary of an index") from None
-
-
-def _map_offsets(folder: Path, name: str) -> Int64[np.ndarray, "items_and_end"]:
-    path = folder / name
-    try:
-        offsets = map_array(path)
-    except (OSError, ValueError) as error:
-        raise damaged(folder, path, str(error)) from None
-    if len(offsets) == 0:
-        raise damaged(folder, path, "it is empty")
-    return offsets
-
-
-def _load_lengths(folder: Path, path: Path, columns: int) -> Int64[np.ndarray, "rows columns"]:
-    """Load the lengths of a shard as rows of `columns` numbers.
-
-    Raises:
-        UserError: the file is damaged.
-    """
-    try:
-        values = np.load(path)
-    except Exception as error:  # of NumPy, of the file system, and of Python's parser, which reads the header
-        raise damaged(folder, path, str(error)) from None
-    if values.dtype != np.int64 or values.size % columns or values.min(initial=0) < 0:
-        raise damaged(folder, path, f"it has {values.dtype} values of shape {values.shape}, expected lengths")
-    return values.reshape(-1, columns)
-
-
-def has_index(folder: Path) -> bool:
-    """Return whether the folder of a corpus holds its complete index."""
-    return (folder / INDEX_FILE).is_file()
-
-
-def is_intact(folder: Path, *, has_parts: bool) -> bool:
-    """Return whether the index of a corpus is complete and as it was written. All of its arrays are read.
+    Returns None, and writes no summary, if there is no token.
 
     Args:
-        folder: the folder of the corpus.
-        has_parts: the documents have parts.
-    """
-    try:
-        summary = _read_summary(folder)
-        if summary.has_parts != has_parts or set(summary.checksums) != set(_array_names(has_parts)):
-            return False
-        return all(file_checksum(folder / name) == checksum for name, checksum in summary.checksums.items())
-    except (OSError, UserError):
-        return False
-
-
-def _array_names(has_parts: bool) -> list[str]:
-    """Return the names of all arrays of an index."""
-    kinds = ("records", "documents", "parts") if has_parts else ("records", "documents")
-    return [f"{split}.{kind}.npy" for split in SPLITS for kind in kinds]
-
-
-def write_index(folder: Path, units: Sequence[str], *, has_parts: bool) -> None:
-    """Write the index of a corpus from the shards of its units. One shard's lengths at a time are in memory.
-
-    Args:
-        folder: the folder of the corpus.
-        units: names of the units of text.
+        files: of the corpus.
+        units: names of the units of text, in the order of the shards.
+        token_type: type of the token ids.
         has_parts: the documents have parts.
 
     Raises:
         OSError: a file that cannot be written.
-        UserError: a shard is damaged.
+        UserError: the file of a unit is damaged, or the store cannot be used.
     """
-    shard_records: dict[Split, list[int]] = {}
-    for split in SPLITS:
-        shards = [ShardFiles(folder, unit, split) for unit in units]
-        shard_records[split] = _write_split(folder, split, shards)
-        if has_parts:
-            _write_parts(folder / f"{split}.parts.npy", shards)
-    checksums = {name: file_checksum(folder / name) for name in _array_names(has_parts)}
-    summary = IndexSummary(records=shard_records, has_parts=has_parts, checksums=checksums)
-    replace_file(folder / INDEX_FILE, summary.model_dump_json())
+    splits = {split: _SplitIndex(files, split, has_parts=has_parts) for split in SPLITS}
+    for unit, arrays in _read_units(files, units):
+        for split, index in splits.items():
+            try:
+                index.add(arrays)
+            except (KeyError, ValueError) as error:
+                raise files.damaged(
+                    files.unit(unit), f"it does not hold the lengths of a {split} shard: {error}"
+                ) from None
+    summary = CorpusSummary(token_type=token_type, splits={split: index.finish() for split, index in splits.items()})
+    if not any(counts.tokens for counts in summary.splits.values()):
+        return None
+    write_bytes(files.summary, summary.model_dump_json())
+    return summary
 
 
-def _write_split(folder: Path, split: Split, shards: Sequence[ShardFiles]) -> list[int]:
-    """Write the index of one split, and return the number of records in each shard."""
-    shard_records: list[int] = []
-    position = 0
-    records_file = folder / f"{split}.records.npy"
-    documents_file = folder / f"{split}.documents.npy"
-    with ArrayFile(records_file) as records, ArrayFile(documents_file) as documents:
-        for shard in shards:
-            lengths, begins_document = _load_lengths(folder, shard.index, columns=2).T
-            ends = position + np.cumsum(lengths)
-            starts = ends - lengths
-            records.append(starts)
-            documents.append(starts[begins_document > 0])
-            shard_records.append(len(lengths))
-            position += int(lengths.sum())
-        records.append(np.array([position]))
-        documents.append(np.array([position]))
-    return shard_records
+def _read_units(files: CorpusFiles, units: Sequence[str]) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+    """Yield the arrays in the file of each unit.
+
+    Raises:
+        UserError: a file is damaged, or the store cannot be read.
+    """
+    with ThreadPoolExecutor(READ_AT_ONCE) as pool:
+        for first in range(0, len(units), READ_AT_ONCE):
+            names = units[first : first + READ_AT_ONCE]
+            reads = [pool.submit(load_arrays, files.unit(name)) for name in names]
+            for name, read in zip(names, reads, strict=True):
+                try:
+                    yield name, read.result()
+                except ValueError as error:
+                    raise files.damaged(files.unit(name), str(error)) from None
 
 
-def _write_parts(path: Path, shards: Sequence[ShardFiles]) -> None:
-    position = 0
-    with ArrayFile(path) as parts:
-        for shard in shards:
-            lengths = _load_lengths(shard.folder, shard.parts, columns=1)[:, 0]
-            parts.append(position + np.cumsum(lengths) - lengths)
-            position += int(lengths.sum())
-        parts.append(np.array([position]))
+@dataclass
+class _SplitIndex:
+    """Adds up the lengths of one split, shard by shard."""
+
+    files: CorpusFiles
+    split: Split
+    has_parts: bool
+    position: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
+    shard_tokens: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._documents = SortedArrayWriter(self.files.starts(self.split, "documents"))
+        self._parts: SortedArrayWriter | None = None
+        if self.has_parts:
+            self._parts = SortedArrayWriter(self.files.starts(self.split, "parts"))
+
+    def add(self, arrays: dict[str, np.ndarray]) -> None:
+        """Add a shard.
+
+        Raises:
+            KeyError: an array is missing.
+            ValueError: the lengths do not agree with each other.
+        """
+        documents: Int64[np.ndarray, documents] = arrays[f"{self.split}.documents"]
+        tokens = int(documents.sum())
+        self._documents.append(self.position + np.cumsum(documents) - documents)
+        if self._parts is not None:
+            parts: Int64[np.ndarray, parts] = arrays[f"{self.split}.parts"]
+            if int(parts.sum()) != tokens:
+                raise ValueError(f"{parts.sum()} tokens in parts, {tokens} in documents")
+            self._parts.append(self.position + np.cumsum(parts) - parts)
+            self.counts["parts"] += len(parts)
+        text_bytes, replaced = arrays[f"{self.split}.text"].tolist()
+        self.counts.update(documents=len(documents), text_bytes=text_bytes, replaced=replaced)
+        self.shard_tokens.append(tokens)
+        self.position += tokens
+
+    def finish(self) -> SplitCounts:
+        """Write the end of the stream, and return the counts."""
+        end = np.array([self.position])
+        self._documents.append(end)
+        self._documents.finish()
+        parts: int | None = None
+        if self._parts is not None:
+            self._parts.append(end)
+            self._parts.finish()
+            parts = self.counts["parts"]
+        return SplitCounts(
+            documents=self.counts["documents"],
+            tokens=self.position,
+            text_bytes=self.counts["text_bytes"],
+            replaced=self.counts["replaced"],
+            parts=parts,
+            shard_tokens=self.shard_tokens,
+        )

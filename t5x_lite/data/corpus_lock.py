@@ -1,59 +1,32 @@
-"""The lock of a corpus folder: one process at a time prepares and verifies the files; the others wait and use them."""
+"""The lock of a corpus folder: one process of a machine at a time writes into it."""
 
-import contextlib
 import fcntl
 import os
-import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import IO
 
+from t5x_lite.storage import is_remote
 
-class CorpusLock:
-    """Locks a corpus folder, and knows what other processes verified while this one waited for the lock.
 
-    The processes of a job enter at about the same time, and only the first reads all arrays to verify them. Use as a
-    context manager. A folder that cannot be written, as on a read-only disk, is not locked.
+@contextmanager
+def lock_folder(folder: str) -> Iterator[None]:
+    """Wait until no other process has the lock of a folder, and hold it inside.
 
-    Args:
-        folder: the folder of the corpus.
+    Object stores have no locks, and a folder that cannot be written, as on a read-only disk, is not locked: what is
+    written there by several at a time is the same.
     """
+    if is_remote(folder) or not os.access(folder, os.W_OK):
+        yield
+        return
+    with _open_lock(Path(folder) / "lock") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._lock: IO[str] | None = None
-        self._entered = 0.0
 
-    def is_verified(self, name: str) -> bool:
-        """Return whether a process verified the files of this name, or wrote them, since this one entered."""
-        marker = self._marker(name)
-        return marker.is_file() and marker.stat().st_mtime >= self._entered
-
-    def mark_verified(self, name: str) -> None:
-        """Note that the files of this name are intact."""
-        if self._lock is not None:
-            with contextlib.suppress(PermissionError):  # of another user; the next process verifies them once more
-                self._marker(name).touch()
-
-    def _open(self) -> IO[str]:
-        path = self._folder / "lock"
-        try:
-            return path.open("w")
-        except PermissionError:  # the file of another user can be locked, too
-            return path.open()
-
-    def _marker(self, name: str) -> Path:
-        return self._folder / f"verified-{name}"
-
-    def __enter__(self) -> "CorpusLock":
-        self._entered = time.time()
-        if os.access(self._folder, os.W_OK):
-            self._lock = self._open()
-            fcntl.flock(self._lock, fcntl.LOCK_EX)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if self._lock is not None:
-            self._lock.close()
+def _open_lock(path: Path) -> IO[str]:
+    try:
+        return path.open("w")
+    except PermissionError:  # the file of another user can be locked, too
+        return path.open()

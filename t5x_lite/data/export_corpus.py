@@ -6,17 +6,18 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int32
 
-from t5x_lite.data.corpus import CORPUS_FILE, Corpus
-from t5x_lite.data.shards import SPLITS
+from t5x_lite.data.corpus import Corpus
+from t5x_lite.data.corpus_files import SPLITS, CorpusFiles
 from t5x_lite.data.token_files.megatron import write_megatron
 from t5x_lite.errors import UserError
 from t5x_lite.files import disk_error
+from t5x_lite.storage import file_exists
 
 CHUNK = 2**20
 """Tokens that are read at a time."""
 
 
-def export_megatron(folder: Path, prefix: Path) -> str:
+def export_megatron(folder: str, prefix: Path) -> str:
     """Write each split of a token corpus as `PREFIX_SPLIT.bin` and `PREFIX_SPLIT.idx`, and return what was written.
 
     Documents keep the EOS that they have in the corpus.
@@ -28,8 +29,8 @@ def export_megatron(folder: Path, prefix: Path) -> str:
     Raises:
         UserError: the folder is not a corpus, it is damaged, or a file cannot be written.
     """
-    if not (folder / CORPUS_FILE).is_file():
-        raise UserError(f"{folder}: is not a token corpus (no {CORPUS_FILE}); t5x-lite prepare prints its folder")
+    if not file_exists(CorpusFiles(folder).summary):
+        raise UserError(f"{folder}: is not a token corpus (no corpus.json); t5x-lite prepare prints its folder")
     written = []
     for split in SPLITS:
         corpus = Corpus(folder, split)

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from t5x_lite.data.corpus import Corpus
+from t5x_lite.data.corpus_files import Split
 from t5x_lite.data.mixture import MixtureOrder, shares_of_rows, source_shares
 from t5x_lite.data.mixture_file import write_mixture
 from t5x_lite.data.pipeline import TrainingRows, ValidationSet, check_rows
@@ -18,7 +19,6 @@ from t5x_lite.data.row_plan import RowPlan
 from t5x_lite.data.row_rule import RowRule
 from t5x_lite.data.row_statistics import RowStatistics
 from t5x_lite.data.row_store import open_rows, prepare_rows
-from t5x_lite.data.shards import Split
 from t5x_lite.data.stage_orders import StageRows, stage_orders
 from t5x_lite.data.stages import Stage
 from t5x_lite.data.tokenizer import Tokenizer
@@ -175,7 +175,7 @@ def open_data(settings: PipelineSettings, tokenizer: Tokenizer, task_names: Sequ
     return TextData(settings, training, held_out, tokens_per_row)
 
 
-def _prepare_stage(settings: PipelineSettings, stage: Stage, folders: Sequence[Path]) -> list[float]:
+def _prepare_stage(settings: PipelineSettings, stage: Stage, folders: Sequence[str]) -> list[float]:
     """Plan the rows of a stage; return the mean number of tokens in a row of each source, 0 if it is not drawn."""
     rule = row_rule(settings.of_stage(stage))
     tokens_per_row = []
@@ -203,7 +203,7 @@ class PreparedSource:
     """
 
     name: str
-    folder: Path
+    folder: str
     statistics: Mapping[Split, RowStatistics]
 
 

@@ -6,6 +6,7 @@ access, so a run resumes at any step, on any number of hosts, by requesting the 
 """
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -21,7 +22,10 @@ from t5x_lite.data.training_data import ExampleSequence
 from t5x_lite.errors import UserError
 from t5x_lite.objectives.features import stacked
 from t5x_lite.objectives.objective import ExampleContext, Features, Objective, TokenRow
+from t5x_lite.storage import is_remote
 
+REMOTE_ROWS_AT_ONCE = 64
+"""Rows that are read at the same time from a bucket, where each takes several requests one after the other."""
 SECOND_SENTENCE_TRIES = 10
 """Draws after which a second sentence may be from the same document (BERT's create_pretraining_data)."""
 
@@ -158,6 +162,14 @@ def training_batch(
     return stacked([rows[step * batch_size + int(row)] for row in local_rows])
 
 
+def _local_example(
+    rows: ExampleSequence, batch_size: int, local_rows: Integer[np.ndarray, "local_rows"], number: int
+) -> Features:
+    """Build the example `number` of those that this host needs, counted over all steps."""
+    step, row = divmod(number, len(local_rows))
+    return rows[step * batch_size + int(local_rows[row])]
+
+
 def training_batches(
     rows: ExampleSequence,
     batch_size: int,
@@ -170,13 +182,21 @@ def training_batches(
 
     All steps are of one stage. See `training_batch`.
     """
+    at_once = REMOTE_ROWS_AT_ONCE if is_remote(data.cache_dir) else 1
+    if at_once > 1 and not data.workers:
+        count = len(local_rows)
+        numbers = grain.MapDataset.range(start * count, stop * count)
+        options = grain.ReadOptions(num_threads=at_once, prefetch_buffer_size=max(data.prefetch * count, at_once))
+        examples = numbers.map(partial(_local_example, rows, batch_size, local_rows)).to_iter_dataset(options)
+        return iter(examples.batch(count, batch_fn=stacked))
     steps = grain.MapDataset.range(start, stop).map(partial(training_batch, rows, batch_size, local_rows))
     if not data.workers:
         options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=data.prefetch)
         return iter(steps.to_iter_dataset(options))
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # Grain's worker processes read absl flags, which only absl's own main parses
-    batches = steps.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+    threads = 0 if at_once == 1 else at_once // data.workers + 1
+    batches = steps.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads))
     worker_options = grain.MultiprocessingOptions(num_workers=data.workers, per_worker_buffer_size=data.prefetch)
     return iter(batches.mp_prefetch(worker_options))
 
@@ -212,9 +232,10 @@ class ValidationSet:
 
     def batches(self, local_rows: Integer[np.ndarray, "local_rows"]) -> Iterator[dict[str, np.ndarray]]:
         """Yield each batch, with only the rows that this host needs."""
-        for number in range(len(self)):
-            first = number * self.batch_size
-            yield stacked([self._build_example(first + int(row)) for row in local_rows])
+        with ThreadPoolExecutor(REMOTE_ROWS_AT_ONCE if is_remote(self.data.cache_dir) else 1) as pool:
+            for number in range(len(self)):
+                first = number * self.batch_size
+                yield stacked(list(pool.map(self._build_example, (first + local_rows).tolist())))
 
     def _build_example(self, g: int) -> Features:
         """Build example g of the split, or an empty one after the last."""

@@ -5,39 +5,28 @@ independently, so an interrupted preparation continues with the units that are m
 """
 
 import hashlib
-import json
 import multiprocessing
 import os
-import shutil
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
-from pathlib import Path
 
 from t5x_lite.data import beam, sources
 from t5x_lite.data.config import DataConfig, MixedSource
-from t5x_lite.data.corpus import CORPUS_FILE
-from t5x_lite.data.corpus_index import has_index, is_intact, write_index
-from t5x_lite.data.corpus_lock import CorpusLock
-from t5x_lite.data.shard_writer import (
-    COUNTS,
-    RECORD_TOKENS,
-    Role,
-    TokeniseJob,
-    sentence_border,
-    tokenise_unit,
-    unit_marker,
-)
-from t5x_lite.data.shards import SPLITS, Split
+from t5x_lite.data.corpus_files import UNIT_SUFFIX, CorpusFiles, token_type
+from t5x_lite.data.corpus_index import complete_corpus
+from t5x_lite.data.corpus_lock import lock_folder
+from t5x_lite.data.corpus_summary import CorpusSummary
+from t5x_lite.data.shard_writer import Role, TokeniseJob, sentence_border, tokenise_unit
 from t5x_lite.data.sources import SMALLEST_UNIT
 from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.errors import UserError
-from t5x_lite.files import disk_error, replace_file
+from t5x_lite.files import disk_error
 from t5x_lite.progress import track_progress
+from t5x_lite.storage import delete_folder, expand, file_exists, join, list_names, make_folder
 
-FORMAT = 1
+FORMAT = 2
 """Version of the corpus files. It is part of the folder's hash, so corpora of an older version are not read."""
 
 
@@ -48,11 +37,11 @@ def prepare_corpus(
     runner: str | None = None,
     *,
     smallest_unit: int = SMALLEST_UNIT,
-    record_tokens: int = RECORD_TOKENS,
-) -> Path:
+) -> str:
     """Return the folder of a source's token corpus, after tokenising what is not there yet.
 
-    The first process of a job verifies the checksums of an index that is there.
+    On a disk one process at a time prepares a corpus, and the others wait for it. Jobs that prepare a corpus in a
+    bucket at the same time write the same files.
 
     Args:
         source: the text.
@@ -60,37 +49,42 @@ def prepare_corpus(
         tokenizer: makes token ids.
         runner: a runner of Apache Beam that tokenises, such as DirectRunner; None uses processes of this machine.
         smallest_unit: smallest target size of a unit of text, in bytes.
-        record_tokens: largest number of tokens in a record.
 
     Raises:
-        UserError: no text, a line that cannot be read, a full disk. Finished units are kept, and a rerun continues.
+        UserError: no text, a line that cannot be read, a full disk, a store that cannot be used. Finished units are
+            kept, and a rerun continues.
     """
     jobs = _list_jobs(source, data, smallest_unit)
-    folder = Path(data.cache_dir) / f"{source.name}-{_hash_settings(jobs, data, tokenizer)}"
+    files = CorpusFiles(_folder(source, jobs, data, tokenizer, FORMAT))
+    if file_exists(files.summary):
+        return files.folder
     processes = data.prepare_processes or os.cpu_count() or 1
-    tokenise = partial(tokenise_unit, folder=folder, data=data, tokenizer=tokenizer, record_tokens=record_tokens)
+    tokenise = partial(tokenise_unit, files=files, data=data, tokenizer=tokenizer)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with CorpusLock(folder) as lock:
-            if not (folder / CORPUS_FILE).is_file():
-                _tokenise_missing(folder, jobs, tokenise, runner, processes)
-                _complete_corpus(folder, jobs)
-            if not (has_index(folder) and lock.is_verified("index")):
-                _verify_index(folder, jobs, has_parts=data.parts != "none")
-                lock.mark_verified("index")
+        make_folder(files.folder)
+        with lock_folder(files.folder):
+            if not file_exists(files.summary):
+                _announce_old_format(_folder(source, jobs, data, tokenizer, FORMAT - 1))
+                _tokenise_missing(files, jobs, tokenise, runner, processes)
+                units = [job.name for job in jobs]
+                summary = complete_corpus(files, units, token_type(tokenizer.vocab), has_parts=data.parts != "none")
+                _report(files, jobs, summary)
     except OSError as error:
-        raise disk_error(folder, error, "finished pieces are kept: run the same command again") from error
-    return folder
+        raise disk_error(files.folder, error, "finished pieces are kept: run the same command again") from error
+    return files.folder
 
 
-def _verify_index(folder: Path, jobs: Sequence[TokeniseJob], *, has_parts: bool) -> None:
-    """Read the index and compare it with its checksums. If it is not intact, write it from the shards."""
-    if is_intact(folder, has_parts=has_parts):
-        return
-    if has_index(folder):
-        message = f"corpus: the index in {folder} is damaged or of an older version, and is written again"
+def _folder(
+    source: MixedSource, jobs: Sequence[TokeniseJob], data: DataConfig, tokenizer: Tokenizer, version: int
+) -> str:
+    """Return the folder of a corpus of some version of the format."""
+    return join(expand(data.cache_dir), f"{source.name}-{_hash_settings(jobs, data, tokenizer, version)}")
+
+
+def _announce_old_format(old_folder: str) -> None:
+    if file_exists(join(old_folder, "corpus.json")):
+        message = f"corpus: {old_folder} is of an older version, is not read any more and can be deleted"
         print(message, file=sys.stderr, flush=True)
-    write_index(folder, [job.name for job in jobs], has_parts=has_parts)
 
 
 def _list_jobs(source: MixedSource, data: DataConfig, smallest_unit: int) -> list[TokeniseJob]:
@@ -99,16 +93,12 @@ def _list_jobs(source: MixedSource, data: DataConfig, smallest_unit: int) -> lis
     whole_files = data.validation_by == "position"
     role: Role = "train" if has_validation_text else "split"
     units = sources.units(source, whole_files=whole_files, smallest_unit=smallest_unit)
-    jobs = [TokeniseJob(_unit_name(number), role, unit) for number, unit in enumerate(units)]
+    jobs = [TokeniseJob(number, role, unit) for number, unit in enumerate(units)]
     if has_validation_text:
         validation_units = sources.units(_validation_source(source, data), smallest_unit=smallest_unit)
         for number, unit in enumerate(validation_units, start=len(jobs)):
-            jobs.append(TokeniseJob(_unit_name(number), "validation", unit))
+            jobs.append(TokeniseJob(number, "validation", unit))
     return jobs
-
-
-def _unit_name(number: int) -> str:
-    return f"{number:06d}"
 
 
 def _validation_source(source: MixedSource, data: DataConfig) -> MixedSource:
@@ -120,7 +110,7 @@ def _validation_source(source: MixedSource, data: DataConfig) -> MixedSource:
     return source.model_copy(update=changes)
 
 
-def _hash_settings(jobs: Sequence[TokeniseJob], data: DataConfig, tokenizer: Tokenizer) -> str:
+def _hash_settings(jobs: Sequence[TokeniseJob], data: DataConfig, tokenizer: Tokenizer, version: int) -> str:
     """Return a hash of all that decides which tokens are written, and into which split."""
     options = f"{data.end_of_document} {data.validation_fraction} {data.validation_by}"
     if data.parts != "none":
@@ -129,23 +119,24 @@ def _hash_settings(jobs: Sequence[TokeniseJob], data: DataConfig, tokenizer: Tok
         options += " with the space between sentences"
     if data.end_of_document and tokenizer.eos != tokenizer.usual_eos:
         options += f" end of document {tokenizer.eos}"
-    lines = [str(FORMAT), tokenizer.fingerprint, options]
+    lines = [str(version), tokenizer.fingerprint, options]
     for job in jobs:
         lines.append(f"{job.role} {job.unit.identity}")
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
 def _tokenise_missing(
-    folder: Path,
+    files: CorpusFiles,
     jobs: Sequence[TokeniseJob],
     tokenise: Callable[[TokeniseJob], None],
     runner: str | None,
     max_processes: int,
 ) -> None:
     """Tokenise the units that are not complete yet."""
-    missing = [job for job in jobs if not unit_marker(folder, job.name).is_file()]
+    names = list_names(files.folder)
+    missing = [job for job in jobs if f"{job.name}{UNIT_SUFFIX}" not in names]
     if not sys.stderr.isatty():
-        message = f"corpus: tokenising {len(missing)} of {len(jobs)} pieces of text into {folder}"
+        message = f"corpus: tokenising {len(missing)} of {len(jobs)} pieces of text into {files.folder}"
         print(message, file=sys.stderr, flush=True)
     with track_progress("tokenising") as advance:
         done = len(jobs) - len(missing)
@@ -189,28 +180,23 @@ def _run_processes(
             raise
 
 
-def _complete_corpus(folder: Path, jobs: Sequence[TokeniseJob]) -> None:
-    """Add up the counts of all units and write the file that marks the corpus as complete.
+def _report(files: CorpusFiles, jobs: Sequence[TokeniseJob], summary: CorpusSummary | None) -> None:
+    """Print the counts of a corpus that is complete now.
 
     Raises:
-        UserError: there is no token.
+        UserError: there is no token. The folder is deleted.
     """
-    counts: dict[Split, Counter[str]] = {split: Counter(dict.fromkeys(COUNTS, 0)) for split in SPLITS}
-    for job in jobs:
-        unit_counts = json.loads(unit_marker(folder, job.name).read_text())
-        for split in SPLITS:
-            counts[split].update(unit_counts[split])
-    total = counts["train"] + counts["validation"]
-    if not total["tokens"]:
-        shutil.rmtree(folder, ignore_errors=True)
+    if summary is None:
+        delete_folder(files.folder)
         example = f" ({jobs[0].unit.path}, …)" if jobs else ""
         raise UserError(f"the corpus is empty: {len(jobs)} files hold no text{example}; set data.files")
-    summary = {"shards": [job.name for job in jobs], "splits": counts}
-    replace_file(folder / CORPUS_FILE, json.dumps(summary))
+    train = summary.splits["train"]
+    validation = summary.splits["validation"]
     message = (
-        f"corpus: {counts['train']['tokens']:,} training and {counts['validation']['tokens']:,} validation tokens of "
-        f"{total['documents']:,} documents in {folder}"
+        f"corpus: {train.tokens:,} training and {validation.tokens:,} validation tokens of "
+        f"{train.documents + validation.documents:,} documents in {files.folder}"
     )
-    if total["replaced"]:
-        message += f"; {total['replaced']:,} documents held invalid UTF-8, replaced by U+FFFD"
+    replaced = train.replaced + validation.replaced
+    if replaced:
+        message += f"; {replaced:,} documents held invalid UTF-8, replaced by U+FFFD"
     print(message, file=sys.stderr, flush=True)

@@ -13,7 +13,7 @@ def prepared_as_json(prepared: Sequence[PreparedSource]) -> dict[str, object]:
     """
     sources: dict[str, object] = {}
     for source in prepared:
-        counts: dict[str, object] = {"folder": str(source.folder)}
+        counts: dict[str, object] = {"folder": source.folder}
         for split, statistics in source.statistics.items():
             counts[split] = _counts_as_json(statistics)
         sources[source.name] = counts

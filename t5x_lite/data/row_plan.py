@@ -2,13 +2,19 @@
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TypeAlias
 
 import numpy as np
 from jaxtyping import Int64
 
-from t5x_lite.data.corpus import Corpus, interval_indices
+from t5x_lite.data.chunked_arrays import Readable
+from t5x_lite.data.corpus import Corpus
 from t5x_lite.objectives.objective import TokenRow
+
+SEARCHES_AT_ONCE = 32
+"""Rows that are searched for at the same time: in a bucket each takes several requests."""
 
 
 class StreamWindows:
@@ -47,10 +53,11 @@ class StreamWindows:
         """Return the position in the stream at which a row begins, without a phase."""
         return row * self.stride
 
-    def rows_between(self, start: int, stop: int) -> tuple[int, int]:
-        """Return the first row, and the end of the rows, whose strides lie between two positions in the stream."""
-        first = -(-start // self.stride)
-        return first, max(min(stop // self.stride, self.rows), first)
+    def divide(self, borders: Int64[np.ndarray, "borders"]) -> Int64[np.ndarray, "blocks 2"]:
+        """Return the first row, and the end of the rows, whose strides lie between two neighbouring borders."""
+        first = -(-borders[:-1] // self.stride)
+        end = np.minimum(borders[1:] // self.stride, self.rows)
+        return np.stack([first, np.maximum(end, first)], axis=1)
 
 
 class DocumentRows:
@@ -86,11 +93,11 @@ class DocumentRows:
         """Return the position in the stream at which a row begins."""
         return int(self.corpus.offsets[row])
 
-    def rows_between(self, start: int, stop: int) -> tuple[int, int]:
-        """Return the first row, and the end of the rows, that lie between two positions in the stream."""
-        first = int(np.searchsorted(self.corpus.offsets, start))
-        end = int(np.searchsorted(self.corpus.offsets, stop, side="right")) - 1
-        return first, max(end, first)
+    def divide(self, borders: Int64[np.ndarray, "borders"]) -> Int64[np.ndarray, "blocks 2"]:
+        """Return the first row, and the end of the rows, that lie between two neighbouring borders."""
+        first = self.corpus.offsets.search(borders[:-1])
+        end = self.corpus.offsets.search(borders[1:], side="right") - 1
+        return np.stack([first, np.maximum(end, first)], axis=1)
 
 
 class PackedRows:
@@ -109,8 +116,8 @@ class PackedRows:
     def __init__(
         self,
         corpus: Corpus,
-        spans: Int64[np.ndarray, "spans 2"],
-        row_starts: Int64[np.ndarray, "rows_and_end"],
+        spans: Readable,
+        row_starts: Readable,
         length: int,
     ) -> None:
         self.corpus = corpus
@@ -121,29 +128,34 @@ class PackedRows:
 
     def read(self, row: int, phase: int = 0) -> TokenRow:
         """Return a row. Rows of spans have no phase."""
-        spans = self.spans[self.row_starts[row] : self.row_starts[row + 1]]
+        first, stop = self.row_starts.read(row, row + 2).tolist()
+        spans = self.spans.read(first, stop)
         tokens = int((spans[:, 1] - spans[:, 0]).sum())
         return _read_spans(self.corpus, spans.tolist(), max(self.length, tokens))
 
     def document_number(self, row: int) -> int:
         """Return the number of the document in which a row begins."""
-        return int(np.searchsorted(self.corpus.offsets, self.first_token(row), side="right")) - 1
+        return int(self.corpus.offsets.search([self.first_token(row)], side="right")[0]) - 1
 
     def first_token(self, row: int) -> int:
         """Return the position in the stream at which a row begins."""
-        return int(self.spans[self.row_starts[row], 0])
+        (first,) = self.row_starts.read(row, row + 1).tolist()
+        return int(self.spans.read(first, first + 1)[0, 0])
 
-    def rows_between(self, start: int, stop: int) -> tuple[int, int]:
-        """Return the first row, and the end of the rows, that lie between two positions in the stream.
+    def divide(self, borders: Int64[np.ndarray, "borders"]) -> Int64[np.ndarray, "blocks 2"]:
+        """Return the first row, and the end of the rows, that lie between two neighbouring borders.
 
         The rows must be in the order of the text, as rows of sentences are.
         """
-        first = bisect_left(range(self.rows), start, key=self.first_token)
-        end = bisect_right(range(self.rows), stop, key=self._end_of_row)
-        return first, max(end, first)
+        rows = range(self.rows)
+        with ThreadPoolExecutor(SEARCHES_AT_ONCE) as pool:
+            first = list(pool.map(partial(bisect_left, rows, key=self.first_token), borders[:-1].tolist()))
+            end = list(pool.map(partial(bisect_right, rows, key=self._end_of_row), borders[1:].tolist()))
+        return np.stack([first, np.maximum(end, first)], axis=1)
 
     def _end_of_row(self, row: int) -> int:
-        return int(self.spans[self.row_starts[row + 1] - 1, 1])
+        (end,) = self.row_starts.read(row + 1, row + 2).tolist()
+        return int(self.spans.read(end - 1, end)[0, 1])
 
 
 RowPlan: TypeAlias = StreamWindows | DocumentRows | PackedRows
@@ -163,8 +175,8 @@ def _read_spans(corpus: Corpus, spans: Sequence[Sequence[int]], length: int) -> 
         tokens[place], documents = corpus.read(start, stop)
         segments[place] = segment + documents - documents[0]
         if corpus.has_parts:
-            first_parts = np.searchsorted(corpus.parts, corpus.offsets[documents])
-            parts[place] = interval_indices(corpus.parts, start, stop) - first_parts
+            first_parts = corpus.parts.search(corpus.offsets[int(documents[0]) : int(documents[-1]) + 1])
+            parts[place] = corpus.parts.intervals(start, stop) - first_parts[documents - documents[0]]
         position = place.stop
         segment = int(segments[position - 1]) + 1
     return TokenRow(tokens, segments, parts)

@@ -55,7 +55,7 @@ def _pack_documents(corpus: Corpus, rule: RowRule, window: int) -> Iterator[Plan
     while first < corpus.documents:
         # Documents that fill many rows count as many.
         token_limit = corpus.offsets[first] + window * rule.length
-        stop = int(np.searchsorted(corpus.offsets, token_limit, side="right")) - 1
+        stop = int(corpus.offsets.search([token_limit], side="right")[0]) - 1
         stop = min(max(stop, first + 1), first + window, corpus.documents)
         yield _pack_window(corpus, rule, slice(first, stop), np.random.default_rng((PLAN_VERSION, window_number)))
         first = stop
@@ -122,7 +122,7 @@ def _pack_sentences(corpus: Corpus, rule: RowRule, window: int) -> Iterator[Plan
         ends = parts[row_starts[1:]]
         spans = np.stack([starts, np.minimum(ends, starts + rule.length)], axis=1)
         cut = _documents_cut(corpus, spans, ends)
-        first_document, stop_document = np.searchsorted(corpus.offsets, [starts[0], ends[-1]])
+        first_document, stop_document = corpus.offsets.search([starts[0], ends[-1]])
         statistics = RowStatistics(
             documents=int(min(stop_document, corpus.documents) - first_document),
             tokens=int(ends[-1] - starts[0]),
@@ -138,7 +138,7 @@ def _pack_sentences(corpus: Corpus, rule: RowRule, window: int) -> Iterator[Plan
 
 def _document_borders(corpus: Corpus, parts: Int64[np.ndarray, "parts_and_end"]) -> Int64[np.ndarray, "borders"]:
     """Return the numbers of the sentences, among these, with which a document begins, without the first."""
-    first, stop = np.searchsorted(corpus.offsets, [parts[0] + 1, parts[-1]])
+    first, stop = corpus.offsets.search([parts[0] + 1, parts[-1]])
     return np.searchsorted(parts, corpus.offsets[first:stop])
 
 
@@ -152,7 +152,7 @@ def _documents_cut(
         spans: the text of each row.
         ends: where the text of each row would end if it were not cut short.
     """
-    documents = np.searchsorted(corpus.offsets, spans[:, 0], side="right") - 1
-    begins_inside = corpus.offsets[documents] != spans[:, 0]
+    documents = corpus.offsets.search(spans[:, 0], side="right") - 1
+    begins_inside = corpus.offsets.take(documents) != spans[:, 0]
     is_cut_short = spans[:, 1] < ends
     return np.unique(documents[begins_inside | is_cut_short])

@@ -1,11 +1,11 @@
-"""Row plans on disk: made once, stored in the folder of their corpus, and mapped into memory by all who read rows.
+"""Row plans in storage: made once, kept in the folder of their corpus, and read a row at a time.
 
 Beside its corpus, the plan of a row rule with the fingerprint KEY is:
 
-* `rows-KEY.SPLIT.spans.npy`: int64 `[spans, 2]`, start and stop of spans of the token stream, row after row;
-* `rows-KEY.SPLIT.starts.npy`: int64 `[rows + 1]`, the first span of each row, and the number of spans;
-* `rows-KEY.json`: the rule, the corpus, the statistics of both splits, and the checksums of the arrays. It is written
-  last, so that a plan with this file is complete. Rows that are not packed have this file alone.
+* `rows-KEY.SPLIT.spans`: `[spans, 2]`, start and stop of spans of the token stream, row after row;
+* `rows-KEY.SPLIT.starts`: `[rows + 1]`, the first span of each row, and the number of spans;
+* `rows-KEY.json`: the rule, the corpus, and the statistics of both splits. It is written last, so that a plan with this
+  file is complete. Rows that are not packed have this file alone.
 """
 
 import sys
@@ -14,47 +14,45 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int64
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, NonNegativeInt
 
-from t5x_lite.data.array_files import ArrayFile, file_checksum, map_array
+from t5x_lite.data.chunked_arrays import ROOM, ArrayPlace, ArrayWriter, Layout, StoredArray
 from t5x_lite.data.corpus import Corpus
-from t5x_lite.data.corpus_lock import CorpusLock
+from t5x_lite.data.corpus_files import SPLITS, Split
+from t5x_lite.data.corpus_lock import lock_folder
 from t5x_lite.data.row_plan import DocumentRows, PackedRows, RowPlan, StreamWindows
 from t5x_lite.data.row_planner import plan_rows
 from t5x_lite.data.row_rule import RowRule
 from t5x_lite.data.row_statistics import RowStatistics, add_statistics, count_documents, count_stream
-from t5x_lite.data.shards import SPLITS, Split
 from t5x_lite.errors import UserError
-from t5x_lite.files import disk_error, replace_file
+from t5x_lite.files import disk_error
 from t5x_lite.progress import track_progress
+from t5x_lite.storage import file_exists, join, read_bytes, write_bytes
+
+SPANS = Layout("int64", (2**12, 2), (2**21, 2))
+STARTS = Layout("int64", (2**12,), (2**22,))
 
 
 @dataclass(frozen=True)
 class _PlanFiles:
     """The files of a plan."""
 
-    folder: Path
+    folder: str
     fingerprint: str
 
     @property
-    def summary(self) -> Path:
-        return self.folder / f"rows-{self.fingerprint}.json"
+    def summary(self) -> str:
+        return join(self.folder, f"rows-{self.fingerprint}.json")
 
-    def spans(self, split: Split) -> Path:
-        return self.folder / f"rows-{self.fingerprint}.{split}.spans.npy"
+    def spans(self, split: Split) -> ArrayPlace:
+        return self._place(f"{split}.spans", SPANS)
 
-    def starts(self, split: Split) -> Path:
-        return self.folder / f"rows-{self.fingerprint}.{split}.starts.npy"
+    def starts(self, split: Split) -> ArrayPlace:
+        return self._place(f"{split}.starts", STARTS)
 
-    def checksums(self) -> dict[str, int]:
-        """Return the CRC-32 of the arrays of all splits, by the names of their files.
-
-        Raises:
-            OSError: a file cannot be read.
-        """
-        paths = [path for split in SPLITS for path in (self.spans(split), self.starts(split))]
-        return {path.name: file_checksum(path) for path in paths}
+    def _place(self, name: str, layout: Layout) -> ArrayPlace:
+        remedy = f"delete {self.summary}, and the rows are planned again"
+        return ArrayPlace(join(self.folder, f"rows-{self.fingerprint}.{name}"), layout, remedy)
 
 
 class StoredPlan(BaseModel):
@@ -65,7 +63,7 @@ class StoredPlan(BaseModel):
         corpus_tokens: number of tokens in each split of the corpus.
         rule: description of the row rule.
         statistics: counts of each split.
-        checksums: CRC-32 of each array's file, by its name; empty for rows that are not packed.
+        spans: number of spans in the rows of each split; empty for rows that are not packed.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -74,34 +72,28 @@ class StoredPlan(BaseModel):
     corpus_tokens: dict[Split, int]
     rule: dict[str, object]
     statistics: dict[Split, RowStatistics]
-    checksums: dict[str, int]
+    spans: dict[Split, NonNegativeInt]
 
 
 class StoredRows(PackedRows):
-    """Rows of a plan on disk. A copy in another process opens the files again.
+    """Rows of a stored plan. A copy in another process opens the files again.
 
     Raises:
-        UserError: a file is missing or damaged.
+        UserError: there is no plan of these rows.
     """
 
     def __init__(self, corpus: Corpus, rule: RowRule) -> None:
         self.rule = rule
         files = _PlanFiles(corpus.folder, rule.fingerprint)
-        spans = _map_rows(files.spans(corpus.split), columns=2)
-        super().__init__(corpus, spans, _map_rows(files.starts(corpus.split)), rule.length)
+        plan = _read_plan(files, {corpus.split: corpus}, rule)
+        if plan is None:
+            raise UserError(f"{files.summary}: is damaged; run the same command again, and the rows are planned again")
+        spans = StoredArray(files.spans(corpus.split), plan.spans[corpus.split])
+        row_starts = StoredArray(files.starts(corpus.split), plan.statistics[corpus.split].rows + 1)
+        super().__init__(corpus, spans, row_starts, rule.length)
 
     def __reduce__(self) -> tuple[type["StoredRows"], tuple[Corpus, RowRule]]:
         return StoredRows, (self.corpus, self.rule)
-
-
-def _map_rows(path: Path, columns: int | None = None) -> Int64[np.ndarray, "..."]:
-    try:
-        return map_array(path, columns)
-    except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"{path}: is damaged: {reason}; run the same command again, and the rows are planned again"
-        ) from None
 
 
 def open_rows(corpus: Corpus, rule: RowRule) -> RowPlan:
@@ -117,11 +109,10 @@ def open_rows(corpus: Corpus, rule: RowRule) -> RowPlan:
             return StoredRows(corpus, rule)
 
 
-def prepare_rows(folder: Path, rule: RowRule) -> dict[Split, RowStatistics]:
+def prepare_rows(folder: str | Path, rule: RowRule) -> dict[Split, RowStatistics]:
     """Return the statistics of the rows of each split of a corpus, after planning the rows if there is no plan yet.
 
-    A plan that belongs to another corpus, or of which files are missing or damaged, is replaced. The first process of a
-    job verifies the checksums of a plan that is there.
+    A plan that belongs to another corpus is replaced.
 
     Args:
         folder: the folder of the corpus.
@@ -130,68 +121,52 @@ def prepare_rows(folder: Path, rule: RowRule) -> dict[Split, RowStatistics]:
     Raises:
         UserError: the plan cannot be written.
     """
-    corpora = {split: Corpus(folder, split) for split in SPLITS}
-    name = f"rows-{rule.fingerprint}"
+    corpora: dict[Split, Corpus] = {split: Corpus(folder, split) for split in SPLITS}
+    files = _PlanFiles(str(folder), rule.fingerprint)
     try:
-        with CorpusLock(folder) as lock:
-            statistics = _load_statistics(corpora, rule, is_verified=lock.is_verified(name))
-            if statistics is None:
-                statistics = _store_plan(corpora, rule)
-            lock.mark_verified(name)
-            return statistics
+        with lock_folder(files.folder):
+            plan = _read_plan(files, corpora, rule)
+            return plan.statistics if plan is not None else _store_plan(corpora, rule)
     except OSError as error:
         raise disk_error(folder, error, "run the same command again") from error
 
 
-def _load_statistics(
-    corpora: Mapping[Split, Corpus], rule: RowRule, *, is_verified: bool
-) -> dict[Split, RowStatistics] | None:
-    """Return the statistics of a stored plan; None if there is no complete plan of this rule for this corpus.
-
-    Args:
-        corpora: both splits of the corpus.
-        rule: the rule of the plan.
-        is_verified: the checksums have just been verified.
-    """
-    folder = corpora["train"].folder
-    files = _PlanFiles(folder, rule.fingerprint)
-    try:
-        plan = StoredPlan.model_validate_json(files.summary.read_bytes())
-        if plan.corpus != folder.name or plan.corpus_tokens != _count_tokens(corpora) or plan.rule != rule.describe():
-            return None
-        if rule.is_packed and not is_verified and plan.checksums != files.checksums():
-            return None
-        if rule.is_packed:
-            for split in SPLITS:
-                row_starts = map_array(files.starts(split))
-                span_count = len(map_array(files.spans(split), columns=2))
-                if len(row_starts) != plan.statistics[split].rows + 1 or row_starts[-1] != span_count:
-                    return None
-    except (KeyError, OSError, ValueError):  # pydantic's errors are ValueErrors
+def _read_plan(files: _PlanFiles, corpora: Mapping[Split, Corpus], rule: RowRule) -> StoredPlan | None:
+    """Return the description of a stored plan; None if there is no complete plan of this rule for these splits."""
+    if not file_exists(files.summary):
         return None
-    return plan.statistics
+    try:
+        plan = StoredPlan.model_validate_json(read_bytes(files.summary))
+    except (OSError, ValueError):  # pydantic's errors are ValueErrors
+        return None
+    tokens = {split: plan.corpus_tokens.get(split) for split in corpora}
+    is_complete = set(plan.statistics) == set(SPLITS) and set(plan.spans) == (set(SPLITS) if rule.is_packed else set())
+    name = files.folder.rpartition("/")[2]
+    if (plan.corpus, tokens, plan.rule) != (name, _count_tokens(corpora), rule.describe()) or not is_complete:
+        return None
+    return plan
 
 
 def _store_plan(corpora: Mapping[Split, Corpus], rule: RowRule) -> dict[Split, RowStatistics]:
     folder = corpora["train"].folder
     files = _PlanFiles(folder, rule.fingerprint)
-    files.summary.unlink(missing_ok=True)
     statistics: dict[Split, RowStatistics] = {}
+    spans: dict[Split, int] = {}
     for split, corpus in corpora.items():
         if rule.is_packed:
-            statistics[split] = _store_rows(corpus, rule, files)
+            statistics[split], spans[split] = _store_rows(corpus, rule, files)
         elif rule.data.packing == "stream":
             statistics[split] = count_stream(corpus, rule, open_rows(corpus, rule).rows)
         else:
             statistics[split] = count_documents(corpus, rule)
     plan = StoredPlan(
-        corpus=folder.name,
+        corpus=folder.rpartition("/")[2],
         corpus_tokens=_count_tokens(corpora),
         rule=rule.describe(),
         statistics=statistics,
-        checksums=files.checksums() if rule.is_packed else {},
+        spans=spans,
     )
-    replace_file(files.summary, plan.model_dump_json())
+    write_bytes(files.summary, plan.model_dump_json())
     train = statistics["train"]
     message = (
         f"rows: {train.rows:,} training rows of {rule.length:,} tokens, {100 * train.fill:.1f} % full, with "
@@ -201,15 +176,18 @@ def _store_plan(corpora: Mapping[Split, Corpus], rule: RowRule) -> dict[Split, R
     return statistics
 
 
-def _store_rows(corpus: Corpus, rule: RowRule, files: _PlanFiles) -> RowStatistics:
-    """Plan the packed rows of one split and write them, one window in memory at a time."""
+def _store_rows(corpus: Corpus, rule: RowRule, files: _PlanFiles) -> tuple[RowStatistics, int]:
+    """Plan the packed rows of one split and write them, one window in memory at a time.
+
+    Returns their statistics, and the number of their spans.
+    """
     statistics: list[RowStatistics] = []
     documents = 0
-    with (
-        ArrayFile(files.spans(corpus.split), columns=2) as spans,
-        ArrayFile(files.starts(corpus.split)) as starts,
-        track_progress("packing documents") as advance,
-    ):
+    spans_place = files.spans(corpus.split)
+    starts_place = files.starts(corpus.split)
+    spans = ArrayWriter(spans_place, spans_place.create([ROOM, 2]))
+    starts = ArrayWriter(starts_place, starts_place.create([ROOM]))
+    with track_progress("packing documents") as advance:
         advance("", 0, corpus.documents)
         starts.append(np.zeros(1, np.int64))
         for planned in plan_rows(corpus, rule):
@@ -218,7 +196,9 @@ def _store_rows(corpus: Corpus, rule: RowRule, files: _PlanFiles) -> RowStatisti
             statistics.append(planned.statistics)
             documents += planned.statistics.documents
             advance("", documents, corpus.documents)
-    return add_statistics(statistics)
+    spans.finish()
+    starts.finish()
+    return add_statistics(statistics), spans.length
 
 
 def _count_tokens(corpora: Mapping[Split, Corpus]) -> dict[Split, int]:

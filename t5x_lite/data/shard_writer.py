@@ -1,38 +1,29 @@
 """Tokenise one unit of text into the shards of a token corpus: one shard for each split."""
 
-import contextlib
 import hashlib
-import json
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain, pairwise
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from array_record.python.array_record_module import ArrayRecordWriter
 from jaxtyping import Int32
 
 from t5x_lite.data import sources
+from t5x_lite.data.chunked_arrays import ROOM, ArrayWriter
 from t5x_lite.data.config import DataConfig
-from t5x_lite.data.shards import SPLITS, ShardFiles, Split, encode_record
+from t5x_lite.data.corpus_files import SPLITS, CorpusFiles, Split, save_arrays, token_type
 from t5x_lite.data.sources import FIELD_BORDER, REPLACEMENT, Unit
 from t5x_lite.data.token_documents import token_documents
 from t5x_lite.data.token_files import TOKEN_FILES
 from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.errors import UserError
-from t5x_lite.files import replace_file
 
 Role = Literal["split", "train", "validation"]
-RECORD_TOKENS = 8192
-"""Tokens of a record at most. Long documents are several records, so that a window of a book does not read the book."""
 BATCH_CHARACTERS = 2**20
 """Amount of text that is tokenised in one call."""
-COUNTS = ("documents", "tokens", "text_bytes", "replaced")
-"""Counts of a split. `replaced` counts the documents with bytes that were not UTF-8."""
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 
 
@@ -40,53 +31,48 @@ SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 class TokeniseJob:
     """A unit of text to tokenise.
 
-    `name` is the name of its files in the corpus folder. By its `role` all documents are in one split, or each document
-    is assigned to a split by `data.validation_by`.
+    Attributes:
+        shard: its number, which is that of its shards.
+        role: the split of all of its documents; `split` assigns each document by `data.validation_by`.
+        unit: the text.
     """
 
-    name: str
+    shard: int
     role: Role
     unit: Unit
 
+    @property
+    def name(self) -> str:
+        """The name of its file in the corpus folder."""
+        return f"{self.shard:06d}"
 
-def tokenise_unit(
-    job: TokeniseJob, folder: Path, data: DataConfig, tokenizer: Tokenizer, record_tokens: int = RECORD_TOKENS
-) -> None:
-    """Write the shards of one unit into the corpus folder, and then the file that marks the unit as complete.
+
+def tokenise_unit(job: TokeniseJob, files: CorpusFiles, data: DataConfig, tokenizer: Tokenizer) -> None:
+    """Write the shards of one unit, and then the file that marks the unit as complete.
 
     Args:
         job: the unit.
-        folder: the folder of the corpus.
+        files: of the corpus.
         data: says how documents are split and how they end.
         tokenizer: makes token ids.
-        record_tokens: largest number of tokens in a record.
 
     Raises:
-        UserError: text that cannot be read; a tokenizer without EOS for `data.end_of_document`.
+        UserError: text that cannot be read; a tokenizer without EOS for `data.end_of_document`; a store that cannot be
+            written.
         OSError: a file that cannot be written.
     """
-    writers: dict[Split, ShardWriter] = {}
-    for split in SPLITS:
-        writers[split] = ShardWriter(ShardFiles(folder, job.name, split), data, tokenizer, record_tokens)
-    try:
-        if job.unit.format in TOKEN_FILES:
-            for tokens in token_documents(job.unit, tokenizer):
-                writers[_split_of_document(job, tokens.tobytes(), data)].add_tokens(tokens)
-        else:
-            for split, text in _assign_splits(job, data):
-                writers[split].add(text)
-        counts = {split: writer.finish() for split, writer in writers.items()}
-        replace_file(unit_marker(folder, job.name), json.dumps(counts))
-    except RuntimeError as error:  # ArrayRecord's error for a write that failed
-        raise OSError(str(error)) from error
-    finally:
-        for writer in writers.values():
-            writer.discard()
-
-
-def unit_marker(folder: Path, name: str) -> Path:
-    """Return the file with the counts of a unit, which exists if the unit's shards are complete."""
-    return folder / f"{name}.json"
+    writers = {split: ShardWriter(files, split, job.shard, data, tokenizer) for split in SPLITS}
+    if job.unit.format in TOKEN_FILES:
+        for tokens in token_documents(job.unit, tokenizer):
+            writers[_split_of_document(job, tokens.tobytes(), data)].add_tokens(tokens)
+    else:
+        for split, text in _assign_splits(job, data):
+            writers[split].add(text)
+    arrays: dict[str, np.ndarray] = {}
+    for split, writer in writers.items():
+        for name, values in writer.finish().items():
+            arrays[f"{split}.{name}"] = values
+    save_arrays(files.unit(job.name), arrays)
 
 
 def _assign_splits(job: TokeniseJob, data: DataConfig) -> Iterator[tuple[Split, str]]:
@@ -170,33 +156,36 @@ class _WaitingDocument:
 
 
 class ShardWriter:
-    """Writes the records and the index of one shard, under a temporary name until `finish`.
+    """Writes the tokens of one shard, and collects the lengths of its documents.
 
     A document of which the tokenizer makes no token, such as a zero-width space, is left out and not counted.
+
+    Args:
+        files: of the corpus.
+        split: split of the shard.
+        shard: its number.
+        data: says how documents are cut into parts, and how they end.
+        tokenizer: makes token ids.
 
     Raises:
         UserError: the tokenizer has no EOS, but documents must end with it.
     """
 
-    def __init__(self, files: ShardFiles, data: DataConfig, tokenizer: Tokenizer, record_tokens: int) -> None:
+    def __init__(self, files: CorpusFiles, split: Split, shard: int, data: DataConfig, tokenizer: Tokenizer) -> None:
         if data.end_of_document and tokenizer.eos is None:
             raise UserError("the tokenizer has no end-of-document token; set data.end_of_document=false")
-        self._files = files
         self._tokenizer = tokenizer
-        self._record_tokens = record_tokens
         self._has_parts = data.parts != "none"
         self._split_parts = PART_SPLITTERS[data.parts]
         self._border = sentence_border(tokenizer, data)
         self._eos = tokenizer.eos if data.end_of_document else None
-        self._token_bytes = 2
-        if tokenizer.vocab > 2**16:
-            self._token_bytes = 4
-        self._temporary = files.records.with_suffix(f".tmp{os.getpid()}")
-        self._writer = ArrayRecordWriter(str(self._temporary), "group_size:1,uncompressed")
-        self._counts = Counter(dict.fromkeys(COUNTS, 0))
+        place = files.tokens(split, token_type(tokenizer.vocab))
+        self._tokens = ArrayWriter(place, place.create([ROOM, ROOM])[shard])
+        self._text_bytes = 0
+        self._replaced = 0
         self._waiting_documents: list[_WaitingDocument] = []
         self._waiting_characters = 0
-        self._record_index: list[tuple[int, int]] = []
+        self._document_lengths: list[int] = []
         self._part_lengths: list[int] = []
 
     def add(self, text: str) -> None:
@@ -213,33 +202,23 @@ class ShardWriter:
 
     def add_tokens(self, tokens: Int32[np.ndarray, "_"]) -> None:
         """Add a document that is tokenised already, without its EOS."""
-        self._counts["documents"] += 1
-        self._counts["text_bytes"] += len(self._tokenizer.decode(tokens).encode("utf-8", errors="replace"))
+        self._text_bytes += len(self._tokenizer.decode(tokens).encode("utf-8", errors="replace"))
         if self._eos is not None:
             tokens = np.append(tokens, np.int32(self._eos))
-        self._counts["tokens"] += len(tokens)
-        self._write_document(tokens)
+        self._document_lengths.append(len(tokens))
+        self._tokens.append(tokens)
 
-    def finish(self) -> Counter[str]:
-        """Write what is left, give the files their names, and return the counts of the shard."""
+    def finish(self) -> dict[str, np.ndarray]:
+        """Write what is left, and return the lengths of the documents and parts, and what was counted of the text."""
         self._flush()
-        self._writer.close()
-        self._temporary.replace(self._files.records)
-        self._save(self._files.index, np.array(self._record_index, np.int64).reshape(-1, 2))
+        self._tokens.finish()
+        arrays = {
+            "documents": np.array(self._document_lengths, np.int64),
+            "text": np.array([self._text_bytes, self._replaced]),
+        }
         if self._has_parts:
-            self._save(self._files.parts, np.array(self._part_lengths, np.int64))
-        return self._counts
-
-    def discard(self) -> None:
-        """Remove the temporary file, if it exists."""
-        with contextlib.suppress(Exception):  # closing a writer after an error raises again; that error is on its way
-            self._writer.close()
-        self._temporary.unlink(missing_ok=True)
-
-    def _save(self, path: Path, values: np.ndarray) -> None:
-        with self._temporary.open("wb") as file:
-            np.save(file, values)
-        self._temporary.replace(path)
+            arrays["parts"] = np.array(self._part_lengths, np.int64)
+        return arrays
 
     def _flush(self) -> None:
         """Tokenise and write the documents that are waiting."""
@@ -259,18 +238,10 @@ class ShardWriter:
         for document, (start, stop), (first_part, part_stop) in zip(documents, token_places, part_places, strict=True):
             if start == stop:
                 continue
-            self._counts["documents"] += 1
-            self._counts["tokens"] += stop - start
-            self._counts["text_bytes"] += document.text_bytes
-            self._counts["replaced"] += document.is_replaced
+            self._document_lengths.append(stop - start)
+            self._text_bytes += document.text_bytes
+            self._replaced += document.is_replaced
             self._part_lengths += part_lengths[first_part:part_stop].tolist()
-            self._write_document(stream[start:stop])
+        self._tokens.append(stream)
         self._waiting_documents = []
         self._waiting_characters = 0
-
-    def _write_document(self, tokens: Int32[np.ndarray, "tokens"]) -> None:
-        for start in range(0, len(tokens), self._record_tokens):
-            record = tokens[start : start + self._record_tokens]
-            self._writer.write(encode_record(record, self._token_bytes))
-            begins_document = int(start == 0)
-            self._record_index.append((len(record), begins_document))

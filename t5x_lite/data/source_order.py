@@ -8,15 +8,15 @@ blocks. So no text comes twice in an epoch, and no table grows with the corpus.
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import pairwise
 
 import grain
 import numpy as np
 from jaxtyping import Int64
 
-from t5x_lite.data.row_plan import DocumentRows, RowPlan
+from t5x_lite.data.row_plan import SEARCHES_AT_ONCE, DocumentRows, RowPlan
 
 BLOCKS = 1024
 """Blocks of an epoch in which the length of rows changes. At most a row at each border of a block is passed over."""
@@ -169,13 +169,10 @@ def _divide_text(row_plans: Sequence[RowPlan]) -> list[Int64[np.ndarray, "blocks
     longest = min(row_plans, key=_count_rows)
     block_count = min(BLOCKS, longest.rows)
     first_rows = np.arange(block_count) * longest.rows // block_count
-    borders = [longest.first_token(row) for row in first_rows.tolist()]
+    with ThreadPoolExecutor(SEARCHES_AT_ONCE) as pool:
+        borders = list(pool.map(longest.first_token, first_rows.tolist()))
     borders.append(longest.corpus.tokens)
-    divided = []
-    for row_plan in row_plans:
-        blocks = [row_plan.rows_between(start, stop) for start, stop in pairwise(borders)]
-        divided.append(np.array(blocks, np.int64))
-    return divided
+    return [row_plan.divide(np.array(borders)) for row_plan in row_plans]
 
 
 def _count_rows(row_plan: RowPlan) -> int:

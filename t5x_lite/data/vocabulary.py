@@ -7,7 +7,6 @@ import math
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import sentencepiece
@@ -30,6 +29,8 @@ from t5x_lite.data.subword_training import train_byte_bpe, train_word_piece
 from t5x_lite.data.tokenizer import SentencePiece, Tokenizer
 from t5x_lite.data.tokenizer_files import from_file, has_tokenizer, load, with_extra_ids
 from t5x_lite.errors import UserError
+from t5x_lite.local_copies import local_path, upload_changes, with_urls
+from t5x_lite.storage import join
 
 SENTENCE_CHARACTERS = 1000
 """SentencePiece's trainer leaves out sentences above 4192 bytes; a character has at most four."""
@@ -54,7 +55,7 @@ def load_or_train_tokenizer(tokenizer: TokenizerConfig, data: DataConfig) -> Tok
     units: list[sources.Unit] = []
     for source in data.sources:
         units += sources.units(source, tables_as_text=True)
-    folder = Path(data.cache_dir) / f"tokenizer-{_hash_settings(tokenizer, units)}"
+    folder = local_path(join(data.cache_dir, f"tokenizer-{_hash_settings(tokenizer, units)}"))
     if has_tokenizer(folder):
         return load(folder)
     max_bytes = math.inf
@@ -62,7 +63,8 @@ def load_or_train_tokenizer(tokenizer: TokenizerConfig, data: DataConfig) -> Tok
         max_bytes = tokenizer.sample_megabytes * 1e6
     _log(f"training on {len(units)} pieces of text")
     trained = _train_kind(tokenizer, _sample_texts(units, max_bytes))
-    _log(f"{trained.vocab} pieces, in {trained.save(folder)}")
+    _log(f"{trained.vocab} pieces, in {with_urls(str(trained.save(folder)))}")
+    upload_changes()
     return trained
 
 

@@ -22,6 +22,7 @@ from jax.experimental import multihost_utils
 
 from t5x_lite import local_copies
 from t5x_lite.errors import ProcessLost, UserError
+from t5x_lite.storage import absolute, join
 
 HEARTBEAT_SECONDS = 2.0
 """Time between two heartbeats of a process."""
@@ -29,7 +30,7 @@ _HEARTBEATS = "t5x_lite/alive/"
 """Folder of the heartbeats in the job's key-value store."""
 
 
-def initialize(cache_dir: Path) -> None:
+def initialize(cache_dir: str) -> None:
     """Join the processes of the job, if it has several, and cache compiled programs in `cache_dir/compiled`.
 
     The job is named by `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`, or is one that JAX detects:
@@ -43,7 +44,7 @@ def initialize(cache_dir: Path) -> None:
         jax.distributed.initialize()
     _configure_simulated_devices()
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str((cache_dir / "compiled").absolute()))
+        jax.config.update("jax_compilation_cache_dir", join(absolute(cache_dir), "compiled"))
     # `process_count` comes last, because it starts the devices with the settings above.
     if jax.process_count() > 1:
         threading.Thread(target=_send_heartbeats, name="heartbeat", daemon=True).start()

@@ -7,7 +7,6 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -28,7 +27,7 @@ NUM_STEPS = 5
 def measure_step(path: str, overrides: Sequence[str]) -> float:
     """Return the seconds of the fastest of a few steps, on rows of equal tokens."""
     config = with_known_vocab(configuration.load(path, overrides))
-    distributed.initialize(Path(config.data.cache_dir))
+    distributed.initialize(config.data.cache_dir)
     batch_size = config.train.batch_size
     mesh = meshes.make_mesh(config.mesh)
     num_local_rows = len(meshes.local_rows(mesh, batch_size))

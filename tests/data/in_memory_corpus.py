@@ -4,12 +4,31 @@ import numpy as np
 
 from t5x_lite.data.config import DataConfig
 from t5x_lite.data.corpus import Corpus
+from t5x_lite.data.corpus_files import Split
 from t5x_lite.data.row_plan import PackedRows, RowPlan
 from t5x_lite.data.row_planner import WINDOW, plan_rows
 from t5x_lite.data.row_rule import RowRule
 from t5x_lite.data.row_store import open_rows
-from t5x_lite.data.shards import Split
+from t5x_lite.data.sorted_arrays import BLOCK, SortedArray
 from t5x_lite.objectives.objective import ExampleContext, Objective
+
+
+class InMemoryArray:
+    """An array that is in memory, with the interface of a stored one."""
+
+    def __init__(self, values: np.ndarray) -> None:
+        self.values = values
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        return self.values[start:stop]
+
+
+def sorted_array(values: np.ndarray) -> SortedArray:
+    """Return a sorted array in memory."""
+    return SortedArray(InMemoryArray(values), values[::BLOCK])
 
 
 class InMemoryCorpus(Corpus):
@@ -17,23 +36,25 @@ class InMemoryCorpus(Corpus):
 
     def __init__(self, *lengths: int, split: Split = "train") -> None:
         self.split = split
-        self.offsets = np.cumsum([0, *lengths])
+        self.starts = np.cumsum([0, *lengths])
+        self.offsets = sorted_array(self.starts)
         self.parts = self.offsets
-        self.tokens = int(self.offsets[-1])
+        self.tokens = int(self.starts[-1])
         self.documents = len(lengths)
 
     def __reduce__(self) -> tuple[type[Corpus], tuple[int, ...]]:
-        return InMemoryCorpus, tuple(np.diff(self.offsets).tolist())
+        return InMemoryCorpus, tuple(np.diff(self.starts).tolist())
 
     def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         positions = np.arange(start, stop)
-        return (positions + 1).astype(np.int32), np.searchsorted(self.offsets, positions, side="right") - 1
+        return (positions + 1).astype(np.int32), np.searchsorted(self.starts, positions, side="right") - 1
 
 
 def corpus_of_parts(*documents: tuple[int, ...]) -> InMemoryCorpus:
     """Return a corpus whose documents have parts (sentences or fields) of these lengths."""
     corpus = InMemoryCorpus(*(sum(part_lengths) for part_lengths in documents))
-    corpus.parts = np.cumsum([0, *(length for part_lengths in documents for length in part_lengths)])
+    lengths = [length for part_lengths in documents for length in part_lengths]
+    corpus.parts = sorted_array(np.cumsum([0, *lengths]))
     return corpus
 
 
@@ -47,7 +68,7 @@ def rows_of(
     planned = list(plan_rows(corpus, rule, window))
     span_counts = np.concatenate([np.zeros(1, np.int64), *(rows.span_counts for rows in planned)])
     spans = np.concatenate([np.zeros((0, 2), np.int64), *(rows.spans for rows in planned)])
-    return PackedRows(corpus, spans, np.cumsum(span_counts), rule.length)
+    return PackedRows(corpus, InMemoryArray(spans), InMemoryArray(np.cumsum(span_counts)), rule.length)
 
 
 DOCUMENT_LENGTHS = np.random.default_rng(0).integers(3, 40, 50)

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from t5x_lite.data import tokenizer_files, vocabulary
+from t5x_lite.data import corpus_files, tokenizer_files, vocabulary
 from t5x_lite.data.config import ByteBPE, Character, DataConfig, Unigram, WordPiece
 from t5x_lite.data.corpus import Corpus
 from t5x_lite.data.prepare import prepare_corpus
-from t5x_lite.data.shards import SPLITS
+from t5x_lite.data.corpus_files import SPLITS
 from t5x_lite.data.subword_training import train_byte_bpe, train_word_piece
 from t5x_lite.data.tokenizer import SentencePiece, Tokenizer
 from t5x_lite.errors import UserError
@@ -39,7 +39,7 @@ def prepare(
     """Prepare the corpus of some files, a fifth of them for validation, and return its folder."""
     defaults = {"files": str(files), "cache_dir": str(cache), "prepare_processes": 1, "validation_fraction": 0.2}
     data = DataConfig.model_validate({**defaults, **settings})
-    return prepare_corpus(data.sources[0], data, tokenizer, **(sizes or {}))
+    return Path(prepare_corpus(data.sources[0], data, tokenizer, **(sizes or {})))
 
 
 def test_documents_come_back_with_their_end_in_the_split_of_their_hash(
@@ -62,20 +62,23 @@ def test_documents_come_back_with_their_end_in_the_split_of_their_hash(
         for start, stop in ((0, 1), (3, 90), (corpus.tokens - 5, corpus.tokens), (0, corpus.tokens)):
             tokens, numbers = corpus.read(start, stop)
             np.testing.assert_array_equal(tokens, stream[start:stop])
-            expected_numbers = np.searchsorted(corpus.offsets, np.arange(start, stop), "right") - 1
+            expected_numbers = np.searchsorted(corpus.offsets[:], np.arange(start, stop), "right") - 1
             assert numbers.tolist() == expected_numbers.tolist()
 
 
-def test_long_documents_are_cut_into_records_and_read_across_them(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_long_documents_are_read_across_chunks_and_shards(
+    tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(corpus_files, "CHUNK_TOKENS", 16)
+    monkeypatch.setattr(corpus_files, "SHARD_TOKENS", 64)
     (tmp_path / "a.txt").write_text("the quick brown fox " * 60)
-    folder = prepare(
-        tmp_path / "a.txt", tmp_path / "c", tokenizer, validation_fraction=0.0, sizes={"record_tokens": 16}
-    )
+    folder = prepare(tmp_path / "a.txt", tmp_path / "c", tokenizer, validation_fraction=0.0)
     corpus = Corpus(folder, "train")
     document = corpus.document(0)
     assert (corpus.documents, len(document)) == (1, corpus.tokens)
-    assert len(np.load(folder / "000000.train.npy")) == -(-corpus.tokens // 16)
-    np.testing.assert_array_equal(corpus.read(10, 50)[0], document[10:50])
+    assert len(list((folder / "train.tokens" / "c" / "0").iterdir())) == -(-corpus.tokens // 64) > 3
+    for start, stop in ((0, 5), (10, 50), (63, 65), (60, 200), (corpus.tokens - 1, corpus.tokens)):
+        np.testing.assert_array_equal(corpus.read(start, stop)[0], document[start:stop])
 
 
 def test_any_number_of_processes_writes_the_same_corpus(prose: Path, tmp_path: Path, tokenizer: Tokenizer) -> None:
@@ -85,7 +88,10 @@ def test_any_number_of_processes_writes_the_same_corpus(prose: Path, tmp_path: P
         folder = prepare(prose / "*.txt", cache, tokenizer, prepare_processes=processes, sizes={"smallest_unit": 2000})
         folders.append(folder)
     assert folders[0].name == folders[1].name
-    names = [sorted(path.name for path in folder.iterdir() if path.name != "lock") for folder in folders]
+    names = [
+        sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file() and path.name != "lock")
+        for folder in folders
+    ]
     assert names[0] == names[1]
     assert len(names[0]) > 10
     for name in names[0]:
@@ -153,7 +159,7 @@ class InterruptedTokenizer(SentencePiece):
     cache: Path
 
     def encode_batch(self, texts: list[str]) -> list[np.ndarray]:
-        if len(list(self.cache.glob("*/00*.json"))) == 3:
+        if len(list(self.cache.glob("*/00*.npz"))) == 3:
             raise KeyboardInterrupt
         return super().encode_batch(texts)
 
@@ -169,7 +175,7 @@ def test_an_incomplete_corpus_is_completed_and_not_read_before(
         prepare(prose / "*.txt", interrupted.cache, interrupted, sizes=sizes)
     folder = interrupted.cache / undisturbed.name
     assert not (folder / "corpus.json").exists()
-    complete_units = {path: path.stat().st_mtime_ns for path in folder.glob("00000[012].json")}
+    complete_units = {path: path.stat().st_mtime_ns for path in folder.glob("00000[012].npz")}
     assert len(complete_units) == 3
     assert prepare(prose / "*.txt", interrupted.cache, tokenizer, sizes=sizes) == folder
     assert {path: path.stat().st_mtime_ns for path in complete_units} == complete_units
@@ -264,4 +270,4 @@ def test_a_full_disk_is_one_line_and_a_rerun_continues(prose: Path, tmp_path: Pa
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     folder = prepare(texts / "*.txt", tmp_path / "cache", tokenizer, sizes=sizes)
     assert sum(Corpus(folder, split).documents for split in SPLITS) == 3
-    assert not [path for path in folder.iterdir() if ".tmp" in path.name and str(os.getpid()) in path.name]
+    assert not [path for path in folder.rglob("*") if "tmp" in path.name or path.name.endswith(".__lock")]

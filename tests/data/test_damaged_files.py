@@ -26,7 +26,7 @@ from t5x_lite.data.corpus_lock import CorpusLock
 from t5x_lite.data.files import TfdsRecords
 from t5x_lite.data.prepare import prepare_corpus
 from t5x_lite.data.record_files import read_record_file
-from t5x_lite.data.shards import SPLITS
+from t5x_lite.data.corpus_files import SPLITS
 from t5x_lite.errors import UserError
 
 TEXTS = [f"document {number} has some words, {number * 7919} of them" for number in range(20)]

@@ -27,13 +27,13 @@ def test_packed_rows_hold_each_document_once_and_cut_none_that_fits(window: int)
         assert 0 < int((row.segments > 0).sum()) <= 33  # a row of the objective has one token more than the model reads
         assert not row.tokens[row.segments == 0].any()
         for segment, tokens in enumerate(segments_of(row), start=1):
-            document = int(np.searchsorted(corpus.offsets, tokens[0] - 1, side="right")) - 1
+            document = int(np.searchsorted(corpus.offsets[:], tokens[0] - 1, side="right")) - 1
             start = int(tokens[0] - 1 - corpus.offsets[document])
             assert tokens.tolist() == list(range(tokens[0], tokens[0] + len(tokens)))
             pieces[document].append((start, start + len(tokens)))
             positions = example["positions"][example["segment_ids"] == segment]
             assert positions.tolist() == list(range(len(positions)))
-    for document, length in enumerate(np.diff(corpus.offsets).tolist()):
+    for document, length in enumerate(np.diff(corpus.offsets[:]).tolist()):
         stops = [*range(33, length, 33), length]
         assert sorted(pieces[document]) == list(zip([0, *stops[:-1]], stops, strict=True))
 
@@ -46,14 +46,14 @@ def test_every_segment_is_a_piece_of_one_document(packing: str) -> None:
     for number in range(row_plan.rows):
         row = row_plan.read(number)
         for segment in segments_of(row):
-            document = np.searchsorted(corpus.offsets, segment[0] - 1, side="right") - 1
+            document = np.searchsorted(corpus.offsets[:], segment[0] - 1, side="right") - 1
             assert np.array_equal(np.diff(segment), np.ones(len(segment) - 1))
             assert segment[-1] <= corpus.offsets[document + 1]
             tokens_in_rows += segment.tolist()
         assert not row.tokens[row.segments == 0].any()
         assert packing == "documents" or row.segments.max() == 1
     expected: list[int] = []
-    for start, stop in zip(corpus.offsets, corpus.offsets[1:], strict=False):
+    for start, stop in zip(corpus.offsets[:], corpus.offsets[1:], strict=False):
         last = stop if packing == "documents" else min(stop, start + 33)  # a row of the objective has 33 tokens
         expected += range(start + 1, last + 1)
     assert sorted(tokens_in_rows) == expected
@@ -74,14 +74,14 @@ def test_rows_hold_whole_sentences_in_order_and_are_as_full_as_possible(within_d
         tokens = row.tokens[is_token]
         first = int(tokens[0]) - 1
         stop = int(tokens[-1])
-        assert first in corpus.parts
-        assert stop in corpus.parts or stop - first == 20  # only a sentence longer than a row is cut
-        documents = np.searchsorted(corpus.offsets, tokens - 1, side="right") - 1
+        assert first in corpus.parts[:]
+        assert stop in corpus.parts[:] or stop - first == 20  # only a sentence longer than a row is cut
+        documents = np.searchsorted(corpus.offsets[:], tokens - 1, side="right") - 1
         assert len(set(documents)) == 1 or not within_documents
-        if stop not in corpus.offsets:  # the next sentence of the document would not have fitted
-            next_sentence_stops = corpus.parts[np.searchsorted(corpus.parts, stop, side="left") + 1 :][:1]
+        if stop not in corpus.offsets[:]:  # the next sentence of the document would not have fitted
+            next_sentence_stops = corpus.parts[:][np.searchsorted(corpus.parts[:], stop, side="left") + 1 :][:1]
             assert not (next_sentence_stops - first <= 20).any()
-        sentence_starts = corpus.parts[np.searchsorted(corpus.parts, tokens - 1, side="right") - 1]
+        sentence_starts = corpus.parts[:][np.searchsorted(corpus.parts[:], tokens - 1, side="right") - 1]
         segments_and_parts = set(zip(row.segments[is_token], row.parts[is_token], strict=True))
         assert len(segments_and_parts) == len(set(sentence_starts))
         tokens_in_rows += tokens.tolist()
@@ -94,7 +94,7 @@ def documents_of_pairs(corpus: InMemoryCorpus, row_plan: RowPlan, number: int, l
     row = row_plan.read(number)
     documents: list[int] = []
     for segment, tokens in enumerate(segments_of(row), start=1):
-        document = int(np.searchsorted(corpus.offsets, tokens[0] - 1))
+        document = int(np.searchsorted(corpus.offsets[:], tokens[0] - 1))
         parts = row.parts[row.segments == segment]
         assert [int((parts == side).sum()) for side in (0, 1)] == lengths[document].tolist()
         documents.append(document)

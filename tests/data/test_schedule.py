@@ -153,8 +153,7 @@ def test_sentences_are_read_once_in_an_epoch_in_which_the_length_changes() -> No
     n = 0
     while order[n][0] == 0:
         row = order[n][1]
-        spans = plans[int(n >= drawn)].spans
-        read.update(range(*spans[row]))
+        read.update(range(*plans[int(n >= drawn)].spans.read(row, row + 1)[0]))
         n += 1
     assert max(read.values()) == 1
     # Each border of a block may cost a row of either length, of 14 and 62 tokens: here a third of the epoch at most.

@@ -20,7 +20,7 @@ from t5x_lite.config import RunConfig
 from t5x_lite.data.config import STANDARD_LIBRARY, SourceConfig
 from t5x_lite.data.corpus import Corpus
 from t5x_lite.data.prepare import prepare_corpus
-from t5x_lite.data.shards import SPLITS
+from t5x_lite.data.corpus_files import SPLITS
 from t5x_lite.data.sources import documents, units
 from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.data.training_data import ExampleSequence

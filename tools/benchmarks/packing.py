@@ -15,7 +15,7 @@ from t5x_lite.data.corpus import CORPUS_FILE
 from t5x_lite.data.corpus_index import INDEX_FILE, IndexSummary
 from t5x_lite.data.row_rule import RowRule
 from t5x_lite.data.row_store import prepare_rows
-from t5x_lite.data.shards import SPLITS, Split
+from t5x_lite.data.corpus_files import SPLITS, Split
 from t5x_lite.objectives import OBJECTIVES
 from t5x_lite.objectives.objective import ExampleContext
 
