@@ -25,6 +25,8 @@ ROOM = 2**40
 """Items that an axis of unknown length has room for."""
 CACHE_BYTES = 2**26
 """Memory of a process for the chunks, and the places of chunks, that it read last."""
+CHUNKS_IN_MEMORY = 256
+"""Chunks of an array of which TensorStore need not be asked again, which takes as long as all else for a row."""
 
 
 @dataclass(frozen=True)
@@ -207,7 +209,7 @@ class ArrayWriter:
 
 
 class StoredArray:
-    """An array of a known length, opened when it is first read.
+    """An array of a known length, opened when it is first read. The chunks that were read last are in memory.
 
     Args:
         place: of the array.
@@ -218,6 +220,7 @@ class StoredArray:
         self.place = place
         self._length = length
         self._array: tensorstore.TensorStore | None = None
+        self._chunk = lru_cache(CHUNKS_IN_MEMORY)(self._read_chunk)
 
     def __len__(self) -> int:
         return self._length
@@ -228,6 +231,21 @@ class StoredArray:
         Raises:
             UserError: the array is damaged, or its store cannot be read.
         """
+        size = self.place.layout.chunk[0]
+        first = start // size
+        last = max(stop - 1, start) // size
+        if last - first > 1:
+            return self._read(start, stop)
+        items = self._chunk(first)[start - first * size : stop - first * size]
+        if last > first:
+            items = np.concatenate([items, self._chunk(last)[: stop - last * size]])
+        return items
+
+    def _read_chunk(self, number: int) -> Integer[np.ndarray, "items ..."]:
+        size = self.place.layout.chunk[0]
+        return self._read(number * size, min((number + 1) * size, self._length))
+
+    def _read(self, start: int, stop: int) -> Integer[np.ndarray, "items ..."]:
         with self.place.reading():
             if self._array is None:
                 self._array = self.place.open()

@@ -3,6 +3,8 @@
 `prepare.prepare_corpus` writes a corpus once; `corpus_files` says of which files it consists.
 """
 
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -43,13 +45,15 @@ class Corpus:
         self.tokens = counts.tokens
         self.documents = counts.documents
         self.text_bytes = counts.text_bytes
-        self._shard_stops = np.cumsum(counts.shard_tokens)
+        self._shard_stops = np.cumsum(counts.shard_tokens).tolist()
         self._place = files.tokens(split, summary.token_type)
         self._array: tensorstore.TensorStore | None = None
         self.offsets = open_sorted(files.starts(split, "documents"), counts.documents + 1, files.remedy)
         self.parts = self.offsets
         if counts.parts is not None:
             self.parts = open_sorted(files.starts(split, "parts"), counts.parts + 1, files.remedy)
+        if {self.offsets[-1], self.parts[-1]} != {self.tokens}:
+            raise files.damaged(files.summary, f"it counts {self.tokens} {split} tokens, but its documents have others")
 
     def __reduce__(self) -> tuple[type["Corpus"], tuple[str, Split]]:
         return Corpus, (self.folder, self.split)
@@ -65,23 +69,35 @@ class Corpus:
         Raises:
             UserError: a file is damaged, or the store cannot be read.
         """
+        return self.read_spans([(start, stop)]), self.offsets.intervals(start, stop)
+
+    def read_spans(self, spans: Sequence[Sequence[int]]) -> Int32[np.ndarray, "tokens"]:
+        """Return the tokens of spans of the stream, one after the other. All are requested at once.
+
+        Raises:
+            UserError: a file is damaged, or the store cannot be read.
+        """
         with self._place.reading():
             if self._array is None:
                 self._array = self._place.open()
             pending = []
-            shard = int(np.searchsorted(self._shard_stops, start, side="right"))
-            position = start
-            while position < stop:
-                shard_stop = int(self._shard_stops[shard])
-                shard_start = int(self._shard_stops[shard - 1]) if shard else 0
-                piece_stop = min(stop, shard_stop)
-                if piece_stop > position:
-                    pending.append(self._array[shard, position - shard_start : piece_stop - shard_start].read())
-                position = max(position, piece_stop)
-                shard += 1
-            documents = self.offsets.intervals(start, stop)
-            pieces = [read.result() for read in pending]
-        return np.concatenate(pieces).astype(np.int32), documents
+            for start, stop in spans:
+                for shard, piece in self._pieces(start, stop):
+                    pending.append(self._array[shard, piece].read())
+            if not pending:
+                return np.zeros(0, np.int32)
+            return np.concatenate([read.result() for read in pending]).astype(np.int32)
+
+    def _pieces(self, start: int, stop: int) -> Iterator[tuple[int, slice]]:
+        """Yield the shards that a span is in, and the part of it in each."""
+        shard = bisect_right(self._shard_stops, start)
+        while start < stop:
+            shard_start = self._shard_stops[shard - 1] if shard else 0
+            piece_stop = min(stop, self._shard_stops[shard])
+            if piece_stop > start:
+                yield shard, slice(start - shard_start, piece_stop - shard_start)
+            start = max(start, piece_stop)
+            shard += 1
 
     def part_lengths(self, start: int, stop: int) -> Int64[np.ndarray, "documents parts"]:
         """Return the tokens in each part of the documents `[start, stop)`; all documents have equally many parts."""
@@ -92,5 +108,4 @@ class Corpus:
     def document(self, number: int) -> Int32[np.ndarray, "tokens"]:
         """Return the tokens of one document, with its EOS."""
         start, stop = self.offsets[number : number + 2].tolist()
-        tokens, _ = self.read(start, stop)
-        return tokens
+        return self.read_spans([(start, stop)])

@@ -47,7 +47,7 @@ class StreamWindows:
         """Return a row, shifted by `phase` tokens."""
         start = row * self.stride + phase
         stop = min(start + self.length, self.corpus.tokens)
-        return _read_spans(self.corpus, [(start, stop)], self.length)
+        return _read_spans(self.corpus, [(start, stop)], self.length, within_documents=False)
 
     def first_token(self, row: int) -> int:
         """Return the position in the stream at which a row begins, without a phase."""
@@ -83,7 +83,7 @@ class DocumentRows:
         start, stop = self.corpus.offsets[row : row + 2].tolist()
         if not self.keeps_ends:
             stop = min(stop, start + self.length)
-        return _read_spans(self.corpus, [(start, stop)], max(self.length, stop - start))
+        return _read_spans(self.corpus, [(start, stop)], max(self.length, stop - start), within_documents=True)
 
     def document_number(self, row: int) -> int:
         """Return the number of the document in a row."""
@@ -108,18 +108,16 @@ class PackedRows:
         spans: start and stop of each span, in the order in which rows hold them.
         row_starts: the first span of each row, and the number of spans.
         length: tokens of a row.
+        within_documents: no span crosses the border of a document.
 
     Attributes:
         rows: number of rows.
     """
 
     def __init__(
-        self,
-        corpus: Corpus,
-        spans: Readable,
-        row_starts: Readable,
-        length: int,
+        self, corpus: Corpus, spans: Readable, row_starts: Readable, length: int, *, within_documents: bool
     ) -> None:
+        self.within_documents = within_documents
         self.corpus = corpus
         self.spans = spans
         self.row_starts = row_starts
@@ -131,7 +129,8 @@ class PackedRows:
         first, stop = self.row_starts.read(row, row + 2).tolist()
         spans = self.spans.read(first, stop)
         tokens = int((spans[:, 1] - spans[:, 0]).sum())
-        return _read_spans(self.corpus, spans.tolist(), max(self.length, tokens))
+        length = max(self.length, tokens)
+        return _read_spans(self.corpus, spans.tolist(), length, within_documents=self.within_documents)
 
     def document_number(self, row: int) -> int:
         """Return the number of the document in which a row begins."""
@@ -161,22 +160,33 @@ class PackedRows:
 RowPlan: TypeAlias = StreamWindows | DocumentRows | PackedRows
 
 
-def _read_spans(corpus: Corpus, spans: Sequence[Sequence[int]], length: int) -> TokenRow:
-    """Read spans of the stream one after the other, padded to `length`, with their segments and parts numbered."""
+def _read_spans(corpus: Corpus, spans: Sequence[Sequence[int]], length: int, *, within_documents: bool) -> TokenRow:
+    """Read spans of the stream one after the other, padded to `length`, with their segments and parts numbered.
+
+    Args:
+        corpus: the token stream.
+        spans: start and stop of each.
+        length: tokens of the row.
+        within_documents: no span crosses the border of a document, so that borders need not be looked up.
+    """
     tokens = np.zeros(length, np.int32)
     segments = np.zeros(length, np.int32)
     parts = np.zeros(length, np.int32)
+    stream = corpus.read_spans(spans)
+    tokens[: len(stream)] = stream
     position = 0
     segment = 1
     for start, stop in spans:
         if stop <= start:
             continue
         place = slice(position, position + stop - start)
-        tokens[place], documents = corpus.read(start, stop)
-        segments[place] = segment + documents - documents[0]
+        position = place.stop
+        segments[place] = segment
+        if corpus.has_parts or not within_documents:
+            documents = corpus.offsets.intervals(start, stop)
+            segments[place] += documents - documents[0]
         if corpus.has_parts:
             first_parts = corpus.parts.search(corpus.offsets[int(documents[0]) : int(documents[-1]) + 1])
             parts[place] = corpus.parts.intervals(start, stop) - first_parts[documents - documents[0]]
-        position = place.stop
         segment = int(segments[position - 1]) + 1
     return TokenRow(tokens, segments, parts)

@@ -34,7 +34,7 @@ STARTS = Layout("int64", (2**12,), (2**22,))
 
 
 @dataclass(frozen=True)
-class _PlanFiles:
+class PlanFiles:
     """The files of a plan."""
 
     folder: str
@@ -42,17 +42,33 @@ class _PlanFiles:
 
     @property
     def summary(self) -> str:
+        """The description of the plan."""
         return join(self.folder, f"rows-{self.fingerprint}.json")
 
     def spans(self, split: Split) -> ArrayPlace:
+        """Spans of the token stream."""
         return self._place(f"{split}.spans", SPANS)
 
     def starts(self, split: Split) -> ArrayPlace:
+        """The first span of each row."""
         return self._place(f"{split}.starts", STARTS)
 
+    @property
+    def remedy(self) -> str:
+        """What to do with a damaged plan."""
+        return f"delete {self.summary}, and the rows are planned again"
+
+    def damaged(self, reason: str) -> UserError:
+        """Return the error for a damaged plan."""
+        return UserError(f"{self.summary}: is damaged: {reason}; {self.remedy}")
+
     def _place(self, name: str, layout: Layout) -> ArrayPlace:
-        remedy = f"delete {self.summary}, and the rows are planned again"
-        return ArrayPlace(join(self.folder, f"rows-{self.fingerprint}.{name}"), layout, remedy)
+        return ArrayPlace(join(self.folder, f"rows-{self.fingerprint}.{name}"), layout, self.remedy)
+
+
+def plan_files(folder: str, rule: RowRule) -> PlanFiles:
+    """Return the files of the plan of a rule in the folder of a corpus."""
+    return PlanFiles(folder, rule.fingerprint)
 
 
 class StoredPlan(BaseModel):
@@ -84,13 +100,16 @@ class StoredRows(PackedRows):
 
     def __init__(self, corpus: Corpus, rule: RowRule) -> None:
         self.rule = rule
-        files = _PlanFiles(corpus.folder, rule.fingerprint)
+        files = plan_files(corpus.folder, rule)
         plan = _read_plan(files, {corpus.split: corpus}, rule)
         if plan is None:
-            raise UserError(f"{files.summary}: is damaged; run the same command again, and the rows are planned again")
+            raise files.damaged("it is not the plan of these rows")
         spans = StoredArray(files.spans(corpus.split), plan.spans[corpus.split])
-        row_starts = StoredArray(files.starts(corpus.split), plan.statistics[corpus.split].rows + 1)
-        super().__init__(corpus, spans, row_starts, rule.length)
+        row_count = plan.statistics[corpus.split].rows
+        row_starts = StoredArray(files.starts(corpus.split), row_count + 1)
+        if row_starts.read(row_count, row_count + 1)[0] != len(spans):
+            raise files.damaged("the rows end in another place than their spans")
+        super().__init__(corpus, spans, row_starts, rule.length, within_documents=rule.data.packing == "documents")
 
     def __reduce__(self) -> tuple[type["StoredRows"], tuple[Corpus, RowRule]]:
         return StoredRows, (self.corpus, self.rule)
@@ -122,7 +141,7 @@ def prepare_rows(folder: str | Path, rule: RowRule) -> dict[Split, RowStatistics
         UserError: the plan cannot be written.
     """
     corpora: dict[Split, Corpus] = {split: Corpus(folder, split) for split in SPLITS}
-    files = _PlanFiles(str(folder), rule.fingerprint)
+    files = plan_files(str(folder), rule)
     try:
         with lock_folder(files.folder):
             plan = _read_plan(files, corpora, rule)
@@ -131,7 +150,7 @@ def prepare_rows(folder: str | Path, rule: RowRule) -> dict[Split, RowStatistics
         raise disk_error(folder, error, "run the same command again") from error
 
 
-def _read_plan(files: _PlanFiles, corpora: Mapping[Split, Corpus], rule: RowRule) -> StoredPlan | None:
+def _read_plan(files: PlanFiles, corpora: Mapping[Split, Corpus], rule: RowRule) -> StoredPlan | None:
     """Return the description of a stored plan; None if there is no complete plan of this rule for these splits."""
     if not file_exists(files.summary):
         return None
@@ -149,7 +168,7 @@ def _read_plan(files: _PlanFiles, corpora: Mapping[Split, Corpus], rule: RowRule
 
 def _store_plan(corpora: Mapping[Split, Corpus], rule: RowRule) -> dict[Split, RowStatistics]:
     folder = corpora["train"].folder
-    files = _PlanFiles(folder, rule.fingerprint)
+    files = plan_files(folder, rule)
     statistics: dict[Split, RowStatistics] = {}
     spans: dict[Split, int] = {}
     for split, corpus in corpora.items():
@@ -176,7 +195,7 @@ def _store_plan(corpora: Mapping[Split, Corpus], rule: RowRule) -> dict[Split, R
     return statistics
 
 
-def _store_rows(corpus: Corpus, rule: RowRule, files: _PlanFiles) -> tuple[RowStatistics, int]:
+def _store_rows(corpus: Corpus, rule: RowRule, files: PlanFiles) -> tuple[RowStatistics, int]:
     """Plan the packed rows of one split and write them, one window in memory at a time.
 
     Returns their statistics, and the number of their spans.

@@ -15,7 +15,7 @@ from t5x_lite.data.chunked_arrays import ROOM, ArrayPlace, ArrayWriter, Layout, 
 BLOCK = 2**12
 """Values of a block, which is a chunk of the array."""
 VALUES = Layout("int64", (BLOCK,), (2**22,))
-SPARSE_INDEX = Layout("int64", (2**17,), (2**20,))
+SPARSE_INDEX = Layout("int64", (2**12,), (2**20,))
 
 Side = Literal["left", "right"]
 """As for `numpy.searchsorted`: the place before equal values, or behind them."""
@@ -43,7 +43,9 @@ class SortedArray:
     def __getitem__(self, places: slice | int) -> Int64[np.ndarray, "values"] | int:
         if isinstance(places, slice):
             start, stop, _ = places.indices(len(self))
-            return self._values.read(start, max(start, stop)).astype(np.int64, copy=False)
+            if stop <= start:
+                return np.zeros(0, np.int64)
+            return self._values.read(start, stop).astype(np.int64, copy=False)
         place = range(len(self))[places]
         return int(self._values.read(place, place + 1)[0])
 

@@ -1,5 +1,7 @@
 """A corpus without files, for tests, and its rows."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from t5x_lite.data.config import DataConfig
@@ -45,9 +47,8 @@ class InMemoryCorpus(Corpus):
     def __reduce__(self) -> tuple[type[Corpus], tuple[int, ...]]:
         return InMemoryCorpus, tuple(np.diff(self.starts).tolist())
 
-    def read(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        positions = np.arange(start, stop)
-        return (positions + 1).astype(np.int32), np.searchsorted(self.starts, positions, side="right") - 1
+    def read_spans(self, spans: Sequence[Sequence[int]]) -> np.ndarray:
+        return np.concatenate([np.arange(start + 1, stop + 1, dtype=np.int32) for start, stop in spans])
 
 
 def corpus_of_parts(*documents: tuple[int, ...]) -> InMemoryCorpus:
@@ -68,7 +69,13 @@ def rows_of(
     planned = list(plan_rows(corpus, rule, window))
     span_counts = np.concatenate([np.zeros(1, np.int64), *(rows.span_counts for rows in planned)])
     spans = np.concatenate([np.zeros((0, 2), np.int64), *(rows.spans for rows in planned)])
-    return PackedRows(corpus, InMemoryArray(spans), InMemoryArray(np.cumsum(span_counts)), rule.length)
+    return PackedRows(
+        corpus,
+        InMemoryArray(spans),
+        InMemoryArray(np.cumsum(span_counts)),
+        rule.length,
+        within_documents=rule.data.packing == "documents",
+    )
 
 
 DOCUMENT_LENGTHS = np.random.default_rng(0).integers(3, 40, 50)

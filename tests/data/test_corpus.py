@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import resource
 import signal
 import subprocess
@@ -16,8 +15,8 @@ import pytest
 from t5x_lite.data import corpus_files, tokenizer_files, vocabulary
 from t5x_lite.data.config import ByteBPE, Character, DataConfig, Unigram, WordPiece
 from t5x_lite.data.corpus import Corpus
-from t5x_lite.data.prepare import prepare_corpus
 from t5x_lite.data.corpus_files import SPLITS
+from t5x_lite.data.prepare import prepare_corpus
 from t5x_lite.data.subword_training import train_byte_bpe, train_word_piece
 from t5x_lite.data.tokenizer import SentencePiece, Tokenizer
 from t5x_lite.errors import UserError

@@ -1,32 +1,29 @@
 """Flipped and missing bytes of data files: an error that names the file, and never other records."""
 
 import gzip
+import itertools
 import json
 import shutil
-import threading
-import time
-import zlib
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pyarrow
 import pytest
 from array_record.python.array_record_data_source import ArrayRecordDataSource
+from array_record.python.array_record_module import ArrayRecordWriter
 from backports import zstd
 from pyarrow import parquet
 
-from t5x_lite.data import sources
+from t5x_lite.data import chunked_arrays, sources
 from t5x_lite.data.byte_tokenizer import Bytes
 from t5x_lite.data.config import DataConfig, SourceConfig
 from t5x_lite.data.corpus import Corpus
-from t5x_lite.data.corpus_index import write_index
-from t5x_lite.data.corpus_lock import CorpusLock
+from t5x_lite.data.corpus_files import SPLITS, CorpusFiles
+from t5x_lite.data.corpus_index import complete_corpus
 from t5x_lite.data.files import TfdsRecords
 from t5x_lite.data.prepare import prepare_corpus
 from t5x_lite.data.record_files import read_record_file
-from t5x_lite.data.corpus_files import SPLITS
 from t5x_lite.errors import UserError
 
 TEXTS = [f"document {number} has some words, {number * 7919} of them" for number in range(20)]
@@ -136,134 +133,78 @@ def prepare_text(folder: Path) -> Path:
     """Prepare the corpus of the text in a folder, as a job does at its start."""
     settings = {"files": str(folder / "a.jsonl"), "cache_dir": str(folder / "cache"), "parts": "punctuation"}
     data = DataConfig.model_validate({**settings, "prepare_processes": 1, "validation_fraction": 0.3})
-    return prepare_corpus(data.sources[0], data, Bytes())
+    return Path(prepare_corpus(data.sources[0], data, Bytes()))
 
 
 def corpus_tokens(folder: Path) -> list[str]:
+    chunked_arrays.reading_context.cache_clear()
     documents = []
     for split in SPLITS:
         corpus = Corpus(folder, split)
         documents += [str(corpus.document(number).tolist()) for number in range(corpus.documents)]
-        documents.append(str(corpus.parts.tolist()))
+        documents.append(str(corpus.parts[:].tolist()))
+        documents.append(str(corpus.offsets.search(corpus.offsets[:], side="right").tolist()))
     return documents
 
 
-def indexed_tokens(folder: Path) -> list[str]:
-    """The tokens of a corpus whose index is written again from the lengths in its shards."""
-    write_index(folder, json.loads((folder / "corpus.json").read_text())["shards"], has_parts=True)
+def completed_tokens(folder: Path) -> list[str]:
+    """The tokens of a corpus that is completed again from the lengths of its units."""
+    complete_corpus(CorpusFiles(str(folder)), ["000000"], "uint16", has_parts=True)
     return corpus_tokens(folder)
 
 
 @pytest.mark.parametrize(
-    ("pattern", "read"),
+    ("name", "read"),
     [
-        ("*.train.array_record", corpus_tokens),
-        ("0*.train.npy", indexed_tokens),
-        ("*.train.parts.npy", indexed_tokens),
+        *(
+            (f"{split}.{array}/{file}", corpus_tokens)
+            for split, array in itertools.product(("train",), ("tokens", "documents", "documents.sparse", "parts"))
+            for file in ("zarr.json", "c/0/0" if array == "tokens" else "c/0")
+        ),
+        ("000000.npz", completed_tokens),
         ("corpus.json", corpus_tokens),
-        ("train.records.npy", corpus_tokens),
     ],
 )
-def test_token_corpora(pattern: str, read: Callable[[Path], list[str]], corpus_folder: Path, tmp_path: Path) -> None:
+def test_token_corpora(name: str, read: Callable[[Path], list[str]], corpus_folder: Path, tmp_path: Path) -> None:
     folder = tmp_path / "corpus"
     shutil.copytree(corpus_folder, folder)
-    expected = corpus_tokens(folder)
-    (path,) = [path for path in folder.glob(pattern) if ".parts" not in path.name or ".parts" in pattern]
-    content = path.read_bytes()
-    errors = 0
-    for position in positions_of_data(content, 100):
-        flipped = bytearray(content)
-        flipped[position] ^= 1 << position % 8
-        errors += assert_same_or_named(folder, lambda: read(folder), expected, bytes(flipped), path)
-    assert errors > 50
-    for length in range(0, len(content.rstrip(b"\0")), max(len(content) // 20, 1)):
-        assert assert_same_or_named(folder, lambda: read(folder), expected, content[:length], path)
-
-
-INDEX_ARRAYS = [f"{split}.{kind}.npy" for split in SPLITS for kind in ("records", "documents", "parts")]
-
-
-@pytest.fixture
-def reopen(corpus_folder: Path) -> Iterator[Callable[[], Path]]:
-    """Opens the corpus as a job does at its start; its files are restored at the end."""
-    contents = {path: path.read_bytes() for path in corpus_folder.iterdir()}
-    yield partial(prepare_text, corpus_folder.parent.parent)
-    for path, content in contents.items():
-        path.write_bytes(content)
-
-
-@pytest.mark.parametrize("name", [*INDEX_ARRAYS, "index.json"])
-def test_a_damaged_index_is_written_again(name: str, reopen: Callable[[], Path]) -> None:
-    folder = reopen()
     expected = corpus_tokens(folder)
     path = folder / name
     content = path.read_bytes()
-    for changed in damaged(content, every=5):
-        path.write_bytes(changed)
-        assert reopen() == folder
-        assert corpus_tokens(folder) == expected
-        assert name == "index.json" or path.read_bytes() == content
+    errors = 0
+    positions = positions_of_data(content, 60)
+    for position in positions:
+        flipped = bytearray(content)
+        flipped[position] ^= 1 << position % 8
+        errors += assert_same_or_named(folder, lambda: read(folder), expected, bytes(flipped), path)
+    # Bytes of chunks that are not there, and the names of shards, are not read.
+    assert errors > len(positions) / 4
+    for length in range(0, len(content.rstrip(b"\0")) // 2, max(len(content) // 20, 1)):
+        assert assert_same_or_named(folder, lambda: read(folder), expected, content[:length], path)
     path.unlink()
-    assert corpus_tokens(reopen()) == expected
+    with pytest.raises(UserError, match=rf"{folder}.*; delete {folder}, and the text is tokenised again"):
+        read(folder)
 
 
-def test_sentences_without_their_file_are_an_error(reopen: Callable[[], Path]) -> None:
-    folder = reopen()
-    (folder / "train.parts.npy").unlink()
-    with pytest.raises(UserError, match=r"train\.parts\.npy: is damaged"):
-        Corpus(folder, "train")
-    (unit,) = folder.glob("0*.train.parts.npy")
-    unit.unlink()
-    with pytest.raises(UserError, match=rf"{unit}: is damaged"):
-        reopen()
-
-
-def test_an_index_without_checksums_is_written_again(
-    reopen: Callable[[], Path], capfd: pytest.CaptureFixture[str]
-) -> None:
-    folder = reopen()
-    path = folder / "index.json"
-    content = path.read_text()
-    path.write_text(json.dumps({"records": json.loads(content)["records"]}))
-    reopen()
-    assert path.read_text() == content
-    assert "is written again" in capfd.readouterr().err
-    assert json.loads(content)["checksums"]["train.parts.npy"] == zlib.crc32((folder / "train.parts.npy").read_bytes())
-
-
-def test_a_process_that_waited_does_not_verify_again(tmp_path: Path) -> None:
-    with CorpusLock(tmp_path) as lock:
-        assert not lock.is_verified("index")
-        waiting = CorpusLock(tmp_path)
-        thread = threading.Thread(target=waiting.__enter__)
-        thread.start()
-        time.sleep(0.1)
-        lock.mark_verified("index")
-    thread.join()
-    assert waiting.is_verified("index")
-    assert not waiting.is_verified("rows")
-    waiting.__exit__(None, None, None)
-    time.sleep(0.02)
-    with CorpusLock(tmp_path) as later:
-        assert not later.is_verified("index")
-
-
-def test_a_record_of_another_length_than_in_the_index_is_an_error(corpus_folder: Path, tmp_path: Path) -> None:
-    """As where the file of another corpus was copied over it."""
+def test_the_tokens_of_another_corpus_are_an_error(corpus_folder: Path, tmp_path: Path) -> None:
+    """As where the file of another corpus was copied over it: the validation text is shorter."""
     folder = tmp_path / "corpus"
     shutil.copytree(corpus_folder, folder)
-    (train_file,) = folder.glob("*.train.array_record")
-    (validation_file,) = folder.glob("*.validation.array_record")
-    shutil.copyfile(validation_file, train_file)
-    with pytest.raises(UserError, match=rf"{train_file}: is damaged: .*; delete {folder}, and the text is tokenised"):
+    summary = json.loads((folder / "corpus.json").read_text())
+    summary["splits"]["validation"]["tokens"] += 1
+    (folder / "corpus.json").write_text(json.dumps(summary))
+    with pytest.raises(UserError, match=r"corpus\.json: is damaged: it is not the summary of a corpus"):
         corpus_tokens(folder)
 
 
-def test_records_of_tfds(corpus_folder: Path, tmp_path: Path) -> None:
-    (original,) = corpus_folder.glob("*.train.array_record")
+def test_records_of_tfds(tmp_path: Path) -> None:
     path = tmp_path / "a.array_record"
-    content = write(path, original.read_bytes()).read_bytes()
-    count = len(np.load(original.with_suffix(".npy")))
+    writer = ArrayRecordWriter(str(path), "group_size:1,uncompressed")
+    for text in TEXTS:
+        writer.write(text.encode())
+    writer.close()
+    content = path.read_bytes()
+    count = len(TEXTS)
 
     def read() -> list[str]:
         records = TfdsRecords(f"{path} (train)", ArrayRecordDataSource([f"{path}[0:{count}]"]))

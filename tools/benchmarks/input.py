@@ -19,8 +19,8 @@ from t5x_lite import config as configuration
 from t5x_lite.config import RunConfig
 from t5x_lite.data.config import STANDARD_LIBRARY, SourceConfig
 from t5x_lite.data.corpus import Corpus
-from t5x_lite.data.prepare import prepare_corpus
 from t5x_lite.data.corpus_files import SPLITS
+from t5x_lite.data.prepare import prepare_corpus
 from t5x_lite.data.sources import documents, units
 from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.data.training_data import ExampleSequence
@@ -33,7 +33,7 @@ ROWS = 256
 OBJECTIVES: dict[str, tuple[str, tuple[str, ...]]] = {
     "causal, documents packed": ("gpt2/117m.yaml", ("data.packing=documents",)),
     "span corruption": ("t5/small.yaml", ("data.packing=documents",)),
-    "masked tokens": ("bert/base.yaml", MASKED_TOKENS_ONLY),
+    "masked tokens": ("bert/base.yaml", (*MASKED_TOKENS_ONLY, "tokenizer.unigram.controls=['[CLS]','[SEP]','[MASK]']")),
 }
 """Our config of an objective, and overrides."""
 

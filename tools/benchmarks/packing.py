@@ -1,6 +1,5 @@
 """Packing of documents into rows: the time to plan them and how full they are, compared with next fit row by row."""
 
-import json
 import tempfile
 import time
 from pathlib import Path
@@ -8,14 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from t5x_lite.data.array_files import ArrayFile
 from t5x_lite.data.byte_tokenizer import Bytes
 from t5x_lite.data.config import DataConfig
-from t5x_lite.data.corpus import CORPUS_FILE
-from t5x_lite.data.corpus_index import INDEX_FILE, IndexSummary
+from t5x_lite.data.corpus_files import CorpusFiles, Split
+from t5x_lite.data.corpus_summary import CorpusSummary, SplitCounts
 from t5x_lite.data.row_rule import RowRule
 from t5x_lite.data.row_store import prepare_rows
-from t5x_lite.data.corpus_files import SPLITS, Split
+from t5x_lite.data.sorted_arrays import SortedArrayWriter
 from t5x_lite.objectives import OBJECTIVES
 from t5x_lite.objectives.objective import ExampleContext
 
@@ -64,17 +62,19 @@ def _measure_plan(lengths: np.ndarray, seq_len: int) -> tuple[float, float]:
 
 def _write_index(folder: Path, lengths: np.ndarray) -> None:
     """Write a corpus that consists of an index alone: planning reads no tokens."""
-    offsets = np.concatenate([[0], np.cumsum(lengths)])
-    for split, values in zip(SPLITS, (offsets, offsets[:1]), strict=True):
-        for array in ("records", "documents"):
-            with ArrayFile(folder / f"{split}.{array}.npy") as file:
-                file.append(values)
-    counts = {"tokens": int(offsets[-1]), "documents": len(lengths), "text_bytes": 0, "replaced": 0}
-    splits = {"train": counts, "validation": dict.fromkeys(counts, 0)}
-    (folder / CORPUS_FILE).write_text(json.dumps({"shards": ["000000"], "splits": splits}))
-    records: dict[Split, list[int]] = {"train": [len(lengths)], "validation": [0]}
-    summary = IndexSummary(records=records, has_parts=False, checksums={})
-    (folder / INDEX_FILE).write_text(summary.model_dump_json())
+    files = CorpusFiles(str(folder))
+    splits: dict[Split, SplitCounts] = {}
+    for split, values in (("train", lengths), ("validation", lengths[:0])):
+        offsets = np.concatenate([[0], np.cumsum(values)])
+        writer = SortedArrayWriter(files.starts(split, "documents"))
+        writer.append(offsets)
+        writer.finish()
+        tokens = int(offsets[-1])
+        splits[split] = SplitCounts(
+            documents=len(values), tokens=tokens, text_bytes=0, replaced=0, parts=None, shard_tokens=[tokens]
+        )
+    summary = CorpusSummary(token_type="uint16", splits=splits)
+    Path(files.summary).write_text(summary.model_dump_json())
 
 
 def _next_fit_fill(lengths: np.ndarray, room: int) -> float:

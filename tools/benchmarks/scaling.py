@@ -1,7 +1,7 @@
 """The start of a run at size: time, memory and bytes read of each process, by documents and number of processes.
 
-The corpora are sparse files: an index and a row plan of their full length, all zeros, that take no room on the disk.
-Reading them costs what reading real ones from the page cache costs.
+The arrays of the corpora have their full length, but only one real shard; all others are links to it. Reading them
+costs what reading real ones from the page cache costs.
 """
 
 import json
@@ -18,11 +18,10 @@ from typing import IO, Any
 
 import numpy as np
 
-from t5x_lite.data.array_files import file_checksum
+from benchmarks.linked_corpus import DOCUMENTS_OF_A_ROW, TOKENS_OF_A_DOCUMENT, write_linked_corpus
 from t5x_lite.data.byte_tokenizer import Bytes
 from t5x_lite.data.config import DataConfig
-from t5x_lite.data.corpus import CORPUS_FILE, Corpus
-from t5x_lite.data.corpus_index import INDEX_FILE
+from t5x_lite.data.corpus import Corpus
 from t5x_lite.data.row_rule import RowRule
 from t5x_lite.data.row_store import open_rows
 from t5x_lite.objectives import OBJECTIVES
@@ -32,9 +31,6 @@ DOCUMENTS = (10**5, 10**7, 10**9)
 DOCUMENTS_IF_QUICK = (10**4, 10**6)
 PROCESSES = (1, 2, 4, 8)
 PROCESSES_IF_QUICK = (1, 2)
-DOCUMENTS_OF_A_SHARD = 10**5
-TOKENS_OF_A_DOCUMENT = 400
-DOCUMENTS_OF_A_ROW = 5
 SEQ_LEN = 2048
 ROWS = 32
 """Rows of the first batch that each process looks up."""
@@ -43,15 +39,14 @@ ROWS = 32
 def measure(rounds: int, quick: bool) -> list[dict[str, Any]]:
     """Measure processes that start together, each of which opens the corpus and looks up the rows of its first batch.
 
-    A round is a start of all processes; its figures are those of the slowest or largest process. `verify` is the check
-    of the checksums by the first process of a job alone. `join` is the time in which the processes find each other.
+    A round is a start of all processes; its figures are those of the slowest or largest process. `join` is the time in
+    which the processes find each other.
     """
     table = []
     for documents in DOCUMENTS_IF_QUICK if quick else DOCUMENTS:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            write_sparse_corpus(folder, documents)
-            verify_seconds = _measure_verification(folder)
+            write_linked_corpus(folder, row_rule(), documents)
             for processes in PROCESSES_IF_QUICK if quick else PROCESSES:
                 starts = [measure_start(folder, processes) for _ in range(max(rounds // 2, 1))]
                 medians = {name: median(start[name] for start in starts) for name in starts[0]}
@@ -63,7 +58,6 @@ def measure(rounds: int, quick: bool) -> list[dict[str, Any]]:
                         "memory, MB": medians["memory_bytes"] / 1e6,
                         "read, kB": medians["read_bytes"] / 1e3,
                         "read calls": int(medians["read_calls"]),
-                        "verify, s": verify_seconds,
                         "join, s": medians["join_seconds"],
                     }
                 )
@@ -76,48 +70,13 @@ def row_rule() -> RowRule:
     return RowRule(DataConfig(packing="documents"), OBJECTIVES["causal"](), context)
 
 
-def write_sparse_corpus(folder: Path, documents: int) -> None:
-    """Write the index and the row plan of a corpus without shards, as files of zeros that take no room on the disk."""
-    tokens = TOKENS_OF_A_DOCUMENT * documents
-    plan = f"rows-{row_rule().fingerprint}"
-    for split, length in (("train", documents), ("validation", 0)):
-        for name in ("documents", "records"):
-            _write_sparse_array(folder / f"{split}.{name}.npy", (length + 1,), last=tokens if length else 0)
-    _write_sparse_array(folder / f"{plan}.train.spans.npy", (documents, 2))
-    _write_sparse_array(folder / f"{plan}.train.starts.npy", (documents // DOCUMENTS_OF_A_ROW + 1,))
-    shard_records = [DOCUMENTS_OF_A_SHARD] * (documents // DOCUMENTS_OF_A_SHARD) or [documents]
-    counts = {"tokens": tokens, "documents": documents, "text_bytes": 4 * tokens, "replaced": 0}
-    splits = {"train": counts, "validation": dict.fromkeys(counts, 0)}
-    units = [f"{number:06d}" for number in range(len(shard_records))]
-    records = {"train": shard_records, "validation": [0] * len(shard_records)}
-    (folder / CORPUS_FILE).write_text(json.dumps({"shards": units, "splits": splits}))
-    (folder / INDEX_FILE).write_text(json.dumps({"records": records, "has_parts": False, "checksums": {}}))
-
-
-def _write_sparse_array(path: Path, shape: tuple[int, ...], last: int = 0) -> None:
-    """Write an int64 array of zeros, except for its last number."""
-    with path.open("wb") as file:
-        description = {"descr": "<i8", "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(file, description)
-        file.seek(8 * (int(np.prod(shape)) - 1), os.SEEK_CUR)
-        file.write(np.int64(last).tobytes())
-
-
-def _measure_verification(folder: Path) -> float:
-    """Return the seconds in which one process reads all arrays and computes their checksums."""
-    started = time.perf_counter()
-    for path in folder.glob("*.npy"):
-        file_checksum(path)
-    return time.perf_counter() - started
-
-
 def measure_start(folder: Path, processes: int) -> dict[str, float]:
     """Start processes that open a corpus at the same time; return the largest value of each of their figures."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     repository = Path(__file__).resolve().parents[2]
-    variables = os.environ | {"PYTHONPATH": str(repository), "JAX_PLATFORMS": "cpu"}
+    variables = os.environ | {"PYTHONPATH": f"{repository}:{repository / 'tools'}", "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, __file__, str(folder), str(processes), str(port)]
     workers = [
         subprocess.Popen(
@@ -171,7 +130,7 @@ def _measure_open(folder: Path) -> dict[str, float]:
     rows = np.random.default_rng(0).integers(row_plan.rows, size=ROWS)
     for row in rows.tolist():
         row_plan.first_token(row)
-        np.searchsorted(row_plan.corpus.offsets, TOKENS_OF_A_DOCUMENT * DOCUMENTS_OF_A_ROW * row)
+        row_plan.corpus.offsets.search([TOKENS_OF_A_DOCUMENT * DOCUMENTS_OF_A_ROW * row])
     seconds = time.perf_counter() - started
     after = _read_counters()
     used = {name: after[name] - before[name] for name in before}
