@@ -4,7 +4,8 @@
 #   bash launch/tpu_vm.sh [--dry-run] NAME CONFIG --zone ZONE --type v5p-128 [--project P] [--spot] [--runtime VERSION]
 #     [key=value ...]                       all steps, in this order
 #   bash launch/tpu_vm.sh create|install|run|follow|delete …   one step, with the same arguments
-# A new slice has empty disks: run_dir or checkpoint.folder must be a gs:// folder. budgets.sh sets the number of restarts.
+# A new slice has empty disks: run_dir and data.cache_dir should be gs:// folders, and data.files gs:// files.
+# budgets.sh sets the number of restarts.
 # --dry-run prints the commands without running them.
 set -euo pipefail
 usage() {

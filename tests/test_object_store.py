@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -11,9 +12,11 @@ import threading
 import time
 from collections.abc import Iterator
 from http import HTTPStatus
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow
 import pytest
 import yaml
@@ -23,7 +26,19 @@ from pyarrow import parquet
 from t5x_lite import local_copies, storage
 from t5x_lite.checkpoint import Checkpoints
 from t5x_lite.config import CheckpointConfig
+from t5x_lite.data import chunked_arrays
+from t5x_lite.data.byte_tokenizer import Bytes
+from t5x_lite.data.config import DataConfig
+from t5x_lite.data.corpus import Corpus
+from t5x_lite.data.open_data import open_data
+from t5x_lite.data.pipeline import training_batches
+from t5x_lite.data.prepare import prepare_corpus
+from t5x_lite.data.row_rule import RowRule
+from t5x_lite.data.row_store import open_rows, prepare_rows
+from t5x_lite.data.training_data import PipelineSettings
 from t5x_lite.errors import UserError
+from t5x_lite.objectives import OBJECTIVES
+from t5x_lite.objectives.objective import ExampleContext
 from t5x_lite.sweep import config as sweep_config
 from t5x_lite.sweep import launch
 from t5x_lite.sweep.grid import expand
@@ -68,11 +83,31 @@ def add_conditional_writes(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(objects, "download", download_with_generation)
 
 
+LATENCY = {"seconds": 0.0}
+"""Time that the emulator waits before it answers a request to read."""
+
+
+def answer_many_at_once(patch: pytest.MonkeyPatch) -> None:
+    """Let the emulator answer requests in threads, each after the latency."""
+    patch.setattr(server.server, "HTTPServer", ThreadingHTTPServer)
+    handle = server.Router.handle
+    lock = threading.Lock()
+
+    def handle_later(router: Any, method: str) -> None:
+        if method == server.GET:
+            time.sleep(LATENCY["seconds"])
+        with lock:
+            handle(router, method)
+
+    patch.setattr(server.Router, "handle", handle_later)
+
+
 @pytest.fixture(scope="module")
 def bucket_environment() -> Iterator[dict[str, str]]:
     """The environment variables with which gcsfs and TensorStore find the emulated bucket."""
     patch = pytest.MonkeyPatch()
     add_conditional_writes(patch)
+    answer_many_at_once(patch)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -179,6 +214,86 @@ def test_text_in_a_bucket_gives_the_tokens_of_the_same_text_on_disk(
     missing = t5x_lite("prepare", tiny_config, "data.files=gs://models/none/*.txt", env=bucket_environment)
     assert missing.returncode == 2
     assert "no file matches 'gs://models/none/*.txt'" in missing.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_whose_token_corpus_is_in_a_bucket_equals_one_on_a_disk(
+    t5x_lite: Shell, tiny_config: Path, tmp_path: Path, bucket_environment: dict[str, str], workers: int
+) -> None:
+    """Prepare, train, resume, evaluate and export, from machines that have no file of the corpus."""
+    losses = []
+    for place in (str(tmp_path), f"gs://models/{workers}"):
+        overrides = [f"run_dir={place}/run", f"data.cache_dir={place}/cache", "data.packing=documents"]
+        overrides += ["data.parts=line", f"data.workers={workers}", "optimizer.schedule=constant"]
+        prepared = t5x_lite("prepare", tiny_config, "--json", *overrides, env=bucket_environment)
+        assert prepared.returncode == 0, prepared.stderr
+        folder = json.loads(prepared.stdout)["sources"]["text"]["folder"]
+        assert folder.startswith(f"{place}/cache/text-")
+        for steps in (6, 12):
+            command = ("train", tiny_config, *overrides, f"train.steps={steps}", "train.allow_changed_config=true")
+            done = t5x_lite(*command, env=bucket_environment)
+            assert done.returncode == 0, done.stderr
+            assert "tokenising" not in done.stderr
+        scores = json.loads(t5x_lite("eval", f"{place}/run", "--json", env=bucket_environment).stdout.splitlines()[0])
+        exported = t5x_lite("export", "megatron", folder, tmp_path / f"{len(losses)}", env=bucket_environment)
+        assert exported.returncode == 0, exported.stderr
+        losses.append(scores["eval/loss"])
+    assert losses[0] == losses[1]
+    for ending in ("bin", "idx"):
+        contents = [(tmp_path / f"{number}_train.{ending}").read_bytes() for number in (0, 1)]
+        assert contents[0] == contents[1]
+    assert not list(Path().glob("gs:*"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("packing", ["stream", "documents"])
+def test_batches_from_a_slow_bucket_are_there_in_time(
+    bucket_environment: dict[str, str], prose: Path, monkeypatch: pytest.MonkeyPatch, packing: str
+) -> None:
+    """With 50 ms for each request, and nothing in the cache, a step of 0.3 s waits at most 1 % after the first ones."""
+    for name, value in bucket_environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(chunked_arrays, "CACHE_BYTES", 0)
+    monkeypatch.setattr(chunked_arrays, "CHUNKS_IN_MEMORY", 0)
+    chunked_arrays.reading_context.cache_clear()
+    settings = {"files": str(prose / "*.txt"), "cache_dir": f"gs://models/slow-{packing}", "packing": packing}
+    data = DataConfig.model_validate({**settings, "prepare_processes": 1, "validation_fraction": 0.0})
+    context = ExampleContext(64, Bytes().vocabulary())
+    pipeline = PipelineSettings(data, OBJECTIVES["causal"](), context, seed=0, validation_batch_size=1)
+    rows = open_data(pipeline, Bytes()).rows()
+    LATENCY["seconds"] = 0.05
+    waited = []
+    try:
+        for batch in training_batches(rows, 8, np.arange(8), 0, 60, data):
+            assert batch["tokens"].shape == (8, 64)
+            ready = time.perf_counter()
+            if waited:
+                waited[-1] = ready - waited[-1]
+            time.sleep(0.3)
+            waited.append(time.perf_counter())
+    finally:
+        LATENCY["seconds"] = 0.0
+        chunked_arrays.reading_context.cache_clear()
+    shares = np.array(waited[5:-1]) / 0.3
+    assert shares.mean() <= 0.01
+
+
+@pytest.mark.slow
+def test_an_object_that_vanishes_during_a_run_is_named_in_one_line(
+    t5x_lite: Shell, tiny_config: Path, tmp_path: Path, bucket_environment: dict[str, str]
+) -> None:
+    overrides = (f"run_dir={tmp_path}/run", "data.cache_dir=gs://models/vanished")
+    prepared = t5x_lite("prepare", tiny_config, *overrides, env=bucket_environment)
+    assert prepared.returncode == 0, prepared.stderr
+    store = gcsfs.core.GCSFileSystem(endpoint_url=bucket_environment["STORAGE_EMULATOR_HOST"], token="anon")
+    (chunk,) = store.glob("models/vanished/text-*/train.tokens/c/0/0")
+    store.rm_file(chunk)
+    done = t5x_lite("train", tiny_config, *overrides, env=bucket_environment)
+    assert done.returncode == 2
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("t5x-lite")]
+    assert re.search(r"gs://models/vanished/text-\w+/train.tokens: is damaged or cannot be reached: NOT_FOUND", line)
+    assert re.search(r"delete gs://models/vanished/text-\w+, and the text is tokenised again", line)
 
 
 @pytest.mark.slow
@@ -296,6 +411,20 @@ def test_changes_that_cannot_be_uploaded_are_kept_and_the_error_says_where(
 
 def refuse_write(path: str, content: bytes) -> None:
     raise PermissionError("denied")
+
+
+def test_a_corpus_in_s3_is_the_one_on_a_disk(s3_bucket: str, prose: Path, tmp_path: Path) -> None:
+    corpora = []
+    for cache in (str(tmp_path), f"{s3_bucket}/cache"):
+        settings = {"files": str(prose / "*.txt"), "cache_dir": cache, "packing": "documents", "prepare_processes": 1}
+        data = DataConfig.model_validate(settings)
+        folder = prepare_corpus(data.sources[0], data, Bytes())
+        rule = RowRule(data, OBJECTIVES["causal"](), ExampleContext(64, Bytes().vocabulary()))
+        statistics = prepare_rows(folder, rule)
+        rows = open_rows(Corpus(folder, "train"), rule)
+        corpora.append((statistics, [rows.read(row).tokens.tolist() for row in range(0, rows.rows, 10)]))
+    assert corpora[0] == corpora[1]
+    assert len(corpora[0][1]) > 5
 
 
 def test_checkpoints_are_refused_in_an_s3_that_tensorstore_would_not_find(s3_bucket: str) -> None:

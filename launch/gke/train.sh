@@ -56,7 +56,7 @@ for key in "${!settings[@]}"; do
   variable="${key^^}"
   manifest="${manifest//"\${${variable//-/_}}"/${settings[$key]}}"
 done
-last="- data.cache_dir=/bucket/cache"
+last="- data.cache_dir=gs://${settings[bucket]}/cache"
 manifest="${manifest/"$last"/"$last$overrides"}"
 if [[ -n "$dry" ]]; then
   printf '%s\n' "$manifest"

@@ -1,7 +1,8 @@
 """Tokenisation by the workers of an Apache Beam runner (extra `beam`).
 
-The workers write their shards into the corpus folder themselves, so all of them must have it mounted. The files are
-byte for byte those that `prepare` writes without Beam. Units that an interrupted pipeline finished are not repeated.
+The workers write their shards into the corpus folder themselves, so that it must be in a bucket, or mounted by all. The
+files are byte for byte those that `prepare` writes without Beam. Units that an interrupted pipeline finished are not
+repeated.
 """
 
 import importlib.util

@@ -72,7 +72,7 @@ class Readable(Protocol):
 
 @dataclass(frozen=True)
 class ArrayPlace:
-    """Where an array is, and what to do if it cannot be read.
+    """The place of an array, and the remedy if it cannot be read.
 
     Attributes:
         name: its folder.

@@ -54,7 +54,7 @@ class CorpusFiles:
 
     @property
     def remedy(self) -> str:
-        """What to do with a damaged corpus."""
+        """The remedy for a damaged corpus."""
         return f"delete {self.folder}, and the text is tokenised again"
 
     def unit(self, name: str) -> str:
@@ -67,7 +67,7 @@ class CorpusFiles:
         return ArrayPlace(join(self.folder, f"{split}.tokens"), layout, self.remedy)
 
     def starts(self, split: Split, kind: Literal["documents", "parts"]) -> str:
-        """Where documents or parts start."""
+        """The starts of documents or parts."""
         return join(self.folder, f"{split}.{kind}")
 
     def damaged(self, name: str, reason: str) -> UserError:

@@ -55,7 +55,7 @@ class PlanFiles:
 
     @property
     def remedy(self) -> str:
-        """What to do with a damaged plan."""
+        """The remedy for a damaged plan."""
         return f"delete {self.summary}, and the rows are planned again"
 
     def damaged(self, reason: str) -> UserError:

@@ -57,16 +57,16 @@ class SortedArray:
         return self[first : int(places.max()) + 1][places - first]
 
     def search(
-        self, wanted: Sequence[int] | Integer[np.ndarray, "wanted"], side: Side = "left"
-    ) -> Int64[np.ndarray, "wanted"]:
+        self, targets: Sequence[int] | Integer[np.ndarray, "targets"], side: Side = "left"
+    ) -> Int64[np.ndarray, "targets"]:
         """Return what `numpy.searchsorted` returns. Each block that is needed is read once."""
-        targets = np.asarray(wanted, np.int64)
-        blocks = np.searchsorted(self._sparse_index, targets, side=side) - 1
-        places = np.zeros(len(targets), np.int64)
+        values_sought = np.asarray(targets, np.int64)
+        blocks = np.searchsorted(self._sparse_index, values_sought, side=side) - 1
+        places = np.zeros(len(values_sought), np.int64)
         for block in np.unique(blocks[blocks >= 0]).tolist():
             in_block = blocks == block
             values = self._read_block(block)
-            places[in_block] = block * BLOCK + np.searchsorted(values, targets[in_block], side=side)
+            places[in_block] = block * BLOCK + np.searchsorted(values, values_sought[in_block], side=side)
         return places
 
     def intervals(self, start: int, stop: int) -> Int64[np.ndarray, "positions"]:

@@ -147,4 +147,5 @@ def test_a_corpus_of_a_billion_documents_costs_what_a_small_one_costs(
     small, large = figures
     assert large[0] - small[0] < 200e6
     assert large[1] - small[1] < 200e6
-    assert large[2] == small[2]
+    # The small one has one shard of starts, of which the places of the chunks were read when it was opened.
+    assert large[2] == small[2] + 1

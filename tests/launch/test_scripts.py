@@ -92,7 +92,8 @@ def test_the_manifest_is_a_valid_jobset_of_valid_jobs() -> None:
     (container,) = pod["containers"]
     assert container["resources"]["limits"] == {"google.com/tpu": "4"}
     assert container["args"][:2] == ["train", "configs/pods/gpt3_13b.yaml"]
-    assert "run_dir=gs://models/runs/run-1" in container["args"]
+    assert {"run_dir=gs://models/runs/run-1", "data.cache_dir=gs://models/cache"} <= set(container["args"])
+    assert "volumes" not in pod
     assert container["args"][-3:] == ["train.seed=3", "run_dir=/elsewhere", "train.sample_prompt=it's"]
 
 
@@ -166,9 +167,10 @@ def test_a_preempted_tpu_is_requested_again_and_deleted_at_the_end(tmp_path: Pat
 
 
 def test_the_dry_run_of_a_tpu_prints_every_command_and_runs_none() -> None:
-    options = ("--zone", "z", "--type", "v6e-16")
+    options = ("--zone", "z", "--type", "v6e-16", "run_dir=gs://b/run", "data.cache_dir=gs://b/cache")
     done = run_bash(LAUNCH / "tpu_vm.sh", "--dry-run", "run1", "configs/pods/gpt3_13b.yaml", *options)
     assert done.returncode == 0, done.stderr
+    assert "run_dir=gs://b/run\\ data.cache_dir=gs://b/cache" in done.stderr
     programs = [line.split()[1] for line in done.stderr.splitlines() if line.startswith("+ ")]
     assert programs == ["gcloud", "tar", "gcloud", "gcloud", "gcloud", "gcloud", "gcloud"]
 

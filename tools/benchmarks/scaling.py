@@ -137,17 +137,17 @@ def _measure_open(folder: Path) -> dict[str, float]:
     return {
         "open_seconds": seconds,
         "memory_bytes": used["VmRSS"],
-        "read_bytes": used["rchar"] + used["RssFile"],
+        "read_bytes": used["rchar"],
         "read_calls": used["syscr"],
     }
 
 
 def _read_counters() -> dict[str, int]:
-    """Return resident bytes, those of mapped files among them, and the bytes and calls of `read`, of this process."""
+    """Return resident bytes, and the bytes and calls of `read`, of this process."""
     counters = {}
     for line in Path("/proc/self/status").read_text().splitlines():
         name, _, value = line.partition(":")
-        if name in {"VmRSS", "RssFile"}:
+        if name == "VmRSS":
             counters[name] = 1024 * int(value.split()[0])
     for line in Path("/proc/self/io").read_text().splitlines():
         name, _, value = line.partition(":")
