@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from http import HTTPStatus
 from http.server import ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,7 @@ from t5x_lite.sweep.grid import expand
 from t5x_lite.sweep.planned_run import write_plan
 from t5x_lite.sweep.run_points import read_runs
 from t5x_lite.sweep.status_log import StatusLog
-from tests.conftest import Shell, lines
+from tests.conftest import REPOSITORY, Shell, lines
 
 gcsfs = pytest.importorskip("gcsfs")
 server = pytest.importorskip("gcp_storage_emulator.server")
@@ -89,7 +90,7 @@ LATENCY = {"seconds": 0.0}
 
 def answer_many_at_once(patch: pytest.MonkeyPatch) -> None:
     """Let the emulator answer requests in threads, each after the latency."""
-    patch.setattr(server.server, "HTTPServer", ThreadingHTTPServer)
+    patch.setattr(server, "server", SimpleNamespace(HTTPServer=ThreadingHTTPServer))
     handle = server.Router.handle
     lock = threading.Lock()
 
@@ -247,6 +248,49 @@ def test_a_run_whose_token_corpus_is_in_a_bucket_equals_one_on_a_disk(
 
 
 @pytest.mark.slow
+def test_processes_of_a_pod_share_a_corpus_and_a_run_in_a_bucket(
+    tiny_config: Path, tmp_path: Path, bucket_environment: dict[str, str]
+) -> None:
+    """The first process trains the tokenizer and prepares; the losses are those of one process with a disk."""
+    losses = []
+    for count, place in ((1, str(tmp_path)), (2, "gs://models/pod")):
+        settings = [f"run_dir={place}/run", f"data.cache_dir={place}/cache", "data.packing=documents"]
+        command = ["bash", "launch/pod_sim.sh", str(count), str(tiny_config), *settings, "mesh.data=-1"]
+        variables = bucket_environment | {"T5X_LITE_READY": "1", "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"}
+        done = subprocess.run(command, cwd=REPOSITORY, env=variables, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        output = done.stdout + done.stderr
+        assert output.count("corpus: tokenising") == 1
+        if count == 1:
+            metrics = (tmp_path / "run" / "metrics.jsonl").read_text()
+        else:
+            store = gcsfs.core.GCSFileSystem(endpoint_url=bucket_environment["STORAGE_EMULATOR_HOST"], token="anon")
+            metrics = store.cat_file("models/pod/run/metrics.jsonl").decode()
+        losses.append([json.loads(line)["loss"] for line in metrics.splitlines()])
+    assert len(losses[0]) >= 2
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_sweep_in_a_bucket_is_run_fitted_and_reported(
+    t5x_lite: Shell, tiny_config: Path, tmp_path: Path, bucket_environment: dict[str, str]
+) -> None:
+    path = tmp_path / "grid.yaml"
+    axes = {"size": {"model.embed": [16, 32, 48]}, "steps": {"train.steps": [4, 8, 12]}}
+    set_values = {"data.cache_dir": "gs://models/sweeps/cache", "checkpoint.every_steps": 100}
+    sweep = {"config": str(tiny_config), "dir": "gs://models/sweeps/grid", "axes": axes, "set": set_values}
+    path.write_text(yaml.safe_dump(sweep))
+    done = t5x_lite("sweep", path, env=bucket_environment)
+    assert done.returncode == 0, done.stderr
+    again = t5x_lite("sweep", path, env=bucket_environment)
+    assert again.returncode == 0, again.stderr
+    assert "compiled the train step" not in again.stderr
+    fitted = t5x_lite("sweep", "fit", "gs://models/sweeps/grid", "--json", env=bucket_environment)
+    assert fitted.returncode == 0, fitted.stderr
+    assert json.loads(fitted.stdout)["runs"] == 9
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("packing", ["stream", "documents"])
 def test_batches_from_a_slow_bucket_are_there_in_time(
     bucket_environment: dict[str, str], prose: Path, monkeypatch: pytest.MonkeyPatch, packing: str
@@ -322,19 +366,23 @@ def test_a_killed_run_in_a_bucket_has_each_step_once_after_it_resumes(
 
 
 @pytest.mark.parametrize(
-    ("run_dir", "message"),
+    ("setting", "message"),
     [
-        ("gs://no-such-bucket/run", "gs://no-such-bucket/run: cannot be"),
-        ("ftp://host/run", "ftp://host/run: ftp:// is not a known kind of storage; there are gs://, s3:// and local"),
-        ("gs://", "gs://: names no bucket"),
+        ("run_dir=gs://no-such-bucket/run", "gs://no-such-bucket/run: cannot be"),
+        ("data.cache_dir=gs://no-such-bucket/cache", "gs://no-such-bucket/cache"),
+        (
+            "run_dir=ftp://host/run",
+            "ftp://host/run: ftp:// is not a known kind of storage; there are gs://, s3:// and local",
+        ),
+        ("run_dir=gs://", "gs://: names no bucket"),
     ],
 )
 def test_a_bucket_that_cannot_be_used_is_named_in_one_line(
-    t5x_lite: Shell, tiny_config: Path, bucket_environment: dict[str, str], run_dir: str, message: str
+    t5x_lite: Shell, tiny_config: Path, bucket_environment: dict[str, str], tmp_path: Path, setting: str, message: str
 ) -> None:
-    done = t5x_lite("train", tiny_config, f"run_dir={run_dir}", env=bucket_environment)
+    done = t5x_lite("train", tiny_config, f"run_dir={tmp_path}/run", setting, env=bucket_environment)
     assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
+    assert len([line for line in done.stderr.splitlines() if line.startswith("t5x-lite: ")]) == 1
     assert message in done.stderr
 
 

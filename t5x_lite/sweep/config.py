@@ -1,6 +1,6 @@
 """Sweep files: their settings, and how they are loaded."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -71,6 +71,11 @@ class SweepConfig(Config):
     retries: Int = setting(2, "how often one start of the sweep restarts a run that fails", ge=0)
     launch: LaunchConfig = setting(LaunchConfig(), "options of the launchers")
 
+    def problems(self) -> Iterator[str]:
+        """See `Config`."""
+        if self.where == "gke" and not (self.dir and is_remote(self.dir)):
+            yield "`where` gke needs `dir` in a bucket, such as gs://BUCKET/sweeps/NAME, which all machines see"
+
 
 @dataclass(frozen=True)
 class Sweep:
@@ -86,11 +91,9 @@ class Sweep:
 
     @property
     def runs_folder(self) -> str:
-        """The folder of the run directories, as the runs see it: on GKE a bucket is mounted there."""
+        """The folder of the run directories."""
         if self.config.dir is not None and is_remote(self.config.dir):
             return join(self.config.dir, "runs")
-        if self.config.where == "gke":
-            return "/bucket/runs"
         return str((self.folder / "runs").absolute())
 
 

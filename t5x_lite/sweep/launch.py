@@ -10,7 +10,6 @@ from t5x_lite.errors import UserError
 from t5x_lite.local_copies import check_writable, uploading
 from t5x_lite.progress import format_duration, format_si, print_line, print_table
 from t5x_lite.run_dir import lock_dir
-from t5x_lite.storage import is_remote
 from t5x_lite.sweep.clusters import launch_script, submit_to_gke, submit_to_slurm, tpu_vm_command
 from t5x_lite.sweep.config import Sweep
 from t5x_lite.sweep.grid import expand
@@ -105,13 +104,11 @@ def current_state(sweep: Sweep, run: PlannedRun, log: StatusLog) -> str:
     """Return the state of a run: `done` if its run directory is complete, and otherwise that of the status log.
 
     Two states of the log are replaced by `new`: `done` where the run directory is not complete, and `diverged` where it
-    was deleted. This does not hold for run directories of GKE on a mounted bucket, which cannot be seen from here.
+    was deleted.
     """
     if is_complete(run):
         return "done"
     state = log.state(run.name)
-    if sweep.config.where == "gke" and not is_remote(run.run_dir):
-        return state
     if state == "done":
         return "new"
     if state == "diverged" and not run_exists(run.run_dir):

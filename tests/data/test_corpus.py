@@ -119,6 +119,18 @@ def test_separate_validation_files(prose: Path, tmp_path: Path, tokenizer: Token
     assert (Corpus(folder, "train").documents, Corpus(folder, "validation").documents) == (10, 1)
 
 
+def test_a_corpus_of_an_older_version_is_named_and_tokenised_again(
+    tmp_path: Path, tokenizer: Tokenizer, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.txt").write_text("the quick brown fox")
+    with monkeypatch.context() as patch:
+        patch.setattr("t5x_lite.data.prepare.FORMAT", 1)
+        old_folder = prepare(tmp_path / "a.txt", tmp_path, tokenizer)
+    capsys.readouterr()
+    assert prepare(tmp_path / "a.txt", tmp_path, tokenizer) != old_folder
+    assert f"{old_folder} is of an older version, is not read any more and can be deleted" in capsys.readouterr().err
+
+
 def test_a_stale_corpus_is_never_read(prose: Path, tmp_path: Path, tokenizer: Tokenizer) -> None:
     file = tmp_path / "a.txt"
     file.write_text("the quick brown fox")

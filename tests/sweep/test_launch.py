@@ -100,7 +100,12 @@ def test_slurm_makes_branches_wait_for_their_trunks(make_sweep: SweepFactory, cl
     assert "--dependency=afterany:12" in branch_call
 
 
-def test_gke_receives_one_jobset_per_run_once(cluster: Path) -> None:
+def test_gke_receives_one_jobset_per_run_once(cluster: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = cluster / "sweep"
+    folder.mkdir()
+    monkeypatch.setattr("t5x_lite.sweep.config.local_path", lambda name: folder)  # the copy of what is in the bucket
+    monkeypatch.setattr(launch, "check_writable", lambda name: None)
+    monkeypatch.setattr(launch, "read_metrics", lambda run_dir: [])
     path = cluster / "gke.yaml"
     options = ["--image=a/b:1", "--bucket=models", "--accelerator=tpu-v5p-slice", "--topology=2x2x1"]
     words = [word for option in options for word in option.split("=")]
@@ -110,7 +115,7 @@ def test_gke_receives_one_jobset_per_run_once(cluster: Path) -> None:
         "seeds": [0],
         "where": "gke",
         "launch": {"gke": words},
-        "dir": str(cluster / "sweep"),
+        "dir": "gs://models/sweeps/gke",
     }
     path.write_text(yaml.safe_dump(settings))
     assert launch.start(load(path), yes=True, environment=dict(os.environ), estimate=no_estimate) == 0
@@ -121,6 +126,7 @@ def test_gke_receives_one_jobset_per_run_once(cluster: Path) -> None:
     arguments = pod["spec"]["containers"][0]["args"]
     assert arguments[:2] == ["train", "configs/quickstart.yaml"]
     assert "optimizer.learning_rate=0.2" in arguments
+    assert "run_dir=gs://models/sweeps/gke/runs/learning-rate0.2" in arguments
     (cluster / "answers/kubectl-jobset").write_text("jobset/there")
     assert launch.start(load(path), yes=True, environment=dict(os.environ), estimate=no_estimate) == 0
     assert len(calls_of(cluster, "kubectl apply")) == 2
