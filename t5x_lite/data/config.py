@@ -5,8 +5,11 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field, Strict
 
+from t5x_lite.data.cleaning import CLEANING
+from t5x_lite.data.cleaning.deduplication import Deduplication
+from t5x_lite.data.cleaning.text_filter import TextFilter
 from t5x_lite.errors import suggest
-from t5x_lite.schema import Config, Int, Strings, setting
+from t5x_lite.schema import Config, Int, OneOf, Strings, setting
 from t5x_lite.storage import is_remote
 
 Format = Literal["auto", "text", "jsonl", "parquet", "tfds", "parallel", "megatron", "nanogpt", "llmc"]
@@ -38,6 +41,11 @@ class SourceConfig(Config):
         "file", "what one document of a text file is: the file, a line or a paragraph"
     )
     split: str = setting("train", "split of TFDS, or of a data set of the Hub")
+    cleaning: Annotated[tuple[Annotated[TextFilter | Deduplication, OneOf(CLEANING)], ...], Strict(False)] = setting(
+        (),
+        "filters, then kinds of deduplication, such as [c4, gopher_quality, exact, minhash]; separate validation text "
+        "is not cleaned",
+    )
 
 
 class MixedSource(SourceConfig):
@@ -141,6 +149,8 @@ class DataConfig(SourceConfig):
             yield "validation_by=position would cut a document in two, but parts=fields needs whole documents"
         if self.holds_tokens and (self.parts != "none" or self.validation_by == "position"):
             yield "files of tokens (format megatron, nanogpt or llmc) need parts=none and validation_by=hash"
+        for source in self.sources:
+            yield from _cleaning_problems(source)
         source_names = [source.name for source in self.mixture]
         if len(set(source_names)) < len(source_names):
             yield f"mixture names must differ, found {', '.join(source_names)}"
@@ -174,6 +184,21 @@ class DataConfig(SourceConfig):
             return self.mixture
         settings = {name: getattr(self, name) for name in SourceConfig.model_fields}
         return (MixedSource(name="text", **settings),)
+
+
+def _cleaning_problems(source: SourceConfig) -> Iterator[str]:
+    if not source.cleaning:
+        return
+    if source.format in TOKEN_FORMATS:
+        yield f"cleaning needs text, but format={source.format} holds tokens; clean the text before it is tokenised"
+    if len(source.field) > 1:
+        yield f"cleaning is for documents of one text, found field {list(source.field)}"
+    kinds = [type(step) for step in source.cleaning]
+    if len(set(kinds)) < len(kinds):
+        yield "cleaning names a filter or a kind of deduplication twice"
+    is_filter = [isinstance(step, TextFilter) for step in source.cleaning]
+    if is_filter != sorted(is_filter, reverse=True):
+        yield "cleaning: exact and minhash must come after all filters, whose texts they compare"
 
 
 def _changed_source_settings(source: SourceConfig) -> list[str]:

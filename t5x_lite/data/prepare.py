@@ -15,8 +15,11 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from t5x_lite.data import beam, sources
+from t5x_lite.data.cleaning.clean_unit import CleaningJob, clean_unit, counts_file
+from t5x_lite.data.cleaning.deduplicate import REPORT_FILE, deduplicate_units, read_report, remove_intermediate_files
 from t5x_lite.data.config import DataConfig, MixedSource
 from t5x_lite.data.corpus import CORPUS_FILE
 from t5x_lite.data.corpus_index import has_index, is_intact, write_index
@@ -37,6 +40,7 @@ from t5x_lite.errors import UserError
 from t5x_lite.files import disk_error, replace_file
 from t5x_lite.progress import track_progress
 
+JobT = TypeVar("JobT")
 FORMAT = 1
 """Version of the corpus files. It is part of the folder's hash, so corpora of an older version are not read."""
 
@@ -65,6 +69,8 @@ def prepare_corpus(
     Raises:
         UserError: no text, a line that cannot be read, a full disk. Finished units are kept, and a rerun continues.
     """
+    for step in source.cleaning:
+        step.check()
     jobs = _list_jobs(source, data, smallest_unit)
     folder = Path(data.cache_dir) / f"{source.name}-{_hash_settings(jobs, data, tokenizer)}"
     processes = data.prepare_processes or os.cpu_count() or 1
@@ -73,6 +79,7 @@ def prepare_corpus(
         folder.mkdir(parents=True, exist_ok=True)
         with CorpusLock(folder) as lock:
             if not (folder / CORPUS_FILE).is_file():
+                _clean_missing(folder, jobs, runner, processes)
                 _tokenise_missing(folder, jobs, tokenise, runner, processes)
                 _complete_corpus(folder, jobs)
             if not (has_index(folder) and lock.is_verified("index")):
@@ -99,7 +106,11 @@ def _list_jobs(source: MixedSource, data: DataConfig, smallest_unit: int) -> lis
     whole_files = data.validation_by == "position"
     role: Role = "train" if has_validation_text else "split"
     units = sources.units(source, whole_files=whole_files, smallest_unit=smallest_unit)
-    jobs = [TokeniseJob(_unit_name(number), role, unit) for number, unit in enumerate(units)]
+    jobs: list[TokeniseJob] = []
+    for number, unit in enumerate(units):
+        name = _unit_name(number)
+        cleaning = CleaningJob(name, unit, source.cleaning) if source.cleaning else None
+        jobs.append(TokeniseJob(name, role, unit, cleaning))
     if has_validation_text:
         validation_units = sources.units(_validation_source(source, data), smallest_unit=smallest_unit)
         for number, unit in enumerate(validation_units, start=len(jobs)):
@@ -129,10 +140,26 @@ def _hash_settings(jobs: Sequence[TokeniseJob], data: DataConfig, tokenizer: Tok
         options += " with the space between sentences"
     if data.end_of_document and tokenizer.eos != tokenizer.usual_eos:
         options += f" end of document {tokenizer.eos}"
+    cleaning = next((job.cleaning for job in jobs if job.cleaning), None)
+    if cleaning is not None:
+        options += f" cleaning {cleaning.identity}"
     lines = [str(FORMAT), tokenizer.fingerprint, options]
     for job in jobs:
         lines.append(f"{job.role} {job.unit.identity}")
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def _clean_missing(folder: Path, jobs: Sequence[TokeniseJob], runner: str | None, max_processes: int) -> None:
+    """Clean the text of all units that are to be cleaned, unless that is complete."""
+    cleaning_jobs = [job.cleaning for job in jobs if job.cleaning is not None]
+    if not cleaning_jobs:
+        return
+    if not (folder / REPORT_FILE).is_file():
+        missing = [job for job in cleaning_jobs if not counts_file(folder, job.name).is_file()]
+        clean = partial(clean_unit, folder=folder)
+        _run_jobs("cleaning", clean, missing, runner, max_processes)
+        deduplicate_units(cleaning_jobs, folder)
+    remove_intermediate_files(cleaning_jobs, folder)
 
 
 def _tokenise_missing(
@@ -147,34 +174,37 @@ def _tokenise_missing(
     if not sys.stderr.isatty():
         message = f"corpus: tokenising {len(missing)} of {len(jobs)} pieces of text into {folder}"
         print(message, file=sys.stderr, flush=True)
-    with track_progress("tokenising") as advance:
-        done = len(jobs) - len(missing)
-        advance("", done, len(jobs))
+    _run_jobs("tokenising", tokenise, missing, runner, max_processes)
+
+
+def _run_jobs(
+    verb: str, process_job: Callable[[JobT], None], jobs: Sequence[JobT], runner: str | None, max_processes: int
+) -> None:
+    """Process jobs with a Beam runner or with processes of this machine, and show the progress."""
+    with track_progress(verb) as advance:
+        advance("", 0, len(jobs))
         if runner is not None:
-            beam.run_jobs(tokenise, missing, runner)
+            beam.run_jobs(process_job, jobs, runner)
             advance("", len(jobs), len(jobs))
             return
-        for _ in _run_processes(tokenise, missing, min(max_processes, len(missing))):
-            done += 1
+        for done, _ in enumerate(_run_processes(process_job, jobs, min(max_processes, len(jobs))), start=1):
             advance("", done, len(jobs))
 
 
-def _run_processes(
-    tokenise: Callable[[TokeniseJob], None], jobs: Sequence[TokeniseJob], processes: int
-) -> Iterator[None]:
-    """Tokenise units with several processes, of which this is one. Yields after each unit."""
+def _run_processes(process_job: Callable[[JobT], None], jobs: Sequence[JobT], processes: int) -> Iterator[None]:
+    """Process units with several processes, of which this is one. Yields after each unit."""
     if processes <= 1:
         for job in jobs:
-            tokenise(job)
+            process_job(job)
             yield
         return
     with ProcessPoolExecutor(processes - 1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        pending = {pool.submit(tokenise, job): job for job in jobs}
+        pending = {pool.submit(process_job, job): job for job in jobs}
         try:
             # The other processes need a second to start, so this one takes jobs from the end of the queue.
             for queued in reversed(list(pending)):
                 if queued.cancel():
-                    tokenise(pending.pop(queued))
+                    process_job(pending.pop(queued))
                     yield
                 finished = [future for future in pending if future.done()]
                 for future in finished:
@@ -202,7 +232,10 @@ def _complete_corpus(folder: Path, jobs: Sequence[TokeniseJob]) -> None:
             counts[split].update(unit_counts[split])
     total = counts["train"] + counts["validation"]
     if not total["tokens"]:
+        cleaning_report = read_report(folder)
         shutil.rmtree(folder, ignore_errors=True)
+        if cleaning_report is not None and cleaning_report.documents:
+            raise UserError(f"the corpus is empty: data.cleaning drops all documents: {cleaning_report.dropped}")
         example = f" ({jobs[0].unit.path}, …)" if jobs else ""
         raise UserError(f"the corpus is empty: {len(jobs)} files hold no text{example}; set data.files")
     summary = {"shards": [job.name for job in jobs], "splits": counts}

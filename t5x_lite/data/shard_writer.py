@@ -8,6 +8,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, pairwise
 from pathlib import Path
 from typing import Literal
@@ -17,6 +18,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from jaxtyping import Int32
 
 from t5x_lite.data import sources
+from t5x_lite.data.cleaning.clean_unit import CleaningJob, cleaned_documents
 from t5x_lite.data.config import DataConfig
 from t5x_lite.data.shards import SPLITS, ShardFiles, Split, encode_record
 from t5x_lite.data.sources import FIELD_BORDER, REPLACEMENT, Unit
@@ -41,12 +43,19 @@ class TokeniseJob:
     """A unit of text to tokenise.
 
     `name` is the name of its files in the corpus folder. By its `role` all documents are in one split, or each document
-    is assigned to a split by `data.validation_by`.
+    is assigned to a split by `data.validation_by`. `cleaning` is None if the text is taken as it is.
     """
 
     name: str
     role: Role
     unit: Unit
+    cleaning: CleaningJob | None = None
+
+    def documents(self, folder: Path) -> Iterator[tuple[str, str]]:
+        """Yield the file and the text of each document, without what cleaning drops; see `sources.documents`."""
+        if self.cleaning is None:
+            return sources.documents(self.unit)
+        return cleaned_documents(self.cleaning, folder)
 
 
 def tokenise_unit(
@@ -73,7 +82,7 @@ def tokenise_unit(
             for tokens in token_documents(job.unit, tokenizer):
                 writers[_split_of_document(job, tokens.tobytes(), data)].add_tokens(tokens)
         else:
-            for split, text in _assign_splits(job, data):
+            for split, text in _assign_splits(job, folder, data):
                 writers[split].add(text)
         counts = {split: writer.finish() for split, writer in writers.items()}
         replace_file(unit_marker(folder, job.name), json.dumps(counts))
@@ -89,12 +98,12 @@ def unit_marker(folder: Path, name: str) -> Path:
     return folder / f"{name}.json"
 
 
-def _assign_splits(job: TokeniseJob, data: DataConfig) -> Iterator[tuple[Split, str]]:
+def _assign_splits(job: TokeniseJob, folder: Path, data: DataConfig) -> Iterator[tuple[Split, str]]:
     """Yield each document with its split."""
     if job.role == "split" and data.validation_by == "position":
-        yield from _split_by_position(job.unit, data.validation_fraction)
+        yield from _split_by_position(partial(job.documents, folder), data.validation_fraction)
         return
-    for _, text in sources.documents(job.unit):
+    for _, text in job.documents(folder):
         yield _split_of_document(job, text.encode("utf-8", errors="replace"), data), text
 
 
@@ -112,13 +121,15 @@ def _split_by_hash(content: bytes, validation_fraction: float) -> Split:
     return "train"
 
 
-def _split_by_position(unit: Unit, validation_fraction: float) -> Iterator[tuple[Split, str]]:
+def _split_by_position(
+    documents: Callable[[], Iterator[tuple[str, str]]], validation_fraction: float
+) -> Iterator[tuple[Split, str]]:
     """Hold out the tail of each file. The document that holds the border is cut in two."""
     file_characters = Counter[str]()
-    for path, text in sources.documents(unit):
+    for path, text in documents():
         file_characters[path] += len(text)
     characters_before = Counter[str]()
-    for path, text in sources.documents(unit):
+    for path, text in documents():
         train_characters = int(file_characters[path] * (1 - validation_fraction))
         cut = min(max(train_characters - characters_before[path], 0), len(text))
         characters_before[path] += len(text)
