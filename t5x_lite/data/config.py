@@ -12,8 +12,21 @@ from t5x_lite.errors import suggest
 from t5x_lite.schema import Config, Int, OneOf, Strings, setting
 from t5x_lite.storage import is_remote
 
-Format = Literal["auto", "text", "jsonl", "parquet", "tfds", "parallel", "megatron", "nanogpt", "llmc"]
-TOKEN_FORMATS = ("megatron", "nanogpt", "llmc")
+Format = Literal[
+    "auto",
+    "text",
+    "jsonl",
+    "parquet",
+    "webdataset",
+    "mds",
+    "tfds",
+    "parallel",
+    "megatron",
+    "nanogpt",
+    "llmc",
+    "levanter",
+]
+TOKEN_FORMATS = ("megatron", "nanogpt", "llmc", "levanter")
 """Formats of files that hold token ids and no text."""
 STANDARD_LIBRARY = "python:standard_library"
 """Name in `data.files` for the source and documentation of the running Python: text that every machine has."""
@@ -30,12 +43,15 @@ class SourceConfig(Config):
     )
     format: Format = setting(
         "auto",
-        "format of the files; `auto` goes by the ending: .jsonl, .parquet, else text; each may also end in .gz or "
-        ".zst; `parallel` is one text file per field, with {} in its name for the field; lines n belong together; "
-        "`megatron` (.bin with its .idx), `nanogpt` and `llmc` are files of token ids",
+        "format of the files; `auto` goes by the ending: .jsonl, .parquet, .tar (WebDataset), else text; each may also "
+        "end in .gz or .zst; `mds` is MosaicML's folders of shards; `parallel` is one text file per field, with {} in "
+        "its name for the field; lines n belong together; `megatron` (.bin with its .idx), `nanogpt`, `llmc` and "
+        "`levanter` (folders) hold token ids",
     )
     field: Strings = setting(
-        ("text",), "column of JSONL, Parquet or TFDS that holds the text; several columns make `fields`"
+        ("text",),
+        "column of JSONL, Parquet, MDS or TFDS, or ending of a file in a tar file, that holds the text; several "
+        "columns make `fields`",
     )
     document: Literal["file", "line", "paragraph"] = setting(
         "file", "what one document of a text file is: the file, a line or a paragraph"
@@ -148,7 +164,7 @@ class DataConfig(SourceConfig):
         if needs_fields and self.validation_by == "position":
             yield "validation_by=position would cut a document in two, but parts=fields needs whole documents"
         if self.holds_tokens and (self.parts != "none" or self.validation_by == "position"):
-            yield "files of tokens (format megatron, nanogpt or llmc) need parts=none and validation_by=hash"
+            yield f"files of tokens (format {', '.join(TOKEN_FORMATS)}) need parts=none and validation_by=hash"
         for source in self.sources:
             yield from _cleaning_problems(source)
         source_names = [source.name for source in self.mixture]

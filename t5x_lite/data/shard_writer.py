@@ -20,8 +20,9 @@ from jaxtyping import Int32
 from t5x_lite.data import sources
 from t5x_lite.data.cleaning.clean_unit import CleaningJob, cleaned_documents
 from t5x_lite.data.config import DataConfig
+from t5x_lite.data.record_text import FIELD_BORDER
 from t5x_lite.data.shards import SPLITS, ShardFiles, Split, encode_record
-from t5x_lite.data.sources import FIELD_BORDER, REPLACEMENT, Unit
+from t5x_lite.data.sources import REPLACEMENT, Unit
 from t5x_lite.data.token_documents import token_documents
 from t5x_lite.data.token_files import TOKEN_FILES
 from t5x_lite.data.tokenizer import Tokenizer
