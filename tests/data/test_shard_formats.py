@@ -166,5 +166,5 @@ def test_damaged_mds_is_refused(tmp_path: Path) -> None:
     (folder / "index.json").unlink()
     with pytest.raises(UserError, match=r"no file matches .*index\.json"):
         units(source)
-    with pytest.raises(UserError, match="name the folder, and set data.format=mds"):
+    with pytest.raises(UserError, match=r"name the folder, and set data\.format=mds"):
         units(SourceConfig(files=(f"{MDS}/*.mds",)))

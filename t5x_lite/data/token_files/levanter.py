@@ -1,8 +1,8 @@
 """Levanter's token caches (`levanter/store`): arrays of Zarr 3, which TensorStore reads.
 
 A cache is a folder with a `shard_ledger.json`. The documents of its field `input_ids` are a jagged array: `data` has
-all tokens, one after the other, and `offsets` has the number of documents, then the end of each document in `data`. Both
-arrays are declared much longer than what was written.
+all tokens, one after the other, and `offsets` has the number of documents, then the end of each document in `data`.
+Both arrays are declared much longer than what was written.
 """
 
 from pathlib import Path
