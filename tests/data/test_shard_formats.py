@@ -65,7 +65,7 @@ def test_prepare_tokenises_tar_files(tiny_config: Path, tmp_path: Path, capsys: 
     pytest.importorskip("webdataset", reason="the extra webdataset is not installed")
     write_tar(tmp_path / "a.tar", TAR_FILES)
     words = [f"data.files={tmp_path}/*.tar", "data.field=txt", "tokenizer=bytes", "data.validation_fraction=0"]
-    words += [f"data.cache_dir={tmp_path}/cache", "train.seq_len=4", "--json"]
+    words += [f"data.cache_dir={tmp_path}/cache", "train.seq_len=4", "data.prepare_processes=1", "--json"]
     assert main(["prepare", str(tiny_config), *words]) == 0
     prepared = json.loads(capsys.readouterr().out)
     assert prepared["documents"] == 2
