@@ -99,7 +99,9 @@ def foreign_model(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json", "tokenizer_config.json"])
+@pytest.mark.parametrize(
+    "name", ["config.json", "generation_config.json", "model.safetensors.index.json", "tokenizer_config.json"]
+)
 def test_imports_of_changed_folders(
     name: str, foreign_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

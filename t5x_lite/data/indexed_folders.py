@@ -21,12 +21,24 @@ def index_pattern(pattern: str, file_format: str) -> str:
     return join(pattern, name)
 
 
-def content_files(path: str, file_format: str) -> list[str]:
-    """Return an index, and the files that it describes as far as they exist."""
+def content_files(path: str, file_format: str, start: int, stop: int) -> list[str]:
+    """Return files whose sizes and times say whether a part of what an index describes has changed.
+
+    They are the index, and the shards of MDS as far as they exist. Levanter writes its index last, and may have
+    thousands of files that every part would list, so the index and the descriptions of the arrays stand for them.
+
+    Args:
+        path: the index.
+        file_format: `data.format`.
+        start: the first shard of MDS.
+        stop: the one after the last; -1 is the end.
+    """
     if file_format == "mds":
-        return [path, *filter(file_exists, (shard.path(path) for shard in mds.read_index(path)))]
+        shards = mds.read_index(path)
+        last = len(shards) if stop == -1 else stop
+        return [path, *filter(file_exists, (shard.path(path) for shard in shards[start:last]))]
     tokens = Path(path).parent / levanter.TOKENS
-    return [path, *sorted(str(file) for file in tokens.rglob("*") if file.is_file())]
+    return [path, *filter(file_exists, (str(tokens / name / levanter.ARRAY_FILE) for name in ("offsets", "data")))]
 
 
 def content_bytes(path: str, file_format: str) -> int:

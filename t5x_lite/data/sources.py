@@ -78,7 +78,7 @@ class Unit:
         if self.format == "megatron":
             return [*self.paths, *filter(file_exists, map(index_path, self.paths))]
         if self.format in INDEX_FILES:
-            return [file for path in self.paths for file in content_files(path, self.format)]
+            return [file for path in self.paths for file in content_files(path, self.format, self.start, self.stop)]
         if self.format != "parallel":
             return list(self.paths)
         files: list[str] = []

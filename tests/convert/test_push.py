@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -102,6 +103,23 @@ def test_transformers_generates_by_the_exported_settings(export: Path, tiny_run:
     assert "imported into t5x_lite and exported again" in card
     assert "Results" not in card
     assert not (tmp_path / "out" / "report.png").exists()
+
+
+@pytest.mark.slow
+def test_llama_cpp_reads_the_special_tokens_the_card_and_the_settings(export: Path, tmp_path: Path) -> None:
+    gguf = pytest.importorskip("gguf", reason="llama.cpp's Python package is not installed")
+    folder = tmp_path / "small-gpt"
+    shutil.copytree(export, folder)
+    settings = json.loads((folder / "generation_config.json").read_text())
+    (folder / "generation_config.json").write_text(json.dumps({**settings, "temperature": 0.6}))
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    ids = {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
+    special = gguf.SpecialVocab(folder).special_token_ids
+    assert special == {"bos": ids["</s>"], "eos": ids["</s>"], "pad": ids["<pad>"], "unk": ids["<unk>"]}
+    assert {name: settings[f"{name}_token_id"] for name in ("bos", "eos", "pad")}.items() <= special.items()
+    metadata = gguf.Metadata.load(model_path=folder)
+    assert metadata.tags == ["t5x_lite", "jax", "gpt2", "text-generation"]
+    assert metadata.sampling_temp == 0.6
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Caches of Levanter, written here by TensorStore with the spec of `levanter/store/jagged_array.py`."""
 
 import json
+import shutil
 from itertools import chain
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from t5x_lite.data.byte_tokenizer import Bytes
 from t5x_lite.data.config import SourceConfig
 from t5x_lite.data.sources import units
 from t5x_lite.data.token_documents import token_documents
+from t5x_lite.data.token_files import levanter
 from t5x_lite.errors import UserError
 from tests.data.test_token_files import EOS, TEXTS, ids
 
@@ -96,8 +98,8 @@ def test_a_changed_cache_is_another_corpus(tmp_path: Path) -> None:
     source = SourceConfig(files=(str(tmp_path),), format="levanter")
     before = units(source)[0].identity
     assert units(source)[0].identity == before
-    chunk = tmp_path / "input_ids" / "data" / "c" / "0"
-    chunk.write_bytes(chunk.read_bytes() + b" ")
+    write_cache(tmp_path / "other", [[5, 6]])
+    shutil.copytree(tmp_path / "other", tmp_path, dirs_exist_ok=True)
     assert units(source)[0].identity != before
 
 
@@ -121,8 +123,10 @@ def test_unfinished_and_damaged_caches_are_refused(tmp_path: Path) -> None:
         read(tmp_path)
     # TensorStore reads a missing file as zeros.
     chunk.unlink()
+    levanter._open_cache.cache_clear()  # as in a new process
     with pytest.raises(UserError, match=r"data/c/1: does not exist, but the cache has 16 numbers"):
         read(tmp_path)
     (tmp_path / "input_ids" / "data" / "zarr.json").unlink()
+    levanter._open_cache.cache_clear()
     with pytest.raises(UserError, match="cannot be read as an array of Zarr 3"):
         read(tmp_path)

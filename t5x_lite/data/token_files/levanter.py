@@ -5,6 +5,7 @@ all tokens, one after the other, and `offsets` has the number of documents, then
 Both arrays are declared much longer than what was written.
 """
 
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +16,11 @@ from pydantic import BaseModel, NonNegativeInt, ValidationError
 from t5x_lite.data.token_files.token_file import TokenFile, local_only
 from t5x_lite.errors import UserError
 from t5x_lite.files import read_json_object
+from t5x_lite.storage import file_status
 
 LEDGER_FILE = "shard_ledger.json"
 TOKENS = "input_ids"
+ARRAY_FILE = "zarr.json"
 TOKEN_BYTES = 4
 """Bytes of a token before compression; Levanter writes int32."""
 BLOCK = 2**20
@@ -70,6 +73,11 @@ def open_levanter(path: str) -> TokenFile:
     Raises:
         UserError: the cache is not finished, is damaged, or has no `input_ids`.
     """
+    return _open_cache(path, *file_status(path))
+
+
+@lru_cache(maxsize=1)  # the parts of a cache that a process reads share the ends of its documents
+def _open_cache(path: str, size: int, modified: int | str) -> TokenFile:
     try:
         ledger = Ledger.model_validate(read_json_object(Path(path)))
     except ValidationError as error:
