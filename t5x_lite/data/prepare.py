@@ -246,4 +246,7 @@ def _complete_corpus(folder: Path, jobs: Sequence[TokeniseJob]) -> None:
     )
     if total["replaced"]:
         message += f"; {total['replaced']:,} documents held invalid UTF-8, replaced by U+FFFD"
+    cleaning_report = read_report(folder)
+    if cleaning_report is not None:
+        message += f"; cleaning dropped {sum(cleaning_report.dropped.values()):,} documents, see {REPORT_FILE}"
     print(message, file=sys.stderr, flush=True)

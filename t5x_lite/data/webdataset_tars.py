@@ -14,15 +14,23 @@ from t5x_lite.extras import require_library
 JSON_FIELD = "json"
 
 
+def check_library(path: str) -> None:
+    """Check that the library is installed.
+
+    Raises:
+        UserError: it is not; names the tar file that needs it.
+    """
+    require_library(f"data.files: {path}", "webdataset", "webdataset")
+
+
 def records(path: str) -> Iterator[tuple[str, dict[str, object]]]:
     """Yield the key and the fields of each sample of a tar file, in order.
 
     The fields are the contents of its files by their endings, such as `txt`, and the columns of its `json`.
 
     Raises:
-        UserError: the library is not installed; the file cannot be read.
+        UserError: the file cannot be read.
     """
-    require_library(f"data.files: {path}", "webdataset", "webdataset")
     from webdataset.tariterators import group_by_keys, tar_file_expander
 
     try:

@@ -63,7 +63,9 @@ def test_people_see_a_table(tiny_config: Path, tmp_path: Path, capsys: pytest.Ca
     write_jsonl(tmp_path / "a.jsonl", [PAGE, PAGE, "Home", PAGE.replace("fox", "cat")])
     words = [f"data.files={tmp_path}/*.jsonl", f"data.cache_dir={tmp_path}/cache", *SETTINGS]
     assert main(["prepare", str(tiny_config), *words, "data.cleaning=[c4,exact]"]) == 0
-    output = capsys.readouterr().out
+    captured = capsys.readouterr()
+    assert "; cleaning dropped 2 documents, see cleaning.json" in captured.err
+    output = captured.out
     assert "cleaning of text: 4 documents" in output
     (row,) = [line for line in output.splitlines() if "c4.sentence_count" in line]
     assert "1 documents" in row
@@ -88,6 +90,7 @@ def test_settings_and_lists_of_words_name_the_corpus(
     assert len(set(folders)) == 6
 
 
+@pytest.mark.slow
 def test_an_interrupted_preparation_continues_with_the_same_result(
     tiny_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -167,12 +170,21 @@ def test_a_corpus_without_a_document_left_is_refused(
 
 
 @pytest.mark.parametrize(("step", "library"), [("minhash", "datasketch"), ("language", "py3langid")])
-def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch, step: str, library: str) -> None:
+def test_a_missing_library_is_named(
+    tiny_config: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    step: str,
+    library: str,
+) -> None:
     monkeypatch.setattr("t5x_lite.extras.find_spec", lambda name: None)
     settings = {step: {"languages": ["en"]} if step == "language" else {}}
     source = MixedSource.model_validate({"name": "x", "cleaning": [settings]})
     with pytest.raises(UserError, match=rf"needs {library}: pip install 't5x_lite\[cleaning\]'"):
         source.cleaning[0].check()
+    assert main(["doctor", str(tiny_config), f"data.cleaning={json.dumps([settings])}"]) == 2
+    problem, *_ = [line for line in capsys.readouterr().out.splitlines() if "text cleaning" in line]
+    assert f"needs {library}" in problem
 
 
 def jaccard(first: set[str], second: set[str]) -> float:
