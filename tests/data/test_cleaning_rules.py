@@ -9,6 +9,8 @@ from t5x_lite.data.cleaning.c4 import C4
 from t5x_lite.data.cleaning.gopher_quality import GopherQuality
 from t5x_lite.data.cleaning.gopher_repetition import REPEATED_NGRAM_SHARES, TOP_NGRAM_SHARES, GopherRepetition
 from t5x_lite.data.cleaning.language import Language
+from t5x_lite.data.config import SourceConfig
+from t5x_lite.data.sources import documents, units
 from t5x_lite.errors import UserError
 
 LINE = "The dog has seen a brown fox."
@@ -189,6 +191,18 @@ def test_c4_drops_pages_with_words_of_a_list(tmp_path: Path) -> None:
     assert rules.fingerprint() != before
     with pytest.raises(UserError, match=r"c4\.bad_words: .*missing\.txt cannot be read"):
         C4(bad_words=str(tmp_path / "missing.txt")).check()
+
+
+@pytest.mark.slow
+def test_pages_of_c4_pass_the_rules_that_made_them(real_data: Path) -> None:
+    source = SourceConfig(files=(str(real_data / "c4_minimal/c4/en/3.0.1"),), format="tfds")
+    pages = [text for unit in units(source) for _, text in documents(unit)]
+    cleaned = [C4().apply(page) for page in pages]
+    assert len(pages) == 1000
+    for page, result in zip(pages, cleaned, strict=True):
+        assert result.text.split("\n") == [line.strip() for line in page.split("\n")]
+    # One page has two lines, in which C4's own program found three sentences.
+    assert [result.dropped_by for result in cleaned if result.dropped_by] == ["sentence_count"]
 
 
 def test_languages_are_identified() -> None:
