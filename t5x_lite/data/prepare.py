@@ -69,8 +69,6 @@ def prepare_corpus(
     Raises:
         UserError: no text, a line that cannot be read, a full disk. Finished units are kept, and a rerun continues.
     """
-    for step in source.cleaning:
-        step.check()
     jobs = _list_jobs(source, data, smallest_unit)
     folder = Path(data.cache_dir) / f"{source.name}-{_hash_settings(jobs, data, tokenizer)}"
     processes = data.prepare_processes or os.cpu_count() or 1
@@ -155,6 +153,8 @@ def _clean_missing(folder: Path, jobs: Sequence[TokeniseJob], runner: str | None
     if not cleaning_jobs:
         return
     if not (folder / REPORT_FILE).is_file():
+        for step in cleaning_jobs[0].steps:
+            step.check()
         missing = [job for job in cleaning_jobs if not counts_file(folder, job.name).is_file()]
         clean = partial(clean_unit, folder=folder)
         _run_jobs("cleaning", clean, missing, runner, max_processes)

@@ -178,8 +178,6 @@ def _unit_of_files(source: SourceConfig, paths: tuple[str, ...], library_files: 
         file_format = format_by_ending(paths[0])
     else:
         file_format = source.format
-    if file_format == "webdataset":
-        webdataset_tars.check_library(paths[0])
     return Unit(paths, file_format, source.field, source.document, source.split)
 
 

@@ -29,8 +29,9 @@ def records(path: str) -> Iterator[tuple[str, dict[str, object]]]:
     The fields are the contents of its files by their endings, such as `txt`, and the columns of its `json`.
 
     Raises:
-        UserError: the file cannot be read.
+        UserError: the library is not installed; the file cannot be read.
     """
+    check_library(path)
     from webdataset.tariterators import group_by_keys, tar_file_expander
 
     try:

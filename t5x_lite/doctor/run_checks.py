@@ -86,8 +86,10 @@ def check_files(source: SourceConfig) -> str:
     """Return the number and size of the files of a source.
 
     Raises:
-        UserError: a pattern matches no file, a file is of a format that is not read, or a store cannot be reached.
+        UserError: a pattern matches no file, a file is of a format that is not read, a library is missing, or a store
+            cannot be reached.
     """
+    from t5x_lite.data import webdataset_tars
     from t5x_lite.data.hub_datasets import SCHEME
     from t5x_lite.data.indexed_folders import content_bytes
     from t5x_lite.data.sources import units
@@ -96,6 +98,8 @@ def check_files(source: SourceConfig) -> str:
         return f"{len(units(source)):,} shards"
     sizes: dict[str, int] = {}
     for unit in units(source, whole_files=True):
+        if unit.format == "webdataset":
+            webdataset_tars.check_library(unit.path)
         sizes.update({path: content_bytes(path, unit.format) for path in unit.paths})
     return f"{len(sizes):,} files, {format_si(sum(sizes.values()))}B"
 

@@ -59,6 +59,19 @@ def test_the_corpus_holds_what_filters_and_deduplication_leave(
     assert not list(folder.glob("*.filtered.*"))
 
 
+def test_a_prepared_corpus_needs_no_library(
+    tiny_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("datasketch", reason="the extra cleaning is not installed")
+    write_jsonl(tmp_path / "a.jsonl", [PAGE, PAGE])
+    _, folder = prepare(tiny_config, tmp_path, capsys, "data.cleaning=[minhash]")
+    monkeypatch.setattr("t5x_lite.extras.find_spec", lambda name: None)
+    assert prepare(tiny_config, tmp_path, capsys, "data.cleaning=[minhash]")[1] == folder
+    words = [f"data.files={tmp_path}/a.jsonl", f"data.cache_dir={tmp_path}/other", "data.cleaning=[minhash]"]
+    assert main(["prepare", str(tiny_config), *SETTINGS, *words]) == 2
+    assert "needs datasketch" in capsys.readouterr().err
+
+
 def test_people_see_a_table(tiny_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_jsonl(tmp_path / "a.jsonl", [PAGE, PAGE, "Home", PAGE.replace("fox", "cat")])
     words = [f"data.files={tmp_path}/*.jsonl", f"data.cache_dir={tmp_path}/cache", *SETTINGS]

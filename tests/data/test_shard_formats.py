@@ -14,6 +14,7 @@ import pytest
 from t5x_lite.cli import main
 from t5x_lite.data.config import SourceConfig
 from t5x_lite.data.sources import documents, units
+from t5x_lite.doctor.run_checks import check_files
 from t5x_lite.errors import UserError
 
 if sys.version_info >= (3, 14):
@@ -97,6 +98,8 @@ def test_a_missing_library_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("t5x_lite.extras.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"needs webdataset: pip install 't5x_lite\[webdataset\]'"):
         read(SourceConfig(files=(f"{tmp_path}/a.tar",)))
+    with pytest.raises(UserError, match="needs webdataset"):
+        check_files(SourceConfig(files=(f"{tmp_path}/a.tar",)))
 
 
 def test_mds_of_the_library_is_read(tmp_path: Path) -> None:
