@@ -198,6 +198,12 @@ def _add_export(commands: Commands) -> None:
         type=_local_path,
         help="folder to create; megatron: beginning of the names of the files",
     )
+    parser.add_argument(
+        "--push",
+        metavar="ORG/NAME",
+        help="hf: upload the folder to the Hugging Face Hub, with the token of `hf auth login`",
+    )
+    parser.add_argument("--private", action="store_true", help="create the model of --push as a private one")
 
 
 def _add_report(commands: Commands) -> None:

@@ -347,15 +347,17 @@ def import_(options: argparse.Namespace, overrides: list[str]) -> int:
 
 
 def export(options: argparse.Namespace, overrides: list[str]) -> int:
-    """Run `t5x-lite export hf RUN DIR` or `t5x-lite export megatron CORPUS PREFIX`."""
+    """Run `t5x-lite export hf RUN DIR [--push ORG/NAME]` or `t5x-lite export megatron CORPUS PREFIX`."""
     if options.format == "megatron":
+        if options.push or options.private:
+            raise UserError("export megatron: --push and --private are for models (export hf)")
         from t5x_lite.data.export_corpus import export_megatron
 
         print(export_megatron(options.source, options.target))
         return 0
-    from t5x_lite.convert.huggingface import export_hf
+    from t5x_lite.convert.command import export_model
 
-    print(export_hf(options.source, options.target, options.step))
+    export_model(options.source, options.target, options.step, options.push, private=options.private)
     return 0
 
 

@@ -166,6 +166,21 @@ def make_folder(name: str) -> None:
         Path(name).mkdir(parents=True, exist_ok=True)
 
 
+def delete_file(name: str) -> None:
+    """Delete a file, if there is one.
+
+    Raises:
+        UserError: the store cannot be written.
+    """
+    if not is_remote(name):
+        Path(name).unlink(missing_ok=True)
+        return
+    store, root = open_store(name)
+    with explained(name, "deleted"):
+        if store.exists(root):
+            store.rm_file(root)
+
+
 def delete_folder(name: str) -> None:
     """Delete a folder with all that is in it.
 

@@ -13,6 +13,8 @@ from hypothesis import HealthCheck, Phase, given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
 from t5x_lite.cli import main  # noqa: E402
+from tests.data.test_levanter import DOCUMENTS, write_cache  # noqa: E402
+from tests.data.test_shard_formats import MDS  # noqa: E402
 
 NUMBERS = st.one_of(
     st.integers(-(10**30), 10**30),
@@ -99,7 +101,9 @@ def foreign_model(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json", "tokenizer_config.json"])
+@pytest.mark.parametrize(
+    "name", ["config.json", "generation_config.json", "model.safetensors.index.json", "tokenizer_config.json"]
+)
 def test_imports_of_changed_folders(
     name: str, foreign_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -114,6 +118,30 @@ def test_imports_of_changed_folders(
         shutil.rmtree(tmp_path / "run", ignore_errors=True)
         if assert_ends_well(["import", "hf", str(folder), str(tmp_path / "run")], capsys) == 0:
             assert_ends_well(["generate", str(tmp_path / "run"), "--prompt=the", "--tokens=2"], capsys)
+
+    check()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("data_format", "name"), [("mds", "index.json"), ("levanter", "shard_ledger.json")])
+def test_changed_indexes_of_shards(
+    data_format: str, name: str, tiny_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "shards"
+    if data_format == "mds":
+        shutil.copytree(MDS, folder)
+    else:
+        write_cache(folder, DOCUMENTS)
+    original = (folder / name).read_text()
+    words = [f"data.files={folder}", f"data.format={data_format}", "tokenizer=bytes", "data.prepare_processes=1"]
+    words += [f"data.cache_dir={tmp_path}/cache", "data.validation_fraction=0", "train.seq_len=4"]
+
+    @EXAMPLES
+    @given(st.data())
+    def check(data: st.DataObject) -> None:
+        write(folder / name, changed_json(data, original))
+        shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+        assert_ends_well(["prepare", str(tiny_config), *words], capsys)
 
     check()
 

@@ -5,14 +5,15 @@
 #   bash tools/test.sh -k name    other arguments are passed to pytest
 set -euo pipefail
 cd "$(dirname "$0")/.."
-source tools/environment.sh test,hf,hfdata,eval,docs,quantization,wandb,mlflow
+source tools/environment.sh test,hf,hfdata,webdataset,cleaning,eval,docs,quantization,wandb,mlflow
 
 arguments=()
 slow=(-m "not slow")
 for argument in "$@"; do
   if [[ "$argument" == "--all" ]]; then
     slow=()
-    python -m pip install -q "hypothesis>=6.140" # changes foreign files in every way, in the slow tests alone
+    # Change foreign files in every way, and read exports as llama.cpp does, in the slow tests alone.
+    python -m pip install -q "hypothesis>=6.140" "gguf>=0.19"
     export XLA_FLAGS="${XLA_FLAGS-}" # compile as users do; the fast tests disable most optimizations
   else
     arguments+=("$argument")

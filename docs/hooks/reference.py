@@ -19,6 +19,7 @@ from t5x_lite import schema
 from t5x_lite.adapt import ADAPTATIONS
 from t5x_lite.arguments import build_parser
 from t5x_lite.config import RunConfig
+from t5x_lite.data.cleaning import CLEANING
 from t5x_lite.data.config import TOKENIZERS
 from t5x_lite.evaluate.evaluators import EVALUATORS
 from t5x_lite.models.attention.kinds import ATTENTION
@@ -44,6 +45,7 @@ CLASSES: dict[str, type[Config]] = {
 REGISTRIES: dict[str, Mapping[str, type[Config]]] = {
     "adaptations": ADAPTATIONS,
     "attention": ATTENTION,
+    "cleaning": CLEANING,
     "evaluators": EVALUATORS,
     "mixers": MIXERS,
     "objectives": OBJECTIVES,

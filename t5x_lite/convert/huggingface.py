@@ -17,9 +17,11 @@ from t5x_lite.convert import MODEL_TYPES
 from t5x_lite.convert.classifier import LABEL_FIELDS, read_objective, write_labels
 from t5x_lite.convert.config_table import ForeignConfig, ForeignModel
 from t5x_lite.convert.exported_tokenizer import write_tokenizer
+from t5x_lite.convert.generation_config import write_generation_config
 from t5x_lite.convert.imported_run import check_new_run_dir, load_params, write_run
 from t5x_lite.convert.imported_tokenizer import load_tokenizer
 from t5x_lite.convert.matching import find_model_type
+from t5x_lite.convert.model_card import write_model_card
 from t5x_lite.convert.model_type import MODULES_WITHOUT_PREFIX, OUTPUT_MATRIX, ModelType
 from t5x_lite.convert.safetensors_files import (
     INDEX_FILE,
@@ -174,14 +176,21 @@ def _most_common_dtype(tensors: Mapping[str, StoredTensor]) -> str:
     return NUMPY_DTYPES.get(dtype, "float32")
 
 
-def export_hf(run_dir: str | Path, folder: Path, step: int | None = None, max_file_bytes: int = MAX_FILE_BYTES) -> Path:
-    """Write a run's weights, config and tokenizer as Transformers reads them; of ELECTRA's pair, the discriminator.
+def export_hf(
+    run_dir: str | Path,
+    folder: Path,
+    step: int | None = None,
+    max_file_bytes: int = MAX_FILE_BYTES,
+    hub_name: str | None = None,
+) -> Path:
+    """Write a run as Transformers reads it, with a model card; of ELECTRA's pair, the discriminator.
 
     Args:
         run_dir: the run.
         folder: the folder to write; it is created.
         step: the step of the checkpoint; None takes the newest.
         max_file_bytes: the size above which weights are split into several files.
+        hub_name: its name on the Hugging Face Hub, for the model card.
 
     Raises:
         UserError: a model that none of the known model types can hold, with what stands in the way.
@@ -198,7 +207,7 @@ def export_hf(run_dir: str | Path, folder: Path, step: int | None = None, max_fi
     model_type = find_model_type(model, imported_config.get("model_type"))
     weight_map = model_type.build_weight_map(model)
     dtype = np.dtype(imported_config.get("dtype", "float32"))
-    arrays = _load_arrays(run, step)
+    exported_step, arrays = _load_arrays(run, step)
     folder.mkdir(parents=True, exist_ok=True)
     files = split_into_files(weight_map.mappings, dtype.itemsize, max_file_bytes)
     _write_files(folder, files, dtype, arrays)
@@ -209,14 +218,16 @@ def export_hf(run_dir: str | Path, folder: Path, step: int | None = None, max_fi
     write_tokenizer(run, folder, model, model_type.tokenizer_class)
     if sentence_head is not None:
         write_sentence_encoder(folder, sentence_head, model.embed)
+    write_generation_config(run.folder, folder, model, config)
+    write_model_card(run, exported_step, folder, config, hub_name or folder.resolve().name)
     return folder
 
 
-def _load_arrays(run: Run, step: int | None) -> dict[str, jax.Array]:
-    """Return the run's arrays by name; of ELECTRA's pair, those of the discriminator under their names in a model."""
+def _load_arrays(run: Run, step: int | None) -> tuple[int, dict[str, jax.Array]]:
+    """Return the step and the run's arrays by name; of ELECTRA's pair, those of the discriminator, as of a model."""
     mesh = meshes.make_mesh(MeshConfig())
-    _, arrays = merged_weights(run, mesh, step)
-    return {name.removeprefix("discriminator."): array for name, array in arrays.items()}
+    loaded_step, arrays = merged_weights(run, mesh, step)
+    return loaded_step, {name.removeprefix("discriminator."): array for name, array in arrays.items()}
 
 
 def _write_files(

@@ -16,6 +16,7 @@ from t5x_lite.checkpoint_config import CheckpointConfig
 from t5x_lite.config import MeshConfig, RunConfig
 from t5x_lite.convert.classifier import ObjectiveSetting
 from t5x_lite.convert.config_table import ForeignConfig
+from t5x_lite.convert.generation_config import copy_generation_config
 from t5x_lite.convert.weight_map import WeightMap
 from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.data.tokenizer_settings import copy_settings
@@ -102,6 +103,7 @@ def write_run(
         checkpoints.write(0, {"params": params}, {"config": config_text})
     if source is not None:
         copy_settings(source, folder)
+        copy_generation_config(source, folder)
     if tokenizer is not None:
         tokenizer.save(folder)
     if foreign_config is not None:

@@ -5,11 +5,27 @@ from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field, Strict
 
+from t5x_lite.data.cleaning import CLEANING
+from t5x_lite.data.cleaning.deduplication import Deduplication
+from t5x_lite.data.cleaning.text_filter import TextFilter
 from t5x_lite.errors import suggest
-from t5x_lite.schema import Config, Int, Strings, setting
+from t5x_lite.schema import Config, Int, OneOf, Strings, setting
 
-Format = Literal["auto", "text", "jsonl", "parquet", "tfds", "parallel", "megatron", "nanogpt", "llmc"]
-TOKEN_FORMATS = ("megatron", "nanogpt", "llmc")
+Format = Literal[
+    "auto",
+    "text",
+    "jsonl",
+    "parquet",
+    "webdataset",
+    "mds",
+    "tfds",
+    "parallel",
+    "megatron",
+    "nanogpt",
+    "llmc",
+    "levanter",
+]
+TOKEN_FORMATS = ("megatron", "nanogpt", "llmc", "levanter")
 """Formats of files that hold token ids and no text."""
 STANDARD_LIBRARY = "python:standard_library"
 """Name in `data.files` for the source and documentation of the running Python: text that every machine has."""
@@ -26,17 +42,25 @@ class SourceConfig(Config):
     )
     format: Format = setting(
         "auto",
-        "format of the files; `auto` goes by the ending: .jsonl, .parquet, else text; each may also end in .gz or "
-        ".zst; `parallel` is one text file per field, with {} in its name for the field; lines n belong together; "
-        "`megatron` (.bin with its .idx), `nanogpt` and `llmc` are files of token ids",
+        "format of the files; `auto` goes by the ending: .jsonl, .parquet, .tar (WebDataset), else text; each may also "
+        "end in .gz or .zst; `mds` is MosaicML's folders of shards; `parallel` is one text file per field, with {} in "
+        "its name for the field; lines n belong together; `megatron` (.bin with its .idx), `nanogpt`, `llmc` and "
+        "`levanter` (folders) hold token ids",
     )
     field: Strings = setting(
-        ("text",), "column of JSONL, Parquet or TFDS that holds the text; several columns make `fields`"
+        ("text",),
+        "column of JSONL, Parquet, MDS or TFDS, or ending of a file in a tar file, that holds the text; several "
+        "columns make `fields`",
     )
     document: Literal["file", "line", "paragraph"] = setting(
         "file", "what one document of a text file is: the file, a line or a paragraph"
     )
     split: str = setting("train", "split of TFDS, or of a data set of the Hub")
+    cleaning: Annotated[tuple[Annotated[TextFilter | Deduplication, OneOf(CLEANING)], ...], Strict(False)] = setting(
+        (),
+        "filters, then kinds of deduplication, such as [c4, gopher_quality, exact, minhash]; separate validation text "
+        "is not cleaned",
+    )
 
 
 class MixedSource(SourceConfig):
@@ -139,7 +163,9 @@ class DataConfig(SourceConfig):
         if needs_fields and self.validation_by == "position":
             yield "validation_by=position would cut a document in two, but parts=fields needs whole documents"
         if self.holds_tokens and (self.parts != "none" or self.validation_by == "position"):
-            yield "files of tokens (format megatron, nanogpt or llmc) need parts=none and validation_by=hash"
+            yield f"files of tokens (format {', '.join(TOKEN_FORMATS)}) need parts=none and validation_by=hash"
+        for source in self.sources:
+            yield from _cleaning_problems(source)
         source_names = [source.name for source in self.mixture]
         if len(set(source_names)) < len(source_names):
             yield f"mixture names must differ, found {', '.join(source_names)}"
@@ -173,6 +199,21 @@ class DataConfig(SourceConfig):
             return self.mixture
         settings = {name: getattr(self, name) for name in SourceConfig.model_fields}
         return (MixedSource(name="text", **settings),)
+
+
+def _cleaning_problems(source: SourceConfig) -> Iterator[str]:
+    if not source.cleaning:
+        return
+    if source.format in TOKEN_FORMATS:
+        yield f"cleaning needs text, but format={source.format} holds tokens; clean the text before it is tokenised"
+    if len(source.field) > 1:
+        yield f"cleaning is for documents of one text, found field {list(source.field)}"
+    kinds = [type(step) for step in source.cleaning]
+    if len(set(kinds)) < len(kinds):
+        yield "cleaning names a filter or a kind of deduplication twice"
+    is_filter = [isinstance(step, TextFilter) for step in source.cleaning]
+    if is_filter != sorted(is_filter, reverse=True):
+        yield "cleaning: exact and minhash must come after all filters, whose texts they compare"
 
 
 def _changed_source_settings(source: SourceConfig) -> list[str]:

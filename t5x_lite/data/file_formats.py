@@ -5,16 +5,22 @@ from collections.abc import Collection, Sequence
 from t5x_lite.data.files import strip_compression
 from t5x_lite.errors import UserError
 
-FORMATS_BY_ENDING = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".parquet": "parquet"}
+FORMATS_BY_ENDING = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".parquet": "parquet",
+    ".tar": "webdataset",
+}
 """Formats for `data.format=auto`; all other files are text."""
 TOKEN_ENDINGS = (".bin", ".idx")
 """Endings of files of token ids, which several programs share."""
 TABLES = (".csv", ".tsv")
 OTHER_FORMATS = {
     *TABLES,
-    *(".7z", ".bz2", ".rar", ".tar", ".tgz", ".xz", ".zip"),
+    *(".7z", ".bz2", ".rar", ".tgz", ".xz", ".zip"),
     *(".arrow", ".feather", ".orc", ".xls", ".xlsx"),
-    *(".bin", ".h5", ".idx", ".npy", ".npz", ".pickle", ".pkl", ".safetensors", ".tfrecord", ".array_record"),
+    *(".bin", ".h5", ".idx", ".mds", ".npy", ".npz", ".pickle", ".pkl", ".safetensors", ".tfrecord", ".array_record"),
     *(".doc", ".docx", ".epub", ".pdf", ".jpg", ".jpeg", ".png", ".mp3", ".mp4", ".wav"),
 }
 """Endings of archives, tables and binary files, which are refused rather than read as text for `data.format=auto`."""
@@ -39,6 +45,8 @@ def check_endings(paths: Sequence[str], accepted: Collection[str]) -> None:
             raise UserError(
                 f"data.files: {path} is not text; if it holds token ids, set data.format=megatron, nanogpt or llmc"
             )
+        if ending == ".mds":
+            raise UserError(f"data.files: {path} is a shard of a folder: name the folder, and set data.format=mds")
         raise UserError(
             f"data.files: {path} is not read, because {ending} is not a format of text; convert it to JSONL, Parquet "
             "or text, or set data.format=text to read it as plain text all the same"

@@ -11,14 +11,17 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
+from typing import TypeVar
 
 from t5x_lite.data import beam, sources
+from t5x_lite.data.cleaning.clean_unit import COUNTS_SUFFIX, CleaningJob, clean_unit
+from t5x_lite.data.cleaning.deduplicate import REPORT_FILE, deduplicate_units, read_report, remove_intermediate_files
 from t5x_lite.data.config import DataConfig, MixedSource
 from t5x_lite.data.corpus_files import UNIT_SUFFIX, CorpusFiles, token_type
 from t5x_lite.data.corpus_index import complete_corpus
 from t5x_lite.data.corpus_lock import lock_folder
 from t5x_lite.data.corpus_summary import CorpusSummary
-from t5x_lite.data.shard_writer import Role, TokeniseJob, sentence_border, tokenise_unit
+from t5x_lite.data.shard_writer import Role, TokeniseJob, sentence_border, tokenise_unit, unit_name
 from t5x_lite.data.sources import SMALLEST_UNIT
 from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.errors import UserError
@@ -26,6 +29,7 @@ from t5x_lite.files import disk_error
 from t5x_lite.progress import track_progress
 from t5x_lite.storage import delete_folder, expand, file_exists, join, list_names, make_folder
 
+JobT = TypeVar("JobT")
 FORMAT = 2
 """Version of the corpus files. It is part of the folder's hash, so corpora of an older version are not read."""
 
@@ -65,6 +69,7 @@ def prepare_corpus(
         with lock_folder(files.folder):
             if not file_exists(files.summary):
                 _announce_old_format(_folder(source, jobs, data, tokenizer, FORMAT - 1))
+                _clean_missing(files.folder, jobs, runner, processes)
                 _tokenise_missing(files, jobs, tokenise, runner, processes)
                 units = [job.name for job in jobs]
                 summary = complete_corpus(files, units, token_type(tokenizer.vocab), has_parts=data.parts != "none")
@@ -93,7 +98,10 @@ def _list_jobs(source: MixedSource, data: DataConfig, smallest_unit: int) -> lis
     whole_files = data.validation_by == "position"
     role: Role = "train" if has_validation_text else "split"
     units = sources.units(source, whole_files=whole_files, smallest_unit=smallest_unit)
-    jobs = [TokeniseJob(number, role, unit) for number, unit in enumerate(units)]
+    jobs: list[TokeniseJob] = []
+    for number, unit in enumerate(units):
+        cleaning = CleaningJob(unit_name(number), unit, source.cleaning) if source.cleaning else None
+        jobs.append(TokeniseJob(number, role, unit, cleaning))
     if has_validation_text:
         validation_units = sources.units(_validation_source(source, data), smallest_unit=smallest_unit)
         for number, unit in enumerate(validation_units, start=len(jobs)):
@@ -119,10 +127,29 @@ def _hash_settings(jobs: Sequence[TokeniseJob], data: DataConfig, tokenizer: Tok
         options += " with the space between sentences"
     if data.end_of_document and tokenizer.eos != tokenizer.usual_eos:
         options += f" end of document {tokenizer.eos}"
+    cleaning = next((job.cleaning for job in jobs if job.cleaning), None)
+    if cleaning is not None:
+        options += f" cleaning {cleaning.identity}"
     lines = [str(version), tokenizer.fingerprint, options]
     for job in jobs:
         lines.append(f"{job.role} {job.unit.identity}")
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def _clean_missing(folder: str, jobs: Sequence[TokeniseJob], runner: str | None, max_processes: int) -> None:
+    """Clean the text of all units that are to be cleaned, unless that is complete."""
+    cleaning_jobs = [job.cleaning for job in jobs if job.cleaning is not None]
+    if not cleaning_jobs:
+        return
+    if not file_exists(join(folder, REPORT_FILE)):
+        for step in cleaning_jobs[0].steps:
+            step.check()
+        names = list_names(folder)
+        missing = [job for job in cleaning_jobs if f"{job.name}{COUNTS_SUFFIX}" not in names]
+        clean = partial(clean_unit, folder=folder)
+        _run_jobs("cleaning", clean, missing, runner, max_processes)
+        deduplicate_units(cleaning_jobs, folder)
+    remove_intermediate_files(cleaning_jobs, folder)
 
 
 def _tokenise_missing(
@@ -138,34 +165,37 @@ def _tokenise_missing(
     if not sys.stderr.isatty():
         message = f"corpus: tokenising {len(missing)} of {len(jobs)} pieces of text into {files.folder}"
         print(message, file=sys.stderr, flush=True)
-    with track_progress("tokenising") as advance:
-        done = len(jobs) - len(missing)
-        advance("", done, len(jobs))
+    _run_jobs("tokenising", tokenise, missing, runner, max_processes)
+
+
+def _run_jobs(
+    verb: str, process_job: Callable[[JobT], None], jobs: Sequence[JobT], runner: str | None, max_processes: int
+) -> None:
+    """Process jobs with a Beam runner or with processes of this machine, and show the progress."""
+    with track_progress(verb) as advance:
+        advance("", 0, len(jobs))
         if runner is not None:
-            beam.run_jobs(tokenise, missing, runner)
+            beam.run_jobs(process_job, jobs, runner)
             advance("", len(jobs), len(jobs))
             return
-        for _ in _run_processes(tokenise, missing, min(max_processes, len(missing))):
-            done += 1
+        for done, _ in enumerate(_run_processes(process_job, jobs, min(max_processes, len(jobs))), start=1):
             advance("", done, len(jobs))
 
 
-def _run_processes(
-    tokenise: Callable[[TokeniseJob], None], jobs: Sequence[TokeniseJob], processes: int
-) -> Iterator[None]:
-    """Tokenise units with several processes, of which this is one. Yields after each unit."""
+def _run_processes(process_job: Callable[[JobT], None], jobs: Sequence[JobT], processes: int) -> Iterator[None]:
+    """Process units with several processes, of which this is one. Yields after each unit."""
     if processes <= 1:
         for job in jobs:
-            tokenise(job)
+            process_job(job)
             yield
         return
     with ProcessPoolExecutor(processes - 1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        pending = {pool.submit(tokenise, job): job for job in jobs}
+        pending = {pool.submit(process_job, job): job for job in jobs}
         try:
             # The other processes need a second to start, so this one takes jobs from the end of the queue.
             for queued in reversed(list(pending)):
                 if queued.cancel():
-                    tokenise(pending.pop(queued))
+                    process_job(pending.pop(queued))
                     yield
                 finished = [future for future in pending if future.done()]
                 for future in finished:
@@ -186,8 +216,11 @@ def _report(files: CorpusFiles, jobs: Sequence[TokeniseJob], summary: CorpusSumm
     Raises:
         UserError: there is no token. The folder is deleted.
     """
+    cleaning = read_report(files.folder)
     if summary is None:
         delete_folder(files.folder)
+        if cleaning is not None and cleaning.documents:
+            raise UserError(f"the corpus is empty: data.cleaning drops all documents: {cleaning.dropped}")
         example = f" ({jobs[0].unit.path}, …)" if jobs else ""
         raise UserError(f"the corpus is empty: {len(jobs)} files hold no text{example}; set data.files")
     train = summary.splits["train"]
@@ -199,4 +232,6 @@ def _report(files: CorpusFiles, jobs: Sequence[TokeniseJob], summary: CorpusSumm
     replaced = train.replaced + validation.replaced
     if replaced:
         message += f"; {replaced:,} documents held invalid UTF-8, replaced by U+FFFD"
+    if cleaning is not None:
+        message += f"; cleaning dropped {sum(cleaning.dropped.values()):,} documents, see {REPORT_FILE}"
     print(message, file=sys.stderr, flush=True)

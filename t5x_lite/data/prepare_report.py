@@ -2,8 +2,14 @@
 
 from collections.abc import Sequence
 
+from rich.console import Console
+from rich.table import Column
+
+from t5x_lite.data.cleaning.deduplicate import REPORT_FILE, CleaningReport, read_report
 from t5x_lite.data.open_data import PreparedSource
 from t5x_lite.data.row_statistics import RowStatistics, add_statistics
+from t5x_lite.progress import print_table
+from t5x_lite.storage import join
 
 
 def prepared_as_json(prepared: Sequence[PreparedSource]) -> dict[str, object]:
@@ -16,6 +22,9 @@ def prepared_as_json(prepared: Sequence[PreparedSource]) -> dict[str, object]:
         counts: dict[str, object] = {"folder": source.folder}
         for split, statistics in source.statistics.items():
             counts[split] = _counts_as_json(statistics)
+        cleaning = read_report(source.folder)
+        if cleaning is not None:
+            counts["cleaning"] = cleaning.model_dump(mode="json", exclude={"examples"})
         sources[source.name] = counts
     total = add_statistics(source.statistics["train"] for source in prepared)
     return {**_counts_as_json(total), "sources": sources}
@@ -33,12 +42,34 @@ def _counts_as_json(statistics: RowStatistics) -> dict[str, object]:
 
 
 def print_prepared(prepared: Sequence[PreparedSource]) -> None:
-    """Print a line for each source with the counts of its training rows, then a line with its folder."""
+    """Print what cleaning dropped, a line for each source with the counts of its training rows, and its folder."""
+    for source in prepared:
+        cleaning = read_report(source.folder)
+        if cleaning is not None:
+            _print_cleaning(source, cleaning)
     width = max(len(source.name) for source in prepared)
     for source in prepared:
         print(f"{source.name:<{width}}  {_describe(source.statistics['train'])}")
     for source in prepared:
         print(f"{source.name}: {source.folder}")
+
+
+def _print_cleaning(source: PreparedSource, report: CleaningReport) -> None:
+    """Print a table of the rules that dropped documents or removed lines, the most frequent first."""
+    rows = []
+    for rule, number in sorted(report.dropped.items(), key=lambda item: -item[1]):
+        rows.append([rule, f"{number:,} documents", f"{100 * number / report.documents:.2f} %"])
+    for rule, number in sorted(report.removals.items(), key=lambda item: -item[1]):
+        rows.append([rule, f"{number:,} removals", ""])
+    rows.append(["retained", f"{report.retained_documents:,} documents", f"{_share(report):.2f} %"])
+    numbers = [Column("number", justify="right"), Column("share", justify="right")]
+    print_table(Console(), f"cleaning of {source.name}: {report.documents:,} documents", ["rule", *numbers], rows)
+    print(f"cleaning of {source.name}: {join(source.folder, REPORT_FILE)} has examples")
+
+
+def _share(report: CleaningReport) -> float:
+    """Return the percentage of the documents that are retained."""
+    return 100 * report.retained_documents / max(report.documents, 1)
 
 
 def _describe(statistics: RowStatistics) -> str:

@@ -5,6 +5,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, pairwise
 from typing import Literal
 
@@ -13,9 +14,11 @@ from jaxtyping import Int32
 
 from t5x_lite.data import sources
 from t5x_lite.data.chunked_arrays import ROOM, ArrayWriter
+from t5x_lite.data.cleaning.clean_unit import CleaningJob, cleaned_documents
 from t5x_lite.data.config import DataConfig
 from t5x_lite.data.corpus_files import SPLITS, CorpusFiles, Split, save_arrays, token_type
-from t5x_lite.data.sources import FIELD_BORDER, REPLACEMENT, Unit
+from t5x_lite.data.record_text import FIELD_BORDER
+from t5x_lite.data.sources import REPLACEMENT, Unit
 from t5x_lite.data.token_documents import token_documents
 from t5x_lite.data.token_files import TOKEN_FILES
 from t5x_lite.data.tokenizer import Tokenizer
@@ -35,16 +38,29 @@ class TokeniseJob:
         shard: its number, which is that of its shards.
         role: the split of all of its documents; `split` assigns each document by `data.validation_by`.
         unit: the text.
+        cleaning: how it is cleaned; None if it is taken as it is.
     """
 
     shard: int
     role: Role
     unit: Unit
+    cleaning: CleaningJob | None = None
+
+    def documents(self, folder: str) -> Iterator[tuple[str, str]]:
+        """Yield the file and the text of each document, without what cleaning drops; see `sources.documents`."""
+        if self.cleaning is None:
+            return sources.documents(self.unit)
+        return cleaned_documents(self.cleaning, folder)
 
     @property
     def name(self) -> str:
         """The name of its file in the corpus folder."""
-        return f"{self.shard:06d}"
+        return unit_name(self.shard)
+
+
+def unit_name(number: int) -> str:
+    """Return the name of the files of a unit of text."""
+    return f"{number:06d}"
 
 
 def tokenise_unit(job: TokeniseJob, files: CorpusFiles, data: DataConfig, tokenizer: Tokenizer) -> None:
@@ -66,7 +82,7 @@ def tokenise_unit(job: TokeniseJob, files: CorpusFiles, data: DataConfig, tokeni
         for tokens in token_documents(job.unit, tokenizer):
             writers[_split_of_document(job, tokens.tobytes(), data)].add_tokens(tokens)
     else:
-        for split, text in _assign_splits(job, data):
+        for split, text in _assign_splits(job, files.folder, data):
             writers[split].add(text)
     arrays: dict[str, np.ndarray] = {}
     for split, writer in writers.items():
@@ -75,12 +91,12 @@ def tokenise_unit(job: TokeniseJob, files: CorpusFiles, data: DataConfig, tokeni
     save_arrays(files.unit(job.name), arrays)
 
 
-def _assign_splits(job: TokeniseJob, data: DataConfig) -> Iterator[tuple[Split, str]]:
+def _assign_splits(job: TokeniseJob, folder: str, data: DataConfig) -> Iterator[tuple[Split, str]]:
     """Yield each document with its split."""
     if job.role == "split" and data.validation_by == "position":
-        yield from _split_by_position(job.unit, data.validation_fraction)
+        yield from _split_by_position(partial(job.documents, folder), data.validation_fraction)
         return
-    for _, text in sources.documents(job.unit):
+    for _, text in job.documents(folder):
         yield _split_of_document(job, text.encode("utf-8", errors="replace"), data), text
 
 
@@ -98,13 +114,15 @@ def _split_by_hash(content: bytes, validation_fraction: float) -> Split:
     return "train"
 
 
-def _split_by_position(unit: Unit, validation_fraction: float) -> Iterator[tuple[Split, str]]:
+def _split_by_position(
+    documents: Callable[[], Iterator[tuple[str, str]]], validation_fraction: float
+) -> Iterator[tuple[Split, str]]:
     """Hold out the tail of each file. The document that holds the border is cut in two."""
     file_characters = Counter[str]()
-    for path, text in sources.documents(unit):
+    for path, text in documents():
         file_characters[path] += len(text)
     characters_before = Counter[str]()
-    for path, text in sources.documents(unit):
+    for path, text in documents():
         train_characters = int(file_characters[path] * (1 - validation_fraction))
         cut = min(max(train_characters - characters_before[path], 0), len(text))
         characters_before[path] += len(text)

@@ -1,15 +1,15 @@
-"""Documents from files: text, JSONL and Parquet (also .gz and .zst), and TFDS without TensorFlow.
+"""Documents from files: text, JSONL and Parquet (also .gz and .zst), tar files, MDS, and TFDS without TensorFlow.
 
 A source is cut into units, a deterministic list of pieces of files that different processes can read.
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import zip_longest
 
-from t5x_lite.data import hub_datasets
+from t5x_lite.data import hub_datasets, mds, webdataset_tars
 from t5x_lite.data.config import STANDARD_LIBRARY, SourceConfig
 from t5x_lite.data.file_formats import TABLES, check_endings, format_by_ending
 from t5x_lite.data.files import (
@@ -24,6 +24,8 @@ from t5x_lite.data.files import (
     open_tfds,
     parquet_rows,
 )
+from t5x_lite.data.indexed_folders import INDEX_FILES, content_bytes, content_files, index_pattern
+from t5x_lite.data.record_text import join_fields, record_text
 from t5x_lite.data.standard_library import module_texts, standard_library_files
 from t5x_lite.data.token_files import TOKEN_FILES
 from t5x_lite.data.token_files.megatron import index_path
@@ -38,8 +40,6 @@ BYTES_PER_TOKEN = 4
 UNIT_RECORDS = 50_000
 """Records of a TFDS unit."""
 REPLACEMENT = "\ufffd"
-FIELD_BORDER = "\x1e"
-"""Separates the fields of a document: ASCII's record separator, which is removed from the text itself."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,8 @@ class Unit:
             return hub_datasets.local_files(hub_datasets.parse(self.path))
         if self.format == "megatron":
             return [*self.paths, *filter(file_exists, map(index_path, self.paths))]
+        if self.format in INDEX_FILES:
+            return [file for path in self.paths for file in content_files(path, self.format, self.start, self.stop)]
         if self.format != "parallel":
             return list(self.paths)
         files: list[str] = []
@@ -118,7 +120,7 @@ def units(
     paths = _list_files(source, library_files)
     if source.format == "auto":
         check_endings(paths, TABLES if tables_as_text else ())
-    sizes = [file_status(path)[0] for path in paths]
+    sizes = [content_bytes(path, source.format) for path in paths]
     target_bytes = min(max(sum(sizes) // 64, smallest_unit), unit_bytes)
     result: list[Unit] = []
     joined_bytes = 0
@@ -164,7 +166,7 @@ def _list_files(source: SourceConfig, library_files: list[str]) -> list[str]:
         elif source.format == "parallel":
             paths += match_files(pattern.replace("{}", source.field[0]))
         else:
-            paths += match_files(pattern)
+            paths += match_files(index_pattern(pattern, source.format))
     return paths
 
 
@@ -204,7 +206,10 @@ def _cut_file(unit: Unit, target_bytes: int) -> list[Unit]:
     """Cut a unit of one file into units of about the target size, where its format allows it."""
     if unit.format == "parquet":
         return _cut_parquet(unit, target_bytes)
-    size, _ = file_status(unit.path)
+    size = content_bytes(unit.path, unit.format)
+    if unit.format == "mds":
+        shard_count = len(mds.read_index(unit.path))
+        return _cut_range(unit, shard_count, max(1, shard_count * target_bytes // max(size, 1)))
     if unit.format in TOKEN_FILES:
         token_count = len(TOKEN_FILES[unit.format](unit.path).tokens)
         return [unit] if size <= target_bytes else _cut_range(unit, token_count, target_bytes // BYTES_PER_TOKEN)
@@ -243,7 +248,7 @@ def _read_hub(unit: Unit) -> Iterator[str]:
     dataset = hub_datasets.parse(unit.path)
     for shard in range(unit.start, unit.stop):
         for number, record in enumerate(hub_datasets.records(dataset, shard)):
-            yield _record_text(record, unit, partial("{} shard {} record {}".format, unit.path, shard, number))
+            yield record_text(record, unit.field, partial("{} shard {} record {}".format, unit.path, shard, number))
 
 
 def _read_lines(unit: Unit) -> Iterator[tuple[int, str]]:
@@ -305,7 +310,7 @@ def _read_jsonl(unit: Unit) -> Iterator[str]:
             raise UserError(f"{_line_location(unit, number, offset)}: not a JSON object: {error.msg}") from None
         except (RecursionError, ValueError) as error:  # nested too deeply, or a number of too many digits
             raise UserError(f"{_line_location(unit, number, offset)}: cannot be read as JSON: {error}") from None
-        yield _record_text(record, unit, partial(_line_location, unit, number, offset))
+        yield record_text(record, unit.field, partial(_line_location, unit, number, offset))
 
 
 def _line_location(unit: Unit, number: int, offset: int) -> str:
@@ -313,38 +318,6 @@ def _line_location(unit: Unit, number: int, offset: int) -> str:
     if unit.start:
         number = 1 + count_lines(unit.path, offset)
     return f"{unit.path}:{number}"
-
-
-def _record_text(record: object, unit: Unit, describe_location: Callable[[], str]) -> str:
-    """Return the text of a record: its fields, joined by `FIELD_BORDER`."""
-    return _join_fields([_field_text(record, name, describe_location) for name in unit.field])
-
-
-def _join_fields(texts: Sequence[str]) -> str:
-    return FIELD_BORDER.join(text.replace(FIELD_BORDER, " ") for text in texts)
-
-
-def _field_text(record: object, name: str, describe_location: Callable[[], str]) -> str:
-    if not isinstance(record, dict):
-        raise UserError(f"{describe_location()}: no field {name!r} (found {type(record).__name__}); set data.field")
-    if name not in record:
-        names = ", ".join(map(str, record))
-        raise UserError(f"{describe_location()}: no field {name!r} (found {names}); set data.field")
-    value = record[name]
-    if isinstance(value, bytes):
-        return value.decode("utf-8", errors="replace")
-    if not isinstance(value, str):
-        raise UserError(
-            f"{describe_location()}: field {name!r} is {type(value).__name__}, expected text; set data.field"
-        )
-    return _replace_surrogates(value)
-
-
-def _replace_surrogates(text: str) -> str:
-    """Replace surrogates without a partner, which JSON can hold and UTF-8 cannot, by U+FFFD."""
-    if text.isascii():
-        return text
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", errors="replace")
 
 
 def _read_parallel(unit: Unit) -> Iterator[str]:
@@ -363,7 +336,7 @@ def _read_parallel(unit: Unit) -> Iterator[str]:
                 f"{shortest}:{number}: ends before the other fields' files; files of parallel text have equally many "
                 "lines"
             )
-        yield _join_fields([line.rstrip("\r\n") for _, line in lines])
+        yield join_fields([line.rstrip("\r\n") for _, line in lines])
 
 
 def _read_parquet(unit: Unit) -> Iterator[str]:
@@ -374,13 +347,26 @@ def _read_parquet(unit: Unit) -> Iterator[str]:
                 raise UserError(f"{unit.path}: no column {name!r} (found {', '.join(columns)}); set data.field")
         stop = file.num_row_groups if unit.stop == -1 else unit.stop
         for record in parquet_rows(unit.path, file, unit.field, range(unit.start, stop)):
-            yield _record_text(record, unit, partial(str, unit.path))
+            yield record_text(record, unit.field, partial(str, unit.path))
 
 
 def _read_tfds(unit: Unit) -> Iterator[str]:
     source = open_tfds(unit.path, unit.split)
     for number in range(unit.start, unit.stop):
-        yield _record_text(source[number], unit, partial("{} record {}".format, unit.path, number))
+        yield record_text(source[number], unit.field, partial("{} record {}".format, unit.path, number))
+
+
+def _read_mds(unit: Unit) -> Iterator[str]:
+    shards = mds.read_index(unit.path)
+    stop = len(shards) if unit.stop == -1 else unit.stop
+    for shard in shards[unit.start : stop]:
+        for number, record in enumerate(mds.records(unit.path, shard, unit.field)):
+            yield record_text(record, unit.field, partial("{} record {}".format, shard.path(unit.path), number))
+
+
+def _read_tar(unit: Unit) -> Iterator[str]:
+    for key, record in webdataset_tars.records(unit.path):
+        yield record_text(record, unit.field, partial("{} sample {}".format, unit.path, key))
 
 
 READERS: dict[str, Callable[[Unit], Iterator[str]]] = {
@@ -388,6 +374,8 @@ READERS: dict[str, Callable[[Unit], Iterator[str]]] = {
     "jsonl": _read_jsonl,
     "parquet": _read_parquet,
     "parallel": _read_parallel,
+    "mds": _read_mds,
+    "webdataset": _read_tar,
     "tfds": _read_tfds,
     "python": _read_python,
     "hub": _read_hub,

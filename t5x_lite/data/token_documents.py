@@ -1,4 +1,4 @@
-"""Documents from files of token ids (`data.format`: megatron, nanogpt or llmc), checked against the tokenizer."""
+"""Documents from files of token ids (`TOKEN_FORMATS`), checked against the tokenizer."""
 
 from collections.abc import Iterator, Sequence
 
@@ -7,7 +7,7 @@ from jaxtyping import Int32, Integer
 
 from t5x_lite.data.sources import Unit
 from t5x_lite.data.token_files import TOKEN_FILES
-from t5x_lite.data.token_files.token_file import TokenFile
+from t5x_lite.data.token_files.token_file import TokenFile, TokenSequence
 from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.errors import UserError
 
@@ -18,8 +18,9 @@ CHUNK = 2**20
 def token_documents(unit: Unit, tokenizer: Tokenizer) -> Iterator[Int32[np.ndarray, "_"]]:
     """Yield the tokens of each document of a unit, in order, without the EOS at its end; empty ones are left out.
 
-    Megatron's index says where documents begin. In the other formats the tokenizer's EOS ends a document, or begins it
-    as in llm.c; a file without any EOS is one document. A document is in the unit that it begins in.
+    The indexes of Megatron and Levanter say where documents begin. In the other formats the tokenizer's EOS ends a
+    document, or begins it as in llm.c; a file without any EOS is one document. A document is in the unit that it begins
+    in.
 
     Args:
         unit: files, or a range of tokens of one file.
@@ -57,7 +58,7 @@ def _document_ranges(content: TokenFile, start: int, stop: int, eos: int | None)
         begin = end
 
 
-def _next_document(tokens: Integer[np.ndarray, "tokens"], position: int, eos: int | None) -> int:
+def _next_document(tokens: TokenSequence, position: int, eos: int | None) -> int:
     """Return the place after the first EOS at or after a position; the end if there is none."""
     while eos is not None and position < len(tokens):
         places = np.flatnonzero(tokens[position : position + CHUNK] == eos)

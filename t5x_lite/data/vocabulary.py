@@ -25,6 +25,7 @@ from t5x_lite.data.config import (
     WordPiece,
 )
 from t5x_lite.data.config import Bytes as BytesConfig
+from t5x_lite.data.record_text import FIELD_BORDER
 from t5x_lite.data.subword_training import train_byte_bpe, train_word_piece
 from t5x_lite.data.tokenizer import SentencePiece, Tokenizer
 from t5x_lite.data.tokenizer_files import from_file, has_tokenizer, load, with_extra_ids
@@ -95,7 +96,7 @@ def _sample_texts(units: Sequence[sources.Unit], max_bytes: float) -> Iterator[s
         bytes_left = max_bytes / len(units)
         for _, text in sources.documents(unit):
             characters = int(min(bytes_left, len(text)))
-            yield text[:characters].replace(sources.FIELD_BORDER, " ")
+            yield text[:characters].replace(FIELD_BORDER, " ")
             bytes_left -= len(text.encode())
             if bytes_left <= 0:
                 break

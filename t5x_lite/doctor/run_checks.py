@@ -10,6 +10,7 @@ from pathlib import Path
 from t5x_lite import config as configuration
 from t5x_lite import local_copies, storage
 from t5x_lite.config import RunConfig
+from t5x_lite.data.cleaning.clean_unit import CleaningStep, step_name
 from t5x_lite.data.config import SourceConfig, TokenizerFile
 from t5x_lite.errors import UserError
 from t5x_lite.evaluate.evaluators import Evaluator
@@ -58,6 +59,8 @@ def _checks(config: RunConfig) -> Iterator[tuple[str, Callable[[], str]]]:
         reads_files = bool(source.files) or not config.tasks
         if source.format != "tfds" and reads_files:
             yield f"{source.name} files", partial(check_files, source)
+        for step in source.cleaning:
+            yield f"{source.name} cleaning", partial(check_cleaning, step)
     if config.data.validation_files:
         validation = config.data.model_copy(update={"files": config.data.validation_files, "mixture": ()})
         yield "validation files", partial(check_files, validation)
@@ -83,18 +86,32 @@ def check_files(source: SourceConfig) -> str:
     """Return the number and size of the files of a source.
 
     Raises:
-        UserError: a pattern matches no file, a file is of a format that is not read, or a store cannot be reached.
+        UserError: a pattern matches no file, a file is of a format that is not read, a library is missing, or a store
+            cannot be reached.
     """
+    from t5x_lite.data import webdataset_tars
     from t5x_lite.data.hub_datasets import SCHEME
+    from t5x_lite.data.indexed_folders import content_bytes
     from t5x_lite.data.sources import units
 
     if any(name.startswith(SCHEME) for name in source.files):
         return f"{len(units(source)):,} shards"
-    paths: set[str] = set()
+    sizes: dict[str, int] = {}
     for unit in units(source, whole_files=True):
-        paths.update(unit.paths)
-    total = sum(storage.file_status(path)[0] for path in paths)
-    return f"{len(paths):,} files, {format_si(total)}B"
+        if unit.format == "webdataset":
+            webdataset_tars.check_library(unit.path)
+        sizes.update({path: content_bytes(path, unit.format) for path in unit.paths})
+    return f"{len(sizes):,} files, {format_si(sum(sizes.values()))}B"
+
+
+def check_cleaning(step: CleaningStep) -> str:
+    """Return the name of a filter or a kind of deduplication that can run.
+
+    Raises:
+        UserError: it lacks a library or a file.
+    """
+    step.check()
+    return step_name(step)
 
 
 def check_tokenizer(config: TokenizerFile) -> str:

@@ -4,6 +4,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -27,22 +28,25 @@ def prepare_and_hash(python: str, config: Path, cache: Path, *arguments: str) ->
 
 
 @pytest.mark.skipif(PYTHON is None, reason="needs the extra beam, or T5X_LITE_BEAM_PYTHON: a Python that has it")
-def test_beam_writes_byte_for_byte_the_corpus_of_one_machine(tiny_config: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("cleaning", ["[]", "[c4,exact]"])
+def test_beam_writes_byte_for_byte_the_corpus_of_one_machine(tiny_config: Path, tmp_path: Path, cleaning: str) -> None:
     # Each file above a megabyte is a unit.
     for number in range(3):
         text = "the quick brown fox jumps over the lazy dog.\n" * (30_000 + number)
         (tmp_path / f"{number}.txt").write_text(text)
+    shutil.copy(tmp_path / "0.txt", tmp_path / "3.txt")
     # Both runs use one tokenizer file: another version of the library might train another tokenizer.
     model = tmp_path / "tokenizer"
     assert main(["tokenizer", str(tiny_config), f"run_dir={model}"]) == 0
     tokenizer = f"tokenizer={json.dumps({'file': {'path': str(model / 'tokenizer.model')}})}"
-    text = (f"data.files={tmp_path}/*.txt", "data.packing=documents")
+    text = (f"data.files={tmp_path}/*.txt", "data.packing=documents", f"data.cleaning={cleaning}")
     assert PYTHON is not None
     local = prepare_and_hash(sys.executable, tiny_config, tmp_path / "local", tokenizer, *text)
     beam = prepare_and_hash(PYTHON, tiny_config, tmp_path / "beam", tokenizer, *text, "--runner=DirectRunner")
-    assert sum(name.startswith("train.tokens/c/") for name in local) == 3
-    # A description and a shard of two arrays of each split; no span is in the rows of the empty validation split.
+    # The fourth unit repeats the first.
+    assert sum(".tokens/c/" in name for name in local) == (4 if cleaning == "[]" else 3)
     assert sum(name.startswith("rows-") for name in local) > 5
+    assert ("cleaning.json" in local) == (cleaning != "[]")
     assert beam == local
 
 

@@ -81,6 +81,11 @@ def test_import_and_export_give_the_same_file_and_a_model_that_transformers_load
     assert exported.their_outputs.logits.keys() == case.their_outputs.logits.keys()
     for name, expected in case.their_outputs.logits.items():
         np.testing.assert_array_equal(exported.their_outputs.logits[name], expected)
+    assert (tmp_path / "generation_config.json").exists() == case.theirs.can_generate()
+    if case.theirs.can_generate():
+        for name in ("bos", "eos", "pad", "decoder_start"):
+            theirs = getattr(case.theirs.generation_config, f"{name}_token_id")
+            assert getattr(exported_model.generation_config, f"{name}_token_id") == theirs
     before = json.loads((case.folder / "config.json").read_text())
     after = json.loads((tmp_path / "config.json").read_text())
     changed = {key for key in before.keys() & after.keys() if before[key] != after[key]}

@@ -126,7 +126,7 @@ def test_gke_receives_one_jobset_per_run_once(cluster: Path, monkeypatch: pytest
     arguments = pod["spec"]["containers"][0]["args"]
     assert arguments[:2] == ["train", "configs/quickstart.yaml"]
     assert "optimizer.learning_rate=0.2" in arguments
-    assert 'run_dir="gs://models/sweeps/gke/runs/learning-rate0.2"' in arguments
+    assert 'run_dir="gs://models/sweeps/gke/runs/gke-learning-rate0-2"' in arguments
     (cluster / "answers/kubectl-jobset").write_text("jobset/there")
     assert launch.start(load(path), yes=True, environment=dict(os.environ), estimate=no_estimate) == 0
     assert len(calls_of(cluster, "kubectl apply")) == 2

@@ -1,9 +1,9 @@
-"""A file of token ids, mapped into memory."""
+"""A file of token ids."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
-from typing import ParamSpec
+from typing import ParamSpec, Protocol
 
 import numpy as np
 from jaxtyping import Int64, Integer
@@ -12,6 +12,14 @@ from t5x_lite.errors import UserError
 from t5x_lite.storage import is_remote
 
 Arguments = ParamSpec("Arguments")
+
+
+class TokenSequence(Protocol):
+    """Token ids that are read when they are sliced."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, part: slice, /) -> Integer[np.ndarray, "_"]: ...
 
 
 @dataclass(frozen=True)
@@ -23,7 +31,7 @@ class TokenFile:
         borders: where each document begins, and the end; None if the format does not say it.
     """
 
-    tokens: Integer[np.ndarray, "tokens"]
+    tokens: TokenSequence
     borders: Int64[np.ndarray, "documents_and_end"] | None = None
 
 
@@ -38,7 +46,7 @@ def local_only(open_file: Callable[Arguments, TokenFile]) -> Callable[Arguments,
     def open_local(*arguments: Arguments.args, **options: Arguments.kwargs) -> TokenFile:
         path = str(arguments[0])
         if is_remote(path):
-            raise UserError(f"{path}: files of tokens are mapped into memory and must be local; copy them first")
+            raise UserError(f"{path}: files of tokens must be local; copy them first")
         try:
             return open_file(*arguments, **options)
         except OSError as error:

@@ -1,0 +1,169 @@
+"""Filter the documents of one unit of text, and read what is left of them after deduplication.
+
+`clean_unit` writes into the corpus folder, for a unit:
+
+* `UNIT.filtered.npz`: which documents a filter drops; the bytes of each document's text after the filters; and, for
+  each kind of deduplication, the fingerprints of the documents that are left;
+* `UNIT.filtered.json`: counts of the rules, written last.
+
+`deduplicate.deduplicate_units` replaces them by `UNIT.dropped.npz`: which documents are dropped, for whatever reason.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from t5x_lite.data import sources
+from t5x_lite.data.cleaning import CLEANING
+from t5x_lite.data.cleaning.deduplication import Deduplication
+from t5x_lite.data.cleaning.text_filter import FilteredText, TextFilter
+from t5x_lite.data.corpus_files import load_arrays, save_arrays
+from t5x_lite.data.sources import Unit
+from t5x_lite.errors import UserError
+from t5x_lite.storage import join, write_bytes
+
+VERSION = 1
+"""Version of the rules. It is part of the names of corpora, so text is cleaned again when they change."""
+COUNTS_SUFFIX = ".filtered.json"
+ARRAYS_SUFFIX = ".filtered.npz"
+CleaningStep = TextFilter | Deduplication
+EXAMPLES = 3
+"""Documents that the report shows for each rule."""
+EXAMPLE_CHARACTERS = 200
+
+
+@dataclass(frozen=True)
+class CleaningJob:
+    """A unit of text to clean.
+
+    Attributes:
+        name: the name of its files in the corpus folder.
+        unit: the text.
+        steps: filters, then kinds of deduplication.
+    """
+
+    name: str
+    unit: Unit
+    steps: tuple[CleaningStep, ...]
+
+    @property
+    def identity(self) -> str:
+        """A text that changes if the result may have changed: the settings, and files that filters read."""
+        settings = [f"{step_name(step)} {step.model_dump_json()}" for step in self.steps]
+        return f"{VERSION} {settings} {[text_filter.fingerprint() for _, text_filter in self.filters]}"
+
+    @property
+    def filters(self) -> list[tuple[str, TextFilter]]:
+        """The filters with their names."""
+        return [(step_name(step), step) for step in self.steps if isinstance(step, TextFilter)]
+
+    @property
+    def deduplications(self) -> list[tuple[str, Deduplication]]:
+        """The kinds of deduplication with their names."""
+        return [(step_name(step), step) for step in self.steps if isinstance(step, Deduplication)]
+
+
+def step_name(step: CleaningStep) -> str:
+    """Return the name of a step in `data.cleaning`."""
+    return next(name for name, kind in CLEANING.items() if type(step) is kind)
+
+
+def counts_file(folder: str, name: str) -> str:
+    """Return the file with the counts of a unit, which exists if its filters have run."""
+    return join(folder, f"{name}{COUNTS_SUFFIX}")
+
+
+def arrays_file(folder: str, name: str) -> str:
+    """Return the file with the arrays of a unit whose filters have run."""
+    return join(folder, f"{name}{ARRAYS_SUFFIX}")
+
+
+def dropped_file(folder: str, name: str) -> str:
+    """Return the file that says which documents of a unit are dropped."""
+    return join(folder, f"{name}.dropped.npz")
+
+
+def clean_unit(job: CleaningJob, folder: str) -> None:
+    """Run the filters on a unit, and write their decisions, counts and the fingerprints of what is left.
+
+    Raises:
+        UserError: text that cannot be read.
+        OSError: a file that cannot be written.
+    """
+    counts = _UnitCounts()
+    is_dropped: list[bool] = []
+    text_bytes: list[int] = []
+    fingerprints: list[list[np.ndarray]] = [[] for _ in job.deduplications]
+    for path, text in sources.documents(job.unit):
+        counts.documents += 1
+        counts.text_bytes += len(text.encode("utf-8", errors="replace"))
+        filtered = _filter_text(text, job.filters, counts)
+        is_dropped.append(bool(filtered.dropped_by))
+        text_bytes.append(len(filtered.text.encode("utf-8", errors="replace")))
+        if filtered.dropped_by:
+            counts.drop(filtered.dropped_by, path, text)
+            continue
+        for rows, (_, deduplication) in zip(fingerprints, job.deduplications, strict=True):
+            rows.append(deduplication.fingerprint(filtered.text))
+    arrays: dict[str, np.ndarray] = {
+        "is_dropped": np.array(is_dropped, np.bool_),
+        "text_bytes": np.array(text_bytes, np.int64),
+    }
+    for rows, (name, deduplication) in zip(fingerprints, job.deduplications, strict=True):
+        arrays[name] = np.array(rows, np.uint32).reshape(-1, deduplication.numbers)
+    save_arrays(arrays_file(folder, job.name), arrays)
+    write_bytes(counts_file(folder, job.name), json.dumps(vars(counts)))
+
+
+class _UnitCounts:
+    """Counts of the filters of one unit; its attributes are the content of `UNIT.filtered.json`."""
+
+    def __init__(self) -> None:
+        self.documents = 0
+        self.text_bytes = 0
+        self.dropped: Counter[str] = Counter()
+        self.removals: Counter[str] = Counter()
+        self.examples: dict[str, list[dict[str, str]]] = {}
+
+    def drop(self, rule: str, path: str, text: str) -> None:
+        """Count a document that a rule drops."""
+        self.dropped[rule] += 1
+        examples = self.examples.setdefault(rule, [])
+        if len(examples) < EXAMPLES:
+            examples.append({"file": path, "text": text[:EXAMPLE_CHARACTERS]})
+
+
+def _filter_text(text: str, filters: Sequence[tuple[str, TextFilter]], counts: _UnitCounts) -> FilteredText:
+    """Apply filters up to the first that drops the document; the rule begins with the filter's name."""
+    if not text.strip():
+        return FilteredText(text, "empty")
+    for name, text_filter in filters:
+        filtered = text_filter.apply(text)
+        if filtered.dropped_by:
+            return FilteredText(text, f"{name}.{filtered.dropped_by}")
+        for rule, number in filtered.removals.items():
+            counts.removals[f"{name}.{rule}"] += number
+        text = filtered.text
+    return FilteredText(text)
+
+
+def cleaned_documents(job: CleaningJob, folder: str) -> Iterator[tuple[str, str]]:
+    """Yield the file and the text of each document of a unit that is not dropped, in order.
+
+    Raises:
+        UserError: the text has changed since the filters ran.
+    """
+    is_dropped = load_arrays(dropped_file(folder, job.name))["is_dropped"]
+    documents = 0
+    for path, document in sources.documents(job.unit):
+        if documents < len(is_dropped) and not is_dropped[documents]:
+            text = document
+            for _, text_filter in job.filters:
+                text = text_filter.apply(text).text
+            yield path, text
+        documents += 1
+    if documents != len(is_dropped):
+        raise UserError(f"{job.unit.path}: has changed while it was cleaned; run the same command again")

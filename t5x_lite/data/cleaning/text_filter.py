@@ -1,0 +1,40 @@
+"""The interface of filters: rules that look at one document at a time."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from t5x_lite.schema import Config
+
+
+@dataclass(frozen=True)
+class FilteredText:
+    """A document after a filter.
+
+    Attributes:
+        text: the text that is left.
+        dropped_by: the rule that drops the document; empty if it is retained.
+        removals: what rules removed from the text, such as lines, counted by the rule.
+    """
+
+    text: str
+    dropped_by: str = ""
+    removals: Mapping[str, int] = field(default_factory=dict)
+
+
+class TextFilter(Config):
+    """A set of rules for single documents."""
+
+    def apply(self, text: str) -> FilteredText:
+        """Apply the rules in order. The first that a document breaks drops it."""
+        raise NotImplementedError
+
+    def check(self) -> None:
+        """Check that the filter can run on this machine.
+
+        Raises:
+            UserError: a library or a file that it needs is missing, or does not know a setting's value.
+        """
+
+    def fingerprint(self) -> str:
+        """Return a text that changes if files that the filter reads may have changed."""
+        return ""

@@ -1,0 +1,50 @@
+"""The text of a record: one or several of its columns."""
+
+from collections.abc import Callable, Sequence
+
+from t5x_lite.errors import UserError
+
+FIELD_BORDER = "\x1e"
+"""Separates the fields of a document: ASCII's record separator, which is removed from the text itself."""
+
+
+def record_text(record: object, fields: Sequence[str], describe_location: Callable[[], str]) -> str:
+    """Return the text of a record: its fields, joined by `FIELD_BORDER`.
+
+    Args:
+        record: maps the names of columns to texts, or to bytes in UTF-8.
+        fields: names of columns.
+        describe_location: returns the place of the record, for messages.
+
+    Raises:
+        UserError: it lacks a field, or a field is no text.
+    """
+    return join_fields([_field_text(record, name, describe_location) for name in fields])
+
+
+def join_fields(texts: Sequence[str]) -> str:
+    """Return the texts of the fields of a document as one."""
+    return FIELD_BORDER.join(text.replace(FIELD_BORDER, " ") for text in texts)
+
+
+def _field_text(record: object, name: str, describe_location: Callable[[], str]) -> str:
+    if not isinstance(record, dict):
+        raise UserError(f"{describe_location()}: no field {name!r} (found {type(record).__name__}); set data.field")
+    if name not in record:
+        names = ", ".join(map(str, record))
+        raise UserError(f"{describe_location()}: no field {name!r} (found {names}); set data.field")
+    value = record[name]
+    if isinstance(value, bytes):
+        return value.decode("utf-8", errors="replace")
+    if not isinstance(value, str):
+        raise UserError(
+            f"{describe_location()}: field {name!r} is {type(value).__name__}, expected text; set data.field"
+        )
+    return _replace_surrogates(value)
+
+
+def _replace_surrogates(text: str) -> str:
+    """Replace surrogates without a partner, which JSON can hold and UTF-8 cannot, by U+FFFD."""
+    if text.isascii():
+        return text
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", errors="replace")
