@@ -1,11 +1,13 @@
-"""Windows of a token stream at random places of a file: ArrayRecord compared with sharded Zarr of TensorStore.
+"""Windows of a token stream at random places: the token corpus, compared with bare Zarr and with ArrayRecord.
 
-Each case runs in a process of its own, which reports the time and memory to open the store and what one window costs.
-Reads are those that the operating system counted. They are the requests that a bucket would see.
+The token corpus also looks up the documents of the windows. Each case runs in a process of its own, which reports the
+time and memory to open the store and what one window costs. Reads are those that the operating system counted. They are
+the requests that a bucket would see.
 """
 
 import json
 import math
+import os
 import resource
 import subprocess
 import sys
@@ -18,6 +20,11 @@ from typing import Any, TypeAlias
 import numpy as np
 from jaxtyping import Int64, UInt16
 
+from benchmarks.linked_corpus import DOCUMENTS_OF_A_SHARD, TOKENS_OF_A_DOCUMENT, write_linked_corpus
+from benchmarks.scaling import row_rule
+from t5x_lite.data.corpus import Corpus
+from t5x_lite.data.corpus_files import SHARD_TOKENS as SHARD
+
 WINDOW = 2049
 """Tokens of a row of 2,048, with the target of the last."""
 RECORD_TOKENS = 512
@@ -27,7 +34,7 @@ SHARD_TOKENS = 2**24
 TOKENS = (10**7, 10**9)
 TOKENS_IF_QUICK = (10**6, 10**7)
 WINDOWS = 2000
-STORES = ("array_record", "zarr")
+STORES = ("array_record", "zarr", "corpus")
 
 ReadWindow: TypeAlias = Callable[[int], UInt16[np.ndarray, "window"]]
 """Returns the window that begins at a token."""
@@ -50,8 +57,10 @@ def measure(rounds: int, quick: bool) -> list[dict[str, Any]]:
 
 
 def _measure_in_process(store: str, path: Path, tokens: int) -> dict[str, float]:
+    repository = Path(__file__).resolve().parents[2]
+    variables = os.environ | {"PYTHONPATH": f"{repository}:{repository / 'tools'}"}
     command = [sys.executable, __file__, store, str(path), str(tokens)]
-    done = subprocess.run(command, capture_output=True, check=True, text=True)
+    done = subprocess.run(command, env=variables, capture_output=True, check=True, text=True)
     result: dict[str, float] = json.loads(done.stdout)
     return result
 
@@ -125,8 +134,33 @@ def _open_zarr(path: Path) -> ReadWindow:
     return read
 
 
-_WRITERS: dict[str, Callable[[Path, int], None]] = {"array_record": _write_array_record, "zarr": _write_zarr}
-_OPENERS: dict[str, Callable[[Path], ReadWindow]] = {"array_record": _open_array_record, "zarr": _open_zarr}
+def _write_corpus(path: Path, tokens: int) -> None:
+    """Write a corpus whose shards are links to one, so that it takes no room. Its tokens repeat in each of them."""
+    path.mkdir()
+    write_linked_corpus(path, row_rule(), tokens // TOKENS_OF_A_DOCUMENT)
+
+
+def _open_corpus(path: Path) -> ReadWindow:
+    corpus = Corpus(path, "train")
+
+    def read(start: int) -> UInt16[np.ndarray, "window"]:
+        window, documents = corpus.read(start, start + WINDOW)
+        assert len(documents) == WINDOW
+        return window.astype(np.uint16)
+
+    return read
+
+
+_WRITERS: dict[str, Callable[[Path, int], None]] = {
+    "array_record": _write_array_record,
+    "zarr": _write_zarr,
+    "corpus": _write_corpus,
+}
+_OPENERS: dict[str, Callable[[Path], ReadWindow]] = {
+    "array_record": _open_array_record,
+    "zarr": _open_zarr,
+    "corpus": _open_corpus,
+}
 
 
 def _io_counters() -> Int64[np.ndarray, "2"]:
@@ -143,7 +177,7 @@ def _memory_megabytes() -> float:
 
 def _measure_store(store: str, path: Path, tokens: int) -> dict[str, float]:
     """Measure opening with the first window, then random windows, then windows in order."""
-    __import__("tensorstore" if store == "zarr" else "array_record.python.array_record_module")
+    __import__("array_record.python.array_record_module" if store == "array_record" else "tensorstore")
     memory_before = _memory_megabytes()
     started = time.perf_counter()
     read = _OPENERS[store](path)
@@ -152,9 +186,9 @@ def _measure_store(store: str, path: Path, tokens: int) -> dict[str, float]:
     open_memory = _memory_megabytes() - memory_before
     starts = np.random.default_rng(0).integers(0, tokens - WINDOW, WINDOWS)
     before = _io_counters()
-    random_seconds = _time_windows(read, starts)
+    random_seconds = _time_windows(read, starts, store)
     reads, read_bytes = (_io_counters() - before) / WINDOWS
-    ordered_seconds = _time_windows(read, np.arange(min(WINDOWS, tokens // WINDOW)) * WINDOW)
+    ordered_seconds = _time_windows(read, np.arange(min(WINDOWS, tokens // WINDOW)) * WINDOW, store)
     return {
         "open ms": open_seconds * 1000,
         "open MB": open_memory,
@@ -166,11 +200,14 @@ def _measure_store(store: str, path: Path, tokens: int) -> dict[str, float]:
     }
 
 
-def _time_windows(read: ReadWindow, starts: Int64[np.ndarray, "windows"]) -> float:
+def _time_windows(read: ReadWindow, starts: Int64[np.ndarray, "windows"], store: str) -> float:
     started = time.perf_counter()
     for start in starts.tolist():
         window = read(start)
-        if int(window[-1]) != (start + WINDOW - 1) % 50021:
+        place = start + WINDOW - 1
+        if store == "corpus":  # whose shards have 10^8 tokens, in files of 2^23
+            place = place % (DOCUMENTS_OF_A_SHARD * TOKENS_OF_A_DOCUMENT) % SHARD
+        if int(window[-1]) != place % 50021:
             raise AssertionError(f"the window at {start} has wrong tokens")
     return time.perf_counter() - started
 
