@@ -8,6 +8,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+import fsspec
+from fsspec.config import conf as fsspec_settings
+
 from t5x_lite.errors import UserError
 from t5x_lite.extras import require_library
 from t5x_lite.files import replace_file
@@ -17,6 +20,11 @@ if TYPE_CHECKING:
 
 EXTRAS = {"gs": ("gcs", "gcsfs"), "s3": ("s3", "s3fs")}
 """Extra of this package, and the module that it installs, for each scheme."""
+
+# Other processes write to a store too. If a listing were kept, what they have written since would not exist, neither for
+# this module nor for Orbax, which opens the stores by itself.
+for _protocol in ("gs", "gcs", "s3"):
+    fsspec_settings.setdefault(_protocol, {}).setdefault("use_listings_cache", False)
 
 
 def is_remote(name: str | Path) -> bool:
@@ -60,11 +68,8 @@ def open_store(url: str) -> tuple["AbstractFileSystem", str]:
         raise UserError(f"{url}: names no bucket")
     extra, module = EXTRAS[scheme]
     require_library(f"{url}:", module, extra)
-    import fsspec
-
     with explained(url, "opened"):
-        # Other processes write there too, so listings are not kept.
-        store, root = fsspec.url_to_fs(url, use_listings_cache=False)
+        store, root = fsspec.url_to_fs(url)
     return store, root.rstrip("/")
 
 

@@ -280,9 +280,9 @@ def test_a_sweep_in_a_bucket_is_run_fitted_and_reported(
     set_values = {"data.cache_dir": "gs://models/sweeps/cache", "checkpoint.every_steps": 100}
     sweep = {"config": str(tiny_config), "dir": "gs://models/sweeps/grid", "axes": axes, "set": set_values}
     path.write_text(yaml.safe_dump(sweep))
-    done = t5x_lite("sweep", path, env=bucket_environment)
+    done = t5x_lite("sweep", path, "--yes", env=bucket_environment)
     assert done.returncode == 0, done.stderr
-    again = t5x_lite("sweep", path, env=bucket_environment)
+    again = t5x_lite("sweep", path, "--yes", env=bucket_environment)
     assert again.returncode == 0, again.stderr
     assert "compiled the train step" not in again.stderr
     fitted = t5x_lite("sweep", "fit", "gs://models/sweeps/grid", "--json", env=bucket_environment)
