@@ -43,6 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_import(commands)
     _add_export(commands)
     _add_report(commands)
+    _add_new(commands)
     _add_doctor(commands)
     return parser
 
@@ -205,6 +206,15 @@ def _add_report(commands: Commands) -> None:
     parser.add_argument("runs", metavar="RUN", nargs="+", help="run directories, drawn in one figure")
     parser.add_argument(
         "--to", type=_local_path, help="image to write (default: report.png in the first run directory)"
+    )
+
+
+def _add_new(commands: Commands) -> None:
+    parser = _add_command(
+        commands, "new", "write a project with an objective, an evaluator, configs, a task and tests of its own"
+    )
+    parser.add_argument(
+        "name", metavar="NAME", type=_local_path, help="folder to create; its name is that of the Python package"
     )
 
 

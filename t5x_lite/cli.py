@@ -7,9 +7,7 @@ import argparse
 import json
 import logging
 import os
-import select
 import sys
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -24,6 +22,8 @@ from t5x_lite.errors import STOPPED, UserError
 from t5x_lite.parallel.config import gpu_count
 from t5x_lite.parallel.job_environment import set_job_environment
 from t5x_lite.planner import libtpu
+from t5x_lite.plugins import load_plugins
+from t5x_lite.process_output import discard_stdout, is_stdout_closed, silence_orbax
 from t5x_lite.unexpected import DEBUG_VARIABLE, as_user_error, describe_bug
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ BROKEN_PIPE = 141
 """Exit code if the reader of standard output has closed it, as `head` does: 128 + SIGPIPE."""
 BUG = 70
 """Exit code after an error that no user can have made (BSD's EX_SOFTWARE)."""
-WITHOUT_OVERRIDES = ("import", "export", "report")
+WITHOUT_OVERRIDES = ("import", "export", "report", "new")
 """Commands without a config to override."""
 
 
@@ -56,9 +56,9 @@ def main(arguments: Sequence[str] | None = None, commands: Mapping[str, Command]
             if sys.stdout is not None:  # it is None if the process was started without a standard output
                 sys.stdout.flush()  # a closed pipe is noticed here, and not when the interpreter exits
     except BrokenPipeError:
-        if not _is_stdout_closed():
+        if not is_stdout_closed():
             raise
-        _discard_stdout()
+        discard_stdout()
         return BROKEN_PIPE
     except SystemExit as stop:
         if isinstance(stop.__context__, BrokenPipeError):  # rich exits with code 1 if standard output is closed
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None, commands: Mapping[str, Command]
 def _run_command(arguments: Sequence[str] | None, commands: Mapping[str, Command]) -> int:
     options, unknown = build_parser().parse_known_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    _silence_orbax()
+    silence_orbax()
     try:
         if unknown and options.command in WITHOUT_OVERRIDES:
             raise UserError(f"{options.command}: unknown option {unknown[0]}; see t5x-lite {options.command} --help")
@@ -109,31 +109,6 @@ def _run_and_upload(command: Command, options: argparse.Namespace, overrides: li
 def _print_error(message: str) -> None:
     """Print an error in one line, whatever line breaks a path or another library's message has."""
     print("t5x-lite: " + " ".join(local_copies.with_urls(message).splitlines()), file=sys.stderr)
-
-
-def _is_stdout_closed() -> bool:
-    """Return whether the reader of the pipe that standard output writes to is gone."""
-    poll = select.poll()
-    poll.register(sys.stdout.fileno(), select.POLLOUT)
-    return any(event & select.POLLERR for _, event in poll.poll(0))
-
-
-def _discard_stdout() -> None:
-    """Redirect standard output to nowhere, so that the interpreter can flush it when it exits."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _silence_orbax() -> None:
-    """Hide Orbax's own reports of an error: it raises the error too, which is enough."""
-    for name in ("absl", "asyncio", "orbax"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    report_thread_error = threading.excepthook
-
-    def report_other_thread_error(details: threading.ExceptHookArgs) -> None:
-        if not type(details.thread).__module__.startswith("orbax"):
-            report_thread_error(details)
-
-    threading.excepthook = report_other_thread_error
 
 
 def train(options: argparse.Namespace, overrides: list[str]) -> int:
@@ -177,6 +152,7 @@ def _report_run(run: "Run") -> None:
 
 def _print_settings() -> None:
     """Print every setting of a run's config: key, type, default, description, source and unit."""
+    load_plugins()
     settings = list(schema.explain(configuration.RunConfig))
     width = max(len(setting.key) for setting in settings)
     for setting in settings:
@@ -370,6 +346,16 @@ def report(options: argparse.Namespace, overrides: list[str]) -> int:
     return 0
 
 
+def new(options: argparse.Namespace, overrides: list[str]) -> int:
+    """Run `t5x-lite new NAME`."""
+    from t5x_lite.new_project.create import create_project
+
+    for path in create_project(options.name):
+        print(options.name / path)
+    print(f"next: cd {options.name} && pip install -e '.[test]' && t5x-lite train configs/pretrain.yaml")
+    return 0
+
+
 def doctor(options: argparse.Namespace, overrides: list[str]) -> int:
     """Run `t5x-lite doctor [CONFIG] [key=value …]`. The exit code is 2 if something is wrong or missing."""
     from t5x_lite.doctor.diagnosis import diagnose, format_diagnosis
@@ -394,5 +380,6 @@ COMMANDS: dict[str, Command] = {
     "import": import_,
     "export": export,
     "report": report,
+    "new": new,
     "doctor": doctor,
 }
