@@ -43,6 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_import(commands)
     _add_export(commands)
     _add_report(commands)
+    _add_watch(commands)
     _add_new(commands)
     _add_doctor(commands)
     return parser
@@ -207,6 +208,21 @@ def _add_report(commands: Commands) -> None:
     parser.add_argument(
         "--to", type=_local_path, help="image to write (default: report.png in the first run directory)"
     )
+
+
+def _add_watch(commands: Commands) -> None:
+    parser = _add_command(
+        commands, "watch", "follow a run from a terminal: step, loss, speed, remaining time, checkpoint and evaluation"
+    )
+    _add_run_argument(parser)
+    parser.add_argument("--once", action="store_true", help="print the state and exit")
+    parser.add_argument(
+        "--every",
+        type=float,
+        metavar="SECONDS",
+        help="seconds between two looks (default: 2, in a bucket 30)",
+    )
+    parser.add_argument("--json", action="store_true", help="print the state as one JSON object, and exit")
 
 
 def _add_new(commands: Commands) -> None:

@@ -38,7 +38,7 @@ BROKEN_PIPE = 141
 """Exit code if the reader of standard output has closed it, as `head` does: 128 + SIGPIPE."""
 BUG = 70
 """Exit code after an error that no user can have made (BSD's EX_SOFTWARE)."""
-WITHOUT_OVERRIDES = ("import", "export", "report", "new")
+WITHOUT_OVERRIDES = ("import", "export", "report", "watch", "new")
 """Commands without a config to override."""
 
 
@@ -346,6 +346,14 @@ def report(options: argparse.Namespace, overrides: list[str]) -> int:
     return 0
 
 
+def watch(options: argparse.Namespace, overrides: list[str]) -> int:
+    """Run `t5x-lite watch RUN`."""
+    from t5x_lite.watch.command import watch as watch_run
+
+    watch_run(options.run, options.every, once=options.once, as_json=options.json)
+    return 0
+
+
 def new(options: argparse.Namespace, overrides: list[str]) -> int:
     """Run `t5x-lite new NAME`."""
     from t5x_lite.new_project.create import create_project
@@ -380,6 +388,7 @@ COMMANDS: dict[str, Command] = {
     "import": import_,
     "export": export,
     "report": report,
+    "watch": watch,
     "new": new,
     "doctor": doctor,
 }

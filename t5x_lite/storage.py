@@ -123,6 +123,27 @@ def file_exists(name: str) -> bool:
         return store.isfile(root)
 
 
+def list_names(folder: str) -> list[str]:
+    """Return the names of the files and folders in a folder; none if there is no such folder.
+
+    Raises:
+        UserError: the folder cannot be read.
+    """
+    try:
+        if not is_remote(folder):
+            return [path.name for path in Path(folder).iterdir()]
+        store, root = open_store(folder)
+        with explained(folder, "read"):
+            try:
+                return [entry.rstrip("/").rpartition("/")[2] for entry in store.ls(root, detail=False)]
+            except FileNotFoundError:
+                return []
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be read: {error.strerror}") from None
+
+
 @contextmanager
 def explained(
     url: str, action: str, remedy: str = "check its name, your credentials and your rights"
