@@ -1,4 +1,4 @@
-"""Ship `configs/` inside the package, as `t5x_lite/configs`, and the template of projects.
+"""Ship `configs/` inside the package, as `t5x_lite/configs`, the template of projects, and parts of the report's page.
 
 Everything else is in pyproject.toml and setup.cfg.
 """
@@ -10,6 +10,7 @@ setup(
     package_dir={"t5x_lite.configs": "configs"},
     package_data={
         "t5x_lite.configs": ["**/*.yaml"],
+        "t5x_lite.evaluate.page": ["page.css", "page.js"],
         "t5x_lite.new_project": ["template/**/*", "template/.gitignore"],
     },
 )

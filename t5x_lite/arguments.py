@@ -203,10 +203,12 @@ def _add_export(commands: Commands) -> None:
 
 
 def _add_report(commands: Commands) -> None:
-    parser = _add_command(commands, "report", "plot the training curves of one or more runs")
+    parser = _add_command(commands, "report", "draw the curves of runs as a picture and as a page that zooms")
     parser.add_argument("runs", metavar="RUN", nargs="+", help="run directories, drawn in one figure")
     parser.add_argument(
-        "--to", type=_local_path, help="image to write (default: report.png in the first run directory)"
+        "--to",
+        type=_local_path,
+        help="picture or .html page to write (default: report.png and report.html in the first run directory)",
     )
 
 

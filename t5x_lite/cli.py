@@ -137,9 +137,9 @@ def train(options: argparse.Namespace, overrides: list[str]) -> int:
 
 def _report_run(run: "Run") -> None:
     """Draw the curves of a complete run, print a sample, and say where everything is."""
-    from t5x_lite.evaluate.report import draw_report
+    from t5x_lite.evaluate.write_reports import write_reports
 
-    picture = draw_report([run.folder], run.folder / "report.png")
+    reports = write_reports([run.folder])
     prompt = run.config.train.sample_prompt
     if prompt:
         from t5x_lite.decode.fill import print_generation
@@ -147,7 +147,8 @@ def _report_run(run: "Run") -> None:
 
         print("\nsample:")
         print_generation(t5x_lite.load(str(run.config.run_dir)), [prompt], Sampling(temperature=0.8, top_p=0.95))
-    print(f"run: {run.config.run_dir} (metrics.jsonl, {picture.name}, checkpoints/, tokenizer, config.yaml)")
+    names = ", ".join(path.name for path in reports)
+    print(f"run: {run.config.run_dir} (metrics.jsonl, {names}, checkpoints/, tokenizer, config.yaml)")
 
 
 def _print_settings() -> None:
@@ -338,11 +339,11 @@ def export(options: argparse.Namespace, overrides: list[str]) -> int:
 
 def report(options: argparse.Namespace, overrides: list[str]) -> int:
     """Run `t5x-lite report RUN …`."""
-    from t5x_lite.evaluate.report import draw_report
+    from t5x_lite.evaluate.write_reports import write_reports
 
     runs = [local_copies.local_path(run) for run in options.runs]
-    picture = draw_report(runs, options.to or runs[0] / "report.png")
-    print(local_copies.with_urls(str(picture)))
+    for path in write_reports(runs, options.to):
+        print(local_copies.with_urls(str(path)))
     return 0
 
 
