@@ -43,6 +43,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_import(commands)
     _add_export(commands)
     _add_report(commands)
+    _add_watch(commands)
+    _add_new(commands)
     _add_doctor(commands)
     return parser
 
@@ -207,10 +209,36 @@ def _add_export(commands: Commands) -> None:
 
 
 def _add_report(commands: Commands) -> None:
-    parser = _add_command(commands, "report", "plot the training curves of one or more runs")
+    parser = _add_command(commands, "report", "draw the curves of runs as a picture and as a page that zooms")
     parser.add_argument("runs", metavar="RUN", nargs="+", help="run directories, drawn in one figure")
     parser.add_argument(
-        "--to", type=_local_path, help="image to write (default: report.png in the first run directory)"
+        "--to",
+        type=_local_path,
+        help="picture or .html page to write (default: report.png and report.html in the first run directory)",
+    )
+
+
+def _add_watch(commands: Commands) -> None:
+    parser = _add_command(
+        commands, "watch", "follow a run from a terminal: step, loss, speed, remaining time, checkpoint and evaluation"
+    )
+    _add_run_argument(parser)
+    parser.add_argument("--once", action="store_true", help="print the state and exit")
+    parser.add_argument(
+        "--every",
+        type=float,
+        metavar="SECONDS",
+        help="seconds between two looks (default: 2, in a bucket 30)",
+    )
+    parser.add_argument("--json", action="store_true", help="print the state as one JSON object, and exit")
+
+
+def _add_new(commands: Commands) -> None:
+    parser = _add_command(
+        commands, "new", "write a project with an objective, an evaluator, configs, a task and tests of its own"
+    )
+    parser.add_argument(
+        "name", metavar="NAME", type=_local_path, help="folder to create; its name is that of the Python package"
     )
 
 

@@ -26,6 +26,7 @@ from t5x_lite.objectives import OBJECTIVES, Causal, Objective, TextToText
 from t5x_lite.objectives.supervised import Supervised
 from t5x_lite.parallel.config import MeshConfig
 from t5x_lite.planner.config import PlanConfig
+from t5x_lite.plugins import load_plugins
 from t5x_lite.schema import Config, Int, OneOf, Settings, Strings, setting
 from t5x_lite.storage import expand
 from t5x_lite.tasks import TaskForm, objective_settings
@@ -265,8 +266,10 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         overrides: settings, `dotted.key=value`, that replace those of the file.
 
     Raises:
-        UserError: one line with every problem, where it was set, and the nearest valid spelling.
+        UserError: one line with every problem, where it was set, and the nearest valid spelling; a plugin that
+            cannot be loaded.
     """
+    load_plugins()
     path = find_config(path)
     sources = schema.read(RunConfig, path, overrides)
     completed = schema.Sources(_add_derived_settings(sources.values), sources.locations)

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 EXTRAS = {"gs": ("gcs", "gcsfs"), "s3": ("s3", "s3fs")}
 """Extra of this package, and the module that it installs, for each scheme."""
 
-# Other processes write to a store too. If a listing were kept, what they have written since would not exist, neither for
-# this module nor for Orbax, which opens the stores by itself.
+# Other processes write to a store too. If a listing were kept, what they have written since would not exist, neither
+# for this module nor for Orbax, which opens the stores by itself.
 for _protocol in ("gs", "gcs", "s3"):
     fsspec_settings.setdefault(_protocol, {}).setdefault("use_listings_cache", False)
 
@@ -201,23 +201,6 @@ def delete_folder(name: str) -> None:
             store.rm(root, recursive=True)
 
 
-def list_names(folder: str) -> set[str]:
-    """Return the names of the files in a folder, by one request for about a thousand of them.
-
-    Raises:
-        UserError: the store cannot be read.
-    """
-    if not is_remote(folder):
-        return {path.name for path in Path(folder).iterdir()}
-    store, root = open_store(folder)
-    with explained(folder, "read"):
-        try:
-            paths = store.ls(root, detail=False)
-        except FileNotFoundError:
-            return set()
-    return {path.rstrip("/").rpartition("/")[2] for path in paths}
-
-
 def tensorstore_location(folder: str) -> dict[str, str]:
     """Return the folder as the `kvstore` of TensorStore's specs, with the endpoint that AWS_ENDPOINT_URL names.
 
@@ -243,6 +226,27 @@ def file_exists(name: str) -> bool:
     store, root = open_store(name)
     with explained(name, "read"):
         return store.isfile(root)
+
+
+def list_names(folder: str) -> list[str]:
+    """Return the names of the files and folders in a folder; none if there is no such folder.
+
+    Raises:
+        UserError: the folder cannot be read.
+    """
+    try:
+        if not is_remote(folder):
+            return [path.name for path in Path(folder).iterdir()]
+        store, root = open_store(folder)
+        with explained(folder, "read"):
+            try:
+                return [entry.rstrip("/").rpartition("/")[2] for entry in store.ls(root, detail=False)]
+            except FileNotFoundError:
+                return []
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be read: {error.strerror}") from None
 
 
 @contextmanager

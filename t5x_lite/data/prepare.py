@@ -144,7 +144,7 @@ def _clean_missing(folder: str, jobs: Sequence[TokeniseJob], runner: str | None,
     if not file_exists(join(folder, REPORT_FILE)):
         for step in cleaning_jobs[0].steps:
             step.check()
-        names = list_names(folder)
+        names = set(list_names(folder))
         missing = [job for job in cleaning_jobs if f"{job.name}{COUNTS_SUFFIX}" not in names]
         clean = partial(clean_unit, folder=folder)
         _run_jobs("cleaning", clean, missing, runner, max_processes)
@@ -160,7 +160,7 @@ def _tokenise_missing(
     max_processes: int,
 ) -> None:
     """Tokenise the units that are not complete yet."""
-    names = list_names(files.folder)
+    names = set(list_names(files.folder))
     missing = [job for job in jobs if f"{job.name}{UNIT_SUFFIX}" not in names]
     if not sys.stderr.isatty():
         message = f"corpus: tokenising {len(missing)} of {len(jobs)} pieces of text into {files.folder}"
