@@ -5,5 +5,5 @@ from setuptools import find_packages, setup
 setup(
     packages=[*find_packages(include=["t5x_lite*"]), "t5x_lite.configs"],
     package_dir={"t5x_lite.configs": "configs"},
-    package_data={"t5x_lite.configs": ["**/*.yaml"]},
+    package_data={"t5x_lite.configs": ["**/*.yaml", "**/*.jinja"]},
 )

@@ -16,6 +16,7 @@ from t5x_lite.checkpoint import is_step
 from t5x_lite.config import RunConfig
 from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.data.training_data import TrainingData
+from t5x_lite.decode.chat import Chat, chat_prompts, check_chat
 from t5x_lite.decode.fill import Candidates, fill_masks
 from t5x_lite.decode.generate import Generator, decoding_settings
 from t5x_lite.errors import UserError
@@ -265,6 +266,18 @@ class Model:
         if isinstance(prompts, str):
             prompts = [prompts]
         return self.generator.generate(prompts, decoding_settings(**settings))
+
+    def chat(self, conversations: Sequence[Chat], **settings: Any) -> list[str]:
+        """Return the assistant's next turn in each conversation.
+
+        A conversation is a list of messages with `role` and `content`, which the tokenizer's chat template writes as
+        text. `settings` are those of `generate`.
+        """
+        try:
+            chats = [check_chat(messages) for messages in conversations]
+        except ValueError as error:
+            raise UserError(f"chat: {error}") from None
+        return self.generator.generate(chat_prompts(self, chats), decoding_settings(**settings))
 
     def fill(self, text: str, count: int = 5) -> list[Candidates]:
         """Return the likeliest tokens with their probabilities for each [MASK] of a text, predicted by an encoder."""

@@ -155,7 +155,17 @@ def _add_generate(commands: Commands) -> None:
     _add_run_argument(parser)
     _add_overrides(parser)
     _add_step_option(parser)
-    parser.add_argument("--prompt", action="append", required=True, help="text to continue; may be repeated")
+    prompts = parser.add_mutually_exclusive_group(required=True)
+    prompts.add_argument("--prompt", action="append", help="text to continue; may be repeated")
+    prompts.add_argument(
+        "--chat",
+        action="append",
+        metavar="TEXT",
+        help="message of a user, which the assistant answers by the tokenizer's chat template; may be repeated",
+    )
+    prompts.add_argument(
+        "--chat-file", type=_local_path, metavar="FILE", help="JSONL with a conversation in `messages` on each line"
+    )
     parser.add_argument(
         "--stop", action="append", default=argparse.SUPPRESS, help="text at which generation ends; may be repeated"
     )

@@ -308,7 +308,8 @@ def embed(options: argparse.Namespace, overrides: list[str]) -> int:
 
 def generate(options: argparse.Namespace, overrides: list[str]) -> int:
     """Run `t5x-lite generate RUN --prompt TEXT …`."""
-    from t5x_lite.decode.fill import print_generation
+    from t5x_lite.decode import chat
+    from t5x_lite.decode.fill import print_answers, print_generation
     from t5x_lite.decode.generate import decoding_settings
 
     settings = {}
@@ -316,10 +317,16 @@ def generate(options: argparse.Namespace, overrides: list[str]) -> int:
         if hasattr(options, name):
             settings[name] = getattr(options, name)
     decoding = decoding_settings(**settings)
-    for text in [*options.prompt, *settings.get("stop", [])]:
+    for text in [*(options.prompt or options.chat or []), *settings.get("stop", [])]:
         _check_utf8(text)
+    chats: list[chat.Chat] = [[{"role": "user", "content": text}] for text in options.chat or []]
+    if options.chat_file:
+        chats = chat.read_chats(options.chat_file)
     model = t5x_lite.load(options.run, step=options.step, overrides=overrides)
-    print_generation(model, options.prompt, decoding)
+    if chats:
+        print_answers(model, chat.chat_prompts(model, chats), decoding)
+    else:
+        print_generation(model, options.prompt, decoding)
     return 0
 
 

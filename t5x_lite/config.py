@@ -171,6 +171,13 @@ class RunConfig(Config):
                 f"objective {objective.name} is trained on sentences: it needs data.packing=sentences and "
                 f"data.parts=line or punctuation, found packing={packing}, parts={parts}"
             )
+        if objective.rows == "turns" and parts != "turns":
+            yield (
+                f"objective {objective.name} is trained on conversations: it needs data.parts=turns and "
+                f"data.field=messages, found parts={parts}"
+            )
+        if parts == "turns" and self.adapt is None and not isinstance(self.tokenizer, TokenizerFile | Bytes):
+            yield "data.parts=turns needs a tokenizer with a chat template: set adapt.from or tokenizer.file.path"
         if objective.rows == "pairs" and (parts != "fields" or packing not in objective.packings):
             packings = " or ".join(objective.packings)
             yield (

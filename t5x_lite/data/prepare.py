@@ -18,6 +18,7 @@ from pathlib import Path
 
 from t5x_lite.data import beam, sources
 from t5x_lite.data.config import DataConfig, MixedSource
+from t5x_lite.data.conversations import ChatEncoder
 from t5x_lite.data.corpus import CORPUS_FILE
 from t5x_lite.data.corpus_index import has_index, is_intact, write_index
 from t5x_lite.data.corpus_lock import CorpusLock
@@ -125,6 +126,8 @@ def _hash_settings(jobs: Sequence[TokeniseJob], data: DataConfig, tokenizer: Tok
     options = f"{data.end_of_document} {data.validation_fraction} {data.validation_by}"
     if data.parts != "none":
         options += f" {data.parts}"
+    if data.parts == "turns":
+        options += f" {ChatEncoder(tokenizer).template.fingerprint}"
     if sentence_border(tokenizer, data):
         options += " with the space between sentences"
     if data.end_of_document and tokenizer.eos != tokenizer.usual_eos:

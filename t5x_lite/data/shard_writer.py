@@ -18,6 +18,7 @@ from jaxtyping import Int32
 
 from t5x_lite.data import sources
 from t5x_lite.data.config import DataConfig
+from t5x_lite.data.conversations import Conversation, read_conversations
 from t5x_lite.data.shards import SPLITS, ShardFiles, Split, encode_record
 from t5x_lite.data.sources import FIELD_BORDER, REPLACEMENT, Unit
 from t5x_lite.data.token_documents import token_documents
@@ -72,6 +73,10 @@ def tokenise_unit(
         if job.unit.format in TOKEN_FILES:
             for tokens in token_documents(job.unit, tokenizer):
                 writers[_split_of_document(job, tokens.tobytes(), data)].add_tokens(tokens)
+        elif data.parts == "turns":
+            for conversation in read_conversations(job.unit, tokenizer):
+                split = _split_of_document(job, conversation.text.encode("utf-8", errors="replace"), data)
+                writers[split].add_conversation(conversation)
         else:
             for split, text in _assign_splits(job, data):
                 writers[split].add(text)
@@ -185,7 +190,7 @@ class ShardWriter:
         self._tokenizer = tokenizer
         self._record_tokens = record_tokens
         self._has_parts = data.parts != "none"
-        self._split_parts = PART_SPLITTERS[data.parts]
+        self._split_parts = PART_SPLITTERS.get(data.parts, _keep_whole)
         self._border = sentence_border(tokenizer, data)
         self._eos = tokenizer.eos if data.end_of_document else None
         self._token_bytes = 2
@@ -219,6 +224,14 @@ class ShardWriter:
             tokens = np.append(tokens, np.int32(self._eos))
         self._counts["tokens"] += len(tokens)
         self._write_document(tokens)
+
+    def add_conversation(self, conversation: Conversation) -> None:
+        """Add a conversation, whose parts are its turns."""
+        self._counts["documents"] += 1
+        self._counts["text_bytes"] += len(conversation.text.encode("utf-8", errors="replace"))
+        self._counts["tokens"] += len(conversation.tokens)
+        self._part_lengths += conversation.part_lengths.tolist()
+        self._write_document(conversation.tokens)
 
     def finish(self) -> Counter[str]:
         """Write what is left, give the files their names, and return the counts of the shard."""

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import zip_longest
+from typing import TypeAlias
 
 from t5x_lite.data import hub_datasets
 from t5x_lite.data.config import STANDARD_LIBRARY, SourceConfig
@@ -40,6 +41,8 @@ UNIT_RECORDS = 50_000
 REPLACEMENT = "\ufffd"
 FIELD_BORDER = "\x1e"
 """Separates the fields of a document: ASCII's record separator, which is removed from the text itself."""
+LocatedRecord: TypeAlias = tuple[Callable[[], str], object]
+"""A record, after a function that says where it comes from."""
 
 
 @dataclass(frozen=True)
@@ -155,6 +158,23 @@ def documents(unit: Unit) -> Iterator[tuple[str, str]]:
             raise UserError(f"{path}: cannot be read: {error}") from None
 
 
+def records(unit: Unit) -> Iterator[LocatedRecord]:
+    """Yield each record of a unit, in order, with a function that says where it comes from.
+
+    Raises:
+        UserError: a format without records, a line that is not JSON, a file that cannot be read.
+    """
+    if unit.format not in RECORD_READERS:
+        raise UserError(
+            f"{unit.path}: format {unit.format} has no records with fields; use {', '.join(RECORD_READERS)}"
+        )
+    for path in unit.paths:
+        try:
+            yield from RECORD_READERS[unit.format](replace(unit, paths=(path,)))
+        except READ_ERRORS as error:
+            raise UserError(f"{path}: cannot be read: {error}") from None
+
+
 def _list_files(source: SourceConfig, library_files: list[str]) -> list[str]:
     """Return the files of all patterns; of parallel text, those of the first field."""
     paths: list[str] = []
@@ -238,12 +258,12 @@ def _read_python(unit: Unit) -> Iterator[str]:
     return module_texts(unit.path)
 
 
-def _read_hub(unit: Unit) -> Iterator[str]:
-    """Yield the text of each record of the shards `[start, stop)` of a data set of the Hugging Face Hub."""
+def _hub_records(unit: Unit) -> Iterator[LocatedRecord]:
+    """Yield each record of the shards `[start, stop)` of a data set of the Hugging Face Hub."""
     dataset = hub_datasets.parse(unit.path)
     for shard in range(unit.start, unit.stop):
         for number, record in enumerate(hub_datasets.records(dataset, shard)):
-            yield _record_text(record, unit, partial("{} shard {} record {}".format, unit.path, shard, number))
+            yield partial("{} shard {} record {}".format, unit.path, shard, number), record
 
 
 def _read_lines(unit: Unit) -> Iterator[tuple[int, str]]:
@@ -295,7 +315,7 @@ def _read_text(unit: Unit) -> Iterator[str]:
         yield "".join(paragraph).rstrip("\r\n")
 
 
-def _read_jsonl(unit: Unit) -> Iterator[str]:
+def _jsonl_records(unit: Unit) -> Iterator[LocatedRecord]:
     for number, (offset, line) in enumerate(_read_lines(unit), start=1):
         if not line.strip():
             continue
@@ -305,7 +325,7 @@ def _read_jsonl(unit: Unit) -> Iterator[str]:
             raise UserError(f"{_line_location(unit, number, offset)}: not a JSON object: {error.msg}") from None
         except (RecursionError, ValueError) as error:  # nested too deeply, or a number of too many digits
             raise UserError(f"{_line_location(unit, number, offset)}: cannot be read as JSON: {error}") from None
-        yield _record_text(record, unit, partial(_line_location, unit, number, offset))
+        yield partial(_line_location, unit, number, offset), record
 
 
 def _line_location(unit: Unit, number: int, offset: int) -> str:
@@ -315,9 +335,10 @@ def _line_location(unit: Unit, number: int, offset: int) -> str:
     return f"{unit.path}:{number}"
 
 
-def _record_text(record: object, unit: Unit, describe_location: Callable[[], str]) -> str:
-    """Return the text of a record: its fields, joined by `FIELD_BORDER`."""
-    return _join_fields([_field_text(record, name, describe_location) for name in unit.field])
+def _read_record_texts(unit: Unit) -> Iterator[str]:
+    """Yield the text of each record: its fields, joined by `FIELD_BORDER`."""
+    for describe_location, record in RECORD_READERS[unit.format](unit):
+        yield _join_fields([_field_text(record, name, describe_location) for name in unit.field])
 
 
 def _join_fields(texts: Sequence[str]) -> str:
@@ -366,7 +387,7 @@ def _read_parallel(unit: Unit) -> Iterator[str]:
         yield _join_fields([line.rstrip("\r\n") for _, line in lines])
 
 
-def _read_parquet(unit: Unit) -> Iterator[str]:
+def _parquet_records(unit: Unit) -> Iterator[LocatedRecord]:
     with open_parquet(unit.path) as file:
         columns = file.schema_arrow.names
         for name in unit.field:
@@ -374,22 +395,26 @@ def _read_parquet(unit: Unit) -> Iterator[str]:
                 raise UserError(f"{unit.path}: no column {name!r} (found {', '.join(columns)}); set data.field")
         stop = file.num_row_groups if unit.stop == -1 else unit.stop
         for record in parquet_rows(unit.path, file, unit.field, range(unit.start, stop)):
-            yield _record_text(record, unit, partial(str, unit.path))
+            yield partial(str, unit.path), record
 
 
-def _read_tfds(unit: Unit) -> Iterator[str]:
+def _tfds_records(unit: Unit) -> Iterator[LocatedRecord]:
     source = open_tfds(unit.path, unit.split)
     for number in range(unit.start, unit.stop):
-        yield _record_text(source[number], unit, partial("{} record {}".format, unit.path, number))
+        yield partial("{} record {}".format, unit.path, number), source[number]
 
 
+RECORD_READERS: dict[str, Callable[[Unit], Iterator[LocatedRecord]]] = {
+    "jsonl": _jsonl_records,
+    "parquet": _parquet_records,
+    "tfds": _tfds_records,
+    "hub": _hub_records,
+}
+"""Readers of the records of one file, by the format of a unit."""
 READERS: dict[str, Callable[[Unit], Iterator[str]]] = {
     "text": _read_text,
-    "jsonl": _read_jsonl,
-    "parquet": _read_parquet,
     "parallel": _read_parallel,
-    "tfds": _read_tfds,
     "python": _read_python,
-    "hub": _read_hub,
+    **dict.fromkeys(RECORD_READERS, _read_record_texts),
 }
-"""Readers of one file, by the format of a unit."""
+"""Readers of the texts of one file, by the format of a unit."""

@@ -4,6 +4,7 @@ from t5x_lite.objectives.causal import Causal
 from t5x_lite.objectives.choice import Choice
 from t5x_lite.objectives.classify import Classify, Regress
 from t5x_lite.objectives.contrastive import Contrastive
+from t5x_lite.objectives.conversation import Conversation
 from t5x_lite.objectives.extract import Extract
 from t5x_lite.objectives.masked import Masked
 from t5x_lite.objectives.objective import ExampleContext, Features, Objective, TokenRow, Vocabulary
@@ -19,6 +20,7 @@ from t5x_lite.objectives.ul2 import UL2
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "causal": Causal,
+    "conversation": Conversation,
     "prefix": Prefix,
     "span_corruption": SpanCorruption,
     "ul2": UL2,

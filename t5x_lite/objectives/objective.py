@@ -19,8 +19,9 @@ from t5x_lite.schema import Config
 Features: TypeAlias = Mapping[str, np.ndarray]
 """Inputs of a model and its loss, of fixed shapes; each objective documents its own. Padding is `segment_ids == 0`."""
 
-RowKind = Literal["tokens", "sentences", "pairs"]
-"""Kinds of rows that an objective makes examples of: any tokens, whole sentences of one document, or pairs of texts."""
+RowKind = Literal["tokens", "sentences", "pairs", "turns"]
+"""Kinds of rows that an objective makes examples of: any tokens, whole sentences of one document, pairs of texts, or
+turns of conversations."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ class Objective(Config):
         """Kind of row that one example is made of.
 
         `sentences` need `data.parts=line` or `punctuation` and come with a `second_sentence`; `pairs` need
-        `data.parts=fields`.
+        `data.parts=fields`, `turns` need `data.parts=turns`.
         """
         return "tokens"
 
