@@ -72,7 +72,7 @@ def test_a_run_learns_to_answer_and_its_export_has_the_template(
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["data.parts=none", "data.chat_template="], "is trained on conversations: it needs data.parts=turns"),
+        (["data.parts=none", "data.chat_template=''"], "is trained on conversations: it needs data.parts=turns"),
         (["data.parts=none"], "chat_template is for parts=turns"),
         (["data.end_of_document=true"], "parts=turns needs end_of_document=false"),
         (["data.validation_by=position"], "parts=turns needs end_of_document=false"),
@@ -87,5 +87,5 @@ def test_a_config_that_cannot_work_is_refused(overrides: list[str], message: str
 def test_a_tokenizer_that_would_be_trained_has_no_template(tmp_path: Path) -> None:
     path = tmp_path / "scratch.yaml"
     path.write_text(f"base: [llama/7b, {CHAT}]\nadapt: null\n")
-    with pytest.raises(UserError, match="data.parts=turns needs a tokenizer with a chat template"):
+    with pytest.raises(UserError, match=r"data\.parts=turns needs a tokenizer with a chat template"):
         configuration.load(path, ["tokenizer=unigram"])
