@@ -44,6 +44,11 @@ class AdaptationMethod(Config):
     """Nothing of the old model trains."""
 
     @property
+    def keeps_base(self) -> bool:
+        """Return whether the first weights stay in memory, so that losses can compare with the first model."""
+        return self.freezes_base and not self.placeholders
+
+    @property
     def placeholders(self) -> int:
         """Return the number of soft tokens, of ids -1, -2, …, before each input."""
         return 0

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Bool, Int32, Int64
@@ -78,6 +79,19 @@ class ChatEncoder:
             is_assistant |= (offsets[:, 0] < stop) & (offsets[:, 1] > start)
         return Conversation(chat.text, np.array(encoding.ids, np.int32), is_assistant)
 
+    def encode_answer(
+        self, prompt: Sequence[Message], answer: Sequence[Message]
+    ) -> tuple[Int32[np.ndarray, "_"], Int32[np.ndarray, "_"]]:
+        """Return the ids of a prompt and of its answer; see `AnswerEncoder`."""
+        text = self.template.render([*prompt, *answer])
+        prompt_text = self.template.render(prompt, add_generation_prompt=True)
+        if not text.startswith(prompt_text):
+            raise ValueError("the chat template writes the prompt differently once the answer follows")
+        encoding = self._backend.encode(text, add_special_tokens=False)
+        ids = np.array(encoding.ids, np.int32)
+        is_prompt = np.array(encoding.offsets, np.int64).reshape(-1, 2)[:, 0] < len(prompt_text)
+        return ids[is_prompt], ids[~is_prompt]
+
     def encode_prompt(self, messages: Sequence[Message], tools: object = None) -> Int32[np.ndarray, "l"]:
         """Return the ids of a conversation that the assistant is to continue.
 
@@ -86,6 +100,38 @@ class ChatEncoder:
         """
         text = self.template.render(messages, tools, add_generation_prompt=True)
         return np.array(self._backend.encode(text, add_special_tokens=False).ids, np.int32)
+
+
+class AnswerEncoder:
+    """Writes prompts and their answers as token ids, both given as messages.
+
+    The chat template is compiled at the first use, because most tokenizers have none.
+
+    Args:
+        tokenizer: has the chat template in its settings.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    def __call__(
+        self, prompt: Sequence[object], answer: Sequence[object]
+    ) -> tuple[Int32[np.ndarray, "_"], Int32[np.ndarray, "_"]]:
+        """Return the ids of the prompt, with the beginning of the assistant's turn, and those of the answer.
+
+        Raises:
+            UserError: the tokenizer has no chat template.
+            ValueError: they are not messages, or the template refuses them, or writes the prompt differently once the
+                answer follows.
+        """
+        return self._encoder.encode_answer(check_messages(prompt), check_messages(answer))
+
+    @cached_property
+    def _encoder(self) -> ChatEncoder:
+        return ChatEncoder(self._tokenizer)
+
+    def __reduce__(self) -> tuple[type["AnswerEncoder"], tuple[object, ...]]:
+        return type(self), (self._tokenizer,)
 
 
 def read_conversations(unit: Unit, tokenizer: Tokenizer) -> Iterator[Conversation]:

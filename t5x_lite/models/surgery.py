@@ -135,6 +135,10 @@ class Surgeon:
         """Make the states the mean of the outputs of the last `layers` layers."""
         self._reader().stack.average = layers
 
+    def add_reference(self) -> None:
+        """Put a second model of the same config beside the layers, as `reference`."""
+        self.model.reference = type(self.model)(self.config, rngs=self.rngs)
+
     def _reader(self) -> Backbone:
         """Return the backbone that reads the inputs."""
         return getattr(self.model, "encoder", None) or self.model.decoder

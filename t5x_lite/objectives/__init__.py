@@ -8,6 +8,7 @@ from t5x_lite.objectives.conversation import Conversation
 from t5x_lite.objectives.extract import Extract
 from t5x_lite.objectives.masked import Masked
 from t5x_lite.objectives.objective import ExampleContext, Features, Objective, TokenRow, Vocabulary
+from t5x_lite.objectives.preference import Preference
 from t5x_lite.objectives.prefix import Prefix
 from t5x_lite.objectives.replaced_token import ReplacedToken
 from t5x_lite.objectives.reward import Reward
@@ -36,6 +37,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "choice": Choice,
     "similarity": Similarity,
     "reward": Reward,
+    "preference": Preference,
 }
 
 __all__ = ["OBJECTIVES", "Causal", "ExampleContext", "Features", "Objective", "TextToText", "TokenRow", "Vocabulary"]

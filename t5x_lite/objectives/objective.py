@@ -165,6 +165,11 @@ class Objective(Config):
         return False
 
     @property
+    def needs_reference(self) -> bool:
+        """True if the loss compares the model with the one that the run adapts (see `models.reference`)."""
+        return False
+
+    @property
     def static_epochs(self) -> int:
         """Number of epochs after which the random choices repeat; 0 for never."""
         return 0
