@@ -287,7 +287,9 @@ class Model:
         """Return the log-probability of each text in nats; see `evaluate.score.score`."""
         return scoring.score(self, texts, inputs)
 
-    def embed(self, texts: Sequence[str], pool: str | None = None, layer: int | None = None) -> Embeddings:
+    def embed(
+        self, texts: Sequence[str], pool: str | None = None, layer: int | Sequence[int] | None = None
+    ) -> Embeddings:
         """Return float32 `[texts, embed]`; with pool `none` a list of `[tokens, embed]`. See `evaluate.embed.embed`."""
         return embedding.embed(self, texts, pool, layer)
 

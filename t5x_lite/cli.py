@@ -301,8 +301,32 @@ def embed(options: argparse.Namespace, overrides: list[str]) -> int:
     suffix = ".npz" if options.pool == "none" else ".npy"
     path = options.to or options.file.with_suffix(suffix)
     model = t5x_lite.load(options.run, step=options.step, overrides=overrides)
-    shape = embed_file(model, options.file, path, options.pool, options.layer)
+    layer = options.layer
+    if layer is not None and len(layer) == 1:
+        (layer,) = layer
+    shape = embed_file(model, options.file, path, options.pool, layer)
     print(f"{path}: {' × '.join(map(str, shape))}")
+    return 0
+
+
+def probe(options: argparse.Namespace, overrides: list[str]) -> int:
+    """Run `t5x-lite probe RUN --train FILE --test FILE …`."""
+    from t5x_lite.evaluate.probe import ProbeSettings, probe_layers
+    from t5x_lite.evaluate.probe_picture import check_picture, draw_probe, print_probe
+
+    if options.to:
+        check_picture(options.to)
+    model = t5x_lite.load(options.run, step=options.step, overrides=overrides)
+    settings = ProbeSettings(options.text, options.label, options.columns, options.pool, options.limit)
+    report = probe_layers(model, options.train, options.test, settings)
+    picture = options.to or model.run.folder / "eval" / str(model.step) / "probe.png"
+    draw_probe(report, picture)
+    report.save(picture.with_suffix(".json"))
+    if options.json:
+        print(json.dumps(report.as_json()))
+    else:
+        print_probe(report)
+        print(f"most frequent label: {report.majority:.1%}; {local_copies.with_urls(str(picture))}")
     return 0
 
 
@@ -397,6 +421,7 @@ COMMANDS: dict[str, Command] = {
     "sweep": sweep,
     "eval": evaluate,
     "embed": embed,
+    "probe": probe,
     "generate": generate,
     "import": import_,
     "export": export,

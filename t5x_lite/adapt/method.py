@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 NamedArrays: TypeAlias = Mapping[str, Array]
 """Arrays by dotted name; those of a stack's layers have a leading axis over the repeats of its pattern."""
-ADDED_PARTS = (".adapter.", ".adapters.", ".prefix.", ".prompt.")
+ADDED_PARTS = (".adapter.", ".adapters.", ".prefix.", ".prompt.", ".mix.")
 """Parts of the names of parameters that surgery adds."""
 
 

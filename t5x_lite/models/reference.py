@@ -7,6 +7,7 @@ from flax import nnx
 from t5x_lite.models.attention.layer import Attention
 from t5x_lite.models.block import Block
 from t5x_lite.models.layers import Embed, Linear
+from t5x_lite.models.stack import Stack
 
 
 def reference_model(model: Any) -> Any:
@@ -27,6 +28,8 @@ def reference_model(model: Any) -> Any:
             module.adapters = nnx.data(None)
         elif isinstance(module, Attention):
             module.prefix = nnx.data(None)
+        elif isinstance(module, Stack):
+            module.mix = nnx.data(None)
         elif isinstance(module, Embed):
             module.prompt = nnx.data(None)
     return base
