@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 import t5x_lite
+from t5x_lite.errors import UserError
 from t5x_lite.evaluate.config import EVAL_ARGUMENTS
 from t5x_lite.storage import is_remote
 
@@ -300,3 +301,15 @@ def _add_step_option(parser: argparse.ArgumentParser) -> None:
 
 def _add_json_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the result as JSON, and nothing else")
+
+
+def check_utf8(text: str) -> None:
+    """Refuse a text of the command line whose bytes are not UTF-8: Python has surrogates for them.
+
+    Raises:
+        UserError: with the text.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"command line: {text!r} is not valid UTF-8") from None

@@ -7,7 +7,6 @@ import argparse
 import json
 import logging
 import os
-import select
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -19,11 +18,12 @@ from typing import TYPE_CHECKING, TypeAlias
 import t5x_lite
 from t5x_lite import config as configuration
 from t5x_lite import local_copies, schema
-from t5x_lite.arguments import DECODING_OPTIONS, build_parser
+from t5x_lite.arguments import DECODING_OPTIONS, build_parser, check_utf8
 from t5x_lite.errors import STOPPED, UserError
 from t5x_lite.parallel.config import gpu_count
 from t5x_lite.parallel.job_environment import set_job_environment
 from t5x_lite.planner import libtpu
+from t5x_lite.standard_output import discard_stdout, is_stdout_closed
 from t5x_lite.unexpected import DEBUG_VARIABLE, as_user_error, describe_bug
 
 if TYPE_CHECKING:
@@ -56,9 +56,9 @@ def main(arguments: Sequence[str] | None = None, commands: Mapping[str, Command]
             if sys.stdout is not None:  # it is None if the process was started without a standard output
                 sys.stdout.flush()  # a closed pipe is noticed here, and not when the interpreter exits
     except BrokenPipeError:
-        if not _is_stdout_closed():
+        if not is_stdout_closed():
             raise
-        _discard_stdout()
+        discard_stdout()
         return BROKEN_PIPE
     except SystemExit as stop:
         if isinstance(stop.__context__, BrokenPipeError):  # rich exits with code 1 if standard output is closed
@@ -109,18 +109,6 @@ def _run_and_upload(command: Command, options: argparse.Namespace, overrides: li
 def _print_error(message: str) -> None:
     """Print an error in one line, whatever line breaks a path or another library's message has."""
     print("t5x-lite: " + " ".join(local_copies.with_urls(message).splitlines()), file=sys.stderr)
-
-
-def _is_stdout_closed() -> bool:
-    """Return whether the reader of the pipe that standard output writes to is gone."""
-    poll = select.poll()
-    poll.register(sys.stdout.fileno(), select.POLLOUT)
-    return any(event & select.POLLERR for _, event in poll.poll(0))
-
-
-def _discard_stdout() -> None:
-    """Redirect standard output to nowhere, so that the interpreter can flush it when it exits."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _silence_orbax() -> None:
@@ -301,10 +289,7 @@ def embed(options: argparse.Namespace, overrides: list[str]) -> int:
     suffix = ".npz" if options.pool == "none" else ".npy"
     path = options.to or options.file.with_suffix(suffix)
     model = t5x_lite.load(options.run, step=options.step, overrides=overrides)
-    layer = options.layer
-    if layer is not None and len(layer) == 1:
-        (layer,) = layer
-    shape = embed_file(model, options.file, path, options.pool, layer)
+    shape = embed_file(model, options.file, path, options.pool, options.layer)
     print(f"{path}: {' × '.join(map(str, shape))}")
     return 0
 
@@ -312,7 +297,7 @@ def embed(options: argparse.Namespace, overrides: list[str]) -> int:
 def probe(options: argparse.Namespace, overrides: list[str]) -> int:
     """Run `t5x-lite probe RUN --train FILE --test FILE …`."""
     from t5x_lite.evaluate.probe import ProbeSettings, probe_layers
-    from t5x_lite.evaluate.probe_picture import check_picture, draw_probe, print_probe
+    from t5x_lite.evaluate.probe_report import check_picture, print_probe, write_probe
 
     if options.to:
         check_picture(options.to)
@@ -320,13 +305,8 @@ def probe(options: argparse.Namespace, overrides: list[str]) -> int:
     settings = ProbeSettings(options.text, options.label, options.columns, options.pool, options.limit)
     report = probe_layers(model, options.train, options.test, settings)
     picture = options.to or model.run.folder / "eval" / str(model.step) / "probe.png"
-    draw_probe(report, picture)
-    report.save(picture.with_suffix(".json"))
-    if options.json:
-        print(json.dumps(report.as_json()))
-    else:
-        print_probe(report)
-        print(f"most frequent label: {report.majority:.1%}; {local_copies.with_urls(str(picture))}")
+    write_probe(report, picture)
+    print_probe(report, as_json=options.json)
     return 0
 
 
@@ -342,24 +322,14 @@ def generate(options: argparse.Namespace, overrides: list[str]) -> int:
             settings[name] = getattr(options, name)
     decoding = decoding_settings(**settings)
     for text in [*(options.prompt or options.chat or []), *settings.get("stop", [])]:
-        _check_utf8(text)
-    chats: list[chat.Chat] = [[{"role": "user", "content": text}] for text in options.chat or []]
-    if options.chat_file:
-        chats = chat.read_chats(options.chat_file)
+        check_utf8(text)
+    chats = chat.read_chats(options.chat_file) if options.chat_file else chat.user_chats(options.chat or [])
     model = t5x_lite.load(options.run, step=options.step, overrides=overrides)
     if chats:
         print_answers(model, chat.chat_prompts(model, chats), decoding)
     else:
         print_generation(model, options.prompt, decoding)
     return 0
-
-
-def _check_utf8(text: str) -> None:
-    """Refuse a text of the command line whose bytes are not UTF-8: Python has surrogates for them."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise UserError(f"command line: {text!r} is not valid UTF-8") from None
 
 
 def import_(options: argparse.Namespace, overrides: list[str]) -> int:

@@ -17,7 +17,6 @@ from t5x_lite.data.files import (
     BYTE_ORDER_MARK,
     LARGEST_DOCUMENT,
     READ_ERRORS,
-    count_lines,
     is_compressed,
     match_files,
     open_file,
@@ -25,6 +24,7 @@ from t5x_lite.data.files import (
     open_tfds,
     parquet_rows,
 )
+from t5x_lite.data.lines import check_size, line_location, read_lines
 from t5x_lite.data.standard_library import module_texts, standard_library_files
 from t5x_lite.data.token_files import TOKEN_FILES
 from t5x_lite.data.token_files.megatron import index_path
@@ -266,44 +266,15 @@ def _hub_records(unit: Unit) -> Iterator[LocatedRecord]:
             yield partial("{} shard {} record {}".format, unit.path, shard, number), record
 
 
-def _read_lines(unit: Unit) -> Iterator[tuple[int, str]]:
-    """Yield the byte offset and the text of each line that begins inside the unit."""
-    with open_file(unit.path) as file:
-        offset = 0
-        if unit.start:
-            # Skip the line that begins before the unit. The search for its end starts one byte early, so that a line
-            # that begins exactly at the unit's start is read.
-            file.seek(unit.start - 1)
-            offset = unit.start - 1 + len(file.readline())
-        while line := file.readline(LARGEST_DOCUMENT + 1):
-            _check_size(unit, line)
-            if unit.stop != -1 and offset >= unit.stop:
-                return
-            text = line.decode("utf-8", errors="replace")
-            if offset == 0:
-                text = text.removeprefix(BYTE_ORDER_MARK)
-            yield offset, text
-            offset += len(line)
-
-
-def _check_size(unit: Unit, content: bytes) -> None:
-    """Refuse a line or file that would not fit in memory, such as what a small compressed file can grow to."""
-    if len(content) > LARGEST_DOCUMENT:
-        raise UserError(
-            f"{unit.path}: has a line or document of more than {LARGEST_DOCUMENT >> 30} GiB; cut it into lines or "
-            "several files (data.document)"
-        )
-
-
 def _read_text(unit: Unit) -> Iterator[str]:
     if unit.document == "file":
         with open_file(unit.path) as file:
             content = file.read(LARGEST_DOCUMENT + 1)
-        _check_size(unit, content)
+        check_size(unit.path, content)
         yield content.decode("utf-8", errors="replace").removeprefix(BYTE_ORDER_MARK)
         return
     paragraph: list[str] = []
-    for _, line in _read_lines(unit):
+    for _, line in read_lines(unit.path, unit.start, unit.stop):
         if unit.document == "line":
             yield line.rstrip("\r\n")
         elif line.strip():
@@ -316,23 +287,21 @@ def _read_text(unit: Unit) -> Iterator[str]:
 
 
 def _jsonl_records(unit: Unit) -> Iterator[LocatedRecord]:
-    for number, (offset, line) in enumerate(_read_lines(unit), start=1):
+    for number, (offset, line) in enumerate(read_lines(unit.path, unit.start, unit.stop), start=1):
         if not line.strip():
             continue
+        describe_location = partial(line_location, unit.path, number, offset, begins_at=unit.start)
         try:
             record = json.loads(line)
         except json.JSONDecodeError as error:
-            raise UserError(f"{_line_location(unit, number, offset)}: not a JSON object: {error.msg}") from None
+            raise UserError(
+                f"{line_location(unit.path, number, offset, begins_at=unit.start)}: not a JSON object: {error.msg}"
+            ) from None
         except (RecursionError, ValueError) as error:  # nested too deeply, or a number of too many digits
-            raise UserError(f"{_line_location(unit, number, offset)}: cannot be read as JSON: {error}") from None
-        yield partial(_line_location, unit, number, offset), record
-
-
-def _line_location(unit: Unit, number: int, offset: int) -> str:
-    """Return `file:line` for line `number` of a unit. Only an error pays for counting the lines before the unit."""
-    if unit.start:
-        number = 1 + count_lines(unit.path, offset)
-    return f"{unit.path}:{number}"
+            raise UserError(
+                f"{line_location(unit.path, number, offset, begins_at=unit.start)}: cannot be read as JSON: {error}"
+            ) from None
+        yield describe_location, record
 
 
 def _read_record_texts(unit: Unit) -> Iterator[str]:
@@ -376,7 +345,7 @@ def _read_parallel(unit: Unit) -> Iterator[str]:
             raise UserError(
                 f"{path}: does not exist, but {unit.path} does; parallel text has one file per field (data.field)"
             )
-    files = [_read_lines(replace(unit, paths=(path,), document="line")) for path in paths]
+    files = [read_lines(path) for path in paths]
     for number, lines in enumerate(zip_longest(*files), start=1):
         if None in lines:
             shortest = paths[lines.index(None)]

@@ -37,6 +37,11 @@ def read_chats(path: Path) -> list[Chat]:
     return chats
 
 
+def user_chats(texts: Sequence[str]) -> list[Chat]:
+    """Return a conversation for each text, the first message of a user."""
+    return [[{"role": "user", "content": text}] for text in texts]
+
+
 def check_chat(messages: object) -> Chat:
     """Return the messages of a conversation that the assistant can continue.
 

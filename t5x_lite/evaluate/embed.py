@@ -63,6 +63,8 @@ def embed(
     if pool == "cls" and family == "decoder":
         raise UserError("pool cls: the first token of a decoder sees no other; take mean or max")
     layers: int | tuple[int, ...] | None
+    if isinstance(layer, Sequence) and len(layer) == 1:
+        (layer,) = layer
     if isinstance(layer, Sequence):
         layers = tuple(_layer_number(model, number) for number in layer)
     else:

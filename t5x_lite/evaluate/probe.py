@@ -103,6 +103,8 @@ def probe_layers(model: EvaluationModel, train: Path, test: Path, settings: Prob
         UserError: a file that cannot be read or has no records, a missing column, an unknown label, or a pool that
             does not exist.
     """
+    if settings.limit < 0:
+        raise UserError(f"--limit {settings.limit}: expected a number of records, or 0 for all")
     pools = [name for name, function in POOLS.items() if function is not None]
     if settings.pool not in pools:
         raise UserError(f"--pool {settings.pool} is not one of {', '.join(pools)}")

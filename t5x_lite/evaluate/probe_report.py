@@ -1,5 +1,7 @@
-"""The measures of a probe over the layers of a model, as a table and as a picture."""
+"""Reports of a probe over the layers of a model: a table, a picture and JSON."""
 
+import json
+import sys
 from pathlib import Path
 
 import matplotlib
@@ -9,6 +11,7 @@ from rich.table import Table
 
 from t5x_lite.errors import UserError
 from t5x_lite.evaluate.probe import ProbeReport
+from t5x_lite.local_copies import with_urls
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -25,8 +28,11 @@ def check_picture(path: Path) -> None:
         raise UserError(f"--to {path}: is not the name of a picture; it ends in .{' or .'.join(sorted(kinds))}")
 
 
-def print_probe(report: ProbeReport) -> None:
-    """Print a table with a row for each layer."""
+def print_probe(report: ProbeReport, *, as_json: bool) -> None:
+    """Print a table with a row for each layer, or all numbers as JSON."""
+    if as_json:
+        print(json.dumps(report.as_json()))
+        return
     table = Table(box=None, padding=(0, 2), header_style="")
     for title in ("layer", "train", "test", "anisotropy", "self-similarity"):
         table.add_column(title, justify="right")
@@ -36,10 +42,26 @@ def print_probe(report: ProbeReport) -> None:
             similarity = f"{layer.self_similarity:.3f}"
         accuracies = [f"{layer.train_accuracy:.1%}", f"{layer.accuracy:.1%}"]
         table.add_row(str(layer.layer), *accuracies, f"{layer.anisotropy:.3f}", similarity)
-    Console(highlight=False, markup=False, emoji=False, soft_wrap=True).print(table)
+    console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+    console.print(table)
+    console.print(f"most frequent label: {report.majority:.1%}")
 
 
-def draw_probe(report: ProbeReport, to: Path) -> None:
+def write_probe(report: ProbeReport, picture: Path) -> None:
+    """Write the picture, and the numbers as JSON beside it.
+
+    Raises:
+        UserError: a file cannot be written.
+    """
+    try:
+        _draw_probe(report, picture)
+    except OSError as error:
+        raise UserError(f"{picture}: cannot be written: {error.strerror}") from None
+    report.save(picture.with_suffix(".json"))
+    print(f"probe: {with_urls(str(picture))}", file=sys.stderr, flush=True)
+
+
+def _draw_probe(report: ProbeReport, to: Path) -> None:
     """Draw accuracy, and below it anisotropy and self-similarity, over the layers."""
     numbers = [layer.layer for layer in report.layers]
     figure, (above, below) = pyplot.subplots(2, 1, figsize=(7, 7), sharex=True)
