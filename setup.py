@@ -9,7 +9,7 @@ setup(
     packages=[*find_packages(include=["t5x_lite*"]), "t5x_lite.configs"],
     package_dir={"t5x_lite.configs": "configs"},
     package_data={
-        "t5x_lite.configs": ["**/*.yaml"],
+        "t5x_lite.configs": ["**/*.yaml", "**/*.jinja"],
         "t5x_lite.evaluate.page": ["page.css", "page.js"],
         "t5x_lite.new_project": ["template/**/*", "template/.gitignore"],
     },

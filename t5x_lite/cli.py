@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import t5x_lite
 from t5x_lite import config as configuration
 from t5x_lite import local_copies, schema
-from t5x_lite.arguments import DECODING_OPTIONS, build_parser
+from t5x_lite.arguments import DECODING_OPTIONS, build_parser, check_utf8
 from t5x_lite.errors import STOPPED, UserError
 from t5x_lite.parallel.config import gpu_count
 from t5x_lite.parallel.job_environment import set_job_environment
@@ -282,9 +282,26 @@ def embed(options: argparse.Namespace, overrides: list[str]) -> int:
     return 0
 
 
+def probe(options: argparse.Namespace, overrides: list[str]) -> int:
+    """Run `t5x-lite probe RUN --train FILE --test FILE …`."""
+    from t5x_lite.evaluate.probe import ProbeSettings, probe_layers
+    from t5x_lite.evaluate.probe_report import check_picture, print_probe, write_probe
+
+    if options.to:
+        check_picture(options.to)
+    model = t5x_lite.load(options.run, step=options.step, overrides=overrides)
+    settings = ProbeSettings(options.text, options.label, options.columns, options.pool, options.limit)
+    report = probe_layers(model, options.train, options.test, settings)
+    picture = options.to or model.run.folder / "eval" / str(model.step) / "probe.png"
+    write_probe(report, picture)
+    print_probe(report, as_json=options.json)
+    return 0
+
+
 def generate(options: argparse.Namespace, overrides: list[str]) -> int:
     """Run `t5x-lite generate RUN --prompt TEXT …`."""
-    from t5x_lite.decode.fill import print_generation
+    from t5x_lite.decode import chat
+    from t5x_lite.decode.fill import print_answers, print_generation
     from t5x_lite.decode.generate import decoding_settings
 
     settings = {}
@@ -292,19 +309,15 @@ def generate(options: argparse.Namespace, overrides: list[str]) -> int:
         if hasattr(options, name):
             settings[name] = getattr(options, name)
     decoding = decoding_settings(**settings)
-    for text in [*options.prompt, *settings.get("stop", [])]:
-        _check_utf8(text)
+    for text in [*(options.prompt or options.chat or []), *settings.get("stop", [])]:
+        check_utf8(text)
+    chats = chat.read_chats(options.chat_file) if options.chat_file else chat.user_chats(options.chat or [])
     model = t5x_lite.load(options.run, step=options.step, overrides=overrides)
-    print_generation(model, options.prompt, decoding)
+    if chats:
+        print_answers(model, chat.chat_prompts(model, chats), decoding)
+    else:
+        print_generation(model, options.prompt, decoding)
     return 0
-
-
-def _check_utf8(text: str) -> None:
-    """Refuse a text of the command line whose bytes are not UTF-8: Python has surrogates for them."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise UserError(f"command line: {text!r} is not valid UTF-8") from None
 
 
 def import_(options: argparse.Namespace, overrides: list[str]) -> int:
@@ -386,6 +399,7 @@ COMMANDS: dict[str, Command] = {
     "sweep": sweep,
     "eval": evaluate,
     "embed": embed,
+    "probe": probe,
     "generate": generate,
     "import": import_,
     "export": export,

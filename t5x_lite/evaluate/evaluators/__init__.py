@@ -1,6 +1,7 @@
 """Evaluators: one file each, one entry here."""
 
 from t5x_lite.evaluate.evaluators.blimp import Blimp
+from t5x_lite.evaluate.evaluators.cloze import Cloze
 from t5x_lite.evaluate.evaluators.evaluator import Evaluator
 from t5x_lite.evaluate.evaluators.few_shot import FewShot
 from t5x_lite.evaluate.evaluators.perplexity import Perplexity
@@ -15,4 +16,5 @@ EVALUATORS: dict[str, type[Evaluator]] = {
     "few_shot": FewShot,
     "blimp": Blimp,
     "samples": Samples,
+    "cloze": Cloze,
 }
