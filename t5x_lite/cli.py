@@ -113,7 +113,8 @@ def _print_error(message: str) -> None:
 def train(options: argparse.Namespace, overrides: list[str]) -> int:
     """Run `t5x-lite train CONFIG [key=value …]`."""
     if options.help_config:
-        _print_settings()
+        load_plugins()
+        schema.print_explained(configuration.RunConfig)
         return 0
     config = configuration.load(options.config, overrides)
     set_job_environment(options.coordinator, options.num_processes, options.process_id)
@@ -148,18 +149,6 @@ def _report_run(run: "Run") -> None:
         print_generation(t5x_lite.load(str(run.config.run_dir)), [prompt], Sampling(temperature=0.8, top_p=0.95))
     names = ", ".join(path.name for path in reports)
     print(f"run: {run.config.run_dir} (metrics.jsonl, {names}, checkpoints/, tokenizer, config.yaml)")
-
-
-def _print_settings() -> None:
-    """Print every setting of a run's config: key, type, default, description, source and unit."""
-    load_plugins()
-    settings = list(schema.explain(configuration.RunConfig))
-    width = max(len(setting.key) for setting in settings)
-    for setting in settings:
-        line = f"{setting.key:<{width}}  {setting.type:<24}  {setting.default:<12}  {setting.description}"
-        if setting.unit:
-            line += f" ({setting.unit})"
-        print(line)
 
 
 def prepare(options: argparse.Namespace, overrides: list[str]) -> int:

@@ -178,6 +178,8 @@ class DataConfig(SourceConfig):
             yield f"files of tokens (format {', '.join(TOKEN_FORMATS)}) need parts=none and validation_by=hash"
         for source in self.sources:
             yield from _cleaning_problems(source)
+            if source.cleaning and self.parts == "turns":
+                yield "cleaning is for documents of one text, but parts=turns reads conversations; leave one of them out"
         source_names = [source.name for source in self.mixture]
         if len(set(source_names)) < len(source_names):
             yield f"mixture names must differ, found {', '.join(source_names)}"
