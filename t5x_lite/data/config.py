@@ -179,7 +179,7 @@ class DataConfig(SourceConfig):
         for source in self.sources:
             yield from _cleaning_problems(source)
             if source.cleaning and self.parts == "turns":
-                yield "cleaning is for documents of one text, but parts=turns reads conversations; leave one of them out"
+                yield "cleaning is for documents of one text, but parts=turns reads conversations; leave one out"
         source_names = [source.name for source in self.mixture]
         if len(set(source_names)) < len(source_names):
             yield f"mixture names must differ, found {', '.join(source_names)}"
