@@ -1,5 +1,6 @@
 """Evaluators: one file each, one entry here."""
 
+from t5x_lite.evaluate.evaluators.attention_map import AttentionMap
 from t5x_lite.evaluate.evaluators.blimp import Blimp
 from t5x_lite.evaluate.evaluators.cloze import Cloze
 from t5x_lite.evaluate.evaluators.evaluator import Evaluator
@@ -17,4 +18,5 @@ EVALUATORS: dict[str, type[Evaluator]] = {
     "blimp": Blimp,
     "samples": Samples,
     "cloze": Cloze,
+    "attention_map": AttentionMap,
 }

@@ -288,6 +288,44 @@
     });
   }
 
+  // One square for each head of a layer: a row is a token, a column is a token that it attends to.
+  function addAttention(map) {
+    const section = document.getElementById("attention");
+    html("h2", "", section, `Attention of ${map.run} at step ${map.step}`);
+    const label = html("label", "", section, "layer ");
+    const choice = html("select", "", label);
+    const heads = html("div", "heads", section);
+    const hint = html("p", "", section, map.prompt);
+    const weights = Uint8Array.from(atob(map.weights), (letter) => letter.charCodeAt(0));
+    const size = map.tokens.length;
+    for (let layer = 0; layer < map.layers; layer++) html("option", "", choice, `${layer + 1}`).value = layer;
+
+    function addHead(head) {
+      const first = (Number(choice.value) * map.heads + head) * size * size;
+      const figure = html("figure", "", heads);
+      html("figcaption", "", figure, `head ${head + 1}`);
+      const canvas = html("canvas", "", figure);
+      canvas.width = canvas.height = size;
+      const context = canvas.getContext("2d");
+      const image = context.createImageData(size, size);
+      for (let pixel = 0; pixel < size * size; pixel++) image.data.set([31, 119, 180, weights[first + pixel]], 4 * pixel);
+      context.putImageData(image, 0, 0);
+      canvas.addEventListener("pointermove", (event) => {
+        const column = Math.min(Math.floor((event.offsetX / canvas.clientWidth) * size), size - 1);
+        const row = Math.min(Math.floor((event.offsetY / canvas.clientHeight) * size), size - 1);
+        const weight = weights[first + row * size + column] / 255;
+        hint.textContent = `head ${head + 1}: “${map.tokens[row]}” attends to “${map.tokens[column]}” with ${weight.toFixed(2)}`;
+      });
+    }
+
+    function show() {
+      heads.replaceChildren();
+      for (let head = 0; head < map.heads; head++) addHead(head);
+    }
+    choice.addEventListener("change", show);
+    show();
+  }
+
   const charts = report.panels.map(addChart);
   function setRange(newRange) {
     range = newRange;
@@ -296,4 +334,5 @@
   document.getElementById("reset").addEventListener("click", () => setRange(null));
   addLegend(charts);
   charts.forEach(draw);
+  report.attention.forEach(addAttention);
 })();

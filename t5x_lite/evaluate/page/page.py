@@ -22,7 +22,7 @@ def write_page(folders: Sequence[Path], to: Path) -> Path:
     """Write the report of runs.
 
     It has curves that zoom, the newest metrics, the settings that differ, the use of the time, generated texts, the
-    load of experts and the shares of sources.
+    load of experts, the shares of sources and the attention of a prompt.
 
     Args:
         folders: the run directories.
@@ -43,7 +43,11 @@ def build_page(runs: Sequence[ReportedRun]) -> str:
         "Samples": "".join(samples_table(run) for run in runs),
     }
     shown_sections = "".join(f"<h2>{name}</h2>{content}" for name, content in sections.items() if content)
-    data = {"runs": [run.name for run in runs], "panels": [asdict(panel) for panel in build_panels(runs)]}
+    data = {
+        "runs": [run.name for run in runs],
+        "panels": [asdict(panel) for panel in build_panels(runs)],
+        "attention": [{"run": run.name, **asdict(run.attention)} for run in runs if run.attention is not None],
+    }
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -61,6 +65,7 @@ def build_page(runs: Sequence[ReportedRun]) -> str:
 <p>Drag over a curve to zoom, double-click to see all tokens. <button id="reset" type="button">all tokens</button></p>
 <noscript><p>The curves are drawn by a script of this page; allow it.</p></noscript>
 <div id="panels"></div>
+<div id="attention"></div>
 {shown_sections}
 <script type="application/json" id="report">{_to_json(data)}</script>
 <script>

@@ -1,5 +1,6 @@
 """The parts of a run directory that a report shows."""
 
+import base64
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -26,6 +27,27 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class AttentionWeights:
+    """The attention of a prompt, from the newest evaluation by `attention_map`.
+
+    Attributes:
+        step: of the evaluation.
+        prompt: the text.
+        tokens: its tokens.
+        layers: number of layers.
+        heads: number of heads.
+        weights: bytes `[layers, heads, tokens, tokens]` in base64; 255 is a weight of 1.
+    """
+
+    step: int
+    prompt: str
+    tokens: tuple[str, ...]
+    layers: int
+    heads: int
+    weights: str
+
+
+@dataclass(frozen=True)
 class ReportedRun:
     """A run as its report shows it.
 
@@ -36,6 +58,7 @@ class ReportedRun:
         goodput: seconds by activity.
         samples: by step.
         mixture: the shares of its sources; None if it has one source and no schedule.
+        attention: of a prompt; None if it was not evaluated.
     """
 
     name: str
@@ -44,6 +67,7 @@ class ReportedRun:
     goodput: Mapping[str, float]
     samples: Sequence[Sample]
     mixture: MixtureCurve | None
+    attention: AttentionWeights | None = None
 
 
 def read_runs(folders: Sequence[Path]) -> list[ReportedRun]:
@@ -58,7 +82,15 @@ def read_runs(folders: Sequence[Path]) -> list[ReportedRun]:
         stages = read_mixture(folder)
         mixture = MixtureCurve.of(stages, lines[-1]["step"]) if stages else None
         runs.append(
-            ReportedRun(name, lines, _read_settings(folder), _read_goodput(folder), _read_samples(folder), mixture)
+            ReportedRun(
+                name,
+                lines,
+                _read_settings(folder),
+                _read_goodput(folder),
+                _read_samples(folder),
+                mixture,
+                _read_attention(folder),
+            )
         )
     return runs
 
@@ -104,6 +136,31 @@ def _read_samples(folder: Path) -> list[Sample]:
         for record in metric_records(path):
             samples.append(Sample(int(step), str(record.get("prompt", "")), str(record.get("text", ""))))
     return sorted(samples, key=lambda sample: sample.step)
+
+
+def _read_attention(folder: Path) -> AttentionWeights | None:
+    """Return the newest attention of a prompt; None if there is none that can be read."""
+    paths = {}
+    for path in (folder / "eval").glob("*/attention.json"):
+        if path.parent.name.isascii() and path.parent.name.isdecimal():
+            paths[int(path.parent.name)] = path
+    if not paths:
+        return None
+    step = max(paths)
+    with suppress(KeyError, TypeError, UserError, ValueError):
+        content = read_json_object(paths[step])
+        attention = AttentionWeights(
+            step,
+            str(content["prompt"]),
+            tuple(map(str, content["tokens"])),
+            int(content["layers"]),
+            int(content["heads"]),
+            str(content["weights"]),
+        )
+        count = attention.layers * attention.heads * len(attention.tokens) ** 2
+        if len(base64.b64decode(attention.weights, validate=True)) == count > 0:
+            return attention
+    return None
 
 
 def differing_settings(runs: Sequence[ReportedRun]) -> dict[str, list[str]]:
