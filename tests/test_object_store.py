@@ -289,9 +289,12 @@ def test_a_sweep_in_a_bucket_is_run_fitted_and_reported(
     again = t5x_lite("sweep", path, "--yes", env=bucket_environment)
     assert again.returncode == 0, again.stderr
     assert "compiled the train step" not in again.stderr
-    fitted = t5x_lite("sweep", "fit", "gs://models/sweeps/grid", "--json", env=bucket_environment)
+    words = ("sweep", "fit", "gs://models/sweeps/grid", "--json", "--draws", "10")
+    fitted = t5x_lite(*words, env=bucket_environment)
     assert fitted.returncode == 0, fitted.stderr
-    assert json.loads(fitted.stdout)["runs"] == 9
+    assert json.loads(fitted.stdout)["points"] == 9
+    store = gcsfs.core.GCSFileSystem(endpoint_url=bucket_environment["STORAGE_EMULATOR_HOST"], token="anon")
+    assert json.loads(store.cat_file("models/sweeps/grid/law.json"))["points"] == 9
 
 
 @pytest.mark.slow
