@@ -124,11 +124,18 @@ def test_the_same_sentences_are_left_as_by_brute_force(size: int, min_sentences:
         ("One", ["One"]),
         ("\n One. Two", ["\n One. ", "Two"]),
         ('He said "No." (Why?) Yes!\n', ['He said "No." ', "(Why?) ", "Yes!\n"]),
+        ("So . . . it is. ?!\nOh\n...\n.5 m", ["So . . . ", "it is. ?!\n", "Oh\n...\n", ".5 m"]),
         ("A title\n\nIt is 3.5 m.\r\nEnd", ["A title\n\n", "It is 3.5 m.\r\n", "End"]),
     ],
 )
 def test_sentences_end_with_a_mark_or_a_line(text: str, sentences: list[str]) -> None:
     assert split_sentences(text) == sentences
+
+
+def test_much_white_space_takes_linear_time() -> None:
+    # A quadratic search takes minutes.
+    for space in ("\n", " \n", " "):
+        assert len(split_sentences(f"One.{space * 300_000}.")) == 1
 
 
 def test_sentences_of_equal_words_differ() -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool
+from numpy.lib.stride_tricks import sliding_window_view
 
 from t5x_lite.data.cleaning.sentences import SentenceSpans
 from t5x_lite.data.cleaning.sorted_hashes import SortedHashes
@@ -68,6 +69,7 @@ class SpanIndex:
         """
         hashes, numbers, counts = np.unique(spans.hashes, return_inverse=True, return_counts=True)
         is_known = self._retained.contains(hashes)
+        may_repeat = (is_known | (counts > 1))[numbers]
         known = set(np.flatnonzero(is_known).tolist())
         is_dropped = np.zeros(len(spans.sentence_counts), np.bool_)
         is_removed = np.zeros(len(spans.sentence_bytes), np.bool_)
@@ -75,22 +77,19 @@ class SpanIndex:
         first_sentences = np.cumsum(spans.sentence_counts) - spans.sentence_counts
         first_spans = np.cumsum(spans.span_counts) - spans.span_counts
         document_of_span = np.repeat(np.arange(len(spans.span_counts)), spans.span_counts)
-        for document in np.unique(document_of_span[(is_known | (counts > 1))[numbers]]).tolist():
+        for document in np.unique(document_of_span[may_repeat]).tolist():
             its_spans = slice(first_spans[document], first_spans[document] + spans.span_counts[document])
+            its_sentences = slice(
+                first_sentences[document], first_sentences[document] + spans.sentence_counts[document]
+            )
             repetitions = find_repetitions(numbers[its_spans].tolist(), known, self._span_sentences)
-            sentences_left = len(repetitions) - sum(repetitions)
-            is_dropped[document] = any(repetitions) and sentences_left < self._min_sentences
-            its_sentences = slice(first_sentences[document], first_sentences[document] + len(repetitions))
+            is_dropped[document] = any(repetitions) and repetitions.count(False) < self._min_sentences
             is_removed[its_sentences] = repetitions
-            is_retained[its_spans] = self._is_whole(is_removed[its_sentences]) & ~is_dropped[document]
+            loses_sentence = sliding_window_view(is_removed[its_sentences], self._span_sentences).any(axis=1)
+            is_retained[its_spans] = False if is_dropped[document] else ~loses_sentence
             known.update(numbers[its_spans][is_retained[its_spans]].tolist())
         self._retained.add(hashes[np.unique(numbers[is_retained])])
         return RepeatedSpans(is_dropped, is_removed)
-
-    def _is_whole(self, is_removed: Bool[np.ndarray, "sentences"]) -> Bool[np.ndarray, "spans"]:
-        """Return which spans of a document have all their sentences."""
-        has_lost = np.lib.stride_tricks.sliding_window_view(is_removed, self._span_sentences).any(axis=1)
-        return np.logical_not(has_lost)
 
 
 def find_repetitions(spans: list[int], known: set[int], span_sentences: int) -> list[bool]:

@@ -12,8 +12,8 @@ from jaxtyping import Bool, Int64, UInt64
 
 from t5x_lite.data.cleaning.c4 import SENTENCE_BREAK
 
-BREAK = re.compile(rf"(?:{SENTENCE_BREAK.pattern})|\n\s*")
-"""End of a sentence or of a line, with the white space that follows."""
+BREAK = re.compile(rf"(?>{SENTENCE_BREAK.pattern}|(?<!\s)[^\S\n]*\n\s*)(?![.!?](?:[\s.!?]|$))")
+"""End of a sentence or of a line, with the white space that follows. The marks of `. . .` are not sentences."""
 HASH_BYTES = 8
 
 
