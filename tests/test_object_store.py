@@ -30,6 +30,7 @@ from t5x_lite.cli import main
 from t5x_lite.config import CheckpointConfig
 from t5x_lite.data import chunked_arrays
 from t5x_lite.data.byte_tokenizer import Bytes
+from t5x_lite.data.cleaning.deduplicate import read_report
 from t5x_lite.data.config import DataConfig
 from t5x_lite.data.corpus import Corpus
 from t5x_lite.data.open_data import open_data
@@ -499,6 +500,23 @@ def test_a_corpus_in_s3_is_the_one_on_a_disk(s3_bucket: str, prose: Path, tmp_pa
         corpora.append((statistics, [rows.read(row).tokens.tolist() for row in range(0, rows.rows, 10)]))
     assert corpora[0] == corpora[1]
     assert len(corpora[0][1]) > 5
+
+
+def test_text_is_cleaned_in_s3_as_on_a_disk(s3_bucket: str, prose: Path, tmp_path: Path) -> None:
+    corpora = []
+    for cache in (str(tmp_path), f"{s3_bucket}/cache"):
+        settings = {"files": str(prose / "*.txt"), "cache_dir": cache, "prepare_processes": 1}
+        data = DataConfig.model_validate({**settings, "cleaning": ["exact", "c4_spans"]})
+        folder = prepare_corpus(data.sources[0], data, Bytes())
+        corpus = Corpus(folder, "train")
+        tokens, _ = corpus.read(0, corpus.tokens)
+        corpora.append((read_report(folder), tokens.tolist()))
+    assert corpora[0] == corpora[1]
+    report, _ = corpora[0]
+    assert report is not None
+    # The documents begin at each of 18 words.
+    assert report.dropped["exact.duplicates"] == 60 - 18
+    assert report.removals["c4_spans.repeated_sentences"] > 0
 
 
 def test_checkpoints_are_refused_in_an_s3_that_tensorstore_would_not_find(s3_bucket: str) -> None:

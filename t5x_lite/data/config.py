@@ -6,6 +6,7 @@ from typing import Annotated, Literal, TypeAlias
 from pydantic import Field, Strict
 
 from t5x_lite.data.cleaning import CLEANING
+from t5x_lite.data.cleaning.c4_spans import C4Spans
 from t5x_lite.data.cleaning.deduplication import Deduplication
 from t5x_lite.data.cleaning.text_filter import TextFilter
 from t5x_lite.errors import suggest
@@ -56,10 +57,12 @@ class SourceConfig(Config):
         "file", "what one document of a text file is: the file, a line or a paragraph"
     )
     split: str = setting("train", "split of TFDS, or of a data set of the Hub")
-    cleaning: Annotated[tuple[Annotated[TextFilter | Deduplication, OneOf(CLEANING)], ...], Strict(False)] = setting(
-        (),
-        "filters, then kinds of deduplication, such as [c4, gopher_quality, exact, minhash]; separate validation text "
-        "is not cleaned",
+    cleaning: Annotated[tuple[Annotated[TextFilter | Deduplication | C4Spans, OneOf(CLEANING)], ...], Strict(False)] = (
+        setting(
+            (),
+            "filters, then kinds of deduplication, such as [c4, gopher_quality, exact, minhash, c4_spans]; separate "
+            "validation text is not cleaned",
+        )
     )
 
 
@@ -225,7 +228,10 @@ def _cleaning_problems(source: SourceConfig) -> Iterator[str]:
     kinds = [type(step) for step in source.cleaning]
     if len(set(kinds)) < len(kinds):
         yield "cleaning names a filter or a kind of deduplication twice"
-    is_filter = [isinstance(step, TextFilter) for step in source.cleaning]
+    without_spans = [step for step in source.cleaning if not isinstance(step, C4Spans)]
+    if without_spans != list(source.cleaning[: len(without_spans)]):
+        yield "cleaning: c4_spans must come last, since exact and minhash compare the texts that the filters leave"
+    is_filter = [isinstance(step, TextFilter) for step in without_spans]
     if is_filter != sorted(is_filter, reverse=True):
         yield "cleaning: exact and minhash must come after all filters, whose texts they compare"
 

@@ -28,12 +28,13 @@ def prepare_and_hash(python: str, config: Path, cache: Path, *arguments: str) ->
 
 
 @pytest.mark.skipif(PYTHON is None, reason="needs the extra beam, or T5X_LITE_BEAM_PYTHON: a Python that has it")
-@pytest.mark.parametrize("cleaning", ["[]", "[c4,exact]"])
+@pytest.mark.parametrize("cleaning", ["[]", "[c4,exact]", "[c4,c4_spans]"])
 def test_beam_writes_byte_for_byte_the_corpus_of_one_machine(tiny_config: Path, tmp_path: Path, cleaning: str) -> None:
-    # Each file above a megabyte is a unit.
+    # Each file above a megabyte is a unit. A third of each is in the next two.
     for number in range(3):
-        text = "the quick brown fox jumps over the lazy dog.\n" * (30_000 + number)
-        (tmp_path / f"{number}.txt").write_text(text)
+        first = 10_000 * number
+        lines = [f"the quick brown fox {line} jumps over the lazy dog.\n" for line in range(first, first + 30_000)]
+        (tmp_path / f"{number}.txt").write_text("".join(lines))
     shutil.copy(tmp_path / "0.txt", tmp_path / "3.txt")
     # Both runs use one tokenizer file: another version of the library might train another tokenizer.
     model = tmp_path / "tokenizer"

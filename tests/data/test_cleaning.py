@@ -103,19 +103,33 @@ def test_settings_and_lists_of_words_name_the_corpus(
     assert len(set(folders)) == 6
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return the contents of the files of a corpus by their names in its folder."""
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != "lock"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("deduplication", ["exact", "c4_spans"])
 def test_an_interrupted_preparation_continues_with_the_same_result(
-    tiny_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tiny_config: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    deduplication: str,
 ) -> None:
     # A unit is a megabyte or less, so each file is two.
     for number in range(2):
         texts = [PAGE.replace("fox", f"fox{number}{k % 40}") for k in range(12_000)]
-        write_jsonl(tmp_path / f"{number}.jsonl", [PAGE, *texts])
-    cleaning = "data.cleaning=[c4,exact]"
+        lines = "\n".join(f"The {place} cat of page {number} sleeps here." for place in ("first", "second", "third"))
+        write_jsonl(tmp_path / f"{number}.jsonl", [PAGE, *texts, f"{PAGE}\n{lines}"])
+    cleaning = f"data.cleaning=[c4,{deduplication}]"
     expected, folder = prepare(tiny_config, tmp_path, capsys, cleaning)
-    assert expected["cleaning"]["retained_documents"] == 1 + 2 * 40
-    files = {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix in {".npy", ".array_record"}}
-    assert sum(name.endswith(".train.array_record") for name in files) == 4
+    assert expected["cleaning"]["retained_documents"] == 1 + 2 * 40 + 2
+    assert (expected["cleaning"]["removals"] == {"c4_spans.repeated_sentences": 2 * 3}) == (deduplication == "c4_spans")
+    files = contents(folder)
+    assert sum(name.endswith(".dropped.npz") for name in files) == 4
+    assert "corpus.json" in files
 
     def stop(*arguments: object) -> None:
         raise UserError("stopped")
@@ -129,7 +143,7 @@ def test_an_interrupted_preparation_continues_with_the_same_result(
         (again / "000001.filtered.json").unlink(missing_ok=True)  # as if the filters had been interrupted
     capsys.readouterr()
     assert main(["prepare", str(tiny_config), *words]) == 0
-    assert {path.name: path.read_bytes() for path in again.iterdir() if path.name in files} == files
+    assert contents(again) == files
 
 
 def test_separate_validation_text_is_not_cleaned(

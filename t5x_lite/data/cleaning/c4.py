@@ -21,7 +21,7 @@ class C4(TextFilter):
     """Remove lines that are not text, and drop pages with little text, code or placeholders.
 
     The rules on languages and on repeated spans of three sentences are not among them: see `language` and
-    `minhash`.
+    `c4_spans`.
     """
 
     min_line_words: Int = setting(5, "fewest words of a line that is retained", unit="words", ge=0)

@@ -3,22 +3,25 @@
 `clean_unit` writes into the corpus folder, for a unit:
 
 * `UNIT.filtered.npz`: which documents a filter drops; the bytes of each document's text after the filters; and, for
-  each kind of deduplication, the fingerprints of the documents that are left;
+  each kind of deduplication, the fingerprints of the documents that are left, or of their sentences;
 * `UNIT.filtered.json`: counts of the rules, written last.
 
-`deduplicate.deduplicate_units` replaces them by `UNIT.dropped.npz`: which documents are dropped, for whatever reason.
+`deduplicate.deduplicate_units` replaces them by `UNIT.dropped.npz`: which documents are dropped, for whatever reason,
+and, if there are some, which sentences of the others are removed.
 """
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from t5x_lite.data import sources
 from t5x_lite.data.cleaning import CLEANING
+from t5x_lite.data.cleaning.c4_spans import C4Spans
 from t5x_lite.data.cleaning.deduplication import Deduplication
+from t5x_lite.data.cleaning.sentences import SentenceSpans, remove_sentences
 from t5x_lite.data.cleaning.text_filter import FilteredText, TextFilter
 from t5x_lite.data.corpus_files import load_arrays, save_arrays
 from t5x_lite.data.sources import Unit
@@ -29,7 +32,7 @@ VERSION = 1
 """Version of the rules. It is part of the names of corpora, so text is cleaned again when they change."""
 COUNTS_SUFFIX = ".filtered.json"
 ARRAYS_SUFFIX = ".filtered.npz"
-CleaningStep = TextFilter | Deduplication
+CleaningStep = TextFilter | Deduplication | C4Spans
 EXAMPLES = 3
 """Documents that the report shows for each rule."""
 EXAMPLE_CHARACTERS = 200
@@ -42,7 +45,7 @@ class CleaningJob:
     Attributes:
         name: the name of its files in the corpus folder.
         unit: the text.
-        steps: filters, then kinds of deduplication.
+        steps: filters, then kinds of deduplication, of which the one of spans is last.
     """
 
     name: str
@@ -62,8 +65,13 @@ class CleaningJob:
 
     @property
     def deduplications(self) -> list[tuple[str, Deduplication]]:
-        """The kinds of deduplication with their names."""
+        """The kinds of deduplication that drop documents, with their names."""
         return [(step_name(step), step) for step in self.steps if isinstance(step, Deduplication)]
+
+    @property
+    def span_deduplications(self) -> list[tuple[str, C4Spans]]:
+        """The kinds of deduplication that remove spans of sentences, with their names: one at most."""
+        return [(step_name(step), step) for step in self.steps if isinstance(step, C4Spans)]
 
 
 def step_name(step: CleaningStep) -> str:
@@ -97,6 +105,7 @@ def clean_unit(job: CleaningJob, folder: str) -> None:
     is_dropped: list[bool] = []
     text_bytes: list[int] = []
     fingerprints: list[list[np.ndarray]] = [[] for _ in job.deduplications]
+    spans: list[SentenceSpans] = []
     for path, text in sources.documents(job.unit):
         counts.documents += 1
         counts.text_bytes += len(text.encode("utf-8", errors="replace"))
@@ -108,12 +117,15 @@ def clean_unit(job: CleaningJob, folder: str) -> None:
             continue
         for rows, (_, deduplication) in zip(fingerprints, job.deduplications, strict=True):
             rows.append(deduplication.fingerprint(filtered.text))
+        spans.extend(deduplication.fingerprint(filtered.text) for _, deduplication in job.span_deduplications)
     arrays: dict[str, np.ndarray] = {
         "is_dropped": np.array(is_dropped, np.bool_),
         "text_bytes": np.array(text_bytes, np.int64),
     }
     for rows, (name, deduplication) in zip(fingerprints, job.deduplications, strict=True):
         arrays[name] = np.array(rows, np.uint32).reshape(-1, deduplication.numbers)
+    if job.span_deduplications:
+        arrays.update(SentenceSpans.concatenate(spans).to_arrays())
     save_arrays(arrays_file(folder, job.name), arrays)
     write_bytes(counts_file(folder, job.name), json.dumps(vars(counts)))
 
@@ -156,14 +168,29 @@ def cleaned_documents(job: CleaningJob, folder: str) -> Iterator[tuple[str, str]
     Raises:
         UserError: the text has changed since the filters ran.
     """
-    is_dropped = load_arrays(dropped_file(folder, job.name))["is_dropped"]
+    arrays = load_arrays(dropped_file(folder, job.name))
+    is_dropped = arrays["is_dropped"]
+    removed = _group_by_document(arrays)
     documents = 0
     for path, document in sources.documents(job.unit):
         if documents < len(is_dropped) and not is_dropped[documents]:
             text = document
             for _, text_filter in job.filters:
                 text = text_filter.apply(text).text
+            if documents in removed:
+                text = remove_sentences(text, removed[documents])
             yield path, text
         documents += 1
     if documents != len(is_dropped):
         raise UserError(f"{job.unit.path}: has changed while it was cleaned; run the same command again")
+
+
+def _group_by_document(arrays: Mapping[str, np.ndarray]) -> dict[int, set[int]]:
+    """Return the numbers of the removed sentences by the number of their document."""
+    removed: dict[int, set[int]] = {}
+    if "removed_sentences" not in arrays:
+        return removed
+    pairs = zip(arrays["removed_documents"].tolist(), arrays["removed_sentences"].tolist(), strict=True)
+    for document, sentence in pairs:
+        removed.setdefault(document, set()).add(sentence)
+    return removed
