@@ -2,10 +2,13 @@
 
 from t5x_lite.convert import (
     bert,
+    bloom,
     distilbert,
     eurobert,
+    falcon,
     gemma,
     gpt,
+    gpt_neox,
     llama,
     megatron_bert,
     qwen,
@@ -31,6 +34,9 @@ _MODEL_TYPES = (
     gpt.GPT2,
     gpt.GPT_NEO,
     gpt.OPT,
+    gpt_neox.GPT_NEOX,
+    falcon.FALCON,
+    bloom.BLOOM,
     llama.LLAMA,
     llama.MISTRAL,
     llama.MIXTRAL,

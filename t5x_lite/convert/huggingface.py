@@ -22,7 +22,7 @@ from t5x_lite.convert.imported_run import check_new_run_dir, load_params, write_
 from t5x_lite.convert.imported_tokenizer import load_tokenizer
 from t5x_lite.convert.matching import find_model_type
 from t5x_lite.convert.model_card import write_model_card
-from t5x_lite.convert.model_type import MODULES_WITHOUT_PREFIX, OUTPUT_MATRIX, ModelType
+from t5x_lite.convert.model_type import MODULES_WITHOUT_PREFIX, ModelType
 from t5x_lite.convert.safetensors_files import (
     INDEX_FILE,
     NUMPY_DTYPES,
@@ -155,7 +155,7 @@ def _find_ignored_tensors(
     for pattern in model_type.ignored_tensors:
         ignored.update(name for name in tensors if re.fullmatch(pattern, name))
     for name, original in model_type.copies.items():
-        is_untied = name == OUTPUT_MATRIX and config.get("tie_word_embeddings") is False
+        is_untied = name == model_type.output_matrix and config.get("tie_word_embeddings") is False
         if name not in tensors or original not in tensors or is_untied:
             continue
         if np.array_equal(tensors[name].read(), tensors[original].read()):

@@ -158,7 +158,8 @@ class Case:
         gradients = {}
         for name, parameter in self.theirs.named_parameters(remove_duplicate=False):
             if parameter.grad is not None:
-                gradients[name] = parameter.grad.numpy()
+                stored_name = STORED_NAMES.get((self.model_type, name), name)
+                gradients[stored_name] = parameter.grad.numpy()
         return Outputs(logits, outputs.loss.item(), _unstack_experts(gradients, self.model_type))
 
     @cached_property
@@ -309,6 +310,9 @@ def _causal_features(batch: Arrays) -> Arrays:
         "loss_weights": has_target.astype(np.float32),
     }
 
+
+STORED_NAMES = {("gpt_neox", "lm_head.weight"): "embed_out.weight"}
+"""Names in files of parameters that have another name in memory, by model type and that name."""
 
 STORED_EXPERTS = {
     "mixtral": ("block_sparse_moe", "w1", "w3", "w2"),

@@ -48,6 +48,10 @@ SLOW_MODELS = {
     "Qwen3, windows",
     "Gemma",
     "Gemma 2",
+    "GPT-NeoX, sequential",
+    "Falcon 7B",
+    "Falcon 11B",
+    "Falcon, sequential",
 }
 """Variants of models that other tests compare too."""
 COMPARED_MODELS = [
@@ -56,9 +60,8 @@ COMPARED_MODELS = [
     if name != "Switch, room for all"
 ]
 GENERATING_MODELS = ["T5 v1.0", "GPT-2", "Switch, room for all", "Mixtral"]
-GENERATING_MODELS += [
-    pytest.param(name, marks=pytest.mark.slow) for name in ("T5 v1.1", "Llama 2", "Gemma 2", "Gemma 3")
-]
+SLOW_GENERATING_MODELS = ("T5 v1.1", "Llama 2", "Gemma 2", "Gemma 3", "GPT-NeoX", "Falcon 40B")
+GENERATING_MODELS += [pytest.param(name, marks=pytest.mark.slow) for name in SLOW_GENERATING_MODELS]
 
 
 @pytest.fixture(scope="module", params=COMPARED_MODELS)

@@ -99,6 +99,7 @@ LLAMA3_ROPE = {
 
 
 DYNAMIC_ROPE = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
+HALF_ROPE = {"rope_type": "linear", "rope_theta": 100.0, "factor": 4.0, "partial_rotary_factor": 0.5}
 LINEAR_ROPE = {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}
 LLAMA3_ROPE_OF_THE_CONTEXT = {name: value for name, value in LLAMA3_ROPE.items() if not name.startswith("original")}
 YARN_ROPE_OF_THE_CONTEXT = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}
@@ -152,6 +153,22 @@ def build_gpt_neo() -> PreTrainedModel:
     return transformers.GPTNeoForCausalLM(config)
 
 
+def build_gpt_neox(**settings: Setting) -> PreTrainedModel:
+    config = transformers.GPTNeoXConfig(**{**COMMON_SIZES, **settings})
+    return transformers.GPTNeoXForCausalLM(config)
+
+
+def build_falcon(**settings: Setting) -> PreTrainedModel:
+    sizes = {"vocab_size": VOCAB, "hidden_size": EMBED, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = transformers.FalconConfig(**{**sizes, "ffn_hidden_size": 48, **settings})
+    return transformers.FalconForCausalLM(config)
+
+
+def build_bloom(**settings: Setting) -> PreTrainedModel:
+    sizes = {"vocab_size": VOCAB, "hidden_size": 48, "n_layer": 2, "n_head": 6}
+    return transformers.BloomForCausalLM(transformers.BloomConfig(**{**sizes, **settings}))
+
+
 def build_opt(**settings: Setting) -> PreTrainedModel:
     config = transformers.OPTConfig(
         vocab_size=VOCAB,
@@ -196,6 +213,19 @@ TINY_MODELS = {
     "GPT-Neo": TinyModel("causal", build_gpt_neo),
     "OPT": TinyModel("causal", build_opt),
     "OPT without biases": TinyModel("causal", partial(build_opt, **NO_BIASES)),
+    "GPT-NeoX": TinyModel("causal", build_gpt_neox),
+    "GPT-NeoX, sequential": TinyModel(
+        "causal",
+        partial(build_gpt_neox, use_parallel_residual=False, attention_bias=False, rope_parameters=HALF_ROPE),
+    ),
+    "Falcon 7B": TinyModel("causal", build_falcon),
+    "Falcon 40B": TinyModel("causal", partial(build_falcon, new_decoder_architecture=True, num_kv_heads=2)),
+    "Falcon 11B": TinyModel(
+        "causal",
+        partial(build_falcon, new_decoder_architecture=True, num_kv_heads=2, num_ln_in_parallel_attn=1, bias=True),
+    ),
+    "Falcon, sequential": TinyModel("causal", partial(build_falcon, parallel_attn=False, multi_query=False)),
+    "BLOOM": TinyModel("causal", build_bloom),
     "Llama 2": TinyModel("causal", partial(build_llama, "Llama")),
     "Llama, biases": TinyModel("causal", partial(build_llama, "Llama", attention_bias=True, mlp_bias=True)),
     "Llama, biases of attention": TinyModel("causal", partial(build_llama, "Llama", attention_bias=True)),
