@@ -132,6 +132,9 @@ PUBLISHED = {
     "roberta/large": 355e6,
     # Sanh et al. 2019, Table 3.
     "distilbert/base": 66e6,
+    # Warner et al. 2024, §2.1.
+    "modernbert/base": 149e6,
+    "modernbert/large": 395e6,
     # Released checkpoints with the output for masked tokens.
     "bert/multilingual": 178.6e6,
     "xlm_roberta/base": 278.3e6,
@@ -222,7 +225,7 @@ def count_parameters(name: str) -> int:
     return model_spec(model).parameters
 
 
-UNSCANNED = {"gemma3/1b", "gemma3/4b", "gemma3/27b"}
+UNSCANNED = {"gemma3/1b", "gemma3/4b", "gemma3/27b", "modernbert/base", "modernbert/large"}
 """Models whose pattern does not divide their layers: each layer is traced on its own, which takes seconds."""
 
 
@@ -303,6 +306,7 @@ def test_the_variants_in_t5s_table_2_have_the_stated_parameters() -> None:
         ("llama3", "llama"),
         ("mistral", "mistral"),
         ("mixtral", "mixtral"),
+        ("modernbert", "modernbert"),
         ("olmo2", "olmo2"),
         ("opt", "opt"),
         ("pythia", "gpt_neox"),

@@ -14,7 +14,7 @@ from t5x_lite import schema
 from t5x_lite.adapt.initial_weights import merged_weights
 from t5x_lite.config import MeshConfig
 from t5x_lite.convert import MODEL_TYPES
-from t5x_lite.convert.classifier import LABEL_FIELDS, read_objective, write_labels
+from t5x_lite.convert.classifier import LABEL_FIELDS, TASK_HEADS, read_objective, write_labels
 from t5x_lite.convert.config_table import ForeignConfig, ForeignModel
 from t5x_lite.convert.exported_tokenizer import write_tokenizer
 from t5x_lite.convert.generation_config import write_generation_config
@@ -22,7 +22,7 @@ from t5x_lite.convert.imported_run import check_new_run_dir, load_params, write_
 from t5x_lite.convert.imported_tokenizer import load_tokenizer
 from t5x_lite.convert.matching import find_model_type
 from t5x_lite.convert.model_card import write_model_card
-from t5x_lite.convert.model_type import MODULES_WITHOUT_PREFIX, ModelType
+from t5x_lite.convert.model_type import ModelType
 from t5x_lite.convert.safetensors_files import (
     INDEX_FILE,
     NUMPY_DTYPES,
@@ -132,11 +132,12 @@ def _add_sentence_head(config_path: Path, model: ModelConfig, encoder: SentenceE
 def _rename_tensors(tensors: Mapping[str, StoredTensor], model_type: ModelType) -> dict[str, StoredTensor]:
     """Return the tensors by the names that newer files with the base model's prefix give them."""
     prefix = model_type.base_model_prefix
+    outside = (*model_type.head_prefixes, *TASK_HEADS)  # the base model's prefix is never theirs
     has_prefix = any(name.startswith(prefix) for name in tensors)
     renamed_tensors = {}
     for stored_name, tensor in tensors.items():
         name = stored_name
-        if not has_prefix and not name.startswith(MODULES_WITHOUT_PREFIX):
+        if not has_prefix and not name.startswith(outside):
             name = prefix + name
         for older, newer in model_type.renamed_tensors.items():
             name = re.sub(older, newer, name)

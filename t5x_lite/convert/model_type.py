@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
-from t5x_lite.convert.classifier import TASK_HEADS, ObjectiveSetting, is_named, read_head, write_labels
+from t5x_lite.convert.classifier import ObjectiveSetting, is_named, read_head, write_labels
 from t5x_lite.convert.config_table import ConfigTable, ForeignConfig, ForeignModel, Rule, Settings
 from t5x_lite.convert.weight_map import Modules, WeightMap, WeightTable
 from t5x_lite.errors import UserError
@@ -51,9 +51,6 @@ HEAD_PREFIXES = (
     "vocab_",
 )
 """First parts of the names of modules outside the base model that predict what it was pretrained on."""
-MODULES_WITHOUT_PREFIX = (*HEAD_PREFIXES, *TASK_HEADS)
-"""First parts of the names of modules outside the base model; they never have its prefix."""
-
 
 NO_TOKEN_OUTPUT = {"output_transform": False, "output_bias": False}
 """Settings of a model whose output, if it has one, is a matrix alone."""
@@ -106,6 +103,7 @@ class ModelType:
         tokenizer_class: the class of the tokenizer where no file names it.
         select_weights: a function from a model to the table, where it is not the same for all.
         output_matrix: the tensor of an untied output matrix.
+        head_prefixes: first parts of the names of modules that predict what the base model was pretrained on.
         base_model_prefix: the prefix of the base model's tensors, which files of the base model alone leave out.
         ignored_tensors: regular expressions of tensors that add no information, such as masks.
         unused_tensors: regular expressions of tensors that only some outputs use; they are ignored where the model has
@@ -123,6 +121,7 @@ class ModelType:
     headless: Architecture | None = None
     select_weights: Callable[[ModelConfig], WeightTable] | None = None
     output_matrix: str = OUTPUT_MATRIX
+    head_prefixes: tuple[str, ...] = HEAD_PREFIXES
     base_model_prefix: str = ""
     ignored_tensors: tuple[str, ...] = ()
     unused_tensors: tuple[str, ...] = ()
@@ -190,6 +189,6 @@ class ModelType:
                 return architecture
             if architecture.may_be_tied and is_named(architecture.name, source.config):
                 return architecture
-        if self.headless is not None and not any(name.startswith(HEAD_PREFIXES) for name in names):
+        if self.headless is not None and not any(name.startswith(self.head_prefixes) for name in names):
             return self.headless
         return self.architectures[0]

@@ -50,6 +50,8 @@ SLOW_MODELS = {
     "Gemma 2",
     "GPT-NeoX, sequential",
     "Falcon 7B",
+    "BLOOM",
+    "ModernBERT",
     "Falcon 11B",
     "Falcon, sequential",
 }

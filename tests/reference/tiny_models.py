@@ -184,6 +184,15 @@ def build_opt(**settings: Setting) -> PreTrainedModel:
 
 
 EUROBERT = {"num_key_value_heads": 2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+MODERNBERT = {
+    "num_hidden_layers": 5,
+    "local_attention": 6,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "cls_token_id": 1,
+    "eos_token_id": 2,
+    "sep_token_id": 2,
+}
 ALBERT_GROUPS = {"num_hidden_layers": 4, "num_hidden_groups": 2, "inner_group_num": 2}
 NO_BIASES = {"enable_bias": False, "layer_norm_elementwise_affine": False}
 QWEN3_EXPERTS = {"num_experts": 4, "moe_intermediate_size": 24, "head_dim": 16}
@@ -209,6 +218,7 @@ TINY_MODELS = {
     "EuroBERT, tied": TinyModel(
         "masked", partial(build_encoder, "EuroBert", "MaskedLM", tie_word_embeddings=True, **EUROBERT)
     ),
+    "ModernBERT": TinyModel("masked", partial(build_encoder, "ModernBert", "MaskedLM", **MODERNBERT)),
     "GPT-2": TinyModel("causal", build_gpt2),
     "GPT-Neo": TinyModel("causal", build_gpt_neo),
     "OPT": TinyModel("causal", build_opt),
