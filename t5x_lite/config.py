@@ -172,6 +172,8 @@ class RunConfig(Config):
                 f"objective {objective.name} is trained on sentences: it needs data.packing=sentences and "
                 f"data.parts=line or punctuation, found packing={packing}, parts={parts}"
             )
+        if objective.needs_sentences and parts not in {"line", "punctuation"}:
+            yield f"objective {objective.name} permutes sentences: set data.parts=line or punctuation, not {parts}"
         if objective.rows == "pairs" and (parts != "fields" or packing not in objective.packings):
             packings = " or ".join(objective.packings)
             yield (

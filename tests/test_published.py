@@ -102,6 +102,9 @@ PUBLISHED = {
     "gemma3/4b": 675e6 + 3_209e6,
     "gemma3/12b": 1_012e6 + 10_759e6,
     "gemma3/27b": 1_416e6 + 25_600e6,
+    # The released checkpoints: 139M and 406M.
+    "bart/base": 139e6,
+    "bart/large": 406e6,
     # Raffel et al. 2020, §3.7: 60M, 220M, 770M, 2.8B, 11B.
     "t5/small": 60e6,
     "t5/base": 220e6,
@@ -291,6 +294,7 @@ def test_the_variants_in_t5s_table_2_have_the_stated_parameters() -> None:
     ("name", "model_type"),
     [
         ("albert", "albert"),
+        ("bart", "bart"),
         ("bert", "bert"),
         ("bloom", "bloom"),
         ("distilbert", "distilbert"),

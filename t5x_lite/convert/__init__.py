@@ -1,6 +1,7 @@
 """Weights from and to other code bases. A model type of Transformers is one declaration and one entry here."""
 
 from t5x_lite.convert import (
+    bart,
     bert,
     bloom,
     distilbert,
@@ -24,6 +25,7 @@ _MODEL_TYPES = (
     t5.MT5,
     t5.UMT5,
     t5.SWITCH,
+    bart.BART,
     distilbert.DISTILBERT,
     bert.BERT,
     bert.ROBERTA,

@@ -41,7 +41,7 @@ from t5x_lite.convert.sentence_transformers import (
 )
 from t5x_lite.convert.task_heads import check_task_head
 from t5x_lite.convert.weight_map import TensorMapping
-from t5x_lite.errors import UserError
+from t5x_lite.errors import UserError, suggest
 from t5x_lite.files import check_not_input, read_json_object
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.objectives.masked import MASK
@@ -74,8 +74,9 @@ def import_hf(folder: Path, run_dir: str | Path, *, without_head: bool = False) 
     config = read_json_object(config_path)
     model_type = MODEL_TYPES.get(str(config.get("model_type", "")))
     if model_type is None:
-        known = ", ".join(MODEL_TYPES)
-        raise UserError(f"{config_path}: model_type {config.get('model_type')!r} is not one of {known}")
+        name = config.get("model_type")
+        nearest = suggest(str(name), MODEL_TYPES, cutoff=0.5)
+        raise UserError(f"{config_path}: model_type {name!r} is not one of {', '.join(MODEL_TYPES)}{nearest}")
     tensors = _rename_tensors(list_tensors(folder), model_type)
     check_types(tensors)
     if without_head:
@@ -148,13 +149,16 @@ def _rename_tensors(tensors: Mapping[str, StoredTensor], model_type: ModelType) 
 def _find_ignored_tensors(
     tensors: Mapping[str, StoredTensor], model_type: ModelType, config: ForeignConfig
 ) -> set[str]:
-    """Return the names of tensors that add no information: masks, and copies of other tensors.
+    """Return the names of tensors that add no information: masks, copies of other tensors, and biases of zero.
 
     The output matrix of a model that says not to be tied is no copy, whatever its values.
     """
     ignored: set[str] = set()
     for pattern in model_type.ignored_tensors:
         ignored.update(name for name in tensors if re.fullmatch(pattern, name))
+    for name in tensors.keys() & set(model_type.zero_tensors):
+        if not tensors[name].read().any():
+            ignored.add(name)
     for name, original in model_type.copies.items():
         is_untied = name == model_type.output_matrix and config.get("tie_word_embeddings") is False
         if name not in tensors or original not in tensors or is_untied:

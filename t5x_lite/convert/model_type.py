@@ -110,6 +110,7 @@ class ModelType:
             no place for them, as base models store a pooler that nothing reads.
         copies: tensors that files may store although they equal another one: the tensor, and the other one. Where the
             values differ, the tensor is not ignored.
+        zero_tensors: tensors that add nothing where all of their values are zero; exports leave them out.
         renamed_tensors: regular expressions of names in older files, and their replacements.
     """
 
@@ -126,6 +127,7 @@ class ModelType:
     ignored_tensors: tuple[str, ...] = ()
     unused_tensors: tuple[str, ...] = ()
     copies: Mapping[str, str] = field(default_factory=dict)
+    zero_tensors: tuple[str, ...] = ()
     renamed_tensors: Mapping[str, str] = field(default_factory=dict)
 
     def read_settings(self, source: ForeignModel) -> Settings:

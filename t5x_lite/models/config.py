@@ -18,8 +18,6 @@ from t5x_lite.models.normalization import NORMS, LayerNorm, NoNorm, RMSNorm
 from t5x_lite.models.positions import POSITIONS, Learned, NoPositions, PositionEncoding, Rotary
 from t5x_lite.schema import Config, Int, OneOf, setting
 
-START_TOKEN = 0
-"""The token that an encoder_decoder's decoder begins with: T5's padding id."""
 SPAN_POSITIONS = 20
 """Positions inside a span that the span output distinguishes (Joshi et al. 2020, code: max_pair_targets)."""
 
@@ -78,6 +76,9 @@ class ModelConfig(Config):
     vocab: Int | None = setting(None, "rows of the embedding; null takes the tokenizer's size", ge=1)
     embedding: Int = setting(
         None, "width of the token embedding, projected to `embed`; null takes `embed`", ge=1, source="ALBERT, §3.1"
+    )
+    start_token: Int = setting(
+        0, "token that an encoder_decoder's decoder begins with: T5's padding; BART's is </s>", ge=0
     )
     token_types: Int = setting(0, "kinds of token (first or second sentence) with a vector each", ge=0, source="BERT")
     embedding_norm: bool = setting(False, "normalise the sum of the embeddings", source="BERT's code")
@@ -252,6 +253,10 @@ class ModelConfig(Config):
     def _family_problems(self) -> Iterator[str]:
         if self.sublayers != "sequential" and self.family == "encoder_decoder":
             yield f"sublayers: {self.sublayers} is for models without cross-attention"
+        if self.start_token and self.family != "encoder_decoder":
+            yield "start_token is for encoder_decoder"
+        if self.vocab is not None and self.start_token >= self.vocab:
+            yield f"start_token {self.start_token} is not in a vocabulary of {self.vocab} tokens"
         if self.shared_stacks and self.family != "encoder_decoder":
             yield "shared_stacks is for encoder_decoder"
         elif self.shared_stacks and self.layers != self.decoder_layers:

@@ -16,13 +16,12 @@ import torch
 import transformers
 from flax import nnx
 from jaxtyping import PyTree
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 import t5x_lite
 from t5x_lite.api import Model
 from t5x_lite.convert import MODEL_TYPES
 from t5x_lite.convert.huggingface import import_hf
-from t5x_lite.models.config import START_TOKEN
 from t5x_lite.models.losses import LossSettings, TokenLoss, binary_cross_entropy
 from t5x_lite.objectives.causal import Causal
 from t5x_lite.objectives.features import positions_in
@@ -193,7 +192,7 @@ class Case:
             features["token_types"] = np.zeros_like(batch["types"])
         match self.main_objective:
             case "span_corruption":
-                features.update(_span_corruption_features(batch))
+                features.update(_span_corruption_features(batch, self.theirs.config))
             case "masked":
                 features.update(_masked_features(batch))
             case "replaced_token":
@@ -277,10 +276,10 @@ class Case:
         return largest
 
 
-def _span_corruption_features(batch: Arrays) -> Arrays:
+def _span_corruption_features(batch: Arrays, config: PretrainedConfig) -> Arrays:
     is_real = (batch["targets"] != IGNORED).astype(np.int32)
-    targets = batch["targets"] * is_real
-    start = np.full((ROWS, 1), START_TOKEN)
+    targets = np.where(is_real, batch["targets"], config.pad_token_id)
+    start = np.full((ROWS, 1), config.decoder_start_token_id)
     # Transformers gives its decoder no mask: every target sees all earlier ones.
     segment_ids = np.ones_like(is_real)
     positions = positions_in(np.ones(TARGET_LENGTH, int))

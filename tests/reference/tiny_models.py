@@ -83,6 +83,13 @@ def build_llama(name: str, **settings: Setting) -> PreTrainedModel:
     return getattr(transformers, f"{name.removesuffix('Text')}ForCausalLM")(config)
 
 
+def build_bart() -> PreTrainedModel:
+    sizes = {"vocab_size": VOCAB, "d_model": EMBED, "max_position_embeddings": 40}
+    for stack, layers in (("encoder", 2), ("decoder", 3)):
+        sizes |= {f"{stack}_layers": layers, f"{stack}_attention_heads": 4, f"{stack}_ffn_dim": 48}
+    return transformers.BartForConditionalGeneration(transformers.BartConfig(**sizes))
+
+
 def build_distilbert() -> PreTrainedModel:
     sizes = {"vocab_size": VOCAB, "dim": EMBED, "hidden_dim": 48, "n_layers": 2, "n_heads": 4}
     return transformers.DistilBertForMaskedLM(transformers.DistilBertConfig(**sizes, max_position_embeddings=40))
@@ -204,6 +211,7 @@ TINY_MODELS = {
     "T5 v1.1": TinyModel("span_corruption", build_untied_t5),
     "Switch": TinyModel("span_corruption", build_switch),
     "Switch, room for all": TinyModel("span_corruption", partial(build_switch, expert_capacity=100)),
+    "BART": TinyModel("span_corruption", build_bart),
     "BERT": TinyModel("masked, next sentence", partial(build_encoder, "Bert", "PreTraining")),
     "BERT, MLM alone": TinyModel("masked", partial(build_encoder, "Bert", "MaskedLM")),
     "RoBERTa": TinyModel("masked", partial(build_encoder, "Roberta", "MaskedLM", type_vocab_size=1)),
