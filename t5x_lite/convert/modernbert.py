@@ -106,6 +106,7 @@ MODERNBERT_CONFIG = ConfigTable(
         "classifier_bias": NO_BIAS,
         "decoder_bias": (True, None),
         "rope_scaling": (None,),
+        "sparse_prediction": (False, None),  # Transformers returns the logits of masked tokens alone
     },
     without_effect=(
         *ENCODER_TIED,
@@ -119,7 +120,6 @@ MODERNBERT_CONFIG = ConfigTable(
         "reference_compile",
         "repad_logits_with_grad",
         "sparse_pred_ignore_index",
-        "sparse_prediction",  # the same logits, of masked tokens alone
     ),
 )
 
