@@ -22,6 +22,7 @@ from t5x_lite.evaluate.config import EvalConfig
 from t5x_lite.evaluate.evaluators import Evaluator, Tasks, Validation
 from t5x_lite.local_copies import local_path
 from t5x_lite.models.config import ModelConfig
+from t5x_lite.models.mesh_sizes import check_mesh_sizes
 from t5x_lite.objectives import OBJECTIVES, Causal, Objective, TextToText
 from t5x_lite.objectives.supervised import Supervised
 from t5x_lite.parallel.config import MeshConfig
@@ -95,7 +96,7 @@ class RunConfig(Config):
         yield from self._batch_problems()
         yield from self._stage_problems()
         yield from self._schedule_problems()
-        self.model.check_mesh(self.mesh.expert, self.mesh.tensor, self.mesh.pipeline)
+        check_mesh_sizes(self.model, self.mesh.expert, self.mesh.tensor, self.mesh.pipeline)
         if self.model.mup is not None and not self.optimizer.method.supports_mup:
             yield "model.mup is a parametrisation for Adam: it needs optimizer.method=adamw"
         if self.adapt is not None and self.branch is not None:
@@ -184,6 +185,8 @@ class RunConfig(Config):
             )
         if parts == "turns" and self.adapt is None and not isinstance(self.tokenizer, TokenizerFile | Bytes):
             yield "data.parts=turns needs a tokenizer with a chat template: set adapt.from or tokenizer.file.path"
+        if objective.needs_sentences and parts not in {"line", "punctuation"}:
+            yield f"objective {objective.name} permutes sentences: set data.parts=line or punctuation, not {parts}"
         if objective.rows == "pairs" and (parts != "fields" or packing not in objective.packings):
             packings = " or ".join(objective.packings)
             yield (

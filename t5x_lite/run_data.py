@@ -81,6 +81,7 @@ def pipeline_settings(config: RunConfig, tokenizer: Tokenizer) -> PipelineSettin
         vocabulary=tokenizer.vocabulary(),
         family=config.model.family,
         placeholders=config.method.placeholders,
+        start_token=config.model.start_token,
     )
     return PipelineSettings(
         data=config.data,

@@ -44,6 +44,28 @@ PUBLISHED = {
     "llama/13b": 13.0e9,
     "llama/33b": 32.5e9,
     "llama/65b": 65.2e9,
+    # Biderman et al. 2023: the models' names; released checkpoints, whose buffers are not counted.
+    "pythia/70m": 70_426_624,
+    "pythia/160m": 162_322_944,
+    "pythia/410m": 405_334_016,
+    "pythia/1b": 1_011_781_632,
+    "pythia/1.4b": 1_414_647_808,
+    "pythia/2.8b": 2_775_208_960,
+    "pythia/6.9b": 6_857_302_016,
+    "pythia/12b": 11_846_072_320,
+    # Black et al. 2022, §2.1: 20B, of which 19.9B are no embeddings.
+    "gptneox/20b": 20_554_567_680,
+    # Released checkpoints; that of 7B stores its embedding twice, 7.22B in all.
+    "falcon/7b": 7_217_189_760 - 65024 * 4544,
+    "falcon/40b": 41_303_293_952,
+    "falcon/180b": 179_522_565_120,
+    # Le Scao et al. 2022, Table 3.
+    "bloom/560m": 559e6,
+    "bloom/1.1b": 1_065e6,
+    "bloom/1.7b": 1_722e6,
+    "bloom/3b": 3_003e6,
+    "bloom/7.1b": 7_069e6,
+    "bloom/176b": 176_247e6,
     # Released checkpoints.
     "llama2/7b": 6_738_415_616,
     "llama2/13b": 13_015_864_320,
@@ -80,6 +102,9 @@ PUBLISHED = {
     "gemma3/4b": 675e6 + 3_209e6,
     "gemma3/12b": 1_012e6 + 10_759e6,
     "gemma3/27b": 1_416e6 + 25_600e6,
+    # The released checkpoints: 139M and 406M.
+    "bart/base": 139e6,
+    "bart/large": 406e6,
     # Raffel et al. 2020, §3.7: 60M, 220M, 770M, 2.8B, 11B.
     "t5/small": 60e6,
     "t5/base": 220e6,
@@ -110,6 +135,9 @@ PUBLISHED = {
     "roberta/large": 355e6,
     # Sanh et al. 2019, Table 3.
     "distilbert/base": 66e6,
+    # Warner et al. 2024, §2.1.
+    "modernbert/base": 149e6,
+    "modernbert/large": 395e6,
     # Released checkpoints with the output for masked tokens.
     "bert/multilingual": 178.6e6,
     "xlm_roberta/base": 278.3e6,
@@ -211,7 +239,7 @@ def count_parameters(name: str) -> int:
     return model_spec(model).parameters
 
 
-UNSCANNED = {"gemma3/1b", "gemma3/4b", "gemma3/27b"}
+UNSCANNED = {"gemma3/1b", "gemma3/4b", "gemma3/27b", "modernbert/base", "modernbert/large"}
 """Models whose pattern does not divide their layers: each layer is traced on its own, which takes seconds."""
 
 
@@ -277,20 +305,26 @@ def test_the_variants_in_t5s_table_2_have_the_stated_parameters() -> None:
     ("name", "model_type"),
     [
         ("albert", "albert"),
+        ("bart", "bart"),
         ("bert", "bert"),
+        ("bloom", "bloom"),
         ("distilbert", "distilbert"),
         ("electra", "electra"),
+        ("falcon", "falcon"),
         ("gemma", "gemma"),
         ("gemma2", "gemma2"),
         ("gemma3", "gemma3_text"),
         ("gpt2", "gpt2"),
         ("gptneo", "gpt_neo"),
+        ("gptneox", "gpt_neox"),
         ("llama", "llama"),
         ("llama3", "llama"),
         ("mistral", "mistral"),
         ("mixtral", "mixtral"),
+        ("modernbert", "modernbert"),
         ("olmo2", "olmo2"),
         ("opt", "opt"),
+        ("pythia", "gpt_neox"),
         ("qwen2.5", "qwen2"),
         ("roberta", "roberta"),
         ("smollm", "llama"),

@@ -18,16 +18,15 @@ from t5x_lite.convert.config_table import (
     require_field,
     write_activation,
 )
+from t5x_lite.convert.layer_positions import read_layer_positions, write_layer_positions
 from t5x_lite.convert.llama import ATTENTION_BIAS, HEAD_DIM, LLAMA_FIXED, LLAMA_LAYER, llama_like
 from t5x_lite.convert.model_type import TIED_OUTPUT
 from t5x_lite.convert.qwen import FULL, QUERY_KEY_NORMS, SLIDING, read_windowed_pattern
-from t5x_lite.convert.rope import ROTARY, read_rope_parameters, require_rotary, write_rope_parameters
+from t5x_lite.convert.rope import ROTARY
 from t5x_lite.convert.weight_map import Modules
 from t5x_lite.errors import UserError
-from t5x_lite.models.attention.kinds import Local
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.feedforward.config import Activation
-from t5x_lite.models.positions.rotary import Rotary
 
 # Configs: what takes more than one field to convert.
 
@@ -35,9 +34,8 @@ DEFAULT_QUERY_SCALAR = 256
 DEFAULT_WINDOW = 4096
 DEFAULT_PERIODS = {"gemma2": 2, "gemma3_text": 6}
 """The last of so many layers attends to all keys where a config does not list the layers."""
-DEFAULT_THETAS = {FULL: 1_000_000.0, SLIDING: 10_000.0}
-"""The bases of Gemma 3's wavelengths where a config gives none."""
-OLDER_THETAS = {FULL: "rope_theta", SLIDING: "rope_local_base_freq"}
+FIELDS_OF_BASES = {FULL: ("rope_theta", 1_000_000.0), SLIDING: ("rope_local_base_freq", 10_000.0)}
+"""For each kind of layer the field of older configs that has Gemma 3's base of wavelengths, and its default."""
 
 
 def _read_query_scalar(source: ForeignModel, settings: Settings) -> None:
@@ -91,27 +89,12 @@ def _read_layers_with_positions(source: ForeignModel, settings: Settings) -> Non
     parameters = {**(config.get("rope_parameters") or {})}
     if config.get("rope_scaling") is not None:
         parameters[FULL] = {**(parameters.get(FULL) or {}), **config["rope_scaling"]}
-    if parameters.keys() - DEFAULT_THETAS.keys():
-        raise UserError(f"rope_parameters must have {FULL} and {SLIDING}, found {', '.join(sorted(parameters))}")
-    positions = {}
-    for kind, theta in DEFAULT_THETAS.items():
-        rope = {"rope_theta": config.get(OLDER_THETAS[kind], theta), **(parameters.get(kind) or {})}
-        positions[kind] = {"rotary": read_rope_parameters(rope, config)}
-    settings["positions"] = positions[FULL]
-    if positions[SLIDING] == positions[FULL]:
-        return
-    for layer in settings["pattern"]:
-        if layer["attention"] != "dense":
-            layer["positions"] = positions[SLIDING]
+    read_layer_positions(config, parameters, settings, FIELDS_OF_BASES)
 
 
 def _write_layers_with_positions(model: ModelConfig, config: ForeignConfig) -> None:
     _write_layers(model, config)
-    rotary = {FULL: require_rotary(model), SLIDING: require_rotary(model)}
-    for layer in model.pattern:
-        if isinstance(layer.attention, Local) and isinstance(layer.positions, Rotary):
-            rotary[SLIDING] = layer.positions
-    config["rope_parameters"] = {kind: write_rope_parameters(rotary[kind], config) for kind in (SLIDING, FULL)}
+    write_layer_positions(model, config)
 
 
 LAYERS_WITH_POSITIONS = Rule(
@@ -122,7 +105,8 @@ LAYERS_WITH_POSITIONS = Rule(
         "rope_parameters",
         "rope_scaling",
         "max_position_embeddings",
-        *OLDER_THETAS.values(),
+        "rope_theta",
+        "rope_local_base_freq",
     ),
     read=_read_layers_with_positions,
     write=_write_layers_with_positions,

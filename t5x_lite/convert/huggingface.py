@@ -14,7 +14,7 @@ from t5x_lite import schema
 from t5x_lite.adapt.initial_weights import merged_weights
 from t5x_lite.config import MeshConfig
 from t5x_lite.convert import MODEL_TYPES
-from t5x_lite.convert.classifier import LABEL_FIELDS, read_objective, write_labels
+from t5x_lite.convert.classifier import LABEL_FIELDS, TASK_HEADS, read_objective, write_labels
 from t5x_lite.convert.config_table import ForeignConfig, ForeignModel
 from t5x_lite.convert.exported_tokenizer import write_tokenizer
 from t5x_lite.convert.generation_config import write_generation_config
@@ -22,7 +22,7 @@ from t5x_lite.convert.imported_run import check_new_run_dir, load_params, write_
 from t5x_lite.convert.imported_tokenizer import load_tokenizer
 from t5x_lite.convert.matching import find_model_type
 from t5x_lite.convert.model_card import write_model_card
-from t5x_lite.convert.model_type import MODULES_WITHOUT_PREFIX, OUTPUT_MATRIX, ModelType
+from t5x_lite.convert.model_type import ModelType
 from t5x_lite.convert.safetensors_files import (
     INDEX_FILE,
     NUMPY_DTYPES,
@@ -41,7 +41,7 @@ from t5x_lite.convert.sentence_transformers import (
 )
 from t5x_lite.convert.task_heads import check_task_head
 from t5x_lite.convert.weight_map import TensorMapping
-from t5x_lite.errors import UserError
+from t5x_lite.errors import UserError, suggest
 from t5x_lite.files import check_not_input, read_json_object
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.objectives.masked import MASK
@@ -74,8 +74,9 @@ def import_hf(folder: Path, run_dir: str | Path, *, without_head: bool = False) 
     config = read_json_object(config_path)
     model_type = MODEL_TYPES.get(str(config.get("model_type", "")))
     if model_type is None:
-        known = ", ".join(MODEL_TYPES)
-        raise UserError(f"{config_path}: model_type {config.get('model_type')!r} is not one of {known}")
+        name = config.get("model_type")
+        nearest = suggest(str(name), MODEL_TYPES, cutoff=0.5)
+        raise UserError(f"{config_path}: model_type {name!r} is not one of {', '.join(MODEL_TYPES)}{nearest}")
     tensors = _rename_tensors(list_tensors(folder), model_type)
     check_types(tensors)
     if without_head:
@@ -132,11 +133,12 @@ def _add_sentence_head(config_path: Path, model: ModelConfig, encoder: SentenceE
 def _rename_tensors(tensors: Mapping[str, StoredTensor], model_type: ModelType) -> dict[str, StoredTensor]:
     """Return the tensors by the names that newer files with the base model's prefix give them."""
     prefix = model_type.base_model_prefix
+    outside = (*model_type.head_prefixes, *TASK_HEADS)  # the base model's prefix is never theirs
     has_prefix = any(name.startswith(prefix) for name in tensors)
     renamed_tensors = {}
     for stored_name, tensor in tensors.items():
         name = stored_name
-        if not has_prefix and not name.startswith(MODULES_WITHOUT_PREFIX):
+        if not has_prefix and not name.startswith(outside):
             name = prefix + name
         for older, newer in model_type.renamed_tensors.items():
             name = re.sub(older, newer, name)
@@ -147,15 +149,18 @@ def _rename_tensors(tensors: Mapping[str, StoredTensor], model_type: ModelType) 
 def _find_ignored_tensors(
     tensors: Mapping[str, StoredTensor], model_type: ModelType, config: ForeignConfig
 ) -> set[str]:
-    """Return the names of tensors that add no information: masks, and copies of other tensors.
+    """Return the names of tensors that add no information: masks, copies of other tensors, and biases of zero.
 
     The output matrix of a model that says not to be tied is no copy, whatever its values.
     """
     ignored: set[str] = set()
     for pattern in model_type.ignored_tensors:
         ignored.update(name for name in tensors if re.fullmatch(pattern, name))
+    for name in tensors.keys() & set(model_type.zero_tensors):
+        if not tensors[name].read().any():
+            ignored.add(name)
     for name, original in model_type.copies.items():
-        is_untied = name == OUTPUT_MATRIX and config.get("tie_word_embeddings") is False
+        is_untied = name == model_type.output_matrix and config.get("tie_word_embeddings") is False
         if name not in tensors or original not in tensors or is_untied:
             continue
         if np.array_equal(tensors[name].read(), tensors[original].read()):

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from t5x_lite.convert import MODEL_TYPES
 from t5x_lite.convert.config_table import ForeignModel, MissingComponent, resolve_settings
-from t5x_lite.convert.model_type import NO_TOKEN_OUTPUT, OUTPUT_MATRIX, SOME_OUTPUT_TENSOR, ModelType
+from t5x_lite.convert.model_type import NO_TOKEN_OUTPUT, SOME_OUTPUT_TENSOR, ModelType
 from t5x_lite.errors import UserError
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.trees import unflatten_names
@@ -123,7 +123,7 @@ def _write_and_read(model: ModelConfig, model_type: ModelType) -> ModelConfig:
     if model.outputs:
         tensor_names.append(SOME_OUTPUT_TENSOR)
     if not model.tied:
-        tensor_names.append(OUTPUT_MATRIX)
+        tensor_names.append(model_type.output_matrix)
     marker_tensor = model_type.select_architecture(model).marker_tensor
     if marker_tensor is not None:
         tensor_names.append(marker_tensor)

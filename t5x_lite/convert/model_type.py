@@ -1,43 +1,56 @@
 """A model type of Hugging Face Transformers: the tables of its config and of its weights."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
-from t5x_lite.convert.classifier import TASK_HEADS, ObjectiveSetting, is_named, read_head, write_labels
+from t5x_lite.convert.classifier import ObjectiveSetting, is_named, read_head, write_labels
 from t5x_lite.convert.config_table import ConfigTable, ForeignConfig, ForeignModel, Rule, Settings
 from t5x_lite.convert.weight_map import Modules, WeightMap, WeightTable
 from t5x_lite.errors import UserError
 from t5x_lite.models.config import ModelConfig, Output
-from t5x_lite.models.feedforward.config import GLU
 from t5x_lite.models.spec import model_spec
 
 OUTPUT_MATRIX = "lm_head.weight"
 """The output matrix in decoders and encoder-decoders. Models that store it are untied."""
 
 
-def _read_tied(source: ForeignModel, settings: Settings) -> None:
-    is_stored = OUTPUT_MATRIX in source.tensor_names
-    if not is_stored and source.config.get("tie_word_embeddings") is False:
-        raise UserError(
-            f"tie_word_embeddings=false, and {OUTPUT_MATRIX} is not stored: this is a model without the output that "
-            "predicts tokens; import a checkpoint that has it"
-        )
-    settings["tied"] = not is_stored
+def tied_output(matrix: str) -> Rule:
+    """Return the rule that tells by the stored tensors, not the config, whether the output matrix is the embedding.
+
+    Args:
+        matrix: the name of the output matrix.
+    """
+
+    def read(source: ForeignModel, settings: Settings) -> None:
+        is_stored = matrix in source.tensor_names
+        if not is_stored and source.config.get("tie_word_embeddings") is False:
+            raise UserError(
+                f"tie_word_embeddings=false, and {matrix} is not stored: this is a model without the output that "
+                "predicts tokens; import a checkpoint that has it"
+            )
+        settings["tied"] = not is_stored
+
+    def write(model: ModelConfig, config: ForeignConfig) -> None:
+        config["tie_word_embeddings"] = model.tied
+
+    return Rule(("tie_word_embeddings",), read=read, write=write)
 
 
-def _write_tied(model: ModelConfig, config: ForeignConfig) -> None:
-    config["tie_word_embeddings"] = model.tied
+TIED_OUTPUT = tied_output(OUTPUT_MATRIX)
+"""The rule of models whose output matrix is `lm_head`."""
 
 
-TIED_OUTPUT = Rule(("tie_word_embeddings",), read=_read_tied, write=_write_tied)
-"""The stored tensors, not the config, tell whether the output matrix is tied to the token embedding."""
-
-
-HEAD_PREFIXES = ("lm_head", "cls.", "predictions.", "sop_classifier.", "generator_", "discriminator_", "vocab_")
+HEAD_PREFIXES = (
+    "lm_head",
+    "embed_out",
+    "cls.",
+    "predictions.",
+    "sop_classifier.",
+    "generator_",
+    "discriminator_",
+    "vocab_",
+)
 """First parts of the names of modules outside the base model that predict what it was pretrained on."""
-MODULES_WITHOUT_PREFIX = (*HEAD_PREFIXES, *TASK_HEADS)
-"""First parts of the names of modules outside the base model; they never have its prefix."""
-
 
 NO_TOKEN_OUTPUT = {"output_transform": False, "output_bias": False}
 """Settings of a model whose output, if it has one, is a matrix alone."""
@@ -88,13 +101,16 @@ class ModelType:
         config: the table of the config.
         weights: the table of the weights.
         tokenizer_class: the class of the tokenizer where no file names it.
-        gated_weights: the table for models with a gated feed-forward, where it differs.
+        select_weights: a function from a model to the table, where it is not the same for all.
+        output_matrix: the tensor of an untied output matrix.
+        head_prefixes: first parts of the names of modules that predict what the base model was pretrained on.
         base_model_prefix: the prefix of the base model's tensors, which files of the base model alone leave out.
         ignored_tensors: regular expressions of tensors that add no information, such as masks.
         unused_tensors: regular expressions of tensors that only some outputs use; they are ignored where the model has
             no place for them, as base models store a pooler that nothing reads.
         copies: tensors that files may store although they equal another one: the tensor, and the other one. Where the
             values differ, the tensor is not ignored.
+        zero_tensors: tensors that add nothing where all of their values are zero; exports leave them out.
         renamed_tensors: regular expressions of names in older files, and their replacements.
     """
 
@@ -104,11 +120,14 @@ class ModelType:
     weights: WeightTable
     tokenizer_class: str
     headless: Architecture | None = None
-    gated_weights: WeightTable | None = None
+    select_weights: Callable[[ModelConfig], WeightTable] | None = None
+    output_matrix: str = OUTPUT_MATRIX
+    head_prefixes: tuple[str, ...] = HEAD_PREFIXES
     base_model_prefix: str = ""
     ignored_tensors: tuple[str, ...] = ()
     unused_tensors: tuple[str, ...] = ()
     copies: Mapping[str, str] = field(default_factory=dict)
+    zero_tensors: tuple[str, ...] = ()
     renamed_tensors: Mapping[str, str] = field(default_factory=dict)
 
     def read_settings(self, source: ForeignModel) -> Settings:
@@ -145,8 +164,8 @@ class ModelType:
             UserError: the model has arrays that such models lack.
         """
         table = self.weights
-        if self.gated_weights is not None and isinstance(model.feedforward, GLU):
-            table = self.gated_weights
+        if self.select_weights is not None:
+            table = self.select_weights(model)
         modules = {**table.modules, **self.select_architecture(model).modules}
         return WeightMap(model_spec(model), replace(table, modules=modules))
 
@@ -172,6 +191,6 @@ class ModelType:
                 return architecture
             if architecture.may_be_tied and is_named(architecture.name, source.config):
                 return architecture
-        if self.headless is not None and not any(name.startswith(HEAD_PREFIXES) for name in names):
+        if self.headless is not None and not any(name.startswith(self.head_prefixes) for name in names):
             return self.headless
         return self.architectures[0]

@@ -103,12 +103,15 @@ def require_rotary(model: ModelConfig) -> Rotary:
     return model.positions
 
 
-def _read_rotary(source: ForeignModel, settings: Settings) -> None:
-    """Read `rope_parameters`, in which newer configs have all; older ones have `rope_theta` and `rope_scaling`."""
-    config = source.config
+def rope_parameters_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `rope_parameters`, in which newer configs have all; older ones have `rope_theta` and `rope_scaling`."""
     theta = config.get("rope_theta", 10000.0)
     parameters = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    settings["positions"] = {"rotary": read_rope_parameters({"rope_theta": theta, **parameters}, config)}
+    return {"rope_theta": theta, **parameters}
+
+
+def _read_rotary(source: ForeignModel, settings: Settings) -> None:
+    settings["positions"] = {"rotary": read_rope_parameters(rope_parameters_of(source.config), source.config)}
 
 
 def _write_rotary(model: ModelConfig, config: ForeignConfig) -> None:

@@ -284,6 +284,12 @@ def _encoder_decoder_weights(feed_forward: Callable[[str], Modules]) -> WeightTa
 
 PLAIN_WEIGHTS = _encoder_decoder_weights(_plain_feed_forward)
 GATED_WEIGHTS = _encoder_decoder_weights(_gated_feed_forward)
+
+
+def _weights_of(model: ModelConfig) -> WeightTable:
+    return GATED_WEIGHTS if isinstance(model.feedforward, GLU) else PLAIN_WEIGHTS
+
+
 COPIES = {
     "encoder.embed_tokens.weight": "shared.weight",
     "decoder.embed_tokens.weight": "shared.weight",
@@ -297,7 +303,7 @@ def _t5(name: str, architecture: str, config: ConfigTable) -> ModelType:
         architectures=(Architecture(architecture, objective="span_corruption"),),
         config=config,
         weights=PLAIN_WEIGHTS,
-        gated_weights=GATED_WEIGHTS,
+        select_weights=_weights_of,
         copies=COPIES,
         tokenizer_class="T5Tokenizer",
     )

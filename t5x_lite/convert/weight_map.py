@@ -7,7 +7,7 @@ flat, one for each layer and expert.
 
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import numpy as np
@@ -21,9 +21,15 @@ from t5x_lite.trees import flatten_names
 
 @dataclass(frozen=True)
 class Fused:
-    """Modules of ours whose weights one foreign module stores side by side along the output axis."""
+    """Modules of ours whose weights one foreign module stores side by side along the output axis.
+
+    Attributes:
+        modules: our modules.
+        by_key_head: the parts of each key head are stored together: its queries, its key, its value.
+    """
 
     modules: tuple[str, ...]
+    by_key_head: bool = False
 
 
 Modules: TypeAlias = Mapping[str, str | Fused]
@@ -89,6 +95,7 @@ class TensorMapping:
         index: the leading indices of the part in each array: the repeat of the layer pattern, then the expert.
         part_shapes: the shape of each part as a matrix [in, out], a table [rows, width] or a vector [size].
         is_transposed: the foreign tensor is the transpose of the joined parts.
+        groups: equal sections of the last axis, each of which has a section of every part.
     """
 
     tensor: str
@@ -96,6 +103,7 @@ class TensorMapping:
     index: tuple[int, ...]
     part_shapes: tuple[tuple[int, ...], ...]
     is_transposed: bool
+    groups: int = 1
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -109,16 +117,19 @@ class TensorMapping:
         parts = []
         for name, shape in zip(self.arrays, self.part_shapes, strict=True):
             part = read_array(name)[self.index]
-            parts.append(part.reshape(shape))
+            parts.append(part.reshape(*shape[:-1], self.groups, -1))
         joined = np.concatenate(parts, axis=-1)
+        joined = joined.reshape(*joined.shape[:-2], -1)
         return joined.T if self.is_transposed else joined
 
     def select_part(self, array: str, tensor: Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray, "..."]:
         """Return the part of the foreign tensor that belongs to one of our arrays."""
         joined = tensor.T if self.is_transposed else tensor
-        widths = [shape[-1] for shape in self.part_shapes]
-        parts = np.split(joined, np.cumsum(widths)[:-1], axis=-1)
-        return parts[self.arrays.index(array)]
+        sections = joined.reshape(*joined.shape[:-1], self.groups, -1)
+        widths = [shape[-1] // self.groups for shape in self.part_shapes]
+        parts = np.split(sections, np.cumsum(widths)[:-1], axis=-1)
+        number = self.arrays.index(array)
+        return parts[number].reshape(self.part_shapes[number])
 
 
 MOST_TENSORS = 200_000
@@ -191,7 +202,11 @@ class WeightMap:
                 arrays = tuple(f"{our_prefix}{part}.{leaf}" for part in parts)
                 if arrays[0] not in self.shapes:
                     continue
-                yield from self._map_array(f"{foreign_prefix}{foreign_module}", leaf, foreign_leaf, arrays, index)
+                for mapping in self._map_array(f"{foreign_prefix}{foreign_module}", leaf, foreign_leaf, arrays, index):
+                    if isinstance(our_module, Fused) and our_module.by_key_head:
+                        yield replace(mapping, groups=self._key_heads(arrays))
+                    else:
+                        yield mapping
 
     def _map_array(
         self, foreign_module: str, leaf: str, foreign_leaf: str, arrays: tuple[str, ...], index: tuple[int, ...]
@@ -213,6 +228,14 @@ class WeightMap:
                 module = module.format(expert=expert[0])
             tensor = f"{module}{self.weight_format.separator}{foreign_leaf}"
             yield TensorMapping(tensor, arrays, index + expert, part_shapes, is_transposed)
+
+    def _key_heads(self, arrays: tuple[str, ...]) -> int:
+        """Return the number of key heads, from the first array that has an axis over them."""
+        for array in arrays:
+            names = self.axes[array].names
+            if "kv_heads" in names:
+                return self.shapes[array][names.index("kv_heads") - len(names)]
+        raise ValueError(f"no axis over key heads in {', '.join(arrays)}")
 
     def _part_shape(self, array: str, depth: int) -> tuple[int, ...]:
         """Return the shape of an array without its first `depth` axes, as a matrix, a table or a vector."""

@@ -19,7 +19,7 @@ from t5x_lite.decode.generative_module import build_module, unstack_layers
 from t5x_lite.decode.sampling import Sampling
 from t5x_lite.decode.state import DecodeState
 from t5x_lite.errors import UserError
-from t5x_lite.models.config import START_TOKEN, ModelConfig
+from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.spec import ModelSpec
 
 logger = logging.getLogger(__name__)
@@ -207,7 +207,7 @@ class Generator:
         if self.config.family == "decoder":
             present = np.where(segment_ids > 0, tokens, -1)
         else:
-            present = np.full_like(tokens[:, :1], START_TOKEN)
+            present = np.full_like(tokens[:, :1], self.config.start_token)
         params = unstack_layers(self._axes, self.params)
         batch = Prompts(tokens, segment_ids, present)
         with self._mesh_context():

@@ -11,7 +11,6 @@ from t5x_lite.config import RunConfig
 from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.errors import UserError
 from t5x_lite.evaluate.batched_function import Features
-from t5x_lite.models.config import START_TOKEN
 from t5x_lite.models.losses import gather_positions
 from t5x_lite.objectives.framing import encoder_frame
 from t5x_lite.objectives.masked import MASK
@@ -73,9 +72,11 @@ class InfilledTokens(TokenHider):
 
     Attributes:
         sentinel: the id of the first sentinel.
+        start_token: the token that the decoder begins with.
     """
 
     sentinel: int
+    start_token: int = 0
 
     def features(self, tokens: Int[np.ndarray, "l"], hidden: slice) -> Features:
         """See `TokenHider`. The position is that in the decoder."""
@@ -87,7 +88,7 @@ class InfilledTokens(TokenHider):
         """See `TokenHider`."""
         assert isinstance(model, LanguageModel)
         tokens = batch["tokens"]
-        beginning = jnp.array([START_TOKEN, self.sentinel], tokens.dtype)
+        beginning = jnp.array([self.start_token, self.sentinel], tokens.dtype)
         decoder_tokens = jnp.broadcast_to(beginning, (tokens.shape[0], len(beginning)))
         states = model(tokens, decoder_tokens, key=None, segment_ids=batch["segment_ids"])
         return model.logits(states[:, -1:])
@@ -115,7 +116,9 @@ def build_token_hider(config: RunConfig, tokenizer: Tokenizer, soft_prompt: tupl
         prefix: tuple[int, ...] = ()
         if config.objective is not None:
             prefix = config.objective.infilling_prefix(vocabulary)
-        return InfilledTokens((*soft_prompt, *prefix), vocabulary.require_eos(USER), vocabulary.sentinels[0])
+        start = (*soft_prompt, *prefix)
+        eos = vocabulary.require_eos(USER)
+        return InfilledTokens(start, eos, vocabulary.sentinels[0], config.model.start_token)
     if config.model.family == "encoder" and "tokens" not in config.model.outputs:
         raise UserError(f"{USER}: this model predicts no tokens (model.outputs: {list(config.model.outputs)})")
     frame = encoder_frame(vocabulary, USER)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
 
 from t5x_lite.errors import UserError
 from t5x_lite.evaluate.batched_function import BatchedFunction, Features
-from t5x_lite.models.config import START_TOKEN, ModelConfig
+from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.losses import chunks_for
 from t5x_lite.models.sharding import shards
 from t5x_lite.models.spec import ModelSpec
@@ -70,6 +70,7 @@ class Likelihood:
         self, config: ModelConfig, spec: ModelSpec, params: PyTree[Array], mesh: Mesh, batch_size: int
     ) -> None:
         self.family = config.family
+        self.start_token = config.start_token
         self.truncated_inputs = 0
         function = partial(_score_targets, spec, config.vocab or 1)
         self._batched_function = BatchedFunction(function, params, mesh, batch_size)
@@ -116,7 +117,7 @@ class Likelihood:
             raise UserError(f"{len(targets)} tokens to score are more than the window of {window}")
         if self.family == "encoder_decoder":
             inputs = self._truncate(inputs, window)
-            shifted_targets = np.concatenate([[START_TOKEN], targets])[: len(targets)].astype(np.int32)
+            shifted_targets = np.concatenate([[self.start_token], targets])[: len(targets)].astype(np.int32)
             return {
                 "tokens": inputs,
                 "segment_ids": np.ones_like(inputs),

@@ -20,6 +20,7 @@ from t5x_lite.models.layer_config import LayerConfig
 from t5x_lite.models.layers import Linear, Norm, dropout
 from t5x_lite.models.mixers import StateMixer
 from t5x_lite.models.mixers.module import MixerModule, StateSlice
+from t5x_lite.models.normalization import NoNorm
 
 Sublayer = Callable[[Float[Array, "b l d"]], Float[Array, "b l d"]]
 
@@ -80,7 +81,8 @@ class EncoderOutput:
 class Block(nnx.Module):
     """A sequence mixer, cross-attention after an encoder, a feed-forward, each with a norm and a residual connection.
 
-    With sandwich norms each sublayer has two: before it, and on its output (Ding et al. 2021, §2.2; Gemma 2).
+    With sandwich norms each sublayer has two: before it, and on its output (Ding et al. 2021, §2.2; Gemma 2). Parallel
+    sublayers have the same input, the residual stream, and perhaps the same norm of it (Black et al. 2022, §2.1).
 
     Attributes:
         attention: the mixer, if it is self-attention; else None, and `mixer` is.
@@ -94,7 +96,8 @@ class Block(nnx.Module):
         self.residual = RESIDUALS[config.norm_place] if config.residual else _without_residual
         self.dropout = config.dropout
         self.dropout_axis = 1 if config.variational_dropout else None
-        self.attention_norm = Norm(config.norm, embed)
+        self.is_parallel = config.sublayers != "sequential"
+        self.attention_norm = Norm(config.norm if layer.norm else NoNorm(), embed)
         if isinstance(layer.mixer, StateMixer):
             self.attention: Attention | None = None
             self.mixer: MixerModule | None = MixerModule(config, layer.mixer, rngs=rngs)
@@ -103,14 +106,15 @@ class Block(nnx.Module):
             self.mixer = None
         settings = config.feedforward_of(layer)
         self.feedforward: MixtureOfExperts | FeedForward | None
-        if isinstance(settings, NoFeedForward):
+        if config.sublayers == "parallel_shared_norm" or isinstance(settings, NoFeedForward):
             self.feedforward_norm: Norm | None = None
-            self.feedforward = None
-        elif isinstance(settings, MoE):
-            self.feedforward_norm = Norm(config.norm, embed)
-            self.feedforward = MixtureOfExperts(config, settings, rngs=rngs)
         else:
             self.feedforward_norm = Norm(config.norm, embed)
+        if isinstance(settings, NoFeedForward):
+            self.feedforward = None
+        elif isinstance(settings, MoE):
+            self.feedforward = MixtureOfExperts(config, settings, rngs=rngs)
+        else:
             self.feedforward = FeedForward(config, settings, config.mlp, rngs=rngs)
         self.has_experts = isinstance(settings, MoE)
         self.adapters: nnx.Dict | None = nnx.data(None)
@@ -189,12 +193,27 @@ class Block(nnx.Module):
                 y = self.feedforward_output_norm(y)
             return self._adapt("feedforward", self._drop(y, keys[5]))
 
+        if self.is_parallel:
+            x = self._apply_in_parallel(x, mix, feed_forward)
+            return x, updated_cache
         x = self.residual(x, self.attention_norm, mix)
         if self.cross_norm is not None:
             x = self.residual(x, self.cross_norm, cross_attention)
         if self.feedforward_norm is not None:
             x = self.residual(x, self.feedforward_norm, feed_forward)
         return x, updated_cache
+
+    def _apply_in_parallel(
+        self, x: Float[Array, "b l d"], mix: Sublayer, feed_forward: Sublayer
+    ) -> Float[Array, "b l d"]:
+        """Add the outputs of both sublayers, computed from the same input."""
+        mixer_input = self.attention_norm(x)
+        if self.feedforward is None:
+            return x + mix(mixer_input)
+        feedforward_input = mixer_input
+        if self.feedforward_norm is not None:
+            feedforward_input = self.feedforward_norm(x)
+        return x + mix(mixer_input) + feed_forward(feedforward_input)
 
     def _seed_adapters(self, key: PRNGKeyArray) -> None:
         """Give the adapters of linear layers keys for dropout, for one call."""

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import SerializerFunctionWrapHandler, Strict, model_serializer, model_validator
 
 from t5x_lite.models.derived_sizes import derived_sizes, whole_number
-from t5x_lite.models.experts.config import Dropless, MoE
+from t5x_lite.models.experts.config import MoE
 from t5x_lite.models.feedforward.config import GLU, MLP, DenseFeedForward, NoFeedForward
 from t5x_lite.models.initializers import INITIALIZERS, Initializer, MaximalUpdate, NormalInit
 from t5x_lite.models.layer_config import FEEDFORWARDS, LayerConfig
@@ -18,8 +18,6 @@ from t5x_lite.models.normalization import NORMS, LayerNorm, NoNorm, RMSNorm
 from t5x_lite.models.positions import POSITIONS, Learned, NoPositions, PositionEncoding, Rotary
 from t5x_lite.schema import Config, Int, OneOf, setting
 
-START_TOKEN = 0
-"""The token that an encoder_decoder's decoder begins with: T5's padding id."""
 SPAN_POSITIONS = 20
 """Positions inside a span that the span output distinguishes (Joshi et al. 2020, code: max_pair_targets)."""
 
@@ -79,6 +77,9 @@ class ModelConfig(Config):
     embedding: Int = setting(
         None, "width of the token embedding, projected to `embed`; null takes `embed`", ge=1, source="ALBERT, §3.1"
     )
+    start_token: Int = setting(
+        0, "token that an encoder_decoder's decoder begins with: T5's padding; BART's is </s>", ge=0
+    )
     token_types: Int = setting(0, "kinds of token (first or second sentence) with a vector each", ge=0, source="BERT")
     embedding_norm: bool = setting(False, "normalise the sum of the embeddings", source="BERT's code")
     positions: Annotated[PositionEncoding, OneOf(POSITIONS)] = setting(Learned(), "how a token knows its position")
@@ -89,6 +90,11 @@ class ModelConfig(Config):
         "pre",
         "before each sublayer; after each residual addition (BERT); on each sublayer's output (OLMo 2); or both before "
         "a sublayer and on its output (sandwich, Gemma 2)",
+    )
+    sublayers: Literal["sequential", "parallel", "parallel_shared_norm"] = setting(
+        "sequential",
+        "mixer and feed-forward after each other; or side by side on the same input, with a norm each or one for both",
+        source="GPT-J; GPT-NeoX: Black et al. 2022, §2.1; Falcon",
     )
     residual: bool = setting(True, "add the input of each sublayer to its output; false is for norm_place: pre")
     query_key_norm: Literal["none", "head", "width"] = setting(
@@ -194,6 +200,8 @@ class ModelConfig(Config):
                 yield f"{name} {layers} is not a multiple of the pattern's {len(self.pattern)} layers"
         if not self.residual and self.norm_place != "pre":
             yield f"residual: false is for norm_place: pre, not {self.norm_place}"
+        if self.sublayers != "sequential" and (self.norm_place != "pre" or not self.residual):
+            yield f"sublayers: {self.sublayers} is for norm_place: pre with residual: true"
         if len(self.period) > LONGEST_PERIOD:
             yield f"{len(self.period)} layers without a repeat; patterns of up to {LONGEST_PERIOD} can be compiled"
         for layer in self.pattern:
@@ -201,6 +209,8 @@ class ModelConfig(Config):
             yield from layer.mixer.model_problems(self)
             if layer.positions is not None:
                 yield from layer.positions.model_problems(self)
+            if not layer.norm and self.norm_place != "pre":
+                yield f"norm: false of a layer is for norm_place: pre, not {self.norm_place}"
         has_layer_positions = any(layer.positions is not None for layer in self.pattern)
         if has_layer_positions and not isinstance(self.positions, Rotary | NoPositions):
             yield "positions of layers of the pattern are for a model whose own are rotary or none"
@@ -241,6 +251,12 @@ class ModelConfig(Config):
                 yield f"{name}: {repeats} repeats of the pattern cannot be cut into {self.shared_groups} equal groups"
 
     def _family_problems(self) -> Iterator[str]:
+        if self.sublayers != "sequential" and self.family == "encoder_decoder":
+            yield f"sublayers: {self.sublayers} is for models without cross-attention"
+        if self.start_token and self.family != "encoder_decoder":
+            yield "start_token is for encoder_decoder"
+        if self.vocab is not None and self.start_token >= self.vocab:
+            yield f"start_token {self.start_token} is not in a vocabulary of {self.vocab} tokens"
         if self.shared_stacks and self.family != "encoder_decoder":
             yield "shared_stacks is for encoder_decoder"
         elif self.shared_stacks and self.layers != self.decoder_layers:
@@ -264,43 +280,6 @@ class ModelConfig(Config):
             yield "embedding_dropout is not for electra, whose models share their embeddings"
         if self.embedding != self.embed and not self.output_transform and "tokens" in self.outputs:
             yield "`embedding` narrower than `embed` needs output_transform"
-
-    def check_mesh(self, expert: int, tensor: int, pipeline: int) -> None:
-        """Raise ValueError for sizes of the mesh axes that these layers and experts cannot be sharded over."""
-        if pipeline > 1:
-            self._check_pipeline(pipeline)
-        if expert > 1 and not self.mixtures:
-            raise ValueError(f"mesh.expert {expert}: this model has no experts to shard; leave it 1")
-        for moe in self.mixtures:
-            if moe.experts % expert:
-                raise ValueError(f"mesh.expert {expert} does not divide the {moe.experts} experts of a layer")
-            kernel = ""
-            if isinstance(moe.dispatch, Dropless):
-                kernel = moe.dispatch.kernel
-            if kernel in {"auto", "buffer"} and pipeline > 1:
-                raise ValueError(
-                    f"mesh.pipeline {pipeline}: stages run together, so all would do the rounds of "
-                    "dropless.kernel=buffer that one of them needs; take dispatch=capacity, or kernel=megablox on TPUs"
-                )
-            if kernel in {"ragged", "megablox"} and expert * tensor > 1:
-                raise ValueError(
-                    f"dropless.kernel={kernel} multiplies whole experts: it needs mesh.expert=1 and mesh.tensor=1; "
-                    "kernel=buffer does not"
-                )
-
-    def _check_pipeline(self, pipeline: int) -> None:
-        depths = {"layers": self.layers, "decoder_layers": self.decoder_layers}
-        if self.generator is not None:
-            depths["generator.layers"] = self.generator.layers
-        for name, layers in depths.items():
-            repeats = layers // len(self.period)
-            description = f"{repeats} repeats of the pattern"
-            if self.shared_layers:
-                description = "one layer for all"
-            if repeats % pipeline or self.shared_layers:
-                raise ValueError(
-                    f"mesh.pipeline {pipeline} cannot cut model.{name} {layers}, {description}, into equal stages"
-                )
 
     @property
     def is_encoder_only(self) -> bool:

@@ -28,6 +28,9 @@ class LayerConfig(Config):
     positions: Annotated[Rotary | NoPositions | None, OneOf(LAYER_POSITIONS)] = setting(
         None, "how this layer rotates queries and keys; null takes `model.positions`", source="Gemma 3, §2"
     )
+    norm: bool = setting(
+        True, "normalise the mixer's input; ModernBERT's first layer does not", source="Warner et al. 2024, §2.1"
+    )
 
     def problems(self) -> Iterator[str]:
         """Yield an attention kind of a layer without attention."""

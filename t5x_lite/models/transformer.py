@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from t5x_lite.models.backbone import Backbone, DecodingState
 from t5x_lite.models.block import EncoderOutput
-from t5x_lite.models.config import START_TOKEN, ModelConfig
+from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.layers import Embed
 from t5x_lite.models.outputs import DetectionOutput, SentenceOutput, SpanOutput, TaskOutput, TokenOutput
 
@@ -139,6 +139,7 @@ class EncoderDecoder(nnx.Module):
     """T5 and the original Transformer: a decoder attends to an encoder's states; both share the token table."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
+        self.start_token = config.start_token
         self.tokens = token_embedding(config, rngs)
         self.encoder = Backbone(config, config.layers, causal=False, rngs=rngs)
         other = None
@@ -188,7 +189,7 @@ class EncoderDecoder(nnx.Module):
             encoder_output=EncoderOutput(places),
             cross_kv=self.decoder.stack.encoder_keys_values(EncoderOutput(places, states)),
         )
-        start = jnp.full((tokens.shape[0], 1), START_TOKEN, tokens.dtype)
+        start = jnp.full((tokens.shape[0], 1), self.start_token, tokens.dtype)
         return self.decode_step(start, jnp.ones_like(start), state)
 
     def decode_step(

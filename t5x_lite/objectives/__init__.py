@@ -5,6 +5,7 @@ from t5x_lite.objectives.choice import Choice
 from t5x_lite.objectives.classify import Classify, Regress
 from t5x_lite.objectives.contrastive import Contrastive
 from t5x_lite.objectives.conversation import Conversation
+from t5x_lite.objectives.denoising import Denoising
 from t5x_lite.objectives.extract import Extract
 from t5x_lite.objectives.masked import Masked
 from t5x_lite.objectives.objective import ExampleContext, Features, Objective, TokenRow, Vocabulary
@@ -25,6 +26,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "prefix": Prefix,
     "span_corruption": SpanCorruption,
     "ul2": UL2,
+    "denoising": Denoising,
     "text_to_text": TextToText,
     "masked": Masked,
     "replaced_token": ReplacedToken,

@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 from jaxtyping import Int
 
-from t5x_lite.models.config import START_TOKEN, Family
+from t5x_lite.models.config import Family
 from t5x_lite.objectives.features import Pair, pad, token_features
 from t5x_lite.objectives.model_protocols import Batch, DropoutKey, LanguageModel, LossSettings, TokenLoss
 from t5x_lite.objectives.objective import ExampleContext, ExampleLengths, Features, Objective
@@ -17,7 +17,7 @@ class InputsTargets(Objective):
     """An objective that predicts targets from inputs. Several pairs of them are packed into a row, one segment each.
 
     Features for an encoder_decoder, int32: `tokens`, `positions`, `segment_ids` `[seq_len]` of the inputs;
-    `decoder_tokens` (the targets of a segment shifted right by one, after `START`), `decoder_positions`,
+    `decoder_tokens` (the targets of a segment shifted right by one, after the start token), `decoder_positions`,
     `decoder_segment_ids`, `targets` `[target_length]`; and `loss_weights` float32 `[target_length]`.
 
     Features for a decoder, `[seq_len]`: `tokens`, `positions`, `segment_ids`, `targets`, `prefix` (1 for inputs) int32,
@@ -45,7 +45,7 @@ class InputsTargets(Objective):
         """Return the features of a row of pairs, which must fit."""
         if context.family == "decoder":
             return _decoder_features(pairs, context.seq_len)
-        return _encoder_decoder_features(pairs, context.seq_len, self.target_length(context))
+        return _encoder_decoder_features(pairs, context, self.target_length(context))
 
     def loss(
         self, model: LanguageModel, batch: Batch, key: DropoutKey, settings: LossSettings
@@ -77,11 +77,11 @@ class InputsTargets(Objective):
         }
 
 
-def _encoder_decoder_features(pairs: Sequence[Pair], length: int, target_length: int) -> Features:
+def _encoder_decoder_features(pairs: Sequence[Pair], context: ExampleContext, target_length: int) -> Features:
     inputs, input_segments = _join([inputs for inputs, _ in pairs])
     targets, target_segments = _join([targets for _, targets in pairs])
-    shifted_targets, _ = _join([np.concatenate([[START_TOKEN], targets[:-1]]) for _, targets in pairs])
-    features = token_features(inputs, input_segments, length)
+    shifted_targets, _ = _join([np.concatenate([[context.start_token], targets[:-1]]) for _, targets in pairs])
+    features = token_features(inputs, input_segments, context.seq_len)
     for name, values in token_features(shifted_targets, target_segments, target_length).items():
         features[f"decoder_{name}"] = values
     features["targets"] = pad(targets, target_length)

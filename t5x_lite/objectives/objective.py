@@ -89,12 +89,14 @@ class ExampleContext:
         vocabulary: the tokenizer's.
         family: of the model.
         placeholders: number of soft tokens, with the ids -1, -2, …, before each input of a task.
+        start_token: the token that an encoder_decoder's decoder begins with.
     """
 
     seq_len: int
     vocabulary: Vocabulary
     family: Family = "decoder"
     placeholders: int = 0
+    start_token: int = 0
 
 
 @dataclass(frozen=True)
@@ -158,6 +160,11 @@ class Objective(Config):
         `data.parts=fields`, `turns` need `data.parts=turns`.
         """
         return "tokens"
+
+    @property
+    def needs_sentences(self) -> bool:
+        """True if rows of `tokens` must tell where sentences begin (`data.parts=line` or `punctuation`)."""
+        return False
 
     @property
     def needs_frequency(self) -> bool:

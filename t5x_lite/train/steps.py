@@ -20,6 +20,7 @@ from t5x_lite.models.attention import kernels
 from t5x_lite.models.experts.activity import ROUTER_TERM_WEIGHTS
 from t5x_lite.models.experts.dispatch import check_dispatch
 from t5x_lite.models.loss_terms import Batch, LossTerms
+from t5x_lite.models.mesh_sizes import check_mesh_sizes
 from t5x_lite.models.pipeline import microbatch_count
 from t5x_lite.models.spec import ModelSpec, init_params
 from t5x_lite.parallel import mesh as meshes
@@ -185,7 +186,7 @@ def check_mesh(mesh: Mesh, config: RunConfig, platform: str) -> dict[str, str]:
     meshes.check_rows(mesh, config.eval.batch_size or train.batch_size, "eval.batch_size")
     try:
         with jax.set_mesh(mesh):
-            config.model.check_mesh(sizes["expert"], sizes["tensor"], sizes["pipeline"])
+            check_mesh_sizes(config.model, sizes["expert"], sizes["tensor"], sizes["pipeline"])
             check_dispatch(config.model, platform)
             if sizes["pipeline"] > 1:
                 microbatch_count(config.model.pipeline_microbatches, rows, sizes["pipeline"])

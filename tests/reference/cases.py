@@ -16,13 +16,12 @@ import torch
 import transformers
 from flax import nnx
 from jaxtyping import PyTree
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 import t5x_lite
 from t5x_lite.api import Model
 from t5x_lite.convert import MODEL_TYPES
 from t5x_lite.convert.huggingface import import_hf
-from t5x_lite.models.config import START_TOKEN
 from t5x_lite.models.losses import LossSettings, TokenLoss, binary_cross_entropy
 from t5x_lite.objectives.causal import Causal
 from t5x_lite.objectives.features import positions_in
@@ -158,7 +157,8 @@ class Case:
         gradients = {}
         for name, parameter in self.theirs.named_parameters(remove_duplicate=False):
             if parameter.grad is not None:
-                gradients[name] = parameter.grad.numpy()
+                stored_name = STORED_NAMES.get((self.model_type, name), name)
+                gradients[stored_name] = parameter.grad.numpy()
         return Outputs(logits, outputs.loss.item(), _unstack_experts(gradients, self.model_type))
 
     @cached_property
@@ -192,7 +192,7 @@ class Case:
             features["token_types"] = np.zeros_like(batch["types"])
         match self.main_objective:
             case "span_corruption":
-                features.update(_span_corruption_features(batch))
+                features.update(_span_corruption_features(batch, self.theirs.config))
             case "masked":
                 features.update(_masked_features(batch))
             case "replaced_token":
@@ -276,10 +276,10 @@ class Case:
         return largest
 
 
-def _span_corruption_features(batch: Arrays) -> Arrays:
+def _span_corruption_features(batch: Arrays, config: PretrainedConfig) -> Arrays:
     is_real = (batch["targets"] != IGNORED).astype(np.int32)
-    targets = batch["targets"] * is_real
-    start = np.full((ROWS, 1), START_TOKEN)
+    targets = np.where(is_real, batch["targets"], config.pad_token_id)
+    start = np.full((ROWS, 1), config.decoder_start_token_id)
     # Transformers gives its decoder no mask: every target sees all earlier ones.
     segment_ids = np.ones_like(is_real)
     positions = positions_in(np.ones(TARGET_LENGTH, int))
@@ -309,6 +309,9 @@ def _causal_features(batch: Arrays) -> Arrays:
         "loss_weights": has_target.astype(np.float32),
     }
 
+
+STORED_NAMES = {("gpt_neox", "lm_head.weight"): "embed_out.weight"}
+"""Names in files of parameters that have another name in memory, by model type and that name."""
 
 STORED_EXPERTS = {
     "mixtral": ("block_sparse_moe", "w1", "w3", "w2"),

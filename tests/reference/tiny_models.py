@@ -83,6 +83,13 @@ def build_llama(name: str, **settings: Setting) -> PreTrainedModel:
     return getattr(transformers, f"{name.removesuffix('Text')}ForCausalLM")(config)
 
 
+def build_bart() -> PreTrainedModel:
+    sizes = {"vocab_size": VOCAB, "d_model": EMBED, "max_position_embeddings": 40}
+    for stack, layers in (("encoder", 2), ("decoder", 3)):
+        sizes |= {f"{stack}_layers": layers, f"{stack}_attention_heads": 4, f"{stack}_ffn_dim": 48}
+    return transformers.BartForConditionalGeneration(transformers.BartConfig(**sizes))
+
+
 def build_distilbert() -> PreTrainedModel:
     sizes = {"vocab_size": VOCAB, "dim": EMBED, "hidden_dim": 48, "n_layers": 2, "n_heads": 4}
     return transformers.DistilBertForMaskedLM(transformers.DistilBertConfig(**sizes, max_position_embeddings=40))
@@ -99,6 +106,7 @@ LLAMA3_ROPE = {
 
 
 DYNAMIC_ROPE = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
+HALF_ROPE = {"rope_type": "linear", "rope_theta": 100.0, "factor": 4.0, "partial_rotary_factor": 0.5}
 LINEAR_ROPE = {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}
 LLAMA3_ROPE_OF_THE_CONTEXT = {name: value for name, value in LLAMA3_ROPE.items() if not name.startswith("original")}
 YARN_ROPE_OF_THE_CONTEXT = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}
@@ -152,6 +160,22 @@ def build_gpt_neo() -> PreTrainedModel:
     return transformers.GPTNeoForCausalLM(config)
 
 
+def build_gpt_neox(**settings: Setting) -> PreTrainedModel:
+    config = transformers.GPTNeoXConfig(**{**COMMON_SIZES, **settings})
+    return transformers.GPTNeoXForCausalLM(config)
+
+
+def build_falcon(**settings: Setting) -> PreTrainedModel:
+    sizes = {"vocab_size": VOCAB, "hidden_size": EMBED, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = transformers.FalconConfig(**{**sizes, "ffn_hidden_size": 48, **settings})
+    return transformers.FalconForCausalLM(config)
+
+
+def build_bloom(**settings: Setting) -> PreTrainedModel:
+    sizes = {"vocab_size": VOCAB, "hidden_size": 48, "n_layer": 2, "n_head": 6}
+    return transformers.BloomForCausalLM(transformers.BloomConfig(**{**sizes, **settings}))
+
+
 def build_opt(**settings: Setting) -> PreTrainedModel:
     config = transformers.OPTConfig(
         vocab_size=VOCAB,
@@ -167,6 +191,15 @@ def build_opt(**settings: Setting) -> PreTrainedModel:
 
 
 EUROBERT = {"num_key_value_heads": 2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+MODERNBERT = {
+    "num_hidden_layers": 5,
+    "local_attention": 6,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "cls_token_id": 1,
+    "eos_token_id": 2,
+    "sep_token_id": 2,
+}
 ALBERT_GROUPS = {"num_hidden_layers": 4, "num_hidden_groups": 2, "inner_group_num": 2}
 NO_BIASES = {"enable_bias": False, "layer_norm_elementwise_affine": False}
 QWEN3_EXPERTS = {"num_experts": 4, "moe_intermediate_size": 24, "head_dim": 16}
@@ -178,6 +211,7 @@ TINY_MODELS = {
     "T5 v1.1": TinyModel("span_corruption", build_untied_t5),
     "Switch": TinyModel("span_corruption", build_switch),
     "Switch, room for all": TinyModel("span_corruption", partial(build_switch, expert_capacity=100)),
+    "BART": TinyModel("span_corruption", build_bart),
     "BERT": TinyModel("masked, next sentence", partial(build_encoder, "Bert", "PreTraining")),
     "BERT, MLM alone": TinyModel("masked", partial(build_encoder, "Bert", "MaskedLM")),
     "RoBERTa": TinyModel("masked", partial(build_encoder, "Roberta", "MaskedLM", type_vocab_size=1)),
@@ -192,10 +226,24 @@ TINY_MODELS = {
     "EuroBERT, tied": TinyModel(
         "masked", partial(build_encoder, "EuroBert", "MaskedLM", tie_word_embeddings=True, **EUROBERT)
     ),
+    "ModernBERT": TinyModel("masked", partial(build_encoder, "ModernBert", "MaskedLM", **MODERNBERT)),
     "GPT-2": TinyModel("causal", build_gpt2),
     "GPT-Neo": TinyModel("causal", build_gpt_neo),
     "OPT": TinyModel("causal", build_opt),
     "OPT without biases": TinyModel("causal", partial(build_opt, **NO_BIASES)),
+    "GPT-NeoX": TinyModel("causal", build_gpt_neox),
+    "GPT-NeoX, sequential": TinyModel(
+        "causal",
+        partial(build_gpt_neox, use_parallel_residual=False, attention_bias=False, rope_parameters=HALF_ROPE),
+    ),
+    "Falcon 7B": TinyModel("causal", build_falcon),
+    "Falcon 40B": TinyModel("causal", partial(build_falcon, new_decoder_architecture=True, num_kv_heads=2)),
+    "Falcon 11B": TinyModel(
+        "causal",
+        partial(build_falcon, new_decoder_architecture=True, num_kv_heads=2, num_ln_in_parallel_attn=1, bias=True),
+    ),
+    "Falcon, sequential": TinyModel("causal", partial(build_falcon, parallel_attn=False, multi_query=False)),
+    "BLOOM": TinyModel("causal", build_bloom),
     "Llama 2": TinyModel("causal", partial(build_llama, "Llama")),
     "Llama, biases": TinyModel("causal", partial(build_llama, "Llama", attention_bias=True, mlp_bias=True)),
     "Llama, biases of attention": TinyModel("causal", partial(build_llama, "Llama", attention_bias=True)),

@@ -23,6 +23,9 @@ class Rotary(PositionEncoding):
     theta: float = setting(
         10000.0, "base of the geometric series of wavelengths", gt=0, source="Su et al. 2021, §3.2.2"
     )
+    share: float = setting(
+        1.0, "share of a head's channels that are rotated, the first of them", gt=0, le=1, source="GPT-NeoX: 0.25"
+    )
     stretch: Annotated[Stretch | None, OneOf(STRETCHES)] = setting(
         None, "how wavelengths are stretched for a longer context"
     )
@@ -48,7 +51,8 @@ class Rotary(PositionEncoding):
         """Rotate each pair of channels."""
         import jax.numpy as jnp
 
-        rates = frequencies(x.shape[-1], self.theta)
+        rotated = self._rotated_channels(x.shape[-1])
+        rates = frequencies(rotated, self.theta)
         if self.stretch is not None:
             rates = self.stretch.stretch(rates, self.theta)
         angles = (positions[..., None].astype(jnp.float32) * rates)[:, :, None, :]
@@ -57,13 +61,20 @@ class Rotary(PositionEncoding):
         if self.stretch is not None and self.stretch.scale != 1:
             cos *= self.stretch.scale
             sin *= self.stretch.scale
-        first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-        return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+        first, second = jnp.split(x[..., :rotated].astype(jnp.float32), 2, axis=-1)
+        halves = [(first * cos - second * sin).astype(x.dtype), (second * cos + first * sin).astype(x.dtype)]
+        return jnp.concatenate([*halves, x[..., rotated:]], axis=-1)
+
+    def _rotated_channels(self, head_dim: int) -> int:
+        """Return the number of channels that are rotated: `share` of them, rounded down as in GPT-NeoX's code."""
+        return int(head_dim * self.share)
 
     def model_problems(self, model: "ModelConfig") -> Iterator[str]:
-        """Yield an odd head_dim."""
-        if model.head_dim % 2:
-            yield f"rotary positions need an even head_dim, found {model.head_dim}"
+        """Yield an odd number of rotated channels, or none."""
+        rotated = self._rotated_channels(model.head_dim)
+        if rotated % 2 or not rotated:
+            share = "" if self.share == 1 else f" times share {self.share}"
+            yield f"rotary positions need an even head_dim{share}, found {rotated} of {model.head_dim}"
 
 
 def frequencies(channels: int, theta: float) -> Float[Array, "half"]:

@@ -1,0 +1,43 @@
+"""Sizes of the mesh axes that the layers and experts of a model can be sharded over."""
+
+from t5x_lite.models.config import ModelConfig
+from t5x_lite.models.experts.config import Dropless
+
+
+def check_mesh_sizes(model: ModelConfig, expert: int, tensor: int, pipeline: int) -> None:
+    """Raise ValueError for sizes of the mesh axes that these layers and experts cannot be sharded over."""
+    if pipeline > 1:
+        _check_pipeline(model, pipeline)
+    if expert > 1 and not model.mixtures:
+        raise ValueError(f"mesh.expert {expert}: this model has no experts to shard; leave it 1")
+    for moe in model.mixtures:
+        if moe.experts % expert:
+            raise ValueError(f"mesh.expert {expert} does not divide the {moe.experts} experts of a layer")
+        kernel = ""
+        if isinstance(moe.dispatch, Dropless):
+            kernel = moe.dispatch.kernel
+        if kernel in {"auto", "buffer"} and pipeline > 1:
+            raise ValueError(
+                f"mesh.pipeline {pipeline}: stages run together, so all would do the rounds of "
+                "dropless.kernel=buffer that one of them needs; take dispatch=capacity, or kernel=megablox on TPUs"
+            )
+        if kernel in {"ragged", "megablox"} and expert * tensor > 1:
+            raise ValueError(
+                f"dropless.kernel={kernel} multiplies whole experts: it needs mesh.expert=1 and mesh.tensor=1; "
+                "kernel=buffer does not"
+            )
+
+
+def _check_pipeline(model: ModelConfig, pipeline: int) -> None:
+    depths = {"layers": model.layers, "decoder_layers": model.decoder_layers}
+    if model.generator is not None:
+        depths["generator.layers"] = model.generator.layers
+    for name, layers in depths.items():
+        repeats = layers // len(model.period)
+        description = f"{repeats} repeats of the pattern"
+        if model.shared_layers:
+            description = "one layer for all"
+        if repeats % pipeline or model.shared_layers:
+            raise ValueError(
+                f"mesh.pipeline {pipeline} cannot cut model.{name} {layers}, {description}, into equal stages"
+            )

@@ -1,0 +1,117 @@
+"""Configs of released checkpoints, whose fields have older names, and fields that are refused by name."""
+
+import pytest
+
+from t5x_lite.convert import MODEL_TYPES
+from t5x_lite.convert.config_table import ForeignConfig, ForeignModel
+from t5x_lite.errors import UserError
+from t5x_lite.models.config import ModelConfig
+from t5x_lite.models.positions.alibi import ALiBi
+
+FALCON = {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+NEOX = {**FALCON, "intermediate_size": 48}
+BLOOM_560M = {
+    "vocab_size": 250880,
+    "n_embed": 1024,
+    "n_layer": 24,
+    "num_attention_heads": 16,
+    "n_inner": None,
+    "offset_alibi": 100,
+    "seq_length": 2048,
+    "masked_softmax_fusion": True,
+    "skip_bias_add": True,
+}
+MODERNBERT = {
+    **NEOX,
+    "num_hidden_layers": 4,
+    "global_attn_every_n_layers": 3,
+    "global_rope_theta": 5000.0,
+    "local_rope_theta": 50.0,
+    "local_attention": 128,
+    "position_embedding_type": "absolute",
+}
+BART = {
+    "vocab_size": 96,
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 48,
+    "num_hidden_layers": 2,
+    "normalize_before": False,
+    "add_bias_logits": False,
+}
+
+
+def read(name: str, config: ForeignConfig, tensors: tuple[str, ...] = ()) -> ModelConfig:
+    settings = MODEL_TYPES[name].read_settings(ForeignModel(config, tensors))
+    return ModelConfig.model_validate(settings)
+
+
+def test_older_fields_of_gpt_neox_are_read() -> None:
+    model = read("gpt_neox", {**NEOX, "rotary_pct": 0.5, "rotary_emb_base": 500})
+    assert model.positions.model_dump() == {"theta": 500.0, "share": 0.5, "stretch": None}
+    newer = {**NEOX, "rope_parameters": {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.5}}
+    assert read("gpt_neox", newer) == model
+
+
+def test_the_released_config_of_bloom_is_read() -> None:
+    model = read("bloom", BLOOM_560M)
+    assert (model.layers, model.embed, model.heads, model.mlp) == (24, 1024, 16, 4096)
+
+
+def test_older_fields_of_modernbert_are_read() -> None:
+    model = read("modernbert", MODERNBERT)
+    assert [layer.attention.model_dump() for layer in model.pattern] == [{}, {"window": 65}, {"window": 65}, {}]
+    assert [layer.norm for layer in model.pattern] == [False, True, True, True]
+    kinds = ["full_attention", "sliding_attention", "sliding_attention", "full_attention"]
+    rope = {kinds[0]: {"rope_theta": 5000.0}, kinds[1]: {"rope_theta": 50.0}}
+    assert read("modernbert", {**MODERNBERT, "layer_types": kinds, "rope_parameters": rope}) == model
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "message"),
+    [
+        ("falcon", {**FALCON, "alibi": True}, "alibi=True is not supported"),
+        ("falcon", {**FALCON, "num_ln_in_parallel_attn": 2}, "num_ln_in_parallel_attn=2 is not supported"),
+        ("falcon", {**FALCON, "new_decoder_architecture": True, "parallel_attn": False}, "parallel_attn=False"),
+        ("falcon", {**FALCON, "multi_query": False, "num_kv_heads": 2}, "num_kv_heads=2 is not supported"),
+        ("bloom", {**BLOOM_560M, "apply_residual_connection_post_layernorm": True}, "post_layernorm=True"),
+        ("bloom", {"vocab_size": 96, "n_layer": 2, "n_head": 4}, "'hidden_size' is missing"),
+        ("modernbert", {**MODERNBERT, "classifier_activation": "relu"}, "classifier_activation=relu"),
+        ("modernbert", {**MODERNBERT, "decoder_bias": False}, "decoder_bias=False is not supported"),
+        ("modernbert", {**MODERNBERT, "layer_types": ["full_attention"]}, "for each of 4 layers"),
+        ("bart", {**BART, "decoder_attention_heads": 2}, "decoder_attention_heads=2 is not supported"),
+        ("bart", {**BART, "normalize_before": True}, "normalize_before=True is not supported"),
+    ],
+)
+def test_fields_that_no_setting_stands_for_are_refused_by_name(name: str, config: ForeignConfig, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read(name, config)
+
+
+def test_alibis_slopes_for_twelve_heads_are_those_of_the_authors_code() -> None:
+    """The eight slopes of eight heads, then every other slope of sixteen."""
+    first = [2.0**-power for power in range(1, 9)]
+    others = [2.0**-power for power in (0.5, 1.5, 2.5, 3.5)]
+    assert ALiBi(slopes="powers_of_two").slopes_of(12) == pytest.approx(first + others)
+    assert ALiBi(slopes="powers_of_two").slopes_of(8) == pytest.approx(first)
+    assert ALiBi().slopes_of(8) == pytest.approx(first)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"sublayers": "parallel", "norm_place": "post"}, "is for norm_place: pre"),
+        ({"sublayers": "parallel", "family": "encoder_decoder"}, "without cross-attention"),
+        ({"start_token": 2}, "start_token is for encoder_decoder"),
+        ({"start_token": 96, "family": "encoder_decoder"}, "not in a vocabulary of 96"),
+        ({"positions": {"rotary": {"share": 0.4}}}, "even head_dim times share 0.4, found 3 of 8"),
+        ({"pattern": [{"norm": False}], "norm_place": "post"}, "norm: false of a layer"),
+    ],
+)
+def test_combinations_that_cannot_be_computed_are_refused(settings: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        ModelConfig.model_validate({"vocab": 96, "layers": 2, "embed": 32, "heads": 4, **settings})
