@@ -21,6 +21,7 @@ from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.feedforward.config import Activation
 from t5x_lite.models.normalization import LayerNorm, NoNorm, RMSNorm
 from t5x_lite.models.quantization import QuantizedType, active_quantization, quantized_product
+from t5x_lite.models.remat import name_product
 from t5x_lite.models.sharding import GPU_PLATFORMS, constrain, shards, target_platform
 
 NamedSize = tuple[str, int]
@@ -162,8 +163,10 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "..."], sorted_rows: SortedRows | None = None) -> Float[Array, "..."]:
         if self.adapter is None:
-            return self.product(x, sorted_rows)
-        return self.adapter(self.product, x, sorted_rows)
+            y = self.product(x, sorted_rows)
+        else:
+            y = self.adapter(self.product, x, sorted_rows)
+        return name_product(y, self.output_names)
 
     @property
     def quantization(self) -> QuantizedType | None:

@@ -23,6 +23,7 @@ from t5x_lite.models.loss_terms import Batch, LossTerms
 from t5x_lite.models.pipeline import microbatch_count
 from t5x_lite.models.spec import ModelSpec, init_params
 from t5x_lite.parallel import mesh as meshes
+from t5x_lite.parallel.memory import check_host_offload
 from t5x_lite.run_loss import loss_function
 from t5x_lite.train.optimization import make_optimizer, scale_learning_rates
 from t5x_lite.train.state import TrainState
@@ -176,6 +177,8 @@ def check_mesh(mesh: Mesh, config: RunConfig, platform: str) -> dict[str, str]:
     train = config.train
     if train.quantization is not None:
         require_library("train.quantization", "qwix", "quantization")
+    if config.model.remat == "offload":
+        check_host_offload(mesh)
     sizes = mesh.shape
     rows = train.batch_size // train.microbatches
     rows_key = "train.batch_size"
