@@ -146,7 +146,9 @@ class ModelConfig(Config):
     kernel: Literal["auto", "xla", "cudnn", "splash", "flash"] = setting(
         "auto", "what computes attention; `auto` is the fastest that can: cudnn, splash, then flash, else xla"
     )
-    compute: Literal["float32", "bfloat16"] = setting("float32", "type of activations; parameters stay float32")
+    compute: Literal["float32", "bfloat16"] = setting(
+        "float32", "type of activations (of parameters: train.param_dtype)"
+    )
     remat: RematPolicy = setting("none", REMAT_DESCRIPTION)
     pipeline_microbatches: Int | None = setting(
         None, "parts of a batch that follow each other through mesh.pipeline; null: up to 4 a stage", ge=1

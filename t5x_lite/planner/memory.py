@@ -1,10 +1,13 @@
 """Memory of a train step by formula, for devices that no compiler is available for."""
 
+import jax
+
 from t5x_lite.models.losses import logits_limit
 from t5x_lite.parallel.mesh import shard_bytes
 from t5x_lite.planner.activations import period_activations
 from t5x_lite.planner.figures import MemoryFigures
 from t5x_lite.planner.workload import Workload
+from t5x_lite.train.config import TrainConfig
 from t5x_lite.train.state import TrainState
 
 
@@ -31,7 +34,7 @@ def modelled_memory(workload: Workload, state: TrainState, platform: str) -> Mem
     logits_bytes = 4 * workload.tokens_per_device * (model.vocab or 1)
     logits_bytes_at_once = min(logits_limit(platform), logits_bytes)
     state_bytes = shard_bytes(state)
-    gradients_bytes = shard_bytes(state.params)
+    gradients_bytes = _gradient_bytes(workload.config.train, state)
     activations_bytes = activation_bytes * (saved_values + working_values) + 2 * logits_bytes_at_once
     return {
         "state_bytes": state_bytes,
@@ -39,3 +42,11 @@ def modelled_memory(workload: Workload, state: TrainState, platform: str) -> Mem
         "activations_bytes": activations_bytes,
         "memory_bytes": state_bytes + gradients_bytes + activations_bytes,
     }
+
+
+def _gradient_bytes(train: TrainConfig, state: TrainState) -> float:
+    """Return the bytes of the gradients: in the types of the parameters, or of the sum of several microbatches."""
+    gradients = state.params
+    if train.microbatches > 1:
+        gradients = jax.tree.map(lambda param: param.update(dtype=train.gradient_dtype), gradients)
+    return shard_bytes(gradients)

@@ -25,6 +25,9 @@ class OptimizerConfig(Config):
         "type in which moments are stored; bfloat16 halves their memory, and is rounded stochastically",
         source="Gupta et al. 2015, §3",
     )
+    master_weights: bool = setting(
+        False, "keep a float32 copy of parameters in bfloat16 (train.param_dtype), instead of stochastic rounding"
+    )
     clip_norm: float | None = setting(1.0, "largest global norm of the gradient; null does not clip", gt=0)
 
 
@@ -36,6 +39,15 @@ class TrainConfig(Config):
     seq_len: Int = setting(..., "length of a sequence", unit="tokens", ge=1)
     seed: Int = setting(0, "seed of initialisation, data order and dropout", ge=0)
     microbatches: Int = setting(1, "parts of the batch whose gradients are summed before the update", ge=1)
+    gradient_dtype: Literal["float32", "bfloat16"] = setting(
+        "float32", "type of the sum of the gradients of microbatches"
+    )
+    param_dtype: Literal["float32", "bfloat16"] = setting(
+        "float32",
+        "type in which matrices and embeddings that train are stored; updates of those in bfloat16 are rounded "
+        "stochastically, or go to a float32 copy (optimizer.master_weights)",
+        source="Gupta et al. 2015, §3",
+    )
     z_loss: float = setting(0.0, "weight of log(Z)^2", ge=0, source="PaLM, Chowdhery et al. 2022, §5; T5X used 1e-4")
     label_smoothing: float = setting(0.0, "probability spread evenly over the vocabulary", ge=0, lt=1)
     quantization: Literal["int8", "fp8"] | None = setting(

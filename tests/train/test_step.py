@@ -12,8 +12,9 @@ from t5x_lite.models.losses import TokenLoss
 from t5x_lite.models.spec import init_params, model_spec
 from t5x_lite.objectives import Causal
 from t5x_lite.parallel.mesh import make_mesh
+from t5x_lite.train.parameter_update import ParameterUpdate
 from t5x_lite.train.state import TrainState
-from t5x_lite.train.step import train_step
+from t5x_lite.train.step import Accumulation, train_step
 from t5x_lite.train.steps import Steps, make_steps
 from t5x_lite.train.training_loss import TrainingLoss
 from tests.objectives.vocabulary import context, row
@@ -107,11 +108,11 @@ def test_a_term_whose_weights_are_not_declared_is_refused() -> None:
     state = TrainState(count, params, optimizer.init(params), count, count, {})
     batch = {"loss_weights": jnp.ones(4)}
     declared = TrainingLoss("toy", loss_terms, {"loss": "loss_weights", "second": "loss_weights"})
-    new_state, _ = train_step(declared, optimizer, 1, 0, state, batch)
+    new_state, _ = train_step(declared, ParameterUpdate(optimizer), Accumulation(1), 0, state, batch)
     assert float(new_state.params) == pytest.approx(1 - 0.1 * 2)
     undeclared = TrainingLoss("toy", loss_terms, {"loss": "loss_weights"})
     with pytest.raises(ValueError, match="objective toy: the weights of the loss term 'second' are not declared"):
-        train_step(undeclared, optimizer, 1, 0, state, batch)
+        train_step(undeclared, ParameterUpdate(optimizer), Accumulation(1), 0, state, batch)
 
 
 def test_an_update_that_is_not_finite_is_skipped_and_counted() -> None:
