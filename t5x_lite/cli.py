@@ -146,12 +146,10 @@ def train(options: argparse.Namespace, overrides: list[str]) -> int:
 
     from t5x_lite.parallel import distributed
     from t5x_lite.planner.capacity import check_capacity
-    from t5x_lite.planner.remat_choice import resolve_remat
     from t5x_lite.train.loop import train as run_training
 
     distributed.initialize(config.data.cache_dir)
     with distributed.abort_together():
-        config = resolve_remat(config)
         check_capacity(config)
         run, is_complete = run_training(config)
     if not is_complete:
@@ -319,7 +317,7 @@ def generate(options: argparse.Namespace, overrides: list[str]) -> int:
     decoding = decoding_settings(**settings)
     for text in [*options.prompt, *settings.get("stop", [])]:
         _check_utf8(text)
-    model = t5x_lite.load(options.run, step=options.step, overrides=overrides)
+    model = t5x_lite.load(options.run, step=options.step, overrides=overrides, quantization=options.quantization)
     print_generation(model, options.prompt, decoding)
     return 0
 
