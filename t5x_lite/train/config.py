@@ -42,6 +42,11 @@ class TrainConfig(Config):
     gradient_dtype: Literal["float32", "bfloat16"] = setting(
         "float32", "type of the sum of the gradients of microbatches"
     )
+    reduction_dtype: Literal["compute", "float32"] = setting(
+        "compute",
+        "type in which devices sum the gradients of matrices: that of the activations (model.compute), or float32 with "
+        "twice the bytes of bfloat16 on the network",
+    )
     param_dtype: Literal["float32", "bfloat16"] = setting(
         "float32",
         "type in which matrices and embeddings that train are stored; updates of those in bfloat16 are rounded "
@@ -99,7 +104,9 @@ class TrainConfig(Config):
     sample_prompt: str = setting("", "text to continue and print at the end of training; empty prints none")
 
     def problems(self) -> Iterator[str]:
-        """Yield an error for a tracker that is named twice."""
+        """Yield an error for a tracker that is named twice, or gradients in 8 bits and float32 at once."""
+        if self.quantization is not None and self.reduction_dtype == "float32":
+            yield "train.reduction_dtype=float32 is for products that are not quantized (train.quantization)"
         kinds = [type(tracker) for tracker in self.trackers]
         if len(set(kinds)) < len(kinds):
             yield "train.trackers names a tracker twice"

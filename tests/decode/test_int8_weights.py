@@ -16,7 +16,7 @@ from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.int8_weights import Int8Matrix, quantize_weights
 from t5x_lite.models.layers import Linear, Weight
 from t5x_lite.models.spec import init_params, model_spec
-from t5x_lite.trees import flatten_names, unflatten_names
+from t5x_lite.trees import flatten_names
 
 SIZES = {"layers": 2, "embed": 32, "heads": 4, "vocab": 50, "positions": "rotary", "feedforward": "glu", "bias": False}
 
