@@ -16,6 +16,7 @@ from t5x_lite.checkpoint import is_step
 from t5x_lite.config import RunConfig
 from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.data.training_data import TrainingData
+from t5x_lite.decode.chat import Chat, chat_prompts, check_chat
 from t5x_lite.decode.fill import Candidates, fill_masks
 from t5x_lite.decode.generate import Generator, decoding_settings
 from t5x_lite.errors import UserError
@@ -267,6 +268,18 @@ class Model:
             prompts = [prompts]
         return self.generator.generate(prompts, decoding_settings(**settings))
 
+    def chat(self, conversations: Sequence[Chat], **settings: Any) -> list[str]:
+        """Return the assistant's next turn in each conversation.
+
+        A conversation is a list of messages with `role` and `content`, which the tokenizer's chat template writes as
+        text. `settings` are those of `generate`.
+        """
+        try:
+            chats = [check_chat(messages) for messages in conversations]
+        except ValueError as error:
+            raise UserError(f"chat: {error}") from None
+        return self.generator.generate(chat_prompts(self, chats), decoding_settings(**settings))
+
     def fill(self, text: str, count: int = 5) -> list[Candidates]:
         """Return the likeliest tokens with their probabilities for each [MASK] of a text, predicted by an encoder."""
         return fill_masks(self, text, count)
@@ -275,7 +288,9 @@ class Model:
         """Return the log-probability of each text in nats; see `evaluate.score.score`."""
         return scoring.score(self, texts, inputs)
 
-    def embed(self, texts: Sequence[str], pool: str | None = None, layer: int | None = None) -> Embeddings:
+    def embed(
+        self, texts: Sequence[str], pool: str | None = None, layer: int | Sequence[int] | None = None
+    ) -> Embeddings:
         """Return float32 `[texts, embed]`; with pool `none` a list of `[tokens, embed]`. See `evaluate.embed.embed`."""
         return embedding.embed(self, texts, pool, layer)
 

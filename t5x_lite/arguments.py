@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 import t5x_lite
+from t5x_lite.errors import UserError
 from t5x_lite.evaluate.config import EVAL_ARGUMENTS
 from t5x_lite.storage import is_remote
 
@@ -39,10 +40,13 @@ def build_parser() -> argparse.ArgumentParser:
     _add_sweep(commands)
     _add_eval(commands)
     _add_embed(commands)
+    _add_probe(commands)
     _add_generate(commands)
     _add_import(commands)
     _add_export(commands)
     _add_report(commands)
+    _add_watch(commands)
+    _add_new(commands)
     _add_doctor(commands)
     return parser
 
@@ -146,7 +150,38 @@ def _add_embed(commands: Commands) -> None:
         help="mean, cls or max of a text's tokens; none keeps every token (default: the model's, or mean)",
     )
     parser.add_argument(
-        "--layer", type=int, help="layer whose states to use, counted from 1, or from the end as -1 (default: the last)"
+        "--layer",
+        type=int,
+        nargs="+",
+        help="layer whose states to use, counted from 1, or from the end as -1; of several, the mean (default: last)",
+    )
+
+
+def _add_probe(commands: Commands) -> None:
+    parser = _add_command(commands, "probe", "fit a linear classifier to every layer, and measure how contextual it is")
+    _add_run_argument(parser)
+    _add_overrides(parser)
+    _add_step_option(parser)
+    _add_json_option(parser)
+    for name, purpose in (("train", "to fit to"), ("test", "to measure on")):
+        parser.add_argument(
+            f"--{name}",
+            type=_local_path,
+            required=True,
+            metavar="FILE",
+            help=f"texts with labels {purpose}: TSV, CSV, JSONL or Parquet",
+        )
+    parser.add_argument("--text", default="text", help="column of the text (default %(default)s)")
+    parser.add_argument("--label", default="label", help="column of the label (default %(default)s)")
+    parser.add_argument(
+        "--columns", nargs="+", default=[], help="names of the columns of TSV or CSV files without a header"
+    )
+    parser.add_argument("--pool", default="mean", help="mean, cls or max of a text's tokens (default %(default)s)")
+    parser.add_argument(
+        "--limit", type=int, default=2000, help="most records of a file, 0 for all (default %(default)s)"
+    )
+    parser.add_argument(
+        "--to", type=_local_path, help="picture to write, with a .json beside it (default: RUN/eval/STEP/probe.png)"
     )
 
 
@@ -155,7 +190,17 @@ def _add_generate(commands: Commands) -> None:
     _add_run_argument(parser)
     _add_overrides(parser)
     _add_step_option(parser)
-    parser.add_argument("--prompt", action="append", required=True, help="text to continue; may be repeated")
+    prompts = parser.add_mutually_exclusive_group(required=True)
+    prompts.add_argument("--prompt", action="append", help="text to continue; may be repeated")
+    prompts.add_argument(
+        "--chat",
+        action="append",
+        metavar="TEXT",
+        help="message of a user, which the assistant answers by the tokenizer's chat template; may be repeated",
+    )
+    prompts.add_argument(
+        "--chat-file", type=_local_path, metavar="FILE", help="JSONL with a conversation in `messages` on each line"
+    )
     parser.add_argument(
         "--stop", action="append", default=argparse.SUPPRESS, help="text at which generation ends; may be repeated"
     )
@@ -210,10 +255,36 @@ def _add_export(commands: Commands) -> None:
 
 
 def _add_report(commands: Commands) -> None:
-    parser = _add_command(commands, "report", "plot the training curves of one or more runs")
+    parser = _add_command(commands, "report", "draw the curves of runs as a picture and as a page that zooms")
     parser.add_argument("runs", metavar="RUN", nargs="+", help="run directories, drawn in one figure")
     parser.add_argument(
-        "--to", type=_local_path, help="image to write (default: report.png in the first run directory)"
+        "--to",
+        type=_local_path,
+        help="picture or .html page to write (default: report.png and report.html in the first run directory)",
+    )
+
+
+def _add_watch(commands: Commands) -> None:
+    parser = _add_command(
+        commands, "watch", "follow a run from a terminal: step, loss, speed, remaining time, checkpoint and evaluation"
+    )
+    _add_run_argument(parser)
+    parser.add_argument("--once", action="store_true", help="print the state and exit")
+    parser.add_argument(
+        "--every",
+        type=float,
+        metavar="SECONDS",
+        help="seconds between two looks (default: 2, in a bucket 30)",
+    )
+    parser.add_argument("--json", action="store_true", help="print the state as one JSON object, and exit")
+
+
+def _add_new(commands: Commands) -> None:
+    parser = _add_command(
+        commands, "new", "write a project with an objective, an evaluator, configs, a task and tests of its own"
+    )
+    parser.add_argument(
+        "name", metavar="NAME", type=_local_path, help="folder to create; its name is that of the Python package"
     )
 
 
@@ -267,3 +338,15 @@ def _add_step_option(parser: argparse.ArgumentParser) -> None:
 
 def _add_json_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the result as JSON, and nothing else")
+
+
+def check_utf8(text: str) -> None:
+    """Refuse a text of the command line whose bytes are not UTF-8: Python has surrogates for them.
+
+    Raises:
+        UserError: with the text.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"command line: {text!r} is not valid UTF-8") from None

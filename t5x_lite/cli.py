@@ -7,9 +7,7 @@ import argparse
 import json
 import logging
 import os
-import select
 import sys
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -18,11 +16,13 @@ from typing import TYPE_CHECKING, TypeAlias
 import t5x_lite
 from t5x_lite import config as configuration
 from t5x_lite import local_copies, schema
-from t5x_lite.arguments import DECODING_OPTIONS, build_parser
+from t5x_lite.arguments import DECODING_OPTIONS, build_parser, check_utf8
 from t5x_lite.errors import STOPPED, UserError
 from t5x_lite.parallel.config import gpu_count
 from t5x_lite.parallel.job_environment import set_job_environment
 from t5x_lite.planner import libtpu
+from t5x_lite.plugins import load_plugins
+from t5x_lite.process_output import discard_stdout, is_stdout_closed, silence_orbax
 from t5x_lite.unexpected import DEBUG_VARIABLE, as_user_error, describe_bug
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ BROKEN_PIPE = 141
 """Exit code if the reader of standard output has closed it, as `head` does: 128 + SIGPIPE."""
 BUG = 70
 """Exit code after an error that no user can have made (BSD's EX_SOFTWARE)."""
-WITHOUT_OVERRIDES = ("import", "export", "report")
+WITHOUT_OVERRIDES = ("import", "export", "report", "watch", "new")
 """Commands without a config to override."""
 
 
@@ -55,9 +55,9 @@ def main(arguments: Sequence[str] | None = None, commands: Mapping[str, Command]
             if sys.stdout is not None:  # it is None if the process was started without a standard output
                 sys.stdout.flush()  # a closed pipe is noticed here, and not when the interpreter exits
     except BrokenPipeError:
-        if not _is_stdout_closed():
+        if not is_stdout_closed():
             raise
-        _discard_stdout()
+        discard_stdout()
         return BROKEN_PIPE
     except SystemExit as stop:
         if isinstance(stop.__context__, BrokenPipeError):  # rich exits with code 1 if standard output is closed
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None, commands: Mapping[str, Command]
 def _run_command(arguments: Sequence[str] | None, commands: Mapping[str, Command]) -> int:
     options, unknown = build_parser().parse_known_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    _silence_orbax()
+    silence_orbax()
     try:
         if unknown and options.command in WITHOUT_OVERRIDES:
             raise UserError(f"{options.command}: unknown option {unknown[0]}; see t5x-lite {options.command} --help")
@@ -110,35 +110,11 @@ def _print_error(message: str) -> None:
     print("t5x-lite: " + " ".join(local_copies.with_urls(message).splitlines()), file=sys.stderr)
 
 
-def _is_stdout_closed() -> bool:
-    """Return whether the reader of the pipe that standard output writes to is gone."""
-    poll = select.poll()
-    poll.register(sys.stdout.fileno(), select.POLLOUT)
-    return any(event & select.POLLERR for _, event in poll.poll(0))
-
-
-def _discard_stdout() -> None:
-    """Redirect standard output to nowhere, so that the interpreter can flush it when it exits."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _silence_orbax() -> None:
-    """Hide Orbax's own reports of an error: it raises the error too, which is enough."""
-    for name in ("absl", "asyncio", "orbax"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    report_thread_error = threading.excepthook
-
-    def report_other_thread_error(details: threading.ExceptHookArgs) -> None:
-        if not type(details.thread).__module__.startswith("orbax"):
-            report_thread_error(details)
-
-    threading.excepthook = report_other_thread_error
-
-
 def train(options: argparse.Namespace, overrides: list[str]) -> int:
     """Run `t5x-lite train CONFIG [key=value …]`."""
     if options.help_config:
-        _print_settings()
+        load_plugins()
+        schema.print_explained(configuration.RunConfig)
         return 0
     config = configuration.load(options.config, overrides)
     set_job_environment(options.coordinator, options.num_processes, options.process_id)
@@ -161,9 +137,9 @@ def train(options: argparse.Namespace, overrides: list[str]) -> int:
 
 def _report_run(run: "Run") -> None:
     """Draw the curves of a complete run, print a sample, and say where everything is."""
-    from t5x_lite.evaluate.report import draw_report
+    from t5x_lite.evaluate.write_reports import write_reports
 
-    picture = draw_report([run.folder], run.folder / "report.png")
+    reports = write_reports([run.folder])
     prompt = run.config.train.sample_prompt
     if prompt:
         from t5x_lite.decode.fill import print_generation
@@ -171,18 +147,8 @@ def _report_run(run: "Run") -> None:
 
         print("\nsample:")
         print_generation(t5x_lite.load(str(run.config.run_dir)), [prompt], Sampling(temperature=0.8, top_p=0.95))
-    print(f"run: {run.config.run_dir} (metrics.jsonl, {picture.name}, checkpoints/, tokenizer, config.yaml)")
-
-
-def _print_settings() -> None:
-    """Print every setting of a run's config: key, type, default, description, source and unit."""
-    settings = list(schema.explain(configuration.RunConfig))
-    width = max(len(setting.key) for setting in settings)
-    for setting in settings:
-        line = f"{setting.key:<{width}}  {setting.type:<24}  {setting.default:<12}  {setting.description}"
-        if setting.unit:
-            line += f" ({setting.unit})"
-        print(line)
+    names = ", ".join(path.name for path in reports)
+    print(f"run: {run.config.run_dir} (metrics.jsonl, {names}, checkpoints/, tokenizer, config.yaml)")
 
 
 def prepare(options: argparse.Namespace, overrides: list[str]) -> int:
@@ -305,9 +271,26 @@ def embed(options: argparse.Namespace, overrides: list[str]) -> int:
     return 0
 
 
+def probe(options: argparse.Namespace, overrides: list[str]) -> int:
+    """Run `t5x-lite probe RUN --train FILE --test FILE …`."""
+    from t5x_lite.evaluate.probe import ProbeSettings, probe_layers
+    from t5x_lite.evaluate.probe_report import check_picture, print_probe, write_probe
+
+    if options.to:
+        check_picture(options.to)
+    model = t5x_lite.load(options.run, step=options.step, overrides=overrides)
+    settings = ProbeSettings(options.text, options.label, options.columns, options.pool, options.limit)
+    report = probe_layers(model, options.train, options.test, settings)
+    picture = options.to or model.run.folder / "eval" / str(model.step) / "probe.png"
+    write_probe(report, picture)
+    print_probe(report, as_json=options.json)
+    return 0
+
+
 def generate(options: argparse.Namespace, overrides: list[str]) -> int:
     """Run `t5x-lite generate RUN --prompt TEXT …`."""
-    from t5x_lite.decode.fill import print_generation
+    from t5x_lite.decode import chat
+    from t5x_lite.decode.fill import print_answers, print_generation
     from t5x_lite.decode.generate import decoding_settings
 
     settings = {}
@@ -315,19 +298,15 @@ def generate(options: argparse.Namespace, overrides: list[str]) -> int:
         if hasattr(options, name):
             settings[name] = getattr(options, name)
     decoding = decoding_settings(**settings)
-    for text in [*options.prompt, *settings.get("stop", [])]:
-        _check_utf8(text)
+    for text in [*(options.prompt or options.chat or []), *settings.get("stop", [])]:
+        check_utf8(text)
+    chats = chat.read_chats(options.chat_file) if options.chat_file else chat.user_chats(options.chat or [])
     model = t5x_lite.load(options.run, step=options.step, overrides=overrides, quantization=options.quantization)
-    print_generation(model, options.prompt, decoding)
+    if chats:
+        print_answers(model, chat.chat_prompts(model, chats), decoding)
+    else:
+        print_generation(model, options.prompt, decoding)
     return 0
-
-
-def _check_utf8(text: str) -> None:
-    """Refuse a text of the command line whose bytes are not UTF-8: Python has surrogates for them."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise UserError(f"command line: {text!r} is not valid UTF-8") from None
 
 
 def import_(options: argparse.Namespace, overrides: list[str]) -> int:
@@ -363,11 +342,29 @@ def export(options: argparse.Namespace, overrides: list[str]) -> int:
 
 def report(options: argparse.Namespace, overrides: list[str]) -> int:
     """Run `t5x-lite report RUN …`."""
-    from t5x_lite.evaluate.report import draw_report
+    from t5x_lite.evaluate.write_reports import write_reports
 
     runs = [local_copies.local_path(run) for run in options.runs]
-    picture = draw_report(runs, options.to or runs[0] / "report.png")
-    print(local_copies.with_urls(str(picture)))
+    for path in write_reports(runs, options.to):
+        print(local_copies.with_urls(str(path)))
+    return 0
+
+
+def watch(options: argparse.Namespace, overrides: list[str]) -> int:
+    """Run `t5x-lite watch RUN`."""
+    from t5x_lite.watch.command import watch as watch_run
+
+    watch_run(options.run, options.every, once=options.once, as_json=options.json)
+    return 0
+
+
+def new(options: argparse.Namespace, overrides: list[str]) -> int:
+    """Run `t5x-lite new NAME`."""
+    from t5x_lite.new_project.create import create_project
+
+    for path in create_project(options.name):
+        print(options.name / path)
+    print(f"next: cd {options.name} && pip install -e '.[test]' && t5x-lite train configs/pretrain.yaml")
     return 0
 
 
@@ -391,9 +388,12 @@ COMMANDS: dict[str, Command] = {
     "sweep": sweep,
     "eval": evaluate,
     "embed": embed,
+    "probe": probe,
     "generate": generate,
     "import": import_,
     "export": export,
     "report": report,
+    "watch": watch,
+    "new": new,
     "doctor": doctor,
 }

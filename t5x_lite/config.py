@@ -26,6 +26,7 @@ from t5x_lite.objectives import OBJECTIVES, Causal, Objective, TextToText
 from t5x_lite.objectives.supervised import Supervised
 from t5x_lite.parallel.config import MeshConfig
 from t5x_lite.planner.config import PlanConfig
+from t5x_lite.plugins import load_plugins
 from t5x_lite.schema import Config, Int, OneOf, Settings, Strings, setting
 from t5x_lite.storage import expand
 from t5x_lite.tasks import TaskForm, objective_settings
@@ -156,6 +157,11 @@ class RunConfig(Config):
         else:
             families = " or ".join(objective.families)
             yield f"objective {objective.name} trains {families}, not a model of family {self.model.family}"
+        if objective.needs_reference and not self.method.keeps_base:
+            yield (
+                f"objective {objective.name} compares the model with the one that it adapts: it needs "
+                "adapt.method=lora or another that freezes the base, or adapt.method=reference, which keeps a copy"
+            )
         is_pseudo = not self.scores_left_to_right
         if is_pseudo and self.model.family == "encoder_decoder" and not objective.fills_spans:
             kind = self.eval.likelihood
@@ -173,6 +179,13 @@ class RunConfig(Config):
                 f"objective {objective.name} is trained on sentences: it needs data.packing=sentences and "
                 f"data.parts=line or punctuation, found packing={packing}, parts={parts}"
             )
+        if objective.rows == "turns" and parts != "turns":
+            yield (
+                f"objective {objective.name} is trained on conversations: it needs data.parts=turns and "
+                f"data.field=messages, found parts={parts}"
+            )
+        if parts == "turns" and self.adapt is None and not isinstance(self.tokenizer, TokenizerFile | Bytes):
+            yield "data.parts=turns needs a tokenizer with a chat template: set adapt.from or tokenizer.file.path"
         if objective.rows == "pairs" and (parts != "fields" or packing not in objective.packings):
             packings = " or ".join(objective.packings)
             yield (
@@ -267,8 +280,10 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         overrides: settings, `dotted.key=value`, that replace those of the file.
 
     Raises:
-        UserError: one line with every problem, where it was set, and the nearest valid spelling.
+        UserError: one line with every problem, where it was set, and the nearest valid spelling; a plugin that
+            cannot be loaded.
     """
+    load_plugins()
     path = find_config(path)
     sources = schema.read(RunConfig, path, overrides)
     completed = schema.Sources(_add_derived_settings(sources.values), sources.locations)
@@ -341,6 +356,8 @@ def _add_head(model: Settings, objective_values: Settings) -> Settings:
         return model
     family = model.get("family", "decoder")
     head = objective.head(ModelConfig.model_construct(family=family))
+    if head is None:
+        return model
     model = {**model, "head": head.model_dump(mode="json")}
     if family == "encoder":
         model["outputs"] = []

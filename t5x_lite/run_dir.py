@@ -22,6 +22,7 @@ from t5x_lite.errors import UserError
 from t5x_lite.files import read_json_object, write_file
 from t5x_lite.models.spec import ModelSpec, model_spec
 from t5x_lite.parallel.mesh import shape_structs, shardings
+from t5x_lite.plugins import load_plugins
 
 CONFIG_FILE = "config.yaml"
 FOREIGN_CONFIG = "config.huggingface.json"
@@ -191,8 +192,9 @@ def open_run(name: str | Path, overrides: Sequence[str] = ()) -> Run:
     """Open a run directory, local or in an object store, for evaluation or generation, with overrides of its config.
 
     Raises:
-        UserError: it is not a run directory.
+        UserError: it is not a run directory, or a plugin cannot be loaded.
     """
+    load_plugins()
     name = storage.expand(name)
     folder = local_copies.local_path(name)
     path = folder / CONFIG_FILE

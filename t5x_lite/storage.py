@@ -8,6 +8,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+import fsspec
+from fsspec.config import conf as fsspec_settings
+
 from t5x_lite.errors import UserError
 from t5x_lite.extras import require_library
 from t5x_lite.files import replace_file
@@ -17,6 +20,11 @@ if TYPE_CHECKING:
 
 EXTRAS = {"gs": ("gcs", "gcsfs"), "s3": ("s3", "s3fs")}
 """Extra of this package, and the module that it installs, for each scheme."""
+
+# Other processes write to a store too. If a listing were kept, what they have written since would not exist, neither
+# for this module nor for Orbax, which opens the stores by itself.
+for _protocol in ("gs", "gcs", "s3"):
+    fsspec_settings.setdefault(_protocol, {}).setdefault("use_listings_cache", False)
 
 
 def is_remote(name: str | Path) -> bool:
@@ -60,11 +68,8 @@ def open_store(url: str) -> tuple["AbstractFileSystem", str]:
         raise UserError(f"{url}: names no bucket")
     extra, module = EXTRAS[scheme]
     require_library(f"{url}:", module, extra)
-    import fsspec
-
     with explained(url, "opened"):
-        # Other processes write there too, so listings are not kept.
-        store, root = fsspec.url_to_fs(url, use_listings_cache=False)
+        store, root = fsspec.url_to_fs(url)
     return store, root.rstrip("/")
 
 
@@ -196,23 +201,6 @@ def delete_folder(name: str) -> None:
             store.rm(root, recursive=True)
 
 
-def list_names(folder: str) -> set[str]:
-    """Return the names of the files in a folder, by one request for about a thousand of them.
-
-    Raises:
-        UserError: the store cannot be read.
-    """
-    if not is_remote(folder):
-        return {path.name for path in Path(folder).iterdir()}
-    store, root = open_store(folder)
-    with explained(folder, "read"):
-        try:
-            paths = store.ls(root, detail=False)
-        except FileNotFoundError:
-            return set()
-    return {path.rstrip("/").rpartition("/")[2] for path in paths}
-
-
 def tensorstore_location(folder: str) -> dict[str, str]:
     """Return the folder as the `kvstore` of TensorStore's specs, with the endpoint that AWS_ENDPOINT_URL names.
 
@@ -238,6 +226,27 @@ def file_exists(name: str) -> bool:
     store, root = open_store(name)
     with explained(name, "read"):
         return store.isfile(root)
+
+
+def list_names(folder: str) -> list[str]:
+    """Return the names of the files and folders in a folder; none if there is no such folder.
+
+    Raises:
+        UserError: the folder cannot be read.
+    """
+    try:
+        if not is_remote(folder):
+            return [path.name for path in Path(folder).iterdir()]
+        store, root = open_store(folder)
+        with explained(folder, "read"):
+            try:
+                return [entry.rstrip("/").rpartition("/")[2] for entry in store.ls(root, detail=False)]
+            except FileNotFoundError:
+                return []
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be read: {error.strerror}") from None
 
 
 @contextmanager

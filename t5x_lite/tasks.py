@@ -158,6 +158,8 @@ def objective_settings(task_names: tuple[str, ...], form: TaskForm, family: str)
     """
     tasks = [find_task(name) for name in task_names]
     is_text_form = form == "text" or (form == "auto" and family != "encoder")
+    if any(_trains_probabilities(task) for task in tasks):
+        is_text_form = False
     if is_text_form or all(isinstance(task.objective, TextToText) for task in tasks):
         _check_text_forms(task_names, tasks, family)
         return {"text_to_text": {"target_len": max(task.target_len for task in tasks)}}
@@ -166,6 +168,11 @@ def objective_settings(task_names: tuple[str, ...], form: TaskForm, family: str)
     task = tasks[0]
     _check_roles_of_head(task_names[0], task)
     return {task.objective.name: task.objective.model_dump(mode="json")}
+
+
+def _trains_probabilities(task: TaskSpec) -> bool:
+    """Return whether a task is learnt by the model's own probabilities of tokens, in neither of the forms."""
+    return isinstance(task.objective, Supervised) and not task.objective.uses_head
 
 
 def _check_text_forms(task_names: tuple[str, ...], tasks: list[TaskSpec], family: str) -> None:

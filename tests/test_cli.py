@@ -31,7 +31,7 @@ def test_eval_accepts_overrides_and_a_step(tiny_run: Path, capsys: pytest.Captur
 def test_eval_rejects_numbers_and_options_that_it_cannot_use(tiny_run: Path, capfd: pytest.CaptureFixture[str]) -> None:
     for words, message in (
         (["window=many", "stride=1.5"], "window=many: expected a whole number; stride=1.5: expected a whole number"),
-        (["--limit=3"], "--limit is for tasks= and blimp="),
+        (["--limit=3"], "--limit is for tasks=, blimp= and cloze="),
         (["--include=folder"], "--include is for tasks="),
     ):
         assert main(["eval", str(tiny_run), *words]) == 2

@@ -188,7 +188,10 @@ def test_defaults_are_explained_as_yaml_writes_them() -> None:
 def test_the_items_of_a_list_are_explained_with_their_settings() -> None:
     explanations = {explanation.key: explanation for explanation in schema.explain(config.RunConfig)}
     evaluators = explanations["eval.evaluators"]
-    assert (evaluators.type, evaluators.default) == ("list of validation | tasks | perplexity | few_shot | blimp", "[]")
+    assert (evaluators.type, evaluators.default) == (
+        "list of validation | tasks | perplexity | few_shot | blimp | samples | cloze",
+        "[]",
+    )
     assert explanations["eval.evaluators.N.few_shot.tasks"].default == "required"
     assert explanations["model.pattern.N.attention.local.window"].default == "256"
     assert explanations["data.mixture.N.name"].default == "required"

@@ -11,7 +11,7 @@ from t5x_lite import config as configuration
 from t5x_lite import tasks
 from t5x_lite.adapt import ADAPTATIONS
 from t5x_lite.config import RunConfig
-from t5x_lite.evaluate.metrics import METRICS
+from t5x_lite.evaluate.metrics import MARGIN_METRICS, METRICS
 from t5x_lite.models.spec import model_spec
 from t5x_lite.objectives import TextToText
 from tests.conftest import REPOSITORY
@@ -102,7 +102,7 @@ def test_every_family_and_method_has_its_config() -> None:
 @pytest.mark.parametrize("name", tasks.names())
 def test_a_shipped_task_is_complete(name: str) -> None:
     task = tasks.find_task(name)
-    assert set(task.metrics) <= METRICS.keys()
-    assert task.tfds or name == "reward"
+    assert set(task.metrics) <= METRICS.keys() | MARGIN_METRICS.keys()
+    assert task.tfds or name in {"preference", "reward"}
     form = "text" if task.inputs else "head"
     assert tasks.objective_settings((name,), form, "decoder")

@@ -26,6 +26,7 @@ from pyarrow import parquet
 
 from t5x_lite import local_copies, storage
 from t5x_lite.checkpoint import Checkpoints
+from t5x_lite.cli import main
 from t5x_lite.config import CheckpointConfig
 from t5x_lite.data import chunked_arrays
 from t5x_lite.data.byte_tokenizer import Bytes
@@ -46,6 +47,7 @@ from t5x_lite.sweep.grid import expand
 from t5x_lite.sweep.planned_run import write_plan
 from t5x_lite.sweep.run_points import read_runs
 from t5x_lite.sweep.status_log import StatusLog
+from t5x_lite.watch.follower import MetricsFollower
 from tests.conftest import REPOSITORY, Shell, lines
 
 gcsfs = pytest.importorskip("gcsfs")
@@ -151,7 +153,7 @@ def test_a_run_saves_to_a_bucket_and_resumes_from_it(
 def test_a_run_directory_in_a_bucket_serves_every_command(
     t5x_lite: Shell, tiny_config: Path, tmp_path: Path, bucket_environment: dict[str, str]
 ) -> None:
-    """Train, resume, evaluate, generate, report and adapt, from a machine that has no file of the run."""
+    """Train, resume, evaluate, generate, watch, report and adapt, from a machine that has no file of the run."""
 
     def run_command(*arguments: object) -> str:
         done = t5x_lite(*arguments, env=bucket_environment)
@@ -173,6 +175,8 @@ def test_a_run_directory_in_a_bucket_serves_every_command(
     scores = json.loads(run_command("eval", "gs://models/runs/whole", "--json").splitlines()[0])
     assert scores["step"] == 12
     assert run_command("generate", "gs://models/runs/whole", "--prompt", "the", "--tokens", "3").strip()
+    state = json.loads(run_command("watch", "gs://models/runs/whole", "--json").splitlines()[0])
+    assert (state["step"], state["complete"], state["checkpoint"], state["evaluation_step"]) == (12, True, 12, 12)
     picture = tmp_path / "curves.png"
     run_command("report", "gs://models/runs/whole", "--to", picture)
     assert picture.stat().st_size > 10_000
@@ -280,14 +284,17 @@ def test_a_sweep_in_a_bucket_is_run_fitted_and_reported(
     set_values = {"data.cache_dir": "gs://models/sweeps/cache", "checkpoint.every_steps": 100}
     sweep = {"config": str(tiny_config), "dir": "gs://models/sweeps/grid", "axes": axes, "set": set_values}
     path.write_text(yaml.safe_dump(sweep))
-    done = t5x_lite("sweep", path, env=bucket_environment)
+    done = t5x_lite("sweep", path, "--yes", env=bucket_environment)
     assert done.returncode == 0, done.stderr
-    again = t5x_lite("sweep", path, env=bucket_environment)
+    again = t5x_lite("sweep", path, "--yes", env=bucket_environment)
     assert again.returncode == 0, again.stderr
     assert "compiled the train step" not in again.stderr
-    fitted = t5x_lite("sweep", "fit", "gs://models/sweeps/grid", "--json", env=bucket_environment)
+    words = ("sweep", "fit", "gs://models/sweeps/grid", "--json", "--draws", "10")
+    fitted = t5x_lite(*words, env=bucket_environment)
     assert fitted.returncode == 0, fitted.stderr
-    assert json.loads(fitted.stdout)["runs"] == 9
+    assert json.loads(fitted.stdout)["points"] == 9
+    store = gcsfs.core.GCSFileSystem(endpoint_url=bucket_environment["STORAGE_EMULATOR_HOST"], token="anon")
+    assert json.loads(store.cat_file("models/sweeps/grid/law.json"))["points"] == 9
 
 
 @pytest.mark.slow
@@ -438,6 +445,25 @@ def test_changed_files_of_a_folder_in_s3_are_uploaded_and_seen_by_another_machin
     store.rm("models/run/eval/8/scores.json")
     local_copies.upload_changes()  # uploads nothing that has not changed
     assert store.find("models/run") == ["models/run/metrics.jsonl"]
+
+
+def test_a_run_in_s3_is_watched_while_it_grows(s3_bucket: str, capsys: pytest.CaptureFixture[str]) -> None:
+    store, root = storage.open_store(s3_bucket)
+    metrics = [json.dumps({"step": step, "loss": 1.0 / step}) + "\n" for step in (1, 2, 3)]
+    store.pipe_file(f"{root}/watched/config.yaml", b"train: {steps: 4}\n")
+    store.pipe_file(f"{root}/watched/metrics.jsonl", "".join(metrics[:2]).encode())
+    for path in ("2/manifest.json", "3/data"):
+        store.pipe_file(f"{root}/watched/checkpoints/{path}", b"{}")
+    assert main(["watch", f"{s3_bucket}/watched", "--json"]) == 0
+    state = json.loads(capsys.readouterr().out)
+    assert (state["step"], state["steps"], state["loss"], state["checkpoint"]) == (2, 4, 0.5, 2)
+    follower = MetricsFollower(f"{s3_bucket}/watched")
+    assert follower.update()
+    store.pipe_file(f"{root}/watched/metrics.jsonl", "".join(metrics).encode())
+    assert follower.update()
+    assert [record["step"] for record in follower.records] == [1, 2, 3]
+    assert main(["watch", f"{s3_bucket}/absent", "--once"]) == 2
+    assert "is not a run directory" in capsys.readouterr().err
 
 
 def test_changes_that_cannot_be_uploaded_are_kept_and_the_error_says_where(

@@ -22,6 +22,7 @@ from t5x_lite.errors import UserError
 from t5x_lite.sweep import config as sweep_config
 from tests.conftest import REPOSITORY
 
+PACKAGE = REPOSITORY / "t5x_lite"
 SETUP_FILES = ("pyproject.toml", "setup.cfg", "setup.py", "README.md", "LICENSE")
 TINY_RUN = (
     "train.steps=2",
@@ -45,11 +46,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of an installed wheel. It is built from a copy, so that nothing is written into the clone."""
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
-    source.mkdir()
-    for name in SETUP_FILES:
-        shutil.copy(REPOSITORY / name, source)
-    for name in ("t5x_lite", "configs"):
-        shutil.copytree(REPOSITORY / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    copy_sources(source)
     pip = [sys.executable, "-m", "pip", "--quiet"]
     run([*pip, "wheel", "--no-deps", "--no-build-isolation", "--wheel-dir", str(folder), str(source)], folder)
     (wheel,) = folder.glob("*.whl")
@@ -57,9 +54,49 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "site"
 
 
-def run(command: list[str], cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+@pytest.mark.slow
+def test_the_source_distribution_trains_in_an_empty_environment(tmp_path: Path) -> None:
+    """The sdist is built, its wheel is built in isolation, and both are installed where nothing else is."""
+    source = tmp_path / "source"
+    copy_sources(source)
+    python = make_environment(tmp_path / "empty")
+    build = "from setuptools import build_meta; print(build_meta.build_sdist('.'))"
+    sdist = source / run([sys.executable, "-c", build], source).stdout.splitlines()[-1]
+    pip = [python, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    packages = tmp_path / "packages"
+    if subprocess.run([*pip, "download", "--no-deps", "packaging", "-d", packages], check=False).returncode:
+        pytest.skip("no package index can be reached")
+    run([*pip, "wheel", "--no-deps", "--wheel-dir", str(tmp_path), str(sdist)], tmp_path)
+    (wheel,) = tmp_path.glob("*.whl")
+    constraints = ["-c", str(REPOSITORY / "tools/constraints.txt")] if sys.version_info[:2] == (3, 11) else []
+    run([*pip, "install", f"{wheel}[cpu]", *constraints], tmp_path, timeout=900)
+
+    (tmp_path / "text.txt").write_text("the quick brown fox jumps over a lazy dog while seven wizards vex.\n" * 200)
+    run([str(tmp_path / "empty/bin/t5x-lite"), "train", "quickstart", *TINY_RUN], tmp_path)
+    assert (tmp_path / "runs/quickstart/checkpoints/2").is_dir()
+    assert (tmp_path / "runs/quickstart/report.html").is_file()
+    run([str(tmp_path / "empty/bin/t5x-lite"), "new", "my_models"], tmp_path)
+    assert (tmp_path / "my_models/pyproject.toml").is_file()
+
+
+def make_environment(folder: Path) -> str:
+    """Create a virtual environment without packages, and return its interpreter."""
+    run([sys.executable, "-m", "venv", str(folder)], folder.parent)
+    return str(folder / "bin/python")
+
+
+def copy_sources(folder: Path) -> None:
+    """Copy all that a build needs into a new folder, so that nothing is written into the clone."""
+    folder.mkdir()
+    for name in SETUP_FILES:
+        shutil.copy(REPOSITORY / name, folder)
+    for name in ("t5x_lite", "configs"):
+        shutil.copytree(REPOSITORY / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+
+
+def run(command: list[str], cwd: Path, timeout: int = 300, **variables: str) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
-        command, cwd=cwd, env=os.environ | variables, capture_output=True, text=True, check=False, timeout=300
+        command, cwd=cwd, env=os.environ | variables, capture_output=True, text=True, check=False, timeout=timeout
     )
     assert done.returncode == 0, done.stderr
     return done
@@ -70,6 +107,15 @@ def test_an_installed_wheel_trains_a_shipped_config_from_an_empty_folder(install
     script = [sys.executable, str(installed / "bin/t5x-lite")]
     run([*script, "train", "quickstart", *TINY_RUN], tmp_path, PYTHONPATH=str(installed))
     assert (tmp_path / "runs/quickstart/checkpoints/2").is_dir()
+
+
+def test_an_installed_wheel_has_the_files_that_are_not_python(installed: Path) -> None:
+    for folder in ("evaluate/page", "new_project/template"):
+        in_clone = {path.relative_to(PACKAGE) for path in (PACKAGE / folder).rglob("*") if path.is_file()}
+        in_clone = {path for path in in_clone if "__pycache__" not in path.parts}
+        assert in_clone
+        for path in in_clone:
+            assert (installed / "t5x_lite" / path).read_bytes() == (PACKAGE / path).read_bytes()
 
 
 def test_an_installed_wheel_has_every_config_with_its_bases_and_tasks(installed: Path, tmp_path: Path) -> None:

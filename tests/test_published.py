@@ -185,7 +185,18 @@ GSHARD = {
 VARIANTS = {"encoder_decoder": 2.0, "shared": 1.0, "half_layers": 1.0, "language_model": 1.0, "prefix_lm": 1.0}
 """Raffel et al. 2020, Table 2: parameters of the variants relative to a stack of 12 layers without embeddings."""
 
-UNPUBLISHED_FOLDERS = {"base", "nanogpt", "t5_variants", "pods", "schedules", "finetune", "study", "sweeps", "tasks"}
+UNPUBLISHED_FOLDERS = {
+    "base",
+    "cloze",
+    "nanogpt",
+    "t5_variants",
+    "pods",
+    "schedules",
+    "finetune",
+    "study",
+    "sweeps",
+    "tasks",
+}
 
 
 def load_model(name: str) -> ModelConfig:

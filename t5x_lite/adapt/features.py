@@ -1,6 +1,6 @@
 """Feature extraction: a frozen model's hidden states are features for a head (Devlin et al. 2019, §5.3)."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from t5x_lite.adapt.head import Head
 from t5x_lite.models.config import ModelConfig
@@ -11,16 +11,31 @@ if TYPE_CHECKING:
 
 
 class Features(Head):
-    """As `head`, on the mean of the top layers' states. The objective's `pool` selects the tokens."""
+    """As `head`, on a mixture of the top layers' states. The objective's `pool` selects the tokens."""
 
-    layers: Int = setting(4, "top layers whose states are averaged", ge=2, source="Devlin et al. 2019, Table 7")
+    layers: Int = setting(
+        4,
+        "top layers whose states are mixed; one more than the model has takes the input of the first layer too",
+        ge=2,
+        source="Devlin et al. 2019, Table 7",
+    )
+    mix: Literal["mean", "softmax"] = setting(
+        "mean",
+        "the states' mean, or their sum with a learnt factor and learnt weights, which a softmax makes shares",
+        source="Peters et al. 2018, eq. 1",
+    )
 
     def check(self, model: ModelConfig) -> None:
         """Raise ValueError for a task without a head, or more layers than the model has."""
         super().check(model)
-        if self.layers > model.layers:
-            raise ValueError(f"adapt.method features.layers {self.layers} is more than the model's {model.layers}")
+        if self.layers > model.layers + 1:
+            raise ValueError(
+                f"adapt.method features.layers {self.layers} is more than the model's {model.layers} and 1"
+            )
 
     def surgery(self, surgeon: "Surgeon") -> None:
-        """Average the outputs of the top layers."""
-        surgeon.average_last_layers(self.layers)
+        """Mix the outputs of the top layers."""
+        from t5x_lite.models.layer_mix import LayerMean, ScalarMix
+
+        mixtures = {"mean": LayerMean, "softmax": ScalarMix}
+        surgeon.mix_layers(mixtures[self.mix](self.layers))

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 NamedArrays: TypeAlias = Mapping[str, Array]
 """Arrays by dotted name; those of a stack's layers have a leading axis over the repeats of its pattern."""
-ADDED_PARTS = (".adapter.", ".adapters.", ".prefix.", ".prompt.")
+ADDED_PARTS = (".adapter.", ".adapters.", ".prefix.", ".prompt.", ".mix.")
 """Parts of the names of parameters that surgery adds."""
 
 
@@ -42,6 +42,11 @@ class AdaptationMethod(Config):
 
     freezes_base: ClassVar[bool] = False
     """Nothing of the old model trains."""
+
+    @property
+    def keeps_base(self) -> bool:
+        """Return whether the first weights stay in memory, so that losses can compare with the first model."""
+        return self.freezes_base and not self.placeholders
 
     @property
     def placeholders(self) -> int:

@@ -9,7 +9,7 @@ import tokenizers
 
 from t5x_lite.data.huggingface_tokenizer import SPLITS_SPECIAL_TOKENS, HuggingFace
 from t5x_lite.data.tokenizer import SETTINGS_FILE, SentencePiece, Settings, Tokenizer
-from t5x_lite.data.tokenizer_settings import copy_settings
+from t5x_lite.data.tokenizer_settings import CHAT_TEMPLATE, copy_settings
 from t5x_lite.data.vocabulary_files import frame_texts
 from t5x_lite.errors import UserError
 from t5x_lite.files import write_file
@@ -41,7 +41,8 @@ def write_tokenizer(run: Run, folder: Path, model: ModelConfig, tokenizer_class:
     if tokenizer is None:
         return
     imported_settings = {name: tokenizer.settings[name] for name in tokenizer.settings if name != SPLITS_SPECIAL_TOKENS}
-    if isinstance(tokenizer, HuggingFace) and imported_settings:
+    is_imported = bool(imported_settings.keys() - {CHAT_TEMPLATE})
+    if isinstance(tokenizer, HuggingFace) and is_imported:
         write_file(folder / tokenizer.file_name, tokenizer.file_bytes)
         return
     if isinstance(tokenizer, SentencePiece):

@@ -128,10 +128,15 @@ class DataConfig(SourceConfig):
     validation_files: Strings = setting((), "separate validation text in the same format; then nothing is held out")
     validation_split: str = setting("", "TFDS split for validation; then nothing is held out")
     end_of_document: bool = setting(True, "append the tokenizer's EOS to every document")
-    parts: Literal["none", "line", "punctuation", "fields"] = setting(
+    parts: Literal["none", "line", "punctuation", "fields", "turns"] = setting(
         "none",
-        "parts of a document, for objectives on sentences and on pairs of texts: its lines, its sentences (they end "
-        "with . ! or ?), or its fields (inputs and targets)",
+        "parts of a document, for objectives on sentences, on pairs of texts and on conversations: its lines, its "
+        "sentences (they end with . ! or ?), its fields (inputs and targets), or the turns of its `messages`",
+    )
+    chat_template: str = setting(
+        "",
+        "Jinja file that writes the messages of parts=turns as text, or the name of one in configs/chat; empty takes "
+        "the tokenizer's chat template",
     )
     packing: Literal["stream", "documents", "sentences", "none"] = setting(
         "stream",
@@ -162,10 +167,19 @@ class DataConfig(SourceConfig):
             yield f"packing=sentences needs parts=line or parts=punctuation, found parts={self.parts}"
         if needs_fields and self.validation_by == "position":
             yield "validation_by=position would cut a document in two, but parts=fields needs whole documents"
+        if self.parts == "turns" and (self.end_of_document or self.validation_by == "position"):
+            yield (
+                "parts=turns needs end_of_document=false, because the chat template ends a conversation, and "
+                "validation_by=hash"
+            )
+        if self.chat_template and self.parts != "turns":
+            yield f"chat_template is for parts=turns (conversations), found parts={self.parts}"
         if self.holds_tokens and (self.parts != "none" or self.validation_by == "position"):
             yield f"files of tokens (format {', '.join(TOKEN_FORMATS)}) need parts=none and validation_by=hash"
         for source in self.sources:
             yield from _cleaning_problems(source)
+            if source.cleaning and self.parts == "turns":
+                yield "cleaning is for documents of one text, but parts=turns reads conversations; leave one out"
         source_names = [source.name for source in self.mixture]
         if len(set(source_names)) < len(source_names):
             yield f"mixture names must differ, found {', '.join(source_names)}"

@@ -54,6 +54,6 @@ def _documents(corpus: Corpus) -> Iterator[Int32[np.ndarray, "_"]]:
 def _largest_id(corpus: Corpus) -> int:
     largest = 0
     for start in range(0, corpus.tokens, CHUNK):
-        tokens, _ = corpus.read(start, min(start + CHUNK, corpus.tokens))
+        tokens = corpus.read_spans([(start, min(start + CHUNK, corpus.tokens))])
         largest = max(largest, int(tokens.max()))
     return largest

@@ -244,6 +244,6 @@ def count_token_frequency(
     counts = np.zeros(vocab)
     for corpus in corpora:
         if corpus.tokens:
-            tokens, _ = corpus.read(0, min(corpus.tokens, max_tokens))
+            tokens = corpus.read_spans([(0, min(corpus.tokens, max_tokens))])
             counts += np.bincount(tokens, minlength=vocab)
     return counts / max(counts.sum(), 1.0)

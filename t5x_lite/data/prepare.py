@@ -17,6 +17,7 @@ from t5x_lite.data import beam, sources
 from t5x_lite.data.cleaning.clean_unit import COUNTS_SUFFIX, CleaningJob, clean_unit
 from t5x_lite.data.cleaning.deduplicate import REPORT_FILE, deduplicate_units, read_report, remove_intermediate_files
 from t5x_lite.data.config import DataConfig, MixedSource
+from t5x_lite.data.conversations import ChatEncoder
 from t5x_lite.data.corpus_files import UNIT_SUFFIX, CorpusFiles, token_type
 from t5x_lite.data.corpus_index import complete_corpus
 from t5x_lite.data.corpus_lock import lock_folder
@@ -123,6 +124,8 @@ def _hash_settings(jobs: Sequence[TokeniseJob], data: DataConfig, tokenizer: Tok
     options = f"{data.end_of_document} {data.validation_fraction} {data.validation_by}"
     if data.parts != "none":
         options += f" {data.parts}"
+    if data.parts == "turns":
+        options += f" {ChatEncoder(tokenizer).template.fingerprint}"
     if sentence_border(tokenizer, data):
         options += " with the space between sentences"
     if data.end_of_document and tokenizer.eos != tokenizer.usual_eos:
@@ -144,7 +147,7 @@ def _clean_missing(folder: str, jobs: Sequence[TokeniseJob], runner: str | None,
     if not file_exists(join(folder, REPORT_FILE)):
         for step in cleaning_jobs[0].steps:
             step.check()
-        names = list_names(folder)
+        names = set(list_names(folder))
         missing = [job for job in cleaning_jobs if f"{job.name}{COUNTS_SUFFIX}" not in names]
         clean = partial(clean_unit, folder=folder)
         _run_jobs("cleaning", clean, missing, runner, max_processes)
@@ -160,7 +163,7 @@ def _tokenise_missing(
     max_processes: int,
 ) -> None:
     """Tokenise the units that are not complete yet."""
-    names = list_names(files.folder)
+    names = set(list_names(files.folder))
     missing = [job for job in jobs if f"{job.name}{UNIT_SUFFIX}" not in names]
     if not sys.stderr.isatty():
         message = f"corpus: tokenising {len(missing)} of {len(jobs)} pieces of text into {files.folder}"

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float64, Integer
 
 from t5x_lite.data.config import DataConfig
+from t5x_lite.data.conversations import AnswerEncoder
 from t5x_lite.data.files import RecordSequence, match_files, open_tfds
 from t5x_lite.data.mixture import MixtureOrder, mix_endless
 from t5x_lite.data.record_files import read_record_file
@@ -266,11 +267,13 @@ def open_task_data(settings: PipelineSettings, tokenizer: Tokenizer, task_names:
     Raises:
         UserError: a task, a file or a column is missing, or a task has no records.
     """
-    coder = Coder(tokenizer.encode, tokenizer.encode_placed, tokenizer.decode)
+    coder = Coder(tokenizer.encode, tokenizer.encode_placed, tokenizer.decode, AnswerEncoder(tokenizer))
     training = [read_task_records(name, settings.data, "train") for name in task_names]
     held_out = [read_task_records(name, settings.data, "validation") for name in task_names]
     _check_records(training, "train")
     _check_records(held_out, "validation")
+    for records in (*training, *held_out):
+        _check_each_record(records, settings.objective)
     return TaskData(settings, coder, training, held_out)
 
 
@@ -278,3 +281,19 @@ def _check_records(tasks: Sequence[TaskRecords], split: str) -> None:
     for records in tasks:
         if not len(records):
             raise UserError(f"task {records.name}: has no {split} records")
+
+
+def _check_each_record(records: TaskRecords, objective: Objective) -> None:
+    """Check every record of a task, if its objective asks for it.
+
+    Raises:
+        UserError: a record that cannot be learnt from; names the file and the line.
+    """
+    if not isinstance(objective, Supervised) or not objective.checks_records:
+        return
+    for number in range(len(records)):
+        record = records[number]
+        try:
+            objective.check_record(record)
+        except ValueError as error:
+            raise UserError(f"{records.describe_location(number)}: task {records.name}: {error}") from None

@@ -16,6 +16,7 @@ from t5x_lite.data import sources
 from t5x_lite.data.chunked_arrays import ROOM, ArrayWriter
 from t5x_lite.data.cleaning.clean_unit import CleaningJob, cleaned_documents
 from t5x_lite.data.config import DataConfig
+from t5x_lite.data.conversations import Conversation, read_conversations
 from t5x_lite.data.corpus_files import SPLITS, CorpusFiles, Split, save_arrays, token_type
 from t5x_lite.data.record_text import FIELD_BORDER
 from t5x_lite.data.sources import REPLACEMENT, Unit
@@ -81,6 +82,10 @@ def tokenise_unit(job: TokeniseJob, files: CorpusFiles, data: DataConfig, tokeni
     if job.unit.format in TOKEN_FILES:
         for tokens in token_documents(job.unit, tokenizer):
             writers[_split_of_document(job, tokens.tobytes(), data)].add_tokens(tokens)
+    elif data.parts == "turns":
+        for conversation in read_conversations(job.unit, tokenizer):
+            split = _split_of_document(job, conversation.text.encode("utf-8", errors="replace"), data)
+            writers[split].add_conversation(conversation)
     else:
         for split, text in _assign_splits(job, files.folder, data):
             writers[split].add(text)
@@ -194,7 +199,7 @@ class ShardWriter:
             raise UserError("the tokenizer has no end-of-document token; set data.end_of_document=false")
         self._tokenizer = tokenizer
         self._has_parts = data.parts != "none"
-        self._split_parts = PART_SPLITTERS[data.parts]
+        self._split_parts = PART_SPLITTERS.get(data.parts, _keep_whole)
         self._border = sentence_border(tokenizer, data)
         self._eos = tokenizer.eos if data.end_of_document else None
         place = files.tokens(split, token_type(tokenizer.vocab))
@@ -225,6 +230,13 @@ class ShardWriter:
             tokens = np.append(tokens, np.int32(self._eos))
         self._document_lengths.append(len(tokens))
         self._tokens.append(tokens)
+
+    def add_conversation(self, conversation: Conversation) -> None:
+        """Add a conversation, whose parts are its turns."""
+        self._text_bytes += len(conversation.text.encode("utf-8", errors="replace"))
+        self._document_lengths.append(len(conversation.tokens))
+        self._part_lengths += conversation.part_lengths.tolist()
+        self._tokens.append(conversation.tokens)
 
     def finish(self) -> dict[str, np.ndarray]:
         """Write what is left, and return the lengths of the documents and parts, and what was counted of the text."""

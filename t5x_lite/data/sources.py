@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import zip_longest
+from typing import TypeAlias
 
 from t5x_lite.data import hub_datasets, mds, webdataset_tars
 from t5x_lite.data.config import STANDARD_LIBRARY, SourceConfig
@@ -16,7 +17,6 @@ from t5x_lite.data.files import (
     BYTE_ORDER_MARK,
     LARGEST_DOCUMENT,
     READ_ERRORS,
-    count_lines,
     is_compressed,
     match_files,
     open_file,
@@ -25,6 +25,7 @@ from t5x_lite.data.files import (
     parquet_rows,
 )
 from t5x_lite.data.indexed_folders import INDEX_FILES, content_bytes, content_files, index_pattern
+from t5x_lite.data.lines import check_size, line_location, read_lines
 from t5x_lite.data.record_text import join_fields, record_text
 from t5x_lite.data.standard_library import module_texts, standard_library_files
 from t5x_lite.data.token_files import TOKEN_FILES
@@ -40,6 +41,8 @@ BYTES_PER_TOKEN = 4
 UNIT_RECORDS = 50_000
 """Records of a TFDS unit."""
 REPLACEMENT = "\ufffd"
+LocatedRecord: TypeAlias = tuple[Callable[[], str], object]
+"""A record, after a function that says where it comes from."""
 
 
 @dataclass(frozen=True)
@@ -157,6 +160,23 @@ def documents(unit: Unit) -> Iterator[tuple[str, str]]:
             raise UserError(f"{path}: cannot be read: {error}") from None
 
 
+def records(unit: Unit) -> Iterator[LocatedRecord]:
+    """Yield each record of a unit, in order, with a function that says where it comes from.
+
+    Raises:
+        UserError: a format without records, a line that is not JSON, a file that cannot be read.
+    """
+    if unit.format not in RECORD_READERS:
+        raise UserError(
+            f"{unit.path}: format {unit.format} has no records with fields; use {', '.join(RECORD_READERS)}"
+        )
+    for path in unit.paths:
+        try:
+            yield from RECORD_READERS[unit.format](replace(unit, paths=(path,)))
+        except READ_ERRORS as error:
+            raise UserError(f"{path}: cannot be read: {error}") from None
+
+
 def _list_files(source: SourceConfig, library_files: list[str]) -> list[str]:
     """Return the files of all patterns; of parallel text, those of the first field."""
     paths: list[str] = []
@@ -243,52 +263,23 @@ def _read_python(unit: Unit) -> Iterator[str]:
     return module_texts(unit.path)
 
 
-def _read_hub(unit: Unit) -> Iterator[str]:
-    """Yield the text of each record of the shards `[start, stop)` of a data set of the Hugging Face Hub."""
+def _hub_records(unit: Unit) -> Iterator[LocatedRecord]:
+    """Yield each record of the shards `[start, stop)` of a data set of the Hugging Face Hub."""
     dataset = hub_datasets.parse(unit.path)
     for shard in range(unit.start, unit.stop):
         for number, record in enumerate(hub_datasets.records(dataset, shard)):
-            yield record_text(record, unit.field, partial("{} shard {} record {}".format, unit.path, shard, number))
-
-
-def _read_lines(unit: Unit) -> Iterator[tuple[int, str]]:
-    """Yield the byte offset and the text of each line that begins inside the unit."""
-    with open_file(unit.path) as file:
-        offset = 0
-        if unit.start:
-            # Skip the line that begins before the unit. The search for its end starts one byte early, so that a line
-            # that begins exactly at the unit's start is read.
-            file.seek(unit.start - 1)
-            offset = unit.start - 1 + len(file.readline())
-        while line := file.readline(LARGEST_DOCUMENT + 1):
-            _check_size(unit, line)
-            if unit.stop != -1 and offset >= unit.stop:
-                return
-            text = line.decode("utf-8", errors="replace")
-            if offset == 0:
-                text = text.removeprefix(BYTE_ORDER_MARK)
-            yield offset, text
-            offset += len(line)
-
-
-def _check_size(unit: Unit, content: bytes) -> None:
-    """Refuse a line or file that would not fit in memory, such as what a small compressed file can grow to."""
-    if len(content) > LARGEST_DOCUMENT:
-        raise UserError(
-            f"{unit.path}: has a line or document of more than {LARGEST_DOCUMENT >> 30} GiB; cut it into lines or "
-            "several files (data.document)"
-        )
+            yield partial("{} shard {} record {}".format, unit.path, shard, number), record
 
 
 def _read_text(unit: Unit) -> Iterator[str]:
     if unit.document == "file":
         with open_file(unit.path) as file:
             content = file.read(LARGEST_DOCUMENT + 1)
-        _check_size(unit, content)
+        check_size(unit.path, content)
         yield content.decode("utf-8", errors="replace").removeprefix(BYTE_ORDER_MARK)
         return
     paragraph: list[str] = []
-    for _, line in _read_lines(unit):
+    for _, line in read_lines(unit.path, unit.start, unit.stop):
         if unit.document == "line":
             yield line.rstrip("\r\n")
         elif line.strip():
@@ -300,24 +291,28 @@ def _read_text(unit: Unit) -> Iterator[str]:
         yield "".join(paragraph).rstrip("\r\n")
 
 
-def _read_jsonl(unit: Unit) -> Iterator[str]:
-    for number, (offset, line) in enumerate(_read_lines(unit), start=1):
+def _jsonl_records(unit: Unit) -> Iterator[LocatedRecord]:
+    for number, (offset, line) in enumerate(read_lines(unit.path, unit.start, unit.stop), start=1):
         if not line.strip():
             continue
+        describe_location = partial(line_location, unit.path, number, offset, begins_at=unit.start)
         try:
             record = json.loads(line)
         except json.JSONDecodeError as error:
-            raise UserError(f"{_line_location(unit, number, offset)}: not a JSON object: {error.msg}") from None
+            raise UserError(
+                f"{line_location(unit.path, number, offset, begins_at=unit.start)}: not a JSON object: {error.msg}"
+            ) from None
         except (RecursionError, ValueError) as error:  # nested too deeply, or a number of too many digits
-            raise UserError(f"{_line_location(unit, number, offset)}: cannot be read as JSON: {error}") from None
-        yield record_text(record, unit.field, partial(_line_location, unit, number, offset))
+            raise UserError(
+                f"{line_location(unit.path, number, offset, begins_at=unit.start)}: cannot be read as JSON: {error}"
+            ) from None
+        yield describe_location, record
 
 
-def _line_location(unit: Unit, number: int, offset: int) -> str:
-    """Return `file:line` for line `number` of a unit. Only an error pays for counting the lines before the unit."""
-    if unit.start:
-        number = 1 + count_lines(unit.path, offset)
-    return f"{unit.path}:{number}"
+def _read_record_texts(unit: Unit) -> Iterator[str]:
+    """Yield the text of each record: its fields, joined by `FIELD_BORDER`."""
+    for describe_location, record in RECORD_READERS[unit.format](unit):
+        yield record_text(record, unit.field, describe_location)
 
 
 def _read_parallel(unit: Unit) -> Iterator[str]:
@@ -328,7 +323,7 @@ def _read_parallel(unit: Unit) -> Iterator[str]:
             raise UserError(
                 f"{path}: does not exist, but {unit.path} does; parallel text has one file per field (data.field)"
             )
-    files = [_read_lines(replace(unit, paths=(path,), document="line")) for path in paths]
+    files = [read_lines(path) for path in paths]
     for number, lines in enumerate(zip_longest(*files), start=1):
         if None in lines:
             shortest = paths[lines.index(None)]
@@ -339,7 +334,7 @@ def _read_parallel(unit: Unit) -> Iterator[str]:
         yield join_fields([line.rstrip("\r\n") for _, line in lines])
 
 
-def _read_parquet(unit: Unit) -> Iterator[str]:
+def _parquet_records(unit: Unit) -> Iterator[LocatedRecord]:
     with open_parquet(unit.path) as file:
         columns = file.schema_arrow.names
         for name in unit.field:
@@ -347,37 +342,41 @@ def _read_parquet(unit: Unit) -> Iterator[str]:
                 raise UserError(f"{unit.path}: no column {name!r} (found {', '.join(columns)}); set data.field")
         stop = file.num_row_groups if unit.stop == -1 else unit.stop
         for record in parquet_rows(unit.path, file, unit.field, range(unit.start, stop)):
-            yield record_text(record, unit.field, partial(str, unit.path))
+            yield partial(str, unit.path), record
 
 
-def _read_tfds(unit: Unit) -> Iterator[str]:
+def _tfds_records(unit: Unit) -> Iterator[LocatedRecord]:
     source = open_tfds(unit.path, unit.split)
     for number in range(unit.start, unit.stop):
-        yield record_text(source[number], unit.field, partial("{} record {}".format, unit.path, number))
+        yield partial("{} record {}".format, unit.path, number), source[number]
 
 
-def _read_mds(unit: Unit) -> Iterator[str]:
+def _mds_records(unit: Unit) -> Iterator[LocatedRecord]:
     shards = mds.read_index(unit.path)
     stop = len(shards) if unit.stop == -1 else unit.stop
     for shard in shards[unit.start : stop]:
         for number, record in enumerate(mds.records(unit.path, shard, unit.field)):
-            yield record_text(record, unit.field, partial("{} record {}".format, shard.path(unit.path), number))
+            yield partial("{} record {}".format, shard.path(unit.path), number), record
 
 
-def _read_tar(unit: Unit) -> Iterator[str]:
+def _tar_records(unit: Unit) -> Iterator[LocatedRecord]:
     for key, record in webdataset_tars.records(unit.path):
-        yield record_text(record, unit.field, partial("{} sample {}".format, unit.path, key))
+        yield partial("{} sample {}".format, unit.path, key), record
 
 
+RECORD_READERS: dict[str, Callable[[Unit], Iterator[LocatedRecord]]] = {
+    "jsonl": _jsonl_records,
+    "parquet": _parquet_records,
+    "mds": _mds_records,
+    "webdataset": _tar_records,
+    "tfds": _tfds_records,
+    "hub": _hub_records,
+}
+"""Readers of the records of one file, by the format of a unit."""
 READERS: dict[str, Callable[[Unit], Iterator[str]]] = {
     "text": _read_text,
-    "jsonl": _read_jsonl,
-    "parquet": _read_parquet,
     "parallel": _read_parallel,
-    "mds": _read_mds,
-    "webdataset": _read_tar,
-    "tfds": _read_tfds,
     "python": _read_python,
-    "hub": _read_hub,
+    **dict.fromkeys(RECORD_READERS, _read_record_texts),
 }
-"""Readers of one file, by the format of a unit."""
+"""Readers of the texts of one file, by the format of a unit."""

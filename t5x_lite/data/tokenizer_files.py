@@ -10,7 +10,7 @@ from t5x_lite.data.byte_tokenizer import Bytes
 from t5x_lite.data.config import TokenizerFile
 from t5x_lite.data.huggingface_tokenizer import HuggingFace
 from t5x_lite.data.tokenizer import SETTINGS_FILE, SentencePiece, Settings, Tokenizer
-from t5x_lite.data.tokenizer_settings import apply_settings, read_tokenizer_settings
+from t5x_lite.data.tokenizer_settings import CHAT_TEMPLATE_FILE, apply_settings, read_tokenizer_settings
 from t5x_lite.data.vocabulary_files import read_byte_level, read_word_piece
 from t5x_lite.errors import UserError
 from t5x_lite.files import read_json_object
@@ -18,7 +18,7 @@ from t5x_lite.local_copies import local_file
 
 FILES = ("tokenizer.model", "tokenizer.json")
 """Names that a run's tokenizer may have; the first that exists is loaded."""
-SIBLING_FILES = ("merges.txt", SETTINGS_FILE)
+SIBLING_FILES = ("merges.txt", SETTINGS_FILE, CHAT_TEMPLATE_FILE)
 """Files that a tokenizer's file may need in the same folder."""
 
 

@@ -11,15 +11,20 @@ from typing import Any
 from tokenizers import AddedToken
 
 from t5x_lite.data.tokenizer import SETTINGS_FILE, Settings, Tokenizer
+from t5x_lite.errors import UserError
 from t5x_lite.files import read_json_object
 
 SPECIAL_TOKENS_FILE = "special_tokens_map.json"
+CHAT_TEMPLATE = "chat_template"
+"""The setting that holds the chat template."""
+CHAT_TEMPLATE_FILE = "chat_template.jinja"
+"""File whose chat template comes before that of the settings, as in Transformers."""
 COPIED_FILES = (
     SETTINGS_FILE,
     SPECIAL_TOKENS_FILE,
     "added_tokens.json",
     "generation_config.json",
-    "chat_template.jinja",
+    CHAT_TEMPLATE_FILE,
 )
 """Files that an import keeps in the run directory, and an export gives back."""
 SPECIAL_TOKEN_KEYS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -62,13 +67,29 @@ CLASSES: dict[str, Settings] = {
 
 
 def read_tokenizer_settings(folder: Path) -> Settings:
-    """Return the content of `tokenizer_config.json`; empty if there is none.
+    """Return the content of `tokenizer_config.json`, with the chat template of `chat_template.jinja` if there is one.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    path = folder / SETTINGS_FILE
+    settings = read_json_object(path) if path.is_file() else {}
+    template_path = folder / CHAT_TEMPLATE_FILE
+    if template_path.is_file():
+        settings[CHAT_TEMPLATE] = read_chat_template(template_path)
+    return settings
+
+
+def read_chat_template(path: Path) -> str:
+    """Return the content of a Jinja file.
 
     Raises:
         UserError: it cannot be read.
     """
-    path = folder / SETTINGS_FILE
-    return read_json_object(path) if path.is_file() else {}
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"chat template {path}: cannot be read: {error}") from None
 
 
 def complete_settings(folder: Path, class_name: str) -> Settings:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from t5x_lite.decode.beam import Beam
-from t5x_lite.decode.generate import write_stream
+from t5x_lite.decode.generate import TokenIds, write_stream
 from t5x_lite.decode.generation_model import GenerationModel
 from t5x_lite.decode.sampling import Sampling
 from t5x_lite.errors import UserError
@@ -77,6 +77,15 @@ def print_generation(model: GenerationModel, prompts: Sequence[str], decoding: S
             print(f"{prompt}{text}\n")
     else:
         write_stream(prompts[0], model.generator.stream(prompts, decoding), sys.stdout.write)
+
+
+def print_answers(model: GenerationModel, prompts: Sequence[TokenIds], decoding: Sampling | Beam) -> None:
+    """Print the continuations of prompts without the prompts. A single one is printed as it grows."""
+    if len(prompts) == 1:
+        write_stream("", model.generator.stream(prompts, decoding), sys.stdout.write)
+        return
+    for text in model.generator.generate(prompts, decoding):
+        print(f"{text}\n")
 
 
 def _span_after(sentinel: int, answer: Sequence[int], sentinels: Sequence[int]) -> list[int]:

@@ -8,6 +8,7 @@ from t5x_lite.doctor import installed
 from t5x_lite.doctor.devices import Devices, find_devices
 from t5x_lite.doctor.run_checks import Check, check_folder, check_run
 from t5x_lite.errors import UserError
+from t5x_lite.plugins import load_plugins
 from t5x_lite.progress import format_si
 
 Row = tuple[str, str, str]
@@ -49,6 +50,7 @@ def diagnose(config: Path | None, overrides: Sequence[str]) -> Diagnosis:
         checks = [_check_current_folder()]
     else:
         checks = check_run(config, overrides)
+    checks = [*checks, *_check_plugins()]
     problems = [f"missing dependency: {name}; pip install t5x_lite" for name in installed.core_problems()]
     if devices.problem:
         problems.append(devices.problem)
@@ -61,6 +63,15 @@ def _check_current_folder() -> Check:
         return Check("current folder", True, check_folder("."))
     except UserError as error:
         return Check("current folder", False, str(error))
+
+
+def _check_plugins() -> list[Check]:
+    """Return a check for each component of other packages, or one that fails because of the first broken one."""
+    try:
+        plugins = load_plugins()
+    except UserError as error:
+        return [Check("plugins", False, str(error))]
+    return [Check(f"plugin {plugin.name}", True, f"{plugin.seam}, of {plugin.package}") for plugin in plugins]
 
 
 def format_diagnosis(diagnosis: Diagnosis) -> str:

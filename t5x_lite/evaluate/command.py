@@ -9,17 +9,19 @@ from t5x_lite.errors import UserError
 from t5x_lite.evaluate.config import EVAL_ARGUMENTS
 from t5x_lite.evaluate.evaluation_model import EvaluationModel
 from t5x_lite.evaluate.evaluators import Blimp, Evaluator, FewShot, Perplexity, Tasks
+from t5x_lite.evaluate.evaluators.cloze import load_cloze
 from t5x_lite.tasks import short_name
 
 
 @dataclass(frozen=True)
 class EvaluationRequest:
-    """A choice of evaluations. A request without tasks, text and pairs is for the evaluators of the run.
+    """A choice of evaluations. A request without any of them is for the evaluators of the run.
 
     Attributes:
         tasks: names of tasks.
         text: a file to compute the perplexity of.
         blimp: files of BLiMP's minimal pairs.
+        cloze: the YAML file of a cloze task.
         num_fewshot: examples in the prompts of tasks; None takes each task's number.
         window: tokens that the model reads at once; None takes as many as it can.
         stride: tokens scored by each window after the first.
@@ -30,6 +32,7 @@ class EvaluationRequest:
     tasks: tuple[str, ...] | None = None
     text: Path | None = None
     blimp: tuple[str, ...] | None = None
+    cloze: Path | None = None
     num_fewshot: int | None = None
     window: int | None = None
     stride: int | None = None
@@ -62,8 +65,8 @@ def parse_request(words: Sequence[str], include: Path | None, limit: int | None)
     numbers = _parse_numbers(arguments)
     if "tasks" not in arguments and include is not None:
         raise UserError("eval: --include is for tasks=")
-    if not arguments.keys() & {"tasks", "blimp"} and limit is not None:
-        raise UserError("eval: --limit is for tasks= and blimp=")
+    if not arguments.keys() & {"tasks", "blimp", "cloze"} and limit is not None:
+        raise UserError("eval: --limit is for tasks=, blimp= and cloze=")
     if limit is not None and limit < 1:
         raise UserError(f"--limit {limit}: expected a number of documents")
     tasks = None
@@ -75,7 +78,12 @@ def parse_request(words: Sequence[str], include: Path | None, limit: int | None)
     blimp = None
     if "blimp" in arguments:
         blimp = tuple(arguments["blimp"].split(","))
-    request = EvaluationRequest(tasks=tasks, text=text, blimp=blimp, include=include, limit=limit, **numbers)
+    cloze = None
+    if "cloze" in arguments:
+        cloze = Path(arguments["cloze"])
+    request = EvaluationRequest(
+        tasks=tasks, text=text, blimp=blimp, cloze=cloze, include=include, limit=limit, **numbers
+    )
     return request, overrides
 
 
@@ -83,7 +91,7 @@ def _parse_numbers(arguments: Mapping[str, str]) -> dict[str, int]:
     numbers = {}
     errors = []
     for name, value in arguments.items():
-        if name in {"tasks", "text", "blimp"}:
+        if name in {"tasks", "text", "blimp", "cloze"}:
             continue
         if value.isdecimal():
             numbers[name] = int(value)
@@ -106,11 +114,11 @@ def evaluate_model(model: EvaluationModel, request: EvaluationRequest) -> dict[s
 
 
 def choose_evaluators(config: RunConfig, request: EvaluationRequest) -> list[Evaluator]:
-    """Return what a request asks for: the evaluators of the run, if it names no tasks, no text and no pairs.
+    """Return what a request asks for: the evaluators of the run, if it names nothing else.
 
     Tasks that the run was trained on are evaluated by their own metrics, all others by lm-evaluation-harness.
     """
-    if request.tasks is None and request.text is None and request.blimp is None:
+    if all(choice is None for choice in (request.tasks, request.text, request.blimp, request.cloze)):
         return list(config.evaluators)
     evaluators: list[Evaluator] = []
     trained_names = {short_name(name) for name in config.tasks}
@@ -132,4 +140,7 @@ def choose_evaluators(config: RunConfig, request: EvaluationRequest) -> list[Eva
         evaluators.append(Perplexity(text=str(request.text), window=request.window, stride=request.stride))
     if request.blimp is not None:
         evaluators.append(Blimp(files=request.blimp, limit=request.limit))
+    if request.cloze is not None:
+        task = load_cloze(request.cloze)
+        evaluators.append(task.model_copy(update={"limit": request.limit or task.limit}))
     return evaluators

@@ -51,6 +51,7 @@ EVAL_ARGUMENTS = {
     "num_fewshot": "examples in the prompts of tasks",
     "text": "file to compute the perplexity of",
     "blimp": "BLiMP's minimal pairs: JSONL files, separated by commas",
+    "cloze": "YAML file of a cloze task: files, pattern and verbalizer",
     "window": "tokens that the model reads at once",
     "stride": "tokens of the text scored by each window after the first (default: half the window)",
 }

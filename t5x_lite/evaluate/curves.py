@@ -41,8 +41,13 @@ def metric_records(path: Path) -> list[dict[str, Any]]:
     """
     if not path.is_file():
         return []
+    return parse_records(path.read_text(encoding="utf-8", errors="replace"))
+
+
+def parse_records(text: str) -> list[dict[str, Any]]:
+    """Return the objects in the lines of a text; lines that are none are left out."""
     records = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in text.splitlines():
         record = None
         with suppress(RecursionError, ValueError):
             record = json.loads(line)

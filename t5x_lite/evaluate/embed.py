@@ -17,6 +17,7 @@ from t5x_lite.data.files import BYTE_ORDER_MARK
 from t5x_lite.errors import UserError
 from t5x_lite.evaluate.batched_function import BatchedFunction, Features
 from t5x_lite.evaluate.evaluation_model import EvaluationModel
+from t5x_lite.evaluate.layer_states import compute_layer_states, is_text
 from t5x_lite.files import check_is_file, check_not_input
 from t5x_lite.models import outputs
 from t5x_lite.models.spec import ModelSpec
@@ -38,7 +39,7 @@ HEAD = "head"
 
 
 def embed(
-    model: EvaluationModel, texts: Sequence[str], pool: str | None = None, layer: int | None = None
+    model: EvaluationModel, texts: Sequence[str], pool: str | None = None, layer: int | Sequence[int] | None = None
 ) -> Embeddings:
     """Embed texts. Special tokens count as tokens. A text that is longer than the model's window loses its end.
 
@@ -47,8 +48,8 @@ def embed(
         texts: texts to embed.
         pool: one of `POOLS`. None takes what the model was trained for: if its output is the vector of a text
             (`model.head` with `outputs: 0`), as that is pooled, cut and normalised; else the mean.
-        layer: the layer whose states are returned, counted from 1, or from the last as -1. None is the last. Only the
-            last layer's states pass the final norm of the stack, where it has one.
+        layer: the layer whose states are returned, counted from 1, or from the last as -1. None is the last. Of several
+            the mean is returned. Only the last layer's states pass the final norm of the stack, where it has one.
 
     Returns:
         float32 `[texts, embed]`; with pool `none` a list of `[tokens, embed]`.
@@ -61,7 +62,13 @@ def embed(
     family = model.config.model.family
     if pool == "cls" and family == "decoder":
         raise UserError("pool cls: the first token of a decoder sees no other; take mean or max")
-    layers = _layers_to_run(model, layer)
+    layers: int | tuple[int, ...] | None
+    if isinstance(layer, Sequence) and len(layer) == 1:
+        (layer,) = layer
+    if isinstance(layer, Sequence):
+        layers = tuple(_layer_number(model, number) for number in layer)
+    else:
+        layers = _layers_to_run(model, layer)
     head = model.config.model.head
     length = model.window
     if pool is None:
@@ -69,7 +76,7 @@ def embed(
         if head is not None and not head.outputs:
             pool = HEAD
             length = min(length, head.length or length)
-    rows = _encode(model, texts, length)
+    rows = encode_texts(model, texts, length)
     function = partial(_compute_states, model.spec, family, layers, pool)
     states = BatchedFunction(function, model.params, model.mesh, model.eval_batch_size)(rows, "embedding")
     if pool != "none":
@@ -77,7 +84,9 @@ def embed(
     return [state[: len(row["tokens"])] for state, row in zip(states, rows, strict=True)]
 
 
-def embed_file(model: EvaluationModel, file: Path, to: Path, pool: str | None, layer: int | None) -> tuple[int, ...]:
+def embed_file(
+    model: EvaluationModel, file: Path, to: Path, pool: str | None, layer: int | Sequence[int] | None
+) -> tuple[int, ...]:
     """Embed each line of a file, write the embeddings, and return their shape.
 
     The result is an .npy of `[texts, embed]`. With pool `none` it is an .npz of `states` `[tokens, embed]` and
@@ -110,28 +119,46 @@ def embed_file(model: EvaluationModel, file: Path, to: Path, pool: str | None, l
         raise UserError(f"{to}: cannot be written: {error.strerror}") from None
 
 
+def count_layers(model: EvaluationModel) -> int:
+    """Return the number of layers whose states are embeddings; of ELECTRA, those of the discriminator."""
+    config = model.config.model
+    if config.family == "electra":
+        return config.discriminator_model.layers
+    return config.layers
+
+
+def _layer_number(model: EvaluationModel, layer: int) -> int:
+    """Return the number of a layer, counted from 1.
+
+    Raises:
+        UserError: the model has no such layer.
+    """
+    last = count_layers(model)
+    number = layer
+    if layer < 0:
+        number = last + 1 + layer
+    if not 1 <= number <= last:
+        raise UserError(f"layer {layer}: the model has {last} layers, in repeats of {len(model.config.model.period)}")
+    return number
+
+
 def _layers_to_run(model: EvaluationModel, layer: int | None) -> int | None:
     """Return the number of layers up to `layer`, or None for all of them.
 
     Raises:
         UserError: the model has no such layer, or the layer is inside a repeat of the layer pattern.
     """
-    config = model.config.model
-    last = config.layers
-    if config.family == "electra":
-        last = config.discriminator_model.layers
     if layer is None:
         return None
-    number = layer
-    if layer < 0:
-        number = last + 1 + layer
-    period = len(config.period)
-    if not 1 <= number <= last or number % period:
+    last = count_layers(model)
+    number = _layer_number(model, layer)
+    period = len(model.config.model.period)
+    if number % period:
         raise UserError(f"layer {layer}: the model has {last} layers, in repeats of {period}")
     return None if number == last else number
 
 
-def _encode(model: EvaluationModel, texts: Sequence[str], length: int) -> list[Features]:
+def encode_texts(model: EvaluationModel, texts: Sequence[str], length: int) -> list[Features]:
     """Return the features of each text, cut to `length` tokens."""
     rows: list[Features] = []
     truncated = 0
@@ -156,27 +183,31 @@ def _cut_end(token_ids: np.ndarray, length: int, family: str) -> np.ndarray:
 def _compute_states(
     spec: ModelSpec,
     family: str,
-    layers: int | None,
+    layers: int | tuple[int, ...] | None,
     pool: str,
     params: PyTree[Array],
     batch: dict[str, Array],
 ) -> Float[Array, "b l d"] | Float[Array, "b d"]:
-    """Return the states after `layers` layers (None: all of them), pooled unless `pool` is `none`, in float32."""
+    """Return the states after `layers` layers (None: all of them), or the mean of the states after each of several.
+
+    They are pooled unless `pool` is `none`, in float32.
+    """
     module = spec.model(params)
     module = getattr(module, "discriminator", module)
-    side = module.decoder if family == "decoder" else module.encoder
-    if layers is not None:
-        _keep_first_layers(side.stack, layers)
-    states, _ = side(module.tokens(batch["tokens"]), None, batch["segment_ids"])
+    if isinstance(layers, tuple):
+        states = compute_layer_states(spec, family, params, batch)[np.array(layers)].mean(0)
+    else:
+        side = module.decoder if family == "decoder" else module.encoder
+        if layers is not None:
+            _keep_first_layers(side.stack, layers)
+        states, _ = side(module.tokens(batch["tokens"]), None, batch["segment_ids"])
     states = states.astype(jnp.float32)
     if pool == HEAD:
         return module.head.pooled(states, batch["tokens"], batch["segment_ids"])
     pool_states = POOLS[pool]
     if pool_states is None:
         return states
-    # Soft prompts, whose ids are negative, are not part of the text.
-    is_text = (batch["segment_ids"] > 0) & (batch["tokens"] >= 0)
-    return pool_states(states, is_text)
+    return pool_states(states, is_text(batch))
 
 
 def _keep_first_layers(stack: Stack, layers: int) -> None:
@@ -189,4 +220,5 @@ def _keep_first_layers(stack: Stack, layers: int) -> None:
     stack.layers = nnx.merge(graph, first_weights)
     stack.repeats = repeats
     stack.passes = passes
+    stack.mix = None
     stack.final_norm = None

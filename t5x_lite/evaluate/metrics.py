@@ -12,11 +12,17 @@ from itertools import zip_longest
 from types import ModuleType
 from typing import Literal, TypeAlias, TypedDict
 
+import numpy as np
+
 from t5x_lite.errors import UserError
 
 Scores: TypeAlias = dict[str, float]
 Metric: TypeAlias = Callable[..., Scores]
 """A function of predictions and references, two sequences of equal length; their types depend on the metric."""
+
+
+CALIBRATION_BINS = 15
+"""Bins of the expected calibration error (Guo et al. 2017, §4)."""
 
 
 class JudgedAnswer(TypedDict):
@@ -32,8 +38,9 @@ def check_metric(metric: str, task: str) -> None:
     Raises:
         UserError: no such metric, or the library that computes it is not installed.
     """
-    if metric not in METRICS:
-        raise UserError(f"task {task}: no metric {metric!r}; there are {', '.join(sorted(METRICS))}")
+    names = METRICS.keys() | MARGIN_METRICS.keys()
+    if metric not in names:
+        raise UserError(f"task {task}: no metric {metric!r}; there are {', '.join(sorted(names))}")
     for library, metrics in LIBRARIES.items():
         if metric in metrics:
             _import_library(library)
@@ -160,6 +167,28 @@ def rouge(predictions: Sequence[str], references: Sequence[str]) -> Scores:
     return {kind: _mean(fmeasures) for kind, fmeasures in values.items()}
 
 
+def ece(margins: Sequence[float]) -> Scores:
+    """Return the expected calibration error of comparisons (Guo et al. 2017, eq. 3), with 15 bins of equal width.
+
+    The better of two answers has the probability sigmoid(margin) (Bradley & Terry 1952). The confidence is that of the
+    answer that scores higher.
+    """
+    probability = 0.5 * (1 + np.tanh(0.5 * np.array(margins, np.float64)))  # sigmoid without overflow
+    confidence = np.maximum(probability, 1 - probability)
+    is_correct = probability > 0.5
+    bins = np.ceil(confidence * CALIBRATION_BINS).astype(int)
+    error = 0.0
+    for number in np.unique(bins):
+        in_bin = bins == number
+        error += in_bin.mean() * abs(is_correct[in_bin].mean() - confidence[in_bin].mean())
+    return {"ece": float(error)}
+
+
+def reward_margin(margins: Sequence[float]) -> Scores:
+    """Return the mean difference of the scores of the better and the worse answer."""
+    return {"reward_margin": _mean(margins)}
+
+
 def _import_library(name: str) -> ModuleType:
     try:
         return import_module(name)
@@ -218,6 +247,12 @@ METRICS: dict[str, Metric] = {
     "squad": squad,
     "record": squad,  # the official script of ReCoRD has SQuAD's metrics (Zhang et al. 2018, §5)
 }
+
+MARGIN_METRICS: dict[str, Callable[[Sequence[float]], Scores]] = {
+    "ece": ece,
+    "reward_margin": reward_margin,
+}
+"""Metrics of the margins between two answers (`Supervised.margin`), by name."""
 
 LIBRARIES = {
     "sacrebleu": {"bleu"},

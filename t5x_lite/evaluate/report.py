@@ -43,7 +43,8 @@ def draw_report(runs: Sequence[Path], to: Path) -> Path:
     """
     kinds = FigureCanvasBase.get_supported_filetypes()
     if to.suffix[1:].lower() not in kinds:
-        raise UserError(f"--to {to}: is not the name of a picture; it ends in .{' or .'.join(sorted(kinds))}")
+        endings = " or .".join(sorted(kinds))
+        raise UserError(f"--to {to}: is not the name of a picture; it ends in .{endings}, and a page in .html")
     lines_of_runs = {}
     moe_runs = {}
     for run in runs:

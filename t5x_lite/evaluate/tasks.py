@@ -1,7 +1,7 @@
 """Scores of a model on the tasks that it has learnt: from the outputs of its head, or from the text it generates."""
 
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import groupby, islice
 from operator import itemgetter
 from pathlib import Path
@@ -15,7 +15,7 @@ from t5x_lite.data.records import TaskData, TaskRecords, TaskValidation
 from t5x_lite.decode.sampling import Sampling
 from t5x_lite.errors import UserError
 from t5x_lite.evaluate.evaluation_model import EvaluationModel
-from t5x_lite.evaluate.metrics import METRICS, check_metric
+from t5x_lite.evaluate.metrics import MARGIN_METRICS, METRICS, check_metric
 from t5x_lite.files import write_file
 from t5x_lite.objectives.objective import Features
 from t5x_lite.objectives.supervised import Record, Supervised
@@ -24,11 +24,19 @@ from t5x_lite.tasks import TaskSpec
 
 
 class Answer(NamedTuple):
-    """The model's answer to one record. A line of the file of predictions has these keys."""
+    """The model's answer to one record. A line of the file of predictions has these keys; no margin is left out."""
 
     record: int
     prediction: object
     reference: object
+    margin: float | None = None
+
+    def to_json(self) -> str:
+        """Return the line of the file."""
+        values = self._asdict()
+        if self.margin is None:
+            del values["margin"]
+        return json.dumps(values, ensure_ascii=False) + "\n"
 
 
 class TaskEvaluation:
@@ -69,14 +77,20 @@ class TaskEvaluation:
             if names and records.name not in names:
                 continue
             answers = list(self._answers(records))
-            _, predictions, references = zip(*answers, strict=True)
             for metric in records.task.metrics:
-                for key, value in METRICS[metric](predictions, references).items():
+                for key, value in _compute_metric(metric, answers).items():
                     scores[f"{records.name}/{key}"] = value
             if jax.process_index() == 0:
-                lines = [json.dumps(answer._asdict(), ensure_ascii=False) + "\n" for answer in answers]
-                write_file(folder / f"{records.name}.jsonl", "".join(lines))
+                write_file(folder / f"{records.name}.jsonl", "".join(answer.to_json() for answer in answers))
         return scores
+
+
+def _compute_metric(metric: str, answers: Sequence[Answer]) -> dict[str, float]:
+    """Return the scores of a metric of predictions and references, or of margins."""
+    if metric in MARGIN_METRICS:
+        return MARGIN_METRICS[metric]([answer.margin for answer in answers if answer.margin is not None])
+    _, predictions, references, _ = zip(*answers, strict=True)
+    return METRICS[metric](predictions, references)
 
 
 class HeadAnswers:
@@ -96,7 +110,8 @@ class HeadAnswers:
             scores = list(islice(rows, len(examples)))
             record = records[number]
             prediction = self.objective.prediction(record, examples, scores)
-            yield Answer(number, prediction, _reference(records.task, record))
+            margin = self.objective.margin(scores)
+            yield Answer(number, prediction, _reference(records.task, record), margin)
 
     def _score_examples(self, records: TaskRecords) -> Iterator[dict[str, np.ndarray]]:
         """Yield the scores of each example in order, and then those of the padding of the last batch."""

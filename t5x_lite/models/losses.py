@@ -96,17 +96,42 @@ def token_cross_entropy(
     if chunks == 1:
         return chunk_loss(states, targets, weights)
 
-    def split(x: Array) -> Array:
-        """Deal the tokens out to the chunks, so that each chunk has tokens of every device that shares a row."""
-        batch, length, *features = x.shape
-        return jnp.moveaxis(x.reshape(batch, length // chunks, chunks, *features), 2, 0)
-
     def add_chunk(sums: TokenLoss, chunk: tuple[Array, Array, Array]) -> tuple[TokenLoss, None]:
         return sums + jax.checkpoint(chunk_loss)(*chunk), None
 
     zero = jnp.zeros((), jnp.float32)
     no_loss = TokenLoss(total=zero, loss=zero, z_loss=zero, correct=zero, weight=zero)
-    sums, _ = jax.lax.scan(add_chunk, no_loss, (split(states), split(targets), split(weights)))
+    sums, _ = jax.lax.scan(add_chunk, no_loss, _split_length((states, targets, weights), chunks))
+    return sums
+
+
+def sequence_log_probabilities(
+    logits: Callable[[Float[Array, "b l d"]], Float[Array, "b l v"]],
+    states: Float[Array, "b l d"],
+    targets: Int[Array, "b l"],
+    weights: Float[Array, "b l"],
+    settings: LossSettings,
+) -> Float[Array, "b"]:
+    """Return the weighted sum of log softmax(logits(states))[target] of each row.
+
+    Large logits are computed in chunks, as by `token_cross_entropy`.
+    """
+    states = constrain(states, "batch", "length", None)
+    chunks = _number_of_chunks(states.shape[1], settings)
+
+    def chunk_sums(states: Array, targets: Array, weights: Array) -> Float[Array, "b"]:
+        scores = logits(states)
+        is_target = jnp.arange(scores.shape[-1]) == targets[..., None]
+        target_scores = jnp.where(is_target, scores, 0).sum(-1)
+        return jnp.sum(weights * (target_scores - jax.nn.logsumexp(scores, axis=-1)), axis=-1)
+
+    def add_chunk(sums: Array, chunk: tuple[Array, Array, Array]) -> tuple[Array, None]:
+        return sums + jax.checkpoint(chunk_sums)(*chunk), None
+
+    if chunks == 1:
+        return chunk_sums(states, targets, weights)
+    no_sums = jnp.zeros(states.shape[0], jnp.float32)
+    sums, _ = jax.lax.scan(add_chunk, no_sums, _split_length((states, targets, weights), chunks))
     return sums
 
 
@@ -183,6 +208,16 @@ def _number_of_chunks(length: int, settings: LossSettings) -> int:
     if settings.chunks and length % settings.chunks == 0:
         return settings.chunks
     return chunks_for(length, 4 * settings.rows * length * settings.vocab)
+
+
+def _split_length(arrays: tuple[Array, Array, Array], chunks: int) -> tuple[Array, Array, Array]:
+    """Deal the tokens out to the chunks, so that each chunk has tokens of every device that shares a row."""
+
+    def split(x: Array) -> Array:
+        batch, length, *features = x.shape
+        return jnp.moveaxis(x.reshape(batch, length // chunks, chunks, *features), 2, 0)
+
+    return jax.tree.map(split, arrays)
 
 
 def _normalise(vectors: Float[Array, "b d"]) -> Float[Array, "b d"]:

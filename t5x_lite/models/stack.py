@@ -109,7 +109,8 @@ class Stack(nnx.Module):
 
     Attributes:
         passes: number of repeats that follow each other with the same weights.
-        average: number of last layers whose outputs are averaged; set by an adaptation method.
+        mix: combines the input of the first layer and the outputs of all layers, `[layers + 1, batch, length, embed]`,
+            to what takes the place of the last output; set by an adaptation method. None in a plain model.
     """
 
     def __init__(
@@ -143,7 +144,7 @@ class Stack(nnx.Module):
             self.final_norm: Norm | None = Norm(config.norm, ("embed", config.embed))
         else:
             self.final_norm = None
-        self.average = 1
+        self.mix: Any = nnx.data(None)
         if like is not None:
             self.positions = like.positions
             self.final_norm = like.final_norm
@@ -194,11 +195,13 @@ class Stack(nnx.Module):
             if cache is not None:
                 inputs = replace(inputs, repeat=jnp.arange(self.repeats))
             body = self._period_body(context, encoder_output)
+            first_input = x
             # On a CPU, slicing one layer out of stacked weights copies it; unrolled layers are read in place.
             unrolled = cache is not None and target_platform() == "cpu"
             (x, cache), (activity, layer_outputs) = self._scan(body, (x, cache), inputs, unrolled=unrolled)
             if layer_outputs is not None:
-                x = layer_outputs.reshape(-1, *x.shape)[-self.average :].mean(0)
+                outputs = layer_outputs.reshape(-1, *x.shape)
+                x = self.mix(jnp.concatenate([first_input[None], outputs]))
         if activity:
             self.activity = nnx.Intermediate(activity)
         if self.final_norm is not None:
@@ -232,7 +235,7 @@ class Stack(nnx.Module):
                 elif block.has_experts:
                     activity[str(n)] = block.feedforward.activity.get_value()
             layer_outputs = None
-            if self.average > 1:
+            if self.mix is not None:
                 layer_outputs = jnp.stack(outputs)
             return (x, updated_caches or None), (activity, layer_outputs)
 

@@ -1,8 +1,8 @@
 """Surgery: adding the modules of an adaptation method to a freshly created model.
 
-A method's modules are attached at four places, each of which is None in a plain model, so that all other parameters
-keep their names: `Linear.adapter`, `Block.adapters`, `Attention.prefix`, `Embed.prompt`. A module there holds the
-parameters that the method has created and calls the method's arithmetic.
+A method's modules are attached at five places, each of which is None in a plain model, so that all other parameters
+keep their names: `Linear.adapter`, `Block.adapters`, `Attention.prefix`, `Embed.prompt`, `Stack.mix`. A module there
+holds the parameters that the method has created and calls the method's arithmetic.
 """
 
 import re
@@ -131,9 +131,13 @@ class Surgeon:
         """Attach an adapter to the token embedding."""
         self.model.tokens.prompt = EmbeddingAdapter(method, create(self.rngs))
 
-    def average_last_layers(self, layers: int) -> None:
-        """Make the states the mean of the outputs of the last `layers` layers."""
-        self._reader().stack.average = layers
+    def mix_layers(self, mix: nnx.Module) -> None:
+        """Make the states a mixture of the outputs of the layers; see `Stack.mix`."""
+        self._reader().stack.mix = mix
+
+    def add_reference(self) -> None:
+        """Put a second model of the same config beside the layers, as `reference`."""
+        self.model.reference = type(self.model)(self.config, rngs=self.rngs)
 
     def _reader(self) -> Backbone:
         """Return the backbone that reads the inputs."""

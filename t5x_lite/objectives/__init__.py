@@ -4,9 +4,11 @@ from t5x_lite.objectives.causal import Causal
 from t5x_lite.objectives.choice import Choice
 from t5x_lite.objectives.classify import Classify, Regress
 from t5x_lite.objectives.contrastive import Contrastive
+from t5x_lite.objectives.conversation import Conversation
 from t5x_lite.objectives.extract import Extract
 from t5x_lite.objectives.masked import Masked
 from t5x_lite.objectives.objective import ExampleContext, Features, Objective, TokenRow, Vocabulary
+from t5x_lite.objectives.preference import Preference
 from t5x_lite.objectives.prefix import Prefix
 from t5x_lite.objectives.replaced_token import ReplacedToken
 from t5x_lite.objectives.reward import Reward
@@ -19,6 +21,7 @@ from t5x_lite.objectives.ul2 import UL2
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "causal": Causal,
+    "conversation": Conversation,
     "prefix": Prefix,
     "span_corruption": SpanCorruption,
     "ul2": UL2,
@@ -34,6 +37,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "choice": Choice,
     "similarity": Similarity,
     "reward": Reward,
+    "preference": Preference,
 }
 
 __all__ = ["OBJECTIVES", "Causal", "ExampleContext", "Features", "Objective", "TextToText", "TokenRow", "Vocabulary"]

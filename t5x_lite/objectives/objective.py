@@ -19,8 +19,9 @@ from t5x_lite.schema import Config
 Features: TypeAlias = Mapping[str, np.ndarray]
 """Inputs of a model and its loss, of fixed shapes; each objective documents its own. Padding is `segment_ids == 0`."""
 
-RowKind = Literal["tokens", "sentences", "pairs"]
-"""Kinds of rows that an objective makes examples of: any tokens, whole sentences of one document, or pairs of texts."""
+RowKind = Literal["tokens", "sentences", "pairs", "turns"]
+"""Kinds of rows that an objective makes examples of: any tokens, whole sentences of one document, pairs of texts, or
+turns of conversations."""
 
 
 @dataclass(frozen=True)
@@ -154,13 +155,18 @@ class Objective(Config):
         """Kind of row that one example is made of.
 
         `sentences` need `data.parts=line` or `punctuation` and come with a `second_sentence`; `pairs` need
-        `data.parts=fields`.
+        `data.parts=fields`, `turns` need `data.parts=turns`.
         """
         return "tokens"
 
     @property
     def needs_frequency(self) -> bool:
         """True if examples depend on the tokens' frequencies."""
+        return False
+
+    @property
+    def needs_reference(self) -> bool:
+        """True if the loss compares the model with the one that the run adapts (see `models.reference`)."""
         return False
 
     @property

@@ -43,8 +43,11 @@ class Reward(Pooled):
 
     def prediction(self, record: Record, examples: Sequence[Features], scores: Sequence[Features]) -> int:
         """Return 1 if the chosen answer scores higher, else 0."""
-        chosen, rejected = scores[0]["scores"]
-        return int(chosen > rejected)
+        return int(self.margin(scores) > 0)
+
+    def margin(self, scores: Sequence[Features]) -> float:
+        chosen, rejected = scores[0]["scores"].tolist()
+        return chosen - rejected
 
     def reference(self, record: Record) -> int:
         """Return 1: the chosen answer should score higher."""

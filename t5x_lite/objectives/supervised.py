@@ -23,6 +23,10 @@ SHORTEST_ROW = 5
 """Length of a row of two texts of one token each with their special tokens."""
 
 
+def _no_messages(prompt: Sequence[Any], answer: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
+    raise ValueError("messages need a tokenizer with a chat template")
+
+
 @dataclass(frozen=True)
 class Coder:
     """The functions of a tokenizer that examples need.
@@ -32,11 +36,14 @@ class Coder:
         encode_with_offsets: returns the ids, and for each id the start and the end (exclusive) of the characters that
             it stands for, int32 `[n, 2]`.
         decode: returns the text of ids.
+        encode_answer: returns the ids of the messages of a prompt, with the beginning of the assistant's turn, and
+            those of the messages that answer it.
     """
 
     encode: Callable[[str], np.ndarray]
     encode_with_offsets: Callable[[str], tuple[np.ndarray, np.ndarray]]
     decode: Callable[[Sequence[int]], str]
+    encode_answer: Callable[[Sequence[Any], Sequence[Any]], tuple[np.ndarray, np.ndarray]] = _no_messages
 
 
 class Supervised(Objective):
@@ -47,11 +54,15 @@ class Supervised(Objective):
     Class attributes:
         roles: columns that each record must have.
         flaw: the defect that makes a record unlearnable (see `learnable`), for a message; empty if there is none.
+        uses_head: it learns the scores of a head, and not the model's own probabilities of tokens.
+        checks_records: every record is checked by `check_record` before a run begins.
     """
 
     families: ClassVar[tuple[Family, ...]] = ("encoder", "decoder")
     roles: ClassVar[tuple[str, ...]]
     flaw: ClassVar[str] = ""
+    uses_head: ClassVar[bool] = True
+    checks_records: ClassVar[bool] = False
 
     @property
     def texts(self) -> int:
@@ -59,8 +70,15 @@ class Supervised(Objective):
         return 1
 
     @abstractmethod
-    def head(self, model: ModelConfig) -> HeadConfig:
-        """Return the head that the model needs."""
+    def head(self, model: ModelConfig) -> HeadConfig | None:
+        """Return the head that the model needs, if it needs one."""
+
+    def check_record(self, record: Record) -> None:
+        """Refuse a record that nothing can be learnt from.
+
+        Raises:
+            ValueError: with the reason; the caller names the record.
+        """
 
     @abstractmethod
     def examples(self, record: Record, coder: Coder, context: ExampleContext) -> list[Features]:
@@ -96,6 +114,14 @@ class Supervised(Objective):
             scores: the scores of each example.
         """
         return int(scores[0]["scores"].argmax())
+
+    def margin(self, scores: Sequence[Features]) -> float | None:
+        """Return by how much the first of two answers scores above the second; None if there are no two answers.
+
+        Args:
+            scores: the scores of each example of a record.
+        """
+        return None
 
     @abstractmethod
     def reference(self, record: Record) -> Answer:
@@ -170,15 +196,16 @@ def text_states(model: TaskModel, batch: Batch, key: DropoutKey) -> Float[Array,
     rows = {}
     for name in ("positions", "segment_ids", "token_types"):
         if name in batch:
-            rows[name] = _one_text_a_row(batch[name])
-    return model(_one_text_a_row(batch["tokens"]), **rows, key=key)
+            rows[name] = one_text_a_row(batch[name])
+    return model(one_text_a_row(batch["tokens"]), **rows, key=key)
 
 
 def pooled_states(model: TaskModel, batch: Batch, key: DropoutKey) -> Float[Array, "texts d"]:
     """Return the pooled states of every text; see `text_states`."""
     states = text_states(model, batch, key)
-    return model.head.pooled(states, _one_text_a_row(batch["tokens"]), _one_text_a_row(batch["segment_ids"]))
+    return model.head.pooled(states, one_text_a_row(batch["tokens"]), one_text_a_row(batch["segment_ids"]))
 
 
-def _one_text_a_row(feature: Array) -> Array:
+def one_text_a_row(feature: Array) -> Array:
+    """Return a feature of examples of several texts with a row for each text."""
     return feature.reshape(-1, feature.shape[-1])

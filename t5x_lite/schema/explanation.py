@@ -41,6 +41,17 @@ def explain(kind: type[Config], prefix: str = "") -> Iterator[Explanation]:
                 yield from explain(component, f"{key}.{name}.")
 
 
+def print_explained(kind: type[Config]) -> None:
+    """Print every setting of a config class: key, type, default, description, source and unit."""
+    settings = list(explain(kind))
+    width = max(len(setting.key) for setting in settings)
+    for setting in settings:
+        line = f"{setting.key:<{width}}  {setting.type:<24}  {setting.default:<12}  {setting.description}"
+        if setting.unit:
+            line += f" ({setting.unit})"
+        print(line)
+
+
 def _explain_setting(key: str, declaration: Declaration) -> Explanation:
     field = declaration.field
     extra: dict[str, object] = {}

@@ -90,9 +90,8 @@ class OneOf:
     serialised as `{name: {settings}}`.
 
     `kinds` is a registry, such as `OBJECTIVES`. It is read when the class that has the setting is defined, so a new
-    kind is one entry in the file of the registry. Code outside the package adds its entries before it imports what
-    reads them: those of a model (attention kinds, routers, position encodings) first, then all others, and then
-    `t5x_lite.config` or `t5x_lite.cli`.
+    kind is one entry in the file of the registry. Entries that are added later count from `rebuild` on, which
+    `plugins.load_plugins` calls for the components of other packages.
     """
 
     kinds: Mapping[str, type[Config]]

@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.progress import BarColumn, TaskID
 
 from t5x_lite.errors import STOPPED, Diverged, UserError
-from t5x_lite.local_copies import UPLOAD_SECONDS
+from t5x_lite.local_copies import UPLOAD_SECONDS, with_urls
 from t5x_lite.parallel.distributed import handle_signals
 from t5x_lite.progress import print_line, progress_bar
 from t5x_lite.storage import is_remote
@@ -188,7 +188,7 @@ class ProcessPool:
         output = output_path.read_text(encoding="utf-8", errors="replace")
         reason = last_line(output)[-MAX_REASON:] or "the process printed nothing"
         if state == "failed":
-            return f"{reason}; see {output_path}"
+            return f"{reason}; see {with_urls(str(output_path))}"
         return reason
 
     def _output_path(self, run: PlannedRun) -> Path:

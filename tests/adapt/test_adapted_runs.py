@@ -152,3 +152,14 @@ def test_an_objective_without_soft_tokens_is_refused(
     config = REPOSITORY / "configs/quickstart_bert.yaml"
     assert main(["train", str(config), f"adapt.from={encoder_run}", f"adapt.method={method}"]) == 2
     assert "objective masked has no place for soft tokens" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_softmax_mix_of_layers_learns_its_shares_and_its_factor(fox_config: Path, tmp_path: Path) -> None:
+    method = "adapt.method={features: {layers: 3, mix: softmax}}"
+    overrides = [f"run_dir={tmp_path / 'run'}", method, "optimizer.learning_rate=0.1"]
+    assert main(["train", str(fox_config), *overrides]) == 0
+    weights = flatten_names(t5x_lite.load(tmp_path / "run").params)
+    assert (np.abs(np.asarray(weights["encoder.stack.mix.weights"])) > 0.01).all()
+    assert abs(float(weights["encoder.stack.mix.gamma"]) - 1) > 0.01
+    assert "mix" in (tmp_path / "run/config.yaml").read_text()

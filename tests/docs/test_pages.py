@@ -15,6 +15,7 @@ from t5x_lite.arguments import build_parser
 from t5x_lite.cli import main
 from t5x_lite.config import RunConfig
 from t5x_lite.evaluate.config import EVAL_ARGUMENTS
+from t5x_lite.evaluate.evaluators.cloze import load_cloze
 from t5x_lite.sweep import config as sweeps
 from t5x_lite.sweep.config import SweepConfig
 from t5x_lite.tasks import TaskSpec
@@ -128,6 +129,9 @@ def test_shown_configs_are_valid(block: CodeBlock, workspace: Path, monkeypatch:
         return
     path = workspace / (block.title or "configs/fragment.yaml")
     path.write_text(block.text)
+    if {"pattern", "verbalizer"} <= settings.keys():
+        load_cloze(path)
+        return
     if "axes" in settings:
         for base in sweeps.load(path).bases:
             configuration.load(base)

@@ -3,13 +3,21 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import t5x_lite
+from t5x_lite.adapt.features import Features
+from t5x_lite.adapt.trainable import TrainableSplit
 from t5x_lite.api import Model
 from t5x_lite.cli import main
 from t5x_lite.errors import UserError
+from t5x_lite.evaluate.probe import pooled_layer_states, token_layer_states
+from t5x_lite.models.config import HeadConfig
+from t5x_lite.models.layer_mix import LayerMean, ScalarMix
+from t5x_lite.models.spec import model_spec
+from t5x_lite.trees import flatten_names, unflatten_names
 
 torch = pytest.importorskip("torch", reason="reference implementations need the extra hf: pip install -e '.[hf]'")
 transformers = pytest.importorskip("transformers", reason="pip install -e '.[hf]'")
@@ -142,3 +150,58 @@ def test_the_states_of_a_decoder_give_its_logits(tiny_run: Path) -> None:
     np.testing.assert_allclose(states @ table.T, logits, atol=1e-4)
     with pytest.raises(UserError, match="first token of a decoder"):
         model.embed(["x"], pool="cls")
+
+
+@pytest.mark.parametrize("layers", [(1, 3), *(pytest.param(case, marks=pytest.mark.slow) for case in ((-2, -1), (2,)))])
+def test_the_mean_of_layers_equals_transformers(bert: tuple[Model, list[np.ndarray]], layers: tuple[int, ...]) -> None:
+    model, states = bert
+    numbers = [layer if layer > 0 else LAYERS + 1 + layer for layer in layers]
+    for embedding, expected in zip(model.embed(TEXTS, pool="mean", layer=layers), states, strict=True):
+        np.testing.assert_allclose(embedding, expected[numbers].mean(0).mean(0), atol=2e-5)
+
+
+@pytest.mark.parametrize("mixed", [pytest.param(2, marks=pytest.mark.slow), LAYERS + 1])
+def test_the_scalar_mix_of_layers_equals_its_formula(bert: tuple[Model, list[np.ndarray]], mixed: int) -> None:
+    """Peters et al. 2018, eq. 1, on Transformers' states: γ·Σ softmax(w)_j·h_j."""
+    model, states = bert
+    config = model.config.model.model_copy(update={"head": HeadConfig(outputs=2)})
+    method = Features(layers=mixed, mix="softmax")
+    spec = model_spec(config, method.surgery)
+    weights = flatten_names(model_spec(config, method.surgery).shapes)
+    old = flatten_names(model.params)
+    logits = np.linspace(-1, 2, mixed).astype(np.float32)
+    values = {"encoder.stack.mix.weights": jnp.asarray(logits), "encoder.stack.mix.gamma": jnp.float32(1.7)}
+    for name, shape in weights.items():
+        values.setdefault(name, old.get(name, jnp.zeros(shape.shape)))
+    module = spec.model(unflatten_names(values))
+    tokens = jnp.asarray(model.encode_text(TEXTS[0]))[None]
+    shares = 1.7 * np.exp(logits) / np.exp(logits).sum()
+    expected = np.einsum("n,nld->ld", shares, states[0][-mixed:])
+    np.testing.assert_allclose(module(tokens, key=None)[0], expected, atol=5e-5)
+
+    split = TrainableSplit.of(method, config, list(weights))
+    added = {"encoder.stack.mix.weights", "encoder.stack.mix.gamma"}
+    assert {name for name, first in split.first_trained_repeat.items() if first == 0} == added | {
+        name for name in weights if name.startswith("head.")
+    }
+    if mixed == 2:
+        assert spec.parameters == model_spec(config).parameters + 3
+
+
+def test_a_new_scalar_mix_is_the_mean(bert: tuple[Model, list[np.ndarray]]) -> None:
+    outputs = jnp.asarray(np.random.default_rng(0).normal(size=(4, 1, 2, 3)))
+    np.testing.assert_allclose(ScalarMix(3)(outputs), LayerMean(3)(outputs), rtol=1e-6)
+    np.testing.assert_allclose(LayerMean(3)(outputs), outputs[1:].mean(0), rtol=1e-6)
+
+
+def test_the_states_of_all_layers_equal_transformers(bert: tuple[Model, list[np.ndarray]]) -> None:
+    model, states = bert
+    pooled = pooled_layer_states(model, TEXTS, "mean")
+    for ours, theirs in zip(pooled, states, strict=True):
+        np.testing.assert_allclose(ours, theirs.mean(1), atol=2e-5)
+    words, ids, numbers = token_layer_states(model, TEXTS[:2])
+    # Without [CLS] and [SEP].
+    expected = np.concatenate([states[0][:, 1:-1], states[1][:, 1:-1]], axis=1)
+    np.testing.assert_allclose(words, expected, atol=2e-5)
+    assert [WORDS[token] for token in ids] == [*TEXTS[0].split(), *TEXTS[1].split()]
+    assert numbers.tolist() == [0] * 4 + [1] * 10

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 
 from t5x_lite.errors import UserError
@@ -127,3 +128,31 @@ def test_predictions_and_references_of_unequal_length_are_refused() -> None:
 def test_a_library_that_is_missing_is_named() -> None:
     with pytest.raises(UserError, match=r"pip install 't5x_lite\[eval\]'"):
         metrics._import_library("no_such_library.metrics")
+
+
+def test_calibration_error_equals_its_definition() -> None:
+    """Guo et al. 2017, eq. 3, by loops over bins of (k/15, (k+1)/15]."""
+    margins = np.random.default_rng(0).normal(0.5, 2, 400).tolist()
+    error = 0.0
+    for number in range(15):
+        confidences = []
+        hits = []
+        for margin in margins:
+            probability = 1 / (1 + math.exp(-margin))
+            confidence = max(probability, 1 - probability)
+            if number / 15 < confidence <= (number + 1) / 15:
+                confidences.append(confidence)
+                hits.append(float(margin > 0))
+        if hits:
+            error += len(hits) / len(margins) * abs(sum(hits) / len(hits) - sum(confidences) / len(confidences))
+    assert metrics.ece(margins)["ece"] == pytest.approx(error)
+
+
+def test_calibration_by_hand() -> None:
+    # Always certain and always right; always certain and right every other time.
+    assert metrics.ece([50.0, 60.0])["ece"] == pytest.approx(0)
+    assert metrics.ece([50.0, -50.0])["ece"] == pytest.approx(0.5)
+    # With probability 0.75, right three times of four.
+    margin = math.log(3)
+    assert metrics.ece([margin, margin, margin, -margin])["ece"] == pytest.approx(0)
+    assert metrics.reward_margin([1.0, 2.0]) == {"reward_margin": 1.5}

@@ -175,17 +175,6 @@ def test_the_dry_run_of_a_tpu_prints_every_command_and_runs_none() -> None:
     assert programs == ["gcloud", "tar", "gcloud", "gcloud", "gcloud", "gcloud", "gcloud"]
 
 
-def test_the_image_copies_existing_files_and_starts_the_command_line_without_a_shell() -> None:
-    lines = (LAUNCH / "Dockerfile").read_text().splitlines()
-    copied_names: list[str] = []
-    for line in lines:
-        if line.startswith("COPY "):
-            copied_names += line.split()[1:-1]
-    assert copied_names
-    assert all((REPOSITORY / name).exists() for name in copied_names)
-    assert lines[-1] == 'ENTRYPOINT ["t5x-lite"]'
-
-
 def test_dry_runs_of_slurm_and_of_the_simulated_pod_print_the_command() -> None:
     done = run_bash(LAUNCH / "slurm/train.sbatch", "configs/quickstart.yaml", "train.steps=3", DRY_RUN="1")
     assert done.returncode == 0, done.stderr

@@ -1,6 +1,8 @@
 """Evaluators of a run's config: they run during training, and give what `t5x-lite eval` gives afterwards."""
 
 import json
+import shutil
+from html import escape
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,10 @@ from t5x_lite import config as configuration
 from t5x_lite.cli import main
 from t5x_lite.config import RunConfig
 from t5x_lite.errors import UserError
+from t5x_lite.evaluate.curves import metric_records
 from t5x_lite.evaluate.evaluators import Perplexity
+from t5x_lite.evaluate.evaluators.samples import Samples
+from t5x_lite.evaluate.page.page import write_page
 from tests.conftest import lines
 from tests.train.whole_runs import train
 
@@ -91,6 +96,19 @@ def test_evaluators_survive_the_dump_of_a_config_and_its_reload(
     assert config.eval.evaluators == expected
     assert configuration.load(evaluated_run / "config.yaml").eval.evaluators == expected
     assert t5x_lite.load(evaluated_run).config.eval.evaluators == expected
+
+
+def test_samples_are_saved_by_step_and_shown_in_the_report(tiny_run: Path, tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(tiny_run, run_dir)
+    model = t5x_lite.load(run_dir)
+    evaluation = Samples(prompts=("the quick",), tokens=4, temperature=0.0).run(model)
+    (sample,) = metric_records(run_dir / "eval/12/samples.jsonl")
+    assert sample == {"prompt": "the quick", "text": model.generate(["the quick"], tokens=4, temperature=0.0)[0]}
+    assert evaluation.metrics == {}
+    assert evaluation.summary.startswith("sample 'the quick")
+    page = write_page([run_dir], tmp_path / "page.html").read_text()
+    assert f"<td>12</td><td>the quick</td><td>{escape(sample['text'])}</td>" in page
 
 
 def load_error(config: Path, *overrides: str) -> str:

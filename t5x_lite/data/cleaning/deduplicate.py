@@ -97,7 +97,7 @@ def deduplicate_units(jobs: Sequence[CleaningJob], folder: str) -> None:
 
 def remove_intermediate_files(jobs: Sequence[CleaningJob], folder: str) -> None:
     """Remove what only `deduplicate_units` reads."""
-    names = list_names(folder)
+    names = set(list_names(folder))
     for job in jobs:
         for name in (f"{job.name}{COUNTS_SUFFIX}", f"{job.name}{ARRAYS_SUFFIX}"):
             if name in names:

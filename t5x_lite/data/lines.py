@@ -1,0 +1,57 @@
+"""Lines of a part of a text file, with their places for error messages."""
+
+from collections.abc import Iterator
+
+from t5x_lite.data.files import BYTE_ORDER_MARK, LARGEST_DOCUMENT, count_lines, open_file
+from t5x_lite.errors import UserError
+
+
+def read_lines(path: str, start: int = 0, stop: int = -1) -> Iterator[tuple[int, str]]:
+    """Yield the byte offset and the text of each line that begins in `[start, stop)`; stop -1 is the end.
+
+    Raises:
+        UserError: a line that would not fit in memory.
+    """
+    with open_file(path) as file:
+        offset = 0
+        if start:
+            # Skip the line that begins before the part. The search for its end starts one byte early, so that a line
+            # that begins exactly at the start is read.
+            file.seek(start - 1)
+            offset = start - 1 + len(file.readline())
+        while line := file.readline(LARGEST_DOCUMENT + 1):
+            check_size(path, line)
+            if stop != -1 and offset >= stop:
+                return
+            text = line.decode("utf-8", errors="replace")
+            if offset == 0:
+                text = text.removeprefix(BYTE_ORDER_MARK)
+            yield offset, text
+            offset += len(line)
+
+
+def check_size(path: str, content: bytes) -> None:
+    """Refuse a line or file that would not fit in memory, such as what a small compressed file can grow to.
+
+    Raises:
+        UserError: it is larger than `LARGEST_DOCUMENT`.
+    """
+    if len(content) > LARGEST_DOCUMENT:
+        raise UserError(
+            f"{path}: has a line or document of more than {LARGEST_DOCUMENT >> 30} GiB; cut it into lines or "
+            "several files (data.document)"
+        )
+
+
+def line_location(path: str, number: int, offset: int, begins_at: int) -> str:
+    """Return `file:line` for a line of a part of a file. Only an error pays for counting the lines before the part.
+
+    Args:
+        path: the file.
+        number: of the line in the part, from 1.
+        offset: of the line in the file, in bytes.
+        begins_at: offset of the part.
+    """
+    if begins_at:
+        number = 1 + count_lines(path, offset)
+    return f"{path}:{number}"

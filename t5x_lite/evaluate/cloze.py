@@ -1,0 +1,183 @@
+"""Labels predicted by filling a gap: the label whose word is the likeliest in the gap (Schick & Schütze 2021, §3.1)."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+
+import jax
+import numpy as np
+import tokenizers
+from jaxtyping import Array, Float, Int, PyTree
+
+from t5x_lite.data.files import match_files
+from t5x_lite.data.record_files import read_record_file
+from t5x_lite.data.tokenizer import Tokenizer
+from t5x_lite.errors import UserError
+from t5x_lite.evaluate.batched_function import BatchedFunction, Features
+from t5x_lite.evaluate.evaluation_model import EvaluationModel
+from t5x_lite.evaluate.evaluators.cloze import MASK_PLACE, Cloze
+from t5x_lite.evaluate.hidden_tokens import InfilledTokens, MaskedTokens, TokenHider, build_token_hider
+from t5x_lite.models.spec import ModelSpec
+
+
+@dataclass(frozen=True)
+class ClozeText:
+    """A record as a text with a gap.
+
+    Attributes:
+        text: the filled pattern; `{mask}` marks the gap.
+        label: the right label.
+    """
+
+    text: str
+    label: str
+
+
+@dataclass(frozen=True)
+class ClozeAnswer:
+    """The answer to a record.
+
+    Attributes:
+        text: see `ClozeText`.
+        prediction: the label with the highest probability.
+        reference: the right label.
+        probabilities: of each label, by a softmax over the words of the labels.
+    """
+
+    text: str
+    prediction: str
+    reference: str
+    probabilities: dict[str, float]
+
+    @property
+    def is_correct(self) -> bool:
+        """True if the prediction is right."""
+        return self.prediction == self.reference
+
+    def as_json(self) -> dict[str, object]:
+        """Return the line of the file of answers."""
+        return asdict(self)
+
+
+def read_cloze(task: Cloze) -> list[ClozeText]:
+    """Read the records of a cloze task and fill its pattern.
+
+    Raises:
+        UserError: a file that cannot be read, a missing column, a label without a word, or no records; names the file
+            and the line.
+    """
+    texts = []
+    for pattern in task.files:
+        for path in match_files(pattern):
+            for location, record in read_record_file(path, task.columns):
+                texts.append(_fill_pattern(task, record, location))
+    if not texts:
+        raise UserError(f"{', '.join(task.files)}: has no records")
+    return texts[: task.limit]
+
+
+def evaluate_cloze(model: EvaluationModel, task: Cloze, texts: Sequence[ClozeText]) -> list[ClozeAnswer]:
+    """Answer every record.
+
+    Raises:
+        UserError: the model fills no gaps, the tokenizer has no token for one, or a word of a label is not one token.
+    """
+    for problem in task.model_problems(model.config.model):
+        raise UserError(problem)
+    hider = build_token_hider(model.config, model.tokenizer, tuple(model.soft_prompt_ids.tolist()))
+    labels = list(task.verbalizer)
+    words = np.array([word_token(model.tokenizer, task.verbalizer[label]) for label in labels])
+    rows = _encode(model, hider, texts)
+    function = partial(_word_probabilities, hider, model.spec, words)
+    batched = BatchedFunction(function, model.params, model.mesh, model.eval_batch_size)
+    answers = []
+    for text, probabilities in zip(texts, batched(rows, "filling gaps"), strict=True):
+        named = dict(zip(labels, probabilities.tolist(), strict=True))
+        answers.append(ClozeAnswer(text.text, labels[int(probabilities.argmax())], text.label, named))
+    return answers
+
+
+def word_token(tokenizer: Tokenizer, word: str) -> int:
+    """Return the token of a word inside a text.
+
+    Raises:
+        UserError: the word is not one token.
+    """
+    tokens = tokenizer.encode(tokenizer.sentence_border + word)
+    if len(tokens) != 1 or tokens[0] == tokenizer.unk:
+        pieces = " ".join(tokenizer.piece(int(token)) for token in tokens)
+        raise UserError(f"verbalizer: {word!r} is not one token of the vocabulary ({pieces}); choose another word")
+    return int(tokens[0])
+
+
+def _fill_pattern(task: Cloze, record: object, location: str) -> ClozeText:
+    for column in (*task.fields, task.label):
+        if not isinstance(record, Mapping) or column not in record:
+            names = ", ".join(map(str, record)) if isinstance(record, Mapping) else type(record).__name__
+            raise UserError(f"{location}: no column {column!r} (found {names}); set columns, pattern or label")
+    assert isinstance(record, Mapping)
+    label = str(record[task.label])
+    if label not in task.verbalizer:
+        raise UserError(f"{location}: label {label!r} has no word; verbalizer has {', '.join(task.verbalizer)}")
+    text = task.pattern
+    for column in task.fields:
+        # A text that says {mask} itself must not make a second gap.
+        text = text.replace(f"{{{column}}}", str(record[column]).replace(MASK_PLACE, "{ mask }"))
+    return ClozeText(text, label)
+
+
+def _encode(model: EvaluationModel, hider: TokenHider, texts: Sequence[ClozeText]) -> list[Features]:
+    """Return the rows of texts with their gaps hidden. One that is too long loses the tokens far from the gap."""
+    gap = _gap_token(hider)
+    name = model.tokenizer.piece(gap)
+    for special, token in model.tokenizer.special.items():
+        if token == gap:
+            name = special
+    # The names of special tokens stand for them, and may take the space before them, as in Transformers.
+    backend = model.tokenizer.to_tokenizers()
+    room = model.window - len(hider.start) - 1
+    rows = []
+    truncated = 0
+    for text in texts:
+        tokens = _encode_gap(backend, text.text.replace(MASK_PLACE, name))
+        places = np.flatnonzero(tokens == gap)
+        if len(places) != 1:
+            raise UserError(f"cloze: a text names {name} itself: {text.text!r}; remove it")
+        place = int(places[0])
+        if len(tokens) > room:
+            truncated += 1
+            tokens, place = _cut_around(tokens, place, room)
+        rows.append(hider.features(tokens, slice(place, place + 1)))
+    if truncated:
+        logging.warning("%d of %d texts lost tokens far from the gap", truncated, len(texts))
+    return rows
+
+
+def _encode_gap(backend: tokenizers.Tokenizer, text: str) -> Int[np.ndarray, "l"]:
+    return np.array(backend.encode(text, add_special_tokens=False).ids, np.int32)
+
+
+def _cut_around(tokens: Int[np.ndarray, "l"], place: int, room: int) -> tuple[Int[np.ndarray, "_"], int]:
+    """Return `room` tokens, those nearest to a place, and the place in them."""
+    start = min(max(place - room // 2, 0), len(tokens) - room)
+    return tokens[start : start + room], place - start
+
+
+def _gap_token(hider: TokenHider) -> int:
+    if isinstance(hider, MaskedTokens):
+        return hider.mask
+    assert isinstance(hider, InfilledTokens)
+    return hider.sentinel
+
+
+def _word_probabilities(
+    hider: TokenHider,
+    spec: ModelSpec,
+    words: Int[np.ndarray, "labels"],
+    params: PyTree[Array],
+    batch: dict[str, Array],
+) -> Float[Array, "b labels"]:
+    """Return the probability of each label's word in the gap, among these words."""
+    logits = hider.logits(spec.model(params), batch)[:, 0, words]
+    return jax.nn.softmax(logits, axis=-1)

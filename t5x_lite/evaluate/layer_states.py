@@ -1,0 +1,145 @@
+"""The states of every layer of a model, from one pass, and the weights of its attention."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from t5x_lite.models.attention import kernels
+from t5x_lite.models.attention.context import AttentionContext
+from t5x_lite.models.attention.layer import Attention
+from t5x_lite.models.backbone import Backbone, reorder
+from t5x_lite.models.block import Block, self_attention
+from t5x_lite.models.spec import ModelSpec
+
+
+class _LayerRecorder:
+    """Takes the place of `Stack.mix`, keeps the outputs of all layers, and returns that of the last."""
+
+    def __init__(self) -> None:
+        self.outputs: list[Float[Array, "layers b l d"]] = []
+
+    def __call__(self, outputs: Float[Array, "layers b l d"]) -> Float[Array, "b l d"]:
+        self.outputs.append(outputs)
+        return outputs[-1]
+
+
+@dataclass(frozen=True)
+class _Layers:
+    """The layers of a model after a pass.
+
+    Attributes:
+        side: the encoder or decoder.
+        outputs: the input of the first layer, and the states after each, in the order in which the stack has tokens.
+        last_states: those after the last layer, normalised where the stack does so, in the order of the text.
+        context: which tokens attend to which.
+        order: the place in the text of each of the stack's tokens; the mesh axis `context` changes it.
+    """
+
+    side: Backbone
+    outputs: Float[Array, "layers b l d"]
+    last_states: Float[Array, "b l d"]
+    context: AttentionContext
+    order: Int[np.ndarray, "l"]
+
+
+def _run_layers(spec: ModelSpec, family: str, params: PyTree[Array], batch: dict[str, Array]) -> _Layers:
+    module = spec.model(params)
+    module = getattr(module, "discriminator", module)
+    side: Backbone = module.decoder if family == "decoder" else module.encoder
+    stack = side.stack
+    recorder = _LayerRecorder()
+    stack.mix = recorder
+    contexts: list[AttentionContext] = []
+    build_context = stack.attention_context
+
+    def record_context(*arguments: object, **options: object) -> AttentionContext:
+        contexts.append(build_context(*arguments, **options))  # type: ignore[arg-type]
+        return contexts[-1]
+
+    stack.attention_context = record_context  # type: ignore[method-assign]
+    tokens = batch["tokens"]
+    last_states, _ = side(module.tokens(tokens), None, batch["segment_ids"])
+    (outputs,) = recorder.outputs
+    (context,) = contexts
+    order = kernels.row_order(stack.config, tokens.shape[1], causal=stack.causal)
+    return _Layers(side, outputs, last_states, context, order)
+
+
+def compute_layer_states(
+    spec: ModelSpec, family: str, params: PyTree[Array], batch: dict[str, Array]
+) -> Float[Array, "layers b l d"]:
+    """Return the input of the first layer and the states after each layer, in float32.
+
+    Only the last layer's states pass the final norm of the stack, where it has one.
+
+    Args:
+        spec: the model without its weights; of an encoder_decoder the encoder is used, of ELECTRA the discriminator.
+        family: of the model.
+        params: its weights.
+        batch: `tokens` and `segment_ids`.
+    """
+    layers = _run_layers(spec, family, params, batch)
+    outputs = layers.outputs
+    outputs = reorder(outputs.reshape(-1, *outputs.shape[2:]), np.argsort(layers.order)).reshape(outputs.shape)
+    return jnp.concatenate([outputs[:-1], layers.last_states[None]]).astype(jnp.float32)
+
+
+def compute_attention_weights(
+    spec: ModelSpec, family: str, params: PyTree[Array], batch: dict[str, Array]
+) -> Float[Array, "b layers h l l"]:
+    """Return the weights with which each token attends to each, in float32, of the layers that have self-attention.
+
+    Args: those of `compute_layer_states`.
+    """
+    layers = _run_layers(spec, family, params, batch)
+    weights = []
+    for block, x in zip(_blocks(layers.side), layers.outputs, strict=False):
+        if block.attention is not None:
+            weights.append(_attention_weights(block, block.attention, x, layers.context))
+    in_text_order = np.argsort(layers.order)
+    stacked = jnp.stack(weights, axis=1).astype(jnp.float32)
+    return stacked[:, :, :, in_text_order][..., in_text_order]
+
+
+def _blocks(side: Backbone) -> Iterator[Block]:
+    """Yield the layers in the order in which they are applied."""
+    stack = side.stack
+    graph, weights = nnx.split(stack.layers)
+    for repeat in range(stack.repeats):
+        group = repeat // stack.passes
+        blocks = nnx.merge(graph, jax.tree.map(lambda weight, group=group: weight[group], weights))
+        for number in range(len(stack.config.period)):
+            yield blocks[str(number)]
+
+
+def _attention_weights(
+    block: Block, attention: Attention, x: Float[Array, "b l d"], context: AttentionContext
+) -> Float[Array, "b h l l"]:
+    """Return the weights of a layer's attention: with unit vectors for values they are its output."""
+    captured: list[Float[Array, "b l h k"]] = []
+    width = attention.key(x[:, :1]).shape[-1]
+    kv_heads = attention.key(x[:, :1]).shape[-2]
+    length = x.shape[1]
+
+    def capture(out: Float[Array, "b l h k"]) -> Float[Array, "b l d"]:
+        captured.append(out)
+        return jnp.zeros_like(x)
+
+    attention.out = capture  # type: ignore[assignment]
+    for start in range(0, length, width):
+        units = jnp.eye(length, dtype=x.dtype)[:, start : start + width]
+        units = jnp.pad(units, [(0, 0), (0, width - units.shape[1])])
+        values = jnp.broadcast_to(units[:, None], (x.shape[0], length, kv_heads, width))
+        attention.value = lambda source, values=values: values  # type: ignore[assignment]
+        block.residual(x, block.attention_norm, lambda y: self_attention(attention, y, context, None, None)[0])
+    return jnp.moveaxis(jnp.concatenate(captured, axis=-1)[..., :length], 1, 2)
+
+
+def is_text(batch: dict[str, Array]) -> Bool[Array, "b l"]:
+    """Return which positions hold tokens of the text: not padding, and not soft prompts, whose ids are negative."""
+    return (batch["segment_ids"] > 0) & (batch["tokens"] >= 0)

@@ -1,0 +1,1 @@
+"""Projects of other people: a template, and the command that copies it."""

@@ -1,0 +1,1 @@
+"""Components of language models for t5x_lite."""

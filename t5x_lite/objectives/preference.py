@@ -1,0 +1,199 @@
+"""Preference optimisation without a reward model: DPO, IPO and ORPO, from comparisons of two answers.
+
+DPO: Rafailov et al. 2023, eq. 7. IPO: Azar et al. 2023, eq. 17. ORPO: Hong et al. 2024, §4.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from t5x_lite.errors import UserError
+from t5x_lite.models.config import Family, HeadConfig, ModelConfig
+from t5x_lite.objectives.features import pad, stacked, token_features
+from t5x_lite.objectives.framing import soft_tokens
+from t5x_lite.objectives.model_protocols import (
+    Array,
+    Batch,
+    DropoutKey,
+    LanguageModel,
+    LossSettings,
+    TokenLoss,
+)
+from t5x_lite.objectives.objective import ExampleContext, ExampleLengths, Features
+from t5x_lite.objectives.supervised import Coder, Record, Supervised, one_text_a_row
+from t5x_lite.schema import setting
+
+ANSWERS = ("chosen", "rejected")
+
+
+class Preference(Supervised):
+    """Make the better of two answers likelier.
+
+    Roles: `prompt`, `chosen` and `rejected`. They are texts, EOS after each answer; or all three are lists of messages,
+    which the tokenizer's chat template writes. A long prompt loses its first tokens, then a long answer its last.
+
+    Features of both answers after the prompt, `[2, seq_len]`: `tokens`, `targets` (the next token), `positions` and
+    `segment_ids` (0 is padding) int32, `answer_weights` float32, 1 where the target is of the answer; `loss_weights`,
+    a float32 scalar.
+
+    `dpo` and `ipo` compare with a frozen reference: the base of `adapt.from` (see `models.reference`).
+    """
+
+    name: ClassVar[str] = "preference"
+    families: ClassVar[tuple[Family, ...]] = ("decoder",)
+    roles: ClassVar[tuple[str, ...]] = ("prompt", *ANSWERS)
+    texts: ClassVar[int] = 2
+    uses_head: ClassVar[bool] = False
+    checks_records: ClassVar[bool] = True
+
+    method: Literal["dpo", "ipo", "orpo"] = setting(
+        "dpo",
+        "the loss",
+        source="Rafailov et al. 2023, eq. 7; Azar et al. 2023, eq. 17; Hong et al. 2024, eq. 6",
+    )
+    beta: float = setting(
+        0.1, "β of DPO, τ of IPO: how near the model stays to its reference; λ of ORPO: weight of the odds ratio", gt=0
+    )
+
+    @property
+    def needs_reference(self) -> bool:
+        """True if the loss compares with the model that the run adapts."""
+        return self.method != "orpo"
+
+    def head(self, model: ModelConfig) -> HeadConfig | None:
+        """Return None: the model's own probabilities of tokens are learnt."""
+        return None
+
+    def check(self, model: ModelConfig) -> None:
+        """Refuse a model that does not predict tokens."""
+        if "tokens" not in model.outputs:
+            raise ValueError("objective preference needs a model that predicts tokens (model.outputs)")
+
+    def check_context(self, context: ExampleContext) -> None:
+        """Refuse a tokenizer without EOS, and a row without room for a prompt and an answer."""
+        context.vocabulary.require_eos(f"objective {self.name}")
+        if context.seq_len - context.placeholders < 2:
+            raise UserError(f"objective {self.name}: train.seq_len {context.seq_len} has no room for an answer")
+
+    def check_record(self, record: Record) -> None:
+        """Refuse a comparison without a winner, and answers that are equal."""
+        for role in ANSWERS:
+            if record[role] is None or not len(record[role]):
+                raise ValueError(f"`{role}` is empty, so that the comparison has no winner; remove it")
+        if record["chosen"] == record["rejected"]:
+            raise ValueError("`chosen` and `rejected` are equal, so that nothing is learnt; remove the comparison")
+        kinds = {type(record[role]) for role in self.roles}
+        if kinds not in ({str}, {list}):
+            names = ", ".join(type(record[role]).__name__ for role in self.roles)
+            raise ValueError(
+                f"prompt, chosen and rejected are {names}; expected three texts or three lists of messages"
+            )
+
+    def lengths(self, context: ExampleContext) -> ExampleLengths:
+        return ExampleLengths(context.seq_len, context.seq_len, texts=self.texts)
+
+    def examples(self, record: Record, coder: Coder, context: ExampleContext) -> list[Features]:
+        self.check_record(record)
+        pairs = [self._encode(record, role, coder, context) for role in ANSWERS]
+        features = stacked([_answer_features(prompt, answer, context) for prompt, answer in pairs])
+        features["loss_weights"] = np.array(1, np.float32)
+        return [features]
+
+    def _encode(
+        self, record: Record, role: str, coder: Coder, context: ExampleContext
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the ids of the prompt and of an answer."""
+        if isinstance(record["prompt"], list):
+            prompt, answer = coder.encode_answer(record["prompt"], record[role])
+        else:
+            eos = context.vocabulary.require_eos(f"objective {self.name}")
+            prompt = coder.encode(record["prompt"])
+            answer = np.append(coder.encode(record[role]), eos)
+        return np.concatenate([soft_tokens(context), prompt]), answer
+
+    def scores(self, model: Any, batch: Batch, key: DropoutKey = None) -> dict[str, Array]:
+        """Return the rewards of the two answers, `[batch, 2]`."""
+        from t5x_lite.models.preference_losses import answer_rewards
+
+        policy, reference = self._log_probabilities(model, batch, key, None)
+        sizes = batch["answer_weights"].sum(-1)
+        return {"scores": answer_rewards(self.method, self.beta, policy, reference, sizes)}
+
+    def loss(self, model: Any, batch: Batch, key: DropoutKey, settings: LossSettings) -> Mapping[str, TokenLoss]:
+        """Return the loss of the method, with the rewards. The model is a `LanguageModel`."""
+        from t5x_lite.models.preference_losses import answer_rewards, preference_losses, sum_comparisons
+
+        policy, reference = self._log_probabilities(model, batch, key, settings)
+        sizes = batch["answer_weights"].sum(-1)
+        losses = preference_losses(self.method, self.beta, policy, reference, sizes)
+        rewards = answer_rewards(self.method, self.beta, policy, reference, sizes)
+        return {"loss": sum_comparisons(losses, rewards, batch["loss_weights"])}
+
+    def _log_probabilities(
+        self, model: Any, batch: Batch, key: DropoutKey, settings: LossSettings | None
+    ) -> tuple[Array, Array]:
+        """Return the log-probabilities of both answers, by the model and by its reference, each `[batch, 2]`.
+
+        Without a reference its log-probabilities are 0.
+        """
+        import jax
+        import jax.numpy as jnp
+
+        from t5x_lite.models.reference import reference_model
+
+        policy = _answer_log_probabilities(model, batch, key, settings)
+        if not self.needs_reference:
+            return policy, jnp.zeros_like(policy)
+        reference = _answer_log_probabilities(reference_model(model), batch, None, settings)
+        return policy, jax.lax.stop_gradient(reference)
+
+    def prediction(self, record: Record, examples: Sequence[Features], scores: Sequence[Features]) -> int:
+        """Return 1 if the chosen answer has the higher reward, else 0."""
+        return int(self.margin(scores) > 0)
+
+    def margin(self, scores: Sequence[Features]) -> float:
+        """Return the difference of the rewards."""
+        chosen, rejected = scores[0]["scores"].tolist()
+        return chosen - rejected
+
+    def reference(self, record: Record) -> int:
+        """Return 1: the chosen answer should have the higher reward."""
+        return 1
+
+
+def _answer_features(prompt: np.ndarray, answer: np.ndarray, context: ExampleContext) -> Features:
+    """Return the features of a prompt with one answer."""
+    soft = prompt[prompt < 0]
+    words = prompt[len(soft) :]
+    room = context.seq_len + 1 - len(soft)  # the last token is only a target
+    answer = answer[: room - 1]
+    words = words[max(len(words) + len(answer) - room, 0) :]
+    text = np.concatenate([soft, words, answer])
+    features = token_features(text[:-1], np.ones(len(text) - 1, np.int32), context.seq_len)
+    features["targets"] = pad(text[1:], context.seq_len)
+    is_answer = np.arange(1, len(text)) >= len(text) - len(answer)
+    features["answer_weights"] = pad(is_answer, context.seq_len).astype(np.float32)
+    return features
+
+
+def _answer_log_probabilities(
+    model: LanguageModel, batch: Batch, key: DropoutKey, settings: LossSettings | None
+) -> Array:
+    """Return the sum of the log-probabilities of each answer's tokens, `[batch, 2]`."""
+    import jax
+
+    from t5x_lite.models import losses
+
+    rows = {name: one_text_a_row(batch[name]) for name in ("positions", "segment_ids")}
+    states = model(one_text_a_row(batch["tokens"]), **rows, key=key)
+    if settings is None:
+        vocab = jax.eval_shape(model.logits, states).shape[-1]
+        settings = losses.LossSettings(vocab, rows=len(states))
+    else:
+        settings = replace(settings, rows=2 * settings.rows)
+    targets = one_text_a_row(batch["targets"])
+    weights = one_text_a_row(batch["answer_weights"])
+    sums = losses.sequence_log_probabilities(model.logits, states, targets, weights, settings)
+    return sums.reshape(-1, 2)

@@ -1,0 +1,1 @@
+"""Follow a run from a terminal: `t5x-lite watch RUN`."""
