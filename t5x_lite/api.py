@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -29,6 +29,7 @@ from t5x_lite.evaluate.likelihood import Likelihood, TargetScorer
 from t5x_lite.evaluate.pseudo_likelihood import PseudoLikelihood
 from t5x_lite.evaluate.tasks import TaskEvaluation
 from t5x_lite.evaluate.words import WordStarts
+from t5x_lite.models.int8_weights import quantize_weights
 from t5x_lite.models.loss_terms import Batch, LossFunction, LossTerms
 from t5x_lite.models.spec import ModelSpec
 from t5x_lite.objectives.framing import encoder_frame
@@ -328,16 +329,23 @@ class Model:
         return module.detection(states)
 
 
-def load(run: str | Path, *, step: int | None = None, overrides: Sequence[str] = ()) -> Model:
+def load(
+    run: str | Path,
+    *,
+    step: int | None = None,
+    overrides: Sequence[str] = (),
+    quantization: Literal["int8"] | None = None,
+) -> Model:
     """Load the model of a run directory, at its newest complete checkpoint or at that of `step`.
 
     Args:
         run: a run directory, or `RUN/checkpoints/STEP`, which names a step too.
         step: a step of a checkpoint.
         overrides: `key=value` settings that replace those of the run's config.
+        quantization: type that the matrices of attention and feed-forward layers are stored in, for generation.
 
     Raises:
-        UserError: not a run directory, no checkpoint, or a damaged one.
+        UserError: not a run directory, no checkpoint, or a damaged one; a model whose weights cannot be quantized.
     """
     run_dir = str(run).rstrip("/")
     parent, _, last_name = f"./{run_dir}".rpartition("/checkpoints/")
@@ -347,4 +355,6 @@ def load(run: str | Path, *, step: int | None = None, overrides: Sequence[str] =
     opened = open_run(run_dir, list(overrides))
     mesh = meshes.make_mesh(opened.config.mesh)
     loaded_step, params, _ = load_weights(opened, mesh, step)
+    if quantization is not None:
+        params = quantize_weights(opened.config.model, opened.spec.axes, params)
     return Model(opened, loaded_step, params, mesh)

@@ -204,6 +204,9 @@ def _add_generate(commands: Commands) -> None:
     parser.add_argument(
         "--stop", action="append", default=argparse.SUPPRESS, help="text at which generation ends; may be repeated"
     )
+    parser.add_argument(
+        "--quantization", choices=["int8"], help="store the matrices of attention and feed-forward layers in int8"
+    )
     for name, (value_type, description) in DECODING_OPTIONS.items():
         option = "--" + name.replace("_", "-")
         parser.add_argument(option, type=value_type, default=argparse.SUPPRESS, help=description)

@@ -292,7 +292,7 @@ class Checkpoints:
         with contextlib.closing(ocp.Checkpointer(_composite_handler(handler))) as reader:
             saved = reader.metadata(path).item_metadata.state.tree
             saved_part = {name: array for name, array in saved.items() if name.startswith(prefix)}
-            _check_structure(path, saved_part, structs)
+            _check_structure(path, saved_part, structs, may_widen=bool(prefix))
             state_args = ocp.args.PyTreeRestore(
                 item=structs,
                 restore_args=ocp.checkpoint_utils.construct_restore_args(structs),
@@ -375,8 +375,13 @@ def _agree_on_damage(damage: str | None) -> str | None:
     return damage or "another process found a damaged file"
 
 
-def _check_structure(path: epath.Path, saved: Mapping[str, ArrayType], expected: Mapping[str, ArrayType]) -> None:
-    """Reject arrays of another name, shape or type, which Orbax would omit or cast silently."""
+def _check_structure(
+    path: epath.Path, saved: Mapping[str, ArrayType], expected: Mapping[str, ArrayType], *, may_widen: bool
+) -> None:
+    """Reject arrays of another name, shape or type, which Orbax would omit or cast silently.
+
+    With `may_widen`, bfloat16 may become float32: that is exact.
+    """
     differences = []
     for name in expected.keys() | saved.keys():
         if name not in saved:
@@ -386,7 +391,8 @@ def _check_structure(path: epath.Path, saved: Mapping[str, ArrayType], expected:
         else:
             saved_type = _format_array_type(saved[name])
             expected_type = _format_array_type(expected[name])
-            if saved_type != expected_type:
+            is_widened = may_widen and saved_type.replace("bfloat16", "float32") == expected_type
+            if saved_type != expected_type and not is_widened:
                 differences.append(f"{name} is {saved_type}, the model has {expected_type}")
     if not differences:
         return

@@ -301,7 +301,7 @@ def generate(options: argparse.Namespace, overrides: list[str]) -> int:
     for text in [*(options.prompt or options.chat or []), *settings.get("stop", [])]:
         check_utf8(text)
     chats = chat.read_chats(options.chat_file) if options.chat_file else chat.user_chats(options.chat or [])
-    model = t5x_lite.load(options.run, step=options.step, overrides=overrides)
+    model = t5x_lite.load(options.run, step=options.step, overrides=overrides, quantization=options.quantization)
     if chats:
         print_answers(model, chat.chat_prompts(model, chats), decoding)
     else:

@@ -101,6 +101,8 @@ class RunConfig(Config):
             yield "model.mup is a parametrisation for Adam: it needs optimizer.method=adamw"
         if self.adapt is not None and self.branch is not None:
             yield "give `adapt` (another run's weights) or `branch` (all of its state), not both"
+        if self.optimizer.master_weights and self.train.param_dtype == "float32":
+            yield "optimizer.master_weights is a float32 copy of parameters in bfloat16: set train.param_dtype=bfloat16"
         self.method.check(self.model)
         if self.objective is not None:
             yield from self._objective_problems(self.objective)

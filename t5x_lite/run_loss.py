@@ -11,6 +11,7 @@ from t5x_lite.models.losses import LossSettings
 from t5x_lite.models.quantization import quantized_products
 from t5x_lite.models.sharding import constrain
 from t5x_lite.models.spec import ModelSpec
+from t5x_lite.models.weight_gradients import float32_weight_gradients
 
 
 def loss_function(config: RunConfig, spec: ModelSpec, batch_shards: int, *, training: bool) -> LossFunction:
@@ -31,7 +32,9 @@ def loss_function(config: RunConfig, spec: ModelSpec, batch_shards: int, *, trai
         if not needs_segments:
             batch = {name: feature for name, feature in batch.items() if name != "segment_ids"}
         module = spec.model(jax.tree.map(_gather_embedding, params, spec.axes))
-        with quantized_products(config.train.quantization if training else None):
+        quantization = config.train.quantization if training else None
+        in_float32 = training and config.train.reduction_dtype == "float32"
+        with quantized_products(quantization), float32_weight_gradients(enabled=in_float32):
             terms = objective.loss(module, batch, key, settings)
         router_term = router_loss(module, config.model)
         if router_term is None:

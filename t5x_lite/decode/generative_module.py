@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from t5x_lite.models.backbone import DecodingState
+from t5x_lite.models.int8_weights import Int8Matrix
 from t5x_lite.models.layers import WeightAxes
 from t5x_lite.models.spec import ModelSpec
 
@@ -34,10 +35,12 @@ def unstack_layers(axes: PyTree[WeightAxes], params: PyTree[Array]) -> PyTree[Ar
     """Replace weights that are stacked over layers by a tuple with an array per layer, if they are on one CPU.
 
     Decoding a token on a CPU takes as long as reading the weights, and slicing a layer out of a stack would copy them.
-    The arrays of the tuple share the memory of the stack.
+    The arrays of the tuple share the memory of the stack. Weights in int8 stay stacked.
     """
 
-    def unstack(axes: WeightAxes, array: Array) -> Array | tuple[Array, ...]:
+    def unstack(axes: WeightAxes, array: Array | Int8Matrix) -> Array | Int8Matrix | tuple[Array, ...]:
+        if isinstance(array, Int8Matrix):
+            return array
         is_stacked = array.ndim > len(axes.names)
         platforms = [device.platform for device in array.devices()]
         if not is_stacked or platforms != ["cpu"]:
@@ -55,7 +58,7 @@ def build_module(spec: ModelSpec, params: PyTree[Array]) -> GenerativeModule:
     There the compiler reads each layer in place and does not stack the layers again.
     """
 
-    def stack(_: WeightAxes, leaf: Array | tuple[Array, ...]) -> Array:
+    def stack(_: WeightAxes, leaf: Array | Int8Matrix | tuple[Array, ...]) -> Array | Int8Matrix:
         return jnp.stack(leaf) if isinstance(leaf, tuple) else leaf
 
     return spec.model(jax.tree.map(stack, spec.axes, params))

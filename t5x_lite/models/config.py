@@ -16,6 +16,7 @@ from t5x_lite.models.layer_config import FEEDFORWARDS, LayerConfig
 from t5x_lite.models.mixers import StateMixer
 from t5x_lite.models.normalization import NORMS, LayerNorm, NoNorm, RMSNorm
 from t5x_lite.models.positions import POSITIONS, Learned, NoPositions, PositionEncoding, Rotary
+from t5x_lite.models.remat_policy import REMAT_DESCRIPTION, RematPolicy
 from t5x_lite.schema import Config, Int, OneOf, setting
 
 SPAN_POSITIONS = 20
@@ -24,7 +25,6 @@ SPAN_POSITIONS = 20
 LONGEST_PERIOD = 512
 """Layers of the longest pattern: each of them is compiled on its own."""
 
-RematPolicy = Literal["none", "full", "dots", "dots_no_batch", "offload"]
 Family = Literal["decoder", "encoder", "encoder_decoder", "electra"]
 Output = Literal["tokens", "sentence", "detection", "span"]
 
@@ -152,13 +152,10 @@ class ModelConfig(Config):
     kernel: Literal["auto", "xla", "cudnn", "splash", "flash"] = setting(
         "auto", "what computes attention; `auto` is the fastest that can: cudnn, splash, then flash, else xla"
     )
-    compute: Literal["float32", "bfloat16"] = setting("float32", "type of activations; parameters stay float32")
-    remat: RematPolicy = setting(
-        "none",
-        "what the backward pass computes again instead of keeping: all of a layer (full), all but products and fused "
-        "attention (dots), all but products with weights (dots_no_batch), all, with what passes between layers kept in "
-        "host memory (offload)",
+    compute: Literal["float32", "bfloat16"] = setting(
+        "float32", "type of activations (of parameters: train.param_dtype)"
     )
+    remat: RematPolicy = setting("none", REMAT_DESCRIPTION)
     pipeline_microbatches: Int | None = setting(
         None, "parts of a batch that follow each other through mesh.pipeline; null: up to 4 a stage", ge=1
     )

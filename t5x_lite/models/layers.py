@@ -12,16 +12,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.feedforward.config import Activation
+from t5x_lite.models.look_up import look_up
 from t5x_lite.models.normalization import LayerNorm, NoNorm, RMSNorm
 from t5x_lite.models.quantization import QuantizedType, active_quantization, quantized_product
+from t5x_lite.models.remat import name_product
 from t5x_lite.models.sharding import GPU_PLATFORMS, constrain, shards, target_platform
+from t5x_lite.models.weight_gradients import has_float32_weight_gradients, product_of_rows
 
 NamedSize = tuple[str, int]
 """The name of a logical axis and its size."""
@@ -162,8 +164,10 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "..."], sorted_rows: SortedRows | None = None) -> Float[Array, "..."]:
         if self.adapter is None:
-            return self.product(x, sorted_rows)
-        return self.adapter(self.product, x, sorted_rows)
+            y = self.product(x, sorted_rows)
+        else:
+            y = self.adapter(self.product, x, sorted_rows)
+        return name_product(y, self.output_names)
 
     @property
     def quantization(self) -> QuantizedType | None:
@@ -188,10 +192,20 @@ class Linear(nnx.Module):
         input_length = ["length"] if has_length else []
         output_length = ["residual_length" if self.output_names == ("embed",) else "length"] if has_length else []
         x = constrain(x, "batch", *input_length, *self.input_names)
-        y = _product_of_rows(x, matrix, len(self.inputs), self.quantization)
+        if self.quantization is None and has_float32_weight_gradients():
+            y = self._product_with_float32_gradient(x)
+        else:
+            y = _product_of_rows(x, matrix, len(self.inputs), self.quantization)
         if bias is not None:
             y = y + bias
         return constrain(y, "batch", *output_length, *self.output_names)
+
+    def _product_with_float32_gradient(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        input_size = math.prod(size for _, size in self.inputs)
+        row_shape = x.shape[: x.ndim - len(self.inputs)]
+        matrix = self.weight[...].reshape(input_size, -1)
+        y = product_of_rows(x.reshape(*row_shape, input_size), matrix, self.dtype)
+        return y.reshape(*row_shape, *[size for _, size in self.outputs])
 
 
 LinearAdapter = Callable[[Callable[..., Array], Float[Array, "..."], SortedRows | None], Float[Array, "..."]]
@@ -236,41 +250,6 @@ def _product_of_rows(
         return rows.reshape(*row_shape, *output_shape)
     flat = x.reshape(-1, input_size) @ flat_matrix
     return flat.reshape(*row_shape, *output_shape)
-
-
-MAX_ROWS_OF_PRODUCT_GRADIENT = 4096
-"""Rows of a table up to which its gradient on a GPU is a product with zeros and ones."""
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def look_up(table: Float[Array, "v d"], ids: Int[Array, "b l"], dtype: DTypeLike) -> Float[Array, "b l d"]:
-    """Return rows of a table, with the gradient that is fast on a GPU.
-
-    A scatter of bfloat16 is a loop of compare-and-swap, and many tokens in few rows wait for each other (BERT-large on
-    an H100: 85 of 245 ms a step for token types and positions). A small table's gradient is a product, a large one's a
-    scatter in float32.
-    """
-    return table[ids].astype(dtype)
-
-
-def _look_up_forward(table: Array, ids: Array, dtype: DTypeLike) -> tuple[Array, tuple[Array, Array]]:
-    return look_up(table, ids, dtype), (ids, table)
-
-
-def _look_up_backward(dtype: DTypeLike, residuals: tuple[Array, Array], gradient: Array) -> tuple[Array, np.ndarray]:
-    ids, table = residuals
-    rows, width = table.shape
-    flat_ids = ids.reshape(-1)
-    flat_gradient = gradient.reshape(-1, width)
-    if rows <= MAX_ROWS_OF_PRODUCT_GRADIENT:
-        one_hot = jax.nn.one_hot(flat_ids, rows, dtype=gradient.dtype)
-        total = jnp.einsum("nv,nd->vd", one_hot, flat_gradient, preferred_element_type=jnp.float32)
-    else:
-        total = jnp.zeros((rows, width), jnp.float32).at[flat_ids].add(flat_gradient.astype(jnp.float32))
-    return total.astype(table.dtype), np.zeros(ids.shape, jax.dtypes.float0)
-
-
-look_up.defvjp(_look_up_forward, _look_up_backward)
 
 
 class Embed(nnx.Module):

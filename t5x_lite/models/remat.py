@@ -1,6 +1,7 @@
 """Rematerialisation: which activations the backward pass computes again instead of keeping."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import jax
@@ -8,12 +9,15 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from t5x_lite.models.config import RematPolicy
 from t5x_lite.models.quantization import QUANTIZED_PRODUCT
+from t5x_lite.models.remat_policy import ATTENTION_OUTPUT, SAVED_NAMES, RematPolicy, product_name
+from t5x_lite.parallel.memory import PINNED_HOST
 
 LAYER_OUTPUT = "layer_output"
 """Name of the output of a layer, by which `remat: offload` knows it."""
-FUSED_ATTENTION = ("pallas_call", "dot_product_attention_fwd_wrapper")
+CUDNN_ATTENTION = "dot_product_attention_fwd_wrapper"
+"""JAX's primitive of cuDNN's attention. It has the log-sums as results that no name can be put on."""
+FUSED_ATTENTION = ("pallas_call", CUDNN_ATTENTION)
 """JAX's primitives of fused attention: Pallas kernels and cuDNN's."""
 
 Carry = TypeVar("Carry")
@@ -27,12 +31,31 @@ def name_layer_output(x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
     return checkpoint_name(x, LAYER_OUTPUT)
 
 
+def name_attention(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Mark an output of attention, or the logarithms of the sums of its softmax, for the policies."""
+    return checkpoint_name(x, ATTENTION_OUTPUT)
+
+
+def name_product(x: Float[Array, "*shape"], output_axes: tuple[str, ...]) -> Float[Array, "*shape"]:
+    """Mark the product with a matrix whose outputs have these logical axes for the policies."""
+    return checkpoint_name(x, product_name(output_axes))
+
+
 def rematerialised(body: ScanBody[Carry, Scanned, Stacked], policy: RematPolicy) -> ScanBody[Carry, Scanned, Stacked]:
-    """Return `body` with the activations that `policy` does not keep computed again in the backward pass."""
+    """Return `body` with the activations that `policy` does not keep computed again in the backward pass.
+
+    Raises:
+        ValueError: the policy is `auto`, which `planner.remat_choice` replaces by one of the others.
+    """
     policies = jax.checkpoint_policies
+    saveable: Callable[..., Any]
+    if policy == "auto":
+        raise ValueError("model.remat auto is chosen when a run starts or is planned; name a policy here")
     if policy == "none":
         return body
-    if policy == "full":
+    if policy in SAVED_NAMES:
+        saveable = partial(_named_or_cudnn_attention, SAVED_NAMES[policy])
+    elif policy == "full":
         saveable = policies.nothing_saveable
     elif policy == "dots":
         saveable = _products_and_fused_attention
@@ -43,9 +66,16 @@ def rematerialised(body: ScanBody[Carry, Scanned, Stacked], policy: RematPolicy)
             names_which_can_be_saved=[],
             names_which_can_be_offloaded=[LAYER_OUTPUT],
             offload_src="device",
-            offload_dst="pinned_host",
+            offload_dst=PINNED_HOST,
         )
     return jax.checkpoint(body, policy=saveable, prevent_cse=False)
+
+
+def _named_or_cudnn_attention(names: Sequence[str], primitive: Any, *values: Any, **parameters: Any) -> bool:
+    """Return whether a primitive gives one of the names, or is cuDNN's attention."""
+    if primitive.name == CUDNN_ATTENTION:
+        return True
+    return primitive.name == "name" and parameters["name"] in names
 
 
 def _products_and_fused_attention(primitive: Any, *values: Any, **parameters: Any) -> bool:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+import jax
 from jax.sharding import Mesh
 
 from t5x_lite.errors import UserError
@@ -12,6 +13,9 @@ from t5x_lite.progress import format_si
 
 CGROUPS = (("", "/sys/fs/cgroup", "memory.max"), ("memory", "/sys/fs/cgroup/memory", "memory.limit_in_bytes"))
 """The controller's name in /proc/self/cgroup, the folder and the file of the limit: of version 2, and of version 1."""
+
+PINNED_HOST = "pinned_host"
+"""JAX's name of host memory that a device copies to and from."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,26 @@ def local_memory(mesh: Mesh) -> Memory:
         return Memory("this machine", host_memory(), len(mesh.local_devices))
     statistics = device.memory_stats() or {}
     return Memory(f"each {device.device_kind}", statistics.get("bytes_limit"), 1)
+
+
+def check_host_offload(mesh: Mesh) -> None:
+    """Refuse activations in host memory (`model.remat: offload`) on devices that cannot copy to it.
+
+    Devices of a pod that is not here are not asked: their compiler says so.
+
+    Raises:
+        UserError: JAX knows no pinned host memory of the devices.
+    """
+    device = mesh.devices.flat[0]
+    if device in jax.devices() and PINNED_HOST not in memory_kinds(device):
+        raise UserError(
+            f"model.remat offload: {device.device_kind} has no {PINNED_HOST} memory in JAX; take full, or auto"
+        )
+
+
+def memory_kinds(device: jax.Device) -> set[str]:
+    """Return the kinds of memory that a device of this machine reaches."""
+    return {memory.kind for memory in device.addressable_memories()}
 
 
 def host_memory(root: Path = Path("/")) -> int | None:

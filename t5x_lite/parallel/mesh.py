@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import jax
@@ -205,7 +205,7 @@ def batch_shapes(
 
 
 def state_shardings(
-    mesh: Mesh, axes: PyTree[WeightAxes], state: PyTree, optimizer: optax.GradientTransformation
+    mesh: Mesh, axes: PyTree[WeightAxes], state: PyTree, init_optimizer: Callable[[PyTree], PyTree]
 ) -> PyTree[NamedSharding]:
     """Return the sharding of every array of a train state.
 
@@ -216,7 +216,7 @@ def state_shardings(
         mesh: the devices.
         axes: logical axes of each weight of the model.
         state: shapes of a `TrainState`; its `params` and `frozen` are nested dicts.
-        optimizer: the optimizer whose state `state.opt_state` is.
+        init_optimizer: makes `state.opt_state` for parameters.
     """
     axes_by_name = flatten_names(axes)
     everywhere = replicated(mesh)
@@ -235,7 +235,7 @@ def state_shardings(
 
     param_shardings = shard_weights(state.params)
     opt_state_shardings = optax.tree_map_params(
-        partial(jax.eval_shape, optimizer.init),
+        partial(jax.eval_shape, init_optimizer),
         shard_like_parameter,
         state.opt_state,
         state.params,

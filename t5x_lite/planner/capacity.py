@@ -10,13 +10,12 @@ from t5x_lite.parallel.memory import local_memory
 from t5x_lite.parallel.mesh import batch_shards, make_mesh
 from t5x_lite.planner.example import example_context
 from t5x_lite.planner.memory import modelled_memory
+from t5x_lite.planner.remat_choice import resolve_remat, with_assumed_vocab
 from t5x_lite.planner.workload import Workload
 from t5x_lite.train.steps import check_mesh, make_steps
 
 logger = logging.getLogger(__name__)
 
-SMALLEST_VOCAB = 256
-"""Tokens of the vocabulary while it is not known: that of a tokenizer that is still to be loaded."""
 BYTES_PER_TOKEN = 4
 REMEDY = "choose a smaller model or batch, or more devices and a mesh that shards over them (mesh.fsdp)"
 
@@ -35,9 +34,8 @@ def check_capacity(config: RunConfig) -> None:
     eval_seq_len = config.train.seq_len
     platform = mesh.devices.flat[0].platform
     check_mesh(mesh, config, platform)
-    config = config.of_stage(config.largest_stage)
-    vocab = config.model.vocab or getattr(config.tokenizer, "vocab", SMALLEST_VOCAB)
-    config = config.model_copy(update={"model": config.model.model_copy(update={"vocab": vocab})})
+    config = resolve_remat(config)
+    config = with_assumed_vocab(config.of_stage(config.largest_stage))
     spec = model_spec(config.model, config.method.surgery)
     lengths = config.require_objective().lengths(example_context(config.model, config.train.seq_len))
     with jax.set_mesh(mesh):

@@ -28,6 +28,7 @@ def required_collectives(workload: Workload) -> list[Collective]:
     sizes = workload.mesh.shape
     microbatches = config.train.microbatches
     width = workload.bytes_per_activation
+    gradient_width = 4 if config.train.reduction_dtype == "float32" else width
     weight_shards = sizes["tensor"] * sizes["pipeline"]
 
     expert_weights = workload.spec.parameters_with_axis("experts")
@@ -50,9 +51,9 @@ def required_collectives(workload: Workload) -> list[Collective]:
     sublayer_passes = 2 * passes
     array_bytes = {
         ("all-gather", "fsdp"): weights * width * passes * microbatches,
-        ("reduce-scatter", "fsdp"): weights * width * microbatches,
+        ("reduce-scatter", "fsdp"): weights * gradient_width * microbatches,
         ("all-reduce", "data"): 2 * weights * 4 / sizes["fsdp"],
-        ("all-reduce", "expert"): 2 * other_weights / weight_shards * width / sizes["fsdp"] * microbatches,
+        ("all-reduce", "expert"): 2 * other_weights / weight_shards * gradient_width / sizes["fsdp"] * microbatches,
         ("all-gather", "tensor"): layers * sublayer * sublayer_passes,
         ("reduce-scatter", "tensor"): layers * sublayer * sublayer_passes,
         ("all-gather", "context"): layers * context * passes,

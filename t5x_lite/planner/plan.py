@@ -20,6 +20,7 @@ from t5x_lite.planner.compile import compile_train_step
 from t5x_lite.planner.example import example_context
 from t5x_lite.planner.figures import CompiledFigures, ModelledFigures
 from t5x_lite.planner.memory import modelled_memory
+from t5x_lite.planner.remat_choice import SHARE_OF_MEMORY, choose_remat, with_remat
 from t5x_lite.planner.roofline import roofline_bounds
 from t5x_lite.planner.topology import Pod, find_pod
 from t5x_lite.planner.workload import Workload
@@ -39,7 +40,8 @@ class Plan:
         devices: number of devices.
         mesh: sizes of the mesh axes that are larger than 1.
         width: `model.embed`.
-        remat: `model.remat`.
+        requested_remat: `model.remat`.
+        remat: the policy: another one where `auto` was requested.
         fits: whether the step fits into the memory of a device.
         available_bytes: memory of a device without what the runtime reserves.
         parameters: number of parameters.
@@ -56,6 +58,7 @@ class Plan:
     devices: int
     mesh: dict[str, int]
     width: int
+    requested_remat: str
     remat: str
     fits: bool
     available_bytes: float
@@ -92,6 +95,9 @@ def make_plan(config: RunConfig, topology: str, slices: int = 1, pod: Pod | None
     check_mesh(mesh, config, pod.platform)
     config = config.of_stage(config.largest_stage)
     chip = _chip_of(pod.device_kind)
+    requested_remat = config.model.remat
+    if requested_remat == "auto":
+        config = with_remat(config, choose_remat(config, mesh, pod.platform, SHARE_OF_MEMORY * chip.memory))
     kernels = check_mesh(mesh, config, pod.platform)
     spec = model_spec(config.model, config.method.surgery)
     check_sharded(mesh, spec.axes, spec.shapes)
@@ -113,6 +119,7 @@ def make_plan(config: RunConfig, topology: str, slices: int = 1, pod: Pod | None
         devices=mesh.size,
         mesh={axis: size for axis, size in mesh.shape.items() if size > 1},
         width=config.model.embed,
+        requested_remat=requested_remat,
         remat=config.model.remat,
         fits=not largest_buffers and memory_bytes <= available_bytes,
         available_bytes=available_bytes,

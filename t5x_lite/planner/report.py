@@ -55,7 +55,10 @@ def _format_mesh(mesh: Mapping[str, int]) -> str:
 
 def _print_summary(console: Console, plan: Plan) -> None:
     mesh = _format_mesh(plan.mesh) or "one device"
-    print_line(console, f"{plan.topology}: {plan.devices} devices as {mesh}, remat {plan.remat}")
+    remat = f"remat {plan.remat}"
+    if plan.requested_remat == "auto":
+        remat += " (auto: the least recomputation that fits by formula)"
+    print_line(console, f"{plan.topology}: {plan.devices} devices as {mesh}, {remat}")
     parameters = f"{plan.parameters:,} parameters"
     if plan.active_parameters < plan.parameters:
         parameters += f", {plan.active_parameters:,} active per token"

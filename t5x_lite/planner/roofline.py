@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from t5x_lite.errors import UserError
-from t5x_lite.models.config import RematPolicy
 from t5x_lite.parallel.chips import Chip
+from t5x_lite.planner.activations import period_activations
 from t5x_lite.planner.figures import CollectiveFigures, RooflineFigures
 from t5x_lite.planner.workload import Workload
 from t5x_lite.train.flops import flops_per_example, quantized_flops_per_example
@@ -28,7 +28,7 @@ def roofline_bounds(
     flops = _flops_per_device(workload, causal_half=True)
     flops_causal_full = _flops_per_device(workload, causal_half=False)
     peak_flops = train.peak_flops or chip.flops
-    overhead = _recomputation_factor(workload.config.model.remat) * workload.pipeline_slowdown
+    overhead = _recomputation_factor(workload) * workload.pipeline_slowdown
     ici_seconds, dcn_seconds = _link_seconds(collectives, chip)
     # The state is read and written once in a step, and so is what the forward pass saves for the backward pass.
     memory_traffic = 2 * memory_bytes + _gathered_weight_bytes(workload)
@@ -82,18 +82,16 @@ def _product_seconds(workload: Workload, chip: Chip, flops: float, peak_flops: f
     return (flops - quantized_flops) / peak_flops + quantized_flops / rate
 
 
-def _recomputation_factor(remat: RematPolicy) -> float:
+def _recomputation_factor(workload: Workload) -> float:
     """Return the FLOPs of a step with recomputation over those without.
 
-    The forward pass is a third of a step. Full recomputation repeats all of it; the other policies count as half of it.
+    The forward pass is a third of a step. Full recomputation repeats all of it. The others count as half of it, and
+    those that keep activations by name as so much of the other half as their share of the products with weights.
     """
-    match remat:
-        case "none":
-            return 1.0
-        case "full" | "offload":
-            return 4 / 3
-        case _:
-            return 7 / 6
+    remat = workload.config.model.remat
+    if remat == "none":
+        return 1.0
+    return 1 + (1 + period_activations(workload).recomputed_share(remat)) / 6
 
 
 def _gathered_weight_bytes(workload: Workload) -> float:

@@ -10,12 +10,11 @@ from rich.progress import track
 
 from t5x_lite.config import RunConfig
 from t5x_lite.errors import UserError
-from t5x_lite.models.config import RematPolicy
+from t5x_lite.models.remat_policy import LEAST_RECOMPUTATION_FIRST
 from t5x_lite.parallel.config import MeshConfig
 from t5x_lite.planner.plan import Plan, make_plan
 from t5x_lite.planner.topology import Pod, find_pod
 
-REMAT_POLICIES: tuple[RematPolicy, ...] = ("none", "dots", "full")
 AXIS_SIZES = tuple(2**exponent for exponent in range(12))
 LARGEST_TENSOR = 16
 LARGEST_PIPELINE = 16
@@ -94,7 +93,7 @@ def candidates(config: RunConfig, devices: int, slices: int = 1) -> list[RunConf
 
     configs = []
     for tensor, expert, context, pipeline, remat in product(
-        tensor_sizes, expert_sizes, context_sizes, pipeline_sizes, REMAT_POLICIES
+        tensor_sizes, expert_sizes, context_sizes, pipeline_sizes, LEAST_RECOMPUTATION_FIRST
     ):
         fsdp, unused_devices = divmod(devices, tensor * expert * context * pipeline * slices)
         if unused_devices or fsdp == 0 or rows_of_microbatch % (slices * fsdp * expert):

@@ -25,6 +25,9 @@ class OptimizerConfig(Config):
         "type in which moments are stored; bfloat16 halves their memory, and is rounded stochastically",
         source="Gupta et al. 2015, §3",
     )
+    master_weights: bool = setting(
+        False, "keep a float32 copy of parameters in bfloat16 (train.param_dtype), instead of stochastic rounding"
+    )
     clip_norm: float | None = setting(1.0, "largest global norm of the gradient; null does not clip", gt=0)
 
 
@@ -36,6 +39,20 @@ class TrainConfig(Config):
     seq_len: Int = setting(..., "length of a sequence", unit="tokens", ge=1)
     seed: Int = setting(0, "seed of initialisation, data order and dropout", ge=0)
     microbatches: Int = setting(1, "parts of the batch whose gradients are summed before the update", ge=1)
+    gradient_dtype: Literal["float32", "bfloat16"] = setting(
+        "float32", "type of the sum of the gradients of microbatches"
+    )
+    reduction_dtype: Literal["compute", "float32"] = setting(
+        "compute",
+        "type in which devices sum the gradients of matrices: that of the activations (model.compute), or float32 with "
+        "twice the bytes of bfloat16 on the network",
+    )
+    param_dtype: Literal["float32", "bfloat16"] = setting(
+        "float32",
+        "type in which matrices and embeddings that train are stored; updates of those in bfloat16 are rounded "
+        "stochastically, or go to a float32 copy (optimizer.master_weights)",
+        source="Gupta et al. 2015, §3",
+    )
     z_loss: float = setting(0.0, "weight of log(Z)^2", ge=0, source="PaLM, Chowdhery et al. 2022, §5; T5X used 1e-4")
     label_smoothing: float = setting(0.0, "probability spread evenly over the vocabulary", ge=0, lt=1)
     quantization: Literal["int8", "fp8"] | None = setting(
@@ -87,7 +104,9 @@ class TrainConfig(Config):
     sample_prompt: str = setting("", "text to continue and print at the end of training; empty prints none")
 
     def problems(self) -> Iterator[str]:
-        """Yield an error for a tracker that is named twice."""
+        """Yield an error for a tracker that is named twice, or gradients in 8 bits and float32 at once."""
+        if self.quantization is not None and self.reduction_dtype == "float32":
+            yield "train.reduction_dtype=float32 is for products that are not quantized (train.quantization)"
         kinds = [type(tracker) for tracker in self.trackers]
         if len(set(kinds)) < len(kinds):
             yield "train.trackers names a tracker twice"

@@ -16,6 +16,7 @@ from t5x_lite.errors import Diverged
 from t5x_lite.local_copies import local_path, uploading
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.parallel.distributed import abort_together, main_process_first, stop_requests
+from t5x_lite.planner.remat_choice import resolve_remat
 from t5x_lite.progress import format_duration, format_si
 from t5x_lite.run_data import open_run_data, open_tokenizer
 from t5x_lite.run_dir import Run, check_run_dir, create_run_dir, lock_dir, with_vocab
@@ -56,6 +57,7 @@ def train(config: RunConfig) -> tuple[Run, bool]:
         UserError: invalid input, before anything is written; a checkpoint that cannot be saved.
         Diverged: the loss was not finite for too many steps, or rose suddenly too often.
     """
+    config = resolve_remat(config)
     mesh = meshes.make_mesh(config.mesh)
     attention_kernels = check_mesh(mesh, config, mesh.devices.flat[0].platform)
     changed_settings = check_run_dir(config)

@@ -77,6 +77,6 @@ def _gather_checksums(*shards: Array) -> UInt32[Array, "devices arrays"]:
     """Return the sum of the bits of each array's shard on each device, modulo 2^32."""
     checksums = []
     for shard in shards:
-        bits = jax.lax.bitcast_convert_type(shard, jnp.uint32)
+        bits = jax.lax.bitcast_convert_type(shard, jnp.uint16 if shard.dtype.itemsize == 2 else jnp.uint32)
         checksums.append(jnp.sum(bits, dtype=jnp.uint32))
     return jax.lax.all_gather(jnp.stack(checksums), AXES)

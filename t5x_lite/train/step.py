@@ -1,27 +1,45 @@
 """The train step: a pure function of state and batch."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Key, PRNGKeyArray, PyTree
 
 from t5x_lite.models.experts.activity import ROUTER_TERM, RouterLoss
 from t5x_lite.models.loss_terms import Batch, LossTerms, loss_metrics
+from t5x_lite.train.parameter_update import ParameterUpdate
 from t5x_lite.train.state import TrainState
 from t5x_lite.train.training_loss import TrainingLoss
 
 GradientFunction: TypeAlias = Callable[[PyTree, Batch, PRNGKeyArray], tuple[PyTree, LossTerms]]
 """Maps the trained parameters, a microbatch and its dropout key to gradients and terms of the loss."""
 
+ROUNDING_STREAM = 2**31 - 1
+"""Number of the random stream of stochastic rounding among those of a step."""
+
+
+@dataclass(frozen=True)
+class Accumulation:
+    """The way in which the gradients of a batch are added up.
+
+    Attributes:
+        microbatches: parts of the batch that are computed one after the other.
+        dtype: type of the sum of their gradients.
+    """
+
+    microbatches: int
+    dtype: DTypeLike = jnp.float32
+
 
 def train_step(
     loss: TrainingLoss,
-    optimizer: optax.GradientTransformation,
-    microbatches: int,
+    update: ParameterUpdate,
+    accumulation: Accumulation,
     seed: int,
     state: TrainState,
     batch: Batch,
@@ -33,24 +51,28 @@ def train_step(
     loss or gradient is not finite is skipped and counted.
     """
     key = jax.random.fold_in(jax.random.key(seed), state.step)
-    normalisers = loss.normalisers(batch, microbatches)
+    normalisers = loss.normalisers(batch, accumulation.microbatches)
 
     def mean_loss(params: PyTree, microbatch: Batch, key: PRNGKeyArray) -> tuple[Float[Array, ""], LossTerms]:
         terms = loss.loss_terms(params, state.frozen, microbatch, key)
         return loss.mean(terms, normalisers), terms
 
     gradient = jax.grad(mean_loss, has_aux=True)
-    if microbatches == 1:
+    if accumulation.microbatches == 1:
         grads, terms = gradient(state.params, batch, key)
     else:
-        grads, terms = _accumulate(gradient, state.params, batch, jax.random.split(key, microbatches))
+        keys = jax.random.split(key, accumulation.microbatches)
+        grads, terms = _accumulate(gradient, state.params, batch, keys, accumulation.dtype)
 
+    grads = _convert(grads, jnp.float32)
     grad_norm = optax.tree.norm(grads)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
     router = terms.get(ROUTER_TERM)
-    if isinstance(router, RouterLoss):
-        params = router.update_biases(params)
+
+    def adjust(params: PyTree) -> PyTree:
+        return router.update_biases(params) if isinstance(router, RouterLoss) else params
+
+    rounding_key = jax.random.fold_in(key, ROUNDING_STREAM)
+    params, opt_state = update.apply(grads, state.params, state.opt_state, rounding_key, adjust)
 
     is_finite = _is_finite(terms, grad_norm)
     params, opt_state = jax.tree.map(
@@ -81,20 +103,33 @@ def _is_finite(terms: LossTerms, grad_norm: Float[Array, ""]) -> Bool[Array, ""]
     return is_finite
 
 
+def _convert(grads: PyTree, dtype: DTypeLike) -> PyTree:
+    return jax.tree.map(lambda grad: grad.astype(dtype), grads)
+
+
 def _accumulate(
-    gradient: GradientFunction, params: PyTree, batch: Batch, keys: Key[Array, "microbatches"]
+    gradient: GradientFunction,
+    params: PyTree,
+    batch: Batch,
+    keys: Key[Array, "microbatches"],
+    dtype: DTypeLike,
 ) -> tuple[PyTree, LossTerms]:
-    """Return gradients and loss terms added up over the microbatches, which are computed one at a time."""
+    """Return gradients, in type `dtype`, and loss terms added up over the microbatches, computed one at a time."""
     microbatches = {name: _split_rows(array, len(keys)) for name, array in batch.items()}
+
+    def converted_gradient(microbatch: Batch, key: PRNGKeyArray) -> tuple[PyTree, LossTerms]:
+        grads, terms = gradient(params, microbatch, key)
+        return _convert(grads, dtype), terms
+
     first = {name: array[0] for name, array in microbatches.items()}
-    shapes = jax.eval_shape(gradient, params, first, keys[0])
+    shapes = jax.eval_shape(converted_gradient, first, keys[0])
     zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
 
     def add_microbatch(
         totals: tuple[PyTree, LossTerms], microbatch_and_key: tuple[Batch, PRNGKeyArray]
     ) -> tuple[tuple[PyTree, LossTerms], None]:
         microbatch, key = microbatch_and_key
-        return jax.tree.map(jnp.add, totals, gradient(params, microbatch, key)), None
+        return jax.tree.map(jnp.add, totals, converted_gradient(microbatch, key)), None
 
     totals, _ = jax.lax.scan(add_microbatch, zeros, (microbatches, keys))
     return totals

@@ -24,10 +24,12 @@ from t5x_lite.models.mesh_sizes import check_mesh_sizes
 from t5x_lite.models.pipeline import microbatch_count
 from t5x_lite.models.spec import ModelSpec, init_params
 from t5x_lite.parallel import mesh as meshes
+from t5x_lite.parallel.memory import check_host_offload
 from t5x_lite.run_loss import loss_function
 from t5x_lite.train.optimization import make_optimizer, scale_learning_rates
+from t5x_lite.train.parameter_update import ParameterUpdate, is_matrix_or_table
 from t5x_lite.train.state import TrainState
-from t5x_lite.train.step import train_step
+from t5x_lite.train.step import Accumulation, train_step
 from t5x_lite.train.training_loss import TrainingLoss
 from t5x_lite.trees import flatten_names, unflatten_names
 
@@ -58,10 +60,10 @@ class Steps:
 def make_steps(config: RunConfig, spec: ModelSpec, mesh: Mesh) -> Steps:
     """Return jitted steps with explicit shardings. Nothing is allocated or compiled yet."""
     split = config.trainable_split(spec.axes)
-    optimizer = _make_optimizer(config, spec, split)
+    update = _make_update(config, spec, split)
 
     def begin_from(params: PyTree) -> TrainState:
-        return _first_state(params, split, optimizer)
+        return _first_state(params, split, update)
 
     def create_state() -> TrainState:
         params = init_params(config.model, jax.random.key(config.train.seed), config.method.surgery)
@@ -78,12 +80,12 @@ def make_steps(config: RunConfig, spec: ModelSpec, mesh: Mesh) -> Steps:
     step = partial(
         train_step,
         _training_loss(config, spec, mesh, join),
-        optimizer,
-        config.train.microbatches,
+        update,
+        Accumulation(config.train.microbatches, jnp.dtype(config.train.gradient_dtype)),
         config.train.seed,
     )
     shapes = jax.eval_shape(create_state)
-    state_shardings = meshes.state_shardings(mesh, spec.axes, shapes, optimizer)
+    state_shardings = meshes.state_shardings(mesh, spec.axes, shapes, update.init)
     batch_sharding = meshes.batch_sharding(mesh)
     replicated = meshes.replicated(mesh)
     return Steps(
@@ -108,6 +110,15 @@ def make_steps(config: RunConfig, spec: ModelSpec, mesh: Mesh) -> Steps:
     )
 
 
+def _make_update(config: RunConfig, spec: ModelSpec, split: TrainableSplit) -> ParameterUpdate:
+    """Return the optimizer with the types in which its parameters are stored."""
+    optimizer = _make_optimizer(config, spec, split)
+    if config.train.param_dtype == "float32":
+        return ParameterUpdate(optimizer)
+    in_bfloat16 = jax.tree.map(is_matrix_or_table, split.trained_leaves(spec.axes))
+    return ParameterUpdate(optimizer, in_bfloat16, has_master_copy=config.optimizer.master_weights)
+
+
 def _make_optimizer(config: RunConfig, spec: ModelSpec, split: TrainableSplit) -> optax.GradientTransformation:
     """Return the optimizer, with the learning-rate factors of the adaptation method if it has any."""
     steps = config.train.steps
@@ -126,13 +137,13 @@ def _make_optimizer(config: RunConfig, spec: ModelSpec, split: TrainableSplit) -
     return scale_learning_rates(optimizer, steps, factors)
 
 
-def _first_state(params: PyTree, split: TrainableSplit, optimizer: optax.GradientTransformation) -> TrainState:
+def _first_state(params: PyTree, split: TrainableSplit, update: ParameterUpdate) -> TrainState:
     zero = jnp.zeros((), jnp.int32)
     trained = split.trained(params)
     return TrainState(
         step=zero,
-        params=trained,
-        opt_state=optimizer.init(trained),
+        params=update.stored(trained),
+        opt_state=update.init(trained),
         skipped=zero,
         skipped_in_a_row=zero,
         frozen=split.frozen(params),
@@ -177,6 +188,8 @@ def check_mesh(mesh: Mesh, config: RunConfig, platform: str) -> dict[str, str]:
     train = config.train
     if train.quantization is not None:
         require_library("train.quantization", "qwix", "quantization")
+    if config.model.remat == "offload":
+        check_host_offload(mesh)
     sizes = mesh.shape
     rows = train.batch_size // train.microbatches
     rows_key = "train.batch_size"

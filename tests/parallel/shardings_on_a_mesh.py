@@ -52,7 +52,7 @@ def check_state(method: str, expected: dict[str, P]) -> None:
         return TrainState(count, params, optimizer.init(params), count, count, {"base": zeros((2, 128, 256))})
 
     state = jax.eval_shape(create_state)
-    shardings = state_shardings(mesh, axes, state, optimizer)
+    shardings = state_shardings(mesh, axes, state, optimizer.init)
     assert jax.tree.structure(shardings) == jax.tree.structure(state)
     specs = {name: tuple(sharding.spec) for name, sharding in flatten_names(shardings).items()}
     sharded = {name: spec for name, spec in specs.items() if any(spec)}

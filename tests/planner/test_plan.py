@@ -70,10 +70,12 @@ def test_gpus_are_planned_by_formula(t5x_lite: Shell) -> None:
     replicated = 24 * (3 * 2048 + 8192)
     assert modelled["gradients_bytes"] == 4 * ((parameters - replicated) / 16 + replicated)
     assert modelled["state_bytes"] == pytest.approx(3 * modelled["gradients_bytes"], rel=1e-6)
-    # 32 rows of 2048 tokens of width 2048 in bfloat16 after each of 24 layers, and something for one layer; 8 GiB of
-    # logits at once, and as many of their gradient.
+    # Of 32 rows of 2048 tokens in bfloat16: width 2048 after each of the 12 pairs of layers. A pair is computed again
+    # together: each of its layers has nine widths of products (three projections, four of the feed-forward, two
+    # outputs), that of attention with 16 log-sums of 4 bytes, the four of the activation and four of norms and
+    # residual additions. 8 GiB of logits at once, and as many of their gradient.
     layers_bytes = modelled["activations_bytes"] - 2 * 8 * 2**30
-    assert 1.0 < layers_bytes / (24 * 32 * 2048 * 2048 * 2) < 2.0
+    assert layers_bytes == 32 * 2048 * (2 * 2048 * (12 + 2 * (9 + 1 + 4 + 4)) + 2 * 16 * 4)
     # Weights in bfloat16 are gathered for the forward pass, its repetition and the backward pass; 15 shards of 16.
     sent = {row["kind"]: (row["axes"], row["link"], row["sent"]) for row in modelled["exchanges"]}
     assert sent["all-gather"] == (["fsdp"], "network", pytest.approx(3 * 2 * parameters * 15 / 16))

@@ -36,4 +36,5 @@ def test_a_search_prints_one_json_object(tiny_config: Path, capsys: pytest.Captu
     words = ["plan", str(tiny_config), "--topology", "h100:1", "--search", "--json", "model.vocab=300"]
     assert main(words) == 0
     report = json.loads(capsys.readouterr().out)
-    assert {candidate["remat"] for candidate in report["candidates"]} == {"none", "dots", "full"}
+    named = {"save_inner", "save_projections", "save_attention"}
+    assert {candidate["remat"] for candidate in report["candidates"]} == {"none", "dots", "full", *named}

@@ -1,5 +1,7 @@
 """The train step: properties that do not depend on the model."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,10 +12,12 @@ from t5x_lite.config import RunConfig
 from t5x_lite.models.loss_terms import LossTerms
 from t5x_lite.models.losses import TokenLoss
 from t5x_lite.models.spec import init_params, model_spec
+from t5x_lite.models.weight_gradients import product_of_rows
 from t5x_lite.objectives import Causal
 from t5x_lite.parallel.mesh import make_mesh
+from t5x_lite.train.parameter_update import ParameterUpdate
 from t5x_lite.train.state import TrainState
-from t5x_lite.train.step import train_step
+from t5x_lite.train.step import Accumulation, train_step
 from t5x_lite.train.steps import Steps, make_steps
 from t5x_lite.train.training_loss import TrainingLoss
 from tests.objectives.vocabulary import context, row
@@ -107,11 +111,11 @@ def test_a_term_whose_weights_are_not_declared_is_refused() -> None:
     state = TrainState(count, params, optimizer.init(params), count, count, {})
     batch = {"loss_weights": jnp.ones(4)}
     declared = TrainingLoss("toy", loss_terms, {"loss": "loss_weights", "second": "loss_weights"})
-    new_state, _ = train_step(declared, optimizer, 1, 0, state, batch)
+    new_state, _ = train_step(declared, ParameterUpdate(optimizer), Accumulation(1), 0, state, batch)
     assert float(new_state.params) == pytest.approx(1 - 0.1 * 2)
     undeclared = TrainingLoss("toy", loss_terms, {"loss": "loss_weights"})
     with pytest.raises(ValueError, match="objective toy: the weights of the loss term 'second' are not declared"):
-        train_step(undeclared, optimizer, 1, 0, state, batch)
+        train_step(undeclared, ParameterUpdate(optimizer), Accumulation(1), 0, state, batch)
 
 
 def test_an_update_that_is_not_finite_is_skipped_and_counted() -> None:
@@ -147,3 +151,39 @@ def first_weight(seed: int) -> np.ndarray:
 def test_the_seed_decides_the_weights() -> None:
     np.testing.assert_array_equal(first_weight(seed=3), first_weight(seed=3))
     assert np.abs(first_weight(seed=3) - first_weight(seed=4)).max() > 1e-3
+
+
+def test_gradients_of_matrices_are_summed_in_float32_where_it_is_set() -> None:
+    """A product of bfloat16 operands with a float32 result has bits that bfloat16 has not."""
+    x = jax.random.normal(jax.random.key(0), (3, 50, 8)).astype(jnp.bfloat16)
+    matrix = jax.random.normal(jax.random.key(1), (8, 4))
+
+    def loss(matrix: jax.Array, x: jax.Array) -> jax.Array:
+        return jnp.square(product_of_rows(x, matrix, jnp.bfloat16).astype(jnp.float32)).sum()
+
+    matrix_gradient, x_gradient = jax.grad(loss, argnums=(0, 1))(matrix, x)
+    rounded_matrix = np.asarray(matrix.astype(jnp.bfloat16), np.float64)
+    rows = np.asarray(x, np.float64)
+    outputs = np.asarray(x @ matrix.astype(jnp.bfloat16), np.float64)
+    np.testing.assert_allclose(matrix_gradient, np.einsum("bld,blf->df", rows, 2 * outputs), rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(
+        np.asarray(x_gradient, np.float64), 2 * outputs @ rounded_matrix.T, rtol=2**-7, atol=2**-5
+    )
+    assert (matrix_gradient.astype(jnp.bfloat16) != matrix_gradient).any()
+
+
+@pytest.mark.parametrize("reduction", ["compute", "float32"])
+def test_the_train_step_takes_the_type_of_the_reduction(reduction: str) -> None:
+    """Per layer: query, key, value, output and the two matrices of the feed-forward."""
+    config = RunConfig.model_validate(
+        {
+            "model": {"layers": 2, "embed": 32, "heads": 2, "vocab": 40, "compute": "bfloat16", "mlp": 96},
+            "train": {"steps": 1, "batch_size": 8, "seq_len": 12, "reduction_dtype": reduction},
+        }
+    )
+    steps = make_steps(config, model_spec(config.model), make_mesh(config.mesh))
+    text = str(jax.make_jaxpr(steps.train)(steps.state, causal_batch()))
+    expected = {"compute": 0, "float32": 6}
+    products = re.findall(r"f32\[(\d+),(\d+)\] = dot_general\[", text)
+    matrices = [shape for shape in products if set(shape) <= {"32", "96"}]
+    assert len(matrices) == expected[reduction]

@@ -32,6 +32,7 @@ from t5x_lite.models.attention.kinds.shapes import (
     StridedColumns,
 )
 from t5x_lite.models.layers import dropout
+from t5x_lite.models.remat import name_attention
 from t5x_lite.models.sharding import constrain, shards
 
 
@@ -55,7 +56,7 @@ def attention(inputs: AttentionInputs, kind: AttentionKind) -> Float[Array, "b l
     if kind.allows_empty_rows:
         has_keys = log_sum[..., None] > MASK_VALUE / 2
         out = jnp.where(has_keys, out, 0).astype(out.dtype)
-    return out
+    return name_attention(out)
 
 
 def select_parts(inputs: AttentionInputs, kind: AttentionKind) -> tuple[Part, ...]:

@@ -19,6 +19,7 @@ from t5x_lite.models.attention import flash_gpu
 from t5x_lite.models.attention.context import AttentionInputs, KernelRequirements
 from t5x_lite.models.attention.flash_tiles import LOG2_E, FlashInputs, FlashSettings, diagonal_tiles
 from t5x_lite.models.attention.kinds import AttentionKind, Dense, Local
+from t5x_lite.models.remat import name_attention
 from t5x_lite.models.sharding import GPU_PLATFORMS, shards, spec
 
 
@@ -179,7 +180,8 @@ Residuals = tuple[FlashInputs, Float[Array, "b l h k"], Float[Array, "b h l"]]
 
 def _attention_forward(inputs: FlashInputs, settings: FlashSettings) -> tuple[Float[Array, "b l h k"], Residuals]:
     out, log_sum = flash_gpu.forward(inputs, settings)
-    return out, (inputs, out, log_sum)
+    out = name_attention(out)
+    return out, (inputs, out, name_attention(log_sum))
 
 
 def _attention_backward(

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from t5x_lite.models.attention.context import AttentionInputs, KernelRequirements
 from t5x_lite.models.attention.kinds import AttentionKind, Dense, Local
+from t5x_lite.models.remat_policy import ATTENTION_OUTPUT
 from t5x_lite.models.sharding import shards, spec
 
 LANES = 128
@@ -74,6 +75,7 @@ def attention(inputs: AttentionInputs, kind: AttentionKind) -> Float[Array, "b l
         ),
         head_shards=head_shards,
         q_seq_shards=shards("length"),
+        residual_checkpoint_name=ATTENTION_OUTPUT,
         attn_logits_soft_cap=inputs.settings.softcap,
         interpret=inputs.settings.interpret,
     )

@@ -1,0 +1,148 @@
+"""Activations of the layers by formula: their values per token, by the names under which `model.remat` keeps them."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from t5x_lite.models.config import ModelConfig
+from t5x_lite.models.layers import WeightAxes
+from t5x_lite.models.remat_policy import (
+    ATTENTION_OUTPUT,
+    INNER_PRODUCT,
+    OUTPUT_PRODUCT,
+    PROJECTION,
+    SAVED_NAMES,
+    RematPolicy,
+    product_name,
+)
+from t5x_lite.objectives.objective import ExampleLengths
+from t5x_lite.planner.workload import Workload
+from t5x_lite.trees import flatten_names
+
+PRODUCTS = (PROJECTION, INNER_PRODUCT, OUTPUT_PRODUCT)
+BYTES_OF_LOG_SUM = 4
+
+
+@dataclass(frozen=True)
+class PeriodActivations:
+    """The activations of one period of the layer pattern, in values per token on one device.
+
+    Attributes:
+        named: values by the names of `models.remat_policy`.
+        weights: values of the matrices that a token is multiplied with, by the name of the product.
+        elementwise: the other values: outputs of activation functions, of norms and of residual additions.
+        carry: values that pass from one period to the next.
+    """
+
+    named: Mapping[str, float]
+    weights: Mapping[str, float]
+    elementwise: float
+    carry: float
+
+    @property
+    def products(self) -> float:
+        """Values of all matrix products with weights."""
+        return sum(self.named[name] for name in PRODUCTS)
+
+    @property
+    def every(self) -> float:
+        """Values of all activations."""
+        return sum(self.named.values()) + self.elementwise
+
+    def saved(self, policy: RematPolicy) -> float:
+        """Return the values of a period that a policy keeps for the backward pass in the memory of the device."""
+        match policy:
+            case "none":
+                return self.every
+            case "full":
+                return self.carry
+            case "offload":
+                return 0.0  # host memory holds them
+            case "dots":
+                return self.products + self.named[ATTENTION_OUTPUT] + self.carry
+            case "dots_no_batch":
+                return self.products + self.carry
+            case _:
+                return sum(self.named[name] for name in SAVED_NAMES[policy]) + self.carry
+
+    def recomputed_share(self, policy: RematPolicy) -> float:
+        """Return the share of the products with weights that the backward pass computes again."""
+        if policy in {"none", "dots", "dots_no_batch"}:
+            return 0.0
+        saved = sum(self.weights[name] for name in SAVED_NAMES.get(policy, ()) if name in self.weights)
+        return 1 - saved / sum(self.weights.values())
+
+
+def period_activations(workload: Workload) -> PeriodActivations:
+    """Count the activations of one period from the weights of the model.
+
+    Each matrix gives a product of its outputs for every token that it sees. A token uses its share of the experts.
+    Stacks of an encoder_decoder count by their share of the tokens. Of ELECTRA the discriminator is counted.
+    """
+    model = workload.config.model
+    named: dict[str, float] = dict.fromkeys((*PRODUCTS, ATTENTION_OUTPUT), 0.0)
+    weights: dict[str, float] = dict.fromkeys(PRODUCTS, 0.0)
+    inner_values = 0.0
+    shapes = flatten_names(workload.spec.shapes)
+    for name, axes in flatten_names(workload.spec.axes).items():
+        if axes.inputs == 0 or ".layers." not in name or name.startswith("generator"):
+            continue
+        matrix = _Matrix.of(axes, shapes[name].shape)
+        matrix_count = matrix.count * _token_share(name, model, workload.lengths)
+        kind = product_name(matrix.output_names)
+        named[kind] += matrix_count * matrix.outputs
+        weights[kind] += matrix_count * matrix.inputs * matrix.outputs
+        if "mlp" in matrix.input_names:
+            inner_values += matrix_count * matrix.inputs
+        if "heads" in matrix.input_names and ".mixer." not in name:
+            log_sum_values = model.heads * BYTES_OF_LOG_SUM / workload.bytes_per_activation
+            named[ATTENTION_OUTPUT] += matrix_count * (matrix.inputs + log_sum_values)
+
+    tensor_shards = workload.mesh.shape["tensor"]
+    residual_values = 2 * model.embed * len(model.period)
+    # The input of each sublayer has the whole length of a row; the rest is sharded over `tensor`.
+    elementwise = (inner_values + residual_values) / tensor_shards + residual_values
+    return PeriodActivations(
+        named={name: values / tensor_shards for name, values in named.items()},
+        weights=weights,
+        elementwise=elementwise,
+        carry=model.embed / tensor_shards,
+    )
+
+
+@dataclass(frozen=True)
+class _Matrix:
+    """A matrix of a layer: the names and the sizes of its inputs and outputs, and how many of it a token uses."""
+
+    input_names: tuple[str, ...]
+    output_names: tuple[str, ...]
+    inputs: int
+    outputs: int
+    count: float
+
+    @classmethod
+    def of(cls, axes: WeightAxes, shape: tuple[int, ...]) -> "_Matrix":
+        """Return the matrix of a weight; the layers that are stacked before its axes do not count."""
+        shape = shape[len(shape) - len(axes.names) :]
+        first_output = axes.stacked + axes.inputs
+        return cls(
+            input_names=axes.names[axes.stacked : first_output],
+            output_names=axes.names[first_output:],
+            inputs=math.prod(shape[axes.stacked : first_output]),
+            outputs=math.prod(shape[first_output:]),
+            count=axes.active_share * math.prod(shape[: axes.stacked]),
+        )
+
+
+def _token_share(name: str, model: ModelConfig, lengths: ExampleLengths) -> float:
+    """Return the share of an example's tokens that a weight of an encoder_decoder sees, times its relative depth."""
+    if model.family != "encoder_decoder":
+        return 1.0
+    tokens = lengths.tokens + lengths.targets
+    depth = model.decoder_layers / model.layers
+    if not name.startswith("decoder"):
+        return lengths.tokens / tokens
+    is_of_encoder_output = ".cross_attention.key." in name or ".cross_attention.value." in name
+    if is_of_encoder_output:
+        return depth * lengths.tokens / tokens
+    return depth * lengths.targets / tokens

@@ -1,0 +1,102 @@
+"""The update of parameters, and the type in which they are stored."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import PRNGKeyArray, PyTree
+
+from t5x_lite.models.layers import WeightAxes
+from t5x_lite.train.rounding import round_stochastically
+
+
+class MasterCopy(NamedTuple):
+    """An optimizer state with the exact parameters.
+
+    Attributes:
+        params: the parameters in float32.
+        inner: state of the optimizer.
+    """
+
+    params: PyTree
+    inner: PyTree
+
+
+@dataclass(frozen=True)
+class ParameterUpdate:
+    """An optimizer, and how the parameters that it changes are stored. The arithmetic is float32.
+
+    Without a master copy each update is rounded stochastically, so that its mean is exact (Gupta et al. 2015, §3).
+
+    Attributes:
+        optimizer: changes parameters in float32.
+        in_bfloat16: for each parameter, whether it is stored in bfloat16; None: none is.
+        has_master_copy: the state of the optimizer holds the parameters in float32.
+    """
+
+    optimizer: optax.GradientTransformation
+    in_bfloat16: PyTree[bool] | None = None
+    has_master_copy: bool = False
+
+    def init(self, params: PyTree) -> PyTree:
+        """Return the first optimizer state for parameters in float32."""
+        inner = self.optimizer.init(params)
+        if self.has_master_copy:
+            return MasterCopy(params, inner)
+        return inner
+
+    def stored(self, params: PyTree) -> PyTree:
+        """Return parameters in the types in which they are stored, rounded to the nearest value."""
+        if self.in_bfloat16 is None:
+            return params
+        return jax.tree.map(
+            lambda param, is_rounded: param.astype(jnp.bfloat16) if is_rounded else param, params, self.in_bfloat16
+        )
+
+    def apply(
+        self,
+        grads: PyTree,
+        params: PyTree,
+        opt_state: PyTree,
+        key: PRNGKeyArray,
+        adjust: Callable[[PyTree], PyTree],
+    ) -> tuple[PyTree, PyTree]:
+        """Return the parameters and the optimizer state after an update.
+
+        Args:
+            grads: gradients in float32.
+            params: the stored parameters.
+            opt_state: state of the optimizer.
+            key: source of the random bits of stochastic rounding.
+            adjust: changes the new parameters before they are rounded.
+        """
+        if self.has_master_copy:
+            master_params, inner = opt_state
+            updates, inner = self.optimizer.update(grads, inner, master_params)
+            new_params = adjust(optax.apply_updates(master_params, updates))
+            return self.stored(new_params), MasterCopy(new_params, inner)
+        exact_params = jax.tree.map(lambda param: param.astype(jnp.float32), params)
+        updates, opt_state = self.optimizer.update(grads, opt_state, exact_params)
+        new_params = adjust(optax.apply_updates(exact_params, updates))
+        return self._round(new_params, key), opt_state
+
+    def _round(self, params: PyTree, key: PRNGKeyArray) -> PyTree:
+        """Round the parameters that are stored in bfloat16, each with random bits of its own."""
+        if self.in_bfloat16 is None:
+            return params
+        leaves, structure = jax.tree.flatten(params)
+        rounded = []
+        for number, (leaf, is_rounded) in enumerate(zip(leaves, jax.tree.leaves(self.in_bfloat16), strict=True)):
+            if is_rounded:
+                rounded.append(round_stochastically(leaf, jax.random.fold_in(key, number)))
+            else:
+                rounded.append(leaf)
+        return jax.tree.unflatten(structure, rounded)
+
+
+def is_matrix_or_table(axes: WeightAxes) -> bool:
+    """Return whether a parameter is large: biases and scales of norms are few, and small updates count most there."""
+    return axes.inputs > 0 or axes.is_table

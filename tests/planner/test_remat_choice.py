@@ -1,0 +1,101 @@
+"""`model.remat: auto`, against bytes counted by hand."""
+
+import json
+import math
+from pathlib import Path
+
+import jax
+import pytest
+import yaml
+
+from t5x_lite import config as configuration
+from t5x_lite.cli import main
+from t5x_lite.models.config import ModelConfig
+from t5x_lite.models.spec import model_spec
+from t5x_lite.objectives.objective import ExampleLengths
+from t5x_lite.parallel.mesh import make_mesh
+from t5x_lite.planner.activations import period_activations
+from t5x_lite.planner.remat_choice import choose_remat, resolve_remat
+from t5x_lite.planner.workload import Workload
+
+EMBED = 32
+LAYERS = 2
+TOKENS = 4 * 16
+MLP = 4 * EMBED
+HEADS = 2
+PARAMETERS = LAYERS * (4 * EMBED**2 + 2 * EMBED * MLP + MLP + 9 * EMBED) + 2 * EMBED + 300 * EMBED + 32 * EMBED
+"""Of `tiny_config`: 2 layers, 300 tokens, 32 positions."""
+LAYER_VALUES = 3 * EMBED + (EMBED + HEADS) + MLP + 2 * EMBED + MLP + 4 * EMBED
+"""Projections, attention with its log-sums, inner product, outputs, its activation, norms and residual additions."""
+KEPT_VALUES = {
+    "none": LAYER_VALUES,
+    "dots": EMBED + 3 * EMBED + (EMBED + HEADS) + MLP + 2 * EMBED,
+    "save_inner": EMBED + 3 * EMBED + (EMBED + HEADS) + MLP,
+    "save_projections": EMBED + 3 * EMBED + (EMBED + HEADS),
+    "save_attention": EMBED + (EMBED + HEADS),
+    "full": EMBED,
+}
+EXTRA_BYTES = 100
+"""More than the counters of the train state."""
+
+
+def step_bytes(policy: str) -> int:
+    """Return the bytes of weights, two moments, gradients, kept values, one layer, and logits with their gradient.
+
+    Activations count two and a half times, as compiled programs need them.
+    """
+    activations = TOKENS * (LAYERS * KEPT_VALUES[policy] + LAYER_VALUES + 2 * 300)
+    return 4 * (4 * PARAMETERS + activations * 5 // 2) + EXTRA_BYTES
+
+
+@pytest.mark.parametrize("policy", KEPT_VALUES)
+def test_the_least_recomputation_that_fits_is_chosen(policy: str, tiny_config: Path) -> None:
+    config = configuration.load(tiny_config, ["model.remat=auto"])
+    mesh = make_mesh(config.mesh, jax.devices()[:1])
+    assert choose_remat(config, mesh, "cpu", step_bytes(policy)) == policy
+    less = step_bytes(policy) - 2 * EXTRA_BYTES
+    policies = list(KEPT_VALUES)
+    next_policy = policies[min(policies.index(policy) + 1, len(policies) - 1)]
+    assert choose_remat(config, mesh, "cpu", less) == next_policy
+
+
+def test_experts_and_gates_count_by_what_a_token_uses(tiny_config: Path) -> None:
+    """Two of four gated experts: a token has two gates and two inner products of the width of an expert."""
+    moe = "{moe: {experts: 4, mlp: 48, expert: glu, router: {top_k: {k: 2}}}}"
+    config = configuration.load(tiny_config, [f"model.feedforward={moe}", "model.vocab=300"])
+    spec = model_spec(config.model)
+    workload = Workload(config, spec, ExampleLengths(16, 16), make_mesh(config.mesh, jax.devices()[:1]))
+    assert period_activations(workload).named["inner_product"] == 2 * 2 * 48
+
+
+def test_plan_reports_the_choice(tiny_config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["plan", str(tiny_config), "--topology", "h100:1", "model.vocab=300", "model.remat=auto"]
+    assert main([*words, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert (report["requested_remat"], report["remat"]) == ("auto", "none")
+    assert main(words) == 0
+    assert "remat none (auto" in capsys.readouterr().out
+
+
+def test_a_run_takes_92_percent_and_a_resumed_run_keeps_its_policy(
+    tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configuration.load(tiny_config, ["model.remat=auto", f"run_dir={tmp_path}"])
+    size = step_bytes("save_projections")
+
+    def resolve_with(size: float) -> ModelConfig:
+        monkeypatch.setattr("t5x_lite.parallel.memory.host_memory", lambda: math.ceil(size))
+        return resolve_remat(config).model
+
+    assert resolve_with(size / 0.92).remat == "save_projections"
+    assert resolve_with((size - 2 * EXTRA_BYTES) / 0.92).remat == "save_attention"
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"model": {"remat": "full"}}))
+    assert resolve_with(1e12).remat == "full"
+
+
+def test_offload_is_refused_for_devices_without_pinned_host_memory(
+    tiny_config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("t5x_lite.parallel.memory.memory_kinds", lambda device: {"device"})
+    assert main(["train", str(tiny_config), "model.remat=offload"]) == 2
+    assert "model.remat offload: cpu has no pinned_host memory in JAX; take full, or auto" in capsys.readouterr().err
