@@ -173,6 +173,10 @@ class RunConfig(Config):
             return
         if self.method.placeholders:
             yield f"objective {objective.name} has no place for soft tokens (adapt.method) without `tasks`"
+        yield from self._row_problems(objective)
+
+    def _row_problems(self, objective: Objective) -> Iterator[str]:
+        """Yield what does not fit together between an objective on text and the rows of the text."""
         parts = self.data.parts
         packing = self.data.packing
         if objective.rows == "sentences" and packing != "sentences":
