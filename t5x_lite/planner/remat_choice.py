@@ -1,6 +1,7 @@
 """The choice of `model.remat: auto`: the least recomputation with which a train step fits into a device."""
 
 from pathlib import Path
+from typing import get_args
 
 import jax
 import numpy as np
@@ -106,4 +107,5 @@ def _stored_policy(path: Path) -> RematPolicy | None:
         policy = yaml.safe_load(path.read_text(encoding="utf-8"))["model"]["remat"]
     except (KeyError, TypeError, ValueError, yaml.YAMLError):
         return None  # `check_run_dir` reports it
-    return policy if policy in LEAST_RECOMPUTATION_FIRST else None
+    is_policy = policy in get_args(RematPolicy) and policy != "auto"
+    return policy if is_policy else None

@@ -89,8 +89,9 @@ def test_a_run_takes_92_percent_and_a_resumed_run_keeps_its_policy(
 
     assert resolve_with(size / 0.92).remat == "save_projections"
     assert resolve_with((size - 2 * EXTRA_BYTES) / 0.92).remat == "save_attention"
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"model": {"remat": "full"}}))
-    assert resolve_with(1e12).remat == "full"
+    for stored in ("full", "offload"):
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump({"model": {"remat": stored}}))
+        assert resolve_with(1e12).remat == stored
 
 
 def test_offload_is_refused_for_devices_without_pinned_host_memory(
