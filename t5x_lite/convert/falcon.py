@@ -20,6 +20,7 @@ from t5x_lite.models.config import ModelConfig
 
 SUBLAYERS_BY_NORMS = {2: "parallel", 1: "parallel_shared_norm"}
 """Our sublayers by `num_ln_in_parallel_attn`."""
+NORMS_BY_SUBLAYERS = {sublayers: norms for norms, sublayers in SUBLAYERS_BY_NORMS.items()}
 
 
 def _read_architecture(source: ForeignModel, settings: Settings) -> None:
@@ -29,7 +30,8 @@ def _read_architecture(source: ForeignModel, settings: Settings) -> None:
     or as many as queries, and one norm if its sublayers are parallel.
     """
     config = source.config
-    key_heads = config.get("num_kv_heads") or settings["heads"]
+    heads = settings["heads"]
+    key_heads = config.get("num_kv_heads") or heads
     norms = config.get("num_ln_in_parallel_attn")
     is_parallel = config.get("parallel_attn", True)
     if config.get("new_decoder_architecture", False):
@@ -43,12 +45,14 @@ def _read_architecture(source: ForeignModel, settings: Settings) -> None:
     else:
         if is_parallel and norms == 2:
             raise UserError("num_ln_in_parallel_attn=2 is not supported without new_decoder_architecture")
-        is_multi_query = config.get("multi_query", True)
-        if not is_multi_query and key_heads != settings["heads"]:
+        if config.get("multi_query", True):
+            key_heads = 1
+        elif key_heads != heads:
             raise UserError(f"num_kv_heads={key_heads} is not supported without new_decoder_architecture")
-        key_heads = 1 if is_multi_query else settings["heads"]
         settings["sublayers"] = "parallel_shared_norm" if is_parallel else "sequential"
-    settings["kv_heads"] = None if key_heads == settings["heads"] else key_heads
+    settings["kv_heads"] = key_heads
+    if key_heads == heads:
+        settings["kv_heads"] = None
 
 
 def _write_architecture(model: ModelConfig, config: ForeignConfig) -> None:
@@ -58,10 +62,12 @@ def _write_architecture(model: ModelConfig, config: ForeignConfig) -> None:
     config["new_decoder_architecture"] = is_new
     config["parallel_attn"] = model.sublayers != "sequential"
     config["multi_query"] = is_new or model.kv_heads == 1
-    config["num_kv_heads"] = model.kv_heads if is_new else model.heads  # not read beside multi_query
-    config["num_ln_in_parallel_attn"] = None
     if is_new:
-        config["num_ln_in_parallel_attn"] = 2 if model.sublayers == "parallel" else 1
+        config["num_kv_heads"] = model.kv_heads
+        config["num_ln_in_parallel_attn"] = NORMS_BY_SUBLAYERS[model.sublayers]
+    else:
+        config["num_kv_heads"] = model.heads  # has no effect
+        config["num_ln_in_parallel_attn"] = None
 
 
 ARCHITECTURE = Rule(
