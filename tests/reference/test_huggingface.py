@@ -49,6 +49,7 @@ SLOW_MODELS = {
     "Gemma",
     "Gemma 2",
     "GPT-NeoX, sequential",
+    "BART",
     "Falcon 7B",
     "Falcon 40B",
     "BLOOM",
@@ -65,7 +66,7 @@ COMPARED_MODELS = [
     if name != "Switch, room for all"
 ]
 GENERATING_MODELS = ["T5 v1.0", "GPT-2", "Switch, room for all", "Mixtral"]
-SLOW_GENERATING_MODELS = ("T5 v1.1", "Llama 2", "Gemma 2", "Gemma 3", "GPT-NeoX", "Falcon 40B", "BART")
+SLOW_GENERATING_MODELS = ("T5 v1.1", "Llama 2", "Gemma 2", "Gemma 3", "GPT-NeoX", "Falcon 40B")
 GENERATING_MODELS += [pytest.param(name, marks=pytest.mark.slow) for name in SLOW_GENERATING_MODELS]
 
 

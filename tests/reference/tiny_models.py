@@ -84,7 +84,7 @@ def build_llama(name: str, **settings: Setting) -> PreTrainedModel:
 
 
 def build_bart() -> PreTrainedModel:
-    sizes = {"vocab_size": VOCAB, "d_model": EMBED, "max_position_embeddings": 40}
+    sizes = {"vocab_size": VOCAB, "d_model": EMBED, "max_position_embeddings": 80, "forced_eos_token_id": None}
     for stack, layers in (("encoder", 2), ("decoder", 3)):
         sizes |= {f"{stack}_layers": layers, f"{stack}_attention_heads": 4, f"{stack}_ffn_dim": 48}
     return transformers.BartForConditionalGeneration(transformers.BartConfig(**sizes))
