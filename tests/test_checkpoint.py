@@ -48,7 +48,7 @@ def are_equal(first: PyTree, second: PyTree) -> bool:
     return all(jax.tree.leaves(equal_leaves))
 
 
-def save_steps(folder: Path, *steps: int, **settings: object) -> Checkpoints:
+def save_steps(folder: Path | str, *steps: int, **settings: object) -> Checkpoints:
     checkpoints = Checkpoints(folder, CheckpointConfig.model_validate({"keep": 9} | settings))
     for step in steps:
         checkpoints.save(step, make_state(step), {"at": step}, {"eval/loss": 10.0 - step})

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from http import HTTPStatus
 from http.server import ThreadingHTTPServer
 from pathlib import Path
@@ -50,6 +51,7 @@ from t5x_lite.sweep.run_points import read_runs
 from t5x_lite.sweep.status_log import StatusLog
 from t5x_lite.watch.follower import MetricsFollower
 from tests.conftest import REPOSITORY, Shell, lines
+from tests.test_checkpoint import make_state, save_steps, shapes_of
 
 gcsfs = pytest.importorskip("gcsfs")
 server = pytest.importorskip("gcp_storage_emulator.server")
@@ -346,6 +348,47 @@ def test_an_object_that_vanishes_during_a_run_is_named_in_one_line(
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("t5x-lite")]
     assert re.search(r"gs://models/vanished/text-\w+/train.tokens: is damaged or cannot be reached: NOT_FOUND", line)
     assert re.search(r"delete gs://models/vanished/text-\w+, and the text is tokenised again", line)
+
+
+@pytest.mark.slow
+def test_damage_to_a_checkpoint_in_a_bucket_is_found(
+    bucket_environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each object of a checkpoint is flipped at some places, cut, deleted, and swapped with that of another."""
+    for name, value in bucket_environment.items():
+        monkeypatch.setenv(name, value)
+    url = "gs://models/damage"
+    checkpoints = save_steps(url, 3, 4)
+    assert checkpoints.restore(shapes_of(make_state()))[0] == 4
+    store, root = storage.open_store(url)
+    names = sorted(name for name in store.find(f"{root}/4") if not name.endswith("/"))
+    assert len(names) >= 5
+    damages = 0
+    for name in names:
+        content = store.cat_file(name)
+        changes: list[bytes | None] = [content[: len(content) // 2], None]
+        for position in np.linspace(0, len(content) - 1, 3).astype(int).tolist():
+            flipped = bytearray(content)
+            flipped[position] ^= 1 << position % 8
+            changes.append(bytes(flipped))
+        other = name.replace(f"{root}/4/", f"{root}/3/")
+        if store.exists(other) and store.cat_file(other) != content:
+            changes.append(store.cat_file(other))
+        for change in changes:
+            if change is None:
+                store.rm_file(name)
+            else:
+                store.pipe_file(name, change)
+            # A manifest may be changed in its metrics, which are for people.
+            if name.endswith("manifest.json") and change is not None:
+                with suppress(UserError):
+                    assert checkpoints.restore(shapes_of(make_state()))[0] in {3, 4}
+            else:
+                assert checkpoints.restore(shapes_of(make_state()))[0] == 3
+                damages += 1
+        store.pipe_file(name, content)
+    assert damages > 5 * len(names) - 10
+    assert checkpoints.restore(shapes_of(make_state()))[0] == 4
 
 
 @pytest.mark.slow
