@@ -19,7 +19,8 @@ FAST_FILES = (
 SLOW_FILES = ("tests/models", "tests/objectives", "tests/decode", "tests/adapt", "tests/evaluate", "tests/reference")
 
 
-@pytest.mark.parametrize("files", [FAST_FILES, pytest.param(SLOW_FILES, marks=pytest.mark.slow)], ids=["fast", "slow"])
+@pytest.mark.slow
+@pytest.mark.parametrize("files", [FAST_FILES, SLOW_FILES], ids=["first", "second"])
 def test_shapes_hold_at_run_time(files: tuple[str, ...]) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow", *files]
     environment = {**os.environ, "T5X_LITE_SHAPE_CHECKS": "1"}

@@ -18,6 +18,7 @@ def scaling(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     sys.modules.pop("benchmarks.scaling", None)
 
 
+@pytest.mark.slow
 def test_the_start_of_a_process_reads_as_much_of_a_large_corpus_as_of_a_small_one(
     scaling: ModuleType, tmp_path: Path
 ) -> None:
