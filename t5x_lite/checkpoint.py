@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
@@ -23,6 +23,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import PyTree
 
 from t5x_lite.checkpoint_config import CheckpointConfig
+from t5x_lite.checkpoint_structure import check_structure
 from t5x_lite.errors import UserError
 from t5x_lite.files import free_space, is_disk_full
 from t5x_lite.local_copies import upload_changes
@@ -43,21 +44,6 @@ ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 """Environment variables by which Amazon's library, and so s3fs, finds another server."""
 ORBAX_TEMPORARY = ".orbax-checkpoint-tmp"
 """Text after the step in the name of a folder that Orbax has not finished."""
-LISTED_DIFFERENCES = 8
-"""Differences between a checkpoint and a model that an error message lists."""
-
-
-@runtime_checkable
-class ArrayType(Protocol):
-    """Anything with the shape and the type of an array: a `jax.ShapeDtypeStruct`, or Orbax's metadata."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Lengths of the axes."""
-
-    @property
-    def dtype(self) -> np.dtype:
-        """Type of the values."""
 
 
 class SaveError(UserError):
@@ -292,7 +278,7 @@ class Checkpoints:
         with contextlib.closing(ocp.Checkpointer(_composite_handler(handler))) as reader:
             saved = reader.metadata(path).item_metadata.state.tree
             saved_part = {name: array for name, array in saved.items() if name.startswith(prefix)}
-            _check_structure(path, saved_part, structs, may_widen=bool(prefix))
+            check_structure(path, saved_part, structs, may_widen=bool(prefix))
             state_args = ocp.args.PyTreeRestore(
                 item=structs,
                 restore_args=ocp.checkpoint_utils.construct_restore_args(structs),
@@ -373,34 +359,3 @@ def _agree_on_damage(damage: str | None) -> str | None:
     if not is_damaged.any():
         return None
     return damage or "another process found a damaged file"
-
-
-def _check_structure(
-    path: epath.Path, saved: Mapping[str, ArrayType], expected: Mapping[str, ArrayType], *, may_widen: bool
-) -> None:
-    """Reject arrays of another name, shape or type, which Orbax would omit or cast silently.
-
-    With `may_widen`, bfloat16 may become float32: that is exact.
-    """
-    differences = []
-    for name in expected.keys() | saved.keys():
-        if name not in saved:
-            differences.append(f"{name} is not in the checkpoint")
-        elif name not in expected:
-            differences.append(f"{name} is not in the model")
-        else:
-            saved_type = _format_array_type(saved[name])
-            expected_type = _format_array_type(expected[name])
-            is_widened = may_widen and saved_type.replace("bfloat16", "float32") == expected_type
-            if saved_type != expected_type and not is_widened:
-                differences.append(f"{name} is {saved_type}, the model has {expected_type}")
-    if not differences:
-        return
-    message = "; ".join(sorted(differences)[:LISTED_DIFFERENCES])
-    if len(differences) > LISTED_DIFFERENCES:
-        message += f"; and {len(differences) - LISTED_DIFFERENCES} more"
-    raise UserError(f"{path}: does not fit this config: {message}")
-
-
-def _format_array_type(array: ArrayType) -> str:
-    return f"{np.dtype(array.dtype)}{list(array.shape)}"

@@ -10,7 +10,7 @@ import optax
 from jaxtyping import PRNGKeyArray, PyTree
 
 from t5x_lite.models.layers import WeightAxes
-from t5x_lite.train.rounding import round_stochastically
+from t5x_lite.train.rounding import round_leaves
 
 
 class MasterCopy(NamedTuple):
@@ -81,20 +81,9 @@ class ParameterUpdate:
         exact_params = jax.tree.map(lambda param: param.astype(jnp.float32), params)
         updates, opt_state = self.optimizer.update(grads, opt_state, exact_params)
         new_params = adjust(optax.apply_updates(exact_params, updates))
-        return self._round(new_params, key), opt_state
-
-    def _round(self, params: PyTree, key: PRNGKeyArray) -> PyTree:
-        """Round the parameters that are stored in bfloat16, each with random bits of its own."""
         if self.in_bfloat16 is None:
-            return params
-        leaves, structure = jax.tree.flatten(params)
-        rounded = []
-        for number, (leaf, is_rounded) in enumerate(zip(leaves, jax.tree.leaves(self.in_bfloat16), strict=True)):
-            if is_rounded:
-                rounded.append(round_stochastically(leaf, jax.random.fold_in(key, number)))
-            else:
-                rounded.append(leaf)
-        return jax.tree.unflatten(structure, rounded)
+            return new_params, opt_state
+        return round_leaves(new_params, self.in_bfloat16, key), opt_state
 
 
 def is_matrix_or_table(axes: WeightAxes) -> bool:

@@ -22,6 +22,18 @@ def round_stochastically(x: Float[Array, "..."], key: PRNGKeyArray) -> Float[Arr
     return jnp.where(jnp.isfinite(x), rounded, x).astype(jnp.bfloat16)
 
 
+def round_leaves(tree: PyTree[Array], is_rounded: PyTree[bool], key: PRNGKeyArray) -> PyTree[Array]:
+    """Round some arrays of a tree stochastically, each with random bits of its own."""
+    leaves, structure = jax.tree.flatten(tree)
+    rounded = []
+    for number, (leaf, needs_rounding) in enumerate(zip(leaves, jax.tree.leaves(is_rounded), strict=True)):
+        if needs_rounding:
+            rounded.append(round_stochastically(leaf, jax.random.fold_in(key, number)))
+        else:
+            rounded.append(leaf)
+    return jax.tree.unflatten(structure, rounded)
+
+
 def store_moments_in_bfloat16(inner: optax.GradientTransformation) -> optax.GradientTransformation:
     """Keep what an optimizer remembers of each weight in bfloat16, rounded stochastically after every update.
 
@@ -37,12 +49,8 @@ def store_moments_in_bfloat16(inner: optax.GradientTransformation) -> optax.Grad
         moments = _convert_moments(stored, jnp.bfloat16, jnp.float32)
         new_updates, new_moments = inner.update(updates, moments, params)
         key = jax.random.fold_in(jax.random.key(0), count)
-        leaves, structure = jax.tree.flatten(new_moments)
-        rounded = []
-        for number, leaf in enumerate(leaves):
-            is_moment = leaf.ndim > 0 and leaf.dtype == jnp.float32
-            rounded.append(round_stochastically(leaf, jax.random.fold_in(key, number)) if is_moment else leaf)
-        return new_updates, (count + 1, jax.tree.unflatten(structure, rounded))
+        is_moment = jax.tree.map(lambda leaf: leaf.ndim > 0 and leaf.dtype == jnp.float32, new_moments)
+        return new_updates, (count + 1, round_leaves(new_moments, is_moment, key))
 
     return optax.GradientTransformation(init, update)
 

@@ -3,7 +3,6 @@
 from typing import Any
 
 from t5x_lite import storage
-from t5x_lite.errors import UserError
 from t5x_lite.evaluate.curves import is_number, parse_records
 
 OVERLAP = 256
@@ -39,10 +38,7 @@ class MetricsFollower:
         """
         if not storage.file_exists(self._name):
             return self._restart()
-        try:
-            content = self._read_new_bytes()
-        except OSError as error:
-            raise UserError(f"{self._name}: cannot be read: {error.strerror or error}") from None
+        content = self._read_new_bytes()
         if content is None:
             self._restart()
             content = self._read_new_bytes() or b""
@@ -65,7 +61,7 @@ class MetricsFollower:
 
     def _read_new_bytes(self) -> bytes | None:
         """Return the bytes after those that were read; None if those have changed."""
-        with storage.open_bytes(self._name) as file:
+        with storage.explained(self._name, "read"), storage.open_bytes(self._name) as file:
             file.seek(self._read_bytes - len(self._tail))
             content = file.read()
         if not content.startswith(self._tail):

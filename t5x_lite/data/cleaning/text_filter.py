@@ -1,5 +1,6 @@
 """The interface of filters: rules that look at one document at a time."""
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -24,9 +25,9 @@ class FilteredText:
 class TextFilter(Config):
     """A set of rules for single documents."""
 
+    @abstractmethod
     def apply(self, text: str) -> FilteredText:
         """Apply the rules in order. The first that a document breaks drops it."""
-        raise NotImplementedError
 
     def check(self) -> None:
         """Check that the filter can run on this machine.
