@@ -552,7 +552,7 @@ def test_text_is_cleaned_in_s3_as_on_a_disk(s3_bucket: str, prose: Path, tmp_pat
         data = DataConfig.model_validate({**settings, "cleaning": ["exact", "c4_spans"]})
         folder = prepare_corpus(data.sources[0], data, Bytes())
         corpus = Corpus(folder, "train")
-        tokens, _ = corpus.read(0, corpus.tokens)
+        tokens = corpus.read_spans([(0, corpus.tokens)])
         corpora.append((read_report(folder), tokens.tolist()))
     assert corpora[0] == corpora[1]
     report, _ = corpora[0]

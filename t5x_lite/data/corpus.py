@@ -63,14 +63,6 @@ class Corpus:
         """True if the documents are cut into sentences or fields."""
         return self.parts is not self.offsets
 
-    def read(self, start: int, stop: int) -> tuple[Int32[np.ndarray, "tokens"], Int64[np.ndarray, "tokens"]]:
-        """Return the tokens `[start, stop)` of the stream, and the number of each token's document.
-
-        Raises:
-            UserError: a file is damaged, or the store cannot be read.
-        """
-        return self.read_spans([(start, stop)]), self.offsets.intervals(start, stop)
-
     def read_spans(self, spans: Sequence[Sequence[int]]) -> Int32[np.ndarray, "tokens"]:
         """Return the tokens of spans of the stream, one after the other. All are requested at once.
 

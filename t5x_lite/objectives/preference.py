@@ -3,7 +3,7 @@
 DPO: Rafailov et al. 2023, eq. 7. IPO: Azar et al. 2023, eq. 17. ORPO: Hong et al. 2024, §4.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from t5x_lite.errors import UserError
 from t5x_lite.models.config import Family, HeadConfig, ModelConfig
+from t5x_lite.objectives.comparison import Comparison
 from t5x_lite.objectives.features import pad, stacked, token_features
 from t5x_lite.objectives.framing import soft_tokens
 from t5x_lite.objectives.model_protocols import (
@@ -28,7 +29,7 @@ from t5x_lite.schema import setting
 ANSWERS = ("chosen", "rejected")
 
 
-class Preference(Supervised):
+class Preference(Comparison, Supervised):
     """Make the better of two answers likelier.
 
     Roles: `prompt`, `chosen` and `rejected`. They are texts, EOS after each answer; or all three are lists of messages,
@@ -148,19 +149,6 @@ class Preference(Supervised):
             return policy, jnp.zeros_like(policy)
         reference = _answer_log_probabilities(reference_model(model), batch, None, settings)
         return policy, jax.lax.stop_gradient(reference)
-
-    def prediction(self, record: Record, examples: Sequence[Features], scores: Sequence[Features]) -> int:
-        """Return 1 if the chosen answer has the higher reward, else 0."""
-        return int(self.margin(scores) > 0)
-
-    def margin(self, scores: Sequence[Features]) -> float:
-        """Return the difference of the rewards."""
-        chosen, rejected = scores[0]["scores"].tolist()
-        return chosen - rejected
-
-    def reference(self, record: Record) -> int:
-        """Return 1: the chosen answer should have the higher reward."""
-        return 1
 
 
 def _answer_features(prompt: np.ndarray, answer: np.ndarray, context: ExampleContext) -> Features:

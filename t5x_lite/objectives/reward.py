@@ -1,17 +1,18 @@
 """A reward model: the chosen answer scores above the rejected one (Ouyang et al. 2022, §3.5, eq. 1)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import ClassVar
 
 import numpy as np
 
+from t5x_lite.objectives.comparison import Comparison
 from t5x_lite.objectives.framing import frame_each
 from t5x_lite.objectives.model_protocols import Batch, DropoutKey, LossSettings, TaskModel, TokenLoss
 from t5x_lite.objectives.objective import ExampleContext, Features
 from t5x_lite.objectives.supervised import Coder, Pooled, Record
 
 
-class Reward(Pooled):
+class Reward(Comparison, Pooled):
     """Predict a higher score for the better of two answers.
 
     Roles: `chosen` and `rejected`, optionally `text` before both.
@@ -40,15 +41,3 @@ class Reward(Pooled):
         margin = scores[:, :1] - scores[:, 1:]
         weights = batch["loss_weights"][:, None]
         return {"loss": losses.binary_cross_entropy(margin, weights > 0, weights)}
-
-    def prediction(self, record: Record, examples: Sequence[Features], scores: Sequence[Features]) -> int:
-        """Return 1 if the chosen answer scores higher, else 0."""
-        return int(self.margin(scores) > 0)
-
-    def margin(self, scores: Sequence[Features]) -> float:
-        chosen, rejected = scores[0]["scores"].tolist()
-        return chosen - rejected
-
-    def reference(self, record: Record) -> int:
-        """Return 1: the chosen answer should score higher."""
-        return 1

@@ -113,7 +113,8 @@ for block in np.random.default_rng(0).integers(corpus.documents // BLOCK, size=2
     reading_context.cache_clear()
     corpus = Corpus(sys.argv[1], "train")
     before = count_reads()
-    tokens, _ = corpus.read(first, first + 2048)
+    tokens = corpus.read_spans([(first, first + 2048)])
+    corpus.offsets.intervals(first, first + 2048)
     reads.add(count_reads() - before)
     assert len(tokens) == 2048
 for row in np.random.default_rng(0).integers(row_plan.rows, size=1000).tolist():

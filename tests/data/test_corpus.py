@@ -59,7 +59,8 @@ def test_documents_come_back_with_their_end_in_the_split_of_their_hash(
         assert corpus.text_bytes == sum(len(text.encode()) for text in expected[split])
         stream = np.concatenate(documents)
         for start, stop in ((0, 1), (3, 90), (corpus.tokens - 5, corpus.tokens), (0, corpus.tokens)):
-            tokens, numbers = corpus.read(start, stop)
+            tokens = corpus.read_spans([(start, stop)])
+            numbers = corpus.offsets.intervals(start, stop)
             np.testing.assert_array_equal(tokens, stream[start:stop])
             expected_numbers = np.searchsorted(corpus.offsets[:], np.arange(start, stop), "right") - 1
             assert numbers.tolist() == expected_numbers.tolist()
@@ -77,7 +78,7 @@ def test_long_documents_are_read_across_chunks_and_shards(
     assert (corpus.documents, len(document)) == (1, corpus.tokens)
     assert len(list((folder / "train.tokens" / "c" / "0").iterdir())) == -(-corpus.tokens // 64) > 3
     for start, stop in ((0, 5), (10, 50), (63, 65), (60, 200), (corpus.tokens - 1, corpus.tokens)):
-        np.testing.assert_array_equal(corpus.read(start, stop)[0], document[start:stop])
+        np.testing.assert_array_equal(corpus.read_spans([(start, stop)]), document[start:stop])
 
 
 def test_any_number_of_processes_writes_the_same_corpus(prose: Path, tmp_path: Path, tokenizer: Tokenizer) -> None:
@@ -193,7 +194,7 @@ def test_an_incomplete_corpus_is_completed_and_not_read_before(
     assert (folder / "corpus.json").read_text() == (undisturbed / "corpus.json").read_text()
     corpus = Corpus(folder, "train")
     expected = Corpus(undisturbed, "train")
-    np.testing.assert_array_equal(corpus.read(0, corpus.tokens)[0], expected.read(0, expected.tokens)[0])
+    np.testing.assert_array_equal(corpus.read_spans([(0, corpus.tokens)]), expected.read_spans([(0, expected.tokens)]))
 
 
 def test_prepare_continues_after_it_is_killed_at_any_moment(tmp_path: Path, prose: Path) -> None:

@@ -144,7 +144,8 @@ def _open_corpus(path: Path) -> ReadWindow:
     corpus = Corpus(path, "train")
 
     def read(start: int) -> UInt16[np.ndarray, "window"]:
-        window, documents = corpus.read(start, start + WINDOW)
+        window = corpus.read_spans([(start, start + WINDOW)])
+        documents = corpus.offsets.intervals(start, start + WINDOW)
         assert len(documents) == WINDOW
         return window.astype(np.uint16)
 
