@@ -562,6 +562,39 @@ def test_text_is_cleaned_in_s3_as_on_a_disk(s3_bucket: str, prose: Path, tmp_pat
     assert report.removals["c4_spans.repeated_sentences"] > 0
 
 
+@pytest.mark.slow
+def test_a_run_directory_in_s3_serves_every_command(
+    t5x_lite: Shell, tiny_config: Path, tmp_path: Path, s3_bucket: str
+) -> None:
+    """Prepare, train, kill, resume, evaluate, generate and report; the checkpoints are on a disk."""
+    overrides = [f"run_dir={s3_bucket}/run", f"data.cache_dir={s3_bucket}/cache", f"checkpoint.folder={tmp_path}"]
+    overrides += ["train.steps=80", "checkpoint.every_steps=5", "train.log_every_steps=1"]
+    prepared = t5x_lite("prepare", tiny_config, *overrides)
+    assert prepared.returncode == 0, prepared.stderr
+    command = [sys.executable, "-m", "t5x_lite", "train", str(tiny_config), *overrides]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 280
+    while not (tmp_path / "10" / "manifest.json").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    resumed = t5x_lite("train", tiny_config, *overrides)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resumed from step" in resumed.stderr
+    assert "tokenising" not in resumed.stderr
+    store, _ = storage.open_store(s3_bucket)
+    metrics = store.cat_file("models/run/metrics.jsonl").decode().splitlines()
+    assert [json.loads(line)["step"] for line in metrics] == list(range(1, 81))
+    scores = t5x_lite("eval", f"{s3_bucket}/run", "--json")
+    assert json.loads(scores.stdout.splitlines()[0])["step"] == 80, scores.stderr
+    generated = t5x_lite("generate", f"{s3_bucket}/run", "--prompt", "the", "--tokens", "3")
+    assert generated.stdout.strip(), generated.stderr
+    reported = t5x_lite("report", f"{s3_bucket}/run", "--to", tmp_path / "curves.png")
+    assert reported.returncode == 0, reported.stderr
+
+
 def test_checkpoints_are_refused_in_an_s3_that_tensorstore_would_not_find(s3_bucket: str) -> None:
     with pytest.raises(UserError, match=r"s3://models/run: .* AWS_ENDPOINT_URL names another; set checkpoint.folder"):
         Checkpoints(f"{s3_bucket}/run", CheckpointConfig())
