@@ -1,6 +1,6 @@
 """Tokenisation by the workers of an Apache Beam runner (extra `beam`).
 
-The workers write their shards into the corpus folder themselves, so that it must be in a bucket, or mounted by all. The
+The workers write their tokens into the corpus folder themselves, so that it must be in a bucket, or mounted by all. The
 files are byte for byte those that `prepare` writes without Beam. Units that an interrupted pipeline finished are not
 repeated.
 """

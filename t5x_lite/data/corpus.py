@@ -45,7 +45,7 @@ class Corpus:
         self.tokens = counts.tokens
         self.documents = counts.documents
         self.text_bytes = counts.text_bytes
-        self._shard_stops = np.cumsum(counts.shard_tokens).tolist()
+        self._unit_stops = np.cumsum(counts.unit_tokens).tolist()
         self._place = files.tokens(split, summary.token_type)
         self._array: tensorstore.TensorStore | None = None
         self.offsets = open_sorted(files.starts(split, "documents"), counts.documents + 1, files.remedy)
@@ -74,22 +74,22 @@ class Corpus:
                 self._array = self._place.open()
             pending = []
             for start, stop in spans:
-                for shard, piece in self._pieces(start, stop):
-                    pending.append(self._array[shard, piece].read())
+                for unit, piece in self._pieces(start, stop):
+                    pending.append(self._array[unit, piece].read())
             if not pending:
                 return np.zeros(0, np.int32)
             return np.concatenate([read.result() for read in pending]).astype(np.int32)
 
     def _pieces(self, start: int, stop: int) -> Iterator[tuple[int, slice]]:
-        """Yield the shards that a span is in, and the part of it in each."""
-        shard = bisect_right(self._shard_stops, start)
+        """Yield the units that a span is in, and the part of each."""
+        unit = bisect_right(self._unit_stops, start)
         while start < stop:
-            shard_start = self._shard_stops[shard - 1] if shard else 0
-            piece_stop = min(stop, self._shard_stops[shard])
+            unit_start = self._unit_stops[unit - 1] if unit else 0
+            piece_stop = min(stop, self._unit_stops[unit])
             if piece_stop > start:
-                yield shard, slice(start - shard_start, piece_stop - shard_start)
+                yield unit, slice(start - unit_start, piece_stop - unit_start)
             start = max(start, piece_stop)
-            shard += 1
+            unit += 1
 
     def part_lengths(self, start: int, stop: int) -> Int64[np.ndarray, "documents parts"]:
         """Return the tokens in each part of the documents `[start, stop)`; all documents have equally many parts."""

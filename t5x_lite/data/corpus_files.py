@@ -1,9 +1,9 @@
 """The files of a token corpus: their names, their layouts, and the remedy for a damaged one.
 
-The text of a source is cut into units, and the documents of one unit that are in one split are a shard of the split. A
-corpus folder, which may be in a bucket, holds:
+The text of a source is cut into units, which are tokenised independently. A corpus folder, which may be in a bucket,
+holds:
 
-* `SPLIT.tokens`: the token ids, an array of shards × tokens: shards are rows, so that each is written independently;
+* `SPLIT.tokens`: the token ids, an array of units × tokens: each unit writes its own row;
 * `SPLIT.documents` and `SPLIT.parts`: where each document, and each sentence or field, starts in the stream of tokens,
   and the end of the stream (parts only with `data.parts`); both with their sparse index (see `sorted_arrays`);
 * `UNIT.npz`: the lengths of the documents of a unit, from which the two are written; its last file, so that a unit with

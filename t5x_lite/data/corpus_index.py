@@ -26,7 +26,7 @@ def complete_corpus(
 
     Args:
         files: of the corpus.
-        units: names of the units of text, in the order of the shards.
+        units: names of the units of text, in the order of the rows of the tokens.
         token_type: type of the token ids.
         has_parts: the documents have parts.
 
@@ -41,7 +41,7 @@ def complete_corpus(
                 index.add(arrays)
             except (KeyError, ValueError) as error:
                 raise files.damaged(
-                    files.unit(unit), f"it does not hold the lengths of a {split} shard: {error}"
+                    files.unit(unit), f"it does not hold the lengths of {split} documents: {error}"
                 ) from None
     summary = CorpusSummary(token_type=token_type, splits={split: index.finish() for split, index in splits.items()})
     if not any(counts.tokens for counts in summary.splits.values()):
@@ -69,14 +69,14 @@ def _read_units(files: CorpusFiles, units: Sequence[str]) -> Iterator[tuple[str,
 
 @dataclass
 class _SplitIndex:
-    """Adds up the lengths of one split, shard by shard."""
+    """Adds up the lengths of one split, unit by unit."""
 
     files: CorpusFiles
     split: Split
     has_parts: bool
     position: int = 0
     counts: Counter[str] = field(default_factory=Counter)
-    shard_tokens: list[int] = field(default_factory=list)
+    unit_tokens: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._documents = SortedArrayWriter(self.files.starts(self.split, "documents"))
@@ -85,7 +85,7 @@ class _SplitIndex:
             self._parts = SortedArrayWriter(self.files.starts(self.split, "parts"))
 
     def add(self, arrays: dict[str, np.ndarray]) -> None:
-        """Add a shard.
+        """Add a unit.
 
         Raises:
             KeyError: an array is missing.
@@ -102,7 +102,7 @@ class _SplitIndex:
             self.counts["parts"] += len(parts)
         text_bytes, replaced = arrays[f"{self.split}.text"].tolist()
         self.counts.update(documents=len(documents), text_bytes=text_bytes, replaced=replaced)
-        self.shard_tokens.append(tokens)
+        self.unit_tokens.append(tokens)
         self.position += tokens
 
     def finish(self) -> SplitCounts:
@@ -121,5 +121,5 @@ class _SplitIndex:
             text_bytes=self.counts["text_bytes"],
             replaced=self.counts["replaced"],
             parts=parts,
-            shard_tokens=self.shard_tokens,
+            unit_tokens=self.unit_tokens,
         )

@@ -17,7 +17,7 @@ class SplitCounts(BaseModel, strict=True, extra="forbid"):
         text_bytes: size of the text in UTF-8, in bytes.
         replaced: documents with bytes that were not UTF-8.
         parts: number of sentences or fields; None if documents have no parts.
-        shard_tokens: tokens of each shard.
+        unit_tokens: tokens of each unit.
     """
 
     documents: NonNegativeInt
@@ -25,12 +25,12 @@ class SplitCounts(BaseModel, strict=True, extra="forbid"):
     text_bytes: NonNegativeInt
     replaced: NonNegativeInt
     parts: NonNegativeInt | None
-    shard_tokens: list[NonNegativeInt]
+    unit_tokens: list[NonNegativeInt]
 
     @model_validator(mode="after")
     def _check_sum(self) -> "SplitCounts":
-        if sum(self.shard_tokens) != self.tokens:
-            raise ValueError("the shards have another number of tokens")
+        if sum(self.unit_tokens) != self.tokens:
+            raise ValueError("the units have another number of tokens")
         return self
 
 

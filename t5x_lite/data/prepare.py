@@ -22,9 +22,9 @@ from t5x_lite.data.corpus_files import UNIT_SUFFIX, CorpusFiles, token_type
 from t5x_lite.data.corpus_index import complete_corpus
 from t5x_lite.data.corpus_lock import lock_folder
 from t5x_lite.data.corpus_summary import CorpusSummary
-from t5x_lite.data.shard_writer import Role, TokeniseJob, sentence_border, tokenise_unit, unit_name
 from t5x_lite.data.sources import SMALLEST_UNIT
 from t5x_lite.data.tokenizer import Tokenizer
+from t5x_lite.data.unit_writer import Role, TokeniseJob, sentence_border, tokenise_unit, unit_name
 from t5x_lite.errors import UserError
 from t5x_lite.files import disk_error
 from t5x_lite.progress import track_progress

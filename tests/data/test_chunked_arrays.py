@@ -107,9 +107,9 @@ seconds = time.perf_counter() - start
 memory = resident_bytes() - memory_before
 reads = set()
 for block in np.random.default_rng(0).integers(corpus.documents // BLOCK, size=20).tolist():
-    # A window in one chunk, with documents of one block. A shard of the corpus has 10^8 tokens.
-    shard, place = divmod(block * BLOCK * 1000, 10**8)
-    first = shard * 10**8 + place // CHUNK_TOKENS * CHUNK_TOKENS + CHUNK_TOKENS
+    # A window in one chunk, with documents of one block. A unit of the corpus has 10^8 tokens.
+    unit, place = divmod(block * BLOCK * 1000, 10**8)
+    first = unit * 10**8 + place // CHUNK_TOKENS * CHUNK_TOKENS + CHUNK_TOKENS
     reading_context.cache_clear()
     corpus = Corpus(sys.argv[1], "train")
     before = count_reads()

@@ -14,7 +14,7 @@ from t5x_lite.data.row_statistics import RowStatistics
 from t5x_lite.data.row_store import StoredPlan, plan_files
 from t5x_lite.data.sorted_arrays import BLOCK, SPARSE_INDEX, VALUES
 
-DOCUMENTS_OF_A_SHARD = 10**5
+DOCUMENTS_OF_A_UNIT = 10**5
 TOKENS_OF_A_DOCUMENT = 1000
 DOCUMENTS_OF_A_ROW = 2
 
@@ -27,21 +27,21 @@ def write_linked_corpus(folder: Path, rule: RowRule, documents: int) -> None:
     Args:
         folder: where to write it.
         rule: of the rows.
-        documents: a multiple of `DOCUMENTS_OF_A_SHARD`, or fewer.
+        documents: a multiple of `DOCUMENTS_OF_A_UNIT`, or fewer.
     """
     files = CorpusFiles(str(folder))
     tokens = documents * TOKENS_OF_A_DOCUMENT
-    shard_documents = min(documents, DOCUMENTS_OF_A_SHARD)
-    shards = documents // shard_documents
+    unit_documents = min(documents, DOCUMENTS_OF_A_UNIT)
+    units = documents // unit_documents
     place = files.tokens("train", "uint16")
-    row_shards = -(-shard_documents * TOKENS_OF_A_DOCUMENT // place.layout.shard[1])
+    row_shards = -(-unit_documents * TOKENS_OF_A_DOCUMENT // place.layout.shard[1])
     _write_shard(
-        place, np.arange(place.layout.shard[1])[None] % 50021, [ROOM, ROOM], product(range(shards), range(row_shards))
+        place, np.arange(place.layout.shard[1])[None] % 50021, [ROOM, ROOM], product(range(units), range(row_shards))
     )
     _write_starts(files, documents)
     counts = {"documents": documents, "tokens": tokens, "text_bytes": 4 * tokens, "replaced": 0, "parts": None}
-    shard_tokens = [shard_documents * TOKENS_OF_A_DOCUMENT] * shards
-    splits = {"train": counts | {"shard_tokens": shard_tokens}}
+    unit_tokens = [unit_documents * TOKENS_OF_A_DOCUMENT] * units
+    splits = {"train": counts | {"unit_tokens": unit_tokens}}
     Path(files.summary).write_text(json.dumps({"token_type": "uint16", "splits": splits}))
     _write_plan(folder, rule, documents)
 

@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from jaxtyping import Int64, UInt16
 
-from benchmarks.linked_corpus import DOCUMENTS_OF_A_SHARD, TOKENS_OF_A_DOCUMENT, write_linked_corpus
+from benchmarks.linked_corpus import DOCUMENTS_OF_A_UNIT, TOKENS_OF_A_DOCUMENT, write_linked_corpus
 from benchmarks.scaling import row_rule
 from t5x_lite.data.corpus import Corpus
 from t5x_lite.data.corpus_files import SHARD_TOKENS as SHARD
@@ -206,8 +206,8 @@ def _time_windows(read: ReadWindow, starts: Int64[np.ndarray, "windows"], store:
     for start in starts.tolist():
         window = read(start)
         place = start + WINDOW - 1
-        if store == "corpus":  # whose shards have 10^8 tokens, in files of 2^23
-            place = place % (DOCUMENTS_OF_A_SHARD * TOKENS_OF_A_DOCUMENT) % SHARD
+        if store == "corpus":  # whose units have 10^8 tokens, in files of 2^23
+            place = place % (DOCUMENTS_OF_A_UNIT * TOKENS_OF_A_DOCUMENT) % SHARD
         if int(window[-1]) != place % 50021:
             raise AssertionError(f"the window at {start} has wrong tokens")
     return time.perf_counter() - started

@@ -1,4 +1,4 @@
-"""Tokenise one unit of text into the shards of a token corpus: one shard for each split."""
+"""Tokenise one unit of text into its rows of a token corpus: one row for each split."""
 
 import hashlib
 import re
@@ -36,13 +36,13 @@ class TokeniseJob:
     """A unit of text to tokenise.
 
     Attributes:
-        shard: its number, which is that of its shards.
+        number: that of its rows.
         role: the split of all of its documents; `split` assigns each document by `data.validation_by`.
         unit: the text.
         cleaning: how it is cleaned; None if it is taken as it is.
     """
 
-    shard: int
+    number: int
     role: Role
     unit: Unit
     cleaning: CleaningJob | None = None
@@ -56,7 +56,7 @@ class TokeniseJob:
     @property
     def name(self) -> str:
         """The name of its file in the corpus folder."""
-        return unit_name(self.shard)
+        return unit_name(self.number)
 
 
 def unit_name(number: int) -> str:
@@ -65,7 +65,7 @@ def unit_name(number: int) -> str:
 
 
 def tokenise_unit(job: TokeniseJob, files: CorpusFiles, data: DataConfig, tokenizer: Tokenizer) -> None:
-    """Write the shards of one unit, and then the file that marks the unit as complete.
+    """Write the tokens of one unit, and then the file that marks the unit as complete.
 
     Args:
         job: the unit.
@@ -78,7 +78,7 @@ def tokenise_unit(job: TokeniseJob, files: CorpusFiles, data: DataConfig, tokeni
             written.
         OSError: a file that cannot be written.
     """
-    writers = {split: ShardWriter(files, split, job.shard, data, tokenizer) for split in SPLITS}
+    writers = {split: UnitWriter(files, split, job.number, data, tokenizer) for split in SPLITS}
     if job.unit.format in TOKEN_FILES:
         for tokens in token_documents(job.unit, tokenizer):
             writers[_split_of_document(job, tokens.tobytes(), data)].add_tokens(tokens)
@@ -178,15 +178,15 @@ class _WaitingDocument:
     is_replaced: bool
 
 
-class ShardWriter:
-    """Writes the tokens of one shard, and collects the lengths of its documents.
+class UnitWriter:
+    """Writes the tokens of a unit that are in one split, and collects the lengths of its documents.
 
     A document of which the tokenizer makes no token, such as a zero-width space, is left out and not counted.
 
     Args:
         files: of the corpus.
-        split: split of the shard.
-        shard: its number.
+        split: the split.
+        number: that of the unit.
         data: says how documents are cut into parts, and how they end.
         tokenizer: makes token ids.
 
@@ -194,7 +194,7 @@ class ShardWriter:
         UserError: the tokenizer has no EOS, but documents must end with it.
     """
 
-    def __init__(self, files: CorpusFiles, split: Split, shard: int, data: DataConfig, tokenizer: Tokenizer) -> None:
+    def __init__(self, files: CorpusFiles, split: Split, number: int, data: DataConfig, tokenizer: Tokenizer) -> None:
         if data.end_of_document and tokenizer.eos is None:
             raise UserError("the tokenizer has no end-of-document token; set data.end_of_document=false")
         self._tokenizer = tokenizer
@@ -203,7 +203,7 @@ class ShardWriter:
         self._border = sentence_border(tokenizer, data)
         self._eos = tokenizer.eos if data.end_of_document else None
         place = files.tokens(split, token_type(tokenizer.vocab))
-        self._tokens = ArrayWriter(place, place.create([ROOM, ROOM])[shard])
+        self._tokens = ArrayWriter(place, place.create([ROOM, ROOM])[number])
         self._text_bytes = 0
         self._replaced = 0
         self._waiting_documents: list[_WaitingDocument] = []
