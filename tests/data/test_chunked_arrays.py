@@ -1,10 +1,9 @@
 """Arrays in chunks, and sorted ones with a sparse index: equal to NumPy's, and opened without reading them."""
 
-import importlib
 import pickle
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -123,22 +122,16 @@ print(seconds, memory, resident_bytes() - memory_before, *reads, corpus.document
 """
 
 
-@pytest.fixture
-def linked_corpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    monkeypatch.syspath_prepend(str(REPOSITORY / "tools"))
-    yield importlib.import_module("benchmarks.linked_corpus")
-    sys.modules.pop("benchmarks.linked_corpus", None)
-
-
 @pytest.mark.slow
 def test_a_corpus_of_a_billion_documents_costs_what_a_small_one_costs(
-    linked_corpus: ModuleType, tmp_path: Path
+    import_benchmark: Callable[[str], ModuleType], tmp_path: Path
 ) -> None:
+    write_linked_corpus = import_benchmark("linked_corpus").write_linked_corpus
     rule = RowRule(DataConfig(packing="documents"), Causal(), context(2048))
     figures = []
     for documents in (10**5, 10**9):
         folder = tmp_path / f"text-{documents}"
-        linked_corpus.write_linked_corpus(folder, rule, documents)
+        write_linked_corpus(folder, rule, documents)
         command = [sys.executable, "-c", OPEN_CORPUS, str(folder), pickle.dumps(rule).hex()]
         output = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
         seconds, memory, memory_later, reads, document_count, row_count = map(float, output.split())

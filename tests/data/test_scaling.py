@@ -1,21 +1,16 @@
 """The start of each process: what it reads does not grow with the corpus or with the number of processes."""
 
-import importlib
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-from tests.conftest import REPOSITORY
-
 
 @pytest.fixture
-def scaling(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def scaling(import_benchmark: Callable[[str], ModuleType]) -> ModuleType:
     """The benchmark of the start of a run, `python tools/bench.py scaling`."""
-    monkeypatch.syspath_prepend(str(REPOSITORY / "tools"))
-    yield importlib.import_module("benchmarks.scaling")
-    sys.modules.pop("benchmarks.scaling", None)
+    return import_benchmark("scaling")
 
 
 @pytest.mark.slow

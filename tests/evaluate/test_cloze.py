@@ -20,8 +20,7 @@ pytest.importorskip("transformers", reason="pip install -e '.[hf]'")
 
 import tokenizers  # noqa: E402
 
-from t5x_lite.convert.huggingface import import_hf  # noqa: E402
-from tests.evaluate.test_pseudo_likelihood import FAMILIES, SPECIAL, train_word_piece  # noqa: E402
+from tests.evaluate.test_pseudo_likelihood import import_random_model  # noqa: E402
 
 RECORDS = [("the quick brown fox", "0"), ("seven wizards mix", "1"), ("a lazy dog, while", "1")]
 PATTERN = "{text}. over {mask} jumps"
@@ -41,18 +40,7 @@ def cloze(path: Path, verbalizer: dict[str, str], **settings: Any) -> Cloze:
 @pytest.fixture(scope="module", params=["BERT", "ELECTRA's generator", "T5"])
 def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, Path]:
     """Return a model of Transformers with random weights, its tokenizer, and the run that it was imported to."""
-    folder = tmp_path_factory.mktemp("both")
-    template = "$A </s>" if request.param == "T5" else "[CLS] $A [SEP]"
-    tokenizer = train_word_piece(SPECIAL[request.param], template)
-    torch.manual_seed(3)
-    hf_model = FAMILIES[request.param](tokenizer.get_vocab_size()).eval()
-    with torch.no_grad():
-        for parameter in hf_model.parameters():
-            parameter.add_(0.3 * torch.randn_like(parameter))
-    hf_model.save_pretrained(folder / "hf")
-    tokenizer.save(str(folder / "hf/tokenizer.json"))
-    import_hf(folder / "hf", folder / "run")
-    return hf_model, tokenizer, folder / "run"
+    return import_random_model(request.param, tmp_path_factory.mktemp("both"))
 
 
 def gap_logits(hf_model: Any, tokenizer: tokenizers.Tokenizer, text: str) -> np.ndarray:

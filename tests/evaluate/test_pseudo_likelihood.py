@@ -85,23 +85,28 @@ def train_word_piece(special: list[str], template: str) -> Any:
 SLOW = {"RoBERTa", "ELECTRA's generator"}
 
 
-@pytest.fixture(
-    scope="module", params=[pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in FAMILIES]
-)
-def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
-    """Return a model of Transformers with random weights, and the run directory that it was imported to."""
-    folder = tmp_path_factory.mktemp("both")
-    template = "$A </s>" if request.param == "T5" else "[CLS] $A [SEP]"
-    tokenizer = train_word_piece(SPECIAL[request.param], template)
+def import_random_model(family: str, folder: Path) -> tuple[Any, tokenizers.Tokenizer, Path]:
+    """Return a model of Transformers with random weights, its tokenizer, and the run that it was imported to."""
+    template = "$A </s>" if family == "T5" else "[CLS] $A [SEP]"
+    tokenizer = train_word_piece(SPECIAL[family], template)
     torch.manual_seed(3)
-    hf_model = FAMILIES[request.param](tokenizer.get_vocab_size()).eval()
+    hf_model = FAMILIES[family](tokenizer.get_vocab_size()).eval()
     with torch.no_grad():
         for parameter in hf_model.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
     hf_model.save_pretrained(folder / "hf")
     tokenizer.save(str(folder / "hf/tokenizer.json"))
     import_hf(folder / "hf", folder / "run")
-    return hf_model, folder / "run"
+    return hf_model, tokenizer, folder / "run"
+
+
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in FAMILIES]
+)
+def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    """Return a model of Transformers with random weights, and the run directory that it was imported to."""
+    hf_model, _, run = import_random_model(request.param, tmp_path_factory.mktemp("both"))
+    return hf_model, run
 
 
 def brute_force(hf_model: Any, tokenizer: Any, context: str, text: str, *, by_word: bool) -> float:
