@@ -4,8 +4,8 @@ A shard is one file or object. It begins with the places of its chunks, and each
 their places have checksums (CRC-32C), which are verified whenever they are read; so nothing needs to be read to open an
 array. A chunk that was never written is an error for its reader, not zeros.
 
-The length of an array is not known when its first shard is written, so that an axis has room for `ROOM` items. A file
-beside the array says how many there are.
+The length of an array is not known when its first shard is written, so that an axis has room for `MAX_LENGTH` items. A
+file beside the array says how many there are.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,8 +21,8 @@ from jaxtyping import Integer
 from t5x_lite.errors import UserError
 from t5x_lite.storage import tensorstore_location
 
-ROOM = 2**40
-"""Items that an axis of unknown length has room for."""
+MAX_LENGTH = 2**40
+"""Declared length of an axis whose length is not known yet."""
 CACHE_BYTES = 2**26
 """Memory of a process for the chunks, and the places of chunks, that it read last."""
 CHUNKS_IN_MEMORY = 256
@@ -71,8 +71,8 @@ class Readable(Protocol):
 
 
 @dataclass(frozen=True)
-class ArrayPlace:
-    """The place of an array, and the remedy if it cannot be read.
+class ArraySpec:
+    """The name and the layout of an array, and the remedy if it cannot be read.
 
     Attributes:
         name: its folder.
@@ -92,7 +92,7 @@ class ArrayPlace:
             UserError: the store cannot be written.
         """
         with writing(self.name):
-            spec = self._spec()
+            spec = self._tensorstore_spec()
             spec["metadata"] |= {"shape": list(shape)}
             return tensorstore.open(spec, create=True, open=True).result()
 
@@ -104,10 +104,13 @@ class ArrayPlace:
         """
         with self.reading():
             return tensorstore.open(
-                self._spec(), context=reading_context(), recheck_cached_data=False, recheck_cached_metadata=False
+                self._tensorstore_spec(),
+                context=reading_context(),
+                recheck_cached_data=False,
+                recheck_cached_metadata=False,
             ).result()
 
-    def _spec(self) -> dict[str, Any]:
+    def _tensorstore_spec(self) -> dict[str, Any]:
         return {
             "driver": "zarr3",
             "kvstore": tensorstore_location(self.name),
@@ -154,14 +157,14 @@ class ArrayWriter:
     """Writes an array piece by piece along its first axis, each shard when it is complete.
 
     Args:
-        place: of the array.
+        spec: of the array.
         array: the array, or a part of it with one axis less.
     """
 
-    def __init__(self, place: ArrayPlace, array: tensorstore.TensorStore) -> None:
-        self._place = place
+    def __init__(self, spec: ArraySpec, array: tensorstore.TensorStore) -> None:
+        self._spec = spec
         self._array = array
-        self._shard_length = place.layout.shard[len(place.layout.shard) - array.ndim]
+        self._shard_length = spec.layout.shard[len(spec.layout.shard) - array.ndim]
         self._pieces: list[np.ndarray] = []
         self._waiting = 0
         self._written = 0
@@ -203,8 +206,8 @@ class ArrayWriter:
 
     def _write(self, values: np.ndarray) -> None:
         stop = self._written + len(values)
-        with writing(self._place.name):
-            self._array[self._written : stop].write(values.astype(self._place.layout.dtype, copy=False)).result()
+        with writing(self._spec.name):
+            self._array[self._written : stop].write(values.astype(self._spec.layout.dtype, copy=False)).result()
         self._written = stop
 
 
@@ -212,12 +215,12 @@ class StoredArray:
     """An array of a known length, opened when it is first read. The chunks that were read last are in memory.
 
     Args:
-        place: of the array.
+        spec: of the array.
         length: items of its first axis.
     """
 
-    def __init__(self, place: ArrayPlace, length: int) -> None:
-        self.place = place
+    def __init__(self, spec: ArraySpec, length: int) -> None:
+        self.spec = spec
         self._length = length
         self._array: tensorstore.TensorStore | None = None
         self._chunk = lru_cache(CHUNKS_IN_MEMORY)(self._read_chunk)
@@ -231,7 +234,7 @@ class StoredArray:
         Raises:
             UserError: the array is damaged, or its store cannot be read.
         """
-        size = self.place.layout.chunk[0]
+        size = self.spec.layout.chunk[0]
         first = start // size
         last = max(stop - 1, start) // size
         if last - first > 1:
@@ -242,12 +245,12 @@ class StoredArray:
         return items
 
     def _read_chunk(self, number: int) -> Integer[np.ndarray, "items ..."]:
-        size = self.place.layout.chunk[0]
+        size = self.spec.layout.chunk[0]
         return self._read(number * size, min((number + 1) * size, self._length))
 
     def _read(self, start: int, stop: int) -> Integer[np.ndarray, "items ..."]:
-        with self.place.reading():
+        with self.spec.reading():
             if self._array is None:
-                self._array = self.place.open()
+                self._array = self.spec.open()
             items: Integer[np.ndarray, items] = self._array[start:stop].read().result()
         return items

@@ -46,7 +46,7 @@ class Corpus:
         self.documents = counts.documents
         self.text_bytes = counts.text_bytes
         self._unit_stops = np.cumsum(counts.unit_tokens).tolist()
-        self._place = files.tokens(split, summary.token_type)
+        self._spec = files.tokens(split, summary.token_type)
         self._array: tensorstore.TensorStore | None = None
         self.offsets = open_sorted(files.starts(split, "documents"), counts.documents + 1, files.remedy)
         self.parts = self.offsets
@@ -69,9 +69,9 @@ class Corpus:
         Raises:
             UserError: a file is damaged, or the store cannot be read.
         """
-        with self._place.reading():
+        with self._spec.reading():
             if self._array is None:
-                self._array = self._place.open()
+                self._array = self._spec.open()
             pending = []
             for start, stop in spans:
                 for unit, piece in self._pieces(start, stop):

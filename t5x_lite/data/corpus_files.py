@@ -18,7 +18,7 @@ from typing import Literal
 
 import numpy as np
 
-from t5x_lite.data.chunked_arrays import ArrayPlace, Layout
+from t5x_lite.data.chunked_arrays import ArraySpec, Layout
 from t5x_lite.errors import UserError
 from t5x_lite.storage import join, read_bytes, write_bytes
 
@@ -61,10 +61,10 @@ class CorpusFiles:
         """Lengths of the documents and parts of a unit."""
         return join(self.folder, f"{name}{UNIT_SUFFIX}")
 
-    def tokens(self, split: Split, kind: TokenType) -> ArrayPlace:
+    def tokens(self, split: Split, kind: TokenType) -> ArraySpec:
         """Token ids."""
         layout = Layout(kind, (1, CHUNK_TOKENS), (1, SHARD_TOKENS))
-        return ArrayPlace(join(self.folder, f"{split}.tokens"), layout, self.remedy)
+        return ArraySpec(join(self.folder, f"{split}.tokens"), layout, self.remedy)
 
     def starts(self, split: Split, kind: Literal["documents", "parts"]) -> str:
         """The starts of documents or parts."""

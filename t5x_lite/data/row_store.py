@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, ConfigDict, NonNegativeInt
 
-from t5x_lite.data.chunked_arrays import ROOM, ArrayPlace, ArrayWriter, Layout, StoredArray
+from t5x_lite.data.chunked_arrays import MAX_LENGTH, ArraySpec, ArrayWriter, Layout, StoredArray
 from t5x_lite.data.corpus import Corpus
 from t5x_lite.data.corpus_files import SPLITS, Split
 from t5x_lite.data.corpus_lock import lock_folder
@@ -45,13 +45,13 @@ class PlanFiles:
         """The description of the plan."""
         return join(self.folder, f"rows-{self.fingerprint}.json")
 
-    def spans(self, split: Split) -> ArrayPlace:
+    def spans(self, split: Split) -> ArraySpec:
         """Spans of the token stream."""
-        return self._place(f"{split}.spans", SPANS)
+        return self._spec(f"{split}.spans", SPANS)
 
-    def starts(self, split: Split) -> ArrayPlace:
+    def starts(self, split: Split) -> ArraySpec:
         """The first span of each row."""
-        return self._place(f"{split}.starts", STARTS)
+        return self._spec(f"{split}.starts", STARTS)
 
     @property
     def remedy(self) -> str:
@@ -62,8 +62,8 @@ class PlanFiles:
         """Return the error for a damaged plan."""
         return UserError(f"{self.summary}: is damaged: {reason}; {self.remedy}")
 
-    def _place(self, name: str, layout: Layout) -> ArrayPlace:
-        return ArrayPlace(join(self.folder, f"rows-{self.fingerprint}.{name}"), layout, self.remedy)
+    def _spec(self, name: str, layout: Layout) -> ArraySpec:
+        return ArraySpec(join(self.folder, f"rows-{self.fingerprint}.{name}"), layout, self.remedy)
 
 
 def plan_files(folder: str, rule: RowRule) -> PlanFiles:
@@ -202,10 +202,10 @@ def _store_rows(corpus: Corpus, rule: RowRule, files: PlanFiles) -> tuple[RowSta
     """
     statistics: list[RowStatistics] = []
     documents = 0
-    spans_place = files.spans(corpus.split)
-    starts_place = files.starts(corpus.split)
-    spans = ArrayWriter(spans_place, spans_place.create([ROOM, 2]))
-    starts = ArrayWriter(starts_place, starts_place.create([ROOM]))
+    spans_spec = files.spans(corpus.split)
+    starts_spec = files.starts(corpus.split)
+    spans = ArrayWriter(spans_spec, spans_spec.create([MAX_LENGTH, 2]))
+    starts = ArrayWriter(starts_spec, starts_spec.create([MAX_LENGTH]))
     with track_progress("packing documents") as advance:
         advance("", 0, corpus.documents)
         starts.append(np.zeros(1, np.int64))

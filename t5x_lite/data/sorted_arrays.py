@@ -10,7 +10,7 @@ from typing import Literal, overload
 import numpy as np
 from jaxtyping import Int64, Integer
 
-from t5x_lite.data.chunked_arrays import ROOM, ArrayPlace, ArrayWriter, Layout, Readable, StoredArray
+from t5x_lite.data.chunked_arrays import MAX_LENGTH, ArraySpec, ArrayWriter, Layout, Readable, StoredArray
 
 BLOCK = 2**12
 """Values of a block, which is a chunk of the array."""
@@ -96,10 +96,10 @@ class SortedArrayWriter:
     """
 
     def __init__(self, name: str) -> None:
-        values = ArrayPlace(name, VALUES, "")
-        sparse = ArrayPlace(f"{name}.sparse", SPARSE_INDEX, "")
-        self._values = ArrayWriter(values, values.create([ROOM]))
-        self._sparse = ArrayWriter(sparse, sparse.create([ROOM]))
+        values = ArraySpec(name, VALUES, "")
+        sparse = ArraySpec(f"{name}.sparse", SPARSE_INDEX, "")
+        self._values = ArrayWriter(values, values.create([MAX_LENGTH]))
+        self._sparse = ArrayWriter(sparse, sparse.create([MAX_LENGTH]))
 
     def append(self, values: Int64[np.ndarray, "values"]) -> None:
         """Add values after those that have been added.
@@ -132,5 +132,5 @@ def open_sorted(name: str, length: int, remedy: str) -> SortedArray:
         UserError: the sparse index is damaged, or its store cannot be read.
     """
     blocks = (length + BLOCK - 1) // BLOCK
-    sparse_index = StoredArray(ArrayPlace(f"{name}.sparse", SPARSE_INDEX, remedy), blocks).read(0, blocks)
-    return SortedArray(StoredArray(ArrayPlace(name, VALUES, remedy), length), sparse_index)
+    sparse_index = StoredArray(ArraySpec(f"{name}.sparse", SPARSE_INDEX, remedy), blocks).read(0, blocks)
+    return SortedArray(StoredArray(ArraySpec(name, VALUES, remedy), length), sparse_index)

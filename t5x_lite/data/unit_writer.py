@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Int32
 
 from t5x_lite.data import sources
-from t5x_lite.data.chunked_arrays import ROOM, ArrayWriter
+from t5x_lite.data.chunked_arrays import MAX_LENGTH, ArrayWriter
 from t5x_lite.data.cleaning.clean_unit import CleaningJob, cleaned_documents
 from t5x_lite.data.config import DataConfig
 from t5x_lite.data.conversations import Conversation, read_conversations
@@ -202,8 +202,8 @@ class UnitWriter:
         self._split_parts = PART_SPLITTERS.get(data.parts, _keep_whole)
         self._border = sentence_border(tokenizer, data)
         self._eos = tokenizer.eos if data.end_of_document else None
-        place = files.tokens(split, token_type(tokenizer.vocab))
-        self._tokens = ArrayWriter(place, place.create([ROOM, ROOM])[number])
+        spec = files.tokens(split, token_type(tokenizer.vocab))
+        self._tokens = ArrayWriter(spec, spec.create([MAX_LENGTH, MAX_LENGTH])[number])
         self._text_bytes = 0
         self._replaced = 0
         self._waiting_documents: list[_WaitingDocument] = []

@@ -12,7 +12,7 @@ import pytest
 import tensorstore
 
 from t5x_lite.data import sorted_arrays
-from t5x_lite.data.chunked_arrays import ROOM, ArrayPlace, ArrayWriter, Layout, StoredArray
+from t5x_lite.data.chunked_arrays import MAX_LENGTH, ArraySpec, ArrayWriter, Layout, StoredArray
 from t5x_lite.data.config import DataConfig
 from t5x_lite.data.row_rule import RowRule
 from t5x_lite.data.sorted_arrays import SortedArrayWriter, open_sorted
@@ -26,30 +26,30 @@ def test_pieces_of_any_size_become_one_array(tmp_path: Path) -> None:
     """Compared with the array that TensorStore itself reads, without our layout."""
     rng = np.random.default_rng(0)
     pieces = [rng.integers(-(2**60), 2**60, (length, 2)) for length in (0, 1, 7, 8, 9, 40, 3)]
-    place = ArrayPlace(str(tmp_path / "a"), Layout("int64", (4, 2), (8, 2)), "plan again")
-    writer = ArrayWriter(place, place.create([ROOM, 2]))
+    spec = ArraySpec(str(tmp_path / "a"), Layout("int64", (4, 2), (8, 2)), "plan again")
+    writer = ArrayWriter(spec, spec.create([MAX_LENGTH, 2]))
     for piece in pieces:
         writer.append(piece)
     assert writer.length == 68
     writer.finish()
     expected = np.concatenate(pieces)
-    np.testing.assert_array_equal(StoredArray(place, 68).read(0, 68), expected)
-    np.testing.assert_array_equal(StoredArray(place, 68).read(30, 41), expected[30:41])
-    plain = tensorstore.open({"driver": "zarr3", "kvstore": f"file://{place.name}/"}).result()
+    np.testing.assert_array_equal(StoredArray(spec, 68).read(0, 68), expected)
+    np.testing.assert_array_equal(StoredArray(spec, 68).read(30, 41), expected[30:41])
+    plain = tensorstore.open({"driver": "zarr3", "kvstore": f"file://{spec.name}/"}).result()
     np.testing.assert_array_equal(plain[:68].read().result(), expected)
     assert len(list((tmp_path / "a" / "c").iterdir())) == 9
     with pytest.raises(UserError, match=r"/a: is damaged or cannot be reached: NOT_FOUND: chunk .* plan again"):
-        StoredArray(place, 80).read(70, 75)
+        StoredArray(spec, 80).read(70, 75)
 
 
 def test_a_writer_that_begins_again_writes_over_what_is_there(tmp_path: Path) -> None:
-    place = ArrayPlace(str(tmp_path / "a"), Layout("uint16", (4,), (8,)), "")
+    spec = ArraySpec(str(tmp_path / "a"), Layout("uint16", (4,), (8,)), "")
     for values in (np.arange(20), np.arange(30)[::-1]):
-        writer = ArrayWriter(place, place.create([ROOM]))
+        writer = ArrayWriter(spec, spec.create([MAX_LENGTH]))
         writer.append(values)
         writer.finish()
-    assert StoredArray(place, 30).read(0, 30).tolist() == list(range(30))[::-1]
-    other = ArrayPlace(place.name, Layout("uint32", (4,), (8,)), "plan again")
+    assert StoredArray(spec, 30).read(0, 30).tolist() == list(range(30))[::-1]
+    other = ArraySpec(spec.name, Layout("uint32", (4,), (8,)), "plan again")
     with pytest.raises(UserError, match="plan again"):
         StoredArray(other, 30).read(0, 1)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from t5x_lite.data.chunked_arrays import ROOM, ArrayPlace
+from t5x_lite.data.chunked_arrays import MAX_LENGTH, ArraySpec
 from t5x_lite.data.corpus_files import CorpusFiles, Split
 from t5x_lite.data.row_rule import RowRule
 from t5x_lite.data.row_statistics import RowStatistics
@@ -33,10 +33,13 @@ def write_linked_corpus(folder: Path, rule: RowRule, documents: int) -> None:
     tokens = documents * TOKENS_OF_A_DOCUMENT
     unit_documents = min(documents, DOCUMENTS_OF_A_UNIT)
     units = documents // unit_documents
-    place = files.tokens("train", "uint16")
-    row_shards = -(-unit_documents * TOKENS_OF_A_DOCUMENT // place.layout.shard[1])
+    spec = files.tokens("train", "uint16")
+    row_shards = -(-unit_documents * TOKENS_OF_A_DOCUMENT // spec.layout.shard[1])
     _write_shard(
-        place, np.arange(place.layout.shard[1])[None] % 50021, [ROOM, ROOM], product(range(units), range(row_shards))
+        spec,
+        np.arange(spec.layout.shard[1])[None] % 50021,
+        [MAX_LENGTH, MAX_LENGTH],
+        product(range(units), range(row_shards)),
     )
     _write_starts(files, documents)
     counts = {"documents": documents, "tokens": tokens, "text_bytes": 4 * tokens, "replaced": 0, "parts": None}
@@ -48,14 +51,14 @@ def write_linked_corpus(folder: Path, rule: RowRule, documents: int) -> None:
 
 def _write_starts(files: CorpusFiles, documents: int) -> None:
     name = files.starts("train", "documents")
-    values = ArrayPlace(name, VALUES, "")
+    values = ArraySpec(name, VALUES, "")
     shard_length = VALUES.shard[0]
     last = documents // shard_length
-    _write_shard(values, np.arange(shard_length) * TOKENS_OF_A_DOCUMENT, [ROOM], ((n,) for n in range(last)))
+    _write_shard(values, np.arange(shard_length) * TOKENS_OF_A_DOCUMENT, [MAX_LENGTH], ((n,) for n in range(last)))
     ends = np.arange(last * shard_length, documents + 1) * TOKENS_OF_A_DOCUMENT
-    values.create([ROOM])[last * shard_length : documents + 1].write(ends).result()
+    values.create([MAX_LENGTH])[last * shard_length : documents + 1].write(ends).result()
     sparse_index = np.arange(0, documents + 1, BLOCK) * TOKENS_OF_A_DOCUMENT
-    ArrayPlace(f"{name}.sparse", SPARSE_INDEX, "").create([ROOM])[: len(sparse_index)].write(sparse_index).result()
+    ArraySpec(f"{name}.sparse", SPARSE_INDEX, "").create([MAX_LENGTH])[: len(sparse_index)].write(sparse_index).result()
 
 
 def _write_plan(folder: Path, rule: RowRule, documents: int) -> None:
@@ -64,13 +67,13 @@ def _write_plan(folder: Path, rule: RowRule, documents: int) -> None:
     spans = files.spans("train")
     starts = np.arange(spans.layout.shard[0]) * TOKENS_OF_A_DOCUMENT
     pairs = np.stack([starts, starts + TOKENS_OF_A_DOCUMENT], axis=1)
-    _write_shard(spans, pairs, [ROOM, 2], ((n, 0) for n in range(documents // len(pairs) + 1)))
+    _write_shard(spans, pairs, [MAX_LENGTH, 2], ((n, 0) for n in range(documents // len(pairs) + 1)))
     row_starts = files.starts("train")
     shard_length = row_starts.layout.shard[0]
     last = rows // shard_length
-    _write_shard(row_starts, np.arange(shard_length) * DOCUMENTS_OF_A_ROW, [ROOM], ((n,) for n in range(last)))
+    _write_shard(row_starts, np.arange(shard_length) * DOCUMENTS_OF_A_ROW, [MAX_LENGTH], ((n,) for n in range(last)))
     ends = np.arange(last * shard_length, rows + 1) * DOCUMENTS_OF_A_ROW
-    row_starts.create([ROOM])[last * shard_length : rows + 1].write(ends).result()
+    row_starts.create([MAX_LENGTH])[last * shard_length : rows + 1].write(ends).result()
     statistics = RowStatistics(documents=documents, tokens=documents * TOKENS_OF_A_DOCUMENT, rows=rows)
     splits: tuple[Split, ...] = ("train", "validation")
     plan = StoredPlan(
@@ -83,11 +86,11 @@ def _write_plan(folder: Path, rule: RowRule, documents: int) -> None:
     Path(files.summary).write_text(plan.model_dump_json())
 
 
-def _write_shard(place: ArrayPlace, values: np.ndarray, shape: list[int], numbers: Iterator[tuple[int, ...]]) -> None:
+def _write_shard(spec: ArraySpec, values: np.ndarray, shape: list[int], numbers: Iterator[tuple[int, ...]]) -> None:
     """Write the first shard of an array, and links to it with the numbers of the others."""
     region = tuple(slice(0, size) for size in values.shape)
-    place.create(shape)[region].write(values.astype(place.layout.dtype)).result()
-    folder = Path(place.name) / "c"
+    spec.create(shape)[region].write(values.astype(spec.layout.dtype)).result()
+    folder = Path(spec.name) / "c"
     first = folder.joinpath(*"0" * values.ndim)
     for number in numbers:
         link = folder.joinpath(*map(str, number))
