@@ -20,13 +20,23 @@ def print_line(console: Console, text: str) -> None:
     console.print(text, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
+SI_PREFIXES = ((1e24, "Y"), (1e21, "Z"), (1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+"""Factors and prefixes, largest first (BIPM, SI Brochure, 9th edition, Table 7)."""
+
+
 def print_table(console: Console, title: str, columns: Sequence[str | Column], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table with a title and column headers. Nothing is printed if it has no rows."""
+    """Print a table with a title and column headers. Nothing is printed if it has no rows.
+
+    In a file, which has no width, no cell is cut or folded.
+    """
     if not rows:
         return
     table = Table(*columns, title=title, title_justify="left", show_header=any(columns))
     for row in rows:
         table.add_row(*row)
+    if not console.is_terminal:
+        unlimited = console.options.update_width(10_000)
+        console.width = max(console.width, console.measure(table, options=unlimited).maximum)
     console.print(table)
 
 
@@ -54,10 +64,11 @@ def track_progress(verb: str) -> Iterator[Callable[[str, int, int], None]]:
 
 def format_si(number: float) -> str:
     """Return a number with three digits and an SI prefix, such as 12.3k for 12345."""
-    for size, prefix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(number) >= size:
-            return f"{number / size:.3g}{prefix}"
-    return f"{number:.3g}"
+    rounded = float(f"{number:.3g}")  # Before the prefix is chosen: 999,999 is 1M
+    for size, prefix in SI_PREFIXES:
+        if abs(rounded) >= size:
+            return f"{rounded / size:.3g}{prefix}"
+    return f"{rounded:.3g}"
 
 
 def format_duration(seconds: float) -> str:

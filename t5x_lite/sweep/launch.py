@@ -138,7 +138,8 @@ def show_plan(
     """
     console = Console()
     rows = [_plan_row(run, states[run.name], seconds.get(run.name)) for run in runs]
-    columns = (Column("run", no_wrap=True), "N", "D", "C", "steps", "hours", "state")
+    numbers = [Column(name, no_wrap=True, justify="right") for name in ("N", "D", "C", "steps", "hours")]
+    columns = (Column("run", overflow="fold"), *numbers, Column("state", no_wrap=True))
     print_table(console, f"sweep {sweep.name}", columns, rows)
 
     flops_counted = "the model's matrices, output and attention (causal half)"
@@ -158,7 +159,7 @@ def show_plan(
 def _plan_row(run: PlannedRun, state: str, seconds: float | None) -> tuple[str, ...]:
     hours = "–"
     if seconds is not None:
-        hours = f"{seconds / 3600:.3f}"
+        hours = f"{seconds / 3600:.2f}"
     return (
         run.name,
         _format_size(run.parameters),
