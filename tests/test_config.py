@@ -93,6 +93,8 @@ def test_a_resolved_config_repeats_the_run(small: Path) -> None:
         ("model.pattern=[{attention: {fixed: {stride: 4, summary: 5}}}]", ("summary 5", "stride 4")),
         ("model={heads: 1, pattern: [{attention: strided}]}", ("share=heads", "heads 1", "share=both")),
         ("model.pattern=[{attention: block_global}]", ("block_global is for encoders",)),
+        ("model.pattern=[{attention: transient_global}]", ("transient_global is for encoders", "positions: relative")),
+        ("model.decoder_attention=dense", ("decoder_attention is for an encoder_decoder",)),
         ("model.feedforward.moe={experts: 2, router: {top_k: {k: 3}}}", ("3 of 2 experts",)),
         ("model.feedforward.moe.dispatch.capacity.factor=0", ("factor", "greater than 0")),
         ("model.feedforward.moe.router=expert_choice", ("expert_choice is for encoders",)),

@@ -116,6 +116,14 @@ PUBLISHED = {
     "t5_1_1/large": 783_150_080,
     "t5_1_1/xl": 2_849_757_184,
     "t5_1_1/xxl": 11e9,
+    # T5 v1.1 without its output matrix of 32,128 rows; the transient global models add a norm in each layer of the
+    # encoder and a table of 32 buckets.
+    "long_t5/local_base": 247_577_856 - 32_128 * 768,
+    "long_t5/local_large": 783_150_080 - 32_128 * 1024,
+    "long_t5/local_xl": 2_849_757_184 - 32_128 * 2048,
+    "long_t5/base": 247_577_856 - 32_128 * 768 + 12 * 768 + 32 * 12,
+    "long_t5/large": 783_150_080 - 32_128 * 1024 + 24 * 1024 + 32 * 16,
+    "long_t5/xl": 2_849_757_184 - 32_128 * 2048 + 24 * 2048 + 32 * 32,
     # Xue et al. 2021, Table 1.
     "mt5/small": 300e6,
     "mt5/base": 580e6,
@@ -319,6 +327,7 @@ def test_the_variants_in_t5s_table_2_have_the_stated_parameters() -> None:
         ("gptneox", "gpt_neox"),
         ("llama", "llama"),
         ("llama3", "llama"),
+        ("long_t5", "longt5"),
         ("mistral", "mistral"),
         ("mixtral", "mixtral"),
         ("modernbert", "modernbert"),

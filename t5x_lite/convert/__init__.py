@@ -24,6 +24,7 @@ _MODEL_TYPES = (
     t5.T5,
     t5.MT5,
     t5.UMT5,
+    t5.LONG_T5,
     t5.SWITCH,
     bart.BART,
     distilbert.DISTILBERT,

@@ -1,6 +1,7 @@
-"""T5 v1.0 and v1.1, mT5, umT5, ByT5 and Switch Transformers in Hugging Face's format."""
+"""T5 v1.0 and v1.1, mT5, umT5, ByT5, LongT5 and Switch Transformers in Hugging Face's format."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from t5x_lite.convert.config_table import (
@@ -10,6 +11,7 @@ from t5x_lite.convert.config_table import (
     ForeignModel,
     Rule,
     Settings,
+    check_count,
     read_activation,
     require_field,
     write_activation,
@@ -17,6 +19,7 @@ from t5x_lite.convert.config_table import (
 from t5x_lite.convert.model_type import OUTPUT_MATRIX, Architecture, ModelType
 from t5x_lite.convert.weight_map import Modules, StackModules, WeightTable
 from t5x_lite.errors import UserError
+from t5x_lite.models.attention.kinds import Local, TransientGlobal
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.feedforward.config import GLU
 
@@ -143,6 +146,41 @@ SPARSE_STEP = Rule(
     write=_write_sparse_step,
 )
 
+LONG_ATTENTION = {"local": "local", "transient-global": "transient_global"}
+"""Names of the attention of LongT5's encoder in Transformers, and ours."""
+
+
+def _read_encoder_attention(source: ForeignModel, settings: Settings) -> None:
+    """Read the encoder's attention; `local_radius` does not count the query's own position."""
+    config = source.config
+    name = config.get("encoder_attention_type", "local")
+    if name not in LONG_ATTENTION:
+        raise UserError(f"encoder_attention_type={name!r} is not supported; supported are {', '.join(LONG_ATTENTION)}")
+    attention: Settings = {"window": check_count("local_radius", config.get("local_radius", 127)) + 1}
+    if name == "transient-global":
+        attention["block"] = check_count("global_block_size", config.get("global_block_size", 16))
+    settings["pattern"] = [{"attention": {LONG_ATTENTION[name]: attention}}]
+    settings["decoder_attention"] = "dense"
+
+
+def _write_encoder_attention(model: ModelConfig, config: ForeignConfig) -> None:
+    attention = model.pattern[0].attention
+    if len(model.pattern) > 1 or not isinstance(attention, Local | TransientGlobal):
+        raise UserError("longt5 has one attention in all layers of the encoder: local or transient_global")
+    config["local_radius"] = attention.window - 1
+    if isinstance(attention, TransientGlobal):
+        config["encoder_attention_type"] = "transient-global"
+        config["global_block_size"] = attention.block
+    else:
+        config["encoder_attention_type"] = "local"
+
+
+ENCODER_ATTENTION = Rule(
+    ("encoder_attention_type", "local_radius", "global_block_size"),
+    read=_read_encoder_attention,
+    write=_write_encoder_attention,
+)
+
 # Configs: tables.
 
 T5_FIELDS = (
@@ -193,6 +231,14 @@ def _t5_config(positions: Settings, output: Rule) -> ConfigTable:
 T5_CONFIG = _t5_config(ONE_POSITION_TABLE_A_STACK, SCALED_OUTPUT)
 MT5_CONFIG = _t5_config(ONE_POSITION_TABLE_A_STACK, UNSCALED_OUTPUT)
 UMT5_CONFIG = _t5_config(ONE_POSITION_TABLE_A_LAYER, SCALED_OUTPUT)
+LONG_T5_CONFIG = ConfigTable(
+    T5_FIELDS,
+    fixed={**T5_FIXED, **ONE_POSITION_TABLE_A_STACK},
+    constants=T5_CONSTANTS,
+    rules=(FEED_FORWARD, SCALED_OUTPUT, ENCODER_ATTENTION),
+    required_values=T5_REQUIRED_VALUES,
+    without_effect=T5_WITHOUT_EFFECT,
+)
 SWITCH_CONFIG = ConfigTable(
     fields=(
         *T5_FIELDS,
@@ -215,22 +261,36 @@ SWITCH_CONFIG = ConfigTable(
 
 # Weights.
 
-T5_MODULES: Modules = {
-    "shared": "tokens",
-    "encoder.final_layer_norm": "encoder.stack.final_norm",
-    "decoder.final_layer_norm": "decoder.stack.final_norm",
-    "encoder.block.0.layer.0.SelfAttention.relative_attention_bias": "encoder.stack.positions",
-    "decoder.block.0.layer.0.SelfAttention.relative_attention_bias": "decoder.stack.positions",
-    "lm_head": "output.matrix",
-}
-SELF_ATTENTION: Modules = {
-    "layer.0.layer_norm": "attention_norm",
-    "layer.0.SelfAttention.q": "attention.query",
-    "layer.0.SelfAttention.k": "attention.key",
-    "layer.0.SelfAttention.v": "attention.value",
-    "layer.0.SelfAttention.o": "attention.out",
-    "layer.0.SelfAttention.relative_attention_bias": "attention.positions",
-}
+SELF_ATTENTION = "SelfAttention"
+
+
+def _modules_outside_layers(encoder_attention: str) -> Modules:
+    """Return the modules outside the layers; the encoder's self-attention is called `encoder_attention`."""
+    first_layer = f"encoder.block.0.layer.0.{encoder_attention}"
+    return {
+        "shared": "tokens",
+        "encoder.final_layer_norm": "encoder.stack.final_norm",
+        "decoder.final_layer_norm": "decoder.stack.final_norm",
+        f"{first_layer}.relative_attention_bias": "encoder.stack.positions",
+        f"{first_layer}.global_relative_attention_bias": "encoder.stack.global_positions",
+        f"decoder.block.0.layer.0.{SELF_ATTENTION}.relative_attention_bias": "decoder.stack.positions",
+        "lm_head": "output.matrix",
+    }
+
+
+def _self_attention(name: str) -> Modules:
+    """Return the modules of self-attention, which is called `name`."""
+    return {
+        "layer.0.layer_norm": "attention_norm",
+        f"layer.0.{name}.q": "attention.query",
+        f"layer.0.{name}.k": "attention.key",
+        f"layer.0.{name}.v": "attention.value",
+        f"layer.0.{name}.o": "attention.out",
+        f"layer.0.{name}.relative_attention_bias": "attention.positions",
+        f"layer.0.{name}.global_input_layer_norm": "attention.global_norm",
+    }
+
+
 CROSS_ATTENTION: Modules = {
     "layer.1.layer_norm": "cross_norm",
     "layer.1.EncDecAttention.q": "cross_attention.query",
@@ -269,12 +329,14 @@ def _switch_feed_forward(sublayer: str) -> Modules:
     }
 
 
-def _encoder_decoder_weights(feed_forward: Callable[[str], Modules]) -> WeightTable:
+def _encoder_decoder_weights(
+    feed_forward: Callable[[str], Modules], encoder_attention: str = SELF_ATTENTION
+) -> WeightTable:
     """Return the weights with the given modules in each feed-forward, the last sublayer of a block."""
-    encoder_layer = {**SELF_ATTENTION, **feed_forward("layer.1")}
-    decoder_layer = {**SELF_ATTENTION, **CROSS_ATTENTION, **feed_forward("layer.2")}
+    encoder_layer = {**_self_attention(encoder_attention), **feed_forward("layer.1")}
+    decoder_layer = {**_self_attention(SELF_ATTENTION), **CROSS_ATTENTION, **feed_forward("layer.2")}
     return WeightTable(
-        T5_MODULES,
+        _modules_outside_layers(encoder_attention),
         stacks=(
             StackModules("encoder.block.{layer}", "encoder.stack.layers", encoder_layer),
             StackModules("decoder.block.{layer}", "decoder.stack.layers", decoder_layer),
@@ -288,6 +350,13 @@ GATED_WEIGHTS = _encoder_decoder_weights(_gated_feed_forward)
 
 def _weights_of(model: ModelConfig) -> WeightTable:
     return GATED_WEIGHTS if isinstance(model.feedforward, GLU) else PLAIN_WEIGHTS
+
+
+def _long_weights_of(model: ModelConfig) -> WeightTable:
+    feed_forward = _gated_feed_forward if isinstance(model.feedforward, GLU) else _plain_feed_forward
+    if isinstance(model.pattern[0].attention, TransientGlobal):
+        return _encoder_decoder_weights(feed_forward, "TransientGlobalSelfAttention")
+    return _encoder_decoder_weights(feed_forward, "LocalSelfAttention")
 
 
 COPIES = {
@@ -319,6 +388,13 @@ MT5 = _t5("mt5", "MT5ForConditionalGeneration", MT5_CONFIG)
 
 UMT5 = _t5("umt5", "UMT5ForConditionalGeneration", UMT5_CONFIG)
 """Chung et al. 2023: mT5 with a table of relative positions in every layer."""
+
+LONG_T5 = replace(
+    _t5("longt5", "LongT5ForConditionalGeneration", LONG_T5_CONFIG),
+    weights=_encoder_decoder_weights(_gated_feed_forward, "LocalSelfAttention"),
+    select_weights=_long_weights_of,
+)
+"""Guo et al. 2022: T5 v1.1 whose encoder attends within a window, with or without sums of blocks."""
 
 SWITCH = ModelType(
     name="switch_transformers",

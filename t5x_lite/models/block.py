@@ -9,8 +9,9 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from t5x_lite.models.attention.cache import CacheSlice, KVCache, update_cache
 from t5x_lite.models.attention.context import AttentionContext, TokenPositions
-from t5x_lite.models.attention.kinds import Dense
+from t5x_lite.models.attention.kinds import Dense, TransientGlobal
 from t5x_lite.models.attention.layer import Attention
+from t5x_lite.models.attention.transient_global import TransientGlobalAttention
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.experts.config import MoE
 from t5x_lite.models.experts.layer import MixtureOfExperts
@@ -101,6 +102,9 @@ class Block(nnx.Module):
         if isinstance(layer.mixer, StateMixer):
             self.attention: Attention | None = None
             self.mixer: MixerModule | None = MixerModule(config, layer.mixer, rngs=rngs)
+        elif isinstance(layer.attention, TransientGlobal):
+            self.attention = TransientGlobalAttention(config, layer.attention, rngs=rngs)
+            self.mixer = None
         else:
             self.attention = Attention(config, layer.attention, positions=layer.positions, rngs=rngs)
             self.mixer = None

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import SerializerFunctionWrapHandler, Strict, model_serializer, model_validator
 
+from t5x_lite.models.attention.kinds import ATTENTION, AttentionKind
 from t5x_lite.models.derived_sizes import derived_sizes, whole_number
 from t5x_lite.models.experts.config import MoE
 from t5x_lite.models.feedforward.config import GLU, MLP, DenseFeedForward, NoFeedForward
@@ -111,6 +112,9 @@ class ModelConfig(Config):
     )
     pattern: Annotated[tuple[LayerConfig, ...], Strict(False)] = setting(
         (LayerConfig(),), "layers that repeat until there are `layers`; the last repeat may be cut short", min_length=1
+    )
+    decoder_attention: Annotated[AttentionKind | None, OneOf(ATTENTION)] = setting(
+        None, "attention of an encoder_decoder's decoder; null: as the pattern says", source="LongT5: Guo 2022, §3"
     )
     shared_layers: bool = setting(False, "one period's weights serve all repeats of a group", source="ALBERT, §3.1")
     shared_groups: Int = setting(
@@ -254,6 +258,10 @@ class ModelConfig(Config):
             yield "start_token is for encoder_decoder"
         if self.vocab is not None and self.start_token >= self.vocab:
             yield f"start_token {self.start_token} is not in a vocabulary of {self.vocab} tokens"
+        if self.decoder_attention is not None:
+            if self.family != "encoder_decoder" or self.shared_stacks:
+                yield "decoder_attention is for an encoder_decoder whose stacks are not shared"
+            yield from self.decoder_attention.model_problems(self.decoder_model)
         if self.shared_stacks and self.family != "encoder_decoder":
             yield "shared_stacks is for encoder_decoder"
         elif self.shared_stacks and self.layers != self.decoder_layers:
@@ -347,6 +355,14 @@ class ModelConfig(Config):
             return self.attention_scale
         base_head_dim = self.mup.head_dim or self.head_dim
         return base_head_dim**0.5 / self.head_dim
+
+    @property
+    def decoder_model(self) -> "ModelConfig":
+        """Return the config of the decoder's stack: the model with `decoder_attention` in every layer."""
+        if self.decoder_attention is None:
+            return self
+        pattern = tuple([layer.model_copy(update={"attention": self.decoder_attention}) for layer in self.pattern])
+        return self.model_copy(update={"pattern": pattern, "decoder_attention": None})
 
     @property
     def discriminator_model(self) -> "ModelConfig":

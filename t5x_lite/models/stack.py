@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from t5x_lite.models.attention.cache import CacheSlice, KVCache, empty_cache
 from t5x_lite.models.attention.context import AttentionContext, TokenPositions, offsets
+from t5x_lite.models.attention.kinds import TransientGlobal
 from t5x_lite.models.block import Block, EncoderOutput
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.experts.activity import RouterActivity
@@ -109,6 +110,7 @@ class Stack(nnx.Module):
 
     Attributes:
         passes: number of repeats that follow each other with the same weights.
+        global_positions: positions of the queries relative to global tokens; None without those.
         mix: combines the input of the first layer and the outputs of all layers, `[layers + 1, batch, length, embed]`,
             to what takes the place of the last output; set by an adaptation method. None in a plain model.
     """
@@ -140,6 +142,10 @@ class Stack(nnx.Module):
         stored_repeats = self.repeats // self.passes
         self.layers = nnx.vmap(create_period)(jax.random.split(rngs.params(), stored_repeats))
         self.positions = Positions(config, "stack", rngs)
+        if any(isinstance(layer.attention, TransientGlobal) for layer in config.period):
+            self.global_positions: Positions | None = Positions(config, "stack", rngs)
+        else:
+            self.global_positions = None
         if config.norm_place != "post":
             self.final_norm: Norm | None = Norm(config.norm, ("embed", config.embed))
         else:
@@ -147,6 +153,7 @@ class Stack(nnx.Module):
         self.mix: Any = nnx.data(None)
         if like is not None:
             self.positions = like.positions
+            self.global_positions = like.global_positions
             self.final_norm = like.final_norm
             for number in self.layers:
                 for name in SHARED_MODULES:
@@ -161,6 +168,9 @@ class Stack(nnx.Module):
         if offset_bias is not None:
             # Once for all layers that compute the whole matrix of scores.
             bias = offset_bias(offsets(queries, keys))
+        global_bias = None
+        if self.global_positions is not None:
+            global_bias = self.global_positions.offset_bias(causal=self.causal)
         return AttentionContext(
             queries=queries,
             keys=keys,
@@ -170,6 +180,7 @@ class Stack(nnx.Module):
             rotate=self.positions.rotate,
             offset_bias=offset_bias,
             bias=bias,
+            global_bias=global_bias,
         )
 
     def __call__(

@@ -146,7 +146,7 @@ class EncoderDecoder(nnx.Module):
         if config.shared_stacks:
             other = self.encoder
         self.decoder = Backbone(
-            config,
+            config.decoder_model,
             config.decoder_layers,
             causal=True,
             has_cross=True,

@@ -117,7 +117,7 @@ def _attention_flops(model: ModelConfig, lengths: ExampleLengths, *, causal_half
         return discriminator_flops + _attention_flops(model.generator_model, lengths, causal_half=causal_half)
     flops_per_pair = ATTENTION_FLOPS * model.heads * model.head_dim
 
-    def pairs(layers: int, length: int, *, causal: bool) -> float:
+    def pairs(model: ModelConfig, layers: int, length: int, *, causal: bool) -> float:
         pairs_of_pattern = 0.0
         for layer in model.period:
             if not isinstance(layer.mixer, StateMixer):
@@ -125,10 +125,10 @@ def _attention_flops(model: ModelConfig, lengths: ExampleLengths, *, causal_half
         return layers // len(model.period) * pairs_of_pattern
 
     if model.family == "decoder":
-        return flops_per_pair * pairs(model.layers, lengths.tokens, causal=True)
-    all_pairs = pairs(model.layers, lengths.tokens, causal=False)
+        return flops_per_pair * pairs(model, model.layers, lengths.tokens, causal=True)
+    all_pairs = pairs(model, model.layers, lengths.tokens, causal=False)
     if model.family == "encoder_decoder":
-        all_pairs += pairs(model.decoder_layers, lengths.targets, causal=True)
+        all_pairs += pairs(model.decoder_model, model.decoder_layers, lengths.targets, causal=True)
         all_pairs += model.decoder_layers * lengths.targets * lengths.tokens
     return flops_per_pair * all_pairs
 

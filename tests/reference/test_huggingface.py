@@ -49,6 +49,7 @@ SLOW_MODELS = {
     "Gemma",
     "Gemma 2",
     "GPT-NeoX, sequential",
+    "LongT5, local",
     "BART",
     "Falcon 7B",
     "Falcon 40B",

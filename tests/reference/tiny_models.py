@@ -41,6 +41,13 @@ def build_untied_t5() -> PreTrainedModel:
     return model
 
 
+def build_long_t5(**settings: Setting) -> PreTrainedModel:
+    sizes = {"vocab_size": VOCAB, "d_model": EMBED, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 3}
+    sizes |= {"local_radius": 5, "global_block_size": 4, "decoder_start_token_id": 0}
+    config = transformers.LongT5Config(**{**sizes, **settings})
+    return transformers.LongT5ForConditionalGeneration(config)
+
+
 def build_switch(**settings: Setting) -> PreTrainedModel:
     sizes = {
         "vocab_size": VOCAB,
@@ -209,6 +216,16 @@ EXPERTS_IN_EVERY_OTHER_LAYER = {**QWEN3_EXPERTS, "decoder_sparse_step": 2, "num_
 TINY_MODELS = {
     "T5 v1.0": TinyModel("span_corruption", build_t5),
     "T5 v1.1": TinyModel("span_corruption", build_untied_t5),
+    "LongT5, local": TinyModel("span_corruption", build_long_t5),
+    "LongT5": TinyModel(
+        "span_corruption",
+        partial(
+            build_long_t5,
+            encoder_attention_type="transient-global",
+            feed_forward_proj="gated-gelu",
+            tie_word_embeddings=False,
+        ),
+    ),
     "Switch": TinyModel("span_corruption", build_switch),
     "Switch, room for all": TinyModel("span_corruption", partial(build_switch, expert_capacity=100)),
     "BART": TinyModel("span_corruption", build_bart),

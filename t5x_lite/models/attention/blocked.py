@@ -43,20 +43,23 @@ def unsupported_reason(kind: AttentionKind, required: KernelRequirements, platfo
 
 def attention(inputs: AttentionInputs, kind: AttentionKind) -> Float[Array, "b l h k"]:
     """Compute the parts of an attention kind, or the whole matrix of scores where that is less work."""
-    parts = select_parts(inputs, kind)
-    if parts:
-        results = [SHAPES[type(part.shape)](inputs, part.shape, part.allowed) for part in parts]
-        out, log_sum = merge_partial_softmax(results)
-    else:
-        if inputs.query.shape[1] > 1:
-            # Each part of a row that devices share attends to the keys of the whole row.
-            axes = ("batch", None, "kv_heads", None)
-            inputs = replace(inputs, key=constrain(inputs.key, *axes), value=constrain(inputs.value, *axes))
-        out, log_sum = full_attention(inputs, kind.allowed)
+    out, log_sum = partial_attention(inputs, kind)
     if kind.allows_empty_rows:
         has_keys = log_sum[..., None] > MASK_VALUE / 2
         out = jnp.where(has_keys, out, 0).astype(out.dtype)
     return name_attention(out)
+
+
+def partial_attention(inputs: AttentionInputs, kind: AttentionKind) -> PartialAttention:
+    """Compute attention as `attention` does, and the log-sum-exp of the scores."""
+    parts = select_parts(inputs, kind)
+    if parts:
+        return merge_partial_softmax([SHAPES[type(part.shape)](inputs, part.shape, part.allowed) for part in parts])
+    if inputs.query.shape[1] > 1:
+        # Each part of a row that devices share attends to the keys of the whole row.
+        axes = ("batch", None, "kv_heads", None)
+        inputs = replace(inputs, key=constrain(inputs.key, *axes), value=constrain(inputs.value, *axes))
+    return full_attention(inputs, kind.allowed)
 
 
 def select_parts(inputs: AttentionInputs, kind: AttentionKind) -> tuple[Part, ...]:

@@ -76,6 +76,7 @@ class AttentionContext:
         rotate: rotates queries and new keys.
         offset_bias: bias of the scores as a function of the offset; None for no bias.
         bias: the bias of all queries and keys, `[h, l, m]`, where it is computed once for all layers.
+        global_bias: bias of the scores of global tokens as a function of the offset in blocks.
     """
 
     queries: TokenPositions
@@ -86,6 +87,7 @@ class AttentionContext:
     rotate: Rotation = _no_rotation
     offset_bias: OffsetBias | None = None
     bias: Float[Array, "h l m"] | None = None
+    global_bias: OffsetBias | None = None
 
     @property
     def strictly_causal(self) -> bool:

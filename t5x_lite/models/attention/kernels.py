@@ -15,7 +15,7 @@ from t5x_lite.models.attention.context import (
     KernelName,
     KernelRequirements,
 )
-from t5x_lite.models.attention.kinds import ATTENTION, AttentionKind
+from t5x_lite.models.attention.kinds import ATTENTION, AttentionKind, TransientGlobal
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.mixers import StateMixer
 from t5x_lite.models.sharding import shards, target_platform
@@ -118,7 +118,7 @@ def choose_kernel(
         return "xla", "queries and keys are not in order, as in decoding"
     if requested != "auto" and required.self_attention:
         for group_kind, _ in kind.head_groups(2):
-            reason = KERNELS[requested].unsupported_reason(group_kind, required, platform)
+            reason = _unsupported_reason(requested, group_kind, required, platform)
             if reason is not None:
                 raise ValueError(
                     f"model.kernel={requested} cannot compute this attention: {reason}; model.kernel=auto can"
@@ -126,11 +126,19 @@ def choose_kernel(
         return requested, "model.kernel"
     refusals: list[str] = []
     for kernel in FUSED_KERNELS.get(platform, ()):
-        reason = KERNELS[kernel].unsupported_reason(kind, required, platform)
+        reason = _unsupported_reason(kernel, kind, required, platform)
         if reason is None:
             return kernel, _explanation(refusals, platform)
         refusals.append(f"not {kernel}: {reason}")
     return "xla", _explanation(refusals, platform)
+
+
+def _unsupported_reason(
+    kernel: KernelName, kind: AttentionKind, required: KernelRequirements, platform: str
+) -> str | None:
+    if kernel != "xla" and isinstance(kind, TransientGlobal):
+        return "it does not support global tokens"
+    return KERNELS[kernel].unsupported_reason(kind, required, platform)
 
 
 def _explanation(refusals: list[str], platform: str) -> str:

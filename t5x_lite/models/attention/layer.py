@@ -83,6 +83,13 @@ class Attention(nnx.Module):
             key, value = self.prefix(key, value, context.positions)
         return KVCache(key, value)
 
+    def queries(self, x: Float[Array, "b l d"], context: AttentionContext) -> Float[Array, "b l h k"]:
+        """Return the queries of `x`, normalised and rotated."""
+        query = self.query(x)
+        if self.query_norm is not None:
+            query = self.query_norm(query)
+        return self._rotate(query, context)
+
     def __call__(
         self,
         x: Float[Array, "b l d"],
@@ -94,10 +101,7 @@ class Attention(nnx.Module):
 
         Where the context has more queries than `x`, the first of them are padding: they belong to a ring of the cache.
         """
-        query = self.query(x)
-        if self.query_norm is not None:
-            query = self.query_norm(query)
-        query = self._rotate(query, context)
+        query = self.queries(x, context)
         if self.positions is not None and context.offset_bias is None:
             context = replace(context, offset_bias=self.positions.offset_bias(causal=context.causal))
         padding = context.queries.index.shape[0] - x.shape[1]

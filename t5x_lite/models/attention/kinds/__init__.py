@@ -6,6 +6,7 @@ from t5x_lite.models.attention.kinds.fixed import Fixed
 from t5x_lite.models.attention.kinds.kind import AttentionKind
 from t5x_lite.models.attention.kinds.local import Local
 from t5x_lite.models.attention.kinds.strided import Strided
+from t5x_lite.models.attention.kinds.transient_global import TransientGlobal
 
 ATTENTION: dict[str, type[AttentionKind]] = {
     "dense": Dense,
@@ -13,6 +14,7 @@ ATTENTION: dict[str, type[AttentionKind]] = {
     "strided": Strided,
     "fixed": Fixed,
     "block_global": BlockGlobal,
+    "transient_global": TransientGlobal,
 }
 
-__all__ = ["ATTENTION", "AttentionKind", "BlockGlobal", "Dense", "Fixed", "Local", "Strided"]
+__all__ = ["ATTENTION", "AttentionKind", "BlockGlobal", "Dense", "Fixed", "Local", "Strided", "TransientGlobal"]

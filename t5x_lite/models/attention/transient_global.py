@@ -1,0 +1,151 @@
+"""Transient global attention: a window of keys, and sums of blocks that are computed anew in every layer.
+
+Guo et al. 2022, "LongT5", §3.2.2.
+"""
+
+from dataclasses import dataclass, replace
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int, PRNGKeyArray
+
+from t5x_lite.models.attention import blocked
+from t5x_lite.models.attention.cache import KVCache
+from t5x_lite.models.attention.context import (
+    AttentionContext,
+    AttentionInputs,
+    PartialAttention,
+    TokenPositions,
+)
+from t5x_lite.models.attention.kinds import TransientGlobal
+from t5x_lite.models.attention.kinds.shapes import BooleanArray, PositionArray
+from t5x_lite.models.attention.layer import Attention
+from t5x_lite.models.config import ModelConfig
+from t5x_lite.models.layers import Norm
+from t5x_lite.models.remat import name_attention
+
+
+@dataclass(frozen=True)
+class DocumentBlocks:
+    """The blocks of the documents of each row. Places that a row does not use are at its end, in segment 0.
+
+    Attributes:
+        of_tokens: the block of each token, `[b, l]`; `count` for tokens without one.
+        segment_ids: the document of each block, `[b, count]`.
+    """
+
+    of_tokens: Int[Array, "b l"]
+    segment_ids: Int[Array, "b g"]
+
+
+def document_blocks(segment_ids: Int[Array, "b l"], size: int) -> DocumentBlocks:
+    """Return the blocks of `size` tokens of each document; tokens after its last whole block belong to that one.
+
+    Args:
+        segment_ids: the document of each token, 0 for padding. The tokens of a document follow each other.
+        size: tokens of a block.
+    """
+    length = segment_ids.shape[1]
+    count = length // size
+
+    def blocks_of_row(segments: Int[Array, "l"]) -> tuple[Int[Array, "l"], Int[Array, "g"]]:
+        index = jnp.arange(length)
+        is_first = jnp.concatenate([jnp.ones(1, bool), segments[1:] != segments[:-1]])
+        start = jax.lax.cummax(jnp.where(is_first, index, 0))
+        place = index - start
+        is_last_of_block = (place % size == size - 1) & (segments > 0)
+        blocks_so_far = jnp.cumsum(is_last_of_block)
+        blocks_before_document = (blocks_so_far - is_last_of_block)[start]
+        last_token = jnp.concatenate([is_first[1:], jnp.ones(1, bool)])
+        end = jax.lax.cummin(jnp.where(last_token, index, length), reverse=True)
+        last_block = blocks_so_far[end] - 1
+        block = jnp.minimum(blocks_before_document + place // size, last_block)
+        has_block = (segments > 0) & (last_block >= blocks_before_document)
+        block = jnp.where(has_block, block, count)
+        block_segments = jnp.zeros(count + 1, segments.dtype).at[block].set(segments)[:count]
+        return block, block_segments
+
+    return DocumentBlocks(*jax.vmap(blocks_of_row)(segment_ids))
+
+
+def _allow_all(query: PositionArray, key: PositionArray) -> BooleanArray:
+    return abs(query - key) >= 0
+
+
+class TransientGlobalAttention(Attention):
+    """Attention to a window of the row and to the global tokens of the query's document.
+
+    Attributes:
+        global_norm: the norm of the sums.
+    """
+
+    def __init__(self, config: ModelConfig, kind: TransientGlobal, *, rngs: nnx.Rngs) -> None:
+        super().__init__(config, kind, rngs=rngs)
+        self.block = kind.block
+        self.global_norm = Norm(config.norm, ("embed", config.embed))
+
+    def __call__(
+        self,
+        x: Float[Array, "b l d"],
+        source: KVCache,
+        context: AttentionContext,
+        dropout_key: PRNGKeyArray | None = None,
+    ) -> Float[Array, "b l d"]:
+        """Attend from `x` to the keys and values of `x`, and to the sums of its blocks."""
+        local_key = global_key = None
+        if dropout_key is not None:
+            local_key, global_key = jax.random.split(dropout_key)
+        query = self.queries(x, context)
+        local = AttentionInputs(query, source.key, source.value, context, self.settings, local_key)
+        results = [blocked.partial_attention(local, self.kind)]
+        if x.shape[1] >= self.block:
+            results.append(self._attend_to_blocks(x, query, context, global_key))
+        out, _ = blocked.merge_partial_softmax(results)
+        return self.out(name_attention(out))
+
+    def _attend_to_blocks(
+        self,
+        x: Float[Array, "b l d"],
+        query: Float[Array, "b l h k"],
+        context: AttentionContext,
+        dropout_key: PRNGKeyArray | None,
+    ) -> PartialAttention:
+        """Attend to the global tokens, row by row: the offsets to them differ from row to row."""
+        rows, length = x.shape[:2]
+        count = length // self.block
+        blocks = document_blocks(context.queries.segment_ids, self.block)
+
+        def sum_blocks(states: Float[Array, "l d"], block: Int[Array, "l"]) -> Float[Array, "g d"]:
+            return jax.ops.segment_sum(states, block, count + 1)[:count]
+
+        # Sums of many states lose less in float32.
+        sums = jax.vmap(sum_blocks)(x.astype(jnp.float32), blocks.of_tokens)
+        global_states = self.global_norm(sums.astype(x.dtype))
+        key = self.key(global_states)
+        if self.key_norm is not None:
+            key = self.key_norm(key)
+        value = self.value(global_states)
+        limits = self.settings.limits
+        settings = replace(self.settings, limits=replace(limits, chunk_bytes=limits.chunk_bytes // rows))
+
+        def attend_row(
+            query: Array, key: Array, value: Array, row: DocumentBlocks, segment_ids: Array, dropout_key: Array | None
+        ) -> PartialAttention:
+            row_context = AttentionContext(
+                queries=TokenPositions(row.of_tokens, segment_ids[None]),
+                keys=TokenPositions(jnp.arange(count), row.segment_ids[None]),
+                causal=False,
+                offset_bias=context.global_bias,
+            )
+            inputs = AttentionInputs(query[None], key[None], value[None], row_context, settings, dropout_key)
+            out, log_sum = blocked.chunked_attention(inputs, _allow_all)
+            return out[0], log_sum[0]
+
+        dropout_keys = None
+        if dropout_key is not None:
+            dropout_keys = jax.random.split(dropout_key, rows)
+        return jax.vmap(attend_row)(query, key, value, blocks, context.queries.segment_ids, dropout_keys)
+
+
+jax.tree_util.register_dataclass(DocumentBlocks)
