@@ -13,10 +13,12 @@ from t5x_lite.objectives.objective import ExampleContext, TokenRow, Vocabulary
 
 LARGEST_VOCAB = 2**16
 """Tokens of the largest vocabulary of an example. The shapes of the features do not depend on it."""
+SENTINELS = 100
+"""Sentinels of T5's vocabularies (Raffel et al. 2020, §3.1.4)."""
 SPECIAL_TOKENS = ("[CLS]", "[SEP]", "[MASK]", "<s>", "</s>", "[R]", "[S]", "[X]", "<unk>", "<pad>")
 
 
-def example_context(model: ModelConfig, length: int) -> ExampleContext:
+def example_context(model: ModelConfig, length: int, sentinels: int = SENTINELS) -> ExampleContext:
     """Return the context of examples of `length` tokens, with a vocabulary that has every special token.
 
     Raises:
@@ -27,7 +29,7 @@ def example_context(model: ModelConfig, length: int) -> ExampleContext:
         raise UserError("plan needs `model.vocab`: the size of a tokenizer that is not trained yet is not known")
     size = min(size, LARGEST_VOCAB)
     first_sentinel = size - 1
-    before_last_sentinel = max(size - 101, size // 2)
+    before_last_sentinel = max(size - 1 - sentinels, size // 2)
     vocabulary = Vocabulary(
         size=size,
         eos=1,
@@ -41,9 +43,15 @@ def example_context(model: ModelConfig, length: int) -> ExampleContext:
 
 
 def example_features(config: RunConfig) -> Mapping[str, Shaped[np.ndarray, "..."]]:
-    """Return the features of one example of the config's objective; only shapes and dtypes are meaningful."""
+    """Return the features of one example of the config's objective; only shapes and dtypes are meaningful.
+
+    Raises:
+        UserError: no example can be made for a row of this length, as in training.
+    """
     objective = config.require_objective()
-    context = example_context(config.model, config.train.seq_len)
+    sentinels = max(getattr(config.tokenizer, "extra_ids", 0), SENTINELS)
+    context = example_context(config.model, config.train.seq_len, sentinels)
+    objective.check_context(context)
     length = objective.row_length(context)
     ones = np.ones(length, np.int32)
     sentence_numbers = (np.arange(length) >= length // 2).astype(np.int32)
