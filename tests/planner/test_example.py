@@ -21,9 +21,9 @@ def test_every_kind_of_config_has_features_without_text_or_tokenizer(name: str) 
 
 
 def test_rows_of_more_spans_than_sentinels_are_refused_as_in_training() -> None:
-    """Of L tokens, 0.15 L are noise in 0.05 L spans: 0.9 L + 1 = 4096 tokens of input come from 4550, with 227 spans."""
+    """Of L tokens 0.15 L are noise, in 0.05 L spans: 0.9 L + 1 = 4096 of input come from 4550, with 227 spans."""
     long_rows = ["train.seq_len=4096"]
-    with pytest.raises(UserError, match="up to 227 spans.*at least 228"):
+    with pytest.raises(UserError, match=r"up to 227 spans.*at least 228"):
         example_features(configuration.load(CONFIGS / "t5/base.yaml", long_rows))
     more_sentinels = [*long_rows, "tokenizer.unigram.extra_ids=300"]
     features = example_features(configuration.load(CONFIGS / "t5/base.yaml", more_sentinels))
