@@ -26,7 +26,7 @@ class PolicyOptimization(Supervised):
     """Raise the rewards of sampled answers, near a frozen reference.
 
     Role: `prompt`, a text or a list of messages, which the tokenizer's chat template writes; optionally `reference`,
-    the text that a verifier compares with.
+    the text that a verifier compares with. A long prompt loses its first tokens.
 
     Features: `prompt` int32 `[seq_len - answer_len]`, padded on the left; `prompt_segments` likewise, 0 is padding;
     `reference` uint8 `[reference_len]`, UTF-8 padded with 0. `train.batch_size` counts prompts.
@@ -123,13 +123,8 @@ class PolicyOptimization(Supervised):
 
     def examples(self, record: Record, coder: Coder, context: ExampleContext) -> list[Features]:
         self.check_record(record)
-        prompt = encode_prompt(record, coder)
         length = context.seq_len - self.answer_len
-        if len(prompt) > length:
-            raise ValueError(
-                f"the prompt has {len(prompt)} tokens, and {length} fit (train.seq_len - answer_len); shorten it or "
-                "raise train.seq_len"
-            )
+        prompt = encode_prompt(record, coder)[-length:]
         reference = np.frombuffer(reference_text(record).encode(), np.uint8)
         padding = length - len(prompt)
         features: dict[str, np.ndarray] = {
