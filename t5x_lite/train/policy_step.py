@@ -48,7 +48,7 @@ def policy_step(
         number, selected = number_and_rows
         # Each update has random streams of its own.
         state = replace(state, step=first_step * updates + number)
-        return update_step(state, _select_rows(rows, selected, whole=objective.minibatches == 1))
+        return update_step(state, _select_rows(rows, selected, full_batch=objective.minibatches == 1))
 
     state, values = jax.lax.scan(update, state, (jnp.arange(updates), minibatches))
     for name, value in values.items():
@@ -72,9 +72,9 @@ def _deal_rows(key: PRNGKeyArray, rows: int, objective: PolicyOptimization) -> I
     return jnp.stack(orders).reshape(objective.updates_per_step, rows // objective.minibatches)
 
 
-def _select_rows(rows: Batch, selected: Int[Array, "_"], *, whole: bool) -> Batch:
-    """Return some of the rows; all of them as they are, if a minibatch is the `whole` batch."""
-    if whole:
+def _select_rows(rows: Batch, selected: Int[Array, "_"], *, full_batch: bool) -> Batch:
+    """Return some of the rows; all of them as they are, if a minibatch is the `full_batch`."""
+    if full_batch:
         return rows
     minibatch = {}
     for name, array in rows.items():
