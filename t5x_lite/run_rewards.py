@@ -71,17 +71,30 @@ def decode_reference(text: UInt8[np.ndarray, "bytes"]) -> str:
     return text.tobytes().rstrip(b"\0").decode()
 
 
+def check_rewards(config: RunConfig, tokenizer: Tokenizer) -> None:
+    """Check the source of rewards of a run, before anything is written or loaded.
+
+    Raises:
+        UserError: `reward_run` is not a reward run, has another tokenizer, or reads fewer tokens.
+    """
+    objective = config.require_objective()
+    if isinstance(objective, PolicyOptimization) and objective.reward_run is not None:
+        _open_reward_run(objective.reward_run, config, tokenizer)
+
+
 def open_rewards(config: RunConfig, tokenizer: Tokenizer, mesh: Mesh) -> RewardSource:
     """Open the source of rewards of a run whose objective is a `PolicyOptimization`.
 
     Raises:
-        UserError: `reward_run` is not a reward run, has no checkpoint, has another tokenizer, or reads fewer tokens.
+        UserError: see `check_rewards`; the reward run has no checkpoint.
     """
     objective = config.require_objective()
     assert isinstance(objective, PolicyOptimization)
     if objective.verifier is not None:
         return VerifierRewards(objective.verifier)
-    return _open_reward_run(str(objective.reward_run), config, tokenizer, mesh)
+    run, step = _open_reward_run(str(objective.reward_run), config, tokenizer)
+    _, params, _ = load_weights(run, mesh, step)
+    return RunRewards(run, params, mesh, config.train.seq_len)
 
 
 @dataclass(frozen=True)
@@ -152,7 +165,8 @@ class RunRewards:
         return frame_texts(texts, self._context)
 
 
-def _open_reward_run(name: str, config: RunConfig, tokenizer: Tokenizer, mesh: Mesh) -> RunRewards:
+def _open_reward_run(name: str, config: RunConfig, tokenizer: Tokenizer) -> tuple[Run, int | None]:
+    """Open a reward run, and return it with the step that its name has."""
     key = f"objective.{config.require_objective().name}.reward_run {name}"
     folder, step = split_step(name)
     run = open_run(folder)
@@ -170,5 +184,4 @@ def _open_reward_run(name: str, config: RunConfig, tokenizer: Tokenizer, mesh: M
             f"{key}: its model has {max_length} positions, and a prompt with its answer takes up to {longest}; "
             "shorten train.seq_len"
         )
-    _, params, _ = load_weights(run, mesh, step)
-    return RunRewards(run, params, mesh, config.train.seq_len)
+    return run, step

@@ -21,7 +21,7 @@ from t5x_lite.planner.remat_choice import resolve_remat
 from t5x_lite.progress import format_duration, format_si
 from t5x_lite.run_data import open_run_data, open_tokenizer
 from t5x_lite.run_dir import Run, check_run_dir, create_run_dir, lock_dir, with_vocab
-from t5x_lite.run_rewards import open_rewards
+from t5x_lite.run_rewards import check_rewards
 from t5x_lite.storage import join
 from t5x_lite.train.device_speed import peak_flops
 from t5x_lite.train.display import Display
@@ -69,8 +69,7 @@ def train(config: RunConfig) -> tuple[Run, bool]:
     # Whatever evaluation needs is checked now and not at the first evaluation.
     examples = [data.rows(stage) for stage in range(len(config.stages))]
     data.validation()
-    if isinstance(config.objective, PolicyOptimization):
-        open_rewards(with_vocab(config, tokenizer), tokenizer, mesh)
+    check_rewards(config, tokenizer)
     for evaluator in config.evaluators:
         evaluator.prepare(config.model)
     for tracker in config.train.trackers:

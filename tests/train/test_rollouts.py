@@ -2,7 +2,7 @@
 
 import json
 import os
-import subprocess
+import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,13 +26,13 @@ from t5x_lite.objectives.reward import Reward
 from t5x_lite.objectives.supervised import Coder
 from t5x_lite.parallel.mesh import make_mesh
 from t5x_lite.run_dir import Run, create_run_dir
-from t5x_lite.run_rewards import RunRewards, SampledAnswer, VerifierRewards, decode_answer, open_rewards
+from t5x_lite.run_rewards import RunRewards, SampledAnswer, VerifierRewards, check_rewards, decode_answer
 from t5x_lite.train.rollout_step import RolloutStep
 from t5x_lite.train.state import TrainState
 from t5x_lite.train.steps import Steps, make_steps
 from t5x_lite.verifiers import Verifier
 from tests.conftest import REPOSITORY, Shell, lines
-from tests.train.whole_runs import assert_same_weights
+from tests.train.whole_runs import assert_same_weights, train
 
 TOKENIZER = Bytes()
 CODER = Coder(TOKENIZER.encode, TOKENIZER.encode_placed, TOKENIZER.decode)
@@ -220,7 +220,7 @@ def test_a_reward_run_must_be_one_with_the_same_tokenizer_and_room(tmp_path: Pat
         run = policy_run("grpo", tmp_path / "run")
         objective = {"grpo": {"reward_run": str(reward_run), "answer_len": 6}}
         values = {**run.config.model_dump(mode="json"), "objective": objective}
-        open_rewards(RunConfig.model_validate(values), TOKENIZER, make_mesh(run.config.mesh))
+        check_rewards(RunConfig.model_validate(values), TOKENIZER)
 
     with pytest.raises(UserError, match=r"objective.grpo.reward_run .*missing"):
         opened(tmp_path / "missing")
@@ -290,7 +290,6 @@ def settings(name: str, base: Path, folder: Path) -> list[str]:
     prompts = write_prompts(folder / "prompts.jsonl")
     overrides = [
         f"adapt.from={base}",
-        f"run_dir={folder / 'run'}",
         f"data.files={prompts}",
         f"data.validation_files={prompts}",
         "optimizer.learning_rate=0.003",
@@ -307,42 +306,31 @@ def settings(name: str, base: Path, folder: Path) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["grpo", "ppo"])
-@pytest.mark.parametrize("method", ["reference", "lora"])
-def test_a_run_resumes_to_the_same_bits(
-    name: str, method: str, tiny_run: Path, tmp_path: Path, t5x_lite: Shell
+@pytest.mark.parametrize(("name", "method"), [("grpo", "reference"), ("ppo", "lora")])
+def test_a_run_that_lost_its_last_steps_resumes_to_the_same_bits(
+    name: str, method: str, tiny_run: Path, tmp_path: Path
 ) -> None:
     config = REPOSITORY / f"configs/rl/{name}.yaml"
     overrides = [*settings(name, tiny_run, tmp_path), f"adapt.method={method}"]
-    done = t5x_lite("train", config, *overrides)
-    assert done.returncode == 0, done.stderr
-    (tmp_path / "run").rename(tmp_path / "undisturbed")
-    killed = t5x_lite("train", config, *overrides)
-    assert killed.returncode == 0, killed.stderr
-    (tmp_path / "run/checkpoints/6").rename(tmp_path / "6")
-    resumed = t5x_lite("train", config, *overrides)
-    assert resumed.returncode == 0, resumed.stderr
-    assert "resumed from step 3" in resumed.stderr
-    assert_same_weights(tmp_path / "run", tmp_path / "undisturbed")
+    assert train(config, tmp_path / "run", *overrides) == 0
+    shutil.copytree(tmp_path / "run", tmp_path / "resumed")
+    shutil.rmtree(tmp_path / "resumed/checkpoints/6")
+    assert train(config, tmp_path / "resumed", *overrides) == 0
+    assert_same_weights(tmp_path / "resumed", tmp_path / "run")
     rewards = [record["reward"] for record in lines(tmp_path / "run")]
-    assert rewards == [record["reward"] for record in lines(tmp_path / "undisturbed")]
+    assert rewards == [record["reward"] for record in lines(tmp_path / "resumed")]
     assert "eval/verified/reward" in lines(tmp_path / "run")[-1]
 
 
 @pytest.mark.slow
 def test_two_devices_learn_what_one_learns(tiny_run: Path, tmp_path: Path, t5x_lite: Shell) -> None:
-    records = []
-    for devices in (1, 2):
-        folder = tmp_path / str(devices)
-        folder.mkdir()
-        overrides = settings("grpo", tiny_run, folder)
-        environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
-        done: subprocess.CompletedProcess[str] = t5x_lite(
-            "train", REPOSITORY / "configs/rl/grpo.yaml", *overrides, env=environment
-        )
-        assert done.returncode == 0, done.stderr
-        records.append(lines(folder / "run"))
-    for one_device, two_devices in zip(*records, strict=True):
+    config = REPOSITORY / "configs/rl/grpo.yaml"
+    overrides = settings("grpo", tiny_run, tmp_path)
+    assert train(config, tmp_path / "one", *overrides) == 0
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    done = t5x_lite("train", config, *overrides, f"run_dir={tmp_path / 'two'}", env=environment)
+    assert done.returncode == 0, done.stderr
+    for one_device, two_devices in zip(lines(tmp_path / "one"), lines(tmp_path / "two"), strict=True):
         assert one_device["reward"] == two_devices["reward"]
         assert one_device["answer_length"] == two_devices["answer_length"]
         assert one_device["grad_norm"] == pytest.approx(two_devices["grad_norm"], rel=1e-2, abs=1e-4)
