@@ -267,7 +267,7 @@ def test_records_that_cannot_be_learnt_from_are_refused(record: dict[str, str], 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["objective.grpo.verifier=arithmetics"], "expected one of exact_match, arithmetic"),
+        (["objective.grpo.verifier=arithmetics"], "expected one of exact_match, contains, arithmetic"),
         (["adapt.method=full"], "compares the model with the one that it adapts"),
         (["objective.grpo.minibatches=3"], "not a multiple of objective.grpo.minibatches"),
         (["train.spike_factor=2"], "train.spike_factor is for losses above zero"),
@@ -279,10 +279,10 @@ def test_settings_that_do_not_fit_are_refused(overrides: list[str], message: str
 
 
 def write_prompts(path: Path) -> Path:
-    """Prompts whose right answer is always the same."""
+    """Prompts whose answers should have the letter e."""
     with path.open("w") as file:
         for number in range(16):
-            file.write(json.dumps({"prompt": f"{number} ", "reference": "the"}) + "\n")
+            file.write(json.dumps({"prompt": f"{number} ", "reference": "e"}) + "\n")
     return path
 
 
@@ -300,9 +300,9 @@ def settings(name: str, base: Path, folder: Path) -> list[str]:
         f"objective.{name}.answer_len=8",
     ]
     if name == "ppo":
-        choices = ["reward_run=null", "verifier=exact_match", "epochs=2", "minibatches=2"]
+        choices = ["reward_run=null", "verifier=contains", "epochs=2", "minibatches=2"]
         return [*overrides, "tasks=verified", *[f"objective.ppo.{choice}" for choice in choices]]
-    return [*overrides, "objective.grpo.group=4"]
+    return [*overrides, "objective.grpo.group=4", "objective.grpo.verifier=contains"]
 
 
 @pytest.mark.slow
@@ -319,6 +319,7 @@ def test_a_run_that_lost_its_last_steps_resumes_to_the_same_bits(
     assert_same_weights(tmp_path / "resumed", tmp_path / "run")
     rewards = [record["reward"] for record in lines(tmp_path / "run")]
     assert rewards == [record["reward"] for record in lines(tmp_path / "resumed")]
+    assert len(set(rewards)) > 1
     assert "eval/verified/reward" in lines(tmp_path / "run")[-1]
 
 
@@ -330,6 +331,7 @@ def test_two_devices_learn_what_one_learns(tiny_run: Path, tmp_path: Path, t5x_l
     environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     done = t5x_lite("train", config, *overrides, f"run_dir={tmp_path / 'two'}", env=environment)
     assert done.returncode == 0, done.stderr
+    assert any(record["reward"] not in {0, 1} for record in lines(tmp_path / "one"))
     for one_device, two_devices in zip(lines(tmp_path / "one"), lines(tmp_path / "two"), strict=True):
         assert one_device["reward"] == two_devices["reward"]
         assert one_device["answer_length"] == two_devices["answer_length"]

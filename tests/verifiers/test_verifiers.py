@@ -2,7 +2,7 @@
 
 import pytest
 
-from t5x_lite.verifiers import Arithmetic, ExactMatch
+from t5x_lite.verifiers import Arithmetic, Contains, ExactMatch
 
 
 @pytest.mark.parametrize(
@@ -32,3 +32,10 @@ def test_exact_match_ignores_the_space_around_and_the_case_if_asked() -> None:
     assert ExactMatch().score("", " Paris\n", "Paris") == 1
     assert ExactMatch().score("", "paris", "Paris") == 0
     assert ExactMatch(ignore_case=True).score("", "paris", "Paris") == 1
+
+
+def test_contains_finds_the_reference_in_the_answer() -> None:
+    assert Contains().score("", "It is Paris, of course", " Paris ") == 1
+    assert Contains().score("", "It is paris", "Paris") == 0
+    assert Contains(ignore_case=True).score("", "It is paris", "Paris") == 1
+    assert Contains().score("", "Par", "Paris") == 0
