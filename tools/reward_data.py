@@ -12,6 +12,8 @@ from pathlib import Path
 
 HELD_OUT = 200
 """Records at the end of each arithmetic file that are held out."""
+FEW = 32
+"""Training questions that a tiny model sees often enough to learn from its rewards."""
 PROMPT_WORDS = 3
 """Words at the beginning of a sentence that are the prompt."""
 ARITHMETIC = ("single_digit_three_ops", "two_digit_addition")
@@ -32,7 +34,7 @@ def main() -> None:
 
 
 def write_arithmetic(source: Path, out: Path) -> None:
-    """Write `train.jsonl` and `dev.jsonl` of all files."""
+    """Write `train.jsonl`, `dev.jsonl` and `dev.txt` of all files, and `few.jsonl`, some of the training records."""
     train: list[dict[str, str]] = []
     held_out: list[dict[str, str]] = []
     for name in ARITHMETIC:
@@ -40,7 +42,9 @@ def write_arithmetic(source: Path, out: Path) -> None:
         train += records[:-HELD_OUT]
         held_out += records[-HELD_OUT:]
     write_records(out / "train.jsonl", train)
+    write_records(out / "few.jsonl", train[:: len(train) // FEW][:FEW])
     write_records(out / "dev.jsonl", held_out)
+    (out / "dev.txt").write_text("".join(record["context"] + record["completion"] for record in held_out))
 
 
 def write_sentiment(source: Path, out: Path) -> None:

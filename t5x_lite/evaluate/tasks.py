@@ -156,7 +156,7 @@ class GeneratedAnswers:
 
 
 class RewardedAnswers:
-    """Greedy answers to the prompts of each record, with their rewards as margins."""
+    """Answers to the prompts of each record, greedy or sampled from a fixed seed, with their rewards as margins."""
 
     def __init__(self, model: EvaluationModel, objective: PolicyOptimization, validation: TaskValidation) -> None:
         self.model = model
@@ -165,11 +165,11 @@ class RewardedAnswers:
 
     def __call__(self, records: TaskRecords) -> Iterator[Answer]:
         """Yield the answer to each record."""
-        greedy = Sampling(self.objective.answer_len, temperature=0)
+        sampling = Sampling(self.objective.answer_len, temperature=self.objective.eval_temperature)
         examples = self.validation.examples(records)
         while batch := list(islice(examples, self.validation.batch_size)):
             prompts = [features["prompt"][features["prompt_segments"] > 0] for _, features in batch]
-            *_, tokens = self.model.generator.stream_tokens(prompts, greedy)
+            *_, tokens = self.model.generator.stream_tokens(prompts, sampling)
             references = [self.objective.reference(records[number]) for number, _ in batch]
             answers = []
             for prompt, row, reference in zip(prompts, tokens, references, strict=True):

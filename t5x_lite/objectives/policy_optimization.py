@@ -53,6 +53,9 @@ class PolicyOptimization(Supervised):
     answer_len: Int = setting(128, "longest answer, EOS included; prompts have the rest of `train.seq_len`", ge=1)
     reference_len: Int = setting(256, "longest reference", unit="bytes of UTF-8", ge=1)
     temperature: float = setting(1.0, "temperature of the policy, in sampling and in the loss", gt=0)
+    eval_temperature: float = setting(
+        0.0, "temperature of the answers to validation prompts; 0 is greedy, 1 as in training", ge=0
+    )
     clip_low: float = setting(
         0.2, "ε: the ratio of probabilities is clipped below 1 - ε", gt=0, le=1, source="Schulman et al. 2017, eq. 7"
     )

@@ -222,31 +222,28 @@ def test_a_reward_run_scores_answers_as_it_has_learnt_to(tmp_path: Path) -> None
         assert float(score) == pytest.approx(float(expected[0, 0]), rel=1e-4)
 
 
-def test_a_reward_run_must_be_one_with_the_same_tokenizer_and_room(tmp_path: Path, tiny_run: Path) -> None:
-    def opened(reward_run: Path) -> None:
+def test_a_reward_run_must_be_one_with_the_same_tokenizer_and_room(tmp_path: Path) -> None:
+    def check(reward_run: Path, tokenizer: Bytes = TOKENIZER) -> None:
         run = policy_run("grpo", tmp_path / "run")
         objective = {"grpo": {"reward_run": str(reward_run), "answer_len": 6}}
         values = {**run.config.model_dump(mode="json"), "objective": objective}
-        check_rewards(RunConfig.model_validate(values), TOKENIZER)
+        check_rewards(RunConfig.model_validate(values), tokenizer)
 
     with pytest.raises(UserError, match="missing: is not a run directory"):
-        opened(tmp_path / "missing")
+        check(tmp_path / "missing")
+    create_run_dir(policy_run("grpo", tmp_path / "policy").config, TOKENIZER)
     with pytest.raises(UserError, match=r"its objective is .*, not reward; train one with tasks=reward"):
-        opened(tiny_run)
+        check(tmp_path / "policy")
     config = reward_config(tmp_path / "short")
     short = config.model.model_dump(mode="json") | {"positions": {"learned": {"length": 12}}}
-    create_run_dir(
-        reward_config(tmp_path / "short", model=short, train={"steps": 4, "batch_size": 4, "seq_len": 12}), TOKENIZER
-    )
+    train_settings = {"steps": 4, "batch_size": 4, "seq_len": 12}
+    create_run_dir(reward_config(tmp_path / "short", model=short, train=train_settings), TOKENIZER)
     with pytest.raises(UserError, match="its model has 12 positions, and a prompt with its answer takes up to 19"):
-        opened(tmp_path / "short")
-    create_run_dir(reward_config(tmp_path / "other"), TOKENIZER)
-    for name in ("tokenizer.json", "tokenizer.model"):
-        (tmp_path / "other" / name).unlink(missing_ok=True)
-        if (tiny_run / name).exists():
-            (tmp_path / "other" / name).write_bytes((tiny_run / name).read_bytes())
-    with pytest.raises(UserError, match="has another tokenizer than this run"):
-        opened(tmp_path / "other")
+        check(tmp_path / "short")
+    create_run_dir(reward_config(tmp_path / "reward"), TOKENIZER)
+    check(tmp_path / "reward")
+    with pytest.raises(UserError, match=r"reward_run .*: has another tokenizer than this run"):
+        check(tmp_path / "reward", Bytes(b'{"model": "other"}'))
 
 
 def test_a_long_prompt_loses_its_first_tokens(tmp_path: Path) -> None:
@@ -280,9 +277,10 @@ def test_records_that_cannot_be_learnt_from_are_refused(record: dict[str, str], 
         (["train.spike_factor=2"], "train.spike_factor is for losses above zero"),
     ],
 )
-def test_settings_that_do_not_fit_are_refused(overrides: list[str], message: str, tiny_run: Path) -> None:
+def test_settings_that_do_not_fit_are_refused(overrides: list[str], message: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(configuration.dump(configuration.load("llama/7b")))
     with pytest.raises(UserError, match=message):
-        configuration.load(REPOSITORY / "configs/rl/grpo.yaml", [f"adapt.from={tiny_run}", *overrides])
+        configuration.load(REPOSITORY / "configs/rl/grpo.yaml", [f"adapt.from={tmp_path}", *overrides])
 
 
 def write_prompts(path: Path) -> Path:
