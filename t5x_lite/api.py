@@ -12,7 +12,6 @@ from jaxtyping import Array, Float, Int, PyTree
 from numpy.typing import ArrayLike
 
 from t5x_lite.adapt.initial_weights import load_weights
-from t5x_lite.checkpoint import is_step
 from t5x_lite.config import RunConfig
 from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.data.training_data import TrainingData
@@ -35,8 +34,9 @@ from t5x_lite.models.spec import ModelSpec
 from t5x_lite.objectives.framing import encoder_frame
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.run_data import open_run_data
-from t5x_lite.run_dir import Run, open_run
+from t5x_lite.run_dir import Run, open_run, split_step
 from t5x_lite.run_loss import loss_function
+from t5x_lite.run_rewards import RewardSource, open_rewards
 
 
 class Model:
@@ -259,6 +259,15 @@ class Model:
         """
         return TaskEvaluation(self)
 
+    @cached_property
+    def rewards(self) -> RewardSource:
+        """Rewards answers, as in the training of a run whose objective samples them.
+
+        Raises:
+            UserError: a reward run that this run cannot use.
+        """
+        return open_rewards(self.config, self.tokenizer, self.mesh)
+
     def generate(self, prompts: str | Sequence[str], **settings: Any) -> list[str]:
         """Return the continuation of each prompt (a decoder), or the answer to it (an encoder_decoder).
 
@@ -347,11 +356,9 @@ def load(
     Raises:
         UserError: not a run directory, no checkpoint, or a damaged one; a model whose weights cannot be quantized.
     """
-    run_dir = str(run).rstrip("/")
-    parent, _, last_name = f"./{run_dir}".rpartition("/checkpoints/")
-    if parent and is_step(last_name):
-        step = int(last_name)
-        run_dir = run_dir.removesuffix(f"checkpoints/{last_name}").rstrip("/") or "."
+    run_dir, named_step = split_step(str(run))
+    if named_step is not None:
+        step = named_step
     opened = open_run(run_dir, list(overrides))
     mesh = meshes.make_mesh(opened.config.mesh)
     loaded_step, params, _ = load_weights(opened, mesh, step)

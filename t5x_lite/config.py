@@ -24,6 +24,7 @@ from t5x_lite.local_copies import local_path
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.mesh_sizes import check_mesh_sizes
 from t5x_lite.objectives import OBJECTIVES, Causal, Objective, TextToText
+from t5x_lite.objectives.policy_optimization import PolicyOptimization
 from t5x_lite.objectives.supervised import Supervised
 from t5x_lite.parallel.config import MeshConfig
 from t5x_lite.planner.config import PlanConfig
@@ -163,6 +164,8 @@ class RunConfig(Config):
                 f"objective {objective.name} compares the model with the one that it adapts: it needs "
                 "adapt.method=lora or another that freezes the base, or adapt.method=reference, which keeps a copy"
             )
+        if isinstance(objective, PolicyOptimization):
+            yield from self._policy_problems(objective)
         is_pseudo = not self.scores_left_to_right
         if is_pseudo and self.model.family == "encoder_decoder" and not objective.fills_spans:
             kind = self.eval.likelihood
@@ -174,6 +177,21 @@ class RunConfig(Config):
         if self.method.placeholders:
             yield f"objective {objective.name} has no place for soft tokens (adapt.method) without `tasks`"
         yield from self._row_problems(objective)
+
+    def _policy_problems(self, objective: PolicyOptimization) -> Iterator[str]:
+        """Yield what does not fit together for an objective that samples answers."""
+        train = self.train
+        if self.adapt is None:
+            yield f"objective {objective.name} improves the answers of another run: give adapt.from"
+        if train.spike_factor is not None:
+            yield f"train.spike_factor is for losses above zero; that of objective {objective.name} is about zero"
+        answers = train.batch_size * objective.group_size
+        parts = objective.minibatches * train.microbatches
+        if answers % parts:
+            yield (
+                f"{answers} answers of a step (train.batch_size · answers to a prompt) are not a multiple of "
+                f"objective.{objective.name}.minibatches · train.microbatches = {parts}"
+            )
 
     def _row_problems(self, objective: Objective) -> Iterator[str]:
         """Yield what does not fit together between an objective on text and the rows of the text."""
@@ -232,7 +250,10 @@ class RunConfig(Config):
     def evaluators(self) -> tuple[Evaluator, ...]:
         """Evaluators of the run: the loss on the validation split, the run's own tasks, and `eval.evaluators`."""
         task_evaluators = (Tasks(),) if self.tasks else ()
-        return (Validation(), *task_evaluators, *self.eval.evaluators)
+        validation: tuple[Evaluator, ...] = (Validation(),)
+        if self.objective is not None and not self.objective.has_validation_loss:
+            validation = ()
+        return (*validation, *task_evaluators, *self.eval.evaluators)
 
     def trainable_split(self, tree: Mapping[str, object]) -> TrainableSplit:
         """Return which of the parameters in `tree`, nested dicts whose leaves may be anything, train."""

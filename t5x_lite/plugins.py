@@ -30,6 +30,7 @@ from t5x_lite.schema.rebuild import rebuild
 from t5x_lite.train.optimizers import OPTIMIZERS, OptimizerMethod
 from t5x_lite.train.schedules import SCHEDULES, Schedule
 from t5x_lite.train.trackers import TRACKERS, Tracker
+from t5x_lite.verifiers import VERIFIERS, Verifier
 
 PREFIX = "t5x_lite."
 """Beginning of the names of all groups of entry points."""
@@ -59,6 +60,7 @@ SEAMS: Mapping[str, Seam] = {
     "routers": Seam(ROUTERS, Router),
     "schedules": Seam(SCHEDULES, Schedule),
     "trackers": Seam(TRACKERS, Tracker),
+    "verifiers": Seam(VERIFIERS, Verifier),
 }
 """Kinds of components by the ends of the names of their groups."""
 

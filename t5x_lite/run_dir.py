@@ -13,7 +13,7 @@ from jaxtyping import PyTree
 
 from t5x_lite import config as configuration
 from t5x_lite import local_copies, schema, storage
-from t5x_lite.checkpoint import Checkpoints, JsonObject
+from t5x_lite.checkpoint import Checkpoints, JsonObject, is_step
 from t5x_lite.config import RunConfig
 from t5x_lite.data import tokenizer_files
 from t5x_lite.data.tokenizer import Tokenizer
@@ -21,6 +21,7 @@ from t5x_lite.data.tokenizer_settings import apply_settings
 from t5x_lite.errors import UserError
 from t5x_lite.files import read_json_object, write_file
 from t5x_lite.models.spec import ModelSpec, model_spec
+from t5x_lite.objectives.policy_optimization import PolicyOptimization
 from t5x_lite.parallel.mesh import shape_structs, shardings
 from t5x_lite.plugins import load_plugins
 
@@ -162,6 +163,10 @@ def _with_absolute_paths(config: RunConfig) -> RunConfig:
         method = config.adapt.method
         method = method.with_sources(tuple(_make_absolute(name) for name in method.sources))
         updates["adapt"] = config.adapt.model_copy(update={"source": source, "method": method})
+    objective = config.objective
+    if isinstance(objective, PolicyOptimization) and objective.reward_run is not None:
+        reward_run = _make_absolute(objective.reward_run)
+        updates["objective"] = objective.model_copy(update={"reward_run": reward_run})
     if config.branch is not None:
         source = _make_absolute(config.branch.source)
         updates["branch"] = config.branch.model_copy(update={"source": source})
@@ -186,6 +191,15 @@ def load_stored_tokenizer(folder: Path) -> Tokenizer | None:
 def _read_foreign_config(folder: Path) -> JsonObject:
     path = folder / FOREIGN_CONFIG
     return read_json_object(path) if path.is_file() else {}
+
+
+def split_step(name: str) -> tuple[str, int | None]:
+    """Return the run directory and the step that `RUN/checkpoints/STEP` names; of `RUN`, no step."""
+    run_dir = name.rstrip("/")
+    parent, _, last_name = f"./{run_dir}".rpartition("/checkpoints/")
+    if parent and is_step(last_name):
+        return run_dir.removesuffix(f"checkpoints/{last_name}").rstrip("/") or ".", int(last_name)
+    return run_dir, None
 
 
 def open_run(name: str | Path, overrides: Sequence[str] = ()) -> Run:

@@ -1,5 +1,7 @@
 """The loss of a run: its objective's terms and those of its routers, on a batch."""
 
+from collections.abc import Callable, Mapping
+
 import jax
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
@@ -12,6 +14,7 @@ from t5x_lite.models.quantization import quantized_products
 from t5x_lite.models.sharding import constrain
 from t5x_lite.models.spec import ModelSpec
 from t5x_lite.models.weight_gradients import float32_weight_gradients
+from t5x_lite.objectives.policy_optimization import PolicyOptimization
 
 
 def loss_function(config: RunConfig, spec: ModelSpec, batch_shards: int, *, training: bool) -> LossFunction:
@@ -44,10 +47,36 @@ def loss_function(config: RunConfig, spec: ModelSpec, batch_shards: int, *, trai
     return compute_loss
 
 
+def prepared_answers(
+    config: RunConfig, spec: ModelSpec, batch_shards: int
+) -> Callable[[PyTree, Batch], Mapping[str, Array]]:
+    """Return the function from parameters, and prompts with answers and rewards, to the features of the loss.
+
+    Args:
+        config: the run, whose objective is a `PolicyOptimization`.
+        spec: its model without the weights.
+        batch_shards: parts into which the rows of a batch are split over the devices.
+    """
+    objective = config.require_objective()
+    assert isinstance(objective, PolicyOptimization)
+    prompts = -(-config.train.batch_size // batch_shards)
+    settings = LossSettings(
+        vocab=config.model.vocab or 1, rows=prompts * objective.group_size, chunks=config.train.loss_chunks
+    )
+
+    def prepare(params: PyTree, batch: Batch) -> Mapping[str, Array]:
+        module = spec.model(jax.tree.map(_gather_embedding, params, spec.axes))
+        return jax.lax.stop_gradient(objective.prepare(module, batch, settings))
+
+    return prepare
+
+
 def _loss_settings(config: RunConfig, batch_shards: int, *, training: bool) -> LossSettings:
     train = config.train
     if training:
         rows = train.batch_size // train.microbatches
+        if isinstance(config.objective, PolicyOptimization):
+            rows = rows * config.objective.group_size // config.objective.minibatches
     else:
         rows = config.eval.batch_size or train.batch_size
     return LossSettings(

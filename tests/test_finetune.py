@@ -103,6 +103,6 @@ def test_every_family_and_method_has_its_config() -> None:
 def test_a_shipped_task_is_complete(name: str) -> None:
     task = tasks.find_task(name)
     assert set(task.metrics) <= METRICS.keys() | MARGIN_METRICS.keys()
-    assert task.tfds or name in {"preference", "reward"}
+    assert task.tfds or name in {"preference", "reward", "verified", "prompts", "arithmetic", "arithmetic_reward"}
     form = "text" if task.inputs else "head"
     assert tasks.objective_settings((name,), form, "decoder")

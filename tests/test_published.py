@@ -227,6 +227,7 @@ UNPUBLISHED_FOLDERS = {
     "nanogpt",
     "t5_variants",
     "pods",
+    "rl",
     "schedules",
     "finetune",
     "study",

@@ -33,6 +33,7 @@ from t5x_lite.tasks import TaskSpec
 from t5x_lite.train.optimizers import OPTIMIZERS
 from t5x_lite.train.schedules import SCHEDULES
 from t5x_lite.train.trackers import TRACKERS
+from t5x_lite.verifiers import VERIFIERS
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 INSTALLATION = Path(t5x_lite.__file__).resolve().parents[1]
@@ -55,6 +56,7 @@ REGISTRIES: dict[str, Mapping[str, type[Config]]] = {
     "schedules": SCHEDULES,
     "tokenizers": TOKENIZERS,
     "trackers": TRACKERS,
+    "verifiers": VERIFIERS,
 }
 MARKER = re.compile(r"^<!-- (\w+)(?:: (.*?))? -->$", re.MULTILINE)
 TABLE_HEAD = "| setting | type | default | meaning |\n|---|---|---|---|\n"

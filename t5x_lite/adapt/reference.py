@@ -34,8 +34,11 @@ class Reference(AdaptationMethod):
         return None if name.startswith(PREFIX) else 0
 
     def initial_weights(self, old: NamedArrays, fresh: NamedArrays, models: ModelPair) -> dict[str, Array]:
-        """Return the old weights twice."""
-        return {name: old[name.removeprefix(PREFIX)] for name in fresh if name.removeprefix(PREFIX) in old}
+        """Return the first weights of the model, and of the copy, twice the same."""
+        model_names = {name: value for name, value in fresh.items() if not name.startswith(PREFIX)}
+        weights = super().initial_weights(old, model_names, models)
+        copies = {f"{PREFIX}{name}": value for name, value in weights.items() if f"{PREFIX}{name}" in fresh}
+        return {**weights, **copies}
 
     def merged_weights(self, weights: NamedArrays) -> dict[str, Array] | None:
         """Leave the copy out."""

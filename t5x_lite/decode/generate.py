@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.decode.beam import Beam, beam_search
+from t5x_lite.decode.continuation import decode_continuation
 from t5x_lite.decode.decoding_steps import CHUNK, Prompts, TokenSpan, decode_chunk, prefill, sample_next
 from t5x_lite.decode.generative_module import build_module, unstack_layers
 from t5x_lite.decode.sampling import Sampling
@@ -23,9 +24,6 @@ from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.spec import ModelSpec
 
 logger = logging.getLogger(__name__)
-
-CONTEXT_TOKENS = 8
-"""Tokens at the end of a prompt that are decoded together with its continuation."""
 
 TokenIds: TypeAlias = Int[np.ndarray, "_"]
 """Token ids of one text, of any length."""
@@ -259,18 +257,10 @@ class Generator:
         return text, has_ended
 
     def _decode_continuation(self, prompt_ids: TokenIds, token_ids: TokenIds) -> str:
-        """Return the text of new tokens.
-
-        A decoder's text goes on from its prompt: a tokenizer that puts a space before every text, and removes it when
-        it decodes, would remove the space of the first new word. The last tokens of the prompt are decoded too, and
-        their text is cut off.
-        """
-        new_ids = token_ids.tolist()
+        """Return the text of new tokens; a decoder's text goes on from its prompt."""
         if self.config.family == "encoder_decoder":
-            return self.tokenizer.decode(new_ids)
-        prompt_end = [token_id for token_id in prompt_ids[-CONTEXT_TOKENS:].tolist() if token_id >= 0]
-        prompt_text = self.tokenizer.decode(prompt_end).rstrip("\ufffd")
-        return self.tokenizer.decode(prompt_end + new_ids)[len(prompt_text) :]
+            return self.tokenizer.decode(token_ids.tolist())
+        return decode_continuation(self.tokenizer, prompt_ids, token_ids)
 
 
 def _without_begun_stop(text: str, stop_strings: Sequence[str]) -> str:

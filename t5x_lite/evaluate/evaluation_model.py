@@ -16,6 +16,7 @@ from t5x_lite.run_dir import Run
 
 if TYPE_CHECKING:
     from t5x_lite.evaluate.tasks import TaskEvaluation
+    from t5x_lite.run_rewards import RewardSource
 
 
 @runtime_checkable
@@ -41,6 +42,10 @@ class EvaluationModel(GenerationModel, Protocol):
     @property
     def task_evaluation(self) -> "TaskEvaluation":
         """Evaluates the tasks of the run."""
+
+    @property
+    def rewards(self) -> "RewardSource":
+        """Rewards answers, as in the training of a run whose objective samples them."""
 
     def loss_terms(self, batch: Batch) -> LossTerms:
         """Return the terms of the loss of a batch, as in evaluation."""

@@ -184,6 +184,11 @@ def ece(margins: Sequence[float]) -> Scores:
     return {"ece": float(error)}
 
 
+def reward(rewards: Sequence[float]) -> Scores:
+    """Return the mean reward of answers."""
+    return {"reward": _mean(rewards)}
+
+
 def reward_margin(margins: Sequence[float]) -> Scores:
     """Return the mean difference of the scores of the better and the worse answer."""
     return {"reward_margin": _mean(margins)}
@@ -251,8 +256,9 @@ METRICS: dict[str, Metric] = {
 MARGIN_METRICS: dict[str, Callable[[Sequence[float]], Scores]] = {
     "ece": ece,
     "reward_margin": reward_margin,
+    "reward": reward,
 }
-"""Metrics of the margins between two answers (`Supervised.margin`), by name."""
+"""Metrics of the margins between two answers (`Supervised.margin`), or of the rewards of sampled ones, by name."""
 
 LIBRARIES = {
     "sacrebleu": {"bleu"},

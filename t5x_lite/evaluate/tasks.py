@@ -18,8 +18,10 @@ from t5x_lite.evaluate.evaluation_model import EvaluationModel
 from t5x_lite.evaluate.metrics import MARGIN_METRICS, METRICS, check_metric
 from t5x_lite.files import write_file
 from t5x_lite.objectives.objective import Features
+from t5x_lite.objectives.policy_optimization import PolicyOptimization
 from t5x_lite.objectives.supervised import Record, Supervised
 from t5x_lite.parallel import mesh as meshes
+from t5x_lite.run_rewards import decode_answer
 from t5x_lite.tasks import TaskSpec
 
 
@@ -59,8 +61,10 @@ class TaskEvaluation:
             for metric in records.task.metrics:
                 check_metric(metric, records.name)
         self.data = data
-        self._answers: HeadAnswers | GeneratedAnswers
-        if isinstance(data.objective, Supervised):
+        self._answers: HeadAnswers | GeneratedAnswers | RewardedAnswers
+        if isinstance(data.objective, PolicyOptimization):
+            self._answers = RewardedAnswers(model, data.objective, data.validation())
+        elif isinstance(data.objective, Supervised):
             self._answers = HeadAnswers(model, data.objective, data.validation())
         else:
             self._answers = GeneratedAnswers(model, data.validation())
@@ -149,6 +153,30 @@ class GeneratedAnswers:
                 if isinstance(task.objective, Supervised):
                     prediction = task.objective.from_text(text, record)
                 yield Answer(number, prediction, _reference(task, record))
+
+
+class RewardedAnswers:
+    """Answers to the prompts of each record, greedy or sampled from a fixed seed, with their rewards as margins."""
+
+    def __init__(self, model: EvaluationModel, objective: PolicyOptimization, validation: TaskValidation) -> None:
+        self.model = model
+        self.objective = objective
+        self.validation = validation
+
+    def __call__(self, records: TaskRecords) -> Iterator[Answer]:
+        """Yield the answer to each record."""
+        sampling = Sampling(self.objective.answer_len, temperature=self.objective.eval_temperature)
+        examples = self.validation.examples(records)
+        while batch := list(islice(examples, self.validation.batch_size)):
+            prompts = [features["prompt"][features["prompt_segments"] > 0] for _, features in batch]
+            *_, tokens = self.model.generator.stream_tokens(prompts, sampling)
+            references = [self.objective.reference(records[number]) for number, _ in batch]
+            answers = []
+            for prompt, row, reference in zip(prompts, tokens, references, strict=True):
+                answers.append(decode_answer(self.model.tokenizer, prompt, row, str(reference)))
+            rewards = self.model.rewards(answers).tolist()
+            for (number, _), answer, reward in zip(batch, answers, rewards, strict=True):
+                yield Answer(number, answer.answer.strip(), answer.reference.strip(), reward)
 
 
 def _prompt(features: Features) -> Int[np.ndarray, "_"]:

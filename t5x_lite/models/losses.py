@@ -3,10 +3,11 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from t5x_lite.models.sharding import GPU_PLATFORMS, constrain
 from t5x_lite.models.sharding import target_platform as current_platform
@@ -16,6 +17,8 @@ LOGITS_BYTES = 64 * 2**20
 GPU_LOGITS_BYTES = 8 * 2**30
 """The limit on a GPU, which has the memory. Chunks are recomputed in the backward pass and their small products are
 slow: GPT-2 124M on an H100 spent 80 of 183 ms a step on 128 chunks."""
+Arrays = TypeVar("Arrays", bound=tuple[Array, ...])
+"""Several arrays."""
 MASK_VALUE = -1e9
 """Large negative logit of masked entries. It is finite, and so is its square, so that fully masked rows do not become
 NaN."""
@@ -135,6 +138,33 @@ def sequence_log_probabilities(
     return sums
 
 
+def token_log_probabilities(
+    logits: Callable[[Float[Array, "b l d"]], Float[Array, "b l v"]],
+    states: Float[Array, "b l d"],
+    targets: Int[Array, "b l"],
+    settings: LossSettings,
+    temperature: float = 1.0,
+) -> tuple[Float[Array, "b l"], Float[Array, "b l"]]:
+    """Return log softmax(logits(states) / temperature)[target], and the entropy of the softmax, in nats.
+
+    Large logits are computed in chunks, as by `token_cross_entropy`.
+    """
+    states = constrain(states, "batch", "length", None)
+    chunks = _number_of_chunks(states.shape[1], settings)
+
+    def compute_chunk(states: Array, targets: Array) -> tuple[Float[Array, "b l"], Float[Array, "b l"]]:
+        log_probabilities = jax.nn.log_softmax(logits(states) / temperature, axis=-1)
+        is_target = jnp.arange(log_probabilities.shape[-1]) == targets[..., None]
+        entropies = -jnp.sum(jnp.exp(log_probabilities) * log_probabilities, axis=-1)
+        return jnp.where(is_target, log_probabilities, 0).sum(-1), entropies
+
+    if chunks == 1:
+        return compute_chunk(states, targets)
+    split_states, split_targets = _split_length((states, targets), chunks)
+    parts = jax.lax.map(lambda chunk: jax.checkpoint(compute_chunk)(*chunk), (split_states, split_targets))
+    return jax.tree.map(_join_length, parts)
+
+
 def class_cross_entropy(logits: Float[Array, "b c"], targets: Int[Array, "b"], weights: Float[Array, "b"]) -> TokenLoss:
     """Return the weighted sums of the cross-entropy over a few classes, without smoothing and z-loss."""
     return _cross_entropy(lambda scores: scores, logits, targets, weights)
@@ -210,7 +240,7 @@ def _number_of_chunks(length: int, settings: LossSettings) -> int:
     return chunks_for(length, 4 * settings.rows * length * settings.vocab)
 
 
-def _split_length(arrays: tuple[Array, Array, Array], chunks: int) -> tuple[Array, Array, Array]:
+def _split_length(arrays: Arrays, chunks: int) -> Arrays:
     """Deal the tokens out to the chunks, so that each chunk has tokens of every device that shares a row."""
 
     def split(x: Array) -> Array:
@@ -218,6 +248,11 @@ def _split_length(arrays: tuple[Array, Array, Array], chunks: int) -> tuple[Arra
         return jnp.moveaxis(x.reshape(batch, length // chunks, chunks, *features), 2, 0)
 
     return jax.tree.map(split, arrays)
+
+
+def _join_length(x: Shaped[Array, "chunks b l"]) -> Shaped[Array, "b _"]:
+    """Put chunks that `_split_length` has made together again."""
+    return jnp.moveaxis(x, 0, 2).reshape(x.shape[1], -1)
 
 
 def _normalise(vectors: Float[Array, "b d"]) -> Float[Array, "b d"]:

@@ -7,8 +7,10 @@ from t5x_lite.objectives.contrastive import Contrastive
 from t5x_lite.objectives.conversation import Conversation
 from t5x_lite.objectives.denoising import Denoising
 from t5x_lite.objectives.extract import Extract
+from t5x_lite.objectives.grpo import GRPO
 from t5x_lite.objectives.masked import Masked
 from t5x_lite.objectives.objective import ExampleContext, Features, Objective, TokenRow, Vocabulary
+from t5x_lite.objectives.ppo import PPO
 from t5x_lite.objectives.preference import Preference
 from t5x_lite.objectives.prefix import Prefix
 from t5x_lite.objectives.replaced_token import ReplacedToken
@@ -40,6 +42,8 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "similarity": Similarity,
     "reward": Reward,
     "preference": Preference,
+    "ppo": PPO,
+    "grpo": GRPO,
 }
 
 __all__ = ["OBJECTIVES", "Causal", "ExampleContext", "Features", "Objective", "TextToText", "TokenRow", "Vocabulary"]

@@ -143,6 +143,7 @@ class Objective(Config):
         one_text: a row of the token stream is one text, also where it spans several documents.
         fills_spans: it teaches a model to predict the tokens that a sentinel stands for.
         packings: values of `data.packing` that it accepts if its rows are pairs.
+        has_validation_loss: its loss can be computed on the validation split.
     """
 
     name: ClassVar[str]
@@ -151,6 +152,7 @@ class Objective(Config):
     one_text: ClassVar[bool] = False
     fills_spans: ClassVar[bool] = False
     packings: ClassVar[tuple[str, ...]] = ("documents", "none")
+    has_validation_loss: ClassVar[bool] = True
 
     @property
     def rows(self) -> RowKind:
@@ -175,6 +177,11 @@ class Objective(Config):
     def needs_reference(self) -> bool:
         """True if the loss compares the model with the one that the run adapts (see `models.reference`)."""
         return False
+
+    @property
+    def updates_per_step(self) -> int:
+        """Number of updates of the optimizer in a step."""
+        return 1
 
     @property
     def static_epochs(self) -> int:

@@ -14,12 +14,14 @@ from t5x_lite.data.records import TaskData
 from t5x_lite.data.training_data import ExampleSequence, TrainingData
 from t5x_lite.errors import Diverged
 from t5x_lite.local_copies import local_path, uploading
+from t5x_lite.objectives.policy_optimization import PolicyOptimization
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.parallel.distributed import abort_together, main_process_first, stop_requests
 from t5x_lite.planner.remat_choice import resolve_remat
 from t5x_lite.progress import format_duration, format_si
 from t5x_lite.run_data import open_run_data, open_tokenizer
 from t5x_lite.run_dir import Run, check_run_dir, create_run_dir, lock_dir, with_vocab
+from t5x_lite.run_rewards import check_rewards
 from t5x_lite.storage import join
 from t5x_lite.train.device_speed import peak_flops
 from t5x_lite.train.display import Display
@@ -67,6 +69,7 @@ def train(config: RunConfig) -> tuple[Run, bool]:
     # Whatever evaluation needs is checked now and not at the first evaluation.
     examples = [data.rows(stage) for stage in range(len(config.stages))]
     data.validation()
+    check_rewards(config, tokenizer)
     for evaluator in config.evaluators:
         evaluator.prepare(config.model)
     for tracker in config.train.trackers:
@@ -120,12 +123,15 @@ class Trainer:
         self.mesh = mesh
         self.steps = steps
         self.display = display
-        self.stage_steps = StageSteps(run, examples, mesh, steps)
         self.goodput = Goodput(run.folder, writes=jax.process_index() == 0)
         self.watchdog = Watchdog(run.config.train.hang_minutes)
         self.stragglers = Stragglers()
         self.replicas = ReplicaCheck(mesh, jax.tree.map(lambda array: array.sharding, steps.state.params))
         self.model = TrainingModel(run, data, mesh, steps, self.watchdog)
+        rewards = None
+        if isinstance(run.config.objective, PolicyOptimization):
+            rewards = self.model.rewards
+        self.stage_steps = StageSteps(run, examples, mesh, steps, rewards)
         if isinstance(data, TaskData):
             _ = self.model.task_evaluation  # checks the metrics of the tasks
             for message in data.skipped():

@@ -181,7 +181,8 @@ class StepMonitor:
             self._display.print(f"step {step}: loss or gradient not finite, update skipped")
         factor = self._config.spike_factor
         loss = metrics["loss"]
-        if loss == 0.0:
+        # Equal rewards make the loss of a policy 0.
+        if loss == 0.0 and "reward" not in metrics:
             self._empty_batches += 1
             self._display.print(f"step {step}: the batch has nothing to predict ({self._empty_batches} so far)")
         mean = self._running_loss

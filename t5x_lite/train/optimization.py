@@ -33,14 +33,21 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     return learning_rate
 
 
-def make_optimizer(config: OptimizerConfig, steps: int, axes: PyTree[WeightAxes]) -> optax.GradientTransformation:
+def make_optimizer(
+    config: OptimizerConfig, steps: int, axes: PyTree[WeightAxes], updates_per_step: int = 1
+) -> optax.GradientTransformation:
     """Return the optimizer.
 
     Args:
         config: the algorithm and its settings.
-        steps: updates of the whole run, for the schedule.
+        steps: steps of the whole run, for the schedule.
         axes: a `WeightAxes` for each parameter, in the shape of the parameters.
+        updates_per_step: updates in a step, which have the same learning rate.
     """
+    schedule = make_schedule(config, steps)
+
+    def learning_rate(update: ArrayLike) -> Float[Array, "..."]:
+        return schedule(jnp.asarray(update) // updates_per_step)
 
     def is_decayed(axes: WeightAxes) -> bool:
         return axes.inputs > 0 or (axes.is_table and config.decay_embeddings)
@@ -51,7 +58,7 @@ def make_optimizer(config: OptimizerConfig, steps: int, axes: PyTree[WeightAxes]
         transformations = [store_moments_in_bfloat16(optax.chain(*transformations))]
     if config.clip_norm is not None:
         transformations = [optax.clip_by_global_norm(config.clip_norm), *transformations]
-    return optax.chain(*transformations, optax.scale_by_learning_rate(make_schedule(config, steps)))
+    return optax.chain(*transformations, optax.scale_by_learning_rate(learning_rate))
 
 
 def scale_learning_rates(

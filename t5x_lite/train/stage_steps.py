@@ -14,6 +14,8 @@ from t5x_lite.data.training_data import ExampleSequence
 from t5x_lite.models.loss_terms import Batch
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.run_dir import Run
+from t5x_lite.run_rewards import RewardSource
+from t5x_lite.train.rollout_step import RolloutStep
 from t5x_lite.train.state import TrainState
 from t5x_lite.train.steps import Steps, make_steps
 
@@ -32,14 +34,23 @@ class StageSteps:
         examples: training examples in the order of each stage.
         mesh: the devices.
         steps: the steps for batches of the run's own shape.
+        rewards: rewards sampled answers, if the objective is a `PolicyOptimization`.
     """
 
-    def __init__(self, run: Run, examples: Sequence[ExampleSequence], mesh: Mesh, steps: Steps) -> None:
+    def __init__(
+        self,
+        run: Run,
+        examples: Sequence[ExampleSequence],
+        mesh: Mesh,
+        steps: Steps,
+        rewards: RewardSource | None = None,
+    ) -> None:
         self.stages = run.config.stages
         self._run = run
         self._examples = examples
         self._mesh = mesh
         self._steps = steps
+        self._rewards = rewards
         self._compiled: dict[tuple[int, int], CompiledStep] = {}
 
     def compile(self, first: int) -> float:
@@ -58,6 +69,8 @@ class StageSteps:
         steps = self._steps
         if stage.shape != (config.train.batch_size, config.train.seq_len):
             steps = make_steps(config.of_stage(stage), self._run.spec, self._mesh)
+        if self._rewards is not None:
+            return RolloutStep(self._run, self._mesh, steps, self._rewards, batch)
         return steps.train.lower(self._steps.state, batch).compile()
 
     def batches(self, first: int, end: int) -> Iterator[tuple[CompiledStep, Batch]]:

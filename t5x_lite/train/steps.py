@@ -23,11 +23,13 @@ from t5x_lite.models.loss_terms import Batch, LossTerms
 from t5x_lite.models.mesh_sizes import check_mesh_sizes
 from t5x_lite.models.pipeline import microbatch_count
 from t5x_lite.models.spec import ModelSpec, init_params
+from t5x_lite.objectives.policy_optimization import PolicyOptimization
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.parallel.memory import check_host_offload
-from t5x_lite.run_loss import loss_function
+from t5x_lite.run_loss import loss_function, prepared_answers
 from t5x_lite.train.optimization import make_optimizer, scale_learning_rates
 from t5x_lite.train.parameter_update import ParameterUpdate, is_matrix_or_table
+from t5x_lite.train.policy_step import UpdateStep, policy_step
 from t5x_lite.train.state import TrainState
 from t5x_lite.train.step import Accumulation, train_step
 from t5x_lite.train.training_loss import TrainingLoss
@@ -77,13 +79,15 @@ def make_steps(config: RunConfig, spec: ModelSpec, mesh: Mesh) -> Steps:
     def evaluate(params: tuple[PyTree, PyTree], batch: Batch) -> LossTerms:
         return evaluation_loss(join(*params), batch, None)
 
-    step = partial(
+    step: UpdateStep = partial(
         train_step,
         _training_loss(config, spec, mesh, join),
         update,
         Accumulation(config.train.microbatches, jnp.dtype(config.train.gradient_dtype)),
         config.train.seed,
     )
+    if isinstance(config.objective, PolicyOptimization):
+        step = _policy_step(config, spec, mesh, join, step)
     shapes = jax.eval_shape(create_state)
     state_shardings = meshes.state_shardings(mesh, spec.axes, shapes, update.init)
     batch_sharding = meshes.batch_sharding(mesh)
@@ -110,6 +114,20 @@ def make_steps(config: RunConfig, spec: ModelSpec, mesh: Mesh) -> Steps:
     )
 
 
+def _policy_step(
+    config: RunConfig, spec: ModelSpec, mesh: Mesh, join: Callable[[PyTree, PyTree], PyTree], update_step: UpdateStep
+) -> UpdateStep:
+    """Return the step on prompts with sampled answers and their rewards, which makes several updates."""
+    objective = config.require_objective()
+    assert isinstance(objective, PolicyOptimization)
+    answer_rows = prepared_answers(config, spec, meshes.batch_shards(mesh))
+
+    def prepare(state: TrainState, batch: Batch) -> Batch:
+        return answer_rows(join(state.params, state.frozen), batch)
+
+    return partial(policy_step, objective, prepare, update_step, config.train.seed)
+
+
 def _make_update(config: RunConfig, spec: ModelSpec, split: TrainableSplit) -> ParameterUpdate:
     """Return the optimizer with the types in which its parameters are stored."""
     optimizer = _make_optimizer(config, spec, split)
@@ -122,7 +140,10 @@ def _make_update(config: RunConfig, spec: ModelSpec, split: TrainableSplit) -> P
 def _make_optimizer(config: RunConfig, spec: ModelSpec, split: TrainableSplit) -> optax.GradientTransformation:
     """Return the optimizer, with the learning-rate factors of the adaptation method if it has any."""
     steps = config.train.steps
-    optimizer = make_optimizer(config.optimizer, steps, split.trained_leaves(spec.axes))
+    updates_per_step = 1
+    if config.objective is not None:
+        updates_per_step = config.objective.updates_per_step
+    optimizer = make_optimizer(config.optimizer, steps, split.trained_leaves(spec.axes), updates_per_step)
     method = config.method
     if method.learning_rate_factor("", config.model, 0.0) is None:
         return optimizer
@@ -134,7 +155,7 @@ def _make_optimizer(config: RunConfig, spec: ModelSpec, split: TrainableSplit) -
             by_name[name] = jnp.ones(()) if factor is None else jnp.asarray(factor)
         return unflatten_names(by_name)
 
-    return scale_learning_rates(optimizer, steps, factors)
+    return scale_learning_rates(optimizer, steps * updates_per_step, factors)
 
 
 def _first_state(params: PyTree, split: TrainableSplit, update: ParameterUpdate) -> TrainState:
@@ -196,6 +217,10 @@ def check_mesh(mesh: Mesh, config: RunConfig, platform: str) -> dict[str, str]:
     if train.microbatches > 1:
         rows_key = "train.batch_size / train.microbatches"
     meshes.check_rows(mesh, rows, rows_key)
+    if isinstance(config.objective, PolicyOptimization):
+        answers = rows * config.objective.group_size // config.objective.minibatches
+        minibatches_key = f"objective.{config.objective.name}.minibatches"
+        meshes.check_rows(mesh, answers, f"{rows_key} · answers to a prompt / {minibatches_key}")
     meshes.check_rows(mesh, config.eval.batch_size or train.batch_size, "eval.batch_size")
     try:
         with jax.set_mesh(mesh):

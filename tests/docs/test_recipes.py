@@ -57,6 +57,7 @@ def test_there_is_a_recipe_for_every_kind_of_component() -> None:
         "evaluator",
         "optimizer",
         "schedule",
+        "verifier",
         "task",
     }
 
