@@ -219,6 +219,7 @@ UNPUBLISHED_FOLDERS = {
     "nanogpt",
     "t5_variants",
     "pods",
+    "prompting",
     "schedules",
     "finetune",
     "study",
