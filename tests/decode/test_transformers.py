@@ -3,16 +3,17 @@
 from collections.abc import Iterator
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="reference implementations need the extra hf: pip install -e '.[hf]'")
-pytest.importorskip("transformers", reason="pip install -e '.[hf]'")
+transformers = pytest.importorskip("transformers", reason="pip install -e '.[hf]'")
 
 from t5x_lite.data.byte_tokenizer import Bytes  # noqa: E402
 from t5x_lite.decode.beam import Beam  # noqa: E402
 from t5x_lite.decode.generate import Generator  # noqa: E402
-from t5x_lite.decode.sampling import Sampling  # noqa: E402
+from t5x_lite.decode.sampling import Decoding, Sampling  # noqa: E402
 from tests.reference.cases import Case, make  # noqa: E402
 
 PROMPTS = [np.arange(first, first + size, dtype=np.int32) for first, size in ((7, 8), (20, 5), (30, 2))]
@@ -96,6 +97,32 @@ def cut_after(end_tokens: list[int], rows: np.ndarray) -> list[list[int]]:
     return cut
 
 
+def test_rules_change_scores_as_logits_processors_do() -> None:
+    """Random histories of few tokens, so that n-grams repeat and biased sequences occur."""
+    rng = np.random.default_rng(0)
+    history = rng.integers(0, 6, (40, 9))
+    scores = rng.normal(0, 3, (40, 6)).astype(np.float32)
+    bias = {(0,): -1.5, (3, 1): -float("inf"), (2, 4, 5): 2.0, (1, 5): 0.5, (0, 2): -float("inf")}
+    rules = Decoding(
+        logit_bias=bias, repetition_penalty=1.3, no_repeat_ngram_size=3, min_tokens=5, stop_tokens=[2, 4]
+    ).resolve_rules(None, 6)
+    processors = [
+        transformers.SequenceBiasLogitsProcessor(bias),
+        transformers.RepetitionPenaltyLogitsProcessor(1.3),
+        transformers.NoRepeatNGramLogitsProcessor(3),
+        transformers.MinNewTokensLengthLogitsProcessor(0, 5, [2, 4], "cpu"),
+    ]
+    for length in (4, 9):  # before and after the smallest number of tokens
+        expected = torch.tensor(scores)
+        for processor in processors:
+            expected = processor(torch.tensor(history[:, :length]), expected)
+        padded = np.pad(history[:, :length], ((0, 0), (3, 0)), constant_values=-1)
+        changed = rules.apply(jnp.asarray(scores), jnp.asarray(padded), length)
+        np.testing.assert_allclose(changed, expected.numpy(), rtol=1e-6)
+    assert np.isinf(expected.numpy()[:, [3, 5]]).any()  # these tokens are banned by repeated n-grams alone
+
+
+@pytest.mark.slow
 def test_rules_for_logits_give_the_same_greedy_tokens(case: Case) -> None:
     """Banned and favoured tokens and sequences, no repeated n-gram, and no end before some tokens."""
     plain = [
