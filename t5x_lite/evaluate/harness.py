@@ -100,7 +100,7 @@ def evaluate_tasks(
         logging.warning(
             "%d contexts were longer than %d tokens and lost their beginning", truncated, harness_model.max_length
         )
-    return _collect_scores(results), results["samples"]
+    return collect_scores(results), results["samples"]
 
 
 def build_harness_model(model: EvaluationModel, window: int | None, seed: int = SEED) -> "HarnessModel":
@@ -213,13 +213,14 @@ def configure_tasks(tasks: LoadedTasks, prompts: FewShotPrompts, limit: int | No
     return demonstrations_of_tasks
 
 
-def _collect_scores(results: Mapping[str, Any]) -> dict[str, float]:
+def collect_scores(results: Mapping[str, Any]) -> dict[str, float]:
     """Return the finite numbers of the harness's results by `<task>/<name>`."""
     scores: dict[str, float] = {}
     for task, metrics in results["results"].items():
         values = {name.removesuffix(",none"): value for name, value in metrics.items() if name != "sample_len"}
         values["num_fewshot"] = results["n-shot"].get(task)
-        values["documents"] = len(results["samples"].get(task, []))
+        # There is a record of each document for each filter.
+        values["documents"] = len({record["doc_id"] for record in results["samples"].get(task, [])})
         for name, value in values.items():
             if isinstance(value, float | int) and isfinite(value):
                 scores[f"{task}/{name}"] = value

@@ -35,6 +35,7 @@ from t5x_lite.evaluate.harness import (  # noqa: E402
     FewShotPrompts,
     build_harness_model,
     check_tasks,
+    collect_scores,
     evaluate_tasks,
     load_tasks,
 )
@@ -315,8 +316,9 @@ def test_the_shipped_task_votes_over_chains_of_thought(tmp_path: Path, monkeypat
     monkeypatch.chdir(tmp_path)
     model = ScriptedChains([133, 143, 0, 143, 133, 13, 143, 0, 133, 143])
     tasks = load_tasks(["addition_cot"], REPOSITORY / "configs/prompting")
-    results = evaluate(model, tasks, bootstrap_iters=0)["results"]["addition_cot"]
-    assert (results["exact_match,majority"], results["exact_match,first"]) == (0.5, 0)
+    scores = collect_scores(evaluate(model, tasks, bootstrap_iters=0))
+    assert (scores["addition_cot/exact_match,majority"], scores["addition_cot/exact_match,first"]) == (0.5, 0)
+    assert scores["addition_cot/documents"] == 2
     assert len(model.prompts) == 20
     assert model.prompts[0].startswith("Q: What is 23 plus 58?\nA: 3 plus 8 is 11, so")
     assert model.prompts[0].count("The answer is") == 3
