@@ -289,20 +289,36 @@ def probe(options: argparse.Namespace, overrides: list[str]) -> int:
 
 def generate(options: argparse.Namespace, overrides: list[str]) -> int:
     """Run `t5x-lite generate RUN --prompt TEXT …`."""
-    from t5x_lite.decode import chat
+    from t5x_lite.decode import chat, reflection
+    from t5x_lite.decode import recipe as recipes
     from t5x_lite.decode.fill import print_answers, print_generation
     from t5x_lite.decode.generate import decoding_settings
 
     settings = {}
-    for name in (*DECODING_OPTIONS, "stop"):
+    for name in (*DECODING_OPTIONS, "stop", "stop_tokens"):
         if hasattr(options, name):
             settings[name] = getattr(options, name)
+    if hasattr(options, "logit_bias"):
+        settings["logit_bias"] = dict(options.logit_bias)
     decoding = decoding_settings(**settings)
-    for text in [*(options.prompt or options.chat or []), *settings.get("stop", [])]:
+    biased_texts = [key for key in settings.get("logit_bias", {}) if isinstance(key, str)]
+    for text in [*(options.prompt or options.chat or []), *settings.get("stop", []), *biased_texts]:
         check_utf8(text)
+    recipe = None
+    if options.recipe is not None:
+        recipe = recipes.load_recipe(options.recipe)
+        reflection.step_settings(recipe, settings)
+    if (recipe is None or not options.prompt) and (options.recipe or options.trace):
+        raise UserError("generate: --recipe is for --prompt, and --trace for --recipe")
     chats = chat.read_chats(options.chat_file) if options.chat_file else chat.user_chats(options.chat or [])
     model = t5x_lite.load(options.run, step=options.step, overrides=overrides, quantization=options.quantization)
-    if chats:
+    if recipe is not None:
+        reflections = reflection.Reflector(model, recipe, settings)(options.prompt)
+        for answered in reflections:
+            print(f"{answered.answer}\n")
+        if options.trace:
+            reflection.write_trace(reflections, options.trace)
+    elif chats:
         print_answers(model, chat.chat_prompts(model, chats), decoding)
     else:
         print_generation(model, options.prompt, decoding)

@@ -19,6 +19,7 @@ from typing import Any
 
 from t5x_lite.adapt import ADAPTATIONS, AdaptationMethod
 from t5x_lite.errors import UserError, suggest
+from t5x_lite.evaluate.demonstrations import DEMONSTRATIONS, Demonstrations
 from t5x_lite.evaluate.evaluators import EVALUATORS, Evaluator
 from t5x_lite.models.attention.kinds import ATTENTION, AttentionKind
 from t5x_lite.models.experts.routers import ROUTERS, Router
@@ -52,6 +53,7 @@ class Seam:
 SEAMS: Mapping[str, Seam] = {
     "adaptations": Seam(ADAPTATIONS, AdaptationMethod),
     "attention": Seam(ATTENTION, AttentionKind),
+    "demonstrations": Seam(DEMONSTRATIONS, Demonstrations),
     "evaluators": Seam(EVALUATORS, Evaluator),
     "mixers": Seam(MIXERS, Mixer),
     "objectives": Seam(OBJECTIVES, Objective),

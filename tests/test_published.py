@@ -228,6 +228,7 @@ UNPUBLISHED_FOLDERS = {
     "t5_variants",
     "pods",
     "rl",
+    "prompting",
     "schedules",
     "finetune",
     "study",

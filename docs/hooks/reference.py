@@ -21,6 +21,7 @@ from t5x_lite.arguments import build_parser
 from t5x_lite.config import RunConfig
 from t5x_lite.data.cleaning import CLEANING
 from t5x_lite.data.config import TOKENIZERS
+from t5x_lite.evaluate.demonstrations import DEMONSTRATIONS
 from t5x_lite.evaluate.evaluators import EVALUATORS
 from t5x_lite.models.attention.kinds import ATTENTION
 from t5x_lite.models.experts.routers import ROUTERS
@@ -47,6 +48,7 @@ REGISTRIES: dict[str, Mapping[str, type[Config]]] = {
     "adaptations": ADAPTATIONS,
     "attention": ATTENTION,
     "cleaning": CLEANING,
+    "demonstrations": DEMONSTRATIONS,
     "evaluators": EVALUATORS,
     "mixers": MIXERS,
     "objectives": OBJECTIVES,

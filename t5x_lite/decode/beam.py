@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
 
 from t5x_lite.decode.generative_module import GenerativeModule
-from t5x_lite.decode.sampling import Decoding, apply_repetition_penalty, mark_tokens
+from t5x_lite.decode.logit_rules import LogitRules, append_tokens
+from t5x_lite.decode.sampling import Decoding
 from t5x_lite.decode.state import DecodeState, reshard_cache, select_beams
 from t5x_lite.errors import UserError
 from t5x_lite.models.sharding import constrain
@@ -86,7 +87,7 @@ class BeamState:
 def beam_search(
     build_module: Callable[[PyTree[Array]], GenerativeModule],
     beam: Beam,
-    eos: int | None,
+    rules: LogitRules,
     params: PyTree[Array],
     logits: Float[Array, "bn v"],
     decode_state: DecodeState,
@@ -95,8 +96,8 @@ def beam_search(
 
     Args:
         build_module: makes the module from `params`.
-        beam: the settings of the search.
-        eos: the token that ends a hypothesis, if there is one.
+        beam: the settings of the search, without those of rules; see `Decoding.without_rules`.
+        rules: rules that change the scores, and the tokens that end a hypothesis.
         params: weights.
         logits: scores of the first new token; the rows of a prompt are repeated `beam.beams` times.
         decode_state: the state after prefill, with the same rows.
@@ -110,7 +111,7 @@ def beam_search(
         return (state.step < beam.tokens) & jnp.any(best_possible > state.finished.scores[:, -1])
 
     def advance(state: BeamState) -> BeamState:
-        return _advance(build_module(params), beam, eos, state)
+        return _advance(build_module(params), beam, rules, state)
 
     initial = _initial_state(beam, logits, decode_state)
     finished = jax.lax.while_loop(can_improve, advance, initial).finished
@@ -131,13 +132,11 @@ def _initial_state(beam: Beam, logits: Float[Array, "bn v"], decode_state: Decod
     return BeamState(jnp.int32(0), live, empty, logits, decode_state)
 
 
-def _advance(module: GenerativeModule, beam: Beam, eos: int | None, state: BeamState) -> BeamState:
+def _advance(module: GenerativeModule, beam: Beam, rules: LogitRules, state: BeamState) -> BeamState:
     """Add a token to every live hypothesis, move those that end to `finished`, and run the model on the others."""
-    candidates, parents, tokens = _extend_live(beam, state)
+    candidates, parents, tokens = _extend_live(beam, rules, state)
     is_last_step = state.step == beam.tokens - 1
-    ends = jnp.broadcast_to(is_last_step, tokens.shape)
-    if eos is not None:
-        ends = ends | (tokens == eos)
+    ends = rules.ends(tokens) | is_last_step
     finished = _merge_finished(beam, state, candidates, ends)
     candidates = replace(candidates, scores=jnp.where(ends, -jnp.inf, candidates.scores))
     live, survivors = candidates.select_best(beam.beams)
@@ -148,23 +147,25 @@ def _advance(module: GenerativeModule, beam: Beam, eos: int | None, state: BeamS
     last_tokens = _take(tokens, survivors).reshape(-1, 1)
     cache = reshard_cache(select_beams(state.decode_state.cache, rows))
     hidden, cache = module.decode_step(last_tokens, jnp.ones_like(last_tokens), cache)
-    present = mark_tokens(state.decode_state.present[rows], last_tokens)
-    return BeamState(state.step + 1, live, finished, module.logits(hidden)[:, 0], DecodeState(present, cache))
+    history = append_tokens(state.decode_state.history[rows], last_tokens)
+    return BeamState(state.step + 1, live, finished, module.logits(hidden)[:, 0], DecodeState(history, cache))
 
 
 def _extend_live(
-    beam: Beam, state: BeamState
+    beam: Beam, rules: LogitRules, state: BeamState
 ) -> tuple[Hypotheses, Int[Array, "b candidates"], Int[Array, "b candidates"]]:
     """Extend the live hypotheses by one token: return the best continuations, their parents and their last tokens.
 
-    There are twice as many as beams: at most one continuation of each hypothesis ends with EOS, so enough stay live.
+    Of each hypothesis at most one continuation for each end token ends, so one more stays live: as many candidates are
+    returned for each beam, and at least two.
     """
     batch, beams, _ = state.live.tokens.shape
     vocab = state.logits.shape[-1]
     log_probs = jax.nn.log_softmax(state.logits)
-    log_probs = apply_repetition_penalty(log_probs, state.decode_state.present, beam.repetition_penalty)
+    log_probs = rules.apply(log_probs, state.decode_state.history, state.step)
     totals = state.live.scores[..., None] + log_probs.reshape(batch, beams, vocab)
-    scores, indices = jax.lax.top_k(totals.reshape(batch, -1), 2 * beams)
+    candidates = beams * max(2, 1 + rules.end_tokens.shape[0])
+    scores, indices = jax.lax.top_k(totals.reshape(batch, -1), min(candidates, beams * vocab))
     parents = indices // vocab
     tokens = indices % vocab
     sequences = _take(state.live.tokens, parents).at[:, :, state.step].set(tokens)
@@ -176,7 +177,7 @@ def _merge_finished(
 ) -> Hypotheses:
     """Return the best of the hypotheses that were finished before and of the candidates that end with this token."""
     # A candidate that is not among the best `beams` would not have been kept, so it does not count as finished.
-    is_kept = jnp.arange(2 * beam.beams) < beam.beams
+    is_kept = jnp.arange(ends.shape[1]) < beam.beams
     scores = candidates.scores / beam.length_divisor(state.step + 1)
     newly_finished = replace(candidates, scores=jnp.where(ends & is_kept, scores, -jnp.inf))
     both = jax.tree.map(lambda old, new: jnp.concatenate([old, new], axis=1), state.finished, newly_finished)

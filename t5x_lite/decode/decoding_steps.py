@@ -1,16 +1,16 @@
 """The steps of decoding that are compiled: prefill of the prompts, and sampling of the tokens that follow."""
 
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Float, Int, Key, PyTree
 
 from t5x_lite.decode.generative_module import build_module
-from t5x_lite.decode.sampling import Sampling, apply_repetition_penalty, mark_tokens, sample_token
+from t5x_lite.decode.logit_rules import History, LogitRules, append_tokens
+from t5x_lite.decode.sampling import Sampling, sample_token
 from t5x_lite.decode.state import DecodeState, repeat_rows, reshard_cache
 from t5x_lite.models.sharding import constrain
 from t5x_lite.models.spec import ModelSpec
@@ -30,22 +30,63 @@ class Prompts:
     Attributes:
         tokens: padded on the left with 0.
         segment_ids: 1 for tokens, 0 for padding.
-        present: the tokens that the repetition penalty applies to from the start; -1 is none.
+        history: the tokens that the rules of decoding read, with -1 where a new token has room; without columns if
+            no rule reads them.
     """
 
     tokens: Int[np.ndarray | Array, "b l"]
     segment_ids: Int[np.ndarray | Array, "b l"]
-    present: Int[np.ndarray | Array, "b p"]
+    history: Int[np.ndarray | Array, "b w"]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class RandomStreams:
+    """The random numbers of the rows of a batch.
+
+    Attributes:
+        seed: the seed of all rows.
+        numbers: the numbers of each row's stream; rows of equal numbers draw the same.
+    """
+
+    seed: Int[np.ndarray | Array, ""]
+    numbers: Int[np.ndarray | Array, "b n"]
+
+    def keys(self, index: Int[Array, ""] | int) -> Key[Array, "b"]:
+        """Return the key of each row for new token `index`."""
+
+        def row_key(numbers: Int[Array, "n"]) -> Key[Array, ""]:
+            key = jax.random.key(self.seed)
+            for number in numbers:
+                key = jax.random.fold_in(key, number)
+            return jax.random.fold_in(key, index)
+
+        return jax.vmap(row_key)(jnp.asarray(self.numbers))
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TokenSpan:
-    """The new tokens from `start` to `stop`, counted from 0, of the random streams of a seed."""
+    """The new tokens from `start` to `stop`, counted from 0."""
 
-    seed: Int[np.ndarray | Array, ""]
     start: Int[Array, ""] | int
     stop: Int[Array, ""] | int
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class TokenChoice:
+    """The choice of a token by its scores.
+
+    Attributes:
+        sampling: settings of the draw, without those of rules; see `Decoding.without_rules`.
+        rules: rules that change the scores.
+        streams: random numbers of the draws.
+    """
+
+    sampling: Sampling = field(metadata={"static": True})
+    rules: LogitRules
+    streams: RandomStreams
 
 
 def prefill(
@@ -68,41 +109,32 @@ def prefill(
     segment_ids = constrain(jnp.asarray(prompts.segment_ids), "batch", None)
     hidden, cache = module.prefill(tokens, segment_ids, new_tokens)
     logits = module.logits(hidden)[:, 0]
-    present = mark_tokens(jnp.zeros(logits.shape, bool), jnp.asarray(prompts.present))
+    history = jnp.repeat(jnp.asarray(prompts.history), copies, axis=0)
     cache = reshard_cache(repeat_rows(cache, copies))
-    return jnp.repeat(logits, copies, axis=0), DecodeState(jnp.repeat(present, copies, axis=0), cache)
+    return jnp.repeat(logits, copies, axis=0), DecodeState(history, cache)
 
 
-def sample_next(
-    sampling: Sampling,
-    logits: Float[Array, "b v"],
-    present: Bool[Array, "b v"],
-    seed: Int[np.ndarray | Array, ""],
-    index: Int[Array, ""],
-) -> tuple[Int[Array, "b 1"], Bool[Array, "b v"]]:
-    """Sample new token `index` of each row, and mark it as present.
+def choose_next(
+    choice: TokenChoice, logits: Float[Array, "b v"], history: History, index: Int[Array, ""]
+) -> tuple[Int[Array, "b 1"], History]:
+    """Choose new token `index` of each row, and append it to the history.
 
-    A draw depends on the seed, the row and the index alone, so it does not depend on how tokens are chunked.
+    A draw depends on the seed, the row's stream and the index alone, so it does not depend on how tokens are chunked.
     """
-    fold_in_row = partial(jax.random.fold_in, jax.random.key(seed))
-    row_keys = jax.vmap(fold_in_row)(jnp.arange(len(logits)))
-    keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(row_keys, index)
-    scores = apply_repetition_penalty(logits, present, sampling.repetition_penalty)
-    token = sample_token(scores, sampling, keys)[:, None]
-    if sampling.repetition_penalty != 1:
-        present = mark_tokens(present, token)
-    return constrain(token, None, None), present
+    scores = choice.rules.apply(logits, history, index)
+    token = sample_token(scores, choice.sampling, choice.streams.keys(index))[:, None]
+    return constrain(token, None, None), append_tokens(history, token)
 
 
 def decode_chunk(
     spec: ModelSpec,
-    sampling: Sampling,
+    choice: TokenChoice,
     params: PyTree[Array],
     token: Int[Array, "b 1"],
     state: DecodeState,
     span: TokenSpan,
 ) -> ChunkCarry:
-    """Sample the tokens of `span`, of which there are at most `CHUNK`, after `token`.
+    """Choose the tokens of `span`, of which there are at most `CHUNK`, after `token`.
 
     Returns:
         The new tokens, 0 from `span.stop` on; the last of them; the state to continue from.
@@ -113,9 +145,9 @@ def decode_chunk(
         tokens, token, state = carry
         hidden, cache = module.decode_step(token, jnp.ones_like(token), state.cache)
         logits = module.logits(hidden)[:, 0]
-        token, present = sample_next(sampling, logits, state.present, span.seed, index)
+        token, history = choose_next(choice, logits, state.history, index)
         tokens = jax.lax.dynamic_update_slice_in_dim(tokens, token, index - span.start, axis=1)
-        return tokens, token, DecodeState(present, reshard_cache(cache))
+        return tokens, token, DecodeState(history, reshard_cache(cache))
 
     no_tokens = jnp.zeros((len(token), CHUNK), token.dtype)
     return jax.lax.fori_loop(span.start, span.stop, decode_step, (no_tokens, token, state))

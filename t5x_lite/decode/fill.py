@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TypeAlias
 
 import jax
@@ -111,7 +112,7 @@ def _print_spans(model: GenerationModel, prompts: Sequence[str], decoding: Sampl
     """Print prompts with their sentinels replaced by spans in brackets."""
     console = _plain_console()
     if isinstance(decoding, Sampling):
-        decoding = Sampling(decoding.tokens, temperature=0)
+        decoding = replace(decoding, temperature=0.0)
     for prompt in prompts:
         spans = fill_spans(model, prompt, decoding)
         filled = prompt

@@ -15,8 +15,18 @@ from jaxtyping import Array, Float, Int, PyTree
 from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.decode.beam import Beam, beam_search
 from t5x_lite.decode.continuation import decode_continuation
-from t5x_lite.decode.decoding_steps import CHUNK, Prompts, TokenSpan, decode_chunk, prefill, sample_next
+from t5x_lite.decode.decoding_steps import (
+    CHUNK,
+    Prompts,
+    RandomStreams,
+    TokenChoice,
+    TokenSpan,
+    choose_next,
+    decode_chunk,
+    prefill,
+)
 from t5x_lite.decode.generative_module import build_module, unstack_layers
+from t5x_lite.decode.logit_rules import resolve_end_tokens
 from t5x_lite.decode.sampling import Sampling
 from t5x_lite.decode.state import DecodeState
 from t5x_lite.errors import UserError
@@ -27,6 +37,9 @@ logger = logging.getLogger(__name__)
 
 TokenIds: TypeAlias = Int[np.ndarray, "_"]
 """Token ids of one text, of any length."""
+
+Streams: TypeAlias = Int[np.ndarray, "prompts n"]
+"""Numbers of each prompt that, with the seed, its random draws depend on."""
 
 
 def decoding_settings(**settings: Any) -> Sampling | Beam:
@@ -78,13 +91,15 @@ class Generator:
         self.prompt_prefix = np.asarray(prompt_prefix, np.int32)
         self.truncated_prompts = 0
         self._tokenizer = tokenizer
+        assert config.vocab is not None
+        self._vocab = config.vocab
         self._axes = spec.axes
         first_leaf = jax.tree.leaves(params)[0]
         self._mesh: jax.sharding.Mesh | None = getattr(first_leaf.sharding, "mesh", None)
         self._prefill = jax.jit(partial(prefill, spec), static_argnames=("new_tokens", "copies"))
-        self._sample_next = jax.jit(sample_next, static_argnames="sampling")
-        self._decode_chunk = jax.jit(partial(decode_chunk, spec), static_argnames="sampling", donate_argnames="state")
-        self._beam_search = jax.jit(partial(beam_search, partial(build_module, spec)), static_argnames=("beam", "eos"))
+        self._choose_next = jax.jit(choose_next)
+        self._decode_chunk = jax.jit(partial(decode_chunk, spec), donate_argnames="state")
+        self._beam_search = jax.jit(partial(beam_search, partial(build_module, spec)), static_argnames="beam")
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -97,21 +112,31 @@ class Generator:
             raise UserError("text needs the run's tokenizer, and it has none")
         return self._tokenizer
 
-    def generate(self, prompts: Sequence[str | TokenIds], decoding: Sampling | Beam) -> list[str]:
-        """Return the continuation of each prompt (a text or its ids), without the prompt."""
-        return list(self.stream(prompts, decoding))[-1]
+    def generate(
+        self, prompts: Sequence[str | TokenIds], decoding: Sampling | Beam, streams: Streams | None = None
+    ) -> list[str]:
+        """Return the continuation of each prompt (a text or its ids), without the prompt. See `stream`."""
+        return list(self.stream(prompts, decoding, streams))[-1]
 
-    def stream(self, prompts: Sequence[str | TokenIds], decoding: Sampling | Beam) -> Iterator[list[str]]:
-        """Yield the text of every continuation so far, after each chunk of tokens, until all have ended."""
+    def stream(
+        self, prompts: Sequence[str | TokenIds], decoding: Sampling | Beam, streams: Streams | None = None
+    ) -> Iterator[list[str]]:
+        """Yield the text of every continuation so far, after each chunk of tokens, until all have ended.
+
+        Args:
+            prompts: texts or their ids.
+            decoding: the settings.
+            streams: numbers of each prompt that its random draws depend on, by default its place among the prompts.
+        """
         prompt_ids = []
         for prompt in prompts:
             prompt_ids.append(self.encode_prompt(prompt) if isinstance(prompt, str) else prompt)
-        for tokens in self.stream_tokens(prompt_ids, decoding):
+        for tokens in self.stream_tokens(prompt_ids, decoding, streams):
             is_last = isinstance(decoding, Beam) or tokens.shape[1] == decoding.tokens
             texts = []
             all_ended = True
             for prompt_row, new_row in zip(prompt_ids, tokens, strict=True):
-                text, has_ended = self._decode_text(prompt_row, new_row, decoding.stop)
+                text, has_ended = self._decode_text(prompt_row, new_row, decoding)
                 if not has_ended and not is_last:
                     text = _without_begun_stop(text, decoding.stop)
                 texts.append(text)
@@ -121,7 +146,7 @@ class Generator:
                 return
 
     def stream_tokens(
-        self, prompts: Sequence[TokenIds], decoding: Sampling | Beam
+        self, prompts: Sequence[TokenIds], decoding: Sampling | Beam, streams: Streams | None = None
     ) -> Iterator[Int[np.ndarray, "prompts _"]]:
         """Yield all new tokens so far: after the first token, then after each chunk. Tokens go on after EOS.
 
@@ -135,20 +160,25 @@ class Generator:
             hypotheses, _ = self.search_beams(prompts, decoding)
             yield hypotheses[:, 0]
             return
-        params, logits, state = self._prefill_prompts(prompts, decoding.tokens, copies=1)
+        rules = decoding.resolve_rules(self._tokenizer, self._vocab)
+        params, logits, state = self._prefill_prompts(
+            prompts, decoding.tokens, copies=1, read_history=rules.read_history
+        )
+        if streams is None:
+            streams = np.arange(len(prompts))[:, None]
         # Settings that the steps do not read get fixed values, so that they do not lead to another compilation.
-        sampling = replace(decoding, tokens=1, stop=(), seed=0)
-        seed = np.asarray(decoding.seed)
+        sampling = replace(decoding.without_rules(), tokens=1, seed=0)
+        choice = TokenChoice(sampling, rules, RandomStreams(np.asarray(decoding.seed), streams))
         with self._mesh_context():
-            token, present = self._sample_next(sampling, logits, state.present, seed, 0)
-        state = DecodeState(present, state.cache)
+            token, history = self._choose_next(choice, logits, state.history, 0)
+        state = DecodeState(history, state.cache)
         tokens = np.asarray(token)
         yield tokens
         while tokens.shape[1] < decoding.tokens:
             start = tokens.shape[1]
             stop = min(start + CHUNK, decoding.tokens)
             with self._mesh_context():
-                chunk, token, state = self._decode_chunk(sampling, params, token, state, TokenSpan(seed, start, stop))
+                chunk, token, state = self._decode_chunk(choice, params, token, state, TokenSpan(start, stop))
             new_tokens = np.asarray(chunk)[:, : stop - start]
             tokens = np.concatenate([tokens, new_tokens], axis=1)
             yield tokens
@@ -162,12 +192,12 @@ class Generator:
             The tokens of the hypotheses of each prompt, best first, 0 after EOS; and their scores, see `Beam`. A score
             of -inf marks a slot for which there is no hypothesis.
         """
-        params, logits, state = self._prefill_prompts(prompts, beam.tokens, copies=beam.beams)
-        eos = None if self._tokenizer is None else self._tokenizer.eos
-        # The search does not read stop strings, and a list of them would not be hashable.
-        static_beam = replace(beam, stop=())
+        rules = beam.resolve_rules(self._tokenizer, self._vocab)
+        params, logits, state = self._prefill_prompts(
+            prompts, beam.tokens, copies=beam.beams, read_history=rules.read_history
+        )
         with self._mesh_context():
-            tokens, scores = self._beam_search(static_beam, eos, params, logits, state)
+            tokens, scores = self._beam_search(beam.without_rules(), rules, params, logits, state)
         return np.asarray(tokens), np.asarray(scores)
 
     def encode_prompt(self, prompt: str) -> TokenIds:
@@ -193,21 +223,23 @@ class Generator:
         return np.array([eos], np.int32)
 
     def _prefill_prompts(
-        self, prompts: Sequence[TokenIds], new_tokens: int, copies: int
+        self, prompts: Sequence[TokenIds], new_tokens: int, copies: int, *, read_history: bool = False
     ) -> tuple[PyTree[Array], Float[Array, "bn v"], DecodeState]:
-        """Run prefill with `copies` rows for each prompt.
+        """Run prefill with `copies` rows for each prompt; the state has their tokens if rules read the history.
 
         Returns:
             The weights to decode with, the logits of the first new token, and the state to continue from.
         """
         prompts = self._truncate(prompts, new_tokens)
         tokens, segment_ids = _pad_left(prompts)
-        if self.config.family == "decoder":
-            present = np.where(segment_ids > 0, tokens, -1)
-        else:
-            present = np.full_like(tokens[:, :1], self.config.start_token)
+        history = np.where(segment_ids > 0, tokens, -1)
+        if self.config.family == "encoder_decoder":
+            history = np.full_like(tokens[:, :1], self.config.start_token)
+        history = np.pad(history, ((0, 0), (new_tokens, 0)), constant_values=-1)
+        if not read_history:
+            history = history[:, :0]
         params = unstack_layers(self._axes, self.params)
-        batch = Prompts(tokens, segment_ids, present)
+        batch = Prompts(tokens, segment_ids, history)
         with self._mesh_context():
             logits, state = self._prefill(new_tokens, copies, params, batch)
         return params, logits, state
@@ -238,20 +270,23 @@ class Generator:
             )
         return [prompt[-limit:] for prompt in prompts]
 
-    def _decode_text(self, prompt_ids: TokenIds, token_ids: TokenIds, stop_strings: Sequence[str]) -> tuple[str, bool]:
-        """Return the text before EOS and before the first stop string, and whether it has ended with either.
+    def _decode_text(self, prompt_ids: TokenIds, token_ids: TokenIds, decoding: Sampling | Beam) -> tuple[str, bool]:
+        """Return the text before the first end token and stop string, and whether it has ended with either.
 
         A stop string may be the name of a special token, which has no text.
         """
-        end_ids = [self.tokenizer.special[stop] for stop in stop_strings if stop in self.tokenizer.special]
-        if self.tokenizer.eos is not None:
-            end_ids.append(self.tokenizer.eos)
+        end_ids = resolve_end_tokens(decoding.stop, decoding.stop_tokens, self.tokenizer, self._vocab)
         ends = np.flatnonzero(np.isin(token_ids, end_ids))
         has_ended = len(ends) > 0
         if has_ended:
             token_ids = token_ids[: ends[0]]
         text = self._decode_continuation(prompt_ids, token_ids)
-        cuts = [text.index(stop) for stop in stop_strings if stop and stop in text]
+        first = 0
+        if decoding.min_tokens:
+            first = len(self._decode_continuation(prompt_ids, token_ids[: decoding.min_tokens]))
+        # A stop string counts once it ends after the first `min_tokens` tokens.
+        places = [text.find(stop, max(first + 1 - len(stop), 0)) for stop in decoding.stop if stop]
+        cuts = [place for place in places if place >= 0]
         if cuts:
             return text[: min(cuts)], True
         return text, has_ended

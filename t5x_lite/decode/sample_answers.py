@@ -7,7 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, PyTree
 
-from t5x_lite.decode.decoding_steps import CHUNK, Prompts, TokenSpan, decode_chunk, prefill, sample_next
+from t5x_lite.decode.decoding_steps import (
+    CHUNK,
+    Prompts,
+    RandomStreams,
+    TokenChoice,
+    TokenSpan,
+    choose_next,
+    decode_chunk,
+    prefill,
+)
 from t5x_lite.decode.sampling import Sampling
 from t5x_lite.decode.state import DecodeState
 from t5x_lite.models.spec import ModelSpec
@@ -34,7 +43,7 @@ def sample_answers(
 
     Args:
         spec: the model without its weights.
-        sampling: the settings of sampling; its own seed and stop strings are not read.
+        sampling: the settings of sampling, without rules and stop strings; its own seed is not read.
         copies: answers to each prompt; they are neighbours.
         eos: the token that ends an answer.
         params: the weights.
@@ -42,7 +51,9 @@ def sample_answers(
         seed: of the random choices.
     """
     logits, state = prefill(spec, sampling.tokens, copies, params, prompts)
-    token, present = sample_next(sampling, logits, state.present, seed, jnp.int32(0))
+    streams = RandomStreams(seed, jnp.arange(len(logits))[:, None])
+    choice = TokenChoice(sampling, sampling.resolve_rules(None, logits.shape[-1]), streams)
+    token, history = choose_next(choice, logits, state.history, jnp.int32(0))
     room = 1 + CHUNK * -(-(sampling.tokens - 1) // CHUNK)
     tokens = jnp.zeros((len(token), room), token.dtype)
     tokens = jax.lax.dynamic_update_slice_in_dim(tokens, token, 0, axis=1)
@@ -56,10 +67,10 @@ def sample_answers(
     def sample_chunk(carry: SampleCarry) -> SampleCarry:
         start, token, state, tokens = carry
         stop = jnp.minimum(start + CHUNK, sampling.tokens)
-        chunk, token, state = decode_chunk(spec, sampling, params, token, state, TokenSpan(seed, start, stop))
+        chunk, token, state = decode_chunk(spec, choice, params, token, state, TokenSpan(start, stop))
         return stop, token, state, jax.lax.dynamic_update_slice_in_dim(tokens, chunk, start, axis=1)
 
-    first = (jnp.int32(1), token, DecodeState(present, state.cache), tokens)
+    first = (jnp.int32(1), token, DecodeState(history, state.cache), tokens)
     _, _, _, tokens = jax.lax.while_loop(goes_on, sample_chunk, first)
     tokens = tokens[:, : sampling.tokens]
     is_eos = tokens == eos

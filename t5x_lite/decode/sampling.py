@@ -2,12 +2,15 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Float, Int, Key
 
+from t5x_lite.data.tokenizer import Tokenizer
+from t5x_lite.decode.logit_rules import LogitBias, LogitRules, bias_problems, resolve_bias, resolve_end_tokens
 from t5x_lite.errors import UserError
 
 
@@ -21,11 +24,22 @@ class Decoding:
         repetition_penalty: makes tokens that are already present less likely (Keskar et al. 2019, §4.1, who use 1.2);
             1 changes nothing. In a decoder these are the tokens of the prompt and of the continuation; in an
             encoder_decoder those of the answer, including the token 0 that it starts from.
+        no_repeat_ngram_size: no n-gram of this many tokens occurs twice (Paulus et al. 2018, §2.5), the tokens being
+            those of `repetition_penalty`; 0 allows all.
+        min_tokens: number of new tokens before which no continuation ends: EOS and stop tokens are banned, and a stop
+            string among these tokens alone does not count.
+        stop_tokens: tokens that end a continuation, as EOS does.
+        logit_bias: what is added to the score of a token in every step, -inf to ban it, +inf to ban all others. A text
+            or a tuple of several tokens changes the score of its last token, wherever the others come before it.
     """
 
     tokens: int = 128
     stop: Sequence[str] = ()
     repetition_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
+    min_tokens: int = 0
+    stop_tokens: Sequence[int] = ()
+    logit_bias: LogitBias | None = None
 
     def __post_init__(self) -> None:
         if self.tokens < 1:
@@ -34,6 +48,40 @@ class Decoding:
             raise UserError(f"stop is a list of texts; write [{self.stop!r}]")
         if self.repetition_penalty <= 0:
             raise UserError(f"repetition_penalty must be above 0, but is {self.repetition_penalty}")
+        if isinstance(self.stop_tokens, int):
+            raise UserError(f"stop_tokens is a list of tokens; write [{self.stop_tokens}]")
+        if self.no_repeat_ngram_size < 0:
+            raise UserError(f"no_repeat_ngram_size must not be negative, but is {self.no_repeat_ngram_size}")
+        if not 0 <= self.min_tokens <= self.tokens:
+            raise UserError(f"min_tokens must be from 0 to tokens, {self.tokens}, but is {self.min_tokens}")
+        for problem in bias_problems(self.logit_bias or {}):
+            raise UserError(problem)
+
+    def without_rules(self) -> Self:
+        """Return the settings without those that `LogitRules` and the texts need; they are hashable."""
+        return replace(
+            self,
+            stop=(),
+            repetition_penalty=1.0,
+            no_repeat_ngram_size=0,
+            min_tokens=0,
+            stop_tokens=(),
+            logit_bias=None,
+        )
+
+    def resolve_rules(self, tokenizer: Tokenizer | None, vocab: int) -> LogitRules:
+        """Return the rules for the scores of a vocabulary of `vocab` tokens.
+
+        Raises:
+            UserError: a token outside the vocabulary, or a text that the tokenizer has no tokens for.
+        """
+        return LogitRules(
+            bias=resolve_bias(self.logit_bias or {}, tokenizer, vocab),
+            end_tokens=resolve_end_tokens(self.stop, self.stop_tokens, tokenizer, vocab),
+            repetition_penalty=self.repetition_penalty,
+            no_repeat_ngram_size=self.no_repeat_ngram_size,
+            min_tokens=self.min_tokens,
+        )
 
 
 @dataclass(frozen=True)
@@ -76,29 +124,6 @@ def sample_token(logits: Float[Array, "b v"], sampling: Sampling, keys: Key[Arra
     if sampling.min_p:
         logits = _keep_min_p(logits, sampling.min_p)
     return jax.vmap(jax.random.categorical)(keys, logits)
-
-
-def mark_tokens(present: Bool[Array, "b v"], token_ids: Int[Array, "b l"]) -> Bool[Array, "b v"]:
-    """Mark the given tokens of each row as present. Ids outside the vocabulary, such as -1, are ignored."""
-    vocab = present.shape[1]
-    # A negative index would count from the end; an index of `vocab` is out of range and dropped.
-    columns = jnp.where(token_ids < 0, vocab, token_ids)
-    rows = jnp.arange(len(present))[:, None]
-    return present.at[rows, columns].set(True, mode="drop")
-
-
-def apply_repetition_penalty(
-    scores: Float[Array, "b v"], present: Bool[Array, "b v"], penalty: float
-) -> Float[Array, "b v"]:
-    """Divide positive scores of the tokens that are present by the penalty, and multiply negative ones by it.
-
-    Keskar et al. always divide, which makes a token of negative score likelier. This is the definition of Hugging Face
-    Transformers.
-    """
-    if penalty == 1:
-        return scores
-    penalised = jnp.where(scores < 0, scores * penalty, scores / penalty)
-    return jnp.where(present, penalised, scores)
 
 
 def _likeliest_token(logits: Float[Array, "b v"]) -> Int[Array, "b"]:

@@ -1,11 +1,12 @@
-"""The state of a batch between two decoding steps: its KV cache, and the tokens that are already present."""
+"""The state of a batch between two decoding steps: its KV cache, and the tokens so far."""
 
 from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int, PyTree
+from jaxtyping import Array, Int, PyTree
 
+from t5x_lite.decode.logit_rules import History
 from t5x_lite.models.backbone import DecodingState
 from t5x_lite.models.sharding import constrain
 
@@ -16,11 +17,11 @@ class DecodeState:
     """The arrays that a decoding step reads and updates.
 
     Attributes:
-        present: the tokens that the repetition penalty applies to.
+        history: the tokens so far; without columns if no rule reads them.
         cache: the KV cache.
     """
 
-    present: Bool[Array, "b v"]
+    history: History
     cache: DecodingState
 
 

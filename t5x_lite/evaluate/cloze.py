@@ -15,6 +15,7 @@ from t5x_lite.data.record_files import read_record_file
 from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.errors import UserError
 from t5x_lite.evaluate.batched_function import BatchedFunction, Features
+from t5x_lite.evaluate.demonstrations.demonstrations import Example, ExampleSets, check_pool
 from t5x_lite.evaluate.evaluation_model import EvaluationModel
 from t5x_lite.evaluate.evaluators.cloze import MASK_PLACE, Cloze
 from t5x_lite.evaluate.hidden_tokens import InfilledTokens, MaskedTokens, TokenHider, build_token_hider
@@ -39,7 +40,7 @@ class ClozeAnswer:
     """The answer to a record.
 
     Attributes:
-        text: see `ClozeText`.
+        text: see `ClozeText`; after its demonstrations.
         prediction: the label with the highest probability.
         reference: the right label.
         probabilities: of each label, by a softmax over the words of the labels.
@@ -67,14 +68,39 @@ def read_cloze(task: Cloze) -> list[ClozeText]:
         UserError: a file that cannot be read, a missing column, a label without a word, or no records; names the file
             and the line.
     """
-    texts = []
-    for pattern in task.files:
-        for path in match_files(pattern):
-            for location, record in read_record_file(path, task.columns):
-                texts.append(_fill_pattern(task, record, location))
-    if not texts:
-        raise UserError(f"{', '.join(task.files)}: has no records")
-    return texts[: task.limit]
+    return _read_texts(task, task.files)[: task.limit]
+
+
+def read_examples(task: Cloze, texts: Sequence[ClozeText]) -> ExampleSets:
+    """Return the filled patterns of texts, and those that their demonstrations are chosen from.
+
+    Raises:
+        UserError: see `read_cloze`; or there are too few demonstrations.
+    """
+    pool: list[ClozeText] = []
+    if task.num_fewshot:
+        pool = _read_texts(task, task.demonstration_files or task.files)
+    examples = ExampleSets(
+        [Example(text.text, text.label) for text in texts], [Example(text.text, text.label) for text in pool]
+    )
+    check_pool(examples, task.num_fewshot)
+    return examples
+
+
+def add_demonstrations(model: EvaluationModel, task: Cloze, texts: Sequence[ClozeText]) -> list[ClozeText]:
+    """Put demonstrations before each text: others with their label's word in the gap (Gao et al. 2021, §6)."""
+    if not task.num_fewshot:
+        return list(texts)
+    examples = read_examples(task, texts)
+    chosen = task.demonstrations.choose(examples, task.num_fewshot, task.seed, model)
+    prompts = []
+    for text, indices in zip(texts, chosen, strict=True):
+        parts = []
+        for index in indices:
+            example = examples.pool[index]
+            parts.append(example.text.replace(MASK_PLACE, task.verbalizer[example.answer]))
+        prompts.append(ClozeText(task.separator.join([*parts, text.text]), text.label))
+    return prompts
 
 
 def evaluate_cloze(model: EvaluationModel, task: Cloze, texts: Sequence[ClozeText]) -> list[ClozeAnswer]:
@@ -88,6 +114,7 @@ def evaluate_cloze(model: EvaluationModel, task: Cloze, texts: Sequence[ClozeTex
     hider = build_token_hider(model.config, model.tokenizer, tuple(model.soft_prompt_ids.tolist()))
     labels = list(task.verbalizer)
     words = np.array([word_token(model.tokenizer, task.verbalizer[label]) for label in labels])
+    texts = add_demonstrations(model, task, texts)
     rows = _encode(model, hider, texts)
     function = partial(_word_probabilities, hider, model.spec, words)
     batched = BatchedFunction(function, model.params, model.mesh, model.eval_batch_size)
@@ -109,6 +136,17 @@ def word_token(tokenizer: Tokenizer, word: str) -> int:
         pieces = " ".join(tokenizer.piece(int(token)) for token in tokens)
         raise UserError(f"verbalizer: {word!r} is not one token of the vocabulary ({pieces}); choose another word")
     return int(tokens[0])
+
+
+def _read_texts(task: Cloze, files: Sequence[str]) -> list[ClozeText]:
+    texts = []
+    for pattern in files:
+        for path in match_files(pattern):
+            for location, record in read_record_file(path, task.columns):
+                texts.append(_fill_pattern(task, record, location))
+    if not texts:
+        raise UserError(f"{', '.join(files)}: has no records")
+    return texts
 
 
 def _fill_pattern(task: Cloze, record: object, location: str) -> ClozeText:

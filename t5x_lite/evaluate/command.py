@@ -3,14 +3,26 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+import yaml
 
 from t5x_lite.config import RunConfig
 from t5x_lite.errors import UserError
 from t5x_lite.evaluate.config import EVAL_ARGUMENTS
+from t5x_lite.evaluate.demonstrations import DEMONSTRATIONS, Demonstrations
 from t5x_lite.evaluate.evaluation_model import EvaluationModel
 from t5x_lite.evaluate.evaluators import Blimp, Evaluator, FewShot, Perplexity, Tasks
 from t5x_lite.evaluate.evaluators.cloze import load_cloze
+from t5x_lite.plugins import load_plugins
+from t5x_lite.schema import Config, OneOf, Sources, setting, validate
 from t5x_lite.tasks import short_name
+
+
+class PromptArguments(Config):
+    """Arguments of the command line that are components."""
+
+    demonstrations: Annotated[Demonstrations, OneOf(DEMONSTRATIONS)] = setting(..., "how demonstrations are chosen")
 
 
 @dataclass(frozen=True)
@@ -23,6 +35,8 @@ class EvaluationRequest:
         blimp: files of BLiMP's minimal pairs.
         cloze: the YAML file of a cloze task.
         num_fewshot: examples in the prompts of tasks; None takes each task's number.
+        demonstrations: how they are chosen; None takes each task's sampler.
+        seed: seed of this choice and of sampled answers; None takes the evaluator's.
         window: tokens that the model reads at once; None takes as many as it can.
         stride: tokens scored by each window after the first.
         include: folder with YAML files of further tasks.
@@ -34,6 +48,8 @@ class EvaluationRequest:
     blimp: tuple[str, ...] | None = None
     cloze: Path | None = None
     num_fewshot: int | None = None
+    demonstrations: Demonstrations | None = None
+    seed: int | None = None
     window: int | None = None
     stride: int | None = None
     include: Path | None = None
@@ -63,12 +79,7 @@ def parse_request(words: Sequence[str], include: Path | None, limit: int | None)
         else:
             overrides.append(word)
     numbers = _parse_numbers(arguments)
-    if "tasks" not in arguments and include is not None:
-        raise UserError("eval: --include is for tasks=")
-    if not arguments.keys() & {"tasks", "blimp", "cloze"} and limit is not None:
-        raise UserError("eval: --limit is for tasks=, blimp= and cloze=")
-    if limit is not None and limit < 1:
-        raise UserError(f"--limit {limit}: expected a number of documents")
+    _check_options(arguments, include, limit)
     tasks = None
     if "tasks" in arguments:
         tasks = tuple(arguments["tasks"].split(","))
@@ -81,17 +92,55 @@ def parse_request(words: Sequence[str], include: Path | None, limit: int | None)
     cloze = None
     if "cloze" in arguments:
         cloze = Path(arguments["cloze"])
+    demonstrations = None
+    if "demonstrations" in arguments:
+        demonstrations = _parse_demonstrations(arguments["demonstrations"])
     request = EvaluationRequest(
-        tasks=tasks, text=text, blimp=blimp, cloze=cloze, include=include, limit=limit, **numbers
+        tasks=tasks,
+        text=text,
+        blimp=blimp,
+        cloze=cloze,
+        demonstrations=demonstrations,
+        include=include,
+        limit=limit,
+        **numbers,
     )
     return request, overrides
+
+
+def _check_options(arguments: Mapping[str, str], include: Path | None, limit: int | None) -> None:
+    """Refuse options that are not for what is evaluated."""
+    if "tasks" not in arguments and include is not None:
+        raise UserError("eval: --include is for tasks=")
+    for name in ("demonstrations", "seed"):
+        if "tasks" not in arguments and name in arguments:
+            raise UserError(f"eval: {name}= is for tasks=")
+    if not arguments.keys() & {"tasks", "blimp", "cloze"} and limit is not None:
+        raise UserError("eval: --limit is for tasks=, blimp= and cloze=")
+    if limit is not None and limit < 1:
+        raise UserError(f"--limit {limit}: expected a number of documents")
+
+
+def _parse_demonstrations(value: str) -> Demonstrations:
+    """Return the choice of demonstrations that a name, or a name with settings in YAML, stands for.
+
+    Raises:
+        UserError: no such choice, or wrong settings.
+    """
+    load_plugins()
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise UserError(f"demonstrations={value}: is not YAML; write a name, or {{name: {{setting: value}}}}") from None
+    sources = Sources({"demonstrations": parsed}, {"demonstrations": "command line"})
+    return validate(PromptArguments, sources).demonstrations
 
 
 def _parse_numbers(arguments: Mapping[str, str]) -> dict[str, int]:
     numbers = {}
     errors = []
     for name, value in arguments.items():
-        if name in {"tasks", "text", "blimp", "cloze"}:
+        if name in {"tasks", "text", "blimp", "cloze", "demonstrations"}:
             continue
         if value.isdecimal():
             numbers[name] = int(value)
@@ -131,10 +180,13 @@ def choose_evaluators(config: RunConfig, request: EvaluationRequest) -> list[Eva
         few_shot = FewShot(
             tasks=other_tasks,
             num_fewshot=request.num_fewshot,
+            demonstrations=request.demonstrations,
             window=request.window,
             include=None if request.include is None else str(request.include),
             limit=request.limit,
         )
+        if request.seed is not None:
+            few_shot = few_shot.model_copy(update={"seed": request.seed})
         evaluators.append(few_shot)
     if request.text is not None:
         evaluators.append(Perplexity(text=str(request.text), window=request.window, stride=request.stride))

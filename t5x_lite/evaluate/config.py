@@ -49,6 +49,8 @@ class EvalConfig(Config):
 EVAL_ARGUMENTS = {
     "tasks": "names or YAML files of lm-evaluation-harness, or tasks that the run was trained on; separated by commas",
     "num_fewshot": "examples in the prompts of tasks",
+    "demonstrations": "how these are chosen: random, balanced, similar or bm25 (default: by the task's sampler)",
+    "seed": "seed of the choice of examples and of sampled answers (default: 1234)",
     "text": "file to compute the perplexity of",
     "blimp": "BLiMP's minimal pairs: JSONL files, separated by commas",
     "cloze": "YAML file of a cloze task: files, pattern and verbalizer",

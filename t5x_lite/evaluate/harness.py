@@ -6,21 +6,24 @@ import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from t5x_lite.errors import UserError
+from t5x_lite.evaluate.demonstrations.demonstrations import Demonstrations
 from t5x_lite.evaluate.evaluation_model import EvaluationModel
 from t5x_lite.models.config import ModelConfig
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
 
+    from t5x_lite.evaluate.harness_demonstrations import TaskDemonstrations
     from t5x_lite.evaluate.harness_model import HarnessModel
 
-FEWSHOT_SEED = 1234
-"""Seed of the choice of examples in the prompts: the harness's own."""
+SEED = 1234
+"""Seed of the choice of examples in the prompts, and of sampled answers: the harness's own."""
 
 BOOTSTRAP_SAMPLES = 1000
 """Resamples of the documents for the standard errors of metrics that have no formula for them."""
@@ -35,11 +38,26 @@ LoadedTasks: TypeAlias = dict[str, Any]
 """The result of the harness's `TaskManager.load`; `tasks` maps names to tasks."""
 
 
+@dataclass(frozen=True)
+class FewShotPrompts:
+    """The demonstrations in prompts.
+
+    Attributes:
+        num_fewshot: their number, instead of the task's. A task that is fixed to none keeps none.
+        demonstrations: how they are chosen, instead of by the task's sampler.
+        seed: seed of this choice, and of sampled answers.
+    """
+
+    num_fewshot: int | None = None
+    demonstrations: Demonstrations | None = None
+    seed: int = SEED
+
+
 def evaluate_tasks(
     model: EvaluationModel,
     names: Sequence[str],
     *,
-    num_fewshot: int | None = None,
+    prompts: FewShotPrompts = FewShotPrompts(),
     window: int | None = None,
     include: Path | None = None,
     limit: int | None = None,
@@ -49,7 +67,7 @@ def evaluate_tasks(
     Args:
         model: the model.
         names: names of tasks, groups or tags that the harness knows, or YAML files.
-        num_fewshot: examples in a prompt, instead of the task's own number. A task that is fixed to none keeps none.
+        prompts: the demonstrations in prompts.
         window: tokens that the model reads at one time, by default all that it can.
         include: a folder of further task YAMLs.
         limit: the most documents of each task.
@@ -61,7 +79,7 @@ def evaluate_tasks(
     Raises:
         UserError: the harness is not installed, no task has this name, or a task cannot be loaded.
     """
-    harness_model = build_harness_model(model, window)
+    harness_model = build_harness_model(model, window, prompts.seed)
     # The harness warns of its own tasks, and its bootstrap would fork a process that runs JAX's threads.
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     os.environ.setdefault("DISABLE_MULTIPROC", "1")
@@ -69,9 +87,12 @@ def evaluate_tasks(
     with contextlib.redirect_stdout(sys.stderr):
         from lm_eval.evaluator import evaluate
 
+        from t5x_lite.evaluate.harness_demonstrations import set_demonstrations
+
         tasks = load_tasks(names, include)
         check_tasks(tasks, model.config.model)
-        _configure_tasks(tasks, num_fewshot)
+        for name, demonstrations in configure_tasks(tasks, prompts, limit).items():
+            set_demonstrations(tasks["tasks"][name], demonstrations, prompts.seed, model)
         truncated_before = model.likelihood.truncated_inputs
         results = evaluate(harness_model, tasks, limit=limit, bootstrap_iters=BOOTSTRAP_SAMPLES)
     truncated = model.likelihood.truncated_inputs - truncated_before
@@ -79,11 +100,11 @@ def evaluate_tasks(
         logging.warning(
             "%d contexts were longer than %d tokens and lost their beginning", truncated, harness_model.max_length
         )
-    return _collect_scores(results), results["samples"]
+    return collect_scores(results), results["samples"]
 
 
-def build_harness_model(model: EvaluationModel, window: int | None) -> "HarnessModel":
-    """Wrap a model for the harness.
+def build_harness_model(model: EvaluationModel, window: int | None, seed: int = SEED) -> "HarnessModel":
+    """Wrap a model for the harness. `seed` is that of sampled answers.
 
     Raises:
         UserError: the harness is not installed.
@@ -92,7 +113,7 @@ def build_harness_model(model: EvaluationModel, window: int | None) -> "HarnessM
         from t5x_lite.evaluate.harness_model import HarnessModel
     except ImportError:
         raise UserError("lm-evaluation-harness is not installed; run: pip install 't5x_lite[eval]'") from None
-    return HarnessModel(model, window)
+    return HarnessModel(model, window, seed)
 
 
 def load_tasks(names: Sequence[str], include: Path | None, *, include_defaults: bool = True) -> LoadedTasks:
@@ -108,6 +129,9 @@ def load_tasks(names: Sequence[str], include: Path | None, *, include_defaults: 
     """
     from lm_eval.tasks import TaskManager
 
+    from t5x_lite.evaluate.harness_demonstrations import register_samplers
+
+    register_samplers()
     if include is not None:
         if not include.is_dir():
             raise UserError(f"--include {include}: is not a folder")
@@ -157,30 +181,46 @@ def _load_from(manager: "TaskManager", names: Sequence[str]) -> LoadedTasks:
     return loaded
 
 
-def _configure_tasks(tasks: LoadedTasks, num_fewshot: int | None) -> None:
+def configure_tasks(tasks: LoadedTasks, prompts: FewShotPrompts, limit: int | None) -> dict[str, "TaskDemonstrations"]:
     """Set the number and the seed of few-shot examples.
 
+    Args:
+        tasks: loaded tasks.
+        prompts: the demonstrations in prompts.
+        limit: the most documents of each task.
+
+    Returns:
+        For the tasks whose demonstrations the harness does not choose, what they are chosen from.
+
     Raises:
-        UserError: a task that runs code written by the model.
+        UserError: a task that runs code written by the model, or that has too few examples.
     """
+    from t5x_lite.evaluate.harness_demonstrations import read_demonstrations
+
+    demonstrations_of_tasks = {}
     for name, task in tasks["tasks"].items():
         if getattr(task, "UNSAFE_CODE", False):
             raise UserError(f"task {name} runs code that the model writes, which is not done here")
         shots = task.get_config("num_fewshot")
         is_fixed_to_none = shots == 0
-        if num_fewshot is not None and not is_fixed_to_none:
-            shots = num_fewshot
+        if prompts.num_fewshot is not None and not is_fixed_to_none:
+            shots = prompts.num_fewshot
         task.set_config(key="num_fewshot", value=shots or 0)
-        task.set_fewshot_seed(seed=FEWSHOT_SEED)
+        task.set_fewshot_seed(seed=prompts.seed)
+        demonstrations = read_demonstrations(task, prompts.demonstrations, limit)
+        if demonstrations is not None:
+            demonstrations_of_tasks[name] = demonstrations
+    return demonstrations_of_tasks
 
 
-def _collect_scores(results: Mapping[str, Any]) -> dict[str, float]:
+def collect_scores(results: Mapping[str, Any]) -> dict[str, float]:
     """Return the finite numbers of the harness's results by `<task>/<name>`."""
     scores: dict[str, float] = {}
     for task, metrics in results["results"].items():
         values = {name.removesuffix(",none"): value for name, value in metrics.items() if name != "sample_len"}
         values["num_fewshot"] = results["n-shot"].get(task)
-        values["documents"] = len(results["samples"].get(task, []))
+        # There is a record of each document for each filter.
+        values["documents"] = len({record["doc_id"] for record in results["samples"].get(task, [])})
         for name, value in values.items():
             if isinstance(value, float | int) and isfinite(value):
                 scores[f"{task}/{name}"] = value

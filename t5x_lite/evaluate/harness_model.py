@@ -1,7 +1,7 @@
 """A model as EleutherAI's lm-evaluation-harness calls it. Importing this file needs the harness."""
 
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TypeAlias
 
@@ -23,7 +23,12 @@ from t5x_lite.progress import track_progress
 NEW_TOKENS = 256
 """Tokens to generate where a task does not say (the harness's own default)."""
 
-SETTING_NAMES = {"max_gen_toks": "tokens", "until": "stop", "num_beams": "beams"}
+SETTING_NAMES = {
+    "max_gen_toks": "tokens",
+    "min_new_tokens": "min_tokens",
+    "until": "stop",
+    "num_beams": "beams",
+}
 """Names of generation settings: the harness's and ours, where they differ."""
 
 SAMPLING_SETTINGS = {"temperature", "top_k", "top_p", "min_p", "seed"}
@@ -41,11 +46,13 @@ class HarnessModel(TemplateLM):
     Args:
         model: the model.
         window: tokens that the model reads at one time, by default all that it can.
+        seed: seed of sampled answers, unless the settings of a task have one.
     """
 
-    def __init__(self, model: EvaluationModel, window: int | None) -> None:
+    def __init__(self, model: EvaluationModel, window: int | None, seed: int) -> None:
         super().__init__()
         self.model = model
+        self.seed = seed
         has_encoder = model.config.model.family == "encoder_decoder"
         self.backend = "seq2seq" if has_encoder and model.config.scores_left_to_right else "causal"
         self.max_length = model.resolve_window(window)
@@ -109,7 +116,10 @@ class HarnessModel(TemplateLM):
         return [(token_ids[:0], token_ids[start : start + room]) for start in range(0, len(token_ids), room)]
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Return the continuation of each request. Requests of equal settings share batches."""
+        """Return the continuation of each request. Requests of equal settings share batches.
+
+        A sampled answer depends on the seed, the example and the number of the repeat alone.
+        """
         groups = defaultdict(list)
         for number, request in enumerate(requests):
             settings = request.args[1]
@@ -124,7 +134,8 @@ class HarnessModel(TemplateLM):
 
     def _generate_batches(self, requests: Sequence[Instance], numbers: Sequence[int]) -> Iterator[dict[int, str]]:
         """Yield the continuations of requests of equal settings, batch by batch, by the number of the request."""
-        settings = normalize_gen_kwargs(requests[numbers[0]].args[1], NEW_TOKENS)
+        settings = {"seed": self.seed, **normalize_gen_kwargs(requests[numbers[0]].args[1], NEW_TOKENS)}
+        streams = random_streams(requests)
         prompts = {}
         for number in numbers:
             context = requests[number].args[0]
@@ -133,9 +144,7 @@ class HarnessModel(TemplateLM):
         size = self.model.eval_batch_size
         for start in range(0, len(longest_first), size):
             batch = longest_first[start : start + size]
-            # The rows of a batch have different random streams; batches need different seeds.
-            batch_settings = {**settings, "seed": start}
-            texts = self._generate([prompts[number] for number in batch], batch_settings)
+            texts = self._generate([prompts[number] for number in batch], settings, streams[batch])
             yield dict(zip(batch, texts, strict=True))
 
     def _encode_prompt(self, text: str, new_tokens: int) -> Int[np.ndarray, "_"]:
@@ -150,14 +159,35 @@ class HarnessModel(TemplateLM):
             self.model.likelihood.truncated_inputs += 1
         return token_ids[-room:]
 
-    def _generate(self, prompts: Sequence[Int[np.ndarray, "_"]], settings: Mapping[str, object]) -> list[str]:
+    def _generate(
+        self,
+        prompts: Sequence[Int[np.ndarray, "_"]],
+        settings: Mapping[str, object],
+        streams: Int[np.ndarray, "prompts 2"],
+    ) -> list[str]:
         """Continue prompts under a request's settings."""
         # A few batch sizes only, so that few programs are compiled.
         rows = min(next_power_of_two(len(prompts)), self.model.eval_batch_size)
-        padding = [prompts[-1]] * (rows - len(prompts))
+        padding = rows - len(prompts)
+        padded_streams = np.pad(streams, ((0, padding), (0, 0)))
         decoding = decoding_settings(**_translate_settings(settings))
-        texts = self.model.generator.generate([*prompts, *padding], decoding)
+        texts = self.model.generator.generate([*prompts, *[prompts[-1]] * padding], decoding, padded_streams)
         return texts[: len(prompts)]
+
+
+def random_streams(requests: Sequence[Instance]) -> Int[np.ndarray, "requests 2"]:
+    """Return the number of each request's example in its task, and how often the same request came before.
+
+    The harness lists a request once for each of the task's `repeats`.
+    """
+    repeats: Counter[tuple[str | None, int, int]] = Counter()
+    streams = []
+    for request in requests:
+        example = request.idx if request.doc_id is None else request.doc_id
+        key = (request.task_name, example, request.idx)
+        streams.append((example, repeats[key]))
+        repeats[key] += 1
+    return np.array(streams, np.int32).reshape(-1, 2)
 
 
 def _translate_settings(settings: Mapping[str, object]) -> dict[str, object]:

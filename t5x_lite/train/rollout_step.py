@@ -58,7 +58,7 @@ class RolloutStep:
         ) -> tuple[Int[Array, "n t"], Batch]:
             key = jax.random.fold_in(jax.random.key(run.config.train.seed), step)
             seed = jax.random.bits(jax.random.fold_in(key, SAMPLING_STREAM))
-            prompts = Prompts(batch["prompt"], batch["prompt_segments"], batch["prompt"])
+            prompts = Prompts(batch["prompt"], batch["prompt_segments"], history=batch["prompt"][:, :0])
             return sample(steps.join(params, frozen), prompts, seed), batch
 
         state = steps.state

@@ -27,8 +27,14 @@ FAMILIES = {
     "window": {"pattern": [{}, {"attention": {"local": {"window": 4}}}], **SIZES},
     "encoder_decoder": {"family": "encoder_decoder", "positions": "relative", "norm": "rmsnorm", **SIZES},
 }
-SAMPLING = Sampling(6, top_k=20, min_p=0.02, repetition_penalty=1.3, seed=5)
-BEAM = Beam(6, beams=3, repetition_penalty=2.0)
+RULES: dict[str, Any] = {
+    "no_repeat_ngram_size": 2,
+    "min_tokens": 3,
+    "stop_tokens": [9, 11],
+    "logit_bias": {8: 0.5, (7, 12): -np.inf},
+}
+SAMPLING = Sampling(6, top_k=20, min_p=0.02, repetition_penalty=1.3, seed=5, **RULES)
+BEAM = Beam(6, beams=3, repetition_penalty=2.0, **RULES)
 PROMPTS = [np.arange(4, 4 + size, dtype=np.int32) for size in (5, 2, 7, 3)]
 
 

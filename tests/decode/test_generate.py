@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,8 @@ from t5x_lite.data.corpus import Corpus
 from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.decode.beam import Beam
 from t5x_lite.decode.generate import Generator, TokenIds, write_stream
-from t5x_lite.decode.sampling import Sampling, apply_repetition_penalty, mark_tokens, sample_token
+from t5x_lite.decode.logit_rules import apply_repetition_penalty, mark_tokens, resolve_bias
+from t5x_lite.decode.sampling import Sampling, sample_token
 from t5x_lite.errors import UserError
 from tests.conftest import lines
 
@@ -62,7 +64,9 @@ class Scripted(Generator):
         super().__init__(model.config.model, model.spec, model.params, tokenizer)
         self.answer = answer
 
-    def stream_tokens(self, prompts: Sequence[TokenIds], decoding: object) -> Iterator[np.ndarray]:
+    def stream_tokens(
+        self, prompts: Sequence[TokenIds], decoding: object, streams: object = None
+    ) -> Iterator[np.ndarray]:
         for stop in range(3, len(self.answer) + 3, 3):
             yield self.answer[None, :stop]
 
@@ -166,6 +170,67 @@ def test_a_repetition_penalty_changes_the_scores_of_present_tokens_alone() -> No
     np.testing.assert_array_equal(scores, [[1.5, 3.0, -4.0, -2.0], [3.0, 3.0, -2.0, -4.0]])
 
 
+def test_an_infinite_bias_bans_a_token_or_all_others() -> None:
+    """A sequence counts where its other tokens are the last ones. A ban is stronger than +inf."""
+    inf = np.inf
+    bias = resolve_bias({0: 2.0, (3, 1): inf, (5, 3, 2): -inf, (3, 2): inf}, None, 6)
+    history = jnp.array([[-1, -1, 3], [-1, 5, 3], [5, 3, 0]])
+    scores = bias.apply(jnp.arange(18.0).reshape(3, 6), history)
+    np.testing.assert_array_equal(
+        scores, [[-inf, 1, 2, -inf, -inf, -inf], [-inf, 7, -inf, -inf, -inf, -inf], [14, 13, 14, 15, 16, 17]]
+    )
+
+
+def test_rows_of_a_batch_stop_by_themselves(model: Model) -> None:
+    """Each row ends at its first stop, however long the others go on; a stop before `min_tokens` does not count."""
+    prompts = ["the quick", "a lazy dog", "seven wizards mix"]
+    texts = model.generate(prompts, tokens=16, temperature=0)
+    stop = texts[0][2:4]
+    expected = [text.partition(stop)[0] for text in texts]
+    assert model.generate(prompts, tokens=16, temperature=0, stop=[stop]) == expected
+    assert len({len(text) for text in expected}) > 1
+    ids = model.tokenizer.encode("the quick" + texts[0])[len(model.tokenizer.encode("the quick")) :]
+    shortest = 1
+    while stop not in model.tokenizer.decode(ids[:shortest]):
+        shortest += 1
+    assert len(model.generate(prompts, tokens=16, temperature=0, stop=[stop], min_tokens=shortest)[0]) > len(
+        expected[0]
+    )
+
+
+def test_a_biased_text_is_its_tokens(model: Model, tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Without the word that greedy decoding chooses, the text has another; the command says the same."""
+    (text,) = model.generate("the quick brown", tokens=6, temperature=0)
+    word = text.split()[0]
+    (changed,) = model.generate("the quick brown", tokens=6, temperature=0, logit_bias={word: -np.inf})
+    tokens = tuple(model.tokenizer.encode(word).tolist())
+    assert changed == model.generate("the quick brown", tokens=6, temperature=0, logit_bias={tokens: -np.inf})[0]
+    assert changed.split()[0] != word
+    command = ["generate", str(tiny_run), "--prompt", "the quick brown", "--tokens", "6", "--temperature", "0"]
+    ids = ",".join(map(str, tokens))
+    for option in (f"--logit-bias={word}=-inf", f"--token-bias={ids}=-inf"):
+        assert main([*command, option]) == 0
+        assert capsys.readouterr().out == f"the quick brown{changed}\n"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"logit_bias": {300: 1.0}}, "token 300 is not in the vocabulary of 300 tokens"),
+        ({"logit_bias": {"": 1.0}}, "has no tokens for ''"),
+        ({"logit_bias": {3: float("nan")}}, "must be a number, inf or -inf, but is nan"),
+        ({"logit_bias": {(): 1.0}}, "is neither a text nor a token"),
+        ({"stop_tokens": [-1]}, "stop_tokens: token -1 is not in the vocabulary"),
+        ({"stop_tokens": 3}, r"write \[3\]"),
+        ({"min_tokens": 9}, "min_tokens must be from 0 to tokens, 8"),
+        ({"no_repeat_ngram_size": -1}, "must not be negative"),
+    ],
+)
+def test_rules_that_cannot_work_are_refused(model: Model, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        model.generate("x", tokens=8, **settings)
+
+
 def test_settings_out_of_range_and_texts_that_are_too_long_are_refused(model: Model) -> None:
     for settings in ({"tokens": 0}, {"temperature": -1}, {"top_p": 0}, {"top_k": -1}, {"tokens": 32}):
         with pytest.raises(UserError):
@@ -229,6 +294,10 @@ def test_the_command_streams_and_gives_the_same_text_again(tiny_run: Path, capsy
     assert first.startswith("the quick")
     assert main([*command, "--prompt", "fox"]) == 0
     assert capsys.readouterr().out.count("\n\n") == 2
+    for words, message in ((["--logit-bias", "fox"], "expected =BIAS"), (["--token-bias", "a=1"], "numbers of tokens")):
+        with pytest.raises(SystemExit, match="2"):
+            main([*command, *words])
+        assert message in capsys.readouterr().err
 
 
 def test_another_step_can_be_loaded_and_a_missing_step_is_named(tiny_run: Path) -> None:

@@ -1,18 +1,19 @@
-"""Beam search and the repetition penalty against Hugging Face Transformers, on batches of unequal prompts."""
+"""Beam search and rules for logits against Hugging Face Transformers, on batches of unequal prompts."""
 
 from collections.abc import Iterator
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="reference implementations need the extra hf: pip install -e '.[hf]'")
-pytest.importorskip("transformers", reason="pip install -e '.[hf]'")
+transformers = pytest.importorskip("transformers", reason="pip install -e '.[hf]'")
 
 from t5x_lite.data.byte_tokenizer import Bytes  # noqa: E402
 from t5x_lite.decode.beam import Beam  # noqa: E402
 from t5x_lite.decode.generate import Generator  # noqa: E402
-from t5x_lite.decode.sampling import Sampling  # noqa: E402
+from t5x_lite.decode.sampling import Decoding, Sampling  # noqa: E402
 from tests.reference.cases import Case, make  # noqa: E402
 
 PROMPTS = [np.arange(first, first + size, dtype=np.int32) for first, size in ((7, 8), (20, 5), (30, 2))]
@@ -85,3 +86,91 @@ def test_a_repetition_penalty_gives_the_same_greedy_tokens(case: Case) -> None:
     plain, _ = transformers_generate(case)
     assert tokens.tolist() == penalised.tolist()
     assert tokens.tolist() != plain.tolist()
+
+
+def cut_after(end_tokens: list[int], rows: np.ndarray) -> list[list[int]]:
+    """Return the tokens of each row up to the first that ends it."""
+    cut = []
+    for row in rows.tolist():
+        places = [place for place, token in enumerate(row) if token in end_tokens]
+        cut.append(row[: places[0] + 1] if places else row)
+    return cut
+
+
+def test_rules_change_scores_as_logits_processors_do() -> None:
+    """Random histories of few tokens, so that n-grams repeat and biased sequences occur."""
+    rng = np.random.default_rng(0)
+    history = rng.integers(0, 6, (40, 9))
+    scores = rng.normal(0, 3, (40, 6)).astype(np.float32)
+    bias = {(0,): -1.5, (3, 1): -float("inf"), (2, 4, 5): 2.0, (1, 5): 0.5, (0, 2): -float("inf")}
+    rules = Decoding(
+        logit_bias=bias, repetition_penalty=1.3, no_repeat_ngram_size=3, min_tokens=5, stop_tokens=[2, 4]
+    ).resolve_rules(None, 6)
+    processors = [
+        transformers.SequenceBiasLogitsProcessor(bias),
+        transformers.RepetitionPenaltyLogitsProcessor(1.3),
+        transformers.NoRepeatNGramLogitsProcessor(3),
+        transformers.MinNewTokensLengthLogitsProcessor(0, 5, [2, 4], "cpu"),
+    ]
+    for length in (4, 9):  # before and after the smallest number of tokens
+        expected = torch.tensor(scores)
+        for processor in processors:
+            expected = processor(torch.tensor(history[:, :length]), expected)
+        padded = np.pad(history[:, :length], ((0, 0), (3, 0)), constant_values=-1)
+        changed = rules.apply(jnp.asarray(scores), jnp.asarray(padded), length)
+        np.testing.assert_allclose(changed, expected.numpy(), rtol=1e-6)
+    assert np.isinf(expected.numpy()[:, [3, 5]]).any()  # these tokens are banned by repeated n-grams alone
+
+
+@pytest.mark.slow
+def test_rules_for_logits_give_the_same_greedy_tokens(case: Case) -> None:
+    """Banned and favoured tokens and sequences, no repeated n-gram, and no end before some tokens."""
+    plain = [
+        row.tolist() for row in list(case.ours.generator.stream_tokens(PROMPTS, Sampling(TOKENS, temperature=0)))[-1]
+    ]
+    first, second, third = plain
+    bias = {(first[0],): -float("inf"), tuple(second[:2]): -float("inf"), tuple(third[:3]): -3.0, (third[1],): 0.5}
+    end_tokens = [first[1], second[3]]
+    tokenizer = Bytes()
+    tokenizer.eos = end_tokens[0]
+    generator = Generator(case.ours.config.model, case.ours.run.spec, case.ours.params, tokenizer)
+    for ours, theirs in (
+        ({"logit_bias": bias}, {"sequence_bias": bias}),
+        ({"no_repeat_ngram_size": 2}, {"no_repeat_ngram_size": 2}),
+        (
+            {"min_tokens": 6, "stop_tokens": end_tokens[1:], "logit_bias": bias, "repetition_penalty": 1.3},
+            {"min_new_tokens": 6, "eos_token_id": end_tokens, "sequence_bias": bias, "repetition_penalty": 1.3},
+        ),
+    ):
+        tokens = list(generator.stream_tokens(PROMPTS, Sampling(TOKENS, temperature=0, **ours)))[-1]
+        expected, _ = transformers_generate(case, **theirs)
+        ends = theirs.get("eos_token_id", [])
+        assert cut_after(ends, tokens) == cut_after(ends, expected)
+        assert tokens.tolist() != plain
+
+
+@pytest.mark.slow
+def test_rules_for_logits_give_the_same_hypotheses(case: Case) -> None:
+    """Several tokens end a hypothesis, none of them before five tokens."""
+    end_tokens = [EOS[case.name], int(case.ours.generator.search_beams(PROMPTS, Beam(TOKENS))[0][0, 0, 2])]
+    tokenizer = Bytes()
+    tokenizer.eos = end_tokens[0]
+    generator = Generator(case.ours.config.model, case.ours.run.spec, case.ours.params, tokenizer)
+    rules = {"no_repeat_ngram_size": 3, "repetition_penalty": 1.2}
+    beam = Beam(TOKENS, beams=BEAMS, length_penalty=0, min_tokens=5, stop_tokens=end_tokens[1:], **rules)
+    tokens, scores = generator.search_beams(PROMPTS, beam)
+    expected, output = transformers_generate(
+        case,
+        num_beams=BEAMS,
+        num_return_sequences=BEAMS,
+        length_penalty=0.0,
+        early_stopping="never",
+        eos_token_id=end_tokens,
+        min_new_tokens=5,
+        output_scores=True,
+        **rules,
+    )
+    rows = tokens.reshape(-1, TOKENS)
+    assert cut_after(end_tokens, rows) == cut_after(end_tokens, expected)
+    assert min(map(len, cut_after(end_tokens, rows))) >= 6
+    np.testing.assert_allclose(scores.reshape(-1), output.sequences_scores.numpy(), atol=1e-4)

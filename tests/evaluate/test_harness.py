@@ -14,7 +14,7 @@ import t5x_lite
 from t5x_lite.api import Model
 from t5x_lite.cli import main
 from t5x_lite.errors import UserError
-from tests.conftest import Shell
+from tests.conftest import REPOSITORY, Shell
 
 lm_eval = pytest.importorskip("lm_eval", reason="needs the extra eval: pip install -e '.[eval]'")
 torch = pytest.importorskip("torch", reason="reference implementations need the extra hf: pip install -e '.[hf]'")
@@ -22,7 +22,8 @@ transformers = pytest.importorskip("transformers", reason="pip install -e '.[hf]
 
 import tokenizers  # noqa: E402
 from lm_eval.api.instance import Instance  # noqa: E402
-from lm_eval.evaluator import simple_evaluate  # noqa: E402
+from lm_eval.api.model import LM  # noqa: E402
+from lm_eval.evaluator import evaluate, simple_evaluate  # noqa: E402
 from lm_eval.models.huggingface import HFLM  # noqa: E402
 from lm_eval.tasks import TaskManager  # noqa: E402
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers  # noqa: E402
@@ -30,7 +31,14 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers  #
 from t5x_lite.convert.huggingface import import_hf  # noqa: E402
 from t5x_lite.convert.imported_run import write_run  # noqa: E402
 from t5x_lite.data.tokenizer_files import load as load_tokenizer  # noqa: E402
-from t5x_lite.evaluate.harness import build_harness_model, check_tasks, evaluate_tasks, load_tasks  # noqa: E402
+from t5x_lite.evaluate.harness import (  # noqa: E402
+    FewShotPrompts,
+    build_harness_model,
+    check_tasks,
+    collect_scores,
+    evaluate_tasks,
+    load_tasks,
+)
 from t5x_lite.models.config import ModelConfig  # noqa: E402
 from t5x_lite.models.spec import init_params  # noqa: E402
 
@@ -183,7 +191,7 @@ def test_the_same_answers_and_likelihoods_as_the_harness_with_transformers(
     names = ["local_choices", "local_texts"]
     manager = TaskManager(include_path=str(tasks), include_defaults=False)
     expected = simple_evaluate(harness_lm, tasks=names, num_fewshot=2, task_manager=manager, bootstrap_iters=0)
-    scores, samples = evaluate_tasks(model, names, include=tasks, num_fewshot=2)
+    scores, samples = evaluate_tasks(model, names, include=tasks, prompts=FewShotPrompts(2))
     for ours, reference in zip(samples["local_choices"], expected["samples"]["local_choices"], strict=True):
         assert ours["arguments"] == reference["arguments"]
         assert (ours["acc"], ours["acc_norm"]) == (reference["acc"], reference["acc_norm"])
@@ -254,6 +262,67 @@ def test_a_majority_of_sampled_answers_is_found_and_repeats(tiny_run: Path, task
         assert len(set(texts)) > 1  # each answer is sampled by itself
         assert letters.count(vote) == max(letters.count(letter) for letter in letters)
         assert repeated["resps"] == record["resps"]
+
+
+def test_a_sampled_answer_depends_on_the_seed_the_example_and_the_repeat(tiny_run: Path, tasks: Path) -> None:
+    """It does not depend on the batches, nor on the number of documents."""
+    answers = []
+    for overrides, settings in (
+        ([], {}),
+        (["eval.batch_size=1"], {"limit": 2}),
+        ([], {"prompts": FewShotPrompts(seed=5)}),
+    ):
+        model = t5x_lite.load(tiny_run, overrides=overrides)
+        _, samples = evaluate_tasks(model, ["local_votes"], include=tasks, **settings)
+        answers.append([record["resps"] for record in samples["local_votes"]])
+    default, few, other_seed = answers
+    assert few == default[:2]
+    assert all(ours != theirs for ours, theirs in zip(default, other_seed, strict=True))
+
+
+class ScriptedChains(LM):
+    """A model that answers with the same ten chains of thought for each question."""
+
+    def __init__(self, numbers: list[int]) -> None:
+        super().__init__()
+        self.numbers = numbers
+        self.prompts: list[str] = []
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        texts = []
+        for number, request in enumerate(requests):
+            assert request.args[1]["do_sample"]
+            self.prompts.append(request.args[0])
+            answer = self.numbers[number % 10]
+            texts.append(f" So it is. The answer is {answer}." if answer else " I do not know 143.")
+        return texts
+
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        raise NotImplementedError
+
+    def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
+        raise NotImplementedError
+
+
+def test_the_shipped_task_votes_over_chains_of_thought(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By hand: 143 has four of ten votes, though the first chain says 133; the second question's 153 has none."""
+    records = [
+        {"context": "\n\nQ: What is 98 plus 45?\n\nA:", "completion": " 143"},
+        {"context": "\n\nQ: What is 95 plus 58?\n\nA:", "completion": " 153"},
+    ]
+    (tmp_path / "gpt3_tasks").mkdir()
+    path = tmp_path / "gpt3_tasks/two_digit_addition.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    monkeypatch.chdir(tmp_path)
+    model = ScriptedChains([133, 143, 0, 143, 133, 13, 143, 0, 133, 143])
+    tasks = load_tasks(["addition_cot"], REPOSITORY / "configs/prompting")
+    scores = collect_scores(evaluate(model, tasks, bootstrap_iters=0))
+    assert (scores["addition_cot/exact_match,majority"], scores["addition_cot/exact_match,first"]) == (0.5, 0)
+    assert scores["addition_cot/documents"] == 2
+    assert len(model.prompts) == 20
+    assert model.prompts[0].startswith("Q: What is 23 plus 58?\nA: 3 plus 8 is 11, so")
+    assert model.prompts[0].count("The answer is") == 3
+    assert model.prompts[-1].endswith("The answer is 143.\n\nQ: What is 95 plus 58?\nA:")
 
 
 def test_the_command_prints_one_object_and_writes_records(

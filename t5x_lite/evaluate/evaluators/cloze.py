@@ -3,11 +3,12 @@
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+from t5x_lite.evaluate.demonstrations import DEMONSTRATIONS, Demonstrations, Random
 from t5x_lite.evaluate.evaluators.evaluator import Evaluation, Evaluator, token_problems
 from t5x_lite.models.config import ModelConfig
-from t5x_lite.schema import Int, Strings, read, setting, validate
+from t5x_lite.schema import Int, OneOf, Strings, read, setting, validate
 
 if TYPE_CHECKING:
     from t5x_lite.evaluate.evaluation_model import EvaluationModel
@@ -32,6 +33,13 @@ class Cloze(Evaluator):
         ..., "label → word that fills the gap, one token of the vocabulary", min_length=2
     )
     limit: Int | None = setting(None, "most records, the first ones; null takes all", ge=1)
+    num_fewshot: Int = setting(0, "demonstrations before each text: filled patterns of other records", ge=0)
+    demonstrations: Annotated[Demonstrations, OneOf(DEMONSTRATIONS)] = setting(
+        Random(), "how demonstrations are chosen"
+    )
+    demonstration_files: Strings = setting((), "files of their records, as `files`; empty takes those of `files`")
+    separator: str = setting(" ", "text between demonstrations")
+    seed: Int = setting(1234, "seed of the choice of demonstrations", ge=0)
 
     def problems(self) -> Iterator[str]:
         """Yield an error for a pattern without a gap or a column, and for labels with the same word."""
@@ -52,12 +60,13 @@ class Cloze(Evaluator):
         if model.family == "decoder":
             yield "cloze tasks are for models that fill gaps, encoders and encoder_decoders; use few_shot for a decoder"
         yield from token_problems("cloze tasks", model)
+        yield from self.demonstrations.model_problems(model)
 
     def prepare(self, model: ModelConfig) -> None:
         """Read the records once."""
-        from t5x_lite.evaluate.cloze import read_cloze
+        from t5x_lite.evaluate.cloze import read_cloze, read_examples
 
-        read_cloze(self)
+        read_examples(self, read_cloze(self))
 
     def run(self, model: "EvaluationModel") -> Evaluation:
         """Fill the gaps."""

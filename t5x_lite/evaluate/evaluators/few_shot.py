@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+from t5x_lite.evaluate.demonstrations import DEMONSTRATIONS, Demonstrations
 from t5x_lite.evaluate.evaluators.evaluator import Evaluation, Evaluator, token_problems
 from t5x_lite.models.config import ModelConfig
-from t5x_lite.schema import Int, Strings, setting
+from t5x_lite.schema import Int, OneOf, Strings, setting
 
 if TYPE_CHECKING:
     from t5x_lite.evaluate.evaluation_model import EvaluationModel
@@ -17,6 +18,10 @@ class FewShot(Evaluator):
 
     tasks: Strings = setting(..., "names or YAML files of lm-evaluation-harness", min_length=1)
     num_fewshot: Int | None = setting(None, "examples in the prompts; null takes each task's number", ge=0)
+    demonstrations: Annotated[Demonstrations | None, OneOf(DEMONSTRATIONS)] = setting(
+        None, "how these examples are chosen; null takes each task's sampler, which is at random unless it says another"
+    )
+    seed: Int = setting(1234, "seed of the choice of examples, and of sampled answers", ge=0)
     window: Int | None = setting(None, "tokens that the model reads at once; null takes all that it can", ge=1)
     include: str | None = setting(None, "folder with YAML files of further tasks")
     limit: Int | None = setting(None, "most documents per task; null takes all", ge=1)
@@ -24,22 +29,26 @@ class FewShot(Evaluator):
     def model_problems(self, model: ModelConfig) -> Iterator[str]:
         """Yield an error for a model that predicts no tokens."""
         yield from token_problems("few-shot tasks", model)
+        if self.demonstrations is not None:
+            yield from self.demonstrations.model_problems(model)
 
     def prepare(self, model: ModelConfig) -> None:
-        """Load the tasks once, and refuse those that the model cannot do."""
-        from t5x_lite.evaluate.harness import check_tasks, load_tasks
+        """Load the tasks once, and refuse those that the model cannot do or that have too few demonstrations."""
+        from t5x_lite.evaluate.harness import FewShotPrompts, check_tasks, configure_tasks, load_tasks
 
-        check_tasks(load_tasks(self.tasks, self._include_dir), model)
+        tasks = load_tasks(self.tasks, self._include_dir)
+        check_tasks(tasks, model)
+        configure_tasks(tasks, FewShotPrompts(self.num_fewshot, self.demonstrations, self.seed), self.limit)
 
     def run(self, model: "EvaluationModel") -> Evaluation:
         """Evaluate the tasks."""
-        from t5x_lite.evaluate.harness import evaluate_tasks
+        from t5x_lite.evaluate.harness import FewShotPrompts, evaluate_tasks
         from t5x_lite.evaluate.scores_file import save_samples, save_scores
 
         scores, samples = evaluate_tasks(
             model,
             self.tasks,
-            num_fewshot=self.num_fewshot,
+            prompts=FewShotPrompts(self.num_fewshot, self.demonstrations, self.seed),
             window=self.window,
             include=self._include_dir,
             limit=self.limit,
