@@ -5,26 +5,12 @@ from pathlib import Path
 from typing import TypeAlias
 
 import t5x_lite
+from t5x_lite.decode.options import add_decoding_options
 from t5x_lite.errors import UserError
 from t5x_lite.evaluate.config import EVAL_ARGUMENTS
 from t5x_lite.storage import is_remote
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
-
-DECODING_OPTIONS: dict[str, tuple[type, str]] = {
-    "tokens": (int, "largest number of new tokens (default 128)"),
-    "temperature": (float, "sampling temperature; 0 is greedy (default 1)"),
-    "top_k": (int, "sample from the k most likely tokens"),
-    "top_p": (float, "sample from the most likely tokens that together have this probability"),
-    "min_p": (float, "sample from tokens with at least this share of the highest probability"),
-    "repetition_penalty": (float, "values above 1 make tokens that have already occurred less likely"),
-    "no_repeat_ngram_size": (int, "never generate a sequence of this many tokens twice"),
-    "min_tokens": (int, "smallest number of new tokens; end tokens are banned before (default 0)"),
-    "seed": (int, "random seed; the same seed gives the same text (default 0)"),
-    "beams": (int, "number of hypotheses of a beam search, which replaces sampling"),
-    "length_penalty": (float, "GNMT's length penalty of the beam search; 0 is none (default 0.6)"),
-}
-"""Options of `generate`: settings of `decode.sampling.Sampling` or `decode.beam.Beam`, which have the defaults."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -214,33 +200,9 @@ def _add_generate(commands: Commands) -> None:
         "--trace", type=_local_path, metavar="FILE", help="JSONL to write with all answers and critiques of --recipe"
     )
     parser.add_argument(
-        "--stop", action="append", default=argparse.SUPPRESS, help="text at which generation ends; may be repeated"
-    )
-    parser.add_argument(
-        "--stop-token",
-        dest="stop_tokens",
-        type=int,
-        action="append",
-        metavar="ID",
-        default=argparse.SUPPRESS,
-        help="token at which generation ends, as at the end of text; may be repeated",
-    )
-    for name, value_type, subject in (("logit", _text_bias, "TEXT"), ("token", _token_bias, "ID[,ID]")):
-        parser.add_argument(
-            f"--{name}-bias",
-            dest="logit_bias",
-            type=value_type,
-            action="append",
-            metavar=f"{subject}=BIAS",
-            default=argparse.SUPPRESS,
-            help=f"add BIAS to the score of {subject}, a sequence of tokens; -inf bans it; may be repeated",
-        )
-    parser.add_argument(
         "--quantization", choices=["int8"], help="store the matrices of attention and feed-forward layers in int8"
     )
-    for name, (value_type, description) in DECODING_OPTIONS.items():
-        option = "--" + name.replace("_", "-")
-        parser.add_argument(option, type=value_type, default=argparse.SUPPRESS, help=description)
+    add_decoding_options(parser)
 
 
 def _add_import(commands: Commands) -> None:
@@ -338,24 +300,6 @@ def _local_path(text: str) -> Path:
     if is_remote(text):
         raise argparse.ArgumentTypeError(f"{text} must be a local path")
     return Path(text)
-
-
-def _text_bias(argument: str) -> tuple[str, float]:
-    """Return the text and the bias of TEXT=BIAS."""
-    text, _, bias = argument.rpartition("=")
-    try:
-        return text, float(bias)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{argument!r}: expected =BIAS, a number or -inf, at the end") from None
-
-
-def _token_bias(argument: str) -> tuple[tuple[int, ...], float]:
-    """Return the tokens and the bias of ID,ID=BIAS."""
-    ids, bias = _text_bias(argument)
-    try:
-        return tuple(map(int, ids.split(","))), bias
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{argument!r}: expected numbers of tokens, such as 42 or 7,42") from None
 
 
 def _add_command(commands: Commands, name: str, summary: str) -> argparse.ArgumentParser:

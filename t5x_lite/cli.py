@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import t5x_lite
 from t5x_lite import config as configuration
 from t5x_lite import local_copies, schema
-from t5x_lite.arguments import DECODING_OPTIONS, build_parser, check_utf8
+from t5x_lite.arguments import build_parser
 from t5x_lite.errors import STOPPED, UserError
 from t5x_lite.parallel.config import gpu_count
 from t5x_lite.parallel.job_environment import set_job_environment
@@ -289,39 +289,11 @@ def probe(options: argparse.Namespace, overrides: list[str]) -> int:
 
 def generate(options: argparse.Namespace, overrides: list[str]) -> int:
     """Run `t5x-lite generate RUN --prompt TEXT …`."""
-    from t5x_lite.decode import chat, reflection
-    from t5x_lite.decode import recipe as recipes
-    from t5x_lite.decode.fill import print_answers, print_generation
-    from t5x_lite.decode.generate import decoding_settings
+    from t5x_lite.decode.command import parse_request, print_results
 
-    settings = {}
-    for name in (*DECODING_OPTIONS, "stop", "stop_tokens"):
-        if hasattr(options, name):
-            settings[name] = getattr(options, name)
-    if hasattr(options, "logit_bias"):
-        settings["logit_bias"] = dict(options.logit_bias)
-    decoding = decoding_settings(**settings)
-    biased_texts = [key for key in settings.get("logit_bias", {}) if isinstance(key, str)]
-    for text in [*(options.prompt or options.chat or []), *settings.get("stop", []), *biased_texts]:
-        check_utf8(text)
-    recipe = None
-    if options.recipe is not None:
-        recipe = recipes.load_recipe(options.recipe)
-        reflection.step_settings(recipe, settings)
-    if (recipe is None or not options.prompt) and (options.recipe or options.trace):
-        raise UserError("generate: --recipe is for --prompt, and --trace for --recipe")
-    chats = chat.read_chats(options.chat_file) if options.chat_file else chat.user_chats(options.chat or [])
+    request = parse_request(options)
     model = t5x_lite.load(options.run, step=options.step, overrides=overrides, quantization=options.quantization)
-    if recipe is not None:
-        reflections = reflection.Reflector(model, recipe, settings)(options.prompt)
-        for answered in reflections:
-            print(f"{answered.answer}\n")
-        if options.trace:
-            reflection.write_trace(reflections, options.trace)
-    elif chats:
-        print_answers(model, chat.chat_prompts(model, chats), decoding)
-    else:
-        print_generation(model, options.prompt, decoding)
+    print_results(model, request)
     return 0
 
 

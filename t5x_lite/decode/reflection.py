@@ -124,14 +124,18 @@ def step_settings(recipe: Recipe, settings: Mapping[str, object]) -> dict[str, S
     return decoding
 
 
-def write_trace(reflections: Sequence[Reflection], path: Path) -> None:
-    """Write a JSON object for each prompt with all its answers and critiques, one a line.
+def print_reflections(reflections: Sequence[Reflection], trace: Path | None) -> None:
+    """Print the last answers. A trace is a file with a JSON object for each prompt, of all answers and critiques.
 
     Raises:
         UserError: the file cannot be written.
     """
+    for reflection in reflections:
+        print(f"{reflection.answer}\n")
+    if trace is None:
+        return
     lines = [json.dumps(asdict(reflection), ensure_ascii=False) + "\n" for reflection in reflections]
     try:
-        path.write_text("".join(lines), encoding="utf-8")
+        trace.write_text("".join(lines), encoding="utf-8")
     except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror}") from None
+        raise UserError(f"{trace}: cannot be written: {error.strerror}") from None

@@ -99,7 +99,7 @@ def test_the_command_does_the_steps_and_writes_them(
     }
 
     for words, message in (
-        (["--trace", str(trace)], "--trace for --recipe"),
+        (["--trace", str(trace)], "--trace is for --recipe"),
         (["--recipe", "nowhere.yaml"], "nowhere.yaml: no such config file"),
     ):
         assert main([*command, *words]) == 2

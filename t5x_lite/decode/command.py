@@ -1,0 +1,75 @@
+"""`t5x-lite generate`: continue prompts, answer conversations, or run a recipe of reflection."""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from t5x_lite.arguments import check_utf8
+from t5x_lite.decode.beam import Beam
+from t5x_lite.decode.chat import Chat, chat_prompts, read_chats, user_chats
+from t5x_lite.decode.fill import print_answers, print_generation
+from t5x_lite.decode.generate import decoding_settings
+from t5x_lite.decode.generation_model import GenerationModel
+from t5x_lite.decode.options import decoding_options
+from t5x_lite.decode.recipe import Recipe, load_recipe
+from t5x_lite.decode.reflection import Reflector, print_reflections, step_settings
+from t5x_lite.decode.sampling import Sampling
+from t5x_lite.errors import UserError
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """The texts to generate from, and the settings.
+
+    Attributes:
+        prompts: texts to continue; empty if there are chats.
+        chats: conversations to continue.
+        recipe: a reflection on each prompt.
+        trace: file for all answers and critiques of the recipe.
+        settings: settings of generation by their names.
+        decoding: the same, checked.
+    """
+
+    prompts: Sequence[str]
+    chats: Sequence[Chat]
+    recipe: Recipe | None
+    trace: Path | None
+    settings: Mapping[str, object]
+    decoding: Sampling | Beam
+
+
+def parse_request(options: argparse.Namespace) -> GenerationRequest:
+    """Return the request of a command line.
+
+    Raises:
+        UserError: settings that do not exist or do not go together, or a file that cannot be read.
+    """
+    settings = decoding_options(options)
+    decoding = decoding_settings(**settings)
+    biased_texts = [key for key in settings.get("logit_bias", {}) if isinstance(key, str)]
+    for text in [*(options.prompt or options.chat or []), *settings.get("stop", []), *biased_texts]:
+        check_utf8(text)
+    if options.recipe and not options.prompt:
+        raise UserError("generate: --recipe is for --prompt; `chat: true` in the recipe uses the chat template")
+    if options.trace and not options.recipe:
+        raise UserError("generate: --trace is for --recipe")
+    recipe = None
+    if options.recipe:
+        recipe = load_recipe(options.recipe)
+        step_settings(recipe, settings)
+    chats = user_chats(options.chat or [])
+    if options.chat_file:
+        chats = read_chats(options.chat_file)
+    return GenerationRequest(options.prompt or [], chats, recipe, options.trace, settings, decoding)
+
+
+def print_results(model: GenerationModel, request: GenerationRequest) -> None:
+    """Generate, and print the texts."""
+    if request.recipe is not None:
+        reflect = Reflector(model, request.recipe, request.settings)
+        print_reflections(reflect(request.prompts), request.trace)
+    elif request.chats:
+        print_answers(model, chat_prompts(model, request.chats), request.decoding)
+    else:
+        print_generation(model, request.prompts, request.decoding)
