@@ -1,7 +1,7 @@
 """Recorded training curves, and forecasts of their ends.
 
 `recorded_curves.npz` has runs of the quickstart configs, of the quickstart sweep, and of two of configs/finetune that
-train from fresh weights. A name ends with the seed. Runs whose seed is a multiple of 3 test the interval, and the others
+train from fresh weights. A name ends with the seed. Runs whose seed is a multiple of 3 test the interval, the others
 determine its factor. Those of seed 0 were recorded by `t5x-lite train` and `sweep`, in full size:
 
 * quickstart, quickstart_t5, quickstart_bert: configs/NAME.yaml; `query_norm` with `model.query_key_norm: head`,
