@@ -98,6 +98,7 @@ class RunConfig(Config):
         yield from self._stage_problems()
         yield from self._schedule_problems()
         check_mesh_sizes(self.model, self.mesh.expert, self.mesh.tensor, self.mesh.pipeline)
+        self.method.check_stages(self.mesh.pipeline)
         if self.model.mup is not None and not self.optimizer.method.supports_mup:
             yield "model.mup is a parametrisation for Adam: it needs optimizer.method=adamw"
         if self.adapt is not None and self.branch is not None:
@@ -248,12 +249,18 @@ class RunConfig(Config):
 
     @property
     def evaluators(self) -> tuple[Evaluator, ...]:
-        """Evaluators of the run: the loss on the validation split, the run's own tasks, and `eval.evaluators`."""
-        task_evaluators = (Tasks(),) if self.tasks else ()
-        validation: tuple[Evaluator, ...] = (Validation(),)
-        if self.objective is not None and not self.objective.has_validation_loss:
-            validation = ()
-        return (*validation, *task_evaluators, *self.eval.evaluators)
+        """Evaluators of the run: the loss on the validation split, the run's own tasks, and `eval.evaluators`.
+
+        One of the first two that `eval.evaluators` names, with settings of its own, runs in that form alone.
+        """
+        configured = self.eval.evaluators
+        implied: list[Evaluator] = []
+        if self.objective is None or self.objective.has_validation_loss:
+            implied.append(Validation())
+        if self.tasks:
+            implied.append(Tasks())
+        configured_kinds = {type(evaluator) for evaluator in configured}
+        return (*(evaluator for evaluator in implied if type(evaluator) not in configured_kinds), *configured)
 
     def trainable_split(self, tree: Mapping[str, object]) -> TrainableSplit:
         """Return which of the parameters in `tree`, nested dicts whose leaves may be anything, train."""

@@ -52,6 +52,15 @@ def test_numbers_in_scientific_notation_are_accepted(small: Path) -> None:
     assert config.load(small, ["optimizer.learning_rate=3e-4"]).optimizer.learning_rate == 3e-4
 
 
+def test_an_evaluator_of_the_run_that_is_configured_runs_in_that_form_alone(small: Path) -> None:
+    loaded = config.load(small, ["eval.evaluators=[{samples: {prompts: [a]}},{validation: {every_steps: 3}}]"])
+    assert [(type(evaluator).__name__, evaluator.every_steps) for evaluator in loaded.evaluators] == [
+        ("Samples", None),
+        ("Validation", 3),
+    ]
+    assert [type(evaluator).__name__ for evaluator in config.load(small).evaluators] == ["Validation"]
+
+
 def test_a_resolved_config_repeats_the_run(small: Path) -> None:
     overrides = [
         "model.pattern=[{attention: dense},{feedforward: glu}]",

@@ -33,6 +33,14 @@ class Features(Head):
                 f"adapt.method features.layers {self.layers} is more than the model's {model.layers} and 1"
             )
 
+    def check_stages(self, pipeline: int) -> None:
+        """Raise ValueError for several stages, of which each has only the outputs of its layers."""
+        if pipeline > 1:
+            raise ValueError(
+                f"mesh.pipeline {pipeline}: adapt.method=features mixes the outputs of layers, which stages do not "
+                "have together; leave mesh.pipeline 1"
+            )
+
     def surgery(self, surgeon: "Surgeon") -> None:
         """Mix the outputs of the top layers."""
         from t5x_lite.models.layer_mix import LayerMean, ScalarMix

@@ -65,6 +65,9 @@ class AdaptationMethod(Config):
     def check(self, model: ModelConfig) -> None:
         """Raise ValueError for a model that cannot be created this way."""
 
+    def check_stages(self, pipeline: int) -> None:
+        """Raise ValueError for a number of stages (`mesh.pipeline`) that the layers cannot run in."""
+
     def surgery(self, surgeon: "Surgeon") -> None:
         """Add modules to a model. A method that adds nothing leaves this out."""
 

@@ -29,6 +29,7 @@ class Corpus:
         documents: number of documents.
         text_bytes: size of the text in UTF-8, in bytes.
         offsets: where each of the documents starts in the stream, and the end of the stream.
+        hash: of the tokens and the borders of documents and parts; None in a corpus of a version without it.
         parts: where each sentence or field starts (`data.parts`), and the end of the stream; `offsets` itself if
             documents have no parts.
     """
@@ -45,6 +46,7 @@ class Corpus:
         self.tokens = counts.tokens
         self.documents = counts.documents
         self.text_bytes = counts.text_bytes
+        self.hash = counts.hash
         self._unit_stops = np.cumsum(counts.unit_tokens).tolist()
         self._spec = files.tokens(split, summary.token_type)
         self._array: tensorstore.TensorStore | None = None

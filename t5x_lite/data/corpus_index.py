@@ -1,5 +1,6 @@
 """Complete a token corpus: write where its documents and parts start in the stream of tokens, and then its summary."""
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -77,6 +78,7 @@ class _SplitIndex:
     position: int = 0
     counts: Counter[str] = field(default_factory=Counter)
     unit_tokens: list[int] = field(default_factory=list)
+    unit_hashes: list[bytes] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._documents = SortedArrayWriter(self.files.starts(self.split, "documents"))
@@ -103,6 +105,8 @@ class _SplitIndex:
         text_bytes, replaced = arrays[f"{self.split}.text"].tolist()
         self.counts.update(documents=len(documents), text_bytes=text_bytes, replaced=replaced)
         self.unit_tokens.append(tokens)
+        if f"{self.split}.hash" in arrays:  # not in units that an older version has left
+            self.unit_hashes.append(arrays[f"{self.split}.hash"].tobytes())
         self.position += tokens
 
     def finish(self) -> SplitCounts:
@@ -115,6 +119,9 @@ class _SplitIndex:
             self._parts.append(end)
             self._parts.finish()
             parts = self.counts["parts"]
+        corpus_hash: str | None = None
+        if len(self.unit_hashes) == len(self.unit_tokens):
+            corpus_hash = hashlib.sha256(b"".join(self.unit_hashes)).hexdigest()
         return SplitCounts(
             documents=self.counts["documents"],
             tokens=self.position,
@@ -122,4 +129,5 @@ class _SplitIndex:
             replaced=self.counts["replaced"],
             parts=parts,
             unit_tokens=self.unit_tokens,
+            hash=corpus_hash,
         )

@@ -2,6 +2,7 @@
 
 import glob
 import gzip
+import hashlib
 import io
 import sys
 import zlib
@@ -101,6 +102,12 @@ def open_file(path: str) -> IO[bytes]:
     if path.endswith(".zst"):
         return zstd.open(source)  # type: ignore[return-value]
     return gzip.open(source)  # type: ignore[return-value]
+
+
+def hash_file(path: str) -> bytes:
+    """Return the SHA-256 of the content of a file, decompressed if its name ends in .gz or .zst."""
+    with open_file(path) as file:
+        return hashlib.file_digest(file, "sha256").digest()  # type: ignore[arg-type]
 
 
 def count_lines(path: str, size: int) -> int:

@@ -61,6 +61,16 @@ class TextData:
         text_bytes = sum(corpus.text_bytes for corpus in self.held_out)
         return tokens / max(text_bytes, 1)
 
+    @property
+    def hashes(self) -> dict[str, str]:
+        """Hashes of the tokens of each source, by its name and split."""
+        hashes = {}
+        for corpora in (self.training, self.held_out):
+            for source, corpus in zip(self.settings.data.sources, corpora, strict=True):
+                if corpus.hash is not None:
+                    hashes[f"{source.name}.{corpus.split}"] = corpus.hash
+        return hashes
+
     def rows(self, stage: int = 0) -> TrainingRows:
         """Return the order of training examples: example step · batch size + row, for the steps of a stage.
 

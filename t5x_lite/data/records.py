@@ -1,5 +1,6 @@
 """Records of tasks as training rows and as validation batches. A batch is a function of (seed, step) alone."""
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -10,7 +11,7 @@ from jaxtyping import Float64, Integer
 
 from t5x_lite.data.config import DataConfig
 from t5x_lite.data.conversations import AnswerEncoder
-from t5x_lite.data.files import RecordSequence, match_files, open_tfds
+from t5x_lite.data.files import RecordSequence, hash_file, match_files, open_tfds
 from t5x_lite.data.mixture import MixtureOrder, mix_endless
 from t5x_lite.data.record_files import read_record_file
 from t5x_lite.data.tokenizer import Tokenizer
@@ -31,18 +32,25 @@ class TaskRecords:
         task: says which columns have which roles.
         raw_records: the records as they are in their files.
         describe_location: returns where a record comes from, for messages.
+        hash: of the content of the files; empty for a TFDS builder, whose name tells its version.
 
     Raises:
         UserError: a record without a column that the task needs; names the file and the line.
     """
 
     def __init__(
-        self, name: str, task: TaskSpec, raw_records: RecordSequence, describe_location: Callable[[int], str]
+        self,
+        name: str,
+        task: TaskSpec,
+        raw_records: RecordSequence,
+        describe_location: Callable[[int], str],
+        hash: str = "",
     ) -> None:
         self.name = name
         self.task = task
         self.raw_records = raw_records
         self.describe_location = describe_location
+        self.hash = hash
 
     def __len__(self) -> int:
         return len(self.raw_records)
@@ -112,12 +120,14 @@ def _read_files(patterns: Sequence[str], name: str, task: TaskSpec, columns: Seq
     """Read all files of the patterns, in which `{task}` stands for the task's name."""
     locations: list[str] = []
     raw_records: list[object] = []
+    content = hashlib.sha256()
     for pattern in patterns:
         for path in match_files(pattern.replace("{task}", name)):
             for location, raw_record in read_record_file(path, columns):
                 locations.append(location)
                 raw_records.append(raw_record)
-    return TaskRecords(name, task, raw_records, locations.__getitem__)
+            content.update(hash_file(path))
+    return TaskRecords(name, task, raw_records, locations.__getitem__, content.hexdigest())
 
 
 @dataclass(frozen=True)
@@ -226,6 +236,16 @@ class TaskData:
             return self.objective.examples(record, self.coder, self.context)
         except (ValueError, TypeError) as error:
             raise UserError(f"{records.describe_location(number)}: task {records.name}: {error}") from None
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """Hashes of the files of each task, by its name and split."""
+        hashes = {}
+        for split, tasks in (("train", self.training), ("validation", self.held_out)):
+            for records in tasks:
+                if records.hash:
+                    hashes[f"{records.name}.{split}"] = records.hash
+        return hashes
 
     def rows(self, stage: int = 0) -> TaskRows:
         """Return the endless order of training examples. A run on tasks has one stage.

@@ -1,6 +1,6 @@
 """Interfaces between the data of a run and its training loop, and the settings that all data of a run have."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
@@ -73,6 +73,13 @@ class TrainingData(Protocol):
     @property
     def tokens_per_byte(self) -> float | None:
         """Tokens per UTF-8 byte of the validation text; None if the loss is not that of every token of a text."""
+
+    @property
+    def hashes(self) -> Mapping[str, str]:
+        """Hashes of the content of each source or task, by its name and split, as far as they are known.
+
+        They do not depend on where the files are and when they were written.
+        """
 
     def rows(self, stage: int = 0) -> ExampleSequence:
         """Return the order of training examples: example step · batch size + row, for the steps of a stage."""

@@ -204,6 +204,7 @@ class UnitWriter:
         self._eos = tokenizer.eos if data.end_of_document else None
         spec = files.tokens(split, token_type(tokenizer.vocab))
         self._tokens = ArrayWriter(spec, spec.create([MAX_LENGTH, MAX_LENGTH])[number])
+        self._hash = hashlib.sha256()
         self._text_bytes = 0
         self._replaced = 0
         self._waiting_documents: list[_WaitingDocument] = []
@@ -229,17 +230,22 @@ class UnitWriter:
         if self._eos is not None:
             tokens = np.append(tokens, np.int32(self._eos))
         self._document_lengths.append(len(tokens))
-        self._tokens.append(tokens)
+        self._append(tokens)
 
     def add_conversation(self, conversation: Conversation) -> None:
         """Add a conversation, whose parts are its turns."""
         self._text_bytes += len(conversation.text.encode("utf-8", errors="replace"))
         self._document_lengths.append(len(conversation.tokens))
         self._part_lengths += conversation.part_lengths.tolist()
-        self._tokens.append(conversation.tokens)
+        self._append(conversation.tokens)
 
     def finish(self) -> dict[str, np.ndarray]:
-        """Write what is left, and return the lengths of the documents and parts, and what was counted of the text."""
+        """Write what is left, and return what is known of the unit.
+
+        Returns:
+            `documents` and `parts`: their lengths; `text`: what was counted of the text; `hash`: the SHA-256 of the
+            tokens and the lengths.
+        """
         self._flush()
         self._tokens.finish()
         arrays = {
@@ -248,7 +254,15 @@ class UnitWriter:
         }
         if self._has_parts:
             arrays["parts"] = np.array(self._part_lengths, np.int64)
+        for name in ("documents", "parts"):
+            if name in arrays:
+                self._hash.update(arrays[name].astype("<i8").tobytes())
+        arrays["hash"] = np.frombuffer(self._hash.digest(), np.uint8)
         return arrays
+
+    def _append(self, tokens: Int32[np.ndarray, "_"]) -> None:
+        self._hash.update(tokens.astype("<i4").tobytes())
+        self._tokens.append(tokens)
 
     def _flush(self) -> None:
         """Tokenise and write the documents that are waiting."""
@@ -272,6 +286,6 @@ class UnitWriter:
             self._text_bytes += document.text_bytes
             self._replaced += document.is_replaced
             self._part_lengths += part_lengths[first_part:part_stop].tolist()
-        self._tokens.append(stream)
+        self._append(stream)
         self._waiting_documents = []
         self._waiting_characters = 0

@@ -26,7 +26,9 @@ class EvalConfig(Config):
         source="Salazar et al. 2020; Kauf & Ivanova 2023",
     )
     evaluators: Annotated[tuple[Annotated[Evaluator, OneOf(EVALUATORS)], ...], Strict(False)] = setting(
-        (), "evaluators beside the validation loss and the run's own tasks, such as [{few_shot: {tasks: [lambada]}}]"
+        (),
+        "evaluators beside the validation loss and the run's own tasks, such as [{few_shot: {tasks: [lambada]}}]; "
+        "{validation: {every_steps: 100}} sets the steps of the former",
     )
 
     def model_problems(self, model: ModelConfig) -> Iterator[str]:

@@ -23,7 +23,11 @@ LARGEST_EXPONENT = 700.0
 
 
 def evaluate_loss(
-    compute_terms: Callable[[Batch], LossTerms], batches: Iterable[Batch], tokens_per_byte: float | None
+    compute_terms: Callable[[Batch], LossTerms],
+    batches: Iterable[Batch],
+    tokens_per_byte: float | None,
+    *,
+    predicts_tokens: bool,
 ) -> dict[str, float]:
     """Add up the terms of the loss over all batches, and divide once at the end.
 
@@ -31,11 +35,12 @@ def evaluate_loss(
         compute_terms: returns the terms of the loss of a batch.
         batches: the validation batches.
         tokens_per_byte: tokens of the validation split per UTF-8 byte of its text, if every token is predicted.
+        predicts_tokens: the loss is that of tokens, and not of labels, scores or comparisons.
 
     Returns:
-        `loss` (nats per predicted token), `perplexity` (its exponential), `bits_per_byte` (loss / ln 2 ·
-        `tokens_per_byte`; comparable between tokenizers), `accuracy` (fraction of tokens that are the likeliest),
-        `tokens` (predicted tokens), and the means of the objective's other terms and of the routers.
+        `loss` (nats per target), `perplexity` (its exponential, if the targets are tokens), `bits_per_byte` (loss /
+        ln 2 · `tokens_per_byte`; comparable between tokenizers), `accuracy` (fraction of targets that are the
+        likeliest), `tokens` (number of targets), and the means of the objective's other terms and of the routers.
     """
     terms: LossTerms = {}
     for batch in batches:
@@ -45,7 +50,8 @@ def evaluate_loss(
         is_scalar = not mean.shape
         if is_scalar and name != "z_loss":
             scores[name] = float(mean)
-    scores["perplexity"] = _exponential(scores["loss"])
+    if predicts_tokens:
+        scores["perplexity"] = _exponential(scores["loss"])
     if tokens_per_byte is not None:
         scores["bits_per_byte"] = scores["loss"] / math.log(2) * tokens_per_byte
     scores["tokens"] = float(terms["loss"].weight)

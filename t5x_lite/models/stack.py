@@ -199,7 +199,8 @@ class Stack(nnx.Module):
         keys = None
         if key is not None:
             keys = jax.random.split(key, (self.repeats, len(self.config.period)))
-        if shards("layers") > 1 and cache is None:
+        # A mixture needs the outputs of all layers together, which the stages of a pipeline do not have.
+        if shards("layers") > 1 and cache is None and self.mix is None:
             x, activity = self._run_pipelined(x, context, encoder_output, keys)
         else:
             inputs = LayerInputs(cross_kv=cross_kv, keys=keys)

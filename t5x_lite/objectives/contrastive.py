@@ -31,6 +31,7 @@ class Contrastive(Objective):
 
     name: ClassVar[str] = "contrastive"
     families: ClassVar[tuple[Family, ...]] = ("encoder",)
+    predicts_tokens: ClassVar[bool] = False
     one_text: ClassVar[bool] = True
 
     views: Literal["halves", "dropout"] = setting(

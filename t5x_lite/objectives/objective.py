@@ -139,6 +139,7 @@ class Objective(Config):
     Class attributes:
         name: key in `OBJECTIVES` and in a config.
         families: families of models that it trains.
+        predicts_tokens: its loss is a cross-entropy over the vocabulary, in nats per predicted token.
         every_token: its loss is that of every token of the text.
         one_text: a row of the token stream is one text, also where it spans several documents.
         fills_spans: it teaches a model to predict the tokens that a sentinel stands for.
@@ -148,6 +149,7 @@ class Objective(Config):
 
     name: ClassVar[str]
     families: ClassVar[tuple[Family, ...]]
+    predicts_tokens: ClassVar[bool] = True
     every_token: ClassVar[bool] = False
     one_text: ClassVar[bool] = False
     fills_spans: ClassVar[bool] = False

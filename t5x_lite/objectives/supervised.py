@@ -59,6 +59,7 @@ class Supervised(Objective):
     """
 
     families: ClassVar[tuple[Family, ...]] = ("encoder", "decoder")
+    predicts_tokens: ClassVar[bool] = False
     roles: ClassVar[tuple[str, ...]]
     flaw: ClassVar[str] = ""
     uses_head: ClassVar[bool] = True

@@ -93,7 +93,7 @@ def train(config: RunConfig) -> tuple[Run, bool]:
             trainer = Trainer(run, data, examples, mesh, make_steps(run.config, run.spec, mesh), display)
             # Closing the checkpoints waits for a save, and so for a process that may be lost: it is inside.
             with closing(run.checkpoints) as checkpoints, abort_together():
-                store = StateStore(run, mesh, trainer.steps, checkpoints, display.print)
+                store = StateStore(run, mesh, trainer.steps, checkpoints, data.hashes, display.print)
                 return run, trainer.run(store, stop)
 
 

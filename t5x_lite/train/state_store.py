@@ -57,17 +57,25 @@ class StateStore:
         mesh: its devices.
         steps: its compiled steps.
         checkpoints: its checkpoints.
+        data_hashes: hashes of its data; see `data.training_data.TrainingData.hashes`.
         show: prints a message.
     """
 
     def __init__(
-        self, run: Run, mesh: Mesh, steps: Steps, checkpoints: Checkpoints, show: Callable[[str], None]
+        self,
+        run: Run,
+        mesh: Mesh,
+        steps: Steps,
+        checkpoints: Checkpoints,
+        data_hashes: Mapping[str, str],
+        show: Callable[[str], None],
     ) -> None:
         self.checkpoints = checkpoints
         self._run = run
         self._config = run.config
         self._mesh = mesh
         self._steps = steps
+        self._data_hashes = data_hashes
         self._show = show
         self._base: BaseCheckpoint | None = None
         self._local: LocalCheckpoints | None = None
@@ -95,6 +103,8 @@ class StateStore:
             return Progress(), self._create_state()
         step, state, metadata = restored
         self._check_rows(metadata, source)
+        if step < self._config.train.steps:
+            self._check_data(metadata, source)
         if jax.tree.leaves(self._steps.state.frozen):
             state = self._add_frozen(state, metadata)
         self._show(f"resumed from step {step} in {source}")
@@ -133,6 +143,7 @@ class StateStore:
             "config": configuration.dump(self._config),
             "base": base,
             "plan_version": PLAN_VERSION,
+            "data_hashes": dict(self._data_hashes),
         }
 
     def _check_rows(self, metadata: JsonObject, source: str) -> None:
@@ -151,6 +162,27 @@ class StateStore:
                 "(data.packing=documents), so that its next batches cannot be built; finish the run with that version, "
                 "or set train.allow_changed_config=true to continue with new rows"
             )
+
+    def _check_data(self, metadata: JsonObject, source: str) -> None:
+        """Refuse to continue on another text than the run began with.
+
+        Raises:
+            UserError: the files of a source or task have another content than when the checkpoint was saved.
+        """
+        # Checkpoints and corpora of older versions have no hashes.
+        saved_hashes = metadata.get("data_hashes", {})
+        changed = []
+        for name, data_hash in self._data_hashes.items():
+            if saved_hashes.get(name, data_hash) != data_hash:
+                changed.append(name)
+        if not changed:
+            return
+        if not self._config.train.allow_changed_config:
+            raise UserError(
+                f"{source}: was trained on other data than the files hold now: {', '.join(changed)}; restore the "
+                "files, choose another run_dir, or set train.allow_changed_config=true to continue on the new data"
+            )
+        self._show(f"continuing on changed data: {', '.join(changed)}")
 
     def _create_state(self) -> TrainState:
         if self._config.adapt is None:

@@ -225,6 +225,7 @@ def check_mesh(mesh: Mesh, config: RunConfig, platform: str) -> dict[str, str]:
     try:
         with jax.set_mesh(mesh):
             check_mesh_sizes(config.model, sizes["expert"], sizes["tensor"], sizes["pipeline"])
+            config.method.check_stages(sizes["pipeline"])
             check_dispatch(config.model, platform)
             if sizes["pipeline"] > 1:
                 microbatch_count(config.model.pipeline_microbatches, rows, sizes["pipeline"])

@@ -71,6 +71,8 @@ def test_a_run_trains_and_saves_the_parameters_of_its_method_and_evaluates_its_t
     saved_sizes = {name: array.size for name, array in flatten_names(saved_weights).items()}
     assert saved_sizes == trained_sizes
     assert "eval/fox/accuracy" in lines(run_dir)[-1]
+    assert "eval/loss" in lines(run_dir)[-1]
+    assert "eval/perplexity" not in lines(run_dir)[-1]  # the loss is that of labels
     assert (run_dir / "eval" / "3" / "fox.jsonl").is_file()
 
 

@@ -1,11 +1,22 @@
 """Recorded training curves, and forecasts of their ends.
 
-`recorded_curves.npz` has runs of the quickstart configs and of the quickstart sweep. A name ends with the seed. Runs
-whose seed is a multiple of 3 test the interval, and the others determine its factor. Those of seed 0 have their full
-size and were recorded by `t5x-lite train`, the others by tools/record_curves.py:
+`recorded_curves.npz` has runs of the quickstart configs, of the quickstart sweep, and of two of configs/finetune that
+train from fresh weights. A name ends with the seed. Runs whose seed is a multiple of 3 test the interval, the others
+determine its factor. Those of seed 0 were recorded by `t5x-lite train` and `sweep`, in full size:
+
+* quickstart, quickstart_t5, quickstart_bert: configs/NAME.yaml; `query_norm` with `model.query_key_norm: head`,
+  `next_sentence` with BERT's objective on pairs, `post_norm` with its norms;
+* sweep_trunk: the long runs of configs/sweeps/quickstart.yaml, of which the runs branch off, by width;
+* notebook: the runs of docs/notebooks/scaling_law.ipynb, by width;
+* quickstart_contrastive and quickstart_scratch (also seeds 1 and 2): configs/finetune/NAME.yaml on the texts of SST-2,
+  the latter at a rate of 0.0002.
+
+The others were recorded by tools/record_curves.py:
 
 * small: 2 layers, width 48, 3 heads, MLP of 128, vocabulary of 1024, 200 steps;
 * tiny: 2 layers, width 32, 2 heads, MLP of 96, vocabulary of 1024, 240 steps of 16 sequences of 128 tokens;
+* micro: as tiny, with a vocabulary of 512 and sequences of 64 tokens; low_rate: at a rate of 0.003; cosine: with that
+  schedule;
 * stable_decay: the tiny decoder with the schedule `wsd: {decay: 0.2}`;
 * sweep: the smallest size of configs/sweeps/quickstart.yaml, 1000 steps.
 """

@@ -21,6 +21,15 @@ def test_the_factor_is_that_of_the_runs_for_calibration_rounded_up() -> None:
     assert CONFORMAL_FACTOR - 0.25 < conformal_factor(CALIBRATION) <= CONFORMAL_FACTOR
 
 
+def test_all_quickstarts_and_the_sweep_are_among_the_runs_that_did_not_calibrate_the_interval() -> None:
+    names = [curve.name for curve in HELD_OUT]
+    for config in ("quickstart", "quickstart_t5", "quickstart_bert", "quickstart_local", "quickstart_moe", "sweep"):
+        assert any(name.startswith(f"{config}_") for name in names), config
+    assert {"quickstart_0", "quickstart_t5_0", "quickstart_bert_0", "sweep_trunk_96_0"} <= set(names)  # in full size
+    assert len(CALIBRATION) + len(HELD_OUT) > 70
+    assert len(HELD_OUT) > 30
+
+
 def test_intervals_contain_the_end_of_95_of_100_runs_that_did_not_calibrate_them() -> None:
     are_right = []
     shown_are_right = []

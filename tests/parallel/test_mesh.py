@@ -100,6 +100,25 @@ def test_the_config_refuses_meshes_that_a_model_cannot_have(
         RunConfig.model_validate(settings)
 
 
+def test_layers_that_an_adaptation_mixes_are_not_cut_into_stages() -> None:
+    model = {"family": "encoder", "embed": 16, "heads": 2, "layers": 4, "head": {"outputs": 2}, "outputs": []}
+    settings: dict[str, Any] = {
+        "model": model,
+        "objective": {"classify": {"labels": ["no", "yes"]}},
+        "tasks": ["sst2"],
+        "adapt": {"from": "base", "method": {"features": {"layers": 2}}},
+        "train": {"steps": 1, "batch_size": 4, "seq_len": 8},
+    }
+    RunConfig.model_validate(settings)
+    with pytest.raises(ValueError, match=r"mesh.pipeline 2: adapt.method=features mixes the outputs of layers"):
+        RunConfig.model_validate({**settings, "mesh": {"pipeline": 2}})
+
+
+def test_the_states_of_layers_in_stages_are_those_of_one_device() -> None:
+    process = run_on_eight_devices("layer_states_in_stages.py")
+    assert process.stdout == "equal\n", process.stderr
+
+
 def test_the_error_of_a_mesh_that_does_not_fill_the_devices_names_the_divisors() -> None:
     message = r"data 2 × tensor 3 does not fill 8 devices; sizes that divide them are 1, 2, 4, 8"
     with pytest.raises(UserError, match=message):

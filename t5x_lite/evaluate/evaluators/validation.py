@@ -20,7 +20,12 @@ class Validation(Evaluator):
         split = model.data.validation()
         local_rows = meshes.local_rows(model.mesh, split.batch_size)
         batches = (meshes.to_global(model.mesh, batch, split.batch_size) for batch in split.batches(local_rows))
-        scores = evaluate_loss(model.loss_terms, batches, model.data.tokens_per_byte)
+        scores = evaluate_loss(
+            model.loss_terms,
+            batches,
+            model.data.tokens_per_byte,
+            predicts_tokens=model.config.require_objective().predicts_tokens,
+        )
         return Evaluation(
             metrics={f"eval/{name}": score for name, score in scores.items()},
             summary=_summarise(scores),
@@ -29,7 +34,9 @@ class Validation(Evaluator):
 
 
 def _summarise(scores: Mapping[str, float]) -> str:
-    parts = [f"validation loss {scores['loss']:.4f}", f"perplexity {scores['perplexity']:.2f}"]
+    parts = [f"validation loss {scores['loss']:.4f}"]
+    if "perplexity" in scores:
+        parts.append(f"perplexity {scores['perplexity']:.2f}")
     if "bits_per_byte" in scores:
         parts.append(f"{scores['bits_per_byte']:.4f} bits per byte")
     for name, score in scores.items():

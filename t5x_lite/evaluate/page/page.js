@@ -6,6 +6,7 @@
   const WIDTH = 640;
   const HEIGHT = 300;
   const EDGE = { left: 64, right: 12, top: 10, bottom: 34 };
+  const MARKER = 4; // radius of the largest point
   const COLORS = ["#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#ff7f0e", "#8c564b", "#e377c2", "#17becf", "#bcbd22", "#7f7f7f"];
   const hiddenRuns = new Set();
   let range = null; // the tokens that are shown; null shows all
@@ -183,7 +184,9 @@
     const id = `clip-${chart.number}`;
     const clip = element("clipPath", { id }, svg);
     const size = { width: WIDTH - EDGE.left - EDGE.right, height: HEIGHT - EDGE.top - EDGE.bottom };
-    element("rect", { x: EDGE.left, y: EDGE.top, ...size }, clip);
+    // Points at the ends of the axes are drawn whole.
+    const rim = { x: EDGE.left - MARKER, y: EDGE.top - MARKER, width: size.width + 2 * MARKER, height: size.height + 2 * MARKER };
+    element("rect", rim, clip);
     const plot = element("g", { "clip-path": `url(#${id})` }, svg);
     if (panel.stacked) drawStack(panel, scale, plot);
     else for (const curve of shownCurves(panel)) drawCurve(curve, scale, isLog, plot);
