@@ -2,6 +2,7 @@
 
 import glob
 import gzip
+import hashlib
 import io
 import sys
 import zlib
@@ -68,6 +69,20 @@ def match_files(pattern: str) -> list[str]:
     if not paths:
         raise UserError(f"data.files: no file matches {pattern!r} (looked from {Path.cwd()})")
     return paths
+
+
+def hash_files(patterns: Sequence[str]) -> str:
+    """Return a hash of the content of all files that match some globs.
+
+    Raises:
+        UserError: no file matches, or a file cannot be read.
+    """
+    digest = hashlib.sha256()
+    for pattern in patterns:
+        for path in match_files(pattern):
+            with storage.explained(path, "read"), storage.open_bytes(path) as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 def strip_compression(path: str) -> Path:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from t5x_lite.config import RunConfig
 from t5x_lite.errors import UserError
+from t5x_lite.evaluate.cached_evaluation import evaluate_cached
 from t5x_lite.evaluate.config import EVAL_ARGUMENTS
 from t5x_lite.evaluate.evaluation_model import EvaluationModel
 from t5x_lite.evaluate.evaluators import Blimp, Evaluator, FewShot, Perplexity, Tasks
@@ -102,14 +103,20 @@ def _parse_numbers(arguments: Mapping[str, str]) -> dict[str, int]:
     return numbers
 
 
-def evaluate_model(model: EvaluationModel, request: EvaluationRequest) -> dict[str, float]:
+def evaluate_model(model: EvaluationModel, request: EvaluationRequest, *, cached: bool = False) -> dict[str, float]:
     """Evaluate a model, and return its metrics by their names in `metrics.jsonl`, such as `eval/loss`.
 
     Results of tasks are also written to RUN/eval/STEP.
+
+    Args:
+        model: the model.
+        request: the evaluations.
+        cached: take results of the same evaluations from RUN/eval/STEP/cache, and write the others there.
     """
     metrics: dict[str, float] = {}
     for evaluator in choose_evaluators(model.config, request):
-        metrics.update(evaluator.run(model).metrics)
+        evaluation = evaluate_cached(model, evaluator) if cached else evaluator.run(model)
+        metrics.update(evaluation.metrics)
     return metrics
 
 
@@ -127,9 +134,9 @@ def choose_evaluators(config: RunConfig, request: EvaluationRequest) -> list[Eva
     other_tasks = tuple(name for name in requested if name not in trained_names)
     if trained_tasks:
         evaluators.append(Tasks(names=trained_tasks))
-    if other_tasks:
+    for name in other_tasks:
         few_shot = FewShot(
-            tasks=other_tasks,
+            tasks=(name,),
             num_fewshot=request.num_fewshot,
             window=request.window,
             include=None if request.include is None else str(request.include),

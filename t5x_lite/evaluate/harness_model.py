@@ -41,11 +41,15 @@ class HarnessModel(TemplateLM):
     Args:
         model: the model.
         window: tokens that the model reads at one time, by default all that it can.
+
+    Attributes:
+        answer_tokens: number of tokens of each continuation that was scored, by context and continuation.
     """
 
     def __init__(self, model: EvaluationModel, window: int | None) -> None:
         super().__init__()
         self.model = model
+        self.answer_tokens: dict[tuple[str, str], int] = {}
         has_encoder = model.config.model.family == "encoder_decoder"
         self.backend = "seq2seq" if has_encoder and model.config.scores_left_to_right else "causal"
         self.max_length = model.resolve_window(window)
@@ -73,7 +77,8 @@ class HarnessModel(TemplateLM):
 
     def _loglikelihood_tokens(self, requests: Sequence[TokenizedRequest], **_: object) -> list[TargetScore]:
         pairs = []
-        for (context_text, _continuation_text), context, continuation in requests:
+        for (context_text, continuation_text), context, continuation in requests:
+            self.answer_tokens[context_text, continuation_text] = len(continuation)
             inputs = self.model.empty_context
             if context_text and context:
                 inputs = np.array(context, np.int32)
