@@ -80,8 +80,10 @@ def hash_files(patterns: Sequence[str]) -> str:
     digest = hashlib.sha256()
     for pattern in patterns:
         for path in match_files(pattern):
+            digest.update(f"{storage.file_status(path)[0]} ".encode())
             with storage.explained(path, "read"), storage.open_bytes(path) as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
+                while block := file.read(2**20):
+                    digest.update(block)
     return digest.hexdigest()
 
 

@@ -11,7 +11,11 @@ from t5x_lite.evaluate.config import EVAL_ARGUMENTS
 from t5x_lite.evaluate.evaluation_model import EvaluationModel
 from t5x_lite.evaluate.evaluators import Blimp, Evaluator, FewShot, Perplexity, Tasks
 from t5x_lite.evaluate.evaluators.cloze import load_cloze
+from t5x_lite.evaluate.evaluators.memorisation import Memorisation
 from t5x_lite.tasks import short_name
+
+SUBJECTS = ("tasks", "text", "blimp", "cloze", "memorisation")
+"""What a request may name, and of which each makes evaluators."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,7 @@ class EvaluationRequest:
         text: a file to compute the perplexity of.
         blimp: files of BLiMP's minimal pairs.
         cloze: the YAML file of a cloze task.
+        memorisation: the file of planted strings.
         num_fewshot: examples in the prompts of tasks; None takes each task's number.
         window: tokens that the model reads at once; None takes as many as it can.
         stride: tokens scored by each window after the first.
@@ -34,6 +39,7 @@ class EvaluationRequest:
     text: Path | None = None
     blimp: tuple[str, ...] | None = None
     cloze: Path | None = None
+    memorisation: str | None = None
     num_fewshot: int | None = None
     window: int | None = None
     stride: int | None = None
@@ -83,7 +89,14 @@ def parse_request(words: Sequence[str], include: Path | None, limit: int | None)
     if "cloze" in arguments:
         cloze = Path(arguments["cloze"])
     request = EvaluationRequest(
-        tasks=tasks, text=text, blimp=blimp, cloze=cloze, include=include, limit=limit, **numbers
+        tasks=tasks,
+        text=text,
+        blimp=blimp,
+        cloze=cloze,
+        memorisation=arguments.get("memorisation"),
+        include=include,
+        limit=limit,
+        **numbers,
     )
     return request, overrides
 
@@ -92,7 +105,7 @@ def _parse_numbers(arguments: Mapping[str, str]) -> dict[str, int]:
     numbers = {}
     errors = []
     for name, value in arguments.items():
-        if name in {"tasks", "text", "blimp", "cloze"}:
+        if name in SUBJECTS:
             continue
         if value.isdecimal():
             numbers[name] = int(value)
@@ -125,7 +138,7 @@ def choose_evaluators(config: RunConfig, request: EvaluationRequest) -> list[Eva
 
     Tasks that the run was trained on are evaluated by their own metrics, all others by lm-evaluation-harness.
     """
-    if all(choice is None for choice in (request.tasks, request.text, request.blimp, request.cloze)):
+    if all(getattr(request, subject) is None for subject in SUBJECTS):
         return list(config.evaluators)
     evaluators: list[Evaluator] = []
     trained_names = {short_name(name) for name in config.tasks}
@@ -150,4 +163,6 @@ def choose_evaluators(config: RunConfig, request: EvaluationRequest) -> list[Eva
     if request.cloze is not None:
         task = load_cloze(request.cloze)
         evaluators.append(task.model_copy(update={"limit": request.limit or task.limit}))
+    if request.memorisation is not None:
+        evaluators.append(Memorisation(file=request.memorisation))
     return evaluators

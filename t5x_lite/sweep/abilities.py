@@ -96,11 +96,11 @@ def build_abilities(tasks: Mapping[str, Mapping[str, TaskResult]], runs: Sequenc
 
 def _task_curves(task: str, by_run: Mapping[str, TaskResult], runs: Sequence[PlannedRun]) -> Iterator[Curve]:
     results = [by_run[run.name] for run in runs]
-    for name, title in PLAIN_METRICS.items():
+    for name, plain_title in PLAIN_METRICS.items():
         if results and all(name in result.plain_metrics for result in results):
             values = np.array([result.plain_metrics[name] for result in results])
-            metric = name.rpartition("/")[2]
-            yield Curve(task, metric, title, -1, runs, values, None, 0, _fit_trends(runs, values, None, -1))
+            last_part = name.rpartition("/")[2]
+            yield Curve(task, last_part, plain_title, -1, runs, values, None, 0, _fit_trends(runs, values, None, -1))
     shared = [set(available_metrics(result.scores)) for result in results]
     for name, metric in EXAMPLE_METRICS.items():
         if not shared or name not in set.intersection(*shared):

@@ -113,8 +113,8 @@ def _print_results(
 
 
 def _parse_command(subject: Path, words: Sequence[str], options: argparse.Namespace) -> _Command:
-    sweep_words = []
-    evaluation_words = []
+    sweep_words: list[str] = []
+    evaluation_words: list[str] = []
     for word in words:
         key = word.removeprefix("--").partition("=")[0]
         is_of_sweep = key.partition(".")[0] in SweepConfig.model_fields

@@ -98,7 +98,7 @@ def _as_csv(abilities: Abilities) -> str:
 
 def _csv_rows(curve: Curve) -> list[list[object]]:
     intervals = curve.intervals()
-    rows = []
+    rows: list[list[object]] = []
     for number, run in enumerate(curve.runs):
         low: float | str = ""
         high: float | str = ""

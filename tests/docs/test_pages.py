@@ -83,6 +83,8 @@ def check_command(words: list[str], where: str) -> None:
         settings |= set(EVAL_ARGUMENTS)
     if options.command == "sweep":
         settings = {setting.key for setting in schema.explain(SweepConfig)}
+        if options.words[0] in {"eval", "plot"}:
+            settings |= set(EVAL_ARGUMENTS)
         overrides = [word for word in options.words if "=" in word] + unknown
     for override in overrides:
         key = override.removeprefix("--").partition("=")[0]
