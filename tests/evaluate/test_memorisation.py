@@ -115,6 +115,7 @@ def test_a_model_that_memorises_extracts_what_is_repeated_and_nothing_else(
         "data.validation_files": tmp_path / "held_out.txt",
         "data.cache_dir": tmp_path / "cache",
         "data.packing": "none",
+        "tokenizer.unigram.vocab": 200,
         "train.seq_len": 32,
         "train.steps": 250,
         "train.batch_size": 8,
