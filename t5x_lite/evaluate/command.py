@@ -15,7 +15,7 @@ from t5x_lite.evaluate.evaluators.memorisation import Memorisation
 from t5x_lite.tasks import short_name
 
 SUBJECTS = ("tasks", "text", "blimp", "cloze", "memorisation")
-"""What a request may name, and of which each makes evaluators."""
+"""Arguments that name evaluations."""
 
 
 @dataclass(frozen=True)

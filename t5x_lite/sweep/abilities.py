@@ -18,7 +18,7 @@ SEED = 0
 AXES = {"flops": "FLOPs", "parameters": "parameters N"}
 """Sizes that a metric is drawn over: attributes of a run, and their titles."""
 FEWEST_FLAT = 3
-"""Fewest sizes with the same exact match before it is said to hide something."""
+"""Fewest sizes with the same exact match before a note says that it hides something."""
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from t5x_lite.sweep.run_points import finished_runs
 
 @dataclass(frozen=True)
 class _Command:
-    """What is evaluated, and how.
+    """The parsed command line.
 
     Attributes:
         folder: the sweep's.
