@@ -97,8 +97,10 @@ def test_a_string_is_extracted_if_greedy_decoding_writes_it(tiny_run: Path, tmp_
         "memorisation/strings": 40,
         "memorisation/too_short": 1,
     }
+    short = tmp_path / "short.jsonl"
+    short.write_text(lines[-1])
     with pytest.raises(UserError, match="no string has 31 tokens; the longest has"):
-        model.evaluate(Memorisation(file=str(path), prompt_tokens=30, tokens=1))
+        model.evaluate(Memorisation(file=str(short), prompt_tokens=30, tokens=1))
     with pytest.raises(UserError, match="are more than the model's 32 positions"):
         model.evaluate(Memorisation(file=str(path), prompt_tokens=30, tokens=30))
 
@@ -108,14 +110,14 @@ def test_a_model_that_memorises_extracts_what_is_repeated_and_nothing_else(
     tiny_config: Path, tmp_path: Path, t5x_lite: Shell
 ) -> None:
     (tmp_path / "held_out.txt").write_text(random_text(200))
-    options = ["--repeats", "0", "32", "--strings", "3", "--words", "20"]
+    options = ["--repeats", "0", "32", "--strings", "3", "--words", "12"]
     assert plant([str(tmp_path / "held_out.txt"), str(tmp_path / "planted"), *options]) == 0
     settings = {
         "data.files": tmp_path / "planted/documents.jsonl",
         "data.validation_files": tmp_path / "held_out.txt",
         "data.cache_dir": tmp_path / "cache",
         "data.packing": "none",
-        "tokenizer.unigram.vocab": 200,
+        "tokenizer.unigram.vocab": 290,
         "train.seq_len": 32,
         "train.steps": 250,
         "train.batch_size": 8,
