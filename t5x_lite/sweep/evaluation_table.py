@@ -10,6 +10,9 @@ from t5x_lite.progress import print_table
 from t5x_lite.sweep.evaluations import SweepEvaluations, TaskResult
 from t5x_lite.sweep.planned_run import PlannedRun
 
+SHORT_TITLES = {"log_likelihood": "log-lik.", "log_likelihood_per_token": "per token", "probability": "prob."}
+"""Titles of columns with which a row fits into 80 characters."""
+
 
 def print_evaluations(results: SweepEvaluations, runs: Sequence[PlannedRun], labels: Sequence[str]) -> None:
     """Print a table for each task of some evaluations: a row for each run, the smallest first."""
@@ -25,8 +28,13 @@ def print_evaluations(results: SweepEvaluations, runs: Sequence[PlannedRun], lab
                 rows.append([run.name, *sizes, *(_format(values[run.name].get(name)) for name in metrics)])
         examples = max((_num_examples(result) for result in by_run.values()), default=0)
         title = f"{task}: {examples} examples" if examples else task
-        numbers = [Column(name.replace("_", " "), justify="right") for name in metrics]
-        print_table(console, title, [Column("run", no_wrap=True), "N", "C", *numbers], rows)
+        numbers = [Column(SHORT_TITLES.get(name, name), justify="right", no_wrap=True) for name in metrics]
+        print_table(
+            console,
+            title,
+            [Column("run", no_wrap=True), Column("N", no_wrap=True), Column("C", no_wrap=True), *numbers],
+            rows,
+        )
 
 
 def task_metrics(result: TaskResult) -> Mapping[str, float]:
@@ -41,4 +49,4 @@ def _num_examples(result: TaskResult) -> int:
 
 
 def _format(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4g}"
+    return "–" if value is None else f"{value:.3g}"
