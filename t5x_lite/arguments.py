@@ -80,14 +80,15 @@ def _add_plan(commands: Commands) -> None:
 
 
 def _add_sweep(commands: Commands) -> None:
-    parser = _add_command(commands, "sweep", "train a grid of runs, or fit a scaling law to their results")
-    parser.usage = "t5x-lite sweep [options] [fit] SWEEP [key=value ...]"
+    parser = _add_command(commands, "sweep", "train a grid of runs, fit a scaling law to them, evaluate and draw them")
+    parser.usage = "t5x-lite sweep [options] [fit|eval|plot] SWEEP [key=value ...]"
     parser.add_argument(
         "words",
-        metavar="[fit] SWEEP [key=value ...]",
+        metavar="[fit|eval|plot] SWEEP [key=value ...]",
         nargs="+",
-        help="YAML file of a sweep or name of a shipped one, and overrides; `fit` also takes a sweep's folder or a CSV "
-        "file of results",
+        help="YAML file of a sweep or name of a shipped one, and overrides; `fit`, `eval` and `plot` also take a "
+        "sweep's folder, and `fit` a CSV file of results; `eval` has the key=value arguments of `t5x-lite eval`, and "
+        "`plot` has tasks=",
     )
     parser.add_argument("--yes", action="store_true", help="start the runs without asking")
     parser.add_argument(
@@ -107,7 +108,31 @@ def _add_sweep(commands: Commands) -> None:
     parser.add_argument(
         "--emit", type=_local_path, metavar="CONFIG", help="fit: write the config of the predicted best run"
     )
-    parser.add_argument("--json", action="store_true", help="fit: print the result as JSON")
+    parser.add_argument(
+        "--include", type=_local_path, metavar="FOLDER", help="eval: folder with YAML files of further tasks"
+    )
+    parser.add_argument(
+        "--limit", type=int, metavar="N", help="eval: largest number of documents per task, or pairs per set"
+    )
+    parser.add_argument(
+        "--to", type=_local_path, metavar="PICTURE", help="plot: .png to write, with a .csv (default: in SWEEP/eval)"
+    )
+    parser.add_argument("--json", action="store_true", help="fit, eval: print the result as JSON")
+
+
+def check_sweep_options(options: argparse.Namespace, action: str) -> None:
+    """Refuse options of `sweep` that are for another of its actions.
+
+    Raises:
+        UserError: with the name of the option.
+    """
+    for option, value, its_action in (
+        ("--include", options.include, "eval"),
+        ("--limit", options.limit, "eval"),
+        ("--to", options.to, "plot"),
+    ):
+        if value is not None and action != its_action:
+            raise UserError(f"sweep {action}: {option} is for `sweep {its_action}`".replace("sweep :", "sweep:"))
 
 
 def _add_eval(commands: Commands) -> None:
@@ -120,6 +145,15 @@ def _add_eval(commands: Commands) -> None:
     parser.epilog = "key=value arguments that are not overrides of the config:\n"
     for name, description in EVAL_ARGUMENTS.items():
         parser.epilog += f"  {name + '=':<14}{description}\n"
+    _add_task_options(parser)
+    parser.add_argument(
+        "--cached",
+        action="store_true",
+        help="take results of the same evaluation from RUN/eval/STEP/cache, and write the others there",
+    )
+
+
+def _add_task_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--include", type=_local_path, metavar="FOLDER", help="folder with YAML files of further tasks")
     parser.add_argument("--limit", type=int, metavar="N", help="largest number of documents per task, or pairs per set")
 

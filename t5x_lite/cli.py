@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import t5x_lite
 from t5x_lite import config as configuration
 from t5x_lite import local_copies, schema
-from t5x_lite.arguments import build_parser
+from t5x_lite.arguments import build_parser, check_sweep_options
 from t5x_lite.errors import STOPPED, UserError
 from t5x_lite.parallel.config import gpu_count
 from t5x_lite.parallel.job_environment import set_job_environment
@@ -220,13 +220,12 @@ def _simulate_devices(count: int) -> None:
 
 
 def sweep(options: argparse.Namespace, overrides: list[str]) -> int:
-    """Run `t5x-lite sweep SWEEP [key=value …]` or `t5x-lite sweep fit SWEEP|FILE.csv`."""
+    """Run `t5x-lite sweep [fit|eval|plot] SWEEP [key=value …]`."""
     words = [*options.words, *overrides]
-    is_fit = words[0] == "fit"
-    if is_fit:
-        words = words[1:]
+    action = words.pop(0) if words[0] in {"fit", "eval", "plot"} else ""
+    check_sweep_options(options, action)
     if not words:
-        raise UserError("sweep fit: give a sweep's YAML file or a CSV file")
+        raise UserError(f"sweep {action}: give a sweep's YAML file{' or a CSV file' * (action == 'fit')}")
     subject = local_copies.local_path(words[0])
     sweep_overrides = words[1:]
     unknown = [word for word in sweep_overrides if "=" not in word]
@@ -234,10 +233,19 @@ def sweep(options: argparse.Namespace, overrides: list[str]) -> int:
         raise UserError(f"sweep: unknown option {unknown[0]}; see t5x-lite sweep --help")
     environment = dict(os.environ)
     os.environ["JAX_PLATFORMS"] = "cpu"  # this process only counts shapes; the devices are for the runs
-    if is_fit:
-        from t5x_lite.sweep.fit_command import fit
+    match action:
+        case "fit":
+            from t5x_lite.sweep.fit_command import fit
 
-        return fit(subject, sweep_overrides, options)
+            return fit(subject, sweep_overrides, options)
+        case "eval":
+            from t5x_lite.sweep.evaluate_command import evaluate_sweep
+
+            return evaluate_sweep(subject, sweep_overrides, options, environment)
+        case "plot":
+            from t5x_lite.sweep.plot_command import plot_sweep
+
+            return plot_sweep(subject, sweep_overrides, options)
     from t5x_lite.sweep import config, launch
 
     return launch.start(config.load(subject, sweep_overrides), yes=options.yes, environment=environment)
@@ -249,7 +257,7 @@ def evaluate(options: argparse.Namespace, overrides: list[str]) -> int:
 
     request, config_overrides = parse_request(overrides, options.include, options.limit)
     model = t5x_lite.load(options.run, step=options.step, overrides=config_overrides)
-    results = {"step": model.step, **evaluate_model(model, request)}
+    results = {"step": model.step, **evaluate_model(model, request, cached=options.cached)}
     if options.json:
         print(json.dumps(results))
         return 0

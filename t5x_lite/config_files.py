@@ -14,7 +14,7 @@ _PACKAGED_CONFIGS = _PACKAGE / "configs"
 
 SHIPPED_CONFIGS = _PACKAGED_CONFIGS if _PACKAGED_CONFIGS.is_dir() else _PACKAGE.parent / "configs"
 """The folder of the shipped configs."""
-PARTS = ("base/", "cloze/", "prompting/", "tasks/")
+PARTS = ("base/", "cloze/", "harness/", "prompting/", "tasks/")
 """Folders of shipped files that are parts of a config. They are not suggested for a misspelt name."""
 
 

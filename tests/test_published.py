@@ -224,6 +224,7 @@ VARIANTS = {"encoder_decoder": 2.0, "shared": 1.0, "half_layers": 1.0, "language
 UNPUBLISHED_FOLDERS = {
     "base",
     "cloze",
+    "harness",
     "nanogpt",
     "t5_variants",
     "pods",

@@ -71,6 +71,22 @@ def match_files(pattern: str) -> list[str]:
     return paths
 
 
+def hash_files(patterns: Sequence[str]) -> str:
+    """Return a hash of the content of all files that match some globs.
+
+    Raises:
+        UserError: no file matches, or a file cannot be read.
+    """
+    digest = hashlib.sha256()
+    for pattern in patterns:
+        for path in match_files(pattern):
+            digest.update(f"{storage.file_status(path)[0]} ".encode())
+            with storage.explained(path, "read"), storage.open_bytes(path) as file:
+                while block := file.read(2**20):
+                    digest.update(block)
+    return digest.hexdigest()
+
+
 def strip_compression(path: str) -> Path:
     """Return the name of a file without .gz or .zst."""
     name = Path(path)

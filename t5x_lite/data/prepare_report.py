@@ -24,7 +24,10 @@ def prepared_as_json(prepared: Sequence[PreparedSource]) -> dict[str, object]:
             counts[split] = _counts_as_json(statistics)
         cleaning = read_report(source.folder)
         if cleaning is not None:
-            counts["cleaning"] = cleaning.model_dump(mode="json", exclude={"examples"})
+            record = cleaning.model_dump(mode="json", exclude={"examples"})
+            for evaluation_set in record["contamination"].values():
+                del evaluation_set["overlaps"]
+            counts["cleaning"] = record
         sources[source.name] = counts
     total = add_statistics(source.statistics["train"] for source in prepared)
     return {**_counts_as_json(total), "sources": sources}
@@ -64,6 +67,14 @@ def _print_cleaning(source: PreparedSource, report: CleaningReport) -> None:
     rows.append(["retained", f"{report.retained_documents:,} documents", f"{_share(report):.2f} %"])
     numbers = [Column("number", justify="right"), Column("share", justify="right")]
     print_table(Console(), f"cleaning of {source.name}: {report.documents:,} documents", ["rule", *numbers], rows)
+    sets = []
+    for file, counts in report.contamination.items():
+        sets.append(
+            [file, f"{counts.examples:,}", f"{counts.searched:,}", f"{counts.contaminated:,}", f"{counts.share:.2%}"]
+        )
+    names = ("examples", "searched", "in the corpus", "share")
+    headers = [Column("file", overflow="fold"), *(Column(name, justify="right", no_wrap=True) for name in names)]
+    print_table(Console(), f"evaluation sets in {source.name}", headers, sets)
     print(f"cleaning of {source.name}: {join(source.folder, REPORT_FILE)} has examples")
 
 

@@ -18,6 +18,7 @@ from t5x_lite.evaluate.batched_function import BatchedFunction, Features
 from t5x_lite.evaluate.demonstrations.demonstrations import Example, ExampleSets, check_pool
 from t5x_lite.evaluate.evaluation_model import EvaluationModel
 from t5x_lite.evaluate.evaluators.cloze import MASK_PLACE, Cloze
+from t5x_lite.evaluate.example_scores import Scores, score_choices
 from t5x_lite.evaluate.hidden_tokens import InfilledTokens, MaskedTokens, TokenHider, build_token_hider
 from t5x_lite.models.spec import ModelSpec
 
@@ -58,7 +59,15 @@ class ClozeAnswer:
 
     def as_json(self) -> dict[str, object]:
         """Return the line of the file of answers."""
-        return asdict(self)
+        return {**asdict(self), "scores": self.scores}
+
+    @property
+    def scores(self) -> Scores:
+        """The scores of the example, of which the answer is the word of a label."""
+        right = list(self.probabilities).index(self.reference)
+        with np.errstate(divide="ignore"):
+            log_likelihoods = np.log(list(self.probabilities.values()))
+        return score_choices(log_likelihoods.tolist(), right)
 
 
 def read_cloze(task: Cloze) -> list[ClozeText]:

@@ -9,14 +9,19 @@ import yaml
 
 from t5x_lite.config import RunConfig
 from t5x_lite.errors import UserError
+from t5x_lite.evaluate.cached_evaluation import evaluate_cached
 from t5x_lite.evaluate.config import EVAL_ARGUMENTS
 from t5x_lite.evaluate.demonstrations import DEMONSTRATIONS, Demonstrations
 from t5x_lite.evaluate.evaluation_model import EvaluationModel
 from t5x_lite.evaluate.evaluators import Blimp, Evaluator, FewShot, Perplexity, Tasks
 from t5x_lite.evaluate.evaluators.cloze import load_cloze
+from t5x_lite.evaluate.evaluators.memorisation import Memorisation
 from t5x_lite.plugins import load_plugins
 from t5x_lite.schema import Config, OneOf, Sources, setting, validate
 from t5x_lite.tasks import short_name
+
+SUBJECTS = ("tasks", "text", "blimp", "cloze", "memorisation")
+"""Arguments that name evaluations."""
 
 
 class PromptArguments(Config):
@@ -34,6 +39,7 @@ class EvaluationRequest:
         text: a file to compute the perplexity of.
         blimp: files of BLiMP's minimal pairs.
         cloze: the YAML file of a cloze task.
+        memorisation: the file of planted strings.
         num_fewshot: examples in the prompts of tasks; None takes each task's number.
         demonstrations: how they are chosen; None takes each task's sampler.
         seed: seed of this choice and of sampled answers; None takes the evaluator's.
@@ -47,6 +53,7 @@ class EvaluationRequest:
     text: Path | None = None
     blimp: tuple[str, ...] | None = None
     cloze: Path | None = None
+    memorisation: str | None = None
     num_fewshot: int | None = None
     demonstrations: Demonstrations | None = None
     seed: int | None = None
@@ -101,6 +108,7 @@ def parse_request(words: Sequence[str], include: Path | None, limit: int | None)
         blimp=blimp,
         cloze=cloze,
         demonstrations=demonstrations,
+        memorisation=arguments.get("memorisation"),
         include=include,
         limit=limit,
         **numbers,
@@ -140,7 +148,7 @@ def _parse_numbers(arguments: Mapping[str, str]) -> dict[str, int]:
     numbers = {}
     errors = []
     for name, value in arguments.items():
-        if name in {"tasks", "text", "blimp", "cloze", "demonstrations"}:
+        if name in {*SUBJECTS, "demonstrations"}:
             continue
         if value.isdecimal():
             numbers[name] = int(value)
@@ -151,14 +159,20 @@ def _parse_numbers(arguments: Mapping[str, str]) -> dict[str, int]:
     return numbers
 
 
-def evaluate_model(model: EvaluationModel, request: EvaluationRequest) -> dict[str, float]:
+def evaluate_model(model: EvaluationModel, request: EvaluationRequest, *, cached: bool = False) -> dict[str, float]:
     """Evaluate a model, and return its metrics by their names in `metrics.jsonl`, such as `eval/loss`.
 
     Results of tasks are also written to RUN/eval/STEP.
+
+    Args:
+        model: the model.
+        request: the evaluations.
+        cached: take results of the same evaluations from RUN/eval/STEP/cache, and write the others there.
     """
     metrics: dict[str, float] = {}
     for evaluator in choose_evaluators(model.config, request):
-        metrics.update(evaluator.run(model).metrics)
+        evaluation = evaluate_cached(model, evaluator) if cached else evaluator.run(model)
+        metrics.update(evaluation.metrics)
     return metrics
 
 
@@ -167,7 +181,7 @@ def choose_evaluators(config: RunConfig, request: EvaluationRequest) -> list[Eva
 
     Tasks that the run was trained on are evaluated by their own metrics, all others by lm-evaluation-harness.
     """
-    if all(choice is None for choice in (request.tasks, request.text, request.blimp, request.cloze)):
+    if all(getattr(request, subject) is None for subject in SUBJECTS):
         return list(config.evaluators)
     evaluators: list[Evaluator] = []
     trained_names = {short_name(name) for name in config.tasks}
@@ -176,9 +190,9 @@ def choose_evaluators(config: RunConfig, request: EvaluationRequest) -> list[Eva
     other_tasks = tuple(name for name in requested if name not in trained_names)
     if trained_tasks:
         evaluators.append(Tasks(names=trained_tasks))
-    if other_tasks:
+    for name in other_tasks:
         few_shot = FewShot(
-            tasks=other_tasks,
+            tasks=(name,),
             num_fewshot=request.num_fewshot,
             demonstrations=request.demonstrations,
             window=request.window,
@@ -195,4 +209,6 @@ def choose_evaluators(config: RunConfig, request: EvaluationRequest) -> list[Eva
     if request.cloze is not None:
         task = load_cloze(request.cloze)
         evaluators.append(task.model_copy(update={"limit": request.limit or task.limit}))
+    if request.memorisation is not None:
+        evaluators.append(Memorisation(file=request.memorisation))
     return evaluators

@@ -56,6 +56,7 @@ EVAL_ARGUMENTS = {
     "text": "file to compute the perplexity of",
     "blimp": "BLiMP's minimal pairs: JSONL files, separated by commas",
     "cloze": "YAML file of a cloze task: files, pattern and verbalizer",
+    "memorisation": "JSONL file of planted strings",
     "window": "tokens that the model reads at once",
     "stride": "tokens of the text scored by each window after the first (default: half the window)",
 }

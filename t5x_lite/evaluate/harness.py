@@ -2,11 +2,15 @@
 
 import contextlib
 import difflib
+import hashlib
+import json
 import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from importlib.metadata import version
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -14,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from t5x_lite.errors import UserError
 from t5x_lite.evaluate.demonstrations.demonstrations import Demonstrations
 from t5x_lite.evaluate.evaluation_model import EvaluationModel
+from t5x_lite.evaluate.example_scores import compute_metrics, gather_scores, read_scores
 from t5x_lite.models.config import ModelConfig
 
 if TYPE_CHECKING:
@@ -74,7 +79,8 @@ def evaluate_tasks(
 
     Returns:
         Scores and samples. Scores are `<task>/<metric>` (followed by a comma and the filter, unless the filter is
-        `none`), `<task>/num_fewshot` and `<task>/documents`.
+        `none`), `<task>/num_fewshot`, `<task>/documents`, and the metrics of `evaluate.example_scores`. The samples
+        have the scores of each example.
 
     Raises:
         UserError: the harness is not installed, no task has this name, or a task cannot be loaded.
@@ -88,6 +94,7 @@ def evaluate_tasks(
         from lm_eval.evaluator import evaluate
 
         from t5x_lite.evaluate.harness_demonstrations import set_demonstrations
+        from t5x_lite.evaluate.harness_examples import add_example_scores
 
         tasks = load_tasks(names, include)
         check_tasks(tasks, model.config.model)
@@ -95,6 +102,7 @@ def evaluate_tasks(
             set_demonstrations(tasks["tasks"][name], demonstrations, prompts.seed, model)
         truncated_before = model.likelihood.truncated_inputs
         results = evaluate(harness_model, tasks, limit=limit, bootstrap_iters=BOOTSTRAP_SAMPLES)
+        add_example_scores(harness_model, tasks["tasks"], results["samples"])
     truncated = model.likelihood.truncated_inputs - truncated_before
     if truncated:
         logging.warning(
@@ -127,20 +135,17 @@ def load_tasks(names: Sequence[str], include: Path | None, *, include_defaults: 
     Raises:
         UserError: no such folder, no such task, or a task that cannot be loaded.
     """
-    from lm_eval.tasks import TaskManager
-
     from t5x_lite.evaluate.harness_demonstrations import register_samplers
 
     register_samplers()
     if include is not None:
         if not include.is_dir():
             raise UserError(f"--include {include}: is not a folder")
-        manager = TaskManager(include_path=str(include), include_defaults=False)
+        manager = _build_manager(include, include_defaults=False)
         if not _unknown_names(names, manager):
             with contextlib.suppress(Exception):  # a task of the folder may need one of the harness's
                 return _load_from(manager, names)
-    include_path = None if include is None else str(include)
-    manager = TaskManager(include_path=include_path, include_defaults=include_defaults)
+    manager = _build_manager(include, include_defaults=include_defaults)
     unknown = _unknown_names(names, manager)
     if unknown:
         nearest = difflib.get_close_matches(unknown[0], manager.all_tasks, n=3)
@@ -152,6 +157,42 @@ def load_tasks(names: Sequence[str], include: Path | None, *, include_defaults: 
         message = " ".join(str(error).split())
         reason = f"{type(error).__name__}: {message}"[:LONGEST_REASON]
         raise UserError(f"tasks={','.join(names)}: cannot be loaded: {reason}") from None
+
+
+def _build_manager(include: Path | None, *, include_defaults: bool) -> "TaskManager":
+    """Index the tasks of a folder, and those of the harness. It is done again if a file of the folder has changed."""
+    files = []
+    if include is not None:
+        files = [(str(path), path.stat().st_mtime_ns) for path in sorted(include.rglob("*")) if path.is_file()]
+    return _index_tasks(include, include_defaults, tuple(files))
+
+
+@lru_cache(maxsize=2)
+def _index_tasks(include: Path | None, include_defaults: bool, files: tuple[tuple[str, int], ...]) -> "TaskManager":
+    from lm_eval.tasks import TaskManager
+
+    return TaskManager(include_path=None if include is None else str(include), include_defaults=include_defaults)
+
+
+def hash_tasks(names: Sequence[str], include: Path | None, num_fewshot: int | None) -> str:
+    """Return a hash of the version of the harness, and of the configs and the documents of tasks.
+
+    The documents that examples in prompts are taken from are among them, if there are to be some.
+
+    Raises:
+        UserError: see `load_tasks`.
+    """
+    digest = hashlib.sha256(version("lm_eval").encode())
+    with contextlib.redirect_stdout(sys.stderr):
+        tasks = load_tasks(names, include)["tasks"]
+    for name, task in sorted(tasks.items()):
+        digest.update(f"{name} {json.dumps(task.dump_config(), default=str, sort_keys=True)}\n".encode())
+        documents = list(task.eval_docs)
+        if num_fewshot or (num_fewshot is None and task.get_config("num_fewshot")):
+            documents.extend(task.fewshot_docs() or ())
+        for document in documents:
+            digest.update(json.dumps(document, default=str, sort_keys=True).encode())
+    return digest.hexdigest()
 
 
 def check_tasks(tasks: LoadedTasks, model: ModelConfig) -> None:
@@ -224,4 +265,7 @@ def collect_scores(results: Mapping[str, Any]) -> dict[str, float]:
         for name, value in values.items():
             if isinstance(value, float | int) and isfinite(value):
                 scores[f"{task}/{name}"] = value
+    for task, records in results["samples"].items():
+        for name, value in compute_metrics(gather_scores(read_scores(records))).items():
+            scores[f"{task}/{name}"] = value
     return scores

@@ -47,12 +47,16 @@ class HarnessModel(TemplateLM):
         model: the model.
         window: tokens that the model reads at one time, by default all that it can.
         seed: seed of sampled answers, unless the settings of a task have one.
+
+    Attributes:
+        answer_tokens: number of tokens of each continuation that was scored, by context and continuation.
     """
 
     def __init__(self, model: EvaluationModel, window: int | None, seed: int) -> None:
         super().__init__()
         self.model = model
         self.seed = seed
+        self.answer_tokens: dict[tuple[str, str], int] = {}
         has_encoder = model.config.model.family == "encoder_decoder"
         self.backend = "seq2seq" if has_encoder and model.config.scores_left_to_right else "causal"
         self.max_length = model.resolve_window(window)
@@ -80,7 +84,8 @@ class HarnessModel(TemplateLM):
 
     def _loglikelihood_tokens(self, requests: Sequence[TokenizedRequest], **_: object) -> list[TargetScore]:
         pairs = []
-        for (context_text, _continuation_text), context, continuation in requests:
+        for (context_text, continuation_text), context, continuation in requests:
+            self.answer_tokens[context_text, continuation_text] = len(continuation)
             inputs = self.model.empty_context
             if context_text and context:
                 inputs = np.array(context, np.int32)

@@ -15,14 +15,11 @@ from typing import Literal, TypeAlias, TypedDict
 import numpy as np
 
 from t5x_lite.errors import UserError
+from t5x_lite.evaluate.calibration import calibration_error
 
 Scores: TypeAlias = dict[str, float]
 Metric: TypeAlias = Callable[..., Scores]
 """A function of predictions and references, two sequences of equal length; their types depend on the metric."""
-
-
-CALIBRATION_BINS = 15
-"""Bins of the expected calibration error (Guo et al. 2017, §4)."""
 
 
 class JudgedAnswer(TypedDict):
@@ -176,12 +173,7 @@ def ece(margins: Sequence[float]) -> Scores:
     probability = 0.5 * (1 + np.tanh(0.5 * np.array(margins, np.float64)))  # sigmoid without overflow
     confidence = np.maximum(probability, 1 - probability)
     is_correct = probability > 0.5
-    bins = np.ceil(confidence * CALIBRATION_BINS).astype(int)
-    error = 0.0
-    for number in np.unique(bins):
-        in_bin = bins == number
-        error += in_bin.mean() * abs(is_correct[in_bin].mean() - confidence[in_bin].mean())
-    return {"ece": float(error)}
+    return {"ece": float(calibration_error(confidence, is_correct))}
 
 
 def reward(rewards: Sequence[float]) -> Scores:

@@ -1,7 +1,7 @@
 """Points from the runs of a sweep, by its plan, its status log and the runs' metrics."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ def read_runs(folder: Path) -> SweepPoints:
     left_out = {}
     for run in plan.runs:
         name = run.name
-        metrics = [record for record in read_metrics(_run_dir(folder, run)) if is_number(record.get("step"))]
+        metrics = _read_steps(_run_dir(folder, run))
         problem = _find_problem(run, statuses.get(name, {}), metrics)
         if problem is not None:
             left_out[name] = problem
@@ -43,6 +43,31 @@ def read_runs(folder: Path) -> SweepPoints:
     if not finished:
         raise UserError(f"{folder}: no run is complete yet; `t5x-lite sweep` continues the sweep")
     return SweepPoints(build_points(finished), curves, left_out)
+
+
+def finished_runs(folder: Path) -> tuple[list[PlannedRun], dict[str, str]]:
+    """Return the complete runs of a sweep without its trunks, and why each of the others is left out, by its name.
+
+    Raises:
+        UserError: the folder is not that of a sweep.
+    """
+    statuses = read_statuses(folder / "sweep.jsonl")
+    finished = []
+    left_out = {}
+    for run in read_plan(folder).runs:
+        if run.trunk:
+            continue
+        run_dir = _run_dir(folder, run)
+        problem = _find_problem(run, statuses.get(run.name, {}), _read_steps(run_dir))
+        if problem is None:
+            finished.append(replace(run, run_dir=run_dir))
+        else:
+            left_out[run.name] = problem
+    return finished, left_out
+
+
+def _read_steps(run_dir: str) -> list[dict[str, Any]]:
+    return [record for record in read_metrics(run_dir) if is_number(record.get("step"))]
 
 
 def _run_dir(folder: Path, run: PlannedRun) -> str:

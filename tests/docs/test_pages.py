@@ -82,7 +82,10 @@ def check_command(words: list[str], where: str) -> None:
     if options.command == "eval":
         settings |= set(EVAL_ARGUMENTS)
     if options.command == "sweep":
+        settings_of_runs = settings
         settings = {setting.key for setting in schema.explain(SweepConfig)}
+        if options.words[0] in {"eval", "plot"}:
+            settings |= set(EVAL_ARGUMENTS) | settings_of_runs
         overrides = [word for word in options.words if "=" in word] + unknown
     for override in overrides:
         key = override.removeprefix("--").partition("=")[0]

@@ -2,6 +2,7 @@
 
 from t5x_lite.data.cleaning.c4 import C4
 from t5x_lite.data.cleaning.c4_spans import C4Spans
+from t5x_lite.data.cleaning.decontaminate import Decontaminate
 from t5x_lite.data.cleaning.deduplication import Deduplication
 from t5x_lite.data.cleaning.exact import Exact
 from t5x_lite.data.cleaning.gopher_quality import GopherQuality
@@ -15,6 +16,7 @@ CLEANING: dict[str, type[TextFilter] | type[Deduplication] | type[C4Spans]] = {
     "gopher_quality": GopherQuality,
     "gopher_repetition": GopherRepetition,
     "language": Language,
+    "decontaminate": Decontaminate,
     "exact": Exact,
     "minhash": MinHashLSH,
     "c4_spans": C4Spans,

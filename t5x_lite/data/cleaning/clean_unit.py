@@ -20,6 +20,7 @@ import numpy as np
 from t5x_lite.data import sources
 from t5x_lite.data.cleaning import CLEANING
 from t5x_lite.data.cleaning.c4_spans import C4Spans
+from t5x_lite.data.cleaning.contamination import TEXT_CHARACTERS, Overlap
 from t5x_lite.data.cleaning.deduplication import Deduplication
 from t5x_lite.data.cleaning.sentences import SentenceSpans, remove_sentences
 from t5x_lite.data.cleaning.text_filter import FilteredText, TextFilter
@@ -110,6 +111,8 @@ def clean_unit(job: CleaningJob, folder: str) -> None:
         counts.documents += 1
         counts.text_bytes += len(text.encode("utf-8", errors="replace"))
         filtered = _filter_text(text, job.filters, counts)
+        if filtered.overlaps:
+            counts.overlap(path, text, filtered.overlaps)
         is_dropped.append(bool(filtered.dropped_by))
         text_bytes.append(len(filtered.text.encode("utf-8", errors="replace")))
         if filtered.dropped_by:
@@ -139,6 +142,7 @@ class _UnitCounts:
         self.dropped: Counter[str] = Counter()
         self.removals: Counter[str] = Counter()
         self.examples: dict[str, list[dict[str, str]]] = {}
+        self.overlaps: list[Overlap] = []
 
     def drop(self, rule: str, path: str, text: str) -> None:
         """Count a document that a rule drops."""
@@ -147,19 +151,25 @@ class _UnitCounts:
         if len(examples) < EXAMPLES:
             examples.append({"file": path, "text": text[:EXAMPLE_CHARACTERS]})
 
+    def overlap(self, path: str, text: str, examples: Mapping[str, Sequence[int]]) -> None:
+        """Write down that examples of evaluation sets occur in a document."""
+        self.overlaps.append({"file": path, "text": text[:TEXT_CHARACTERS], "examples": examples})
+
 
 def _filter_text(text: str, filters: Sequence[tuple[str, TextFilter]], counts: _UnitCounts) -> FilteredText:
     """Apply filters up to the first that drops the document; the rule begins with the filter's name."""
     if not text.strip():
         return FilteredText(text, "empty")
+    overlaps: dict[str, Sequence[int]] = {}
     for name, text_filter in filters:
         filtered = text_filter.apply(text)
+        overlaps.update(filtered.overlaps)
         if filtered.dropped_by:
-            return FilteredText(text, f"{name}.{filtered.dropped_by}")
+            return FilteredText(text, f"{name}.{filtered.dropped_by}", overlaps=overlaps)
         for rule, number in filtered.removals.items():
             counts.removals[f"{name}.{rule}"] += number
         text = filtered.text
-    return FilteredText(text)
+    return FilteredText(text, overlaps=overlaps)
 
 
 def cleaned_documents(job: CleaningJob, folder: str) -> Iterator[tuple[str, str]]:

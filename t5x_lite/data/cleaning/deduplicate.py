@@ -18,6 +18,8 @@ from t5x_lite.data.cleaning.clean_unit import (
     dropped_file,
     step_name,
 )
+from t5x_lite.data.cleaning.contamination import ContaminationReport, Overlap, report_contamination
+from t5x_lite.data.cleaning.decontaminate import Decontaminate
 from t5x_lite.data.cleaning.deduplication import DuplicateIndex
 from t5x_lite.data.cleaning.sentences import SentenceSpans
 from t5x_lite.data.corpus_files import load_arrays, save_arrays
@@ -39,6 +41,7 @@ class CleaningReport(BaseModel, strict=True, extra="forbid"):
         dropped: documents by the rule that dropped them.
         removals: lines, markers or sentences that were removed from documents, by rule.
         examples: of the documents that a filter dropped.
+        contamination: evaluation sets that were looked for, by their file.
     """
 
     cleaning: list[dict[str, dict[str, object]]]
@@ -49,6 +52,7 @@ class CleaningReport(BaseModel, strict=True, extra="forbid"):
     dropped: dict[str, NonNegativeInt] = {}
     removals: dict[str, NonNegativeInt] = {}
     examples: dict[str, list[dict[str, str]]] = {}
+    contamination: dict[str, ContaminationReport] = {}
 
 
 def read_report(folder: str) -> CleaningReport | None:
@@ -81,12 +85,14 @@ def deduplicate_units(jobs: Sequence[CleaningJob], folder: str) -> None:
     span_indexes = [(name, deduplication.build_index()) for name, deduplication in jobs[0].span_deduplications]
     dropped: Counter[str] = Counter()
     removals: Counter[str] = Counter()
+    overlaps: list[Overlap] = []
     for job in jobs:
         counts = json.loads(read_bytes(counts_file(folder, job.name)))
         report.documents += counts["documents"]
         report.text_bytes += counts["text_bytes"]
         dropped.update(counts["dropped"])
         removals.update(counts["removals"])
+        overlaps.extend(counts.get("overlaps", ()))
         for rule, examples in counts["examples"].items():
             report.examples[rule] = [*report.examples.get(rule, ()), *examples][:EXAMPLES]
         unit = _Unit(load_arrays(arrays_file(folder, job.name)))
@@ -100,6 +106,9 @@ def deduplicate_units(jobs: Sequence[CleaningJob], folder: str) -> None:
         save_arrays(dropped_file(folder, job.name), unit.decisions())
     report.dropped = dict(+dropped)
     report.removals = dict(+removals)
+    for step in jobs[0].steps:
+        if isinstance(step, Decontaminate):
+            report.contamination = report_contamination(step, overlaps)
     write_bytes(join(folder, REPORT_FILE), json.dumps(report.model_dump(mode="json"), indent=1) + "\n")
 
 

@@ -1,7 +1,7 @@
 """The interface of filters: rules that look at one document at a time."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from t5x_lite.schema import Config
@@ -15,11 +15,13 @@ class FilteredText:
         text: the text that is left.
         dropped_by: the rule that drops the document; empty if it is retained.
         removals: what rules removed from the text, such as lines, counted by the rule.
+        overlaps: by the file of an evaluation set, the numbers of its examples that occur in the text.
     """
 
     text: str
     dropped_by: str = ""
     removals: Mapping[str, int] = field(default_factory=dict)
+    overlaps: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
 class TextFilter(Config):

@@ -5,6 +5,7 @@ from t5x_lite.evaluate.evaluators.blimp import Blimp
 from t5x_lite.evaluate.evaluators.cloze import Cloze
 from t5x_lite.evaluate.evaluators.evaluator import Evaluator
 from t5x_lite.evaluate.evaluators.few_shot import FewShot
+from t5x_lite.evaluate.evaluators.memorisation import Memorisation
 from t5x_lite.evaluate.evaluators.perplexity import Perplexity
 from t5x_lite.evaluate.evaluators.samples import Samples
 from t5x_lite.evaluate.evaluators.tasks import Tasks
@@ -19,4 +20,5 @@ EVALUATORS: dict[str, type[Evaluator]] = {
     "samples": Samples,
     "cloze": Cloze,
     "attention_map": AttentionMap,
+    "memorisation": Memorisation,
 }

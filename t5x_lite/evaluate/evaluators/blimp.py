@@ -27,21 +27,33 @@ class Blimp(Evaluator):
 
         read_pairs(self.files, self.limit)
 
+    def fingerprint(self) -> str:
+        """Return a hash of the files."""
+        from t5x_lite.data.files import hash_files
+
+        return hash_files(self.files)
+
     def run(self, model: "EvaluationModel") -> Evaluation:
         """Score all sentences."""
         from t5x_lite.evaluate.blimp import accuracies, read_pairs, score_pairs, summarise
+        from t5x_lite.evaluate.example_scores import compute_metrics, gather_scores, score_choices
         from t5x_lite.evaluate.scores_file import save_samples, save_scores
 
         pairs = read_pairs(self.files, self.limit)
         scores = score_pairs(model, pairs)
         phenomena = {pair.paradigm: pair.phenomenon for pair in pairs}
         summary = summarise(accuracies(pairs, scores), phenomena)
+        # The bad sentence is first, so that of equal likelihoods it is the one that is chosen.
+        examples = [score_choices([bad, good], right=1) for good, bad in scores]
+        summary = {**compute_metrics(gather_scores(examples)), **summary}
         metrics = {f"eval/blimp/{name}": value for name, value in summary.items()}
         metrics["eval/blimp/pairs"] = len(pairs)
         records = []
-        for pair, (good, bad) in zip(pairs, scores, strict=True):
-            records.append({"set": pair.paradigm, "sentences": [pair.good, pair.bad], "log_likelihoods": [good, bad]})
+        for pair, (good, bad), example in zip(pairs, scores, examples, strict=True):
+            record = {"set": pair.paradigm, "sentences": [pair.good, pair.bad], "log_likelihoods": [good, bad]}
+            records.append({**record, "scores": example})
         folder = model.run.folder / "eval" / str(model.step)
         save_samples(folder, {"blimp": records})
         save_scores(folder, metrics)
-        return Evaluation(metrics, summary=f"BLiMP {summary['accuracy']:.1%} of {len(pairs)} pairs")
+        text = f"BLiMP {summary['accuracy']:.1%} of {len(pairs)} pairs"
+        return Evaluation(metrics, text, examples={"blimp": examples})

@@ -68,18 +68,27 @@ class Cloze(Evaluator):
 
         read_examples(self, read_cloze(self))
 
+    def fingerprint(self) -> str:
+        """Return a hash of the files."""
+        from t5x_lite.data.files import hash_files
+
+        return hash_files(self.files)
+
     def run(self, model: "EvaluationModel") -> Evaluation:
         """Fill the gaps."""
         from t5x_lite.evaluate.cloze import evaluate_cloze, read_cloze
+        from t5x_lite.evaluate.example_scores import compute_metrics, gather_scores
         from t5x_lite.evaluate.scores_file import save_samples, save_scores
 
         answers = evaluate_cloze(model, self, read_cloze(self))
-        accuracy = sum(answer.is_correct for answer in answers) / len(answers)
-        metrics = {f"eval/{self.name}/accuracy": accuracy}
+        examples = [answer.scores for answer in answers]
+        values = compute_metrics(gather_scores(examples))
+        metrics = {f"eval/{self.name}/{name}": value for name, value in values.items()}
         folder = model.run.folder / "eval" / str(model.step)
         save_samples(folder, {self.name: [answer.as_json() for answer in answers]})
         save_scores(folder, metrics)
-        return Evaluation(metrics, summary=f"{self.name} {accuracy:.1%} of {len(answers)} gaps")
+        text = f"{self.name} {values['accuracy']:.1%} of {len(answers)} gaps"
+        return Evaluation(metrics, text, examples={self.name: examples})
 
 
 def load_cloze(path: Path) -> Cloze:

@@ -1,8 +1,8 @@
 """The interface of an evaluator: from a model to metrics, in training, by `t5x-lite eval`, or from Python."""
 
 from abc import abstractmethod
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from t5x_lite.models.config import ModelConfig
@@ -20,11 +20,13 @@ class Evaluation:
         metrics: numbers by their names in `metrics.jsonl`, such as `eval/loss`.
         summary: the result in one line for people; empty prints nothing.
         status: a few words that are shown after the metrics of each step, until the next evaluation.
+        examples: by task, the scores of its examples that `evaluate.example_scores` names.
     """
 
     metrics: dict[str, float]
     summary: str = ""
     status: str = ""
+    examples: Mapping[str, Sequence[Mapping[str, float]]] = field(default_factory=dict)
 
 
 class RunsOnModel(Protocol):
@@ -59,6 +61,14 @@ class Evaluator(Config):
         Raises:
             UserError: an evaluation would fail.
         """
+
+    def fingerprint(self) -> str:
+        """Return a text that changes if the files that the evaluator reads may have changed.
+
+        Raises:
+            UserError: they cannot be read.
+        """
+        return ""
 
     @abstractmethod
     def run(self, model: "EvaluationModel") -> Evaluation:

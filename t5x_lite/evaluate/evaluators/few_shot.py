@@ -40,8 +40,15 @@ class FewShot(Evaluator):
         check_tasks(tasks, model)
         configure_tasks(tasks, FewShotPrompts(self.num_fewshot, self.demonstrations, self.seed), self.limit)
 
+    def fingerprint(self) -> str:
+        """Return a hash of the tasks' configs and documents."""
+        from t5x_lite.evaluate.harness import hash_tasks
+
+        return hash_tasks(self.tasks, self._include_dir, self.num_fewshot)
+
     def run(self, model: "EvaluationModel") -> Evaluation:
         """Evaluate the tasks."""
+        from t5x_lite.evaluate.example_scores import read_scores
         from t5x_lite.evaluate.harness import FewShotPrompts, evaluate_tasks
         from t5x_lite.evaluate.scores_file import save_samples, save_scores
 
@@ -58,7 +65,8 @@ class FewShot(Evaluator):
         save_samples(folder, samples)
         save_scores(folder, metrics)
         accuracies = [f"{name} {score:.1%}" for name, score in scores.items() if name.endswith("/acc")]
-        return Evaluation(metrics, summary=", ".join(accuracies))
+        examples = {task: read_scores(records) for task, records in samples.items()}
+        return Evaluation(metrics, ", ".join(accuracies), examples=examples)
 
     @property
     def _include_dir(self) -> Path | None:

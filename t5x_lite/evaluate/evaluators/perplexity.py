@@ -30,6 +30,12 @@ class Perplexity(Evaluator):
         if not Path(self.text).is_file():
             raise UserError(f"{self.text}: there is no such text file")
 
+    def fingerprint(self) -> str:
+        """Return a hash of the file."""
+        from t5x_lite.data.files import hash_files
+
+        return hash_files([self.text])
+
     def run(self, model: "EvaluationModel") -> Evaluation:
         """Score the file."""
         from t5x_lite.evaluate.perplexity import score_file

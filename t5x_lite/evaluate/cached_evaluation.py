@@ -1,0 +1,138 @@
+"""Evaluations that are not repeated: `RUN/eval/STEP/cache` has a file for each evaluator and its settings.
+
+The name of a file is a hash of all that decides the result: the checkpoint, the run's config with its overrides, the
+evaluator's settings, and the files that it reads. A change of one of them makes another file.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+from pydantic import BaseModel, ValidationError
+
+import t5x_lite
+from t5x_lite.errors import UserError
+from t5x_lite.evaluate.evaluation_model import EvaluationModel
+from t5x_lite.evaluate.evaluators import EVALUATORS, Evaluator
+from t5x_lite.evaluate.evaluators.evaluator import Evaluation
+from t5x_lite.evaluate.example_scores import ExampleScores, gather_scores
+from t5x_lite.evaluate.scores_file import save_scores
+from t5x_lite.files import disk_error
+from t5x_lite.manifest import MANIFEST
+from t5x_lite.run_dir import Run
+from t5x_lite.schema import first_problem
+from t5x_lite.storage import file_exists, is_remote, join, read_bytes, write_bytes
+
+
+class CachedResult(BaseModel, strict=True, extra="forbid"):
+    """The content of a file.
+
+    Attributes:
+        evaluator: its name.
+        settings: its settings.
+        step: the step of the checkpoint.
+        version: of t5x_lite.
+        metrics: numbers by their names in `metrics.jsonl`.
+        examples: by task, the scores of its examples by name; see `evaluate.example_scores`.
+    """
+
+    evaluator: str
+    settings: dict[str, object]
+    step: int
+    version: str
+    metrics: dict[str, float]
+    examples: dict[str, dict[str, list[float]]]
+
+    def example_scores(self, task: str) -> ExampleScores:
+        """Return the scores of a task's examples as arrays."""
+        return {name: np.array(values, np.float64) for name, values in self.examples[task].items()}
+
+
+def evaluate_cached(model: EvaluationModel, evaluator: Evaluator) -> Evaluation:
+    """Return what the cache has, or else run the evaluator and write its result there.
+
+    Raises:
+        UserError: the evaluation fails; the cache cannot be read or written.
+    """
+    name = cache_file(model.run, model.step, evaluator, evaluator.fingerprint())
+    if file_exists(name):
+        metrics = read_cached(name).metrics
+        save_scores(model.run.folder / "eval" / str(model.step), metrics)
+        return Evaluation(metrics)
+    evaluation = evaluator.run(model)
+    examples = {}
+    for task, records in evaluation.examples.items():
+        scores = gather_scores(records)
+        examples[task] = {score: values.tolist() for score, values in scores.items()}
+    result = CachedResult(
+        evaluator=_evaluator_name(evaluator),
+        settings=evaluator.model_dump(mode="json"),
+        step=model.step,
+        version=t5x_lite.__version__,
+        metrics={name: float(value) for name, value in evaluation.metrics.items()},
+        examples=examples,
+    )
+    _write(name, result)
+    return evaluation
+
+
+def cache_file(run: Run, step: int, evaluator: Evaluator, fingerprint: str) -> str:
+    """Return the name of the file with the result of an evaluator.
+
+    Args:
+        run: the run, opened with the overrides of the evaluation.
+        step: the step of the checkpoint.
+        evaluator: the evaluator.
+        fingerprint: its `fingerprint()`, which reads files.
+    """
+    settings = run.config.model_dump(mode="json", exclude={"run_dir"})
+    parts = {
+        "checkpoint": _hash_manifest(run, step),
+        "config": settings,
+        "evaluator": _evaluator_name(evaluator),
+        "settings": evaluator.model_dump(mode="json"),
+        "files": fingerprint,
+    }
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+    return join(str(run.config.run_dir), f"eval/{step}/cache/{digest}.json")
+
+
+def read_cached(name: str) -> CachedResult:
+    """Read a result.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    try:
+        return CachedResult.model_validate(json.loads(read_bytes(name)))
+    except ValidationError as error:
+        raise UserError(f"{name}: is damaged: {first_problem(error)}; delete it, and evaluate again") from None
+    except (OSError, RecursionError, ValueError) as error:
+        raise UserError(f"{name}: is damaged: {error}; delete it, and evaluate again") from None
+
+
+def _write(name: str, result: CachedResult) -> None:
+    try:
+        if not is_remote(name):
+            Path(name).parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(name, result.model_dump_json() + "\n")
+    except OSError as error:
+        raise disk_error(name, error, "evaluations that have ended are kept: run the same command again") from error
+
+
+def _evaluator_name(evaluator: Evaluator) -> str:
+    return next(name for name, kind in EVALUATORS.items() if type(evaluator) is kind)
+
+
+def _hash_manifest(run: Run, step: int) -> str:
+    """Return a hash of the checksums of a checkpoint's files.
+
+    Raises:
+        UserError: there is no such checkpoint.
+    """
+    path = run.checkpoints.folder / str(step) / MANIFEST
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror or error}; is the checkpoint complete?") from None
