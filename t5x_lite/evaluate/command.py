@@ -1,5 +1,6 @@
 """`t5x-lite eval`: evaluate a run on tasks, on a text file, or on its validation split."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from t5x_lite.evaluate.config import EVAL_ARGUMENTS
 from t5x_lite.evaluate.evaluation_model import EvaluationModel
 from t5x_lite.evaluate.evaluators import Blimp, Evaluator, FewShot, Perplexity, Tasks
 from t5x_lite.evaluate.evaluators.cloze import load_cloze
+from t5x_lite.retrieval.config import Passages
 from t5x_lite.tasks import short_name
 
 
@@ -27,6 +29,7 @@ class EvaluationRequest:
         stride: tokens scored by each window after the first.
         include: folder with YAML files of further tasks.
         limit: largest number of documents per task, and of pairs per set.
+        passages: passages that are put before the contexts of tasks.
     """
 
     tasks: tuple[str, ...] | None = None
@@ -38,15 +41,19 @@ class EvaluationRequest:
     stride: int | None = None
     include: Path | None = None
     limit: int | None = None
+    passages: Passages | None = None
 
 
-def parse_request(words: Sequence[str], include: Path | None, limit: int | None) -> tuple[EvaluationRequest, list[str]]:
+def parse_request(
+    words: Sequence[str], include: Path | None, limit: int | None, passages: Passages | None = None
+) -> tuple[EvaluationRequest, list[str]]:
     """Separate the arguments of `EVAL_ARGUMENTS` from overrides of the config.
 
     Args:
         words: `name=value` arguments of the command line; a leading `--` is ignored.
         include: folder with YAML files of further tasks.
         limit: largest number of documents per task, and of pairs per set.
+        passages: passages that are put before the contexts of tasks.
 
     Returns:
         The request, and the remaining words.
@@ -65,6 +72,8 @@ def parse_request(words: Sequence[str], include: Path | None, limit: int | None)
     numbers = _parse_numbers(arguments)
     if "tasks" not in arguments and include is not None:
         raise UserError("eval: --include is for tasks=")
+    if "tasks" not in arguments and passages is not None:
+        raise UserError("eval: --index is for tasks=")
     if not arguments.keys() & {"tasks", "blimp", "cloze"} and limit is not None:
         raise UserError("eval: --limit is for tasks=, blimp= and cloze=")
     if limit is not None and limit < 1:
@@ -82,7 +91,7 @@ def parse_request(words: Sequence[str], include: Path | None, limit: int | None)
     if "cloze" in arguments:
         cloze = Path(arguments["cloze"])
     request = EvaluationRequest(
-        tasks=tasks, text=text, blimp=blimp, cloze=cloze, include=include, limit=limit, **numbers
+        tasks=tasks, text=text, blimp=blimp, cloze=cloze, include=include, limit=limit, passages=passages, **numbers
     )
     return request, overrides
 
@@ -125,6 +134,8 @@ def choose_evaluators(config: RunConfig, request: EvaluationRequest) -> list[Eva
     requested = request.tasks or ()
     trained_tasks = tuple(name for name in requested if name in trained_names)
     other_tasks = tuple(name for name in requested if name not in trained_names)
+    if trained_tasks and request.passages is not None:
+        raise UserError(f"eval: --index is for tasks of lm-evaluation-harness, not for {trained_tasks[0]} of the run")
     if trained_tasks:
         evaluators.append(Tasks(names=trained_tasks))
     if other_tasks:
@@ -134,6 +145,7 @@ def choose_evaluators(config: RunConfig, request: EvaluationRequest) -> list[Eva
             window=request.window,
             include=None if request.include is None else str(request.include),
             limit=request.limit,
+            passages=request.passages,
         )
         evaluators.append(few_shot)
     if request.text is not None:
@@ -144,3 +156,13 @@ def choose_evaluators(config: RunConfig, request: EvaluationRequest) -> list[Eva
         task = load_cloze(request.cloze)
         evaluators.append(task.model_copy(update={"limit": request.limit or task.limit}))
     return evaluators
+
+
+def print_metrics(metrics: Mapping[str, float], *, as_json: bool) -> None:
+    """Print metrics, a line each, or as a JSON object."""
+    if as_json:
+        print(json.dumps(metrics))
+        return
+    width = max(len(name) for name in metrics)
+    for name, value in metrics.items():
+        print(f"{name:<{width}}  {value:.6g}")

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -24,6 +25,8 @@ FEWSHOT_SEED = 1234
 
 BOOTSTRAP_SAMPLES = 1000
 """Resamples of the documents for the standard errors of metrics that have no formula for them."""
+
+NOT_INSTALLED = "lm-evaluation-harness is not installed; run: pip install 't5x_lite[eval]'"
 
 LONGEST_REASON = 500
 """Characters of another library's error message that are shown."""
@@ -61,17 +64,35 @@ def evaluate_tasks(
     Raises:
         UserError: the harness is not installed, no task has this name, or a task cannot be loaded.
     """
-    harness_model = build_harness_model(model, window)
-    # The harness warns of its own tasks, and its bootstrap would fork a process that runs JAX's threads.
+    tasks = load_for_model(model, names, num_fewshot, include)
+    return evaluate_loaded(model, tasks, window, limit)
+
+
+def load_for_model(
+    model: EvaluationModel, names: Sequence[str], num_fewshot: int | None, include: Path | None
+) -> LoadedTasks:
+    """Load tasks, refuse those that the model cannot do, and set their few-shot examples; see `evaluate_tasks`."""
+    check_installed()
+    # The harness warns of its own tasks.
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    os.environ.setdefault("DISABLE_MULTIPROC", "1")
     # The harness prints to stdout, which belongs to our own output.
     with contextlib.redirect_stdout(sys.stderr):
-        from lm_eval.evaluator import evaluate
-
         tasks = load_tasks(names, include)
         check_tasks(tasks, model.config.model)
         _configure_tasks(tasks, num_fewshot)
+    return tasks
+
+
+def evaluate_loaded(
+    model: EvaluationModel, tasks: LoadedTasks, window: int | None, limit: int | None
+) -> tuple[dict[str, float], Samples]:
+    """Evaluate a model on tasks that `load_for_model` has loaded; see `evaluate_tasks`."""
+    harness_model = build_harness_model(model, window)
+    # The bootstrap would fork a process that runs JAX's threads.
+    os.environ.setdefault("DISABLE_MULTIPROC", "1")
+    with contextlib.redirect_stdout(sys.stderr):
+        from lm_eval.evaluator import evaluate
+
         truncated_before = model.likelihood.truncated_inputs
         results = evaluate(harness_model, tasks, limit=limit, bootstrap_iters=BOOTSTRAP_SAMPLES)
     truncated = model.likelihood.truncated_inputs - truncated_before
@@ -80,6 +101,16 @@ def evaluate_tasks(
             "%d contexts were longer than %d tokens and lost their beginning", truncated, harness_model.max_length
         )
     return _collect_scores(results), results["samples"]
+
+
+def check_installed() -> None:
+    """Check that the harness is installed.
+
+    Raises:
+        UserError: it is not.
+    """
+    if find_spec("lm_eval") is None:
+        raise UserError(NOT_INSTALLED)
 
 
 def build_harness_model(model: EvaluationModel, window: int | None) -> "HarnessModel":
@@ -91,7 +122,7 @@ def build_harness_model(model: EvaluationModel, window: int | None) -> "HarnessM
     try:
         from t5x_lite.evaluate.harness_model import HarnessModel
     except ImportError:
-        raise UserError("lm-evaluation-harness is not installed; run: pip install 't5x_lite[eval]'") from None
+        raise UserError(NOT_INSTALLED) from None
     return HarnessModel(model, window)
 
 

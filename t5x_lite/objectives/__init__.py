@@ -11,7 +11,9 @@ from t5x_lite.objectives.masked import Masked
 from t5x_lite.objectives.objective import ExampleContext, Features, Objective, TokenRow, Vocabulary
 from t5x_lite.objectives.preference import Preference
 from t5x_lite.objectives.prefix import Prefix
+from t5x_lite.objectives.rag import Rag
 from t5x_lite.objectives.replaced_token import ReplacedToken
+from t5x_lite.objectives.retrieval import Retrieval
 from t5x_lite.objectives.reward import Reward
 from t5x_lite.objectives.similarity import Similarity
 from t5x_lite.objectives.span_corruption import SpanCorruption
@@ -38,6 +40,8 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "extract": Extract,
     "choice": Choice,
     "similarity": Similarity,
+    "retrieval": Retrieval,
+    "rag": Rag,
     "reward": Reward,
     "preference": Preference,
 }

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from t5x_lite.evaluate.evaluators.evaluator import Evaluation, Evaluator, token_problems
 from t5x_lite.models.config import ModelConfig
+from t5x_lite.retrieval.config import Passages
 from t5x_lite.schema import Int, Strings, setting
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ class FewShot(Evaluator):
     window: Int | None = setting(None, "tokens that the model reads at once; null takes all that it can", ge=1)
     include: str | None = setting(None, "folder with YAML files of further tasks")
     limit: Int | None = setting(None, "most documents per task; null takes all", ge=1)
+    passages: Passages | None = setting(None, "passages that are retrieved for each document, before its context")
 
     def model_problems(self, model: ModelConfig) -> Iterator[str]:
         """Yield an error for a model that predicts no tokens."""
@@ -33,17 +35,16 @@ class FewShot(Evaluator):
 
     def run(self, model: "EvaluationModel") -> Evaluation:
         """Evaluate the tasks."""
-        from t5x_lite.evaluate.harness import evaluate_tasks
+        from t5x_lite.evaluate.harness import evaluate_loaded, load_for_model
         from t5x_lite.evaluate.scores_file import save_samples, save_scores
 
-        scores, samples = evaluate_tasks(
-            model,
-            self.tasks,
-            num_fewshot=self.num_fewshot,
-            window=self.window,
-            include=self._include_dir,
-            limit=self.limit,
-        )
+        tasks = load_for_model(model, self.tasks, self.num_fewshot, self._include_dir)
+        if self.passages is not None:
+            from t5x_lite.retrieval.harness_tasks import put_passages
+            from t5x_lite.retrieval.prompts import PassagePrompts
+
+            put_passages(tasks["tasks"], PassagePrompts(self.passages), self.limit)
+        scores, samples = evaluate_loaded(model, tasks, self.window, self.limit)
         metrics = {f"eval/{name}": score for name, score in scores.items()}
         folder = model.run.folder / "eval" / str(model.step)
         save_samples(folder, samples)
