@@ -107,7 +107,7 @@ class Rag(Supervised):
         form = TextToText(target_len=self.target_len)
         rows = []
         for passage in passages:
-            inputs = self._inputs(record["query"], passage or passages[0], coder, context)
+            inputs = self._inputs(record["query"], passage or scored[0][0], coder, context)
             rows.append(form.features([(inputs, targets)], context))
         features = stacked(rows)
         features["answer_weights"] = features.pop("loss_weights")

@@ -48,7 +48,8 @@ class ExactSearch:
         self.mesh = mesh
         padded_rows = mesh.size * -(-self.rows // mesh.size)
 
-        def read_part(parts: tuple[slice, ...]) -> Float[np.ndarray, "part d"]:
+        def read_part(parts: tuple[slice, ...] | None) -> Float[np.ndarray, "part d"]:
+            assert parts is not None  # it is for arrays of unknown shape
             start, stop, _ = parts[0].indices(padded_rows)
             vectors = read_vectors(min(start, self.rows), min(stop, self.rows))
             return np.pad(vectors, ((0, stop - start - len(vectors)), (0, 0)))
