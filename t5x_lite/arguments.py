@@ -1,14 +1,14 @@
 """The commands of `t5x-lite`, their options, and the descriptions that `--help` prints."""
 
 import argparse
-from pathlib import Path
 from typing import TypeAlias
 
 import t5x_lite
+from t5x_lite.argument_types import local_path as _local_path
 from t5x_lite.decode.options import add_decoding_options
 from t5x_lite.errors import UserError
 from t5x_lite.evaluate.config import EVAL_ARGUMENTS
-from t5x_lite.storage import is_remote
+from t5x_lite.retrieval.arguments import add_index_arguments, add_passage_options, add_search_arguments
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -29,6 +29,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_eval(commands)
     _add_embed(commands)
     _add_probe(commands)
+    _add_index(commands)
+    _add_search(commands)
     _add_generate(commands)
     _add_import(commands)
     _add_export(commands)
@@ -156,6 +158,7 @@ def _add_eval(commands: Commands) -> None:
 def _add_task_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--include", type=_local_path, metavar="FOLDER", help="folder with YAML files of further tasks")
     parser.add_argument("--limit", type=int, metavar="N", help="largest number of documents per task, or pairs per set")
+    add_passage_options(parser)
 
 
 def _add_embed(commands: Commands) -> None:
@@ -207,6 +210,23 @@ def _add_probe(commands: Commands) -> None:
     )
 
 
+def _add_index(commands: Commands) -> None:
+    parser = _add_command(commands, "index", "embed the passages of a file, to search them")
+    _add_run_argument(parser)
+    add_index_arguments(parser)
+    _add_overrides(parser)
+    _add_step_option(parser)
+
+
+def _add_search(commands: Commands) -> None:
+    parser = _add_command(commands, "search", "find the passages of an index for queries, and measure recall")
+    _add_run_argument(parser)
+    add_search_arguments(parser)
+    _add_overrides(parser)
+    _add_step_option(parser)
+    _add_json_option(parser)
+
+
 def _add_generate(commands: Commands) -> None:
     parser = _add_command(commands, "generate", "continue prompts, answer them, or fill in their masks")
     _add_run_argument(parser)
@@ -223,6 +243,7 @@ def _add_generate(commands: Commands) -> None:
     prompts.add_argument(
         "--chat-file", type=_local_path, metavar="FILE", help="JSONL with a conversation in `messages` on each line"
     )
+    add_passage_options(parser)
     parser.add_argument(
         "--recipe",
         type=_local_path,
@@ -328,12 +349,6 @@ def _add_doctor(commands: Commands) -> None:
     )
     _add_overrides(parser)
     _add_json_option(parser)
-
-
-def _local_path(text: str) -> Path:
-    if is_remote(text):
-        raise argparse.ArgumentTypeError(f"{text} must be a local path")
-    return Path(text)
 
 
 def _add_command(commands: Commands, name: str, summary: str) -> argparse.ArgumentParser:

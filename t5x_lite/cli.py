@@ -23,6 +23,8 @@ from t5x_lite.parallel.job_environment import set_job_environment
 from t5x_lite.planner import libtpu
 from t5x_lite.plugins import load_plugins
 from t5x_lite.process_output import discard_stdout, is_stdout_closed, silence_orbax
+from t5x_lite.retrieval import cli as retrieval
+from t5x_lite.retrieval.config import passages_of_arguments
 from t5x_lite.unexpected import DEBUG_VARIABLE, as_user_error, describe_bug
 
 if TYPE_CHECKING:
@@ -253,17 +255,12 @@ def sweep(options: argparse.Namespace, overrides: list[str]) -> int:
 
 def evaluate(options: argparse.Namespace, overrides: list[str]) -> int:
     """Run `t5x-lite eval RUN [tasks=a,b] [text=FILE] [key=value …]`."""
-    from t5x_lite.evaluate.command import evaluate_model, parse_request
+    from t5x_lite.evaluate.command import evaluate_model, parse_request, print_metrics
 
-    request, config_overrides = parse_request(overrides, options.include, options.limit)
+    request, config_overrides = parse_request(overrides, options.include, options.limit, passages_of_arguments(options))
     model = t5x_lite.load(options.run, step=options.step, overrides=config_overrides)
     results = {"step": model.step, **evaluate_model(model, request, cached=options.cached)}
-    if options.json:
-        print(json.dumps(results))
-        return 0
-    width = max(len(name) for name in results)
-    for name, value in results.items():
-        print(f"{name:<{width}}  {value:.6g}")
+    print_metrics(results, as_json=options.json)
     return 0
 
 
@@ -385,6 +382,8 @@ COMMANDS: dict[str, Command] = {
     "eval": evaluate,
     "embed": embed,
     "probe": probe,
+    "index": retrieval.index,
+    "search": retrieval.search,
     "generate": generate,
     "import": import_,
     "export": export,

@@ -44,7 +44,7 @@ class TaskSpec(Config):
     inputs: str = setting("", "text form: the inputs, roles in braces")
     targets: str = setting("", "text form of text_to_text: the targets, roles in braces; else the label as a text")
     target_len: Int = setting(16, "text form: longest targets, EOS included", unit="tokens", ge=2)
-    metrics: Strings = setting(..., "names in evaluate/metrics.py", min_length=1)
+    metrics: Strings = setting(..., "names in evaluate/metrics.py; [] measures the validation loss alone")
 
     def problems(self) -> Iterator[str]:
         """Yield an error for an objective that lacks what it needs, and for roles without a column."""

@@ -17,7 +17,7 @@ from t5x_lite.objectives import TextToText
 from tests.conftest import REPOSITORY
 
 CONFIGS = REPOSITORY / "configs"
-BASE_CONFIGS = {"bert": "bert/base", "sbert": "bert/base", "t5": "t5/base", "gpt": "gpt1/117m"}
+BASE_CONFIGS = {"bert": "bert/base", "dpr": "bert/base", "sbert": "bert/base", "t5": "t5/base", "gpt": "gpt1/117m"}
 """The published model that configs with this prefix adapt."""
 NAMES = sorted(
     path.stem for path in (CONFIGS / "finetune").glob("*.yaml") if path.stem.partition("_")[0] in BASE_CONFIGS
@@ -47,7 +47,7 @@ def load_config(tmp_path_factory: pytest.TempPathFactory) -> ConfigLoader:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_config_fits_its_published_model(name: str, load_config: ConfigLoader) -> None:
     config = load_config(name)
-    has_head = name.startswith(("bert", "sbert", "gpt")) and not name.endswith("_text")
+    has_head = name.startswith(("bert", "dpr", "sbert", "gpt")) and not name.endswith("_text")
     assert isinstance(config.objective, TextToText) != has_head
     assert (config.model.head is not None) == has_head
     _, task, value_name = config.checkpoint.best_metric.split("/")
@@ -103,6 +103,8 @@ def test_every_family_and_method_has_its_config() -> None:
 def test_a_shipped_task_is_complete(name: str) -> None:
     task = tasks.find_task(name)
     assert set(task.metrics) <= METRICS.keys() | MARGIN_METRICS.keys()
-    assert task.tfds or name in {"preference", "reward", "verified", "prompts", "arithmetic", "arithmetic_reward"}
+    from_rewards = {"verified", "prompts", "arithmetic", "arithmetic_reward"}
+    from_passages = {"retrieval", "retrieval_pairs", "dpr", "rag"}
+    assert task.tfds or name in {"preference", "reward"} | from_rewards | from_passages
     form = "text" if task.inputs else "head"
     assert tasks.objective_settings((name,), form, "decoder")

@@ -5,7 +5,7 @@
 #   bash tools/test.sh -k name    other arguments are passed to pytest
 set -euo pipefail
 cd "$(dirname "$0")/.."
-source tools/environment.sh test,hf,hfdata,webdataset,cleaning,eval,docs,quantization,wandb,mlflow
+source tools/environment.sh test,hf,hfdata,webdataset,cleaning,retrieval,eval,docs,quantization,wandb,mlflow
 
 arguments=()
 slow=(-m "not slow")

@@ -12,12 +12,14 @@ from t5x_lite.adapt.method import AdaptationMethod
 from t5x_lite.adapt.prompt import Prefix, Prompt
 from t5x_lite.adapt.reference import Reference
 from t5x_lite.adapt.top import Top
+from t5x_lite.adapt.two_towers import TwoTowers
 from t5x_lite.adapt.unfreeze import Unfreeze
 from t5x_lite.adapt.upcycle import Upcycle
 
 ADAPTATIONS: dict[str, type[AdaptationMethod]] = {
     "full": Full,
     "reference": Reference,
+    "two_towers": TwoTowers,
     "head": Head,
     "features": Features,
     "top": Top,

@@ -4,6 +4,7 @@ import json
 import re
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from t5x_lite import schema
 from t5x_lite.adapt.initial_weights import merged_weights
 from t5x_lite.config import MeshConfig
 from t5x_lite.convert import MODEL_TYPES
-from t5x_lite.convert.classifier import LABEL_FIELDS, TASK_HEADS, read_objective, write_labels
+from t5x_lite.convert.classifier import LABEL_FIELDS, TASK_HEADS, architectures_of, read_objective, write_labels
 from t5x_lite.convert.config_table import ForeignConfig, ForeignModel
 from t5x_lite.convert.exported_tokenizer import write_tokenizer
 from t5x_lite.convert.generation_config import write_generation_config
@@ -142,6 +143,9 @@ def _rename_tensors(tensors: Mapping[str, StoredTensor], model_type: ModelType) 
             name = prefix + name
         for older, newer in model_type.renamed_tensors.items():
             name = re.sub(older, newer, name)
+        for ours, theirs in model_type.variants.values():
+            if name.startswith(theirs):
+                name = ours + name.removeprefix(theirs)
         renamed_tensors[name] = tensor
     return renamed_tensors
 
@@ -214,18 +218,38 @@ def export_hf(
     dtype = np.dtype(imported_config.get("dtype", "float32"))
     exported_step, arrays = _load_arrays(run, step)
     folder.mkdir(parents=True, exist_ok=True)
-    files = split_into_files(weight_map.mappings, dtype.itemsize, max_file_bytes)
+    mappings = _rename_as_imported(weight_map.mappings, model_type, imported_config)
+    files = split_into_files(mappings, dtype.itemsize, max_file_bytes)
     _write_files(folder, files, dtype, arrays)
     if len(files) > 1:
         write_index(folder / INDEX_FILE, files, dtype.itemsize)
     config = _build_config(run, model, model_type, imported_config, dtype)
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     write_tokenizer(run, folder, model, model_type.tokenizer_class)
-    if sentence_head is not None:
+    if sentence_head is not None and model_type.select_architecture(model).settings.get("head") is None:
         write_sentence_encoder(folder, sentence_head, model.embed)
     write_generation_config(run.folder, folder, model, config)
     write_model_card(run, exported_step, folder, config, hub_name or folder.resolve().name)
     return folder
+
+
+def _imported_variant(model_type: ModelType, imported_config: ForeignConfig) -> str | None:
+    """Return the variant of a model type that weights were imported from; None if it was none."""
+    for name in architectures_of(imported_config):
+        if name in model_type.variants:
+            return name
+    return None
+
+
+def _rename_as_imported(
+    mappings: Sequence[TensorMapping], model_type: ModelType, imported_config: ForeignConfig
+) -> list[TensorMapping]:
+    """Return the tensors by the names of the variant that the weights were imported from."""
+    variant = _imported_variant(model_type, imported_config)
+    if variant is None:
+        return list(mappings)
+    ours, theirs = model_type.variants[variant]
+    return [replace(mapping, tensor=theirs + mapping.tensor.removeprefix(ours)) for mapping in mappings]
 
 
 def _load_arrays(run: Run, step: int | None) -> tuple[int, dict[str, jax.Array]]:
@@ -267,6 +291,9 @@ def _build_config(
     if model.head is not None:
         config.update(write_labels(model.head.outputs, run.config.objective))
         config.update({name: imported_config[name] for name in LABEL_FIELDS if name in imported_config})
+    variant = _imported_variant(model_type, imported_config)
+    if variant is not None:
+        config["architectures"] = [variant]
     config["model_type"] = model_type.name
     config["dtype"] = str(dtype)
     return config

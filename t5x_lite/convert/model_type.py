@@ -112,6 +112,7 @@ class ModelType:
             values differ, the tensor is not ignored.
         zero_tensors: tensors that add nothing where all of their values are zero; exports leave them out.
         renamed_tensors: regular expressions of names in older files, and their replacements.
+        variants: classes that are the same model under another prefix: the prefix in `weights`, and theirs.
     """
 
     name: str
@@ -129,6 +130,7 @@ class ModelType:
     copies: Mapping[str, str] = field(default_factory=dict)
     zero_tensors: tuple[str, ...] = ()
     renamed_tensors: Mapping[str, str] = field(default_factory=dict)
+    variants: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
     def read_settings(self, source: ForeignModel) -> Settings:
         """Return the settings of our model, nested.

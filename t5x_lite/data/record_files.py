@@ -1,4 +1,4 @@
-"""Read the records of tasks from TSV, CSV, JSONL and Parquet files (also .gz and .zst)."""
+"""Read the records of tasks from TSV, CSV, JSONL, JSON and Parquet files (also .gz and .zst)."""
 
 import csv
 import json
@@ -37,14 +37,24 @@ def read_record_file(path: str, columns: Sequence[str]) -> list[LocatedRecord]:
     """Read all records of a file.
 
     Args:
-        path: the file; its ending tells the format: .tsv, .csv, .parquet, and JSONL for all others.
+        path: the file; its ending tells the format: .tsv, .csv, .parquet, and JSONL for all others. A .json file may
+            also be a list of records.
         columns: names of the columns of a TSV or CSV file without a header; empty if there is a header.
 
     Raises:
         UserError: a file or a line that cannot be read.
     """
+    return list(stream_record_file(path, columns))
+
+
+def stream_record_file(path: str, columns: Sequence[str] = ()) -> Iterator[LocatedRecord]:
+    """Yield the records of a file as `read_record_file` returns them, without holding all of them.
+
+    Raises:
+        UserError: a file or a line that cannot be read.
+    """
     try:
-        return list(_read_records(path, columns))
+        yield from _read_records(path, columns)
     except (*READ_ERRORS, csv.Error) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
 
@@ -55,8 +65,31 @@ def _read_records(path: str, columns: Sequence[str]) -> Iterator[LocatedRecord]:
         yield from _read_parquet(path)
     elif ending in DIALECTS:
         yield from _read_table(path, DIALECTS[ending], columns)
+    elif ending == ".json" and _begins_list(path):
+        yield from _read_json_list(path)
     else:
         yield from _read_jsonl(path)
+
+
+def _begins_list(path: str) -> bool:
+    """Return whether the first character of a file, after spaces, begins a JSON list."""
+    for line in _decode_lines(path):
+        if line.strip():
+            return line.lstrip().startswith("[")
+    return False
+
+
+def _read_json_list(path: str) -> Iterator[LocatedRecord]:
+    with open_file(path) as file:
+        content = file.read(LARGEST_DOCUMENT)
+    if len(content) == LARGEST_DOCUMENT:
+        raise UserError(f"{path}: is a JSON list of more than {LARGEST_DOCUMENT >> 30} GiB; write a record a line")
+    try:
+        records = json.loads(content.decode("utf-8", errors="replace").removeprefix(BYTE_ORDER_MARK))
+    except (RecursionError, ValueError) as error:
+        raise UserError(f"{path}: not a JSON list: {error}") from None
+    for number, record in enumerate(records):
+        yield f"{path} record {number}", record
 
 
 def _read_parquet(path: str) -> Iterator[LocatedRecord]:

@@ -16,6 +16,8 @@ from t5x_lite.decode.recipe import Recipe, load_recipe
 from t5x_lite.decode.reflection import Reflector, print_reflections, step_settings
 from t5x_lite.decode.sampling import Sampling
 from t5x_lite.errors import UserError
+from t5x_lite.retrieval.config import Passages, passages_of_arguments
+from t5x_lite.retrieval.prompts import augment_prompts
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class GenerationRequest:
         trace: file for all answers and critiques of the recipe.
         settings: settings of generation by their names.
         decoding: the same, checked.
+        passages: passages that are put before each prompt.
     """
 
     prompts: Sequence[str]
@@ -37,6 +40,7 @@ class GenerationRequest:
     trace: Path | None
     settings: Mapping[str, object]
     decoding: Sampling | Beam
+    passages: Passages | None
 
 
 def parse_request(options: argparse.Namespace) -> GenerationRequest:
@@ -45,6 +49,7 @@ def parse_request(options: argparse.Namespace) -> GenerationRequest:
     Raises:
         UserError: settings that do not exist or do not go together, or a file that cannot be read.
     """
+    passages = passages_of_arguments(options)
     settings = decoding_options(options)
     decoding = decoding_settings(**settings)
     biased_texts = [key for key in settings.get("logit_bias", {}) if isinstance(key, str)]
@@ -52,6 +57,8 @@ def parse_request(options: argparse.Namespace) -> GenerationRequest:
         check_utf8(text)
     if options.recipe and not options.prompt:
         raise UserError("generate: --recipe is for --prompt; `chat: true` in the recipe uses the chat template")
+    if options.recipe and passages is not None:
+        raise UserError("generate: --index is for --prompt without --recipe")
     if options.trace and not options.recipe:
         raise UserError("generate: --trace is for --recipe")
     recipe = None
@@ -61,7 +68,7 @@ def parse_request(options: argparse.Namespace) -> GenerationRequest:
     chats = user_chats(options.chat or [])
     if options.chat_file:
         chats = read_chats(options.chat_file)
-    return GenerationRequest(options.prompt or [], chats, recipe, options.trace, settings, decoding)
+    return GenerationRequest(options.prompt or [], chats, recipe, options.trace, settings, decoding, passages)
 
 
 def print_results(model: GenerationModel, request: GenerationRequest) -> None:
@@ -72,4 +79,4 @@ def print_results(model: GenerationModel, request: GenerationRequest) -> None:
     elif request.chats:
         print_answers(model, chat_prompts(model, request.chats), request.decoding)
     else:
-        print_generation(model, request.prompts, request.decoding)
+        print_generation(model, augment_prompts(request.passages, request.prompts), request.decoding)

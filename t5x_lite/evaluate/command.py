@@ -1,5 +1,6 @@
 """`t5x-lite eval`: evaluate a run on tasks, on a text file, or on its validation split."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from t5x_lite.evaluate.evaluators import Blimp, Evaluator, FewShot, Perplexity, 
 from t5x_lite.evaluate.evaluators.cloze import load_cloze
 from t5x_lite.evaluate.evaluators.memorisation import Memorisation
 from t5x_lite.plugins import load_plugins
+from t5x_lite.retrieval.config import Passages
 from t5x_lite.schema import Config, OneOf, Sources, setting, validate
 from t5x_lite.tasks import short_name
 
@@ -47,6 +49,7 @@ class EvaluationRequest:
         stride: tokens scored by each window after the first.
         include: folder with YAML files of further tasks.
         limit: largest number of documents per task, and of pairs per set.
+        passages: passages that are put before the contexts of tasks.
     """
 
     tasks: tuple[str, ...] | None = None
@@ -61,15 +64,19 @@ class EvaluationRequest:
     stride: int | None = None
     include: Path | None = None
     limit: int | None = None
+    passages: Passages | None = None
 
 
-def parse_request(words: Sequence[str], include: Path | None, limit: int | None) -> tuple[EvaluationRequest, list[str]]:
+def parse_request(
+    words: Sequence[str], include: Path | None, limit: int | None, passages: Passages | None = None
+) -> tuple[EvaluationRequest, list[str]]:
     """Separate the arguments of `EVAL_ARGUMENTS` from overrides of the config.
 
     Args:
         words: `name=value` arguments of the command line; a leading `--` is ignored.
         include: folder with YAML files of further tasks.
         limit: largest number of documents per task, and of pairs per set.
+        passages: passages that are put before the contexts of tasks.
 
     Returns:
         The request, and the remaining words.
@@ -86,7 +93,7 @@ def parse_request(words: Sequence[str], include: Path | None, limit: int | None)
         else:
             overrides.append(word)
     numbers = _parse_numbers(arguments)
-    _check_options(arguments, include, limit)
+    _check_options(arguments, include, limit, passages)
     tasks = None
     if "tasks" in arguments:
         tasks = tuple(arguments["tasks"].split(","))
@@ -111,15 +118,20 @@ def parse_request(words: Sequence[str], include: Path | None, limit: int | None)
         memorisation=arguments.get("memorisation"),
         include=include,
         limit=limit,
+        passages=passages,
         **numbers,
     )
     return request, overrides
 
 
-def _check_options(arguments: Mapping[str, str], include: Path | None, limit: int | None) -> None:
+def _check_options(
+    arguments: Mapping[str, str], include: Path | None, limit: int | None, passages: Passages | None
+) -> None:
     """Refuse options that are not for what is evaluated."""
     if "tasks" not in arguments and include is not None:
         raise UserError("eval: --include is for tasks=")
+    if "tasks" not in arguments and passages is not None:
+        raise UserError("eval: --index is for tasks=")
     for name in ("demonstrations", "seed"):
         if "tasks" not in arguments and name in arguments:
             raise UserError(f"eval: {name}= is for tasks=")
@@ -188,6 +200,8 @@ def choose_evaluators(config: RunConfig, request: EvaluationRequest) -> list[Eva
     requested = request.tasks or ()
     trained_tasks = tuple(name for name in requested if name in trained_names)
     other_tasks = tuple(name for name in requested if name not in trained_names)
+    if trained_tasks and request.passages is not None:
+        raise UserError(f"eval: --index is for tasks of lm-evaluation-harness, not for {trained_tasks[0]} of the run")
     if trained_tasks:
         evaluators.append(Tasks(names=trained_tasks))
     for name in other_tasks:
@@ -198,6 +212,7 @@ def choose_evaluators(config: RunConfig, request: EvaluationRequest) -> list[Eva
             window=request.window,
             include=None if request.include is None else str(request.include),
             limit=request.limit,
+            passages=request.passages,
         )
         if request.seed is not None:
             few_shot = few_shot.model_copy(update={"seed": request.seed})
@@ -212,3 +227,13 @@ def choose_evaluators(config: RunConfig, request: EvaluationRequest) -> list[Eva
     if request.memorisation is not None:
         evaluators.append(Memorisation(file=request.memorisation))
     return evaluators
+
+
+def print_metrics(metrics: Mapping[str, float], *, as_json: bool) -> None:
+    """Print metrics, a line each, or as a JSON object."""
+    if as_json:
+        print(json.dumps(metrics))
+        return
+    width = max(len(name) for name in metrics)
+    for name, value in metrics.items():
+        print(f"{name:<{width}}  {value:.6g}")

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.metadata import version
+from importlib.util import find_spec
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -32,6 +33,8 @@ SEED = 1234
 
 BOOTSTRAP_SAMPLES = 1000
 """Resamples of the documents for the standard errors of metrics that have no formula for them."""
+
+NOT_INSTALLED = "lm-evaluation-harness is not installed; run: pip install 't5x_lite[eval]'"
 
 LONGEST_REASON = 500
 """Characters of another library's error message that are shown."""
@@ -85,21 +88,40 @@ def evaluate_tasks(
     Raises:
         UserError: the harness is not installed, no task has this name, or a task cannot be loaded.
     """
-    harness_model = build_harness_model(model, window, prompts.seed)
-    # The harness warns of its own tasks, and its bootstrap would fork a process that runs JAX's threads.
+    tasks = load_for_model(model, names, prompts, include, limit)
+    return evaluate_loaded(model, tasks, window, limit, seed=prompts.seed)
+
+
+def load_for_model(
+    model: EvaluationModel, names: Sequence[str], prompts: FewShotPrompts, include: Path | None, limit: int | None
+) -> LoadedTasks:
+    """Load tasks, refuse those that the model cannot do, and set their few-shot examples; see `evaluate_tasks`."""
+    check_installed()
+    # The harness warns of its own tasks.
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    os.environ.setdefault("DISABLE_MULTIPROC", "1")
     # The harness prints to stdout, which belongs to our own output.
     with contextlib.redirect_stdout(sys.stderr):
-        from lm_eval.evaluator import evaluate
-
         from t5x_lite.evaluate.harness_demonstrations import set_demonstrations
-        from t5x_lite.evaluate.harness_examples import add_example_scores
 
         tasks = load_tasks(names, include)
         check_tasks(tasks, model.config.model)
         for name, demonstrations in configure_tasks(tasks, prompts, limit).items():
             set_demonstrations(tasks["tasks"][name], demonstrations, prompts.seed, model)
+    return tasks
+
+
+def evaluate_loaded(
+    model: EvaluationModel, tasks: LoadedTasks, window: int | None, limit: int | None, seed: int = SEED
+) -> tuple[dict[str, float], Samples]:
+    """Evaluate a model on tasks that `load_for_model` has loaded; see `evaluate_tasks`."""
+    harness_model = build_harness_model(model, window, seed)
+    # The bootstrap would fork a process that runs JAX's threads.
+    os.environ.setdefault("DISABLE_MULTIPROC", "1")
+    with contextlib.redirect_stdout(sys.stderr):
+        from lm_eval.evaluator import evaluate
+
+        from t5x_lite.evaluate.harness_examples import add_example_scores
+
         truncated_before = model.likelihood.truncated_inputs
         results = evaluate(harness_model, tasks, limit=limit, bootstrap_iters=BOOTSTRAP_SAMPLES)
         add_example_scores(harness_model, tasks["tasks"], results["samples"])
@@ -111,6 +133,16 @@ def evaluate_tasks(
     return collect_scores(results), results["samples"]
 
 
+def check_installed() -> None:
+    """Check that the harness is installed.
+
+    Raises:
+        UserError: it is not.
+    """
+    if find_spec("lm_eval") is None:
+        raise UserError(NOT_INSTALLED)
+
+
 def build_harness_model(model: EvaluationModel, window: int | None, seed: int = SEED) -> "HarnessModel":
     """Wrap a model for the harness. `seed` is that of sampled answers.
 
@@ -120,7 +152,7 @@ def build_harness_model(model: EvaluationModel, window: int | None, seed: int = 
     try:
         from t5x_lite.evaluate.harness_model import HarnessModel
     except ImportError:
-        raise UserError("lm-evaluation-harness is not installed; run: pip install 't5x_lite[eval]'") from None
+        raise UserError(NOT_INSTALLED) from None
     return HarnessModel(model, window, seed)
 
 

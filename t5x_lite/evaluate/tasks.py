@@ -74,11 +74,11 @@ class TaskEvaluation:
 
         Args:
             folder: where the predictions of each task are written, as `<task>.jsonl`.
-            names: the tasks to evaluate; empty evaluates all.
+            names: the tasks to evaluate; empty evaluates all. A task without metrics is left out.
         """
         scores: dict[str, float] = {}
         for records in self.data.held_out:
-            if names and records.name not in names:
+            if (names and records.name not in names) or not records.task.metrics:
                 continue
             answers = list(self._answers(records))
             for metric in records.task.metrics:

@@ -215,6 +215,24 @@ def info_nce(
     return jax.tree.map(lambda a, b: (a + b) / 2, forward, backward)
 
 
+def passage_cross_entropy(
+    queries: Float[Array, "b d"],
+    passages: Float[Array, "b p d"],
+    is_passage: Bool[Array, "b p"],
+    weights: Float[Array, "b"],
+    temperature: float = 1.0,
+) -> TokenLoss:
+    """Return the loss of each row's first passage among the passages of all rows (Karpukhin et al. 2020, eq. 2).
+
+    It is -log softmax(query · passage / temperature). Entries that are no passage are left out of the softmax.
+    """
+    rows, count, width = passages.shape
+    # In float32 also where products of float32 are rounded by default (TPUs): the softmax is over many near passages.
+    scores = jnp.matmul(queries, passages.reshape(rows * count, width).T, precision=jax.lax.Precision.HIGHEST)
+    scores = jnp.where(is_passage.reshape(-1), scores / temperature, MASK_VALUE)
+    return class_cross_entropy(scores, count * jnp.arange(rows), weights)
+
+
 def gather_positions(states: Float[Array, "b l d"], positions: Int[Array, "b p"]) -> Float[Array, "b p d"]:
     """Return the states at the given positions of each row."""
     return jnp.take_along_axis(states, positions[..., None], axis=1)

@@ -139,6 +139,10 @@ class Surgeon:
         """Put a second model of the same config beside the layers, as `reference`."""
         self.model.reference = type(self.model)(self.config, rngs=self.rngs)
 
+    def add_passage_encoder(self) -> None:
+        """Put a second model of the same config beside the layers, as `passage_encoder`."""
+        self.model.passage_encoder = type(self.model)(self.config, rngs=self.rngs)
+
     def _reader(self) -> Backbone:
         """Return the backbone that reads the inputs."""
         return getattr(self.model, "encoder", None) or self.model.decoder

@@ -13,7 +13,9 @@ from t5x_lite.objectives.objective import ExampleContext, Features, Objective, T
 from t5x_lite.objectives.ppo import PPO
 from t5x_lite.objectives.preference import Preference
 from t5x_lite.objectives.prefix import Prefix
+from t5x_lite.objectives.rag import Rag
 from t5x_lite.objectives.replaced_token import ReplacedToken
+from t5x_lite.objectives.retrieval import Retrieval
 from t5x_lite.objectives.reward import Reward
 from t5x_lite.objectives.similarity import Similarity
 from t5x_lite.objectives.span_corruption import SpanCorruption
@@ -40,6 +42,8 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "extract": Extract,
     "choice": Choice,
     "similarity": Similarity,
+    "retrieval": Retrieval,
+    "rag": Rag,
     "reward": Reward,
     "preference": Preference,
     "ppo": PPO,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from t5x_lite.evaluate.demonstrations import DEMONSTRATIONS, Demonstrations
 from t5x_lite.evaluate.evaluators.evaluator import Evaluation, Evaluator, token_problems
 from t5x_lite.models.config import ModelConfig
+from t5x_lite.retrieval.config import Passages
 from t5x_lite.schema import Int, OneOf, Strings, setting
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ class FewShot(Evaluator):
     window: Int | None = setting(None, "tokens that the model reads at once; null takes all that it can", ge=1)
     include: str | None = setting(None, "folder with YAML files of further tasks")
     limit: Int | None = setting(None, "most documents per task; null takes all", ge=1)
+    passages: Passages | None = setting(None, "passages that are retrieved for each document, before its context")
 
     def model_problems(self, model: ModelConfig) -> Iterator[str]:
         """Yield an error for a model that predicts no tokens."""
@@ -41,25 +43,29 @@ class FewShot(Evaluator):
         configure_tasks(tasks, FewShotPrompts(self.num_fewshot, self.demonstrations, self.seed), self.limit)
 
     def fingerprint(self) -> str:
-        """Return a hash of the tasks' configs and documents."""
+        """Return a hash of the tasks' configs and documents, and of the index of the passages."""
+        from t5x_lite.data.files import hash_files
         from t5x_lite.evaluate.harness import hash_tasks
 
-        return hash_tasks(self.tasks, self._include_dir, self.num_fewshot)
+        index_hash = ""
+        if self.passages is not None:
+            index_hash = hash_files([f"{self.passages.index}/*"])
+        return hash_tasks(self.tasks, self._include_dir, self.num_fewshot) + index_hash
 
     def run(self, model: "EvaluationModel") -> Evaluation:
         """Evaluate the tasks."""
         from t5x_lite.evaluate.example_scores import read_scores
-        from t5x_lite.evaluate.harness import FewShotPrompts, evaluate_tasks
+        from t5x_lite.evaluate.harness import FewShotPrompts, evaluate_loaded, load_for_model
         from t5x_lite.evaluate.scores_file import save_samples, save_scores
 
-        scores, samples = evaluate_tasks(
-            model,
-            self.tasks,
-            prompts=FewShotPrompts(self.num_fewshot, self.demonstrations, self.seed),
-            window=self.window,
-            include=self._include_dir,
-            limit=self.limit,
-        )
+        prompts = FewShotPrompts(self.num_fewshot, self.demonstrations, self.seed)
+        tasks = load_for_model(model, self.tasks, prompts, self._include_dir, self.limit)
+        if self.passages is not None:
+            from t5x_lite.retrieval.harness_tasks import put_passages
+            from t5x_lite.retrieval.prompts import PassagePrompts
+
+            put_passages(tasks["tasks"], PassagePrompts(self.passages), self.limit)
+        scores, samples = evaluate_loaded(model, tasks, self.window, self.limit, seed=self.seed)
         metrics = {f"eval/{name}": score for name, score in scores.items()}
         folder = model.run.folder / "eval" / str(model.step)
         save_samples(folder, samples)

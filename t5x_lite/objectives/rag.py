@@ -1,0 +1,221 @@
+"""Retrieval-augmented generation: the answer's probability, summed over passages (Lewis et al. 2020, §2.1)."""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import numpy as np
+
+from t5x_lite.errors import UserError
+from t5x_lite.models.config import Family, HeadConfig, ModelConfig
+from t5x_lite.objectives.features import stacked
+from t5x_lite.objectives.framing import soft_tokens
+from t5x_lite.objectives.model_protocols import Array, Batch, DropoutKey, LanguageModel, LossSettings, TokenLoss
+from t5x_lite.objectives.objective import ExampleContext, ExampleLengths, Features
+from t5x_lite.objectives.passages import Passage, first_passages, read_passages
+from t5x_lite.objectives.supervised import Coder, Record, Supervised, one_text_a_row
+from t5x_lite.objectives.text_to_text import TextToText
+from t5x_lite.schema import Int, setting
+
+SHORTEST_INPUTS = 8
+"""Tokens of a passage and a query together, at the least."""
+INPUT_FEATURES = (
+    "tokens",
+    "positions",
+    "segment_ids",
+    "prefix",
+    "decoder_tokens",
+    "decoder_positions",
+    "decoder_segment_ids",
+)
+"""Features that a model reads."""
+
+
+class Rag(Supervised):
+    """Predict the answer y to a query x from several passages z: log Σ_z p(z|x) Π_i p(y_i|x, z, y_<i) (RAG-Sequence).
+
+    p(z|x) is the softmax of the scores that the passages were retrieved with; the retriever does not train.
+
+    Roles: `query`, `answer` (a text, or a list whose first one is learnt) and `passages`, a list of objects with
+    `text`, `score` and perhaps `title`, best first, as `t5x-lite search --to` writes them. A long passage loses its
+    end, then the query.
+
+    Features: those of `text_to_text` for the query with each passage, with a first axis over the passages, where the
+    weights of tokens are named `answer_weights`; `scores` and `passage_weights` (0 where a record has fewer passages)
+    float32 `[passages]`; `loss_weights`, a float32 scalar.
+    """
+
+    name: ClassVar[str] = "rag"
+    families: ClassVar[tuple[Family, ...]] = ("encoder_decoder", "decoder")
+    roles: ClassVar[tuple[str, ...]] = ("query", "answer", "passages")
+    uses_head: ClassVar[bool] = False
+    checks_records: ClassVar[bool] = True
+
+    passages: Int = setting(5, "passages of a query, the first of its record", ge=1, source="Lewis et al. 2020, §2.4")
+    target_len: Int = setting(32, "longest answer, EOS included", unit="tokens", ge=2)
+    temperature: float = setting(1.0, "divisor of the scores, as the retriever was trained with", gt=0)
+    template: str = setting("{passage}\n\n{query}", "the inputs, of {passage} and {query}")
+
+    @property
+    def texts(self) -> int:
+        return self.passages
+
+    def problems(self) -> Iterator[str]:
+        """Yield an error for a template without its parts."""
+        for placeholder in ("{passage}", "{query}"):
+            if self.template.count(placeholder) != 1:
+                yield f"objective rag: template {self.template!r}: expected {placeholder} in it, once"
+
+    def head(self, model: ModelConfig) -> HeadConfig | None:
+        """Return None: the model's own probabilities of tokens are learnt."""
+        return None
+
+    def check(self, model: ModelConfig) -> None:
+        """Refuse a model that does not predict tokens."""
+        if "tokens" not in model.outputs:
+            raise ValueError("objective rag needs a model that predicts tokens (model.outputs)")
+
+    def check_context(self, context: ExampleContext) -> None:
+        """Refuse a tokenizer without EOS, and a row without room for a passage and a query."""
+        context.vocabulary.require_eos(f"objective {self.name}")
+        if self._input_length(context) < SHORTEST_INPUTS:
+            raise UserError(
+                f"objective {self.name}: train.seq_len {context.seq_len} has no room for passages; in a decoder it "
+                f"holds the answer's target_len {self.target_len} too"
+            )
+
+    def check_record(self, record: Record) -> None:
+        """Refuse a record without a query, an answer, or a passage with a score."""
+        if not isinstance(record["query"], str) or not record["query"].strip():
+            raise ValueError("`query` is not a text, or an empty one")
+        if not _answer(record):
+            raise ValueError("`answer` is empty; remove the record")
+        _scored_passages(record)
+
+    def lengths(self, context: ExampleContext) -> ExampleLengths:
+        if context.family == "decoder":
+            return ExampleLengths(context.seq_len, context.seq_len, texts=self.texts)
+        return ExampleLengths(context.seq_len, self.target_len, self.target_len, texts=self.texts)
+
+    def examples(self, record: Record, coder: Coder, context: ExampleContext) -> list[Features]:
+        self.check_record(record)
+        eos = context.vocabulary.require_eos(f"objective {self.name}")
+        targets = np.append(coder.encode(_answer(record))[: self.target_len - 1], eos).astype(np.int32)
+        scored = _scored_passages(record)
+        passages = first_passages([passage for passage, _ in scored], self.passages)
+        form = TextToText(target_len=self.target_len)
+        rows = []
+        for passage in passages:
+            inputs = self._inputs(record["query"], passage or scored[0][0], coder, context)
+            rows.append(form.features([(inputs, targets)], context))
+        features = stacked(rows)
+        features["answer_weights"] = features.pop("loss_weights")
+        scores = [score for _, score in scored][: self.passages]
+        features["scores"] = np.array(scores + [0.0] * (self.passages - len(scores)), np.float32)
+        features["passage_weights"] = (np.arange(self.passages) < len(scores)).astype(np.float32)
+        features["loss_weights"] = np.array(1, np.float32)
+        return [features]
+
+    def scores(self, model: Any, batch: Batch, key: DropoutKey = None) -> dict[str, Array]:
+        """Return log p(z|x) + log p(y|x, z) of each passage z, `[batch, passages]`."""
+        return {"scores": self._joint_log_probabilities(model, batch, key, None)}
+
+    def loss(self, model: Any, batch: Batch, key: DropoutKey, settings: LossSettings) -> Mapping[str, TokenLoss]:
+        """Return -log Σ_z p(z|x) p(y|x, z), in nats per answer. The model is a `LanguageModel`."""
+        import jax
+        import jax.numpy as jnp
+
+        from t5x_lite.models.losses import TokenLoss
+
+        joint = self._joint_log_probabilities(model, batch, key, settings)
+        weights = batch["loss_weights"]
+        total = -jnp.sum(weights * jax.nn.logsumexp(joint, axis=-1))
+        zero = jnp.zeros((), jnp.float32)
+        return {"loss": TokenLoss(total=total, loss=total, z_loss=zero, correct=zero, weight=jnp.sum(weights))}
+
+    def reference(self, record: Record) -> str:
+        """Return the answer."""
+        return _answer(record)
+
+    def _input_length(self, context: ExampleContext) -> int:
+        """Return the room for a passage and a query, without EOS."""
+        if context.family == "decoder":
+            return context.seq_len - self.target_len - context.placeholders
+        return context.seq_len - 1 - context.placeholders
+
+    def _inputs(self, query: str, passage: Passage, coder: Coder, context: ExampleContext) -> np.ndarray:
+        """Return the ids of a passage and a query by the template."""
+        before, _, after = self.template.replace("{query}", query).partition("{passage}")
+        start = coder.encode(before)
+        end = coder.encode(after)
+        room = self._input_length(context)
+        text = coder.encode(str(passage))[: max(room - len(start) - len(end), 0)]
+        inputs = np.concatenate([soft_tokens(context), np.concatenate([start, text, end])[:room]])
+        if context.family == "encoder_decoder":
+            inputs = np.append(inputs, context.vocabulary.require_eos(f"objective {self.name}"))
+        return inputs.astype(np.int32)
+
+    def _joint_log_probabilities(
+        self, model: LanguageModel, batch: Batch, key: DropoutKey, settings: LossSettings | None
+    ) -> Array:
+        import jax
+        import jax.numpy as jnp
+
+        from t5x_lite.models.losses import MASK_VALUE
+
+        scores = jnp.where(batch["passage_weights"] > 0, batch["scores"] / self.temperature, MASK_VALUE)
+        return jax.nn.log_softmax(scores, axis=-1) + _answer_log_probabilities(model, batch, key, settings)
+
+
+def _answer(record: Record) -> str:
+    """Return the answer, the first of several; empty if there is none."""
+    answer = record["answer"]
+    if isinstance(answer, list):
+        answer = answer[0] if answer else ""
+    return str(answer).strip()
+
+
+def _scored_passages(record: Record) -> list[tuple[Passage, float]]:
+    """Return the passages of a record with their scores.
+
+    Raises:
+        ValueError: there is none, or one without a score.
+    """
+    values = record["passages"]
+    passages = read_passages(values)
+    if not isinstance(values, list) or not passages:
+        raise ValueError("`passages` is not a list of passages, or an empty one")
+    scores = []
+    for value in values:
+        score = value.get("score") if isinstance(value, Mapping) else None
+        if not isinstance(score, int | float) or not math.isfinite(score):
+            raise ValueError("a passage has no number in `score`; `t5x-lite search --to` writes passages with scores")
+        scores.append(float(score))
+    return list(zip(passages, scores, strict=True))
+
+
+def _answer_log_probabilities(
+    model: LanguageModel, batch: Batch, key: DropoutKey, settings: LossSettings | None
+) -> Array:
+    """Return the log-probability of the answer with each passage, `[batch, passages]`."""
+    import jax
+
+    from t5x_lite.models import losses
+
+    batch_size, count = batch["scores"].shape
+    names = [name for name in INPUT_FEATURES if name in batch]
+    rows = {name: one_text_a_row(batch[name]) for name in names}
+    inputs = [rows.pop("tokens")]
+    if "decoder_tokens" in rows:
+        inputs.append(rows.pop("decoder_tokens"))
+    states = model(*inputs, **rows, key=key)
+    if settings is None:
+        vocab = jax.eval_shape(model.logits, states).shape[-1]
+        settings = losses.LossSettings(vocab, rows=len(states))
+    else:
+        settings = replace(settings, rows=count * settings.rows)
+    targets = one_text_a_row(batch["targets"])
+    weights = one_text_a_row(batch["answer_weights"])
+    sums = losses.sequence_log_probabilities(model.logits, states, targets, weights, settings)
+    return sums.reshape(batch_size, count)

@@ -1,0 +1,1 @@
+"""Dense retrieval with a trained encoder: indexes of passages, search, recall, and passages before prompts."""

@@ -1,0 +1,116 @@
+"""Vectors of queries and passages by a trained encoder, read as in its training."""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
+from typing import TypeAlias
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from t5x_lite.adapt.initial_weights import fingerprint
+from t5x_lite.errors import UserError
+from t5x_lite.evaluate.batched_function import BatchedFunction
+from t5x_lite.evaluate.evaluation_model import EvaluationModel
+from t5x_lite.models.outputs import pool_mean
+from t5x_lite.models.spec import ModelSpec
+from t5x_lite.objectives.objective import ExampleContext, Features
+from t5x_lite.objectives.passages import Passage, frame_passage, frame_query, without_padding
+from t5x_lite.trees import flatten_names
+
+Vectors: TypeAlias = Float[np.ndarray, "texts d"]
+
+
+class VectorEncoder:
+    """A model that turns queries and passages into float32 vectors; texts are cut to `train.seq_len` tokens.
+
+    A run of `retrieval` pools as it was trained, an import of DPR as DPR does; any other model averages its states.
+
+    Args:
+        model: an encoder or a decoder.
+
+    Raises:
+        UserError: a model of another family.
+    """
+
+    def __init__(self, model: EvaluationModel) -> None:
+        config = model.config.model
+        if config.family not in {"encoder", "decoder"}:
+            raise UserError(f"{model.config.run_dir}: a model of family {config.family} gives texts no single vector")
+        if config.head is not None and config.head.outputs:
+            raise UserError(f"{model.config.run_dir}: its head scores {config.head.outputs} classes, and pools no text")
+        self.model = model
+        self.context = ExampleContext(
+            seq_len=_longest_text(model),
+            vocabulary=model.tokenizer.vocabulary(),
+            family=config.family,
+            placeholders=model.config.method.placeholders,
+        )
+        self._encode_queries = self._compile(_query_vectors)
+        self._encode_passages = self._compile(_passage_vectors)
+
+    @property
+    def name(self) -> str:
+        """The run directory and the step, for messages."""
+        return f"{self.model.config.run_dir} at step {self.model.step}"
+
+    @property
+    def width(self) -> int:
+        """The length of a vector."""
+        return self.model.config.model.embed
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of all that a vector depends on but the text: the weights, the pooling and the longest text."""
+        head = self.model.config.model.head
+        head_settings = None if head is None else head.model_dump(mode="json")
+        parts = [fingerprint(flatten_names(self.model.params)), head_settings, self.context.seq_len]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+    def queries(self, texts: Sequence[str]) -> Vectors:
+        """Return the vector of each query."""
+        rows = [frame_query(text, self.model.tokenizer.encode, self.context) for text in texts]
+        return self._apply(self._encode_queries, rows)
+
+    def passages(self, passages: Sequence[Passage]) -> Vectors:
+        """Return the vector of each passage."""
+        rows = [frame_passage(passage, self.model.tokenizer.encode, self.context) for passage in passages]
+        return self._apply(self._encode_passages, rows)
+
+    def _apply(self, function: BatchedFunction, rows: Sequence[Features]) -> Vectors:
+        vectors = function([without_padding(row) for row in rows], "embedding")
+        return np.stack(vectors) if vectors else np.zeros((0, self.width), np.float32)
+
+    def _compile(self, function: "Callable[[ModelSpec, PyTree[Array], dict[str, Array]], Array]") -> BatchedFunction:
+        model = self.model
+        return BatchedFunction(partial(function, model.spec), model.params, model.mesh, model.eval_batch_size)
+
+
+def _longest_text(model: EvaluationModel) -> int:
+    """Return the tokens of the longest text: those of the run's examples, where the model can read as many."""
+    length = min(model.config.train.seq_len, model.window)
+    head = model.config.model.head
+    if head is not None and head.length is not None:
+        return min(length, head.length)
+    return length
+
+
+def _query_vectors(spec: ModelSpec, params: PyTree[Array], batch: dict[str, Array]) -> Float[Array, "b d"]:
+    return _pooled(spec.model(params), batch)
+
+
+def _passage_vectors(spec: ModelSpec, params: PyTree[Array], batch: dict[str, Array]) -> Float[Array, "b d"]:
+    module = spec.model(params)
+    return _pooled(getattr(module, "passage_encoder", module), batch)
+
+
+def _pooled(module: Callable[..., Array], batch: dict[str, Array]) -> Float[Array, "b d"]:
+    tokens = batch["tokens"]
+    segment_ids = batch["segment_ids"]
+    states = module(tokens, segment_ids=segment_ids).astype(jnp.float32)
+    head = getattr(module, "head", None)
+    if head is None:
+        return pool_mean(states, (segment_ids > 0) & (tokens >= 0))
+    return head.pooled(states, tokens, segment_ids)

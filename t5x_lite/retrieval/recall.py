@@ -1,0 +1,102 @@
+"""Recall@k: the share of queries with a relevant passage among the first k (Karpukhin et al. 2020, §5.1)."""
+
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool
+
+from t5x_lite.data.record_files import stream_record_file
+from t5x_lite.errors import UserError
+from t5x_lite.files import check_is_file
+from t5x_lite.objectives.passages import Passage, read_passages
+from t5x_lite.retrieval.collection import StoredPassage
+
+WORD = re.compile(r"\w+|[^\w\s]")
+"""A token of the comparison with answers: a word, or a sign."""
+
+
+@dataclass(frozen=True)
+class JudgedQuery:
+    """A query, and how a relevant passage is recognised: by any of these.
+
+    Attributes:
+        text: the query.
+        ids: identifiers of relevant passages.
+        positives: relevant passages.
+        answers: texts, one of which a relevant passage contains.
+        record: the query's record.
+    """
+
+    text: str
+    ids: frozenset[str] = frozenset()
+    positives: frozenset[Passage] = frozenset()
+    answers: tuple[str, ...] = ()
+    record: Mapping[str, object] = field(default_factory=dict)
+
+    def finds(self, stored: StoredPassage) -> bool:
+        """Return whether a passage is relevant."""
+        if stored.id in self.ids or stored.passage in self.positives:
+            return True
+        return any(contains_answer(str(stored.passage), answer) for answer in self.answers)
+
+
+def read_queries(file: Path) -> list[JudgedQuery]:
+    """Read queries: records with `query` or `question`, and `ids`, `positive`, `positive_ctxs` or `answers`.
+
+    Raises:
+        UserError: a file that cannot be read, without records, or a record without these; names the line.
+    """
+    check_is_file(file)
+    queries = []
+    for location, record in stream_record_file(str(file)):
+        try:
+            queries.append(_read_query(record))
+        except ValueError as error:
+            raise UserError(f"{location}: {error}") from None
+    if not queries:
+        raise UserError(f"{file}: holds no query; each line is a JSON object with `query` and `positive`")
+    return queries
+
+
+def _read_query(record: object) -> JudgedQuery:
+    if not isinstance(record, Mapping):
+        raise ValueError(f"is {str(record)[:60]!r}; expected an object with `query`")
+    text = record.get("query", record.get("question"))
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError("has no text in `query` (or `question`)")
+    ids = record.get("ids") or []
+    answers = record.get("answers") or []
+    if not isinstance(ids, list) or not isinstance(answers, list):
+        raise ValueError("`ids` and `answers` are lists")
+    positives = read_passages(record.get("positive", record.get("positive_ctxs")))
+    if not ids and not answers and not positives:
+        raise ValueError("names no relevant passage: give `positive`, `ids` or `answers`")
+    return JudgedQuery(text, frozenset(map(str, ids)), frozenset(positives), tuple(map(str, answers)), record)
+
+
+def contains_answer(text: str, answer: str) -> bool:
+    """Return whether the words of an answer follow each other in a text, without regard to case (DPR's has_answer)."""
+    words = _words(text)
+    answer_words = _words(answer)
+    size = len(answer_words)
+    if not size:
+        return False
+    return any(words[start : start + size] == answer_words for start in range(len(words) - size + 1))
+
+
+def _words(text: str) -> list[str]:
+    return WORD.findall(unicodedata.normalize("NFD", text).lower())
+
+
+def recall_at(is_relevant: Bool[np.ndarray, "queries k"], depths: Sequence[int]) -> dict[int, float]:
+    """Return, for each depth, the share of queries with a relevant passage among so many.
+
+    Args:
+        is_relevant: for each query its passages, best first.
+        depths: numbers of passages, at most `k`.
+    """
+    return {depth: float(is_relevant[:, :depth].any(axis=1).mean()) for depth in depths}
