@@ -1,6 +1,7 @@
 """Approximate search by faiss's HNSW graph of inner products (Malkov & Yashunin 2018; Karpukhin et al. 2020, §4.1)."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -64,7 +65,7 @@ class ApproximateSearch:
         if not path.is_file():
             raise UserError(f"index {index.folder}: has no graph; `t5x-lite index … --approximate` builds it")
         try:
-            self._graph = faiss.read_index(str(path))
+            self._graph: Any = faiss.read_index(str(path))  # its class has no stub of `hnsw`
         except RuntimeError as error:
             raise UserError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from None
         if (self._graph.ntotal, self._graph.d) != (len(index), index.manifest.width):

@@ -45,7 +45,7 @@ def test_the_passages_of_each_question_come_before_its_context(
         (result,) = json.loads(capsys.readouterr().out)["queries"]
         first, second = (item["text"] for item in result["passages"])
         assert first in {passage(n) for n in range(40)}
-        contexts = [arguments["arg_0"] for arguments in sample["arguments"].values()]
+        contexts = [context for context, _ in sample["arguments"]]
         assert contexts == [f"{first}\n\n{second}\n\nAnswer.\n{query(number)}"] * 2
 
     write_task(
