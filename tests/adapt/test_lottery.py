@@ -172,6 +172,7 @@ def test_a_round_begins_with_the_early_weights_and_optimizer_and_its_pruned_weig
         np.testing.assert_array_equal(array, expected)
 
 
+@pytest.mark.slow
 def test_an_interrupted_round_goes_on_to_the_same_bits(
     rounds: list[Path], tiny_config: Path, tiny_run: Path, tmp_path: Path
 ) -> None:
