@@ -1,6 +1,7 @@
 """A trained model as a Python object: `t5x_lite.load(RUN)`."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +12,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PyTree
 from numpy.typing import ArrayLike
 
-from t5x_lite.adapt.initial_weights import load_weights
+from t5x_lite.adapt.initial_weights import BaseCheckpoint, initial_weights, load_weights
 from t5x_lite.config import RunConfig
 from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.data.training_data import TrainingData
@@ -319,6 +320,26 @@ class Model:
             for name, value in evaluator.run(self).metrics.items():
                 metrics[name.removeprefix("eval/")] = value
         return metrics
+
+    def before_adaptation(self) -> "Model":
+        """Return the model that an adapted run began with: the adapted weights, and fresh ones for what is new.
+
+        Raises:
+            UserError: the adapted run is missing or has changed.
+        """
+        base = BaseCheckpoint.from_metadata(self.run.checkpoints.meta(self.step))
+        params, _ = initial_weights(self.config, self.spec, self.mesh, base)
+        return Model(self.run, 0, params, self.mesh)
+
+    def with_data_of(self, run: Run) -> "Model":
+        """Return the same weights with the objective, the data and the evaluators of another run.
+
+        Texts are read without a soft prompt. Results of evaluations are written to this model's run directory.
+        """
+        config = run.config.model_copy(update={"model": self.config.model, "adapt": None})
+        return Model(
+            replace(run, folder=self.run.folder, config=config, spec=self.spec), self.step, self.params, self.mesh
+        )
 
     def _compute_logits(
         self,

@@ -310,6 +310,11 @@ def _add_report(commands: Commands) -> None:
         type=_local_path,
         help="picture or .html page to write (default: report.png and report.html in the first run directory)",
     )
+    parser.add_argument(
+        "--before",
+        action="store_true",
+        help="also evaluate adapted runs before and after, on their tasks and on the text of the run that they adapt",
+    )
 
 
 def _add_watch(commands: Commands) -> None:

@@ -335,9 +335,11 @@ def export(options: argparse.Namespace, overrides: list[str]) -> int:
 
 def report(options: argparse.Namespace, overrides: list[str]) -> int:
     """Run `t5x-lite report RUN …`."""
-    from t5x_lite.evaluate.write_reports import write_reports
+    from t5x_lite.evaluate.write_reports import print_comparison, write_reports
 
     runs = [local_copies.local_path(run) for run in options.runs]
+    if options.before:
+        print_comparison(runs)
     for path in write_reports(runs, options.to):
         print(local_copies.with_urls(str(path)))
     return 0

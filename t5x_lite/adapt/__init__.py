@@ -8,6 +8,7 @@ from t5x_lite.adapt.fusion import Fusion
 from t5x_lite.adapt.head import Head
 from t5x_lite.adapt.ia3 import IA3
 from t5x_lite.adapt.lora import LoRA
+from t5x_lite.adapt.lottery import Lottery
 from t5x_lite.adapt.method import AdaptationMethod
 from t5x_lite.adapt.prompt import Prefix, Prompt
 from t5x_lite.adapt.reference import Reference
@@ -32,5 +33,6 @@ ADAPTATIONS: dict[str, type[AdaptationMethod]] = {
     "prefix": Prefix,
     "ia3": IA3,
     "unfreeze": Unfreeze,
+    "lottery": Lottery,
     "upcycle": Upcycle,
 }

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
-from t5x_lite.adapt.method import ModelPair
+from t5x_lite.adapt.method import AdaptationMethod, ModelPair
 from t5x_lite.config import RunConfig
 from t5x_lite.errors import UserError
 from t5x_lite.models.spec import ModelSpec, init_params
@@ -93,7 +93,7 @@ def initial_weights(
             f"{step} have the fingerprint {source.fingerprint}, and its own was {base.fingerprint}"
         )
     for number, folder in enumerate(method.sources):
-        for name, value in _adapter_weights(folder, mesh, source).items():
+        for name, value in _adapter_weights(folder, method, mesh, source).items():
             old[f"{number}:{name}"] = value
     old_model = run.config.model
     if old_model.family == "electra":
@@ -150,13 +150,18 @@ def merged_weights(run: Run, mesh: Mesh, step: int | None = None) -> tuple[int, 
     return step, merged
 
 
-def _adapter_weights(folder: str, mesh: Mesh, base: BaseCheckpoint) -> dict[str, Array]:
-    """Return what a run has trained, by name.
+def _adapter_weights(folder: str, method: AdaptationMethod, mesh: Mesh, base: BaseCheckpoint) -> dict[str, Array]:
+    """Return what a run has trained that is a source of a method, by name.
 
     Raises:
-        UserError: it was trained on another base.
+        UserError: it was trained on another base, or is nothing that the method combines.
     """
-    _, trained, metadata = open_run(folder).trained_weights(mesh)
+    run = open_run(folder)
+    try:
+        method.check_source(run.config.method)
+    except ValueError as error:
+        raise UserError(f"adapter {folder}: {error}") from None
+    _, trained, metadata = run.trained_weights(mesh)
     adapter_base = BaseCheckpoint.from_metadata(metadata)
     if adapter_base is None or adapter_base.fingerprint != base.fingerprint:
         raise UserError(f"adapter {folder}: was trained on another base than adapt.from names, or is not frozen on one")

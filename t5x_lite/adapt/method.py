@@ -15,11 +15,13 @@ from t5x_lite.models.config import ModelConfig
 from t5x_lite.schema import Config
 
 if TYPE_CHECKING:
-    from t5x_lite.models.layers import SortedRows
+    from t5x_lite.models.layers import SortedRows, WeightAxes
     from t5x_lite.models.surgery import Adapter, Surgeon
 
 NamedArrays: TypeAlias = Mapping[str, Array]
 """Arrays by dotted name; those of a stack's layers have a leading axis over the repeats of its pattern."""
+WriteOutput: TypeAlias = Callable[[Array], Array]
+"""Maps the output of a sublayer to the states after it, both `[batch, length, embed]`."""
 ADDED_PARTS = (".adapter.", ".adapters.", ".prefix.", ".prompt.", ".mix.")
 """Parts of the names of parameters that surgery adds."""
 
@@ -42,6 +44,8 @@ class AdaptationMethod(Config):
 
     freezes_base: ClassVar[bool] = False
     """Nothing of the old model trains."""
+    rewinds: ClassVar[bool] = False
+    """The run begins with an early state of the other one, and not with weights of its last checkpoint."""
 
     @property
     def keeps_base(self) -> bool:
@@ -61,6 +65,9 @@ class AdaptationMethod(Config):
     def with_sources(self, sources: tuple[str, ...]) -> "AdaptationMethod":
         """Return the method with other names for its `sources`."""
         return self
+
+    def check_source(self, method: "AdaptationMethod") -> None:
+        """Raise ValueError for one of the `sources` that another method, or one of other settings, has trained."""
 
     def check(self, model: ModelConfig) -> None:
         """Raise ValueError for a model that cannot be created this way."""
@@ -87,6 +94,10 @@ class AdaptationMethod(Config):
         throughout and costs nothing.
         """
         return None
+
+    def prunes(self, name: str, axes: "WeightAxes") -> bool:
+        """Return whether the state has a mask for a parameter, which says what of it stays zero."""
+        return False
 
     def initial_weights(self, old: NamedArrays, fresh: NamedArrays, models: ModelPair) -> dict[str, Array]:
         """Return the first weights of the new model, by the names of `fresh`, which are newly drawn.
@@ -126,8 +137,14 @@ class AdaptationMethod(Config):
         """Return the output of a linear map; `product` is the map without its adapter."""
         raise TypeError(f"{type(self).__name__} does not adapt linear maps")
 
-    def adapt_sublayer(self, adapter: "Adapter", x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
-        """Return the output of a sublayer."""
+    def adapt_sublayer(self, adapter: "Adapter", y: Float[Array, "b l d"], write: WriteOutput) -> Float[Array, "b l d"]:
+        """Return the states after a sublayer.
+
+        Args:
+            adapter: the added parameters.
+            y: the output of the sublayer.
+            write: maps an output to the states after it: it adds the residual, and after a norm of the sum applies it.
+        """
         raise TypeError(f"{type(self).__name__} does not adapt sublayers")
 
     def adapt_keys_values(

@@ -136,7 +136,7 @@ def _attention_weights(
         units = jnp.pad(units, [(0, 0), (0, width - units.shape[1])])
         values = jnp.broadcast_to(units[:, None], (x.shape[0], length, kv_heads, width))
         attention.value = lambda source, values=values: values  # type: ignore[assignment]
-        block.residual(x, block.attention_norm, lambda y: self_attention(attention, y, context, None, None)[0])
+        self_attention(attention, block.residual.read(x, block.attention_norm), context, None, None)
     return jnp.moveaxis(jnp.concatenate(captured, axis=-1)[..., :length], 1, 2)
 
 

@@ -1,4 +1,4 @@
-"""Write the reports of runs: a picture and a page."""
+"""Write the reports of runs: a picture, a page, and a table of scores before and after an adaptation."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,3 +27,14 @@ def write_reports(runs: Sequence[Path], to: Path | None = None) -> list[Path]:
     if to.suffix.lower() in PAGE_SUFFIXES:
         return [write_page(runs, to)]
     return [draw_report(runs, to)]
+
+
+def print_comparison(runs: Sequence[Path]) -> None:
+    """Evaluate adapted runs before and after, and print the scores; see `evaluate.forgetting`.
+
+    Raises:
+        UserError: a run that adapts no other; a checkpoint or data that are missing.
+    """
+    from t5x_lite.evaluate.forgetting import compare_runs, format_comparison  # needs JAX, which pictures do not
+
+    print(format_comparison(compare_runs(runs)))

@@ -26,24 +26,48 @@ from t5x_lite.models.normalization import NoNorm
 Sublayer = Callable[[Float[Array, "b l d"]], Float[Array, "b l d"]]
 
 
-def _pre_norm(x: Float[Array, "b l d"], norm: Norm, sublayer: Sublayer) -> Float[Array, "b l d"]:
-    return x + sublayer(norm(x))
+@dataclass(frozen=True)
+class Residual:
+    """The residual connection around a sublayer, and the place of the sublayer's norm.
+
+    Attributes:
+        norms_input: the sublayer reads normalised states.
+        norms_sum: the norm is that of the sum.
+        norms_output: the norm is that of the sublayer's output.
+        adds_input: the states are added to the output.
+    """
+
+    norms_input: bool = False
+    norms_sum: bool = False
+    norms_output: bool = False
+    adds_input: bool = True
+
+    def read(self, x: Float[Array, "b l d"], norm: Norm) -> Float[Array, "b l d"]:
+        """Return the input of the sublayer."""
+        return norm(x) if self.norms_input else x
+
+    def write(self, x: Float[Array, "b l d"], y: Float[Array, "b l d"], norm: Norm) -> Float[Array, "b l d"]:
+        """Return the states after the sublayer, whose output is `y`."""
+        if self.norms_output:
+            y = norm(y)
+        if self.adds_input:
+            y = x + y
+        return norm(y) if self.norms_sum else y
 
 
-def _post_norm(x: Float[Array, "b l d"], norm: Norm, sublayer: Sublayer) -> Float[Array, "b l d"]:
-    return norm(x + sublayer(x))
-
-
-def _sublayer_norm(x: Float[Array, "b l d"], norm: Norm, sublayer: Sublayer) -> Float[Array, "b l d"]:
-    return x + norm(sublayer(x))
-
-
-def _without_residual(x: Float[Array, "b l d"], norm: Norm, sublayer: Sublayer) -> Float[Array, "b l d"]:
-    return sublayer(norm(x))
-
-
-RESIDUALS = {"pre": _pre_norm, "post": _post_norm, "sublayer": _sublayer_norm, "sandwich": _pre_norm}
+RESIDUALS = {
+    "pre": Residual(norms_input=True),
+    "post": Residual(norms_sum=True),
+    "sublayer": Residual(norms_output=True),
+    "sandwich": Residual(norms_input=True),
+}
 """Ways to combine a sublayer, its norm and the residual stream, by `model.norm_place`."""
+WITHOUT_RESIDUAL = Residual(norms_input=True, adds_input=False)
+
+
+def _write_apart(y: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
+    """Return the output of a sublayer that is added to the states together with that of the other one."""
+    return y
 
 
 def _output_norm(config: ModelConfig) -> Norm | None:
@@ -94,7 +118,7 @@ class Block(nnx.Module):
 
     def __init__(self, config: ModelConfig, layer: LayerConfig, *, has_cross: bool, rngs: nnx.Rngs) -> None:
         embed = ("embed", config.embed)
-        self.residual = RESIDUALS[config.norm_place] if config.residual else _without_residual
+        self.residual = RESIDUALS[config.norm_place] if config.residual else WITHOUT_RESIDUAL
         self.dropout = config.dropout
         self.dropout_axis = 1 if config.variational_dropout else None
         self.is_parallel = config.sublayers != "sequential"
@@ -172,7 +196,7 @@ class Block(nnx.Module):
                 y, updated_cache = self.mixer(y, context.queries.segment_ids, cache, keys[0])
             if self.attention_output_norm is not None:
                 y = self.attention_output_norm(y)
-            return self._adapt("attention", self._drop(y, keys[1]))
+            return self._drop(y, keys[1])
 
         def cross_attention(y: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
             assert self.cross_attention is not None
@@ -195,29 +219,38 @@ class Block(nnx.Module):
                 y = self.feedforward(y, keys[4])
             if self.feedforward_output_norm is not None:
                 y = self.feedforward_output_norm(y)
-            return self._adapt("feedforward", self._drop(y, keys[5]))
+            return self._drop(y, keys[5])
 
         if self.is_parallel:
             x = self._apply_in_parallel(x, mix, feed_forward)
             return x, updated_cache
-        x = self.residual(x, self.attention_norm, mix)
+        x = self._apply("attention", x, self.attention_norm, mix)
         if self.cross_norm is not None:
-            x = self.residual(x, self.cross_norm, cross_attention)
+            x = self._apply("cross_attention", x, self.cross_norm, cross_attention)
         if self.feedforward_norm is not None:
-            x = self.residual(x, self.feedforward_norm, feed_forward)
+            x = self._apply("feedforward", x, self.feedforward_norm, feed_forward)
         return x, updated_cache
+
+    def _apply(self, name: str, x: Float[Array, "b l d"], norm: Norm, sublayer: Sublayer) -> Float[Array, "b l d"]:
+        """Return the states after a sublayer, its adapter and its norm."""
+
+        def write(y: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
+            return self.residual.write(x, y, norm)
+
+        return self._adapt(name, sublayer(self.residual.read(x, norm)), write)
 
     def _apply_in_parallel(
         self, x: Float[Array, "b l d"], mix: Sublayer, feed_forward: Sublayer
     ) -> Float[Array, "b l d"]:
         """Add the outputs of both sublayers, computed from the same input."""
         mixer_input = self.attention_norm(x)
+        mixed = self._adapt("attention", mix(mixer_input), _write_apart)
         if self.feedforward is None:
-            return x + mix(mixer_input)
+            return x + mixed
         feedforward_input = mixer_input
         if self.feedforward_norm is not None:
             feedforward_input = self.feedforward_norm(x)
-        return x + mix(mixer_input) + feed_forward(feedforward_input)
+        return x + mixed + self._adapt("feedforward", feed_forward(feedforward_input), _write_apart)
 
     def _seed_adapters(self, key: PRNGKeyArray) -> None:
         """Give the adapters of linear layers keys for dropout, for one call."""
@@ -229,7 +262,8 @@ class Block(nnx.Module):
     def _drop(self, y: Float[Array, "b l d"], key: PRNGKeyArray | None) -> Float[Array, "b l d"]:
         return dropout(y, self.dropout, key, shared_axis=self.dropout_axis)
 
-    def _adapt(self, sublayer: str, y: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
+    def _adapt(self, sublayer: str, y: Float[Array, "b l d"], write: Sublayer) -> Float[Array, "b l d"]:
+        """Return `write` of a sublayer's output, or what an adapter makes of both."""
         if self.adapters is None or sublayer not in self.adapters:
-            return y
-        return self.adapters[sublayer](y)
+            return write(y)
+        return self.adapters[sublayer](y, write)

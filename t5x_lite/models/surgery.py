@@ -59,10 +59,12 @@ class LinearAdapter(Adapter):
 
 
 class SublayerAdapter(Adapter):
-    """An adapter of the output of a sublayer."""
+    """An adapter between a sublayer and the residual stream, to which `write` adds the sublayer's output."""
 
-    def __call__(self, x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
-        return self.method.adapt_sublayer(self, x)
+    def __call__(
+        self, y: Float[Array, "b l d"], write: Callable[[Float[Array, "b l d"]], Float[Array, "b l d"]]
+    ) -> Float[Array, "b l d"]:
+        return self.method.adapt_sublayer(self, y, write)
 
 
 class KeyValueAdapter(Adapter):

@@ -215,7 +215,7 @@ def state_shardings(
     Args:
         mesh: the devices.
         axes: logical axes of each weight of the model.
-        state: shapes of a `TrainState`; its `params` and `frozen` are nested dicts.
+        state: shapes of a `TrainState`; its `params`, `frozen` and `masks` are nested dicts.
         init_optimizer: makes `state.opt_state` for parameters.
     """
     axes_by_name = flatten_names(axes)
@@ -247,5 +247,6 @@ def state_shardings(
         jax.tree.map(lambda _: everywhere, state),
         params=param_shardings,
         frozen=shard_weights(state.frozen),
+        masks=shard_weights(state.masks),
         opt_state=opt_state_shardings,
     )

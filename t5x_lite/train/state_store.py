@@ -15,6 +15,7 @@ from t5x_lite.local_checkpoint import LocalCheckpoints, open_local_checkpoints
 from t5x_lite.run_dir import Run
 from t5x_lite.train.branch import restore_branch
 from t5x_lite.train.monitor import RunningLoss
+from t5x_lite.train.rewind import rewind
 from t5x_lite.train.state import TrainState
 from t5x_lite.train.steps import Steps
 
@@ -100,7 +101,7 @@ class StateStore:
             restored = restore_branch(self._config, state_shapes)
             source = self._config.branch.source
         if restored is None:
-            return Progress(), self._create_state()
+            return self._first_state()
         step, state, metadata = restored
         self._check_rows(metadata, source)
         if step < self._config.train.steps:
@@ -184,7 +185,24 @@ class StateStore:
             )
         self._show(f"continuing on changed data: {', '.join(changed)}")
 
-    def _create_state(self) -> TrainState:
+    def _first_state(self) -> tuple[Progress, TrainState]:
+        if self._config.method.rewinds:
+            return self._rewound_state()
+        return Progress(), self._fresh_state()
+
+    def _rewound_state(self) -> tuple[Progress, TrainState]:
+        assert self._config.adapt is not None
+        source = self._config.adapt.source
+        rewound = rewind(self._config, self._mesh, self._steps)
+        self._base = rewound.base
+        self._show(f"pruned {source}: {rewound.remaining:.2%} of the matrices' weights are left")
+        if rewound.metadata is None:
+            return Progress(), rewound.state
+        self._check_rows(rewound.metadata, source)
+        self._check_data(rewound.metadata, source)
+        return Progress.from_metadata(rewound.metadata), rewound.state
+
+    def _fresh_state(self) -> TrainState:
         if self._config.adapt is None:
             self._show(f"fresh weights from seed {self._config.train.seed}")
             return self._steps.create_state()

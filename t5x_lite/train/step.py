@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Key, PRNGKeyArray, PyTree
 
 from t5x_lite.models.experts.activity import ROUTER_TERM, RouterLoss
 from t5x_lite.models.loss_terms import Batch, LossTerms, loss_metrics
+from t5x_lite.train.masks import apply_masks
 from t5x_lite.train.parameter_update import ParameterUpdate
 from t5x_lite.train.state import TrainState
 from t5x_lite.train.training_loss import TrainingLoss
@@ -64,12 +65,14 @@ def train_step(
         keys = jax.random.split(key, accumulation.microbatches)
         grads, terms = _accumulate(gradient, state.params, batch, keys, accumulation.dtype)
 
-    grads = _convert(grads, jnp.float32)
+    grads = apply_masks(_convert(grads, jnp.float32), state.masks)
     grad_norm = optax.tree.norm(grads)
     router = terms.get(ROUTER_TERM)
 
     def adjust(params: PyTree) -> PyTree:
-        return router.update_biases(params) if isinstance(router, RouterLoss) else params
+        if isinstance(router, RouterLoss):
+            params = router.update_biases(params)
+        return apply_masks(params, state.masks)
 
     rounding_key = jax.random.fold_in(key, ROUNDING_STREAM)
     params, opt_state = update.apply(grads, state.params, state.opt_state, rounding_key, adjust)

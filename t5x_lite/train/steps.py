@@ -1,6 +1,6 @@
 """The compiled steps of a run on a mesh, with their shardings, and what they need of the mesh."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -63,9 +63,10 @@ def make_steps(config: RunConfig, spec: ModelSpec, mesh: Mesh) -> Steps:
     """Return jitted steps with explicit shardings. Nothing is allocated or compiled yet."""
     split = config.trainable_split(spec.axes)
     update = _make_update(config, spec, split)
+    masked = [name for name, axes in flatten_names(spec.axes).items() if config.method.prunes(name, axes)]
 
     def begin_from(params: PyTree) -> TrainState:
-        return _first_state(params, split, update)
+        return _first_state(params, split, update, masked)
 
     def create_state() -> TrainState:
         params = init_params(config.model, jax.random.key(config.train.seed), config.method.surgery)
@@ -158,9 +159,11 @@ def _make_optimizer(config: RunConfig, spec: ModelSpec, split: TrainableSplit) -
     return scale_learning_rates(optimizer, steps * updates_per_step, factors)
 
 
-def _first_state(params: PyTree, split: TrainableSplit, update: ParameterUpdate) -> TrainState:
+def _first_state(params: PyTree, split: TrainableSplit, update: ParameterUpdate, masked: Sequence[str]) -> TrainState:
+    """Return the state of step 0; the parameters named in `masked` have masks, under which nothing is pruned yet."""
     zero = jnp.zeros((), jnp.int32)
     trained = split.trained(params)
+    arrays = flatten_names(trained)
     return TrainState(
         step=zero,
         params=update.stored(trained),
@@ -168,6 +171,7 @@ def _first_state(params: PyTree, split: TrainableSplit, update: ParameterUpdate)
         skipped=zero,
         skipped_in_a_row=zero,
         frozen=split.frozen(params),
+        masks=unflatten_names({name: jnp.ones(arrays[name].shape, bool) for name in masked}),
     )
 
 

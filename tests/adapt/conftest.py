@@ -36,7 +36,7 @@ METHODS: dict[str, dict[str, object]] = {
     "prefix": {"length": 3},
     "unfreeze": {},
 }
-"""Settings of each adaptation method but `upcycle` and `fusion`, which need other runs."""
+"""Settings of each adaptation method but `upcycle`, `fusion` and `lottery`, which need other runs."""
 
 MethodConfig: TypeAlias = Callable[..., RunConfig]
 AdaptedRun: TypeAlias = Callable[[str], Path]

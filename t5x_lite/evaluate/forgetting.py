@@ -1,0 +1,81 @@
+"""Scores of adapted runs before and after: on the text of the run that they adapt, and on their tasks."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from t5x_lite.api import Model, load
+from t5x_lite.errors import UserError
+from t5x_lite.files import write_file
+from t5x_lite.run_dir import open_run
+
+COMPARISON_FILE = "before_after.json"
+"""Name of the file with the scores in a run directory."""
+SOURCE = "adapted run"
+"""The evaluations of the run that `adapt.from` names: what is forgotten shows in them."""
+RUN = "run"
+"""The evaluations of the run itself: what is learnt shows in them."""
+
+
+@dataclass(frozen=True)
+class ComparedScore:
+    """A metric of a run, with its first weights and with its last ones.
+
+    Attributes:
+        run: name of the run.
+        evaluation: `SOURCE` or `RUN`: whose data and evaluators.
+        metric: its name in `metrics.jsonl`.
+        before: at the first weights: those of the adapted run, and fresh ones for what is new.
+        after: at the weights of the newest checkpoint.
+    """
+
+    run: str
+    evaluation: str
+    metric: str
+    before: float
+    after: float
+
+
+def compare_runs(folders: Sequence[Path]) -> list[ComparedScore]:
+    """Evaluate adapted runs before and after, and write the scores of each to its run directory.
+
+    Raises:
+        UserError: a run that adapts no other; a checkpoint, or data of either run, is missing.
+    """
+    scores = []
+    for folder in folders:
+        run_scores = list(compare_run(folder))
+        text = json.dumps([asdict(score) for score in run_scores], indent=2)
+        write_file(folder / COMPARISON_FILE, text + "\n")
+        scores.extend(run_scores)
+    return scores
+
+
+def compare_run(folder: Path) -> Iterable[ComparedScore]:
+    """Yield the scores of an adapted run before and after, by all evaluators of the adapted run and of its own."""
+    after = load(folder)
+    if after.config.adapt is None:
+        raise UserError(f"report --before {folder}: adapts no other run (its config has no `adapt`)")
+    before = after.before_adaptation()
+    source = open_run(after.config.adapt.source)
+    if source.config.objective is not None:
+        yield from _compare(folder.name, SOURCE, before.with_data_of(source), after.with_data_of(source))
+    yield from _compare(folder.name, RUN, before, after)
+
+
+def _compare(run: str, evaluation: str, before: Model, after: Model) -> Iterable[ComparedScore]:
+    scores_before = before.evaluate()
+    scores_after = after.evaluate()
+    for name, score in scores_after.items():
+        yield ComparedScore(run, evaluation, f"eval/{name}", scores_before[name], score)
+
+
+def format_comparison(scores: Sequence[ComparedScore]) -> str:
+    """Return a Markdown table."""
+    lines = ["| run | evaluation of the | metric | before | after | change |", "|---|---|---|---|---|---|"]
+    for score in scores:
+        change = score.after - score.before
+        numbers = f"{score.before:.4f} | {score.after:.4f} | {change:+.4f}"
+        lines.append(f"| {score.run} | {score.evaluation} | `{score.metric}` | {numbers} |")
+    return "\n".join(lines)
