@@ -138,6 +138,9 @@ class ModelConfig(Config):
     scale_embedding: bool = setting(
         False, "multiply the token embedding by sqrt(embed)", source="Vaswani et al. 2017, §3.4"
     )
+    bfloat16_embedding_scale: bool = setting(
+        False, "round that root to bfloat16 even in float32", source="RecurrentGemma's code"
+    )
     scale_output: bool = setting(False, "divide states by sqrt(embed) before the token logits", source="T5's code")
     logit_softcap: float | None = setting(None, "logits become cap·tanh(logits / cap)", gt=0)
     dropout: float = setting(0.0, "share of activations zeroed in training", ge=0, lt=1)
@@ -264,6 +267,8 @@ class ModelConfig(Config):
             yield "electra, and it alone, has a `generator`"
 
     def _output_problems(self) -> Iterator[str]:
+        if self.bfloat16_embedding_scale and not self.scale_embedding:
+            yield "bfloat16_embedding_scale is for scale_embedding: true"
         if self.head is not None and self.family not in {"encoder", "decoder"}:
             yield (
                 f"a head is for an encoder or a decoder, not a model of family {self.family}; train an encoder_decoder "

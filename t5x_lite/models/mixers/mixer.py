@@ -31,6 +31,10 @@ class Mixer(Config):
         """Yield what a model has that this mixer does not work with."""
         yield from ()
 
+    def resolve(self, model: "ModelConfig") -> "Mixer":
+        """Return the mixer with the sizes filled in for which null takes a size of the model."""
+        return self
+
 
 class SelfAttention(Mixer):
     """Multi-head attention of the layer's kind `attention` (Vaswani et al. 2017, §3.2).
