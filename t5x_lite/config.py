@@ -16,6 +16,7 @@ from t5x_lite.adapt.trainable import TrainableSplit
 from t5x_lite.checkpoint_config import CheckpointConfig
 from t5x_lite.config_files import find_config
 from t5x_lite.data.config import TOKENIZERS, Bytes, DataConfig, TokenizerConfig, TokenizerFile, Unigram
+from t5x_lite.data.order_problems import order_problems
 from t5x_lite.data.stages import Stage, resolve_stages, stage_problems, title
 from t5x_lite.errors import UserError
 from t5x_lite.evaluate.config import EvalConfig
@@ -167,6 +168,8 @@ class RunConfig(Config):
         if is_pseudo and self.model.family == "encoder_decoder" and not objective.fills_spans:
             kind = self.eval.likelihood
             yield f"eval.likelihood: {kind} hides tokens, which objective {objective.name} does not fill in"
+        if self.data.order == "consecutive":
+            yield from order_problems(self.model, self.data, objective, self.train.microbatches, self.mesh.pipeline)
         if self.tasks:
             if self.data.mixture_by == "tokens":
                 yield "data.mixture_by=tokens is for text: the examples of `tasks` are mixed by their number"

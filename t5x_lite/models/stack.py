@@ -111,6 +111,8 @@ class Stack(nnx.Module):
         passes: number of repeats that follow each other with the same weights.
         mix: combines the input of the first layer and the outputs of all layers, `[layers + 1, batch, length, embed]`,
             to what takes the place of the last output; set by an adaptation method. None in a plain model.
+        carried: the states of the mixers after the batch before, where rows continue those of that batch; after a call
+            those after this one. None where every row begins with empty states.
     """
 
     def __init__(
@@ -145,6 +147,7 @@ class Stack(nnx.Module):
         else:
             self.final_norm = None
         self.mix: Any = nnx.data(None)
+        self.carried: list[LayerCache] | None = nnx.data(None)
         if like is not None:
             self.positions = like.positions
             self.final_norm = like.final_norm
@@ -188,6 +191,9 @@ class Stack(nnx.Module):
         keys = None
         if key is not None:
             keys = jax.random.split(key, (self.repeats, len(self.config.period)))
+        is_carried = cache is None and self.carried is not None
+        if is_carried:
+            cache = self.carried
         if shards("layers") > 1 and cache is None:
             x, activity = self._run_pipelined(x, context, encoder_output, keys)
         else:
@@ -206,6 +212,9 @@ class Stack(nnx.Module):
             self.activity = nnx.Intermediate(activity)
         if self.final_norm is not None:
             x = self.final_norm(x)
+        if is_carried:
+            self.carried = nnx.data(cache)
+            return x, None
         return x, cache
 
     def _period_body(self, context: AttentionContext, encoder_output: EncoderOutput | None) -> PeriodBody:

@@ -1,6 +1,6 @@
 """TrainState: everything that a step changes, as one pytree."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import jax
 from jaxtyping import Array, Int, PyTree
@@ -18,6 +18,8 @@ class TrainState:
         skipped: updates that were skipped because the loss or a gradient was not finite.
         skipped_in_a_row: length of the newest run of skipped updates.
         frozen: parameters that an adaptation method leaves unchanged. Checkpoints do not hold them.
+        carry: the state of every recurrent layer after the last batch, which the next one continues
+            (`data.order: consecutive`); empty without it.
     """
 
     step: Int[Array, ""]
@@ -26,3 +28,4 @@ class TrainState:
     skipped: Int[Array, ""]
     skipped_in_a_row: Int[Array, ""]
     frozen: PyTree
+    carry: PyTree = field(default_factory=dict)
