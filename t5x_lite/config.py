@@ -33,6 +33,7 @@ from t5x_lite.schema import Config, Int, OneOf, Settings, Strings, setting
 from t5x_lite.storage import expand
 from t5x_lite.tasks import TaskForm, objective_settings
 from t5x_lite.train.config import OptimizerConfig, TrainConfig
+from t5x_lite.train.optimizers import NTASGD
 from t5x_lite.trees import flatten_names
 
 
@@ -104,6 +105,8 @@ class RunConfig(Config):
             yield "give `adapt` (another run's weights) or `branch` (all of its state), not both"
         if self.optimizer.master_weights and self.train.param_dtype == "float32":
             yield "optimizer.master_weights is a float32 copy of parameters in bfloat16: set train.param_dtype=bfloat16"
+        if isinstance(self.optimizer.method, NTASGD) and self.train.param_dtype != "float32":
+            yield "optimizer.method=nt_asgd averages weights in float32: it needs train.param_dtype=float32"
         self.method.check(self.model)
         if self.objective is not None:
             yield from self._objective_problems(self.objective)

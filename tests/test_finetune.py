@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeAlias
 
 import jax
@@ -55,6 +56,20 @@ def test_a_config_fits_its_published_model(name: str, load_config: ConfigLoader)
     metrics = tasks.find_task(task).metrics
     assert any(value_name in METRIC_VALUES.get(metric, {metric}) for metric in metrics)
     assert config.eval.every_steps == config.checkpoint.every_steps <= config.train.steps
+
+
+def test_ulmfits_stages_fit_its_language_model(tmp_path: Path) -> None:
+    """Three pooled states of 400 channels are scored as one of two labels; the language model has no head."""
+    resolved = configuration.dump(configuration.load(CONFIGS / "rnn/awd_lstm.yaml"))
+    (tmp_path / "config.yaml").write_text(resolved)
+    files = ["data.files=x"]
+    overrides = [f"adapt.from={tmp_path}", *files]
+    language_model = configuration.load(CONFIGS / "finetune/ulmfit_lm.yaml", overrides)
+    assert language_model.data.order == "consecutive"
+    classifier = configuration.load(CONFIGS / "finetune/ulmfit_imdb.yaml", overrides)
+    added = model_spec(classifier.model).parameters - model_spec(language_model.model).parameters
+    output_bias = 10_000
+    assert added in {3 * 400 * 2 + 2, 3 * 400 * 2 + 2 - output_bias}
 
 
 def read_stated_epochs(name: str) -> list[tuple[int, int, int]]:

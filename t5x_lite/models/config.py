@@ -42,8 +42,10 @@ class HeadConfig(Config):
     """The output of a task's model, computed from the states; the objective of a task sets it."""
 
     outputs: Int = setting(..., "scores of each text, or of each token; 0: the pooled states are the output", ge=0)
-    pool: Literal["first", "last", "mean", "max", "none"] = setting(
-        "first", "how the states of a text become one vector; none: each token has its own scores"
+    pool: Literal["first", "last", "mean", "max", "concat", "none"] = setting(
+        "first",
+        "how the states of a text become one vector; concat: last, max and mean side by side (ULMFiT, §3.3); none: "
+        "each token has its own scores",
     )
     transform: bool = setting(False, "a dense tanh layer before the scores (BERT's pooler)")
     parts: Int = setting(1, "pooled states that are scored side by side", ge=1)

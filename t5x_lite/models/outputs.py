@@ -43,11 +43,18 @@ def pool_max(states: Float[Array, "b l d"], included: Bool[Array, "b l"]) -> Flo
     return jnp.where(included[..., None], states, EXCLUDED_STATE).max(1)
 
 
-POOLS: dict[str, Callable[[Float[Array, "b l d"], Bool[Array, "b l"]], Float[Array, "b d"]]] = {
+def pool_concat(states: Float[Array, "b l d"], included: Bool[Array, "b l"]) -> Float[Array, "b 3*d"]:
+    """Return the last state, the maximum and the mean side by side (Howard & Ruder 2018, §3.3)."""
+    pools = [pool(states, included) for pool in (pool_last, pool_max, pool_mean)]
+    return jnp.concatenate(pools, axis=-1)
+
+
+POOLS: dict[str, Callable[[Float[Array, "b l d"], Bool[Array, "b l"]], Float[Array, "b _"]]] = {
     "first": pool_first,
     "last": pool_last,
     "mean": pool_mean,
     "max": pool_max,
+    "concat": pool_concat,
 }
 """Functions from the states of a text, and which of them are included, to one vector (Reimers & Gurevych 2019, §3)."""
 
@@ -127,17 +134,19 @@ class TaskOutput(nnx.Module):
     """Scores of a task, in float32: of every token, or of what a text's states are pooled to (`model.head`)."""
 
     def __init__(self, config: ModelConfig, head: HeadConfig, *, rngs: nnx.Rngs) -> None:
-        embed = ("embed", config.embed)
+        pooled_width = config.embed * (3 if head.pool == "concat" else 1)
         self.pool = head.pool
         self.normalize = head.normalize
         self.dropout = config.dropout
         self.parts = head.parts
         if head.transform:
-            self.pooler: Linear | None = Linear(config, [embed], [("embed_out", config.embed)], rngs=rngs)
+            inputs = ("embed", pooled_width)
+            self.pooler: Linear | None = Linear(config, [inputs], [("embed_out", config.embed)], rngs=rngs)
+            pooled_width = config.embed
         else:
             self.pooler = None
         if head.outputs:
-            width = ("embed", config.embed * self.parts)
+            width = ("embed", pooled_width * self.parts)
             self.scores: Linear | None = Linear(config, [width], [("classes", head.outputs)], bias=True, rngs=rngs)
         else:
             self.scores = None

@@ -60,11 +60,12 @@ def train_step(
         return loss.mean(terms, normalisers), (terms, carry)
 
     gradient = jax.grad(mean_loss, has_aux=True)
+    point = update.gradient_point(state.params, state.opt_state)
     if accumulation.microbatches == 1:
-        grads, (terms, carry) = gradient(state.params, batch, key)
+        grads, (terms, carry) = gradient(point, batch, key)
     else:
         keys = jax.random.split(key, accumulation.microbatches)
-        grads, (terms, carry) = _accumulate(gradient, state.params, batch, keys, accumulation.dtype)
+        grads, (terms, carry) = _accumulate(gradient, point, batch, keys, accumulation.dtype)
 
     grads = _convert(grads, jnp.float32)
     grad_norm = optax.tree.norm(grads)
@@ -74,7 +75,9 @@ def train_step(
         return router.update_biases(params) if isinstance(router, RouterLoss) else params
 
     rounding_key = jax.random.fold_in(key, ROUNDING_STREAM)
-    params, opt_state = update.apply(grads, state.params, state.opt_state, rounding_key, adjust)
+    params, opt_state = update.apply(
+        grads, state.params, state.opt_state, rounding_key, adjust, loss.mean(terms, normalisers)
+    )
 
     is_finite = _is_finite(terms, grad_norm)
     params, opt_state, carry = jax.tree.map(

@@ -118,7 +118,7 @@ def _make_update(config: RunConfig, spec: ModelSpec, split: TrainableSplit) -> P
     """Return the optimizer with the types in which its parameters are stored."""
     optimizer = _make_optimizer(config, spec, split)
     if config.train.param_dtype == "float32":
-        return ParameterUpdate(optimizer)
+        return ParameterUpdate(optimizer, average=config.optimizer.method.average())
     in_bfloat16 = jax.tree.map(is_matrix_or_table, split.trained_leaves(spec.axes))
     return ParameterUpdate(optimizer, in_bfloat16, has_master_copy=config.optimizer.master_weights)
 

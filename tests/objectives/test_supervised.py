@@ -296,6 +296,7 @@ POOLS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "last": lambda x: x[-1],
     "mean": lambda x: x.mean(0),
     "max": lambda x: x.max(0),
+    "concat": lambda x: np.concatenate([x[-1], x.max(0), x.mean(0)]),
 }
 
 
@@ -355,6 +356,8 @@ def expected_loss(objective: Supervised, head: TaskOutput, vectors: np.ndarray) 
     [
         (Classify(labels=LABELS), 2),
         (Classify(labels=LABELS, pool="max", transform=True), 2),
+        (Classify(labels=LABELS, pool="concat"), 2),
+        (Classify(labels=LABELS, pool="concat", transform=True), 2),
         (Regress(pool="mean"), 2),
         (Choice(count=2), 2),
         (Similarity(labels=LABELS), 2),

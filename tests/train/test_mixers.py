@@ -42,7 +42,7 @@ def test_a_run_resumes_to_the_bit_is_scored_and_generates(
     layers = {"all": 6, "rg_lru": 3}.get(name, 2)
     overrides = [f"model.pattern={PATTERNS[name]}", f"model.layers={layers}", "train.steps=2"]
     if name == "carried":
-        overrides.append("data.order=consecutive")
+        overrides += ["data.order=consecutive", "optimizer.method={nt_asgd: {interval: 1, patience: 1}}"]
     train = ["train", str(tiny_config), f"run_dir={run}", *overrides, "checkpoint.every_steps=1", "eval.every_steps=1"]
     assert main(train) == 0
     first = {line["step"]: line["loss"] for line in lines(run) if "loss" in line}
