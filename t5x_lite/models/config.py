@@ -13,7 +13,7 @@ from t5x_lite.models.experts.config import MoE
 from t5x_lite.models.feedforward.config import GLU, MLP, DenseFeedForward, NoFeedForward
 from t5x_lite.models.initializers import INITIALIZERS, Initializer, MaximalUpdate, NormalInit
 from t5x_lite.models.layer_config import FEEDFORWARDS, LayerConfig
-from t5x_lite.models.mixers import StateMixer
+from t5x_lite.models.mixers import MIXERS, Mixer, StateMixer
 from t5x_lite.models.normalization import NORMS, LayerNorm, NoNorm, RMSNorm
 from t5x_lite.models.positions import POSITIONS, Learned, NoPositions, PositionEncoding, Rotary
 from t5x_lite.models.remat_policy import REMAT_DESCRIPTION, RematPolicy
@@ -48,6 +48,10 @@ class HeadConfig(Config):
         "each token has its own scores",
     )
     transform: bool = setting(False, "a dense tanh layer before the scores (BERT's pooler)")
+    mixer: Annotated[Mixer | None, OneOf(MIXERS)] = setting(
+        None, "a recurrence over the states, before they are pooled", source="TagLM, Peters et al. 2017"
+    )
+    crf: bool = setting(False, "scores of neighbouring tags, learnt and added to those of the tokens")
     parts: Int = setting(1, "pooled states that are scored side by side", ge=1)
     normalize: bool = setting(False, "divide pooled states that are the output by their length")
     length: Int | None = setting(None, "longest text that is pooled; null: as the positions allow", unit="tokens", ge=1)
@@ -56,6 +60,10 @@ class HeadConfig(Config):
         """Yield settings of vectors for a head that scores."""
         if self.outputs and (self.normalize or self.length is not None):
             yield "head: normalize and length are for pooled states that are the output (outputs: 0)"
+        if self.crf and (self.pool != "none" or not self.outputs):
+            yield "head: crf is for scores of each token (pool: none)"
+        if self.mixer is not None and not isinstance(self.mixer, StateMixer):
+            yield "head.mixer is a recurrence, not attention"
 
 
 class ModelConfig(Config):
@@ -276,6 +284,9 @@ class ModelConfig(Config):
                 f"a head is for an encoder or a decoder, not a model of family {self.family}; train an encoder_decoder "
                 "on a task's text form, and of electra its discriminator (family: encoder)"
             )
+        if self.head is not None and self.head.mixer is not None:
+            # Whatever the family, a head sees a text whole.
+            yield from self.head.mixer.model_problems(self.model_copy(update={"family": "encoder"}))
         if not self.is_encoder_only and set(self.outputs) != {"tokens"}:
             yield f"outputs of a {self.family} are [tokens]"
         if self.family == "electra" and self.outputs != ("detection",):

@@ -9,6 +9,8 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from t5x_lite.models.config import SPAN_POSITIONS, HeadConfig, ModelConfig
 from t5x_lite.models.layers import ACTIVATIONS, Embed, Linear, Norm, Weight, dropout, weight
+from t5x_lite.models.mixers import StateMixer
+from t5x_lite.models.mixers.module import MixerModule
 
 SPAN_POSITION_WIDTH = 200
 """Width of the embedding of positions in a span (Joshi et al. 2020, code: pair_positional_embedding_size)."""
@@ -139,6 +141,15 @@ class TaskOutput(nnx.Module):
         self.normalize = head.normalize
         self.dropout = config.dropout
         self.parts = head.parts
+        if isinstance(head.mixer, StateMixer):
+            self.mixer: MixerModule | None = MixerModule(config, head.mixer, rngs=rngs)
+        else:
+            self.mixer = None
+        if head.crf:
+            zeros = jnp.zeros((head.outputs, head.outputs), jnp.float32)
+            self.transitions: Weight | None = weight(zeros, ("classes", "classes"))
+        else:
+            self.transitions = None
         if head.transform:
             inputs = ("embed", pooled_width)
             self.pooler: Linear | None = Linear(config, [inputs], [("embed_out", config.embed)], rngs=rngs)
@@ -158,6 +169,8 @@ class TaskOutput(nnx.Module):
 
         Soft prompts, whose ids are below zero, are excluded.
         """
+        if self.mixer is not None:
+            states, _ = self.mixer(states, segment_ids)
         if self.pool != "none":
             states = POOLS[self.pool](states, (segment_ids > 0) & (tokens >= 0))
         if self.pooler is not None:
