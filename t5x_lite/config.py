@@ -16,6 +16,7 @@ from t5x_lite.adapt.trainable import TrainableSplit
 from t5x_lite.checkpoint_config import CheckpointConfig
 from t5x_lite.config_files import find_config
 from t5x_lite.data.config import TOKENIZERS, Bytes, DataConfig, TokenizerConfig, TokenizerFile, Unigram
+from t5x_lite.data.order_problems import order_problems
 from t5x_lite.data.stages import Stage, resolve_stages, stage_problems, title
 from t5x_lite.errors import UserError
 from t5x_lite.evaluate.config import EvalConfig
@@ -33,6 +34,7 @@ from t5x_lite.schema import Config, Int, OneOf, Settings, Strings, setting
 from t5x_lite.storage import expand
 from t5x_lite.tasks import TaskForm, objective_settings
 from t5x_lite.train.config import OptimizerConfig, TrainConfig
+from t5x_lite.train.optimizers import NTASGD
 from t5x_lite.trees import flatten_names
 
 
@@ -105,6 +107,8 @@ class RunConfig(Config):
             yield "give `adapt` (another run's weights) or `branch` (all of its state), not both"
         if self.optimizer.master_weights and self.train.param_dtype == "float32":
             yield "optimizer.master_weights is a float32 copy of parameters in bfloat16: set train.param_dtype=bfloat16"
+        if isinstance(self.optimizer.method, NTASGD) and self.train.param_dtype != "float32":
+            yield "optimizer.method=nt_asgd averages weights in float32: it needs train.param_dtype=float32"
         self.method.check(self.model)
         if self.objective is not None:
             yield from self._objective_problems(self.objective)
@@ -171,6 +175,8 @@ class RunConfig(Config):
         if is_pseudo and self.model.family == "encoder_decoder" and not objective.fills_spans:
             kind = self.eval.likelihood
             yield f"eval.likelihood: {kind} hides tokens, which objective {objective.name} does not fill in"
+        if self.data.order == "consecutive":
+            yield from order_problems(self.model, self.data, objective, self.train.microbatches, self.mesh.pipeline)
         if self.tasks:
             if self.data.mixture_by == "tokens":
                 yield "data.mixture_by=tokens is for text: the examples of `tasks` are mixed by their number"

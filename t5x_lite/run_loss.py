@@ -1,11 +1,13 @@
 """The loss of a run: its objective's terms and those of its routers, on a batch."""
 
 from collections.abc import Callable, Mapping
+from typing import TypeAlias
 
 import jax
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from t5x_lite.config import RunConfig
+from t5x_lite.models.carry import give_carry, take_carry
 from t5x_lite.models.experts.activity import ROUTER_TERM, router_loss
 from t5x_lite.models.layers import WeightAxes
 from t5x_lite.models.loss_terms import Batch, LossFunction, LossTerms
@@ -13,12 +15,30 @@ from t5x_lite.models.losses import LossSettings
 from t5x_lite.models.quantization import quantized_products
 from t5x_lite.models.sharding import constrain
 from t5x_lite.models.spec import ModelSpec
+from t5x_lite.models.transformer import Decoder
 from t5x_lite.models.weight_gradients import float32_weight_gradients
+from t5x_lite.objectives.features import CONTINUES
 from t5x_lite.objectives.policy_optimization import PolicyOptimization
+
+CarryingLossFunction: TypeAlias = Callable[[PyTree, PyTree, Batch, PRNGKeyArray | None], tuple[LossTerms, PyTree]]
+"""Maps parameters, carried states, a batch and a dropout key to terms of the loss and the states after the batch."""
 
 
 def loss_function(config: RunConfig, spec: ModelSpec, batch_shards: int, *, training: bool) -> LossFunction:
-    """Return the loss of a run's model.
+    """Return the loss of a run's model on rows that each begin with empty states; see `carrying_loss_function`."""
+    compute = carrying_loss_function(config, spec, batch_shards, training=training)
+
+    def compute_loss(params: PyTree, batch: Batch, key: PRNGKeyArray | None) -> LossTerms:
+        terms, _ = compute(params, {}, batch, key)
+        return terms
+
+    return compute_loss
+
+
+def carrying_loss_function(
+    config: RunConfig, spec: ModelSpec, batch_shards: int, *, training: bool
+) -> CarryingLossFunction:
+    """Return the loss of a run's model, and the states of its recurrent layers after a batch.
 
     Args:
         config: the run.
@@ -31,18 +51,26 @@ def loss_function(config: RunConfig, spec: ModelSpec, batch_shards: int, *, trai
     # Then padding comes last if at all, and no query of a causal row sees it: attention needs no mask of segments.
     needs_segments = not objective.every_token or config.data.packing != "stream" or config.data.separate_documents
 
-    def compute_loss(params: PyTree, batch: Batch, key: PRNGKeyArray | None) -> LossTerms:
+    def compute_loss(params: PyTree, carry: PyTree, batch: Batch, key: PRNGKeyArray | None) -> tuple[LossTerms, PyTree]:
+        segment_ids = batch.get("segment_ids")
         if not needs_segments:
             batch = {name: feature for name, feature in batch.items() if name != "segment_ids"}
         module = spec.model(jax.tree.map(_gather_embedding, params, spec.axes))
+        if carry:
+            assert isinstance(module, Decoder)
+            assert segment_ids is not None
+            give_carry(module, carry, batch[CONTINUES], segment_ids)
         quantization = config.train.quantization if training else None
         in_float32 = training and config.train.reduction_dtype == "float32"
         with quantized_products(quantization), float32_weight_gradients(enabled=in_float32):
-            terms = objective.loss(module, batch, key, settings)
+            terms: LossTerms = objective.loss(module, batch, key, settings)
         router_term = router_loss(module, config.model)
-        if router_term is None:
-            return terms
-        return {**terms, ROUTER_TERM: router_term}
+        if router_term is not None:
+            terms = {**terms, ROUTER_TERM: router_term}
+        if not carry:
+            return terms, {}
+        assert isinstance(module, Decoder)
+        return terms, take_carry(module)
 
     return compute_loss
 

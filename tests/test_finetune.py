@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeAlias
 
 import jax
@@ -55,6 +56,34 @@ def test_a_config_fits_its_published_model(name: str, load_config: ConfigLoader)
     metrics = tasks.find_task(task).metrics
     assert any(value_name in METRIC_VALUES.get(metric, {metric}) for metric in metrics)
     assert config.eval.every_steps == config.checkpoint.every_steps <= config.train.steps
+
+
+def test_the_tagger_on_frozen_features_has_the_parameters_of_its_parts(
+    load_config: ConfigLoader, tmp_path: Path
+) -> None:
+    """By hand: two BiLSTM layers of 200 cells and one bias a gate, a map to 768, 9 tags and their transitions."""
+    bert = load_config("bert_conll2003")
+    source = CONFIGS / "finetune/taglm_conll2003.yaml"
+    (tmp_path / "config.yaml").write_text(configuration.dump(configuration.load(CONFIGS / "bert/base.yaml")))
+    config = configuration.load(source, [f"adapt.from={tmp_path}"])
+    cells = 200
+    lstm = sum(2 * 4 * cells * (width + cells + 1) for width in (768, 2 * cells))
+    added = lstm + (2 * cells + 1) * 768 + 9 * 9
+    assert model_spec(config.model).parameters - model_spec(bert.model).parameters == added
+
+
+def test_ulmfits_stages_fit_its_language_model(tmp_path: Path) -> None:
+    """Three pooled states of 400 channels are scored as one of two labels; the language model has no head."""
+    resolved = configuration.dump(configuration.load(CONFIGS / "rnn/awd_lstm.yaml"))
+    (tmp_path / "config.yaml").write_text(resolved)
+    files = ["data.files=x"]
+    overrides = [f"adapt.from={tmp_path}", *files]
+    language_model = configuration.load(CONFIGS / "finetune/ulmfit_lm.yaml", overrides)
+    assert language_model.data.order == "consecutive"
+    classifier = configuration.load(CONFIGS / "finetune/ulmfit_imdb.yaml", overrides)
+    added = model_spec(classifier.model).parameters - model_spec(language_model.model).parameters
+    output_bias = 10_000
+    assert added in {3 * 400 * 2 + 2, 3 * 400 * 2 + 2 - output_bias}
 
 
 def read_stated_epochs(name: str) -> list[tuple[int, int, int]]:

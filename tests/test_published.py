@@ -185,6 +185,9 @@ PUBLISHED = {
     "mamba2/780m": 780e6,
     "mamba2/1.3b": 1.3e9,
     "mamba2/2.7b": 2.7e9,
+    # Botev et al. 2024: the released checkpoints.
+    "recurrentgemma/2b": 2_682_862_080,
+    "recurrentgemma/9b": 8_579_977_216,
     # Artetxe et al. 2022, Table 1.
     "gpt3/1.3b_moe": 207e9,
 }
@@ -250,7 +253,15 @@ def count_parameters(name: str) -> int:
     return model_spec(model).parameters
 
 
-UNSCANNED = {"gemma3/1b", "gemma3/4b", "gemma3/27b", "modernbert/base", "modernbert/large"}
+UNSCANNED = {
+    "gemma3/1b",
+    "gemma3/4b",
+    "gemma3/27b",
+    "modernbert/base",
+    "modernbert/large",
+    "recurrentgemma/2b",
+    "recurrentgemma/9b",
+}
 """Models whose pattern does not divide their layers: each layer is traced on its own, which takes seconds."""
 
 
@@ -331,6 +342,7 @@ def test_the_variants_in_t5s_table_2_have_the_stated_parameters() -> None:
         ("llama", "llama"),
         ("llama3", "llama"),
         ("long_t5", "longt5"),
+        ("mamba2", "mamba2"),
         ("mistral", "mistral"),
         ("mixtral", "mixtral"),
         ("modernbert", "modernbert"),
@@ -338,6 +350,7 @@ def test_the_variants_in_t5s_table_2_have_the_stated_parameters() -> None:
         ("opt", "opt"),
         ("pythia", "gpt_neox"),
         ("qwen2.5", "qwen2"),
+        ("recurrentgemma", "recurrent_gemma"),
         ("roberta", "roberta"),
         ("smollm", "llama"),
         ("t5", "t5"),
@@ -392,4 +405,6 @@ def test_the_parameters_of_mamba2_by_hand() -> None:
     filtered = 2 * width + 2 * states
     into = width * (2 * width + filtered + heads)
     layer = into + 5 * filtered + 3 * heads + 2 * width + 2 * width * width + width
+    # 128,989,632 in the released checkpoint, by Mamba2ForCausalLM of Transformers.
+    assert count_parameters("mamba2/130m") == 128_989_632
     assert count_parameters("mamba2/130m") == 50_288 * width + 24 * layer + width

@@ -5,6 +5,7 @@ import numpy as np
 from t5x_lite.adapt.method import AdaptationMethod
 from t5x_lite.arrays import Array
 from t5x_lite.models.config import ModelConfig
+from t5x_lite.models.mixers import Mixer
 from t5x_lite.schema import setting
 
 
@@ -21,13 +22,18 @@ class Unfreeze(AdaptationMethod):
     def learning_rate_factor(self, name: str, model: ModelConfig, progress: Array) -> Array | None:
         """Return the factor of a parameter, one for each repeat in a stack."""
         stack, is_in_stack, path = name.partition(".layers.")
-        layers = model.layers
+        model_layers = model.layers
         if stack.startswith("decoder"):
-            layers = model.decoder_layers
-        period = len(model.period)
+            model_layers = model.decoder_layers
+        # A mixer of several layers of cells counts as so many layers.
+        depths = [layer.mixer.depth() for layer in model.period]
+        repeats = model_layers // len(depths)
+        layers = repeats * sum(depths)
         if is_in_stack and not model.shared_layers:
-            place = int(path.partition(".")[0])
-            depth = layers - (np.arange(layers // period) * period + place)
+            number, _, parameter = path.partition(".")
+            place = int(number)
+            below = sum(depths[:place]) + _place_in_layer(model.period[place].mixer, parameter)
+            depth = layers - (np.arange(repeats) * sum(depths) + below)
         elif name.startswith("tokens.") or ".embedding." in name:
             depth = np.array(layers + 1)
         elif is_in_stack:
@@ -36,3 +42,11 @@ class Unfreeze(AdaptationMethod):
             depth = np.array(0)
         has_joined = progress >= depth / (layers + 1) * self.share
         return has_joined * self.decay ** -depth.astype(np.float32)
+
+
+def _place_in_layer(mixer: Mixer, parameter: str) -> int:
+    """Return the number of the layer of cells of a parameter; what follows the mixer belongs to the last one."""
+    module, _, name = parameter.partition(".")
+    if module == "attention_norm":
+        return 0
+    return mixer.place_of(name) if module == "mixer" else mixer.depth() - 1

@@ -328,7 +328,7 @@ def resolve_settings(model: ModelConfig) -> Settings:
             feedforward = feedforward.model_copy(
                 update={"expert": expert, "mlp": width, "dispatch": _resolve_dispatch(feedforward)}
             )
-        layers.append(layer.model_copy(update={"feedforward": feedforward}))
+        layers.append(layer.model_copy(update={"feedforward": feedforward, "mixer": layer.mixer.resolve(model)}))
     components = {"pattern": tuple(layers), "feedforward": model.dense_feedforward}
     settings = flatten(model.model_copy(update=components))
     # A dump of a model has null in the place of sizes that follow from others.

@@ -5,43 +5,15 @@ from t5x_lite.convert.config_table import (
     SIZE_FIELDS,
     ConfigTable,
     Field,
-    ForeignConfig,
-    ForeignModel,
-    Rule,
-    Settings,
     Transform,
 )
 from t5x_lite.convert.model_type import Architecture, ModelType, tied_output
-from t5x_lite.convert.rope import read_rope_parameters, require_rotary, rope_parameters_of, write_rope_parameters
+from t5x_lite.convert.rope import partial_rotary
 from t5x_lite.convert.weight_map import Fused, Modules, StackModules, WeightTable
-from t5x_lite.models.config import ModelConfig
 
 # Config.
 
-DEFAULT_SHARE = 0.25
-"""The share of rotated channels that Transformers takes where a config gives none."""
-PARTIAL = "partial_rotary_factor"
-
-
-def _read_rotary(source: ForeignModel, settings: Settings) -> None:
-    """Read `rope_parameters`; older configs have `rotary_emb_base` and `rotary_pct`."""
-    config = source.config
-    older = {"rope_theta": config.get("rotary_emb_base", 10000.0), PARTIAL: config.get("rotary_pct", DEFAULT_SHARE)}
-    rope = {**rope_parameters_of({"rope_theta": older["rope_theta"], **config})}
-    share = rope.pop(PARTIAL, older[PARTIAL])
-    settings["positions"] = {"rotary": {**read_rope_parameters(rope, config), "share": share}}
-
-
-def _write_rotary(model: ModelConfig, config: ForeignConfig) -> None:
-    rotary = require_rotary(model)
-    config["rope_parameters"] = {**write_rope_parameters(rotary, config), PARTIAL: rotary.share}
-
-
-PARTIAL_ROTARY = Rule(
-    ("rope_parameters", "rope_theta", "rope_scaling", "rotary_emb_base", "rotary_pct", "max_position_embeddings"),
-    read=_read_rotary,
-    write=_write_rotary,
-)
+PARTIAL_ROTARY = partial_rotary("rotary_emb_base", "rotary_pct", default_share=0.25)
 
 
 def _read_sublayers(is_parallel: bool) -> str:

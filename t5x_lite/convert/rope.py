@@ -121,3 +121,28 @@ def _write_rotary(model: ModelConfig, config: ForeignConfig) -> None:
 ROTARY = Rule(
     ("rope_parameters", "rope_theta", "rope_scaling", "max_position_embeddings"), read=_read_rotary, write=_write_rotary
 )
+
+PARTIAL = "partial_rotary_factor"
+
+
+def partial_rotary(theta: str, share: str, default_share: float) -> Rule:
+    """Return the rule of positions that rotate a share of a head's channels.
+
+    Args:
+        theta: the field of older configs for the base of wavelengths.
+        share: their field for the share.
+        default_share: the share that Transformers takes where a config gives none.
+    """
+
+    def read(source: ForeignModel, settings: Settings) -> None:
+        config = source.config
+        rope = {**rope_parameters_of({"rope_theta": config.get(theta, 10000.0), **config})}
+        rotated = rope.pop(PARTIAL, config.get(share, default_share))
+        settings["positions"] = {"rotary": {**read_rope_parameters(rope, config), "share": rotated}}
+
+    def write(model: ModelConfig, config: ForeignConfig) -> None:
+        rotary = require_rotary(model)
+        config["rope_parameters"] = {**write_rope_parameters(rotary, config), PARTIAL: rotary.share}
+
+    fields = ("rope_parameters", "rope_theta", "rope_scaling", "max_position_embeddings", theta, share)
+    return Rule(fields, read, write)

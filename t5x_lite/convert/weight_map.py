@@ -32,7 +32,20 @@ class Fused:
     by_key_head: bool = False
 
 
-Modules: TypeAlias = Mapping[str, str | Fused]
+@dataclass(frozen=True)
+class Single:
+    """One array of ours with a foreign tensor of its full name, such as a parameter that no module holds.
+
+    Attributes:
+        array: our array.
+        keeps_axes: the tensor has our axes; otherwise it is a vector.
+    """
+
+    array: str
+    keeps_axes: bool = False
+
+
+Modules: TypeAlias = Mapping[str, str | Fused | Single]
 """Foreign module names and ours. `{expert}` in a foreign name is the number of an expert."""
 
 
@@ -96,6 +109,7 @@ class TensorMapping:
         part_shapes: the shape of each part as a matrix [in, out], a table [rows, width] or a vector [size].
         is_transposed: the foreign tensor is the transpose of the joined parts.
         groups: equal sections of the last axis, each of which has a section of every part.
+        is_convolution: the foreign tensor has an axis of one input channel between the channels and the taps.
     """
 
     tensor: str
@@ -104,12 +118,15 @@ class TensorMapping:
     part_shapes: tuple[tuple[int, ...], ...]
     is_transposed: bool
     groups: int = 1
+    is_convolution: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of the foreign tensor."""
         width = sum(shape[-1] for shape in self.part_shapes)
         joined_shape = (*self.part_shapes[0][:-1], width)
+        if self.is_convolution:
+            return width, 1, *joined_shape[:-1]
         return joined_shape[::-1] if self.is_transposed else joined_shape
 
     def to_foreign(self, read_array: Callable[[str], np.ndarray]) -> Shaped[np.ndarray, "..."]:
@@ -120,10 +137,14 @@ class TensorMapping:
             parts.append(part.reshape(*shape[:-1], self.groups, -1))
         joined = np.concatenate(parts, axis=-1)
         joined = joined.reshape(*joined.shape[:-2], -1)
+        if self.is_convolution:
+            return joined.T[:, None]
         return joined.T if self.is_transposed else joined
 
     def select_part(self, array: str, tensor: Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray, "..."]:
         """Return the part of the foreign tensor that belongs to one of our arrays."""
+        if self.is_convolution:
+            tensor = tensor[:, 0]
         joined = tensor.T if self.is_transposed else tensor
         sections = joined.reshape(*joined.shape[:-1], self.groups, -1)
         widths = [shape[-1] // self.groups for shape in self.part_shapes]
@@ -131,6 +152,9 @@ class TensorMapping:
         number = self.arrays.index(array)
         return parts[number].reshape(self.part_shapes[number])
 
+
+TAPS = "taps"
+"""The axis over the tokens that a convolution reads, the first of its filters' axes."""
 
 MOST_TENSORS = 200_000
 """Tensors of the largest model. DeepSeek-V3 has a quarter of it: 58 layers with 257 experts of three matrices."""
@@ -177,15 +201,15 @@ class WeightMap:
 
     def _map_stack(self, stack: StackModules) -> Iterator[TensorMapping]:
         """Map the layers of a stack, whose arrays are stacked over the repeats of the layer pattern."""
-        # Every layer of the pattern has exactly one such matrix.
-        queries = []
-        for name in self.shapes:
-            if name.startswith(f"{stack.ours}.") and name.endswith(".attention.query.weight"):
-                queries.append(name)
-        if not queries:
+        places = set()
+        repeats = 0
+        for name, shape in self.shapes.items():
+            if name.startswith(f"{stack.ours}."):
+                places.add(name.removeprefix(f"{stack.ours}.").partition(".")[0])
+                repeats = shape[0]
+        if not places:
             raise UserError(f"the model has no {stack.ours}, which this format stores")
-        period = len(queries)
-        repeats = self.shapes[queries[0]][0]
+        period = len(places)
         for repeat in range(repeats):
             for place in range(period):
                 layer = repeat * period + place
@@ -197,6 +221,10 @@ class WeightMap:
         self, modules: Modules, foreign_prefix: str, our_prefix: str, index: tuple[int, ...]
     ) -> Iterator[TensorMapping]:
         for foreign_module, our_module in modules.items():
+            if isinstance(our_module, Single):
+                tensor = f"{foreign_prefix}{foreign_module}"
+                yield from self._map_single(tensor, f"{our_prefix}{our_module.array}", our_module.keeps_axes, index)
+                continue
             parts = our_module.modules if isinstance(our_module, Fused) else (our_module,)
             for leaf, foreign_leaf in self.weight_format.leaf_names.items():
                 arrays = tuple(f"{our_prefix}{part}.{leaf}" for part in parts)
@@ -208,6 +236,14 @@ class WeightMap:
                     else:
                         yield mapping
 
+    def _map_single(self, tensor: str, array: str, keeps_axes: bool, index: tuple[int, ...]) -> Iterator[TensorMapping]:
+        if array not in self.shapes:
+            return
+        shape = self.shapes[array][len(index) :]
+        if not keeps_axes:
+            shape = (math.prod(shape),)
+        yield TensorMapping(tensor, (array,), index, (shape,), is_transposed=False)
+
     def _map_array(
         self, foreign_module: str, leaf: str, foreign_leaf: str, arrays: tuple[str, ...], index: tuple[int, ...]
     ) -> Iterator[TensorMapping]:
@@ -218,7 +254,8 @@ class WeightMap:
             self.weight_format.matrices_are_transposed or foreign_module in self.weight_format.transposed_modules
         )
         is_transposed = is_matrix and is_stored_transposed
-        is_transposed = is_transposed or leaf in self.weight_format.transposed_leaves
+        is_convolution = axes.names[0] == TAPS
+        is_transposed = is_transposed or is_convolution or leaf in self.weight_format.transposed_leaves
         depth = len(index) + axes.stacked
         part_shapes = tuple(self._part_shape(array, depth) for array in arrays)
         experts = self.shapes[arrays[0]][len(index) : depth]
@@ -227,7 +264,9 @@ class WeightMap:
             if expert:
                 module = module.format(expert=expert[0])
             tensor = f"{module}{self.weight_format.separator}{foreign_leaf}"
-            yield TensorMapping(tensor, arrays, index + expert, part_shapes, is_transposed)
+            yield TensorMapping(
+                tensor, arrays, index + expert, part_shapes, is_transposed, is_convolution=is_convolution
+            )
 
     def _key_heads(self, arrays: tuple[str, ...]) -> int:
         """Return the number of key heads, from the first array that has an axis over them."""
@@ -245,6 +284,8 @@ class WeightMap:
             return math.prod(shape[: axes.inputs]), math.prod(shape[axes.inputs :])
         if axes.is_table:
             return shape
+        if axes.names[0] == TAPS:
+            return shape[0], math.prod(shape[1:])
         return (math.prod(shape),)
 
     def check_tensors(self, place: str, shapes: Mapping[str, tuple[int, ...]], ignored: Collection[str] = ()) -> None:

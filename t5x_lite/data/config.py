@@ -145,6 +145,12 @@ class DataConfig(SourceConfig):
         "stream",
         "contents of a row: a window of the token stream, whole documents, whole sentences, or (none) one document",
     )
+    order: Literal["shuffled", "consecutive"] = setting(
+        "shuffled",
+        "order of the rows; consecutive: each row of a batch continues that of the batch before it, and recurrences "
+        "carry their state on (truncated back-propagation)",
+        source="Mikolov et al. 2010",
+    )
     separate_documents: bool = setting(True, "documents of one row do not attend to each other (segment_ids)")
     cache_dir: str = setting(
         "cache", "folder of token corpora and trained tokenizers, shared by runs; local, gs:// or s3://", min_length=1

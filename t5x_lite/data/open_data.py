@@ -8,21 +8,22 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float64
 
+from t5x_lite.data.consecutive import ConsecutiveOrder, ConsecutiveRows
 from t5x_lite.data.corpus import Corpus
 from t5x_lite.data.corpus_files import Split
 from t5x_lite.data.mixture import MixtureOrder, shares_of_rows, source_shares
 from t5x_lite.data.mixture_file import write_mixture
-from t5x_lite.data.pipeline import TrainingRows, ValidationSet, check_rows
+from t5x_lite.data.pipeline import RowOrder, TrainingRows, ValidationSet, check_rows
 from t5x_lite.data.prepare import prepare_corpus
 from t5x_lite.data.records import open_task_data
-from t5x_lite.data.row_plan import RowPlan
+from t5x_lite.data.row_plan import RowPlan, StreamWindows
 from t5x_lite.data.row_rule import RowRule
 from t5x_lite.data.row_statistics import RowStatistics
 from t5x_lite.data.row_store import open_rows, prepare_rows
 from t5x_lite.data.stage_orders import StageRows, stage_orders
 from t5x_lite.data.stages import Stage
 from t5x_lite.data.tokenizer import Tokenizer
-from t5x_lite.data.training_data import PipelineSettings, TrainingData
+from t5x_lite.data.training_data import ExampleSequence, PipelineSettings, TrainingData
 from t5x_lite.errors import UserError
 from t5x_lite.objectives.objective import ExampleContext
 
@@ -71,18 +72,26 @@ class TextData:
                     hashes[f"{source.name}.{corpus.split}"] = corpus.hash
         return hashes
 
-    def rows(self, stage: int = 0) -> TrainingRows:
+    def rows(self, stage: int = 0) -> ExampleSequence:
         """Return the order of training examples: example step · batch size + row, for the steps of a stage.
 
         Raises:
-            UserError: too little text for one row.
+            UserError: too little text for one row, or for the rows of a batch in consecutive order.
         """
         rows = self.stage_rows[stage]
+        if self.settings.data.order == "shuffled":
+            return self._training_rows(rows, self._orders[stage])
+        (windows,) = rows.row_plans
+        assert isinstance(windows, StreamWindows)
+        order = ConsecutiveOrder(windows.rows, rows.stage.batch_size)
+        return ConsecutiveRows(self._training_rows(rows, order), windows, order)
+
+    def _training_rows(self, rows: StageRows, order: RowOrder) -> TrainingRows:
         settings = self.settings.of_stage(rows.stage)
         strides = [settings.objective.stride(self.settings.of_stage(other.stage).context) for other in self.stage_rows]
         return TrainingRows(
             rows.row_plans,
-            self._orders[stage],
+            order,
             settings.data,
             settings.objective,
             settings.context,

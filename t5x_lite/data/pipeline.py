@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Protocol
 
 import grain
 import numpy as np
@@ -16,7 +17,6 @@ from absl import flags
 from jaxtyping import Integer
 
 from t5x_lite.data.config import DataConfig
-from t5x_lite.data.mixture import MixtureOrder
 from t5x_lite.data.row_plan import DocumentRows, PackedRows, RowPlan
 from t5x_lite.data.training_data import ExampleSequence
 from t5x_lite.errors import UserError
@@ -85,6 +85,12 @@ def _draw_second_sentence(row_plan: PackedRows | DocumentRows, row: int, rng: np
     return row_plan.read(other_row)
 
 
+class RowOrder(Protocol):
+    """The source, the epoch and the row of the source that have a place g ≥ 0 in the order of training."""
+
+    def __getitem__(self, g: int) -> tuple[int, int, int]: ...
+
+
 @dataclass
 class TrainingRows:
     """Example g of the training order of a stage, for any g ≥ 0. Epochs follow each other without end.
@@ -103,7 +109,7 @@ class TrainingRows:
     """
 
     row_plans: Sequence[RowPlan | None]
-    order: MixtureOrder
+    order: RowOrder
     data: DataConfig
     objective: Objective
     context: ExampleContext
@@ -120,12 +126,15 @@ class TrainingRows:
         source, epoch, row = self.order[g]
         if self.objective.static_epochs:
             epoch %= self.objective.static_epochs
-        # The first word of this state shuffles the epoch, the second shifts its windows.
-        words = np.random.SeedSequence((self.seed, source, epoch)).generate_state(2)
-        phase = int(words[1]) % (self.phases or self.objective.stride(self.context))
         row_plan = self.row_plans[source]
         assert row_plan is not None
-        return self.builder.build(row_plan, row, (self.seed, source, epoch, row), phase)
+        return self.builder.build(row_plan, row, (self.seed, source, epoch, row), self.phase(source, epoch))
+
+    def phase(self, source: int, epoch: int) -> int:
+        """Return the tokens by which the windows of an epoch are shifted."""
+        # The first word of this state shuffles the epoch.
+        words = np.random.SeedSequence((self.seed, source, epoch)).generate_state(2)
+        return int(words[1]) % (self.phases or self.objective.stride(self.context))
 
 
 def check_rows(row_plan: RowPlan, objective: Objective, context: ExampleContext) -> None:

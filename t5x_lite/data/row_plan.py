@@ -49,6 +49,12 @@ class StreamWindows:
         stop = min(start + self.length, self.corpus.tokens)
         return _read_spans(self.corpus, [(start, stop)], self.length, within_documents=False)
 
+    def continues(self, row: int, phase: int = 0) -> bool:
+        """Return whether a row, not the first, begins in the document of the token before it."""
+        start = row * self.stride + phase
+        before, first = self.corpus.offsets.intervals(start - 1, start + 1).tolist()
+        return bool(before == first)
+
     def first_token(self, row: int) -> int:
         """Return the position in the stream at which a row begins, without a phase."""
         return row * self.stride

@@ -49,6 +49,8 @@ class Embedding(nnx.Module):
         self.scale = 1.0
         if config.scale_embedding:
             self.scale = config.embed**0.5
+        if config.bfloat16_embedding_scale:
+            self.scale = float(np.asarray(self.scale, jnp.bfloat16))
         self.positions = Positions(config, "embedding", rngs)
         if config.token_types:
             self.types: Embed | None = Embed(config, config.token_types, config.embedding, axis="types", rngs=rngs)

@@ -14,7 +14,7 @@ from t5x_lite.models.experts.config import MoE
 from t5x_lite.models.feedforward.config import GLU, MLP, DenseFeedForward, NoFeedForward
 from t5x_lite.models.initializers import INITIALIZERS, Initializer, MaximalUpdate, NormalInit
 from t5x_lite.models.layer_config import FEEDFORWARDS, LayerConfig
-from t5x_lite.models.mixers import StateMixer
+from t5x_lite.models.mixers import MIXERS, Mixer, StateMixer
 from t5x_lite.models.normalization import NORMS, LayerNorm, NoNorm, RMSNorm
 from t5x_lite.models.positions import POSITIONS, Learned, NoPositions, PositionEncoding, Rotary
 from t5x_lite.models.remat_policy import REMAT_DESCRIPTION, RematPolicy
@@ -43,10 +43,16 @@ class HeadConfig(Config):
     """The output of a task's model, computed from the states; the objective of a task sets it."""
 
     outputs: Int = setting(..., "scores of each text, or of each token; 0: the pooled states are the output", ge=0)
-    pool: Literal["first", "last", "mean", "max", "none"] = setting(
-        "first", "how the states of a text become one vector; none: each token has its own scores"
+    pool: Literal["first", "last", "mean", "max", "concat", "none"] = setting(
+        "first",
+        "how the states of a text become one vector; concat: last, max and mean side by side (ULMFiT, §3.3); none: "
+        "each token has its own scores",
     )
     transform: bool = setting(False, "a dense tanh layer before the scores (BERT's pooler)")
+    mixer: Annotated[Mixer | None, OneOf(MIXERS)] = setting(
+        None, "a recurrence over the states, before they are pooled", source="TagLM, Peters et al. 2017"
+    )
+    crf: bool = setting(False, "scores of neighbouring tags, learnt and added to those of the tokens")
     parts: Int = setting(1, "pooled states that are scored side by side", ge=1)
     normalize: bool = setting(False, "divide pooled states that are the output by their length")
     length: Int | None = setting(None, "longest text that is pooled; null: as the positions allow", unit="tokens", ge=1)
@@ -55,6 +61,10 @@ class HeadConfig(Config):
         """Yield settings of vectors for a head that scores."""
         if self.outputs and (self.normalize or self.length is not None):
             yield "head: normalize and length are for pooled states that are the output (outputs: 0)"
+        if self.crf and (self.pool != "none" or not self.outputs):
+            yield "head: crf is for scores of each token (pool: none)"
+        if self.mixer is not None and not isinstance(self.mixer, StateMixer):
+            yield "head.mixer is a recurrence, not attention"
 
 
 class ModelConfig(Config):
@@ -141,6 +151,9 @@ class ModelConfig(Config):
     tied: bool = setting(True, "the output matrix is the token embedding", source="Press & Wolf 2017")
     scale_embedding: bool = setting(
         False, "multiply the token embedding by sqrt(embed)", source="Vaswani et al. 2017, §3.4"
+    )
+    bfloat16_embedding_scale: bool = setting(
+        False, "round that root to bfloat16 even in float32", source="RecurrentGemma's code"
     )
     scale_output: bool = setting(False, "divide states by sqrt(embed) before the token logits", source="T5's code")
     logit_softcap: float | None = setting(None, "logits become cap·tanh(logits / cap)", gt=0)
@@ -272,11 +285,16 @@ class ModelConfig(Config):
             yield "electra, and it alone, has a `generator`"
 
     def _output_problems(self) -> Iterator[str]:
+        if self.bfloat16_embedding_scale and not self.scale_embedding:
+            yield "bfloat16_embedding_scale is for scale_embedding: true"
         if self.head is not None and self.family not in {"encoder", "decoder"}:
             yield (
                 f"a head is for an encoder or a decoder, not a model of family {self.family}; train an encoder_decoder "
                 "on a task's text form, and of electra its discriminator (family: encoder)"
             )
+        if self.head is not None and self.head.mixer is not None:
+            # Whatever the family, a head sees a text whole.
+            yield from self.head.mixer.model_problems(self.model_copy(update={"family": "encoder"}))
         if not self.is_encoder_only and set(self.outputs) != {"tokens"}:
             yield f"outputs of a {self.family} are [tokens]"
         if self.family == "electra" and self.outputs != ("detection",):

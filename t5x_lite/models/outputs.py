@@ -9,6 +9,8 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from t5x_lite.models.config import SPAN_POSITIONS, HeadConfig, ModelConfig
 from t5x_lite.models.layers import ACTIVATIONS, Embed, Linear, Norm, Weight, dropout, weight
+from t5x_lite.models.mixers import StateMixer
+from t5x_lite.models.mixers.module import MixerModule
 
 SPAN_POSITION_WIDTH = 200
 """Width of the embedding of positions in a span (Joshi et al. 2020, code: pair_positional_embedding_size)."""
@@ -43,11 +45,18 @@ def pool_max(states: Float[Array, "b l d"], included: Bool[Array, "b l"]) -> Flo
     return jnp.where(included[..., None], states, EXCLUDED_STATE).max(1)
 
 
-POOLS: dict[str, Callable[[Float[Array, "b l d"], Bool[Array, "b l"]], Float[Array, "b d"]]] = {
+def pool_concat(states: Float[Array, "b l d"], included: Bool[Array, "b l"]) -> Float[Array, "b 3*d"]:
+    """Return the last state, the maximum and the mean side by side (Howard & Ruder 2018, §3.3)."""
+    pools = [pool(states, included) for pool in (pool_last, pool_max, pool_mean)]
+    return jnp.concatenate(pools, axis=-1)
+
+
+POOLS: dict[str, Callable[[Float[Array, "b l d"], Bool[Array, "b l"]], Float[Array, "b _"]]] = {
     "first": pool_first,
     "last": pool_last,
     "mean": pool_mean,
     "max": pool_max,
+    "concat": pool_concat,
 }
 """Functions from the states of a text, and which of them are included, to one vector (Reimers & Gurevych 2019, §3)."""
 
@@ -127,17 +136,28 @@ class TaskOutput(nnx.Module):
     """Scores of a task, in float32: of every token, or of what a text's states are pooled to (`model.head`)."""
 
     def __init__(self, config: ModelConfig, head: HeadConfig, *, rngs: nnx.Rngs) -> None:
-        embed = ("embed", config.embed)
+        pooled_width = config.embed * (3 if head.pool == "concat" else 1)
         self.pool = head.pool
         self.normalize = head.normalize
         self.dropout = config.dropout
         self.parts = head.parts
+        if isinstance(head.mixer, StateMixer):
+            self.mixer: MixerModule | None = MixerModule(config, head.mixer, rngs=rngs)
+        else:
+            self.mixer = None
+        if head.crf:
+            zeros = jnp.zeros((head.outputs, head.outputs), jnp.float32)
+            self.transitions: Weight | None = weight(zeros, ("classes", "classes"))
+        else:
+            self.transitions = None
         if head.transform:
-            self.pooler: Linear | None = Linear(config, [embed], [("embed_out", config.embed)], rngs=rngs)
+            inputs = ("embed", pooled_width)
+            self.pooler: Linear | None = Linear(config, [inputs], [("embed_out", config.embed)], rngs=rngs)
+            pooled_width = config.embed
         else:
             self.pooler = None
         if head.outputs:
-            width = ("embed", config.embed * self.parts)
+            width = ("embed", pooled_width * self.parts)
             self.scores: Linear | None = Linear(config, [width], [("classes", head.outputs)], bias=True, rngs=rngs)
         else:
             self.scores = None
@@ -149,6 +169,8 @@ class TaskOutput(nnx.Module):
 
         Soft prompts, whose ids are below zero, are excluded.
         """
+        if self.mixer is not None:
+            states, _ = self.mixer(states, segment_ids)
         if self.pool != "none":
             states = POOLS[self.pool](states, (segment_ids > 0) & (tokens >= 0))
         if self.pooler is not None:

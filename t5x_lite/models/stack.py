@@ -113,6 +113,8 @@ class Stack(nnx.Module):
         global_positions: positions of the queries relative to global tokens; None without those.
         mix: combines the input of the first layer and the outputs of all layers, `[layers + 1, batch, length, embed]`,
             to what takes the place of the last output; set by an adaptation method. None in a plain model.
+        carried: the states of the mixers after the batch before, where rows continue those of that batch; after a call
+            those after this one. None where every row begins with empty states.
     """
 
     def __init__(
@@ -151,6 +153,7 @@ class Stack(nnx.Module):
         else:
             self.final_norm = None
         self.mix: Any = nnx.data(None)
+        self.carried: list[LayerCache] | None = nnx.data(None)
         if like is not None:
             self.positions = like.positions
             self.global_positions = like.global_positions
@@ -199,6 +202,9 @@ class Stack(nnx.Module):
         keys = None
         if key is not None:
             keys = jax.random.split(key, (self.repeats, len(self.config.period)))
+        is_carried = cache is None and self.carried is not None
+        if is_carried:
+            cache = self.carried
         # A mixture needs the outputs of all layers together, which the stages of a pipeline do not have.
         if shards("layers") > 1 and cache is None and self.mix is None:
             x, activity = self._run_pipelined(x, context, encoder_output, keys)
@@ -218,6 +224,9 @@ class Stack(nnx.Module):
             self.activity = nnx.Intermediate(activity)
         if self.final_norm is not None:
             x = self.final_norm(x)
+        if is_carried:
+            self.carried = nnx.data(cache)
+            return x, None
         return x, cache
 
     def _period_body(self, context: AttentionContext, encoder_output: EncoderOutput | None) -> PeriodBody:

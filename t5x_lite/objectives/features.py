@@ -33,6 +33,10 @@ def token_features(tokens: Int[np.ndarray, "l"], segments: Int[np.ndarray, "l"],
     return {"tokens": pad(tokens, length), "positions": positions_in(segment_ids), "segment_ids": segment_ids}
 
 
+CONTINUES = "continues"
+"""The feature, one number for a row, that is 1 where the row continues that of the batch before it."""
+
+
 def stacked(examples: Sequence[Features]) -> dict[str, np.ndarray]:
     """Stack each feature of the examples along a new first axis."""
     batch = {}

@@ -106,7 +106,13 @@ class ElectraModel(Protocol):
 
 @runtime_checkable
 class TaskHead(Protocol):
-    """Scores of a task, of every token or of the pooled states of a text (`model.head`)."""
+    """Scores of a task, of every token or of the pooled states of a text (`model.head`).
+
+    Attributes:
+        transitions: scores of a tag after another, `[classes, classes]`; None without a CRF.
+    """
+
+    transitions: Any
 
     def pooled(self, states: Float[Array, "b l d"], tokens: Int[Array, "b l"], segments: Int[Array, "b l"], /) -> Array:
         """Return the pooled states `[batch, embed]`, or `[batch, length, embed]` if the head pools nothing."""

@@ -18,7 +18,7 @@ Record: TypeAlias = Mapping[str, Any]
 """One record of a task: values by role (`text`, `label`, …)."""
 Answer: TypeAlias = int | float | str | list[str]
 """A prediction, or the reference that a metric compares it with; its type depends on the objective."""
-Pool = Literal["auto", "first", "last", "mean", "max"]
+Pool = Literal["auto", "first", "last", "mean", "max", "concat"]
 SHORTEST_ROW = 5
 """Length of a row of two texts of one token each with their special tokens."""
 

@@ -1,17 +1,18 @@
 """A label for every word, predicted from its first token (Devlin et al. 2019, §5.3)."""
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 from jaxtyping import Int
 
 from t5x_lite.models.config import HeadConfig, ModelConfig
+from t5x_lite.models.mixers import MIXERS, Mixer
 from t5x_lite.objectives.framing import frame_texts, task_frame
 from t5x_lite.objectives.model_protocols import Array, Batch, DropoutKey, LossSettings, TaskModel, TokenLoss
 from t5x_lite.objectives.objective import ExampleContext, Features
-from t5x_lite.objectives.supervised import Coder, Record, Supervised, label_index, text_states
-from t5x_lite.schema import Strings, setting
+from t5x_lite.objectives.supervised import Coder, Record, Supervised, label_index, pooled_states
+from t5x_lite.schema import OneOf, Strings, setting
 
 NO_WORD = -1
 """Word number of a token that is not the first of a word."""
@@ -34,8 +35,17 @@ class Tag(Supervised):
         ..., "names of the tags, such as O B-PER I-PER; the data may hold their numbers", min_length=2
     )
 
+    mixer: Annotated[Mixer | None, OneOf(MIXERS)] = setting(
+        None,
+        "a recurrence of the head over the model's states, such as {lstm: {bidirectional: true}}",
+        source="Peters et al. 2017",
+    )
+    crf: bool = setting(
+        False, "predict the tags of a text together, with scores of neighbouring tags", source="Huang et al. 2015"
+    )
+
     def head(self, model: ModelConfig) -> HeadConfig:
-        return HeadConfig(outputs=len(self.labels), pool="none")
+        return HeadConfig(outputs=len(self.labels), pool="none", mixer=self.mixer, crf=self.crf)
 
     def examples(self, record: Record, coder: Coder, context: ExampleContext) -> list[Features]:
         words = [str(word) for word in record["words"]]
@@ -62,25 +72,41 @@ class Tag(Supervised):
         return [features]
 
     def loss(self, model: TaskModel, batch: Batch, key: DropoutKey, settings: LossSettings) -> Mapping[str, TokenLoss]:
-        """Return the cross-entropy over the tags at the first token of each word."""
-        from t5x_lite.models import losses
+        """Return the cross-entropy over the tags at the first token of each word, with a CRF that of all together."""
+        from t5x_lite.models import crf, losses
 
         scores = self.scores(model, batch, key)["scores"]
         targets = batch["targets"]
+        if self.crf:
+            transitions = model.head.transitions[...]
+            return {"loss": crf.tag_sequence_loss(scores, transitions, targets, batch["loss_weights"])}
         return {
             "loss": losses.token_cross_entropy(lambda x: x, scores, targets, batch["loss_weights"], settings),
         }
 
     def scores(self, model: TaskModel, batch: Batch, key: DropoutKey = None) -> dict[str, Array]:
-        """Return the scores of each token."""
-        return {"scores": model.head(text_states(model, batch, key), key)}
+        """Return the scores of each token, and with a CRF those of a tag after another."""
+        import jax.numpy as jnp
+
+        scores = model.head(pooled_states(model, batch, key), key)
+        if not self.crf:
+            return {"scores": scores}
+        transitions = model.head.transitions[...]
+        return {"scores": scores, "transitions": jnp.broadcast_to(transitions, (len(scores), *transitions.shape))}
 
     def prediction(self, record: Record, examples: Sequence[Features], scores: Sequence[Features]) -> list[str]:
         """Return a tag for every word."""
         tags = [self.labels[0]] * len(record["words"])
         word_numbers = examples[0]["words"]
-        for token in np.flatnonzero(word_numbers != NO_WORD):
-            label = int(scores[0]["scores"][token].argmax())
+        first_tokens = np.flatnonzero(word_numbers != NO_WORD)
+        word_scores = scores[0]["scores"][first_tokens]
+        if self.crf:
+            from t5x_lite.models.crf import best_tags
+
+            labels = best_tags(word_scores, scores[0]["transitions"])
+        else:
+            labels = word_scores.argmax(-1).tolist()
+        for token, label in zip(first_tokens, labels, strict=True):
             tags[word_numbers[token]] = self.labels[label]
         return tags
 

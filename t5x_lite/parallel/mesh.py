@@ -210,7 +210,8 @@ def state_shardings(
     """Return the sharding of every array of a train state.
 
     An array of the optimizer state that belongs to a parameter and has its shape is sharded like it (ZeRO: Rajbhandari
-    et al. 2020). Everything else, such as counts and factored moments, is small and replicated.
+    et al. 2020). States that are carried from batch to batch are sharded by row. Everything else, such as counts and
+    factored moments, is small and replicated.
 
     Args:
         mesh: the devices.
@@ -249,4 +250,5 @@ def state_shardings(
         frozen=shard_weights(state.frozen),
         masks=shard_weights(state.masks),
         opt_state=opt_state_shardings,
+        carry=jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec(None, RULES["batch"])), state.carry),
     )

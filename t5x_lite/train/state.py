@@ -19,6 +19,8 @@ class TrainState:
         skipped_in_a_row: length of the newest run of skipped updates.
         frozen: parameters that an adaptation method leaves unchanged. Checkpoints do not hold them.
         masks: of parameters that are pruned, where they are not zero; empty in most runs.
+        carry: the state of every recurrent layer after the last batch, which the next one continues
+            (`data.order: consecutive`); empty without it.
     """
 
     step: Int[Array, ""]
@@ -28,3 +30,4 @@ class TrainState:
     skipped_in_a_row: Int[Array, ""]
     frozen: PyTree
     masks: PyTree = field(default_factory=dict)
+    carry: PyTree = field(default_factory=dict)

@@ -17,8 +17,8 @@ from t5x_lite.train.parameter_update import ParameterUpdate
 from t5x_lite.train.state import TrainState
 from t5x_lite.train.training_loss import TrainingLoss
 
-GradientFunction: TypeAlias = Callable[[PyTree, Batch, PRNGKeyArray], tuple[PyTree, LossTerms]]
-"""Maps the trained parameters, a microbatch and its dropout key to gradients and terms of the loss."""
+GradientFunction: TypeAlias = Callable[[PyTree, Batch, PRNGKeyArray], tuple[PyTree, tuple[LossTerms, PyTree]]]
+"""Maps the trained parameters, a microbatch and its dropout key to gradients, terms of the loss and carried states."""
 
 ROUNDING_STREAM = 2**31 - 1
 """Number of the random stream of stochastic rounding among those of a step."""
@@ -54,16 +54,19 @@ def train_step(
     key = jax.random.fold_in(jax.random.key(seed), state.step)
     normalisers = loss.normalisers(batch, accumulation.microbatches)
 
-    def mean_loss(params: PyTree, microbatch: Batch, key: PRNGKeyArray) -> tuple[Float[Array, ""], LossTerms]:
-        terms = loss.loss_terms(params, state.frozen, microbatch, key)
-        return loss.mean(terms, normalisers), terms
+    def mean_loss(
+        params: PyTree, microbatch: Batch, key: PRNGKeyArray
+    ) -> tuple[Float[Array, ""], tuple[LossTerms, PyTree]]:
+        terms, carry = loss.loss_terms(params, state.frozen, state.carry, microbatch, key)
+        return loss.mean(terms, normalisers), (terms, carry)
 
     gradient = jax.grad(mean_loss, has_aux=True)
+    point = update.gradient_point(state.params, state.opt_state)
     if accumulation.microbatches == 1:
-        grads, terms = gradient(state.params, batch, key)
+        grads, (terms, carry) = gradient(point, batch, key)
     else:
         keys = jax.random.split(key, accumulation.microbatches)
-        grads, terms = _accumulate(gradient, state.params, batch, keys, accumulation.dtype)
+        grads, (terms, carry) = _accumulate(gradient, point, batch, keys, accumulation.dtype)
 
     grads = apply_masks(_convert(grads, jnp.float32), state.masks)
     grad_norm = optax.tree.norm(grads)
@@ -75,11 +78,15 @@ def train_step(
         return apply_masks(params, state.masks)
 
     rounding_key = jax.random.fold_in(key, ROUNDING_STREAM)
-    params, opt_state = update.apply(grads, state.params, state.opt_state, rounding_key, adjust)
+    params, opt_state = update.apply(
+        grads, state.params, state.opt_state, rounding_key, adjust, loss.mean(terms, normalisers)
+    )
 
     is_finite = _is_finite(terms, grad_norm)
-    params, opt_state = jax.tree.map(
-        lambda new, old: jnp.where(is_finite, new, old), (params, opt_state), (state.params, state.opt_state)
+    params, opt_state, carry = jax.tree.map(
+        lambda new, old: jnp.where(is_finite, new, old),
+        (params, opt_state, carry),
+        (state.params, state.opt_state, state.carry),
     )
     skipped = jnp.where(is_finite, 0, 1)
     new_state = replace(
@@ -89,6 +96,7 @@ def train_step(
         opt_state=opt_state,
         skipped=state.skipped + skipped,
         skipped_in_a_row=(state.skipped_in_a_row + 1) * skipped,
+        carry=carry,
     )
     metrics = {
         **loss_metrics(terms),
@@ -116,21 +124,22 @@ def _accumulate(
     batch: Batch,
     keys: Key[Array, "microbatches"],
     dtype: DTypeLike,
-) -> tuple[PyTree, LossTerms]:
-    """Return gradients, in type `dtype`, and loss terms added up over the microbatches, computed one at a time."""
+) -> tuple[PyTree, tuple[LossTerms, PyTree]]:
+    """Return gradients, in type `dtype`, and loss terms added up over the microbatches, computed one at a time.
+
+    No states are carried from batch to batch then.
+    """
     microbatches = {name: _split_rows(array, len(keys)) for name, array in batch.items()}
 
-    def converted_gradient(microbatch: Batch, key: PRNGKeyArray) -> tuple[PyTree, LossTerms]:
-        grads, terms = gradient(params, microbatch, key)
-        return _convert(grads, dtype), terms
+    def converted_gradient(microbatch: Batch, key: PRNGKeyArray) -> tuple[PyTree, tuple[LossTerms, PyTree]]:
+        grads, outputs = gradient(params, microbatch, key)
+        return _convert(grads, dtype), outputs
 
     first = {name: array[0] for name, array in microbatches.items()}
     shapes = jax.eval_shape(converted_gradient, first, keys[0])
     zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
 
-    def add_microbatch(
-        totals: tuple[PyTree, LossTerms], microbatch_and_key: tuple[Batch, PRNGKeyArray]
-    ) -> tuple[tuple[PyTree, LossTerms], None]:
+    def add_microbatch(totals: PyTree, microbatch_and_key: tuple[Batch, PRNGKeyArray]) -> tuple[PyTree, None]:
         microbatch, key = microbatch_and_key
         return jax.tree.map(jnp.add, totals, converted_gradient(microbatch, key)), None
 

@@ -17,6 +17,7 @@ from t5x_lite.data.stages import Stage, title
 from t5x_lite.errors import UserError
 from t5x_lite.extras import require_library
 from t5x_lite.models.attention import kernels
+from t5x_lite.models.carry import empty_carry
 from t5x_lite.models.experts.activity import ROUTER_TERM_WEIGHTS
 from t5x_lite.models.experts.dispatch import check_dispatch
 from t5x_lite.models.loss_terms import Batch, LossTerms
@@ -26,7 +27,7 @@ from t5x_lite.models.spec import ModelSpec, init_params
 from t5x_lite.objectives.policy_optimization import PolicyOptimization
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.parallel.memory import check_host_offload
-from t5x_lite.run_loss import loss_function, prepared_answers
+from t5x_lite.run_loss import carrying_loss_function, loss_function, prepared_answers
 from t5x_lite.train.optimization import make_optimizer, scale_learning_rates
 from t5x_lite.train.parameter_update import ParameterUpdate, is_matrix_or_table
 from t5x_lite.train.policy_step import UpdateStep, policy_step
@@ -66,7 +67,10 @@ def make_steps(config: RunConfig, spec: ModelSpec, mesh: Mesh) -> Steps:
     masked = [name for name, axes in flatten_names(spec.axes).items() if config.method.prunes(name, axes)]
 
     def begin_from(params: PyTree) -> TrainState:
-        return _first_state(params, split, update, masked)
+        carry = {}
+        if config.data.order == "consecutive":
+            carry = empty_carry(config.model, config.train.batch_size)
+        return _first_state(params, split, update, masked, carry)
 
     def create_state() -> TrainState:
         params = init_params(config.model, jax.random.key(config.train.seed), config.method.surgery)
@@ -133,7 +137,7 @@ def _make_update(config: RunConfig, spec: ModelSpec, split: TrainableSplit) -> P
     """Return the optimizer with the types in which its parameters are stored."""
     optimizer = _make_optimizer(config, spec, split)
     if config.train.param_dtype == "float32":
-        return ParameterUpdate(optimizer)
+        return ParameterUpdate(optimizer, average=config.optimizer.method.average())
     in_bfloat16 = jax.tree.map(is_matrix_or_table, split.trained_leaves(spec.axes))
     return ParameterUpdate(optimizer, in_bfloat16, has_master_copy=config.optimizer.master_weights)
 
@@ -159,7 +163,9 @@ def _make_optimizer(config: RunConfig, spec: ModelSpec, split: TrainableSplit) -
     return scale_learning_rates(optimizer, steps * updates_per_step, factors)
 
 
-def _first_state(params: PyTree, split: TrainableSplit, update: ParameterUpdate, masked: Sequence[str]) -> TrainState:
+def _first_state(
+    params: PyTree, split: TrainableSplit, update: ParameterUpdate, masked: Sequence[str], carry: PyTree
+) -> TrainState:
     """Return the state of step 0; the parameters named in `masked` have masks, under which nothing is pruned yet."""
     zero = jnp.zeros((), jnp.int32)
     trained = split.trained(params)
@@ -172,16 +178,19 @@ def _first_state(params: PyTree, split: TrainableSplit, update: ParameterUpdate,
         skipped_in_a_row=zero,
         frozen=split.frozen(params),
         masks=unflatten_names({name: jnp.ones(arrays[name].shape, bool) for name in masked}),
+        carry=carry,
     )
 
 
 def _training_loss(
     config: RunConfig, spec: ModelSpec, mesh: Mesh, join: Callable[[PyTree, PyTree], PyTree]
 ) -> TrainingLoss:
-    loss = loss_function(config, spec, meshes.batch_shards(mesh), training=True)
+    loss = carrying_loss_function(config, spec, meshes.batch_shards(mesh), training=True)
 
-    def loss_terms(trained: PyTree, frozen: PyTree, batch: Batch, key: PRNGKeyArray) -> LossTerms:
-        return loss(join(trained, frozen), batch, key)
+    def loss_terms(
+        trained: PyTree, frozen: PyTree, carry: PyTree, batch: Batch, key: PRNGKeyArray
+    ) -> tuple[LossTerms, PyTree]:
+        return loss(join(trained, frozen), carry, batch, key)
 
     objective = config.require_objective()
     return TrainingLoss(objective.name, loss_terms, {**objective.term_weights, **ROUTER_TERM_WEIGHTS})

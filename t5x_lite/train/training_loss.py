@@ -11,8 +11,9 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from t5x_lite.models.loss_terms import Batch, LossTerms
 
-SplitLossFunction: TypeAlias = Callable[[PyTree, PyTree, Batch, PRNGKeyArray], LossTerms]
-"""Maps trained parameters, frozen parameters, a batch and a dropout key to the terms of the loss."""
+SplitLossFunction: TypeAlias = Callable[[PyTree, PyTree, PyTree, Batch, PRNGKeyArray], tuple[LossTerms, PyTree]]
+"""Maps trained and frozen parameters, carried states, a batch and a dropout key to terms of the loss and the states
+after the batch."""
 
 
 @dataclass(frozen=True)

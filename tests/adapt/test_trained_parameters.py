@@ -43,3 +43,19 @@ def test_the_biases_of_bert_are_the_published_share(size: str, width: int, mlp: 
             biases += math.prod(shape.shape)
     assert biases == layers * (7 * width + mlp) + width
     assert biases / spec.parameters == pytest.approx(share, abs=0.0001)
+
+
+def test_layers_of_cells_in_one_mixer_join_one_after_the_other() -> None:
+    """AWD-LSTM's three layers, embedding and output by hand, as ULMFiT unfreezes them (Howard & Ruder 2018, §3.3)."""
+    model = configuration.load(REPOSITORY / "configs/rnn/awd_lstm.yaml", ["data.files=x"]).model
+    method = Unfreeze(share=0.08)
+
+    def factor(name: str, progress: float) -> list[float]:
+        return method.learning_rate_factor(name, model, progress).tolist()
+
+    for depth, layer in enumerate(("forward_2", "forward_1", "forward_0"), start=1):
+        name = f"decoder.stack.layers.0.mixer.{layer}.hidden"
+        assert factor(name, depth / 50 - 1e-3) == [0]
+        assert factor(name, depth / 50 + 1e-3) == pytest.approx([2.6**-depth])
+    assert method.learning_rate_factor("tokens.weight", model, 4 / 50 + 1e-3).tolist() == pytest.approx(2.6**-4)
+    assert method.learning_rate_factor("head.scores.weight", model, 0.0).tolist() == 1

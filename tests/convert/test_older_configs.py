@@ -2,11 +2,13 @@
 
 import pytest
 
+from t5x_lite.config import load
 from t5x_lite.convert import MODEL_TYPES
-from t5x_lite.convert.config_table import ForeignConfig, ForeignModel
+from t5x_lite.convert.config_table import ForeignConfig, ForeignModel, resolve_settings
 from t5x_lite.errors import UserError
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.positions.alibi import ALiBi
+from tests.conftest import REPOSITORY
 
 FALCON = {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 NEOX = {**FALCON, "intermediate_size": 48}
@@ -45,6 +47,59 @@ BART = {
 }
 
 
+MAMBA2_130M = {
+    "chunk_size": 256,
+    "conv_kernel": 4,
+    "expand": 2,
+    "head_dim": 64,
+    "hidden_act": "silu",
+    "hidden_size": 768,
+    "intermediate_size": 1536,
+    "layer_norm_epsilon": 1e-05,
+    "n_groups": 1,
+    "norm_before_gate": True,
+    "num_heads": 24,
+    "num_hidden_layers": 24,
+    "rescale_prenorm_residual": False,
+    "residual_in_fp32": True,
+    "rms_norm": True,
+    "state_size": 128,
+    "tie_word_embeddings": True,
+    "time_step_floor": 0.0001,
+    "time_step_init_scheme": "random",
+    "time_step_limit": [0.0, float("inf")],
+    "time_step_max": 0.1,
+    "time_step_min": 0.001,
+    "time_step_rank": 256,
+    "time_step_scale": 1.0,
+    "use_bias": False,
+    "use_conv_bias": True,
+    "vocab_size": 50288,
+}
+RECURRENT_GEMMA_2B = {
+    "_block_types": ["recurrent", "recurrent", "attention"],
+    "attention_bias": False,
+    "attention_window_size": 2048,
+    "conv1d_width": 4,
+    "embeddings_scale_by_sqrt_dim": True,
+    "final_w_init_variance_scale": 0.07692307692307693,
+    "head_dim": 256,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "hidden_size": 2560,
+    "intermediate_size": 15360,
+    "logits_soft_cap": 30.0,
+    "lru_width": 2560,
+    "num_attention_heads": 10,
+    "num_hidden_layers": 26,
+    "num_key_value_heads": 1,
+    "partial_rotary_factor": 0.5,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 10000.0,
+    "vocab_size": 256000,
+    "w_init_variance_scale": 0.01,
+}
+
+
 def read(name: str, config: ForeignConfig, tensors: tuple[str, ...] = ()) -> ModelConfig:
     settings = MODEL_TYPES[name].read_settings(ForeignModel(config, tensors))
     return ModelConfig.model_validate(settings)
@@ -60,6 +115,21 @@ def test_older_fields_of_gpt_neox_are_read() -> None:
 def test_the_released_config_of_bloom_is_read() -> None:
     model = read("bloom", BLOOM_560M)
     assert (model.layers, model.embed, model.heads, model.mlp) == (24, 1024, 16, 4096)
+
+
+@pytest.mark.parametrize(
+    ("name", "released", "config"),
+    [("mamba2", MAMBA2_130M, "mamba2/130m"), ("recurrent_gemma", RECURRENT_GEMMA_2B, "recurrentgemma/2b")],
+)
+def test_the_released_configs_of_recurrent_models_are_those_of_ours(
+    name: str, released: ForeignConfig, config: str
+) -> None:
+    """All but what training alone needs."""
+    ours = load(REPOSITORY / f"configs/{config}.yaml").model
+    model = read(name, released)
+    settings = resolve_settings(ours)
+    differing = {key for key, value in resolve_settings(model).items() if settings.get(key) != value}
+    assert {key.split(".")[0] for key in differing} <= {"init", "compute", "remat"}
 
 
 def test_older_fields_of_modernbert_are_read() -> None:
@@ -83,6 +153,11 @@ def test_older_fields_of_modernbert_are_read() -> None:
         ("modernbert", {**MODERNBERT, "classifier_activation": "relu"}, "classifier_activation=relu"),
         ("modernbert", {**MODERNBERT, "decoder_bias": False}, "decoder_bias=False is not supported"),
         ("modernbert", {**MODERNBERT, "layer_types": ["full_attention"]}, "for each of 4 layers"),
+        ("mamba2", {**MAMBA2_130M, "num_heads": 23}, "num_heads=23 of head_dim=64 is not expand=2 times"),
+        ("mamba2", {**MAMBA2_130M, "time_step_limit": [0.0, 1.0]}, r"time_step_limit=\[0.0, 1.0\] is not supported"),
+        ("recurrent_gemma", {**RECURRENT_GEMMA_2B, "hidden_activation": "silu"}, "hidden_activation=silu"),
+        ("recurrent_gemma", {**RECURRENT_GEMMA_2B, "block_types": ["state"]}, "supported are recurrent, attention"),
+        ("recurrent_gemma", {**RECURRENT_GEMMA_2B, "intermediate_size": 7}, "intermediate_size=7 is not even"),
         ("bart", {**BART, "decoder_attention_heads": 2}, "decoder_attention_heads=2 is not supported"),
         ("bart", {**BART, "normalize_before": True}, "normalize_before=True is not supported"),
     ],

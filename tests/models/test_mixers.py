@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Float, Int
 
 from t5x_lite.models.config import ModelConfig
-from t5x_lite.models.mixers.linear_recurrence import linear_recurrence
+from t5x_lite.models.mixers.linear_recurrence import bounded_sqrt, linear_recurrence
 from t5x_lite.models.mixers.mamba2 import StateSpaceInputs, state_space
 from tests.models.decoding import decode_states, pad_left
 from tests.models.weights import random_model
@@ -222,3 +222,10 @@ def test_layers_without_residual_norm_and_feedforward_are_their_mixers_alone() -
 def test_combinations_that_do_not_work_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ModelConfig.model_validate({**SIZES, **settings})
+
+
+def test_the_root_of_what_enters_a_recurrence_is_exact_and_its_derivative_is_bounded() -> None:
+    """RecurrentGemma's code: 1 / sqrt(max(4x, 1e-6)) is the derivative."""
+    for x, derivative in ((0.0, 1000.0), (1e-8, 1000.0), (1e-4, 50.0), (0.25, 1.0)):
+        assert float(bounded_sqrt(jnp.float32(x))) == pytest.approx(x**0.5)
+        assert float(jax.grad(bounded_sqrt)(jnp.float32(x))) == pytest.approx(derivative)

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -282,6 +283,9 @@ class TableModel:
                 layer.weight[...] = rng.normal(size=layer.weight.shape).astype(np.float32)
                 layer.bias[...] = rng.normal(size=layer.bias.shape).astype(np.float32)
 
+        if self.head.transitions is not None:
+            self.head.transitions[...] = rng.normal(size=self.head.transitions.shape).astype(np.float32)
+
     def __call__(self, tokens: Any, *, positions: Any, segment_ids: Any, token_types: Any, key: Any = None) -> Any:
         features = (tokens, positions + 5 * segment_ids, token_types)
         return sum(jnp.asarray(table)[ids] for table, ids in zip(self.tables, features, strict=True))
@@ -296,6 +300,7 @@ POOLS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "last": lambda x: x[-1],
     "mean": lambda x: x.mean(0),
     "max": lambda x: x.max(0),
+    "concat": lambda x: np.concatenate([x[-1], x.max(0), x.mean(0)]),
 }
 
 
@@ -329,6 +334,17 @@ def expected_loss(objective: Supervised, head: TaskOutput, vectors: np.ndarray) 
     assert head.scores is not None
     scores = apply_linear(vectors, head.scores).astype(np.float64)
     match objective:
+        case Tag(crf=True):
+            # The first tag of a text has no transition; all sequences of tags are enumerated.
+            assert head.transitions is not None
+            moves = np.asarray(head.transitions[...], np.float64)
+            loss = 0.0
+            for words, tags in ((scores[0, 1:3], (2, 0)), (scores[1, 1:4], (1, 1, 0))):
+                sequences = list(product(range(len(LABELS)), repeat=len(tags)))
+                totals = [
+                    sum(words[range(len(tags)), list(path)]) + moves[path[:-1], path[1:]].sum() for path in sequences
+                ]
+                loss += cross_entropy(np.array([totals]), [sequences.index(tags)])
         case Classify():
             loss = cross_entropy(scores, [2, 1])
         case Regress():
@@ -355,12 +371,15 @@ def expected_loss(objective: Supervised, head: TaskOutput, vectors: np.ndarray) 
     [
         (Classify(labels=LABELS), 2),
         (Classify(labels=LABELS, pool="max", transform=True), 2),
+        (Classify(labels=LABELS, pool="concat"), 2),
+        (Classify(labels=LABELS, pool="concat", transform=True), 2),
         (Regress(pool="mean"), 2),
         (Choice(count=2), 2),
         (Similarity(labels=LABELS), 2),
         (Similarity(by="cosine", pool="first"), 2),
         (Reward(pool="last"), 2),
         (Tag(labels=LABELS), 5),
+        (Tag(labels=LABELS, crf=True), 5),
         (Extract(question_len=2), 2),
     ],
     ids=lambda o: f"{getattr(o, 'name', '')} {getattr(o, 'pool', '')} {getattr(o, 'by', '')}".strip(),

@@ -197,6 +197,18 @@ def build_opt(**settings: Setting) -> PreTrainedModel:
     return transformers.OPTForCausalLM(config)
 
 
+def build_mamba2(**settings: Setting) -> PreTrainedModel:
+    sizes = {"vocab_size": VOCAB, "hidden_size": EMBED, "num_hidden_layers": 2, "num_heads": 8, "head_dim": 8}
+    config = transformers.Mamba2Config(**{**sizes, "state_size": 6, "n_groups": 2, "chunk_size": 8, **settings})
+    return transformers.Mamba2ForCausalLM(config)
+
+
+def build_recurrent_gemma(**settings: Setting) -> PreTrainedModel:
+    sizes = {**COMMON_SIZES, "num_hidden_layers": 4, "num_key_value_heads": 1, "lru_width": 40}
+    config = transformers.RecurrentGemmaConfig(**{**sizes, "attention_window_size": 6, **settings})
+    return transformers.RecurrentGemmaForCausalLM(config)
+
+
 EUROBERT = {"num_key_value_heads": 2, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 MODERNBERT = {
     "num_hidden_layers": 5,
@@ -293,4 +305,8 @@ TINY_MODELS = {
         partial(build_llama, "Gemma3Text", layer_types=GEMMA3_LAYERS, rope_parameters=GEMMA3_ROPE, **GEMMA_SIZES),
     ),
     "Qwen3-MoE, one expert": TinyModel("causal", partial(build_llama, "Qwen3Moe", **EXPERTS_IN_EVERY_OTHER_LAYER)),
+    "Mamba-2": TinyModel("causal", build_mamba2),
+    "Mamba-2, tied": TinyModel("causal", partial(build_mamba2, tie_word_embeddings=True, n_groups=1)),
+    "RecurrentGemma": TinyModel("causal", build_recurrent_gemma),
+    "Hawk": TinyModel("causal", partial(build_recurrent_gemma, block_types=["recurrent"], use_cache=False)),
 }

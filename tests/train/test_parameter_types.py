@@ -43,7 +43,7 @@ def test_small_updates_survive_on_average_and_are_those_of_a_key() -> None:
 
     def step(params: PyTree, number: int, seed: int = 0) -> PyTree:
         key = jax.random.fold_in(jax.random.key(seed), number)
-        return update.apply(grads, params, opt_state, key, lambda tree: tree)[0]
+        return update.apply(grads, params, opt_state, key, lambda tree: tree, jnp.zeros(()))[0]
 
     first = step(params, 0)
     np.testing.assert_array_equal(first["w"], step(params, 0)["w"])
@@ -68,8 +68,8 @@ def test_a_master_copy_gives_the_rounded_parameters_of_float32() -> None:
     key = jax.random.key(0)
     for number in range(20):
         grads = {"w": jnp.sin(jnp.arange(64.0) + number)}
-        exact_params, exact_state = exact.apply(grads, exact_params, exact_state, key, lambda tree: tree)
-        stored, state = copied.apply(grads, stored, state, key, lambda tree: tree)
+        exact_params, exact_state = exact.apply(grads, exact_params, exact_state, key, lambda tree: tree, jnp.zeros(()))
+        stored, state = copied.apply(grads, stored, state, key, lambda tree: tree, jnp.zeros(()))
     np.testing.assert_array_equal(stored["w"], exact_params["w"].astype(jnp.bfloat16))
 
 

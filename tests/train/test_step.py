@@ -99,11 +99,13 @@ def test_a_batch_without_the_declared_weights_of_a_term_is_refused() -> None:
 
 
 def test_a_term_whose_weights_are_not_declared_is_refused() -> None:
-    def loss_terms(params: jax.Array, frozen: dict, batch: dict[str, jax.Array], key: jax.Array) -> LossTerms:
+    def loss_terms(
+        params: jax.Array, frozen: dict, carry: dict, batch: dict[str, jax.Array], key: jax.Array
+    ) -> tuple[LossTerms, dict]:
         weights = batch["loss_weights"]
         zero = jnp.zeros(())
         loss = TokenLoss(params * weights.sum(), zero, zero, zero, weights.sum())
-        return {"loss": loss, "second": loss}
+        return {"loss": loss, "second": loss}, carry
 
     optimizer = optax.sgd(0.1)
     params = jnp.ones(())

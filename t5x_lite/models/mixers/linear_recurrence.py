@@ -1,7 +1,11 @@
-"""Linear recurrences over a row, in parallel."""
+"""Linear recurrences over a row, in parallel, and the root that scales what enters them."""
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float
+
+LARGEST_DERIVATIVE = 1000.0
+"""Bound of the derivative of a root near zero, where it grows without one (RecurrentGemma's code)."""
 
 
 def linear_recurrence(
@@ -17,3 +21,16 @@ def linear_recurrence(
 
     _, h = jax.lax.associative_scan(combine, (decay, entering), axis=1)
     return h
+
+
+@jax.custom_jvp
+def bounded_sqrt(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Return the square root, whose derivative is at most `LARGEST_DERIVATIVE`."""
+    return jnp.sqrt(x)
+
+
+@bounded_sqrt.defjvp
+def _bounded_sqrt_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (x,) = primals
+    (tangent,) = tangents
+    return jnp.sqrt(x), tangent / jnp.sqrt(jnp.maximum(4 * x, LARGEST_DERIVATIVE**-2))

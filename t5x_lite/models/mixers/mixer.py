@@ -31,6 +31,22 @@ class Mixer(Config):
         """Yield what a model has that this mixer does not work with."""
         yield from ()
 
+    def depth(self) -> int:
+        """Return the number of layers of cells on top of each other in the mixer."""
+        return 1
+
+    def place_of(self, parameter: str) -> int:
+        """Return the number, from 0 at the bottom, of the layer of cells that has a parameter.
+
+        Args:
+            parameter: its name inside the mixer.
+        """
+        return 0
+
+    def resolve(self, model: "ModelConfig") -> "Mixer":
+        """Return the mixer with the sizes filled in for which null takes a size of the model."""
+        return self
+
 
 class SelfAttention(Mixer):
     """Multi-head attention of the layer's kind `attention` (Vaswani et al. 2017, §3.2).

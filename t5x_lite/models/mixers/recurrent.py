@@ -78,6 +78,15 @@ class Recurrent(StateMixer):
             return ("forward", "backward")
         return ("forward",)
 
+    def depth(self) -> int:
+        """Return the number of layers of `hidden`."""
+        return max(len(self.hidden), 1)
+
+    def place_of(self, parameter: str) -> int:
+        """Return the number of the layer; the map to `embed` is with the last one."""
+        number = parameter.partition(".")[0].rpartition("_")[2]
+        return int(number) if number.isdigit() else self.depth() - 1
+
     def layer_widths(self, model: "ModelConfig") -> list[tuple[int, int]]:
         """Return the width of the input and the number of cells, in each direction, of every layer."""
         widths = []

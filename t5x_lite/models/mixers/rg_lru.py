@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 GATE_SCALE = 8.0
 """c of a = σ(Λ)^(c·r) (De et al. 2024, §2.4)."""
-SMALLEST_VARIANCE = 2.5e-7
-"""Bound of 1 - a² from below, at which the derivative of its root is 1000: without it gradients become NaN."""
 INITIAL_DECAYS = (0.9, 0.999)
 """Range of the initial σ(Λ)^c (De et al. 2024, §2.4)."""
 
@@ -40,6 +38,11 @@ class RGLRU(StateMixer):
         width = self.width or model.embed
         blocks = self.blocks or model.heads
         return blocks, width // blocks
+
+    def resolve(self, model: "ModelConfig") -> "RGLRU":
+        """Return the mixer with its width and its number of blocks."""
+        blocks, block_width = self.channels(model)
+        return self.model_copy(update={"width": blocks * block_width, "blocks": blocks})
 
     def init_parameters(self, model: "ModelConfig", rngs: "nnx.Rngs") -> "dict[str, nnx.Module | nnx.Param]":
         """Return the maps around the recurrence, its convolution, its two gates and Λ.
@@ -91,7 +94,7 @@ class RGLRU(StateMixer):
         import jax
         import jax.numpy as jnp
 
-        from t5x_lite.models.mixers.linear_recurrence import linear_recurrence
+        from t5x_lite.models.mixers.linear_recurrence import bounded_sqrt, linear_recurrence
 
         branch = jax.nn.gelu(parameters.branch(x), approximate=True)
         u, inputs = parameters.convolution(parameters.input(x), continues, state["inputs"])
@@ -99,7 +102,7 @@ class RGLRU(StateMixer):
         input_gate = jax.nn.sigmoid(parameters.input_gate(u))
         log_decay = -GATE_SCALE * decay_gate * jax.nn.softplus(parameters.decay[...])
         is_continued = continues[:, :, None, None]
-        root = jnp.sqrt(jnp.maximum(1 - jnp.exp(2 * log_decay), SMALLEST_VARIANCE))
+        root = bounded_sqrt(1 - jnp.exp(2 * log_decay))
         # The first token of a document enters with its full size, as nothing decays (transformers: recurrent_gemma).
         entering = jnp.where(is_continued, root, 1.0) * input_gate * u.astype(jnp.float32)
         h = linear_recurrence(jnp.where(is_continued, jnp.exp(log_decay), 0.0), entering, state["h"])

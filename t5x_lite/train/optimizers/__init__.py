@@ -5,6 +5,7 @@ from t5x_lite.train.optimizers.adamw import AdamW
 from t5x_lite.train.optimizers.lamb import Lamb
 from t5x_lite.train.optimizers.method import OptimizerMethod
 from t5x_lite.train.optimizers.muon import Muon
+from t5x_lite.train.optimizers.nt_asgd import NTASGD
 from t5x_lite.train.optimizers.sgd import SGD
 
 OPTIMIZERS: dict[str, type[OptimizerMethod]] = {
@@ -13,4 +14,5 @@ OPTIMIZERS: dict[str, type[OptimizerMethod]] = {
     "lamb": Lamb,
     "muon": Muon,
     "sgd": SGD,
+    "nt_asgd": NTASGD,
 }

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from jaxtyping import PyTree
 
     from t5x_lite.models.layers import WeightAxes
+    from t5x_lite.train.averaging import NonMonotonicAverage
 
 
 class OptimizerMethod(Config):
@@ -36,3 +37,7 @@ class OptimizerMethod(Config):
             axes: a `WeightAxes` for each parameter, in the shape of the parameters.
             weight_decay: adds the decayed weights to the updates.
         """
+
+    def average(self) -> "NonMonotonicAverage | None":
+        """Return the average of the weights that evaluation and checkpoints take; None: they take the last weights."""
+        return None
