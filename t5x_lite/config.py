@@ -190,6 +190,8 @@ class RunConfig(Config):
         train = self.train
         if self.adapt is None:
             yield f"objective {objective.name} improves the answers of another run: give adapt.from"
+        if isinstance(self.optimizer.method, NTASGD):
+            yield f"optimizer.method nt_asgd: objective {objective.name} would sample answers from averaged weights"
         if train.spike_factor is not None:
             yield f"train.spike_factor is for losses above zero; that of objective {objective.name} is about zero"
         answers = train.batch_size * objective.group_size
