@@ -5,6 +5,7 @@ import numpy as np
 from t5x_lite.adapt.method import AdaptationMethod
 from t5x_lite.arrays import Array
 from t5x_lite.models.config import ModelConfig
+from t5x_lite.models.layer_numbers import layer_numbers
 from t5x_lite.schema import setting
 
 
@@ -20,17 +21,15 @@ class Unfreeze(AdaptationMethod):
 
     def learning_rate_factor(self, name: str, model: ModelConfig, progress: Array) -> Array | None:
         """Return the factor of a parameter, one for each repeat in a stack."""
-        stack, is_in_stack, path = name.partition(".layers.")
+        numbers = layer_numbers(name, model)
         layers = model.layers
-        if stack.startswith("decoder"):
+        if name.startswith("decoder"):
             layers = model.decoder_layers
-        period = len(model.period)
-        if is_in_stack and not model.shared_layers:
-            place = int(path.partition(".")[0])
-            depth = layers - (np.arange(layers // period) * period + place)
+        if numbers is not None and not model.shared_layers:
+            depth = layers - numbers
         elif name.startswith("tokens.") or ".embedding." in name:
             depth = np.array(layers + 1)
-        elif is_in_stack:
+        elif numbers is not None:
             depth = np.array(1)
         else:
             depth = np.array(0)

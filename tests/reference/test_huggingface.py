@@ -56,6 +56,8 @@ SLOW_MODELS = {
     "ModernBERT",
     "Falcon 11B",
     "Falcon, sequential",
+    "DeepSeek-V2-Lite",
+    "DeepSeek-V3, halves",
 }
 """Variants of models that other tests compare too."""
 NOT_EXPORTED = {"BART": "final_logits_bias"}
@@ -66,7 +68,16 @@ COMPARED_MODELS = [
     if name != "Switch, room for all"
 ]
 GENERATING_MODELS = ["T5 v1.0", "GPT-2", "Switch, room for all", "Mixtral"]
-SLOW_GENERATING_MODELS = ("T5 v1.1", "Llama 2", "Gemma 2", "Gemma 3", "GPT-NeoX", "Falcon 40B")
+SLOW_GENERATING_MODELS = (
+    "T5 v1.1",
+    "Llama 2",
+    "Gemma 2",
+    "Gemma 3",
+    "GPT-NeoX",
+    "Falcon 40B",
+    "DeepSeek-V2",
+    "DeepSeek-V3",
+)
 GENERATING_MODELS += [pytest.param(name, marks=pytest.mark.slow) for name in SLOW_GENERATING_MODELS]
 
 

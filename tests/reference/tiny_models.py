@@ -206,6 +206,32 @@ QWEN3_EXPERTS = {"num_experts": 4, "moe_intermediate_size": 24, "head_dim": 16}
 EXPERTS_IN_EVERY_OTHER_LAYER = {**QWEN3_EXPERTS, "decoder_sparse_step": 2, "num_experts_per_tok": 1}
 
 
+LATENT_ATTENTION = {
+    "num_hidden_layers": 3,
+    "num_key_value_heads": 4,
+    "first_k_dense_replace": 1,
+    "kv_lora_rank": 16,
+    "q_lora_rank": 12,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 6,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+}
+EXPERT_GROUPS = {"n_group": 4, "topk_group": 2}
+YARN_ROPE_OF_ALL_CHANNELS = {**YARN_ROPE, "mscale": 1.0, "mscale_all_dim": 0.7}
+
+
+def build_deepseek_v3(**settings: Setting) -> PreTrainedModel:
+    """Build DeepSeek-V3 with biases that change the choice of experts."""
+    model = build_llama("DeepseekV3", **{**LATENT_ATTENTION, **EXPERT_GROUPS, **settings})
+    for name, bias in model.named_buffers():
+        if name.endswith("e_score_correction_bias"):
+            bias.copy_(0.2 * torch.randn(bias.shape))
+    return model
+
+
 TINY_MODELS = {
     "T5 v1.0": TinyModel("span_corruption", build_t5),
     "T5 v1.1": TinyModel("span_corruption", build_untied_t5),
@@ -276,4 +302,29 @@ TINY_MODELS = {
         partial(build_llama, "Gemma3Text", layer_types=GEMMA3_LAYERS, rope_parameters=GEMMA3_ROPE, **GEMMA_SIZES),
     ),
     "Qwen3-MoE, one expert": TinyModel("causal", partial(build_llama, "Qwen3Moe", **EXPERTS_IN_EVERY_OTHER_LAYER)),
+    "DeepSeek-V2": TinyModel(
+        "causal",
+        partial(
+            build_llama,
+            "DeepseekV2",
+            topk_method="group_limited_greedy",
+            routed_scaling_factor=3.0,
+            **LATENT_ATTENTION,
+            **EXPERT_GROUPS,
+        ),
+    ),
+    "DeepSeek-V2-Lite": TinyModel(
+        "causal",
+        partial(
+            build_llama,
+            "DeepseekV2",
+            rope_parameters=YARN_ROPE_OF_ALL_CHANNELS,
+            **{**LATENT_ATTENTION, "q_lora_rank": None},
+        ),
+    ),
+    "DeepSeek-V3": TinyModel("causal", build_deepseek_v3),
+    "DeepSeek-V3, halves": TinyModel(
+        "causal",
+        partial(build_deepseek_v3, rope_interleave=False, rope_parameters=YARN_ROPE_OF_ALL_CHANNELS),
+    ),
 }

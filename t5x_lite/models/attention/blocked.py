@@ -41,7 +41,7 @@ def unsupported_reason(kind: AttentionKind, required: KernelRequirements, platfo
     return None
 
 
-def attention(inputs: AttentionInputs, kind: AttentionKind) -> Float[Array, "b l h k"]:
+def attention(inputs: AttentionInputs, kind: AttentionKind) -> Float[Array, "b l h j"]:
     """Compute the parts of an attention kind, or the whole matrix of scores where that is less work."""
     parts = select_parts(inputs, kind)
     if parts:
@@ -96,7 +96,7 @@ def dense_attention(inputs: AttentionInputs, allowed: AllowedPairs) -> PartialAt
     scores = jnp.where(mask[:, None, None], scores, MASK_VALUE)
     weights = jax.nn.softmax(scores, axis=-1).astype(inputs.value.dtype)
     weights = dropout(weights, inputs.settings.dropout, inputs.dropout_key)
-    out = jnp.einsum("bnglm,bmnk->blngk", weights, inputs.value).reshape(b, l, h, k)
+    out = jnp.einsum("bnglm,bmnk->blngk", weights, inputs.value).reshape(b, l, h, -1)
     log_sum = jax.nn.logsumexp(scores, axis=-1)
     return out, jnp.moveaxis(log_sum, -1, 1).reshape(b, l, h)
 

@@ -167,7 +167,7 @@ class AttentionInputs:
 
     query: Float[Array, "b l h k"]
     key: Float[Array, "b m n k"]
-    value: Float[Array, "b m n k"]
+    value: Float[Array, "b m n j"]
     context: AttentionContext
     settings: AttentionSettings
     dropout_key: PRNGKeyArray | None = None
@@ -217,7 +217,7 @@ def _bias_of_heads(offset_bias: OffsetBias, heads: slice) -> OffsetBias:
     return bias
 
 
-PartialAttention = tuple[Float[Array, "b l h k"], Float[Array, "b l h"]]
+PartialAttention = tuple[Float[Array, "b l h j"], Float[Array, "b l h"]]
 """Attention output over some of the keys, and the log-sum-exp of their scores."""
 
 
