@@ -166,6 +166,9 @@ PUBLISHED = {
     "deepseek_v2/lite": 15.7e9,
     "deepseek_v2/236b": 236e9,
     "deepseek_v3/671b": 671e9,
+    # OpenAI 2025, Table 1.
+    "gpt_oss/20b": 20.91e9,
+    "gpt_oss/120b": 116.83e9,
     # Merity et al. 2017, Table 1, and Merity et al. 2018, Table 1.
     "rnn/mikolov": 6e6,
     "rnn/zaremba_medium": 20e6,
@@ -266,7 +269,15 @@ def test_active_parameters_are_the_published_count() -> None:
     """Jiang et al. 2024, §2.1: Mixtral has 47B parameters, of which 13B are active per token."""
     assert model_spec(load_model("mixtral/8x7b")).active_parameters == pytest.approx(12.9e9, rel=0.005)
     # Liu et al. 2024a, appendix B and §1; Liu et al. 2024b, §1: 2.4B, 21B and 37B. The embedding is not counted.
-    for name, active in (("deepseek_v2/lite", 2.4e9), ("deepseek_v2/236b", 21e9), ("deepseek_v3/671b", 37e9)):
+    # OpenAI 2025, Table 1: 3.61B and 5.13B.
+    published = {
+        "deepseek_v2/lite": 2.4e9,
+        "deepseek_v2/236b": 21e9,
+        "deepseek_v3/671b": 37e9,
+        "gpt_oss/20b": 3.61e9,
+        "gpt_oss/120b": 5.13e9,
+    }
+    for name, active in published.items():
         model = load_model(name)
         embedding = model.vocab * model.embed
         assert model_spec(model).active_parameters - embedding == pytest.approx(active, rel=0.025)
@@ -326,6 +337,7 @@ def test_the_variants_in_t5s_table_2_have_the_stated_parameters() -> None:
         ("gemma2", "gemma2"),
         ("gemma3", "gemma3_text"),
         ("gpt2", "gpt2"),
+        ("gpt_oss", "gpt_oss"),
         ("gptneo", "gpt_neo"),
         ("gptneox", "gpt_neox"),
         ("llama", "llama"),

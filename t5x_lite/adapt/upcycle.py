@@ -35,7 +35,7 @@ class Upcycle(AdaptationMethod):
 
         weights = {}
         for name, new in fresh.items():
-            if name.endswith((".feedforward.router.weight", ".feedforward.bias")):
+            if ".feedforward.router." in name or name.endswith(".feedforward.bias"):
                 weights[name] = new
                 continue
             source = _restacked(name.replace(EXPERTS, ".feedforward."), old, models)

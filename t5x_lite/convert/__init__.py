@@ -11,6 +11,7 @@ from t5x_lite.convert import (
     gemma,
     gpt,
     gpt_neox,
+    gpt_oss,
     llama,
     megatron_bert,
     modernbert,
@@ -54,6 +55,7 @@ _MODEL_TYPES = (
     gemma.GEMMA3,
     deepseek.DEEPSEEK_V2,
     deepseek.DEEPSEEK_V3,
+    gpt_oss.GPT_OSS,
 )
 MODEL_TYPES: dict[str, ModelType] = {model_type.name: model_type for model_type in _MODEL_TYPES}
 """Model types of Hugging Face Transformers by name. A model is exported as the first one that can hold it."""

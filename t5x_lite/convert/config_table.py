@@ -82,6 +82,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "relu": "relu",
     "relu2": "relu_squared",
+    "quick_gelu": "quick_gelu",
     "silu": "silu",
     "swish": "silu",
 }
@@ -91,6 +92,7 @@ FOREIGN_ACTIVATIONS: dict[Activation, str] = {
     "gelu_tanh": "gelu_new",
     "relu": "relu",
     "relu_squared": "relu2",
+    "quick_gelu": "quick_gelu",
     "silu": "silu",
 }
 """The name in Transformers that each of our activations is written as."""

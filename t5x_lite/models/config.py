@@ -11,6 +11,7 @@ from pydantic import SerializerFunctionWrapHandler, Strict, model_serializer, mo
 from t5x_lite.models.derived_sizes import derived_sizes, whole_number
 from t5x_lite.models.experts.config import MoE
 from t5x_lite.models.feedforward.config import GLU, MLP, DenseFeedForward, NoFeedForward
+from t5x_lite.models.generator_config import GeneratorConfig
 from t5x_lite.models.initializers import INITIALIZERS, Initializer, MaximalUpdate, NormalInit
 from t5x_lite.models.layer_config import FEEDFORWARDS, LayerConfig
 from t5x_lite.models.mixers import StateMixer
@@ -27,15 +28,6 @@ LONGEST_PERIOD = 512
 
 Family = Literal["decoder", "encoder", "encoder_decoder", "electra"]
 Output = Literal["tokens", "sentence", "detection", "span"]
-
-
-class GeneratorConfig(Config):
-    """ELECTRA's small masked language model; what it leaves out is as in the discriminator (Clark et al. 2020)."""
-
-    layers: Int = setting(..., "number of layers", ge=1)
-    embed: Int = setting(..., "width of the residual stream", ge=1)
-    heads: Int = setting(..., "number of query heads", ge=1)
-    mlp: Int | None = setting(None, "width of the feed-forward; null takes 4·embed", ge=1)
 
 
 class HeadConfig(Config):
@@ -105,6 +97,9 @@ class ModelConfig(Config):
     )
     attention_softcap: float | None = setting(
         None, "scores become cap·tanh(scores / cap) before the softmax", gt=0, source="Gemma 2, §2"
+    )
+    attention_sinks: bool = setting(
+        False, "a trained score of each head that takes weight from all keys and adds nothing", source="gpt-oss, §2.2"
     )
     feedforward: Annotated[MLP | GLU | MoE | NoFeedForward, OneOf(FEEDFORWARDS)] = setting(
         MLP(), "the position-wise sublayer"

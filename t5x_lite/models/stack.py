@@ -196,8 +196,7 @@ class Stack(nnx.Module):
 
         Caches have one entry for each of the first layers and of the pattern, with an axis over the repeats.
         """
-        inputs = x
-        outputs = []
+        outputs = [x[None]]
         first_cache: list[LayerCache] | None = None
         if self.first is not None:
             count = len(self.first.period)
@@ -210,13 +209,13 @@ class Stack(nnx.Module):
             x, first_cache, first_outputs = self.first.apply_layers(
                 x, context, encoder_output, first_cache, key=first_key, collects=self.mix is not None
             )
-            outputs.append(first_outputs)
+            if first_outputs is not None:
+                outputs.append(first_outputs)
         x, cache, layer_outputs = self.apply_layers(
             x, context, encoder_output, cache, cross_kv, key=key, collects=self.mix is not None
         )
-        outputs.append(layer_outputs)
         if layer_outputs is not None:
-            x = self.mix(jnp.concatenate([inputs[None], *outputs]))
+            x = self.mix(jnp.concatenate([*outputs, layer_outputs]))
         if first_cache is not None and cache is not None:
             cache = [*first_cache, *cache]
         if self.final_norm is not None:

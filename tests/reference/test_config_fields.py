@@ -197,6 +197,14 @@ def test_a_stored_copy_of_a_tied_matrix_changes_nothing(
             "rope_parameters.mscale_all_dim is supported with rope_type yarn and both of",
         ),
         ("DeepSeek-V3", {"first_k_dense_replace": 3}, "first has 3 of 3 layers"),
+        ("gpt-oss", {"rope_parameters": None}, "the field 'rope_parameters' is missing"),
+        ("gpt-oss", {"swiglu_alpha": 1.0}, "swiglu_alpha=1.0 is not supported (only 1.702)"),
+        (
+            "gpt-oss",
+            {"quantization_config": {"quant_method": "mxfp4"}},
+            "the weights are quantized (mxfp4), which is not read; save the model as bfloat16 first: Transformers does",
+        ),
+        ("Llama 2", {"quantization_config": {"quant_method": "gptq"}}, "the weights are quantized (gptq)"),
         ("Qwen3-MoE", {"num_experts": 5}, "num_experts and num_local_experts must give one number"),
         ("Qwen3-MoE", {"decoder_sparse_step": 0}, "decoder_sparse_step=0 is not a number from 1"),
         (

@@ -77,6 +77,7 @@ SLOW_GENERATING_MODELS = (
     "Falcon 40B",
     "DeepSeek-V2",
     "DeepSeek-V3",
+    "gpt-oss",
 )
 GENERATING_MODELS += [pytest.param(name, marks=pytest.mark.slow) for name in SLOW_GENERATING_MODELS]
 

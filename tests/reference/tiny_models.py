@@ -232,6 +232,17 @@ def build_deepseek_v3(**settings: Setting) -> PreTrainedModel:
     return model
 
 
+GPT_OSS = {
+    "num_hidden_layers": 4,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "head_dim": 8,
+    "sliding_window": 4,
+    "swiglu_limit": 0.5,
+    "rope_parameters": {**YARN_ROPE, "truncate": False},
+}
+
+
 TINY_MODELS = {
     "T5 v1.0": TinyModel("span_corruption", build_t5),
     "T5 v1.1": TinyModel("span_corruption", build_untied_t5),
@@ -323,6 +334,7 @@ TINY_MODELS = {
         ),
     ),
     "DeepSeek-V3": TinyModel("causal", build_deepseek_v3),
+    "gpt-oss": TinyModel("causal", partial(build_llama, "GptOss", **GPT_OSS)),
     "DeepSeek-V3, halves": TinyModel(
         "causal",
         partial(build_deepseek_v3, rope_interleave=False, rope_parameters=YARN_ROPE_OF_ALL_CHANNELS),

@@ -53,6 +53,10 @@ def attention(inputs: AttentionInputs, kind: AttentionKind) -> Float[Array, "b l
             axes = ("batch", None, "kv_heads", None)
             inputs = replace(inputs, key=constrain(inputs.key, *axes), value=constrain(inputs.value, *axes))
         out, log_sum = full_attention(inputs, kind.allowed)
+    if inputs.context.sinks is not None:
+        # The share of exp(log_sum) in the sum with the sink: softmax over one score more, whose value is 0.
+        share_of_keys = jax.nn.sigmoid(log_sum - inputs.context.sinks)
+        out = (out * share_of_keys[..., None]).astype(out.dtype)
     if kind.allows_empty_rows:
         has_keys = log_sum[..., None] > MASK_VALUE / 2
         out = jnp.where(has_keys, out, 0).astype(out.dtype)

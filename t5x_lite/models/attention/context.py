@@ -76,6 +76,7 @@ class AttentionContext:
         rotate: rotates queries and new keys.
         offset_bias: bias of the scores as a function of the offset; None for no bias.
         bias: the bias of all queries and keys, `[h, l, m]`, where it is computed once for all layers.
+        sinks: score of each head, beside those of the keys, that takes weight and adds nothing; None for no sinks.
     """
 
     queries: TokenPositions
@@ -86,6 +87,7 @@ class AttentionContext:
     rotate: Rotation = _no_rotation
     offset_bias: OffsetBias | None = None
     bias: Float[Array, "h l m"] | None = None
+    sinks: Float[Array, "h"] | None = None
 
     @property
     def strictly_causal(self) -> bool:
@@ -195,6 +197,8 @@ class AttentionInputs:
         context = self.context
         if context.bias is not None:
             context = replace(context, bias=context.bias[heads])
+        if context.sinks is not None:
+            context = replace(context, sinks=context.sinks[heads])
         if context.offset_bias is not None:
             context = replace(context, offset_bias=_bias_of_heads(context.offset_bias, heads))
         dropout_key = self.dropout_key
@@ -236,6 +240,7 @@ class KernelRequirements:
         dropout: attention weights are dropped.
         prefix: a prefix is visible to earlier queries.
         softcap: the scores are bounded by a tanh.
+        sinks: heads have a score beside those of the keys.
     """
 
     length: int
@@ -248,6 +253,7 @@ class KernelRequirements:
     dropout: bool = False
     prefix: bool = False
     softcap: bool = False
+    sinks: bool = False
 
 
 def attention_mask(allowed: AllowedPairs, context: AttentionContext) -> Bool[Array, "b l m"]:

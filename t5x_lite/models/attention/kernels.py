@@ -105,6 +105,7 @@ def kernel_requirements(inputs: AttentionInputs) -> KernelRequirements:
         dropout=inputs.has_dropout,
         prefix=context.keys.prefix is not None,
         softcap=inputs.settings.softcap is not None,
+        sinks=context.sinks is not None,
     )
 
 
@@ -154,6 +155,7 @@ def _planned_choices(
         dropout=config.dropout > 0,
         prefix=config.prefix_lm,
         softcap=config.attention_softcap is not None,
+        sinks=config.attention_sinks,
     )
     choices = {}
     for layer in (*config.first, *config.pattern):

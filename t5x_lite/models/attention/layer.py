@@ -12,7 +12,7 @@ from t5x_lite.models.attention.context import AttentionContext, AttentionSetting
 from t5x_lite.models.attention.kernels import attend
 from t5x_lite.models.attention.kinds import AttentionKind
 from t5x_lite.models.config import ModelConfig
-from t5x_lite.models.layers import Linear, Norm
+from t5x_lite.models.layers import Linear, Norm, Weight, weight
 from t5x_lite.models.positions.encoding import PositionEncoding
 from t5x_lite.models.positions.module import Positions
 
@@ -64,6 +64,10 @@ class Attention(nnx.Module):
         else:
             self.query_norm = None
             self.key_norm = None
+        if config.attention_sinks and not is_cross:
+            self.sinks: Weight | None = weight(jnp.zeros(config.heads, jnp.float32), ("heads",))
+        else:
+            self.sinks = None
         if not is_cross:
             self.positions: Positions | None = Positions(config, "layer", rngs)
         else:
@@ -98,6 +102,8 @@ class Attention(nnx.Module):
         query = rotate(query, self.layer_positions, context)
         if self.positions is not None and context.offset_bias is None:
             context = replace(context, offset_bias=self.positions.offset_bias(causal=context.causal))
+        if self.sinks is not None:
+            context = replace(context, sinks=self.sinks[...])
         padding = context.queries.index.shape[0] - x.shape[1]
         query = jnp.pad(query, [(0, 0), (padding, 0), (0, 0), (0, 0)])
         out = attend(query, source.key, source.value, self.kind, context, self.settings, dropout_key)

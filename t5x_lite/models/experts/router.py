@@ -60,6 +60,11 @@ class Router(Config):
         """Return the number of experts that a token is sent to."""
 
     @property
+    def has_logit_bias(self) -> bool:
+        """The logits have a bias for each expert, which gradients train."""
+        return False
+
+    @property
     def weights_sum_to_one(self) -> bool:
         """The weights of a token's experts sum to one, so that a dense model can be upcycled without changing it."""
         return True

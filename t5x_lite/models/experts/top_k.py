@@ -16,6 +16,13 @@ class TopK(GroupLimited):
         True, "the weights of a token's experts sum to 1; false: they are probabilities", source="DeepSeek-V2"
     )
 
+    bias: bool = setting(False, "a bias of each expert's logit, which gradients train", source="gpt-oss")
+
+    @property
+    def has_logit_bias(self) -> bool:
+        """Return `bias`."""
+        return self.bias
+
     @property
     def is_normalized(self) -> bool:
         """Return `normalize`."""
