@@ -170,6 +170,13 @@ PUBLISHED = {
     "switch/c_2048": 1571e9,
     # The released checkpoint; Jiang et al. 2024, §2.1, say 47B.
     "mixtral/8x7b": 46_702_792_704,
+    # Liu et al. 2024a, appendix B and §3.1.2; Liu et al. 2024b, §4.2.
+    "deepseek_v2/lite": 15.7e9,
+    "deepseek_v2/236b": 236e9,
+    "deepseek_v3/671b": 671e9,
+    # OpenAI 2025, Table 1.
+    "gpt_oss/20b": 20.91e9,
+    "gpt_oss/120b": 116.83e9,
     # Merity et al. 2017, Table 1, and Merity et al. 2018, Table 1.
     "rnn/mikolov": 6e6,
     "rnn/zaremba_medium": 20e6,
@@ -283,6 +290,19 @@ def test_parameters_are_the_released_count_if_the_paper_counts_differently(name:
 def test_active_parameters_are_the_published_count() -> None:
     """Jiang et al. 2024, §2.1: Mixtral has 47B parameters, of which 13B are active per token."""
     assert model_spec(load_model("mixtral/8x7b")).active_parameters == pytest.approx(12.9e9, rel=0.005)
+    # Liu et al. 2024a, appendix B and §1; Liu et al. 2024b, §1: 2.4B, 21B and 37B. The embedding is not counted.
+    # OpenAI 2025, Table 1: 3.61B and 5.13B.
+    published = {
+        "deepseek_v2/lite": 2.4e9,
+        "deepseek_v2/236b": 21e9,
+        "deepseek_v3/671b": 37e9,
+        "gpt_oss/20b": 3.61e9,
+        "gpt_oss/120b": 5.13e9,
+    }
+    for name, active in published.items():
+        model = load_model(name)
+        embedding = model.vocab * model.embed
+        assert model_spec(model).active_parameters - embedding == pytest.approx(active, rel=0.025)
     # Fedus et al. 2022, §3.1: per token, Switch-Base has the FLOPs of T5-Base and of a router.
     switch = model_spec(load_model("switch/base_128"))
     dense = model_spec(load_model("t5/base"))
@@ -330,6 +350,8 @@ def test_the_variants_in_t5s_table_2_have_the_stated_parameters() -> None:
         ("bart", "bart"),
         ("bert", "bert"),
         ("bloom", "bloom"),
+        ("deepseek_v2", "deepseek_v2"),
+        ("deepseek_v3", "deepseek_v3"),
         ("distilbert", "distilbert"),
         ("electra", "electra"),
         ("falcon", "falcon"),
@@ -337,6 +359,7 @@ def test_the_variants_in_t5s_table_2_have_the_stated_parameters() -> None:
         ("gemma2", "gemma2"),
         ("gemma3", "gemma3_text"),
         ("gpt2", "gpt2"),
+        ("gpt_oss", "gpt_oss"),
         ("gptneo", "gpt_neo"),
         ("gptneox", "gpt_neox"),
         ("llama", "llama"),

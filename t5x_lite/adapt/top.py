@@ -2,6 +2,7 @@
 
 from t5x_lite.adapt.method import AdaptationMethod
 from t5x_lite.models.config import ModelConfig
+from t5x_lite.models.layer_numbers import layer_numbers
 from t5x_lite.schema import Int, setting
 
 
@@ -20,18 +21,13 @@ class Top(AdaptationMethod):
 
     def first_trained_repeat(self, name: str, model: ModelConfig) -> int | None:
         """Return the first repeat whose layer is among the last."""
-        stack, is_in_stack, path = name.partition(".layers.")
-        if not is_in_stack:
+        numbers = layer_numbers(name, model)
+        if numbers is None:
             if name.startswith(("output.", "sentence.")) or ".final_norm." in name:
                 return 0
             return None
         layers = model.layers
-        if stack.startswith("decoder"):
+        if name.startswith("decoder"):
             layers = model.decoder_layers
-        period = len(model.period)
-        place = int(path.partition(".")[0])
-        # Repeat r of this place is layer r * period + place: the first r among the last layers.
-        first = max(-(-(layers - self.layers - place) // period), 0)
-        if first >= layers // period:
-            return None
-        return first
+        trained = [repeat for repeat, number in enumerate(numbers) if number >= layers - self.layers]
+        return next(iter(trained), None)

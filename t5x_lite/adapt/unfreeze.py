@@ -5,7 +5,7 @@ import numpy as np
 from t5x_lite.adapt.method import AdaptationMethod
 from t5x_lite.arrays import Array
 from t5x_lite.models.config import ModelConfig
-from t5x_lite.models.mixers import Mixer
+from t5x_lite.models.layer_config import LayerConfig
 from t5x_lite.schema import setting
 
 
@@ -26,14 +26,19 @@ class Unfreeze(AdaptationMethod):
         if stack.startswith("decoder"):
             model_layers = model.decoder_layers
         # A mixer of several layers of cells counts as so many layers.
-        depths = [layer.mixer.depth() for layer in model.period]
-        repeats = model_layers // len(depths)
-        layers = repeats * sum(depths)
+        first_depth = sum(layer.mixer.depth() for layer in model.first)
+        period_depth = sum(layer.mixer.depth() for layer in model.period)
+        repeats = model.count_repeats(model_layers)
+        layers = first_depth + repeats * period_depth
         if is_in_stack and not model.shared_layers:
+            is_first = stack.endswith(".first")
             number, _, parameter = path.partition(".")
-            place = int(number)
-            below = sum(depths[:place]) + _place_in_layer(model.period[place].mixer, parameter)
-            depth = layers - (np.arange(repeats) * sum(depths) + below)
+            period = model.first if is_first else model.period
+            below = _layers_below(period, int(number), parameter)
+            if is_first:
+                depth = np.array([layers - below])
+            else:
+                depth = layers - (first_depth + np.arange(repeats) * period_depth + below)
         elif name.startswith("tokens.") or ".embedding." in name:
             depth = np.array(layers + 1)
         elif is_in_stack:
@@ -44,9 +49,17 @@ class Unfreeze(AdaptationMethod):
         return has_joined * self.decay ** -depth.astype(np.float32)
 
 
-def _place_in_layer(mixer: Mixer, parameter: str) -> int:
-    """Return the number of the layer of cells of a parameter; what follows the mixer belongs to the last one."""
+def _layers_below(period: tuple[LayerConfig, ...], place: int, parameter: str) -> int:
+    """Return the number of layers of the period below a parameter of the layer at `place`.
+
+    What follows a mixer belongs to its last layer of cells.
+    """
+    mixer = period[place].mixer
     module, _, name = parameter.partition(".")
     if module == "attention_norm":
-        return 0
-    return mixer.place_of(name) if module == "mixer" else mixer.depth() - 1
+        place_in_layer = 0
+    elif module == "mixer":
+        place_in_layer = mixer.place_of(name)
+    else:
+        place_in_layer = mixer.depth() - 1
+    return sum(layer.mixer.depth() for layer in period[:place]) + place_in_layer

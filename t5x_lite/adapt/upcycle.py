@@ -18,6 +18,8 @@ class Upcycle(AdaptationMethod):
         """Raise ValueError for a model that would not begin as the dense one."""
         if not model.mixtures:
             raise ValueError("adapt.method upcycle: this model has no experts")
+        if model.first:
+            raise ValueError("adapt.method upcycle is for models without layers of model.first")
         for moe in model.mixtures:
             if not moe.router.weights_sum_to_one:
                 raise ValueError(
@@ -33,7 +35,7 @@ class Upcycle(AdaptationMethod):
 
         weights = {}
         for name, new in fresh.items():
-            if name.endswith((".feedforward.router.weight", ".feedforward.bias")):
+            if ".feedforward.router." in name or name.endswith(".feedforward.bias"):
                 weights[name] = new
                 continue
             source = _restacked(name.replace(EXPERTS, ".feedforward."), old, models)

@@ -4,6 +4,7 @@ from t5x_lite.convert import (
     bart,
     bert,
     bloom,
+    deepseek,
     distilbert,
     dpr,
     eurobert,
@@ -11,6 +12,7 @@ from t5x_lite.convert import (
     gemma,
     gpt,
     gpt_neox,
+    gpt_oss,
     llama,
     mamba2,
     megatron_bert,
@@ -58,6 +60,9 @@ _MODEL_TYPES = (
     gemma.GEMMA,
     gemma.GEMMA2,
     gemma.GEMMA3,
+    deepseek.DEEPSEEK_V2,
+    deepseek.DEEPSEEK_V3,
+    gpt_oss.GPT_OSS,
 )
 MODEL_TYPES: dict[str, ModelType] = {model_type.name: model_type for model_type in _MODEL_TYPES}
 """Model types of Hugging Face Transformers by name. A model is exported as the first one that can hold it."""

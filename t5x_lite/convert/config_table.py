@@ -5,7 +5,7 @@ convert (`Rule`). Both work in two directions: reading makes our settings from a
 config from our model.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
@@ -15,6 +15,7 @@ from t5x_lite.models.attention.kinds import Local
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.experts.config import Capacity, Dropless, MoE
 from t5x_lite.models.feedforward.config import Activation
+from t5x_lite.models.layer_config import LayerConfig
 from t5x_lite.schema import dotted, flatten
 from t5x_lite.trees import unflatten_names
 
@@ -81,6 +82,7 @@ ACTIVATIONS: dict[str, Activation] = {
     "gelu_pytorch_tanh": "gelu_tanh",
     "relu": "relu",
     "relu2": "relu_squared",
+    "quick_gelu": "quick_gelu",
     "silu": "silu",
     "swish": "silu",
 }
@@ -90,6 +92,7 @@ FOREIGN_ACTIVATIONS: dict[Activation, str] = {
     "gelu_tanh": "gelu_new",
     "relu": "relu",
     "relu_squared": "relu2",
+    "quick_gelu": "quick_gelu",
     "silu": "silu",
 }
 """The name in Transformers that each of our activations is written as."""
@@ -319,17 +322,11 @@ class ConfigTable:
 
 def resolve_settings(model: ModelConfig) -> Settings:
     """Return every setting by dotted key, with the values that nulls stand for filled in."""
-    layers = []
-    for layer in model.pattern:
-        feedforward = model.feedforward_of(layer)
-        if isinstance(feedforward, MoE):
-            expert = feedforward.expert or model.dense_feedforward
-            width = feedforward.mlp or model.mlp
-            feedforward = feedforward.model_copy(
-                update={"expert": expert, "mlp": width, "dispatch": _resolve_dispatch(feedforward)}
-            )
-        layers.append(layer.model_copy(update={"feedforward": feedforward, "mixer": layer.mixer.resolve(model)}))
-    components = {"pattern": tuple(layers), "feedforward": model.dense_feedforward}
+    components = {
+        "first": _resolve_layers(model, model.first),
+        "pattern": _resolve_layers(model, model.pattern),
+        "feedforward": model.dense_feedforward,
+    }
     settings = flatten(model.model_copy(update=components))
     # A dump of a model has null in the place of sizes that follow from others.
     for name in ("head_dim", "kv_heads", "mlp", "embedding", "decoder_layers"):
@@ -338,6 +335,21 @@ def resolve_settings(model: ModelConfig) -> Settings:
         if settings[name] is None:
             settings[name] = model.bias
     return settings
+
+
+def _resolve_layers(model: ModelConfig, layers: Sequence[LayerConfig]) -> tuple[LayerConfig, ...]:
+    """Return layers with the feed-forwards and the sizes that nulls stand for filled in."""
+    resolved = []
+    for layer in layers:
+        feedforward = model.feedforward_of(layer)
+        if isinstance(feedforward, MoE):
+            expert = feedforward.expert or model.dense_feedforward
+            width = feedforward.mlp or model.mlp
+            feedforward = feedforward.model_copy(
+                update={"expert": expert, "mlp": width, "dispatch": _resolve_dispatch(feedforward)}
+            )
+        resolved.append(layer.model_copy(update={"feedforward": feedforward, "mixer": layer.mixer.resolve(model)}))
+    return tuple(resolved)
 
 
 def _resolve_dispatch(moe: MoE) -> Capacity | Dropless:

@@ -148,6 +148,14 @@ REQUIRED_VALUES: Mapping[str, tuple[object, ...]] = {
 """Fields whose other values ask for another computation, and the values that do not."""
 
 
+DEQUANTIZED_BY = {
+    "mxfp4": "Transformers does it by AutoModelForCausalLM.from_pretrained(DIR, dtype='bfloat16', "
+    "quantization_config=Mxfp4Config(dequantize=True)).save_pretrained(NEW_DIR)",
+    "fp8": "DeepSeek's fp8_cast_bf16.py does it; then remove quantization_config from its config.json",
+}
+"""For each method of quantization, what makes plain weights of them."""
+
+
 def check_fields(
     config: Mapping[str, Any], fields_read: Collection[str], required_values: Mapping[str, tuple[object, ...]]
 ) -> None:
@@ -164,6 +172,8 @@ def check_fields(
     values_by_field = {**REQUIRED_VALUES, **required_values}
     problems = []
     for name, value in config.items():
+        if name == "quantization_config":
+            _check_unquantized(value)
         if name in values_by_field:
             if value not in values_by_field[name]:
                 supported = " or ".join(str(supported) for supported in values_by_field[name] if supported is not None)
@@ -172,6 +182,17 @@ def check_fields(
             problems.append(f"the field {_shorten(name)}={_shorten(value)} is not known")
     if problems:
         raise UserError("; ".join(problems))
+
+
+def _check_unquantized(quantization: object) -> None:
+    """Refuse weights that are stored in a quantized type, with the way to have them in a plain one."""
+    if not isinstance(quantization, Mapping) or "quant_method" not in quantization:
+        return
+    method = quantization["quant_method"]
+    remedy = "save the model in a plain type with the tool that quantized it"
+    if method in DEQUANTIZED_BY:
+        remedy = f"save the model as bfloat16 first: {DEQUANTIZED_BY[method]}"
+    raise UserError(f"the weights are quantized ({_shorten(method)}), which is not read; {remedy}")
 
 
 def _shorten(value: object) -> str:

@@ -12,7 +12,7 @@ from t5x_lite.convert.config_table import (
     Settings,
 )
 from t5x_lite.convert.model_type import OUTPUT_MATRIX, TIED_OUTPUT, Architecture, ModelType
-from t5x_lite.convert.weight_map import Fused, Modules, Single, StackModules, WeightTable
+from t5x_lite.convert.weight_map import Fused, Modules, StackModules, Stored, WeightTable
 from t5x_lite.errors import UserError
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.mixers import Mamba2
@@ -100,10 +100,10 @@ MAMBA2_LAYER: Modules = {
     "norm": "attention_norm",
     "mixer.in_proj": Fused(("mixer.gate", "mixer.value", "mixer.key", "mixer.query", "mixer.step")),
     "mixer.conv1d": Fused(("mixer.value_convolution", "mixer.key_convolution", "mixer.query_convolution")),
-    "mixer.dt_bias": Single("mixer.step_bias"),
-    "mixer.A_log": Single("mixer.log_rate"),
-    "mixer.D": Single("mixer.skip"),
-    "mixer.norm.weight": Single("mixer.scale"),
+    "mixer.dt_bias": Stored(("mixer.step_bias",), is_vector=True),
+    "mixer.A_log": Stored(("mixer.log_rate",), is_vector=True),
+    "mixer.D": Stored(("mixer.skip",), is_vector=True),
+    "mixer.norm.weight": Stored(("mixer.scale",), is_vector=True),
     "mixer.out_proj": "mixer.out",
 }
 

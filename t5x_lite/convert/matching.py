@@ -15,7 +15,7 @@ from t5x_lite.models.config import ModelConfig
 from t5x_lite.trees import unflatten_names
 
 COMPUTATION_AND_TRAINING = {"dropout", "init", "compute", "remat", "unroll", "kernel"}
-ROUTER_LOSSES_AND_BUFFERS = {"balance", "over", "z_loss", "jitter", "buffer"}
+ROUTER_LOSSES_AND_BUFFERS = {"balance", "over", "z_loss", "jitter", "buffer", "update"}
 NOT_COMPARED = COMPUTATION_AND_TRAINING | ROUTER_LOSSES_AND_BUFFERS
 """Names of settings that do not change what a trained model computes in evaluation."""
 COMPONENTS = ("positions", "norm", "feedforward")
@@ -140,6 +140,7 @@ def _list_differences(model: ModelConfig, other: ModelConfig) -> dict[str, Diffe
         repeats = math.ceil(compared_layers / len(compared["pattern"]))
         layers = compared["pattern"] * repeats
         compared["pattern"] = dict(enumerate(layers[:compared_layers]))
+        compared["first"] = dict(enumerate(compared["first"]))
     return dict(_differences(settings, other_settings, ""))
 
 

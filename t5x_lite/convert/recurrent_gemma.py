@@ -14,7 +14,7 @@ from t5x_lite.convert.config_table import (
 from t5x_lite.convert.llama import LLAMA_FIXED
 from t5x_lite.convert.model_type import OUTPUT_MATRIX, TIED_OUTPUT, Architecture, ModelType
 from t5x_lite.convert.rope import partial_rotary
-from t5x_lite.convert.weight_map import Modules, Single, StackModules, WeightTable
+from t5x_lite.convert.weight_map import Modules, StackModules, Stored, WeightTable
 from t5x_lite.errors import UserError
 from t5x_lite.models.attention.kinds import Local
 from t5x_lite.models.config import ModelConfig
@@ -117,11 +117,11 @@ RECURRENT_GEMMA_LAYER: Modules = {
     "temporal_block.linear_y": "mixer.branch",
     "temporal_block.linear_x": "mixer.input",
     "temporal_block.conv_1d": "mixer.convolution",
-    "temporal_block.rg_lru.input_gate_weight": Single("mixer.input_gate.weight", keeps_axes=True),
-    "temporal_block.rg_lru.input_gate_bias": Single("mixer.input_gate.bias", keeps_axes=True),
-    "temporal_block.rg_lru.recurrent_gate_weight": Single("mixer.decay_gate.weight", keeps_axes=True),
-    "temporal_block.rg_lru.recurrent_gate_bias": Single("mixer.decay_gate.bias", keeps_axes=True),
-    "temporal_block.rg_lru.recurrent_param": Single("mixer.decay"),
+    "temporal_block.rg_lru.input_gate_weight": Stored(("mixer.input_gate.weight",)),
+    "temporal_block.rg_lru.input_gate_bias": Stored(("mixer.input_gate.bias",)),
+    "temporal_block.rg_lru.recurrent_gate_weight": Stored(("mixer.decay_gate.weight",)),
+    "temporal_block.rg_lru.recurrent_gate_bias": Stored(("mixer.decay_gate.bias",)),
+    "temporal_block.rg_lru.recurrent_param": Stored(("mixer.decay",), is_vector=True),
     "temporal_block.linear_out": "mixer.out",
     "channel_pre_norm": "feedforward_norm",
     "mlp_block.gate_proj": "feedforward.gate",

@@ -6,7 +6,7 @@ flat, one for each layer and expert.
 """
 
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -33,19 +33,23 @@ class Fused:
 
 
 @dataclass(frozen=True)
-class Single:
-    """One array of ours with a foreign tensor of its full name, such as a parameter that no module holds.
+class Stored:
+    """Arrays of ours, by name, that one foreign tensor stores side by side along the last axis, as they are.
+
+    The tensor has all experts. Its name is the key of the table, with no part for the leaf.
 
     Attributes:
-        array: our array.
-        keeps_axes: the tensor has our axes; otherwise it is a vector.
+        arrays: our arrays.
+        interleaved: the first elements of all arrays come first, then the second ones, and so on.
+        is_vector: the tensor is a vector, however many axes the one array has.
     """
 
-    array: str
-    keeps_axes: bool = False
+    arrays: tuple[str, ...]
+    interleaved: bool = False
+    is_vector: bool = False
 
 
-Modules: TypeAlias = Mapping[str, str | Fused | Single]
+Modules: TypeAlias = Mapping[str, str | Fused | Stored]
 """Foreign module names and ours. `{expert}` in a foreign name is the number of an expert."""
 
 
@@ -200,7 +204,18 @@ class WeightMap:
             raise UserError(f"this format has no place for {', '.join(unmapped_arrays[:6])}")
 
     def _map_stack(self, stack: StackModules) -> Iterator[TensorMapping]:
-        """Map the layers of a stack, whose arrays are stacked over the repeats of the layer pattern."""
+        """Map the layers of a stack, whose arrays are stacked over the repeats of the layer pattern.
+
+        The layers of `model.first` are a stack of their own before them.
+        """
+        first = stack.ours.replace(".layers", ".first.layers")
+        first_layers = 0
+        if any(name.startswith(f"{first}.") for name in self.shapes):
+            first_layers = yield from self._map_repeats(replace(stack, ours=first), 0)
+        yield from self._map_repeats(stack, first_layers)
+
+    def _map_repeats(self, stack: StackModules, first_layer: int) -> Generator[TensorMapping, None, int]:
+        """Map layers from the number `first_layer` on, and return how many there are."""
         places = set()
         repeats = 0
         for name, shape in self.shapes.items():
@@ -212,18 +227,18 @@ class WeightMap:
         period = len(places)
         for repeat in range(repeats):
             for place in range(period):
-                layer = repeat * period + place
+                layer = first_layer + repeat * period + place
                 foreign_layer = stack.foreign.format(layer=layer, repeat=repeat, place=place)
                 foreign_prefix = foreign_layer + self.weight_format.separator
                 yield from self._map_modules(stack.modules, foreign_prefix, f"{stack.ours}.{place}.", (repeat,))
+        return repeats * period
 
     def _map_modules(
         self, modules: Modules, foreign_prefix: str, our_prefix: str, index: tuple[int, ...]
     ) -> Iterator[TensorMapping]:
         for foreign_module, our_module in modules.items():
-            if isinstance(our_module, Single):
-                tensor = f"{foreign_prefix}{foreign_module}"
-                yield from self._map_single(tensor, f"{our_prefix}{our_module.array}", our_module.keeps_axes, index)
+            if isinstance(our_module, Stored):
+                yield from self._map_stored(f"{foreign_prefix}{foreign_module}", our_module, our_prefix, index)
                 continue
             parts = our_module.modules if isinstance(our_module, Fused) else (our_module,)
             for leaf, foreign_leaf in self.weight_format.leaf_names.items():
@@ -236,13 +251,17 @@ class WeightMap:
                     else:
                         yield mapping
 
-    def _map_single(self, tensor: str, array: str, keeps_axes: bool, index: tuple[int, ...]) -> Iterator[TensorMapping]:
-        if array not in self.shapes:
-            return
-        shape = self.shapes[array][len(index) :]
-        if not keeps_axes:
-            shape = (math.prod(shape),)
-        yield TensorMapping(tensor, (array,), index, (shape,), is_transposed=False)
+    def _map_stored(
+        self, tensor: str, stored: Stored, our_prefix: str, index: tuple[int, ...]
+    ) -> Iterator[TensorMapping]:
+        """Map arrays, if the model has them, to a tensor of the same axes."""
+        arrays = tuple(f"{our_prefix}{name}" for name in stored.arrays)
+        if arrays[0] in self.shapes:
+            shapes = tuple(self.shapes[array][len(index) :] for array in arrays)
+            if stored.is_vector:
+                shapes = tuple((math.prod(shape),) for shape in shapes)
+            groups = shapes[0][-1] if stored.interleaved else 1
+            yield TensorMapping(tensor, arrays, index, shapes, is_transposed=False, groups=groups)
 
     def _map_array(
         self, foreign_module: str, leaf: str, foreign_leaf: str, arrays: tuple[str, ...], index: tuple[int, ...]

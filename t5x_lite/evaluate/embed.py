@@ -153,8 +153,10 @@ def _layers_to_run(model: EvaluationModel, layer: int | None) -> int | None:
     last = count_layers(model)
     number = _layer_number(model, layer)
     period = len(model.config.model.period)
-    if number % period:
-        raise UserError(f"layer {layer}: the model has {last} layers, in repeats of {period}")
+    first = len(model.config.model.first)
+    if number <= first or (number - first) % period:
+        start = f", after {first} first ones" if first else ""
+        raise UserError(f"layer {layer}: the model has {last} layers, in repeats of {period}{start}")
     return None if number == last else number
 
 
@@ -212,7 +214,7 @@ def _compute_states(
 
 def _keep_first_layers(stack: Stack, layers: int) -> None:
     """Remove the layers after the first `layers` from a stack, and its final norm."""
-    repeats = layers // len(stack.config.period)
+    repeats = stack.config.count_repeats(layers)
     passes = math.gcd(stack.passes, repeats)
     weights_used = np.arange(0, repeats, passes) // stack.passes
     graph, weights = nnx.split(stack.layers)

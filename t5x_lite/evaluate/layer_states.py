@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from t5x_lite.models.attention import kernels
 from t5x_lite.models.attention.context import AttentionContext
+from t5x_lite.models.attention.latent import MultiHeadLatentAttention
 from t5x_lite.models.attention.layer import Attention
 from t5x_lite.models.backbone import Backbone, reorder
 from t5x_lite.models.block import Block, self_attention
@@ -108,22 +109,23 @@ def compute_attention_weights(
 
 def _blocks(side: Backbone) -> Iterator[Block]:
     """Yield the layers in the order in which they are applied."""
-    stack = side.stack
-    graph, weights = nnx.split(stack.layers)
-    for repeat in range(stack.repeats):
-        group = repeat // stack.passes
-        blocks = nnx.merge(graph, jax.tree.map(lambda weight, group=group: weight[group], weights))
-        for number in range(len(stack.config.period)):
-            yield blocks[str(number)]
+    for stack in (side.stack.first, side.stack):
+        if stack is None:
+            continue
+        graph, weights = nnx.split(stack.layers)
+        for repeat in range(stack.repeats):
+            group = repeat // stack.passes
+            blocks = nnx.merge(graph, jax.tree.map(lambda weight, group=group: weight[group], weights))
+            for number in range(len(stack.period)):
+                yield blocks[str(number)]
 
 
 def _attention_weights(
-    block: Block, attention: Attention, x: Float[Array, "b l d"], context: AttentionContext
+    block: Block, attention: Attention | MultiHeadLatentAttention, x: Float[Array, "b l d"], context: AttentionContext
 ) -> Float[Array, "b h l l"]:
     """Return the weights of a layer's attention: with unit vectors for values they are its output."""
     captured: list[Float[Array, "b l h k"]] = []
-    width = attention.key(x[:, :1]).shape[-1]
-    kv_heads = attention.key(x[:, :1]).shape[-2]
+    (_, kv_heads), (_, width) = attention.value.outputs
     length = x.shape[1]
 
     def capture(out: Float[Array, "b l h k"]) -> Float[Array, "b l d"]:

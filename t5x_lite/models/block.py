@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from t5x_lite.models.attention.cache import CacheSlice, KVCache, update_cache
 from t5x_lite.models.attention.context import AttentionContext, TokenPositions
 from t5x_lite.models.attention.kinds import Dense, TransientGlobal
+from t5x_lite.models.attention.latent import MultiHeadLatentAttention
 from t5x_lite.models.attention.layer import Attention
 from t5x_lite.models.attention.transient_global import TransientGlobalAttention
 from t5x_lite.models.config import ModelConfig
@@ -19,7 +20,7 @@ from t5x_lite.models.feedforward.config import NoFeedForward
 from t5x_lite.models.feedforward.layer import FeedForward
 from t5x_lite.models.layer_config import LayerConfig
 from t5x_lite.models.layers import Linear, Norm, dropout
-from t5x_lite.models.mixers import StateMixer
+from t5x_lite.models.mixers import LatentAttention, StateMixer
 from t5x_lite.models.mixers.module import MixerModule, StateSlice
 from t5x_lite.models.normalization import NoNorm
 
@@ -78,7 +79,7 @@ def _output_norm(config: ModelConfig) -> Norm | None:
 
 
 def self_attention(
-    attention: Attention,
+    attention: Attention | MultiHeadLatentAttention,
     y: Float[Array, "b l d"],
     context: AttentionContext,
     cache: CacheSlice | None,
@@ -89,6 +90,14 @@ def self_attention(
     if cache is not None:
         source, context, cache = update_cache(cache, source, context)
     return attention(y, source, context, key), cache
+
+
+def _create_attention(config: ModelConfig, layer: LayerConfig, rngs: nnx.Rngs) -> Attention | MultiHeadLatentAttention:
+    if isinstance(layer.mixer, LatentAttention):
+        return MultiHeadLatentAttention(config, layer.mixer, layer.attention, positions=layer.positions, rngs=rngs)
+    if isinstance(layer.attention, TransientGlobal):
+        return TransientGlobalAttention(config, layer.attention, rngs=rngs)
+    return Attention(config, layer.attention, positions=layer.positions, rngs=rngs)
 
 
 @jax.tree_util.register_dataclass
@@ -124,13 +133,10 @@ class Block(nnx.Module):
         self.is_parallel = config.sublayers != "sequential"
         self.attention_norm = Norm(config.norm if layer.norm else NoNorm(), embed)
         if isinstance(layer.mixer, StateMixer):
-            self.attention: Attention | None = None
+            self.attention: Attention | MultiHeadLatentAttention | None = None
             self.mixer: MixerModule | None = MixerModule(config, layer.mixer, rngs=rngs)
-        elif isinstance(layer.attention, TransientGlobal):
-            self.attention = TransientGlobalAttention(config, layer.attention, rngs=rngs)
-            self.mixer = None
         else:
-            self.attention = Attention(config, layer.attention, positions=layer.positions, rngs=rngs)
+            self.attention = _create_attention(config, layer, rngs)
             self.mixer = None
         settings = config.feedforward_of(layer)
         self.feedforward: MixtureOfExperts | FeedForward | None

@@ -3,7 +3,7 @@
 A config is data: JAX is not imported, so that it is checked before any device is touched.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import SerializerFunctionWrapHandler, Strict, model_serializer, model_validator
@@ -12,6 +12,7 @@ from t5x_lite.models.attention.kinds import ATTENTION, AttentionKind
 from t5x_lite.models.derived_sizes import derived_sizes, whole_number
 from t5x_lite.models.experts.config import MoE
 from t5x_lite.models.feedforward.config import GLU, MLP, DenseFeedForward, NoFeedForward
+from t5x_lite.models.generator_config import GeneratorConfig
 from t5x_lite.models.initializers import INITIALIZERS, Initializer, MaximalUpdate, NormalInit
 from t5x_lite.models.layer_config import FEEDFORWARDS, LayerConfig
 from t5x_lite.models.mixers import MIXERS, Mixer, StateMixer
@@ -28,15 +29,6 @@ LONGEST_PERIOD = 512
 
 Family = Literal["decoder", "encoder", "encoder_decoder", "electra"]
 Output = Literal["tokens", "sentence", "detection", "span"]
-
-
-class GeneratorConfig(Config):
-    """ELECTRA's small masked language model; what it leaves out is as in the discriminator (Clark et al. 2020)."""
-
-    layers: Int = setting(..., "number of layers", ge=1)
-    embed: Int = setting(..., "width of the residual stream", ge=1)
-    heads: Int = setting(..., "number of query heads", ge=1)
-    mlp: Int | None = setting(None, "width of the feed-forward; null takes 4·embed", ge=1)
 
 
 class HeadConfig(Config):
@@ -117,6 +109,9 @@ class ModelConfig(Config):
     attention_softcap: float | None = setting(
         None, "scores become cap·tanh(scores / cap) before the softmax", gt=0, source="Gemma 2, §2"
     )
+    attention_sinks: bool = setting(
+        False, "a trained score of each head that takes weight from all keys and adds nothing", source="gpt-oss, §2.2"
+    )
     feedforward: Annotated[MLP | GLU | MoE | NoFeedForward, OneOf(FEEDFORWARDS)] = setting(
         MLP(), "the position-wise sublayer"
     )
@@ -125,6 +120,9 @@ class ModelConfig(Config):
     )
     decoder_attention: Annotated[AttentionKind | None, OneOf(ATTENTION)] = setting(
         None, "attention of an encoder_decoder's decoder; null: as the pattern says", source="LongT5: Guo 2022, §3"
+    )
+    first: Annotated[tuple[LayerConfig, ...], Strict(False)] = setting(
+        (), "layers before those of the pattern, without experts; `layers` counts them", source="DeepSeekMoE, §5.1.2"
     )
     shared_layers: bool = setting(False, "one period's weights serve all repeats of a group", source="ALBERT, §3.1")
     shared_groups: Int = setting(
@@ -209,7 +207,8 @@ class ModelConfig(Config):
         if self.heads % self.kv_heads:
             yield f"heads {self.heads} is not a multiple of kv_heads {self.kv_heads}"
         yield from self.positions.model_problems(self)
-        for name, layers in (("layers", self.layers), ("decoder_layers", self.decoder_layers)):
+        for name, depth in (("layers", self.layers), ("decoder_layers", self.decoder_layers)):
+            layers = depth - len(self.first)
             if layers % len(self.pattern) and (self.shared_layers or self.layers != self.decoder_layers):
                 yield f"{name} {layers} is not a multiple of the pattern's {len(self.pattern)} layers"
         if not self.residual and self.norm_place != "pre":
@@ -218,22 +217,32 @@ class ModelConfig(Config):
             yield f"sublayers: {self.sublayers} is for norm_place: pre with residual: true"
         if len(self.period) > LONGEST_PERIOD:
             yield f"{len(self.period)} layers without a repeat; patterns of up to {LONGEST_PERIOD} can be compiled"
-        for layer in self.pattern:
+        for layer in (*self.first, *self.pattern):
             yield from layer.attention.model_problems(self)
             yield from layer.mixer.model_problems(self)
             if layer.positions is not None:
                 yield from layer.positions.model_problems(self)
             if not layer.norm and self.norm_place != "pre":
                 yield f"norm: false of a layer is for norm_place: pre, not {self.norm_place}"
-        has_layer_positions = any(layer.positions is not None for layer in self.pattern)
+        has_layer_positions = any(layer.positions is not None for layer in (*self.first, *self.pattern))
         if has_layer_positions and not isinstance(self.positions, Rotary | NoPositions):
             yield "positions of layers of the pattern are for a model whose own are rotary or none"
+        if self.first:
+            yield from self._first_layer_problems()
         if self.state_mixers:
             yield from self._state_mixer_problems()
         yield from self._sharing_problems()
         yield from self._expert_problems()
         yield from self._family_problems()
         yield from self._output_problems()
+
+    def _first_layer_problems(self) -> Iterator[str]:
+        if self.family not in {"decoder", "encoder"} or self.shared_layers:
+            yield "first is for a decoder or an encoder whose layers do not share weights"
+        if len(self.first) >= self.layers:
+            yield f"first has {len(self.first)} of {self.layers} layers; at least one must be of the pattern"
+        if any(isinstance(self.feedforward_of(layer), MoE) for layer in self.first):
+            yield "layers of first have no experts: give them feedforward: dense"
 
     def _state_mixer_problems(self) -> Iterator[str]:
         if self.mup is not None:
@@ -260,7 +269,7 @@ class ModelConfig(Config):
         if self.generator is not None:
             depths["generator.layers"] = self.generator.layers
         for name, layers in depths.items():
-            repeats = layers // len(self.period)
+            repeats = self.count_repeats(layers)
             if repeats % self.shared_groups:
                 yield f"{name}: {repeats} repeats of the pattern cannot be cut into {self.shared_groups} equal groups"
 
@@ -312,22 +321,34 @@ class ModelConfig(Config):
     @property
     def max_length(self) -> int | None:
         """Return the longest row that the positions can serve; None: any."""
-        encodings = [self.positions, *(layer.positions for layer in self.pattern if layer.positions is not None)]
+        layers = (*self.first, *self.pattern)
+        encodings = [self.positions, *(layer.positions for layer in layers if layer.positions is not None)]
         limits = [encoding.max_length for encoding in encodings if encoding.max_length is not None]
         return min(limits, default=None)
 
     @property
     def period(self) -> tuple[LayerConfig, ...]:
-        """Return the layers that repeat: the pattern, or all layers where it does not divide them."""
-        if self.layers % len(self.pattern) == 0:
+        """Return the layers that repeat after the first ones: the pattern, or all of them where it does not divide."""
+        layers = self.layers - len(self.first)
+        if layers % len(self.pattern) == 0:
             return self.pattern
-        repeats = self.layers // len(self.pattern) + 1
-        return (self.pattern * repeats)[: self.layers]
+        repeats = layers // len(self.pattern) + 1
+        return (self.pattern * repeats)[:layers]
+
+    def count_repeats(self, layers: int) -> int:
+        """Return the repeats of the period in a stack of so many layers."""
+        return (layers - len(self.first)) // len(self.period)
+
+    def mean_over_layers(self, number: Callable[[LayerConfig], float]) -> float:
+        """Return the mean over all layers of a number that each has."""
+        first = sum(number(layer) for layer in self.first)
+        of_period = sum(number(layer) for layer in self.period)
+        return (first + self.count_repeats(self.layers) * of_period) / self.layers
 
     @property
     def state_mixers(self) -> tuple[StateMixer, ...]:
-        """Return the mixers other than attention of one period."""
-        return tuple([layer.mixer for layer in self.period if isinstance(layer.mixer, StateMixer)])
+        """Return the mixers other than attention of the first layers and of one period."""
+        return tuple([layer.mixer for layer in (*self.first, *self.period) if isinstance(layer.mixer, StateMixer)])
 
     @property
     def mixtures(self) -> tuple[MoE, ...]:

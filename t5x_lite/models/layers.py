@@ -363,6 +363,11 @@ def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     return x * (0.5 * (1 + jax.lax.erf(x * math.sqrt(0.5))))
 
 
+def quick_gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Return x·sigmoid(1.702 x), an approximation of GELU (Hendrycks & Gimpel 2016, §2)."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
 def relu_squared(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """Return max(x, 0)² (So et al. 2021, §4)."""
     return jnp.square(jax.nn.relu(x))
@@ -374,5 +379,6 @@ ACTIVATIONS: dict[Activation, Callable[[Array], Array]] = {
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,
     "relu_squared": relu_squared,
+    "quick_gelu": quick_gelu,
 }
 """Elementwise functions; `gelu_tanh` is the approximation of `gelu` by tanh."""

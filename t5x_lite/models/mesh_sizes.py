@@ -29,11 +29,13 @@ def check_mesh_sizes(model: ModelConfig, expert: int, tensor: int, pipeline: int
 
 
 def _check_pipeline(model: ModelConfig, pipeline: int) -> None:
+    if model.first:
+        raise ValueError(f"mesh.pipeline {pipeline}: the layers of model.first are in no stage; leave it 1")
     depths = {"layers": model.layers, "decoder_layers": model.decoder_layers}
     if model.generator is not None:
         depths["generator.layers"] = model.generator.layers
     for name, layers in depths.items():
-        repeats = layers // len(model.period)
+        repeats = model.count_repeats(layers)
         description = f"{repeats} repeats of the pattern"
         if model.shared_layers:
             description = "one layer for all"

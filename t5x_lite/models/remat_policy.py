@@ -9,7 +9,7 @@ RematPolicy = Literal[
 ATTENTION_OUTPUT = "attention_output"
 """Outputs of attention before their projection, and the logarithms of the sums of its softmax."""
 PROJECTION = "projection"
-"""Queries, keys and values, and what other mixers project the states to."""
+"""Queries, keys and values, their latents, and what other mixers project the states to."""
 INNER_PRODUCT = "inner_product"
 """Products of the feed-forward before its activation: of its gate too, and of experts."""
 OUTPUT_PRODUCT = "output_product"
@@ -45,6 +45,6 @@ def product_name(output_axes: tuple[str, ...]) -> str:
     """Return the name of a product with a matrix whose outputs have these logical axes."""
     if "mlp" in output_axes:
         return INNER_PRODUCT
-    if {"heads", "kv_heads", "gates"}.isdisjoint(output_axes):
+    if {"heads", "kv_heads", "latent", "gates"}.isdisjoint(output_axes):
         return OUTPUT_PRODUCT
     return PROJECTION

@@ -35,6 +35,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "buckets": (),
     "classes": (),
     "embed_out": (),
+    "latent": (),
     "rank": (),
     "bottleneck": (),
 }

@@ -15,8 +15,9 @@ from t5x_lite.models.attention.kinds import TransientGlobal
 from t5x_lite.models.block import Block, EncoderOutput
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.experts.activity import RouterActivity
+from t5x_lite.models.layer_config import LayerConfig
 from t5x_lite.models.layers import Norm
-from t5x_lite.models.mixers import StateMixer
+from t5x_lite.models.mixers import SelfAttention, StateMixer
 from t5x_lite.models.mixers.mixer import MixerState
 from t5x_lite.models.mixers.module import StateSlice, empty_state
 from t5x_lite.models.pipeline import run_pipeline
@@ -109,6 +110,8 @@ class Stack(nnx.Module):
     cross-attention are the other stack's.
 
     Attributes:
+        first: the layers of `model.first`, as a stack whose period they are; None where there are none.
+        period: the layers that repeat.
         passes: number of repeats that follow each other with the same weights.
         global_positions: positions of the queries relative to global tokens; None without those.
         mix: combines the input of the first layer and the outputs of all layers, `[layers + 1, batch, length, embed]`,
@@ -125,11 +128,18 @@ class Stack(nnx.Module):
         causal: bool,
         has_cross: bool = False,
         like: "Stack | None" = None,
+        period: tuple[LayerConfig, ...] | None = None,
         rngs: nnx.Rngs,
     ) -> None:
         self.config = config
         self.causal = causal
-        self.repeats = layers // len(config.period)
+        is_first = period is not None
+        self.period = period or config.period
+        self.repeats = 1 if is_first else config.count_repeats(layers)
+        if config.first and not is_first:
+            self.first: Stack | None = Stack(config, layers, causal=causal, period=config.first, rngs=rngs)
+        else:
+            self.first = None
         self.passes = 1
         if config.shared_layers:
             self.passes = self.repeats // config.shared_groups
@@ -137,18 +147,20 @@ class Stack(nnx.Module):
         def create_period(key: PRNGKeyArray) -> nnx.Dict:
             period_rngs = nnx.Rngs(params=key)
             blocks = {}
-            for number, layer in enumerate(config.period):
+            for number, layer in enumerate(self.period):
                 blocks[str(number)] = Block(config, layer, has_cross=has_cross, rngs=period_rngs)
             return nnx.Dict(blocks)
 
         stored_repeats = self.repeats // self.passes
         self.layers = nnx.vmap(create_period)(jax.random.split(rngs.params(), stored_repeats))
-        self.positions = Positions(config, "stack", rngs)
-        if any(isinstance(layer.attention, TransientGlobal) for layer in config.period):
+        if not is_first:
+            self.positions = Positions(config, "stack", rngs)
+        has_global_tokens = any(isinstance(layer.attention, TransientGlobal) for layer in self.period)
+        if has_global_tokens and not is_first:
             self.global_positions: Positions | None = Positions(config, "stack", rngs)
         else:
             self.global_positions = None
-        if config.norm_place != "post":
+        if config.norm_place != "post" and not is_first:
             self.final_norm: Norm | None = Norm(config.norm, ("embed", config.embed))
         else:
             self.final_norm = None
@@ -197,31 +209,33 @@ class Stack(nnx.Module):
     ) -> tuple[Float[Array, "b l d"], list[LayerCache] | None]:
         """Apply all layers; see `Block.__call__`.
 
-        Caches have one entry for each layer of the pattern, with an axis over the repeats.
+        Caches have one entry for each of the first layers and of the pattern, with an axis over the repeats.
         """
-        keys = None
-        if key is not None:
-            keys = jax.random.split(key, (self.repeats, len(self.config.period)))
         is_carried = cache is None and self.carried is not None
         if is_carried:
             cache = self.carried
-        # A mixture needs the outputs of all layers together, which the stages of a pipeline do not have.
-        if shards("layers") > 1 and cache is None and self.mix is None:
-            x, activity = self._run_pipelined(x, context, encoder_output, keys)
-        else:
-            inputs = LayerInputs(cross_kv=cross_kv, keys=keys)
+        outputs = [x[None]]
+        first_cache: list[LayerCache] | None = None
+        if self.first is not None:
+            count = len(self.first.period)
+            first_key = None
+            if key is not None:
+                key, first_key = jax.random.split(key)
             if cache is not None:
-                inputs = replace(inputs, repeat=jnp.arange(self.repeats))
-            body = self._period_body(context, encoder_output)
-            first_input = x
-            # On a CPU, slicing one layer out of stacked weights copies it; unrolled layers are read in place.
-            unrolled = cache is not None and target_platform() == "cpu"
-            (x, cache), (activity, layer_outputs) = self._scan(body, (x, cache), inputs, unrolled=unrolled)
-            if layer_outputs is not None:
-                outputs = layer_outputs.reshape(-1, *x.shape)
-                x = self.mix(jnp.concatenate([first_input[None], outputs]))
-        if activity:
-            self.activity = nnx.Intermediate(activity)
+                first_cache = cache[:count]
+                cache = cache[count:]
+            x, first_cache, first_outputs = self.first.apply_layers(
+                x, context, encoder_output, first_cache, key=first_key, collects=self.mix is not None
+            )
+            if first_outputs is not None:
+                outputs.append(first_outputs)
+        x, cache, layer_outputs = self.apply_layers(
+            x, context, encoder_output, cache, cross_kv, key=key, collects=self.mix is not None
+        )
+        if layer_outputs is not None:
+            x = self.mix(jnp.concatenate([*outputs, layer_outputs]))
+        if first_cache is not None and cache is not None:
+            cache = [*first_cache, *cache]
         if self.final_norm is not None:
             x = self.final_norm(x)
         if is_carried:
@@ -229,9 +243,48 @@ class Stack(nnx.Module):
             return x, None
         return x, cache
 
-    def _period_body(self, context: AttentionContext, encoder_output: EncoderOutput | None) -> PeriodBody:
+    def apply_layers(
+        self,
+        x: Float[Array, "b l d"],
+        context: AttentionContext,
+        encoder_output: EncoderOutput | None = None,
+        cache: list[LayerCache] | None = None,
+        cross_kv: list[KVCache] | None = None,
+        *,
+        key: PRNGKeyArray | None = None,
+        collects: bool = False,
+    ) -> tuple[Float[Array, "b l d"], list[LayerCache] | None, Float[Array, "layers b l d"] | None]:
+        """Apply the repeats of the period.
+
+        Returns:
+            The states, the updated cache, and the outputs of all of these layers if `collects` is true.
+        """
+        keys = None
+        if key is not None:
+            keys = jax.random.split(key, (self.repeats, len(self.period)))
+        layer_outputs = None
+        # The stages of a pipeline do not have the outputs of all layers together.
+        if shards("layers") > 1 and cache is None and not collects:
+            x, activity = self._run_pipelined(x, context, encoder_output, keys)
+        else:
+            inputs = LayerInputs(cross_kv=cross_kv, keys=keys)
+            if cache is not None:
+                inputs = replace(inputs, repeat=jnp.arange(self.repeats))
+            body = self._period_body(context, encoder_output, collects=collects)
+            # On a CPU, slicing one layer out of stacked weights copies it; unrolled layers are read in place.
+            unrolled = cache is not None and target_platform() == "cpu"
+            (x, cache), (activity, layer_outputs) = self._scan(body, (x, cache), inputs, unrolled=unrolled)
+        if activity:
+            self.activity = nnx.Intermediate(activity)
+        if layer_outputs is not None:
+            layer_outputs = layer_outputs.reshape(-1, *x.shape)
+        return x, cache, layer_outputs
+
+    def _period_body(
+        self, context: AttentionContext, encoder_output: EncoderOutput | None, *, collects: bool = False
+    ) -> PeriodBody:
         """Return a function that applies the blocks of one period."""
-        period = len(self.config.period)
+        period = len(self.period)
 
         def apply_period(
             carry: Carry, blocks: nnx.Dict, inputs: LayerInputs
@@ -256,7 +309,7 @@ class Stack(nnx.Module):
                 elif block.has_experts:
                     activity[str(n)] = block.feedforward.activity.get_value()
             layer_outputs = None
-            if self.mix is not None:
+            if collects:
                 layer_outputs = jnp.stack(outputs)
             return (x, updated_caches or None), (activity, layer_outputs)
 
@@ -328,7 +381,7 @@ class Stack(nnx.Module):
 
         def period_keys_values(carry: None, blocks: nnx.Dict, inputs: None) -> tuple[None, list[KVCache]]:
             caches = []
-            for n in range(len(self.config.period)):
+            for n in range(len(self.period)):
                 cache = blocks[str(n)].cross_attention.keys_values(encoder_output.states, context)
                 caches.append(cache.swap_length_and_heads())
             return None, caches
@@ -343,12 +396,15 @@ class Stack(nnx.Module):
             return jnp.broadcast_to(array, (self.repeats, *array.shape))
 
         layers: list[LayerCache] = []
-        for layer in self.config.period:
+        for layer in self.period:
             if isinstance(layer.mixer, StateMixer):
                 layers.append(empty_state(self.config, layer.mixer, batch))
             else:
-                layers.append(empty_cache(self.config, layer.attention, batch, length))
-        return jax.tree.map(repeat, layers)
+                assert isinstance(layer.mixer, SelfAttention)
+                sizes = layer.mixer.cache_sizes(self.config)
+                layers.append(empty_cache(self.config, sizes, layer.attention, batch, length))
+        first = [] if self.first is None else self.first.empty_cache(batch, length)
+        return [*first, *jax.tree.map(repeat, layers)]
 
 
 def _layer_of(layers: LayerCache, layer: Int[Array, ""]) -> CacheSlice | StateSlice:

@@ -14,6 +14,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from t5x_lite.models.attention.layer import Attention
 from t5x_lite.models.backbone import Backbone
 from t5x_lite.models.block import Block
 from t5x_lite.models.config import ModelConfig
@@ -125,7 +126,7 @@ class Surgeon:
         """
         create_one = partial(_create_key_value_adapter, method, create)
         for block in _blocks(self._reader().stack):
-            if block.attention is None:
+            if not isinstance(block.attention, Attention):
                 raise ValueError("adapt.method: a layer with another mixer than attention has no keys and values")
             block.attention.prefix = self._create_stacked(create_one, block.attention.query.weight)
 
@@ -177,7 +178,8 @@ class Surgeon:
 
 
 def _blocks(stack: Stack) -> list[Block]:
-    return [stack.layers[number] for number in stack.layers]
+    first = [] if stack.first is None else _blocks(stack.first)
+    return [*first, *[stack.layers[number] for number in stack.layers]]
 
 
 def _any_weight(block: Block) -> Weight:

@@ -85,7 +85,7 @@ def period_activations(workload: Workload) -> PeriodActivations:
     inner_values = 0.0
     shapes = flatten_names(workload.spec.shapes)
     for name, axes in flatten_names(workload.spec.axes).items():
-        if axes.inputs == 0 or ".layers." not in name or name.startswith("generator"):
+        if axes.inputs == 0 or ".stack.layers." not in name or name.startswith("generator"):
             continue
         matrix = _Matrix.of(axes, shapes[name].shape)
         matrix_count = matrix.count * _token_share(name, model, workload.lengths)

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from jax.sharding import Mesh
 
 from t5x_lite.models.experts.config import Capacity, MoE
+from t5x_lite.models.layer_config import LayerConfig
+from t5x_lite.models.mixers import SelfAttention
 from t5x_lite.parallel.chips import Chip
 from t5x_lite.planner.figures import CollectiveFigures
 from t5x_lite.planner.hlo import Collective
@@ -35,14 +37,19 @@ def required_collectives(workload: Workload) -> list[Collective]:
     other_weights = workload.spec.parameters - expert_weights
     weights = (other_weights + expert_weights / sizes["expert"]) / weight_shards
     moe_copies = sum(_copies_per_token(moe) for moe in model.mixtures)
-    routed_copies = moe_copies * model.layers / len(model.period) / sizes["pipeline"]
+    routed_copies = moe_copies * model.count_repeats(model.layers) / sizes["pipeline"]
 
     tokens = workload.tokens_per_device * microbatches
     layers = workload.layers_per_device
     sublayer = tokens * model.embed * width
-    recurrent_share = len(model.state_mixers) / len(model.period)
-    keys_values = (1 - recurrent_share) * 2 * model.kv_heads * model.head_dim / sizes["tensor"]
-    read_by_others = keys_values + recurrent_share * model.embed
+
+    def values_read(layer: LayerConfig) -> float:
+        """Return the values of a token that others read: keys and values, or the states for another mixer."""
+        if isinstance(layer.mixer, SelfAttention):
+            return model.kv_heads * (layer.mixer.key_dim(model) + layer.mixer.value_dim(model)) / sizes["tensor"]
+        return model.embed
+
+    read_by_others = model.mean_over_layers(values_read)
     context = tokens * read_by_others * width * sizes["context"]
 
     # A step uses its weights in the forward pass, in a recomputation of that pass if there is one, and in the backward

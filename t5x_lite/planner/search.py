@@ -84,7 +84,7 @@ def candidates(config: RunConfig, devices: int, slices: int = 1) -> list[RunConf
     model = config.model
     train = config.train
     experts = model.mixtures[0].experts if model.mixtures else 1
-    pattern_repeats = math.gcd(model.layers, model.decoder_layers) // len(model.period)
+    pattern_repeats = 1 if model.first else math.gcd(model.layers, model.decoder_layers) // len(model.period)
     tensor_sizes = [size for size in AXIS_SIZES if size <= LARGEST_TENSOR and model.heads % size == 0]
     expert_sizes = [size for size in AXIS_SIZES if size <= experts and experts % size == 0]
     context_sizes = [size for size in AXIS_SIZES if size == 1 or train.seq_len // size >= SHORTEST_CONTEXT_SHARD]

@@ -4,8 +4,9 @@ import math
 
 from t5x_lite.adapt.trainable import TrainableSplit
 from t5x_lite.models.config import ModelConfig
+from t5x_lite.models.layer_config import LayerConfig
 from t5x_lite.models.layers import WeightAxes
-from t5x_lite.models.mixers import StateMixer
+from t5x_lite.models.mixers import SelfAttention, StateMixer
 from t5x_lite.models.quantization import QUANTIZED_AXES
 from t5x_lite.models.spec import ModelSpec
 from t5x_lite.objectives.objective import ExampleLengths
@@ -100,7 +101,7 @@ def _tokens_through(model: ModelConfig, name: str, lengths: ExampleLengths) -> i
         return lengths.predicted
     repeats = 1
     if model.shared_layers and ".stack.layers." in name:
-        repeats = model.layers // len(model.period) // model.shared_groups
+        repeats = model.count_repeats(model.layers) // model.shared_groups
     is_encoder = not name.startswith("decoder.") or model.family == "decoder"
     reads_encoder = ".cross_attention.key." in name or ".cross_attention.value." in name
     if is_encoder or reads_encoder:
@@ -115,22 +116,26 @@ def _attention_flops(model: ModelConfig, lengths: ExampleLengths, *, causal_half
     if model.family == "electra":
         discriminator_flops = _attention_flops(model.discriminator_model, lengths, causal_half=causal_half)
         return discriminator_flops + _attention_flops(model.generator_model, lengths, causal_half=causal_half)
-    flops_per_pair = ATTENTION_FLOPS * model.heads * model.head_dim
 
-    def pairs(model: ModelConfig, layers: int, length: int, *, causal: bool) -> float:
-        pairs_of_pattern = 0.0
-        for layer in model.period:
-            if not isinstance(layer.mixer, StateMixer):
-                pairs_of_pattern += layer.attention.pairs(length, causal=causal and causal_half)
-        return layers // len(model.period) * pairs_of_pattern
+    def channel_pairs(model: ModelConfig, layers: int, length: int, *, causal: bool) -> float:
+        """Return pairs of positions times channels of a head, of which values may have others than queries."""
 
+        def of_layer(layer: LayerConfig) -> float:
+            if not isinstance(layer.mixer, SelfAttention):
+                return 0.0
+            channels = (layer.mixer.key_dim(model) + layer.mixer.value_dim(model)) / 2
+            return channels * layer.attention.pairs(length, causal=causal and causal_half)
+
+        return layers * model.mean_over_layers(of_layer)
+
+    flops_per_channel = ATTENTION_FLOPS * model.heads
     if model.family == "decoder":
-        return flops_per_pair * pairs(model, model.layers, lengths.tokens, causal=True)
-    all_pairs = pairs(model, model.layers, lengths.tokens, causal=False)
+        return flops_per_channel * channel_pairs(model, model.layers, lengths.tokens, causal=True)
+    all_pairs = channel_pairs(model, model.layers, lengths.tokens, causal=False)
     if model.family == "encoder_decoder":
-        all_pairs += pairs(model.decoder_model, model.decoder_layers, lengths.targets, causal=True)
-        all_pairs += model.decoder_layers * lengths.targets * lengths.tokens
-    return flops_per_pair * all_pairs
+        all_pairs += channel_pairs(model.decoder_model, model.decoder_layers, lengths.targets, causal=True)
+        all_pairs += model.head_dim * model.decoder_layers * lengths.targets * lengths.tokens
+    return flops_per_channel * all_pairs
 
 
 def _scan_flops(model: ModelConfig, lengths: ExampleLengths) -> float:
@@ -140,5 +145,8 @@ def _scan_flops(model: ModelConfig, lengths: ExampleLengths) -> float:
     token_layers = model.layers * lengths.tokens
     if model.family == "encoder_decoder":
         token_layers += model.decoder_layers * lengths.targets
-    flops_of_pattern = sum(mixer.scan_flops(model) for mixer in model.state_mixers)
-    return 3 * flops_of_pattern * token_layers / len(model.period)
+
+    def of_layer(layer: LayerConfig) -> float:
+        return layer.mixer.scan_flops(model) if isinstance(layer.mixer, StateMixer) else 0.0
+
+    return 3 * token_layers * model.mean_over_layers(of_layer)

@@ -297,20 +297,21 @@ MATRIX = [
     *product(("flash",), range(len(KINDS)), ("packed",), ("none", "bias", "prefix")),
     *product(("xla", "splash"), (1,), ("packed",), ("softcap",)),
     *product(("cudnn", "flash"), range(len(KINDS)), ("packed",), ("softcap",)),
+    *product(("cudnn", "flash"), (0, 1), ("packed",), ("sinks",)),
     ("splash", 1, "padded", "none"),
     ("flash", 1, "padded", "bias"),
 ]
 
 
 def is_supported(kernel: str, kind: AttentionKind, extra: str) -> bool:
-    """Return whether a kernel computes a kind of attention with a bias, a prefix or a softcap, as it documents."""
+    """Return whether a kernel computes a kind of attention with a bias, a prefix, a softcap or sinks."""
     groups = [group for group, _ in kind.head_groups(HEADS)]
     if kernel == "splash":
         return extra in {"none", "softcap"} and not any(group.allows_empty_rows for group in groups)
     if kernel == "cudnn":
         return extra == "none" and isinstance(kind, Dense)
     if kernel == "flash":
-        return extra != "softcap" and isinstance(kind, Dense | Local)
+        return extra not in {"softcap", "sinks"} and isinstance(kind, Dense | Local)
     return True
 
 
@@ -324,7 +325,7 @@ def test_every_kernel_equals_dense_attention_or_is_refused_by_name(
     platform = PLATFORMS[kernel]
     dtype = "float32" if kernel in {"xla", "splash"} else "bfloat16"
     required = KernelRequirements(length, WIDTH, dtype, causal=True, bias=extra == "bias", prefix=extra == "prefix")
-    required = replace(required, softcap=extra == "softcap")
+    required = replace(required, softcap=extra == "softcap", sinks=extra == "sinks")
     if not is_supported(kernel, kind, extra):
         with pytest.raises(ValueError, match=f"model.kernel={kernel} cannot compute this attention: "):
             choose_kernel(kind, required, kernel, platform)

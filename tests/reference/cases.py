@@ -159,6 +159,7 @@ class Case:
             if parameter.grad is not None:
                 stored_name = STORED_NAMES.get((self.model_type, name), name)
                 gradients[stored_name] = parameter.grad.numpy()
+        gradients.update(_gradients_of_router_biases(self.theirs))
         return Outputs(logits, outputs.loss.item(), _unstack_experts(gradients, self.model_type))
 
     @cached_property
@@ -271,7 +272,8 @@ class Case:
             # A bias on keys adds the same to all scores of a query. Its true gradient is zero and what both models have
             # is rounding, to be measured against the gradients that it is rounding of.
             is_bias_on_keys = name.endswith("attention.key.bias")
-            scale = largest_gradient if is_bias_on_keys else np.abs(expected).max()
+            is_bias_of_router = name.endswith("feedforward.bias")  # not trained by gradients
+            scale = largest_gradient if is_bias_on_keys or is_bias_of_router else np.abs(expected).max()
             largest = max(largest, float(np.abs(expected - gradient).max() / scale))
         return largest
 
@@ -316,8 +318,19 @@ STORED_NAMES = {("gpt_neox", "lm_head.weight"): "embed_out.weight"}
 STORED_EXPERTS = {
     "mixtral": ("block_sparse_moe", "w1", "w3", "w2"),
     "qwen3_moe": ("mlp", "gate_proj", "up_proj", "down_proj"),
+    "deepseek_v2": ("mlp", "gate_proj", "up_proj", "down_proj"),
+    "deepseek_v3": ("mlp", "gate_proj", "up_proj", "down_proj"),
 }
 """Names in files of a layer's experts, and of their gate, up and down, by model type."""
+
+
+def _gradients_of_router_biases(model: PreTrainedModel) -> Arrays:
+    """Return the gradients, zero, of the biases that balance the load of experts: gradients do not train them."""
+    gradients = {}
+    for name, buffer in model.named_buffers():
+        if name.endswith(".e_score_correction_bias"):
+            gradients[name] = np.zeros(buffer.shape, np.float32)
+    return gradients
 
 
 def _unstack_experts(gradients: Arrays, model_type: str) -> Arrays:

@@ -19,7 +19,7 @@ import t5x_lite  # noqa: E402
 from t5x_lite.convert.huggingface import export_hf, import_hf  # noqa: E402
 from t5x_lite.errors import UserError  # noqa: E402
 from tests.reference.cases import Case, make  # noqa: E402
-from tests.reference.tiny_models import LINEAR_ROPE, TINY_MODELS  # noqa: E402
+from tests.reference.tiny_models import LINEAR_ROPE, TINY_MODELS, YARN_ROPE  # noqa: E402
 
 WEIGHTS_FILE = "model.safetensors"
 COMPARED_MODELS = [name for name in TINY_MODELS if name != "Switch, room for all"]
@@ -188,6 +188,23 @@ def test_a_stored_copy_of_a_tied_matrix_changes_nothing(
         ("Mistral", {"attention_bias": True}, "attention_bias=True is not supported (only False)"),
         ("Qwen2", {"attention_bias": False}, "attention_bias=False is not supported (only True)"),
         ("Qwen3-MoE", {"norm_topk_prob": False}, "norm_topk_prob=False with num_experts_per_tok=2 is not supported"),
+        ("DeepSeek-V2", {"topk_method": "noaux_tc"}, "topk_method='noaux_tc' is not supported (only greedy"),
+        ("DeepSeek-V2", {"norm_topk_prob": True}, "norm_topk_prob=True is not supported (only False)"),
+        ("DeepSeek-V2", {"rms_norm_eps": 1e-5}, "rms_norm_eps=1e-05 is not supported (only 1e-06)"),
+        (
+            "DeepSeek-V2",
+            {"rope_parameters": {**YARN_ROPE, "mscale_all_dim": 0.7}},
+            "rope_parameters.mscale_all_dim is supported with rope_type yarn and both of",
+        ),
+        ("DeepSeek-V3", {"first_k_dense_replace": 3}, "first has 3 of 3 layers"),
+        ("gpt-oss", {"rope_parameters": None}, "the field 'rope_parameters' is missing"),
+        ("gpt-oss", {"swiglu_alpha": 1.0}, "swiglu_alpha=1.0 is not supported (only 1.702)"),
+        (
+            "gpt-oss",
+            {"quantization_config": {"quant_method": "mxfp4"}},
+            "the weights are quantized (mxfp4), which is not read; save the model as bfloat16 first: Transformers does",
+        ),
+        ("Llama 2", {"quantization_config": {"quant_method": "gptq"}}, "the weights are quantized (gptq)"),
         ("Qwen3-MoE", {"num_experts": 5}, "num_experts and num_local_experts must give one number"),
         ("Qwen3-MoE", {"decoder_sparse_step": 0}, "decoder_sparse_step=0 is not a number from 1"),
         (

@@ -59,6 +59,8 @@ SLOW_MODELS = {
     "Falcon, sequential",
     "Mamba-2, tied",
     "Hawk",
+    "DeepSeek-V2-Lite",
+    "DeepSeek-V3, halves",
 }
 """Variants of models that other tests compare too."""
 NOT_EXPORTED = {"BART": "final_logits_bias"}
@@ -78,6 +80,9 @@ SLOW_GENERATING_MODELS = (
     "Falcon 40B",
     "Mamba-2",
     "RecurrentGemma",
+    "DeepSeek-V2",
+    "DeepSeek-V3",
+    "gpt-oss",
 )
 GENERATING_MODELS += [pytest.param(name, marks=pytest.mark.slow) for name in SLOW_GENERATING_MODELS]
 

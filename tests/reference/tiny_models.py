@@ -225,6 +225,43 @@ QWEN3_EXPERTS = {"num_experts": 4, "moe_intermediate_size": 24, "head_dim": 16}
 EXPERTS_IN_EVERY_OTHER_LAYER = {**QWEN3_EXPERTS, "decoder_sparse_step": 2, "num_experts_per_tok": 1}
 
 
+LATENT_ATTENTION = {
+    "num_hidden_layers": 3,
+    "num_key_value_heads": 4,
+    "first_k_dense_replace": 1,
+    "kv_lora_rank": 16,
+    "q_lora_rank": 12,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 6,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+}
+EXPERT_GROUPS = {"n_group": 4, "topk_group": 2}
+YARN_ROPE_OF_ALL_CHANNELS = {**YARN_ROPE, "mscale": 1.0, "mscale_all_dim": 0.7}
+
+
+def build_deepseek_v3(**settings: Setting) -> PreTrainedModel:
+    """Build DeepSeek-V3 with biases that change the choice of experts."""
+    model = build_llama("DeepseekV3", **{**LATENT_ATTENTION, **EXPERT_GROUPS, **settings})
+    for name, bias in model.named_buffers():
+        if name.endswith("e_score_correction_bias"):
+            bias.copy_(0.2 * torch.randn(bias.shape))
+    return model
+
+
+GPT_OSS = {
+    "num_hidden_layers": 4,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "head_dim": 8,
+    "sliding_window": 4,
+    "swiglu_limit": 0.5,
+    "rope_parameters": {**YARN_ROPE, "truncate": False},
+}
+
+
 TINY_MODELS = {
     "T5 v1.0": TinyModel("span_corruption", build_t5),
     "T5 v1.1": TinyModel("span_corruption", build_untied_t5),
@@ -309,4 +346,30 @@ TINY_MODELS = {
     "Mamba-2, tied": TinyModel("causal", partial(build_mamba2, tie_word_embeddings=True, n_groups=1)),
     "RecurrentGemma": TinyModel("causal", build_recurrent_gemma),
     "Hawk": TinyModel("causal", partial(build_recurrent_gemma, block_types=["recurrent"], use_cache=False)),
+    "DeepSeek-V2": TinyModel(
+        "causal",
+        partial(
+            build_llama,
+            "DeepseekV2",
+            topk_method="group_limited_greedy",
+            routed_scaling_factor=3.0,
+            **LATENT_ATTENTION,
+            **EXPERT_GROUPS,
+        ),
+    ),
+    "DeepSeek-V2-Lite": TinyModel(
+        "causal",
+        partial(
+            build_llama,
+            "DeepseekV2",
+            rope_parameters=YARN_ROPE_OF_ALL_CHANNELS,
+            **{**LATENT_ATTENTION, "q_lora_rank": None},
+        ),
+    ),
+    "DeepSeek-V3": TinyModel("causal", build_deepseek_v3),
+    "gpt-oss": TinyModel("causal", partial(build_llama, "GptOss", **GPT_OSS)),
+    "DeepSeek-V3, halves": TinyModel(
+        "causal",
+        partial(build_deepseek_v3, rope_interleave=False, rope_parameters=YARN_ROPE_OF_ALL_CHANNELS),
+    ),
 }

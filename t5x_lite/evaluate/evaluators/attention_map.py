@@ -29,7 +29,7 @@ class AttentionMap(Evaluator):
 
     def model_problems(self, model: ModelConfig) -> Iterator[str]:
         """Yield an error for a model without attention."""
-        if all(isinstance(layer.mixer, StateMixer) for layer in model.pattern):
+        if all(isinstance(layer.mixer, StateMixer) for layer in (*model.first, *model.pattern)):
             yield "attention_map is for models with attention; no layer of this one has it"
 
     def run(self, model: "EvaluationModel") -> Evaluation:

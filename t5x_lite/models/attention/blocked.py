@@ -41,9 +41,13 @@ def unsupported_reason(kind: AttentionKind, required: KernelRequirements, platfo
     return None
 
 
-def attention(inputs: AttentionInputs, kind: AttentionKind) -> Float[Array, "b l h k"]:
+def attention(inputs: AttentionInputs, kind: AttentionKind) -> Float[Array, "b l h j"]:
     """Compute the parts of an attention kind, or the whole matrix of scores where that is less work."""
     out, log_sum = partial_attention(inputs, kind)
+    if inputs.context.sinks is not None:
+        # The share of exp(log_sum) in the sum with the sink: softmax over one score more, whose value is 0.
+        share_of_keys = jax.nn.sigmoid(log_sum - inputs.context.sinks)
+        out = (out * share_of_keys[..., None]).astype(out.dtype)
     if kind.allows_empty_rows:
         has_keys = log_sum[..., None] > MASK_VALUE / 2
         out = jnp.where(has_keys, out, 0).astype(out.dtype)
@@ -99,7 +103,7 @@ def dense_attention(inputs: AttentionInputs, allowed: AllowedPairs) -> PartialAt
     scores = jnp.where(mask[:, None, None], scores, MASK_VALUE)
     weights = jax.nn.softmax(scores, axis=-1).astype(inputs.value.dtype)
     weights = dropout(weights, inputs.settings.dropout, inputs.dropout_key)
-    out = jnp.einsum("bnglm,bmnk->blngk", weights, inputs.value).reshape(b, l, h, k)
+    out = jnp.einsum("bnglm,bmnk->blngk", weights, inputs.value).reshape(b, l, h, -1)
     log_sum = jax.nn.logsumexp(scores, axis=-1)
     return out, jnp.moveaxis(log_sum, -1, 1).reshape(b, l, h)
 

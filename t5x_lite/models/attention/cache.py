@@ -9,15 +9,19 @@ from jaxtyping import Array, Float, Int
 from t5x_lite.models.attention.context import AttentionContext, TokenPositions
 from t5x_lite.models.attention.kinds import AttentionKind
 from t5x_lite.models.config import ModelConfig
+from t5x_lite.models.mixers.mixer import CacheSizes
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class KVCache:
-    """Keys and values of one layer: of the tokens so far, or of an encoder's output."""
+    """Keys and values of one layer: of the tokens so far, or of an encoder's output.
+
+    Latent attention has the rotated key and the latent in their places, of one head.
+    """
 
     key: Float[Array, "b m n k"]
-    value: Float[Array, "b m n k"]
+    value: Float[Array, "b m n j"]
 
     def select(self, places: Int[Array, "l"]) -> "KVCache":
         """Return the keys and values at some positions."""
@@ -75,7 +79,7 @@ class CacheSlice:
         return CacheSlice(jax.tree.map(write_layer, self.layers, new.swap_length_and_heads()), self.layer)
 
 
-def empty_cache(config: ModelConfig, kind: AttentionKind, batch: int, length: int) -> KVCache:
+def empty_cache(config: ModelConfig, sizes: CacheSizes, kind: AttentionKind, batch: int, length: int) -> KVCache:
     """Return a cache of one layer, stored heads-first.
 
     It has room for `length` tokens, or for a ring of as many as a query of this attention kind reaches back.
@@ -83,8 +87,8 @@ def empty_cache(config: ModelConfig, kind: AttentionKind, batch: int, length: in
     size = length
     if kind.max_lookback is not None:
         size = min(kind.max_lookback, length)
-    shape = (batch, config.kv_heads, size, config.head_dim)
-    return KVCache(jnp.zeros(shape, config.compute), jnp.zeros(shape, config.compute))
+    shape = (batch, sizes.heads, size)
+    return KVCache(jnp.zeros((*shape, sizes.key), config.compute), jnp.zeros((*shape, sizes.value), config.compute))
 
 
 def update_cache(

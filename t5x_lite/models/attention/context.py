@@ -77,6 +77,7 @@ class AttentionContext:
         offset_bias: bias of the scores as a function of the offset; None for no bias.
         bias: the bias of all queries and keys, `[h, l, m]`, where it is computed once for all layers.
         global_bias: bias of the scores of global tokens as a function of the offset in blocks.
+        sinks: score of each head, beside those of the keys, that takes weight and adds nothing; None for no sinks.
     """
 
     queries: TokenPositions
@@ -88,6 +89,7 @@ class AttentionContext:
     offset_bias: OffsetBias | None = None
     bias: Float[Array, "h l m"] | None = None
     global_bias: OffsetBias | None = None
+    sinks: Float[Array, "h"] | None = None
 
     @property
     def strictly_causal(self) -> bool:
@@ -169,7 +171,7 @@ class AttentionInputs:
 
     query: Float[Array, "b l h k"]
     key: Float[Array, "b m n k"]
-    value: Float[Array, "b m n k"]
+    value: Float[Array, "b m n j"]
     context: AttentionContext
     settings: AttentionSettings
     dropout_key: PRNGKeyArray | None = None
@@ -197,6 +199,8 @@ class AttentionInputs:
         context = self.context
         if context.bias is not None:
             context = replace(context, bias=context.bias[heads])
+        if context.sinks is not None:
+            context = replace(context, sinks=context.sinks[heads])
         if context.offset_bias is not None:
             context = replace(context, offset_bias=_bias_of_heads(context.offset_bias, heads))
         dropout_key = self.dropout_key
@@ -219,7 +223,7 @@ def _bias_of_heads(offset_bias: OffsetBias, heads: slice) -> OffsetBias:
     return bias
 
 
-PartialAttention = tuple[Float[Array, "b l h k"], Float[Array, "b l h"]]
+PartialAttention = tuple[Float[Array, "b l h j"], Float[Array, "b l h"]]
 """Attention output over some of the keys, and the log-sum-exp of their scores."""
 
 
@@ -238,6 +242,7 @@ class KernelRequirements:
         dropout: attention weights are dropped.
         prefix: a prefix is visible to earlier queries.
         softcap: the scores are bounded by a tanh.
+        sinks: heads have a score beside those of the keys.
     """
 
     length: int
@@ -250,6 +255,7 @@ class KernelRequirements:
     dropout: bool = False
     prefix: bool = False
     softcap: bool = False
+    sinks: bool = False
 
 
 def attention_mask(allowed: AllowedPairs, context: AttentionContext) -> Bool[Array, "b l m"]:

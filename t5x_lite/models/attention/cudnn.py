@@ -28,6 +28,8 @@ def unsupported_reason(kind: AttentionKind, required: KernelRequirements, platfo
         return f"length {required.length} is odd"
     if not isinstance(kind, Dense):
         return "it computes dense attention only"
+    if required.sinks:
+        return "it does not support attention sinks"
     if required.softcap:
         return "it does not support a softcap on the scores"
     return None

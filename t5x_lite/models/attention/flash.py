@@ -35,6 +35,8 @@ def unsupported_reason(kind: AttentionKind, required: KernelRequirements, platfo
         return "queries and keys are not in order"
     if not isinstance(kind, Dense | Local):
         return "it computes dense and local attention only"
+    if required.sinks:
+        return "it does not support attention sinks"
     if required.softcap:
         return "it does not support a softcap on the scores"
     return None

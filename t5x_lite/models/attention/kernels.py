@@ -1,7 +1,7 @@
 """The kernels that compute attention, and the choice between them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +17,7 @@ from t5x_lite.models.attention.context import (
 )
 from t5x_lite.models.attention.kinds import ATTENTION, AttentionKind, TransientGlobal
 from t5x_lite.models.config import ModelConfig
-from t5x_lite.models.mixers import StateMixer
+from t5x_lite.models.mixers import SelfAttention
 from t5x_lite.models.sharding import shards, target_platform
 
 
@@ -52,12 +52,12 @@ FUSED_KERNELS: dict[str, tuple[KernelName, ...]] = {
 def attend(
     query: Float[Array, "b l h k"],
     key: Float[Array, "b m n k"],
-    value: Float[Array, "b m n k"],
+    value: Float[Array, "b m n j"],
     kind: AttentionKind,
     context: AttentionContext,
     settings: AttentionSettings,
     dropout_key: PRNGKeyArray | None = None,
-) -> Float[Array, "b l h k"]:
+) -> Float[Array, "b l h j"]:
     """Compute softmax(scale * q k^T + bias) v over the keys that each query attends to.
 
     A query without any key is padding and gets something finite; under a kind that allows empty rows it gets 0.
@@ -78,12 +78,17 @@ def attend(
     return jnp.concatenate(outs, axis=2)
 
 
-def _attend(inputs: AttentionInputs, kind: AttentionKind) -> Float[Array, "b l h k"]:
+def _attend(inputs: AttentionInputs, kind: AttentionKind) -> Float[Array, "b l h j"]:
     settings = inputs.settings
     kernel, _ = choose_kernel(
         kind, kernel_requirements(inputs), settings.kernel, settings.platform or target_platform()
     )
-    return KERNELS[kernel].attention(inputs, kind)
+    value_dim = inputs.value.shape[-1]
+    if kernel != "xla" and value_dim < inputs.key.shape[-1]:
+        # Fused kernels take keys and values of one width.
+        padding = [(0, 0), (0, 0), (0, 0), (0, inputs.key.shape[-1] - value_dim)]
+        inputs = replace(inputs, value=jnp.pad(inputs.value, padding))
+    return KERNELS[kernel].attention(inputs, kind)[..., :value_dim]
 
 
 def kernel_requirements(inputs: AttentionInputs) -> KernelRequirements:
@@ -100,6 +105,7 @@ def kernel_requirements(inputs: AttentionInputs) -> KernelRequirements:
         dropout=inputs.has_dropout,
         prefix=context.keys.prefix is not None,
         softcap=inputs.settings.softcap is not None,
+        sinks=context.sinks is not None,
     )
 
 
@@ -150,19 +156,20 @@ def _planned_choices(
 ) -> dict[AttentionKind, tuple[KernelName, str]]:
     required = KernelRequirements(
         length=length,
-        head_dim=config.head_dim,
+        head_dim=0,
         dtype=config.compute,
         causal=causal,
         bias=config.positions.adds_bias,
         dropout=config.dropout > 0,
         prefix=config.prefix_lm,
         softcap=config.attention_softcap is not None,
+        sinks=config.attention_sinks,
     )
     choices = {}
-    for layer in config.pattern:
-        if isinstance(layer.mixer, StateMixer):
-            continue
-        choices[layer.attention] = choose_kernel(layer.attention, required, config.kernel, platform)
+    for layer in (*config.first, *config.pattern):
+        if isinstance(layer.mixer, SelfAttention):
+            of_layer = replace(required, head_dim=layer.mixer.key_dim(config))
+            choices[layer.attention] = choose_kernel(layer.attention, of_layer, config.kernel, platform)
     return choices
 
 

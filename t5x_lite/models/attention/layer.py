@@ -12,7 +12,7 @@ from t5x_lite.models.attention.context import AttentionContext, AttentionSetting
 from t5x_lite.models.attention.kernels import attend
 from t5x_lite.models.attention.kinds import AttentionKind
 from t5x_lite.models.config import ModelConfig
-from t5x_lite.models.layers import Linear, Norm
+from t5x_lite.models.layers import Linear, Norm, Weight, weight
 from t5x_lite.models.positions.encoding import PositionEncoding
 from t5x_lite.models.positions.module import Positions
 
@@ -48,9 +48,7 @@ class Attention(nnx.Module):
         head_dim = ("head_dim", config.head_dim)
         self.kind = kind
         self.layer_positions = positions
-        self.settings = AttentionSettings(
-            config.score_scale, config.dropout, config.kernel, softcap=config.attention_softcap
-        )
+        self.settings = attention_settings(config, positions, config.head_dim)
         query_scale = _initial_query_scale(config)
         bias = config.query_key_value_bias
         self.query = Linear(config, [embed], [heads, head_dim], bias=bias, scale=query_scale, rngs=rngs)
@@ -66,6 +64,10 @@ class Attention(nnx.Module):
         else:
             self.query_norm = None
             self.key_norm = None
+        if config.attention_sinks and not is_cross:
+            self.sinks: Weight | None = weight(jnp.zeros(config.heads, jnp.float32), ("heads",))
+        else:
+            self.sinks = None
         if not is_cross:
             self.positions: Positions | None = Positions(config, "layer", rngs)
         else:
@@ -78,7 +80,7 @@ class Attention(nnx.Module):
         value = self.value(source)
         if self.key_norm is not None:
             key = self.key_norm(key)
-        key = self._rotate(key, context)
+        key = rotate(key, self.layer_positions, context)
         if self.prefix is not None:
             key, value = self.prefix(key, value, context.positions)
         return KVCache(key, value)
@@ -88,7 +90,7 @@ class Attention(nnx.Module):
         query = self.query(x)
         if self.query_norm is not None:
             query = self.query_norm(query)
-        return self._rotate(query, context)
+        return rotate(query, self.layer_positions, context)
 
     def __call__(
         self,
@@ -104,18 +106,38 @@ class Attention(nnx.Module):
         query = self.queries(x, context)
         if self.positions is not None and context.offset_bias is None:
             context = replace(context, offset_bias=self.positions.offset_bias(causal=context.causal))
+        if self.sinks is not None:
+            context = replace(context, sinks=self.sinks[...])
         padding = context.queries.index.shape[0] - x.shape[1]
         query = jnp.pad(query, [(0, 0), (padding, 0), (0, 0), (0, 0)])
         out = attend(query, source.key, source.value, self.kind, context, self.settings, dropout_key)
         return self.out(out[:, padding:])
 
-    def _rotate(self, x: Float[Array, "b l h k"], context: AttentionContext) -> Float[Array, "b l h k"]:
-        """Rotate queries or keys as this layer's positions say, or else as those of all layers."""
-        if self.layer_positions is None:
-            return context.rotate(x, context.positions)
-        if context.positions is None:
-            return x
-        return self.layer_positions.rotate(x, context.positions)
+
+def rotate(
+    x: Float[Array, "b l h k"], positions: PositionEncoding | None, context: AttentionContext
+) -> Float[Array, "b l h k"]:
+    """Rotate queries or keys as a layer's positions say, or where it has none as those of all layers."""
+    if positions is None:
+        return context.rotate(x, context.positions)
+    if context.positions is None:
+        return x
+    return positions.rotate(x, context.positions)
+
+
+def attention_settings(config: ModelConfig, positions: PositionEncoding | None, key_dim: int) -> AttentionSettings:
+    """Return the settings of a layer's attention.
+
+    Args:
+        config: the model.
+        positions: how this layer rotates queries and keys; None: as the model does.
+        key_dim: width of queries and keys.
+    """
+    scale = config.score_scale
+    factor = (positions or config.positions).score_scale
+    if factor != 1:
+        scale = (scale or key_dim**-0.5) * factor
+    return AttentionSettings(scale, config.dropout, config.kernel, softcap=config.attention_softcap)
 
 
 def _initial_query_scale(config: ModelConfig) -> float:

@@ -84,11 +84,15 @@ def attention(inputs: AttentionInputs, kind: AttentionKind) -> Float[Array, "b l
         key_order = np.argsort(index)
     compute = partial(_run_kernel, key_order=key_order)
     segments = inputs.context.queries.segment_ids
-    arrays = (inputs.query * inputs.scale, inputs.key, inputs.value, segments, segments)
+    arrays = [inputs.query * inputs.scale, inputs.key, inputs.value, segments, segments]
+    if inputs.context.sinks is not None:
+        arrays.append(inputs.context.sinks)
     if single_device:
         return compute(kernel, *arrays)
     key_axes = ("batch", None, head_axis, None)
-    axes = (("batch", "length", head_axis, None), key_axes, key_axes, ("batch", "length"), ("batch", None))
+    axes = [("batch", "length", head_axis, None), key_axes, key_axes, ("batch", "length"), ("batch", None)]
+    if inputs.context.sinks is not None:
+        axes.append((head_axis,))
     specs = tuple(spec(mesh.shape, names, array.shape) for names, array in zip(axes, arrays, strict=True))
     kernel_spec = kernel.manual_sharding_spec(NamedSharding(mesh, PartitionSpec(specs[0][2], specs[0][1])))
     sharded = jax.shard_map(compute, in_specs=(kernel_spec, *specs), out_specs=specs[0], check_vma=False)
@@ -102,6 +106,7 @@ def _run_kernel(
     value: Float[Array, "b m n k"],
     query_segments: Int[Array, "b l"],
     key_segments: Int[Array, "b m"],
+    sinks: Float[Array, "h"] | None = None,
     *,
     key_order: np.ndarray | None,
 ) -> Float[Array, "b l h k"]:
@@ -113,7 +118,11 @@ def _run_kernel(
         value = value[:, key_order]
         key_segments = key_segments[:, key_order]
     query, key, value = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))
-    out = jax.vmap(kernel)(query, key, value, segment_ids=splash.SegmentIds(query_segments, key_segments))
+
+    def run_row(query: Array, key: Array, value: Array, segment_ids: splash.SegmentIds) -> Float[Array, "h l k"]:
+        return kernel(query, key, value, segment_ids=segment_ids, sinks=sinks)
+
+    out = jax.vmap(run_row)(query, key, value, splash.SegmentIds(query_segments, key_segments))
     return jnp.swapaxes(out, 1, 2)
 
 

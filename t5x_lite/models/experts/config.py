@@ -67,7 +67,6 @@ class MoE(Config):
 
     def problems(self) -> Iterator[str]:
         """Yield more choices than experts, or a router that a dispatch cannot serve."""
-        if self.router.choices > self.experts:
-            yield f"moe: the router sends a token to {self.router.choices} of {self.experts} experts"
+        yield from self.router.expert_problems(self.experts)
         if self.router.experts_choose_tokens and isinstance(self.dispatch, Dropless):
             yield "moe: expert_choice fills every expert to its room, which dispatch=dropless has none of"

@@ -13,11 +13,15 @@ from t5x_lite.schema import setting
 class ExpertChoice(Router):
     """Each expert takes the tokens of a row that it likes best, later ones too."""
 
-    weights_sum_to_one: ClassVar[bool] = False
     experts_choose_tokens: ClassVar[bool] = True
 
     balance: float = setting(0.0, "none is needed: experts are equally full", ge=0)
     average: float = setting(2.0, "experts that a token has on average", gt=0, source="Zhou 2022, §3.2: c")
+
+    @property
+    def weights_sum_to_one(self) -> bool:
+        """Return False: a token may have any number of experts."""
+        return False
 
     @property
     def choices(self) -> int:

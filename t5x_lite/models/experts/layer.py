@@ -41,7 +41,8 @@ class MixtureOfExperts(nnx.Module):
         experts = ExpertAxis(moe.experts, min(moe.router.choices / moe.experts, 1.0))
         self.moe = moe
         embed = ("embed", config.embed)
-        self.router = Linear(config, [embed], [("router", moe.experts)], bias=False, dtype="float32", rngs=rngs)
+        has_bias = moe.router.has_logit_bias
+        self.router = Linear(config, [embed], [("router", moe.experts)], bias=has_bias, dtype="float32", rngs=rngs)
         if moe.router.has_bias:
             self.bias: Weight | None = weight(jnp.zeros(moe.experts, jnp.float32), ("router",))
         else:

@@ -5,6 +5,7 @@ imports JAX inside its methods, so that a config is checked before JAX starts.
 """
 
 from abc import abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -44,8 +45,6 @@ class Router(Config):
 
     has_bias: ClassVar[bool] = False
     """The router has a trained bias for each expert."""
-    weights_sum_to_one: ClassVar[bool] = True
-    """The weights of a token's experts sum to one, so that a dense model can be upcycled without changing it."""
     experts_choose_tokens: ClassVar[bool] = False
     """Experts choose among the tokens of a row; see `choose_tokens`. Otherwise tokens choose experts."""
 
@@ -59,6 +58,21 @@ class Router(Config):
     @abstractmethod
     def choices(self) -> int:
         """Return the number of experts that a token is sent to."""
+
+    @property
+    def has_logit_bias(self) -> bool:
+        """The logits have a bias for each expert, which gradients train."""
+        return False
+
+    @property
+    def weights_sum_to_one(self) -> bool:
+        """The weights of a token's experts sum to one, so that a dense model can be upcycled without changing it."""
+        return True
+
+    def expert_problems(self, experts: int) -> Iterator[str]:
+        """Yield why the router cannot choose among so many experts."""
+        if self.choices > experts:
+            yield f"moe: the router sends a token to {self.choices} of {experts} experts"
 
     @property
     def bias_update_rate(self) -> float | None:

@@ -1,7 +1,5 @@
 """Switch routing: one expert a token (Fedus et al. 2022, §2.1-2.2)."""
 
-from typing import ClassVar
-
 from jaxtyping import Float
 
 from t5x_lite.arrays import Array
@@ -12,11 +10,14 @@ from t5x_lite.schema import setting
 class Switch(Router):
     """The likeliest expert, its output times its probability."""
 
-    weights_sum_to_one: ClassVar[bool] = False
-
     jitter: float = setting(
         0.01, "in training the router's input is multiplied by 1 ± this", ge=0, lt=1, source="Fedus 2022, §2.4"
     )
+
+    @property
+    def weights_sum_to_one(self) -> bool:
+        """Return False: the weight of the one expert is its probability."""
+        return False
 
     @property
     def choices(self) -> int:

@@ -4,7 +4,7 @@ from typing import ClassVar, Literal
 
 from t5x_lite.schema import Config, setting
 
-Activation = Literal["gelu", "gelu_tanh", "relu", "silu", "relu_squared"]
+Activation = Literal["gelu", "gelu_tanh", "relu", "silu", "relu_squared", "quick_gelu"]
 
 
 class MLP(Config):
@@ -21,7 +21,13 @@ class GLU(Config):
 
     is_gated: ClassVar[bool] = True
 
-    activation: Activation = setting("silu", "elementwise function of the gate")
+    activation: Activation = setting(
+        "silu", "elementwise function of the gate; `quick_gelu` is x·sigmoid(1.702 x)", source="Hendrycks 2016, §2"
+    )
+    limit: float | None = setting(
+        None, "the gate is at most this, the other factor between minus this and this", gt=0, source="gpt-oss's code"
+    )
+    offset: float = setting(0.0, "added to the other factor; gpt-oss has 1", source="gpt-oss's code")
     dropout: float = setting(0.0, "share of inner activations zeroed in training", ge=0, lt=1, source="T5's code")
 
 

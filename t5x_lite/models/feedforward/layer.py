@@ -1,5 +1,6 @@
 """The position-wise feed-forward layer: an MLP or a gated linear unit."""
 
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, PRNGKeyArray
 
@@ -25,8 +26,7 @@ class FeedForward(nnx.Module):
     ) -> None:
         embed = ("embed", config.embed)
         mlp = ("mlp", width)
-        self.activation = settings.activation
-        self.dropout = settings.dropout
+        self.settings = settings
         bias = config.feedforward_bias
         if settings.is_gated:
             self.gate = Linear(config, [embed], [mlp], bias=bias, experts=experts, rngs=rngs)
@@ -37,9 +37,18 @@ class FeedForward(nnx.Module):
     def __call__(
         self, x: Float[Array, "... d"], dropout_key: PRNGKeyArray | None, sorted_rows: SortedRows | None = None
     ) -> Float[Array, "... d"]:
-        activation = ACTIVATIONS[self.activation]
         if self.is_gated:
-            inner = activation(self.gate(x, sorted_rows)) * self.up(x, sorted_rows)
+            inner = self._gated(self.gate(x, sorted_rows), self.up(x, sorted_rows))
         else:
-            inner = activation(self.up(x, sorted_rows))
-        return self.down(dropout(inner, self.dropout, dropout_key), sorted_rows)
+            inner = ACTIVATIONS[self.settings.activation](self.up(x, sorted_rows))
+        return self.down(dropout(inner, self.settings.dropout, dropout_key), sorted_rows)
+
+    def _gated(self, gate: Float[Array, "... f"], up: Float[Array, "... f"]) -> Float[Array, "... f"]:
+        assert isinstance(self.settings, GLU)
+        limit = self.settings.limit
+        if limit is not None:
+            gate = jnp.minimum(gate, limit)
+            up = jnp.clip(up, -limit, limit)
+        if self.settings.offset:
+            up = up + self.settings.offset
+        return ACTIVATIONS[self.settings.activation](gate) * up

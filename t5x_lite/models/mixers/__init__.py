@@ -1,6 +1,7 @@
 """Sequence mixers: the first sublayer of a block. One file a mixer, one entry here."""
 
 from t5x_lite.models.mixers.gru import GRU
+from t5x_lite.models.mixers.latent_attention import LatentAttention
 from t5x_lite.models.mixers.lstm import LSTM
 from t5x_lite.models.mixers.mamba2 import Mamba2
 from t5x_lite.models.mixers.mixer import Mixer, SelfAttention, StateMixer
@@ -9,6 +10,7 @@ from t5x_lite.models.mixers.rnn import RNN
 
 MIXERS: dict[str, type[Mixer]] = {
     "attention": SelfAttention,
+    "latent_attention": LatentAttention,
     "lstm": LSTM,
     "gru": GRU,
     "rnn": RNN,
@@ -16,4 +18,15 @@ MIXERS: dict[str, type[Mixer]] = {
     "mamba2": Mamba2,
 }
 
-__all__ = ["GRU", "LSTM", "MIXERS", "RGLRU", "RNN", "Mamba2", "Mixer", "SelfAttention", "StateMixer"]
+__all__ = [
+    "GRU",
+    "LSTM",
+    "MIXERS",
+    "RGLRU",
+    "RNN",
+    "LatentAttention",
+    "Mamba2",
+    "Mixer",
+    "SelfAttention",
+    "StateMixer",
+]

@@ -6,6 +6,7 @@ config is checked before JAX starts.
 
 from abc import abstractmethod
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
 
 from jaxtyping import Bool, Float
@@ -22,6 +23,20 @@ if TYPE_CHECKING:
 
 MixerState: TypeAlias = dict[str, Array]
 """Arrays `[b, …]` that a mixer carries from token to token."""
+
+
+@dataclass(frozen=True)
+class CacheSizes:
+    """Numbers that the cache of one layer of attention holds for each token.
+
+    Attributes:
+        heads: heads whose keys and values are cached.
+        key, value: width of each.
+    """
+
+    heads: int
+    key: int
+    value: int
 
 
 class Mixer(Config):
@@ -53,6 +68,18 @@ class SelfAttention(Mixer):
 
     `models/attention` computes it; its state in decoding is a cache of keys and values, which grows with the row.
     """
+
+    def key_dim(self, model: "ModelConfig") -> int:
+        """Return the width of a head's queries and keys."""
+        return model.head_dim
+
+    def value_dim(self, model: "ModelConfig") -> int:
+        """Return the width of a head's values."""
+        return model.head_dim
+
+    def cache_sizes(self, model: "ModelConfig") -> CacheSizes:
+        """Return what the cache of decoding holds for each token."""
+        return CacheSizes(model.kv_heads, model.head_dim, model.head_dim)
 
 
 class StateMixer(Mixer):

@@ -38,6 +38,11 @@ class PositionEncoding(Config):
         return False
 
     @property
+    def score_scale(self) -> float:
+        """Return a factor on the attention scores, beside that of `model.attention_scale`."""
+        return 1.0
+
+    @property
     def max_length(self) -> int | None:
         """Return the longest row that the encoding can serve; None: any."""
         return None

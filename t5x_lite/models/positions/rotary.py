@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 
 
 class Rotary(PositionEncoding):
-    """Queries and keys rotated by an angle that grows with position, in the half-split form.
+    """Queries and keys rotated by an angle that grows with position.
 
-    Channel i of the first half and of the second half of a head are rotated by p / theta^(2i/k) (§3.2.2).
+    The two channels of pair i are rotated by p / theta^(2i/k) (§3.2.2). They are channel i of the first half and of the
+    second half of a head, or neighbours where channels are interleaved.
     """
 
     theta: float = setting(
@@ -26,6 +27,7 @@ class Rotary(PositionEncoding):
     share: float = setting(
         1.0, "share of a head's channels that are rotated, the first of them", gt=0, le=1, source="GPT-NeoX: 0.25"
     )
+    interleaved: bool = setting(False, "pairs are channels 2i and 2i + 1", source="Su et al. 2021, §3.2.2; DeepSeek")
     stretch: Annotated[Stretch | None, OneOf(STRETCHES)] = setting(
         None, "how wavelengths are stretched for a longer context"
     )
@@ -51,7 +53,7 @@ class Rotary(PositionEncoding):
         """Rotate each pair of channels."""
         import jax.numpy as jnp
 
-        rotated = self._rotated_channels(x.shape[-1])
+        rotated = self.rotated_channels(x.shape[-1])
         rates = frequencies(rotated, self.theta)
         if self.stretch is not None:
             rates = self.stretch.stretch(rates, self.theta)
@@ -61,17 +63,33 @@ class Rotary(PositionEncoding):
         if self.stretch is not None and self.stretch.scale != 1:
             cos *= self.stretch.scale
             sin *= self.stretch.scale
-        first, second = jnp.split(x[..., :rotated].astype(jnp.float32), 2, axis=-1)
+        channels = x[..., :rotated].astype(jnp.float32)
+        if self.interleaved:
+            first = channels[..., ::2]
+            second = channels[..., 1::2]
+        else:
+            first, second = jnp.split(channels, 2, axis=-1)
         halves = [(first * cos - second * sin).astype(x.dtype), (second * cos + first * sin).astype(x.dtype)]
-        return jnp.concatenate([*halves, x[..., rotated:]], axis=-1)
+        if self.interleaved:
+            rotated_pairs = jnp.stack(halves, axis=-1).reshape(channels.shape)
+        else:
+            rotated_pairs = jnp.concatenate(halves, axis=-1)
+        return jnp.concatenate([rotated_pairs, x[..., rotated:]], axis=-1)
 
-    def _rotated_channels(self, head_dim: int) -> int:
+    @property
+    def score_scale(self) -> float:
+        """Return the factor of the stretch."""
+        if self.stretch is None:
+            return 1.0
+        return self.stretch.score_scale
+
+    def rotated_channels(self, head_dim: int) -> int:
         """Return the number of channels that are rotated: `share` of them, rounded down as in GPT-NeoX's code."""
         return int(head_dim * self.share)
 
     def model_problems(self, model: "ModelConfig") -> Iterator[str]:
         """Yield an odd number of rotated channels, or none."""
-        rotated = self._rotated_channels(model.head_dim)
+        rotated = self.rotated_channels(model.head_dim)
         if rotated % 2 or not rotated:
             share = "" if self.share == 1 else f" times share {self.share}"
             yield f"rotary positions need an even head_dim{share}, found {rotated} of {model.head_dim}"

@@ -24,6 +24,11 @@ class Stretch(Config):
         return 1.0
 
     @property
+    def score_scale(self) -> float:
+        """Return the factor on attention scores, which also are products of channels that are not rotated."""
+        return 1.0
+
+    @property
     def max_length(self) -> int | None:
         """Return the longest row that the stretch can serve; None: any."""
         return None
@@ -107,7 +112,14 @@ class YarnStretch(Stretch):
     fast: float = setting(32.0, "turns above which a pair is unchanged", gt=0)
     slow: float = setting(1.0, "turns below which a pair is stretched in full", gt=0)
     attention_factor: float | None = setting(
-        None, "factor on rotated queries and keys; null takes 0.1 ln(factor) + 1", gt=0, source="§3.4"
+        None,
+        "factor on rotated queries and keys; null takes 0.1 · mscale · ln(factor) + 1 over the same of mscale_all_dim",
+        gt=0,
+        source="§3.4",
+    )
+    mscale: float = setting(1.0, "growth of rotated channels with the logarithm of `factor`", ge=0)
+    mscale_all_dim: float = setting(
+        0.0, "the same of all channels of queries and keys, rotated or not", ge=0, source="DeepSeek-V2's code"
     )
     whole_pairs: bool = setting(True, "the ramp begins and ends at whole numbers of pairs, as in YaRN's code")
 
@@ -137,9 +149,16 @@ class YarnStretch(Stretch):
         """Return `attention_factor`, or its default."""
         if self.attention_factor is not None:
             return self.attention_factor
-        if self.factor <= 1:
-            return 1.0
-        return 0.1 * math.log(self.factor) + 1.0
+        return self._growth(self.mscale) / self._growth(self.mscale_all_dim)
+
+    @property
+    def score_scale(self) -> float:
+        """Return the square of the factor on all channels: queries and keys both have it."""
+        return self._growth(self.mscale_all_dim) ** 2
+
+    def _growth(self, mscale: float) -> float:
+        """Return 0.1 · mscale · ln(factor) + 1; 1 where nothing is stretched."""
+        return 0.1 * mscale * math.log(max(self.factor, 1.0)) + 1.0
 
 
 STRETCHES: dict[str, type[Stretch]] = {
