@@ -16,7 +16,7 @@ from t5x_lite.convert.config_table import Settings
 from t5x_lite.data.tokenizer_settings import read_tokenizer_settings
 from t5x_lite.errors import UserError
 from t5x_lite.files import read_json, read_json_object
-from t5x_lite.models.config import HeadConfig
+from t5x_lite.models.head_config import HeadConfig
 from t5x_lite.schema import first_problem
 
 MODULES_FILE = "modules.json"

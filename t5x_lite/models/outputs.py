@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from t5x_lite.models.config import SPAN_POSITIONS, HeadConfig, ModelConfig
+from t5x_lite.models.config import SPAN_POSITIONS, ModelConfig
+from t5x_lite.models.head_config import HeadConfig
 from t5x_lite.models.layers import ACTIVATIONS, Embed, Linear, Norm, Weight, dropout, weight
 from t5x_lite.models.mixers import StateMixer
 from t5x_lite.models.mixers.module import MixerModule

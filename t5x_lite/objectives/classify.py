@@ -5,7 +5,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from t5x_lite.models.config import HeadConfig, ModelConfig
+from t5x_lite.models.config import ModelConfig
+from t5x_lite.models.head_config import HeadConfig
 from t5x_lite.objectives.framing import frame_texts
 from t5x_lite.objectives.model_protocols import Batch, DropoutKey, LossSettings, TaskModel, TokenLoss
 from t5x_lite.objectives.objective import ExampleContext, Features

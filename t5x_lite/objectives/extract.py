@@ -7,7 +7,8 @@ import numpy as np
 from jaxtyping import Int
 
 from t5x_lite.errors import UserError
-from t5x_lite.models.config import Family, HeadConfig, ModelConfig
+from t5x_lite.models.config import Family, ModelConfig
+from t5x_lite.models.head_config import HeadConfig
 from t5x_lite.objectives.framing import encoder_frame_size, frame_texts, task_frame
 from t5x_lite.objectives.model_protocols import Array, Batch, DropoutKey, LossSettings, TaskModel, TokenLoss
 from t5x_lite.objectives.objective import ExampleContext, Features

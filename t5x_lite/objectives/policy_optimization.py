@@ -11,7 +11,8 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 
 from t5x_lite.errors import UserError
-from t5x_lite.models.config import Family, HeadConfig, ModelConfig
+from t5x_lite.models.config import Family, ModelConfig
+from t5x_lite.models.head_config import HeadConfig
 from t5x_lite.objectives.model_protocols import Array, Batch, DropoutKey, LossSettings, TokenLoss
 from t5x_lite.objectives.objective import ExampleContext, ExampleLengths, Features
 from t5x_lite.objectives.supervised import Answer, Coder, Record, Supervised

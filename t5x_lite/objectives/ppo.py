@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from t5x_lite.models.config import HeadConfig, ModelConfig
+from t5x_lite.models.config import ModelConfig
+from t5x_lite.models.head_config import HeadConfig
 from t5x_lite.objectives.answer_rows import (
     answer_rows,
     answer_states,

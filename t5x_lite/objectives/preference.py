@@ -10,7 +10,8 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from t5x_lite.errors import UserError
-from t5x_lite.models.config import Family, HeadConfig, ModelConfig
+from t5x_lite.models.config import Family, ModelConfig
+from t5x_lite.models.head_config import HeadConfig
 from t5x_lite.objectives.comparison import Comparison
 from t5x_lite.objectives.features import pad, stacked, token_features
 from t5x_lite.objectives.framing import soft_tokens

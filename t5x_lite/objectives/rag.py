@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from t5x_lite.errors import UserError
-from t5x_lite.models.config import Family, HeadConfig, ModelConfig
+from t5x_lite.models.config import Family, ModelConfig
+from t5x_lite.models.head_config import HeadConfig
 from t5x_lite.objectives.features import stacked
 from t5x_lite.objectives.framing import soft_tokens
 from t5x_lite.objectives.model_protocols import Array, Batch, DropoutKey, LanguageModel, LossSettings, TokenLoss

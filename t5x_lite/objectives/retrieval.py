@@ -5,7 +5,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from t5x_lite.models.config import HeadConfig, ModelConfig
+from t5x_lite.models.config import ModelConfig
+from t5x_lite.models.head_config import HeadConfig
 from t5x_lite.objectives.features import stacked
 from t5x_lite.objectives.model_protocols import Array, Batch, DropoutKey, LossSettings, TokenLoss
 from t5x_lite.objectives.objective import ExampleContext, Features

@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import Float
 
 from t5x_lite.errors import UserError
-from t5x_lite.models.config import Family, HeadConfig, ModelConfig
+from t5x_lite.models.config import Family, ModelConfig
+from t5x_lite.models.head_config import HeadConfig
 from t5x_lite.objectives.model_protocols import Array, Batch, DropoutKey, LossSettings, TaskModel, TokenLoss
 from t5x_lite.objectives.objective import ExampleContext, ExampleLengths, Features, Objective, TokenRow
 from t5x_lite.schema import setting

@@ -6,7 +6,8 @@ from typing import Annotated, ClassVar
 import numpy as np
 from jaxtyping import Int
 
-from t5x_lite.models.config import HeadConfig, ModelConfig
+from t5x_lite.models.config import ModelConfig
+from t5x_lite.models.head_config import HeadConfig
 from t5x_lite.models.mixers import MIXERS, Mixer
 from t5x_lite.objectives.framing import frame_texts, task_frame
 from t5x_lite.objectives.model_protocols import Array, Batch, DropoutKey, LossSettings, TaskModel, TokenLoss

@@ -11,7 +11,7 @@ from t5x_lite import config as configuration
 from t5x_lite.adapt import ADAPTATIONS
 from t5x_lite.cli import COMMANDS, main
 from t5x_lite.convert.imported_run import write_run
-from t5x_lite.models.config import HeadConfig
+from t5x_lite.models.head_config import HeadConfig
 from t5x_lite.models.positions import POSITIONS
 from t5x_lite.models.spec import init_params
 from t5x_lite.objectives import OBJECTIVES

@@ -14,7 +14,7 @@ from t5x_lite.api import Model
 from t5x_lite.cli import main
 from t5x_lite.errors import UserError
 from t5x_lite.evaluate.probe import pooled_layer_states, token_layer_states
-from t5x_lite.models.config import HeadConfig
+from t5x_lite.models.head_config import HeadConfig
 from t5x_lite.models.layer_mix import LayerMean, ScalarMix
 from t5x_lite.models.spec import model_spec
 from t5x_lite.trees import flatten_names, unflatten_names

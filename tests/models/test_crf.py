@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from t5x_lite.models.config import HeadConfig, ModelConfig
+from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.crf import best_tags, log_likelihood
+from t5x_lite.models.head_config import HeadConfig
 from t5x_lite.models.outputs import TaskOutput
 
 CLASSES = 3
