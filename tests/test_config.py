@@ -200,7 +200,7 @@ def test_the_items_of_a_list_are_explained_with_their_settings() -> None:
     explanations = {explanation.key: explanation for explanation in schema.explain(config.RunConfig)}
     evaluators = explanations["eval.evaluators"]
     assert (evaluators.type, evaluators.default) == (
-        "list of validation | tasks | perplexity | few_shot | blimp | samples | cloze | attention_map",
+        "list of validation | tasks | perplexity | few_shot | blimp | samples | cloze | attention_map | memorisation",
         "[]",
     )
     assert explanations["eval.evaluators.N.few_shot.tasks"].default == "required"

@@ -298,6 +298,7 @@ def test_a_component_is_one_file_and_one_entry(kind: str, tiny_config: Path, tin
     check_extensions([EXTENSIONS[kind]], tiny_config, tiny_run, tmp_path)
 
 
+@pytest.mark.slow
 def test_an_adaptation_method_is_one_file_and_one_entry(tiny_config: Path, tiny_run: Path, tmp_path: Path) -> None:
     check_extensions([EXTENSIONS["adaptation method"]], tiny_config, tiny_run, tmp_path)
 

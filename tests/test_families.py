@@ -29,6 +29,7 @@ def load(name: str, *overrides: str) -> RunConfig:
     return configuration.load(STUDY / f"{name}.yaml", list(overrides))
 
 
+@pytest.mark.slow
 def test_the_sweep_has_every_config_at_three_rates() -> None:
     runs = expand(sweeps.load(STUDY / SWEEP))
     assert len({run.name for run in runs}) == len(runs) == 3 * len(NAMES)

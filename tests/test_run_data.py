@@ -16,6 +16,7 @@ from t5x_lite.run_dir import check_run_dir, create_run_dir, open_run
 from tests.conftest import Shell
 
 
+@pytest.mark.slow
 def test_a_rerun_with_more_text_keeps_the_tokenizer(
     tiny_config: Path, prose: Path, tmp_path: Path, t5x_lite: Shell
 ) -> None:

@@ -98,7 +98,7 @@ def _format_default(field: FieldInfo, one_of: OneOf | None) -> str:
         return "required"
     if isinstance(field.default, tuple):
         return f"[{', '.join(_format_value(item, one_of) for item in field.default)}]"
-    return _format_value(field.default, one_of)
+    return _format_value(field.default, one_of).replace("\n", r"\n")  # a line each
 
 
 def _format_value(value: object, one_of: OneOf | None) -> str:

@@ -128,6 +128,7 @@ def rewound(run_dir: Path) -> RewoundState:
     return rewind(config, make_mesh(config.mesh), steps_of(run_dir))
 
 
+@pytest.mark.slow
 def test_each_round_prunes_a_fifth_of_what_the_trained_weights_before_it_have_left(
     rounds: list[Path], tiny_run: Path
 ) -> None:
@@ -147,6 +148,7 @@ def test_each_round_prunes_a_fifth_of_what_the_trained_weights_before_it_have_le
         assert not (second[name] & ~mask).any()
 
 
+@pytest.mark.slow
 def test_a_round_begins_with_the_early_weights_and_optimizer_and_its_pruned_weights_stay_zero(
     rounds: list[Path], tiny_run: Path
 ) -> None:

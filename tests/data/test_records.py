@@ -291,7 +291,7 @@ BAD_INPUT: dict[str, tuple[dict[str, Any], str, tuple[str, ...], str]] = {
     ),
     "files": ({}, "", ("data.files=[]", "data.validation_files=[]"), "names no TFDS builder; give data.files"),
     "no task": ({}, "", ("tasks=sst3",), "no task 'sst3'; did you mean sst2"),
-    "no task at all": ({}, "", ("tasks=zzzzzz",), "no task 'zzzzzz'; there are ag_news, boolq, .*wsc. A YAML file"),
+    "no task at all": ({}, "", ("tasks=zzzzzz",), "no task 'zzzzzz'; there are ag_news, .*wsc. A YAML file"),
     "heads": ({}, "", ("tasks=[sst2,cola]", "task_form=head"), "learnt together in text form alone"),
     "no text": ({}, "", ("tasks=[sst2,conll2003]", "model.family=encoder_decoder"), "conll2003 has no text form"),
     "head of T5": ({}, "", ("task_form=head", "model.family=encoder_decoder"), "a head is for an encoder or a decoder"),

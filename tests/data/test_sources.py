@@ -197,6 +197,7 @@ def test_the_standard_library_has_source_and_documentation() -> None:
     assert len(topics) > 50
 
 
+@pytest.mark.slow
 def test_tfds_is_read_and_trained_on_without_tensorflow(tmp_path: Path, tiny_config: Path) -> None:
     code = f"""
 import sys

@@ -45,7 +45,7 @@ def compare_in_processes(family: str, processes: int) -> None:
 @pytest.mark.parametrize(
     ("family", "processes"),
     [
-        ("decoder", 1),
+        pytest.param("decoder", 1, marks=pytest.mark.slow),
         pytest.param("window", 1, marks=pytest.mark.slow),
         pytest.param("encoder_decoder", 1, marks=pytest.mark.slow),
         pytest.param("encoder_decoder", 2, marks=pytest.mark.slow),

@@ -115,6 +115,7 @@ def answer_without_cache(model: Model, records: list[tuple[str, int]], soft_toke
     return answers, float(np.mean(losses))
 
 
+@pytest.mark.slow
 def test_a_t5_generates_its_answers(t5: Path, records: list[tuple[str, int]]) -> None:
     expected, loss = answer_without_cache(load(t5), records)
     assert read_predictions(t5, records) == expected

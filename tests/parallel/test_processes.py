@@ -226,6 +226,7 @@ def test_a_killed_process_is_named_and_all_start_again(tiny_config: Path, undist
     assert lines(tmp_path / "run")[-1]["goodput/lost_seconds"] > 0
 
 
+@pytest.mark.slow
 def test_sigterm_to_one_saves_the_same_step_on_all(tiny_config: Path, undisturbed: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     overrides = (f"run_dir={run}", *LONGER[:2], "checkpoint.every_steps=1000")

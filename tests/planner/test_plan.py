@@ -85,6 +85,7 @@ def test_gpus_are_planned_by_formula(t5x_lite: Shell) -> None:
     assert modelled["mfu_causal_half"] == pytest.approx(0.75)
 
 
+@pytest.mark.slow
 def test_products_in_8_bits_take_the_time_of_the_chip_s_own_units(t5x_lite: Shell) -> None:
     """GPT-3 XL on 16 H100: 24 layers with 12 · 2048² weights, at 1979 instead of 989 TFLOP/s."""
     options = ("mesh.data=1", "mesh.fsdp=16", "model.remat=none", "train.batch_size=64")

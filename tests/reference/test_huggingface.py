@@ -60,6 +60,9 @@ SLOW_MODELS = {
     "Mamba-2, tied",
     "Hawk",
     "DeepSeek-V2-Lite",
+    "DeepSeek-V3",
+    "RecurrentGemma",
+    "Gemma 3",
     "DeepSeek-V3, halves",
 }
 """Variants of models that other tests compare too."""
@@ -266,7 +269,7 @@ def test_tensors_that_do_not_fit_are_all_named_in_one_error(llama: Case, tmp_pat
         ({}, "config.json: cannot be read"),
         ({"config.json": "{"}, "config.json: cannot be read"),
         ({"config.json": '{"model_type": "resnet"}'}, "'resnet' is not one of t5, mt5"),
-        ({"config.json": '{"model_type": "gpt_neoxx"}'}, "gemma3_text; did you mean gpt_neox?"),
+        ({"config.json": '{"model_type": "gpt_neoxx"}'}, "gpt_oss; did you mean gpt_neox?"),
         ({"config.json": '{"model_type": "gpt2"}', "pytorch_model.bin": ""}, "no .safetensors file is there"),
         ({"config.json": '{"model_type": "gpt2"}', "model.safetensors": "torn"}, "model.safetensors: cannot be read"),
     ],

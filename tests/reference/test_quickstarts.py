@@ -32,6 +32,7 @@ EXPORTED = [
     ("finetune/quickstart_encoder", "BertForMaskedLM"),
     ("finetune/quickstart_contrastive", "BertModel"),
     ("finetune/quickstart_scratch", "BertForSequenceClassification"),
+    ("finetune/quickstart_retrieval", "BertModel"),
 ]
 """Quickstarts, and their class in Transformers."""
 POOLER = ("objective.classify.transform=true",)

@@ -17,6 +17,7 @@ from t5x_lite.trees import flatten_names
 from tests.retrieval.conftest import passage
 
 
+@pytest.mark.slow
 def test_both_towers_begin_as_the_adapted_run_and_train(
     retriever_run: Path, retriever_config: Path, collection: Path, tmp_path: Path
 ) -> None:

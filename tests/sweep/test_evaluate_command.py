@@ -65,6 +65,7 @@ def records_of(run: Path, task: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "eval/12" / f"{task}.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_results_that_eval_has_cached_are_collected_and_drawn(
     sweep_folder: Path, tasks: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -30,6 +30,7 @@ def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_fit_prints_one_json_object_and_writes_it_with_a_figure(
     table: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -51,6 +51,7 @@ def test_a_run_resumes_on_the_text_that_it_began_with_and_on_no_other(
     assert "resumed from step 2" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_changed_data_of_a_task_can_be_accepted(
     tiny_config: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

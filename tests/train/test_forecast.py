@@ -70,6 +70,7 @@ def test_forecasts_take_a_hundredth_of_the_time_at_most(tmp_path: Path, monkeypa
     assert forecast.run(model).metrics
 
 
+@pytest.mark.slow
 def test_a_run_writes_and_shows_its_forecasts(
     tiny_config: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

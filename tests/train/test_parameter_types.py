@@ -123,6 +123,7 @@ def test_the_loss_in_bfloat16_is_close_to_that_in_float32() -> None:
     np.testing.assert_allclose(losses, exact_losses, atol=0.1 * exact_losses[0])
 
 
+@pytest.mark.slow
 def test_gradients_summed_in_bfloat16_differ_by_its_rounding() -> None:
     """Four roundings of relative 2^-9 each in the sum: the norm of the gradient differs by less than 1 %."""
     batch = causal_batch()
