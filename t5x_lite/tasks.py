@@ -42,6 +42,11 @@ class TaskSpec(Config):
         ..., "what a model with a head learns, or text_to_text"
     )
     inputs: str = setting("", "text form: the inputs, roles in braces")
+    instructions: Strings = setting(
+        (),
+        "text form: other inputs, in words; a training example has `inputs` or one of these at random",
+        source="FLAN, Wei et al. 2022, §2.1",
+    )
     targets: str = setting("", "text form of text_to_text: the targets, roles in braces; else the label as a text")
     target_len: Int = setting(16, "text form: longest targets, EOS included", unit="tokens", ge=2)
     metrics: Strings = setting(..., "names in evaluate/metrics.py; [] measures the validation loss alone")
@@ -53,21 +58,30 @@ class TaskSpec(Config):
             yield "objective text_to_text needs `inputs` and `targets`"
         if not isinstance(objective, Supervised | TextToText):
             yield f"objective {objective.name} learns from running text, not from records"
-        needed = roles_in(self.inputs) | roles_in(self.targets)
+        needed = roles_in(self.targets)
+        for template in self.input_forms:
+            needed |= roles_in(template)
         needed -= {"choices"}
+        if self.instructions and not self.inputs:
+            yield "`instructions` are beside `inputs`, which are missing"
         if isinstance(objective, Supervised):
             needed |= set(objective.roles)
         missing = needed - set(self.columns)
         if missing:
             yield f"`columns` has no role {', '.join(sorted(missing))}"
 
-    def text(self, record: Record) -> tuple[str, str]:
-        """Return the inputs and the targets of a record in text form."""
+    @property
+    def input_forms(self) -> tuple[str, ...]:
+        """Return the templates of the inputs; the first is that of evaluation."""
+        return (self.inputs, *self.instructions)
+
+    def text(self, record: Record, form: int = 0) -> tuple[str, str]:
+        """Return the inputs, by the template of this number, and the targets of a record in text form."""
         if isinstance(self.objective, Supervised):
             targets = self.objective.to_text(record)
         else:
             targets = self._references(record)[0]
-        return _fill(self.inputs, record), targets
+        return _fill(self.input_forms[form], record), targets
 
     def reference(self, record: Record) -> Answer:
         """Return what metrics compare with; a list if any of several targets is right."""

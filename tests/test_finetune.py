@@ -86,6 +86,16 @@ def test_ulmfits_stages_fit_its_language_model(tmp_path: Path) -> None:
     assert added in {3 * 400 * 2 + 2, 3 * 400 * 2 + 2 - output_bias}
 
 
+def test_instructions_are_learnt_by_a_language_model_in_several_wordings(tmp_path: Path) -> None:
+    """Wei et al. 2022, §2.1: each task has several templates, and counts as at most 3000 examples."""
+    (tmp_path / "config.yaml").write_text(configuration.dump(configuration.load(CONFIGS / "llama3/3.2_1b.yaml")))
+    config = configuration.load(CONFIGS / "finetune/flan.yaml", [f"adapt.from={tmp_path}"])
+    assert isinstance(config.objective, TextToText)
+    assert config.data.mixture_limit == 3000
+    for name in config.tasks:
+        assert len(set(tasks.find_task(name).input_forms)) >= 3
+
+
 def read_stated_epochs(name: str) -> list[tuple[int, int, int]]:
     """Return (epochs, examples, batch size) of each statement `3 epochs of 1,000 examples in batches of 32`."""
     comment_lines = re.findall(r"^# (.*)", (CONFIGS / "finetune" / f"{name}.yaml").read_text(), re.M)

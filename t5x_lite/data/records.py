@@ -134,7 +134,8 @@ def _read_files(patterns: Sequence[str], name: str, task: TaskSpec, columns: Seq
 class TaskRows:
     """Example g of the global training order of tasks, for any g ≥ 0, as `pipeline.TrainingRows` is for text.
 
-    A record of several examples (windows of a long text) gives one of them, drawn again in each epoch.
+    A record of several examples (windows of a long text) gives one of them, and a task of several forms of its inputs
+    gives one form. Both are drawn again in each epoch.
     """
 
     data: "TaskData"
@@ -142,10 +143,12 @@ class TaskRows:
 
     def __getitem__(self, g: int) -> Features:
         task, epoch, number = self.order[g]
-        examples = self.data.examples(self.data.training[task], number)
-        if len(examples) == 1:
-            return examples[0]
+        records = self.data.training[task]
         rng = np.random.default_rng((self.data.settings.seed, task, epoch, number))
+        form = 0
+        if records.task.instructions:
+            form = int(rng.integers(len(records.task.input_forms)))
+        examples = self.data.examples(records, number, form)
         return examples[rng.integers(len(examples))]
 
 
@@ -221,8 +224,8 @@ class TaskData:
         """None: the loss is not that of every token of a text."""
         return None
 
-    def examples(self, records: TaskRecords, number: int) -> list[Features]:
-        """Return the examples of a record.
+    def examples(self, records: TaskRecords, number: int, form: int = 0) -> list[Features]:
+        """Return the examples of a record, in text form with the inputs of this number.
 
         Raises:
             UserError: a record that the objective refuses, such as one with an unknown label; names the record.
@@ -230,7 +233,7 @@ class TaskData:
         record = records[number]
         try:
             if isinstance(self.objective, TextToText):
-                inputs, targets = records.task.text(record)
+                inputs, targets = records.task.text(record, form)
                 return [self.objective.records_example(inputs, targets, self.coder, self.context)]
             assert isinstance(self.objective, Supervised)
             return self.objective.examples(record, self.coder, self.context)

@@ -238,6 +238,24 @@ def test_each_epoch_has_every_record_once_in_another_order(tmp_path: Path) -> No
     assert first_epoch != second_epoch != texts
 
 
+def test_each_wording_of_a_task_is_as_likely_and_drawn_again_in_each_epoch(tmp_path: Path) -> None:
+    """Wei et al. 2022, §2.1: an example is formatted by a template that is chosen at random for it."""
+    texts = [f"{n:03d}" for n in range(200)]
+    (tmp_path / "train.jsonl").write_text("\n".join(json.dumps({"sentence": t, "label": "no"}) for t in texts))
+    task = write_task(tmp_path / "sentences.yaml", inputs="a{text}", instructions=["b{text}", "c{text}"])
+    data = open_tasks(load_config(tmp_path, task, "task_form=text"))
+    rows = data.rows()
+    wordings = [Bytes().decode(rows[g]["tokens"])[:4] for g in range(600)]
+    assert [Bytes().decode(data.rows()[g]["tokens"])[:4] for g in (0, 599)] == [wordings[0], wordings[599]]
+    counts = Counter(wording[0] for wording in wordings)
+    # 200 expected of each, with a standard deviation of sqrt(600 · 1/3 · 2/3) = 11.5.
+    assert counts.keys() == {"a", "b", "c"}
+    assert all(abs(count - 200) < 4 * 11.5 for count in counts.values())
+    assert len(set(wordings)) > 400  # of 600: the chance that a text has one wording in all three epochs is 1/9
+    evaluated = [features["tokens"][0] for _, features in data.validation().examples(data.held_out[0])]
+    assert {Bytes().decode(np.array([token])) for token in evaluated} == {"a"}
+
+
 def test_validation_has_every_record_in_order_and_fills_the_last_batch(
     open_three_tasks: OpenTasks, tmp_path: Path
 ) -> None:
@@ -291,6 +309,7 @@ BAD_INPUT: dict[str, tuple[dict[str, Any], str, tuple[str, ...], str]] = {
     ),
     "files": ({}, "", ("data.files=[]", "data.validation_files=[]"), "names no TFDS builder; give data.files"),
     "no task": ({}, "", ("tasks=sst3",), "no task 'sst3'; did you mean sst2"),
+    "instructions without inputs": ({"inputs": "", "instructions": ["a {text}"]}, "", (), "beside `inputs`"),
     "no task at all": ({}, "", ("tasks=zzzzzz",), "no task 'zzzzzz'; there are ag_news, .*wsc. A YAML file"),
     "heads": ({}, "", ("tasks=[sst2,cola]", "task_form=head"), "learnt together in text form alone"),
     "no text": ({}, "", ("tasks=[sst2,conll2003]", "model.family=encoder_decoder"), "conll2003 has no text form"),
