@@ -114,6 +114,7 @@ def test_layers_that_an_adaptation_mixes_are_not_cut_into_stages() -> None:
         RunConfig.model_validate({**settings, "mesh": {"pipeline": 2}})
 
 
+@pytest.mark.slow
 def test_the_states_of_layers_in_stages_are_those_of_one_device() -> None:
     process = run_on_eight_devices("layer_states_in_stages.py")
     assert process.stdout == "equal\n", process.stderr

@@ -40,6 +40,7 @@ SLOW_MODELS = {
     "BERT, MLM alone",
     "ALBERT, groups",
     "ELECTRA generator",
+    "EuroBERT",
     "EuroBERT, tied",
     "Llama, biases",
     "Llama, linear",
@@ -73,8 +74,9 @@ COMPARED_MODELS = [
     for name in TINY_MODELS
     if name != "Switch, room for all"
 ]
-GENERATING_MODELS = ["T5 v1.0", "GPT-2", "Switch, room for all", "Mixtral"]
+GENERATING_MODELS = ["GPT-2", "Switch, room for all", "Mixtral"]
 SLOW_GENERATING_MODELS = (
+    "T5 v1.0",
     "T5 v1.1",
     "Llama 2",
     "Gemma 2",
