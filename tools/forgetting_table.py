@@ -1,8 +1,8 @@
 """Adapt a small decoder to SST-2 by every method and seed, and print what each learns and forgets.
 
-The table is that of docs/results/adaptation.md. Runs that are complete are not trained again.
+The table is that of docs/results/quality.md. Runs that are complete are not trained again.
 
-python tools/adaptation_table.py BASE TRAIN.tsv DEV.tsv [--methods full,lora] [--seeds 0,1,2] [--to FOLDER]
+python tools/forgetting_table.py BASE TRAIN.tsv DEV.tsv [--methods full,lora] [--seeds 0,1,2] [--to FOLDER]
 """
 
 import argparse
