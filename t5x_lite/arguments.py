@@ -5,6 +5,7 @@ from typing import TypeAlias
 
 import t5x_lite
 from t5x_lite.argument_types import local_path as _local_path
+from t5x_lite.argument_types import positive_number
 from t5x_lite.decode.options import add_decoding_options
 from t5x_lite.errors import UserError
 from t5x_lite.evaluate.config import EVAL_ARGUMENTS
@@ -180,6 +181,11 @@ def _add_embed(commands: Commands) -> None:
         nargs="+",
         help="layer whose states to use, counted from 1, or from the end as -1; of several, the mean (default: last)",
     )
+    parser.add_argument(
+        "--word",
+        help="instead of vectors, print the nearest words, in context, of each place where this one is",
+    )
+    parser.add_argument("-k", type=positive_number, default=5, help="words to print for --word (default %(default)s)")
 
 
 def _add_probe(commands: Commands) -> None:

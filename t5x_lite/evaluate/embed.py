@@ -18,6 +18,7 @@ from t5x_lite.errors import UserError
 from t5x_lite.evaluate.batched_function import BatchedFunction, Features
 from t5x_lite.evaluate.evaluation_model import EvaluationModel
 from t5x_lite.evaluate.layer_states import compute_layer_states, is_text
+from t5x_lite.evaluate.token_offsets import token_offsets
 from t5x_lite.files import check_is_file, check_not_input
 from t5x_lite.models import outputs
 from t5x_lite.models.spec import ModelSpec
@@ -89,7 +90,8 @@ def embed_file(
 ) -> tuple[int, ...]:
     """Embed each line of a file, write the embeddings, and return their shape.
 
-    The result is an .npy of `[texts, embed]`. With pool `none` it is an .npz of `states` `[tokens, embed]` and
+    The result is an .npy of `[texts, embed]`. With pool `none` it is an .npz of `states` `[tokens, embed]`, the
+    `tokens` that they are of, their `offsets` `[tokens, 2]` in characters of their text (see `token_offsets`), and
     `borders` `[texts + 1]`: the states of text n are `states[borders[n] : borders[n + 1]]`.
 
     Raises:
@@ -99,24 +101,41 @@ def embed_file(
     if to.suffix != suffix:
         raise UserError(f"--to {to}: pool {pool} makes an {suffix} file")
     check_not_input(to, file)
-    check_is_file(file)
-    try:
-        content = file.read_text(encoding="utf-8", errors="replace").removeprefix(BYTE_ORDER_MARK)
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read: {error.strerror}") from None
-    texts = content.removesuffix("\n").split("\n")  # `splitlines` also splits at form feeds and U+2028
-    if not content:
-        raise UserError(f"{file}: holds no text; each line is one")
+    texts = read_texts(file)
     embeddings = embed(model, texts, pool, layer)
     try:
         if isinstance(embeddings, np.ndarray):
             np.save(to, embeddings)
             return embeddings.shape
         states = np.concatenate(embeddings)
-        np.savez(to, states=states, borders=np.cumsum([0, *map(len, embeddings)]))
+        rows = encode_texts(model, texts, model.window, warns=False)
+        offsets = [token_offsets(model.tokenizer, text, row["tokens"]) for text, row in zip(texts, rows, strict=True)]
+        np.savez(
+            to,
+            states=states,
+            tokens=np.concatenate([row["tokens"] for row in rows]),
+            offsets=np.concatenate(offsets),
+            borders=np.cumsum([0, *map(len, embeddings)]),
+        )
         return states.shape
     except OSError as error:
         raise UserError(f"{to}: cannot be written: {error.strerror}") from None
+
+
+def read_texts(file: Path) -> list[str]:
+    """Return the lines of a file.
+
+    Raises:
+        UserError: it cannot be read, or has no line.
+    """
+    check_is_file(file)
+    try:
+        content = file.read_text(encoding="utf-8", errors="replace").removeprefix(BYTE_ORDER_MARK)
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read: {error.strerror}") from None
+    if not content:
+        raise UserError(f"{file}: holds no text; each line is one")
+    return content.removesuffix("\n").split("\n")  # `splitlines` also splits at form feeds and U+2028
 
 
 def count_layers(model: EvaluationModel) -> int:
@@ -160,8 +179,8 @@ def _layers_to_run(model: EvaluationModel, layer: int | None) -> int | None:
     return None if number == last else number
 
 
-def encode_texts(model: EvaluationModel, texts: Sequence[str], length: int) -> list[Features]:
-    """Return the features of each text, cut to `length` tokens."""
+def encode_texts(model: EvaluationModel, texts: Sequence[str], length: int, *, warns: bool = True) -> list[Features]:
+    """Return the features of each text, cut to `length` tokens; the number of cut texts is logged if `warns`."""
     rows: list[Features] = []
     truncated = 0
     for text in texts:
@@ -170,7 +189,7 @@ def encode_texts(model: EvaluationModel, texts: Sequence[str], length: int) -> l
             truncated += 1
             token_ids = _cut_end(token_ids, length, model.config.model.family)
         rows.append({"tokens": token_ids, "segment_ids": np.ones_like(token_ids)})
-    if truncated:
+    if truncated and warns:
         logging.warning("%d of %d texts lost their end: the model reads %d tokens", truncated, len(texts), length)
     return rows
 

@@ -1,5 +1,6 @@
 """Embeddings against the hidden states of Hugging Face Transformers."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from t5x_lite.api import Model
 from t5x_lite.cli import main
 from t5x_lite.errors import UserError
 from t5x_lite.evaluate.probe import pooled_layer_states, token_layer_states
+from t5x_lite.evaluate.word_neighbours import find_neighbours
 from t5x_lite.models.head_config import HeadConfig
 from t5x_lite.models.layer_mix import LayerMean, ScalarMix
 from t5x_lite.models.spec import model_spec
@@ -136,6 +138,12 @@ def test_the_command_writes_files(
     assert main(["embed", run, str(file), "--pool=none", "--layer=1", "--to", str(tmp_path / "all.npz")]) == 0
     with np.load(tmp_path / "all.npz") as arrays:
         assert arrays["borders"].tolist() == np.cumsum([0, *(x.shape[1] for x in states)]).tolist()
+        assert len(arrays["tokens"]) == len(arrays["offsets"]) == arrays["borders"][-1]
+        for number, text in enumerate(TEXTS):
+            offsets = arrays["offsets"][arrays["borders"][number] : arrays["borders"][number + 1]]
+            assert (offsets[[0, -1]] == -1).all()  # [CLS] and [SEP]
+            words = [text[start:stop] for start, stop in offsets[1:-1].tolist()]
+            assert "".join(words).split() == "".join(text.split()).split()
         np.testing.assert_allclose(arrays["states"], np.concatenate([x[1] for x in states]), atol=2e-5)
     for arguments in (["no.txt"], [str(file), "--to=x.npz"], [str(file), "--pool=all"]):
         assert main(["embed", run, *arguments]) == 2
@@ -205,3 +213,33 @@ def test_the_states_of_all_layers_equal_transformers(bert: tuple[Model, list[np.
     np.testing.assert_allclose(words, expected, atol=2e-5)
     assert [WORDS[token] for token in ids] == [*TEXTS[0].split(), *TEXTS[1].split()]
     assert numbers.tolist() == [0] * 4 + [1] * 10
+
+
+def test_the_nearest_words_in_context_are_those_of_all_by_cosine(
+    bert: tuple[Model, list[np.ndarray]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The states are those of Transformers; each word's vector is the mean over the tokens between its borders."""
+    model, states = bert
+    vectors = []
+    words = []
+    for text, layers in zip(TEXTS, states, strict=True):
+        _, places = model.tokenizer.encode_placed(text)
+        for match in re.finditer(r"\w+", text):
+            inside = [n for n, (start, stop) in enumerate(places) if start >= match.start() and stop <= match.end()]
+            vectors.append(layers[-1][1:-1][inside].mean(0))
+            words.append(match[0])
+    word = words[0]
+    unit = np.stack(vectors) / np.linalg.norm(vectors, axis=1, keepdims=True)
+    cosines = unit @ unit[0]
+    expected = sorted(zip(cosines[1:].tolist(), words[1:], strict=True), reverse=True)[:2]
+    neighbours = find_neighbours(model, TEXTS, word, 2)
+    occurrence, nearest = neighbours[0]
+    assert (occurrence.word, occurrence.text, occurrence.start) == (word, 0, TEXTS[0].index(word))
+    assert [other.word for _, other in nearest] == [other for _, other in expected]
+    np.testing.assert_allclose([cosine for cosine, _ in nearest], [cosine for cosine, _ in expected], atol=2e-5)
+    file = tmp_path / "texts.txt"
+    file.write_text("\n".join(TEXTS))
+    assert main(["embed", str(model.run.folder), str(file), "--word", word, "-k", "2"]) == 0
+    assert capsys.readouterr().out.count(f"[{word}]") >= len(neighbours)
+    assert main(["embed", str(model.run.folder), str(file), "--word", "zzz"]) == 2
+    assert main(["embed", str(model.run.folder), str(file), "--word", word, "--pool", "mean"]) == 2
