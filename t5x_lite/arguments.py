@@ -5,10 +5,10 @@ from typing import TypeAlias
 
 import t5x_lite
 from t5x_lite.argument_types import local_path as _local_path
-from t5x_lite.argument_types import positive_number
 from t5x_lite.decode.options import add_decoding_options
 from t5x_lite.errors import UserError
 from t5x_lite.evaluate.config import EVAL_ARGUMENTS
+from t5x_lite.evaluate.options import add_embed_options, add_probe_options
 from t5x_lite.retrieval.arguments import add_index_arguments, add_passage_options, add_search_arguments
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -168,24 +168,7 @@ def _add_embed(commands: Commands) -> None:
     parser.add_argument("file", metavar="FILE", type=_local_path, help="file with one text per line")
     _add_overrides(parser)
     _add_step_option(parser)
-    parser.add_argument(
-        "--to", type=_local_path, help="file to write: .npy, or .npz with --pool none (default: named after FILE)"
-    )
-    parser.add_argument(
-        "--pool",
-        help="mean, cls or max of a text's tokens; none keeps every token (default: the model's, or mean)",
-    )
-    parser.add_argument(
-        "--layer",
-        type=int,
-        nargs="+",
-        help="layer whose states to use, counted from 1, or from the end as -1; of several, the mean (default: last)",
-    )
-    parser.add_argument(
-        "--word",
-        help="instead of vectors, print the nearest words, in context, of each place where this one is",
-    )
-    parser.add_argument("-k", type=positive_number, default=5, help="words to print for --word (default %(default)s)")
+    add_embed_options(parser)
 
 
 def _add_probe(commands: Commands) -> None:
@@ -194,26 +177,7 @@ def _add_probe(commands: Commands) -> None:
     _add_overrides(parser)
     _add_step_option(parser)
     _add_json_option(parser)
-    for name, purpose in (("train", "to fit to"), ("test", "to measure on")):
-        parser.add_argument(
-            f"--{name}",
-            type=_local_path,
-            required=True,
-            metavar="FILE",
-            help=f"texts with labels {purpose}: TSV, CSV, JSONL or Parquet",
-        )
-    parser.add_argument("--text", default="text", help="column of the text (default %(default)s)")
-    parser.add_argument("--label", default="label", help="column of the label (default %(default)s)")
-    parser.add_argument(
-        "--columns", nargs="+", default=[], help="names of the columns of TSV or CSV files without a header"
-    )
-    parser.add_argument("--pool", default="mean", help="mean, cls or max of a text's tokens (default %(default)s)")
-    parser.add_argument(
-        "--limit", type=int, default=2000, help="most records of a file, 0 for all (default %(default)s)"
-    )
-    parser.add_argument(
-        "--to", type=_local_path, help="picture to write, with a .json beside it (default: RUN/eval/STEP/probe.png)"
-    )
+    add_probe_options(parser)
 
 
 def _add_index(commands: Commands) -> None:

@@ -266,22 +266,10 @@ def evaluate(options: argparse.Namespace, overrides: list[str]) -> int:
 
 def embed(options: argparse.Namespace, overrides: list[str]) -> int:
     """Run `t5x-lite embed RUN FILE [key=value …]`."""
-    from t5x_lite.evaluate.embed import embed_file, read_texts
+    from t5x_lite.evaluate.embed_command import parse_request, print_result
 
-    if options.word is not None:
-        from t5x_lite.evaluate.word_neighbours import find_neighbours, print_neighbours
-
-        if options.to or options.pool:
-            raise UserError("embed: --to and --pool are for vectors, --word prints words")
-        texts = read_texts(options.file)
-        model = t5x_lite.load(options.run, step=options.step, overrides=overrides)
-        print_neighbours(texts, find_neighbours(model, texts, options.word, options.k, options.layer))
-        return 0
-    suffix = ".npz" if options.pool == "none" else ".npy"
-    path = options.to or options.file.with_suffix(suffix)
-    model = t5x_lite.load(options.run, step=options.step, overrides=overrides)
-    shape = embed_file(model, options.file, path, options.pool, options.layer)
-    print(f"{path}: {' × '.join(map(str, shape))}")
+    request = parse_request(options)
+    print_result(t5x_lite.load(options.run, step=options.step, overrides=overrides), request)
     return 0
 
 

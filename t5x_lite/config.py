@@ -15,8 +15,8 @@ from t5x_lite.adapt import ADAPTATIONS, AdaptationMethod, Full
 from t5x_lite.adapt.trainable import TrainableSplit
 from t5x_lite.checkpoint_config import CheckpointConfig
 from t5x_lite.config_files import find_config
+from t5x_lite.config_problems import objective_problems
 from t5x_lite.data.config import TOKENIZERS, Bytes, DataConfig, TokenizerConfig, TokenizerFile, Unigram
-from t5x_lite.data.order_problems import order_problems
 from t5x_lite.data.stages import Stage, resolve_stages, stage_problems, title
 from t5x_lite.errors import UserError
 from t5x_lite.evaluate.config import EvalConfig
@@ -25,7 +25,6 @@ from t5x_lite.local_copies import local_path
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.mesh_sizes import check_mesh_sizes
 from t5x_lite.objectives import OBJECTIVES, Causal, Objective, TextToText
-from t5x_lite.objectives.policy_optimization import PolicyOptimization
 from t5x_lite.objectives.supervised import Supervised
 from t5x_lite.parallel.config import MeshConfig
 from t5x_lite.planner.config import PlanConfig
@@ -111,7 +110,7 @@ class RunConfig(Config):
             yield "optimizer.method=nt_asgd averages weights in float32: it needs train.param_dtype=float32"
         self.method.check(self.model)
         if self.objective is not None:
-            yield from self._objective_problems(self.objective)
+            yield from objective_problems(self, self.objective)
         yield from self.eval.model_problems(self.model)
         if self.data.holds_tokens and self.adapt is None and not isinstance(self.tokenizer, TokenizerFile | Bytes):
             yield "data.format: files of tokens need the tokenizer that made them; set tokenizer.file.path"
@@ -152,79 +151,6 @@ class RunConfig(Config):
             yield (
                 f"optimizer.warmup_steps {warmup} overlaps the decay, which takes the share {decay} "
                 f"(optimizer.schedule.wsd.decay) at the end of train.steps {steps}"
-            )
-
-    def _objective_problems(self, objective: Objective) -> Iterator[str]:
-        """Yield what does not fit together between the objective, the model and the data."""
-        if not self.model.outputs and self.model.head is None:
-            yield "model.outputs: [] leaves nothing to predict; give some, or a head"
-            return
-        if self.model.family in objective.families:
-            objective.check(self.model)
-        else:
-            families = " or ".join(objective.families)
-            yield f"objective {objective.name} trains {families}, not a model of family {self.model.family}"
-        if objective.needs_reference and not self.method.keeps_base:
-            yield (
-                f"objective {objective.name} compares the model with the one that it adapts: it needs "
-                "adapt.method=lora or another that freezes the base, or adapt.method=reference, which keeps a copy"
-            )
-        if isinstance(objective, PolicyOptimization):
-            yield from self._policy_problems(objective)
-        is_pseudo = not self.scores_left_to_right
-        if is_pseudo and self.model.family == "encoder_decoder" and not objective.fills_spans:
-            kind = self.eval.likelihood
-            yield f"eval.likelihood: {kind} hides tokens, which objective {objective.name} does not fill in"
-        if self.data.order == "consecutive":
-            yield from order_problems(self.model, self.data, objective, self.train.microbatches, self.mesh.pipeline)
-        if self.tasks:
-            if self.data.mixture_by == "tokens":
-                yield "data.mixture_by=tokens is for text: the examples of `tasks` are mixed by their number"
-            return
-        if self.method.placeholders:
-            yield f"objective {objective.name} has no place for soft tokens (adapt.method) without `tasks`"
-        yield from self._row_problems(objective)
-
-    def _policy_problems(self, objective: PolicyOptimization) -> Iterator[str]:
-        """Yield what does not fit together for an objective that samples answers."""
-        train = self.train
-        if self.adapt is None:
-            yield f"objective {objective.name} improves the answers of another run: give adapt.from"
-        if isinstance(self.optimizer.method, NTASGD):
-            yield f"optimizer.method nt_asgd: objective {objective.name} would sample answers from averaged weights"
-        if train.spike_factor is not None:
-            yield f"train.spike_factor is for losses above zero; that of objective {objective.name} is about zero"
-        answers = train.batch_size * objective.group_size
-        parts = objective.minibatches * train.microbatches
-        if answers % parts:
-            yield (
-                f"{answers} answers of a step (train.batch_size · answers to a prompt) are not a multiple of "
-                f"objective.{objective.name}.minibatches · train.microbatches = {parts}"
-            )
-
-    def _row_problems(self, objective: Objective) -> Iterator[str]:
-        """Yield what does not fit together between an objective on text and the rows of the text."""
-        parts = self.data.parts
-        packing = self.data.packing
-        if objective.rows == "sentences" and packing != "sentences":
-            yield (
-                f"objective {objective.name} is trained on sentences: it needs data.packing=sentences and "
-                f"data.parts=line or punctuation, found packing={packing}, parts={parts}"
-            )
-        if objective.rows == "turns" and parts != "turns":
-            yield (
-                f"objective {objective.name} is trained on conversations: it needs data.parts=turns and "
-                f"data.field=messages, found parts={parts}"
-            )
-        if parts == "turns" and self.adapt is None and not isinstance(self.tokenizer, TokenizerFile | Bytes):
-            yield "data.parts=turns needs a tokenizer with a chat template: set adapt.from or tokenizer.file.path"
-        if objective.needs_sentences and parts not in {"line", "punctuation"}:
-            yield f"objective {objective.name} permutes sentences: set data.parts=line or punctuation, not {parts}"
-        if objective.rows == "pairs" and (parts != "fields" or packing not in objective.packings):
-            packings = " or ".join(objective.packings)
-            yield (
-                f"objective {objective.name} is trained on pairs of texts: it needs data.parts=fields, two names in "
-                f"data.field and data.packing={packings}, found packing={packing}, parts={parts}"
             )
 
     @property

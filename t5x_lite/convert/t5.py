@@ -1,7 +1,6 @@
-"""T5 v1.0 and v1.1, mT5, umT5, ByT5, LongT5 and Switch Transformers in Hugging Face's format."""
+"""T5 v1.0 and v1.1, mT5, umT5, ByT5 and Switch Transformers in Hugging Face's format."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from t5x_lite.convert.config_table import (
@@ -11,7 +10,6 @@ from t5x_lite.convert.config_table import (
     ForeignModel,
     Rule,
     Settings,
-    check_count,
     read_activation,
     require_field,
     write_activation,
@@ -19,7 +17,6 @@ from t5x_lite.convert.config_table import (
 from t5x_lite.convert.model_type import OUTPUT_MATRIX, Architecture, ModelType
 from t5x_lite.convert.weight_map import Modules, StackModules, WeightTable
 from t5x_lite.errors import UserError
-from t5x_lite.models.attention.kinds import Local, TransientGlobal
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.feedforward.config import GLU
 
@@ -146,41 +143,6 @@ SPARSE_STEP = Rule(
     write=_write_sparse_step,
 )
 
-LONG_ATTENTION = {"local": "local", "transient-global": "transient_global"}
-"""Names of the attention of LongT5's encoder in Transformers, and ours."""
-
-
-def _read_encoder_attention(source: ForeignModel, settings: Settings) -> None:
-    """Read the encoder's attention; `local_radius` does not count the query's own position."""
-    config = source.config
-    name = config.get("encoder_attention_type", "local")
-    if name not in LONG_ATTENTION:
-        raise UserError(f"encoder_attention_type={name!r} is not supported; supported are {', '.join(LONG_ATTENTION)}")
-    attention: Settings = {"window": check_count("local_radius", config.get("local_radius", 127)) + 1}
-    if name == "transient-global":
-        attention["block"] = check_count("global_block_size", config.get("global_block_size", 16))
-    settings["pattern"] = [{"attention": {LONG_ATTENTION[name]: attention}}]
-    settings["decoder_attention"] = "dense"
-
-
-def _write_encoder_attention(model: ModelConfig, config: ForeignConfig) -> None:
-    attention = model.pattern[0].attention
-    if len(model.pattern) > 1 or not isinstance(attention, Local | TransientGlobal):
-        raise UserError("longt5 has one attention in all layers of the encoder: local or transient_global")
-    config["local_radius"] = attention.window - 1
-    if isinstance(attention, TransientGlobal):
-        config["encoder_attention_type"] = "transient-global"
-        config["global_block_size"] = attention.block
-    else:
-        config["encoder_attention_type"] = "local"
-
-
-ENCODER_ATTENTION = Rule(
-    ("encoder_attention_type", "local_radius", "global_block_size"),
-    read=_read_encoder_attention,
-    write=_write_encoder_attention,
-)
-
 # Configs: tables.
 
 T5_FIELDS = (
@@ -231,14 +193,6 @@ def _t5_config(positions: Settings, output: Rule) -> ConfigTable:
 T5_CONFIG = _t5_config(ONE_POSITION_TABLE_A_STACK, SCALED_OUTPUT)
 MT5_CONFIG = _t5_config(ONE_POSITION_TABLE_A_STACK, UNSCALED_OUTPUT)
 UMT5_CONFIG = _t5_config(ONE_POSITION_TABLE_A_LAYER, SCALED_OUTPUT)
-LONG_T5_CONFIG = ConfigTable(
-    T5_FIELDS,
-    fixed={**T5_FIXED, **ONE_POSITION_TABLE_A_STACK},
-    constants=T5_CONSTANTS,
-    rules=(FEED_FORWARD, SCALED_OUTPUT, ENCODER_ATTENTION),
-    required_values=T5_REQUIRED_VALUES,
-    without_effect=T5_WITHOUT_EFFECT,
-)
 SWITCH_CONFIG = ConfigTable(
     fields=(
         *T5_FIELDS,
@@ -300,7 +254,7 @@ CROSS_ATTENTION: Modules = {
 }
 
 
-def _plain_feed_forward(sublayer: str) -> Modules:
+def plain_feed_forward(sublayer: str) -> Modules:
     return {
         f"{sublayer}.layer_norm": "feedforward_norm",
         f"{sublayer}.DenseReluDense.wi": "feedforward.up",
@@ -308,7 +262,7 @@ def _plain_feed_forward(sublayer: str) -> Modules:
     }
 
 
-def _gated_feed_forward(sublayer: str) -> Modules:
+def gated_feed_forward(sublayer: str) -> Modules:
     return {
         f"{sublayer}.layer_norm": "feedforward_norm",
         f"{sublayer}.DenseReluDense.wi_0": "feedforward.gate",
@@ -329,7 +283,7 @@ def _switch_feed_forward(sublayer: str) -> Modules:
     }
 
 
-def _encoder_decoder_weights(
+def encoder_decoder_weights(
     feed_forward: Callable[[str], Modules], encoder_attention: str = SELF_ATTENTION
 ) -> WeightTable:
     """Return the weights with the given modules in each feed-forward, the last sublayer of a block."""
@@ -344,19 +298,12 @@ def _encoder_decoder_weights(
     )
 
 
-PLAIN_WEIGHTS = _encoder_decoder_weights(_plain_feed_forward)
-GATED_WEIGHTS = _encoder_decoder_weights(_gated_feed_forward)
+PLAIN_WEIGHTS = encoder_decoder_weights(plain_feed_forward)
+GATED_WEIGHTS = encoder_decoder_weights(gated_feed_forward)
 
 
 def _weights_of(model: ModelConfig) -> WeightTable:
     return GATED_WEIGHTS if isinstance(model.feedforward, GLU) else PLAIN_WEIGHTS
-
-
-def _long_weights_of(model: ModelConfig) -> WeightTable:
-    feed_forward = _gated_feed_forward if isinstance(model.feedforward, GLU) else _plain_feed_forward
-    if isinstance(model.pattern[0].attention, TransientGlobal):
-        return _encoder_decoder_weights(feed_forward, "TransientGlobalSelfAttention")
-    return _encoder_decoder_weights(feed_forward, "LocalSelfAttention")
 
 
 COPIES = {
@@ -366,7 +313,7 @@ COPIES = {
 }
 
 
-def _t5(name: str, architecture: str, config: ConfigTable) -> ModelType:
+def t5_model_type(name: str, architecture: str, config: ConfigTable) -> ModelType:
     return ModelType(
         name=name,
         architectures=(Architecture(architecture, objective="span_corruption"),),
@@ -380,27 +327,20 @@ def _t5(name: str, architecture: str, config: ConfigTable) -> ModelType:
 
 # Model types.
 
-T5 = _t5("t5", "T5ForConditionalGeneration", T5_CONFIG)
+T5 = t5_model_type("t5", "T5ForConditionalGeneration", T5_CONFIG)
 """Raffel et al. 2020; v1.1 is gated and untied."""
 
-MT5 = _t5("mt5", "MT5ForConditionalGeneration", MT5_CONFIG)
+MT5 = t5_model_type("mt5", "MT5ForConditionalGeneration", MT5_CONFIG)
 """Xue et al. 2021: T5 v1.1. Transformers never scales the states before a tied output of this model type."""
 
-UMT5 = _t5("umt5", "UMT5ForConditionalGeneration", UMT5_CONFIG)
+UMT5 = t5_model_type("umt5", "UMT5ForConditionalGeneration", UMT5_CONFIG)
 """Chung et al. 2023: mT5 with a table of relative positions in every layer."""
-
-LONG_T5 = replace(
-    _t5("longt5", "LongT5ForConditionalGeneration", LONG_T5_CONFIG),
-    weights=_encoder_decoder_weights(_gated_feed_forward, "LocalSelfAttention"),
-    select_weights=_long_weights_of,
-)
-"""Guo et al. 2022: T5 v1.1 whose encoder attends within a window, with or without sums of blocks."""
 
 SWITCH = ModelType(
     name="switch_transformers",
     architectures=(Architecture("SwitchTransformersForConditionalGeneration", objective="span_corruption"),),
     config=SWITCH_CONFIG,
-    weights=_encoder_decoder_weights(_switch_feed_forward),
+    weights=encoder_decoder_weights(_switch_feed_forward),
     tokenizer_class="T5Tokenizer",
     copies=COPIES,
 )

@@ -385,20 +385,4 @@ class ModelConfig(Config):
     def generator_model(self) -> "ModelConfig":
         """Return ELECTRA's generator as an encoder that shares the discriminator's embeddings."""
         assert self.generator is not None
-        generator = self.generator
-        return self.model_copy(
-            update={
-                "family": "encoder",
-                "layers": generator.layers,
-                "decoder_layers": generator.layers,
-                "embed": generator.embed,
-                "heads": generator.heads,
-                "kv_heads": generator.heads,
-                "head_dim": generator.embed // generator.heads,
-                "mlp": generator.mlp or 4 * generator.embed,
-                "generator": None,
-                "outputs": ("tokens",),
-                "output_transform": True,
-                "output_bias": True,
-            }
-        )
+        return self.model_copy(update=self.generator.encoder_settings())

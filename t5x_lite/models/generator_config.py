@@ -10,3 +10,20 @@ class GeneratorConfig(Config):
     embed: Int = setting(..., "width of the residual stream", ge=1)
     heads: Int = setting(..., "number of query heads", ge=1)
     mlp: Int | None = setting(None, "width of the feed-forward; null takes 4·embed", ge=1)
+
+    def encoder_settings(self) -> dict[str, object]:
+        """Return the settings in which the generator, as an encoder, differs from the model that it belongs to."""
+        return {
+            "family": "encoder",
+            "layers": self.layers,
+            "decoder_layers": self.layers,
+            "embed": self.embed,
+            "heads": self.heads,
+            "kv_heads": self.heads,
+            "head_dim": self.embed // self.heads,
+            "mlp": self.mlp or 4 * self.embed,
+            "generator": None,
+            "outputs": ("tokens",),
+            "output_transform": True,
+            "output_bias": True,
+        }

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from t5x_lite.models.attention.cache import CacheSlice, KVCache, empty_cache
 from t5x_lite.models.attention.context import AttentionContext, TokenPositions, offsets
@@ -23,6 +23,7 @@ from t5x_lite.models.mixers.module import StateSlice, empty_state
 from t5x_lite.models.pipeline import run_pipeline
 from t5x_lite.models.positions.module import Positions
 from t5x_lite.models.remat import name_layer_output, rematerialised
+from t5x_lite.models.row_inputs import RowInputs
 from t5x_lite.models.sharding import shards, target_platform
 
 LayerActivity: TypeAlias = dict[str, RouterActivity]
@@ -39,45 +40,6 @@ SHARED_MODULES = (
     "feedforward_output_norm",
 )
 """The modules of a block that two stacks share under `model.shared_stacks`."""
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class RowInputs:
-    """Inputs of every layer that each row of a batch has, so that rows can be selected."""
-
-    segment_ids: Int[Array, "b l"]
-    prefix: Bool[Array, "b l"] | None
-    positions: Int[Array, "b l"] | None
-    encoder_segment_ids: Int[Array, "b m"] | None
-    encoder_states: Float[Array, "b m d"] | None
-
-    @classmethod
-    def of(cls, context: AttentionContext, encoder_output: EncoderOutput | None) -> "RowInputs":
-        """Return the inputs of rows that attend to themselves and to an encoder's output."""
-        encoder_segment_ids = None
-        encoder_states = None
-        if encoder_output is not None:
-            encoder_segment_ids = encoder_output.positions.segment_ids
-            encoder_states = encoder_output.states
-        return cls(
-            segment_ids=context.queries.segment_ids,
-            prefix=context.queries.prefix,
-            positions=context.positions,
-            encoder_segment_ids=encoder_segment_ids,
-            encoder_states=encoder_states,
-        )
-
-    def select_rows(
-        self, context: AttentionContext, encoder_output: EncoderOutput | None
-    ) -> tuple[AttentionContext, EncoderOutput | None]:
-        """Return what the layers attend to in these rows alone."""
-        positions = replace(context.queries, segment_ids=self.segment_ids, prefix=self.prefix)
-        context = replace(context, queries=positions, keys=positions, positions=self.positions)
-        if encoder_output is None or self.encoder_segment_ids is None:
-            return context, None
-        encoder_positions = replace(encoder_output.positions, segment_ids=self.encoder_segment_ids)
-        return context, EncoderOutput(encoder_positions, self.encoder_states)
 
 
 @dataclass(frozen=True)
