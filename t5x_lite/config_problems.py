@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from t5x_lite.data.config import Bytes, TokenizerFile
 from t5x_lite.data.order_problems import order_problems
+from t5x_lite.evaluate.evaluators import Validation
 from t5x_lite.objectives import Objective
 from t5x_lite.objectives.policy_optimization import PolicyOptimization
 from t5x_lite.train.optimizers import NTASGD
@@ -28,6 +29,8 @@ def objective_problems(config: "RunConfig", objective: Objective) -> Iterator[st
             f"objective {objective.name} compares the model with the one that it adapts: it needs "
             "adapt.method=lora or another that freezes the base, or adapt.method=reference, which keeps a copy"
         )
+    if not objective.has_validation_loss and any(isinstance(e, Validation) for e in config.eval.evaluators):
+        yield f"eval.evaluators: validation: objective {objective.name} has no loss on the validation split; remove it"
     if isinstance(objective, PolicyOptimization):
         yield from _policy_problems(config, objective)
     is_pseudo = not config.scores_left_to_right
@@ -35,7 +38,7 @@ def objective_problems(config: "RunConfig", objective: Objective) -> Iterator[st
         kind = config.eval.likelihood
         yield f"eval.likelihood: {kind} hides tokens, which objective {objective.name} does not fill in"
     if config.data.order == "consecutive":
-        yield from order_problems(config.model, config.data, objective, config.train.microbatches, config.mesh.pipeline)
+        yield from order_problems(config.model, config.data, objective, config.train, config.mesh.pipeline)
     if config.tasks:
         if config.data.mixture_by == "tokens":
             yield "data.mixture_by=tokens is for text: the examples of `tasks` are mixed by their number"

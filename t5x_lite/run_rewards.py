@@ -170,8 +170,12 @@ def _open_reward_run(name: str, config: RunConfig, tokenizer: Tokenizer) -> tupl
     key = f"objective.{config.require_objective().name}.reward_run {name}"
     folder, step = split_step(name)
     run = open_run(folder)
-    if not isinstance(run.config.objective, Reward):
-        raise UserError(f"{key}: its objective is {run.config.objective}, not reward; train one with tasks=reward")
+    objective = run.config.objective
+    if not isinstance(objective, Reward):
+        found = "none" if objective is None else objective.name
+        raise UserError(f"{key}: its objective is {found}, not reward; train one with tasks=reward")
+    if len(run.config.tasks) != 1:
+        raise UserError(f"{key}: learns {len(run.config.tasks)} tasks, not one; train one with tasks=reward")
     if run.tokenizer.fingerprint != tokenizer.fingerprint:
         raise UserError(
             f"{key}: has another tokenizer than this run, so that it would read other tokens than were sampled; train "

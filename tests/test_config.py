@@ -103,6 +103,11 @@ def test_a_resolved_config_repeats_the_run(small: Path) -> None:
         ("model={heads: 1, pattern: [{attention: strided}]}", ("share=heads", "heads 1", "share=both")),
         ("model.pattern=[{attention: block_global}]", ("block_global is for encoders",)),
         ("model.pattern=[{attention: transient_global}]", ("transient_global is for encoders", "positions: relative")),
+        (
+            "model={attention_sinks: true, positions: relative, pattern: [{attention: transient_global}]}",
+            ("attention_sinks are not for attention transient_global",),
+        ),
+        ("model.feedforward.moe={experts: 4, router: {top_k: {k: 8}}}", ("a token to 8 of 4 experts",)),
         ("model.decoder_attention=dense", ("decoder_attention is for an encoder_decoder",)),
         ("model.feedforward.moe={experts: 2, router: {top_k: {k: 3}}}", ("3 of 2 experts",)),
         ("model.feedforward.moe.dispatch.capacity.factor=0", ("factor", "greater than 0")),

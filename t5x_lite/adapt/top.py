@@ -29,5 +29,4 @@ class Top(AdaptationMethod):
         layers = model.layers
         if name.startswith("decoder"):
             layers = model.decoder_layers
-        trained = [repeat for repeat, number in enumerate(numbers) if number >= layers - self.layers]
-        return next(iter(trained), None)
+        return next((repeat for repeat, number in enumerate(numbers) if number >= layers - self.layers), None)

@@ -12,11 +12,18 @@ from t5x_lite.convert.config_table import (
     MissingComponent,
     Rule,
     Settings,
+    check_count,
     require_field,
 )
 from t5x_lite.convert.llama import GATED_FEEDFORWARD, HEAD_DIM, LLAMA_FIXED, NO_BIAS, llama_fields, llama_like
 from t5x_lite.convert.model_type import TIED_OUTPUT, ModelType
-from t5x_lite.convert.rope import read_rope_parameters, require_rotary, rope_parameters_of, write_rope_parameters
+from t5x_lite.convert.rope import (
+    ROTARY_FIELDS,
+    read_rope_parameters,
+    require_rotary,
+    rope_parameters_of,
+    write_rope_parameters,
+)
 from t5x_lite.convert.weight_map import Fused, Modules, Stored, WeightTable
 from t5x_lite.errors import UserError
 from t5x_lite.models.config import ModelConfig
@@ -65,7 +72,6 @@ def _write_rotary(model: ModelConfig, config: ForeignConfig) -> None:
     config["rope_interleave"] = require_rotary(model).interleaved
 
 
-ROTARY_FIELDS = ("rope_parameters", "rope_theta", "rope_scaling", "max_position_embeddings")
 INTERLEAVED_ROTARY = Rule(ROTARY_FIELDS, read=_read_interleaved_rotary, write=_write_interleaved_rotary)
 ROTARY = Rule((*ROTARY_FIELDS, "rope_interleave"), read=_read_rotary, write=_write_rotary)
 
@@ -81,6 +87,8 @@ LATENT_FIELDS = {
 def _read_layers(source: ForeignModel, settings: Settings, first: int, router: Settings) -> None:
     """Read layers of latent attention, the first of them dense, the others with experts."""
     config = source.config
+    if first:
+        check_count("first_k_dense_replace", first)
     mixer = {ours: config.get(name, default) for name, (ours, default) in LATENT_FIELDS.items()}
     layer = {"mixer": {"latent_attention": mixer}}
     settings["first"] = [{**layer, "feedforward": "dense"}] * first

@@ -1,5 +1,7 @@
 """gpt-oss in Hugging Face's format."""
 
+from dataclasses import replace
+
 from t5x_lite.convert.config_table import (
     ConfigTable,
     Field,
@@ -31,8 +33,6 @@ DEFAULT_WINDOW = 128
 
 def _read_layers(source: ForeignModel, settings: Settings) -> None:
     """Read which layers attend within a window: those that are listed, or else every other one from the first on."""
-    if not source.config.get("rope_parameters") and not source.config.get("rope_scaling"):
-        raise UserError("the field 'rope_parameters' is missing")
     layers = settings["layers"]
     kinds = source.config.get("layer_types") or [FULL if layer % 2 else SLIDING for layer in range(layers)]
     settings["pattern"] = read_windowed_pattern(kinds, layers, source.config.get("sliding_window", DEFAULT_WINDOW))
@@ -43,6 +43,14 @@ def _write_layers(model: ModelConfig, config: ForeignConfig) -> None:
     config["sliding_window"] = window or DEFAULT_WINDOW
 
 
+def _read_rotary(source: ForeignModel, settings: Settings) -> None:
+    """Read the positions. Transformers takes YaRN where the field is missing, unlike in other models."""
+    if not source.config.get("rope_parameters") and not source.config.get("rope_scaling"):
+        raise UserError("the field 'rope_parameters' is missing")
+    ROTARY.read(source, settings)
+
+
+YARN_ROTARY = replace(ROTARY, read=_read_rotary)
 LAYERS = Rule(("layer_types", "sliding_window"), read=_read_layers, write=_write_layers)
 
 # Config: table.
@@ -66,7 +74,7 @@ CONFIG = ConfigTable(
         "moe.dispatch": "dropless",
     },
     constants={"hidden_act": "silu", "swiglu_alpha": 1.702, "attention_bias": True},
-    rules=(HEAD_DIM, ROTARY, LAYERS, TIED_OUTPUT, EXPERTS_IN_EVERY_LAYER),
+    rules=(HEAD_DIM, YARN_ROTARY, LAYERS, TIED_OUTPUT, EXPERTS_IN_EVERY_LAYER),
     required_values={"hidden_act": ("silu", None), "swiglu_alpha": (1.702, None), "attention_bias": (True, None)},
     without_effect=("experts_per_token", "initial_context_length"),  # again under other names
 )

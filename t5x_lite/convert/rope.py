@@ -118,9 +118,8 @@ def _write_rotary(model: ModelConfig, config: ForeignConfig) -> None:
     config["rope_parameters"] = write_rope_parameters(require_rotary(model), config)
 
 
-ROTARY = Rule(
-    ("rope_parameters", "rope_theta", "rope_scaling", "max_position_embeddings"), read=_read_rotary, write=_write_rotary
-)
+ROTARY_FIELDS = ("rope_parameters", "rope_theta", "rope_scaling", "max_position_embeddings")
+ROTARY = Rule(ROTARY_FIELDS, read=_read_rotary, write=_write_rotary)
 
 PARTIAL = "partial_rotary_factor"
 
@@ -136,7 +135,7 @@ def partial_rotary(theta: str, share: str, default_share: float) -> Rule:
 
     def read(source: ForeignModel, settings: Settings) -> None:
         config = source.config
-        rope = {**rope_parameters_of({"rope_theta": config.get(theta, 10000.0), **config})}
+        rope = rope_parameters_of({"rope_theta": config.get(theta, 10000.0), **config})
         rotated = rope.pop(PARTIAL, config.get(share, default_share))
         settings["positions"] = {"rotary": {**read_rope_parameters(rope, config), "share": rotated}}
 
@@ -144,5 +143,5 @@ def partial_rotary(theta: str, share: str, default_share: float) -> Rule:
         rotary = require_rotary(model)
         config["rope_parameters"] = {**write_rope_parameters(rotary, config), PARTIAL: rotary.share}
 
-    fields = ("rope_parameters", "rope_theta", "rope_scaling", "max_position_embeddings", theta, share)
-    return Rule(fields, read, write)
+    fields = dict.fromkeys((*ROTARY_FIELDS, theta, share))
+    return Rule(tuple(fields), read, write)

@@ -29,7 +29,7 @@ class Corpus:
         documents: number of documents.
         text_bytes: size of the text in UTF-8, in bytes.
         offsets: where each of the documents starts in the stream, and the end of the stream.
-        hash: of the tokens and the borders of documents and parts; None in a corpus of a version without it.
+        hash: of the tokens and the borders of documents and parts.
         parts: where each sentence or field starts (`data.parts`), and the end of the stream; `offsets` itself if
             documents have no parts.
     """

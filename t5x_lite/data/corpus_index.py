@@ -105,8 +105,7 @@ class _SplitIndex:
         text_bytes, replaced = arrays[f"{self.split}.text"].tolist()
         self.counts.update(documents=len(documents), text_bytes=text_bytes, replaced=replaced)
         self.unit_tokens.append(tokens)
-        if f"{self.split}.hash" in arrays:  # not in units that an older version has left
-            self.unit_hashes.append(arrays[f"{self.split}.hash"].tobytes())
+        self.unit_hashes.append(arrays[f"{self.split}.hash"].tobytes())
         self.position += tokens
 
     def finish(self) -> SplitCounts:
@@ -119,9 +118,6 @@ class _SplitIndex:
             self._parts.append(end)
             self._parts.finish()
             parts = self.counts["parts"]
-        corpus_hash: str | None = None
-        if len(self.unit_hashes) == len(self.unit_tokens):
-            corpus_hash = hashlib.sha256(b"".join(self.unit_hashes)).hexdigest()
         return SplitCounts(
             documents=self.counts["documents"],
             tokens=self.position,
@@ -129,5 +125,5 @@ class _SplitIndex:
             replaced=self.counts["replaced"],
             parts=parts,
             unit_tokens=self.unit_tokens,
-            hash=corpus_hash,
+            hash=hashlib.sha256(b"".join(self.unit_hashes)).hexdigest(),
         )

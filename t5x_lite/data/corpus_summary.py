@@ -18,8 +18,7 @@ class SplitCounts(BaseModel, strict=True, extra="forbid"):
         replaced: documents with bytes that were not UTF-8.
         parts: number of sentences or fields; None if documents have no parts.
         unit_tokens: tokens of each unit.
-        hash: SHA-256 of the tokens and the lengths of documents and parts, unit by unit; None in a corpus of a version
-            that did not compute it.
+        hash: SHA-256 of the tokens and the lengths of documents and parts, unit by unit.
     """
 
     documents: NonNegativeInt
@@ -28,7 +27,7 @@ class SplitCounts(BaseModel, strict=True, extra="forbid"):
     replaced: NonNegativeInt
     parts: NonNegativeInt | None
     unit_tokens: list[NonNegativeInt]
-    hash: str | None = None
+    hash: str
 
     @model_validator(mode="after")
     def _check_sum(self) -> "SplitCounts":

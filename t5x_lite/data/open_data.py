@@ -68,8 +68,7 @@ class TextData:
         hashes = {}
         for corpora in (self.training, self.held_out):
             for source, corpus in zip(self.settings.data.sources, corpora, strict=True):
-                if corpus.hash is not None:
-                    hashes[f"{source.name}.{corpus.split}"] = corpus.hash
+                hashes[f"{source.name}.{corpus.split}"] = corpus.hash
         return hashes
 
     def rows(self, stage: int = 0) -> ExampleSequence:

@@ -6,20 +6,23 @@ from t5x_lite.data.config import DataConfig
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.objectives.causal import Causal
 from t5x_lite.objectives.objective import Objective
+from t5x_lite.train.config import TrainConfig
 
 
 def order_problems(
-    model: ModelConfig, data: DataConfig, objective: Objective, microbatches: int, pipeline: int
+    model: ModelConfig, data: DataConfig, objective: Objective, train: TrainConfig, pipeline: int
 ) -> Iterator[str]:
     """Yield what `data.order=consecutive` does not work with."""
     start = "data.order=consecutive"
-    if len(model.state_mixers) < len(model.period):
-        yield f"{start} carries the state of recurrences on, but a layer of model.pattern is attention, which has none"
+    if len(model.state_mixers) < len(model.first) + len(model.period):
+        yield f"{start} carries the state of recurrences on, but a layer of the model is attention, which has none"
     if not isinstance(objective, Causal):
         yield f"{start} is for objective causal, not {objective.name}"
     if model.mixtures:
         yield f"{start} is for layers without experts"
     if data.packing != "stream" or len(data.sources) > 1 or data.schedule:
         yield f"{start} reads one text from its start to its end: it needs data.packing=stream, one source, no schedule"
-    if microbatches > 1 or pipeline > 1:
+    if train.spike_factor is not None:
+        yield f"{start} hands states over from batch to batch, and train.spike_factor skips batches: set it to null"
+    if train.microbatches > 1 or pipeline > 1:
         yield f"{start} hands states over from batch to batch: it needs train.microbatches=1 and mesh.pipeline=1"

@@ -31,7 +31,7 @@ from t5x_lite.progress import track_progress
 from t5x_lite.storage import delete_folder, expand, file_exists, join, list_names, make_folder
 
 JobT = TypeVar("JobT")
-FORMAT = 2
+FORMAT = 3
 """Version of the corpus files. It is part of the folder's hash, so corpora of an older version are not read."""
 
 

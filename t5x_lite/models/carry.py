@@ -16,10 +16,10 @@ from t5x_lite.models.transformer import Decoder
 
 
 def empty_carry(model: ModelConfig, batch: int) -> dict[str, dict[str, Array]]:
-    """Return the states before the first batch, `[repeats, batch, …]`, by number of the layer in the pattern."""
+    """Return the states before the first batch, `[repeats, batch, …]`, by number of the layer, first ones included."""
     carry = {}
-    repeats = model.layers // len(model.period)
     for number, mixer in enumerate(model.state_mixers):
+        repeats = 1 if number < len(model.first) else model.count_repeats(model.layers)
         state = empty_state(model, mixer, batch)
         carry[str(number)] = {name: jnp.broadcast_to(array, (repeats, *array.shape)) for name, array in state.items()}
     return carry

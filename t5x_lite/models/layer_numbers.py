@@ -9,7 +9,7 @@ from t5x_lite.models.config import ModelConfig
 def layer_numbers(name: str, model: ModelConfig) -> Int[np.ndarray, "repeats"] | None:
     """Return the number of the layer, from 0, of each entry of an array along its first axis.
 
-    Layers of `model.first` come before those of the pattern. Of shared layers it is the first that an entry serves.
+    Layers of `model.first` come before those of the pattern. Layers do not share weights.
 
     Args:
         name: the dotted name of a parameter.

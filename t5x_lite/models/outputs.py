@@ -164,14 +164,21 @@ class TaskOutput(nnx.Module):
             self.scores = None
 
     def pooled(
-        self, states: Float[Array, "b l d"], tokens: Int[Array, "b l"], segment_ids: Int[Array, "b l"]
+        self,
+        states: Float[Array, "b l d"],
+        tokens: Int[Array, "b l"],
+        segment_ids: Int[Array, "b l"],
+        key: PRNGKeyArray | None = None,
     ) -> Float[Array, "b *l d"]:
         """Return one vector for each text, or for each token of a head on tokens.
 
-        Soft prompts, whose ids are below zero, are excluded.
+        Soft prompts, whose ids are below zero, are excluded. A key turns the dropout of the recurrence on.
         """
         if self.mixer is not None:
-            states, _ = self.mixer(states, segment_ids)
+            mixer_key = None
+            if key is not None:
+                mixer_key = jax.random.fold_in(key, 2)
+            states, _ = self.mixer(states, segment_ids, key=mixer_key)
         if self.pool != "none":
             states = POOLS[self.pool](states, (segment_ids > 0) & (tokens >= 0))
         if self.pooler is not None:

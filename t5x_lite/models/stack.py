@@ -130,7 +130,6 @@ class Stack(nnx.Module):
         self.carried: list[LayerCache] | None = nnx.data(None)
         if like is not None:
             self.positions = like.positions
-            self.global_positions = like.global_positions
             self.final_norm = like.final_norm
             for number in self.layers:
                 for name in SHARED_MODULES:

@@ -9,8 +9,18 @@ from jaxtyping import Int
 
 from t5x_lite.models.config import Family
 from t5x_lite.objectives.features import Pair, pad, token_features
-from t5x_lite.objectives.model_protocols import Batch, DropoutKey, LanguageModel, LossSettings, TokenLoss
+from t5x_lite.objectives.model_protocols import Array, Batch, DropoutKey, LanguageModel, LossSettings, TokenLoss
 from t5x_lite.objectives.objective import ExampleContext, ExampleLengths, Features, Objective
+
+INPUT_FEATURES = ("positions", "segment_ids", "prefix", "decoder_positions", "decoder_segment_ids")
+"""Features beside the tokens that a model reads."""
+
+
+def model_states(model: LanguageModel, batch: Batch, key: DropoutKey) -> Array:
+    """Return the states that a model computes from the features of inputs and targets that a batch has."""
+    inputs = [batch[name] for name in ("tokens", "decoder_tokens") if name in batch]
+    places = {name: batch[name] for name in INPUT_FEATURES if name in batch}
+    return model(*inputs, **places, key=key)
 
 
 class InputsTargets(Objective):
@@ -53,24 +63,7 @@ class InputsTargets(Objective):
         """Return the cross-entropy of the targets."""
         from t5x_lite.models import losses
 
-        if "decoder_tokens" in batch:
-            states = model(
-                batch["tokens"],
-                batch["decoder_tokens"],
-                positions=batch["positions"],
-                segment_ids=batch["segment_ids"],
-                decoder_positions=batch["decoder_positions"],
-                decoder_segment_ids=batch["decoder_segment_ids"],
-                key=key,
-            )
-        else:
-            states = model(
-                batch["tokens"],
-                positions=batch["positions"],
-                segment_ids=batch["segment_ids"],
-                prefix=batch["prefix"],
-                key=key,
-            )
+        states = model_states(model, batch, key)
         targets = batch["targets"]
         return {
             "loss": losses.token_cross_entropy(model.logits, states, targets, batch["loss_weights"], settings),

@@ -114,7 +114,14 @@ class TaskHead(Protocol):
 
     transitions: Any
 
-    def pooled(self, states: Float[Array, "b l d"], tokens: Int[Array, "b l"], segments: Int[Array, "b l"], /) -> Array:
+    def pooled(
+        self,
+        states: Float[Array, "b l d"],
+        tokens: Int[Array, "b l"],
+        segments: Int[Array, "b l"],
+        key: DropoutKey = None,
+        /,
+    ) -> Array:
         """Return the pooled states `[batch, embed]`, or `[batch, length, embed]` if the head pools nothing."""
 
     def __call__(self, pooled: Float[Array, "... d"], key: DropoutKey, /) -> Float[Array, "... c"]:

@@ -118,7 +118,12 @@ class PolicyOptimization(Supervised):
             raise ValueError("`prompt` is neither a text nor a list of messages, or it is empty")
         if self.verifier is not None and self.verifier.needs_reference and "reference" not in record:
             raise ValueError("the verifier compares with `reference`; give it a column in the task's `columns`")
-        size = len(reference_text(record).encode())
+        reference = reference_text(record)
+        if self.verifier is not None and self.verifier.needs_reference:
+            if not reference.strip():
+                raise ValueError("the verifier compares with `reference`, which is empty")
+            self.verifier.check_reference(reference)
+        size = len(reference.encode())
         if size > self.reference_len:
             raise ValueError(f"`reference` has {size} bytes; the objective's reference_len is {self.reference_len}")
 
@@ -129,6 +134,8 @@ class PolicyOptimization(Supervised):
         self.check_record(record)
         length = context.seq_len - self.answer_len
         prompt = encode_prompt(record, coder)[-length:]
+        if not len(prompt):
+            raise ValueError("`prompt` has no tokens")
         reference = np.frombuffer(reference_text(record).encode(), np.uint8)
         padding = length - len(prompt)
         features: dict[str, np.ndarray] = {
@@ -167,4 +174,5 @@ def encode_prompt(record: Record, coder: Coder) -> np.ndarray:
 
 def reference_text(record: Record) -> str:
     """Return the reference of a record; empty if it has none."""
-    return str(record.get("reference", ""))
+    reference = record.get("reference")
+    return "" if reference is None else str(reference)

@@ -4,7 +4,6 @@ DPO: Rafailov et al. 2023, eq. 7. IPO: Azar et al. 2023, eq. 17. ORPO: Hong et a
 """
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -12,6 +11,7 @@ import numpy as np
 from t5x_lite.errors import UserError
 from t5x_lite.models.config import Family, ModelConfig
 from t5x_lite.models.head_config import HeadConfig
+from t5x_lite.objectives.answer_probabilities import answer_log_probabilities
 from t5x_lite.objectives.comparison import Comparison
 from t5x_lite.objectives.features import pad, stacked, token_features
 from t5x_lite.objectives.framing import soft_tokens
@@ -19,12 +19,11 @@ from t5x_lite.objectives.model_protocols import (
     Array,
     Batch,
     DropoutKey,
-    LanguageModel,
     LossSettings,
     TokenLoss,
 )
 from t5x_lite.objectives.objective import ExampleContext, ExampleLengths, Features
-from t5x_lite.objectives.supervised import Coder, Record, Supervised, one_text_a_row
+from t5x_lite.objectives.supervised import Coder, Record, Supervised
 from t5x_lite.schema import setting
 
 ANSWERS = ("chosen", "rejected")
@@ -145,10 +144,10 @@ class Preference(Comparison, Supervised):
 
         from t5x_lite.models.reference import reference_model
 
-        policy = _answer_log_probabilities(model, batch, key, settings)
+        policy = answer_log_probabilities(model, batch, key, settings)
         if not self.needs_reference:
             return policy, jnp.zeros_like(policy)
-        reference = _answer_log_probabilities(reference_model(model), batch, None, settings)
+        reference = answer_log_probabilities(reference_model(model), batch, None, settings)
         return policy, jax.lax.stop_gradient(reference)
 
 
@@ -165,24 +164,3 @@ def _answer_features(prompt: np.ndarray, answer: np.ndarray, context: ExampleCon
     is_answer = np.arange(1, len(text)) >= len(text) - len(answer)
     features["answer_weights"] = pad(is_answer, context.seq_len).astype(np.float32)
     return features
-
-
-def _answer_log_probabilities(
-    model: LanguageModel, batch: Batch, key: DropoutKey, settings: LossSettings | None
-) -> Array:
-    """Return the sum of the log-probabilities of each answer's tokens, `[batch, 2]`."""
-    import jax
-
-    from t5x_lite.models import losses
-
-    rows = {name: one_text_a_row(batch[name]) for name in ("positions", "segment_ids")}
-    states = model(one_text_a_row(batch["tokens"]), **rows, key=key)
-    if settings is None:
-        vocab = jax.eval_shape(model.logits, states).shape[-1]
-        settings = losses.LossSettings(vocab, rows=len(states))
-    else:
-        settings = replace(settings, rows=2 * settings.rows)
-    targets = one_text_a_row(batch["targets"])
-    weights = one_text_a_row(batch["answer_weights"])
-    sums = losses.sequence_log_probabilities(model.logits, states, targets, weights, settings)
-    return sums.reshape(-1, 2)

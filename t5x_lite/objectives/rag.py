@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -10,27 +9,18 @@ import numpy as np
 from t5x_lite.errors import UserError
 from t5x_lite.models.config import Family, ModelConfig
 from t5x_lite.models.head_config import HeadConfig
+from t5x_lite.objectives.answer_probabilities import answer_log_probabilities
 from t5x_lite.objectives.features import stacked
 from t5x_lite.objectives.framing import soft_tokens
 from t5x_lite.objectives.model_protocols import Array, Batch, DropoutKey, LanguageModel, LossSettings, TokenLoss
 from t5x_lite.objectives.objective import ExampleContext, ExampleLengths, Features
 from t5x_lite.objectives.passages import Passage, first_passages, read_passages
-from t5x_lite.objectives.supervised import Coder, Record, Supervised, one_text_a_row
+from t5x_lite.objectives.supervised import Coder, Record, Supervised
 from t5x_lite.objectives.text_to_text import TextToText
 from t5x_lite.schema import Int, setting
 
 SHORTEST_INPUTS = 8
 """Tokens of a passage and a query together, at the least."""
-INPUT_FEATURES = (
-    "tokens",
-    "positions",
-    "segment_ids",
-    "prefix",
-    "decoder_tokens",
-    "decoder_positions",
-    "decoder_segment_ids",
-)
-"""Features that a model reads."""
 
 
 class Rag(Supervised):
@@ -166,7 +156,7 @@ class Rag(Supervised):
         from t5x_lite.models.losses import MASK_VALUE
 
         scores = jnp.where(batch["passage_weights"] > 0, batch["scores"] / self.temperature, MASK_VALUE)
-        return jax.nn.log_softmax(scores, axis=-1) + _answer_log_probabilities(model, batch, key, settings)
+        return jax.nn.log_softmax(scores, axis=-1) + answer_log_probabilities(model, batch, key, settings)
 
 
 def _answer(record: Record) -> str:
@@ -194,29 +184,3 @@ def _scored_passages(record: Record) -> list[tuple[Passage, float]]:
             raise ValueError("a passage has no number in `score`; `t5x-lite search --to` writes passages with scores")
         scores.append(float(score))
     return list(zip(passages, scores, strict=True))
-
-
-def _answer_log_probabilities(
-    model: LanguageModel, batch: Batch, key: DropoutKey, settings: LossSettings | None
-) -> Array:
-    """Return the log-probability of the answer with each passage, `[batch, passages]`."""
-    import jax
-
-    from t5x_lite.models import losses
-
-    batch_size, count = batch["scores"].shape
-    names = [name for name in INPUT_FEATURES if name in batch]
-    rows = {name: one_text_a_row(batch[name]) for name in names}
-    inputs = [rows.pop("tokens")]
-    if "decoder_tokens" in rows:
-        inputs.append(rows.pop("decoder_tokens"))
-    states = model(*inputs, **rows, key=key)
-    if settings is None:
-        vocab = jax.eval_shape(model.logits, states).shape[-1]
-        settings = losses.LossSettings(vocab, rows=len(states))
-    else:
-        settings = replace(settings, rows=count * settings.rows)
-    targets = one_text_a_row(batch["targets"])
-    weights = one_text_a_row(batch["answer_weights"])
-    sums = losses.sequence_log_probabilities(model.logits, states, targets, weights, settings)
-    return sums.reshape(batch_size, count)

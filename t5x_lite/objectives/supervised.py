@@ -205,7 +205,7 @@ def text_states(model: TaskModel, batch: Batch, key: DropoutKey) -> Float[Array,
 def pooled_states(model: TaskModel, batch: Batch, key: DropoutKey) -> Float[Array, "texts d"]:
     """Return the pooled states of every text; see `text_states`."""
     states = text_states(model, batch, key)
-    return model.head.pooled(states, one_text_a_row(batch["tokens"]), one_text_a_row(batch["segment_ids"]))
+    return model.head.pooled(states, one_text_a_row(batch["tokens"]), one_text_a_row(batch["segment_ids"]), key)
 
 
 def one_text_a_row(feature: Array) -> Array:

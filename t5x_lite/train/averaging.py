@@ -64,7 +64,12 @@ class NonMonotonicAverage:
         begins = is_compared & (mean > state.best)
         averaged = jnp.where((state.averaged > 0) | begins, state.averaged + 1, 0)
         share = 1.0 / jnp.maximum(averaged, 1)
-        new_average = jax.tree.map(lambda old, new: old + (new - old) * share, average, iterate)
+
+        def average_one(old: Array, new: Array) -> Array:
+            # The first weights of an average are taken as they are: a sum of differences would round them.
+            return jnp.where(averaged > 1, old + (new - old) * share, new)
+
+        new_average = jax.tree.map(average_one, average, iterate)
         new_state = AverageState(
             steps=jnp.where(is_compared, 0, steps),
             total=jnp.where(is_compared, 0.0, total),

@@ -1,7 +1,6 @@
 """A step of policy optimisation: sample answers on the mesh, reward them, and update the weights."""
 
 from functools import partial
-from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
@@ -14,13 +13,10 @@ from t5x_lite.decode.sampling import Sampling
 from t5x_lite.models.loss_terms import Batch
 from t5x_lite.objectives.policy_optimization import PolicyOptimization
 from t5x_lite.parallel import mesh as meshes
-from t5x_lite.run_rewards import decode_answer, decode_reference
+from t5x_lite.run_dir import Run
+from t5x_lite.run_rewards import RewardSource, decode_answer, decode_reference
 from t5x_lite.train.state import TrainState
 from t5x_lite.train.steps import Steps
-
-if TYPE_CHECKING:
-    from t5x_lite.run_dir import Run
-    from t5x_lite.run_rewards import RewardSource
 
 SAMPLING_STREAM = 2**31 - 3
 """Number of the random stream of sampling among those of a step."""
@@ -40,7 +36,7 @@ class RolloutStep:
     """
 
     def __init__(
-        self, run: "Run", mesh: Mesh, steps: Steps, rewards: "RewardSource", batch: dict[str, jax.ShapeDtypeStruct]
+        self, run: Run, mesh: Mesh, steps: Steps, rewards: RewardSource, batch: dict[str, jax.ShapeDtypeStruct]
     ) -> None:
         objective = run.config.require_objective()
         assert isinstance(objective, PolicyOptimization)

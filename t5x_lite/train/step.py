@@ -61,7 +61,7 @@ def train_step(
         return loss.mean(terms, normalisers), (terms, carry)
 
     gradient = jax.grad(mean_loss, has_aux=True)
-    point = update.gradient_point(state.params, state.opt_state)
+    point = apply_masks(update.gradient_point(state.params, state.opt_state), state.masks)
     if accumulation.microbatches == 1:
         grads, (terms, carry) = gradient(point, batch, key)
     else:

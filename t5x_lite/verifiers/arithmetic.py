@@ -7,8 +7,8 @@ from typing import Literal
 from t5x_lite.schema import setting
 from t5x_lite.verifiers.verifier import Verifier
 
-NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
-"""A number in digits, with or without a sign, commas between thousands, and decimals."""
+NUMBER = re.compile(r"(?<![\d.])-?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?")
+"""A number in digits, with or without a sign, commas between thousands, and decimals; 12-5 are 12 and 5."""
 
 
 class Arithmetic(Verifier):
@@ -18,6 +18,11 @@ class Arithmetic(Verifier):
     """
 
     position: Literal["first", "last"] = setting("last", "number of the answer that counts, if it has several")
+
+    def check_reference(self, reference: str) -> None:
+        """Raise ValueError for a reference without a number."""
+        if not numbers_in(reference):
+            raise ValueError(f"`reference` {reference[:60]!r} has no number, which the verifier arithmetic compares")
 
     def score(self, prompt: str, answer: str, reference: str) -> float:
         """Return 1 or 0."""

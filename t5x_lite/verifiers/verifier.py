@@ -18,6 +18,9 @@ class Verifier(Config):
 
     needs_reference: ClassVar[bool] = True
 
+    def check_reference(self, reference: str) -> None:
+        """Raise ValueError for a reference that no answer can agree with."""
+
     @abstractmethod
     def score(self, prompt: str, answer: str, reference: str) -> float:
         """Return the reward of an answer, a finite number.

@@ -125,7 +125,7 @@ def test_a_corpus_of_an_older_version_is_named_and_tokenised_again(
 ) -> None:
     (tmp_path / "a.txt").write_text("the quick brown fox")
     with monkeypatch.context() as patch:
-        patch.setattr("t5x_lite.data.prepare.FORMAT", 1)
+        patch.setattr("t5x_lite.data.prepare.FORMAT", 2)
         old_folder = prepare(tmp_path / "a.txt", tmp_path, tokenizer)
     capsys.readouterr()
     assert prepare(tmp_path / "a.txt", tmp_path, tokenizer) != old_folder

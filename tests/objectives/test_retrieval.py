@@ -27,7 +27,7 @@ class WordVectors:
     def __call__(self, tokens: Any, **_: Any) -> Any:
         return self.table[tokens]
 
-    def pooled(self, states: Any, tokens: Any, segments: Any) -> Any:
+    def pooled(self, states: Any, tokens: Any, segments: Any, key: Any = None) -> Any:
         return states[:, 1]
 
 

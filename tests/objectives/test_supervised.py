@@ -18,6 +18,7 @@ from t5x_lite.data.config import TokenizerFile
 from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.errors import UserError
 from t5x_lite.models.config import ModelConfig
+from t5x_lite.models.head_config import HeadConfig
 from t5x_lite.models.layers import Linear
 from t5x_lite.models.losses import LossSettings
 from t5x_lite.models.outputs import TaskOutput
@@ -460,3 +461,16 @@ def test_predictions_are_the_best_of_the_scores() -> None:
     assert [predict(Reward(), scores=pair) for pair in ([2.0, 1.0], [1.0, 2.0])] == [1, 0]
     assert predict(Similarity(by="cosine"), first=[3, 4], second=[4, 3]) == pytest.approx(24 / 25)
     assert predict(Similarity(labels=LABELS), first=[0, 0], second=[4, 3]) == 0
+
+
+def test_a_recurrence_of_a_head_drops_in_training_alone() -> None:
+    config = ModelConfig(family="encoder", layers=1, embed=8, heads=2, vocab=9)
+    head = HeadConfig(outputs=2, pool="none", mixer={"lstm": {"hidden": [4, 4], "layer_dropout": 0.5, "out": True}})
+    output = TaskOutput(config, head, rngs=nnx.Rngs(0))
+    tokens = jnp.ones((2, 5), int)
+    states = jax.random.normal(jax.random.key(0), (2, 5, 8))
+    keys: list[jax.Array | None] = [None, None, jax.random.key(1), jax.random.key(2)]
+    evaluated, again, first, second = (output.pooled(states, tokens, tokens, key) for key in keys)
+    np.testing.assert_array_equal(evaluated, again)
+    assert not np.allclose(first, evaluated)
+    assert not np.allclose(first, second)

@@ -23,6 +23,7 @@ from t5x_lite.models.spec import model_spec
 from t5x_lite.models.transformer import Decoder
 from t5x_lite.objectives import Causal, Objective
 from t5x_lite.objectives.prefix import Prefix
+from t5x_lite.train.config import TrainConfig
 from tests.data.in_memory_corpus import InMemoryCorpus
 from tests.models.weights import random_model
 from tests.objectives.vocabulary import context
@@ -73,6 +74,22 @@ def test_a_row_continues_unless_its_lane_or_a_document_begins_there(separate_doc
 def test_a_text_with_fewer_windows_than_rows_of_a_batch_is_refused() -> None:
     with pytest.raises(UserError, match=r"only 2 windows of train\.seq_len; give more text or a smaller batch"):
         ConsecutiveOrder(2, 3)
+
+
+def train(**settings: float) -> TrainConfig:
+    return TrainConfig.model_validate({"steps": 10, "seq_len": SEQ_LEN, "batch_size": 4, **settings})
+
+
+def test_the_first_states_are_those_of_the_layers_before_the_pattern_and_of_its_repeats() -> None:
+    """Three layers are one before the pattern and two repeats of it; attention among them has no state to carry."""
+    layers = {"layers": 3, "first": [{"mixer": "gru"}], "pattern": [{"mixer": "lstm"}]}
+    sizes = {"embed": 16, "heads": 2, "vocab": 11, "positions": "none"}
+    carry = empty_carry(ModelConfig.model_validate({**sizes, **layers}), 5)
+    repeats = {number: {array.shape[:2] for array in states.values()} for number, states in carry.items()}
+    assert repeats == {"0": {(1, 5)}, "1": {(2, 5)}}
+    mixed = ModelConfig.model_validate({**sizes, **layers, "pattern": [{}]})
+    problems = order_problems(mixed, DataConfig(order="consecutive"), Causal(), train(), 1)
+    assert any("a layer of the model is attention" in problem for problem in problems)
 
 
 def small_decoder(*mixers: str | dict) -> ModelConfig:
@@ -154,17 +171,22 @@ def test_the_gradient_ends_at_the_border_of_the_windows() -> None:
 @pytest.mark.parametrize(
     ("mixers", "data", "objective", "limits", "message"),
     [
-        (("lstm", "attention"), {}, Causal(), (1, 1), "a layer of model.pattern is attention, which has none"),
-        (("lstm",), {}, Prefix(), (1, 1), "is for objective causal, not prefix"),
-        (("lstm",), {"packing": "documents"}, Causal(), (1, 1), "it needs data.packing=stream, one source"),
-        (("lstm",), {}, Causal(), (2, 1), "it needs train.microbatches=1 and mesh.pipeline=1"),
-        (("lstm",), {}, Causal(), (1, 2), "it needs train.microbatches=1 and mesh.pipeline=1"),
+        (("lstm", "attention"), {}, Causal(), ({}, 1), "a layer of the model is attention, which has none"),
+        (("lstm",), {}, Prefix(), ({}, 1), "is for objective causal, not prefix"),
+        (("lstm",), {"packing": "documents"}, Causal(), ({}, 1), "it needs data.packing=stream, one source"),
+        (("lstm",), {}, Causal(), ({"microbatches": 2}, 1), "it needs train.microbatches=1 and mesh.pipeline=1"),
+        (("lstm",), {}, Causal(), ({"spike_factor": 2.0}, 1), "train.spike_factor skips batches: set it to null"),
+        (("lstm",), {}, Causal(), ({}, 2), "it needs train.microbatches=1 and mesh.pipeline=1"),
     ],
 )
 def test_what_cannot_carry_states_is_refused(
-    mixers: tuple[str, ...], data: dict[str, str], objective: Objective, limits: tuple[int, int], message: str
+    mixers: tuple[str, ...],
+    data: dict[str, str],
+    objective: Objective,
+    limits: tuple[dict[str, float], int],
+    message: str,
 ) -> None:
     settings = DataConfig.model_validate({"order": "consecutive", **data})
-    problems = "; ".join(order_problems(small_decoder(*mixers), settings, objective, *limits))
+    problems = "; ".join(order_problems(small_decoder(*mixers), settings, objective, train(**limits[0]), limits[1]))
     assert message in problems
-    assert not list(order_problems(small_decoder("lstm"), DataConfig(order="consecutive"), Causal(), 1, 1))
+    assert not list(order_problems(small_decoder("lstm"), DataConfig(order="consecutive"), Causal(), train(), 1))

@@ -102,7 +102,7 @@ def read_sets(settings: Decontaminate) -> dict[str, EvaluationSet]:
     sets = {}
     for pattern in settings.files:
         for path in match_files(pattern):
-            sets[path] = _build_set(settings, [text for _, text in _read_examples(settings, path)])
+            sets[path] = _build_set(settings, list(_read_examples(settings, path)))
     return sets
 
 
@@ -120,8 +120,8 @@ def _build_set(settings: Decontaminate, texts: list[str]) -> EvaluationSet:
     return EvaluationSet(texts, dict(ngrams), searched)
 
 
-def _read_examples(settings: Decontaminate, path: str) -> Iterator[tuple[str, str]]:
-    """Yield the place and the text of each example."""
+def _read_examples(settings: Decontaminate, path: str) -> Iterator[str]:
+    """Yield the text of each example."""
     if strip_compression(path).suffix == ".txt":
         yield from _read_lines(path)
         return
@@ -132,15 +132,17 @@ def _read_examples(settings: Decontaminate, path: str) -> Iterator[tuple[str, st
         if missing:
             message = f"{location}: has no column {missing[0]!r} (data.cleaning: decontaminate.fields)"
             raise UserError(f"{message}; there are {', '.join(map(str, record))}")
-        values = [record[name] for name in settings.fields or record]
-        yield location, " ".join(value for value in values if isinstance(value, str))
+        texts = [record[name] for name in settings.fields or record if isinstance(record[name], str)]
+        if not texts:
+            raise UserError(f"{location}: has no text in {', '.join(map(str, settings.fields or record))}")
+        yield " ".join(texts)
 
 
-def _read_lines(path: str) -> Iterator[tuple[str, str]]:
+def _read_lines(path: str) -> Iterator[str]:
     try:
         with open_file(path) as file:
-            for number, line in enumerate(file, start=1):
+            for line in file:
                 if line.strip():
-                    yield f"{path}:{number}", line.decode("utf-8", errors="replace")
+                    yield line.decode("utf-8", errors="replace")
     except READ_ERRORS as error:
         raise UserError(f"{path}: cannot be read: {error}") from None

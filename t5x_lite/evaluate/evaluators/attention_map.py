@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from t5x_lite.evaluate.evaluators.evaluator import Evaluation, Evaluator
+from t5x_lite.models.attention.kinds import TransientGlobal
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.mixers import StateMixer
 from t5x_lite.schema import Int, setting
@@ -28,7 +29,9 @@ class AttentionMap(Evaluator):
     tokens: Int = setting(64, "most tokens of the prompt", unit="tokens", ge=2, le=256)
 
     def model_problems(self, model: ModelConfig) -> Iterator[str]:
-        """Yield an error for a model without attention."""
+        """Yield an error for a model without attention, or with attention to other things than tokens."""
+        if any(isinstance(layer.attention, TransientGlobal) for layer in model.pattern):
+            yield "attention_map shows pairs of tokens; transient_global also attends to sums of blocks"
         if all(isinstance(layer.mixer, StateMixer) for layer in (*model.first, *model.pattern)):
             yield "attention_map is for models with attention; no layer of this one has it"
 

@@ -242,6 +242,7 @@ class KernelRequirements:
         dropout: attention weights are dropped.
         prefix: a prefix is visible to earlier queries.
         softcap: the scores are bounded by a tanh.
+        value_dim: channels of a value; 0: those of a head.
         sinks: heads have a score beside those of the keys.
     """
 
@@ -255,6 +256,7 @@ class KernelRequirements:
     dropout: bool = False
     prefix: bool = False
     softcap: bool = False
+    value_dim: int = 0
     sinks: bool = False
 
 

@@ -105,6 +105,7 @@ def kernel_requirements(inputs: AttentionInputs) -> KernelRequirements:
         dropout=inputs.has_dropout,
         prefix=context.keys.prefix is not None,
         softcap=inputs.settings.softcap is not None,
+        value_dim=inputs.value.shape[3],
         sinks=context.sinks is not None,
     )
 
@@ -144,6 +145,8 @@ def _unsupported_reason(
 ) -> str | None:
     if kernel != "xla" and isinstance(kind, TransientGlobal):
         return "it does not support global tokens"
+    if kernel != "xla" and required.value_dim > required.head_dim:
+        return "it does not support values that are wider than keys"
     return KERNELS[kernel].unsupported_reason(kind, required, platform)
 
 
@@ -168,7 +171,8 @@ def _planned_choices(
     choices = {}
     for layer in (*config.first, *config.pattern):
         if isinstance(layer.mixer, SelfAttention):
-            of_layer = replace(required, head_dim=layer.mixer.key_dim(config))
+            mixer = layer.mixer
+            of_layer = replace(required, head_dim=mixer.key_dim(config), value_dim=mixer.value_dim(config))
             choices[layer.attention] = choose_kernel(layer.attention, of_layer, config.kernel, platform)
     return choices
 
@@ -182,6 +186,8 @@ def planned_kernels(config: ModelConfig, length: int, platform: str) -> dict[str
     names = {kind: name for name, kind in ATTENTION.items()}
     planned = {}
     choices = _planned_choices(config, length, platform, causal=config.family == "decoder")
+    if config.decoder_attention is not None:
+        choices = {**_planned_choices(config.decoder_model, length, platform, causal=True), **choices}
     for kind, (kernel, reason) in choices.items():
         name = names[type(kind)]
         settings = ", ".join(f"{key} {value}" for key, value in kind)

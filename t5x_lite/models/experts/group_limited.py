@@ -40,7 +40,9 @@ class GroupLimited(Router):
 
     def expert_problems(self, experts: int) -> Iterator[str]:
         """Yield groups that do not divide the experts, or hold fewer than a token needs."""
-        if experts % self.groups or self.chosen_groups > self.groups:
+        if self.groups == 1 and self.chosen_groups == 1:
+            yield from super().expert_problems(experts)
+        elif experts % self.groups or self.chosen_groups > self.groups:
             yield f"moe: {experts} experts cannot be cut into {self.groups} groups of which {self.chosen_groups} serve"
         elif self.k > experts // self.groups * self.chosen_groups:
             yield f"moe: {self.chosen_groups} of {self.groups} groups have fewer than {self.k} of {experts} experts"

@@ -42,5 +42,7 @@ class TransientGlobal(AttentionKind):
             yield "attention transient_global is for encoders: a sum contains later tokens"
         if model.family == "encoder_decoder" and model.decoder_attention is None:
             yield "attention transient_global is for encoders; give the decoder another: decoder_attention: dense"
+        if model.attention_sinks:
+            yield "attention_sinks are not for attention transient_global"
         if not isinstance(model.positions, Relative) or not model.positions.shared:
             yield "attention transient_global needs positions: relative, with one table for all layers"
