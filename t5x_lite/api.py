@@ -334,12 +334,11 @@ class Model:
     def with_data_of(self, run: Run) -> "Model":
         """Return the same weights with the objective, the data and the evaluators of another run.
 
-        Texts are read without a soft prompt. Results of evaluations are written to this model's run directory.
+        Texts are read without a soft prompt. Results of evaluations go to RUN/before_after.
         """
         config = run.config.model_copy(update={"model": self.config.model, "adapt": None})
-        return Model(
-            replace(run, folder=self.run.folder, config=config, spec=self.spec), self.step, self.params, self.mesh
-        )
+        run = replace(run, folder=self.run.folder / "before_after", config=config, spec=self.spec)
+        return Model(run, self.step, self.params, self.mesh)
 
     def _compute_logits(
         self,

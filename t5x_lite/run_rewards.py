@@ -172,8 +172,8 @@ def _open_reward_run(name: str, config: RunConfig, tokenizer: Tokenizer) -> tupl
     run = open_run(folder)
     objective = run.config.objective
     if not isinstance(objective, Reward):
-        found = "none" if objective is None else objective.name
-        raise UserError(f"{key}: its objective is {found}, not reward; train one with tasks=reward")
+        name_of_objective = "none" if objective is None else objective.name
+        raise UserError(f"{key}: its objective is {name_of_objective}, not reward; train one with tasks=reward")
     if len(run.config.tasks) != 1:
         raise UserError(f"{key}: learns {len(run.config.tasks)} tasks, not one; train one with tasks=reward")
     if run.tokenizer.fingerprint != tokenizer.fingerprint:

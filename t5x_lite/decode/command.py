@@ -16,6 +16,7 @@ from t5x_lite.decode.recipe import Recipe, load_recipe
 from t5x_lite.decode.reflection import Reflector, print_reflections, step_settings
 from t5x_lite.decode.sampling import Sampling
 from t5x_lite.errors import UserError
+from t5x_lite.files import check_not_input
 from t5x_lite.retrieval.config import Passages, passages_of_arguments
 from t5x_lite.retrieval.prompts import augment_prompts
 
@@ -61,6 +62,10 @@ def parse_request(options: argparse.Namespace) -> GenerationRequest:
         raise UserError("generate: --index is for --prompt without --recipe")
     if options.trace and not options.recipe:
         raise UserError("generate: --trace is for --recipe")
+    if options.trace:
+        check_not_input(options.trace, Path(options.recipe))
+        if options.trace.is_dir():
+            raise UserError(f"--trace {options.trace}: is a folder")
     recipe = None
     if options.recipe:
         recipe = load_recipe(options.recipe)

@@ -3,6 +3,8 @@
 import argparse
 from typing import Any
 
+from t5x_lite.errors import UserError
+
 DECODING_OPTIONS: dict[str, tuple[type, str]] = {
     "tokens": (int, "largest number of new tokens (default 128)"),
     "temperature": (float, "sampling temperature; 0 is greedy (default 1)"),
@@ -55,7 +57,12 @@ def decoding_options(options: argparse.Namespace) -> dict[str, Any]:
         if hasattr(options, name):
             settings[name] = getattr(options, name)
     if hasattr(options, "logit_bias"):
-        settings["logit_bias"] = dict(options.logit_bias)
+        biases: dict[str | tuple[int, ...], float] = {}
+        for key, bias in options.logit_bias:
+            if key in biases:
+                raise UserError(f"logit_bias: {key!r} is set twice; remove one of them")
+            biases[key] = bias
+        settings["logit_bias"] = biases
     return settings
 
 

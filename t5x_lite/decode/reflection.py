@@ -15,6 +15,7 @@ from t5x_lite.decode.generation_model import GenerationModel
 from t5x_lite.decode.recipe import PLACES, Recipe, fill_places
 from t5x_lite.decode.sampling import Sampling
 from t5x_lite.errors import UserError
+from t5x_lite.files import write_file
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,4 @@ def print_reflections(reflections: Sequence[Reflection], trace: Path | None) -> 
     if trace is None:
         return
     lines = [json.dumps(asdict(reflection), ensure_ascii=False) + "\n" for reflection in reflections]
-    try:
-        trace.write_text("".join(lines), encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{trace}: cannot be written: {error.strerror}") from None
+    write_file(trace, "".join(lines))

@@ -1,7 +1,8 @@
 """Evaluations that are not repeated: `RUN/eval/STEP/cache` has a file for each evaluator and its settings.
 
-The name of a file is a hash of all that decides the result: the checkpoint, the run's config with its overrides, the
-evaluator's settings, and the files that it reads. A change of one of them makes another file.
+The name of a file is a hash of what decides the result: the checkpoint, the run's config with its overrides, the
+evaluator's settings, the files that it reads, and the version of the package. A change of one of them makes another
+file. The validation text and the task files of the run itself are known by their names in the config alone.
 """
 
 import hashlib
@@ -25,7 +26,7 @@ from t5x_lite.schema import first_problem
 from t5x_lite.storage import file_exists, is_remote, join, read_bytes, write_bytes
 
 
-class CachedResult(BaseModel, strict=True, extra="forbid"):
+class CachedResult(BaseModel, strict=True, extra="forbid", ser_json_inf_nan="constants"):
     """The content of a file.
 
     Attributes:
@@ -93,6 +94,7 @@ def cache_file(run: Run, step: int, evaluator: Evaluator, fingerprint: str) -> s
         "evaluator": _evaluator_name(evaluator),
         "settings": evaluator.model_dump(mode="json"),
         "files": fingerprint,
+        "version": t5x_lite.__version__,
     }
     digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
     return join(str(run.config.run_dir), f"eval/{step}/cache/{digest}.json")

@@ -132,7 +132,7 @@ def _check_options(
         raise UserError("eval: --include is for tasks=")
     if "tasks" not in arguments and passages is not None:
         raise UserError("eval: --index is for tasks=")
-    for name in ("demonstrations", "seed"):
+    for name in ("demonstrations", "seed", "num_fewshot"):
         if "tasks" not in arguments and name in arguments:
             raise UserError(f"eval: {name}= is for tasks=")
     if not arguments.keys() & {"tasks", "blimp", "cloze"} and limit is not None:
@@ -200,6 +200,8 @@ def choose_evaluators(config: RunConfig, request: EvaluationRequest) -> list[Eva
     requested = request.tasks or ()
     trained_tasks = tuple(name for name in requested if name in trained_names)
     other_tasks = tuple(name for name in requested if name not in trained_names)
+    if trained_tasks and not other_tasks:
+        _check_harness_options(request, trained_tasks[0])
     if trained_tasks and request.passages is not None:
         raise UserError(f"eval: --index is for tasks of lm-evaluation-harness, not for {trained_tasks[0]} of the run")
     if trained_tasks:
@@ -227,6 +229,23 @@ def choose_evaluators(config: RunConfig, request: EvaluationRequest) -> list[Eva
     if request.memorisation is not None:
         evaluators.append(Memorisation(file=request.memorisation))
     return evaluators
+
+
+def _check_harness_options(request: EvaluationRequest, task: str) -> None:
+    """Refuse options of lm-evaluation-harness for tasks of the run.
+
+    Raises:
+        UserError: with the first of them.
+    """
+    options: dict[str, object] = {"--include": request.include, "demonstrations=": request.demonstrations}
+    options |= {"num_fewshot=": request.num_fewshot, "seed=": request.seed}
+    if request.text is None:
+        options["window="] = request.window
+    if request.blimp is None and request.cloze is None:
+        options["--limit"] = request.limit
+    for name, value in options.items():
+        if value is not None:
+            raise UserError(f"eval: {name} is for tasks of lm-evaluation-harness, not for {task} of the run")
 
 
 def print_metrics(metrics: Mapping[str, float], *, as_json: bool) -> None:

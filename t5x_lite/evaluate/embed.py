@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TypeAlias
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Bool, Float, Int, Int32, PyTree
 
 from t5x_lite.data.files import BYTE_ORDER_MARK
 from t5x_lite.errors import UserError
@@ -58,6 +59,44 @@ def embed(
     Raises:
         UserError: a pool or a layer that does not exist.
     """
+    rows, states = _embed_rows(model, texts, pool, layer)
+    if pool != "none":
+        return np.stack(states)
+    return [state[: len(row["tokens"])] for state, row in zip(states, rows, strict=True)]
+
+
+@dataclass(frozen=True)
+class TokenStates:
+    """The tokens of a text.
+
+    Attributes:
+        states: their states.
+        tokens: their ids, with the special ones around the text.
+        offsets: start and stop in characters of the text; see `token_offsets`.
+    """
+
+    states: Float[np.ndarray, "tokens d"]
+    tokens: Int[np.ndarray, "tokens"]
+    offsets: Int32[np.ndarray, "tokens 2"]
+
+
+def embed_tokens(
+    model: EvaluationModel, texts: Sequence[str], layer: int | Sequence[int] | None = None
+) -> list[TokenStates]:
+    """Embed each token of texts; see `embed`."""
+    rows, states = _embed_rows(model, texts, "none", layer)
+    results = []
+    for text, row, state in zip(texts, rows, states, strict=True):
+        tokens = row["tokens"]
+        offsets = token_offsets(model.tokenizer, text, tokens)
+        results.append(TokenStates(state[: len(tokens)], tokens, offsets))
+    return results
+
+
+def _embed_rows(
+    model: EvaluationModel, texts: Sequence[str], pool: str | None, layer: int | Sequence[int] | None
+) -> tuple[list[Features], list[np.ndarray]]:
+    """Return the features of texts, and their states, padded at the end, or what they are pooled to."""
     if pool is not None and pool not in POOLS:
         raise UserError(f"pool {pool!r} is not one of {', '.join(POOLS)}")
     family = model.config.model.family
@@ -79,10 +118,7 @@ def embed(
             length = min(length, head.length or length)
     rows = encode_texts(model, texts, length)
     function = partial(_compute_states, model.spec, family, layers, pool)
-    states = BatchedFunction(function, model.params, model.mesh, model.eval_batch_size)(rows, "embedding")
-    if pool != "none":
-        return np.stack(states)
-    return [state[: len(row["tokens"])] for state, row in zip(states, rows, strict=True)]
+    return rows, BatchedFunction(function, model.params, model.mesh, model.eval_batch_size)(rows, "embedding")
 
 
 def embed_file(
@@ -102,22 +138,27 @@ def embed_file(
         raise UserError(f"--to {to}: pool {pool} makes an {suffix} file")
     check_not_input(to, file)
     texts = read_texts(file)
-    embeddings = embed(model, texts, pool, layer)
+    if pool != "none":
+        vectors = np.asarray(embed(model, texts, pool, layer))
+        _write(to, partial(np.save, to, vectors))
+        return vectors.shape
+    embedded = embed_tokens(model, texts, layer)
+    states = np.concatenate([text.states for text in embedded])
+    write = partial(
+        np.savez,
+        to,
+        states=states,
+        tokens=np.concatenate([text.tokens for text in embedded]),
+        offsets=np.concatenate([text.offsets for text in embedded]),
+        borders=np.cumsum([0, *(len(text.tokens) for text in embedded)]),
+    )
+    _write(to, write)
+    return states.shape
+
+
+def _write(to: Path, write: Callable[[], None]) -> None:
     try:
-        if isinstance(embeddings, np.ndarray):
-            np.save(to, embeddings)
-            return embeddings.shape
-        states = np.concatenate(embeddings)
-        rows = encode_texts(model, texts, model.window, warns=False)
-        offsets = [token_offsets(model.tokenizer, text, row["tokens"]) for text, row in zip(texts, rows, strict=True)]
-        np.savez(
-            to,
-            states=states,
-            tokens=np.concatenate([row["tokens"] for row in rows]),
-            offsets=np.concatenate(offsets),
-            borders=np.cumsum([0, *map(len, embeddings)]),
-        )
-        return states.shape
+        write()
     except OSError as error:
         raise UserError(f"{to}: cannot be written: {error.strerror}") from None
 
@@ -189,7 +230,7 @@ def encode_texts(model: EvaluationModel, texts: Sequence[str], length: int, *, w
             truncated += 1
             token_ids = _cut_end(token_ids, length, model.config.model.family)
         rows.append({"tokens": token_ids, "segment_ids": np.ones_like(token_ids)})
-    if truncated and warns:
+    if truncated:
         logging.warning("%d of %d texts lost their end: the model reads %d tokens", truncated, len(texts), length)
     return rows
 

@@ -1,6 +1,7 @@
 """Scores of adapted runs before and after: on the text of the run that they adapt, and on their tasks."""
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ class ComparedScore:
         run: name of the run.
         evaluation: `SOURCE` or `RUN`: whose data and evaluators.
         metric: its name in `metrics.jsonl`.
-        before: at the first weights: those of the adapted run, and fresh ones for what is new.
+        before: at the first weights: those of the adapted run, and fresh ones for what is new; NaN if it had no value.
         after: at the weights of the newest checkpoint.
     """
 
@@ -68,7 +69,7 @@ def _compare(run: str, evaluation: str, before: Model, after: Model) -> Iterable
     scores_before = before.evaluate()
     scores_after = after.evaluate()
     for name, score in scores_after.items():
-        yield ComparedScore(run, evaluation, f"eval/{name}", scores_before[name], score)
+        yield ComparedScore(run, evaluation, f"eval/{name}", scores_before.get(name, math.nan), score)
 
 
 def format_comparison(scores: Sequence[ComparedScore]) -> str:

@@ -96,7 +96,6 @@ def load_for_model(
     model: EvaluationModel, names: Sequence[str], prompts: FewShotPrompts, include: Path | None, limit: int | None
 ) -> LoadedTasks:
     """Load tasks, refuse those that the model cannot do, and set their few-shot examples; see `evaluate_tasks`."""
-    check_installed()
     # The harness warns of its own tasks.
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     # The harness prints to stdout, which belongs to our own output.
@@ -149,10 +148,9 @@ def build_harness_model(model: EvaluationModel, window: int | None, seed: int = 
     Raises:
         UserError: the harness is not installed.
     """
-    try:
-        from t5x_lite.evaluate.harness_model import HarnessModel
-    except ImportError:
-        raise UserError(NOT_INSTALLED) from None
+    check_installed()
+    from t5x_lite.evaluate.harness_model import HarnessModel
+
     return HarnessModel(model, window, seed)
 
 
@@ -167,6 +165,7 @@ def load_tasks(names: Sequence[str], include: Path | None, *, include_defaults: 
     Raises:
         UserError: no such folder, no such task, or a task that cannot be loaded.
     """
+    check_installed()
     from t5x_lite.evaluate.harness_demonstrations import register_samplers
 
     register_samplers()
@@ -214,9 +213,9 @@ def hash_tasks(names: Sequence[str], include: Path | None, num_fewshot: int | No
     Raises:
         UserError: see `load_tasks`.
     """
-    digest = hashlib.sha256(version("lm_eval").encode())
     with contextlib.redirect_stdout(sys.stderr):
         tasks = load_tasks(names, include)["tasks"]
+    digest = hashlib.sha256(version("lm_eval").encode())
     for name, task in sorted(tasks.items()):
         digest.update(f"{name} {json.dumps(task.dump_config(), default=str, sort_keys=True)}\n".encode())
         documents = list(task.eval_docs)

@@ -9,9 +9,8 @@ import numpy as np
 from jaxtyping import Float
 
 from t5x_lite.errors import UserError
-from t5x_lite.evaluate.embed import embed, encode_texts
+from t5x_lite.evaluate.embed import embed_tokens
 from t5x_lite.evaluate.evaluation_model import EvaluationModel
-from t5x_lite.evaluate.token_offsets import token_offsets
 
 Neighbours: TypeAlias = list[tuple[float, "Occurrence"]]
 """Occurrences with their cosines, best first."""
@@ -43,12 +42,16 @@ def find_neighbours(
     Words beyond the end of what the model reads are left out.
 
     Raises:
-        UserError: no text has the word, or a layer that does not exist.
+        UserError: several words, a word that no text has, or a layer that does not exist.
     """
+    if WORD.fullmatch(word) is None:
+        raise UserError(f"--word {word!r}: is not one word: letters, digits and _")
+    if not any(match[0].casefold() == word.casefold() for text in texts for match in WORD.finditer(text)):
+        raise UserError(f"no text has the word {word!r}")
     occurrences, vectors = _embed_words(model, texts, layer)
     numbers = [n for n, occurrence in enumerate(occurrences) if occurrence.word.casefold() == word.casefold()]
     if not numbers:
-        raise UserError(f"no text has the word {word!r}")
+        raise UserError(f"no text has the word {word!r} within the {model.window} tokens that the model reads")
     unit_vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     neighbours = []
     for number in numbers:
@@ -62,20 +65,16 @@ def find_neighbours(
 def _embed_words(
     model: EvaluationModel, texts: Sequence[str], layer: int | Sequence[int] | None
 ) -> tuple[list[Occurrence], Float[np.ndarray, "words d"]]:
-    states = embed(model, texts, "none", layer)
-    rows = encode_texts(model, texts, model.window, warns=False)
     occurrences = []
     vectors = []
-    for number, (text, row) in enumerate(zip(texts, rows, strict=True)):
-        offsets = token_offsets(model.tokenizer, text, row["tokens"])
+    for number, (text, embedded) in enumerate(zip(texts, embed_tokens(model, texts, layer), strict=True)):
+        offsets = embedded.offsets
         for match in WORD.finditer(text):
             start, stop = match.span()
             is_part = (offsets[:, 0] < stop) & (offsets[:, 1] > start)
             if is_part.any():
                 occurrences.append(Occurrence(number, start, stop, match[0]))
-                vectors.append(states[number][is_part].mean(0))
-    if not vectors:
-        raise UserError("the texts have no words")
+                vectors.append(embedded.states[is_part].mean(0))
     return occurrences, np.stack(vectors)
 
 

@@ -4,6 +4,7 @@ import argparse
 
 import t5x_lite
 from t5x_lite.errors import UserError
+from t5x_lite.files import check_not_input
 
 
 def index(options: argparse.Namespace, overrides: list[str]) -> int:
@@ -26,6 +27,8 @@ def search(options: argparse.Namespace, overrides: list[str]) -> int:
 
     if options.to and not options.queries:
         raise UserError("search: --to is for --queries")
+    if options.to:
+        check_not_input(options.to, options.queries)
     for text in options.query or []:
         check_utf8(text)
     model = t5x_lite.load(options.run, step=options.step, overrides=overrides)

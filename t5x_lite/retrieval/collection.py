@@ -38,15 +38,24 @@ class StoredPassage:
         return cls(record["id"], Passage(record["text"], record["title"]))
 
 
+def check_collection(file: Path) -> None:
+    """Refuse a path that is not a file.
+
+    Raises:
+        UserError: it is a folder, a device or a pipe, or does not exist.
+    """
+    check_is_file(file)
+    if not file.exists():
+        raise UserError(f"{file}: does not exist")
+
+
 def read_collection(file: Path) -> Iterator[StoredPassage]:
     """Yield the passages of a file in its order.
 
     Raises:
         UserError: a file that cannot be read, or a record without a text; names the line.
     """
-    check_is_file(file)
-    if not file.exists():
-        raise UserError(f"{file}: does not exist")
+    check_collection(file)
     if strip_compression(str(file)).suffix == ".txt":
         records = _read_text(file)
     else:

@@ -14,6 +14,7 @@ from t5x_lite.adapt.initial_weights import fingerprint
 from t5x_lite.errors import UserError
 from t5x_lite.evaluate.batched_function import BatchedFunction
 from t5x_lite.evaluate.evaluation_model import EvaluationModel
+from t5x_lite.evaluate.layer_states import is_text
 from t5x_lite.models.outputs import pool_mean
 from t5x_lite.models.spec import ModelSpec
 from t5x_lite.objectives.objective import ExampleContext, Features
@@ -63,10 +64,9 @@ class VectorEncoder:
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of all that a vector depends on but the text: the weights, the pooling and the longest text."""
-        head = self.model.config.model.head
-        head_settings = None if head is None else head.model_dump(mode="json")
-        parts = [fingerprint(flatten_names(self.model.params)), head_settings, self.context.seq_len]
+        """A hash of what makes a vector of a text: the weights, the model's settings, and the longest text."""
+        settings = self.model.config.model.model_dump(mode="json")
+        parts = [fingerprint(flatten_names(self.model.params)), settings, self.context.seq_len]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
     def queries(self, texts: Sequence[str]) -> Vectors:
@@ -112,5 +112,5 @@ def _pooled(module: Callable[..., Array], batch: dict[str, Array]) -> Float[Arra
     states = module(tokens, segment_ids=segment_ids).astype(jnp.float32)
     head = getattr(module, "head", None)
     if head is None:
-        return pool_mean(states, (segment_ids > 0) & (tokens >= 0))
+        return pool_mean(states, is_text(batch))
     return head.pooled(states, tokens, segment_ids)

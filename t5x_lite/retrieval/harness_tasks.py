@@ -9,6 +9,17 @@ from t5x_lite.retrieval.collection import StoredPassage
 from t5x_lite.retrieval.prompts import PassagePrompts
 
 
+def check_questions(tasks: Mapping[str, Any]) -> None:
+    """Refuse tasks whose documents have no question of their own, such as one of perplexity.
+
+    Raises:
+        UserError: with the name of the first such task.
+    """
+    for name, task in tasks.items():
+        if task.OUTPUT_TYPE == "loglikelihood_rolling" or getattr(task, "multiple_input", 0):
+            raise UserError(f"task {name} has no single question to retrieve passages for; leave out --index")
+
+
 def put_passages(tasks: Mapping[str, Any], prompts: PassagePrompts, limit: int | None) -> None:
     """Put passages before the context of each document, few-shot examples included. The query is its own question.
 
@@ -20,9 +31,8 @@ def put_passages(tasks: Mapping[str, Any], prompts: PassagePrompts, limit: int |
     Raises:
         UserError: a task whose documents have no question of their own, such as one of perplexity.
     """
+    check_questions(tasks)
     for name, task in tasks.items():
-        if task.OUTPUT_TYPE == "loglikelihood_rolling" or getattr(task, "multiple_input", 0):
-            raise UserError(f"task {name} has no single question to retrieve passages for; leave out --index")
         queries = []
         for document in islice(task.eval_docs, limit):
             query = task.doc_to_text(document)

@@ -13,16 +13,15 @@ from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 
-import jax
 import numpy as np
 from jaxtyping import Float
 from pydantic import BaseModel, ValidationError
 
-from t5x_lite import storage
+from t5x_lite.data.files import hash_file
 from t5x_lite.errors import UserError
 from t5x_lite.files import read_json_object, write_file
 from t5x_lite.progress import track_progress
-from t5x_lite.retrieval.collection import StoredPassage, read_collection
+from t5x_lite.retrieval.collection import StoredPassage, check_collection, read_collection
 from t5x_lite.retrieval.encoder import VectorEncoder
 from t5x_lite.schema import first_problem
 
@@ -38,8 +37,7 @@ class Manifest(BaseModel, extra="forbid", strict=True, frozen=True):
         fingerprint: of the model that the vectors are from.
         query_fingerprint: of the model whose queries are compared with them.
         model: its run directory and step.
-        collection: the file of the passages.
-        bytes: the size of that file.
+        collection_hash: of the file of the passages.
         width: the length of a vector.
         shard_passages: passages of each shard but the last.
         passages: their number; null while the build is not complete.
@@ -48,8 +46,7 @@ class Manifest(BaseModel, extra="forbid", strict=True, frozen=True):
     fingerprint: str
     query_fingerprint: str
     model: str
-    collection: str
-    bytes: int
+    collection_hash: str
     width: int
     shard_passages: int
     passages: int | None = None
@@ -169,25 +166,23 @@ def build_index(
     Raises:
         UserError: the folder holds an index of another model or collection; the collection cannot be read or is empty.
     """
+    check_collection(collection)
     passages = read_collection(collection)
-    size, _ = storage.file_status(str(collection)) if collection.exists() else (0, None)
     manifest = Manifest(
         fingerprint=encoder.fingerprint,
         query_fingerprint=(query_encoder or encoder).fingerprint,
         model=encoder.name,
-        collection=str(collection.absolute()),
-        bytes=size,
+        collection_hash=hash_file(str(collection)).hex(),
         width=encoder.width,
         shard_passages=shard_passages,
     )
     existing = _existing_manifest(folder, manifest)
     if existing.passages is not None:
         return existing
-    is_writer = jax.process_index() == 0
     total = 0
     with track_progress("indexing") as advance:
         for shard, stored in enumerate(_in_shards(passages, shard_passages)):
-            if shard == 0 and is_writer:
+            if shard == 0:
                 write_file(folder / MANIFEST, existing.model_dump_json(indent=2) + "\n")
             _build_shard(encoder, folder, shard, stored)
             total += len(stored)
@@ -195,8 +190,7 @@ def build_index(
     if not total:
         raise UserError(f"{collection}: holds no passage")
     complete = manifest.model_copy(update={"passages": total})
-    if is_writer:
-        write_file(folder / MANIFEST, complete.model_dump_json(indent=2) + "\n")
+    write_file(folder / MANIFEST, complete.model_dump_json(indent=2) + "\n")
     return complete
 
 
@@ -210,7 +204,7 @@ def _existing_manifest(folder: Path, manifest: Manifest) -> Manifest:
         return manifest
     existing = read_manifest(folder)
     different = []
-    for name in ("fingerprint", "query_fingerprint", "collection", "bytes", "width", "shard_passages"):
+    for name in ("fingerprint", "query_fingerprint", "collection_hash", "width", "shard_passages"):
         if getattr(existing, name) != getattr(manifest, name):
             different.append(f"{name} was {getattr(existing, name)!r}, is {getattr(manifest, name)!r}")
     if different:
@@ -224,8 +218,6 @@ def _build_shard(encoder: VectorEncoder, folder: Path, shard: int, stored: Seque
     if path.exists() and len(_load_vectors(path)) == len(stored):
         return
     vectors = encoder.passages([item.passage for item in stored])
-    if jax.process_index() > 0:
-        return
     write_file(passages_path(folder, shard), "".join(item.to_json() for item in stored))
     content = io.BytesIO()
     np.save(content, vectors)

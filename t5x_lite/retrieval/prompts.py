@@ -1,12 +1,16 @@
 """Passages before prompts: retrieval-augmented generation without training (Ram et al. 2023, §3)."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import t5x_lite
+from t5x_lite.errors import UserError
 from t5x_lite.retrieval.collection import StoredPassage
 from t5x_lite.retrieval.config import Passages
+from t5x_lite.retrieval.index import Index
 from t5x_lite.retrieval.retriever import Retriever
+from t5x_lite.run_dir import open_run
 
 SEPARATOR = "\n\n"
 """Text between two passages."""
@@ -24,7 +28,7 @@ class PassagePrompts:
 
     def __init__(self, settings: Passages) -> None:
         self.settings = settings
-        self._retriever = Retriever(t5x_lite.load(settings.retriever), Path(settings.index))
+        self._retriever = _open_retriever(settings.retriever, settings.index)
         self._retriever.check_depth(settings.count, "passages")
 
     def retrieve(self, queries: Sequence[str]) -> list[list[StoredPassage]]:
@@ -40,6 +44,24 @@ class PassagePrompts:
     def augment(self, prompts: Sequence[str]) -> list[str]:
         """Return each prompt after the passages that are nearest to it."""
         return [self.write(prompt, passages) for prompt, passages in zip(prompts, self.retrieve(prompts), strict=True)]
+
+
+@lru_cache(maxsize=1)
+def _open_retriever(run: str, index: str) -> Retriever:
+    """Open a retriever once for all tasks of an evaluation."""
+    return Retriever(t5x_lite.load(run), Path(index))
+
+
+def check_passages(settings: Passages) -> None:
+    """Check that the index is complete and has enough passages, and that the retriever is a run.
+
+    Raises:
+        UserError: with what is missing.
+    """
+    open_run(settings.retriever)
+    index = Index(Path(settings.index))
+    if len(index) < settings.count:
+        raise UserError(f"index {settings.index}: has {len(index)} passages, and passages.count is {settings.count}")
 
 
 def augment_prompts(settings: Passages | None, prompts: Sequence[str]) -> Sequence[str]:

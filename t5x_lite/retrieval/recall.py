@@ -1,6 +1,5 @@
 """Recall@k: the share of queries with a relevant passage among the first k (Karpukhin et al. 2020, §5.1)."""
 
-import re
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,9 +13,6 @@ from t5x_lite.errors import UserError
 from t5x_lite.files import check_is_file
 from t5x_lite.objectives.passages import Passage, read_passages
 from t5x_lite.retrieval.collection import StoredPassage
-
-WORD = re.compile(r"\w+|[^\w\s]")
-"""A token of the comparison with answers: a word, or a sign."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +37,8 @@ class JudgedQuery:
         """Return whether a passage is relevant."""
         if stored.id in self.ids or stored.passage in self.positives:
             return True
-        return any(contains_answer(str(stored.passage), answer) for answer in self.answers)
+        words = split_words(str(stored.passage))
+        return any(contains_words(words, split_words(answer)) for answer in self.answers)
 
 
 def read_queries(file: Path) -> list[JudgedQuery]:
@@ -78,18 +75,29 @@ def _read_query(record: object) -> JudgedQuery:
     return JudgedQuery(text, frozenset(map(str, ids)), frozenset(positives), tuple(map(str, answers)), record)
 
 
-def contains_answer(text: str, answer: str) -> bool:
-    """Return whether the words of an answer follow each other in a text, without regard to case (DPR's has_answer)."""
-    words = _words(text)
-    answer_words = _words(answer)
+def contains_words(words: Sequence[str], answer_words: Sequence[str]) -> bool:
+    """Return whether the words of an answer follow each other in a text (DPR's `has_answer`)."""
     size = len(answer_words)
     if not size:
         return False
     return any(words[start : start + size] == answer_words for start in range(len(words) - size + 1))
 
 
-def _words(text: str) -> list[str]:
-    return WORD.findall(unicodedata.normalize("NFD", text).lower())
+def split_words(text: str) -> list[str]:
+    """Return the tokens that DPR compares: runs of letters, numbers and marks, and every other sign by itself.
+
+    Source: DPR's code, `SimpleTokenizer`. Separators and control characters end a token.
+    """
+    words = [""]
+    for character in unicodedata.normalize("NFD", text).lower():
+        category = unicodedata.category(character)[0]
+        if category in "LNM":
+            words[-1] += character
+        elif category in "ZC":
+            words.append("")
+        else:
+            words += [character, ""]
+    return [word for word in words if word]
 
 
 def recall_at(is_relevant: Bool[np.ndarray, "queries k"], depths: Sequence[int]) -> dict[int, float]:

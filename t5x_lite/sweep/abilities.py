@@ -49,7 +49,7 @@ class Curve:
 
     def sizes(self, axis: str) -> Float[np.ndarray, " runs"]:
         """Return N or C of each run."""
-        return np.array([getattr(run, axis) for run in self.runs], np.float64)
+        return run_sizes(self.runs, axis)
 
     def intervals(self) -> Float[np.ndarray, "2 runs"] | None:
         """Return the lower and the upper end of the interval of each value; None without examples."""
@@ -122,8 +122,7 @@ def _fit_trends(
 ) -> dict[str, Trend]:
     trends = {}
     for axis in AXES:
-        sizes = np.array([getattr(run, axis) for run in runs], np.float64)
-        trend = fit_trend(sizes, values, samples, sign)
+        trend = fit_trend(run_sizes(runs, axis), values, samples, sign)
         if trend is not None:
             trends[axis] = trend
     return trends
@@ -174,16 +173,19 @@ def _describe_sharpness(curves: Mapping[str, Curve]) -> str:
     )
 
 
-def samples_by_size(curve: Curve, axis: str) -> tuple[Float[np.ndarray, " sizes"], Float[np.ndarray, "draws sizes"]]:
-    """Return sizes in ascending order, and the bootstrap samples of the mean over the runs of each.
+def run_sizes(runs: Sequence[PlannedRun], axis: str) -> Float[np.ndarray, " runs"]:
+    """Return N or C of each run. Runs of the same budget have one C, although their steps are whole numbers."""
+    sizes = []
+    for run in runs:
+        has_budget = axis == "flops" and run.budget > 0
+        sizes.append(run.budget if has_budget else getattr(run, axis))
+    return np.array(sizes, np.float64)
 
-    Runs of the same budget have one C.
-    """
+
+def samples_by_size(curve: Curve, axis: str) -> tuple[Float[np.ndarray, " sizes"], Float[np.ndarray, "draws sizes"]]:
+    """Return sizes in ascending order, and the bootstrap samples of the mean over the runs of each."""
     groups: defaultdict[float, list[int]] = defaultdict(list)
-    for number, run in enumerate(curve.runs):
-        size = float(getattr(run, axis))
-        if axis == "flops" and run.budget > 0:
-            size = run.budget
+    for number, size in enumerate(curve.sizes(axis).tolist()):
         groups[size].append(number)
     sizes = np.array(sorted(groups))
     samples = curve.values[None] if curve.samples is None else curve.samples

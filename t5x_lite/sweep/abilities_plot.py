@@ -54,8 +54,9 @@ def _draw_row(figure: Figure, panels: np.ndarray, abilities: Abilities, task: st
             continue
         _draw_curve(figure, panel, curve, axis)
         _set_title(panel, abilities, curve, axis)
-        if curve.title == "exact match":
-            sizes, probabilities = samples_by_size(abilities.curves[task]["probability"], axis)
+        probability = abilities.curves[task].get("probability")
+        if curve.title == "exact match" and probability is not None:
+            sizes, probabilities = samples_by_size(probability, axis)
             panel.plot(sizes, probabilities.mean(axis=0), "k--", linewidth=1, label="probability of the answer")
             panel.legend(fontsize=7)
     if axis == "flops" and task in abilities.notes:

@@ -3,8 +3,9 @@
 import os
 import shutil
 import subprocess
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import IO
 
 GPU_MEMORY_FRACTION = 0.9
 """Share of the memory of a GPU that its runs divide among themselves."""
@@ -66,3 +67,24 @@ def _visible_gpus(environment: Mapping[str, str]) -> list[str]:
         if line.startswith("GPU "):
             gpus.append(str(len(gpus)))
     return gpus
+
+
+def start_process(
+    command: Sequence[str], slot: int, jobs: int, environment: Mapping[str, str], output: IO[bytes]
+) -> subprocess.Popen[bytes]:
+    """Start a process in a slot, with the slot's share of the devices, that writes to `output`.
+
+    Ctrl-C does not reach it: this process stops it.
+    """
+    share = device_share(slot, jobs, environment)
+    process = subprocess.Popen(
+        command,
+        env={**environment, **share.variables},
+        stdout=output,
+        stderr=output,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    if share.cores:
+        os.sched_setaffinity(process.pid, share.cores)
+    return process

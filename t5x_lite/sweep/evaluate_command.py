@@ -148,7 +148,10 @@ def _find_files(runs: Sequence[PlannedRun], command: _Command) -> dict[str, dict
             for problem in evaluator.model_problems(run.config.model):
                 raise UserError(f"run {planned.name}: {problem}")
             name = cache_file(run, planned.steps, evaluator, fingerprints.of(evaluator))
-            names[_label(evaluator)] = name
+            label = _label(evaluator)
+            if label in names:
+                raise UserError(f"run {planned.name}: has two evaluations {label}; name one on the command line")
+            names[label] = name
         files[planned.name] = names
     return files
 

@@ -1,6 +1,5 @@
 """Processes that evaluate the runs of a sweep, several at the same time."""
 
-import os
 import signal
 import subprocess
 import time
@@ -14,7 +13,7 @@ from t5x_lite.errors import STOPPED
 from t5x_lite.local_copies import with_urls
 from t5x_lite.parallel.distributed import handle_signals
 from t5x_lite.progress import print_line, progress_bar
-from t5x_lite.sweep.device_share import device_share
+from t5x_lite.sweep.device_share import start_process
 from t5x_lite.sweep.process_pool import last_line
 
 POLL_SECONDS = 0.2
@@ -42,21 +41,12 @@ class _EvaluationPool:
     def start(self, run: str, command: Sequence[str]) -> None:
         """Start a process in a free slot."""
         slot = min(set(range(self.jobs)) - {job.slot for job in self.running})
-        share = device_share(slot, self.jobs, self.environment)
         log = self.folder / f"{run}.log"
         with log.open("wb") as output:
-            process = subprocess.Popen(
-                command,
-                env={**self.environment, **share.variables},
-                stdout=output,
-                stderr=output,
-                stdin=subprocess.DEVNULL,
-                # Ctrl-C reaches this process alone, which passes it on once.
-                start_new_session=True,
-            )
-        if share.cores:
-            os.sched_setaffinity(process.pid, share.cores)
+            process = start_process(command, slot, self.jobs, self.environment, output)
         self.running.append(_Job(run, slot, process, log))
+        if self.stop_requested:  # while it was starting
+            process.terminate()
 
     def take_ended(self) -> list[_Job]:
         """Return the processes that have ended since the last call."""
@@ -96,8 +86,6 @@ def run_evaluations(
                 run = next(iter(pending))
                 pool.start(run, pending.pop(run))
             time.sleep(POLL_SECONDS)
-            if pool.stop_requested:
-                pool.stop()  # also the process that was starting when the request came
             for job in pool.take_ended():
                 progress.advance(task)
                 if job.process.returncode != 0 and not pool.stop_requested:

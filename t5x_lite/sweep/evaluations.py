@@ -33,6 +33,7 @@ class SweepEvaluations(BaseModel, strict=True, extra="forbid"):
         """Return these evaluations with the files of some runs, by run and label, in place of older ones."""
         results = {label: dict(by_run) for label, by_run in self.results.items()}
         for label in {label for run in runs for label in files[run.name]}:
+            results.pop(label, None)  # the newest evaluation comes last, and counts
             results[label] = {run.name: files[run.name][label] for run in runs if label in files[run.name]}
         return SweepEvaluations(results=results)
 
@@ -46,16 +47,21 @@ class SweepEvaluations(BaseModel, strict=True, extra="forbid"):
         return metrics
 
     def tasks(self, labels: Sequence[str] | None = None) -> dict[str, dict[str, "TaskResult"]]:
-        """Return the results by task and run, of some evaluations or of all."""
+        """Return the results by task and run, of some evaluations or of all; of two with a task the last one."""
         tasks: dict[str, dict[str, TaskResult]] = {}
         for label in self.results if labels is None else labels:
-            for run, name in self.results[label].items():
-                result = _read(name)
-                for task in result.examples:
-                    tasks.setdefault(task, {})[run] = TaskResult(result.example_scores(task), {})
-                plain = {metric: value for metric, value in result.metrics.items() if metric in PLAIN_METRICS}
-                if plain:
-                    tasks.setdefault(label.lower(), {})[run] = TaskResult({}, plain)
+            tasks.update(self._tasks_of(label))
+        return tasks
+
+    def _tasks_of(self, label: str) -> dict[str, dict[str, "TaskResult"]]:
+        tasks: dict[str, dict[str, TaskResult]] = {}
+        for run, name in self.results[label].items():
+            result = _read(name)
+            for task in result.examples:
+                tasks.setdefault(task, {})[run] = TaskResult(result.example_scores(task), {})
+            plain = {metric: value for metric, value in result.metrics.items() if metric in PLAIN_METRICS}
+            if plain:
+                tasks.setdefault(label.lower(), {})[run] = TaskResult({}, plain)
         return tasks
 
 

@@ -2,7 +2,6 @@
 
 import fcntl
 import json
-import os
 import signal
 import subprocess
 import time
@@ -20,7 +19,7 @@ from t5x_lite.parallel.distributed import handle_signals
 from t5x_lite.progress import print_line, progress_bar
 from t5x_lite.storage import is_remote
 from t5x_lite.sweep.config import Sweep
-from t5x_lite.sweep.device_share import device_share
+from t5x_lite.sweep.device_share import start_process
 from t5x_lite.sweep.planned_run import PlannedRun
 from t5x_lite.sweep.run_files import read_new_metrics
 from t5x_lite.sweep.status_log import StatusLog
@@ -133,21 +132,10 @@ class ProcessPool:
         jobs = self.sweep.config.jobs
         used_slots = {job.slot for job in self.running}
         slot = min(set(range(jobs)) - used_slots)
-        share = device_share(slot, jobs, self.environment)
         output_path = self._output_path(run)
         output_path.parent.mkdir(exist_ok=True)
         with output_path.open("ab") as output:
-            process = subprocess.Popen(
-                self.command(run),
-                env={**self.environment, **share.variables},
-                stdout=output,
-                stderr=output,
-                stdin=subprocess.DEVNULL,
-                # Ctrl-C reaches this process alone, which passes it on once.
-                start_new_session=True,
-            )
-        if share.cores:
-            os.sched_setaffinity(process.pid, share.cores)
+            process = start_process(self.command(run), slot, jobs, self.environment, output)
         self.attempts[run.name] += 1
         progress_task = self.progress.add_task(f"  {run.name}", total=run.steps, at="")
         self.running.append(RunningJob(run, process, slot, progress_task))

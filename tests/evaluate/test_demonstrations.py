@@ -19,7 +19,7 @@ from t5x_lite.errors import UserError
 from t5x_lite.evaluate.cloze import add_demonstrations, read_cloze
 from t5x_lite.evaluate.demonstrations import DEMONSTRATIONS, Balanced, Random, Similar
 from t5x_lite.evaluate.demonstrations.bm25 import WordIndex
-from t5x_lite.evaluate.demonstrations.demonstrations import Example, ExampleSets, choose_demonstrations
+from t5x_lite.evaluate.demonstrations.demonstrations import Demonstrations, Example, ExampleSets, check_pool
 from t5x_lite.evaluate.evaluators.cloze import Cloze
 
 TEXT = "the quick brown fox jumps over a lazy dog while seven wizards mix black opal quartz in vain"
@@ -38,6 +38,13 @@ def examples() -> ExampleSets:
     pool = [Example(" ".join(rng.choice(WORDS, 6)), "abc"[number % 3]) for number in range(11)]
     pool.append(pool[2])
     return ExampleSets(pool, pool)
+
+
+def choose_demonstrations(
+    choice: Demonstrations, examples: ExampleSets, count: int, seed: int, model: Model
+) -> list[list[int]]:
+    check_pool(examples, count)
+    return choice.choose(examples, count, seed, model)
 
 
 @pytest.mark.parametrize("name", DEMONSTRATIONS)

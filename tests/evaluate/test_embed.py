@@ -242,4 +242,5 @@ def test_the_nearest_words_in_context_are_those_of_all_by_cosine(
     assert main(["embed", str(model.run.folder), str(file), "--word", word, "-k", "2"]) == 0
     assert capsys.readouterr().out.count(f"[{word}]") >= len(neighbours)
     assert main(["embed", str(model.run.folder), str(file), "--word", "zzz"]) == 2
+    assert main(["embed", str(model.run.folder), str(file), "--word", "two words"]) == 2
     assert main(["embed", str(model.run.folder), str(file), "--word", word, "--pool", "mean"]) == 2

@@ -8,7 +8,7 @@ import pytest
 from t5x_lite.errors import UserError
 from t5x_lite.objectives.passages import Passage
 from t5x_lite.retrieval.collection import StoredPassage, read_collection
-from t5x_lite.retrieval.recall import contains_answer, read_queries, recall_at
+from t5x_lite.retrieval.recall import contains_words, read_queries, recall_at, split_words
 from tests.retrieval.conftest import write_records
 
 
@@ -22,7 +22,7 @@ def test_recall_counts_queries_with_any_relevant_passage_so_far() -> None:
     [("Fox", True), ("quick fox", True), ("quick  fox,", True), ("ick fox", False), ("fox quick", False), ("", False)],
 )
 def test_an_answer_is_a_sequence_of_words(answer: str, is_in: bool) -> None:
-    assert contains_answer("The quick fox, again.", answer) == is_in
+    assert contains_words(split_words("The quick fox, again."), split_words(answer)) == is_in
 
 
 def test_queries_name_relevant_passages_in_three_ways(tmp_path: Path) -> None:
@@ -54,3 +54,10 @@ def test_collections_of_every_format(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not a JSON list"):
         (tmp_path / "list.json").write_text('[{"text": "a fox"')
         list(read_collection(tmp_path / "list.json"))
+
+
+def test_words_are_split_as_dpr_splits_them() -> None:
+    """DPR's tokens are runs of letters, numbers and marks ([\\p{L}\\p{N}\\p{M}]+), and single other signs."""
+    assert split_words("naïve café, 3.5%") == ["nai\u0308ve", "cafe\u0301", ",", "3", ".", "5", "%"]
+    assert split_words("नमस्ते दुनिया") == ["नमस्ते", "दुनिया"]
+    assert not contains_words(split_words("a café"), split_words("cafe"))

@@ -14,6 +14,9 @@ from t5x_lite.verifiers import Arithmetic, Contains, ExactMatch
         ("98 + 45 = 143", "143", 1),
         ("143 and 7", "143", 0),
         ("-4", "4", 0),
+        ("12-5", "5", 1),
+        ("choose 3,4", "4", 1),
+        ("pages 3-4", "-4", 0),
         ("none", "4", 0),
         ("", "4", 0),
         ("4", "no number", 0),
@@ -39,3 +42,9 @@ def test_contains_finds_the_reference_in_the_answer() -> None:
     assert Contains().score("", "It is paris", "Paris") == 0
     assert Contains(ignore_case=True).score("", "It is paris", "Paris") == 1
     assert Contains().score("", "Par", "Paris") == 0
+
+
+def test_a_reference_without_a_number_is_refused_before_any_answer() -> None:
+    with pytest.raises(ValueError, match="'none' has no number"):
+        Arithmetic().check_reference("none")
+    Arithmetic().check_reference("-4")

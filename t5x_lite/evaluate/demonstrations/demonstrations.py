@@ -49,6 +49,10 @@ class ExampleSets:
             places[example].append(index)
         return dict(places)
 
+    def count_candidates(self, query: int) -> int:
+        """Return the number of `candidates` of a query."""
+        return len(self.pool) - len(self._places.get(self.queries[query], []))
+
     def candidates(self, query: int) -> list[int]:
         """Return the indices of the pool for a query, without the query itself, however often the pool has it."""
         excluded = set(self._places.get(self.queries[query], []))
@@ -78,18 +82,6 @@ class Demonstrations(Config):
         """
 
 
-def choose_demonstrations(
-    settings: Demonstrations, examples: ExampleSets, count: int, seed: int, model: "EvaluationModel"
-) -> list[list[int]]:
-    """Return the demonstrations of each query; see `Demonstrations.choose`.
-
-    Raises:
-        UserError: see `check_pool`.
-    """
-    check_pool(examples, count)
-    return settings.choose(examples, count, seed, model)
-
-
 def check_pool(examples: ExampleSets, count: int) -> None:
     """Refuse a pool with fewer than `count` demonstrations for some query.
 
@@ -97,7 +89,7 @@ def check_pool(examples: ExampleSets, count: int) -> None:
         UserError: with the number of examples.
     """
     for query, example in enumerate(examples.queries):
-        available = len(examples.candidates(query))
+        available = examples.count_candidates(query)
         if available < count:
             raise UserError(
                 f"{count} demonstrations are to be chosen from {available} examples, without the example itself: "

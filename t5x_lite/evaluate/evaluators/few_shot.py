@@ -41,6 +41,12 @@ class FewShot(Evaluator):
         tasks = load_tasks(self.tasks, self._include_dir)
         check_tasks(tasks, model)
         configure_tasks(tasks, FewShotPrompts(self.num_fewshot, self.demonstrations, self.seed), self.limit)
+        if self.passages is not None:
+            from t5x_lite.retrieval.harness_tasks import check_questions
+            from t5x_lite.retrieval.prompts import check_passages
+
+            check_questions(tasks["tasks"])
+            check_passages(self.passages)
 
     def fingerprint(self) -> str:
         """Return a hash of the tasks' configs and documents, and of the index of the passages."""
