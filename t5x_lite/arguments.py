@@ -80,6 +80,9 @@ def _add_plan(commands: Commands) -> None:
     parser.add_argument(
         "--search", action="store_true", help="try meshes and remat policies, and rank those that fit in memory"
     )
+    parser.add_argument(
+        "--emit", type=_local_path, metavar="FILE", help="write a config with the policy and the mesh of the best plan"
+    )
 
 
 def _add_sweep(commands: Commands) -> None:

@@ -196,7 +196,9 @@ def plan(options: argparse.Namespace, overrides: list[str]) -> int:
         libtpu.prepare()
     else:
         _simulate_devices(gpus)
+    from t5x_lite.planner.config import PlanConfig
     from t5x_lite.planner.plan import make_plan
+    from t5x_lite.planner.planned_config import write_planned_config
     from t5x_lite.planner.report import print_plan, print_search
     from t5x_lite.planner.search import search
 
@@ -212,7 +214,14 @@ def plan(options: argparse.Namespace, overrides: list[str]) -> int:
             print(json.dumps(asdict(plans[0])))
         else:
             print_plan(plans[0])
-    return 0 if any(candidate.fits for candidate in plans) else 1
+    best = plans[0]  # a search returns those that fit first
+    if options.emit and best.fits:
+        pod = PlanConfig(topology=topology, slices=slices)
+        written = write_planned_config(options.config, overrides, best, pod, options.emit)
+        print(f"written: {written}", file=sys.stderr)
+    elif options.emit:
+        print(f"not written, because nothing fits: {options.emit}", file=sys.stderr)
+    return 0 if best.fits else 1
 
 
 def _simulate_devices(count: int) -> None:

@@ -1,7 +1,7 @@
 """Losses of models as weighted sums over a batch: over a vocabulary, a few classes, pairs, numbers and vectors."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
 
@@ -9,14 +9,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from t5x_lite.models.chunked_loss import sum_over_chunks
 from t5x_lite.models.sharding import GPU_PLATFORMS, constrain
 from t5x_lite.models.sharding import target_platform as current_platform
 
 LOGITS_BYTES = 64 * 2**20
 """Logits above this size per device are computed in chunks; below it one product is faster."""
 GPU_LOGITS_BYTES = 8 * 2**30
-"""The limit on a GPU, which has the memory. Chunks are recomputed in the backward pass and their small products are
-slow: GPT-2 124M on an H100 spent 80 of 183 ms a step on 128 chunks."""
+"""The limit on a GPU, which has the memory. The small products of chunks are slow: GPT-2 124M on an H100 spent 80 of
+183 ms a step on 128 chunks."""
 Arrays = TypeVar("Arrays", bound=tuple[Array, ...])
 """Several arrays."""
 MASK_VALUE = -1e9
@@ -91,7 +92,7 @@ def token_cross_entropy(
 
     With label smoothing ε the target is (1-ε)·one-hot + ε/v (Szegedy et al. 2016, §7). The z-loss `z_loss`·log(Z)²
     keeps the normaliser Z near one (Chowdhery et al. 2022, §5). If the logits are large they are computed for one chunk
-    of the length at a time, in the forward and in the backward pass.
+    of the length at a time, together with their gradient; then gradients pass from `total` alone.
     """
     chunk_loss = partial(_cross_entropy, logits, z_loss=settings.z_loss, label_smoothing=settings.label_smoothing)
     states = constrain(states, "batch", "length", None)
@@ -99,13 +100,13 @@ def token_cross_entropy(
     if chunks == 1:
         return chunk_loss(states, targets, weights)
 
-    def add_chunk(sums: TokenLoss, chunk: tuple[Array, Array, Array]) -> tuple[TokenLoss, None]:
-        return sums + jax.checkpoint(chunk_loss)(*chunk), None
+    def loss_and_sums(*chunk: Array) -> tuple[Float[Array, ""], TokenLoss]:
+        sums = chunk_loss(*chunk)
+        return sums.total, sums
 
-    zero = jnp.zeros((), jnp.float32)
-    no_loss = TokenLoss(total=zero, loss=zero, z_loss=zero, correct=zero, weight=zero)
-    sums, _ = jax.lax.scan(add_chunk, no_loss, _split_length((states, targets, weights), chunks))
-    return sums
+    chunk_states, *labels = _split_length((states, targets, weights), chunks)
+    total, sums = sum_over_chunks(loss_and_sums, chunk_states, tuple(labels))
+    return replace(sums, total=total)
 
 
 def sequence_log_probabilities(

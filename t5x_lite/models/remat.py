@@ -17,8 +17,8 @@ LAYER_OUTPUT = "layer_output"
 """Name of the output of a layer, by which `remat: offload` knows it."""
 CUDNN_ATTENTION = "dot_product_attention_fwd_wrapper"
 """JAX's primitive of cuDNN's attention. It has the log-sums as results that no name can be put on."""
-FUSED_ATTENTION = ("pallas_call", CUDNN_ATTENTION)
-"""JAX's primitives of fused attention: Pallas kernels and cuDNN's."""
+KERNELS = ("pallas_call", CUDNN_ATTENTION, "ragged_dot_general")
+"""JAX's primitives of fused attention (Pallas kernels and cuDNN's), and of products with experts of sorted rows."""
 
 Carry = TypeVar("Carry")
 Scanned = TypeVar("Scanned")
@@ -58,7 +58,7 @@ def rematerialised(body: ScanBody[Carry, Scanned, Stacked], policy: RematPolicy)
     elif policy == "full":
         saveable = policies.nothing_saveable
     elif policy == "dots":
-        saveable = _products_and_fused_attention
+        saveable = _products_and_kernels
     elif policy == "dots_no_batch":
         saveable = _products_without_batch
     else:
@@ -78,9 +78,9 @@ def _named_or_cudnn_attention(names: Sequence[str], primitive: Any, *values: Any
     return primitive.name == "name" and parameters["name"] in names
 
 
-def _products_and_fused_attention(primitive: Any, *values: Any, **parameters: Any) -> bool:
-    """Return whether the result of a primitive is that of a matrix product or of fused attention."""
-    if primitive.name in FUSED_ATTENTION or _is_quantized_product(primitive, parameters):
+def _products_and_kernels(primitive: Any, *values: Any, **parameters: Any) -> bool:
+    """Return whether the result of a primitive is that of a matrix product or of a kernel."""
+    if primitive.name in KERNELS or _is_quantized_product(primitive, parameters):
         return True
     if _has_quantized_operands(values):
         return False

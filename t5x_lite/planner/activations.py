@@ -29,13 +29,11 @@ class PeriodActivations:
 
     Attributes:
         named: values by the names of `models.remat_policy`.
-        weights: values of the matrices that a token is multiplied with, by the name of the product.
         elementwise: the other values: outputs of activation functions, of norms and of residual additions.
         carry: values that pass from one period to the next.
     """
 
     named: Mapping[str, float]
-    weights: Mapping[str, float]
     elementwise: float
     carry: float
 
@@ -65,13 +63,6 @@ class PeriodActivations:
             case _:
                 return sum(self.named[name] for name in SAVED_NAMES[policy]) + self.carry
 
-    def recomputed_share(self, policy: RematPolicy) -> float:
-        """Return the share of the products with weights that the backward pass computes again."""
-        if policy in {"none", "dots", "dots_no_batch"}:
-            return 0.0
-        saved = sum(self.weights[name] for name in SAVED_NAMES.get(policy, ()) if name in self.weights)
-        return 1 - saved / sum(self.weights.values())
-
 
 def period_activations(workload: Workload) -> PeriodActivations:
     """Count the activations of one period from the weights of the model.
@@ -81,7 +72,6 @@ def period_activations(workload: Workload) -> PeriodActivations:
     """
     model = workload.config.model
     named: dict[str, float] = dict.fromkeys((*PRODUCTS, ATTENTION_OUTPUT), 0.0)
-    weights: dict[str, float] = dict.fromkeys(PRODUCTS, 0.0)
     inner_values = 0.0
     shapes = flatten_names(workload.spec.shapes)
     for name, axes in flatten_names(workload.spec.axes).items():
@@ -91,7 +81,6 @@ def period_activations(workload: Workload) -> PeriodActivations:
         matrix_count = matrix.count * _token_share(name, model, workload.lengths)
         kind = product_name(matrix.output_names)
         named[kind] += matrix_count * matrix.outputs
-        weights[kind] += matrix_count * matrix.inputs * matrix.outputs
         if "mlp" in matrix.input_names:
             inner_values += matrix_count * matrix.inputs
         if "heads" in matrix.input_names and ".mixer." not in name:
@@ -104,7 +93,6 @@ def period_activations(workload: Workload) -> PeriodActivations:
     elementwise = (inner_values + residual_values) / tensor_shards + residual_values
     return PeriodActivations(
         named={name: values / tensor_shards for name, values in named.items()},
-        weights=weights,
         elementwise=elementwise,
         carry=model.embed / tensor_shards,
     )

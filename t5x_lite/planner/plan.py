@@ -6,12 +6,15 @@ are modelled.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import jax
+from jax.sharding import Mesh
 
 from t5x_lite.config import RunConfig
 from t5x_lite.errors import UserError
+from t5x_lite.models.remat_policy import LEAST_RECOMPUTATION_FIRST, RematPolicy
 from t5x_lite.models.spec import model_spec
 from t5x_lite.parallel.chips import CHIPS, Chip, chip_name
 from t5x_lite.parallel.mesh import check_sharded, make_mesh
@@ -79,7 +82,8 @@ class Plan:
 def make_plan(config: RunConfig, topology: str, slices: int = 1, pod: Pod | None = None) -> Plan:
     """Compile the train step of a config for a topology; for GPUs that are not here, estimate it by formula.
 
-    Of a run with stages (`data.schedule`) it is that of the largest stage.
+    Of a run with stages (`data.schedule`) it is that of the largest stage. With `model.remat: auto` the policy that
+    fits by formula is compiled; while the program takes more than `SHARE_OF_MEMORY` of a device, so is the next one.
 
     Args:
         config: the run.
@@ -94,10 +98,21 @@ def make_plan(config: RunConfig, topology: str, slices: int = 1, pod: Pod | None
     mesh = make_mesh(config.mesh, list(pod.devices))
     check_mesh(mesh, config, pod.platform)
     config = config.of_stage(config.largest_stage)
+    available_bytes = SHARE_OF_MEMORY * _chip_of(pod.device_kind).memory
+    policies: Sequence[RematPolicy] = (config.model.remat,)
+    if config.model.remat == "auto":
+        first = choose_remat(config, mesh, pod.platform, available_bytes)
+        policies = LEAST_RECOMPUTATION_FIRST[LEAST_RECOMPUTATION_FIRST.index(first) :]
+    for policy in policies:
+        plan = _plan_policy(with_remat(config, policy), mesh, pod, topology, slices)
+        if plan.memory_bytes <= available_bytes:
+            break
+    return replace(plan, requested_remat=config.model.remat)
+
+
+def _plan_policy(config: RunConfig, mesh: Mesh, pod: Pod, topology: str, slices: int) -> Plan:
+    """Plan a config whose policy of rematerialisation is known."""
     chip = _chip_of(pod.device_kind)
-    requested_remat = config.model.remat
-    if requested_remat == "auto":
-        config = with_remat(config, choose_remat(config, mesh, pod.platform, SHARE_OF_MEMORY * chip.memory))
     kernels = check_mesh(mesh, config, pod.platform)
     spec = model_spec(config.model, config.method.surgery)
     check_sharded(mesh, spec.axes, spec.shapes)
@@ -119,7 +134,7 @@ def make_plan(config: RunConfig, topology: str, slices: int = 1, pod: Pod | None
         devices=mesh.size,
         mesh={axis: size for axis, size in mesh.shape.items() if size > 1},
         width=config.model.embed,
-        requested_remat=requested_remat,
+        requested_remat=config.model.remat,
         remat=config.model.remat,
         fits=not largest_buffers and memory_bytes <= available_bytes,
         available_bytes=available_bytes,

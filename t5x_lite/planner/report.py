@@ -57,7 +57,7 @@ def _print_summary(console: Console, plan: Plan) -> None:
     mesh = _format_mesh(plan.mesh) or "one device"
     remat = f"remat {plan.remat}"
     if plan.requested_remat == "auto":
-        remat += " (auto: the least recomputation that fits by formula)"
+        remat += " (auto: the least recomputation that fits)"
     print_line(console, f"{plan.topology}: {plan.devices} devices as {mesh}, {remat}")
     parameters = f"{plan.parameters:,} parameters"
     if plan.active_parameters < plan.parameters:

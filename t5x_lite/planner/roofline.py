@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from t5x_lite.errors import UserError
 from t5x_lite.parallel.chips import Chip
-from t5x_lite.planner.activations import period_activations
 from t5x_lite.planner.figures import CollectiveFigures, RooflineFigures
+from t5x_lite.planner.recomputation import recomputed_flops_per_example
 from t5x_lite.planner.workload import Workload
 from t5x_lite.train.flops import flops_per_example, quantized_flops_per_example
 
@@ -83,15 +83,10 @@ def _product_seconds(workload: Workload, chip: Chip, flops: float, peak_flops: f
 
 
 def _recomputation_factor(workload: Workload) -> float:
-    """Return the FLOPs of a step with recomputation over those without.
-
-    The forward pass is a third of a step. Full recomputation repeats all of it. The others count as half of it, and
-    those that keep activations by name as so much of the other half as their share of the products with weights.
-    """
-    remat = workload.config.model.remat
-    if remat == "none":
-        return 1.0
-    return 1 + (1 + period_activations(workload).recomputed_share(remat)) / 6
+    """Return the FLOPs of a step with recomputation over those without."""
+    config = workload.config
+    flops = flops_per_example(config.model, workload.spec, workload.lengths)
+    return 1 + recomputed_flops_per_example(workload) / flops
 
 
 def _gathered_weight_bytes(workload: Workload) -> float:

@@ -57,6 +57,19 @@ def read(kind: type[Config], path: str | Path, overrides: Sequence[str] = ()) ->
     return Sources(values, locations)
 
 
+def merge_overrides(kind: type[Config], overrides: Sequence[str]) -> Settings:
+    """Return the settings of `dotted.key=value` overrides as the nested settings of a file.
+
+    Raises:
+        UserError: an override is malformed.
+    """
+    values: Settings = {}
+    for override in overrides:
+        _, nested = _parse_override(override)
+        values = merge(kind, values, nested)
+    return values
+
+
 def merge(kind: type[Config] | None, old: Any, new: Any) -> Any:
     """Return `old` updated with `new`, group by group.
 

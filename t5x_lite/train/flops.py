@@ -49,8 +49,8 @@ def flops_per_example(
     for name, axes in flatten_names(spec.axes).items():
         if _is_multiplied(model, axes):
             flops = _flops_per_weight(shapes[name].shape, first_trained[name], has_backward_pass=has_backward_pass)
-            matrix_flops += flops * _products(model, name, axes, shapes[name].shape, lengths)
-    mixer_flops = _attention_flops(model, lengths, causal_half=causal_half) + _scan_flops(model, lengths)
+            matrix_flops += flops * products_per_text(model, name, axes, shapes[name].shape, lengths)
+    mixer_flops = attention_flops_per_text(model, lengths, causal_half=causal_half) + _scan_flops(model, lengths)
     if not has_backward_pass:
         mixer_flops /= 3
     return lengths.texts * (matrix_flops + mixer_flops)
@@ -65,11 +65,11 @@ def quantized_flops_per_example(model: ModelConfig, spec: ModelSpec, lengths: Ex
     flops = 0.0
     for name, axes in flatten_names(spec.axes).items():
         if _is_multiplied(model, axes) and not QUANTIZED_AXES.isdisjoint(axes.names):
-            flops += 6.0 * _products(model, name, axes, shapes[name].shape, lengths)
+            flops += 6.0 * products_per_text(model, name, axes, shapes[name].shape, lengths)
     return lengths.texts * flops
 
 
-def _products(
+def products_per_text(
     model: ModelConfig, name: str, axes: WeightAxes, shape: tuple[int, ...], lengths: ExampleLengths
 ) -> float:
     """Return how many numbers are multiplied with the weights of a matrix for one text of an example."""
@@ -112,10 +112,11 @@ def _tokens_through(model: ModelConfig, name: str, lengths: ExampleLengths) -> i
     return repeats * tokens
 
 
-def _attention_flops(model: ModelConfig, lengths: ExampleLengths, *, causal_half: bool) -> float:
+def attention_flops_per_text(model: ModelConfig, lengths: ExampleLengths, *, causal_half: bool) -> float:
+    """Return the FLOPs, forward and backward, of the scores of attention and of the sums of values."""
     if model.family == "electra":
-        discriminator_flops = _attention_flops(model.discriminator_model, lengths, causal_half=causal_half)
-        return discriminator_flops + _attention_flops(model.generator_model, lengths, causal_half=causal_half)
+        discriminator_flops = attention_flops_per_text(model.discriminator_model, lengths, causal_half=causal_half)
+        return discriminator_flops + attention_flops_per_text(model.generator_model, lengths, causal_half=causal_half)
 
     def channel_pairs(model: ModelConfig, layers: int, length: int, *, causal: bool) -> float:
         """Return pairs of positions times channels of a head, of which values may have others than queries."""

@@ -10,6 +10,7 @@ import pytest
 from jaxtyping import Float, Int
 
 from t5x_lite.models.losses import LOGITS_BYTES, LossSettings, TokenLoss, chunks_for, token_cross_entropy
+from tests.product_flops import count_product_flops
 
 VOCAB = 9
 
@@ -83,6 +84,28 @@ def test_sums_and_gradients_equal_the_formula(
     assert float(states_gradient[1, 2, 3]) == pytest.approx(slope, rel=2e-3, abs=1e-4)
 
 
+@pytest.mark.parametrize("chunks", [1, 3])
+def test_gradients_equal_the_formula(inputs: LossInputs, chunks: int) -> None:
+    """The gradient of a logit is w · ((1 + 2 · z_loss · log Z) · p - (1 - ε) · onehot - ε / v), here times 3."""
+    z_loss = 0.1
+    smoothing = 0.2
+    settings = LossSettings(VOCAB, chunks=chunks, z_loss=z_loss, label_smoothing=smoothing)
+
+    def loss(states: jax.Array, matrix: jax.Array) -> jax.Array:
+        return 3 * token_cross_entropy(lambda x: x @ matrix, states, inputs.targets, inputs.weights, settings).total
+
+    states = jnp.asarray(inputs.states, jnp.float32)
+    gradients = jax.grad(loss, argnums=(0, 1))(states, jnp.asarray(inputs.matrix, jnp.float32))
+    logits = inputs.states @ inputs.matrix
+    log_z = np.log(np.exp(logits).sum(-1, keepdims=True))
+    logit_gradient = (1 + 2 * z_loss * log_z) * np.exp(logits - log_z)
+    logit_gradient -= (1 - smoothing) * np.eye(VOCAB)[inputs.targets] + smoothing / VOCAB
+    logit_gradient *= 3 * inputs.weights[..., None]
+    np.testing.assert_allclose(gradients[0], logit_gradient @ inputs.matrix.T, rtol=1e-4, atol=1e-5)
+    expected = np.einsum("bld,blv->dv", inputs.states, logit_gradient)
+    np.testing.assert_allclose(gradients[1], expected, rtol=1e-4, atol=1e-5)
+
+
 def test_logits_of_a_large_vocabulary_are_never_in_memory_at_once() -> None:
     length = 512
     vocab = 32768
@@ -102,7 +125,23 @@ def test_logits_of_a_large_vocabulary_are_never_in_memory_at_once() -> None:
 
     logits_bytes = 4 * length * vocab
     assert peak_bytes(1) >= logits_bytes
-    assert peak_bytes(16) < logits_bytes / 4
+    # Four arrays of a chunk, and not three, because loss and gradient are computed together: one product fewer.
+    assert peak_bytes(16) < 5 / 16 * logits_bytes
+
+
+def test_logits_of_a_chunk_are_computed_once() -> None:
+    """Three products with the output matrix, forward and backward, whether the logits are cut in chunks or not."""
+    states = jnp.ones((1, 8, 4))
+    targets = jnp.zeros((1, 8), jnp.int32)
+
+    def product_flops(chunks: int) -> float:
+        def loss(states: jax.Array, matrix: jax.Array) -> jax.Array:
+            settings = LossSettings(16, chunks=chunks)
+            return token_cross_entropy(lambda x: x @ matrix, states, targets, jnp.ones((1, 8)), settings).total
+
+        return count_product_flops(jax.make_jaxpr(jax.grad(loss, argnums=(0, 1)))(states, jnp.ones((4, 16))).jaxpr)
+
+    assert product_flops(1) == product_flops(4) == 3 * 2 * 8 * 4 * 16
 
 
 def test_chunks_are_the_fewest_that_divide_the_length() -> None:

@@ -77,6 +77,20 @@ def test_plan_reports_the_choice(tiny_config: Path, capsys: pytest.CaptureFixtur
     assert "remat none (auto" in capsys.readouterr().out
 
 
+def test_plan_writes_the_choice_into_a_config(tiny_config: Path, tmp_path: Path) -> None:
+    """The new config has the overrides, the policy and the mesh; a run of it is planned alike."""
+    emitted = tmp_path / "planned" / "run.yaml"
+    words = ["plan", str(tiny_config), "--topology", "h100:1", "model.vocab=300", "model.remat=auto"]
+    assert main([*words, "--emit", str(emitted)]) == 0
+    planned = configuration.load(emitted)
+    assert (planned.model.vocab, planned.model.remat) == (300, "none")
+    assert (planned.mesh.fsdp, planned.plan.topology) == (1, "h100:1")
+    assert main([*words, "--emit", str(tiny_config)]) == 2
+    too_large = tmp_path / "large.yaml"
+    assert main([*words, "train.batch_size=4194304", "--emit", str(too_large)]) == 1
+    assert not too_large.exists()
+
+
 def test_a_run_takes_92_percent_and_a_resumed_run_keeps_its_policy(
     tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

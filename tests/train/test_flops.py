@@ -1,11 +1,7 @@
 """The analytic FLOPs: against every matrix product of the traced step, forward and backward, and by hand."""
 
-import math
-from collections.abc import Iterator
-
 import jax
 import pytest
-from jax.extend.core import ClosedJaxpr, Jaxpr
 from jaxtyping import Array, Float, PyTree
 
 from t5x_lite.config import RunConfig
@@ -17,6 +13,7 @@ from t5x_lite.objectives.supervised import Supervised
 from t5x_lite.planner.example import example_context, example_features
 from t5x_lite.run_loss import loss_function
 from t5x_lite.train.flops import flops_per_example
+from tests.product_flops import count_product_flops
 
 ROWS = 2
 SIZES = {"layers": 2, "embed": 64, "heads": 4, "vocab": 256}
@@ -25,37 +22,6 @@ CAUSAL_SHARE = 10 / 16
 """Share of a causal square of 256 that is computed in steps of 64 queries: 1 + 2 + 3 + 4 blocks of 16."""
 WHOLE_SQUARE = 1.0
 """Attention in both directions, and causal attention of a row that is too short for steps, compute all of it."""
-
-
-def inner_jaxprs(value: object) -> Iterator[Jaxpr]:
-    """Yield the programs in a parameter of an equation, such as the body of a scan."""
-    values = value if isinstance(value, tuple | list) else [value]
-    for item in values:
-        if isinstance(item, ClosedJaxpr):
-            yield item.jaxpr
-        elif isinstance(item, Jaxpr):
-            yield item
-
-
-def count_product_flops(jaxpr: Jaxpr) -> float:
-    """Return the FLOPs of all matrix products; those of a scan count as often as it runs.
-
-    This knows nothing of models.
-    """
-    total = 0.0
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == "dot_general":
-            (contracted_axes, _), _ = equation.params["dimension_numbers"]
-            input_shape = equation.invars[0].aval.shape
-            output_size = math.prod(equation.outvars[0].aval.shape)
-            total += 2.0 * output_size * math.prod(input_shape[axis] for axis in contracted_axes)
-        repeats = 1
-        if equation.primitive.name == "scan":
-            repeats = equation.params["length"]
-        for value in equation.params.values():
-            for inner_jaxpr in inner_jaxprs(value):
-                total += repeats * count_product_flops(inner_jaxpr)
-    return total
 
 
 def count_step_flops(config: RunConfig) -> float:

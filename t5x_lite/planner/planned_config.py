@@ -1,0 +1,39 @@
+"""The config of a planned run: that of the command with the policy and the mesh that the plan has."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from t5x_lite import schema
+from t5x_lite.config import RunConfig
+from t5x_lite.config_files import find_config
+from t5x_lite.files import check_not_input, write_file
+from t5x_lite.parallel.config import MeshConfig
+from t5x_lite.planner.config import PlanConfig
+from t5x_lite.planner.plan import Plan
+from t5x_lite.planner.report import GIBIBYTE
+
+
+def write_planned_config(base: str, overrides: Sequence[str], plan: Plan, pod: PlanConfig, path: Path) -> Path:
+    """Write a config that trains as planned.
+
+    Args:
+        base: the config of the command, which the new one is based on.
+        overrides: the settings of the command.
+        plan: the mesh and the policy of rematerialisation.
+        pod: what it was planned for.
+        path: the file.
+
+    Raises:
+        UserError: the file is the config of the command, or cannot be written.
+    """
+    source = find_config(base)
+    check_not_input(path, source)
+    mesh = {axis: plan.mesh.get(axis, 1) for axis in MeshConfig.model_fields}
+    planned = {"model": {"remat": plan.remat}, "mesh": mesh, "plan": pod.model_dump()}
+    settings = schema.merge(RunConfig, schema.merge_overrides(RunConfig, overrides), planned)
+    if Path(base).exists():
+        base = os.path.relpath(source.absolute(), path.absolute().parent)  # else it is the name of a shipped config
+    values = {"base": [base], **settings}
+    used = f"{plan.memory_bytes / GIBIBYTE:.1f} of {plan.available_bytes / GIBIBYTE:.1f} GiB per device"
+    return write_file(path, f"# Planned for {plan.topology}: {used}.\n{schema.dump(values)}")
