@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 GIBIBYTE = 2**30
@@ -10,14 +10,30 @@ COLUMNS = (
     "config",
     "topology, devices",
     "mesh",
+    "remat",
     "parameters",
-    "GiB a device",
+    "GiB per device",
     "fits",
-    "GB sent a step (modelled)",
+    "GB sent per step (modelled)",
+    "overlapped",
     "step ≥ s",
+    "bound by",
     "MFU ≤",
-    "compiled in s",
+    "compilation, s",
 )
+LINKS = {"memory": "HBM", "ici": "ICI", "dcn": "DCN"}
+"""Names of what bounds the time of a step beside arithmetic, by the keys of a report."""
+LEAST_EXPOSED = 0.01
+"""Share of a step from which on exchanges that nothing overlaps are named."""
+
+
+def name_bound(modelled: Mapping[str, float]) -> str:
+    """Return what the time of a step is bound by."""
+    step = modelled["step_seconds"]
+    for key, name in LINKS.items():
+        if modelled[f"{key}_seconds"] == step:
+            return name
+    return "compute, exchanges" if modelled["exposed_seconds"] > LEAST_EXPOSED * step else "compute"
 
 
 def read_row(path: Path) -> tuple[str, ...]:
@@ -34,16 +50,20 @@ def read_row(path: Path) -> tuple[str, ...]:
     if used_bytes is not None:
         memory = f"{used_bytes / GIBIBYTE:.1f} of {memory}"
     sent = sum(collective["sent"] for collective in compiled.get("exchanges", ()))
+    overlapped = sum(collective["overlapped"] for collective in compiled.get("exchanges", ()))
     required = sum(collective["sent"] for collective in modelled["exchanges"])
     return (
         path.stem,
         f"{report['topology']}, {report['devices']}",
         mesh,
+        report["remat"],
         f"{report['parameters'] / 1e9:.1f}B",
         memory,
         "yes" if report["fits"] else "no",
         f"{sent / 1e9:.1f} ({required / 1e9:.1f})",
+        f"{overlapped / max(sent, 1):.0%}",
         f"{modelled['step_seconds']:.2f}",
+        name_bound(modelled),
         f"{modelled['mfu_causal_half']:.0%}",
         f"{compiled['seconds']:.0f}",
     )

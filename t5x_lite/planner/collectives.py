@@ -71,7 +71,7 @@ def required_collectives(workload: Workload) -> list[Collective]:
     for (kind, axis), size in array_bytes.items():
         sent = size * _sent_share(axis, sizes[axis])
         if sent > 0:
-            collectives.append(Collective(kind, (axis,), 1, sent))
+            collectives.append(Collective(kind, (axis,), 1, sent, overlapped=sent))
     return collectives
 
 
@@ -99,6 +99,7 @@ def add_links(collectives: Sequence[Collective], mesh: Mesh, chip: Chip, slices:
                 "axes": collective.axes,
                 "times": collective.times,
                 "sent": collective.sent,
+                "overlapped": collective.overlapped,
                 "link": _link(collective.axes, mesh, chip, slices),
             }
         )

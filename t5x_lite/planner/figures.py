@@ -4,12 +4,13 @@ from typing import TypedDict
 
 
 class CollectiveFigures(TypedDict):
-    """One row of `exchanges`: a `Collective` and the link that carries it."""
+    """One row of `exchanges`: a `Collective` and the link that carries it. By formula all bytes are `overlapped`."""
 
     kind: str
     axes: tuple[str, ...]
     times: int
     sent: float
+    overlapped: float
     link: str
 
 
@@ -40,12 +41,14 @@ class RooflineFigures(TypedDict):
     """Lower bounds of the time of a step, and what follows from the largest of them.
 
     `ici_seconds` are those of links inside a slice or a host, `dcn_seconds` those of the network between them.
+    `exposed_seconds` are the part of both in which the schedule has no work for the device.
     """
 
     compute_seconds: float
     memory_seconds: float
     ici_seconds: float
     dcn_seconds: float
+    exposed_seconds: float
     flops_per_device: float
     flops_per_device_causal_full: float
     peak_flops: float

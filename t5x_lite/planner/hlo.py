@@ -5,10 +5,12 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Int
+
+from t5x_lite.planner.overlap import FUSED_WITH_WORK, overlapped_lines
 
 COLLECTIVES = (
     "all-gather",
@@ -66,22 +68,25 @@ class Collective:
         axes: the mesh axes along which the devices of a group differ.
         times: number of executions.
         sent: bytes that each device sends in all executions together.
+        overlapped: those of them that the schedule sends while the device works; see `planner.overlap`.
     """
 
     kind: str
     axes: tuple[str, ...]
     times: int
     sent: float
+    overlapped: float = 0.0
 
 
 @dataclass(frozen=True)
 class _Channel:
-    """One collective of a program: `sent` bytes in each of `times` executions."""
+    """One collective of a program: `sent` bytes in each of `times` executions, while the device works or not."""
 
     kind: str
     axes: tuple[str, ...]
     sent: float
     times: int
+    is_overlapped: bool = False
 
 
 def find_collectives(text: str, mesh: Mapping[str, int], slices: int = 1) -> list[Collective]:
@@ -103,10 +108,13 @@ def find_collectives(text: str, mesh: Mapping[str, int], slices: int = 1) -> lis
     channels: dict[str, _Channel] = {}
     for name, times in executions.items():
         occurrences = Counter[str]()
+        overlapped = set(overlapped_lines(bodies[name]))
         for line in bodies[name]:
+            is_overlapped = line in overlapped or name.startswith(FUSED_WITH_WORK)
             send = _SEND_BETWEEN_SLICES.search(line)
             if send:
-                channels[line] = _read_send_between_slices(send, slices, times)
+                channel = _read_send_between_slices(send, slices, times)
+                channels[line] = replace(channel, is_overlapped=is_overlapped)
             instruction = _COLLECTIVE.search(line)
             if not instruction:
                 continue
@@ -117,7 +125,9 @@ def find_collectives(text: str, mesh: Mapping[str, int], slices: int = 1) -> lis
             starts = times
             if numbered_key in channels:
                 starts = min(times, channels[numbered_key].times)
-            channels[numbered_key] = _read_collective(instruction, line, name, mesh, starts)
+                is_overlapped |= channels[numbered_key].is_overlapped
+            channel = _read_collective(instruction, line, name, mesh, starts)
+            channels[numbered_key] = replace(channel, is_overlapped=is_overlapped)
     return _sum_by_kind_and_axes(channels.values())
 
 
@@ -136,11 +146,16 @@ def _sum_by_kind_and_axes(channels: Iterable[_Channel]) -> list[Collective]:
     """Add up channels, the largest sum first. A channel without axes stays on its device and is left out."""
     times = Counter[tuple[str, tuple[str, ...]]]()
     sent: dict[tuple[str, tuple[str, ...]], float] = defaultdict(float)
+    overlapped: dict[tuple[str, tuple[str, ...]], float] = defaultdict(float)
     for channel in channels:
         if channel.axes:
-            times[channel.kind, channel.axes] += channel.times
-            sent[channel.kind, channel.axes] += channel.times * channel.sent
-    collectives = [Collective(kind, axes, times[kind, axes], sent[kind, axes]) for kind, axes in times]
+            key = (channel.kind, channel.axes)
+            times[key] += channel.times
+            sent[key] += channel.times * channel.sent
+            overlapped[key] += channel.times * channel.sent * channel.is_overlapped
+    collectives = []
+    for key, count in times.items():
+        collectives.append(Collective(*key, times=count, sent=sent[key], overlapped=overlapped[key]))
     return sorted(collectives, key=lambda collective: -collective.sent)
 
 

@@ -10,7 +10,7 @@ from t5x_lite.progress import print_line, print_table
 
 GIBIBYTE = 2**30
 MEMORY_KINDS = ("arguments", "temporaries", "output", "state", "gradients", "activations")
-BOUNDS = ("compute", "memory", "ici", "dcn", "step")
+BOUNDS = ("compute", "memory", "ici", "dcn", "exposed", "step")
 LANES = 128
 """A TPU stores the last axis of an array in rows of so many values (Austin et al. 2025, part 2)."""
 LARGEST_EXCESS = 1.2
@@ -106,10 +106,14 @@ def _print_kernels(console: Console, plan: Plan) -> None:
 def _print_collectives(console: Console, source: str, collectives: Sequence[CollectiveFigures]) -> None:
     rows = []
     for collective in collectives:
-        megabytes = f"{collective['sent'] / 1e6:,.1f}"
-        axes = ", ".join(collective["axes"])
-        rows.append((collective["kind"], axes, str(collective["times"]), collective["link"], megabytes))
-    columns = ("collective", "mesh axes", "times", "link", "MB")
+        row = [collective["kind"], ", ".join(collective["axes"]), str(collective["times"]), collective["link"]]
+        row.append(f"{collective['sent'] / 1e6:,.1f}")
+        row.append(f"{collective['overlapped'] / collective['sent']:.0%}")
+        rows.append(row)
+    columns = ["collective", "mesh axes", "times", "link", "MB", "overlapped"]
+    if source.startswith("modelled"):
+        columns.pop()  # only a schedule overlaps
+        rows = [row[:-1] for row in rows]
     print_table(console, f"{source} by a device in one step", columns, rows)
 
 

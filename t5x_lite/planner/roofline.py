@@ -1,6 +1,7 @@
 """The roofline: the least time that a step can take on published figures of the chips."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 from t5x_lite.errors import UserError
 from t5x_lite.parallel.chips import Chip
@@ -29,12 +30,15 @@ def roofline_bounds(
     flops_causal_full = _flops_per_device(workload, causal_half=False)
     peak_flops = train.peak_flops or chip.flops
     overhead = _recomputation_factor(workload) * workload.pipeline_slowdown
-    ici_seconds, dcn_seconds = _link_seconds(collectives, chip)
+    ici_seconds, dcn_seconds = _link_seconds(collectives, "sent", chip)
+    overlapped_seconds = sum(_link_seconds(collectives, "overlapped", chip))
+    exposed_seconds = max(ici_seconds + dcn_seconds - overlapped_seconds, 0.0)
     # The state is read and written once in a step, and so is what the forward pass saves for the backward pass.
     memory_traffic = 2 * memory_bytes + _gathered_weight_bytes(workload)
     compute_seconds = _product_seconds(workload, chip, flops, peak_flops) * overhead
     memory_seconds = memory_traffic / chip.memory_rate
-    step_seconds = max(compute_seconds, memory_seconds, ici_seconds, dcn_seconds)
+    # A device does not compute while it waits for an exchange that the schedule does not overlap.
+    step_seconds = max(compute_seconds + exposed_seconds, memory_seconds, ici_seconds, dcn_seconds)
     tokens_per_step = train.batch_size * train.seq_len
     days = train.steps * step_seconds / SECONDS_PER_DAY
     return {
@@ -42,6 +46,7 @@ def roofline_bounds(
         "memory_seconds": memory_seconds,
         "ici_seconds": ici_seconds,
         "dcn_seconds": dcn_seconds,
+        "exposed_seconds": exposed_seconds,
         "flops_per_device": flops,
         "flops_per_device_causal_full": flops_causal_full,
         "peak_flops": peak_flops,
@@ -98,16 +103,24 @@ def _gathered_weight_bytes(workload: Workload) -> float:
     return weight_bytes * passes * workload.config.train.microbatches
 
 
-def _link_seconds(collectives: Sequence[CollectiveFigures], chip: Chip) -> tuple[float, float]:
-    """Return the seconds on links inside a slice or a host, and those on the network between them."""
+def _link_seconds(
+    collectives: Sequence[CollectiveFigures], key: Literal["sent", "overlapped"], chip: Chip
+) -> tuple[float, float]:
+    """Return the seconds on links inside a slice or a host, and those on the network between them.
+
+    Args:
+        collectives: what a device sends in a step.
+        key: count all bytes, or those that are overlapped.
+        chip: the devices.
+    """
     inside = 0.0
     between = 0.0
     for collective in collectives:
         if collective["link"] in {"DCN", "network"}:
-            between += collective["sent"] / chip.network_rate
+            between += collective[key] / chip.network_rate
         elif chip.gpus_per_host is None:
             # A torus sends both ways along each axis.
-            inside += collective["sent"] / (2 * chip.link_rate * len(collective["axes"]))
+            inside += collective[key] / (2 * chip.link_rate * len(collective["axes"]))
         else:
-            inside += collective["sent"] / chip.link_rate
+            inside += collective[key] / chip.link_rate
     return inside, between

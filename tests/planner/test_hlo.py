@@ -73,6 +73,44 @@ def test_an_unrolled_loop_and_a_collective_spread_over_it_count_once() -> None:
     }
 
 
+SCHEDULED = """HloModule step, is_scheduled=true
+
+%async_collective_fusion.3 (a: f32[8,16]) -> f32[64,16] {
+  %a = f32[8,16]{1,0} parameter(0)
+  ROOT %gather.1 = f32[64,16]{1,0} all-gather(%a), channel_id=1, replica_groups=[1,8]<=[8], dimensions={0}
+}
+
+%start_gather (b: f32[8,16]) -> f32[64,16] {
+  %b = f32[8,16]{1,0} parameter(0)
+  ROOT %gather.2 = f32[64,16]{1,0} all-gather(%b), channel_id=1, replica_groups=[1,8]<=[8], dimensions={0}
+}
+
+ENTRY %main (x: f32[8,16]) -> f32[64,16] {
+  %x = f32[8,16]{1,0} parameter(0)
+  %first-start.1 = (f32[8,16]{1,0}, f32[8,16]{1,0}) collective-permute-start(%x), channel_id=2, PAIRS
+  %product = f32[8,16]{1,0} fusion(%x), kind=kOutput, calls=%multiply
+  %first-done.1 = f32[8,16]{1,0} collective-permute-done(%first-start.1)
+  %second-start.1 = (f32[8,16]{1,0}, f32[8,16]{1,0}) collective-permute-start(%x), channel_id=3, PAIRS
+  %copied = f32[8,16]{1,0} copy(%x)
+  %second-done.1 = f32[8,16]{1,0} collective-permute-done(%second-start.1)
+  %late = f32[8,16]{1,0} fusion(%x), kind=kOutput, calls=%multiply
+  %async-collective-start.1 = f32[64,16]{1,0} fusion(%x), kind=kCustom, calls=%start_gather
+  %fusion.3 = f32[64,16]{1,0} fusion(%x), kind=kCustom, calls=%async_collective_fusion.3
+  ROOT %gather.9 = f32[64,16]{1,0} all-gather(%x), channel_id=5, replica_groups=[1,8]<=[8], dimensions={0}
+}
+""".replace("PAIRS", "source_target_pairs={{0,1},{1,2},{2,3},{3,4},{4,5},{5,6},{6,7},{7,0}}")
+
+
+def test_exchanges_are_overlapped_where_work_stands_between_start_and_done() -> None:
+    """The first of two permutes has a product before its end. One of two gathers is spread over a fusion with work."""
+    shard_bytes = 8 * 16 * 4
+    by_kind = {collective.kind: collective for collective in find_collectives(SCHEDULED, {"fsdp": 8})}
+    permutes = by_kind["collective-permute"]
+    assert (permutes.sent, permutes.overlapped) == (2 * shard_bytes, shard_bytes)
+    gathers = by_kind["all-gather"]
+    assert (gathers.sent, gathers.overlapped) == (2 * 7 * shard_bytes, 7 * shard_bytes)
+
+
 def test_collectives_of_compiled_programs_are_those_of_their_shardings() -> None:
     """A ring of s devices sends n·(s-1)/s bytes of a gathered array of n bytes, and twice that of a summed array."""
     script = Path(__file__).with_name("compiled_collectives.py")
@@ -89,15 +127,17 @@ def test_collectives_of_compiled_programs_are_those_of_their_shardings() -> None
     collectives = json.loads(process.stdout)
     array_bytes = 64 * 32 * 4
     assert collectives["gathered over fsdp"] == [
-        {"kind": "all-gather", "axes": ["fsdp"], "times": 1, "sent": array_bytes / 2},
+        {"kind": "all-gather", "axes": ["fsdp"], "times": 1, "sent": array_bytes / 2, "overlapped": 0.0},
     ]
     assert collectives["gathered over data and tensor"] == [
-        {"kind": "all-gather", "axes": ["data", "tensor"], "times": 1, "sent": array_bytes * 3 / 4},
+        {"kind": "all-gather", "axes": ["data", "tensor"], "times": 1, "sent": array_bytes * 3 / 4, "overlapped": 0.0},
     ]
     assert collectives["summed in a loop"] == [
-        {"kind": "all-reduce", "axes": ["tensor"], "times": 5, "sent": 5 * 2 * (16 * 32 * 4) / 2},
+        {"kind": "all-reduce", "axes": ["tensor"], "times": 5, "sent": 5 * 2 * (16 * 32 * 4) / 2, "overlapped": 0.0},
     ]
-    assert collectives["swapped"] == [{"kind": "all-to-all", "axes": ["fsdp"], "times": 1, "sent": array_bytes / 2 / 2}]
+    assert collectives["swapped"] == [
+        {"kind": "all-to-all", "axes": ["fsdp"], "times": 1, "sent": array_bytes / 2 / 2, "overlapped": 0.0},
+    ]
 
 
 LOGGED = (
