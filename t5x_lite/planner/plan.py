@@ -6,7 +6,7 @@ are modelled.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import jax
@@ -82,8 +82,8 @@ class Plan:
 def make_plan(config: RunConfig, topology: str, slices: int = 1, pod: Pod | None = None) -> Plan:
     """Compile the train step of a config for a topology; for GPUs that are not here, estimate it by formula.
 
-    Of a run with stages (`data.schedule`) it is that of the largest stage. With `model.remat: auto` the policy that
-    fits by formula is compiled; while the program takes more than `SHARE_OF_MEMORY` of a device, so is the next one.
+    Of a run with stages (`data.schedule`) it is that of the largest stage. With `model.remat: auto` it is that with the
+    least recomputation whose program takes at most `SHARE_OF_MEMORY` of a device.
 
     Args:
         config: the run.
@@ -99,15 +99,40 @@ def make_plan(config: RunConfig, topology: str, slices: int = 1, pod: Pod | None
     check_mesh(mesh, config, pod.platform)
     config = config.of_stage(config.largest_stage)
     available_bytes = SHARE_OF_MEMORY * _chip_of(pod.device_kind).memory
-    policies: Sequence[RematPolicy] = (config.model.remat,)
-    if config.model.remat == "auto":
-        first = choose_remat(config, mesh, pod.platform, available_bytes)
-        policies = LEAST_RECOMPUTATION_FIRST[LEAST_RECOMPUTATION_FIRST.index(first) :]
-    for policy in policies:
-        plan = _plan_policy(with_remat(config, policy), mesh, pod, topology, slices)
+    if config.model.remat != "auto":
+        return _plan_policy(config, mesh, pod, topology, slices)
+    first = choose_remat(config, mesh, pod.platform, available_bytes)
+
+    def plan_policy(policy: RematPolicy) -> Plan:
+        return _plan_policy(with_remat(config, policy), mesh, pod, topology, slices)
+
+    plan = plan_least_recomputation(plan_policy, first, available_bytes, pod)
+    return replace(plan, requested_remat="auto")
+
+
+def plan_least_recomputation(
+    plan_policy: Callable[[RematPolicy], Plan], first: RematPolicy, available_bytes: float, pod: Pod
+) -> Plan:
+    """Plan the policy that fits by formula; then those before it while they fit, or those after it until one does.
+
+    Without a compiler there is nothing but the formula.
+    """
+    plan = plan_policy(first)
+    place = LEAST_RECOMPUTATION_FIRST.index(first)
+    if not pod.can_compile:
+        return plan
+    if plan.memory_bytes <= available_bytes:
+        for policy in reversed(LEAST_RECOMPUTATION_FIRST[:place]):
+            other = plan_policy(policy)
+            if other.memory_bytes > available_bytes:
+                break
+            plan = other
+        return plan
+    for policy in LEAST_RECOMPUTATION_FIRST[place + 1 :]:
+        plan = plan_policy(policy)
         if plan.memory_bytes <= available_bytes:
             break
-    return replace(plan, requested_remat=config.model.remat)
+    return plan
 
 
 def _plan_policy(config: RunConfig, mesh: Mesh, pod: Pod, topology: str, slices: int) -> Plan:

@@ -3,6 +3,8 @@
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import jax
 import pytest
@@ -11,11 +13,14 @@ import yaml
 from t5x_lite import config as configuration
 from t5x_lite.cli import main
 from t5x_lite.models.config import ModelConfig
+from t5x_lite.models.remat_policy import RematPolicy
 from t5x_lite.models.spec import model_spec
 from t5x_lite.objectives.objective import ExampleLengths
 from t5x_lite.parallel.mesh import make_mesh
 from t5x_lite.planner.activations import period_activations
+from t5x_lite.planner.plan import Plan, plan_least_recomputation
 from t5x_lite.planner.remat_choice import choose_remat, resolve_remat
+from t5x_lite.planner.topology import Pod
 from t5x_lite.planner.workload import Workload
 
 EMBED = 32
@@ -114,3 +119,27 @@ def test_offload_is_refused_for_devices_without_pinned_host_memory(
     monkeypatch.setattr("t5x_lite.parallel.memory.memory_kinds", lambda device: {"device"})
     assert main(["train", str(tiny_config), "model.remat=offload"]) == 2
     assert "model.remat offload: cpu has no pinned_host memory in JAX; take full, or auto" in capsys.readouterr().err
+
+
+GIBIBYTES_BY_POLICY = {"none": 20, "dots": 14, "save_inner": 13, "save_projections": 11, "save_attention": 9, "full": 5}
+
+
+@pytest.mark.parametrize(
+    ("first", "available", "expected"),
+    [
+        ("save_projections", 15, "dots"),
+        ("save_projections", 13.5, "save_inner"),
+        ("none", 10, "save_attention"),
+        ("save_inner", 6, "full"),
+        ("none", 4, "full"),
+        ("none", 30, "none"),
+    ],
+)
+def test_plan_compiles_towards_what_fits(first: RematPolicy, available: float, expected: str) -> None:
+    """The programs of the policies take as much as `GIBIBYTES_BY_POLICY` says, whatever the formula says."""
+
+    def plan_policy(policy: RematPolicy) -> Plan:
+        return cast(Plan, SimpleNamespace(remat=policy, memory_bytes=GIBIBYTES_BY_POLICY[policy]))
+
+    pod = Pod(devices=(), device_kind="TPU v5 lite", platform="tpu", can_compile=True)
+    assert plan_least_recomputation(plan_policy, first, available, pod).remat == expected
