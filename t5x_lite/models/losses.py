@@ -95,16 +95,30 @@ def token_cross_entropy(
     """
     chunk_loss = partial(_cross_entropy, logits, z_loss=settings.z_loss, label_smoothing=settings.label_smoothing)
     states = constrain(states, "batch", "length", None)
-    chunks = _number_of_chunks(states.shape[1], settings)
-    if chunks == 1:
-        return chunk_loss(states, targets, weights)
+    return sum_over_chunks(chunk_loss, (states, targets, weights), settings)
 
-    def add_chunk(sums: TokenLoss, chunk: tuple[Array, Array, Array]) -> tuple[TokenLoss, None]:
+
+def sum_over_chunks(
+    chunk_loss: Callable[..., TokenLoss], arrays: tuple[Shaped[Array, "b l *_"], ...], settings: LossSettings
+) -> TokenLoss:
+    """Return the sum of a loss over chunks of the length, each of which is computed again in the backward pass.
+
+    Args:
+        chunk_loss: returns the loss of a chunk of every array.
+        arrays: states, targets and weights.
+        settings: decide the number of chunks.
+    """
+    _, length, *_ = arrays[0].shape
+    chunks = _number_of_chunks(length, settings)
+    if chunks == 1:
+        return chunk_loss(*arrays)
+
+    def add_chunk(sums: TokenLoss, chunk: tuple[Array, ...]) -> tuple[TokenLoss, None]:
         return sums + jax.checkpoint(chunk_loss)(*chunk), None
 
     zero = jnp.zeros((), jnp.float32)
     no_loss = TokenLoss(total=zero, loss=zero, z_loss=zero, correct=zero, weight=zero)
-    sums, _ = jax.lax.scan(add_chunk, no_loss, _split_length((states, targets, weights), chunks))
+    sums, _ = jax.lax.scan(add_chunk, no_loss, _split_length(arrays, chunks))
     return sums
 
 
