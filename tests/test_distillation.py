@@ -1,6 +1,7 @@
 """Distillation from the command line: a student of a tiny BERT, its checkpoints and its export."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from t5x_lite.train.flops import flops_per_example
 from t5x_lite.train.step_flops import step_flops_per_example
 from t5x_lite.train.steps import make_steps
 from t5x_lite.trees import flatten_names
-from tests.conftest import lines
+from tests.conftest import Shell, lines
 
 BERT = {
     **{"family": "encoder", "outputs": ["tokens"], "output_transform": True, "output_bias": True, "token_types": 2},
@@ -86,6 +87,23 @@ def test_a_student_trains_and_resumes_to_the_same_numbers(student_config: Path, 
     resumed = lines(tmp_path / "run")
     for name in ("loss", "soft_loss", "cosine_loss", "grad_norm", "eval/loss"):
         assert resumed[-1][name] == records[-1][name], name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("axes", ["mesh={fsdp: 2, tensor: 2}", "train.microbatches=2"])
+def test_the_numbers_do_not_depend_on_the_mesh_or_the_microbatches(
+    axes: str, student_config: Path, tmp_path: Path, t5x_lite: Shell
+) -> None:
+    """Both models have no dropout, whose masks microbatches draw apart."""
+    settings = ("train.steps=2", "model.dropout=0", "checkpoint.every_steps=2", "eval.every_steps=2")
+    assert main(["train", str(student_config), f"run_dir={tmp_path / 'alone'}", *settings]) == 0
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4"
+    environment = {**os.environ, "XLA_FLAGS": flags if "mesh" in axes else os.environ["XLA_FLAGS"]}
+    done = t5x_lite("train", student_config, f"run_dir={tmp_path / 'run'}", *settings, axes, env=environment)
+    assert done.returncode == 0, done.stderr
+    for record, expected in zip(lines(tmp_path / "run"), lines(tmp_path / "alone"), strict=True):
+        for name in ("loss", "soft_loss", "soft_accuracy", "cosine_loss", "grad_norm"):
+            assert record[name] == pytest.approx(expected[name], rel=1e-4), name
 
 
 @pytest.mark.slow

@@ -143,8 +143,8 @@ class StateStore:
         return {
             "position": asdict(progress),
             "config": configuration.dump(self._config),
-            "base": self._base and asdict(self._base),
-            "teacher": self._teacher and asdict(self._teacher),
+            "base": _as_json(self._base),
+            "teacher": _as_json(self._teacher),
             "plan_version": PLAN_VERSION,
             "data_hashes": dict(self._data_hashes),
         }
@@ -223,3 +223,7 @@ class StateStore:
         expected = BaseCheckpoint.from_metadata(metadata, "teacher")
         teacher, self._teacher = load_teacher(self._config, self._mesh, expected)
         return replace(state, teacher=teacher)
+
+
+def _as_json(checkpoint: BaseCheckpoint | None) -> JsonObject | None:
+    return None if checkpoint is None else asdict(checkpoint)
