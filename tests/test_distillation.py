@@ -90,6 +90,36 @@ def test_a_student_trains_and_resumes_to_the_same_numbers(student_config: Path, 
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("settings", "layers"),
+    [
+        (["data.separate_documents=false"], ["model.layers=1"]),
+        (
+            ["model.family=encoder_decoder", "model.positions=sinusoidal", "objective=span_corruption"],
+            ["model.layers=1", "model.decoder_layers=1"],
+        ),
+    ],
+    ids=["decoder", "encoder_decoder"],
+)
+def test_decoders_and_encoder_decoders_are_distilled(
+    settings: list[str], layers: list[str], tiny_config: Path, tmp_path: Path
+) -> None:
+    """A student that is its teacher has no soft loss; one of half the layers has."""
+    steps = ["train.steps=2", "checkpoint.every_steps=2", "eval.every_steps=2"]
+    command = ["train", str(tiny_config), *steps, "tokenizer.unigram={vocab: 330, extra_ids: 20}", *settings]
+    folder = tmp_path / "teacher"
+    assert main([*command, f"run_dir={folder}"]) == 0
+    adapted = [*command, f"adapt.from={folder}", f"distillation.teacher={folder}"]
+    assert main([*adapted, f"run_dir={tmp_path / 'copy'}"]) == 0
+    first = lines(tmp_path / "copy")[0]
+    assert first["soft_loss"] == pytest.approx(0, abs=1e-5)
+    assert first["cosine_loss"] == pytest.approx(0, abs=1e-5)
+    assert first["soft_accuracy"] == 1
+    assert main([*adapted, f"run_dir={tmp_path / 'run'}", "adapt.method=copy_layers", *layers]) == 0
+    assert lines(tmp_path / "run")[0]["soft_loss"] > 1e-4
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("axes", ["mesh={fsdp: 2, tensor: 2}", "train.microbatches=2"])
 def test_the_numbers_do_not_depend_on_the_mesh_or_the_microbatches(
     axes: str, student_config: Path, tmp_path: Path, t5x_lite: Shell
