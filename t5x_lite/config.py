@@ -15,7 +15,7 @@ from t5x_lite.adapt import ADAPTATIONS, AdaptationMethod, Full
 from t5x_lite.adapt.trainable import TrainableSplit
 from t5x_lite.checkpoint_config import CheckpointConfig
 from t5x_lite.config_files import find_config
-from t5x_lite.config_problems import objective_problems
+from t5x_lite.config_problems import distillation_problems, objective_problems
 from t5x_lite.data.config import TOKENIZERS, Bytes, DataConfig, TokenizerConfig, TokenizerFile, Unigram
 from t5x_lite.data.stages import Stage, resolve_stages, stage_problems, title
 from t5x_lite.errors import UserError
@@ -25,6 +25,7 @@ from t5x_lite.local_copies import local_path
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.mesh_sizes import check_mesh_sizes
 from t5x_lite.objectives import OBJECTIVES, Causal, Objective, TextToText
+from t5x_lite.objectives.distillation import Distillation
 from t5x_lite.objectives.supervised import Supervised
 from t5x_lite.parallel.config import MeshConfig
 from t5x_lite.planner.config import PlanConfig
@@ -86,6 +87,7 @@ class RunConfig(Config):
     checkpoint: CheckpointConfig = setting(CheckpointConfig(), "checkpoints")
     eval: EvalConfig = setting(EvalConfig(), "evaluation")
     adapt: AdaptConfig | None = setting(None, "initialise from another run")
+    distillation: Distillation | None = setting(None, "learn from the distributions and states of another run")
     branch: BranchConfig | None = setting(None, "continue from a checkpoint of another run")
     plan: PlanConfig = setting(PlanConfig(), "the pod that this config is for")
 
@@ -111,6 +113,8 @@ class RunConfig(Config):
         self.method.check(self.model)
         if self.objective is not None:
             yield from objective_problems(self, self.objective)
+        if self.distillation is not None:
+            yield from distillation_problems(self)
         yield from self.eval.model_problems(self.model)
         if self.data.holds_tokens and self.adapt is None and not isinstance(self.tokenizer, TokenizerFile | Bytes):
             yield "data.format: files of tokens need the tokenizer that made them; set tokenizer.file.path"
@@ -223,6 +227,7 @@ CHANGEABLE_ON_RESUME = (
     "plan.",
     "adapt.from",
     "branch.from",
+    "distillation.teacher",
     "data.cache_dir",
     "data.prepare_processes",
     "data.prefetch",

@@ -8,6 +8,7 @@ from t5x_lite.data.order_problems import order_problems
 from t5x_lite.evaluate.evaluators import Validation
 from t5x_lite.objectives import Objective
 from t5x_lite.objectives.policy_optimization import PolicyOptimization
+from t5x_lite.objectives.token_prediction import TokenPrediction
 from t5x_lite.train.optimizers import NTASGD
 
 if TYPE_CHECKING:
@@ -46,6 +47,19 @@ def objective_problems(config: "RunConfig", objective: Objective) -> Iterator[st
     if config.method.placeholders:
         yield f"objective {objective.name} has no place for soft tokens (adapt.method) without `tasks`"
     yield from _row_problems(config, objective)
+
+
+def distillation_problems(config: "RunConfig") -> Iterator[str]:
+    """Yield what does not fit together between a teacher and the objective or the data."""
+    if not isinstance(config.objective, TokenPrediction):
+        name = "none" if config.objective is None else config.objective.name
+        yield f"distillation is for objectives that predict the tokens of a text, not for objective {name}"
+    if config.data.order == "consecutive":
+        yield "distillation: the teacher carries no states from batch to batch; set data.order=shuffled"
+    if config.method.placeholders:
+        yield "distillation: the teacher cannot read the soft tokens of adapt.method; take another method"
+    if config.method.rewinds:
+        yield "distillation: adapt.method lottery has the losses of the dense run; remove one of the two"
 
 
 def _policy_problems(config: "RunConfig", objective: PolicyOptimization) -> Iterator[str]:

@@ -167,6 +167,9 @@ def _with_absolute_paths(config: RunConfig) -> RunConfig:
     if isinstance(objective, PolicyOptimization) and objective.reward_run is not None:
         reward_run = _make_absolute(objective.reward_run)
         updates["objective"] = objective.model_copy(update={"reward_run": reward_run})
+    if config.distillation is not None:
+        teacher = _make_absolute(config.distillation.teacher)
+        updates["distillation"] = config.distillation.model_copy(update={"teacher": teacher})
     if config.branch is not None:
         source = _make_absolute(config.branch.source)
         updates["branch"] = config.branch.model_copy(update={"source": source})

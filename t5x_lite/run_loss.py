@@ -1,13 +1,16 @@
 """The loss of a run: its objective's terms and those of its routers, on a batch."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TypeAlias
 
 import jax
+from flax import nnx
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from t5x_lite.config import RunConfig
 from t5x_lite.models.carry import give_carry, take_carry
+from t5x_lite.models.distillation_losses import StatesAndLogits
 from t5x_lite.models.experts.activity import ROUTER_TERM, router_loss
 from t5x_lite.models.layers import WeightAxes
 from t5x_lite.models.loss_terms import Batch, LossFunction, LossTerms
@@ -19,6 +22,7 @@ from t5x_lite.models.transformer import Decoder
 from t5x_lite.models.weight_gradients import float32_weight_gradients
 from t5x_lite.objectives.features import CONTINUES
 from t5x_lite.objectives.policy_optimization import PolicyOptimization
+from t5x_lite.objectives.token_prediction import TokenPrediction
 
 CarryingLossFunction: TypeAlias = Callable[[PyTree, PyTree, Batch, PRNGKeyArray | None], tuple[LossTerms, PyTree]]
 """Maps parameters, carried states, a batch and a dropout key to terms of the loss and the states after the batch."""
@@ -48,31 +52,85 @@ def carrying_loss_function(
     """
     objective = config.require_objective()
     settings = _loss_settings(config, batch_shards, training=training)
-    # Then padding comes last if at all, and no query of a causal row sees it: attention needs no mask of segments.
-    needs_segments = not objective.every_token or config.data.packing != "stream" or config.data.separate_documents
+    needs_segments = _needs_segments(config)
 
     def compute_loss(params: PyTree, carry: PyTree, batch: Batch, key: PRNGKeyArray | None) -> tuple[LossTerms, PyTree]:
         segment_ids = batch.get("segment_ids")
         if not needs_segments:
-            batch = {name: feature for name, feature in batch.items() if name != "segment_ids"}
+            batch = _without_segments(batch)
         module = spec.model(jax.tree.map(_gather_embedding, params, spec.axes))
         if carry:
             assert isinstance(module, Decoder)
             assert segment_ids is not None
             give_carry(module, carry, batch[CONTINUES], segment_ids)
-        quantization = config.train.quantization if training else None
-        in_float32 = training and config.train.reduction_dtype == "float32"
-        with quantized_products(quantization), float32_weight_gradients(enabled=in_float32):
+        with _training_arithmetic(config, training=training):
             terms: LossTerms = objective.loss(module, batch, key, settings)
-        router_term = router_loss(module, config.model)
-        if router_term is not None:
-            terms = {**terms, ROUTER_TERM: router_term}
+        terms = _with_router_term(terms, module, config)
         if not carry:
             return terms, {}
         assert isinstance(module, Decoder)
         return terms, take_carry(module)
 
     return compute_loss
+
+
+def distillation_loss_function(
+    config: RunConfig, spec: ModelSpec, teacher: ModelSpec, batch_shards: int
+) -> Callable[[PyTree, PyTree, Batch, PRNGKeyArray | None], LossTerms]:
+    """Return the training loss of a run with a teacher: parameters, those of the teacher, a batch and a key to terms.
+
+    Args:
+        config: the run.
+        spec: its model without the weights.
+        teacher: the teacher's, likewise.
+        batch_shards: parts into which the rows of a batch are split over the devices.
+    """
+    objective = config.require_objective()
+    distillation = config.distillation
+    assert distillation is not None
+    assert isinstance(objective, TokenPrediction)
+    settings = _loss_settings(config, batch_shards, training=True)
+    needs_segments = _needs_segments(config)
+
+    def compute_loss(params: PyTree, teacher_params: PyTree, batch: Batch, key: PRNGKeyArray | None) -> LossTerms:
+        if not needs_segments:
+            batch = _without_segments(batch)
+        student_module = spec.model(jax.tree.map(_gather_embedding, params, spec.axes))
+        teacher_module = teacher.model(jax.tree.map(_gather_embedding, teacher_params, teacher.axes))
+        teacher_states = jax.lax.stop_gradient(objective.states(teacher_module, batch, None))
+        reference = StatesAndLogits(teacher_states, teacher_module.logits)
+        with _training_arithmetic(config, training=True):
+            terms: LossTerms = distillation.loss(objective, student_module, reference, batch, key, settings)
+        return _with_router_term(terms, student_module, config)
+
+    return compute_loss
+
+
+def _needs_segments(config: RunConfig) -> bool:
+    """Return whether attention needs a mask of segments.
+
+    It needs none where padding comes last if at all, and no query of a causal row sees it.
+    """
+    objective = config.require_objective()
+    return not objective.every_token or config.data.packing != "stream" or config.data.separate_documents
+
+
+def _without_segments(batch: Batch) -> Batch:
+    return {name: feature for name, feature in batch.items() if name != "segment_ids"}
+
+
+@contextmanager
+def _training_arithmetic(config: RunConfig, *, training: bool) -> Iterator[None]:
+    """Quantize products, and sum the gradients of weights in float32, in training where the config says so."""
+    quantization = config.train.quantization if training else None
+    in_float32 = training and config.train.reduction_dtype == "float32"
+    with quantized_products(quantization), float32_weight_gradients(enabled=in_float32):
+        yield
+
+
+def _with_router_term(terms: LossTerms, module: nnx.Module, config: RunConfig) -> LossTerms:
+    router_term = router_loss(module, config.model)
+    return terms if router_term is None else {**terms, ROUTER_TERM: router_term}
 
 
 def prepared_answers(

@@ -2,6 +2,7 @@
 
 from t5x_lite.adapt.adapters import Houlsby, Pfeiffer
 from t5x_lite.adapt.bitfit import BitFit
+from t5x_lite.adapt.copy_layers import CopyLayers
 from t5x_lite.adapt.features import Features
 from t5x_lite.adapt.full import Full
 from t5x_lite.adapt.fusion import Fusion
@@ -19,6 +20,7 @@ from t5x_lite.adapt.upcycle import Upcycle
 
 ADAPTATIONS: dict[str, type[AdaptationMethod]] = {
     "full": Full,
+    "copy_layers": CopyLayers,
     "reference": Reference,
     "two_towers": TwoTowers,
     "head": Head,

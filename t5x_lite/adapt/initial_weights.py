@@ -24,17 +24,17 @@ MAX_LISTED_PROBLEMS = 4
 
 @dataclass(frozen=True)
 class BaseCheckpoint:
-    """The checkpoint that a run was adapted from: its step, and a fingerprint of its weights."""
+    """A checkpoint that a run was adapted from, or distils: its step, and a fingerprint of its weights."""
 
     step: int
     fingerprint: str
 
     @classmethod
-    def from_metadata(cls, metadata: dict[str, Any]) -> "BaseCheckpoint | None":
-        """Return the base that the metadata of a checkpoint names; None if it was not adapted."""
-        if not metadata.get("base"):
+    def from_metadata(cls, metadata: dict[str, Any], key: str = "base") -> "BaseCheckpoint | None":
+        """Return the `base` or the `teacher` that the metadata of a checkpoint names; None if there is none."""
+        if not metadata.get(key):
             return None
-        return cls(**metadata["base"])
+        return cls(**metadata[key])
 
 
 def source_run(config: RunConfig) -> Run:

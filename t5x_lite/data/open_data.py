@@ -20,6 +20,7 @@ from t5x_lite.data.row_plan import RowPlan, StreamWindows
 from t5x_lite.data.row_rule import RowRule
 from t5x_lite.data.row_statistics import RowStatistics
 from t5x_lite.data.row_store import open_rows, prepare_rows
+from t5x_lite.data.single_sentences import warn_of_single_sentences
 from t5x_lite.data.stage_orders import StageRows, stage_orders
 from t5x_lite.data.stages import Stage
 from t5x_lite.data.tokenizer import Tokenizer
@@ -200,7 +201,9 @@ def _prepare_stage(settings: PipelineSettings, stage: Stage, folders: Sequence[s
     for source, folder in zip(settings.data.sources, folders, strict=True):
         tokens = 0.0
         if stage.draws(source.name):
-            tokens = prepare_rows(folder, rule)["train"].tokens_per_row
+            statistics = prepare_rows(folder, rule)["train"]
+            warn_of_single_sentences(source.name, statistics)
+            tokens = statistics.tokens_per_row
         tokens_per_row.append(tokens)
     return tokens_per_row
 

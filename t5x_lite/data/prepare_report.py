@@ -41,6 +41,7 @@ def _counts_as_json(statistics: RowStatistics) -> dict[str, object]:
         "fill": statistics.fill,
         "fill_by_kind": statistics.fill_by_kind,
         "cut_documents": statistics.cut_documents,
+        "single_sentences": statistics.single_sentences,
     }
 
 

@@ -122,12 +122,16 @@ def _pack_sentences(corpus: Corpus, rule: RowRule, window: int) -> Iterator[Plan
         ends = parts[row_starts[1:]]
         spans = np.stack([starts, np.minimum(ends, starts + rule.length)], axis=1)
         cut = _documents_cut(corpus, spans, ends)
+        single_sentences = 0
+        if rule.objective.rows == "sentences":
+            single_sentences = int((np.diff(row_starts) == 1).sum())
         first_document, stop_document = corpus.offsets.search([starts[0], ends[-1]])
         statistics = RowStatistics(
             documents=int(min(stop_document, corpus.documents) - first_document),
             tokens=int(ends[-1] - starts[0]),
             rows=len(spans),
             cut_documents=int((cut > last_cut).sum()),
+            single_sentences=single_sentences,
             room_used=(int(np.diff(spans, axis=1).sum()),),
             room=(len(spans) * rule.length,),
         )

@@ -62,6 +62,8 @@ class RowRule:
                 description["stride"] = self.objective.stride(self.context)
             case "sentences":
                 description["within_documents"] = self.objective.rows == "sentences"
+                if self.objective.rows == "sentences":
+                    description["counts"] = "single_sentences"  # which older plans lack
             case "documents" if self.objective.rows != "pairs":
                 # No document takes more than a row, so the sizes of all lengths say everything.
                 lengths = np.arange(1, self.length + 1)

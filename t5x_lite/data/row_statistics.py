@@ -21,6 +21,8 @@ class RowStatistics(BaseModel):
         tokens: number of their tokens.
         rows: number of rows.
         cut_documents: documents that are not complete in one row.
+        single_sentences: rows of one sentence, if rows hold the sentences of one document each. Their second text is
+            always of another document (BERT's create_pretraining_data).
         room_used: room of each kind, such as inputs and targets, that the documents in the rows take.
         room: room of each kind in all rows.
     """
@@ -31,6 +33,7 @@ class RowStatistics(BaseModel):
     tokens: int = 0
     rows: int = 0
     cut_documents: int = 0
+    single_sentences: int = 0
     room_used: tuple[int, ...] = (0,)
     room: tuple[int, ...] = (0,)
 
@@ -60,6 +63,7 @@ def add_statistics(parts: Iterable[RowStatistics]) -> RowStatistics:
         tokens=sum(part.tokens for part in listed),
         rows=sum(part.rows for part in listed),
         cut_documents=sum(part.cut_documents for part in listed),
+        single_sentences=sum(part.single_sentences for part in listed),
         room_used=_add_kinds([part.room_used for part in listed]),
         room=_add_kinds([part.room for part in listed]),
     )

@@ -96,16 +96,32 @@ def token_cross_entropy(
     """
     chunk_loss = partial(_cross_entropy, logits, z_loss=settings.z_loss, label_smoothing=settings.label_smoothing)
     states = constrain(states, "batch", "length", None)
-    chunks = _number_of_chunks(states.shape[1], settings)
+    return token_loss_sums(chunk_loss, (states, targets, weights), settings)
+
+
+def token_loss_sums(
+    chunk_loss: Callable[..., TokenLoss], arrays: tuple[Shaped[Array, "b l *_"], ...], settings: LossSettings
+) -> TokenLoss:
+    """Return the sums of a loss over all tokens, in chunks of the length if the logits are large.
+
+    In chunks, gradients pass to the states alone and from `total` alone.
+
+    Args:
+        chunk_loss: returns the sums of some tokens of every array.
+        arrays: states first, then targets, weights and whatever else no gradient is needed of.
+        settings: decide the number of chunks.
+    """
+    _, length, *_ = arrays[0].shape
+    chunks = _number_of_chunks(length, settings)
     if chunks == 1:
-        return chunk_loss(states, targets, weights)
+        return chunk_loss(*arrays)
 
     def loss_and_sums(*chunk: Array) -> tuple[Float[Array, ""], TokenLoss]:
         sums = chunk_loss(*chunk)
         return sums.total, sums
 
-    chunk_states, *labels = _split_length((states, targets, weights), chunks)
-    total, sums = sum_over_chunks(loss_and_sums, chunk_states, tuple(labels))
+    states, *labels = _split_length(arrays, chunks)
+    total, sums = sum_over_chunks(loss_and_sums, states, tuple(labels))
     return replace(sums, total=total)
 
 

@@ -7,11 +7,12 @@ import numpy as np
 
 from t5x_lite.models.config import Family
 from t5x_lite.objectives.features import positions_in
-from t5x_lite.objectives.model_protocols import Batch, DropoutKey, LanguageModel, LossSettings, TokenLoss
-from t5x_lite.objectives.objective import ExampleContext, Features, Objective, TokenRow
+from t5x_lite.objectives.model_protocols import Array, Batch, DropoutKey, LanguageModel, LossSettings, TokenLoss
+from t5x_lite.objectives.objective import ExampleContext, Features, TokenRow
+from t5x_lite.objectives.token_prediction import TokenPrediction
 
 
-class Causal(Objective):
+class Causal(TokenPrediction):
     """Predict the next token.
 
     Features, each `[seq_len]`: `tokens`, `targets` (the next token), `positions` (from 0 in each document) and
@@ -42,13 +43,16 @@ class Causal(Objective):
             "loss_weights": is_predicted.astype(np.float32),
         }
 
-    def loss(
-        self, model: LanguageModel, batch: Batch, key: DropoutKey, settings: LossSettings
+    def states(self, model: LanguageModel, batch: Batch, key: DropoutKey) -> Array:
+        """Return the states of all tokens. A batch without `segment_ids` has one document in each row."""
+        return model(batch["tokens"], positions=batch["positions"], segment_ids=batch.get("segment_ids"), key=key)
+
+    def loss_from_states(
+        self, model: LanguageModel, states: Array, batch: Batch, settings: LossSettings
     ) -> Mapping[str, TokenLoss]:
-        """Return the cross-entropy of the next token. A batch without `segment_ids` has one document in each row."""
+        """Return the cross-entropy of the next token."""
         from t5x_lite.models import losses
 
-        states = model(batch["tokens"], positions=batch["positions"], segment_ids=batch.get("segment_ids"), key=key)
         targets = batch["targets"]
         return {
             "loss": losses.token_cross_entropy(model.logits, states, targets, batch["loss_weights"], settings),

@@ -10,7 +10,8 @@ from jaxtyping import Int
 from t5x_lite.models.config import Family
 from t5x_lite.objectives.features import Pair, pad, token_features
 from t5x_lite.objectives.model_protocols import Array, Batch, DropoutKey, LanguageModel, LossSettings, TokenLoss
-from t5x_lite.objectives.objective import ExampleContext, ExampleLengths, Features, Objective
+from t5x_lite.objectives.objective import ExampleContext, ExampleLengths, Features
+from t5x_lite.objectives.token_prediction import TokenPrediction
 
 INPUT_FEATURES = ("positions", "segment_ids", "prefix", "decoder_positions", "decoder_segment_ids")
 """Features beside the tokens that a model reads."""
@@ -23,7 +24,7 @@ def model_states(model: LanguageModel, batch: Batch, key: DropoutKey) -> Array:
     return model(*inputs, **places, key=key)
 
 
-class InputsTargets(Objective):
+class InputsTargets(TokenPrediction):
     """An objective that predicts targets from inputs. Several pairs of them are packed into a row, one segment each.
 
     Features for an encoder_decoder, int32: `tokens`, `positions`, `segment_ids` `[seq_len]` of the inputs;
@@ -57,13 +58,16 @@ class InputsTargets(Objective):
             return _decoder_features(pairs, context.seq_len)
         return _encoder_decoder_features(pairs, context, self.target_length(context))
 
-    def loss(
-        self, model: LanguageModel, batch: Batch, key: DropoutKey, settings: LossSettings
+    def states(self, model: LanguageModel, batch: Batch, key: DropoutKey) -> Array:
+        """Return the states of the tokens that targets are predicted from: those of an encoder_decoder's decoder."""
+        return model_states(model, batch, key)
+
+    def loss_from_states(
+        self, model: LanguageModel, states: Array, batch: Batch, settings: LossSettings
     ) -> Mapping[str, TokenLoss]:
         """Return the cross-entropy of the targets."""
         from t5x_lite.models import losses
 
-        states = model_states(model, batch, key)
         targets = batch["targets"]
         return {
             "loss": losses.token_cross_entropy(model.logits, states, targets, batch["loss_weights"], settings),

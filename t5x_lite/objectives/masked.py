@@ -21,17 +21,24 @@ from t5x_lite.objectives.masking import (
     choose_words,
     split_words,
 )
-from t5x_lite.objectives.model_protocols import Batch, DropoutKey, LossSettings, MaskedLanguageModel, TokenLoss
+from t5x_lite.objectives.model_protocols import (
+    Array,
+    Batch,
+    DropoutKey,
+    LossSettings,
+    MaskedLanguageModel,
+    TokenLoss,
+)
 from t5x_lite.objectives.objective import (
     ExampleContext,
     ExampleLengths,
     Features,
-    Objective,
     RowKind,
     TokenRow,
     Vocabulary,
 )
 from t5x_lite.objectives.sentence_pairs import draw_sentence_pair
+from t5x_lite.objectives.token_prediction import TokenPrediction
 from t5x_lite.schema import Int as IntSetting
 from t5x_lite.schema import setting
 
@@ -39,7 +46,7 @@ MASK = ("[MASK]", "<mask>")
 """Names of the token that is shown in the place of a masked one, in BERT's and in RoBERTa's tokenizers."""
 
 
-class Masked(Objective):
+class Masked(TokenPrediction):
     """Predict the masked tokens.
 
     Features: `tokens`, `token_types`, `positions`, `segment_ids` int32 `[seq_len]`; `target_positions` (ascending),
@@ -183,21 +190,30 @@ class Masked(Objective):
             features.update(boundary_features(groups, predictions))
         return features
 
-    def loss(
-        self, model: MaskedLanguageModel, batch: Batch, key: DropoutKey, settings: LossSettings
-    ) -> Mapping[str, TokenLoss]:
-        """Return the losses of the masked tokens, of the sentence pairs, and of the span-boundary output."""
-        from t5x_lite.models import losses
-
-        states = model(
+    def states(self, model: MaskedLanguageModel, batch: Batch, key: DropoutKey) -> Array:
+        """Return the states of all tokens."""
+        return model(
             batch["tokens"],
             positions=batch["positions"],
             segment_ids=batch["segment_ids"],
             token_types=batch["token_types"],
             key=key,
         )
+
+    def predicting_states(self, states: Array, batch: Batch) -> Array:
+        """Return the states of the masked tokens."""
+        from t5x_lite.models import losses
+
+        return losses.gather_positions(states, batch["target_positions"])
+
+    def loss_from_states(
+        self, model: MaskedLanguageModel, states: Array, batch: Batch, settings: LossSettings
+    ) -> Mapping[str, TokenLoss]:
+        """Return the losses of the masked tokens, of the sentence pairs, and of the span-boundary output."""
+        from t5x_lite.models import losses
+
         targets = batch["targets"]
-        masked_states = losses.gather_positions(states, batch["target_positions"])
+        masked_states = self.predicting_states(states, batch)
         terms = {
             "loss": losses.token_cross_entropy(model.logits, masked_states, targets, batch["loss_weights"], settings),
         }

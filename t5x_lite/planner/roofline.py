@@ -8,7 +8,8 @@ from t5x_lite.parallel.chips import Chip
 from t5x_lite.planner.figures import CollectiveFigures, RooflineFigures
 from t5x_lite.planner.recomputation import recomputed_flops_per_example
 from t5x_lite.planner.workload import Workload
-from t5x_lite.train.flops import flops_per_example, quantized_flops_per_example
+from t5x_lite.train.flops import quantized_flops_per_example
+from t5x_lite.train.step_flops import step_flops_per_example
 
 SECONDS_PER_DAY = 86400
 
@@ -61,9 +62,9 @@ def roofline_bounds(
 
 
 def _flops_per_device(workload: Workload, *, causal_half: bool) -> float:
-    """Return the FLOPs of a step without recomputation; see `flops_per_example`."""
+    """Return the FLOPs of a step without recomputation; see `step_flops_per_example`."""
     config = workload.config
-    row_flops = flops_per_example(config.model, workload.spec, workload.lengths, causal_half=causal_half)
+    row_flops = step_flops_per_example(config, workload.spec, workload.lengths, causal_half=causal_half)
     return config.train.batch_size * row_flops / workload.mesh.size
 
 
@@ -89,8 +90,7 @@ def _product_seconds(workload: Workload, chip: Chip, flops: float, peak_flops: f
 
 def _recomputation_factor(workload: Workload) -> float:
     """Return the FLOPs of a step with recomputation over those without."""
-    config = workload.config
-    flops = flops_per_example(config.model, workload.spec, workload.lengths)
+    flops = step_flops_per_example(workload.config, workload.spec, workload.lengths)
     return 1 + recomputed_flops_per_example(workload) / flops
 
 

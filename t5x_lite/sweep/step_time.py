@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -17,6 +18,7 @@ from t5x_lite.models.spec import model_spec
 from t5x_lite.parallel import distributed
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.planner.example import example_features
+from t5x_lite.run_teacher import load_teacher
 from t5x_lite.sweep.model_counts import with_known_vocab
 from t5x_lite.train.steps import make_steps
 
@@ -35,7 +37,8 @@ def measure_step(path: str, overrides: Sequence[str]) -> float:
     seconds = []
     with jax.set_mesh(mesh):
         steps = make_steps(config, model_spec(config.model), mesh)
-        state = steps.create_state()
+        teacher, _ = load_teacher(config, mesh)
+        state = replace(steps.create_state(), teacher=teacher)
         for _ in range(NUM_STEPS):
             started = time.perf_counter()
             state, metrics = steps.train(state, meshes.to_global(mesh, batch, batch_size))

@@ -22,10 +22,10 @@ from t5x_lite.progress import format_duration, format_si
 from t5x_lite.run_data import open_run_data, open_tokenizer
 from t5x_lite.run_dir import Run, check_run_dir, create_run_dir, lock_dir, with_vocab
 from t5x_lite.run_rewards import check_rewards
+from t5x_lite.run_teacher import check_teacher
 from t5x_lite.storage import join
 from t5x_lite.train.device_speed import peak_flops
 from t5x_lite.train.display import Display
-from t5x_lite.train.flops import flops_per_example
 from t5x_lite.train.forecast import Forecast
 from t5x_lite.train.goodput import Goodput
 from t5x_lite.train.hooks import Hook, evaluation_hooks
@@ -37,6 +37,7 @@ from t5x_lite.train.replicas import ReplicaCheck
 from t5x_lite.train.stage_steps import StageSteps
 from t5x_lite.train.state import TrainState
 from t5x_lite.train.state_store import Progress, StateStore
+from t5x_lite.train.step_flops import step_flops_per_example
 from t5x_lite.train.steps import Steps, check_mesh, make_steps
 from t5x_lite.train.stragglers import Stragglers
 from t5x_lite.train.trackers.open_trackers import open_trackers
@@ -70,6 +71,7 @@ def train(config: RunConfig) -> tuple[Run, bool]:
     examples = [data.rows(stage) for stage in range(len(config.stages))]
     data.validation()
     check_rewards(config, tokenizer)
+    check_teacher(config, tokenizer)
     for evaluator in config.evaluators:
         evaluator.prepare(config.model)
     for tracker in config.train.trackers:
@@ -177,7 +179,7 @@ class Trainer:
                 shape = f"{stage.batch_size:,} sequences of {stage.seq_len:,} tokens"
                 self.display.print(f"stage {stage.name}: {shape}, from step {stage.first_step + 1:,}")
             lengths = self.config.require_objective().lengths(replace(data.context, seq_len=stage.seq_len))
-            example_flops = flops_per_example(self.config.model, run.spec, lengths, split=split)
+            example_flops = step_flops_per_example(self.config, run.spec, lengths, split=split)
             flops.append(stage.batch_size * example_flops)
         return StepCosts(self.config.stages, flops, peak * self.mesh.size)
 

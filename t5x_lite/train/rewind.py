@@ -108,7 +108,7 @@ def _early_state(dense: Run, step: int, mesh: Mesh, steps: Steps) -> tuple[Train
             f"adapt.method lottery.rewind_step {step} leaves nothing of train.steps {dense.config.train.steps}"
         )
     with closing(dense.checkpoints) as checkpoints:
-        restored = checkpoints.restore(replace(steps.state, frozen={}, masks={}), step)
+        restored = checkpoints.restore(replace(steps.state.saved(), masks={}), step)
     assert restored is not None
     return restored[1], restored[2]
 

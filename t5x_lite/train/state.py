@@ -1,6 +1,6 @@
 """TrainState: everything that a step changes, as one pytree."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import jax
 from jaxtyping import Array, Int, PyTree
@@ -21,6 +21,7 @@ class TrainState:
         masks: of parameters that are pruned, where they are not zero; empty in most runs.
         carry: the state of every recurrent layer after the last batch, which the next one continues
             (`data.order: consecutive`); empty without it.
+        teacher: weights of the model that the run distils. Checkpoints do not hold them; empty in most runs.
     """
 
     step: Int[Array, ""]
@@ -31,3 +32,8 @@ class TrainState:
     frozen: PyTree
     masks: PyTree = field(default_factory=dict)
     carry: PyTree = field(default_factory=dict)
+    teacher: PyTree = field(default_factory=dict)
+
+    def saved(self) -> "TrainState":
+        """Return the part that checkpoints hold."""
+        return replace(self, frozen={}, teacher={})

@@ -13,6 +13,7 @@ from t5x_lite.data.row_rule import PLAN_VERSION
 from t5x_lite.errors import UserError
 from t5x_lite.local_checkpoint import LocalCheckpoints, open_local_checkpoints
 from t5x_lite.run_dir import Run
+from t5x_lite.run_teacher import load_teacher
 from t5x_lite.train.branch import restore_branch
 from t5x_lite.train.monitor import RunningLoss
 from t5x_lite.train.rewind import rewind
@@ -51,7 +52,8 @@ class Progress:
 class StateStore:
     """Loads and saves the state of a run.
 
-    Weights that an adaptation method freezes are not saved. They are loaded from the run that is adapted.
+    Weights that an adaptation method freezes are not saved. They are loaded from the run that is adapted, and those of
+    a teacher from its run.
 
     Args:
         run: the run.
@@ -79,6 +81,7 @@ class StateStore:
         self._data_hashes = data_hashes
         self._show = show
         self._base: BaseCheckpoint | None = None
+        self._teacher: BaseCheckpoint | None = None
         self._local: LocalCheckpoints | None = None
         if run.config.checkpoint.local is not None:
             self._local = open_local_checkpoints(run.config.checkpoint.local, run.folder)
@@ -90,7 +93,7 @@ class StateStore:
         2. Without any, the checkpoint that `branch` names, or the weights of the run that `adapt` names.
         3. Without those, fresh weights, a function of the seed.
         """
-        state_shapes = replace(self._steps.state, frozen={})
+        state_shapes = self._steps.state.saved()
         source = str(self._config.run_dir)
         restored = self._restore_local(state_shapes)
         if restored is not None and self._local is not None:
@@ -101,7 +104,8 @@ class StateStore:
             restored = restore_branch(self._config, state_shapes)
             source = self._config.branch.source
         if restored is None:
-            return self._first_state()
+            progress, state = self._first_state()
+            return progress, self._with_teacher(state, {})
         step, state, metadata = restored
         self._check_rows(metadata, source)
         if step < self._config.train.steps:
@@ -109,11 +113,11 @@ class StateStore:
         if jax.tree.leaves(self._steps.state.frozen):
             state = self._add_frozen(state, metadata)
         self._show(f"resumed from step {step} in {source}")
-        return Progress.from_metadata(metadata), state
+        return Progress.from_metadata(metadata), self._with_teacher(state, metadata)
 
     def save(self, progress: Progress, state: TrainState, metrics: Mapping[str, float]) -> None:
         """Start to save a checkpoint. `metrics` rank it among the others."""
-        self.checkpoints.save(progress.step, replace(state, frozen={}), self._metadata(progress), metrics)
+        self.checkpoints.save(progress.step, state.saved(), self._metadata(progress), metrics)
 
     def keeps(self, step: int) -> bool:
         """Return whether the machines keep the state after a step (`checkpoint.local`)."""
@@ -122,7 +126,7 @@ class StateStore:
     def keep(self, progress: Progress, state: TrainState) -> None:
         """Start to write the state to the disks of the machines."""
         assert self._local is not None
-        self._local.save(progress.step, replace(state, frozen={}), self._metadata(progress))
+        self._local.save(progress.step, state.saved(), self._metadata(progress))
 
     def forget(self) -> None:
         """Delete the states on the disks of the machines, because the run goes back behind them or is complete."""
@@ -136,13 +140,11 @@ class StateStore:
         return self._local.restore(state_shapes, newest_saved)
 
     def _metadata(self, progress: Progress) -> JsonObject:
-        base = None
-        if self._base is not None:
-            base = asdict(self._base)
         return {
             "position": asdict(progress),
             "config": configuration.dump(self._config),
-            "base": base,
+            "base": _as_json(self._base),
+            "teacher": _as_json(self._teacher),
             "plan_version": PLAN_VERSION,
             "data_hashes": dict(self._data_hashes),
         }
@@ -215,3 +217,13 @@ class StateStore:
         params, _ = initial_weights(self._config, self._run.spec, self._mesh, self._base)
         split = self._config.trainable_split(self._run.spec.axes)
         return replace(state, frozen=split.frozen(params))
+
+    def _with_teacher(self, state: TrainState, metadata: JsonObject) -> TrainState:
+        """Return the state with the weights of the run's teacher, the one of a checkpoint if that names any."""
+        expected = BaseCheckpoint.from_metadata(metadata, "teacher")
+        teacher, self._teacher = load_teacher(self._config, self._mesh, expected)
+        return replace(state, teacher=teacher)
+
+
+def _as_json(checkpoint: BaseCheckpoint | None) -> JsonObject | None:
+    return None if checkpoint is None else asdict(checkpoint)

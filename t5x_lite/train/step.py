@@ -57,7 +57,7 @@ def train_step(
     def mean_loss(
         params: PyTree, microbatch: Batch, key: PRNGKeyArray
     ) -> tuple[Float[Array, ""], tuple[LossTerms, PyTree]]:
-        terms, carry = loss.loss_terms(params, state.frozen, state.carry, microbatch, key)
+        terms, carry = loss.loss_terms(params, state, microbatch, key)
         return loss.mean(terms, normalisers), (terms, carry)
 
     gradient = jax.grad(mean_loss, has_aux=True)

@@ -1,7 +1,7 @@
 """The compiled steps of a run on a mesh, with their shardings, and what they need of the mesh."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import jax
@@ -24,10 +24,13 @@ from t5x_lite.models.loss_terms import Batch, LossTerms
 from t5x_lite.models.mesh_sizes import check_mesh_sizes
 from t5x_lite.models.pipeline import microbatch_count
 from t5x_lite.models.spec import ModelSpec, init_params
+from t5x_lite.objectives.distillation import add_token_weights
 from t5x_lite.objectives.policy_optimization import PolicyOptimization
+from t5x_lite.objectives.token_prediction import TokenPrediction
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.parallel.memory import check_host_offload
-from t5x_lite.run_loss import carrying_loss_function, loss_function, prepared_answers
+from t5x_lite.run_loss import carrying_loss_function, distillation_loss_function, loss_function, prepared_answers
+from t5x_lite.run_teacher import Teacher, open_teacher
 from t5x_lite.train.optimization import make_optimizer, scale_learning_rates
 from t5x_lite.train.parameter_update import ParameterUpdate, is_matrix_or_table
 from t5x_lite.train.policy_step import UpdateStep, policy_step
@@ -44,8 +47,8 @@ class Steps:
     Attributes:
         train: maps a state, which it consumes, and a batch to the next state and a dict of metrics.
         evaluate: maps a pair of trained and frozen parameters and a batch to the terms of the loss.
-        create_state: returns the state of step 0, with fresh weights.
-        begin_from: returns the state of step 0 with the given weights, the whole tree of the model.
+        create_state: returns the state of step 0, with fresh weights, without those of a teacher.
+        begin_from: returns the state of step 0 with the given weights, the whole tree of the model, likewise.
         join: returns the whole tree of weights from its trained and its frozen parameters.
         weight_shapes: shapes and shardings of the whole tree of weights.
         state: shapes and shardings of the state.
@@ -63,6 +66,7 @@ class Steps:
 def make_steps(config: RunConfig, spec: ModelSpec, mesh: Mesh) -> Steps:
     """Return jitted steps with explicit shardings. Nothing is allocated or compiled yet."""
     split = config.trainable_split(spec.axes)
+    teacher = open_teacher(config)
     update = _make_update(config, spec, split)
     masked = [name for name, axes in flatten_names(spec.axes).items() if config.method.prunes(name, axes)]
 
@@ -86,15 +90,22 @@ def make_steps(config: RunConfig, spec: ModelSpec, mesh: Mesh) -> Steps:
 
     step: UpdateStep = partial(
         train_step,
-        _training_loss(config, spec, mesh, join),
+        _training_loss(config, spec, mesh, join, teacher),
         update,
         Accumulation(config.train.microbatches, jnp.dtype(config.train.gradient_dtype)),
         config.train.seed,
     )
     if isinstance(config.objective, PolicyOptimization):
         step = _policy_step(config, spec, mesh, join, step)
+    if teacher is not None:
+        step = _with_token_weights(step)
     shapes = jax.eval_shape(create_state)
-    state_shardings = meshes.state_shardings(mesh, spec.axes, shapes, update.init)
+    first_shardings = meshes.state_shardings(mesh, spec.axes, shapes, update.init)
+    state_shardings = first_shardings
+    if teacher is not None:
+        shapes = replace(shapes, teacher=teacher.spec.shapes)
+        teacher_shardings = meshes.shardings(mesh, teacher.spec.axes, teacher.spec.shapes)
+        state_shardings = replace(first_shardings, teacher=teacher_shardings)
     batch_sharding = meshes.batch_sharding(mesh)
     replicated = meshes.replicated(mesh)
     return Steps(
@@ -109,9 +120,9 @@ def make_steps(config: RunConfig, spec: ModelSpec, mesh: Mesh) -> Steps:
             in_shardings=((state_shardings.params, state_shardings.frozen), batch_sharding),
             out_shardings=replicated,
         ),
-        create_state=jax.jit(create_state, out_shardings=state_shardings),
+        create_state=jax.jit(create_state, out_shardings=first_shardings),
         begin_from=jax.jit(
-            begin_from, donate_argnums=0 if split.trains_everything else (), out_shardings=state_shardings
+            begin_from, donate_argnums=0 if split.trains_everything else (), out_shardings=first_shardings
         ),
         join=join,
         weight_shapes=meshes.shape_structs(spec.shapes, meshes.shardings(mesh, spec.axes, spec.shapes)),
@@ -183,17 +194,46 @@ def _first_state(
 
 
 def _training_loss(
-    config: RunConfig, spec: ModelSpec, mesh: Mesh, join: Callable[[PyTree, PyTree], PyTree]
+    config: RunConfig,
+    spec: ModelSpec,
+    mesh: Mesh,
+    join: Callable[[PyTree, PyTree], PyTree],
+    teacher: Teacher | None,
 ) -> TrainingLoss:
+    objective = config.require_objective()
+    if teacher is not None:
+        return _distillation_loss(config, spec, mesh, join, teacher)
     loss = carrying_loss_function(config, spec, meshes.batch_shards(mesh), training=True)
 
-    def loss_terms(
-        trained: PyTree, frozen: PyTree, carry: PyTree, batch: Batch, key: PRNGKeyArray
-    ) -> tuple[LossTerms, PyTree]:
-        return loss(join(trained, frozen), carry, batch, key)
+    def loss_terms(trained: PyTree, state: TrainState, batch: Batch, key: PRNGKeyArray) -> tuple[LossTerms, PyTree]:
+        return loss(join(trained, state.frozen), state.carry, batch, key)
 
-    objective = config.require_objective()
     return TrainingLoss(objective.name, loss_terms, {**objective.term_weights, **ROUTER_TERM_WEIGHTS})
+
+
+def _distillation_loss(
+    config: RunConfig, spec: ModelSpec, mesh: Mesh, join: Callable[[PyTree, PyTree], PyTree], teacher: Teacher
+) -> TrainingLoss:
+    """Return the loss of a run with a teacher, which carries no states from batch to batch."""
+    objective = config.require_objective()
+    assert config.distillation is not None
+    assert isinstance(objective, TokenPrediction)
+    loss = distillation_loss_function(config, spec, teacher.spec, meshes.batch_shards(mesh))
+
+    def loss_terms(trained: PyTree, state: TrainState, batch: Batch, key: PRNGKeyArray) -> tuple[LossTerms, PyTree]:
+        return loss(join(trained, state.frozen), state.teacher, batch, key), {}
+
+    term_weights = config.distillation.term_weights(objective)
+    return TrainingLoss(objective.name, loss_terms, {**term_weights, **ROUTER_TERM_WEIGHTS})
+
+
+def _with_token_weights(step: UpdateStep) -> UpdateStep:
+    """Return the step on batches that lack the weights of soft targets and states."""
+
+    def weighted_step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
+        return step(state, add_token_weights(batch))
+
+    return weighted_step
 
 
 def _check_stage(mesh: Mesh, config: RunConfig, stage: Stage, platform: str) -> None:
@@ -203,6 +243,18 @@ def _check_stage(mesh: Mesh, config: RunConfig, stage: Stage, platform: str) -> 
     if mesh.shape["pipeline"] > 1:
         microbatch_count(config.model.pipeline_microbatches, rows, mesh.shape["pipeline"])
     kernels.planned_kernels(config.model, stage.seq_len, platform)
+
+
+def _check_teacher_sizes(mesh: Mesh, config: RunConfig) -> None:
+    """Check that the teacher of a run fits the mesh, or raise UserError."""
+    teacher = open_teacher(config)
+    if teacher is None:
+        return
+    sizes = mesh.shape
+    try:
+        check_mesh_sizes(teacher.run.config.model, sizes["expert"], sizes["tensor"], sizes["pipeline"])
+    except ValueError as error:
+        raise UserError(f"distillation.teacher {teacher.run.config.run_dir}: {error}") from None
 
 
 def check_mesh(mesh: Mesh, config: RunConfig, platform: str) -> dict[str, str]:
@@ -238,6 +290,7 @@ def check_mesh(mesh: Mesh, config: RunConfig, platform: str) -> dict[str, str]:
     try:
         with jax.set_mesh(mesh):
             check_mesh_sizes(config.model, sizes["expert"], sizes["tensor"], sizes["pipeline"])
+            _check_teacher_sizes(mesh, config)
             config.method.check_stages(sizes["pipeline"])
             check_dispatch(config.model, platform)
             if sizes["pipeline"] > 1:

@@ -10,10 +10,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from t5x_lite.models.loss_terms import Batch, LossTerms
+from t5x_lite.train.state import TrainState
 
-SplitLossFunction: TypeAlias = Callable[[PyTree, PyTree, PyTree, Batch, PRNGKeyArray], tuple[LossTerms, PyTree]]
-"""Maps trained and frozen parameters, carried states, a batch and a dropout key to terms of the loss and the states
-after the batch."""
+SplitLossFunction: TypeAlias = Callable[[PyTree, TrainState, Batch, PRNGKeyArray], tuple[LossTerms, PyTree]]
+"""Maps trained parameters, the state with what else the loss depends on, a batch and a dropout key to terms of the loss
+and the carried states after the batch."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ EXECUTED_RECIPES = [
     pytest.param(recipe, id=recipe.stem, marks=() if recipe.stem in FAST_RECIPES else pytest.mark.slow)
     for recipe in RECIPES
 ]
-COMPONENT_RECIPES = [recipe for recipe in RECIPES if recipe.stem != "task"]
+COMPONENT_RECIPES = [recipe for recipe in RECIPES if recipe.stem not in {"task", "family"}]
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +59,7 @@ def test_there_is_a_recipe_for_every_kind_of_component() -> None:
         "schedule",
         "verifier",
         "task",
+        "family",
     }
 
 
@@ -75,6 +76,18 @@ def test_a_component_is_one_new_file_and_one_registration(recipe: Path) -> None:
     assert entry.startswith('+    "')
 
 
+def test_a_family_is_a_table_of_names_and_a_config() -> None:
+    (recipe,) = [recipe for recipe in RECIPES if recipe.stem == "family"]
+    (table,) = [block for block in code_blocks(recipe, "python") if block.title]
+    assert not (REPOSITORY / table.title).exists()
+    assert "def " not in table.text
+    (registration,) = code_blocks(recipe, "diff")
+    changes = [line for line in registration.text.splitlines() if line[0] in "+-"]
+    assert changes == ["+    starcoder2,", "+    starcoder2.STARCODER2,"]
+    (config,) = code_blocks(recipe, "yaml")
+    assert config.title
+
+
 def test_a_task_is_one_file_without_a_registration() -> None:
     (recipe,) = [recipe for recipe in RECIPES if recipe.stem == "task"]
     assert not code_blocks(recipe, "diff")
@@ -83,6 +96,9 @@ def test_a_task_is_one_file_without_a_registration() -> None:
 
 @pytest.mark.parametrize("recipe", EXECUTED_RECIPES)
 def test_the_commands_and_the_checks_of_a_recipe_succeed(recipe: Path, workspace: Path, prose: Path) -> None:
+    if recipe.stem == "family":
+        pytest.importorskip("transformers", reason="pip install -e '.[hf]'")
+        pytest.importorskip("torch", reason="pip install -e '.[hf]'")
     shell_blocks = code_blocks(recipe, "bash")
     checks = [block for block in code_blocks(recipe, "python") if not block.title]
     assert shell_blocks

@@ -100,12 +100,12 @@ def test_a_batch_without_the_declared_weights_of_a_term_is_refused() -> None:
 
 def test_a_term_whose_weights_are_not_declared_is_refused() -> None:
     def loss_terms(
-        params: jax.Array, frozen: dict, carry: dict, batch: dict[str, jax.Array], key: jax.Array
+        params: jax.Array, state: TrainState, batch: dict[str, jax.Array], key: jax.Array
     ) -> tuple[LossTerms, dict]:
         weights = batch["loss_weights"]
         zero = jnp.zeros(())
         loss = TokenLoss(params * weights.sum(), zero, zero, zero, weights.sum())
-        return {"loss": loss, "second": loss}, carry
+        return {"loss": loss, "second": loss}, state.carry
 
     optimizer = optax.sgd(0.1)
     params = jnp.ones(())

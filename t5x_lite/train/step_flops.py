@@ -1,0 +1,37 @@
+"""FLOPs of a train step: those of the model, and of the forward pass of its teacher."""
+
+from t5x_lite.adapt.trainable import TrainableSplit
+from t5x_lite.config import RunConfig
+from t5x_lite.models.spec import ModelSpec
+from t5x_lite.objectives.objective import ExampleLengths
+from t5x_lite.run_teacher import open_teacher
+from t5x_lite.train.flops import flops_per_example
+
+
+def step_flops_per_example(
+    config: RunConfig,
+    spec: ModelSpec,
+    lengths: ExampleLengths,
+    *,
+    causal_half: bool = True,
+    split: TrainableSplit | None = None,
+) -> float:
+    """Return the FLOPs of a train step for one example; see `flops_per_example`.
+
+    A teacher adds its forward pass, a third of both passes. With soft targets for all tokens, both models predict all.
+
+    Args:
+        config: the run.
+        spec: its model.
+        lengths: tokens of an example of its objective.
+        causal_half: causal attention counts half.
+        split: which weights train.
+    """
+    teacher = open_teacher(config)
+    if teacher is None:
+        return flops_per_example(config.model, spec, lengths, causal_half=causal_half, split=split)
+    assert config.distillation is not None
+    lengths = config.distillation.lengths(lengths)
+    student_flops = flops_per_example(config.model, spec, lengths, causal_half=causal_half, split=split)
+    teacher_flops = flops_per_example(teacher.run.config.model, teacher.spec, lengths, causal_half=causal_half)
+    return student_flops + teacher_flops / 3
