@@ -82,6 +82,13 @@ class TokenPositions:
         return np.array_equal(self.index, np.arange(len(self.index)))
 
     @property
+    def smallest_index(self) -> Int[Array, ""] | np.integer:
+        """Return the smallest index; of equal steps the first, as what fills the last chunk of a row is at 0."""
+        if self.spacing is not None:
+            return self.index[0]
+        return self.index.min()
+
+    @property
     def distances(self) -> Int[np.ndarray, "l"]:
         """Return the distance of each token from the smallest index.
 
