@@ -20,7 +20,7 @@ CASES = [
     *((kind, False, "rotary") for kind in KINDS),
     (KINDS[0], True, "rotary"),
     (KINDS[-1], True, "rotary"),
-    (KINDS[0], False, "transformer_xl"),
+    pytest.param(KINDS[0], False, "transformer_xl", marks=pytest.mark.slow),
     pytest.param(KINDS[3], False, "transformer_xl", marks=pytest.mark.slow),
 ]
 PROMPT_LENGTHS = (13, 3)

@@ -159,3 +159,66 @@ def test_segments_with_a_memory_equal_the_paper(shared_biases: bool) -> None:
     for name, weight in weights.items():
         np.testing.assert_allclose(gradients[name], weight.grad, atol=2e-4, err_msg=name)
         assert np.abs(gradients[name]).max() > 1e-3, name
+
+
+def transformers_xlnet(params: PyTree) -> "torch.nn.Module":
+    """Return XLNet of Transformers with causal attention and a memory, which is Transformer-XL, with our weights."""
+    transformers = pytest.importorskip("transformers")
+    sizes = {"vocab_size": 11, "d_model": EMBED, "n_layer": LAYERS, "n_head": HEADS, "d_inner": 24}
+    settings = {"ff_activation": "relu", "attn_type": "uni", "mem_len": MEMORY, "layer_norm_eps": 1e-5}
+    model = transformers.XLNetModel(transformers.XLNetConfig(**sizes, **settings)).eval()
+    ours = {name: torch.from_numpy(np.array(array)) for name, array in flatten_names(params).items()}
+    state = model.state_dict()
+    state["word_embedding.weight"] = ours["tokens.weight"]
+    modules = {
+        "rel_attn.q": "attention.query.weight",
+        "rel_attn.k": "attention.key.weight",
+        "rel_attn.v": "attention.value.weight",
+        "rel_attn.o": "attention.out.weight",
+        "rel_attn.r": "attention.positions.distance.weight",
+        "rel_attn.r_w_bias": "attention.positions.key_bias",
+        "rel_attn.r_r_bias": "attention.positions.distance_bias",
+        "rel_attn.layer_norm.weight": "attention_norm.scale",
+        "rel_attn.layer_norm.bias": "attention_norm.bias",
+        "ff.layer_1.weight": "feedforward.up.weight",
+        "ff.layer_1.bias": "feedforward.up.bias",
+        "ff.layer_2.weight": "feedforward.down.weight",
+        "ff.layer_2.bias": "feedforward.down.bias",
+        "ff.layer_norm.weight": "feedforward_norm.scale",
+        "ff.layer_norm.bias": "feedforward_norm.bias",
+    }
+    for number in range(LAYERS):
+        for theirs, name in modules.items():
+            weight = ours[f"{LAYER}{name}"][number]
+            if theirs.startswith("ff.layer_") and theirs.endswith(("1.weight", "2.weight")):
+                weight = weight.T
+            elif theirs == "rel_attn.o":
+                weight = weight.permute(2, 0, 1)
+            state[f"layer.{number}.{theirs}"] = weight
+    model.load_state_dict(state)
+    return model
+
+
+@pytest.mark.slow
+def test_segments_with_a_memory_equal_transformers() -> None:
+    model_config = config(shared_biases=False)
+    spec = model_spec(model_config)
+    params = nnx.to_pure_dict(nnx.split(random_model(model_config))[1])
+    theirs = transformers_xlnet(params)
+    ones = jnp.ones((2, LENGTH), jnp.int32)
+
+    @jax.jit
+    def read(tokens: Array, carry: PyTree, continues: Array) -> tuple[Array, PyTree]:
+        module = spec.model(params)
+        give_carry(module, carry, continues, ones)
+        return module(tokens, segment_ids=ones), take_carry(module)
+
+    carry = empty_carry(model_config, 2)
+    memories = None
+    for number, tokens in enumerate(np.random.default_rng(0).integers(0, 11, (3, 2, LENGTH))):
+        states, carry = read(tokens, carry, jnp.full(2, number > 0))
+        with torch.no_grad():
+            outputs = theirs(torch.tensor(tokens), mems=memories, use_mems=True)
+        memories = outputs.mems
+        np.testing.assert_allclose(states, outputs.last_hidden_state.numpy(), atol=2e-5)
+        assert memories[0].shape[0] == MEMORY

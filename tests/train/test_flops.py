@@ -209,3 +209,18 @@ def test_flops_of_transformer_xl_by_hand() -> None:
     pairs = layers * (tokens**2 / 2 + tokens * memory) * 6 * 3 * embed
     expected = matrices + of_memory + pairs
     assert flops_per_example(model, model_spec(model), ExampleLengths(tokens, tokens)) == pytest.approx(expected)
+
+
+def test_flops_of_two_streams_by_hand() -> None:
+    """The query stream of 3 tokens passes all matrices but those of keys and values, and has 3 · 18 pairs more."""
+    positions = {"transformer_xl": {"segments": True}}
+    settings = {**SIZES, "family": "encoder", "positions": positions, "bias": False, "query_stream": True}
+    model = ModelConfig.model_validate(settings)
+    tokens, predicted, embed, layers = 18, 3, 64, 2
+    of_content = 6 * tokens * layers * 12 * embed**2
+    of_queries = 6 * predicted * layers * 10 * embed**2
+    of_output = 6 * predicted * 256 * embed
+    pairs = layers * (tokens + predicted) * tokens * 6 * 3 * embed
+    expected = of_content + of_queries + of_output + pairs
+    lengths = ExampleLengths(tokens, predicted, query_stream=predicted)
+    assert flops_per_example(model, model_spec(model), lengths) == pytest.approx(expected)

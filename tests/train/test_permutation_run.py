@@ -9,6 +9,7 @@ import pytest
 import t5x_lite
 from t5x_lite import config as configuration
 from t5x_lite.cli import main
+from t5x_lite.decode.fill import fill_masks
 from t5x_lite.errors import UserError
 from t5x_lite.evaluate.embed import embed
 from t5x_lite.objectives.classify import Classify
@@ -43,6 +44,10 @@ def test_a_run_learns_resumes_to_the_bit_and_embeds(tiny_config: Path, tmp_path:
     np.testing.assert_allclose(states.mean(0), vectors[0], atol=1e-5)
     with pytest.raises(UserError, match=r"XLNet's \[CLS\] is the last one; take mean or max"):
         embed(model, ["a dog"], pool="cls")
+    scored = model.score(["the quick fox"])
+    assert np.isfinite(scored).all()
+    with pytest.raises(UserError, match="this model has a query stream and learns no masks"):
+        fill_masks(model, "the <mask> fox")
     assert Classify(labels=("a", "b")).head(model.config.model).pool == "last"
 
 
