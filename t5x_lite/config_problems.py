@@ -4,9 +4,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from t5x_lite.data.config import Bytes, TokenizerFile
-from t5x_lite.data.order_problems import order_problems
+from t5x_lite.data.order_problems import memory_problems, order_problems
 from t5x_lite.evaluate.evaluators import Validation
 from t5x_lite.objectives import Objective
+from t5x_lite.objectives.permutation import Permutation
 from t5x_lite.objectives.policy_optimization import PolicyOptimization
 from t5x_lite.objectives.token_prediction import TokenPrediction
 from t5x_lite.train.optimizers import NTASGD
@@ -44,6 +45,8 @@ def objective_problems(config: "RunConfig", objective: Objective) -> Iterator[st
         if config.data.mixture_by == "tokens":
             yield "data.mixture_by=tokens is for text: the examples of `tasks` are mixed by their number"
         return
+    if config.data.order != "consecutive":
+        yield from memory_problems(config.model)
     if config.method.placeholders:
         yield f"objective {objective.name} has no place for soft tokens (adapt.method) without `tasks`"
     yield from _row_problems(config, objective)
@@ -82,6 +85,8 @@ def _policy_problems(config: "RunConfig", objective: PolicyOptimization) -> Iter
 
 def _row_problems(config: "RunConfig", objective: Objective) -> Iterator[str]:
     """Yield what does not fit together between an objective on text and the rows of the text."""
+    if isinstance(objective, Permutation) and (config.mesh.pipeline > 1 or config.mesh.context > 1):
+        yield "objective permutation: two streams need mesh.pipeline=1 and mesh.context=1"
     parts = config.data.parts
     packing = config.data.packing
     if objective.rows == "sentences" and packing != "sentences":

@@ -141,6 +141,9 @@ PUBLISHED = {
     "bert/large": 340e6,
     "roberta/base": 125e6,
     "roberta/large": 355e6,
+    # Released checkpoints of XLNet, counted by hand in the test below.
+    "xlnet/base": 116.8e6,
+    "xlnet/large": 360.3e6,
     # Sanh et al. 2019, Table 3.
     "distilbert/base": 66e6,
     # Warner et al. 2024, §2.1.
@@ -182,6 +185,9 @@ PUBLISHED = {
     "rnn/zaremba_medium": 20e6,
     "rnn/zaremba_large": 66e6,
     "rnn/awd_lstm": 24e6,
+    # Dai et al. 2019, Table 2.
+    "transformer_xl/enwik8_12l": 41e6,
+    "transformer_xl/enwik8_24l": 277e6,
     # De et al. 2024, appendix C: the models' names.
     "griffin/400m": 400e6,
     "griffin/1.3b": 1.3e9,
@@ -379,6 +385,7 @@ def test_the_variants_in_t5s_table_2_have_the_stated_parameters() -> None:
         ("t5", "t5"),
         ("t5_1_1", "t5"),
         ("umt5", "umt5"),
+        ("xlnet", "xlnet"),
     ],
 )
 def test_published_models_can_be_exported_as_their_family(name: str, model_type: str) -> None:
@@ -410,6 +417,26 @@ def test_the_parameters_of_recurrent_models_by_hand() -> None:
     layers = [(400, 1150), (1150, 1150), (1150, 400)]
     lstm = sum(4 * cells * (width + cells + 1) for width, cells in layers)
     assert count_parameters("rnn/awd_lstm") == vocab * 400 + vocab + lstm
+
+
+def test_the_parameters_of_transformer_xl_by_hand() -> None:
+    """Five square matrices a layer, that of the distances among them, and two biases of each head for all layers."""
+    vocab = 259
+    for name, layers, width, mlp in (("enwik8_12l", 12, 512, 2048), ("enwik8_24l", 24, 1024, 3072)):
+        feed_forward = 2 * width * mlp + mlp + width
+        norms = 4 * width
+        expected = vocab * width + vocab + 2 * width + layers * (5 * width**2 + feed_forward + norms)
+        assert count_parameters(f"transformer_xl/{name}") == expected
+
+
+def test_the_parameters_of_xlnet_by_hand() -> None:
+    """Five square matrices a layer, three biases of each head and two vectors of segments; a vector for the queries."""
+    vocab = 32_000
+    for name, layers, width, expected in (("base", 12, 768, 116_750_336), ("large", 24, 1024, 360_300_800)):
+        feed_forward = 2 * width * 4 * width + 5 * width
+        layer = 5 * width**2 + 5 * width + feed_forward + 4 * width
+        assert vocab * width + vocab + width + layers * layer == expected
+        assert count_parameters(f"xlnet/{name}") == expected
 
 
 def test_the_parameters_of_griffin_by_hand() -> None:

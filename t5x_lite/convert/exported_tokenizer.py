@@ -14,11 +14,11 @@ from t5x_lite.data.vocabulary_files import frame_texts
 from t5x_lite.errors import UserError
 from t5x_lite.files import write_file
 from t5x_lite.models.config import ModelConfig
-from t5x_lite.objectives.framing import CLS, SEP
+from t5x_lite.objectives.framing import CLS, LAST_CLS, LAST_SEP, SEP
 from t5x_lite.objectives.masked import MASK
 from t5x_lite.run_dir import Run
 
-SPIECE_CLASSES = ("T5Tokenizer", "AlbertTokenizer")
+SPIECE_CLASSES = ("T5Tokenizer", "AlbertTokenizer", "XLNetTokenizer")
 """Classes that look for a SentencePiece model named spiece.model; all others look for tokenizer.model."""
 CONSTRUCTOR_SETTINGS = ("extra_ids", "sp_model_kwargs", "legacy", "add_prefix_space", "do_lower_case", "keep_accents")
 """Settings by which a tokenizer class builds itself from a SentencePiece model; they are part of tokenizer.json."""
@@ -64,7 +64,9 @@ def write_tokenizer(run: Run, folder: Path, model: ModelConfig, tokenizer_class:
 
 def _frame(backend: tokenizers.Tokenizer, tokenizer: Tokenizer, model: ModelConfig) -> None:
     """Put the special tokens around a text that the model was trained with."""
-    if model.family == "encoder":
+    if model.family == "encoder" and _present(tokenizer, LAST_CLS):
+        frame_texts(backend, None, _present(tokenizer, LAST_SEP), end=_present(tokenizer, LAST_CLS))
+    elif model.family == "encoder":
         cls = _present(tokenizer, CLS)
         sep = _present(tokenizer, SEP)
         if cls and sep:
@@ -84,7 +86,7 @@ def _describe(tokenizer: Tokenizer, model: ModelConfig) -> Settings:
     settings: Settings = {key: _name(tokenizer, token) for key, token in ids.items() if token is not None}
     inputs = ["input_ids", "attention_mask"]
     if model.family == "encoder":
-        for key, names in {"cls_token": CLS, "sep_token": SEP, "mask_token": MASK}.items():
+        for key, names in {"cls_token": LAST_CLS + CLS, "sep_token": LAST_SEP + SEP, "mask_token": MASK}.items():
             settings[key] = _present(tokenizer, names)
         if model.token_types > 1:
             inputs.append("token_type_ids")

@@ -59,7 +59,7 @@ def _read(folder: Path, settings: Settings) -> Tokenizer | None:
 
 def _read_spiece(model: bytes, settings: Settings) -> Tokenizer:
     tokenizer = SentencePiece(model)
-    if settings["tokenizer_class"] == "AlbertTokenizer":
+    if settings["tokenizer_class"] in {"AlbertTokenizer", "XLNetTokenizer"}:
         return _read_albert(model, settings)
     if settings["tokenizer_class"] == "T5Tokenizer" and not tokenizer.sentinels():
         tokenizer = SentencePiece(with_extra_ids(model, _count_sentinels(settings)))
@@ -78,13 +78,22 @@ def _count_sentinels(settings: Settings) -> int:
 
 
 def _read_albert(model: bytes, settings: Settings) -> HuggingFace:
-    """Read ALBERT's model, before which its tokenizer replaces quotation marks, accents and capitals (its code)."""
+    """Read ALBERT's or XLNet's model, before which their tokenizers replace quotation marks and accents (their code).
+
+    ALBERT's replaces capitals too, and they put other tokens around a text.
+    """
+    is_xlnet = settings["tokenizer_class"] == "XLNetTokenizer"
     steps: list[normalizers.Normalizer] = [normalizers.Replace("``", '"'), normalizers.Replace("''", '"')]
     if settings.get("keep_accents") is not True:
         steps += [normalizers.NFKD(), normalizers.StripAccents()]
-    if settings.get("do_lower_case") is not False:
+    if settings.get("do_lower_case", not is_xlnet) is not False:
         steps.append(normalizers.Lowercase())
     tokenizer = sentencepiece_conversion.to_tokenizers(model, steps)
     mark_special_tokens(tokenizer, added_tokens(settings))
-    frame_texts(tokenizer, token_name(settings.get("cls_token")), token_name(settings.get("sep_token")))
+    cls = token_name(settings.get("cls_token"))
+    sep = token_name(settings.get("sep_token"))
+    if is_xlnet:
+        frame_texts(tokenizer, None, sep, end=cls)
+    else:
+        frame_texts(tokenizer, cls, sep)
     return HuggingFace(tokenizer.to_str().encode(), settings)

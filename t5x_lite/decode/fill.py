@@ -26,8 +26,10 @@ def fill_masks(model: GenerationModel, text: str, count: int = 5) -> list[Candid
     """Return the `count` likeliest tokens for each [MASK] (or <mask>) of a text, predicted by an encoder.
 
     Raises:
-        UserError: the text has no mask, or the tokenizer lacks a special token.
+        UserError: the text has no mask, the tokenizer lacks a special token, or the model is XLNet.
     """
+    if model.config.model.query_stream:
+        raise UserError("masks to fill: this model has a query stream and learns no masks; score texts instead")
     vocabulary = model.tokenizer.vocabulary()
     mask = vocabulary.require_token("masks to fill", *MASK)
     token_ids = encoder_frame(vocabulary, "masks to fill").tokens([model.tokenizer.encode_named(text)])

@@ -19,7 +19,7 @@ from t5x_lite.evaluate.demonstrations.demonstrations import Example, ExampleSets
 from t5x_lite.evaluate.evaluation_model import EvaluationModel
 from t5x_lite.evaluate.evaluators.cloze import MASK_PLACE, Cloze
 from t5x_lite.evaluate.example_scores import Scores, score_choices
-from t5x_lite.evaluate.hidden_tokens import InfilledTokens, MaskedTokens, TokenHider, build_token_hider
+from t5x_lite.evaluate.hidden_tokens import InfilledTokens, MaskedTokens, PermutedTokens, TokenHider, build_token_hider
 from t5x_lite.models.spec import ModelSpec
 
 
@@ -183,7 +183,7 @@ def _encode(model: EvaluationModel, hider: TokenHider, texts: Sequence[ClozeText
             name = special
     # The names of special tokens stand for them, and may take the space before them, as in Transformers.
     backend = model.tokenizer.to_tokenizers()
-    room = model.window - len(hider.start) - 1
+    room = model.window - hider.frame_size
     rows = []
     truncated = 0
     for text in texts:
@@ -214,6 +214,8 @@ def _cut_around(tokens: Int[np.ndarray, "l"], place: int, room: int) -> tuple[In
 def _gap_token(hider: TokenHider) -> int:
     if isinstance(hider, MaskedTokens):
         return hider.mask
+    if isinstance(hider, PermutedTokens):
+        return hider.end  # is not seen
     assert isinstance(hider, InfilledTokens)
     return hider.sentinel
 

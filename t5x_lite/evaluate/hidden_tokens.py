@@ -1,4 +1,7 @@
-"""Rows in which a model predicts a hidden token: a [MASK] for an encoder, a sentinel for an encoder_decoder."""
+"""Rows in which a model predicts a hidden token: a [MASK] for an encoder, a sentinel for an encoder_decoder.
+
+An encoder with a query stream predicts tokens that it does not see.
+"""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -12,9 +15,10 @@ from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.errors import UserError
 from t5x_lite.evaluate.batched_function import Features
 from t5x_lite.models.losses import gather_positions
-from t5x_lite.objectives.framing import encoder_frame
+from t5x_lite.objectives.framing import LAST_TYPE, encoder_frame
 from t5x_lite.objectives.masked import MASK
-from t5x_lite.objectives.model_protocols import ElectraModel, LanguageModel
+from t5x_lite.objectives.model_protocols import ElectraModel, LanguageModel, PermutationModel
+from t5x_lite.objectives.permutation import SEEN_BY_ALL
 
 USER = "pseudo-log-likelihood"
 """The user of the special tokens, for error messages."""
@@ -31,6 +35,11 @@ class TokenHider(ABC):
 
     start: tuple[int, ...]
     end: int
+
+    @property
+    def frame_size(self) -> int:
+        """Return the number of ids around a text."""
+        return len(self.start) + 1
 
     @abstractmethod
     def features(self, tokens: Int[np.ndarray, "l"], hidden: slice) -> Features:
@@ -64,6 +73,46 @@ class MaskedTokens(TokenHider):
         encoder = model.generator if isinstance(model, ElectraModel) else model
         states = encoder(batch["tokens"], key=None, segment_ids=batch["segment_ids"])
         return encoder.logits(gather_positions(states, batch["position"][:, :1]))
+
+
+@dataclass(frozen=True)
+class PermutedTokens(TokenHider):
+    """Hidden tokens come last in an order of factorisation, where a query stream predicts them: nothing replaces them.
+
+    Attributes:
+        last: ids after everything.
+    """
+
+    last: tuple[int, ...] = ()
+
+    @property
+    def frame_size(self) -> int:
+        """See `TokenHider`."""
+        return super().frame_size + len(self.last)
+
+    def features(self, tokens: Int[np.ndarray, "l"], hidden: slice) -> Features:
+        """See `TokenHider`. The first hidden token has the rank 0, the others, which come after it, have the rank 1."""
+        row = np.concatenate([_frame(self.start, tokens, self.end), self.last]).astype(np.int32)
+        first = len(self.start) + hidden.start
+        rank = np.full_like(row, SEEN_BY_ALL)
+        rank[first : len(self.start) + hidden.stop] = 1
+        rank[first] = 0
+        types = np.zeros_like(row)
+        types[len(row) - len(self.last) :] = LAST_TYPE
+        position = np.array([first], np.int32)
+        return {"tokens": row, "segment_ids": np.ones_like(row), "position": position, "rank": rank, "types": types}
+
+    def logits(self, model: LanguageModel | ElectraModel, batch: dict[str, Array]) -> Float[Array, "b 1 v"]:
+        """See `TokenHider`."""
+        assert isinstance(model, PermutationModel)
+        states = model.predict_in_order(
+            batch["tokens"],
+            batch["position"][:, :1],
+            batch["rank"],
+            segment_ids=batch["segment_ids"],
+            token_types=batch["types"],
+        )
+        return model.logits(states)
 
 
 @dataclass(frozen=True)
@@ -122,4 +171,6 @@ def build_token_hider(config: RunConfig, tokenizer: Tokenizer, soft_prompt: tupl
     if config.model.family == "encoder" and "tokens" not in config.model.outputs:
         raise UserError(f"{USER}: this model predicts no tokens (model.outputs: {list(config.model.outputs)})")
     frame = encoder_frame(vocabulary, USER)
+    if config.model.query_stream:
+        return PermutedTokens((*soft_prompt, *frame.start), frame.end, frame.last)
     return MaskedTokens((*soft_prompt, *frame.start), frame.end, vocabulary.require_token(USER, *MASK))

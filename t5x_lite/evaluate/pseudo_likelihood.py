@@ -91,7 +91,7 @@ class PseudoLikelihood:
 
     @property
     def _frame_size(self) -> int:
-        return len(self.hider.start) + 1
+        return self.hider.frame_size
 
     def _join(
         self, inputs: Int[np.ndarray, "_"], targets: Int[np.ndarray, "_"], window: int

@@ -44,7 +44,8 @@ def recomputed_flops_per_example(workload: Workload, *, causal_half: bool = True
 def _is_repeated(name: str, axes: WeightAxes, model: ModelConfig, remat: RematPolicy) -> bool:
     """Return whether the backward pass repeats the products with a weight."""
     place = _LAYER.search(name)
-    if axes.inputs == 0 or place is None or remat in {"none", "dots"}:
+    is_of_tokens = axes.inputs > 0 and ".positions." not in name
+    if not is_of_tokens or place is None or remat in {"none", "dots"}:
         return False
     if remat == "dots_no_batch":
         return "experts" in axes.names  # a batch of products, one for each expert
