@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import SerializerFunctionWrapHandler, Strict, model_serializer, model_validator
 
-from t5x_lite.models.attention.kinds import ATTENTION, AttentionKind
+from t5x_lite.models.attention.kinds import ATTENTION, AttentionKind, TransientGlobal
 from t5x_lite.models.derived_sizes import derived_sizes, whole_number
 from t5x_lite.models.experts.config import MoE
 from t5x_lite.models.feedforward.config import GLU, MLP, DenseFeedForward, NoFeedForward
@@ -16,7 +16,7 @@ from t5x_lite.models.generator_config import GeneratorConfig
 from t5x_lite.models.head_config import HeadConfig
 from t5x_lite.models.initializers import INITIALIZERS, Initializer, MaximalUpdate, NormalInit
 from t5x_lite.models.layer_config import FEEDFORWARDS, LayerConfig
-from t5x_lite.models.mixers import StateMixer
+from t5x_lite.models.mixers import LatentAttention, StateMixer
 from t5x_lite.models.normalization import NORMS, LayerNorm, NoNorm, RMSNorm
 from t5x_lite.models.positions import POSITIONS, Learned, NoPositions, PositionEncoding, Rotary
 from t5x_lite.models.remat_policy import REMAT_DESCRIPTION, RematPolicy
@@ -202,6 +202,7 @@ class ModelConfig(Config):
         has_layer_positions = any(layer.positions is not None for layer in (*self.first, *self.pattern))
         if has_layer_positions and not isinstance(self.positions, Rotary | NoPositions):
             yield "positions of layers of the pattern are for a model whose own are rotary or none"
+        yield from self._content_bias_problems()
         if self.first:
             yield from self._first_layer_problems()
         if self.state_mixers:
@@ -210,6 +211,14 @@ class ModelConfig(Config):
         yield from self._expert_problems()
         yield from self._family_problems()
         yield from self._output_problems()
+
+    def _content_bias_problems(self) -> Iterator[str]:
+        if not self.positions.reads_content:
+            return
+        layers = (*self.first, *self.pattern)
+        parts = [*[layer.mixer for layer in layers], *[layer.attention for layer in layers]]
+        if any(isinstance(part, LatentAttention | TransientGlobal) for part in parts):
+            yield "positions with a content-dependent bias are not for latent or transient_global attention"
 
     def _first_layer_problems(self) -> Iterator[str]:
         if self.family not in {"decoder", "encoder"} or self.shared_layers:
