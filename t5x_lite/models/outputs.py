@@ -29,6 +29,16 @@ def _state_at(states: Float[Array, "b l d"], position: Int[Array, "b"]) -> Float
     return jnp.take_along_axis(states, position[:, None, None], axis=1)[:, 0]
 
 
+def _first_states(states: Float[Array, "b l d"], segment_ids: Int[Array, "b l"] | None) -> Float[Array, "b l d"]:
+    """Return the state of the first token of each token's document."""
+    if segment_ids is None:
+        return jnp.broadcast_to(states[:, :1], states.shape)
+    index = jnp.arange(segment_ids.shape[1])
+    is_first = segment_ids != jnp.roll(segment_ids, 1, axis=1)
+    first = jax.lax.cummax(jnp.where(is_first, index, 0), axis=1)
+    return jnp.take_along_axis(states, first[..., None], axis=1)
+
+
 def pool_first(states: Float[Array, "b l d"], included: Bool[Array, "b l"]) -> Float[Array, "b d"]:
     """Return the state of the first included token."""
     return _state_at(states, included.argmax(1))
@@ -127,8 +137,8 @@ class DetectionOutput(nnx.Module):
     """One score a token: whether it was replaced (Clark et al. 2020, §2).
 
     Attributes:
-        norm: the norm of the sum of each state and the first one of its row, which is scored in the place of the state
-            (DeBERTa-v3's code); None without it.
+        norm: the norm of the sum of each state and the first one of its document, which is scored in the place of the
+            state (DeBERTa-v3's code); None without it.
     """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
@@ -141,9 +151,12 @@ class DetectionOutput(nnx.Module):
         self.transform = Linear(config, [embed], [("embed_out", config.embed)], rngs=rngs)
         self.score = Linear(config, [embed], [("classes", 1)], rngs=rngs)
 
-    def __call__(self, states: Float[Array, "b l d"]) -> Float[Array, "b l"]:
+    def __call__(
+        self, states: Float[Array, "b l d"], segment_ids: Int[Array, "b l"] | None = None
+    ) -> Float[Array, "b l"]:
+        """Return the scores. `segment_ids` are the document of each token; None: every row is one document."""
         if self.norm is not None:
-            states = self.norm(states + states[:, :1])
+            states = self.norm(states + _first_states(states, segment_ids))
         return self.score(ACTIVATIONS[self.activation](self.transform(states)))[..., 0].astype(jnp.float32)
 
 

@@ -1,4 +1,4 @@
-"""The embeddings of ELECTRA's pair: which are shared, and which loss trains each of them (He et al. 2023, §3.2 to §3.4)."""
+"""The embeddings of ELECTRA's pair: which are shared, and which loss trains them (He et al. 2023, §3.2 to §3.4)."""
 
 from collections.abc import Mapping
 
