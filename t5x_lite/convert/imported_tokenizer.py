@@ -1,6 +1,7 @@
 """The tokenizer in a folder of foreign weights, as Transformers reads it."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from tokenizers import normalizers
@@ -48,6 +49,8 @@ def _read(folder: Path, settings: Settings) -> Tokenizer | None:
         return from_file(TokenizerFile(path=str(folder / "tokenizer.json")))
     if (folder / "spiece.model").is_file():
         return _read_spiece((folder / "spiece.model").read_bytes(), settings)
+    if (folder / "spm.model").is_file():
+        return _read_deberta((folder / "spm.model").read_bytes(), settings)
     if (folder / "tokenizer.model").is_file():
         return from_file(TokenizerFile(path=str(folder / "tokenizer.model")))
     if (folder / "vocab.json").is_file():
@@ -84,6 +87,19 @@ def _read_albert(model: bytes, settings: Settings) -> HuggingFace:
         steps += [normalizers.NFKD(), normalizers.StripAccents()]
     if settings.get("do_lower_case") is not False:
         steps.append(normalizers.Lowercase())
+    return _read_framed(model, steps, settings)
+
+
+def _read_deberta(model: bytes, settings: Settings) -> HuggingFace:
+    """Read DeBERTa v2's or v3's model, which lacks [MASK]: its tokenizer appends that."""
+    steps: list[normalizers.Normalizer] = []
+    if settings.get("do_lower_case") is True:
+        steps.append(normalizers.Lowercase())
+    return _read_framed(model, steps, settings)
+
+
+def _read_framed(model: bytes, steps: Sequence[normalizers.Normalizer], settings: Settings) -> HuggingFace:
+    """Read a SentencePiece model with first steps of normalisation, and special tokens around each text."""
     tokenizer = sentencepiece_conversion.to_tokenizers(model, steps)
     mark_special_tokens(tokenizer, added_tokens(settings))
     frame_texts(tokenizer, token_name(settings.get("cls_token")), token_name(settings.get("sep_token")))
