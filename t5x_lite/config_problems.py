@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from t5x_lite.data.config import Bytes, TokenizerFile
-from t5x_lite.data.order_problems import order_problems
+from t5x_lite.data.order_problems import memory_problems, order_problems
 from t5x_lite.evaluate.evaluators import Validation
 from t5x_lite.objectives import Objective
 from t5x_lite.objectives.policy_optimization import PolicyOptimization
@@ -43,6 +43,8 @@ def objective_problems(config: "RunConfig", objective: Objective) -> Iterator[st
         if config.data.mixture_by == "tokens":
             yield "data.mixture_by=tokens is for text: the examples of `tasks` are mixed by their number"
         return
+    if config.data.order != "consecutive":
+        yield from memory_problems(config.model)
     if config.method.placeholders:
         yield f"objective {objective.name} has no place for soft tokens (adapt.method) without `tasks`"
     yield from _row_problems(config, objective)

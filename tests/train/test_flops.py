@@ -193,3 +193,41 @@ def test_flops_of_shared_layers_count_every_pass(groups: int) -> None:
     assert flops_per_example(shared, model_spec(shared), lengths) == flops_per_example(
         separate, model_spec(separate), lengths
     )
+
+
+def test_flops_of_transformer_xl_by_hand() -> None:
+    """A memory of 12 tokens before 8: keys and values of 12 more, and 12 · 8 pairs more than the half square.
+
+    Each pair has a product with the distance beside those with key and value. W R is computed once for a batch.
+    """
+    attention = {"attention": {"memory": 12}}
+    settings = {**SIZES, "positions": "transformer_xl", "bias": False, "pattern": [{"mixer": attention}]}
+    model = ModelConfig.model_validate(settings)
+    tokens, memory, embed, layers = 8, 12, 64, 2
+    matrices = 6 * tokens * (layers * (4 * embed**2 + 2 * 4 * embed**2) + 256 * embed)
+    of_memory = layers * 4 * memory * 2 * embed**2
+    pairs = layers * (tokens**2 / 2 + tokens * memory) * 6 * 3 * embed
+    expected = matrices + of_memory + pairs
+    assert flops_per_example(model, model_spec(model), ExampleLengths(tokens, tokens)) == pytest.approx(expected)
+
+
+def test_flops_of_disentangled_attention_by_hand() -> None:
+    """Each pair has two products with the vectors of its distance; these are projected once for a batch."""
+    model = ModelConfig.model_validate({**SIZES, "family": "encoder", "positions": {"disentangled": {"distance": 16}}})
+    tokens, predicted, embed, layers = 8, 3, 64, 2
+    matrices = 6 * (tokens * layers * (4 * embed**2 + 2 * 4 * embed**2) + predicted * 256 * embed)
+    pairs = layers * tokens**2 * 6 * 4 * embed
+    lengths = ExampleLengths(tokens, predicted)
+    assert flops_per_example(model, model_spec(model), lengths) == pytest.approx(matrices + pairs)
+
+
+def test_a_table_that_no_output_multiplies_adds_no_flops() -> None:
+    """The difference of the discriminator's embeddings from the generator's, and a table of its own."""
+    flops = set()
+    for sharing in ("shared", "separate", "gradient_disentangled"):
+        generator = {"layers": 1, "embed": 64, "heads": 4, "embedding_sharing": sharing}
+        model = ModelConfig.model_validate(
+            {**SIZES, "family": "electra", "outputs": ["detection"], "generator": generator}
+        )
+        flops.add(flops_per_example(model, model_spec(model), ExampleLengths(8, 3)))
+    assert len(flops) == 1

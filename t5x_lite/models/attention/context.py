@@ -311,6 +311,7 @@ class KernelRequirements:
         value_dim: channels of a value; 0: those of a head.
         sinks: heads have a score beside those of the keys.
         content_bias: position encodings add a bias that depends on the content of queries and keys.
+        memory: keys are those of the row and of tokens of the batch before.
     """
 
     length: int
@@ -326,6 +327,7 @@ class KernelRequirements:
     value_dim: int = 0
     sinks: bool = False
     content_bias: bool = False
+    memory: bool = False
 
 
 def attention_mask(allowed: AllowedPairs, context: AttentionContext) -> Bool[Array, "b l m"]:

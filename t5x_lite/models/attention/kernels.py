@@ -148,6 +148,8 @@ def _unsupported_reason(
         return "it does not support global tokens"
     if kernel != "xla" and required.content_bias:
         return "it does not support positions whose bias depends on queries and keys"
+    if kernel != "xla" and required.memory:
+        return "it does not support a memory of the batch before"
     if kernel != "xla" and required.value_dim > required.head_dim:
         return "it does not support values that are wider than keys"
     return KERNELS[kernel].unsupported_reason(kind, required, platform)
@@ -176,7 +178,12 @@ def _planned_choices(
     for layer in (*config.first, *config.pattern):
         if isinstance(layer.mixer, SelfAttention):
             mixer = layer.mixer
-            of_layer = replace(required, head_dim=mixer.key_dim(config), value_dim=mixer.value_dim(config))
+            of_layer = replace(
+                required,
+                head_dim=mixer.key_dim(config),
+                value_dim=mixer.value_dim(config),
+                memory=mixer.memory > 0,
+            )
             choices[layer.attention] = choose_kernel(layer.attention, of_layer, config.kernel, platform)
     return choices
 

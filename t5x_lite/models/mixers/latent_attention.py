@@ -47,6 +47,8 @@ class LatentAttention(SelfAttention):
             yield f"latent_attention has keys for every head: kv_heads is {model.kv_heads}, heads {model.heads}"
         biases = (model.query_key_value_bias, model.key_bias)
         if model.query_key_norm != "none" or any(bias is not None for bias in biases):
-            yield "query_key_norm, query_key_value_bias and key_bias are not for latent_attention: latents have norms"
+            yield "query_key_norm and biases of queries or keys are not for latent_attention, whose latents have norms"
+        if self.memory:
+            yield "memory is for mixer: attention, not for latent_attention"
         if model.mup is not None or model.attention_sinks:
             yield "mup and attention_sinks are not for latent_attention"

@@ -65,6 +65,11 @@ class Disentangled(PositionEncoding):
         return True
 
     @property
+    def bias_products(self) -> float:
+        """Return the number of terms, each of which is a product with the vector of a distance."""
+        return len(self.terms)
+
+    @property
     def score_scale(self) -> float:
         """Return 1/sqrt(1 + t) for t terms."""
         return (1 + len(self.terms)) ** -0.5

@@ -44,6 +44,11 @@ class PositionEncoding(Config):
         return False
 
     @property
+    def bias_products(self) -> float:
+        """Return how many products of the width of a head a content-dependent bias costs for each pair, for FLOPs."""
+        return 0.0
+
+    @property
     def score_scale(self) -> float:
         """Return a factor on the attention scores, beside that of `model.attention_scale`."""
         return 1.0

@@ -39,6 +39,11 @@ class TransformerXL(PositionEncoding):
         """The score of a distance depends on the query, and that of u on the key."""
         return True
 
+    @property
+    def bias_products(self) -> float:
+        """Return 1: that of q + v with the distance."""
+        return 1.0
+
     def init_parameters(self, model: "ModelConfig", rngs: "nnx.Rngs") -> dict[str, "nnx.Module | nnx.Param"]:
         """Return W, `[embed, heads, head_dim]`, and the layer's u and v, `[heads, head_dim]`."""
         from t5x_lite.models.layers import Linear
