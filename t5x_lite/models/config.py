@@ -106,7 +106,7 @@ class ModelConfig(Config):
     )
     bias: bool = setting(True, "biases in the linear layers")
     query_key_value_bias: bool | None = setting(None, "biases of these three; null takes `bias`")
-    key_bias: bool | None = setting(None, "that of keys; null takes `query_key_value_bias`", source="DeBERTa: false")
+    key_bias: bool | None = setting(None, "bias of keys; null takes `query_key_value_bias`", source="DeBERTa: false")
     feedforward_bias: bool | None = setting(None, "biases of feed-forward layers and experts; null takes `bias`")
     prefix_lm: bool = setting(
         False, "a decoder's inputs attend to each other both ways, its targets back only", source="Raffel 2020, §3.2.1"
