@@ -84,6 +84,7 @@ def test_documents_of_a_packed_row_have_the_states_of_their_own_rows(settings: d
     np.testing.assert_allclose(packed[:, 5:8], alone, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_token_is_detected_in_the_context_of_its_documents_first_token() -> None:
     """DeBERTa-v3's code: the score of the norm of the sum of both states."""
     config = build_config(outputs=["detection"], detection_context=True)
