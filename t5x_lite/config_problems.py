@@ -7,6 +7,7 @@ from t5x_lite.data.config import Bytes, TokenizerFile
 from t5x_lite.data.order_problems import memory_problems, order_problems
 from t5x_lite.evaluate.evaluators import Validation
 from t5x_lite.objectives import Objective
+from t5x_lite.objectives.permutation import Permutation
 from t5x_lite.objectives.policy_optimization import PolicyOptimization
 from t5x_lite.train.optimizers import NTASGD
 
@@ -70,6 +71,8 @@ def _policy_problems(config: "RunConfig", objective: PolicyOptimization) -> Iter
 
 def _row_problems(config: "RunConfig", objective: Objective) -> Iterator[str]:
     """Yield what does not fit together between an objective on text and the rows of the text."""
+    if isinstance(objective, Permutation) and (config.mesh.pipeline > 1 or config.mesh.context > 1):
+        yield "objective permutation: two streams need mesh.pipeline=1 and mesh.context=1"
     parts = config.data.parts
     packing = config.data.packing
     if objective.rows == "sentences" and packing != "sentences":

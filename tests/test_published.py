@@ -148,6 +148,9 @@ PUBLISHED = {
     "deberta_v3/small": 44e6 + 128_100 * 768,
     "deberta_v3/base": 86e6 + 128_100 * 768,
     "deberta_v3/large": 304e6 + 128_100 * 1024,
+    # Released checkpoints of XLNet, counted by hand in the test below.
+    "xlnet/base": 116.8e6,
+    "xlnet/large": 360.3e6,
     # Sanh et al. 2019, Table 3.
     "distilbert/base": 66e6,
     # Warner et al. 2024, §2.1.
@@ -406,6 +409,7 @@ def test_the_variants_in_t5s_table_2_have_the_stated_parameters() -> None:
         ("t5", "t5"),
         ("t5_1_1", "t5"),
         ("umt5", "umt5"),
+        ("xlnet", "xlnet"),
     ],
 )
 def test_published_models_can_be_exported_as_their_family(name: str, model_type: str) -> None:
@@ -447,6 +451,16 @@ def test_the_parameters_of_transformer_xl_by_hand() -> None:
         norms = 4 * width
         expected = vocab * width + vocab + 2 * width + layers * (5 * width**2 + feed_forward + norms)
         assert count_parameters(f"transformer_xl/{name}") == expected
+
+
+def test_the_parameters_of_xlnet_by_hand() -> None:
+    """Five square matrices a layer, three biases of each head and two vectors of segments; a vector for the queries."""
+    vocab = 32_000
+    for name, layers, width, expected in (("base", 12, 768, 116_750_336), ("large", 24, 1024, 360_300_800)):
+        feed_forward = 2 * width * 4 * width + 5 * width
+        layer = 5 * width**2 + 5 * width + feed_forward + 4 * width
+        assert vocab * width + vocab + width + layers * layer == expected
+        assert count_parameters(f"xlnet/{name}") == expected
 
 
 def test_the_parameters_of_griffin_by_hand() -> None:

@@ -24,6 +24,7 @@ from t5x_lite.convert import (
     recurrent_gemma,
     t5,
     xlm_roberta,
+    xlnet,
 )
 from t5x_lite.convert.model_type import ModelType
 
@@ -46,6 +47,7 @@ _MODEL_TYPES = (
     dpr.DPR,
     eurobert.EUROBERT,
     modernbert.MODERNBERT,
+    xlnet.XLNET,
     gpt.GPT2,
     gpt.GPT_NEO,
     gpt.OPT,

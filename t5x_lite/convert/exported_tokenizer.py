@@ -14,13 +14,14 @@ from t5x_lite.data.vocabulary_files import frame_texts
 from t5x_lite.errors import UserError
 from t5x_lite.files import write_file
 from t5x_lite.models.config import ModelConfig
-from t5x_lite.objectives.framing import CLS, SEP
+from t5x_lite.objectives.framing import CLS, LAST_CLS, LAST_SEP, SEP
 from t5x_lite.objectives.masked import MASK
 from t5x_lite.run_dir import Run
 
 SENTENCEPIECE_FILES = {
     "T5Tokenizer": "spiece.model",
     "AlbertTokenizer": "spiece.model",
+    "XLNetTokenizer": "spiece.model",
     "DebertaV2Tokenizer": "spm.model",
 }
 """The name that classes look for a SentencePiece model by; all others look for tokenizer.model."""
@@ -68,7 +69,9 @@ def write_tokenizer(run: Run, folder: Path, model: ModelConfig, tokenizer_class:
 
 def _frame(backend: tokenizers.Tokenizer, tokenizer: Tokenizer, model: ModelConfig) -> None:
     """Put the special tokens around a text that the model was trained with."""
-    if model.family == "encoder":
+    if model.family == "encoder" and _present(tokenizer, LAST_CLS):
+        frame_texts(backend, None, _present(tokenizer, LAST_SEP), end=_present(tokenizer, LAST_CLS))
+    elif model.family == "encoder":
         cls = _present(tokenizer, CLS)
         sep = _present(tokenizer, SEP)
         if cls and sep:
@@ -88,7 +91,7 @@ def _describe(tokenizer: Tokenizer, model: ModelConfig) -> Settings:
     settings: Settings = {key: _name(tokenizer, token) for key, token in ids.items() if token is not None}
     inputs = ["input_ids", "attention_mask"]
     if model.family == "encoder":
-        for key, names in {"cls_token": CLS, "sep_token": SEP, "mask_token": MASK}.items():
+        for key, names in {"cls_token": LAST_CLS + CLS, "sep_token": LAST_SEP + SEP, "mask_token": MASK}.items():
             settings[key] = _present(tokenizer, names)
         if model.token_types > 1:
             inputs.append("token_type_ids")

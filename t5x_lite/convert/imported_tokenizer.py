@@ -19,6 +19,8 @@ from t5x_lite.data.vocabulary_files import frame_texts, mark_special_tokens, rea
 SENTINELS = 100
 """The number of sentinel tokens that T5's tokenizer adds to its SentencePiece model."""
 
+XLNET = "XLNetTokenizer"
+
 
 def load_tokenizer(folder: Path, class_name: str, config: ForeignConfig) -> Tokenizer | None:
     """Return the tokenizer beside foreign weights, if there is one.
@@ -62,7 +64,7 @@ def _read(folder: Path, settings: Settings) -> Tokenizer | None:
 
 def _read_spiece(model: bytes, settings: Settings) -> Tokenizer:
     tokenizer = SentencePiece(model)
-    if settings["tokenizer_class"] == "AlbertTokenizer":
+    if settings["tokenizer_class"] in {"AlbertTokenizer", XLNET}:
         return _read_albert(model, settings)
     if settings["tokenizer_class"] == "T5Tokenizer" and not tokenizer.sentinels():
         tokenizer = SentencePiece(with_extra_ids(model, _count_sentinels(settings)))
@@ -81,11 +83,15 @@ def _count_sentinels(settings: Settings) -> int:
 
 
 def _read_albert(model: bytes, settings: Settings) -> HuggingFace:
-    """Read ALBERT's model, before which its tokenizer replaces quotation marks, accents and capitals (its code)."""
+    """Read ALBERT's or XLNet's model, before which their tokenizers replace quotation marks and accents (their code).
+
+    ALBERT's replaces capitals too, and they put other tokens around a text.
+    """
+    lowers = settings["tokenizer_class"] != XLNET
     steps: list[normalizers.Normalizer] = [normalizers.Replace("``", '"'), normalizers.Replace("''", '"')]
     if settings.get("keep_accents") is not True:
         steps += [normalizers.NFKD(), normalizers.StripAccents()]
-    if settings.get("do_lower_case") is not False:
+    if settings.get("do_lower_case", lowers) is not False:
         steps.append(normalizers.Lowercase())
     return _read_framed(model, steps, settings)
 
@@ -99,8 +105,16 @@ def _read_deberta(model: bytes, settings: Settings) -> HuggingFace:
 
 
 def _read_framed(model: bytes, steps: Sequence[normalizers.Normalizer], settings: Settings) -> HuggingFace:
-    """Read a SentencePiece model with first steps of normalisation, and special tokens around each text."""
+    """Read a SentencePiece model with first steps of normalisation, and special tokens around each text.
+
+    XLNet's are all at the end.
+    """
     tokenizer = sentencepiece_conversion.to_tokenizers(model, steps)
     mark_special_tokens(tokenizer, added_tokens(settings))
-    frame_texts(tokenizer, token_name(settings.get("cls_token")), token_name(settings.get("sep_token")))
+    cls = token_name(settings.get("cls_token"))
+    sep = token_name(settings.get("sep_token"))
+    if settings["tokenizer_class"] == XLNET:
+        frame_texts(tokenizer, None, sep, end=cls)
+    else:
+        frame_texts(tokenizer, cls, sep)
     return HuggingFace(tokenizer.to_str().encode(), settings)

@@ -42,11 +42,15 @@ class Stored:
         arrays: our arrays.
         interleaved: the first elements of all arrays come first, then the second ones, and so on.
         is_vector: the tensor is a vector, however many axes the one array has.
+        last_axis_first: the last axis of the one array comes before the others in the tensor.
+        unit_axes: number of axes of size 1 before those of the one array.
     """
 
     arrays: tuple[str, ...]
     interleaved: bool = False
     is_vector: bool = False
+    last_axis_first: bool = False
+    unit_axes: int = 0
 
 
 Modules: TypeAlias = Mapping[str, str | Fused | Stored]
@@ -114,6 +118,7 @@ class TensorMapping:
         is_transposed: the foreign tensor is the transpose of the joined parts.
         groups: equal sections of the last axis, each of which has a section of every part.
         is_convolution: the foreign tensor has an axis of one input channel between the channels and the taps.
+        axes: the shape of the foreign tensor, where it has other axes than the joined parts; None: it has not.
     """
 
     tensor: str
@@ -123,10 +128,16 @@ class TensorMapping:
     is_transposed: bool
     groups: int = 1
     is_convolution: bool = False
+    axes: tuple[int, ...] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of the foreign tensor."""
+        if self.axes is not None:
+            return self.axes
+        return self._joined_shape()
+
+    def _joined_shape(self) -> tuple[int, ...]:
         width = sum(shape[-1] for shape in self.part_shapes)
         joined_shape = (*self.part_shapes[0][:-1], width)
         if self.is_convolution:
@@ -143,12 +154,14 @@ class TensorMapping:
         joined = joined.reshape(*joined.shape[:-2], -1)
         if self.is_convolution:
             return joined.T[:, None]
-        return joined.T if self.is_transposed else joined
+        return (joined.T if self.is_transposed else joined).reshape(self.shape)
 
     def select_part(self, array: str, tensor: Shaped[np.ndarray, "..."]) -> Shaped[np.ndarray, "..."]:
         """Return the part of the foreign tensor that belongs to one of our arrays."""
         if self.is_convolution:
             tensor = tensor[:, 0]
+        else:
+            tensor = tensor.reshape(self._joined_shape())
         joined = tensor.T if self.is_transposed else tensor
         sections = joined.reshape(*joined.shape[:-1], self.groups, -1)
         widths = [shape[-1] // self.groups for shape in self.part_shapes]
@@ -260,8 +273,16 @@ class WeightMap:
             shapes = tuple(self.shapes[array][len(index) :] for array in arrays)
             if stored.is_vector:
                 shapes = tuple((math.prod(shape),) for shape in shapes)
+            axes = None
+            if stored.last_axis_first:
+                (shape,) = shapes
+                axes = (shape[-1], *shape[:-1])
+                shapes = ((math.prod(shape[:-1]), shape[-1]),)
+            elif stored.unit_axes:
+                axes = (*[1] * stored.unit_axes, *shapes[0])
             groups = shapes[0][-1] if stored.interleaved else 1
-            yield TensorMapping(tensor, arrays, index, shapes, is_transposed=False, groups=groups)
+            is_transposed = stored.last_axis_first
+            yield TensorMapping(tensor, arrays, index, shapes, is_transposed, groups=groups, axes=axes)
 
     def _map_array(
         self, foreign_module: str, leaf: str, foreign_leaf: str, arrays: tuple[str, ...], index: tuple[int, ...]

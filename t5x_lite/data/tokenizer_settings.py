@@ -65,6 +65,16 @@ CLASSES: dict[str, Settings] = {
         "mask_token": "<mask>",
     },
     "T5Tokenizer": _T5,
+    "XLNetTokenizer": {
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "sep_token": "<sep>",
+        "pad_token": "<pad>",
+        "cls_token": "<cls>",
+        "mask_token": "<mask>",
+        "additional_special_tokens": ["<eop>", "<eod>"],
+    },
 }
 """Special tokens of Transformers' tokenizer classes (version 5)."""
 

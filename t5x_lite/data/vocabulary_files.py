@@ -106,7 +106,11 @@ def mark_special_tokens(tokenizer: tokenizers.Tokenizer, special: Iterable[str |
 
 
 def frame_texts(
-    tokenizer: tokenizers.Tokenizer, first: str | None, last: str | None, between: str | None = None
+    tokenizer: tokenizers.Tokenizer,
+    first: str | None,
+    last: str | None,
+    between: str | None = None,
+    end: str | None = None,
 ) -> None:
     """Set the special tokens around a text, and around a pair of texts, as `processors.TemplateProcessing`.
 
@@ -116,6 +120,7 @@ def frame_texts(
         last: token after each text.
         between: token after the first text of a pair, in addition to `last`. Without it the second text has the token
             type 1, as in BERT.
+        end: token after everything, of the token type 2, as in XLNet.
     """
     text = ["$A:0"]
     if first:
@@ -129,9 +134,10 @@ def frame_texts(
         second = ["$B:1", f"{last}:1"]
     elif first:
         second = [f"{first}:1", "$B:1"]
-    names = {name for name in (first, last, between) if name}
+    after = [f"{end}:2"] if end else []
+    names = {name for name in (first, last, between, end) if name}
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=text,
-        pair=[*text, *second],
+        single=[*text, *after],
+        pair=[*text, *second, *after],
         special_tokens=[(name, tokenizer.token_to_id(name)) for name in sorted(names)],
     )

@@ -22,6 +22,7 @@ from t5x_lite.evaluate.layer_states import compute_layer_states, is_text
 from t5x_lite.evaluate.token_offsets import token_offsets
 from t5x_lite.files import check_is_file, check_not_input
 from t5x_lite.models import outputs
+from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.spec import ModelSpec
 from t5x_lite.models.stack import Stack
 
@@ -93,6 +94,18 @@ def embed_tokens(
     return results
 
 
+def check_first_token(model: ModelConfig) -> None:
+    """Refuse a model whose first token does not stand for a text.
+
+    Raises:
+        UserError: with the pools that it has.
+    """
+    if model.family == "decoder":
+        raise UserError("pool cls: the first token of a decoder sees no other; take mean or max")
+    if model.query_stream:
+        raise UserError("pool cls takes the first token, and XLNet's [CLS] is the last one; take mean or max")
+
+
 def _embed_rows(
     model: EvaluationModel, texts: Sequence[str], pool: str | None, layer: int | Sequence[int] | None
 ) -> tuple[list[Features], list[np.ndarray]]:
@@ -100,8 +113,8 @@ def _embed_rows(
     if pool is not None and pool not in POOLS:
         raise UserError(f"pool {pool!r} is not one of {', '.join(POOLS)}")
     family = model.config.model.family
-    if pool == "cls" and family == "decoder":
-        raise UserError("pool cls: the first token of a decoder sees no other; take mean or max")
+    if pool == "cls":
+        check_first_token(model.config.model)
     layers: int | tuple[int, ...] | None
     if isinstance(layer, Sequence) and len(layer) == 1:
         (layer,) = layer

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from t5x_lite.data.record_files import read_record_file
 from t5x_lite.errors import UserError
 from t5x_lite.evaluate.batched_function import BatchedFunction
-from t5x_lite.evaluate.embed import POOLS, encode_texts
+from t5x_lite.evaluate.embed import POOLS, check_first_token, encode_texts
 from t5x_lite.evaluate.evaluation_model import EvaluationModel
 from t5x_lite.evaluate.layer_geometry import anisotropy, self_similarity
 from t5x_lite.evaluate.layer_states import compute_layer_states, is_text
@@ -108,8 +108,8 @@ def probe_layers(model: EvaluationModel, train: Path, test: Path, settings: Prob
     pools = [name for name, function in POOLS.items() if function is not None]
     if settings.pool not in pools:
         raise UserError(f"--pool {settings.pool} is not one of {', '.join(pools)}")
-    if settings.pool == "cls" and model.config.model.family == "decoder":
-        raise UserError("--pool cls: the first token of a decoder sees no other; take mean or max")
+    if settings.pool == "cls":
+        check_first_token(model.config.model)
     training = read_labelled(train, settings)
     held_out = read_labelled(test, settings)
     classes = sorted(set(training.labels))

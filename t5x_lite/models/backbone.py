@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from t5x_lite.models.attention import kernels
 from t5x_lite.models.attention.cache import KVCache
-from t5x_lite.models.attention.context import TokenPositions
+from t5x_lite.models.attention.context import QueryStream, TokenPositions
 from t5x_lite.models.block import EncoderOutput
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.layers import Embed, Linear, Norm, dropout
@@ -38,6 +38,29 @@ class DecodingState:
     index: Int[Array, ""]
     encoder_output: EncoderOutput | None = None
     cross_kv: list[KVCache] | None = None
+
+
+@dataclass(frozen=True)
+class PredictionOrder:
+    """The order in which some tokens of each row are predicted, each from tokens of a lower rank.
+
+    Attributes:
+        vectors: vectors in the place of the token vectors of the predicted tokens.
+        predicted: their places in the row.
+        rank: place of each token of the row in the order; those of a rank below zero are seen by all.
+    """
+
+    vectors: Float[Array, "b p w"]
+    predicted: Int[Array, "b p"]
+    rank: Int[Array, "b l"]
+
+    def query_stream(self) -> QueryStream:
+        """Return the predicted tokens as the layers attend from them."""
+        count = self.predicted.shape[1]
+        rows = jnp.arange(len(self.rank))[:, None]
+        # Unused entries are at place 0; the first state for a place, a used one if there is any, is taken.
+        slots = jnp.full(self.rank.shape, count - 1).at[rows, self.predicted].min(jnp.arange(count))
+        return QueryStream(self.predicted, slots)
 
 
 class Embedding(nnx.Module):
@@ -120,6 +143,7 @@ class Backbone(nnx.Module):
         token_types: Int[Array, "b l"] | None = None,
         prefix: Bool[Array, "b l"] | None = None,
         encoder_output: EncoderOutput | None = None,
+        prediction_order: PredictionOrder | None = None,
         key: PRNGKeyArray | None = None,
     ) -> tuple[Float[Array, "b l d"], TokenPositions]:
         """Return the states of the last layer, and their positions.
@@ -131,6 +155,7 @@ class Backbone(nnx.Module):
             token_types: kind of each token; None is 0.
             prefix: keys that earlier queries attend to too.
             encoder_output: what cross-attention attends to.
+            prediction_order: tokens that are predicted in some order; their states follow those of the row.
             key: turns dropout on.
         """
         embedding_key = stack_key = None
@@ -146,8 +171,14 @@ class Backbone(nnx.Module):
         if prefix is not None:
             prefix = prefix[:, order]
         x = reorder(self._embed(x, positions, token_types, embedding_key), order)
-        places = TokenPositions(order, segment_ids[:, order], prefix, single_segment=single_segment)
+        places = TokenPositions(order, segment_ids[:, order], prefix, single_segment=single_segment, types=token_types)
+        if prediction_order is not None:
+            places = replace(places, rank=prediction_order.rank)
         context = self.stack.attention_context(places, places, positions[:, order], self_attention=True)
+        if prediction_order is not None:
+            predicted = self._embed_predicted(prediction_order, positions, token_types, embedding_key)
+            x = jnp.concatenate([x, predicted], axis=1)
+            context = replace(context, query_stream=prediction_order.query_stream())
         x, _ = self.stack(x, context, encoder_output, key=stack_key)
         return reorder(x, np.argsort(order)), places
 
@@ -192,6 +223,21 @@ class Backbone(nnx.Module):
         if self.project is not None:
             x = self.project(x)
         return x
+
+    def _embed_predicted(
+        self,
+        order: PredictionOrder,
+        positions: Int[Array, "b l"],
+        token_types: Int[Array, "b l"] | None,
+        dropout_key: PRNGKeyArray | None,
+    ) -> Float[Array, "b p e"]:
+        """Return the first states of the predicted tokens, which tell their positions and types."""
+        if dropout_key is not None:
+            dropout_key = jax.random.fold_in(dropout_key, 1)
+        if token_types is not None:
+            token_types = jnp.take_along_axis(token_types, order.predicted, axis=1)
+        predicted_positions = jnp.take_along_axis(positions, order.predicted, axis=1)
+        return self._embed(order.vectors, predicted_positions, token_types, dropout_key)
 
     def empty_state(self, batch: int, length: int) -> DecodingState:
         """Return a state with room for `length` tokens in each of `batch` rows."""

@@ -14,6 +14,7 @@ from t5x_lite.models.attention.latent import MultiHeadLatentAttention
 from t5x_lite.models.attention.layer import Attention
 from t5x_lite.models.attention.memory import attend_with_memory
 from t5x_lite.models.attention.transient_global import TransientGlobalAttention
+from t5x_lite.models.attention.two_stream import attend_in_two_streams
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.experts.config import MoE
 from t5x_lite.models.experts.layer import MixtureOfExperts
@@ -87,6 +88,8 @@ def self_attention(
     key: PRNGKeyArray | None,
 ) -> tuple[Float[Array, "b l d"], CacheSlice | StateSlice | None]:
     """Attend to the tokens of a row, and to those in a cache once their own keys are in it, or in a memory."""
+    if context.query_stream is not None:
+        return attend_in_two_streams(attention, y, context, key), cache
     if isinstance(cache, StateSlice):
         return attend_with_memory(attention, y, context, cache, key)
     source = attention.keys_values(y, context)

@@ -57,6 +57,7 @@ class ModelConfig(Config):
         0, "token that an encoder_decoder's decoder begins with: T5's padding; BART's is </s>", ge=0
     )
     token_types: Int = setting(0, "kinds of token (first or second sentence) with a vector each", ge=0, source="BERT")
+    query_stream: bool = setting(False, "a trained vector in the place of predicted tokens", source="XLNet, §2.3")
     embedding_norm: bool = setting(False, "normalise the sum of the embeddings", source="BERT's code")
     positions: Annotated[PositionEncoding, OneOf(POSITIONS)] = setting(Learned(), "how a token knows its position")
     norm: Annotated[LayerNorm | RMSNorm | NoNorm, OneOf(NORMS)] = setting(
@@ -274,6 +275,8 @@ class ModelConfig(Config):
             yield "shared_stacks needs equal stacks"
         if self.prefix_lm and self.family != "decoder":
             yield "prefix_lm is for a decoder"
+        if self.query_stream and (self.family != "encoder" or self.state_mixers or self.mixtures):
+            yield "query_stream is for an encoder whose layers are attention, without experts"
         if (self.generator is not None) != (self.family == "electra"):
             yield "electra, and it alone, has a `generator`"
 

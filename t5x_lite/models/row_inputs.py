@@ -3,9 +3,9 @@
 from dataclasses import dataclass, replace
 
 import jax
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
-from t5x_lite.models.attention.context import AttentionContext
+from t5x_lite.models.attention.context import ArraysByRow, AttentionContext
 from t5x_lite.models.block import EncoderOutput
 
 
@@ -14,8 +14,7 @@ from t5x_lite.models.block import EncoderOutput
 class RowInputs:
     """Inputs of every layer that each row of a batch has, so that rows can be selected."""
 
-    segment_ids: Int[Array, "b l"]
-    prefix: Bool[Array, "b l"] | None
+    tokens: ArraysByRow
     positions: Int[Array, "b l"] | None
     encoder_segment_ids: Int[Array, "b m"] | None
     encoder_states: Float[Array, "b m d"] | None
@@ -29,8 +28,7 @@ class RowInputs:
             encoder_segment_ids = encoder_output.positions.segment_ids
             encoder_states = encoder_output.states
         return cls(
-            segment_ids=context.queries.segment_ids,
-            prefix=context.queries.prefix,
+            tokens=context.queries.by_row,
             positions=context.positions,
             encoder_segment_ids=encoder_segment_ids,
             encoder_states=encoder_states,
@@ -40,7 +38,7 @@ class RowInputs:
         self, context: AttentionContext, encoder_output: EncoderOutput | None
     ) -> tuple[AttentionContext, EncoderOutput | None]:
         """Return what the layers attend to in these rows alone."""
-        positions = replace(context.queries, segment_ids=self.segment_ids, prefix=self.prefix)
+        positions = replace(context.queries, **self.tokens)
         context = replace(context, queries=positions, keys=positions, positions=self.positions)
         if encoder_output is None or self.encoder_segment_ids is None:
             return context, None

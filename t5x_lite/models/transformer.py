@@ -7,10 +7,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from t5x_lite.models.backbone import Backbone, DecodingState
+from t5x_lite.models.backbone import Backbone, DecodingState, PredictionOrder
 from t5x_lite.models.block import EncoderOutput
 from t5x_lite.models.config import ModelConfig
-from t5x_lite.models.layers import Embed
+from t5x_lite.models.layers import Embed, Weight, weight
 from t5x_lite.models.outputs import DetectionOutput, SentenceOutput, SpanOutput, TaskOutput, TokenOutput
 
 EMBEDDING = 2**20
@@ -109,6 +109,7 @@ class Encoder(nnx.Module):
             self.head: TaskOutput | None = TaskOutput(config, config.head, rngs=rngs)
         else:
             self.head = None
+        self.query_vector = _query_vector(config, rngs)
 
     def __call__(
         self,
@@ -123,6 +124,33 @@ class Encoder(nnx.Module):
         x = self.tokens(tokens, embedding_key(key))
         states, _ = self.encoder(x, positions, segment_ids, token_types=token_types, key=key)
         return states
+
+    def predict_in_order(
+        self,
+        tokens: Int[Array, "b l"],
+        predicted: Int[Array, "b p"],
+        rank: Int[Array, "b l"],
+        *,
+        segment_ids: Int[Array, "b l"] | None = None,
+        token_types: Int[Array, "b l"] | None = None,
+        key: PRNGKeyArray | None = None,
+    ) -> Float[Array, "b p d"]:
+        """Return a state for each predicted token, computed from tokens of a lower rank (Yang et al. 2019, §2.3).
+
+        Args:
+            tokens: token ids.
+            predicted: places of the predicted tokens in the row.
+            rank: place of each token in the order of factorisation.
+            segment_ids: document of each token, 0 for padding; None: every row is one document.
+            token_types: kind of each token; None is 0.
+            key: turns dropout on.
+        """
+        assert self.query_vector is not None
+        x = self.tokens(tokens, embedding_key(key))
+        vectors = jnp.broadcast_to(self.query_vector[...].astype(x.dtype), (*predicted.shape, x.shape[-1]))
+        order = PredictionOrder(vectors, predicted, rank)
+        states, _ = self.encoder(x, None, segment_ids, token_types=token_types, prediction_order=order, key=key)
+        return states[:, tokens.shape[1] :]
 
     def logits(self, states: Float[Array, "b l d"]) -> Float[Array, "b l v"]:
         """Return the scores of every token of the vocabulary, in float32."""
@@ -208,6 +236,14 @@ def embedding_key(key: PRNGKeyArray | None) -> PRNGKeyArray | None:
     if key is None:
         return None
     return jax.random.fold_in(key, EMBEDDING)
+
+
+def _query_vector(config: ModelConfig, rngs: nnx.Rngs) -> Weight | None:
+    """Return the vector in the place of predicted tokens; None in a model without a query stream."""
+    if not config.query_stream:
+        return None
+    shape = (config.embedding,)
+    return weight(config.init.embedding_std() * jax.random.normal(rngs.params(), shape, jnp.float32), ("embed",))
 
 
 def token_embedding(config: ModelConfig, rngs: nnx.Rngs) -> Embed:

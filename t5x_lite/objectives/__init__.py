@@ -10,6 +10,7 @@ from t5x_lite.objectives.extract import Extract
 from t5x_lite.objectives.grpo import GRPO
 from t5x_lite.objectives.masked import Masked
 from t5x_lite.objectives.objective import ExampleContext, Features, Objective, TokenRow, Vocabulary
+from t5x_lite.objectives.permutation import Permutation
 from t5x_lite.objectives.ppo import PPO
 from t5x_lite.objectives.preference import Preference
 from t5x_lite.objectives.prefix import Prefix
@@ -33,6 +34,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "denoising": Denoising,
     "text_to_text": TextToText,
     "masked": Masked,
+    "permutation": Permutation,
     "replaced_token": ReplacedToken,
     "contrastive": Contrastive,
     "translation": Translation,

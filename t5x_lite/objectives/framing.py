@@ -16,6 +16,12 @@ CLS = ("[CLS]", "<s>")
 """Names of the token before the first text, in BERT's and in RoBERTa's tokenizers."""
 SEP = ("[SEP]", "</s>")
 """Names of the token after each text."""
+LAST_CLS = ("<cls>",)
+"""Name of the token after the last text, in XLNet's tokenizer."""
+LAST_SEP = ("<sep>",)
+"""Name of the token after each text, in XLNet's tokenizer."""
+LAST_TYPE = 2
+"""Type of the token after the last text, in XLNet."""
 
 
 @dataclass(frozen=True)
@@ -25,10 +31,12 @@ class Frame:
     Attributes:
         start: ids before the first text.
         end: id after each text.
+        last: ids after the last one.
     """
 
     start: tuple[int, ...]
     end: int
+    last: tuple[int, ...] = ()
 
     def tokens(self, texts: Sequence[np.ndarray]) -> Int[np.ndarray, "l"]:
         """Return int32 ids of the texts with the special tokens."""
@@ -36,21 +44,26 @@ class Frame:
         for text in texts:
             parts.append(text.astype(np.int32))
             parts.append(np.array([self.end], np.int32))
+        parts.append(np.array(self.last, np.int32))
         return np.concatenate(parts)
 
     def token_types(self, texts: Sequence[np.ndarray]) -> Int[np.ndarray, "l"]:
-        """Return 0 for the tokens of the first text and its frame, 1 for those of the second."""
+        """Return 0 for the tokens of the first text and its frame, 1 for those of the second, 2 for what comes last."""
         sizes = [len(text) + 1 for text in texts]
         sizes[0] += len(self.start)
-        return np.repeat(np.arange(len(texts), dtype=np.int32), sizes)
+        of_texts = np.repeat(np.arange(len(texts), dtype=np.int32), sizes)
+        return np.concatenate([of_texts, np.full(len(self.last), LAST_TYPE, np.int32)])
 
 
 def encoder_frame(vocabulary: Vocabulary, user: str) -> Frame:
-    """Return BERT's frame: [CLS] and [SEP], or <s> and </s>.
+    """Return BERT's frame: [CLS] and [SEP], or <s> and </s>; or XLNet's, where <cls> comes last.
 
     Raises:
         UserError: the tokenizer has no such token; the message names `user`.
     """
+    if not vocabulary.named.keys().isdisjoint(LAST_CLS):
+        sep = vocabulary.require_token(user, *LAST_SEP)
+        return Frame((), sep, (vocabulary.require_token(user, *LAST_CLS),))
     cls = vocabulary.require_token(user, *CLS)
     sep = vocabulary.require_token(user, *SEP)
     return Frame((cls,), sep)
@@ -77,20 +90,25 @@ def soft_tokens(context: ExampleContext) -> Int[np.ndarray, "n"]:
 def frame_row(row: TokenRow, context: ExampleContext) -> Features:
     """Frame a row of one or several documents as one text.
 
-    The documents stay segments of their own. [CLS] is in the segment of the first, [SEP] in that of the last. An empty
-    row stays empty.
+    The documents stay segments of their own. A token before them is in the segment of the first, those after them are
+    in that of the last. An empty row stays empty.
 
     Returns:
-        `tokens`, `positions`, `segment_ids` and `token_types` (all 0), int32 `[seq_len]`.
+        `tokens`, `positions`, `segment_ids` and `token_types`, int32 `[seq_len]`.
     """
     count = int((row.segments > 0).sum())
     tokens = row.tokens[:count]
     segments = row.segments[:count]
+    token_types = np.zeros(0, np.int32)
     if count:
-        tokens = encoder_frame(context.vocabulary, "objective masked").tokens([tokens])
-        segments = np.concatenate([segments[:1], segments, segments[-1:]])
+        frame = encoder_frame(context.vocabulary, "this objective")
+        token_types = frame.token_types([tokens])
+        tokens = frame.tokens([tokens])
+        before = len(frame.start)
+        after = len(tokens) - count - before
+        segments = np.concatenate([segments[:1].repeat(before), segments, segments[-1:].repeat(after)])
     features = token_features(tokens, segments, context.seq_len)
-    features["token_types"] = np.zeros(context.seq_len, np.int32)
+    features["token_types"] = pad(token_types, context.seq_len)
     return features
 
 
@@ -108,7 +126,7 @@ def frame_pair(
     tokens = np.zeros(0, np.int32)
     token_types = np.zeros(0, np.int32)
     if len(first):
-        frame = encoder_frame(context.vocabulary, "objective masked")
+        frame = encoder_frame(context.vocabulary, "this objective")
         tokens = frame.tokens([first, second])
         token_types = frame.token_types([first, second])
     features = token_features(tokens, np.ones(len(tokens), np.int32), context.seq_len)
@@ -126,7 +144,7 @@ def frame_texts(texts: Sequence[np.ndarray], context: ExampleContext) -> Feature
     """
     frame = task_frame(context)
     soft = soft_tokens(context)
-    room = context.seq_len - len(soft) - len(frame.start) - len(texts)
+    room = context.seq_len - len(soft) - len(frame.start) - len(texts) - len(frame.last)
     texts = _cut_to_fit(texts, room)
     tokens = np.concatenate([soft, frame.tokens(texts)])
     features = token_features(tokens, np.ones(len(tokens), np.int32), context.seq_len)

@@ -30,6 +30,7 @@ __all__ = [
     "LanguageModel",
     "LossSettings",
     "MaskedLanguageModel",
+    "PermutationModel",
     "SequenceModel",
     "TaskHead",
     "TaskModel",
@@ -75,6 +76,23 @@ class MaskedLanguageModel(LanguageModel, Protocol):
 
     def span_logits(self, states: Float[Array, "b p d"], /) -> Float[Array, "b p v"]:
         """Return a score for every token of the vocabulary from the result of `span`."""
+
+
+@runtime_checkable
+class PermutationModel(LanguageModel, Protocol):
+    """An encoder with a query stream, which predicts tokens in an order of factorisation."""
+
+    def predict_in_order(
+        self,
+        tokens: Int[Array, "b l"],
+        predicted: Int[Array, "b p"],
+        rank: Int[Array, "b l"],
+        *,
+        segment_ids: Int[Array, "b l"] | None = None,
+        token_types: Int[Array, "b l"] | None = None,
+        key: DropoutKey = None,
+    ) -> Float[Array, "b p d"]:
+        """Return a state for each predicted token, computed from tokens of a lower rank."""
 
 
 @runtime_checkable

@@ -125,12 +125,14 @@ class ExampleLengths:
         predicted: processed by the output matrix.
         targets: processed by the decoder of an encoder_decoder.
         texts: number of texts (choices, sides of a pair) in the example; each has the lengths above.
+        query_stream: tokens of a second stream that attends to the first.
     """
 
     tokens: int
     predicted: int
     targets: int = 0
     texts: int = 1
+    query_stream: int = 0
 
 
 class Objective(Config):

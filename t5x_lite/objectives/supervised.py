@@ -174,7 +174,7 @@ class Pooled(Supervised):
     def head(self, model: ModelConfig) -> HeadConfig:
         if self.pool != "auto":
             return HeadConfig(outputs=self.outputs, pool=self.pool)
-        if model.family == "encoder":
+        if model.family == "encoder" and not model.query_stream:  # XLNet's [CLS] comes last
             return HeadConfig(outputs=self.outputs, pool="first")
         return HeadConfig(outputs=self.outputs, pool="last")
 

@@ -111,7 +111,10 @@ def _tokens_through(model: ModelConfig, name: str, lengths: ExampleLengths) -> i
     is_encoder = not name.startswith("decoder.") or model.family == "decoder"
     reads_encoder = ".cross_attention.key." in name or ".cross_attention.value." in name
     if is_encoder or reads_encoder:
-        return repeats * lengths.tokens
+        tokens = lengths.tokens
+        if ".attention.key." not in name and ".attention.value." not in name:
+            tokens += lengths.query_stream
+        return repeats * tokens
     tokens = lengths.targets
     if model.shared_stacks and ".cross_" not in name:
         tokens += lengths.tokens
@@ -143,6 +146,7 @@ def _attention_flops(model: ModelConfig, lengths: ExampleLengths, *, causal_half
     if model.family == "decoder":
         return flops_per_channel * channel_pairs(model, model.layers, lengths.tokens, causal=True)
     all_pairs = channel_pairs(model, model.layers, lengths.tokens, causal=False)
+    all_pairs *= 1 + lengths.query_stream / lengths.tokens
     if model.family == "encoder_decoder":
         all_pairs += channel_pairs(model.decoder_model, model.decoder_layers, lengths.targets, causal=True)
         all_pairs += model.head_dim * model.decoder_layers * lengths.targets * lengths.tokens

@@ -368,6 +368,7 @@ def test_shipped_configs_train_the_tokenizer_of_their_family() -> None:
         "electra/base": "wordpiece",
         "albert/base": "unigram",
         "t5/base": "unigram",
+        "xlnet/base": "unigram",
         "llama/7b": "bpe",
         "byt5/base": "bytes",
     }

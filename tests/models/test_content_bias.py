@@ -9,9 +9,11 @@ import pytest
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from t5x_lite.models.attention import layer
 from t5x_lite.models.attention.context import (
     AttentionContext,
     AttentionSettings,
+    BlockLimits,
     ContentPairs,
     KernelRequirements,
     TokenPositions,
@@ -177,3 +179,34 @@ def test_rematerialised_layers_have_the_same_gradients() -> None:
         gradients.append(jax.tree.leaves(jax.jit(jax.grad(total))(weights)))
     for plain, recomputed in zip(*gradients, strict=True):
         np.testing.assert_allclose(plain, recomputed, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"local": {"window": 5}},
+        {"strided": {"stride": 4, "share": "both"}},
+        {"fixed": {"stride": 4, "summary": 2, "share": "heads"}},
+    ],
+    ids=str,
+)
+def test_relative_positions_of_parts_and_chunks_are_those_of_one_piece(
+    kind: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last chunk of a row is not full, and the tokens of a column are `stride` apart."""
+    config = ModelConfig.model_validate({**SETTINGS, "pattern": [{"attention": kind}]})
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, 11, (2, 27)), jnp.int32)
+    segments = jnp.asarray([[1] * 10 + [2] * 17, [1] * 27])
+    create = layer.attention_settings
+    one_piece = BlockLimits(min_block=64, min_causal_step=64)
+    states = []
+    for limits in (one_piece, SMALL_BLOCKS, replace(SMALL_BLOCKS, max_scores=16, chunk_bytes=4 * 2 * 4 * 27 * 5)):
+
+        def limited(*arguments: object, limits: BlockLimits = limits) -> AttentionSettings:
+            return replace(create(*arguments), limits=limits)
+
+        monkeypatch.setattr(layer, "attention_settings", limited)
+        states.append(jax.jit(random_model(config))(tokens, segment_ids=segments))
+    for other in states[1:]:
+        np.testing.assert_allclose(other, states[0], atol=1e-5)

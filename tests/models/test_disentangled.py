@@ -1,16 +1,20 @@
 """DeBERTa's disentangled attention against its equations (He et al. 2021, §3.1)."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jaxtyping import Float
 
-from t5x_lite.models.attention.context import AttentionContext, ContentPairs, TokenPositions
-from t5x_lite.models.attention.kernels import planned_kernels
+from t5x_lite.models.attention.context import AttentionContext, AttentionSettings, ContentPairs, TokenPositions
+from t5x_lite.models.attention.kernels import attend, planned_kernels
+from t5x_lite.models.attention.kinds import Dense
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.outputs import DetectionOutput
 from t5x_lite.models.positions.disentangled import distance_rows
+from tests.models.test_kernels import BATCH, SMALL_BLOCKS, self_context
 from tests.models.weights import random_model
 
 LARGEST = 3
@@ -125,3 +129,20 @@ def test_a_fused_kernel_is_refused_before_training() -> None:
     config = build_config(**V3, kernel="splash", compute="bfloat16")
     with pytest.raises(ValueError, match=r"model.kernel=splash cannot compute this attention: .* depends on queries"):
         planned_kernels(config, 512, "tpu")
+
+
+@pytest.mark.slow
+def test_rows_in_chunks_have_the_scores_of_rows_in_one_piece() -> None:
+    """Chunks of 7 of 24 queries, the last one of 3."""
+    stack = random_model(build_config(**V1)).encoder.stack
+    attention = jax.tree.map(lambda array: array[0], stack.layers)["0"].attention
+    rng = np.random.default_rng(0)
+    q, k, v = rng.normal(size=(3, BATCH, 24, HEADS, 4)).astype(np.float32)
+    context = replace(self_context(np.ones((BATCH, 24), np.int32), causal=False), stack_positions=stack.positions)
+    content_bias = attention.positions.content_bias(context, attention.query, attention.key)
+    context = replace(context, content_bias=content_bias)
+    outs = []
+    for chunk in (24, 7):
+        limits = replace(SMALL_BLOCKS, max_scores=16, chunk_bytes=4 * BATCH * HEADS * 24 * chunk)
+        outs.append(attend(q, k, v, Dense(), context, AttentionSettings(limits=limits)))
+    np.testing.assert_allclose(outs[1], outs[0], atol=1e-5)

@@ -26,6 +26,7 @@ from t5x_lite.models.losses import LossSettings, TokenLoss, binary_cross_entropy
 from t5x_lite.objectives.causal import Causal
 from t5x_lite.objectives.features import positions_in
 from t5x_lite.objectives.masked import Masked
+from t5x_lite.objectives.permutation import Permutation
 from t5x_lite.objectives.span_corruption import SpanCorruption
 from t5x_lite.trees import flatten_names
 from tests.reference.tiny_models import TINY_MODELS, VOCAB
@@ -45,6 +46,8 @@ SECOND_SENTENCE = 6
 """The position from which on tokens are of the second type."""
 FIRST_TOKEN = 5
 """The lowest token that is drawn; those below are special in some models."""
+PREDICTED = 4
+"""Tokens of each row that permutation language modelling predicts."""
 IGNORED = -100
 """The label of a token that Transformers leaves out of the loss."""
 
@@ -127,11 +130,21 @@ class Case:
         }
 
     @cached_property
+    def order(self) -> Arrays:
+        """The predicted tokens of each row, ascending, and the rank of each token: in a random order, else -1."""
+        rng = np.random.default_rng(3)
+        predicted = np.stack([np.sort(rng.permutation(count)[:PREDICTED]) for count in REAL_TOKENS])
+        rank = np.full((ROWS, LENGTH), -1)
+        for row, places in enumerate(predicted):
+            rank[row, places] = rng.permutation(PREDICTED)
+        return {"predicted": predicted, "rank": rank}
+
+    @cached_property
     def their_outputs(self) -> Outputs:
         """The outputs of Transformers' model."""
         batch = {name: torch.tensor(values) for name, values in self.batch.items()}
         inputs = {"input_ids": batch["tokens"], "attention_mask": batch["mask"]}
-        if self.model_type in {"bert", "albert", "electra", "megatron-bert", "deberta", "deberta-v2"}:
+        if self.model_type in {"bert", "albert", "electra", "megatron-bert", "xlnet", "deberta", "deberta-v2"}:
             inputs["token_type_ids"] = batch["types"]
         match self.main_objective:
             case "span_corruption":
@@ -140,6 +153,8 @@ class Case:
                 inputs["labels"] = batch["masked_targets"]
             case "replaced_token":
                 inputs["labels"] = batch["replaced"]
+            case "permutation":
+                inputs.update(_permutation_inputs(self.batch["tokens"], self.order))
             case "causal":
                 inputs["labels"] = torch.where(batch["mask"] > 0, batch["tokens"], IGNORED)
         match self.objective:
@@ -198,6 +213,8 @@ class Case:
                 features.update(_masked_features(batch))
             case "replaced_token":
                 features["detection_weights"] = batch["mask"].astype(np.float32)
+            case "permutation":
+                features.update(_permutation_features(batch, self.order))
             case "causal":
                 features.update(_causal_features(batch))
         if "sentence" in self.objective:
@@ -213,6 +230,8 @@ class Case:
             case "masked":
                 sentences = "next" if "sentence" in self.objective else "none"
                 return Masked(sentences=sentences).loss(module, features, None, settings)
+            case "permutation":
+                return Permutation().loss(module, features, None, settings)
             case "causal":
                 return Causal().loss(module, features, None, settings)
         scores = module.detection(self._states(module, features))
@@ -229,6 +248,9 @@ class Case:
             case "causal":
                 return module(features["tokens"], positions=positions, segment_ids=segment_ids)
         token_types = features["token_types"]
+        if self.objective == "permutation":
+            order = (features["target_positions"], features["rank"])
+            return module.predict_in_order(features["tokens"], *order, segment_ids=segment_ids, token_types=token_types)
         return module(features["tokens"], positions=positions, segment_ids=segment_ids, token_types=token_types)
 
     def _logits(self, module: nnx.Module, features: Features) -> Features:
@@ -256,8 +278,8 @@ class Case:
         largest = 0.0
         for name, expected in self.their_outputs.logits.items():
             difference = np.abs(expected - self.our_outputs.logits[name])
-            is_per_input_token = name in {"logits", "prediction_logits"} and self.main_objective != "span_corruption"
-            if is_per_input_token:
+            is_of_targets = self.main_objective in {"span_corruption", "permutation"}
+            if name in {"logits", "prediction_logits"} and not is_of_targets:
                 difference = difference[is_real]
             largest = max(largest, float(difference.max()))
         return largest
@@ -300,6 +322,35 @@ def _masked_features(batch: Arrays) -> Arrays:
         "target_positions": np.broadcast_to(np.arange(LENGTH), (ROWS, LENGTH)),
         "targets": batch["masked_targets"] * is_masked,
         "loss_weights": is_masked.astype(np.float32),
+    }
+
+
+def _permutation_inputs(tokens: np.ndarray, order: Arrays) -> dict[str, torch.Tensor]:
+    """Return the masks of Transformers' XLNet: perm_mask[b, i, j] is 1 where i does not attend to j.
+
+    A token of the order is seen by those after it, the others by all. The content stream sees its own token anyway.
+    """
+    rank = order["rank"]
+    perm_mask = np.ones((ROWS, LENGTH, LENGTH), np.float32)
+    for row, query, key in np.ndindex(perm_mask.shape):
+        if rank[row, key] == -1 or rank[row, key] < rank[row, query]:
+            perm_mask[row, query, key] = 0
+    target_mapping = np.zeros((ROWS, PREDICTED, LENGTH), np.float32)
+    labels = np.zeros((ROWS, PREDICTED), np.int64)
+    for row, number in np.ndindex(labels.shape):
+        place = order["predicted"][row, number]
+        target_mapping[row, number, place] = 1
+        labels[row, number] = tokens[row, place]
+    arrays = {"perm_mask": perm_mask, "target_mapping": target_mapping, "labels": labels}
+    return {name: torch.tensor(values) for name, values in arrays.items()}
+
+
+def _permutation_features(batch: Arrays, order: Arrays) -> Arrays:
+    return {
+        "rank": order["rank"],
+        "target_positions": order["predicted"],
+        "targets": np.take_along_axis(batch["tokens"], order["predicted"], axis=1),
+        "loss_weights": np.ones((ROWS, PREDICTED), np.float32),
     }
 
 

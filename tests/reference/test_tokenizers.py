@@ -28,6 +28,7 @@ from t5x_lite.data.tokenizer_files import load  # noqa: E402
 from t5x_lite.errors import UserError  # noqa: E402
 from t5x_lite.models.config import ModelConfig  # noqa: E402
 from t5x_lite.models.spec import model_spec  # noqa: E402
+from t5x_lite.objectives.framing import encoder_frame  # noqa: E402
 from t5x_lite.run_dir import Run  # noqa: E402
 
 ENGLISH = (
@@ -444,6 +445,44 @@ def test_debertas_sentencepiece_file_is_read_with_a_mask_at_its_end(settings: di
     assert ours.id_of("[MASK]") == theirs.mask_token_id == len(proto.pieces)
     assert (ours.eos, ours.pad) == (theirs.eos_token_id, theirs.pad_token_id) == (2, 0)
     assert theirs(ENGLISH, "fox")["input_ids"] == ours.to_tokenizers().encode(ENGLISH, "fox").ids
+
+
+@pytest.mark.parametrize("settings", [{}, {"do_lower_case": True}])
+def test_xlnets_file_is_read_and_exported_with_its_tokens_at_the_end(settings: dict[str, bool], tmp_path: Path) -> None:
+    config = Unigram(vocab=120, normalization="nmt_nfkc", byte_fallback=False)
+    proto = sentencepiece_model_pb2.ModelProto.FromString(vocabulary.train(config, TRAINING_TEXT).file_bytes)
+    pieces = list(proto.pieces)[3:]
+    del proto.pieces[:]
+    names = ("<s>", "</s>", "<cls>", "<sep>", "<pad>", "<mask>", "<eod>", "<eop>")
+    proto.pieces.add(piece="<unk>", score=0.0, type=2)
+    for name in names:
+        proto.pieces.add(piece=name, score=0.0, type=3)
+    proto.pieces.extend(pieces)
+    proto.trainer_spec.unk_id = 0
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "spiece.model").write_bytes(proto.SerializeToString())
+    (source / "tokenizer_config.json").write_text(json.dumps(settings))
+    texts = [re.sub("[가-힣]", "", text) for text in COMPOSED_TEXTS]  # which it decomposes
+    ours, theirs = compare_import(source, "xlnet", [*texts, "``quoted'' É", "the <mask> fox"])
+    assert (ours.eos, ours.pad) == (theirs.eos_token_id, theirs.pad_token_id) == (2, 5)
+    first, second = (ours.encode(text) for text in (ENGLISH, "a dog"))
+    frame = encoder_frame(ours.vocabulary(), "test")
+    framed = theirs(ENGLISH, "a dog", return_token_type_ids=True)
+    assert frame.tokens([first, second]).tolist() == framed["input_ids"]
+    assert frame.token_types([first, second]).tolist() == framed["token_type_ids"]
+    exported = export_tokenizer(ours, {"family": "encoder"}, "xlnet", tmp_path)
+    assert exported(ENGLISH, "a dog")["input_ids"] == framed["input_ids"]
+
+
+def test_a_trained_tokenizer_with_xlnets_tokens_is_exported_with_them_at_the_end(tmp_path: Path) -> None:
+    ours = vocabulary.train(Unigram(vocab=370, controls=("<cls>", "<sep>", "<mask>")), TRAINING_TEXT)
+    theirs = export_tokenizer(ours, {"family": "encoder"}, "xlnet", tmp_path)
+    cls, sep = (ours.special[name] for name in ("<cls>", "<sep>"))
+    assert (theirs.cls_token_id, theirs.sep_token_id) == (cls, sep)
+    first, second = (ours.encode(text).tolist() for text in (ENGLISH, "a dog"))
+    assert theirs(ENGLISH)["input_ids"] == [*first, sep, cls]
+    assert theirs(ENGLISH, "a dog")["input_ids"] == [*first, sep, *second, sep, cls]
 
 
 def test_byt5_has_no_file(tmp_path: Path) -> None:

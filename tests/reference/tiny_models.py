@@ -83,6 +83,11 @@ def build_encoder(name: str, head: str, **settings: Setting) -> PreTrainedModel:
     return getattr(transformers, f"{name}For{head}")(config)
 
 
+def build_xlnet() -> PreTrainedModel:
+    sizes = {"vocab_size": VOCAB, "d_model": EMBED, "n_layer": 2, "n_head": 4, "d_inner": 48}
+    return transformers.XLNetLMHeadModel(transformers.XLNetConfig(**sizes))
+
+
 def build_llama(name: str, **settings: Setting) -> PreTrainedModel:
     """Build the class `{name}ForCausalLM`, whose config has Llama's fields."""
     config_class = getattr(transformers, f"{name}Config")
@@ -307,6 +312,7 @@ TINY_MODELS = {
     "EuroBERT, tied": TinyModel(
         "masked", partial(build_encoder, "EuroBert", "MaskedLM", tie_word_embeddings=True, **EUROBERT)
     ),
+    "XLNet": TinyModel("permutation", build_xlnet),
     "ModernBERT": TinyModel("masked", partial(build_encoder, "ModernBert", "MaskedLM", **MODERNBERT)),
     "DeBERTa": TinyModel("masked", partial(build_encoder, "Deberta", "MaskedLM", type_vocab_size=2, **DEBERTA)),
     "DeBERTa-v2": TinyModel(

@@ -26,7 +26,9 @@ class Similar(Demonstrations):
             yield f"pool {self.pool!r} is not one of mean, cls, max"
 
     def model_problems(self, model: ModelConfig) -> Iterator[str]:
-        """Yield an error for the first token of a decoder."""
+        """Yield an error for a first token that does not stand for a text."""
+        if self.pool == "cls" and model.query_stream:
+            yield "demonstrations: pool cls takes the first token, and XLNet's [CLS] is the last one; take mean or max"
         if self.pool == "cls" and model.family == "decoder":
             yield "demonstrations: pool cls: the first token of a decoder sees no other; take mean or max"
 

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 
 from t5x_lite.models.attention.context import (
     MASK_VALUE,
+    ArraysByRow,
     AttentionInputs,
     ContentPairs,
     KernelRequirements,
@@ -49,7 +50,7 @@ def attention(inputs: AttentionInputs, kind: AttentionKind) -> Float[Array, "b l
         # The share of exp(log_sum) in the sum with the sink: softmax over one score more, whose value is 0.
         share_of_keys = jax.nn.sigmoid(log_sum - inputs.context.sinks)
         out = (out * share_of_keys[..., None]).astype(out.dtype)
-    if kind.allows_empty_rows:
+    if kind.allows_empty_rows or inputs.context.queries.rank is not None:
         has_keys = log_sum[..., None] > MASK_VALUE / 2
         out = jnp.where(has_keys, out, 0).astype(out.dtype)
     return name_attention(out)
@@ -133,9 +134,9 @@ def chunked_attention(inputs: AttentionInputs, allowed: AllowedPairs) -> Partial
         return jnp.moveaxis(split_axis(x, 1, count, size), 1, 0)
 
     @jax.checkpoint
-    def compute_chunk(chunk: tuple[Array, Array, Array, Array | None, Array | None]) -> PartialAttention:
-        query, index, segment_ids, unpadded_index, dropout_key = chunk
-        queries = TokenPositions(index, segment_ids, unpadded_index=unpadded_index, spacing=spacing)
+    def compute_chunk(chunk: tuple[Array, Array, ArraysByRow, Array | None]) -> PartialAttention:
+        query, index, by_row, dropout_key = chunk
+        queries = TokenPositions(index, **by_row, spacing=spacing)
         context = replace(inputs.context, queries=queries, self_attention=False, bias=None)
         return dense_attention(replace(inputs, query=query, context=context, dropout_key=dropout_key), allowed)
 
@@ -143,10 +144,8 @@ def chunked_attention(inputs: AttentionInputs, allowed: AllowedPairs) -> Partial
     if inputs.dropout_key is not None:
         dropout_keys = jax.random.split(inputs.dropout_key, count)
     index = split_axis(jnp.asarray(positions.index), 0, count, size)
-    query, segment_ids, unpadded_index = jax.tree.map(
-        chunks, (inputs.query, positions.segment_ids, positions.unpadded_index)
-    )
-    out, log_sum = jax.lax.map(compute_chunk, (query, index, segment_ids, unpadded_index, dropout_keys))
+    query, by_row = jax.tree.map(chunks, (inputs.query, positions.by_row))
+    out, log_sum = jax.lax.map(compute_chunk, (query, index, by_row, dropout_keys))
     out = jnp.moveaxis(out, 0, 1).reshape(b, count * size, h, -1)
     log_sum = jnp.moveaxis(log_sum, 0, 1).reshape(b, count * size, h)
     return out[:, :l], log_sum[:, :l]
@@ -212,13 +211,12 @@ def block_attention(inputs: AttentionInputs, shape: BlockBand, allowed: AllowedP
         around = jnp.concatenate([padded[:, n : n + count] for n in range(neighbours)], axis=2)
         return around.reshape(b * count, -1, *x.shape[2:])
 
-    queries = inputs.context.queries
-    keys = inputs.context.keys
-    key_segments, key_prefix = jax.tree.map(blocks_with_neighbours, (keys.segment_ids, keys.prefix))
+    queries = jax.tree.map(blocks, inputs.context.queries.by_row)
+    keys = jax.tree.map(blocks_with_neighbours, inputs.context.keys.by_row)
     context = replace(
         inputs.context,
-        queries=TokenPositions(shape.before * size + np.arange(size), blocks(queries.segment_ids)),
-        keys=TokenPositions(np.arange(neighbours * size), key_segments, key_prefix),
+        queries=TokenPositions(shape.before * size + np.arange(size), **queries),
+        keys=TokenPositions(np.arange(neighbours * size), **keys),
         self_attention=False,
         bias=None,
     )
@@ -252,20 +250,18 @@ def attention_in_row_chunks(inputs: AttentionInputs, allowed: AllowedPairs) -> P
         return split_axis(x, 0, count, size)
 
     @jax.checkpoint
-    def compute_chunk(chunk: tuple[Array, Array, Array, Array, Array, Array | None, Array]) -> PartialAttention:
-        query, key, value, query_segments, key_segments, key_prefix, number = chunk
-        context = replace(
-            inputs.context,
-            queries=replace(queries, segment_ids=query_segments),
-            keys=replace(keys, segment_ids=key_segments, prefix=key_prefix),
-        )
+    def compute_chunk(
+        chunk: tuple[Array, Array, Array, ArraysByRow, ArraysByRow, Array],
+    ) -> PartialAttention:
+        query, key, value, query_rows, key_rows, number = chunk
+        context = replace(inputs.context, queries=replace(queries, **query_rows), keys=replace(keys, **key_rows))
         dropout_key = inputs.dropout_key
         if dropout_key is not None:
             dropout_key = jax.random.fold_in(dropout_key, number)
         rows = replace(inputs, query=query, key=key, value=value, context=context, dropout_key=dropout_key)
         return chunked_attention(rows, allowed)
 
-    arrays = (inputs.query, inputs.key, inputs.value, queries.segment_ids, keys.segment_ids, keys.prefix)
+    arrays = (inputs.query, inputs.key, inputs.value, queries.by_row, keys.by_row)
     out, log_sum = jax.lax.map(compute_chunk, (*jax.tree.map(chunks, arrays), jnp.arange(count)))
     out = out.reshape(count * size, *out.shape[2:])
     log_sum = log_sum.reshape(count * size, *log_sum.shape[2:])
@@ -288,9 +284,7 @@ def column_attention(inputs: AttentionInputs, shape: StridedColumns, allowed: Al
         by_row = jnp.moveaxis(x.reshape(b, stride, count, *x.shape[2:]), 1, 2)
         return by_row.reshape(b, count * stride, *x.shape[2:])[:, :l]
 
-    keys = inputs.context.keys
-    segments, prefix = jax.tree.map(columns, (keys.segment_ids, keys.prefix))
-    positions = TokenPositions(stride * np.arange(count), segments, prefix)
+    positions = TokenPositions(stride * np.arange(count), **jax.tree.map(columns, inputs.context.keys.by_row))
     in_columns = replace(
         inputs,
         query=columns(inputs.query),

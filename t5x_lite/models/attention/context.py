@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,16 @@ Rotation = Callable[[Float[Array, "b l h k"], Int[Array, "b l"] | None], Float[A
 """A function that rotates queries or keys by their positions."""
 
 
+class ArraysByRow(TypedDict):
+    """The arrays `[b, l]` of `TokenPositions`, by which parts of the rows are selected."""
+
+    segment_ids: Int[Array, "b l"]
+    prefix: Bool[Array, "b l"] | None
+    unpadded_index: Int[Array, "b l"] | None
+    rank: Int[Array, "b l"] | None
+    types: Int[Array, "b l"] | None
+
+
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class TokenPositions:
@@ -39,6 +49,9 @@ class TokenPositions:
             unequal length begin at different indices; None where all begin at 0.
         single_segment: every row is known to hold one document and no padding.
         spacing: distance of each index from the one before it, where it is known though `index` is not.
+        rank: place of each token in an order of factorisation, `[b, l]`; a query attends to no key of a higher rank.
+            None: there is no such order.
+        types: kind of each token, `[b, l]`, for position encodings that compare those of query and key.
     """
 
     index: Int[Array, "l"] | Int[np.ndarray, "l"]
@@ -47,6 +60,19 @@ class TokenPositions:
     unpadded_index: Int[Array, "b l"] | None = None
     single_segment: bool = field(default=False, metadata={"static": True})
     spacing: int | None = field(default=None, metadata={"static": True})
+    rank: Int[Array, "b l"] | None = None
+    types: Int[Array, "b l"] | None = None
+
+    @property
+    def by_row(self) -> ArraysByRow:
+        """Return the arrays `[b, l]` by name."""
+        return ArraysByRow(
+            segment_ids=self.segment_ids,
+            prefix=self.prefix,
+            unpadded_index=self.unpadded_index,
+            rank=self.rank,
+            types=self.types,
+        )
 
     @property
     def in_order(self) -> bool:
@@ -54,6 +80,13 @@ class TokenPositions:
         if isinstance(self.index, jax.core.Tracer):
             return False
         return np.array_equal(self.index, np.arange(len(self.index)))
+
+    @property
+    def smallest_index(self) -> Int[Array, ""] | np.integer:
+        """Return the smallest index; of equal steps the first, as what fills the last chunk of a row is at 0."""
+        if self.spacing is not None:
+            return self.index[0]
+        return self.index.min()
 
     @property
     def distances(self) -> Int[np.ndarray, "l"]:
@@ -79,16 +112,11 @@ class TokenPositions:
 
     def select(self, places: slice | np.ndarray) -> "TokenPositions":
         """Return the positions of some tokens of every row."""
-        prefix = self.prefix
-        if prefix is not None:
-            prefix = prefix[:, places]
-        unpadded_index = self.unpadded_index
-        if unpadded_index is not None:
-            unpadded_index = unpadded_index[:, places]
         spacing = self.spacing
         if not isinstance(places, slice):
             spacing = None
-        return TokenPositions(self.index[places], self.segment_ids[:, places], prefix, unpadded_index, spacing=spacing)
+        by_row: ArraysByRow = jax.tree.map(lambda array: array[:, places], self.by_row)
+        return TokenPositions(self.index[places], **by_row, spacing=spacing)
 
 
 @dataclass(frozen=True)
@@ -119,6 +147,20 @@ def _no_rotation(x: Float[Array, "b l h k"], positions: Int[Array, "b l"] | None
     return x
 
 
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class QueryStream:
+    """The tokens of each row that two-stream attention predicts (XLNet: Yang et al. 2019, §2.3).
+
+    Attributes:
+        predicted: their places in the row, `[b, p]`.
+        slots: for each place of the row, the number of a state of the stream; any where none is for the place.
+    """
+
+    predicted: Int[Array, "b p"]
+    slots: Int[Array, "b l"]
+
+
 @dataclass(frozen=True)
 class AttentionContext:
     """Values that the layers of one forward pass share: positions, causality, and position encodings.
@@ -136,6 +178,7 @@ class AttentionContext:
         stack_positions: the parameters of the position encoding that all layers share, for `content_bias`.
         global_bias: bias of the scores of global tokens as a function of the offset in blocks.
         sinks: score of each head, beside those of the keys, that takes weight and adds nothing; None for no sinks.
+        query_stream: the tokens that the last states of each row predict, in two-stream attention; None without them.
     """
 
     queries: TokenPositions
@@ -150,6 +193,7 @@ class AttentionContext:
     stack_positions: "Positions | None" = None
     global_bias: OffsetBias | None = None
     sinks: Float[Array, "h"] | None = None
+    query_stream: "QueryStream | None" = None
 
     @property
     def strictly_causal(self) -> bool:
@@ -312,6 +356,7 @@ class KernelRequirements:
         sinks: heads have a score beside those of the keys.
         content_bias: position encodings add a bias that depends on the content of queries and keys.
         memory: keys are those of the row and of tokens of the batch before.
+        rank: an order of factorisation hides keys.
     """
 
     length: int
@@ -328,6 +373,7 @@ class KernelRequirements:
     sinks: bool = False
     content_bias: bool = False
     memory: bool = False
+    rank: bool = False
 
 
 def attention_mask(allowed: AllowedPairs, context: AttentionContext) -> Bool[Array, "b l m"]:
@@ -345,6 +391,8 @@ def attention_mask(allowed: AllowedPairs, context: AttentionContext) -> Bool[Arr
         if keys.prefix is not None:
             visible = visible | keys.prefix[:, None, :]
         mask = mask & visible
+    if queries.rank is not None and keys.rank is not None:
+        mask = mask & (queries.rank[:, :, None] >= keys.rank[:, None, :])
     query_segments = queries.segment_ids[:, :, None]
     key_segments = keys.segment_ids[:, None, :]
     return mask & (query_segments == key_segments) & (key_segments > 0)

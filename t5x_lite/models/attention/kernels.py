@@ -108,6 +108,7 @@ def kernel_requirements(inputs: AttentionInputs) -> KernelRequirements:
         value_dim=inputs.value.shape[3],
         sinks=context.sinks is not None,
         content_bias=context.content_bias is not None,
+        rank=context.queries.rank is not None,
     )
 
 
@@ -150,6 +151,8 @@ def _unsupported_reason(
         return "it does not support positions whose bias depends on queries and keys"
     if kernel != "xla" and required.memory:
         return "it does not support a memory of the batch before"
+    if kernel != "xla" and required.rank:
+        return "it does not support orders of factorisation"
     if kernel != "xla" and required.value_dim > required.head_dim:
         return "it does not support values that are wider than keys"
     return KERNELS[kernel].unsupported_reason(kind, required, platform)
@@ -173,6 +176,7 @@ def _planned_choices(
         softcap=config.attention_softcap is not None,
         sinks=config.attention_sinks,
         content_bias=config.positions.reads_content,
+        rank=config.query_stream,
     )
     choices = {}
     for layer in (*config.first, *config.pattern):

@@ -43,7 +43,7 @@ class PairOffsets:
         least = -query_places.max()
         # The shift wants one more than there are.
         steps = np.arange(least, key_places.max() + 2)
-        return cls(keys.index.min() - queries.index.min() + step * steps, query_places, key_places)
+        return cls(keys.smallest_index - queries.smallest_index + step * steps, query_places, key_places)
 
     def at_pairs(self, scores: Float[Array, "b h l p"]) -> Float[Array, "b h l m"]:
         """Return the score of each query with the offset of each key from scores with all offsets."""
