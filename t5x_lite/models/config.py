@@ -214,11 +214,9 @@ class ModelConfig(Config):
         yield from self._output_problems()
 
     def _content_bias_problems(self) -> Iterator[str]:
-        if not self.positions.reads_content:
-            return
         layers = (*self.first, *self.pattern)
         parts = [*[layer.mixer for layer in layers], *[layer.attention for layer in layers]]
-        if any(isinstance(part, LatentAttention | TransientGlobal) for part in parts):
+        if self.positions.reads_content and any(isinstance(part, LatentAttention | TransientGlobal) for part in parts):
             yield "positions with a content-dependent bias are not for latent or transient_global attention"
 
     def _first_layer_problems(self) -> Iterator[str]:
