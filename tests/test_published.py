@@ -141,6 +141,13 @@ PUBLISHED = {
     "bert/large": 340e6,
     "roberta/base": 125e6,
     "roberta/large": 355e6,
+    # The authors' repository: parameters of the backbone; and an embedding of 50,265 or 128,100 rows.
+    "deberta/base": 100e6 + 50_265 * 768,
+    "deberta/large": 350e6 + 50_265 * 1024,
+    "deberta_v3/xsmall": 22e6 + 128_100 * 384,
+    "deberta_v3/small": 44e6 + 128_100 * 768,
+    "deberta_v3/base": 86e6 + 128_100 * 768,
+    "deberta_v3/large": 304e6 + 128_100 * 1024,
     # Released checkpoints of XLNet, counted by hand in the test below.
     "xlnet/base": 116.8e6,
     "xlnet/large": 360.3e6,
@@ -329,6 +336,21 @@ def test_gshards_experts_are_those_of_its_table(name: str) -> None:
     assert expert_parameters == pytest.approx(float(name[:-1]) * 1e9, rel=0.07)
 
 
+def test_debertas_backbones_have_the_released_parameters() -> None:
+    """The authors' repository: without the embedding, in millions; v3 with the output that detects replaced tokens."""
+    backbones = {"deberta_v3/xsmall": 22, "deberta_v3/small": 44, "deberta_v3/base": 86, "deberta_v3/large": 304}
+    for name, millions in backbones.items():
+        model = load_model(name)
+        assert round((count_parameters(name) - model.vocab * model.embed) / 1e6) == millions
+    # v1 by hand, with the output that predicts tokens: attention has six matrices and four biases, a layer two norms, a
+    # feed-forward four times as wide, and the table of distances 1024 rows.
+    for name, layers, width in (("deberta/base", 12, 768), ("deberta/large", 24, 1024)):
+        layer = (6 * width**2 + 4 * width) + (8 * width**2 + 5 * width) + 4 * width
+        output = width**2 + width + 2 * width + 50_265
+        embeddings = (50_265 + 1024) * width + 2 * width
+        assert count_parameters(name) == layers * layer + output + embeddings
+
+
 def test_every_config_of_a_published_size_is_counted() -> None:
     paths = [path for path in CONFIGS.glob("*/*.yaml") if path.parent.name not in UNPUBLISHED_FOLDERS]
     names = {str(path.relative_to(CONFIGS).with_suffix("")) for path in paths}
@@ -356,6 +378,8 @@ def test_the_variants_in_t5s_table_2_have_the_stated_parameters() -> None:
         ("bart", "bart"),
         ("bert", "bert"),
         ("bloom", "bloom"),
+        ("deberta", "deberta"),
+        ("deberta_v3", "deberta-v2"),
         ("deepseek_v2", "deepseek_v2"),
         ("deepseek_v3", "deepseek_v3"),
         ("distilbert", "distilbert"),

@@ -13,6 +13,7 @@ from jaxtyping import Array, PyTree
 from t5x_lite.adapt.method import AdaptationMethod, ModelPair
 from t5x_lite.config import RunConfig
 from t5x_lite.errors import UserError
+from t5x_lite.models.electra import discriminator_weights
 from t5x_lite.models.spec import ModelSpec, init_params
 from t5x_lite.parallel.mesh import shardings
 from t5x_lite.run_dir import Run, open_run
@@ -98,8 +99,7 @@ def initial_weights(
     old_model = run.config.model
     if old_model.family == "electra":
         old_model = old_model.discriminator_model
-        prefix = "discriminator."
-        old = {name.removeprefix(prefix): value for name, value in old.items() if name.startswith(prefix)}
+        old = discriminator_weights(old)
 
     def create(old: dict[str, Array]) -> dict[str, Array]:
         fresh = init_params(config.model, jax.random.key(config.train.seed), config.method.surgery)

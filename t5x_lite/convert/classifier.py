@@ -5,6 +5,7 @@ from typing import Any, TypeAlias
 
 from t5x_lite.convert.config_table import ForeignConfig, Settings, check_count
 from t5x_lite.errors import UserError
+from t5x_lite.models.head_config import HeadActivation, HeadConfig
 from t5x_lite.objectives import Classify, Objective
 
 ObjectiveSetting: TypeAlias = str | dict[str, Any] | None
@@ -50,8 +51,8 @@ def read_labels(config: Mapping[str, Any]) -> list[str]:
     return labels
 
 
-def read_head(config: Mapping[str, Any]) -> Settings:
-    """Return the head of a classifier: a dense tanh layer on the first token's state, and a score for each label.
+def read_head(config: Mapping[str, Any], activation: HeadActivation) -> Settings:
+    """Return the head of a classifier: a dense layer on the first token's state, and a score for each label.
 
     Raises:
         UserError: several labels of a text, or several numbers, which this project does not learn.
@@ -61,15 +62,16 @@ def read_head(config: Mapping[str, Any]) -> Settings:
     is_supported = problem is None or problem == SINGLE_LABEL or (problem == REGRESSION and len(labels) == 1)
     if not is_supported:
         raise UserError(f"problem_type={problem!r} with {len(labels)} labels is not supported (only one label a text)")
-    return {"outputs": len(labels), "pool": "first", "transform": True}
+    return {"outputs": len(labels), "pool": "first", "transform": True, "activation": activation}
 
 
-def read_objective(config: Mapping[str, Any]) -> ObjectiveSetting:
+def read_objective(config: Mapping[str, Any], head: HeadConfig) -> ObjectiveSetting:
     """Return the objective of a classifier: its labels, or a number."""
     labels = read_labels(config)
+    layer = {"transform": head.transform, "activation": head.activation}
     if len(labels) == 1:
-        return {"regress": {"transform": True}}
-    return {"classify": {"labels": labels, "transform": True}}
+        return {"regress": layer}
+    return {"classify": {"labels": labels, **layer}}
 
 
 def write_labels(outputs: int, objective: Objective | None = None) -> ForeignConfig:

@@ -334,6 +334,8 @@ def resolve_settings(model: ModelConfig) -> Settings:
     for name in ("query_key_value_bias", "feedforward_bias"):
         if settings[name] is None:
             settings[name] = model.bias
+    if settings["key_bias"] is None:
+        settings["key_bias"] = settings["query_key_value_bias"]
     return settings
 
 

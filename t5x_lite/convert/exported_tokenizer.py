@@ -18,8 +18,13 @@ from t5x_lite.objectives.framing import CLS, LAST_CLS, LAST_SEP, SEP
 from t5x_lite.objectives.masked import MASK
 from t5x_lite.run_dir import Run
 
-SPIECE_CLASSES = ("T5Tokenizer", "AlbertTokenizer", "XLNetTokenizer")
-"""Classes that look for a SentencePiece model named spiece.model; all others look for tokenizer.model."""
+SENTENCEPIECE_FILES = {
+    "T5Tokenizer": "spiece.model",
+    "AlbertTokenizer": "spiece.model",
+    "XLNetTokenizer": "spiece.model",
+    "DebertaV2Tokenizer": "spm.model",
+}
+"""The name that classes look for a SentencePiece model by; all others look for tokenizer.model."""
 CONSTRUCTOR_SETTINGS = ("extra_ids", "sp_model_kwargs", "legacy", "add_prefix_space", "do_lower_case", "keep_accents")
 """Settings by which a tokenizer class builds itself from a SentencePiece model; they are part of tokenizer.json."""
 
@@ -46,7 +51,7 @@ def write_tokenizer(run: Run, folder: Path, model: ModelConfig, tokenizer_class:
         write_file(folder / tokenizer.file_name, tokenizer.file_bytes)
         return
     if isinstance(tokenizer, SentencePiece):
-        name = "spiece.model" if tokenizer_class in SPIECE_CLASSES else tokenizer.file_name
+        name = SENTENCEPIECE_FILES.get(tokenizer_class, tokenizer.file_name)
         write_file(folder / name, tokenizer.file_bytes)
     try:
         backend = tokenizer.to_tokenizers()

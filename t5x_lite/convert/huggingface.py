@@ -45,6 +45,7 @@ from t5x_lite.convert.weight_map import TensorMapping
 from t5x_lite.errors import UserError, suggest
 from t5x_lite.files import check_not_input, read_json_object
 from t5x_lite.models.config import ModelConfig
+from t5x_lite.models.electra import discriminator_weights
 from t5x_lite.objectives.masked import MASK
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.progress import track_progress
@@ -99,7 +100,7 @@ def import_hf(folder: Path, run_dir: str | Path, *, without_head: bool = False) 
     config["dtype"] = _most_common_dtype(tensors)
     objective = model_type.select_architecture(model).objective
     if model.head is not None and model.head.outputs:
-        objective = read_objective(config)
+        objective = read_objective(config, model.head)
     tokenizer = load_tokenizer(folder, model_type.tokenizer_class, config)
     return write_run(run_dir, model, objective, params, tokenizer, config, folder)
 
@@ -256,7 +257,9 @@ def _load_arrays(run: Run, step: int | None) -> tuple[int, dict[str, jax.Array]]
     """Return the step and the run's arrays by name; of ELECTRA's pair, those of the discriminator, as of a model."""
     mesh = meshes.make_mesh(MeshConfig())
     loaded_step, arrays = merged_weights(run, mesh, step)
-    return loaded_step, {name.removeprefix("discriminator."): array for name, array in arrays.items()}
+    if run.config.model.family == "electra":
+        arrays = discriminator_weights(arrays)
+    return loaded_step, arrays
 
 
 def _write_files(

@@ -1,6 +1,7 @@
 """The tokenizer in a folder of foreign weights, as Transformers reads it."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from tokenizers import normalizers
@@ -17,6 +18,8 @@ from t5x_lite.data.vocabulary_files import frame_texts, mark_special_tokens, rea
 
 SENTINELS = 100
 """The number of sentinel tokens that T5's tokenizer adds to its SentencePiece model."""
+
+XLNET = "XLNetTokenizer"
 
 
 def load_tokenizer(folder: Path, class_name: str, config: ForeignConfig) -> Tokenizer | None:
@@ -48,6 +51,8 @@ def _read(folder: Path, settings: Settings) -> Tokenizer | None:
         return from_file(TokenizerFile(path=str(folder / "tokenizer.json")))
     if (folder / "spiece.model").is_file():
         return _read_spiece((folder / "spiece.model").read_bytes(), settings)
+    if (folder / "spm.model").is_file():
+        return _read_deberta((folder / "spm.model").read_bytes(), settings)
     if (folder / "tokenizer.model").is_file():
         return from_file(TokenizerFile(path=str(folder / "tokenizer.model")))
     if (folder / "vocab.json").is_file():
@@ -59,7 +64,7 @@ def _read(folder: Path, settings: Settings) -> Tokenizer | None:
 
 def _read_spiece(model: bytes, settings: Settings) -> Tokenizer:
     tokenizer = SentencePiece(model)
-    if settings["tokenizer_class"] in {"AlbertTokenizer", "XLNetTokenizer"}:
+    if settings["tokenizer_class"] in {"AlbertTokenizer", XLNET}:
         return _read_albert(model, settings)
     if settings["tokenizer_class"] == "T5Tokenizer" and not tokenizer.sentinels():
         tokenizer = SentencePiece(with_extra_ids(model, _count_sentinels(settings)))
@@ -82,17 +87,33 @@ def _read_albert(model: bytes, settings: Settings) -> HuggingFace:
 
     ALBERT's replaces capitals too, and they put other tokens around a text.
     """
-    is_xlnet = settings["tokenizer_class"] == "XLNetTokenizer"
+    lowers = settings["tokenizer_class"] != XLNET
     steps: list[normalizers.Normalizer] = [normalizers.Replace("``", '"'), normalizers.Replace("''", '"')]
     if settings.get("keep_accents") is not True:
         steps += [normalizers.NFKD(), normalizers.StripAccents()]
-    if settings.get("do_lower_case", not is_xlnet) is not False:
+    if settings.get("do_lower_case", lowers) is not False:
         steps.append(normalizers.Lowercase())
+    return _read_framed(model, steps, settings)
+
+
+def _read_deberta(model: bytes, settings: Settings) -> HuggingFace:
+    """Read DeBERTa v2's or v3's model, which lacks [MASK]: its tokenizer appends that."""
+    steps: list[normalizers.Normalizer] = []
+    if settings.get("do_lower_case") is True:
+        steps.append(normalizers.Lowercase())
+    return _read_framed(model, steps, settings)
+
+
+def _read_framed(model: bytes, steps: Sequence[normalizers.Normalizer], settings: Settings) -> HuggingFace:
+    """Read a SentencePiece model with first steps of normalisation, and special tokens around each text.
+
+    XLNet's are all at the end.
+    """
     tokenizer = sentencepiece_conversion.to_tokenizers(model, steps)
     mark_special_tokens(tokenizer, added_tokens(settings))
     cls = token_name(settings.get("cls_token"))
     sep = token_name(settings.get("sep_token"))
-    if is_xlnet:
+    if settings["tokenizer_class"] == XLNET:
         frame_texts(tokenizer, None, sep, end=cls)
     else:
         frame_texts(tokenizer, cls, sep)

@@ -8,6 +8,7 @@ from t5x_lite.convert.config_table import ConfigTable, ForeignConfig, ForeignMod
 from t5x_lite.convert.weight_map import Modules, WeightMap, WeightTable
 from t5x_lite.errors import UserError
 from t5x_lite.models.config import ModelConfig, Output
+from t5x_lite.models.head_config import HeadActivation
 from t5x_lite.models.spec import model_spec
 
 OUTPUT_MATRIX = "lm_head.weight"
@@ -71,6 +72,7 @@ class Architecture:
         modules: modules that models of this class alone have.
         is_classifier: the model scores the labels of a text (`model.head`). It is known by its name in the config,
             because other heads for tasks store tensors of the same names.
+        head_activation: the activation of a classifier's dense layer.
         may_be_tied: the output may be the embedding alone, so that no tensor tells of it; then its name in the config
             does.
     """
@@ -82,6 +84,7 @@ class Architecture:
     marker_tensor: str | None = None
     modules: Modules = field(default_factory=dict)
     is_classifier: bool = False
+    head_activation: HeadActivation = "tanh"
     may_be_tied: bool = False
 
     def with_prefix(self, prefix: str) -> "Architecture":
@@ -143,7 +146,7 @@ class ModelType:
         settings["outputs"] = architecture.outputs
         settings.update(architecture.settings)
         if architecture.is_classifier:
-            settings["head"] = read_head(source.config)
+            settings["head"] = read_head(source.config, architecture.head_activation)
         return settings
 
     def write_config(self, model: ModelConfig) -> ForeignConfig:

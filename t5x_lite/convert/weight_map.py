@@ -256,7 +256,7 @@ class WeightMap:
             parts = our_module.modules if isinstance(our_module, Fused) else (our_module,)
             for leaf, foreign_leaf in self.weight_format.leaf_names.items():
                 arrays = tuple(f"{our_prefix}{part}.{leaf}" for part in parts)
-                if arrays[0] not in self.shapes:
+                if not all(array in self.shapes for array in arrays):
                     continue
                 for mapping in self._map_array(f"{foreign_prefix}{foreign_module}", leaf, foreign_leaf, arrays, index):
                     if isinstance(our_module, Fused) and our_module.by_key_head:

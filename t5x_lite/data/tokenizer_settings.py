@@ -38,6 +38,7 @@ _BERT = {
     "mask_token": "[MASK]",
 }
 _T5 = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
+_DEBERTA = {**_BERT, "bos_token": "[CLS]", "eos_token": "[SEP]"}
 CLASSES: dict[str, Settings] = {
     "AlbertTokenizer": {
         **_BERT,
@@ -48,6 +49,8 @@ CLASSES: dict[str, Settings] = {
     },
     "BertTokenizer": _BERT,
     "ByT5Tokenizer": _T5,
+    "DebertaTokenizer": _DEBERTA,
+    "DebertaV2Tokenizer": _DEBERTA,
     "ElectraTokenizer": _BERT,
     "GPT2Tokenizer": {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"},
     "LlamaTokenizer": {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"},

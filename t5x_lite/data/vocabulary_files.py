@@ -55,6 +55,8 @@ def read_byte_level(vocab: Path, merges: Path, settings: Settings) -> HuggingFac
     if class_name == "RobertaTokenizer":
         sep = token_name(settings.get("sep_token"))
         frame_texts(tokenizer, token_name(settings.get("cls_token")), sep, between=sep)
+    elif class_name == "DebertaTokenizer":
+        frame_texts(tokenizer, token_name(settings.get("cls_token")), token_name(settings.get("sep_token")))
     elif settings.get("add_bos_token") is True:
         frame_texts(tokenizer, token_name(settings.get("bos_token")), None)
     return HuggingFace(tokenizer.to_str().encode(), settings)

@@ -107,6 +107,7 @@ class ModelConfig(Config):
     )
     bias: bool = setting(True, "biases in the linear layers")
     query_key_value_bias: bool | None = setting(None, "biases of these three; null takes `bias`")
+    key_bias: bool | None = setting(None, "bias of keys; null takes `query_key_value_bias`", source="DeBERTa: false")
     feedforward_bias: bool | None = setting(None, "biases of feed-forward layers and experts; null takes `bias`")
     prefix_lm: bool = setting(
         False, "a decoder's inputs attend to each other both ways, its targets back only", source="Raffel 2020, §3.2.1"
@@ -118,6 +119,7 @@ class ModelConfig(Config):
     )
     output_transform: bool = setting(False, "a dense layer and a norm before the token logits", source="BERT's code")
     output_bias: bool = setting(False, "a bias per token of the vocabulary")
+    detection_context: bool = setting(False, "detect by states plus the first one, normalised", source="DeBERTa-v3")
     generator: GeneratorConfig | None = setting(None, "the smaller model of `electra`")
     head: HeadConfig | None = setting(None, "what a task predicts; the task's objective gives it")
     tied: bool = setting(True, "the output matrix is the token embedding", source="Press & Wolf 2017")
@@ -212,11 +214,9 @@ class ModelConfig(Config):
         yield from self._output_problems()
 
     def _content_bias_problems(self) -> Iterator[str]:
-        if not self.positions.reads_content:
-            return
         layers = (*self.first, *self.pattern)
         parts = [*[layer.mixer for layer in layers], *[layer.attention for layer in layers]]
-        if any(isinstance(part, LatentAttention | TransientGlobal) for part in parts):
+        if self.positions.reads_content and any(isinstance(part, LatentAttention | TransientGlobal) for part in parts):
             yield "positions with a content-dependent bias are not for latent or transient_global attention"
 
     def _first_layer_problems(self) -> Iterator[str]:

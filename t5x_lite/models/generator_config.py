@@ -1,6 +1,10 @@
 """Settings of the generator of ELECTRA (Clark et al. 2020)."""
 
+from typing import Literal
+
 from t5x_lite.schema import Config, Int, setting
+
+EmbeddingSharing = Literal["shared", "separate", "gradient_disentangled"]
 
 
 class GeneratorConfig(Config):
@@ -10,6 +14,12 @@ class GeneratorConfig(Config):
     embed: Int = setting(..., "width of the residual stream", ge=1)
     heads: Int = setting(..., "number of query heads", ge=1)
     mlp: Int | None = setting(None, "width of the feed-forward; null takes 4·embed", ge=1)
+    embedding_sharing: EmbeddingSharing = setting(
+        "shared",
+        "embeddings of both models: the same; each its own; or of the discriminator those of the generator's tokens, "
+        "without their gradient, plus a difference that it trains",
+        source="He et al. 2023, §3.2 to §3.4",
+    )
 
     def encoder_settings(self) -> dict[str, object]:
         """Return the settings in which the generator, as an encoder, differs from the model that it belongs to."""
@@ -23,6 +33,7 @@ class GeneratorConfig(Config):
             "head_dim": self.embed // self.heads,
             "mlp": self.mlp or 4 * self.embed,
             "generator": None,
+            "detection_context": False,
             "outputs": ("tokens",),
             "output_transform": True,
             "output_bias": True,

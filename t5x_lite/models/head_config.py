@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 from t5x_lite.models.mixers import MIXERS, Mixer, StateMixer
 from t5x_lite.schema import Config, Int, OneOf, setting
 
+HeadActivation = Literal["tanh", "gelu"]
+
 
 class HeadConfig(Config):
     """The output of a task's model, computed from the states; the objective of a task sets it."""
@@ -16,7 +18,8 @@ class HeadConfig(Config):
         "how the states of a text become one vector; concat: last, max and mean side by side (ULMFiT, §3.3); none: "
         "each token has its own scores",
     )
-    transform: bool = setting(False, "a dense tanh layer before the scores (BERT's pooler)")
+    transform: bool = setting(False, "a dense layer before the scores (BERT's pooler)")
+    activation: HeadActivation = setting("tanh", "activation of that layer; DeBERTa's is gelu")
     mixer: Annotated[Mixer | None, OneOf(MIXERS)] = setting(
         None, "a recurrence over the states, before they are pooled", source="TagLM, Peters et al. 2017"
     )

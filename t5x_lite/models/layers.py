@@ -267,15 +267,20 @@ class Embed(nnx.Module):
         self.weight = weight(table, (axis, "embed"), is_table=True)
         self.prompt: PromptAdapter | None = nnx.data(None)
 
+    @property
+    def rows(self) -> Float[Array, "v d"]:
+        """The table."""
+        return self.weight[...]
+
     def __call__(self, tokens: Int[Array, "b l"], key: PRNGKeyArray | None = None) -> Float[Array, "b l d"]:
         """Return the vector of each token; a key turns the dropout of rows of the table on."""
         # Ids below zero are those of soft prompts, whose vectors are learned.
         ids = jnp.maximum(tokens, 0)
         # The width is gathered before the rows are looked up: the result is sharded by rows of the batch.
         if target_platform() in GPU_PLATFORMS:
-            x = look_up(constrain(self.weight[...], self.axis, None), ids, self.dtype)
+            x = look_up(constrain(self.rows, self.axis, None), ids, self.dtype)
         else:
-            x = constrain(self.weight[...].astype(self.dtype), self.axis, None)[ids]
+            x = constrain(self.rows.astype(self.dtype), self.axis, None)[ids]
         if key is not None and self.row_dropout > 0:
             # The same words are dropped in all rows (Merity et al. 2018, §4.3).
             factors = dropout(jnp.ones(len(self.weight[...]), self.dtype), self.row_dropout, key)

@@ -8,8 +8,8 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from t5x_lite.models.config import SPAN_POSITIONS, ModelConfig
-from t5x_lite.models.head_config import HeadConfig
-from t5x_lite.models.layers import ACTIVATIONS, Embed, Linear, Norm, Weight, dropout, weight
+from t5x_lite.models.head_config import HeadActivation, HeadConfig
+from t5x_lite.models.layers import ACTIVATIONS, Embed, Linear, Norm, Weight, dropout, gelu, weight
 from t5x_lite.models.mixers import StateMixer
 from t5x_lite.models.mixers.module import MixerModule
 
@@ -18,12 +18,25 @@ SPAN_POSITION_WIDTH = 200
 EXCLUDED_STATE = -1e9
 """Value of excluded states in a maximum; finite, and so is its square, for rows in which all are excluded."""
 
+HEAD_ACTIVATIONS: dict[HeadActivation, Callable[[Array], Array]] = {"tanh": jnp.tanh, "gelu": gelu}
+"""Elementwise functions of the dense layer before the scores of a task."""
+
 SMALLEST_LENGTH = 1e-12
 """Length by which a shorter vector is divided, as in `torch.nn.functional.normalize`."""
 
 
 def _state_at(states: Float[Array, "b l d"], position: Int[Array, "b"]) -> Float[Array, "b d"]:
     return jnp.take_along_axis(states, position[:, None, None], axis=1)[:, 0]
+
+
+def _first_states(states: Float[Array, "b l d"], segment_ids: Int[Array, "b l"] | None) -> Float[Array, "b l d"]:
+    """Return the state of the first token of each token's document."""
+    if segment_ids is None:
+        return jnp.broadcast_to(states[:, :1], states.shape)
+    index = jnp.arange(segment_ids.shape[1])
+    is_first = segment_ids != jnp.roll(segment_ids, 1, axis=1)
+    first = jax.lax.cummax(jnp.where(is_first, index, 0), axis=1)
+    return jnp.take_along_axis(states, first[..., None], axis=1)
 
 
 def pool_first(states: Float[Array, "b l d"], included: Bool[Array, "b l"]) -> Float[Array, "b d"]:
@@ -121,15 +134,29 @@ class SentenceOutput(nnx.Module):
 
 
 class DetectionOutput(nnx.Module):
-    """One score a token: whether it was replaced (Clark et al. 2020, §2)."""
+    """One score a token: whether it was replaced (Clark et al. 2020, §2).
+
+    Attributes:
+        norm: the norm of the sum of each state and the first one of its document, which is scored in the place of the
+            state (DeBERTa-v3's code); None without it.
+    """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
         embed = ("embed", config.embed)
         self.activation = config.dense_feedforward.activation
+        if config.detection_context:
+            self.norm: Norm | None = Norm(config.norm, embed)
+        else:
+            self.norm = None
         self.transform = Linear(config, [embed], [("embed_out", config.embed)], rngs=rngs)
         self.score = Linear(config, [embed], [("classes", 1)], rngs=rngs)
 
-    def __call__(self, states: Float[Array, "b l d"]) -> Float[Array, "b l"]:
+    def __call__(
+        self, states: Float[Array, "b l d"], segment_ids: Int[Array, "b l"] | None = None
+    ) -> Float[Array, "b l"]:
+        """Return the scores. `segment_ids` are the document of each token; None: every row is one document."""
+        if self.norm is not None:
+            states = self.norm(states + _first_states(states, segment_ids))
         return self.score(ACTIVATIONS[self.activation](self.transform(states)))[..., 0].astype(jnp.float32)
 
 
@@ -139,6 +166,7 @@ class TaskOutput(nnx.Module):
     def __init__(self, config: ModelConfig, head: HeadConfig, *, rngs: nnx.Rngs) -> None:
         pooled_width = config.embed * (3 if head.pool == "concat" else 1)
         self.pool = head.pool
+        self.activation = HEAD_ACTIVATIONS[head.activation]
         self.normalize = head.normalize
         self.dropout = config.dropout
         self.parts = head.parts
@@ -182,7 +210,7 @@ class TaskOutput(nnx.Module):
         if self.pool != "none":
             states = POOLS[self.pool](states, (segment_ids > 0) & (tokens >= 0))
         if self.pooler is not None:
-            states = jnp.tanh(self.pooler(states))
+            states = self.activation(self.pooler(states))
         if self.normalize:
             states = states / jnp.maximum(jnp.linalg.norm(states, axis=-1, keepdims=True), SMALLEST_LENGTH)
         return states

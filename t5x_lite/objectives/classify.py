@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 
 from t5x_lite.models.config import ModelConfig
-from t5x_lite.models.head_config import HeadConfig
+from t5x_lite.models.head_config import HeadActivation, HeadConfig
 from t5x_lite.objectives.framing import frame_texts
 from t5x_lite.objectives.model_protocols import Batch, DropoutKey, LossSettings, TaskModel, TokenLoss
 from t5x_lite.objectives.objective import ExampleContext, Features
@@ -23,10 +23,12 @@ class _TextLabel(Pooled):
 
     roles: ClassVar[tuple[str, ...]] = ("text", "label")
 
-    transform: bool = setting(False, "a dense tanh layer before the scores; BERT's pooler, where the run has one")
+    transform: bool = setting(False, "a dense layer before the scores; BERT's pooler, where the run has one")
+    activation: HeadActivation = setting("tanh", "activation of that layer; DeBERTa's is gelu")
 
     def head(self, model: ModelConfig) -> HeadConfig:
-        return super().head(model).model_copy(update={"transform": self.transform})
+        layer = {"transform": self.transform, "activation": self.activation}
+        return super().head(model).model_copy(update=layer)
 
     def examples(self, record: Record, coder: Coder, context: ExampleContext) -> list[Features]:
         texts = [coder.encode(str(record[role])) for role in ("text", "second") if role in record]

@@ -99,7 +99,9 @@ class PermutationModel(LanguageModel, Protocol):
 class DetectionModel(SequenceModel, Protocol):
     """An encoder that detects replaced tokens: ELECTRA's discriminator."""
 
-    def detection(self, hidden: Float[Array, "b l d"], /) -> Float[Array, "b l"]:
+    def detection(
+        self, hidden: Float[Array, "b l d"], segments: Int[Array, "b l"] | None = None, /
+    ) -> Float[Array, "b l"]:
         """Return a score for each token, above 0 where it seems replaced."""
 
 

@@ -71,7 +71,7 @@ class ReplacedToken(Objective):
         )
 
         tokens = model.replace_tokens(originals, positions, fill_weights, masked_states, key)
-        scores = model.discriminator.detection(model.discriminator(tokens, **where, key=key))
+        scores = model.discriminator.detection(model.discriminator(tokens, **where, key=key), batch["segment_ids"])
         detection_loss = losses.binary_cross_entropy(
             scores, tokens != originals, batch["detection_weights"], self.weight
         )

@@ -98,6 +98,8 @@ def _flops_per_weight(shape: tuple[int, ...], first_trained: int | None, *, has_
 
 def _tokens_through(model: ModelConfig, name: str, lengths: ExampleLengths) -> int:
     """Return how many tokens of an example are multiplied with a weight; with shared layers once per layer."""
+    if name == "discriminator.tokens.weight" and _has_other_output_table(model):
+        return 0
     name = name.removeprefix("generator.").removeprefix("discriminator.")
     if name.startswith(("sentence.", "head.")):
         return 1
@@ -117,6 +119,11 @@ def _tokens_through(model: ModelConfig, name: str, lengths: ExampleLengths) -> i
     if model.shared_stacks and ".cross_" not in name:
         tokens += lengths.tokens
     return repeats * tokens
+
+
+def _has_other_output_table(model: ModelConfig) -> bool:
+    """Return whether ELECTRA's generator predicts tokens by another table than the discriminator's."""
+    return model.generator is not None and model.generator.embedding_sharing != "shared"
 
 
 def attention_flops_per_text(model: ModelConfig, lengths: ExampleLengths, *, causal_half: bool) -> float:

@@ -144,7 +144,7 @@ class Case:
         """The outputs of Transformers' model."""
         batch = {name: torch.tensor(values) for name, values in self.batch.items()}
         inputs = {"input_ids": batch["tokens"], "attention_mask": batch["mask"]}
-        if self.model_type in {"bert", "albert", "electra", "megatron-bert", "xlnet"}:
+        if self.model_type in {"bert", "albert", "electra", "megatron-bert", "xlnet", "deberta", "deberta-v2"}:
             inputs["token_type_ids"] = batch["types"]
         match self.main_objective:
             case "span_corruption":
@@ -293,7 +293,7 @@ class Case:
             expected = weight_map.to_ours(name, their_gradients.__getitem__)
             # A bias on keys adds the same to all scores of a query. Its true gradient is zero and what both models have
             # is rounding, to be measured against the gradients that it is rounding of.
-            is_bias_on_keys = name.endswith("attention.key.bias")
+            is_bias_on_keys = name.endswith(("attention.key.bias", "attention.positions.key.bias"))
             is_bias_of_router = name.endswith("feedforward.bias")  # not trained by gradients
             scale = largest_gradient if is_bias_on_keys or is_bias_of_router else np.abs(expected).max()
             largest = max(largest, float(np.abs(expected - gradient).max() / scale))

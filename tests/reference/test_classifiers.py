@@ -14,7 +14,7 @@ import t5x_lite  # noqa: E402
 from t5x_lite.cli import main  # noqa: E402
 from t5x_lite.convert.huggingface import export_hf, import_hf  # noqa: E402
 from t5x_lite.errors import UserError  # noqa: E402
-from tests.reference.tiny_models import COMMON_SIZES  # noqa: E402
+from tests.reference.tiny_models import COMMON_SIZES, DEBERTA, DEBERTA_V3  # noqa: E402
 
 LABELS = {0: "entailment", 1: "neutral", 2: "contradiction"}
 LENGTHS = (9, 6)
@@ -56,10 +56,20 @@ def our_scores(run: Path) -> np.ndarray:
     return np.asarray(objective.scores(model.spec.model(model.params), batch)["scores"])
 
 
-@pytest.mark.parametrize("name", ["Bert", "Roberta", "Albert", "MegatronBert"])
-def test_a_classifier_gives_transformers_scores_and_keeps_its_labels(name: str, tmp_path: Path) -> None:
-    label2id = {label: number for number, label in LABELS.items()}
-    theirs = save_model(tmp_path / "theirs", name, "SequenceClassification", id2label=LABELS, label2id=label2id)
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("Bert", {}),
+        ("Roberta", {}),
+        ("Albert", {}),
+        ("MegatronBert", {}),
+        pytest.param("Deberta", DEBERTA, marks=pytest.mark.slow),
+        pytest.param("DebertaV2", DEBERTA_V3, marks=pytest.mark.slow),
+    ],
+)
+def test_a_classifier_gives_transformers_scores_and_keeps_its_labels(name: str, settings: dict, tmp_path: Path) -> None:
+    settings = {**settings, "id2label": LABELS, "label2id": {label: number for number, label in LABELS.items()}}
+    theirs = save_model(tmp_path / "theirs", name, "SequenceClassification", **settings)
     import_hf(tmp_path / "theirs", tmp_path / "run")
     np.testing.assert_allclose(our_scores(tmp_path / "run"), their_scores(theirs), atol=1e-5)
     assert t5x_lite.load(tmp_path / "run").config.require_objective().labels == tuple(LABELS.values())

@@ -293,6 +293,8 @@ def test_weights_that_are_no_finite_numbers_are_refused(cases: Cases, tmp_path: 
         ("RoBERTa", "roberta"),
         ("ALBERT", "albert"),
         ("ELECTRA", "electra"),
+        pytest.param("DeBERTa", "deberta", marks=pytest.mark.slow),
+        pytest.param("DeBERTa-v3", "deberta", marks=pytest.mark.slow),
     ],
 )
 def test_an_encoder_without_a_head_gives_transformers_states(

@@ -40,6 +40,8 @@ SLOW_MODELS = {
     "BERT, MLM alone",
     "ALBERT, groups",
     "ELECTRA generator",
+    "DeBERTa",
+    "DeBERTa-v2",
     "EuroBERT",
     "EuroBERT, tied",
     "Llama, biases",

@@ -418,6 +418,35 @@ def test_alberts_file_is_read_with_the_changes_that_its_tokenizer_makes_first(
     assert (ours.eos, ours.pad) == (theirs.eos_token_id, theirs.pad_token_id)
 
 
+DEBERTA = ("[PAD]", "[CLS]", "[SEP]", "[UNK]")
+
+
+def test_debertas_two_files_are_read_as_transformers_reads_them(tmp_path: Path) -> None:
+    write_byte_level(tmp_path, DEBERTA)
+    ours, theirs = compare_import(tmp_path, "deberta", [*TEXTS, NAMES, "the [MASK] fox [SEP]"])
+    assert (ours.id_of("[MASK]"), ours.pad) == (theirs.mask_token_id, theirs.pad_token_id) == (400, 0)
+
+
+@pytest.mark.parametrize("settings", [{}, {"do_lower_case": True}])
+def test_debertas_sentencepiece_file_is_read_with_a_mask_at_its_end(settings: dict[str, bool], tmp_path: Path) -> None:
+    """The ids are those of SentencePiece; Transformers 5 leaves out the normalisation of the file."""
+    trained = vocabulary.train(T5_MODEL_SETTINGS, TRAINING_TEXT)
+    proto = sentencepiece_model_pb2.ModelProto.FromString(trained.file_bytes)
+    del proto.pieces[:3]
+    pieces = list(proto.pieces)
+    del proto.pieces[:]
+    for name, kind in (("[PAD]", 3), ("[CLS]", 3), ("[SEP]", 3), ("[UNK]", 2)):
+        proto.pieces.add(piece=name, score=0.0, type=kind)
+    proto.pieces.extend(pieces)
+    proto.trainer_spec.unk_id = 3
+    (tmp_path / "spm.model").write_bytes(proto.SerializeToString())
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    ours, theirs = compare_import(tmp_path, "deberta-v2", [ENGLISH, "The Quick brown fox", "the [MASK] fox"])
+    assert ours.id_of("[MASK]") == theirs.mask_token_id == len(proto.pieces)
+    assert (ours.eos, ours.pad) == (theirs.eos_token_id, theirs.pad_token_id) == (2, 0)
+    assert theirs(ENGLISH, "fox")["input_ids"] == ours.to_tokenizers().encode(ENGLISH, "fox").ids
+
+
 @pytest.mark.parametrize("settings", [{}, {"do_lower_case": True}])
 def test_xlnets_file_is_read_and_exported_with_its_tokens_at_the_end(settings: dict[str, bool], tmp_path: Path) -> None:
     config = Unigram(vocab=120, normalization="nmt_nfkc", byte_fallback=False)

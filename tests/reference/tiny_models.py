@@ -224,6 +224,21 @@ MODERNBERT = {
     "eos_token_id": 2,
     "sep_token_id": 2,
 }
+DEBERTA = {
+    "relative_attention": True,
+    "position_biased_input": False,
+    "max_position_embeddings": 8,
+    "pos_att_type": ["c2p", "p2c"],
+    "legacy": False,
+}
+"""Distances from 8 on are alike, in rows of 20."""
+DEBERTA_V3 = {
+    **DEBERTA,
+    "max_position_embeddings": 16,
+    "position_buckets": 4,
+    "share_att_key": True,
+    "norm_rel_ebd": "layer_norm",
+}
 ALBERT_GROUPS = {"num_hidden_layers": 4, "num_hidden_groups": 2, "inner_group_num": 2}
 NO_BIASES = {"enable_bias": False, "layer_norm_elementwise_affine": False}
 QWEN3_EXPERTS = {"num_experts": 4, "moe_intermediate_size": 24, "head_dim": 16}
@@ -299,6 +314,11 @@ TINY_MODELS = {
     ),
     "XLNet": TinyModel("permutation", build_xlnet),
     "ModernBERT": TinyModel("masked", partial(build_encoder, "ModernBert", "MaskedLM", **MODERNBERT)),
+    "DeBERTa": TinyModel("masked", partial(build_encoder, "Deberta", "MaskedLM", type_vocab_size=2, **DEBERTA)),
+    "DeBERTa-v2": TinyModel(
+        "masked", partial(build_encoder, "DebertaV2", "MaskedLM", **{**DEBERTA, "pos_att_type": ["p2c"]})
+    ),
+    "DeBERTa-v3": TinyModel("masked", partial(build_encoder, "DebertaV2", "MaskedLM", **DEBERTA_V3)),
     "GPT-2": TinyModel("causal", build_gpt2),
     "GPT-Neo": TinyModel("causal", build_gpt_neo),
     "OPT": TinyModel("causal", build_opt),

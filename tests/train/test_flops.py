@@ -190,3 +190,25 @@ def test_flops_of_two_streams_by_hand() -> None:
     expected = of_content + of_queries + of_output + pairs
     lengths = ExampleLengths(tokens, predicted, query_stream=predicted)
     assert flops_per_example(model, model_spec(model), lengths) == pytest.approx(expected)
+
+
+def test_flops_of_disentangled_attention_by_hand() -> None:
+    """Each pair has two products with the vectors of its distance; these are projected once for a batch."""
+    model = ModelConfig.model_validate({**SIZES, "family": "encoder", "positions": {"disentangled": {"distance": 16}}})
+    tokens, predicted, embed, layers = 8, 3, 64, 2
+    matrices = 6 * (tokens * layers * (4 * embed**2 + 2 * 4 * embed**2) + predicted * 256 * embed)
+    pairs = layers * tokens**2 * 6 * 4 * embed
+    lengths = ExampleLengths(tokens, predicted)
+    assert flops_per_example(model, model_spec(model), lengths) == pytest.approx(matrices + pairs)
+
+
+def test_a_table_that_no_output_multiplies_adds_no_flops() -> None:
+    """The difference of the discriminator's embeddings from the generator's, and a table of its own."""
+    flops = set()
+    for sharing in ("shared", "separate", "gradient_disentangled"):
+        generator = {"layers": 1, "embed": 64, "heads": 4, "embedding_sharing": sharing}
+        model = ModelConfig.model_validate(
+            {**SIZES, "family": "electra", "outputs": ["detection"], "generator": generator}
+        )
+        flops.add(flops_per_example(model, model_spec(model), ExampleLengths(8, 3)))
+    assert len(flops) == 1

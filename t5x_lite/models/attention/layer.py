@@ -51,8 +51,9 @@ class Attention(nnx.Module):
         self.settings = attention_settings(config, positions, config.head_dim)
         query_scale = _initial_query_scale(config)
         bias = config.query_key_value_bias
+        key_bias = bias if config.key_bias is None else config.key_bias
         self.query = Linear(config, [embed], [heads, head_dim], bias=bias, scale=query_scale, rngs=rngs)
-        self.key = Linear(config, [embed], [kv_heads, head_dim], bias=bias, rngs=rngs)
+        self.key = Linear(config, [embed], [kv_heads, head_dim], bias=key_bias, rngs=rngs)
         self.value = Linear(config, [embed], [kv_heads, head_dim], bias=bias, rngs=rngs)
         self.out = Linear(config, [heads, head_dim], [embed], residual=True, rngs=rngs)
         if config.query_key_norm == "head":

@@ -45,8 +45,9 @@ class LatentAttention(SelfAttention):
             yield f"latent_attention rotates pairs of channels, found rotary {self.rotary}"
         if model.kv_heads != model.heads:
             yield f"latent_attention has keys for every head: kv_heads is {model.kv_heads}, heads {model.heads}"
-        if model.query_key_norm != "none" or model.query_key_value_bias is not None:
-            yield "query_key_norm and query_key_value_bias are not for latent_attention, whose latents have norms"
+        biases = (model.query_key_value_bias, model.key_bias)
+        if model.query_key_norm != "none" or any(bias is not None for bias in biases):
+            yield "query_key_norm and biases of queries or keys are not for latent_attention, whose latents have norms"
         if self.memory:
             yield "memory is for mixer: attention, not for latent_attention"
         if model.mup is not None or model.attention_sinks:

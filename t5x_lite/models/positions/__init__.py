@@ -1,6 +1,7 @@
 """Position encodings: how a token knows its position. One file an encoding, one entry here."""
 
 from t5x_lite.models.positions.alibi import ALiBi
+from t5x_lite.models.positions.disentangled import Disentangled
 from t5x_lite.models.positions.encoding import PositionEncoding
 from t5x_lite.models.positions.learned import Learned
 from t5x_lite.models.positions.none import NoPositions
@@ -16,12 +17,14 @@ POSITIONS: dict[str, type[PositionEncoding]] = {
     "relative": Relative,
     "alibi": ALiBi,
     "transformer_xl": TransformerXL,
+    "disentangled": Disentangled,
     "none": NoPositions,
 }
 
 __all__ = [
     "POSITIONS",
     "ALiBi",
+    "Disentangled",
     "Learned",
     "NoPositions",
     "PositionEncoding",
