@@ -49,7 +49,9 @@ def carrying_loss_function(
     objective = config.require_objective()
     settings = _loss_settings(config, batch_shards, training=training)
     # Then padding comes last if at all, and no query of a causal row sees it: attention needs no mask of segments.
-    needs_segments = not objective.every_token or config.data.packing != "stream" or config.data.separate_documents
+    packings = {config.data.of_source(source).packing for source in config.data.sources}
+    every_token = all(row_objective.every_token for row_objective in config.row_objectives)
+    needs_segments = not every_token or packings != {"stream"} or config.data.separate_documents
 
     def compute_loss(params: PyTree, carry: PyTree, batch: Batch, key: PRNGKeyArray | None) -> tuple[LossTerms, PyTree]:
         segment_ids = batch.get("segment_ids")

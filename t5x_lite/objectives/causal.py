@@ -21,6 +21,7 @@ class Causal(Objective):
     name: ClassVar[str] = "causal"
     families: ClassVar[tuple[Family, ...]] = ("decoder",)
     every_token: ClassVar[bool] = True
+    loss_kind: ClassVar[str | None] = "next token"
 
     def row_length(self, context: ExampleContext) -> int:
         """Return one more than the model reads, because the last token is only a target."""

@@ -74,14 +74,14 @@ def soft_tokens(context: ExampleContext) -> Int[np.ndarray, "n"]:
     return -1 - np.arange(context.placeholders, dtype=np.int32)
 
 
-def frame_row(row: TokenRow, context: ExampleContext) -> Features:
+def frame_row(row: TokenRow, context: ExampleContext, token_type: int = 0) -> Features:
     """Frame a row of one or several documents as one text.
 
     The documents stay segments of their own. [CLS] is in the segment of the first, [SEP] in that of the last. An empty
     row stays empty.
 
     Returns:
-        `tokens`, `positions`, `segment_ids` and `token_types` (all 0), int32 `[seq_len]`.
+        `tokens`, `positions`, `segment_ids` and `token_types` (`token_type`, 0 in the padding), int32 `[seq_len]`.
     """
     count = int((row.segments > 0).sum())
     tokens = row.tokens[:count]
@@ -90,7 +90,7 @@ def frame_row(row: TokenRow, context: ExampleContext) -> Features:
         tokens = encoder_frame(context.vocabulary, "objective masked").tokens([tokens])
         segments = np.concatenate([segments[:1], segments, segments[-1:]])
     features = token_features(tokens, segments, context.seq_len)
-    features["token_types"] = np.zeros(context.seq_len, np.int32)
+    features["token_types"] = token_type * (features["segment_ids"] > 0).astype(np.int32)
     return features
 
 

@@ -35,6 +35,7 @@ class InputsTargets(Objective):
     """
 
     families: ClassVar[tuple[Family, ...]] = ("encoder_decoder", "decoder")
+    loss_kind: ClassVar[str | None] = "targets"
 
     @abstractmethod
     def target_length(self, context: ExampleContext) -> int:
