@@ -53,6 +53,9 @@ class ModelConfig(Config):
     embedding: Int = setting(
         None, "width of the token embedding, projected to `embed`; null takes `embed`", ge=1, source="ALBERT, §3.1"
     )
+    embedding_projection: Literal["sum", "tokens"] = setting(
+        "sum", "project the sum of embeddings (ALBERT); or that of tokens, without a bias, and states back (OPT-350M)"
+    )
     start_token: Int = setting(
         0, "token that an encoder_decoder's decoder begins with: T5's padding; BART's is </s>", ge=0
     )
@@ -283,13 +286,21 @@ class ModelConfig(Config):
             yield "outputs of electra's discriminator are [detection]"
         if self.family == "electra" and self.embedding_dropout:
             yield "embedding_dropout is not for electra, whose models share their embeddings"
-        if self.embedding != self.embed and not self.output_transform and "tokens" in self.outputs:
-            yield "`embedding` narrower than `embed` needs output_transform"
+        if self.embedding_projection == "tokens" and (self.embedding == self.embed or self.family == "electra"):
+            yield "embedding_projection: tokens is for an `embedding` narrower than `embed`, and not for electra"
+        projects_back = self.output_transform or self.embedding_projection == "tokens"
+        if self.embedding != self.embed and not projects_back and "tokens" in self.outputs:
+            yield "`embedding` narrower than `embed` needs output_transform or embedding_projection: tokens"
 
     @property
     def is_encoder_only(self) -> bool:
         """The model has no decoder."""
         return self.family in {"encoder", "electra"}
+
+    @property
+    def summed_width(self) -> int:
+        """Return the width of positions and token types, which are added to the token embedding."""
+        return self.embed if self.embedding_projection == "tokens" else self.embedding
 
     @property
     def max_length(self) -> int | None:

@@ -133,6 +133,8 @@ class Case:
         inputs = {"input_ids": batch["tokens"], "attention_mask": batch["mask"]}
         if self.model_type in {"bert", "albert", "electra", "megatron-bert"}:
             inputs["token_type_ids"] = batch["types"]
+        if self.model_type == "xlm":
+            inputs["langs"] = batch["types"]
         match self.main_objective:
             case "span_corruption":
                 inputs["labels"] = batch["targets"]
