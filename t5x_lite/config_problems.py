@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from t5x_lite.data.config import Bytes, DataConfig, TokenizerFile
-from t5x_lite.data.order_problems import order_problems
+from t5x_lite.data.order_problems import memory_problems, order_problems
 from t5x_lite.errors import UserError
 from t5x_lite.evaluate.evaluators import Validation
 from t5x_lite.models.config import ModelConfig
@@ -47,6 +47,8 @@ def objective_problems(config: "RunConfig", objective: Objective) -> Iterator[st
         if row_objectives != (objective,):
             yield "data.mixture: the objective of a source is for text; the records of `tasks` have that of the run"
         return
+    if config.data.order != "consecutive":
+        yield from memory_problems(config.model)
     if config.method.placeholders:
         yield f"objective {objective.name} has no place for soft tokens (adapt.method) without `tasks`"
     # Sources with the same settings have the same problem.

@@ -215,6 +215,9 @@ PUBLISHED = {
     "rnn/zaremba_medium": 20e6,
     "rnn/zaremba_large": 66e6,
     "rnn/awd_lstm": 24e6,
+    # Dai et al. 2019, Table 2.
+    "transformer_xl/enwik8_12l": 41e6,
+    "transformer_xl/enwik8_24l": 277e6,
     # De et al. 2024, appendix C: the models' names.
     "griffin/400m": 400e6,
     "griffin/1.3b": 1.3e9,
@@ -490,6 +493,16 @@ def test_the_parameters_of_ettin_17m_by_hand(kind: str) -> None:
 def test_the_parameters_of_neobert_by_hand() -> None:
     layer = 4 * 768**2 + 3 * 768 * 2048 + 2 * 768
     assert count_parameters("neobert/250m") == 2 * 30_522 * 768 + 30_522 + 28 * layer + 768
+
+
+def test_the_parameters_of_transformer_xl_by_hand() -> None:
+    """Five square matrices a layer, that of the distances among them, and two biases of each head for all layers."""
+    vocab = 259
+    for name, layers, width, mlp in (("enwik8_12l", 12, 512, 2048), ("enwik8_24l", 24, 1024, 3072)):
+        feed_forward = 2 * width * mlp + mlp + width
+        norms = 4 * width
+        expected = vocab * width + vocab + 2 * width + layers * (5 * width**2 + feed_forward + norms)
+        assert count_parameters(f"transformer_xl/{name}") == expected
 
 
 def test_the_parameters_of_griffin_by_hand() -> None:

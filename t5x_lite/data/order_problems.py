@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from t5x_lite.data.config import DataConfig
 from t5x_lite.models.config import ModelConfig
+from t5x_lite.models.mixers import SelfAttention
 from t5x_lite.objectives.causal import Causal
 from t5x_lite.objectives.objective import Objective
 from t5x_lite.train.config import TrainConfig
@@ -14,8 +15,13 @@ def order_problems(
 ) -> Iterator[str]:
     """Yield what `data.order=consecutive` does not work with."""
     start = "data.order=consecutive"
-    if len(model.state_mixers) < len(model.first) + len(model.period):
-        yield f"{start} carries the state of recurrences on, but a layer of the model is attention, which has none"
+    for layer in (*model.first, *model.period):
+        if isinstance(layer.mixer, SelfAttention) and not layer.mixer.memory:
+            yield (
+                f"{start} carries states on, but a layer of the model is attention, which has none without "
+                "mixer.attention.memory"
+            )
+            break
     if not isinstance(objective, Causal):
         yield f"{start} is for objective causal, not {objective.name}"
     if model.mixtures:
@@ -27,3 +33,10 @@ def order_problems(
         yield f"{start} hands states over from batch to batch, and train.spike_factor skips batches: set it to null"
     if train.microbatches > 1 or pipeline > 1:
         yield f"{start} hands states over from batch to batch: it needs train.microbatches=1 and mesh.pipeline=1"
+
+
+def memory_problems(model: ModelConfig) -> Iterator[str]:
+    """Yield layers that would never have anything in their memory, because the rows of a batch continue no others."""
+    mixers = [layer.mixer for layer in (*model.first, *model.pattern)]
+    if any(isinstance(mixer, SelfAttention) and mixer.memory for mixer in mixers):
+        yield "mixer.attention.memory needs data.order=consecutive, or it stays empty"

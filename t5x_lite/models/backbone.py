@@ -174,8 +174,8 @@ class Backbone(nnx.Module):
         prefix = None
         if is_prefix:
             prefix = all_segments > 0
-        queries = TokenPositions(index, segment_ids, unpadded_index=positions)
-        keys = TokenPositions(jnp.arange(all_segments.shape[1]), all_segments, prefix, key_positions)
+        queries = TokenPositions(index, segment_ids, unpadded_index=positions, spacing=1)
+        keys = TokenPositions(np.arange(all_segments.shape[1]), all_segments, prefix, key_positions)
         context = self.stack.attention_context(queries, keys, positions, self_attention=False)
         x = self._embed(x, positions, None, None)
         x, layers = self.stack(x, context, state.encoder_output, state.layers, state.cross_kv)

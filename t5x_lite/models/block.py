@@ -12,6 +12,7 @@ from t5x_lite.models.attention.context import AttentionContext, TokenPositions
 from t5x_lite.models.attention.kinds import Dense, TransientGlobal
 from t5x_lite.models.attention.latent import MultiHeadLatentAttention
 from t5x_lite.models.attention.layer import Attention
+from t5x_lite.models.attention.memory import attend_with_memory
 from t5x_lite.models.attention.transient_global import TransientGlobalAttention
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.experts.config import MoE
@@ -82,10 +83,12 @@ def self_attention(
     attention: Attention | MultiHeadLatentAttention,
     y: Float[Array, "b l d"],
     context: AttentionContext,
-    cache: CacheSlice | None,
+    cache: CacheSlice | StateSlice | None,
     key: PRNGKeyArray | None,
-) -> tuple[Float[Array, "b l d"], CacheSlice | None]:
-    """Attend to the tokens of a row, and to those in a cache once their own keys are in it."""
+) -> tuple[Float[Array, "b l d"], CacheSlice | StateSlice | None]:
+    """Attend to the tokens of a row, and to those in a cache once their own keys are in it, or in a memory."""
+    if isinstance(cache, StateSlice):
+        return attend_with_memory(attention, y, context, cache, key)
     source = attention.keys_values(y, context)
     if cache is not None:
         source, context, cache = update_cache(cache, source, context)
@@ -178,7 +181,8 @@ class Block(nnx.Module):
             x: states of the tokens.
             context: which tokens they attend to: of their row, or of the cache once their own keys are in it.
             encoder_output: what cross-attention attends to.
-            cache: keys and values of earlier tokens, or the state of another mixer after them, in decoding.
+            cache: keys and values of earlier tokens, or the state of another mixer after them, in decoding; or the
+                memory of attention.
             cross_kv: keys and values of the encoder's output, stored heads-first, where they are known.
             key: turns dropout on.
 
@@ -194,7 +198,6 @@ class Block(nnx.Module):
         def mix(y: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
             nonlocal updated_cache
             if self.attention is not None:
-                assert not isinstance(cache, StateSlice)
                 y, updated_cache = self_attention(self.attention, y, context, cache, keys[0])
             else:
                 assert self.mixer is not None

@@ -1,7 +1,8 @@
-"""States of recurrent layers that the rows of a batch hand over to those of the next (truncated back-propagation).
+"""States of layers that the rows of a batch hand over to those of the next (truncated back-propagation).
 
-Mikolov et al. 2010, §2: the hidden layer is not reset between the windows of a text. No gradient passes from window to
-window, because the states come from another step.
+Mikolov et al. 2010, §2: the hidden layer is not reset between the windows of a text. Dai et al. 2019, §3.2: attention
+reads the states of the window before. No gradient passes from window to window, because the states come from another
+step.
 """
 
 import jax
@@ -9,7 +10,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Int, PyTree
 
+from t5x_lite.models.attention.memory import empty_memory
 from t5x_lite.models.config import ModelConfig
+from t5x_lite.models.mixers import Mixer, SelfAttention, StateMixer
+from t5x_lite.models.mixers.mixer import MixerState
 from t5x_lite.models.mixers.module import SEGMENT, empty_state
 from t5x_lite.models.stack import LayerCache
 from t5x_lite.models.transformer import Decoder
@@ -18,11 +22,18 @@ from t5x_lite.models.transformer import Decoder
 def empty_carry(model: ModelConfig, batch: int) -> dict[str, dict[str, Array]]:
     """Return the states before the first batch, `[repeats, batch, …]`, by number of the layer, first ones included."""
     carry = {}
-    for number, mixer in enumerate(model.state_mixers):
+    for number, layer in enumerate((*model.first, *model.period)):
         repeats = 1 if number < len(model.first) else model.count_repeats(model.layers)
-        state = empty_state(model, mixer, batch)
+        state = _first_state(model, layer.mixer, batch)
         carry[str(number)] = {name: jnp.broadcast_to(array, (repeats, *array.shape)) for name, array in state.items()}
     return carry
+
+
+def _first_state(model: ModelConfig, mixer: Mixer, batch: int) -> MixerState:
+    if isinstance(mixer, SelfAttention):
+        return empty_memory(model, mixer, batch)
+    assert isinstance(mixer, StateMixer)
+    return empty_state(model, mixer, batch)
 
 
 def give_carry(module: Decoder, carry: PyTree, continues: Int[Array, "b"], segment_ids: Int[Array, "b l"]) -> None:
@@ -38,7 +49,9 @@ def give_carry(module: Decoder, carry: PyTree, continues: Int[Array, "b"], segme
     layers: list[LayerCache] = []
     for number in range(len(carry)):
         state = carry[str(number)]
-        layers.append({**state, SEGMENT: jnp.broadcast_to(segment, state[SEGMENT].shape)})
+        before = state[SEGMENT]
+        of_rows = segment.reshape(1, -1, *[1] * (before.ndim - 2))
+        layers.append({**state, SEGMENT: jnp.where(before > 0, of_rows, 0)})
     module.decoder.stack.carried = nnx.data(layers)
 
 

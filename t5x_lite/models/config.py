@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import SerializerFunctionWrapHandler, Strict, model_serializer, model_validator
 
-from t5x_lite.models.attention.kinds import ATTENTION, AttentionKind
+from t5x_lite.models.attention.kinds import ATTENTION, AttentionKind, TransientGlobal
 from t5x_lite.models.derived_sizes import derived_sizes, whole_number
 from t5x_lite.models.experts.config import MoE
 from t5x_lite.models.feedforward.config import GLU, MLP, DenseFeedForward, NoFeedForward
@@ -16,8 +16,9 @@ from t5x_lite.models.generator_config import GeneratorConfig
 from t5x_lite.models.head_config import HeadConfig
 from t5x_lite.models.initializers import INITIALIZERS, Initializer, MaximalUpdate, NormalInit
 from t5x_lite.models.layer_config import FEEDFORWARDS, LayerConfig
-from t5x_lite.models.mixers import StateMixer
+from t5x_lite.models.mixers import LatentAttention, StateMixer
 from t5x_lite.models.normalization import NORMS, LayerNorm, NoNorm, RMSNorm
+from t5x_lite.models.output_problems import output_problems
 from t5x_lite.models.positions import POSITIONS, Learned, NoPositions, PositionEncoding, Rotary
 from t5x_lite.models.remat_policy import REMAT_DESCRIPTION, RematPolicy
 from t5x_lite.schema import Config, Int, OneOf, setting
@@ -203,6 +204,7 @@ class ModelConfig(Config):
         has_layer_positions = any(layer.positions is not None for layer in (*self.first, *self.pattern))
         if has_layer_positions and not isinstance(self.positions, Rotary | NoPositions):
             yield "positions of layers of the pattern are for a model whose own are rotary or none"
+        yield from self._content_bias_problems()
         if self.first:
             yield from self._first_layer_problems()
         if self.state_mixers:
@@ -210,7 +212,15 @@ class ModelConfig(Config):
         yield from self._sharing_problems()
         yield from self._expert_problems()
         yield from self._family_problems()
-        yield from self._output_problems()
+        yield from output_problems(self)
+
+    def _content_bias_problems(self) -> Iterator[str]:
+        if not self.positions.reads_content:
+            return
+        layers = (*self.first, *self.pattern)
+        parts = [*[layer.mixer for layer in layers], *[layer.attention for layer in layers]]
+        if any(isinstance(part, LatentAttention | TransientGlobal) for part in parts):
+            yield "positions with a content-dependent bias are not for latent or transient_global attention"
 
     def _first_layer_problems(self) -> Iterator[str]:
         if self.family not in {"decoder", "encoder"} or self.shared_layers:
@@ -268,29 +278,6 @@ class ModelConfig(Config):
             yield "prefix_lm is for a decoder"
         if (self.generator is not None) != (self.family == "electra"):
             yield "electra, and it alone, has a `generator`"
-
-    def _output_problems(self) -> Iterator[str]:
-        if self.bfloat16_embedding_scale and not self.scale_embedding:
-            yield "bfloat16_embedding_scale is for scale_embedding: true"
-        if self.head is not None and self.family not in {"encoder", "decoder"}:
-            yield (
-                f"a head is for an encoder or a decoder, not a model of family {self.family}; train an encoder_decoder "
-                "on a task's text form, and of electra its discriminator (family: encoder)"
-            )
-        if self.head is not None and self.head.mixer is not None:
-            # Whatever the family, a head sees a text whole.
-            yield from self.head.mixer.model_problems(self.model_copy(update={"family": "encoder"}))
-        if not self.is_encoder_only and set(self.outputs) != {"tokens"}:
-            yield f"outputs of a {self.family} are [tokens]"
-        if self.family == "electra" and self.outputs != ("detection",):
-            yield "outputs of electra's discriminator are [detection]"
-        if self.family == "electra" and self.embedding_dropout:
-            yield "embedding_dropout is not for electra, whose models share their embeddings"
-        if self.embedding_projection == "tokens" and (self.embedding == self.embed or self.family == "electra"):
-            yield "embedding_projection: tokens is for an `embedding` narrower than `embed`, and not for electra"
-        projects_back = self.output_transform or self.embedding_projection == "tokens"
-        if self.embedding != self.embed and not projects_back and "tokens" in self.outputs:
-            yield "`embedding` narrower than `embed` needs output_transform or embedding_projection: tokens"
 
     @property
     def is_encoder_only(self) -> bool:

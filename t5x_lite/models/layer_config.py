@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Annotated
 
-from t5x_lite.models.attention.kinds import ATTENTION, AttentionKind, Dense
+from t5x_lite.models.attention.kinds import ATTENTION, AttentionKind, Dense, Local
 from t5x_lite.models.experts.config import MoE
 from t5x_lite.models.feedforward.config import EXPERT_FEEDFORWARDS, GLU, MLP, DenseFeedForward, NoFeedForward
 from t5x_lite.models.mixers import MIXERS, Mixer, SelfAttention
@@ -33,6 +33,9 @@ class LayerConfig(Config):
     )
 
     def problems(self) -> Iterator[str]:
-        """Yield an attention kind of a layer without attention."""
+        """Yield an attention kind of a layer without attention, or for which it has too many keys."""
         if not isinstance(self.mixer, SelfAttention) and self.attention != Dense():
             yield "attention is for mixer: attention"
+        has_memory = isinstance(self.mixer, SelfAttention) and self.mixer.memory > 0
+        if has_memory and not isinstance(self.attention, Dense | Local):
+            yield "mixer.attention.memory is for dense and local attention"

@@ -156,6 +156,7 @@ class Stack(nnx.Module):
             rotate=self.positions.rotate,
             offset_bias=offset_bias,
             bias=bias,
+            stack_positions=self.positions,
             global_bias=global_bias,
         )
 

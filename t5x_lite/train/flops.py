@@ -30,6 +30,8 @@ def flops_per_example(
     multiplied with it, and 12 · layers · heads · head_dim · queries · keys for attention. A band of attention counts as
     far as it reaches. Other mixers count their matrices and their `scan_flops`. Embedding lookups are left out, the
     output matrix counts the predicted tokens, and an expert counts the tokens that balanced routing sends to it.
+    The keys and values of a memory count too. Matrices of position encodings are multiplied once for a batch and left
+    out; a bias that depends on queries and keys counts the products of its pairs.
     Recomputation (`model.remat`) and unused capacity of experts are not counted.
 
     Args:
@@ -47,10 +49,11 @@ def flops_per_example(
     has_backward_pass = any(first is not None and not name.startswith("head.") for name, first in first_trained.items())
     matrix_flops = 0.0
     for name, axes in flatten_names(spec.axes).items():
-        if _is_multiplied(model, axes):
+        if _is_multiplied(model, axes) and ".positions." not in name:
             flops = _flops_per_weight(shapes[name].shape, first_trained[name], has_backward_pass=has_backward_pass)
             matrix_flops += flops * _products(model, name, axes, shapes[name].shape, lengths)
     mixer_flops = _attention_flops(model, lengths, causal_half=causal_half) + _scan_flops(model, lengths)
+    mixer_flops += _memory_flops(model, lengths)
     if not has_backward_pass:
         mixer_flops /= 3
     return lengths.texts * (matrix_flops + mixer_flops)
@@ -64,7 +67,8 @@ def quantized_flops_per_example(model: ModelConfig, spec: ModelSpec, lengths: Ex
     shapes = flatten_names(spec.shapes)
     flops = 0.0
     for name, axes in flatten_names(spec.axes).items():
-        if _is_multiplied(model, axes) and not QUANTIZED_AXES.isdisjoint(axes.names):
+        is_of_tokens = _is_multiplied(model, axes) and ".positions." not in name
+        if is_of_tokens and not QUANTIZED_AXES.isdisjoint(axes.names):
             flops += 6.0 * _products(model, name, axes, shapes[name].shape, lengths)
     return lengths.texts * flops
 
@@ -123,8 +127,8 @@ def _attention_flops(model: ModelConfig, lengths: ExampleLengths, *, causal_half
         def of_layer(layer: LayerConfig) -> float:
             if not isinstance(layer.mixer, SelfAttention):
                 return 0.0
-            channels = (layer.mixer.key_dim(model) + layer.mixer.value_dim(model)) / 2
-            return channels * layer.attention.pairs(length, causal=causal and causal_half)
+            pairs = layer.attention.pairs(length, causal=causal and causal_half)
+            return _channels_of_pair(model, layer.mixer) * pairs
 
         return layers * model.mean_over_layers(of_layer)
 
@@ -136,6 +140,29 @@ def _attention_flops(model: ModelConfig, lengths: ExampleLengths, *, causal_half
         all_pairs += channel_pairs(model.decoder_model, model.decoder_layers, lengths.targets, causal=True)
         all_pairs += model.head_dim * model.decoder_layers * lengths.targets * lengths.tokens
     return flops_per_channel * all_pairs
+
+
+def _channels_of_pair(model: ModelConfig, mixer: SelfAttention) -> float:
+    """Return the width of a product for a pair of positions, of which attention without a bias has two a head."""
+    key_dim = mixer.key_dim(model)
+    return (key_dim + mixer.value_dim(model) + model.positions.bias_products * key_dim) / 2
+
+
+def _memory_flops(model: ModelConfig, lengths: ExampleLengths) -> float:
+    """Return the FLOPs of keys and values of a memory, which need no gradient of their input, and of pairs with it."""
+
+    def of_layer(layer: LayerConfig) -> float:
+        if not isinstance(layer.mixer, SelfAttention) or not layer.mixer.memory:
+            return 0.0
+        memory = layer.mixer.memory
+        all_pairs = layer.attention.pairs(memory + lengths.tokens, causal=False)
+        for part in (memory, lengths.tokens):
+            all_pairs -= layer.attention.pairs(part, causal=False)
+        pair_flops = ATTENTION_FLOPS * model.heads * _channels_of_pair(model, layer.mixer) * all_pairs / 2
+        widths = layer.mixer.key_dim(model) + layer.mixer.value_dim(model)
+        return pair_flops + 4.0 * memory * model.embed * model.kv_heads * widths
+
+    return model.layers * model.mean_over_layers(of_layer)
 
 
 def _scan_flops(model: ModelConfig, lengths: ExampleLengths) -> float:

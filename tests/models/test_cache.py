@@ -16,21 +16,29 @@ KINDS: tuple[dict[str, dict[str, object]], ...] = (
     {"fixed": {"stride": 4, "summary": 1, "share": "near"}},
     {"fixed": {"stride": 4, "summary": 1, "share": "heads"}},
 )
-CASES = [*((kind, False) for kind in KINDS), (KINDS[0], True), (KINDS[-1], True)]
+CASES = [
+    *((kind, False, "rotary") for kind in KINDS),
+    (KINDS[0], True, "rotary"),
+    (KINDS[-1], True, "rotary"),
+    (KINDS[0], False, "transformer_xl"),
+    pytest.param(KINDS[3], False, "transformer_xl", marks=pytest.mark.slow),
+]
 PROMPT_LENGTHS = (13, 3)
 """One prompt is longer than the window, one is shorter."""
 NEW_TOKENS = 9
 
 
-@pytest.mark.parametrize(("kind", "prefix_lm"), CASES, ids=str)
-def test_decoding_token_by_token_equals_one_pass(kind: dict[str, dict[str, object]], prefix_lm: bool) -> None:
+@pytest.mark.parametrize(("kind", "prefix_lm", "positions"), CASES, ids=str)
+def test_decoding_token_by_token_equals_one_pass(
+    kind: dict[str, dict[str, object]], prefix_lm: bool, positions: str
+) -> None:
     """Prompts of unequal length are padded on the left, as in generation."""
     config = ModelConfig.model_validate(
         {
             "layers": 2,
             "pattern": [{"attention": "dense"}, {"attention": kind}],
             "prefix_lm": prefix_lm,
-            "positions": "rotary",
+            "positions": positions,
             "embed": 16,
             "heads": 4,
             "kv_heads": 2,

@@ -46,6 +46,7 @@ VARIANTS = {
     },
     "relative": {"positions": {"relative": {"buckets": 8, "distance": 10}}, "attention_scale": 1.0},
     "relative, a table per layer": {"positions": {"relative": {"buckets": 8, "distance": 10, "shared": False}}},
+    "transformer_xl": {"positions": {"transformer_xl": {"shared_biases": True}}, "kv_heads": 2},
     "shared layers": {"shared_layers": True, "shared_groups": 2, "query_key_value_bias": False},
     "softcaps, positions by layer, a pattern cut short": {
         "positions": {"rotary": {"theta": 100.0}},

@@ -3,6 +3,7 @@
 from collections import Counter
 from functools import partial
 from itertools import pairwise
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,12 +12,14 @@ import pytest
 from flax import nnx
 from jaxtyping import Array, PyTree
 
+from t5x_lite import config as configuration
 from t5x_lite.data.config import DataConfig
 from t5x_lite.data.consecutive import ConsecutiveOrder, ConsecutiveRows
 from t5x_lite.data.order_problems import order_problems
 from t5x_lite.data.pipeline import ExampleBuilder, TrainingRows
 from t5x_lite.data.row_plan import StreamWindows
 from t5x_lite.errors import UserError
+from t5x_lite.models.attention.kernels import planned_kernels
 from t5x_lite.models.carry import empty_carry, give_carry, take_carry
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.spec import model_spec
@@ -92,16 +95,16 @@ def test_the_first_states_are_those_of_the_layers_before_the_pattern_and_of_its_
     assert any("a layer of the model is attention" in problem for problem in problems)
 
 
-def small_decoder(*mixers: str | dict) -> ModelConfig:
-    sizes = {"embed": 16, "heads": 2, "vocab": 11, "positions": "none"}
+def small_decoder(*mixers: str | dict, positions: str | dict = "none") -> ModelConfig:
+    sizes = {"embed": 16, "heads": 2, "vocab": 11, "positions": positions}
     return ModelConfig.model_validate({**sizes, "layers": 2, "pattern": [{"mixer": mixer} for mixer in mixers]})
 
 
 class Windows:
-    """A small decoder of recurrent layers with random weights, which reads windows with a carried state."""
+    """A small decoder with random weights, which reads windows with a carried state."""
 
-    def __init__(self, *mixers: str | dict) -> None:
-        self.config = small_decoder(*mixers)
+    def __init__(self, *mixers: str | dict, positions: str | dict = "none") -> None:
+        self.config = small_decoder(*mixers, positions=positions)
         self.spec = model_spec(self.config)
         _, params = nnx.split(random_model(self.config))
         self.params = nnx.to_pure_dict(params)
@@ -132,18 +135,29 @@ class Windows:
         return (states[:, 0] * jnp.arange(states.shape[-1])).sum()
 
 
+MEMORY = {"attention": {"memory": 7}}
+"""A memory that is one token longer than a window of the tests."""
+
+
 @pytest.mark.parametrize(
-    "mixers",
+    ("mixers", "positions"),
     [
-        ("lstm",),
-        pytest.param(("lstm", "rg_lru"), marks=pytest.mark.slow),
-        pytest.param(("gru", {"mamba2": {"head_dim": 8, "state": 4, "chunk": 4}}), marks=pytest.mark.slow),
-        pytest.param(("rnn",), marks=pytest.mark.slow),
+        (("lstm",), "none"),
+        (("lstm", MEMORY), "transformer_xl"),
+        pytest.param(("lstm", "rg_lru"), "none", marks=pytest.mark.slow),
+        pytest.param(("gru", {"mamba2": {"head_dim": 8, "state": 4, "chunk": 4}}), "none", marks=pytest.mark.slow),
+        pytest.param(("rnn",), "none", marks=pytest.mark.slow),
+        pytest.param((MEMORY,), "rotary", marks=pytest.mark.slow),
+        pytest.param((MEMORY,), {"relative": {"buckets": 8, "distance": 10}}, marks=pytest.mark.slow),
+        pytest.param((MEMORY,), "alibi", marks=pytest.mark.slow),
     ],
 )
-def test_two_windows_with_a_carried_state_are_one_row(mixers: tuple[str | dict, ...]) -> None:
-    """A document goes on over the border of the windows in the first row, one begins there in the second."""
-    model = Windows(*mixers)
+def test_two_windows_with_a_carried_state_are_one_row(mixers: tuple[str | dict, ...], positions: str | dict) -> None:
+    """A document goes on over the border of the windows in the first row, one begins there in the second.
+
+    Causal states do not depend on later tokens, so that attention with all of them in its memory is that of one row.
+    """
+    model = Windows(*mixers, positions=positions)
     tokens = np.random.default_rng(0).integers(0, 11, (2, 12))
     segments = np.array([[1] * 4 + [2] * 8, [1] * 6 + [2] * 3 + [3] * 3])
     whole = model.read_alone(tokens, segments)
@@ -156,9 +170,12 @@ def test_two_windows_with_a_carried_state_are_one_row(mixers: tuple[str | dict, 
     np.testing.assert_allclose(alone[1], whole[1, 6:], atol=1e-5)
 
 
-def test_the_gradient_ends_at_the_border_of_the_windows() -> None:
+@pytest.mark.parametrize(
+    ("mixer", "positions"), [("lstm", "none"), pytest.param(MEMORY, "transformer_xl", marks=pytest.mark.slow)]
+)
+def test_the_gradient_ends_at_the_border_of_the_windows(mixer: str | dict, positions: str) -> None:
     """Token 9 is in the first window alone: it changes the loss of the second, which has no gradient for it."""
-    model = Windows("lstm")
+    model = Windows(mixer, positions=positions)
     windows = jnp.array([[1, 2, 3, 9]]), jnp.array([[4, 5, 6, 7]])
     loss, gradients = jax.value_and_grad(model.loss_of_second)(model.params, *windows)
     gradient = np.asarray(gradients["tokens"]["weight"])
@@ -190,3 +207,38 @@ def test_what_cannot_carry_states_is_refused(
     problems = "; ".join(order_problems(small_decoder(*mixers), settings, objective, train(**limits[0]), limits[1]))
     assert message in problems
     assert not list(order_problems(small_decoder("lstm"), DataConfig(order="consecutive"), Causal(), train(), 1))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"positions": "learned"}, "memory needs positions that depend on the distance, such as transformer_xl"),
+        ({"positions": "rotary", "family": "encoder"}, "memory is for a decoder without prefix_lm"),
+        ({"positions": "rotary", "prefix_lm": True}, "memory is for a decoder without prefix_lm"),
+        (
+            {"positions": "rotary", "pattern": [{"mixer": MEMORY, "attention": {"strided": {"stride": 4}}}]},
+            "memory is for dense and local attention",
+        ),
+        (
+            {"positions": "rotary", "pattern": [{"mixer": {"latent_attention": {"memory": 4}}}]},
+            "memory is for mixer: attention, not for latent_attention",
+        ),
+    ],
+)
+def test_a_model_that_cannot_have_a_memory_is_refused(settings: dict[str, object], message: str) -> None:
+    sizes = {"embed": 16, "heads": 2, "vocab": 11, "layers": 2}
+    with pytest.raises(ValueError, match=message):
+        ModelConfig.model_validate({**sizes, "pattern": [{"mixer": MEMORY}], **settings})
+
+
+def test_a_memory_that_would_stay_empty_is_refused(tiny_config: Path) -> None:
+    overrides = ["model.pattern=[{mixer: {attention: {memory: 4}}}]", "model.positions=transformer_xl"]
+    with pytest.raises(UserError, match=r"mixer\.attention\.memory needs data\.order=consecutive, or it stays empty"):
+        configuration.load(tiny_config, overrides)
+    assert configuration.load(tiny_config, [*overrides, "data.order=consecutive"]).model.period[0].mixer.memory == 4
+
+
+def test_fused_kernels_refuse_a_memory() -> None:
+    model = small_decoder(MEMORY, positions="rotary").model_copy(update={"compute": "bfloat16"})
+    reason = "it does not support a memory of the batch before"
+    assert planned_kernels(model, 2048, "tpu") == {"dense": f"xla (not splash: {reason})"}

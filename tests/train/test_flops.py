@@ -193,3 +193,19 @@ def test_flops_of_shared_layers_count_every_pass(groups: int) -> None:
     assert flops_per_example(shared, model_spec(shared), lengths) == flops_per_example(
         separate, model_spec(separate), lengths
     )
+
+
+def test_flops_of_transformer_xl_by_hand() -> None:
+    """A memory of 12 tokens before 8: keys and values of 12 more, and 12 · 8 pairs more than the half square.
+
+    Each pair has a product with the distance beside those with key and value. W R is computed once for a batch.
+    """
+    attention = {"attention": {"memory": 12}}
+    settings = {**SIZES, "positions": "transformer_xl", "bias": False, "pattern": [{"mixer": attention}]}
+    model = ModelConfig.model_validate(settings)
+    tokens, memory, embed, layers = 8, 12, 64, 2
+    matrices = 6 * tokens * (layers * (4 * embed**2 + 2 * 4 * embed**2) + 256 * embed)
+    of_memory = layers * 4 * memory * 2 * embed**2
+    pairs = layers * (tokens**2 / 2 + tokens * memory) * 6 * 3 * embed
+    expected = matrices + of_memory + pairs
+    assert flops_per_example(model, model_spec(model), ExampleLengths(tokens, tokens)) == pytest.approx(expected)

@@ -22,6 +22,7 @@ PATTERNS = {
     "rg_lru": "[{mixer: rg_lru},{mixer: rg_lru},{attention: {local: {window: 8}}}]",
     "mamba2": f"[{{mixer: {MAMBA}}}]",
     "carried": f"[{{mixer: lstm}},{{mixer: {MAMBA}}}]",
+    "memory": "[{mixer: {attention: {memory: 24}}}]",
 }
 BARE = (
     "model.norm=none",
@@ -43,6 +44,8 @@ def test_a_run_resumes_to_the_bit_is_scored_and_generates(
     overrides = [f"model.pattern={PATTERNS[name]}", f"model.layers={layers}", "train.steps=2"]
     if name == "carried":
         overrides += ["data.order=consecutive", "optimizer.method={nt_asgd: {interval: 1, patience: 1}}"]
+    if name == "memory":
+        overrides += ["data.order=consecutive", "model.positions=transformer_xl"]
     train = ["train", str(tiny_config), f"run_dir={run}", *overrides, "checkpoint.every_steps=1", "eval.every_steps=1"]
     assert main(train) == 0
     first = {line["step"]: line["loss"] for line in lines(run) if "loss" in line}

@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 from t5x_lite.models.attention.context import (
     MASK_VALUE,
     AttentionInputs,
+    ContentPairs,
     KernelRequirements,
     PartialAttention,
     TokenPositions,
@@ -94,12 +95,17 @@ def dense_attention(inputs: AttentionInputs, allowed: AllowedPairs) -> PartialAt
     n = inputs.key.shape[2]
     query = (inputs.query * inputs.scale).reshape(b, l, n, h // n, k)
     scores = jnp.einsum("blngk,bmnk->bnglm", query, inputs.key, preferred_element_type=jnp.float32)
+    context = inputs.context
+    if context.content_bias is not None:
+        pairs = ContentPairs(inputs.query, inputs.key, context.queries, context.keys)
+        content_bias = context.content_bias(pairs)
+        scores = scores + inputs.scale * content_bias.reshape(scores.shape)
     if inputs.settings.softcap is not None:
         scores = inputs.settings.softcap * jnp.tanh(scores / inputs.settings.softcap)
-    bias = inputs.context.score_bias()
+    bias = context.score_bias()
     if bias is not None:
         scores = scores + bias.reshape(n, h // n, *bias.shape[1:])
-    mask = attention_mask(allowed, inputs.context)
+    mask = attention_mask(allowed, context)
     scores = jnp.where(mask[:, None, None], scores, MASK_VALUE)
     weights = jax.nn.softmax(scores, axis=-1).astype(inputs.value.dtype)
     weights = dropout(weights, inputs.settings.dropout, inputs.dropout_key)
@@ -121,6 +127,7 @@ def chunked_attention(inputs: AttentionInputs, allowed: AllowedPairs) -> Partial
     size = max(limits.chunk_bytes // (4 * b * h * keys), 1)
     count = -(-l // size)
     positions = inputs.context.queries
+    spacing = positions.traced_spacing()
 
     def chunks(x: Array) -> Array:
         return jnp.moveaxis(split_axis(x, 1, count, size), 1, 0)
@@ -128,7 +135,7 @@ def chunked_attention(inputs: AttentionInputs, allowed: AllowedPairs) -> Partial
     @jax.checkpoint
     def compute_chunk(chunk: tuple[Array, Array, Array, Array | None, Array | None]) -> PartialAttention:
         query, index, segment_ids, unpadded_index, dropout_key = chunk
-        queries = TokenPositions(index, segment_ids, unpadded_index=unpadded_index)
+        queries = TokenPositions(index, segment_ids, unpadded_index=unpadded_index, spacing=spacing)
         context = replace(inputs.context, queries=queries, self_attention=False, bias=None)
         return dense_attention(replace(inputs, query=query, context=context, dropout_key=dropout_key), allowed)
 
@@ -210,8 +217,8 @@ def block_attention(inputs: AttentionInputs, shape: BlockBand, allowed: AllowedP
     key_segments, key_prefix = jax.tree.map(blocks_with_neighbours, (keys.segment_ids, keys.prefix))
     context = replace(
         inputs.context,
-        queries=TokenPositions(shape.before * size + jnp.arange(size), blocks(queries.segment_ids)),
-        keys=TokenPositions(jnp.arange(neighbours * size), key_segments, key_prefix),
+        queries=TokenPositions(shape.before * size + np.arange(size), blocks(queries.segment_ids)),
+        keys=TokenPositions(np.arange(neighbours * size), key_segments, key_prefix),
         self_attention=False,
         bias=None,
     )
@@ -283,7 +290,7 @@ def column_attention(inputs: AttentionInputs, shape: StridedColumns, allowed: Al
 
     keys = inputs.context.keys
     segments, prefix = jax.tree.map(columns, (keys.segment_ids, keys.prefix))
-    positions = TokenPositions(stride * jnp.arange(count), segments, prefix)
+    positions = TokenPositions(stride * np.arange(count), segments, prefix)
     in_columns = replace(
         inputs,
         query=columns(inputs.query),

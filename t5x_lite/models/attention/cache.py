@@ -117,6 +117,7 @@ def update_cache(
     ring_in_order = cache.read().select((start + places) % size)
     source = ring_in_order.append(new)
     positions = _positions_at(context.keys, start - size + jnp.arange(size + length))
+    positions = replace(positions, spacing=1)
     ring = source.select(length + (places - start - length) % size)
     context = replace(context, queries=positions, keys=positions, self_attention=True, bias=None)
     return source, context, cache.write_at(ring, 0)

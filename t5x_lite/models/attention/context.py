@@ -2,7 +2,8 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from functools import partial
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from t5x_lite.models.attention.kinds.shapes import AllowedPairs
+
+if TYPE_CHECKING:
+    from t5x_lite.models.positions.module import Positions
 
 MASK_VALUE = float(jnp.finfo(jnp.float32).min)
 """Score of a masked key; finite, so that a row without any visible key does not become NaN."""
@@ -34,6 +38,7 @@ class TokenPositions:
         unpadded_index: position without the padding to the left, `[b, l]`, which attention kinds compare where rows of
             unequal length begin at different indices; None where all begin at 0.
         single_segment: every row is known to hold one document and no padding.
+        spacing: distance of each index from the one before it, where it is known though `index` is not.
     """
 
     index: Int[Array, "l"] | Int[np.ndarray, "l"]
@@ -41,6 +46,7 @@ class TokenPositions:
     prefix: Bool[Array, "b l"] | None = None
     unpadded_index: Int[Array, "b l"] | None = None
     single_segment: bool = field(default=False, metadata={"static": True})
+    spacing: int | None = field(default=None, metadata={"static": True})
 
     @property
     def in_order(self) -> bool:
@@ -48,6 +54,28 @@ class TokenPositions:
         if isinstance(self.index, jax.core.Tracer):
             return False
         return np.array_equal(self.index, np.arange(len(self.index)))
+
+    @property
+    def distances(self) -> Int[np.ndarray, "l"]:
+        """Return the distance of each token from the smallest index.
+
+        Raises:
+            ValueError: it is not known while tracing.
+        """
+        if self.spacing is not None:
+            return self.spacing * np.arange(len(self.index))
+        if isinstance(self.index, jax.Array):
+            raise ValueError("the distances between these tokens are not known while tracing")
+        return self.index - self.index.min()
+
+    def traced_spacing(self) -> int | None:
+        """Return the distance of neighbouring tokens if all are equal, for a copy whose index is traced."""
+        if self.spacing is not None or isinstance(self.index, jax.Array) or len(self.index) < 2:
+            return self.spacing
+        steps = np.unique(np.diff(self.index))
+        if len(steps) > 1 or steps[0] < 1:
+            return None
+        return int(steps[0])
 
     def select(self, places: slice | np.ndarray) -> "TokenPositions":
         """Return the positions of some tokens of every row."""
@@ -57,7 +85,34 @@ class TokenPositions:
         unpadded_index = self.unpadded_index
         if unpadded_index is not None:
             unpadded_index = unpadded_index[:, places]
-        return TokenPositions(self.index[places], self.segment_ids[:, places], prefix, unpadded_index)
+        spacing = self.spacing
+        if not isinstance(places, slice):
+            spacing = None
+        return TokenPositions(self.index[places], self.segment_ids[:, places], prefix, unpadded_index, spacing=spacing)
+
+
+@dataclass(frozen=True)
+class ContentPairs:
+    """Some of the queries and keys of one layer, of some of its heads.
+
+    Attributes:
+        query: the queries.
+        key: the keys; h query heads share n key heads in order.
+        queries, keys: positions of both.
+        heads: the heads that these are, of those of the layer.
+    """
+
+    query: Float[Array, "b l h k"]
+    key: Float[Array, "b m n k"]
+    queries: TokenPositions
+    keys: TokenPositions
+    heads: slice = field(default_factory=partial(slice, None))
+
+
+class ContentBias(Protocol):
+    """A function that returns what is added to the products of queries and keys before they are scaled, in float32."""
+
+    def __call__(self, pairs: ContentPairs) -> Float[Array, "b h l m"]: ...
 
 
 def _no_rotation(x: Float[Array, "b l h k"], positions: Int[Array, "b l"] | None) -> Float[Array, "b l h k"]:
@@ -76,6 +131,9 @@ class AttentionContext:
         rotate: rotates queries and new keys.
         offset_bias: bias of the scores as a function of the offset; None for no bias.
         bias: the bias of all queries and keys, `[h, l, m]`, where it is computed once for all layers.
+        content_bias: bias of the scores as a function of queries, keys and their positions; None for no such bias. It
+            is computed for the pairs that are computed together, so that no kind of attention slices it.
+        stack_positions: the parameters of the position encoding that all layers share, for `content_bias`.
         global_bias: bias of the scores of global tokens as a function of the offset in blocks.
         sinks: score of each head, beside those of the keys, that takes weight and adds nothing; None for no sinks.
     """
@@ -88,6 +146,8 @@ class AttentionContext:
     rotate: Rotation = _no_rotation
     offset_bias: OffsetBias | None = None
     bias: Float[Array, "h l m"] | None = None
+    content_bias: ContentBias | None = None
+    stack_positions: "Positions | None" = None
     global_bias: OffsetBias | None = None
     sinks: Float[Array, "h"] | None = None
 
@@ -203,6 +263,8 @@ class AttentionInputs:
             context = replace(context, sinks=context.sinks[heads])
         if context.offset_bias is not None:
             context = replace(context, offset_bias=_bias_of_heads(context.offset_bias, heads))
+        if context.content_bias is not None:
+            context = replace(context, content_bias=partial(_content_bias_of_heads, context.content_bias, heads))
         dropout_key = self.dropout_key
         if dropout_key is not None:
             dropout_key = jax.random.fold_in(dropout_key, start)
@@ -221,6 +283,10 @@ def _bias_of_heads(offset_bias: OffsetBias, heads: slice) -> OffsetBias:
         return offset_bias(offset)[heads]
 
     return bias
+
+
+def _content_bias_of_heads(content_bias: ContentBias, heads: slice, pairs: ContentPairs) -> Float[Array, "b h l m"]:
+    return content_bias(replace(pairs, heads=heads))
 
 
 PartialAttention = tuple[Float[Array, "b l h j"], Float[Array, "b l h"]]
@@ -244,6 +310,8 @@ class KernelRequirements:
         softcap: the scores are bounded by a tanh.
         value_dim: channels of a value; 0: those of a head.
         sinks: heads have a score beside those of the keys.
+        content_bias: position encodings add a bias that depends on the content of queries and keys.
+        memory: keys are those of the row and of tokens of the batch before.
     """
 
     length: int
@@ -258,6 +326,8 @@ class KernelRequirements:
     softcap: bool = False
     value_dim: int = 0
     sinks: bool = False
+    content_bias: bool = False
+    memory: bool = False
 
 
 def attention_mask(allowed: AllowedPairs, context: AttentionContext) -> Bool[Array, "b l m"]:

@@ -58,7 +58,7 @@ def attend(
     settings: AttentionSettings,
     dropout_key: PRNGKeyArray | None = None,
 ) -> Float[Array, "b l h j"]:
-    """Compute softmax(scale * q k^T + bias) v over the keys that each query attends to.
+    """Compute softmax(scale * (q k^T + content bias) + bias) v over the keys that each query attends to.
 
     A query without any key is padding and gets something finite; under a kind that allows empty rows it gets 0.
 
@@ -107,6 +107,7 @@ def kernel_requirements(inputs: AttentionInputs) -> KernelRequirements:
         softcap=inputs.settings.softcap is not None,
         value_dim=inputs.value.shape[3],
         sinks=context.sinks is not None,
+        content_bias=context.content_bias is not None,
     )
 
 
@@ -145,6 +146,10 @@ def _unsupported_reason(
 ) -> str | None:
     if kernel != "xla" and isinstance(kind, TransientGlobal):
         return "it does not support global tokens"
+    if kernel != "xla" and required.content_bias:
+        return "it does not support positions whose bias depends on queries and keys"
+    if kernel != "xla" and required.memory:
+        return "it does not support a memory of the batch before"
     if kernel != "xla" and required.value_dim > required.head_dim:
         return "it does not support values that are wider than keys"
     return KERNELS[kernel].unsupported_reason(kind, required, platform)
@@ -167,12 +172,18 @@ def _planned_choices(
         prefix=config.prefix_lm,
         softcap=config.attention_softcap is not None,
         sinks=config.attention_sinks,
+        content_bias=config.positions.reads_content,
     )
     choices = {}
     for layer in (*config.first, *config.pattern):
         if isinstance(layer.mixer, SelfAttention):
             mixer = layer.mixer
-            of_layer = replace(required, head_dim=mixer.key_dim(config), value_dim=mixer.value_dim(config))
+            of_layer = replace(
+                required,
+                head_dim=mixer.key_dim(config),
+                value_dim=mixer.value_dim(config),
+                memory=mixer.memory > 0,
+            )
             choices[layer.attention] = choose_kernel(layer.attention, of_layer, config.kernel, platform)
     return choices
 

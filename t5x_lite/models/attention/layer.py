@@ -106,6 +106,9 @@ class Attention(nnx.Module):
         query = self.queries(x, context)
         if self.positions is not None and context.offset_bias is None:
             context = replace(context, offset_bias=self.positions.offset_bias(causal=context.causal))
+        if self.positions is not None:
+            content_bias = self.positions.content_bias(context, self.query, self.key)
+            context = replace(context, content_bias=content_bias)
         if self.sinks is not None:
             context = replace(context, sinks=self.sinks[...])
         padding = context.queries.index.shape[0] - x.shape[1]

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, TypeAlias
 from jaxtyping import Bool, Float
 
 from t5x_lite.arrays import Array
-from t5x_lite.schema import Config
+from t5x_lite.models.positions import Learned, Sinusoidal
+from t5x_lite.schema import Config, Int, setting
 
 if TYPE_CHECKING:
     from flax import nnx
@@ -68,6 +69,26 @@ class SelfAttention(Mixer):
 
     `models/attention` computes it; its state in decoding is a cache of keys and values, which grows with the row.
     """
+
+    memory: Int = setting(
+        0,
+        "tokens before a row whose states it attends to too, with data.order: consecutive",
+        unit="tokens",
+        ge=0,
+        source="Transformer-XL: Dai et al. 2019, §3.2",
+    )
+
+    def model_problems(self, model: "ModelConfig") -> Iterator[str]:
+        """Yield what a memory does not go together with."""
+        if not self.memory:
+            return
+        if model.family != "decoder" or model.prefix_lm:
+            yield "mixer.attention.memory is for a decoder without prefix_lm"
+        if isinstance(model.positions, Learned | Sinusoidal):
+            yield (
+                "mixer.attention.memory needs positions that depend on the distance, such as transformer_xl or rotary: "
+                "those that are added to embeddings are the same in the memory and in the row"
+            )
 
     def key_dim(self, model: "ModelConfig") -> int:
         """Return the width of a head's queries and keys."""

@@ -7,6 +7,7 @@ from t5x_lite.models.positions.none import NoPositions
 from t5x_lite.models.positions.relative import Relative
 from t5x_lite.models.positions.rotary import Rotary
 from t5x_lite.models.positions.sinusoidal import Sinusoidal
+from t5x_lite.models.positions.transformer_xl import TransformerXL
 
 POSITIONS: dict[str, type[PositionEncoding]] = {
     "learned": Learned,
@@ -14,6 +15,7 @@ POSITIONS: dict[str, type[PositionEncoding]] = {
     "rotary": Rotary,
     "relative": Relative,
     "alibi": ALiBi,
+    "transformer_xl": TransformerXL,
     "none": NoPositions,
 }
 
@@ -26,4 +28,5 @@ __all__ = [
     "Relative",
     "Rotary",
     "Sinusoidal",
+    "TransformerXL",
 ]

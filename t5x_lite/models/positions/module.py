@@ -1,6 +1,7 @@
 """The module that holds the parameters of a position encoding and applies it at one place of a model."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from flax import nnx
@@ -9,9 +10,32 @@ from jaxtyping import Array, Float, Int
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.positions.encoding import Place
 
+if TYPE_CHECKING:
+    from t5x_lite.models.attention.context import AttentionContext, ContentBias
+    from t5x_lite.models.layers import Linear
+
+
+@dataclass(frozen=True)
+class ContentParameters:
+    """The parameters with which a bias is computed that depends on queries and keys.
+
+    Attributes:
+        layer: those of the encoding in the layer.
+        stack: those of the encoding that all layers share.
+        query, key: the projections of the layer.
+    """
+
+    layer: "Positions"
+    stack: "Positions"
+    query: "Linear"
+    key: "Linear"
+
 
 class Positions(nnx.Module):
-    """A position encoding at one place of a model; elsewhere it does nothing and has no parameters."""
+    """A position encoding at one place of a model; elsewhere it does nothing.
+
+    An encoding whose place is the layer may have parameters in the stack too, which all layers share.
+    """
 
     if TYPE_CHECKING:
 
@@ -21,9 +45,13 @@ class Positions(nnx.Module):
         self.encoding = config.positions
         self.heads = config.heads
         self.is_applied = self.encoding.place == place
+        parameters = {}
         if self.is_applied:
-            for name, parameter in self.encoding.init_parameters(config, rngs).items():
-                setattr(self, name, parameter)
+            parameters = self.encoding.init_parameters(config, rngs)
+        elif place == "stack":
+            parameters = self.encoding.init_stack_parameters(config, rngs)
+        for name, parameter in parameters.items():
+            setattr(self, name, parameter)
 
     def encode(self, x: Float[Array, "b l d"], positions: Int[Array, "b l"]) -> Float[Array, "b l d"]:
         """Return token embeddings with positions added."""
@@ -46,3 +74,11 @@ class Positions(nnx.Module):
             return self.encoding.offset_bias(self, offset, causal=causal)
 
         return bias
+
+    def content_bias(self, context: "AttentionContext", query: "Linear", key: "Linear") -> "ContentBias | None":
+        """Return the bias of a layer's scores as a function of queries and keys; None: there is none."""
+        if not self.is_applied or not self.encoding.reads_content:
+            return None
+        assert context.stack_positions is not None
+        parameters = ContentParameters(self, context.stack_positions, query, key)
+        return self.encoding.content_bias(parameters, context)

@@ -21,9 +21,14 @@ class Sinusoidal(PositionEncoding):
         self, parameters: "Positions", x: Float[Array, "b l d"], positions: Int[Array, "b l"]
     ) -> Float[Array, "b l d"]:
         """Add the sines and cosines of each position."""
-        import jax.numpy as jnp
+        return x + sinusoids(positions, x.shape[-1]).astype(x.dtype)
 
-        from t5x_lite.models.positions.rotary import frequencies
 
-        angles = positions[..., None].astype(jnp.float32) * frequencies(x.shape[-1], WAVELENGTH_BASE)
-        return x + jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1).astype(x.dtype)
+def sinusoids(positions: Int[Array, "*shape"], channels: int) -> Float[Array, "*shape d"]:
+    """Return the sines, then the cosines, of each position."""
+    import jax.numpy as jnp
+
+    from t5x_lite.models.positions.rotary import frequencies
+
+    angles = positions[..., None].astype(jnp.float32) * frequencies(channels, WAVELENGTH_BASE)
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
