@@ -102,6 +102,13 @@ PUBLISHED = {
     "qwen3/32b": 32_762_123_264,
     "qwen3/30b_a3b": 30_532_122_624,
     "qwen3/235b_a22b": 235_093_634_560,
+    # Rae et al. 2021, Table 1.
+    "gopher/44m": 44e6,
+    "gopher/117m": 117e6,
+    "gopher/417m": 417e6,
+    "gopher/1.4b": 1.4e9,
+    "gopher/7.1b": 7.1e9,
+    "gopher/280b": 280e9,
     # Chowdhery et al. 2022, Table 1.
     "palm/8b": 8.63e9,
     "palm/62b": 62.50e9,
@@ -480,6 +487,15 @@ def test_the_parameters_of_palm_by_hand(size: tuple[int, int, int, str]) -> None
     attention = 2 * width * heads * 256 + 2 * width * 256
     layer = attention + 3 * width * 4 * width + width
     assert count_parameters(f"palm/{name}") == 256_000 * width + layers * layer + width
+
+
+@pytest.mark.parametrize(("name", "layers", "width"), [("417m", 12, 1536), ("280b", 80, 16384)])
+def test_the_parameters_of_gopher_by_hand(name: str, layers: int, width: int) -> None:
+    """Five square matrices a layer, that of the distances among them, the two of the feed-forward, and vectors."""
+    matrices = 13 * width**2
+    # Biases: four of attention, 4·width and width of the feed-forward, two of the distances; two norms of scales.
+    vectors = (4 + 5 + 2 + 2) * width
+    assert count_parameters(f"gopher/{name}") == 32_000 * width + layers * (matrices + vectors) + width
 
 
 @pytest.mark.parametrize("kind", ["encoder", "decoder"])
