@@ -39,7 +39,7 @@ def _read_languages(source: ForeignModel, settings: Settings) -> None:
 
 def _write_languages(model: ModelConfig, config: ForeignConfig) -> None:
     config["n_langs"] = max(model.token_types, 1)
-    config["use_lang_emb"] = model.token_types > 1
+    config["use_lang_emb"] = True
 
 
 XLM_CONFIG = ConfigTable(
