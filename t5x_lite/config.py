@@ -204,6 +204,11 @@ class RunConfig(Config):
         """Return which of the parameters in `tree`, nested dicts whose leaves may be anything, train."""
         return TrainableSplit.of(self.method, self.model, list(flatten_names(tree)))
 
+    @property
+    def row_objectives(self) -> tuple[Objective, ...]:
+        """The distinct objectives of the rows of a batch: the run's, or those of the sources of its mixture."""
+        return self.data.objectives(self.require_objective())
+
     def require_objective(self) -> Objective:
         """Return the objective of a run that is trained or evaluated.
 

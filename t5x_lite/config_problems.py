@@ -1,14 +1,18 @@
 """Combinations of an objective with the model, the data and the training that are refused."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from t5x_lite.data.config import Bytes, TokenizerFile
+from t5x_lite.data.config import Bytes, DataConfig, TokenizerFile
 from t5x_lite.data.order_problems import memory_problems, order_problems
+from t5x_lite.errors import UserError
 from t5x_lite.evaluate.evaluators import Validation
+from t5x_lite.models.config import ModelConfig
 from t5x_lite.objectives import Objective
+from t5x_lite.objectives.mixed_rows import feature_types
 from t5x_lite.objectives.permutation import Permutation
 from t5x_lite.objectives.policy_optimization import PolicyOptimization
+from t5x_lite.objectives.stand_in import LARGEST_VOCAB, stand_in_context, stand_in_example
 from t5x_lite.objectives.token_prediction import TokenPrediction
 from t5x_lite.train.optimizers import NTASGD
 
@@ -21,11 +25,9 @@ def objective_problems(config: "RunConfig", objective: Objective) -> Iterator[st
     if not config.model.outputs and config.model.head is None:
         yield "model.outputs: [] leaves nothing to predict; give some, or a head"
         return
-    if config.model.family in objective.families:
-        objective.check(config.model)
-    else:
-        families = " or ".join(objective.families)
-        yield f"objective {objective.name} trains {families}, not a model of family {config.model.family}"
+    row_objectives = config.data.objectives(objective)
+    yield from _family_problems(config.model, (objective, *row_objectives))
+    yield from _mixing_problems(config, objective, row_objectives)
     if objective.needs_reference and not config.method.keeps_base:
         yield (
             f"objective {objective.name} compares the model with the one that it adapts: it needs "
@@ -44,12 +46,53 @@ def objective_problems(config: "RunConfig", objective: Objective) -> Iterator[st
     if config.tasks:
         if config.data.mixture_by == "tokens":
             yield "data.mixture_by=tokens is for text: the examples of `tasks` are mixed by their number"
+        if row_objectives != (objective,):
+            yield "data.mixture: the objective of a source is for text; the records of `tasks` have that of the run"
         return
     if config.data.order != "consecutive":
         yield from memory_problems(config.model)
     if config.method.placeholders:
         yield f"objective {objective.name} has no place for soft tokens (adapt.method) without `tasks`"
-    yield from _row_problems(config, objective)
+    # Sources with the same settings have the same problem.
+    problems: dict[str, None] = {}
+    for source in config.data.sources:
+        source_data = config.data.of_source(source)
+        problems.update(dict.fromkeys(_row_problems(config, source_data, source.objective or objective)))
+    yield from problems
+
+
+def _family_problems(model: ModelConfig, objectives: Sequence[Objective]) -> Iterator[str]:
+    """Yield which objectives cannot train the model.
+
+    Raises:
+        ValueError: an objective refuses it, with the reason.
+    """
+    for objective in dict.fromkeys(objectives):
+        if model.family in objective.families:
+            objective.check(model)
+        else:
+            families = " or ".join(objective.families)
+            yield f"objective {objective.name} trains {families}, not a model of family {model.family}"
+
+
+def _mixing_problems(config: "RunConfig", objective: Objective, row_objectives: Sequence[Objective]) -> Iterator[str]:
+    """Yield why the objectives of sources cannot share batches with the objective of the run, whose loss they have."""
+    for other in row_objectives:
+        if other == objective:
+            continue
+        pair = f"data.mixture: objective {other.name} of a source and `objective: {objective.name}`"
+        if other.loss_kind is None or other.loss_kind != objective.loss_kind:
+            yield f"{pair} compute different losses, so that their rows cannot share a batch; train them one by one"
+            continue
+        context = stand_in_context(LARGEST_VOCAB, config.train.seq_len, config.model.family)
+        try:
+            types = feature_types(stand_in_example(objective, context))
+            other_types = feature_types(stand_in_example(other, context))
+        except UserError:
+            continue  # for want of room or of a token that the tokenizer may have; reported when the data is opened
+        if types != other_types:
+            differing = ", ".join(sorted(types.keys() ^ other_types.keys()))
+            yield f"{pair} make different features ({differing}), so that their rows cannot share a batch"
 
 
 def distillation_problems(config: "RunConfig") -> Iterator[str]:
@@ -83,12 +126,12 @@ def _policy_problems(config: "RunConfig", objective: PolicyOptimization) -> Iter
         )
 
 
-def _row_problems(config: "RunConfig", objective: Objective) -> Iterator[str]:
+def _row_problems(config: "RunConfig", data: DataConfig, objective: Objective) -> Iterator[str]:
     """Yield what does not fit together between an objective on text and the rows of the text."""
     if isinstance(objective, Permutation) and (config.mesh.pipeline > 1 or config.mesh.context > 1):
         yield "objective permutation: two streams need mesh.pipeline=1 and mesh.context=1"
-    parts = config.data.parts
-    packing = config.data.packing
+    parts = data.parts
+    packing = data.packing
     if objective.rows == "sentences" and packing != "sentences":
         yield (
             f"objective {objective.name} is trained on sentences: it needs data.packing=sentences and "

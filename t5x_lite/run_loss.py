@@ -111,8 +111,9 @@ def _needs_segments(config: RunConfig) -> bool:
 
     It needs none where padding comes last if at all, and no query of a causal row sees it.
     """
-    objective = config.require_objective()
-    return not objective.every_token or config.data.packing != "stream" or config.data.separate_documents
+    packings = {config.data.of_source(source).packing for source in config.data.sources}
+    every_token = all(objective.every_token for objective in config.row_objectives)
+    return not every_token or packings != {"stream"} or config.data.separate_documents
 
 
 def _without_segments(batch: Batch) -> Batch:

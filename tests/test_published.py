@@ -32,6 +32,7 @@ PUBLISHED = {
     "gptneo/2.7b": 2.7e9,
     # Zhang et al. 2022, Table 1.
     "opt/125m": 125e6,
+    "opt/350m": 331_196_416,
     "opt/1.3b": 1.3e9,
     "opt/2.7b": 2.7e9,
     "opt/6.7b": 6.7e9,
@@ -91,6 +92,27 @@ PUBLISHED = {
     "smollm/135m": 134_515_008,
     "smollm/360m": 361_821_120,
     "smollm/1.7b": 1_711_376_384,
+    "smollm3/3b": 3_075_098_624,
+    # Released checkpoints of Qwen3, counted by hand; Yang et al. 2025, §2, say 235B and 30B.
+    "qwen3/0.6b": 596_049_920,
+    "qwen3/1.7b": 1_720_574_976,
+    "qwen3/4b": 4_022_468_096,
+    "qwen3/8b": 8_190_735_360,
+    "qwen3/14b": 14_768_307_200,
+    "qwen3/32b": 32_762_123_264,
+    "qwen3/30b_a3b": 30_532_122_624,
+    "qwen3/235b_a22b": 235_093_634_560,
+    # Rae et al. 2021, Table 1.
+    "gopher/44m": 44e6,
+    "gopher/117m": 117e6,
+    "gopher/417m": 417e6,
+    "gopher/1.4b": 1.4e9,
+    "gopher/7.1b": 7.1e9,
+    "gopher/280b": 280e9,
+    # Chowdhery et al. 2022, Table 1.
+    "palm/8b": 8.63e9,
+    "palm/62b": 62.50e9,
+    "palm/540b": 540.35e9,
     # Released checkpoints of Gemma 1 and 2.
     "gemma/2b": 2_506_172_416,
     "gemma/7b": 8_537_680_896,
@@ -156,10 +178,28 @@ PUBLISHED = {
     # Warner et al. 2024, §2.1.
     "modernbert/base": 149e6,
     "modernbert/large": 395e6,
+    # Le Breton et al. 2025, §3.
+    "neobert/250m": 250e6,
+    # Weller et al. 2025, §3: the models' names.
+    "ettin/encoder_17m": 17e6,
+    "ettin/encoder_32m": 32e6,
+    "ettin/encoder_68m": 68e6,
+    "ettin/encoder_150m": 150e6,
+    "ettin/encoder_400m": 400e6,
+    "ettin/encoder_1b": 1e9,
+    "ettin/decoder_17m": 17e6,
+    "ettin/decoder_32m": 32e6,
+    "ettin/decoder_68m": 68e6,
+    "ettin/decoder_150m": 150e6,
+    "ettin/decoder_400m": 400e6,
+    "ettin/decoder_1b": 1e9,
     # Released checkpoints with the output for masked tokens.
     "bert/multilingual": 178.6e6,
     "xlm_roberta/base": 278.3e6,
     "xlm_roberta/large": 560.1e6,
+    # Released checkpoints, counted by hand; Conneau et al. 2020, Table 1, say 250M for that of 15 languages.
+    "xlm/mlm_en_2048": 667_119_041,
+    "xlm/mlm_tlm_xnli15_1024": 249_071_384,
     "albert/base": 12e6,
     "albert/large": 18e6,
     "albert/xlarge": 60e6,
@@ -274,6 +314,18 @@ def count_parameters(name: str) -> int:
 
 
 UNSCANNED = {
+    "ettin/encoder_17m",
+    "ettin/decoder_17m",
+    "ettin/encoder_32m",
+    "ettin/encoder_68m",
+    "ettin/encoder_150m",
+    "ettin/encoder_400m",
+    "ettin/encoder_1b",
+    "ettin/decoder_32m",
+    "ettin/decoder_68m",
+    "ettin/decoder_150m",
+    "ettin/decoder_400m",
+    "ettin/decoder_1b",
     "gemma3/1b",
     "gemma3/4b",
     "gemma3/27b",
@@ -304,7 +356,7 @@ def test_active_parameters_are_the_published_count() -> None:
     """Jiang et al. 2024, §2.1: Mixtral has 47B parameters, of which 13B are active per token."""
     assert model_spec(load_model("mixtral/8x7b")).active_parameters == pytest.approx(12.9e9, rel=0.005)
     # Liu et al. 2024a, appendix B and §1; Liu et al. 2024b, §1: 2.4B, 21B and 37B. The embedding is not counted.
-    # OpenAI 2025, Table 1: 3.61B and 5.13B.
+    # OpenAI 2025, Table 1: 3.61B and 5.13B. Qwen3's cards count the embedding: 3.3B and 22B.
     published = {
         "deepseek_v2/lite": 2.4e9,
         "deepseek_v2/236b": 21e9,
@@ -312,6 +364,8 @@ def test_active_parameters_are_the_published_count() -> None:
         "gpt_oss/20b": 3.61e9,
         "gpt_oss/120b": 5.13e9,
     }
+    for name, active in {"qwen3/30b_a3b": 3.3e9, "qwen3/235b_a22b": 22e9}.items():
+        assert model_spec(load_model(name)).active_parameters == pytest.approx(active, rel=0.02)
     for name, active in published.items():
         model = load_model(name)
         embedding = model.vocab * model.embed
@@ -383,6 +437,8 @@ def test_the_variants_in_t5s_table_2_have_the_stated_parameters() -> None:
         ("deepseek_v2", "deepseek_v2"),
         ("deepseek_v3", "deepseek_v3"),
         ("distilbert", "distilbert"),
+        ("ettin/encoder_*", "modernbert"),
+        ("ettin/decoder_*", "modernbert-decoder"),
         ("electra", "electra"),
         ("falcon", "falcon"),
         ("gemma", "gemma"),
@@ -403,17 +459,26 @@ def test_the_variants_in_t5s_table_2_have_the_stated_parameters() -> None:
         ("opt", "opt"),
         ("pythia", "gpt_neox"),
         ("qwen2.5", "qwen2"),
+        ("qwen3/0.6b", "qwen3"),
+        ("qwen3/32b", "qwen3"),
+        ("qwen3/*_a*", "qwen3_moe"),
         ("recurrentgemma", "recurrent_gemma"),
         ("roberta", "roberta"),
         ("smollm", "llama"),
+        ("smollm3", "smollm3"),
         ("t5", "t5"),
         ("t5_1_1", "t5"),
         ("umt5", "umt5"),
         ("xlnet", "xlnet"),
+        ("xlm", "xlm"),
     ],
 )
 def test_published_models_can_be_exported_as_their_family(name: str, model_type: str) -> None:
-    for path in (CONFIGS / name).glob("*.yaml"):
+    """A name is a folder, or a pattern of files."""
+    pattern = f"{name}.yaml" if "/" in name else f"{name}/*.yaml"
+    paths = list(CONFIGS.glob(pattern))
+    assert paths
+    for path in paths:
         model = configuration.load(path).model
         if model.generator:
             model = model.discriminator_model
@@ -441,6 +506,37 @@ def test_the_parameters_of_recurrent_models_by_hand() -> None:
     layers = [(400, 1150), (1150, 1150), (1150, 400)]
     lstm = sum(4 * cells * (width + cells + 1) for width, cells in layers)
     assert count_parameters("rnn/awd_lstm") == vocab * 400 + vocab + lstm
+
+
+@pytest.mark.parametrize("size", [(4096, 16, 32, "8b"), (8192, 32, 64, "62b"), (18432, 48, 118, "540b")])
+def test_the_parameters_of_palm_by_hand(size: tuple[int, int, int, str]) -> None:
+    """Queries and output of all heads, one key and one value, three matrices to 4·width, one norm of scales."""
+    width, heads, layers, name = size
+    attention = 2 * width * heads * 256 + 2 * width * 256
+    layer = attention + 3 * width * 4 * width + width
+    assert count_parameters(f"palm/{name}") == 256_000 * width + layers * layer + width
+
+
+@pytest.mark.parametrize(("name", "layers", "width"), [("417m", 12, 1536), ("280b", 80, 16384)])
+def test_the_parameters_of_gopher_by_hand(name: str, layers: int, width: int) -> None:
+    """Five square matrices a layer, that of the distances among them, the two of the feed-forward, and vectors."""
+    matrices = 13 * width**2
+    # Biases: four of attention, 4·width and width of the feed-forward, two of the distances; two norms of scales.
+    vectors = (4 + 5 + 2 + 2) * width
+    assert count_parameters(f"gopher/{name}") == 32_000 * width + layers * (matrices + vectors) + width
+
+
+@pytest.mark.parametrize("kind", ["encoder", "decoder"])
+def test_the_parameters_of_ettin_17m_by_hand(kind: str) -> None:
+    """Seven layers of width 256 and feed-forward 384, the first without a norm; an output layer of the width."""
+    layer = 4 * 256**2 + 3 * 256 * 384 + 2 * 256
+    output = 256**2 + 256 + 50_368
+    assert count_parameters(f"ettin/{kind}_17m") == 50_368 * 256 + 7 * layer - 256 + 2 * 256 + output
+
+
+def test_the_parameters_of_neobert_by_hand() -> None:
+    layer = 4 * 768**2 + 3 * 768 * 2048 + 2 * 768
+    assert count_parameters("neobert/250m") == 2 * 30_522 * 768 + 30_522 + 28 * layer + 768
 
 
 def test_the_parameters_of_transformer_xl_by_hand() -> None:

@@ -170,11 +170,16 @@ GPT_NEO = ModelType(
 # OPT: config, weights, model type.
 
 
-def _refuse_350m(source: ForeignModel, settings: Settings) -> None:
-    """Refuse the 350M model, the only one with a factorised embedding and norms after each sublayer."""
-    is_factorised = settings["embedding"] is not None
-    if is_factorised or not require_field(source.config, "do_layer_norm_before"):
-        raise UserError("word_embed_proj_dim and do_layer_norm_before=false (OPT's 350M model) are not supported")
+def _read_350m(source: ForeignModel, settings: Settings) -> None:
+    """Read what the 350M model alone has: a narrower token embedding, and norms after each sublayer."""
+    if settings["embedding"] is not None:
+        settings["embedding_projection"] = "tokens"
+    is_pre_norm = require_field(source.config, "do_layer_norm_before")
+    settings["norm_place"] = "pre" if is_pre_norm else "post"
+
+
+def _write_norm_place(model: ModelConfig, config: ForeignConfig) -> None:
+    config["do_layer_norm_before"] = model.norm_place == "pre"
 
 
 OPT_CONFIG = ConfigTable(
@@ -196,14 +201,15 @@ OPT_CONFIG = ConfigTable(
         "norm.layernorm.epsilon": 1e-5,
         "init.normal.deviation": 0.006,
     },
-    constants={"do_layer_norm_before": True},
-    rules=(Rule(("do_layer_norm_before",), read=_refuse_350m), TIED_OUTPUT),
+    rules=(Rule(("do_layer_norm_before",), _read_350m, _write_norm_place), TIED_OUTPUT),
     required_values={"_remove_final_layer_norm": (False, None)},
 )
 OPT_WEIGHTS = WeightTable(
     modules={
         "model.decoder.embed_tokens": "tokens",
         "model.decoder.embed_positions": "decoder.embedding.positions.table",
+        "model.decoder.project_in": "decoder.project",
+        "model.decoder.project_out": "output.project",
         "model.decoder.final_layer_norm": "decoder.stack.final_norm",
         "lm_head": "output.matrix",
     },

@@ -15,7 +15,9 @@ from t5x_lite.data.tokenizer import SentencePiece, Settings, Tokenizer
 from t5x_lite.data.tokenizer_files import from_file, unreadable_as_user_error, with_extra_ids
 from t5x_lite.data.tokenizer_settings import added_tokens, apply_settings, complete_settings, token_name
 from t5x_lite.data.vocabulary_files import frame_texts, mark_special_tokens, read_byte_level, read_word_piece
+from t5x_lite.errors import UserError
 
+MOSES_TOKENIZER = "XLMTokenizer"
 SENTINELS = 100
 """The number of sentinel tokens that T5's tokenizer adds to its SentencePiece model."""
 
@@ -56,6 +58,11 @@ def _read(folder: Path, settings: Settings) -> Tokenizer | None:
     if (folder / "tokenizer.model").is_file():
         return from_file(TokenizerFile(path=str(folder / "tokenizer.model")))
     if (folder / "vocab.json").is_file():
+        if settings["tokenizer_class"] == MOSES_TOKENIZER:
+            raise UserError(
+                f"{folder / 'vocab.json'}: the merges of XLM follow rules of Moses, which are not read; move the file "
+                "away to import the weights without a tokenizer"
+            )
         return read_byte_level(folder / "vocab.json", folder / "merges.txt", settings)
     if (folder / "vocab.txt").is_file():
         return read_word_piece(folder / "vocab.txt", settings)

@@ -1,5 +1,7 @@
 """ModernBERT in Hugging Face's format."""
 
+from functools import partial
+
 from t5x_lite.convert.bert import ENCODER_TIED, headless, masked_lm
 from t5x_lite.convert.config_table import (
     ACTIVATION,
@@ -30,11 +32,8 @@ DEFAULT_LOCAL_ATTENTION = 128
 FIELDS_OF_BASES = {FULL: ("global_rope_theta", 160_000.0), SLIDING: ("local_rope_theta", 10_000.0)}
 
 
-def _read_layers(source: ForeignModel, settings: Settings) -> None:
-    """Read which layers attend within a window, and their positions; the first layer has no norm before attention.
-
-    `local_attention` counts the keys on both sides of a query, but not its own.
-    """
+def _read_layers(source: ForeignModel, settings: Settings, extra_keys: int) -> None:
+    """Read which layers attend within a window, and their positions; the first layer has no norm before attention."""
     config = source.config
     layers = settings["layers"]
     period = check_count("global_attn_every_n_layers", config.get("global_attn_every_n_layers", DEFAULT_PERIOD))
@@ -43,34 +42,33 @@ def _read_layers(source: ForeignModel, settings: Settings) -> None:
         kinds = [SLIDING if layer % period else FULL for layer in range(layers)]
     if len(kinds) != layers or not set(kinds) <= {FULL, SLIDING}:
         raise UserError(f"layer_types must list {FULL} or {SLIDING} for each of {layers} layers")
-    window = check_count("local_attention", config.get("local_attention", DEFAULT_LOCAL_ATTENTION)) // 2 + 1
+    window = check_count("local_attention", config.get("local_attention", DEFAULT_LOCAL_ATTENTION)) // 2 + extra_keys
     windows = {FULL: None, SLIDING: window}
     settings["pattern"] = [{"attention": read_attention(windows[kind])} for kind in kinds]
     settings["pattern"][0]["norm"] = False
     read_layer_positions(config, config.get("rope_parameters") or {}, settings, FIELDS_OF_BASES)
 
 
-def _write_layers(model: ModelConfig, config: ForeignConfig) -> None:
+def _write_layers(model: ModelConfig, config: ForeignConfig, extra_keys: int) -> None:
     config["layer_types"], window = layers_and_window(model, dense=FULL, local=SLIDING)
     config["local_attention"] = DEFAULT_LOCAL_ATTENTION
     if window is not None:
-        config["local_attention"] = 2 * (window - 1)
+        config["local_attention"] = 2 * (window - extra_keys)
     write_layer_positions(model, config)
 
 
-LAYERS = Rule(
-    (
-        "layer_types",
-        "local_attention",
-        "global_attn_every_n_layers",
-        "rope_parameters",
-        "max_position_embeddings",
-        "global_rope_theta",
-        "local_rope_theta",
-    ),
-    read=_read_layers,
-    write=_write_layers,
-)
+def layers_rule(extra_keys: int) -> Rule:
+    """Return the rule of the kinds of layers and of their positions.
+
+    Args:
+        extra_keys: keys of a window beside half of `local_attention`: 1 if that does not count the query's own key.
+    """
+    fields = ("layer_types", "local_attention", "global_attn_every_n_layers", "rope_parameters")
+    return Rule(
+        (*fields, "max_position_embeddings", "global_rope_theta", "local_rope_theta"),
+        read=partial(_read_layers, extra_keys=extra_keys),
+        write=partial(_write_layers, extra_keys=extra_keys),
+    )
 
 
 def _read_output_activation(source: ForeignModel, settings: Settings) -> None:
@@ -99,7 +97,7 @@ MODERNBERT_CONFIG = ConfigTable(
         Field("mlp_dropout", "dropout", is_read=False),
     ),
     fixed={"family": "encoder", "embedding_norm": True, "bias": False},
-    rules=(LAYERS, OUTPUT_ACTIVATION),
+    rules=(layers_rule(extra_keys=1), OUTPUT_ACTIVATION),
     required_values={
         "attention_bias": NO_BIAS,
         "mlp_bias": NO_BIAS,

@@ -65,7 +65,7 @@ class StackModules:
         foreign: the foreign name of a layer. `{layer}` in it is the number of the layer whose weights these are,
             `{repeat}` that of the repeat of our layer pattern, and `{place}` that of the layer in the pattern.
         ours: the name of our stack of layers.
-        modules: the modules inside a layer.
+        modules: the modules inside a layer. `{layer}` in a foreign name stands for the same number.
     """
 
     foreign: str
@@ -170,6 +170,11 @@ class TensorMapping:
         return parts[number].reshape(self.part_shapes[number])
 
 
+def _number_layer(modules: Modules, layer: int) -> Modules:
+    """Return the modules of a layer, with its number in their foreign names."""
+    return {foreign.replace("{layer}", str(layer)): ours for foreign, ours in modules.items()}
+
+
 TAPS = "taps"
 """The axis over the tokens that a convolution reads, the first of its filters' axes."""
 
@@ -243,7 +248,8 @@ class WeightMap:
                 layer = first_layer + repeat * period + place
                 foreign_layer = stack.foreign.format(layer=layer, repeat=repeat, place=place)
                 foreign_prefix = foreign_layer + self.weight_format.separator
-                yield from self._map_modules(stack.modules, foreign_prefix, f"{stack.ours}.{place}.", (repeat,))
+                modules = _number_layer(stack.modules, layer)
+                yield from self._map_modules(modules, foreign_prefix, f"{stack.ours}.{place}.", (repeat,))
         return repeats * period
 
     def _map_modules(

@@ -10,6 +10,7 @@ from t5x_lite.data.cleaning.c4_spans import C4Spans
 from t5x_lite.data.cleaning.deduplication import Deduplication
 from t5x_lite.data.cleaning.text_filter import TextFilter
 from t5x_lite.errors import suggest
+from t5x_lite.objectives import OBJECTIVES, Objective
 from t5x_lite.schema import Config, Int, OneOf, Strings, setting
 
 Format = Literal[
@@ -30,6 +31,10 @@ TOKEN_FORMATS = ("megatron", "nanogpt", "llmc", "levanter")
 """Formats of files that hold token ids and no text."""
 STANDARD_LIBRARY = "python:standard_library"
 """Name in `data.files` for the source and documentation of the running Python: text that every machine has."""
+
+
+Parts = Literal["none", "line", "punctuation", "fields", "turns"]
+Packing = Literal["stream", "documents", "sentences", "none"]
 
 
 class SourceConfig(Config):
@@ -72,6 +77,14 @@ class MixedSource(SourceConfig):
     name: str = setting(..., "name in logs and metrics")
     weight: float | None = setting(
         None, "share of examples or tokens (`mixture_by`), relative to the other sources; null: by size", gt=0
+    )
+    objective: Annotated[Objective | None, OneOf(OBJECTIVES)] = setting(
+        None, "what the rows of this source teach; null: `objective`, with which it must share features and loss"
+    )
+    parts: Parts | None = setting(None, "parts of a document of this source; null: `data.parts`")
+    packing: Packing | None = setting(None, "contents of a row of this source; null: `data.packing`")
+    end_of_document: bool | None = setting(
+        None, "append EOS to every document of this source; null: `data.end_of_document`"
     )
 
 
@@ -131,7 +144,7 @@ class DataConfig(SourceConfig):
     validation_files: Strings = setting((), "separate validation text in the same format; then nothing is held out")
     validation_split: str = setting("", "TFDS split for validation; then nothing is held out")
     end_of_document: bool = setting(True, "append the tokenizer's EOS to every document")
-    parts: Literal["none", "line", "punctuation", "fields", "turns"] = setting(
+    parts: Parts = setting(
         "none",
         "parts of a document, for objectives on sentences, on pairs of texts and on conversations: its lines, its "
         "sentences (they end with . ! or ?), its fields (inputs and targets), or the turns of its `messages`",
@@ -141,7 +154,7 @@ class DataConfig(SourceConfig):
         "Jinja file that writes the messages of parts=turns as text, or the name of one in configs/chat; empty takes "
         "the tokenizer's chat template",
     )
-    packing: Literal["stream", "documents", "sentences", "none"] = setting(
+    packing: Packing = setting(
         "stream",
         "contents of a row: a window of the token stream, whole documents, whole sentences, or (none) one document",
     )
@@ -166,12 +179,25 @@ class DataConfig(SourceConfig):
         changed = _changed_source_settings(self)
         if self.mixture and changed:
             yield f"with a mixture, {', '.join(changed)} must be set in each of its sources"
+        # Sources with the same settings have the same problem.
+        source_problems: dict[str, None] = {}
+        for source in self.sources:
+            source_problems.update(dict.fromkeys(self.of_source(source)._parts_problems(source)))
+        yield from source_problems
+        parts = sorted({self.of_source(source).parts for source in self.sources})
+        if self.chat_template and "turns" not in parts:
+            yield f"chat_template is for parts=turns (conversations), found parts={' and '.join(parts)}"
+        source_names = [source.name for source in self.mixture]
+        if len(set(source_names)) < len(source_names):
+            yield f"mixture names must differ, found {', '.join(source_names)}"
+        yield from self._schedule_problems()
+
+    def _parts_problems(self, source: SourceConfig) -> Iterator[str]:
+        """Yield what does not fit together in the settings of a source and of its rows."""
         needs_fields = self.parts == "fields"
-        for fields in {source.field for source in self.sources}:
-            has_fields = len(fields) > 1
-            if has_fields != needs_fields:
-                actual = f"parts={self.parts} and field {list(fields)}"
-                yield f"several fields need parts=fields, and parts=fields needs several fields; found {actual}"
+        if (len(source.field) > 1) != needs_fields:
+            actual = f"parts={self.parts} and field {list(source.field)}"
+            yield f"several fields need parts=fields, and parts=fields needs several fields; found {actual}"
         if self.packing == "sentences" and self.parts not in {"line", "punctuation"}:
             yield f"packing=sentences needs parts=line or parts=punctuation, found parts={self.parts}"
         if needs_fields and self.validation_by == "position":
@@ -181,18 +207,11 @@ class DataConfig(SourceConfig):
                 "parts=turns needs end_of_document=false, because the chat template ends a conversation, and "
                 "validation_by=hash"
             )
-        if self.chat_template and self.parts != "turns":
-            yield f"chat_template is for parts=turns (conversations), found parts={self.parts}"
-        if self.holds_tokens and (self.parts != "none" or self.validation_by == "position"):
+        if source.format in TOKEN_FORMATS and (self.parts != "none" or self.validation_by == "position"):
             yield f"files of tokens (format {', '.join(TOKEN_FORMATS)}) need parts=none and validation_by=hash"
-        for source in self.sources:
-            yield from _cleaning_problems(source)
-            if source.cleaning and self.parts == "turns":
-                yield "cleaning is for documents of one text, but parts=turns reads conversations; leave one out"
-        source_names = [source.name for source in self.mixture]
-        if len(set(source_names)) < len(source_names):
-            yield f"mixture names must differ, found {', '.join(source_names)}"
-        yield from self._schedule_problems()
+        yield from _cleaning_problems(source)
+        if source.cleaning and self.parts == "turns":
+            yield "cleaning is for documents of one text, but parts=turns reads conversations; leave one out"
 
     def _schedule_problems(self) -> Iterator[str]:
         stage_names = [stage.name for stage in self.schedule]
@@ -222,6 +241,19 @@ class DataConfig(SourceConfig):
             return self.mixture
         settings = {name: getattr(self, name) for name in SourceConfig.model_fields}
         return (MixedSource(name="text", **settings),)
+
+    def of_source(self, source: MixedSource) -> "DataConfig":
+        """Return the settings by which the text of a source is tokenised and becomes rows."""
+        settings = {name: getattr(source, name) for name in ("parts", "packing", "end_of_document")}
+        return self.model_copy(update={name: value for name, value in settings.items() if value is not None})
+
+    def objectives(self, objective: Objective) -> tuple[Objective, ...]:
+        """Return the distinct objectives of the sources, in their order.
+
+        Args:
+            objective: that of sources without one of their own.
+        """
+        return tuple(dict.fromkeys(source.objective or objective for source in self.sources))
 
 
 def _cleaning_problems(source: SourceConfig) -> Iterator[str]:

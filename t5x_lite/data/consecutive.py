@@ -67,6 +67,6 @@ class ConsecutiveRows:
     def __getitem__(self, g: int) -> Features:
         source, epoch, window = self.order[g]
         continues = not self.order.starts_lane(window)
-        if continues and self.rows.data.separate_documents:
+        if continues and self.rows.builders[0].data.separate_documents:
             continues = self.windows.continues(window, self.rows.phase(source, epoch))
         return {**self.rows[g], CONTINUES: np.array(continues, np.int32)}

@@ -1,6 +1,6 @@
 """Open the data of a run: the token corpora of its text, or the records of its tasks."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +13,14 @@ from t5x_lite.data.corpus import Corpus
 from t5x_lite.data.corpus_files import Split
 from t5x_lite.data.mixture import MixtureOrder, shares_of_rows, source_shares
 from t5x_lite.data.mixture_file import write_mixture
-from t5x_lite.data.pipeline import RowOrder, TrainingRows, ValidationSet, check_rows
+from t5x_lite.data.pipeline import (
+    ExampleBuilder,
+    RowOrder,
+    TrainingRows,
+    ValidationSet,
+    check_rows,
+    example_builders,
+)
 from t5x_lite.data.prepare import prepare_corpus
 from t5x_lite.data.records import open_task_data
 from t5x_lite.data.row_plan import RowPlan, StreamWindows
@@ -24,7 +31,7 @@ from t5x_lite.data.single_sentences import warn_of_single_sentences
 from t5x_lite.data.stage_orders import StageRows, stage_orders
 from t5x_lite.data.stages import Stage
 from t5x_lite.data.tokenizer import Tokenizer
-from t5x_lite.data.training_data import ExampleSequence, PipelineSettings, TrainingData
+from t5x_lite.data.training_data import ExampleSequence, PipelineSettings, TrainingData, ValidationBatches
 from t5x_lite.errors import UserError
 from t5x_lite.objectives.objective import ExampleContext
 
@@ -57,7 +64,7 @@ class TextData:
     @property
     def tokens_per_byte(self) -> float | None:
         """Tokens per UTF-8 byte of the validation text; None if the loss is not that of every token of the text."""
-        if not self.settings.objective.every_token:
+        if not all(objective.every_token for objective in self.settings.objectives):
             return None
         tokens = sum(corpus.tokens for corpus in self.held_out)
         text_bytes = sum(corpus.text_bytes for corpus in self.held_out)
@@ -87,18 +94,13 @@ class TextData:
         return ConsecutiveRows(self._training_rows(rows, order), windows, order)
 
     def _training_rows(self, rows: StageRows, order: RowOrder) -> TrainingRows:
-        settings = self.settings.of_stage(rows.stage)
-        strides = [settings.objective.stride(self.settings.of_stage(other.stage).context) for other in self.stage_rows]
-        return TrainingRows(
-            rows.row_plans,
-            order,
-            settings.data,
-            settings.objective,
-            settings.context,
-            settings.seed,
+        phases = []
+        for source in self.settings.of_sources():
+            strides = [source.objective.stride(source.of_stage(other.stage).context) for other in self.stage_rows]
             # An epoch that several stages share is shifted alike in all of them, or they would read the same tokens.
-            phases=min(strides),
-        )
+            phases.append(min(strides))
+        builders = example_builders(self.settings.of_stage(rows.stage))
+        return TrainingRows(rows.row_plans, order, builders, self.settings.seed, phases)
 
     @cached_property
     def stage_rows(self) -> list[StageRows]:
@@ -114,8 +116,9 @@ class TextData:
             for source, corpus in zip(settings.data.sources, self.training, strict=True):
                 row_plan = None
                 if stage.draws(source.name):
-                    row_plan = open_rows(corpus, row_rule(settings))
-                    check_rows(row_plan, settings.objective, settings.context)
+                    source_settings = settings.of_source(source)
+                    row_plan = open_rows(corpus, row_rule(source_settings))
+                    check_rows(row_plan, source_settings.objective, settings.context)
                 row_plans.append(row_plan)
             stages.append(StageRows(stage, self._shares(number, stage), row_plans))
         return stages
@@ -148,21 +151,36 @@ class TextData:
         Raises:
             UserError: there is no validation text.
         """
-        settings = self.settings
-        row_plans = [open_rows(corpus, row_rule(settings)) for corpus in self.held_out if corpus.tokens]
-        if not row_plans:
+        sources = list(self._validation_rows())
+        if not sources:
             raise UserError(
                 "no document fell into the validation split; raise data.validation_fraction, name "
                 "data.validation_files, or split by data.validation_by=position"
             )
-        return ValidationSet(
-            row_plans,
-            settings.data,
-            settings.objective,
-            settings.context,
-            settings.validation_batch_size,
-            settings.max_validation_batches,
-        )
+        row_plans = [row_plan for _, row_plan, _ in sources]
+        builders = [builder for _, _, builder in sources]
+        return self._validation_set(row_plans, builders)
+
+    def validation_of_sources(self) -> dict[str, ValidationBatches]:
+        """Return the validation split of each source, by its name, if their objectives differ; else nothing.
+
+        Its batches are those of a run with this source and its objective alone, padded to the shapes of the mixture.
+        """
+        if len(self.settings.objectives) == 1:
+            return {}
+        sources = self._validation_rows()
+        return {name: self._validation_set([row_plan], [builder]) for name, row_plan, builder in sources}
+
+    def _validation_rows(self) -> Iterator[tuple[str, RowPlan, ExampleBuilder]]:
+        """Yield the name, the rows and the builder of each source that has validation text."""
+        builders = example_builders(self.settings)
+        for source, corpus, builder in zip(self.settings.data.sources, self.held_out, builders, strict=True):
+            if corpus.tokens:
+                yield source.name, open_rows(corpus, row_rule(self.settings.of_source(source))), builder
+
+    def _validation_set(self, row_plans: Sequence[RowPlan], builders: Sequence[ExampleBuilder]) -> ValidationSet:
+        settings = self.settings
+        return ValidationSet(row_plans, builders, settings.validation_batch_size, settings.max_validation_batches)
 
 
 def open_data(settings: PipelineSettings, tokenizer: Tokenizer, task_names: Sequence[str] = ()) -> TrainingData:
@@ -171,22 +189,24 @@ def open_data(settings: PipelineSettings, tokenizer: Tokenizer, task_names: Sequ
     Raises:
         UserError: no text or no records, or a tokenizer that the objective cannot use.
     """
-    settings.objective.check_context(settings.context)
+    _check_contexts(settings)
     if task_names:
         return open_task_data(settings, tokenizer, task_names)
-    folders = [prepare_corpus(source, settings.data, tokenizer) for source in settings.data.sources]
+    sources = settings.data.sources
+    folders = [prepare_corpus(source, settings.data.of_source(source), tokenizer) for source in sources]
     training = [Corpus(folder, "train") for folder in folders]
     held_out = [Corpus(folder, "validation") for folder in folders]
     mixes_tokens = settings.data.mixture_by == "tokens" and len(folders) > 1
     tokens_per_row: list[list[float]] | None = None
-    if row_rule(settings).is_packed or mixes_tokens:
+    rules = [row_rule(source) for source in settings.of_sources()]
+    if mixes_tokens or any(rule.is_packed for rule in rules):
         statistics = [_prepare_stage(settings, stage, folders) for stage in settings.all_stages()]
         if mixes_tokens:
             tokens_per_row = statistics
-    if row_rule(settings).is_packed:
-        for folder in folders:
-            prepare_rows(folder, row_rule(settings))  # of the validation split
-    if settings.objective.needs_frequency:
+    for folder, rule in zip(folders, rules, strict=True):
+        if rule.is_packed:
+            prepare_rows(folder, rule)  # of the validation split
+    if any(objective.needs_frequency for objective in settings.objectives):
         vocabulary = settings.context.vocabulary
         frequency = count_token_frequency(training, vocabulary.size)
         context = replace(settings.context, vocabulary=replace(vocabulary, frequency=frequency))
@@ -194,14 +214,19 @@ def open_data(settings: PipelineSettings, tokenizer: Tokenizer, task_names: Sequ
     return TextData(settings, training, held_out, tokens_per_row)
 
 
+def _check_contexts(settings: PipelineSettings) -> None:
+    for objective in settings.objectives:
+        objective.check_context(settings.context)
+
+
 def _prepare_stage(settings: PipelineSettings, stage: Stage, folders: Sequence[str]) -> list[float]:
     """Plan the rows of a stage; return the mean number of tokens in a row of each source, 0 if it is not drawn."""
-    rule = row_rule(settings.of_stage(stage))
+    stage_settings = settings.of_stage(stage)
     tokens_per_row = []
     for source, folder in zip(settings.data.sources, folders, strict=True):
         tokens = 0.0
         if stage.draws(source.name):
-            statistics = prepare_rows(folder, rule)["train"]
+            statistics = prepare_rows(folder, row_rule(stage_settings.of_source(source)))["train"]
             warn_of_single_sentences(source.name, statistics)
             tokens = statistics.tokens_per_row
         tokens_per_row.append(tokens)
@@ -209,7 +234,7 @@ def _prepare_stage(settings: PipelineSettings, stage: Stage, folders: Sequence[s
 
 
 def row_rule(settings: PipelineSettings) -> RowRule:
-    """Return the rule by which the text of a run becomes rows."""
+    """Return the rule by which the text of a source becomes rows."""
     return RowRule(settings.data, settings.objective, settings.context)
 
 
@@ -241,12 +266,12 @@ def prepare_sources(
     Raises:
         UserError: no text, or a tokenizer that the objective cannot use.
     """
-    settings.objective.check_context(settings.context)
-    rule = row_rule(settings)
+    _check_contexts(settings)
     prepared: list[PreparedSource] = []
     for source in settings.data.sources:
-        folder = prepare_corpus(source, settings.data, tokenizer, runner)
-        prepared.append(PreparedSource(source.name, folder, prepare_rows(folder, rule)))
+        source_settings = settings.of_source(source)
+        folder = prepare_corpus(source, source_settings.data, tokenizer, runner)
+        prepared.append(PreparedSource(source.name, folder, prepare_rows(folder, row_rule(source_settings))))
     for stage in settings.all_stages():
         _prepare_stage(settings, stage, [source.folder for source in prepared])
     return prepared

@@ -26,7 +26,8 @@ def order_problems(
         yield f"{start} is for objective causal, not {objective.name}"
     if model.mixtures:
         yield f"{start} is for layers without experts"
-    if data.packing != "stream" or len(data.sources) > 1 or data.schedule:
+    packings = {data.of_source(source).packing for source in data.sources}
+    if packings != {"stream"} or len(data.sources) > 1 or data.schedule:
         yield f"{start} reads one text from its start to its end: it needs data.packing=stream, one source, no schedule"
     if train.spike_factor is not None:
         yield f"{start} hands states over from batch to batch, and train.spike_factor skips batches: set it to null"

@@ -18,9 +18,10 @@ from jaxtyping import Integer
 
 from t5x_lite.data.config import DataConfig
 from t5x_lite.data.row_plan import DocumentRows, PackedRows, RowPlan
-from t5x_lite.data.training_data import ExampleSequence
+from t5x_lite.data.training_data import ExampleSequence, PipelineSettings
 from t5x_lite.errors import UserError
 from t5x_lite.objectives.features import stacked
+from t5x_lite.objectives.mixed_rows import Shapes, common_shapes, pad_to_shapes
 from t5x_lite.objectives.objective import ExampleContext, Features, Objective, TokenRow
 from t5x_lite.storage import is_remote
 
@@ -32,11 +33,19 @@ SECOND_SENTENCE_TRIES = 10
 
 @dataclass(frozen=True)
 class ExampleBuilder:
-    """Builds examples from the rows of a row plan."""
+    """Builds examples from the rows of a source.
+
+    Attributes:
+        data: settings of its rows.
+        objective: makes an example of a row.
+        context: the context of the objective's examples.
+        shapes: shapes to which its features are padded; None if the rows of a batch have one objective.
+    """
 
     data: DataConfig
     objective: Objective
     context: ExampleContext
+    shapes: Shapes | None = None
 
     def build(self, row_plan: RowPlan, row: int, key: tuple[int, ...], phase: int = 0) -> Features:
         """Build an example.
@@ -54,7 +63,7 @@ class ExampleBuilder:
             if isinstance(row_plan, PackedRows | DocumentRows):
                 second_sentence = _draw_second_sentence(row_plan, row, rng)
             token_row = replace(token_row, second_sentence=second_sentence)
-        return self.objective.example(token_row, self.context, rng)
+        return self._padded(self.objective.example(token_row, self.context, rng))
 
     def build_empty(self) -> Features:
         """Build an example without tokens, which has no weight in the loss."""
@@ -62,7 +71,12 @@ class ExampleBuilder:
         token_row = TokenRow(zeros, zeros, zeros)
         if self.objective.rows == "sentences":
             token_row = replace(token_row, second_sentence=token_row)
-        return self.objective.example(token_row, self.context, _random_generator((0, 0)))
+        return self._padded(self.objective.example(token_row, self.context, _random_generator((0, 0))))
+
+    def _padded(self, example: Features) -> Features:
+        if self.shapes is None:
+            return example
+        return pad_to_shapes(example, self.shapes)
 
     def _merge_segments(self, token_row: TokenRow) -> TokenRow:
         """Make the documents of a row one segment, if they attend to each other or are one text to the objective."""
@@ -70,6 +84,17 @@ class ExampleBuilder:
         if self.data.separate_documents and not is_one_text:
             return token_row
         return replace(token_row, segments=(token_row.segments > 0).astype(np.int32))
+
+
+def example_builders(settings: PipelineSettings) -> list[ExampleBuilder]:
+    """Return what builds the examples of each source. All of them have the same shapes."""
+    builders = []
+    for source in settings.of_sources():
+        builders.append(ExampleBuilder(source.data, source.objective, source.context))
+    if len(settings.objectives) == 1:
+        return builders
+    shapes = common_shapes([builder.build_empty() for builder in builders])
+    return [replace(builder, shapes=shapes) for builder in builders]
 
 
 def _random_generator(key: tuple[int, ...]) -> np.random.Generator:
@@ -98,11 +123,9 @@ class TrainingRows:
     Attributes:
         row_plans: the rows of each source's training text; None for a source that is not drawn.
         order: the source, the epoch and the row of each example.
-        data: settings of rows.
-        objective: builds examples.
-        context: the context of the objective's examples.
-        seed: seed of the objective's random choices.
-        phases: tokens by which an epoch may be shifted; None is the stride of the objective.
+        builders: builds the examples of each source.
+        seed: seed of the objectives' random choices.
+        phases: tokens by which an epoch of each source may be shifted; None is the stride of its objective.
 
     Raises:
         UserError: a source is shorter than one row, or is one document where the objective needs several.
@@ -110,31 +133,32 @@ class TrainingRows:
 
     row_plans: Sequence[RowPlan | None]
     order: RowOrder
-    data: DataConfig
-    objective: Objective
-    context: ExampleContext
+    builders: Sequence[ExampleBuilder]
     seed: int
-    phases: int | None = None
+    phases: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
-        for row_plan in self.row_plans:
+        for row_plan, builder in zip(self.row_plans, self.builders, strict=True):
             if row_plan is not None:
-                check_rows(row_plan, self.objective, self.context)
-        self.builder = ExampleBuilder(self.data, self.objective, self.context)
+                check_rows(row_plan, builder.objective, builder.context)
 
     def __getitem__(self, g: int) -> Features:
         source, epoch, row = self.order[g]
-        if self.objective.static_epochs:
-            epoch %= self.objective.static_epochs
+        builder = self.builders[source]
+        if builder.objective.static_epochs:
+            epoch %= builder.objective.static_epochs
         row_plan = self.row_plans[source]
         assert row_plan is not None
-        return self.builder.build(row_plan, row, (self.seed, source, epoch, row), self.phase(source, epoch))
+        return builder.build(row_plan, row, (self.seed, source, epoch, row), self.phase(source, epoch))
 
     def phase(self, source: int, epoch: int) -> int:
         """Return the tokens by which the windows of an epoch are shifted."""
         # The first word of this state shuffles the epoch.
         words = np.random.SeedSequence((self.seed, source, epoch)).generate_state(2)
-        return int(words[1]) % (self.phases or self.objective.stride(self.context))
+        if self.phases is not None:
+            return int(words[1]) % self.phases[source]
+        builder = self.builders[source]
+        return int(words[1]) % builder.objective.stride(builder.context)
 
 
 def check_rows(row_plan: RowPlan, objective: Objective, context: ExampleContext) -> None:
@@ -218,17 +242,13 @@ class ValidationSet:
 
     Attributes:
         row_plans: the rows of each source's validation text.
-        data: settings of rows.
-        objective: builds examples.
-        context: the context of the objective's examples.
+        builders: builds the examples of each source.
         batch_size: rows of a batch, over all hosts.
         max_batches: largest number of batches; 0 takes all.
     """
 
     row_plans: Sequence[RowPlan]
-    data: DataConfig
-    objective: Objective
-    context: ExampleContext
+    builders: Sequence[ExampleBuilder]
     batch_size: int
     max_batches: int = 0
 
@@ -241,17 +261,17 @@ class ValidationSet:
 
     def batches(self, local_rows: Integer[np.ndarray, "local_rows"]) -> Iterator[dict[str, np.ndarray]]:
         """Yield each batch, with only the rows that this host needs."""
-        with ThreadPoolExecutor(REMOTE_ROWS_AT_ONCE if is_remote(self.data.cache_dir) else 1) as pool:
+        at_once = REMOTE_ROWS_AT_ONCE if is_remote(self.builders[0].data.cache_dir) else 1
+        with ThreadPoolExecutor(at_once) as pool:
             for number in range(len(self)):
                 first = number * self.batch_size
                 yield stacked(list(pool.map(self._build_example, (first + local_rows).tolist())))
 
     def _build_example(self, g: int) -> Features:
         """Build example g of the split, or an empty one after the last."""
-        builder = ExampleBuilder(self.data, self.objective, self.context)
         row = g
         for source, row_plan in enumerate(self.row_plans):
             if row < row_plan.rows:
-                return builder.build(row_plan, row, key=(source, row))
+                return self.builders[source].build(row_plan, row, key=(source, row))
             row -= row_plan.rows
-        return builder.build_empty()
+        return self.builders[0].build_empty()

@@ -15,7 +15,7 @@ from t5x_lite.data.files import RecordSequence, hash_file, match_files, open_tfd
 from t5x_lite.data.mixture import MixtureOrder, mix_endless
 from t5x_lite.data.record_files import read_record_file
 from t5x_lite.data.tokenizer import Tokenizer
-from t5x_lite.data.training_data import PipelineSettings
+from t5x_lite.data.training_data import PipelineSettings, ValidationBatches
 from t5x_lite.errors import UserError
 from t5x_lite.objectives import TextToText
 from t5x_lite.objectives.features import stacked
@@ -249,6 +249,10 @@ class TaskData:
                 if records.hash:
                     hashes[f"{records.name}.{split}"] = records.hash
         return hashes
+
+    def validation_of_sources(self) -> dict[str, ValidationBatches]:
+        """Return nothing: tasks that are learnt together have one objective."""
+        return {}
 
     def rows(self, stage: int = 0) -> TaskRows:
         """Return the endless order of training examples. A run on tasks has one stage.

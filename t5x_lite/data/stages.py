@@ -106,7 +106,7 @@ def stage_problems(data: DataConfig, stages: Sequence[Stage], steps: int, batch_
             )
     for source in data.sources:
         lengths = sorted({stage.seq_len for stage in stages if stage.draws(source.name)})
-        if len(lengths) > 1 and data.packing == "documents":
+        if len(lengths) > 1 and data.of_source(source).packing == "documents":
             yield (
                 f"data.schedule: source {source.name} is drawn with seq_len {' and '.join(map(str, lengths))}, but "
                 "with packing=documents each length packs other documents together, so that text would repeat within "

@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Integer
 
-from t5x_lite.data.config import DataConfig
+from t5x_lite.data.config import DataConfig, MixedSource
 from t5x_lite.data.stages import Stage
 from t5x_lite.objectives.objective import ExampleContext, Features, Objective
 
@@ -41,6 +41,19 @@ class PipelineSettings:
     def of_stage(self, stage: Stage) -> "PipelineSettings":
         """Return the settings with the length of the sequences of a stage."""
         return replace(self, context=replace(self.context, seq_len=stage.seq_len))
+
+    def of_source(self, source: MixedSource) -> "PipelineSettings":
+        """Return the settings with the rows and the objective of a source."""
+        return replace(self, data=self.data.of_source(source), objective=source.objective or self.objective)
+
+    def of_sources(self) -> "list[PipelineSettings]":
+        """Return the settings of each source."""
+        return [self.of_source(source) for source in self.data.sources]
+
+    @property
+    def objectives(self) -> tuple[Objective, ...]:
+        """The distinct objectives of the sources."""
+        return self.data.objectives(self.objective)
 
 
 @runtime_checkable
@@ -86,3 +99,6 @@ class TrainingData(Protocol):
 
     def validation(self) -> ValidationBatches:
         """Return the validation split."""
+
+    def validation_of_sources(self) -> "Mapping[str, ValidationBatches]":
+        """Return the validation split of each source, by its name, if their objectives differ; else nothing."""

@@ -22,18 +22,24 @@ LARGEST_EXPONENT = 700.0
 """Larger ones overflow a float64."""
 
 
-def evaluate_loss(
-    compute_terms: Callable[[Batch], LossTerms],
-    batches: Iterable[Batch],
-    tokens_per_byte: float | None,
-    *,
-    predicts_tokens: bool,
-) -> dict[str, float]:
-    """Add up the terms of the loss over all batches, and divide once at the end.
+def sum_loss_terms(compute_terms: Callable[[Batch], LossTerms], batches: Iterable[Batch]) -> LossTerms:
+    """Return the sums of the terms of the loss over all batches.
 
     Args:
         compute_terms: returns the terms of the loss of a batch.
         batches: the validation batches.
+    """
+    terms: LossTerms = {}
+    for batch in batches:
+        terms = add_loss_terms(terms, compute_terms(batch))
+    return terms
+
+
+def loss_scores(terms: LossTerms, tokens_per_byte: float | None, *, predicts_tokens: bool) -> dict[str, float]:
+    """Return the means of terms of the loss, and what follows from them.
+
+    Args:
+        terms: sums over all batches.
         tokens_per_byte: tokens of the validation split per UTF-8 byte of its text, if every token is predicted.
         predicts_tokens: the loss is that of tokens, and not of labels, scores or comparisons.
 
@@ -42,9 +48,6 @@ def evaluate_loss(
         ln 2 · `tokens_per_byte`; comparable between tokenizers), `accuracy` (fraction of targets that are the
         likeliest), `tokens` (number of targets), and the means of the objective's other terms and of the routers.
     """
-    terms: LossTerms = {}
-    for batch in batches:
-        terms = add_loss_terms(terms, compute_terms(batch))
     scores = {}
     for name, mean in jax.device_get(loss_metrics(terms)).items():
         is_scalar = not mean.shape

@@ -76,11 +76,11 @@ class Embedding(nnx.Module):
             self.scale = float(np.asarray(self.scale, jnp.bfloat16))
         self.positions = Positions(config, "embedding", rngs)
         if config.token_types:
-            self.types: Embed | None = Embed(config, config.token_types, config.embedding, axis="types", rngs=rngs)
+            self.types: Embed | None = Embed(config, config.token_types, config.summed_width, axis="types", rngs=rngs)
         else:
             self.types = None
         if config.embedding_norm:
-            self.norm: Norm | None = Norm(config.norm, ("embed", config.embedding))
+            self.norm: Norm | None = Norm(config.norm, ("embed", config.summed_width))
         else:
             self.norm = None
 
@@ -124,9 +124,11 @@ class Backbone(nnx.Module):
             self.embedding = Embedding(config, rngs=rngs)
         else:
             self.embedding = like.embedding
+        self.projects_tokens = config.embedding_projection == "tokens"
         if config.embedding != config.embed:
             narrow = ("embed", config.embedding)
-            self.project: Linear | None = Linear(config, [narrow], [("embed_out", config.embed)], rngs=rngs)
+            bias = config.bias and not self.projects_tokens
+            self.project: Linear | None = Linear(config, [narrow], [("embed_out", config.embed)], bias=bias, rngs=rngs)
         else:
             self.project = None
         other_stack = None
@@ -219,10 +221,11 @@ class Backbone(nnx.Module):
         token_types: Int[Array, "b l"] | None,
         dropout_key: PRNGKeyArray | None,
     ) -> Float[Array, "b l e"]:
-        x = self.embedding(x, positions, token_types, dropout_key)
-        if self.project is not None:
-            x = self.project(x)
-        return x
+        if self.project is None:
+            return self.embedding(x, positions, token_types, dropout_key)
+        if self.projects_tokens:
+            return self.embedding(self.project(x), positions, token_types, dropout_key)
+        return self.project(self.embedding(x, positions, token_types, dropout_key))
 
     def _embed_predicted(
         self,

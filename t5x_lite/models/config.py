@@ -18,6 +18,7 @@ from t5x_lite.models.initializers import INITIALIZERS, Initializer, MaximalUpdat
 from t5x_lite.models.layer_config import FEEDFORWARDS, LayerConfig
 from t5x_lite.models.mixers import LatentAttention, StateMixer
 from t5x_lite.models.normalization import NORMS, LayerNorm, NoNorm, RMSNorm
+from t5x_lite.models.output_problems import output_problems
 from t5x_lite.models.positions import POSITIONS, Learned, NoPositions, PositionEncoding, Rotary
 from t5x_lite.models.remat_policy import REMAT_DESCRIPTION, RematPolicy
 from t5x_lite.schema import Config, Int, OneOf, setting
@@ -52,6 +53,9 @@ class ModelConfig(Config):
     vocab: Int | None = setting(None, "rows of the embedding; null takes the tokenizer's size", ge=1)
     embedding: Int = setting(
         None, "width of the token embedding, projected to `embed`; null takes `embed`", ge=1, source="ALBERT, §3.1"
+    )
+    embedding_projection: Literal["sum", "tokens"] = setting(
+        "sum", "project the sum of embeddings (ALBERT); or that of tokens, without a bias, and states back (OPT-350M)"
     )
     start_token: Int = setting(
         0, "token that an encoder_decoder's decoder begins with: T5's padding; BART's is </s>", ge=0
@@ -211,7 +215,7 @@ class ModelConfig(Config):
         yield from self._sharing_problems()
         yield from self._expert_problems()
         yield from self._family_problems()
-        yield from self._output_problems()
+        yield from output_problems(self)
 
     def _content_bias_problems(self) -> Iterator[str]:
         layers = (*self.first, *self.pattern)
@@ -278,30 +282,15 @@ class ModelConfig(Config):
         if (self.generator is not None) != (self.family == "electra"):
             yield "electra, and it alone, has a `generator`"
 
-    def _output_problems(self) -> Iterator[str]:
-        if self.bfloat16_embedding_scale and not self.scale_embedding:
-            yield "bfloat16_embedding_scale is for scale_embedding: true"
-        if self.head is not None and self.family not in {"encoder", "decoder"}:
-            yield (
-                f"a head is for an encoder or a decoder, not a model of family {self.family}; train an encoder_decoder "
-                "on a task's text form, and of electra its discriminator (family: encoder)"
-            )
-        if self.head is not None and self.head.mixer is not None:
-            # Whatever the family, a head sees a text whole.
-            yield from self.head.mixer.model_problems(self.model_copy(update={"family": "encoder"}))
-        if not self.is_encoder_only and set(self.outputs) != {"tokens"}:
-            yield f"outputs of a {self.family} are [tokens]"
-        if self.family == "electra" and self.outputs != ("detection",):
-            yield "outputs of electra's discriminator are [detection]"
-        if self.family == "electra" and self.embedding_dropout:
-            yield "embedding_dropout is not for electra, whose models share their embeddings"
-        if self.embedding != self.embed and not self.output_transform and "tokens" in self.outputs:
-            yield "`embedding` narrower than `embed` needs output_transform"
-
     @property
     def is_encoder_only(self) -> bool:
         """The model has no decoder."""
         return self.family in {"encoder", "electra"}
+
+    @property
+    def summed_width(self) -> int:
+        """Return the width of positions and token types, which are added to the token embedding."""
+        return self.embed if self.embedding_projection == "tokens" else self.embedding
 
     @property
     def max_length(self) -> int | None:

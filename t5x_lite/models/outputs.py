@@ -92,6 +92,10 @@ class TokenOutput(nnx.Module):
         else:
             self.transform = None
             self.norm = None
+        if config.embedding_projection == "tokens" and not config.output_transform:
+            self.project: Linear | None = Linear(config, [("embed", config.embed)], [width], bias=False, rngs=rngs)
+        else:
+            self.project = None
         if not config.tied:
             self.matrix: Linear | None = Linear(config, [width], [("vocab", config.vocab)], bias=False, rngs=rngs)
         else:
@@ -104,6 +108,8 @@ class TokenOutput(nnx.Module):
     def __call__(self, states: Float[Array, "b l d"], table: Embed) -> Float[Array, "b l v"]:
         if self.transform is not None and self.norm is not None:
             states = self.norm(ACTIVATIONS[self.activation](self.transform(states)))
+        if self.project is not None:
+            states = self.project(states)
         return self.scores(states, table)
 
     def scores(self, states: Float[Array, "b l d"], table: Embed) -> Float[Array, "b l v"]:

@@ -22,6 +22,7 @@ class Causal(TokenPrediction):
     name: ClassVar[str] = "causal"
     families: ClassVar[tuple[Family, ...]] = ("decoder",)
     every_token: ClassVar[bool] = True
+    loss_kind: ClassVar[str | None] = "next token"
 
     def row_length(self, context: ExampleContext) -> int:
         """Return one more than the model reads, because the last token is only a target."""

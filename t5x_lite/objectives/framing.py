@@ -87,14 +87,15 @@ def soft_tokens(context: ExampleContext) -> Int[np.ndarray, "n"]:
     return -1 - np.arange(context.placeholders, dtype=np.int32)
 
 
-def frame_row(row: TokenRow, context: ExampleContext) -> Features:
+def frame_row(row: TokenRow, context: ExampleContext, token_type: int = 0) -> Features:
     """Frame a row of one or several documents as one text.
 
     The documents stay segments of their own. A token before them is in the segment of the first, those after them are
     in that of the last. An empty row stays empty.
 
     Returns:
-        `tokens`, `positions`, `segment_ids` and `token_types`, int32 `[seq_len]`.
+        `tokens`, `positions`, `segment_ids` and `token_types` (`token_type` and those of the frame; 0 in the padding),
+        int32 `[seq_len]`.
     """
     count = int((row.segments > 0).sum())
     tokens = row.tokens[:count]
@@ -108,7 +109,7 @@ def frame_row(row: TokenRow, context: ExampleContext) -> Features:
         after = len(tokens) - count - before
         segments = np.concatenate([segments[:1].repeat(before), segments, segments[-1:].repeat(after)])
     features = token_features(tokens, segments, context.seq_len)
-    features["token_types"] = pad(token_types, context.seq_len)
+    features["token_types"] = pad(token_type + token_types, context.seq_len)
     return features
 
 

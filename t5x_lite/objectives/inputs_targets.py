@@ -36,6 +36,7 @@ class InputsTargets(TokenPrediction):
     """
 
     families: ClassVar[tuple[Family, ...]] = ("encoder_decoder", "decoder")
+    loss_kind: ClassVar[str | None] = "targets"
 
     @abstractmethod
     def target_length(self, context: ExampleContext) -> int:

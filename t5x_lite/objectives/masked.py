@@ -4,7 +4,7 @@ Devlin et al. 2019, §3.1 and appendix A.1, and BERT's create_pretraining_data; 
 §3.1; Joshi et al. 2020, §3.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -61,6 +61,7 @@ class Masked(TokenPrediction):
 
     name: ClassVar[str] = "masked"
     families: ClassVar[tuple[Family, ...]] = ("encoder",)
+    loss_kind: ClassVar[str | None] = "masked tokens"
 
     rate: float = setting(0.15, "share of tokens to predict", gt=0, lt=1, source="Devlin et al. 2019, §3.1")
     mask_share: float = setting(0.8, "share of these that is shown as [MASK]", ge=0, le=1)
@@ -83,6 +84,9 @@ class Masked(TokenPrediction):
         "none", "predict for a pair of sentences if the second follows (BERT), or if they were swapped (ALBERT)"
     )
     short_share: float = setting(0.1, "share of pairs of random shorter length", ge=0, le=1, source="BERT's code")
+    language: IntSetting = setting(
+        0, "token type of all tokens of a text, the number of its language (XLM)", ge=0, source="Conneau & Lample 2019"
+    )
 
     @property
     def rows(self) -> RowKind:
@@ -123,6 +127,10 @@ class Masked(TokenPrediction):
             )
         if self.sentences != "none" and model.family == "encoder" and model.token_types != 2:
             raise ValueError(f"sentence pairs need model.token_types=2, found {model.token_types}")
+        if self.language:
+            check_languages(self.name, (self.language,), model)
+            if self.sentences != "none":
+                raise ValueError("objective.masked: token types are the sentences of a pair or languages, not both")
         if self.boundary and self.spans != "geometric":
             raise ValueError("objective.masked.boundary needs spans=geometric")
         if self.mask_share + self.random_share > 1:
@@ -144,7 +152,7 @@ class Masked(TokenPrediction):
     def example(self, row: TokenRow, context: ExampleContext, rng: np.random.Generator) -> Features:
         """Frame the text, then mask some of its tokens."""
         if self.sentences == "none":
-            return self.mask(frame_row(row, context), context, rng)
+            return self.mask(frame_row(row, context, self.language), context, rng)
         pair = draw_sentence_pair(
             row,
             context.vocabulary,
@@ -276,3 +284,17 @@ class Masked(TokenPrediction):
         assert vocabulary.frequency is not None
         cumulative = np.cumsum(vocabulary.frequency)
         return np.searchsorted(cumulative, rng.random(count) * (1 - 1e-12), side="right")
+
+
+def check_languages(objective: str, languages: Sequence[int], model: ModelConfig) -> None:
+    """Refuse a model without a token type for each of these languages.
+
+    Raises:
+        ValueError: with the number of token types that it needs.
+    """
+    needed = max(languages) + 1
+    if model.family == "encoder" and model.token_types < needed:
+        raise ValueError(
+            f"objective {objective} needs model.token_types of at least {needed}, one for each language, "
+            f"found {model.token_types}"
+        )

@@ -1,39 +1,46 @@
 """Translation language modelling: masked tokens of a sentence and of its translation (Conneau & Lample 2019, §3.3)."""
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Annotated, ClassVar, TypeAlias
 
 import numpy as np
+from pydantic import Field, Strict
 
 from t5x_lite.models.config import Family, ModelConfig
 from t5x_lite.objectives.features import segments_of
 from t5x_lite.objectives.framing import encoder_frame_size, frame_pair
-from t5x_lite.objectives.masked import Masked
+from t5x_lite.objectives.masked import Masked, check_languages
 from t5x_lite.objectives.model_protocols import Batch, DropoutKey, LossSettings, MaskedLanguageModel, TokenLoss
 from t5x_lite.objectives.objective import ExampleContext, ExampleLengths, Features, Objective, RowKind, TokenRow
-from t5x_lite.schema import setting
+from t5x_lite.schema import Int, setting
+
+Language: TypeAlias = Annotated[Int, Field(ge=0)]
+"""Number of a language, from 0."""
 
 
 class Translation(Objective):
     """Mask tokens in both sentences of a pair (`data.parts=fields`) in one row. Features: see `Masked`.
 
-    The languages are the token types; positions of the translation begin from 0 again. Pairs that are too long are cut
+    The languages are token types; positions of the translation begin from 0 again. Pairs that are too long are cut
     evenly.
     """
 
     name: ClassVar[str] = "translation"
     families: ClassVar[tuple[Family, ...]] = ("encoder",)
     rows: ClassVar[RowKind] = "pairs"
+    loss_kind: ClassVar[str | None] = Masked.loss_kind
     packings: ClassVar[tuple[str, ...]] = ("none",)
 
     rate: float = setting(0.15, "share of tokens to predict", gt=0, lt=1, source="Conneau & Lample 2019, §3.2")
     mask_share: float = setting(0.8, "share of these that is shown as [MASK]", ge=0, le=1)
     random_share: float = setting(0.1, "share of these that is shown as another token", ge=0, le=1)
+    languages: Annotated[tuple[Language, Language], Strict(False)] = setting(
+        (0, 1), "token types of the two texts, the numbers of their languages"
+    )
 
     def check(self, model: ModelConfig) -> None:
-        """Refuse a model without two token types, the languages."""
-        if model.family == "encoder" and model.token_types != 2:
-            raise ValueError(f"objective translation needs model.token_types=2, found {model.token_types}")
+        """Refuse a model without a token type for each of the languages."""
+        check_languages(self.name, self.languages, model)
         self._masked().check(model)
 
     def check_context(self, context: ExampleContext) -> None:
@@ -62,7 +69,9 @@ class Translation(Objective):
         first = first[: max(room // 2, room - len(second))]
         second = second[: room - len(first)]
         framed = frame_pair(first, second, context, restart_positions=True)
-        return self._masked().mask(framed, context, rng)
+        is_token = framed["segment_ids"] > 0
+        token_types = np.array(self.languages, np.int32)[framed["token_types"]] * is_token
+        return self._masked().mask({**framed, "token_types": token_types}, context, rng)
 
     def loss(
         self, model: MaskedLanguageModel, batch: Batch, key: DropoutKey, settings: LossSettings

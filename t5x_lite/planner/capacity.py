@@ -8,7 +8,7 @@ from t5x_lite.config import RunConfig
 from t5x_lite.models.spec import model_spec
 from t5x_lite.parallel.memory import local_memory
 from t5x_lite.parallel.mesh import batch_shards, make_mesh
-from t5x_lite.planner.example import example_context
+from t5x_lite.planner.example import example_lengths
 from t5x_lite.planner.memory import modelled_memory
 from t5x_lite.planner.remat_choice import resolve_remat, with_assumed_vocab
 from t5x_lite.planner.workload import Workload
@@ -37,7 +37,7 @@ def check_capacity(config: RunConfig) -> None:
     config = resolve_remat(config)
     config = with_assumed_vocab(config.of_stage(config.largest_stage))
     spec = model_spec(config.model, config.method.surgery)
-    lengths = config.require_objective().lengths(example_context(config.model, config.train.seq_len))
+    lengths = example_lengths(config)
     with jax.set_mesh(mesh):
         state = make_steps(config, spec, mesh).state
     modelled = modelled_memory(Workload(config, spec, lengths, mesh), state, platform)

@@ -1,7 +1,6 @@
-"""Examples of an objective without text or tokenizer, for shapes and costs."""
+"""Examples of a run's objectives without text or tokenizer, for shapes and costs."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Shaped
@@ -9,13 +8,9 @@ from jaxtyping import Shaped
 from t5x_lite.config import RunConfig
 from t5x_lite.errors import UserError
 from t5x_lite.models.config import ModelConfig
-from t5x_lite.objectives.objective import ExampleContext, TokenRow, Vocabulary
-
-LARGEST_VOCAB = 2**16
-"""Tokens of the largest vocabulary of an example. The shapes of the features do not depend on it."""
-SENTINELS = 100
-"""Sentinels of T5's vocabularies (Raffel et al. 2020, §3.1.4)."""
-SPECIAL_TOKENS = ("[CLS]", "[SEP]", "[MASK]", "<s>", "</s>", "[R]", "[S]", "[X]", "<unk>", "<pad>")
+from t5x_lite.objectives.mixed_rows import common_shapes, largest_lengths, pad_to_shapes
+from t5x_lite.objectives.objective import ExampleContext, ExampleLengths
+from t5x_lite.objectives.stand_in import SENTINELS, stand_in_context, stand_in_example
 
 
 def example_context(model: ModelConfig, length: int, sentinels: int = SENTINELS) -> ExampleContext:
@@ -24,36 +19,23 @@ def example_context(model: ModelConfig, length: int, sentinels: int = SENTINELS)
     Raises:
         UserError: `model.vocab` is not given.
     """
-    size = model.vocab
-    if size is None:
+    if model.vocab is None:
         raise UserError("plan needs `model.vocab`: the size of a tokenizer that is not trained yet is not known")
-    size = min(size, LARGEST_VOCAB)
-    first_sentinel = size - 1
-    before_last_sentinel = max(size - 1 - sentinels, size // 2)
-    vocabulary = Vocabulary(
-        size=size,
-        eos=1,
-        named={name: token_id for token_id, name in enumerate(SPECIAL_TOKENS)},
-        sentinels=tuple(range(first_sentinel, before_last_sentinel, -1)),
-        special=np.arange(size) < len(SPECIAL_TOKENS),
-        begins_word=np.ones(size, bool),
-        frequency=np.full(size, 1 / size),
-    )
-    return ExampleContext(length, vocabulary, model.family)
+    return stand_in_context(model.vocab, length, model.family, sentinels)
+
+
+def example_lengths(config: RunConfig) -> ExampleLengths:
+    """Return the numbers of tokens that the model processes in one example."""
+    return largest_lengths(config.row_objectives, example_context(config.model, config.train.seq_len))
 
 
 def example_features(config: RunConfig) -> Mapping[str, Shaped[np.ndarray, "..."]]:
-    """Return the features of one example of the config's objective; only shapes and dtypes are meaningful.
+    """Return the features of one example of the config's objectives; only shapes and dtypes are meaningful.
 
     Raises:
         UserError: no example can be made for a row of this length, as in training.
     """
-    objective = config.require_objective()
     sentinels = max(getattr(config.tokenizer, "extra_ids", 0), SENTINELS)
     context = example_context(config.model, config.train.seq_len, sentinels)
-    objective.check_context(context)
-    length = objective.row_length(context)
-    ones = np.ones(length, np.int32)
-    sentence_numbers = (np.arange(length) >= length // 2).astype(np.int32)
-    row = TokenRow(ones * 20, ones, sentence_numbers)
-    return objective.example(replace(row, second_sentence=row), context, np.random.default_rng(0))
+    examples = [stand_in_example(objective, context) for objective in config.row_objectives]
+    return pad_to_shapes(examples[0], common_shapes(examples))

@@ -20,7 +20,7 @@ from t5x_lite.parallel.chips import CHIPS, Chip, chip_name
 from t5x_lite.parallel.mesh import check_sharded, make_mesh
 from t5x_lite.planner.collectives import add_links, required_collectives
 from t5x_lite.planner.compile import compile_train_step
-from t5x_lite.planner.example import example_context
+from t5x_lite.planner.example import example_lengths
 from t5x_lite.planner.figures import CompiledFigures, ModelledFigures
 from t5x_lite.planner.memory import modelled_memory
 from t5x_lite.planner.remat_choice import SHARE_OF_MEMORY, choose_remat, with_remat
@@ -141,7 +141,7 @@ def _plan_policy(config: RunConfig, mesh: Mesh, pod: Pod, topology: str, slices:
     kernels = check_mesh(mesh, config, pod.platform)
     spec = model_spec(config.model, config.method.surgery)
     check_sharded(mesh, spec.axes, spec.shapes)
-    lengths = config.require_objective().lengths(example_context(config.model, config.train.seq_len))
+    lengths = example_lengths(config)
     workload = Workload(config, spec, lengths, mesh)
 
     compiled: CompiledFigures = {}

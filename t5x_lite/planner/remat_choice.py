@@ -15,7 +15,7 @@ from t5x_lite.models.spec import model_spec
 from t5x_lite.parallel.chips import CHIPS, chip_name
 from t5x_lite.parallel.memory import local_memory
 from t5x_lite.parallel.mesh import make_mesh
-from t5x_lite.planner.example import example_context
+from t5x_lite.planner.example import example_lengths
 from t5x_lite.planner.memory import modelled_memory
 from t5x_lite.planner.workload import Workload
 from t5x_lite.run_dir import CONFIG_FILE
@@ -53,7 +53,7 @@ def choose_remat(config: RunConfig, mesh: Mesh, platform: str, available_bytes: 
     config = with_assumed_vocab(config.of_stage(config.largest_stage))
     config = with_remat(config, "full")
     spec = model_spec(config.model, config.method.surgery)
-    lengths = config.require_objective().lengths(example_context(config.model, config.train.seq_len))
+    lengths = example_lengths(config)
     with jax.set_mesh(mesh):
         state = make_steps(config, spec, mesh).state
     for policy in LEAST_RECOMPUTATION_FIRST:

@@ -9,6 +9,7 @@ from t5x_lite.errors import UserError
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.spec import model_spec
 from t5x_lite.objectives import Objective
+from t5x_lite.objectives.mixed_rows import largest_lengths
 from t5x_lite.planner.example import example_context
 from t5x_lite.sweep.config import SweepConfig
 from t5x_lite.train.flops import flops_per_example
@@ -39,9 +40,8 @@ def count_model(config: RunConfig, sweep: SweepConfig) -> ModelCounts:
         UserError: the size of its vocabulary is not known.
     """
     model = with_known_vocab(config).model
-    objective = config.require_objective()
     parameters = _count_parameters(model)
-    model_flops = _flops_per_token(model, objective, config.train.seq_len)
+    model_flops = _flops_per_token(model, config.row_objectives, config.train.seq_len)
     counted = parameters[sweep.parameters]
     flops = model_flops
     if sweep.flops == "6nd":
@@ -77,6 +77,6 @@ def _count_parameters(model: ModelConfig) -> dict[str, int]:
 
 
 @cache
-def _flops_per_token(model: ModelConfig, objective: Objective, length: int) -> float:
-    lengths = objective.lengths(example_context(model, length))
+def _flops_per_token(model: ModelConfig, objectives: tuple[Objective, ...], length: int) -> float:
+    lengths = largest_lengths(objectives, example_context(model, length))
     return flops_per_example(model, model_spec(model), lengths) / length

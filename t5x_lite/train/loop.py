@@ -14,6 +14,7 @@ from t5x_lite.data.records import TaskData
 from t5x_lite.data.training_data import ExampleSequence, TrainingData
 from t5x_lite.errors import Diverged
 from t5x_lite.local_copies import local_path, uploading
+from t5x_lite.objectives.mixed_rows import largest_lengths
 from t5x_lite.objectives.policy_optimization import PolicyOptimization
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.parallel.distributed import abort_together, main_process_first, stop_requests
@@ -178,7 +179,7 @@ class Trainer:
             if stage.name:
                 shape = f"{stage.batch_size:,} sequences of {stage.seq_len:,} tokens"
                 self.display.print(f"stage {stage.name}: {shape}, from step {stage.first_step + 1:,}")
-            lengths = self.config.require_objective().lengths(replace(data.context, seq_len=stage.seq_len))
+            lengths = largest_lengths(self.config.row_objectives, replace(data.context, seq_len=stage.seq_len))
             example_flops = step_flops_per_example(self.config, run.spec, lengths, split=split)
             flops.append(stage.batch_size * example_flops)
         return StepCosts(self.config.stages, flops, peak * self.mesh.size)

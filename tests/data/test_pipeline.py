@@ -7,7 +7,7 @@ import pytest
 
 from t5x_lite.data.config import DataConfig
 from t5x_lite.data.mixture import mix_endless
-from t5x_lite.data.pipeline import TrainingRows, ValidationSet, training_batch, training_batches
+from t5x_lite.data.pipeline import ExampleBuilder, TrainingRows, ValidationSet, training_batch, training_batches
 from t5x_lite.errors import UserError
 from t5x_lite.objectives import Causal
 from t5x_lite.objectives.masked import Masked
@@ -21,7 +21,8 @@ def training_rows(*corpora: InMemoryCorpus, seq_len: int = 8, seed: int = 0, **d
     shares = np.full(len(corpora), 1 / len(corpora))
     row_plans = [rows_of(corpus, Causal(), context(seq_len), **data) for corpus in corpora]
     order = mix_endless([row_plan.rows for row_plan in row_plans], shares, seed)
-    return TrainingRows(row_plans, order, DataConfig.model_validate(data), Causal(), context(seq_len), seed)
+    builder = ExampleBuilder(DataConfig.model_validate(data), Causal(), context(seq_len))
+    return TrainingRows(row_plans, order, [builder] * len(corpora), seed)
 
 
 def are_equal(batch: Batch, other: Batch) -> bool:
@@ -101,7 +102,7 @@ def test_documents_of_a_row_are_one_segment_only_if_they_attend_to_each_other() 
 @pytest.mark.parametrize("tokens", [2, 8, 9, 10, 16, 17, 25])
 def test_validation_predicts_every_token_but_the_first_once(tokens: int) -> None:
     row_plans = [rows_of(InMemoryCorpus(tokens, split="validation"), Causal(), context(8))]
-    validation = ValidationSet(row_plans, DataConfig(), Causal(), context(8), 2)
+    validation = ValidationSet(row_plans, [ExampleBuilder(DataConfig(), Causal(), context(8))], 2)
     batches = list(validation.batches(np.arange(2)))
     assert len(batches) == len(validation)
     predicted: list[int] = []
@@ -114,7 +115,7 @@ def test_validation_predicts_every_token_but_the_first_once(tokens: int) -> None
 def test_hosts_together_build_the_validation_batches_of_one_host() -> None:
     corpora = InMemoryCorpus(30, 20, split="validation"), InMemoryCorpus(45, split="validation")
     row_plans = [rows_of(corpus, Causal(), context(8)) for corpus in corpora]
-    validation = ValidationSet(row_plans, DataConfig(), Causal(), context(8), 4)
+    validation = ValidationSet(row_plans, [ExampleBuilder(DataConfig(), Causal(), context(8))] * 2, 4)
     hosts = [validation.batches(local_rows) for local_rows in np.split(np.arange(4), 2)]
     batches = list(validation.batches(np.arange(4)))
     host_batches = list(zip(*hosts, strict=True))
@@ -135,7 +136,7 @@ def sentence_pair_rows(static: int = 0) -> TrainingRows:
     row_plan = rows_of(corpus_of_parts(*SENTENCE_LENGTHS), objective, context(24, size=2000), **settings)
     data = DataConfig.model_validate(settings)
     order = mix_endless([row_plan.rows], np.ones(1), 0)
-    return TrainingRows([row_plan], order, data, objective, context(24, size=2000), 0)
+    return TrainingRows([row_plan], order, [ExampleBuilder(data, objective, context(24, size=2000))], 0)
 
 
 def test_a_second_sentence_that_does_not_follow_is_from_another_document() -> None:

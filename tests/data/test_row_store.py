@@ -16,7 +16,7 @@ from t5x_lite.data.byte_tokenizer import Bytes
 from t5x_lite.data.config import DataConfig
 from t5x_lite.data.corpus import Corpus
 from t5x_lite.data.mixture import mix_endless
-from t5x_lite.data.pipeline import TrainingRows, training_batch
+from t5x_lite.data.pipeline import ExampleBuilder, TrainingRows, training_batch
 from t5x_lite.data.prepare import prepare_corpus
 from t5x_lite.data.row_plan import RowPlan
 from t5x_lite.data.row_rule import RowRule
@@ -169,7 +169,7 @@ def training_rows(folder: Path) -> TrainingRows:
     prepare_rows(folder, rule())
     row_plan = open_rows(Corpus(folder, "train"), rule())
     order = mix_endless([row_plan.rows], np.ones(1), 3)
-    return TrainingRows([row_plan], order, rule().data, Causal(), rule().context, seed=3)
+    return TrainingRows([row_plan], order, [ExampleBuilder(rule().data, Causal(), rule().context)], seed=3)
 
 
 @pytest.mark.parametrize("hosts", [2, 4])

@@ -15,7 +15,7 @@ from t5x_lite.data.byte_tokenizer import Bytes
 from t5x_lite.data.config import DataConfig
 from t5x_lite.data.mixture import Interleaving
 from t5x_lite.data.open_data import open_data
-from t5x_lite.data.pipeline import TrainingRows, training_batch
+from t5x_lite.data.pipeline import ExampleBuilder, TrainingRows, training_batch
 from t5x_lite.data.source_order import SourceOrder, stretches_of
 from t5x_lite.data.stage_orders import StageRows, stage_orders
 from t5x_lite.data.stages import Stage, stage_number, tokens_until
@@ -75,10 +75,10 @@ def rows_of_stages(stages: Sequence[Stage], seed: int = 0) -> list[TrainingRows]
         weights = np.array([(stage.weights or {}).get(name, 0.0) for name in corpora])
         described.append(StageRows(stage, weights / weights.sum(), row_plans))
     rows = []
-    phases = min(stage.seq_len for stage in stages)
+    phases = [min(stage.seq_len for stage in stages)] * 2
     for stage, order in zip(described, stage_orders(described, seed), strict=True):
-        stage_context = context(stage.stage.seq_len)
-        rows.append(TrainingRows(stage.row_plans, order, DataConfig(), Causal(), stage_context, seed, phases))
+        builder = ExampleBuilder(DataConfig(), Causal(), context(stage.stage.seq_len))
+        rows.append(TrainingRows(stage.row_plans, order, [builder] * 2, seed, phases))
     return rows
 
 

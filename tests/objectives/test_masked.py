@@ -245,6 +245,31 @@ def test_a_translation_pair_shares_a_row_and_its_positions_restart() -> None:
     assert masked_types == {0, 1}
 
 
+def test_the_token_types_of_a_text_are_its_language() -> None:
+    """Conneau & Lample 2019, figure 1; padding has type 0."""
+    features = Masked(language=3).example(row(np.arange(10, 20)), context(16, "encoder"), np.random.default_rng(0))
+    assert features["token_types"].tolist() == [3] * 12 + [0] * 4
+    translated = Translation(languages=(2, 4))
+    text = row([*range(10, 14), *range(100, 103)], parts=[0] * 4 + [1] * 3)
+    features = translated.example(text, context(16, "encoder"), np.random.default_rng(0))
+    assert features["token_types"].tolist() == [2] * 6 + [4] * 4 + [0] * 6
+
+
+@pytest.mark.parametrize(("objective", "needed"), [(Masked(language=3), 4), (Translation(languages=(0, 5)), 6)])
+def test_a_model_without_a_type_for_each_language_is_refused(objective: Masked | Translation, needed: int) -> None:
+    sizes = {"family": "encoder", "layers": 1, "embed": 8, "heads": 1, "vocab": 20}
+    objective.check(ModelConfig.model_validate({**sizes, "token_types": needed}))
+    with pytest.raises(ValueError, match=f"of at least {needed}, one for each language, found {needed - 1}"):
+        objective.check(ModelConfig.model_validate({**sizes, "token_types": needed - 1}))
+
+
+def test_token_types_cannot_be_languages_and_sentences() -> None:
+    sizes = {"family": "encoder", "layers": 1, "embed": 8, "heads": 1, "vocab": 20, "token_types": 2}
+    model = ModelConfig.model_validate({**sizes, "outputs": ["tokens", "sentence"]})
+    with pytest.raises(ValueError, match="the sentences of a pair or languages, not both"):
+        Masked(sentences="next", language=1).check(model)
+
+
 def test_electras_generator_reads_masks_and_its_discriminator_the_text() -> None:
     text = random_rows(1, 126)[0]
     features = ReplacedToken().example(text, context(128, "electra"), np.random.default_rng(0))

@@ -64,6 +64,13 @@ class Outputs:
     gradients: Arrays
 
 
+TYPE_INPUTS = {
+    **dict.fromkeys(("bert", "albert", "electra", "megatron-bert", "xlnet", "deberta", "deberta-v2"), "token_type_ids"),
+    "xlm": "langs",
+}
+"""Name of the input that has the types of the tokens, by model type."""
+
+
 @dataclass(frozen=True)
 class Differences:
     """The largest differences between two models, of gradients relative to each parameter's largest."""
@@ -144,8 +151,8 @@ class Case:
         """The outputs of Transformers' model."""
         batch = {name: torch.tensor(values) for name, values in self.batch.items()}
         inputs = {"input_ids": batch["tokens"], "attention_mask": batch["mask"]}
-        if self.model_type in {"bert", "albert", "electra", "megatron-bert", "xlnet", "deberta", "deberta-v2"}:
-            inputs["token_type_ids"] = batch["types"]
+        if self.model_type in TYPE_INPUTS:
+            inputs[TYPE_INPUTS[self.model_type]] = batch["types"]
         match self.main_objective:
             case "span_corruption":
                 inputs["labels"] = batch["targets"]

@@ -19,7 +19,7 @@ import t5x_lite  # noqa: E402
 from t5x_lite.convert.huggingface import export_hf, import_hf  # noqa: E402
 from t5x_lite.errors import UserError  # noqa: E402
 from tests.reference.cases import Case, make  # noqa: E402
-from tests.reference.tiny_models import LINEAR_ROPE, TINY_MODELS, YARN_ROPE  # noqa: E402
+from tests.reference.tiny_models import LINEAR_ROPE, TINY_MODELS, VOCAB, YARN_ROPE  # noqa: E402
 
 WEIGHTS_FILE = "model.safetensors"
 COMPARED_MODELS = [name for name in TINY_MODELS if name != "Switch, room for all"]
@@ -184,6 +184,9 @@ def test_a_stored_copy_of_a_tied_matrix_changes_nothing(
         ("RoBERTa", {"max_position_embeddings": True}, "'max_position_embeddings' has the value True"),
         ("BERT", {"is_decoder": True}, "is_decoder=True is not supported (only False)"),
         ("ALBERT, groups", {"num_hidden_groups": 3}, "num_hidden_groups=3 and inner_group_num=2 is not supported"),
+        ("XLM", {"causal": True}, "causal=True is not supported (only False)"),
+        ("XLM", {"asm": True}, "asm=True is not supported (only False)"),
+        ("XLM", {"n_words": VOCAB + 1}, "vocab_size and n_words name one number, found 2"),
         ("OPT", {"enable_bias": False}, "unexpected model.decoder.layers.0.fc1.bias"),
         ("Mistral", {"attention_bias": True}, "attention_bias=True is not supported (only False)"),
         ("Qwen2", {"attention_bias": False}, "attention_bias=False is not supported (only True)"),

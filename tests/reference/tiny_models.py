@@ -107,6 +107,11 @@ def build_distilbert() -> PreTrainedModel:
     return transformers.DistilBertForMaskedLM(transformers.DistilBertConfig(**sizes, max_position_embeddings=40))
 
 
+def build_xlm(**settings: Setting) -> PreTrainedModel:
+    sizes = {"vocab_size": VOCAB, "emb_dim": EMBED, "n_layers": 2, "n_heads": 4, "max_position_embeddings": 40}
+    return transformers.XLMWithLMHeadModel(transformers.XLMConfig(**{**sizes, **settings}))
+
+
 LLAMA3_ROPE = {
     "rope_type": "llama3",
     "rope_theta": 5e5,
@@ -189,17 +194,9 @@ def build_bloom(**settings: Setting) -> PreTrainedModel:
 
 
 def build_opt(**settings: Setting) -> PreTrainedModel:
-    config = transformers.OPTConfig(
-        vocab_size=VOCAB,
-        hidden_size=EMBED,
-        word_embed_proj_dim=EMBED,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        ffn_dim=48,
-        max_position_embeddings=40,
-        **settings,
-    )
-    return transformers.OPTForCausalLM(config)
+    sizes = {"vocab_size": VOCAB, "hidden_size": EMBED, "word_embed_proj_dim": EMBED, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 4, "ffn_dim": 48, "max_position_embeddings": 40}
+    return transformers.OPTForCausalLM(transformers.OPTConfig(**{**sizes, **settings}))
 
 
 def build_mamba2(**settings: Setting) -> PreTrainedModel:
@@ -303,6 +300,9 @@ TINY_MODELS = {
     "RoBERTa": TinyModel("masked", partial(build_encoder, "Roberta", "MaskedLM", type_vocab_size=1)),
     "XLM-R": TinyModel("masked", partial(build_encoder, "XLMRoberta", "MaskedLM", type_vocab_size=1)),
     "DistilBERT": TinyModel("masked", build_distilbert),
+    "XLM": TinyModel("masked", partial(build_xlm, n_langs=3)),
+    "XLM, one language": TinyModel("masked", partial(build_xlm, gelu_activation=False)),
+    "XLM, sinusoidal": TinyModel("masked", partial(build_xlm, n_langs=3, sinusoidal_embeddings=True)),
     "ALBERT": TinyModel("masked, sentence order", partial(build_encoder, "Albert", "PreTraining", embedding_size=16)),
     "ALBERT, groups": TinyModel("masked", partial(build_encoder, "Albert", "MaskedLM", **ALBERT_GROUPS)),
     "ELECTRA generator": TinyModel("masked", partial(build_encoder, "Electra", "MaskedLM", embedding_size=16)),
@@ -319,9 +319,16 @@ TINY_MODELS = {
         "masked", partial(build_encoder, "DebertaV2", "MaskedLM", **{**DEBERTA, "pos_att_type": ["p2c"]})
     ),
     "DeBERTa-v3": TinyModel("masked", partial(build_encoder, "DebertaV2", "MaskedLM", **DEBERTA_V3)),
+    "ModernBERT decoder": TinyModel(
+        "causal", partial(build_encoder, "ModernBertDecoder", "CausalLM", **{**MODERNBERT, "local_attention": 10})
+    ),
+    "SmolLM3": TinyModel(
+        "causal", partial(build_llama, "SmolLM3", num_hidden_layers=4, no_rope_layer_interval=2, pad_token_id=0)
+    ),
     "GPT-2": TinyModel("causal", build_gpt2),
     "GPT-Neo": TinyModel("causal", build_gpt_neo),
     "OPT": TinyModel("causal", build_opt),
+    "OPT-350M": TinyModel("causal", partial(build_opt, word_embed_proj_dim=16, do_layer_norm_before=False)),
     "OPT without biases": TinyModel("causal", partial(build_opt, **NO_BIASES)),
     "GPT-NeoX": TinyModel("causal", build_gpt_neox),
     "GPT-NeoX, sequential": TinyModel(

@@ -16,7 +16,7 @@ from t5x_lite import config as configuration
 from t5x_lite.data.config import DataConfig
 from t5x_lite.data.consecutive import ConsecutiveOrder, ConsecutiveRows
 from t5x_lite.data.order_problems import order_problems
-from t5x_lite.data.pipeline import TrainingRows
+from t5x_lite.data.pipeline import ExampleBuilder, TrainingRows
 from t5x_lite.data.row_plan import StreamWindows
 from t5x_lite.errors import UserError
 from t5x_lite.models.attention.kernels import planned_kernels
@@ -40,7 +40,7 @@ def consecutive_rows(*, separate_documents: bool = True) -> ConsecutiveRows:
     data = DataConfig(order="consecutive", separate_documents=separate_documents)
     windows = StreamWindows(InMemoryCorpus(*DOCUMENTS), SEQ_LEN + 1, SEQ_LEN)
     order = ConsecutiveOrder(windows.rows, LANES)
-    rows = TrainingRows([windows], order, data, Causal(), context(SEQ_LEN, size=200), 0)
+    rows = TrainingRows([windows], order, [ExampleBuilder(data, Causal(), context(SEQ_LEN, size=200))], 0)
     return ConsecutiveRows(rows, windows, order)
 
 

@@ -54,6 +54,14 @@ RUNS = {
         "data.separate_documents=false",
     ],
     "translation": [*ENCODER, *PAIRS, "objective=translation", "model.token_types=2", "data.packing=none"],
+    "masked and translation": [
+        *ENCODER,
+        "objective.masked.language=1",
+        "model.token_types=2",
+        "data.files=[]",
+        "data.mixture=[{name: text, files: TEXT}, {name: pairs, files: PAIRS, format: jsonl, field: [source, target], "
+        "parts: fields, packing: none, objective: translation}]",
+    ],
     "replaced_token": [
         "model.family=electra",
         "model.outputs=[detection]",
@@ -93,7 +101,7 @@ TrainedRun: TypeAlias = Callable[[str], Path]
 
 
 @pytest.fixture(scope="module")
-def trained_run(tiny_config: Path, pairs: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
+def trained_run(tiny_config: Path, pairs: Path, prose: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
     """A function that returns the run directory of a name of RUNS, and trains the run when it is first requested."""
     folder = tmp_path_factory.mktemp("objectives")
     sizes = ("model.layers=1", "model.embed=16", "train.steps=4", "eval.every_steps=4", "checkpoint.every_steps=4")
@@ -102,6 +110,7 @@ def trained_run(tiny_config: Path, pairs: Path, tmp_path_factory: pytest.TempPat
         run_dir = folder / name.replace(", ", "_")
         if not run_dir.exists():
             overrides = [*sizes, *RUNS[name]]
+            overrides = [text.replace("TEXT", f"{prose}/*.txt").replace("PAIRS", str(pairs)) for text in overrides]
             if PAIRS[0] in RUNS[name]:
                 overrides.append(f"data.files={pairs}")
             assert main(["train", str(tiny_config), f"run_dir={run_dir}", *overrides]) == 0
@@ -124,6 +133,15 @@ def test_a_run_trains_evaluates_and_reports_its_terms(name: str, trained_run: Tr
     assert "eval/bits_per_byte" not in records[-1]  # only objectives that predict every token report it
     assert all(np.isfinite(records[-1][term]) for term in terms)
     assert records[-1]["loss"] < records[0]["loss"] + 0.5
+
+
+@pytest.mark.slow
+def test_validation_reports_each_objective_of_a_mixture_and_the_mean_over_all_targets(trained_run: TrainedRun) -> None:
+    record = lines(trained_run("masked and translation"))[-1]
+    losses = [record[f"eval/{source}/loss"] for source in ("text", "pairs")]
+    tokens = [record[f"eval/{source}/tokens"] for source in ("text", "pairs")]
+    assert record["eval/tokens"] == sum(tokens)
+    assert record["eval/loss"] == pytest.approx(np.average(losses, weights=tokens), rel=1e-5)
 
 
 @pytest.fixture

@@ -38,7 +38,7 @@ class Learned(PositionEncoding):
         """Return the table of vectors."""
         from t5x_lite.models.layers import Embed
 
-        return {"table": Embed(model, self.length + self.offset, model.embedding, axis="position", rngs=rngs)}
+        return {"table": Embed(model, self.length + self.offset, model.summed_width, axis="position", rngs=rngs)}
 
     def encode(
         self, parameters: "Positions", x: Float[Array, "b l d"], positions: Int[Array, "b l"]
