@@ -1,6 +1,9 @@
 """ModernBERT in Hugging Face's format."""
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from t5x_lite.convert.bert import ENCODER_TIED, headless, masked_lm
 from t5x_lite.convert.config_table import (
@@ -32,7 +35,35 @@ DEFAULT_LOCAL_ATTENTION = 128
 FIELDS_OF_BASES = {FULL: ("global_rope_theta", 160_000.0), SLIDING: ("local_rope_theta", 10_000.0)}
 
 
-def _read_layers(source: ForeignModel, settings: Settings, extra_keys: int) -> None:
+@dataclass(frozen=True)
+class WindowFields:
+    """Fields that say how many keys a query sees in a layer with a window, its own included.
+
+    Attributes:
+        names: the fields.
+        read: returns the window of a config.
+        write: writes a window to a config.
+    """
+
+    names: tuple[str, ...]
+    read: Callable[[Mapping[str, Any]], int]
+    write: Callable[[int, ForeignConfig], None]
+
+
+def half_of_local_attention(config: Mapping[str, Any]) -> int:
+    """Return half of `local_attention`, the keys on each side of a query."""
+    return check_count("local_attention", config.get("local_attention", DEFAULT_LOCAL_ATTENTION)) // 2
+
+
+def _read_window(config: Mapping[str, Any]) -> int:
+    return half_of_local_attention(config) + 1
+
+
+def _write_window(window: int, config: ForeignConfig) -> None:
+    config["local_attention"] = 2 * (window - 1)
+
+
+def _read_layers(source: ForeignModel, settings: Settings, fields: WindowFields) -> None:
     """Read which layers attend within a window, and their positions; the first layer has no norm before attention."""
     config = source.config
     layers = settings["layers"]
@@ -42,32 +73,29 @@ def _read_layers(source: ForeignModel, settings: Settings, extra_keys: int) -> N
         kinds = [SLIDING if layer % period else FULL for layer in range(layers)]
     if len(kinds) != layers or not set(kinds) <= {FULL, SLIDING}:
         raise UserError(f"layer_types must list {FULL} or {SLIDING} for each of {layers} layers")
-    window = check_count("local_attention", config.get("local_attention", DEFAULT_LOCAL_ATTENTION)) // 2 + extra_keys
+    window = fields.read(config)
     windows = {FULL: None, SLIDING: window}
     settings["pattern"] = [{"attention": read_attention(windows[kind])} for kind in kinds]
     settings["pattern"][0]["norm"] = False
     read_layer_positions(config, config.get("rope_parameters") or {}, settings, FIELDS_OF_BASES)
 
 
-def _write_layers(model: ModelConfig, config: ForeignConfig, extra_keys: int) -> None:
+def _write_layers(model: ModelConfig, config: ForeignConfig, fields: WindowFields) -> None:
     config["layer_types"], window = layers_and_window(model, dense=FULL, local=SLIDING)
     config["local_attention"] = DEFAULT_LOCAL_ATTENTION
     if window is not None:
-        config["local_attention"] = 2 * (window - extra_keys)
+        fields.write(window, config)
     write_layer_positions(model, config)
 
 
-def layers_rule(extra_keys: int) -> Rule:
-    """Return the rule of the kinds of layers and of their positions.
-
-    Args:
-        extra_keys: keys of a window beside half of `local_attention`: 1 if that does not count the query's own key.
-    """
-    fields = ("layer_types", "local_attention", "global_attn_every_n_layers", "rope_parameters")
+def layers_rule(fields: WindowFields) -> Rule:
+    """Return the rule of the kinds of layers and of their positions."""
+    kinds = ("layer_types", "global_attn_every_n_layers")
+    positions = ("rope_parameters", "max_position_embeddings", "global_rope_theta", "local_rope_theta")
     return Rule(
-        (*fields, "max_position_embeddings", "global_rope_theta", "local_rope_theta"),
-        read=partial(_read_layers, extra_keys=extra_keys),
-        write=partial(_write_layers, extra_keys=extra_keys),
+        (*kinds, *fields.names, *positions),
+        read=partial(_read_layers, fields=fields),
+        write=partial(_write_layers, fields=fields),
     )
 
 
@@ -97,7 +125,7 @@ MODERNBERT_CONFIG = ConfigTable(
         Field("mlp_dropout", "dropout", is_read=False),
     ),
     fixed={"family": "encoder", "embedding_norm": True, "bias": False},
-    rules=(layers_rule(extra_keys=1), OUTPUT_ACTIVATION),
+    rules=(layers_rule(WindowFields(("local_attention",), _read_window, _write_window)), OUTPUT_ACTIVATION),
     required_values={
         "attention_bias": NO_BIAS,
         "mlp_bias": NO_BIAS,

@@ -1,12 +1,38 @@
 """The decoder of ModernBERT's architecture in Hugging Face's format, of which Ettin's decoders are."""
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from t5x_lite.convert.bert import TOKEN_OUTPUT
+from t5x_lite.convert.config_table import ForeignConfig, check_count
 from t5x_lite.convert.model_type import HEAD_PREFIXES, Architecture, ModelType, tied_output
-from t5x_lite.convert.modernbert import MODERNBERT, MODERNBERT_CONFIG, MODERNBERT_LAYER, OUTPUT_ACTIVATION, layers_rule
+from t5x_lite.convert.modernbert import (
+    MODERNBERT,
+    MODERNBERT_CONFIG,
+    MODERNBERT_LAYER,
+    OUTPUT_ACTIVATION,
+    WindowFields,
+    half_of_local_attention,
+    layers_rule,
+)
 from t5x_lite.convert.weight_map import Modules, StackModules, Stored, WeightTable
 
+
+def _read_window(config: Mapping[str, Any]) -> int:
+    """Return `sliding_window`; without it, half of `local_attention`, which counts the query's own key here."""
+    window = config.get("sliding_window")
+    if window is None:
+        return half_of_local_attention(config)
+    return check_count("sliding_window", window)
+
+
+def _write_window(window: int, config: ForeignConfig) -> None:
+    config["local_attention"] = 2 * window
+    config["sliding_window"] = window
+
+
+WINDOW = WindowFields(("local_attention", "sliding_window"), _read_window, _write_window)
 OUTPUT_MATRIX = "decoder.weight"
 SEPARATE_QUERIES: Modules = {
     "attn.q_proj": "attention.query",
@@ -26,9 +52,7 @@ MODERNBERT_DECODER = ModelType(
     config=replace(
         MODERNBERT_CONFIG,
         fixed={**MODERNBERT_CONFIG.fixed, "family": "decoder"},
-        rules=(layers_rule(extra_keys=0), OUTPUT_ACTIVATION, tied_output(OUTPUT_MATRIX)),
-        # Transformers sets it from `local_attention`, whatever a file says.
-        without_effect=(*MODERNBERT_CONFIG.without_effect, "sliding_window"),
+        rules=(layers_rule(WINDOW), OUTPUT_ACTIVATION, tied_output(OUTPUT_MATRIX)),
     ),
     weights=WeightTable(
         modules={
@@ -47,4 +71,4 @@ MODERNBERT_DECODER = ModelType(
     ignored_tensors=MODERNBERT.ignored_tensors,
     copies=MODERNBERT.copies,
 )
-"""Weller et al. 2025, §3: ModernBERT with causal attention; `local_attention` counts the query's own key here."""
+"""Weller et al. 2025, §3: ModernBERT with causal attention."""
