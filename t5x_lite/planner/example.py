@@ -9,6 +9,7 @@ from jaxtyping import Shaped
 from t5x_lite.config import RunConfig
 from t5x_lite.errors import UserError
 from t5x_lite.models.config import ModelConfig
+from t5x_lite.objectives.features import CONTINUES
 from t5x_lite.objectives.objective import ExampleContext, TokenRow, Vocabulary
 
 LARGEST_VOCAB = 2**16
@@ -56,4 +57,7 @@ def example_features(config: RunConfig) -> Mapping[str, Shaped[np.ndarray, "..."
     ones = np.ones(length, np.int32)
     sentence_numbers = (np.arange(length) >= length // 2).astype(np.int32)
     row = TokenRow(ones * 20, ones, sentence_numbers)
-    return objective.example(replace(row, second_sentence=row), context, np.random.default_rng(0))
+    example = objective.example(replace(row, second_sentence=row), context, np.random.default_rng(0))
+    if config.data.order == "consecutive":
+        example = {**example, CONTINUES: np.array(1, np.int32)}
+    return example
