@@ -25,6 +25,7 @@ from t5x_lite.models import outputs
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.spec import ModelSpec
 from t5x_lite.models.stack import Stack
+from t5x_lite.objectives.framing import LAST_TYPE, encoder_frame
 
 Pool: TypeAlias = Callable[[Float[Array, "b l d"], Bool[Array, "b l"]], Float[Array, "b d"]]
 Embeddings: TypeAlias = Float[np.ndarray, "texts d"] | list[Float[np.ndarray, "_ d"]]
@@ -237,22 +238,29 @@ def encode_texts(model: EvaluationModel, texts: Sequence[str], length: int, *, w
     """Return the features of each text, cut to `length` tokens; the number of cut texts is logged if `warns`."""
     rows: list[Features] = []
     truncated = 0
+    end = _end_size(model)
     for text in texts:
         token_ids = model.encode_text(text)
         if len(token_ids) > length:
             truncated += 1
-            token_ids = _cut_end(token_ids, length, model.config.model.family)
-        rows.append({"tokens": token_ids, "segment_ids": np.ones_like(token_ids)})
+            token_ids = np.concatenate([token_ids[: length - end], token_ids[len(token_ids) - end :]])
+        row = {"tokens": token_ids, "segment_ids": np.ones_like(token_ids)}
+        if end > 1:
+            row["token_types"] = np.zeros_like(token_ids)
+            row["token_types"][1 - end :] = LAST_TYPE
+        rows.append(row)
     if truncated:
         logging.warning("%d of %d texts lost their end: the model reads %d tokens", truncated, len(texts), length)
     return rows
 
 
-def _cut_end(token_ids: np.ndarray, length: int, family: str) -> np.ndarray:
-    """Cut a text to `length` tokens, and keep the [SEP] or EOS that ends it."""
-    if family == "decoder":
-        return token_ids[:length]
-    return np.append(token_ids[: length - 1], token_ids[-1:])
+def _end_size(model: EvaluationModel) -> int:
+    """Return how many tokens end a text: none in a decoder, [SEP] or EOS, or XLNet's [SEP] and [CLS]."""
+    if model.config.model.family == "decoder":
+        return 0
+    if model.config.model.family == "encoder_decoder":
+        return 1
+    return 1 + len(encoder_frame(model.tokenizer.vocabulary(), "a text for an encoder").last)
 
 
 def _compute_states(
@@ -275,7 +283,8 @@ def _compute_states(
         side = module.decoder if family == "decoder" else module.encoder
         if layers is not None:
             _keep_first_layers(side.stack, layers)
-        states, _ = side(module.tokens(batch["tokens"]), None, batch["segment_ids"])
+        token_types = batch.get("token_types")
+        states, _ = side(module.tokens(batch["tokens"]), None, batch["segment_ids"], token_types=token_types)
     states = states.astype(jnp.float32)
     if pool == HEAD:
         return module.head.pooled(states, batch["tokens"], batch["segment_ids"])

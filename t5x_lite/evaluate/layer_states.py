@@ -64,7 +64,7 @@ def _run_layers(spec: ModelSpec, family: str, params: PyTree[Array], batch: dict
 
     stack.attention_context = record_context  # type: ignore[method-assign]
     tokens = batch["tokens"]
-    last_states, _ = side(module.tokens(tokens), None, batch["segment_ids"])
+    last_states, _ = side(module.tokens(tokens), None, batch["segment_ids"], token_types=batch.get("token_types"))
     (outputs,) = recorder.outputs
     (context,) = contexts
     order = kernels.row_order(stack.config, tokens.shape[1], causal=stack.causal)

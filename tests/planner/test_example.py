@@ -11,13 +11,25 @@ CONFIGS = REPOSITORY / "configs"
 
 
 @pytest.mark.parametrize(
-    "name", ["gpt3/1.3b", "t5/base", "bert/base", "electra/base", "switch/base_8", "transformer/base", "long_t5/base"]
+    "name",
+    [
+        "gpt3/1.3b",
+        "t5/base",
+        "bert/base",
+        "electra/base",
+        "switch/base_8",
+        "transformer/base",
+        "long_t5/base",
+        "transformer_xl/enwik8_12l",
+        "xlnet/base",
+    ],
 )
 def test_every_kind_of_config_has_features_without_text_or_tokenizer(name: str) -> None:
     config = configuration.load(CONFIGS / f"{name}.yaml")
     features = example_features(config)
     assert features["tokens"].shape == (config.train.seq_len,)
     assert any(weights.sum() > 0 for key, weights in features.items() if key.endswith("_weights"))
+    assert ("continues" in features) == (config.data.order == "consecutive")
 
 
 def test_rows_of_more_spans_than_sentinels_are_refused_as_in_training() -> None:

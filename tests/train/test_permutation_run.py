@@ -11,7 +11,7 @@ from t5x_lite import config as configuration
 from t5x_lite.cli import main
 from t5x_lite.decode.fill import fill_masks
 from t5x_lite.errors import UserError
-from t5x_lite.evaluate.embed import embed
+from t5x_lite.evaluate.embed import embed, encode_texts
 from t5x_lite.objectives.classify import Classify
 from tests.conftest import lines
 
@@ -44,6 +44,10 @@ def test_a_run_learns_resumes_to_the_bit_and_embeds(tiny_config: Path, tmp_path:
     np.testing.assert_allclose(states.mean(0), vectors[0], atol=1e-5)
     with pytest.raises(UserError, match=r"XLNet's \[CLS\] is the last one; take mean or max"):
         embed(model, ["a dog"], pool="cls")
+    (cut,) = encode_texts(model, ["the quick fox jumps over the lazy dog"], 6)
+    special = model.tokenizer.special
+    assert cut["tokens"][-2:].tolist() == [special["<sep>"], special["<cls>"]]
+    assert cut["token_types"].tolist() == [0, 0, 0, 0, 0, 2]
     scored = model.score(["the quick fox"])
     assert np.isfinite(scored).all()
     with pytest.raises(UserError, match="this model has a query stream and learns no masks"):
