@@ -192,6 +192,9 @@ PUBLISHED = {
     "mamba2/780m": 780e6,
     "mamba2/1.3b": 1.3e9,
     "mamba2/2.7b": 2.7e9,
+    # Yang et al. 2025, §4: the models' names.
+    "gated_deltanet/1.3b": 1.3e9,
+    "gated_deltanet/h1_1.3b": 1.3e9,
     # Botev et al. 2024: the released checkpoints.
     "recurrentgemma/2b": 2_682_862_080,
     "recurrentgemma/9b": 8_579_977_216,
@@ -431,3 +434,14 @@ def test_the_parameters_of_mamba2_by_hand() -> None:
     # 128,989,632 in the released checkpoint, by Mamba2ForCausalLM of Transformers.
     assert count_parameters("mamba2/130m") == 128_989_632
     assert count_parameters("mamba2/130m") == 50_288 * width + 24 * layer + width
+
+
+def test_the_parameters_of_gated_deltanet_by_hand() -> None:
+    """Two maps to 0.75 and three of 1.5 times the width, six squares in all; a decay and a strength for each head."""
+    width, heads, layers = 2400, 9, 16
+    keys = width * 3 // 4
+    values = 2 * keys
+    assert 2 * width * keys + 3 * width * values == 6 * width**2
+    mixer = 6 * width**2 + 2 * width * heads + 4 * (2 * keys + values) + 2 * heads + values // heads
+    layer = mixer + 3 * width * 5888 + 2 * width
+    assert count_parameters("gated_deltanet/1.3b") == 32_000 * width + layers * layer + width

@@ -25,6 +25,7 @@ SIZES = {"layers": 4, "embed": 16, "heads": 4, "mlp": 32, "vocab": 64}
 EXPERTS = {"moe": {"experts": 4, "router": {"top_k": {"k": 2}}, "dispatch": {"capacity": {"factor": 1.0}}}}
 LSTM = {"lstm": {"hidden": [16, 24], "projection": 16}}
 MAMBA = {"mamba2": {"head_dim": 8, "state": 4, "chunk": 8}}
+DELTA = {"gated_deltanet": {"heads": 4, "key_heads": 2, "key_dim": 4, "chunk": 8}}
 DENSE_AND_LOCAL = [{"attention": "dense"}, {"attention": {"local": {"window": 5}}}]
 
 
@@ -68,8 +69,8 @@ FAMILIES = {
         "causal",
         {"fsdp": 2, "tensor": 2, "context": 2},
         {
-            "layers": 6,
-            "pattern": [{"mixer": "rg_lru"}, {"mixer": LSTM}, {"mixer": MAMBA}],
+            "layers": 8,
+            "pattern": [{"mixer": "rg_lru"}, {"mixer": LSTM}, {"mixer": MAMBA}, {"mixer": DELTA}],
             "positions": "none",
         },
     ),

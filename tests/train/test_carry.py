@@ -139,6 +139,7 @@ class Windows:
         pytest.param(("lstm", "rg_lru"), marks=pytest.mark.slow),
         pytest.param(("gru", {"mamba2": {"head_dim": 8, "state": 4, "chunk": 4}}), marks=pytest.mark.slow),
         pytest.param(("rnn",), marks=pytest.mark.slow),
+        pytest.param(({"gated_deltanet": {"key_dim": 4, "chunk": 4}},), marks=pytest.mark.slow),
     ],
 )
 def test_two_windows_with_a_carried_state_are_one_row(mixers: tuple[str | dict, ...]) -> None:
