@@ -174,6 +174,8 @@ PUBLISHED = {
     "deepseek_v2/lite": 15.7e9,
     "deepseek_v2/236b": 236e9,
     "deepseek_v3/671b": 671e9,
+    # Qwen Team 2025, the model card: 80B in total, 79B without embeddings.
+    "qwen3_next/80b_a3b": 79e9 + 2 * 151_936 * 2048,
     # OpenAI 2025, Table 1.
     "gpt_oss/20b": 20.91e9,
     "gpt_oss/120b": 116.83e9,
@@ -313,6 +315,23 @@ def test_active_parameters_are_the_published_count() -> None:
     assert switch.active_parameters == dense.parameters + router_parameters
 
 
+def test_the_parameters_of_qwen3_next_by_hand() -> None:
+    """The model card: 79B without embeddings, of which a token uses 3B; each layer's share is counted below."""
+    width, experts, expert = 2048, 512, 3 * 2048 * 512
+    keys, values = 16 * 128, 32 * 128
+    linear = width * (2 * keys + 2 * values + 2 * 32) + 4 * (2 * keys + values) + 2 * 32 + 128 + values * width
+    heads, kv_heads = 16 * 256, 2 * 256
+    attention = width * (2 * heads + 2 * kv_heads) + 2 * 256 + heads * width
+    feedforward = width * experts + expert + width
+    other = 36 * linear + 12 * attention + 48 * (feedforward + 2 * width) + width
+    embeddings = 2 * 151_936 * width
+    spec = model_spec(load_model("qwen3_next/80b_a3b"))
+    assert spec.parameters == other + 48 * experts * expert + embeddings
+    assert spec.parameters - embeddings == pytest.approx(79e9, rel=0.01)
+    assert spec.active_parameters == other + 48 * 10 * expert + embeddings
+    assert round((spec.active_parameters - embeddings) / 1e9) == 3
+
+
 @pytest.mark.parametrize("name", GSHARD)
 def test_gshards_experts_are_those_of_its_table(name: str) -> None:
     """Half of the layers hold experts, each with two matrices of 1024 × 8192.
@@ -376,6 +395,7 @@ def test_the_variants_in_t5s_table_2_have_the_stated_parameters() -> None:
         ("opt", "opt"),
         ("pythia", "gpt_neox"),
         ("qwen2.5", "qwen2"),
+        ("qwen3_next", "qwen3_next"),
         ("recurrentgemma", "recurrent_gemma"),
         ("roberta", "roberta"),
         ("smollm", "llama"),

@@ -8,6 +8,7 @@ from t5x_lite.convert.config_table import (
     Field,
     ForeignConfig,
     ForeignModel,
+    MissingComponent,
     Rule,
     Settings,
     check_count,
@@ -49,30 +50,49 @@ def _read_experts(source: ForeignModel, settings: Settings) -> None:
     experts = {
         "experts": counts.pop(),
         "mlp": settings.pop("moe")["mlp"],
-        "router": _read_router(config),
+        "router": read_router(config),
         "dispatch": "dropless",
         "expert": settings["feedforward"],
     }
     attention = read_attention(read_window(config))
     pattern = []
-    for kind in shortest_period(_kinds_of_layers(config, settings["layers"])):
+    for kind in shortest_period(kinds_of_layers(config, settings["layers"])):
         feedforward = {"moe": experts} if kind == EXPERTS else None
         pattern.append({"attention": attention, "feedforward": feedforward})
     settings["pattern"] = pattern
 
 
-def _read_router(config: Mapping[str, Any]) -> Settings:
-    """Return the router: that of Mixtral, whose weights sum to 1, or that of Switch, whose weight is a probability."""
+def read_router(config: Mapping[str, Any]) -> Settings:
+    """Return the router of a token's experts, or that of Switch for one expert whose weight is its probability."""
     choices = config.get("num_experts_per_tok", DEFAULT_CHOICES)
     balance = config.get("router_aux_loss_coef", 0.001)
-    if config.get("norm_topk_prob", False):
-        return {"top_k": {"k": choices, "balance": balance}}
-    if choices != 1:
-        raise UserError(f"norm_topk_prob=False with num_experts_per_tok={choices} is not supported (only with 1)")
-    return {"switch": {"balance": balance, "z_loss": 0.0, "jitter": 0.0}}
+    is_normalized = config.get("norm_topk_prob", False)
+    if choices == 1 and not is_normalized:
+        return {"switch": {"balance": balance, "z_loss": 0.0, "jitter": 0.0}}
+    return {"top_k": {"k": choices, "normalize": is_normalized, "balance": balance}}
 
 
-def _kinds_of_layers(config: Mapping[str, Any], layers: int) -> list[str]:
+def write_experts(model: ModelConfig, config: ForeignConfig) -> MoE:
+    """Write how many experts the layers have, how they are chosen and which layers have them; return these layers' own.
+
+    Raises:
+        MissingComponent: the model has no experts.
+    """
+    if not model.mixtures:
+        raise MissingComponent("feedforward.moe")
+    moe = model.mixtures[0]
+    config["num_experts"] = moe.experts
+    config["num_experts_per_tok"] = moe.router.choices
+    config["norm_topk_prob"] = isinstance(moe.router, TopK) and moe.router.normalize
+    config["router_aux_loss_coef"] = moe.router.balance
+    kinds = []
+    for layer in model.period:
+        kinds.append(EXPERTS if isinstance(model.feedforward_of(layer), MoE) else DENSE)
+    config.update(_write_kinds_of_layers(kinds * (model.layers // len(kinds))))
+    return moe
+
+
+def kinds_of_layers(config: Mapping[str, Any], layers: int) -> list[str]:
     """Return the kind of feed-forward of every layer."""
     step = check_count("decoder_sparse_step", config.get("decoder_sparse_step", 1))
     dense_layers = config.get("mlp_only_layers") or []
@@ -84,16 +104,7 @@ def _kinds_of_layers(config: Mapping[str, Any], layers: int) -> list[str]:
 
 
 def _write_experts(model: ModelConfig, config: ForeignConfig) -> None:
-    moe = model.mixtures[0]
-    config["num_experts"] = moe.experts
-    config["num_experts_per_tok"] = moe.router.choices
-    config["norm_topk_prob"] = isinstance(moe.router, TopK)
-    config["router_aux_loss_coef"] = moe.router.balance
-    kinds = []
-    for layer in model.period:
-        kinds.append(EXPERTS if isinstance(model.feedforward_of(layer), MoE) else DENSE)
-    kinds *= model.layers // len(kinds)
-    config.update(_write_kinds_of_layers(kinds))
+    write_experts(model, config)
     window = first_window(model)
     config["use_sliding_window"] = window is not None
     config["sliding_window"] = window
@@ -103,7 +114,7 @@ def _write_kinds_of_layers(kinds: list[str]) -> ForeignConfig:
     """Return the fields for these layers: the last of every n layers has experts, or the dense ones are listed."""
     step = kinds.index(EXPERTS) + 1
     fields: ForeignConfig = {"decoder_sparse_step": step, "mlp_only_layers": []}
-    if _kinds_of_layers(fields, len(kinds)) == kinds:
+    if kinds_of_layers(fields, len(kinds)) == kinds:
         return fields
     dense_layers = [layer for layer, kind in enumerate(kinds) if kind == DENSE]
     return {"decoder_sparse_step": 1, "mlp_only_layers": dense_layers}

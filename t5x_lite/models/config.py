@@ -85,6 +85,9 @@ class ModelConfig(Config):
     attention_sinks: bool = setting(
         False, "a trained score of each head that takes weight from all keys and adds nothing", source="gpt-oss, §2.2"
     )
+    attention_output_gate: bool = setting(
+        False, "multiply what each head returns by a sigmoid of the layer's input", source="Qiu et al. 2025; Qwen3-Next"
+    )
     feedforward: Annotated[MLP | GLU | MoE | NoFeedForward, OneOf(FEEDFORWARDS)] = setting(
         MLP(), "the position-wise sublayer"
     )

@@ -23,6 +23,7 @@ STEPS = 10
 ROWS = 16
 SIZES = {"layers": 4, "embed": 16, "heads": 4, "mlp": 32, "vocab": 64}
 EXPERTS = {"moe": {"experts": 4, "router": {"top_k": {"k": 2}}, "dispatch": {"capacity": {"factor": 1.0}}}}
+SHARED_EXPERT = {"moe": {**EXPERTS["moe"], "shared": 1, "shared_gate": True}}
 LSTM = {"lstm": {"hidden": [16, 24], "projection": 16}}
 MAMBA = {"mamba2": {"head_dim": 8, "state": 4, "chunk": 8}}
 DELTA = {"gated_deltanet": {"heads": 4, "key_heads": 2, "key_dim": 4, "chunk": 8}}
@@ -69,9 +70,19 @@ FAMILIES = {
         "causal",
         {"fsdp": 2, "tensor": 2, "context": 2},
         {
-            "layers": 8,
-            "pattern": [{"mixer": "rg_lru"}, {"mixer": LSTM}, {"mixer": MAMBA}, {"mixer": DELTA}],
+            "layers": 6,
+            "pattern": [{"mixer": "rg_lru"}, {"mixer": LSTM}, {"mixer": MAMBA}],
             "positions": "none",
+        },
+    ),
+    "qwen3_next": Family(
+        "decoder",
+        "causal",
+        {"fsdp": 2, "tensor": 2, "context": 2},
+        {
+            "pattern": [{"mixer": DELTA}, {"feedforward": SHARED_EXPERT}],
+            "positions": "rotary",
+            "attention_output_gate": True,
         },
     ),
 }

@@ -65,6 +65,8 @@ SLOW_MODELS = {
     "RecurrentGemma",
     "Gemma 3",
     "DeepSeek-V3, halves",
+    "Qwen3-Next, biases",
+    "Qwen3-MoE, probabilities",
 }
 """Variants of models that other tests compare too."""
 NOT_EXPORTED = {"BART": "final_logits_bias"}
@@ -88,6 +90,7 @@ SLOW_GENERATING_MODELS = (
     "DeepSeek-V2",
     "DeepSeek-V3",
     "gpt-oss",
+    "Qwen3-Next",
 )
 GENERATING_MODELS += [pytest.param(name, marks=pytest.mark.slow) for name in SLOW_GENERATING_MODELS]
 

@@ -251,6 +251,21 @@ def build_deepseek_v3(**settings: Setting) -> PreTrainedModel:
     return model
 
 
+QWEN3_NEXT = {
+    "num_hidden_layers": 4,
+    "head_dim": 16,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 6,
+    "linear_value_head_dim": 5,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 12,
+    "shared_expert_intermediate_size": 24,
+}
+EXPERTS_IN_THE_SECOND_LAYER = {"num_hidden_layers": 2, "decoder_sparse_step": 2, "full_attention_interval": 2}
+
+
 GPT_OSS = {
     "num_hidden_layers": 4,
     "num_local_experts": 4,
@@ -328,6 +343,9 @@ TINY_MODELS = {
     "Qwen3-MoE": TinyModel(
         "causal", partial(build_llama, "Qwen3Moe", num_experts_per_tok=2, norm_topk_prob=True, **QWEN3_EXPERTS)
     ),
+    "Qwen3-MoE, probabilities": TinyModel(
+        "causal", partial(build_llama, "Qwen3Moe", num_experts_per_tok=2, **QWEN3_EXPERTS)
+    ),
     "Llama 3.1, context": TinyModel(
         "causal",
         partial(build_llama, "Llama", rope_parameters=LLAMA3_ROPE_OF_THE_CONTEXT, max_position_embeddings=16),
@@ -367,6 +385,17 @@ TINY_MODELS = {
         ),
     ),
     "DeepSeek-V3": TinyModel("causal", build_deepseek_v3),
+    "Qwen3-Next": TinyModel("causal", partial(build_llama, "Qwen3Next", **QWEN3_NEXT)),
+    "Qwen3-Next, biases": TinyModel(
+        "causal",
+        partial(
+            build_llama,
+            "Qwen3Next",
+            attention_bias=True,
+            tie_word_embeddings=True,
+            **{**QWEN3_NEXT, **EXPERTS_IN_THE_SECOND_LAYER},
+        ),
+    ),
     "gpt-oss": TinyModel("causal", partial(build_llama, "GptOss", **GPT_OSS)),
     "DeepSeek-V3, halves": TinyModel(
         "causal",

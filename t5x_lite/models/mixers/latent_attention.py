@@ -47,5 +47,5 @@ class LatentAttention(SelfAttention):
             yield f"latent_attention has keys for every head: kv_heads is {model.kv_heads}, heads {model.heads}"
         if model.query_key_norm != "none" or model.query_key_value_bias is not None:
             yield "query_key_norm and query_key_value_bias are not for latent_attention, whose latents have norms"
-        if model.mup is not None or model.attention_sinks:
-            yield "mup and attention_sinks are not for latent_attention"
+        if model.mup is not None or model.attention_sinks or model.attention_output_gate:
+            yield "mup, attention_sinks and attention_output_gate are not for latent_attention"
