@@ -23,6 +23,7 @@ from t5x_lite.convert import (
     qwen_moe,
     recurrent_gemma,
     t5,
+    t5gemma,
     xlm_roberta,
 )
 from t5x_lite.convert.model_type import ModelType
@@ -33,6 +34,7 @@ _MODEL_TYPES = (
     t5.UMT5,
     long_t5.LONG_T5,
     t5.SWITCH,
+    t5gemma.T5GEMMA,
     bart.BART,
     distilbert.DISTILBERT,
     bert.BERT,
@@ -56,6 +58,7 @@ _MODEL_TYPES = (
     llama.OLMO2,
     qwen.QWEN2,
     qwen.QWEN3,
+    qwen_moe.QWEN2_MOE,
     qwen_moe.QWEN3_MOE,
     qwen3_next.QWEN3_NEXT,
     recurrent_gemma.RECURRENT_GEMMA,

@@ -18,7 +18,17 @@ from t5x_lite.convert.config_table import (
 from t5x_lite.convert.llama import ATTENTION_BIAS, HEAD_DIM, LLAMA_FIXED, NO_BIAS, llama_fields, llama_like
 from t5x_lite.convert.model_type import TIED_OUTPUT
 from t5x_lite.convert.qwen import FULL, QUERY_KEY_NORMS
-from t5x_lite.convert.qwen_moe import EXPERTS, QWEN3_MOE_LAYER, kinds_of_layers, read_router, write_experts
+from t5x_lite.convert.qwen_moe import (
+    EXPERT_FIELDS,
+    EXPERTS,
+    QWEN3_MOE_LAYER,
+    SHARED_EXPERT,
+    SHARED_WIDTH,
+    kinds_of_layers,
+    read_moe,
+    read_shared_experts,
+    write_shared_experts,
+)
 from t5x_lite.convert.rope import partial_rotary
 from t5x_lite.convert.weight_map import Fused, Modules, Stored
 from t5x_lite.errors import UserError
@@ -38,37 +48,19 @@ MIXER_FIELDS = {
 """Foreign fields of the mixer, our settings, and the values that Transformers takes where a config has none."""
 DEFAULT_INTERVAL = 4
 """The last of so many layers attends to all keys where a config does not list the layers."""
-DEFAULTS = {"num_experts": 512, "num_experts_per_tok": 10, "norm_topk_prob": True}
-SHARED_WIDTH = "shared_expert_intermediate_size"
-DEFAULT_SHARED_WIDTH = 512
-EXPERT_FIELDS = (
-    *DEFAULTS,
-    SHARED_WIDTH,
-    "router_aux_loss_coef",
-    "decoder_sparse_step",
-    "mlp_only_layers",
-)
+DEFAULTS = {"num_experts": 512, "num_experts_per_tok": 10, "norm_topk_prob": True, SHARED_WIDTH: 512}
 
 
 def _read_layers(source: ForeignModel, settings: Settings) -> None:
     """Read the layers: which have the mixer and which attention, and which have experts."""
     config = {**DEFAULTS, **source.config}
+    if settings["feedforward"]["glu"]["activation"] != "silu":
+        raise UserError(f"hidden_act={config['hidden_act']!r} is not supported: the convolutions would have it too")
     mixer: Settings = {ours: config.get(name, default) for name, (ours, default) in MIXER_FIELDS.items()}
     mixer["epsilon"] = settings["norm"]["rmsnorm"]["epsilon"]
     mixers = {LINEAR: {"mixer": {"gated_deltanet": mixer}}, FULL: {}}
-    width = settings.pop("moe")["mlp"]
-    shared_width = config.get(SHARED_WIDTH, DEFAULT_SHARED_WIDTH)
-    if shared_width % width:
-        raise UserError(f"{SHARED_WIDTH}={shared_width} is not a multiple of moe_intermediate_size={width}")
-    experts = {
-        "experts": config["num_experts"],
-        "mlp": width,
-        "shared": shared_width // width,
-        "shared_gate": True,
-        "router": read_router(config),
-        "dispatch": "dropless",
-        "expert": settings["feedforward"],
-    }
+    experts = read_moe(config, settings)
+    experts |= read_shared_experts(config, experts["mlp"])
     mixer_names = _mixers_of_layers(config, settings["layers"])
     kinds = [
         f"{name} {kind}" for name, kind in zip(mixer_names, kinds_of_layers(config, settings["layers"]), strict=True)
@@ -100,14 +92,15 @@ def _write_layers(model: ModelConfig, config: ForeignConfig) -> None:
     mixer = mixers[0].resolve(model)
     for name, (ours, _) in MIXER_FIELDS.items():
         config[name] = getattr(mixer, ours)
-    moe = write_experts(model, config)
-    config[SHARED_WIDTH] = moe.shared * (moe.mlp or model.mlp)
+    write_shared_experts(model, config)
     names = [LINEAR if isinstance(layer.mixer, GatedDeltaNet) else FULL for layer in model.period]
     config["layer_types"] = names * (model.layers // len(names))
 
 
 LAYERS = Rule(
-    ("layer_types", "full_attention_interval", *MIXER_FIELDS, *EXPERT_FIELDS), read=_read_layers, write=_write_layers
+    ("layer_types", "full_attention_interval", "num_experts", SHARED_WIDTH, *MIXER_FIELDS, *EXPERT_FIELDS),
+    read=_read_layers,
+    write=_write_layers,
 )
 QWEN3_NEXT_CONFIG = ConfigTable(
     (
@@ -133,12 +126,9 @@ QUERIES_KEYS_VALUES_GATES = ("mixer.query", "mixer.key", "mixer.value", "mixer.g
 CONVOLUTIONS = ("mixer.query_convolution", "mixer.key_convolution", "mixer.value_convolution")
 QWEN3_NEXT_LAYER: Modules = {
     **QWEN3_MOE_LAYER,
+    **SHARED_EXPERT,
     "self_attn.q_proj": Fused(("attention.query", "attention.output_gate"), by_axis="heads"),
     **QUERY_KEY_NORMS,
-    "mlp.shared_expert.gate_proj": "feedforward.shared.gate",
-    "mlp.shared_expert.up_proj": "feedforward.shared.up",
-    "mlp.shared_expert.down_proj": "feedforward.shared.down",
-    "mlp.shared_expert_gate": "feedforward.shared_gate",
     "linear_attn.in_proj_qkvz": Fused(QUERIES_KEYS_VALUES_GATES, by_axis="kv_heads"),
     "linear_attn.in_proj_ba": Fused(("mixer.strength", "mixer.step"), by_axis="kv_heads", axis_module="mixer.key"),
     "linear_attn.conv1d": Fused(CONVOLUTIONS),

@@ -213,6 +213,7 @@ def test_older_fields_of_modernbert_are_read() -> None:
             {**QWEN3_NEXT_80B, "shared_expert_intermediate_size": 768},
             "is not a multiple of moe_intermediate",
         ),
+        ("qwen3_next", {**QWEN3_NEXT_80B, "hidden_act": "gelu"}, "hidden_act='gelu' is not supported"),
         ("bart", {**BART, "decoder_attention_heads": 2}, "decoder_attention_heads=2 is not supported"),
         ("bart", {**BART, "normalize_before": True}, "normalize_before=True is not supported"),
     ],

@@ -213,6 +213,10 @@ def test_the_module_that_predicts_a_further_token_is_left_out(cases: Cases, tmp_
             "the weights are quantized (mxfp4), which is not read; save the model as bfloat16 first: Transformers does",
         ),
         ("Llama 2", {"quantization_config": {"quant_method": "gptq"}}, "the weights are quantized (gptq)"),
+        ("Qwen2-MoE", {"shared_expert_intermediate_size": 18}, "=18 is not a multiple of moe_intermediate_size=12"),
+        ("Qwen2-MoE", {"layer_types": ["sliding_attention"] * 2}, "layer_types of qwen2_moe other than full_attention"),
+        ("T5Gemma", {"encoder": None}, "the field 'encoder' is missing"),
+        ("T5Gemma", {"is_encoder_decoder": False}, "is_encoder_decoder=False is not supported"),
         ("Qwen3-MoE", {"num_experts": 5}, "num_experts and num_local_experts must give one number"),
         ("Qwen3-MoE", {"decoder_sparse_step": 0}, "decoder_sparse_step=0 is not a number from 1"),
         (

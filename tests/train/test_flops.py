@@ -84,6 +84,12 @@ def count_step_flops(config: RunConfig) -> float:
             "span_corruption",
             WHOLE_SQUARE,
         ),
+        (
+            {"family": "encoder_decoder", "decoder_embedding": "separate", "positions": "rotary"},
+            "span_corruption",
+            WHOLE_SQUARE,
+        ),
+        ({"attention_output_gate": True, "kv_heads": 2}, "causal", CAUSAL_SHARE),
         ({"pattern": [{"feedforward": "dense"}, {"feedforward": EXPERTS}]}, "causal", CAUSAL_SHARE),
         ({"pattern": [{"attention": {"local": {"window": 16}}}]}, "causal", None),
         ({"pattern": [{"mixer": {"lstm": {"hidden": [48], "projection": 64}}}, {}]}, "causal", CAUSAL_SHARE),
@@ -94,7 +100,7 @@ def count_step_flops(config: RunConfig) -> float:
         ({"pattern": [{"mixer": {"gated_deltanet": {"key_dim": 16, "chunk": 32}}}]}, "causal", None),
     ],
     ids=[
-        *("dense", "gated-grouped", "encoder", "encoder-decoder", "experts", "band"),
+        *("dense", "gated-grouped", "encoder", "encoder-decoder", "two-tables", "output-gate", "experts", "band"),
         *("lstm", "gru", "rnn", "rg_lru", "mamba2", "gated_deltanet"),
     ],
 )
