@@ -243,7 +243,7 @@ QWEN2_EXPERTS = {
     "num_experts_per_tok": 2,
     "moe_intermediate_size": 12,
     "shared_expert_intermediate_size": 24,
-    "mlp_only_layers": [0],
+    "decoder_sparse_step": 2,
 }
 EXPERTS_IN_EVERY_OTHER_LAYER = {**QWEN3_EXPERTS, "decoder_sparse_step": 2, "num_experts_per_tok": 1}
 
