@@ -173,7 +173,9 @@ def delta_rule_by_definition(
     return y, state
 
 
-@pytest.mark.parametrize("chunk", [1, 4, 16])
+@pytest.mark.parametrize(
+    "chunk", [pytest.param(1, marks=pytest.mark.slow), 4, pytest.param(16, marks=pytest.mark.slow)]
+)
 def test_the_gated_delta_rule_in_chunks_equals_its_definition_with_its_gradients(chunk: int) -> None:
     """Two heads of values for each key; derivatives are differences of the definition in float64."""
     rng = np.random.default_rng(7)

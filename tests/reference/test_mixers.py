@@ -285,6 +285,7 @@ def test_gated_deltanet_equals_transformers() -> None:
     compare(ours, x, theirs, weights)
 
 
+@pytest.mark.slow
 def test_steps_of_gated_deltanet_equal_transformers() -> None:
     """Five tokens together, then one after the other, with the state in the cache."""
     ours, theirs, _ = build_gated_deltanet()
