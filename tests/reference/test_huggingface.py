@@ -235,7 +235,7 @@ def test_cached_decoding_equals_uncached(generating_case: Case) -> None:
     prompt = np.array([7, 8, 9, 10, 11, 12, 13, 14], np.int32)
     *_, generated = model.generator.stream_tokens([prompt], Sampling(tokens=GENERATED, temperature=0))
     if model.config.model.family == "encoder_decoder":
-        start = [0]
+        start = [model.config.model.start_token]
         logits = model.logits(prompt, np.concatenate([start, generated[0, :-1]]))[0]
     else:
         logits = model.logits(np.concatenate([prompt, generated[0, :-1]]))[0, len(prompt) - 1 :]
