@@ -108,7 +108,12 @@ def test_a_resolved_config_repeats_the_run(small: Path) -> None:
             ("attention_sinks are not for attention transient_global",),
         ),
         ("model.feedforward.moe={experts: 4, router: {top_k: {k: 8}}}", ("a token to 8 of 4 experts",)),
-        ("model.decoder_attention=dense", ("decoder_attention is for an encoder_decoder",)),
+        ("model.decoder_attention=[dense]", ("decoder_attention is for an encoder_decoder",)),
+        (
+            "model={family: encoder_decoder, pattern: [{}, {}, {}], decoder_attention: [dense, dense]}",
+            ("decoder_attention has 2 layers, the pattern 3",),
+        ),
+        ("model.decoder_embedding=separate", ("decoder_embedding: separate is for an encoder_decoder",)),
         ("model.feedforward.moe={experts: 2, router: {top_k: {k: 3}}}", ("3 of 2 experts",)),
         ("model.feedforward.moe.dispatch.capacity.factor=0", ("factor", "greater than 0")),
         ("model.feedforward.moe.router=expert_choice", ("expert_choice is for encoders",)),

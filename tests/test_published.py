@@ -146,6 +146,13 @@ PUBLISHED = {
     "long_t5/base": 247_577_856 - 32_128 * 768 + 12 * 768 + 32 * 12,
     "long_t5/large": 783_150_080 - 32_128 * 1024 + 24 * 1024 + 32 * 16,
     "long_t5/xl": 2_849_757_184 - 32_128 * 2048 + 24 * 2048 + 32 * 32,
+    # Released checkpoints of T5Gemma.
+    "t5gemma/s": 312_517_632,
+    "t5gemma/b": 591_490_560,
+    "t5gemma/l": 1_241_761_792,
+    "t5gemma/xl": 3_766_980_608,
+    "t5gemma/2b_2b": 5_596_853_760,
+    "t5gemma/9b_9b": 20_333_401_088,
     # Xue et al. 2021, Table 1.
     "mt5/small": 300e6,
     "mt5/base": 580e6,
@@ -224,6 +231,10 @@ PUBLISHED = {
     "deepseek_v2/lite": 15.7e9,
     "deepseek_v2/236b": 236e9,
     "deepseek_v3/671b": 671e9,
+    # The model card: 14.3B.
+    "qwen1.5_moe/a2.7b": 14.3e9,
+    # Qwen Team 2025, the model card: 80B in total, 79B without embeddings.
+    "qwen3_next/80b_a3b": 79e9 + 2 * 151_936 * 2048,
     # OpenAI 2025, Table 1.
     "gpt_oss/20b": 20.91e9,
     "gpt_oss/120b": 116.83e9,
@@ -245,6 +256,9 @@ PUBLISHED = {
     "mamba2/780m": 780e6,
     "mamba2/1.3b": 1.3e9,
     "mamba2/2.7b": 2.7e9,
+    # Yang et al. 2025, §4: the models' names.
+    "gated_deltanet/1.3b": 1.3e9,
+    "gated_deltanet/h1_1.3b": 1.3e9,
     # Botev et al. 2024: the released checkpoints.
     "recurrentgemma/2b": 2_682_862_080,
     "recurrentgemma/9b": 8_579_977_216,
@@ -371,10 +385,29 @@ def test_active_parameters_are_the_published_count() -> None:
         embedding = model.vocab * model.embed
         assert model_spec(model).active_parameters - embedding == pytest.approx(active, rel=0.025)
     # Fedus et al. 2022, §3.1: per token, Switch-Base has the FLOPs of T5-Base and of a router.
+    # The model card of Qwen1.5-MoE, with the embeddings.
+    assert model_spec(load_model("qwen1.5_moe/a2.7b")).active_parameters == pytest.approx(2.7e9, rel=0.005)
     switch = model_spec(load_model("switch/base_128"))
     dense = model_spec(load_model("t5/base"))
     router_parameters = 12 * 768 * 128
     assert switch.active_parameters == dense.parameters + router_parameters
+
+
+def test_the_parameters_of_qwen3_next_by_hand() -> None:
+    """The model card: 79B without embeddings, of which a token uses 3B; each layer's share is counted below."""
+    width, experts, expert = 2048, 512, 3 * 2048 * 512
+    keys, values = 16 * 128, 32 * 128
+    linear = width * (2 * keys + 2 * values + 2 * 32) + 4 * (2 * keys + values) + 2 * 32 + 128 + values * width
+    heads, kv_heads = 16 * 256, 2 * 256
+    attention = width * (2 * heads + 2 * kv_heads) + 2 * 256 + heads * width
+    feedforward = width * experts + expert + width
+    other = 36 * linear + 12 * attention + 48 * (feedforward + 2 * width) + width
+    embeddings = 2 * 151_936 * width
+    spec = model_spec(load_model("qwen3_next/80b_a3b"))
+    assert spec.parameters == other + 48 * experts * expert + embeddings
+    assert spec.parameters - embeddings == pytest.approx(79e9, rel=0.01)
+    assert spec.active_parameters == other + 48 * 10 * expert + embeddings
+    assert round((spec.active_parameters - embeddings) / 1e9) == 3
 
 
 @pytest.mark.parametrize("name", GSHARD)
@@ -458,16 +491,19 @@ def test_the_variants_in_t5s_table_2_have_the_stated_parameters() -> None:
         ("olmo2", "olmo2"),
         ("opt", "opt"),
         ("pythia", "gpt_neox"),
+        ("qwen1.5_moe", "qwen2_moe"),
         ("qwen2.5", "qwen2"),
         ("qwen3/0.6b", "qwen3"),
         ("qwen3/32b", "qwen3"),
         ("qwen3/*_a*", "qwen3_moe"),
+        ("qwen3_next", "qwen3_next"),
         ("recurrentgemma", "recurrent_gemma"),
         ("roberta", "roberta"),
         ("smollm", "llama"),
         ("smollm3", "smollm3"),
         ("t5", "t5"),
         ("t5_1_1", "t5"),
+        ("t5gemma", "t5gemma"),
         ("umt5", "umt5"),
         ("xlnet", "xlnet"),
         ("xlm", "xlm"),
@@ -578,3 +614,26 @@ def test_the_parameters_of_mamba2_by_hand() -> None:
     # 128,989,632 in the released checkpoint, by Mamba2ForCausalLM of Transformers.
     assert count_parameters("mamba2/130m") == 128_989_632
     assert count_parameters("mamba2/130m") == 50_288 * width + 24 * layer + width
+
+
+@pytest.mark.parametrize("name", [name for name in PUBLISHED if name.startswith("t5gemma/")])
+def test_t5gemma_has_the_released_parameters_exactly(name: str) -> None:
+    """Two token tables; a layer of the decoder has the encoder's, a second attention and two more norms."""
+    model = load_model(name)
+    width = model.embed
+    attention = 2 * width * model.head_dim * (model.heads + model.kv_heads)
+    encoder_layer = attention + 3 * width * model.mlp + 4 * width
+    layers = model.layers * (2 * encoder_layer + attention + 2 * width)
+    by_hand = 2 * 256_000 * width + layers + 2 * width
+    assert count_parameters(name) == by_hand == PUBLISHED[name]
+
+
+def test_the_parameters_of_gated_deltanet_by_hand() -> None:
+    """Two maps to 0.75 and three of 1.5 times the width, six squares in all; a decay and a strength for each head."""
+    width, heads, layers = 2400, 9, 16
+    keys = width * 3 // 4
+    values = 2 * keys
+    assert 2 * width * keys + 3 * width * values == 6 * width**2
+    mixer = 6 * width**2 + 2 * width * heads + 4 * (2 * keys + values) + 2 * heads + values // heads
+    layer = mixer + 3 * width * 5888 + 2 * width
+    assert count_parameters("gated_deltanet/1.3b") == 32_000 * width + layers * layer + width

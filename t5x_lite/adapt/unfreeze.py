@@ -39,7 +39,7 @@ class Unfreeze(AdaptationMethod):
                 depth = np.array([layers - below])
             else:
                 depth = layers - (first_depth + np.arange(repeats) * period_depth + below)
-        elif name.startswith("tokens.") or ".embedding." in name:
+        elif name.startswith(("tokens.", "decoder_tokens.")) or ".embedding." in name:
             depth = np.array(layers + 1)
         elif is_in_stack:
             depth = np.array(1)

@@ -156,7 +156,7 @@ OUTSIDE_OF_ATTENTION: Modules = {
 }
 LAYER: Modules = {
     **OUTSIDE_OF_ATTENTION,
-    "attention.self.in_proj": Fused(("attention.query", "attention.key", "attention.value"), by_key_head=True),
+    "attention.self.in_proj": Fused(("attention.query", "attention.key", "attention.value"), by_axis="kv_heads"),
     "attention.self.q_bias": Stored(("attention.query.bias",), is_vector=True),
     "attention.self.v_bias": Stored(("attention.value.bias",), is_vector=True),
     "attention.self.pos_proj": "attention.positions.key",

@@ -232,7 +232,7 @@ LAYER: Modules = {
     "post_attention_layernorm": "feedforward_norm",
     "self_attn.kv_a_proj_with_mqa": Fused(("attention.down", "attention.rotary_key")),
     "self_attn.kv_a_layernorm": "attention.down_norm",
-    "self_attn.kv_b_proj": Fused(("attention.key", "attention.value"), by_key_head=True),
+    "self_attn.kv_b_proj": Fused(("attention.key", "attention.value"), by_axis="kv_heads"),
     "self_attn.o_proj": "attention.out",
     **GATED_FEEDFORWARD,
     "mlp.gate": "feedforward.router",

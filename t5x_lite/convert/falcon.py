@@ -97,7 +97,9 @@ FALCON_CONFIG = ConfigTable(
 # Weights.
 
 SUBLAYER_MODULES: Modules = {
-    "self_attention.query_key_value": Fused(("attention.query", "attention.key", "attention.value"), by_key_head=True),
+    "self_attention.query_key_value": Fused(
+        ("attention.query", "attention.key", "attention.value"), by_axis="kv_heads"
+    ),
     "self_attention.dense": "attention.out",
     "mlp.dense_h_to_4h": "feedforward.up",
     "mlp.dense_4h_to_h": "feedforward.down",

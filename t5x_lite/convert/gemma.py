@@ -145,7 +145,7 @@ def _activation_field(name: str, transform: Transform = GEMMA_ACTIVATION) -> Fie
     return Field(name, "feedforward.glu.activation", default="gelu_pytorch_tanh", transform=transform)
 
 
-def _gemma2_fields(scores: float | None, logits: float | None) -> tuple[Field, ...]:
+def gemma2_fields(scores: float | None, logits: float | None) -> tuple[Field, ...]:
     """Return the fields since Gemma 2; the softcaps of scores and logits are taken where a config gives none."""
     return (
         *_gemma_fields(kv_heads=4),
@@ -171,14 +171,14 @@ GEMMA_CONFIG = ConfigTable(
     required_values={**CAUSAL, "hidden_activation": (None,)},
 )
 GEMMA2_CONFIG = ConfigTable(
-    _gemma2_fields(50.0, 30.0),
+    gemma2_fields(50.0, 30.0),
     {**GEMMA_FIXED, "norm_place": "sandwich"},
     rules=(QUERY_SCALAR, HEAD_DIM, ROTARY, LAYERS, TIED_OUTPUT),
     required_values=CAUSAL,
     without_effect=(*NOT_READ, "hidden_act"),
 )
 GEMMA3_CONFIG = ConfigTable(
-    _gemma2_fields(None, None),
+    gemma2_fields(None, None),
     {**GEMMA_FIXED, "norm_place": "sandwich", "query_key_norm": "head"},
     rules=(QUERY_SCALAR, HEAD_DIM, LAYERS_WITH_POSITIONS, TIED_OUTPUT),
     required_values=CAUSAL,

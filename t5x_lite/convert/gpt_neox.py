@@ -50,7 +50,7 @@ GPT_NEOX_CONFIG = ConfigTable(
 GPT_NEOX_LAYER: Modules = {
     "input_layernorm": "attention_norm",
     "post_attention_layernorm": "feedforward_norm",
-    "attention.query_key_value": Fused(("attention.query", "attention.key", "attention.value"), by_key_head=True),
+    "attention.query_key_value": Fused(("attention.query", "attention.key", "attention.value"), by_axis="kv_heads"),
     "attention.dense": "attention.out",
     "mlp.dense_h_to_4h": "feedforward.up",
     "mlp.dense_4h_to_h": "feedforward.down",

@@ -30,7 +30,7 @@ def _read_encoder_attention(source: ForeignModel, settings: Settings) -> None:
     if name == "transient-global":
         attention["block"] = check_count("global_block_size", config.get("global_block_size", 16))
     settings["pattern"] = [{"attention": {LONG_ATTENTION[name]: attention}}]
-    settings["decoder_attention"] = "dense"
+    settings["decoder_attention"] = ["dense"]
 
 
 def _write_encoder_attention(model: ModelConfig, config: ForeignConfig) -> None:

@@ -14,7 +14,7 @@ from t5x_lite.errors import UserError
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.trees import unflatten_names
 
-COMPUTATION_AND_TRAINING = {"dropout", "init", "compute", "remat", "unroll", "kernel"}
+COMPUTATION_AND_TRAINING = {"dropout", "init", "compute", "remat", "unroll", "kernel", "chunk"}
 ROUTER_LOSSES_AND_BUFFERS = {"balance", "over", "z_loss", "jitter", "buffer", "update"}
 NOT_COMPARED = COMPUTATION_AND_TRAINING | ROUTER_LOSSES_AND_BUFFERS
 """Names of settings that do not change what a trained model computes in evaluation."""

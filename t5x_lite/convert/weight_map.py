@@ -25,11 +25,14 @@ class Fused:
 
     Attributes:
         modules: our modules.
-        by_key_head: the parts of each key head are stored together: its queries, its key, its value.
+        by_axis: the parts of each index of this logical axis are stored together: of a key head (`kv_heads`) its
+            queries, its key and its value.
+        axis_module: the module whose weight tells the size of that axis; null for one of `modules`.
     """
 
     modules: tuple[str, ...]
-    by_key_head: bool = False
+    by_axis: str | None = None
+    axis_module: str | None = None
 
 
 @dataclass(frozen=True)
@@ -265,8 +268,8 @@ class WeightMap:
                 if not all(array in self.shapes for array in arrays):
                     continue
                 for mapping in self._map_array(f"{foreign_prefix}{foreign_module}", leaf, foreign_leaf, arrays, index):
-                    if isinstance(our_module, Fused) and our_module.by_key_head:
-                        yield replace(mapping, groups=self._key_heads(arrays))
+                    if isinstance(our_module, Fused) and our_module.by_axis is not None:
+                        yield replace(mapping, groups=self._count_sections(our_module, our_prefix))
                     else:
                         yield mapping
 
@@ -314,13 +317,17 @@ class WeightMap:
                 tensor, arrays, index + expert, part_shapes, is_transposed, is_convolution=is_convolution
             )
 
-    def _key_heads(self, arrays: tuple[str, ...]) -> int:
-        """Return the number of key heads, from the first array that has an axis over them."""
-        for array in arrays:
+    def _count_sections(self, fused: Fused, our_prefix: str) -> int:
+        """Return the size of the axis by which parts are stored together, from the first weight that has it."""
+        modules = fused.modules
+        if fused.axis_module is not None:
+            modules = (fused.axis_module,)
+        for module in modules:
+            array = f"{our_prefix}{module}.weight"
             names = self.axes[array].names
-            if "kv_heads" in names:
-                return self.shapes[array][names.index("kv_heads") - len(names)]
-        raise ValueError(f"no axis over key heads in {', '.join(arrays)}")
+            if fused.by_axis in names:
+                return self.shapes[array][names.index(fused.by_axis) - len(names)]
+        raise ValueError(f"no axis {fused.by_axis} in {', '.join(modules)}")
 
     def _part_shape(self, array: str, depth: int) -> tuple[int, ...]:
         """Return the shape of an array without its first `depth` axes, as a matrix, a table or a vector."""

@@ -11,6 +11,7 @@ from pydantic import SerializerFunctionWrapHandler, Strict, model_serializer, mo
 from t5x_lite.models.attention.kinds import ATTENTION, AttentionKind, TransientGlobal
 from t5x_lite.models.derived_sizes import derived_sizes, whole_number
 from t5x_lite.models.experts.config import MoE
+from t5x_lite.models.family_problems import family_problems
 from t5x_lite.models.feedforward.config import GLU, MLP, DenseFeedForward, NoFeedForward
 from t5x_lite.models.generator_config import GeneratorConfig
 from t5x_lite.models.head_config import HeadConfig
@@ -90,14 +91,23 @@ class ModelConfig(Config):
     attention_sinks: bool = setting(
         False, "a trained score of each head that takes weight from all keys and adds nothing", source="gpt-oss, §2.2"
     )
+    attention_output_gate: bool = setting(
+        False, "multiply what each head returns by a sigmoid of the layer's input", source="Qiu et al. 2025; Qwen3-Next"
+    )
     feedforward: Annotated[MLP | GLU | MoE | NoFeedForward, OneOf(FEEDFORWARDS)] = setting(
         MLP(), "the position-wise sublayer"
     )
     pattern: Annotated[tuple[LayerConfig, ...], Strict(False)] = setting(
         (LayerConfig(),), "layers that repeat until there are `layers`; the last repeat may be cut short", min_length=1
     )
-    decoder_attention: Annotated[AttentionKind | None, OneOf(ATTENTION)] = setting(
-        None, "attention of an encoder_decoder's decoder; null: as the pattern says", source="LongT5: Guo 2022, §3"
+    decoder_attention: Annotated[tuple[Annotated[AttentionKind, OneOf(ATTENTION)], ...], Strict(False)] = setting(
+        (),
+        "attention of an encoder_decoder's decoder, for each layer of the pattern or one for all; none: as the pattern "
+        "says",
+        source="LongT5: Guo 2022, §3; T5Gemma",
+    )
+    decoder_embedding: Literal["shared", "separate"] = setting(
+        "shared", "an encoder_decoder's decoder has the encoder's token table, or its own", source="T5Gemma's code"
     )
     first: Annotated[tuple[LayerConfig, ...], Strict(False)] = setting(
         (), "layers before those of the pattern, without experts; `layers` counts them", source="DeepSeekMoE, §5.1.2"
@@ -214,7 +224,7 @@ class ModelConfig(Config):
             yield from self._state_mixer_problems()
         yield from self._sharing_problems()
         yield from self._expert_problems()
-        yield from self._family_problems()
+        yield from family_problems(self)
         yield from output_problems(self)
 
     def _content_bias_problems(self) -> Iterator[str]:
@@ -259,28 +269,6 @@ class ModelConfig(Config):
             repeats = self.count_repeats(layers)
             if repeats % self.shared_groups:
                 yield f"{name}: {repeats} repeats of the pattern cannot be cut into {self.shared_groups} equal groups"
-
-    def _family_problems(self) -> Iterator[str]:
-        if self.sublayers != "sequential" and self.family == "encoder_decoder":
-            yield f"sublayers: {self.sublayers} is for models without cross-attention"
-        if self.start_token and self.family != "encoder_decoder":
-            yield "start_token is for encoder_decoder"
-        if self.vocab is not None and self.start_token >= self.vocab:
-            yield f"start_token {self.start_token} is not in a vocabulary of {self.vocab} tokens"
-        if self.decoder_attention is not None:
-            if self.family != "encoder_decoder" or self.shared_stacks:
-                yield "decoder_attention is for an encoder_decoder whose stacks are not shared"
-            yield from self.decoder_attention.model_problems(self.decoder_model)
-        if self.shared_stacks and self.family != "encoder_decoder":
-            yield "shared_stacks is for encoder_decoder"
-        elif self.shared_stacks and self.layers != self.decoder_layers:
-            yield "shared_stacks needs equal stacks"
-        if self.prefix_lm and self.family != "decoder":
-            yield "prefix_lm is for a decoder"
-        if self.query_stream and (self.family != "encoder" or self.state_mixers or self.mixtures):
-            yield "query_stream is for an encoder whose layers are attention, without experts"
-        if (self.generator is not None) != (self.family == "electra"):
-            yield "electra, and it alone, has a `generator`"
 
     @property
     def is_encoder_only(self) -> bool:
@@ -371,11 +359,14 @@ class ModelConfig(Config):
 
     @property
     def decoder_model(self) -> "ModelConfig":
-        """Return the config of the decoder's stack: the model with `decoder_attention` in every layer."""
-        if self.decoder_attention is None:
+        """Return the config of the decoder's stack: the model with the attention of `decoder_attention`."""
+        if not self.decoder_attention:
             return self
-        pattern = tuple([layer.model_copy(update={"attention": self.decoder_attention}) for layer in self.pattern])
-        return self.model_copy(update={"pattern": pattern, "decoder_attention": None})
+        kinds = self.decoder_attention * (len(self.pattern) // len(self.decoder_attention))
+        pattern = []
+        for layer, kind in zip(self.pattern, kinds, strict=True):
+            pattern.append(layer.model_copy(update={"attention": kind}))
+        return self.model_copy(update={"pattern": tuple(pattern), "decoder_attention": ()})
 
     @property
     def discriminator_model(self) -> "ModelConfig":

@@ -164,11 +164,19 @@ class Encoder(nnx.Module):
 
 
 class EncoderDecoder(nnx.Module):
-    """T5 and the original Transformer: a decoder attends to an encoder's states; both share the token table."""
+    """T5 and the original Transformer: a decoder attends to an encoder's states.
+
+    Attributes:
+        decoder_tokens: the decoder's token table; None where it has the encoder's.
+    """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
         self.start_token = config.start_token
         self.tokens = token_embedding(config, rngs)
+        if config.decoder_embedding == "separate":
+            self.decoder_tokens: Embed | None = token_embedding(config, rngs)
+        else:
+            self.decoder_tokens = None
         self.encoder = Backbone(config, config.layers, causal=False, rngs=rngs)
         other = None
         if config.shared_stacks:
@@ -202,7 +210,7 @@ class EncoderDecoder(nnx.Module):
         x = self.tokens(tokens, embedding_key(encoder_key))
         states, places = self.encoder(x, positions, segment_ids, key=encoder_key)
         encoder_output = EncoderOutput(places, states)
-        x = self.tokens(decoder_tokens, embedding_key(decoder_key))
+        x = self.target_table(decoder_tokens, embedding_key(decoder_key))
         x, _ = self.decoder(x, decoder_positions, decoder_segment_ids, encoder_output=encoder_output, key=decoder_key)
         return x
 
@@ -224,11 +232,16 @@ class EncoderDecoder(nnx.Module):
         self, tokens: Int[Array, "b l"], segment_ids: Int[Array, "b l"], state: DecodingState
     ) -> tuple[Float[Array, "b l d"], DecodingState]:
         """Return the states of decoder tokens that follow, and the updated state; see `Backbone.decode_step`."""
-        return self.decoder.decode_step(self.tokens(tokens), segment_ids, state)
+        return self.decoder.decode_step(self.target_table(tokens), segment_ids, state)
 
     def logits(self, states: Float[Array, "b l d"]) -> Float[Array, "b l v"]:
         """Return the scores of every token of the vocabulary, in float32."""
-        return self.output(states, self.tokens)
+        return self.output(states, self.target_table)
+
+    @property
+    def target_table(self) -> Embed:
+        """The token table of the decoder and of a tied output."""
+        return self.tokens if self.decoder_tokens is None else self.decoder_tokens
 
 
 def embedding_key(key: PRNGKeyArray | None) -> PRNGKeyArray | None:

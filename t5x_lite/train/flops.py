@@ -49,7 +49,7 @@ def flops_per_example(
     has_backward_pass = any(first is not None and not name.startswith("head.") for name, first in first_trained.items())
     matrix_flops = 0.0
     for name, axes in flatten_names(spec.axes).items():
-        if _is_multiplied(model, axes) and ".positions." not in name:
+        if _is_multiplied(model, name, axes):
             flops = _flops_per_weight(shapes[name].shape, first_trained[name], has_backward_pass=has_backward_pass)
             matrix_flops += flops * products_per_text(model, name, axes, shapes[name].shape, lengths)
     mixer_flops = attention_flops_per_text(model, lengths, causal_half=causal_half) + _scan_flops(model, lengths)
@@ -67,8 +67,7 @@ def quantized_flops_per_example(model: ModelConfig, spec: ModelSpec, lengths: Ex
     shapes = flatten_names(spec.shapes)
     flops = 0.0
     for name, axes in flatten_names(spec.axes).items():
-        is_of_tokens = _is_multiplied(model, axes) and ".positions." not in name
-        if is_of_tokens and not QUANTIZED_AXES.isdisjoint(axes.names):
+        if _is_multiplied(model, name, axes) and not QUANTIZED_AXES.isdisjoint(axes.names):
             flops += 6.0 * products_per_text(model, name, axes, shapes[name].shape, lengths)
     return lengths.texts * flops
 
@@ -80,10 +79,12 @@ def products_per_text(
     return math.prod(shape) * axes.active_share * _tokens_through(model, name, lengths)
 
 
-def _is_multiplied(model: ModelConfig, axes: WeightAxes) -> bool:
-    """Return whether the array is a matrix of a product: a layer's weight, or an embedding tied to the output."""
-    is_output_embedding = axes.is_table and "vocab" in axes.names and model.tied
-    return axes.inputs > 0 or is_output_embedding
+def _is_multiplied(model: ModelConfig, name: str, axes: WeightAxes) -> bool:
+    """Return whether tokens are multiplied with the array: a layer's weight, or an embedding tied to the output."""
+    is_encoder_table = model.decoder_embedding == "separate" and name.startswith("tokens.")
+    is_output_embedding = axes.is_table and "vocab" in axes.names and model.tied and not is_encoder_table
+    is_of_layer = axes.inputs > 0 and ".positions." not in name
+    return is_of_layer or is_output_embedding
 
 
 def _flops_per_weight(shape: tuple[int, ...], first_trained: int | None, *, has_backward_pass: bool) -> float:
@@ -103,7 +104,7 @@ def _tokens_through(model: ModelConfig, name: str, lengths: ExampleLengths) -> i
     name = name.removeprefix("generator.").removeprefix("discriminator.")
     if name.startswith(("sentence.", "head.")):
         return 1
-    if name.startswith(("output.", "tokens.", "span.")):
+    if name.startswith(("output.", "tokens.", "decoder_tokens.", "span.")):
         return lengths.predicted
     repeats = 1
     if model.shared_layers and ".stack.layers." in name:

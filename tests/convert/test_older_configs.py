@@ -101,6 +101,41 @@ RECURRENT_GEMMA_2B = {
 }
 
 
+QWEN3_NEXT_80B = {
+    "attention_bias": False,
+    "decoder_sparse_step": 1,
+    "full_attention_interval": 4,
+    "head_dim": 256,
+    "hidden_act": "silu",
+    "hidden_size": 2048,
+    "intermediate_size": 5120,
+    "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 128,
+    "linear_num_key_heads": 16,
+    "linear_num_value_heads": 32,
+    "linear_value_head_dim": 128,
+    "max_position_embeddings": 262144,
+    "mlp_only_layers": [],
+    "moe_intermediate_size": 512,
+    "norm_topk_prob": True,
+    "num_attention_heads": 16,
+    "num_experts": 512,
+    "num_experts_per_tok": 10,
+    "num_hidden_layers": 48,
+    "num_key_value_heads": 2,
+    "output_router_logits": False,
+    "partial_rotary_factor": 0.25,
+    "rms_norm_eps": 1e-06,
+    "rope_scaling": None,
+    "rope_theta": 10000000,
+    "router_aux_loss_coef": 0.001,
+    "shared_expert_intermediate_size": 512,
+    "tie_word_embeddings": False,
+    "use_sliding_window": False,
+    "vocab_size": 151936,
+}
+
+
 def read(name: str, config: ForeignConfig, tensors: tuple[str, ...] = ()) -> ModelConfig:
     settings = MODEL_TYPES[name].read_settings(ForeignModel(config, tensors))
     return ModelConfig.model_validate(settings)
@@ -120,14 +155,18 @@ def test_the_released_config_of_bloom_is_read() -> None:
 
 @pytest.mark.parametrize(
     ("name", "released", "config"),
-    [("mamba2", MAMBA2_130M, "mamba2/130m"), ("recurrent_gemma", RECURRENT_GEMMA_2B, "recurrentgemma/2b")],
+    [
+        ("mamba2", MAMBA2_130M, "mamba2/130m"),
+        ("recurrent_gemma", RECURRENT_GEMMA_2B, "recurrentgemma/2b"),
+        ("qwen3_next", QWEN3_NEXT_80B, "qwen3_next/80b_a3b"),
+    ],
 )
 def test_the_released_configs_of_recurrent_models_are_those_of_ours(
     name: str, released: ForeignConfig, config: str
 ) -> None:
     """All but what training alone needs."""
     ours = load(REPOSITORY / f"configs/{config}.yaml").model
-    model = read(name, released)
+    model = read(name, released, ("lm_head.weight",) if released.get("tie_word_embeddings") is False else ())
     settings = resolve_settings(ours)
     differing = {key for key, value in resolve_settings(model).items() if settings.get(key) != value}
     assert {key.split(".")[0] for key in differing} <= {"init", "compute", "remat"}
@@ -159,6 +198,22 @@ def test_older_fields_of_modernbert_are_read() -> None:
         ("recurrent_gemma", {**RECURRENT_GEMMA_2B, "hidden_activation": "silu"}, "hidden_activation=silu"),
         ("recurrent_gemma", {**RECURRENT_GEMMA_2B, "block_types": ["state"]}, "supported are recurrent, attention"),
         ("recurrent_gemma", {**RECURRENT_GEMMA_2B, "intermediate_size": 7}, "intermediate_size=7 is not even"),
+        (
+            "qwen3_next",
+            {**QWEN3_NEXT_80B, "layer_types": ["full_attention"]},
+            "lists 1 layers, but num_hidden_layers is 48",
+        ),
+        (
+            "qwen3_next",
+            {**QWEN3_NEXT_80B, "layer_types": ["window"] * 48},
+            "supported are linear_attention, full_attention",
+        ),
+        (
+            "qwen3_next",
+            {**QWEN3_NEXT_80B, "shared_expert_intermediate_size": 768},
+            "is not a multiple of moe_intermediate",
+        ),
+        ("qwen3_next", {**QWEN3_NEXT_80B, "hidden_act": "gelu"}, "hidden_act='gelu' is not supported"),
         ("bart", {**BART, "decoder_attention_heads": 2}, "decoder_attention_heads=2 is not supported"),
         ("bart", {**BART, "normalize_before": True}, "normalize_before=True is not supported"),
     ],

@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import Float, Int
 
 from t5x_lite.models.config import ModelConfig
+from t5x_lite.models.mixers.gated_deltanet import DeltaRuleInputs, gated_delta_rule
 from t5x_lite.models.mixers.linear_recurrence import bounded_sqrt, linear_recurrence
 from t5x_lite.models.mixers.mamba2 import StateSpaceInputs, state_space
 from tests.models.decoding import decode_states, pad_left
@@ -22,6 +23,7 @@ MIXERS: dict[str, Any] = {
     "rnn": {"rnn": {"activation": "relu"}},
     "rg_lru": {"rg_lru": {"width": 24, "blocks": 3}},
     "mamba2": {"mamba2": {"head_dim": 8, "state": 4, "groups": 2, "chunk": 4}},
+    "gated_deltanet": {"gated_deltanet": {"heads": 4, "key_heads": 2, "key_dim": 6, "value_dim": 4, "chunk": 4}},
 }
 CLASSICAL = ("lstm", "gru", "rnn")
 
@@ -92,7 +94,7 @@ def test_a_bidirectional_encoder_reads_each_document_alone_and_both_ways(mixer: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mixer", ["lstm", "mamba2"])
+@pytest.mark.parametrize("mixer", ["lstm", "mamba2", "gated_deltanet"])
 def test_recomputation_leaves_gradients_as_they_are(mixer: str) -> None:
     tokens = jnp.asarray(np.random.default_rng(3).integers(0, 11, (2, 6)))
 
@@ -146,6 +148,83 @@ def test_a_state_space_in_chunks_equals_its_definition(chunk: int) -> None:
     y, new_state = state_space(StateSpaceInputs(*arrays), jnp.asarray(state), chunk)
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(new_state, final, rtol=1e-4, atol=1e-4)
+
+
+def delta_rule_by_definition(
+    query: np.ndarray,
+    key: np.ndarray,
+    value: np.ndarray,
+    log_decay: np.ndarray,
+    strength: np.ndarray,
+    continues: np.ndarray,
+    state: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Yang et al. 2025, equation 10, token by token; the state is emptied between documents."""
+    state = state.copy()
+    y = np.zeros(value.shape)
+    heads_of_a_key = value.shape[2] // key.shape[2]
+    for row, step, head in np.ndindex(value.shape[:3]):
+        k = key[row, step, head // heads_of_a_key]
+        beta = strength[row, step, head]
+        alpha = np.exp(log_decay[row, step, head]) if continues[row, step] else 0.0
+        erased = np.eye(len(k)) - beta * np.outer(k, k)
+        state[row, head] = alpha * state[row, head] @ erased + beta * np.outer(value[row, step, head], k)
+        y[row, step, head] = state[row, head] @ query[row, step, head // heads_of_a_key]
+    return y, state
+
+
+@pytest.mark.parametrize(
+    "chunk", [pytest.param(1, marks=pytest.mark.slow), 4, pytest.param(16, marks=pytest.mark.slow)]
+)
+def test_the_gated_delta_rule_in_chunks_equals_its_definition_with_its_gradients(chunk: int) -> None:
+    """Two heads of values for each key; derivatives are differences of the definition in float64."""
+    rng = np.random.default_rng(7)
+    batch, length, heads, key_heads = 2, 11, 4, 2
+    query, key = rng.normal(size=(2, batch, length, key_heads, 5))
+    arrays = {
+        "query": query,
+        "key": key / np.linalg.norm(key, axis=-1, keepdims=True),
+        "value": rng.normal(size=(batch, length, heads, 3)),
+        "log_decay": -rng.uniform(0, 2, (batch, length, heads)),
+        "strength": rng.uniform(size=(batch, length, heads)),
+        "state": rng.normal(size=(batch, heads, 3, 5)),
+    }
+    continues = rng.uniform(size=(batch, length)) < 0.7
+    expected, final = delta_rule_by_definition(continues=continues, **arrays)
+    factors = rng.normal(size=expected.shape)
+    factors_of_state = rng.normal(size=final.shape)
+
+    def loss(arrays: dict[str, jax.Array]) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        state = arrays["state"]
+        inputs = {name: array for name, array in arrays.items() if name != "state"}
+        y, new_state = gated_delta_rule(DeltaRuleInputs(continues=jnp.asarray(continues), **inputs), state, chunk)
+        return (y * factors).sum() + (new_state * factors_of_state).sum(), (y, new_state)
+
+    on_device = {name: jnp.asarray(array) for name, array in arrays.items()}
+    gradients, (y, new_state) = jax.jit(jax.grad(loss, has_aux=True))(on_device)
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(new_state, final, rtol=1e-5, atol=1e-5)
+    for name, array in arrays.items():
+        direction = rng.normal(size=array.shape)
+        losses = []
+        for step in (-1e-5, 1e-5):
+            moved = {**arrays, name: array + step * direction}
+            y, new_state = delta_rule_by_definition(continues=continues, **moved)
+            losses.append((y * factors).sum() + (new_state * factors_of_state).sum())
+        derivative = (losses[1] - losses[0]) / 2e-5
+        assert float((np.asarray(gradients[name]) * direction).sum()) == pytest.approx(derivative, rel=1e-4), name
+
+
+def test_equal_keys_in_a_chunk_overwrite_each_other() -> None:
+    """With full strength and no decay, the state returns the last value of a key, however often it was written."""
+    length = 64
+    key = np.zeros((1, length, 1, 4), np.float32)
+    key[..., 0] = 1
+    value = np.random.default_rng(8).normal(size=(1, length, 1, 2)).astype(np.float32)
+    ones = jnp.ones((1, length, 1))
+    inputs = DeltaRuleInputs(jnp.asarray(key), jnp.asarray(key), jnp.asarray(value), 0 * ones, ones, ones[..., 0] > 0)
+    y, _ = jax.jit(lambda state: gated_delta_rule(inputs, state, length))(jnp.zeros((1, 1, 2, 4)))
+    np.testing.assert_allclose(y, value, atol=1e-5)
 
 
 def test_dropped_connections_and_outputs_are_the_same_at_every_token() -> None:
@@ -213,6 +292,10 @@ def test_layers_without_residual_norm_and_feedforward_are_their_mixers_alone() -
         ({"pattern": [{"mixer": {"rg_lru": {"blocks": 3}}}]}, "width 16 is not a multiple of its 3 blocks"),
         ({"pattern": [{"mixer": {"mamba2": {"head_dim": 24}}}]}, "not a multiple of head_dim 24"),
         ({"pattern": [{"mixer": {"mamba2": {"head_dim": 8, "groups": 3}}}]}, "4 heads are not a multiple of 3 groups"),
+        (
+            {"pattern": [{"mixer": {"gated_deltanet": {"heads": 4, "key_heads": 3}}}]},
+            "not a multiple of 3 heads of keys",
+        ),
         ({"pattern": [{"mixer": {"rnn": {"hidden": [8, 16], "input_matrix": False}}}]}, "as many cells as the input"),
         ({"pattern": [{"mixer": "rnn"}], "prefix_lm": True}, "prefix_lm is for layers of attention"),
         ({"pattern": [{"mixer": "rnn"}], "mup": {"embed": 8}}, "mup is for layers of attention"),

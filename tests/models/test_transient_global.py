@@ -27,7 +27,7 @@ def small_model() -> EncoderDecoder:
         positions="relative",
         norm="rmsnorm",
         pattern=[{"attention": {"transient_global": {"window": 3, "block": BLOCK}}}],
-        decoder_attention="dense",
+        decoder_attention=["dense"],
     )
     return EncoderDecoder(config, rngs=nnx.Rngs(params=0))
 

@@ -25,6 +25,7 @@ SIZES = {"layers": 4, "embed": 16, "heads": 4, "mlp": 32, "vocab": 64}
 EXPERTS = {"moe": {"experts": 4, "router": {"top_k": {"k": 2}}, "dispatch": {"capacity": {"factor": 1.0}}}}
 LSTM = {"lstm": {"hidden": [16, 24], "projection": 16}}
 MAMBA = {"mamba2": {"head_dim": 8, "state": 4, "chunk": 8}}
+DELTA = {"gated_deltanet": {"heads": 4, "key_heads": 2, "key_dim": 4, "chunk": 8}}
 DENSE_AND_LOCAL = [{"attention": "dense"}, {"attention": {"local": {"window": 5}}}]
 
 
@@ -36,6 +37,7 @@ class Family:
     objective: str
     quick_mesh: dict[str, int]
     model: dict[str, object] = field(default_factory=dict)
+    learning_rate: float = 1e-2
 
 
 FAMILIES = {
@@ -73,6 +75,13 @@ FAMILIES = {
             "positions": "none",
         },
     ),
+    "gated_deltanet": Family(
+        "decoder",
+        "causal",
+        {"fsdp": 2, "tensor": 2, "context": 2},
+        {"pattern": [{"mixer": DELTA}, {}], "positions": "rotary", "attention_output_gate": True},
+        learning_rate=5e-3,  # keys are divided by their lengths, which enlarges rounding
+    ),
 }
 MESHES: tuple[dict[str, int], ...] = (
     {"fsdp": 2, "tensor": 2, "context": 2},
@@ -97,7 +106,7 @@ def run_config(family: Family, mesh: dict[str, int]) -> RunConfig:
         {
             "model": {"family": family.family, **SIZES, **family.model},
             "objective": family.objective,
-            "optimizer": {"learning_rate": 1e-2},
+            "optimizer": {"learning_rate": family.learning_rate},
             "train": {"steps": STEPS, "batch_size": ROWS, "seq_len": 32},
             "mesh": {"data": 1, **mesh},
         }

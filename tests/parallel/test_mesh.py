@@ -46,7 +46,7 @@ def test_experts_on_a_mesh_equal_one_device() -> None:
     assert process.stdout == "equal\n", process.stderr
 
 
-FAMILIES = ("decoder", "encoder_decoder", "encoder", "experts", "mixers")
+FAMILIES = ("decoder", "encoder_decoder", "encoder", "experts", "mixers", "gated_deltanet")
 
 
 @pytest.mark.parametrize(

@@ -310,7 +310,9 @@ class Case:
 def _span_corruption_features(batch: Arrays, config: PretrainedConfig) -> Arrays:
     is_real = (batch["targets"] != IGNORED).astype(np.int32)
     targets = np.where(is_real, batch["targets"], config.pad_token_id)
-    start = np.full((ROWS, 1), config.decoder_start_token_id)
+    # T5Gemma has no field for it and begins as texts do.
+    start_token = getattr(config, "decoder_start_token_id", None)
+    start = np.full((ROWS, 1), config.bos_token_id if start_token is None else start_token)
     # Transformers gives its decoder no mask: every target sees all earlier ones.
     segment_ids = np.ones_like(is_real)
     positions = positions_in(np.ones(TARGET_LENGTH, int))
@@ -375,7 +377,9 @@ STORED_NAMES = {("gpt_neox", "lm_head.weight"): "embed_out.weight"}
 
 STORED_EXPERTS = {
     "mixtral": ("block_sparse_moe", "w1", "w3", "w2"),
+    "qwen2_moe": ("mlp", "gate_proj", "up_proj", "down_proj"),
     "qwen3_moe": ("mlp", "gate_proj", "up_proj", "down_proj"),
+    "qwen3_next": ("mlp", "gate_proj", "up_proj", "down_proj"),
     "deepseek_v2": ("mlp", "gate_proj", "up_proj", "down_proj"),
     "deepseek_v3": ("mlp", "gate_proj", "up_proj", "down_proj"),
 }

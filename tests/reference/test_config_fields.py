@@ -18,6 +18,7 @@ from safetensors.numpy import load_file, save_file  # noqa: E402
 import t5x_lite  # noqa: E402
 from t5x_lite.convert.huggingface import export_hf, import_hf  # noqa: E402
 from t5x_lite.errors import UserError  # noqa: E402
+from t5x_lite.trees import flatten_names  # noqa: E402
 from tests.reference.cases import Case, make  # noqa: E402
 from tests.reference.tiny_models import LINEAR_ROPE, TINY_MODELS, VOCAB, YARN_ROPE  # noqa: E402
 
@@ -170,6 +171,15 @@ def test_a_stored_copy_of_a_tied_matrix_changes_nothing(
     assert with_copy.differences().logits <= 1e-4
 
 
+def test_the_module_that_predicts_a_further_token_is_left_out(cases: Cases, tmp_path: Path) -> None:
+    case = cases("Qwen3-Next, biases")
+    change_files(case, tmp_path / "more", tensors={"mtp.fc.weight": np.ones((32, 64), np.float32)})
+    import_hf(tmp_path / "more", tmp_path / "run")
+    weights = flatten_names(case.ours.params)
+    for name, array in flatten_names(t5x_lite.load(tmp_path / "run").params).items():
+        np.testing.assert_array_equal(array, weights[name], err_msg=name)
+
+
 @pytest.mark.parametrize(
     ("name", "config", "message"),
     [
@@ -190,7 +200,6 @@ def test_a_stored_copy_of_a_tied_matrix_changes_nothing(
         ("OPT", {"enable_bias": False}, "unexpected model.decoder.layers.0.fc1.bias"),
         ("Mistral", {"attention_bias": True}, "attention_bias=True is not supported (only False)"),
         ("Qwen2", {"attention_bias": False}, "attention_bias=False is not supported (only True)"),
-        ("Qwen3-MoE", {"norm_topk_prob": False}, "norm_topk_prob=False with num_experts_per_tok=2 is not supported"),
         ("DeepSeek-V2", {"topk_method": "noaux_tc"}, "topk_method='noaux_tc' is not supported (only greedy"),
         ("DeepSeek-V2", {"norm_topk_prob": True}, "norm_topk_prob=True is not supported (only False)"),
         ("DeepSeek-V2", {"rms_norm_eps": 1e-5}, "rms_norm_eps=1e-05 is not supported (only 1e-06)"),
@@ -208,6 +217,10 @@ def test_a_stored_copy_of_a_tied_matrix_changes_nothing(
             "the weights are quantized (mxfp4), which is not read; save the model as bfloat16 first: Transformers does",
         ),
         ("Llama 2", {"quantization_config": {"quant_method": "gptq"}}, "the weights are quantized (gptq)"),
+        ("Qwen2-MoE", {"shared_expert_intermediate_size": 18}, "=18 is not a multiple of moe_intermediate_size=12"),
+        ("Qwen2-MoE", {"layer_types": ["sliding_attention"] * 2}, "layer_types of qwen2_moe other than full_attention"),
+        ("T5Gemma", {"encoder": None}, "the field 'encoder' is missing"),
+        ("T5Gemma", {"is_encoder_decoder": False}, "is_encoder_decoder=False is not supported"),
         ("Qwen3-MoE", {"num_experts": 5}, "num_experts and num_local_experts must give one number"),
         ("Qwen3-MoE", {"decoder_sparse_step": 0}, "decoder_sparse_step=0 is not a number from 1"),
         (

@@ -12,11 +12,13 @@ from jaxtyping import Float
 torch = pytest.importorskip("torch", reason="reference implementations need the extra hf: pip install -e '.[hf]'")
 transformers = pytest.importorskip("transformers", reason="pip install -e '.[hf]'")
 
+from transformers.cache_utils import DynamicCache  # noqa: E402
 from transformers.models.mamba2 import modeling_mamba2  # noqa: E402
+from transformers.models.qwen3_next import modeling_qwen3_next  # noqa: E402
 from transformers.models.recurrent_gemma import modeling_recurrent_gemma  # noqa: E402
 
 from t5x_lite.models.config import ModelConfig  # noqa: E402
-from t5x_lite.models.mixers.module import MixerModule  # noqa: E402
+from t5x_lite.models.mixers.module import MixerModule, StateSlice, empty_state  # noqa: E402
 
 BATCH = 2
 LENGTH = 9
@@ -225,6 +227,88 @@ def test_mamba2_equals_transformers(groups: int) -> None:
     weights = load(ours, theirs, names)
     x = np.random.default_rng(0).normal(size=(BATCH, LENGTH, 12)).astype(np.float32)
     compare(ours, x, theirs, weights)
+
+
+def build_gated_deltanet() -> tuple[MixerModule, Any, dict[str, tuple[Any, Any]]]:
+    """Return our mixer with the weights of Transformers' module, that module, and the pairs of weights.
+
+    Its matrix of queries, keys, values and gates has the rows of each key head together.
+    """
+    key_heads, heads, key_dim, value_dim = 2, 4, 6, 5
+    config = transformers.Qwen3NextConfig(
+        hidden_size=12,
+        linear_num_key_heads=key_heads,
+        linear_num_value_heads=heads,
+        linear_key_head_dim=key_dim,
+        linear_value_head_dim=value_dim,
+        num_hidden_layers=1,
+        layer_types=["linear_attention"],
+    )
+    torch.manual_seed(0)
+    theirs = modeling_qwen3_next.Qwen3NextGatedDeltaNet(config, 0)
+    for parameter in theirs.parameters():
+        torch.nn.init.normal_(parameter, std=0.4)
+    sizes = {"heads": heads, "key_heads": key_heads, "key_dim": key_dim, "value_dim": value_dim, "chunk": 4}
+    ours = build({"gated_deltanet": sizes})
+    keys = (key_heads, key_dim)
+    values = (heads, value_dim)
+    widths = {"query": keys, "key": keys, "value": values, "gate": values}
+    names: dict[str, tuple[str, Any]] = {
+        "step_bias": ("dt_bias", np.asarray),
+        "log_rate": ("A_log", np.asarray),
+        "norm.scale": ("norm.weight", np.asarray),
+        "out.weight": ("out_proj.weight", lambda array: array.T.reshape(*values, 12)),
+    }
+    first = 0
+    first_filter = 0
+    for name, shape in widths.items():
+        width = shape[0] * shape[1] // key_heads
+        names[f"{name}.weight"] = (
+            "in_proj_qkvz.weight",
+            rows_by_key_head(key_heads, slice(first, first + width), shape),
+        )
+        first += width
+        if name != "gate":
+            filtered = slice(first_filter, first_filter + shape[0] * shape[1])
+            names[f"{name}_convolution.weight"] = ("conv1d.weight", filters_of(filtered, shape))
+            first_filter = filtered.stop
+    for number, name in enumerate(("strength", "step")):
+        rows = slice(2 * number, 2 * number + 2)
+        names[f"{name}.weight"] = ("in_proj_ba.weight", rows_by_key_head(key_heads, rows, (heads,)))
+    return ours, theirs, load(ours, theirs, names)
+
+
+def test_gated_deltanet_equals_transformers() -> None:
+    """Chunks of four tokens, of which the last is not full; theirs has 64."""
+    ours, theirs, weights = build_gated_deltanet()
+    x = np.random.default_rng(0).normal(size=(BATCH, LENGTH, 12)).astype(np.float32)
+    compare(ours, x, theirs, weights)
+
+
+@pytest.mark.slow
+def test_steps_of_gated_deltanet_equal_transformers() -> None:
+    """Five tokens together, then one after the other, with the state in the cache."""
+    ours, theirs, _ = build_gated_deltanet()
+    x = np.random.default_rng(0).normal(size=(BATCH, LENGTH, 12)).astype(np.float32)
+    cache = DynamicCache(config=transformers.Qwen3NextConfig(num_hidden_layers=1, layer_types=["linear_attention"]))
+    state = jax.tree.map(lambda array: array[None], empty_state(ours.config, ours.mixer, BATCH))
+    graph, ours_weights = nnx.split(ours)
+
+    @jax.jit
+    def decode(x: jax.Array, state: dict[str, jax.Array]) -> tuple[jax.Array, dict[str, jax.Array]]:
+        segment_ids = jnp.ones(x.shape[:2], jnp.int32)
+        y, updated = nnx.merge(graph, ours_weights)(x, segment_ids, StateSlice(state, jnp.int32(0)))
+        return y, updated.layers
+
+    for part in (x[:, :5], *np.split(x[:, 5:], 4, axis=1)):
+        with torch.no_grad():
+            expected = theirs(torch.tensor(part), cache_params=cache)
+        y, state = decode(jnp.asarray(part), state)
+        np.testing.assert_allclose(y, expected.numpy(), atol=2e-5)
+
+
+def rows_by_key_head(key_heads: int, rows: slice, shape: tuple[int, ...]) -> Any:
+    return lambda array: array.reshape(key_heads, -1, 12)[:, rows].reshape(-1, 12).T.reshape(12, *shape)
 
 
 def columns_of(rows: slice, shape: tuple[int, ...]) -> Any:

@@ -102,6 +102,22 @@ def build_bart() -> PreTrainedModel:
     return transformers.BartForConditionalGeneration(transformers.BartConfig(**sizes))
 
 
+def build_t5gemma(**settings: Setting) -> PreTrainedModel:
+    """Build T5Gemma with an encoder of four layers and a decoder of two."""
+    stack = {
+        **COMMON_SIZES,
+        "num_key_value_heads": 2,
+        "head_dim": 12,
+        "query_pre_attn_scalar": 144,
+        "sliding_window": 4,
+    }
+    stack |= {"attn_logit_softcapping": 2.0}
+    config = transformers.T5GemmaConfig(
+        encoder={**stack, "num_hidden_layers": 4}, decoder=stack, vocab_size=VOCAB, **settings
+    )
+    return transformers.T5GemmaForConditionalGeneration(config)
+
+
 def build_distilbert() -> PreTrainedModel:
     sizes = {"vocab_size": VOCAB, "dim": EMBED, "hidden_dim": 48, "n_layers": 2, "n_heads": 4}
     return transformers.DistilBertForMaskedLM(transformers.DistilBertConfig(**sizes, max_position_embeddings=40))
@@ -239,6 +255,13 @@ DEBERTA_V3 = {
 ALBERT_GROUPS = {"num_hidden_layers": 4, "num_hidden_groups": 2, "inner_group_num": 2}
 NO_BIASES = {"enable_bias": False, "layer_norm_elementwise_affine": False}
 QWEN3_EXPERTS = {"num_experts": 4, "moe_intermediate_size": 24, "head_dim": 16}
+QWEN2_EXPERTS = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 12,
+    "shared_expert_intermediate_size": 24,
+    "decoder_sparse_step": 2,
+}
 EXPERTS_IN_EVERY_OTHER_LAYER = {**QWEN3_EXPERTS, "decoder_sparse_step": 2, "num_experts_per_tok": 1}
 
 
@@ -268,6 +291,21 @@ def build_deepseek_v3(**settings: Setting) -> PreTrainedModel:
     return model
 
 
+QWEN3_NEXT = {
+    "num_hidden_layers": 4,
+    "head_dim": 16,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 6,
+    "linear_value_head_dim": 5,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 12,
+    "shared_expert_intermediate_size": 24,
+}
+EXPERTS_IN_THE_SECOND_LAYER = {"num_hidden_layers": 2, "decoder_sparse_step": 2, "full_attention_interval": 2}
+
+
 GPT_OSS = {
     "num_hidden_layers": 4,
     "num_local_experts": 4,
@@ -295,6 +333,8 @@ TINY_MODELS = {
     "Switch": TinyModel("span_corruption", build_switch),
     "Switch, room for all": TinyModel("span_corruption", partial(build_switch, expert_capacity=100)),
     "BART": TinyModel("span_corruption", build_bart),
+    "T5Gemma": TinyModel("span_corruption", build_t5gemma),
+    "T5Gemma, untied": TinyModel("span_corruption", partial(build_t5gemma, tie_word_embeddings=False)),
     "BERT": TinyModel("masked, next sentence", partial(build_encoder, "Bert", "PreTraining")),
     "BERT, MLM alone": TinyModel("masked", partial(build_encoder, "Bert", "MaskedLM")),
     "RoBERTa": TinyModel("masked", partial(build_encoder, "Roberta", "MaskedLM", type_vocab_size=1)),
@@ -361,6 +401,10 @@ TINY_MODELS = {
     "Qwen3-MoE": TinyModel(
         "causal", partial(build_llama, "Qwen3Moe", num_experts_per_tok=2, norm_topk_prob=True, **QWEN3_EXPERTS)
     ),
+    "Qwen2-MoE": TinyModel("causal", partial(build_llama, "Qwen2Moe", **QWEN2_EXPERTS)),
+    "Qwen3-MoE, probabilities": TinyModel(
+        "causal", partial(build_llama, "Qwen3Moe", num_experts_per_tok=2, **QWEN3_EXPERTS)
+    ),
     "Llama 3.1, context": TinyModel(
         "causal",
         partial(build_llama, "Llama", rope_parameters=LLAMA3_ROPE_OF_THE_CONTEXT, max_position_embeddings=16),
@@ -400,6 +444,17 @@ TINY_MODELS = {
         ),
     ),
     "DeepSeek-V3": TinyModel("causal", build_deepseek_v3),
+    "Qwen3-Next": TinyModel("causal", partial(build_llama, "Qwen3Next", **QWEN3_NEXT)),
+    "Qwen3-Next, biases": TinyModel(
+        "causal",
+        partial(
+            build_llama,
+            "Qwen3Next",
+            attention_bias=True,
+            tie_word_embeddings=True,
+            **{**QWEN3_NEXT, **EXPERTS_IN_THE_SECOND_LAYER},
+        ),
+    ),
     "gpt-oss": TinyModel("causal", partial(build_llama, "GptOss", **GPT_OSS)),
     "DeepSeek-V3, halves": TinyModel(
         "causal",

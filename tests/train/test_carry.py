@@ -150,6 +150,7 @@ MEMORY = {"attention": {"memory": 7}}
         pytest.param((MEMORY,), "rotary", marks=pytest.mark.slow),
         pytest.param((MEMORY,), {"relative": {"buckets": 8, "distance": 10}}, marks=pytest.mark.slow),
         pytest.param((MEMORY,), "alibi", marks=pytest.mark.slow),
+        pytest.param(({"gated_deltanet": {"key_dim": 4, "chunk": 4}},), "none", marks=pytest.mark.slow),
     ],
 )
 def test_two_windows_with_a_carried_state_are_one_row(mixers: tuple[str | dict, ...], positions: str | dict) -> None:

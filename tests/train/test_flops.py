@@ -50,6 +50,12 @@ def count_step_flops(config: RunConfig) -> float:
             "span_corruption",
             WHOLE_SQUARE,
         ),
+        (
+            {"family": "encoder_decoder", "decoder_embedding": "separate", "positions": "rotary"},
+            "span_corruption",
+            WHOLE_SQUARE,
+        ),
+        ({"attention_output_gate": True, "kv_heads": 2}, "causal", CAUSAL_SHARE),
         ({"pattern": [{"feedforward": "dense"}, {"feedforward": EXPERTS}]}, "causal", CAUSAL_SHARE),
         ({"pattern": [{"attention": {"local": {"window": 16}}}]}, "causal", None),
         ({"pattern": [{"mixer": {"lstm": {"hidden": [48], "projection": 64}}}, {}]}, "causal", CAUSAL_SHARE),
@@ -57,10 +63,11 @@ def count_step_flops(config: RunConfig) -> float:
         ({"pattern": [{"mixer": "rnn"}], "feedforward": "none"}, "causal", WHOLE_SQUARE),
         ({"pattern": [{"mixer": {"rg_lru": {"width": 96}}}, {}]}, "causal", CAUSAL_SHARE),
         ({"pattern": [{"mixer": {"mamba2": {"head_dim": 16, "state": 16, "chunk": 32}}}]}, "causal", None),
+        ({"pattern": [{"mixer": {"gated_deltanet": {"key_dim": 16, "chunk": 32}}}]}, "causal", None),
     ],
     ids=[
-        *("dense", "gated-grouped", "encoder", "encoder-decoder", "experts", "band"),
-        *("lstm", "gru", "rnn", "rg_lru", "mamba2"),
+        *("dense", "gated-grouped", "encoder", "encoder-decoder", "two-tables", "output-gate", "experts", "band"),
+        *("lstm", "gru", "rnn", "rg_lru", "mamba2", "gated_deltanet"),
     ],
 )
 def test_flops_equal_those_of_the_matrix_products(
@@ -102,6 +109,20 @@ def test_flops_of_a_state_space_by_hand() -> None:
     filters = 2 * 4 * (channels + 2 * 2 * 8)
     flops = flops_per_example(config, model_spec(config), ExampleLengths(1024, 1024))
     assert flops == 1024 * (6 * matrices + 3 * (scores_and_values + states + filters))
+
+
+def test_flops_of_a_gated_delta_rule_by_hand() -> None:
+    """Half of each chunk's products of queries and keys, of keys, and of its triangular systems; three of the state."""
+    mixer = {"gated_deltanet": {"heads": 4, "key_heads": 2, "key_dim": 16, "value_dim": 32, "chunk": 64, "taps": 4}}
+    config = ModelConfig.model_validate({**SIZES, "layers": 1, "feedforward": "none", "pattern": [{"mixer": mixer}]})
+    matrices = 64 * (2 * 2 * 16 + 2 * 4 * 32 + 2 * 4) + 4 * 32 * 64 + 256 * 64
+    scores = 2 * (64 / 2) * 2 * 2 * 16
+    systems = 2 * (64 / 2) * 4 * (16 + 32)
+    values = 2 * (64 / 2) * 4 * 32
+    states = 2 * 3 * 4 * 16 * 32
+    filters = 2 * 4 * (2 * 2 * 16 + 4 * 32)
+    flops = flops_per_example(config, model_spec(config), ExampleLengths(1024, 1024))
+    assert flops == 1024 * (6 * matrices + 3 * (scores + systems + values + states + filters))
 
 
 def test_an_example_of_several_texts_has_the_flops_of_all_of_them() -> None:

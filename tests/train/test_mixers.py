@@ -14,14 +14,17 @@ from t5x_lite.run_data import open_tokenizer
 from tests.conftest import lines
 
 MAMBA = "{mamba2: {head_dim: 8, state: 8, chunk: 8}}"
+DELTA = "{gated_deltanet: {key_dim: 8, chunk: 8}}"
 PATTERNS = {
-    "all": f"[{{mixer: lstm}},{{mixer: gru}},{{mixer: rnn}},{{mixer: rg_lru}},{{mixer: {MAMBA}}},{{}}]",
+    "all": "[{mixer: lstm},{mixer: gru},{mixer: rnn},{mixer: rg_lru},{mixer: "
+    f"{MAMBA}}},{{mixer: {DELTA}}},{{}}]",
     "lstm": "[{mixer: {lstm: {hidden: [48, 32]}}}]",
     "gru": "[{mixer: gru}]",
     "rnn": "[{mixer: rnn}]",
     "rg_lru": "[{mixer: rg_lru},{mixer: rg_lru},{attention: {local: {window: 8}}}]",
     "mamba2": f"[{{mixer: {MAMBA}}}]",
-    "carried": f"[{{mixer: lstm}},{{mixer: {MAMBA}}}]",
+    "gated_deltanet": f"[{{mixer: {DELTA}}},{{mixer: {DELTA}}},{{}}]",
+    "carried": f"[{{mixer: lstm}},{{mixer: {MAMBA}}},{{mixer: {DELTA}}}]",
     "memory": "[{mixer: {attention: {memory: 24}}}]",
 }
 BARE = (
@@ -31,7 +34,7 @@ BARE = (
     "model.positions=none",
     "model.init={fan_in: {embedding_deviation: 0.3}}",
 )
-TRAINED = {"lstm": BARE, "rg_lru": ("model.positions=rotary",)}
+TRAINED = {"lstm": BARE, "rg_lru": ("model.positions=rotary",), "gated_deltanet": ("model.positions=rotary",)}
 
 
 @pytest.mark.slow
@@ -40,7 +43,7 @@ def test_a_run_resumes_to_the_bit_is_scored_and_generates(
     name: str, tiny_config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
-    layers = {"all": 6, "rg_lru": 3}.get(name, 2)
+    layers = {"all": 7, "rg_lru": 3, "gated_deltanet": 3, "carried": 3}.get(name, 2)
     overrides = [f"model.pattern={PATTERNS[name]}", f"model.layers={layers}", "train.steps=2"]
     if name == "carried":
         overrides += ["data.order=consecutive", "optimizer.method={nt_asgd: {interval: 1, patience: 1}}"]
@@ -67,7 +70,7 @@ def test_a_run_resumes_to_the_bit_is_scored_and_generates(
 def test_the_loss_falls_below_the_entropy_of_single_tokens(name: str, tiny_config: Path, tmp_path: Path) -> None:
     """The entropy of the tokens' frequencies is the loss of the best model without a memory."""
     run = tmp_path / "run"
-    layers = {"rg_lru": 3}.get(name, 1)
+    layers = {"rg_lru": 3, "gated_deltanet": 3}.get(name, 1)
     overrides = [f"model.pattern={PATTERNS[name]}", f"model.layers={layers}", *TRAINED[name]]
     settings = ["train.steps=150", "optimizer.learning_rate=0.01", "eval.every_steps=150", "train.seq_len=32"]
     assert main(["train", str(tiny_config), f"run_dir={run}", *overrides, *settings]) == 0

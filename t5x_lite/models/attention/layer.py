@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Protocol
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
@@ -56,6 +57,10 @@ class Attention(nnx.Module):
         self.key = Linear(config, [embed], [kv_heads, head_dim], bias=key_bias, rngs=rngs)
         self.value = Linear(config, [embed], [kv_heads, head_dim], bias=bias, rngs=rngs)
         self.out = Linear(config, [heads, head_dim], [embed], residual=True, rngs=rngs)
+        if config.attention_output_gate:
+            self.output_gate: Linear | None = Linear(config, [embed], [heads, head_dim], bias=bias, rngs=rngs)
+        else:
+            self.output_gate = None
         if config.query_key_norm == "head":
             self.query_norm: Norm | None = Norm(config.norm, head_dim)
             self.key_norm: Norm | None = Norm(config.norm, head_dim)
@@ -115,7 +120,13 @@ class Attention(nnx.Module):
         padding = context.queries.index.shape[0] - x.shape[1]
         query = jnp.pad(query, [(0, 0), (padding, 0), (0, 0), (0, 0)])
         out = attend(query, source.key, source.value, self.kind, context, self.settings, dropout_key)
-        return self.out(out[:, padding:])
+        return self.project_heads(out[:, padding:], x)
+
+    def project_heads(self, heads: Float[Array, "b l h k"], x: Float[Array, "b l d"]) -> Float[Array, "b l d"]:
+        """Return the output of the layer: the heads', gated by the states that they attend from, as one vector."""
+        if self.output_gate is not None:
+            heads = heads * jax.nn.sigmoid(self.output_gate(x))
+        return self.out(heads)
 
 
 def rotate(

@@ -102,7 +102,7 @@ class TransientGlobalAttention(Attention):
         if x.shape[1] >= self.block:
             results.append(self._attend_to_blocks(x, query, context, global_key))
         out, _ = blocked.merge_partial_softmax(results)
-        return self.out(name_attention(out))
+        return self.project_heads(name_attention(out), x)
 
     def _attend_to_blocks(
         self,

@@ -64,9 +64,14 @@ class MoE(Config):
     )
     mlp: Int | None = setting(None, "width of an expert; null takes `model.mlp`", ge=1)
     shared: Int = setting(0, "further experts that every token uses", ge=0, source="DeepSeekMoE, Dai 2024, §3.2")
+    shared_gate: bool = setting(
+        False, "multiply the output of the shared experts by a sigmoid of the token", source="Qwen2-MoE's code"
+    )
 
     def problems(self) -> Iterator[str]:
         """Yield more choices than experts, or a router that a dispatch cannot serve."""
         yield from self.router.expert_problems(self.experts)
+        if self.shared_gate and not self.shared:
+            yield "moe: shared_gate is for shared experts, of which there are none"
         if self.router.experts_choose_tokens and isinstance(self.dispatch, Dropless):
             yield "moe: expert_choice fills every expert to its room, which dispatch=dropless has none of"

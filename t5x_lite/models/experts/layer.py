@@ -52,6 +52,10 @@ class MixtureOfExperts(nnx.Module):
             self.shared: FeedForward | None = FeedForward(config, expert, width * moe.shared, rngs=rngs)
         else:
             self.shared = None
+        if moe.shared_gate:
+            self.shared_gate: Linear | None = Linear(config, [embed], [("router", 1)], bias=False, rngs=rngs)
+        else:
+            self.shared_gate = None
 
     def __call__(
         self, x: Float[Array, "b l d"], is_token: Bool[Array, "b l"], key: PRNGKeyArray | None
@@ -72,7 +76,16 @@ class MixtureOfExperts(nnx.Module):
             out, activity = self._tokens_choose(x, logits, is_token, choice_key, dropout_key)
         self.activity = nnx.Intermediate(activity)
         if self.shared is not None:
-            out = out + self.shared(x, dropout_key)
+            out = out + self._run_shared(self.shared, x, dropout_key)
+        return out
+
+    def _run_shared(
+        self, shared: FeedForward, x: Float[Array, "b l d"], key: PRNGKeyArray | None
+    ) -> Float[Array, "b l d"]:
+        """Return the output of the experts that every token uses."""
+        out = shared(x, key)
+        if self.shared_gate is not None:
+            out = out * jax.nn.sigmoid(self.shared_gate(x))
         return out
 
     def _tokens_choose(

@@ -1,5 +1,6 @@
 """Sequence mixers: the first sublayer of a block. One file a mixer, one entry here."""
 
+from t5x_lite.models.mixers.gated_deltanet import GatedDeltaNet
 from t5x_lite.models.mixers.gru import GRU
 from t5x_lite.models.mixers.latent_attention import LatentAttention
 from t5x_lite.models.mixers.lstm import LSTM
@@ -16,6 +17,7 @@ MIXERS: dict[str, type[Mixer]] = {
     "rnn": RNN,
     "rg_lru": RGLRU,
     "mamba2": Mamba2,
+    "gated_deltanet": GatedDeltaNet,
 }
 
 __all__ = [
@@ -24,6 +26,7 @@ __all__ = [
     "MIXERS",
     "RGLRU",
     "RNN",
+    "GatedDeltaNet",
     "LatentAttention",
     "Mamba2",
     "Mixer",

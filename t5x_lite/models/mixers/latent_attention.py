@@ -50,5 +50,5 @@ class LatentAttention(SelfAttention):
             yield "query_key_norm and biases of queries or keys are not for latent_attention, whose latents have norms"
         if self.memory:
             yield "memory is for mixer: attention, not for latent_attention"
-        if model.mup is not None or model.attention_sinks:
-            yield "mup and attention_sinks are not for latent_attention"
+        if model.mup is not None or model.attention_sinks or model.attention_output_gate:
+            yield "mup, attention_sinks and attention_output_gate are not for latent_attention"

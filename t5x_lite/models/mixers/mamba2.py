@@ -1,6 +1,5 @@
 """Mamba-2: a selective state space with a scalar decay per head, in chunks (Dao & Gu 2024)."""
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -18,8 +17,6 @@ if TYPE_CHECKING:
     from t5x_lite.models.config import ModelConfig
     from t5x_lite.models.mixers.module import MixerModule
 
-INITIAL_STEPS = (0.001, 0.1)
-"""Range of the initial step sizes, uniform in their logarithm (Dao & Gu 2024, code: dt_min, dt_max)."""
 INITIAL_RATES = (1.0, 16.0)
 """Range of the initial decay rates (Dao & Gu 2024, code: A_init_range)."""
 
@@ -60,30 +57,29 @@ class Mamba2(StateMixer):
 
     def init_parameters(self, model: "ModelConfig", rngs: "nnx.Rngs") -> "dict[str, nnx.Module | nnx.Param]":
         """Return the maps into the state space, their convolutions, A, Δ's bias, D, the norm's scale and the output."""
-        import jax
         import jax.numpy as jnp
 
         from t5x_lite.models.layers import Linear, weight
         from t5x_lite.models.mixers.convolution import CausalConvolution
+        from t5x_lite.models.mixers.scalar_decay import initial_log_rate, initial_step_bias
 
         heads = self.heads(model)
         embed = ("embed", model.embed)
         channels = [("heads", heads), ("head_dim", self.head_dim)]
         states = [("kv_heads", self.groups), ("state", self.state)]
-        low, high = INITIAL_STEPS
-        steps = jnp.exp(jax.random.uniform(rngs.params(), (heads,), jnp.float32, math.log(low), math.log(high)))
-        rates = jax.random.uniform(rngs.params(), (heads,), jnp.float32, *INITIAL_RATES)
+        step_bias = initial_step_bias(heads, rngs)
+        log_rate = initial_log_rate(heads, INITIAL_RATES, rngs)
         return {
             "gate": Linear(model, [embed], channels, rngs=rngs),
             "value": Linear(model, [embed], channels, rngs=rngs),
             "key": Linear(model, [embed], states, rngs=rngs),
             "query": Linear(model, [embed], states, rngs=rngs),
             "step": Linear(model, [embed], [("heads", heads)], bias=False, rngs=rngs),
-            "step_bias": weight(steps + jnp.log(-jnp.expm1(-steps)), ("heads",)),
+            "step_bias": weight(step_bias, ("heads",)),
             "value_convolution": CausalConvolution(self.taps, channels, rngs),
             "key_convolution": CausalConvolution(self.taps, states, rngs),
             "query_convolution": CausalConvolution(self.taps, states, rngs),
-            "log_rate": weight(jnp.log(rates), ("heads",)),
+            "log_rate": weight(log_rate, ("heads",)),
             "skip": weight(jnp.ones(heads, jnp.float32), ("heads",)),
             "scale": weight(jnp.ones((heads, self.head_dim), jnp.float32), ("heads", "head_dim")),
             "out": Linear(model, channels, [embed], residual=True, rngs=rngs),

@@ -40,8 +40,8 @@ class TransientGlobal(AttentionKind):
         """Yield a model whose decoder has this attention, or whose positions are not T5's."""
         if model.family == "decoder":
             yield "attention transient_global is for encoders: a sum contains later tokens"
-        if model.family == "encoder_decoder" and model.decoder_attention is None:
-            yield "attention transient_global is for encoders; give the decoder another: decoder_attention: dense"
+        if model.family == "encoder_decoder" and not model.decoder_attention:
+            yield "attention transient_global is for encoders; give the decoder another: decoder_attention: [dense]"
         if model.attention_sinks:
             yield "attention_sinks are not for attention transient_global"
         if not isinstance(model.positions, Relative) or not model.positions.shared:

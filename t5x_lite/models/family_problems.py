@@ -1,0 +1,41 @@
+"""Settings of a model that do not go together with its family."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from t5x_lite.models.config import ModelConfig
+
+
+def family_problems(model: "ModelConfig") -> Iterator[str]:
+    """Yield settings that are for another family than the model's."""
+    if model.sublayers != "sequential" and model.family == "encoder_decoder":
+        yield f"sublayers: {model.sublayers} is for models without cross-attention"
+    if model.start_token and model.family != "encoder_decoder":
+        yield "start_token is for encoder_decoder"
+    if model.vocab is not None and model.start_token >= model.vocab:
+        yield f"start_token {model.start_token} is not in a vocabulary of {model.vocab} tokens"
+    if model.decoder_attention:
+        yield from _decoder_attention_problems(model)
+    if model.decoder_embedding == "separate" and (model.family != "encoder_decoder" or model.shared_stacks):
+        yield "decoder_embedding: separate is for an encoder_decoder whose stacks are not shared"
+    if model.shared_stacks and model.family != "encoder_decoder":
+        yield "shared_stacks is for encoder_decoder"
+    elif model.shared_stacks and model.layers != model.decoder_layers:
+        yield "shared_stacks needs equal stacks"
+    if model.prefix_lm and model.family != "decoder":
+        yield "prefix_lm is for a decoder"
+    if model.query_stream and (model.family != "encoder" or model.state_mixers or model.mixtures):
+        yield "query_stream is for an encoder whose layers are attention, without experts"
+    if (model.generator is not None) != (model.family == "electra"):
+        yield "electra, and it alone, has a `generator`"
+
+
+def _decoder_attention_problems(model: "ModelConfig") -> Iterator[str]:
+    if model.family != "encoder_decoder" or model.shared_stacks:
+        yield "decoder_attention is for an encoder_decoder whose stacks are not shared"
+    if len(model.decoder_attention) not in {1, len(model.pattern)}:
+        yield f"decoder_attention has {len(model.decoder_attention)} layers, the pattern {len(model.pattern)}"
+        return
+    for layer in model.decoder_model.pattern:
+        yield from layer.attention.model_problems(model.decoder_model)
