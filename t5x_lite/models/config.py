@@ -191,12 +191,7 @@ class ModelConfig(Config):
         if len(self.period) > LONGEST_PERIOD:
             yield f"{len(self.period)} layers without a repeat; patterns of up to {LONGEST_PERIOD} can be compiled"
         for layer in (*self.first, *self.pattern):
-            yield from layer.attention.model_problems(self)
-            yield from layer.mixer.model_problems(self)
-            if layer.positions is not None:
-                yield from layer.positions.model_problems(self)
-            if not layer.norm and self.norm_place != "pre":
-                yield f"norm: false of a layer is for norm_place: pre, not {self.norm_place}"
+            yield from self._layer_problems(layer)
         has_layer_positions = any(layer.positions is not None for layer in (*self.first, *self.pattern))
         if has_layer_positions and not isinstance(self.positions, Rotary | NoPositions):
             yield "positions of layers of the pattern are for a model whose own are rotary or none"
@@ -208,6 +203,16 @@ class ModelConfig(Config):
         yield from self._expert_problems()
         yield from self._family_problems()
         yield from self._output_problems()
+
+    def _layer_problems(self, layer: LayerConfig) -> Iterator[str]:
+        yield from layer.attention.model_problems(self)
+        yield from layer.mixer.model_problems(self)
+        if layer.positions is not None:
+            yield from layer.positions.model_problems(self)
+        if not layer.norm and self.norm_place != "pre":
+            yield f"norm: false of a layer is for norm_place: pre, not {self.norm_place}"
+        if not layer.residual and (self.norm_place != "pre" or self.sublayers != "sequential"):
+            yield "residual: false of a layer is for norm_place: pre and sublayers: sequential"
 
     def _first_layer_problems(self) -> Iterator[str]:
         if self.family not in {"decoder", "encoder"} or self.shared_layers:

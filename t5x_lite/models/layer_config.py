@@ -31,6 +31,11 @@ class LayerConfig(Config):
     norm: bool = setting(
         True, "normalise the mixer's input; ModernBERT's first layer does not", source="Warner et al. 2024, §2.1"
     )
+    residual: bool = setting(
+        True,
+        "add the input of each sublayer to its output, if `model.residual` is set; ELMo's first layer does not",
+        source="Peters et al. 2018, §3.4",
+    )
 
     def problems(self) -> Iterator[str]:
         """Yield an attention kind of a layer without attention."""
