@@ -46,6 +46,11 @@ class AdaptConfig(Config):
     method: Annotated[AdaptationMethod, OneOf(ADAPTATIONS)] = setting(
         Full(), "adaptation method: how the first weights are made, and which of them train"
     )
+    new_tokenizer: bool = setting(
+        False,
+        "begin with the tokenizer that `tokenizer` describes, such as one that knows all words of a task; for "
+        "model.characters, whose token vectors belong to no ids",
+    )
 
 
 class BranchConfig(Config):
@@ -104,6 +109,8 @@ class RunConfig(Config):
             yield "model.mup is a parametrisation for Adam: it needs optimizer.method=adamw"
         if self.adapt is not None and self.branch is not None:
             yield "give `adapt` (another run's weights) or `branch` (all of its state), not both"
+        if self.adapt is not None and self.adapt.new_tokenizer and (not self.model.characters or self.model.outputs):
+            yield "adapt.new_tokenizer is for model.characters and a head: other weights belong to the ids of tokens"
         if self.optimizer.master_weights and self.train.param_dtype == "float32":
             yield "optimizer.master_weights is a float32 copy of parameters in bfloat16: set train.param_dtype=bfloat16"
         if isinstance(self.optimizer.method, NTASGD) and self.train.param_dtype != "float32":

@@ -4,13 +4,14 @@ from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from t5x_lite.config import RunConfig
 from t5x_lite.models.carry import give_carry, take_carry
 from t5x_lite.models.experts.activity import ROUTER_TERM, router_loss
 from t5x_lite.models.layers import WeightAxes
-from t5x_lite.models.loss_terms import Batch, LossFunction, LossTerms
+from t5x_lite.models.loss_terms import PENALTY_TERM, Batch, LossFunction, LossTerms, Penalty
 from t5x_lite.models.losses import LossSettings
 from t5x_lite.models.quantization import quantized_products
 from t5x_lite.models.sharding import constrain
@@ -19,6 +20,7 @@ from t5x_lite.models.transformer import Decoder
 from t5x_lite.models.weight_gradients import float32_weight_gradients
 from t5x_lite.objectives.features import CONTINUES
 from t5x_lite.objectives.policy_optimization import PolicyOptimization
+from t5x_lite.trees import flatten_names
 
 CarryingLossFunction: TypeAlias = Callable[[PyTree, PyTree, Batch, PRNGKeyArray | None], tuple[LossTerms, PyTree]]
 """Maps parameters, carried states, a batch and a dropout key to terms of the loss and the states after the batch."""
@@ -67,6 +69,9 @@ def carrying_loss_function(
         router_term = router_loss(module, config.model)
         if router_term is not None:
             terms = {**terms, ROUTER_TERM: router_term}
+        penalty = config.method.penalty(flatten_names(params)) if training else None
+        if penalty is not None:
+            terms = {**terms, PENALTY_TERM: Penalty(penalty, jnp.ones_like(penalty))}
         if not carry:
             return terms, {}
         assert isinstance(module, Decoder)

@@ -12,6 +12,7 @@ from t5x_lite import config as configuration
 from t5x_lite import tasks
 from t5x_lite.adapt import ADAPTATIONS
 from t5x_lite.config import RunConfig
+from t5x_lite.errors import UserError
 from t5x_lite.evaluate.metrics import MARGIN_METRICS, METRICS
 from t5x_lite.models.spec import model_spec
 from t5x_lite.objectives import TextToText
@@ -70,6 +71,27 @@ def test_the_tagger_on_frozen_features_has_the_parameters_of_its_parts(
     lstm = sum(2 * 4 * cells * (width + cells + 1) for width in (768, 2 * cells))
     added = lstm + (2 * cells + 1) * 768 + 9 * 9
     assert model_spec(config.model).parameters - model_spec(bert.model).parameters == added
+
+
+def test_the_tagger_on_elmo_has_the_parameters_of_its_parts(tmp_path: Path) -> None:
+    """By hand: ELMo without its softmax, BiLSTM layers of 200 and of 100 cells, a map to 1024, tags and transitions."""
+    elmo = configuration.load(CONFIGS / "elmo/original.yaml")
+    (tmp_path / "config.yaml").write_text(configuration.dump(elmo))
+    config = configuration.load(CONFIGS / "finetune/elmo_conll2003.yaml", [f"adapt.from={tmp_path}"])
+    softmax = 793_471 * 513
+    lstm = sum(2 * 4 * cells * (width + cells + 1) for width, cells in ((1024, 200), (400, 100)))
+    added = lstm + 201 * 1024 + 1025 * 9 + 9 * 9
+    assert model_spec(config.model).parameters == model_spec(elmo.model).parameters - softmax + added
+    spec = model_spec(config.model, config.method.surgery)
+    assert spec.shapes["encoder"]["stack"]["mix"]["weights"].shape == (3,)
+    trained = config.trainable_split(spec.axes).trained(spec.shapes)
+    assert sum(leaf.size for leaf in jax.tree.leaves(trained)) == added + 3 + 1
+    assert config.train.steps == 25 * 14_041 // config.train.batch_size
+    bert = tmp_path / "bert"
+    bert.mkdir()
+    (bert / "config.yaml").write_text(configuration.dump(configuration.load(CONFIGS / "bert/base.yaml")))
+    with pytest.raises(UserError, match=r"adapt\.new_tokenizer is for model\.characters"):
+        configuration.load(CONFIGS / "finetune/taglm_conll2003.yaml", [f"adapt={{from: {bert}, new_tokenizer: true}}"])
 
 
 def test_ulmfits_stages_fit_its_language_model(tmp_path: Path) -> None:

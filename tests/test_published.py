@@ -197,6 +197,10 @@ PUBLISHED = {
     "recurrentgemma/9b": 8_579_977_216,
     # Artetxe et al. 2022, Table 1.
     "gpt3/1.3b_moe": 207e9,
+    # AllenNLP's page of its released models, without the softmax.
+    "elmo/small": 13.6e6,
+    "elmo/medium": 28.0e6,
+    "elmo/original": 93.6e6,
 }
 
 RECOUNTED = {
@@ -253,8 +257,10 @@ def load_model(name: str) -> ModelConfig:
 
 
 def count_parameters(name: str) -> int:
-    """Return the number of parameters; of ELECTRA, those of the discriminator, which is what the paper counts."""
+    """Return the number of parameters; of ELECTRA those of the discriminator, of ELMo those without the softmax."""
     model = load_model(name)
+    if "neighbours" in model.outputs:
+        model = model.model_copy(update={"outputs": ()})
     if model.family == "electra":
         model = model.discriminator_model
     return model_spec(model).parameters
@@ -431,3 +437,16 @@ def test_the_parameters_of_mamba2_by_hand() -> None:
     # 128,989,632 in the released checkpoint, by Mamba2ForCausalLM of Transformers.
     assert count_parameters("mamba2/130m") == 128_989_632
     assert count_parameters("mamba2/130m") == 50_288 * width + 24 * layer + width
+
+
+@pytest.mark.parametrize(("name", "cells", "width", "highways"), [("original", 4096, 512, 2), ("small", 1024, 128, 1)])
+def test_the_parameters_of_elmo_by_hand(name: str, cells: int, width: int, highways: int) -> None:
+    """Peters et al. 2018, §3.4: 2048 filters over characters of 16 channels, and four LSTMs with a projection each."""
+    filters = [32, 32, 64, 128, 256, 512, 1024]
+    characters = 261 * 16 + sum(16 * taps * count + count for taps, count in enumerate(filters, start=1))
+    total = sum(filters)
+    embedding = characters + highways * 2 * total * (total + 1) + (total + 1) * width
+    lstm = 4 * cells * (2 * width + 1) + cells * width
+    assert count_parameters(f"elmo/{name}") == embedding + 4 * lstm
+    softmax = 793_471 * (width + 1)
+    assert model_spec(load_model(f"elmo/{name}")).parameters == embedding + 4 * lstm + softmax

@@ -101,8 +101,9 @@ class Backbone(nnx.Module):
             self.embedding = Embedding(config, rngs=rngs)
         else:
             self.embedding = like.embedding
-        if config.embedding != config.embed:
-            narrow = ("embed", config.embedding)
+        self.copies = config.token_copies
+        if config.embedding * config.token_copies != config.embed:
+            narrow = ("embed", config.embedding * config.token_copies)
             self.project: Linear | None = Linear(config, [narrow], [("embed_out", config.embed)], rngs=rngs)
         else:
             self.project = None
@@ -189,6 +190,8 @@ class Backbone(nnx.Module):
         dropout_key: PRNGKeyArray | None,
     ) -> Float[Array, "b l e"]:
         x = self.embedding(x, positions, token_types, dropout_key)
+        if self.copies > 1:
+            x = jnp.tile(x, self.copies)
         if self.project is not None:
             x = self.project(x)
         return x

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import SerializerFunctionWrapHandler, Strict, model_serializer, model_validator
 
 from t5x_lite.models.attention.kinds import ATTENTION, AttentionKind
+from t5x_lite.models.character_config import CharacterCNN
 from t5x_lite.models.derived_sizes import derived_sizes, whole_number
 from t5x_lite.models.experts.config import MoE
 from t5x_lite.models.feedforward.config import GLU, MLP, DenseFeedForward, NoFeedForward
@@ -29,7 +30,7 @@ LONGEST_PERIOD = 512
 """Layers of the longest pattern: each of them is compiled on its own."""
 
 Family = Literal["decoder", "encoder", "encoder_decoder", "electra"]
-Output = Literal["tokens", "sentence", "detection", "span"]
+Output = Literal["tokens", "neighbours", "sentence", "detection", "span"]
 
 
 class ModelConfig(Config):
@@ -53,6 +54,8 @@ class ModelConfig(Config):
     embedding: Int = setting(
         None, "width of the token embedding, projected to `embed`; null takes `embed`", ge=1, source="ALBERT, §3.1"
     )
+    token_copies: Int = setting(1, "copies of the token vector side by side: 2 for separate_directions", ge=1)
+    characters: CharacterCNN | None = setting(None, "token vectors from the characters of tokens; null: a table")
     start_token: Int = setting(
         0, "token that an encoder_decoder's decoder begins with: T5's padding; BART's is </s>", ge=0
     )
@@ -112,8 +115,8 @@ class ModelConfig(Config):
     )
     outputs: Annotated[tuple[Output, ...], Strict(False)] = setting(
         ("tokens",),
-        "predictions: tokens; sentence (a pair's relation, BERT); detection (replaced or not, ELECTRA); "
-        "span (tokens from a span's borders, SpanBERT); none beside a head",
+        "predictions: tokens; neighbours (next and previous token, ELMo); sentence (a pair's relation, BERT); "
+        "detection (replaced or not, ELECTRA); span (tokens from a span's borders, SpanBERT); none beside a head",
     )
     output_transform: bool = setting(False, "a dense layer and a norm before the token logits", source="BERT's code")
     output_bias: bool = setting(False, "a bias per token of the vocabulary")
@@ -180,6 +183,8 @@ class ModelConfig(Config):
         if self.heads % self.kv_heads:
             yield f"heads {self.heads} is not a multiple of kv_heads {self.kv_heads}"
         yield from self.positions.model_problems(self)
+        if self.characters is not None:
+            yield from self.characters.model_problems(self)
         for name, depth in (("layers", self.layers), ("decoder_layers", self.decoder_layers)):
             layers = depth - len(self.first)
             if layers % len(self.pattern) and (self.shared_layers or self.layers != self.decoder_layers):

@@ -1,5 +1,6 @@
 """Training objectives. Each is one file and one entry of `OBJECTIVES`."""
 
+from t5x_lite.objectives.bidirectional_lm import BidirectionalLM
 from t5x_lite.objectives.causal import Causal
 from t5x_lite.objectives.choice import Choice
 from t5x_lite.objectives.classify import Classify, Regress
@@ -34,6 +35,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "text_to_text": TextToText,
     "masked": Masked,
     "replaced_token": ReplacedToken,
+    "bidirectional_lm": BidirectionalLM,
     "contrastive": Contrastive,
     "translation": Translation,
     "classify": Classify,

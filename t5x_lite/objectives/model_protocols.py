@@ -24,6 +24,7 @@ DropoutKey: TypeAlias = PRNGKeyArray | None
 __all__ = [
     "Array",
     "Batch",
+    "BidirectionalModel",
     "DetectionModel",
     "DropoutKey",
     "ElectraModel",
@@ -75,6 +76,14 @@ class MaskedLanguageModel(LanguageModel, Protocol):
 
     def span_logits(self, states: Float[Array, "b p d"], /) -> Float[Array, "b p v"]:
         """Return a score for every token of the vocabulary from the result of `span`."""
+
+
+@runtime_checkable
+class BidirectionalModel(SequenceModel, Protocol):
+    """An encoder whose states are those of two directions side by side."""
+
+    def neighbour_logits(self, states: Float[Array, "b l d"], /) -> Float[Array, "b l v"]:
+        """Return a score for every token of the vocabulary from the states of one direction, in float32."""
 
 
 @runtime_checkable

@@ -99,7 +99,7 @@ def make_plan(config: RunConfig, topology: str, slices: int = 1, pod: Pod | None
     if requested_remat == "auto":
         config = with_remat(config, choose_remat(config, mesh, pod.platform, SHARE_OF_MEMORY * chip.memory))
     kernels = check_mesh(mesh, config, pod.platform)
-    spec = model_spec(config.model, config.method.surgery)
+    spec = model_spec(config.model, config.method.surgery).with_blank_spelling(config.model)
     check_sharded(mesh, spec.axes, spec.shapes)
     lengths = config.require_objective().lengths(example_context(config.model, config.train.seq_len))
     workload = Workload(config, spec, lengths, mesh)

@@ -34,7 +34,7 @@ def measure_step(path: str, overrides: Sequence[str]) -> float:
     batch = {name: np.stack([value] * num_local_rows) for name, value in example_features(config).items()}
     seconds = []
     with jax.set_mesh(mesh):
-        steps = make_steps(config, model_spec(config.model), mesh)
+        steps = make_steps(config, model_spec(config.model).with_blank_spelling(config.model), mesh)
         state = steps.create_state()
         for _ in range(NUM_STEPS):
             started = time.perf_counter()
