@@ -94,6 +94,21 @@ def test_the_tagger_on_elmo_has_the_parameters_of_its_parts(tmp_path: Path) -> N
         configuration.load(CONFIGS / "finetune/taglm_conll2003.yaml", [f"adapt={{from: {bert}, new_tokenizer: true}}"])
 
 
+def test_the_parameters_of_dai_and_les_lstm_by_hand(tmp_path: Path) -> None:
+    """1024 cells read 512 channels, a map to 512, and an output matrix; the classifier adds two scores."""
+    autoencoder = configuration.load(CONFIGS / "finetune/sa_lstm.yaml", ["data.files=x"])
+    lstm = 4 * 1024 * (512 + 1024 + 1)
+    vocab = 30_000
+    model = vocab * 512 + lstm + (1024 + 1) * 512 + (512 + 1) * vocab
+    assert model_spec(autoencoder.model).parameters == model
+    (tmp_path / "config.yaml").write_text(configuration.dump(autoencoder))
+    classifier = configuration.load(CONFIGS / "finetune/sa_lstm_imdb.yaml", [f"adapt.from={tmp_path}"])
+    assert model_spec(classifier.model).parameters == model + 2 * 512 + 2
+    assert classifier.train.steps == 10 * 25_000 // 64
+    language_model = ["objective=causal", "data.packing=stream", "data.end_of_document=true", "data.files=x"]
+    assert configuration.load(CONFIGS / "finetune/sa_lstm.yaml", language_model).model == autoencoder.model
+
+
 def test_ulmfits_stages_fit_its_language_model(tmp_path: Path) -> None:
     """Three pooled states of 400 channels are scored as one of two labels; the language model has no head."""
     resolved = configuration.dump(configuration.load(CONFIGS / "rnn/awd_lstm.yaml"))

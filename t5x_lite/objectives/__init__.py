@@ -18,6 +18,7 @@ from t5x_lite.objectives.rag import Rag
 from t5x_lite.objectives.replaced_token import ReplacedToken
 from t5x_lite.objectives.retrieval import Retrieval
 from t5x_lite.objectives.reward import Reward
+from t5x_lite.objectives.sequence_autoencoder import SequenceAutoencoder
 from t5x_lite.objectives.similarity import Similarity
 from t5x_lite.objectives.span_corruption import SpanCorruption
 from t5x_lite.objectives.tag import Tag
@@ -29,6 +30,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "causal": Causal,
     "conversation": Conversation,
     "prefix": Prefix,
+    "sequence_autoencoder": SequenceAutoencoder,
     "span_corruption": SpanCorruption,
     "ul2": UL2,
     "denoising": Denoising,
