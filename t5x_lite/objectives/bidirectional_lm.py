@@ -41,6 +41,8 @@ class BidirectionalLM(Objective):
         """Refuse a model whose states would depend on the tokens that they predict."""
         if set(model.outputs) != {"neighbours"}:
             raise ValueError(f"objective {self.name} trains model.outputs=[neighbours], not {list(model.outputs)}")
+        if model.output_transform:
+            raise ValueError(f"objective {self.name} has no place for output_transform: set it to false")
         for layer in (*model.first, *model.pattern):
             if not isinstance(layer.mixer, Recurrent) or not layer.mixer.separate_directions:
                 raise ValueError(f"objective {self.name} needs layers whose mixer has separate_directions: true")

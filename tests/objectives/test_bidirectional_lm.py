@@ -52,6 +52,7 @@ def test_an_empty_row_has_no_weight_and_documents_take_two_tokens_more() -> None
     ("settings", "message"),
     [
         ({"outputs": ["tokens"], "embedding": 16, "token_copies": 1}, r"trains model.outputs=\[neighbours\]"),
+        ({"output_transform": True}, "no place for output_transform"),
         ({"feedforward": {"mlp": {}}}, "feedforward: none, which would join the directions"),
         ({"norm": {"layernorm": {}}}, "norm: none; the norm of a state would join"),
         ({"pattern": [{"mixer": {"lstm": {"bidirectional": True}}}]}, "separate_directions: true"),

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 
 import t5x_lite
+from t5x_lite import config as configuration
 from t5x_lite.cli import main
 from t5x_lite.errors import UserError
+from t5x_lite.run_dir import open_run
 from tests.conftest import REPOSITORY, lines
 
 LSTM = "{lstm: {hidden: [20], projection: 16, bidirectional: true, separate_directions: true, cell_clip: 3.0}}"
@@ -57,6 +59,14 @@ def test_it_learns_the_order_of_words_and_resumes_to_the_bit(
     assert main(["train", config, f"run_dir={copy}"]) == 0
     assert "resumed from step 30" in capsys.readouterr().err
     assert {line["step"]: line["loss"] for line in lines(copy) if "loss" in line} == first
+
+
+def test_a_run_without_its_words_is_refused(tmp_path: Path) -> None:
+    """The vectors of tokens are made of their characters, which the tokenizer has."""
+    config = configuration.load(REPOSITORY / "configs/elmo/small.yaml", ["data.files=x"])
+    (tmp_path / "config.yaml").write_text(configuration.dump(config))
+    with pytest.raises(UserError, match=r"has no tokenizer, and the vectors .* put tokenizer\.json there"):
+        open_run(tmp_path)
 
 
 @pytest.mark.slow
