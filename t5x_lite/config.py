@@ -22,7 +22,7 @@ from t5x_lite.errors import UserError
 from t5x_lite.evaluate.config import EvalConfig
 from t5x_lite.evaluate.evaluators import Evaluator, Tasks, Validation
 from t5x_lite.local_copies import local_path
-from t5x_lite.models.config import ModelConfig
+from t5x_lite.models.config import DECODER_SETTINGS, ModelConfig
 from t5x_lite.models.mesh_sizes import check_mesh_sizes
 from t5x_lite.objectives import OBJECTIVES, Causal, Objective, TextToText
 from t5x_lite.objectives.supervised import Supervised
@@ -276,7 +276,7 @@ def _add_derived_settings(values: Settings) -> Settings:
     adapt = values.get("adapt")
     adapted_run = adapt.get("from") if isinstance(adapt, dict) else None
     if adapted_run and isinstance(adapted_run, str):
-        model = schema.merge(ModelConfig, _read_model_of_run(adapted_run), model)
+        model = schema.merge(ModelConfig, _read_model_of_run(adapted_run, model.get("family")), model)
         values = {**values, "model": model}
     tasks = _task_names(values.get("tasks"))
     if not tasks:
@@ -294,8 +294,11 @@ def _task_names(tasks: object) -> tuple[str, ...]:
     return ()
 
 
-def _read_model_of_run(folder: str) -> Settings:
-    """Return the model settings of a run that is to be adapted. Of ELECTRA, the discriminator is adapted."""
+def _read_model_of_run(folder: str, family: object) -> Settings:
+    """Return the model settings of a run that is to be adapted.
+
+    Of ELECTRA, the discriminator is adapted; of an encoder_decoder the encoder, if the config's `family` is that.
+    """
     path = local_path(folder) / "config.yaml"
     try:
         if not path.is_file():
@@ -308,6 +311,8 @@ def _read_model_of_run(folder: str) -> Settings:
         raise UserError(f"adapt.from {path}: is not the config of a run: it has no model")
     if model.get("family") == "electra":
         model = {**model, "family": "encoder", "generator": None}
+    if model.get("family") == "encoder_decoder" and family == "encoder":
+        model = {name: value for name, value in model.items() if name not in DECODER_SETTINGS}
     return model
 
 

@@ -94,6 +94,25 @@ def test_the_tagger_on_elmo_has_the_parameters_of_its_parts(tmp_path: Path) -> N
         configuration.load(CONFIGS / "finetune/taglm_conll2003.yaml", [f"adapt={{from: {bert}, new_tokenizer: true}}"])
 
 
+def test_the_parameters_of_coves_translation_model_by_hand(tmp_path: Path) -> None:
+    """Two layers of 300 cells a direction, two of 600, attention with biases, and two matrices of the vocabulary."""
+    translation = configuration.load(CONFIGS / "finetune/cove_mt.yaml", ["data.files=x.{}"])
+    width = 600
+    encoder = 2 * 2 * 4 * 300 * (width + 300 + 1)
+    decoder = 2 * 4 * width * (2 * width + 1) + 4 * width * (width + 1)
+    vocab = 100_000
+    assert model_spec(translation.model).parameters == vocab * width + encoder + decoder + vocab * (width + 1)
+    (tmp_path / "config.yaml").write_text(configuration.dump(translation))
+    tagger = configuration.load(CONFIGS / "finetune/cove_conll2003.yaml", [f"adapt.from={tmp_path}"])
+    cells = 200
+    lstm = sum(2 * 4 * cells * (inputs + cells + 1) for inputs in (width, 2 * cells))
+    head = lstm + (2 * cells + 1) * width + (width + 1) * 9 + 9 * 9
+    spec = model_spec(tagger.model, tagger.method.surgery)
+    assert spec.parameters == vocab * width + encoder + head
+    trained = tagger.trainable_split(spec.axes).trained(spec.shapes)
+    assert sum(leaf.size for leaf in jax.tree.leaves(trained)) == head
+
+
 def test_the_parameters_of_dai_and_les_lstm_by_hand(tmp_path: Path) -> None:
     """1024 cells read 512 channels, a map to 512, and an output matrix; the classifier adds two scores."""
     autoencoder = configuration.load(CONFIGS / "finetune/sa_lstm.yaml", ["data.files=x"])

@@ -17,7 +17,7 @@ from t5x_lite.models.generator_config import GeneratorConfig
 from t5x_lite.models.head_config import HeadConfig
 from t5x_lite.models.initializers import INITIALIZERS, Initializer, MaximalUpdate, NormalInit
 from t5x_lite.models.layer_config import FEEDFORWARDS, LayerConfig
-from t5x_lite.models.mixers import StateMixer
+from t5x_lite.models.mixers import MIXERS, Mixer, StateMixer
 from t5x_lite.models.normalization import NORMS, LayerNorm, NoNorm, RMSNorm
 from t5x_lite.models.positions import POSITIONS, Learned, NoPositions, PositionEncoding, Rotary
 from t5x_lite.models.remat_policy import REMAT_DESCRIPTION, RematPolicy
@@ -26,6 +26,8 @@ from t5x_lite.schema import Config, Int, OneOf, setting
 SPAN_POSITIONS = 20
 """Positions inside a span that the span output distinguishes (Joshi et al. 2020, code: max_pair_targets)."""
 
+DECODER_SETTINGS = ("decoder_layers", "decoder_attention", "decoder_mixer", "start_token", "shared_stacks")
+"""Settings of an encoder_decoder that an encoder does not have."""
 LONGEST_PERIOD = 512
 """Layers of the longest pattern: each of them is compiled on its own."""
 
@@ -96,6 +98,9 @@ class ModelConfig(Config):
     )
     decoder_attention: Annotated[AttentionKind | None, OneOf(ATTENTION)] = setting(
         None, "attention of an encoder_decoder's decoder; null: as the pattern says", source="LongT5: Guo 2022, §3"
+    )
+    decoder_mixer: Annotated[Mixer | None, OneOf(MIXERS)] = setting(
+        None, "mixer of an encoder_decoder's decoder, such as lstm after a bidirectional one; null: as the pattern says"
     )
     first: Annotated[tuple[LayerConfig, ...], Strict(False)] = setting(
         (), "layers before those of the pattern, without experts; `layers` counts them", source="DeepSeekMoE, §5.1.2"
@@ -196,7 +201,7 @@ class ModelConfig(Config):
         if len(self.period) > LONGEST_PERIOD:
             yield f"{len(self.period)} layers without a repeat; patterns of up to {LONGEST_PERIOD} can be compiled"
         for layer in (*self.first, *self.pattern):
-            yield from self._layer_problems(layer)
+            yield from layer.model_problems(self)
         has_layer_positions = any(layer.positions is not None for layer in (*self.first, *self.pattern))
         if has_layer_positions and not isinstance(self.positions, Rotary | NoPositions):
             yield "positions of layers of the pattern are for a model whose own are rotary or none"
@@ -208,16 +213,6 @@ class ModelConfig(Config):
         yield from self._expert_problems()
         yield from self._family_problems()
         yield from self._output_problems()
-
-    def _layer_problems(self, layer: LayerConfig) -> Iterator[str]:
-        yield from layer.attention.model_problems(self)
-        yield from layer.mixer.model_problems(self)
-        if layer.positions is not None:
-            yield from layer.positions.model_problems(self)
-        if not layer.norm and self.norm_place != "pre":
-            yield f"norm: false of a layer is for norm_place: pre, not {self.norm_place}"
-        if not layer.residual and (self.norm_place != "pre" or self.sublayers != "sequential"):
-            yield "residual: false of a layer is for norm_place: pre and sublayers: sequential"
 
     def _first_layer_problems(self) -> Iterator[str]:
         if self.family not in {"decoder", "encoder"} or self.shared_layers:
@@ -263,10 +258,12 @@ class ModelConfig(Config):
             yield "start_token is for encoder_decoder"
         if self.vocab is not None and self.start_token >= self.vocab:
             yield f"start_token {self.start_token} is not in a vocabulary of {self.vocab} tokens"
-        if self.decoder_attention is not None:
+        if self.decoder_model is not self:
             if self.family != "encoder_decoder" or self.shared_stacks:
-                yield "decoder_attention is for an encoder_decoder whose stacks are not shared"
-            yield from self.decoder_attention.model_problems(self.decoder_model)
+                name = "decoder_mixer" if self.decoder_attention is None else "decoder_attention"
+                yield f"{name} is for an encoder_decoder whose stacks are not shared"
+            for layer in self.decoder_model.pattern:
+                yield from layer.model_problems(self.decoder_model)
         if self.shared_stacks and self.family != "encoder_decoder":
             yield "shared_stacks is for encoder_decoder"
         elif self.shared_stacks and self.layers != self.decoder_layers:
@@ -380,11 +377,13 @@ class ModelConfig(Config):
 
     @property
     def decoder_model(self) -> "ModelConfig":
-        """Return the config of the decoder's stack: the model with `decoder_attention` in every layer."""
-        if self.decoder_attention is None:
+        """Return the config of the decoder's stack: `decoder_attention` and `decoder_mixer` are in every layer."""
+        changes = {"attention": self.decoder_attention, "mixer": self.decoder_mixer}
+        changes = {name: component for name, component in changes.items() if component is not None}
+        if not changes:
             return self
-        pattern = tuple([layer.model_copy(update={"attention": self.decoder_attention}) for layer in self.pattern])
-        return self.model_copy(update={"pattern": pattern, "decoder_attention": None})
+        pattern = tuple([layer.model_copy(update=changes) for layer in self.pattern])
+        return self.model_copy(update={"pattern": pattern, "decoder_attention": None, "decoder_mixer": None})
 
     @property
     def discriminator_model(self) -> "ModelConfig":

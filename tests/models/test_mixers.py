@@ -267,6 +267,11 @@ def test_a_layer_without_residual_connection_does_not_add_its_input() -> None:
             "8 wide, model.embed is 16; make them equal or out: true",
         ),
         ({"pattern": [{"mixer": {"lstm": {"bidirectional": True}}}]}, "bidirectional is for encoders"),
+        (
+            {"family": "encoder_decoder", "decoder_mixer": {"lstm": {"bidirectional": True}}},
+            "the decoder of an encoder_decoder needs a decoder_mixer",
+        ),
+        ({"decoder_mixer": "lstm"}, "decoder_mixer is for an encoder_decoder whose stacks are not shared"),
         ({"pattern": [{"mixer": "lstm", "attention": "strided"}]}, "attention is for mixer: attention"),
         ({"pattern": [{"mixer": {"rg_lru": {"blocks": 3}}}]}, "width 16 is not a multiple of its 3 blocks"),
         ({"pattern": [{"mixer": {"mamba2": {"head_dim": 24}}}]}, "not a multiple of head_dim 24"),

@@ -181,8 +181,11 @@ class Recurrent(StateMixer):
 
     def model_problems(self, model: "ModelConfig") -> Iterator[str]:
         """Yield a direction that the family does not have, and widths that do not fit."""
-        if self.bidirectional and not model.is_encoder_only:
-            yield f"bidirectional is for encoders: a {model.family} may not read later tokens"
+        if self.bidirectional and not model.is_encoder_only and model.decoder_mixer is None:
+            yield (
+                f"bidirectional is for encoders: a {model.family} may not read later tokens; the decoder of an "
+                "encoder_decoder needs a decoder_mixer"
+            )
         if self.separate_directions and (not self.bidirectional or self.out or model.embed % 2):
             yield "separate_directions is for bidirectional: true and out: false in a model of even width"
         if self.projection_clip is not None and self.projection is None:
