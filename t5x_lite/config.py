@@ -22,7 +22,7 @@ from t5x_lite.errors import UserError
 from t5x_lite.evaluate.config import EvalConfig
 from t5x_lite.evaluate.evaluators import Evaluator, Tasks, Validation
 from t5x_lite.local_copies import local_path
-from t5x_lite.models.config import ModelConfig
+from t5x_lite.models.config import DECODER_SETTINGS, ModelConfig
 from t5x_lite.models.mesh_sizes import check_mesh_sizes
 from t5x_lite.objectives import OBJECTIVES, Causal, Objective, TextToText
 from t5x_lite.objectives.distillation import Distillation
@@ -46,6 +46,11 @@ class AdaptConfig(Config):
     )
     method: Annotated[AdaptationMethod, OneOf(ADAPTATIONS)] = setting(
         Full(), "adaptation method: how the first weights are made, and which of them train"
+    )
+    new_tokenizer: bool = setting(
+        False,
+        "begin with the tokenizer that `tokenizer` describes, such as one that knows all words of a task; for "
+        "model.characters, whose token vectors belong to no ids",
     )
 
 
@@ -106,6 +111,8 @@ class RunConfig(Config):
             yield "model.mup is a parametrisation for Adam: it needs optimizer.method=adamw"
         if self.adapt is not None and self.branch is not None:
             yield "give `adapt` (another run's weights) or `branch` (all of its state), not both"
+        if self.adapt is not None and self.adapt.new_tokenizer and (not self.model.characters or self.model.outputs):
+            yield "adapt.new_tokenizer is for model.characters and a head: other weights belong to the ids of tokens"
         if self.optimizer.master_weights and self.train.param_dtype == "float32":
             yield "optimizer.master_weights is a float32 copy of parameters in bfloat16: set train.param_dtype=bfloat16"
         if isinstance(self.optimizer.method, NTASGD) and self.train.param_dtype != "float32":
@@ -279,7 +286,7 @@ def _add_derived_settings(values: Settings) -> Settings:
     adapt = values.get("adapt")
     adapted_run = adapt.get("from") if isinstance(adapt, dict) else None
     if adapted_run and isinstance(adapted_run, str):
-        model = schema.merge(ModelConfig, _read_model_of_run(adapted_run), model)
+        model = schema.merge(ModelConfig, _read_model_of_run(adapted_run, model.get("family")), model)
         values = {**values, "model": model}
     tasks = _task_names(values.get("tasks"))
     if not tasks:
@@ -297,8 +304,11 @@ def _task_names(tasks: object) -> tuple[str, ...]:
     return ()
 
 
-def _read_model_of_run(folder: str) -> Settings:
-    """Return the model settings of a run that is to be adapted. Of ELECTRA, the discriminator is adapted."""
+def _read_model_of_run(folder: str, family: object) -> Settings:
+    """Return the model settings of a run that is to be adapted.
+
+    Of ELECTRA, the discriminator is adapted; of an encoder_decoder the encoder, if the config's `family` is that.
+    """
     path = local_path(folder) / "config.yaml"
     try:
         if not path.is_file():
@@ -311,6 +321,8 @@ def _read_model_of_run(folder: str) -> Settings:
         raise UserError(f"adapt.from {path}: is not the config of a run: it has no model")
     if model.get("family") == "electra":
         model = {**model, "family": "encoder", "generator": None}
+    if model.get("family") == "encoder_decoder" and family == "encoder":
+        model = {name: value for name, value in model.items() if name not in DECODER_SETTINGS}
     return model
 
 

@@ -137,6 +137,13 @@ def _row_problems(config: "RunConfig", data: DataConfig, objective: Objective) -
             f"objective {objective.name} is trained on sentences: it needs data.packing=sentences and "
             f"data.parts=line or punctuation, found packing={packing}, parts={parts}"
         )
+    if objective.rows == "documents" and (packing not in objective.packings or config.data.end_of_document):
+        packings = " or ".join(objective.packings)
+        yield (
+            f"objective {objective.name} reads each document as one text and marks its end: it needs data.packing="
+            f"{packings} and data.end_of_document=false, found packing={packing}, "
+            f"end_of_document={str(config.data.end_of_document).lower()}"
+        )
     if objective.rows == "turns" and parts != "turns":
         yield (
             f"objective {objective.name} is trained on conversations: it needs data.parts=turns and "

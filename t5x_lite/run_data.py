@@ -23,8 +23,8 @@ def open_tokenizer(config: RunConfig) -> Tokenizer:
     """Return the tokenizer of a run.
 
     A run keeps the tokenizer that it began with, because its weights belong to the ids of that one. A new run takes the
-    tokenizer of the run that it adapts, or else loads or trains the one that its config describes; its chat template is
-    that of `data.chat_template`, if that is set.
+    tokenizer of the run that it adapts, unless `adapt.new_tokenizer` is set, or else loads or trains the one that its
+    config describes; its chat template is that of `data.chat_template`, if that is set.
 
     Raises:
         UserError: `tokenizer.file.path` holds another tokenizer than the run began with; no text to train one on.
@@ -46,7 +46,7 @@ def open_tokenizer(config: RunConfig) -> Tokenizer:
 
 def _new_tokenizer(config: RunConfig) -> Tokenizer:
     """Return the tokenizer that a new run begins with."""
-    if config.adapt is not None:
+    if config.adapt is not None and not config.adapt.new_tokenizer:
         tokenizer = source_run(config).tokenizer
     else:
         tokenizer = load_or_train_tokenizer(config.tokenizer, config.data)

@@ -3,7 +3,7 @@
 import fcntl
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -21,6 +21,8 @@ from t5x_lite.data.tokenizer_settings import apply_settings
 from t5x_lite.errors import UserError
 from t5x_lite.files import read_json_object, write_file
 from t5x_lite.models.spec import ModelSpec, model_spec
+from t5x_lite.models.spelling import Spelling
+from t5x_lite.objectives.framing import CLS, SEP
 from t5x_lite.objectives.policy_optimization import PolicyOptimization
 from t5x_lite.parallel.mesh import shape_structs, shardings
 from t5x_lite.plugins import load_plugins
@@ -150,7 +152,7 @@ def create_run_dir(config: RunConfig, tokenizer: Tokenizer) -> Run:
         write_file(folder / CONFIG_FILE, configuration.dump(config))
         tokenizer.save(folder)
         local_copies.upload_changes()
-    return Run(folder, config, model_spec(config.model, config.method.surgery), tokenizer)
+    return Run(folder, config, _spec_of_run(config, tokenizer), tokenizer)
 
 
 def _with_absolute_paths(config: RunConfig) -> RunConfig:
@@ -219,8 +221,30 @@ def open_run(name: str | Path, overrides: Sequence[str] = ()) -> Run:
         raise UserError(f"{name}: is not a run directory (no {CONFIG_FILE}); `t5x-lite train CONFIG` creates one")
     config = schema.validate(RunConfig, schema.read(RunConfig, path, overrides))
     config = config.model_copy(update={"run_dir": name})
+    tokenizer = load_stored_tokenizer(folder)
+    return Run(folder, config, _spec_of_run(config, tokenizer), tokenizer)
+
+
+def _spec_of_run(config: RunConfig, tokenizer: Tokenizer | None) -> ModelSpec:
+    """Return the model of a run, with the characters of the tokenizer's tokens if token vectors are made of them.
+
+    Raises:
+        UserError: they are, and the run has no tokenizer.
+    """
     spec = model_spec(config.model, config.method.surgery)
-    return Run(folder, config, spec, load_stored_tokenizer(folder))
+    characters = config.model.characters
+    if characters is None:
+        return spec
+    if tokenizer is None or config.model.vocab is None:
+        raise UserError(
+            f"{config.run_dir}: has no tokenizer, and the vectors of its model are made of the characters of tokens; "
+            "put tokenizer.json there"
+        )
+    begin = [tokenizer.special[name] for name in CLS if name in tokenizer.special]
+    end = [tokenizer.special[name] for name in SEP if name in tokenizer.special]
+    pieces = [tokenizer.piece(token) for token in range(tokenizer.vocab)]
+    shape = (config.model.vocab, characters.length)
+    return replace(spec, spelling=Spelling.of(pieces, shape, begin, end))
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from typing import TypeAlias
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
@@ -13,7 +14,7 @@ from t5x_lite.models.carry import give_carry, take_carry
 from t5x_lite.models.distillation_losses import StatesAndLogits
 from t5x_lite.models.experts.activity import ROUTER_TERM, router_loss
 from t5x_lite.models.layers import WeightAxes
-from t5x_lite.models.loss_terms import Batch, LossFunction, LossTerms
+from t5x_lite.models.loss_terms import PENALTY_TERM, Batch, LossFunction, LossTerms, Penalty
 from t5x_lite.models.losses import LossSettings
 from t5x_lite.models.quantization import quantized_products
 from t5x_lite.models.sharding import constrain
@@ -23,6 +24,7 @@ from t5x_lite.models.weight_gradients import float32_weight_gradients
 from t5x_lite.objectives.features import CONTINUES
 from t5x_lite.objectives.policy_optimization import PolicyOptimization
 from t5x_lite.objectives.token_prediction import TokenPrediction
+from t5x_lite.trees import flatten_names
 
 CarryingLossFunction: TypeAlias = Callable[[PyTree, PyTree, Batch, PRNGKeyArray | None], tuple[LossTerms, PyTree]]
 """Maps parameters, carried states, a batch and a dropout key to terms of the loss and the states after the batch."""
@@ -65,7 +67,7 @@ def carrying_loss_function(
             give_carry(module, carry, batch[CONTINUES], segment_ids)
         with _training_arithmetic(config, training=training):
             terms: LossTerms = objective.loss(module, batch, key, settings)
-        terms = _with_router_term(terms, module, config)
+        terms = _with_further_terms(terms, module, config, params, training=training)
         if not carry:
             return terms, {}
         assert isinstance(module, Decoder)
@@ -101,7 +103,7 @@ def distillation_loss_function(
         reference = StatesAndLogits(teacher_states, teacher_module.logits)
         with _training_arithmetic(config, training=True):
             terms: LossTerms = distillation.loss(objective, student_module, reference, batch, key, settings)
-        return _with_router_term(terms, student_module, config)
+        return _with_further_terms(terms, student_module, config, params, training=True)
 
     return compute_loss
 
@@ -129,9 +131,17 @@ def _training_arithmetic(config: RunConfig, *, training: bool) -> Iterator[None]
         yield
 
 
-def _with_router_term(terms: LossTerms, module: nnx.Module, config: RunConfig) -> LossTerms:
+def _with_further_terms(
+    terms: LossTerms, module: nnx.Module, config: RunConfig, params: PyTree, *, training: bool
+) -> LossTerms:
+    """Return the terms of an objective with those of routers, and in training with the penalty of `adapt.method`."""
     router_term = router_loss(module, config.model)
-    return terms if router_term is None else {**terms, ROUTER_TERM: router_term}
+    if router_term is not None:
+        terms = {**terms, ROUTER_TERM: router_term}
+    penalty = config.method.penalty(flatten_names(params)) if training else None
+    if penalty is not None:
+        terms = {**terms, PENALTY_TERM: Penalty(penalty, jnp.ones_like(penalty))}
+    return terms
 
 
 def prepared_answers(

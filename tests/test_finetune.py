@@ -12,6 +12,7 @@ from t5x_lite import config as configuration
 from t5x_lite import tasks
 from t5x_lite.adapt import ADAPTATIONS
 from t5x_lite.config import RunConfig
+from t5x_lite.errors import UserError
 from t5x_lite.evaluate.metrics import MARGIN_METRICS, METRICS
 from t5x_lite.models.spec import model_spec
 from t5x_lite.objectives import TextToText
@@ -70,6 +71,61 @@ def test_the_tagger_on_frozen_features_has_the_parameters_of_its_parts(
     lstm = sum(2 * 4 * cells * (width + cells + 1) for width in (768, 2 * cells))
     added = lstm + (2 * cells + 1) * 768 + 9 * 9
     assert model_spec(config.model).parameters - model_spec(bert.model).parameters == added
+
+
+def test_the_tagger_on_elmo_has_the_parameters_of_its_parts(tmp_path: Path) -> None:
+    """By hand: ELMo without its softmax, BiLSTM layers of 200 and of 100 cells, a map to 1024, tags and transitions."""
+    elmo = configuration.load(CONFIGS / "elmo/original.yaml")
+    (tmp_path / "config.yaml").write_text(configuration.dump(elmo))
+    config = configuration.load(CONFIGS / "finetune/elmo_conll2003.yaml", [f"adapt.from={tmp_path}"])
+    softmax = 793_471 * 513
+    lstm = sum(2 * 4 * cells * (width + cells + 1) for width, cells in ((1024, 200), (400, 100)))
+    added = lstm + 201 * 1024 + 1025 * 9 + 9 * 9
+    assert model_spec(config.model).parameters == model_spec(elmo.model).parameters - softmax + added
+    spec = model_spec(config.model, config.method.surgery)
+    assert spec.shapes["encoder"]["stack"]["mix"]["weights"].shape == (3,)
+    trained = config.trainable_split(spec.axes).trained(spec.shapes)
+    assert sum(leaf.size for leaf in jax.tree.leaves(trained)) == added + 3 + 1
+    assert config.train.steps == 25 * 14_041 // config.train.batch_size
+    bert = tmp_path / "bert"
+    bert.mkdir()
+    (bert / "config.yaml").write_text(configuration.dump(configuration.load(CONFIGS / "bert/base.yaml")))
+    with pytest.raises(UserError, match=r"adapt\.new_tokenizer is for model\.characters"):
+        configuration.load(CONFIGS / "finetune/taglm_conll2003.yaml", [f"adapt={{from: {bert}, new_tokenizer: true}}"])
+
+
+def test_the_parameters_of_coves_translation_model_by_hand(tmp_path: Path) -> None:
+    """Two layers of 300 cells a direction, two of 600, attention with biases, and two matrices of the vocabulary."""
+    translation = configuration.load(CONFIGS / "finetune/cove_mt.yaml", ["data.files=x.{}"])
+    width = 600
+    encoder = 2 * 2 * 4 * 300 * (width + 300 + 1)
+    decoder = 2 * 4 * width * (2 * width + 1) + 4 * width * (width + 1)
+    vocab = 100_000
+    assert model_spec(translation.model).parameters == vocab * width + encoder + decoder + vocab * (width + 1)
+    (tmp_path / "config.yaml").write_text(configuration.dump(translation))
+    tagger = configuration.load(CONFIGS / "finetune/cove_conll2003.yaml", [f"adapt.from={tmp_path}"])
+    cells = 200
+    lstm = sum(2 * 4 * cells * (inputs + cells + 1) for inputs in (width, 2 * cells))
+    head = lstm + (2 * cells + 1) * width + (width + 1) * 9 + 9 * 9
+    spec = model_spec(tagger.model, tagger.method.surgery)
+    assert spec.parameters == vocab * width + encoder + head
+    trained = tagger.trainable_split(spec.axes).trained(spec.shapes)
+    assert sum(leaf.size for leaf in jax.tree.leaves(trained)) == head
+
+
+def test_the_parameters_of_dai_and_les_lstm_by_hand(tmp_path: Path) -> None:
+    """1024 cells read 512 channels, a map to 512, and an output matrix; the classifier adds two scores."""
+    autoencoder = configuration.load(CONFIGS / "finetune/sa_lstm.yaml", ["data.files=x"])
+    lstm = 4 * 1024 * (512 + 1024 + 1)
+    vocab = 30_000
+    model = vocab * 512 + lstm + (1024 + 1) * 512 + (512 + 1) * vocab
+    assert model_spec(autoencoder.model).parameters == model
+    (tmp_path / "config.yaml").write_text(configuration.dump(autoencoder))
+    classifier = configuration.load(CONFIGS / "finetune/sa_lstm_imdb.yaml", [f"adapt.from={tmp_path}"])
+    assert model_spec(classifier.model).parameters == model + 2 * 512 + 2
+    assert classifier.train.steps == 10 * 25_000 // 64
+    language_model = ["objective=causal", "data.packing=stream", "data.end_of_document=true", "data.files=x"]
+    assert configuration.load(CONFIGS / "finetune/sa_lstm.yaml", language_model).model == autoencoder.model
 
 
 def test_ulmfits_stages_fit_its_language_model(tmp_path: Path) -> None:

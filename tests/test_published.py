@@ -264,6 +264,10 @@ PUBLISHED = {
     "recurrentgemma/9b": 8_579_977_216,
     # Artetxe et al. 2022, Table 1.
     "gpt3/1.3b_moe": 207e9,
+    # AllenNLP's page of its released models, without the softmax.
+    "elmo/small": 13.6e6,
+    "elmo/medium": 28.0e6,
+    "elmo/original": 93.6e6,
 }
 
 RECOUNTED = {
@@ -320,8 +324,10 @@ def load_model(name: str) -> ModelConfig:
 
 
 def count_parameters(name: str) -> int:
-    """Return the number of parameters; of ELECTRA, those of the discriminator, which is what the paper counts."""
+    """Return the number of parameters; of ELECTRA those of the discriminator, of ELMo those without the softmax."""
     model = load_model(name)
+    if "neighbours" in model.outputs:
+        model = model.model_copy(update={"outputs": ()})
     if model.family == "electra":
         model = model.discriminator_model
     return model_spec(model).parameters
@@ -637,3 +643,16 @@ def test_the_parameters_of_gated_deltanet_by_hand() -> None:
     mixer = 6 * width**2 + 2 * width * heads + 4 * (2 * keys + values) + 2 * heads + values // heads
     layer = mixer + 3 * width * 5888 + 2 * width
     assert count_parameters("gated_deltanet/1.3b") == 32_000 * width + layers * layer + width
+
+
+@pytest.mark.parametrize(("name", "cells", "width", "highways"), [("original", 4096, 512, 2), ("small", 1024, 128, 1)])
+def test_the_parameters_of_elmo_by_hand(name: str, cells: int, width: int, highways: int) -> None:
+    """Peters et al. 2018, §3.4: 2048 filters over characters of 16 channels, and four LSTMs with a projection each."""
+    filters = [32, 32, 64, 128, 256, 512, 1024]
+    characters = 261 * 16 + sum(16 * taps * count + count for taps, count in enumerate(filters, start=1))
+    total = sum(filters)
+    embedding = characters + highways * 2 * total * (total + 1) + (total + 1) * width
+    lstm = 4 * cells * (2 * width + 1) + cells * width
+    assert count_parameters(f"elmo/{name}") == embedding + 4 * lstm
+    softmax = 793_471 * (width + 1)
+    assert model_spec(load_model(f"elmo/{name}")).parameters == embedding + 4 * lstm + softmax

@@ -1,8 +1,11 @@
 """Feature extraction: a frozen model's hidden states are features for a head (Devlin et al. 2019, §5.3)."""
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal
 
 from t5x_lite.adapt.head import Head
+from t5x_lite.adapt.method import NamedArrays
+from t5x_lite.arrays import Array
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.schema import Int, setting
 
@@ -24,6 +27,25 @@ class Features(Head):
         "the states' mean, or their sum with a learnt factor and learnt weights, which a softmax makes shares",
         source="Peters et al. 2018, eq. 1",
     )
+
+    weight_penalty: float = setting(
+        0.0,
+        "factor on the square of the weights behind the shares, added to the loss; a large one keeps the mean",
+        ge=0,
+        source="Peters et al. 2018, §3.3: λ",
+    )
+
+    def problems(self) -> Iterator[str]:
+        """See `Config`."""
+        if self.weight_penalty and self.mix != "softmax":
+            yield f"weight_penalty is for the learnt weights of mix: softmax, not for mix: {self.mix}"
+
+    def penalty(self, weights: NamedArrays) -> Array | None:
+        """Return λ·Σ w² over the weights of the layers."""
+        if not self.weight_penalty:
+            return None
+        (mixed,) = [array for name, array in weights.items() if name.endswith(".mix.weights")]
+        return self.weight_penalty * (mixed**2).sum()
 
     def check(self, model: ModelConfig) -> None:
         """Raise ValueError for a task without a head, or more layers than the model has."""

@@ -95,6 +95,10 @@ class AdaptationMethod(Config):
         """
         return None
 
+    def penalty(self, weights: NamedArrays) -> Array | None:
+        """Return what is added to the training loss for the model's weights; None adds nothing."""
+        return None
+
     def prunes(self, name: str, axes: "WeightAxes") -> bool:
         """Return whether the state has a mask for a parameter, which says what of it stays zero."""
         return False

@@ -351,6 +351,28 @@ class WordPiece(Config):
             yield f"controls must hold [UNK], which words with unknown characters become; found {list(self.controls)}"
 
 
+class Words(Config):
+    """Words as tokens: the most frequent ones of the text, or the first ones of a file. Others are <unk>."""
+
+    vocab: Int = setting(8192, "size of the vocabulary, with special tokens", unit="tokens", ge=8)
+    file: str = setting(
+        "", "text file of the words, one a line, the most frequent first; empty counts those of the text"
+    )
+    lowercase: bool = setting(False, "lower-case the text first")
+    split: Literal["spaces", "punctuation"] = setting(
+        "spaces", "words end at white space, as in text that is tokenised already, or at each punctuation mark too"
+    )
+    controls: Strings = setting(
+        ("<unk>", "<s>", "</s>"), "special tokens, which text cannot spell; <unk> must be among them and has the id 0"
+    )
+    sample_megabytes: float = setting(32.0, "amount of text whose words are counted", unit="MB", gt=0)
+
+    def problems(self) -> Iterator[str]:
+        """See `Config`."""
+        if "<unk>" not in self.controls:
+            yield f"controls must hold <unk>, which other words become; found {list(self.controls)}"
+
+
 class Bytes(Config):
     """UTF-8 bytes as tokens, after pad, EOS and unk.
 
@@ -369,7 +391,7 @@ class TokenizerFile(Config):
     extra_ids: Int = setting(0, "number of T5's sentinels to append to a SentencePiece model", ge=0)
 
 
-TrainedTokenizer: TypeAlias = Unigram | BPE | ByteBPE | WordPiece | Character
+TrainedTokenizer: TypeAlias = Unigram | BPE | ByteBPE | WordPiece | Words | Character
 TokenizerConfig: TypeAlias = TrainedTokenizer | Bytes | TokenizerFile
 
 TOKENIZERS: dict[str, type[Config]] = {
@@ -377,6 +399,7 @@ TOKENIZERS: dict[str, type[Config]] = {
     "bpe": BPE,
     "byte_bpe": ByteBPE,
     "wordpiece": WordPiece,
+    "words": Words,
     "character": Character,
     "bytes": Bytes,
     "file": TokenizerFile,

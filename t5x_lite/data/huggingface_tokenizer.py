@@ -112,6 +112,8 @@ class HuggingFace(Tokenizer):
         for piece, token_id in self._tokenizer.get_vocab(with_added_tokens=True).items():
             if isinstance(model, tokenizers.models.WordPiece):
                 begins[token_id] = not piece.startswith(model.continuing_subword_prefix)
+            elif isinstance(model, tokenizers.models.WordLevel):
+                begins[token_id] = True
             else:
                 begins[token_id] = piece.startswith(WHITE_SPACE)
         return begins

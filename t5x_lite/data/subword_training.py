@@ -34,7 +34,7 @@ def train_byte_bpe(config: ByteBPE, texts: Iterable[str]) -> HuggingFace:
     trainer = trainers.BpeTrainer(
         vocab_size=size, special_tokens=list(config.controls), initial_alphabet=alphabet, show_progress=False
     )
-    tokenizer.train_from_iterator(_blocks(texts), trainer)
+    tokenizer.train_from_iterator(text_blocks(texts), trainer)
     return _finish("byte_bpe", tokenizer, size, config.extra_ids)
 
 
@@ -48,7 +48,7 @@ def train_word_piece(config: WordPiece, texts: Iterable[str]) -> HuggingFace:
     Raises:
         UserError: no text, or a vocabulary that is too large or too small for the text; names the nearest possible.
     """
-    blocks = list(_blocks(texts))  # at most the sample
+    blocks = list(text_blocks(texts))  # at most the sample
     normalizer = normalizers.BertNormalizer(lowercase=config.lowercase)
     characters = _most_frequent_characters(normalizer, blocks, config.alphabet)
     inside_words = _characters_inside_words(normalizer, blocks) & set(characters)
@@ -99,7 +99,7 @@ def _characters_inside_words(normalizer: normalizers.Normalizer, blocks: Sequenc
     return {piece[-1] for piece in tokenizer.get_vocab() if len(piece) == length and piece.startswith(INSIDE_WORD)}
 
 
-def _blocks(texts: Iterable[str]) -> Iterator[str]:
+def text_blocks(texts: Iterable[str]) -> Iterator[str]:
     """Cut texts where no word is cut, so that the library holds a little of them at a time.
 
     Raises:

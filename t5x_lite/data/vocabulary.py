@@ -23,12 +23,14 @@ from t5x_lite.data.config import (
     TrainedTokenizer,
     Unigram,
     WordPiece,
+    Words,
 )
 from t5x_lite.data.config import Bytes as BytesConfig
 from t5x_lite.data.record_text import FIELD_BORDER
 from t5x_lite.data.subword_training import train_byte_bpe, train_word_piece
 from t5x_lite.data.tokenizer import SentencePiece, Tokenizer
 from t5x_lite.data.tokenizer_files import from_file, has_tokenizer, load, with_extra_ids
+from t5x_lite.data.word_vocabulary import read_words, train_words
 from t5x_lite.errors import UserError
 from t5x_lite.local_copies import local_path, upload_changes, with_urls
 from t5x_lite.storage import join
@@ -53,6 +55,8 @@ def load_or_train_tokenizer(tokenizer: TokenizerConfig, data: DataConfig) -> Tok
         return from_file(tokenizer)
     if isinstance(tokenizer, BytesConfig):
         return Bytes()
+    if isinstance(tokenizer, Words) and tokenizer.file:
+        return read_words(tokenizer)
     units: list[sources.Unit] = []
     for source in data.sources:
         units += sources.units(source, tables_as_text=True)
@@ -75,6 +79,8 @@ def _train_kind(config: TrainedTokenizer, texts: Iterable[str]) -> Tokenizer:
         return train_byte_bpe(config, texts)
     if isinstance(config, WordPiece):
         return train_word_piece(config, texts)
+    if isinstance(config, Words):
+        return train_words(config, texts)
     return train(config, texts)
 
 

@@ -124,9 +124,10 @@ class Backbone(nnx.Module):
             self.embedding = Embedding(config, rngs=rngs)
         else:
             self.embedding = like.embedding
+        self.copies = config.token_copies
         self.projects_tokens = config.embedding_projection == "tokens"
-        if config.embedding != config.embed:
-            narrow = ("embed", config.embedding)
+        if config.embedding * config.token_copies != config.embed:
+            narrow = ("embed", config.embedding * config.token_copies)
             bias = config.bias and not self.projects_tokens
             self.project: Linear | None = Linear(config, [narrow], [("embed_out", config.embed)], bias=bias, rngs=rngs)
         else:
@@ -221,11 +222,14 @@ class Backbone(nnx.Module):
         token_types: Int[Array, "b l"] | None,
         dropout_key: PRNGKeyArray | None,
     ) -> Float[Array, "b l e"]:
-        if self.project is None:
-            return self.embedding(x, positions, token_types, dropout_key)
-        if self.projects_tokens:
+        if self.projects_tokens and self.project is not None:
             return self.embedding(self.project(x), positions, token_types, dropout_key)
-        return self.project(self.embedding(x, positions, token_types, dropout_key))
+        x = self.embedding(x, positions, token_types, dropout_key)
+        if self.copies > 1:
+            x = jnp.tile(x, self.copies)
+        if self.project is not None:
+            x = self.project(x)
+        return x
 
     def _embed_predicted(
         self,

@@ -133,7 +133,8 @@ class Block(nnx.Module):
 
     def __init__(self, config: ModelConfig, layer: LayerConfig, *, has_cross: bool, rngs: nnx.Rngs) -> None:
         embed = ("embed", config.embed)
-        self.residual = RESIDUALS[config.norm_place] if config.residual else WITHOUT_RESIDUAL
+        has_residual = config.residual and layer.residual
+        self.residual = RESIDUALS[config.norm_place] if has_residual else WITHOUT_RESIDUAL
         self.dropout = config.dropout
         self.dropout_axis = 1 if config.variational_dropout else None
         self.is_parallel = config.sublayers != "sequential"

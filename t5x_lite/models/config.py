@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import SerializerFunctionWrapHandler, Strict, model_serializer, model_validator
 
 from t5x_lite.models.attention.kinds import ATTENTION, AttentionKind, TransientGlobal
+from t5x_lite.models.character_config import CharacterCNN
 from t5x_lite.models.derived_sizes import derived_sizes, whole_number
 from t5x_lite.models.experts.config import MoE
 from t5x_lite.models.family_problems import family_problems
@@ -17,7 +18,7 @@ from t5x_lite.models.generator_config import GeneratorConfig
 from t5x_lite.models.head_config import HeadConfig
 from t5x_lite.models.initializers import INITIALIZERS, Initializer, MaximalUpdate, NormalInit
 from t5x_lite.models.layer_config import FEEDFORWARDS, LayerConfig
-from t5x_lite.models.mixers import LatentAttention, StateMixer
+from t5x_lite.models.mixers import MIXERS, LatentAttention, Mixer, StateMixer
 from t5x_lite.models.normalization import NORMS, LayerNorm, NoNorm, RMSNorm
 from t5x_lite.models.output_problems import output_problems
 from t5x_lite.models.positions import POSITIONS, Learned, NoPositions, PositionEncoding, Rotary
@@ -27,11 +28,16 @@ from t5x_lite.schema import Config, Int, OneOf, setting
 SPAN_POSITIONS = 20
 """Positions inside a span that the span output distinguishes (Joshi et al. 2020, code: max_pair_targets)."""
 
+DECODER_SETTINGS = (
+    *("decoder_layers", "decoder_attention", "decoder_embedding", "decoder_mixer"),
+    *("start_token", "shared_stacks"),
+)
+"""Settings of an encoder_decoder that an encoder does not have."""
 LONGEST_PERIOD = 512
 """Layers of the longest pattern: each of them is compiled on its own."""
 
 Family = Literal["decoder", "encoder", "encoder_decoder", "electra"]
-Output = Literal["tokens", "sentence", "detection", "span"]
+Output = Literal["tokens", "neighbours", "sentence", "detection", "span"]
 
 
 class ModelConfig(Config):
@@ -58,6 +64,8 @@ class ModelConfig(Config):
     embedding_projection: Literal["sum", "tokens"] = setting(
         "sum", "project the sum of embeddings (ALBERT); or that of tokens, without a bias, and states back (OPT-350M)"
     )
+    token_copies: Int = setting(1, "copies of the token vector side by side: 2 for separate_directions", ge=1)
+    characters: CharacterCNN | None = setting(None, "token vectors from the characters of tokens; null: a table")
     start_token: Int = setting(
         0, "token that an encoder_decoder's decoder begins with: T5's padding; BART's is </s>", ge=0
     )
@@ -109,6 +117,9 @@ class ModelConfig(Config):
     decoder_embedding: Literal["shared", "separate"] = setting(
         "shared", "an encoder_decoder's decoder has the encoder's token table, or its own", source="T5Gemma's code"
     )
+    decoder_mixer: Annotated[Mixer | None, OneOf(MIXERS)] = setting(
+        None, "mixer of an encoder_decoder's decoder, such as lstm after a bidirectional one; null: as the pattern says"
+    )
     first: Annotated[tuple[LayerConfig, ...], Strict(False)] = setting(
         (), "layers before those of the pattern, without experts; `layers` counts them", source="DeepSeekMoE, §5.1.2"
     )
@@ -128,8 +139,8 @@ class ModelConfig(Config):
     )
     outputs: Annotated[tuple[Output, ...], Strict(False)] = setting(
         ("tokens",),
-        "predictions: tokens; sentence (a pair's relation, BERT); detection (replaced or not, ELECTRA); "
-        "span (tokens from a span's borders, SpanBERT); none beside a head",
+        "predictions: tokens; neighbours (next and previous token, ELMo); sentence (a pair's relation, BERT); "
+        "detection (replaced or not, ELECTRA); span (tokens from a span's borders, SpanBERT); none beside a head",
     )
     output_transform: bool = setting(False, "a dense layer and a norm before the token logits", source="BERT's code")
     output_bias: bool = setting(False, "a bias per token of the vocabulary")
@@ -197,6 +208,8 @@ class ModelConfig(Config):
         if self.heads % self.kv_heads:
             yield f"heads {self.heads} is not a multiple of kv_heads {self.kv_heads}"
         yield from self.positions.model_problems(self)
+        if self.characters is not None:
+            yield from self.characters.model_problems(self)
         for name, depth in (("layers", self.layers), ("decoder_layers", self.decoder_layers)):
             layers = depth - len(self.first)
             if layers % len(self.pattern) and (self.shared_layers or self.layers != self.decoder_layers):
@@ -208,12 +221,7 @@ class ModelConfig(Config):
         if len(self.period) > LONGEST_PERIOD:
             yield f"{len(self.period)} layers without a repeat; patterns of up to {LONGEST_PERIOD} can be compiled"
         for layer in (*self.first, *self.pattern):
-            yield from layer.attention.model_problems(self)
-            yield from layer.mixer.model_problems(self)
-            if layer.positions is not None:
-                yield from layer.positions.model_problems(self)
-            if not layer.norm and self.norm_place != "pre":
-                yield f"norm: false of a layer is for norm_place: pre, not {self.norm_place}"
+            yield from layer.model_problems(self)
         has_layer_positions = any(layer.positions is not None for layer in (*self.first, *self.pattern))
         if has_layer_positions and not isinstance(self.positions, Rotary | NoPositions):
             yield "positions of layers of the pattern are for a model whose own are rotary or none"
@@ -359,14 +367,17 @@ class ModelConfig(Config):
 
     @property
     def decoder_model(self) -> "ModelConfig":
-        """Return the config of the decoder's stack: the model with the attention of `decoder_attention`."""
-        if not self.decoder_attention:
+        """Return the config of the decoder's stack: the model with `decoder_attention` and `decoder_mixer`."""
+        pattern = self.pattern
+        if self.decoder_mixer is not None:
+            pattern = tuple([layer.model_copy(update={"mixer": self.decoder_mixer}) for layer in pattern])
+        if self.decoder_attention:
+            kinds = self.decoder_attention * (len(pattern) // len(self.decoder_attention))
+            pairs = zip(pattern, kinds, strict=True)
+            pattern = tuple([layer.model_copy(update={"attention": kind}) for layer, kind in pairs])
+        if pattern is self.pattern:
             return self
-        kinds = self.decoder_attention * (len(self.pattern) // len(self.decoder_attention))
-        pattern = []
-        for layer, kind in zip(self.pattern, kinds, strict=True):
-            pattern.append(layer.model_copy(update={"attention": kind}))
-        return self.model_copy(update={"pattern": tuple(pattern), "decoder_attention": ()})
+        return self.model_copy(update={"pattern": pattern, "decoder_attention": (), "decoder_mixer": None})
 
     @property
     def discriminator_model(self) -> "ModelConfig":

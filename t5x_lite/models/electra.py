@@ -50,6 +50,7 @@ class Electra(nnx.Module):
         like = self.discriminator if sharing == "shared" else None
         self.generator = Encoder(config.generator_model, like=like, rngs=rngs)
         if sharing == "gradient_disentangled":
+            assert isinstance(self.generator.tokens, Embed)
             self.discriminator.tokens = EmbedDifference(config, self.generator.tokens, rngs=rngs)
 
     def replace_tokens(

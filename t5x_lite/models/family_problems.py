@@ -15,8 +15,8 @@ def family_problems(model: "ModelConfig") -> Iterator[str]:
         yield "start_token is for encoder_decoder"
     if model.vocab is not None and model.start_token >= model.vocab:
         yield f"start_token {model.start_token} is not in a vocabulary of {model.vocab} tokens"
-    if model.decoder_attention:
-        yield from _decoder_attention_problems(model)
+    if model.decoder_attention or model.decoder_mixer is not None:
+        yield from _decoder_problems(model)
     if model.decoder_embedding == "separate" and (model.family != "encoder_decoder" or model.shared_stacks):
         yield "decoder_embedding: separate is for an encoder_decoder whose stacks are not shared"
     if model.shared_stacks and model.family != "encoder_decoder":
@@ -31,11 +31,13 @@ def family_problems(model: "ModelConfig") -> Iterator[str]:
         yield "electra, and it alone, has a `generator`"
 
 
-def _decoder_attention_problems(model: "ModelConfig") -> Iterator[str]:
+def _decoder_problems(model: "ModelConfig") -> Iterator[str]:
+    """Yield what is wrong with layers of the decoder that are not those of the encoder."""
     if model.family != "encoder_decoder" or model.shared_stacks:
-        yield "decoder_attention is for an encoder_decoder whose stacks are not shared"
-    if len(model.decoder_attention) not in {1, len(model.pattern)}:
+        name = "decoder_attention" if model.decoder_attention else "decoder_mixer"
+        yield f"{name} is for an encoder_decoder whose stacks are not shared"
+    if model.decoder_attention and len(model.decoder_attention) not in {1, len(model.pattern)}:
         yield f"decoder_attention has {len(model.decoder_attention)} layers, the pattern {len(model.pattern)}"
         return
     for layer in model.decoder_model.pattern:
-        yield from layer.attention.model_problems(model.decoder_model)
+        yield from layer.model_problems(model.decoder_model)

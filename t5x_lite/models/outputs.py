@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
+from t5x_lite.models.character_embedding import CharacterEmbedding
 from t5x_lite.models.config import SPAN_POSITIONS, ModelConfig
 from t5x_lite.models.head_config import HeadActivation, HeadConfig
 from t5x_lite.models.layers import ACTIVATIONS, Embed, Linear, Norm, Weight, dropout, gelu, weight
@@ -105,17 +106,18 @@ class TokenOutput(nnx.Module):
         else:
             self.bias = None
 
-    def __call__(self, states: Float[Array, "b l d"], table: Embed) -> Float[Array, "b l v"]:
+    def __call__(self, states: Float[Array, "b l d"], table: Embed | CharacterEmbedding) -> Float[Array, "b l v"]:
         if self.transform is not None and self.norm is not None:
             states = self.norm(ACTIVATIONS[self.activation](self.transform(states)))
         if self.project is not None:
             states = self.project(states)
         return self.scores(states, table)
 
-    def scores(self, states: Float[Array, "b l d"], table: Embed) -> Float[Array, "b l v"]:
+    def scores(self, states: Float[Array, "b l d"], table: Embed | CharacterEmbedding) -> Float[Array, "b l v"]:
         """Return the scores without the transform."""
         states = states * self.scale
         if self.matrix is None:
+            assert isinstance(table, Embed)
             scores = table.attend(states)
         else:
             scores = self.matrix(states)

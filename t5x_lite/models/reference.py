@@ -6,6 +6,7 @@ from flax import nnx
 
 from t5x_lite.models.attention.layer import Attention
 from t5x_lite.models.block import Block
+from t5x_lite.models.character_embedding import CharacterEmbedding
 from t5x_lite.models.layers import Embed, Linear
 from t5x_lite.models.stack import Stack
 
@@ -30,6 +31,6 @@ def reference_model(model: Any) -> Any:
             module.prefix = nnx.data(None)
         elif isinstance(module, Stack):
             module.mix = nnx.data(None)
-        elif isinstance(module, Embed):
+        elif isinstance(module, Embed | CharacterEmbedding):
             module.prompt = nnx.data(None)
     return base

@@ -27,6 +27,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "gates": (),
     "state": (),
     "taps": (),
+    "characters": (),
     "experts": ("expert",),
     "router": (),
     "vocab": ("tensor", "pipeline"),

@@ -2,16 +2,18 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 from flax import nnx
 from jaxtyping import PRNGKeyArray, PyTree
 
+from t5x_lite.models.character_embedding import CharacterEmbedding
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.electra import Electra
 from t5x_lite.models.layers import Weight, WeightAxes
+from t5x_lite.models.spelling import Spelling
 from t5x_lite.models.surgery import Surgeon
 from t5x_lite.models.transformer import Decoder, Encoder, EncoderDecoder
 
@@ -34,11 +36,13 @@ class ModelSpec:
         graph: the modules without their arrays.
         axes: `WeightAxes` of every parameter, as a nested dict.
         shapes: shape and type of every parameter, likewise.
+        spelling: the characters of every token, of a model with `characters`.
     """
 
     graph: nnx.GraphDef
     axes: PyTree[WeightAxes]
     shapes: PyTree[jax.ShapeDtypeStruct]
+    spelling: Spelling | None = None
 
     def model(self, params: PyTree) -> Any:
         """Return the module with these parameters, a nested dict."""
@@ -47,7 +51,18 @@ class ModelSpec:
             return Weight(value, axes=axes)
 
         weights = jax.tree.map(add_axes, self.axes, params)
-        return nnx.merge(self.graph, nnx.State(weights))
+        model = nnx.merge(self.graph, nnx.State(weights))
+        if self.spelling is not None:
+            for _, module in nnx.iter_modules(model):
+                if isinstance(module, CharacterEmbedding):
+                    module.spelling = self.spelling
+        return model
+
+    def with_blank_spelling(self, config: ModelConfig) -> "ModelSpec":
+        """Return the structure of a model that is compiled for its costs alone, without the words of a tokenizer."""
+        if config.characters is None or config.vocab is None:
+            return self
+        return replace(self, spelling=Spelling.blank((config.vocab, config.characters.length)))
 
     @property
     def parameters(self) -> int:

@@ -1,6 +1,8 @@
 """The Transformer as a whole: Decoder, Encoder, EncoderDecoder."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -9,10 +11,13 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from t5x_lite.models.backbone import Backbone, DecodingState, PredictionOrder
 from t5x_lite.models.block import EncoderOutput
-from t5x_lite.models.config import ModelConfig
+from t5x_lite.models.character_embedding import CharacterEmbedding
+from t5x_lite.models.config import ModelConfig, Output
 from t5x_lite.models.layers import Embed, Weight, weight
 from t5x_lite.models.outputs import DetectionOutput, SentenceOutput, SpanOutput, TaskOutput, TokenOutput
 
+Created = TypeVar("Created", bound=nnx.Module)
+"""The class of an output."""
 EMBEDDING = 2**20
 """Number that is folded into a key for the embedding; layers split the key instead."""
 
@@ -82,29 +87,18 @@ class Encoder(nnx.Module):
 
     def __init__(self, config: ModelConfig, *, like: "Encoder | None" = None, rngs: nnx.Rngs) -> None:
         other = None
-        self.tokens: Embed
+        self.tokens: Embed | CharacterEmbedding
         if like is None:
             self.tokens = token_embedding(config, rngs)
         else:
             self.tokens = like.tokens
             other = like.encoder
         self.encoder: Backbone = Backbone(config, config.layers, causal=False, like=other, rngs=rngs)
-        if "tokens" in config.outputs:
-            self.output: TokenOutput | None = TokenOutput(config, rngs=rngs)
-        else:
-            self.output = None
-        if "sentence" in config.outputs:
-            self.sentence: SentenceOutput | None = SentenceOutput(config, rngs=rngs)
-        else:
-            self.sentence = None
-        if "detection" in config.outputs:
-            self.detection: DetectionOutput | None = DetectionOutput(config, rngs=rngs)
-        else:
-            self.detection = None
-        if "span" in config.outputs:
-            self.span: SpanOutput | None = SpanOutput(config, rngs=rngs)
-        else:
-            self.span = None
+        self.output: TokenOutput | None = _create_output(TokenOutput, "tokens", config, rngs)
+        self.neighbours: TokenOutput | None = _create_output(TokenOutput, "neighbours", config, rngs)
+        self.sentence: SentenceOutput | None = _create_output(SentenceOutput, "sentence", config, rngs)
+        self.detection: DetectionOutput | None = _create_output(DetectionOutput, "detection", config, rngs)
+        self.span: SpanOutput | None = _create_output(SpanOutput, "span", config, rngs)
         if config.head is not None:
             self.head: TaskOutput | None = TaskOutput(config, config.head, rngs=rngs)
         else:
@@ -157,6 +151,11 @@ class Encoder(nnx.Module):
         assert self.output is not None
         return self.output(states, self.tokens)
 
+    def neighbour_logits(self, states: Float[Array, "b l d"]) -> Float[Array, "b l v"]:
+        """Return the scores of every token from the states of one direction, in float32."""
+        assert self.neighbours is not None
+        return self.neighbours.scores(states, self.tokens)
+
     def span_logits(self, states: Float[Array, "b p d"]) -> Float[Array, "b p v"]:
         """Return the scores of every token from what `span` predicts from the borders, in float32."""
         assert self.output is not None
@@ -174,7 +173,7 @@ class EncoderDecoder(nnx.Module):
         self.start_token = config.start_token
         self.tokens = token_embedding(config, rngs)
         if config.decoder_embedding == "separate":
-            self.decoder_tokens: Embed | None = token_embedding(config, rngs)
+            self.decoder_tokens: Embed | CharacterEmbedding | None = token_embedding(config, rngs)
         else:
             self.decoder_tokens = None
         self.encoder = Backbone(config, config.layers, causal=False, rngs=rngs)
@@ -239,9 +238,16 @@ class EncoderDecoder(nnx.Module):
         return self.output(states, self.target_table)
 
     @property
-    def target_table(self) -> Embed:
+    def target_table(self) -> Embed | CharacterEmbedding:
         """The token table of the decoder and of a tied output."""
         return self.tokens if self.decoder_tokens is None else self.decoder_tokens
+
+
+def _create_output(create: Callable[..., Created], name: Output, config: ModelConfig, rngs: nnx.Rngs) -> Created | None:
+    """Return an output if it is one of `model.outputs`."""
+    if name in config.outputs:
+        return create(config, rngs=rngs)
+    return None
 
 
 def embedding_key(key: PRNGKeyArray | None) -> PRNGKeyArray | None:
@@ -259,12 +265,14 @@ def _query_vector(config: ModelConfig, rngs: nnx.Rngs) -> Weight | None:
     return weight(config.init.embedding_std() * jax.random.normal(rngs.params(), shape, jnp.float32), ("embed",))
 
 
-def token_embedding(config: ModelConfig, rngs: nnx.Rngs) -> Embed:
-    """Return the token table of a model.
+def token_embedding(config: ModelConfig, rngs: nnx.Rngs) -> Embed | CharacterEmbedding:
+    """Return the token table of a model, or what computes token vectors from characters.
 
     Raises:
         ValueError: the size of the vocabulary is not known yet.
     """
     if config.vocab is None:
         raise ValueError("model.vocab must be known; `with_vocab` takes it from the tokenizer")
+    if config.characters is not None:
+        return CharacterEmbedding(config, config.characters, rngs=rngs)
     return Embed(config, config.vocab, config.embedding, rngs=rngs)

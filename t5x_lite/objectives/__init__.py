@@ -1,5 +1,6 @@
 """Training objectives. Each is one file and one entry of `OBJECTIVES`."""
 
+from t5x_lite.objectives.bidirectional_lm import BidirectionalLM
 from t5x_lite.objectives.causal import Causal
 from t5x_lite.objectives.choice import Choice
 from t5x_lite.objectives.classify import Classify, Regress
@@ -18,6 +19,7 @@ from t5x_lite.objectives.rag import Rag
 from t5x_lite.objectives.replaced_token import ReplacedToken
 from t5x_lite.objectives.retrieval import Retrieval
 from t5x_lite.objectives.reward import Reward
+from t5x_lite.objectives.sequence_autoencoder import SequenceAutoencoder
 from t5x_lite.objectives.similarity import Similarity
 from t5x_lite.objectives.span_corruption import SpanCorruption
 from t5x_lite.objectives.tag import Tag
@@ -29,6 +31,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "causal": Causal,
     "conversation": Conversation,
     "prefix": Prefix,
+    "sequence_autoencoder": SequenceAutoencoder,
     "span_corruption": SpanCorruption,
     "ul2": UL2,
     "denoising": Denoising,
@@ -36,6 +39,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "masked": Masked,
     "permutation": Permutation,
     "replaced_token": ReplacedToken,
+    "bidirectional_lm": BidirectionalLM,
     "contrastive": Contrastive,
     "translation": Translation,
     "classify": Classify,

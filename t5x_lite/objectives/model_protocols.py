@@ -24,6 +24,7 @@ DropoutKey: TypeAlias = PRNGKeyArray | None
 __all__ = [
     "Array",
     "Batch",
+    "BidirectionalModel",
     "DetectionModel",
     "DropoutKey",
     "ElectraModel",
@@ -93,6 +94,14 @@ class PermutationModel(LanguageModel, Protocol):
         key: DropoutKey = None,
     ) -> Float[Array, "b p d"]:
         """Return a state for each predicted token, computed from tokens of a lower rank."""
+
+
+@runtime_checkable
+class BidirectionalModel(SequenceModel, Protocol):
+    """An encoder whose states are those of two directions side by side."""
+
+    def neighbour_logits(self, states: Float[Array, "b l d"], /) -> Float[Array, "b l v"]:
+        """Return a score for every token of the vocabulary from the states of one direction, in float32."""
 
 
 @runtime_checkable

@@ -19,9 +19,9 @@ from t5x_lite.schema import Config
 Features: TypeAlias = Mapping[str, np.ndarray]
 """Inputs of a model and its loss, of fixed shapes; each objective documents its own. Padding is `segment_ids == 0`."""
 
-RowKind = Literal["tokens", "sentences", "pairs", "turns"]
-"""Kinds of rows that an objective makes examples of: any tokens, whole sentences of one document, pairs of texts, or
-turns of conversations."""
+RowKind = Literal["tokens", "documents", "sentences", "pairs", "turns"]
+"""Kinds of rows that an objective makes examples of: any tokens, documents each as one text, whole sentences of one
+document, pairs of texts, or turns of conversations."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ class Objective(Config):
         fills_spans: it teaches a model to predict the tokens that a sentinel stands for.
         loss_kind: name of its loss, if that depends on the features alone and not on the settings. Objectives of one
             kind that make the same features may share a batch (`objective` of a source in `data.mixture`).
-        packings: values of `data.packing` that it accepts if its rows are pairs.
+        packings: values of `data.packing` that it accepts if its rows are documents or pairs.
         has_validation_loss: its loss can be computed on the validation split.
     """
 
@@ -166,7 +166,7 @@ class Objective(Config):
         """Kind of row that one example is made of.
 
         `sentences` need `data.parts=line` or `punctuation` and come with a `second_sentence`; `pairs` need
-        `data.parts=fields`, `turns` need `data.parts=turns`.
+        `data.parts=fields`, `turns` need `data.parts=turns`. `documents` need `data.packing=documents` or `none`.
         """
         return "tokens"
 

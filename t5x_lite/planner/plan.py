@@ -139,7 +139,7 @@ def _plan_policy(config: RunConfig, mesh: Mesh, pod: Pod, topology: str, slices:
     """Plan a config whose policy of rematerialisation is known."""
     chip = _chip_of(pod.device_kind)
     kernels = check_mesh(mesh, config, pod.platform)
-    spec = model_spec(config.model, config.method.surgery)
+    spec = model_spec(config.model, config.method.surgery).with_blank_spelling(config.model)
     check_sharded(mesh, spec.axes, spec.shapes)
     lengths = example_lengths(config)
     workload = Workload(config, spec, lengths, mesh)

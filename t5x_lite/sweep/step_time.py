@@ -36,7 +36,7 @@ def measure_step(path: str, overrides: Sequence[str]) -> float:
     batch = {name: np.stack([value] * num_local_rows) for name, value in example_features(config).items()}
     seconds = []
     with jax.set_mesh(mesh):
-        steps = make_steps(config, model_spec(config.model), mesh)
+        steps = make_steps(config, model_spec(config.model).with_blank_spelling(config.model), mesh)
         teacher, _ = load_teacher(config, mesh)
         state = replace(steps.create_state(), teacher=teacher)
         for _ in range(NUM_STEPS):

@@ -3,6 +3,7 @@
 import math
 
 from t5x_lite.adapt.trainable import TrainableSplit
+from t5x_lite.models.character_config import CharacterCNN
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.layer_config import LayerConfig
 from t5x_lite.models.layers import WeightAxes
@@ -104,7 +105,9 @@ def _tokens_through(model: ModelConfig, name: str, lengths: ExampleLengths) -> i
     name = name.removeprefix("generator.").removeprefix("discriminator.")
     if name.startswith(("sentence.", "head.")):
         return 1
-    if name.startswith(("output.", "tokens.", "decoder_tokens.", "span.")):
+    if name.startswith("tokens.") and model.characters is not None:
+        return lengths.tokens * _places_of_filters(model.characters, name)
+    if name.startswith(("output.", "neighbours.", "tokens.", "decoder_tokens.", "span.")):
         return lengths.predicted
     repeats = 1
     if model.shared_layers and ".stack.layers." in name:
@@ -120,6 +123,14 @@ def _tokens_through(model: ModelConfig, name: str, lengths: ExampleLengths) -> i
     if model.shared_stacks and ".cross_" not in name:
         tokens += lengths.tokens
     return repeats * tokens
+
+
+def _places_of_filters(characters: CharacterCNN, name: str) -> int:
+    """Return how many places of a token's characters are multiplied with a weight; 1 if it is no filter's."""
+    if ".filters." not in name:
+        return 1
+    taps = int(name.split(".")[2])
+    return characters.length - taps + 1
 
 
 def _has_other_output_table(model: ModelConfig) -> bool:

@@ -20,7 +20,7 @@ from t5x_lite.models.attention import kernels
 from t5x_lite.models.carry import empty_carry
 from t5x_lite.models.experts.activity import ROUTER_TERM_WEIGHTS
 from t5x_lite.models.experts.dispatch import check_dispatch
-from t5x_lite.models.loss_terms import Batch, LossTerms
+from t5x_lite.models.loss_terms import PENALTY_TERM_WEIGHTS, Batch, LossTerms
 from t5x_lite.models.mesh_sizes import check_mesh_sizes
 from t5x_lite.models.pipeline import microbatch_count
 from t5x_lite.models.spec import ModelSpec, init_params
@@ -208,7 +208,8 @@ def _training_loss(
     def loss_terms(trained: PyTree, state: TrainState, batch: Batch, key: PRNGKeyArray) -> tuple[LossTerms, PyTree]:
         return loss(join(trained, state.frozen), state.carry, batch, key)
 
-    return TrainingLoss(objective.name, loss_terms, {**objective.term_weights, **ROUTER_TERM_WEIGHTS})
+    term_weights = {**objective.term_weights, **ROUTER_TERM_WEIGHTS, **PENALTY_TERM_WEIGHTS}
+    return TrainingLoss(objective.name, loss_terms, term_weights)
 
 
 def _distillation_loss(
@@ -224,7 +225,7 @@ def _distillation_loss(
         return loss(join(trained, state.frozen), state.teacher, batch, key), {}
 
     term_weights = config.distillation.term_weights(objective)
-    return TrainingLoss(objective.name, loss_terms, {**term_weights, **ROUTER_TERM_WEIGHTS})
+    return TrainingLoss(objective.name, loss_terms, {**term_weights, **ROUTER_TERM_WEIGHTS, **PENALTY_TERM_WEIGHTS})
 
 
 def _with_token_weights(step: UpdateStep) -> UpdateStep:

@@ -25,7 +25,8 @@ class TrainingLoss:
         objective: name of the objective, for error messages.
         loss_terms: computes the sum of every term over a microbatch.
         term_weights: for every term, the feature of the batch that holds its weights (`Objective.term_weights`), or
-            None if the term is a mean over the microbatch already (`activity.ROUTER_TERM_WEIGHTS`).
+            None if the term is a mean over the microbatch already (`activity.ROUTER_TERM_WEIGHTS`,
+            `loss_terms.PENALTY_TERM_WEIGHTS`).
     """
 
     objective: str

@@ -2,10 +2,11 @@
 
 import math
 
+import numpy as np
 import pytest
 
 from t5x_lite import config as configuration
-from t5x_lite.adapt import BitFit, Unfreeze
+from t5x_lite.adapt import BitFit, Features, Unfreeze
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.spec import model_spec
 from t5x_lite.trees import flatten_names
@@ -59,3 +60,12 @@ def test_layers_of_cells_in_one_mixer_join_one_after_the_other() -> None:
         assert factor(name, depth / 50 + 1e-3) == pytest.approx([2.6**-depth])
     assert method.learning_rate_factor("tokens.weight", model, 4 / 50 + 1e-3).tolist() == pytest.approx(2.6**-4)
     assert method.learning_rate_factor("head.scores.weight", model, 0.0).tolist() == 1
+
+
+def test_the_penalty_of_a_mixture_is_the_square_of_its_weights() -> None:
+    """Peters et al. 2018, §3.3: λ·Σ w², of the weights before the softmax."""
+    weights = {"encoder.stack.mix.weights": np.array([1.0, 2.0, -2.0]), "encoder.stack.mix.gamma": np.array(5.0)}
+    assert Features(mix="softmax", weight_penalty=0.5).penalty(weights) == pytest.approx(4.5)
+    assert Features(mix="softmax").penalty(weights) is None
+    with pytest.raises(ValueError, match="weight_penalty is for the learnt weights of mix: softmax"):
+        Features(weight_penalty=0.5)

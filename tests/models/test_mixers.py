@@ -280,6 +280,64 @@ def test_layers_without_residual_norm_and_feedforward_are_their_mixers_alone() -
     np.testing.assert_allclose(states_of(model, tokens[None])[0], np.stack(expected), atol=1e-6)
 
 
+def test_separate_directions_see_one_side_of_each_token() -> None:
+    """Of the states of a token the first half depends on the tokens before it, the second on those after it."""
+    mixer = {"lstm": {"hidden": [12, 10], "projection": 8, "bidirectional": True, "separate_directions": True}}
+    settings = {"family": "encoder", "positions": "none", "norm": "none", "feedforward": "none"}
+    model = random_model(ModelConfig.model_validate({**SIZES, **settings, "pattern": [{"mixer": mixer}]}))
+    row = np.random.default_rng(7).integers(0, 11, 9)
+    vectors = np.asarray(model.tokens(jnp.asarray(row[None])))
+    changed = vectors.copy()
+    changed[0, 4] += 1
+
+    def states(x: Float[np.ndarray, "b l d"]) -> Float[np.ndarray, "l d"]:
+        return np.asarray(model.encoder(jnp.asarray(x), None, None)[0])[0]
+
+    is_moved = np.abs(states(vectors) - states(changed)) > 1e-7
+    np.testing.assert_array_equal(is_moved[:, :8].any(1), np.arange(9) >= 4)
+    np.testing.assert_array_equal(is_moved[:, 8:].any(1), np.arange(9) <= 4)
+
+
+def test_cells_and_projections_are_cut_off_as_by_definition() -> None:
+    """One LSTM cell after the other in NumPy, with gates input, forget, candidate and output."""
+    clips = {"cell_clip": 0.3, "projection_clip": 0.2}
+    settings = {"layers": 1, "positions": "none", "norm": "none", "feedforward": "none", "residual": False}
+    mixer = {"lstm": {"hidden": [12], "projection": 16, **clips}}
+    model = random_model(ModelConfig.model_validate({**SIZES, **settings, "pattern": [{"mixer": mixer}]}), std=1.0)
+    layer = model.decoder.stack.layers["0"].mixer.forward_0
+    weights = [np.asarray(array[...])[0] for array in (layer.input.weight, layer.input.bias, layer.hidden)]
+    matrix, bias, hidden = weights
+    projection = np.asarray(layer.projection.weight[...])[0]
+    tokens = np.array([3, 7, 1, 4, 4])
+    h = np.zeros(16)
+    c = np.zeros(12)
+    expected = []
+    for vector in np.asarray(model.tokens.weight[...])[tokens]:
+        total = np.einsum("d,dgc->gc", vector, matrix) + bias + np.einsum("o,ogc->gc", h, hidden)
+        gate_in, forget, gate_out = 1 / (1 + np.exp(-total[[0, 1, 3]]))
+        c = np.clip(forget * c + gate_in * np.tanh(total[2]), -0.3, 0.3)
+        h = np.clip((gate_out * np.tanh(c)) @ projection, -0.2, 0.2)
+        expected.append(h)
+    assert np.mean(np.abs(expected) == 0.2) > 0.1
+    np.testing.assert_allclose(states_of(model, tokens[None])[0], np.stack(expected), atol=1e-5)
+
+
+def test_a_layer_without_residual_connection_does_not_add_its_input() -> None:
+    """Peters et al. 2018: the second of two layers alone adds its input."""
+    settings = {"layers": 2, "positions": "none", "norm": "none", "feedforward": "none"}
+    pattern = [{"mixer": "rnn", "residual": False}, {"mixer": "rnn"}]
+    model = random_model(ModelConfig.model_validate({**SIZES, **settings, "pattern": pattern}))
+    x = model.tokens(jnp.array([[3, 7, 1]]))
+    outputs = []
+    for number in ("0", "1"):
+        graph, weights = nnx.split(model.decoder.stack.layers[number].mixer)
+        mixer = nnx.merge(graph, jax.tree.map(lambda weight: weight[0], weights))
+        y, _ = mixer(x, jnp.ones((1, 3), jnp.int32))
+        x = y + x if number == "1" else y
+        outputs.append(x)
+    np.testing.assert_allclose(states_of(model, np.array([[3, 7, 1]])), outputs[-1], atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
@@ -288,6 +346,11 @@ def test_layers_without_residual_norm_and_feedforward_are_their_mixers_alone() -
             "8 wide, model.embed is 16; make them equal or out: true",
         ),
         ({"pattern": [{"mixer": {"lstm": {"bidirectional": True}}}]}, "bidirectional is for encoders"),
+        (
+            {"family": "encoder_decoder", "decoder_mixer": {"lstm": {"bidirectional": True}}},
+            "the decoder of an encoder_decoder needs a decoder_mixer",
+        ),
+        ({"decoder_mixer": "lstm"}, "decoder_mixer is for an encoder_decoder whose stacks are not shared"),
         ({"pattern": [{"mixer": "lstm", "attention": "strided"}]}, "attention is for mixer: attention"),
         ({"pattern": [{"mixer": {"rg_lru": {"blocks": 3}}}]}, "width 16 is not a multiple of its 3 blocks"),
         ({"pattern": [{"mixer": {"mamba2": {"head_dim": 24}}}]}, "not a multiple of head_dim 24"),
@@ -300,6 +363,9 @@ def test_layers_without_residual_norm_and_feedforward_are_their_mixers_alone() -
         ({"pattern": [{"mixer": "rnn"}], "prefix_lm": True}, "prefix_lm is for layers of attention"),
         ({"pattern": [{"mixer": "rnn"}], "mup": {"embed": 8}}, "mup is for layers of attention"),
         ({"residual": False, "norm_place": "post"}, "residual: false is for norm_place: pre, not post"),
+        ({"pattern": [{"residual": False}], "norm_place": "post"}, "residual: false of a layer is for norm_place: pre"),
+        ({"pattern": [{"mixer": {"lstm": {"separate_directions": True}}}]}, "separate_directions is for bidirectional"),
+        ({"pattern": [{"mixer": {"lstm": {"projection_clip": 3.0}}}]}, "projection_clip is for a `projection`"),
     ],
 )
 def test_combinations_that_do_not_work_are_refused(settings: dict[str, Any], message: str) -> None:

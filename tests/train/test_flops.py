@@ -233,3 +233,33 @@ def test_a_table_that_no_output_multiplies_adds_no_flops() -> None:
         )
         flops.add(flops_per_example(model, model_spec(model), ExampleLengths(8, 3)))
     assert len(flops) == 1
+
+
+def test_filters_over_characters_are_multiplied_at_each_of_their_places() -> None:
+    """By hand, 6 for each weight of a matrix: of 10 characters, 10 places of one and 9 of two."""
+    lstm = {"lstm": {"projection": 8, "bidirectional": True, "separate_directions": True}}
+    values = {
+        "family": "encoder",
+        "layers": 1,
+        "embed": 16,
+        "embedding": 8,
+        "heads": 1,
+        "vocab": 20,
+        "token_copies": 2,
+        "characters": {"filters": [3, 5], "width": 4, "highways": 2, "length": 10},
+        "positions": "none",
+        "norm": "none",
+        "feedforward": "none",
+        "outputs": ["neighbours"],
+        "tied": False,
+        "pattern": [{"mixer": lstm}],
+    }
+    model = ModelConfig.model_validate(values)
+    filters = 10 * 4 * 3 + 9 * 2 * 4 * 5
+    highways = 2 * 8 * 2 * 8
+    lstms = 2 * (2 * 8 * 4 * 8 + 8 * 8)
+    per_token = filters + highways + 8 * 8 + lstms
+    tokens = 7
+    output = 2 * tokens * 8 * 20
+    lengths = ExampleLengths(tokens, 2 * tokens)
+    assert flops_per_example(model, model_spec(model), lengths) == 6 * (tokens * per_token + output)

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from t5x_lite.arrays import Array
 from t5x_lite.models.mixers.mixer import MixerState
 from t5x_lite.models.mixers.recurrent import Recurrent
+from t5x_lite.schema import setting
 
 
 class LSTM(Recurrent):
@@ -14,6 +15,10 @@ class LSTM(Recurrent):
 
     gates: ClassVar[int] = 4
     state_names: ClassVar[tuple[str, ...]] = ("h", "c")
+
+    cell_clip: float | None = setting(
+        None, "bound of the cells, which are cut off on both sides", gt=0, source="ELMo, Peters et al. 2018"
+    )
 
     def step(
         self, from_input: Float[Array, "b g c"], from_output: Float[Array, "b g c"], state: MixerState
@@ -25,4 +30,6 @@ class LSTM(Recurrent):
         total = from_input + from_output
         candidate = jnp.tanh(total[:, 2])
         memory = jax.nn.sigmoid(total[:, 1]) * state["c"] + jax.nn.sigmoid(total[:, 0]) * candidate
+        if self.cell_clip is not None:
+            memory = jnp.clip(memory, -self.cell_clip, self.cell_clip)
         return {"h": jax.nn.sigmoid(total[:, 3]) * jnp.tanh(memory), "c": memory}

@@ -38,7 +38,16 @@ class Recurrent(StateMixer):
         ge=1,
         source="Sak et al. 2014",
     )
+    projection_clip: float | None = setting(
+        None, "bound of the projected outputs, which are cut off on both sides", gt=0, source="ELMo, Peters et al. 2018"
+    )
     bidirectional: bool = setting(False, "half of the output of each layer comes from right to left, in an encoder")
+    separate_directions: bool = setting(
+        False,
+        "each direction reads the half of the states that it writes, so that no state depends on both sides of its "
+        "token; with bidirectional",
+        source="ELMo, Peters et al. 2018, §3.1",
+    )
     out: bool = setting(False, "a linear map from the last layer's output to `model.embed`")
     weight_dropout: float = setting(
         0.0,
@@ -90,11 +99,16 @@ class Recurrent(StateMixer):
     def layer_widths(self, model: "ModelConfig") -> list[tuple[int, int]]:
         """Return the width of the input and the number of cells, in each direction, of every layer."""
         widths = []
-        width = model.embed
+        width = model.embed // self._halves
         for cells in self.hidden or (model.embed // len(self.directions),):
             widths.append((width, cells))
-            width = self._output_width(cells)
+            width = self._output_width(cells) // self._halves
         return widths
+
+    @property
+    def _halves(self) -> int:
+        """Parts of the states, of which each direction reads one."""
+        return 2 if self.separate_directions else 1
 
     def _output_width(self, cells: int) -> int:
         return (self.projection or cells) * len(self.directions)
@@ -147,6 +161,7 @@ class Recurrent(StateMixer):
         new_state: MixerState = {}
         for number in range(last + 1):
             outputs = []
+            inputs = jnp.split(x, self._halves, axis=-1) * (len(self.directions) // self._halves)
             for place, direction in enumerate(self.directions):
                 name = f"{direction}_{number}"
                 layer_state = {part: state[f"{name}_{part}"] for part in self.state_names}
@@ -154,7 +169,7 @@ class Recurrent(StateMixer):
                 if key is not None:
                     weight_key = jax.random.fold_in(key, 3 * number + place)
                 layer = getattr(parameters, name)
-                output, layer_state = layer(x, continues, layer_state, weight_key, is_reversed=place == 1)
+                output, layer_state = layer(inputs[place], continues, layer_state, weight_key, is_reversed=place == 1)
                 outputs.append(output)
                 new_state |= {f"{name}_{part}": value for part, value in layer_state.items()}
             x = jnp.concatenate(outputs, axis=-1)
@@ -166,8 +181,15 @@ class Recurrent(StateMixer):
 
     def model_problems(self, model: "ModelConfig") -> Iterator[str]:
         """Yield a direction that the family does not have, and widths that do not fit."""
-        if self.bidirectional and not model.is_encoder_only:
-            yield f"bidirectional is for encoders: a {model.family} may not read later tokens"
+        if self.bidirectional and not model.is_encoder_only and model.decoder_mixer is None:
+            yield (
+                f"bidirectional is for encoders: a {model.family} may not read later tokens; the decoder of an "
+                "encoder_decoder needs a decoder_mixer"
+            )
+        if self.separate_directions and (not self.bidirectional or self.out or model.embed % 2):
+            yield "separate_directions is for bidirectional: true and out: false in a model of even width"
+        if self.projection_clip is not None and self.projection is None:
+            yield "projection_clip is for a `projection`"
         widths = self.layer_widths(model)
         width = self._output_width(widths[-1][1])
         if width != model.embed and not self.out:

@@ -74,9 +74,14 @@ class RecurrentLayer(nnx.Module):
             from_output = jnp.einsum("bo,ogc->bgc", state["h"].astype(self.dtype), matrix)
             state = self.kind.step(token.astype(jnp.float32), from_output.astype(jnp.float32) + bias, state)
             if self.projection is not None:
-                state["h"] = self.projection(state["h"]).astype(jnp.float32)
+                state["h"] = clip(self.projection(state["h"]).astype(jnp.float32), self.kind.projection_clip)
             return state, state["h"].astype(self.dtype)
 
         tokens = (jnp.moveaxis(from_input, 1, 0), jnp.moveaxis(continues, 1, 0))
         state, outputs = jax.lax.scan(step, state, tokens, reverse=is_reversed)
         return jnp.moveaxis(outputs, 0, 1), state
+
+
+def clip(x: Float[Array, "*shape"], bound: float | None) -> Float[Array, "*shape"]:
+    """Return `x` cut off at ±`bound`; None is no bound."""
+    return x if bound is None else jnp.clip(x, -bound, bound)
