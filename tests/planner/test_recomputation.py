@@ -4,6 +4,7 @@ from typing import get_args
 
 import jax
 import pytest
+from _pytest.mark import ParameterSet
 from jax.extend.core import Jaxpr
 from jax.interpreters import partial_eval
 from jaxtyping import Array, Float, PyTree
@@ -56,18 +57,22 @@ def traced_flops(config: RunConfig) -> float:
     return count_product_flops(traced_gradient(config))
 
 
+def slow(*values: object) -> ParameterSet:
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 @pytest.mark.parametrize(
     ("model", "objective"),
     [
         ({}, "causal"),
-        ({"feedforward": "glu", "norm_place": "sandwich", "kv_heads": 2}, "causal"),
+        slow({"feedforward": "glu", "norm_place": "sandwich", "kv_heads": 2}, "causal"),
         ({"norm_place": "post", "family": "encoder"}, "masked"),
         ({"sublayers": "parallel"}, "causal"),
-        ({"pattern": [{}, {"attention": {"local": {"window": 64}}}]}, "causal"),
-        ({"family": "encoder_decoder", "positions": "rotary"}, "span_corruption"),
-        ({"feedforward": EXPERTS}, "causal"),
-        ({"first": [{"feedforward": "dense"}], "feedforward": EXPERTS, "layers": 3}, "causal"),
-        ({"feedforward": "none"}, "causal"),
+        slow({"pattern": [{}, {"attention": {"local": {"window": 64}}}]}, "causal"),
+        slow({"family": "encoder_decoder", "positions": "rotary"}, "span_corruption"),
+        slow({"feedforward": EXPERTS}, "causal"),
+        slow({"first": [{"feedforward": "dense"}], "feedforward": EXPERTS, "layers": 3}, "causal"),
+        slow({"feedforward": "none"}, "causal"),
     ],
     ids=["pre", "sandwich", "post", "parallel", "period", "encoder-decoder", "experts", "first", "attention-alone"],
 )
