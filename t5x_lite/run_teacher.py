@@ -1,6 +1,6 @@
 """The teacher of a run that distils another one: its model, whether it fits the run, and its frozen weights."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jax.sharding import Mesh
 from jaxtyping import PyTree
@@ -56,7 +56,17 @@ def open_teacher(config: RunConfig) -> Teacher | None:
     longest = max(stage.seq_len for stage in config.stages)
     if model.max_length is not None and longest > model.max_length:
         raise UserError(f"{key}: its model has {model.max_length} positions; shorten train.seq_len {longest}")
-    return Teacher(run, step, model_spec(model))
+    if 0 < model.token_types < config.model.token_types:
+        raise UserError(
+            f"{key}: knows {model.token_types} token types, and this config's model.token_types is "
+            f"{config.model.token_types}"
+        )
+    if model.start_token != config.model.start_token:
+        raise UserError(
+            f"{key}: its decoder begins with token {model.start_token}; set model.start_token to it, now "
+            f"{config.model.start_token}"
+        )
+    return Teacher(run, step, replace(model_spec(model), spelling=run.spec.spelling))
 
 
 def check_teacher(config: RunConfig, tokenizer: Tokenizer) -> None:

@@ -11,6 +11,8 @@ import yaml
 from t5x_lite import config, schema
 from t5x_lite.cli import main
 from t5x_lite.errors import UserError
+from t5x_lite.models.attention.kinds import AttentionKind, Dense, Local
+from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.positions import Learned, Rotary
 
 SMALL = "model: {layers: 2, embed: 8, heads: 2}\ntrain: {steps: 10, batch_size: 4, seq_len: 8}\n"
@@ -326,3 +328,14 @@ def test_a_file_that_is_one_value_is_refused(text: str, tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
     path.write_text(text)
     assert f"expected a mapping of settings at the top, found '{text}'" in load_error(path)
+
+
+@pytest.mark.parametrize(
+    ("written", "kinds"), [(None, ()), ("dense", (Dense(),)), ({"local": {"window": 4}}, (Local(window=4),))]
+)
+def test_runs_of_earlier_versions_have_one_attention_of_the_decoder_or_null(
+    written: object, kinds: tuple[AttentionKind, ...]
+) -> None:
+    sizes = {"family": "encoder_decoder", "layers": 2, "embed": 16, "heads": 2}
+    model = ModelConfig.model_validate({**sizes, "decoder_attention": written})
+    assert model.decoder_attention == kinds

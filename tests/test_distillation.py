@@ -12,10 +12,14 @@ import yaml
 import t5x_lite
 from t5x_lite import config as configuration
 from t5x_lite.cli import main
+from t5x_lite.data.config import Words
+from t5x_lite.data.word_vocabulary import read_words
 from t5x_lite.errors import UserError
 from t5x_lite.models.spec import model_spec
+from t5x_lite.models.spelling import PADDING, WORD_BEGIN, WORD_END
 from t5x_lite.objectives.objective import ExampleLengths
 from t5x_lite.parallel import mesh as meshes
+from t5x_lite.run_dir import create_run_dir
 from t5x_lite.run_teacher import open_teacher
 from t5x_lite.train.flops import flops_per_example
 from t5x_lite.train.step_flops import step_flops_per_example
@@ -208,6 +212,33 @@ def test_a_teacher_that_cannot_teach_the_model_is_refused(
     if "cosine" in message:
         without_cosine = f"distillation={{teacher: {folder}, cosine: 0}}"
         assert open_teacher(configuration.load("distilbert/base", [without_cosine])) is not None
+
+
+@pytest.mark.parametrize(
+    ("name", "override", "message"),
+    [
+        ("distilbert/base", "model.token_types=3", r"knows 2 token types, and this config's model\.token_types is 3"),
+        ("t5/small", "model.start_token=2", r"its decoder begins with token 0; set model\.start_token to it, now 2"),
+    ],
+)
+def test_a_teacher_that_cannot_read_the_rows_is_refused(name: str, override: str, message: str, tmp_path: Path) -> None:
+    folder = described_teacher(tmp_path, "bert/base" if name == "distilbert/base" else name)
+    assert open_teacher(configuration.load(name, [f"distillation.teacher={folder}"])) is not None
+    with pytest.raises(UserError, match=message):
+        open_teacher(configuration.load(name, [f"distillation.teacher={folder}", override]))
+
+
+def test_a_teacher_knows_the_characters_of_its_tokens(tmp_path: Path) -> None:
+    """Its token vectors are computed from them."""
+    overrides = ["model={vocab: 8, tied: false, characters: {filters: [8], length: 5}}"]
+    config = configuration.load("gpt2/117m", [*overrides, f"run_dir={tmp_path}"])
+    words = tmp_path / "words.txt"
+    words.write_text("on\na\nthe\nto\nof\n")
+    create_run_dir(config, read_words(Words(vocab=8, file=str(words))))
+    teacher = open_teacher(configuration.load("gpt2/117m", [*overrides, f"distillation.teacher={tmp_path}"]))
+    assert teacher is not None
+    assert teacher.spec.spelling is not None
+    assert teacher.spec.spelling.table[1].tolist() == [WORD_BEGIN, ord("o"), ord("n"), WORD_END, PADDING]
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from t5x_lite.data.cleaning import CLEANING
 from t5x_lite.data.cleaning.c4_spans import C4Spans
 from t5x_lite.data.cleaning.deduplication import Deduplication
 from t5x_lite.data.cleaning.text_filter import TextFilter
+from t5x_lite.data.cleaning_problems import cleaning_problems
 from t5x_lite.errors import suggest
 from t5x_lite.objectives import OBJECTIVES, Objective
 from t5x_lite.schema import Config, Int, OneOf, Strings, setting
@@ -31,8 +32,6 @@ TOKEN_FORMATS = ("megatron", "nanogpt", "llmc", "levanter")
 """Formats of files that hold token ids and no text."""
 STANDARD_LIBRARY = "python:standard_library"
 """Name in `data.files` for the source and documentation of the running Python: text that every machine has."""
-
-
 Parts = Literal["none", "line", "punctuation", "fields", "turns"]
 Packing = Literal["stream", "documents", "sentences", "none"]
 
@@ -209,7 +208,9 @@ class DataConfig(SourceConfig):
             )
         if source.format in TOKEN_FORMATS and (self.parts != "none" or self.validation_by == "position"):
             yield f"files of tokens (format {', '.join(TOKEN_FORMATS)}) need parts=none and validation_by=hash"
-        yield from _cleaning_problems(source)
+        yield from cleaning_problems(source)
+        if source.cleaning and source.format in TOKEN_FORMATS:
+            yield f"cleaning needs text, but format={source.format} holds tokens; clean the text before it is tokenised"
         if source.cleaning and self.parts == "turns":
             yield "cleaning is for documents of one text, but parts=turns reads conversations; leave one out"
 
@@ -254,24 +255,6 @@ class DataConfig(SourceConfig):
             objective: that of sources without one of their own.
         """
         return tuple(dict.fromkeys(source.objective or objective for source in self.sources))
-
-
-def _cleaning_problems(source: SourceConfig) -> Iterator[str]:
-    if not source.cleaning:
-        return
-    if source.format in TOKEN_FORMATS:
-        yield f"cleaning needs text, but format={source.format} holds tokens; clean the text before it is tokenised"
-    if len(source.field) > 1:
-        yield f"cleaning is for documents of one text, found field {list(source.field)}"
-    kinds = [type(step) for step in source.cleaning]
-    if len(set(kinds)) < len(kinds):
-        yield "cleaning names a filter or a kind of deduplication twice"
-    without_spans = [step for step in source.cleaning if not isinstance(step, C4Spans)]
-    if without_spans != list(source.cleaning[: len(without_spans)]):
-        yield "cleaning: c4_spans must come last, since exact and minhash compare the texts that the filters leave"
-    is_filter = [isinstance(step, TextFilter) for step in without_spans]
-    if is_filter != sorted(is_filter, reverse=True):
-        yield "cleaning: exact and minhash must come after all filters, whose texts they compare"
 
 
 def _changed_source_settings(source: SourceConfig) -> list[str]:

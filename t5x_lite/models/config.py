@@ -6,9 +6,9 @@ A config is data: JAX is not imported, so that it is checked before any device i
 from collections.abc import Callable, Iterator, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import SerializerFunctionWrapHandler, Strict, model_serializer, model_validator
+from pydantic import BeforeValidator, SerializerFunctionWrapHandler, Strict, model_serializer, model_validator
 
-from t5x_lite.models.attention.kinds import ATTENTION, AttentionKind, TransientGlobal
+from t5x_lite.models.attention.kinds import ATTENTION, AttentionKind, TransientGlobal, kinds_of_layers
 from t5x_lite.models.character_config import CharacterCNN
 from t5x_lite.models.derived_sizes import derived_sizes, whole_number
 from t5x_lite.models.experts.config import MoE
@@ -108,7 +108,9 @@ class ModelConfig(Config):
     pattern: Annotated[tuple[LayerConfig, ...], Strict(False)] = setting(
         (LayerConfig(),), "layers that repeat until there are `layers`; the last repeat may be cut short", min_length=1
     )
-    decoder_attention: Annotated[tuple[Annotated[AttentionKind, OneOf(ATTENTION)], ...], Strict(False)] = setting(
+    decoder_attention: Annotated[
+        tuple[Annotated[AttentionKind, OneOf(ATTENTION)], ...], Strict(False), BeforeValidator(kinds_of_layers)
+    ] = setting(
         (),
         "attention of an encoder_decoder's decoder, for each layer of the pattern or one for all; none: as the pattern "
         "says",

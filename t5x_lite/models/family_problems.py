@@ -3,6 +3,9 @@
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from t5x_lite.models.attention.kinds import Dense
+from t5x_lite.models.mixers import SelfAttention
+
 if TYPE_CHECKING:
     from t5x_lite.models.config import ModelConfig
 
@@ -39,5 +42,10 @@ def _decoder_problems(model: "ModelConfig") -> Iterator[str]:
     if model.decoder_attention and len(model.decoder_attention) not in {1, len(model.pattern)}:
         yield f"decoder_attention has {len(model.decoder_attention)} layers, the pattern {len(model.pattern)}"
         return
-    for layer in model.decoder_model.pattern:
-        yield from layer.model_problems(model.decoder_model)
+    decoder = model.decoder_model
+    if model.mup is not None and decoder.state_mixers:
+        yield "mup is for layers of attention, those of decoder_mixer included"
+    for layer in decoder.pattern:
+        yield from layer.model_problems(decoder)
+        if model.decoder_attention and not isinstance(layer.mixer, SelfAttention) and layer.attention != Dense():
+            yield "decoder_attention is for layers of attention, and a layer of the decoder has another mixer"

@@ -27,6 +27,8 @@ def output_problems(model: "ModelConfig") -> Iterator[str]:
         yield "embedding_dropout is not for electra, whose models share their embeddings"
     if model.embedding_projection == "tokens" and (model.embedding == model.embed or model.family == "electra"):
         yield "embedding_projection: tokens is for an `embedding` narrower than `embed`, and not for electra"
+    if model.embedding_projection == "tokens" and model.token_copies > 1:
+        yield "token_copies is for embedding_projection: sum, which projects the copies side by side"
     projects_back = model.output_transform or model.embedding_projection == "tokens"
     if model.embedding != model.embed and not projects_back and "tokens" in model.outputs:
         yield "`embedding` narrower than `embed` needs output_transform or embedding_projection: tokens"

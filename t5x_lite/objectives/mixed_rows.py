@@ -1,6 +1,7 @@
 """Rows of several objectives in one batch: the same features, padded to the same shapes."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import TypeAlias
 
 import numpy as np
@@ -31,13 +32,9 @@ def pad_to_shapes(example: Features, shapes: Shapes) -> Features:
 
 def largest_lengths(objectives: Sequence[Objective], context: ExampleContext) -> ExampleLengths:
     """Return the numbers of tokens that a model processes in an example of any of these objectives, padded alike."""
-    lengths = [objective.lengths(context) for objective in objectives]
-    return ExampleLengths(
-        tokens=max(length.tokens for length in lengths),
-        predicted=max(length.predicted for length in lengths),
-        targets=max(length.targets for length in lengths),
-        texts=max(length.texts for length in lengths),
-    )
+    lengths = [asdict(objective.lengths(context)) for objective in objectives]
+    largest = {name: max(length[name] for length in lengths) for name in lengths[0]}
+    return ExampleLengths(**largest)
 
 
 def feature_types(example: Features) -> dict[str, tuple[str, int]]:

@@ -193,11 +193,11 @@ def _scan_flops(model: ModelConfig, lengths: ExampleLengths) -> float:
     """Return the FLOPs, forward and backward, of mixers other than attention beside their matrices."""
     if model.family == "electra":
         return _scan_flops(model.discriminator_model, lengths) + _scan_flops(model.generator_model, lengths)
-    token_layers = model.layers * lengths.tokens
-    if model.family == "encoder_decoder":
-        token_layers += model.decoder_layers * lengths.targets
 
     def of_layer(layer: LayerConfig) -> float:
         return layer.mixer.scan_flops(model) if isinstance(layer.mixer, StateMixer) else 0.0
 
-    return 3 * token_layers * model.mean_over_layers(of_layer)
+    flops_per_text = model.layers * lengths.tokens * model.mean_over_layers(of_layer)
+    if model.family == "encoder_decoder":
+        flops_per_text += model.decoder_layers * lengths.targets * model.decoder_model.mean_over_layers(of_layer)
+    return 3 * flops_per_text

@@ -77,8 +77,7 @@ def make_steps(config: RunConfig, spec: ModelSpec, mesh: Mesh) -> Steps:
         return _first_state(params, split, update, masked, carry)
 
     def create_state() -> TrainState:
-        params = init_params(config.model, jax.random.key(config.train.seed), config.method.surgery)
-        return begin_from(params)
+        return begin_from(init_params(config.model, jax.random.key(config.train.seed), config.method.surgery))
 
     def join(trained: PyTree, frozen: PyTree) -> PyTree:
         return split.join(trained, frozen, jnp.concatenate)
@@ -88,17 +87,13 @@ def make_steps(config: RunConfig, spec: ModelSpec, mesh: Mesh) -> Steps:
     def evaluate(params: tuple[PyTree, PyTree], batch: Batch) -> LossTerms:
         return evaluation_loss(join(*params), batch, None)
 
-    step: UpdateStep = partial(
+    update_step = partial(
         train_step,
         _training_loss(config, spec, mesh, join, teacher),
         update,
         Accumulation(config.train.microbatches, jnp.dtype(config.train.gradient_dtype)),
         config.train.seed,
     )
-    if isinstance(config.objective, PolicyOptimization):
-        step = _policy_step(config, spec, mesh, join, step)
-    if teacher is not None:
-        step = _with_token_weights(step)
     shapes = jax.eval_shape(create_state)
     first_shardings = meshes.state_shardings(mesh, spec.axes, shapes, update.init)
     state_shardings = first_shardings
@@ -110,7 +105,7 @@ def make_steps(config: RunConfig, spec: ModelSpec, mesh: Mesh) -> Steps:
     replicated = meshes.replicated(mesh)
     return Steps(
         train=jax.jit(
-            step,
+            _step_of_run(config, spec, mesh, join, update_step),
             donate_argnums=0,
             in_shardings=(state_shardings, batch_sharding),
             out_shardings=(state_shardings, replicated),
@@ -128,6 +123,17 @@ def make_steps(config: RunConfig, spec: ModelSpec, mesh: Mesh) -> Steps:
         weight_shapes=meshes.shape_structs(spec.shapes, meshes.shardings(mesh, spec.axes, spec.shapes)),
         state=meshes.shape_structs(shapes, state_shardings),
     )
+
+
+def _step_of_run(
+    config: RunConfig, spec: ModelSpec, mesh: Mesh, join: Callable[[PyTree, PyTree], PyTree], update_step: UpdateStep
+) -> UpdateStep:
+    """Return the step on the batches of a run: one update, or with sampled answers several."""
+    if isinstance(config.objective, PolicyOptimization):
+        return _policy_step(config, spec, mesh, join, update_step)
+    if config.distillation is not None:
+        return _with_token_weights(update_step)
+    return update_step
 
 
 def _policy_step(

@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 from jaxtyping import Float, Int
 
+from t5x_lite.models.attention.kernels import planned_kernels
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.mixers.gated_deltanet import DeltaRuleInputs, gated_delta_rule
 from t5x_lite.models.mixers.linear_recurrence import bounded_sqrt, linear_recurrence
@@ -351,6 +352,12 @@ def test_a_layer_without_residual_connection_does_not_add_its_input() -> None:
             "the decoder of an encoder_decoder needs a decoder_mixer",
         ),
         ({"decoder_mixer": "lstm"}, "decoder_mixer is for an encoder_decoder whose stacks are not shared"),
+        (
+            {"family": "encoder_decoder", "decoder_mixer": "lstm", "decoder_attention": ["strided"]},
+            "decoder_attention is for layers of attention",
+        ),
+        ({"family": "encoder_decoder", "decoder_mixer": "lstm", "mup": {"embed": 8}}, "mup is for layers of attention"),
+        ({"token_copies": 2, "embedding": 8, "embedding_projection": "tokens"}, "token_copies is for embedding_projec"),
         ({"pattern": [{"mixer": "lstm", "attention": "strided"}]}, "attention is for mixer: attention"),
         ({"pattern": [{"mixer": {"rg_lru": {"blocks": 3}}}]}, "width 16 is not a multiple of its 3 blocks"),
         ({"pattern": [{"mixer": {"mamba2": {"head_dim": 24}}}]}, "not a multiple of head_dim 24"),
@@ -378,3 +385,13 @@ def test_the_root_of_what_enters_a_recurrence_is_exact_and_its_derivative_is_bou
     for x, derivative in ((0.0, 1000.0), (1e-8, 1000.0), (1e-4, 50.0), (0.25, 1.0)):
         assert float(bounded_sqrt(jnp.float32(x))) == pytest.approx(x**0.5)
         assert float(jax.grad(bounded_sqrt)(jnp.float32(x))) == pytest.approx(derivative)
+
+
+def test_attention_of_a_decoder_alone_is_planned() -> None:
+    """The kernel that a config asks for must be able to compute it."""
+    encoder = [{"mixer": {"lstm": {"bidirectional": True}}}]
+    settings = {**SIZES, "family": "encoder_decoder", "pattern": encoder, "decoder_mixer": "attention"}
+    model = ModelConfig.model_validate({**settings, "positions": "relative"})
+    assert list(planned_kernels(model, 64, "tpu")) == ["dense"]
+    with pytest.raises(ValueError, match=r"model\.kernel=splash cannot compute this attention"):
+        planned_kernels(model.model_copy(update={"kernel": "splash"}), 64, "tpu")

@@ -135,3 +135,9 @@ def test_a_model_without_a_query_stream_is_refused() -> None:
     Permutation().check(ModelConfig.model_validate({**sizes, "query_stream": True}))
     with pytest.raises(ValueError, match="query_stream is for an encoder"):
         ModelConfig.model_validate({**sizes, "family": "decoder", "query_stream": True})
+
+
+def test_global_tokens_which_hold_the_predicted_ones_are_refused() -> None:
+    sizes = {"family": "encoder", "layers": 1, "embed": 16, "heads": 2, "vocab": 11, "positions": "relative"}
+    with pytest.raises(ValueError, match="transient_global is not for query_stream"):
+        ModelConfig.model_validate({**sizes, "query_stream": True, "pattern": [{"attention": "transient_global"}]})

@@ -125,6 +125,17 @@ def test_flops_of_a_gated_delta_rule_by_hand() -> None:
     assert flops == 1024 * (6 * matrices + 3 * (scores + systems + values + states + filters))
 
 
+def test_each_stack_counts_the_recurrences_of_its_mixer() -> None:
+    """Chunks of 64 instead of 32 tokens: 32 / 2 pairs more for each target, none for each input."""
+    flops = []
+    for chunk in (32, 64):
+        mixer = {"mamba2": {"expand": 2, "head_dim": 16, "state": 8, "groups": 2, "chunk": chunk}}
+        model = ModelConfig.model_validate({**SIZES, "family": "encoder_decoder", "decoder_mixer": mixer})
+        flops.append(flops_per_example(model, model_spec(model), ExampleLengths(1024, 128, targets=128)))
+    layers, targets, channels = 2, 128, 128
+    assert flops[1] - flops[0] == 3 * layers * targets * 2 * (32 / 2) * (2 * 8 + channels)
+
+
 def test_an_example_of_several_texts_has_the_flops_of_all_of_them() -> None:
     """Each of four choices passes the encoder, and each text of a pair; all have one score of the same head."""
     config = ModelConfig.model_validate({**SIZES, "family": "encoder", "head": {"outputs": 1}})

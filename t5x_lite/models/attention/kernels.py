@@ -201,7 +201,7 @@ def planned_kernels(config: ModelConfig, length: int, platform: str) -> dict[str
     names = {kind: name for name, kind in ATTENTION.items()}
     planned = {}
     choices = _planned_choices(config, length, platform, causal=config.family == "decoder")
-    if config.decoder_attention:
+    if config.decoder_model is not config:
         choices = {**_planned_choices(config.decoder_model, length, platform, causal=True), **choices}
     for kind, (kernel, reason) in choices.items():
         name = names[type(kind)]

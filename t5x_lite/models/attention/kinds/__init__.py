@@ -1,5 +1,7 @@
 """Attention kinds: which keys a query may attend to. One file a kind, one entry here."""
 
+from collections.abc import Mapping
+
 from t5x_lite.models.attention.kinds.block_global import BlockGlobal
 from t5x_lite.models.attention.kinds.dense import Dense
 from t5x_lite.models.attention.kinds.fixed import Fixed
@@ -17,4 +19,24 @@ ATTENTION: dict[str, type[AttentionKind]] = {
     "transient_global": TransientGlobal,
 }
 
-__all__ = ["ATTENTION", "AttentionKind", "BlockGlobal", "Dense", "Fixed", "Local", "Strided", "TransientGlobal"]
+
+def kinds_of_layers(value: object) -> object:
+    """Return the kinds of layers as a list; runs of earlier versions have null, or one kind without a list."""
+    if value is None:
+        return ()
+    if isinstance(value, str | Mapping | AttentionKind):
+        return (value,)
+    return value
+
+
+__all__ = [
+    "ATTENTION",
+    "AttentionKind",
+    "BlockGlobal",
+    "Dense",
+    "Fixed",
+    "Local",
+    "Strided",
+    "TransientGlobal",
+    "kinds_of_layers",
+]

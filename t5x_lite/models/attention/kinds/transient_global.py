@@ -42,6 +42,8 @@ class TransientGlobal(AttentionKind):
             yield "attention transient_global is for encoders: a sum contains later tokens"
         if model.family == "encoder_decoder" and not model.decoder_attention:
             yield "attention transient_global is for encoders; give the decoder another: decoder_attention: [dense]"
+        if model.query_stream:
+            yield "attention transient_global is not for query_stream: a sum contains the tokens that are predicted"
         if model.attention_sinks:
             yield "attention_sinks are not for attention transient_global"
         if not isinstance(model.positions, Relative) or not model.positions.shared:
