@@ -104,7 +104,7 @@ def token_loss_sums(
 ) -> TokenLoss:
     """Return the sums of a loss over all tokens, in chunks of the length if the logits are large.
 
-    In chunks, gradients pass to the states alone and from `total` alone.
+    In chunks, gradients pass from `total` alone, to the states and to the weights that `chunk_loss` closes over.
 
     Args:
         chunk_loss: returns the sums of some tokens of every array.

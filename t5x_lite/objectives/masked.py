@@ -19,7 +19,7 @@ from t5x_lite.objectives.masking import (
     choose_spans,
     choose_tokens,
     choose_words,
-    split_words,
+    words_of_row,
 )
 from t5x_lite.objectives.model_protocols import (
     Array,
@@ -258,10 +258,7 @@ class Masked(TokenPrediction):
         """Choose at most `budget` of the candidate positions, in groups that are masked together."""
         if self.spans == "token":
             return choose_tokens(candidates, budget, rng)
-        begins_word = vocabulary.begins_word[tokens[candidates]]
-        if vocabulary.ends_word is not None:
-            begins_word[1:] |= vocabulary.ends_word[tokens[candidates[:-1]]]
-        words = split_words(candidates, begins_word)
+        words = words_of_row(candidates, tokens, vocabulary)
         if self.spans == "word":
             return choose_words(words, budget, rng)
         return choose_spans(words, budget, rng)

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Int
 
 from t5x_lite.models.config import SPAN_POSITIONS
 from t5x_lite.objectives.features import pad
+from t5x_lite.objectives.objective import Vocabulary
 
 LONGEST_SPAN = 10
 """Largest number of words in a SpanBERT span (Joshi et al. 2020, §3.1)."""
@@ -19,6 +20,14 @@ SPAN_CONTINUES = 0.8
 
 Groups: TypeAlias = list[np.ndarray]
 """Ascending positions of the tokens of each group, as `[tokens]` integers."""
+
+
+def words_of_row(candidates: Int[np.ndarray, "n"], tokens: Int[np.ndarray, "l"], vocabulary: Vocabulary) -> Groups:
+    """Divide the candidate positions of a row into the words of its vocabulary."""
+    begins_word = vocabulary.begins_word[tokens[candidates]]
+    if vocabulary.ends_word is not None:
+        begins_word[1:] |= vocabulary.ends_word[tokens[candidates[:-1]]]
+    return split_words(candidates, begins_word)
 
 
 def split_words(candidates: Int[np.ndarray, "n"], begins_word: Bool[np.ndarray, "n"]) -> Groups:

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Int
 from t5x_lite.models.config import Family, ModelConfig
 from t5x_lite.objectives.features import pad
 from t5x_lite.objectives.framing import encoder_frame, encoder_frame_size, frame_pair, frame_row
-from t5x_lite.objectives.masking import Groups, split_words
+from t5x_lite.objectives.masking import Groups, words_of_row
 from t5x_lite.objectives.model_protocols import Batch, DropoutKey, LossSettings, PermutationModel, TokenLoss
 from t5x_lite.objectives.objective import ExampleContext, ExampleLengths, Features, Objective, RowKind, TokenRow
 from t5x_lite.objectives.sentence_pairs import draw_sentence_pair
@@ -85,11 +85,8 @@ class Permutation(Objective):
         is_token = framed["segment_ids"] > 0
         is_special = vocabulary.special[tokens]
         candidates = np.flatnonzero(is_token & ~is_special)
-        begins_word = vocabulary.begins_word[tokens[candidates]]
-        if vocabulary.ends_word is not None:
-            begins_word[1:] |= vocabulary.ends_word[tokens[candidates[:-1]]]
         budget = min(self._predictions(int(is_token.sum())), len(candidates))
-        chosen = self._choose(split_words(candidates, begins_word), candidates, budget, rng)
+        chosen = self._choose(words_of_row(candidates, tokens, vocabulary), candidates, budget, rng)
         is_ordered = is_special.copy()
         is_ordered[chosen] = True
         predictions = self._predictions(context.seq_len)
