@@ -215,12 +215,9 @@ def plan(options: argparse.Namespace, overrides: list[str]) -> int:
         else:
             print_plan(plans[0])
     best = plans[0]  # a search returns those that fit first
-    if options.emit and best.fits:
+    if options.emit:
         pod = PlanConfig(topology=topology, slices=slices)
-        written = write_planned_config(options.config, overrides, best, pod, options.emit)
-        print(f"written: {written}", file=sys.stderr)
-    elif options.emit:
-        print(f"not written, because nothing fits: {options.emit}", file=sys.stderr)
+        write_planned_config(options.config, overrides, best, pod, options.emit)
     return 0 if best.fits else 1
 
 

@@ -1,6 +1,7 @@
 """The config of a planned run: that of the command with the policy and the mesh that the plan has."""
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,8 +15,8 @@ from t5x_lite.planner.plan import Plan
 from t5x_lite.planner.report import GIBIBYTE
 
 
-def write_planned_config(base: str, overrides: Sequence[str], plan: Plan, pod: PlanConfig, path: Path) -> Path:
-    """Write a config that trains as planned.
+def write_planned_config(base: str, overrides: Sequence[str], plan: Plan, pod: PlanConfig, path: Path) -> None:
+    """Write a config that trains as planned, if that fits, and say so on standard error.
 
     Args:
         base: the config of the command, which the new one is based on.
@@ -29,6 +30,9 @@ def write_planned_config(base: str, overrides: Sequence[str], plan: Plan, pod: P
     """
     source = find_config(base)
     check_not_input(path, source)
+    if not plan.fits:
+        print(f"{path}: not written, because nothing fits", file=sys.stderr)
+        return
     mesh = {axis: plan.mesh.get(axis, 1) for axis in MeshConfig.model_fields}
     planned = {"model": {"remat": plan.remat}, "mesh": mesh, "plan": pod.model_dump()}
     settings = schema.merge(RunConfig, schema.merge_overrides(RunConfig, overrides), planned)
@@ -36,4 +40,5 @@ def write_planned_config(base: str, overrides: Sequence[str], plan: Plan, pod: P
         base = os.path.relpath(source.absolute(), path.absolute().parent)  # else it is the name of a shipped config
     values = {"base": [base], **settings}
     used = f"{plan.memory_bytes / GIBIBYTE:.1f} of {plan.available_bytes / GIBIBYTE:.1f} GiB per device"
-    return write_file(path, f"# Planned for {plan.topology}: {used}.\n{schema.dump(values)}")
+    write_file(path, f"# Planned for {plan.topology}: {used}.\n{schema.dump(values)}")
+    print(f"written: {path}", file=sys.stderr)
