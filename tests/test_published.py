@@ -119,6 +119,8 @@ PUBLISHED = {
     "gemma2/2b": 2_614_341_888,
     "gemma2/9b": 9_241_705_984,
     "gemma2/27b": 27_227_128_320,
+    # The released checkpoint of Gemma 3 270M.
+    "gemma3/270m": 268_098_176,
     # Gemma Team 2025, Table 1: embedding and other parameters, without the vision encoder.
     "gemma3/1b": 302e6 + 698e6,
     "gemma3/4b": 675e6 + 3_209e6,
