@@ -101,6 +101,12 @@ SLOW_GENERATING_MODELS = (
     "gpt-oss",
     "Qwen3-Next",
     "T5Gemma, untied",
+    "ModernBERT decoder",
+    "SmolLM3",
+    "Llama 3.1",
+    "Qwen2",
+    "Qwen3-MoE",
+    "Qwen2-MoE",
 )
 GENERATING_MODELS += [pytest.param(name, marks=pytest.mark.slow) for name in SLOW_GENERATING_MODELS]
 
