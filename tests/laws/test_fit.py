@@ -46,6 +46,7 @@ def test_fits_recover_the_published_constants_of_kaplans_laws() -> None:
     assert fitted_constants(power_fit) == pytest.approx([8.8e13, 0.076], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_a_fit_recovers_the_published_constants_of_the_law_of_experts() -> None:
     """Clark et al. 2022, table 3, S-BASE."""
     a = -0.082

@@ -5,6 +5,7 @@ from dataclasses import replace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
 
 from t5x_lite.models.attention.context import BlockLimits
@@ -62,6 +63,7 @@ def test_documents_that_share_a_row_are_encoded_as_alone() -> None:
         np.testing.assert_allclose(packed[0, places], alone[0], atol=2e-6)
 
 
+@pytest.mark.slow
 def test_a_token_far_away_is_seen_through_its_block_alone() -> None:
     """Of a document of 24 tokens in 6 blocks, the first token sees the last one; without a whole block it does not."""
     model = small_model()

@@ -66,8 +66,8 @@ def slow(*values: object) -> ParameterSet:
     [
         ({}, "causal"),
         slow({"feedforward": "glu", "norm_place": "sandwich", "kv_heads": 2}, "causal"),
-        ({"norm_place": "post", "family": "encoder"}, "masked"),
-        ({"sublayers": "parallel"}, "causal"),
+        slow({"norm_place": "post", "family": "encoder"}, "masked"),
+        slow({"sublayers": "parallel"}, "causal"),
         slow({"pattern": [{}, {"attention": {"local": {"window": 64}}}]}, "causal"),
         slow({"family": "encoder_decoder", "positions": "rotary"}, "span_corruption"),
         slow({"feedforward": EXPERTS}, "causal"),

@@ -184,6 +184,7 @@ def test_every_config_field_that_is_read_is_declared(case: Case) -> None:
     assert config.fields_read <= model_type.config.fields_read()
 
 
+@pytest.mark.slow
 def test_switch_router_losses_equal_transformers(tmp_path: Path) -> None:
     """From our statistics. Transformers takes all layers of a stack together; our own losses are sums over layers."""
     case = make("Switch", tmp_path)
