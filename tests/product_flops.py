@@ -3,7 +3,29 @@
 import math
 from collections.abc import Iterator
 
+import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr
+from jaxtyping import Array, Float, PyTree
+
+from t5x_lite.config import RunConfig
+from t5x_lite.models.spec import model_spec
+from t5x_lite.planner.example import example_features
+from t5x_lite.run_loss import loss_function
+
+
+def trace_gradient(config: RunConfig, rows: int) -> Jaxpr:
+    """Return the program of the loss of a run on so many examples, and of its gradients."""
+    spec = model_spec(config.model)
+    compute_terms = loss_function(config, spec, 1, training=True)
+    batch = {}
+    for name, feature in example_features(config).items():
+        batch[name] = jax.ShapeDtypeStruct((rows, *feature.shape), feature.dtype)
+
+    def loss_fn(params: PyTree, batch: dict[str, Array]) -> Float[Array, ""]:
+        terms = compute_terms(params, batch, jax.random.key(0))
+        return sum(term.total for term in terms.values())
+
+    return jax.make_jaxpr(jax.grad(loss_fn))(spec.shapes, batch).jaxpr
 
 
 def inner_jaxprs(value: object) -> Iterator[Jaxpr]:

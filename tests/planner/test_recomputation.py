@@ -7,17 +7,15 @@ import pytest
 from _pytest.mark import ParameterSet
 from jax.extend.core import Jaxpr
 from jax.interpreters import partial_eval
-from jaxtyping import Array, Float, PyTree
 
 from t5x_lite.config import RunConfig
 from t5x_lite.models.remat_policy import RematPolicy
 from t5x_lite.models.spec import model_spec
 from t5x_lite.parallel.mesh import make_mesh
-from t5x_lite.planner.example import example_context, example_features
+from t5x_lite.planner.example import example_context
 from t5x_lite.planner.recomputation import recomputed_flops_per_example
 from t5x_lite.planner.workload import Workload
-from t5x_lite.run_loss import loss_function
-from tests.product_flops import count_product_flops
+from tests.product_flops import count_product_flops, trace_gradient
 
 ROWS = 2
 SEQ_LEN = 64
@@ -38,17 +36,7 @@ def make_config(model: dict[str, object], objective: str, policy: str) -> RunCon
 
 def traced_gradient(config: RunConfig) -> Jaxpr:
     """Return the program of a gradient, without what no result needs."""
-    spec = model_spec(config.model)
-    compute_terms = loss_function(config, spec, 1, training=True)
-    batch = {}
-    for name, feature in example_features(config).items():
-        batch[name] = jax.ShapeDtypeStruct((ROWS, *feature.shape), feature.dtype)
-
-    def loss_fn(params: PyTree, batch: dict[str, Array]) -> Float[Array, ""]:
-        terms = compute_terms(params, batch, jax.random.key(0))
-        return sum(term.total for term in terms.values())
-
-    jaxpr = jax.make_jaxpr(jax.grad(loss_fn))(spec.shapes, batch).jaxpr
+    jaxpr = trace_gradient(config, ROWS)
     needed, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
     return needed
 

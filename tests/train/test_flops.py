@@ -1,8 +1,6 @@
 """The analytic FLOPs: against every matrix product of the traced step, forward and backward, and by hand."""
 
-import jax
 import pytest
-from jaxtyping import Array, Float, PyTree
 
 from t5x_lite.config import RunConfig
 from t5x_lite.models.config import ModelConfig
@@ -10,10 +8,9 @@ from t5x_lite.models.spec import model_spec
 from t5x_lite.objectives import Choice, Classify, Reward, Similarity
 from t5x_lite.objectives.objective import ExampleLengths
 from t5x_lite.objectives.supervised import Supervised
-from t5x_lite.planner.example import example_context, example_features
-from t5x_lite.run_loss import loss_function
+from t5x_lite.planner.example import example_context
 from t5x_lite.train.flops import flops_per_example
-from tests.product_flops import count_product_flops
+from tests.product_flops import count_product_flops, trace_gradient
 
 ROWS = 2
 SIZES = {"layers": 2, "embed": 64, "heads": 4, "vocab": 256}
@@ -22,21 +19,6 @@ CAUSAL_SHARE = 10 / 16
 """Share of a causal square of 256 that is computed in steps of 64 queries: 1 + 2 + 3 + 4 blocks of 16."""
 WHOLE_SQUARE = 1.0
 """Attention in both directions, and causal attention of a row that is too short for steps, compute all of it."""
-
-
-def count_step_flops(config: RunConfig) -> float:
-    """Return the FLOPs of the matrix products of loss and gradients on `ROWS` examples."""
-    spec = model_spec(config.model)
-    compute_terms = loss_function(config, spec, 1, training=True)
-    batch = {}
-    for name, feature in example_features(config).items():
-        batch[name] = jax.ShapeDtypeStruct((ROWS, *feature.shape), feature.dtype)
-
-    def loss_fn(params: PyTree, batch: dict[str, Array]) -> Float[Array, ""]:
-        terms = compute_terms(params, batch, jax.random.key(0))
-        return sum(term.total for term in terms.values())
-
-    return count_product_flops(jax.make_jaxpr(jax.grad(loss_fn))(spec.shapes, batch).jaxpr)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +66,7 @@ def test_flops_equal_those_of_the_matrix_products(
             "train": {"steps": 1, "batch_size": ROWS, "seq_len": 256, "loss_chunks": 1},
         }
     )
-    product_flops = count_step_flops(config)
+    product_flops = count_product_flops(trace_gradient(config, ROWS))
     spec = model_spec(config.model)
     lengths = config.require_objective().lengths(example_context(config.model, config.train.seq_len))
     flops_of_all_pairs = ROWS * flops_per_example(config.model, spec, lengths, causal_half=False)
