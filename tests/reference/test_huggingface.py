@@ -87,6 +87,12 @@ COMPARED_MODELS = [
 ]
 GENERATING_MODELS = ["GPT-2", "Switch, room for all", "Mixtral"]
 SLOW_GENERATING_MODELS = (
+    "Qwen3",
+    "Mistral",
+    "OLMo 2",
+    "Gemma",
+    "Falcon 7B",
+    "OPT",
     "T5 v1.0",
     "T5 v1.1",
     "Llama 2",

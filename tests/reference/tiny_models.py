@@ -211,7 +211,7 @@ def build_bloom(**settings: Setting) -> PreTrainedModel:
 
 def build_opt(**settings: Setting) -> PreTrainedModel:
     sizes = {"vocab_size": VOCAB, "hidden_size": EMBED, "word_embed_proj_dim": EMBED, "num_hidden_layers": 2}
-    sizes |= {"num_attention_heads": 4, "ffn_dim": 48, "max_position_embeddings": 40}
+    sizes |= {"num_attention_heads": 4, "ffn_dim": 48, "max_position_embeddings": 80}
     return transformers.OPTForCausalLM(transformers.OPTConfig(**{**sizes, **settings}))
 
 
