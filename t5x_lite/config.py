@@ -252,6 +252,7 @@ CHANGEABLE_ON_RESUME = (
     "train.trackers",
     "train.profile",
     "train.peak_flops",
+    "train.compiler_options",
     "train.health_every_steps",
     "train.hang_minutes",
 )

@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 
 from t5x_lite.config import RunConfig
 from t5x_lite.parallel.chips import Chip
+from t5x_lite.parallel.compiler_options import compile_lowered
 from t5x_lite.parallel.mesh import batch_shapes
 from t5x_lite.planner.collectives import add_links
 from t5x_lite.planner.example import example_features
@@ -52,7 +53,7 @@ def _compile_and_measure(config: RunConfig, steps: Steps, mesh: Mesh, chip: Chip
     train_step = cast(jax.stages.Wrapped, steps.train)
     shapes = batch_shapes(mesh, example_features(config), config.train.batch_size)
     earlier_reshards = len(involuntary_reshards())
-    program = train_step.lower(steps.state, shapes).compile()
+    program = compile_lowered(train_step.lower(steps.state, shapes))
     memory = program.memory_analysis()
     text = program.as_text()
     assert memory is not None

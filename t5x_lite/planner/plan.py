@@ -42,6 +42,7 @@ class Plan:
         topology: the pod, with the number of its slices.
         devices: number of devices.
         mesh: sizes of the mesh axes that are larger than 1.
+        microbatches: `train.microbatches`.
         width: `model.embed`.
         requested_remat: `model.remat`.
         remat: the policy: another one where `auto` was requested.
@@ -60,6 +61,7 @@ class Plan:
     topology: str
     devices: int
     mesh: dict[str, int]
+    microbatches: int
     width: int
     requested_remat: str
     remat: str
@@ -98,7 +100,7 @@ def make_plan(config: RunConfig, topology: str, slices: int = 1, pod: Pod | None
     mesh = make_mesh(config.mesh, list(pod.devices))
     check_mesh(mesh, config, pod.platform)
     config = config.of_stage(config.largest_stage)
-    available_bytes = SHARE_OF_MEMORY * _chip_of(pod.device_kind).memory
+    available_bytes = SHARE_OF_MEMORY * chip_of(pod.device_kind).memory
     if config.model.remat != "auto":
         return _plan_policy(config, mesh, pod, topology, slices)
     first = choose_remat(config, mesh, pod.platform, available_bytes)
@@ -137,39 +139,64 @@ def plan_least_recomputation(
 
 def _plan_policy(config: RunConfig, mesh: Mesh, pod: Pod, topology: str, slices: int) -> Plan:
     """Plan a config whose policy of rematerialisation is known."""
-    chip = _chip_of(pod.device_kind)
     kernels = check_mesh(mesh, config, pod.platform)
     spec = model_spec(config.model, config.method.surgery).with_blank_spelling(config.model)
     check_sharded(mesh, spec.axes, spec.shapes)
-    lengths = example_lengths(config)
-    workload = Workload(config, spec, lengths, mesh)
-
+    workload = Workload(config, spec, example_lengths(config), mesh)
     compiled: CompiledFigures = {}
     largest_buffers: list[str] = []
     with jax.set_mesh(mesh):
         steps = make_steps(config, spec, mesh)
         if pod.can_compile:
+            chip = chip_of(pod.device_kind)
             compiled, largest_buffers = compile_train_step(config, steps, mesh, chip, slices)
-    modelled = _model_figures(workload, steps.state, chip, pod.platform, slices, compiled)
+    plan = plan_by_formula(workload, steps.state, pod, topology, slices, compiled)
+    return replace(plan, kernels=kernels, fits=plan.fits and not largest_buffers, largest=largest_buffers)
 
-    memory_bytes = _peak_memory(compiled, modelled)
+
+def plan_by_formula(
+    workload: Workload,
+    state: TrainState,
+    pod: Pod,
+    topology: str,
+    slices: int,
+    compiled: CompiledFigures | None = None,
+) -> Plan:
+    """Return the plan of a train step from formulas, and from what the compiler reports where it was asked.
+
+    Args:
+        workload: the train step.
+        state: shapes and shardings of the train state.
+        pod: the devices.
+        topology: their name.
+        slices: number of slices of that topology.
+        compiled: figures of the compiler.
+
+    Raises:
+        UserError: there are no published figures of the devices.
+    """
+    compiled = compiled or {}
+    config = workload.config
+    chip = chip_of(pod.device_kind)
+    modelled = _model_figures(workload, state, chip, pod.platform, slices, compiled)
     available_bytes = chip.memory * (1 - RESERVED)
     return Plan(
         topology=f"{slices} x {topology}" if slices > 1 else topology,
-        devices=mesh.size,
-        mesh={axis: size for axis, size in mesh.shape.items() if size > 1},
+        devices=workload.mesh.size,
+        mesh={axis: size for axis, size in workload.mesh.shape.items() if size > 1},
+        microbatches=config.train.microbatches,
         width=config.model.embed,
         requested_remat=config.model.remat,
         remat=config.model.remat,
-        fits=not largest_buffers and memory_bytes <= available_bytes,
+        fits=_peak_memory(compiled, modelled) <= available_bytes,
         available_bytes=available_bytes,
-        parameters=spec.parameters,
-        active_parameters=spec.active_parameters,
+        parameters=workload.spec.parameters,
+        active_parameters=workload.spec.active_parameters,
         tokens_per_step=config.train.batch_size * config.train.seq_len,
-        kernels=kernels,
+        kernels={},
         compiled=compiled,
         modelled=modelled,
-        largest=largest_buffers,
+        largest=[],
     )
 
 
@@ -179,7 +206,7 @@ def _peak_memory(compiled: CompiledFigures, modelled: ModelledFigures) -> float:
     return compiled["memory_bytes"] or math.inf
 
 
-def _chip_of(device_kind: str) -> Chip:
+def chip_of(device_kind: str) -> Chip:
     """Return the published figures of a device.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The config of a planned run: that of the command with the policy and the mesh that the plan has."""
+"""The config of a planned run: that of the command with what the plan chose."""
 
 import os
 import sys
@@ -21,7 +21,7 @@ def write_planned_config(base: str, overrides: Sequence[str], plan: Plan, pod: P
     Args:
         base: the config of the command, which the new one is based on.
         overrides: the settings of the command.
-        plan: the mesh and the policy of rematerialisation.
+        plan: mesh, microbatches and policy of rematerialisation.
         pod: what it was planned for.
         path: the file.
 
@@ -34,7 +34,12 @@ def write_planned_config(base: str, overrides: Sequence[str], plan: Plan, pod: P
         print(f"{path}: not written, because nothing fits", file=sys.stderr)
         return
     mesh = {axis: plan.mesh.get(axis, 1) for axis in MeshConfig.model_fields}
-    planned = {"model": {"remat": plan.remat}, "mesh": mesh, "plan": pod.model_dump()}
+    planned = {
+        "model": {"remat": plan.remat},
+        "train": {"microbatches": plan.microbatches},
+        "mesh": mesh,
+        "plan": pod.model_dump(),
+    }
     settings = schema.merge(RunConfig, schema.merge_overrides(RunConfig, overrides), planned)
     if Path(base).exists():
         base = os.path.relpath(source.absolute(), path.absolute().parent)  # else it is the name of a shipped config

@@ -16,16 +16,13 @@ from t5x_lite.parallel.chips import CHIPS, chip_name
 from t5x_lite.parallel.memory import local_memory
 from t5x_lite.parallel.mesh import make_mesh
 from t5x_lite.planner.example import example_lengths
-from t5x_lite.planner.memory import modelled_memory
+from t5x_lite.planner.memory import cautious_bytes, modelled_memory
 from t5x_lite.planner.workload import Workload
 from t5x_lite.run_dir import CONFIG_FILE
 from t5x_lite.train.steps import make_steps
 
 SHARE_OF_MEMORY = 0.92
 """Share of a device's memory that a step may take."""
-COMPILED_ACTIVATIONS = 2.5
-"""Compiled memory of activations over that by formula: 1.4 to 2.7 in 17 of 18 configs that libtpu compiled for pods,
-with a median of 2.2 (docs/results/plans.md). It has gradients, gathered weights and copies too."""
 SMALLEST_VOCAB = 256
 """Tokens of the vocabulary while it is not known: that of a tokenizer that is still to be loaded."""
 
@@ -58,9 +55,7 @@ def choose_remat(config: RunConfig, mesh: Mesh, platform: str, available_bytes: 
         state = make_steps(config, spec, mesh).state
     for policy in LEAST_RECOMPUTATION_FIRST:
         workload = Workload(with_remat(config, policy), spec, lengths, mesh)
-        memory = modelled_memory(workload, state, platform)
-        activations_bytes = COMPILED_ACTIVATIONS * memory["activations_bytes"]
-        if memory["state_bytes"] + memory["gradients_bytes"] + activations_bytes <= available_bytes:
+        if cautious_bytes(modelled_memory(workload, state, platform)) <= available_bytes:
             return policy
     return "full"
 

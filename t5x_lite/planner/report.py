@@ -39,6 +39,7 @@ def print_search(plans: Sequence[Plan]) -> None:
         rows.append(
             (
                 _format_mesh(plan.mesh),
+                str(plan.microbatches),
                 plan.remat,
                 "yes" if plan.fits else "no",
                 f"{plan.memory_bytes / GIBIBYTE:.1f}",
@@ -46,7 +47,8 @@ def print_search(plans: Sequence[Plan]) -> None:
                 f"{plan.modelled['mfu_causal_half']:.1%}",
             )
         )
-    print_table(Console(), "candidates, best first", ("mesh", "remat", "fits", "GiB", "step ≥ s", "MFU ≤"), rows)
+    columns = ("mesh", "microbatches", "remat", "fits", "GiB", "step ≥ s", "MFU ≤")
+    print_table(Console(), "candidates, best first", columns, rows)
 
 
 def _format_mesh(mesh: Mapping[str, int]) -> str:

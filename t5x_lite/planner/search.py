@@ -1,31 +1,42 @@
-"""Search for the mesh and the rematerialisation policy with which a run is fastest on a pod."""
+"""Search for the mesh, the microbatches and the rematerialisation policy with which a run is fastest on a pod."""
 
 import contextlib
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import product
+from itertools import groupby, product
 
+import jax
 from rich.console import Console
 from rich.progress import track
 
 from t5x_lite.config import RunConfig
 from t5x_lite.errors import UserError
 from t5x_lite.models.remat_policy import LEAST_RECOMPUTATION_FIRST
+from t5x_lite.models.spec import ModelSpec, model_spec
 from t5x_lite.parallel.config import MeshConfig
-from t5x_lite.planner.plan import Plan, make_plan
+from t5x_lite.parallel.mesh import check_sharded, make_mesh
+from t5x_lite.planner.example import example_lengths
+from t5x_lite.planner.memory import cautious_bytes
+from t5x_lite.planner.plan import Plan, chip_of, make_plan, plan_by_formula
+from t5x_lite.planner.remat_choice import SHARE_OF_MEMORY
 from t5x_lite.planner.topology import Pod, find_pod
+from t5x_lite.planner.workload import Workload
+from t5x_lite.train.steps import check_mesh, make_steps
 
 AXIS_SIZES = tuple(2**exponent for exponent in range(12))
 LARGEST_TENSOR = 16
 LARGEST_PIPELINE = 16
 SHORTEST_CONTEXT_SHARD = 2048
 """Tokens of a row that each device along `context` holds at least."""
+MICROBATCHES = (1, 2, 4, 8, 16, 32)
+"""Values of `train.microbatches` that are tried beside that of the config."""
 COMPILED_CANDIDATES = 6
 """Candidates that are compiled; each takes minutes."""
 
 
 def search(config: RunConfig, topology: str, slices: int = 1) -> list[Plan]:
-    """Plan the most promising meshes and rematerialisation policies; return those that fit first, then by step time.
+    """Plan the most promising meshes, microbatches and policies; return those that fit first, then by step time.
 
     All candidates are ranked by formula. If there is a compiler, the best `COMPILED_CANDIDATES` are compiled. After a
     candidate that does not fit, the same mesh with full rematerialisation is next.
@@ -47,27 +58,58 @@ def search(config: RunConfig, topology: str, slices: int = 1) -> list[Plan]:
         plans.append(plan)
         if not plan.fits:
             waiting = _prefer_full_remat(waiting, candidate.mesh)
-    return sorted(plans, key=_rank)
+    return sorted(plans, key=lambda plan: _rank(plan, fits=plan.fits))
 
 
-def _rank(plan: Plan) -> tuple[bool, float, float]:
-    return not plan.fits, plan.modelled["step_seconds"], plan.memory_bytes
+def _rank(plan: Plan, *, fits: bool) -> tuple[bool, float, float, float]:
+    """Return what plans are sorted by: whether they fit, the time of a step, that of its exchanges, and memory."""
+    modelled = plan.modelled
+    step_seconds = float(f"{modelled['step_seconds']:.3g}")  # times that differ by rounding alone are equal
+    return not fits, step_seconds, modelled["ici_seconds"] + modelled["dcn_seconds"], plan.memory_bytes
 
 
 def _rank_by_formula(
     config: RunConfig, topology: str, slices: int, pod: Pod, console: Console
 ) -> list[tuple[Plan, RunConfig]]:
-    """Return the candidates and their plans without compilation, the best first."""
+    """Return the candidates and their plans without compilation, the best first.
+
+    A candidate that is to be compiled fits if it does by the cautious formula.
+    """
+    spec = model_spec(config.model, config.method.surgery).with_blank_spelling(config.model)
     every_candidate = candidates(config, len(pod.devices), slices)
-    pod_without_compiler = replace(pod, can_compile=False)
-    planned = []
-    for candidate in track(every_candidate, f"ranking {len(every_candidate)} candidates by formula", console=console):
-        with contextlib.suppress(UserError):  # this mesh does not divide the batch or the layers
-            plan = make_plan(candidate, topology, slices, pod_without_compiler)
-            planned.append((plan, candidate))
+    meshes = [list(of_mesh) for _, of_mesh in groupby(every_candidate, key=lambda candidate: candidate.mesh)]
+    planned: list[tuple[Plan, RunConfig]] = []
+    description = f"ranking {len(every_candidate)} candidates by formula"
+    for of_mesh in track(meshes, description, console=console):
+        planned += _plan_mesh(of_mesh, spec, topology, slices, pod)
     if not planned:
         raise UserError(f"--search: no mesh over {topology} divides model and batch; change train.batch_size")
-    return sorted(planned, key=lambda pair: _rank(pair[0]))
+    limit_bytes = SHARE_OF_MEMORY * chip_of(pod.device_kind).memory
+
+    def rank(pair: tuple[Plan, RunConfig]) -> tuple[bool, float, float, float]:
+        plan, _ = pair
+        fits = cautious_bytes(plan.modelled) <= limit_bytes if pod.can_compile else plan.fits
+        return _rank(plan, fits=fits)
+
+    return sorted(planned, key=rank)
+
+
+def _plan_mesh(
+    of_mesh: Sequence[RunConfig], spec: ModelSpec, topology: str, slices: int, pod: Pod
+) -> Iterator[tuple[Plan, RunConfig]]:
+    """Yield candidates of one mesh and their plans by formula; those that the mesh does not suit are left out."""
+    with contextlib.suppress(UserError):
+        mesh = make_mesh(of_mesh[0].mesh, list(pod.devices))
+        check_sharded(mesh, spec.axes, spec.shapes)
+        check_mesh(mesh, of_mesh[0], pod.platform)
+        with jax.set_mesh(mesh):
+            state = make_steps(of_mesh[0], spec, mesh).state
+        for candidate in of_mesh:
+            with contextlib.suppress(UserError):
+                kernels = check_mesh(mesh, candidate, pod.platform)
+                workload = Workload(candidate, spec, example_lengths(candidate), mesh)
+                plan = plan_by_formula(workload, state, pod, topology, slices)
+                yield replace(plan, kernels=kernels), candidate
 
 
 def _prefer_full_remat(waiting: list[RunConfig], mesh: MeshConfig) -> list[RunConfig]:
@@ -76,10 +118,11 @@ def _prefer_full_remat(waiting: list[RunConfig], mesh: MeshConfig) -> list[RunCo
 
 
 def candidates(config: RunConfig, devices: int, slices: int = 1) -> list[RunConfig]:
-    """Return the config with every mesh that divides pod and model, and with every rematerialisation policy.
+    """Return the config with every mesh that divides pod and model, all microbatches and rematerialisation policies.
 
     `data` joins the slices, and `fsdp` takes the remaining devices of a slice. A shard of a row over `context` has at
-    least `SHORTEST_CONTEXT_SHARD` tokens, and a pipeline stage has at least one repeat of the layer pattern.
+    least `SHORTEST_CONTEXT_SHARD` tokens, and a pipeline stage has at least one repeat of the layer pattern. Candidates
+    of one mesh follow each other.
     """
     model = config.model
     train = config.train
@@ -89,16 +132,21 @@ def candidates(config: RunConfig, devices: int, slices: int = 1) -> list[RunConf
     expert_sizes = [size for size in AXIS_SIZES if size <= experts and experts % size == 0]
     context_sizes = [size for size in AXIS_SIZES if size == 1 or train.seq_len // size >= SHORTEST_CONTEXT_SHARD]
     pipeline_sizes = [size for size in AXIS_SIZES if size <= LARGEST_PIPELINE and pattern_repeats % size == 0]
-    rows_of_microbatch = train.batch_size // train.microbatches
+    microbatch_counts = sorted({train.microbatches, *MICROBATCHES})
 
     configs = []
-    for tensor, expert, context, pipeline, remat in product(
-        tensor_sizes, expert_sizes, context_sizes, pipeline_sizes, LEAST_RECOMPUTATION_FIRST
-    ):
+    for tensor, expert, context, pipeline in product(tensor_sizes, expert_sizes, context_sizes, pipeline_sizes):
         fsdp, unused_devices = divmod(devices, tensor * expert * context * pipeline * slices)
-        if unused_devices or fsdp == 0 or rows_of_microbatch % (slices * fsdp * expert):
+        if unused_devices or fsdp == 0:
             continue
         mesh = MeshConfig(data=slices, fsdp=fsdp, tensor=tensor, expert=expert, context=context, pipeline=pipeline)
-        model_with_remat = model.model_copy(update={"remat": remat})
-        configs.append(config.model_copy(update={"mesh": mesh, "model": model_with_remat}))
+        for microbatches, remat in product(microbatch_counts, LEAST_RECOMPUTATION_FIRST):
+            if train.batch_size % (microbatches * slices * fsdp * expert):
+                continue
+            settings = {
+                "mesh": mesh,
+                "train": train.model_copy(update={"microbatches": microbatches}),
+                "model": model.model_copy(update={"remat": remat}),
+            }
+            configs.append(config.model_copy(update=settings))
     return configs

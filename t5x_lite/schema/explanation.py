@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import get_args, get_origin
+from typing import Annotated, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
@@ -85,7 +85,9 @@ def _name_type(annotation: object) -> str:
     if isinstance(annotation, type) and not hasattr(annotation, "__args__"):
         return annotation.__name__
     if get_origin(annotation) is dict:
-        return "mapping of names to numbers"
+        return f"mapping of names to {_name_type(get_args(annotation)[1])}"
+    if get_origin(annotation) is Annotated:
+        return _name_type(get_args(annotation)[0])
     arguments = [argument for argument in getattr(annotation, "__args__", ()) if argument is not Ellipsis]
     if get_origin(annotation) is tuple:
         return "list of " + _name_type(arguments[0])

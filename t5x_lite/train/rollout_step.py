@@ -13,6 +13,7 @@ from t5x_lite.decode.sampling import Sampling
 from t5x_lite.models.loss_terms import Batch
 from t5x_lite.objectives.policy_optimization import PolicyOptimization
 from t5x_lite.parallel import mesh as meshes
+from t5x_lite.parallel.compiler_options import compile_lowered
 from t5x_lite.run_dir import Run
 from t5x_lite.run_rewards import RewardSource, decode_answer, decode_reference
 from t5x_lite.train.state import TrainState
@@ -71,7 +72,7 @@ class RolloutStep:
             "rewards": np.zeros(group, np.float32),
         }
         shapes = {**batch, **meshes.batch_shapes(mesh, answers, batch_size)}
-        self._update = steps.train.lower(state, shapes).compile()
+        self._update = compile_lowered(steps.train.lower(state, shapes))
 
     def __call__(self, state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         """Return the state after the step, and the metrics of the step. The old state is consumed."""

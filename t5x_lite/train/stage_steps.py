@@ -13,6 +13,7 @@ from t5x_lite.data.stages import Stage, stage_number
 from t5x_lite.data.training_data import ExampleSequence
 from t5x_lite.models.loss_terms import Batch
 from t5x_lite.parallel import mesh as meshes
+from t5x_lite.parallel.compiler_options import compile_lowered
 from t5x_lite.run_dir import Run
 from t5x_lite.run_rewards import RewardSource
 from t5x_lite.train.rollout_step import RolloutStep
@@ -71,7 +72,7 @@ class StageSteps:
             steps = make_steps(config.of_stage(stage), self._run.spec, self._mesh)
         if self._rewards is not None:
             return RolloutStep(self._run, self._mesh, steps, self._rewards, batch)
-        return steps.train.lower(self._steps.state, batch).compile()
+        return compile_lowered(steps.train.lower(self._steps.state, batch))
 
     def batches(self, first: int, end: int) -> Iterator[tuple[CompiledStep, Batch]]:
         """Yield global batches `[first, end)`, of which some are on their way to the devices already.

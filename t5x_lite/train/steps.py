@@ -28,6 +28,7 @@ from t5x_lite.objectives.distillation import add_token_weights
 from t5x_lite.objectives.policy_optimization import PolicyOptimization
 from t5x_lite.objectives.token_prediction import TokenPrediction
 from t5x_lite.parallel import mesh as meshes
+from t5x_lite.parallel.compiler_options import compiler_options
 from t5x_lite.parallel.memory import check_host_offload
 from t5x_lite.run_loss import carrying_loss_function, distillation_loss_function, loss_function, prepared_answers
 from t5x_lite.run_teacher import Teacher, open_teacher
@@ -109,6 +110,7 @@ def make_steps(config: RunConfig, spec: ModelSpec, mesh: Mesh) -> Steps:
             donate_argnums=0,
             in_shardings=(state_shardings, batch_sharding),
             out_shardings=(state_shardings, replicated),
+            compiler_options=compiler_options(config.train.compiler_options, mesh),
         ),
         evaluate=jax.jit(
             evaluate,

@@ -174,6 +174,21 @@ def test_the_program_of_a_pod_has_products_in_8_bits(t5x_lite: Shell, quantizati
 
 @pytest.mark.slow
 @needs_libtpu
+def test_a_tpu_gathers_weights_while_it_computes(t5x_lite: Shell) -> None:
+    """By default the compiler of a v5p waits for each gather."""
+
+    def overlapped_share(*options: str) -> float:
+        report = plan(t5x_lite, "gpt3/1.3b", "v5p:2x2x4", "mesh.data=1", "mesh.fsdp=16", "model.vocab=50304", *options)
+        exchanges = report["compiled"]["exchanges"]
+        return sum(row["overlapped"] for row in exchanges) / sum(row["sent"] for row in exchanges)
+
+    few_layers = ("model.layers=4", "train.batch_size=64")
+    assert overlapped_share(*few_layers, "train.compiler_options={}") < 0.1
+    assert overlapped_share(*few_layers) > 0.6
+
+
+@pytest.mark.slow
+@needs_libtpu
 def test_the_exit_code_and_the_report_say_that_a_program_does_not_fit(t5x_lite: Shell) -> None:
     report = plan(t5x_lite, "gpt3/13b", "v5e:2x4", "mesh.fsdp=8", "mesh.data=1", exit_code=1)
     assert not report["fits"]

@@ -8,7 +8,7 @@ import pytest
 from t5x_lite import config as configuration
 from t5x_lite.cli import main
 from t5x_lite.planner.search import candidates
-from tests.conftest import REPOSITORY
+from tests.conftest import REPOSITORY, Shell
 
 CONFIGS = REPOSITORY / "configs"
 
@@ -30,6 +30,35 @@ def test_a_search_shards_only_long_rows_over_context() -> None:
     overrides = ["train.seq_len=8192", "model.positions.learned.length=8192"]
     config = configuration.load(CONFIGS / "gpt3/1.3b.yaml", overrides)
     assert {candidate.mesh.context for candidate in candidates(config, 64)} == {1, 2, 4}
+
+
+def test_a_search_tries_the_microbatches_that_divide_the_batch() -> None:
+    """16 rows over 16 / tensor devices."""
+    config = configuration.load(CONFIGS / "gpt3/125m.yaml", ["train.batch_size=16", "train.microbatches=1"])
+    counted: dict[int, set[int]] = {}
+    for candidate in candidates(config, 16):
+        counted.setdefault(candidate.mesh.fsdp, set()).add(candidate.train.microbatches)
+    assert counted[16] == {1}
+    assert counted[8] == {1, 2}
+    assert counted[4] == {1, 2, 4}
+
+
+def test_of_equally_fast_candidates_the_one_that_exchanges_least_comes_first(t5x_lite: Shell) -> None:
+    """GPT-3 XL on 16 H100: without recomputation it fits in microbatches; more of them gather weights more often."""
+    process = t5x_lite(
+        *("plan", CONFIGS / "gpt3/1.3b.yaml", "--topology=h100:16", "--search", "--json", "train.microbatches=1")
+    )
+    assert process.returncode == 0, process.stderr
+    plans = [plan for plan in json.loads(process.stdout)["candidates"] if plan["mesh"] == {"fsdp": 16}]
+    best = plans[0]
+    assert best["fits"]
+    fastest = [plan for plan in plans if plan["fits"] and plan["remat"] in {"none", "dots"}]
+    assert best["microbatches"] == min(plan["microbatches"] for plan in fastest) > 1
+    # No product is computed again, so that only exchanges could take time: of weights twice and of gradients once in
+    # bfloat16, 15 of 16 shards, in each microbatch.
+    assert best["modelled"]["mfu_causal_half"] == pytest.approx(1, abs=0.01)
+    sent = sum(row["sent"] for row in best["modelled"]["exchanges"])
+    assert sent == pytest.approx(best["microbatches"] * 3 * 2 * best["parameters"] * 15 / 16, rel=1e-3)
 
 
 def test_a_search_prints_one_json_object(tiny_config: Path, capsys: pytest.CaptureFixture[str]) -> None:
