@@ -32,6 +32,8 @@ from t5x_lite.train.steps import check_mesh, make_steps
 
 RESERVED = 0.02
 """Share of a device's memory that the runtime reserves for itself."""
+LANES = 128
+"""A TPU stores the last axis of an array in rows of so many values (Austin et al. 2025, part 2)."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,12 @@ class Plan:
     def memory_bytes(self) -> float:
         """Peak memory of a device: the compiler's figure if there is one, infinite if the compiler gives none."""
         return _peak_memory(self.compiled, self.modelled)
+
+    @property
+    def is_aligned(self) -> bool:
+        """Whether the shards of the width are whole rows of a TPU's memory; it gathers no others."""
+        fsdp = self.mesh.get("fsdp", 1)
+        return fsdp == 1 or self.width % (fsdp * LANES) == 0
 
 
 def make_plan(config: RunConfig, topology: str, slices: int = 1, pod: Pod | None = None) -> Plan:

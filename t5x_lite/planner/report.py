@@ -5,14 +5,12 @@ from collections.abc import Mapping, Sequence
 from rich.console import Console
 
 from t5x_lite.planner.figures import CollectiveFigures
-from t5x_lite.planner.plan import Plan
+from t5x_lite.planner.plan import LANES, Plan
 from t5x_lite.progress import print_line, print_table
 
 GIBIBYTE = 2**30
 MEMORY_KINDS = ("arguments", "temporaries", "output", "state", "gradients", "activations")
 BOUNDS = ("compute", "memory", "ici", "dcn", "exposed", "step")
-LANES = 128
-"""A TPU stores the last axis of an array in rows of so many values (Austin et al. 2025, part 2)."""
 LARGEST_EXCESS = 1.2
 """The report warns if a device sends more than this multiple of what the mesh requires."""
 
@@ -130,12 +128,12 @@ def _print_excess(console: Console, plan: Plan) -> None:
 
 def _explain_unaligned_shards(plan: Plan) -> str:
     fsdp = plan.mesh.get("fsdp", 1)
-    shard_width, remainder = divmod(plan.width, fsdp)
-    if remainder or shard_width % LANES == 0:
+    if plan.width % fsdp or plan.is_aligned:
         return ""
+    shard = f"{plan.width}/{fsdp} = {plan.width // fsdp}"
     return (
-        f": the shards of the width, {plan.width}/{fsdp} = {shard_width}, are no multiple of {LANES}, so a TPU sums "
-        "padded arrays instead of gathering them; try a smaller mesh.fsdp and a larger mesh.data"
+        f": the shards of the width, {shard}, are no multiple of {LANES}, so a TPU sums padded arrays instead of "
+        "gathering them; try a smaller mesh.fsdp and a larger mesh.data"
     )
 
 

@@ -18,7 +18,7 @@ from t5x_lite.parallel.config import MeshConfig
 from t5x_lite.parallel.mesh import check_sharded, make_mesh
 from t5x_lite.planner.example import example_lengths
 from t5x_lite.planner.memory import cautious_bytes
-from t5x_lite.planner.plan import Plan, chip_of, make_plan, plan_by_formula
+from t5x_lite.planner.plan import LANES, Plan, chip_of, make_plan, plan_by_formula
 from t5x_lite.planner.remat_choice import SHARE_OF_MEMORY
 from t5x_lite.planner.topology import Pod, find_pod
 from t5x_lite.planner.workload import Workload
@@ -61,11 +61,12 @@ def search(config: RunConfig, topology: str, slices: int = 1) -> list[Plan]:
     return sorted(plans, key=lambda plan: _rank(plan, fits=plan.fits))
 
 
-def _rank(plan: Plan, *, fits: bool) -> tuple[bool, float, float, float]:
-    """Return what plans are sorted by: whether they fit, the time of a step, that of its exchanges, and memory."""
+def _rank(plan: Plan, *, fits: bool) -> tuple[bool, float, bool, float, float]:
+    """Return what plans are sorted by: fit, time of a step, shards that a TPU gathers, time of exchanges, memory."""
     modelled = plan.modelled
     step_seconds = float(f"{modelled['step_seconds']:.3g}")  # times that differ by rounding alone are equal
-    return not fits, step_seconds, modelled["ici_seconds"] + modelled["dcn_seconds"], plan.memory_bytes
+    exchange_seconds = modelled["ici_seconds"] + modelled["dcn_seconds"]
+    return not fits, step_seconds, not plan.is_aligned, exchange_seconds, plan.memory_bytes
 
 
 def _rank_by_formula(
@@ -86,7 +87,7 @@ def _rank_by_formula(
         raise UserError(f"--search: no mesh over {topology} divides model and batch; change train.batch_size")
     limit_bytes = SHARE_OF_MEMORY * chip_of(pod.device_kind).memory
 
-    def rank(pair: tuple[Plan, RunConfig]) -> tuple[bool, float, float, float]:
+    def rank(pair: tuple[Plan, RunConfig]) -> tuple[bool, float, bool, float, float]:
         plan, _ = pair
         fits = cautious_bytes(plan.modelled) <= limit_bytes if pod.can_compile else plan.fits
         return _rank(plan, fits=fits)
@@ -120,9 +121,9 @@ def _prefer_full_remat(waiting: list[RunConfig], mesh: MeshConfig) -> list[RunCo
 def candidates(config: RunConfig, devices: int, slices: int = 1) -> list[RunConfig]:
     """Return the config with every mesh that divides pod and model, all microbatches and rematerialisation policies.
 
-    `data` joins the slices, and `fsdp` takes the remaining devices of a slice. A shard of a row over `context` has at
-    least `SHORTEST_CONTEXT_SHARD` tokens, and a pipeline stage has at least one repeat of the layer pattern. Candidates
-    of one mesh follow each other.
+    `data` joins the slices, and `fsdp` takes the remaining devices of a slice, or no more than the width has rows of
+    `LANES` values, and `data` the rest. A shard of a row over `context` has at least `SHORTEST_CONTEXT_SHARD` tokens,
+    and a pipeline stage has at least one repeat of the layer pattern. Candidates of one mesh follow each other.
     """
     model = config.model
     train = config.train
@@ -136,17 +137,19 @@ def candidates(config: RunConfig, devices: int, slices: int = 1) -> list[RunConf
 
     configs = []
     for tensor, expert, context, pipeline in product(tensor_sizes, expert_sizes, context_sizes, pipeline_sizes):
-        fsdp, unused_devices = divmod(devices, tensor * expert * context * pipeline * slices)
-        if unused_devices or fsdp == 0:
+        shards, unused_devices = divmod(devices, tensor * expert * context * pipeline * slices)
+        if unused_devices or shards == 0:
             continue
-        mesh = MeshConfig(data=slices, fsdp=fsdp, tensor=tensor, expert=expert, context=context, pipeline=pipeline)
-        for microbatches, remat in product(microbatch_counts, LEAST_RECOMPUTATION_FIRST):
-            if train.batch_size % (microbatches * slices * fsdp * expert):
-                continue
-            settings = {
-                "mesh": mesh,
-                "train": train.model_copy(update={"microbatches": microbatches}),
-                "model": model.model_copy(update={"remat": remat}),
-            }
-            configs.append(config.model_copy(update=settings))
+        for fsdp in sorted({shards, math.gcd(shards, model.embed // LANES)}, reverse=True):
+            data = slices * shards // fsdp
+            mesh = MeshConfig(data=data, fsdp=fsdp, tensor=tensor, expert=expert, context=context, pipeline=pipeline)
+            for microbatches, remat in product(microbatch_counts, LEAST_RECOMPUTATION_FIRST):
+                if train.batch_size % (microbatches * data * fsdp * expert):
+                    continue
+                settings = {
+                    "mesh": mesh,
+                    "train": train.model_copy(update={"microbatches": microbatches}),
+                    "model": model.model_copy(update={"remat": remat}),
+                }
+                configs.append(config.model_copy(update=settings))
     return configs
