@@ -84,7 +84,7 @@ class Plan:
 
     @property
     def is_aligned(self) -> bool:
-        """Whether the shards of the width are whole rows of a TPU's memory; it gathers no others."""
+        """True if the shards of the width are whole rows of a TPU's memory; it gathers no others."""
         fsdp = self.mesh.get("fsdp", 1)
         return fsdp == 1 or self.width % (fsdp * LANES) == 0
 

@@ -58,15 +58,16 @@ def search(config: RunConfig, topology: str, slices: int = 1) -> list[Plan]:
         plans.append(plan)
         if not plan.fits:
             waiting = _prefer_full_remat(waiting, candidate.mesh)
-    return sorted(plans, key=lambda plan: _rank(plan, fits=plan.fits))
+    return sorted(plans, key=lambda plan: _rank(plan, pod, fits=plan.fits))
 
 
-def _rank(plan: Plan, *, fits: bool) -> tuple[bool, float, bool, float, float]:
+def _rank(plan: Plan, pod: Pod, *, fits: bool) -> tuple[bool, float, bool, float, float]:
     """Return what plans are sorted by: fit, time of a step, shards that a TPU gathers, time of exchanges, memory."""
     modelled = plan.modelled
     step_seconds = float(f"{modelled['step_seconds']:.3g}")  # times that differ by rounding alone are equal
     exchange_seconds = modelled["ici_seconds"] + modelled["dcn_seconds"]
-    return not fits, step_seconds, not plan.is_aligned, exchange_seconds, plan.memory_bytes
+    sums_instead_of_gathering = pod.platform == "tpu" and not plan.is_aligned
+    return not fits, step_seconds, sums_instead_of_gathering, exchange_seconds, plan.memory_bytes
 
 
 def _rank_by_formula(
@@ -90,7 +91,7 @@ def _rank_by_formula(
     def rank(pair: tuple[Plan, RunConfig]) -> tuple[bool, float, bool, float, float]:
         plan, _ = pair
         fits = cautious_bytes(plan.modelled) <= limit_bytes if pod.can_compile else plan.fits
-        return _rank(plan, fits=fits)
+        return _rank(plan, pod, fits=fits)
 
     return sorted(planned, key=rank)
 
