@@ -132,11 +132,12 @@ DEFAULT_INPUTS = {
 DEFAULT_SETTINGS = {"scale": 0.3, "causal": False, "block_q": 16, "block_k": 16, "interpret": True}
 
 
+@pytest.mark.parametrize("on_tpu", [False, True], ids=["gpu", "tpu"])
 @pytest.mark.parametrize("name", CASES)
-def test_outputs_and_gradients_equal_the_definition(name: str) -> None:
+def test_outputs_and_gradients_equal_the_definition(name: str, on_tpu: bool) -> None:
     input_options, setting_options = CASES[name]
     inputs = random_inputs(**{**DEFAULT_INPUTS, **input_options})
-    settings = FlashSettings(**{**DEFAULT_SETTINGS, **setting_options})
+    settings = FlashSettings(**{**DEFAULT_SETTINGS, **setting_options, "on_tpu": on_tpu})
     differentiable = {"query": inputs.query, "key": inputs.key, "value": inputs.value}
     if inputs.bias is not None:
         differentiable["bias"] = inputs.bias

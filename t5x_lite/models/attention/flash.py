@@ -2,11 +2,13 @@
 
 It supports a bias that depends on the offset alone, and its gradient; masks by documents of queries and keys, by
 causality, by a prefix, and by a window; and dropout of attention weights. No array of queries times keys reaches the
-memory of the device. The kernels are in `flash_gpu.py`, the arithmetic of a tile in `flash_tiles.py`.
+memory of the device. The kernels are in `flash_gpu.py` and `flash_tpu.py`, the arithmetic of a tile in
+`flash_tiles.py`.
 """
 
 from dataclasses import replace
 from functools import partial
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -15,19 +17,22 @@ import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
-from t5x_lite.models.attention import flash_gpu
+from t5x_lite.models.attention import flash_gpu, flash_tpu
 from t5x_lite.models.attention.context import AttentionInputs, KernelRequirements
 from t5x_lite.models.attention.flash_tiles import LOG2_E, FlashInputs, FlashSettings, diagonal_tiles
 from t5x_lite.models.attention.kinds import AttentionKind, Dense, Local
 from t5x_lite.models.remat import name_attention
-from t5x_lite.models.sharding import GPU_PLATFORMS, shards, spec
+from t5x_lite.models.sharding import GPU_PLATFORMS, shards, spec, target_platform
+
+TPU_BLOCK = 256
+"""Queries and keys of a tile on a TPU; half of it for short rows."""
 
 
 def unsupported_reason(kind: AttentionKind, required: KernelRequirements, platform: str) -> str | None:
     """Return why these kernels cannot compute an attention; None if they can."""
-    if platform not in GPU_PLATFORMS:
-        return f"it is for NVIDIA GPUs, not for {platform}"
-    if required.dtype not in {"bfloat16", "float16"}:
+    if platform not in GPU_PLATFORMS and platform != "tpu":
+        return f"it is for TPUs and NVIDIA GPUs, not for {platform}"
+    if platform != "tpu" and required.dtype not in {"bfloat16", "float16"}:
         return f"it does not support {required.dtype}; bfloat16 it does"
     if required.head_dim > 128:
         return f"head_dim {required.head_dim} is over 128"
@@ -69,6 +74,9 @@ def attention(inputs: AttentionInputs, kind: AttentionKind) -> Float[Array, "b l
         dropout=dropout,
         interpret=inputs.settings.interpret,
     )
+    if (inputs.settings.platform or target_platform()) == "tpu":
+        block = TPU_BLOCK if min(length, keys) > TPU_BLOCK // 2 else TPU_BLOCK // 2
+        settings = replace(settings, on_tpu=True, block_q=block, block_k=block)
     arrays = FlashInputs(
         query=inputs.query,
         key=inputs.key,
@@ -141,7 +149,7 @@ def flash_attention(inputs: FlashInputs, settings: FlashSettings) -> Float[Array
     width = inputs.query.shape[3]
     padded_length = -(-length // settings.block_q) * settings.block_q
     padded_keys = -(-keys // settings.block_k) * settings.block_k
-    padded_width = max(16, 1 << (width - 1).bit_length())
+    padded_width = width if settings.on_tpu else max(16, 1 << (width - 1).bit_length())
 
     def pad(x: Array, size: int) -> Array:
         padding = [(0, 0)] * x.ndim
@@ -173,15 +181,19 @@ def flash_attention(inputs: FlashInputs, settings: FlashSettings) -> Float[Array
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))
 def _attention(inputs: FlashInputs, settings: FlashSettings) -> Float[Array, "b l h k"]:
-    out, _ = flash_gpu.forward(inputs, settings)
+    out, _ = _kernels(settings).forward(inputs, settings)
     return out
+
+
+def _kernels(settings: FlashSettings) -> ModuleType:
+    return flash_tpu if settings.on_tpu else flash_gpu
 
 
 Residuals = tuple[FlashInputs, Float[Array, "b l h k"], Float[Array, "b h l"]]
 
 
 def _attention_forward(inputs: FlashInputs, settings: FlashSettings) -> tuple[Float[Array, "b l h k"], Residuals]:
-    out, log_sum = flash_gpu.forward(inputs, settings)
+    out, log_sum = _kernels(settings).forward(inputs, settings)
     out = name_attention(out)
     return out, (inputs, out, name_attention(log_sum))
 
@@ -191,7 +203,7 @@ def _attention_backward(
 ) -> tuple[FlashInputs]:
     inputs, out, log_sum = residuals
     delta = jnp.einsum("blhk,blhk->bhl", out.astype(jnp.float32), out_gradient.astype(jnp.float32))
-    query, key, value = flash_gpu.backward(inputs, settings, out_gradient, log_sum, delta)
+    query, key, value = _kernels(settings).backward(inputs, settings, out_gradient, log_sum, delta)
     gradients: dict[str, Any] = {
         "query": query.astype(inputs.query.dtype),
         "key": _sum_head_groups(key, inputs.key),
@@ -204,7 +216,8 @@ def _attention_backward(
     }
     if inputs.bias is not None:
         # Scores are log2(e) times those of the definition, and so is the bias.
-        gradients["bias"] = flash_gpu.bias_gradient(inputs, settings, out_gradient, log_sum, delta) / LOG2_E
+        tiles = _kernels(settings).bias_gradient(inputs, settings, out_gradient, log_sum, delta)
+        gradients["bias"] = tiles / LOG2_E
     return (FlashInputs(**gradients),)
 
 

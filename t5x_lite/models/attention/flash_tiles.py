@@ -28,6 +28,7 @@ class FlashSettings:
         dropout: share of the attention weights dropped.
         block_q, block_k: queries and keys of a tile; equal where there is a bias.
         warps, stages: warps of a program and depth of its software pipeline; None chooses by head_dim.
+        on_tpu: the kernels are those for TPUs.
         interpret: run in Pallas's interpreter.
     """
 
@@ -40,6 +41,7 @@ class FlashSettings:
     block_k: int = 64
     warps: int | None = None
     stages: int = 2
+    on_tpu: bool = False
     interpret: bool = False
 
     @property

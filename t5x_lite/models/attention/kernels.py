@@ -42,7 +42,7 @@ KERNELS: dict[KernelName, AttentionKernel] = {
     "flash": AttentionKernel(flash.attention, flash.unsupported_reason),
 }
 FUSED_KERNELS: dict[str, tuple[KernelName, ...]] = {
-    "tpu": ("splash",),
+    "tpu": ("splash", "flash"),
     "gpu": ("cudnn", "flash"),
     "cuda": ("cudnn", "flash"),
 }

@@ -1,0 +1,464 @@
+"""The kernels of flash attention for TPUs, by Pallas and Mosaic.
+
+The last axis of each grid goes along the tiles that one result sums, one step after the other, while the compiler
+fetches the next tile. A result is in the core's memory until its last tile. Queries, keys and values are `[b, h, l, k]`
+here, and what belongs to a token is a row of lanes, which the kernels turn into a column where they need one.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Bool, Float
+
+from t5x_lite.models.attention.context import MASK_VALUE
+from t5x_lite.models.attention.flash_tiles import (
+    LOG2_E,
+    FlashInputs,
+    FlashSettings,
+    keep_mask,
+    row_number,
+    tile_mask,
+)
+
+Ref: TypeAlias = Any
+"""A reference to an array in the memory of the core, as Pallas passes it to a kernel."""
+Scalar: TypeAlias = Any
+"""An integer that is known when the kernel runs."""
+LANES = 128
+
+
+@dataclass(frozen=True)
+class Tile:
+    """The place of a tile: row of the batch, head, and number of its block of queries and of its block of keys."""
+
+    batch: Scalar
+    head: Scalar
+    query: Scalar
+    key: Scalar
+
+
+Place: TypeAlias = Callable[..., Tile]
+"""A function from the ids of a step of the grid to its tile."""
+
+
+@dataclass(frozen=True)
+class TileRefs:
+    """References to the inputs of one tile."""
+
+    scalars: Ref
+    query: Ref
+    key: Ref
+    value: Ref
+    query_segments: Ref
+    key_segments: Ref
+    prefix: Ref | None
+    bias: Ref | None
+
+
+@dataclass(frozen=True)
+class GradientRefs:
+    """References to what the backward pass reads beside the inputs."""
+
+    out_gradient: Ref
+    log_sum: Ref
+    delta: Ref
+
+
+def forward(inputs: FlashInputs, settings: FlashSettings) -> tuple[Float[Array, "b l h k"], Float[Array, "b h l"]]:
+    """Return the output, and the logarithm to base 2 of the sum of the exponentiated scores of every row."""
+    batch, length, heads, width = inputs.query.shape
+    place = Tile
+    specs, arrays = _inputs(inputs, settings, place)
+    out, log_sum = _call(
+        partial(_forward_kernel, inputs=inputs, settings=settings),
+        grid=(batch, heads, length // settings.block_q, inputs.key.shape[1] // settings.block_k),
+        specs=specs,
+        arrays=arrays,
+        out_specs=[_query_spec(settings, width, place), _query_row_spec(settings, place)],
+        out_shapes=[
+            jax.ShapeDtypeStruct((batch, heads, length, width), inputs.query.dtype),
+            jax.ShapeDtypeStruct((batch, heads, 1, length), jnp.float32),
+        ],
+        scratch=[(settings.block_q, width), (settings.block_q, LANES), (settings.block_q, LANES)],
+        settings=settings,
+        name="flash_attention_forward",
+    )
+    return out.swapaxes(1, 2), log_sum[:, :, 0]
+
+
+def backward(
+    inputs: FlashInputs,
+    settings: FlashSettings,
+    out_gradient: Float[Array, "b l h k"],
+    log_sum: Float[Array, "b h l"],
+    delta: Float[Array, "b h l"],
+) -> tuple[Float[Array, "b l h k"], Float[Array, "b m h k"], Float[Array, "b m h k"]]:
+    """Return the gradients of queries, and of keys and values for every query head."""
+    batch, length, heads, width = inputs.query.shape
+    keys = inputs.key.shape[1]
+    query_tiles = length // settings.block_q
+    key_tiles = keys // settings.block_k
+    call = partial(_call, settings=settings)
+
+    by_query = Tile
+    specs, arrays = _inputs(inputs, settings, by_query)
+    gradient_specs, gradient_arrays = _gradients(inputs, settings, out_gradient, log_sum, delta, by_query)
+    (query,) = call(
+        partial(_query_gradient_kernel, inputs=inputs, settings=settings),
+        grid=(batch, heads, query_tiles, key_tiles),
+        specs=specs + gradient_specs,
+        arrays=arrays + gradient_arrays,
+        out_specs=[_query_spec(settings, width, by_query)],
+        out_shapes=[jax.ShapeDtypeStruct((batch, heads, length, width), inputs.query.dtype)],
+        scratch=[(settings.block_q, width)],
+        name="flash_attention_query_gradient",
+    )
+
+    def by_key(batch: Scalar, head: Scalar, key: Scalar, query: Scalar) -> Tile:
+        return Tile(batch, head, query, key)
+
+    specs, arrays = _inputs(inputs, settings, by_key)
+    gradient_specs, gradient_arrays = _gradients(inputs, settings, out_gradient, log_sum, delta, by_key)
+    key_spec = _key_spec(settings, width, by_key, groups=1)
+    key_shape = jax.ShapeDtypeStruct((batch, heads, keys, width), inputs.key.dtype)
+    key, value = call(
+        partial(_key_value_gradient_kernel, inputs=inputs, settings=settings),
+        grid=(batch, heads, key_tiles, query_tiles),
+        specs=specs + gradient_specs,
+        arrays=arrays + gradient_arrays,
+        out_specs=[key_spec, key_spec],
+        out_shapes=[key_shape, key_shape],
+        scratch=[(settings.block_k, width), (settings.block_k, width)],
+        name="flash_attention_key_value_gradient",
+    )
+    return query.swapaxes(1, 2), key.swapaxes(1, 2), value.swapaxes(1, 2)
+
+
+def bias_gradient(
+    inputs: FlashInputs,
+    settings: FlashSettings,
+    out_gradient: Float[Array, "b l h k"],
+    log_sum: Float[Array, "b h l"],
+    delta: Float[Array, "b h l"],
+) -> Float[Array, "h d q m"]:
+    """Return the gradients of the scores, summed over the batch and along the tiles of each diagonal.
+
+    All tiles of a block diagonal hold the same offsets, so that they are added as they are; see `diagonal_tiles`.
+    """
+    batch, length, heads, _ = inputs.query.shape
+    block = settings.block_q
+    query_tiles = length // block
+    key_tiles = inputs.key.shape[1] // block
+    diagonals = query_tiles + key_tiles - 1
+
+    def place(head: Scalar, diagonal: Scalar, batch: Scalar, query: Scalar) -> Tile:
+        key = jnp.clip(query + diagonal - (query_tiles - 1), 0, key_tiles - 1)
+        return Tile(batch, head, query, key)
+
+    specs, arrays = _inputs(inputs, settings, place)
+    gradient_specs, gradient_arrays = _gradients(inputs, settings, out_gradient, log_sum, delta, place)
+    (tiles,) = _call(
+        partial(_bias_gradient_kernel, inputs=inputs, settings=settings),
+        grid=(heads, diagonals, batch, query_tiles),
+        specs=specs + gradient_specs,
+        arrays=arrays + gradient_arrays,
+        out_specs=[
+            pl.BlockSpec((None, None, block, block), lambda head, diagonal, batch, query: (head, diagonal, 0, 0))
+        ],
+        out_shapes=[jax.ShapeDtypeStruct((heads, diagonals, block, block), jnp.float32)],
+        scratch=[],
+        settings=settings,
+        name="flash_attention_bias_gradient",
+        parallel=2,
+    )
+    return tiles
+
+
+def _call(
+    kernel: Callable[..., None],
+    *,
+    grid: tuple[int, ...],
+    specs: Sequence[pl.BlockSpec],
+    arrays: Sequence[Array],
+    out_specs: Sequence[pl.BlockSpec],
+    out_shapes: Sequence[jax.ShapeDtypeStruct],
+    scratch: Sequence[tuple[int, int]],
+    settings: FlashSettings,
+    name: str,
+    parallel: int = 3,
+) -> list[Array]:
+    """Run a kernel over a grid whose first `parallel` axes may run in any order."""
+    ordered = pltpu.GridDimensionSemantics.ARBITRARY
+    semantics = [pltpu.GridDimensionSemantics.PARALLEL] * parallel + [ordered] * (len(grid) - parallel)
+    return pl.pallas_call(
+        kernel,
+        grid=grid,
+        in_specs=specs,
+        out_specs=out_specs,
+        out_shape=out_shapes,
+        scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in scratch],
+        compiler_params=pltpu.CompilerParams(dimension_semantics=semantics),
+        interpret=settings.interpret,
+        name=name,
+    )(*arrays)
+
+
+def _query_spec(settings: FlashSettings, width: int, place: Place) -> pl.BlockSpec:
+    def block(*ids: Scalar) -> tuple[Scalar, ...]:
+        tile = place(*ids)
+        return tile.batch, tile.head, tile.query, 0
+
+    return pl.BlockSpec((None, None, settings.block_q, width), block)
+
+
+def _query_row_spec(settings: FlashSettings, place: Place) -> pl.BlockSpec:
+    def block(*ids: Scalar) -> tuple[Scalar, ...]:
+        tile = place(*ids)
+        return tile.batch, tile.head, 0, tile.query
+
+    return pl.BlockSpec((None, None, 1, settings.block_q), block)
+
+
+def _key_spec(settings: FlashSettings, width: int, place: Place, groups: int) -> pl.BlockSpec:
+    def block(*ids: Scalar) -> tuple[Scalar, ...]:
+        tile = place(*ids)
+        return tile.batch, tile.head // groups, tile.key, 0
+
+    return pl.BlockSpec((None, None, settings.block_k, width), block)
+
+
+def _inputs(inputs: FlashInputs, settings: FlashSettings, place: Place) -> tuple[list[pl.BlockSpec], list[Array]]:
+    """Return the block specs and the arrays of the inputs, in the order of `TileRefs`."""
+    length, heads, width = inputs.query.shape[1:]
+    query_tiles = length // settings.block_q
+    key_spec = _key_spec(settings, width, place, groups=heads // inputs.key.shape[2])
+
+    def query_segments_block(*ids: Scalar) -> tuple[Scalar, ...]:
+        tile = place(*ids)
+        return tile.batch, 0, tile.query
+
+    def key_row_block(*ids: Scalar) -> tuple[Scalar, ...]:
+        tile = place(*ids)
+        return tile.batch, 0, tile.key
+
+    def bias_block(*ids: Scalar) -> tuple[Scalar, ...]:
+        tile = place(*ids)
+        return tile.head, tile.key - tile.query + query_tiles - 1, 0, 0
+
+    key_row_spec = pl.BlockSpec((None, 1, settings.block_k), key_row_block)
+    specs = [
+        pl.BlockSpec(memory_space=pltpu.SMEM),
+        _query_spec(settings, width, place),
+        key_spec,
+        key_spec,
+        pl.BlockSpec((None, 1, settings.block_q), query_segments_block),
+        key_row_spec,
+    ]
+    arrays = [
+        inputs.scalars,
+        inputs.query.swapaxes(1, 2),
+        inputs.key.swapaxes(1, 2),
+        inputs.value.swapaxes(1, 2),
+        inputs.query_segments[:, None],
+        inputs.key_segments[:, None],
+    ]
+    if inputs.prefix is not None:
+        specs.append(key_row_spec)
+        arrays.append(inputs.prefix[:, None])
+    if inputs.bias is not None:
+        specs.append(pl.BlockSpec((None, None, settings.block_q, settings.block_k), bias_block))
+        arrays.append(inputs.bias)
+    return specs, arrays
+
+
+def _gradients(
+    inputs: FlashInputs,
+    settings: FlashSettings,
+    out_gradient: Float[Array, "b l h k"],
+    log_sum: Float[Array, "b h l"],
+    delta: Float[Array, "b h l"],
+    place: Place,
+) -> tuple[list[pl.BlockSpec], list[Array]]:
+    """Return the block specs and the arrays of what the backward pass reads, in the order of `GradientRefs`."""
+    row_spec = _query_row_spec(settings, place)
+    specs = [_query_spec(settings, inputs.query.shape[3], place), row_spec, row_spec]
+    return specs, [out_gradient.swapaxes(1, 2), log_sum[:, :, None], delta[:, :, None]]
+
+
+def _split_refs(refs: Sequence[Ref], inputs: FlashInputs) -> tuple[TileRefs, list[Ref]]:
+    """Return the references to the inputs, and those that follow them."""
+    remaining = list(refs)
+    names = ["scalars", "query", "key", "value", "query_segments", "key_segments"]
+    named = {name: remaining.pop(0) for name in names}
+    named["prefix"] = remaining.pop(0) if inputs.prefix is not None else None
+    named["bias"] = remaining.pop(0) if inputs.bias is not None else None
+    return TileRefs(**named), remaining
+
+
+def _dot(a: Array, b: Array, contract: tuple[int, int]) -> Array:
+    dimensions = (((contract[0],), (contract[1],)), ((), ()))
+    return jax.lax.dot_general(a, b, dimensions, preferred_element_type=jnp.float32)
+
+
+def _column(row: Array) -> Array:
+    """Return a row of lanes `[1, n]` as a column `[n, 1]`."""
+    return jnp.broadcast_to(row, (LANES, row.shape[1])).T[:, :1]
+
+
+def _row(column: Array) -> Array:
+    """Return a column `[n, 1]` as a row of lanes `[1, n]`."""
+    return jnp.broadcast_to(column, (column.shape[0], LANES)).T[:1]
+
+
+def _is_visible(refs: TileRefs, tile: Tile, settings: FlashSettings) -> Any:
+    """Return whether a query of a tile may attend to a key of it, by their positions."""
+    first_query = refs.scalars[0] + tile.query * settings.block_q
+    first_key = tile.key * settings.block_k
+    last_query = first_query + settings.block_q - 1
+    last_key = first_key + settings.block_k - 1
+    visible = first_key <= last_key
+    if not settings.sees_later_keys:
+        visible = first_key <= last_query
+    if settings.window is not None:
+        visible = visible & (first_query - last_key < settings.window) & (first_key - last_query < settings.window)
+    return visible
+
+
+def _scores(
+    refs: TileRefs, tile: Tile, heads: int, settings: FlashSettings
+) -> tuple[Float[Array, "q m"], Bool[Array, "q m"], Bool[Array, "q m"] | None]:
+    """Return the scores of one tile times log2(e), which keys are visible, and which weights dropout keeps."""
+    shape = (settings.block_q, settings.block_k)
+    first_query = refs.scalars[0] + tile.query * settings.block_q
+    query_index = first_query + jax.lax.broadcasted_iota(jnp.int32, shape, 0)
+    key_index = tile.key * settings.block_k + jax.lax.broadcasted_iota(jnp.int32, shape, 1)
+    scores = _dot(refs.query[...], refs.key[...], (1, 1)) * (settings.scale * LOG2_E)
+    if refs.bias is not None:
+        scores = scores + refs.bias[...]
+    prefix = refs.prefix[...] if refs.prefix is not None else None
+    segments = _column(refs.query_segments[...])
+    mask = tile_mask(query_index, key_index, segments, refs.key_segments[...], prefix, settings)
+    keep = None
+    if settings.dropout > 0:
+        row = row_number(tile.batch, tile.head, heads, query_index)
+        keep = keep_mask(refs.scalars[1], row, key_index, settings.dropout)
+    return jnp.where(mask, scores, MASK_VALUE), mask, keep
+
+
+def _forward_kernel(*all_refs: Ref, inputs: FlashInputs, settings: FlashSettings) -> None:
+    refs, (out_ref, log_sum_ref, sum_ref, largest_ref, total_ref) = _split_refs(all_refs, inputs)
+    tile = Tile(*(pl.program_id(axis) for axis in range(4)))
+
+    @pl.when(tile.key == 0)
+    def _begin() -> None:
+        sum_ref[...] = jnp.zeros_like(sum_ref)
+        largest_ref[...] = jnp.full_like(largest_ref, MASK_VALUE)
+        total_ref[...] = jnp.zeros_like(total_ref)
+
+    @pl.when(_is_visible(refs, tile, settings))
+    def _add() -> None:
+        scores, mask, keep = _scores(refs, tile, inputs.query.shape[2], settings)
+        largest = largest_ref[:, :1]
+        new_largest = jnp.maximum(largest, jnp.max(scores, axis=1, keepdims=True))
+        weights = jnp.where(mask, jnp.exp2(scores - new_largest), 0.0)
+        correction = jnp.exp2(largest - new_largest)
+        total = total_ref[:, :1] * correction + jnp.sum(weights, axis=1, keepdims=True)
+        if keep is not None:
+            weights = jnp.where(keep, weights, 0.0)
+        value = refs.value[...]
+        sum_ref[...] = sum_ref[...] * correction + _dot(weights.astype(value.dtype), value, (1, 0))
+        largest_ref[...] = jnp.broadcast_to(new_largest, largest_ref.shape)
+        total_ref[...] = jnp.broadcast_to(total, total_ref.shape)
+
+    @pl.when(tile.key == pl.num_programs(3) - 1)
+    def _end() -> None:
+        total = total_ref[:, :1]
+        total = jnp.where(total == 0, 1.0, total)
+        out_ref[...] = (sum_ref[...] / (total * (1 - settings.dropout))).astype(out_ref.dtype)
+        log_sum_ref[...] = _row(largest_ref[:, :1] + jnp.log(total) * LOG2_E)
+
+
+def _tile_gradients(
+    refs: TileRefs, gradients: GradientRefs, tile: Tile, heads: int, settings: FlashSettings
+) -> tuple[Float[Array, "q m"], Float[Array, "q m"]]:
+    """Return the weights after dropout, and the gradient of the scores of one tile."""
+    scores, mask, keep = _scores(refs, tile, heads, settings)
+    weights = jnp.where(mask, jnp.exp2(scores - _column(gradients.log_sum[...])), 0.0)
+    weight_gradient = _dot(gradients.out_gradient[...], refs.value[...], (1, 1))
+    dropped = weights
+    if keep is not None:
+        scale = 1 / (1 - settings.dropout)
+        weight_gradient = jnp.where(keep, weight_gradient * scale, 0.0)
+        dropped = jnp.where(keep, weights * scale, 0.0)
+    return dropped, weights * (weight_gradient - _column(gradients.delta[...]))
+
+
+def _query_gradient_kernel(*all_refs: Ref, inputs: FlashInputs, settings: FlashSettings) -> None:
+    refs, remaining = _split_refs(all_refs, inputs)
+    gradients = GradientRefs(*remaining[:3])
+    out_ref, sum_ref = remaining[3:]
+    tile = Tile(*(pl.program_id(axis) for axis in range(4)))
+
+    @pl.when(tile.key == 0)
+    def _begin() -> None:
+        sum_ref[...] = jnp.zeros_like(sum_ref)
+
+    @pl.when(_is_visible(refs, tile, settings))
+    def _add() -> None:
+        key = refs.key[...]
+        _, score_gradient = _tile_gradients(refs, gradients, tile, inputs.query.shape[2], settings)
+        sum_ref[...] += _dot(score_gradient.astype(key.dtype), key, (1, 0))
+
+    @pl.when(tile.key == pl.num_programs(3) - 1)
+    def _end() -> None:
+        out_ref[...] = (sum_ref[...] * settings.scale).astype(out_ref.dtype)
+
+
+def _key_value_gradient_kernel(*all_refs: Ref, inputs: FlashInputs, settings: FlashSettings) -> None:
+    refs, remaining = _split_refs(all_refs, inputs)
+    gradients = GradientRefs(*remaining[:3])
+    key_ref, value_ref, key_sum_ref, value_sum_ref = remaining[3:]
+    tile = Tile(pl.program_id(0), pl.program_id(1), query=pl.program_id(3), key=pl.program_id(2))
+
+    @pl.when(tile.query == 0)
+    def _begin() -> None:
+        key_sum_ref[...] = jnp.zeros_like(key_sum_ref)
+        value_sum_ref[...] = jnp.zeros_like(value_sum_ref)
+
+    @pl.when(_is_visible(refs, tile, settings))
+    def _add() -> None:
+        query = refs.query[...]
+        out_gradient = gradients.out_gradient[...]
+        weights, score_gradient = _tile_gradients(refs, gradients, tile, inputs.query.shape[2], settings)
+        value_sum_ref[...] += _dot(weights.astype(out_gradient.dtype), out_gradient, (0, 0))
+        key_sum_ref[...] += _dot(score_gradient.astype(query.dtype), query, (0, 0))
+
+    @pl.when(tile.query == pl.num_programs(3) - 1)
+    def _end() -> None:
+        key_ref[...] = (key_sum_ref[...] * settings.scale).astype(key_ref.dtype)
+        value_ref[...] = value_sum_ref[...].astype(value_ref.dtype)
+
+
+def _bias_gradient_kernel(*all_refs: Ref, inputs: FlashInputs, settings: FlashSettings) -> None:
+    refs, remaining = _split_refs(all_refs, inputs)
+    gradients = GradientRefs(*remaining[:3])
+    tile_ref = remaining[3]
+    batch, query = pl.program_id(2), pl.program_id(3)
+    key_tiles = inputs.key.shape[1] // settings.block_k
+    key = query + pl.program_id(1) - (pl.num_programs(3) - 1)
+    tile = Tile(batch, pl.program_id(0), query, key)
+
+    @pl.when((batch == 0) & (query == 0))
+    def _begin() -> None:
+        tile_ref[...] = jnp.zeros_like(tile_ref)
+
+    @pl.when((key >= 0) & (key < key_tiles) & _is_visible(refs, tile, settings))
+    def _add() -> None:
+        _, score_gradient = _tile_gradients(refs, gradients, tile, inputs.query.shape[2], settings)
+        tile_ref[...] += score_gradient
