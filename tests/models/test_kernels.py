@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import product
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
@@ -287,7 +287,7 @@ def test_dropout_preserves_the_mean(kind: AttentionKind) -> None:
     assert float(out.std()) > 0.05
 
 
-PLATFORMS = {"xla": "cpu", "splash": "tpu", "cudnn": "gpu", "flash": "gpu"}
+PLATFORMS = {"xla": "cpu", "splash": "tpu", "cudnn": "gpu", "flash": "gpu", "flash on tpu": "tpu"}
 MATRIX = [
     # A bias under XLA is part of the test above.
     *mark_slow(product(("xla",), range(len(KINDS)), ("packed",), ("prefix",)), FAST, 1),
@@ -300,6 +300,8 @@ MATRIX = [
     *product(("cudnn", "flash"), (0, 1), ("packed",), ("sinks",)),
     ("splash", 1, "padded", "none"),
     ("flash", 1, "padded", "bias"),
+    ("flash on tpu", 0, "packed", "bias"),
+    ("flash on tpu", 1, "padded", "prefix"),
 ]
 
 
@@ -315,14 +317,15 @@ def is_supported(kernel: str, kind: AttentionKind, extra: str) -> bool:
     return True
 
 
-@pytest.mark.parametrize(("kernel", "number", "packing", "extra"), MATRIX)
+@pytest.mark.parametrize(("name", "number", "packing", "extra"), MATRIX)
 def test_every_kernel_equals_dense_attention_or_is_refused_by_name(
-    kernel: KernelName, number: int, packing: str, extra: str
+    name: str, number: int, packing: str, extra: str
 ) -> None:
     """Kernel × mask × packing × positions, as if on the platform of the kernel; Pallas kernels run interpreted."""
     kind = KINDS[number]
     length = 128
-    platform = PLATFORMS[kernel]
+    platform = PLATFORMS[name]
+    kernel = cast(KernelName, name.partition(" ")[0])
     dtype = "float32" if kernel in {"xla", "splash"} else "bfloat16"
     required = KernelRequirements(length, WIDTH, dtype, causal=True, bias=extra == "bias", prefix=extra == "prefix")
     required = replace(required, softcap=extra == "softcap", sinks=extra == "sinks")
@@ -367,7 +370,7 @@ def test_each_platform_has_its_kernel_and_the_reason_is_given() -> None:
     assert (kernel, reason) == ("flash", "not cudnn: it computes dense attention only")
     assert choose_kernel(Dense(), required, "auto", "cpu")[0] == "xla"
     odd = replace(required, length=2000)
-    assert choose_kernel(Dense(), odd, "auto", "tpu") == ("xla", "not splash: length 2000 is not a multiple of 128")
+    assert choose_kernel(Dense(), odd, "auto", "tpu") == ("flash", "not splash: length 2000 is not a multiple of 128")
     with pytest.raises(ValueError, match="it is for TPUs, not for cpu"):
         choose_kernel(Dense(), required, "splash", "cpu")
 
@@ -375,7 +378,7 @@ def test_each_platform_has_its_kernel_and_the_reason_is_given() -> None:
 def test_a_kernel_that_can_compute_cross_attention_is_chosen() -> None:
     cross = KernelRequirements(512, 64, "bfloat16", causal=False, self_attention=False)
     assert choose_kernel(Dense(), cross, "auto", "gpu")[0] == "flash"
-    assert choose_kernel(Dense(), cross, "splash", "tpu")[0] == "xla"
+    assert choose_kernel(Dense(), cross, "splash", "tpu")[0] == "flash"
     decoding = replace(cross, in_order=False)
     assert choose_kernel(Dense(), decoding, "auto", "gpu")[0] == "xla"
 

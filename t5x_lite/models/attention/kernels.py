@@ -1,6 +1,6 @@
 """The kernels that compute attention, and the choice between them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import jax.numpy as jnp
@@ -133,12 +133,12 @@ def choose_kernel(
                     f"model.kernel={requested} cannot compute this attention: {reason}; model.kernel=auto can"
                 )
         return requested, "model.kernel"
-    refusals: list[str] = []
+    refusals: dict[str, list[str]] = {}
     for kernel in FUSED_KERNELS.get(platform, ()):
         reason = _unsupported_reason(kernel, kind, required, platform)
         if reason is None:
             return kernel, _explanation(refusals, platform)
-        refusals.append(f"not {kernel}: {reason}")
+        refusals.setdefault(reason, []).append(kernel)
     return "xla", _explanation(refusals, platform)
 
 
@@ -158,8 +158,10 @@ def _unsupported_reason(
     return KERNELS[kernel].unsupported_reason(kind, required, platform)
 
 
-def _explanation(refusals: list[str], platform: str) -> str:
-    return "; ".join(refusals) or f"the kernel for {platform}"
+def _explanation(refusals: Mapping[str, Sequence[str]], platform: str) -> str:
+    """Return why a kernel was chosen: because of the reasons for which the faster ones were not."""
+    reasons = [f"not {' or '.join(kernels)}: {reason}" for reason, kernels in refusals.items()]
+    return "; ".join(reasons) or f"the kernel for {platform}"
 
 
 def _planned_choices(
