@@ -177,16 +177,16 @@ def test_the_program_of_a_pod_has_products_in_8_bits(t5x_lite: Shell, quantizati
 @needs_libtpu
 @pytest.mark.parametrize("config", ["t5/small", "t5_1_1/small", "bert/base"])
 def test_no_scores_of_a_whole_row_are_in_the_program_of_a_tpu(config: str) -> None:
-    """Three kernels for each kind of attention, four with the gradient of a bias; no array of 384 × 384 elements."""
+    """Three kernels for each kind of attention, four with the gradient of a bias; no array of 480 × 480 elements."""
     script = Path(__file__).with_name("program_text.py")
-    sizes = ("model.layers=2", "train.batch_size=8", "train.seq_len=384", "mesh.data=1", "mesh.fsdp=4")
+    sizes = ("model.layers=2", "train.batch_size=8", "train.seq_len=480", "mesh.data=1", "mesh.fsdp=4")
     command = [sys.executable, str(script), str(CONFIGS / f"{config}.yaml"), "v5e:2x2", *sizes]
     process = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1800)
     assert process.returncode == 0, process.stderr
     kernels = len(re.findall(r'custom_call_target="tpu_custom_call"', process.stdout))
     # T5: attention of the encoder and of the decoder with a bias, and cross-attention; BERT: one without.
     assert kernels >= (3 if config.startswith("bert") else 4 + 4 + 3)
-    assert not re.findall(r"\w+\[(?:\d+,)*384,384\]", process.stdout)
+    assert not re.findall(r"\w+\[(?:\d+,)*480,480\]", process.stdout)
 
 
 @pytest.mark.slow
