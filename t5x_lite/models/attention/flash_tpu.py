@@ -449,7 +449,8 @@ def _bias_gradient_kernel(*all_refs: Ref, inputs: FlashInputs, settings: FlashSe
     refs, remaining = _split_refs(all_refs, inputs)
     gradients = GradientRefs(*remaining[:3])
     tile_ref = remaining[3]
-    batch, query = pl.program_id(2), pl.program_id(3)
+    batch = pl.program_id(2)
+    query = pl.program_id(3)
     key_tiles = inputs.key.shape[1] // settings.block_k
     key = query + pl.program_id(1) - (pl.num_programs(3) - 1)
     tile = Tile(batch, pl.program_id(0), query, key)
