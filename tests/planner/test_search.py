@@ -49,6 +49,7 @@ def test_a_search_tries_the_microbatches_that_divide_the_batch() -> None:
     assert counted[4] == {1, 2, 4}
 
 
+@pytest.mark.slow
 def test_of_equally_fast_candidates_the_one_that_exchanges_least_comes_first(t5x_lite: Shell) -> None:
     """GPT-3 XL on 16 H100: without recomputation it fits in microbatches; more of them gather weights more often."""
     process = t5x_lite(
