@@ -158,13 +158,14 @@ def _plan_policy(config: RunConfig, mesh: Mesh, pod: Pod, topology: str, slices:
         if pod.can_compile:
             chip = chip_of(pod.device_kind)
             compiled, largest_buffers = compile_train_step(config, steps, mesh, chip, slices)
-    plan = plan_by_formula(workload, steps.state, pod, topology, slices, compiled)
-    return replace(plan, kernels=kernels, fits=plan.fits and not largest_buffers, largest=largest_buffers)
+    plan = describe_plan(workload, steps.state, kernels, pod, topology, slices, compiled)
+    return replace(plan, fits=plan.fits and not largest_buffers, largest=largest_buffers)
 
 
-def plan_by_formula(
+def describe_plan(
     workload: Workload,
     state: TrainState,
+    kernels: dict[str, str],
     pod: Pod,
     topology: str,
     slices: int,
@@ -175,6 +176,7 @@ def plan_by_formula(
     Args:
         workload: the train step.
         state: shapes and shardings of the train state.
+        kernels: the attention kernel of each kind of attention.
         pod: the devices.
         topology: their name.
         slices: number of slices of that topology.
@@ -201,7 +203,7 @@ def plan_by_formula(
         parameters=workload.spec.parameters,
         active_parameters=workload.spec.active_parameters,
         tokens_per_step=config.train.batch_size * config.train.seq_len,
-        kernels={},
+        kernels=kernels,
         compiled=compiled,
         modelled=modelled,
         largest=[],

@@ -3,7 +3,6 @@
 import contextlib
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from itertools import groupby, product
 
 import jax
@@ -18,7 +17,7 @@ from t5x_lite.parallel.config import MeshConfig
 from t5x_lite.parallel.mesh import check_sharded, make_mesh
 from t5x_lite.planner.example import example_lengths
 from t5x_lite.planner.memory import cautious_bytes
-from t5x_lite.planner.plan import LANES, Plan, chip_of, make_plan, plan_by_formula
+from t5x_lite.planner.plan import LANES, Plan, chip_of, describe_plan, make_plan
 from t5x_lite.planner.remat_choice import SHARE_OF_MEMORY
 from t5x_lite.planner.topology import Pod, find_pod
 from t5x_lite.planner.workload import Workload
@@ -110,8 +109,7 @@ def _plan_mesh(
             with contextlib.suppress(UserError):
                 kernels = check_mesh(mesh, candidate, pod.platform)
                 workload = Workload(candidate, spec, example_lengths(candidate), mesh)
-                plan = plan_by_formula(workload, state, pod, topology, slices)
-                yield replace(plan, kernels=kernels), candidate
+                yield describe_plan(workload, state, kernels, pod, topology, slices), candidate
 
 
 def _prefer_full_remat(waiting: list[RunConfig], mesh: MeshConfig) -> list[RunConfig]:

@@ -20,10 +20,13 @@ from t5x_lite.models.attention.flash_tiles import (
     LOG2_E,
     FlashInputs,
     FlashSettings,
+    GradientRefs,
+    dot,
     keep_mask,
     key_blocks,
     query_blocks,
     row_number,
+    score_gradients,
     tile_mask,
 )
 
@@ -59,7 +62,7 @@ class ProgramRefs:
         block_k = key.shape[0]
         query_index = self.scalars[0] + query_start + jnp.arange(block_q)[:, None]
         key_index = key_start + jnp.arange(block_k)[None, :]
-        scores = _dot(query, key, (1, 1)) * (settings.scale * LOG2_E)
+        scores = dot(query, key, (1, 1)) * (settings.scale * LOG2_E)
         if self.bias is not None:
             rows = self.query.shape[0] // block_q
             diagonal = key_start // block_k - query_start // block_q + rows - 1
@@ -80,20 +83,6 @@ class ProgramRefs:
             row = row_number(self.batch, self.head, self.heads, query_index)
             keep = keep_mask(self.scalars[1], row, key_index, settings.dropout)
         return jnp.where(mask, scores, MASK_VALUE), mask, keep
-
-
-@dataclass(frozen=True)
-class GradientRefs:
-    """References to what the backward pass reads beside the inputs: of one row of the batch and one head."""
-
-    out_gradient: Ref
-    log_sum: Ref
-    delta: Ref
-
-
-def _dot(a: Array, b: Array, contract: tuple[int, int]) -> Array:
-    dimensions = (((contract[0],), (contract[1],)), ((), ()))
-    return jax.lax.dot_general(a, b, dimensions, preferred_element_type=jnp.float32)
 
 
 def _load_column(ref: Ref, start: Scalar, size: int) -> Array:
@@ -252,7 +241,7 @@ def _forward_kernel(*refs: Ref, inputs: FlashInputs, settings: FlashSettings) ->
         total = total * correction + jnp.sum(weights, axis=1)
         if keep is not None:
             weights = jnp.where(keep, weights, 0.0)
-        out = out * correction[:, None] + _dot(weights.astype(value.dtype), value, (1, 0))
+        out = out * correction[:, None] + dot(weights.astype(value.dtype), value, (1, 0))
         return out, new_largest, total
 
     first, last = key_blocks(program.scalars[0] + start, block_q, program.key.shape[0], settings)
@@ -315,15 +304,15 @@ def _tile_gradients(
     value = program.value[pl.ds(key_start, key.shape[0]), :]
     out_gradient = gradients.out_gradient[pl.ds(query_start, block_q), :]
     scores, mask, keep = program.scores(query, key, query_start, key_start)
-    log_sum = _load_column(gradients.log_sum, query_start, block_q)
-    weights = jnp.where(mask, jnp.exp2(scores - log_sum), 0.0)
-    weight_gradient = _dot(out_gradient, value, (1, 1))
-    dropped = weights
-    if keep is not None:
-        scale = 1 / (1 - program.settings.dropout)
-        weight_gradient = jnp.where(keep, weight_gradient * scale, 0.0)
-        dropped = jnp.where(keep, weights * scale, 0.0)
-    score_gradient = weights * (weight_gradient - _load_column(gradients.delta, query_start, block_q))
+    dropped, score_gradient = score_gradients(
+        scores,
+        mask,
+        keep,
+        _load_column(gradients.log_sum, query_start, block_q),
+        _load_column(gradients.delta, query_start, block_q),
+        dot(out_gradient, value, (1, 1)),
+        program.settings,
+    )
     return dropped, score_gradient, out_gradient
 
 
@@ -340,7 +329,7 @@ def _query_gradient_kernel(*refs: Ref, inputs: FlashInputs, settings: FlashSetti
         key_start = j * block_k
         key = program.key[pl.ds(key_start, block_k), :]
         _, score_gradient, _ = _tile_gradients(program, gradients, start, key_start, query, key)
-        return result + _dot(score_gradient.astype(key.dtype), key, (1, 0))
+        return result + dot(score_gradient.astype(key.dtype), key, (1, 0))
 
     first, last = key_blocks(program.scalars[0] + start, block_q, program.key.shape[0], settings)
     result = jax.lax.fori_loop(first, last, add_tile, jnp.zeros(query.shape, jnp.float32))
@@ -361,8 +350,8 @@ def _key_value_gradient_kernel(*refs: Ref, inputs: FlashInputs, settings: FlashS
         query_start = i * block_q
         query = program.query[pl.ds(query_start, block_q), :]
         weights, score_gradient, out_gradient = _tile_gradients(program, gradients, query_start, start, query, key)
-        value_gradient = value_gradient + _dot(weights.astype(out_gradient.dtype), out_gradient, (0, 0))
-        key_gradient = key_gradient + _dot(score_gradient.astype(query.dtype), query, (0, 0))
+        value_gradient = value_gradient + dot(weights.astype(out_gradient.dtype), out_gradient, (0, 0))
+        key_gradient = key_gradient + dot(score_gradient.astype(query.dtype), query, (0, 0))
         return key_gradient, value_gradient
 
     first, last = query_blocks(start, program.scalars[0], program.query.shape[0], settings)

@@ -51,6 +51,15 @@ class FlashSettings:
 
 
 @dataclass(frozen=True)
+class GradientRefs:
+    """References to what a kernel of the backward pass reads beside the inputs."""
+
+    out_gradient: Any
+    log_sum: Any
+    delta: Any
+
+
+@dataclass(frozen=True)
 class FlashInputs:
     """The arrays of one call.
 
@@ -143,6 +152,41 @@ def _mix(x: Array) -> Array:
     x = (x ^ (x >> np.uint32(16))) * np.uint32(0x85EBCA6B)
     x = (x ^ (x >> np.uint32(13))) * np.uint32(0xC2B2AE35)
     return x ^ (x >> np.uint32(16))
+
+
+def dot(a: Array, b: Array, contract: tuple[int, int]) -> Array:
+    """Return the product of two matrices that sums one axis of each, in float32."""
+    dimensions = (((contract[0],), (contract[1],)), ((), ()))
+    return jax.lax.dot_general(a, b, dimensions, preferred_element_type=jnp.float32)
+
+
+def score_gradients(
+    scores: Float[Array, "q k"],
+    mask: Bool[Array, "q k"],
+    keep: Bool[Array, "q k"] | None,
+    log_sum: Float[Array, "q 1"],
+    delta: Float[Array, "q 1"],
+    weight_gradient: Float[Array, "q k"],
+    settings: FlashSettings,
+) -> tuple[Float[Array, "q k"], Float[Array, "q k"]]:
+    """Return the weights of a tile after dropout, and the gradient of its scores (Dao et al. 2022, algorithm 4).
+
+    Args:
+        scores: the scores times log2(e).
+        mask: which keys are visible.
+        keep: which weights dropout keeps.
+        log_sum: logarithm to base 2 of the sum of the exponentiated scores of each row.
+        delta: sum over the channels of the output times its gradient.
+        weight_gradient: gradient of the weights after dropout.
+        settings: those of the kernel.
+    """
+    weights = jnp.where(mask, jnp.exp2(scores - log_sum), 0.0)
+    dropped = weights
+    if keep is not None:
+        scale = 1 / (1 - settings.dropout)
+        weight_gradient = jnp.where(keep, weight_gradient * scale, 0.0)
+        dropped = jnp.where(keep, weights * scale, 0.0)
+    return dropped, weights * (weight_gradient - delta)
 
 
 def row_number(batch: Any, head: Any, heads: int, query: Int[Array, "..."]) -> Int[Array, "..."]:

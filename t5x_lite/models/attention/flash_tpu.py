@@ -6,9 +6,8 @@ here, and what belongs to a token is a row of lanes, which the kernels turn into
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,66 +20,41 @@ from t5x_lite.models.attention.flash_tiles import (
     LOG2_E,
     FlashInputs,
     FlashSettings,
+    GradientRefs,
+    dot,
     keep_mask,
     row_number,
+    score_gradients,
     tile_mask,
 )
+from t5x_lite.models.attention.flash_tpu_blocks import (
+    Ref,
+    Scalar,
+    Tile,
+    TileRefs,
+    gradient_blocks,
+    input_blocks,
+    key_spec,
+    query_row_spec,
+    query_spec,
+    split_refs,
+)
 
-Ref: TypeAlias = Any
-"""A reference to an array in the memory of the core, as Pallas passes it to a kernel."""
-Scalar: TypeAlias = Any
-"""An integer that is known when the kernel runs."""
 LANES = 128
-
-
-@dataclass(frozen=True)
-class Tile:
-    """The place of a tile: row of the batch, head, and number of its block of queries and of its block of keys."""
-
-    batch: Scalar
-    head: Scalar
-    query: Scalar
-    key: Scalar
-
-
-Place: TypeAlias = Callable[..., Tile]
-"""A function from the ids of a step of the grid to its tile."""
-
-
-@dataclass(frozen=True)
-class TileRefs:
-    """References to the inputs of one tile."""
-
-    scalars: Ref
-    query: Ref
-    key: Ref
-    value: Ref
-    query_segments: Ref
-    key_segments: Ref
-    prefix: Ref | None
-    bias: Ref | None
-
-
-@dataclass(frozen=True)
-class GradientRefs:
-    """References to what the backward pass reads beside the inputs."""
-
-    out_gradient: Ref
-    log_sum: Ref
-    delta: Ref
+"""Values of a row of the core's memory."""
 
 
 def forward(inputs: FlashInputs, settings: FlashSettings) -> tuple[Float[Array, "b l h k"], Float[Array, "b h l"]]:
     """Return the output, and the logarithm to base 2 of the sum of the exponentiated scores of every row."""
     batch, length, heads, width = inputs.query.shape
     place = Tile
-    specs, arrays = _inputs(inputs, settings, place)
+    specs, arrays = input_blocks(inputs, settings, place)
     out, log_sum = _call(
         partial(_forward_kernel, inputs=inputs, settings=settings),
         grid=(batch, heads, length // settings.block_q, inputs.key.shape[1] // settings.block_k),
         specs=specs,
         arrays=arrays,
-        out_specs=[_query_spec(settings, width, place), _query_row_spec(settings, place)],
+        out_specs=[query_spec(settings, width, place), query_row_spec(settings, place)],
         out_shapes=[
             jax.ShapeDtypeStruct((batch, heads, length, width), inputs.query.dtype),
             jax.ShapeDtypeStruct((batch, heads, 1, length), jnp.float32),
@@ -107,14 +81,14 @@ def backward(
     call = partial(_call, settings=settings)
 
     by_query = Tile
-    specs, arrays = _inputs(inputs, settings, by_query)
-    gradient_specs, gradient_arrays = _gradients(inputs, settings, out_gradient, log_sum, delta, by_query)
+    specs, arrays = input_blocks(inputs, settings, by_query)
+    gradient_specs, gradient_arrays = gradient_blocks(inputs, settings, out_gradient, log_sum, delta, by_query)
     (query,) = call(
         partial(_query_gradient_kernel, inputs=inputs, settings=settings),
         grid=(batch, heads, query_tiles, key_tiles),
         specs=specs + gradient_specs,
         arrays=arrays + gradient_arrays,
-        out_specs=[_query_spec(settings, width, by_query)],
+        out_specs=[query_spec(settings, width, by_query)],
         out_shapes=[jax.ShapeDtypeStruct((batch, heads, length, width), inputs.query.dtype)],
         scratch=[(settings.block_q, width)],
         name="flash_attention_query_gradient",
@@ -123,16 +97,16 @@ def backward(
     def by_key(batch: Scalar, head: Scalar, key: Scalar, query: Scalar) -> Tile:
         return Tile(batch, head, query, key)
 
-    specs, arrays = _inputs(inputs, settings, by_key)
-    gradient_specs, gradient_arrays = _gradients(inputs, settings, out_gradient, log_sum, delta, by_key)
-    key_spec = _key_spec(settings, width, by_key, groups=1)
+    specs, arrays = input_blocks(inputs, settings, by_key)
+    gradient_specs, gradient_arrays = gradient_blocks(inputs, settings, out_gradient, log_sum, delta, by_key)
+    spec_of_keys = key_spec(settings, width, by_key, groups=1)
     key_shape = jax.ShapeDtypeStruct((batch, heads, keys, width), inputs.key.dtype)
     key, value = call(
         partial(_key_value_gradient_kernel, inputs=inputs, settings=settings),
         grid=(batch, heads, key_tiles, query_tiles),
         specs=specs + gradient_specs,
         arrays=arrays + gradient_arrays,
-        out_specs=[key_spec, key_spec],
+        out_specs=[spec_of_keys, spec_of_keys],
         out_shapes=[key_shape, key_shape],
         scratch=[(settings.block_k, width), (settings.block_k, width)],
         name="flash_attention_key_value_gradient",
@@ -161,8 +135,8 @@ def bias_gradient(
         key = jnp.clip(query + diagonal - (query_tiles - 1), 0, key_tiles - 1)
         return Tile(batch, head, query, key)
 
-    specs, arrays = _inputs(inputs, settings, place)
-    gradient_specs, gradient_arrays = _gradients(inputs, settings, out_gradient, log_sum, delta, place)
+    specs, arrays = input_blocks(inputs, settings, place)
+    gradient_specs, gradient_arrays = gradient_blocks(inputs, settings, out_gradient, log_sum, delta, place)
     (tiles,) = _call(
         partial(_bias_gradient_kernel, inputs=inputs, settings=settings),
         grid=(heads, diagonals, batch, query_tiles),
@@ -209,103 +183,6 @@ def _call(
     )(*arrays)
 
 
-def _query_spec(settings: FlashSettings, width: int, place: Place) -> pl.BlockSpec:
-    def block(*ids: Scalar) -> tuple[Scalar, ...]:
-        tile = place(*ids)
-        return tile.batch, tile.head, tile.query, 0
-
-    return pl.BlockSpec((None, None, settings.block_q, width), block)
-
-
-def _query_row_spec(settings: FlashSettings, place: Place) -> pl.BlockSpec:
-    def block(*ids: Scalar) -> tuple[Scalar, ...]:
-        tile = place(*ids)
-        return tile.batch, tile.head, 0, tile.query
-
-    return pl.BlockSpec((None, None, 1, settings.block_q), block)
-
-
-def _key_spec(settings: FlashSettings, width: int, place: Place, groups: int) -> pl.BlockSpec:
-    def block(*ids: Scalar) -> tuple[Scalar, ...]:
-        tile = place(*ids)
-        return tile.batch, tile.head // groups, tile.key, 0
-
-    return pl.BlockSpec((None, None, settings.block_k, width), block)
-
-
-def _inputs(inputs: FlashInputs, settings: FlashSettings, place: Place) -> tuple[list[pl.BlockSpec], list[Array]]:
-    """Return the block specs and the arrays of the inputs, in the order of `TileRefs`."""
-    length, heads, width = inputs.query.shape[1:]
-    query_tiles = length // settings.block_q
-    key_spec = _key_spec(settings, width, place, groups=heads // inputs.key.shape[2])
-
-    def query_segments_block(*ids: Scalar) -> tuple[Scalar, ...]:
-        tile = place(*ids)
-        return tile.batch, 0, tile.query
-
-    def key_row_block(*ids: Scalar) -> tuple[Scalar, ...]:
-        tile = place(*ids)
-        return tile.batch, 0, tile.key
-
-    def bias_block(*ids: Scalar) -> tuple[Scalar, ...]:
-        tile = place(*ids)
-        return tile.head, tile.key - tile.query + query_tiles - 1, 0, 0
-
-    key_row_spec = pl.BlockSpec((None, 1, settings.block_k), key_row_block)
-    specs = [
-        pl.BlockSpec(memory_space=pltpu.SMEM),
-        _query_spec(settings, width, place),
-        key_spec,
-        key_spec,
-        pl.BlockSpec((None, 1, settings.block_q), query_segments_block),
-        key_row_spec,
-    ]
-    arrays = [
-        inputs.scalars,
-        inputs.query.swapaxes(1, 2),
-        inputs.key.swapaxes(1, 2),
-        inputs.value.swapaxes(1, 2),
-        inputs.query_segments[:, None],
-        inputs.key_segments[:, None],
-    ]
-    if inputs.prefix is not None:
-        specs.append(key_row_spec)
-        arrays.append(inputs.prefix[:, None])
-    if inputs.bias is not None:
-        specs.append(pl.BlockSpec((None, None, settings.block_q, settings.block_k), bias_block))
-        arrays.append(inputs.bias)
-    return specs, arrays
-
-
-def _gradients(
-    inputs: FlashInputs,
-    settings: FlashSettings,
-    out_gradient: Float[Array, "b l h k"],
-    log_sum: Float[Array, "b h l"],
-    delta: Float[Array, "b h l"],
-    place: Place,
-) -> tuple[list[pl.BlockSpec], list[Array]]:
-    """Return the block specs and the arrays of what the backward pass reads, in the order of `GradientRefs`."""
-    row_spec = _query_row_spec(settings, place)
-    specs = [_query_spec(settings, inputs.query.shape[3], place), row_spec, row_spec]
-    return specs, [out_gradient.swapaxes(1, 2), log_sum[:, :, None], delta[:, :, None]]
-
-
-def _split_refs(refs: Sequence[Ref], inputs: FlashInputs) -> tuple[TileRefs, list[Ref]]:
-    """Return the references to the inputs, and those that follow them."""
-    remaining = list(refs)
-    names = ["scalars", "query", "key", "value", "query_segments", "key_segments"]
-    named = {name: remaining.pop(0) for name in names}
-    named["prefix"] = remaining.pop(0) if inputs.prefix is not None else None
-    named["bias"] = remaining.pop(0) if inputs.bias is not None else None
-    return TileRefs(**named), remaining
-
-
-def _dot(a: Array, b: Array, contract: tuple[int, int]) -> Array:
-    dimensions = (((contract[0],), (contract[1],)), ((), ()))
-    return jax.lax.dot_general(a, b, dimensions, preferred_element_type=jnp.float32)
-
-
 def _column(row: Array) -> Array:
     """Return a row of lanes `[1, n]` as a column `[n, 1]`."""
     return jnp.broadcast_to(row, (LANES, row.shape[1])).T[:, :1]
@@ -338,7 +215,7 @@ def _scores(
     first_query = refs.scalars[0] + tile.query * settings.block_q
     query_index = first_query + jax.lax.broadcasted_iota(jnp.int32, shape, 0)
     key_index = tile.key * settings.block_k + jax.lax.broadcasted_iota(jnp.int32, shape, 1)
-    scores = _dot(refs.query[...], refs.key[...], (1, 1)) * (settings.scale * LOG2_E)
+    scores = dot(refs.query[...], refs.key[...], (1, 1)) * (settings.scale * LOG2_E)
     if refs.bias is not None:
         scores = scores + refs.bias[...]
     prefix = refs.prefix[...] if refs.prefix is not None else None
@@ -352,7 +229,7 @@ def _scores(
 
 
 def _forward_kernel(*all_refs: Ref, inputs: FlashInputs, settings: FlashSettings) -> None:
-    refs, (out_ref, log_sum_ref, sum_ref, largest_ref, total_ref) = _split_refs(all_refs, inputs)
+    refs, (out_ref, log_sum_ref, sum_ref, largest_ref, total_ref) = split_refs(all_refs, inputs)
     tile = Tile(*(pl.program_id(axis) for axis in range(4)))
 
     @pl.when(tile.key == 0)
@@ -372,7 +249,7 @@ def _forward_kernel(*all_refs: Ref, inputs: FlashInputs, settings: FlashSettings
         if keep is not None:
             weights = jnp.where(keep, weights, 0.0)
         value = refs.value[...]
-        sum_ref[...] = sum_ref[...] * correction + _dot(weights.astype(value.dtype), value, (1, 0))
+        sum_ref[...] = sum_ref[...] * correction + dot(weights.astype(value.dtype), value, (1, 0))
         largest_ref[...] = jnp.broadcast_to(new_largest, largest_ref.shape)
         total_ref[...] = jnp.broadcast_to(total, total_ref.shape)
 
@@ -389,18 +266,19 @@ def _tile_gradients(
 ) -> tuple[Float[Array, "q m"], Float[Array, "q m"]]:
     """Return the weights after dropout, and the gradient of the scores of one tile."""
     scores, mask, keep = _scores(refs, tile, heads, settings)
-    weights = jnp.where(mask, jnp.exp2(scores - _column(gradients.log_sum[...])), 0.0)
-    weight_gradient = _dot(gradients.out_gradient[...], refs.value[...], (1, 1))
-    dropped = weights
-    if keep is not None:
-        scale = 1 / (1 - settings.dropout)
-        weight_gradient = jnp.where(keep, weight_gradient * scale, 0.0)
-        dropped = jnp.where(keep, weights * scale, 0.0)
-    return dropped, weights * (weight_gradient - _column(gradients.delta[...]))
+    return score_gradients(
+        scores,
+        mask,
+        keep,
+        _column(gradients.log_sum[...]),
+        _column(gradients.delta[...]),
+        dot(gradients.out_gradient[...], refs.value[...], (1, 1)),
+        settings,
+    )
 
 
 def _query_gradient_kernel(*all_refs: Ref, inputs: FlashInputs, settings: FlashSettings) -> None:
-    refs, remaining = _split_refs(all_refs, inputs)
+    refs, remaining = split_refs(all_refs, inputs)
     gradients = GradientRefs(*remaining[:3])
     out_ref, sum_ref = remaining[3:]
     tile = Tile(*(pl.program_id(axis) for axis in range(4)))
@@ -413,7 +291,7 @@ def _query_gradient_kernel(*all_refs: Ref, inputs: FlashInputs, settings: FlashS
     def _add() -> None:
         key = refs.key[...]
         _, score_gradient = _tile_gradients(refs, gradients, tile, inputs.query.shape[2], settings)
-        sum_ref[...] += _dot(score_gradient.astype(key.dtype), key, (1, 0))
+        sum_ref[...] += dot(score_gradient.astype(key.dtype), key, (1, 0))
 
     @pl.when(tile.key == pl.num_programs(3) - 1)
     def _end() -> None:
@@ -421,7 +299,7 @@ def _query_gradient_kernel(*all_refs: Ref, inputs: FlashInputs, settings: FlashS
 
 
 def _key_value_gradient_kernel(*all_refs: Ref, inputs: FlashInputs, settings: FlashSettings) -> None:
-    refs, remaining = _split_refs(all_refs, inputs)
+    refs, remaining = split_refs(all_refs, inputs)
     gradients = GradientRefs(*remaining[:3])
     key_ref, value_ref, key_sum_ref, value_sum_ref = remaining[3:]
     tile = Tile(pl.program_id(0), pl.program_id(1), query=pl.program_id(3), key=pl.program_id(2))
@@ -436,8 +314,8 @@ def _key_value_gradient_kernel(*all_refs: Ref, inputs: FlashInputs, settings: Fl
         query = refs.query[...]
         out_gradient = gradients.out_gradient[...]
         weights, score_gradient = _tile_gradients(refs, gradients, tile, inputs.query.shape[2], settings)
-        value_sum_ref[...] += _dot(weights.astype(out_gradient.dtype), out_gradient, (0, 0))
-        key_sum_ref[...] += _dot(score_gradient.astype(query.dtype), query, (0, 0))
+        value_sum_ref[...] += dot(weights.astype(out_gradient.dtype), out_gradient, (0, 0))
+        key_sum_ref[...] += dot(score_gradient.astype(query.dtype), query, (0, 0))
 
     @pl.when(tile.query == pl.num_programs(3) - 1)
     def _end() -> None:
@@ -446,7 +324,7 @@ def _key_value_gradient_kernel(*all_refs: Ref, inputs: FlashInputs, settings: Fl
 
 
 def _bias_gradient_kernel(*all_refs: Ref, inputs: FlashInputs, settings: FlashSettings) -> None:
-    refs, remaining = _split_refs(all_refs, inputs)
+    refs, remaining = split_refs(all_refs, inputs)
     gradients = GradientRefs(*remaining[:3])
     tile_ref = remaining[3]
     batch = pl.program_id(2)
