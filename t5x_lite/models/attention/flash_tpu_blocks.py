@@ -65,7 +65,7 @@ def query_row_spec(settings: FlashSettings, place: Place) -> pl.BlockSpec:
 
 
 def key_spec(settings: FlashSettings, width: int, place: Place, groups: int) -> pl.BlockSpec:
-    """Return the block of an array `[b, n, m, width]` with the keys of a tile; `groups` query heads share a key head."""
+    """Return the block of an array `[b, n, m, width]` with the keys of a tile; `groups` heads share its keys."""
 
     def block(*ids: Scalar) -> tuple[Scalar, ...]:
         tile = place(*ids)
