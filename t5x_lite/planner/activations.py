@@ -4,8 +4,12 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from t5x_lite.models.attention.context import BlockLimits
+from t5x_lite.models.attention.kernels import unfused_kinds
 from t5x_lite.models.config import ModelConfig
+from t5x_lite.models.layer_config import LayerConfig
 from t5x_lite.models.layers import WeightAxes
+from t5x_lite.models.mixers import SelfAttention
 from t5x_lite.models.remat_policy import (
     ATTENTION_OUTPUT,
     INNER_PRODUCT,
@@ -21,6 +25,7 @@ from t5x_lite.trees import flatten_names
 
 PRODUCTS = (PROJECTION, INNER_PRODUCT, OUTPUT_PRODUCT)
 BYTES_OF_LOG_SUM = 4
+BYTES_OF_SCORE = 4
 
 
 @dataclass(frozen=True)
@@ -29,7 +34,8 @@ class PeriodActivations:
 
     Attributes:
         named: values by the names of `models.remat_policy`.
-        elementwise: the other values: outputs of activation functions, of norms and of residual additions.
+        elementwise: the other values: outputs of activation functions, of norms and of residual additions, and the
+            scores and weights of attention that no fused kernel computes.
         carry: values that pass from one period to the next.
     """
 
@@ -64,11 +70,15 @@ class PeriodActivations:
                 return sum(self.named[name] for name in SAVED_NAMES[policy]) + self.carry
 
 
-def period_activations(workload: Workload) -> PeriodActivations:
-    """Count the activations of one period from the weights of the model.
+def period_activations(workload: Workload, platform: str) -> PeriodActivations:
+    """Count the activations of one period from the weights of the model, and its scores from their pairs.
 
     Each matrix gives a product of its outputs for every token that it sees. A token uses its share of the experts.
     Stacks of an encoder_decoder count by their share of the tokens. Of ELECTRA the discriminator is counted.
+
+    Args:
+        workload: the train step.
+        platform: platform of the devices, which decides what fused kernels compute.
     """
     model = workload.config.model
     named: dict[str, float] = dict.fromkeys((*PRODUCTS, ATTENTION_OUTPUT), 0.0)
@@ -90,12 +100,46 @@ def period_activations(workload: Workload) -> PeriodActivations:
     tensor_shards = workload.mesh.shape["tensor"]
     residual_values = 2 * model.embed * len(model.period)
     # The input of each sublayer has the whole length of a row; the rest is sharded over `tensor`.
-    elementwise = (inner_values + residual_values) / tensor_shards + residual_values
+    score_values = len(model.period) * _score_values(workload, platform)
+    elementwise = (inner_values + residual_values + score_values) / tensor_shards + residual_values
     return PeriodActivations(
         named={name: values / tensor_shards for name, values in named.items()},
         elementwise=elementwise,
         carry=model.embed / tensor_shards,
     )
+
+
+def _score_values(workload: Workload, platform: str) -> float:
+    """Return the values per token and layer of scores, which are float32, and of the weights that become of them.
+
+    Rows whose scores are computed for some queries at a time keep none.
+    """
+    model = workload.config.model
+    lengths = workload.lengths
+
+    def kept_pairs(stack: ModelConfig, length: int, *, causal: bool) -> float:
+        unfused = unfused_kinds(stack, length, platform, causal=causal)
+        if length * length > BlockLimits().max_scores:
+            return 0.0
+
+        def of_layer(layer: LayerConfig) -> float:
+            if not isinstance(layer.mixer, SelfAttention) or layer.attention not in unfused:
+                return 0.0
+            return layer.attention.pairs(length, causal=causal)
+
+        return stack.mean_over_layers(of_layer)
+
+    pairs = kept_pairs(model, lengths.tokens, causal=model.family == "decoder")
+    tokens = lengths.tokens
+    if model.family == "encoder_decoder":
+        decoder = model.decoder_model
+        depth = model.decoder_layers / model.layers
+        pairs += depth * kept_pairs(decoder, lengths.targets, causal=True)
+        if unfused_kinds(decoder, lengths.targets, platform, causal=True):
+            pairs += depth * lengths.targets * lengths.tokens
+        tokens += lengths.targets
+    width = workload.bytes_per_activation
+    return model.heads * pairs / tokens * (BYTES_OF_SCORE + width) / width
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ def modelled_memory(workload: Workload, state: TrainState, platform: str) -> Mem
     """
     model = workload.config.model
     activation_bytes = workload.tokens_per_device * workload.bytes_per_activation
-    period = period_activations(workload)
+    period = period_activations(workload, platform)
     layers_of_period = len(model.period)
     saved_values = workload.layers_per_device / layers_of_period * period.saved(model.remat)
     working_values = period.every

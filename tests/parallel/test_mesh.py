@@ -46,6 +46,11 @@ def test_experts_on_a_mesh_equal_one_device() -> None:
     assert process.stdout == "equal\n", process.stderr
 
 
+def test_blocks_of_local_attention_stay_on_the_device_of_their_rows() -> None:
+    process = run_on_eight_devices("blocks_on_a_mesh.py")
+    assert process.stdout == "equal\n", process.stderr
+
+
 FAMILIES = ("decoder", "encoder_decoder", "encoder", "experts", "mixers", "gated_deltanet")
 
 

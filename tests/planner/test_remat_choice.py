@@ -30,8 +30,10 @@ MLP = 4 * EMBED
 HEADS = 2
 PARAMETERS = LAYERS * (4 * EMBED**2 + 2 * EMBED * MLP + MLP + 9 * EMBED) + 2 * EMBED + 300 * EMBED + 32 * EMBED
 """Of `tiny_config`: 2 layers, 300 tokens, 32 positions."""
-LAYER_VALUES = 3 * EMBED + (EMBED + HEADS) + MLP + 2 * EMBED + MLP + 4 * EMBED
-"""Projections, attention with its log-sums, inner product, outputs, its activation, norms and residual additions."""
+SCORE_VALUES = 2 * HEADS * 16 // 2
+"""A score and a weight for each key of half the row: no fused kernel is for CPUs."""
+LAYER_VALUES = 3 * EMBED + (EMBED + HEADS) + MLP + 2 * EMBED + MLP + 4 * EMBED + SCORE_VALUES
+"""Projections, attention with its log-sums, inner product, outputs, its activation, norms, residuals, scores."""
 KEPT_VALUES = {
     "none": LAYER_VALUES,
     "dots": EMBED + 3 * EMBED + (EMBED + HEADS) + MLP + 2 * EMBED,
@@ -70,7 +72,19 @@ def test_experts_and_gates_count_by_what_a_token_uses(tiny_config: Path) -> None
     config = configuration.load(tiny_config, [f"model.feedforward={moe}", "model.vocab=300"])
     spec = model_spec(config.model)
     workload = Workload(config, spec, ExampleLengths(16, 16), make_mesh(config.mesh, jax.devices()[:1]))
-    assert period_activations(workload).named["inner_product"] == 2 * 2 * 48
+    assert period_activations(workload, "cpu").named["inner_product"] == 2 * 2 * 48
+
+
+def test_scores_count_where_no_kernel_is_fused(tiny_config: Path) -> None:
+    """T5 with 24 inputs and 8 targets: 24² pairs, 8²/2, and 24·8 of cross-attention, in 4 bytes each and again in 2."""
+    settings = ["model.family=encoder_decoder", "model.positions=relative", "objective=span_corruption"]
+    settings += ["model.vocab=300", "model.compute=bfloat16"]
+    config = configuration.load(tiny_config, settings)
+    lengths = ExampleLengths(tokens=24, predicted=8, targets=8)
+    workload = Workload(config, model_spec(config.model), lengths, make_mesh(config.mesh, jax.devices()[:1]))
+    scores = HEADS * (24 * 24 + 8 * 8 / 2 + 24 * 8) / 32 * (4 + 2) / 2
+    fused = period_activations(workload, "tpu").every
+    assert period_activations(workload, "cpu").every - fused == pytest.approx(scores)
 
 
 def test_plan_reports_the_choice(tiny_config: Path, capsys: pytest.CaptureFixture[str]) -> None:

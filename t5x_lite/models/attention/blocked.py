@@ -125,7 +125,7 @@ def chunked_attention(inputs: AttentionInputs, allowed: AllowedPairs) -> Partial
     limits = inputs.settings.limits
     if l * keys <= limits.max_scores or l == 1:
         return dense_attention(inputs, allowed)
-    size = max(limits.chunk_bytes // (4 * b * h * keys), 1)
+    size = max(limits.chunk_bytes // _score_bytes_of_device(b, h, keys), 1)
     count = -(-l // size)
     positions = inputs.context.queries
     spacing = positions.traced_spacing()
@@ -149,6 +149,11 @@ def chunked_attention(inputs: AttentionInputs, allowed: AllowedPairs) -> Partial
     out = jnp.moveaxis(out, 0, 1).reshape(b, count * size, h, -1)
     log_sum = jnp.moveaxis(log_sum, 0, 1).reshape(b, count * size, h)
     return out[:, :l], log_sum[:, :l]
+
+
+def _score_bytes_of_device(rows: int, heads: int, pairs: int) -> int:
+    """Return the bytes of float32 scores that a device computes, of those of all rows and heads."""
+    return 4 * max(rows // shards("batch"), 1) * max(heads // shards("heads"), 1) * pairs
 
 
 def full_attention(inputs: AttentionInputs, allowed: AllowedPairs) -> PartialAttention:
@@ -227,33 +232,48 @@ def block_attention(inputs: AttentionInputs, shape: BlockBand, allowed: AllowedP
         value=blocks_with_neighbours(inputs.value),
         context=context,
     )
-    out, log_sum = attention_in_row_chunks(in_blocks, allowed)
+    out, log_sum = attention_in_block_chunks(in_blocks, allowed, count)
     out = out.reshape(b, count * size, *out.shape[2:])
     log_sum = log_sum.reshape(b, count * size, *log_sum.shape[2:])
     return out[:, :l], log_sum[:, :l]
 
 
-def attention_in_row_chunks(inputs: AttentionInputs, allowed: AllowedPairs) -> PartialAttention:
-    """Compute many short rows, as many at a time as fit into a cache; they are computed again in the backward pass.
+def attention_in_block_chunks(inputs: AttentionInputs, allowed: AllowedPairs, count: int) -> PartialAttention:
+    """Compute the `count` blocks of each row, as many at a time as fit into a cache.
 
-    On two CPU cores and 32,768 tokens that is 1.6 times as fast as all rows at once.
+    They are computed again in the backward pass. Blocks of all rows are computed together, so that devices that share
+    the rows compute their own. On two CPU cores and 32,768 tokens that is 1.6 times as fast as all blocks at once.
+
+    Args:
+        inputs: the blocks as rows, `[b * count, size, …]`, those of a row after each other.
+        allowed: the pairs of a block.
+        count: blocks of a row.
     """
-    b, l, h, _ = inputs.query.shape
+    l, h = inputs.query.shape[1:3]
+    b = inputs.query.shape[0] // count
+    block_bytes = _score_bytes_of_device(b, h, l * inputs.key.shape[1])
+    size = max(inputs.settings.limits.cached_bytes // block_bytes, 1)
+    if count <= size:
+        return chunked_attention(inputs, allowed)
     queries = inputs.context.queries
     keys = inputs.context.keys
-    size = max(inputs.settings.limits.cached_bytes // (4 * h * l * inputs.key.shape[1]), 1)
-    if b <= size:
-        return chunked_attention(inputs, allowed)
-    count = -(-b // size)
+    chunk_count = -(-count // size)
 
     def chunks(x: Array) -> Array:
-        return split_axis(x, 0, count, size)
+        """Return `[chunks, b, size, …]`."""
+        return jnp.moveaxis(split_axis(x.reshape(b, count, *x.shape[1:]), 1, chunk_count, size), 1, 0)
+
+    def as_rows(x: Array) -> Array:
+        return x.reshape(b * size, *x.shape[2:])
+
+    def in_order(x: Array) -> Array:
+        """Return `[b * count, l, …]`, the inverse of `chunks` and `as_rows`."""
+        blocks = jnp.moveaxis(x.reshape(chunk_count, b, size, *x.shape[2:]), 0, 1)
+        return blocks.reshape(b, chunk_count * size, *x.shape[2:])[:, :count].reshape(b * count, *x.shape[2:])
 
     @jax.checkpoint
-    def compute_chunk(
-        chunk: tuple[Array, Array, Array, ArraysByRow, ArraysByRow, Array],
-    ) -> PartialAttention:
-        query, key, value, query_rows, key_rows, number = chunk
+    def compute_chunk(chunk: tuple[Array, Array, Array, ArraysByRow, ArraysByRow], number: Array) -> PartialAttention:
+        query, key, value, query_rows, key_rows = jax.tree.map(as_rows, chunk)
         context = replace(inputs.context, queries=replace(queries, **query_rows), keys=replace(keys, **key_rows))
         dropout_key = inputs.dropout_key
         if dropout_key is not None:
@@ -262,10 +282,9 @@ def attention_in_row_chunks(inputs: AttentionInputs, allowed: AllowedPairs) -> P
         return chunked_attention(rows, allowed)
 
     arrays = (inputs.query, inputs.key, inputs.value, queries.by_row, keys.by_row)
-    out, log_sum = jax.lax.map(compute_chunk, (*jax.tree.map(chunks, arrays), jnp.arange(count)))
-    out = out.reshape(count * size, *out.shape[2:])
-    log_sum = log_sum.reshape(count * size, *log_sum.shape[2:])
-    return out[:b], log_sum[:b]
+    numbers = jnp.arange(chunk_count)
+    out, log_sum = jax.lax.map(lambda chunk: compute_chunk(*chunk), (jax.tree.map(chunks, arrays), numbers))
+    return in_order(out), in_order(log_sum)
 
 
 def column_attention(inputs: AttentionInputs, shape: StridedColumns, allowed: AllowedPairs) -> PartialAttention:

@@ -194,6 +194,12 @@ def _planned_choices(
     return choices
 
 
+def unfused_kinds(config: ModelConfig, length: int, platform: str, *, causal: bool) -> set[AttentionKind]:
+    """Return the attention kinds of a model that XLA computes in rows of `length`, scores and all."""
+    choices = _planned_choices(config, length, platform, causal=causal)
+    return {kind for kind, (kernel, _) in choices.items() if kernel == "xla"}
+
+
 def planned_kernels(config: ModelConfig, length: int, platform: str) -> dict[str, str]:
     """Return the kernel, and the reason for it, of each attention kind of a model trained on rows of `length`.
 

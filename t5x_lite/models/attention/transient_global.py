@@ -24,6 +24,7 @@ from t5x_lite.models.attention.layer import Attention
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.layers import Norm
 from t5x_lite.models.remat import name_attention
+from t5x_lite.models.sharding import shards
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,8 @@ class TransientGlobalAttention(Attention):
             key = self.key_norm(key)
         value = self.value(global_states)
         limits = self.settings.limits
-        settings = replace(self.settings, limits=replace(limits, chunk_bytes=limits.chunk_bytes // rows))
+        rows_of_device = max(rows // shards("batch"), 1)
+        settings = replace(self.settings, limits=replace(limits, chunk_bytes=limits.chunk_bytes // rows_of_device))
 
         def attend_row(
             query: Array, key: Array, value: Array, row: DocumentBlocks, segment_ids: Array, dropout_key: Array | None
