@@ -1,11 +1,14 @@
 """The axes of the device mesh and the one table from logical axes to them."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import jax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array
+
+T = TypeVar("T")
 
 GPU_PLATFORMS = ("gpu", "cuda", "rocm")
 """JAX's names for GPUs: `gpu` as a backend, the others as platforms."""
@@ -69,6 +72,29 @@ def constrain(x: Array, *names: str | None) -> Array:
     if mesh.empty or mesh.size == 1:
         return x
     return jax.lax.with_sharding_constraint(x, spec(mesh.shape, names, x.shape))
+
+
+def map_batch_shards(function: Callable[..., T], rows: Any, shared: Any) -> T:
+    """Compute a function on each device's rows of the batch; the compiler partitions the other axes.
+
+    Args:
+        function: a function of `rows` and `shared` that returns a tree of arrays `[b, …]`. It closes over no traced
+            array.
+        rows: a tree of arrays `[b, …]`.
+        shared: a tree of arrays that all rows share.
+    """
+    if shards("batch") == 1:
+        return function(rows, shared)
+    mesh = jax.sharding.get_abstract_mesh()
+    batch = spec(mesh.shape, ("batch",), jax.tree.leaves(rows)[0].shape[:1])
+    sharded = jax.shard_map(
+        function,
+        in_specs=(batch, PartitionSpec()),
+        out_specs=batch,
+        axis_names={axis for axis in RULES["batch"] if mesh.shape[axis] > 1},
+        check_vma=False,
+    )
+    return sharded(rows, shared)
 
 
 def target_platform() -> str:

@@ -53,6 +53,18 @@ FAMILIES = {
         {"data": 2, "pipeline": 2, "tensor": 2},
         {"positions": {"relative": {}}, "norm": "rmsnorm", "bias": False},
     ),
+    "long_t5": Family(
+        "encoder_decoder",
+        "span_corruption",
+        {"data": 2, "fsdp": 2, "tensor": 2},
+        {
+            "pattern": [{"attention": {"transient_global": {"window": 3, "block": 4}}}],
+            "decoder_attention": ["dense"],
+            "positions": {"relative": {}},
+            "norm": "rmsnorm",
+            "bias": False,
+        },
+    ),
     "encoder": Family(
         "encoder",
         "masked",

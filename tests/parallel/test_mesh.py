@@ -51,7 +51,7 @@ def test_blocks_of_local_attention_stay_on_the_device_of_their_rows() -> None:
     assert process.stdout == "equal\n", process.stderr
 
 
-FAMILIES = ("decoder", "encoder_decoder", "encoder", "experts", "mixers", "gated_deltanet")
+FAMILIES = ("decoder", "encoder_decoder", "long_t5", "encoder", "experts", "mixers", "gated_deltanet")
 
 
 @pytest.mark.parametrize(

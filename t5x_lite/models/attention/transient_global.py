@@ -4,6 +4,7 @@ Guo et al. 2022, "LongT5", §3.2.2.
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from t5x_lite.models.attention.cache import KVCache
 from t5x_lite.models.attention.context import (
     AttentionContext,
     AttentionInputs,
+    AttentionSettings,
     PartialAttention,
     TokenPositions,
 )
@@ -24,7 +26,7 @@ from t5x_lite.models.attention.layer import Attention
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.layers import Norm
 from t5x_lite.models.remat import name_attention
-from t5x_lite.models.sharding import shards
+from t5x_lite.models.sharding import map_batch_shards
 
 
 @dataclass(frozen=True)
@@ -127,27 +129,55 @@ class TransientGlobalAttention(Attention):
         if self.key_norm is not None:
             key = self.key_norm(key)
         value = self.value(global_states)
-        limits = self.settings.limits
-        rows_of_device = max(rows // shards("batch"), 1)
-        settings = replace(self.settings, limits=replace(limits, chunk_bytes=limits.chunk_bytes // rows_of_device))
-
-        def attend_row(
-            query: Array, key: Array, value: Array, row: DocumentBlocks, segment_ids: Array, dropout_key: Array | None
-        ) -> PartialAttention:
-            row_context = AttentionContext(
-                queries=TokenPositions(row.of_tokens, segment_ids[None]),
-                keys=TokenPositions(jnp.arange(count), row.segment_ids[None]),
-                causal=False,
-                offset_bias=context.global_bias,
-            )
-            inputs = AttentionInputs(query[None], key[None], value[None], row_context, settings, dropout_key)
-            out, log_sum = blocked.chunked_attention(inputs, _allow_all)
-            return out[0], log_sum[0]
-
+        bias = None
+        if context.global_bias is not None:
+            bias = context.global_bias(jnp.arange(-count, count + 1))
         dropout_keys = None
         if dropout_key is not None:
             dropout_keys = jax.random.split(dropout_key, rows)
-        return jax.vmap(attend_row)(query, key, value, blocks, context.queries.segment_ids, dropout_keys)
+        row_arrays = (query, key, value, blocks, context.queries.segment_ids, dropout_keys)
+        attend = partial(_attend_to_global_tokens, settings=self.settings)
+        return map_batch_shards(attend, row_arrays, bias)
+
+
+def _attend_to_global_tokens(
+    rows: tuple[Array, Array, Array, DocumentBlocks, Array, Array | None],
+    bias: Float[Array, "h offsets"] | None,
+    settings: AttentionSettings,
+) -> PartialAttention:
+    """Attend row by row from queries to the keys and values of the global tokens.
+
+    Args:
+        rows: queries, keys, values, blocks, segments of the queries, and dropout keys of the rows of a device.
+        bias: of each offset in blocks, from -count to count.
+        settings: settings of the attention.
+    """
+    limits = settings.limits
+    chunk_bytes = limits.chunk_bytes // rows[0].shape[0]
+    settings = replace(settings, limits=replace(limits, chunk_bytes=chunk_bytes))
+    offset_bias = None
+    if bias is not None:
+        offset_bias = partial(_bias_at, bias)
+
+    def attend_row(
+        query: Array, key: Array, value: Array, row: DocumentBlocks, segment_ids: Array, dropout_key: Array | None
+    ) -> PartialAttention:
+        context = AttentionContext(
+            queries=TokenPositions(row.of_tokens, segment_ids[None]),
+            keys=TokenPositions(jnp.arange(len(key)), row.segment_ids[None]),
+            causal=False,
+            offset_bias=offset_bias,
+        )
+        inputs = AttentionInputs(query[None], key[None], value[None], context, settings, dropout_key)
+        out, log_sum = blocked.chunked_attention(inputs, _allow_all)
+        return out[0], log_sum[0]
+
+    return jax.vmap(attend_row)(*rows)
+
+
+def _bias_at(bias: Float[Array, "h offsets"], offset: Int[Array, "..."]) -> Float[Array, "h ..."]:
+    count = bias.shape[1] // 2
+    return bias[:, offset + count]
 
 
 jax.tree_util.register_dataclass(DocumentBlocks)
