@@ -245,7 +245,7 @@ def test_every_pod_config_fits_its_pod(path: Path) -> None:
     process = subprocess.run(command, capture_output=True, text=True, check=False, timeout=1800)
     assert process.returncode == 0, process.stderr + process.stdout
     compiled = json.loads(process.stdout)["compiled"]
-    # The program holds fused attention.
+    # The program holds fused attention; only that of LongT5's encoder, with its sums of blocks, is XLA's.
     assert compiled["kernel_calls"] >= 2
     kinds_over_experts = {row["kind"] for row in compiled["exchanges"] if "expert" in row["axes"]}
     assert "all-to-all" in kinds_over_experts or not path.stem.startswith("switch")
