@@ -87,12 +87,10 @@ def map_batch_shards(function: Callable[..., T], rows: Any, shared: Any) -> T:
         return function(rows, shared)
     mesh = jax.sharding.get_abstract_mesh()
     batch = spec(mesh.shape, ("batch",), jax.tree.leaves(rows)[0].shape[:1])
+    # Pipeline stages are mapped over `pipeline`, outside of this function.
+    axes = {axis for axis in (*RULES["batch"], "pipeline") if mesh.shape[axis] > 1}
     sharded = jax.shard_map(
-        function,
-        in_specs=(batch, PartitionSpec()),
-        out_specs=batch,
-        axis_names={axis for axis in RULES["batch"] if mesh.shape[axis] > 1},
-        check_vma=False,
+        function, in_specs=(batch, PartitionSpec()), out_specs=batch, axis_names=axes, check_vma=False
     )
     return sharded(rows, shared)
 
