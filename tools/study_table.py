@@ -83,24 +83,24 @@ def print_markdown(rows: Sequence[tuple[str, ...]]) -> None:
 
 
 def draw(runs: Mapping[str, Sequence[Mapping[str, float]]], path: Path) -> None:
-    """Draw the share of predicted tokens over the tokens that were read, and the accuracies of each phenomenon."""
-    figure, (curves, bars) = pyplot.subplots(1, 2, figsize=(12, 5), width_ratios=(2, 3))
+    """Draw the loss over the tokens that were read, and the accuracies of each phenomenon."""
+    figure, (curves, points) = pyplot.subplots(1, 2, figsize=(12, 5), width_ratios=(2, 3))
     scores = {name: lines[-1] for name, lines in runs.items()}
     names = phenomena(scores)
     for number, (name, lines) in enumerate(runs.items()):
         tokens = smooth([line["tokens"] / 1e6 for line in lines])
         curves.plot(tokens, smooth([line["loss"] for line in lines]), label=name)
         places = np.arange(len(names)) + (number - (len(runs) - 1) / 2) * 0.15
-        bars.plot([100 * scores[name][PHENOMENON + phenomenon] for phenomenon in names], places, "o", label=name)
+        points.plot([100 * scores[name][PHENOMENON + phenomenon] for phenomenon in names], places, "o", label=name)
     curves.set_xlabel("million tokens")
     curves.set_ylabel("loss of the own objective (nats per target)")
     curves.legend()
-    bars.axvline(50, color="grey", linewidth=1)
-    bars.set_yticks(np.arange(len(names)), [name.replace("_", " ") for name in names])
-    bars.invert_yaxis()
-    bars.set_xlabel("BLiMP: pairs whose grammatical sentence is more probable, %")
-    bars.grid(axis="x", alpha=0.3)
-    bars.legend()
+    points.axvline(50, color="grey", linewidth=1)
+    points.set_yticks(np.arange(len(names)), [name.replace("_", " ") for name in names])
+    points.invert_yaxis()
+    points.set_xlabel("BLiMP: pairs whose grammatical sentence is more probable, %")
+    points.grid(axis="x", alpha=0.3)
+    points.legend()
     figure.tight_layout()
     figure.savefig(path, dpi=100)
     pyplot.close(figure)

@@ -7,7 +7,6 @@ write to the same place and gradients are deterministic.
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +20,8 @@ from t5x_lite.models.attention.flash_tiles import (
     FlashInputs,
     FlashSettings,
     GradientRefs,
+    Ref,
+    Scalar,
     dot,
     keep_mask,
     key_blocks,
@@ -29,11 +30,6 @@ from t5x_lite.models.attention.flash_tiles import (
     score_gradients,
     tile_mask,
 )
-
-Ref: TypeAlias = Any
-"""A reference to an array in the memory of the GPU, as Pallas passes it to a kernel."""
-Scalar: TypeAlias = Any
-"""An integer that is known when the kernel runs."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ A tile holds the scores of `block_q` queries and `block_k` keys.
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,12 @@ from jaxtyping import Array, Bool, Float, Int
 
 LOG2_E = 1.4426950408889634
 """Scores are multiplied by log2(e), so that the kernels can use exp2."""
+
+
+Ref: TypeAlias = Any
+"""A reference to an array in the memory of the device, as Pallas passes it to a kernel."""
+Scalar: TypeAlias = Any
+"""An integer that is known when the kernel runs."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +60,9 @@ class FlashSettings:
 class GradientRefs:
     """References to what a kernel of the backward pass reads beside the inputs."""
 
-    out_gradient: Any
-    log_sum: Any
-    delta: Any
+    out_gradient: Ref
+    log_sum: Ref
+    delta: Ref
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,8 @@ from t5x_lite.models.attention.flash_tiles import (
     FlashInputs,
     FlashSettings,
     GradientRefs,
+    Ref,
+    Scalar,
     dot,
     keep_mask,
     row_number,
@@ -28,8 +30,6 @@ from t5x_lite.models.attention.flash_tiles import (
     tile_mask,
 )
 from t5x_lite.models.attention.flash_tpu_blocks import (
-    Ref,
-    Scalar,
     Tile,
     TileRefs,
     gradient_blocks,

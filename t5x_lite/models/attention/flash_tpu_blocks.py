@@ -2,18 +2,13 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
-from t5x_lite.models.attention.flash_tiles import FlashInputs, FlashSettings
-
-Ref: TypeAlias = Any
-"""A reference to an array in the memory of the core, as Pallas passes it to a kernel."""
-Scalar: TypeAlias = Any
-"""An integer that is known when the kernel runs."""
+from t5x_lite.models.attention.flash_tiles import FlashInputs, FlashSettings, Ref, Scalar
 
 
 @dataclass(frozen=True)
