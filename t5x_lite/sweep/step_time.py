@@ -6,18 +6,23 @@ It prints a JSON object with `step_seconds`. This is a separate program so that 
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from t5x_lite import config as configuration
+from t5x_lite.config import RunConfig
+from t5x_lite.data.pipeline import training_batch
 from t5x_lite.errors import UserError
 from t5x_lite.models.spec import model_spec
 from t5x_lite.parallel import distributed
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.planner.example import example_features
+from t5x_lite.run_data import open_run_data, open_tokenizer
+from t5x_lite.run_dir import with_vocab
 from t5x_lite.run_teacher import load_teacher
 from t5x_lite.sweep.model_counts import with_known_vocab
 from t5x_lite.train.steps import make_steps
@@ -27,13 +32,11 @@ NUM_STEPS = 5
 
 
 def measure_step(path: str, overrides: Sequence[str]) -> float:
-    """Return the seconds of the fastest of a few steps, on rows of equal tokens."""
+    """Return the seconds of the fastest of a few steps, all on one batch."""
     config = with_known_vocab(configuration.load(path, overrides))
     distributed.initialize(config.data.cache_dir)
-    batch_size = config.train.batch_size
     mesh = meshes.make_mesh(config.mesh)
-    num_local_rows = len(meshes.local_rows(mesh, batch_size))
-    batch = {name: np.stack([value] * num_local_rows) for name, value in example_features(config).items()}
+    batch = _make_batch(config, mesh)
     seconds = []
     with jax.set_mesh(mesh):
         steps = make_steps(config, model_spec(config.model).with_blank_spelling(config.model), mesh)
@@ -41,10 +44,20 @@ def measure_step(path: str, overrides: Sequence[str]) -> float:
         state = replace(steps.create_state(), teacher=teacher)
         for _ in range(NUM_STEPS):
             started = time.perf_counter()
-            state, metrics = steps.train(state, meshes.to_global(mesh, batch, batch_size))
+            state, metrics = steps.train(state, meshes.to_global(mesh, batch, config.train.batch_size))
             jax.block_until_ready(metrics)
             seconds.append(time.perf_counter() - started)
     return min(seconds)
+
+
+def _make_batch(config: RunConfig, mesh: Mesh) -> Mapping[str, np.ndarray]:
+    """Return this process's rows of one batch: the first one of a task, or else equal rows without a text."""
+    local_rows = meshes.local_rows(mesh, config.train.batch_size)
+    if config.tasks:
+        tokenizer = open_tokenizer(config)
+        rows = open_run_data(with_vocab(config, tokenizer), tokenizer).rows(0)
+        return training_batch(rows, config.train.batch_size, local_rows, 0)
+    return {name: np.stack([value] * len(local_rows)) for name, value in example_features(config).items()}
 
 
 def main() -> None:
