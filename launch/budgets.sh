@@ -1,7 +1,8 @@
 # shellcheck shell=bash
 # Sourced by the launchers: decides whether to restart a job that has ended.
-#   T5X_LITE_PREEMPTIONS (default 100) restarts after a preemption: the job saved and exited (75), or lost its machine.
-#   T5X_LITE_FAILURES (default 3)      restarts after a failure: a crash, a hang, a lost process, differing replicas.
+#   T5X_LITE_PREEMPTIONS (default 100) restarts after a preemption: the job saved and exited (75), SIGTERM ended it (143), or
+#                                    its TPU slice is gone.
+#   T5X_LITE_FAILURES (default 3)      restarts after a failure: a crash, a hang, a lost process or node, differing replicas.
 # Wrong input (2) and a diverged loss (3) would occur again, so these jobs are never restarted.
 preemptions="${T5X_LITE_PREEMPTIONS:-100}"
 failures="${T5X_LITE_FAILURES:-3}"
@@ -15,7 +16,7 @@ should_restart() {
       return 1
       ;;
     75 | 143)
-      if ((preemptions == 0)); then
+      if ((preemptions <= 0)); then
         echo "$1: preempted, and no restarts are left (T5X_LITE_PREEMPTIONS); run it again to resume" >&2
         return 1
       fi
@@ -23,7 +24,7 @@ should_restart() {
       echo "$1: preempted; starting again, $preemptions preemptions left" >&2
       ;;
     *)
-      if ((failures == 0)); then
+      if ((failures <= 0)); then
         echo "$1: failed with exit code $2, and no restarts are left (T5X_LITE_FAILURES); run it again to resume" >&2
         return 1
       fi

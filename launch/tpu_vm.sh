@@ -5,7 +5,8 @@
 #     [key=value ...]                       all steps, in this order
 #   bash launch/tpu_vm.sh create|install|run|follow|delete …   one step, with the same arguments
 # A new slice has empty disks: run_dir and data.cache_dir should be gs:// folders, and data.files gs:// files.
-# budgets.sh sets the number of restarts.
+# budgets.sh sets the number of restarts. Ctrl-C ends this script alone. On SIGTERM, which `t5x-lite sweep` sends, the
+# program saves and stops, the slice is deleted, and the exit code is 75.
 # --dry-run prints the commands without running them.
 set -euo pipefail
 usage() {
@@ -38,6 +39,10 @@ done
 name="${words[0]}"
 config="${words[1]}"
 cd "$(dirname "$0")/.."
+[[ "$config" == configs/* && "$config" != *..* ]] || {
+  echo "tpu_vm.sh: $config: must be in configs/, which is copied to the hosts" >&2
+  exit 2
+}
 [[ -f "$config" ]] || { echo "tpu_vm.sh: $config: there is no such file in this project" >&2; exit 2; }
 # shellcheck source=launch/budgets.sh
 source launch/budgets.sh
@@ -48,6 +53,7 @@ case "${runtime:-$type}" in
   v6e-*) runtime=v2-alpha-tpuv6e ;;
 esac
 location=(--zone "$zone" ${project:+--project "$project"})
+stopping="" asked="" follower=""
 
 log() { echo "tpu_vm: $*" >&2; }
 
@@ -71,13 +77,26 @@ state() {
   gcloud compute tpus queued-resources describe "$name" "${location[@]}" --format 'value(state.state)' 2>/dev/null || echo NONE
 }
 
+# Returns whether the slice is lost. A call that fails looks like NONE too, so that must be seen three times.
+is_gone() {
+  local look now
+  for look in 1 2 3; do
+    now="$(state)"
+    [[ "$now" == NONE ]] || break
+    ((look == 3)) || sleep "${T5X_LITE_POLL:-30}"
+  done
+  [[ "$now" != ACTIVE ]]
+}
+
+# The caller uses the exit codes of these functions, for which bash turns `set -e` off inside them.
 create() {
-  [[ -n "$dry" || "$(state)" == NONE ]] || delete
+  [[ -n "$dry" || "$(state)" == NONE ]] || delete || return
   run gcloud compute tpus queued-resources create "$name" --node-id "$name" "${location[@]}" \
-    --accelerator-type "$type" --runtime-version "$runtime" ${spot:+--spot}
+    --accelerator-type "$type" --runtime-version "$runtime" ${spot:+--spot} || return
   [[ -z "$dry" ]] || return 0
   local now=""
   until [[ "$now" == ACTIVE ]]; do
+    [[ -z "$stopping" ]] || return 75
     now="$(state)"
     log "$name is $now"
     case "$now" in
@@ -91,29 +110,51 @@ create() {
 install() {
   local archive
   archive="$(mktemp -d)/t5x_lite.tgz"
-  run tar -czf "$archive" t5x_lite configs tools pyproject.toml setup.cfg setup.py README.md
-  run gcloud compute tpus tpu-vm scp "$archive" "$name:t5x_lite.tgz" "${location[@]}" --worker all
+  run tar -czf "$archive" t5x_lite configs tools pyproject.toml setup.cfg setup.py README.md || return
+  run gcloud compute tpus tpu-vm scp "$archive" "$name:t5x_lite.tgz" "${location[@]}" --worker all || return
+  # The images of TPU VMs have Python 3.10, which is too old.
   run_on all "mkdir -p t5x_lite && tar -xzf t5x_lite.tgz -C t5x_lite && cd t5x_lite &&" \
-    "python3 -m venv .venv && .venv/bin/pip install --quiet '.[tpu,gcs]'"
+    "if python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then python3 -m venv .venv;" \
+    "else python3 -m pip install --quiet --user uv &&" \
+    "python3 -m uv venv --quiet --allow-existing --python 3.11 --seed .venv; fi &&" \
+    ".venv/bin/pip install --quiet '.[tpu,gcs]'"
 }
 
 # Starts training on all hosts. It continues if this machine loses its connection, and `follow` reconnects to it.
 train() {
   local quoted
+  [[ -z "$stopping" ]] || return 75
   printf -v quoted ' %q' "$config" "${overrides[@]}"
-  run_on all "cd t5x_lite && rm -f exit_code && (nohup sh -c '.venv/bin/python -m t5x_lite train${quoted//\'/\'\\\'\'}" \
+  run_on all "cd t5x_lite && rm -f exit_code shown && (nohup sh -c '.venv/bin/python -m t5x_lite train${quoted//\'/\'\\\'\'}" \
     "> train.log 2>&1; echo \$? > exit_code' > /dev/null 2>&1 &)"
+}
+
+# Asks the program to save and stop. The pattern is its first words, since the shell that writes exit_code must not end.
+ask_to_stop() {
+  if [[ -z "$asked" ]] && run_on all "pkill -TERM -of '^\.venv/bin/python -m t5x_lite train' || true"; then
+    asked=yes
+  fi
 }
 
 # Shows the log of the first host until training ends. Returns its exit code, or 75 if the slice was preempted.
 follow() {
   local code=""
   while [[ -z "$code" ]]; do
+    # A signal ends `wait`, but not a command in the foreground. With -m, `leave` can end ssh and all around it together.
+    set -m
     run_on 0 "cd t5x_lite && (timeout ${T5X_LITE_FOLLOW:-300} tail -n +\$((\$(cat shown 2>/dev/null || echo 0) + 1)) -F train.log" \
-      "--pid=\$(pgrep -of 't5x_lite train' || echo 1)" "2>/dev/null || true); wc -l < train.log > shown" || true
+      "--pid=\$(pgrep -of 't5x_lite train' || echo 1)" "2>/dev/null || true); wc -l < train.log > shown" </dev/null &
+    follower=$!
+    set +m
+    while kill -0 "$follower" 2>/dev/null; do
+      [[ -z "$stopping" ]] || ask_to_stop
+      wait "$follower" || true
+    done
+    follower=""
     [[ -z "$dry" ]] || return 0
-    if [[ "$(state)" != ACTIVE ]]; then
+    if is_gone; then
       log "the slice was preempted"
+      present="" # even if it can be seen again: the program may still run there
       return 75
     fi
     code="$(gcloud compute tpus tpu-vm ssh "$name" "${location[@]}" --worker 0 --command 'cat t5x_lite/exit_code 2>/dev/null' || true)"
@@ -125,11 +166,25 @@ delete() {
   run gcloud compute tpus queued-resources delete "$name" "${location[@]}" --force --quiet
 }
 
+# Ends this script alone, and says what is left.
+leave() {
+  local script arguments
+  [[ -z "$follower" ]] || kill -- "-$follower" 2>/dev/null || true
+  printf -v script '%q' "$0"
+  printf -v arguments ' %q' "$name" "$config" "${location[@]}" --type "$type"
+  log "$name is not deleted, and training goes on if it has begun; to follow it: bash $script follow$arguments;" \
+    "to delete it: bash $script delete$arguments"
+  exit "$1"
+}
+trap 'leave 130' INT
+trap 'leave 143' TERM
+
 if [[ "$step" != all ]]; then
   [[ "$step" != run ]] || step=train
   "$step"
   exit
 fi
+trap 'stopping=yes' TERM
 present=""
 while true; do
   status=0
@@ -139,10 +194,10 @@ while true; do
   if ((status == 0)); then
     train && follow || status=$?
   fi
-  if ! should_restart tpu_vm "$status"; then
-    delete
+  if [[ -n "$stopping" ]] || ! should_restart tpu_vm "$status"; then
+    delete || log "$name could not be deleted"
     exit "$status"
   fi
   # A preempted or half-installed slice is requested again. A slice on which only the program failed is kept.
-  [[ "$(state)" == ACTIVE && -n "$present" ]] || present=""
+  if [[ -n "$present" ]] && is_gone; then present=""; fi
 done

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 NEVER_RESTARTED = (2, 3)
 """Exit codes of wrong input and of a diverged loss: they would occur again."""
 PREEMPTED = (75, 143)
-"""Exit codes of a process that was asked to stop, and has saved."""
+"""Exit codes of a process that was asked to stop: it has saved, or SIGTERM ended it before it could."""
 LOST_NODE = 137
 """Exit code that stands for a process whose node Ray has lost."""
 
@@ -36,7 +36,8 @@ class Budgets:
         """Return whether the processes are to be started again, and count it.
 
         The processes of a job end together: those that were not hurt exit with 69, "process lost". So an error that a
-        restart would not fix decides, then a failure of another kind than a preemption.
+        restart would not fix decides, then a request to stop: it counts as a preemption, also beside a crash. All else
+        counts as a failure, and so does a node that is lost.
         """
         if not any(exit_codes) or any(code in NEVER_RESTARTED for code in exit_codes):
             return False
