@@ -90,6 +90,7 @@ FALCON_CONFIG = ConfigTable(
     rules=(ARCHITECTURE, ROTARY, TIED_OUTPUT),
     required_values={
         "alibi": (False, None),  # Transformers rounds its biases to bfloat16
+        "apply_residual_connection_post_layernorm": (False, None),
         "output_attentions": (False, None),  # Transformers' scores are not causal then
     },
 )

@@ -70,6 +70,11 @@ def _read_pattern(config: Mapping[str, Any], settings: Settings, period: int) ->
 
 
 def _read_layers(source: ForeignModel, settings: Settings) -> None:
+    """Read Gemma 2's layers. Some released configs repeat the window as `sliding_window_size`."""
+    window = source.config.get("sliding_window", DEFAULT_WINDOW)
+    repeated = source.config.get("sliding_window_size")
+    if repeated not in (window, None):
+        raise UserError(f"sliding_window_size={repeated} contradicts sliding_window={window}")
     _read_pattern(source.config, settings, DEFAULT_PERIODS["gemma2"])
 
 
@@ -78,7 +83,7 @@ def _write_layers(model: ModelConfig, config: ForeignConfig) -> None:
     config["sliding_window"] = window or DEFAULT_WINDOW
 
 
-LAYERS = Rule(("layer_types", "sliding_window"), read=_read_layers, write=_write_layers)
+LAYERS = Rule(("layer_types", "sliding_window", "sliding_window_size"), read=_read_layers, write=_write_layers)
 
 
 def _read_layers_with_positions(source: ForeignModel, settings: Settings) -> None:

@@ -203,6 +203,7 @@ OPT_CONFIG = ConfigTable(
     },
     rules=(Rule(("do_layer_norm_before",), _read_350m, _write_norm_place), TIED_OUTPUT),
     required_values={"_remove_final_layer_norm": (False, None)},
+    without_effect=("activation_dropout",),
 )
 OPT_WEIGHTS = WeightTable(
     modules={

@@ -43,6 +43,7 @@ GPT_NEOX_CONFIG = ConfigTable(
     ),
     fixed={"family": "decoder", "feedforward_bias": True, "init.normal.scale_residual": False},
     rules=(PARTIAL_ROTARY, tied_output("embed_out.weight")),
+    without_effect=("hidden_dropout_prob",),  # Transformers reads `hidden_dropout` alone
 )
 
 # Weights.

@@ -3,7 +3,7 @@
 import json
 import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -80,7 +80,9 @@ def import_hf(folder: Path, run_dir: str | Path, *, without_head: bool = False) 
         nearest = suggest(str(name), MODEL_TYPES, cutoff=0.5)
         raise UserError(f"{config_path}: model_type {name!r} is not one of {', '.join(MODEL_TYPES)}{nearest}")
     tensors = _rename_tensors(list_tensors(folder), model_type)
-    check_types(tensors)
+    unused = _match_names(tensors, model_type.unused_tensors)
+    not_weights = unused | _match_names(tensors, model_type.ignored_tensors)  # masks may be integers
+    check_types({name: tensor for name, tensor in tensors.items() if name not in not_weights})
     if without_head:
         tensors = _select_base_model(config_path, tensors, model_type)
     check_task_head(config_path, model_type, config, tensors)
@@ -93,9 +95,8 @@ def import_hf(folder: Path, run_dir: str | Path, *, without_head: bool = False) 
     weight_map = model_type.build_weight_map(model)
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     mapped = {mapping.tensor for mapping in weight_map.mappings}
-    for pattern in model_type.unused_tensors:
-        ignored.update(name for name in tensors.keys() - mapped if re.fullmatch(pattern, name))
-    weight_map.check_tensors(str(folder), shapes, ignored)
+    weight_map.check_tensors(str(folder), shapes, ignored | (unused - mapped))
+    check_types({name: tensors[name] for name in sorted(mapped & not_weights)})  # those that this model does use
     params = load_params(weight_map, lambda name: tensors[name].read_finite())
     config["dtype"] = _most_common_dtype(tensors)
     objective = model_type.select_architecture(model).objective
@@ -151,6 +152,11 @@ def _rename_tensors(tensors: Mapping[str, StoredTensor], model_type: ModelType) 
     return renamed_tensors
 
 
+def _match_names(names: Iterable[str], patterns: Sequence[str]) -> set[str]:
+    """Return the names that one of the regular expressions matches."""
+    return {name for name in names if any(re.fullmatch(pattern, name) for pattern in patterns)}
+
+
 def _find_ignored_tensors(
     tensors: Mapping[str, StoredTensor], model_type: ModelType, config: ForeignConfig
 ) -> set[str]:
@@ -158,9 +164,7 @@ def _find_ignored_tensors(
 
     The output matrix of a model that says not to be tied is no copy, whatever its values.
     """
-    ignored: set[str] = set()
-    for pattern in model_type.ignored_tensors:
-        ignored.update(name for name in tensors if re.fullmatch(pattern, name))
+    ignored = _match_names(tensors, model_type.ignored_tensors)
     for name in tensors.keys() & set(model_type.zero_tensors):
         if not tensors[name].read().any():
             ignored.add(name)

@@ -96,7 +96,7 @@ QWEN2_CONFIG = ConfigTable(
     llama_fields(1e-6),
     fixed={**LLAMA_FIXED, "bias": False, "query_key_value_bias": True},
     rules=(*LLAMA_RULES, LAYER_TYPES),
-    required_values={"attention_bias": (True, None), "mlp_bias": NO_BIAS},
+    required_values={"attention_bias": (True, None), "mlp_bias": NO_BIAS, "use_mrope": (False, None)},
 )
 QWEN3_HEAD_DIM = Field("head_dim", "head_dim", default=128)
 """Transformers takes 128 where a config of Qwen3 gives no width of heads."""

@@ -65,7 +65,7 @@ def check_types(tensors: Mapping[str, StoredTensor]) -> None:
         UserError: a tensor of another type, as in quantised models.
     """
     for name, tensor in tensors.items():
-        if tensor.dtype not in NUMPY_DTYPES and not name.endswith("position_ids"):
+        if tensor.dtype not in NUMPY_DTYPES:
             raise UserError(
                 f"{tensor.path}: the tensor {name} is of type {tensor.dtype}; only {', '.join(NUMPY_DTYPES)} are read: "
                 "save quantised models as floating-point weights first"

@@ -63,7 +63,7 @@ SMOLLM3 = llama_like(
         LLAMA_FIXED,
         rules=(*LLAMA_RULES, PATTERN),
         required_values={"use_sliding_window": (False, None)},
-        without_effect=("sliding_window",),  # without `use_sliding_window`
+        without_effect=("sliding_window", "max_window_layers"),  # without `use_sliding_window`
     ),
     LLAMA_LAYER,
     "PreTrainedTokenizerFast",

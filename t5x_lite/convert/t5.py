@@ -174,8 +174,10 @@ T5_CONSTANTS = {
 }
 T5_REQUIRED_VALUES = {"decoder_start_token_id": (0, None)}
 """Targets begin with the token 0, as in every published model."""
-T5_WITHOUT_EFFECT = ("n_positions",)
-"""The length of texts in pretraining; relative positions have no limit."""
+T5_WITHOUT_EFFECT = (
+    "n_positions",  # the length of texts in pretraining; relative positions have no limit
+    "scalable_attention",  # umT5's tables of positions in every layer, which the model type tells
+)
 
 
 def _t5_config(positions: Settings, output: Rule) -> ConfigTable:

@@ -136,6 +136,153 @@ QWEN3_NEXT_80B = {
 }
 
 
+QWEN25_7B = {
+    "attention_dropout": 0.0,
+    "hidden_act": "silu",
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "max_position_embeddings": 131072,
+    "max_window_layers": 28,
+    "num_attention_heads": 28,
+    "num_hidden_layers": 28,
+    "num_key_value_heads": 4,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 1000000.0,
+    "sliding_window": 131072,
+    "tie_word_embeddings": False,
+    "use_mrope": False,
+    "use_sliding_window": False,
+    "vocab_size": 152064,
+}
+FALCON_7B = {
+    "alibi": False,
+    "apply_residual_connection_post_layernorm": False,
+    "attention_dropout": 0.0,
+    "bias": False,
+    "hidden_dropout": 0.0,
+    "hidden_size": 4544,
+    "initializer_range": 0.02,
+    "layer_norm_epsilon": 1e-05,
+    "multi_query": True,
+    "new_decoder_architecture": False,
+    "num_attention_heads": 71,
+    "num_hidden_layers": 32,
+    "parallel_attn": True,
+    "vocab_size": 65024,
+}
+FALCON_40B = {
+    **FALCON_7B,
+    "hidden_size": 8192,
+    "new_decoder_architecture": True,
+    "num_attention_heads": 128,
+    "num_hidden_layers": 60,
+    "num_kv_heads": 8,
+}
+OPT_125M = {
+    "activation_dropout": 0.0,
+    "activation_function": "relu",
+    "attention_dropout": 0.0,
+    "do_layer_norm_before": True,
+    "dropout": 0.1,
+    "ffn_dim": 3072,
+    "hidden_size": 768,
+    "init_std": 0.02,
+    "layerdrop": 0.0,
+    "max_position_embeddings": 2048,
+    "num_attention_heads": 12,
+    "num_hidden_layers": 12,
+    "prefix": "</s>",
+    "vocab_size": 50272,
+    "word_embed_proj_dim": 768,
+}
+UMT5_SMALL = {
+    "d_ff": 1024,
+    "d_kv": 64,
+    "d_model": 512,
+    "decoder_start_token_id": 0,
+    "dense_act_fn": "gelu_new",
+    "dropout_rate": 0.1,
+    "feed_forward_proj": "gated-gelu",
+    "initializer_factor": 1.0,
+    "is_encoder_decoder": True,
+    "is_gated_act": True,
+    "layer_norm_epsilon": 1e-06,
+    "num_decoder_layers": 8,
+    "num_heads": 6,
+    "num_layers": 8,
+    "output_past": True,
+    "relative_attention_max_distance": 128,
+    "relative_attention_num_buckets": 32,
+    "scalable_attention": True,
+    "tie_word_embeddings": False,
+    "tokenizer_class": "T5Tokenizer",
+    "vocab_size": 256384,
+}
+GEMMA2_9B = {
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "attn_logit_softcapping": 50.0,
+    "cache_implementation": "hybrid",
+    "final_logit_softcapping": 30.0,
+    "head_dim": 256,
+    "hidden_act": "gelu_pytorch_tanh",
+    "hidden_activation": "gelu_pytorch_tanh",
+    "hidden_size": 3584,
+    "initializer_range": 0.02,
+    "intermediate_size": 14336,
+    "max_position_embeddings": 8192,
+    "num_attention_heads": 16,
+    "num_hidden_layers": 42,
+    "num_key_value_heads": 8,
+    "query_pre_attn_scalar": 256,
+    "rms_norm_eps": 1e-06,
+    "rope_theta": 10000.0,
+    "sliding_window": 4096,
+    "sliding_window_size": 4096,
+    "vocab_size": 256000,
+}
+GPT_NEOX_20B = {
+    "attention_probs_dropout_prob": 0,
+    "hidden_act": "gelu_fast",
+    "hidden_dropout_prob": 0,
+    "hidden_size": 6144,
+    "initializer_range": 0.02,
+    "intermediate_size": 24576,
+    "layer_norm_eps": 1e-05,
+    "max_position_embeddings": 2048,
+    "num_attention_heads": 64,
+    "num_hidden_layers": 44,
+    "rotary_emb_base": 10000,
+    "rotary_pct": 0.25,
+    "tie_word_embeddings": False,
+    "vocab_size": 50432,
+}
+SMOLLM3_3B = {
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "hidden_act": "silu",
+    "hidden_size": 2048,
+    "initializer_range": 0.02,
+    "intermediate_size": 11008,
+    "layer_types": ["full_attention"] * 36,
+    "max_position_embeddings": 65536,
+    "max_window_layers": 28,
+    "mlp_bias": False,
+    "no_rope_layer_interval": 4,
+    "no_rope_layers": [1, 1, 1, 0] * 9,
+    "num_attention_heads": 16,
+    "num_hidden_layers": 36,
+    "num_key_value_heads": 4,
+    "pretraining_tp": 2,
+    "rms_norm_eps": 1e-06,
+    "rope_scaling": None,
+    "rope_theta": 5000000.0,
+    "sliding_window": None,
+    "use_sliding_window": False,
+    "vocab_size": 128256,
+}
+
+
 def read(name: str, config: ForeignConfig, tensors: tuple[str, ...] = ()) -> ModelConfig:
     settings = MODEL_TYPES[name].read_settings(ForeignModel(config, tensors))
     return ModelConfig.model_validate(settings)
@@ -154,19 +301,28 @@ def test_the_released_config_of_bloom_is_read() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "released", "config"),
+    ("name", "released", "config", "overrides"),
     [
-        ("mamba2", MAMBA2_130M, "mamba2/130m"),
-        ("recurrent_gemma", RECURRENT_GEMMA_2B, "recurrentgemma/2b"),
-        ("qwen3_next", QWEN3_NEXT_80B, "qwen3_next/80b_a3b"),
+        ("mamba2", MAMBA2_130M, "mamba2/130m", []),
+        ("recurrent_gemma", RECURRENT_GEMMA_2B, "recurrentgemma/2b", []),
+        ("qwen3_next", QWEN3_NEXT_80B, "qwen3_next/80b_a3b", []),
+        ("qwen2", QWEN25_7B, "qwen2.5/7b", []),
+        ("falcon", FALCON_7B, "falcon/7b", []),
+        ("falcon", FALCON_40B, "falcon/40b", []),
+        ("opt", OPT_125M, "opt/125m", []),
+        ("umt5", UMT5_SMALL, "umt5/small", ["model.dropout=0.1", "model.feedforward.glu.dropout=0.1"]),
+        ("gemma2", GEMMA2_9B, "gemma2/9b", []),
+        ("gpt_neox", GPT_NEOX_20B, "gptneox/20b", ["model.feedforward.mlp.activation=gelu_tanh"]),
+        ("smollm3", SMOLLM3_3B, "smollm3/3b", ["model.positions.rotary.theta=5e6"]),  # of the longest contexts
     ],
 )
-def test_the_released_configs_of_recurrent_models_are_those_of_ours(
-    name: str, released: ForeignConfig, config: str
+def test_released_configs_are_those_of_ours(
+    name: str, released: ForeignConfig, config: str, overrides: list[str]
 ) -> None:
     """All but what training alone needs."""
-    ours = load(REPOSITORY / f"configs/{config}.yaml").model
-    model = read(name, released, ("lm_head.weight",) if released.get("tie_word_embeddings") is False else ())
+    ours = load(REPOSITORY / f"configs/{config}.yaml", overrides).model
+    output_matrix = MODEL_TYPES[name].output_matrix
+    model = read(name, released, (output_matrix,) if released.get("tie_word_embeddings") is False else ())
     settings = resolve_settings(ours)
     differing = {key for key, value in resolve_settings(model).items() if settings.get(key) != value}
     assert {key.split(".")[0] for key in differing} <= {"init", "compute", "remat"}
@@ -188,6 +344,11 @@ def test_older_fields_of_modernbert_are_read() -> None:
         ("falcon", {**FALCON, "num_ln_in_parallel_attn": 2}, "num_ln_in_parallel_attn=2 is not supported"),
         ("falcon", {**FALCON, "new_decoder_architecture": True, "parallel_attn": False}, "parallel_attn=False"),
         ("falcon", {**FALCON, "multi_query": False, "num_kv_heads": 2}, "num_kv_heads=2 is not supported"),
+        ("falcon", {**FALCON_7B, "apply_residual_connection_post_layernorm": True}, "post_layernorm=True"),
+        ("qwen2", {**QWEN25_7B, "use_mrope": True}, r"use_mrope=True is not supported \(only False\)"),
+        ("gemma2", {**GEMMA2_9B, "sliding_window_size": 512}, "size=512 contradicts sliding_window=4096"),
+        ("smollm3", {**SMOLLM3_3B, "use_sliding_window": True}, "use_sliding_window=True is not supported"),
+        ("gpt_neox", {**GPT_NEOX_20B, "hidden_act": "gelu_10"}, "activation 'gelu_10' is not supported"),
         ("bloom", {**BLOOM_560M, "apply_residual_connection_post_layernorm": True}, "post_layernorm=True"),
         ("bloom", {"vocab_size": 96, "n_layer": 2, "n_head": 4}, "'hidden_size' is missing"),
         ("modernbert", {**MODERNBERT, "classifier_activation": "relu"}, "classifier_activation=relu"),

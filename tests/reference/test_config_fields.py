@@ -300,6 +300,48 @@ def test_weights_that_are_no_finite_numbers_are_refused(cases: Cases, tmp_path: 
         assert not (tmp_path / "run").exists()
 
 
+MASKS = {
+    "GPT-2": "transformer.h.0.attn.bias",
+    "GPT-Neo": "transformer.h.0.attn.attention.bias",
+    "GPT-NeoX": "gpt_neox.layers.0.attention.bias",
+}
+"""A causal mask of older files."""
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.bool_])
+@pytest.mark.parametrize("name", MASKS)
+def test_the_masks_of_older_files_are_left_out_whatever_their_type(
+    name: str, dtype: type, cases: Cases, tmp_path: Path
+) -> None:
+    case = cases(name)
+    mask = np.tril(np.ones((1, 1, 64, 64), dtype))
+    change_files(case, tmp_path / "masks", tensors={MASKS[name]: mask})
+    import_hf(tmp_path / "masks", tmp_path / "run")
+    weights = flatten_names(case.ours.params)
+    for array_name, array in flatten_names(t5x_lite.load(tmp_path / "run").params).items():
+        np.testing.assert_array_equal(array, weights[array_name], err_msg=array_name)
+
+
+def test_an_unused_tensor_may_be_of_any_type_but_one_with_a_place_may_not(cases: Cases, tmp_path: Path) -> None:
+    case = cases("BERT")
+    name = "bert.pooler.dense.bias"
+    bias = {name: np.ones(load_file(case.folder / WEIGHTS_FILE)[name].shape, np.int8)}
+    change_files(case, tmp_path / "used", tensors=bias)
+    with pytest.raises(UserError, match=f"{name} is of type I8; only F32, BF16, F16 are read"):
+        import_hf(tmp_path / "used", tmp_path / "run")
+    change_files(cases("BERT, MLM alone"), tmp_path / "unused", tensors=bias)
+    import_hf(tmp_path / "unused", tmp_path / "run")
+
+
+def test_the_fast_gelu_of_transformers_is_the_tanh_form(cases: Cases, tmp_path: Path) -> None:
+    case = cases("GPT-NeoX")
+    theirs = load_changed(case, tmp_path / "changed", "hidden_act", "gelu_fast")
+    import_hf(tmp_path / "changed", tmp_path / "run")
+    changed = Case(case.name, case.objective, theirs, tmp_path / "changed", tmp_path / "run")
+    assert changed.differences().logits <= 1e-4
+    assert changed.ours.config.model.dense_feedforward.activation == "gelu_tanh"
+
+
 @pytest.mark.parametrize(
     ("name", "base"),
     [
