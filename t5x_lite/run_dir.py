@@ -15,7 +15,7 @@ from t5x_lite import config as configuration
 from t5x_lite import local_copies, schema, storage
 from t5x_lite.checkpoint import Checkpoints, JsonObject, is_step
 from t5x_lite.config import RunConfig
-from t5x_lite.data import tokenizer_files
+from t5x_lite.data import corpus_lock, tokenizer_files
 from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.data.tokenizer_settings import apply_settings
 from t5x_lite.errors import UserError
@@ -28,6 +28,8 @@ from t5x_lite.parallel.mesh import shape_structs, shardings
 from t5x_lite.plugins import load_plugins
 
 CONFIG_FILE = "config.yaml"
+DIVERGED_FILE = "diverged.txt"
+"""Says why a run has diverged; it exists until the run goes on."""
 FOREIGN_CONFIG = "config.huggingface.json"
 """The original config of imported weights."""
 
@@ -251,6 +253,8 @@ def _spec_of_run(config: RunConfig, tokenizer: Tokenizer | None) -> ModelSpec:
 def lock_dir(folder: Path, locked_message: str, config_key: str = "") -> Iterator[None]:
     """Create a folder and lock it against other jobs on this machine. The job's first process holds the lock.
 
+    On a file system without locks there is a warning, and no lock.
+
     Args:
         folder: the folder.
         locked_message: the error raised if another job holds the lock.
@@ -270,7 +274,7 @@ def lock_dir(folder: Path, locked_message: str, config_key: str = "") -> Iterato
         raise UserError(f"{name}: cannot be created or written: {error.strerror}") from None
     with lock_file:
         try:
-            fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            corpus_lock.lock_file(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"{folder}: {locked_message}") from None
         yield

@@ -48,6 +48,7 @@ class ChatTemplate:
     Args:
         source: the Jinja template.
         variables: names that the template may use beside the messages, such as `bos_token`.
+        date: what `strftime_now` formats; None is the time of rendering.
 
     Attributes:
         marks_generation: the template marks assistant turns by `{% generation %}` and `{% endgeneration %}`.
@@ -56,26 +57,29 @@ class ChatTemplate:
         UserError: Jinja is not installed, or the template has a syntax error.
     """
 
-    def __init__(self, source: str, variables: Mapping[str, str]) -> None:
+    def __init__(self, source: str, variables: Mapping[str, str], date: datetime | None = None) -> None:
         require_library("a chat template", "jinja2", "chat")
         import jinja2
 
         self.source = source
         self.marks_generation = GENERATION_TAG.search(source) is not None
         self._variables = dict(variables)
+        self._date = date
         try:
             self._template = _environment().from_string(source)
         except jinja2.TemplateError as error:
             raise UserError(f"chat template: {_describe(error)}") from None
 
     def __reduce__(self) -> tuple[type["ChatTemplate"], tuple[object, ...]]:
-        return type(self), (self.source, self._variables)
+        return type(self), (self.source, self._variables, self._date)
 
     @property
     def fingerprint(self) -> str:
         """A hash that differs between templates that could write different texts."""
-        content = json.dumps([self.source, self._variables], sort_keys=True)
-        return hashlib.sha256(content.encode()).hexdigest()[:16]
+        content: list[object] = [self.source, self._variables]
+        if self._date is not None and "strftime_now" in self.source:
+            content.append(self._date.isoformat())
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     def render(self, messages: Sequence[Message], tools: object = None, *, add_generation_prompt: bool = False) -> str:
         """Return the text of a conversation.
@@ -127,14 +131,22 @@ class ChatTemplate:
                 tools=tools,
                 documents=None,
                 add_generation_prompt=add_generation_prompt,
+                strftime_now=self._format_date,
                 **self._variables,
             )
         except Exception as error:  # Jinja's errors, and whatever an operation in the template raises
             raise ValueError(f"the chat template fails: {_describe(error)}") from None
 
+    def _format_date(self, pattern: str) -> str:
+        return (self._date or datetime.now()).strftime(pattern)
 
-def template_of(tokenizer: Tokenizer) -> ChatTemplate | None:
+
+def template_of(tokenizer: Tokenizer, date: datetime | None = None) -> ChatTemplate | None:
     """Return the chat template of a tokenizer's settings, or None. Of several, it is the one named `default`.
+
+    Args:
+        tokenizer: has the template in its settings.
+        date: what `strftime_now` formats; None is the time of rendering.
 
     Raises:
         UserError: Jinja is not installed, or the template has a syntax error.
@@ -152,7 +164,7 @@ def template_of(tokenizer: Tokenizer) -> ChatTemplate | None:
         name = token_name(tokenizer.settings.get(key))
         if name is not None:
             variables[key] = name
-    return ChatTemplate(source, variables)
+    return ChatTemplate(source, variables, date)
 
 
 def check_messages(messages: object) -> list[Message]:
@@ -250,7 +262,6 @@ def _environment() -> Any:
     )
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = _format_now
     # Jinja's own two give a template ways out of the sandbox.
     environment.globals["dict"] = _make_dict
     environment.globals["namespace"] = PublicNamespace
@@ -275,7 +286,3 @@ def _make_dict(*args: Any, **values: Any) -> dict[Any, Any]:
 def _check_public(name: object) -> None:
     if isinstance(name, str) and name.startswith("_"):
         raise ValueError(f"a namespace cannot have the attribute {name!r}; rename it")
-
-
-def _format_now(pattern: str) -> str:
-    return datetime.now().strftime(pattern)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 
 import numpy as np
@@ -13,6 +14,9 @@ from t5x_lite.data.sources import Unit
 from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.data.tokenizer_settings import CHAT_TEMPLATE
 from t5x_lite.errors import UserError
+
+TRAINING_DATE = datetime(2024, 7, 26)
+"""The date in training data, on whatever day it is made. The templates of Llama 3 write it where there is no clock."""
 
 
 @dataclass(frozen=True)
@@ -48,13 +52,14 @@ class ChatEncoder:
 
     Args:
         tokenizer: has the chat template in its settings.
+        date: the date for templates that write one: `TRAINING_DATE` for training data; None is today.
 
     Raises:
         UserError: the tokenizer has no chat template, or one with a syntax error.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        template = template_of(tokenizer)
+    def __init__(self, tokenizer: Tokenizer, date: datetime | None = None) -> None:
+        template = template_of(tokenizer, date)
         if template is None:
             raise UserError(
                 f"the tokenizer has no chat template ({CHAT_TEMPLATE} in tokenizer_config.json); name a Jinja file in "
@@ -103,7 +108,7 @@ class ChatEncoder:
 
 
 class AnswerEncoder:
-    """Writes prompts and their answers as token ids, both given as messages.
+    """Writes prompts and their answers of training data as token ids, both given as messages.
 
     The chat template is compiled at the first use, because most tokenizers have none.
 
@@ -128,7 +133,7 @@ class AnswerEncoder:
 
     @cached_property
     def _encoder(self) -> ChatEncoder:
-        return ChatEncoder(self._tokenizer)
+        return ChatEncoder(self._tokenizer, TRAINING_DATE)
 
     def __reduce__(self) -> tuple[type["AnswerEncoder"], tuple[object, ...]]:
         return type(self), (self._tokenizer,)
@@ -143,7 +148,7 @@ def read_conversations(unit: Unit, tokenizer: Tokenizer) -> Iterator[Conversatio
         UserError: a record that cannot be read, that the template refuses, or without an assistant turn; names the file
             and the line.
     """
-    encoder = ChatEncoder(tokenizer)
+    encoder = ChatEncoder(tokenizer, TRAINING_DATE)
     (field,) = unit.field
     for describe_location, record in sources.records(unit):
         try:

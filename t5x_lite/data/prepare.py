@@ -9,7 +9,8 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from typing import TypeVar
 
@@ -17,7 +18,7 @@ from t5x_lite.data import beam, sources
 from t5x_lite.data.cleaning.clean_unit import COUNTS_SUFFIX, CleaningJob, clean_unit
 from t5x_lite.data.cleaning.deduplicate import REPORT_FILE, deduplicate_units, read_report, remove_intermediate_files
 from t5x_lite.data.config import DataConfig, MixedSource
-from t5x_lite.data.conversations import ChatEncoder
+from t5x_lite.data.conversations import TRAINING_DATE, ChatEncoder
 from t5x_lite.data.corpus_files import UNIT_SUFFIX, CorpusFiles, token_type
 from t5x_lite.data.corpus_index import complete_corpus
 from t5x_lite.data.corpus_lock import lock_folder
@@ -56,8 +57,8 @@ def prepare_corpus(
         smallest_unit: smallest target size of a unit of text, in bytes.
 
     Raises:
-        UserError: no text, a line that cannot be read, a full disk, a store that cannot be used. Finished units are
-            kept, and a rerun continues.
+        UserError: no text, a line that cannot be read, a full disk, a store that cannot be used, a process that was
+            killed. Finished units are kept, and a rerun continues.
     """
     jobs = _list_jobs(source, data, smallest_unit)
     files = CorpusFiles(_folder(source, jobs, data, tokenizer, FORMAT))
@@ -125,7 +126,7 @@ def _hash_settings(jobs: Sequence[TokeniseJob], data: DataConfig, tokenizer: Tok
     if data.parts != "none":
         options += f" {data.parts}"
     if data.parts == "turns":
-        options += f" {ChatEncoder(tokenizer).template.fingerprint}"
+        options += f" {ChatEncoder(tokenizer, TRAINING_DATE).template.fingerprint}"
     if sentence_border(tokenizer, data):
         options += " with the space between sentences"
     if data.end_of_document and tokenizer.eos != tokenizer.usual_eos:
@@ -174,15 +175,26 @@ def _tokenise_missing(
 def _run_jobs(
     verb: str, process_job: Callable[[JobT], None], jobs: Sequence[JobT], runner: str | None, max_processes: int
 ) -> None:
-    """Process jobs with a Beam runner or with processes of this machine, and show the progress."""
+    """Process jobs with a Beam runner or with processes of this machine, and show the progress.
+
+    Raises:
+        UserError: a process was killed, or an error of a job.
+    """
     with track_progress(verb) as advance:
         advance("", 0, len(jobs))
         if runner is not None:
             beam.run_jobs(process_job, jobs, runner)
             advance("", len(jobs), len(jobs))
             return
-        for done, _ in enumerate(_run_processes(process_job, jobs, min(max_processes, len(jobs))), start=1):
-            advance("", done, len(jobs))
+        processes = min(max_processes, len(jobs))
+        try:
+            for done, _ in enumerate(_run_processes(process_job, jobs, processes), start=1):
+                advance("", done, len(jobs))
+        except BrokenProcessPool:
+            raise UserError(
+                f"{verb}: one of {processes} processes was killed, probably for lack of memory; lower "
+                "data.prepare_processes; finished pieces are kept: run the same command again"
+            ) from None
 
 
 def _run_processes(process_job: Callable[[JobT], None], jobs: Sequence[JobT], processes: int) -> Iterator[None]:
@@ -192,8 +204,11 @@ def _run_processes(process_job: Callable[[JobT], None], jobs: Sequence[JobT], pr
             process_job(job)
             yield
         return
-    with ProcessPoolExecutor(processes - 1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        pending = {pool.submit(process_job, job): job for job in jobs}
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes - 1, mp_context=spawn) as pool, ThreadPoolExecutor(processes - 1) as threads:
+        # A thread waits for each process, and the jobs of threads are cancelled: after a job of processes is cancelled,
+        # Python 3.11 never ends if one of the processes is killed.
+        pending = {threads.submit(lambda job: pool.submit(process_job, job).result(), job): job for job in jobs}
         try:
             # The other processes need a second to start, so this one takes jobs from the end of the queue.
             for queued in reversed(list(pending)):
@@ -209,7 +224,7 @@ def _run_processes(process_job: Callable[[JobT], None], jobs: Sequence[JobT], pr
                 future.result()
                 yield
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+            threads.shutdown(wait=False, cancel_futures=True)
             raise
 
 

@@ -56,7 +56,7 @@ class PlanFiles:
     @property
     def remedy(self) -> str:
         """The remedy for a damaged plan."""
-        return f"delete {self.summary}, and the rows are planned again"
+        return f"delete {join(self.folder, f'rows-{self.fingerprint}.*')}, and the rows are planned again"
 
     def damaged(self, reason: str) -> UserError:
         """Return the error for a damaged plan."""

@@ -111,7 +111,8 @@ class SourceOrder:
                     segments.append(_Segment(first, epoch, number, blocks[:block_count]))
                 first += drawn_rows
                 blocks_used += block_count
-                if drawn_rows == ends[-1]:
+                # Where the rows end inside the last block, no block is left for rows of the next length.
+                if drawn_rows == ends[-1] or block_count == len(blocks):
                     epoch += 1
                     blocks_used = 0
         return segments

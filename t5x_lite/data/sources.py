@@ -4,6 +4,7 @@ A source is cut into units, a deterministic list of pieces of files that differe
 """
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -253,9 +254,15 @@ def _cut_range(unit: Unit, size: int, step: int) -> list[Unit]:
 
 
 def _field_files(first: str, fields: tuple[str, ...]) -> list[str]:
-    """Return the files of parallel text. Their names differ from the first field's file only in the field."""
+    """Return the files of parallel text. Their names differ from the first field's file only in the field.
+
+    That is the last part of the name, between dots, dashes or underscores, which equals the field: the first `de` in
+    `test.de.detok`. If there is none, as in `testde`, it is the last place with these letters.
+    """
     folder, slash, file_name = first.rpartition("/")
     head, _, tail = file_name.rpartition(fields[0])
+    if match := re.fullmatch(rf"((?:.*[._-])?){re.escape(fields[0])}((?:[._-].*)?)", file_name):
+        head, tail = match.groups()
     return [folder + slash + head + name + tail for name in fields]
 
 

@@ -1,6 +1,8 @@
 """Conversations: the texts and the masks of chat templates against Transformers, and bad input."""
 
 import json
+import pickle
+from datetime import date, datetime
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,12 @@ import pytest
 from t5x_lite.data import prepare, tokenizer_files, vocabulary
 from t5x_lite.data.chat_template import ChatTemplate, check_messages
 from t5x_lite.data.config import ByteBPE, DataConfig
-from t5x_lite.data.conversations import ChatEncoder
+from t5x_lite.data.conversations import AnswerEncoder, ChatEncoder, read_conversations
 from t5x_lite.data.corpus import Corpus
 from t5x_lite.data.huggingface_tokenizer import HuggingFace
 from t5x_lite.data.row_rule import RowRule
 from t5x_lite.data.row_store import open_rows, prepare_rows
+from t5x_lite.data.sources import units
 from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.data.tokenizer_settings import CHAT_TEMPLATE
 from t5x_lite.errors import UserError
@@ -175,6 +178,36 @@ def corpus_settings(path: Path, tmp_path: Path) -> tuple[Any, DataConfig]:
         prepare_processes=1,
     )
     return data.sources[0], data
+
+
+DATED = "{{ strftime_now('%Y-%m-%d') }}\n" + CHATML
+
+
+def test_training_data_has_one_date_and_a_prompt_to_answer_that_of_today(
+    tokenizer: HuggingFace, tmp_path: Path
+) -> None:
+    dated = with_template(tokenizer, DATED)
+    path = tmp_path / "chats.jsonl"
+    path.write_text(json.dumps(GOOD) + "\n")
+    source, _ = corpus_settings(path, tmp_path)
+    (conversation,) = read_conversations(units(source)[0], dated)
+    assert conversation.text.startswith("2024-07-26\n<|im_start|>")
+    prompt, _ = AnswerEncoder(dated)(MESSAGES[:2], MESSAGES[2:3])
+    assert tokenizer.decode(prompt.tolist()).startswith("2024-07-26\n")
+
+    days = [date.today()]
+    asked = tokenizer.decode(ChatEncoder(dated).encode_prompt(MESSAGES[:2]).tolist())
+    days.append(date.today())  # the test may run at midnight
+    assert asked.startswith(tuple(f"{day}\n" for day in days))
+
+
+def test_a_date_is_in_the_fingerprint_of_a_template_that_writes_it() -> None:
+    day = datetime(2024, 7, 26)
+    assert ChatTemplate(CHATML, {}, day).fingerprint == ChatTemplate(CHATML, {}).fingerprint
+    assert ChatTemplate(DATED, {}, day).fingerprint != ChatTemplate(DATED, {}).fingerprint
+    copied = pickle.loads(pickle.dumps(ChatTemplate(DATED, {}, day)))
+    assert copied.fingerprint == ChatTemplate(DATED, {}, day).fingerprint
+    assert copied.render(MESSAGES).startswith("2024-07-26\n")
 
 
 def test_a_tokenizer_without_a_template_is_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:

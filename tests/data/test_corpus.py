@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import multiprocessing
+import os
 import resource
 import signal
 import subprocess
@@ -16,7 +18,7 @@ from t5x_lite.data import corpus_files, tokenizer_files, vocabulary
 from t5x_lite.data.config import ByteBPE, Character, DataConfig, Unigram, WordPiece
 from t5x_lite.data.corpus import Corpus
 from t5x_lite.data.corpus_files import SPLITS
-from t5x_lite.data.prepare import prepare_corpus
+from t5x_lite.data.prepare import _run_jobs, prepare_corpus
 from t5x_lite.data.subword_training import train_byte_bpe, train_word_piece
 from t5x_lite.data.tokenizer import SentencePiece, Tokenizer
 from t5x_lite.errors import UserError
@@ -283,3 +285,19 @@ def test_a_full_disk_is_one_line_and_a_rerun_continues(prose: Path, tmp_path: Pa
     folder = prepare(texts / "*.txt", tmp_path / "cache", tokenizer, sizes=sizes)
     assert sum(Corpus(folder, split).documents for split in SPLITS) == 3
     assert not [path for path in folder.rglob("*") if "tmp" in path.name or path.name.endswith(".__lock")]
+
+
+def kill_workers(seconds: float) -> None:
+    """Kill the process that runs this as the kernel does when memory is short, unless it is that of the test."""
+    if multiprocessing.parent_process() is not None:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(seconds)
+
+
+def test_a_worker_that_is_killed_is_one_line_and_the_others_end() -> None:
+    """Two workers have the first two jobs while this process takes others from the end of the queue."""
+    children = set(multiprocessing.active_children())
+    message = "tokenising: one of 3 processes was killed, .*; lower data.prepare_processes; finished pieces are kept"
+    with pytest.raises(UserError, match=message):
+        _run_jobs("tokenising", kill_workers, [0.2] * 100, None, 3)
+    assert set(multiprocessing.active_children()) == children

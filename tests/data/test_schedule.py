@@ -16,7 +16,7 @@ from t5x_lite.data.config import DataConfig
 from t5x_lite.data.mixture import Interleaving
 from t5x_lite.data.open_data import open_data
 from t5x_lite.data.pipeline import ExampleBuilder, TrainingRows, training_batch
-from t5x_lite.data.source_order import SourceOrder, stretches_of
+from t5x_lite.data.source_order import SourceOrder, Stretch, stretches_of
 from t5x_lite.data.stage_orders import StageRows, stage_orders
 from t5x_lite.data.stages import Stage, stage_number, tokens_until
 from t5x_lite.data.training_data import PipelineSettings
@@ -168,6 +168,19 @@ def test_rows_of_whole_documents_go_on_in_one_order_at_another_length() -> None:
     plans = [rows_of(corpus, Causal(), context(length), packing="none") for length in (8, 32)]
     order = SourceOrder(stretches_of(plans, [20, 0]), (0, 0))
     assert sorted(order[n] for n in range(57)) == [(0, row) for row in range(57)]
+
+
+def test_an_epoch_ends_where_its_last_block_is_begun_and_the_length_changes() -> None:
+    """Four blocks of two short rows or of one long row: the eighth short row is passed over."""
+    ends = np.arange(1, 5)
+    short = Stretch(8, 7, np.stack([2 * ends - 2, 2 * ends], 1))
+    long = Stretch(4, None, np.stack([ends - 1, ends], 1))
+    order = SourceOrder([short, long], (0, 0))
+    first = [order[n] for n in range(7)]
+    assert {epoch for epoch, _ in first} == {0}
+    assert len(set(first)) == 7
+    assert {row for _, row in first} < set(range(8))
+    assert sorted(order[n] for n in range(7, 15)) == [(epoch, row) for epoch in (1, 2) for row in range(4)]
 
 
 @pytest.mark.parametrize("stages", [THREE_STAGES, LENGTHS], ids=["one length", "lengths"])

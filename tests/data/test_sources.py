@@ -14,6 +14,7 @@ from pyarrow import parquet
 
 from t5x_lite.data import sources
 from t5x_lite.data.config import SourceConfig
+from t5x_lite.data.record_text import FIELD_BORDER
 from t5x_lite.errors import UserError
 
 TEXTS = ["first\nline two", "second", "dritter – ünï", "fourth"]
@@ -52,6 +53,26 @@ def test_a_document_is_a_file_a_line_or_a_paragraph(tmp_path: Path) -> None:
     assert read(tmp_path, "a.txt") == ["one\ntwo\n\n\nthree\n"]
     assert read(tmp_path, "a.txt", document="line") == ["one", "two", "", "", "three"]
     assert read(tmp_path, "a.txt", document="paragraph") == ["one\ntwo", "three"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "fields"),
+    [
+        ("newstest.{}.detok", ["de", "en"]),
+        ("train.{}.tokenized", ["en", "de"]),
+        ("de-en_{}.txt", ["de", "en"]),
+        ("pt-br.{}-clean", ["pt-br", "en"]),
+        ("a+b.{}", ["a+b", "en"]),
+        ("train{}", ["de", "en"]),
+    ],
+)
+def test_a_field_is_replaced_where_it_stands_in_the_names_of_parallel_files(
+    tmp_path: Path, pattern: str, fields: list[str]
+) -> None:
+    for field in fields:
+        (tmp_path / pattern.replace("{}", field)).write_text(f"one of {field}\n")
+    expected = [f"one of {fields[0]}{FIELD_BORDER}one of {fields[1]}"]
+    assert read(tmp_path, pattern, format="parallel", field=fields) == expected
 
 
 def test_units_cut_large_files_at_lines_and_join_small_ones(tmp_path: Path) -> None:
