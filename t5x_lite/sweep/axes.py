@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 
+from t5x_lite import schema
 from t5x_lite.errors import UserError
 from t5x_lite.sweep.config import SweepConfig
 
@@ -122,19 +123,23 @@ def _check_size(axes: Sequence[Sequence[_Choice]]) -> None:
 
 
 def _check_keys(config: SweepConfig) -> None:
-    """Refuse a key whose value would silently replace another: it is in two axes, or follows from something else."""
-    axis_of_key: dict[str, str] = {}
-    for name, axis in config.axes.items():
-        for key in axis:
-            if key in axis_of_key:
-                raise UserError(f"axes.{name}.{key}: is a key of axes.{axis_of_key[key]} too; keep it in one axis")
-            axis_of_key[key] = name
-            if key in config.derived:
-                raise UserError(f"axes.{name}.{key}: is `derived` too; keep one of the two")
-            if key == "train.seed":
-                raise UserError(f"axes.{name}.{key}: give `seeds` instead")
-            if key == "train.steps" and config.budgets is not None:
-                raise UserError(f"axes.{name}.{key}: follows from `budgets`; keep one of the two")
+    """Refuse a key whose value would silently replace another: two parts of the sweep file decide it."""
+    deciding = {}
+    if config.budgets is not None:
+        deciding["train.steps"] = "`budgets`"
+    if config.learning_rate is not None:
+        deciding["optimizer.learning_rate"] = "the rule `learning_rate`"
+    if config.batch_size is not None:
+        deciding["train.batch_size"] = "the rule `batch_size`"
+    named_keys = [("set", key) for key, _ in schema.dotted(config.set)]
+    named_keys += [("derived", key) for key in config.derived]
+    named_keys += [(f"axes.{name}", key) for name, axis in config.axes.items() for key in axis]
+    for place, key in named_keys:
+        if key == "train.seed":
+            raise UserError(f"{place}.{key}: give `seeds` instead")
+        if key in deciding:
+            raise UserError(f"{place}.{key}: {deciding[key]} decides it too; keep one of the two")
+        deciding[key] = f"{place}.{key}"
 
 
 def _axis_choices(name: str, axis: Mapping[str, object]) -> list[_Choice]:

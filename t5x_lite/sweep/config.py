@@ -52,7 +52,9 @@ class SweepConfig(Config):
     )
     batch_multiple: Int = setting(8, "a batch by rule is a multiple of this", unit="sequences", ge=1)
     derived: dict[str, str] = setting(
-        {}, "{dotted key: expression} of other keys and of N, D, C; keys of the model cannot use N, D, C"
+        {},
+        "{dotted key: expression} of other keys and of N, D, C; train.steps may use N alone, and the model's keys, "
+        "train.batch_size and train.seq_len none of the three",
     )
     branches: bool = setting(
         False,

@@ -1,7 +1,7 @@
 """The runs of a sweep: every combination of its axes, with N, D and C counted for the real model."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from t5x_lite import config as configuration
@@ -17,8 +17,11 @@ from t5x_lite.sweep.model_counts import ModelCounts, count_model
 from t5x_lite.sweep.planned_run import PlannedRun, job_name, override_words
 from t5x_lite.sweep.rules import batch_tokens_by_rule, learning_rate_by_rule
 
+STEPS_KEY = "train.steps"
+BATCH_KEYS = ("train.batch_size", "train.seq_len")
+"""Keys that D and C are counted with, beside those of the model and `STEPS_KEY`."""
 UNLIMITED_STEPS = 10**9
-"""train.steps until the budget determines it: high enough for every setting that must not exceed it."""
+"""train.steps until it is determined: high enough for every setting that must not exceed it."""
 
 
 def expand(sweep: Sweep) -> list[PlannedRun]:
@@ -51,7 +54,7 @@ def _check_unique_names(runs: list[PlannedRun]) -> None:
 
 
 def plan_run(sweep: Sweep, base: Path, name: str, settings: Mapping[str, object], budget: float) -> PlannedRun:
-    """Plan one run: the model first, then batch size and steps, then settings that are derived from N, D and C.
+    """Plan one run: model and batch, then steps, then the settings that are derived from N, D and C.
 
     Args:
         sweep: the sweep.
@@ -64,19 +67,25 @@ def plan_run(sweep: Sweep, base: Path, name: str, settings: Mapping[str, object]
         UserError: the settings are not valid, or the budget is too small for one step.
     """
     planner = _RunPlanner(sweep, base, name, settings)
-    planner.derive(of_model=True)
+    derived_keys = sweep.config.derived.keys()
+    counted_keys = [key for key in derived_keys if key.startswith("model.") or key in BATCH_KEYS]
+    planner.derive(counted_keys)
     extra = {}
-    if budget:
-        extra["train.steps"] = UNLIMITED_STEPS
+    if budget or STEPS_KEY in derived_keys:
+        extra[STEPS_KEY] = UNLIMITED_STEPS
     config = planner.resolve(extra)
     counts = count_model(config, sweep.config)
+    planner.symbols.update(N=counts.parameters)
+    if STEPS_KEY in derived_keys:
+        planner.derive([STEPS_KEY])
+        config = planner.resolve({})
     batch_tokens = planner.choose_batch(config, counts, budget)
     steps = planner.choose_steps(config, counts, budget, batch_tokens)
     tokens = float(steps * batch_tokens)
     flops = steps * batch_tokens * counts.flops
-    planner.symbols.update(N=counts.parameters, D=tokens, C=flops)
+    planner.symbols.update(D=tokens, C=flops)
     planner.choose_learning_rate(counts, flops)
-    planner.derive(of_model=False)
+    planner.derive([key for key in derived_keys if key not in {*counted_keys, STEPS_KEY}])
     planner.resolve({})
     mixtures = config.model.mixtures
     experts = mixtures[0].experts if mixtures else 1
@@ -114,13 +123,11 @@ class _RunPlanner:
                 return values[name]
         raise KeyError(name)
 
-    def derive(self, *, of_model: bool) -> None:
-        """Evaluate the expressions of `derived`, either those of the model's keys or the others."""
-        for key, expression in self.sweep.config.derived.items():
-            if key.startswith("model.") != of_model:
-                continue
+    def derive(self, keys: Iterable[str]) -> None:
+        """Evaluate the expressions of some keys of `derived`."""
+        for key in keys:
             try:
-                self.overrides[key] = evaluate(expression, self.value_of)
+                self.overrides[key] = evaluate(self.sweep.config.derived[key], self.value_of)
             except UserError as error:
                 raise UserError(f"derived.{key}: {error}") from None
 
@@ -161,7 +168,7 @@ class _RunPlanner:
             raise UserError(
                 f"run {self.name}: {budget:.3g} FLOPs are less than one step of {batch_tokens} tokens; raise the budget"
             )
-        self.overrides["train.steps"] = steps
+        self.overrides[STEPS_KEY] = steps
         return steps
 
     def choose_learning_rate(self, counts: ModelCounts, flops: float) -> None:

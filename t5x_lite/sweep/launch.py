@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Column
 
 from t5x_lite.errors import UserError
-from t5x_lite.local_copies import check_writable, uploading
+from t5x_lite.local_copies import check_writable, uploading, with_urls
 from t5x_lite.progress import format_duration, format_si, print_line, print_table
 from t5x_lite.run_dir import lock_dir
 from t5x_lite.sweep.clusters import launch_script, submit_to_gke, submit_to_slurm, tpu_vm_command
@@ -15,7 +15,7 @@ from t5x_lite.sweep.config import Sweep
 from t5x_lite.sweep.grid import expand
 from t5x_lite.sweep.planned_run import PlannedRun, write_plan
 from t5x_lite.sweep.process_pool import ProcessPool
-from t5x_lite.sweep.run_files import has_checkpoint, read_metrics, run_exists
+from t5x_lite.sweep.run_files import has_checkpoint, has_diverged, read_metrics, run_exists
 from t5x_lite.sweep.status_log import StatusLog
 from t5x_lite.sweep.time_estimates import TimeEstimate, estimate_seconds
 
@@ -57,7 +57,7 @@ def start(sweep: Sweep, *, yes: bool, environment: Mapping[str, str], estimate: 
         seconds = estimate(sweep, missing, environment, console) if missing else {}
         show_plan(sweep, runs, states, seconds)
         if not missing:
-            print_line(console, f"nothing to do; t5x-lite sweep fit {sweep.name} fits the law")
+            print_line(console, f"nothing to do; t5x-lite sweep fit {with_urls(str(sweep.folder))} fits the law")
             return 0
         if not yes and not _confirm(len(missing)):
             return 1
@@ -101,13 +101,15 @@ def _local_command(run: PlannedRun) -> list[str]:
 
 
 def current_state(sweep: Sweep, run: PlannedRun, log: StatusLog) -> str:
-    """Return the state of a run: `done` if its run directory is complete, and otherwise that of the status log.
+    """Return the state of a run: what its run directory says, `done` or `diverged`, or else that of the status log.
 
     Two states of the log are replaced by `new`: `done` where the run directory is not complete, and `diverged` where it
     was deleted.
     """
     if is_complete(run):
         return "done"
+    if has_diverged(run.run_dir):
+        return "diverged"
     state = log.state(run.name)
     if state == "done":
         return "new"
@@ -122,7 +124,7 @@ def is_complete(run: PlannedRun) -> bool:
     if not metrics:
         return False
     is_saved = "checkpoint.folder" in run.overrides or has_checkpoint(run.run_dir, run.steps)
-    return is_saved and metrics[-1].get("step") == run.steps and "eval/loss" in metrics[-1]
+    return is_saved and metrics[-1].get("step") == run.steps
 
 
 def show_plan(

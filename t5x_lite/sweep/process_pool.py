@@ -1,7 +1,6 @@
 """Runs as processes of this machine, several at the same time: retried, stopped together, and shown."""
 
 import fcntl
-import json
 import signal
 import subprocess
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 from rich.progress import BarColumn, TaskID
 
 from t5x_lite.errors import STOPPED, Diverged, UserError
+from t5x_lite.evaluate.curves import is_number
 from t5x_lite.local_copies import UPLOAD_SECONDS, with_urls
 from t5x_lite.parallel.distributed import handle_signals
 from t5x_lite.progress import print_line, progress_bar
@@ -21,8 +21,8 @@ from t5x_lite.storage import is_remote
 from t5x_lite.sweep.config import Sweep
 from t5x_lite.sweep.device_share import start_process
 from t5x_lite.sweep.planned_run import PlannedRun
-from t5x_lite.sweep.run_files import read_new_metrics
 from t5x_lite.sweep.status_log import StatusLog
+from t5x_lite.watch.follower import MetricsFollower
 
 POLL_SECONDS = 0.5
 """Time between two looks at the processes."""
@@ -32,17 +32,14 @@ MAX_REASON = 300
 
 @dataclass
 class RunningJob:
-    """A run in progress.
-
-    `metrics_offset` is how far its metrics file was read, in bytes, and `next_look` the time to ask a bucket for more.
-    """
+    """A run in progress. `next_look` is the time to ask a bucket for more metrics."""
 
     run: PlannedRun
     process: subprocess.Popen[bytes]
     slot: int
     progress_task: TaskID
+    metrics: MetricsFollower
     started: float = field(default_factory=time.monotonic)
-    metrics_offset: int = 0
     next_look: float = 0.0
     step: int = 0
 
@@ -138,7 +135,7 @@ class ProcessPool:
             process = start_process(self.command(run), slot, jobs, self.environment, output)
         self.attempts[run.name] += 1
         progress_task = self.progress.add_task(f"  {run.name}", total=run.steps, at="")
-        self.running.append(RunningJob(run, process, slot, progress_task))
+        self.running.append(RunningJob(run, process, slot, progress_task, MetricsFollower(run.run_dir)))
         self._set_state(run, "running", attempt=self.attempts[run.name], pid=process.pid)
 
     def _finish(self, job: RunningJob) -> None:
@@ -185,26 +182,22 @@ class ProcessPool:
     def _read_metrics(self) -> None:
         """Read the lines that each run has added to its metrics, and show the last."""
         for job in self.running:
-            new_bytes = self._new_metrics(job)
-            end_of_last_line = new_bytes.rfind(b"\n") + 1
-            complete_lines = new_bytes[:end_of_last_line]
-            job.metrics_offset += len(complete_lines)
-            if complete_lines:
-                metrics = json.loads(complete_lines.splitlines()[-1])
-                job.step = metrics["step"]
-                loss = metrics["loss"] or float("nan")
-                text = f"step {job.step} · loss {loss:.4f}"
+            if self._read_new_lines(job) and job.metrics.records:
+                metrics = job.metrics.records[-1]
+                job.step = int(metrics["step"])
+                loss = metrics.get("loss")
+                text = f"step {job.step} · loss {loss if is_number(loss) else float('nan'):.4f}"
                 self.progress.update(job.progress_task, completed=job.step, at=text)
 
-    def _new_metrics(self, job: RunningJob) -> bytes:
-        """Return what a run has added to its metrics. A bucket is asked as often as the run uploads to it."""
+    def _read_new_lines(self, job: RunningJob) -> bool:
+        """Return whether a run has new metrics. A bucket is asked as often as the run uploads to it."""
         if is_remote(job.run.run_dir):
             if time.monotonic() < job.next_look:
-                return b""
+                return False
             job.next_look = time.monotonic() + UPLOAD_SECONDS
         with suppress(UserError):  # of a bucket, which is asked again
-            return read_new_metrics(job.run.run_dir, job.metrics_offset)
-        return b""
+            return job.metrics.update()
+        return False
 
     def _show_progress(self, overall_task: TaskID, runs: Sequence[PlannedRun]) -> None:
         num_ended = 0

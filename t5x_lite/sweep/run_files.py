@@ -6,7 +6,7 @@ from typing import Any
 from t5x_lite import storage
 from t5x_lite.evaluate.curves import metric_records
 from t5x_lite.local_copies import local_file
-from t5x_lite.run_dir import CONFIG_FILE
+from t5x_lite.run_dir import CONFIG_FILE, DIVERGED_FILE
 
 
 def read_metrics(run_dir: str) -> list[dict[str, Any]]:
@@ -18,20 +18,6 @@ def read_metrics(run_dir: str) -> list[dict[str, Any]]:
     return metric_records(local_file(storage.join(run_dir, "metrics.jsonl")))
 
 
-def read_new_metrics(run_dir: str, offset: int) -> bytes:
-    """Return the bytes of a run's metrics from an offset; none if there is no such file, or nothing new.
-
-    Raises:
-        UserError: the bucket cannot be read.
-    """
-    name = storage.join(run_dir, "metrics.jsonl")
-    if not storage.file_exists(name):
-        return b""
-    with storage.explained(name, "read"), storage.open_bytes(name) as file:
-        file.seek(offset)
-        return file.read()
-
-
 def run_exists(run_dir: str) -> bool:
     """Return whether a run has begun.
 
@@ -41,6 +27,15 @@ def run_exists(run_dir: str) -> bool:
     if storage.is_remote(run_dir):
         return storage.file_exists(storage.join(run_dir, CONFIG_FILE))
     return Path(run_dir).is_dir()
+
+
+def has_diverged(run_dir: str) -> bool:
+    """Return whether a run has ended because its loss diverged.
+
+    Raises:
+        UserError: the bucket cannot be read.
+    """
+    return storage.file_exists(storage.join(run_dir, DIVERGED_FILE))
 
 
 def has_checkpoint(run_dir: str, step: int) -> bool:

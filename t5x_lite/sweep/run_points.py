@@ -33,6 +33,8 @@ def read_runs(folder: Path) -> SweepPoints:
         name = run.name
         metrics = _read_steps(_run_dir(folder, run))
         problem = _find_problem(run, statuses.get(name, {}), metrics)
+        if problem is None and not is_number(metrics[-1].get("eval/loss")):
+            problem = "its objective has no validation loss"
         if problem is not None:
             left_out[name] = problem
             continue
@@ -41,7 +43,9 @@ def read_runs(folder: Path) -> SweepPoints:
         if not run.after:
             curves.append(_build_curve(run, metrics))
     if not finished:
-        raise UserError(f"{folder}: no run is complete yet; `t5x-lite sweep` continues the sweep")
+        raise UserError(
+            f"{folder}: no run is complete and has a validation loss yet; `t5x-lite sweep` continues the sweep"
+        )
     return SweepPoints(build_points(finished), curves, left_out)
 
 
@@ -82,8 +86,7 @@ def _find_problem(run: PlannedRun, status: Mapping[str, Any], metrics: Sequence[
     if status.get("state") == "diverged":
         return f"diverged: {status.get('reason', '')}"
     last_step = metrics[-1]["step"] if metrics else 0
-    has_eval_loss = bool(metrics) and is_number(metrics[-1].get("eval/loss"))
-    if last_step < run.steps or not has_eval_loss:
+    if last_step < run.steps:
         return f"not complete: step {last_step} of {run.steps}"
     return None
 

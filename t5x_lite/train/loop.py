@@ -21,10 +21,10 @@ from t5x_lite.parallel.distributed import abort_together, main_process_first, st
 from t5x_lite.planner.remat_choice import resolve_remat
 from t5x_lite.progress import format_duration, format_si
 from t5x_lite.run_data import open_run_data, open_tokenizer
-from t5x_lite.run_dir import Run, check_run_dir, create_run_dir, lock_dir, with_vocab
+from t5x_lite.run_dir import DIVERGED_FILE, Run, check_run_dir, create_run_dir, lock_dir, with_vocab
 from t5x_lite.run_rewards import check_rewards
 from t5x_lite.run_teacher import check_teacher
-from t5x_lite.storage import join
+from t5x_lite.storage import delete_file, file_exists, join, write_bytes
 from t5x_lite.train.device_speed import peak_flops
 from t5x_lite.train.display import Display
 from t5x_lite.train.forecast import Forecast
@@ -97,7 +97,23 @@ def train(config: RunConfig) -> tuple[Run, bool]:
             # Closing the checkpoints waits for a save, and so for a process that may be lost: it is inside.
             with closing(run.checkpoints) as checkpoints, abort_together():
                 store = StateStore(run, mesh, trainer.steps, checkpoints, data.hashes, display.print)
-                return run, trainer.run(store, stop)
+                with _noting_divergence(run):
+                    return run, trainer.run(store, stop)
+
+
+@contextmanager
+def _noting_divergence(run: Run) -> Iterator[None]:
+    """Leave a file in the run directory while the run is a diverged one: sweeps on clusters see no exit codes."""
+    note = join(str(run.config.run_dir), DIVERGED_FILE)
+    is_first_process = jax.process_index() == 0
+    if is_first_process and file_exists(note):
+        delete_file(note)
+    try:
+        yield
+    except Diverged as error:
+        if is_first_process:
+            write_bytes(note, f"{error}\n")
+        raise
 
 
 class Trainer:

@@ -186,7 +186,8 @@ class StepMonitor:
             self._empty_batches += 1
             self._display.print(f"step {step}: the batch has nothing to predict ({self._empty_batches} so far)")
         mean = self._running_loss
-        if factor and mean.steps >= RUNNING_MEAN_STEPS and not loss <= factor * mean.loss:
+        if not math.isfinite(loss):
+            return  # the update was skipped, and is no spike
+        if factor and mean.steps >= RUNNING_MEAN_STEPS and loss > factor * mean.loss:
             raise LossSpike(f"step {step}: loss {loss:.4f} is above {factor} × its running mean {mean.loss:.4f}")
-        if math.isfinite(loss):
-            mean.add(loss)
+        mean.add(loss)

@@ -75,10 +75,22 @@ def test_a_sweep_of_too_many_runs_is_refused_without_listing_them(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"axes": {"a": {"k": [1]}, "b": {"k": [2]}}}, "axes.b.k: is a key of axes.a too"),
-        ({"axes": {"a": {"k": [1]}}, "derived": {"k": "2"}}, "axes.a.k: is `derived` too"),
+        ({"axes": {"a": {"k": [1]}, "b": {"k": [2]}}}, "axes.b.k: axes.a.k decides it too"),
+        ({"axes": {"a": {"k": [1]}}, "derived": {"k": "2"}}, "axes.a.k: derived.k decides it too"),
+        ({"set": {"m": {"k": 1}}, "axes": {"a": {"m.k": [1]}}}, "axes.a.m.k: set.m.k decides it too"),
+        ({"set": {"k": 1}, "derived": {"k": "2"}}, "derived.k: set.k decides it too"),
         ({"axes": {"a": {"train.seed": [1, 2]}}}, "axes.a.train.seed: give `seeds` instead"),
-        ({"axes": {"a": {"train.steps": [1, 2]}}, "budgets": [1e15]}, "axes.a.train.steps: follows from `budgets`"),
+        ({"set": {"train.seed": 1}}, "set.train.seed: give `seeds` instead"),
+        ({"axes": {"a": {"train.steps": [1, 2]}}, "budgets": [1e15]}, "axes.a.train.steps: `budgets` decides it too"),
+        ({"derived": {"train.steps": "N"}, "budgets": [1e15]}, "derived.train.steps: `budgets` decides it too"),
+        (
+            {"set": {"optimizer.learning_rate": 0.1}, "learning_rate": "kaplan"},
+            "set.optimizer.learning_rate: the rule `learning_rate` decides it too",
+        ),
+        (
+            {"axes": {"a": {"train.batch_size": [1]}}, "batch_size": "kaplan"},
+            "axes.a.train.batch_size: the rule `batch_size` decides it too",
+        ),
     ],
 )
 def test_a_value_that_would_silently_replace_another_is_refused(settings: dict[str, Any], message: str) -> None:

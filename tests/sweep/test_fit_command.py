@@ -181,7 +181,7 @@ def plan_with(**changes: object) -> object:
 @pytest.mark.parametrize(
     ("plan", "message"),
     [
-        (plan_with(), "no run is complete yet"),
+        (plan_with(), "no run is complete and has a validation loss"),
         ([], "is not a JSON object but a list"),
         ({}, "plan.json: sweep: Field required"),
         ({"sweep": "s", "settings": {}, "runs": 5}, "plan.json: runs: Input should be a valid array"),

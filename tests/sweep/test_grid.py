@@ -95,6 +95,17 @@ def test_steps_are_an_integer_also_where_the_file_gives_a_float(make_sweep: Swee
     assert str(run.steps) == "10"
 
 
+def test_tokens_can_follow_from_the_parameters(make_sweep: SweepFactory) -> None:
+    """20 tokens for each parameter (Hoffmann et al. 2022), in steps of 8 rows of 16 tokens."""
+    axes = {"size": {"model.embed": [16, 32]}}
+    derived = {"train.batch_size": "2 * 4", "train.steps": "round(20 * N / (train.batch_size * train.seq_len))"}
+    for run in expand(make_sweep(axes=axes, derived=derived)):
+        assert run.overrides["train.batch_size"] == 8
+        assert run.steps == run.overrides["train.steps"] == round(20 * run.parameters / 128)
+        assert run.tokens == run.steps * 128
+        assert run.flops == pytest.approx(run.steps * run.step_flops)
+
+
 def test_rules_for_learning_rate_and_batch_size_are_the_published_ones(make_sweep: SweepFactory) -> None:
     """DeepSeek LLM 2024, §3.1: for 1e17 FLOPs η = 0.3118·C^-0.125 and B = 0.292·C^0.3271 tokens; Kaplan, eq. D.1."""
     assert learning_rate_by_rule("deepseek", 0.0, 1e17) == pytest.approx(2.338e-3, rel=1e-3)
@@ -139,6 +150,8 @@ def test_branches_leave_a_trunk_where_their_decay_begins(make_sweep: SweepFactor
         ({"axes": {"a": {"model.embd": [16]}}}, "unknown key `model.embd`; did you mean `model.embed`"),
         ({"axes": {"a": {"model.heads": [3]}}}, "run heads3 of the sweep.*not a multiple of heads 3"),
         ({"derived": {"model.mlp": "N * 2"}}, "derived.model.mlp: 'N \\* 2': N is not set"),
+        ({"derived": {"train.steps": "D / 100"}}, "derived.train.steps: 'D / 100': D is not set"),
+        ({"derived": {"train.steps": "1.5"}}, "run run of the sweep: `train.steps` is 1.5"),
         ({"budget": [1]}, "unknown key `budget`; did you mean `budgets`"),
         ({"branches": True}, "no two runs of the sweep differ in train.steps alone"),
         ({"branches": True, "axes": {"a": {"train.steps": [4, 8]}}}, "need optimizer.schedule wsd"),

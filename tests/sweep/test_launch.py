@@ -13,6 +13,7 @@ from t5x_lite.sweep import launch
 from t5x_lite.sweep.clusters import REPOSITORY
 from t5x_lite.sweep.config import Sweep, load
 from t5x_lite.sweep.grid import expand
+from t5x_lite.sweep.run_points import finished_runs, read_runs
 from t5x_lite.sweep.status_log import StatusLog
 from tests.conftest import Shell
 from tests.sweep.conftest import SweepFactory
@@ -87,6 +88,33 @@ def test_slurm_receives_an_array_of_the_missing_runs_once(sweep: Sweep, cluster:
     assert len(calls) == 2
     assert "--array=1-1%2" in calls[1]
     assert runs[2].run_dir in Path(calls[1].split()[-1]).read_text()
+
+
+def test_slurm_does_not_receive_a_diverged_run_again(sweep: Sweep, cluster: Path) -> None:
+    (cluster / "answers/sbatch").write_text("4711;cluster\n")
+    slurm_sweep = load(cluster / "grid.yaml", ["where=slurm"])
+    runs = expand(slurm_sweep)
+    run_dir = Path(runs[0].run_dir)
+    run_dir.mkdir(parents=True)
+    (run_dir / "diverged.txt").write_text("step 9: loss was not finite\n")
+    assert launch.start(slurm_sweep, yes=True, environment=dict(os.environ), estimate=no_estimate) == 0
+    (call,) = calls_of(cluster, "sbatch")
+    submitted = Path(call.split()[-1]).read_text()
+    assert runs[0].run_dir not in submitted
+    assert runs[1].run_dir in submitted
+
+
+def test_a_run_without_validation_loss_is_complete_but_no_point_of_a_law(sweep: Sweep) -> None:
+    runs = expand(sweep)
+    launch.write_plan(sweep, runs)
+    for run in runs:
+        (Path(run.run_dir) / "checkpoints/12").mkdir(parents=True)
+        (Path(run.run_dir) / "checkpoints/12/manifest.json").write_text("{}")
+        (Path(run.run_dir) / "metrics.jsonl").write_text('{"step": 12, "reward": 0.5}\n')
+    assert all(launch.is_complete(run) for run in runs)
+    assert len(finished_runs(sweep.folder)[0]) == 3
+    with pytest.raises(UserError, match="no run is complete and has a validation loss"):
+        read_runs(sweep.folder)
 
 
 def test_slurm_makes_branches_wait_for_their_trunks(make_sweep: SweepFactory, cluster: Path) -> None:

@@ -40,7 +40,14 @@ if behaviour == "crash" or (behaviour == "crash once" and starts == 1):
 if behaviour == "wait":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
     time.sleep(30)
-(folder / "metrics.jsonl").write_text(json.dumps({"step": steps, "loss": 2.0, "tokens": 9, "eval/loss": 2.1}) + "\\n")
+metrics = folder / "metrics.jsonl"
+if behaviour == "resume":
+    metrics.write_text(json.dumps({"step": 1, "loss": 3.0}) + "\\n")
+    time.sleep(1.5)
+    metrics.write_text("")
+metrics.write_text(json.dumps({"step": steps, "loss": 2.0, "tokens": 9, "eval/loss": 2.1}) + "\\n")
+if behaviour == "resume":
+    time.sleep(1.5)
 saved = folder / "checkpoints" / str(steps)
 saved.mkdir(parents=True)
 (saved / "manifest.json").write_text("{}")
@@ -82,6 +89,17 @@ def last_states(sweep: Sweep, runs: list[PlannedRun]) -> list[str]:
 def count_starts(run: PlannedRun) -> int:
     path = Path(run.run_dir) / "started"
     return len(path.read_text()) if path.is_file() else 0
+
+
+def test_a_run_that_removes_the_lines_of_steps_that_it_repeats_is_followed(
+    make_pool: PoolFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[str] = []
+    pool, runs = make_pool("resume", "done", "done")
+    monkeypatch.setattr(pool.progress, "update", lambda _, completed, at: shown.append(at))
+    assert pool.run(runs[:1], {}) == 0
+    assert "step 1 · loss 3.0000" in shown
+    assert f"step {runs[0].steps} · loss 2.0000" in shown
 
 
 def test_a_crash_is_retried_but_not_wrong_input_or_divergence(sweep: Sweep, make_pool: PoolFactory) -> None:

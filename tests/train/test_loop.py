@@ -74,6 +74,11 @@ def test_losses_that_are_not_finite_end_the_run_with_their_reason(
     reason = "not finite for 3 steps in a row (train.nonfinite_limit); lower optimizer.learning_rate"
     assert reason in capfd.readouterr().err
     assert lines(tmp_path)[-1]["skipped_in_a_row"] == 3
+    note = tmp_path / "diverged.txt"
+    assert reason in note.read_text()
+    allowed = ("optimizer.learning_rate=1e-4", "train.steps=2", "train.allow_changed_config=true")
+    assert train(tiny_config, tmp_path, *allowed) == 0
+    assert not note.exists()
 
 
 SPOILT_STEP = 71
