@@ -107,9 +107,9 @@ def _add_sweep(commands: Commands) -> None:
         metavar=("N", "D"),
         help="fit: also predict the loss of a run with N parameters and D tokens",
     )
-    parser.add_argument("--draws", type=int, default=1000, help="fit: samples of each bootstrap (default %(default)s)")
+    parser.add_argument("--draws", type=int, help="fit: samples of each bootstrap (default 1000)")
     parser.add_argument(
-        "--drop-highest", type=int, default=0, metavar="K", help="fit: leave out the K runs with the highest losses"
+        "--drop-highest", type=int, metavar="K", help="fit: leave out the K runs with the highest losses"
     )
     parser.add_argument(
         "--emit", type=_local_path, metavar="CONFIG", help="fit: write the config of the predicted best run"
@@ -132,13 +132,22 @@ def check_sweep_options(options: argparse.Namespace, action: str) -> None:
     Raises:
         UserError: with the name of the option.
     """
-    for option, value, its_action in (
-        ("--include", options.include, "eval"),
-        ("--limit", options.limit, "eval"),
-        ("--to", options.to, "plot"),
+    for option, is_given, actions in (
+        ("--yes", options.yes, ("",)),
+        ("--budget", options.budget is not None, ("fit",)),
+        ("--run", options.run is not None, ("fit",)),
+        ("--draws", options.draws is not None, ("fit",)),
+        ("--drop-highest", options.drop_highest is not None, ("fit",)),
+        ("--emit", options.emit is not None, ("fit",)),
+        ("--include", options.include is not None, ("eval",)),
+        ("--limit", options.limit is not None, ("eval",)),
+        ("--to", options.to is not None, ("plot",)),
+        ("--json", options.json, ("fit", "eval")),
     ):
-        if value is not None and action != its_action:
-            raise UserError(f"sweep {action}: {option} is for `sweep {its_action}`".replace("sweep :", "sweep:"))
+        if is_given and action not in actions:
+            command = f"sweep {action}".strip()
+            right_commands = " and ".join(f"`{f'sweep {right}'.strip()}`" for right in actions)
+            raise UserError(f"{command}: {option} is for {right_commands}")
 
 
 def _add_eval(commands: Commands) -> None:

@@ -188,10 +188,10 @@ def plan(options: argparse.Namespace, overrides: list[str]) -> int:
     """Run `t5x-lite plan CONFIG --topology NAME [key=value …]`. The exit code is 1 if nothing fits in memory."""
     config = configuration.load(options.config, overrides)
     topology = options.topology or config.plan.topology
-    slices = options.slices or config.plan.slices
     if not topology:
         raise UserError("plan needs --topology (or plan.topology in the config), such as v5p:4x4x4")
     gpus = gpu_count(topology)
+    slices = _slices(options.slices, config.plan.slices, topology)
     if gpus is None:
         libtpu.prepare()
     else:
@@ -219,6 +219,17 @@ def plan(options: argparse.Namespace, overrides: list[str]) -> int:
         pod = PlanConfig(topology=topology, slices=slices)
         write_planned_config(options.config, overrides, best, pod, options.emit)
     return 0 if best.fits else 1
+
+
+def _slices(option: int | None, configured: int, topology: str) -> int:
+    """Return the number of TPU slices: that of the command line, or else of the config. GPUs have none."""
+    if option is not None and option < 1:
+        raise UserError(f"plan: --slices {option}: expected a number of slices from 1 on")
+    if gpu_count(topology) is None:
+        return configured if option is None else option
+    if option not in (None, 1):
+        raise UserError(f"plan: --slices {option}: {topology} names all GPUs; slices are for TPUs")
+    return 1
 
 
 def _simulate_devices(count: int) -> None:

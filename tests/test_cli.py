@@ -32,6 +32,8 @@ def test_eval_rejects_numbers_and_options_that_it_cannot_use(tiny_run: Path, cap
     for words, message in (
         (["window=many", "stride=1.5"], "window=many: expected a whole number; stride=1.5: expected a whole number"),
         (["--limit=3"], "--limit is for tasks=, blimp= and cloze="),
+        (["window=8"], "window= is for tasks= and text="),
+        (["tasks=sst2", "stride=8"], "stride= is for text="),
         (["--include=folder"], "--include is for tasks="),
     ):
         assert main(["eval", str(tiny_run), *words]) == 2
@@ -53,6 +55,17 @@ def test_wrong_input_is_reported_in_one_line(
         errors = capfd.readouterr().err.strip().splitlines()
         assert len(errors) == 1
         assert errors[0].startswith("t5x-lite: ")
+
+
+def test_plan_refuses_slices_that_the_devices_do_not_have(capfd: pytest.CaptureFixture[str]) -> None:
+    config = str(REPOSITORY / "configs/pods/gpt3_13b_two_slices.yaml")
+    for topology, slices, message in (
+        ("v5p:4x4x4", "0", "--slices 0: expected a number of slices from 1 on"),
+        ("v5p:4x4x4", "-2", "--slices -2: expected a number of slices from 1 on"),
+        ("h100:128", "2", "--slices 2: h100:128 names all GPUs; slices are for TPUs"),
+    ):
+        assert main(["plan", config, "--topology", topology, "--slices", slices]) == 2
+        assert message in capfd.readouterr().err
 
 
 def test_help_config_lists_every_setting(tiny_config: Path, capsys: pytest.CaptureFixture[str]) -> None:

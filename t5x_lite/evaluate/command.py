@@ -135,6 +135,10 @@ def _check_options(
     for name in ("demonstrations", "seed", "num_fewshot"):
         if "tasks" not in arguments and name in arguments:
             raise UserError(f"eval: {name}= is for tasks=")
+    if not arguments.keys() & {"tasks", "text"} and "window" in arguments:
+        raise UserError("eval: window= is for tasks= and text=")
+    if "text" not in arguments and "stride" in arguments:
+        raise UserError("eval: stride= is for text=")
     if not arguments.keys() & {"tasks", "blimp", "cloze"} and limit is not None:
         raise UserError("eval: --limit is for tasks=, blimp= and cloze=")
     if limit is not None and limit < 1:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from t5x_lite.errors import UserError
-from t5x_lite.files import write_file
+from t5x_lite.files import check_not_input, write_file
 from t5x_lite.local_copies import with_urls
 from t5x_lite.sweep.config import Sweep, load
 from t5x_lite.sweep.csv_points import read_csv
@@ -16,7 +16,7 @@ from t5x_lite.sweep.points import SweepPoints
 from t5x_lite.sweep.report import build_report
 from t5x_lite.sweep.report_tables import print_report
 from t5x_lite.sweep.run_points import read_runs
-from t5x_lite.sweep.study import run_study
+from t5x_lite.sweep.study import DRAWS, run_study
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,9 @@ def fit(subject: Path, overrides: Sequence[str], options: argparse.Namespace) ->
     """
     _check_options(options)
     source = _read_source(subject, overrides, options)
-    study = run_study(source.points, options.draws, options.drop_highest)
+    if options.emit and source.sweep is not None:
+        check_not_input(options.emit, subject, *source.sweep.bases)
+    study = run_study(source.points, options.draws or DRAWS, options.drop_highest or 0)
     report = build_report(study, options.budget, options.run)
     law = report.to_json()
     written = [
@@ -64,7 +66,7 @@ def fit(subject: Path, overrides: Sequence[str], options: argparse.Namespace) ->
 
 
 def _check_options(options: argparse.Namespace) -> None:
-    if options.draws < 2 or options.drop_highest < 0:
+    if (options.draws is not None and options.draws < 2) or (options.drop_highest or 0) < 0:
         raise UserError("sweep fit: --draws must be at least 2, and --drop-highest must not be negative")
     sizes = [options.budget, *(options.run or [])]
     if any(size is not None and not size > 0 for size in sizes):

@@ -51,6 +51,8 @@ def plot_sweep(subject: Path, words: Sequence[str], options: argparse.Namespace)
     tasks = _choose_tasks(read_evaluations(folder).tasks(), names, folder)
     runs = [run for run in read_plan(folder).runs if not run.trunk]
     abilities = build_abilities(tasks, runs)
+    if not abilities.curves:
+        raise UserError(f"{folder}: none of the tasks has a score for each example, of which curves are drawn")
     picture = options.to or folder / PICTURE
     picture.parent.mkdir(parents=True, exist_ok=True)
     table = write_file(picture.with_suffix(".csv"), _as_csv(abilities))

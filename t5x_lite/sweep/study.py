@@ -14,6 +14,9 @@ from t5x_lite.laws.points import Points, check_points
 from t5x_lite.laws.training_curves import frontier_from_curves
 from t5x_lite.sweep.points import SweepPoints
 
+DRAWS = 1000
+"""Samples of each bootstrap, unless others are asked for."""
+
 
 @dataclass(frozen=True)
 class Study:
@@ -48,7 +51,7 @@ class Study:
         return loss[0], loss[1:]
 
 
-def run_study(sweep_points: SweepPoints, draws: int = 1000, drop_highest: int = 0) -> Study:
+def run_study(sweep_points: SweepPoints, draws: int = DRAWS, drop_highest: int = 0) -> Study:
     """Fit every law and find the frontier in every way that the points allow.
 
     Args:

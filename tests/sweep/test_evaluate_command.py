@@ -147,6 +147,9 @@ def test_a_change_of_settings_weights_or_documents_is_another_evaluation(
         (["plot", "{folder}", "--to", "a.pdf"], "expected a name that ends in .png"),
         (["plot", "{folder}", "--limit", "3"], "--limit is for `sweep eval`"),
         (["{folder}", "--to", "a.png"], "sweep: --to is for `sweep plot`"),
+        (["{folder}", "--budget", "1e21"], "sweep: --budget is for `sweep fit`"),
+        (["{folder}", "--json"], "sweep: --json is for `sweep fit` and `sweep eval`"),
+        (["fit", "{folder}", "--yes"], "sweep fit: --yes is for `sweep`"),
     ],
 )
 def test_invalid_commands_are_one_line_of_error(
