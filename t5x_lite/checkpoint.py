@@ -50,6 +50,12 @@ class SaveError(UserError):
     """A checkpoint could not be written."""
 
 
+class RemoteSaveError(SaveError):
+    """A checkpoint could not be written into an object store, which may answer again (BSD's EX_UNAVAILABLE)."""
+
+    exit_code = 69
+
+
 def _check_endpoint(folder: str) -> None:
     """Check that TensorStore would write to the same S3 as everything else does.
 
@@ -307,6 +313,11 @@ class Checkpoints:
         # Orbax abandons its remaining writes, and Python would warn about each of them after our one line.
         warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
         reason = " ".join(str(error).split())[:300] or type(error).__name__
+        if is_remote(self.folder):
+            return RemoteSaveError(
+                f"{self.folder}: the checkpoint of step {step} could not be written: {reason}; earlier checkpoints are "
+                "intact: run the same command to resume"
+            )
         if is_disk_full(error):
             reason = "the disk is full"
         space = free_space(self.folder)

@@ -28,7 +28,7 @@ from pydantic import BaseModel, ConfigDict
 
 from t5x_lite.checkpoint_config import LocalCheckpointConfig
 from t5x_lite.files import replace_file
-from t5x_lite.storage import expand
+from t5x_lite.storage import absolute, expand
 from t5x_lite.trees import flatten_names
 
 logger = logging.getLogger(__name__)
@@ -44,11 +44,16 @@ Borders: TypeAlias = tuple[tuple[int, int], ...]
 """Start and stop of such a part along each axis of the array."""
 
 
-def open_local_checkpoints(config: LocalCheckpointConfig, run_folder: Path) -> "LocalCheckpoints":
+def open_local_checkpoints(config: LocalCheckpointConfig, run_dir: str, run_folder: Path) -> "LocalCheckpoints":
     """Return the local checkpoints of a run. All processes make this call together.
 
     The first process names the run by a random number in `RUN/run_id`, so that a run which begins anew in the same
     directory does not find the states of the one before.
+
+    Args:
+        config: the folder, and how often a state is kept.
+        run_dir: the run directory, perhaps in a bucket.
+        run_folder: the run directory or, of one in a bucket, the local copy, which is another folder at each start.
     """
     number = np.zeros(16, np.uint8)
     if jax.process_index() == 0:
@@ -57,8 +62,8 @@ def open_local_checkpoints(config: LocalCheckpointConfig, run_folder: Path) -> "
             replace_file(path, uuid.uuid4().hex)
         number = np.frombuffer(uuid.UUID(path.read_text(encoding="utf-8").strip()).bytes, np.uint8)
     number = np.asarray(multihost_utils.broadcast_one_to_all(number), np.uint8)
-    # A copy of a run directory has the same number and another path.
-    return LocalCheckpoints(config, f"{number.tobytes().hex()}-{zlib.crc32(str(run_folder).encode()):08x}")
+    # A copy of a run directory has the same number and another name.
+    return LocalCheckpoints(config, f"{number.tobytes().hex()}-{zlib.crc32(absolute(run_dir).encode()):08x}")
 
 
 class StoredShard(BaseModel):

@@ -88,10 +88,24 @@ def test_a_run_that_begins_anew_does_not_find_the_states_of_the_one_before(tmp_p
         run = tmp_path / "run"
         run.mkdir(exist_ok=True)
         with jax.set_mesh(make_mesh(MeshConfig())):
-            folders.add(open_local_checkpoints(config, run).folder)
-            assert open_local_checkpoints(config, run).folder in folders
+            folders.add(open_local_checkpoints(config, str(run), run).folder)
+            assert open_local_checkpoints(config, str(run), run).folder in folders
         (run / "run_id").unlink()
     assert len(folders) == 2
+
+
+def test_a_run_in_a_bucket_finds_its_states_whatever_its_local_copy_is_called(tmp_path: Path) -> None:
+    config = LocalCheckpointConfig(folder=str(tmp_path / "local"))
+    folders = set()
+    for start in ("first", "second"):
+        copy = tmp_path / start
+        copy.mkdir()
+        (copy / "run_id").write_text("0123456789abcdef" * 2)
+        with jax.set_mesh(make_mesh(MeshConfig())):
+            folders.add(open_local_checkpoints(config, "gs://models/run", copy).folder)
+            other_run = open_local_checkpoints(config, "gs://models/copy_of_the_run", copy).folder
+        assert other_run not in folders
+    assert len(folders) == 1
 
 
 def test_a_state_that_cannot_be_written_does_not_end_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

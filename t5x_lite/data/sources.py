@@ -6,6 +6,7 @@ A source is cut into units, a deterministic list of pieces of files that differe
 import json
 import re
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import zip_longest
@@ -39,6 +40,8 @@ UNIT_BYTES = 64 * 2**20
 SMALLEST_UNIT = 2**20
 """Smallest target size of a unit: a small source is cut into about 64 units for processes to share, but not finer."""
 BYTES_PER_TOKEN = 4
+FILES_AT_ONCE = 32
+"""Files that are opened at the same time: a bucket answers each after a while, whatever it is asked."""
 UNIT_RECORDS = 50_000
 """Records of a TFDS unit."""
 REPLACEMENT = "\ufffd"
@@ -126,13 +129,14 @@ def units(
         check_endings(paths, TABLES if tables_as_text else ())
     sizes = [content_bytes(path, source.format) for path in paths]
     target_bytes = min(max(sum(sizes) // 64, smallest_unit), unit_bytes)
+    pieces_of_files = [[make_unit((path,))] for path in paths]
+    if not whole_files:
+        with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
+            pieces_of_files = list(pool.map(lambda path: _cut_file(make_unit((path,)), target_bytes), paths))
     result: list[Unit] = []
     joined_bytes = 0
-    for path, size in zip(paths, sizes, strict=True):
-        unit = make_unit((path,))
-        pieces = [unit]
-        if not whole_files:
-            pieces = _cut_file(unit, target_bytes)
+    for path, size, pieces in zip(paths, sizes, pieces_of_files, strict=True):
+        unit = pieces[0]
         is_small = len(pieces) == 1 and joined_bytes + size <= target_bytes
         can_join = result and result[-1].stop == -1 and unit.format == result[-1].format
         if can_join and is_small:

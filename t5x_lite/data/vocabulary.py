@@ -7,6 +7,8 @@ import math
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import sentencepiece
@@ -98,14 +100,22 @@ def _log(message: str) -> None:
 
 def _sample_texts(units: Sequence[sources.Unit], max_bytes: float) -> Iterator[str]:
     """Yield text from the beginning of every unit, an equal share of `max_bytes` from each."""
-    for unit in units:
-        bytes_left = max_bytes / len(units)
-        for _, text in sources.documents(unit):
-            characters = int(min(bytes_left, len(text)))
-            yield text[:characters].replace(FIELD_BORDER, " ")
-            bytes_left -= len(text.encode())
-            if bytes_left <= 0:
-                break
+    with ThreadPoolExecutor(sources.FILES_AT_ONCE) as pool:
+        for texts in pool.map(partial(_beginning, max_bytes / len(units)), units):
+            yield from texts
+
+
+def _beginning(max_bytes: float, unit: sources.Unit) -> list[str]:
+    """Return the first `max_bytes` of a unit's text."""
+    texts = []
+    bytes_left = max_bytes
+    for _, text in sources.documents(unit):
+        characters = int(min(bytes_left, len(text)))
+        texts.append(text[:characters].replace(FIELD_BORDER, " "))
+        bytes_left -= len(text.encode())
+        if bytes_left <= 0:
+            break
+    return texts
 
 
 def train(config: Unigram | BPE | Character, texts: Iterable[str]) -> SentencePiece:

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import traceback
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from types import FrameType
 from typing import Any
 
 import jax
+import numpy as np
 from jax._src import distributed as jax_distributed
 from jax.experimental import multihost_utils
 
@@ -121,7 +123,7 @@ def abort_together() -> Iterator[None]:
     except Exception as error:
         if jax.process_count() == 1:
             raise
-        if isinstance(error, jax.errors.JaxRuntimeError):
+        if _comes_from_devices(error):
             error = _explain_lost_processes() or error
         local_copies.finish()
         if isinstance(error, UserError):
@@ -131,6 +133,31 @@ def abort_together() -> Iterator[None]:
             os._exit(error.exit_code)
         traceback.print_exception(error)
         os._exit(1)
+
+
+def _comes_from_devices(error: BaseException | None) -> bool:
+    """Return whether an error is one of JAX's programs, perhaps a checkpoint's that could not be saved for it."""
+    while error is not None:
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            return True
+        error = error.__cause__
+    return False
+
+
+def check_same_on_all_processes(value: str, differing: str) -> None:
+    """Check that all processes have opened the same input. All make this call together.
+
+    Args:
+        value: describes the input.
+        differing: begins the message if the processes have different values.
+
+    Raises:
+        UserError: with the processes whose value is not that of process 0.
+    """
+    checksums = np.asarray(multihost_utils.process_allgather(np.uint32(zlib.crc32(value.encode())))).reshape(-1)
+    others = np.flatnonzero(checksums != checksums[0])
+    if len(others):
+        raise UserError(f"{differing}, in process {', '.join(map(str, others))} other than in process 0")
 
 
 def _explain_lost_processes() -> ProcessLost | None:

@@ -10,6 +10,9 @@ from t5x_lite.train.optimizers import OPTIMIZERS, AdamW, OptimizerMethod
 from t5x_lite.train.schedules import SCHEDULES, Cosine, Schedule
 from t5x_lite.train.trackers import TRACKERS, TensorBoard, Tracker
 
+STEPS_BEFORE_PROFILE = 10
+"""Steps before a profile begins, so that it shows the steady state."""
+
 
 class OptimizerConfig(Config):
     """Settings of the optimizer: its algorithm, learning rate and weight decay."""
@@ -103,13 +106,18 @@ class TrainConfig(Config):
         le=1e6,
     )
     profile: Int = setting(
-        0, "steps to record in a JAX profile, after the first ten; 0 records none", unit="steps", ge=0
+        0,
+        f"steps to record in a JAX profile, after the first {STEPS_BEFORE_PROFILE}; 0 records none",
+        unit="steps",
+        ge=0,
     )
     allow_changed_config: bool = setting(False, "resume a run directory whose config differs")
     sample_prompt: str = setting("", "text to continue and print at the end of training; empty prints none")
 
     def problems(self) -> Iterator[str]:
-        """Yield an error for a tracker that is named twice, or gradients in 8 bits and float32 at once."""
+        """Yield an error for a tracker named twice, gradients in 8 bits and float32 at once, or no step to profile."""
+        if self.profile and self.steps <= STEPS_BEFORE_PROFILE:
+            yield f"train.profile begins after step {STEPS_BEFORE_PROFILE}, and train.steps is {self.steps}"
         if self.quantization is not None and self.reduction_dtype == "float32":
             yield "train.reduction_dtype=float32 is for products that are not quantized (train.quantization)"
         kinds = [type(tracker) for tracker in self.trackers]

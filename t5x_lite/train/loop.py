@@ -17,7 +17,12 @@ from t5x_lite.local_copies import local_path, uploading
 from t5x_lite.objectives.mixed_rows import largest_lengths
 from t5x_lite.objectives.policy_optimization import PolicyOptimization
 from t5x_lite.parallel import mesh as meshes
-from t5x_lite.parallel.distributed import abort_together, main_process_first, stop_requests
+from t5x_lite.parallel.distributed import (
+    abort_together,
+    check_same_on_all_processes,
+    main_process_first,
+    stop_requests,
+)
 from t5x_lite.planner.remat_choice import resolve_remat
 from t5x_lite.progress import format_duration, format_si
 from t5x_lite.run_data import open_run_data, open_tokenizer
@@ -25,6 +30,7 @@ from t5x_lite.run_dir import DIVERGED_FILE, Run, check_run_dir, create_run_dir, 
 from t5x_lite.run_rewards import check_rewards
 from t5x_lite.run_teacher import check_teacher
 from t5x_lite.storage import delete_file, file_exists, join, write_bytes
+from t5x_lite.train.config import STEPS_BEFORE_PROFILE
 from t5x_lite.train.device_speed import peak_flops
 from t5x_lite.train.display import Display
 from t5x_lite.train.forecast import Forecast
@@ -47,8 +53,6 @@ from t5x_lite.train.watchdog import Watchdog
 
 MOST_FORECAST_STEPS = 10**7
 """Steps of the longest run whose final loss is forecast, which needs the learning rates of all steps in memory."""
-STEPS_BEFORE_PROFILE = 10
-"""Steps before a profile begins, so that it shows the steady state."""
 
 
 def train(config: RunConfig) -> tuple[Run, bool]:
@@ -68,6 +72,10 @@ def train(config: RunConfig) -> tuple[Run, bool]:
     with main_process_first():
         tokenizer = open_tokenizer(config)
         data = open_run_data(with_vocab(config, tokenizer), tokenizer)
+    check_same_on_all_processes(
+        f"{tokenizer.fingerprint} {sorted(data.hashes.items())}",
+        "data.files or the tokenizer: the content differs between machines; give all of them the same files",
+    )
     # Whatever evaluation needs is checked now and not at the first evaluation.
     examples = [data.rows(stage) for stage in range(len(config.stages))]
     data.validation()
@@ -158,6 +166,7 @@ class Trainer:
         num_steps = run.config.train.steps
         self.learning_rates = LearningRates(make_schedule(run.config.optimizer, num_steps), num_steps)
         self.hooks = self._make_hooks()
+        self._is_profiling = False
         self.step_costs = self._describe(run, data)
 
     def _make_hooks(self) -> list[Hook]:
@@ -263,6 +272,7 @@ class Trainer:
             )
         finally:
             self.watchdog.stop()
+            self._stop_profile()
             if writer:
                 writer.close()
 
@@ -356,6 +366,13 @@ class Trainer:
             return
         if steps_done == STEPS_BEFORE_PROFILE:
             jax.profiler.start_trace(str(self.folder / "profile"))
+            self._is_profiling = True
         if steps_done == STEPS_BEFORE_PROFILE + profiled_steps:
+            self._stop_profile()
+
+    def _stop_profile(self) -> None:
+        """Write the profile that has begun, also if fewer steps follow than it should have."""
+        if self._is_profiling:
+            self._is_profiling = False
             jax.profiler.stop_trace()
-            self.display.print(f"profile of {profiled_steps} steps in {join(str(self.config.run_dir), 'profile')}")
+            self.display.print(f"profile in {join(str(self.config.run_dir), 'profile')}")

@@ -84,7 +84,8 @@ class StateStore:
         self._teacher: BaseCheckpoint | None = None
         self._local: LocalCheckpoints | None = None
         if run.config.checkpoint.local is not None:
-            self._local = open_local_checkpoints(run.config.checkpoint.local, run.folder)
+            run_dir = str(run.config.run_dir)
+            self._local = open_local_checkpoints(run.config.checkpoint.local, run_dir, run.folder)
 
     def load(self) -> tuple[Progress, TrainState]:
         """Return the progress and the state to start from.

@@ -41,6 +41,15 @@ tokens = np.stack([batch["tokens"] for batch in batches])
 np.savez(f"{sys.argv[2]}-{jax.process_index()}.npz", rows=local, tokens=tokens)
 """
 
+OPEN_OTHER_TEXT = """
+import sys
+import jax
+from t5x_lite.parallel import distributed
+distributed.initialize(sys.argv[1])
+distributed.check_same_on_all_processes("text", "data.files: differ")
+distributed.check_same_on_all_processes(f"text {jax.process_index()}", "data.files: differ")
+"""
+
 
 def start_processes(count: int, *arguments: object) -> list[subprocess.Popen[str]]:
     """Start `count` processes of one job."""
@@ -130,6 +139,13 @@ def test_one_two_and_four_processes_make_the_same_global_batches(
     expected = global_batches(1, 0)
     np.testing.assert_array_equal(global_batches(2, 0), expected)
     np.testing.assert_array_equal(global_batches(4, 3)[:2], expected[3:])
+
+
+def test_processes_that_have_opened_other_text_are_named(tmp_path: Path) -> None:
+    for process in start_processes(2, "-c", OPEN_OTHER_TEXT, tmp_path):
+        errors = process.communicate(timeout=120)[1]
+        assert process.returncode != 0
+        assert "UserError: data.files: differ, in process 1 other than in process 0" in errors
 
 
 @pytest.mark.slow

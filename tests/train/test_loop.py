@@ -129,9 +129,17 @@ def test_after_a_loss_spike_the_run_restores_a_checkpoint_and_skips_the_batches_
 
 
 @pytest.mark.slow
-def test_a_profile_is_written(tiny_config: Path, tmp_path: Path) -> None:
-    assert train(tiny_config, tmp_path, "train.steps=16", "train.profile=2") == 0
+@pytest.mark.parametrize("steps", [16, 12], ids=["whole", "cut short by the end"])
+def test_a_profile_is_written(steps: int, tiny_config: Path, tmp_path: Path) -> None:
+    assert train(tiny_config, tmp_path, f"train.steps={steps}", "train.profile=4") == 0
     assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+
+
+def test_a_profile_that_would_never_begin_is_refused(
+    tiny_config: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert train(tiny_config, tmp_path, "train.steps=10", "train.profile=1") == 2
+    assert "train.profile begins after step 10, and train.steps is 10" in capfd.readouterr().err
 
 
 @pytest.mark.slow
