@@ -50,14 +50,8 @@ def _run_program(command: Sequence[str]) -> str:
 
 
 def tpu_vm_command(sweep: Sweep) -> Callable[[PlannedRun], list[str]]:
-    """Return a function that returns the command that trains a run on its own TPU VM, and waits for it.
-
-    Raises:
-        UserError: the sweep has no shared folder.
-    """
+    """Return a function that returns the command that trains a run on its own TPU VM, and waits for it."""
     script = launch_script("tpu_vm.sh")
-    if sweep.config.dir is None:
-        raise UserError("where=tpu_vm needs dir: a gs:// folder")
 
     def command(run: PlannedRun) -> list[str]:
         options = sweep.config.launch.tpu_vm
@@ -107,7 +101,13 @@ def _submit_array(sweep: Sweep, runs: Sequence[PlannedRun], job_of_run: Mapping[
     """Submit a job array that waits for the jobs of the runs' trunks; return its id.
 
     The array reads the commands of its runs from the file at `list_path`, which is written here.
+
+    Raises:
+        UserError: the path of a config has white space, at which the script splits the commands; sbatch fails.
     """
+    for run in runs:
+        if any(character.isspace() for character in run.config):
+            raise UserError(f"{run.config}: white space in the path of a config splits it on the cluster; rename it")
     lines = [" ".join([run.config, *run.words]) + "\n" for run in runs]
     list_path.write_text("".join(lines), encoding="utf-8")
     log_pattern = (sweep.folder / "%A_%a.log").absolute()

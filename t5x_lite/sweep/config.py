@@ -75,8 +75,11 @@ class SweepConfig(Config):
 
     def problems(self) -> Iterator[str]:
         """See `Config`."""
-        if self.where == "gke" and not (self.dir and is_remote(self.dir)):
-            yield "`where` gke needs `dir` in a bucket, such as gs://BUCKET/sweeps/NAME, which all machines see"
+        if self.where in {"gke", "tpu_vm"} and not (self.dir and is_remote(self.dir)):
+            yield (
+                f"`where` {self.where} needs `dir` in a bucket, such as gs://BUCKET/sweeps/NAME, which all machines "
+                "see and which remains when they are gone"
+            )
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Runs of a sweep: combinations, counts, rules, branches."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -157,6 +158,7 @@ def test_branches_leave_a_trunk_where_their_decay_begins(make_sweep: SweepFactor
         ({"branches": True, "axes": {"a": {"train.steps": [4, 8]}}}, "need optimizer.schedule wsd"),
         ({"axes": {"a": {"optimizer.learning_rate": [0.1, 0.1]}}}, "two runs would be named learning-rate0.1"),
         ({"set": {"train.sample_prompt": "two words"}}, "cannot hold white space"),
+        ({"where": "tpu_vm"}, "`where` tpu_vm needs `dir` in a bucket"),
         ({"where": "gke"}, "`where` gke needs `dir` in a bucket, such as gs://BUCKET/sweeps/NAME"),
         ({"where": "moon"}, "expected local, slurm, gke or tpu_vm|`where`"),
     ],
@@ -179,7 +181,8 @@ def test_the_shipped_sweeps_have_enough_sizes_and_budgets() -> None:
 
 
 def test_names_of_jobs_are_valid_on_clusters(make_sweep: SweepFactory) -> None:
-    sweep = make_sweep(where="tpu_vm")
+    sweep = make_sweep()
+    sweep = replace(sweep, config=sweep.config.model_copy(update={"where": "tpu_vm"}))
     assert job_name(sweep, "embed64-c1e12") == "grid-embed64-c1e12"
     long_name = job_name(sweep, "embed64-learning_rate0.001-c1e12-s1")
     assert len(long_name) <= 32
