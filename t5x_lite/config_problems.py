@@ -113,6 +113,8 @@ def _policy_problems(config: "RunConfig", objective: PolicyOptimization) -> Iter
     train = config.train
     if config.adapt is None:
         yield f"objective {objective.name} improves the answers of another run: give adapt.from"
+    if config.method.placeholders and config.tasks:
+        yield f"objective {objective.name} samples answers without soft tokens: take another adapt.method, such as lora"
     if isinstance(config.optimizer.method, NTASGD):
         yield f"optimizer.method nt_asgd: objective {objective.name} would sample answers from averaged weights"
     if train.spike_factor is not None:

@@ -150,11 +150,12 @@ def create_run_dir(config: RunConfig, tokenizer: Tokenizer) -> Run:
     """
     config = _with_absolute_paths(with_vocab(config, tokenizer))
     folder = local_copies.local_path(str(config.run_dir))
+    spec = _spec_of_run(config, tokenizer)
     if jax.process_index() == 0:
         write_file(folder / CONFIG_FILE, configuration.dump(config))
         tokenizer.save(folder)
         local_copies.upload_changes()
-    return Run(folder, config, _spec_of_run(config, tokenizer), tokenizer)
+    return Run(folder, config, spec, tokenizer)
 
 
 def _with_absolute_paths(config: RunConfig) -> RunConfig:

@@ -158,6 +158,42 @@ def test_meshes_that_do_not_fit_the_experts_are_refused(small: Path) -> None:
     assert "needs mesh.expert=1 and mesh.tensor=1" in load_error(small, experts, ragged, "mesh.tensor=2")
 
 
+ELECTRA = "model={family: electra, outputs: [detection], layers: 4, generator: {layers: 2, embed: 8, heads: 2}}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.generator.heads=3"], "embed 8 is not a multiple of heads 3"),
+        (
+            ["model.positions=rotary", "model.generator.embed=6"],
+            "generator: rotary positions need an even head_dim, found 3 of 3",
+        ),
+        (["model.first=[{},{}]"], "generator: first has 2 of 2 layers; at least one must be of the pattern"),
+        (
+            ["model.shared_layers=true", "model.shared_groups=2", "model.generator.layers=3"],
+            "generator: layers: 3 repeats of the pattern cannot be cut into 2 equal groups",
+        ),
+    ],
+)
+def test_a_generator_has_the_problems_of_a_model(small: Path, overrides: list[str], message: str) -> None:
+    assert config.load(small, [ELECTRA, "objective=replaced_token"]).model.generator_model.head_dim == 4
+    assert message in load_error(small, ELECTRA, "objective=replaced_token", *overrides)
+    # What is wrong with both models is said once.
+    assert load_error(small, ELECTRA, "objective=replaced_token", "model.prefix_lm=true").count("prefix_lm is for") == 1
+
+
+@pytest.mark.parametrize("method", ["prompt", "prefix"])
+@pytest.mark.parametrize("objective", ["grpo", "ppo"])
+def test_answers_are_not_sampled_after_soft_tokens(small: Path, objective: str, method: str) -> None:
+    values = schema.read(config.RunConfig, small).values
+    values["objective"] = {objective: {"verifier": "exact_match", "answer_len": 4}}
+    values["adapt"] = {"from": "runs/base", "method": {method: {"length": 2}}}
+    values["tasks"] = "prompts"
+    with pytest.raises(UserError, match=f"objective {objective} samples answers without soft tokens"):
+        schema.validate(config.RunConfig, schema.Sources(values, {}))
+
+
 def test_a_list_is_not_called_too_short_because_an_item_is_wrong(small: Path) -> None:
     assert "at least" not in load_error(small, "model.pattern=[{attention: dens}]")
 

@@ -106,6 +106,11 @@ class Houlsby(Pfeiffer):
     width: Int = setting(64, "channels of the bottleneck", ge=1, source="Houlsby et al. 2019, §3.2: 8 to 256")
     activation: Activation = setting("gelu", "activation of the bottleneck")
 
+    @property
+    def keeps_base(self) -> bool:
+        """Return False: norms of the first model train."""
+        return False
+
     def first_trained_repeat(self, name: str, model: ModelConfig) -> int | None:
         """Train norms too."""
         if "norm." in name:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 SCALED_OUTPUTS = r"attention\.(key|value)$"
 """Layers whose outputs are scaled."""
-SCALED_INPUTS = r"feedforward\.(experts\.)?down$"
+SCALED_INPUTS = r"feedforward\.(experts\.|shared\.)?down$"
 """Layers whose inputs are scaled."""
 
 

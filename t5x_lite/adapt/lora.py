@@ -1,12 +1,12 @@
 """LoRA: a product of two thin matrices beside each chosen one (Hu et al. 2022)."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, ClassVar
 
 from jaxtyping import Float
 
-from t5x_lite.adapt.method import AdaptationMethod, NamedArrays, without_added
+from t5x_lite.adapt.method import AdaptationMethod, NamedArrays, target_problems, without_added
 from t5x_lite.arrays import Array
 from t5x_lite.schema import Int, setting
 
@@ -35,6 +35,10 @@ class LoRA(AdaptationMethod):
         "those that match are adapted",
         source="Hu et al. 2022, §4.2",
     )
+
+    def problems(self) -> Iterator[str]:
+        """See `Config`."""
+        yield from target_problems(self.targets)
 
     def surgery(self, surgeon: "Surgeon") -> None:
         """Add a pair of thin matrices to every target."""

@@ -4,7 +4,8 @@ A method is one file: a class of this kind with its settings, the parameters tha
 entry in `ADAPTATIONS`. It imports JAX inside its methods, so that a config is checked before JAX starts.
 """
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
@@ -166,6 +167,14 @@ class AdaptationMethod(Config):
     ) -> Float[Array, "b l d"]:
         """Return token vectors."""
         raise TypeError(f"{type(self).__name__} does not adapt the embedding")
+
+
+def target_problems(targets: str) -> Iterator[str]:
+    """Yield why `targets` is not a regular expression."""
+    try:
+        re.compile(targets)
+    except re.error as error:
+        yield f"targets {targets!r} is not a regular expression: {error}"
 
 
 def without_added(weights: NamedArrays) -> dict[str, Array]:

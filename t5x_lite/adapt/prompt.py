@@ -8,6 +8,7 @@ from jaxtyping import Int as IntArray
 from t5x_lite.adapt.method import AdaptationMethod
 from t5x_lite.arrays import Array
 from t5x_lite.models.config import ModelConfig
+from t5x_lite.models.mixers import LatentAttention, SelfAttention
 from t5x_lite.schema import Int, setting
 
 if TYPE_CHECKING:
@@ -61,6 +62,16 @@ class Prompt(AdaptationMethod):
 
 class Prefix(Prompt):
     """As `prompt`, with learned keys and values of the soft tokens in every layer that reads the inputs."""
+
+    def check(self, model: ModelConfig) -> None:
+        """Raise ValueError for too many soft tokens, or a layer without keys and values of each head."""
+        super().check(model)
+        for layer in (*model.first, *model.period):
+            if not isinstance(layer.mixer, SelfAttention) or isinstance(layer.mixer, LatentAttention):
+                raise ValueError(
+                    "adapt.method prefix needs layers of plain attention, whose keys and values it replaces; take "
+                    "prompt"
+                )
 
     def surgery(self, surgeon: "Surgeon") -> None:
         """Add keys and values of a row's first tokens (Li & Liang 2021, §4)."""

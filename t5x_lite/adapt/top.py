@@ -5,6 +5,9 @@ from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.layer_numbers import layer_numbers
 from t5x_lite.schema import Int, setting
 
+OUTPUTS = ("output.", "neighbours.", "sentence.", "detection.", "span.")
+"""Beginnings of the names of the parameters of outputs."""
+
 
 class Top(AdaptationMethod):
     """The last `layers` layers of every stack train, with its final norm, and the outputs."""
@@ -23,7 +26,7 @@ class Top(AdaptationMethod):
         """Return the first repeat whose layer is among the last."""
         numbers = layer_numbers(name, model)
         if numbers is None:
-            if name.startswith(("output.", "sentence.")) or ".final_norm." in name:
+            if name.startswith(OUTPUTS) or ".final_norm." in name:
                 return 0
             return None
         layers = model.layers

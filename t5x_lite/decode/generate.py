@@ -42,6 +42,22 @@ Streams: TypeAlias = Int[np.ndarray, "prompts n"]
 """Numbers of each prompt that, with the seed, its random draws depend on."""
 
 
+def truncate_prompt(prompt: TokenIds, prefix: TokenIds, limit: int) -> TokenIds:
+    """Return at most `limit` ids: those of `prefix` that a prompt begins with, and the last of the others.
+
+    Raises:
+        UserError: a prompt is too long, and the prefix leaves no room for it.
+    """
+    if len(prompt) <= limit:
+        return prompt
+    # A prompt that was given as ids may begin with soft tokens and no BOS, or with neither.
+    size = min(len(prefix), len(prompt))
+    first = int(np.cumprod(prompt[:size] == prefix[:size]).sum())
+    if first >= limit:
+        raise UserError(f"the {first} ids before every prompt (soft tokens, BOS) leave it no room in {limit} tokens")
+    return np.concatenate([prompt[:first], prompt[len(prompt) - limit + first :]])
+
+
 def decoding_settings(**settings: Any) -> Sampling | Beam:
     """Return a `Beam` if a setting of beam search is among the settings, and a `Sampling` otherwise.
 
@@ -73,7 +89,7 @@ class Generator:
         prompt_prefix: ids that `encode_prompt` puts before every prompt.
 
     Attributes:
-        truncated_prompts: the number of prompts so far that were too long and lost their first tokens.
+        truncated_prompts: the number of prompts so far that were too long and lost their first tokens after the prefix.
     """
 
     def __init__(
@@ -151,7 +167,8 @@ class Generator:
         """Yield all new tokens so far: after the first token, then after each chunk. Tokens go on after EOS.
 
         Beam search yields once, the best hypothesis of each prompt. Where positions limit the length, a prompt
-        that is too long loses its first tokens; that is logged and counted in `truncated_prompts`.
+        that is too long loses its first tokens after `prompt_prefix`; that is logged and counted in
+        `truncated_prompts`.
 
         Raises:
             UserError: the positions leave no room for a prompt.
@@ -248,7 +265,7 @@ class Generator:
         return nullcontext() if self._mesh is None else jax.set_mesh(self._mesh)
 
     def _truncate(self, prompts: Sequence[TokenIds], new_tokens: int) -> list[TokenIds]:
-        """Keep the last tokens of prompts that are too long for the positions of the model, where these are limited.
+        """Keep the prefix and the last tokens of prompts that are too long for the positions, where these are limited.
 
         A decoder's positions hold the new tokens too.
         """
@@ -268,7 +285,7 @@ class Generator:
             logger.warning(
                 "%d of %d prompts have more than %d tokens and lose the first", too_long, len(prompts), limit
             )
-        return [prompt[-limit:] for prompt in prompts]
+        return [truncate_prompt(prompt, self.prompt_prefix, limit) for prompt in prompts]
 
     def _decode_text(self, prompt_ids: TokenIds, token_ids: TokenIds, decoding: Sampling | Beam) -> tuple[str, bool]:
         """Return the text before the first end token and stop string, and whether it has ended with either.

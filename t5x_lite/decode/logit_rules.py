@@ -43,6 +43,9 @@ class SequenceBias:
         sequences, length = self.prefixes.shape
         if not sequences:
             return scores
+        # A sequence that is longer than the history cannot be completed: -1 agrees with none of its tokens.
+        missing = max(length - history.shape[1], 0)
+        history = jnp.pad(history, ((0, 0), (missing, 0)), constant_values=-1)
         last_tokens = history[:, history.shape[1] - length :]
         agrees = (self.prefixes < 0) | (last_tokens[:, None] == self.prefixes)
         applies = agrees.all(-1)

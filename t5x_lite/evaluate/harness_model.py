@@ -11,7 +11,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import normalize_gen_kwargs
 
-from t5x_lite.decode.generate import decoding_settings
+from t5x_lite.decode.generate import decoding_settings, truncate_prompt
 from t5x_lite.errors import UserError
 from t5x_lite.evaluate.batched_function import next_power_of_two
 from t5x_lite.evaluate.evaluation_model import EvaluationModel
@@ -153,7 +153,10 @@ class HarnessModel(TemplateLM):
             yield dict(zip(batch, texts, strict=True))
 
     def _encode_prompt(self, text: str, new_tokens: int) -> Int[np.ndarray, "_"]:
-        """Return the last ids of a prompt, as many as fit; in a decoder the new tokens need room beside them."""
+        """Return the soft tokens and the last ids of a prompt, as many as fit beside a decoder's new tokens.
+
+        BOS is cut first, as in the harness's own Hugging Face models.
+        """
         room = self.max_length
         if self.backend == "causal":
             room -= new_tokens
@@ -162,7 +165,7 @@ class HarnessModel(TemplateLM):
         token_ids = self.model.encode_text(text)
         if len(token_ids) > room:
             self.model.likelihood.truncated_inputs += 1
-        return token_ids[-room:]
+        return truncate_prompt(token_ids, self.model.soft_prompt_ids, room)
 
     def _generate(
         self,

@@ -206,6 +206,15 @@ class ModelConfig(Config):
         return values
 
     def problems(self) -> Iterator[str]:
+        """Yield what is wrong with the model, and then with ELECTRA's generator alone."""
+        problems = list(self._model_problems())
+        yield from problems
+        if self.family == "electra" and self.generator is not None:
+            for problem in self.generator_model.problems():
+                if problem not in problems:
+                    yield f"generator: {problem}"
+
+    def _model_problems(self) -> Iterator[str]:
         """Yield sizes that do not divide each other, and components that do not go together."""
         if self.heads % self.kv_heads:
             yield f"heads {self.heads} is not a multiple of kv_heads {self.kv_heads}"
@@ -273,8 +282,6 @@ class ModelConfig(Config):
         if not self.shared_layers:
             yield "shared_groups is for shared_layers"
         depths = {"layers": self.layers, "decoder_layers": self.decoder_layers}
-        if self.generator is not None:
-            depths["generator.layers"] = self.generator.layers
         for name, layers in depths.items():
             repeats = self.count_repeats(layers)
             if repeats % self.shared_groups:

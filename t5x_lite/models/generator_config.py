@@ -1,5 +1,6 @@
 """Settings of the generator of ELECTRA (Clark et al. 2020)."""
 
+from collections.abc import Iterator
 from typing import Literal
 
 from t5x_lite.schema import Config, Int, setting
@@ -20,6 +21,11 @@ class GeneratorConfig(Config):
         "without their gradient, plus a difference that it trains",
         source="He et al. 2023, §3.2 to §3.4",
     )
+
+    def problems(self) -> Iterator[str]:
+        """See `Config`."""
+        if self.embed % self.heads:
+            yield f"embed {self.embed} is not a multiple of heads {self.heads}; change one of them"
 
     def encoder_settings(self) -> dict[str, object]:
         """Return the settings in which the generator, as an encoder, differs from the model that it belongs to."""

@@ -14,6 +14,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
+from t5x_lite.errors import UserError
 from t5x_lite.models.attention.layer import Attention
 from t5x_lite.models.backbone import Backbone
 from t5x_lite.models.block import Block
@@ -98,11 +99,16 @@ class Surgeon:
         """Attach adapters to all linear layers of the stacks whose dotted name a regular expression is found in.
 
         Raises:
-            ValueError: there is no such layer.
+            UserError: there is no such layer.
         """
-        linears = list(self._linears_named(pattern))
+        named_linears = dict(self._linears())
+        linears = [linear for name, linear in named_linears.items() if re.search(pattern, name)]
         if not linears:
-            raise ValueError(f"adapt.method: no linear layer of this model has a name in which {pattern!r} is found")
+            layers = dict.fromkeys(name.rpartition(".layers.")[2].partition(".")[2] for name in named_linears)
+            raise UserError(
+                f"adapt.method: {pattern!r} is found in the name of no linear layer of this model; their names end in "
+                + ", ".join(layers)
+            )
         for linear in linears:
             create_one = partial(_create_linear_adapter, method, create, linear)
             linear.adapter = self._create_stacked(create_one, linear.weight)
@@ -122,12 +128,12 @@ class Surgeon:
         """Attach adapters to the keys and values of every layer that reads the inputs.
 
         Raises:
-            ValueError: a layer has another mixer than attention.
+            UserError: a layer has another mixer than attention.
         """
         create_one = partial(_create_key_value_adapter, method, create)
         for block in _blocks(self._reader().stack):
             if not isinstance(block.attention, Attention):
-                raise ValueError("adapt.method: a layer with another mixer than attention has no keys and values")
+                raise UserError("adapt.method: a layer with another mixer than attention has no keys and values")
             block.attention.prefix = self._create_stacked(create_one, block.attention.query.weight)
 
     def adapt_embedding(self, method: "AdaptationMethod", create: CreateParameters) -> None:
@@ -158,12 +164,12 @@ class Surgeon:
                 backbones.append((name, backbone))
         return backbones
 
-    def _linears_named(self, pattern: str) -> Iterator[Linear]:
+    def _linears(self) -> Iterator[tuple[str, Linear]]:
+        """Yield the linear layers of the stacks with their dotted names."""
         for name, backbone in self._backbones():
             for path, module in nnx.iter_modules(backbone):
-                dotted_name = ".".join(str(part) for part in (name, *path))
-                if isinstance(module, Linear) and re.search(pattern, dotted_name):
-                    yield module
+                if isinstance(module, Linear):
+                    yield ".".join(str(part) for part in (name, *path)), module
 
     def _create_stacked(self, create: Callable[[nnx.Rngs], Adapter], like: Weight) -> Adapter:
         """Return an adapter for each layer that the weight `like` is stacked over; or one."""

@@ -33,8 +33,9 @@ class Extract(Supervised):
     A long context becomes several examples, overlapping windows. Features: those of `frame_texts`; `start` and `end`
     int32, scalars, the positions of the answer's first and last token, or the position of [CLS] if the window does not
     hold the answer; `allowed` float32 `[seq_len]`, 1 for [CLS] and for the tokens of the context; `places` int32
-    `[seq_len, 2]`, the characters of the context that each token stands for; `loss_weights` float32, a scalar. A record
-    whose answer is not in its context has weight 0: it is evaluated but not learnt, as in BERT's own script.
+    `[seq_len, 2]`, the characters of the context that each token stands for, -1 for [CLS]; `loss_weights` float32, a
+    scalar. A record whose answer is not in its context has weight 0: it is evaluated but not learnt, as in BERT's own
+    script.
     """
 
     name: ClassVar[str] = "extract"
@@ -116,9 +117,12 @@ class Extract(Supervised):
         for features, window_scores in zip(examples, scores, strict=True):
             start_scores = window_scores["start"]
             end_scores = window_scores["end"]
-            cls, *context_tokens = np.flatnonzero(features["allowed"])
+            allowed = np.flatnonzero(features["allowed"])
+            is_context = features["places"][allowed, 0] >= 0
+            context_tokens = allowed[is_context]
+            (cls,) = allowed[~is_context]
             null_score = min(null_score, float(start_scores[cls] + end_scores[cls]))
-            if not context_tokens:
+            if not len(context_tokens):
                 continue
             first, last, score = self._best_span(start_scores[context_tokens], end_scores[context_tokens])
             if score > best_score:
@@ -179,14 +183,16 @@ def _window_features(
 ) -> dict[str, np.ndarray]:
     """Return the features of one window, without its weight; `answer` counts from the start of the window."""
     frame = task_frame(context)
-    cls = context.placeholders
     window_start = context.placeholders + len(frame.start) + len(question) + 1
     window = slice(window_start, window_start + len(token_ids))
+    # XLNet's <cls> comes after the [SEP] of the context.
+    cls = window.stop + 1 if frame.last else context.placeholders
     allowed = np.zeros(context.seq_len, np.float32)
     allowed[cls] = 1
     allowed[window] = 1
     places = np.zeros((context.seq_len, 2), np.int32)
     places[window] = offsets
+    places[cls] = NO_SPAN
     start = cls
     end = cls
     if answer != NO_SPAN:

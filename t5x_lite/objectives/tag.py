@@ -57,8 +57,9 @@ class Tag(Supervised):
         word_of_token = _word_of_token(words, offsets)
         first_tokens = np.flatnonzero(np.diff(word_of_token, prepend=NO_WORD))
 
-        text_start = context.placeholders + len(task_frame(context).start)
-        first_tokens = first_tokens[first_tokens < context.seq_len - text_start - 1]
+        frame = task_frame(context)
+        text_start = context.placeholders + len(frame.start)
+        first_tokens = first_tokens[first_tokens < context.seq_len - text_start - 1 - len(frame.last)]
         word_numbers = np.full(context.seq_len, NO_WORD, np.int32)
         word_numbers[text_start + first_tokens] = word_of_token[first_tokens]
         targets = np.zeros(context.seq_len, np.int32)

@@ -1,12 +1,13 @@
 """The rules of methods that decide which parameters train and how fast, against the papers."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 
 from t5x_lite import config as configuration
-from t5x_lite.adapt import BitFit, Features, Unfreeze
+from t5x_lite.adapt import BitFit, Features, Top, Unfreeze
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.spec import model_spec
 from t5x_lite.trees import flatten_names
@@ -44,6 +45,49 @@ def test_the_biases_of_bert_are_the_published_share(size: str, width: int, mlp: 
             biases += math.prod(shape.shape)
     assert biases == layers * (7 * width + mlp) + width
     assert biases / spec.parameters == pytest.approx(share, abs=0.0001)
+
+
+NO_BIAS = {"layers": 1, "embed": 8, "heads": 2, "vocab": 10, "bias": False, "norm": "rmsnorm"}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"norm": "layernorm"},
+        {"norm": {"layernorm": {"bias": False}}},
+        {"query_key_value_bias": True},
+        {"key_bias": True},
+        {"feedforward_bias": True},
+        {"output_bias": True},
+        {"output_bias": True, "family": "encoder", "outputs": ["sentence"]},
+        {"family": "encoder", "outputs": ["neighbours"], "tied": False, "output_bias": True},
+        {"feedforward": {"moe": {"experts": 2, "router": {"top_k": {"bias": True}}}}},
+        {"pattern": [{"mixer": {"rg_lru": {"width": 8, "blocks": 2}}}]},
+        {"pattern": [{"mixer": "lstm"}]},
+    ],
+)
+def test_bitfit_is_refused_if_there_is_no_bias_at_all(settings: dict[str, Any]) -> None:
+    """By the names of the parameters of the model itself."""
+    model = ModelConfig.model_validate({**NO_BIAS, **settings})
+    names = flatten_names(model_spec(model).shapes)
+    if any(name.endswith(".bias") for name in names):
+        BitFit().check(model)
+    else:
+        with pytest.raises(ValueError, match="this model has no biases"):
+            BitFit().check(model)
+
+
+def test_the_outputs_train_with_the_top_layers() -> None:
+    settings = {"outputs": ["tokens", "neighbours", "sentence", "detection", "span"], "output_bias": True}
+    model = ModelConfig.model_validate(
+        {"layers": 2, "embed": 8, "heads": 2, "vocab": 10, "family": "encoder", **settings}
+    )
+    trained = set()
+    for name in flatten_names(model_spec(model).shapes):
+        if Top(layers=1).first_trained_repeat(name, model) is not None:
+            trained.add(name.partition(".")[0])
+    assert trained == {"encoder", "output", "neighbours", "sentence", "detection", "span"}
 
 
 def test_layers_of_cells_in_one_mixer_join_one_after_the_other() -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -17,7 +18,7 @@ from t5x_lite.data.config import Unigram
 from t5x_lite.data.corpus import Corpus
 from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.decode.beam import Beam
-from t5x_lite.decode.generate import Generator, TokenIds, write_stream
+from t5x_lite.decode.generate import Generator, TokenIds, truncate_prompt, write_stream
 from t5x_lite.decode.logit_rules import apply_repetition_penalty, mark_tokens, resolve_bias
 from t5x_lite.decode.sampling import Sampling, sample_token
 from t5x_lite.errors import UserError
@@ -181,6 +182,13 @@ def test_an_infinite_bias_bans_a_token_or_all_others() -> None:
     )
 
 
+def test_a_bias_of_a_sequence_longer_than_the_history_does_not_apply() -> None:
+    """Of the history 3, 1 the sequences 3 1 2 and 1 4 are completed; 0 3 1 5, whose first token is unknown, is not."""
+    bias = resolve_bias({(3, 1, 2): 2.0, (1, 4): 3.0, (0, 3, 1, 5): 4.0, (0, 0, 0, 0, 0): 5.0}, None, 6)
+    scores = bias.apply(jnp.zeros((1, 6)), jnp.array([[3, 1]]))
+    np.testing.assert_array_equal(scores, [[0, 0, 2, 0, 3, 0]])
+
+
 def test_rows_of_a_batch_stop_by_themselves(model: Model) -> None:
     """Each row ends at its first stop, however long the others go on; a stop before `min_tokens` does not count."""
     prompts = ["the quick", "a lazy dog", "seven wizards mix"]
@@ -253,6 +261,47 @@ def test_a_prompt_longer_than_the_context_loses_its_first_tokens_and_is_counted(
     assert [record.message for record in caplog.records] == [
         "1 of 2 prompts have more than 27 tokens and lose the first"
     ] * 2
+
+
+def test_a_long_prompt_keeps_the_ids_before_every_prompt() -> None:
+    prefix = np.array([-1, -2, 7])
+    assert truncate_prompt(np.array([-1, -2, 7, 1, 2]), prefix, 5).tolist() == [-1, -2, 7, 1, 2]
+    assert truncate_prompt(np.array([-1, -2, 7, 1, 2, 3, 4]), prefix, 5).tolist() == [-1, -2, 7, 3, 4]
+    assert truncate_prompt(np.array([-1, -2, 9, 1, 2, 3, 4]), prefix, 5).tolist() == [-1, -2, 2, 3, 4]
+    assert truncate_prompt(np.array([1, 2, 3, 4, 5, 6]), prefix, 5).tolist() == [2, 3, 4, 5, 6]
+    assert truncate_prompt(np.array([1, 2, 3]), np.zeros(0, np.int32), 2).tolist() == [2, 3]
+    with pytest.raises(UserError, match=r"the 3 ids before every prompt .* leave it no room in 3 tokens"):
+        truncate_prompt(np.array([-1, -2, 7, 1]), prefix, 3)
+
+
+def test_generation_keeps_the_prefix_of_a_long_prompt(model: Model) -> None:
+    """Of 32 positions 5 are for new tokens, and 2 of the other 27 for the prefix."""
+    prefix = np.array([9, 8], np.int32)
+    generator = Generator(model.config.model, model.spec, model.params, model.tokenizer, prefix)
+    token_ids = generator.encode_prompt("the quick brown fox " * 40)
+    cut_ids = np.concatenate([prefix, token_ids[-25:]])
+    *_, tokens = generator.stream_tokens([token_ids], Sampling(5, temperature=0))
+    *_, tokens_of_cut_prompt = generator.stream_tokens([cut_ids], Sampling(5, temperature=0))
+    np.testing.assert_array_equal(tokens, tokens_of_cut_prompt)
+
+
+def test_the_harness_keeps_the_soft_tokens_of_a_long_prompt() -> None:
+    """Of a window of 10, 4 are for new tokens, and 2 of the other 6 for soft tokens; BOS, 7, is cut."""
+    pytest.importorskip("lm_eval", reason="needs the extra eval: pip install -e '.[eval]'")
+    from t5x_lite.evaluate.harness_model import HarnessModel
+
+    model = SimpleNamespace(
+        soft_prompt_ids=np.array([-1, -2]),
+        encode_text=lambda text: np.array([-1, -2, 7, *range(20, 20 + len(text))]),
+        likelihood=SimpleNamespace(truncated_inputs=0),
+    )
+    harness_model = HarnessModel.__new__(HarnessModel)
+    harness_model.backend = "causal"
+    harness_model.max_length = 10
+    harness_model.model = model  # type: ignore[assignment]
+    assert harness_model._encode_prompt("abc", 4).tolist() == [-1, -2, 7, 20, 21, 22]
+    assert harness_model._encode_prompt("abcdefgh", 4).tolist() == [-1, -2, 24, 25, 26, 27]
+    assert model.likelihood.truncated_inputs == 1
 
 
 def test_scores_are_sums_of_log_probabilities(model: Model) -> None:

@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
+from t5x_lite.adapt.adapters import Houlsby, Pfeiffer
+from t5x_lite.adapt.ia3 import IA3
 from t5x_lite.adapt.lora import LoRA
 from t5x_lite.adapt.method import ModelPair
 from t5x_lite.adapt.reference import Reference
@@ -177,6 +179,14 @@ def test_the_reference_is_the_adapted_base(loss: Any, method: Any, base: tuple[A
     means = terms["loss"].means("loss")
     assert float(means["reward_margin"]) == pytest.approx(float((rewards[:, 0] - rewards[:, 1]).mean()), abs=1e-4)
     assert float(means["accuracy"]) == (rewards[:, 0] > rewards[:, 1]).mean()
+
+
+@pytest.mark.parametrize("method", [LoRA(), IA3(), Pfeiffer(), Houlsby()], ids=["lora", "ia3", "pfeiffer", "houlsby"])
+def test_a_method_keeps_the_reference_if_none_of_its_weights_train(method: Any, base: tuple[Any, Any]) -> None:
+    """Houlsby's adapters train with all norms, so that the model without them is no longer the first one."""
+    trained = [name for name in base[1] if method.first_trained_repeat(name, MODEL) is not None]
+    assert method.keeps_base == (not trained)
+    assert bool(trained) == isinstance(method, Houlsby)
 
 
 @pytest.mark.slow

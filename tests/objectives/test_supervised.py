@@ -170,6 +170,39 @@ def test_a_words_first_sentencepiece_has_its_tag(real_data: Path) -> None:
     assert features["tokens"][11] == tokenizer.eos
 
 
+def xlnet_context(seq_len: int) -> ExampleContext:
+    """A context whose tokenizer has XLNet's special tokens: 3 <cls>, after the texts, and 4 <sep>."""
+    plain = context(seq_len, "encoder")
+    vocabulary = replace(plain.vocabulary, named={"<pad>": 0, "<cls>": CLS, "<sep>": SEP})
+    return replace(plain, vocabulary=vocabulary)
+
+
+def test_tags_leave_room_for_what_comes_after_the_text_in_xlnet() -> None:
+    """Yang et al. 2019: A <sep> <cls>. Of four words in a row of 5 three are read."""
+    record = {"words": ["w10", "w11", "w12", "w13"], "tags": [2, 0, 1, 1]}
+    features = single_example(Tag(labels=("O", "B", "I")), record, xlnet_context(5))
+    assert features["tokens"].tolist() == [10, 11, 12, SEP, CLS]
+    assert features["words"].tolist() == [0, 1, 2, -1, -1]
+    assert features["targets"].tolist() == [2, 0, 1, 0, 0]
+    assert features["loss_weights"].tolist() == [1, 1, 1, 0, 0]
+
+
+def test_no_answer_is_at_the_cls_of_xlnet_which_comes_last() -> None:
+    """question <sep> context <sep> <cls>: the second window has 5 of 9 tokens of the context."""
+    objective = Extract(window_stride=4, question_len=2, unanswerable=True)
+    record = {"question": words(5, 6), "context": words(*range(10, 19)), "answers": [words(17)], "starts": [28]}
+    first, second = objective.examples(record, CODER, xlnet_context(10))
+    assert first["tokens"].tolist() == [5, 6, SEP, 10, 11, 12, 13, 14, SEP, CLS]
+    assert second["tokens"].tolist() == [5, 6, SEP, 14, 15, 16, 17, 18, SEP, CLS]
+    assert answer_positions([first, second]) == [(9, 9), (6, 6)]
+    assert np.flatnonzero(second["allowed"]).tolist() == [3, 4, 5, 6, 7, 9]
+    scores = np.zeros(10)
+    scores[5] = 1.0  # w16
+    assert objective.prediction(record, [second], [{"start": scores, "end": scores}]) == "w16"
+    scores[9] = 2.0
+    assert objective.prediction(record, [second], [{"start": scores, "end": scores}]) == ""
+
+
 QUESTION = words(*range(5, 15))
 CONTEXT = words(*range(100, 120))
 

@@ -40,7 +40,7 @@ class RNN(Recurrent):
         return {"h": activations[self.activation](from_input[:, 0] + from_output[:, 0])}
 
     def model_problems(self, model: "ModelConfig") -> Iterator[str]:
-        """Yield widths that do not fit, and biases where the input has no matrix."""
+        """Yield widths that do not fit, and several layers or directions where the input has no matrix."""
         yield from super().model_problems(model)
         if not self.input_matrix and (len(self.hidden) > 1 or self.bidirectional):
             yield "input_matrix: false is for one layer in one direction"
