@@ -44,6 +44,8 @@ ENDPOINT_VARIABLES = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 """Environment variables by which Amazon's library, and so s3fs, finds another server."""
 ORBAX_TEMPORARY = ".orbax-checkpoint-tmp"
 """Text after the step in the name of a folder that Orbax has not finished."""
+CLOCK_STEPS = 10
+"""Steps after which several processes agree on the time, for which each waits until the devices are done."""
 
 
 class SaveError(UserError):
@@ -138,6 +140,8 @@ class Checkpoints:
         if step % self.config.every_steps == 0 or step in self.config.keep_steps:
             return True
         if self.config.every_minutes is None:
+            return False
+        if jax.process_count() > 1 and step % CLOCK_STEPS:
             return False
         seconds = time.monotonic() - self._last_save_time
         is_late = np.array(seconds > 60 * self.config.every_minutes)

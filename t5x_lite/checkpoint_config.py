@@ -34,7 +34,12 @@ class CheckpointConfig(Config):
         min_length=1,
     )
     every_steps: Int = setting(1000, "steps between checkpoints", unit="steps", ge=1)
-    every_minutes: float | None = setting(None, "also save this often; null saves by steps alone", unit="minutes", gt=0)
+    every_minutes: float | None = setting(
+        None,
+        "also save this often, several processes after a multiple of ten steps; null saves by steps alone",
+        unit="minutes",
+        gt=0,
+    )
     keep: Int = setting(2, "newest checkpoints kept; older ones are deleted unless another rule keeps them", ge=1)
     keep_every_steps: Int | None = setting(
         None, "keep checkpoints at multiples of this step forever", unit="steps", ge=1

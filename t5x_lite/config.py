@@ -64,7 +64,9 @@ class BranchConfig(Config):
     source: str = setting(
         ..., "run directory whose checkpoint is loaded while this run has none", alias="from", min_length=1
     )
-    step: Int | None = setting(None, "step of the checkpoint; null takes the newest", unit="steps", ge=1)
+    step: Int | None = setting(
+        None, "step of the checkpoint; null takes the last of a complete run", unit="steps", ge=1
+    )
 
 
 class RunConfig(Config):

@@ -15,7 +15,7 @@ from t5x_lite.data.stages import Stage
 from t5x_lite.errors import UserError
 from t5x_lite.run_dir import open_run
 
-CHANGEABLE_ON_BRANCH = ("optimizer.schedule", "train.steps", "branch", "data.schedule")
+CHANGEABLE_ON_BRANCH = ("optimizer.schedule", "train.steps", "train.allow_changed_config", "branch", "data.schedule")
 """Settings that may differ from those of the run that is continued; see `_check_stages` for `data.schedule`."""
 
 
@@ -30,8 +30,8 @@ def restore_branch(config: RunConfig, state: PyTree) -> tuple[int, PyTree, JsonO
         Step, state and metadata of the checkpoint.
 
     Raises:
-        UserError: the checkpoint is missing or damaged, its step is not below `train.steps`, or the runs differ in more
-            than schedule and length.
+        UserError: the checkpoint is missing or damaged, its step is not below `train.steps`, or is not named although
+            the source goes on; the runs differ in more than schedule and length.
     """
     assert config.branch is not None
     run = open_run(config.branch.source)
@@ -46,6 +46,11 @@ def restore_branch(config: RunConfig, state: PyTree) -> tuple[int, PyTree, JsonO
     if restored is None:
         raise UserError(f"branch.from {config.branch.source}: has no checkpoint yet; train it first")
     step = restored[0]
+    if config.branch.step is None and step < run.config.train.steps:
+        raise UserError(
+            f"branch.from {config.branch.source}: is at step {step} of {run.config.train.steps}, and its newest "
+            "checkpoint may be another one when this run starts again; name one by branch.step"
+        )
     if step >= config.train.steps:
         raise UserError(
             f"branch.from {config.branch.source}: step {step} leaves nothing of train.steps {config.train.steps}"

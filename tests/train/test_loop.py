@@ -81,6 +81,18 @@ def test_losses_that_are_not_finite_end_the_run_with_their_reason(
     assert not note.exists()
 
 
+def test_a_branch_off_a_run_that_goes_on_needs_the_step(
+    copy_of_tiny_run: Path, tiny_config: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = copy_of_tiny_run / "config.yaml"
+    config.write_text(config.read_text().replace("steps: 12\n", "steps: 40\n"))
+    assert train(tiny_config, tmp_path / "branch", f"branch.from={copy_of_tiny_run}", "train.steps=14") == 2
+    assert "is at step 12 of 40" in capfd.readouterr().err
+    named = (f"branch={{from: {copy_of_tiny_run}, step: 12}}", "train.steps=14")
+    assert train(tiny_config, tmp_path / "branch", *named, "train.allow_changed_config=true") == 0
+    assert [record["step"] for record in lines(tmp_path / "branch")] == [13, 14]
+
+
 SPOILT_STEP = 71
 
 
