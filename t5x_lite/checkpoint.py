@@ -24,7 +24,7 @@ from jaxtyping import PyTree
 
 from t5x_lite.checkpoint_config import CheckpointConfig
 from t5x_lite.checkpoint_structure import check_structure
-from t5x_lite.errors import UserError
+from t5x_lite.errors import ProcessLost, UserError
 from t5x_lite.files import free_space, is_disk_full
 from t5x_lite.local_copies import upload_changes
 from t5x_lite.manifest import MANIFEST, find_damage, is_complete, read_manifest, write_manifest
@@ -53,9 +53,9 @@ class SaveError(UserError):
 
 
 class RemoteSaveError(SaveError):
-    """A checkpoint could not be written into an object store, which may answer again (BSD's EX_UNAVAILABLE)."""
+    """A checkpoint could not be written into an object store, which may answer after a restart."""
 
-    exit_code = 69
+    exit_code = ProcessLost.exit_code
 
 
 def _check_endpoint(folder: str) -> None:

@@ -18,7 +18,7 @@ from t5x_lite import config as configuration
 from t5x_lite import local_copies, schema
 from t5x_lite.arguments import build_parser, check_sweep_options
 from t5x_lite.errors import STOPPED, UserError
-from t5x_lite.parallel.config import gpu_count
+from t5x_lite.parallel.config import choose_slices, gpu_count
 from t5x_lite.parallel.job_environment import set_job_environment
 from t5x_lite.planner import libtpu
 from t5x_lite.plugins import load_plugins
@@ -191,7 +191,7 @@ def plan(options: argparse.Namespace, overrides: list[str]) -> int:
     if not topology:
         raise UserError("plan needs --topology (or plan.topology in the config), such as v5p:4x4x4")
     gpus = gpu_count(topology)
-    slices = _slices(options.slices, config.plan.slices, topology)
+    slices = choose_slices(options.slices, config.plan.slices, topology)
     if gpus is None:
         libtpu.prepare()
     else:
@@ -219,17 +219,6 @@ def plan(options: argparse.Namespace, overrides: list[str]) -> int:
         pod = PlanConfig(topology=topology, slices=slices)
         write_planned_config(options.config, overrides, best, pod, options.emit)
     return 0 if best.fits else 1
-
-
-def _slices(option: int | None, configured: int, topology: str) -> int:
-    """Return the number of TPU slices: that of the command line, or else of the config. GPUs have none."""
-    if option is not None and option < 1:
-        raise UserError(f"plan: --slices {option}: expected a number of slices from 1 on")
-    if gpu_count(topology) is None:
-        return configured if option is None else option
-    if option not in (None, 1):
-        raise UserError(f"plan: --slices {option}: {topology} names all GPUs; slices are for TPUs")
-    return 1
 
 
 def _simulate_devices(count: int) -> None:

@@ -12,10 +12,10 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from t5x_lite import config as configuration
-from t5x_lite import local_copies, schema, storage
+from t5x_lite import file_locks, local_copies, schema, storage
 from t5x_lite.checkpoint import Checkpoints, JsonObject, is_step
 from t5x_lite.config import RunConfig
-from t5x_lite.data import corpus_lock, tokenizer_files
+from t5x_lite.data import tokenizer_files
 from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.data.tokenizer_settings import apply_settings
 from t5x_lite.errors import UserError
@@ -275,7 +275,7 @@ def lock_dir(folder: Path, locked_message: str, config_key: str = "") -> Iterato
         raise UserError(f"{name}: cannot be created or written: {error.strerror}") from None
     with lock_file:
         try:
-            corpus_lock.lock_file(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            file_locks.lock_file(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise UserError(f"{folder}: {locked_message}") from None
         yield

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+from markdown_table import print_markdown
 
 from t5x_lite.parallel.mesh import make_mesh
 from t5x_lite.run_dir import open_run
@@ -105,22 +106,6 @@ def last_value(run_dir: Path, metric: str) -> float:
     """Return a metric from the last line of a run's metrics."""
     lines = (run_dir / "metrics.jsonl").read_text().splitlines()
     return json.loads(lines[-1])[metric]
-
-
-def print_markdown(rows: Sequence[tuple[str, ...]]) -> None:
-    """Print a Markdown table, whose first row is its header."""
-    columns = zip(*rows, strict=True)
-    widths = [max(len(cell) for cell in column) for column in columns]
-    print_markdown_row(rows[0], widths)
-    print_markdown_row(["-" * width for width in widths], widths)
-    for row in rows[1:]:
-        print_markdown_row(row, widths)
-
-
-def print_markdown_row(cells: Sequence[str], widths: Sequence[int]) -> None:
-    """Print one line of a Markdown table."""
-    padded = [cell.ljust(width) for cell, width in zip(cells, widths, strict=True)]
-    print("| " + " | ".join(padded) + " |")
 
 
 if __name__ == "__main__":

@@ -2,8 +2,10 @@
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
+
+from markdown_table import print_markdown
 
 GIBIBYTE = 2**30
 COLUMNS = (
@@ -69,17 +71,9 @@ def read_row(path: Path) -> tuple[str, ...]:
     )
 
 
-def print_row(cells: Sequence[str]) -> None:
-    """Print one row of a Markdown table."""
-    print("| " + " | ".join(cells) + " |")
-
-
 def main() -> None:
     """Print the reports that the command line names."""
-    print_row(COLUMNS)
-    print_row(["---"] * len(COLUMNS))
-    for path in sys.argv[1:]:
-        print_row(read_row(Path(path)))
+    print_markdown([COLUMNS, *[read_row(Path(path)) for path in sys.argv[1:]]])
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+from markdown_table import print_markdown
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -72,14 +73,6 @@ def phenomena(scores: Mapping[str, Mapping[str, float]]) -> list[str]:
     """Return the names of the phenomena, in the order of the alphabet."""
     first = next(iter(scores.values()))
     return sorted(name.removeprefix(PHENOMENON) for name in first if name.startswith(PHENOMENON))
-
-
-def print_markdown(rows: Sequence[tuple[str, ...]]) -> None:
-    """Print a Markdown table, whose first row is its header."""
-    for number, row in enumerate(rows):
-        print(f"| {' | '.join(row)} |")
-        if number == 0:
-            print("|" + "---|" * len(row))
 
 
 def draw(runs: Mapping[str, Sequence[Mapping[str, float]]], path: Path) -> None:

@@ -129,18 +129,19 @@ def units(
         check_endings(paths, TABLES if tables_as_text else ())
     sizes = [content_bytes(path, source.format) for path in paths]
     target_bytes = min(max(sum(sizes) // 64, smallest_unit), unit_bytes)
-    pieces_of_files = [[make_unit((path,))] for path in paths]
-    if not whole_files:
+    files = [make_unit((path,)) for path in paths]
+    if whole_files:
+        pieces_of_files = [[unit] for unit in files]
+    else:
         with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
-            pieces_of_files = list(pool.map(lambda path: _cut_file(make_unit((path,)), target_bytes), paths))
+            pieces_of_files = list(pool.map(partial(_cut_file, target_bytes=target_bytes), files))
     result: list[Unit] = []
     joined_bytes = 0
-    for path, size, pieces in zip(paths, sizes, pieces_of_files, strict=True):
-        unit = pieces[0]
+    for unit, size, pieces in zip(files, sizes, pieces_of_files, strict=True):
         is_small = len(pieces) == 1 and joined_bytes + size <= target_bytes
         can_join = result and result[-1].stop == -1 and unit.format == result[-1].format
         if can_join and is_small:
-            result[-1] = make_unit((*result[-1].paths, path))
+            result[-1] = make_unit((*result[-1].paths, unit.path))
             joined_bytes += size
         else:
             result += pieces

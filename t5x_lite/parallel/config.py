@@ -26,6 +26,21 @@ def gpu_count(topology: str) -> int | None:
     return int(count)
 
 
+def choose_slices(option: int | None, configured: int, topology: str) -> int:
+    """Return the number of TPU slices: that of an option, or else of the config. GPUs have no slices.
+
+    Raises:
+        UserError: the option is below 1, or names several slices of GPUs.
+    """
+    if option is not None and option < 1:
+        raise UserError(f"plan: --slices {option}: expected a number of slices from 1 on")
+    if gpu_count(topology) is None:
+        return configured if option is None else option
+    if option not in (None, 1):
+        raise UserError(f"plan: --slices {option}: {topology} names all GPUs; slices are for TPUs")
+    return 1
+
+
 class MeshConfig(Config):
     """Number of devices along each mesh axis; one axis may be -1, which takes the remaining devices."""
 

@@ -123,7 +123,7 @@ def abort_together() -> Iterator[None]:
     except Exception as error:
         if jax.process_count() == 1:
             raise
-        if _comes_from_devices(error):
+        if _is_caused_by_jax(error):
             error = _explain_lost_processes() or error
         local_copies.finish()
         if isinstance(error, UserError):
@@ -135,8 +135,8 @@ def abort_together() -> Iterator[None]:
         os._exit(1)
 
 
-def _comes_from_devices(error: BaseException | None) -> bool:
-    """Return whether an error is one of JAX's programs, perhaps a checkpoint's that could not be saved for it."""
+def _is_caused_by_jax(error: BaseException | None) -> bool:
+    """Return whether an error of JAX's runtime is an error or its cause, as of a checkpoint that was not saved."""
     while error is not None:
         if isinstance(error, jax.errors.JaxRuntimeError):
             return True
@@ -146,6 +146,8 @@ def _comes_from_devices(error: BaseException | None) -> bool:
 
 def check_same_on_all_processes(value: str, differing: str) -> None:
     """Check that all processes have opened the same input. All make this call together.
+
+    Unlike `multihost_utils.assert_equal`, it raises in every process, and says which ones differ.
 
     Args:
         value: describes the input.

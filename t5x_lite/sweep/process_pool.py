@@ -14,6 +14,7 @@ from rich.progress import BarColumn, TaskID
 
 from t5x_lite.errors import STOPPED, Diverged, UserError
 from t5x_lite.evaluate.curves import is_number
+from t5x_lite.file_locks import lock_file
 from t5x_lite.local_copies import UPLOAD_SECONDS, with_urls
 from t5x_lite.parallel.distributed import handle_signals
 from t5x_lite.progress import print_line, progress_bar
@@ -232,7 +233,7 @@ def is_locked(run_dir: Path) -> bool:
     """Return whether a process still trains this run, such as one that outlived an earlier start of the sweep."""
     with suppress(FileNotFoundError), (run_dir / ".lock").open() as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            lock_file(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
     return False

@@ -14,7 +14,6 @@ from t5x_lite.data.records import TaskData
 from t5x_lite.data.training_data import ExampleSequence, TrainingData
 from t5x_lite.errors import Diverged
 from t5x_lite.local_copies import local_path, uploading
-from t5x_lite.models.spec import model_spec
 from t5x_lite.objectives.mixed_rows import largest_lengths
 from t5x_lite.objectives.policy_optimization import PolicyOptimization
 from t5x_lite.parallel import mesh as meshes
@@ -70,8 +69,6 @@ def train(config: RunConfig) -> tuple[Run, bool]:
     mesh = meshes.make_mesh(config.mesh)
     attention_kernels = check_mesh(mesh, config, mesh.devices.flat[0].platform)
     changed_settings = check_run_dir(config)
-    if config.adapt is not None and config.model.vocab is not None:
-        model_spec(config.model, config.method.surgery)  # the model may lack the layers that the method adapts
     with main_process_first():
         tokenizer = open_tokenizer(config)
         data = open_run_data(with_vocab(config, tokenizer), tokenizer)

@@ -11,6 +11,7 @@ import pytest
 
 from t5x_lite.data.corpus_lock import lock_folder
 from t5x_lite.run_dir import lock_dir
+from t5x_lite.sweep.process_pool import is_locked
 
 LOCKS: dict[str, Callable[[Path], AbstractContextManager[None]]] = {
     "corpus": lambda folder: lock_folder(str(folder)),
@@ -48,3 +49,11 @@ def test_another_error_of_a_lock_is_raised(kind: str, tmp_path: Path, monkeypatc
     monkeypatch.setattr(fcntl, "flock", fail_to_lock(errno.EIO))
     with pytest.raises(OSError, match="no lock"), LOCKS[kind](tmp_path):
         pass
+
+
+def test_a_run_on_a_file_system_without_locks_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ".lock").touch()
+    monkeypatch.setattr(fcntl, "flock", fail_to_lock(errno.ENOLCK))
+    assert not is_locked(tmp_path)
