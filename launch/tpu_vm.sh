@@ -53,7 +53,7 @@ case "${runtime:-$type}" in
   v6e-*) runtime=v2-alpha-tpuv6e ;;
 esac
 location=(--zone "$zone" ${project:+--project "$project"})
-stopping="" asked="" follower=""
+stopping="" asked=""
 
 log() { echo "tpu_vm: $*" >&2; }
 
@@ -138,9 +138,10 @@ ask_to_stop() {
 
 # Shows the log of the first host until training ends. Returns its exit code, or 75 if the slice was preempted.
 follow() {
-  local code=""
+  local code="" follower
   while [[ -z "$code" ]]; do
-    # A signal ends `wait`, but not a command in the foreground. With -m, `leave` can end ssh and all around it together.
+    # A signal is seen when the command in the foreground ends, so ssh is in the background, and that one is short.
+    # (A signal just before `wait` is seen at the end of ssh.) With -m, `leave` can end ssh and all around it together.
     set -m
     run_on 0 "cd t5x_lite && (timeout ${T5X_LITE_FOLLOW:-300} tail -n +\$((\$(cat shown 2>/dev/null || echo 0) + 1)) -F train.log" \
       "--pid=\$(pgrep -of 't5x_lite train' || echo 1)" "2>/dev/null || true); wc -l < train.log > shown" </dev/null &
@@ -148,9 +149,8 @@ follow() {
     set +m
     while kill -0 "$follower" 2>/dev/null; do
       [[ -z "$stopping" ]] || ask_to_stop
-      wait "$follower" || true
+      sleep 0.3
     done
-    follower=""
     [[ -z "$dry" ]] || return 0
     if is_gone; then
       log "the slice was preempted"
@@ -168,8 +168,8 @@ delete() {
 
 # Ends this script alone, and says what is left.
 leave() {
-  local script arguments
-  [[ -z "$follower" ]] || kill -- "-$follower" 2>/dev/null || true
+  local script arguments job
+  for job in $(jobs -p); do kill -- "-$job" 2>/dev/null || true; done
   printf -v script '%q' "$0"
   printf -v arguments ' %q' "$name" "$config" "${location[@]}" --type "$type"
   log "$name is not deleted, and training goes on if it has begun; to follow it: bash $script follow$arguments;" \

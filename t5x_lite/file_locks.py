@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import IO
 
-NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
+UNSUPPORTED_ERRNOS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
 """Errors of file systems without locks, such as Lustre without flock or NFS without lockd."""
 
 
@@ -24,7 +24,7 @@ def lock_file(file: IO[str], operation: int) -> None:
     try:
         fcntl.flock(file, operation)
     except OSError as error:
-        if error.errno not in NO_LOCKS:
+        if error.errno not in UNSUPPORTED_ERRNOS:
             raise
         _warn_of_no_lock(Path(file.name).parent)
 

@@ -105,22 +105,25 @@ def train(config: RunConfig) -> tuple[Run, bool]:
             # Closing the checkpoints waits for a save, and so for a process that may be lost: it is inside.
             with closing(run.checkpoints) as checkpoints, abort_together():
                 store = StateStore(run, mesh, trainer.steps, checkpoints, data.hashes, display.print)
-                with _noting_divergence(run):
+                with _record_divergence(run):
                     return run, trainer.run(store, stop)
 
 
 @contextmanager
-def _noting_divergence(run: Run) -> Iterator[None]:
-    """Leave a file in the run directory while the run is a diverged one: sweeps on clusters see no exit codes."""
-    note = join(str(run.config.run_dir), DIVERGED_FILE)
+def _record_divergence(run: Run) -> Iterator[None]:
+    """Write the reason into the run directory if the run diverges: sweeps on clusters see no exit codes.
+
+    A file of an earlier start is deleted.
+    """
+    path = join(str(run.config.run_dir), DIVERGED_FILE)
     is_first_process = jax.process_index() == 0
-    if is_first_process and file_exists(note):
-        delete_file(note)
+    if is_first_process and file_exists(path):
+        delete_file(path)
     try:
         yield
     except Diverged as error:
         if is_first_process:
-            write_bytes(note, f"{error}\n")
+            write_bytes(path, f"{error}\n")
         raise
 
 
