@@ -17,7 +17,6 @@ from t5x_lite.models.attention.flash_tiles import (
     FlashSettings,
     diagonal_tiles,
     keep_mask,
-    row_number,
 )
 
 Attention: TypeAlias = Callable[[FlashInputs, FlashSettings], Float[Array, "b l h k"]]
@@ -79,8 +78,8 @@ def attention_by_definition(inputs: FlashInputs, settings: FlashSettings) -> Flo
     if settings.dropout:
         batch = np.arange(BATCH)[:, None, None, None]
         head = np.arange(HEADS)[:, None, None]
-        rows = row_number(batch, head, HEADS, jnp.arange(length)[:, None])
-        is_kept = keep_mask(jnp.int32(SEED), rows, jnp.arange(keys)[None, :], settings.dropout)
+        queries = jnp.arange(length)[:, None]
+        is_kept = keep_mask(SEED, batch * HEADS + head, queries, jnp.arange(keys)[None, :], settings.dropout)
         weights = jnp.where(is_kept, weights / (1 - settings.dropout), 0)
     return jnp.einsum("bhlm,bmhk->blhk", weights, value, precision="highest")
 
@@ -181,21 +180,22 @@ def test_the_tiles_of_a_bias_are_the_blocks_of_its_matrix() -> None:
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5])
-def test_dropout_drops_its_share_and_rows_keys_and_seeds_are_not_correlated(rate: float) -> None:
+def test_dropout_drops_its_share_and_rows_keys_heads_and_seeds_are_not_correlated(rate: float) -> None:
     """Binomial bounds over 2^20 draws."""
-    rows = jnp.arange(1024)[:, None]
-    keys = jnp.arange(1024)[None, :]
-    is_kept = np.asarray(keep_mask(jnp.int32(3), rows, keys, rate), np.float64)
+
+    def draw(seed: int, head: int) -> Float[np.ndarray, "q k"]:
+        return np.asarray(keep_mask(seed, head, jnp.arange(1024)[:, None], jnp.arange(1024)[None, :], rate), np.float64)
+
+    is_kept = draw(3, 0)
     std = (rate * (1 - rate)) ** 0.5
     assert abs(is_kept.mean() - (1 - rate)) < 5 * std / 1024
     assert np.abs(is_kept.mean(0) - (1 - rate)).max() < 6 * std / 32
     assert np.abs(is_kept.mean(1) - (1 - rate)).max() < 6 * std / 32
-    is_kept_by_other_seed = np.asarray(keep_mask(jnp.int32(4), rows, keys, rate), np.float64)
-    pairs = (
-        (is_kept[:-1], is_kept[1:]),
-        (is_kept[:, :-1], is_kept[:, 1:]),
-        (is_kept, is_kept_by_other_seed),
-    )
+    pairs = [(is_kept[:-1], is_kept[1:]), (is_kept[:, :-1], is_kept[:, 1:])]
+    for seed, head in [(4, 0), (3, 1), (3, 4096), (2**31 - 1, 0)]:
+        other = draw(seed, head)
+        # Nor are the masks of other seeds and heads those of other rows or keys.
+        pairs += [(is_kept, other), (is_kept[1:], other[:-1]), (is_kept[:, 1:], other[:, :-1])]
     for first, second in pairs:
         assert abs(np.corrcoef(first.ravel(), second.ravel())[0, 1]) < 5 / 1024
 

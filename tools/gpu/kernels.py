@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Array, Bool, DTypeLike, Float, Int
 
 from t5x_lite.models.attention.flash import FlashInputs, FlashSettings, flash_attention
-from t5x_lite.models.attention.flash_tiles import keep_mask, row_number
+from t5x_lite.models.attention.flash_tiles import keep_mask
 
 REPETITIONS = 10
 DROPOUT_SEED = 7
@@ -169,10 +169,8 @@ def dense_attention(case: Case, dtype: DTypeLike, inputs: Inputs) -> Float[Array
 
 def _drop_weights(weights: Float[Array, "b h l m"], rate: float) -> Float[Array, "b h l m"]:
     batch, heads, queries, keys = weights.shape
-    batch_index = jnp.arange(batch)[:, None, None, None]
-    head_index = jnp.arange(heads)[:, None, None]
-    rows = row_number(batch_index, head_index, heads, jnp.arange(queries)[:, None])
-    is_kept = keep_mask(jnp.int32(DROPOUT_SEED), rows, jnp.arange(keys)[None], rate)
+    head = jnp.arange(batch * heads).reshape(batch, heads, 1, 1)
+    is_kept = keep_mask(DROPOUT_SEED, head, jnp.arange(queries)[:, None], jnp.arange(keys)[None], rate)
     return jnp.where(is_kept, weights / (1 - rate), 0)
 
 

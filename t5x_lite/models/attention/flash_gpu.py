@@ -26,7 +26,6 @@ from t5x_lite.models.attention.flash_tiles import (
     keep_mask,
     key_blocks,
     query_blocks,
-    row_number,
     score_gradients,
     tile_mask,
 )
@@ -76,8 +75,8 @@ class ProgramRefs:
         )
         keep = None
         if settings.dropout > 0:
-            row = row_number(self.batch, self.head, self.heads, query_index)
-            keep = keep_mask(self.scalars[1], row, key_index, settings.dropout)
+            head = self.batch * self.heads + self.head
+            keep = keep_mask(self.scalars[1], head, query_index, key_index, settings.dropout)
         return jnp.where(mask, scores, MASK_VALUE), mask, keep
 
 

@@ -14,7 +14,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 LOG2_E = 1.4426950408889634
 """Scores are multiplied by log2(e), so that the kernels can use exp2."""
-
+GOLDEN_RATIO = np.uint32(0x9E3779B9)
+"""2^32 over the golden ratio: its multiples by small numbers lie far apart (Knuth, vol. 3, §6.4)."""
 
 Ref: TypeAlias = Any
 """A reference to an array in the memory of the device, as Pallas passes it to a kernel."""
@@ -143,14 +144,25 @@ def tile_mask(
     return mask
 
 
-def keep_mask(seed: Array, row: Int[Array, "..."], key: Int[Array, "..."], rate: float) -> Bool[Array, "..."]:
-    """Return which attention weights dropout keeps: a hash of the seed, the number of the row and the key's position.
+def keep_mask(
+    seed: Scalar, head: Scalar | Int[Array, "..."], query: Int[Array, "..."], key: Int[Array, "..."], rate: float
+) -> Bool[Array, "..."]:
+    """Return which attention weights dropout keeps: a hash of the seed and of the weight's position.
 
     It is a function of positions alone, so that forward and backward passes, tiles of any size and the dense form
-    agree. Two rounds of the finalizer of MurmurHash3 (Appleby 2011) mix the bits.
+    agree. The finalizer of MurmurHash3 (Appleby 2011) mixes the bits after each part, or the masks of neighbouring
+    seeds and heads would be shifted copies of each other.
+
+    Args:
+        seed: seed of the step, the layer and the device.
+        head: number of the attention matrix over batch and heads.
+        query: positions of the queries in the row.
+        key: positions of the keys.
+        rate: share that is dropped.
     """
-    per_row = _mix(row.astype(jnp.uint32) + seed.astype(jnp.uint32))
-    bits = _mix(per_row ^ (key.astype(jnp.uint32) * np.uint32(0x9E3779B9)))
+    per_head = _mix(jnp.uint32(head) * GOLDEN_RATIO + jnp.uint32(seed))
+    per_row = _mix(per_head + query.astype(jnp.uint32))
+    bits = _mix(per_row ^ (key.astype(jnp.uint32) * GOLDEN_RATIO))
     return (bits >> np.uint32(8)).astype(jnp.int32) >= round(rate * 2**24)
 
 
@@ -193,11 +205,6 @@ def score_gradients(
         weight_gradient = jnp.where(keep, weight_gradient * scale, 0.0)
         dropped = jnp.where(keep, weights * scale, 0.0)
     return dropped, weights * (weight_gradient - delta)
-
-
-def row_number(batch: Any, head: Any, heads: int, query: Int[Array, "..."]) -> Int[Array, "..."]:
-    """Return the number of a row of attention weights over batch, heads and queries, for `keep_mask`."""
-    return (batch * heads + head) * 2**20 + query
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1,))

@@ -25,7 +25,6 @@ from t5x_lite.models.attention.flash_tiles import (
     Scalar,
     dot,
     keep_mask,
-    row_number,
     score_gradients,
     tile_mask,
 )
@@ -223,8 +222,8 @@ def _scores(
     mask = tile_mask(query_index, key_index, segments, refs.key_segments[...], prefix, settings)
     keep = None
     if settings.dropout > 0:
-        row = row_number(tile.batch, tile.head, heads, query_index)
-        keep = keep_mask(refs.scalars[1], row, key_index, settings.dropout)
+        head = tile.batch * heads + tile.head
+        keep = keep_mask(refs.scalars[1], head, query_index, key_index, settings.dropout)
     return jnp.where(mask, scores, MASK_VALUE), mask, keep
 
 
