@@ -99,7 +99,7 @@ class Model:
 
         A run that was trained here has none: EOS separates its documents.
         """
-        if self.run.foreign_config and self.config.model.family == "decoder":
+        if self.run.huggingface_config and self.config.model.family == "decoder":
             return self.tokenizer.beginning()
         return np.zeros(0, np.int32)
 
@@ -131,7 +131,7 @@ class Model:
         """
         if self.config.model.max_length is not None:
             return self.config.model.max_length
-        foreign = self.run.foreign_config
+        foreign = self.run.huggingface_config
         context_length = foreign.get("n_positions") or foreign.get("max_position_embeddings")
         return int(context_length or self.config.train.seq_len)
 

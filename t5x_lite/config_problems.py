@@ -9,10 +9,10 @@ from t5x_lite.errors import UserError
 from t5x_lite.evaluate.evaluators import Validation
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.objectives import Objective
+from t5x_lite.objectives.dummy_example import LARGEST_VOCAB, dummy_context, dummy_example
 from t5x_lite.objectives.mixed_rows import feature_types
 from t5x_lite.objectives.permutation import Permutation
 from t5x_lite.objectives.policy_optimization import PolicyOptimization
-from t5x_lite.objectives.stand_in import LARGEST_VOCAB, stand_in_context, stand_in_example
 from t5x_lite.objectives.token_prediction import TokenPrediction
 from t5x_lite.train.optimizers import NTASGD
 
@@ -84,10 +84,10 @@ def _mixing_problems(config: "RunConfig", objective: Objective, row_objectives: 
         if other.loss_kind is None or other.loss_kind != objective.loss_kind:
             yield f"{pair} compute different losses, so that their rows cannot share a batch; train them one by one"
             continue
-        context = stand_in_context(LARGEST_VOCAB, config.train.seq_len, config.model.family)
+        context = dummy_context(LARGEST_VOCAB, config.train.seq_len, config.model.family)
         try:
-            types = feature_types(stand_in_example(objective, context))
-            other_types = feature_types(stand_in_example(other, context))
+            types = feature_types(dummy_example(objective, context))
+            other_types = feature_types(dummy_example(other, context))
         except UserError:
             continue  # for want of room or of a token that the tokenizer may have; reported when the data is opened
         if types != other_types:

@@ -38,8 +38,8 @@ PREFIX = "t5x_lite."
 
 
 @dataclass(frozen=True)
-class Seam:
-    """A kind of component that other packages can add.
+class ExtensionPoint:
+    """A kind of component that other packages can register.
 
     Attributes:
         registry: the components by their names in a config.
@@ -50,19 +50,19 @@ class Seam:
     interface: type[Config]
 
 
-SEAMS: Mapping[str, Seam] = {
-    "adaptations": Seam(ADAPTATIONS, AdaptationMethod),
-    "attention": Seam(ATTENTION, AttentionKind),
-    "demonstrations": Seam(DEMONSTRATIONS, Demonstrations),
-    "evaluators": Seam(EVALUATORS, Evaluator),
-    "mixers": Seam(MIXERS, Mixer),
-    "objectives": Seam(OBJECTIVES, Objective),
-    "optimizers": Seam(OPTIMIZERS, OptimizerMethod),
-    "positions": Seam(POSITIONS, PositionEncoding),
-    "routers": Seam(ROUTERS, Router),
-    "schedules": Seam(SCHEDULES, Schedule),
-    "trackers": Seam(TRACKERS, Tracker),
-    "verifiers": Seam(VERIFIERS, Verifier),
+EXTENSION_POINTS: Mapping[str, ExtensionPoint] = {
+    "adaptations": ExtensionPoint(ADAPTATIONS, AdaptationMethod),
+    "attention": ExtensionPoint(ATTENTION, AttentionKind),
+    "demonstrations": ExtensionPoint(DEMONSTRATIONS, Demonstrations),
+    "evaluators": ExtensionPoint(EVALUATORS, Evaluator),
+    "mixers": ExtensionPoint(MIXERS, Mixer),
+    "objectives": ExtensionPoint(OBJECTIVES, Objective),
+    "optimizers": ExtensionPoint(OPTIMIZERS, OptimizerMethod),
+    "positions": ExtensionPoint(POSITIONS, PositionEncoding),
+    "routers": ExtensionPoint(ROUTERS, Router),
+    "schedules": ExtensionPoint(SCHEDULES, Schedule),
+    "trackers": ExtensionPoint(TRACKERS, Tracker),
+    "verifiers": ExtensionPoint(VERIFIERS, Verifier),
 }
 """Kinds of components by the ends of the names of their groups."""
 
@@ -72,13 +72,13 @@ class Plugin:
     """A component of another package.
 
     Attributes:
-        seam: its kind, a key of `SEAMS`.
+        kind: its kind, a key of `EXTENSION_POINTS`.
         name: its name in a config.
         package: the distribution that registers it, with its version.
         component: the class.
     """
 
-    seam: str
+    kind: str
     name: str
     package: str
     component: type[Config]
@@ -98,13 +98,13 @@ def load_plugins() -> tuple[Plugin, ...]:
     plugins: dict[tuple[str, str], Plugin] = {}
     for entry in _entries():
         plugin = _load_entry(entry)
-        key = (plugin.seam, plugin.name)
-        if plugin.name in SEAMS[plugin.seam].registry or key in plugins:
+        key = (plugin.kind, plugin.name)
+        if plugin.name in EXTENSION_POINTS[plugin.kind].registry or key in plugins:
             other = plugins[key].package if key in plugins else "t5x_lite"
             raise _broken(entry, f"{other} has a component of this name; rename one of them")
         plugins[key] = plugin
     for plugin in plugins.values():
-        SEAMS[plugin.seam].registry[plugin.name] = plugin.component
+        EXTENSION_POINTS[plugin.kind].registry[plugin.name] = plugin.component
     if plugins:
         rebuild()
     return tuple(plugins.values())
@@ -119,22 +119,22 @@ def _entries() -> Iterator[EntryPoint]:
 
 
 def _load_entry(entry: EntryPoint) -> Plugin:
-    seam_name = entry.group.removeprefix(PREFIX)
-    if seam_name not in SEAMS:
-        known = ", ".join(f"{PREFIX}{name}" for name in SEAMS)
-        hint = suggest(entry.group, [f"{PREFIX}{name}" for name in SEAMS])
+    kind = entry.group.removeprefix(PREFIX)
+    if kind not in EXTENSION_POINTS:
+        known = ", ".join(f"{PREFIX}{name}" for name in EXTENSION_POINTS)
+        hint = suggest(entry.group, [f"{PREFIX}{name}" for name in EXTENSION_POINTS])
         raise _broken(entry, f"no such group of entry points{hint or f'; there are {known}'}")
     try:
         component = entry.load()
     except Exception as error:
         raise _broken(entry, f"cannot be imported: {type(error).__name__}: {error}") from error
-    interface = SEAMS[seam_name].interface
+    interface = EXTENSION_POINTS[kind].interface
     if not (isinstance(component, type) and issubclass(component, interface)):
         raise _broken(entry, f"is not a subclass of {interface.__module__}.{interface.__name__}")
     component_name = getattr(component, "name", entry.name)
     if isinstance(component_name, str) and component_name != entry.name:
         raise _broken(entry, f"its `name` is {component_name!r}; the entry point must have the same name")
-    return Plugin(seam_name, entry.name, _package(entry), component)
+    return Plugin(kind, entry.name, _package(entry), component)
 
 
 def _broken(entry: EntryPoint, reason: str) -> UserError:

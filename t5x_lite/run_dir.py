@@ -30,7 +30,7 @@ from t5x_lite.plugins import load_plugins
 CONFIG_FILE = "config.yaml"
 DIVERGED_FILE = "diverged.txt"
 """Says why a run has diverged; it exists until the run goes on."""
-FOREIGN_CONFIG = "config.huggingface.json"
+HUGGINGFACE_CONFIG = "config.huggingface.json"
 """The original config of imported weights."""
 
 
@@ -62,7 +62,7 @@ class Run:
         return self.stored_tokenizer
 
     @cached_property
-    def foreign_config(self) -> JsonObject:
+    def huggingface_config(self) -> JsonObject:
         """The Hugging Face config of imported weights; empty for a run that was trained here."""
         return _read_foreign_config(self.folder)
 
@@ -197,7 +197,7 @@ def load_stored_tokenizer(folder: Path) -> Tokenizer | None:
 
 
 def _read_foreign_config(folder: Path) -> JsonObject:
-    path = folder / FOREIGN_CONFIG
+    path = folder / HUGGINGFACE_CONFIG
     return read_json_object(path) if path.is_file() else {}
 
 

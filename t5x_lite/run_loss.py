@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from t5x_lite.config import RunConfig
-from t5x_lite.models.carry import give_carry, take_carry
+from t5x_lite.models.carry import final_states, set_initial_states
 from t5x_lite.models.distillation_losses import StatesAndLogits
 from t5x_lite.models.experts.activity import ROUTER_TERM, router_loss
 from t5x_lite.models.layers import WeightAxes
@@ -64,14 +64,14 @@ def carrying_loss_function(
         if carry:
             assert isinstance(module, Decoder)
             assert segment_ids is not None
-            give_carry(module, carry, batch[CONTINUES], segment_ids)
+            set_initial_states(module, carry, batch[CONTINUES], segment_ids)
         with _training_arithmetic(config, training=training):
             terms: LossTerms = objective.loss(module, batch, key, settings)
         terms = _with_further_terms(terms, module, config, params, training=training)
         if not carry:
             return terms, {}
         assert isinstance(module, Decoder)
-        return terms, take_carry(module)
+        return terms, final_states(module)
 
     return compute_loss
 

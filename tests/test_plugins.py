@@ -55,10 +55,10 @@ def write_package(folder: Path, name: str, groups: dict[str, str]) -> None:
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder of the module path, whose components are forgotten at the end."""
     monkeypatch.syspath_prepend(tmp_path)
-    registered = {name: dict(seam.registry) for name, seam in plugins.SEAMS.items()}
+    registered = {name: dict(seam.registry) for name, seam in plugins.EXTENSION_POINTS.items()}
     monkeypatch.setattr("t5x_lite.config.load_plugins", plugins.load_plugins.__wrapped__)
     yield tmp_path
-    for name, seam in plugins.SEAMS.items():
+    for name, seam in plugins.EXTENSION_POINTS.items():
         seam.registry.clear()
         seam.registry.update(registered[name])
     rebuild()
@@ -67,7 +67,7 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def test_a_component_of_another_package_is_a_setting_like_any_other(site: Path, tiny_config: Path) -> None:
     write_package(site, "halves_package", {"t5x_lite.schedules": "halves = halves_package:Halves"})
     (plugin,) = plugins.load_plugins.__wrapped__()
-    assert (plugin.seam, plugin.name, plugin.package) == ("schedules", "halves", "halves_package 1.5")
+    assert (plugin.kind, plugin.name, plugin.package) == ("schedules", "halves", "halves_package 1.5")
     settings = {setting.key for setting in explain(RunConfig)}
     assert "optimizer.schedule.halves.share" in settings
     values = json.loads(tiny_config.read_text())
@@ -105,7 +105,7 @@ def test_two_packages_cannot_register_the_same_name(site: Path) -> None:
         write_package(site, name, {"t5x_lite.schedules": f"halves = {name}:Halves"})
     with pytest.raises(UserError, match=r"first_package 1\.5 has a component of this name"):
         plugins.load_plugins.__wrapped__()
-    assert "halves" not in plugins.SEAMS["schedules"].registry
+    assert "halves" not in plugins.EXTENSION_POINTS["schedules"].registry
 
 
 @pytest.mark.parametrize(

@@ -357,7 +357,7 @@ def _resolve_layers(model: ModelConfig, layers: Sequence[LayerConfig]) -> tuple[
 
 def _resolve_dispatch(moe: MoE) -> Capacity | Dropless:
     """Return the dispatch of tokens to experts; one that has room for all tokens in evaluation is dropless."""
-    if isinstance(moe.dispatch, Capacity) and moe.dispatch.has_room_for_all(moe.router.choices, moe.experts):
+    if isinstance(moe.dispatch, Capacity) and moe.dispatch.is_dropless(moe.router.choices, moe.experts):
         return Dropless()
     return moe.dispatch
 

@@ -211,7 +211,7 @@ def export_hf(
     """
     run = open_run(run_dir)
     check_not_input(folder, run.folder, run.folder / "checkpoints")
-    imported_config: ForeignConfig = run.foreign_config
+    imported_config: ForeignConfig = run.huggingface_config
     model = run.config.model
     if model.family == "electra":
         model = model.discriminator_model

@@ -26,7 +26,7 @@ from t5x_lite.models.config import ModelConfig
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.parallel.memory import local_memory
 from t5x_lite.progress import track_progress
-from t5x_lite.run_dir import CONFIG_FILE, FOREIGN_CONFIG, Run, open_run
+from t5x_lite.run_dir import CONFIG_FILE, HUGGINGFACE_CONFIG, Run, open_run
 from t5x_lite.trees import flatten_names, unflatten_names
 
 MAX_SEQ_LEN = 512
@@ -81,7 +81,7 @@ def write_run(
     objective: ObjectiveSetting,
     params: PyTree[jax.Array],
     tokenizer: Tokenizer | None,
-    foreign_config: ForeignConfig | None = None,
+    huggingface_config: ForeignConfig | None = None,
     source: Path | None = None,
 ) -> Run:
     """Write a run directory with all that `eval`, `generate` and `export` need: config, tokenizer and checkpoint 0.
@@ -92,7 +92,7 @@ def write_run(
         objective: the objective that the weights were trained on.
         params: the weights as nested dicts.
         tokenizer: the tokenizer, if there is one.
-        foreign_config: the config that the weights came with; an export starts from it.
+        huggingface_config: the config that the weights came with; an export starts from it.
         source: the folder that the weights came from; its settings of the tokenizer are kept.
     """
     config = _describe_run(run_dir, model, objective, tokenizer)
@@ -106,8 +106,8 @@ def write_run(
         copy_generation_config(source, folder)
     if tokenizer is not None:
         tokenizer.save(folder)
-    if foreign_config is not None:
-        (folder / FOREIGN_CONFIG).write_text(json.dumps(foreign_config, indent=2) + "\n", encoding="utf-8")
+    if huggingface_config is not None:
+        (folder / HUGGINGFACE_CONFIG).write_text(json.dumps(huggingface_config, indent=2) + "\n", encoding="utf-8")
     write_file(folder / CONFIG_FILE, config_text)
     local_copies.upload_changes()
     return open_run(run_dir)

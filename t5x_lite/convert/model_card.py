@@ -74,7 +74,7 @@ def _is_sentence_encoder(model: ModelConfig) -> bool:
 def _introduction(run: Run, step: int, config: ForeignConfig) -> str:
     kind = run.config.model.family.replace("_", "-")
     origin = f"trained for {step:,} steps by t5x_lite"
-    if run.foreign_config and not step:
+    if run.huggingface_config and not step:
         origin = "imported into t5x_lite and exported again"
     return (
         f"A {kind} of {run.spec.parameters:,} parameters, {origin}, as `{config['model_type']}` of Transformers, with "
@@ -169,7 +169,7 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _commands(run: Run, step: int) -> str:
     """Return a section with the commands that make the export, and the config."""
     export = f"t5x-lite export hf {run.config.run_dir} FOLDER --step {step}"
-    if run.foreign_config and not step:
+    if run.huggingface_config and not step:
         return f"## Commands\n\n```bash\nt5x-lite import hf SOURCE {run.config.run_dir}\n{export}\n```\n"
     config = configuration.dump(run.config)
     return (

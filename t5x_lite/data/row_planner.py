@@ -82,7 +82,7 @@ def _pack_window(corpus: Corpus, rule: RowRule, documents: slice, rng: np.random
         documents=len(offsets) - 1,
         tokens=int(offsets[-1] - offsets[0]),
         rows=row_count,
-        cut_documents=int(rule.objective.is_cut(document_parts, rule.context).sum()),
+        cut_documents=int(rule.objective.is_truncated(document_parts, rule.context).sum()),
         room_used=tuple(sizes.sum(0).tolist()),
         room=tuple(row_count * room for room in rule.capacity),
     )

@@ -89,8 +89,8 @@ def count_stream(corpus: Corpus, rule: RowRule, rows: int) -> RowStatistics:
         # A window's last tokens are the first of the next, so a document that ends there is complete in the first.
         first_window = offsets[:-1] // stride
         last_window = np.maximum(offsets[1:] - 1 - overlap, offsets[:-1]) // stride
-        is_cut = (first_window != last_window) | (offsets[1:] > end)
-        cut_documents += int(is_cut.sum())
+        is_truncated = (first_window != last_window) | (offsets[1:] > end)
+        cut_documents += int(is_truncated.sum())
     used = min(rows * rule.length, end + max(rows - 1, 0) * overlap)
     return RowStatistics(
         documents=corpus.documents,
@@ -115,7 +115,7 @@ def count_documents(corpus: Corpus, rule: RowRule) -> RowStatistics:
             document_parts = np.diff(corpus.offsets[start : stop + 1])[:, None]
             sizes = rule.sizes(np.minimum(document_parts, rule.length))
         room_used += sizes.sum(0)
-        cut_documents += int(rule.objective.is_cut(document_parts, rule.context).sum())
+        cut_documents += int(rule.objective.is_truncated(document_parts, rule.context).sum())
     return RowStatistics(
         documents=corpus.documents,
         tokens=corpus.tokens,

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
-from t5x_lite.models.backbone import DecodingState
+from t5x_lite.models.backbone import DecoderCache
 from t5x_lite.models.int8_weights import Int8Matrix
 from t5x_lite.models.layers import WeightAxes
 from t5x_lite.models.spec import ModelSpec
@@ -19,12 +19,12 @@ class GenerativeModule(Protocol):
 
     def prefill(
         self, tokens: Int[Array, "b l"], segment_ids: Int[Array, "b l"], new_tokens: int, /
-    ) -> tuple[Float[Array, "b 1 d"], DecodingState]:
+    ) -> tuple[Float[Array, "b 1 d"], DecoderCache]:
         """Prefill: return the state that predicts the first new token, and a cache with room for `new_tokens` more."""
 
     def decode_step(
-        self, tokens: Int[Array, "b l"], segment_ids: Int[Array, "b l"], cache: DecodingState, /
-    ) -> tuple[Float[Array, "b l d"], DecodingState]:
+        self, tokens: Int[Array, "b l"], segment_ids: Int[Array, "b l"], cache: DecoderCache, /
+    ) -> tuple[Float[Array, "b l d"], DecoderCache]:
         """Decode step: return the states of tokens that follow those of the cache, and the extended cache."""
 
     def logits(self, hidden: Float[Array, "b l d"], /) -> Float[Array, "b l v"]:

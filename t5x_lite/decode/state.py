@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Int, PyTree
 
 from t5x_lite.decode.logit_rules import History
-from t5x_lite.models.backbone import DecodingState
+from t5x_lite.models.backbone import DecoderCache
 from t5x_lite.models.sharding import constrain
 
 
@@ -22,10 +22,10 @@ class DecodeState:
     """
 
     history: History
-    cache: DecodingState
+    cache: DecoderCache
 
 
-def repeat_rows(cache: DecodingState, count: int) -> DecodingState:
+def repeat_rows(cache: DecoderCache, count: int) -> DecoderCache:
     """Repeat every row of the cache `count` times; the copies of a row are neighbours."""
 
     def repeat(tree: PyTree[Array], axis: int) -> PyTree[Array]:
@@ -36,7 +36,7 @@ def repeat_rows(cache: DecodingState, count: int) -> DecodingState:
         positions = encoder_output.positions
         positions = replace(positions, segment_ids=repeat(positions.segment_ids, axis=0))
         encoder_output = replace(encoder_output, positions=positions)
-    return DecodingState(
+    return DecoderCache(
         layers=repeat(cache.layers, axis=1),
         segment_ids=repeat(cache.segment_ids, axis=0),
         index=cache.index,
@@ -45,7 +45,7 @@ def repeat_rows(cache: DecodingState, count: int) -> DecodingState:
     )
 
 
-def select_beams(cache: DecodingState, rows: Int[Array, "b"]) -> DecodingState:
+def select_beams(cache: DecoderCache, rows: Int[Array, "b"]) -> DecoderCache:
     """Give each row of the cache the keys and values, or the state, of the row that its beam continues.
 
     Segments and an encoder's keys and values are left as they are: all beams of a prompt share them.
@@ -54,7 +54,7 @@ def select_beams(cache: DecodingState, rows: Int[Array, "b"]) -> DecodingState:
     return replace(cache, layers=layers)
 
 
-def reshard_cache(cache: DecodingState) -> DecodingState:
+def reshard_cache(cache: DecoderCache) -> DecoderCache:
     """Shard the rows of the cache over the mesh axes of the batch, and the heads of keys and values over `tensor`."""
 
     def reshard_array(array: Array) -> Array:

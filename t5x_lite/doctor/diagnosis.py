@@ -71,7 +71,7 @@ def _check_plugins() -> list[Check]:
         plugins = load_plugins()
     except UserError as error:
         return [Check("plugins", False, str(error))]
-    return [Check(f"plugin {plugin.name}", True, f"{plugin.seam}, of {plugin.package}") for plugin in plugins]
+    return [Check(f"plugin {plugin.name}", True, f"{plugin.kind}, of {plugin.package}") for plugin in plugins]
 
 
 def format_diagnosis(diagnosis: Diagnosis) -> str:

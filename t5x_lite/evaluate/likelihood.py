@@ -14,7 +14,7 @@ from t5x_lite.errors import UserError
 from t5x_lite.evaluate.batched_function import BatchedFunction, Features
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.losses import chunks_for
-from t5x_lite.models.sharding import shards
+from t5x_lite.models.sharding import num_shards
 from t5x_lite.models.spec import ModelSpec
 from t5x_lite.objectives.features import Pair
 
@@ -165,7 +165,7 @@ def _score_targets(
         return log_probs, logits.argmax(-1) == targets
 
     # All logits together can be larger than the model.
-    rows_per_shard = -(-rows // shards("batch"))
+    rows_per_shard = -(-rows // num_shards("batch"))
     bytes_of_logits = 4 * rows_per_shard * length * vocab
     chunks = chunks_for(length, bytes_of_logits)
 

@@ -21,8 +21,8 @@ from t5x_lite.models.stack import LayerCache, Stack
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class DecodingState:
-    """The state that a decoder carries from token to token.
+class DecoderCache:
+    """The cache of a decoder: what its layers keep of the tokens so far.
 
     Attributes:
         layers: keys and values, or the state of another mixer, of every layer of the pattern, with an axis over
@@ -45,9 +45,9 @@ class PredictionOrder:
     """The order in which some tokens of each row are predicted, each from tokens of a lower rank.
 
     Attributes:
-        vectors: vectors in the place of the token vectors of the predicted tokens.
-        predicted: their places in the row.
-        rank: place of each token of the row in the order; those of a rank below zero are seen by all.
+        vectors: vectors that replace the token vectors of the predicted tokens.
+        predicted: their indices in the row.
+        rank: number of each token of the row in the order; every token attends to those of a rank below zero.
     """
 
     vectors: Float[Array, "b p w"]
@@ -189,18 +189,18 @@ class Backbone(nnx.Module):
         self,
         x: Float[Array, "b l d"],
         segment_ids: Int[Array, "b l"],
-        state: DecodingState,
+        cache: DecoderCache,
         *,
         is_prefix: bool = False,
-    ) -> tuple[Float[Array, "b l d"], DecodingState]:
-        """Return the states of tokens that follow those of `state`, and the updated state.
+    ) -> tuple[Float[Array, "b l d"], DecoderCache]:
+        """Return the states of tokens that follow those of the cache, and the extended cache.
 
         Rows of unequal length are padded on the left (segment 0), so that all end together; the position of a token is
         the number of tokens before it, padding excluded. With `is_prefix` the tokens attend to each other both ways.
         """
-        index = state.index + jnp.arange(x.shape[1])
-        all_segments = jax.lax.dynamic_update_slice_in_dim(state.segment_ids, segment_ids, state.index, axis=1)
-        tokens_before = jnp.sum(state.segment_ids > 0, axis=1, keepdims=True)
+        index = cache.index + jnp.arange(x.shape[1])
+        all_segments = jax.lax.dynamic_update_slice_in_dim(cache.segment_ids, segment_ids, cache.index, axis=1)
+        tokens_before = jnp.sum(cache.segment_ids > 0, axis=1, keepdims=True)
         positions = jnp.maximum(tokens_before + jnp.cumsum(segment_ids > 0, axis=1) - 1, 0)
         key_positions = jnp.maximum(jnp.cumsum(all_segments > 0, axis=1) - 1, 0)
         prefix = None
@@ -210,10 +210,10 @@ class Backbone(nnx.Module):
         keys = TokenPositions(np.arange(all_segments.shape[1]), all_segments, prefix, key_positions)
         context = self.stack.attention_context(queries, keys, positions, self_attention=False)
         x = self._embed(x, positions, None, None)
-        x, layers = self.stack(x, context, state.encoder_output, state.layers, state.cross_kv)
+        x, layers = self.stack(x, context, cache.encoder_output, cache.layers, cache.cross_kv)
         assert layers is not None
-        new_index = state.index + x.shape[1]
-        return x, replace(state, layers=layers, segment_ids=all_segments, index=new_index)
+        new_index = cache.index + x.shape[1]
+        return x, replace(cache, layers=layers, segment_ids=all_segments, index=new_index)
 
     def _embed(
         self,
@@ -238,7 +238,7 @@ class Backbone(nnx.Module):
         token_types: Int[Array, "b l"] | None,
         dropout_key: PRNGKeyArray | None,
     ) -> Float[Array, "b p e"]:
-        """Return the first states of the predicted tokens, which tell their positions and types."""
+        """Return the first states of the predicted tokens, which encode positions and types, not the tokens."""
         if dropout_key is not None:
             dropout_key = jax.random.fold_in(dropout_key, 1)
         if token_types is not None:
@@ -246,9 +246,9 @@ class Backbone(nnx.Module):
         predicted_positions = jnp.take_along_axis(positions, order.predicted, axis=1)
         return self._embed(order.vectors, predicted_positions, token_types, dropout_key)
 
-    def empty_state(self, batch: int, length: int) -> DecodingState:
-        """Return a state with room for `length` tokens in each of `batch` rows."""
-        return DecodingState(
+    def empty_cache(self, batch: int, length: int) -> DecoderCache:
+        """Return a cache with room for `length` tokens in each of `batch` rows."""
+        return DecoderCache(
             layers=self.stack.empty_cache(batch, length),
             segment_ids=jnp.zeros((batch, length), jnp.int32),
             index=jnp.int32(0),

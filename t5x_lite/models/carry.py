@@ -36,7 +36,9 @@ def _first_state(model: ModelConfig, mixer: Mixer, batch: int) -> MixerState:
     return empty_state(model, mixer, batch)
 
 
-def give_carry(module: Decoder, carry: PyTree, continues: Int[Array, "b"], segment_ids: Int[Array, "b l"]) -> None:
+def set_initial_states(
+    module: Decoder, carry: PyTree, continues: Int[Array, "b"], segment_ids: Int[Array, "b l"]
+) -> None:
     """Let a decoder begin with carried states.
 
     Args:
@@ -52,12 +54,12 @@ def give_carry(module: Decoder, carry: PyTree, continues: Int[Array, "b"], segme
         before = state[SEGMENT]
         of_rows = segment.reshape(1, -1, *[1] * (before.ndim - 2))
         layers.append({**state, SEGMENT: jnp.where(before > 0, of_rows, 0)})
-    module.decoder.stack.carried = nnx.data(layers)
+    module.decoder.stack.carried_states = nnx.data(layers)
 
 
-def take_carry(module: Decoder) -> dict[str, dict[str, Array]]:
+def final_states(module: Decoder) -> dict[str, dict[str, Array]]:
     """Return the states that a decoder has after a batch."""
-    carried = module.decoder.stack.carried
+    carried = module.decoder.stack.carried_states
     assert carried is not None
     states = {}
     for number, state in enumerate(carried):

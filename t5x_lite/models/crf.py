@@ -1,11 +1,13 @@
 """A linear-chain conditional random field over the tags of words (Lafferty et al. 2001; Huang et al. 2015)."""
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from t5x_lite.models.losses import TokenLoss
+from t5x_lite.models.losses import LossSums
 
 
 def log_likelihood(
@@ -51,7 +53,7 @@ def tag_sequence_loss(
     transitions: Float[Array, "c c"],
     tags: Int[Array, "b l"],
     weights: Float[Array, "b l"],
-) -> TokenLoss:
+) -> LossSums:
     """Return the cross-entropy of the tags of all texts; the tags with the highest scores of their own are `correct`.
 
     Args:
@@ -62,7 +64,7 @@ def tag_sequence_loss(
     """
     total = -log_likelihood(scores, transitions, tags, weights > 0).sum()
     correct = (weights * (scores.argmax(-1) == tags)).sum()
-    return TokenLoss(total=total, loss=total, z_loss=jnp.zeros(()), correct=correct, weight=weights.sum())
+    return replace(LossSums.of_loss(total, weights.sum()), correct=correct)
 
 
 def best_tags(scores: Float[np.ndarray, "w c"], transitions: Float[np.ndarray, "c c"]) -> list[int]:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from t5x_lite.models.losses import LossSettings, TokenLoss, token_loss_sums
+from t5x_lite.models.losses import LossSettings, LossSums, token_loss_sums
 from t5x_lite.models.sharding import constrain
 
 COSINE_EPSILON = 1e-12
@@ -19,7 +19,7 @@ COSINE_EPSILON = 1e-12
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class StateLoss(TokenLoss):
+class StateLoss(LossSums):
     """Sums over the states of tokens, for which no prediction is right or wrong."""
 
     def means(self, name: str) -> dict[str, Float[Array, ""]]:
@@ -46,14 +46,14 @@ def soft_target_loss(
     weights: Float[Array, "b l"],
     settings: LossSettings,
     temperature: float,
-) -> TokenLoss:
+) -> LossSums:
     """Return the weighted sums of T²·KL(softmax(teacher / T) ‖ softmax(student / T)), with temperature T.
 
     The factor T² keeps the size of the gradients (Hinton et al. 2015, §2.1). A token counts as correct if the student's
     best token is the teacher's. The widths of the states may differ.
     """
 
-    def chunk_loss(student_states: Array, teacher_states: Array, weights: Float[Array, "b l"]) -> TokenLoss:
+    def chunk_loss(student_states: Array, teacher_states: Array, weights: Float[Array, "b l"]) -> LossSums:
         student_logits = student.logits(student_states)
         teacher_logits = jax.lax.stop_gradient(teacher.logits(teacher_states))
         student_scores = jax.nn.log_softmax(student_logits / temperature, axis=-1)
@@ -61,13 +61,7 @@ def soft_target_loss(
         divergences = jnp.sum(jnp.exp(teacher_scores) * (teacher_scores - student_scores), axis=-1)
         loss = temperature**2 * jnp.sum(weights * divergences)
         agrees = jnp.argmax(student_logits, axis=-1) == jnp.argmax(teacher_logits, axis=-1)
-        return TokenLoss(
-            total=loss,
-            loss=loss,
-            z_loss=jnp.zeros_like(loss),
-            correct=jnp.sum(weights * agrees),
-            weight=jnp.sum(weights),
-        )
+        return replace(LossSums.of_loss(loss, jnp.sum(weights)), correct=jnp.sum(weights * agrees))
 
     student_states = constrain(student.states, "batch", "length", None)
     teacher_states = constrain(teacher.states, "batch", "length", None)
@@ -87,10 +81,9 @@ def cosine_loss(
     student_squares = jnp.sum(jnp.square(student_states), axis=-1) + COSINE_EPSILON
     teacher_squares = jnp.sum(jnp.square(teacher_states), axis=-1) + COSINE_EPSILON
     loss = jnp.sum(weights * (1 - products / jnp.sqrt(student_squares * teacher_squares)))
-    zero = jnp.zeros_like(loss)
-    return StateLoss(total=loss, loss=loss, z_loss=zero, correct=zero, weight=jnp.sum(weights))
+    return StateLoss.of_loss(loss, jnp.sum(weights))
 
 
-def scaled_term(term: TokenLoss, factor: float) -> TokenLoss:
+def scaled_term(term: LossSums, factor: float) -> LossSums:
     """Return a term whose share of the minimised number is multiplied by a factor. Its metrics stay the same."""
     return replace(term, total=factor * term.total)

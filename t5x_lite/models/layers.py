@@ -22,7 +22,7 @@ from t5x_lite.models.look_up import look_up
 from t5x_lite.models.normalization import LayerNorm, NoNorm, RMSNorm
 from t5x_lite.models.quantization import QuantizedType, active_quantization, quantized_product
 from t5x_lite.models.remat import name_product
-from t5x_lite.models.sharding import GPU_PLATFORMS, constrain, shards, target_platform
+from t5x_lite.models.sharding import GPU_PLATFORMS, constrain, num_shards, target_platform
 from t5x_lite.models.weight_gradients import has_float32_weight_gradients, product_of_rows
 
 NamedSize = tuple[str, int]
@@ -239,7 +239,7 @@ def _product_of_rows(
     For an operand of more axes, XLA for CPU transposes it before the product that gives the gradient of the weight: a
     third of the time of a small step.
     """
-    if quantization is None and shards("residual_length") > 1:
+    if quantization is None and num_shards("residual_length") > 1:
         return jnp.tensordot(x, matrix, axes=contracted)
     row_shape = x.shape[: x.ndim - contracted]
     input_size = math.prod(matrix.shape[:contracted])

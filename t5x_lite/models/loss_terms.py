@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from t5x_lite.models.experts.activity import RouterLoss
-from t5x_lite.models.losses import TokenLoss
+from t5x_lite.models.losses import LossSums
 
 PENALTY_TERM = "penalty"
 """Name of the term of a loss that depends on weights alone."""
@@ -37,7 +37,7 @@ class Penalty:
 
 Batch: TypeAlias = Mapping[str, Array]
 """Features of a batch by name; the first axis of each is the batch."""
-LossTerms: TypeAlias = Mapping[str, TokenLoss | RouterLoss | Penalty]
+LossTerms: TypeAlias = Mapping[str, LossSums | RouterLoss | Penalty]
 """Sums over a batch by term of the loss."""
 LossFunction: TypeAlias = Callable[[PyTree, Batch, PRNGKeyArray | None], LossTerms]
 """Maps parameters, a batch and a dropout key (None in evaluation) to the terms of the loss."""

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 from t5x_lite.models.chunked_loss import sum_over_chunks
 from t5x_lite.models.sharding import GPU_PLATFORMS, constrain
 from t5x_lite.models.sharding import target_platform as current_platform
+from t5x_lite.models.vectors import MASKED_SCORE, normalize
 
 LOGITS_BYTES = 64 * 2**20
 """Logits above this size per device are computed in chunks; below it one product is faster."""
@@ -20,16 +21,11 @@ GPU_LOGITS_BYTES = 8 * 2**30
 183 ms a step on 128 chunks."""
 Arrays = TypeVar("Arrays", bound=tuple[Array, ...])
 """Several arrays."""
-MASK_VALUE = -1e9
-"""Large negative logit of masked entries. It is finite, and so is its square, so that fully masked rows do not become
-NaN."""
-SMALLEST_NORM = 1e-12
-"""Lower bound of the norms that vectors are divided by."""
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class TokenLoss:
+class LossSums:
     """Weighted sums over the targets of one loss term. Sums of parts of a batch add up; divide by `weight` for means.
 
     Attributes:
@@ -46,7 +42,13 @@ class TokenLoss:
     correct: Float[Array, ""]
     weight: Float[Array, ""]
 
-    def __add__(self, other: "TokenLoss") -> "TokenLoss":
+    @classmethod
+    def of_loss(cls, loss: Float[Array, ""], weight: Float[Array, ""]) -> Self:
+        """Return the sums of a loss without z-loss whose predictions are not right or wrong."""
+        zero = jnp.zeros_like(loss)
+        return cls(total=loss, loss=loss, z_loss=zero, correct=zero, weight=weight)
+
+    def __add__(self, other: "LossSums") -> "LossSums":
         return jax.tree.map(jnp.add, self, other)
 
     def means(self, name: str) -> dict[str, Float[Array, ""]]:
@@ -87,7 +89,7 @@ def token_cross_entropy(
     targets: Int[Array, "b l"],
     weights: Float[Array, "b l"],
     settings: LossSettings,
-) -> TokenLoss:
+) -> LossSums:
     """Return the weighted sums of -log softmax(logits(states))[target].
 
     With label smoothing ε the target is (1-ε)·one-hot + ε/v (Szegedy et al. 2016, §7). The z-loss `z_loss`·log(Z)²
@@ -100,8 +102,8 @@ def token_cross_entropy(
 
 
 def token_loss_sums(
-    chunk_loss: Callable[..., TokenLoss], arrays: tuple[Shaped[Array, "b l *_"], ...], settings: LossSettings
-) -> TokenLoss:
+    chunk_loss: Callable[..., LossSums], arrays: tuple[Shaped[Array, "b l *_"], ...], settings: LossSettings
+) -> LossSums:
     """Return the sums of a loss over all tokens, in chunks of the length if the logits are large.
 
     In chunks, gradients pass from `total` alone, to the states and to the weights that `chunk_loss` closes over.
@@ -116,7 +118,7 @@ def token_loss_sums(
     if chunks == 1:
         return chunk_loss(*arrays)
 
-    def loss_and_sums(*chunk: Array) -> tuple[Float[Array, ""], TokenLoss]:
+    def loss_and_sums(*chunk: Array) -> tuple[Float[Array, ""], LossSums]:
         sums = chunk_loss(*chunk)
         return sums.total, sums
 
@@ -182,53 +184,43 @@ def token_log_probabilities(
     return jax.tree.map(_join_length, parts)
 
 
-def class_cross_entropy(logits: Float[Array, "b c"], targets: Int[Array, "b"], weights: Float[Array, "b"]) -> TokenLoss:
+def class_cross_entropy(logits: Float[Array, "b c"], targets: Int[Array, "b"], weights: Float[Array, "b"]) -> LossSums:
     """Return the weighted sums of the cross-entropy over a few classes, without smoothing and z-loss."""
     return _cross_entropy(lambda scores: scores, logits, targets, weights)
 
 
 def binary_cross_entropy(
     logits: Float[Array, "b l"], targets: Bool[Array, "b l"], weights: Float[Array, "b l"], factor: float = 1.0
-) -> TokenLoss:
+) -> LossSums:
     """Return the weighted sums of -log sigmoid(±logit); the minimised `total` is multiplied by `factor`."""
     losses = jax.nn.softplus(jnp.where(targets, -logits, logits))
     loss = jnp.sum(weights * losses)
     correct = jnp.sum(weights * ((logits > 0) == targets))
-    return TokenLoss(
+    return LossSums(
         total=factor * loss, loss=loss, z_loss=jnp.zeros_like(loss), correct=correct, weight=jnp.sum(weights)
     )
 
 
-def squared_error(predictions: Float[Array, "b"], targets: Float[Array, "b"], weights: Float[Array, "b"]) -> TokenLoss:
+def squared_error(predictions: Float[Array, "b"], targets: Float[Array, "b"], weights: Float[Array, "b"]) -> LossSums:
     """Return the weighted sums of the squared error. No prediction counts as correct."""
-    loss = jnp.sum(weights * jnp.square(predictions - targets))
-    zero = jnp.zeros((), jnp.float32)
-    return TokenLoss(total=loss, loss=loss, z_loss=zero, correct=zero, weight=jnp.sum(weights))
-
-
-def cosine_similarity(first: Float[Array, "b d"], second: Float[Array, "b d"]) -> Float[Array, "b"]:
-    """Return the cosine of the angle between the two vectors of each row, in float32."""
-    first = first.astype(jnp.float32)
-    second = second.astype(jnp.float32)
-    norms = jnp.linalg.norm(first, axis=-1) * jnp.linalg.norm(second, axis=-1)
-    return jnp.sum(first * second, axis=-1) / jnp.maximum(norms, SMALLEST_NORM)
+    return LossSums.of_loss(jnp.sum(weights * jnp.square(predictions - targets)), jnp.sum(weights))
 
 
 def info_nce(
     first: Float[Array, "b d"], second: Float[Array, "b d"], weights: Float[Array, "b"], temperature: float
-) -> TokenLoss:
+) -> LossSums:
     """Return the contrastive loss InfoNCE (van den Oord et al. 2018, §2.3), the mean of both directions.
 
     For each row it is -log softmax(cosine / temperature) of the row's second vector among the second vectors of all
     rows, and the same with the sides exchanged. Rows of weight 0 are left out of the comparison.
     """
-    first_unit = _normalise(first)
-    second_unit = _normalise(second)
+    first_unit = normalize(first)
+    second_unit = normalize(second)
     scores = first_unit @ second_unit.T / temperature
     targets = jnp.arange(len(scores))
     is_compared = weights > 0
-    forward = class_cross_entropy(jnp.where(is_compared, scores, MASK_VALUE), targets, weights)
-    backward = class_cross_entropy(jnp.where(is_compared, scores.T, MASK_VALUE), targets, weights)
+    forward = class_cross_entropy(jnp.where(is_compared, scores, MASKED_SCORE), targets, weights)
+    backward = class_cross_entropy(jnp.where(is_compared, scores.T, MASKED_SCORE), targets, weights)
     return jax.tree.map(lambda a, b: (a + b) / 2, forward, backward)
 
 
@@ -238,7 +230,7 @@ def passage_cross_entropy(
     is_passage: Bool[Array, "b p"],
     weights: Float[Array, "b"],
     temperature: float = 1.0,
-) -> TokenLoss:
+) -> LossSums:
     """Return the loss of each row's first passage among the passages of all rows (Karpukhin et al. 2020, eq. 2).
 
     It is -log softmax(query · passage / temperature). Entries that are no passage are left out of the softmax.
@@ -246,7 +238,7 @@ def passage_cross_entropy(
     rows, count, width = passages.shape
     # In float32 also where products of float32 are rounded by default (TPUs): the softmax is over many near passages.
     scores = jnp.matmul(queries, passages.reshape(rows * count, width).T, precision=jax.lax.Precision.HIGHEST)
-    scores = jnp.where(is_passage.reshape(-1), scores / temperature, MASK_VALUE)
+    scores = jnp.where(is_passage.reshape(-1), scores / temperature, MASKED_SCORE)
     return class_cross_entropy(scores, count * jnp.arange(rows), weights)
 
 
@@ -290,13 +282,6 @@ def _join_length(x: Shaped[Array, "chunks b l"]) -> Shaped[Array, "b _"]:
     return jnp.moveaxis(x, 0, 2).reshape(x.shape[1], -1)
 
 
-def _normalise(vectors: Float[Array, "b d"]) -> Float[Array, "b d"]:
-    """Return the vectors scaled to length one, in float32."""
-    vectors = vectors.astype(jnp.float32)
-    norms = jnp.linalg.norm(vectors, axis=-1, keepdims=True)
-    return vectors / jnp.maximum(norms, SMALLEST_NORM)
-
-
 def _cross_entropy(
     logits: Callable[[Float[Array, "*n d"]], Float[Array, "*n v"]],
     states: Float[Array, "*n d"],
@@ -304,7 +289,7 @@ def _cross_entropy(
     weights: Float[Array, "*n"],
     z_loss: float = 0.0,
     label_smoothing: float = 0.0,
-) -> TokenLoss:
+) -> LossSums:
     scores = logits(states)
     log_z = jax.nn.logsumexp(scores, axis=-1)
     # Comparisons with every token instead of a look-up and an argmax: XLA fuses them, and their gradient is no scatter.
@@ -319,7 +304,7 @@ def _cross_entropy(
     # As argmax does, ties go to the lower id.
     is_better = (scores > target_scores) | ((scores == target_scores) & (token_ids < target_ids))
     is_correct = 1.0 - is_better.any(-1)
-    return TokenLoss(
+    return LossSums(
         total=jnp.sum(weights * (smoothed + z_losses)),
         loss=jnp.sum(weights * losses),
         z_loss=jnp.sum(weights * z_losses),

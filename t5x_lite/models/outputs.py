@@ -13,17 +13,13 @@ from t5x_lite.models.head_config import HeadActivation, HeadConfig
 from t5x_lite.models.layers import ACTIVATIONS, Embed, Linear, Norm, Weight, dropout, gelu, weight
 from t5x_lite.models.mixers import StateMixer
 from t5x_lite.models.mixers.module import MixerModule
+from t5x_lite.models.vectors import MASKED_SCORE, normalize
 
 SPAN_POSITION_WIDTH = 200
 """Width of the embedding of positions in a span (Joshi et al. 2020, code: pair_positional_embedding_size)."""
-EXCLUDED_STATE = -1e9
-"""Value of excluded states in a maximum; finite, and so is its square, for rows in which all are excluded."""
 
 HEAD_ACTIVATIONS: dict[HeadActivation, Callable[[Array], Array]] = {"tanh": jnp.tanh, "gelu": gelu}
 """Elementwise functions of the dense layer before the scores of a task."""
-
-SMALLEST_LENGTH = 1e-12
-"""Length by which a shorter vector is divided, as in `torch.nn.functional.normalize`."""
 
 
 def _state_at(states: Float[Array, "b l d"], position: Int[Array, "b"]) -> Float[Array, "b d"]:
@@ -57,7 +53,7 @@ def pool_mean(states: Float[Array, "b l d"], included: Bool[Array, "b l"]) -> Fl
 
 def pool_max(states: Float[Array, "b l d"], included: Bool[Array, "b l"]) -> Float[Array, "b d"]:
     """Return the maximum of the included states."""
-    return jnp.where(included[..., None], states, EXCLUDED_STATE).max(1)
+    return jnp.where(included[..., None], states, MASKED_SCORE).max(1)
 
 
 def pool_concat(states: Float[Array, "b l d"], included: Bool[Array, "b l"]) -> Float[Array, "b 3*d"]:
@@ -220,7 +216,7 @@ class TaskOutput(nnx.Module):
         if self.pooler is not None:
             states = self.activation(self.pooler(states))
         if self.normalize:
-            states = states / jnp.maximum(jnp.linalg.norm(states, axis=-1, keepdims=True), SMALLEST_LENGTH)
+            states = normalize(states).astype(states.dtype)
         return states
 
     def __call__(self, pooled: Float[Array, "... d"], key: PRNGKeyArray | None) -> Float[Array, "... c"]:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from t5x_lite.models.sharding import constrain, shards
+from t5x_lite.models.sharding import constrain, num_shards
 
 Rows = TypeVar("Rows")
 Activity = TypeVar("Activity")
@@ -38,7 +38,7 @@ def run_pipeline(
     Returns:
         The states after all layers, and the activity with axes over repeats and rows.
     """
-    stages = shards("layers")
+    stages = num_shards("layers")
     batch = x.shape[0]
     count = microbatch_count(microbatches, batch, stages)
 
@@ -105,7 +105,7 @@ def microbatch_count(requested: int | None, rows: int, stages: int) -> int:
     Raises:
         ValueError: the requested number does not divide the rows of a device.
     """
-    rows_of_device = max(rows // shards("batch"), 1)
+    rows_of_device = max(rows // num_shards("batch"), 1)
     if requested is None:
         return max(n for n in range(1, 4 * stages + 1) if rows_of_device % n == 0)
     if rows_of_device % requested:

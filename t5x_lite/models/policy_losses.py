@@ -1,12 +1,12 @@
 """Losses and advantages of policy optimisation, from log-probabilities of sampled tokens (letter t)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from t5x_lite.models.losses import TokenLoss
+from t5x_lite.models.losses import LossSums
 
 SMALLEST_DEVIATION = 1e-4
 """Added to the standard deviation of a group's rewards, which may be equal; the value of TRL."""
@@ -16,7 +16,7 @@ SMALLEST_VARIANCE = 1e-8
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class PolicyLoss(TokenLoss):
+class PolicyLoss(LossSums):
     """Sums over sampled tokens. `loss` and `weight` are as the objective averages; the other sums are over tokens.
 
     Attributes:
@@ -46,7 +46,7 @@ class PolicyLoss(TokenLoss):
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class ValueLoss(TokenLoss):
+class ValueLoss(LossSums):
     """Sums of the value head's loss over sampled tokens; `total` has its coefficient."""
 
     def means(self, name: str) -> dict[str, Float[Array, ""]]:
@@ -57,8 +57,7 @@ class ValueLoss(TokenLoss):
 def sum_value_loss(losses: Float[Array, "n t"], weights: Float[Array, "n t"], coefficient: float) -> ValueLoss:
     """Return the sums of the losses of values; the minimised `total` is multiplied by the coefficient."""
     loss = jnp.sum(weights * losses)
-    zero = jnp.zeros_like(loss)
-    return ValueLoss(total=coefficient * loss, loss=loss, z_loss=zero, correct=zero, weight=jnp.sum(weights))
+    return replace(ValueLoss.of_loss(loss, jnp.sum(weights)), total=coefficient * loss)
 
 
 def clipped_policy_losses(

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from t5x_lite.models.losses import TokenLoss
+from t5x_lite.models.losses import LossSums
 
 PreferenceMethod: TypeAlias = Literal["dpo", "ipo", "orpo"]
 LARGEST_LOG_PROBABILITY = -1e-6
@@ -16,7 +16,7 @@ LARGEST_LOG_PROBABILITY = -1e-6
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
-class PreferenceLoss(TokenLoss):
+class PreferenceLoss(LossSums):
     """Sums over comparisons. A comparison counts as correct if the chosen answer has the higher reward.
 
     Attributes:

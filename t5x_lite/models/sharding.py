@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import jax
-from jax.sharding import PartitionSpec
+from jax.sharding import AbstractMesh, PartitionSpec
 from jaxtyping import Array
 
 T = TypeVar("T")
@@ -13,9 +13,9 @@ T = TypeVar("T")
 GPU_PLATFORMS = ("gpu", "cuda", "rocm")
 """JAX's names for GPUs: `gpu` as a backend, the others as platforms."""
 
-AXES = ("data", "fsdp", "tensor", "expert", "context", "pipeline")
+MESH_AXES = ("data", "fsdp", "tensor", "expert", "context", "pipeline")
 
-RULES: dict[str, tuple[str, ...]] = {
+LOGICAL_AXIS_RULES: dict[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp", "expert"),
     "groups": ("data", "fsdp"),
     "length": ("context",),
@@ -51,14 +51,14 @@ vocabulary, so that none waits while another computes the loss.
 """
 
 
-def spec(sizes: Mapping[str, int], names: tuple[str | None, ...], shape: tuple[int, ...]) -> PartitionSpec:
+def partition_spec(sizes: Mapping[str, int], names: tuple[str | None, ...], shape: tuple[int, ...]) -> PartitionSpec:
     """Return how an array with these logical axes is sharded over a mesh of these `sizes`; None: not sharded."""
     parts: list[tuple[str, ...] | None] = []
     used: set[str] = set()
     for name, size in zip(names, shape, strict=True):
         mesh_axes: list[str] = []
         if name is not None:
-            mesh_axes = [axis for axis in RULES[name] if axis not in used and sizes[axis] > 1]
+            mesh_axes = [axis for axis in LOGICAL_AXIS_RULES[name] if axis not in used and sizes[axis] > 1]
         while size % math.prod(sizes[axis] for axis in mesh_axes):
             mesh_axes.pop()
         used.update(mesh_axes)
@@ -66,12 +66,27 @@ def spec(sizes: Mapping[str, int], names: tuple[str | None, ...], shape: tuple[i
     return PartitionSpec(*parts)
 
 
+def active_mesh() -> AbstractMesh | None:
+    """Return the mesh in context if it has several devices."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return None if mesh.empty or mesh.size == 1 else mesh
+
+
+def head_axis(kv_heads: int) -> str | None:
+    """Return the logical axis of attention's heads, None where `tensor` does not divide the key heads.
+
+    Query and key heads are sharded alike, or a shard would hold queries without their keys.
+    """
+    mesh = active_mesh()
+    return "heads" if mesh is not None and kv_heads % mesh.shape["tensor"] == 0 else None
+
+
 def constrain(x: Array, *names: str | None) -> Array:
     """Return `x` with its logical axes sharded over the mesh in context; without a mesh, `x` as it is."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
+    mesh = active_mesh()
+    if mesh is None:
         return x
-    return jax.lax.with_sharding_constraint(x, spec(mesh.shape, names, x.shape))
+    return jax.lax.with_sharding_constraint(x, partition_spec(mesh.shape, names, x.shape))
 
 
 def map_batch_shards(function: Callable[..., T], rows: Any, shared: Any) -> T:
@@ -83,12 +98,12 @@ def map_batch_shards(function: Callable[..., T], rows: Any, shared: Any) -> T:
         rows: a tree of arrays `[b, …]`.
         shared: a tree of arrays that all rows share.
     """
-    if shards("batch") == 1:
+    if num_shards("batch") == 1:
         return function(rows, shared)
     mesh = jax.sharding.get_abstract_mesh()
-    batch = spec(mesh.shape, ("batch",), jax.tree.leaves(rows)[0].shape[:1])
+    batch = partition_spec(mesh.shape, ("batch",), jax.tree.leaves(rows)[0].shape[:1])
     # Pipeline stages are mapped over `pipeline`, outside of this function.
-    axes = {axis for axis in (*RULES["batch"], "pipeline") if mesh.shape[axis] > 1}
+    axes = {axis for axis in (*LOGICAL_AXIS_RULES["batch"], "pipeline") if mesh.shape[axis] > 1}
     sharded = jax.shard_map(
         function, in_specs=(batch, PartitionSpec()), out_specs=batch, axis_names=axes, check_vma=False
     )
@@ -101,7 +116,7 @@ def target_platform() -> str:
     return device.platform if device is not None else jax.default_backend()
 
 
-def shards(name: str) -> int:
-    """Return how many parts the mesh in context cuts a logical axis into."""
+def num_shards(name: str) -> int:
+    """Return how many shards the mesh in context divides a logical axis into."""
     mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in RULES[name])
+    return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in LOGICAL_AXIS_RULES[name])

@@ -24,7 +24,7 @@ from t5x_lite.models.pipeline import run_pipeline
 from t5x_lite.models.positions.module import Positions
 from t5x_lite.models.remat import name_layer_output, rematerialised
 from t5x_lite.models.row_inputs import RowInputs
-from t5x_lite.models.sharding import shards, target_platform
+from t5x_lite.models.sharding import num_shards, target_platform
 
 LayerActivity: TypeAlias = dict[str, RouterActivity]
 """Sums over the choices of the routers of one period, by the number of the layer in the pattern."""
@@ -127,7 +127,7 @@ class Stack(nnx.Module):
         else:
             self.final_norm = None
         self.mix: Any = nnx.data(None)
-        self.carried: list[LayerCache] | None = nnx.data(None)
+        self.carried_states: list[LayerCache] | None = nnx.data(None)
         if like is not None:
             self.positions = like.positions
             self.final_norm = like.final_norm
@@ -173,9 +173,9 @@ class Stack(nnx.Module):
 
         Caches have one entry for each of the first layers and of the pattern, with an axis over the repeats.
         """
-        is_carried = cache is None and self.carried is not None
+        is_carried = cache is None and self.carried_states is not None
         if is_carried:
-            cache = self.carried
+            cache = self.carried_states
         outputs = [x[None]]
         first_cache: list[LayerCache] | None = None
         if self.first is not None:
@@ -201,7 +201,7 @@ class Stack(nnx.Module):
         if self.final_norm is not None:
             x = self.final_norm(x)
         if is_carried:
-            self.carried = nnx.data(cache)
+            self.carried_states = nnx.data(cache)
             return x, None
         return x, cache
 
@@ -226,7 +226,7 @@ class Stack(nnx.Module):
             keys = jax.random.split(key, (self.repeats, len(self.period)))
         layer_outputs = None
         # The stages of a pipeline do not have the outputs of all layers together.
-        if shards("layers") > 1 and cache is None and not collects:
+        if num_shards("layers") > 1 and cache is None and not collects:
             x, activity = self._run_pipelined(x, context, encoder_output, keys)
         else:
             inputs = LayerInputs(cross_kv=cross_kv, keys=keys)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from t5x_lite.models.backbone import Backbone, DecodingState, PredictionOrder
+from t5x_lite.models.backbone import Backbone, DecoderCache, PredictionOrder
 from t5x_lite.models.block import EncoderOutput
 from t5x_lite.models.character_embedding import CharacterEmbedding
 from t5x_lite.models.config import ModelConfig, Output
@@ -18,7 +18,7 @@ from t5x_lite.models.outputs import DetectionOutput, SentenceOutput, SpanOutput,
 
 Created = TypeVar("Created", bound=nnx.Module)
 """The class of an output."""
-EMBEDDING = 2**20
+EMBEDDING_STREAM = 2**20
 """Number that is folded into a key for the embedding; layers split the key instead."""
 
 
@@ -61,18 +61,18 @@ class Decoder(nnx.Module):
         return states
 
     def prefill(
-        self, tokens: Int[Array, "b l"], segment_ids: Int[Array, "b l"], room: int
-    ) -> tuple[Float[Array, "b 1 d"], DecodingState]:
-        """Return the state of each prompt's last token, and a decoding state with room for `room` more tokens."""
-        state = self.decoder.empty_state(tokens.shape[0], tokens.shape[1] + room)
-        x, state = self.decoder.decode_step(self.tokens(tokens), segment_ids, state, is_prefix=self.prefix_lm)
-        return x[:, -1:], state
+        self, tokens: Int[Array, "b l"], segment_ids: Int[Array, "b l"], new_tokens: int
+    ) -> tuple[Float[Array, "b 1 d"], DecoderCache]:
+        """Return the state of each prompt's last token, and a cache with room for `new_tokens` more."""
+        cache = self.decoder.empty_cache(tokens.shape[0], tokens.shape[1] + new_tokens)
+        x, cache = self.decoder.decode_step(self.tokens(tokens), segment_ids, cache, is_prefix=self.prefix_lm)
+        return x[:, -1:], cache
 
     def decode_step(
-        self, tokens: Int[Array, "b l"], segment_ids: Int[Array, "b l"], state: DecodingState
-    ) -> tuple[Float[Array, "b l d"], DecodingState]:
-        """Return the states of tokens that follow, and the updated decoding state; see `Backbone.decode_step`."""
-        return self.decoder.decode_step(self.tokens(tokens), segment_ids, state)
+        self, tokens: Int[Array, "b l"], segment_ids: Int[Array, "b l"], cache: DecoderCache
+    ) -> tuple[Float[Array, "b l d"], DecoderCache]:
+        """Return the states of tokens that follow, and the extended cache; see `Backbone.decode_step`."""
+        return self.decoder.decode_step(self.tokens(tokens), segment_ids, cache)
 
     def logits(self, states: Float[Array, "b l d"]) -> Float[Array, "b l v"]:
         """Return the scores of every token of the vocabulary, in float32."""
@@ -202,36 +202,36 @@ class EncoderDecoder(nnx.Module):
         decoder_segment_ids: Int[Array, "b t"] | None = None,
         key: PRNGKeyArray | None = None,
     ) -> Float[Array, "b t d"]:
-        """Return the decoder's states. Cross-attention joins equal segments of the two sides."""
+        """Return the decoder's states. A decoder token attends to the encoder tokens of its segment."""
         encoder_key = decoder_key = None
         if key is not None:
             encoder_key, decoder_key = jax.random.split(key)
         x = self.tokens(tokens, embedding_key(encoder_key))
-        states, places = self.encoder(x, positions, segment_ids, key=encoder_key)
-        encoder_output = EncoderOutput(places, states)
+        states, token_positions = self.encoder(x, positions, segment_ids, key=encoder_key)
+        encoder_output = EncoderOutput(token_positions, states)
         x = self.target_table(decoder_tokens, embedding_key(decoder_key))
         x, _ = self.decoder(x, decoder_positions, decoder_segment_ids, encoder_output=encoder_output, key=decoder_key)
         return x
 
     def prefill(
-        self, tokens: Int[Array, "b l"], segment_ids: Int[Array, "b l"], room: int
-    ) -> tuple[Float[Array, "b 1 d"], DecodingState]:
-        """Encode the prompts; return the decoder's state after its first token, and room for `room` more tokens."""
+        self, tokens: Int[Array, "b l"], segment_ids: Int[Array, "b l"], new_tokens: int
+    ) -> tuple[Float[Array, "b 1 d"], DecoderCache]:
+        """Encode the prompts. Return the decoder's first state, and a cache with room for `new_tokens` more tokens."""
         positions = jnp.maximum(jnp.cumsum(segment_ids > 0, axis=1) - 1, 0)
-        states, places = self.encoder(self.tokens(tokens), positions, segment_ids)
-        state = replace(
-            self.decoder.empty_state(tokens.shape[0], 1 + room),
-            encoder_output=EncoderOutput(places),
-            cross_kv=self.decoder.stack.encoder_keys_values(EncoderOutput(places, states)),
+        states, token_positions = self.encoder(self.tokens(tokens), positions, segment_ids)
+        cache = replace(
+            self.decoder.empty_cache(tokens.shape[0], 1 + new_tokens),
+            encoder_output=EncoderOutput(token_positions),
+            cross_kv=self.decoder.stack.encoder_keys_values(EncoderOutput(token_positions, states)),
         )
         start = jnp.full((tokens.shape[0], 1), self.start_token, tokens.dtype)
-        return self.decode_step(start, jnp.ones_like(start), state)
+        return self.decode_step(start, jnp.ones_like(start), cache)
 
     def decode_step(
-        self, tokens: Int[Array, "b l"], segment_ids: Int[Array, "b l"], state: DecodingState
-    ) -> tuple[Float[Array, "b l d"], DecodingState]:
-        """Return the states of decoder tokens that follow, and the updated state; see `Backbone.decode_step`."""
-        return self.decoder.decode_step(self.target_table(tokens), segment_ids, state)
+        self, tokens: Int[Array, "b l"], segment_ids: Int[Array, "b l"], cache: DecoderCache
+    ) -> tuple[Float[Array, "b l d"], DecoderCache]:
+        """Return the states of decoder tokens that follow, and the extended cache; see `Backbone.decode_step`."""
+        return self.decoder.decode_step(self.target_table(tokens), segment_ids, cache)
 
     def logits(self, states: Float[Array, "b l d"]) -> Float[Array, "b l v"]:
         """Return the scores of every token of the vocabulary, in float32."""
@@ -251,10 +251,10 @@ def _create_output(create: Callable[..., Created], name: Output, config: ModelCo
 
 
 def embedding_key(key: PRNGKeyArray | None) -> PRNGKeyArray | None:
-    """Return the key for the dropout of words; the layers' keys, and so runs without it, are as they were."""
+    """Return the key of word dropout. It is folded in, not split off, so that the keys of the layers do not change."""
     if key is None:
         return None
-    return jax.random.fold_in(key, EMBEDDING)
+    return jax.random.fold_in(key, EMBEDDING_STREAM)
 
 
 def _query_vector(config: ModelConfig, rngs: nnx.Rngs) -> Weight | None:

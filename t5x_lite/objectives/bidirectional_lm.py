@@ -14,7 +14,7 @@ from t5x_lite.models.mixers.recurrent import Recurrent
 from t5x_lite.models.normalization import NoNorm
 from t5x_lite.objectives.features import segments_of, token_features
 from t5x_lite.objectives.framing import encoder_frame, encoder_frame_size
-from t5x_lite.objectives.model_protocols import Batch, BidirectionalModel, DropoutKey, LossSettings, TokenLoss
+from t5x_lite.objectives.model_protocols import Batch, BidirectionalModel, DropoutKey, LossSettings, LossSums
 from t5x_lite.objectives.objective import ExampleContext, ExampleLengths, Features, Objective, RowKind, TokenRow
 
 FRAME = encoder_frame_size(texts=1)
@@ -93,7 +93,7 @@ class BidirectionalLM(Objective):
 
     def loss(
         self, model: BidirectionalModel, batch: Batch, key: DropoutKey, settings: LossSettings
-    ) -> Mapping[str, TokenLoss]:
+    ) -> Mapping[str, LossSums]:
         """Return the cross-entropy of the tokens after and before each."""
         import jax.numpy as jnp
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from t5x_lite.models.config import Family
 from t5x_lite.objectives.features import positions_in
-from t5x_lite.objectives.model_protocols import Array, Batch, DropoutKey, LanguageModel, LossSettings, TokenLoss
+from t5x_lite.objectives.model_protocols import Array, Batch, DropoutKey, LanguageModel, LossSettings, LossSums
 from t5x_lite.objectives.objective import ExampleContext, Features, TokenRow
 from t5x_lite.objectives.token_prediction import TokenPrediction
 
@@ -50,7 +50,7 @@ class Causal(TokenPrediction):
 
     def loss_from_states(
         self, model: LanguageModel, states: Array, batch: Batch, settings: LossSettings
-    ) -> Mapping[str, TokenLoss]:
+    ) -> Mapping[str, LossSums]:
         """Return the cross-entropy of the next token."""
         from t5x_lite.models import losses
 

@@ -8,7 +8,7 @@ import numpy as np
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.head_config import HeadActivation, HeadConfig
 from t5x_lite.objectives.framing import frame_texts
-from t5x_lite.objectives.model_protocols import Batch, DropoutKey, LossSettings, TaskModel, TokenLoss
+from t5x_lite.objectives.model_protocols import Batch, DropoutKey, LossSettings, LossSums, TaskModel
 from t5x_lite.objectives.objective import ExampleContext, Features
 from t5x_lite.objectives.supervised import Coder, Pooled, Record, label_index
 from t5x_lite.schema import Strings, setting
@@ -75,7 +75,7 @@ class Regress(_TextLabel):
 
     name: ClassVar[str] = "regress"
 
-    def loss(self, model: TaskModel, batch: Batch, key: DropoutKey, settings: LossSettings) -> Mapping[str, TokenLoss]:
+    def loss(self, model: TaskModel, batch: Batch, key: DropoutKey, settings: LossSettings) -> Mapping[str, LossSums]:
         """Return the squared error."""
         from t5x_lite.models import losses
 

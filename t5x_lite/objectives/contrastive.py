@@ -12,7 +12,7 @@ from jaxtyping import Bool
 from t5x_lite.errors import UserError
 from t5x_lite.models.config import Family, ModelConfig
 from t5x_lite.objectives.framing import encoder_frame, encoder_frame_size, frame_each
-from t5x_lite.objectives.model_protocols import Batch, DropoutKey, LossSettings, TaskModel, TokenLoss
+from t5x_lite.objectives.model_protocols import Batch, DropoutKey, LossSettings, LossSums, TaskModel
 from t5x_lite.objectives.objective import ExampleContext, ExampleLengths, Features, Objective, TokenRow
 from t5x_lite.objectives.supervised import SHORTEST_ROW, pooled_states
 from t5x_lite.schema import setting
@@ -77,7 +77,7 @@ class Contrastive(Objective):
             "loss_weights": np.array(is_complete, np.float32),
         }
 
-    def loss(self, model: TaskModel, batch: Batch, key: DropoutKey, settings: LossSettings) -> Mapping[str, TokenLoss]:
+    def loss(self, model: TaskModel, batch: Batch, key: DropoutKey, settings: LossSettings) -> Mapping[str, LossSums]:
         """Return the loss of the second view among all second views and of the first among all first, their mean."""
         from t5x_lite.models import losses
 

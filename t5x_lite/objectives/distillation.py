@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from t5x_lite.objectives.model_protocols import Batch, DropoutKey, LossSettings, TokenLoss
+from t5x_lite.objectives.model_protocols import Batch, DropoutKey, LossSettings, LossSums
 from t5x_lite.objectives.objective import ExampleLengths
 from t5x_lite.objectives.token_prediction import TokenPrediction
 from t5x_lite.schema import Config, setting
@@ -78,7 +78,7 @@ class Distillation(Config):
         batch: Batch,
         key: DropoutKey,
         settings: LossSettings,
-    ) -> Mapping[str, TokenLoss]:
+    ) -> Mapping[str, LossSums]:
         """Return the terms of the objective, `soft` and `cosine`.
 
         Args:
@@ -109,7 +109,7 @@ class Distillation(Config):
         teacher: "StatesAndLogits",
         batch: Batch,
         settings: LossSettings,
-    ) -> TokenLoss:
+    ) -> LossSums:
         from t5x_lite.models.distillation_losses import soft_target_loss
 
         if self.soft_tokens == "all":

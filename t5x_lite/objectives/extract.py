@@ -10,7 +10,7 @@ from t5x_lite.errors import UserError
 from t5x_lite.models.config import Family, ModelConfig
 from t5x_lite.models.head_config import HeadConfig
 from t5x_lite.objectives.framing import encoder_frame_size, frame_texts, task_frame
-from t5x_lite.objectives.model_protocols import Array, Batch, DropoutKey, LossSettings, TaskModel, TokenLoss
+from t5x_lite.objectives.model_protocols import Array, Batch, DropoutKey, LossSettings, LossSums, TaskModel
 from t5x_lite.objectives.objective import ExampleContext, Features
 from t5x_lite.objectives.supervised import Coder, Record, Supervised, text_states
 from t5x_lite.schema import Int as IntSetting
@@ -99,7 +99,7 @@ class Extract(Supervised):
         penalty = MASK_PENALTY * (1 - batch["allowed"])
         return {"start": token_scores[..., 0] - penalty, "end": token_scores[..., 1] - penalty}
 
-    def loss(self, model: TaskModel, batch: Batch, key: DropoutKey, settings: LossSettings) -> Mapping[str, TokenLoss]:
+    def loss(self, model: TaskModel, batch: Batch, key: DropoutKey, settings: LossSettings) -> Mapping[str, LossSums]:
         """Return the mean of the cross-entropies of the first and of the last token over all tokens of the window."""
         from t5x_lite.models import losses
 

@@ -146,7 +146,7 @@ def frame_texts(texts: Sequence[np.ndarray], context: ExampleContext) -> Feature
     frame = task_frame(context)
     soft = soft_tokens(context)
     room = context.seq_len - len(soft) - len(frame.start) - len(texts) - len(frame.last)
-    texts = _cut_to_fit(texts, room)
+    texts = _truncate_to_fit(texts, room)
     tokens = np.concatenate([soft, frame.tokens(texts)])
     features = token_features(tokens, np.ones(len(tokens), np.int32), context.seq_len)
     if context.family == "encoder":
@@ -160,7 +160,7 @@ def frame_each(examples: Sequence[Sequence[np.ndarray]], context: ExampleContext
     return stacked([frame_texts(texts, context) for texts in examples])
 
 
-def _cut_to_fit(texts: Sequence[np.ndarray], room: int) -> list[np.ndarray]:
+def _truncate_to_fit(texts: Sequence[np.ndarray], room: int) -> list[np.ndarray]:
     """Cut the texts at their ends, always the longest, until they have at most `room` tokens together."""
     sizes = np.array([len(text) for text in texts])
     while sizes.sum() > room:

@@ -10,7 +10,7 @@ from t5x_lite.objectives.answer_rows import (
     policy_loss,
     reference_log_probabilities,
 )
-from t5x_lite.objectives.model_protocols import Array, Batch, DropoutKey, LossSettings, TokenLoss
+from t5x_lite.objectives.model_protocols import Array, Batch, DropoutKey, LossSettings, LossSums
 from t5x_lite.objectives.policy_optimization import PolicyOptimization
 from t5x_lite.schema import Int, setting
 
@@ -74,6 +74,6 @@ class GRPO(PolicyOptimization):
             return self.answer_len
         return 1
 
-    def loss(self, model: Any, batch: Batch, key: DropoutKey, settings: LossSettings) -> Mapping[str, TokenLoss]:
+    def loss(self, model: Any, batch: Batch, key: DropoutKey, settings: LossSettings) -> Mapping[str, LossSums]:
         """Return the clipped loss with the KL divergence (eq. 3). The model is a `LanguageModel`."""
         return {"loss": policy_loss(self, model, answer_states(model, batch), batch, settings)}

@@ -9,7 +9,7 @@ from jaxtyping import Int
 
 from t5x_lite.models.config import Family
 from t5x_lite.objectives.features import Pair, pad, token_features
-from t5x_lite.objectives.model_protocols import Array, Batch, DropoutKey, LanguageModel, LossSettings, TokenLoss
+from t5x_lite.objectives.model_protocols import Array, Batch, DropoutKey, LanguageModel, LossSettings, LossSums
 from t5x_lite.objectives.objective import ExampleContext, ExampleLengths, Features
 from t5x_lite.objectives.token_prediction import TokenPrediction
 
@@ -65,7 +65,7 @@ class InputsTargets(TokenPrediction):
 
     def loss_from_states(
         self, model: LanguageModel, states: Array, batch: Batch, settings: LossSettings
-    ) -> Mapping[str, TokenLoss]:
+    ) -> Mapping[str, LossSums]:
         """Return the cross-entropy of the targets."""
         from t5x_lite.models import losses
 

@@ -26,8 +26,8 @@ from t5x_lite.objectives.model_protocols import (
     Batch,
     DropoutKey,
     LossSettings,
+    LossSums,
     MaskedLanguageModel,
-    TokenLoss,
 )
 from t5x_lite.objectives.objective import (
     ExampleContext,
@@ -216,7 +216,7 @@ class Masked(TokenPrediction):
 
     def loss_from_states(
         self, model: MaskedLanguageModel, states: Array, batch: Batch, settings: LossSettings
-    ) -> Mapping[str, TokenLoss]:
+    ) -> Mapping[str, LossSums]:
         """Return the losses of the masked tokens, of the sentence pairs, and of the span-boundary output."""
         from t5x_lite.models import losses
 

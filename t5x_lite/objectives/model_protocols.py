@@ -12,9 +12,9 @@ from jaxtyping import Float, Int
 if TYPE_CHECKING:
     from jaxtyping import Array, PRNGKeyArray
 
-    from t5x_lite.models.losses import LossSettings, TokenLoss
+    from t5x_lite.models.losses import LossSettings, LossSums
 else:
-    Array = PRNGKeyArray = LossSettings = TokenLoss = Any
+    Array = PRNGKeyArray = LossSettings = LossSums = Any
 
 Batch: TypeAlias = Mapping[str, Array]
 """The features of an objective's examples, stacked along a new first axis."""
@@ -30,12 +30,12 @@ __all__ = [
     "ElectraModel",
     "LanguageModel",
     "LossSettings",
+    "LossSums",
     "MaskedLanguageModel",
     "PermutationModel",
     "SequenceModel",
     "TaskHead",
     "TaskModel",
-    "TokenLoss",
 ]
 
 

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 
 from t5x_lite.errors import UserError
 from t5x_lite.models.config import Family, ModelConfig
-from t5x_lite.objectives.model_protocols import Batch, DropoutKey, LossSettings, TokenLoss
+from t5x_lite.objectives.model_protocols import Batch, DropoutKey, LossSettings, LossSums
 from t5x_lite.schema import Config
 
 Features: TypeAlias = Mapping[str, np.ndarray]
@@ -238,7 +238,7 @@ class Objective(Config):
         """Return the room of one packed row, of every kind that `sizes` counts."""
         return (self.row_length(context),)
 
-    def is_cut(
+    def is_truncated(
         self, lengths: Int[np.ndarray, "documents parts"], context: ExampleContext
     ) -> Bool[np.ndarray, "documents"]:
         """Return which documents are longer than a row, so that no row holds all of their tokens.
@@ -268,7 +268,7 @@ class Objective(Config):
         """
 
     @abstractmethod
-    def loss(self, model: Any, batch: Batch, key: DropoutKey, settings: LossSettings) -> Mapping[str, TokenLoss]:
+    def loss(self, model: Any, batch: Batch, key: DropoutKey, settings: LossSettings) -> Mapping[str, LossSums]:
         """Return the sums of each term over the batch. The term `loss` is the one that is reported as the loss.
 
         Args:

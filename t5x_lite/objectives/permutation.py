@@ -10,7 +10,7 @@ from t5x_lite.models.config import Family, ModelConfig
 from t5x_lite.objectives.features import pad
 from t5x_lite.objectives.framing import encoder_frame, encoder_frame_size, frame_pair, frame_row
 from t5x_lite.objectives.masking import Groups, words_of_row
-from t5x_lite.objectives.model_protocols import Batch, DropoutKey, LossSettings, PermutationModel, TokenLoss
+from t5x_lite.objectives.model_protocols import Batch, DropoutKey, LossSettings, LossSums, PermutationModel
 from t5x_lite.objectives.objective import ExampleContext, ExampleLengths, Features, Objective, RowKind, TokenRow
 from t5x_lite.objectives.sentence_pairs import draw_sentence_pair
 from t5x_lite.schema import Int as IntSetting
@@ -143,7 +143,7 @@ class Permutation(Objective):
 
     def loss(
         self, model: PermutationModel, batch: Batch, key: DropoutKey, settings: LossSettings
-    ) -> Mapping[str, TokenLoss]:
+    ) -> Mapping[str, LossSums]:
         """Return the loss of the predicted tokens."""
         from t5x_lite.models import losses
 

@@ -13,7 +13,7 @@ import numpy as np
 from t5x_lite.errors import UserError
 from t5x_lite.models.config import Family, ModelConfig
 from t5x_lite.models.head_config import HeadConfig
-from t5x_lite.objectives.model_protocols import Array, Batch, DropoutKey, LossSettings, TokenLoss
+from t5x_lite.objectives.model_protocols import Array, Batch, DropoutKey, LossSettings, LossSums
 from t5x_lite.objectives.objective import ExampleContext, ExampleLengths, Features
 from t5x_lite.objectives.supervised import Answer, Coder, Record, Supervised
 from t5x_lite.schema import Int, OneOf, setting
@@ -160,7 +160,7 @@ class PolicyOptimization(Supervised):
         """
 
     @abstractmethod
-    def loss(self, model: Any, batch: Batch, key: DropoutKey, settings: LossSettings) -> Mapping[str, TokenLoss]:
+    def loss(self, model: Any, batch: Batch, key: DropoutKey, settings: LossSettings) -> Mapping[str, LossSums]:
         """Return the terms of the loss, from features that `prepare` has made. Rows of `settings` count answers."""
 
 

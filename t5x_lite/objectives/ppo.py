@@ -12,7 +12,7 @@ from t5x_lite.objectives.answer_rows import (
     policy_loss,
     reference_log_probabilities,
 )
-from t5x_lite.objectives.model_protocols import Array, Batch, DropoutKey, LossSettings, TokenLoss
+from t5x_lite.objectives.model_protocols import Array, Batch, DropoutKey, LossSettings, LossSums
 from t5x_lite.objectives.policy_optimization import PolicyOptimization
 from t5x_lite.schema import setting
 
@@ -74,7 +74,7 @@ class PPO(PolicyOptimization):
         rows["token_weights"] = mask
         return rows
 
-    def loss(self, model: Any, batch: Batch, key: DropoutKey, settings: LossSettings) -> Mapping[str, TokenLoss]:
+    def loss(self, model: Any, batch: Batch, key: DropoutKey, settings: LossSettings) -> Mapping[str, LossSums]:
         """Return the clipped losses of the policy and of the values (Schulman et al. 2017, eq. 9)."""
         from t5x_lite.models.policy_losses import clipped_value_losses, sum_value_loss
 

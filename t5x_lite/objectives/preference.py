@@ -20,7 +20,7 @@ from t5x_lite.objectives.model_protocols import (
     Batch,
     DropoutKey,
     LossSettings,
-    TokenLoss,
+    LossSums,
 )
 from t5x_lite.objectives.objective import ExampleContext, ExampleLengths, Features
 from t5x_lite.objectives.supervised import Coder, Record, Supervised
@@ -122,7 +122,7 @@ class Preference(Comparison, Supervised):
         sizes = batch["answer_weights"].sum(-1)
         return {"scores": answer_rewards(self.method, self.beta, policy, reference, sizes)}
 
-    def loss(self, model: Any, batch: Batch, key: DropoutKey, settings: LossSettings) -> Mapping[str, TokenLoss]:
+    def loss(self, model: Any, batch: Batch, key: DropoutKey, settings: LossSettings) -> Mapping[str, LossSums]:
         """Return the loss of the method, with the rewards. The model is a `LanguageModel`."""
         from t5x_lite.models.preference_losses import answer_rewards, preference_losses, sum_comparisons
 

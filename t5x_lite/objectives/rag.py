@@ -12,7 +12,7 @@ from t5x_lite.models.head_config import HeadConfig
 from t5x_lite.objectives.answer_probabilities import answer_log_probabilities
 from t5x_lite.objectives.features import stacked
 from t5x_lite.objectives.framing import soft_tokens
-from t5x_lite.objectives.model_protocols import Array, Batch, DropoutKey, LanguageModel, LossSettings, TokenLoss
+from t5x_lite.objectives.model_protocols import Array, Batch, DropoutKey, LanguageModel, LossSettings, LossSums
 from t5x_lite.objectives.objective import ExampleContext, ExampleLengths, Features
 from t5x_lite.objectives.passages import Passage, first_passages, read_passages
 from t5x_lite.objectives.supervised import Coder, Record, Supervised
@@ -112,18 +112,17 @@ class Rag(Supervised):
         """Return log p(z|x) + log p(y|x, z) of each passage z, `[batch, passages]`."""
         return {"scores": self._joint_log_probabilities(model, batch, key, None)}
 
-    def loss(self, model: Any, batch: Batch, key: DropoutKey, settings: LossSettings) -> Mapping[str, TokenLoss]:
+    def loss(self, model: Any, batch: Batch, key: DropoutKey, settings: LossSettings) -> Mapping[str, LossSums]:
         """Return -log Σ_z p(z|x) p(y|x, z), in nats per answer. The model is a `LanguageModel`."""
         import jax
         import jax.numpy as jnp
 
-        from t5x_lite.models.losses import TokenLoss
+        from t5x_lite.models.losses import LossSums
 
         joint = self._joint_log_probabilities(model, batch, key, settings)
         weights = batch["loss_weights"]
         total = -jnp.sum(weights * jax.nn.logsumexp(joint, axis=-1))
-        zero = jnp.zeros((), jnp.float32)
-        return {"loss": TokenLoss(total=total, loss=total, z_loss=zero, correct=zero, weight=jnp.sum(weights))}
+        return {"loss": LossSums.of_loss(total, jnp.sum(weights))}
 
     def reference(self, record: Record) -> str:
         """Return the answer."""
@@ -153,9 +152,9 @@ class Rag(Supervised):
         import jax
         import jax.numpy as jnp
 
-        from t5x_lite.models.losses import MASK_VALUE
+        from t5x_lite.models.vectors import MASKED_SCORE
 
-        scores = jnp.where(batch["passage_weights"] > 0, batch["scores"] / self.temperature, MASK_VALUE)
+        scores = jnp.where(batch["passage_weights"] > 0, batch["scores"] / self.temperature, MASKED_SCORE)
         return jax.nn.log_softmax(scores, axis=-1) + answer_log_probabilities(model, batch, key, settings)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from t5x_lite.models.config import Family
 from t5x_lite.objectives.framing import encoder_frame_size, frame_row
 from t5x_lite.objectives.masked import Masked
-from t5x_lite.objectives.model_protocols import Batch, DropoutKey, ElectraModel, LossSettings, TokenLoss
+from t5x_lite.objectives.model_protocols import Batch, DropoutKey, ElectraModel, LossSettings, LossSums
 from t5x_lite.objectives.objective import ExampleContext, ExampleLengths, Features, Objective, TokenRow
 from t5x_lite.schema import setting
 
@@ -55,7 +55,7 @@ class ReplacedToken(Objective):
 
     def loss(
         self, model: ElectraModel, batch: Batch, key: DropoutKey, settings: LossSettings
-    ) -> Mapping[str, TokenLoss]:
+    ) -> Mapping[str, LossSums]:
         """Return the generator's loss of filled tokens and the discriminator's loss of all tokens, times `weight`."""
         from t5x_lite.models import losses
 

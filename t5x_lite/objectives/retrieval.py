@@ -8,7 +8,7 @@ import numpy as np
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.head_config import HeadConfig
 from t5x_lite.objectives.features import stacked
-from t5x_lite.objectives.model_protocols import Array, Batch, DropoutKey, LossSettings, TokenLoss
+from t5x_lite.objectives.model_protocols import Array, Batch, DropoutKey, LossSettings, LossSums
 from t5x_lite.objectives.objective import ExampleContext, Features
 from t5x_lite.objectives.passages import first_passages, frame_passage, frame_query, read_passages
 from t5x_lite.objectives.supervised import Coder, Pooled, Record, pooled_states
@@ -73,13 +73,13 @@ class Retrieval(Pooled):
         """Return the scores of each query with the passages of its record, `[batch, 1 + negatives]`."""
         import jax.numpy as jnp
 
-        from t5x_lite.models.losses import MASK_VALUE
+        from t5x_lite.models.vectors import MASKED_SCORE
 
         queries, passages = _embed(model, batch, key)
         scores = jnp.einsum("bd,bpd->bp", queries, passages)
-        return {"scores": jnp.where(batch["passage_weights"] > 0, scores, MASK_VALUE)}
+        return {"scores": jnp.where(batch["passage_weights"] > 0, scores, MASKED_SCORE)}
 
-    def loss(self, model: Any, batch: Batch, key: DropoutKey, settings: LossSettings) -> Mapping[str, TokenLoss]:
+    def loss(self, model: Any, batch: Batch, key: DropoutKey, settings: LossSettings) -> Mapping[str, LossSums]:
         """Return -log softmax of the positive's score among all passages of the batch (eq. 2)."""
         from t5x_lite.models.losses import passage_cross_entropy
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from t5x_lite.objectives.comparison import Comparison
 from t5x_lite.objectives.framing import frame_each
-from t5x_lite.objectives.model_protocols import Batch, DropoutKey, LossSettings, TaskModel, TokenLoss
+from t5x_lite.objectives.model_protocols import Batch, DropoutKey, LossSettings, LossSums, TaskModel
 from t5x_lite.objectives.objective import ExampleContext, Features
 from t5x_lite.objectives.supervised import Coder, Pooled, Record
 
@@ -33,7 +33,7 @@ class Reward(Comparison, Pooled):
         features["loss_weights"] = np.array(1, np.float32)
         return [features]
 
-    def loss(self, model: TaskModel, batch: Batch, key: DropoutKey, settings: LossSettings) -> Mapping[str, TokenLoss]:
+    def loss(self, model: TaskModel, batch: Batch, key: DropoutKey, settings: LossSettings) -> Mapping[str, LossSums]:
         """Return -log sigmoid(chosen - rejected)."""
         from t5x_lite.models import losses
 

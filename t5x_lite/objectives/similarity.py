@@ -8,7 +8,7 @@ import numpy as np
 from t5x_lite.models.config import Family, ModelConfig
 from t5x_lite.models.head_config import HeadConfig
 from t5x_lite.objectives.framing import frame_each
-from t5x_lite.objectives.model_protocols import Array, Batch, DropoutKey, LossSettings, TaskModel, TokenLoss
+from t5x_lite.objectives.model_protocols import Array, Batch, DropoutKey, LossSettings, LossSums, TaskModel
 from t5x_lite.objectives.objective import ExampleContext, Features
 from t5x_lite.objectives.supervised import Coder, Record, Supervised, label_index, pooled_states
 from t5x_lite.schema import Strings, setting
@@ -62,11 +62,12 @@ class Similarity(Supervised):
         pairs = vectors.reshape(-1, 2, vectors.shape[-1])
         return {"first": pairs[:, 0], "second": pairs[:, 1]}
 
-    def loss(self, model: TaskModel, batch: Batch, key: DropoutKey, settings: LossSettings) -> Mapping[str, TokenLoss]:
+    def loss(self, model: TaskModel, batch: Batch, key: DropoutKey, settings: LossSettings) -> Mapping[str, LossSums]:
         """Return the cross-entropy over the classes, or the squared error of the cosine."""
         import jax.numpy as jnp
 
-        from t5x_lite.models import losses
+        from t5x_lite.models.losses import class_cross_entropy, squared_error
+        from t5x_lite.models.vectors import cosine_similarity
 
         vectors = self.scores(model, batch, key)
         first = vectors["first"]
@@ -74,9 +75,9 @@ class Similarity(Supervised):
         targets = batch["targets"]
         weights = batch["loss_weights"]
         if self.by == "cosine":
-            return {"loss": losses.squared_error(losses.cosine_similarity(first, second), targets, weights)}
+            return {"loss": squared_error(cosine_similarity(first, second), targets, weights)}
         scores = model.head(jnp.concatenate([first, second, abs(first - second)], axis=-1), None)
-        return {"loss": losses.class_cross_entropy(scores, targets, weights)}
+        return {"loss": class_cross_entropy(scores, targets, weights)}
 
     def prediction(self, record: Record, examples: Sequence[Features], scores: Sequence[Features]) -> float:
         """Return the cosine, also for a model that has learnt classes: embeddings are compared by it."""

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from t5x_lite.errors import UserError
 from t5x_lite.models.config import Family, ModelConfig
 from t5x_lite.models.head_config import HeadConfig
-from t5x_lite.objectives.model_protocols import Array, Batch, DropoutKey, LossSettings, TaskModel, TokenLoss
+from t5x_lite.objectives.model_protocols import Array, Batch, DropoutKey, LossSettings, LossSums, TaskModel
 from t5x_lite.objectives.objective import ExampleContext, ExampleLengths, Features, Objective, TokenRow
 from t5x_lite.schema import setting
 
@@ -100,7 +100,7 @@ class Supervised(Objective):
             scores = scores.reshape(-1, self.texts)
         return {"scores": scores}
 
-    def loss(self, model: TaskModel, batch: Batch, key: DropoutKey, settings: LossSettings) -> Mapping[str, TokenLoss]:
+    def loss(self, model: TaskModel, batch: Batch, key: DropoutKey, settings: LossSettings) -> Mapping[str, LossSums]:
         """Return the cross-entropy over the scores."""
         from t5x_lite.models import losses
 

@@ -10,7 +10,7 @@ from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.head_config import HeadConfig
 from t5x_lite.models.mixers import MIXERS, Mixer
 from t5x_lite.objectives.framing import frame_texts, task_frame
-from t5x_lite.objectives.model_protocols import Array, Batch, DropoutKey, LossSettings, TaskModel, TokenLoss
+from t5x_lite.objectives.model_protocols import Array, Batch, DropoutKey, LossSettings, LossSums, TaskModel
 from t5x_lite.objectives.objective import ExampleContext, Features
 from t5x_lite.objectives.supervised import Coder, Record, Supervised, label_index, pooled_states
 from t5x_lite.schema import OneOf, Strings, setting
@@ -73,7 +73,7 @@ class Tag(Supervised):
         }
         return [features]
 
-    def loss(self, model: TaskModel, batch: Batch, key: DropoutKey, settings: LossSettings) -> Mapping[str, TokenLoss]:
+    def loss(self, model: TaskModel, batch: Batch, key: DropoutKey, settings: LossSettings) -> Mapping[str, LossSums]:
         """Return the cross-entropy over the tags at the first token of each word, with a CRF that of all together."""
         from t5x_lite.models import crf, losses
 

@@ -53,7 +53,9 @@ class TextToText(InputsTargets):
             return cut_lengths + 1
         return cut_lengths.sum(1, keepdims=True)
 
-    def is_cut(self, lengths: Int[np.ndarray, "documents 2"], context: ExampleContext) -> Bool[np.ndarray, "documents"]:
+    def is_truncated(
+        self, lengths: Int[np.ndarray, "documents 2"], context: ExampleContext
+    ) -> Bool[np.ndarray, "documents"]:
         """Return which pairs have an input or a target that is longer than its limit."""
         most_inputs, most_targets = self._limits(context)
         return (lengths[:, 0] > most_inputs) | (lengths[:, 1] > most_targets)

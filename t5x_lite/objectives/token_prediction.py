@@ -4,7 +4,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
-from t5x_lite.objectives.model_protocols import Array, Batch, DropoutKey, LossSettings, TokenLoss
+from t5x_lite.objectives.model_protocols import Array, Batch, DropoutKey, LossSettings, LossSums
 from t5x_lite.objectives.objective import Objective
 
 
@@ -22,13 +22,13 @@ class TokenPrediction(Objective):
     @abstractmethod
     def loss_from_states(
         self, model: Any, states: Array, batch: Batch, settings: LossSettings
-    ) -> Mapping[str, TokenLoss]:
+    ) -> Mapping[str, LossSums]:
         """Return the terms of the loss; see `loss`."""
 
     def predicting_states(self, states: Array, batch: Batch) -> Array:
         """Return the states of the positions that `loss_weights` weighs, `[batch, predictions, embed]`."""
         return states
 
-    def loss(self, model: Any, batch: Batch, key: DropoutKey, settings: LossSettings) -> Mapping[str, TokenLoss]:
+    def loss(self, model: Any, batch: Batch, key: DropoutKey, settings: LossSettings) -> Mapping[str, LossSums]:
         """Return the terms of the loss. The model is a `LanguageModel`."""
         return self.loss_from_states(model, self.states(model, batch, key), batch, settings)

@@ -10,7 +10,7 @@ from t5x_lite.models.config import Family, ModelConfig
 from t5x_lite.objectives.features import segments_of
 from t5x_lite.objectives.framing import encoder_frame_size, frame_pair
 from t5x_lite.objectives.masked import Masked, check_languages
-from t5x_lite.objectives.model_protocols import Batch, DropoutKey, LossSettings, MaskedLanguageModel, TokenLoss
+from t5x_lite.objectives.model_protocols import Batch, DropoutKey, LossSettings, LossSums, MaskedLanguageModel
 from t5x_lite.objectives.objective import ExampleContext, ExampleLengths, Features, Objective, RowKind, TokenRow
 from t5x_lite.schema import Int, setting
 
@@ -75,7 +75,7 @@ class Translation(Objective):
 
     def loss(
         self, model: MaskedLanguageModel, batch: Batch, key: DropoutKey, settings: LossSettings
-    ) -> Mapping[str, TokenLoss]:
+    ) -> Mapping[str, LossSums]:
         """Return the cross-entropy of the masked tokens."""
         return self._masked().loss(model, batch, key, settings)
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, Int, PyTree, Shaped
 
 from t5x_lite.errors import UserError
 from t5x_lite.models.layers import WeightAxes
-from t5x_lite.models.sharding import AXES, RULES, spec
+from t5x_lite.models.sharding import LOGICAL_AXIS_RULES, MESH_AXES, partition_spec
 from t5x_lite.parallel.config import MeshConfig
 from t5x_lite.trees import flatten_names, unflatten_names
 
@@ -25,7 +25,7 @@ REPLICATED_SHARE = 0.02
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Arrange devices in a mesh with the axes `AXES`.
+    """Arrange devices in a mesh with the axes `MESH_AXES`.
 
     Args:
         config: the size of each axis; an axis of -1 takes the remaining devices.
@@ -51,12 +51,12 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
         device_grid = mesh_utils.create_hybrid_device_mesh(
             shape_of_slice, shape_between_slices, devices, allow_split_physical_axes=True
         )
-    return Mesh(device_grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    return Mesh(device_grid, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
 def _mesh_shape(config: MeshConfig, device_count: int) -> tuple[int, ...]:
-    """Return the size of each axis of `AXES`, with -1 replaced by the number of remaining devices."""
-    sizes = {axis: getattr(config, axis) for axis in AXES}
+    """Return the size of each axis of `MESH_AXES`, with -1 replaced by the number of remaining devices."""
+    sizes = {axis: getattr(config, axis) for axis in MESH_AXES}
     known_product = math.prod(size for size in sizes.values() if size > 0)
     remaining, unused = divmod(device_count, known_product)
     has_free_axis = -1 in sizes.values()
@@ -76,7 +76,7 @@ def _mesh_shape(config: MeshConfig, device_count: int) -> tuple[int, ...]:
 def sharding_of(mesh: Mesh, axes: WeightAxes, shape: tuple[int, ...]) -> NamedSharding:
     """Return the sharding of one weight. A leading axis that `axes` does not name stacks layers."""
     stack_names = ("layers",) * (len(shape) - len(axes.names))
-    return NamedSharding(mesh, spec(mesh.shape, stack_names + axes.names, shape))
+    return NamedSharding(mesh, partition_spec(mesh.shape, stack_names + axes.names, shape))
 
 
 def shardings(mesh: Mesh, axes: PyTree[WeightAxes], shapes: PyTree) -> PyTree[NamedSharding]:
@@ -136,7 +136,7 @@ def check_sharded(mesh: Mesh, axes: PyTree[WeightAxes], shapes: PyTree[jax.Shape
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Return the sharding of a batch: its rows are split over every axis that holds other rows."""
-    return NamedSharding(mesh, PartitionSpec(RULES["batch"]))
+    return NamedSharding(mesh, PartitionSpec(LOGICAL_AXIS_RULES["batch"]))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -146,7 +146,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 def batch_shards(mesh: Mesh) -> int:
     """Return the number of parts into which the rows of a batch are split."""
-    return math.prod(mesh.shape[axis] for axis in RULES["batch"])
+    return math.prod(mesh.shape[axis] for axis in LOGICAL_AXIS_RULES["batch"])
 
 
 def check_rows(mesh: Mesh, batch_size: int, key: str) -> None:
@@ -235,6 +235,7 @@ def state_shardings(
         return jax.tree.map(lambda array: sharding if array.shape == parameter.shape else everywhere, arrays)
 
     param_shardings = shard_weights(state.params)
+    carry_sharding = NamedSharding(mesh, PartitionSpec(None, LOGICAL_AXIS_RULES["batch"]))
     opt_state_shardings = optax.tree_map_params(
         partial(jax.eval_shape, init_optimizer),
         shard_like_parameter,
@@ -250,5 +251,5 @@ def state_shardings(
         frozen=shard_weights(state.frozen),
         masks=shard_weights(state.masks),
         opt_state=opt_state_shardings,
-        carry=jax.tree.map(lambda _: NamedSharding(mesh, PartitionSpec(None, RULES["batch"])), state.carry),
+        carry=jax.tree.map(lambda _: carry_sharding, state.carry),
     )

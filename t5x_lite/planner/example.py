@@ -8,10 +8,10 @@ from jaxtyping import Shaped
 from t5x_lite.config import RunConfig
 from t5x_lite.errors import UserError
 from t5x_lite.models.config import ModelConfig
+from t5x_lite.objectives.dummy_example import SENTINELS, dummy_context, dummy_example
 from t5x_lite.objectives.features import CONTINUES
 from t5x_lite.objectives.mixed_rows import common_shapes, largest_lengths, pad_to_shapes
 from t5x_lite.objectives.objective import ExampleContext, ExampleLengths
-from t5x_lite.objectives.stand_in import SENTINELS, stand_in_context, stand_in_example
 
 
 def example_context(model: ModelConfig, length: int, sentinels: int = SENTINELS) -> ExampleContext:
@@ -22,7 +22,7 @@ def example_context(model: ModelConfig, length: int, sentinels: int = SENTINELS)
     """
     if model.vocab is None:
         raise UserError("plan needs `model.vocab`: the size of a tokenizer that is not trained yet is not known")
-    return stand_in_context(model.vocab, length, model.family, sentinels)
+    return dummy_context(model.vocab, length, model.family, sentinels)
 
 
 def example_lengths(config: RunConfig) -> ExampleLengths:
@@ -38,7 +38,7 @@ def example_features(config: RunConfig) -> Mapping[str, Shaped[np.ndarray, "..."
     """
     sentinels = max(getattr(config.tokenizer, "extra_ids", 0), SENTINELS)
     context = example_context(config.model, config.train.seq_len, sentinels)
-    examples = [stand_in_example(objective, context) for objective in config.row_objectives]
+    examples = [dummy_example(objective, context) for objective in config.row_objectives]
     example = pad_to_shapes(examples[0], common_shapes(examples))
     if config.data.order == "consecutive":
         example = {**example, CONTINUES: np.array(1, np.int32)}

@@ -10,11 +10,11 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from t5x_lite.models.sharding import AXES
+from t5x_lite.models.sharding import MESH_AXES
 
 QUERIES_AT_ONCE = 64
 """Queries whose scores of all rows of a device are in memory at the same time."""
-ROWS = PartitionSpec(AXES)
+ROWS = PartitionSpec(MESH_AXES)
 """Rows are split over all axes of the mesh."""
 
 
@@ -92,11 +92,11 @@ def _search_shards(
     of their rows, so the merge keeps that order.
     """
     rows = vectors.shape[0]
-    numbers = jax.lax.axis_index(AXES) * rows + jnp.arange(rows)
+    numbers = jax.lax.axis_index(MESH_AXES) * rows + jnp.arange(rows)
     scores = jnp.matmul(queries, vectors.T, precision=jax.lax.Precision.HIGHEST)
     scores = jnp.where(numbers < count, scores, -jnp.inf)
     best, places = jax.lax.top_k(scores, min(k, rows))
-    candidates = jax.lax.all_gather(best, AXES, axis=1, tiled=True)
-    candidate_numbers = jax.lax.all_gather(numbers[places], AXES, axis=1, tiled=True)
+    candidates = jax.lax.all_gather(best, MESH_AXES, axis=1, tiled=True)
+    candidate_numbers = jax.lax.all_gather(numbers[places], MESH_AXES, axis=1, tiled=True)
     merged, merged_places = jax.lax.top_k(candidates, k)
     return merged, jnp.take_along_axis(candidate_numbers, merged_places, axis=1)

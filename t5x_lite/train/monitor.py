@@ -146,7 +146,7 @@ class StepMonitor:
         is_logged = step % self._config.log_every_steps == 0 or step == self._config.steps
         if self._writer and (is_logged or more_metrics):
             self._writer.write(step, metrics)
-        self._judge(step, numbers)
+        self._check_loss(step, numbers)
 
     def read(self) -> None:
         """Wait for the pending step and stop its clock, before something else takes time."""
@@ -169,7 +169,7 @@ class StepMonitor:
         metrics["seconds_per_step"] = seconds
         self._finished = (pending.step, metrics)
 
-    def _judge(self, step: int, metrics: Mapping[str, float]) -> None:
+    def _check_loss(self, step: int, metrics: Mapping[str, float]) -> None:
         skipped_in_a_row = metrics["skipped_in_a_row"]
         if skipped_in_a_row >= self._config.nonfinite_limit:
             raise Diverged(

@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree, UInt32
 
 from t5x_lite.errors import ReplicaMismatch
-from t5x_lite.models.sharding import AXES
+from t5x_lite.models.sharding import MESH_AXES
 from t5x_lite.trees import flatten_names
 
 MISMATCHES_SHOWN = 4
@@ -79,4 +79,4 @@ def _gather_checksums(*shards: Array) -> UInt32[Array, "devices arrays"]:
     for shard in shards:
         bits = jax.lax.bitcast_convert_type(shard, jnp.uint16 if shard.dtype.itemsize == 2 else jnp.uint32)
         checksums.append(jnp.sum(bits, dtype=jnp.uint32))
-    return jax.lax.all_gather(jnp.stack(checksums), AXES)
+    return jax.lax.all_gather(jnp.stack(checksums), MESH_AXES)

@@ -102,7 +102,7 @@ def _early_state(dense: Run, step: int, mesh: Mesh, steps: Steps) -> tuple[Train
         if dense.config.adapt is None:
             return steps.create_state(), None
         params, _ = initial_weights(dense.config, dense.spec, mesh)
-        return steps.begin_from(params), None
+        return steps.create_state_from(params), None
     if step >= dense.config.train.steps:
         raise UserError(
             f"adapt.method lottery.rewind_step {step} leaves nothing of train.steps {dense.config.train.steps}"

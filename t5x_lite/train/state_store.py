@@ -211,7 +211,7 @@ class StateStore:
             return self._steps.create_state()
         params, self._base = initial_weights(self._config, self._run.spec, self._mesh)
         self._show(f"first weights from {self._config.adapt.source}, step {self._base.step}")
-        return self._steps.begin_from(params)
+        return self._steps.create_state_from(params)
 
     def _add_frozen(self, state: TrainState, metadata: JsonObject) -> TrainState:
         self._base = BaseCheckpoint.from_metadata(metadata)

@@ -49,7 +49,7 @@ class Steps:
         train: maps a state, which it consumes, and a batch to the next state and a dict of metrics.
         evaluate: maps a pair of trained and frozen parameters and a batch to the terms of the loss.
         create_state: returns the state of step 0, with fresh weights, without those of a teacher.
-        begin_from: returns the state of step 0 with the given weights, the whole tree of the model, likewise.
+        create_state_from: returns the state of step 0 with the given weights, the whole tree of the model, likewise.
         join: returns the whole tree of weights from its trained and its frozen parameters.
         weight_shapes: shapes and shardings of the whole tree of weights.
         state: shapes and shardings of the state.
@@ -58,7 +58,7 @@ class Steps:
     train: Wrapped
     evaluate: Callable[[tuple[PyTree, PyTree], Batch], LossTerms]
     create_state: Callable[[], TrainState]
-    begin_from: Callable[[PyTree], TrainState]
+    create_state_from: Callable[[PyTree], TrainState]
     join: Callable[[PyTree, PyTree], PyTree]
     weight_shapes: PyTree
     state: TrainState
@@ -71,14 +71,14 @@ def make_steps(config: RunConfig, spec: ModelSpec, mesh: Mesh) -> Steps:
     update = _make_update(config, spec, split)
     masked = [name for name, axes in flatten_names(spec.axes).items() if config.method.prunes(name, axes)]
 
-    def begin_from(params: PyTree) -> TrainState:
+    def create_state_from(params: PyTree) -> TrainState:
         carry = {}
         if config.data.order == "consecutive":
             carry = empty_carry(config.model, config.train.batch_size)
         return _first_state(params, split, update, masked, carry)
 
     def create_state() -> TrainState:
-        return begin_from(init_params(config.model, jax.random.key(config.train.seed), config.method.surgery))
+        return create_state_from(init_params(config.model, jax.random.key(config.train.seed), config.method.surgery))
 
     def join(trained: PyTree, frozen: PyTree) -> PyTree:
         return split.join(trained, frozen, jnp.concatenate)
@@ -118,8 +118,8 @@ def make_steps(config: RunConfig, spec: ModelSpec, mesh: Mesh) -> Steps:
             out_shardings=replicated,
         ),
         create_state=jax.jit(create_state, out_shardings=first_shardings),
-        begin_from=jax.jit(
-            begin_from, donate_argnums=0 if split.trains_everything else (), out_shardings=first_shardings
+        create_state_from=jax.jit(
+            create_state_from, donate_argnums=0 if split.trains_everything else (), out_shardings=first_shardings
         ),
         join=join,
         weight_shapes=meshes.shape_structs(spec.shapes, meshes.shardings(mesh, spec.axes, spec.shapes)),

@@ -98,7 +98,7 @@ def train_steps(config: RunConfig) -> TrainedModel:
     initial = copy_to_host(params)
     with jax.set_mesh(mesh):
         steps = make_steps(config, spec, mesh)
-        state = steps.begin_from(params)
+        state = steps.create_state_from(params)
         for batch in read_batches(config):
             state, metrics = steps.train(state, batch)
     assert int(metrics["skipped"]) == 0

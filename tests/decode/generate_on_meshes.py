@@ -27,14 +27,14 @@ FAMILIES = {
     "window": {"pattern": [{}, {"attention": {"local": {"window": 4}}}], **SIZES},
     "encoder_decoder": {"family": "encoder_decoder", "positions": "relative", "norm": "rmsnorm", **SIZES},
 }
-RULES: dict[str, Any] = {
+LOGIT_RULES: dict[str, Any] = {
     "no_repeat_ngram_size": 2,
     "min_tokens": 3,
     "stop_tokens": [9, 11],
     "logit_bias": {8: 0.5, (7, 12): -np.inf},
 }
-SAMPLING = Sampling(6, top_k=20, min_p=0.02, repetition_penalty=1.3, seed=5, **RULES)
-BEAM = Beam(6, beams=3, repetition_penalty=2.0, **RULES)
+SAMPLING = Sampling(6, top_k=20, min_p=0.02, repetition_penalty=1.3, seed=5, **LOGIT_RULES)
+BEAM = Beam(6, beams=3, repetition_penalty=2.0, **LOGIT_RULES)
 PROMPTS = [np.arange(4, 4 + size, dtype=np.int32) for size in (5, 2, 7, 3)]
 
 

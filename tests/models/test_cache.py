@@ -75,6 +75,6 @@ def test_the_cache_of_local_attention_has_the_size_of_the_window() -> None:
     pattern = [{"attention": "dense"}, {"attention": {"local": {"window": 5}}}]
     settings = {"layers": 2, "pattern": pattern, "embed": 16, "heads": 2, "vocab": 11}
     model = random_model(ModelConfig.model_validate(settings))
-    dense_cache, local_cache = model.decoder.empty_state(3, 100).layers
+    dense_cache, local_cache = model.decoder.empty_cache(3, 100).layers
     assert dense_cache.key.shape == (1, 3, 2, 100, 8)
     assert local_cache.key.shape == (1, 3, 2, 5, 8)

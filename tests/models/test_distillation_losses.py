@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from t5x_lite.models.distillation_losses import StatesAndLogits, cosine_loss, scaled_term, soft_target_loss
-from t5x_lite.models.losses import LossSettings, TokenLoss
+from t5x_lite.models.losses import LossSettings, LossSums
 
 torch = pytest.importorskip("torch", reason="reference implementations need the extra hf: pip install -e '.[hf]'")
 
@@ -25,7 +25,7 @@ def identity(logits: jax.Array) -> jax.Array:
     return logits
 
 
-def soft_total(student: np.ndarray, teacher: np.ndarray, weights: np.ndarray, settings: LossSettings) -> TokenLoss:
+def soft_total(student: np.ndarray, teacher: np.ndarray, weights: np.ndarray, settings: LossSettings) -> LossSums:
     return soft_target_loss(
         StatesAndLogits(student, identity), StatesAndLogits(teacher, identity), weights, settings, temperature=3.0
     )

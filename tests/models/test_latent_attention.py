@@ -68,7 +68,7 @@ def test_decoding_from_the_compressed_cache_equals_one_pass() -> None:
 
 def test_the_cache_holds_the_latent_and_one_rotated_key() -> None:
     """Liu et al. 2024, Table 1: (d_c + d_R) · layers numbers a token, 4.5 · 128 · 60 for DeepSeek-V2."""
-    cache = jax.eval_shape(lambda: random_model(build_config(FIRST)).decoder.empty_state(1, 7))
+    cache = jax.eval_shape(lambda: random_model(build_config(FIRST)).decoder.empty_cache(1, 7))
     numbers_of_dense_layers = sum(leaf.size for leaf in jax.tree.leaves(cache.layers) if leaf.shape[-2] == 7)
     assert numbers_of_dense_layers == 7 * (12 + 4) * 3
     mixer = (

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jaxtyping import Float, Int
 
-from t5x_lite.models.losses import LOGITS_BYTES, LossSettings, TokenLoss, chunks_for, token_cross_entropy
+from t5x_lite.models.losses import LOGITS_BYTES, LossSettings, LossSums, chunks_for, token_cross_entropy
 from tests.product_flops import count_product_flops
 
 VOCAB = 9
@@ -63,7 +63,7 @@ def test_sums_and_gradients_equal_the_formula(
     weights = jnp.asarray(inputs.weights)
     settings = LossSettings(VOCAB, chunks=chunks, z_loss=z_loss, label_smoothing=label_smoothing)
 
-    def compute(states: jax.Array, matrix: jax.Array) -> TokenLoss:
+    def compute(states: jax.Array, matrix: jax.Array) -> LossSums:
         return token_cross_entropy(lambda x: x @ matrix, states, targets, weights, settings)
 
     def compute_total(states: jax.Array, matrix: jax.Array) -> jax.Array:

@@ -252,7 +252,7 @@ def test_the_balance_loss_and_z_loss_of_switch_are_those_of_the_paper() -> None:
         squared_log_z.extend(np.log(np.exp(logits).sum(1)) ** 2)
     activity = record_activity(layer, x)
     assert float(Switch().balance_loss(activity)) == pytest.approx(np.mean(losses), rel=1e-5)
-    z_loss = float(activity.log_z.sum() / activity.tokens.sum())
+    z_loss = float(activity.squared_log_z.sum() / activity.tokens.sum())
     assert z_loss == pytest.approx(np.mean(squared_log_z), rel=1e-5)
 
 

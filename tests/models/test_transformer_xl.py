@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 from jaxtyping import Array, PyTree
 
-from t5x_lite.models.carry import empty_carry, give_carry, take_carry
+from t5x_lite.models.carry import empty_carry, final_states, set_initial_states
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.spec import model_spec
 from t5x_lite.trees import flatten_names
@@ -131,8 +131,8 @@ def test_segments_with_a_memory_equal_the_paper(shared_biases: bool) -> None:
     @jax.jit
     def read(params: PyTree, tokens: Array, carry: PyTree, continues: Array) -> tuple[Array, PyTree]:
         module = spec.model(params)
-        give_carry(module, carry, continues, ones)
-        return module(tokens, segment_ids=ones), take_carry(module)
+        set_initial_states(module, carry, continues, ones)
+        return module(tokens, segment_ids=ones), final_states(module)
 
     def loss(params: PyTree, tokens: Array, carry: PyTree) -> Array:
         return jnp.sum(read(params, tokens, carry, jnp.ones(2))[0] * direction)
@@ -210,8 +210,8 @@ def test_segments_with_a_memory_equal_transformers() -> None:
     @jax.jit
     def read(tokens: Array, carry: PyTree, continues: Array) -> tuple[Array, PyTree]:
         module = spec.model(params)
-        give_carry(module, carry, continues, ones)
-        return module(tokens, segment_ids=ones), take_carry(module)
+        set_initial_states(module, carry, continues, ones)
+        return module(tokens, segment_ids=ones), final_states(module)
 
     carry = empty_carry(model_config, 2)
     memories = None

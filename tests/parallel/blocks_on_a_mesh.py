@@ -20,7 +20,7 @@ from t5x_lite.models.attention.context import (
     TokenPositions,
 )
 from t5x_lite.models.attention.kinds import Local
-from t5x_lite.models.sharding import spec
+from t5x_lite.models.sharding import partition_spec
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.parallel.config import MeshConfig
 
@@ -59,7 +59,7 @@ def main() -> None:
     slope = rng.normal(size=HEADS).astype(np.float32) / 8
     mesh = meshes.make_mesh(MeshConfig.model_validate({"data": 2, "fsdp": 2, "tensor": 2}))
     with jax.set_mesh(mesh):
-        sharding = NamedSharding(mesh, spec(mesh.shape, ("batch", None, "heads", None), query.shape))
+        sharding = NamedSharding(mesh, partition_spec(mesh.shape, ("batch", None, "heads", None), query.shape))
         arrays = [jax.device_put(array, sharding) for array in (query, key, value)]
         compiled = jax.jit(local_attention).lower(*arrays, slope).compile()
         result = np.asarray(compiled(*arrays, slope))

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.experts.activity import router_loss
-from t5x_lite.models.sharding import RULES
+from t5x_lite.models.sharding import LOGICAL_AXIS_RULES
 from t5x_lite.models.spec import ModelSpec, init_params, model_spec
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.parallel.config import MeshConfig
@@ -69,7 +69,7 @@ def compare_with_one_device(dispatch: str | dict, sizes: dict[str, int]) -> None
         assert text is not None
         assert "all-to-all" in text, f"{case}: tokens do not travel by all-to-all"
         up = sharded_params["decoder"]["stack"]["layers"]["1"]["feedforward"]["experts"]["up"]["weight"]
-        assert up.sharding.shard_shape(up.shape)[1] == EXPERTS // sizes["expert"], RULES["experts"]
+        assert up.sharding.shard_shape(up.shape)[1] == EXPERTS // sizes["expert"], LOGICAL_AXIS_RULES["experts"]
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import numpy as np
 from t5x_lite.models.attention import splash
 from t5x_lite.models.attention.blocked import dense_attention
 from t5x_lite.models.attention.context import AttentionContext, AttentionInputs, AttentionSettings, TokenPositions
-from t5x_lite.models.attention.kernels import balanced_order
+from t5x_lite.models.attention.kernels import zigzag_order
 from t5x_lite.models.attention.kinds import AttentionKind, Dense, Local, Strided
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.parallel.config import MeshConfig
@@ -39,7 +39,7 @@ def compare(kind: AttentionKind, mesh: jax.sharding.Mesh) -> None:
 
     expected = jax.grad(definition, argnums=(0, 1, 2), has_aux=True)(*sides)
     parts = np.arange(LENGTH).reshape(2 * CONTEXT, -1)
-    for order in (np.arange(LENGTH), parts[balanced_order(2 * CONTEXT)].reshape(-1)):
+    for order in (np.arange(LENGTH), parts[zigzag_order(2 * CONTEXT)].reshape(-1)):
 
         def kernel(*sides: Any, order: np.ndarray = order) -> tuple[jax.Array, jax.Array]:
             out = splash.attention(inputs(order, *sides), kind)[:, np.argsort(order)]

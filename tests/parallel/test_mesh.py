@@ -12,9 +12,9 @@ from jax.sharding import AbstractMesh, AxisType
 
 from t5x_lite.config import RunConfig
 from t5x_lite.errors import UserError
-from t5x_lite.models.attention.kernels import balanced_order
+from t5x_lite.models.attention.kernels import zigzag_order
 from t5x_lite.models.config import ModelConfig
-from t5x_lite.models.sharding import AXES
+from t5x_lite.models.sharding import MESH_AXES
 from t5x_lite.models.spec import model_spec
 from t5x_lite.parallel.config import MeshConfig
 from t5x_lite.parallel.mesh import check_sharded, make_mesh
@@ -79,7 +79,7 @@ def test_flash_attention_on_a_mesh_equals_the_definition() -> None:
 
 def test_blocks_of_a_causal_row_are_paired_from_both_ends() -> None:
     """Four devices, eight blocks: 0 and 7, 1 and 6, 2 and 5, 3 and 4; every pair attends to equally many keys."""
-    assert balanced_order(8).tolist() == [0, 7, 1, 6, 2, 5, 3, 4]
+    assert zigzag_order(8).tolist() == [0, 7, 1, 6, 2, 5, 3, 4]
 
 
 @pytest.mark.parametrize(
@@ -133,8 +133,8 @@ def test_the_error_of_a_mesh_that_does_not_fill_the_devices_names_the_divisors()
 
 def abstract_mesh(**sizes: int) -> AbstractMesh:
     """Return a mesh without devices; axes that are not named have the size 1."""
-    shape = tuple(sizes.get(axis, 1) for axis in AXES)
-    return AbstractMesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    shape = tuple(sizes.get(axis, 1) for axis in MESH_AXES)
+    return AbstractMesh(shape, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 
 def test_parameters_that_no_mesh_axis_divides_are_refused_by_name() -> None:

@@ -22,7 +22,7 @@ import t5x_lite
 from t5x_lite.api import Model
 from t5x_lite.convert import MODEL_TYPES
 from t5x_lite.convert.huggingface import import_hf
-from t5x_lite.models.losses import LossSettings, TokenLoss, binary_cross_entropy
+from t5x_lite.models.losses import LossSettings, LossSums, binary_cross_entropy
 from t5x_lite.objectives.causal import Causal
 from t5x_lite.objectives.features import positions_in
 from t5x_lite.objectives.masked import Masked
@@ -229,7 +229,7 @@ class Case:
             features["sentence_weights"] = np.ones(ROWS, np.float32)
         return {name: jnp.asarray(values) for name, values in features.items()}
 
-    def _loss_terms(self, module: nnx.Module, features: Features) -> dict[str, TokenLoss]:
+    def _loss_terms(self, module: nnx.Module, features: Features) -> dict[str, LossSums]:
         settings = LossSettings(VOCAB)
         match self.main_objective:
             case "span_corruption":

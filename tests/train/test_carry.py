@@ -20,7 +20,7 @@ from t5x_lite.data.pipeline import ExampleBuilder, TrainingRows
 from t5x_lite.data.row_plan import StreamWindows
 from t5x_lite.errors import UserError
 from t5x_lite.models.attention.kernels import planned_kernels
-from t5x_lite.models.carry import empty_carry, give_carry, take_carry
+from t5x_lite.models.carry import empty_carry, final_states, set_initial_states
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.spec import model_spec
 from t5x_lite.models.transformer import Decoder
@@ -124,8 +124,8 @@ class Windows:
         assert isinstance(module, Decoder)
         if carry is None:
             return module(tokens, segment_ids=segments), None
-        give_carry(module, carry, continues, segments)
-        return module(tokens, segment_ids=segments), take_carry(module)
+        set_initial_states(module, carry, continues, segments)
+        return module(tokens, segment_ids=segments), final_states(module)
 
     def loss_of_second(self, params: PyTree, first: Array, second: Array) -> Array:
         """Return a sum over the states of the second of two windows."""

@@ -10,7 +10,7 @@ import pytest
 
 from t5x_lite.config import RunConfig
 from t5x_lite.models.loss_terms import LossTerms
-from t5x_lite.models.losses import TokenLoss
+from t5x_lite.models.losses import LossSums
 from t5x_lite.models.spec import init_params, model_spec
 from t5x_lite.models.weight_gradients import product_of_rows
 from t5x_lite.objectives import Causal
@@ -104,7 +104,7 @@ def test_a_term_whose_weights_are_not_declared_is_refused() -> None:
     ) -> tuple[LossTerms, dict]:
         weights = batch["loss_weights"]
         zero = jnp.zeros(())
-        loss = TokenLoss(params * weights.sum(), zero, zero, zero, weights.sum())
+        loss = LossSums(params * weights.sum(), zero, zero, zero, weights.sum())
         return {"loss": loss, "second": loss}, state.carry
 
     optimizer = optax.sgd(0.1)

@@ -35,7 +35,7 @@ from t5x_lite.models.attention.kinds.shapes import (
 )
 from t5x_lite.models.layers import dropout
 from t5x_lite.models.remat import name_attention
-from t5x_lite.models.sharding import constrain, shards
+from t5x_lite.models.sharding import constrain, num_shards
 
 
 def unsupported_reason(kind: AttentionKind, required: KernelRequirements, platform: str) -> str | None:
@@ -153,7 +153,7 @@ def chunked_attention(inputs: AttentionInputs, allowed: AllowedPairs) -> Partial
 
 def _score_bytes_of_device(rows: int, heads: int, pairs: int) -> int:
     """Return the bytes of float32 scores that a device computes, of those of all rows and heads."""
-    return 4 * max(rows // shards("batch"), 1) * max(heads // shards("heads"), 1) * pairs
+    return 4 * max(rows // num_shards("batch"), 1) * max(heads // num_shards("heads"), 1) * pairs
 
 
 def full_attention(inputs: AttentionInputs, allowed: AllowedPairs) -> PartialAttention:
@@ -166,7 +166,7 @@ def full_attention(inputs: AttentionInputs, allowed: AllowedPairs) -> PartialAtt
     length = inputs.query.shape[1]
     in_steps = context.self_attention and context.strictly_causal and length >= 2 * limits.min_causal_step
     # Devices that share a row would have different steps.
-    if not in_steps or shards("length") > 1:
+    if not in_steps or num_shards("length") > 1:
         return chunked_attention(inputs, allowed)
     if length * length <= limits.max_scores:
         context = replace(context, bias=context.score_bias())

@@ -22,7 +22,7 @@ from t5x_lite.models.attention.context import AttentionInputs, KernelRequirement
 from t5x_lite.models.attention.flash_tiles import LOG2_E, FlashInputs, FlashSettings, diagonal_tiles
 from t5x_lite.models.attention.kinds import AttentionKind, Dense, Local
 from t5x_lite.models.remat import name_attention
-from t5x_lite.models.sharding import GPU_PLATFORMS, shards, spec, target_platform
+from t5x_lite.models.sharding import GPU_PLATFORMS, active_mesh, head_axis, num_shards, partition_spec, target_platform
 
 TPU_BLOCK = 256
 """Queries and keys of a tile on a TPU; half of it for short rows."""
@@ -54,7 +54,7 @@ def attention(inputs: AttentionInputs, kind: AttentionKind) -> Float[Array, "b l
     keys = inputs.key.shape[1]
     dropout = 0.0
     seed = jnp.zeros((), jnp.int32)
-    if inputs.dropout_key is not None and inputs.settings.dropout > 0:
+    if inputs.dropout_key is not None and inputs.has_dropout:
         dropout = inputs.settings.dropout
         seed = jax.lax.bitcast_convert_type(jax.random.bits(inputs.dropout_key, (), jnp.uint32), jnp.int32)
     window = None
@@ -87,8 +87,8 @@ def attention(inputs: AttentionInputs, kind: AttentionKind) -> Float[Array, "b l
         bias=bias,
         scalars=jnp.stack([jnp.zeros((), jnp.int32), seed]),
     )
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1:
+    mesh = active_mesh()
+    if mesh is None:
         return flash_attention(arrays, settings)
     specs = _partition_specs(arrays, mesh)
     compute = partial(_compute_shard, settings=settings, length=length)
@@ -97,15 +97,12 @@ def attention(inputs: AttentionInputs, kind: AttentionKind) -> Float[Array, "b l
 
 def _partition_specs(arrays: FlashInputs, mesh: jax.sharding.AbstractMesh) -> Any:
     """Return how the inputs are sharded, as a tree of their shape."""
-    # Query and key heads are sharded alike, or a shard would hold queries without their keys.
-    heads = None
-    if arrays.key.shape[2] % mesh.shape["tensor"] == 0:
-        heads = "heads"
+    heads = head_axis(arrays.key.shape[2])
 
     def partition(array: Array | None, *axes: str | None) -> PartitionSpec | None:
         if array is None:
             return None
-        return spec(mesh.shape, axes, array.shape)
+        return partition_spec(mesh.shape, axes, array.shape)
 
     specs: dict[str, Any] = {
         "query": partition(arrays.query, "batch", "length", heads, None),
@@ -127,7 +124,7 @@ def _compute_shard(arrays: FlashInputs, settings: FlashSettings, length: int) ->
     keys = arrays.key.shape[1]
     bias = arrays.bias
     first_query = jnp.zeros((), jnp.int32)
-    if shards("length") > 1:
+    if num_shards("length") > 1:
         first_query = first_query + jax.lax.axis_index("context") * queries
         if bias is not None:
             bias = jax.lax.dynamic_slice_in_dim(bias, length - queries - first_query, queries + keys, axis=1)

@@ -18,7 +18,7 @@ from t5x_lite.models.attention.context import (
 from t5x_lite.models.attention.kinds import ATTENTION, AttentionKind, TransientGlobal
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.mixers import SelfAttention
-from t5x_lite.models.sharding import shards, target_platform
+from t5x_lite.models.sharding import num_shards, target_platform
 
 
 @dataclass(frozen=True)
@@ -227,16 +227,16 @@ def row_order(config: ModelConfig, length: int, *, causal: bool) -> Int[np.ndarr
     cut into 2C parts, of which device i has the parts i and 2C-1-i (Grattafiori et al. 2024, §3.3.2).
     """
     in_order = np.arange(length)
-    parts = 2 * shards("length")
+    parts = 2 * num_shards("length")
     if not causal or parts == 2 or length % parts or config.state_mixers:
         return in_order
     choices = _planned_choices(config, length, target_platform(), causal=True)
     if any(kernel != "splash" for kernel, _ in choices.values()):
         return in_order
-    return in_order.reshape(parts, -1)[balanced_order(parts)].reshape(-1)
+    return in_order.reshape(parts, -1)[zigzag_order(parts)].reshape(-1)
 
 
-def balanced_order(parts: int) -> Int[np.ndarray, "parts"]:
+def zigzag_order(parts: int) -> Int[np.ndarray, "parts"]:
     """Return parts from both ends in turn: 0, n-1, 1, n-2, and so on."""
     from_start = np.arange(parts // 2)
     from_end = np.arange(parts - 1, parts // 2 - 1, -1)

@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 from t5x_lite.models.attention.context import AttentionInputs, KernelRequirements
 from t5x_lite.models.attention.kinds import AttentionKind, Dense, Local
 from t5x_lite.models.remat_policy import ATTENTION_OUTPUT
-from t5x_lite.models.sharding import shards, spec
+from t5x_lite.models.sharding import active_mesh, head_axis, num_shards, partition_spec
 
 LANES = 128
 """Splash attention works on blocks of a multiple of this many tokens (the kernel's source)."""
@@ -25,7 +25,7 @@ def unsupported_reason(kind: AttentionKind, required: KernelRequirements, platfo
     """Return why splash attention cannot compute an attention; None if it can."""
     if platform != "tpu":
         return f"it is for TPUs, not for {platform}"
-    length_shards = shards("length")
+    length_shards = num_shards("length")
     if required.length % (LANES * length_shards) > 0:
         reason = f"length {required.length} is not a multiple of {LANES}"
         if length_shards > 1:
@@ -51,17 +51,11 @@ def attention(inputs: AttentionInputs, kind: AttentionKind) -> Float[Array, "b l
     """
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 
-    mesh = jax.sharding.get_abstract_mesh()
-    single_device = mesh.empty or mesh.size == 1
+    mesh = active_mesh()
     length, heads = inputs.query.shape[1:3]
-    # Query and key heads are sharded alike, or a shard would hold queries without their keys.
-    head_axis = None
-    head_shards = 1
-    if not single_device and inputs.key.shape[2] % mesh.shape["tensor"] == 0:
-        head_axis = "heads"
-        head_shards = mesh.shape["tensor"]
+    head_name = head_axis(inputs.key.shape[2])
     index = np.asarray(inputs.context.queries.index)
-    size = next(block for block in BLOCK_SIZES if length // shards("length") % block == 0)
+    size = next(block for block in BLOCK_SIZES if length // num_shards("length") % block == 0)
     kernel = splash.make_splash_mha(
         _build_mask(kind, index, heads, causal=inputs.context.causal),
         block_sizes=splash.BlockSizes(
@@ -73,8 +67,8 @@ def attention(inputs: AttentionInputs, kind: AttentionKind) -> Float[Array, "b l
             block_kv_dkv_compute=size,
             use_fused_bwd_kernel=True,
         ),
-        head_shards=head_shards,
-        q_seq_shards=shards("length"),
+        head_shards=1 if head_name is None else num_shards(head_name),
+        q_seq_shards=num_shards("length"),
         residual_checkpoint_name=ATTENTION_OUTPUT,
         attn_logits_soft_cap=inputs.settings.softcap,
         interpret=inputs.settings.interpret,
@@ -87,13 +81,13 @@ def attention(inputs: AttentionInputs, kind: AttentionKind) -> Float[Array, "b l
     arrays = [inputs.query * inputs.scale, inputs.key, inputs.value, segments, segments]
     if inputs.context.sinks is not None:
         arrays.append(inputs.context.sinks)
-    if single_device:
+    if mesh is None:
         return compute(kernel, *arrays)
-    key_axes = ("batch", None, head_axis, None)
-    axes = [("batch", "length", head_axis, None), key_axes, key_axes, ("batch", "length"), ("batch", None)]
+    key_axes = ("batch", None, head_name, None)
+    axes = [("batch", "length", head_name, None), key_axes, key_axes, ("batch", "length"), ("batch", None)]
     if inputs.context.sinks is not None:
-        axes.append((head_axis,))
-    specs = tuple(spec(mesh.shape, names, array.shape) for names, array in zip(axes, arrays, strict=True))
+        axes.append((head_name,))
+    specs = tuple(partition_spec(mesh.shape, names, array.shape) for names, array in zip(axes, arrays, strict=True))
     kernel_spec = kernel.manual_sharding_spec(NamedSharding(mesh, PartitionSpec(specs[0][2], specs[0][1])))
     sharded = jax.shard_map(compute, in_specs=(kernel_spec, *specs), out_specs=specs[0], check_vma=False)
     return sharded(kernel, *arrays)

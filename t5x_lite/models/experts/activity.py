@@ -33,8 +33,8 @@ class RouterActivity:
         counted: choices of each expert that the balance loss counts.
         probability: probabilities of each expert.
         sent: all choices of each expert.
-        dropped: choices that found no room.
-        log_z: log²Σexp of the logits.
+        dropped: choices beyond the capacity of their experts.
+        squared_log_z: (log Σ exp logits)² (Zoph et al. 2022, equation 5).
         tokens: number of tokens.
     """
 
@@ -42,7 +42,7 @@ class RouterActivity:
     probability: Float[Array, "*layers b e"]
     sent: Float[Array, "*layers b e"]
     dropped: Float[Array, "*layers b"]
-    log_z: Float[Array, "*layers b"]
+    squared_log_z: Float[Array, "*layers b"]
     tokens: Float[Array, "*layers b"]
 
 
@@ -130,7 +130,7 @@ def router_loss(model: nnx.Module, config: ModelConfig) -> RouterLoss | None:
         for router, activities in layers_of_router.items():
             activity = jax.tree.map(_concatenate, *activities)
             router_balance = router.balance_loss(activity)
-            router_z_loss = jnp.sum(activity.log_z.sum(1) / jnp.maximum(activity.tokens.sum(1), 1))
+            router_z_loss = jnp.sum(activity.squared_log_z.sum(1) / jnp.maximum(activity.tokens.sum(1), 1))
             total = total + router.balance * router_balance + router.z_loss * router_z_loss
             balance = balance + router_balance
             z_loss = z_loss + router_z_loss

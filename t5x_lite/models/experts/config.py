@@ -11,28 +11,28 @@ from t5x_lite.schema import Config, Int, OneOf, setting
 
 
 class Capacity(Config):
-    """Every expert has room for a fixed number of tokens of a group, in their order; the others skip it."""
+    """Every expert takes a fixed number of tokens of a group, in their order; the others skip it."""
 
     factor: float = setting(
         1.25,
-        "room of an expert in training, relative to an equal share of the tokens",
+        "capacity of an expert in training, relative to an equal share of the tokens",
         gt=0,
         source="Fedus et al. 2022, §2.2",
     )
     eval_factor: float | None = setting(None, "the same in evaluation and decoding; null takes `factor`", gt=0)
-    tokens: Int | None = setting(None, "room of each expert in tokens, instead of a factor", unit="tokens", ge=1)
-    group: Literal["row", "batch"] = setting("row", "tokens that compete for room: those of a row, or of the batch")
+    tokens: Int | None = setting(None, "capacity of each expert in tokens, instead of a factor", unit="tokens", ge=1)
+    group: Literal["row", "batch"] = setting("row", "tokens that compete for capacity: those of a row, or of the batch")
 
-    def room(self, tokens: int, choices: int, experts: int, *, training: bool) -> int:
-        """Return the places of each expert for a group of `tokens`."""
+    def tokens_per_expert(self, tokens: int, choices: int, experts: int, *, training: bool) -> int:
+        """Return the capacity of each expert for a group of `tokens`."""
         factor = self.factor
         if not training and self.eval_factor is not None:
             factor = self.eval_factor
-        room = self.tokens or math.ceil(factor * tokens * choices / experts)
-        return min(room, tokens)
+        capacity = self.tokens or math.ceil(factor * tokens * choices / experts)
+        return min(capacity, tokens)
 
-    def has_room_for_all(self, choices: int, experts: int) -> bool:
-        """Return True if no expert runs out of room in evaluation, however many tokens choose it."""
+    def is_dropless(self, choices: int, experts: int) -> bool:
+        """Return True if no expert overflows in evaluation, however many tokens choose it."""
         factor = self.eval_factor or self.factor
         return self.tokens is None and factor * choices >= experts
 
@@ -74,4 +74,4 @@ class MoE(Config):
         if self.shared_gate and not self.shared:
             yield "moe: shared_gate is for shared experts, of which there are none"
         if self.router.experts_choose_tokens and isinstance(self.dispatch, Dropless):
-            yield "moe: expert_choice fills every expert to its room, which dispatch=dropless has none of"
+            yield "moe: expert_choice fills every expert to its capacity, and dispatch=dropless has no capacity"

@@ -30,15 +30,15 @@ class SortedChoices:
 
     Attributes:
         expert: the expert of each choice.
-        place: the place of each choice in the queue of its expert.
+        position_in_expert: number of each choice among those of its expert.
         order: sorts choices by expert.
         rank: the inverse of `order`.
-        counts: length of the queue of each expert.
-        starts: where it begins among the sorted choices.
+        counts: choices of each expert.
+        starts: index of the first of them among the sorted choices.
     """
 
     expert: Int[Array, "g n"]
-    place: Int[Array, "g n"]
+    position_in_expert: Int[Array, "g n"]
     order: Int[Array, "g n"]
     rank: Int[Array, "g n"]
     counts: Int[Array, "g e"]
@@ -93,22 +93,23 @@ def dispatch_and_combine(
     weights: Float[Array, "g t k"],
     choices: SortedChoices,
     first: Int[Array, ""] | int,
-    room: int,
+    capacity: int,
     run_experts: RunExperts,
 ) -> Float[Array, "g t d"]:
-    """Send choices at places from `first` to `first + room` through their experts; the others contribute nothing."""
+    """Send the choices at `[first, first + capacity)` of each expert through it; the others contribute nothing."""
     g, t, d = x.shape
     n = choices.expert.shape[1]
     count = choices.counts.shape[1]
-    is_served = (choices.expert < count) & (choices.place >= first) & (choices.place < first + room)
-    slot = jnp.where(is_served, choices.expert * room + choices.place - first, count * room)
-    place = first + jnp.arange(room)
-    sorted_index = jnp.minimum(choices.starts[..., None] + place, n - 1).reshape(g, -1)
-    is_filled = (place < choices.counts[..., None]).reshape(g, -1)
+    index = choices.position_in_expert - first
+    is_served = (choices.expert < count) & (index >= 0) & (index < capacity)
+    slot = jnp.where(is_served, choices.expert * capacity + index, count * capacity)
+    position = first + jnp.arange(capacity)
+    sorted_index = jnp.minimum(choices.starts[..., None] + position, n - 1).reshape(g, -1)
+    is_filled = (position < choices.counts[..., None]).reshape(g, -1)
     choice = jnp.where(is_filled, jnp.take_along_axis(choices.order, sorted_index, axis=1), n)
     token = jnp.where(is_filled, choice % t, t)
     buffers = gather_rows(x, token, jnp.moveaxis(slot.reshape(g, -1, t), 1, 2))
-    outputs = run_experts(buffers.reshape(g, count, room, d)).reshape(g, count * room, d)
+    outputs = run_experts(buffers.reshape(g, count, capacity, d)).reshape(g, count * capacity, d)
     returned = gather_rows(outputs, slot, choice[..., None]).reshape(g, -1, t, d)
     return weighted_sum(returned, weights)
 
@@ -130,16 +131,16 @@ def dropless_dispatch(
     """Send every choice through its expert: in buffers of a fixed size, and in more rounds where one overflows."""
     t, k = experts.shape[1:]
     choices = sort_by_expert(experts, count)
-    room = min(math.ceil(buffer * t * k / count), t)
-    rounds = math.ceil(t / room)
+    capacity = min(math.ceil(buffer * t * k / count), t)
+    rounds = math.ceil(t / capacity)
     longest = choices.counts.max()
-    out = dispatch_and_combine(x, weights, choices, 0, room, run_experts)
+    out = dispatch_and_combine(x, weights, choices, 0, capacity, run_experts)
     if rounds == 1:
         return out
 
     @jax.checkpoint
     def run_round(x: Array, weights: Array, number: Array) -> Array:
-        return dispatch_and_combine(x, weights, choices, number * room, room, run_experts)
+        return dispatch_and_combine(x, weights, choices, number * capacity, capacity, run_experts)
 
     def skip_round(x: Array, weights: Array, number: Array) -> Array:
         return jnp.zeros_like(x)
@@ -147,7 +148,7 @@ def dropless_dispatch(
     @jax.checkpoint
     def run_more_rounds(x: Array, weights: Array) -> Array:
         def add_round(total: Array, number: Array) -> tuple[Array, None]:
-            is_needed = longest > number * room
+            is_needed = longest > number * capacity
             return total + jax.lax.cond(is_needed, run_round, skip_round, x, weights, number), None
 
         return jax.lax.scan(add_round, jnp.zeros_like(x), jnp.arange(1, rounds))[0]
@@ -155,7 +156,7 @@ def dropless_dispatch(
     def skip_rounds(x: Array, weights: Array) -> Array:
         return jnp.zeros_like(x)
 
-    return out + jax.lax.cond(longest > room, run_more_rounds, skip_rounds, x, weights)
+    return out + jax.lax.cond(longest > capacity, run_more_rounds, skip_rounds, x, weights)
 
 
 def _megablox(x: Float[Array, "n d"], matrices: Float[Array, "e d f"], sizes: Int[Array, "e"]) -> Float[Array, "n f"]:

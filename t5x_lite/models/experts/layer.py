@@ -26,7 +26,7 @@ from t5x_lite.models.experts.dispatch import (
 )
 from t5x_lite.models.feedforward.layer import FeedForward
 from t5x_lite.models.layers import ExpertAxis, Linear, SortedRows, Weight, weight
-from t5x_lite.models.sharding import constrain, shards, spec, target_platform
+from t5x_lite.models.sharding import active_mesh, constrain, num_shards, partition_spec, target_platform
 
 TILE_ROWS = 128
 """Rows that megablox multiplies at a time."""
@@ -110,7 +110,7 @@ class MixtureOfExperts(nnx.Module):
             probability=jnp.sum(jnp.where(is_token[..., None], assignment.probability, 0), axis=1),
             sent=sent,
             dropped=sent.sum(1) - served,
-            log_z=_sum_log_z(logits, is_token),
+            squared_log_z=_sum_squared_log_z(logits, is_token),
             tokens=is_token.sum(1, dtype=jnp.float32),
         )
         return out, activity
@@ -136,7 +136,7 @@ class MixtureOfExperts(nnx.Module):
             sent=sent,
             # A token that no expert took counts as many choices as the others have on average.
             dropped=(token_count - is_served.sum(1)) * sent.sum(1) / jnp.maximum(token_count, 1),
-            log_z=_sum_log_z(logits, is_token),
+            squared_log_z=_sum_squared_log_z(logits, is_token),
             tokens=token_count,
         )
         return out, activity
@@ -158,7 +158,7 @@ class MixtureOfExperts(nnx.Module):
         served = jnp.sum(experts < count, axis=(1, 2), dtype=jnp.float32)
         if dropless_kernel(dispatch, target_platform()) != "buffer":
             return self._dispatch_sorted(x, experts, weights, dispatch, key), served
-        groups = math.gcd(shards("batch"), b)
+        groups = math.gcd(num_shards("batch"), b)
         x, experts, weights = _in_groups(groups, x, experts, weights)
         out = dropless_dispatch(x, experts, weights, count, dispatch.buffer, run_experts)
         return out.reshape(b, l, d), served
@@ -176,10 +176,10 @@ class MixtureOfExperts(nnx.Module):
         count = self.moe.experts
         groups = b if dispatch.group == "row" else 1
         x, experts, weights = _in_groups(groups, x, experts, weights)
-        room = dispatch.room(x.shape[1], k, count, training=key is not None)
+        capacity = dispatch.tokens_per_expert(x.shape[1], k, count, training=key is not None)
         choices = sort_by_expert(experts, count)
-        out = dispatch_and_combine(x, weights, choices, 0, room, partial(self._run_experts, key=key))
-        is_served = (choices.expert < count) & (choices.place < room)
+        out = dispatch_and_combine(x, weights, choices, 0, capacity, partial(self._run_experts, key=key))
+        is_served = (choices.expert < count) & (choices.position_in_expert < capacity)
         is_served = is_served.reshape(groups, k, b // groups, l)
         return out.reshape(b, l, d), jnp.sum(is_served, axis=(1, 3), dtype=jnp.float32).reshape(b)
 
@@ -224,13 +224,13 @@ class MixtureOfExperts(nnx.Module):
             returned = gather_rows(outputs[None], choices.rank, choice).reshape(1, -1, *tokens.shape[1:])
             return weighted_sum(returned, weights.reshape(1, -1, weights.shape[-1])).reshape(x.shape)
 
-        mesh = jax.sharding.get_abstract_mesh()
-        if mesh.empty or mesh.size == 1:
+        mesh = active_mesh()
+        if mesh is None:
             return run_rows(params, key, x, experts, weights)
-        row_spec = spec(mesh.shape, ("batch", "length", None), x.shape)
+        row_spec = partition_spec(mesh.shape, ("batch", "length", None), x.shape)
         arrays, structure = jax.tree.flatten(params)
         expert_weights = jax.tree.leaves(params, is_leaf=lambda leaf: isinstance(leaf, Weight))
-        weight_specs = [spec(mesh.shape, w.axes.names, w.shape) for w in expert_weights]
+        weight_specs = [partition_spec(mesh.shape, w.axes.names, w.shape) for w in expert_weights]
 
         def gather_and_run(
             arrays: list[Array], key: PRNGKeyArray | None, x: Array, experts: Array, weights: Array
@@ -263,6 +263,6 @@ def _count_choices(experts: Int[Array, "b l k"], count: int) -> Float[Array, "b 
     return jnp.sum(experts[..., None] == jnp.arange(count), axis=(1, 2), dtype=jnp.float32)
 
 
-def _sum_log_z(logits: Float[Array, "b l e"], is_token: Bool[Array, "b l"]) -> Float[Array, "b"]:
-    """Return the sum over tokens of log²Σexp of the logits (Zoph et al. 2022, equation 5)."""
+def _sum_squared_log_z(logits: Float[Array, "b l e"], is_token: Bool[Array, "b l"]) -> Float[Array, "b"]:
+    """Return the sum over tokens of (log Σ exp logits)² (Zoph et al. 2022, equation 5)."""
     return jnp.sum(jnp.where(is_token, jax.nn.logsumexp(logits, axis=-1) ** 2, 0), axis=1)

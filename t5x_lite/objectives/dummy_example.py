@@ -14,7 +14,7 @@ SENTINELS = 100
 SPECIAL_TOKENS = ("[CLS]", "[SEP]", "[MASK]", "<s>", "</s>", "[R]", "[S]", "[X]", "<unk>", "<pad>")
 
 
-def stand_in_context(size: int, length: int, family: Family, sentinels: int = SENTINELS) -> ExampleContext:
+def dummy_context(size: int, length: int, family: Family, sentinels: int = SENTINELS) -> ExampleContext:
     """Return the context of examples of `length` tokens, with a vocabulary that has every special token.
 
     Args:
@@ -38,7 +38,7 @@ def stand_in_context(size: int, length: int, family: Family, sentinels: int = SE
     return ExampleContext(length, vocabulary, family)
 
 
-def stand_in_example(objective: Objective, context: ExampleContext) -> Features:
+def dummy_example(objective: Objective, context: ExampleContext) -> Features:
     """Return the features of one example; only their names, shapes and types are meaningful.
 
     Raises:
