@@ -118,18 +118,23 @@ class Checkpoints:
 
     def steps(self) -> list[int]:
         """Return the steps of the complete checkpoints in ascending order."""
-        if not self.folder.is_dir():
-            return []
         steps = []
-        for path in self.folder.iterdir():
+        for path in self._list_folder():
             if is_step(path.name) and is_complete(path):
                 steps.append(int(path.name))
         return sorted(steps)
 
+    def _list_folder(self) -> list[epath.Path]:
+        """Return the paths in the folder. `is_dir` would take an error of a bucket for a missing folder."""
+        try:
+            return list(self.folder.iterdir())
+        except FileNotFoundError:
+            return []
+
     def clean(self) -> None:
         """Delete the incomplete checkpoints that interrupted saves have left."""
-        if jax.process_index() == 0 and self.folder.is_dir():
-            for path in self.folder.iterdir():
+        if jax.process_index() == 0:
+            for path in self._list_folder():
                 step_name = path.name.partition(ORBAX_TEMPORARY)[0]
                 if is_step(step_name) and path.is_dir() and not is_complete(path):
                     _delete_folder(path)

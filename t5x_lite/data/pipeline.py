@@ -16,6 +16,7 @@ import numpy as np
 from absl import flags
 from jaxtyping import Integer
 
+from t5x_lite.child_process import leave_signals_to_parent
 from t5x_lite.data.config import DataConfig
 from t5x_lite.data.row_plan import DocumentRows, PackedRows, RowPlan
 from t5x_lite.data.training_data import ExampleSequence, PipelineSettings
@@ -231,7 +232,7 @@ def training_batches(
     threads = 0 if at_once == 1 else at_once // data.workers + 1
     batches = steps.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads))
     worker_options = grain.MultiprocessingOptions(num_workers=data.workers, per_worker_buffer_size=data.prefetch)
-    return iter(batches.mp_prefetch(worker_options))
+    return iter(batches.mp_prefetch(worker_options, worker_init_fn=leave_signals_to_parent))
 
 
 @dataclass(frozen=True)
@@ -244,7 +245,8 @@ class ValidationSet:
         row_plans: the rows of each source's validation text.
         builders: builds the examples of each source.
         batch_size: rows of a batch, over all hosts.
-        max_batches: largest number of batches; 0 takes all.
+        max_batches: largest number of batches; 0 takes all. If they do not hold all rows, each source has its share of
+            them, and its first rows are taken.
     """
 
     row_plans: Sequence[RowPlan]
@@ -267,11 +269,17 @@ class ValidationSet:
                 first = number * self.batch_size
                 yield stacked(list(pool.map(self._build_example, (first + local_rows).tolist())))
 
+    def _rows_of_sources(self) -> list[int]:
+        """Return how many rows of each source are evaluated."""
+        ends = np.cumsum([row_plan.rows for row_plan in self.row_plans])
+        selected = min(len(self) * self.batch_size, int(ends[-1]))
+        return np.diff(ends * selected // ends[-1], prepend=0).tolist()
+
     def _build_example(self, g: int) -> Features:
         """Build example g of the split, or an empty one after the last."""
         row = g
-        for source, row_plan in enumerate(self.row_plans):
-            if row < row_plan.rows:
-                return self.builders[source].build(row_plan, row, key=(source, row))
-            row -= row_plan.rows
+        for source, rows in enumerate(self._rows_of_sources()):
+            if row < rows:
+                return self.builders[source].build(self.row_plans[source], row, key=(source, row))
+            row -= rows
         return self.builders[0].build_empty()

@@ -14,6 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from typing import TypeVar
 
+from t5x_lite.child_process import end_with_parent
 from t5x_lite.data import beam, sources
 from t5x_lite.data.cleaning.clean_unit import COUNTS_SUFFIX, CleaningJob, clean_unit
 from t5x_lite.data.cleaning.deduplicate import REPORT_FILE, deduplicate_units, read_report, remove_intermediate_files
@@ -205,7 +206,8 @@ def _run_processes(process_job: Callable[[JobT], None], jobs: Sequence[JobT], pr
             yield
         return
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes - 1, mp_context=spawn) as pool, ThreadPoolExecutor(processes - 1) as threads:
+    others = processes - 1
+    with ProcessPoolExecutor(others, spawn, initializer=end_with_parent) as pool, ThreadPoolExecutor(others) as threads:
         # A thread waits for each process, and the jobs of threads are cancelled: after a job of processes is cancelled,
         # Python 3.11 never ends if one of the processes is killed.
         pending = {threads.submit(lambda job: pool.submit(process_job, job).result(), job): job for job in jobs}

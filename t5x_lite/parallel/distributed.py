@@ -28,6 +28,12 @@ from t5x_lite.storage import absolute, join
 
 HEARTBEAT_SECONDS = 2.0
 """Time between two heartbeats of a process."""
+BARRIER_DAYS = 7
+"""Longest time that the other processes wait for the first one, which may tokenise a large corpus."""
+_barriers = itertools.count()
+"""Numbers of the barriers of this process, which name them."""
+_steps_of_process = itertools.count(1)
+"""Numbers of the steps of this process, over all its runs."""
 _HEARTBEATS = "t5x_lite/alive/"
 """Folder of the heartbeats in the job's key-value store."""
 
@@ -96,7 +102,7 @@ def _send_heartbeats() -> None:
 
 
 def silent_processes() -> list[int]:
-    """Return the processes that send no heartbeat for three periods. Takes as long to return."""
+    """Return the processes that send no heartbeat for three periods. Blocks for that long."""
     store = _key_value_store()
     try:
         before = dict(store.key_value_dir_get(_HEARTBEATS))
@@ -156,6 +162,7 @@ def check_same_on_all_processes(value: str, differing: str) -> None:
     Raises:
         UserError: with the processes whose value is not that of process 0.
     """
+    wait_for_all_processes("input is open")
     checksums = np.asarray(multihost_utils.process_allgather(np.uint32(zlib.crc32(value.encode())))).reshape(-1)
     others = np.flatnonzero(checksums != checksums[0])
     if len(others):
@@ -178,10 +185,17 @@ def _explain_lost_processes() -> ProcessLost | None:
 def main_process_first() -> Iterator[None]:
     """Run the code inside in the first process, then in the others, which can use what the first has done."""
     if jax.process_index() > 0:
-        multihost_utils.sync_global_devices("the first process is done")
+        wait_for_all_processes("the first process is done")
     yield
-    if jax.process_index() == 0 and jax.process_count() > 1:
-        multihost_utils.sync_global_devices("the first process is done")
+    if jax.process_index() == 0:
+        wait_for_all_processes("the first process is done")
+
+
+def wait_for_all_processes(name: str) -> None:
+    """Wait until all processes have made this call, for days if need be: a collective would fail within minutes."""
+    if jax.process_count() > 1:
+        timeout_ms = BARRIER_DAYS * 24 * 3600 * 1000
+        _key_value_store().wait_at_barrier(f"t5x_lite/{name} {next(_barriers)}", timeout_ms)
 
 
 @contextmanager
@@ -199,10 +213,10 @@ def handle_signals(handler: Callable[[int, FrameType | None], object], *signals:
 
 
 @contextmanager
-def stop_requests() -> Iterator[Callable[[int], bool]]:
+def stop_requests() -> Iterator[Callable[[], bool]]:
     """Turn SIGTERM and Ctrl-C into a request to save and stop; a second Ctrl-C stops at once.
 
-    Yields a function of the step that has just been done. It returns whether all processes shall stop after this step.
+    Yields a function to call after each step. It returns whether all processes shall stop after this step.
     A signal to one of several processes is enough: JAX's own handler of SIGTERM informs the others, and all stop after
     the same step without a collective in every step.
     """
@@ -217,10 +231,12 @@ def stop_requests() -> Iterator[Callable[[int], bool]]:
         if not is_single_process:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    def should_stop(step: int) -> bool:
+    def should_stop() -> bool:
         if is_single_process:
             return is_requested
-        return multihost_utils.reached_preemption_sync_point(step)
+        # JAX compares these numbers for equality, from 1: a signal before the first step of a resumed run would be lost
+        # with the number of the step.
+        return multihost_utils.reached_preemption_sync_point(next(_steps_of_process))
 
     signals = [signal.SIGINT]
     if is_single_process:

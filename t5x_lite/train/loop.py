@@ -22,6 +22,7 @@ from t5x_lite.parallel.distributed import (
     check_same_on_all_processes,
     main_process_first,
     stop_requests,
+    wait_for_all_processes,
 )
 from t5x_lite.planner.remat_choice import resolve_remat
 from t5x_lite.progress import format_duration, format_si
@@ -212,7 +213,7 @@ class Trainer:
             flops.append(stage.batch_size * example_flops)
         return StepCosts(self.config.stages, flops, peak * self.mesh.size)
 
-    def run(self, store: StateStore, stop: Callable[[int], bool]) -> bool:
+    def run(self, store: StateStore, stop: Callable[[], bool]) -> bool:
         """Train to the last step.
 
         Args:
@@ -242,6 +243,7 @@ class Trainer:
     def _rewind(self, store: StateStore, progress: Progress, spike_step: int) -> tuple[Progress, TrainState]:
         """Go back to the last checkpoint, and skip the batches from there to the spike (PaLM, §5.1)."""
         store.checkpoints.wait()
+        wait_for_all_processes("checkpoint is complete")  # the first one completes it: all must see the same newest one
         spikes = progress.spikes + 1
         spike_limit = self.config.train.spike_limit
         if spikes > spike_limit:
@@ -285,7 +287,7 @@ class Trainer:
         state: TrainState,
         monitor: StepMonitor,
         store: StateStore,
-        stop: Callable[[int], bool],
+        stop: Callable[[], bool],
     ) -> bool:
         """Train, evaluate and save until the last step, or until the process is asked to stop.
 
@@ -309,7 +311,7 @@ class Trainer:
             step_ended = time.perf_counter()
             store.checkpoints.check()
 
-            is_stopping = stop(step)
+            is_stopping = stop()
             is_saved = is_stopping or step == settings.steps or store.checkpoints.due(step)
             is_kept = not is_saved and store.keeps(step)
             hooks = [hook for hook in self.hooks if hook.is_due(step, settings.steps)]

@@ -210,6 +210,8 @@ def test_the_global_norm_is_clipped_before_the_algorithm_sees_the_gradient() -> 
         ({"schedule": {"cosine": {"final": 0.1}}}, {0: 1.0, 10: 0.55, 20: 0.1}),
         ({"schedule": {"linear": {"final": 0.0}}, "warmup_steps": 10}, {0: 0.1, 10: 1.0, 15: 0.5, 20: 0.0}),
         ({"schedule": "rsqrt", "warmup_steps": 4}, {0: 0.25, 3: 1.0, 15: 0.5}),
+        # T5: 1/sqrt(max(step, 10^4)) begins with a constant 0.01, here with 4 for 10^4.
+        ({"schedule": {"rsqrt": {"hold_steps": 4}}, "warmup_steps": 0}, {0: 1.0, 3: 1.0, 15: 0.5}),
         ({"schedule": {"wsd": {"decay": 0.5}}}, {0: 1.0, 9: 1.0, 15: 0.5, 20: 0.0}),
         ({"schedule": {"wsd": {"decay": 0.5}}, "warmup_steps": 5}, {4: 1.0, 10: 1.0, 15: 0.5, 20: 0.0}),
         ({"schedule": {"wsd": {"decay": 0.5, "shape": "sqrt"}}}, {10: 1.0, 15: 1 - 0.5**0.5, 20: 0.0}),

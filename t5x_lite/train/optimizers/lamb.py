@@ -16,7 +16,10 @@ if TYPE_CHECKING:
 
 
 class Lamb(OptimizerMethod):
-    """Adam with a trust ratio per matrix, for large batches (You et al. 2020)."""
+    """Adam with a trust ratio per matrix, for large batches (You et al. 2020).
+
+    Biases and norms have no ratio, as in ALBERT's code: a bias that begins at 0 would hardly train.
+    """
 
     b1: float = setting(0.9, "decay of the first moment", ge=0, lt=1)
     b2: float = setting(0.999, "decay of the second moment", ge=0, lt=1)
@@ -28,10 +31,10 @@ class Lamb(OptimizerMethod):
         """Return Adam, the decay, and the trust ratio of both together (Algorithm 2)."""
         import optax
 
-        from t5x_lite.train.optimizers.stacked import change_each_layer
+        from t5x_lite.train.optimizers.stacked import change_each_matrix
 
         adam = optax.scale_by_adam(self.b1, self.b2, self.epsilon)
-        return [adam, weight_decay, change_each_layer(_scale_by_trust_ratio, axes)]
+        return [adam, weight_decay, change_each_matrix(_scale_by_trust_ratio, axes)]
 
 
 def _scale_by_trust_ratio(update: Float[Array, "..."], param: Float[Array, "..."]) -> Float[Array, "..."]:

@@ -31,6 +31,17 @@ def change_each_layer(function: UpdateFunction, axes: PyTree[WeightAxes]) -> opt
     return optax.stateless(lambda updates, params: jax.tree.map(change, axes, updates, params))
 
 
+def change_each_matrix(function: UpdateFunction, axes: PyTree[WeightAxes]) -> optax.GradientTransformation:
+    """Return a transformation like `change_each_layer` that leaves biases and norms as they are."""
+
+    def change(axes: WeightAxes, update: Array, param: Array) -> Array:
+        if not axes.inputs and not axes.is_table:
+            return update
+        return over_layers(function, axes, update)(update, param)
+
+    return optax.stateless(lambda updates, params: jax.tree.map(change, axes, updates, params))
+
+
 def transform_each_matrix(
     inner: optax.GradientTransformation, axes: PyTree[WeightAxes]
 ) -> optax.GradientTransformation:

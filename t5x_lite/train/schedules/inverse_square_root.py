@@ -1,15 +1,24 @@
 """Inverse square root decay (T5: Raffel et al. 2020, §3.1.2)."""
 
 from t5x_lite.arrays import Array
+from t5x_lite.schema import Int, setting
 from t5x_lite.train.schedules.schedule import Horizon, Schedule
 
 
 class InverseSquareRoot(Schedule):
-    """peak · sqrt(warmup / step) after the warm-up (T5: Raffel et al. 2020, §3.1.2)."""
+    """peak · sqrt(hold / max(step, hold)) after the warm-up (T5: Raffel et al. 2020, §3.1.2)."""
+
+    hold_steps: Int | None = setting(
+        None,
+        "steps before the decay; null: those of the warm-up",
+        unit="steps",
+        ge=1,
+        source="Raffel et al. 2020",
+    )
 
     def factor(self, count: Array, horizon: Horizon) -> Array:
-        """Return sqrt(warmup / step)."""
+        """Return sqrt(hold / max(step, hold))."""
         import jax.numpy as jnp
 
-        warmup = max(horizon.warmup_steps, 1)
-        return jnp.sqrt(warmup / jnp.maximum(count + 1, warmup))
+        hold = self.hold_steps or max(horizon.warmup_steps, 1)
+        return jnp.sqrt(hold / jnp.maximum(count + 1, hold))
