@@ -124,6 +124,20 @@ def test_hosts_together_build_the_validation_batches_of_one_host() -> None:
         assert are_equal(batch, concatenate(list(parts)))
 
 
+def test_a_limit_on_validation_batches_leaves_each_source_its_share() -> None:
+    corpora = InMemoryCorpus(240, split="validation"), InMemoryCorpus(80, split="validation")
+    row_plans = [rows_of(corpus, Causal(), context(8)) for corpus in corpora]
+    builders = [ExampleBuilder(DataConfig(), Causal(), context(8)) for _ in corpora]
+    validation = ValidationSet(row_plans, builders, batch_size=4, max_batches=3)
+    assert [row_plan.rows for row_plan in row_plans] == [30, 10]
+    batches = list(validation.batches(np.arange(4)))
+    rows = np.concatenate([batch["tokens"] for batch in batches])
+    expected = []
+    for row_plan, builder, count in zip(row_plans, builders, (9, 3), strict=True):
+        expected += [builder.build(row_plan, row, key=(0, row))["tokens"] for row in range(count)]
+    np.testing.assert_array_equal(rows, np.stack(expected))
+
+
 def test_text_shorter_than_a_row_is_refused() -> None:
     with pytest.raises(UserError, match=r"takes 9 tokens, but the training text has 8"):
         training_rows(InMemoryCorpus(8))

@@ -257,6 +257,24 @@ def test_sigterm_to_one_saves_the_same_step_on_all(tiny_config: Path, undisturbe
     assert "preempted, and no restarts are left" in output
 
 
+@pytest.mark.slow
+def test_sigterm_before_the_first_step_of_a_resumed_run_stops_it(
+    tiny_config: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(undisturbed, run)
+    overrides = (f"run_dir={run}", "train.steps=1000", "checkpoint.every_steps=1000", "train.allow_changed_config=true")
+    job = start_pod_simulation(2, tiny_config, *overrides, T5X_LITE_PREEMPTIONS="0")
+    assert job.stdout is not None
+    for line in job.stdout:
+        if "continuing with changed settings" in line:
+            break
+    os.kill(find_processes(job)[1], signal.SIGTERM)
+    output = wait_for_end(job)
+    assert job.returncode == 75, output
+    assert 40 < lines(run)[-1]["step"] < 1000
+
+
 def test_wrong_input_is_not_tried_again(tiny_config: Path, tmp_path: Path) -> None:
     job = start_pod_simulation(2, tiny_config, f"run_dir={tmp_path}/run", "train.stpes=3")
     output = wait_for_end(job)

@@ -132,7 +132,7 @@ def test_after_a_loss_spike_the_run_restores_a_checkpoint_and_skips_the_batches_
     with Display(config.train.steps) as display, jax.set_mesh(mesh), closing(run.checkpoints) as checkpoints:
         trainer = Trainer(run, data, examples, mesh, steps, display)
         store = StateStore(run, mesh, steps, checkpoints, data.hashes, display.print)
-        assert trainer.run(store, stop=lambda step: False)
+        assert trainer.run(store, stop=lambda: False)
     errors = capfd.readouterr().err
     assert f"step {SPOILT_STEP}: loss" in errors
     assert "passing over 7 batches" in errors

@@ -71,6 +71,18 @@ def initial_values() -> dict[str, np.ndarray]:
     return {name: rng.normal(size=shape).astype(np.float32) for name, shape in SHAPES.items()}
 
 
+def test_lamb_is_optax_lamb_in_matrices_and_adamw_in_biases() -> None:
+    """ALBERT's code leaves biases and norms out of the trust ratio."""
+    params = {name: value for name, value in initial_values().items() if name in ("heads", "table", "bias")}
+    axes = {name: AXES[name] for name in params}
+    ours = train({"learning_rate": 0.1, "weight_decay": 0.0, "method": "lamb"}, axes, params)
+    grads_of_steps = [{name: gradient(name, value.shape, step) for name, value in params.items()} for step in range(3)]
+    lamb = apply_updates(optax.lamb(0.1, eps=1e-6), params, grads_of_steps)
+    adam = apply_updates(optax.adam(0.1, eps=1e-6), params, grads_of_steps)
+    for name, expected in (("heads", lamb), ("table", lamb), ("bias", adam)):
+        np.testing.assert_allclose(ours[name], expected[name], rtol=2e-5, atol=1e-6)
+
+
 def test_adamw_follows_loshchilov_and_hutter() -> None:
     settings = {"learning_rate": 0.1, "weight_decay": 0.5, "method": {"adamw": {"b1": 0.8, "b2": 0.9}}}
     params = train(settings, AXES, initial_values())
