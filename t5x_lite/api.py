@@ -44,7 +44,7 @@ class Model:
     """A run's weights, tokenizer and config.
 
     Attributes:
-        run: the run directory.
+        run: the opened run.
         step: the step of the weights.
         mesh: the mesh of the weights.
         config: the run's config.

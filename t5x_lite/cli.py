@@ -233,7 +233,8 @@ def sweep(options: argparse.Namespace, overrides: list[str]) -> int:
     action = words.pop(0) if words[0] in {"fit", "eval", "plot"} else ""
     check_sweep_options(options, action)
     if not words:
-        raise UserError(f"sweep {action}: give a sweep's YAML file{' or a CSV file' * (action == 'fit')}")
+        expected = "a sweep's YAML file or a CSV file" if action == "fit" else "a sweep's YAML file"
+        raise UserError(f"sweep {action}: give {expected}")
     subject = local_copies.local_path(words[0])
     sweep_overrides = words[1:]
     unknown = [word for word in sweep_overrides if "=" not in word]

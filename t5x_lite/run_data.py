@@ -38,8 +38,7 @@ def open_tokenizer(config: RunConfig) -> Tokenizer:
         if configured.fingerprint != stored.fingerprint:
             raise UserError(
                 f"tokenizer.file.path {config.tokenizer.path}: is not the tokenizer that {config.run_dir} began "
-                "with; restore "
-                "the file, or choose another run_dir"
+                "with; restore the file, or choose another run_dir"
             )
     return stored
 

@@ -208,10 +208,6 @@ class Linear(nnx.Module):
         return y.reshape(*row_shape, *[size for _, size in self.outputs])
 
 
-LinearAdapter = Callable[[Callable[..., Array], Float[Array, "..."], SortedRows | None], Float[Array, "..."]]
-"""The addition of an adaptation to a linear map: a function of the plain map, its input, and how rows are sorted."""
-
-
 def _product_of_sorted_rows(
     x: Float[Array, "n d"], matrices: Float[Array, "e d f"], bias: Float[Array, "e f"] | None, rows: SortedRows
 ) -> Float[Array, "n f"]:

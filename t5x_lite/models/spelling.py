@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import UInt16
 
-BYTES = 256
 TEXT_BEGIN = 256
 TEXT_END = 257
 WORD_BEGIN = 258

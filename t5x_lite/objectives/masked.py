@@ -101,7 +101,7 @@ class Masked(TokenPrediction):
 
     @property
     def static_epochs(self) -> int:
-        """BERT repeated ten sets of masks."""
+        """`static`; the data of BERT had ten sets of masks."""
         return self.static
 
     @property

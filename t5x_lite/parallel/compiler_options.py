@@ -18,8 +18,8 @@ OVERLAP_ON_TPU: Mapping[str, bool] = {
     # A product whose result is summed and scattered becomes a loop of smaller products and permutes.
     "xla_tpu_decompose_einsum_reduce_scatter": True,
 }
-"""Options with which a TPU exchanges arrays while it computes. By default it does so for few of them: of GPT-3 6.7B on
-v5p for none (docs/results/performance.md)."""
+"""Options with which a TPU overlaps collectives with computation. XLA's defaults overlap few: none of GPT-3 6.7B on v5p
+(docs/results/performance.md)."""
 _UNKNOWN_OPTION = re.compile(r"No such compile option: '(.*?)'")
 
 Options = Mapping[str, bool | int | float | str]

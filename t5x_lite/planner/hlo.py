@@ -98,7 +98,7 @@ def find_collectives(text: str, mesh: Mapping[str, int], slices: int = 1) -> lis
     Args:
         text: `compiled.as_text()`.
         mesh: sizes of the axes, in the order in which devices are numbered.
-        slices: number of slices, which are joined along the axis `data`. The program exchanges arrays between slices
+        slices: number of slices, which are joined along the axis `data`. The program communicates between slices
             through their hosts, by `send` instructions.
     """
     computations = _COMPUTATION.findall(text)

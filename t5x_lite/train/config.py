@@ -93,7 +93,7 @@ class TrainConfig(Config):
     compiler_options: dict[str, bool | int | float | str] | None = setting(
         None,
         "options of XLA's compiler for the train step, such as {xla_tpu_scoped_vmem_limit_kib: 65536}; null has those "
-        "that overlap exchanges with work on a TPU, and none elsewhere; {} has none",
+        "that overlap collectives with computation on a TPU, and none elsewhere; {} has none",
     )
     health_every_steps: Int = setting(
         100, "steps between comparisons of the replicas' checksums and of the processes' speeds", unit="steps", ge=1

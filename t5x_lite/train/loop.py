@@ -192,7 +192,7 @@ class Trainer:
         split = self.config.trainable_split(run.spec.axes)
         details = ""
         if run.spec.active_parameters < run.spec.parameters:
-            details += f", of which a token passes {run.spec.active_parameters:,},"
+            details += f" ({run.spec.active_parameters:,} active per token)"
         if not split.trains_everything:
             trained = sum(array.size for array in jax.tree.leaves(self.steps.state.params))
             state_bytes = sum(
@@ -249,6 +249,7 @@ class Trainer:
         if spikes > spike_limit:
             raise Diverged(f"step {spike_step}: more than {spike_limit} loss spikes (train.spike_limit)")
         store.forget()
+        self.model.update(0, self.steps.state)  # shapes alone: the memory of the old state is free for the restored one
         restored_progress, state = store.load()
         skipped_batches = spike_step - restored_progress.step
         restored_progress.skipped_batches = progress.skipped_batches + skipped_batches

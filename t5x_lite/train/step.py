@@ -125,10 +125,8 @@ def _accumulate(
     keys: Key[Array, "microbatches"],
     dtype: DTypeLike,
 ) -> tuple[PyTree, tuple[LossTerms, PyTree]]:
-    """Return gradients, in type `dtype`, and loss terms added up over the microbatches, computed one at a time.
-
-    No states are carried from batch to batch then.
-    """
+    """Return gradients, in type `dtype`, and loss terms added up over the microbatches, computed one at a time."""
+    # Recurrent states are not carried from batch to batch: those need train.microbatches=1.
     microbatches = {name: _split_rows(array, len(keys)) for name, array in batch.items()}
 
     def converted_gradient(microbatch: Batch, key: PRNGKeyArray) -> tuple[PyTree, tuple[LossTerms, PyTree]]:

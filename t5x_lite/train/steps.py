@@ -43,7 +43,7 @@ from t5x_lite.trees import flatten_names, unflatten_names
 
 @dataclass(frozen=True)
 class Steps:
-    """The compiled functions of one run on one mesh.
+    """The jitted functions of one run on one mesh.
 
     Attributes:
         train: maps a state, which it consumes, and a batch to the next state and a dict of metrics.

@@ -59,7 +59,7 @@ def test_a_run_reports_the_loads_of_its_experts(
 ) -> None:
     run_dir = tmp_path / "run"
     assert train(tiny_config, run_dir, *family_overrides(family)) == 0
-    assert "of which a token passes" in capsys.readouterr().err
+    assert "active per token)" in capsys.readouterr().err
     first, *_, last = lines(run_dir)
     assert first.keys() >= METRICS
     assert sum(last["expert_load"]) == pytest.approx(1.0, abs=1e-5)

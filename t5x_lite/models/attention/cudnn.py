@@ -21,7 +21,7 @@ def unsupported_reason(kind: AttentionKind, required: KernelRequirements, platfo
     if required.prefix:
         return "it does not support a prefix that is attended to both ways"
     if required.dtype not in {"bfloat16", "float16"}:
-        return f"it does not support {required.dtype}; bfloat16 it does"
+        return f"it supports bfloat16 and float16, not {required.dtype}"
     if required.head_dim % 8 > 0 or required.head_dim > 128:
         return f"head_dim {required.head_dim} is not a multiple of 8 up to 128"
     if required.length % 2 > 0:

@@ -33,7 +33,7 @@ def unsupported_reason(kind: AttentionKind, required: KernelRequirements, platfo
     if platform not in GPU_PLATFORMS and platform != "tpu":
         return f"it is for TPUs and NVIDIA GPUs, not for {platform}"
     if platform != "tpu" and required.dtype not in {"bfloat16", "float16"}:
-        return f"it does not support {required.dtype}; bfloat16 it does"
+        return f"it supports bfloat16 and float16, not {required.dtype}"
     if required.head_dim > 128:
         return f"head_dim {required.head_dim} is over 128"
     if not required.in_order:

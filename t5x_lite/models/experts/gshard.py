@@ -9,8 +9,8 @@ from t5x_lite.models.experts.router import Assignment, Router, highest
 class GShard(Router):
     """The two likeliest experts; in training the second with probability 2 · its weight.
 
-    The balance loss counts first choices alone; a first choice comes before every second one. Times experts² as in its
-    code, so that it is 1 in balance.
+    The balance loss counts first choices alone; a first choice comes before every second one. It is experts² times the
+    mean of f·p, as in the published code: 1 in balance.
     """
 
     @property

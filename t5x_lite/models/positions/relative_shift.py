@@ -18,13 +18,13 @@ class PairOffsets:
 
     Attributes:
         offsets: each of them once, in ascending order; or of one query, that of each key.
-        query_places: distance of each query from the first, in steps of `offsets`; None for one query.
-        key_places: distance of each key from the first.
+        query_steps: distance of each query from the first, in steps of `offsets`; None for one query.
+        key_steps: distance of each key from the first.
     """
 
     offsets: Int[Array, "p"]
-    query_places: Int[np.ndarray, "l"] | None = None
-    key_places: Int[np.ndarray, "m"] | None = None
+    query_steps: Int[np.ndarray, "l"] | None = None
+    key_steps: Int[np.ndarray, "m"] | None = None
 
     @classmethod
     def between(cls, queries: "TokenPositions", keys: "TokenPositions") -> "PairOffsets":
@@ -35,29 +35,30 @@ class PairOffsets:
         """
         if len(queries.index) == 1:
             return cls(keys.index - queries.index)
-        query_places = queries.distances
-        key_places = keys.distances
-        step = max(np.gcd.reduce(np.concatenate([query_places, key_places])), 1)
-        query_places = query_places // step
-        key_places = key_places // step
-        least = -query_places.max()
-        # The shift wants one more than there are.
-        steps = np.arange(least, key_places.max() + 2)
-        return cls(keys.smallest_index - queries.smallest_index + step * steps, query_places, key_places)
+        query_steps = queries.distances
+        key_steps = keys.distances
+        step = max(np.gcd.reduce(np.concatenate([query_steps, key_steps])), 1)
+        query_steps = query_steps // step
+        key_steps = key_steps // step
+        least = -query_steps.max()
+        # `at_pairs` drops a column, so one more offset is computed.
+        steps = np.arange(least, key_steps.max() + 2)
+        return cls(keys.smallest_index - queries.smallest_index + step * steps, query_steps, key_steps)
 
     def at_pairs(self, scores: Float[Array, "b h l p"]) -> Float[Array, "b h l m"]:
         """Return the score of each query with the offset of each key from scores with all offsets."""
         import jax.numpy as jnp
 
-        if self.query_places is None or self.key_places is None:
+        if self.query_steps is None or self.key_steps is None:
             return scores
         b, h, l, p = scores.shape
-        if not np.array_equal(self.query_places, np.arange(l)):
-            places = self.key_places[None, :] - self.query_places[:, None] + self.query_places.max()
+        if not np.array_equal(self.query_steps, np.arange(l)):
+            places = self.key_steps[None, :] - self.query_steps[:, None] + self.query_steps.max()
             return jnp.take_along_axis(scores, places[None, None], axis=3)
-        # Row i + 1 begins one offset lower than row i: in rows that are one shorter they are below each other.
-        below_each_other = scores.reshape(b, h, l * p)[:, :, l - 1 : l - 1 + l * (p - 1)].reshape(b, h, l, p - 1)
-        keys = self.key_places.max() + 1
-        if np.array_equal(self.key_places, np.arange(keys)):
-            return below_each_other[..., :keys]
-        return below_each_other[..., self.key_places]
+        # Skew: in rows that are one entry shorter, column j is the offset to key j (Dai et al. 2019, appendix B).
+        flat_scores = scores.reshape(b, h, l * p)
+        skewed = flat_scores[:, :, l - 1 : l - 1 + l * (p - 1)].reshape(b, h, l, p - 1)
+        keys = self.key_steps.max() + 1
+        if np.array_equal(self.key_steps, np.arange(keys)):
+            return skewed[..., :keys]
+        return skewed[..., self.key_steps]
