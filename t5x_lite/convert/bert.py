@@ -32,11 +32,11 @@ def _count_positions(unused_rows: int) -> Transform:
     return Transform(to_ours=subtract_unused_rows, to_foreign=add_unused_rows)
 
 
-def _encoder_fields(unused_rows: int) -> tuple[Field, ...]:
+def _encoder_fields(unused_rows: int, activation: str = "gelu") -> tuple[Field, ...]:
     return (
         *SIZE_FIELDS,
         Field("intermediate_size", "mlp"),
-        Field("hidden_act", "feedforward.mlp.activation", default="gelu", transform=ACTIVATION),
+        Field("hidden_act", "feedforward.mlp.activation", default=activation, transform=ACTIVATION),
         Field("hidden_dropout_prob", "dropout", default=0.1),
         Field("attention_probs_dropout_prob", "dropout", is_read=False),
         Field("max_position_embeddings", "positions.learned.length", transform=_count_positions(unused_rows)),
@@ -56,7 +56,9 @@ ROBERTA_UNUSED_ROWS = 2
 """RoBERTa's positions start at 2; its `max_position_embeddings` counts the two rows before them."""
 ROBERTA_FIELDS = _encoder_fields(unused_rows=ROBERTA_UNUSED_ROWS)
 ROBERTA_FIXED = {**BERT_FIXED, "positions.learned.offset": ROBERTA_UNUSED_ROWS}
-FACTORISED_FIELDS = (*BERT_FIELDS, Field("embedding_size", "embedding", default=None))
+EMBEDDING_SIZE = Field("embedding_size", "embedding", default=None)
+FACTORISED_FIELDS = (*BERT_FIELDS, EMBEDDING_SIZE)
+ALBERT_FIELDS = (*_encoder_fields(unused_rows=0, activation="gelu_new"), EMBEDDING_SIZE)
 """BERT's fields, and the width of the token embedding."""
 
 TOKEN_OUTPUT = {"output_transform": True, "output_bias": True}
@@ -286,7 +288,7 @@ ALBERT = ModelType(
     ),
     headless=headless("AlbertModel"),
     config=ConfigTable(
-        FACTORISED_FIELDS,
+        ALBERT_FIELDS,
         fixed={**BERT_FIXED, "shared_layers": True},
         rules=(GROUPS,),
         without_effect=ENCODER_TIED,

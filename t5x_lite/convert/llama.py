@@ -39,15 +39,16 @@ def first_window(model: ModelConfig) -> int | None:
     return attention.window if isinstance(attention, Local) else None
 
 
-def _read_sliding_window(source: ForeignModel, settings: Settings) -> None:
-    settings["pattern"] = [{"attention": read_attention(source.config.get("sliding_window"))}]
+def sliding_window(default: int | None) -> Rule:
+    """Return the rule of one window for all layers, which is `default` where a config gives none."""
 
+    def read(source: ForeignModel, settings: Settings) -> None:
+        settings["pattern"] = [{"attention": read_attention(source.config.get("sliding_window", default))}]
 
-def _write_sliding_window(model: ModelConfig, config: ForeignConfig) -> None:
-    config["sliding_window"] = first_window(model)
+    def write(model: ModelConfig, config: ForeignConfig) -> None:
+        config["sliding_window"] = first_window(model)
 
-
-SLIDING_WINDOW = Rule(("sliding_window",), read=_read_sliding_window, write=_write_sliding_window)
+    return Rule(("sliding_window",), read=read, write=write)
 
 
 def _make_every_feedforward_moe(source: ForeignModel, settings: Settings) -> None:
@@ -92,7 +93,7 @@ LLAMA_CONFIG = ConfigTable((*llama_fields(1e-6), ATTENTION_BIAS, FEEDFORWARD_BIA
 MISTRAL_CONFIG = ConfigTable(
     llama_fields(1e-6),
     fixed={**LLAMA_FIXED, "bias": False},
-    rules=(*LLAMA_RULES, SLIDING_WINDOW),
+    rules=(*LLAMA_RULES, sliding_window(4096)),
     required_values={"attention_bias": NO_BIAS, "mlp_bias": NO_BIAS},
 )
 OLMO2_CONFIG = ConfigTable(
@@ -109,7 +110,7 @@ MIXTRAL_CONFIG = ConfigTable(
         Field("router_aux_loss_coef", "moe.router.top_k.balance", default=0.001),
     ),
     fixed={**LLAMA_FIXED, "bias": False, "moe.router.top_k.over": "model", "moe.dispatch": "dropless"},
-    rules=(*LLAMA_RULES, SLIDING_WINDOW, EXPERTS_IN_EVERY_LAYER),
+    rules=(*LLAMA_RULES, sliding_window(None), EXPERTS_IN_EVERY_LAYER),
     required_values={"attention_bias": NO_BIAS, "mlp_bias": NO_BIAS},
 )
 

@@ -103,9 +103,13 @@ def require_rotary(model: ModelConfig) -> Rotary:
     return model.positions
 
 
+DEFAULT_THETAS = {"mixtral": 1000000.0, "smollm3": 2000000.0}
+"""Bases of wavelengths that Transformers takes for these model types if a config gives none; for others it is 10000."""
+
+
 def rope_parameters_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return `rope_parameters`, in which newer configs have all; older ones have `rope_theta` and `rope_scaling`."""
-    theta = config.get("rope_theta", 10000.0)
+    theta = config.get("rope_theta", DEFAULT_THETAS.get(config.get("model_type", ""), 10000.0))
     parameters = config.get("rope_parameters") or config.get("rope_scaling") or {}
     return {"rope_theta": theta, **parameters}
 

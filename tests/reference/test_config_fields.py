@@ -133,6 +133,30 @@ UNTIED = {
 }
 
 
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("Mixtral", ("rope_theta", "rope_parameters")),
+        ("SmolLM3", ("rope_theta", "rope_parameters")),
+        ("Mistral", ("sliding_window",)),
+        ("ALBERT", ("hidden_act",)),
+    ],
+)
+def test_a_missing_field_has_the_default_of_transformers(
+    cases: Cases, name: str, fields: tuple[str, ...], tmp_path: Path
+) -> None:
+    case = cases(name)
+    shutil.copytree(case.folder, tmp_path / "without")
+    config = json.loads((tmp_path / "without/config.json").read_text())
+    rest = {key: value for key, value in config.items() if key not in fields}
+    (tmp_path / "without/config.json").write_text(json.dumps(rest))
+    shutil.copytree(tmp_path / "without", tmp_path / "filled")
+    filled = transformers.AutoConfig.from_pretrained(tmp_path / "without").to_dict()
+    (tmp_path / "filled/config.json").write_text(json.dumps({**rest, **{key: filled.get(key) for key in fields}}))
+    models = [import_hf(tmp_path / folder, tmp_path / f"{folder}_run").config.model for folder in ("without", "filled")]
+    assert models[0] == models[1]
+
+
 @pytest.mark.parametrize("name", UNTIED)
 def test_an_output_matrix_of_its_own_is_imported_and_exported(name: str, cases: Cases, tmp_path: Path) -> None:
     case = cases(name)
