@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from t5x_lite.parallel.distributed import handle_signals
 from tests.conftest import REPOSITORY
 from tests.launch.test_scripts import LAUNCH, run_bash
 
@@ -126,7 +127,9 @@ def send_signal_while_it_trains(folder: Path, number: int) -> tuple[int, str]:
     """Return the exit code of the launcher, and what it has printed."""
     environment = os.environ | put_in_path(folder, FAKE_TPU, "gcloud", "tar") | {"WAITS": "yes"}
     command = ["bash", *map(str, TRAIN)]
-    launcher = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stderr=subprocess.PIPE, text=True)
+    # A shell ignores SIGINT in what it runs in the background, such as these tests, and bash cannot trap it then.
+    with handle_signals(signal.default_int_handler, signal.SIGINT):
+        launcher = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stderr=subprocess.PIPE, text=True)
     try:
         deadline = time.monotonic() + 30
         while not (folder / "calls.trains").exists():
