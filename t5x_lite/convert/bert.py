@@ -57,8 +57,8 @@ ROBERTA_UNUSED_ROWS = 2
 ROBERTA_FIELDS = _encoder_fields(unused_rows=ROBERTA_UNUSED_ROWS)
 ROBERTA_FIXED = {**BERT_FIXED, "positions.learned.offset": ROBERTA_UNUSED_ROWS}
 EMBEDDING_SIZE = Field("embedding_size", "embedding", default=None)
-FACTORISED_FIELDS = (*BERT_FIELDS, EMBEDDING_SIZE)
 ALBERT_FIELDS = (*_encoder_fields(unused_rows=0, activation="gelu_new"), EMBEDDING_SIZE)
+FACTORISED_FIELDS = (*BERT_FIELDS, EMBEDDING_SIZE)
 """BERT's fields, and the width of the token embedding."""
 
 TOKEN_OUTPUT = {"output_transform": True, "output_bias": True}

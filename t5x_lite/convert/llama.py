@@ -11,7 +11,7 @@ from t5x_lite.convert.config_table import (
     Settings,
 )
 from t5x_lite.convert.model_type import OUTPUT_MATRIX, TIED_OUTPUT, Architecture, ModelType
-from t5x_lite.convert.rope import ROTARY
+from t5x_lite.convert.rope import ROTARY, rotary
 from t5x_lite.convert.weight_map import Modules, StackModules, WeightTable
 from t5x_lite.models.attention.kinds import Local
 from t5x_lite.models.config import ModelConfig
@@ -110,7 +110,7 @@ MIXTRAL_CONFIG = ConfigTable(
         Field("router_aux_loss_coef", "moe.router.top_k.balance", default=0.001),
     ),
     fixed={**LLAMA_FIXED, "bias": False, "moe.router.top_k.over": "model", "moe.dispatch": "dropless"},
-    rules=(*LLAMA_RULES, sliding_window(None), EXPERTS_IN_EVERY_LAYER),
+    rules=(HEAD_DIM, rotary(1000000.0), TIED_OUTPUT, sliding_window(None), EXPERTS_IN_EVERY_LAYER),
     required_values={"attention_bias": NO_BIAS, "mlp_bias": NO_BIAS},
 )
 

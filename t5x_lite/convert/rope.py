@@ -103,27 +103,30 @@ def require_rotary(model: ModelConfig) -> Rotary:
     return model.positions
 
 
-DEFAULT_THETAS = {"mixtral": 1000000.0, "smollm3": 2000000.0}
-"""Bases of wavelengths that Transformers takes for these model types if a config gives none; for others it is 10000."""
-
-
-def rope_parameters_of(config: Mapping[str, Any]) -> dict[str, Any]:
+def rope_parameters_of(config: Mapping[str, Any], default_theta: float = 10000.0) -> dict[str, Any]:
     """Return `rope_parameters`, in which newer configs have all; older ones have `rope_theta` and `rope_scaling`."""
-    theta = config.get("rope_theta", DEFAULT_THETAS.get(config.get("model_type", ""), 10000.0))
+    theta = config.get("rope_theta", default_theta)
     parameters = config.get("rope_parameters") or config.get("rope_scaling") or {}
     return {"rope_theta": theta, **parameters}
 
 
-def _read_rotary(source: ForeignModel, settings: Settings) -> None:
-    settings["positions"] = {"rotary": read_rope_parameters(rope_parameters_of(source.config), source.config)}
-
-
-def _write_rotary(model: ModelConfig, config: ForeignConfig) -> None:
-    config["rope_parameters"] = write_rope_parameters(require_rotary(model), config)
-
-
 ROTARY_FIELDS = ("rope_parameters", "rope_theta", "rope_scaling", "max_position_embeddings")
-ROTARY = Rule(ROTARY_FIELDS, read=_read_rotary, write=_write_rotary)
+
+
+def rotary(default_theta: float = 10000.0) -> Rule:
+    """Return the rule of rotary positions. A config without a base of wavelengths has `default_theta`."""
+
+    def read(source: ForeignModel, settings: Settings) -> None:
+        rope = rope_parameters_of(source.config, default_theta)
+        settings["positions"] = {"rotary": read_rope_parameters(rope, source.config)}
+
+    def write(model: ModelConfig, config: ForeignConfig) -> None:
+        config["rope_parameters"] = write_rope_parameters(require_rotary(model), config)
+
+    return Rule(ROTARY_FIELDS, read=read, write=write)
+
+
+ROTARY = rotary()
 
 PARTIAL = "partial_rotary_factor"
 

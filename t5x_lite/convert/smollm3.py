@@ -12,13 +12,15 @@ from t5x_lite.convert.config_table import (
 from t5x_lite.convert.llama import (
     ATTENTION_BIAS,
     FEEDFORWARD_BIAS,
+    HEAD_DIM,
     LLAMA_FIXED,
     LLAMA_LAYER,
-    LLAMA_RULES,
     llama_fields,
     llama_like,
 )
+from t5x_lite.convert.model_type import TIED_OUTPUT
 from t5x_lite.convert.qwen import FULL
+from t5x_lite.convert.rope import rotary
 from t5x_lite.errors import UserError
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.positions import NoPositions
@@ -61,7 +63,7 @@ SMOLLM3 = llama_like(
     ConfigTable(
         (*llama_fields(1e-6), ATTENTION_BIAS, FEEDFORWARD_BIAS),
         LLAMA_FIXED,
-        rules=(*LLAMA_RULES, PATTERN),
+        rules=(HEAD_DIM, rotary(2000000.0), TIED_OUTPUT, PATTERN),
         required_values={"use_sliding_window": (False, None)},
         without_effect=("sliding_window", "max_window_layers"),  # without `use_sliding_window`
     ),
