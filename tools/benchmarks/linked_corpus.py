@@ -1,6 +1,5 @@
 """A corpus of any size that takes no room: each of its arrays is one real shard, and links to it for all others."""
 
-import json
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
@@ -9,6 +8,7 @@ import numpy as np
 
 from t5x_lite.data.chunked_arrays import MAX_LENGTH, ArraySpec
 from t5x_lite.data.corpus_files import CorpusFiles, Split
+from t5x_lite.data.corpus_summary import CorpusSummary, SplitCounts
 from t5x_lite.data.row_rule import RowRule
 from t5x_lite.data.row_statistics import RowStatistics
 from t5x_lite.data.row_store import StoredPlan, plan_files
@@ -42,10 +42,17 @@ def write_linked_corpus(folder: Path, rule: RowRule, documents: int) -> None:
         product(range(units), range(row_shards)),
     )
     _write_starts(files, documents)
-    counts = {"documents": documents, "tokens": tokens, "text_bytes": 4 * tokens, "replaced": 0, "parts": None}
-    unit_tokens = [unit_documents * TOKENS_OF_A_DOCUMENT] * units
-    splits = {"train": counts | {"unit_tokens": unit_tokens}}
-    Path(files.summary).write_text(json.dumps({"token_type": "uint16", "splits": splits}))
+    counts = SplitCounts(
+        documents=documents,
+        tokens=tokens,
+        text_bytes=4 * tokens,
+        replaced=0,
+        parts=None,
+        unit_tokens=[unit_documents * TOKENS_OF_A_DOCUMENT] * units,
+        hash="",
+    )
+    summary = CorpusSummary(token_type="uint16", splits={"train": counts})
+    Path(files.summary).write_text(summary.model_dump_json())
     _write_plan(folder, rule, documents)
 
 

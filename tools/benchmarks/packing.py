@@ -71,7 +71,7 @@ def _write_index(folder: Path, lengths: np.ndarray) -> None:
         writer.finish()
         tokens = int(offsets[-1])
         splits[split] = SplitCounts(
-            documents=len(values), tokens=tokens, text_bytes=0, replaced=0, parts=None, unit_tokens=[tokens]
+            documents=len(values), tokens=tokens, text_bytes=0, replaced=0, parts=None, unit_tokens=[tokens], hash=""
         )
     summary = CorpusSummary(token_type="uint16", splits=splits)
     Path(files.summary).write_text(summary.model_dump_json())
