@@ -95,11 +95,11 @@ class Model:
 
     @cached_property
     def bos_ids(self) -> Int[np.ndarray, "_"]:
-        """Ids that the tokenizer of an imported decoder puts before every text, such as Llama's `<s>`.
+        """Ids that the tokenizer of a decoder or an encoder_decoder puts before every text, such as Llama's `<s>`.
 
-        A run that was trained here has none: EOS separates its documents.
+        A tokenizer that was trained here puts none: EOS separates the documents of a decoder.
         """
-        if self.run.huggingface_config and self.config.model.family == "decoder":
+        if self.config.model.family in {"decoder", "encoder_decoder"}:
             return self.tokenizer.beginning()
         return np.zeros(0, np.int32)
 
@@ -152,7 +152,7 @@ class Model:
         """Return the int32 ids of a text as the model reads it, after the soft prompt.
 
         In a decoder the text follows `bos_ids`, and a text without tokens is `prefix_token_id`. In an encoder_decoder
-        EOS ends it. In an encoder it is between [CLS] and [SEP].
+        it is between `bos_ids` and the tokenizer's `ending`, in an encoder between [CLS] and [SEP].
         """
         if self.config.model.family == "encoder_decoder":
             return self.generator.encode_prompt(text)

@@ -17,7 +17,7 @@ from t5x_lite.decode.continuation import decode_continuation
 from t5x_lite.errors import UserError
 from t5x_lite.models.loss_terms import Batch
 from t5x_lite.objectives.features import stacked
-from t5x_lite.objectives.framing import encoder_frame_size, frame_texts
+from t5x_lite.objectives.framing import encoder_frame_size, frame_texts, text_start
 from t5x_lite.objectives.objective import Features
 from t5x_lite.objectives.policy_optimization import PolicyOptimization
 from t5x_lite.objectives.reward import Reward
@@ -159,7 +159,11 @@ class RunRewards:
 
     def _frame(self, answer: SampledAnswer) -> Features:
         """Return the features of a prompt with its answer, as the reward run has learnt them."""
-        texts = [answer.prompt_ids, answer.answer_ids]
+        prompt = answer.prompt_ids
+        start = text_start(self._context.family, self._context.vocabulary)
+        if tuple(prompt[: len(start)]) == start:  # the frame has it too
+            prompt = prompt[len(start) :]
+        texts = [prompt, answer.answer_ids]
         if not self._reads_pairs:
             texts = [np.concatenate(texts)]
         return frame_texts(texts, self._context)

@@ -88,14 +88,22 @@ class HuggingFace(Tokenizer):
         return " " if is_byte_level and not adds_space else ""
 
     def beginning(self) -> Int32[np.ndarray, "tokens"]:
+        frame = self._template()
+        return super().beginning() if frame is None else frame[0]
+
+    def ending(self) -> Int32[np.ndarray, "tokens"]:
+        frame = self._template()
+        return super().ending() if frame is None else frame[1]
+
+    def _template(self) -> tuple[Int32[np.ndarray, "_"], Int32[np.ndarray, "_"]] | None:
+        """Return the ids that the file puts before and after every text; None if it puts none on either side."""
         with _explained():
             encoding = self._tokenizer.encode("a", add_special_tokens=True)
-        count = 0
-        while count < len(encoding.ids) and encoding.special_tokens_mask[count]:
-            count += 1
-        if count:
-            return np.array(encoding.ids[:count], np.int32)
-        return super().beginning()
+        ids = np.array(encoding.ids, np.int32)
+        (text,) = np.nonzero(np.array(encoding.special_tokens_mask) == 0)
+        if len(text) in {0, len(ids)}:
+            return None
+        return ids[: text[0]], ids[text[-1] + 1 :]
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         return self._tokenizer.decode(np.asarray(ids, np.int64).tolist(), skip_special_tokens=True)

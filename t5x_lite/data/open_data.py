@@ -33,6 +33,7 @@ from t5x_lite.data.stages import Stage
 from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.data.training_data import ExampleSequence, PipelineSettings, TrainingData, ValidationBatches
 from t5x_lite.errors import UserError
+from t5x_lite.objectives.framing import text_start
 from t5x_lite.objectives.objective import ExampleContext
 
 FREQUENCY_TOKENS = 10_000_000
@@ -193,7 +194,10 @@ def open_data(settings: PipelineSettings, tokenizer: Tokenizer, task_names: Sequ
     if task_names:
         return open_task_data(settings, tokenizer, task_names)
     sources = settings.data.sources
-    folders = [prepare_corpus(source, settings.data.of_source(source), tokenizer) for source in sources]
+    beginning = _document_start(settings.context)
+    folders = []
+    for source in sources:
+        folders.append(prepare_corpus(source, settings.data.of_source(source), tokenizer, beginning=beginning))
     training = [Corpus(folder, "train") for folder in folders]
     held_out = [Corpus(folder, "validation") for folder in folders]
     mixes_tokens = settings.data.mixture_by == "tokens" and len(folders) > 1
@@ -233,6 +237,11 @@ def _prepare_stage(settings: PipelineSettings, stage: Stage, folders: Sequence[s
     return tokens_per_row
 
 
+def _document_start(context: ExampleContext) -> tuple[int, ...]:
+    """Return the ids before each document: a decoder reads documents as they are, and other objectives frame them."""
+    return text_start(context.family, context.vocabulary) if context.family == "decoder" else ()
+
+
 def row_rule(settings: PipelineSettings) -> RowRule:
     """Return the rule by which the text of a source becomes rows."""
     return RowRule(settings.data, settings.objective, settings.context)
@@ -270,7 +279,8 @@ def prepare_sources(
     prepared: list[PreparedSource] = []
     for source in settings.data.sources:
         source_settings = settings.of_source(source)
-        folder = prepare_corpus(source, source_settings.data, tokenizer, runner)
+        beginning = _document_start(settings.context)
+        folder = prepare_corpus(source, source_settings.data, tokenizer, runner, beginning=beginning)
         prepared.append(PreparedSource(source.name, folder, prepare_rows(folder, row_rule(source_settings))))
     for stage in settings.all_stages():
         _prepare_stage(settings, stage, [source.folder for source in prepared])

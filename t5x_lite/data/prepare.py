@@ -43,6 +43,7 @@ def prepare_corpus(
     tokenizer: Tokenizer,
     runner: str | None = None,
     *,
+    beginning: tuple[int, ...] = (),
     smallest_unit: int = SMALLEST_UNIT,
 ) -> str:
     """Return the folder of a source's token corpus, after tokenising what is not there yet.
@@ -55,6 +56,7 @@ def prepare_corpus(
         data: options of the corpus, and the folder of the cache.
         tokenizer: makes token ids.
         runner: a runner of Apache Beam that tokenises, such as DirectRunner; None uses processes of this machine.
+        beginning: ids before each document that is not a conversation.
         smallest_unit: smallest target size of a unit of text, in bytes.
 
     Raises:
@@ -62,16 +64,16 @@ def prepare_corpus(
             killed. Finished units are kept, and a rerun continues.
     """
     jobs = _list_jobs(source, data, smallest_unit)
-    files = CorpusFiles(_folder(source, jobs, data, tokenizer, FORMAT))
+    files = CorpusFiles(_folder(source, jobs, data, tokenizer, beginning, FORMAT))
     if file_exists(files.summary):
         return files.folder
     processes = data.prepare_processes or os.cpu_count() or 1
-    tokenise = partial(tokenise_unit, files=files, data=data, tokenizer=tokenizer)
+    tokenise = partial(tokenise_unit, files=files, data=data, tokenizer=tokenizer, beginning=beginning)
     try:
         make_folder(files.folder)
         with lock_folder(files.folder):
             if not file_exists(files.summary):
-                _announce_old_format(_folder(source, jobs, data, tokenizer, FORMAT - 1))
+                _announce_old_format(_folder(source, jobs, data, tokenizer, beginning, FORMAT - 1))
                 _clean_missing(files.folder, jobs, runner, processes)
                 _tokenise_missing(files, jobs, tokenise, runner, processes)
                 units = [job.name for job in jobs]
@@ -83,10 +85,15 @@ def prepare_corpus(
 
 
 def _folder(
-    source: MixedSource, jobs: Sequence[TokeniseJob], data: DataConfig, tokenizer: Tokenizer, version: int
+    source: MixedSource,
+    jobs: Sequence[TokeniseJob],
+    data: DataConfig,
+    tokenizer: Tokenizer,
+    beginning: tuple[int, ...],
+    version: int,
 ) -> str:
     """Return the folder of a corpus of some version of the format."""
-    return join(expand(data.cache_dir), f"{source.name}-{_hash_settings(jobs, data, tokenizer, version)}")
+    return join(expand(data.cache_dir), f"{source.name}-{_hash_settings(jobs, data, tokenizer, beginning, version)}")
 
 
 def _announce_old_format(old_folder: str) -> None:
@@ -121,7 +128,9 @@ def _validation_source(source: MixedSource, data: DataConfig) -> MixedSource:
     return source.model_copy(update=changes)
 
 
-def _hash_settings(jobs: Sequence[TokeniseJob], data: DataConfig, tokenizer: Tokenizer, version: int) -> str:
+def _hash_settings(
+    jobs: Sequence[TokeniseJob], data: DataConfig, tokenizer: Tokenizer, beginning: tuple[int, ...], version: int
+) -> str:
     """Return a hash of all that decides which tokens are written, and into which split."""
     options = f"{data.end_of_document} {data.validation_fraction} {data.validation_by}"
     if data.parts != "none":
@@ -132,6 +141,8 @@ def _hash_settings(jobs: Sequence[TokeniseJob], data: DataConfig, tokenizer: Tok
         options += " with the space between sentences"
     if data.end_of_document and tokenizer.eos != tokenizer.usual_eos:
         options += f" end of document {tokenizer.eos}"
+    if beginning and data.parts != "turns":
+        options += f" beginning of document {beginning}"
     cleaning = next((job.cleaning for job in jobs if job.cleaning), None)
     if cleaning is not None:
         options += f" cleaning {cleaning.identity}"

@@ -110,6 +110,12 @@ class Tokenizer(ABC):
         """Return the ids that come before every text, such as Llama's <s>; `encode` leaves them out."""
         return np.array([] if self.bos is None else [self.bos], np.int32)
 
+    def ending(self) -> Int32[np.ndarray, "tokens"]:
+        """Return the ids that come after every text that an encoder_decoder reads, such as T5's </s>."""
+        if self.eos is None or self.settings.get("add_eos_token") is False:
+            return np.zeros(0, np.int32)
+        return np.array([self.eos], np.int32)
+
     def sentinels(self) -> tuple[int, ...]:
         """Return the ids of T5's <extra_id_0>, <extra_id_1>, … in this order."""
         ids: list[int] = []
@@ -129,6 +135,8 @@ class Tokenizer(ABC):
             special=is_special,
             begins_word=self.begins_word(),
             ends_word=self.ends_word(),
+            beginning=tuple(self.beginning().tolist()),
+            ending=tuple(self.ending().tolist()),
         )
 
     def encode(self, text: str) -> Int32[np.ndarray, "tokens"]:

@@ -220,17 +220,15 @@ class Generator:
     def encode_prompt(self, prompt: str) -> TokenIds:
         """Return the ids of a prompt, after `prompt_prefix`.
 
-        For an encoder_decoder the names of special tokens in the prompt stand for these tokens, and EOS ends it. For a
-        decoder a prompt without tokens becomes EOS.
+        For an encoder_decoder the names of special tokens in the prompt stand for these tokens, and the tokenizer's
+        `ending`, such as T5's EOS, follows it. For a decoder a prompt without tokens becomes EOS.
 
         Raises:
             UserError: a decoder's prompt without tokens, and the tokenizer has no EOS.
         """
         eos = self.tokenizer.eos
         if self.config.family == "encoder_decoder":
-            parts = [self.prompt_prefix, self.tokenizer.encode_named(prompt)]
-            if eos is not None:
-                parts.append(np.array([eos]))
+            parts = [self.prompt_prefix, self.tokenizer.encode_named(prompt), self.tokenizer.ending()]
             return np.concatenate(parts).astype(np.int32)
         token_ids = np.concatenate([self.prompt_prefix, self.tokenizer.encode(prompt)])
         if len(token_ids):

@@ -255,11 +255,11 @@ def encode_texts(model: EvaluationModel, texts: Sequence[str], length: int, *, w
 
 
 def _end_size(model: EvaluationModel) -> int:
-    """Return how many tokens end a text: none in a decoder, [SEP] or EOS, or XLNet's [SEP] and [CLS]."""
+    """Return how many tokens end a text: none in a decoder, T5's EOS, [SEP], or XLNet's [SEP] and [CLS]."""
     if model.config.model.family == "decoder":
         return 0
     if model.config.model.family == "encoder_decoder":
-        return 1
+        return len(model.tokenizer.ending())
     return 1 + len(encoder_frame(model.tokenizer.vocabulary(), "a text for an encoder").last)
 
 

@@ -1,5 +1,6 @@
 """Special tokens around texts: `[CLS] A [SEP] B [SEP]` in an encoder, `A EOS B EOS` in a decoder.
 
+A decoder and an encoder_decoder also read what their tokenizer puts around every text, such as Llama's `<s>`.
 Objectives use it for their examples, and the functions that query a trained model for their inputs.
 """
 
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int
 
+from t5x_lite.models.config import Family
 from t5x_lite.objectives.features import pad, positions_in, stacked, token_features
 from t5x_lite.objectives.objective import ExampleContext, Features, TokenRow, Vocabulary
 
@@ -75,11 +77,30 @@ def encoder_frame_size(texts: int) -> int:
 
 
 def task_frame(context: ExampleContext) -> Frame:
-    """Return the frame of the texts of a task: BERT's in an encoder, EOS after each text in a decoder."""
+    """Return the frame of the texts of a task: BERT's in an encoder, EOS after each text in a decoder.
+
+    A decoder also reads what its tokenizer puts before every text.
+    """
     user = "a task"
     if context.family == "encoder":
         return encoder_frame(context.vocabulary, user)
-    return Frame((), context.vocabulary.require_eos(user))
+    return Frame(text_start(context.family, context.vocabulary), context.vocabulary.require_eos(user))
+
+
+def text_start(family: Family, vocabulary: Vocabulary) -> tuple[int, ...]:
+    """Return the ids before every text that a decoder or an encoder_decoder reads; an encoder has `encoder_frame`."""
+    return () if family in {"encoder", "electra"} else vocabulary.beginning
+
+
+def text_end(family: Family, vocabulary: Vocabulary) -> tuple[int, ...]:
+    """Return the ids after every text that an encoder_decoder reads; a decoder goes on with what it predicts."""
+    return vocabulary.ending if family == "encoder_decoder" else ()
+
+
+def input_start(context: ExampleContext) -> Int[np.ndarray, "n"]:
+    """Return the ids before the input of a task in a model that is no encoder: `soft_tokens`, then `text_start`."""
+    start = np.array(text_start(context.family, context.vocabulary), np.int32)
+    return np.concatenate([soft_tokens(context), start])
 
 
 def soft_tokens(context: ExampleContext) -> Int[np.ndarray, "n"]:

@@ -37,6 +37,8 @@ class Vocabulary:
         begins_word: marks the ids of tokens that begin a word, such as those that begin with a space.
         frequency: each token's share of the training text, if the objective needs it (`Objective.needs_frequency`).
         ends_word: marks the ids of tokens that end a word, such as those that end with a line break.
+        beginning: ids that the tokenizer puts before every text, such as Llama's <s>.
+        ending: ids that it puts after every text that an encoder_decoder reads, such as T5's </s>.
     """
 
     size: int
@@ -47,6 +49,8 @@ class Vocabulary:
     begins_word: Bool[np.ndarray, "size"]
     frequency: Float[np.ndarray, "size"] | None = None
     ends_word: Bool[np.ndarray, "size"] | None = None
+    beginning: tuple[int, ...] = ()
+    ending: tuple[int, ...] = ()
 
     def require_eos(self, user: str) -> int:
         """Return the id of the end-of-text token.

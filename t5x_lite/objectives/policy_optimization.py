@@ -13,6 +13,7 @@ import numpy as np
 from t5x_lite.errors import UserError
 from t5x_lite.models.config import Family, ModelConfig
 from t5x_lite.models.head_config import HeadConfig
+from t5x_lite.objectives.framing import text_start
 from t5x_lite.objectives.model_protocols import Array, Batch, DropoutKey, LossSettings, LossSums
 from t5x_lite.objectives.objective import ExampleContext, ExampleLengths, Features
 from t5x_lite.objectives.supervised import Answer, Coder, Record, Supervised
@@ -106,7 +107,7 @@ class PolicyOptimization(Supervised):
     def check_context(self, context: ExampleContext) -> None:
         """Refuse a tokenizer without EOS, and a row without room for prompts."""
         context.vocabulary.require_eos(f"objective {self.name}")
-        if context.seq_len <= self.answer_len:
+        if context.seq_len - len(text_start("decoder", context.vocabulary)) <= self.answer_len:
             raise UserError(
                 f"objective {self.name}: train.seq_len {context.seq_len} has no room for a prompt beside answer_len "
                 f"{self.answer_len}"
@@ -133,9 +134,13 @@ class PolicyOptimization(Supervised):
     def examples(self, record: Record, coder: Coder, context: ExampleContext) -> list[Features]:
         self.check_record(record)
         length = context.seq_len - self.answer_len
-        prompt = encode_prompt(record, coder)[-length:]
+        start = text_start("decoder", context.vocabulary)
+        if isinstance(record["prompt"], list):
+            start = ()  # the chat template writes it itself
+        prompt = encode_prompt(record, coder)
         if not len(prompt):
             raise ValueError("`prompt` has no tokens")
+        prompt = np.concatenate([start, prompt[-(length - len(start)) :]])
         reference = np.frombuffer(reference_text(record).encode(), np.uint8)
         padding = length - len(prompt)
         features: dict[str, np.ndarray] = {

@@ -14,7 +14,7 @@ from t5x_lite.models.head_config import HeadConfig
 from t5x_lite.objectives.answer_probabilities import answer_log_probabilities
 from t5x_lite.objectives.comparison import Comparison
 from t5x_lite.objectives.features import pad, stacked, token_features
-from t5x_lite.objectives.framing import soft_tokens
+from t5x_lite.objectives.framing import input_start, soft_tokens
 from t5x_lite.objectives.model_protocols import (
     Array,
     Batch,
@@ -75,7 +75,7 @@ class Preference(Comparison, Supervised):
     def check_context(self, context: ExampleContext) -> None:
         """Refuse a tokenizer without EOS, and a row without room for a prompt and an answer."""
         context.vocabulary.require_eos(f"objective {self.name}")
-        if context.seq_len - context.placeholders < 2:
+        if context.seq_len - len(input_start(context)) < 2:
             raise UserError(f"objective {self.name}: train.seq_len {context.seq_len} has no room for an answer")
 
     def check_record(self, record: Record) -> None:
@@ -105,14 +105,13 @@ class Preference(Comparison, Supervised):
     def _encode(
         self, record: Record, role: str, coder: Coder, context: ExampleContext
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the ids of the prompt and of an answer."""
+        """Return the ids of the prompt and of an answer. A chat template writes itself what comes before a text."""
         if isinstance(record["prompt"], list):
             prompt, answer = coder.encode_answer(record["prompt"], record[role])
-        else:
-            eos = context.vocabulary.require_eos(f"objective {self.name}")
-            prompt = coder.encode(record["prompt"])
-            answer = np.append(coder.encode(record[role]), eos)
-        return np.concatenate([soft_tokens(context), prompt]), answer
+            return np.concatenate([soft_tokens(context), prompt]), answer
+        eos = context.vocabulary.require_eos(f"objective {self.name}")
+        prompt = np.concatenate([input_start(context), coder.encode(record["prompt"])])
+        return prompt, np.append(coder.encode(record[role]), eos)
 
     def scores(self, model: Any, batch: Batch, key: DropoutKey = None) -> dict[str, Array]:
         """Return the rewards of the two answers, `[batch, 2]`."""

@@ -11,7 +11,7 @@ from t5x_lite.models.config import Family, ModelConfig
 from t5x_lite.models.head_config import HeadConfig
 from t5x_lite.objectives.answer_probabilities import answer_log_probabilities
 from t5x_lite.objectives.features import stacked
-from t5x_lite.objectives.framing import soft_tokens
+from t5x_lite.objectives.framing import input_start, text_end
 from t5x_lite.objectives.model_protocols import Array, Batch, DropoutKey, LanguageModel, LossSettings, LossSums
 from t5x_lite.objectives.objective import ExampleContext, ExampleLengths, Features
 from t5x_lite.objectives.passages import Passage, first_passages, read_passages
@@ -129,10 +129,11 @@ class Rag(Supervised):
         return _answer(record)
 
     def _input_length(self, context: ExampleContext) -> int:
-        """Return the room for a passage and a query, without EOS."""
+        """Return the room for a passage and a query."""
+        room = context.seq_len - len(input_start(context))
         if context.family == "decoder":
-            return context.seq_len - self.target_len - context.placeholders
-        return context.seq_len - 1 - context.placeholders
+            return room - self.target_len
+        return room - len(text_end(context.family, context.vocabulary))
 
     def _inputs(self, query: str, passage: Passage, coder: Coder, context: ExampleContext) -> np.ndarray:
         """Return the ids of a passage and a query by the template."""
@@ -141,10 +142,9 @@ class Rag(Supervised):
         end = coder.encode(after)
         room = self._input_length(context)
         text = coder.encode(str(passage))[: max(room - len(start) - len(end), 0)]
-        inputs = np.concatenate([soft_tokens(context), np.concatenate([start, text, end])[:room]])
-        if context.family == "encoder_decoder":
-            inputs = np.append(inputs, context.vocabulary.require_eos(f"objective {self.name}"))
-        return inputs.astype(np.int32)
+        inputs = np.concatenate([start, text, end])[:room]
+        end_of_inputs = np.array(text_end(context.family, context.vocabulary), np.int32)
+        return np.concatenate([input_start(context), inputs, end_of_inputs]).astype(np.int32)
 
     def _joint_log_probabilities(
         self, model: LanguageModel, batch: Batch, key: DropoutKey, settings: LossSettings | None

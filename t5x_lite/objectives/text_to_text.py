@@ -7,7 +7,7 @@ from jaxtyping import Bool, Int
 
 from t5x_lite.errors import UserError
 from t5x_lite.objectives.features import Pair, segments_of
-from t5x_lite.objectives.framing import soft_tokens
+from t5x_lite.objectives.framing import input_start, text_end, text_start
 from t5x_lite.objectives.inputs_targets import InputsTargets
 from t5x_lite.objectives.objective import ExampleContext, Features, RowKind, TokenRow
 from t5x_lite.objectives.supervised import Coder
@@ -19,8 +19,9 @@ class TextToText(InputsTargets):
     """Predict the second text of a pair from the first. Features: see `InputsTargets`.
 
     Pairs are fields of a document (`data.parts=fields`). A row holds several of them, one segment each.
-    Inputs and targets that are too long are cut. EOS ends both in an encoder_decoder. In a decoder EOS ends only the
-    targets, and `train.seq_len` is the length of inputs and targets together.
+    Inputs and targets that are too long are cut. EOS ends the targets. The inputs are between what the tokenizer puts
+    around a text (`framing.text_start`, `text_end`): T5's EOS after it, BART's `<s>` and `</s>`, Llama's `<s>` before
+    it. In a decoder `train.seq_len` is the length of inputs and targets together.
     """
 
     name: ClassVar[str] = "text_to_text"
@@ -32,11 +33,11 @@ class TextToText(InputsTargets):
         """Refuse a tokenizer without EOS, and a row without room for inputs."""
         self._eos(context)
         most_inputs, _ = self._limits(context)
-        if most_inputs <= context.placeholders:
+        if most_inputs <= len(input_start(context)):
             target_part = f"target_len {self.target_len} and " if context.family == "decoder" else ""
             raise UserError(
                 f"objective {self.name}: train.seq_len {context.seq_len} leaves no room for inputs beside "
-                f"{target_part}{context.placeholders} soft tokens"
+                f"{target_part}{context.placeholders} soft tokens and the special tokens"
             )
 
     def row_length(self, context: ExampleContext) -> int:
@@ -47,11 +48,15 @@ class TextToText(InputsTargets):
         return self.target_len
 
     def sizes(self, lengths: Int[np.ndarray, "documents 2"], context: ExampleContext) -> Int[np.ndarray, "documents n"]:
-        """Return the lengths of inputs and targets after cutting, with EOS; in a decoder, of both together."""
-        cut_lengths = np.minimum(lengths, self._limits(context))
-        if context.family == "encoder_decoder":
-            return cut_lengths + 1
-        return cut_lengths.sum(1, keepdims=True)
+        """Return the lengths of inputs and targets after cutting, with what surrounds them; in a decoder, of both.
+
+        The documents of a decoder begin with what its tokenizer puts before a text, and end with EOS.
+        """
+        if context.family == "decoder":
+            return np.minimum(lengths, self._limits(context)).sum(1, keepdims=True)
+        start = len(text_start(context.family, context.vocabulary))
+        cut_lengths = np.minimum(lengths + np.array([start, 0]), self._limits(context))
+        return cut_lengths + np.array([len(text_end(context.family, context.vocabulary)), 1])
 
     def is_truncated(
         self, lengths: Int[np.ndarray, "documents 2"], context: ExampleContext
@@ -63,36 +68,43 @@ class TextToText(InputsTargets):
     def example(self, row: TokenRow, context: ExampleContext, rng: np.random.Generator) -> Features:
         """Make the features of the row's pairs; nothing is random."""
         eos = self._eos(context)
+        start: tuple[int, ...] = ()
+        if context.family == "encoder_decoder":
+            start = text_start(context.family, context.vocabulary)
         pairs = []
         for segment in segments_of(row.segments):
             tokens = row.tokens[segment]
             is_target = row.parts[segment] == 1
             inputs = tokens[row.parts[segment] == 0]
             targets = tokens[is_target & (tokens != eos)]
-            pairs.append(self._pair(inputs, targets, context))
+            pairs.append(self._pair(start, inputs, targets, context))
         return self.features(pairs, context)
 
     def records_example(self, inputs: str, targets: str, coder: Coder, context: ExampleContext) -> Features:
         """Make the features of one pair of texts, with the soft tokens of the run before the inputs."""
-        input_ids = np.concatenate([soft_tokens(context), coder.encode(inputs)])
-        pair = self._pair(input_ids, coder.encode(targets), context)
+        pair = self._pair(input_start(context), coder.encode(inputs), coder.encode(targets), context)
         return self.features([pair], context)
 
     def _eos(self, context: ExampleContext) -> int:
         return context.vocabulary.require_eos(f"objective {self.name}")
 
     def _limits(self, context: ExampleContext) -> tuple[int, int]:
-        """Return the largest numbers of inputs and of targets, without EOS."""
+        """Return the largest numbers of inputs, with what is before them, and of targets, without EOS."""
         if context.family == "encoder_decoder":
-            return context.seq_len - 1, self.target_len - 1
+            end = text_end(context.family, context.vocabulary)
+            return context.seq_len - len(end), self.target_len - 1
         return context.seq_len - self.target_len, self.target_len - 1
 
-    def _pair(self, inputs: np.ndarray, targets: np.ndarray, context: ExampleContext) -> Pair:
-        """Cut inputs and targets to their limits and append EOS."""
+    def _pair(
+        self,
+        start: tuple[int, ...] | Int[np.ndarray, "_"],
+        inputs: Int[np.ndarray, "_"],
+        targets: Int[np.ndarray, "_"],
+        context: ExampleContext,
+    ) -> Pair:
+        """Cut inputs and targets to their limits, put `start` and `text_end` around the inputs, and append EOS."""
         most_inputs, most_targets = self._limits(context)
-        eos = self._eos(context)
-        inputs = inputs[:most_inputs]
-        if context.family == "encoder_decoder":
-            inputs = np.append(inputs, eos)
-        targets = np.append(targets[:most_targets], eos)
+        inputs = np.concatenate([start, inputs])[:most_inputs]
+        inputs = np.concatenate([inputs, text_end(context.family, context.vocabulary)])
+        targets = np.append(targets[:most_targets], self._eos(context))
         return inputs.astype(np.int32), targets.astype(np.int32)

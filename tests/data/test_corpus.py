@@ -18,10 +18,17 @@ from t5x_lite.data import corpus_files, tokenizer_files, vocabulary
 from t5x_lite.data.config import ByteBPE, Character, DataConfig, Unigram, WordPiece
 from t5x_lite.data.corpus import Corpus
 from t5x_lite.data.corpus_files import SPLITS
+from t5x_lite.data.huggingface_tokenizer import HuggingFace
+from t5x_lite.data.open_data import prepare_sources
 from t5x_lite.data.prepare import _run_jobs, prepare_corpus
 from t5x_lite.data.subword_training import train_byte_bpe, train_word_piece
 from t5x_lite.data.tokenizer import SentencePiece, Tokenizer
+from t5x_lite.data.training_data import PipelineSettings
+from t5x_lite.data.vocabulary_files import frame_texts
 from t5x_lite.errors import UserError
+from t5x_lite.models.config import Family
+from t5x_lite.objectives import ExampleContext
+from t5x_lite.objectives.prefix import Prefix
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +73,35 @@ def test_documents_come_back_with_their_end_in_the_split_of_their_hash(
             np.testing.assert_array_equal(tokens, stream[start:stop])
             expected_numbers = np.searchsorted(corpus.offsets[:], np.arange(start, stop), "right") - 1
             assert numbers.tolist() == expected_numbers.tolist()
+
+
+def test_documents_of_a_decoder_begin_with_bos_where_the_tokenizer_puts_it(tmp_path: Path) -> None:
+    library = train_byte_bpe(ByteBPE(vocab=268, controls=("<s>", "</s>")), ["two lines", "of a text"]).to_tokenizers()
+    frame_texts(library, "<s>", None)
+    tokenizer = HuggingFace(library.to_str().encode())
+    texts = [("one line",), ("two lines", "of a text")]
+    file = tmp_path / "texts.jsonl"
+    file.write_text("".join(json.dumps({"text": "\n".join(lines)}) + "\n" for lines in texts))
+    expected = []
+    for first, *others in texts:
+        ids = library.encode(first).ids  # begins with <s>
+        for line in others:
+            ids = ids + library.encode(f" {line}", add_special_tokens=False).ids
+        expected.append([*ids, library.token_to_id("</s>")])
+    data = DataConfig.model_validate(
+        {"files": str(file), "format": "jsonl", "cache_dir": str(tmp_path), "parts": "line", "validation_fraction": 0}
+    )
+    families: tuple[Family, ...] = ("decoder", "encoder_decoder")
+    for family in families:
+        context = ExampleContext(8, tokenizer.vocabulary(), family)
+        (source,) = prepare_sources(PipelineSettings(data, Prefix(), context, 0, 1), tokenizer)
+        corpus = Corpus(source.folder, "train")
+        documents = [corpus.document(number).tolist() for number in range(corpus.documents)]
+        assert documents == [row if family == "decoder" else row[1:] for row in expected]
+        second_line = len(expected[0]) + len(library.encode("two lines").ids)
+        if family == "encoder_decoder":
+            second_line -= 2
+        assert corpus.parts[:].tolist()[2] == second_line
 
 
 def test_long_documents_are_read_across_chunks_and_shards(

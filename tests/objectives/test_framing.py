@@ -1,12 +1,23 @@
 """Special tokens around texts, by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from t5x_lite.errors import UserError
-from t5x_lite.objectives.framing import encoder_frame, encoder_frame_size, frame_pair, frame_row, task_frame
+from t5x_lite.objectives.framing import (
+    encoder_frame,
+    encoder_frame_size,
+    frame_pair,
+    frame_row,
+    frame_texts,
+    input_start,
+    task_frame,
+    text_end,
+)
 from t5x_lite.objectives.objective import Vocabulary
-from tests.objectives.vocabulary import context, row, vocabulary
+from tests.objectives.vocabulary import BOS, context, context_with_bos, row, vocabulary
 
 EOS = 1
 CLS = 3
@@ -28,6 +39,19 @@ def test_an_encoders_frame_begins_with_cls_and_ends_each_text_with_sep() -> None
 def test_a_decoders_frame_ends_each_text_with_eos() -> None:
     frame = task_frame(context(8, "decoder"))
     assert frame.tokens([FIRST, SECOND]).tolist() == [10, 11, EOS, 20, EOS]
+
+
+def test_a_text_begins_with_bos_where_the_tokenizer_of_a_decoder_or_an_encoder_decoder_puts_it() -> None:
+    decoder = replace(context_with_bos(8, "decoder"), placeholders=2)
+    assert input_start(decoder).tolist() == [-1, -2, BOS]
+    assert text_end("decoder", decoder.vocabulary) == ()
+    assert frame_texts([FIRST], decoder)["tokens"].tolist() == [-1, -2, BOS, 10, 11, EOS, 0, 0]
+    bart = context_with_bos(8, "encoder_decoder")
+    assert input_start(bart).tolist() == [BOS]
+    assert text_end("encoder_decoder", bart.vocabulary) == (EOS,)
+    encoder = context_with_bos(8, "encoder")
+    assert input_start(encoder).tolist() == []
+    assert frame_texts([FIRST], encoder)["tokens"].tolist() == [CLS, 10, 11, SEP, 0, 0, 0, 0]
 
 
 def test_robertas_names_of_the_tokens_are_known() -> None:

@@ -21,7 +21,7 @@ from t5x_lite.models.spec import init_params, model_spec
 from t5x_lite.objectives.preference import Preference
 from t5x_lite.objectives.supervised import Coder
 from t5x_lite.trees import flatten_names, unflatten_names
-from tests.objectives.vocabulary import context
+from tests.objectives.vocabulary import BOS, context, context_with_bos
 
 BETA = 0.3
 VOCAB = 200
@@ -211,3 +211,9 @@ def test_the_first_dpo_loss_is_log_2(base: tuple[Any, dict[str, jax.Array]]) -> 
     weights = method.initial_weights(base[1], fresh, ModelPair(MODEL, MODEL))
     terms = Preference().loss(spec.model(unflatten_names(weights)), batch(), None, LossSettings(VOCAB))
     assert float(terms["loss"].loss) / 2 == pytest.approx(np.log(2), abs=1e-5)
+
+
+def test_a_prompt_begins_with_bos_unless_a_chat_template_writes_it() -> None:
+    (features,) = Preference().examples(RECORDS[0], CODER, context_with_bos(8, "decoder"))
+    assert features["tokens"][0].tolist() == [BOS, 20, 21, 22, 23, 24, 0, 0]
+    assert features["targets"][0].tolist() == [20, 21, 22, 23, 24, 1, 0, 0]

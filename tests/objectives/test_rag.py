@@ -11,7 +11,7 @@ from t5x_lite.errors import UserError
 from t5x_lite.models.losses import LossSettings
 from t5x_lite.objectives.rag import Rag
 from tests.objectives.test_supervised import CODER, words
-from tests.objectives.vocabulary import context
+from tests.objectives.vocabulary import BOS, context, context_with_bos
 
 EOS = 1
 VOCAB = 200
@@ -126,3 +126,10 @@ def test_rows_and_templates_without_room_are_refused() -> None:
         Rag(target_len=9).check_context(context(16, "decoder"))
     with pytest.raises(ValueError, match="in it, once"):
         Rag(template="{passage}")
+
+
+def test_inputs_are_between_what_the_tokenizer_puts_around_a_text() -> None:
+    (features,) = Rag(passages=1, target_len=4).examples(RECORD, CODER, context_with_bos(10, "encoder_decoder"))
+    assert features["tokens"].tolist() == [[BOS, 20, 21, 22, 23, 24, 25, 10, 11, EOS]]
+    (features,) = Rag(passages=1, target_len=4).examples(RECORD, CODER, context_with_bos(10, "decoder"))
+    assert features["tokens"].tolist() == [[BOS, 20, 21, 22, 10, 11, 50, 51, 0, 0]]

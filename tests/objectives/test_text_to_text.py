@@ -7,7 +7,8 @@ from t5x_lite.errors import UserError
 from t5x_lite.objectives.prefix import Prefix
 from t5x_lite.objectives.text_to_text import TextToText
 from t5x_lite.objectives.ul2 import PUBLISHED, UL2
-from tests.objectives.vocabulary import context, row
+from tests.objectives.test_supervised import CODER, words
+from tests.objectives.vocabulary import BOS, context, context_with_bos, row
 
 EOS = 1
 
@@ -54,6 +55,28 @@ def test_a_decoder_learns_only_the_targets_of_a_pair() -> None:
     assert features["targets"].tolist() == [12, 13, 21, 22, EOS, 0, 0, 0]
     assert features["loss_weights"].tolist() == [0, 0, 1, 1, 1, 0, 0, 0]
     assert features["prefix"].tolist() == [1, 1, 1, 0, 0, 0, 0, 0]
+
+
+def test_the_inputs_of_a_pair_begin_with_bos_as_in_llama_and_in_bart() -> None:
+    objective = TextToText(target_len=4)
+    llama = context_with_bos(8, "decoder")
+    features = objective.records_example(words(11, 12), words(21), CODER, llama)
+    assert features["tokens"].tolist() == [BOS, 11, 12, 21, 0, 0, 0, 0]
+    assert features["targets"].tolist() == [11, 12, 21, EOS, 0, 0, 0, 0]
+    assert features["loss_weights"].tolist() == [0, 0, 1, 1, 0, 0, 0, 0]
+    # The documents of a decoder begin with it already.
+    document = row([BOS, 11, 12, 21, EOS], parts=[0, 0, 0, 1, 1])
+    from_document = objective.example(document, llama, np.random.default_rng(0))
+    assert from_document["tokens"].tolist() == features["tokens"].tolist()
+    bart = context_with_bos(6, "encoder_decoder")
+    features = objective.records_example(words(11, 12), words(21), CODER, bart)
+    assert features["tokens"].tolist() == [BOS, 11, 12, EOS, 0, 0]
+    assert features["targets"].tolist() == [21, EOS, 0, 0]
+    packed = row([11, 12, 13, 14, 15, 21, EOS], parts=[0] * 5 + [1, 1])
+    features = objective.example(packed, bart, np.random.default_rng(0))
+    assert features["tokens"].tolist() == [BOS, 11, 12, 13, 14, EOS]
+    # Two documents with 2 and 5 inputs, and with 2 and 7 targets of which EOS is one.
+    assert objective.sizes(np.array([[2, 1], [5, 6]]), bart).tolist() == [[4, 2], [6, 4]]
 
 
 def test_ul2_mixes_its_denoisers_equally_under_their_modes() -> None:

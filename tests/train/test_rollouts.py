@@ -246,12 +246,15 @@ def test_a_reward_run_must_be_one_with_the_same_tokenizer_and_room(tmp_path: Pat
         check(tmp_path / "reward", Bytes(b'{"model": "other"}'))
 
 
-def test_a_long_prompt_loses_its_first_tokens(tmp_path: Path) -> None:
+def test_a_long_prompt_loses_its_first_tokens_after_bos(tmp_path: Path) -> None:
     objective = policy_run("grpo", tmp_path).config.require_objective()
     record = {"prompt": "abcdefghijklm", "reference": "é"}
     (features,) = objective.examples(record, CODER, ExampleContext(16, TOKENIZER.vocabulary()))
     assert features["prompt"].tolist() == TOKENIZER.encode("defghijklm").tolist()
     assert features["reference"].tobytes().rstrip(b"\0").decode() == "é"
+    vocabulary = replace(TOKENIZER.vocabulary(), beginning=(2,))
+    (features,) = objective.examples(record, CODER, ExampleContext(16, vocabulary))
+    assert features["prompt"].tolist() == [2, *TOKENIZER.encode("efghijklm").tolist()]
 
 
 @pytest.mark.parametrize(
