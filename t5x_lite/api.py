@@ -151,13 +151,16 @@ class Model:
     def encode_text(self, text: str) -> Int[np.ndarray, "_"]:
         """Return the int32 ids of a text as the model reads it, after the soft prompt.
 
-        In a decoder the text follows `bos_ids`, and a text without tokens is `prefix_token_id`. In an encoder_decoder
-        it is between `bos_ids` and the tokenizer's `ending`, in an encoder between [CLS] and [SEP].
+        In a decoder the text follows `bos_ids`, and a text without tokens is `prefix_token_id`. EOS ends the text if
+        the model gives texts vectors, as it has learnt them. In an encoder_decoder the text is between `bos_ids` and
+        the tokenizer's `ending`, in an encoder between [CLS] and [SEP].
         """
         if self.config.model.family == "encoder_decoder":
             return self.generator.encode_prompt(text)
         if self.config.model.family == "decoder":
             token_ids = np.concatenate([self.bos_ids, self.tokenizer.encode(text)])
+            if self.config.model.gives_vectors:
+                token_ids = np.append(token_ids, self.eos)
             if not len(token_ids):
                 token_ids = np.array([self.prefix_token_id])
             return np.concatenate([self.soft_prompt_ids, token_ids]).astype(np.int32)

@@ -127,7 +127,7 @@ def _embed_rows(
     length = model.window
     if pool is None:
         pool = "mean"
-        if head is not None and not head.outputs:
+        if head is not None and model.config.model.gives_vectors:
             pool = HEAD
             length = min(length, head.length or length)
     rows = encode_texts(model, texts, length)
@@ -255,9 +255,9 @@ def encode_texts(model: EvaluationModel, texts: Sequence[str], length: int, *, w
 
 
 def _end_size(model: EvaluationModel) -> int:
-    """Return how many tokens end a text: none in a decoder, T5's EOS, [SEP], or XLNet's [SEP] and [CLS]."""
+    """Return how many tokens end a text: EOS or none, [SEP], or XLNet's [SEP] and [CLS]."""
     if model.config.model.family == "decoder":
-        return 0
+        return int(model.config.model.gives_vectors)
     if model.config.model.family == "encoder_decoder":
         return len(model.tokenizer.ending())
     return 1 + len(encoder_frame(model.tokenizer.vocabulary(), "a text for an encoder").last)

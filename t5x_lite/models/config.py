@@ -293,6 +293,11 @@ class ModelConfig(Config):
         return self.family in {"encoder", "electra"}
 
     @property
+    def gives_vectors(self) -> bool:
+        """True if the head's output is the pooled states of a text."""
+        return self.head is not None and not self.head.outputs and self.head.pool != "none"
+
+    @property
     def summed_width(self) -> int:
         """Return the width of positions and token types, which are added to the token embedding."""
         return self.embed if self.embedding_projection == "tokens" else self.embedding

@@ -41,8 +41,7 @@ class Contrastive(Objective):
 
     def check(self, model: ModelConfig) -> None:
         """Refuse a model that does not pool its states, and for SimCSE one without dropout."""
-        has_pooled_states = model.head is not None and not model.head.outputs and model.head.pool != "none"
-        if not has_pooled_states or model.outputs:
+        if not model.gives_vectors or model.outputs:
             raise ValueError(
                 "objective contrastive compares pooled states and predicts no tokens: it needs model.outputs=[] and "
                 "model.head={outputs: 0, pool: mean} (or first, last, max)"

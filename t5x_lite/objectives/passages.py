@@ -74,9 +74,10 @@ def frame_query(query: str, encode: Encode, context: ExampleContext) -> Features
 
 
 def without_padding(features: Features) -> dict[str, np.ndarray]:
-    """Return the tokens and segment ids of a framed text, cut after its last token."""
+    """Return the tokens, segment ids and, in an encoder, token types of a framed text, cut after its last token."""
     length = int((features["segment_ids"] > 0).sum())
-    return {name: features[name][:length] for name in ("tokens", "segment_ids")}
+    names = features.keys() & {"tokens", "segment_ids", "token_types"}
+    return {name: features[name][:length] for name in sorted(names)}
 
 
 def first_passages(passages: Sequence[Passage], count: int) -> list[Passage | None]:

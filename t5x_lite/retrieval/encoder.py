@@ -107,10 +107,9 @@ def _passage_vectors(spec: ModelSpec, params: PyTree[Array], batch: dict[str, Ar
 
 
 def _pooled(module: Callable[..., Array], batch: dict[str, Array]) -> Float[Array, "b d"]:
-    tokens = batch["tokens"]
-    segment_ids = batch["segment_ids"]
-    states = module(tokens, segment_ids=segment_ids).astype(jnp.float32)
+    where = {name: batch[name] for name in ("segment_ids", "token_types") if name in batch}
+    states = module(batch["tokens"], **where).astype(jnp.float32)
     head = getattr(module, "head", None)
     if head is None:
         return pool_mean(states, is_text(batch))
-    return head.pooled(states, tokens, segment_ids)
+    return head.pooled(states, batch["tokens"], batch["segment_ids"])

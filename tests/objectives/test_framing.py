@@ -16,7 +16,8 @@ from t5x_lite.objectives.framing import (
     task_frame,
     text_end,
 )
-from t5x_lite.objectives.objective import Vocabulary
+from t5x_lite.objectives.objective import ExampleContext, Vocabulary
+from t5x_lite.objectives.passages import frame_query, without_padding
 from tests.objectives.vocabulary import BOS, context, context_with_bos, row, vocabulary
 
 EOS = 1
@@ -80,3 +81,16 @@ def test_a_row_without_text_stays_empty() -> None:
     for features in rows:
         assert features["tokens"].tolist() == [0] * 4
         assert features["segment_ids"].tolist() == [0] * 4
+
+
+def test_xlnets_text_keeps_the_type_of_its_last_token_without_the_padding() -> None:
+    """XLNet's [CLS] is the last token and has the type 2."""
+    plain = vocabulary()
+    named = {"<sep>": SEP, "<cls>": CLS}
+    xlnet = ExampleContext(6, Vocabulary(200, 1, named, (), plain.special, plain.begins_word), "encoder")
+    features = without_padding(frame_query("", lambda text: FIRST, xlnet))
+    assert {name: values.tolist() for name, values in features.items()} == {
+        "segment_ids": [1, 1, 1, 1],
+        "token_types": [0, 0, 0, 2],
+        "tokens": [10, 11, SEP, CLS],
+    }

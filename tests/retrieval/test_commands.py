@@ -11,6 +11,7 @@ import pytest
 import t5x_lite
 from t5x_lite.cli import main
 from t5x_lite.errors import UserError
+from t5x_lite.evaluate.embed import embed
 from t5x_lite.objectives.passages import Passage
 from t5x_lite.retrieval.encoder import VectorEncoder
 from t5x_lite.retrieval.index import Index, build_index
@@ -65,6 +66,25 @@ def test_an_index_has_the_vectors_of_embed_and_search_equals_brute_force(
         assert [item["id"] for item in record["passages"]] == [f"p{number}" for number in numbers[row]]
         np.testing.assert_allclose([item["score"] for item in record["passages"]], scores[row], rtol=1e-4)
     assert passage(numbers[0][0]) in call("search", retriever_run, index_folder, "--query", queries[0])
+
+
+def test_a_decoder_embeds_a_text_with_the_eos_that_it_has_learnt_to_pool(
+    retriever_config: Path, tmp_path: Path, call: Call
+) -> None:
+    decoder = {"family": "decoder", "outputs": ["tokens"]}
+    call(
+        "train",
+        retriever_config,
+        f"run_dir={tmp_path}",
+        f"model={json.dumps(decoder)}",
+        "task_form=head",
+        "train.steps=1",
+    )
+    model = t5x_lite.load(tmp_path)
+    text = passage(3)
+    assert model.encode_text(text).tolist() == [*model.tokenizer.encode(text).tolist(), model.eos]
+    (vector,) = VectorEncoder(model).queries([text])
+    np.testing.assert_allclose(embed(model, [text])[0], vector, rtol=0, atol=1e-6)
 
 
 def test_recall_is_the_share_of_queries_whose_passage_is_found(
