@@ -246,7 +246,7 @@ class Generator:
             The weights to decode with, the logits of the first new token, and the state to continue from.
         """
         prompts = self._truncate(prompts, new_tokens)
-        tokens, segment_ids = _pad_left(prompts)
+        tokens, segment_ids = _pad(prompts, left=self.config.family == "decoder")
         history = np.where(segment_ids > 0, tokens, -1)
         if self.config.family == "encoder_decoder":
             history = np.full_like(tokens[:, :1], self.config.start_token)
@@ -338,16 +338,19 @@ def write_stream(prompt: str, texts: Iterator[list[str]], write: Callable[[str],
     write(text[len(written) :] + "\n")
 
 
-def _pad_left(rows: Sequence[TokenIds]) -> tuple[Int[np.ndarray, "b l"], Int[np.ndarray, "b l"]]:
-    """Return tokens and segment ids of rows that end together.
+def _pad(rows: Sequence[TokenIds], *, left: bool) -> tuple[Int[np.ndarray, "b l"], Int[np.ndarray, "b l"]]:
+    """Return tokens and segment ids of rows that end together, or begin together.
 
-    The length is rounded up to a power of two, so that few programs are compiled.
+    The rows of a decoder end together, so that all go on at once. Those of an encoder begin together as in training:
+    attention in blocks cuts them from their beginning. The length is rounded up to a power of two, so that few programs
+    are compiled.
     """
     longest = max(map(len, rows))
     length = 1 << (longest - 1).bit_length()
     tokens = np.zeros((len(rows), length), np.int32)
     segment_ids = np.zeros((len(rows), length), np.int32)
     for number, row in enumerate(rows):
-        tokens[number, length - len(row) :] = row
-        segment_ids[number, length - len(row) :] = 1
+        start = length - len(row) if left else 0
+        tokens[number, start : start + len(row)] = row
+        segment_ids[number, start : start + len(row)] = 1
     return tokens, segment_ids

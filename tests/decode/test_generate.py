@@ -22,6 +22,8 @@ from t5x_lite.decode.generate import Generator, TokenIds, truncate_prompt, write
 from t5x_lite.decode.logit_rules import apply_repetition_penalty, mark_tokens, resolve_bias
 from t5x_lite.decode.sampling import Sampling, sample_token
 from t5x_lite.errors import UserError
+from t5x_lite.models.config import ModelConfig
+from t5x_lite.models.spec import init_params, model_spec
 from tests.conftest import lines
 
 
@@ -44,6 +46,21 @@ def test_a_batch_of_unequal_prompts_gives_the_text_of_each_prompt_alone(model: M
     prompts = ["the", "seven wizards mix black", "a lazy dog while seven wizards"]
     together = model.generate(prompts, tokens=10, temperature=0)
     assert together == [model.generate(prompt, tokens=10, temperature=0)[0] for prompt in prompts]
+
+
+def test_blocks_of_an_encoder_begin_with_its_prompt() -> None:
+    """Beside a longer prompt there is padding, which must not move the borders of blocks."""
+    pattern = [{"attention": {"fixed": {"stride": 5, "summary": 1}}}]
+    sizes = {"family": "encoder_decoder", "layers": 1, "embed": 16, "heads": 2, "vocab": 40}
+    config = ModelConfig.model_validate({**sizes, "pattern": pattern, "decoder_attention": ["dense"]})
+    spec = model_spec(config)
+    params = init_params(config, jax.random.key(0))
+    generator = Generator(config, spec, params, None)
+    short = np.arange(10, 17)
+    longer = np.arange(10, 23)
+    _, alone = generator.search_beams([short], Beam(tokens=2, beams=2))
+    _, beside = generator.search_beams([longer, short], Beam(tokens=2, beams=2))
+    np.testing.assert_allclose(beside[1], alone[0], rtol=0, atol=1e-6)
 
 
 def test_the_same_seed_gives_the_same_text(model: Model) -> None:
