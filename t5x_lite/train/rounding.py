@@ -1,13 +1,18 @@
 """Stochastic rounding, so that an average of many small changes survives in few bits."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import optax
+from jax.tree_util import GetAttrKey, KeyPath
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 LOST_BITS = 16
 """Bits of a float32 behind those of a bfloat16."""
+COEFFICIENTS = ("ns_coeffs",)
+"""Fields of Optax's states that are constants: those of Muon's Newton-Schulz iteration."""
 
 
 def round_stochastically(x: Float[Array, "..."], key: PRNGKeyArray) -> Float[Array, "..."]:
@@ -49,16 +54,23 @@ def store_moments_in_bfloat16(inner: optax.GradientTransformation) -> optax.Grad
         moments = _convert_moments(stored, jnp.bfloat16, jnp.float32)
         new_updates, new_moments = inner.update(updates, moments, params)
         key = jax.random.fold_in(jax.random.key(0), count)
-        is_moment = jax.tree.map(lambda leaf: leaf.ndim > 0 and leaf.dtype == jnp.float32, new_moments)
-        return new_updates, (count + 1, round_leaves(new_moments, is_moment, key))
+        is_moment = partial(_is_moment, dtype=jnp.float32)
+        is_rounded = jax.tree_util.tree_map_with_path(is_moment, new_moments)
+        return new_updates, (count + 1, round_leaves(new_moments, is_rounded, key))
 
     return optax.GradientTransformation(init, update)
 
 
 def _convert_moments(moments: PyTree[Array], old: DTypeLike, new: DTypeLike) -> PyTree[Array]:
-    """Return the arrays of type `old` in type `new`; everything else, such as counts, as it is."""
+    """Return the moments of type `old` in type `new`; everything else, such as counts, as it is."""
 
-    def convert(leaf: Array) -> Array:
-        return leaf.astype(new) if leaf.ndim > 0 and leaf.dtype == old else leaf
+    def convert(path: KeyPath, leaf: Array) -> Array:
+        return leaf.astype(new) if _is_moment(path, leaf, old) else leaf
 
-    return jax.tree.map(convert, moments)
+    return jax.tree_util.tree_map_with_path(convert, moments)
+
+
+def _is_moment(path: KeyPath, leaf: Array, dtype: DTypeLike) -> bool:
+    """Return whether an array of this type in an optimizer's state is a moment: no count and no coefficients."""
+    is_coefficient = isinstance(path[-1], GetAttrKey) and path[-1].name in COEFFICIENTS
+    return leaf.ndim > 0 and leaf.dtype == dtype and not is_coefficient

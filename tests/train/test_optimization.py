@@ -276,3 +276,17 @@ def test_moments_in_bfloat16_change_the_updates_a_little(method: str) -> None:
     for name, value in expected.items():
         change = value - params[name]
         assert np.abs(rounded[name] - value).max() <= 0.05 * np.abs(change).max()
+
+
+@pytest.mark.parametrize("method", OPTIMIZERS)
+def test_the_first_update_is_the_same_with_moments_in_bfloat16(method: str) -> None:
+    """Moments are rounded when they are stored, and the first update reads none; constants are not rounded."""
+    rng = np.random.default_rng(0)
+    params = {name: jnp.asarray(rng.normal(size=shape), jnp.float32) for name, shape in SHAPES.items()}
+    updates = []
+    for moment_dtype in ("float32", "bfloat16"):
+        optimizer = optimizer_for({"method": method, "moment_dtype": moment_dtype}, AXES)
+        first_update, _ = optimizer.update(params, optimizer.init(params), params)
+        updates.append(first_update)
+    for name, value in updates[0].items():
+        np.testing.assert_allclose(updates[1][name], value, rtol=1e-5, atol=1e-8)
