@@ -54,7 +54,10 @@ Gradients = tuple[Float[Array, "chunks b l d"], list[Array]]
 def _sum_with_gradients(
     loss: ChunkLoss[Sums], states: Float[Array, "chunks b l d"], labels: Labels, parameters: list[Array]
 ) -> tuple[tuple[Float[Array, ""], Sums], Gradients]:
-    """Return the sums, and the gradients of the loss of the states and of the parameters."""
+    """Return the sums, and the gradients of the loss of the states and of the parameters.
+
+    Gradients of the parameters are added up in float32, also where the parameters have fewer bits.
+    """
 
     def add_chunk(
         carry: tuple[tuple[Array, Sums], list[Array]], chunk: tuple[Array, Labels]
@@ -67,9 +70,12 @@ def _sum_with_gradients(
         )
         return jax.tree.map(jnp.add, carry, (chunk_sums, gradients)), states_gradient
 
-    no_gradients = jax.tree.map(jnp.zeros_like, parameters)
+    no_gradients = []
+    for parameter in parameters:
+        no_gradients.append(jnp.zeros_like(parameter, dtype=jnp.promote_types(parameter.dtype, jnp.float32)))
     zero = (_no_sums(loss, states, labels, parameters), no_gradients)
     (sums, gradients), states_gradient = jax.lax.scan(add_chunk, zero, (states, labels))
+    gradients = [total.astype(parameter.dtype) for total, parameter in zip(gradients, parameters, strict=True)]
     return sums, (states_gradient, gradients)
 
 

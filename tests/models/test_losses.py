@@ -106,6 +106,21 @@ def test_gradients_equal_the_formula(inputs: LossInputs, chunks: int) -> None:
     np.testing.assert_allclose(gradients[1], expected, rtol=1e-4, atol=1e-5)
 
 
+def test_gradients_of_parameters_in_bfloat16_add_up_over_many_chunks() -> None:
+    """A sum in bfloat16 stops at 256 equal terms. With equal logits a target's gradient is 1 / v - 1 for each token."""
+    length = 1024
+    settings = LossSettings(4, chunks=length)
+    targets = jnp.zeros((1, length), jnp.int32)
+
+    def loss(matrix: jax.Array) -> jax.Array:
+        states = jnp.ones((1, length, 1))
+        return token_cross_entropy(lambda x: x @ matrix, states, targets, jnp.ones((1, length)), settings).total
+
+    gradient = jax.grad(loss)(jnp.zeros((1, 4), jnp.bfloat16))
+    assert gradient.dtype == jnp.bfloat16
+    assert gradient.astype(jnp.float32).tolist() == [[-768, 256, 256, 256]]
+
+
 def test_logits_of_a_large_vocabulary_are_never_in_memory_at_once() -> None:
     length = 512
     vocab = 32768
