@@ -12,7 +12,6 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PyTree
 from numpy.typing import ArrayLike
 
-from t5x_lite.adapt.initial_weights import BaseCheckpoint, initial_weights, load_weights
 from t5x_lite.config import RunConfig
 from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.data.training_data import TrainingData
@@ -38,6 +37,7 @@ from t5x_lite.run_data import open_run_data
 from t5x_lite.run_dir import Run, open_run, split_step
 from t5x_lite.run_loss import loss_function
 from t5x_lite.run_rewards import RewardSource, open_rewards
+from t5x_lite.run_weights import BaseCheckpoint, initial_weights, load_weights
 
 
 class Model:

@@ -2,7 +2,6 @@
 
 from pathlib import Path
 
-from t5x_lite.adapt.initial_weights import source_run
 from t5x_lite.config import RunConfig
 from t5x_lite.config_files import SHIPPED_CONFIGS
 from t5x_lite.data.config import TokenizerFile
@@ -16,6 +15,7 @@ from t5x_lite.errors import UserError
 from t5x_lite.local_copies import local_file, local_path
 from t5x_lite.objectives.objective import ExampleContext
 from t5x_lite.run_dir import load_stored_tokenizer
+from t5x_lite.run_weights import source_run
 from t5x_lite.storage import file_exists
 
 

@@ -75,7 +75,7 @@ class Run:
     def trained_weights(self, mesh: Mesh, step: int | None = None) -> tuple[int, PyTree, JsonObject]:
         """Load the trainable weights of the newest intact checkpoint, or of the one of `step`.
 
-        These are all weights of the model unless the run adapts another one (see `adapt.initial_weights`).
+        These are all weights of the model unless the run adapts another one (see `run_weights`).
 
         Returns:
             The step, the weights on the mesh, and the checkpoint's metadata.
@@ -161,30 +161,24 @@ def create_run_dir(config: RunConfig, tokenizer: Tokenizer) -> Run:
 def _with_absolute_paths(config: RunConfig) -> RunConfig:
     updates: dict[str, object] = {}
     if config.checkpoint.folder is not None:
-        folder = _make_absolute(config.checkpoint.folder)
+        folder = storage.absolute(config.checkpoint.folder)
         updates["checkpoint"] = config.checkpoint.model_copy(update={"folder": folder})
     if config.adapt is not None:
-        source = _make_absolute(config.adapt.source)
+        source = storage.absolute(config.adapt.source)
         method = config.adapt.method
-        method = method.with_sources(tuple(_make_absolute(name) for name in method.sources))
+        method = method.with_sources(tuple(storage.absolute(name) for name in method.sources))
         updates["adapt"] = config.adapt.model_copy(update={"source": source, "method": method})
     objective = config.objective
     if isinstance(objective, PolicyOptimization) and objective.reward_run is not None:
-        reward_run = _make_absolute(objective.reward_run)
+        reward_run = storage.absolute(objective.reward_run)
         updates["objective"] = objective.model_copy(update={"reward_run": reward_run})
     if config.distillation is not None:
-        teacher = _make_absolute(config.distillation.teacher)
+        teacher = storage.absolute(config.distillation.teacher)
         updates["distillation"] = config.distillation.model_copy(update={"teacher": teacher})
     if config.branch is not None:
-        source = _make_absolute(config.branch.source)
+        source = storage.absolute(config.branch.source)
         updates["branch"] = config.branch.model_copy(update={"source": source})
     return config.model_copy(update=updates)
-
-
-def _make_absolute(name: str) -> str:
-    if storage.is_remote(name):
-        return name
-    return str(Path(storage.expand(name)).absolute())
 
 
 def load_stored_tokenizer(folder: Path) -> Tokenizer | None:

@@ -10,7 +10,6 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Float32, Int, PyTree, UInt8
 
-from t5x_lite.adapt.initial_weights import load_weights
 from t5x_lite.config import RunConfig
 from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.decode.continuation import decode_continuation
@@ -25,6 +24,7 @@ from t5x_lite.objectives.supervised import pooled_states
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.run_data import pipeline_settings
 from t5x_lite.run_dir import Run, open_run, split_step
+from t5x_lite.run_weights import load_weights
 from t5x_lite.tasks import find_task
 from t5x_lite.verifiers import Verifier
 

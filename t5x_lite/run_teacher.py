@@ -5,12 +5,12 @@ from dataclasses import dataclass, replace
 from jax.sharding import Mesh
 from jaxtyping import PyTree
 
-from t5x_lite.adapt.initial_weights import BaseCheckpoint, fingerprint, merged_weights
 from t5x_lite.config import RunConfig
 from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.errors import UserError
 from t5x_lite.models.spec import ModelSpec, model_spec
 from t5x_lite.run_dir import Run, open_run, split_step
+from t5x_lite.run_weights import BaseCheckpoint, fingerprint, merged_weights
 from t5x_lite.trees import unflatten_names
 
 

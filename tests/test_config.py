@@ -237,8 +237,8 @@ def test_defaults_are_explained_as_yaml_writes_them() -> None:
     explanations = {explanation.key: explanation for explanation in schema.explain(config.RunConfig)}
     for explanation in explanations.values():
         assert not {"None", "True", "False"} & {explanation.default, *explanation.type.split(" | ")}
-    stretch = explanations["model.positions.rotary.stretch"]
-    assert (stretch.type, stretch.default) == ("linear | dynamic | llama3 | yarn | null", "null")
+    scaling = explanations["model.positions.rotary.scaling"]
+    assert (scaling.type, scaling.default) == ("linear | dynamic | llama3 | yarn | null", "null")
     expert = explanations["model.feedforward.moe.expert"]
     assert (expert.type, expert.default) == ("mlp | glu | null", "null")
     assert explanations["model.tied"].default == "true"

@@ -29,7 +29,7 @@ from t5x_lite.errors import UserError
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.experts.routers import DeepSeek, TopK
 from t5x_lite.models.mixers import LatentAttention
-from t5x_lite.models.positions.stretches import YarnStretch
+from t5x_lite.models.positions.rope_scaling import YarnScaling
 
 # Configs: what takes more than one field to convert.
 
@@ -46,11 +46,11 @@ def _read_interleaved_rotary(source: ForeignModel, settings: Settings) -> None:
             mscales[name] = value
     rotary = read_rope_parameters(rope, source.config)
     if mscales:
-        if len(mscales) < len(MSCALES) or "yarn" not in rotary.get("stretch", {}):
+        if len(mscales) < len(MSCALES) or "yarn" not in rotary.get("scaling", {}):
             raise UserError(
                 f"rope_parameters.{next(iter(mscales))} is supported with rope_type yarn and both of {MSCALES}"
             )
-        rotary["stretch"]["yarn"].update(mscales)
+        rotary["scaling"]["yarn"].update(mscales)
     settings["positions"] = {"rotary": {**rotary, "interleaved": True}}
 
 
@@ -62,8 +62,8 @@ def _read_rotary(source: ForeignModel, settings: Settings) -> None:
 def _write_interleaved_rotary(model: ModelConfig, config: ForeignConfig) -> None:
     rotary = require_rotary(model)
     rope = write_rope_parameters(rotary, config)
-    if isinstance(rotary.stretch, YarnStretch) and rotary.stretch.mscale_all_dim:
-        rope.update({name: getattr(rotary.stretch, name) for name in MSCALES})
+    if isinstance(rotary.scaling, YarnScaling) and rotary.scaling.mscale_all_dim:
+        rope.update({name: getattr(rotary.scaling, name) for name in MSCALES})
     config["rope_parameters"] = rope
 
 

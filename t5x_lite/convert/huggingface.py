@@ -12,7 +12,6 @@ import jax
 import numpy as np
 
 from t5x_lite import schema
-from t5x_lite.adapt.initial_weights import merged_weights
 from t5x_lite.config import MeshConfig
 from t5x_lite.convert import MODEL_TYPES
 from t5x_lite.convert.classifier import LABEL_FIELDS, TASK_HEADS, architectures_of, read_objective, write_labels
@@ -50,6 +49,7 @@ from t5x_lite.objectives.masked import MASK
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.progress import track_progress
 from t5x_lite.run_dir import Run, open_run
+from t5x_lite.run_weights import merged_weights
 
 MAX_FILE_BYTES = 5 * 10**9
 """The largest file of an export, as in Transformers."""

@@ -13,32 +13,21 @@ from t5x_lite.convert.config_table import (
 )
 from t5x_lite.errors import UserError
 from t5x_lite.models.config import ModelConfig
+from t5x_lite.models.positions.rope_scaling import ROPE_SCALINGS, DynamicScaling
 from t5x_lite.models.positions.rotary import Rotary
-from t5x_lite.models.positions.stretches import STRETCHES, DynamicStretch
 
-STRETCH_FIELDS: dict[str, dict[str, str]] = {
-    "default": {},
-    "linear": {"factor": "factor"},
-    "dynamic": {"factor": "factor"},
-    "llama3": {
-        "factor": "factor",
-        "low_freq_factor": "low",
-        "high_freq_factor": "high",
-        "original_max_position_embeddings": "original_length",
-    },
-    "yarn": {
-        "factor": "factor",
-        "original_max_position_embeddings": "original_length",
-        "beta_fast": "fast",
-        "beta_slow": "slow",
-        "attention_factor": "attention_factor",
-        "truncate": "whole_pairs",
-    },
-}
-"""For each rope_type the fields of `rope_parameters`, and ours of `positions.rotary.stretch` of the same name."""
-OPTIONAL_STRETCH_FIELDS = {"beta_fast", "beta_slow", "attention_factor", "truncate"}
-IGNORED_ROPE_FIELDS = {"rope_theta", "rope_type", "type"}
 ORIGINAL_LENGTH = "original_max_position_embeddings"
+SCALING_FIELDS: dict[str, tuple[str, ...]] = {
+    "default": (),
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", ORIGINAL_LENGTH),
+    "yarn": ("factor", ORIGINAL_LENGTH, "beta_fast", "beta_slow", "attention_factor", "truncate"),
+}
+"""For each rope_type the fields of `rope_parameters`. Those of `positions.rotary.scaling` have the same names, and
+`original_length`."""
+OPTIONAL_FIELDS = {"beta_fast", "beta_slow", "attention_factor", "truncate"}
+IGNORED_ROPE_FIELDS = {"rope_theta", "rope_type", "type"}
 
 
 def read_rope_parameters(rope: Mapping[str, Any], config: Mapping[str, Any]) -> Settings:
@@ -49,47 +38,54 @@ def read_rope_parameters(rope: Mapping[str, Any], config: Mapping[str, Any]) -> 
         config: the config, whose length of context stands in for an original length that `rope` lacks.
 
     Raises:
-        UserError: the stretch, or a parameter of it, is missing or not supported.
+        UserError: the scaling, or a parameter of it, is missing or not supported.
     """
     rope_type = rope.get("rope_type", rope.get("type", "default"))
-    if rope_type not in STRETCH_FIELDS:
-        raise UserError(f"rope_type {rope_type!r} is not supported; supported are {', '.join(STRETCH_FIELDS)}")
-    fields = STRETCH_FIELDS[rope_type]
+    if rope_type not in SCALING_FIELDS:
+        raise UserError(f"rope_type {rope_type!r} is not supported; supported are {', '.join(SCALING_FIELDS)}")
+    fields = SCALING_FIELDS[rope_type]
     if ORIGINAL_LENGTH in fields and rope.get(ORIGINAL_LENGTH) is None:
         rope = {**rope, ORIGINAL_LENGTH: require_field(config, "max_position_embeddings")}
-    stretch = {}
+    scaling: Settings = {}
     for name, value in rope.items():
         if value is None or name in IGNORED_ROPE_FIELDS:
             continue
         if name in fields:
-            stretch[fields[name]] = value
+            scaling[_our_name(name)] = value
         elif name != "partial_rotary_factor" or value != 1:
             raise UserError(f"rope_parameters.{name}={value!r} is not supported for rope_type {rope_type}")
-    for name in fields.keys() - OPTIONAL_STRETCH_FIELDS:
-        require_field(rope, name)
+    for name in fields:
+        if name not in OPTIONAL_FIELDS:
+            require_field(rope, name)
     if rope_type == "dynamic":  # the original length is that of the config
-        stretch["original_length"] = require_field(config, "max_position_embeddings")
+        scaling["original_length"] = require_field(config, "max_position_embeddings")
     rotary: Settings = {"theta": float(rope["rope_theta"])}
     if rope_type != "default":
-        rotary["stretch"] = {rope_type: stretch}
+        rotary["scaling"] = {rope_type: scaling}
     return rotary
 
 
 def write_rope_parameters(rotary: Rotary, config: ForeignConfig) -> dict[str, object]:
-    """Return the parameters of rotary positions; a dynamic stretch sets the config's length of context too."""
+    """Return the parameters of rotary positions; a dynamic scaling sets the config's length of context too."""
     rope: dict[str, object] = {"rope_theta": rotary.theta, "rope_type": "default"}
-    stretch = rotary.stretch
-    if stretch is not None:
-        (rope_type,) = (name for name, kind in STRETCHES.items() if type(stretch) is kind)
+    scaling = rotary.scaling
+    if scaling is not None:
+        (rope_type,) = (name for name, kind in ROPE_SCALINGS.items() if type(scaling) is kind)
         rope["rope_type"] = rope_type
-        for name, ours in STRETCH_FIELDS[rope_type].items():
-            value = getattr(stretch, ours)
-            is_default = name in OPTIONAL_STRETCH_FIELDS and value == type(stretch).model_fields[ours].default
+        for name in SCALING_FIELDS[rope_type]:
+            ours = _our_name(name)
+            value = getattr(scaling, ours)
+            is_default = name in OPTIONAL_FIELDS and value == type(scaling).model_fields[ours].default
             if not is_default:
                 rope[name] = value
-    if isinstance(stretch, DynamicStretch):
-        config["max_position_embeddings"] = stretch.original_length
+    if isinstance(scaling, DynamicScaling):
+        config["max_position_embeddings"] = scaling.original_length
     return rope
+
+
+def _our_name(name: str) -> str:
+    """Return the name of a field of `rope_parameters` in `positions.rotary.scaling`."""
+    return "original_length" if name == ORIGINAL_LENGTH else name
 
 
 def require_rotary(model: ModelConfig) -> Rotary:

@@ -11,8 +11,7 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 
 from t5x_lite.errors import UserError
-from t5x_lite.models.config import Family, ModelConfig
-from t5x_lite.models.head_config import HeadConfig
+from t5x_lite.models.config import Family
 from t5x_lite.objectives.framing import text_start
 from t5x_lite.objectives.model_protocols import Array, Batch, DropoutKey, LossSettings, LossSums
 from t5x_lite.objectives.objective import ExampleContext, ExampleLengths, Features
@@ -94,15 +93,6 @@ class PolicyOptimization(Supervised):
     @property
     def texts(self) -> int:
         return self.group_size
-
-    def head(self, model: ModelConfig) -> HeadConfig | None:
-        """Return None: the model's own probabilities of tokens are learnt."""
-        return None
-
-    def check(self, model: ModelConfig) -> None:
-        """Refuse a model that does not predict tokens."""
-        if "tokens" not in model.outputs:
-            raise ValueError(f"objective {self.name} needs a model that predicts tokens (model.outputs)")
 
     def check_context(self, context: ExampleContext) -> None:
         """Refuse a tokenizer without EOS, and a row without room for prompts."""

@@ -9,8 +9,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from t5x_lite.errors import UserError
-from t5x_lite.models.config import Family, ModelConfig
-from t5x_lite.models.head_config import HeadConfig
+from t5x_lite.models.config import Family
 from t5x_lite.objectives.answer_probabilities import answer_log_probabilities
 from t5x_lite.objectives.comparison import Comparison
 from t5x_lite.objectives.features import pad, stacked, token_features
@@ -62,15 +61,6 @@ class Preference(Comparison, Supervised):
     def needs_reference(self) -> bool:
         """True if the loss compares with the model that the run adapts."""
         return self.method != "orpo"
-
-    def head(self, model: ModelConfig) -> HeadConfig | None:
-        """Return None: the model's own probabilities of tokens are learnt."""
-        return None
-
-    def check(self, model: ModelConfig) -> None:
-        """Refuse a model that does not predict tokens."""
-        if "tokens" not in model.outputs:
-            raise ValueError("objective preference needs a model that predicts tokens (model.outputs)")
 
     def check_context(self, context: ExampleContext) -> None:
         """Refuse a tokenizer without EOS, and a row without room for a prompt and an answer."""

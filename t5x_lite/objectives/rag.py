@@ -7,8 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from t5x_lite.errors import UserError
-from t5x_lite.models.config import Family, ModelConfig
-from t5x_lite.models.head_config import HeadConfig
+from t5x_lite.models.config import Family
 from t5x_lite.objectives.answer_probabilities import answer_log_probabilities
 from t5x_lite.objectives.features import stacked
 from t5x_lite.objectives.framing import input_start, text_end
@@ -57,15 +56,6 @@ class Rag(Supervised):
         for placeholder in ("{passage}", "{query}"):
             if self.template.count(placeholder) != 1:
                 yield f"objective rag: template {self.template!r}: expected {placeholder} in it, once"
-
-    def head(self, model: ModelConfig) -> HeadConfig | None:
-        """Return None: the model's own probabilities of tokens are learnt."""
-        return None
-
-    def check(self, model: ModelConfig) -> None:
-        """Refuse a model that does not predict tokens."""
-        if "tokens" not in model.outputs:
-            raise ValueError("objective rag needs a model that predicts tokens (model.outputs)")
 
     def check_context(self, context: ExampleContext) -> None:
         """Refuse a tokenizer without EOS, and a row without room for a passage and a query."""

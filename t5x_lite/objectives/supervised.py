@@ -71,9 +71,14 @@ class Supervised(Objective):
         """Number of texts in an example, each of which passes the model by itself."""
         return 1
 
-    @abstractmethod
     def head(self, model: ModelConfig) -> HeadConfig | None:
-        """Return the head that the model needs, if it needs one."""
+        """Return the head that the model needs; None if the model's own probabilities of tokens are learnt."""
+        return None
+
+    def check(self, model: ModelConfig) -> None:
+        """Refuse a model that predicts no tokens, if their probabilities are learnt."""
+        if not self.uses_head and "tokens" not in model.outputs:
+            raise ValueError(f"objective {self.name} needs a model that predicts tokens (model.outputs)")
 
     def check_record(self, record: Record) -> None:
         """Refuse a record that nothing can be learnt from.

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from t5x_lite.adapt.initial_weights import fingerprint
 from t5x_lite.errors import UserError
 from t5x_lite.evaluate.batched_function import BatchedFunction
 from t5x_lite.evaluate.evaluation_model import EvaluationModel
@@ -19,6 +18,7 @@ from t5x_lite.models.outputs import pool_mean
 from t5x_lite.models.spec import ModelSpec
 from t5x_lite.objectives.objective import ExampleContext, Features
 from t5x_lite.objectives.passages import Passage, frame_passage, frame_query, without_padding
+from t5x_lite.run_weights import fingerprint
 from t5x_lite.trees import flatten_names
 
 Vectors: TypeAlias = Float[np.ndarray, "texts d"]

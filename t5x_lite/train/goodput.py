@@ -68,14 +68,18 @@ class Goodput:
         self.seconds["lost"] += lost
 
     def metrics(self) -> dict[str, float]:
-        """Write the file, and return `goodput` and `goodput/ACTIVITY_seconds`."""
-        if self._path is not None:
-            write_file(self._path, json.dumps(self.seconds))
+        """Return `goodput` and `goodput/ACTIVITY_seconds`."""
         share = self.seconds["step"] / max(sum(self.seconds.values()), 1e-9)
         return {"goodput": share, **{f"goodput/{name}_seconds": value for name, value in self.seconds.items()}}
 
+    def save(self) -> None:
+        """Write the file, in the process that writes."""
+        if self._path is not None:
+            write_file(self._path, json.dumps(self.seconds))
+
     def run(self, model: EvaluationModel) -> Evaluation:
-        """Return the metrics, as an evaluator of the train loop."""
+        """Write the file and return the metrics, as an evaluator of the train loop."""
+        self.save()
         return Evaluation(self.metrics())
 
     def summary(self) -> str:

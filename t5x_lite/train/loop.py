@@ -232,7 +232,8 @@ class Trainer:
             with self._monitoring(progress) as monitor:
                 try:
                     is_complete = self._train_steps(progress, state, monitor, store, stop)
-                    store.forget()  # the state is in a checkpoint
+                    store.delete_local_states()  # the state is in a checkpoint
+                    self.goodput.save()
                     self.display.print(self.goodput.summary())
                     return is_complete
                 except LossSpike as spike:
@@ -248,7 +249,7 @@ class Trainer:
         spike_limit = self.config.train.spike_limit
         if spikes > spike_limit:
             raise Diverged(f"step {spike_step}: more than {spike_limit} loss spikes (train.spike_limit)")
-        store.forget()
+        store.delete_local_states()
         self.model.update(0, self.steps.state)  # shapes alone: the memory of the old state is free for the restored one
         restored_progress, state = store.load()
         skipped_batches = spike_step - restored_progress.step
@@ -314,26 +315,26 @@ class Trainer:
 
             is_stopping = stop()
             is_saved = is_stopping or step == settings.steps or store.checkpoints.due(step)
-            is_kept = not is_saved and store.keeps(step)
+            is_saved_locally = not is_saved and store.local_save_due(step)
             hooks = [hook for hook in self.hooks if hook.is_due(step, settings.steps)]
-            if hooks or is_saved or is_kept or step % settings.health_every_steps == 0:
+            if hooks or is_saved or is_saved_locally or step % settings.health_every_steps == 0:
                 monitor.read()
                 if self.mesh.size > 1:
                     self.replicas.check(step, state.params)
             hook_metrics = self._run_hooks(hooks, step, state)
             # All processes report at the same steps, since a spike of the loss makes all of them go back.
-            if hooks or is_saved or is_kept:
+            if hooks or is_saved or is_saved_locally:
                 monitor.report(hook_metrics)
             if is_saved:
                 with self.goodput.measure("checkpoint"):
                     store.save(progress, state, hook_metrics)
-            if is_kept:
+            if is_saved_locally:
                 with self.goodput.measure("checkpoint"):
-                    store.keep(progress, state)
+                    store.save_locally(progress, state)
             if is_stopping and step < settings.steps:
                 break
             host_seconds = data_seconds
-            if not (hooks or is_saved or is_kept):
+            if not (hooks or is_saved or is_saved_locally):
                 host_seconds += time.perf_counter() - step_ended
             self.stragglers.add(host_seconds)
         with self.goodput.measure("checkpoint"):

@@ -9,13 +9,13 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from t5x_lite import config as configuration
-from t5x_lite.adapt.initial_weights import BaseCheckpoint, fingerprint, initial_weights, source_run
 from t5x_lite.adapt.lottery import Lottery, magnitude_masks
 from t5x_lite.checkpoint import JsonObject
 from t5x_lite.config import RunConfig
 from t5x_lite.errors import UserError
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.run_dir import Run
+from t5x_lite.run_weights import BaseCheckpoint, fingerprint, initial_weights, source_run
 from t5x_lite.train.masks import apply_masks
 from t5x_lite.train.state import TrainState
 from t5x_lite.train.steps import Steps

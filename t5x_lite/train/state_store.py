@@ -7,13 +7,13 @@ import jax
 from jax.sharding import Mesh
 
 from t5x_lite import config as configuration
-from t5x_lite.adapt.initial_weights import BaseCheckpoint, initial_weights
 from t5x_lite.checkpoint import Checkpoints, JsonObject
 from t5x_lite.data.row_rule import PLAN_VERSION
 from t5x_lite.errors import UserError
 from t5x_lite.local_checkpoint import LocalCheckpoints, open_local_checkpoints
 from t5x_lite.run_dir import Run
 from t5x_lite.run_teacher import load_teacher
+from t5x_lite.run_weights import BaseCheckpoint, initial_weights
 from t5x_lite.train.branch import restore_branch
 from t5x_lite.train.monitor import RunningLoss
 from t5x_lite.train.rewind import rewind
@@ -120,16 +120,16 @@ class StateStore:
         """Start to save a checkpoint. `metrics` rank it among the others."""
         self.checkpoints.save(progress.step, state.saved(), self._metadata(progress), metrics)
 
-    def keeps(self, step: int) -> bool:
-        """Return whether the machines keep the state after a step (`checkpoint.local`)."""
+    def local_save_due(self, step: int) -> bool:
+        """Return whether the machines save the state after a step on their disks (`checkpoint.local`)."""
         return self._local is not None and self._local.due(step)
 
-    def keep(self, progress: Progress, state: TrainState) -> None:
+    def save_locally(self, progress: Progress, state: TrainState) -> None:
         """Start to write the state to the disks of the machines."""
         assert self._local is not None
         self._local.save(progress.step, state.saved(), self._metadata(progress))
 
-    def forget(self) -> None:
+    def delete_local_states(self) -> None:
         """Delete the states on the disks of the machines, because the run goes back behind them or is complete."""
         if self._local is not None:
             self._local.clear()

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import t5x_lite
-from t5x_lite.adapt.initial_weights import initial_weights
 from t5x_lite.cli import main
 from t5x_lite.models.spec import model_spec
 from t5x_lite.parallel.mesh import make_mesh
+from t5x_lite.run_weights import initial_weights
 from t5x_lite.train.steps import make_steps
 from t5x_lite.trees import flatten_names, unflatten_names
 from tests.adapt.conftest import METHODS, AdaptedRun, MethodConfig, method_override

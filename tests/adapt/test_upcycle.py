@@ -8,12 +8,12 @@ import yaml
 
 import t5x_lite
 from t5x_lite import config as configuration
-from t5x_lite.adapt.initial_weights import initial_weights
 from t5x_lite.cli import main
 from t5x_lite.errors import UserError
 from t5x_lite.models.spec import model_spec
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.run_dir import with_vocab
+from t5x_lite.run_weights import initial_weights
 from tests.conftest import lines
 
 

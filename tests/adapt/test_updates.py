@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from jaxtyping import Array, Float, PyTree
 
-from t5x_lite.adapt.initial_weights import initial_weights
 from t5x_lite.adapt.method import is_added_parameter, without_added
 from t5x_lite.cli import main
 from t5x_lite.config import RunConfig
@@ -21,6 +20,7 @@ from t5x_lite.models.spec import ModelSpec, model_spec
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.run_data import open_run_data
 from t5x_lite.run_dir import open_run
+from t5x_lite.run_weights import initial_weights
 from t5x_lite.train.steps import make_steps
 from t5x_lite.trees import flatten_names, unflatten_names
 from tests.adapt.conftest import METHODS, AdaptedRun, MethodConfig, method_override

@@ -293,7 +293,7 @@ def test_a_config_that_asks_for_another_computation_is_refused(
 
 
 @pytest.mark.parametrize("name", ["Llama 3.1", "Llama, YaRN"])
-def test_the_original_length_of_a_stretch_is_by_default_that_of_the_config(
+def test_the_original_length_of_a_scaling_is_by_default_that_of_the_config(
     name: str, cases: Cases, tmp_path: Path
 ) -> None:
     case = cases(name)

@@ -17,7 +17,7 @@ from tests.reference.cases import Case, make  # noqa: E402
 WINDOW = 32
 """The original context of the tiny model."""
 LENGTH = 50
-STRETCH = "model.positions.rotary.stretch.dynamic"
+SCALING = "model.positions.rotary.scaling.dynamic"
 
 
 @pytest.fixture(scope="module")
@@ -36,16 +36,16 @@ def make_tokens(length: int) -> np.ndarray:
     return np.random.default_rng(0).integers(5, 90, (1, length))
 
 
-def test_a_text_as_long_as_the_stretched_context_has_transformers_logits(case: Case) -> None:
+def test_a_text_as_long_as_the_scaled_context_has_transformers_logits(case: Case) -> None:
     tokens = make_tokens(LENGTH)
     expected = their_logits(case, tokens)
-    model = t5x_lite.load(case.run, overrides=[f"{STRETCH}.length={LENGTH}"])
+    model = t5x_lite.load(case.run, overrides=[f"{SCALING}.length={LENGTH}"])
     np.testing.assert_allclose(model.logits(tokens), expected, atol=2e-3)
-    unstretched = t5x_lite.load(case.run, overrides=["model.positions.rotary.stretch=null"])
-    assert np.abs(unstretched.logits(tokens) - expected).max() > 0.5
+    unscaled = t5x_lite.load(case.run, overrides=["model.positions.rotary.scaling=null"])
+    assert np.abs(unscaled.logits(tokens) - expected).max() > 0.5
 
 
-def test_a_full_window_is_not_stretched(case: Case) -> None:
+def test_a_full_window_is_not_scaled(case: Case) -> None:
     tokens = make_tokens(WINDOW)
     np.testing.assert_allclose(case.ours.logits(tokens), their_logits(case, tokens), atol=2e-3)
 
@@ -53,13 +53,13 @@ def test_a_full_window_is_not_stretched(case: Case) -> None:
 def test_longer_texts_are_refused_by_the_setting_that_admits_them(case: Case) -> None:
     with pytest.raises(UserError) as raised:
         case.ours.logits(make_tokens(WINDOW + 1))
-    assert f"33 tokens are more than the model's 32 positions ({STRETCH}.length)" in str(raised.value)
+    assert f"33 tokens are more than the model's 32 positions ({SCALING}.length)" in str(raised.value)
     with pytest.raises(UserError, match="length 20 is below original_length 32"):
-        t5x_lite.load(case.run, overrides=[f"{STRETCH}.length=20"])
+        t5x_lite.load(case.run, overrides=[f"{SCALING}.length=20"])
 
 
 def test_cached_decoding_equals_uncached_beyond_the_original_window(case: Case) -> None:
-    model = t5x_lite.load(case.run, overrides=[f"{STRETCH}.length={LENGTH}"])
+    model = t5x_lite.load(case.run, overrides=[f"{SCALING}.length={LENGTH}"])
     prompt = make_tokens(WINDOW - 4)[0].astype(np.int32)
     *_, generated = model.generator.stream_tokens([prompt], Sampling(tokens=LENGTH - len(prompt), temperature=0))
     logits = model.logits(np.concatenate([prompt, generated[0, :-1]]))[0, len(prompt) - 1 :]

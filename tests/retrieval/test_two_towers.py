@@ -7,12 +7,12 @@ import pytest
 
 import t5x_lite
 from t5x_lite import config as configuration
-from t5x_lite.adapt.initial_weights import initial_weights
 from t5x_lite.cli import main
 from t5x_lite.errors import UserError
 from t5x_lite.models.spec import model_spec
 from t5x_lite.objectives.passages import Passage
 from t5x_lite.retrieval.encoder import VectorEncoder
+from t5x_lite.run_weights import initial_weights
 from t5x_lite.trees import flatten_names
 from tests.retrieval.conftest import passage
 

@@ -10,6 +10,7 @@ from t5x_lite.train.goodput import Goodput
 def test_goodput_is_the_share_of_steps_over_all_starts(tmp_path: Path) -> None:
     first_start = Goodput(tmp_path, writes=True)
     first_start.seconds |= {"compile": 10.0, "step": 80.0, "checkpoint": 10.0}
+    first_start.save()
     assert first_start.metrics()["goodput"] == pytest.approx(0.8)
     second_start = Goodput(tmp_path, writes=True)
     second_start.add_lost(30.0)

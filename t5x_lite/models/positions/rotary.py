@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 
 from t5x_lite.arrays import Array
 from t5x_lite.models.positions.encoding import Place, PositionEncoding
-from t5x_lite.models.positions.stretches import STRETCHES, Stretch
+from t5x_lite.models.positions.rope_scaling import ROPE_SCALINGS, RopeScaling
 from t5x_lite.schema import OneOf, setting
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ class Rotary(PositionEncoding):
         1.0, "share of a head's channels that are rotated, the first of them", gt=0, le=1, source="GPT-NeoX: 0.25"
     )
     interleaved: bool = setting(False, "pairs are channels 2i and 2i + 1", source="Su et al. 2021, §3.2.2; DeepSeek")
-    stretch: Annotated[Stretch | None, OneOf(STRETCHES)] = setting(
-        None, "how wavelengths are stretched for a longer context"
+    scaling: Annotated[RopeScaling | None, OneOf(ROPE_SCALINGS)] = setting(
+        None, "how wavelengths are scaled for a longer context"
     )
 
     @property
@@ -39,15 +39,15 @@ class Rotary(PositionEncoding):
 
     @property
     def max_length(self) -> int | None:
-        """Return the longest row that the stretch can serve."""
-        if self.stretch is None:
+        """Return the longest row that the scaling can serve."""
+        if self.scaling is None:
             return None
-        return self.stretch.max_length
+        return self.scaling.max_length
 
     @property
     def max_length_setting(self) -> str:
-        """Return the length of a dynamic stretch."""
-        return "model.positions.rotary.stretch.dynamic.length"
+        """Return the length of a dynamic scaling."""
+        return "model.positions.rotary.scaling.dynamic.length"
 
     def rotate(self, x: Float[Array, "b l h k"], positions: Int[Array, "b l"]) -> Float[Array, "b l h k"]:
         """Rotate each pair of channels."""
@@ -55,14 +55,14 @@ class Rotary(PositionEncoding):
 
         rotated = self.rotated_channels(x.shape[-1])
         rates = frequencies(rotated, self.theta)
-        if self.stretch is not None:
-            rates = self.stretch.stretch(rates, self.theta)
+        if self.scaling is not None:
+            rates = self.scaling.scale_frequencies(rates, self.theta)
         angles = (positions[..., None].astype(jnp.float32) * rates)[:, :, None, :]
         cos = jnp.cos(angles)
         sin = jnp.sin(angles)
-        if self.stretch is not None and self.stretch.scale != 1:
-            cos *= self.stretch.scale
-            sin *= self.stretch.scale
+        if self.scaling is not None and self.scaling.scale != 1:
+            cos *= self.scaling.scale
+            sin *= self.scaling.scale
         channels = x[..., :rotated].astype(jnp.float32)
         if self.interleaved:
             first = channels[..., ::2]
@@ -78,10 +78,10 @@ class Rotary(PositionEncoding):
 
     @property
     def score_scale(self) -> float:
-        """Return the factor of the stretch."""
-        if self.stretch is None:
+        """Return the factor of the scaling."""
+        if self.scaling is None:
             return 1.0
-        return self.stretch.score_scale
+        return self.scaling.score_scale
 
     def rotated_channels(self, head_dim: int) -> int:
         """Return the number of channels that are rotated: `share` of them, rounded down as in GPT-NeoX's code."""

@@ -1,4 +1,4 @@
-"""Stretches of rotary positions for longer contexts: longer wavelengths, and for YaRN larger scores."""
+"""Scaling of rotary positions for longer contexts: longer wavelengths, and for YaRN larger scores."""
 
 import math
 from abc import abstractmethod
@@ -11,11 +11,11 @@ from t5x_lite.schema import Config, setting
 from t5x_lite.schema import Int as Integer
 
 
-class Stretch(Config):
-    """A change of the wavelengths. A stretch is one class of this kind and one entry in `STRETCHES`."""
+class RopeScaling(Config):
+    """A change of the wavelengths. A scaling is one class of this kind and one entry in `ROPE_SCALINGS`."""
 
     @abstractmethod
-    def stretch(self, frequencies: Float[Array, "half"], theta: float) -> Float[Array, "half"]:
+    def scale_frequencies(self, frequencies: Float[Array, "half"], theta: float) -> Float[Array, "half"]:
         """Return the frequency of each pair of channels, given those of `theta`, the base of their geometric series."""
 
     @property
@@ -30,21 +30,21 @@ class Stretch(Config):
 
     @property
     def max_length(self) -> int | None:
-        """Return the longest row that the stretch can serve; None: any."""
+        """Return the longest row that the scaling can serve; None: any."""
         return None
 
 
-class LinearStretch(Stretch):
-    """All wavelengths stretched alike, which interpolates positions (Chen et al. 2023)."""
+class LinearScaling(RopeScaling):
+    """All wavelengths times one factor, which interpolates positions (Chen et al. 2023)."""
 
-    factor: float = setting(..., "stretch of all wavelengths", gt=0)
+    factor: float = setting(..., "factor on all wavelengths", gt=0)
 
-    def stretch(self, frequencies: Float[Array, "half"], theta: float) -> Float[Array, "half"]:
+    def scale_frequencies(self, frequencies: Float[Array, "half"], theta: float) -> Float[Array, "half"]:
         """Return the frequencies divided by `factor`."""
         return frequencies / self.factor
 
 
-class DynamicStretch(Stretch):
+class DynamicScaling(RopeScaling):
     """Dynamic NTK scaling: a base that grows with the length of the context (Peng et al. 2023, §3.3).
 
     Up to the original length nothing changes. For longer contexts Transformers computes the base anew for the length so
@@ -53,8 +53,8 @@ class DynamicStretch(Stretch):
     refused.
     """
 
-    factor: float = setting(..., "stretch of the slowest pair per original length of context", ge=1)
-    original_length: Integer = setting(..., "context before the stretch", unit="tokens", ge=1)
+    factor: float = setting(..., "factor on the slowest wavelength per original length of context", ge=1)
+    original_length: Integer = setting(..., "context before the scaling", unit="tokens", ge=1)
     length: Integer | None = setting(
         None, "longest context, which the base is computed for; null takes the original one", unit="tokens", ge=1
     )
@@ -64,7 +64,7 @@ class DynamicStretch(Stretch):
         if self.length is not None and self.length < self.original_length:
             yield f"dynamic: length {self.length} is below original_length {self.original_length}; leave it out"
 
-    def stretch(self, frequencies: Float[Array, "half"], theta: float) -> Float[Array, "half"]:
+    def scale_frequencies(self, frequencies: Float[Array, "half"], theta: float) -> Float[Array, "half"]:
         """Return the frequencies of the base theta · (factor · length / original - factor + 1)^(k / (k - 2))."""
         import jax.numpy as jnp
 
@@ -80,37 +80,40 @@ class DynamicStretch(Stretch):
         return self.length or self.original_length
 
 
-class Llama3Stretch(Stretch):
+class Llama3Scaling(RopeScaling):
     """Longer wavelengths for longer contexts (Llama 3.1, Grattafiori et al. 2024, §3.4.2 and its code).
 
-    Wavelengths above original_length / low are stretched by `factor`, those below original_length / high are unchanged.
+    Wavelengths above original_length / low_freq_factor are `factor` times as long, those below original_length /
+    high_freq_factor are unchanged.
     """
 
-    factor: float = setting(8.0, "stretch of long wavelengths", gt=1)
-    low: float = setting(1.0, "turns within the original length below which a wavelength is stretched in full", gt=0)
-    high: float = setting(4.0, "turns above which it is unchanged", gt=0)
-    original_length: Integer = setting(8192, "context before the stretch", unit="tokens", ge=1)
+    factor: float = setting(8.0, "factor on long wavelengths", gt=1)
+    low_freq_factor: float = setting(
+        1.0, "turns within the original length below which a wavelength has the whole factor", gt=0
+    )
+    high_freq_factor: float = setting(4.0, "turns above which it is unchanged", gt=0)
+    original_length: Integer = setting(8192, "context before the scaling", unit="tokens", ge=1)
 
-    def stretch(self, frequencies: Float[Array, "half"], theta: float) -> Float[Array, "half"]:
+    def scale_frequencies(self, frequencies: Float[Array, "half"], theta: float) -> Float[Array, "half"]:
         """Return the frequencies of slow rotations divided by `factor`, fast ones as they are, linear in between."""
         import jax.numpy as jnp
 
         turns = self.original_length * frequencies / (2 * math.pi)
-        unchanged = jnp.clip((turns - self.low) / (self.high - self.low), 0.0, 1.0)
+        unchanged = jnp.clip((turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor), 0.0, 1.0)
         return (1 - unchanged) * frequencies / self.factor + unchanged * frequencies
 
 
-class YarnStretch(Stretch):
+class YarnScaling(RopeScaling):
     """YaRN (Peng et al. 2023, §3.2 to §3.4): a ramp over pairs of channels, and a larger scale of scores.
 
-    Pairs that turn more than `fast` times within the original length are unchanged, those that turn less than `slow`
-    times are stretched by `factor`.
+    Pairs that turn more than `beta_fast` times within the original length are unchanged, the wavelengths of those that
+    turn less than `beta_slow` times are `factor` times as long.
     """
 
-    factor: float = setting(..., "stretch of slow pairs", gt=0)
-    original_length: Integer = setting(..., "context before the stretch", unit="tokens", ge=1)
-    fast: float = setting(32.0, "turns above which a pair is unchanged", gt=0)
-    slow: float = setting(1.0, "turns below which a pair is stretched in full", gt=0)
+    factor: float = setting(..., "factor on the wavelengths of slow pairs", gt=0)
+    original_length: Integer = setting(..., "context before the scaling", unit="tokens", ge=1)
+    beta_fast: float = setting(32.0, "turns above which a pair is unchanged", gt=0)
+    beta_slow: float = setting(1.0, "turns below which a pair has the whole factor", gt=0)
     attention_factor: float | None = setting(
         None,
         "factor on rotated queries and keys; null takes 0.1 · mscale · ln(factor) + 1 over the same of mscale_all_dim",
@@ -121,24 +124,24 @@ class YarnStretch(Stretch):
     mscale_all_dim: float = setting(
         0.0, "the same of all channels of queries and keys, rotated or not", ge=0, source="DeepSeek-V2's code"
     )
-    whole_pairs: bool = setting(True, "the ramp begins and ends at whole numbers of pairs, as in YaRN's code")
+    truncate: bool = setting(True, "the ramp begins and ends at whole numbers of pairs, as in YaRN's code")
 
-    def stretch(self, frequencies: Float[Array, "half"], theta: float) -> Float[Array, "half"]:
+    def scale_frequencies(self, frequencies: Float[Array, "half"], theta: float) -> Float[Array, "half"]:
         """Return frequencies that change from unchanged to divided by `factor` along the pairs of channels."""
         import jax.numpy as jnp
 
         half = len(frequencies)
-        first = self._pair_of_turns(self.fast, half, theta)
-        last = self._pair_of_turns(self.slow, half, theta)
-        if self.whole_pairs:
+        first = self._pair_of_turns(self.beta_fast, half, theta)
+        last = self._pair_of_turns(self.beta_slow, half, theta)
+        if self.truncate:
             first = math.floor(first)
             last = math.ceil(last)
         first = max(first, 0)
         last = min(last, 2 * half - 1)
         if first == last:
             last += 0.001
-        stretched = jnp.clip((jnp.arange(half, dtype=jnp.float32) - first) / (last - first), 0.0, 1.0)
-        return stretched * frequencies / self.factor + (1 - stretched) * frequencies
+        scaled = jnp.clip((jnp.arange(half, dtype=jnp.float32) - first) / (last - first), 0.0, 1.0)
+        return scaled * frequencies / self.factor + (1 - scaled) * frequencies
 
     def _pair_of_turns(self, turns: float, half: int, theta: float) -> float:
         """Return the number of the pair, perhaps a fraction, that turns so often within the original length."""
@@ -157,13 +160,13 @@ class YarnStretch(Stretch):
         return self._growth(self.mscale_all_dim) ** 2
 
     def _growth(self, mscale: float) -> float:
-        """Return 0.1 · mscale · ln(factor) + 1; 1 where nothing is stretched."""
+        """Return 0.1 · mscale · ln(factor) + 1; 1 where nothing is scaled."""
         return 0.1 * mscale * math.log(max(self.factor, 1.0)) + 1.0
 
 
-STRETCHES: dict[str, type[Stretch]] = {
-    "linear": LinearStretch,
-    "dynamic": DynamicStretch,
-    "llama3": Llama3Stretch,
-    "yarn": YarnStretch,
+ROPE_SCALINGS: dict[str, type[RopeScaling]] = {
+    "linear": LinearScaling,
+    "dynamic": DynamicScaling,
+    "llama3": Llama3Scaling,
+    "yarn": YarnScaling,
 }
