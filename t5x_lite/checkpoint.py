@@ -6,6 +6,7 @@ restored. A checkpoint is a folder `STEP/` whose manifest is written after Orbax
 
 import contextlib
 import logging
+import math
 import os
 import sys
 import time
@@ -350,7 +351,8 @@ def steps_to_keep(scores: Mapping[int, float | None], config: CheckpointConfig) 
     """Apply the retention rules.
 
     Args:
-        scores: value of `best_metric` at each step that has a checkpoint; None if it was not evaluated there.
+        scores: value of `best_metric` at each step that has a checkpoint; None if it was not evaluated there. NaN, such
+            as a correlation of constant predictions, has no place in the order.
         config: the rules.
 
     Returns:
@@ -362,7 +364,8 @@ def steps_to_keep(scores: Mapping[int, float | None], config: CheckpointConfig) 
     if config.keep_every_steps is not None:
         permanent |= {step for step in scores if step % config.keep_every_steps == 0}
     sign = 1 if config.best == "lowest" else -1
-    ranking = sorted((sign * score, -step) for step, score in scores.items() if score is not None)
+    known = {step: score for step, score in scores.items() if score is not None and not math.isnan(score)}
+    ranking = sorted((sign * score, -step) for step, score in known.items())
     best = [-negative_step for _, negative_step in ranking[: config.keep_best]]
     return {*newest, *permanent, *best}
 

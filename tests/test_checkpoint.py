@@ -184,11 +184,26 @@ def test_a_checkpoint_of_another_model_is_refused_with_the_arrays_that_differ(tm
         ({"keep": 1, "keep_best": 1, "best": "highest"}, {3, 6}),
         ({"keep": 1, "keep_best": 0, "keep_every_steps": 2}, {2, 4, 6}),
         ({"keep": 1, "keep_best": 0, "keep_every_steps": 3}, {3, 6}),
+        ({"keep": 1, "keep_best": 0, "keep_steps": (1, 3, 7)}, {1, 3, 6}),
+        ({"keep": 1, "keep_best": 0, "keep_steps": (1,), "keep_every_steps": 4}, {1, 4, 6}),
     ],
 )
-def test_retention_rules_keep_the_steps_expected_by_hand(rules: dict[str, int], expected: set[int]) -> None:
+def test_retention_rules_keep_the_steps_expected_by_hand(rules: dict[str, object], expected: set[int]) -> None:
     scores = {1: None, 2: 0.5, 3: 0.9, 4: 0.6, 5: None, 6: 0.8}
     assert steps_to_keep(scores, CheckpointConfig.model_validate(rules)) == expected
+
+
+@pytest.mark.parametrize("best", ["lowest", "highest"])
+def test_of_equal_scores_the_later_step_is_kept(best: str) -> None:
+    scores = {1: 0.5, 2: 0.5, 3: 0.5, 4: None}
+    config = CheckpointConfig.model_validate({"keep": 1, "keep_best": 2, "best": best})
+    assert steps_to_keep(scores, config) == {2, 3, 4}
+
+
+def test_a_score_that_is_no_number_is_never_the_best() -> None:
+    """The correlation of constant predictions is NaN, which is neither below nor above any number."""
+    scores = {1: 0.5, 2: float("nan"), 3: 0.3, 4: 0.9}
+    assert steps_to_keep(scores, CheckpointConfig(keep=1, keep_best=1)) == {3, 4}
 
 
 def test_old_checkpoints_are_deleted_when_new_ones_are_complete(tmp_path: Path) -> None:

@@ -187,3 +187,22 @@ def test_static_masks_repeat_after_their_epochs() -> None:
     assert epoch(static, 1) == epoch(static, 3)
     assert epoch(static, 0) != epoch(static, 1)
     assert epoch(dynamic, 0) != epoch(dynamic, 2)
+
+
+def test_the_random_choices_of_an_example_depend_on_seed_source_epoch_and_row() -> None:
+    """Two sources have the same text, so that only the choices of masked tokens tell their examples apart."""
+    frame = context(64, "encoder", size=2000)
+    builder = ExampleBuilder(DataConfig(), Masked(), frame)
+
+    def masked_positions(seed: int, source: int, epoch: int, row: int) -> list[int]:
+        row_plans = [rows_of(InMemoryCorpus(1000), Masked(), frame) for _ in range(2)]
+        rows = TrainingRows(row_plans, [(source, epoch, row)], [builder] * 2, seed, phases=(1, 1))
+        example = rows[0]
+        return example["target_positions"][example["loss_weights"] > 0].tolist()
+
+    # The first row has the special tokens, which are not masked.
+    first = masked_positions(seed=0, source=0, epoch=0, row=1)
+    assert first == masked_positions(seed=0, source=0, epoch=0, row=1)
+    assert len(first) >= 8
+    for others in ((1, 0, 0, 1), (0, 1, 0, 1), (0, 0, 1, 1), (0, 0, 0, 2)):
+        assert masked_positions(*others) != first

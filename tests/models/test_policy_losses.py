@@ -1,6 +1,7 @@
 """Losses and advantages of policy optimisation, against TRL on the same tensors and the papers' formulas in NumPy."""
 
 from collections import defaultdict
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ from t5x_lite.models.losses import LossSettings, token_log_probabilities
 from t5x_lite.objectives.answer_rows import policy_loss
 from t5x_lite.objectives.grpo import GRPO
 from t5x_lite.objectives.policy_optimization import PolicyOptimization
+from t5x_lite.objectives.ppo import PPO
 from t5x_lite.verifiers import ExactMatch
 
 ROWS = 6
@@ -246,3 +248,112 @@ def test_an_objective_without_a_source_of_rewards_or_with_two_is_refused() -> No
         GRPO()
     with pytest.raises(ValueError, match="grpo needs a reward: give either `verifier`"):
         GRPO(verifier=ExactMatch(), reward_run="runs/reward")
+
+
+@dataclass
+class TableModel:
+    """A model of token pairs: a table has the logits after each token and, in its last column, the value."""
+
+    table: np.ndarray
+    reference: "TableModel | None" = None
+
+    def __call__(self, tokens: jax.Array, **_: object) -> jax.Array:
+        return jnp.asarray(self.table)[tokens]
+
+    def logits(self, states: jax.Array) -> jax.Array:
+        return states[..., :-1]
+
+    def head(self, states: jax.Array, key: None) -> jax.Array:
+        return states[..., -1:]
+
+
+def table_model() -> TableModel:
+    tables = np.random.default_rng(5).standard_normal((2, VOCAB, VOCAB + 1))
+    return TableModel(tables[0], TableModel(tables[1]))
+
+
+PROMPTS = {
+    "prompt": np.array([[0, 2, 5], [1, 3, 4]], np.int32),
+    "prompt_segments": np.array([[0, 1, 1], [1, 1, 1]], np.int32),
+}
+ANSWER_SIZES = np.array([2, 1, 3, 2])
+ANSWERS = np.array([[[1, 6, -1], [2, -1, -1]], [[0, 0, 6], [3, 6, -1]]], np.int32)
+"""Two answers to each prompt."""
+TOKENS_BEFORE = np.array([[5, 1, 6], [5, 2, 0], [4, 0, 0], [4, 3, 6]])
+"""The token before each token of an answer; beyond the answer any."""
+
+
+def answer_mask(sizes: np.ndarray) -> np.ndarray:
+    return (np.arange(3) < sizes[:, None]).astype(np.float32)
+
+
+def scores_by_table(table: np.ndarray, answers: np.ndarray, before: np.ndarray) -> np.ndarray:
+    """Return the log-probability of each token of the answers after the token before it."""
+    logits = table[before, :VOCAB]
+    scores = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    return np.take_along_axis(scores, np.maximum(answers, 0)[..., None], -1)[..., 0]
+
+
+@pytest.mark.parametrize("average", ["answers", "tokens", "length"])
+def test_the_rows_of_grpo_have_the_advantages_and_weights_computed_by_hand(average: str) -> None:
+    """Two rewards that differ by d have advantages of ±d/2, and their standard deviation is d/√2."""
+    objective = GRPO.model_validate({"verifier": "exact_match", "group": 2, "average": average, "answer_len": 3})
+    model = table_model()
+    rewards = np.array([[1.0, 0.0], [3.0, 7.0]], np.float32)
+    with jax.enable_x64(True):
+        batch = {**PROMPTS, "answers": ANSWERS, "rewards": rewards}
+        rows = jax.device_get(objective.prepare(model, batch, LossSettings(VOCAB, 4)))
+    mask = answer_mask(ANSWER_SIZES)
+    advantages = np.array([0.5, -0.5, -2.0, 2.0])
+    if average != "length":
+        advantages = advantages / (np.array([1, 1, 4, 4]) / np.sqrt(2) + 1e-4)
+    divisors = {"answers": ANSWER_SIZES, "tokens": np.ones(4), "length": np.full(4, 3)}
+    np.testing.assert_allclose(rows["advantages"], mask * advantages[:, None], rtol=1e-6)
+    np.testing.assert_allclose(rows["token_weights"], mask / divisors[average][:, None], rtol=1e-6)
+    np.testing.assert_array_equal(rows["answer_weights"], mask)
+    answers = ANSWERS.reshape(4, 3)
+    assert model.reference is not None
+    for name, table in (("old", model.table), ("reference", model.reference.table)):
+        expected = scores_by_table(table, answers, TOKENS_BEFORE)
+        np.testing.assert_allclose(mask * rows[f"{name}_log_probabilities"], mask * expected, rtol=1e-6)
+
+
+def test_the_rows_of_ppo_have_the_advantages_returns_and_values_of_the_papers() -> None:
+    """Rewards of Stiennon et al. 2020, §3.4, with β = 0.3; advantages of Schulman et al. 2016, whitened."""
+    objective = PPO.model_validate(
+        {"verifier": "exact_match", "answer_len": 3, "beta": 0.3, "discount": 0.9, "decay": 0.5}
+    )
+    model = table_model()
+    assert model.reference is not None
+    rewards = np.array([2.0, -1.0])
+    batch = {**PROMPTS, "answers": ANSWERS[:, :1], "rewards": rewards[:, None]}
+    with jax.enable_x64(True):
+        rows = jax.device_get(objective.prepare(model, batch, LossSettings(VOCAB, 2)))
+    sizes = ANSWER_SIZES[::2]
+    answers = ANSWERS[:, 0]
+    before = TOKENS_BEFORE[::2]
+    mask = answer_mask(sizes)
+    scores = scores_by_table(model.table, answers, before)
+    reference_scores = scores_by_table(model.reference.table, answers, before)
+    token_rewards = -0.3 * mask * (scores - reference_scores)
+    token_rewards[0, 1] += 2.0
+    token_rewards[1, 2] -= 1.0
+    values = model.table[before, VOCAB]
+    advantages = numpy_advantages(token_rewards, values, sizes, 0.9, 0.5)
+    kept_tokens = advantages[mask > 0]
+    whitened = mask * (advantages - kept_tokens.mean()) / kept_tokens.std()
+    np.testing.assert_allclose(rows["advantages"], whitened, rtol=1e-5)
+    np.testing.assert_allclose(rows["returns"], advantages + mask * values, rtol=1e-5)
+    np.testing.assert_allclose(mask * rows["old_values"], mask * values, rtol=1e-6)
+    np.testing.assert_array_equal(rows["token_weights"], mask)
+    np.testing.assert_allclose(mask * rows["old_log_probabilities"], mask * scores, rtol=1e-6)
+    np.testing.assert_allclose(mask * rows["reference_log_probabilities"], mask * reference_scores, rtol=1e-6)
+
+
+def test_without_a_weight_of_the_divergence_the_rewards_of_ppo_are_those_of_the_answers() -> None:
+    """With γ = λ = 1 the return of every token is then the reward of its answer."""
+    objective = PPO(verifier=ExactMatch(), answer_len=3, beta=0.0, decay=1.0)
+    batch = {**PROMPTS, "answers": ANSWERS[:, :1], "rewards": np.array([[2.0], [-1.0]], np.float32)}
+    rows = objective.prepare(TableModel(table_model().table), batch, LossSettings(VOCAB, 2))
+    assert "reference_log_probabilities" not in rows
+    np.testing.assert_allclose(rows["returns"], [[2, 2, 0], [-1, -1, -1]], atol=1e-5)

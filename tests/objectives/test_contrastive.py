@@ -1,11 +1,13 @@
 """Views of texts by hand, and the loss against PyTorch's cross-entropy of the matrix of cosines."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from t5x_lite.models import losses
 from t5x_lite.models.config import ModelConfig
+from t5x_lite.models.losses import LossSettings
 from t5x_lite.objectives.contrastive import Contrastive
 from tests.objectives.vocabulary import context, row
 
@@ -64,6 +66,45 @@ def test_info_nce_is_cross_entropy_of_cosines_in_both_directions_over_rows_with_
     assert float(loss.total) == float(loss.loss)
     assert float(loss.correct) == float(sum(correct)) / 2
     assert float(loss.weight) == 4
+
+
+class CountingHead:
+    """A head that pools the states of a text: their sum over its tokens."""
+
+    def pooled(self, states: jax.Array, tokens: jax.Array, segment_ids: jax.Array, key: None) -> jax.Array:
+        return (states * (segment_ids > 0)[..., None]).sum(1)
+
+
+class TableModel:
+    """A model whose states are the rows of a table."""
+
+    def __init__(self, table: np.ndarray) -> None:
+        self.table = table
+        self.head = CountingHead()
+
+    def __call__(self, tokens: jax.Array, **_: object) -> jax.Array:
+        return jnp.asarray(self.table)[tokens]
+
+
+def test_the_loss_compares_the_two_views_of_each_text_with_those_of_the_other_texts() -> None:
+    """van den Oord et al. 2018, §2.3, in NumPy; the third text has one token, so that it has no second view."""
+    objective = Contrastive(temperature=0.2)
+    table = np.random.default_rng(1).normal(size=(40, 5)).astype(np.float32)
+    texts = ([10, 11, 12, EOS], [13, 14, 15, 16, 17, EOS], [18, EOS], [19, 20, EOS])
+    examples = [make_views(objective, text, 8, seed) for seed, text in enumerate(texts)]
+    batch = {name: np.stack([example[name] for example in examples]) for name in examples[0]}
+    sums = objective.loss(TableModel(table), batch, None, LossSettings(40))["loss"]
+    vectors = np.zeros((3, 2, 5))
+    for number, text in enumerate((0, 1, 3)):
+        for view in range(2):
+            size = int((batch["segment_ids"][text, view] > 0).sum())
+            vector = table[batch["tokens"][text, view, :size]].sum(0)
+            vectors[number, view] = vector / np.linalg.norm(vector)
+    scores = vectors[:, 0] @ vectors[:, 1].T / 0.2
+    forward = np.log(np.exp(scores).sum(1)) - np.diag(scores)
+    backward = np.log(np.exp(scores).sum(0)) - np.diag(scores)
+    assert float(sums.total) == pytest.approx((forward.sum() + backward.sum()) / 2, rel=1e-4)
+    assert float(sums.weight) == 3
 
 
 @pytest.mark.parametrize(

@@ -221,15 +221,24 @@ def test_the_global_norm_is_clipped_before_the_algorithm_sees_the_gradient() -> 
         ({"schedule": "constant", "warmup_steps": 4}, {0: 0.25, 1: 0.5, 3: 1.0, 9: 1.0}),
         ({"schedule": {"cosine": {"final": 0.1}}}, {0: 1.0, 10: 0.55, 20: 0.1}),
         ({"schedule": {"linear": {"final": 0.0}}, "warmup_steps": 10}, {0: 0.1, 10: 1.0, 15: 0.5, 20: 0.0}),
+        ({"schedule": {"linear": {"final": 0.2}}, "warmup_steps": 10}, {10: 1.0, 15: 0.6, 20: 0.2}),
         ({"schedule": "rsqrt", "warmup_steps": 4}, {0: 0.25, 3: 1.0, 15: 0.5}),
         # T5: 1/sqrt(max(step, 10^4)) begins with a constant 0.01, here with 4 for 10^4.
         ({"schedule": {"rsqrt": {"hold_steps": 4}}, "warmup_steps": 0}, {0: 1.0, 3: 1.0, 15: 0.5}),
         ({"schedule": {"wsd": {"decay": 0.5}}}, {0: 1.0, 9: 1.0, 15: 0.5, 20: 0.0}),
         ({"schedule": {"wsd": {"decay": 0.5}}, "warmup_steps": 5}, {4: 1.0, 10: 1.0, 15: 0.5, 20: 0.0}),
         ({"schedule": {"wsd": {"decay": 0.5, "shape": "sqrt"}}}, {10: 1.0, 15: 1 - 0.5**0.5, 20: 0.0}),
+        ({"schedule": {"wsd": {"decay": 0.5, "final": 0.2}}}, {10: 1.0, 15: 0.6, 20: 0.2}),
+        ({"schedule": {"wsd": {"decay": 0.5, "shape": "sqrt", "final": 0.2}}}, {15: 1 - 0.8 * 0.5**0.5, 20: 0.2}),
+        # Howard & Ruder 2018, eq. 3, by hand: cut = 20 · 0.25 = 5, and p = 2/5 at update 2.
         (
             {"schedule": {"slanted_triangular": {"rise": 0.25}}},
-            {0: 1 / 32, 5: 1.0, 10: (1 + 31 * 2 / 3) / 32, 20: 1 / 32},
+            {0: 1 / 32, 2: (1 + 31 * 2 / 5) / 32, 5: 1.0, 10: (1 + 31 * 2 / 3) / 32, 20: 1 / 32},
+        ),
+        # 16 updates after the warm-up: cut = 4, and p = 2/4 at update 4 + 2 and 1 - 6/12 at update 4 + 10.
+        (
+            {"schedule": {"slanted_triangular": {"rise": 0.25, "ratio": 8.0}}, "warmup_steps": 4},
+            {0: 0.25, 3: 1.0, 4: 1 / 8, 6: 4.5 / 8, 8: 1.0, 14: 4.5 / 8, 20: 1 / 8},
         ),
     ],
 )
@@ -238,6 +247,20 @@ def test_schedules_equal_values_computed_by_hand(settings: Settings, expected: d
     learning_rate = make_schedule(config, 20)
     for count, value in expected.items():
         assert float(learning_rate(count)) == pytest.approx(value, abs=1e-6)
+
+
+def test_the_updates_of_a_step_have_its_learning_rate() -> None:
+    """Three updates in each of four steps, whose rates on a line from 1 to 0 are 1, 3/4, 2/4 and 1/4."""
+    settings = {"learning_rate": 1.0, "schedule": "linear", "weight_decay": 0.0, "clip_norm": None}
+    config = OptimizerConfig.model_validate({**settings, "method": {"sgd": {"momentum": 0.0}}})
+    optimizer = make_optimizer(config, 4, {"w": MATRIX}, updates_per_step=3)
+    params = {"w": jnp.zeros((2, 2))}
+    state = optimizer.init(params)
+    rates = []
+    for _ in range(12):
+        updates, state = optimizer.update({"w": jnp.ones((2, 2))}, state, params)
+        rates.append(-float(updates["w"][0, 0]))
+    assert rates == [1.0, 1.0, 1.0, 0.75, 0.75, 0.75, 0.5, 0.5, 0.5, 0.25, 0.25, 0.25]
 
 
 def test_stochastic_rounding_gives_a_neighbour_and_the_right_mean() -> None:
