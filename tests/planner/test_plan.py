@@ -158,8 +158,9 @@ def test_a_step_is_compiled_for_a_pod(t5x_lite: Shell, config: str, overrides: l
     kinds = {(row["kind"], tuple(row["axes"])) for row in compiled["exchanges"]}
     assert compiled["involuntary_reshards"] == []
     assert ("all-to-all", ("expert",)) in kinds or config != "switch/base_8"
-    # Weights, moments (AdamW: two, Adafactor: less) and a batch, in eight shards.
-    assert compiled["arguments_bytes"] < 1.5 * (3 * 4 * report["parameters"] / 8) + 2**20
+    # Weights and moments (AdamW: two, Adafactor: less) in shards, of which `data` has copies, and a batch.
+    shards = report["devices"] / report["mesh"].get("data", 1)
+    assert compiled["arguments_bytes"] < 1.5 * (3 * 4 * report["parameters"] / shards) + 2**20
     assert 0 < report["modelled"]["mfu_causal_half"] <= report["modelled"]["mfu_causal_full"] < 1
 
 
