@@ -186,7 +186,14 @@ class LocalCheckpoints:
             if is_loaded.all():
                 assert state is not None
                 return step, state, self._read_summary(step).meta
+            del state  # its memory is free for the next one
         return None
+
+    def delete_after(self, step: int) -> None:
+        """Delete the states of later steps: the run goes on from an earlier one, and would keep them as the newest."""
+        for later_step in self._steps():
+            if later_step > step:
+                self._delete(later_step)
 
     def _common_steps(self, after: int) -> list[int]:
         """Return the steps that all processes have, the newest first."""

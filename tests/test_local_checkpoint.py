@@ -69,6 +69,17 @@ def test_a_damaged_state_is_passed_over(tmp_path: Path, fault: str) -> None:
     assert restored[0] == 2
 
 
+def test_a_run_that_goes_on_from_an_earlier_step_keeps_its_new_states(tmp_path: Path) -> None:
+    """Those of later steps, from before it fell back, must not count as the newest."""
+    checkpoints = save_steps(tmp_path, 4, 6)
+    checkpoints.delete_after(2)
+    save_steps(tmp_path, 3)
+    assert {path.name for path in checkpoints.folder.iterdir()} == {"3.json", "3.bin"}
+    restored = checkpoints.restore(target_of(STATE), after=2)
+    assert restored is not None
+    assert restored[0] == 3
+
+
 def test_a_state_of_another_model_or_of_more_processes_is_not_restored(tmp_path: Path) -> None:
     checkpoints = save_steps(tmp_path, 2)
     wider = {**STATE, "b": jnp.zeros(3, jnp.bfloat16)}

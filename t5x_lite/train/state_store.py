@@ -101,6 +101,8 @@ class StateStore:
             source = str(self._local.folder)
         else:
             restored = self.checkpoints.restore(state_shapes)
+        if self._local is not None:
+            self._local.delete_after(0 if restored is None else restored[0])
         if restored is None and self._config.branch is not None:
             restored = restore_branch(self._config, state_shapes)
             source = self._config.branch.source
