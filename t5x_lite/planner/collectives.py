@@ -14,11 +14,12 @@ from t5x_lite.planner.hlo import Collective
 from t5x_lite.planner.workload import Workload
 
 
-def required_collectives(workload: Workload) -> list[Collective]:
+def required_collectives(workload: Workload, slices: int = 1) -> list[Collective]:
     """Return the least that one device must send in a step: every byte once, by collectives on rings.
 
     * fsdp: an all-gather of the weights for each pass, and a reduce-scatter of the gradients.
-    * data: an all-reduce of the scattered gradients.
+    * data: an all-reduce of the scattered gradients. Of several slices, each first scatters its sum over its devices
+      along `data`; then a device sends its share to the other slices.
     * tensor: an all-gather along the length before each sublayer, and a reduce-scatter after it.
     * context: an all-gather of keys and values, or of the states that another mixer reads.
     * expert: an all-to-all of tokens to their experts and back. Every group of experts has other rows of the batch, so
@@ -55,11 +56,13 @@ def required_collectives(workload: Workload) -> list[Collective]:
     # A step uses its weights in the forward pass, in a recomputation of that pass if there is one, and in the backward
     # pass. Each of these passes goes through two sublayers of a layer, or sends tokens to experts and back.
     passes = 3 if workload.recomputes_layers else 2
+    scattered_gradients = weights * 4 / sizes["fsdp"]
+    data_in_slice = sizes["data"] // slices
     sublayer_passes = 2 * passes
     array_bytes = {
         ("all-gather", "fsdp"): weights * width * passes * microbatches,
         ("reduce-scatter", "fsdp"): weights * gradient_width * microbatches,
-        ("all-reduce", "data"): 2 * weights * 4 / sizes["fsdp"],
+        ("all-reduce", "data"): 2 * scattered_gradients,
         ("all-reduce", "expert"): 2 * other_weights / weight_shards * gradient_width / sizes["fsdp"] * microbatches,
         ("all-gather", "tensor"): layers * sublayer * sublayer_passes,
         ("reduce-scatter", "tensor"): layers * sublayer * sublayer_passes,
@@ -69,9 +72,12 @@ def required_collectives(workload: Workload) -> list[Collective]:
     }
     collectives = []
     for (kind, axis), size in array_bytes.items():
-        sent = size * _sent_share(axis, sizes[axis])
+        sent = size * _sent_share(axis, data_in_slice if axis == "data" else sizes[axis])
         if sent > 0:
             collectives.append(Collective(kind, (axis,), 1, sent, overlapped=sent))
+    if slices > 1:
+        sent = 2 * scattered_gradients / data_in_slice * _sent_share("data", slices)
+        collectives.append(Collective("all-reduce", ("data",), 1, sent, overlapped=sent, between_slices=True))
     return collectives
 
 
@@ -89,7 +95,7 @@ def _copies_per_token(moe: MoE) -> float:
     return float(moe.router.choices)
 
 
-def add_links(collectives: Sequence[Collective], mesh: Mesh, chip: Chip, slices: int) -> list[CollectiveFigures]:
+def add_links(collectives: Sequence[Collective], mesh: Mesh, chip: Chip) -> list[CollectiveFigures]:
     """Return collectives as rows of the report, each with the link that carries it."""
     rows: list[CollectiveFigures] = []
     for collective in collectives:
@@ -100,20 +106,20 @@ def add_links(collectives: Sequence[Collective], mesh: Mesh, chip: Chip, slices:
                 "times": collective.times,
                 "sent": collective.sent,
                 "overlapped": collective.overlapped,
-                "link": _link(collective.axes, mesh, chip, slices),
+                "link": _link(collective, mesh, chip),
             }
         )
     return rows
 
 
-def _link(axes: Sequence[str], mesh: Mesh, chip: Chip, slices: int) -> str:
-    """Return the slowest link between devices that differ along these mesh axes."""
+def _link(collective: Collective, mesh: Mesh, chip: Chip) -> str:
+    """Return the slowest link between the devices of a collective's groups."""
     if chip.gpus_per_host is None:
-        return "DCN" if slices > 1 and "data" in axes else "ICI"
+        return "DCN" if collective.between_slices else "ICI"
     sizes = list(mesh.shape.values())
     for index, axis in enumerate(mesh.shape):
         # Devices are numbered with the last axis varying fastest: a group along this axis spans so many numbers.
         span = math.prod(sizes[index:])
-        if axis in axes and span > chip.gpus_per_host:
+        if axis in collective.axes and span > chip.gpus_per_host:
             return "network"
     return "NVLink"

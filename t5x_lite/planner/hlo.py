@@ -69,6 +69,7 @@ class Collective:
         times: number of executions.
         sent: bytes that each device sends in all executions together.
         overlapped: those of them that the schedule sends while the device works; see `planner.overlap`.
+        between_slices: the devices of a group are in several slices.
     """
 
     kind: str
@@ -76,6 +77,7 @@ class Collective:
     times: int
     sent: float
     overlapped: float = 0.0
+    between_slices: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,7 @@ class _Channel:
     sent: float
     times: int
     is_overlapped: bool = False
+    between_slices: bool = False
 
 
 def find_collectives(text: str, mesh: Mapping[str, int], slices: int = 1) -> list[Collective]:
@@ -98,8 +101,8 @@ def find_collectives(text: str, mesh: Mapping[str, int], slices: int = 1) -> lis
     Args:
         text: `compiled.as_text()`.
         mesh: sizes of the axes, in the order in which devices are numbered.
-        slices: number of slices, which are joined along the axis `data`. The program communicates between slices
-            through their hosts, by `send` instructions.
+        slices: number of slices, which are joined along the axis `data`. The compiler cuts a collective of several
+            slices into one inside each slice and one between them, for which the hosts `send` a share of the array.
     """
     computations = _COMPUTATION.findall(text)
     bodies = {name: body.splitlines() for _, name, body in computations}
@@ -126,7 +129,7 @@ def find_collectives(text: str, mesh: Mapping[str, int], slices: int = 1) -> lis
             if numbered_key in channels:
                 starts = min(times, channels[numbered_key].times)
                 is_overlapped |= channels[numbered_key].is_overlapped
-            channel = _read_collective(instruction, line, name, mesh, starts)
+            channel = _read_collective(instruction, line, name, mesh, slices, starts)
             channels[numbered_key] = replace(channel, is_overlapped=is_overlapped)
     return _sum_by_kind_and_axes(channels.values())
 
@@ -144,38 +147,45 @@ def count_quantized_products(text: str) -> int:
 
 def _sum_by_kind_and_axes(channels: Iterable[_Channel]) -> list[Collective]:
     """Add up channels, the largest sum first. A channel without axes stays on its device and is left out."""
-    times = Counter[tuple[str, tuple[str, ...]]]()
-    sent: dict[tuple[str, tuple[str, ...]], float] = defaultdict(float)
-    overlapped: dict[tuple[str, tuple[str, ...]], float] = defaultdict(float)
+    times = Counter[tuple[str, tuple[str, ...], bool]]()
+    sent: dict[tuple[str, tuple[str, ...], bool], float] = defaultdict(float)
+    overlapped: dict[tuple[str, tuple[str, ...], bool], float] = defaultdict(float)
     for channel in channels:
         if channel.axes:
-            key = (channel.kind, channel.axes)
+            key = (channel.kind, channel.axes, channel.between_slices)
             times[key] += channel.times
             sent[key] += channel.times * channel.sent
             overlapped[key] += channel.times * channel.sent * channel.is_overlapped
     collectives = []
     for key, count in times.items():
-        collectives.append(Collective(*key, times=count, sent=sent[key], overlapped=overlapped[key]))
+        kind, axes, between_slices = key
+        collectives.append(Collective(kind, axes, count, sent[key], overlapped[key], between_slices))
     return sorted(collectives, key=lambda collective: -collective.sent)
 
 
 def _read_send_between_slices(send: re.Match[str], slices: int, times: int) -> _Channel:
     kind = send[2].lower().replace("_", "-")
     shape = send[1].partition(", u32[]")[0]
-    return _Channel(kind, ("data",), _bytes_sent(shape, kind, slices, is_start=False), times)
+    sent = _bytes_sent(shape, kind, slices, is_start=False)
+    return _Channel(kind, ("data",), sent, times, between_slices=True)
 
 
 def _read_collective(
-    instruction: re.Match[str], line: str, computation: str, mesh: Mapping[str, int], times: int
+    instruction: re.Match[str], line: str, computation: str, mesh: Mapping[str, int], slices: int, times: int
 ) -> _Channel:
     kind = instruction[2]
-    axes, group_size = _group_axes(line, mesh)
+    groups = _read_groups(line, math.prod(mesh.values()))
+    axes = _group_axes(groups, mesh)
+    group_size = groups.shape[1]
+    # The devices of a slice have consecutive numbers.
+    slice_numbers = groups // (math.prod(mesh.values()) // slices)
+    between_slices = bool(np.ptp(slice_numbers, axis=1).any())
     sent = _bytes_sent(instruction[1], kind, group_size, is_start="-start(" in line)
     if computation.startswith("all-reduce-scatter"):
         # The TPU compiler writes a reduce-scatter as a computation of this name that holds an all-reduce.
         kind = "reduce-scatter"
         sent /= 2
-    return _Channel(kind, axes, sent, times)
+    return _Channel(kind, axes, sent, times, between_slices=between_slices)
 
 
 def _channel_key(line: str, operation: str) -> str:
@@ -254,13 +264,11 @@ def _find_root(lines: Sequence[str], operation: str) -> str:
     return next((line for line in lines if "ROOT" in line and operation in line), "")
 
 
-def _group_axes(line: str, mesh: Mapping[str, int]) -> tuple[tuple[str, ...], int]:
-    """Return the mesh axes along which the devices of a group differ, and the number of devices in a group."""
-    shape = tuple(mesh.values())
-    groups = _read_groups(line, math.prod(shape))
-    coordinates = np.unravel_index(groups, shape)
+def _group_axes(groups: Int[np.ndarray, "groups members"], mesh: Mapping[str, int]) -> tuple[str, ...]:
+    """Return the mesh axes along which the devices of a group differ."""
+    coordinates = np.unravel_index(groups, tuple(mesh.values()))
     differs = [bool(np.ptp(coordinate, axis=1).any()) for coordinate in coordinates]
-    return tuple(itertools.compress(mesh, differs)), groups.shape[1]
+    return tuple(itertools.compress(mesh, differs))
 
 
 def _read_groups(line: str, device_count: int) -> Int[np.ndarray, "groups members"]:

@@ -233,7 +233,7 @@ def _model_figures(
 ) -> ModelledFigures:
     """Compute all figures by formula; time is bounded by the compiled memory and collectives if there are any."""
     memory = modelled_memory(workload, state, platform)
-    collectives = add_links(required_collectives(workload), workload.mesh, chip, slices)
+    collectives = add_links(required_collectives(workload, slices), workload.mesh, chip)
     if "exchanges" in compiled:
         used_bytes: float = compiled["arguments_bytes"] + compiled["temporaries_bytes"]
         roofline = roofline_bounds(workload, chip, used_bytes, compiled["exchanges"])

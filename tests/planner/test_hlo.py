@@ -111,6 +111,27 @@ def test_exchanges_are_overlapped_where_work_stands_between_start_and_done() -> 
     assert (gathers.sent, gathers.overlapped) == (2 * 7 * shard_bytes, 7 * shard_bytes)
 
 
+OF_ONE_SLICE = """HloModule step
+
+ENTRY %main (x: f32[8,16]) -> f32[8,16] {
+  %x = f32[8,16]{1,0} parameter(0)
+  %after-all = token[] after-all()
+  %sum = f32[8,16]{1,0} all-reduce(%x), channel_id=1, replica_groups={{0,2},{1,3}}, to_apply=%add
+  %send = (bf16[4,16]{1,0}, u32[], token[]) send(%part, %after-all), channel_id=2, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_megascale_target="{1,2}x{0:3}",_xla_megascale_transfer_type="ALL_REDUCE"}
+  ROOT %copy = f32[8,16]{1,0} copy(%sum)
+}
+"""  # noqa: E501  # a line of a program
+
+
+def test_a_sum_over_slices_is_a_sum_in_each_slice_and_one_of_a_share_between_them() -> None:
+    """The form of what libtpu 0.0.42 compiles for 2 slices of 4 devices: a program for the devices of one slice."""
+    inside, between = find_collectives(OF_ONE_SLICE, {"data": 4, "fsdp": 2}, slices=2)
+    assert (inside.kind, inside.axes, inside.between_slices) == ("all-reduce", ("data",), False)
+    assert inside.sent == 2 * (8 * 16 * 4) / 2
+    assert (between.kind, between.axes, between.between_slices) == ("all-reduce", ("data",), True)
+    assert between.sent == 2 * (4 * 16 * 2) / 2
+
+
 def test_collectives_of_compiled_programs_are_those_of_their_shardings() -> None:
     """A ring of s devices sends n·(s-1)/s bytes of a gathered array of n bytes, and twice that of a summed array."""
     script = Path(__file__).with_name("compiled_collectives.py")

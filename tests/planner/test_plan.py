@@ -217,13 +217,18 @@ def test_the_exit_code_and_the_report_say_that_a_program_does_not_fit(t5x_lite: 
 @pytest.mark.slow
 @needs_libtpu
 def test_two_slices_send_only_gradients_over_the_network(t5x_lite: Shell) -> None:
-    report = plan(t5x_lite, "gpt3/125m", "v5e:2x2", *SMALL, "mesh.data=2", "mesh.fsdp=4", "--slices", "2")
+    report = plan(t5x_lite, "gpt3/125m", "v5e:2x2", *SMALL, "mesh.data=4", "mesh.fsdp=2", "--slices", "2")
     between_slices = [row for row in report["compiled"]["exchanges"] if row["link"] == "DCN"]
     assert {(row["kind"], tuple(row["axes"])) for row in between_slices} == {("all-reduce", ("data",))}
-    # Each device's quarter of the gradients, in two or four bytes, to the other slice and back: n·2·(2-1)/2.
+    # Four devices of a slice share the sum: each sends its quarter, in two or four bytes, to the other slice and gets
+    # one back: n·2·(2-1)/2.
     sent = sum(row["sent"] for row in between_slices)
     assert 2 * report["parameters"] / 4 <= sent < 1.2 * 4 * report["parameters"] / 4
-    assert report["modelled"]["dcn_seconds"] > 0
+    modelled = [row for row in report["modelled"]["exchanges"] if tuple(row["axes"]) == ("data",)]
+    # Inside a slice each of two devices sends half of its half of the gradients twice, in float32.
+    assert {row["link"]: row["sent"] for row in modelled} == pytest.approx(
+        {"ICI": 4 * report["parameters"] / 2, "DCN": 4 * report["parameters"] / 4}
+    )
 
 
 def test_every_pod_config_names_its_pod_and_fills_it() -> None:
