@@ -162,10 +162,12 @@ def test_unrolling_and_remat_change_neither_values_nor_gradients(
     jax.tree.map(assert_close, loss_and_gradients(**settings), plain_gradients)
 
 
-def test_attention_equals_a_loop_over_heads_and_queries() -> None:
+@pytest.mark.parametrize(("attention_scale", "divisor"), [(None, 2.0), (1.0, 1.0)], ids=["by the width", "T5"])
+def test_attention_equals_a_loop_over_heads_and_queries(attention_scale: float | None, divisor: float) -> None:
+    """The root of a head's width 4 divides the scores (Vaswani et al. 2017, §3.2.1); T5's code divides by nothing."""
     length = 6
     heads = 4
-    config = decoder_config(layers=1, kv_heads=2, positions="none", bias=True)
+    config = decoder_config(layers=1, kv_heads=2, positions="none", bias=True, attention_scale=attention_scale)
     layer = fresh_model(config).decoder.stack.layers["0"].attention
     weights = {}
     for name in ("query", "key", "value", "out"):
@@ -179,7 +181,7 @@ def test_attention_equals_a_loop_over_heads_and_queries() -> None:
             query = x[position] @ weights["query"][:, head]
             keys = x[: position + 1] @ weights["key"][:, kv_head]
             values = x[: position + 1] @ weights["value"][:, kv_head]
-            scores = np.exp(keys @ query / 2)  # the root of a head's width 4
+            scores = np.exp(keys @ query / divisor)
             expected[position] += (scores / scores.sum()) @ values @ weights["out"][head]
 
     attention = Attention(config, config.pattern[0].attention, rngs=nnx.Rngs(params=0))
@@ -229,3 +231,25 @@ def test_initial_weights_have_the_standard_deviations_of_gpt2() -> None:
         assert float(weight[...].std()) == pytest.approx(expected_std, rel=0.03), name
     assert not block.attention.out.bias[...].any()
     assert (block.attention_norm.scale[...] == 1).all()
+
+
+def test_initial_weights_have_the_standard_deviations_of_t5() -> None:
+    """`_init_weights` of Transformers' T5: 1/sqrt(inputs), and for queries 1/sqrt(inputs · width of a head).
+
+    Projections into the residual stream have a quarter of it here.
+    """
+    init = {"fan_in": {"embedding_deviation": 1.0, "residual_scale": 0.25}}
+    sizes = {"layers": 4, "embed": 64, "heads": 4, "head_dim": 32, "mlp": 256, "vocab": 500}
+    model = fresh_model(decoder_config(**sizes, attention_scale=1.0, init=init))
+    block = model.decoder.stack.layers["0"]
+    expected_stds = {
+        "embedding": (model.tokens.weight, 1.0),
+        "query": (block.attention.query.weight, (64 * 32) ** -0.5),
+        "key": (block.attention.key.weight, 64**-0.5),
+        "value": (block.attention.value.weight, 64**-0.5),
+        "out": (block.attention.out.weight, 0.25 * (4 * 32) ** -0.5),
+        "up": (block.feedforward.up.weight, 64**-0.5),
+        "down": (block.feedforward.down.weight, 0.25 * 256**-0.5),
+    }
+    for name, (weight, expected_std) in expected_stds.items():
+        assert float(weight[...].std()) == pytest.approx(expected_std, rel=0.03), name

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TypeAlias
 
 import jax
@@ -318,6 +319,92 @@ def test_the_metrics_of_routers_follow_from_the_loads_of_the_experts(router: str
     np.testing.assert_allclose(metrics["expert_load"], shares.mean(0), rtol=1e-5)
     balance_weight = config.mixtures[0].router.balance
     assert float(loss.total) == pytest.approx(balance_weight * metrics["router_balance_loss"], rel=1e-5)
+
+
+def random_activity(seed: int) -> RouterActivity:
+    """Return the activity of two layers on three rows, the last of which is all padding."""
+    rng = np.random.default_rng(seed)
+    is_row = np.array([1.0, 1.0, 0.0])
+    arrays = {name: rng.uniform(1, 9, (2, 3, 2)) * is_row[:, None] for name in ("counted", "probability", "sent")}
+    arrays["dropped"] = np.zeros((2, 3))
+    arrays["squared_log_z"] = rng.uniform(1, 9, (2, 3)) * is_row
+    arrays["tokens"] = np.array([[10.0, 7.0, 0.0]] * 2)
+    return RouterActivity(**{name: jnp.asarray(array, jnp.float32) for name, array in arrays.items()})
+
+
+@pytest.mark.parametrize("over", ["row", "batch", "model"])
+def test_the_losses_of_routers_are_summed_over_layers(over: str) -> None:
+    """Two experts: each balance loss is 2 · Σ f·p (Fedus et al. 2022, equation 4); the z-loss is a mean over tokens."""
+    router = {"top_k": {"k": 1, "over": over, "balance": 0.5, "z_loss": 0.25}}
+    pattern = [{"feedforward": {"moe": {"experts": 2, "router": router}}}] * 2
+    config = ModelConfig.model_validate({**LAYER_SIZES, "layers": 4, "pattern": pattern})
+    spec = model_spec(config)
+    model = spec.model(spec.shapes)
+    activities = [random_activity(seed) for seed in (0, 1)]
+    model.decoder.stack.activity = nnx.Intermediate({str(n): activity for n, activity in enumerate(activities)})
+    loss = router_loss(model, config)
+
+    layers = [jax.tree.map(lambda array, r=r: np.asarray(array)[r], a) for a in activities for r in range(2)]
+    z_loss = sum((layer.squared_log_z[0] + layer.squared_log_z[1]) / 17 for layer in layers)
+    if over == "row":
+        balance = 0.0
+        for layer in layers:
+            rows = [2 * (layer.counted[row] * layer.probability[row]).sum() / layer.tokens[row] ** 2 for row in (0, 1)]
+            balance += np.mean(rows)
+    elif over == "batch":
+        balance = sum(2 * (layer.counted.sum(0) * layer.probability.sum(0)).sum() / 17**2 for layer in layers)
+    else:
+        counted = sum(layer.counted.sum(0) for layer in layers)
+        probability = sum(layer.probability.sum(0) for layer in layers)
+        balance = 2 * (counted * probability).sum() / (4 * 17) ** 2
+    assert float(loss.balance) == pytest.approx(balance, rel=1e-5)
+    assert float(loss.z_loss) == pytest.approx(z_loss, rel=1e-5)
+    assert float(loss.total) == pytest.approx(0.5 * balance + 0.25 * z_loss, rel=1e-5)
+
+
+@partial(jax.jit, static_argnums=0)
+def apply_with_activity(
+    graph: nnx.GraphDef, weights: PyTree, x: jax.Array, is_token: jax.Array, key: jax.Array | None
+) -> tuple[jax.Array, RouterActivity]:
+    """Return the outputs of a layer, and the activity of its router."""
+    layer = nnx.merge(graph, weights)
+    outputs = layer(x, is_token, key)
+    return outputs, layer.activity.get_value()
+
+
+def test_evaluation_has_a_capacity_of_its_own() -> None:
+    """Of ten tokens and four experts: 0.4 · 10 / 4 is one token in training, and 0.8 · 10 / 4 two in evaluation."""
+    capacity = {"capacity": {"factor": 0.4, "eval_factor": 0.8}}
+    layer = random_layer({"router": {"switch": {"jitter": 0.0}}, "dispatch": capacity})
+    x = random_states()
+    for key, tokens in ((jax.random.key(0), 1), (None, 2)):
+        expected, expected_dropped = dispatch_by_loop(layer, np.asarray(x), "switch", tokens)
+        outputs, activity = apply_with_activity(*nnx.split(layer), x, jnp.asarray(IS_TOKEN), key)
+        np.testing.assert_allclose(outputs, expected, atol=1e-5, rtol=1e-5)
+        assert float(activity.dropped.sum()) == expected_dropped > 0
+
+
+def test_jitter_changes_what_the_router_of_switch_sees_and_not_what_the_expert_sees() -> None:
+    """Fedus et al. 2022, §2.4. The logits are u, 0, 0, 0 with u = x0 · noise = noise, and log Z is log(e^u + 3)."""
+    layer = random_layer({"router": {"switch": {"jitter": 0.2}}})
+    layer.router.weight[...] = jnp.zeros((EMBED, EXPERTS)).at[0, 0].set(1)
+    x = jnp.ones((200, 1, EMBED))
+    expert_output = apply_expert(layer, np.ones(EMBED, np.float32), 0)
+
+    def noise_and_outputs(key: jax.Array | None) -> tuple[Float[np.ndarray, "b"], Float[np.ndarray, "b d"]]:
+        outputs, activity = apply_with_activity(*nnx.split(layer), x, jnp.ones((200, 1), bool), key)
+        log_z = np.sqrt(np.asarray(activity.squared_log_z, np.float64))
+        return np.log(np.exp(log_z) - 3), np.asarray(outputs)[:, 0]
+
+    noise, outputs = noise_and_outputs(jax.random.key(0))
+    assert noise.min() > 0.8 - 1e-4
+    assert noise.max() < 1.2 + 1e-4
+    # The variance of a uniform number between 0.8 and 1.2 is 0.4² / 12.
+    assert noise.std() == pytest.approx(0.4 / math.sqrt(12), rel=0.1)
+    probability = np.exp(noise) / (np.exp(noise) + 3)
+    np.testing.assert_allclose(outputs, probability[:, None] * expert_output, rtol=1e-3, atol=1e-5)
+    noise, _ = noise_and_outputs(None)
+    np.testing.assert_allclose(noise, 1, atol=1e-4)
 
 
 def bias_of(params: PyTree) -> Float[jax.Array, "repeats e"]:

@@ -1,26 +1,36 @@
-"""Which losses are spikes."""
+"""Which losses are spikes, what follows one, and which steps are written."""
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import jax.numpy as jnp
 import pytest
 
 from t5x_lite import config as configuration
+from t5x_lite.config import RunConfig
+from t5x_lite.errors import Diverged
 from t5x_lite.train.display import Display
 from t5x_lite.train.goodput import Goodput
 from t5x_lite.train.learning_rates import LearningRates
+from t5x_lite.train.loop import Trainer
 from t5x_lite.train.monitor import LossSpike, RunningLoss, StepCosts, StepMonitor
 from t5x_lite.train.optimization import make_schedule
+from t5x_lite.train.state_store import Progress
+
+
+def open_monitor(config: RunConfig, folder: Path, running: RunningLoss, writer: Any = None) -> StepMonitor:
+    rates = LearningRates(make_schedule(config.optimizer, config.train.steps), config.train.steps)
+    display = Display(config.train.steps, enabled=False)
+    goodput = Goodput(folder, writes=False)
+    return StepMonitor(config.train, StepCosts(config.stages, [1.0], 1.0), rates, display, writer, running, goodput)
 
 
 def test_a_loss_that_is_not_finite_is_no_spike(tiny_config: Path, tmp_path: Path) -> None:
     """Its update was skipped, so that there is nothing to go back for. 4 is 2 × the running mean, and 4.1 is above."""
     config = configuration.load(tiny_config, ["train.spike_factor=2.0"])
-    rates = LearningRates(make_schedule(config.optimizer, config.train.steps), config.train.steps)
     running = RunningLoss(loss=2.0, steps=100)
-    display = Display(config.train.steps, enabled=False)
-    goodput = Goodput(tmp_path, writes=False)
-    monitor = StepMonitor(config.train, StepCosts(config.stages, [1.0], 1.0), rates, display, None, running, goodput)
+    monitor = open_monitor(config, tmp_path, running)
 
     def report(step: int, loss: float, skipped: int) -> None:
         metrics = {"loss": jnp.array(loss), "skipped_in_a_row": jnp.array(skipped)}
@@ -34,3 +44,38 @@ def test_a_loss_that_is_not_finite_is_no_spike(tiny_config: Path, tmp_path: Path
     assert running.steps == 101
     with pytest.raises(LossSpike, match="step 4: loss"):
         report(4, 4.1, skipped=0)
+
+
+def test_metrics_are_written_every_so_many_steps_at_evaluations_and_at_the_last_step(
+    tiny_config: Path, tmp_path: Path
+) -> None:
+    written = []
+    writer = SimpleNamespace(write=lambda step, metrics: written.append((step, metrics.get("eval/loss"))))
+    config = configuration.load(tiny_config, ["train.steps=11", "train.log_every_steps=4"])
+    monitor = open_monitor(config, tmp_path, RunningLoss(), writer)
+    for step in range(1, 12):
+        metrics = {"loss": jnp.array(2.0), "skipped_in_a_row": jnp.array(0)}
+        monitor.add_step(step, metrics, started=0.0, data_seconds=0.0)
+        monitor.report({"eval/loss": 3.0} if step == 6 else None)
+    assert written == [(4, None), (6, 3.0), (8, None), (11, None)]
+
+
+def test_a_run_goes_back_after_a_spike_until_it_has_had_too_many(tiny_config: Path) -> None:
+    """The spike of step 15 is 7 batches after the checkpoint of step 8; 3 batches were skipped before."""
+    config = configuration.load(tiny_config, ["train.spike_factor=2.0", "train.spike_limit=2"])
+    trainer: Any = SimpleNamespace(
+        config=config,
+        display=Display(config.train.steps, enabled=False),
+        model=SimpleNamespace(update=lambda step, state: None),
+        steps=SimpleNamespace(state=None),
+    )
+    store: Any = SimpleNamespace(
+        checkpoints=SimpleNamespace(wait=lambda: None),
+        forget=lambda: None,
+        load=lambda: (Progress(step=8, skipped_batches=1), "restored state"),
+    )
+    progress, state = Trainer._rewind(trainer, store, Progress(step=15, skipped_batches=3, spikes=1), spike_step=15)
+    assert state == "restored state"
+    assert (progress.step, progress.skipped_batches, progress.spikes) == (8, 10, 2)
+    with pytest.raises(Diverged, match=r"step 15: more than 2 loss spikes \(train.spike_limit\)"):
+        Trainer._rewind(trainer, store, Progress(step=15, spikes=2), spike_step=15)

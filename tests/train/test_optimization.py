@@ -29,6 +29,7 @@ AXES = {
 }
 SHAPES = {"stack": (3, 4, 6), "heads": (4, 2, 3), "table": (7, 4), "bias": (3, 6)}
 """The stack and the bias have three layers; the others one."""
+AXES_OF_TWO = {name: AXES[name] for name in ("stack", "bias")}
 RUN_STEPS = 10
 
 
@@ -154,6 +155,22 @@ def test_adafactor_factors_the_matrix_of_each_layer_and_scales_its_update_by_the
             u = u / max(1.0, np.sqrt((u**2).mean()))
             w = w - 0.1 * max(1e-3, np.sqrt((w**2).mean())) * u
         np.testing.assert_allclose(params["w"][layer].reshape(128, 256), w, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale_by_parameter", [True, False])
+@pytest.mark.parametrize("clip_update", [0.25, 1.0])
+def test_adafactor_clips_and_scales_an_update_as_set(scale_by_parameter: bool, clip_update: float) -> None:
+    """Shazeer & Stern 2018, §6 and Algorithms 4 and 5: the first update of a small array is the sign of its gradient.
+
+    Its root mean square is 1, and that of parameters of 10^-5 counts as 10^-3.
+    """
+    method = {"adafactor": {"scale_by_parameter": scale_by_parameter, "clip_update": clip_update}}
+    params = {"stack": np.full((3, 4, 6), 2.0, np.float32), "bias": np.full((3, 6), 1e-5, np.float32)}
+    updated = train({"learning_rate": 0.1, "weight_decay": 0.0, "method": method}, AXES_OF_TWO, params, steps=1)
+    for name, scale in (("stack", 2.0), ("bias", 1e-3)):
+        factor = clip_update * (scale if scale_by_parameter else 1.0)
+        expected = -0.1 * factor * np.sign(gradient(name, params[name].shape, 0))
+        np.testing.assert_allclose(updated[name] - params[name], expected, rtol=2e-3)
 
 
 def test_adafactor_stores_vectors_per_matrix_even_in_a_stack_deeper_than_the_matrix_is_wide() -> None:

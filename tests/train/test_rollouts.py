@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jaxtyping import PyTree
@@ -22,16 +23,18 @@ from t5x_lite.decode.sampling import Sampling
 from t5x_lite.errors import UserError
 from t5x_lite.models.losses import LossSettings
 from t5x_lite.models.spec import model_spec
+from t5x_lite.objectives.grpo import GRPO
 from t5x_lite.objectives.objective import ExampleContext
 from t5x_lite.objectives.reward import Reward
 from t5x_lite.objectives.supervised import Coder
 from t5x_lite.parallel.mesh import make_mesh
 from t5x_lite.run_dir import Run, create_run_dir
 from t5x_lite.run_rewards import RunRewards, SampledAnswer, VerifierRewards, check_rewards, decode_answer
+from t5x_lite.train.policy_step import policy_step
 from t5x_lite.train.rollout_step import RolloutStep
 from t5x_lite.train.state import TrainState
 from t5x_lite.train.steps import Steps, make_steps
-from t5x_lite.verifiers import Verifier
+from t5x_lite.verifiers import ExactMatch, Verifier
 from tests.conftest import REPOSITORY, Shell, lines
 from tests.train.whole_runs import assert_same_weights, train
 
@@ -107,6 +110,42 @@ def test_a_step_depends_on_seed_step_and_parameters_alone_and_counts_once(name: 
     assert set(counts) == {4}
     assert metrics.keys() >= {"reward", "answer_length", "kl", "entropy", "clipped_share", "loss", "grad_norm"}
     assert ("value_loss" in metrics) == (name == "ppo")
+
+
+def rows_of_updates(epochs: int, minibatches: int, step: int) -> tuple[np.ndarray, TrainState, dict[str, jax.Array]]:
+    """Return the numbers of the rows of each update on eight answers, the state after it, and the metrics."""
+    objective = GRPO(verifier=ExactMatch(), epochs=epochs, minibatches=minibatches)
+    updates = epochs * minibatches
+
+    def prepare(state: TrainState, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        return {"answer": jnp.arange(8)[:, None], "answer_weights": jnp.ones((8, 1))}
+
+    def update_step(state: TrainState, rows: dict[str, jax.Array]) -> tuple[TrainState, dict[str, jax.Array]]:
+        seen = state.params.at[state.step - step * updates].set(rows["answer"][:, 0])
+        return replace(state, params=seen, step=state.step + 1), {"loss": state.step, "skipped": state.step}
+
+    zero = jnp.zeros((), jnp.int32)
+    first = TrainState(jnp.int32(step), jnp.zeros((updates, 8 // minibatches), jnp.int32), {}, zero, zero, {})
+    rewards = {"rewards": jnp.ones((2, 4))}
+    state, metrics = policy_step(objective, prepare, update_step, 0, first, rewards)
+    return np.asarray(state.params), state, metrics
+
+
+def test_each_epoch_deals_every_answer_to_one_minibatch_in_another_order() -> None:
+    """Two epochs of two minibatches are four updates, numbers 12 to 15 after three steps, which count as one step."""
+    rows, state, metrics = rows_of_updates(epochs=2, minibatches=2, step=3)
+    epochs = rows.reshape(2, 8)
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(8))
+        assert epoch.tolist() != list(range(8))
+    assert epochs[0].tolist() != epochs[1].tolist()
+    assert int(state.step) == 4
+    assert float(metrics["loss"]) == 13.5
+    assert int(metrics["skipped"]) == 15
+    other_rows, _, _ = rows_of_updates(epochs=2, minibatches=2, step=4)
+    assert other_rows.tolist() != rows.tolist()
+    whole_batches, _, _ = rows_of_updates(epochs=3, minibatches=1, step=3)
+    assert whole_batches.tolist() == [list(range(8))] * 3
 
 
 def test_answers_are_those_of_the_generator_and_end_at_eos(tmp_path: Path) -> None:
