@@ -16,13 +16,20 @@ from typing import TypeVar
 
 from t5x_lite.child_process import end_with_parent
 from t5x_lite.data import beam, sources
-from t5x_lite.data.cleaning.clean_unit import COUNTS_SUFFIX, CleaningJob, clean_unit
+from t5x_lite.data.cleaning.clean_unit import (
+    COUNTS_SUFFIX,
+    CleaningJob,
+    CleaningStep,
+    clean_unit,
+    describe_steps,
+)
 from t5x_lite.data.cleaning.deduplicate import REPORT_FILE, deduplicate_units, read_report, remove_intermediate_files
 from t5x_lite.data.config import DataConfig, MixedSource
 from t5x_lite.data.conversations import TRAINING_DATE, ChatEncoder
 from t5x_lite.data.corpus_files import UNIT_SUFFIX, CorpusFiles, token_type
 from t5x_lite.data.corpus_index import complete_corpus
 from t5x_lite.data.corpus_lock import lock_folder
+from t5x_lite.data.corpus_of_listing import listing_file, read_listing_file, write_listing_file
 from t5x_lite.data.corpus_summary import CorpusSummary
 from t5x_lite.data.sources import SMALLEST_UNIT
 from t5x_lite.data.tokenizer import Tokenizer
@@ -63,6 +70,36 @@ def prepare_corpus(
         UserError: no text, a line that cannot be read, a full disk, a store that cannot be used, a process that was
             killed. Finished units are kept, and a rerun continues.
     """
+    listed = _listing_file(source, data, tokenizer, beginning, smallest_unit)
+    folder = read_listing_file(listed, expand(data.cache_dir)) if listed else None
+    if folder is not None and file_exists(CorpusFiles(folder).summary):
+        return folder
+    folder = _prepare_units(source, data, tokenizer, runner, beginning, smallest_unit)
+    if listed:
+        write_listing_file(listed, folder)
+    return folder
+
+
+def _listing_file(
+    source: MixedSource, data: DataConfig, tokenizer: Tokenizer, beginning: tuple[int, ...], smallest_unit: int
+) -> str | None:
+    """See `corpus_of_listing.listing_file`."""
+    sources_of_text: list[MixedSource] = [source]
+    if data.validation_files or data.validation_split:
+        sources_of_text.append(_validation_source(source, data))
+    settings = [str(FORMAT), tokenizer.fingerprint, _describe_options(data, tokenizer, beginning, source.cleaning)]
+    return listing_file(sources_of_text, expand(data.cache_dir), "\n".join([*settings, str(smallest_unit)]))
+
+
+def _prepare_units(
+    source: MixedSource,
+    data: DataConfig,
+    tokenizer: Tokenizer,
+    runner: str | None,
+    beginning: tuple[int, ...],
+    smallest_unit: int,
+) -> str:
+    """Tokenise the units of a source that are not tokenised yet, and return the folder of the corpus."""
     jobs = _list_jobs(source, data, smallest_unit)
     files = CorpusFiles(_folder(source, jobs, data, tokenizer, beginning, FORMAT))
     if file_exists(files.summary):
@@ -132,6 +169,17 @@ def _hash_settings(
     jobs: Sequence[TokeniseJob], data: DataConfig, tokenizer: Tokenizer, beginning: tuple[int, ...], version: int
 ) -> str:
     """Return a hash of all that decides which tokens are written, and into which split."""
+    cleaning = next((job.cleaning.steps for job in jobs if job.cleaning), ())
+    lines = [str(version), tokenizer.fingerprint, _describe_options(data, tokenizer, beginning, cleaning)]
+    for job in jobs:
+        lines.append(f"{job.role} {job.unit.identity}")
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def _describe_options(
+    data: DataConfig, tokenizer: Tokenizer, beginning: tuple[int, ...], cleaning: Sequence[CleaningStep]
+) -> str:
+    """Return a text of the settings that decide which tokens are written, and into which split."""
     options = f"{data.end_of_document} {data.validation_fraction} {data.validation_by}"
     if data.parts != "none":
         options += f" {data.parts}"
@@ -143,13 +191,9 @@ def _hash_settings(
         options += f" end of document {tokenizer.eos}"
     if beginning and data.parts != "turns":
         options += f" beginning of document {beginning}"
-    cleaning = next((job.cleaning for job in jobs if job.cleaning), None)
-    if cleaning is not None:
-        options += f" cleaning {cleaning.identity}"
-    lines = [str(version), tokenizer.fingerprint, options]
-    for job in jobs:
-        lines.append(f"{job.role} {job.unit.identity}")
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+    if cleaning:
+        options += f" cleaning {describe_steps(cleaning)}"
+    return options
 
 
 def _clean_missing(folder: str, jobs: Sequence[TokeniseJob], runner: str | None, max_processes: int) -> None:

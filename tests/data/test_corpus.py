@@ -1,23 +1,32 @@
 """The token corpus: equal to tokenising document by document, complete or absent, never stale."""
 
 import hashlib
+import io
 import json
 import multiprocessing
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
+import pyarrow
 import pytest
+from pyarrow import parquet
+from pyarrow.parquet import ParquetFile
 
-from t5x_lite.data import corpus_files, tokenizer_files, vocabulary
+from t5x_lite import storage
+from t5x_lite.data import corpus_files, sources, tokenizer_files, vocabulary
+from t5x_lite.data.byte_tokenizer import Bytes
 from t5x_lite.data.config import ByteBPE, Character, DataConfig, Unigram, WordPiece
 from t5x_lite.data.corpus import Corpus
 from t5x_lite.data.corpus_files import SPLITS
+from t5x_lite.data.files import open_parquet
 from t5x_lite.data.huggingface_tokenizer import HuggingFace
 from t5x_lite.data.open_data import prepare_sources
 from t5x_lite.data.prepare import _run_jobs, prepare_corpus
@@ -102,6 +111,43 @@ def test_documents_of_a_decoder_begin_with_bos_where_the_tokenizer_puts_it(tmp_p
         if family == "encoder_decoder":
             second_line -= 2
         assert corpus.parts[:].tolist()[2] == second_line
+
+
+def test_the_corpus_of_files_in_a_bucket_is_found_by_their_listing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(storage.EXTRAS, "memory", ("test", "fsspec"))
+    opened: list[str] = []
+
+    def open_and_note(path: str) -> AbstractContextManager[ParquetFile]:
+        opened.append(path)
+        return open_parquet(path)
+
+    monkeypatch.setattr(sources, "open_parquet", open_and_note)
+    bucket, _ = storage.open_store("memory://texts")
+    tables = []
+    for text in ("the first text", "another one", "yet another text"):
+        buffer = io.BytesIO()
+        parquet.write_table(pyarrow.table({"text": [text]}), buffer)
+        tables.append(buffer.getvalue())
+    bucket.pipe({f"/texts/{number}.parquet": table for number, table in enumerate(tables[:2])})
+
+    def prepare_bucket(**options: object) -> Path:
+        opened.clear()
+        monkeypatch.setattr(storage, "_listed", {})
+        return prepare("memory://texts/*.parquet", tmp_path, Bytes(), **options)
+
+    first = prepare_bucket()
+    assert opened
+    assert prepare_bucket() == first
+    assert not opened
+    assert prepare_bucket(end_of_document=False) != first
+    bucket.pipe_file("/texts/1.parquet", tables[2])
+    assert prepare_bucket() != first
+    shutil.rmtree(first)
+    bucket.pipe_file("/texts/1.parquet", tables[1])
+    assert prepare_bucket() == first
+    assert opened
 
 
 def test_long_documents_are_read_across_chunks_and_shards(

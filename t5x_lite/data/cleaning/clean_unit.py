@@ -55,9 +55,8 @@ class CleaningJob:
 
     @property
     def identity(self) -> str:
-        """A text that changes if the result may have changed: the settings, and files that filters read."""
-        settings = [f"{step_name(step)} {step.model_dump_json()}" for step in self.steps]
-        return f"{VERSION} {settings} {[text_filter.fingerprint() for _, text_filter in self.filters]}"
+        """See `describe_steps`."""
+        return describe_steps(self.steps)
 
     @property
     def filters(self) -> list[tuple[str, TextFilter]]:
@@ -73,6 +72,13 @@ class CleaningJob:
     def span_deduplications(self) -> list[tuple[str, C4Spans]]:
         """The kinds of deduplication that remove spans of sentences, with their names: one at most."""
         return [(step_name(step), step) for step in self.steps if isinstance(step, C4Spans)]
+
+
+def describe_steps(steps: Sequence[CleaningStep]) -> str:
+    """Return a text that changes if their result may change: their settings, and the files that filters read."""
+    settings = [f"{step_name(step)} {step.model_dump_json()}" for step in steps]
+    fingerprints = [step.fingerprint() for step in steps if isinstance(step, TextFilter)]
+    return f"{VERSION} {settings} {fingerprints}"
 
 
 def step_name(step: CleaningStep) -> str:
