@@ -104,12 +104,13 @@ TrainedRun: TypeAlias = Callable[[str], Path]
 def trained_run(tiny_config: Path, pairs: Path, prose: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
     """A function that returns the run directory of a name of RUNS, and trains the run when it is first requested."""
     folder = tmp_path_factory.mktemp("objectives")
-    sizes = ("model.layers=1", "model.embed=16", "train.steps=4", "eval.every_steps=4", "checkpoint.every_steps=4")
+    sizes = ("model.layers=1", "model.embed=16", "train.steps=8", "eval.every_steps=8", "checkpoint.every_steps=8")
+    learning_rate = "optimizer.learning_rate=0.02"
 
     def run_dir_of(name: str) -> Path:
         run_dir = folder / name.replace(", ", "_")
         if not run_dir.exists():
-            overrides = [*sizes, *RUNS[name]]
+            overrides = [*sizes, learning_rate, *RUNS[name]]
             overrides = [text.replace("TEXT", f"{prose}/*.txt").replace("PAIRS", str(pairs)) for text in overrides]
             if PAIRS[0] in RUNS[name]:
                 overrides.append(f"data.files={pairs}")
@@ -124,7 +125,7 @@ def trained_run(tiny_config: Path, pairs: Path, prose: Path, tmp_path_factory: p
 )
 def test_a_run_trains_evaluates_and_reports_its_terms(name: str, trained_run: TrainedRun) -> None:
     records = lines(trained_run(name))
-    assert len(records) == 4
+    assert len(records) == 8
     terms = {"loss", "accuracy"}
     if name in SECOND_TERMS:
         terms |= {f"{SECOND_TERMS[name]}_loss", f"{SECOND_TERMS[name]}_accuracy"}
@@ -132,7 +133,9 @@ def test_a_run_trains_evaluates_and_reports_its_terms(name: str, trained_run: Tr
     assert {f"eval/{term}" for term in terms} <= records[-1].keys()
     assert "eval/bits_per_byte" not in records[-1]  # only objectives that predict every token report it
     assert all(np.isfinite(records[-1][term]) for term in terms)
-    assert records[-1]["loss"] < records[0]["loss"] + 0.5
+    if name != "contrastive":  # whose loss depends on how alike the four texts of a batch are
+        # The first loss is that of nearly equal probabilities of 300 tokens, 5.7; text of 18 words is soon less.
+        assert records[-1]["loss"] < records[0]["loss"] - 0.5
 
 
 @pytest.mark.slow
