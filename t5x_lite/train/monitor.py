@@ -2,11 +2,13 @@
 
 import math
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
 import jax
+import numpy as np
 from jaxtyping import Array
 
 from t5x_lite.data.stages import Stage, stage_number, tokens_until
@@ -21,6 +23,11 @@ RUNNING_MEAN_DECAY = 0.98
 """Decay per step of the running mean of the loss, against which a spike is measured."""
 RUNNING_MEAN_STEPS = 50
 """Steps before the running mean is trusted."""
+SPEED_STEPS = 10
+"""Steps over which the speed is averaged, or `train.log_every_steps` if these are more.
+
+A single step says little: after a pause of the host, those that the device has computed meanwhile seem to take no time.
+"""
 
 
 class LossSpike(Exception):
@@ -111,6 +118,9 @@ class StepMonitor:
         self._pending: PendingStep | None = None
         self._finished: tuple[int, dict[str, MetricValue]] | None = None
         self._last_read = 0.0
+        # Seconds of the newest steps of a stage, and the part of them in which their batches were waited for.
+        self._recent_seconds: deque[tuple[float, float]] = deque(maxlen=max(config.log_every_steps, SPEED_STEPS))
+        self._recent_stage = 0
         self._empty_batches = 0
 
     def add_step(self, step: int, metrics: Mapping[str, Array], started: float, data_seconds: float) -> None:
@@ -161,12 +171,17 @@ class StepMonitor:
         self._goodput.seconds["data"] += pending.data_seconds
         self._goodput.seconds["step"] += seconds - pending.data_seconds
         stage = stage_number(self._costs.stages, pending.step - 1)
+        if stage != self._recent_stage:
+            self._recent_stage = stage
+            self._recent_seconds.clear()
+        self._recent_seconds.append((seconds, pending.data_seconds))
+        mean_seconds, mean_data_seconds = np.mean(self._recent_seconds, axis=0).tolist()
         metrics["tokens"] = tokens_until(self._costs.stages, pending.step)
         metrics["learning_rate"] = self._learning_rates[pending.step - 1]
-        metrics["tokens_per_second"] = self._costs.stages[stage].batch_tokens / seconds
-        metrics["mfu"] = self._costs.flops[stage] / seconds / self._costs.peak_flops
-        metrics["data_wait_fraction"] = pending.data_seconds / seconds
-        metrics["seconds_per_step"] = seconds
+        metrics["tokens_per_second"] = self._costs.stages[stage].batch_tokens / mean_seconds
+        metrics["mfu"] = self._costs.flops[stage] / mean_seconds / self._costs.peak_flops
+        metrics["data_wait_fraction"] = mean_data_seconds / mean_seconds
+        metrics["seconds_per_step"] = mean_seconds
         self._finished = (pending.step, metrics)
 
     def _check_loss(self, step: int, metrics: Mapping[str, float]) -> None:

@@ -71,7 +71,7 @@ def test_a_run_goes_back_after_a_spike_until_it_has_had_too_many(tiny_config: Pa
     )
     store: Any = SimpleNamespace(
         checkpoints=SimpleNamespace(wait=lambda: None),
-        forget=lambda: None,
+        delete_local_states=lambda: None,
         load=lambda: (Progress(step=8, skipped_batches=1), "restored state"),
     )
     progress, state = Trainer._rewind(trainer, store, Progress(step=15, skipped_batches=3, spikes=1), spike_step=15)
@@ -79,3 +79,23 @@ def test_a_run_goes_back_after_a_spike_until_it_has_had_too_many(tiny_config: Pa
     assert (progress.step, progress.skipped_batches, progress.spikes) == (8, 10, 2)
     with pytest.raises(Diverged, match=r"step 15: more than 2 loss spikes \(train.spike_limit\)"):
         Trainer._rewind(trainer, store, Progress(step=15, spikes=2), spike_step=15)
+
+
+def test_the_speed_is_the_mean_of_ten_steps(tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host stands still for 9 seconds in step 10, and the device computes step 11 meanwhile."""
+    ends = [*range(1, 10), 19, 19, 20]
+    clock = iter(ends)
+    monkeypatch.setattr("t5x_lite.train.monitor.time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    written = []
+    writer = SimpleNamespace(write=lambda step, metrics: written.append(metrics))
+    config = configuration.load(tiny_config, ["train.steps=12", "train.log_every_steps=1"])
+    monitor = open_monitor(config, tmp_path, RunningLoss(), writer)
+    for step, started in enumerate([0, *ends[:-1]], start=1):
+        metrics = {"loss": jnp.array(2.0), "skipped_in_a_row": jnp.array(0)}
+        monitor.add_step(step, metrics, started, data_seconds=0.5)
+        monitor.report()
+    assert [metrics["seconds_per_step"] for metrics in written] == [1.0] * 9 + [1.9, 1.8, 1.8]
+    assert written[-1]["data_wait_fraction"] == pytest.approx(0.5 / 1.8)
+    # One FLOP a step at a peak of one FLOP/s, and the tokens of a batch.
+    assert written[-1]["mfu"] == pytest.approx(1 / 1.8)
+    assert written[-1]["tokens_per_second"] == pytest.approx(config.stages[0].batch_tokens / 1.8)
