@@ -78,7 +78,7 @@ def test_gpus_are_planned_by_formula(t5x_lite: Shell) -> None:
     layers_bytes = modelled["activations_bytes"] - 2 * 8 * 2**30
     assert layers_bytes == 32 * 2048 * (2 * 2048 * (12 + 2 * (9 + 1 + 4 + 4)) + 2 * 16 * 4)
     # Weights in bfloat16 are gathered for the forward pass, its repetition and the backward pass; 15 shards of 16.
-    sent = {row["kind"]: (row["axes"], row["link"], row["sent"]) for row in modelled["exchanges"]}
+    sent = {row["kind"]: (row["axes"], row["link"], row["sent"]) for row in modelled["collectives"]}
     assert sent["all-gather"] == (["fsdp"], "network", pytest.approx(3 * 2 * parameters * 15 / 16))
     assert sent["reduce-scatter"] == (["fsdp"], "network", pytest.approx(2 * parameters * 15 / 16))
     assert modelled["dcn_seconds"] == pytest.approx((4 * 2 * parameters * 15 / 16) / 50e9)
@@ -115,7 +115,7 @@ def test_gradients_of_weights_that_expert_groups_share_are_summed_over_them(t5x_
     report = plan(t5x_lite, "switch/base_8", "h100:8", *options)
     parameters = report["parameters"]
     shared = parameters - 12 * 8 * 2 * 768 * 3072
-    sent = {(row["kind"], *row["axes"]): row["sent"] for row in report["modelled"]["exchanges"]}
+    sent = {(row["kind"], *row["axes"]): row["sent"] for row in report["modelled"]["collectives"]}
     assert sent["all-reduce", "expert"] == pytest.approx(2 * 2 * shared / 2 * 3 / 4)
     assert sent["reduce-scatter", "fsdp"] == pytest.approx(2 * (shared + (parameters - shared) / 4) / 2)
 
@@ -155,7 +155,7 @@ def test_a_step_is_compiled_for_a_pod(t5x_lite: Shell, config: str, overrides: l
     assert report["fits"]
     assert report["devices"] == 8
     assert compiled["kernel_calls"] >= kernels
-    kinds = {(row["kind"], tuple(row["axes"])) for row in compiled["exchanges"]}
+    kinds = {(row["kind"], tuple(row["axes"])) for row in compiled["collectives"]}
     assert compiled["involuntary_reshards"] == []
     assert ("all-to-all", ("expert",)) in kinds or config != "switch/base_8"
     # Weights, moments (AdamW: two, Adafactor: less) and a batch, in eight shards.
@@ -196,8 +196,8 @@ def test_a_tpu_gathers_weights_while_it_computes(t5x_lite: Shell) -> None:
 
     def overlapped_share(*options: str) -> float:
         report = plan(t5x_lite, "gpt3/1.3b", "v5p:2x2x4", "mesh.data=1", "mesh.fsdp=16", "model.vocab=50304", *options)
-        exchanges = report["compiled"]["exchanges"]
-        return sum(row["overlapped"] for row in exchanges) / sum(row["sent"] for row in exchanges)
+        collectives = report["compiled"]["collectives"]
+        return sum(row["overlapped"] for row in collectives) / sum(row["sent"] for row in collectives)
 
     few_layers = ("model.layers=4", "train.batch_size=64")
     assert overlapped_share(*few_layers, "train.compiler_options={}") < 0.1
@@ -217,7 +217,7 @@ def test_the_exit_code_and_the_report_say_that_a_program_does_not_fit(t5x_lite: 
 @needs_libtpu
 def test_two_slices_send_only_gradients_over_the_network(t5x_lite: Shell) -> None:
     report = plan(t5x_lite, "gpt3/125m", "v5e:2x2", *SMALL, "mesh.data=2", "mesh.fsdp=4", "--slices", "2")
-    between_slices = [row for row in report["compiled"]["exchanges"] if row["link"] == "DCN"]
+    between_slices = [row for row in report["compiled"]["collectives"] if row["link"] == "DCN"]
     assert {(row["kind"], tuple(row["axes"])) for row in between_slices} == {("all-reduce", ("data",))}
     # Each device's quarter of the gradients, in two or four bytes, to the other slice and back: n·2·(2-1)/2.
     sent = sum(row["sent"] for row in between_slices)
@@ -247,5 +247,5 @@ def test_every_pod_config_fits_its_pod(path: Path) -> None:
     compiled = json.loads(process.stdout)["compiled"]
     # The program holds fused attention; only that of LongT5's encoder, with its sums of blocks, is XLA's.
     assert compiled["kernel_calls"] >= 2
-    kinds_over_experts = {row["kind"] for row in compiled["exchanges"] if "expert" in row["axes"]}
+    kinds_over_experts = {row["kind"] for row in compiled["collectives"] if "expert" in row["axes"]}
     assert "all-to-all" in kinds_over_experts or not path.stem.startswith("switch")
