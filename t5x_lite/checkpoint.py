@@ -25,7 +25,7 @@ from jaxtyping import PyTree
 
 from t5x_lite.checkpoint_config import CheckpointConfig
 from t5x_lite.checkpoint_structure import check_structure
-from t5x_lite.errors import ProcessLost, UserError
+from t5x_lite.errors import ProcessLost, UserError, one_line
 from t5x_lite.files import free_space, is_disk_full
 from t5x_lite.local_copies import upload_changes
 from t5x_lite.manifest import MANIFEST, find_damage, is_complete, read_manifest, write_manifest
@@ -322,7 +322,7 @@ class Checkpoints:
     def _save_error(self, step: int, error: Exception) -> SaveError:
         # Orbax abandons its remaining writes, and Python would warn about each of them after our one line.
         warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        reason = one_line(error)
         if is_remote(self.folder):
             return RemoteSaveError(
                 f"{self.folder}: the checkpoint of step {step} could not be written: {reason}; earlier checkpoints are "

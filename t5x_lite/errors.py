@@ -34,6 +34,13 @@ class ProcessLost(UserError):
 
 STOPPED = 75
 """Exit code of a run that was asked to stop and has saved. The same command resumes it (BSD's EX_TEMPFAIL)."""
+LONGEST_REASON = 300
+"""Characters of another library's message that an error repeats."""
+
+
+def one_line(error: BaseException) -> str:
+    """Return the beginning of an error's message as one line, or its type if it has no message."""
+    return " ".join(str(error).split())[:LONGEST_REASON] or type(error).__name__
 
 
 def suggest(name: str, candidates: Iterable[str], *, prefix: str = "", suffix: str = "", cutoff: float = 0.6) -> str:

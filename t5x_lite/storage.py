@@ -11,7 +11,7 @@ from typing import IO, TYPE_CHECKING, Any
 import fsspec
 from fsspec.config import conf as fsspec_settings
 
-from t5x_lite.errors import UserError
+from t5x_lite.errors import UserError, one_line
 from t5x_lite.extras import require_library
 from t5x_lite.files import replace_file
 
@@ -259,5 +259,5 @@ def explained(
     except UserError:
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        reason = one_line(error)
         raise UserError(f"{url}: cannot be {action}: {reason}; {remedy}") from error

@@ -3,7 +3,7 @@
 import tempfile
 import traceback
 
-from t5x_lite.errors import UserError
+from t5x_lite.errors import UserError, one_line
 
 DEBUG_VARIABLE = "T5X_LITE_DEBUG"
 """Environment variable that shows tracebacks."""
@@ -13,7 +13,7 @@ MEMORY_MESSAGES = ("RESOURCE_EXHAUSTED", "Out of memory allocating")
 
 def as_user_error(error: Exception) -> UserError | None:
     """Return the error that the user can mend: a missing package, too little memory, or a file. None for a bug."""
-    reason = _shorten(error)
+    reason = one_line(error)
     if isinstance(error, ModuleNotFoundError):
         return UserError(
             f"the Python package {error.name} is not installed; pip install {error.name}, or the extra that has it"
@@ -37,10 +37,6 @@ def describe_bug(error: Exception) -> str:
     except OSError:
         place = "no file, because none could be written"
     return (
-        f"this is a bug: {type(error).__name__}: {_shorten(error)}; its traceback is in {place}: please report it with "
+        f"this is a bug: {type(error).__name__}: {one_line(error)}; its traceback is in {place}: please report it with "
         f"the command and the config ({DEBUG_VARIABLE}=1 shows it here)"
     )
-
-
-def _shorten(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from t5x_lite.cli import main
+from t5x_lite.errors import one_line
 from tests.conftest import REPOSITORY, Shell
 
 
@@ -171,6 +172,12 @@ def test_an_unexpected_error_is_one_line_that_names_the_file_with_its_traceback(
     monkeypatch.setenv("T5X_LITE_DEBUG", "1")
     with pytest.raises(ZeroDivisionError):
         main(["report", "run"], {"report": fail})
+
+
+def test_a_message_of_another_library_becomes_one_short_line() -> None:
+    assert one_line(ValueError("first\n  second\n")) == "first second"
+    assert one_line(ValueError("x" * 1000)) == "x" * 300
+    assert one_line(TimeoutError()) == "TimeoutError"
 
 
 def test_lack_of_memory_and_of_packages_is_explained(capsys: pytest.CaptureFixture[str]) -> None:

@@ -71,7 +71,7 @@ def test_a_run_learns_what_wins_and_resumes(
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ({"prompt": "a", "chosen": "b"}, "wants the column 'rejected', found prompt, chosen"),
+        ({"prompt": "a", "chosen": "b"}, "no column 'rejected' (found prompt, chosen)"),
         ({"prompt": "a", "chosen": "b", "rejected": "b"}, "`chosen` and `rejected` are equal"),
         ({"prompt": "a", "chosen": "", "rejected": "b"}, "`chosen` is empty, so that the comparison has no winner"),
     ],

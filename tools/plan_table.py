@@ -26,7 +26,7 @@ COLUMNS = (
 LINKS = {"memory": "HBM", "ici": "ICI", "dcn": "DCN"}
 """Names of what bounds the time of a step beside arithmetic, by the keys of a report."""
 LEAST_EXPOSED = 0.01
-"""Share of a step from which on exchanges that nothing overlaps are named."""
+"""Share of a step from which on collectives that nothing overlaps are named."""
 
 
 def name_bound(modelled: Mapping[str, float]) -> str:
@@ -35,7 +35,7 @@ def name_bound(modelled: Mapping[str, float]) -> str:
     for key, name in LINKS.items():
         if modelled[f"{key}_seconds"] == step:
             return name
-    return "compute, exchanges" if modelled["exposed_seconds"] > LEAST_EXPOSED * step else "compute"
+    return "compute, collectives" if modelled["exposed_seconds"] > LEAST_EXPOSED * step else "compute"
 
 
 def read_row(path: Path) -> tuple[str, ...]:
@@ -51,9 +51,9 @@ def read_row(path: Path) -> tuple[str, ...]:
     used_bytes = compiled.get("memory_bytes")
     if used_bytes is not None:
         memory = f"{used_bytes / GIBIBYTE:.1f} of {memory}"
-    sent = sum(collective["sent"] for collective in compiled.get("exchanges", ()))
-    overlapped = sum(collective["overlapped"] for collective in compiled.get("exchanges", ()))
-    required = sum(collective["sent"] for collective in modelled["exchanges"])
+    sent = sum(collective["sent"] for collective in compiled.get("collectives", ()))
+    overlapped = sum(collective["overlapped"] for collective in compiled.get("collectives", ()))
+    required = sum(collective["sent"] for collective in modelled["collectives"])
     return (
         path.stem,
         f"{report['topology']}, {report['devices']}",

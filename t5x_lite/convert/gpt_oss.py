@@ -21,7 +21,7 @@ from t5x_lite.convert.llama import (
 )
 from t5x_lite.convert.model_type import TIED_OUTPUT
 from t5x_lite.convert.qwen import FULL, SLIDING, read_windowed_pattern
-from t5x_lite.convert.rope import ROTARY
+from t5x_lite.convert.rope import rotary
 from t5x_lite.convert.weight_map import Modules, Stored
 from t5x_lite.errors import UserError
 from t5x_lite.models.config import ModelConfig
@@ -29,6 +29,7 @@ from t5x_lite.models.config import ModelConfig
 # Config: what takes more than one field to convert.
 
 DEFAULT_WINDOW = 128
+ROTARY = rotary(default_theta=150000.0)
 
 
 def _read_layers(source: ForeignModel, settings: Settings) -> None:

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from t5x_lite.errors import UserError
+from t5x_lite.errors import UserError, one_line
 from t5x_lite.extras import require_library
 
 MODEL_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?", re.ASCII)
@@ -60,7 +60,7 @@ def push_model(folder: Path, name: str, *, private: bool) -> str:
 
 
 def _push_error(name: str, error: Exception) -> UserError:
-    reason = " ".join(str(error).split())[:200]
+    reason = one_line(error)
     return UserError(
         f"--push {name}: cannot be uploaded to the Hugging Face Hub: {type(error).__name__}: {reason}; check the name, "
         "the network, and `hf auth login` with a token that may write"
@@ -85,7 +85,7 @@ def find_model(source: Path) -> Path:
     try:
         folder = huggingface_hub.snapshot_download(match["name"], revision=match["revision"], allow_patterns=SAFE_FILES)
     except Exception as error:  # of the network, of the Hub and of its offline mode
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise UserError(
             f"{source}: is not a folder, and cannot be downloaded from the Hugging Face Hub: {type(error).__name__}: "
             f"{reason}; check the name, the network, and `hf auth login` for a private model"

@@ -19,7 +19,7 @@ from t5x_lite.convert.imported_tokenizer import load_tokenizer
 from t5x_lite.convert.model_type import OUTPUT_MATRIX
 from t5x_lite.convert.t5 import T5
 from t5x_lite.convert.weight_map import Modules, StackModules, WeightFormat, WeightMap, WeightTable
-from t5x_lite.errors import UserError
+from t5x_lite.errors import UserError, one_line
 from t5x_lite.files import check_is_file
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.spec import model_spec
@@ -193,7 +193,7 @@ def _read_parameters(file: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{file}: cannot be read: {error.strerror}") from None
     except Exception as error:  # msgpack raises ValueError, its own errors and bare Exception alike
-        raise UserError(f"{file}: is not a T5X checkpoint: {' '.join(str(error).split())[:200]}") from None
+        raise UserError(f"{file}: is not a T5X checkpoint: {one_line(error)}") from None
     if not isinstance(tree, dict):
         tree = {}
     state = tree.get("optimizer", tree)
@@ -215,7 +215,7 @@ def _open_zarr(file: Path, name: str, description: Mapping[str, Any]) -> tensors
     try:
         return tensorstore.open(spec, open=True, read=True).result()
     except Exception as error:  # TensorStore raises ValueError, OverflowError and errors of its own
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise UserError(f"{array_folder}: this array of the checkpoint cannot be opened: {reason}") from None
 
 
@@ -230,7 +230,7 @@ def _read_array(file: Path, name: str, array: StoredArray) -> Float[np.ndarray, 
             is_complete = array.storage_statistics(query_fully_stored=True).result().fully_stored
             values = np.asarray(array.read().result())
         except Exception as error:  # TensorStore raises ValueError and errors of its own
-            raise UserError(f"{file}: {name} cannot be read: {' '.join(str(error).split())[:200]}") from None
+            raise UserError(f"{file}: {name} cannot be read: {one_line(error)}") from None
         if not is_complete:  # they would be read as zeros
             raise UserError(f"{file}: some chunks of the array {name} are missing beside it; copy the folder again")
     else:

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Int32, Int64
 
 from t5x_lite.data import sources
 from t5x_lite.data.chat_template import Message, check_messages, template_of
+from t5x_lite.data.record_text import missing_column
 from t5x_lite.data.sources import Unit
 from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.data.tokenizer_settings import CHAT_TEMPLATE
@@ -167,7 +168,4 @@ def messages_of(record: object, field: str) -> object:
     """
     if isinstance(record, Mapping) and field in record:
         return record[field]
-    names = type(record).__name__
-    if isinstance(record, Mapping):
-        names = ", ".join(map(str, record))
-    raise ValueError(f"no field {field!r} (found {names}); set data.field")
+    raise ValueError(f"{missing_column(field, record, 'field')}; set data.field")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
 
 from t5x_lite import storage
-from t5x_lite.errors import UserError
+from t5x_lite.errors import UserError, one_line
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -158,7 +158,7 @@ def open_parquet(path: str) -> Iterator["ParquetFile"]:
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: is damaged: it has text that is not valid UTF-8: {error}") from None
     except (ArrowException, *READ_ERRORS) as error:
-        raise UserError(f"{path}: cannot be read: {' '.join(str(error).split())}") from None
+        raise UserError(f"{path}: cannot be read: {one_line(error)}") from None
 
 
 def parquet_rows(
@@ -213,7 +213,7 @@ class TfdsRecords:
         try:
             return self._source[number]
         except Exception as error:  # of ArrayRecord, of protocol buffers, and of the decoders of TFDS
-            reason = " ".join(str(error).split())[:200]
+            reason = one_line(error)
             raise UserError(f"{self._name} record {number}: cannot be read: {type(error).__name__}: {reason}") from None
 
 
@@ -248,7 +248,7 @@ def open_tfds(
             source = load(name, split=split)
         return TfdsRecords(f"{name} ({split})", source)
     except Exception as error:  # TFDS, its builders and the network raise errors of every kind
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise UserError(
             f"{requested_by}: TFDS cannot give {name} ({split}): {reason}; or give files (data.files)"
         ) from None

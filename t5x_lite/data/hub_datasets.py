@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from t5x_lite.errors import UserError
+from t5x_lite.errors import UserError, one_line
 from t5x_lite.extras import require_library
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def _load_once(dataset: HubDataset) -> "IterableDataset":
 
 
 def _unreadable(dataset: HubDataset, error: Exception) -> UserError:
-    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    reason = one_line(error)
     return UserError(
         f"data.files: {dataset.url} cannot be read: {type(error).__name__}: {reason}; check the name and the network, "
         "or download the data set and name its files"

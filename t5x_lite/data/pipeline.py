@@ -8,7 +8,7 @@ access, so a run resumes at any step, on any number of hosts, by requesting the 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Protocol
 
 import grain
@@ -269,6 +269,7 @@ class ValidationSet:
                 first = number * self.batch_size
                 yield stacked(list(pool.map(self._build_example, (first + local_rows).tolist())))
 
+    @cached_property
     def _rows_of_sources(self) -> list[int]:
         """Return how many rows of each source are evaluated."""
         ends = np.cumsum([row_plan.rows for row_plan in self.row_plans])
@@ -278,7 +279,7 @@ class ValidationSet:
     def _build_example(self, g: int) -> Features:
         """Build example g of the split, or an empty one after the last."""
         row = g
-        for source, rows in enumerate(self._rows_of_sources()):
+        for source, rows in enumerate(self._rows_of_sources):
             if row < rows:
                 return self.builders[source].build(self.row_plans[source], row, key=(source, row))
             row -= rows

@@ -1,6 +1,7 @@
 """The text of a record: one or several of its columns."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 from t5x_lite.errors import UserError
 
@@ -27,12 +28,23 @@ def join_fields(texts: Sequence[str]) -> str:
     return FIELD_BORDER.join(text.replace(FIELD_BORDER, " ") for text in texts)
 
 
-def _field_text(record: object, name: str, describe_location: Callable[[], str]) -> str:
-    if not isinstance(record, dict):
-        raise UserError(f"{describe_location()}: no field {name!r} (found {type(record).__name__}); set data.field")
-    if name not in record:
+def missing_column(name: str, record: object, kind: Literal["column", "field"] = "column") -> str:
+    """Return the part of an error that says which column a record lacks, and which it has.
+
+    Args:
+        name: of the column.
+        record: maps the names of columns to values, or has none.
+        kind: what the setting to change calls it.
+    """
+    names = type(record).__name__
+    if isinstance(record, Mapping):
         names = ", ".join(map(str, record))
-        raise UserError(f"{describe_location()}: no field {name!r} (found {names}); set data.field")
+    return f"no {kind} {name!r} (found {names})"
+
+
+def _field_text(record: object, name: str, describe_location: Callable[[], str]) -> str:
+    if not isinstance(record, dict) or name not in record:
+        raise UserError(f"{describe_location()}: {missing_column(name, record, 'field')}; set data.field")
     value = record[name]
     if isinstance(value, bytes):
         return value.decode("utf-8", errors="replace")

@@ -14,6 +14,7 @@ from t5x_lite.data.conversations import AnswerEncoder
 from t5x_lite.data.files import RecordSequence, hash_file, match_files, open_tfds
 from t5x_lite.data.mixture import MixtureOrder, mix_endless
 from t5x_lite.data.record_files import read_record_file
+from t5x_lite.data.record_text import missing_column
 from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.data.training_data import PipelineSettings, ValidationBatches
 from t5x_lite.errors import UserError
@@ -71,18 +72,11 @@ class TaskRecords:
         for key in column.split("/"):
             if not isinstance(value, Mapping) or key not in value:
                 raise UserError(
-                    f"{self.describe_location(number)}: task {self.name} wants the column {column!r}, found "
-                    f"{_describe_keys(value)}; name the columns of files without a header in data.columns, or change "
-                    "`columns` of the task"
+                    f"{self.describe_location(number)}: task {self.name}: {missing_column(column, value)}; name the "
+                    "columns of files without a header in data.columns, or change `columns` of the task"
                 )
             value = value[key]
         return _to_python(value)
-
-
-def _describe_keys(value: object) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(map(str, value))
-    return type(value).__name__
 
 
 def _to_python(value: object) -> object:

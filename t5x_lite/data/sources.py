@@ -28,7 +28,7 @@ from t5x_lite.data.files import (
 )
 from t5x_lite.data.indexed_folders import INDEX_FILES, content_bytes, content_files, index_pattern
 from t5x_lite.data.lines import check_size, line_location, read_lines
-from t5x_lite.data.record_text import join_fields, record_text
+from t5x_lite.data.record_text import join_fields, missing_column, record_text
 from t5x_lite.data.standard_library import module_texts, standard_library_files
 from t5x_lite.data.token_files import TOKEN_FILES
 from t5x_lite.data.token_files.megatron import index_path
@@ -351,7 +351,7 @@ def _parquet_records(unit: Unit) -> Iterator[LocatedRecord]:
         columns = file.schema_arrow.names
         for name in unit.field:
             if name not in columns:
-                raise UserError(f"{unit.path}: no column {name!r} (found {', '.join(columns)}); set data.field")
+                raise UserError(f"{unit.path}: {missing_column(name, dict.fromkeys(columns))}; set data.field")
         stop = file.num_row_groups if unit.stop == -1 else unit.stop
         for record in parquet_rows(unit.path, file, unit.field, range(unit.start, stop)):
             yield partial(str, unit.path), record

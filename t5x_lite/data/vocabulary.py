@@ -17,6 +17,7 @@ from t5x_lite.data import sources
 from t5x_lite.data.byte_tokenizer import Bytes
 from t5x_lite.data.config import (
     BPE,
+    TOKENIZERS,
     ByteBPE,
     Character,
     DataConfig,
@@ -164,7 +165,7 @@ def _trainer_options(config: Unigram | BPE | Character) -> dict[str, Any]:
             **_normalization_options("identity"),
         }
     return {
-        "model_type": _model_type(config),
+        "model_type": "unigram" if isinstance(config, Unigram) else "bpe",
         "vocab_size": config.vocab - _count_appended(config),
         "hard_vocab_limit": True,
         "character_coverage": 0.9995,
@@ -183,15 +184,6 @@ def _normalization_options(rule: str) -> dict[str, Any]:
     }
 
 
-def _model_type(config: Unigram | BPE | Character) -> str:
-    """Return SentencePiece's name of a kind of tokenizer."""
-    if isinstance(config, Character):
-        return "char"
-    if isinstance(config, Unigram):
-        return "unigram"
-    return "bpe"
-
-
 def _count_appended(config: Unigram | BPE | Character) -> int:
     """Return the number of pieces that are appended to a trained model."""
     return config.extra_ids + len(config.controls)
@@ -199,7 +191,8 @@ def _count_appended(config: Unigram | BPE | Character) -> int:
 
 def _explain_failure(error: Exception, config: Unigram | BPE | Character) -> UserError:
     """Return the error of the user that SentencePiece's error points to."""
-    key = f"tokenizer.{_model_type(config)}"
+    name = next(name for name, kind in TOKENIZERS.items() if type(config) is kind)
+    key = f"tokenizer.{name}"
     largest = re.search(r"<= (\d+)", str(error))
     if largest:
         vocab = int(largest[1]) + _count_appended(config)

@@ -4,6 +4,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from t5x_lite.errors import one_line
+
 GPU_FILE = Path("/dev/nvidiactl")
 """Device file of NVIDIA's driver."""
 TPU_FILES = (Path("/dev/vfio/0"), Path("/dev/accel0"))
@@ -38,7 +40,7 @@ def find_devices() -> Devices:
     try:
         devices = jax.devices()
     except Exception as error:  # of the plugins of every vendor
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error)
         return Devices(problem=f"JAX finds no device: {reason}")
     device = devices[0]
     if device.platform == "cpu":

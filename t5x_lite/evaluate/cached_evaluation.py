@@ -51,22 +51,30 @@ class CachedResult(BaseModel, strict=True, extra="forbid", ser_json_inf_nan="con
 
 
 def evaluate_cached(model: EvaluationModel, evaluator: Evaluator) -> Evaluation:
-    """Return what the cache has, or else run the evaluator and write its result there.
+    """Return the metrics that the cache has, or else run the evaluator and write its result there.
+
+    `scores.json` receives them in both cases, those of evaluators that do not write it themselves too.
 
     Raises:
         UserError: the evaluation fails; the cache cannot be read or written.
     """
     name = cache_file(model.run, model.step, evaluator, evaluator.fingerprint())
     if file_exists(name):
-        metrics = read_cached(name).metrics
-        save_scores(model.run.folder / "eval" / str(model.step), metrics)
-        return Evaluation(metrics)
+        result = read_cached(name)
+    else:
+        result = _evaluate(model, evaluator)
+        _write(name, result)
+    save_scores(model.run.folder / "eval" / str(model.step), result.metrics)
+    return Evaluation(result.metrics)
+
+
+def _evaluate(model: EvaluationModel, evaluator: Evaluator) -> CachedResult:
     evaluation = evaluator.run(model)
     examples = {}
     for task, records in evaluation.examples.items():
         scores = gather_scores(records)
         examples[task] = {score: values.tolist() for score, values in scores.items()}
-    result = CachedResult(
+    return CachedResult(
         evaluator=_evaluator_name(evaluator),
         settings=evaluator.model_dump(mode="json"),
         step=model.step,
@@ -74,8 +82,6 @@ def evaluate_cached(model: EvaluationModel, evaluator: Evaluator) -> Evaluation:
         metrics={name: float(value) for name, value in evaluation.metrics.items()},
         examples=examples,
     )
-    _write(name, result)
-    return evaluation
 
 
 def cache_file(run: Run, step: int, evaluator: Evaluator, fingerprint: str) -> str:

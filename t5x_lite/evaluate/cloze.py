@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from t5x_lite.data.files import match_files
 from t5x_lite.data.record_files import read_record_file
+from t5x_lite.data.record_text import missing_column
 from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.errors import UserError
 from t5x_lite.evaluate.batched_function import BatchedFunction, Features
@@ -161,8 +162,7 @@ def _read_texts(task: Cloze, files: Sequence[str]) -> list[ClozeText]:
 def _fill_pattern(task: Cloze, record: object, location: str) -> ClozeText:
     for column in (*task.fields, task.label):
         if not isinstance(record, Mapping) or column not in record:
-            names = ", ".join(map(str, record)) if isinstance(record, Mapping) else type(record).__name__
-            raise UserError(f"{location}: no column {column!r} (found {names}); set columns, pattern or label")
+            raise UserError(f"{location}: {missing_column(column, record)}; set columns, pattern or label")
     assert isinstance(record, Mapping)
     label = str(record[task.label])
     if label not in task.verbalizer:

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from t5x_lite.data.record_files import read_record_file
+from t5x_lite.data.record_text import missing_column
 from t5x_lite.errors import UserError
 from t5x_lite.evaluate.batched_function import BatchedFunction
 from t5x_lite.evaluate.embed import POOLS, check_first_token, encode_texts
@@ -147,9 +148,8 @@ def read_labelled(path: Path, settings: ProbeSettings) -> LabelledTexts:
     for location, record in read_record_file(str(path), settings.columns)[: settings.limit or None]:
         for column in (settings.text, settings.label):
             if not isinstance(record, Mapping) or column not in record:
-                names = ", ".join(map(str, record)) if isinstance(record, Mapping) else type(record).__name__
                 raise UserError(
-                    f"{location}: no column {column!r} (found {names}); set --text and --label, or --columns for files "
+                    f"{location}: {missing_column(column, record)}; set --text and --label, or --columns for files "
                     "without a header"
                 )
         assert isinstance(record, Mapping)

@@ -69,7 +69,7 @@ def _compile_and_measure(config: RunConfig, steps: Steps, mesh: Mesh, chip: Chip
         "kernel_calls": len(_KERNEL_CALL.findall(text)),
         "quantized_products": count_quantized_products(text),
         "involuntary_reshards": involuntary_reshards()[earlier_reshards:],
-        "exchanges": add_links(collectives, mesh, chip),
+        "collectives": add_links(collectives, mesh, chip),
         "memory_bytes": arguments_bytes + temporaries_bytes + output_bytes,
     }
 

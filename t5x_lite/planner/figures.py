@@ -4,7 +4,7 @@ from typing import TypedDict
 
 
 class CollectiveFigures(TypedDict):
-    """One row of `exchanges`: a `Collective` and the link that carries it. By formula all bytes are `overlapped`."""
+    """One row of `collectives`: a `Collective` and the link that carries it. By formula all bytes are `overlapped`."""
 
     kind: str
     axes: tuple[str, ...]
@@ -23,7 +23,7 @@ class CompiledFigures(TypedDict, total=False):
     kernel_calls: int
     quantized_products: int
     involuntary_reshards: list[str]
-    exchanges: list[CollectiveFigures]
+    collectives: list[CollectiveFigures]
     memory_bytes: float | None
     seconds: float
 
@@ -64,4 +64,4 @@ class RooflineFigures(TypedDict):
 class ModelledFigures(MemoryFigures, RooflineFigures):
     """All figures that come from formulas."""
 
-    exchanges: list[CollectiveFigures]
+    collectives: list[CollectiveFigures]

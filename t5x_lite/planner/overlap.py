@@ -15,7 +15,7 @@ _START_OR_DONE_OF_FUSIONS = re.compile(r"%async-collective-(?:start|done)[\w.\-]
 
 
 def overlapped_lines(lines: Sequence[str]) -> Iterator[str]:
-    """Yield the lines of a computation that start an exchange, with work before the line that waits for it."""
+    """Yield the lines of a computation that start a collective, with work before the line that waits for it."""
     for number, line in enumerate(lines):
         start = _START.match(line)
         if start and _has_work_before_done(lines[number + 1 :], start[1]):

@@ -234,9 +234,9 @@ def _model_figures(
     """Compute all figures by formula; time is bounded by the compiled memory and collectives if there are any."""
     memory = modelled_memory(workload, state, platform)
     collectives = add_links(required_collectives(workload, slices), workload.mesh, chip)
-    if "exchanges" in compiled:
+    if "collectives" in compiled:
         used_bytes: float = compiled["arguments_bytes"] + compiled["temporaries_bytes"]
-        roofline = roofline_bounds(workload, chip, used_bytes, compiled["exchanges"])
+        roofline = roofline_bounds(workload, chip, used_bytes, compiled["collectives"])
     else:
         roofline = roofline_bounds(workload, chip, memory["memory_bytes"], collectives)
-    return {**memory, "exchanges": collectives, **roofline}
+    return {**memory, "collectives": collectives, **roofline}

@@ -21,8 +21,8 @@ def print_plan(plan: Plan) -> None:
     _print_summary(console, plan)
     _print_memory(console, plan)
     _print_kernels(console, plan)
-    _print_collectives(console, "compiled, sent", plan.compiled.get("exchanges", []))
-    _print_collectives(console, "modelled, must be sent", plan.modelled["exchanges"])
+    _print_collectives(console, "compiled, sent", plan.compiled.get("collectives", []))
+    _print_collectives(console, "modelled, must be sent", plan.modelled["collectives"])
     if plan.largest:
         return
     _print_excess(console, plan)
@@ -119,8 +119,8 @@ def _print_collectives(console: Console, source: str, collectives: Sequence[Coll
 
 def _print_excess(console: Console, plan: Plan) -> None:
     """Print how much more a device sends than the mesh requires, if it is much."""
-    sent = sum(collective["sent"] for collective in plan.compiled.get("exchanges", []))
-    required = sum(collective["sent"] for collective in plan.modelled["exchanges"])
+    sent = sum(collective["sent"] for collective in plan.compiled.get("collectives", []))
+    required = sum(collective["sent"] for collective in plan.modelled["collectives"])
     excess = sent / max(required, 1)
     if excess > LARGEST_EXCESS:
         print_line(console, f"sent: {excess:.1f} times what the mesh requires{_explain_unaligned_shards(plan)}")

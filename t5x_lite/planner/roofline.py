@@ -38,7 +38,7 @@ def roofline_bounds(
     memory_traffic = 2 * memory_bytes + _gathered_weight_bytes(workload)
     compute_seconds = _product_seconds(workload, chip, flops, peak_flops) * overhead
     memory_seconds = memory_traffic / chip.memory_rate
-    # A device does not compute while it waits for an exchange that the schedule does not overlap.
+    # A device does not compute while it waits for a collective that the schedule does not overlap.
     step_seconds = max(compute_seconds + exposed_seconds, memory_seconds, ici_seconds, dcn_seconds)
     tokens_per_step = train.batch_size * train.seq_len
     days = train.steps * step_seconds / SECONDS_PER_DAY

@@ -61,12 +61,12 @@ def search(config: RunConfig, topology: str, slices: int = 1) -> list[Plan]:
 
 
 def _rank(plan: Plan, pod: Pod, *, fits: bool) -> tuple[bool, float, bool, float, float]:
-    """Return what plans are sorted by: fit, time of a step, shards that a TPU gathers, time of exchanges, memory."""
+    """Return what plans are sorted by: fit, time of a step, shards that a TPU gathers, time of collectives, memory."""
     modelled = plan.modelled
     step_seconds = float(f"{modelled['step_seconds']:.3g}")  # times that differ by rounding alone are equal
-    exchange_seconds = modelled["ici_seconds"] + modelled["dcn_seconds"]
+    collective_seconds = modelled["ici_seconds"] + modelled["dcn_seconds"]
     sums_instead_of_gathering = pod.platform == "tpu" and not plan.is_aligned
-    return not fits, step_seconds, sums_instead_of_gathering, exchange_seconds, plan.memory_bytes
+    return not fits, step_seconds, sums_instead_of_gathering, collective_seconds, plan.memory_bytes
 
 
 def _rank_by_formula(

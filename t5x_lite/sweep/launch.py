@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from rich.console import Console
 from rich.table import Column
 
+from t5x_lite import config as configuration
+from t5x_lite import storage
 from t5x_lite.errors import UserError
 from t5x_lite.local_copies import check_writable, uploading, with_urls
 from t5x_lite.progress import format_duration, format_si, print_line, print_table
@@ -121,10 +123,14 @@ def current_state(sweep: Sweep, run: PlannedRun, log: StatusLog) -> str:
 def is_complete(run: PlannedRun) -> bool:
     """Return whether the last step was trained, evaluated and saved."""
     metrics = read_metrics(run.run_dir)
-    if not metrics:
+    if not metrics or metrics[-1].get("step") != run.steps:
         return False
-    is_saved = "checkpoint.folder" in run.overrides or has_checkpoint(run.run_dir, run.steps)
-    return is_saved and metrics[-1].get("step") == run.steps
+    folder = configuration.load(run.config, run.words).checkpoint.folder
+    if folder is None:
+        folder = storage.join(run.run_dir, "checkpoints")
+    elif storage.is_remote(run.run_dir) and not storage.is_remote(folder):
+        return True  # the folder is on a disk of the machine of the run
+    return has_checkpoint(folder, run.steps)
 
 
 def show_plan(

@@ -38,10 +38,10 @@ def has_diverged(run_dir: str) -> bool:
     return storage.file_exists(storage.join(run_dir, DIVERGED_FILE))
 
 
-def has_checkpoint(run_dir: str, step: int) -> bool:
-    """Return whether the checkpoint of a step is complete.
+def has_checkpoint(folder: str, step: int) -> bool:
+    """Return whether the checkpoint of a step is complete in a folder of checkpoints.
 
     Raises:
         UserError: the bucket cannot be read.
     """
-    return storage.file_exists(storage.join(run_dir, f"checkpoints/{step}/manifest.json"))
+    return storage.file_exists(storage.join(folder, f"{step}/manifest.json"))

@@ -5,13 +5,15 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
+from types import SimpleNamespace
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
 import pytest
 from jaxtyping import Array, Float, PyTree
 
+from t5x_lite.adapt import LoRA
 from t5x_lite.adapt.method import is_added_parameter, without_added
 from t5x_lite.cli import main
 from t5x_lite.config import RunConfig
@@ -188,6 +190,22 @@ def test_removing_what_a_method_has_added_changes_the_scores(method: str, method
             zeroed[index] = 0
             # A parameter that is not used would leave the scores bitwise equal.
             assert (score({**params, name: zeroed}) != scores).any(), f"{name} has no effect in {index}"
+
+
+def test_lora_scales_its_product_by_alpha_over_rank() -> None:
+    """Hu et al. 2022, §4.1: h = W x + alpha/r · B A x."""
+    rng = np.random.default_rng(0)
+    x, weight, down, up = (rng.standard_normal(shape, np.float32) for shape in ((6, 4), (4, 3), (4, 2), (2, 3)))
+    method = LoRA(rank=2, alpha=5.0)
+    adapter: Any = SimpleNamespace(down=lambda x, _: x @ down, up=lambda x, _: x @ up, dropout_key=None)
+    expected = x @ weight + 5 / 2 * x @ down @ up
+    output = method.adapt_linear(adapter, lambda x, _: x @ weight, x, None)
+    np.testing.assert_allclose(output, expected, rtol=1e-5, atol=1e-5)
+    weights = {"query.weight": weight, "query.adapter.down.weight": down, "query.adapter.up.weight": up}
+    merged = method.merged_weights(weights)
+    assert merged is not None
+    assert merged.keys() == {"query.weight"}
+    np.testing.assert_allclose(x @ merged["query.weight"], expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.fixture(scope="module")

@@ -295,6 +295,16 @@ def test_older_fields_of_gpt_neox_are_read() -> None:
     assert read("gpt_neox", newer) == model
 
 
+def test_gpt_oss_without_a_base_of_wavelengths_has_that_of_transformers() -> None:
+    """`GptOssConfig.default_theta` is 150000, where other decoders have 10000."""
+    yarn = {"rope_type": "yarn", "factor": 32.0, "original_max_position_embeddings": 4096, "truncate": False}
+    sizes = {**NEOX, "num_key_value_heads": 2, "rope_scaling": yarn}
+    model = read("gpt_oss", sizes)
+    assert isinstance(model.positions, Rotary)
+    assert model.positions.theta == 150000
+    assert read("gpt_oss", {**sizes, "rope_theta": 150000.0}) == model
+
+
 def test_the_released_config_of_bloom_is_read() -> None:
     model = read("bloom", BLOOM_560M)
     assert (model.layers, model.embed, model.heads, model.mlp) == (24, 1024, 16, 4096)

@@ -113,7 +113,7 @@ def test_a_set_of_lines_and_chosen_columns(tmp_path: Path) -> None:
     [
         ({"files": ("{folder}/none.jsonl",)}, "no file matches"),
         ({"files": ("{folder}/short.jsonl",)}, "no example of .*short.jsonl has 8 words"),
-        ({"files": ("{folder}/short.jsonl",), "fields": ("question",)}, "short.jsonl:1: has no column 'question'"),
+        ({"files": ("{folder}/short.jsonl",), "fields": ("question",)}, "short.jsonl:1: no column 'question'"),
         ({"files": ("{folder}/broken.jsonl",)}, "broken.jsonl:1"),
     ],
     ids=["no file", "too short", "no column", "no JSON"],

@@ -9,7 +9,7 @@ import pytest
 from t5x_lite import config as configuration
 from t5x_lite.data.byte_tokenizer import Bytes
 from t5x_lite.data.config import DataConfig, MixedSource
-from t5x_lite.data.mixture import Interleaving, source_shares
+from t5x_lite.data.mixture import Interleaving, mix_endless, source_shares
 from t5x_lite.data.open_data import open_data
 from t5x_lite.data.training_data import PipelineSettings
 from t5x_lite.errors import UserError
@@ -27,6 +27,16 @@ def test_mixtures_follow_their_shares_at_every_prefix() -> None:
         counts[source] += 1
         for index, share in enumerate(shares):
             assert abs(counts[index] - share * (g + 1)) < 2
+
+
+def test_sources_of_one_size_have_different_orders() -> None:
+    order = mix_endless([50, 50], np.array([0.5, 0.5]), seed=0)
+    rows: list[list[int]] = [[], []]
+    for g in range(100):
+        source, _, row = order[g]
+        rows[source].append(row)
+    assert sorted(rows[0]) == sorted(rows[1]) == list(range(50))
+    assert rows[0] != rows[1]
 
 
 def test_shares_by_size_are_mt5s() -> None:

@@ -298,7 +298,7 @@ BAD_INPUT: dict[str, tuple[dict[str, Any], str, tuple[str, ...], str]] = {
         (),
         r"train.tsv:3: task bad: label 'maybe' is not one of",
     ),
-    "column": ({}, "text\tlabel\nx\tno\n", (), r"train.tsv:2: task bad wants the column 'sentence', found text, label"),
+    "column": ({}, "text\tlabel\nx\tno\n", (), r"train.tsv:2: task bad: no column 'sentence' \(found text, label\)"),
     "count": ({}, "sentence\tlabel\nx\tno\ty\n", (), r"train.tsv:2: 3 columns, expected 2"),
     "none": ({}, "sentence\tlabel\n", (), "task bad: has no train records"),
     "validation": (

@@ -68,6 +68,8 @@ def test_a_vocabulary_that_the_text_does_not_support_is_refused_with_the_nearest
         vocabulary.train(Unigram(vocab=100_000), [SOURCE])
     with pytest.raises(UserError, match=r"tokenizer\.bpe\.vocab .* \d+ is the smallest possible"):
         vocabulary.train(BPE(vocab=270), [SOURCE])
+    with pytest.raises(UserError, match=r"tokenizer\.character: SentencePiece cannot be trained"):
+        vocabulary.train(Character(symbols=("<tool>", "<tool>")), [SOURCE])
     with pytest.raises(UserError, match="no text"):
         vocabulary.train(Unigram(), [])
 

@@ -215,6 +215,12 @@ def test_a_cloze_text_follows_filled_patterns(tmp_path: Path, model: Model) -> N
         "seven wizards: lazy. | fox jumps: quick. | dog jumps: {mask}.",
         "dog jumps: lazy. | fox jumps: quick. | seven wizards: {mask}.",
     ]
+    # Files of demonstrations alone: no other text of the task is shown.
+    (tmp_path / "train.tsv").write_text("black opal\tyes\nmix quartz\tno\n")
+    with_files = {**settings, "demonstration_files": str(tmp_path / "train.tsv")}
+    other_texts = schema.validate(Cloze, schema.Sources(with_files, {}))
+    for text in add_demonstrations(model, other_texts, read_cloze(other_texts)):
+        assert set(text.text.split(" | ")[:2]) == {"black opal: quick.", "mix quartz: lazy."}
     many = schema.validate(Cloze, schema.Sources({**settings, "num_fewshot": 3}, {}))
     with pytest.raises(UserError, match="3 demonstrations are to be chosen from 2 examples"):
         many.prepare(model.config.model)

@@ -11,6 +11,8 @@ import t5x_lite
 from t5x_lite.api import Model
 from t5x_lite.cli import main
 from t5x_lite.errors import UserError
+from t5x_lite.evaluate.cached_evaluation import evaluate_cached
+from t5x_lite.evaluate.evaluators import Perplexity
 from t5x_lite.evaluate.perplexity import score_texts, scoring_windows
 
 LINE = "the quick brown fox jumps over a lazy dog while seven wizards mix black opal quartz in vain.\n"
@@ -36,6 +38,20 @@ def test_every_token_is_scored_once_with_enough_context(length: int, stride: int
         start = document.index(tokens[0])
         assert document[start : start + len(tokens)] == tokens
         assert number == 0 or (len(targets) <= stride and len(inputs) >= window - stride + 1)
+
+
+def test_scores_are_the_same_whether_the_cache_has_them(model: Model, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text(LINE)
+    path = model.run.folder / "eval" / str(model.step) / "scores.json"
+    path.unlink(missing_ok=True)
+    first = evaluate_cached(model, Perplexity(text=str(text)))
+    first_file = path.read_text()
+    path.unlink()
+    again = evaluate_cached(model, Perplexity(text=str(text)))
+    assert again == first
+    assert path.read_text() == first_file
+    assert json.loads(first_file).keys() == {f"eval/text/{name}" for name in score_texts(model, [LINE])}
 
 
 def test_an_empty_document_has_no_windows() -> None:

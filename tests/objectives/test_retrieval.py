@@ -5,8 +5,11 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
+from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.losses import LossSettings
+from t5x_lite.models.outputs import TaskOutput
 from t5x_lite.objectives.passages import Passage, frame_passage, frame_query
 from t5x_lite.objectives.retrieval import Retrieval
 from tests.objectives.test_supervised import CODER, words
@@ -99,6 +102,22 @@ def test_the_loss_is_equation_2_over_all_passages_of_the_batch(towers: int) -> N
     scores = np.asarray(objective.scores(model, batch)["scores"])
     assert scores[0] == pytest.approx([passage_table[n] @ query_table[10] for n in (20, 30)], rel=1e-5)
     assert scores[1].argmax() == 0  # the missing negative never wins
+
+
+@pytest.mark.parametrize("is_normalized", [False, True])
+def test_normalize_compares_by_the_cosine(is_normalized: bool) -> None:
+    table = np.random.default_rng(0).normal(size=(200, 5)).astype(np.float32)
+    objective = Retrieval(negatives=1, pool="mean", normalize=is_normalized)
+    config = ModelConfig(layers=1, embed=5, heads=1, vocab=200, family="encoder")
+    model = WordVectors(table)
+    model.head = TaskOutput(config, objective.head(config), rngs=nnx.Rngs(0))  # type: ignore[assignment]
+    batch = batch_of(objective, [{"query": words(10), "positive": words(20), "negatives": [words(30)]}])
+    query, positive, negative = (table[[CLS, word, SEP]].mean(0) for word in (10, 20, 30))
+    expected = np.array([query @ positive, query @ negative])
+    if is_normalized:
+        lengths = np.linalg.norm([positive, negative], axis=1)
+        expected = expected / np.linalg.norm(query) / lengths
+    np.testing.assert_allclose(objective.scores(model, batch)["scores"][0], expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

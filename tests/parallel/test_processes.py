@@ -289,12 +289,10 @@ def test_a_lost_coordinator_ends_the_others_and_all_start_again(
 ) -> None:
     job = start_pod_simulation(2, tiny_config, f"run_dir={tmp_path}/run", *LONGER)
     wait_for_step(22, tmp_path / "run", job)
-    killed_at = time.monotonic()
     os.kill(find_processes(job)[0], signal.SIGKILL)
     output = wait_for_end(job)
     assert job.returncode == 0, output
     assert "process 0 ended with exit code 137" in output
-    assert time.monotonic() - killed_at < 120
     assert_same_curve(tmp_path / "run", undisturbed)
 
 

@@ -101,7 +101,7 @@ ENTRY %main (x: f32[8,16]) -> f32[64,16] {
 """.replace("PAIRS", "source_target_pairs={{0,1},{1,2},{2,3},{3,4},{4,5},{5,6},{6,7},{7,0}}")
 
 
-def test_exchanges_are_overlapped_where_work_stands_between_start_and_done() -> None:
+def test_collectives_are_overlapped_where_work_stands_between_start_and_done() -> None:
     """The first of two permutes has a product before its end. One of two gathers is spread over a fusion with work."""
     shard_bytes = 8 * 16 * 4
     by_kind = {collective.kind: collective for collective in find_collectives(SCHEDULED, {"fsdp": 8})}

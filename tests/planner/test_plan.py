@@ -78,10 +78,16 @@ def test_gpus_are_planned_by_formula(t5x_lite: Shell) -> None:
     layers_bytes = modelled["activations_bytes"] - 2 * 8 * 2**30
     assert layers_bytes == 32 * 2048 * (2 * 2048 * (12 + 2 * (9 + 1 + 4 + 4)) + 2 * 16 * 4)
     # Weights in bfloat16 are gathered for the forward pass, its repetition and the backward pass; 15 shards of 16.
-    sent = {row["kind"]: (row["axes"], row["link"], row["sent"]) for row in modelled["exchanges"]}
+    sent = {row["kind"]: (row["axes"], row["link"], row["sent"]) for row in modelled["collectives"]}
     assert sent["all-gather"] == (["fsdp"], "network", pytest.approx(3 * 2 * parameters * 15 / 16))
     assert sent["reduce-scatter"] == (["fsdp"], "network", pytest.approx(2 * parameters * 15 / 16))
     assert modelled["dcn_seconds"] == pytest.approx((4 * 2 * parameters * 15 / 16) / 50e9)
+    # An H100 reads and writes 3.35 TB/s: once each the state, the gradients and the activations; and it reads the
+    # gathered weights in the forward pass, in its repetition, and for the gradients of the inputs and of the weights.
+    stored_bytes = modelled["state_bytes"] + modelled["gradients_bytes"] + modelled["activations_bytes"]
+    assert modelled["memory_seconds"] == pytest.approx((2 * stored_bytes + 4 * 2 * parameters) / 3.35e12)
+    # 286,102 steps (300B tokens in batches of 1M) on 16 chips.
+    assert modelled["chip_hours"] == pytest.approx(286102 * modelled["step_seconds"] * 16 / 3600)
     # Of a pair of layers all is computed again but the last product, 4 of 24 squares of the width: its result is needed
     # by nothing. The logits are not. Attention is what is left of the forward pass, a third of a step.
     squares = 24 * 12 * 2048**2
@@ -115,7 +121,7 @@ def test_gradients_of_weights_that_expert_groups_share_are_summed_over_them(t5x_
     report = plan(t5x_lite, "switch/base_8", "h100:8", *options)
     parameters = report["parameters"]
     shared = parameters - 12 * 8 * 2 * 768 * 3072
-    sent = {(row["kind"], *row["axes"]): row["sent"] for row in report["modelled"]["exchanges"]}
+    sent = {(row["kind"], *row["axes"]): row["sent"] for row in report["modelled"]["collectives"]}
     assert sent["all-reduce", "expert"] == pytest.approx(2 * 2 * shared / 2 * 3 / 4)
     assert sent["reduce-scatter", "fsdp"] == pytest.approx(2 * (shared + (parameters - shared) / 4) / 2)
 
@@ -155,7 +161,7 @@ def test_a_step_is_compiled_for_a_pod(t5x_lite: Shell, config: str, overrides: l
     assert report["fits"]
     assert report["devices"] == 8
     assert compiled["kernel_calls"] >= kernels
-    kinds = {(row["kind"], tuple(row["axes"])) for row in compiled["exchanges"]}
+    kinds = {(row["kind"], tuple(row["axes"])) for row in compiled["collectives"]}
     assert compiled["involuntary_reshards"] == []
     assert ("all-to-all", ("expert",)) in kinds or config != "switch/base_8"
     # Weights and moments (AdamW: two, Adafactor: less) in shards, of which `data` has copies, and a batch.
@@ -197,8 +203,8 @@ def test_a_tpu_gathers_weights_while_it_computes(t5x_lite: Shell) -> None:
 
     def overlapped_share(*options: str) -> float:
         report = plan(t5x_lite, "gpt3/1.3b", "v5p:2x2x4", "mesh.data=1", "mesh.fsdp=16", "model.vocab=50304", *options)
-        exchanges = report["compiled"]["exchanges"]
-        return sum(row["overlapped"] for row in exchanges) / sum(row["sent"] for row in exchanges)
+        collectives = report["compiled"]["collectives"]
+        return sum(row["overlapped"] for row in collectives) / sum(row["sent"] for row in collectives)
 
     few_layers = ("model.layers=4", "train.batch_size=64")
     assert overlapped_share(*few_layers, "train.compiler_options={}") < 0.1
@@ -218,13 +224,13 @@ def test_the_exit_code_and_the_report_say_that_a_program_does_not_fit(t5x_lite: 
 @needs_libtpu
 def test_two_slices_send_only_gradients_over_the_network(t5x_lite: Shell) -> None:
     report = plan(t5x_lite, "gpt3/125m", "v5e:2x2", *SMALL, "mesh.data=4", "mesh.fsdp=2", "--slices", "2")
-    between_slices = [row for row in report["compiled"]["exchanges"] if row["link"] == "DCN"]
+    between_slices = [row for row in report["compiled"]["collectives"] if row["link"] == "DCN"]
     assert {(row["kind"], tuple(row["axes"])) for row in between_slices} == {("all-reduce", ("data",))}
     # Four devices of a slice share the sum: each sends its quarter, in two or four bytes, to the other slice and gets
     # one back: n·2·(2-1)/2.
     sent = sum(row["sent"] for row in between_slices)
     assert 2 * report["parameters"] / 4 <= sent < 1.2 * 4 * report["parameters"] / 4
-    modelled = [row for row in report["modelled"]["exchanges"] if tuple(row["axes"]) == ("data",)]
+    modelled = [row for row in report["modelled"]["collectives"] if tuple(row["axes"]) == ("data",)]
     # Inside a slice each of two devices sends half of its half of the gradients twice, in float32.
     assert {row["link"]: row["sent"] for row in modelled} == pytest.approx(
         {"ICI": 4 * report["parameters"] / 2, "DCN": 4 * report["parameters"] / 4}
@@ -253,5 +259,5 @@ def test_every_pod_config_fits_its_pod(path: Path) -> None:
     compiled = json.loads(process.stdout)["compiled"]
     # The program holds fused attention; only that of LongT5's encoder, with its sums of blocks, is XLA's.
     assert compiled["kernel_calls"] >= 2
-    kinds_over_experts = {row["kind"] for row in compiled["exchanges"] if "expert" in row["axes"]}
+    kinds_over_experts = {row["kind"] for row in compiled["collectives"] if "expert" in row["axes"]}
     assert "all-to-all" in kinds_over_experts or not path.stem.startswith("switch")

@@ -50,7 +50,7 @@ def test_a_search_tries_the_microbatches_that_divide_the_batch() -> None:
 
 
 @pytest.mark.slow
-def test_of_equally_fast_candidates_the_one_that_exchanges_least_comes_first(t5x_lite: Shell) -> None:
+def test_of_equally_fast_candidates_the_one_that_sends_least_comes_first(t5x_lite: Shell) -> None:
     """GPT-3 XL on 16 H100: without recomputation it fits in microbatches; more of them gather weights more often."""
     process = t5x_lite(
         *("plan", CONFIGS / "gpt3/1.3b.yaml", "--topology=h100:16", "--search", "--json", "train.microbatches=1")
@@ -61,10 +61,10 @@ def test_of_equally_fast_candidates_the_one_that_exchanges_least_comes_first(t5x
     assert best["fits"]
     fastest = [plan for plan in plans if plan["fits"] and plan["remat"] in {"none", "dots"}]
     assert best["microbatches"] == min(plan["microbatches"] for plan in fastest) > 1
-    # No product is computed again, so that only exchanges could take time: of weights twice and of gradients once in
+    # No product is computed again, so that only collectives could take time: of weights twice and of gradients once in
     # bfloat16, 15 of 16 shards, in each microbatch.
     assert best["modelled"]["mfu_causal_half"] == pytest.approx(1, abs=0.01)
-    sent = sum(row["sent"] for row in best["modelled"]["exchanges"])
+    sent = sum(row["sent"] for row in best["modelled"]["collectives"])
     assert sent == pytest.approx(best["microbatches"] * 3 * 2 * best["parameters"] * 15 / 16, rel=1e-3)
 
 

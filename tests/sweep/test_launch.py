@@ -117,6 +117,27 @@ def test_a_run_without_validation_loss_is_complete_but_no_point_of_a_law(sweep: 
         read_runs(sweep.folder)
 
 
+@pytest.mark.parametrize("place", ["config", "override"])
+def test_a_run_is_complete_if_its_folder_of_checkpoints_has_the_last_step(
+    place: str, make_sweep: SweepFactory, tiny_config: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "kept"
+    axes = {"rate": {"optimizer.learning_rate": [0.1]}}
+    if place == "config":
+        path = tmp_path / "with_folder.yaml"
+        path.write_text(yaml.safe_dump({"base": [str(tiny_config)], "checkpoint": {"folder": str(folder)}}))
+        sweep = make_sweep(config=str(path), axes=axes)
+    else:
+        sweep = make_sweep(set={"checkpoint.folder": str(folder)}, axes=axes)
+    (run,) = expand(sweep)
+    Path(run.run_dir).mkdir(parents=True)
+    (Path(run.run_dir) / "metrics.jsonl").write_text('{"step": 12, "eval/loss": 2.0}\n')
+    assert not launch.is_complete(run)
+    (folder / "12").mkdir(parents=True)
+    (folder / "12/manifest.json").write_text("{}")
+    assert launch.is_complete(run)
+
+
 def test_slurm_makes_branches_wait_for_their_trunks(make_sweep: SweepFactory, cluster: Path) -> None:
     schedule = {"optimizer.schedule": {"wsd": {"decay": 0.25}}}
     axes = {"d": {"train.steps": [12, 20]}}

@@ -14,6 +14,7 @@ import pytest
 from jaxtyping import PyTree
 
 from t5x_lite import config as configuration
+from t5x_lite.api import Model
 from t5x_lite.config import RunConfig
 from t5x_lite.data.byte_tokenizer import Bytes
 from t5x_lite.decode.decoding_steps import Prompts
@@ -168,6 +169,36 @@ def test_answers_are_those_of_the_generator_and_end_at_eos(tmp_path: Path) -> No
         np.testing.assert_array_equal(answer[:size], row[:size])
         assert (answer[size:] == -1).all()
     assert (answers[0] == -1).sum() >= new_tokens - 8
+
+
+@pytest.mark.parametrize("eval_temperature", [0.0, 1.0])
+def test_validation_answers_have_their_own_temperature(eval_temperature: float, tmp_path: Path) -> None:
+    """At 0 each token is the likeliest after the text so far; at 1 some are not."""
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": prompt, "reference": "e"}) + "\n" for prompt in PROMPTS))
+    values = policy_run("grpo", tmp_path / "run").config.model_dump(mode="json", exclude={"objective"})
+    objective = {"grpo": {**OBJECTIVES["grpo"], "temperature": 0.5, "eval_temperature": eval_temperature}}
+    files = {"files": str(prompts), "validation_files": str(prompts)}
+    config = RunConfig.model_validate({**values, "objective": objective, "tasks": ["verified"], "data": files})
+    run = Run(tmp_path / "run", config, model_spec(config.model, config.method.surgery), TOKENIZER)
+    mesh = make_mesh(config.mesh)
+    steps = make_steps(config, run.spec, mesh)
+    state = steps.create_state()
+    weights = steps.join(state.params, state.frozen)
+    Model(run, 0, weights, mesh).task_evaluation.scores(tmp_path)
+    answers = [json.loads(line)["prediction"] for line in (tmp_path / "verified.jsonl").read_text().splitlines()]
+    policy = run.spec.model(weights)
+    greedy_answers = []
+    for prompt in PROMPTS:
+        text = TOKENIZER.encode(prompt).tolist()
+        for _ in range(OBJECTIVES["grpo"]["answer_len"]):
+            logits = policy.logits(policy(np.array([text], np.int32)))
+            text.append(int(logits[0, -1].argmax()))
+        answer = text[len(TOKENIZER.encode(prompt)) :]
+        if TOKENIZER.eos in answer:
+            answer = answer[: answer.index(TOKENIZER.eos)]
+        greedy_answers.append(TOKENIZER.decode(answer).strip())
+    assert (answers == greedy_answers) == (eval_temperature == 0)
 
 
 def test_rows_hold_prompt_and_answer_and_their_log_probabilities_are_those_of_the_text(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Literal
 from t5x_lite.data.cleaning.text_filter import FilteredText, TextFilter
 from t5x_lite.data.files import READ_ERRORS, hash_files, match_files, open_file, strip_compression
 from t5x_lite.data.record_files import read_record_file
+from t5x_lite.data.record_text import missing_column
 from t5x_lite.errors import UserError
 from t5x_lite.schema import Int, Strings, setting
 
@@ -130,8 +131,9 @@ def _read_examples(settings: Decontaminate, path: str) -> Iterator[str]:
             raise UserError(f"{location}: is not a JSON object")
         missing = [name for name in settings.fields if name not in record]
         if missing:
-            message = f"{location}: has no column {missing[0]!r} (data.cleaning: decontaminate.fields)"
-            raise UserError(f"{message}; there are {', '.join(map(str, record))}")
+            raise UserError(
+                f"{location}: {missing_column(missing[0], record)}; set decontaminate.fields in data.cleaning"
+            )
         texts = [record[name] for name in settings.fields or record if isinstance(record[name], str)]
         if not texts:
             raise UserError(f"{location}: has no text in {', '.join(map(str, settings.fields or record))}")

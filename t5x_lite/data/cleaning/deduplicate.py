@@ -23,7 +23,7 @@ from t5x_lite.data.cleaning.decontaminate import Decontaminate
 from t5x_lite.data.cleaning.deduplication import DuplicateIndex
 from t5x_lite.data.cleaning.sentences import SentenceSpans
 from t5x_lite.data.corpus_files import load_arrays, save_arrays
-from t5x_lite.errors import UserError
+from t5x_lite.errors import UserError, one_line
 from t5x_lite.storage import delete_file, file_exists, join, list_names, read_bytes, write_bytes
 
 REPORT_FILE = "cleaning.json"
@@ -67,7 +67,7 @@ def read_report(folder: str) -> CleaningReport | None:
     try:
         return CleaningReport.model_validate(json.loads(read_bytes(name)))
     except (OSError, RecursionError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise UserError(f"{name}: is damaged: {reason}; delete {folder}, and the text is cleaned again") from None
 
 

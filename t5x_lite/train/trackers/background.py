@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 
+from t5x_lite.errors import one_line
 from t5x_lite.train.trackers.tracker import TrackedRun, Tracker, TrackerWriter
 
 MOST_WAITING = 10_000
@@ -88,7 +89,7 @@ class BackgroundWriter:
         try:
             action()
         except (Exception, SystemExit) as error:  # of libraries, servers and networks of every kind
-            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            reason = one_line(error)
             self._report_once(f"failed, and training goes on without it: {reason}")
 
     def _report_once(self, message: str) -> None:
