@@ -130,7 +130,7 @@ def is_complete(run: PlannedRun) -> bool:
         folder = storage.join(run.run_dir, "checkpoints")
     elif storage.is_remote(run.run_dir) and not storage.is_remote(folder):
         return True  # the folder is on a disk of the machine of the run
-    return has_checkpoint(folder, run.steps)
+    return has_checkpoint(storage.expand(folder), run.steps)
 
 
 def show_plan(
