@@ -148,16 +148,44 @@ def test_collectives_of_compiled_programs_are_those_of_their_shardings() -> None
     collectives = json.loads(process.stdout)
     array_bytes = 64 * 32 * 4
     assert collectives["gathered over fsdp"] == [
-        {"kind": "all-gather", "axes": ["fsdp"], "times": 1, "sent": array_bytes / 2, "overlapped": 0.0},
+        {
+            "kind": "all-gather",
+            "axes": ["fsdp"],
+            "times": 1,
+            "sent": array_bytes / 2,
+            "overlapped": 0.0,
+            "between_slices": False,
+        },
     ]
     assert collectives["gathered over data and tensor"] == [
-        {"kind": "all-gather", "axes": ["data", "tensor"], "times": 1, "sent": array_bytes * 3 / 4, "overlapped": 0.0},
+        {
+            "kind": "all-gather",
+            "axes": ["data", "tensor"],
+            "times": 1,
+            "sent": array_bytes * 3 / 4,
+            "overlapped": 0.0,
+            "between_slices": False,
+        },
     ]
     assert collectives["summed in a loop"] == [
-        {"kind": "all-reduce", "axes": ["tensor"], "times": 5, "sent": 5 * 2 * (16 * 32 * 4) / 2, "overlapped": 0.0},
+        {
+            "kind": "all-reduce",
+            "axes": ["tensor"],
+            "times": 5,
+            "sent": 5 * 2 * (16 * 32 * 4) / 2,
+            "overlapped": 0.0,
+            "between_slices": False,
+        },
     ]
     assert collectives["swapped"] == [
-        {"kind": "all-to-all", "axes": ["fsdp"], "times": 1, "sent": array_bytes / 2 / 2, "overlapped": 0.0},
+        {
+            "kind": "all-to-all",
+            "axes": ["fsdp"],
+            "times": 1,
+            "sent": array_bytes / 2 / 2,
+            "overlapped": 0.0,
+            "between_slices": False,
+        },
     ]
 
 
