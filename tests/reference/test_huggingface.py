@@ -78,6 +78,8 @@ SLOW_MODELS = {
     "Qwen2-MoE",
 }
 """Variants of models that other tests compare too."""
+LARGER_GRADIENT_DIFFERENCES = {"Qwen3-Next": 7.5e-5}
+"""Bounds of models whose gradients differ more: the delta rule is a long chain of products in float32."""
 NOT_EXPORTED = {"BART": "final_logits_bias"}
 """Tensors of zeros that no model of ours has."""
 COMPARED_MODELS = [
@@ -124,9 +126,10 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 def test_logits_loss_and_every_gradient_equal_transformers(case: Case) -> None:
     differences = case.differences()
-    assert differences.logits <= 1e-4
-    assert differences.loss <= 1e-5
-    assert differences.gradients <= 1e-3
+    # Three times the largest differences of docs/results/parity.md.
+    assert differences.logits <= 3e-5
+    assert differences.loss <= 5e-6
+    assert differences.gradients <= LARGER_GRADIENT_DIFFERENCES.get(case.name, 1.5e-5)
 
 
 def test_import_and_export_give_the_same_file_and_a_model_that_transformers_loads(case: Case, tmp_path: Path) -> None:
