@@ -49,7 +49,7 @@ def load(name: str) -> RunConfig:
 
 @pytest.mark.parametrize("name", GPT3)
 def test_the_recipes_of_gpt3_are_those_of_its_table(name: str) -> None:
-    """Appendix B: a warm-up of 375M tokens, a decay to a tenth, Adam's 0.9 and 0.95, decay 0.1 and a norm of 1."""
+    """Appendix B: a warm-up of 375M tokens, a decay to a tenth over 260B, Adam's 0.9 and 0.95, decay 0.1, norm 1."""
     layers, width, learning_rate, tokens = GPT3[name]
     config = load(f"gpt3/{name}")
     assert (config.model.layers, config.model.embed) == (layers, width)
@@ -61,6 +61,7 @@ def test_the_recipes_of_gpt3_are_those_of_its_table(name: str) -> None:
     assert optimizer.warmup_steps * batch_tokens == pytest.approx(375e6, rel=0.005)
     assert isinstance(optimizer.schedule, Cosine)
     assert optimizer.schedule.final == 0.1
+    assert optimizer.schedule.decay_end * config.train.steps * batch_tokens == pytest.approx(260e9, rel=0.001)
     assert isinstance(optimizer.method, AdamW)
     assert (optimizer.method.b1, optimizer.method.b2, optimizer.method.epsilon) == (0.9, 0.95, 1e-8)
     assert (optimizer.weight_decay, optimizer.clip_norm) == (0.1, 1.0)

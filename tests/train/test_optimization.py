@@ -237,6 +237,11 @@ def test_the_global_norm_is_clipped_before_the_algorithm_sees_the_gradient() -> 
     [
         ({"schedule": "constant", "warmup_steps": 4}, {0: 0.25, 1: 0.5, 3: 1.0, 9: 1.0}),
         ({"schedule": {"cosine": {"final": 0.1}}}, {0: 1.0, 10: 0.55, 20: 0.1}),
+        # The decay has 10 updates, from 5 to 15.
+        (
+            {"schedule": {"cosine": {"final": 0.1, "decay_end": 0.75}}, "warmup_steps": 5},
+            {5: 1.0, 10: 0.55, 15: 0.1, 20: 0.1},
+        ),
         ({"schedule": {"linear": {"final": 0.0}}, "warmup_steps": 10}, {0: 0.1, 10: 1.0, 15: 0.5, 20: 0.0}),
         ({"schedule": {"linear": {"final": 0.2}}, "warmup_steps": 10}, {10: 1.0, 15: 0.6, 20: 0.2}),
         ({"schedule": "rsqrt", "warmup_steps": 4}, {0: 0.25, 3: 1.0, 15: 0.5}),

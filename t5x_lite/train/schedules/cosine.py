@@ -1,17 +1,28 @@
 """Cosine decay (Loshchilov & Hutter 2017)."""
 
+from dataclasses import replace
+
 from t5x_lite.arrays import Array
 from t5x_lite.schema import setting
 from t5x_lite.train.schedules.schedule import Horizon, Schedule
 
 
 class Cosine(Schedule):
-    """Half a cosine from the peak to `final` of it at the last step (Loshchilov & Hutter 2017)."""
+    """Half a cosine from the peak to `final` of it (Loshchilov & Hutter 2017), at the last step or before."""
 
     final: float = setting(0.1, "last rate as a share of the peak", ge=0, le=1, source="GPT-3, Brown et al. 2020, B")
+
+    decay_end: float = setting(
+        1.0,
+        "share of the run's steps at which the decay ends; then the rate stays at `final`",
+        gt=0,
+        le=1,
+        source="Brown et al. 2020, B: 260B of 300B tokens",
+    )
 
     def factor(self, count: Array, horizon: Horizon) -> Array:
         """Return final + (1 - final) (1 + cos πp) / 2, p from 0 to 1."""
         import jax.numpy as jnp
 
-        return self.final + (1 - self.final) * 0.5 * (1 + jnp.cos(jnp.pi * horizon.progress(count)))
+        decay = replace(horizon, steps=self.decay_end * horizon.steps)
+        return self.final + (1 - self.final) * 0.5 * (1 + jnp.cos(jnp.pi * decay.progress(count)))

@@ -12,11 +12,11 @@ class Horizon:
     """The length of a run.
 
     Attributes:
-        steps: updates of the whole run.
+        steps: updates of the whole run, or until the end of a decay.
         warmup_steps: updates of the linear warm-up, before the schedule begins.
     """
 
-    steps: int
+    steps: float
     warmup_steps: int
 
     def progress(self, count: Array) -> Array:
