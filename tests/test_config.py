@@ -14,6 +14,7 @@ from t5x_lite.errors import UserError
 from t5x_lite.models.attention.kinds import AttentionKind, Dense, Local
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.positions import Learned, Rotary
+from t5x_lite.models.positions.rope_scaling import Llama3Scaling, YarnScaling
 
 SMALL = "model: {layers: 2, embed: 8, heads: 2}\ntrain: {steps: 10, batch_size: 4, seq_len: 8}\n"
 
@@ -375,3 +376,11 @@ def test_runs_of_earlier_versions_have_one_attention_of_the_decoder_or_null(
     sizes = {"family": "encoder_decoder", "layers": 2, "embed": 16, "heads": 2}
     model = ModelConfig.model_validate({**sizes, "decoder_attention": written})
     assert model.decoder_attention == kinds
+
+
+def test_the_scaling_of_positions_is_read_under_its_earlier_names() -> None:
+    settings = {"factor": 4.0, "original_length": 64, "fast": 30.0, "slow": 2.0, "whole_pairs": False}
+    scaling = Rotary.model_validate({"stretch": {"yarn": settings}}).scaling
+    assert scaling == YarnScaling(factor=4.0, original_length=64, beta_fast=30.0, beta_slow=2.0, truncate=False)
+    assert Rotary.model_validate({"stretch": None}) == Rotary()
+    assert Rotary.model_validate({"stretch": "llama3"}).scaling == Llama3Scaling()

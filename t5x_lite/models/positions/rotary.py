@@ -1,9 +1,10 @@
 """Rotary positions (Su et al. 2021)."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from jaxtyping import Float, Int
+from pydantic import model_validator
 
 from t5x_lite.arrays import Array
 from t5x_lite.models.positions.encoding import Place, PositionEncoding
@@ -12,6 +13,16 @@ from t5x_lite.schema import OneOf, setting
 
 if TYPE_CHECKING:
     from t5x_lite.models.config import ModelConfig
+
+
+NAMES_OF_0_2 = {
+    "low": "low_freq_factor",
+    "high": "high_freq_factor",
+    "fast": "beta_fast",
+    "slow": "beta_slow",
+    "whole_pairs": "truncate",
+}
+"""Settings of `scaling` by the names that they had in version 0.2."""
 
 
 class Rotary(PositionEncoding):
@@ -31,6 +42,18 @@ class Rotary(PositionEncoding):
     scaling: Annotated[RopeScaling | None, OneOf(ROPE_SCALINGS)] = setting(
         None, "how wavelengths are scaled for a longer context"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_names_of_0_2(cls, values: Any) -> Any:
+        """Accept the names that `scaling` and its settings had in version 0.2, in the configs of its runs."""
+        if not isinstance(values, dict) or "stretch" not in values:
+            return values
+        values = {**values, "scaling": values["stretch"]}
+        del values["stretch"]
+        if isinstance(values["scaling"], dict):
+            values["scaling"] = {kind: _rename(settings) for kind, settings in values["scaling"].items()}
+        return values
 
     @property
     def place(self) -> Place:
@@ -100,3 +123,10 @@ def frequencies(channels: int, theta: float) -> Float[Array, "half"]:
     import jax.numpy as jnp
 
     return theta ** (-jnp.arange(0, channels, 2, dtype=jnp.float32) / channels)
+
+
+def _rename(settings: Any) -> Any:
+    """Return settings of `scaling` under their names of today."""
+    if not isinstance(settings, dict):
+        return settings
+    return {NAMES_OF_0_2.get(name, name): value for name, value in settings.items()}
