@@ -93,7 +93,6 @@ def draw(runs: Mapping[str, Sequence[Mapping[str, float]]], path: Path) -> None:
     points.invert_yaxis()
     points.set_xlabel("BLiMP: pairs whose grammatical sentence is more probable, %")
     points.grid(axis="x", alpha=0.3)
-    points.legend()
     figure.tight_layout()
     figure.savefig(path, dpi=100)
     pyplot.close(figure)
