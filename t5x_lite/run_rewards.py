@@ -160,7 +160,7 @@ class RunRewards:
     def _frame(self, answer: SampledAnswer) -> Features:
         """Return the features of a prompt with its answer, as the reward run has learnt them."""
         prompt = answer.prompt_ids
-        start = text_start(self._context.family, self._context.vocabulary)
+        start = text_start(self._context)
         if tuple(prompt[: len(start)]) == start:  # the frame has it too
             prompt = prompt[len(start) :]
         texts = [prompt, answer.answer_ids]

@@ -52,7 +52,7 @@ def write_model_card(run: Run, step: int, folder: Path, config: ForeignConfig, n
 def _metadata(run: Run, config: ForeignConfig) -> str:
     """Return the YAML block that the Hub reads."""
     metadata: dict[str, object] = {"library_name": "transformers"}
-    if _is_sentence_encoder(run.config.model):
+    if run.config.model.gives_vectors:
         metadata["library_name"] = SENTENCE_LIBRARY
         metadata["pipeline_tag"] = "sentence-similarity"
     elif run.config.model.family == "decoder":
@@ -65,10 +65,6 @@ def _metadata(run: Run, config: ForeignConfig) -> str:
         metadata["datasets"] = datasets
     metadata["tags"] = ["t5x_lite", "jax", str(config["model_type"])]
     return f"---\n{yaml.safe_dump(metadata, sort_keys=False)}---\n"
-
-
-def _is_sentence_encoder(model: ModelConfig) -> bool:
-    return model.head is not None and model.head.outputs == 0
 
 
 def _introduction(run: Run, step: int, config: ForeignConfig) -> str:
@@ -84,7 +80,7 @@ def _introduction(run: Run, step: int, config: ForeignConfig) -> str:
 
 def _usage(model: ModelConfig, config: ForeignConfig, name: str) -> str:
     """Return a section with the Python that loads the export."""
-    if _is_sentence_encoder(model):
+    if model.gives_vectors:
         code = f'from sentence_transformers import SentenceTransformer\n\nmodel = SentenceTransformer("{name}")\n'
         return f"## Use\n\n```python\n{code}```\n"
     architectures = config.get("architectures") or ["AutoModel"]

@@ -17,27 +17,27 @@ LISTED_FORMATS = {"auto", "jsonl", "parquet", "text", "webdataset"}
 """Values of `data.format` whose files are exactly those that the patterns match."""
 
 
-def listing_file(sources: Sequence[SourceConfig], cache_dir: str, settings: str) -> str | None:
-    """Return the name of the file that says where a corpus is; None where a listing does not tell of every change.
+def is_listed(sources: Sequence[SourceConfig]) -> bool:
+    """Return whether some text is in a bucket, and a listing tells of every change of it. Files on a disk open fast."""
+    patterns = [pattern for source in sources for pattern in source.files]
+    if STANDARD_LIBRARY in patterns or any(pattern.startswith(SCHEME) for pattern in patterns):
+        return False
+    return any(map(is_remote, patterns)) and all(source.format in LISTED_FORMATS for source in sources)
+
+
+def listing_file(sources: Sequence[SourceConfig], cache_dir: str, settings: str) -> str:
+    """Return the name of the file that says where a corpus is.
 
     Args:
-        sources: the text, and that for validation.
+        sources: the text, and that for validation; see `is_listed`.
         cache_dir: folder of corpora.
         settings: what else decides about the tokens of the corpus.
     """
     lines = [settings]
-    has_remote_files = False
     for source in sources:
-        if source.format not in LISTED_FORMATS:
-            return None
         lines.append(source.model_dump_json())
         for pattern in source.files:
-            if pattern == STANDARD_LIBRARY or pattern.startswith(SCHEME):
-                return None
-            has_remote_files |= is_remote(pattern)
             lines += [f"{path} {file_status(path)}" for path in match_files(pattern)]
-    if not has_remote_files:
-        return None  # files on a disk are opened in no time
     digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
     return join(cache_dir, f"listing-{digest}.txt")
 

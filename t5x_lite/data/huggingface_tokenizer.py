@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 
 import numpy as np
 import tokenizers
@@ -88,13 +89,12 @@ class HuggingFace(Tokenizer):
         return " " if is_byte_level and not adds_space else ""
 
     def beginning(self) -> Int32[np.ndarray, "tokens"]:
-        frame = self._template()
-        return super().beginning() if frame is None else frame[0]
+        return super().beginning() if self._template is None else self._template[0]
 
     def ending(self) -> Int32[np.ndarray, "tokens"]:
-        frame = self._template()
-        return super().ending() if frame is None else frame[1]
+        return super().ending() if self._template is None else self._template[1]
 
+    @cached_property
     def _template(self) -> tuple[Int32[np.ndarray, "_"], Int32[np.ndarray, "_"]] | None:
         """Return the ids that the file puts before and after every text; None if it puts none on either side."""
         with _explained():

@@ -238,8 +238,8 @@ def _prepare_stage(settings: PipelineSettings, stage: Stage, folders: Sequence[s
 
 
 def _document_start(context: ExampleContext) -> tuple[int, ...]:
-    """Return the ids before each document: a decoder reads documents as they are, and other objectives frame them."""
-    return text_start(context.family, context.vocabulary) if context.family == "decoder" else ()
+    """Return the ids before each document: a decoder reads documents as they are, others have objectives frame them."""
+    return text_start(context) if context.family == "decoder" else ()
 
 
 def row_rule(settings: PipelineSettings) -> RowRule:

@@ -29,7 +29,7 @@ from t5x_lite.data.conversations import TRAINING_DATE, ChatEncoder
 from t5x_lite.data.corpus_files import UNIT_SUFFIX, CorpusFiles, token_type
 from t5x_lite.data.corpus_index import complete_corpus
 from t5x_lite.data.corpus_lock import lock_folder
-from t5x_lite.data.corpus_of_listing import listing_file, read_listing_file, write_listing_file
+from t5x_lite.data.corpus_of_listing import is_listed, listing_file, read_listing_file, write_listing_file
 from t5x_lite.data.corpus_summary import CorpusSummary
 from t5x_lite.data.sources import SMALLEST_UNIT
 from t5x_lite.data.tokenizer import Tokenizer
@@ -83,10 +83,12 @@ def prepare_corpus(
 def _listing_file(
     source: MixedSource, data: DataConfig, tokenizer: Tokenizer, beginning: tuple[int, ...], smallest_unit: int
 ) -> str | None:
-    """See `corpus_of_listing.listing_file`."""
-    sources_of_text: list[MixedSource] = [source]
+    """See `corpus_of_listing.listing_file`; None for text that is not listed."""
+    sources_of_text = [source]
     if data.validation_files or data.validation_split:
         sources_of_text.append(_validation_source(source, data))
+    if not is_listed(sources_of_text):
+        return None
     settings = [str(FORMAT), tokenizer.fingerprint, _describe_options(data, tokenizer, beginning, source.cleaning)]
     return listing_file(sources_of_text, expand(data.cache_dir), "\n".join([*settings, str(smallest_unit)]))
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int
 
-from t5x_lite.models.config import Family
 from t5x_lite.objectives.features import pad, positions_in, stacked, token_features
 from t5x_lite.objectives.objective import ExampleContext, Features, TokenRow, Vocabulary
 
@@ -84,22 +83,22 @@ def task_frame(context: ExampleContext) -> Frame:
     user = "a task"
     if context.family == "encoder":
         return encoder_frame(context.vocabulary, user)
-    return Frame(text_start(context.family, context.vocabulary), context.vocabulary.require_eos(user))
+    return Frame(text_start(context), context.vocabulary.require_eos(user))
 
 
-def text_start(family: Family, vocabulary: Vocabulary) -> tuple[int, ...]:
+def text_start(context: ExampleContext) -> tuple[int, ...]:
     """Return the ids before every text that a decoder or an encoder_decoder reads; an encoder has `encoder_frame`."""
-    return () if family in {"encoder", "electra"} else vocabulary.beginning
+    return () if context.family in {"encoder", "electra"} else context.vocabulary.beginning
 
 
-def text_end(family: Family, vocabulary: Vocabulary) -> tuple[int, ...]:
+def text_end(context: ExampleContext) -> tuple[int, ...]:
     """Return the ids after every text that an encoder_decoder reads; a decoder goes on with what it predicts."""
-    return vocabulary.ending if family == "encoder_decoder" else ()
+    return context.vocabulary.ending if context.family == "encoder_decoder" else ()
 
 
 def input_start(context: ExampleContext) -> Int[np.ndarray, "n"]:
     """Return the ids before the input of a task in a model that is no encoder: `soft_tokens`, then `text_start`."""
-    start = np.array(text_start(context.family, context.vocabulary), np.int32)
+    start = np.array(text_start(context), np.int32)
     return np.concatenate([soft_tokens(context), start])
 
 

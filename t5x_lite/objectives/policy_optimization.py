@@ -97,7 +97,7 @@ class PolicyOptimization(Supervised):
     def check_context(self, context: ExampleContext) -> None:
         """Refuse a tokenizer without EOS, and a row without room for prompts."""
         context.vocabulary.require_eos(f"objective {self.name}")
-        if context.seq_len - len(text_start("decoder", context.vocabulary)) <= self.answer_len:
+        if context.seq_len - len(text_start(context)) <= self.answer_len:
             raise UserError(
                 f"objective {self.name}: train.seq_len {context.seq_len} has no room for a prompt beside answer_len "
                 f"{self.answer_len}"
@@ -124,7 +124,7 @@ class PolicyOptimization(Supervised):
     def examples(self, record: Record, coder: Coder, context: ExampleContext) -> list[Features]:
         self.check_record(record)
         length = context.seq_len - self.answer_len
-        start = text_start("decoder", context.vocabulary)
+        start = text_start(context)
         if isinstance(record["prompt"], list):
             start = ()  # the chat template writes it itself
         prompt = encode_prompt(record, coder)

@@ -123,7 +123,7 @@ class Rag(Supervised):
         room = context.seq_len - len(input_start(context))
         if context.family == "decoder":
             return room - self.target_len
-        return room - len(text_end(context.family, context.vocabulary))
+        return room - len(text_end(context))
 
     def _inputs(self, query: str, passage: Passage, coder: Coder, context: ExampleContext) -> np.ndarray:
         """Return the ids of a passage and a query by the template."""
@@ -133,7 +133,7 @@ class Rag(Supervised):
         room = self._input_length(context)
         text = coder.encode(str(passage))[: max(room - len(start) - len(end), 0)]
         inputs = np.concatenate([start, text, end])[:room]
-        end_of_inputs = np.array(text_end(context.family, context.vocabulary), np.int32)
+        end_of_inputs = np.array(text_end(context), np.int32)
         return np.concatenate([input_start(context), inputs, end_of_inputs]).astype(np.int32)
 
     def _joint_log_probabilities(

@@ -52,25 +52,22 @@ class TextToText(InputsTargets):
 
         The documents of a decoder begin with what its tokenizer puts before a text, and end with EOS.
         """
+        cut_lengths = np.minimum(_with_start(lengths, context), self._limits(context))
         if context.family == "decoder":
-            return np.minimum(lengths, self._limits(context)).sum(1, keepdims=True)
-        start = len(text_start(context.family, context.vocabulary))
-        cut_lengths = np.minimum(lengths + np.array([start, 0]), self._limits(context))
-        return cut_lengths + np.array([len(text_end(context.family, context.vocabulary)), 1])
+            return cut_lengths.sum(1, keepdims=True)
+        return cut_lengths + np.array([len(text_end(context)), 1])
 
     def is_truncated(
         self, lengths: Int[np.ndarray, "documents 2"], context: ExampleContext
     ) -> Bool[np.ndarray, "documents"]:
         """Return which pairs have an input or a target that is longer than its limit."""
-        most_inputs, most_targets = self._limits(context)
-        return (lengths[:, 0] > most_inputs) | (lengths[:, 1] > most_targets)
+        is_longer = _with_start(lengths, context) > np.array(self._limits(context))
+        return is_longer[:, 0] | is_longer[:, 1]
 
     def example(self, row: TokenRow, context: ExampleContext, rng: np.random.Generator) -> Features:
         """Make the features of the row's pairs; nothing is random."""
         eos = self._eos(context)
-        start: tuple[int, ...] = ()
-        if context.family == "encoder_decoder":
-            start = text_start(context.family, context.vocabulary)
+        start = _row_start(context)
         pairs = []
         for segment in segments_of(row.segments):
             tokens = row.tokens[segment]
@@ -91,8 +88,7 @@ class TextToText(InputsTargets):
     def _limits(self, context: ExampleContext) -> tuple[int, int]:
         """Return the largest numbers of inputs, with what is before them, and of targets, without EOS."""
         if context.family == "encoder_decoder":
-            end = text_end(context.family, context.vocabulary)
-            return context.seq_len - len(end), self.target_len - 1
+            return context.seq_len - len(text_end(context)), self.target_len - 1
         return context.seq_len - self.target_len, self.target_len - 1
 
     def _pair(
@@ -105,6 +101,16 @@ class TextToText(InputsTargets):
         """Cut inputs and targets to their limits, put `start` and `text_end` around the inputs, and append EOS."""
         most_inputs, most_targets = self._limits(context)
         inputs = np.concatenate([start, inputs])[:most_inputs]
-        inputs = np.concatenate([inputs, text_end(context.family, context.vocabulary)])
+        inputs = np.concatenate([inputs, text_end(context)])
         targets = np.append(targets[:most_targets], self._eos(context))
         return inputs.astype(np.int32), targets.astype(np.int32)
+
+
+def _row_start(context: ExampleContext) -> tuple[int, ...]:
+    """Return the ids to put before the inputs of a row: the documents of a decoder begin with them already."""
+    return () if context.family == "decoder" else text_start(context)
+
+
+def _with_start(lengths: Int[np.ndarray, "documents 2"], context: ExampleContext) -> Int[np.ndarray, "documents 2"]:
+    """Return the lengths of inputs, with what is put before them, and of targets."""
+    return lengths + np.array([len(_row_start(context)), 0])

@@ -45,11 +45,11 @@ def test_a_decoders_frame_ends_each_text_with_eos() -> None:
 def test_a_text_begins_with_bos_where_the_tokenizer_of_a_decoder_or_an_encoder_decoder_puts_it() -> None:
     decoder = replace(context_with_bos(8, "decoder"), placeholders=2)
     assert input_start(decoder).tolist() == [-1, -2, BOS]
-    assert text_end("decoder", decoder.vocabulary) == ()
+    assert text_end(decoder) == ()
     assert frame_texts([FIRST], decoder)["tokens"].tolist() == [-1, -2, BOS, 10, 11, EOS, 0, 0]
     bart = context_with_bos(8, "encoder_decoder")
     assert input_start(bart).tolist() == [BOS]
-    assert text_end("encoder_decoder", bart.vocabulary) == (EOS,)
+    assert text_end(bart) == (EOS,)
     encoder = context_with_bos(8, "encoder")
     assert input_start(encoder).tolist() == []
     assert frame_texts([FIRST], encoder)["tokens"].tolist() == [CLS, 10, 11, SEP, 0, 0, 0, 0]

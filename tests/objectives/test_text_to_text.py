@@ -77,6 +77,10 @@ def test_the_inputs_of_a_pair_begin_with_bos_as_in_llama_and_in_bart() -> None:
     assert features["tokens"].tolist() == [BOS, 11, 12, 13, 14, EOS]
     # Two documents with 2 and 5 inputs, and with 2 and 7 targets of which EOS is one.
     assert objective.sizes(np.array([[2, 1], [5, 6]]), bart).tolist() == [[4, 2], [6, 4]]
+    # Between BOS and EOS there is room for 4 inputs, and for 3 targets before EOS.
+    assert objective.is_truncated(np.array([[4, 3], [5, 3], [4, 4]]), bart).tolist() == [False, True, True]
+    # BOS is one of a decoder's inputs, which have 8 - 4 places.
+    assert objective.is_truncated(np.array([[4, 3], [5, 3], [4, 4]]), llama).tolist() == [False, True, True]
 
 
 def test_ul2_mixes_its_denoisers_equally_under_their_modes() -> None:

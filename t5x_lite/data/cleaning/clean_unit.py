@@ -54,11 +54,6 @@ class CleaningJob:
     steps: tuple[CleaningStep, ...]
 
     @property
-    def identity(self) -> str:
-        """See `describe_steps`."""
-        return describe_steps(self.steps)
-
-    @property
     def filters(self) -> list[tuple[str, TextFilter]]:
         """The filters with their names."""
         return [(step_name(step), step) for step in self.steps if isinstance(step, TextFilter)]

@@ -11,7 +11,6 @@ class Cosine(Schedule):
     """Half a cosine from the peak to `final` of it (Loshchilov & Hutter 2017), at the last step or before."""
 
     final: float = setting(0.1, "last rate as a share of the peak", ge=0, le=1, source="GPT-3, Brown et al. 2020, B")
-
     decay_end: float = setting(
         1.0,
         "share of the run's steps at which the decay ends; then the rate stays at `final`",
