@@ -39,6 +39,15 @@ _BERT = {
 }
 _T5 = {"eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
 _DEBERTA = {**_BERT, "bos_token": "[CLS]", "eos_token": "[SEP]"}
+_ROBERTA = {
+    "bos_token": "<s>",
+    "eos_token": "</s>",
+    "sep_token": "</s>",
+    "cls_token": "<s>",
+    "unk_token": "<unk>",
+    "pad_token": "<pad>",
+    "mask_token": "<mask>",
+}
 CLASSES: dict[str, Settings] = {
     "AlbertTokenizer": {
         **_BERT,
@@ -47,6 +56,7 @@ CLASSES: dict[str, Settings] = {
         "unk_token": "<unk>",
         "pad_token": "<pad>",
     },
+    "BartTokenizer": _ROBERTA,
     "BertTokenizer": _BERT,
     "ByT5Tokenizer": _T5,
     "DebertaTokenizer": _DEBERTA,
@@ -55,15 +65,7 @@ CLASSES: dict[str, Settings] = {
     "GPT2Tokenizer": {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"},
     "LlamaTokenizer": {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"},
     "Qwen2Tokenizer": {"eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>", "pad_token": "<|endoftext|>"},
-    "RobertaTokenizer": {
-        "bos_token": "<s>",
-        "eos_token": "</s>",
-        "sep_token": "</s>",
-        "cls_token": "<s>",
-        "unk_token": "<unk>",
-        "pad_token": "<pad>",
-        "mask_token": "<mask>",
-    },
+    "RobertaTokenizer": _ROBERTA,
     "T5Tokenizer": _T5,
     "XLNetTokenizer": {
         "bos_token": "<s>",

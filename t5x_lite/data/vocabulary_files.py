@@ -52,7 +52,7 @@ def read_byte_level(vocab: Path, merges: Path, settings: Settings) -> HuggingFac
         tokenizer.pre_tokenizer = byte_level_words(QWEN2_WORDS)
         tokenizer.normalizer = normalizers.NFC()
     mark_special_tokens(tokenizer, list(added_tokens(settings)) or _usual_special_tokens(tokenizer))
-    if class_name == "RobertaTokenizer":
+    if class_name in {"BartTokenizer", "RobertaTokenizer"}:
         sep = token_name(settings.get("sep_token"))
         frame_texts(tokenizer, token_name(settings.get("cls_token")), sep, between=sep)
     elif class_name == "DebertaTokenizer":

@@ -96,6 +96,16 @@ def text_end(context: ExampleContext) -> tuple[int, ...]:
     return context.vocabulary.ending if context.family == "encoder_decoder" else ()
 
 
+def target_start(context: ExampleContext) -> tuple[int, ...]:
+    """Return the ids before every target of an encoder_decoder, as in BART's labels.
+
+    A token that the decoder begins with anyway is no target.
+    """
+    if context.family != "encoder_decoder" or text_start(context) == (context.start_token,):
+        return ()
+    return text_start(context)
+
+
 def input_start(context: ExampleContext) -> Int[np.ndarray, "n"]:
     """Return the ids before the input of a task in a model that is no encoder: `soft_tokens`, then `text_start`."""
     start = np.array(text_start(context), np.int32)

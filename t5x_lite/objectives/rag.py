@@ -10,7 +10,7 @@ from t5x_lite.errors import UserError
 from t5x_lite.models.config import Family
 from t5x_lite.objectives.answer_probabilities import answer_log_probabilities
 from t5x_lite.objectives.features import stacked
-from t5x_lite.objectives.framing import input_start, text_end
+from t5x_lite.objectives.framing import input_start, target_start, text_end
 from t5x_lite.objectives.model_protocols import Array, Batch, DropoutKey, LanguageModel, LossSettings, LossSums
 from t5x_lite.objectives.objective import ExampleContext, ExampleLengths, Features
 from t5x_lite.objectives.passages import Passage, first_passages, read_passages
@@ -60,6 +60,11 @@ class Rag(Supervised):
     def check_context(self, context: ExampleContext) -> None:
         """Refuse a tokenizer without EOS, and a row without room for a passage and a query."""
         context.vocabulary.require_eos(f"objective {self.name}")
+        if self.target_len - 1 <= len(target_start(context)):
+            raise UserError(
+                f"objective {self.name}: target_len {self.target_len} leaves no room for answers between special "
+                "tokens; make it larger"
+            )
         if self._input_length(context) < SHORTEST_INPUTS:
             raise UserError(
                 f"objective {self.name}: train.seq_len {context.seq_len} has no room for passages; in a decoder it "
@@ -82,7 +87,8 @@ class Rag(Supervised):
     def examples(self, record: Record, coder: Coder, context: ExampleContext) -> list[Features]:
         self.check_record(record)
         eos = context.vocabulary.require_eos(f"objective {self.name}")
-        targets = np.append(coder.encode(_answer(record))[: self.target_len - 1], eos).astype(np.int32)
+        targets = np.concatenate([target_start(context), coder.encode(_answer(record))])[: self.target_len - 1]
+        targets = np.append(targets, eos).astype(np.int32)
         scored = _scored_passages(record)
         passages = first_passages([passage for passage, _ in scored], self.passages)
         form = TextToText(target_len=self.target_len)

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Int
 
 from t5x_lite.errors import UserError
 from t5x_lite.objectives.features import Pair, segments_of
-from t5x_lite.objectives.framing import input_start, text_end, text_start
+from t5x_lite.objectives.framing import input_start, target_start, text_end, text_start
 from t5x_lite.objectives.inputs_targets import InputsTargets
 from t5x_lite.objectives.objective import ExampleContext, Features, RowKind, TokenRow
 from t5x_lite.objectives.supervised import Coder
@@ -21,7 +21,8 @@ class TextToText(InputsTargets):
     Pairs are fields of a document (`data.parts=fields`). A row holds several of them, one segment each.
     Inputs and targets that are too long are cut. EOS ends the targets. The inputs are between what the tokenizer puts
     around a text (`framing.text_start`, `text_end`): T5's EOS after it, BART's `<s>` and `</s>`, Llama's `<s>` before
-    it. In a decoder `train.seq_len` is the length of inputs and targets together.
+    it. The targets of an encoder_decoder begin with that `<s>` too (`framing.target_start`). In a decoder
+    `train.seq_len` is the length of inputs and targets together.
     """
 
     name: ClassVar[str] = "text_to_text"
@@ -32,7 +33,12 @@ class TextToText(InputsTargets):
     def check_context(self, context: ExampleContext) -> None:
         """Refuse a tokenizer without EOS, and a row without room for inputs."""
         self._eos(context)
-        most_inputs, _ = self._limits(context)
+        most_inputs, most_targets = self._limits(context)
+        if most_targets <= len(target_start(context)):
+            raise UserError(
+                f"objective {self.name}: target_len {self.target_len} leaves no room for targets between the special "
+                "tokens; make it larger"
+            )
         if most_inputs <= len(input_start(context)):
             target_part = f"target_len {self.target_len} and " if context.family == "decoder" else ""
             raise UserError(
@@ -86,7 +92,7 @@ class TextToText(InputsTargets):
         return context.vocabulary.require_eos(f"objective {self.name}")
 
     def _limits(self, context: ExampleContext) -> tuple[int, int]:
-        """Return the largest numbers of inputs, with what is before them, and of targets, without EOS."""
+        """Return the largest numbers of inputs and of targets, with what is before them, without EOS."""
         if context.family == "encoder_decoder":
             return context.seq_len - len(text_end(context)), self.target_len - 1
         return context.seq_len - self.target_len, self.target_len - 1
@@ -98,11 +104,12 @@ class TextToText(InputsTargets):
         targets: Int[np.ndarray, "_"],
         context: ExampleContext,
     ) -> Pair:
-        """Cut inputs and targets to their limits, put `start` and `text_end` around the inputs, and append EOS."""
+        """Cut inputs and targets to their limits, and put special tokens around both: `start` before the inputs."""
         most_inputs, most_targets = self._limits(context)
         inputs = np.concatenate([start, inputs])[:most_inputs]
         inputs = np.concatenate([inputs, text_end(context)])
-        targets = np.append(targets[:most_targets], self._eos(context))
+        targets = np.concatenate([target_start(context), targets])[:most_targets]
+        targets = np.append(targets, self._eos(context))
         return inputs.astype(np.int32), targets.astype(np.int32)
 
 
@@ -112,5 +119,5 @@ def _row_start(context: ExampleContext) -> tuple[int, ...]:
 
 
 def _with_start(lengths: Int[np.ndarray, "documents 2"], context: ExampleContext) -> Int[np.ndarray, "documents 2"]:
-    """Return the lengths of inputs, with what is put before them, and of targets."""
-    return lengths + np.array([len(_row_start(context)), 0])
+    """Return the lengths of inputs and targets, with what is put before them."""
+    return lengths + np.array([len(_row_start(context)), len(target_start(context))])

@@ -124,6 +124,9 @@ def test_rows_and_templates_without_room_are_refused() -> None:
     Rag(target_len=8).check_context(context(16, "decoder"))
     with pytest.raises(UserError, match="has no room for passages"):
         Rag(target_len=9).check_context(context(16, "decoder"))
+    Rag(target_len=3).check_context(context_with_bos(16, "encoder_decoder"))
+    with pytest.raises(UserError, match="no room for answers"):
+        Rag(target_len=2).check_context(context_with_bos(16, "encoder_decoder"))
     with pytest.raises(ValueError, match="in it, once"):
         Rag(template="{passage}")
 
@@ -131,5 +134,6 @@ def test_rows_and_templates_without_room_are_refused() -> None:
 def test_inputs_are_between_what_the_tokenizer_puts_around_a_text() -> None:
     (features,) = Rag(passages=1, target_len=4).examples(RECORD, CODER, context_with_bos(10, "encoder_decoder"))
     assert features["tokens"].tolist() == [[BOS, 20, 21, 22, 23, 24, 25, 10, 11, EOS]]
+    assert features["targets"].tolist() == [[BOS, 50, 51, EOS]]
     (features,) = Rag(passages=1, target_len=4).examples(RECORD, CODER, context_with_bos(10, "decoder"))
     assert features["tokens"].tolist() == [[BOS, 20, 21, 22, 10, 11, 50, 51, 0, 0]]

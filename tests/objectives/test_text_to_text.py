@@ -1,5 +1,7 @@
 """Prefix language modelling, UL2 and supervised pairs against examples by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -71,14 +73,22 @@ def test_the_inputs_of_a_pair_begin_with_bos_as_in_llama_and_in_bart() -> None:
     bart = context_with_bos(6, "encoder_decoder")
     features = objective.records_example(words(11, 12), words(21), CODER, bart)
     assert features["tokens"].tolist() == [BOS, 11, 12, EOS, 0, 0]
+    assert features["targets"].tolist() == [BOS, 21, EOS, 0]
+    assert features["decoder_tokens"].tolist() == [0, BOS, 21, 0]
+    # In T5Gemma it is the token that the decoder begins with, and no target.
+    features = objective.records_example(words(11), words(21), CODER, replace(bart, start_token=BOS))
     assert features["targets"].tolist() == [21, EOS, 0, 0]
+    assert features["decoder_tokens"].tolist() == [BOS, 21, 0, 0]
     packed = row([11, 12, 13, 14, 15, 21, EOS], parts=[0] * 5 + [1, 1])
     features = objective.example(packed, bart, np.random.default_rng(0))
     assert features["tokens"].tolist() == [BOS, 11, 12, 13, 14, EOS]
     # Two documents with 2 and 5 inputs, and with 2 and 7 targets of which EOS is one.
-    assert objective.sizes(np.array([[2, 1], [5, 6]]), bart).tolist() == [[4, 2], [6, 4]]
-    # Between BOS and EOS there is room for 4 inputs, and for 3 targets before EOS.
-    assert objective.is_truncated(np.array([[4, 3], [5, 3], [4, 4]]), bart).tolist() == [False, True, True]
+    assert objective.sizes(np.array([[2, 1], [5, 6]]), bart).tolist() == [[4, 3], [6, 4]]
+    # Between BOS and EOS there is room for 4 inputs, and for 2 targets.
+    assert objective.is_truncated(np.array([[4, 2], [5, 2], [4, 3]]), bart).tolist() == [False, True, True]
+    TextToText(target_len=3).check_context(bart)
+    with pytest.raises(UserError, match="no room for targets"):
+        TextToText(target_len=2).check_context(bart)
     # BOS is one of a decoder's inputs, which have 8 - 4 places.
     assert objective.is_truncated(np.array([[4, 3], [5, 3], [4, 4]]), llama).tolist() == [False, True, True]
 

@@ -29,6 +29,9 @@ from t5x_lite.errors import UserError  # noqa: E402
 from t5x_lite.models.config import ModelConfig  # noqa: E402
 from t5x_lite.models.spec import model_spec  # noqa: E402
 from t5x_lite.objectives.framing import encoder_frame  # noqa: E402
+from t5x_lite.objectives.objective import ExampleContext  # noqa: E402
+from t5x_lite.objectives.supervised import Coder  # noqa: E402
+from t5x_lite.objectives.text_to_text import TextToText  # noqa: E402
 from t5x_lite.run_dir import Run  # noqa: E402
 
 ENGLISH = (
@@ -249,6 +252,20 @@ def test_robertas_two_files_are_read_as_transformers_reads_them(tmp_path: Path) 
     ours, theirs = compare_import(tmp_path, "roberta", [*TEXTS, NAMES])
     assert [ours.id_of(name) for name in ROBERTA] == theirs.convert_tokens_to_ids(list(ROBERTA)) == [0, 1, 2, 3, 4]
     assert ours.eos == theirs.eos_token_id
+
+
+def test_a_pair_for_bart_is_that_of_its_fine_tuning_in_transformers(tmp_path: Path) -> None:
+    write_byte_level(tmp_path, ROBERTA)
+    ours, theirs = compare_import(tmp_path, "bart", TEXTS[:2])
+    inputs = theirs("The quick fox")["input_ids"]
+    labels = theirs(text_target="lazy dogs")["input_ids"]
+    shifted = transformers.models.bart.modeling_bart.shift_tokens_right(torch.tensor([labels]), 1, 2)
+    coder = Coder(ours.encode, ours.encode_placed, ours.decode)
+    context = ExampleContext(len(inputs), ours.vocabulary(), "encoder_decoder", start_token=2)
+    features = TextToText(target_len=len(labels)).records_example("The quick fox", "lazy dogs", coder, context)
+    assert features["tokens"].tolist() == inputs
+    assert features["targets"].tolist() == labels
+    assert features["decoder_tokens"].tolist() == shifted[0].tolist()
 
 
 def test_special_tokens_that_a_vocabulary_lacks_are_appended_as_transformers_does(tmp_path: Path) -> None:
