@@ -18,7 +18,7 @@ from t5x_lite.config_files import find_config
 from t5x_lite.config_problems import distillation_problems, objective_problems
 from t5x_lite.data.config import TOKENIZERS, Bytes, DataConfig, TokenizerConfig, TokenizerFile, Unigram
 from t5x_lite.data.stages import Stage, resolve_stages, stage_problems, title
-from t5x_lite.errors import UserError
+from t5x_lite.errors import UserError, one_line
 from t5x_lite.evaluate.config import EvalConfig
 from t5x_lite.evaluate.evaluators import Evaluator, Tasks, Validation
 from t5x_lite.local_copies import local_path
@@ -214,6 +214,11 @@ class RunConfig(Config):
         return TrainableSplit.of(self.method, self.model, list(flatten_names(tree)))
 
     @property
+    def updates_per_step(self) -> int:
+        """The updates in a step."""
+        return 1 if self.objective is None else self.objective.updates_per_step
+
+    @property
     def row_objectives(self) -> tuple[Objective, ...]:
         """The distinct objectives of the rows of a batch: the run's, or those of the sources of its mixture."""
         return self.data.objectives(self.require_objective())
@@ -318,7 +323,7 @@ def _read_model_of_run(folder: str, family: object) -> Settings:
             raise UserError(f"adapt.from {folder}: is not a run directory (no config.yaml)")
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, RecursionError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"adapt.from {path}: cannot be read: {str(error).splitlines()[0]}") from None
+        raise UserError(f"adapt.from {path}: cannot be read: {one_line(error)}") from None
     model = values.get("model") if isinstance(values, dict) else None
     if not isinstance(model, dict):
         raise UserError(f"adapt.from {path}: is not the config of a run: it has no model")

@@ -168,7 +168,8 @@ class Trainer:
             for message in data.skipped():
                 display.print(message)
         num_steps = run.config.train.steps
-        self.learning_rates = LearningRates(make_schedule(run.config.optimizer, num_steps), num_steps)
+        schedule = make_schedule(run.config.optimizer, num_steps)
+        self.learning_rates = LearningRates(schedule, num_steps, run.config.updates_per_step)
         self.hooks = self._make_hooks()
         self._is_profiling = False
         self.step_costs = self._describe(run, data)

@@ -177,7 +177,7 @@ class StepMonitor:
         self._recent_seconds.append((seconds, pending.data_seconds))
         mean_seconds, mean_data_seconds = np.mean(self._recent_seconds, axis=0).tolist()
         metrics["tokens"] = tokens_until(self._costs.stages, pending.step)
-        metrics["learning_rate"] = self._learning_rates[pending.step - 1]
+        metrics["learning_rate"] = self._learning_rates.newest(pending.step, metrics.get("skipped", 0))
         metrics["tokens_per_second"] = self._costs.stages[stage].batch_tokens / mean_seconds
         metrics["mfu"] = self._costs.flops[stage] / mean_seconds / self._costs.peak_flops
         metrics["data_wait_fraction"] = mean_data_seconds / mean_seconds

@@ -164,10 +164,7 @@ def _make_update(config: RunConfig, spec: ModelSpec, split: TrainableSplit) -> P
 def _make_optimizer(config: RunConfig, spec: ModelSpec, split: TrainableSplit) -> optax.GradientTransformation:
     """Return the optimizer, with the learning-rate factors of the adaptation method if it has any."""
     steps = config.train.steps
-    updates_per_step = 1
-    if config.objective is not None:
-        updates_per_step = config.objective.updates_per_step
-    optimizer = make_optimizer(config.optimizer, steps, split.trained_leaves(spec.axes), updates_per_step)
+    optimizer = make_optimizer(config.optimizer, steps, split.trained_leaves(spec.axes), config.updates_per_step)
     method = config.method
     if method.learning_rate_factor("", config.model, 0.0) is None:
         return optimizer
@@ -179,7 +176,7 @@ def _make_optimizer(config: RunConfig, spec: ModelSpec, split: TrainableSplit) -
             by_name[name] = jnp.ones(()) if factor is None else jnp.asarray(factor)
         return unflatten_names(by_name)
 
-    return scale_learning_rates(optimizer, steps * updates_per_step, factors)
+    return scale_learning_rates(optimizer, steps * config.updates_per_step, factors)
 
 
 def _first_state(
