@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from t5x_lite.convert import MODEL_TYPES
 from t5x_lite.convert.config_table import ForeignModel, MissingComponent, resolve_settings
 from t5x_lite.convert.model_type import NO_TOKEN_OUTPUT, SOME_OUTPUT_TENSOR, ModelType
-from t5x_lite.errors import UserError
+from t5x_lite.errors import UserError, one_line
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.trees import unflatten_names
 
@@ -105,7 +105,7 @@ def _compare(model: ModelConfig, model_type: ModelType) -> Comparison:
             except ValidationError:  # the model's other settings need its component
                 return Comparison({error.setting: ("missing", "a value")}, is_complete=False)
         except (UserError, ValidationError) as error:
-            reason = str(error).splitlines()[0]
+            reason = one_line(error)
             return Comparison({"model": ("as it is", f"what can be written ({reason})")}, is_complete=False)
     return Comparison({"model": ("as it is", "what can be written")}, is_complete=False)
 

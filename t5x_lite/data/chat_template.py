@@ -13,7 +13,7 @@ from typing import Any, NoReturn, TypeAlias
 
 from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.data.tokenizer_settings import CHAT_TEMPLATE, SPECIAL_TOKEN_KEYS, token_name
-from t5x_lite.errors import UserError
+from t5x_lite.errors import UserError, one_line
 from t5x_lite.extras import require_library
 
 Message: TypeAlias = Mapping[str, Any]
@@ -212,7 +212,7 @@ def _unmark(marked: str) -> RenderedChat:
 
 def _describe(error: Exception) -> str:
     """Return an error of a template in one line."""
-    reason = (str(error) or repr(error)).splitlines()[0]
+    reason = one_line(error)
     line = getattr(error, "lineno", None)
     if line is not None:
         return f"line {line}: {reason}"

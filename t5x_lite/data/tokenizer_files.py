@@ -12,7 +12,7 @@ from t5x_lite.data.huggingface_tokenizer import HuggingFace
 from t5x_lite.data.tokenizer import SETTINGS_FILE, SentencePiece, Settings, Tokenizer
 from t5x_lite.data.tokenizer_settings import CHAT_TEMPLATE_FILE, apply_settings, read_tokenizer_settings
 from t5x_lite.data.vocabulary_files import read_byte_level, read_word_piece
-from t5x_lite.errors import UserError
+from t5x_lite.errors import UserError, one_line
 from t5x_lite.files import read_json_object
 from t5x_lite.local_copies import local_file
 
@@ -73,7 +73,7 @@ def unreadable_as_user_error(path: Path) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # the two libraries raise RuntimeError, ValueError and Exception itself
-        reason = (str(error) or repr(error)).splitlines()[0]
+        reason = one_line(error)
         raise UserError(f"{path}: not a tokenizer that can be read: {reason}") from None
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain, pairwise
+from itertools import chain, islice, pairwise
 from typing import Literal
 
 import numpy as np
@@ -238,7 +238,12 @@ class UnitWriter:
             self._flush()
 
     def add_tokens(self, tokens: Int32[np.ndarray, "_"]) -> None:
-        """Add a document that is tokenised already, without its EOS; it may have its beginning."""
+        """Add a document that is tokenised already, without its EOS; it may have its beginning.
+
+        An empty one is left out.
+        """
+        if not len(tokens):
+            return
         self._text_bytes += len(self._tokenizer.decode(tokens).encode("utf-8", errors="replace"))
         if not np.array_equal(tokens[: len(self._beginning)], self._beginning):
             tokens = np.concatenate([self._beginning, tokens])
@@ -283,8 +288,19 @@ class UnitWriter:
         """Tokenise and write the documents that are waiting."""
         if not self._waiting_documents:
             return
-        documents = self._waiting_documents
-        part_ids = self._tokenizer.encode_batch(list(chain.from_iterable(document.parts for document in documents)))
+        waiting = self._waiting_documents
+        self._waiting_documents = []
+        self._waiting_characters = 0
+        ids_of_all = iter(self._tokenizer.encode_batch(list(chain.from_iterable(item.parts for item in waiting))))
+        documents = []
+        part_ids: list[np.ndarray] = []
+        for document in waiting:
+            ids = list(islice(ids_of_all, len(document.parts)))
+            if any(map(len, ids)):
+                documents.append(document)
+                part_ids += ids
+        if not documents:
+            return
         part_lengths = np.array(list(map(len, part_ids)), np.int64)
         part_stops = np.cumsum([len(document.parts) for document in documents])
         last_parts = part_stops - 1
@@ -301,12 +317,8 @@ class UnitWriter:
         token_places = pairwise([0, *np.cumsum(part_lengths)[last_parts].tolist()])
         part_places = pairwise([0, *part_stops.tolist()])
         for document, (start, stop), (first_part, part_stop) in zip(documents, token_places, part_places, strict=True):
-            if start == stop:
-                continue
             self._document_lengths.append(stop - start)
             self._text_bytes += document.text_bytes
             self._replaced += document.is_replaced
             self._part_lengths += part_lengths[first_part:part_stop].tolist()
         self._append(stream)
-        self._waiting_documents = []
-        self._waiting_characters = 0

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import jax
 from jax.experimental import topologies
 
-from t5x_lite.errors import UserError
+from t5x_lite.errors import UserError, one_line
 from t5x_lite.parallel.config import GPUS, gpu_count
 
 
@@ -63,7 +63,7 @@ def _find_tpus(topology: str, slices: int) -> Pod:
     try:
         devices: list[jax.Device] = topologies.get_topology_desc(topology, "tpu", **options).devices
     except Exception as error:  # libtpu raises nothing narrower
-        reason = str(error).splitlines()[0]
+        reason = one_line(error)
         raise UserError(
             f"--topology {topology}: not known to libtpu: {reason}; write for example v5p:4x4x4, v5e:16x16, v6e:8x8, "
             "or h100:64"

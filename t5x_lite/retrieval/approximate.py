@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from t5x_lite.errors import UserError
+from t5x_lite.errors import UserError, one_line
 from t5x_lite.extras import require_library
 from t5x_lite.progress import track_progress
 from t5x_lite.retrieval.index import Index
@@ -43,7 +43,7 @@ def build_graph(index: Index) -> Path:
     try:
         faiss.write_index(graph, str(path))
     except RuntimeError as error:
-        raise UserError(f"{path}: cannot be written: {str(error).splitlines()[0]}") from None
+        raise UserError(f"{path}: cannot be written: {one_line(error)}") from None
     return path
 
 
@@ -67,7 +67,7 @@ class ApproximateSearch:
         try:
             self._graph: Any = faiss.read_index(str(path))  # its class has no stub of `hnsw`
         except RuntimeError as error:
-            raise UserError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from None
+            raise UserError(f"{path}: cannot be read: {one_line(error)}") from None
         if (self._graph.ntotal, self._graph.d) != (len(index), index.manifest.width):
             raise UserError(
                 f"{path}: is a graph of {self._graph.ntotal:,} vectors of width {self._graph.d}, and the index has "

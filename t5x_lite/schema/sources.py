@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from t5x_lite.config_files import find_config
-from t5x_lite.errors import UserError
+from t5x_lite.errors import UserError, one_line
 from t5x_lite.schema.settings import Config, Declaration, Settings, declarations
 
 
@@ -155,7 +155,7 @@ def _read_yaml(path: Path) -> Sources:
         line = mark.line + 1 if mark else "?"
         raise UserError(f"{path}:{line}: not valid YAML: {error.problem}") from None
     except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise UserError(f"{path}: not valid YAML: {_first_line(error)}") from None
+        raise UserError(f"{path}: not valid YAML: {one_line(error)}") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected a mapping of settings at the top, found {type(values).__name__}")
     locations = {key: f"{path}:{line}" for key, line in _key_lines(document)}
@@ -189,9 +189,6 @@ def _parse_override(override: str) -> tuple[str, Settings]:
     try:
         nested = OmegaConf.to_container(OmegaConf.from_dotlist([assignment]), resolve=True)
     except (OmegaConfBaseException, yaml.YAMLError, ValueError) as error:
-        raise UserError(f"command line: {override!r}: {_first_line(error)}{quoting}") from None
+        reason, *_ = one_line(error).split(" full_key: ")  # OmegaConf appends names of its own classes
+        raise UserError(f"command line: {override!r}: {reason}{quoting}") from None
     return key, nested  # type: ignore[return-value]
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]
