@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from t5x_lite.models.layers import WeightAxes
 from t5x_lite.models.loss_terms import PENALTY_TERM, Batch, LossFunction, LossTerms, Penalty
 from t5x_lite.models.losses import LossSettings
 from t5x_lite.models.quantization import quantized_products
-from t5x_lite.models.sharding import constrain
+from t5x_lite.models.sharding import gather
 from t5x_lite.models.spec import ModelSpec
 from t5x_lite.models.transformer import Decoder
 from t5x_lite.models.weight_gradients import float32_weight_gradients
@@ -60,7 +60,7 @@ def carrying_loss_function(
         segment_ids = batch.get("segment_ids")
         if not needs_segments:
             batch = _without_segments(batch)
-        module = spec.model(jax.tree.map(_gather_embedding, params, spec.axes))
+        module = _training_module(spec, params)
         if carry:
             assert isinstance(module, Decoder)
             assert segment_ids is not None
@@ -97,8 +97,8 @@ def distillation_loss_function(
     def compute_loss(params: PyTree, teacher_params: PyTree, batch: Batch, key: PRNGKeyArray | None) -> LossTerms:
         if not needs_segments:
             batch = _without_segments(batch)
-        student_module = spec.model(jax.tree.map(_gather_embedding, params, spec.axes))
-        teacher_module = teacher.model(jax.tree.map(_gather_embedding, teacher_params, teacher.axes))
+        student_module = _training_module(spec, params)
+        teacher_module = _training_module(teacher, teacher_params)
         teacher_states = jax.lax.stop_gradient(objective.states(teacher_module, batch, None))
         reference = StatesAndLogits(teacher_states, teacher_module.logits)
         with _training_arithmetic(config, training=True):
@@ -162,7 +162,7 @@ def prepared_answers(
     )
 
     def prepare(params: PyTree, batch: Batch) -> Mapping[str, Array]:
-        module = spec.model(jax.tree.map(_gather_embedding, params, spec.axes))
+        module = _training_module(spec, params)
         return jax.lax.stop_gradient(objective.prepare(module, batch, settings))
 
     return prepare
@@ -185,9 +185,10 @@ def _loss_settings(config: RunConfig, batch_shards: int, *, training: bool) -> L
     )
 
 
-def _gather_embedding(array: Array, axes: WeightAxes) -> Array:
-    """Gather the channels of a matrix over the vocabulary once, or each chunk of the loss would gather them again."""
-    if "vocab" not in axes.names:
-        return array
-    names = [name if name == "vocab" else None for name in axes.names]
-    return constrain(array, *names)
+def _training_module(spec: ModelSpec, params: PyTree) -> Any:
+    """Return the model of a loss. It has the matrix of its output whole, or each chunk would gather it again."""
+
+    def gather_output(array: Array, axes: WeightAxes) -> Array:
+        return gather(array, axes.names, "embed") if spec.is_output(axes) else array
+
+    return spec.model(jax.tree.map(gather_output, params, spec.axes))

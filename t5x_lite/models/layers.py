@@ -271,12 +271,15 @@ class Embed(nnx.Module):
     def __call__(self, tokens: Int[Array, "b l"], key: PRNGKeyArray | None = None) -> Float[Array, "b l d"]:
         """Return the vector of each token; a key turns the dropout of rows of the table on."""
         # Ids below zero are those of soft prompts, whose vectors are learned.
-        ids = jnp.maximum(tokens, 0)
-        # The width is gathered before the rows are looked up: the result is sharded by rows of the batch.
+        ids = constrain(jnp.maximum(tokens, 0), "table_batch", "length")
+        # A device looks up its channels for all rows whose other channels are on the devices beside it, so that states
+        # are sent and not the table, nor its gradient.
+        table = constrain(self.rows, self.axis, "embed")
         if target_platform() in GPU_PLATFORMS:
-            x = look_up(constrain(self.rows, self.axis, None), ids, self.dtype)
+            x = look_up(table, ids, self.dtype)
         else:
-            x = constrain(self.rows.astype(self.dtype), self.axis, None)[ids]
+            x = table.astype(self.dtype)[ids]
+        x = constrain(x, "table_batch", "length", "embed")
         if key is not None and self.row_dropout > 0:
             # The same words are dropped in all rows (Merity et al. 2018, §4.3).
             factors = dropout(jnp.ones(len(self.weight[...]), self.dtype), self.row_dropout, key)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, TypeVar
 
 import jax
@@ -17,6 +18,7 @@ MESH_AXES = ("data", "fsdp", "tensor", "expert", "context", "pipeline")
 
 LOGICAL_AXIS_RULES: dict[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp", "expert"),
+    "table_batch": ("data", "expert"),
     "groups": ("data", "fsdp"),
     "length": ("context",),
     "residual_length": ("context", "tensor"),
@@ -87,6 +89,27 @@ def constrain(x: Array, *names: str | None) -> Array:
     if mesh is None:
         return x
     return jax.lax.with_sharding_constraint(x, partition_spec(mesh.shape, names, x.shape))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def gather(x: Array, names: tuple[str | None, ...], gathered: str) -> Array:
+    """Return `x`, whose logical axes are `names`, with the axis `gathered` whole on every device.
+
+    The gradient is sharded as `x` was: a reduce-scatter is enough. After `constrain` it would be whole too, by an
+    all-reduce.
+    """
+    return constrain(x, *(None if name == gathered else name for name in names))
+
+
+def _gather_forward(x: Array, names: tuple[str | None, ...], gathered: str) -> tuple[Array, None]:
+    return gather(x, names, gathered), None
+
+
+def _scatter_gradient(names: tuple[str | None, ...], gathered: str, residuals: None, gradient: Array) -> tuple[Array]:
+    return (constrain(gradient, *names),)
+
+
+gather.defvjp(_gather_forward, _scatter_gradient)
 
 
 def map_batch_shards(function: Callable[..., T], rows: Any, shared: Any) -> T:

@@ -64,6 +64,15 @@ class ModelSpec:
             return self
         return replace(self, spelling=Spelling.blank((config.vocab, config.characters.length)))
 
+    def is_output(self, axes: WeightAxes) -> bool:
+        """Return whether an array is the output's matrix or bias; the table of the tokens is only in a tied model."""
+        return "vocab" in axes.names and (self._is_tied or not axes.is_table)
+
+    @property
+    def _is_tied(self) -> bool:
+        """Return whether no matrix multiplies states to scores of the vocabulary but the table of the tokens."""
+        return not any("vocab" in axes.names and axes.inputs for axes in jax.tree.leaves(self.axes))
+
     @property
     def parameters(self) -> int:
         """Return the number of parameters."""
@@ -73,6 +82,11 @@ class ModelSpec:
     def active_parameters(self) -> int:
         """Return the number of active parameters per token: of experts, as many as it is sent to."""
         return self._count(lambda axes: axes.active_share)
+
+    @property
+    def looked_up_parameters(self) -> int:
+        """Return the number of parameters in tables of vectors that are looked up and are not the output's."""
+        return self._count(lambda axes: float(axes.is_table and "embed" in axes.names and not self.is_output(axes)))
 
     def parameters_with_axis(self, name: str) -> int:
         """Return the number of parameters in arrays that have a logical axis."""

@@ -17,7 +17,8 @@ from t5x_lite.planner.workload import Workload
 def required_collectives(workload: Workload, slices: int = 1) -> list[Collective]:
     """Return the least that one device must send in a step: every byte once, by collectives on rings.
 
-    * fsdp: an all-gather of the weights for each pass, and a reduce-scatter of the gradients.
+    * fsdp: an all-gather of the weights for each pass, and a reduce-scatter of the gradients; for the tables that are
+      looked up, an all-to-all of the states instead.
     * data: an all-reduce of the scattered gradients. Of several slices, each first scatters its sum over its devices
       along `data`; then a device sends its share to the other slices.
     * tensor: an all-gather along the length before each sublayer, and a reduce-scatter after it.
@@ -37,6 +38,7 @@ def required_collectives(workload: Workload, slices: int = 1) -> list[Collective
     expert_weights = workload.spec.parameters_with_axis("experts")
     other_weights = workload.spec.parameters - expert_weights
     weights = (other_weights + expert_weights / sizes["expert"]) / weight_shards
+    gathered_weights = weights - workload.spec.looked_up_parameters / weight_shards
     moe_copies = sum(_copies_per_token(moe) for moe in model.mixtures)
     routed_copies = moe_copies * model.count_repeats(model.layers) / sizes["pipeline"]
 
@@ -60,8 +62,9 @@ def required_collectives(workload: Workload, slices: int = 1) -> list[Collective
     data_in_slice = sizes["data"] // slices
     sublayer_passes = 2 * passes
     array_bytes = {
-        ("all-gather", "fsdp"): weights * width * passes * microbatches,
-        ("reduce-scatter", "fsdp"): weights * gradient_width * microbatches,
+        ("all-gather", "fsdp"): gathered_weights * width * passes * microbatches,
+        ("reduce-scatter", "fsdp"): gathered_weights * gradient_width * microbatches,
+        ("all-to-all", "fsdp"): 2 * sublayer,
         ("all-reduce", "data"): 2 * scattered_gradients,
         ("all-reduce", "expert"): 2 * other_weights / weight_shards * gradient_width / sizes["fsdp"] * microbatches,
         ("all-gather", "tensor"): layers * sublayer * sublayer_passes,

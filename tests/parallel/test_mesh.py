@@ -51,6 +51,11 @@ def test_blocks_of_local_attention_stay_on_the_device_of_their_rows() -> None:
     assert process.stdout == "equal\n", process.stderr
 
 
+def test_the_gradients_of_tables_are_summed_in_shards() -> None:
+    process = run_on_eight_devices("table_on_a_mesh.py")
+    assert process.stdout == "equal\n", process.stderr
+
+
 FAMILIES = ("decoder", "encoder_decoder", "long_t5", "encoder", "experts", "mixers", "gated_deltanet")
 
 

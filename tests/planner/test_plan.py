@@ -77,11 +77,15 @@ def test_gpus_are_planned_by_formula(t5x_lite: Shell) -> None:
     # residual additions. 8 GiB of logits at once, and as many of their gradient.
     layers_bytes = modelled["activations_bytes"] - 2 * 8 * 2**30
     assert layers_bytes == 32 * 2048 * (2 * 2048 * (12 + 2 * (9 + 1 + 4 + 4)) + 2 * 16 * 4)
-    # Weights in bfloat16 are gathered for the forward pass, its repetition and the backward pass; 15 shards of 16.
+    # Weights in bfloat16 are gathered for the forward pass, its repetition and the backward pass; 15 shards of 16. The
+    # table of 2048 positions is looked up in shards: states are sent, and their gradients.
     sent = {row["kind"]: (row["axes"], row["link"], row["sent"]) for row in modelled["collectives"]}
-    assert sent["all-gather"] == (["fsdp"], "network", pytest.approx(3 * 2 * parameters * 15 / 16))
-    assert sent["reduce-scatter"] == (["fsdp"], "network", pytest.approx(2 * parameters * 15 / 16))
-    assert modelled["dcn_seconds"] == pytest.approx((4 * 2 * parameters * 15 / 16) / 50e9)
+    gathered = parameters - 2048 * 2048
+    state_values = 2 * 32 * 2048 * 2048
+    assert sent["all-gather"] == (["fsdp"], "network", pytest.approx(3 * 2 * gathered * 15 / 16))
+    assert sent["reduce-scatter"] == (["fsdp"], "network", pytest.approx(2 * gathered * 15 / 16))
+    assert sent["all-to-all"] == (["fsdp"], "network", pytest.approx(2 * state_values * 15 / 16))
+    assert modelled["dcn_seconds"] == pytest.approx(2 * (4 * gathered + state_values) * 15 / 16 / 50e9)
     # An H100 reads and writes 3.35 TB/s: once each the state, the gradients and the activations; and it reads the
     # gathered weights in the forward pass, in its repetition, and for the gradients of the inputs and of the weights.
     stored_bytes = modelled["state_bytes"] + modelled["gradients_bytes"] + modelled["activations_bytes"]

@@ -1,0 +1,108 @@
+"""Check gradients of sharded tables, and what the devices send for them, on 8 simulated devices; print `equal`.
+
+Run by test_mesh.py in a process of its own, because the number of devices is fixed when JAX starts.
+"""
+
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from t5x_lite.models.config import ModelConfig
+from t5x_lite.models.layers import Embed
+from t5x_lite.models.losses import LossSettings, token_cross_entropy
+from t5x_lite.models.sharding import gather
+from t5x_lite.parallel.config import MeshConfig
+from t5x_lite.parallel.mesh import make_mesh
+from t5x_lite.planner.hlo import find_collectives
+
+ROWS = 512
+WIDTH = 64
+BATCH = 8
+LENGTH = 4
+
+
+def check_look_up(mesh: Mesh) -> None:
+    table = np.random.default_rng(0).normal(size=(ROWS, WIDTH)).astype(np.float32)
+    tokens = np.random.default_rng(1).integers(0, ROWS, (BATCH, LENGTH)).astype(np.int32)
+    factors = np.random.default_rng(2).normal(size=(BATCH, LENGTH, WIDTH)).astype(np.float32)
+    expected = np.zeros_like(table)
+    np.add.at(expected, tokens, factors)
+    config = ModelConfig(layers=1, embed=WIDTH, heads=1, vocab=ROWS)
+
+    def loss(table: jax.Array, tokens: jax.Array, factors: jax.Array) -> jax.Array:
+        embed = Embed(config, ROWS, WIDTH, rngs=nnx.Rngs(0))
+        embed.weight[...] = table
+        return jnp.sum(embed(tokens) * factors)
+
+    table_sharding = NamedSharding(mesh, P(None, "fsdp"))
+    rows_sharding = NamedSharding(mesh, P(("data", "fsdp")))
+    with jax.set_mesh(mesh):
+        gradient = jax.jit(
+            jax.value_and_grad(loss),
+            in_shardings=(table_sharding, rows_sharding, rows_sharding),
+            out_shardings=(NamedSharding(mesh, P()), table_sharding),
+        )
+        compiled = gradient.lower(table, tokens, factors).compile()
+        value, result = compiled(table, tokens, factors)
+    np.testing.assert_allclose(value, np.sum(table[tokens] * factors), rtol=1e-5)
+    np.testing.assert_allclose(result, expected, rtol=1e-6)
+    # The sum over `data` of a gradient with a quarter of the channels: each of 2 devices sends it once. An all-reduce
+    # of the whole gradient over 8 devices would send 2 * 7/8 of 131,072 bytes.
+    quarter_of_gradient = 4 * ROWS * WIDTH // 4
+    # States of 4 rows with a quarter of the channels, of which 3/4 go to other devices; tokens of 3 other rows or 1.
+    states = 4 * (BATCH // 2) * LENGTH * (WIDTH // 4) * 3 // 4
+    tokens_sent = 4 * (BATCH // 2) * LENGTH
+    text = compiled.as_text()
+    assert text is not None
+    sent = sum(collective.sent for collective in find_collectives(text, dict(mesh.shape)))
+    assert quarter_of_gradient <= sent <= quarter_of_gradient + 2 * (states + tokens_sent) + 100, sent
+
+
+def check_output(mesh: Mesh) -> None:
+    """Compare the gradient of a matrix of the output, over two chunks of the rows, with softmax minus one-hot."""
+    rng = np.random.default_rng(3)
+    matrix = rng.normal(size=(ROWS, WIDTH)).astype(np.float32)
+    states = rng.normal(size=(BATCH, LENGTH, WIDTH)).astype(np.float32)
+    targets = rng.integers(0, ROWS, (BATCH, LENGTH)).astype(np.int32)
+    scores = np.exp(states @ matrix.T)
+    errors = scores / scores.sum(-1, keepdims=True) - np.eye(ROWS)[targets]
+    expected = np.einsum("blv,bld->vd", errors, states)
+    settings = LossSettings(vocab=ROWS, chunks=2)
+
+    def loss(matrix: jax.Array, states: jax.Array, targets: jax.Array) -> jax.Array:
+        whole = gather(matrix, ("vocab", "embed"), "embed")
+        weights = jnp.ones(targets.shape)
+        return token_cross_entropy(lambda states: states @ whole.T, states, targets, weights, settings).total
+
+    sharding = NamedSharding(mesh, P(None, "fsdp"))
+    rows_sharding = NamedSharding(mesh, P(("data", "fsdp")))
+    with jax.set_mesh(mesh):
+        gradient = jax.jit(jax.grad(loss), in_shardings=(sharding, rows_sharding, rows_sharding))
+        compiled = gradient.lower(matrix, states, targets).compile()
+        result = compiled(matrix, states, targets)
+    np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-5)
+    assert result.sharding.is_equivalent_to(sharding, 2)
+    # Each chunk sums a quarter of the channels over `data`, and nothing large over all devices.
+    text = compiled.as_text()
+    assert text is not None
+    over_data = 0.0
+    for collective in find_collectives(text, dict(mesh.shape)):
+        if "data" in collective.axes:
+            over_data += collective.sent
+    assert over_data <= 2 * (4 * ROWS * WIDTH // 4) + 100, over_data
+
+
+def main() -> None:
+    mesh = make_mesh(MeshConfig(data=2, fsdp=4))
+    check_look_up(mesh)
+    check_output(mesh)
+    sys.stdout.write("equal\n")
+
+
+if __name__ == "__main__":
+    main()
