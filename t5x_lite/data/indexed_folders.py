@@ -36,7 +36,7 @@ def content_files(path: str, file_format: str, start: int, stop: int) -> list[st
     if file_format == "mds":
         shards = mds.read_index(path)
         last = len(shards) if stop == -1 else stop
-        return [path, *filter(file_exists, (shard.path(path) for shard in shards[start:last]))]
+        return [path, *mds.existing_files(path, shards[start:last])]
     tokens = Path(path).parent / levanter.TOKENS
     return [path, *filter(file_exists, (str(tokens / name / levanter.ARRAY_FILE) for name in ("offsets", "data")))]
 

@@ -21,7 +21,7 @@ from pydantic import BaseModel, Field, NonNegativeInt, PositiveInt, ValidationEr
 
 from t5x_lite.errors import UserError
 from t5x_lite.files import LARGEST_JSON_FILE
-from t5x_lite.storage import file_exists, file_status, open_bytes
+from t5x_lite.storage import file_exists, file_status, is_remote, match_files, open_bytes
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -80,11 +80,13 @@ class Shard(BaseModel):
 
     def path(self, index: str) -> str:
         """Return the shard's file: the uncompressed one, or the compressed one if that does not exist."""
-        folder = index.removesuffix(INDEX_FILE)
-        raw = folder + self.raw_data.basename
-        if self.zip_data is None or file_exists(raw):
-            return raw
-        return folder + self.zip_data.basename
+        raw, *compressed = self.names(index)
+        return compressed[0] if compressed and not file_exists(raw) else raw
+
+    def names(self, index: str) -> list[str]:
+        """Return the names that the shard's file may have: uncompressed, and compressed if it was written so."""
+        files = [self.raw_data] if self.zip_data is None else [self.raw_data, self.zip_data]
+        return [index.removesuffix(INDEX_FILE) + file.basename for file in files]
 
 
 class Index(BaseModel):
@@ -120,6 +122,21 @@ def _read_index(path: str, size: int, modified: int | str) -> list[Shard]:
         raise UserError(f"{path}: is not an index of MDS that is read: {location}: {problem['msg']}") from None
     except (OSError, RecursionError, ValueError) as error:
         raise UserError(f"{path}: cannot be read: {error}") from None
+
+
+def existing_files(index: str, shards: Sequence[Shard]) -> list[str]:
+    """Return the files of shards, without those that do not exist. A bucket is asked for all names in the folder."""
+    if is_remote(index):
+        present = _list_folder(index, *file_status(index))
+    else:
+        present = frozenset(name for shard in shards for name in shard.names(index) if file_exists(name))
+    return [name for shard in shards for name in [name for name in shard.names(index) if name in present][:1]]
+
+
+@lru_cache(maxsize=16)
+def _list_folder(index: str, size: int, modified: int | str) -> frozenset[str]:
+    """Return the files beside an index of this size and time; their status is known from the listing."""
+    return frozenset(match_files(index.removesuffix(INDEX_FILE) + "*"))
 
 
 def records(index: str, shard: Shard, columns: Sequence[str]) -> Iterator[dict[str, object]]:

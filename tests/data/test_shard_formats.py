@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from t5x_lite import storage
 from t5x_lite.cli import main
+from t5x_lite.data import mds
 from t5x_lite.data.config import SourceConfig
 from t5x_lite.data.sources import documents, units
 from t5x_lite.doctor.run_checks import check_files
@@ -135,6 +137,45 @@ def test_compressed_mds_is_read(tmp_path: Path, compression: str, compress) -> N
     (tmp_path / "index.json").write_text(json.dumps(index))
     with pytest.raises(UserError, match=r"index\.json: .* compression br is not one of bz2, gz, zstd"):
         units(source)
+
+
+def test_shards_in_a_bucket_are_found_by_one_listing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(storage.EXTRAS, "memory", ("test", "fsspec"))
+    bucket, _ = storage.open_store("memory://shards")
+    *others, last = sorted(MDS.glob("*.mds"))
+    index = json.loads((MDS / "index.json").read_text())
+    for shard in index["shards"]:
+        shard |= {"compression": "gz", "zip_data": {"basename": shard["raw_data"]["basename"] + ".gz", "bytes": 1}}
+    bucket.pipe_file("/shards/index.json", json.dumps(index).encode())
+    bucket.pipe({f"/shards/{shard.name}": shard.read_bytes() for shard in others})
+    bucket.pipe_file(f"/shards/{last.name}.gz", gzip.compress(last.read_bytes()))
+    source = SourceConfig(files=("memory://shards",), format="mds")
+    assert [text for unit in read(source) for text in unit] == MDS_TEXTS
+    requests: list[str] = []
+    for name in ("glob", "info", "isfile", "exists"):
+        answer = getattr(bucket, name)
+
+        def answer_and_note(path: str, *arguments: object, name: str = name, answer=answer, **options: object):  # type: ignore[no-untyped-def]
+            requests.append(f"{name} {path}")
+            return answer(path, *arguments, **options)
+
+        monkeypatch.setattr(bucket, name, answer_and_note)
+
+    def identities() -> list[str]:
+        requests.clear()
+        monkeypatch.setattr(storage, "_listed", {})
+        mds._list_folder.cache_clear()
+        return [unit.identity for unit in units(source, smallest_unit=1)]
+
+    before = identities()
+    assert len(before) == len(others) + 1
+    assert requests.count("glob /shards/*") == 1
+    assert not [request for request in requests if ".mds" in request]
+    assert identities() == before
+    bucket.pipe_file(f"/shards/{last.name}.gz", gzip.compress(last.read_bytes()) + b"more")
+    after = identities()
+    assert after[:-1] == before[:-1]
+    assert after[-1] != before[-1]
 
 
 def test_damaged_mds_is_refused(tmp_path: Path) -> None:
