@@ -76,10 +76,11 @@ def pin(dataset: HubDataset) -> HubDataset:
     """Return the data set at the commit that its revision is at now, so that a corpus belongs to one content.
 
     Raises:
-        UserError: the Hub cannot be reached, or has no such data set or revision.
+        UserError: the library is not installed; the Hub cannot be reached, or has no such data set or revision.
     """
     if dataset.is_local or COMMIT.fullmatch(dataset.revision):
         return dataset
+    require_library(f"data.files: {dataset.url}", "datasets", "hfdata")
     from huggingface_hub import HfApi
 
     try:

@@ -122,6 +122,35 @@ def test_the_hub_is_asked_for_the_commit_once_and_for_a_stream(monkeypatch: pyte
     assert len(questions) == 1
 
 
+def test_a_complete_corpus_is_found_by_the_commit_alone(
+    tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commits = [COMMIT]
+    opened = []
+
+    def load_dataset(path: str, name: str | None, **options: object) -> datasets.IterableDataset:
+        opened.append(options["revision"])
+        return datasets.Dataset.from_dict({"text": ["some text", "more"]}).to_iterable_dataset(num_shards=2)
+
+    monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", lambda *_, **__: SimpleNamespace(sha=commits[-1]))
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+
+    def prepare() -> str:
+        hub_datasets._load_once.cache_clear()
+        opened.clear()
+        words = ["data.files=hf://org/set", "tokenizer=bytes", f"data.cache_dir={tmp_path}/cache", "train.seq_len=4"]
+        assert main(["prepare", str(tiny_config), *words, "data.prepare_processes=1", "--json"]) == 0
+        return str(json.loads(capsys.readouterr().out)["sources"]["text"]["folder"])
+
+    first = prepare()
+    assert set(opened) == {COMMIT}
+    assert prepare() == first
+    assert not opened
+    commits.append(COMMIT[::-1])
+    assert prepare() != first
+    assert set(opened) == {COMMIT[::-1]}
+
+
 def test_without_a_network_prepare_ends_with_one_line(
     tiny_config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -138,3 +167,5 @@ def test_a_missing_library_is_named(monkeypatch: pytest.MonkeyPatch, folder: Pat
     monkeypatch.setattr("t5x_lite.extras.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"needs datasets: pip install 't5x_lite\[hfdata\]'"):
         units(SourceConfig(files=(f"hf://{folder}",)))
+    with pytest.raises(UserError, match=r"needs datasets"):
+        units(SourceConfig(files=("hf://org/set",)))
