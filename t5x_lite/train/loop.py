@@ -172,7 +172,9 @@ class Trainer:
         self.learning_rates = LearningRates(schedule, num_steps, run.config.updates_per_step)
         self.hooks = self._make_hooks()
         self._is_profiling = False
-        self.step_costs = self._describe(run, data)
+        peak, peak_source = peak_flops(mesh.devices.flat[0], run.config.train.peak_flops)
+        self._print_model(run, peak, peak_source)
+        self.step_costs = StepCosts(run.config.stages, self._flops_of_stages(run, data), peak * mesh.size)
 
     def _make_hooks(self) -> list[Hook]:
         """Return the evaluators of the run, and what the loop itself reports."""
@@ -186,10 +188,9 @@ class Trainer:
             hooks.append(Hook(self.stragglers, self.config.train.health_every_steps, on_last_step=False))
         return hooks
 
-    def _describe(self, run: Run, data: TrainingData) -> StepCosts:
-        """Print the size of the model, the stages and the peak of the devices, and return the costs of the steps."""
+    def _print_model(self, run: Run, peak: float, peak_source: str) -> None:
+        """Print the size of the model, the peak of the devices, and the stages."""
         device = self.mesh.devices.flat[0]
-        peak, peak_source = peak_flops(device, self.config.train.peak_flops)
         split = self.config.trainable_split(run.spec.axes)
         details = ""
         if run.spec.active_parameters < run.spec.parameters:
@@ -204,15 +205,20 @@ class Trainer:
             f"model: {run.spec.parameters:,} parameters{details} on {self.mesh.size} × {device.device_kind}; MFU "
             f"against {format_si(peak)}FLOP/s a device ({peak_source}), causal attention counted half"
         )
-        flops = []
         for stage in self.config.stages:
             if stage.name:
                 shape = f"{stage.batch_size:,} sequences of {stage.seq_len:,} tokens"
                 self.display.print(f"stage {stage.name}: {shape}, from step {stage.first_step + 1:,}")
+
+    def _flops_of_stages(self, run: Run, data: TrainingData) -> list[float]:
+        """Return the FLOPs of a step in each stage."""
+        split = self.config.trainable_split(run.spec.axes)
+        flops = []
+        for stage in self.config.stages:
             lengths = largest_lengths(self.config.row_objectives, replace(data.context, seq_len=stage.seq_len))
             example_flops = step_flops_per_example(self.config, run.spec, lengths, split=split)
             flops.append(stage.batch_size * example_flops)
-        return StepCosts(self.config.stages, flops, peak * self.mesh.size)
+        return flops
 
     def run(self, store: StateStore, stop: Callable[[], bool]) -> bool:
         """Train to the last step.
