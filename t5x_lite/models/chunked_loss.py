@@ -8,11 +8,15 @@ only scales the gradient.
 
 from collections.abc import Callable
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
+
+from t5x_lite.models.row_shards import map_shards, row_axes, split_rows, sum_shards
+from t5x_lite.models.sharding import in_shard
+from t5x_lite.models.weight_gradients import has_float32_weight_gradients
 
 Sums = TypeVar("Sums")
 """A tree of scalars that add up over chunks."""
@@ -27,61 +31,92 @@ def sum_over_chunks(
 ) -> tuple[Float[Array, ""], Sums]:
     """Return the sums of a loss and of other numbers over chunks.
 
+    On a mesh each device adds up the chunks of its own rows, and after the last chunk the devices add up their sums and
+    gradients. The compiler would have them do so after every chunk.
+
     Args:
         loss: a function of the states and the labels of a chunk. Gradients also pass to the arrays that it closes over.
         states: the states of all chunks.
         labels: what belongs to them; no gradient passes to these, nor from the other numbers.
     """
-    first_chunk = jax.tree.map(lambda array: array[0], (states, *labels))
-    converted, parameters = jax.closure_convert(loss, *first_chunk)
-    return _sum_over_chunks(converted, states, labels, parameters)
+    axes = row_axes(states.shape[1])
+    states, *other_arrays = split_rows((states, *labels), axes)
+    first_rows = jax.tree.map(lambda array: array[0, 0] if axes else array[0], (states, *other_arrays))
+    with in_shard(enabled=bool(axes)):
+        converted, parameters = jax.closure_convert(loss, *first_rows)
+    return _sum_over_chunks(converted, axes, states, tuple(other_arrays), parameters)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0,))
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _sum_over_chunks(
-    loss: ChunkLoss[Sums], states: Float[Array, "chunks b l d"], labels: Labels, parameters: list[Array]
+    loss: ChunkLoss[Sums],
+    axes: tuple[str, ...],
+    states: Float[Array, "chunks *shards b l d"],
+    labels: tuple[Shaped[Array, "chunks *shards b l"], ...],
+    parameters: list[Array],
 ) -> tuple[Float[Array, ""], Sums]:
-    def add_chunk(sums: tuple[Array, Sums], chunk: tuple[Array, Labels]) -> tuple[tuple[Array, Sums], None]:
-        return jax.tree.map(jnp.add, sums, loss(chunk[0], *chunk[1], *parameters)), None
+    """Return the sums. Arrays of rows have an axis over the shards of the batch, unless `axes` of the mesh are none."""
 
-    sums, _ = jax.lax.scan(add_chunk, _no_sums(loss, states, labels, parameters), (states, labels))
-    return sums
+    def loss_of_rows(states: Array, *labels: Array) -> tuple[Array, Sums]:
+        return loss(states, *labels, *parameters)
+
+    compute = map_shards(loss_of_rows, axes)
+
+    def add_chunk(sums: tuple[Array, Sums], chunk: tuple[Array, ...]) -> tuple[tuple[Array, Sums], None]:
+        return jax.tree.map(jnp.add, sums, compute(*chunk)), None
+
+    chunks = (states, *labels)
+    sums, _ = jax.lax.scan(add_chunk, _zeros(compute, chunks), chunks)
+    return jax.tree.map(lambda array: sum_shards(array, axes), sums)
 
 
-Gradients = tuple[Float[Array, "chunks b l d"], list[Array]]
+Gradients = tuple[Float[Array, "chunks *shards b l d"], list[Array]]
 
 
 def _sum_with_gradients(
-    loss: ChunkLoss[Sums], states: Float[Array, "chunks b l d"], labels: Labels, parameters: list[Array]
+    loss: ChunkLoss[Sums],
+    axes: tuple[str, ...],
+    states: Float[Array, "chunks *shards b l d"],
+    labels: tuple[Shaped[Array, "chunks *shards b l"], ...],
+    parameters: list[Array],
 ) -> tuple[tuple[Float[Array, ""], Sums], Gradients]:
     """Return the sums, and the gradients of the loss of the states and of the parameters.
 
     Gradients of the parameters are added up in float32, also where the parameters have fewer bits.
     """
 
-    def add_chunk(
-        carry: tuple[tuple[Array, Sums], list[Array]], chunk: tuple[Array, Labels]
-    ) -> tuple[tuple[tuple[Array, Sums], list[Array]], Array]:
+    def gradients_of_rows(states: Array, *labels: Array) -> tuple[tuple[Any, list[Array]], Array]:
         def chunk_loss(states: Array, parameters: list[Array]) -> tuple[Array, Sums]:
-            return loss(states, *chunk[1], *parameters)
+            return loss(states, *labels, *parameters)
 
-        chunk_sums, (states_gradient, gradients) = jax.value_and_grad(chunk_loss, argnums=(0, 1), has_aux=True)(
-            chunk[0], parameters
+        sums, (states_gradient, gradients) = jax.value_and_grad(chunk_loss, argnums=(0, 1), has_aux=True)(
+            states, parameters
         )
-        return jax.tree.map(jnp.add, carry, (chunk_sums, gradients)), states_gradient
+        gradients = [gradient.astype(jnp.promote_types(gradient.dtype, jnp.float32)) for gradient in gradients]
+        return (sums, gradients), states_gradient
 
-    no_gradients = []
-    for parameter in parameters:
-        no_gradients.append(jnp.zeros_like(parameter, dtype=jnp.promote_types(parameter.dtype, jnp.float32)))
-    zero = (_no_sums(loss, states, labels, parameters), no_gradients)
-    (sums, gradients), states_gradient = jax.lax.scan(add_chunk, zero, (states, labels))
-    gradients = [total.astype(parameter.dtype) for total, parameter in zip(gradients, parameters, strict=True)]
-    return sums, (states_gradient, gradients)
+    compute = map_shards(gradients_of_rows, axes)
+
+    def add_chunk(carry: tuple[Any, list[Array]], chunk: tuple[Array, ...]) -> tuple[tuple[Any, list[Array]], Array]:
+        added, states_gradient = compute(*chunk)
+        return jax.tree.map(jnp.add, carry, added), states_gradient
+
+    chunks = (states, *labels)
+    no_sums, _ = _zeros(compute, chunks)
+    (sums, gradients), states_gradient = jax.lax.scan(add_chunk, no_sums, chunks)
+    matrix_type = jnp.float32 if has_float32_weight_gradients() else states.dtype
+    totals = []
+    for gradient, parameter in zip(gradients, parameters, strict=True):
+        # Devices send gradients of matrices in the type of the arithmetic, here as in the layers.
+        sent = gradient.astype(matrix_type) if axes and parameter.ndim > 1 else gradient
+        totals.append(sum_shards(sent, axes, states.shape[-1]).astype(parameter.dtype))
+    sums = jax.tree.map(lambda array: sum_shards(array, axes), sums)
+    return sums, (states_gradient, totals)
 
 
 def _scale_gradients(
-    loss: ChunkLoss[Sums], gradients: Gradients, cotangents: tuple[Float[Array, ""], Sums]
-) -> tuple[Float[Array, "chunks b l d"], None, list[Array]]:
+    loss: ChunkLoss[Sums], axes: tuple[str, ...], gradients: Gradients, cotangents: tuple[Float[Array, ""], Sums]
+) -> tuple[Float[Array, "chunks *shards b l d"], None, list[Array]]:
     """Return the gradients of the arguments: those of the loss times the gradient of the sum."""
     factor = cotangents[0]
     states_gradient, parameter_gradients = jax.tree.map(lambda array: array * factor.astype(array.dtype), gradients)
@@ -91,10 +126,7 @@ def _scale_gradients(
 _sum_over_chunks.defvjp(_sum_with_gradients, _scale_gradients)
 
 
-def _no_sums(
-    loss: ChunkLoss[Sums], states: Float[Array, "chunks b l d"], labels: Labels, parameters: list[Array]
-) -> tuple[Float[Array, ""], Sums]:
-    """Return zeros in the form of the sums of a chunk."""
-    first_states, first_labels = jax.tree.map(lambda array: array[0], (states, labels))
-    shapes = jax.eval_shape(loss, first_states, *first_labels, *parameters)
+def _zeros(compute: Callable[..., Any], chunks: tuple[Array, ...]) -> Any:
+    """Return zeros in the form of the result of a chunk."""
+    shapes = jax.eval_shape(compute, *(array[0] for array in chunks))
     return jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)

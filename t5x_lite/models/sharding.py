@@ -1,7 +1,9 @@
 """The axes of the device mesh and the one table from logical axes to them."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from typing import Any, TypeVar
 
@@ -88,7 +90,22 @@ def constrain(x: Array, *names: str | None) -> Array:
     mesh = active_mesh()
     if mesh is None:
         return x
+    if _in_shard.get():
+        names = tuple(None if name == "batch" else name for name in names)
     return jax.lax.with_sharding_constraint(x, partition_spec(mesh.shape, names, x.shape))
+
+
+_in_shard: ContextVar[bool] = ContextVar("in_shard", default=False)
+
+
+@contextmanager
+def in_shard(*, enabled: bool) -> Iterator[None]:
+    """Trace what is computed inside for the rows of one shard of the batch; see `row_shards.map_shards`."""
+    token = _in_shard.set(enabled)
+    try:
+        yield
+    finally:
+        _in_shard.reset(token)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2))

@@ -1,4 +1,4 @@
-"""Compare the loss of ten training steps on meshes of 8 simulated devices with that on one device.
+"""Compare the loss of ten training steps on meshes of 8 simulated devices, in chunks, with that on one device at once.
 
 `python curves_on_meshes.py FAMILY one|all` prints a line for each mesh. Run by test_mesh.py in a process of its own,
 because the number of devices is fixed when JAX starts.
@@ -120,7 +120,7 @@ def run_config(family: Family, mesh: dict[str, int]) -> RunConfig:
             "model": {"family": family.family, **SIZES, **family.model},
             "objective": family.objective,
             "optimizer": {"learning_rate": family.learning_rate},
-            "train": {"steps": STEPS, "batch_size": ROWS, "seq_len": 32},
+            "train": {"steps": STEPS, "batch_size": ROWS, "seq_len": 32, "loss_chunks": 2 if mesh else 1},
             "mesh": {"data": 1, **mesh},
         }
     )
