@@ -77,14 +77,17 @@ def phenomena(scores: Mapping[str, Mapping[str, float]]) -> list[str]:
 
 def draw(runs: Mapping[str, Sequence[Mapping[str, float]]], path: Path) -> None:
     """Draw the loss over the tokens that were read, and the accuracies of each phenomenon."""
-    figure, (curves, points) = pyplot.subplots(1, 2, figsize=(12, 5), width_ratios=(2, 3))
+    figure, (curves, points) = pyplot.subplots(1, 2, figsize=(12, 6), width_ratios=(2, 3))
+    colors = [*pyplot.colormaps["tab10"].colors, "black", "lightgreen", "gold"]
     scores = {name: lines[-1] for name, lines in runs.items()}
     names = phenomena(scores)
     for number, (name, lines) in enumerate(runs.items()):
         tokens = smooth([line["tokens"] / 1e6 for line in lines])
-        curves.plot(tokens, smooth([line["loss"] for line in lines]), label=name)
-        places = np.arange(len(names)) + (number - (len(runs) - 1) / 2) * 0.15
-        points.plot([100 * scores[name][PHENOMENON + phenomenon] for phenomenon in names], places, "o", label=name)
+        color = colors[number % len(colors)]
+        curves.plot(tokens, smooth([line["loss"] for line in lines]), label=name, color=color)
+        places = np.arange(len(names)) + ((number + 0.5) / len(runs) - 0.5) * 0.8
+        accuracies = [100 * scores[name][PHENOMENON + phenomenon] for phenomenon in names]
+        points.plot(accuracies, places, "o", markersize=5, color=color)
     curves.set_xlabel("million tokens")
     curves.set_ylabel("loss of the own objective (nats per target)")
     curves.legend()
@@ -93,6 +96,8 @@ def draw(runs: Mapping[str, Sequence[Mapping[str, float]]], path: Path) -> None:
     points.invert_yaxis()
     points.set_xlabel("BLiMP: pairs whose grammatical sentence is more probable, %")
     points.grid(axis="x", alpha=0.3)
+    for border in range(1, len(names)):
+        points.axhline(border - 0.5, color="lightgrey", linewidth=0.5)
     figure.tight_layout()
     figure.savefig(path, dpi=100)
     pyplot.close(figure)

@@ -272,8 +272,8 @@ class Embed(nnx.Module):
         """Return the vector of each token; a key turns the dropout of rows of the table on."""
         # Ids below zero are those of soft prompts, whose vectors are learned.
         ids = constrain(jnp.maximum(tokens, 0), "table_batch", "length")
-        # A device looks up its channels for all rows whose other channels are on the devices beside it, so that states
-        # are sent and not the table, nor its gradient.
+        # Each device looks up its channels for all rows of its `fsdp` group: states are sent, and neither the table nor
+        # its gradient.
         table = constrain(self.rows, self.axis, "embed")
         if target_platform() in GPU_PLATFORMS:
             x = look_up(table, ids, self.dtype)
