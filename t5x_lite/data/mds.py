@@ -130,7 +130,11 @@ def existing_files(index: str, shards: Sequence[Shard]) -> list[str]:
         present = _list_folder(index, *file_status(index))
     else:
         present = frozenset(name for shard in shards for name in shard.names(index) if file_exists(name))
-    return [name for shard in shards for name in [name for name in shard.names(index) if name in present][:1]]
+    files = []
+    for shard in shards:
+        names = [name for name in shard.names(index) if name in present]
+        files += names[:1]
+    return files
 
 
 @lru_cache(maxsize=16)

@@ -20,7 +20,7 @@ from t5x_lite.models.weight_gradients import has_float32_weight_gradients
 
 Sums = TypeVar("Sums")
 """A tree of scalars that add up over chunks."""
-Labels = tuple[Shaped[Array, "chunks b l"], ...]
+Labels = tuple[Shaped[Array, "chunks *shards b l"], ...]
 """Arrays beside the states that no gradient is needed of, such as targets and weights."""
 ChunkLoss = Callable[..., tuple[Float[Array, ""], Sums]]
 """A function of the states and the labels of a chunk, and of parameters: the loss, and sums that are not minimised."""
@@ -52,7 +52,7 @@ def _sum_over_chunks(
     loss: ChunkLoss[Sums],
     axes: tuple[str, ...],
     states: Float[Array, "chunks *shards b l d"],
-    labels: tuple[Shaped[Array, "chunks *shards b l"], ...],
+    labels: Labels,
     parameters: list[Array],
 ) -> tuple[Float[Array, ""], Sums]:
     """Return the sums. Arrays of rows have an axis over the shards of the batch, unless `axes` of the mesh are none."""
@@ -77,7 +77,7 @@ def _sum_with_gradients(
     loss: ChunkLoss[Sums],
     axes: tuple[str, ...],
     states: Float[Array, "chunks *shards b l d"],
-    labels: tuple[Shaped[Array, "chunks *shards b l"], ...],
+    labels: Labels,
     parameters: list[Array],
 ) -> tuple[tuple[Float[Array, ""], Sums], Gradients]:
     """Return the sums, and the gradients of the loss of the states and of the parameters.

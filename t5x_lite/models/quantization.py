@@ -1,7 +1,6 @@
 """Matrix products of training in 8 bits, each with its gradients, by Qwix."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
@@ -11,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
+
+from t5x_lite.models.trace_settings import hold
 
 if TYPE_CHECKING:
     import qwix
@@ -48,14 +49,9 @@ TYPES: dict[QuantizedType, Types] = {
 _active: ContextVar[QuantizedType | None] = ContextVar("quantization", default=None)
 
 
-@contextmanager
-def quantized_products(quantization: QuantizedType | None) -> Iterator[None]:
+def quantized_products(quantization: QuantizedType | None) -> AbstractContextManager[None]:
     """Quantize the matrix products of linear maps that are traced inside."""
-    token = _active.set(quantization)
-    try:
-        yield
-    finally:
-        _active.reset(token)
+    return hold(_active, quantization)
 
 
 def active_quantization(axis_names: tuple[str, ...]) -> QuantizedType | None:

@@ -1,8 +1,8 @@
 """The axes of the device mesh and the one table from logical axes to them."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from functools import partial
 from typing import Any, TypeVar
@@ -10,6 +10,8 @@ from typing import Any, TypeVar
 import jax
 from jax.sharding import AbstractMesh, PartitionSpec
 from jaxtyping import Array
+
+from t5x_lite.models.trace_settings import hold
 
 T = TypeVar("T")
 
@@ -98,14 +100,9 @@ def constrain(x: Array, *names: str | None) -> Array:
 _in_shard: ContextVar[bool] = ContextVar("in_shard", default=False)
 
 
-@contextmanager
-def in_shard(*, enabled: bool) -> Iterator[None]:
+def in_shard(*, enabled: bool) -> AbstractContextManager[None]:
     """Trace what is computed inside for the rows of one shard of the batch; see `row_shards.map_shards`."""
-    token = _in_shard.set(enabled)
-    try:
-        yield
-    finally:
-        _in_shard.reset(token)
+    return hold(_in_shard, enabled)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2))

@@ -1,7 +1,6 @@
 """Products whose gradients of weights are float32, so that devices and microbatches sum them in float32."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from functools import partial
 
@@ -10,17 +9,14 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from t5x_lite.models.trace_settings import hold
+
 _active: ContextVar[bool] = ContextVar("float32_weight_gradients", default=False)
 
 
-@contextmanager
-def float32_weight_gradients(*, enabled: bool) -> Iterator[None]:
+def float32_weight_gradients(*, enabled: bool) -> AbstractContextManager[None]:
     """Compute the gradients of the matrices of linear maps that are traced inside in float32."""
-    token = _active.set(enabled)
-    try:
-        yield
-    finally:
-        _active.reset(token)
+    return hold(_active, enabled)
 
 
 def has_float32_weight_gradients() -> bool:

@@ -106,6 +106,12 @@ def target_start(context: ExampleContext) -> tuple[int, ...]:
     return text_start(context)
 
 
+def target_tokens(tokens: Int[np.ndarray, "_"], length: int, eos: int, context: ExampleContext) -> Int[np.ndarray, "_"]:
+    """Return int32 ids of a target with `target_start` before it and EOS after it, cut to `length`."""
+    started = np.concatenate([target_start(context), tokens])
+    return np.append(started[: length - 1], eos).astype(np.int32)
+
+
 def input_start(context: ExampleContext) -> Int[np.ndarray, "n"]:
     """Return the ids before the input of a task in a model that is no encoder: `soft_tokens`, then `text_start`."""
     start = np.array(text_start(context), np.int32)

@@ -10,7 +10,7 @@ from t5x_lite.errors import UserError
 from t5x_lite.models.config import Family
 from t5x_lite.objectives.answer_probabilities import answer_log_probabilities
 from t5x_lite.objectives.features import stacked
-from t5x_lite.objectives.framing import input_start, target_start, text_end
+from t5x_lite.objectives.framing import input_start, target_start, target_tokens, text_end
 from t5x_lite.objectives.model_protocols import Array, Batch, DropoutKey, LanguageModel, LossSettings, LossSums
 from t5x_lite.objectives.objective import ExampleContext, ExampleLengths, Features
 from t5x_lite.objectives.passages import Passage, first_passages, read_passages
@@ -87,8 +87,7 @@ class Rag(Supervised):
     def examples(self, record: Record, coder: Coder, context: ExampleContext) -> list[Features]:
         self.check_record(record)
         eos = context.vocabulary.require_eos(f"objective {self.name}")
-        targets = np.concatenate([target_start(context), coder.encode(_answer(record))])[: self.target_len - 1]
-        targets = np.append(targets, eos).astype(np.int32)
+        targets = target_tokens(coder.encode(_answer(record)), self.target_len, eos, context)
         scored = _scored_passages(record)
         passages = first_passages([passage for passage, _ in scored], self.passages)
         form = TextToText(target_len=self.target_len)

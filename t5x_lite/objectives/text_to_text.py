@@ -7,7 +7,7 @@ from jaxtyping import Bool, Int
 
 from t5x_lite.errors import UserError
 from t5x_lite.objectives.features import Pair, segments_of
-from t5x_lite.objectives.framing import input_start, target_start, text_end, text_start
+from t5x_lite.objectives.framing import input_start, target_start, target_tokens, text_end, text_start
 from t5x_lite.objectives.inputs_targets import InputsTargets
 from t5x_lite.objectives.objective import ExampleContext, Features, RowKind, TokenRow
 from t5x_lite.objectives.supervised import Coder
@@ -105,12 +105,10 @@ class TextToText(InputsTargets):
         context: ExampleContext,
     ) -> Pair:
         """Cut inputs and targets to their limits, and put special tokens around both: `start` before the inputs."""
-        most_inputs, most_targets = self._limits(context)
+        most_inputs, _ = self._limits(context)
         inputs = np.concatenate([start, inputs])[:most_inputs]
         inputs = np.concatenate([inputs, text_end(context)])
-        targets = np.concatenate([target_start(context), targets])[:most_targets]
-        targets = np.append(targets, self._eos(context))
-        return inputs.astype(np.int32), targets.astype(np.int32)
+        return inputs.astype(np.int32), target_tokens(targets, self.target_len, self._eos(context), context)
 
 
 def _row_start(context: ExampleContext) -> tuple[int, ...]:
