@@ -31,8 +31,11 @@ def order_problems(
         yield f"{start} reads one text from its start to its end: it needs data.packing=stream, one source, no schedule"
     if train.spike_factor is not None:
         yield f"{start} hands states over from batch to batch, and train.spike_factor skips batches: set it to null"
-    if train.microbatches > 1 or pipeline > 1:
-        yield f"{start} hands states over from batch to batch: it needs train.microbatches=1 and mesh.pipeline=1"
+    if train.microbatches > 1 or train.data_reduction == "step" or pipeline > 1:
+        yield (
+            f"{start} hands states over from batch to batch: it needs train.microbatches=1, "
+            "train.data_reduction=microbatch and mesh.pipeline=1"
+        )
 
 
 def memory_problems(model: ModelConfig) -> Iterator[str]:

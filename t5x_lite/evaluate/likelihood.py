@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
 from t5x_lite.errors import UserError
 from t5x_lite.evaluate.batched_function import BatchedFunction, Features
 from t5x_lite.models.config import ModelConfig
+from t5x_lite.models.gather_positions import gather_positions
 from t5x_lite.models.losses import chunks_for
 from t5x_lite.models.sharding import num_shards
 from t5x_lite.models.spec import ModelSpec
@@ -154,7 +155,7 @@ def _score_targets(
         states = module(batch["tokens"], batch["decoder_tokens"], segment_ids=batch["segment_ids"])
     else:
         states = module(batch["tokens"], segment_ids=batch["segment_ids"], prefix=batch["prefix"])
-        states = jnp.take_along_axis(states, batch["predicting_positions"][..., None], axis=1)
+        states = gather_positions(states, batch["predicting_positions"])
     rows, length = targets.shape
 
     def score_chunk(chunk: tuple[Float[Array, "b l d"], Int[Array, "b l"]]) -> tuple[Array, Array]:

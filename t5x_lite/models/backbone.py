@@ -13,6 +13,7 @@ from t5x_lite.models.attention.cache import KVCache
 from t5x_lite.models.attention.context import QueryStream, TokenPositions
 from t5x_lite.models.block import EncoderOutput
 from t5x_lite.models.config import ModelConfig
+from t5x_lite.models.gather_positions import gather_positions
 from t5x_lite.models.layers import Embed, Linear, Norm, dropout
 from t5x_lite.models.positions.module import Positions
 from t5x_lite.models.sharding import constrain
@@ -242,8 +243,8 @@ class Backbone(nnx.Module):
         if dropout_key is not None:
             dropout_key = jax.random.fold_in(dropout_key, 1)
         if token_types is not None:
-            token_types = jnp.take_along_axis(token_types, order.predicted, axis=1)
-        predicted_positions = jnp.take_along_axis(positions, order.predicted, axis=1)
+            token_types = gather_positions(token_types, order.predicted)
+        predicted_positions = gather_positions(positions, order.predicted)
         return self._embed(order.vectors, predicted_positions, token_types, dropout_key)
 
     def empty_cache(self, batch: int, length: int) -> DecoderCache:

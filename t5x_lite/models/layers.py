@@ -271,15 +271,8 @@ class Embed(nnx.Module):
     def __call__(self, tokens: Int[Array, "b l"], key: PRNGKeyArray | None = None) -> Float[Array, "b l d"]:
         """Return the vector of each token; a key turns the dropout of rows of the table on."""
         # Ids below zero are those of soft prompts, whose vectors are learned.
-        ids = constrain(jnp.maximum(tokens, 0), "table_batch", "length")
-        # Each device looks up its channels for all rows of its `fsdp` group: states are sent, and neither the table nor
-        # its gradient.
-        table = constrain(self.rows, self.axis, "embed")
-        if target_platform() in GPU_PLATFORMS:
-            x = look_up(table, ids, self.dtype)
-        else:
-            x = table.astype(self.dtype)[ids]
-        x = constrain(x, "table_batch", "length", "embed")
+        ids = jnp.maximum(tokens, 0)
+        x = look_up(self.rows, ids, self.axis, self.dtype)
         if key is not None and self.row_dropout > 0:
             # The same words are dropped in all rows (Merity et al. 2018, §4.3).
             factors = dropout(jnp.ones(len(self.weight[...]), self.dtype), self.row_dropout, key)

@@ -1,43 +1,137 @@
-"""Rows of a table, with the gradient that is fast on a GPU."""
+"""Rows of a table whose parts lie on the devices of a mesh, with the gradient that is fast on a GPU."""
 
+from collections.abc import Callable, Iterable
 from functools import partial
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
+
+from t5x_lite.models.sharding import GPU_PLATFORMS, active_mesh, axis_sizes, partition_spec, target_platform
+from t5x_lite.models.weight_gradients import has_float32_weight_gradients
+
+Function = TypeVar("Function", bound=Callable[..., Array])
 
 MAX_ROWS_OF_PRODUCT_GRADIENT = 4096
 """Rows of a table up to which its gradient on a GPU is a product with zeros and ones."""
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def look_up(table: Float[Array, "v d"], ids: Int[Array, "b l"], dtype: DTypeLike) -> Float[Array, "b l d"]:
-    """Return rows of a table, with the gradient that is fast on a GPU.
+def look_up(table: Float[Array, "v d"], ids: Int[Array, "b l"], axis: str, dtype: DTypeLike) -> Float[Array, "b l d"]:
+    """Return rows of a table.
 
-    A scatter of bfloat16 is a loop of compare-and-swap, and many tokens in few rows wait for each other (BERT-large on
-    an H100: 85 of 245 ms a step for token types and positions). A small table's gradient is a product, a large one's a
-    scatter in float32.
+    On a mesh each device looks up its part of the table for all rows of the batch in its `fsdp` group: states are sent,
+    and neither the table nor its gradient.
+
+    Args:
+        table: the table.
+        ids: numbers of rows.
+        axis: logical axis of the rows of the table; that of its channels is `embed`.
+        dtype: type of the result, in which devices also sum the gradient of the table.
     """
-    return table[ids].astype(dtype)
+    sum_dtype = jnp.dtype(jnp.float32 if has_float32_weight_gradients() else dtype)
+    return _look_up(table, ids, axis, jnp.dtype(dtype), sum_dtype)
 
 
-def _look_up_forward(table: Array, ids: Array, dtype: DTypeLike) -> tuple[Array, tuple[Array, Array]]:
-    return look_up(table, ids, dtype), (ids, table)
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _look_up(table: Array, ids: Array, axis: str, dtype: np.dtype, sum_dtype: np.dtype) -> Float[Array, "b l d"]:
+    shards = _Shards(table, ids, axis)
+
+    def look_up_part(part: Float[Array, "part d"], ids: Array) -> Float[Array, "b l d"]:
+        row, in_part = shards.locate(ids, part)
+        states = jnp.where(in_part[..., None], part[row].astype(dtype), 0)
+        return _sum_over(states, shards.part_axes)
+
+    return shards.map(look_up_part, (shards.table, shards.ids), shards.states)(table, ids)
 
 
-def _look_up_backward(dtype: DTypeLike, residuals: tuple[Array, Array], gradient: Array) -> tuple[Array, np.ndarray]:
-    ids, table = residuals
-    rows, width = table.shape
+def _look_up_forward(
+    table: Array, ids: Array, axis: str, dtype: np.dtype, sum_dtype: np.dtype
+) -> tuple[Array, tuple[Array, Array]]:
+    return _look_up(table, ids, axis, dtype, sum_dtype), (table, ids)
+
+
+def _look_up_backward(
+    axis: str, dtype: np.dtype, sum_dtype: np.dtype, residuals: tuple[Array, Array], gradient: Float[Array, "b l d"]
+) -> tuple[Array, np.ndarray]:
+    table, ids = residuals
+    shards = _Shards(table, ids, axis)
+
+    def add_part(part: Float[Array, "part d"], ids: Array, gradient: Float[Array, "b l d"]) -> Array:
+        row, in_part = shards.locate(ids, part)
+        total = _add_rows(row, jnp.where(in_part[..., None], gradient, 0), len(part))
+        return _sum_over(total.astype(sum_dtype), shards.row_axes).astype(part.dtype)
+
+    in_specs = (shards.table, shards.ids, shards.states)
+    total = shards.map(add_part, in_specs, shards.table)(table, ids, gradient)
+    return total, np.zeros(ids.shape, jax.dtypes.float0)
+
+
+_look_up.defvjp(_look_up_forward, _look_up_backward)
+
+
+class _Shards:
+    """Shardings of a table, of ids and of the states looked up, over the mesh in context.
+
+    Attributes:
+        table: sharding of the table.
+        ids: sharding of the ids.
+        states: sharding of what is looked up.
+        part_axes: mesh axes over which the rows of the table are split.
+        row_axes: mesh axes over which the ids are split.
+    """
+
+    def __init__(self, table: Float[Array, "v d"], ids: Int[Array, "b l"], axis: str) -> None:
+        self.table = self.ids = self.states = PartitionSpec()
+        if active_mesh() is not None:
+            sizes = axis_sizes()
+            self.table = partition_spec(sizes, (axis, "embed"), table.shape)
+            self.ids = partition_spec(sizes, ("table_batch", "length"), ids.shape)
+            self.states = PartitionSpec(*self.ids, self.table[1])
+        self.part_axes = _mesh_axes(self.table[:1])
+        self.row_axes = _mesh_axes(self.ids)
+
+    def map(self, function: Function, in_specs: tuple[PartitionSpec, ...], out_specs: PartitionSpec) -> Function:
+        """Return a function that every device computes on its shards; without a mesh, the function itself."""
+        if active_mesh() is None:
+            return function
+        return jax.shard_map(function, in_specs=in_specs, out_specs=out_specs, check_vma=False)
+
+    def locate(self, ids: Int[Array, "b l"], part: Float[Array, "part d"]) -> tuple[Array, Bool[Array, "b l"]]:
+        """Return the numbers of rows in this device's part of the table, and whether it has them."""
+        if not self.part_axes:
+            return ids, jnp.ones(ids.shape, bool)
+        row = ids - jax.lax.axis_index(self.part_axes) * len(part)
+        return jnp.clip(row, 0, len(part) - 1), (row >= 0) & (row < len(part))
+
+
+def _mesh_axes(parts: Iterable[str | tuple[str, ...] | None]) -> tuple[str, ...]:
+    axes: list[str] = []
+    for part in parts:
+        axes.extend((part,) if isinstance(part, str) else part or ())
+    return tuple(axes)
+
+
+def _sum_over(x: Array, axes: tuple[str, ...]) -> Array:
+    return jax.lax.psum(x, axes) if axes else x
+
+
+def _add_rows(ids: Int[Array, "b l"], gradient: Float[Array, "b l d"], rows: int) -> Float[Array, "v d"]:
+    """Return the gradient of a table of `rows` rows.
+
+    On a GPU a scatter of bfloat16 is a loop of compare-and-swap, and many tokens in few rows wait for each other
+    (BERT-large on an H100: 85 of 245 ms a step for token types and positions). There a small table's gradient is a
+    product, a large one's a scatter in float32.
+    """
     flat_ids = ids.reshape(-1)
-    flat_gradient = gradient.reshape(-1, width)
-    if rows <= MAX_ROWS_OF_PRODUCT_GRADIENT:
-        one_hot = jax.nn.one_hot(flat_ids, rows, dtype=gradient.dtype)
-        total = jnp.einsum("nv,nd->vd", one_hot, flat_gradient, preferred_element_type=jnp.float32)
-    else:
-        total = jnp.zeros((rows, width), jnp.float32).at[flat_ids].add(flat_gradient.astype(jnp.float32))
-    return total.astype(table.dtype), np.zeros(ids.shape, jax.dtypes.float0)
-
-
-look_up.defvjp(_look_up_forward, _look_up_backward)
+    flat_gradient = gradient.reshape(-1, gradient.shape[-1])
+    dtype = gradient.dtype
+    if target_platform() in GPU_PLATFORMS:
+        dtype = jnp.promote_types(dtype, jnp.float32)
+        if rows <= MAX_ROWS_OF_PRODUCT_GRADIENT:
+            one_hot = jax.nn.one_hot(flat_ids, rows, dtype=gradient.dtype)
+            return jnp.einsum("nv,nd->vd", one_hot, flat_gradient, preferred_element_type=dtype)
+    return jnp.zeros((rows, gradient.shape[-1]), dtype).at[flat_ids].add(flat_gradient.astype(dtype))

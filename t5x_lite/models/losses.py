@@ -242,11 +242,6 @@ def passage_cross_entropy(
     return class_cross_entropy(scores, count * jnp.arange(rows), weights)
 
 
-def gather_positions(states: Float[Array, "b l d"], positions: Int[Array, "b p"]) -> Float[Array, "b p d"]:
-    """Return the states at the given positions of each row."""
-    return jnp.take_along_axis(states, positions[..., None], axis=1)
-
-
 def logits_limit(platform: str) -> int:
     """Return the bytes of logits that a device of this platform computes at once."""
     return GPU_LOGITS_BYTES if platform in GPU_PLATFORMS else LOGITS_BYTES

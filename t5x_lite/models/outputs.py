@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from t5x_lite.models.character_embedding import CharacterEmbedding
 from t5x_lite.models.config import SPAN_POSITIONS, ModelConfig
+from t5x_lite.models.gather_positions import gather_positions
 from t5x_lite.models.head_config import HeadActivation, HeadConfig
 from t5x_lite.models.layers import ACTIVATIONS, Embed, Linear, Norm, Weight, dropout, gelu, weight
 from t5x_lite.models.mixers import StateMixer
@@ -23,7 +24,7 @@ HEAD_ACTIVATIONS: dict[HeadActivation, Callable[[Array], Array]] = {"tanh": jnp.
 
 
 def _state_at(states: Float[Array, "b l d"], position: Int[Array, "b"]) -> Float[Array, "b d"]:
-    return jnp.take_along_axis(states, position[:, None, None], axis=1)[:, 0]
+    return gather_positions(states, position[:, None])[:, 0]
 
 
 def _first_states(states: Float[Array, "b l d"], segment_ids: Int[Array, "b l"] | None) -> Float[Array, "b l d"]:
@@ -33,7 +34,7 @@ def _first_states(states: Float[Array, "b l d"], segment_ids: Int[Array, "b l"] 
     index = jnp.arange(segment_ids.shape[1])
     is_first = segment_ids != jnp.roll(segment_ids, 1, axis=1)
     first = jax.lax.cummax(jnp.where(is_first, index, 0), axis=1)
-    return jnp.take_along_axis(states, first[..., None], axis=1)
+    return gather_positions(states, first)
 
 
 def pool_first(states: Float[Array, "b l d"], included: Bool[Array, "b l"]) -> Float[Array, "b d"]:

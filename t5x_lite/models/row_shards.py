@@ -7,7 +7,7 @@ import jax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
-from t5x_lite.models.sharding import LOGICAL_AXIS_RULES, num_shards
+from t5x_lite.models.sharding import LOGICAL_AXIS_RULES, axis_sizes, num_shards
 
 T = TypeVar("T")
 
@@ -16,8 +16,8 @@ def row_axes(rows: int) -> tuple[str, ...]:
     """Return the mesh axes that rows of a batch are sharded over; none if they do not divide the rows."""
     if num_shards("batch") == 1 or rows % num_shards("batch"):
         return ()
-    mesh = jax.sharding.get_abstract_mesh()
-    return tuple(axis for axis in LOGICAL_AXIS_RULES["batch"] if mesh.shape[axis] > 1)
+    sizes = axis_sizes()
+    return tuple(axis for axis in LOGICAL_AXIS_RULES["batch"] if sizes[axis] > 1)
 
 
 def split_rows(arrays: T, axes: tuple[str, ...]) -> T:
@@ -46,9 +46,8 @@ def sum_shards(x: Array, axes: tuple[str, ...], width: int = 0) -> Array:
     """
     if not axes:
         return x
-    mesh = jax.sharding.get_abstract_mesh()
     scattered = None
-    if x.ndim == 3 and "fsdp" in axes and width in x.shape[1:] and width % mesh.shape["fsdp"] == 0:
+    if x.ndim == 3 and "fsdp" in axes and width in x.shape[1:] and width % axis_sizes()["fsdp"] == 0:
         scattered = x.shape[1:].index(width)
 
     def sum_over_devices(shard: Array) -> Array:

@@ -14,6 +14,7 @@ from jaxtyping import Array
 from t5x_lite.models.trace_settings import hold
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 GPU_PLATFORMS = ("gpu", "cuda", "rocm")
 """JAX's names for GPUs: `gpu` as a backend, the others as platforms."""
@@ -72,6 +73,15 @@ def partition_spec(sizes: Mapping[str, int], names: tuple[str | None, ...], shap
     return PartitionSpec(*parts)
 
 
+def axis_sizes() -> dict[str, int]:
+    """Return the sizes of the mesh axes in context that arrays can be sharded over; empty without a mesh.
+
+    An axis over which `jax.shard_map` has split the computation already counts as 1.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    return {axis: 1 if axis in mesh.manual_axes else size for axis, size in mesh.shape.items()}
+
+
 def active_mesh() -> AbstractMesh | None:
     """Return the mesh in context if it has several devices."""
     mesh = jax.sharding.get_abstract_mesh()
@@ -84,17 +94,16 @@ def head_axis(kv_heads: int) -> str | None:
     Query and key heads are sharded alike, or a shard would hold queries without their keys.
     """
     mesh = active_mesh()
-    return "heads" if mesh is not None and kv_heads % mesh.shape["tensor"] == 0 else None
+    return "heads" if mesh is not None and kv_heads % axis_sizes()["tensor"] == 0 else None
 
 
 def constrain(x: Array, *names: str | None) -> Array:
     """Return `x` with its logical axes sharded over the mesh in context; without a mesh, `x` as it is."""
-    mesh = active_mesh()
-    if mesh is None:
+    if active_mesh() is None:
         return x
     if _in_shard.get():
         names = tuple(None if name == "batch" else name for name in names)
-    return jax.lax.with_sharding_constraint(x, partition_spec(mesh.shape, names, x.shape))
+    return jax.lax.with_sharding_constraint(x, partition_spec(axis_sizes(), names, x.shape))
 
 
 _in_shard: ContextVar[bool] = ContextVar("in_shard", default=False)
@@ -137,14 +146,30 @@ def map_batch_shards(function: Callable[..., T], rows: Any, shared: Any) -> T:
     """
     if num_shards("batch") == 1:
         return function(rows, shared)
-    mesh = jax.sharding.get_abstract_mesh()
-    batch = partition_spec(mesh.shape, ("batch",), jax.tree.leaves(rows)[0].shape[:1])
+    sizes = axis_sizes()
+    batch = partition_spec(sizes, ("batch",), jax.tree.leaves(rows)[0].shape[:1])
     # Pipeline stages are mapped over `pipeline`, outside of this function.
-    axes = {axis for axis in (*LOGICAL_AXIS_RULES["batch"], "pipeline") if mesh.shape[axis] > 1}
+    axes = {axis for axis in (*LOGICAL_AXIS_RULES["batch"], "pipeline") if sizes[axis] > 1}
     sharded = jax.shard_map(
         function, in_specs=(batch, PartitionSpec()), out_specs=batch, axis_names=axes, check_vma=False
     )
     return sharded(rows, shared)
+
+
+def map_whole_rows(function: Callable[[U], T], rows: U) -> T:
+    """Compute a function on each device's rows of the batch; devices that share a row compute the same.
+
+    Args:
+        function: a function of `rows` that returns a tree of arrays `[b, …]`. It closes over no traced array.
+        rows: a tree of arrays `[b, …]`.
+    """
+    if active_mesh() is None:
+        return function(rows)
+    sizes = axis_sizes()
+    batch = partition_spec(sizes, ("batch",), jax.tree.leaves(rows)[0].shape[:1])
+    # With the check, devices that share a row sum no equal gradients. It does not know that pipeline stages are mapped
+    # over `pipeline`, outside of this function.
+    return jax.shard_map(function, in_specs=(batch,), out_specs=batch, check_vma=sizes["pipeline"] == 1)(rows)
 
 
 def target_platform() -> str:
@@ -155,5 +180,5 @@ def target_platform() -> str:
 
 def num_shards(name: str) -> int:
     """Return how many shards the mesh in context divides a logical axis into."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in LOGICAL_AXIS_RULES[name])
+    sizes = axis_sizes()
+    return math.prod(sizes.get(axis, 1) for axis in LOGICAL_AXIS_RULES[name])

@@ -50,7 +50,7 @@ def answer_rows(batch: Batch) -> dict[str, Array]:
 
 def answer_states(model: LanguageModel, rows: Batch) -> Array:
     """Return the states that predict the tokens of each answer, `[n, t, embed]`. Dropout is off."""
-    from t5x_lite.models.losses import gather_positions
+    from t5x_lite.models.gather_positions import gather_positions
 
     states = model(rows["tokens"], positions=rows["positions"], segment_ids=rows["segment_ids"], key=None)
     return gather_positions(states, rows["predicted_from"])

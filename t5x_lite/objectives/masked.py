@@ -210,15 +210,16 @@ class Masked(TokenPrediction):
 
     def predicting_states(self, states: Array, batch: Batch) -> Array:
         """Return the states of the masked tokens."""
-        from t5x_lite.models import losses
+        from t5x_lite.models.gather_positions import gather_positions
 
-        return losses.gather_positions(states, batch["target_positions"])
+        return gather_positions(states, batch["target_positions"])
 
     def loss_from_states(
         self, model: MaskedLanguageModel, states: Array, batch: Batch, settings: LossSettings
     ) -> Mapping[str, LossSums]:
         """Return the losses of the masked tokens, of the sentence pairs, and of the span-boundary output."""
         from t5x_lite.models import losses
+        from t5x_lite.models.gather_positions import gather_positions
 
         targets = batch["targets"]
         masked_states = self.predicting_states(states, batch)
@@ -232,8 +233,8 @@ class Masked(TokenPrediction):
             )
         if self.boundary:
             assert model.span is not None
-            left = losses.gather_positions(states, batch["span_left"])
-            right = losses.gather_positions(states, batch["span_right"])
+            left = gather_positions(states, batch["span_left"])
+            right = gather_positions(states, batch["span_right"])
             span_states = model.span(left, right, batch["span_places"])
             terms["span"] = losses.token_cross_entropy(
                 model.span_logits, span_states, targets, batch["span_weights"], settings

@@ -58,6 +58,7 @@ class ReplacedToken(Objective):
     ) -> Mapping[str, LossSums]:
         """Return the generator's loss of filled tokens and the discriminator's loss of all tokens, times `weight`."""
         from t5x_lite.models import losses
+        from t5x_lite.models.gather_positions import gather_positions
 
         where = {name: batch[name] for name in ("positions", "segment_ids", "token_types")}
         originals = batch["unmasked"]
@@ -65,7 +66,7 @@ class ReplacedToken(Objective):
         fill_weights = batch["loss_weights"]
 
         states = model.generator(batch["tokens"], **where, key=key)
-        masked_states = losses.gather_positions(states, positions)
+        masked_states = gather_positions(states, positions)
         generator_loss = losses.token_cross_entropy(
             model.generator.logits, masked_states, batch["targets"], fill_weights, settings
         )

@@ -7,7 +7,6 @@ from t5x_lite.parallel.mesh import shard_bytes
 from t5x_lite.planner.activations import period_activations
 from t5x_lite.planner.figures import MemoryFigures
 from t5x_lite.planner.workload import Workload
-from t5x_lite.train.config import TrainConfig
 from t5x_lite.train.state import TrainState
 
 COMPILED_ACTIVATIONS = 2.5
@@ -38,7 +37,7 @@ def modelled_memory(workload: Workload, state: TrainState, platform: str) -> Mem
     logits_bytes = 4 * workload.tokens_per_device * (model.vocab or 1)
     logits_bytes_at_once = min(logits_limit(platform), logits_bytes)
     state_bytes = shard_bytes(state)
-    gradients_bytes = _gradient_bytes(workload.config.train, state)
+    gradients_bytes = _gradient_bytes(workload, state)
     activations_bytes = activation_bytes * (saved_values + working_values) + 2 * logits_bytes_at_once
     return {
         "state_bytes": state_bytes,
@@ -53,9 +52,10 @@ def cautious_bytes(memory: MemoryFigures) -> float:
     return memory["state_bytes"] + memory["gradients_bytes"] + COMPILED_ACTIVATIONS * memory["activations_bytes"]
 
 
-def _gradient_bytes(train: TrainConfig, state: TrainState) -> float:
-    """Return the bytes of the gradients: in the types of the parameters, or of the sum of several microbatches."""
+def _gradient_bytes(workload: Workload, state: TrainState) -> float:
+    """Return the bytes of the gradients: in the types of the parameters, or of the sums of `step._accumulate`."""
     gradients = state.params
-    if train.microbatches > 1:
+    train = workload.config.train
+    if train.microbatches > 1 or (train.data_reduction == "step" and workload.mesh.shape["data"] > 1):
         gradients = jax.tree.map(lambda param: param.update(dtype=train.gradient_dtype), gradients)
     return shard_bytes(gradients)

@@ -50,6 +50,11 @@ class TrainConfig(Config):
         "type in which devices sum the gradients of matrices: that of the activations (model.compute), or float32 with "
         "twice the bytes of bfloat16 on the network",
     )
+    data_reduction: Literal["microbatch", "step"] = setting(
+        "microbatch",
+        "when the replicas along mesh.data sum their gradients: after each microbatch, or once in a step. With `step` "
+        "each replica has microbatches of its own, and dropout, in-batch negatives and router losses of their rows",
+    )
     param_dtype: Literal["float32", "bfloat16"] = setting(
         "float32",
         "type in which matrices and embeddings that train are stored; updates of those in bfloat16 are rounded "

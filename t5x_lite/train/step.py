@@ -7,6 +7,7 @@ from typing import TypeAlias
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Key, PRNGKeyArray, PyTree
 
@@ -31,10 +32,20 @@ class Accumulation:
     Attributes:
         microbatches: parts of the batch that are computed one after the other.
         dtype: type of the sum of their gradients.
+        replicas: parts of every microbatch, one for each index of the mesh axis `data`, whose gradients are added up
+            apart until the last microbatch.
+        sent_dtypes: for every parameter, the type in which the replicas then send their sums.
     """
 
     microbatches: int
     dtype: DTypeLike = jnp.float32
+    replicas: int = 1
+    sent_dtypes: PyTree[DTypeLike] | None = None
+
+    @property
+    def parts(self) -> int:
+        """Parts of the batch, each with a loss and dropout of its own."""
+        return self.microbatches * self.replicas
 
 
 def train_step(
@@ -52,7 +63,7 @@ def train_step(
     loss or gradient is not finite is skipped and counted.
     """
     key = jax.random.fold_in(jax.random.key(seed), state.step)
-    normalisers = loss.normalisers(batch, accumulation.microbatches)
+    normalisers = loss.normalisers(batch, accumulation.parts)
 
     def mean_loss(
         params: PyTree, microbatch: Batch, key: PRNGKeyArray
@@ -62,11 +73,12 @@ def train_step(
 
     gradient = jax.grad(mean_loss, has_aux=True)
     point = apply_masks(update.gradient_point(state.params, state.opt_state), state.masks)
-    if accumulation.microbatches == 1:
+    if accumulation.parts == 1:
         grads, (terms, carry) = gradient(point, batch, key)
     else:
-        keys = jax.random.split(key, accumulation.microbatches)
-        grads, (terms, carry) = _accumulate(gradient, point, batch, keys, accumulation.dtype)
+        keys = jax.random.split(key, accumulation.parts)
+        add_up = _accumulate if accumulation.replicas == 1 else _accumulate_in_replicas
+        grads, (terms, carry) = add_up(gradient, accumulation, point, batch, keys)
 
     grads = apply_masks(_convert(grads, jnp.float32), state.masks)
     grad_norm = optax.tree.norm(grads)
@@ -120,18 +132,18 @@ def _convert(grads: PyTree, dtype: DTypeLike) -> PyTree:
 
 def _accumulate(
     gradient: GradientFunction,
+    accumulation: Accumulation,
     params: PyTree,
     batch: Batch,
     keys: Key[Array, "microbatches"],
-    dtype: DTypeLike,
 ) -> tuple[PyTree, tuple[LossTerms, PyTree]]:
-    """Return gradients, in type `dtype`, and loss terms added up over the microbatches, computed one at a time."""
+    """Return gradients and loss terms added up over the microbatches, computed one at a time."""
     # Recurrent states are not carried from batch to batch: those need train.microbatches=1.
     microbatches = {name: _split_rows(array, len(keys)) for name, array in batch.items()}
 
     def converted_gradient(microbatch: Batch, key: PRNGKeyArray) -> tuple[PyTree, tuple[LossTerms, PyTree]]:
         grads, outputs = gradient(params, microbatch, key)
-        return _convert(grads, dtype), outputs
+        return _convert(grads, accumulation.dtype), outputs
 
     first = {name: array[0] for name, array in microbatches.items()}
     shapes = jax.eval_shape(converted_gradient, first, keys[0])
@@ -143,6 +155,37 @@ def _accumulate(
 
     totals, _ = jax.lax.scan(add_microbatch, zeros, (microbatches, keys))
     return totals
+
+
+def _accumulate_in_replicas(
+    gradient: GradientFunction,
+    accumulation: Accumulation,
+    params: PyTree,
+    batch: Batch,
+    keys: Key[Array, "parts"],
+) -> tuple[PyTree, tuple[LossTerms, PyTree]]:
+    """Return what `_accumulate` returns; the replicas along the mesh axis `data` add up theirs once, at the end.
+
+    The compiler sums the gradients of one program over all rows in every microbatch.
+    """
+
+    def accumulate_and_sum(
+        params: PyTree, batch: Batch, keys: Key[Array, "microbatches"]
+    ) -> tuple[PyTree, tuple[LossTerms, PyTree]]:
+        grads, outputs = _accumulate(gradient, accumulation, params, batch, keys)
+        sent = jax.tree.map(lambda grad, dtype: grad.astype(dtype), grads, accumulation.sent_dtypes)
+        return jax.lax.psum((sent, outputs), "data")
+
+    rows = PartitionSpec("data")
+    replicated = PartitionSpec()
+    add_up = jax.shard_map(
+        accumulate_and_sum,
+        in_specs=(replicated, rows, rows),
+        out_specs=replicated,
+        axis_names={"data"},
+        check_vma=False,
+    )
+    return add_up(params, batch, keys)
 
 
 def _split_rows(array: Array, microbatches: int) -> Array:

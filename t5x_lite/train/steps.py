@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 from jax.stages import Wrapped
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from t5x_lite.adapt.trainable import TrainableSplit
@@ -20,6 +21,7 @@ from t5x_lite.models.attention import kernels
 from t5x_lite.models.carry import empty_carry
 from t5x_lite.models.experts.activity import ROUTER_TERM_WEIGHTS
 from t5x_lite.models.experts.dispatch import check_dispatch
+from t5x_lite.models.layers import WeightAxes
 from t5x_lite.models.loss_terms import PENALTY_TERM_WEIGHTS, Batch, LossTerms
 from t5x_lite.models.mesh_sizes import check_mesh_sizes
 from t5x_lite.models.pipeline import microbatch_count
@@ -92,7 +94,7 @@ def make_steps(config: RunConfig, spec: ModelSpec, mesh: Mesh) -> Steps:
         train_step,
         _training_loss(config, spec, mesh, join, teacher),
         update,
-        Accumulation(config.train.microbatches, jnp.dtype(config.train.gradient_dtype)),
+        _accumulation(config, spec, mesh, split),
         config.train.seed,
     )
     shapes = jax.eval_shape(create_state)
@@ -124,6 +126,23 @@ def make_steps(config: RunConfig, spec: ModelSpec, mesh: Mesh) -> Steps:
         join=join,
         weight_shapes=meshes.shape_structs(spec.shapes, meshes.shardings(mesh, spec.axes, spec.shapes)),
         state=meshes.shape_structs(shapes, state_shardings),
+    )
+
+
+def _accumulation(config: RunConfig, spec: ModelSpec, mesh: Mesh, split: TrainableSplit) -> Accumulation:
+    """Return how a run adds up the gradients of a batch on a mesh."""
+    train = config.train
+    dtype = jnp.dtype(train.gradient_dtype)
+    if train.data_reduction == "microbatch":
+        return Accumulation(train.microbatches, dtype)
+    matrix_dtype = jnp.float32 if train.reduction_dtype == "float32" else jnp.dtype(config.model.compute)
+
+    def sent_dtype(axes: WeightAxes) -> DTypeLike:
+        """Return the type in which gradients of a parameter are sent after a microbatch too."""
+        return matrix_dtype if is_matrix_or_table(axes) else jnp.float32
+
+    return Accumulation(
+        train.microbatches, dtype, mesh.shape["data"], jax.tree.map(sent_dtype, split.trained_leaves(spec.axes))
     )
 
 

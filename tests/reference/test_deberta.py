@@ -20,7 +20,8 @@ from t5x_lite.convert.deberta import DEBERTA_V2  # noqa: E402
 from t5x_lite.convert.huggingface import export_hf, import_hf  # noqa: E402
 from t5x_lite.errors import UserError  # noqa: E402
 from t5x_lite.models.config import ModelConfig  # noqa: E402
-from t5x_lite.models.losses import LossSettings, gather_positions  # noqa: E402
+from t5x_lite.models.gather_positions import gather_positions  # noqa: E402
+from t5x_lite.models.losses import LossSettings  # noqa: E402
 from t5x_lite.models.positions.disentangled import distance_rows  # noqa: E402
 from t5x_lite.models.spec import model_spec  # noqa: E402
 from t5x_lite.objectives.replaced_token import ReplacedToken  # noqa: E402

@@ -192,9 +192,22 @@ def test_the_gradient_ends_at_the_border_of_the_windows(mixer: str | dict, posit
         (("lstm", "attention"), {}, Causal(), ({}, 1), "a layer of the model is attention, which has none"),
         (("lstm",), {}, Prefix(), ({}, 1), "is for objective causal, not prefix"),
         (("lstm",), {"packing": "documents"}, Causal(), ({}, 1), "it needs data.packing=stream, one source"),
-        (("lstm",), {}, Causal(), ({"microbatches": 2}, 1), "it needs train.microbatches=1 and mesh.pipeline=1"),
+        (
+            ("lstm",),
+            {},
+            Causal(),
+            ({"microbatches": 2}, 1),
+            "it needs train.microbatches=1, train.data_reduction=mi",
+        ),
+        (
+            ("lstm",),
+            {},
+            Causal(),
+            ({"data_reduction": "step"}, 1),
+            "it needs train.microbatches=1, train.data_reduction=mi",
+        ),
         (("lstm",), {}, Causal(), ({"spike_factor": 2.0}, 1), "train.spike_factor skips batches: set it to null"),
-        (("lstm",), {}, Causal(), ({}, 2), "it needs train.microbatches=1 and mesh.pipeline=1"),
+        (("lstm",), {}, Causal(), ({}, 2), "it needs train.microbatches=1, train.data_reduction=mi"),
     ],
 )
 def test_what_cannot_carry_states_is_refused(

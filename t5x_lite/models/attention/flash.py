@@ -22,7 +22,14 @@ from t5x_lite.models.attention.context import AttentionInputs, KernelRequirement
 from t5x_lite.models.attention.flash_tiles import LOG2_E, FlashInputs, FlashSettings, diagonal_tiles
 from t5x_lite.models.attention.kinds import AttentionKind, Dense, Local
 from t5x_lite.models.remat import name_attention
-from t5x_lite.models.sharding import GPU_PLATFORMS, active_mesh, head_axis, num_shards, partition_spec, target_platform
+from t5x_lite.models.sharding import (
+    GPU_PLATFORMS,
+    active_mesh,
+    axis_sizes,
+    head_axis,
+    partition_spec,
+    target_platform,
+)
 
 TPU_BLOCK = 256
 """Queries and keys of a tile on a TPU; half of it for short rows."""
@@ -87,22 +94,21 @@ def attention(inputs: AttentionInputs, kind: AttentionKind) -> Float[Array, "b l
         bias=bias,
         scalars=jnp.stack([jnp.zeros((), jnp.int32), seed]),
     )
-    mesh = active_mesh()
-    if mesh is None:
+    if active_mesh() is None:
         return flash_attention(arrays, settings)
-    specs = _partition_specs(arrays, mesh)
+    specs = _partition_specs(arrays)
     compute = partial(_compute_shard, settings=settings, length=length)
     return jax.shard_map(compute, in_specs=(specs,), out_specs=specs.query, check_vma=False)(arrays)
 
 
-def _partition_specs(arrays: FlashInputs, mesh: jax.sharding.AbstractMesh) -> Any:
+def _partition_specs(arrays: FlashInputs) -> Any:
     """Return how the inputs are sharded, as a tree of their shape."""
     heads = head_axis(arrays.key.shape[2])
 
     def partition(array: Array | None, *axes: str | None) -> PartitionSpec | None:
         if array is None:
             return None
-        return partition_spec(mesh.shape, axes, array.shape)
+        return partition_spec(axis_sizes(), axes, array.shape)
 
     specs: dict[str, Any] = {
         "query": partition(arrays.query, "batch", "length", heads, None),
@@ -124,7 +130,7 @@ def _compute_shard(arrays: FlashInputs, settings: FlashSettings, length: int) ->
     keys = arrays.key.shape[1]
     bias = arrays.bias
     first_query = jnp.zeros((), jnp.int32)
-    if num_shards("length") > 1:
+    if queries < length:
         first_query = first_query + jax.lax.axis_index("context") * queries
         if bias is not None:
             bias = jax.lax.dynamic_slice_in_dim(bias, length - queries - first_query, queries + keys, axis=1)

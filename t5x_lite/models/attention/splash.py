@@ -7,13 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from t5x_lite.models.attention.context import AttentionInputs, KernelRequirements
 from t5x_lite.models.attention.kinds import AttentionKind, Dense, Local
 from t5x_lite.models.remat_policy import ATTENTION_OUTPUT
-from t5x_lite.models.sharding import active_mesh, head_axis, num_shards, partition_spec
+from t5x_lite.models.sharding import active_mesh, axis_sizes, head_axis, num_shards, partition_spec
 
 LANES = 128
 """Splash attention works on blocks of a multiple of this many tokens (the kernel's source)."""
@@ -87,8 +87,10 @@ def attention(inputs: AttentionInputs, kind: AttentionKind) -> Float[Array, "b l
     axes = [("batch", "length", head_name, None), key_axes, key_axes, ("batch", "length"), ("batch", None)]
     if inputs.context.sinks is not None:
         axes.append((head_name,))
-    specs = tuple(partition_spec(mesh.shape, names, array.shape) for names, array in zip(axes, arrays, strict=True))
-    kernel_spec = kernel.manual_sharding_spec(NamedSharding(mesh, PartitionSpec(specs[0][2], specs[0][1])))
+    specs = tuple(partition_spec(axis_sizes(), names, array.shape) for names, array in zip(axes, arrays, strict=True))
+    # The kernel looks at sizes only, and cannot read those of a mesh that is split already.
+    unsplit_mesh = AbstractMesh(mesh.axis_sizes, mesh.axis_names)
+    kernel_spec = kernel.manual_sharding_spec(NamedSharding(unsplit_mesh, PartitionSpec(specs[0][2], specs[0][1])))
     sharded = jax.shard_map(compute, in_specs=(kernel_spec, *specs), out_specs=specs[0], check_vma=False)
     return sharded(kernel, *arrays)
 

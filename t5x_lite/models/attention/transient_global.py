@@ -26,7 +26,7 @@ from t5x_lite.models.attention.layer import Attention
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.layers import Norm
 from t5x_lite.models.remat import name_attention
-from t5x_lite.models.sharding import map_batch_shards
+from t5x_lite.models.sharding import map_batch_shards, map_whole_rows
 
 
 @dataclass(frozen=True)
@@ -117,14 +117,8 @@ class TransientGlobalAttention(Attention):
         """Attend to the global tokens, row by row: the offsets to them differ from row to row."""
         rows, length = x.shape[:2]
         count = length // self.block
-        blocks = document_blocks(context.queries.segment_ids, self.block)
-
-        def sum_blocks(states: Float[Array, "l d"], block: Int[Array, "l"]) -> Float[Array, "g d"]:
-            return jax.ops.segment_sum(states, block, count + 1)[:count]
-
-        # Sums of many states lose less in float32.
-        sums = jax.vmap(sum_blocks)(x.astype(jnp.float32), blocks.of_tokens)
-        global_states = self.global_norm(sums.astype(x.dtype))
+        blocks, sums = map_whole_rows(partial(_sum_blocks, size=self.block), (x, context.queries.segment_ids))
+        global_states = self.global_norm(sums)
         key = self.key(global_states)
         if self.key_norm is not None:
             key = self.key_norm(key)
@@ -138,6 +132,22 @@ class TransientGlobalAttention(Attention):
         row_arrays = (query, key, value, blocks, context.queries.segment_ids, dropout_keys)
         attend = partial(_attend_to_global_tokens, settings=self.settings)
         return map_batch_shards(attend, row_arrays, bias)
+
+
+def _sum_blocks(
+    rows: tuple[Float[Array, "b l d"], Int[Array, "b l"]], size: int
+) -> tuple[DocumentBlocks, Float[Array, "b g d"]]:
+    """Return the blocks of `size` tokens of states and their segments, and the sum of the states of each block."""
+    states, segment_ids = rows
+    count = states.shape[1] // size
+    blocks = document_blocks(segment_ids, size)
+
+    def sum_row(states: Float[Array, "l d"], block: Int[Array, "l"]) -> Float[Array, "g d"]:
+        return jax.ops.segment_sum(states, block, count + 1)[:count]
+
+    # Sums of many states lose less in float32.
+    sums = jax.vmap(sum_row)(states.astype(jnp.float32), blocks.of_tokens)
+    return blocks, sums.astype(states.dtype)
 
 
 def _attend_to_global_tokens(

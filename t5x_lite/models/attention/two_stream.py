@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from t5x_lite.models.attention.context import AttentionContext
 from t5x_lite.models.attention.latent import MultiHeadLatentAttention
 from t5x_lite.models.attention.layer import Attention
+from t5x_lite.models.gather_positions import gather_positions
 
 
 def attend_in_two_streams(
@@ -44,8 +45,8 @@ def attend_in_two_streams(
     content = x[:, :length]
     source = attention.keys_values(content, context)
     content_out = attention(content, source, context, content_key)
-    at_places = jnp.take_along_axis(x[:, length:], stream.slots[..., None], axis=1)
+    at_places = gather_positions(x[:, length:], stream.slots)
     queries = replace(context.queries, rank=context.queries.rank - 1)
     out = attention(at_places, source, replace(context, queries=queries, self_attention=False), query_key)
-    predicted_out = jnp.take_along_axis(out, stream.predicted[..., None], axis=1)
+    predicted_out = gather_positions(out, stream.predicted)
     return jnp.concatenate([content_out, predicted_out], axis=1)

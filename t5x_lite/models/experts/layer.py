@@ -26,7 +26,7 @@ from t5x_lite.models.experts.dispatch import (
 )
 from t5x_lite.models.feedforward.layer import FeedForward
 from t5x_lite.models.layers import ExpertAxis, Linear, SortedRows, Weight, weight
-from t5x_lite.models.sharding import active_mesh, constrain, num_shards, partition_spec, target_platform
+from t5x_lite.models.sharding import active_mesh, axis_sizes, constrain, num_shards, partition_spec, target_platform
 
 TILE_ROWS = 128
 """Rows that megablox multiplies at a time."""
@@ -224,13 +224,12 @@ class MixtureOfExperts(nnx.Module):
             returned = gather_rows(outputs[None], choices.rank, choice).reshape(1, -1, *tokens.shape[1:])
             return weighted_sum(returned, weights.reshape(1, -1, weights.shape[-1])).reshape(x.shape)
 
-        mesh = active_mesh()
-        if mesh is None:
+        if active_mesh() is None:
             return run_rows(params, key, x, experts, weights)
-        row_spec = partition_spec(mesh.shape, ("batch", "length", None), x.shape)
+        row_spec = partition_spec(axis_sizes(), ("batch", "length", None), x.shape)
         arrays, structure = jax.tree.flatten(params)
         expert_weights = jax.tree.leaves(params, is_leaf=lambda leaf: isinstance(leaf, Weight))
-        weight_specs = [partition_spec(mesh.shape, w.axes.names, w.shape) for w in expert_weights]
+        weight_specs = [partition_spec(axis_sizes(), w.axes.names, w.shape) for w in expert_weights]
 
         def gather_and_run(
             arrays: list[Array], key: PRNGKeyArray | None, x: Array, experts: Array, weights: Array

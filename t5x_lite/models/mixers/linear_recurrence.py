@@ -12,7 +12,7 @@ def linear_recurrence(
     decay: Float[Array, "b l *d"], entering: Float[Array, "b l *d"], state: Float[Array, "b *d"]
 ) -> Float[Array, "b l *d"]:
     """Return h of h[t] = decay[t]·h[t-1] + entering[t], from `state`, by an associative scan (Blelloch 1990)."""
-    entering = entering.at[:, 0].add(decay[:, 0] * state)
+    entering = jnp.concatenate([entering[:, :1] + decay[:, :1] * state[:, None], entering[:, 1:]], axis=1)
 
     def combine(earlier: tuple[Array, Array], later: tuple[Array, Array]) -> tuple[Array, Array]:
         earlier_decay, earlier_sum = earlier
