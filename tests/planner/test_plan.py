@@ -235,10 +235,23 @@ def test_two_slices_send_only_gradients_over_the_network(t5x_lite: Shell) -> Non
     sent = sum(row["sent"] for row in between_slices)
     assert 2 * report["parameters"] / 4 <= sent < 1.2 * 4 * report["parameters"] / 4
     modelled = [row for row in report["modelled"]["collectives"] if tuple(row["axes"]) == ("data",)]
-    # Inside a slice each of two devices sends half of its half of the gradients twice, in float32.
+    # Inside a slice each of two devices sends half of its half of the gradients twice, in bfloat16.
     assert {row["link"]: row["sent"] for row in modelled} == pytest.approx(
-        {"ICI": 4 * report["parameters"] / 2, "DCN": 4 * report["parameters"] / 4}
+        {"ICI": 2 * report["parameters"] / 2, "DCN": 2 * report["parameters"] / 4}
     )
+
+
+@pytest.mark.slow
+@needs_libtpu
+def test_the_report_says_that_replicas_sum_their_gradients_in_every_microbatch(t5x_lite: Shell) -> None:
+    options = (*SMALL, "mesh.data=4", "mesh.fsdp=2", "train.microbatches=2")
+    config = CONFIGS / "gpt3/125m.yaml"
+    process = t5x_lite("plan", config, "--topology=v5e:2x4", *options)
+    assert re.search(r"the replicas along data send \d.\d sums of the gradients: try train.data_red", process.stdout)
+    report = plan(t5x_lite, "gpt3/125m", "v5e:2x4", *options, "train.data_reduction=step")
+    sent = sum(row["sent"] for row in report["compiled"]["collectives"] if "data" in row["axes"])
+    # Four devices sum halves of the gradients in bfloat16; vectors are summed in float32.
+    assert sent == pytest.approx(2 * 3 / 4 * 2 * report["parameters"] / 2, rel=0.05)
 
 
 def test_every_pod_config_names_its_pod_and_fills_it() -> None:
