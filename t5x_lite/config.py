@@ -263,7 +263,8 @@ CHANGEABLE_ON_RESUME = (
     "train.health_every_steps",
     "train.hang_minutes",
 )
-"""Prefixes of settings that may differ when a run is resumed. They do not change the numbers that are computed."""
+"""Prefixes of settings that may differ when a run is resumed. They do not change the numbers that are computed, but for
+rounding and, with `train.data_reduction=step`, the dropout of another `mesh.data`."""
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:

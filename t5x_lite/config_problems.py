@@ -41,6 +41,7 @@ def objective_problems(config: "RunConfig", objective: Objective) -> Iterator[st
     if is_pseudo and config.model.family == "encoder_decoder" and not objective.fills_spans:
         kind = config.eval.likelihood
         yield f"eval.likelihood: {kind} hides tokens, which objective {objective.name} does not fill in"
+    yield from _reduction_problems(config, (objective, *row_objectives))
     if config.data.order == "consecutive":
         yield from order_problems(config.model, config.data, objective, config.train, config.mesh.pipeline)
     if config.tasks:
@@ -59,6 +60,18 @@ def objective_problems(config: "RunConfig", objective: Objective) -> Iterator[st
         source_data = config.data.of_source(source)
         problems.update(dict.fromkeys(_row_problems(config, source_data, source.objective or objective)))
     yield from problems
+
+
+def _reduction_problems(config: "RunConfig", objectives: Sequence[Objective]) -> Iterator[str]:
+    """Yield which parts of a loss are no sums over rows, so that replicas cannot compute them apart."""
+    if config.train.data_reduction == "microbatch":
+        return
+    start = "train.data_reduction=step computes the rows of each replica apart"
+    for objective in dict.fromkeys(objectives):
+        if objective.compares_rows:
+            yield f"{start}, and objective {objective.name} compares all rows of a batch: set it to microbatch"
+    if config.model.mixtures:
+        yield f"{start}, and routers of experts balance the tokens of all rows: set it to microbatch"
 
 
 def _family_problems(model: ModelConfig, objectives: Sequence[Objective]) -> Iterator[str]:

@@ -309,6 +309,24 @@ def test_values_that_cannot_be_used_are_refused_with_a_remedy(small: Path, overr
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "overrides", "message"),
+    [
+        ("switch/base_8", [], "routers of experts balance the tokens of all rows: set it to microbatch"),
+        (
+            "finetune/quickstart_contrastive",
+            ["objective=retrieval", "tasks=[retrieval]"],
+            "objective retrieval compares all rows of a batch",
+        ),
+        ("finetune/quickstart_contrastive", [], "objective contrastive compares all rows of a batch"),
+    ],
+)
+def test_replicas_do_not_sum_once_in_a_step_what_needs_all_rows(name: str, overrides: list[str], message: str) -> None:
+    config.load(name, overrides)
+    with pytest.raises(UserError, match=message):
+        config.load(name, [*overrides, "train.data_reduction=step"])
+
+
 def test_bases_that_are_shared_are_read_once(small: Path, tmp_path: Path) -> None:
     """Each of 40 files has the next one as its base twice: 2^40 paths lead to the last."""
     for number in range(40):

@@ -30,7 +30,8 @@ def look_up(table: Float[Array, "v d"], ids: Int[Array, "b l"], axis: str, dtype
         table: the table.
         ids: numbers of rows.
         axis: logical axis of the rows of the table; that of its channels is `embed`.
-        dtype: type of the result, in which devices also sum the gradient of the table.
+        dtype: type of the result, in which devices also sum the gradient of the table; in float32 inside of
+            `float32_weight_gradients`.
     """
     sum_dtype = jnp.dtype(jnp.float32 if has_float32_weight_gradients() else dtype)
     return _look_up(table, ids, axis, jnp.dtype(dtype), sum_dtype)

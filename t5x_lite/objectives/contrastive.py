@@ -33,6 +33,7 @@ class Contrastive(Objective):
     families: ClassVar[tuple[Family, ...]] = ("encoder",)
     predicts_tokens: ClassVar[bool] = False
     one_text: ClassVar[bool] = True
+    compares_rows: ClassVar[bool] = True
 
     views: Literal["halves", "dropout"] = setting(
         "halves", "two halves of the tokens, or the whole text twice, which differs only by dropout (SimCSE)"

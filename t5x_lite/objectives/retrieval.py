@@ -22,8 +22,7 @@ class Retrieval(Pooled):
     negatives, best first. A passage is a text or an object with `text` and `title`.
 
     The negatives of a query are all other passages of the global batch, across all devices: the positives of the other
-    queries, and the hard negatives of all queries. With `train.microbatches` they are those of a microbatch,
-    with `train.data_reduction=step` those of a replica.
+    queries, and the hard negatives of all queries. With `train.microbatches` they are those of a microbatch.
 
     Features: those of `frame_texts` for the query, the positive and each hard negative, `[2 + negatives, seq_len]`;
     `passage_weights` float32 `[1 + negatives]`, 0 where a record has fewer hard negatives; `loss_weights`, a float32
@@ -33,6 +32,7 @@ class Retrieval(Pooled):
     name: ClassVar[str] = "retrieval"
     roles: ClassVar[tuple[str, ...]] = ("query", "positive")
     checks_records: ClassVar[bool] = True
+    compares_rows: ClassVar[bool] = True
 
     negatives: Int = setting(
         1, "hard negatives of a query, the first of its record", ge=0, source="Karpukhin et al. 2020, §5.2"

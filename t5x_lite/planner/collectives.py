@@ -19,8 +19,9 @@ def required_collectives(workload: Workload, slices: int = 1) -> list[Collective
 
     * fsdp: an all-gather of the weights for each pass, and a reduce-scatter of the gradients; for the tables that are
       looked up, an all-to-all of the states instead.
-    * data: an all-reduce of the scattered gradients, once in a step (`train.data_reduction=step`). Of several slices,
-      each first scatters its sum over its devices along `data`; then a device sends its share to the other slices.
+    * data: an all-reduce of the scattered gradients, after each microbatch or once in a step (`train.data_reduction`).
+      Of several slices, each first scatters its sum over its devices along `data`; then a device sends its share to the
+      other slices.
     * tensor: an all-gather along the length before each sublayer, and a reduce-scatter after it.
     * context: an all-gather of keys and values, or of the states that another mixer reads.
     * expert: an all-to-all of tokens to their experts and back. Every group of experts has other rows of the batch, so
@@ -58,7 +59,8 @@ def required_collectives(workload: Workload, slices: int = 1) -> list[Collective
     # A step uses its weights in the forward pass, in a recomputation of that pass if there is one, and in the backward
     # pass. Each of these passes goes through two sublayers of a layer, or sends tokens to experts and back.
     passes = 3 if workload.recomputes_layers else 2
-    scattered_gradients = weights * gradient_width / sizes["fsdp"]
+    sums_over_data = 1 if config.train.data_reduction == "step" else microbatches
+    scattered_gradients = weights * gradient_width / sizes["fsdp"] * sums_over_data
     data_in_slice = sizes["data"] // slices
     sublayer_passes = 2 * passes
     array_bytes = {

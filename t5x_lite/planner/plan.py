@@ -45,6 +45,7 @@ class Plan:
         devices: number of devices.
         mesh: sizes of the mesh axes that are larger than 1.
         microbatches: `train.microbatches`.
+        data_reduction: `train.data_reduction`.
         width: `model.embed`.
         requested_remat: `model.remat`.
         remat: the policy: another one where `auto` was requested.
@@ -64,6 +65,7 @@ class Plan:
     devices: int
     mesh: dict[str, int]
     microbatches: int
+    data_reduction: str
     width: int
     requested_remat: str
     remat: str
@@ -195,6 +197,7 @@ def describe_plan(
         devices=workload.mesh.size,
         mesh={axis: size for axis, size in workload.mesh.shape.items() if size > 1},
         microbatches=config.train.microbatches,
+        data_reduction=config.train.data_reduction,
         width=config.model.embed,
         requested_remat=config.model.remat,
         remat=config.model.remat,

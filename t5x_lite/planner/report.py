@@ -1,6 +1,6 @@
 """Plans as tables on the terminal."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 
@@ -124,17 +124,9 @@ def _print_excess(console: Console, plan: Plan) -> None:
     excess = sent / max(required, 1)
     if excess > LARGEST_EXCESS:
         print_line(console, f"sent: {excess:.1f} times what the mesh requires{_explain_unaligned_shards(plan)}")
-    sums = _bytes_over_data(plan.compiled.get("collectives", [])) / max(
-        _bytes_over_data(plan.modelled["collectives"]), 1
-    )
-    if plan.microbatches > 1 and sums > LARGEST_EXCESS:
-        print_line(
-            console, f"the replicas along data send {sums:.1f} sums of the gradients: try train.data_reduction=step"
-        )
-
-
-def _bytes_over_data(collectives: Iterable[CollectiveFigures]) -> float:
-    return sum(collective["sent"] for collective in collectives if "data" in collective["axes"])
+    if plan.data_reduction == "microbatch" and plan.microbatches > 1 and "data" in plan.mesh:
+        sums = f"sum their gradients {plan.microbatches} times in a step"
+        print_line(console, f"the replicas along data {sums}; with train.data_reduction=step they do it once")
 
 
 def _explain_unaligned_shards(plan: Plan) -> str:

@@ -52,8 +52,8 @@ class TrainConfig(Config):
     )
     data_reduction: Literal["microbatch", "step"] = setting(
         "microbatch",
-        "when the replicas along mesh.data sum their gradients: after each microbatch, or once in a step. With `step` "
-        "each replica has microbatches of its own, and dropout, in-batch negatives and router losses of their rows",
+        "when the replicas along mesh.data sum their gradients: after each microbatch, or once in a step, after "
+        "microbatches that each replica has of its own",
     )
     param_dtype: Literal["float32", "bfloat16"] = setting(
         "float32",

@@ -26,26 +26,37 @@ ROUNDING_STREAM = 2**31 - 1
 
 
 @dataclass(frozen=True)
+class Replicas:
+    """Parts of a batch on the mesh axis `data` that each have microbatches of their own.
+
+    Attributes:
+        count: size of the axis.
+        sent_dtypes: for every parameter, the type in which the sums of gradients are sent.
+    """
+
+    count: int
+    sent_dtypes: PyTree[DTypeLike]
+
+
+@dataclass(frozen=True)
 class Accumulation:
     """The way in which the gradients of a batch are added up.
 
     Attributes:
         microbatches: parts of the batch that are computed one after the other.
         dtype: type of the sum of their gradients.
-        replicas: parts of every microbatch, one for each index of the mesh axis `data`, whose gradients are added up
-            apart until the last microbatch.
-        sent_dtypes: for every parameter, the type in which the replicas then send their sums.
+        replicas: how the replicas along the mesh axis `data` sum their gradients once in a step; None: the compiler
+            sums those of every microbatch.
     """
 
     microbatches: int
     dtype: DTypeLike = jnp.float32
-    replicas: int = 1
-    sent_dtypes: PyTree[DTypeLike] | None = None
+    replicas: Replicas | None = None
 
     @property
     def parts(self) -> int:
         """Parts of the batch, each with a loss and dropout of its own."""
-        return self.microbatches * self.replicas
+        return self.microbatches * (1 if self.replicas is None else self.replicas.count)
 
 
 def train_step(
@@ -77,8 +88,8 @@ def train_step(
         grads, (terms, carry) = gradient(point, batch, key)
     else:
         keys = jax.random.split(key, accumulation.parts)
-        add_up = _accumulate if accumulation.replicas == 1 else _accumulate_in_replicas
-        grads, (terms, carry) = add_up(gradient, accumulation, point, batch, keys)
+        accumulate = _accumulate if accumulation.replicas is None else _accumulate_in_replicas
+        grads, (terms, carry) = accumulate(gradient, accumulation, point, batch, keys)
 
     grads = apply_masks(_convert(grads, jnp.float32), state.masks)
     grad_norm = optax.tree.norm(grads)
@@ -138,7 +149,7 @@ def _accumulate(
     keys: Key[Array, "microbatches"],
 ) -> tuple[PyTree, tuple[LossTerms, PyTree]]:
     """Return gradients and loss terms added up over the microbatches, computed one at a time."""
-    # Recurrent states are not carried from batch to batch: those need train.microbatches=1.
+    # Recurrent states are not carried from batch to batch: those need one part.
     microbatches = {name: _split_rows(array, len(keys)) for name, array in batch.items()}
 
     def converted_gradient(microbatch: Batch, key: PRNGKeyArray) -> tuple[PyTree, tuple[LossTerms, PyTree]]:
@@ -168,24 +179,26 @@ def _accumulate_in_replicas(
 
     The compiler sums the gradients of one program over all rows in every microbatch.
     """
+    replicas = accumulation.replicas
+    assert replicas is not None
 
     def accumulate_and_sum(
         params: PyTree, batch: Batch, keys: Key[Array, "microbatches"]
     ) -> tuple[PyTree, tuple[LossTerms, PyTree]]:
         grads, outputs = _accumulate(gradient, accumulation, params, batch, keys)
-        sent = jax.tree.map(lambda grad, dtype: grad.astype(dtype), grads, accumulation.sent_dtypes)
+        sent = jax.tree.map(lambda grad, dtype: grad.astype(dtype), grads, replicas.sent_dtypes)
         return jax.lax.psum((sent, outputs), "data")
 
     rows = PartitionSpec("data")
     replicated = PartitionSpec()
-    add_up = jax.shard_map(
+    accumulate = jax.shard_map(
         accumulate_and_sum,
         in_specs=(replicated, rows, rows),
         out_specs=replicated,
         axis_names={"data"},
         check_vma=False,
     )
-    return add_up(params, batch, keys)
+    return accumulate(params, batch, keys)
 
 
 def _split_rows(array: Array, microbatches: int) -> Array:

@@ -38,7 +38,7 @@ from t5x_lite.train.optimization import make_optimizer, scale_learning_rates
 from t5x_lite.train.parameter_update import ParameterUpdate, is_matrix_or_table
 from t5x_lite.train.policy_step import UpdateStep, policy_step
 from t5x_lite.train.state import TrainState
-from t5x_lite.train.step import Accumulation, train_step
+from t5x_lite.train.step import Accumulation, Replicas, train_step
 from t5x_lite.train.training_loss import TrainingLoss
 from t5x_lite.trees import flatten_names, unflatten_names
 
@@ -133,17 +133,16 @@ def _accumulation(config: RunConfig, spec: ModelSpec, mesh: Mesh, split: Trainab
     """Return how a run adds up the gradients of a batch on a mesh."""
     train = config.train
     dtype = jnp.dtype(train.gradient_dtype)
-    if train.data_reduction == "microbatch":
+    if train.data_reduction == "microbatch" or mesh.shape["data"] == 1:
         return Accumulation(train.microbatches, dtype)
     matrix_dtype = jnp.float32 if train.reduction_dtype == "float32" else jnp.dtype(config.model.compute)
 
     def sent_dtype(axes: WeightAxes) -> DTypeLike:
-        """Return the type in which gradients of a parameter are sent after a microbatch too."""
-        return matrix_dtype if is_matrix_or_table(axes) else jnp.float32
+        """Return the type of a parameter's gradient after one microbatch: biases of positions have float32."""
+        return matrix_dtype if is_matrix_or_table(axes) and "buckets" not in axes.names else jnp.float32
 
-    return Accumulation(
-        train.microbatches, dtype, mesh.shape["data"], jax.tree.map(sent_dtype, split.trained_leaves(spec.axes))
-    )
+    sent_dtypes = jax.tree.map(sent_dtype, split.trained_leaves(spec.axes))
+    return Accumulation(train.microbatches, dtype, Replicas(mesh.shape["data"], sent_dtypes))
 
 
 def _step_of_run(

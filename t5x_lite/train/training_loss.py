@@ -33,8 +33,12 @@ class TrainingLoss:
     loss_terms: SplitLossFunction
     term_weights: Mapping[str, str | None]
 
-    def normalisers(self, batch: Batch, microbatches: int) -> dict[str, Float[Array, ""] | int]:
-        """Return the divisor of each term: the sum of its weights over the whole batch, or the number of microbatches.
+    def normalisers(self, batch: Batch, parts: int) -> dict[str, Float[Array, ""] | int]:
+        """Return the divisor of each term: the sum of its weights over the whole batch, or the number of its parts.
+
+        Args:
+            batch: the whole batch.
+            parts: microbatches, of all replicas that have their own.
 
         Raises:
             ValueError: the batch lacks a declared feature.
@@ -42,7 +46,7 @@ class TrainingLoss:
         normalisers: dict[str, Array | int] = {}
         for term, feature in self.term_weights.items():
             if feature is None:
-                normalisers[term] = microbatches
+                normalisers[term] = parts
             elif feature in batch:
                 normalisers[term] = jnp.maximum(batch[feature].sum(), 1.0)
             else:

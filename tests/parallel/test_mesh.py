@@ -76,7 +76,7 @@ def test_every_mesh_gives_the_loss_curve_of_one_device(family: str, extent: str)
     """
     process = run_on_eight_devices("curves_on_meshes.py", family, extent)
     assert process.returncode == 0, process.stderr
-    assert process.stdout.count("equal") >= (1 if extent == "one" else 16)
+    assert process.stdout.count("equal") >= (1 if extent == "one" else 13)
 
 
 @pytest.mark.slow
