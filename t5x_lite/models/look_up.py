@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from t5x_lite.models.sharding import GPU_PLATFORMS, active_mesh, axis_sizes, partition_spec, target_platform
+from t5x_lite.models.sharding import GPU_PLATFORMS, active_mesh, axis_sizes, partition_spec, sum_over, target_platform
 from t5x_lite.models.weight_gradients import has_float32_weight_gradients
 
 Function = TypeVar("Function", bound=Callable[..., Array])
@@ -44,7 +44,7 @@ def _look_up(table: Array, ids: Array, axis: str, dtype: np.dtype, sum_dtype: np
     def look_up_part(part: Float[Array, "part d"], ids: Array) -> Float[Array, "b l d"]:
         row, in_part = shards.locate(ids, part)
         states = jnp.where(in_part[..., None], part[row].astype(dtype), 0)
-        return _sum_over(states, shards.part_axes)
+        return sum_over(states, shards.part_axes)
 
     return shards.map(look_up_part, (shards.table, shards.ids), shards.states)(table, ids)
 
@@ -64,7 +64,7 @@ def _look_up_backward(
     def add_part(part: Float[Array, "part d"], ids: Array, gradient: Float[Array, "b l d"]) -> Array:
         row, in_part = shards.locate(ids, part)
         total = _add_rows(row, jnp.where(in_part[..., None], gradient, 0), len(part))
-        return _sum_over(total.astype(sum_dtype), shards.row_axes).astype(part.dtype)
+        return sum_over(total.astype(sum_dtype), shards.row_axes).astype(part.dtype)
 
     in_specs = (shards.table, shards.ids, shards.states)
     total = shards.map(add_part, in_specs, shards.table)(table, ids, gradient)
@@ -114,10 +114,6 @@ def _mesh_axes(parts: Iterable[str | tuple[str, ...] | None]) -> tuple[str, ...]
     for part in parts:
         axes.extend((part,) if isinstance(part, str) else part or ())
     return tuple(axes)
-
-
-def _sum_over(x: Array, axes: tuple[str, ...]) -> Array:
-    return jax.lax.psum(x, axes) if axes else x
 
 
 def _add_rows(ids: Int[Array, "b l"], gradient: Float[Array, "b l d"], rows: int) -> Float[Array, "v d"]:

@@ -7,7 +7,7 @@ import jax
 from jax.sharding import PartitionSpec
 from jaxtyping import Array
 
-from t5x_lite.models.sharding import LOGICAL_AXIS_RULES, axis_sizes, num_shards
+from t5x_lite.models.sharding import LOGICAL_AXIS_RULES, axis_sizes, num_shards, widen_on_cpu
 
 T = TypeVar("T")
 
@@ -51,12 +51,12 @@ def sum_shards(x: Array, axes: tuple[str, ...], width: int = 0) -> Array:
         scattered = x.shape[1:].index(width)
 
     def sum_over_devices(shard: Array) -> Array:
-        total = shard[0]
+        total = widen_on_cpu(shard[0])
         others = axes
         if scattered is not None:
             total = jax.lax.psum_scatter(total, "fsdp", scatter_dimension=scattered, tiled=True)
             others = tuple(axis for axis in axes if axis != "fsdp")
-        return jax.lax.psum(total, others)
+        return jax.lax.psum(total, others).astype(shard.dtype)
 
     spec = PartitionSpec() if scattered is None else PartitionSpec(*[None] * scattered, "fsdp")
     add_up = jax.shard_map(

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AbstractMesh, PartitionSpec
 from jaxtyping import Array
 
@@ -170,6 +171,21 @@ def map_whole_rows(function: Callable[[U], T], rows: U) -> T:
     # With the check, devices that share a row sum no equal gradients. It does not know that pipeline stages are mapped
     # over `pipeline`, outside of this function.
     return jax.shard_map(function, in_specs=(batch,), out_specs=batch, check_vma=sizes["pipeline"] == 1)(rows)
+
+
+def sum_over(arrays: T, axes: str | tuple[str, ...]) -> T:
+    """Return the sums over mesh axes of arrays that `jax.shard_map` has split, on all devices."""
+    if not axes:
+        return arrays
+    totals = jax.lax.psum(widen_on_cpu(arrays), axes)
+    return jax.tree.map(lambda total, x: total.astype(x.dtype), totals, arrays)
+
+
+def widen_on_cpu(arrays: T) -> T:
+    """Return arrays in the types in which devices can sum them: XLA's compiler for CPUs aborts on bfloat16."""
+    if target_platform() != "cpu":
+        return arrays
+    return jax.tree.map(lambda x: x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x, arrays)
 
 
 def target_platform() -> str:

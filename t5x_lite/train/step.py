@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Key, PRNGKeyArray, PyTree
 
 from t5x_lite.models.experts.activity import ROUTER_TERM, RouterLoss
 from t5x_lite.models.loss_terms import Batch, LossTerms, loss_metrics
+from t5x_lite.models.sharding import sum_over
 from t5x_lite.train.masks import apply_masks
 from t5x_lite.train.parameter_update import ParameterUpdate
 from t5x_lite.train.state import TrainState
@@ -187,7 +188,7 @@ def _accumulate_in_replicas(
     ) -> tuple[PyTree, tuple[LossTerms, PyTree]]:
         grads, outputs = _accumulate(gradient, accumulation, params, batch, keys)
         sent = jax.tree.map(lambda grad, dtype: grad.astype(dtype), grads, replicas.sent_dtypes)
-        return jax.lax.psum((sent, outputs), "data")
+        return sum_over((sent, outputs), "data")
 
     rows = PartitionSpec("data")
     replicated = PartitionSpec()

@@ -1,6 +1,6 @@
-"""Check what replicas that sum their gradients once in a step send, and their dropout, on 8 devices; print `equal`.
+"""Check what replicas that sum their gradients once in a step send, their dropout, and bfloat16, on 8 devices.
 
-Run by test_mesh.py in a process of its own, because the number of devices is fixed when JAX starts.
+Print `equal`. Run by test_mesh.py in a process of its own, because the number of devices is fixed when JAX starts.
 """
 
 import sys
@@ -23,7 +23,9 @@ WEIGHTS = 2 * VOCAB * EMBED + 4 * EMBED * EMBED + 2 * EMBED * 4 * EMBED
 """Token table, output, attention and feed-forward; the norms have 3 · 64 more."""
 
 
-def run_config(mesh: dict[str, int], *, microbatches: int, reduction: str, dropout: float = 0.0) -> RunConfig:
+def run_config(
+    mesh: dict[str, int], *, microbatches: int, reduction: str, dropout: float = 0.0, compute: str = "float32"
+) -> RunConfig:
     return RunConfig.model_validate(
         {
             "model": {
@@ -33,6 +35,7 @@ def run_config(mesh: dict[str, int], *, microbatches: int, reduction: str, dropo
                 "vocab": VOCAB,
                 "bias": False,
                 "dropout": dropout,
+                "compute": compute,
                 "tied": False,
                 "positions": "none",
             },
@@ -107,8 +110,19 @@ def check_dropout() -> None:
     assert abs(result[0] / losses(in_replicas, jax.devices(), dealt)[0] - 1) > 1e-4, "no dropout"
 
 
+def check_bfloat16() -> None:
+    """Compare with float32: bfloat16 has 8 bits, and the first loss is a mean over 128 tokens."""
+    mesh = {"data": 4, "fsdp": 2}
+    batch = make_batch()
+    expected = losses(run_config({"data": 1}, microbatches=1, reduction="microbatch"), jax.devices()[:1], batch)
+    for reduction in ("microbatch", "step"):
+        config = run_config(mesh, microbatches=2, reduction=reduction, compute="bfloat16")
+        np.testing.assert_allclose(losses(config, jax.devices(), batch), expected, rtol=1e-2)
+
+
 def main() -> None:
     check_bytes()
+    check_bfloat16()
     check_dropout()
     sys.stdout.write("equal\n")
 
