@@ -102,9 +102,10 @@ def constrain(x: Array, *names: str | None) -> Array:
     """Return `x` with its logical axes sharded over the mesh in context; without a mesh, `x` as it is."""
     if active_mesh() is None:
         return x
+    sizes = axis_sizes()
     if _in_shard.get():
-        names = tuple(None if name == "batch" else name for name in names)
-    return jax.lax.with_sharding_constraint(x, partition_spec(axis_sizes(), names, x.shape))
+        sizes.update(dict.fromkeys(LOGICAL_AXIS_RULES["batch"], 1))
+    return jax.lax.with_sharding_constraint(x, partition_spec(sizes, names, x.shape))
 
 
 _in_shard: ContextVar[bool] = ContextVar("in_shard", default=False)

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.layers import Embed
 from t5x_lite.models.losses import LossSettings, token_cross_entropy
-from t5x_lite.models.sharding import gather
+from t5x_lite.models.sharding import constrain, gather
 from t5x_lite.parallel.config import MeshConfig
 from t5x_lite.parallel.mesh import make_mesh
 from t5x_lite.planner.hlo import find_collectives
@@ -77,7 +77,12 @@ def check_output(mesh: Mesh) -> None:
     def loss(matrix: jax.Array, states: jax.Array, targets: jax.Array) -> jax.Array:
         whole = gather(matrix, ("vocab", "embed"), "embed")
         weights = jnp.ones(targets.shape)
-        return token_cross_entropy(lambda states: states @ whole.T, states, targets, weights, settings).total
+
+        def logits(states: jax.Array) -> jax.Array:
+            # As BERT's dense layer before the output matrix: `fsdp` shards the rows already, and not the channels too.
+            return constrain(states, "batch", "length", "embed") @ whole.T
+
+        return token_cross_entropy(logits, states, targets, weights, settings).total
 
     sharding = NamedSharding(mesh, P(None, "fsdp"))
     rows_sharding = NamedSharding(mesh, P(("data", "fsdp")))
