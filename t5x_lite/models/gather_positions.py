@@ -3,12 +3,12 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Int, Shaped
 
-from t5x_lite.models.sharding import map_whole_rows
+from t5x_lite.models.sharding import map_rows
 
 
 def gather_positions(values: Shaped[Array, "b l *d"], positions: Int[Array, "b p"]) -> Shaped[Array, "b p *d"]:
     """Return the values, such as states or token types, at the given positions of each row."""
-    return map_whole_rows(_gather, (values, positions))
+    return map_rows(_gather, (values, positions))
 
 
 def _gather(rows: tuple[Shaped[Array, "b l *d"], Int[Array, "b p"]]) -> Shaped[Array, "b p *d"]:

@@ -1,4 +1,4 @@
-"""Rows of a table whose parts lie on the devices of a mesh, with the gradient that is fast on a GPU."""
+"""Rows of a table that is sharded over a mesh, with a gradient that is fast on a GPU."""
 
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -23,8 +23,8 @@ MAX_ROWS_OF_PRODUCT_GRADIENT = 4096
 def look_up(table: Float[Array, "v d"], ids: Int[Array, "b l"], axis: str, dtype: DTypeLike) -> Float[Array, "b l d"]:
     """Return rows of a table.
 
-    On a mesh each device looks up its part of the table for all rows of the batch in its `fsdp` group: states are sent,
-    and neither the table nor its gradient.
+    On a mesh a device looks up its shard of the table for all rows of the batch in its `fsdp` group. It sends states,
+    not the table or its gradient.
 
     Args:
         table: the table.
@@ -39,14 +39,14 @@ def look_up(table: Float[Array, "v d"], ids: Int[Array, "b l"], axis: str, dtype
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _look_up(table: Array, ids: Array, axis: str, dtype: np.dtype, sum_dtype: np.dtype) -> Float[Array, "b l d"]:
-    shards = _Shards(table, ids, axis)
+    shardings = _Shardings(table, ids, axis)
 
-    def look_up_part(part: Float[Array, "part d"], ids: Array) -> Float[Array, "b l d"]:
-        row, in_part = shards.locate(ids, part)
-        states = jnp.where(in_part[..., None], part[row].astype(dtype), 0)
-        return sum_over(states, shards.part_axes)
+    def look_up_shard(shard: Float[Array, "shard d"], ids: Array) -> Float[Array, "b l d"]:
+        row, in_shard = shardings.locate(ids, shard)
+        states = jnp.where(in_shard[..., None], shard[row].astype(dtype), 0)
+        return sum_over(states, shardings.table_axes)
 
-    return shards.map(look_up_part, (shards.table, shards.ids), shards.states)(table, ids)
+    return shardings.map(look_up_shard, (shardings.table, shardings.ids), shardings.states)(table, ids)
 
 
 def _look_up_forward(
@@ -59,30 +59,30 @@ def _look_up_backward(
     axis: str, dtype: np.dtype, sum_dtype: np.dtype, residuals: tuple[Array, Array], gradient: Float[Array, "b l d"]
 ) -> tuple[Array, np.ndarray]:
     table, ids = residuals
-    shards = _Shards(table, ids, axis)
+    shardings = _Shardings(table, ids, axis)
 
-    def add_part(part: Float[Array, "part d"], ids: Array, gradient: Float[Array, "b l d"]) -> Array:
-        row, in_part = shards.locate(ids, part)
-        total = _add_rows(row, jnp.where(in_part[..., None], gradient, 0), len(part))
-        return sum_over(total.astype(sum_dtype), shards.row_axes).astype(part.dtype)
+    def add_to_shard(shard: Float[Array, "shard d"], ids: Array, gradient: Float[Array, "b l d"]) -> Array:
+        row, in_shard = shardings.locate(ids, shard)
+        total = _add_rows(row, jnp.where(in_shard[..., None], gradient, 0), len(shard))
+        return sum_over(total.astype(sum_dtype), shardings.id_axes).astype(shard.dtype)
 
-    in_specs = (shards.table, shards.ids, shards.states)
-    total = shards.map(add_part, in_specs, shards.table)(table, ids, gradient)
+    in_specs = (shardings.table, shardings.ids, shardings.states)
+    total = shardings.map(add_to_shard, in_specs, shardings.table)(table, ids, gradient)
     return total, np.zeros(ids.shape, jax.dtypes.float0)
 
 
 _look_up.defvjp(_look_up_forward, _look_up_backward)
 
 
-class _Shards:
+class _Shardings:
     """Shardings of a table, of ids and of the states looked up, over the mesh in context.
 
     Attributes:
         table: sharding of the table.
         ids: sharding of the ids.
         states: sharding of what is looked up.
-        part_axes: mesh axes over which the rows of the table are split.
-        row_axes: mesh axes over which the ids are split.
+        table_axes: mesh axes over which the rows of the table are split.
+        id_axes: mesh axes over which the ids are split.
     """
 
     def __init__(self, table: Float[Array, "v d"], ids: Int[Array, "b l"], axis: str) -> None:
@@ -92,8 +92,8 @@ class _Shards:
             self.table = partition_spec(sizes, (axis, "embed"), table.shape)
             self.ids = partition_spec(sizes, ("table_batch", "length"), ids.shape)
             self.states = PartitionSpec(*self.ids, self.table[1])
-        self.part_axes = _mesh_axes(self.table[:1])
-        self.row_axes = _mesh_axes(self.ids)
+        self.table_axes = _mesh_axes(self.table[:1])
+        self.id_axes = _mesh_axes(self.ids)
 
     def map(self, function: Function, in_specs: tuple[PartitionSpec, ...], out_specs: PartitionSpec) -> Function:
         """Return a function that every device computes on its shards; without a mesh, the function itself."""
@@ -101,12 +101,12 @@ class _Shards:
             return function
         return jax.shard_map(function, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
-    def locate(self, ids: Int[Array, "b l"], part: Float[Array, "part d"]) -> tuple[Array, Bool[Array, "b l"]]:
-        """Return the numbers of rows in this device's part of the table, and whether it has them."""
-        if not self.part_axes:
+    def locate(self, ids: Int[Array, "b l"], shard: Float[Array, "shard d"]) -> tuple[Array, Bool[Array, "b l"]]:
+        """Return the numbers of rows in this device's shard of the table, and whether they are in it."""
+        if not self.table_axes:
             return ids, jnp.ones(ids.shape, bool)
-        row = ids - jax.lax.axis_index(self.part_axes) * len(part)
-        return jnp.clip(row, 0, len(part) - 1), (row >= 0) & (row < len(part))
+        row = ids - jax.lax.axis_index(self.table_axes) * len(shard)
+        return jnp.clip(row, 0, len(shard) - 1), (row >= 0) & (row < len(shard))
 
 
 def _mesh_axes(parts: Iterable[str | tuple[str, ...] | None]) -> tuple[str, ...]:

@@ -104,6 +104,7 @@ def constrain(x: Array, *names: str | None) -> Array:
         return x
     sizes = axis_sizes()
     if _in_shard.get():
+        # These axes shard the rows, which `vmap` maps over: they cannot shard another axis of the array.
         sizes.update(dict.fromkeys(LOGICAL_AXIS_RULES["batch"], 1))
     return jax.lax.with_sharding_constraint(x, partition_spec(sizes, names, x.shape))
 
@@ -158,7 +159,7 @@ def map_batch_shards(function: Callable[..., T], rows: Any, shared: Any) -> T:
     return sharded(rows, shared)
 
 
-def map_whole_rows(function: Callable[[U], T], rows: U) -> T:
+def map_rows(function: Callable[[U], T], rows: U) -> T:
     """Compute a function on each device's rows of the batch; devices that share a row compute the same.
 
     Args:

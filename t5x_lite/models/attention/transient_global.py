@@ -26,7 +26,7 @@ from t5x_lite.models.attention.layer import Attention
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.layers import Norm
 from t5x_lite.models.remat import name_attention
-from t5x_lite.models.sharding import map_batch_shards, map_whole_rows
+from t5x_lite.models.sharding import map_batch_shards, map_rows
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class TransientGlobalAttention(Attention):
         """Attend to the global tokens, row by row: the offsets to them differ from row to row."""
         rows, length = x.shape[:2]
         count = length // self.block
-        blocks, sums = map_whole_rows(partial(_sum_blocks, size=self.block), (x, context.queries.segment_ids))
+        blocks, sums = map_rows(partial(_sum_blocks, size=self.block), (x, context.queries.segment_ids))
         global_states = self.global_norm(sums)
         key = self.key(global_states)
         if self.key_norm is not None:
