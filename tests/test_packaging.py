@@ -1,17 +1,20 @@
 """The package as users get it: a wheel with its configs, a version, and the versions that were tested."""
 
 import configparser
+import contextlib
 import os
 import re
 import shutil
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
 
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 import t5x_lite
@@ -222,6 +225,18 @@ def test_the_lock_and_the_constraints_have_every_dependency() -> None:
         assert canonicalize_name(requirement.name) in locked
     for name, version in pinned.items():
         assert version in locked[name]
+
+
+def test_the_constraints_can_be_installed_on_every_python_3_11() -> None:
+    """`python3` of Debian 12 is 3.11.2."""
+    refused = []
+    for line in (REPOSITORY / "tools/constraints.txt").read_text().splitlines():
+        name = Requirement(line).name
+        with contextlib.suppress(PackageNotFoundError):
+            needed = metadata(name)["Requires-Python"]
+            if needed and not SpecifierSet(needed).contains("3.11.0"):
+                refused.append(f"{name}: {needed}")
+    assert not refused
 
 
 def test_the_lock_names_the_public_index_alone() -> None:
