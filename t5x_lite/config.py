@@ -32,7 +32,7 @@ from t5x_lite.planner.config import PlanConfig
 from t5x_lite.plugins import load_plugins
 from t5x_lite.schema import Config, Int, OneOf, Settings, Strings, setting
 from t5x_lite.storage import expand
-from t5x_lite.tasks import TaskForm, objective_settings
+from t5x_lite.tasks import TaskForm, find_task, objective_settings
 from t5x_lite.train.config import OptimizerConfig, TrainConfig
 from t5x_lite.train.optimizers import NTASGD
 from t5x_lite.trees import flatten_names
@@ -340,10 +340,21 @@ class _ObjectiveSetting(Config):
 
 
 def _objective_of_tasks(tasks: tuple[str, ...], values: Settings, family: str) -> Settings:
-    """Return the objective that the tasks ask for, updated with the settings that the config gives for it."""
+    """Return the objective that the tasks ask for, updated with the settings that the config gives for it.
+
+    Raises:
+        UserError: settings of a head's objective for tasks that are learnt as text.
+    """
     objective = objective_settings(tasks, values.get("task_form", "auto"), family)
-    if not values.get("objective"):
+    given = values.get("objective")
+    if not given:
         return objective
+    head_objectives = {find_task(name).objective.name for name in tasks} - set(objective)
+    for name in head_objectives & set(given if isinstance(given, dict) else [given]):
+        raise UserError(
+            f"objective.{name}: a model of family {family} learns {', '.join(tasks)} as text; "
+            "set task_form=head, or the settings of objective.text_to_text"
+        )
     merged = schema.merge(_ObjectiveSetting, {"objective": objective}, {"objective": values["objective"]})
     return merged["objective"]
 

@@ -314,6 +314,12 @@ BAD_INPUT: dict[str, tuple[dict[str, Any], str, tuple[str, ...], str]] = {
     "heads": ({}, "", ("tasks=[sst2,cola]", "task_form=head"), "learnt together in text form alone"),
     "no text": ({}, "", ("tasks=[sst2,conll2003]", "model.family=encoder_decoder"), "conll2003 has no text form"),
     "head of T5": ({}, "", ("task_form=head", "model.family=encoder_decoder"), "a head is for an encoder or a decoder"),
+    "settings of a head": (
+        {},
+        "",
+        ("tasks=sst2", "objective.classify.pool=mean", "model.family=decoder"),
+        "objective.classify: a model of family decoder learns sst2 as text; set task_form=head",
+    ),
     "half seen": ({}, "", ("tasks=wic", "task_form=head"), "a head would not see word of wic; it is learnt as text"),
     "long targets": ({"target_len": 48}, "sentence\tlabel\nx\tno\n", (), "no room for inputs beside target_len 48"),
     "role": ({"inputs": "{other}"}, "", (), "`columns` has no role other"),
