@@ -346,16 +346,16 @@ def _objective_of_tasks(tasks: tuple[str, ...], values: Settings, family: str) -
         UserError: settings of a head's objective for tasks that are learnt as text.
     """
     objective = objective_settings(tasks, values.get("task_form", "auto"), family)
-    given = values.get("objective")
-    if not given:
+    configured = values.get("objective")
+    if not configured:
         return objective
     head_objectives = {find_task(name).objective.name for name in tasks} - set(objective)
-    for name in head_objectives & set(given if isinstance(given, dict) else [given]):
+    for name in head_objectives & set(configured if isinstance(configured, dict) else [configured]):
         raise UserError(
             f"objective.{name}: a model of family {family} learns {', '.join(tasks)} as text; "
             "set task_form=head, or the settings of objective.text_to_text"
         )
-    merged = schema.merge(_ObjectiveSetting, {"objective": objective}, {"objective": values["objective"]})
+    merged = schema.merge(_ObjectiveSetting, {"objective": objective}, {"objective": configured})
     return merged["objective"]
 
 

@@ -21,7 +21,7 @@ def write_planned_config(base: str, overrides: Sequence[str], plan: Plan, pod: P
     Args:
         base: the config of the command, which the new one is based on.
         overrides: the settings of the command.
-        plan: mesh, microbatches and policy of rematerialisation.
+        plan: mesh, microbatches, their reduction and policy of rematerialisation.
         pod: what it was planned for.
         path: the file.
 
@@ -36,7 +36,7 @@ def write_planned_config(base: str, overrides: Sequence[str], plan: Plan, pod: P
     mesh = {axis: plan.mesh.get(axis, 1) for axis in MeshConfig.model_fields}
     planned = {
         "model": {"remat": plan.remat},
-        "train": {"microbatches": plan.microbatches},
+        "train": {"microbatches": plan.microbatches, "data_reduction": plan.data_reduction},
         "mesh": mesh,
         "plan": pod.model_dump(),
     }

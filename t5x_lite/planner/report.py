@@ -38,6 +38,7 @@ def print_search(plans: Sequence[Plan]) -> None:
             (
                 _format_mesh(plan.mesh),
                 str(plan.microbatches),
+                plan.data_reduction,
                 plan.remat,
                 "yes" if plan.fits else "no",
                 f"{plan.memory_bytes / GIBIBYTE:.1f}",
@@ -45,7 +46,7 @@ def print_search(plans: Sequence[Plan]) -> None:
                 f"{plan.modelled['mfu_causal_half']:.1%}",
             )
         )
-    columns = ("mesh", "microbatches", "remat", "fits", "GiB", "step ≥ s", "MFU ≤")
+    columns = ("mesh", "microbatches", "data_reduction", "remat", "fits", "GiB", "step ≥ s", "MFU ≤")
     print_table(Console(), "candidates, best first", columns, rows)
 
 

@@ -1,4 +1,4 @@
-"""Search for the mesh, the microbatches and the rematerialisation policy with which a run is fastest on a pod."""
+"""Search for the mesh, the microbatches, their reduction and the rematerialisation with which a run is fastest."""
 
 import contextlib
 import math
@@ -35,7 +35,7 @@ COMPILED_CANDIDATES = 6
 
 
 def search(config: RunConfig, topology: str, slices: int = 1) -> list[Plan]:
-    """Plan the most promising meshes, microbatches and policies; return those that fit first, then by step time.
+    """Plan the most promising candidates; return the plans of those that fit first, then by step time.
 
     All candidates are ranked by formula. If there is a compiler, the best `COMPILED_CANDIDATES` are compiled. After a
     candidate that does not fit, the same mesh with full rematerialisation is next.
@@ -120,6 +120,8 @@ def _prefer_full_remat(waiting: list[RunConfig], mesh: MeshConfig) -> list[RunCo
 def candidates(config: RunConfig, devices: int, slices: int = 1) -> list[RunConfig]:
     """Return the config with every mesh that divides pod and model, all microbatches and rematerialisation policies.
 
+    Where `data` has several replicas and a step several microbatches, both values of `train.data_reduction` are tried,
+    if the run can have both.
     `data` joins the slices, and `fsdp` takes the remaining devices of a slice, or no more than the width has rows of
     `LANES` values, and `data` the rest. A shard of a row over `context` has at least `SHORTEST_CONTEXT_SHARD` tokens,
     and a pipeline stage has at least one repeat of the layer pattern. Candidates of one mesh follow each other.
@@ -133,6 +135,7 @@ def candidates(config: RunConfig, devices: int, slices: int = 1) -> list[RunConf
     context_sizes = [size for size in AXIS_SIZES if size == 1 or train.seq_len // size >= SHORTEST_CONTEXT_SHARD]
     pipeline_sizes = [size for size in AXIS_SIZES if size <= LARGEST_PIPELINE and pattern_repeats % size == 0]
     microbatch_counts = sorted({train.microbatches, *MICROBATCHES})
+    every_reduction = _possible_reductions(config)
 
     configs = []
     for tensor, expert, context, pipeline in product(tensor_sizes, expert_sizes, context_sizes, pipeline_sizes):
@@ -142,13 +145,23 @@ def candidates(config: RunConfig, devices: int, slices: int = 1) -> list[RunConf
         for fsdp in sorted({shards, math.gcd(shards, model.embed // LANES)}, reverse=True):
             data = slices * shards // fsdp
             mesh = MeshConfig(data=data, fsdp=fsdp, tensor=tensor, expert=expert, context=context, pipeline=pipeline)
-            for microbatches, remat in product(microbatch_counts, LEAST_RECOMPUTATION_FIRST):
+            for microbatches in microbatch_counts:
                 if train.batch_size % (microbatches * data * fsdp * expert):
                     continue
-                settings = {
-                    "mesh": mesh,
-                    "train": train.model_copy(update={"microbatches": microbatches}),
-                    "model": model.model_copy(update={"remat": remat}),
-                }
-                configs.append(config.model_copy(update=settings))
+                reductions = every_reduction if data > 1 and microbatches > 1 else (train.data_reduction,)
+                for remat, reduction in product(LEAST_RECOMPUTATION_FIRST, reductions):
+                    sums = {"microbatches": microbatches, "data_reduction": reduction}
+                    settings = {
+                        "mesh": mesh,
+                        "train": train.model_copy(update=sums),
+                        "model": model.model_copy(update={"remat": remat}),
+                    }
+                    configs.append(config.model_copy(update=settings))
     return configs
+
+
+def _possible_reductions(config: RunConfig) -> tuple[str, ...]:
+    """Return the values of `train.data_reduction` that the loss of the run allows."""
+    once = config.train.model_copy(update={"data_reduction": "step"})
+    has_problem = any(config.model_copy(update={"train": once}).problems())
+    return ("microbatch",) if has_problem else ("microbatch", "step")

@@ -49,6 +49,18 @@ def test_a_search_tries_the_microbatches_that_divide_the_batch() -> None:
     assert counted[4] == {1, 2, 4}
 
 
+def test_a_search_tries_replicas_that_sum_their_gradients_once() -> None:
+    """Only where there are replicas and microbatches, and not with experts, whose routers balance all rows."""
+    overrides = ["train.batch_size=32", "train.microbatches=1"]
+    tried = set()
+    for candidate in candidates(configuration.load(CONFIGS / "gpt3/125m.yaml", overrides), 16):
+        is_replicated = candidate.mesh.data > 1 and candidate.train.microbatches > 1
+        tried.add((is_replicated, candidate.train.data_reduction))
+    assert tried == {(True, "microbatch"), (True, "step"), (False, "microbatch")}
+    with_experts = candidates(configuration.load(CONFIGS / "switch/base_8.yaml", overrides), 16)
+    assert {candidate.train.data_reduction for candidate in with_experts} == {"microbatch"}
+
+
 @pytest.mark.slow
 def test_of_equally_fast_candidates_the_one_that_sends_least_comes_first(t5x_lite: Shell) -> None:
     """GPT-3 XL on 16 H100: without recomputation it fits in microbatches; more of them gather weights more often."""
