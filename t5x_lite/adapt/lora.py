@@ -1,13 +1,15 @@
 """LoRA: a product of two thin matrices beside each chosen one (Hu et al. 2022)."""
 
 import math
+import re
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, ClassVar
 
 from jaxtyping import Float
 
-from t5x_lite.adapt.method import AdaptationMethod, NamedArrays, target_problems, without_added
+from t5x_lite.adapt.method import AdaptationMethod, NamedArrays, pattern_problems, without_added
 from t5x_lite.arrays import Array
+from t5x_lite.models.config import ModelConfig
 from t5x_lite.schema import Int, setting
 
 if TYPE_CHECKING:
@@ -20,7 +22,10 @@ DEFAULT_TARGETS = r"attention\.(query|value)$"
 
 
 class LoRA(AdaptationMethod):
-    """product(x) + alpha/rank · up(down(dropout(x))), `up` zero at first (§4.1). The thin matrices train."""
+    """product(x) + alpha/rank · up(down(dropout(x))), `up` zero at first (§4.1). The thin matrices train.
+
+    So do the parameters of the adapted model that `trainable` names.
+    """
 
     freezes_base: ClassVar[bool] = True
 
@@ -35,13 +40,33 @@ class LoRA(AdaptationMethod):
         "those that match are adapted",
         source="Hu et al. 2022, §4.2",
     )
+    trainable: str = setting(
+        "",
+        "regular expression searched in the dotted names of the other parameters; those that match train in full, "
+        "such as tokens, or tokens|norm",
+        source="LongLoRA, Chen et al. 2024, §3.3",
+    )
+
+    @property
+    def keeps_base(self) -> bool:
+        """Return whether no parameter of the first model trains."""
+        return not self.trainable
 
     def problems(self) -> Iterator[str]:
         """See `Config`."""
-        yield from target_problems(self.targets)
+        yield from pattern_problems("targets", self.targets)
+        yield from pattern_problems("trainable", self.trainable)
+
+    def first_trained_repeat(self, name: str, model: ModelConfig) -> int | None:
+        """Train the parameters that `trainable` names too."""
+        if self.trainable and re.search(self.trainable, name):
+            return 0
+        return super().first_trained_repeat(name, model)
 
     def surgery(self, surgeon: "Surgeon") -> None:
         """Add a pair of thin matrices to every target."""
+        if self.trainable:
+            surgeon.require_parameter(self.trainable)
         from t5x_lite.models.layers import Linear
 
         config = surgeon.config

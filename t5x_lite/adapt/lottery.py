@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, TypeAlias
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt32
 
-from t5x_lite.adapt.method import AdaptationMethod, NamedArrays, target_problems
+from t5x_lite.adapt.method import AdaptationMethod, NamedArrays, pattern_problems
 from t5x_lite.arrays import Array
 from t5x_lite.schema import Int as WholeNumber
 from t5x_lite.schema import setting
@@ -53,7 +53,7 @@ class Lottery(AdaptationMethod):
 
     def problems(self) -> Iterator[str]:
         """See `Config`."""
-        yield from target_problems(self.targets)
+        yield from pattern_problems("targets", self.targets)
 
     def prunes(self, name: str, axes: "WeightAxes") -> bool:
         """Return whether a parameter is a matrix whose name matches."""

@@ -169,12 +169,12 @@ class AdaptationMethod(Config):
         raise TypeError(f"{type(self).__name__} does not adapt the embedding")
 
 
-def target_problems(targets: str) -> Iterator[str]:
-    """Yield why `targets` is not a regular expression."""
+def pattern_problems(name: str, pattern: str) -> Iterator[str]:
+    """Yield why the setting of this name is not a regular expression."""
     try:
-        re.compile(targets)
+        re.compile(pattern)
     except re.error as error:
-        yield f"targets {targets!r} is not a regular expression: {error}"
+        yield f"{name} {pattern!r} is not a regular expression: {error}"
 
 
 def without_added(weights: NamedArrays) -> dict[str, Array]:

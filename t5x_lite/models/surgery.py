@@ -21,6 +21,7 @@ from t5x_lite.models.block import Block
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.layers import Linear, SortedRows, Weight
 from t5x_lite.models.stack import Stack
+from t5x_lite.trees import flatten_names
 
 if TYPE_CHECKING:
     from t5x_lite.adapt.method import AdaptationMethod
@@ -92,6 +93,20 @@ class Surgeon:
         self.model: Any = model
         self.config = config
         self.rngs = rngs
+
+    def require_parameter(self, pattern: str) -> None:
+        """Check that a regular expression is found in the dotted name of a parameter.
+
+        Raises:
+            UserError: there is no such parameter.
+        """
+        names = list(flatten_names(nnx.to_pure_dict(nnx.state(self.model, nnx.Param))))
+        if not any(re.search(pattern, name) for name in names):
+            tops = dict.fromkeys(name.partition(".")[0] for name in names)
+            raise UserError(
+                f"adapt.method: {pattern!r} is found in the name of no parameter of this model; their names begin with "
+                + ", ".join(tops)
+            )
 
     def adapt_linears(
         self, method: "AdaptationMethod", pattern: str, create: Callable[[Linear, nnx.Rngs], Parameters]

@@ -29,6 +29,11 @@ def model_of(**settings: Any) -> ModelConfig:
     ("method", "settings", "message"),
     [
         (LoRA(targets="q_proj"), {}, "'q_proj' is found in the name of no .* attention.query, .*feedforward.down"),
+        (
+            LoRA(trainable="embed_tokens"),
+            {},
+            "'embed_tokens' is found in the name of no parameter .* with decoder, tokens",
+        ),
         (LoRA(), {"pattern": [{"mixer": MAMBA2}]}, "their names end in feedforward.down, .*mixer.value"),
         (LoRA(), {"pattern": [{"mixer": "lstm"}]}, "mixer.forward_0.input"),
         (IA3(), {"pattern": [{"mixer": "lstm"}]}, r"key\|value"),
@@ -68,6 +73,8 @@ def test_targets_that_match_nothing_end_a_run_before_it_writes(
 def test_targets_that_are_no_regular_expression_are_refused_with_the_config(method_config: MethodConfig) -> None:
     with pytest.raises(UserError, match=r"targets 'att\(' is not a regular expression"):
         method_config("adapt.method={lora: {targets: 'att('}}")
+    with pytest.raises(UserError, match=r"trainable 'norm\(' is not a regular expression"):
+        method_config("adapt.method={lora: {trainable: 'norm('}}")
 
 
 def test_ia3_scales_the_inner_channels_of_experts_and_of_shared_experts() -> None:

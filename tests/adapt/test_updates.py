@@ -250,3 +250,17 @@ def test_fusion_trains_its_route_and_keeps_the_adapters_as_their_runs_trained_th
     scores = score_function(model.spec, config)(model.params)
     scores_without = score_function(model_spec(config.model), config)(without_added(model.params))
     assert (np.abs(scores - scores_without).max(axis=1) > 1e-6).all()
+
+
+def test_lora_trains_in_full_what_trainable_names(method_config: MethodConfig) -> None:
+    model = train_steps(method_config("adapt.method={lora: {rank: 2, trainable: '^tokens|attention_norm'}}"))
+    base_weights = {name for name in without_added(model.trained) if not name.startswith("head.")}
+    assert base_weights == {
+        "tokens.weight",
+        "encoder.stack.layers.0.attention_norm.scale",
+        "encoder.stack.layers.0.attention_norm.bias",
+    }
+    for name in base_weights:
+        assert not np.array_equal(model.trained[name], model.initial[name]), name
+    assert_frozen_weights_stayed(model)
+    assert_all_weights_are_trained_or_frozen(model)
