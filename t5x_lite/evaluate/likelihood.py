@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
 
+from t5x_lite.decode.generate import truncate_prompt
 from t5x_lite.errors import UserError
 from t5x_lite.evaluate.batched_function import BatchedFunction, Features
 from t5x_lite.models.config import ModelConfig
@@ -98,10 +99,10 @@ class Likelihood:
         Args:
             pairs: inputs, at least one token for a decoder, and targets.
             window: tokens that the model reads, on each side of an encoder_decoder. Inputs that are too long lose their
-                first tokens.
+                first tokens after the soft ones.
 
         Raises:
-            UserError: more targets than the window.
+            UserError: more targets than the window, or no room beside soft tokens.
         """
         features = [self._build_features(inputs, np.asarray(targets, np.int32), window) for inputs, targets in pairs]
         rows = self._batched_function(features, "scoring")
@@ -139,10 +140,10 @@ class Likelihood:
         }
 
     def _truncate(self, inputs: Int[np.ndarray, "_"], limit: int) -> Int[np.ndarray, "_"]:
-        """Keep the last `limit` tokens."""
+        """Keep the soft tokens and the last of the others, `limit` in all."""
         if len(inputs) > limit:
             self.truncated_inputs += 1
-        return np.asarray(inputs, np.int32)[-limit:]
+        return truncate_prompt(np.asarray(inputs, np.int32), inputs[inputs < 0], limit)
 
 
 def _score_targets(
