@@ -42,6 +42,8 @@ SENTENCE_CHARACTERS = 1000
 """SentencePiece's trainer leaves out sentences above 4192 bytes; a character has at most four."""
 CHARACTER_VOCAB = 2**20
 """Largest vocabulary of characters: more than there are characters."""
+SAMPLED_UNITS = 512
+"""Pieces of text that are read for a sample: a corpus of terabytes has 60,000, of which each may be a row group."""
 TRAINER_THREADS = 2
 """Threads of SentencePiece's trainer. Its result depends on their number, so that it must not be that of the cores."""
 
@@ -60,15 +62,15 @@ def load_or_train_tokenizer(tokenizer: TokenizerConfig, data: DataConfig) -> Tok
         return Bytes()
     if isinstance(tokenizer, Words) and tokenizer.file:
         return read_words(tokenizer)
-    units: list[sources.Unit] = []
-    for source in data.sources:
-        units += sources.units(source, tables_as_text=True)
+    units_of_sources = [sources.units(source, tables_as_text=True) for source in data.sources]
+    units = list(itertools.chain.from_iterable(units_of_sources))
     folder = local_path(join(data.cache_dir, f"tokenizer-{_hash_settings(tokenizer, units)}"))
     if has_tokenizer(folder):
         return load(folder)
     max_bytes = math.inf
     if not isinstance(tokenizer, Character):
         max_bytes = tokenizer.sample_megabytes * 1e6
+        units = _spread_units(units_of_sources)
     _log(f"training on {len(units)} pieces of text")
     trained = _train_kind(tokenizer, _sample_texts(units, max_bytes))
     _log(f"{trained.vocab} pieces, in {with_urls(str(trained.save(folder)))}")
@@ -97,6 +99,16 @@ def _hash_settings(tokenizer: TokenizerConfig, units: Sequence[sources.Unit]) ->
 
 def _log(message: str) -> None:
     print(f"tokenizer: {message}", file=sys.stderr, flush=True)
+
+
+def _spread_units(units_of_sources: Sequence[Sequence[sources.Unit]]) -> list[sources.Unit]:
+    """Return all units, or about `SAMPLED_UNITS` of them, evenly spread over each source, and one of each at least."""
+    step = max(sum(len(units) for units in units_of_sources) / SAMPLED_UNITS, 1)
+    spread: list[sources.Unit] = []
+    for units in units_of_sources:
+        count = math.ceil(len(units) / step)
+        spread += [units[number * len(units) // count] for number in range(count)]
+    return spread
 
 
 def _sample_texts(units: Sequence[sources.Unit], max_bytes: float) -> Iterator[str]:

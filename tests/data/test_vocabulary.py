@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from t5x_lite.data import vocabulary
-from t5x_lite.data.config import BPE, Character, DataConfig, Unigram
+from t5x_lite.data.config import BPE, Character, DataConfig, Unigram, Words
+from t5x_lite.data.sources import SMALLEST_UNIT
 from t5x_lite.errors import UserError
 
 SOURCE = inspect.getsource(textwrap) + inspect.getsource(json.decoder)
@@ -72,6 +73,22 @@ def test_a_vocabulary_that_the_text_does_not_support_is_refused_with_the_nearest
         vocabulary.train(Character(symbols=("<tool>", "<tool>")), [SOURCE])
     with pytest.raises(UserError, match="no text"):
         vocabulary.train(Unigram(), [])
+
+
+def test_a_sample_is_spread_over_each_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """About four pieces of nine: every other one of the eight of a source, and the only one of another."""
+    monkeypatch.setattr(vocabulary, "SAMPLED_UNITS", 4)
+    (tmp_path / "large").mkdir()
+    for name in "abcdefgh":
+        (tmp_path / "large" / f"{name}.txt").write_text(f"{name} " * SMALLEST_UNIT)
+    (tmp_path / "small.txt").write_text("z")
+    mixture = [
+        {"name": "large", "files": [f"{tmp_path}/large/*.txt"]},
+        {"name": "small", "files": [f"{tmp_path}/small.txt"]},
+    ]
+    data = DataConfig.model_validate({"mixture": mixture, "cache_dir": str(tmp_path / "cache")})
+    tokenizer = vocabulary.load_or_train_tokenizer(Words(vocab=8), data)
+    assert {tokenizer.piece(number) for number in range(1, 6)} == {"a", "c", "e", "g", "z"}
 
 
 def test_a_trained_tokenizer_is_cached_until_text_or_settings_change(tmp_path: Path) -> None:
