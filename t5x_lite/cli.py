@@ -22,7 +22,7 @@ from t5x_lite.parallel.config import choose_slices, gpu_count
 from t5x_lite.parallel.job_environment import set_job_environment
 from t5x_lite.planner import libtpu
 from t5x_lite.plugins import load_plugins
-from t5x_lite.process_output import discard_stdout, is_stdout_closed, silence_orbax
+from t5x_lite.process_output import discard_stdout, is_stdout_closed, silence_libraries
 from t5x_lite.retrieval import cli as retrieval
 from t5x_lite.retrieval.config import passages_of_arguments
 from t5x_lite.unexpected import DEBUG_VARIABLE, as_user_error, describe_bug
@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None, commands: Mapping[str, Command]
 def _run_command(arguments: Sequence[str] | None, commands: Mapping[str, Command]) -> int:
     options, unknown = build_parser().parse_known_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    silence_orbax()
+    silence_libraries()
     try:
         if unknown and options.command in WITHOUT_OVERRIDES:
             raise UserError(f"{options.command}: unknown option {unknown[0]}; see t5x-lite {options.command} --help")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from t5x_lite.data.config import Bytes, DataConfig, TokenizerFile
 from t5x_lite.data.order_problems import memory_problems, order_problems
 from t5x_lite.errors import UserError
-from t5x_lite.evaluate.evaluators import Validation
+from t5x_lite.evaluate.evaluators import Tasks, Validation
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.objectives import Objective
 from t5x_lite.objectives.dummy_example import LARGEST_VOCAB, dummy_context, dummy_example
@@ -33,8 +33,7 @@ def objective_problems(config: "RunConfig", objective: Objective) -> Iterator[st
             f"objective {objective.name} compares the model with the one that it adapts: it needs "
             "adapt.method=lora or another that freezes the base, or adapt.method=reference, which keeps a copy"
         )
-    if not objective.has_validation_loss and any(isinstance(e, Validation) for e in config.eval.evaluators):
-        yield f"eval.evaluators: validation: objective {objective.name} has no loss on the validation split; remove it"
+    yield from _evaluator_problems(config, objective)
     if isinstance(objective, PolicyOptimization):
         yield from _policy_problems(config, objective)
     is_pseudo = not config.scores_left_to_right
@@ -60,6 +59,15 @@ def objective_problems(config: "RunConfig", objective: Objective) -> Iterator[st
         source_data = config.data.of_source(source)
         problems.update(dict.fromkeys(_row_problems(config, source_data, source.objective or objective)))
     yield from problems
+
+
+def _evaluator_problems(config: "RunConfig", objective: Objective) -> Iterator[str]:
+    """Yield which evaluators have nothing to evaluate."""
+    evaluators = config.eval.evaluators
+    if not objective.has_validation_loss and any(isinstance(e, Validation) for e in evaluators):
+        yield f"eval.evaluators: validation: objective {objective.name} has no loss on the validation split; remove it"
+    if not config.tasks and any(isinstance(e, Tasks) for e in evaluators):
+        yield "eval.evaluators: tasks: the run learns none; name them in `tasks`, or those of the evaluator few_shot"
 
 
 def _reduction_problems(config: "RunConfig", objectives: Sequence[Objective]) -> Iterator[str]:

@@ -46,17 +46,36 @@ def local_path(name: str | Path) -> Path:
     return _open_copy(str(name).rstrip("/")).folder
 
 
-def check_writable(name: str) -> None:
-    """Write and delete a small file in a folder of an object store. Local folders are not checked.
+def check_writable(name: str, key: str = "") -> None:
+    """Write and delete a small file where a folder is, or will be.
+
+    Args:
+        name: the folder.
+        key: the setting that names it, for the message.
 
     Raises:
-        UserError: the store cannot be written.
+        UserError: it cannot be written.
     """
     if is_remote(name):
         store, root = open_store(name)
         with explained(name, "written"):
             store.pipe_file(f"{root}/.write_test", b"")
             store.rm_file(f"{root}/.write_test")
+        return
+    start = f"{key} {name}" if key else name
+    try:
+        with tempfile.TemporaryFile(dir=nearest_folder(name)):
+            pass
+    except OSError as error:
+        raise UserError(f"{start}: cannot be created or written: {error.strerror}; choose another folder") from None
+
+
+def nearest_folder(name: str) -> Path:
+    """Return a local folder, or the nearest of those above it that exists."""
+    folder = Path(name).expanduser().absolute()
+    while not folder.exists():
+        folder = folder.parent
+    return folder
 
 
 def local_file(name: str, siblings: Sequence[str] = ()) -> Path:

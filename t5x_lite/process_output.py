@@ -19,9 +19,9 @@ def discard_stdout() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def silence_orbax() -> None:
-    """Hide Orbax's own reports of an error: it raises the error too, which is enough."""
-    for name in ("absl", "asyncio", "orbax"):
+def silence_libraries() -> None:
+    """Hide the reports that Orbax and gcsfs write of an error: they raise the error too, which is enough."""
+    for name in ("absl", "asyncio", "orbax", "gcsfs"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     report_thread_error = threading.excepthook
 

@@ -69,8 +69,19 @@ class Run:
     @property
     def checkpoints(self) -> Checkpoints:
         """The run's checkpoints."""
-        config = self.config.checkpoint
-        return Checkpoints(config.folder or storage.join(str(self.config.run_dir), "checkpoints"), config)
+        return _checkpoints_of(self.config, self.config.run_dir)
+
+    def save(self) -> None:
+        """Write the config and the tokenizer into the run directory.
+
+        Raises:
+            UserError: they cannot be written.
+        """
+        if jax.process_index() == 0:
+            write_file(self.folder / CONFIG_FILE, configuration.dump(self.config))
+            if self.stored_tokenizer is not None:
+                self.stored_tokenizer.save(self.folder)
+            local_copies.upload_changes()
 
     def trained_weights(self, mesh: Mesh, step: int | None = None) -> tuple[int, PyTree, JsonObject]:
         """Load the trainable weights of the newest intact checkpoint, or of the one of `step`.
@@ -108,17 +119,21 @@ def with_vocab(config: RunConfig, tokenizer: Tokenizer) -> RunConfig:
 
 
 def check_run_dir(config: RunConfig) -> str:
-    """Reject a run directory that belongs to another config, before any work is done.
+    """Reject a run directory with checkpoints of another config, before any work is done.
+
+    A run without a checkpoint starts anew, with any config.
 
     Returns:
         The settings that differ, each with both values, if `train.allow_changed_config` accepts them; or an empty
         string.
 
     Raises:
-        UserError: the settings that differ, each with both values; an object store that cannot be written.
+        UserError: the settings that differ, each with both values; a folder that cannot be written.
     """
     if jax.process_index() == 0:
-        local_copies.check_writable(str(config.run_dir))
+        local_copies.check_writable(str(config.run_dir), "run_dir")
+        if config.checkpoint.folder is not None:
+            local_copies.check_writable(config.checkpoint.folder, "checkpoint.folder")
     path = local_copies.local_path(str(config.run_dir)) / CONFIG_FILE
     if not path.is_file():
         return ""
@@ -128,6 +143,9 @@ def check_run_dir(config: RunConfig) -> str:
         if config.train.allow_changed_config:
             return f"{path} cannot be read any more"
         raise
+    # States on local disks are not listed here.
+    if existing_config.checkpoint.local is None and not _checkpoints_of(existing_config, config.run_dir).steps():
+        return ""
     differences = configuration.changed(existing_config, _with_absolute_paths(config))
     differences.pop("train.allow_changed_config", None)
     if config.model.vocab is None:
@@ -142,20 +160,35 @@ def check_run_dir(config: RunConfig) -> str:
     return description
 
 
-def create_run_dir(config: RunConfig, tokenizer: Tokenizer) -> Run:
-    """Create the run directory, or reuse an existing one, and write its config and tokenizer.
+def new_run(config: RunConfig, tokenizer: Tokenizer) -> Run:
+    """Return the run of a config, which is not saved yet.
 
-    The places of its checkpoints and of the runs that it adapts or continues are written as absolute paths: the run may
-    be opened from another working directory.
+    The places of its checkpoints and of the runs that it adapts or continues become absolute paths: the run may be
+    opened from another working directory.
+
+    Raises:
+        UserError: the run directory has the file of another kind of tokenizer.
     """
     config = _with_absolute_paths(with_vocab(config, tokenizer))
     folder = local_copies.local_path(str(config.run_dir))
-    spec = _spec_of_run(config, tokenizer)
-    if jax.process_index() == 0:
-        write_file(folder / CONFIG_FILE, configuration.dump(config))
-        tokenizer.save(folder)
-        local_copies.upload_changes()
-    return Run(folder, config, spec, tokenizer)
+    for name in tokenizer_files.FILES:
+        if name != tokenizer.file_name and (folder / name).is_file():
+            raise UserError(
+                f"{config.run_dir}: has the {name} of another tokenizer; delete that file, or choose another run_dir"
+            )
+    return Run(folder, config, _spec_of_run(config, tokenizer), tokenizer)
+
+
+def create_run_dir(config: RunConfig, tokenizer: Tokenizer) -> Run:
+    """Create the run directory, or reuse an existing one, and write its config and tokenizer; see `new_run`."""
+    run = new_run(config, tokenizer)
+    run.save()
+    return run
+
+
+def _checkpoints_of(config: RunConfig, run_dir: str | None) -> Checkpoints:
+    folder = config.checkpoint.folder or storage.join(str(run_dir), "checkpoints")
+    return Checkpoints(folder, config.checkpoint)
 
 
 def _with_absolute_paths(config: RunConfig) -> RunConfig:

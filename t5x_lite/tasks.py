@@ -178,7 +178,8 @@ def objective_settings(task_names: tuple[str, ...], form: TaskForm, family: str)
         _check_text_forms(task_names, tasks, family)
         return {"text_to_text": {"target_len": max(task.target_len for task in tasks)}}
     if len(tasks) > 1:
-        raise UserError("tasks: several tasks are learnt together in text form alone; set task_form=text, or name one")
+        remedy = "name one" if family == "encoder" else "set task_form=text, or name one"
+        raise UserError(f"tasks: several tasks are learnt together in text form alone; {remedy}")
     task = tasks[0]
     _check_roles_of_head(task_names[0], task)
     return {task.objective.name: task.objective.model_dump(mode="json")}

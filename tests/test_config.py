@@ -131,6 +131,8 @@ def test_a_resolved_config_repeats_the_run(small: Path) -> None:
             "eval.evaluators=[few_shto]",
             ("eval.evaluators.0", "validation, tasks, perplexity", "did you mean few_shot?"),
         ),
+        ("eval.evaluators=[tasks]", ("eval.evaluators: tasks: the run learns none", "few_shot")),
+        ("data.files=", ("`data.files` has no value: expected a list; [] is an empty one",)),
         ("eval.evaluators=few_shot", ("eval.evaluators", "expected a list, such as [few_shot]")),
         ("eval.evaluators={perplexity: {text: x}}", ("expected a list, such as [{perplexity: {text: x}}]",)),
         ("eval.evaluators=[{few_shot: {}}]", ("`eval.evaluators.0.few_shot.tasks` must be given",)),

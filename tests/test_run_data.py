@@ -8,6 +8,7 @@ import yaml
 
 from t5x_lite import config as configuration
 from t5x_lite.api import load
+from t5x_lite.cli import main
 from t5x_lite.data import vocabulary
 from t5x_lite.data.config import Unigram
 from t5x_lite.errors import UserError
@@ -80,6 +81,50 @@ def test_adapters_with_relative_paths_are_written_with_absolute_ones(
     expected = [str(tmp_path / "adapters/first"), str(tmp_path / "adapters/second")]
     assert stored["adapt"]["method"]["fusion"]["adapters"] == expected
     assert check_run_dir(config) == ""
+
+
+def test_a_run_without_a_checkpoint_starts_with_any_config(tiny_run: Path, tiny_config: Path, tmp_path: Path) -> None:
+    settings = [f"run_dir={tmp_path / 'run'}", "train.steps=4"]
+    stored_tokenizer = open_run(tiny_run).stored_tokenizer
+    assert stored_tokenizer is not None
+    create_run_dir(configuration.load(tiny_config, settings), stored_tokenizer)
+    assert check_run_dir(configuration.load(tiny_config, [*settings, "train.seed=7"])) == ""
+    with pytest.raises(UserError, match=r"belongs to a run with another config: train\.seed was 0, is 7"):
+        check_run_dir(configuration.load(tiny_config, [f"run_dir={tiny_run}", "train.seed=7"]))
+
+
+def test_a_config_that_does_not_fit_the_checkpoint_leaves_the_run_as_it_was(
+    tiny_run: Path, tiny_config: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    run_dir = tmp_path / "run"
+    shutil.copytree(tiny_run, run_dir)
+    before = (run_dir / "config.yaml").read_bytes()
+    changes = ("model.layers=3", "train.allow_changed_config=true")
+    assert main(["train", str(tiny_config), f"run_dir={run_dir}", *changes]) == 2
+    assert "does not fit this config" in capfd.readouterr().err
+    assert (run_dir / "config.yaml").read_bytes() == before
+
+
+def test_the_tokenizer_of_another_kind_is_not_left_beside_that_of_the_run(
+    tiny_config: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Of a SentencePiece model and a tokenizer.json the first would be loaded."""
+    run_dir = f"run_dir={tmp_path / 'run'}"
+    assert main(["tokenizer", str(tiny_config), run_dir]) == 0
+    assert main(["train", str(tiny_config), run_dir, "tokenizer=bytes"]) == 2
+    assert "has the tokenizer.model of another tokenizer; delete that file" in capfd.readouterr().err
+    assert not (tmp_path / "run" / "config.yaml").exists()
+
+
+@pytest.mark.parametrize("key", ["run_dir", "checkpoint.folder"])
+def test_a_folder_that_cannot_be_written_is_refused_before_the_run(
+    key: str, tiny_config: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    settings = {"run_dir": f"{tmp_path}/run", key: f"{tmp_path}/file/folder"}
+    assert main(["train", str(tiny_config), *(f"{name}={value}" for name, value in settings.items())]) == 2
+    error = capfd.readouterr().err
+    assert f"{key} {tmp_path}/file/folder: cannot be created or written: Not a directory" in error
 
 
 def test_changed_settings_that_are_allowed_are_listed(tiny_run: Path, tiny_config: Path, tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Configs of text sources, of the rows cut from them, and of tokenizers. This module does not import JAX."""
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Literal, TypeAlias
 
 from pydantic import Field, Strict
@@ -265,6 +266,17 @@ def _changed_source_settings(source: SourceConfig) -> list[str]:
 Normalization = Literal["identity", "nmt_nfkc", "nfkc", "nmt_nfkc_cf", "nfkc_cf"]
 
 
+FIRST_IDS = 3
+"""Tokens that every SentencePiece model begins with: padding, EOS and unknown."""
+
+
+def _repeated_tokens(names: Sequence[str]) -> Iterator[str]:
+    """Yield which special tokens are named twice."""
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        yield f"{', '.join(repeated)}: named twice among controls and symbols; remove one"
+
+
 class _SentencePieceConfig(Config):
     vocab: Int = setting(
         8192, "size of the vocabulary, with special tokens and extra_ids", unit="tokens", ge=8, le=2**24
@@ -275,6 +287,13 @@ class _SentencePieceConfig(Config):
     controls: Strings = setting((), "special tokens that text cannot spell, such as [CLS] [SEP] [MASK]")
     extra_ids: Int = setting(0, "number of T5's sentinels <extra_id_0> …, at the end of the vocabulary", ge=0)
     sample_megabytes: float = setting(32.0, "amount of text that the vocabulary is trained on", unit="MB", gt=0)
+
+    def problems(self) -> Iterator[str]:
+        """See `Config`."""
+        yield from _repeated_tokens((*self.controls, *self.symbols))
+        special_tokens = FIRST_IDS + len(self.controls) + len(self.symbols) + self.extra_ids
+        if special_tokens >= self.vocab:
+            yield f"vocab {self.vocab} has no room beside {special_tokens} special tokens and extra_ids; raise it"
 
 
 class Unigram(_SentencePieceConfig):

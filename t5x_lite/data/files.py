@@ -44,8 +44,12 @@ TfdsLoader: TypeAlias = Callable[..., RecordSequence]
 """Maps the name of a builder, and its split as the argument `split`, to its records."""
 
 
-def match_files(pattern: str) -> list[str]:
+def match_files(pattern: str, key: str = "data.files") -> list[str]:
     """Return the files that match a glob, sorted. A local file whose name has the signs of a glob matches itself.
+
+    Args:
+        pattern: the glob.
+        key: the setting that it comes from, for messages.
 
     Raises:
         UserError: no file matches; a match is a link to a file that does not exist; the pattern is a folder.
@@ -53,21 +57,21 @@ def match_files(pattern: str) -> list[str]:
     if storage.is_remote(pattern):
         paths = storage.match_files(pattern)
         if not paths:
-            raise UserError(f"data.files: no file matches {pattern!r}")
+            raise UserError(f"{key}: no file matches {pattern!r}")
         return paths
     expanded = str(Path(pattern).expanduser())
     if Path(expanded).is_file():
         return [expanded]
     if Path(expanded).is_dir():
-        raise UserError(f"data.files: {pattern} is a folder; name its files, as in {pattern.rstrip('/')}/**/*.txt")
+        raise UserError(f"{key}: {pattern} is a folder; name its files, as in {pattern.rstrip('/')}/**/*.txt")
     paths = []
     for path in sorted(glob.glob(expanded, recursive=True)):  # noqa: PTH207
         if Path(path).is_file():
             paths.append(path)
         elif not Path(path).exists():
-            raise UserError(f"data.files: {path} is a link without its file; remove the link or restore the file")
+            raise UserError(f"{key}: {path} is a link without its file; remove the link or restore the file")
     if not paths:
-        raise UserError(f"data.files: no file matches {pattern!r} (looked from {Path.cwd()})")
+        raise UserError(f"{key}: no file matches {pattern!r} (looked from {Path.cwd()})")
     return paths
 
 

@@ -97,9 +97,10 @@ def read_task_records(name: str, data: DataConfig, split: str) -> TaskRecords:
         UserError: no such task, no files for it, or a file that cannot be read.
     """
     task = find_task(name)
-    patterns = data.files if split == "train" else data.validation_files
+    key = "files" if split == "train" else "validation_files"
+    patterns: Sequence[str] = getattr(data, key)
     if patterns:
-        return _read_files(patterns, short_name(name), task, data.columns)
+        return _read_files(patterns, f"data.{key}", short_name(name), task, data.columns)
     if data.files:
         raise UserError(f"data.files are given, so data.validation_files must say where task {name} is evaluated")
     if not task.tfds:
@@ -110,13 +111,13 @@ def read_task_records(name: str, data: DataConfig, split: str) -> TaskRecords:
     return TaskRecords(short_name(name), task, source, describe_location)
 
 
-def _read_files(patterns: Sequence[str], name: str, task: TaskSpec, columns: Sequence[str]) -> TaskRecords:
-    """Read all files of the patterns, in which `{task}` stands for the task's name."""
+def _read_files(patterns: Sequence[str], key: str, name: str, task: TaskSpec, columns: Sequence[str]) -> TaskRecords:
+    """Read all files of the patterns of a setting, in which `{task}` stands for the task's name."""
     locations: list[str] = []
     raw_records: list[object] = []
     content = hashlib.sha256()
     for pattern in patterns:
-        for path in match_files(pattern.replace("{task}", name)):
+        for path in match_files(pattern.replace("{task}", name), key):
             for location, raw_record in read_record_file(path, columns):
                 locations.append(location)
                 raw_records.append(raw_record)
@@ -305,16 +306,17 @@ def _check_records(tasks: Sequence[TaskRecords], split: str) -> None:
 
 
 def _check_each_record(records: TaskRecords, objective: Objective) -> None:
-    """Check every record of a task, if its objective asks for it.
+    """Check every record of a task that comes from files, and of a TFDS builder if its objective asks for it.
 
     Raises:
-        UserError: a record that cannot be learnt from; names the file and the line.
+        UserError: a record that cannot be learnt from, or lacks a column; names the file and the line.
     """
-    if not isinstance(objective, Supervised) or not objective.checks_records:
+    checked = objective if isinstance(objective, Supervised) else records.task.objective
+    if not isinstance(checked, Supervised) or not (records.hash or checked.checks_records):
         return
     for number in range(len(records)):
         record = records[number]
         try:
-            objective.check_record(record)
-        except ValueError as error:
+            checked.check_record(record)
+        except (ValueError, TypeError) as error:
             raise UserError(f"{records.describe_location(number)}: task {records.name}: {error}") from None

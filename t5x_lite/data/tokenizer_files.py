@@ -50,6 +50,8 @@ def from_file(config: TokenizerFile) -> Tokenizer:
         UserError: there is no such file, or it is not a tokenizer.
     """
     path = local_file(config.path, siblings=SIBLING_FILES)
+    if path.is_dir():
+        raise UserError(f"tokenizer.file.path: {config.path} is a folder; name a file in it")
     if not path.is_file():
         raise UserError(f"tokenizer.file.path: {config.path} is not there")
     if config.extra_ids and path.suffix != ".model":
@@ -87,6 +89,8 @@ def _read(path: Path, config: TokenizerFile, settings: Settings) -> Tokenizer:
         return Bytes()
     if isinstance(model, dict):  # in GPT-2's vocab.json "model" is a token, with a number
         return HuggingFace(path.read_bytes(), settings)
+    if path.name == "tokenizer.json":
+        raise UserError(f"{path}: is not the tokenizer.json of a tokenizer: it has no `model`")
     merges = Path(config.merges or path.with_name("merges.txt"))
     if not merges.is_file():
         raise UserError(f"tokenizer.file.merges: {merges} is not there; a vocab.json needs its merges")

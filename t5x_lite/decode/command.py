@@ -1,6 +1,7 @@
 """`t5x-lite generate`: continue prompts, answer conversations, or run a recipe of reflection."""
 
 import argparse
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,6 +79,9 @@ def parse_request(options: argparse.Namespace) -> GenerationRequest:
 
 def print_results(model: GenerationModel, request: GenerationRequest) -> None:
     """Generate, and print the texts."""
+    if model.config.model.is_encoder_only and request.settings:
+        options = ", ".join("--" + name.replace("_", "-") for name in request.settings)
+        logging.warning("an encoder fills masks and generates nothing: %s has no effect", options)
     if request.recipe is not None:
         reflect = Reflector(model, request.recipe, request.settings)
         print_reflections(reflect(request.prompts), request.trace)

@@ -106,8 +106,9 @@ def _span_after(sentinel: int, answer: Sequence[int], sentinels: Sequence[int]) 
 def _print_masks(model: GenerationModel, prompts: Sequence[str]) -> None:
     console = _plain_console()
     for prompt in prompts:
+        table = _candidates_table(fill_masks(model, prompt))
         console.print(prompt)
-        console.print(_candidates_table(fill_masks(model, prompt)))
+        console.print(table)
 
 
 def _print_spans(model: GenerationModel, prompts: Sequence[str], decoding: Sampling | Beam) -> None:

@@ -1,5 +1,6 @@
 """Text generation: prompts to ids, prefill and decoding on the mesh of the weights, and ids to text."""
 
+import itertools
 import logging
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -324,12 +325,14 @@ def _without_begun_stop(text: str, stop_strings: Sequence[str]) -> str:
 def write_stream(prompt: str, texts: Iterator[list[str]], write: Callable[[str], object]) -> None:
     """Write the prompt, then each new part of the only continuation in `texts` (see `Generator.stream`).
 
-    A character whose last bytes are not generated yet decodes to U+FFFD; it is written once it is complete.
+    The prompt waits for the first text, so that an error comes before it. A character whose last bytes are not
+    generated yet decodes to U+FFFD; it is written once it is complete.
     """
+    first_texts = list(itertools.islice(texts, 1))
     write(prompt)
     written = ""
     text = ""
-    for (text,) in texts:
+    for (text,) in itertools.chain(first_texts, texts):
         complete = text.rstrip("\ufffd")
         if complete.startswith(written):
             write(complete[len(written) :])

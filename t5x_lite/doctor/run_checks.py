@@ -1,7 +1,6 @@
 """Checks of all that a run's config needs: files, tokenizer, storage, libraries and devices. Nothing is trained."""
 
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -142,18 +141,10 @@ def check_folder(name: str) -> str:
     Raises:
         UserError: it cannot be written, or a store cannot be reached.
     """
+    local_copies.check_writable(name)
     if storage.is_remote(name):
-        local_copies.check_writable(name)
         return f"{name}, writable"
-    folder = Path(name).expanduser().absolute()
-    existing = folder
-    while not existing.exists():
-        existing = existing.parent
-    try:
-        with tempfile.TemporaryFile(dir=existing):
-            free_bytes = shutil.disk_usage(existing).free
-    except OSError as error:
-        raise UserError(f"{name}: cannot be created or written: {error.strerror}; choose another folder") from None
+    free_bytes = shutil.disk_usage(local_copies.nearest_folder(name)).free
     return f"{name}, writable, {format_si(free_bytes)}B free"
 
 

@@ -46,7 +46,7 @@ def read_pairs(files: Sequence[str], limit: int | None = None) -> list[MinimalPa
     pairs = []
     counts: defaultdict[str, int] = defaultdict(int)
     for pattern in files:
-        for path in match_files(pattern):
+        for path in match_files(pattern, "blimp.files"):
             for pair in _read_file(path):
                 counts[pair.paradigm] += 1
                 if limit is None or counts[pair.paradigm] <= limit:

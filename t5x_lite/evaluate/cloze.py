@@ -151,7 +151,7 @@ def word_token(tokenizer: Tokenizer, word: str) -> int:
 def _read_texts(task: Cloze, files: Sequence[str]) -> list[ClozeText]:
     texts = []
     for pattern in files:
-        for path in match_files(pattern):
+        for path in match_files(pattern, "cloze.files"):
             for location, record in read_record_file(path, task.columns):
                 texts.append(_fill_pattern(task, record, location))
     if not texts:

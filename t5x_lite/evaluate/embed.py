@@ -149,7 +149,8 @@ def embed_file(
     """
     suffix = ".npz" if pool == "none" else ".npy"
     if to.suffix != suffix:
-        raise UserError(f"--to {to}: pool {pool} makes an {suffix} file")
+        result = "states of tokens (pool none)" if pool == "none" else "a vector for each line"
+        raise UserError(f"--to {to}: {result} need a file that ends in {suffix}")
     check_not_input(to, file)
     texts = read_texts(file)
     if pool != "none":

@@ -56,7 +56,7 @@ class Supervised(Objective):
         roles: columns that each record must have.
         flaw: the defect that makes a record unlearnable (see `learnable`), for a message; empty if there is none.
         uses_head: it learns the scores of a head, and not the model's own probabilities of tokens.
-        checks_records: every record is checked by `check_record` before a run begins.
+        checks_records: every record of a TFDS builder, too, is checked by `check_record` before a run begins.
     """
 
     families: ClassVar[tuple[Family, ...]] = ("encoder", "decoder")
@@ -81,11 +81,12 @@ class Supervised(Objective):
             raise ValueError(f"objective {self.name} needs a model that predicts tokens (model.outputs)")
 
     def check_record(self, record: Record) -> None:
-        """Refuse a record that nothing can be learnt from.
+        """Refuse a record that nothing can be learnt from; by default, one without a right answer.
 
         Raises:
             ValueError: with the reason; the caller names the record.
         """
+        self.reference(record)
 
     @abstractmethod
     def examples(self, record: Record, coder: Coder, context: ExampleContext) -> list[Features]:

@@ -88,6 +88,8 @@ def _describe_error(kind: type[Config], path: Sequence[str], details: ErrorDetai
             return f"`{key}` is {value!r}, expected a text; on the command line, quote it twice, as in {quoted}"
         case "not_a_kind":
             return f"`{key}` is {value!r}: {details['msg']}{_suggest_component(value, details['msg'])}"
+        case "tuple_type" if value is None:
+            return f"`{key}` has no value: expected a list; [] is an empty one"
         case "tuple_type":
             return f"`{key}` is {value!r}: expected a list, such as [{_format_item(value)}]"
         case "too_short":

@@ -27,7 +27,7 @@ from t5x_lite.parallel.distributed import (
 from t5x_lite.planner.remat_choice import resolve_remat
 from t5x_lite.progress import format_duration, format_si
 from t5x_lite.run_data import open_run_data, open_tokenizer
-from t5x_lite.run_dir import DIVERGED_FILE, Run, check_run_dir, create_run_dir, lock_dir, with_vocab
+from t5x_lite.run_dir import DIVERGED_FILE, Run, check_run_dir, lock_dir, new_run, with_vocab
 from t5x_lite.run_rewards import check_rewards
 from t5x_lite.run_teacher import check_teacher
 from t5x_lite.storage import delete_file, file_exists, join, write_bytes
@@ -92,7 +92,7 @@ def train(config: RunConfig) -> tuple[Run, bool]:
         jax.set_mesh(mesh),
         stop_requests() as stop,
     ):
-        run = create_run_dir(config, tokenizer)
+        run = new_run(config, tokenizer)
         with uploading(), Display(config.train.steps, enabled=jax.process_index() == 0) as display:
             kernels = "; ".join(f"{kind} by {kernel}" for kind, kernel in attention_kernels.items())
             if kernels:
@@ -149,6 +149,7 @@ class Trainer:
         steps: Steps,
         display: Display,
     ) -> None:
+        self._run = run
         self.folder = run.folder
         self.config = run.config
         self.mesh = mesh
@@ -232,6 +233,8 @@ class Trainer:
         """
         store.checkpoints.clean()
         progress, state = store.load()
+        # Only now: a checkpoint that does not fit the config must not lose its own.
+        self._run.save()
         if progress.step >= self.config.train.steps and progress.step:
             self.display.print(f"complete: step {progress.step} of {self.config.train.steps}, in {self.config.run_dir}")
             return True

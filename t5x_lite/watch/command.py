@@ -18,6 +18,8 @@ from t5x_lite.watch.status import Status, WatchedRun, open_watched, read_status
 LOCAL_SECONDS = 2.0
 REMOTE_SECONDS = 30.0
 """Seconds between two looks at a run in a bucket: its metrics are uploaded every 30 seconds."""
+MOST_SECONDS = 86400
+"""A day, the longest time between two looks."""
 
 
 def watch(run: str, seconds: float | None, *, once: bool, as_json: bool) -> None:
@@ -32,8 +34,8 @@ def watch(run: str, seconds: float | None, *, once: bool, as_json: bool) -> None
     Raises:
         UserError: it is not a run directory, or cannot be read.
     """
-    if seconds is not None and seconds <= 0:
-        raise UserError(f"--every {seconds:g}: must be above 0 seconds")
+    if seconds is not None and not 0 < seconds <= MOST_SECONDS:
+        raise UserError(f"--every {seconds:g}: must be above 0 and at most {MOST_SECONDS} seconds")
     watched = open_watched(run)
     follower = MetricsFollower(watched.name)
     follower.update()

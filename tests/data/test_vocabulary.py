@@ -75,6 +75,13 @@ def test_a_vocabulary_that_the_text_does_not_support_is_refused_with_the_nearest
         vocabulary.train(Unigram(), [])
 
 
+def test_special_tokens_that_do_not_fit_are_refused_with_the_config() -> None:
+    with pytest.raises(ValueError, match="vocab 64 has no room beside 105 special tokens and extra_ids"):
+        Unigram(vocab=64, extra_ids=100, controls=("[CLS]", "[SEP]"))
+    with pytest.raises(ValueError, match=r"\[CLS\]: named twice among controls and symbols"):
+        BPE(controls=("[CLS]", "[CLS]"))
+
+
 def test_a_sample_is_spread_over_each_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """About four pieces of nine: every other one of the eight of a source, and the only one of another."""
     monkeypatch.setattr(vocabulary, "SAMPLED_UNITS", 4)

@@ -81,6 +81,8 @@ def test_a_run_is_followed_until_it_is_complete(tmp_path: Path, capsys: pytest.C
     training = threading.Thread(target=train)
     training.start()
     assert main(["watch", str(folder), "--every", "0.01"]) == 0
+    for seconds in ("nan", "0", "1e300"):
+        assert main(["watch", str(folder), "--every", seconds]) == 2
     training.join()
     assert "3/3 (100.0%), complete" in capsys.readouterr().out
 

@@ -102,7 +102,7 @@ def read_sets(settings: Decontaminate) -> dict[str, EvaluationSet]:
     """
     sets = {}
     for pattern in settings.files:
-        for path in match_files(pattern):
+        for path in match_files(pattern, "decontaminate.files"):
             sets[path] = _build_set(settings, list(_read_examples(settings, path)))
     return sets
 
