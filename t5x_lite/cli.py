@@ -235,6 +235,8 @@ def sweep(options: argparse.Namespace, overrides: list[str]) -> int:
     if not words:
         expected = "a sweep's YAML file or a CSV file" if action == "fit" else "a sweep's YAML file"
         raise UserError(f"sweep {action}: give {expected}")
+    if not action and len(words) > 1 and "=" not in words[1] and not words[1].startswith("-"):
+        raise UserError(f"sweep: there is no action {words[0]!r}; there are fit, eval and plot")
     subject = local_copies.local_path(words[0])
     sweep_overrides = words[1:]
     unknown = [word for word in sweep_overrides if "=" not in word]

@@ -156,7 +156,8 @@ class TextData:
         if not sources:
             raise UserError(
                 "no document fell into the validation split; raise data.validation_fraction, name "
-                "data.validation_files, or split by data.validation_by=position"
+                "data.validation_files, split by data.validation_by=position, or, if a file holds many documents, cut "
+                "it by data.document=line or paragraph"
             )
         row_plans = [row_plan for _, row_plan, _ in sources]
         builders = [builder for _, _, builder in sources]

@@ -308,7 +308,8 @@ def test_tensors_that_do_not_fit_are_all_named_in_one_error(llama: Case, tmp_pat
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({}, "config.json: cannot be read"),
+        ({}, "has no config.json; name the folder of a Hugging Face model"),
+        ({"config.yaml": ""}, "has no config.json; it is a run already"),
         ({"config.json": "{"}, "config.json: cannot be read"),
         ({"config.json": '{"model_type": "resnet"}'}, "'resnet' is not one of t5, mt5"),
         ({"config.json": '{"model_type": "gpt_neoxx"}'}, "gpt_oss; did you mean gpt_neox?"),
