@@ -10,6 +10,7 @@ from t5x_lite.errors import UserError
 from t5x_lite.evaluate.config import EVAL_ARGUMENTS
 from t5x_lite.evaluate.options import add_embed_options, add_probe_options
 from t5x_lite.retrieval.arguments import add_index_arguments, add_passage_options, add_search_arguments
+from t5x_lite.sweep.arguments import add_sweep_arguments
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -87,67 +88,7 @@ def _add_plan(commands: Commands) -> None:
 
 def _add_sweep(commands: Commands) -> None:
     parser = _add_command(commands, "sweep", "train a grid of runs, fit a scaling law to them, evaluate and draw them")
-    parser.usage = "t5x-lite sweep [options] [fit|eval|plot] SWEEP [key=value ...]"
-    parser.add_argument(
-        "words",
-        metavar="[fit|eval|plot] SWEEP [key=value ...]",
-        nargs="+",
-        help="YAML file of a sweep or name of a shipped one, and overrides; `fit`, `eval` and `plot` also take a "
-        "sweep's folder, and `fit` a CSV file of results; `eval` has the key=value arguments of `t5x-lite eval`, and "
-        "`plot` has tasks=",
-    )
-    parser.add_argument("--yes", action="store_true", help="start the runs without asking")
-    parser.add_argument(
-        "--budget", type=float, help="fit: FLOPs of the best run to predict (default: ten times the largest run's)"
-    )
-    parser.add_argument(
-        "--run",
-        type=float,
-        nargs=2,
-        metavar=("N", "D"),
-        help="fit: also predict the loss of a run with N parameters and D tokens",
-    )
-    parser.add_argument("--draws", type=int, help="fit: samples of each bootstrap (default 1000)")
-    parser.add_argument(
-        "--drop-highest", type=int, metavar="K", help="fit: leave out the K runs with the highest losses"
-    )
-    parser.add_argument(
-        "--emit", type=_local_path, metavar="CONFIG", help="fit: write the config of the predicted best run"
-    )
-    parser.add_argument(
-        "--include", type=_local_path, metavar="FOLDER", help="eval: folder with YAML files of further tasks"
-    )
-    parser.add_argument(
-        "--limit", type=int, metavar="N", help="eval: largest number of documents per task, or pairs per set"
-    )
-    parser.add_argument(
-        "--to", type=_local_path, metavar="PICTURE", help="plot: .png to write, with a .csv (default: in SWEEP/eval)"
-    )
-    parser.add_argument("--json", action="store_true", help="fit, eval: print the result as JSON")
-
-
-def check_sweep_options(options: argparse.Namespace, action: str) -> None:
-    """Refuse options of `sweep` that are for another of its actions.
-
-    Raises:
-        UserError: with the name of the option.
-    """
-    for option, is_given, actions in (
-        ("--yes", options.yes, ("",)),
-        ("--budget", options.budget is not None, ("fit",)),
-        ("--run", options.run is not None, ("fit",)),
-        ("--draws", options.draws is not None, ("fit",)),
-        ("--drop-highest", options.drop_highest is not None, ("fit",)),
-        ("--emit", options.emit is not None, ("fit",)),
-        ("--include", options.include is not None, ("eval",)),
-        ("--limit", options.limit is not None, ("eval",)),
-        ("--to", options.to is not None, ("plot",)),
-        ("--json", options.json, ("fit", "eval")),
-    ):
-        if is_given and action not in actions:
-            command = f"sweep {action}".strip()
-            right_commands = " and ".join(f"`{f'sweep {right}'.strip()}`" for right in actions)
-            raise UserError(f"{command}: {option} is for {right_commands}")
+    add_sweep_arguments(parser)
 
 
 def _add_eval(commands: Commands) -> None:

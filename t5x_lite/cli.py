@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import t5x_lite
 from t5x_lite import config as configuration
 from t5x_lite import local_copies, schema
-from t5x_lite.arguments import build_parser, check_sweep_options
+from t5x_lite.arguments import build_parser
 from t5x_lite.errors import STOPPED, UserError
 from t5x_lite.parallel.config import choose_slices, gpu_count
 from t5x_lite.parallel.job_environment import set_job_environment
@@ -25,6 +25,7 @@ from t5x_lite.plugins import load_plugins
 from t5x_lite.process_output import discard_stdout, is_stdout_closed, silence_libraries
 from t5x_lite.retrieval import cli as retrieval
 from t5x_lite.retrieval.config import passages_of_arguments
+from t5x_lite.sweep.arguments import parse_words
 from t5x_lite.unexpected import DEBUG_VARIABLE, as_user_error, describe_bug
 
 if TYPE_CHECKING:
@@ -229,19 +230,8 @@ def _simulate_devices(count: int) -> None:
 
 def sweep(options: argparse.Namespace, overrides: list[str]) -> int:
     """Run `t5x-lite sweep [fit|eval|plot] SWEEP [key=value …]`."""
-    words = [*options.words, *overrides]
-    action = words.pop(0) if words[0] in {"fit", "eval", "plot"} else ""
-    check_sweep_options(options, action)
-    if not words:
-        expected = "a sweep's YAML file or a CSV file" if action == "fit" else "a sweep's YAML file"
-        raise UserError(f"sweep {action}: give {expected}")
-    if not action and len(words) > 1 and "=" not in words[1] and not words[1].startswith("-"):
-        raise UserError(f"sweep: there is no action {words[0]!r}; there are fit, eval and plot")
-    subject = local_copies.local_path(words[0])
-    sweep_overrides = words[1:]
-    unknown = [word for word in sweep_overrides if "=" not in word]
-    if unknown:
-        raise UserError(f"sweep: unknown option {unknown[0]}; see t5x-lite sweep --help")
+    action, name, sweep_overrides = parse_words(options, [*options.words, *overrides])
+    subject = local_copies.local_path(name)
     environment = dict(os.environ)
     os.environ["JAX_PLATFORMS"] = "cpu"  # this process only counts shapes; the devices are for the runs
     match action:

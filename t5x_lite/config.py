@@ -16,8 +16,9 @@ from t5x_lite.adapt.trainable import TrainableSplit
 from t5x_lite.checkpoint_config import CheckpointConfig
 from t5x_lite.config_files import find_config
 from t5x_lite.config_problems import distillation_problems, objective_problems
-from t5x_lite.data.config import TOKENIZERS, Bytes, DataConfig, TokenizerConfig, TokenizerFile, Unigram
+from t5x_lite.data.config import DataConfig
 from t5x_lite.data.stages import Stage, resolve_stages, stage_problems, title
+from t5x_lite.data.tokenizer_config import TOKENIZERS, Bytes, TokenizerConfig, TokenizerFile, Unigram
 from t5x_lite.errors import UserError, one_line
 from t5x_lite.evaluate.config import EvalConfig
 from t5x_lite.evaluate.evaluators import Evaluator, Tasks, Validation
@@ -349,8 +350,8 @@ def _objective_of_tasks(tasks: tuple[str, ...], values: Settings, family: str) -
     configured = values.get("objective")
     if not configured:
         return objective
-    head_objectives = {find_task(name).objective.name for name in tasks} - set(objective)
-    for name in head_objectives & set(configured if isinstance(configured, dict) else [configured]):
+    name = next(iter(configured)) if isinstance(configured, dict) else str(configured)
+    if name not in objective and name in {find_task(task).objective.name for task in tasks}:
         raise UserError(
             f"objective.{name}: a model of family {family} learns {', '.join(tasks)} as text; "
             "set task_form=head, or the settings of objective.text_to_text"

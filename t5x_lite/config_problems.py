@@ -3,8 +3,9 @@
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from t5x_lite.data.config import Bytes, DataConfig, TokenizerFile
+from t5x_lite.data.config import DataConfig
 from t5x_lite.data.order_problems import memory_problems, order_problems
+from t5x_lite.data.tokenizer_config import Bytes, TokenizerFile
 from t5x_lite.errors import UserError
 from t5x_lite.evaluate.evaluators import Tasks, Validation
 from t5x_lite.models.config import ModelConfig

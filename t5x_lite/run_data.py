@@ -4,9 +4,9 @@ from pathlib import Path
 
 from t5x_lite.config import RunConfig
 from t5x_lite.config_files import SHIPPED_CONFIGS
-from t5x_lite.data.config import TokenizerFile
 from t5x_lite.data.open_data import open_data
 from t5x_lite.data.tokenizer import Tokenizer
+from t5x_lite.data.tokenizer_config import TokenizerFile
 from t5x_lite.data.tokenizer_files import from_file
 from t5x_lite.data.tokenizer_settings import CHAT_TEMPLATE, read_chat_template
 from t5x_lite.data.training_data import PipelineSettings, TrainingData

@@ -133,6 +133,7 @@ def test_a_resolved_config_repeats_the_run(small: Path) -> None:
         ),
         ("eval.evaluators=[tasks]", ("eval.evaluators: tasks: the run learns none", "few_shot")),
         ("data.files=", ("`data.files` has no value: expected a list; [] is an empty one",)),
+        ("objective=[causal]", ("`objective` is ['causal']",)),
         ("eval.evaluators=few_shot", ("eval.evaluators", "expected a list, such as [few_shot]")),
         ("eval.evaluators={perplexity: {text: x}}", ("expected a list, such as [{perplexity: {text: x}}]",)),
         ("eval.evaluators=[{few_shot: {}}]", ("`eval.evaluators.0.few_shot.tasks` must be given",)),
@@ -404,3 +405,8 @@ def test_the_scaling_of_positions_is_read_under_its_earlier_names() -> None:
     assert scaling == YarnScaling(factor=4.0, original_length=64, beta_fast=30.0, beta_slow=2.0, truncate=False)
     assert Rotary.model_validate({"stretch": None}) == Rotary()
     assert Rotary.model_validate({"stretch": "llama3"}).scaling == Llama3Scaling()
+
+
+@pytest.mark.parametrize("objective", ["[classify]", "5"])
+def test_an_objective_of_a_wrong_type_is_refused_beside_tasks_too(small: Path, objective: str) -> None:
+    assert "`objective` is" in load_error(small, "tasks=sst2", f"objective={objective}")

@@ -12,7 +12,7 @@ import yaml
 import t5x_lite
 from t5x_lite import config as configuration
 from t5x_lite.cli import main
-from t5x_lite.data.config import Words
+from t5x_lite.data.tokenizer_config import Words
 from t5x_lite.data.word_vocabulary import read_words
 from t5x_lite.errors import UserError
 from t5x_lite.models.spec import model_spec

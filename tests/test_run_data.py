@@ -10,7 +10,7 @@ from t5x_lite import config as configuration
 from t5x_lite.api import load
 from t5x_lite.cli import main
 from t5x_lite.data import vocabulary
-from t5x_lite.data.config import Unigram
+from t5x_lite.data.tokenizer_config import Unigram
 from t5x_lite.errors import UserError
 from t5x_lite.run_data import open_tokenizer
 from t5x_lite.run_dir import check_run_dir, create_run_dir, open_run

@@ -20,7 +20,7 @@ from t5x_lite.adapt import ADAPTATIONS
 from t5x_lite.arguments import build_parser
 from t5x_lite.config import RunConfig
 from t5x_lite.data.cleaning import CLEANING
-from t5x_lite.data.config import TOKENIZERS
+from t5x_lite.data.tokenizer_config import TOKENIZERS
 from t5x_lite.evaluate.demonstrations import DEMONSTRATIONS
 from t5x_lite.evaluate.evaluators import EVALUATORS
 from t5x_lite.models.attention.kinds import ATTENTION

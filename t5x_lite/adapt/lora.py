@@ -65,10 +65,10 @@ class LoRA(AdaptationMethod):
 
     def surgery(self, surgeon: "Surgeon") -> None:
         """Add a pair of thin matrices to every target."""
-        if self.trainable:
-            surgeon.require_parameter(self.trainable)
         from t5x_lite.models.layers import Linear
 
+        if self.trainable:
+            surgeon.require_parameter(self.trainable)
         config = surgeon.config
 
         def create(linear: "Linear", rngs: "nnx.Rngs") -> "Parameters":

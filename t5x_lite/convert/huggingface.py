@@ -74,9 +74,8 @@ def import_hf(folder: Path, run_dir: str | Path, *, without_head: bool = False) 
         without_head = True
     config_path = folder / "config.json"
     if not config_path.is_file():
-        remedy = (
-            "it is a run already" if (folder / "config.yaml").is_file() else "name the folder of a Hugging Face model"
-        )
+        is_run = (folder / "config.yaml").is_file()
+        remedy = "it is a run already" if is_run else "name the folder of a Hugging Face model"
         raise UserError(f"{folder}: has no config.json; {remedy}")
     config = read_json_object(config_path)
     model_type = MODEL_TYPES.get(str(config.get("model_type", "")))
@@ -212,8 +211,11 @@ def export_hf(
         hub_name: its name on the Hugging Face Hub, for the model card.
 
     Raises:
-        UserError: a model that none of the known model types can hold, with what stands in the way.
+        UserError: a model that none of the known model types can hold, with what stands in the way; a file in the place
+            of the folder.
     """
+    if folder.is_file():
+        raise UserError(f"{folder}: is a file; name a folder for the model")
     run = open_run(run_dir)
     check_not_input(folder, run.folder, run.folder / "checkpoints")
     imported_config: ForeignConfig = run.huggingface_config
@@ -227,8 +229,6 @@ def export_hf(
     weight_map = model_type.build_weight_map(model)
     dtype = np.dtype(imported_config.get("dtype", "float32"))
     exported_step, arrays = _load_arrays(run, step)
-    if folder.is_file():
-        raise UserError(f"{folder}: is a file; name a folder for the model")
     folder.mkdir(parents=True, exist_ok=True)
     mappings = _rename_as_imported(weight_map.mappings, model_type, imported_config)
     files = split_into_files(mappings, dtype.itemsize, max_file_bytes)

@@ -9,9 +9,9 @@ from tokenizers import normalizers
 from t5x_lite.convert.config_table import ForeignConfig
 from t5x_lite.data import sentencepiece_conversion
 from t5x_lite.data.byte_tokenizer import Bytes
-from t5x_lite.data.config import TokenizerFile
 from t5x_lite.data.huggingface_tokenizer import HuggingFace
 from t5x_lite.data.tokenizer import SentencePiece, Settings, Tokenizer
+from t5x_lite.data.tokenizer_config import TokenizerFile
 from t5x_lite.data.tokenizer_files import from_file, unreadable_as_user_error, with_extra_ids
 from t5x_lite.data.tokenizer_settings import added_tokens, apply_settings, complete_settings, token_name
 from t5x_lite.data.vocabulary_files import frame_texts, mark_special_tokens, read_byte_level, read_word_piece

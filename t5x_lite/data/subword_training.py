@@ -6,9 +6,9 @@ from collections.abc import Iterable, Iterator, Sequence
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from t5x_lite.data.config import ByteBPE, WordPiece
 from t5x_lite.data.huggingface_tokenizer import SPLITS_SPECIAL_TOKENS, HuggingFace
 from t5x_lite.data.tokenizer import BETWEEN_WORDS, BLOCK_CHARACTERS, cut_blocks
+from t5x_lite.data.tokenizer_config import ByteBPE, WordPiece
 from t5x_lite.data.vocabulary_files import GPT4_WORDS, byte_level_words
 from t5x_lite.errors import UserError
 

@@ -7,9 +7,9 @@ from pathlib import Path
 from sentencepiece import sentencepiece_model_pb2
 
 from t5x_lite.data.byte_tokenizer import Bytes
-from t5x_lite.data.config import TokenizerFile
 from t5x_lite.data.huggingface_tokenizer import HuggingFace
 from t5x_lite.data.tokenizer import SETTINGS_FILE, SentencePiece, Settings, Tokenizer
+from t5x_lite.data.tokenizer_config import TokenizerFile
 from t5x_lite.data.tokenizer_settings import CHAT_TEMPLATE_FILE, apply_settings, read_tokenizer_settings
 from t5x_lite.data.vocabulary_files import read_byte_level, read_word_piece
 from t5x_lite.errors import UserError, one_line

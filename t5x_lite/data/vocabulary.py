@@ -15,12 +15,15 @@ import sentencepiece
 
 from t5x_lite.data import sources
 from t5x_lite.data.byte_tokenizer import Bytes
-from t5x_lite.data.config import (
+from t5x_lite.data.config import DataConfig
+from t5x_lite.data.record_text import FIELD_BORDER
+from t5x_lite.data.subword_training import train_byte_bpe, train_word_piece
+from t5x_lite.data.tokenizer import SentencePiece, Tokenizer
+from t5x_lite.data.tokenizer_config import (
     BPE,
     TOKENIZERS,
     ByteBPE,
     Character,
-    DataConfig,
     TokenizerConfig,
     TokenizerFile,
     TrainedTokenizer,
@@ -28,10 +31,7 @@ from t5x_lite.data.config import (
     WordPiece,
     Words,
 )
-from t5x_lite.data.config import Bytes as BytesConfig
-from t5x_lite.data.record_text import FIELD_BORDER
-from t5x_lite.data.subword_training import train_byte_bpe, train_word_piece
-from t5x_lite.data.tokenizer import SentencePiece, Tokenizer
+from t5x_lite.data.tokenizer_config import Bytes as BytesConfig
 from t5x_lite.data.tokenizer_files import from_file, has_tokenizer, load, with_extra_ids
 from t5x_lite.data.word_vocabulary import read_words, train_words
 from t5x_lite.errors import UserError

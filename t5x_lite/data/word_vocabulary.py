@@ -5,9 +5,9 @@ from collections.abc import Iterable, Sequence
 import tokenizers
 from tokenizers import models, normalizers, pre_tokenizers, trainers
 
-from t5x_lite.data.config import Words
 from t5x_lite.data.huggingface_tokenizer import SPLITS_SPECIAL_TOKENS, HuggingFace
 from t5x_lite.data.subword_training import text_blocks
+from t5x_lite.data.tokenizer_config import Words
 from t5x_lite.errors import UserError
 from t5x_lite.local_copies import local_file
 

@@ -81,7 +81,7 @@ def print_results(model: GenerationModel, request: GenerationRequest) -> None:
     """Generate, and print the texts."""
     if model.config.model.is_encoder_only and request.settings:
         options = ", ".join("--" + name.replace("_", "-") for name in request.settings)
-        logging.warning("an encoder fills masks and generates nothing: %s has no effect", options)
+        logging.warning("an encoder fills masks, without the options of generation: %s", options)
     if request.recipe is not None:
         reflect = Reflector(model, request.recipe, request.settings)
         print_reflections(reflect(request.prompts), request.trace)

@@ -10,7 +10,8 @@ from t5x_lite import config as configuration
 from t5x_lite import local_copies, storage
 from t5x_lite.config import RunConfig
 from t5x_lite.data.cleaning.clean_unit import CleaningStep, step_name
-from t5x_lite.data.config import SourceConfig, TokenizerFile
+from t5x_lite.data.config import SourceConfig
+from t5x_lite.data.tokenizer_config import TokenizerFile
 from t5x_lite.errors import UserError
 from t5x_lite.evaluate.evaluators import Evaluator
 from t5x_lite.progress import format_si

@@ -96,7 +96,7 @@ def _text_of(location: str, record: object) -> str:
 
 def _read_text(pattern: str) -> str:
     texts = []
-    for path in match_files(pattern, "memorisation"):
+    for path in match_files(pattern, "file"):
         try:
             if strip_compression(path).suffix == ".txt":
                 with open_file(path) as file:

@@ -120,11 +120,12 @@ def _prefer_full_remat(waiting: list[RunConfig], mesh: MeshConfig) -> list[RunCo
 def candidates(config: RunConfig, devices: int, slices: int = 1) -> list[RunConfig]:
     """Return the config with every mesh that divides pod and model, all microbatches and rematerialisation policies.
 
-    Where `data` has several replicas and a step several microbatches, both values of `train.data_reduction` are tried,
-    if the run can have both.
     `data` joins the slices, and `fsdp` takes the remaining devices of a slice, or no more than the width has rows of
     `LANES` values, and `data` the rest. A shard of a row over `context` has at least `SHORTEST_CONTEXT_SHARD` tokens,
     and a pipeline stage has at least one repeat of the layer pattern. Candidates of one mesh follow each other.
+
+    Where `data` has several replicas and a step several microbatches, both values of `train.data_reduction` are tried,
+    if the run can have both.
     """
     model = config.model
     train = config.train
@@ -150,10 +151,10 @@ def candidates(config: RunConfig, devices: int, slices: int = 1) -> list[RunConf
                     continue
                 reductions = every_reduction if data > 1 and microbatches > 1 else (train.data_reduction,)
                 for remat, reduction in product(LEAST_RECOMPUTATION_FIRST, reductions):
-                    sums = {"microbatches": microbatches, "data_reduction": reduction}
+                    accumulation = {"microbatches": microbatches, "data_reduction": reduction}
                     settings = {
                         "mesh": mesh,
-                        "train": train.model_copy(update=sums),
+                        "train": train.model_copy(update=accumulation),
                         "model": model.model_copy(update={"remat": remat}),
                     }
                     configs.append(config.model_copy(update=settings))

@@ -11,7 +11,7 @@ import pytest
 
 from t5x_lite.data import prepare, tokenizer_files, vocabulary
 from t5x_lite.data.chat_template import ChatTemplate, check_messages
-from t5x_lite.data.config import ByteBPE, DataConfig
+from t5x_lite.data.config import DataConfig
 from t5x_lite.data.conversations import AnswerEncoder, ChatEncoder, read_conversations
 from t5x_lite.data.corpus import Corpus
 from t5x_lite.data.huggingface_tokenizer import HuggingFace
@@ -19,6 +19,7 @@ from t5x_lite.data.row_rule import RowRule
 from t5x_lite.data.row_store import open_rows, prepare_rows
 from t5x_lite.data.sources import units
 from t5x_lite.data.tokenizer import Tokenizer
+from t5x_lite.data.tokenizer_config import ByteBPE
 from t5x_lite.data.tokenizer_settings import CHAT_TEMPLATE
 from t5x_lite.errors import UserError
 from t5x_lite.objectives import ExampleContext

@@ -23,7 +23,7 @@ from pyarrow.parquet import ParquetFile
 from t5x_lite import storage
 from t5x_lite.data import corpus_files, sources, tokenizer_files, vocabulary
 from t5x_lite.data.byte_tokenizer import Bytes
-from t5x_lite.data.config import ByteBPE, Character, DataConfig, Unigram, WordPiece
+from t5x_lite.data.config import DataConfig
 from t5x_lite.data.corpus import Corpus
 from t5x_lite.data.corpus_files import SPLITS
 from t5x_lite.data.files import open_parquet
@@ -32,6 +32,7 @@ from t5x_lite.data.open_data import prepare_sources
 from t5x_lite.data.prepare import _run_jobs, prepare_corpus
 from t5x_lite.data.subword_training import train_byte_bpe, train_word_piece
 from t5x_lite.data.tokenizer import SentencePiece, Tokenizer
+from t5x_lite.data.tokenizer_config import ByteBPE, Character, Unigram, WordPiece
 from t5x_lite.data.training_data import PipelineSettings
 from t5x_lite.data.vocabulary_files import frame_texts
 from t5x_lite.errors import UserError

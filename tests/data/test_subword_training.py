@@ -19,9 +19,10 @@ import t5x_lite
 from t5x_lite import config as configuration
 from t5x_lite.cli import main
 from t5x_lite.data import vocabulary
-from t5x_lite.data.config import ByteBPE, DataConfig, TokenizerFile, WordPiece
+from t5x_lite.data.config import DataConfig
 from t5x_lite.data.huggingface_tokenizer import HuggingFace
 from t5x_lite.data.subword_training import train_byte_bpe, train_word_piece
+from t5x_lite.data.tokenizer_config import ByteBPE, TokenizerFile, WordPiece
 from t5x_lite.data.tokenizer_files import from_file
 from t5x_lite.errors import UserError
 from t5x_lite.run_data import open_run_data, open_tokenizer
@@ -152,7 +153,7 @@ def test_the_alphabet_keeps_the_most_frequent_characters() -> None:
 
 
 TRAIN = """
-from t5x_lite.data.config import ByteBPE, WordPiece
+from t5x_lite.data.tokenizer_config import ByteBPE, WordPiece
 from t5x_lite.data.subword_training import train_byte_bpe, train_word_piece
 import inspect, json, textwrap
 texts = [inspect.getsource(textwrap), inspect.getsource(json.decoder), "naïve café 日本語"] * 4

@@ -15,8 +15,8 @@ import tokenizers
 from t5x_lite.data import tokenizer as our_tokenizers
 from t5x_lite.data import tokenizer_files, vocabulary
 from t5x_lite.data.byte_tokenizer import Bytes
-from t5x_lite.data.config import BPE, TokenizerFile, Unigram
 from t5x_lite.data.tokenizer import SentencePiece
+from t5x_lite.data.tokenizer_config import BPE, TokenizerFile, Unigram
 from t5x_lite.errors import UserError
 
 SOURCE = inspect.getsource(textwrap) + inspect.getsource(json.decoder)

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from t5x_lite.data import vocabulary
-from t5x_lite.data.config import BPE, Character, DataConfig, Unigram, Words
+from t5x_lite.data.config import DataConfig
 from t5x_lite.data.sources import SMALLEST_UNIT
+from t5x_lite.data.tokenizer_config import BPE, Character, Unigram, Words
 from t5x_lite.errors import UserError
 
 SOURCE = inspect.getsource(textwrap) + inspect.getsource(json.decoder)
@@ -46,7 +47,7 @@ def test_training_is_deterministic() -> None:
 TRAIN = """
 import inspect, json, textwrap
 from t5x_lite.data import vocabulary
-from t5x_lite.data.config import Unigram
+from t5x_lite.data.tokenizer_config import Unigram
 texts = [inspect.getsource(textwrap), inspect.getsource(json.decoder)] * 4
 print(vocabulary.train(Unigram(vocab=600), texts).fingerprint)
 """

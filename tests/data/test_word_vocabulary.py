@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from t5x_lite.data.config import DataConfig, Words
+from t5x_lite.data.config import DataConfig
+from t5x_lite.data.tokenizer_config import Words
 from t5x_lite.data.tokenizer_files import load
 from t5x_lite.data.vocabulary import load_or_train_tokenizer
 from t5x_lite.data.word_vocabulary import read_words, train_words

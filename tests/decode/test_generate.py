@@ -14,9 +14,9 @@ import t5x_lite
 from t5x_lite.api import Model
 from t5x_lite.cli import main
 from t5x_lite.data import vocabulary
-from t5x_lite.data.config import Unigram
 from t5x_lite.data.corpus import Corpus
 from t5x_lite.data.tokenizer import Tokenizer
+from t5x_lite.data.tokenizer_config import Unigram
 from t5x_lite.decode.beam import Beam
 from t5x_lite.decode.generate import Generator, TokenIds, truncate_prompt, write_stream
 from t5x_lite.decode.logit_rules import apply_repetition_penalty, mark_tokens, resolve_bias

@@ -18,7 +18,7 @@ from t5x_lite import config as configuration
 from t5x_lite.api import Model
 from t5x_lite.cli import main
 from t5x_lite.convert.imported_run import write_run
-from t5x_lite.data.config import Unigram
+from t5x_lite.data.tokenizer_config import Unigram
 from t5x_lite.data.vocabulary import train as train_tokenizer
 from t5x_lite.errors import UserError
 from t5x_lite.evaluate.blimp import accuracies, read_pairs, score_pairs, summarise

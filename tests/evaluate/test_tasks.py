@@ -12,7 +12,7 @@ import pytest
 from t5x_lite.api import Model, load
 from t5x_lite.cli import main
 from t5x_lite.data import vocabulary
-from t5x_lite.data.config import Character
+from t5x_lite.data.tokenizer_config import Character
 from tests.adapt.conftest import FOX_TASK
 from tests.conftest import Shell, lines
 

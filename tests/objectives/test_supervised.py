@@ -14,8 +14,8 @@ import pytest
 from flax import nnx
 
 from t5x_lite.data import tokenizer_files
-from t5x_lite.data.config import TokenizerFile
 from t5x_lite.data.tokenizer import Tokenizer
+from t5x_lite.data.tokenizer_config import TokenizerFile
 from t5x_lite.errors import UserError
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.head_config import HeadConfig

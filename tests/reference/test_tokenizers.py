@@ -20,10 +20,10 @@ from t5x_lite.convert.exported_tokenizer import write_tokenizer  # noqa: E402
 from t5x_lite.convert.imported_tokenizer import load_tokenizer  # noqa: E402
 from t5x_lite.data import vocabulary  # noqa: E402
 from t5x_lite.data.byte_tokenizer import Bytes  # noqa: E402
-from t5x_lite.data.config import BPE, ByteBPE, Character, Unigram, WordPiece  # noqa: E402
 from t5x_lite.data.sentencepiece_conversion import to_tokenizers  # noqa: E402
 from t5x_lite.data.subword_training import train_byte_bpe, train_word_piece  # noqa: E402
 from t5x_lite.data.tokenizer import SentencePiece, Tokenizer  # noqa: E402
+from t5x_lite.data.tokenizer_config import BPE, ByteBPE, Character, Unigram, WordPiece  # noqa: E402
 from t5x_lite.data.tokenizer_files import load  # noqa: E402
 from t5x_lite.errors import UserError  # noqa: E402
 from t5x_lite.models.config import ModelConfig  # noqa: E402

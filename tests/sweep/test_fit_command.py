@@ -70,7 +70,7 @@ def test_fit_prints_tables_and_drops_the_highest_loss(table: Path, capsys: pytes
         (["fit", "runs.csv", "--budget", "-1"], "--budget and --run must be above 0"),
         (["fit", "runs.csv", "--drop-highest", "16"], "points are too few"),
         (["runs.csv", "--hurry"], "unknown option --hurry"),
-        (["status", "runs.csv"], "there is no action 'status'; there are fit, eval and plot"),
+        (["status", "runs.csv"], "there is no action 'status'; there are fit, eval, plot"),
     ],
 )
 def test_an_error_is_one_line(table: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str) -> None:
