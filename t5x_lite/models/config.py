@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, SerializerFunctionWrapHandler, Strict, model_serializer, model_validator
 
-from t5x_lite.models.attention.kinds import ATTENTION, AttentionKind, TransientGlobal, kinds_of_layers
+from t5x_lite.models.attention.kinds import ATTENTION, AttentionKind, kinds_of_layers
 from t5x_lite.models.character_config import CharacterCNN
 from t5x_lite.models.derived_sizes import derived_sizes, whole_number
 from t5x_lite.models.experts.config import MoE
@@ -18,10 +18,11 @@ from t5x_lite.models.generator_config import GeneratorConfig
 from t5x_lite.models.head_config import HeadConfig
 from t5x_lite.models.initializers import INITIALIZERS, Initializer, MaximalUpdate, NormalInit
 from t5x_lite.models.layer_config import FEEDFORWARDS, LayerConfig
-from t5x_lite.models.mixers import MIXERS, LatentAttention, Mixer, StateMixer
+from t5x_lite.models.layer_problems import layer_problems
+from t5x_lite.models.mixers import MIXERS, Mixer, StateMixer
 from t5x_lite.models.normalization import NORMS, LayerNorm, NoNorm, RMSNorm
 from t5x_lite.models.output_problems import output_problems
-from t5x_lite.models.positions import POSITIONS, Learned, NoPositions, PositionEncoding, Rotary
+from t5x_lite.models.positions import POSITIONS, Learned, PositionEncoding
 from t5x_lite.models.remat_policy import REMAT_DESCRIPTION, RematPolicy
 from t5x_lite.schema import Config, Int, OneOf, setting
 
@@ -231,61 +232,9 @@ class ModelConfig(Config):
             yield f"sublayers: {self.sublayers} is for norm_place: pre with residual: true"
         if len(self.period) > LONGEST_PERIOD:
             yield f"{len(self.period)} layers without a repeat; patterns of up to {LONGEST_PERIOD} can be compiled"
-        for layer in (*self.first, *self.pattern):
-            yield from layer.model_problems(self)
-        has_layer_positions = any(layer.positions is not None for layer in (*self.first, *self.pattern))
-        if has_layer_positions and not isinstance(self.positions, Rotary | NoPositions):
-            yield "positions of layers of the pattern are for a model whose own are rotary or none"
-        yield from self._content_bias_problems()
-        if self.first:
-            yield from self._first_layer_problems()
-        if self.state_mixers:
-            yield from self._state_mixer_problems()
-        yield from self._sharing_problems()
-        yield from self._expert_problems()
+        yield from layer_problems(self)
         yield from family_problems(self)
         yield from output_problems(self)
-
-    def _content_bias_problems(self) -> Iterator[str]:
-        layers = (*self.first, *self.pattern)
-        parts = [*[layer.mixer for layer in layers], *[layer.attention for layer in layers]]
-        if self.positions.reads_content and any(isinstance(part, LatentAttention | TransientGlobal) for part in parts):
-            yield "positions with a content-dependent bias are not for latent or transient_global attention"
-
-    def _first_layer_problems(self) -> Iterator[str]:
-        if self.family not in {"decoder", "encoder"} or self.shared_layers:
-            yield "first is for a decoder or an encoder whose layers do not share weights"
-        if len(self.first) >= self.layers:
-            yield f"first has {len(self.first)} of {self.layers} layers; at least one must be of the pattern"
-        if any(isinstance(self.feedforward_of(layer), MoE) for layer in self.first):
-            yield "layers of first have no experts: give them feedforward: dense"
-
-    def _state_mixer_problems(self) -> Iterator[str]:
-        if self.mup is not None:
-            yield "mup is for layers of attention"
-        if self.prefix_lm:
-            yield "prefix_lm is for layers of attention: a recurrence reads a row from left to right"
-
-    def _expert_problems(self) -> Iterator[str]:
-        if len({moe.experts for moe in self.mixtures}) > 1:
-            yield "layers of different numbers of experts cannot be measured together; give all the same"
-        experts_choose = any(moe.router.experts_choose_tokens for moe in self.mixtures)
-        if experts_choose and not self.is_encoder_only:
-            yield "router expert_choice is for encoders: an expert's choice depends on later tokens"
-        tokens_alone = set(self.outputs) == {"tokens"}
-        if self.mup is not None and (self.mixtures or self.embedding != self.embed or not tokens_alone):
-            yield "mup is for models without experts, of one width, that predict tokens"
-
-    def _sharing_problems(self) -> Iterator[str]:
-        if self.shared_groups == 1:
-            return
-        if not self.shared_layers:
-            yield "shared_groups is for shared_layers"
-        depths = {"layers": self.layers, "decoder_layers": self.decoder_layers}
-        for name, layers in depths.items():
-            repeats = self.count_repeats(layers)
-            if repeats % self.shared_groups:
-                yield f"{name}: {repeats} repeats of the pattern cannot be cut into {self.shared_groups} equal groups"
 
     @property
     def is_encoder_only(self) -> bool:

@@ -4,175 +4,35 @@ Every program of a grid owns one tile of its result and loops over the other sid
 write to the same place and gradients are deterministic.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from t5x_lite.models.attention.context import MASK_VALUE
+from t5x_lite.models.attention.flash_gpu_blocks import (
+    ProgramRefs,
+    batch_and_head,
+    gradient_specs,
+    input_specs,
+    load_column,
+    split_refs,
+    tile_spec,
+)
 from t5x_lite.models.attention.flash_tiles import (
-    LOG2_E,
     FlashInputs,
     FlashSettings,
     GradientRefs,
     Ref,
     Scalar,
     dot,
-    keep_mask,
     key_blocks,
     query_blocks,
     score_gradients,
-    tile_mask,
 )
-
-
-@dataclass(frozen=True)
-class ProgramRefs:
-    """References to the inputs of one program: one row of the batch and one head."""
-
-    scalars: Ref
-    query: Ref
-    key: Ref
-    value: Ref
-    query_segments: Ref
-    key_segments: Ref
-    prefix: Ref | None
-    bias: Ref | None
-    batch: Scalar
-    head: Scalar
-    heads: int
-    settings: FlashSettings
-
-    def scores(
-        self, query: Float[Array, "q k"], key: Float[Array, "m k"], query_start: Scalar, key_start: Scalar
-    ) -> tuple[Float[Array, "q m"], Bool[Array, "q m"], Bool[Array, "q m"] | None]:
-        """Return the scores of one tile times log2(e), which keys are visible, and which weights dropout keeps."""
-        settings = self.settings
-        block_q = query.shape[0]
-        block_k = key.shape[0]
-        query_index = self.scalars[0] + query_start + jnp.arange(block_q)[:, None]
-        key_index = key_start + jnp.arange(block_k)[None, :]
-        scores = dot(query, key, (1, 1)) * (settings.scale * LOG2_E)
-        if self.bias is not None:
-            rows = self.query.shape[0] // block_q
-            diagonal = key_start // block_k - query_start // block_q + rows - 1
-            scores = scores + self.bias[diagonal]
-        prefix = None
-        if self.prefix is not None:
-            prefix = _load_row(self.prefix, key_start, block_k)
-        mask = tile_mask(
-            query_index,
-            key_index,
-            _load_column(self.query_segments, query_start, block_q),
-            _load_row(self.key_segments, key_start, block_k),
-            prefix,
-            settings,
-        )
-        keep = None
-        if settings.dropout > 0:
-            head = self.batch * self.heads + self.head
-            keep = keep_mask(self.scalars[1], head, query_index, key_index, settings.dropout)
-        return jnp.where(mask, scores, MASK_VALUE), mask, keep
-
-
-def _load_column(ref: Ref, start: Scalar, size: int) -> Array:
-    return ref[pl.ds(start, size)][:, None]
-
-
-def _load_row(ref: Ref, start: Scalar, size: int) -> Array:
-    return ref[pl.ds(start, size)][None, :]
-
-
-def _split_refs(
-    refs: tuple[Ref, ...], inputs: FlashInputs, settings: FlashSettings, batch: Scalar, head: Scalar
-) -> tuple[ProgramRefs, list[Ref]]:
-    """Return the references to the inputs, and those that follow them."""
-    remaining = list(refs)
-    names = ["scalars", "query", "key", "value", "query_segments", "key_segments"]
-    optional: dict[str, Ref | None] = {"prefix": None, "bias": None}
-    named = {name: remaining.pop(0) for name in names}
-    if inputs.prefix is not None:
-        optional["prefix"] = remaining.pop(0)
-    if inputs.bias is not None:
-        optional["bias"] = remaining.pop(0)
-    heads = inputs.query.shape[2]
-    return ProgramRefs(**named, **optional, batch=batch, head=head, heads=heads, settings=settings), remaining
-
-
-ProgramPlace = Callable[..., tuple[Scalar, Scalar]]
-"""A function from the ids of a program to its row of the batch and its head."""
-
-
-def _input_specs(inputs: FlashInputs, place: ProgramPlace) -> tuple[list[pl.BlockSpec], list[Array]]:
-    """Return the block specs and the arrays of the inputs."""
-    length, heads, width = inputs.query.shape[1:]
-    keys, kv_heads = inputs.key.shape[1:3]
-    groups = heads // kv_heads
-
-    def query_block(*ids: Scalar) -> tuple[Scalar, ...]:
-        batch, head = place(*ids)
-        return batch, 0, head, 0
-
-    def key_block(*ids: Scalar) -> tuple[Scalar, ...]:
-        batch, head = place(*ids)
-        return batch, 0, head // groups, 0
-
-    def row_block(*ids: Scalar) -> tuple[Scalar, ...]:
-        return place(*ids)[0], 0
-
-    def bias_block(*ids: Scalar) -> tuple[Scalar, ...]:
-        return place(*ids)[1], 0, 0, 0
-
-    def scalars_block(*ids: Scalar) -> tuple[Scalar, ...]:
-        return (0,)
-
-    specs = [
-        pl.BlockSpec((2,), scalars_block),
-        pl.BlockSpec((None, length, None, width), query_block),
-        pl.BlockSpec((None, keys, None, width), key_block),
-        pl.BlockSpec((None, keys, None, width), key_block),
-        pl.BlockSpec((None, length), row_block),
-        pl.BlockSpec((None, keys), row_block),
-    ]
-    arrays = [
-        inputs.scalars,
-        inputs.query,
-        inputs.key,
-        inputs.value,
-        inputs.query_segments,
-        inputs.key_segments,
-    ]
-    if inputs.prefix is not None:
-        specs.append(pl.BlockSpec((None, keys), row_block))
-        arrays.append(inputs.prefix)
-    if inputs.bias is not None:
-        specs.append(pl.BlockSpec((None, *inputs.bias.shape[1:]), bias_block))
-        arrays.append(inputs.bias)
-    return specs, arrays
-
-
-def _gradient_specs(inputs: FlashInputs, place: ProgramPlace) -> list[pl.BlockSpec]:
-    """Return the block specs of the gradient of the output, the log-sums and delta."""
-    length, _, width = inputs.query.shape[1:]
-
-    def out_block(*ids: Scalar) -> tuple[Scalar, ...]:
-        batch, head = place(*ids)
-        return batch, 0, head, 0
-
-    def row_block(*ids: Scalar) -> tuple[Scalar, ...]:
-        batch, head = place(*ids)
-        return batch, head, 0
-
-    return [
-        pl.BlockSpec((None, length, None, width), out_block),
-        pl.BlockSpec((None, None, length), row_block),
-        pl.BlockSpec((None, None, length), row_block),
-    ]
 
 
 def _compiler_params(inputs: FlashInputs, settings: FlashSettings) -> triton.CompilerParams:
@@ -182,28 +42,17 @@ def _compiler_params(inputs: FlashInputs, settings: FlashSettings) -> triton.Com
     return triton.CompilerParams(num_warps=warps, num_stages=settings.stages)
 
 
-def _batch_and_head(batch: Scalar, head: Scalar, tile: Scalar) -> tuple[Scalar, Scalar]:
-    return batch, head
-
-
-def _tile_spec(block: int, width: int) -> pl.BlockSpec:
-    def tile_block(batch: Scalar, head: Scalar, tile: Scalar) -> tuple[Scalar, ...]:
-        return batch, tile, head, 0
-
-    return pl.BlockSpec((None, block, None, width), tile_block)
-
-
 def forward(inputs: FlashInputs, settings: FlashSettings) -> tuple[Float[Array, "b l h k"], Float[Array, "b h l"]]:
     """Return the output, and the logarithm to base 2 of the sum of the exponentiated scores of every row."""
     batch, length, heads, width = inputs.query.shape
     block = settings.block_q
-    specs, arrays = _input_specs(inputs, _batch_and_head)
+    specs, arrays = input_specs(inputs, batch_and_head)
     out, log_sum = pl.pallas_call(
         partial(_forward_kernel, inputs=inputs, settings=settings),
         grid=(batch, heads, length // block),
         in_specs=specs,
         out_specs=[
-            _tile_spec(block, width),
+            tile_spec(block, width),
             pl.BlockSpec((None, None, block), lambda batch, head, tile: (batch, head, tile)),
         ],
         out_shape=[
@@ -218,7 +67,7 @@ def forward(inputs: FlashInputs, settings: FlashSettings) -> tuple[Float[Array, 
 
 
 def _forward_kernel(*refs: Ref, inputs: FlashInputs, settings: FlashSettings) -> None:
-    program, (out_ref, log_sum_ref) = _split_refs(refs, inputs, settings, pl.program_id(0), pl.program_id(1))
+    program, (out_ref, log_sum_ref) = split_refs(refs, inputs, settings, pl.program_id(0), pl.program_id(1))
     block_q = settings.block_q
     block_k = settings.block_k
     start = pl.program_id(2) * block_q
@@ -259,14 +108,14 @@ def backward(
     """Return the gradients of queries, and of keys and values for every query head."""
     batch, length, heads, width = inputs.query.shape
     keys = inputs.key.shape[1]
-    specs, arrays = _input_specs(inputs, _batch_and_head)
-    specs += _gradient_specs(inputs, _batch_and_head)
+    specs, arrays = input_specs(inputs, batch_and_head)
+    specs += gradient_specs(inputs, batch_and_head)
     arrays += [out_gradient, log_sum, delta]
     query = pl.pallas_call(
         partial(_query_gradient_kernel, inputs=inputs, settings=settings),
         grid=(batch, heads, length // settings.block_q),
         in_specs=specs,
-        out_specs=_tile_spec(settings.block_q, width),
+        out_specs=tile_spec(settings.block_q, width),
         out_shape=jax.ShapeDtypeStruct(inputs.query.shape, inputs.query.dtype),
         compiler_params=_compiler_params(inputs, settings),
         interpret=settings.interpret,
@@ -277,7 +126,7 @@ def backward(
         partial(_key_value_gradient_kernel, inputs=inputs, settings=settings),
         grid=(batch, heads, keys // settings.block_k),
         in_specs=specs,
-        out_specs=[_tile_spec(settings.block_k, width), _tile_spec(settings.block_k, width)],
+        out_specs=[tile_spec(settings.block_k, width), tile_spec(settings.block_k, width)],
         out_shape=[key_shape, key_shape],
         compiler_params=_compiler_params(inputs, settings),
         interpret=settings.interpret,
@@ -303,8 +152,8 @@ def _tile_gradients(
         scores,
         mask,
         keep,
-        _load_column(gradients.log_sum, query_start, block_q),
-        _load_column(gradients.delta, query_start, block_q),
+        load_column(gradients.log_sum, query_start, block_q),
+        load_column(gradients.delta, query_start, block_q),
         dot(out_gradient, value, (1, 1)),
         program.settings,
     )
@@ -312,7 +161,7 @@ def _tile_gradients(
 
 
 def _query_gradient_kernel(*refs: Ref, inputs: FlashInputs, settings: FlashSettings) -> None:
-    program, remaining = _split_refs(refs, inputs, settings, pl.program_id(0), pl.program_id(1))
+    program, remaining = split_refs(refs, inputs, settings, pl.program_id(0), pl.program_id(1))
     gradients = GradientRefs(*remaining[:3])
     result_ref = remaining[3]
     block_q = settings.block_q
@@ -332,7 +181,7 @@ def _query_gradient_kernel(*refs: Ref, inputs: FlashInputs, settings: FlashSetti
 
 
 def _key_value_gradient_kernel(*refs: Ref, inputs: FlashInputs, settings: FlashSettings) -> None:
-    program, remaining = _split_refs(refs, inputs, settings, pl.program_id(0), pl.program_id(1))
+    program, remaining = split_refs(refs, inputs, settings, pl.program_id(0), pl.program_id(1))
     gradients = GradientRefs(*remaining[:3])
     key_ref, value_ref = remaining[3:]
     block_q = settings.block_q
@@ -377,11 +226,11 @@ def bias_gradient(
     def tile_block(head: Scalar, diagonal: Scalar, batch: Scalar) -> tuple[Scalar, ...]:
         return batch, head, diagonal, 0, 0
 
-    specs, arrays = _input_specs(inputs, place)
+    specs, arrays = input_specs(inputs, place)
     tiles = pl.pallas_call(
         partial(_bias_gradient_kernel, inputs=inputs, settings=settings),
         grid=(heads, diagonals, batch),
-        in_specs=specs + _gradient_specs(inputs, place),
+        in_specs=specs + gradient_specs(inputs, place),
         out_specs=pl.BlockSpec((None, None, None, block, block), tile_block),
         out_shape=jax.ShapeDtypeStruct((batch, heads, diagonals, block, block), jnp.float32),
         compiler_params=_compiler_params(inputs, settings),
@@ -392,7 +241,7 @@ def bias_gradient(
 
 
 def _bias_gradient_kernel(*refs: Ref, inputs: FlashInputs, settings: FlashSettings) -> None:
-    program, remaining = _split_refs(refs, inputs, settings, pl.program_id(2), pl.program_id(0))
+    program, remaining = split_refs(refs, inputs, settings, pl.program_id(2), pl.program_id(0))
     gradients = GradientRefs(*remaining[:3])
     tile_ref = remaining[3]
     block = settings.block_q
