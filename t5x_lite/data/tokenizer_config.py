@@ -7,10 +7,8 @@ from typing import Literal, TypeAlias
 from t5x_lite.schema import Config, Int, Strings, setting
 
 Normalization = Literal["identity", "nmt_nfkc", "nfkc", "nmt_nfkc_cf", "nfkc_cf"]
-
-
-FIRST_IDS = 3
-"""Tokens that every SentencePiece model begins with: padding, EOS and unknown."""
+NUM_RESERVED_IDS = 3
+"""Number of ids that every SentencePiece model begins with: padding, EOS and unknown."""
 
 
 class _SentencePieceConfig(Config):
@@ -29,7 +27,7 @@ class _SentencePieceConfig(Config):
         repeated = [name for name, count in Counter((*self.controls, *self.symbols)).items() if count > 1]
         if repeated:
             yield f"{', '.join(repeated)}: named twice among controls and symbols; remove one"
-        special_tokens = FIRST_IDS + len(self.controls) + len(self.symbols) + self.extra_ids
+        special_tokens = NUM_RESERVED_IDS + len(self.controls) + len(self.symbols) + self.extra_ids
         if special_tokens >= self.vocab:
             yield f"vocab {self.vocab} has no room beside {special_tokens} special tokens and extra_ids; raise it"
 
