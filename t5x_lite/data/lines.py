@@ -30,6 +30,21 @@ def read_lines(path: str, start: int = 0, stop: int = -1) -> Iterator[tuple[int,
             offset += len(line)
 
 
+def decode_line(line: bytes, location: str) -> str:
+    """Return the text of a line of labelled data. Such files are small enough to convert, unlike pretraining text.
+
+    Raises:
+        UserError: it is not UTF-8.
+    """
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{location}: is not UTF-8 at byte {error.start + 1} (0x{line[error.start]:02x}); convert the file, as "
+            "with `iconv -f latin1 -t utf-8`"
+        ) from None
+
+
 def check_size(path: str, content: bytes) -> None:
     """Refuse a line or file that would not fit in memory, such as what a small compressed file can grow to.
 

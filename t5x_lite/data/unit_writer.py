@@ -255,6 +255,7 @@ class UnitWriter:
     def add_conversation(self, conversation: Conversation) -> None:
         """Add a conversation, whose parts are its turns."""
         self._text_bytes += len(conversation.text.encode("utf-8", errors="replace"))
+        self._replaced += REPLACEMENT in conversation.text
         self._document_lengths.append(len(conversation.tokens))
         self._part_lengths += conversation.part_lengths.tolist()
         self._append(conversation.tokens)

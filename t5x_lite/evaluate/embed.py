@@ -15,6 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Int32, PyTree
 
 from t5x_lite.data.files import BYTE_ORDER_MARK
+from t5x_lite.data.lines import decode_line
 from t5x_lite.errors import UserError
 from t5x_lite.evaluate.batched_function import BatchedFunction, Features
 from t5x_lite.evaluate.evaluation_model import EvaluationModel
@@ -182,16 +183,19 @@ def read_texts(file: Path) -> list[str]:
     """Return the lines of a file.
 
     Raises:
-        UserError: it cannot be read, or has no line.
+        UserError: it cannot be read, has no line, or is not UTF-8.
     """
     check_is_file(file)
     try:
-        content = file.read_text(encoding="utf-8", errors="replace").removeprefix(BYTE_ORDER_MARK)
+        content = file.read_bytes()
     except OSError as error:
         raise UserError(f"{file}: cannot be read: {error.strerror}") from None
     if not content:
         raise UserError(f"{file}: holds no text; each line is one")
-    return content.removesuffix("\n").split("\n")  # `splitlines` also splits at form feeds and U+2028
+    lines = content.replace(b"\r\n", b"\n").removesuffix(b"\n").split(b"\n")
+    texts = [decode_line(line, f"{file}:{number}") for number, line in enumerate(lines, start=1)]
+    texts[0] = texts[0].removeprefix(BYTE_ORDER_MARK)
+    return texts
 
 
 def count_layers(model: EvaluationModel) -> int:

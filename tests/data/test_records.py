@@ -353,6 +353,13 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
         (tmp_path / name).unlink()
 
 
+def test_records_that_are_not_utf8_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "train.tsv").write_bytes("sentence\tlabel\nwell\tno\ncafé\tno\n".encode("latin-1"))
+    task = write_task(tmp_path / "sentences.yaml")
+    with pytest.raises(UserError, match=r"train\.tsv:3: is not UTF-8 at byte 4 \(0xe9\); convert the file"):
+        read_task_records(task, load_config(tmp_path, task).data, "train")
+
+
 def test_a_field_may_be_longer_than_pythons_limit(tmp_path: Path) -> None:
     long = "x" * 200_000
     (tmp_path / "train.csv").write_text(f"sentence,label\n{long},1\n")

@@ -125,6 +125,15 @@ def test_only_line_feeds_separate_texts(bert: tuple[Model, list[np.ndarray]], tm
     assert np.load(tmp_path / "texts.npy").shape[0] == 3
 
 
+def test_a_text_that_is_not_utf8_is_refused(
+    bert: tuple[Model, list[np.ndarray]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "texts.txt"
+    file.write_bytes("one\ncafé\n".encode("latin-1"))
+    assert main(["embed", str(bert[0].run.folder), str(file)]) == 2
+    assert "texts.txt:2: is not UTF-8 at byte 4 (0xe9)" in capsys.readouterr().err
+
+
 def test_the_command_writes_files(
     bert: tuple[Model, list[np.ndarray]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
