@@ -130,6 +130,10 @@ class RunConfig(Config):
             yield "data.format: files of tokens need the tokenizer that made them; set tokenizer.file.path"
         if self.tasks and not isinstance(self.objective, Supervised | TextToText):
             yield f"tasks are learnt by objectives on records, not by {self.objective}"
+        if not self.tasks and self.task_form != "auto":
+            yield f"task_form: {self.task_form} is the form of `tasks`, and the run has none"
+        for task in sorted({task for task in self.tasks if self.tasks.count(task) > 1}):
+            yield f"tasks: {task} is named twice"
 
     def _batch_problems(self, prefix: str = "train.") -> Iterator[str]:
         train = self.train

@@ -9,7 +9,7 @@ from t5x_lite.data.tokenizer_config import Bytes, TokenizerFile
 from t5x_lite.errors import UserError
 from t5x_lite.evaluate.evaluators import Tasks, Validation
 from t5x_lite.models.config import ModelConfig
-from t5x_lite.objectives import Objective
+from t5x_lite.objectives import Causal, Objective
 from t5x_lite.objectives.dummy_example import LARGEST_VOCAB, dummy_context, dummy_example
 from t5x_lite.objectives.mixed_rows import feature_types
 from t5x_lite.objectives.permutation import Permutation
@@ -50,6 +50,12 @@ def objective_problems(config: "RunConfig", objective: Objective) -> Iterator[st
         if row_objectives != (objective,):
             yield "data.mixture: the objective of a source is for text; the records of `tasks` have that of the run"
         return
+    if (
+        config.model.prefix_lm
+        and config.adapt is None
+        and {type(each) for each in (objective, *row_objectives)} == {Causal}
+    ):
+        yield "model.prefix_lm: objective causal trains no prefix; set objective=prefix or model.prefix_lm=false"
     if config.data.order != "consecutive":
         yield from memory_problems(config.model)
     if config.method.placeholders:

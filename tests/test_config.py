@@ -302,6 +302,13 @@ def test_any_text_is_read_back_as_it_was_written(small: Path, tmp_path: Path, se
         ("train.seed=4294967296", "should be less than or equal to 2147483647"),
         ("train.peak_flops=0", "should be greater than 0"),
         ("train.hang_minutes=1e30", "should be less than or equal to 1000000"),
+        ("model.prefix_lm=true", "objective causal trains no prefix; set objective=prefix"),
+        ("task_form=head", "task_form: head is the form of `tasks`, and the run has none"),
+        ("tasks=[sst2,cola,sst2]", "tasks: sst2 is named twice"),
+        (
+            "eval.evaluators=[{blimp: {files: a}}, {blimp: {files: b}}, {blimp: {files: a}}]",
+            "eval.evaluators.2 repeats another one",
+        ),
         ("data.workers=10000", "should be less than or equal to 1024"),
     ],
 )

@@ -37,7 +37,9 @@ class EvalConfig(Config):
             yield f"eval.likelihood: {self.likelihood} is for models that read a text both ways, not a decoder"
         if model.is_encoder_only and self.likelihood == "conditional":
             yield f"eval.likelihood: conditional is not for a model of family {model.family}, which has no decoder"
-        for evaluator in self.evaluators:
+        for number, evaluator in enumerate(self.evaluators):
+            if evaluator in self.evaluators[:number]:
+                yield f"eval.evaluators.{number} repeats another one"
             for problem in evaluator.model_problems(model):
                 yield f"eval.evaluators: {problem}"
 

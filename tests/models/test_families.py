@@ -212,6 +212,7 @@ def test_relative_buckets_are_those_of_t5(real_data: Path) -> None:
     ("settings", "message"),
     [
         ({"prefix_lm": True, "family": "encoder"}, "prefix_lm is for a decoder"),
+        ({"token_types": 2}, "token_types is for an encoder"),
         ({"decoder_layers": 2}, "decoder_layers is for encoder_decoder"),
         ({"family": "electra", "outputs": ["detection"]}, "`generator`"),
         ({"outputs": ["tokens", "sentence"]}, "outputs of a decoder"),
