@@ -18,8 +18,8 @@ class LaunchConfig(Config):
     """Options for the scripts in launch/, one word each."""
 
     slurm: Strings = setting(("--gpus-per-task=1",), "options of sbatch")
-    gke: Strings = setting((), "options of launch/gke/train.sh, such as --image=…")
-    tpu_vm: Strings = setting((), "options of launch/tpu_vm.sh, such as --zone=…")
+    gke: Strings = setting((), "options of launch/gke/train.sh, such as [--image, IMAGE]")
+    tpu_vm: Strings = setting((), "options of launch/tpu_vm.sh, such as [--zone, ZONE]")
 
 
 class SweepConfig(Config):
