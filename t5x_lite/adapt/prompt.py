@@ -56,7 +56,8 @@ class Prompt(AdaptationMethod):
         """Put the learned vectors in the place of those of ids below zero."""
         import jax.numpy as jnp
 
-        learned = adapter.vectors[...].astype(x.dtype)[jnp.maximum(-1 - tokens, 0)]
+        # Looked up before the conversion, so that the gradients are summed in float32.
+        learned = adapter.vectors[...][jnp.maximum(-1 - tokens, 0)].astype(x.dtype)
         return jnp.where((tokens < 0)[..., None], learned, x)
 
 
@@ -104,6 +105,6 @@ class Prefix(Prompt):
 
         is_prefix = (positions < self.length)[..., None, None]
         position = jnp.minimum(positions, self.length - 1)
-        prefix_key = adapter.key[...].astype(key.dtype)[position]
-        prefix_value = adapter.value[...].astype(key.dtype)[position]
+        prefix_key = adapter.key[...][position].astype(key.dtype)
+        prefix_value = adapter.value[...][position].astype(value.dtype)
         return jnp.where(is_prefix, prefix_key, key), jnp.where(is_prefix, prefix_value, value)

@@ -79,7 +79,8 @@ class CharacterEmbedding(nnx.Module):
             raise ValueError("the characters of the tokens are not known: set ModelSpec.spelling")
         # Ids below zero are those of soft prompts, whose vectors are learned.
         spelled = jnp.asarray(self.spelling.table)[jnp.maximum(tokens, 0)].astype(jnp.int32)
-        x = self.characters[...].astype(self.dtype)[spelled.reshape(-1, spelled.shape[-1])]
+        # Looked up before the conversion, so that the gradient of the table is summed in float32.
+        x = self.characters[...][spelled.reshape(-1, spelled.shape[-1])].astype(self.dtype)
         filtered = jnp.concatenate([self.filters[str(taps + 1)](x) for taps in range(len(self.filters))], axis=-1)
         y = self.activation(filtered).reshape(*tokens.shape, -1)
         for number in range(len(self.highways)):

@@ -178,11 +178,12 @@ class Linear(nnx.Module):
         """Return the map without its adapter."""
         x = x.astype(self.dtype)
         matrix = self.weight[...].astype(self.dtype)
+        if sorted_rows is not None:
+            biases = None if self.bias is None else self.bias[...]
+            return _product_of_sorted_rows(x, matrix, biases, sorted_rows)
         bias = None
         if self.bias is not None:
             bias = self.bias[...].astype(self.dtype)
-        if sorted_rows is not None:
-            return _product_of_sorted_rows(x, matrix, bias, sorted_rows)
         if self.experts is not None:
             y = _product_of_experts(x, matrix, self.quantization)
             if bias is not None:
@@ -209,12 +210,13 @@ class Linear(nnx.Module):
 
 
 def _product_of_sorted_rows(
-    x: Float[Array, "n d"], matrices: Float[Array, "e d f"], bias: Float[Array, "e f"] | None, rows: SortedRows
+    x: Float[Array, "n d"], matrices: Float[Array, "e d f"], biases: Float[Array, "e f"] | None, rows: SortedRows
 ) -> Float[Array, "n f"]:
     """Return the product on one device; nothing is constrained to a mesh."""
     y = rows.product(x, matrices, rows.sizes)
-    if bias is not None:
-        y = y + bias[rows.expert]
+    if biases is not None:
+        # Looked up before the conversion, so that their gradients are summed in float32.
+        y = y + biases[rows.expert].astype(y.dtype)
     return y
 
 

@@ -1,6 +1,6 @@
 """Rows of a table that is sharded over a mesh, with a gradient that is fast on a GPU."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
 
@@ -11,7 +11,15 @@ from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
-from t5x_lite.models.sharding import GPU_PLATFORMS, active_mesh, axis_sizes, partition_spec, sum_over, target_platform
+from t5x_lite.models.sharding import (
+    GPU_PLATFORMS,
+    active_mesh,
+    axis_sizes,
+    mesh_axes,
+    partition_spec,
+    sum_over,
+    target_platform,
+)
 from t5x_lite.models.weight_gradients import has_float32_weight_gradients
 
 Function = TypeVar("Function", bound=Callable[..., Array])
@@ -30,8 +38,8 @@ def look_up(table: Float[Array, "v d"], ids: Int[Array, "b l"], axis: str, dtype
         table: the table.
         ids: numbers of rows.
         axis: logical axis of the rows of the table; that of its channels is `embed`.
-        dtype: type of the result, in which devices also sum the gradient of the table; in float32 inside of
-            `float32_weight_gradients`.
+        dtype: type of the result. The gradient of the table is summed on each device in float32, and then over devices
+            in this type; in float32 inside of `float32_weight_gradients`.
     """
     sum_dtype = jnp.dtype(jnp.float32 if has_float32_weight_gradients() else dtype)
     return _look_up(table, ids, axis, jnp.dtype(dtype), sum_dtype)
@@ -92,8 +100,8 @@ class _Shardings:
             self.table = partition_spec(sizes, (axis, "embed"), table.shape)
             self.ids = partition_spec(sizes, ("table_batch", "length"), ids.shape)
             self.states = PartitionSpec(*self.ids, self.table[1])
-        self.table_axes = _mesh_axes(self.table[:1])
-        self.id_axes = _mesh_axes(self.ids)
+        self.table_axes = mesh_axes(self.table[:1])
+        self.id_axes = mesh_axes(self.ids)
 
     def map(self, function: Function, in_specs: tuple[PartitionSpec, ...], out_specs: PartitionSpec) -> Function:
         """Return a function that every device computes on its shards; without a mesh, the function itself."""
@@ -109,26 +117,17 @@ class _Shardings:
         return jnp.clip(row, 0, len(shard) - 1), (row >= 0) & (row < len(shard))
 
 
-def _mesh_axes(parts: Iterable[str | tuple[str, ...] | None]) -> tuple[str, ...]:
-    axes: list[str] = []
-    for part in parts:
-        axes.extend((part,) if isinstance(part, str) else part or ())
-    return tuple(axes)
-
-
 def _add_rows(ids: Int[Array, "b l"], gradient: Float[Array, "b l d"], rows: int) -> Float[Array, "v d"]:
-    """Return the gradient of a table of `rows` rows.
+    """Return the gradient of a table of `rows` rows, at least in float32.
 
-    On a GPU a scatter of bfloat16 is a loop of compare-and-swap, and many tokens in few rows wait for each other
-    (BERT-large on an H100: 85 of 245 ms a step for token types and positions). There a small table's gradient is a
-    product, a large one's a scatter in float32.
+    In bfloat16 the sum over the tokens of one row stops to grow at 256 times their gradient. On a GPU many tokens in
+    few rows also wait for each other in a scatter (BERT-large on an H100: 85 of 245 ms a step for token types and
+    positions), so that a small table's gradient is a product there.
     """
     flat_ids = ids.reshape(-1)
     flat_gradient = gradient.reshape(-1, gradient.shape[-1])
-    dtype = gradient.dtype
-    if target_platform() in GPU_PLATFORMS:
-        dtype = jnp.promote_types(dtype, jnp.float32)
-        if rows <= MAX_ROWS_OF_PRODUCT_GRADIENT:
-            one_hot = jax.nn.one_hot(flat_ids, rows, dtype=gradient.dtype)
-            return jnp.einsum("nv,nd->vd", one_hot, flat_gradient, preferred_element_type=dtype)
+    dtype = jnp.promote_types(gradient.dtype, jnp.float32)
+    if target_platform() in GPU_PLATFORMS and rows <= MAX_ROWS_OF_PRODUCT_GRADIENT:
+        one_hot = jax.nn.one_hot(flat_ids, rows, dtype=gradient.dtype)
+        return jnp.einsum("nv,nd->vd", one_hot, flat_gradient, preferred_element_type=dtype)
     return jnp.zeros((rows, gradient.shape[-1]), dtype).at[flat_ids].add(flat_gradient.astype(dtype))

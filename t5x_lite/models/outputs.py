@@ -34,7 +34,8 @@ def _first_states(states: Float[Array, "b l d"], segment_ids: Int[Array, "b l"] 
     index = jnp.arange(segment_ids.shape[1])
     is_first = segment_ids != jnp.roll(segment_ids, 1, axis=1)
     first = jax.lax.cummax(jnp.where(is_first, index, 0), axis=1)
-    return gather_positions(states, first)
+    # The gradients of all tokens of a document are summed in its first one: in float32.
+    return gather_positions(states.astype(jnp.float32), first).astype(states.dtype)
 
 
 def pool_first(states: Float[Array, "b l d"], included: Bool[Array, "b l"]) -> Float[Array, "b d"]:

@@ -1,7 +1,7 @@
 """The axes of the device mesh and the one table from logical axes to them."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from contextvars import ContextVar
 from functools import partial
@@ -87,6 +87,14 @@ def active_mesh() -> AbstractMesh | None:
     """Return the mesh in context if it has several devices."""
     mesh = jax.sharding.get_abstract_mesh()
     return None if mesh.empty or mesh.size == 1 else mesh
+
+
+def mesh_axes(parts: Iterable[str | tuple[str, ...] | None]) -> tuple[str, ...]:
+    """Return the mesh axes that a partition spec, or some of its parts, split an array over."""
+    axes: list[str] = []
+    for part in parts:
+        axes.extend((part,) if isinstance(part, str) else part or ())
+    return tuple(axes)
 
 
 def head_axis(kv_heads: int) -> str | None:

@@ -131,7 +131,8 @@ def candidates(config: RunConfig, devices: int, slices: int = 1) -> list[RunConf
     train = config.train
     experts = model.mixtures[0].experts if model.mixtures else 1
     pattern_repeats = 1 if model.first else math.gcd(model.layers, model.decoder_layers) // len(model.period)
-    tensor_sizes = [size for size in AXIS_SIZES if size <= LARGEST_TENSOR and model.heads % size == 0]
+    # Where `tensor` does not divide the key heads, each of its devices would compute the attention of all heads.
+    tensor_sizes = [size for size in AXIS_SIZES if size <= LARGEST_TENSOR and model.kv_heads % size == 0]
     expert_sizes = [size for size in AXIS_SIZES if size <= experts and experts % size == 0]
     context_sizes = [size for size in AXIS_SIZES if size == 1 or train.seq_len // size >= SHORTEST_CONTEXT_SHARD]
     pipeline_sizes = [size for size in AXIS_SIZES if size <= LARGEST_PIPELINE and pattern_repeats % size == 0]

@@ -50,8 +50,37 @@ def compare(kind: AttentionKind, mesh: jax.sharding.Mesh, *, causal: bool) -> No
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=3e-5), computed, expected)
 
 
+def check_dropout_of_shared_heads() -> None:
+    """Compare the gradient of dropout with differences, where `tensor` does not divide the one key head.
+
+    All devices then compute all heads, and must drop the same weights.
+    """
+    rng = np.random.default_rng(1)
+    heads = (HEADS, 1, 1)
+    sides = [jnp.asarray(rng.standard_normal((2, LENGTH, count, 16)), jnp.float32) for count in heads]
+    direction = jnp.asarray(rng.standard_normal(sides[2].shape), jnp.float32)
+    positions = TokenPositions(np.arange(LENGTH), jnp.ones((2, LENGTH), jnp.int32))
+    settings = AttentionSettings(interpret=True, dropout=0.3)
+
+    def total(*arrays: Any) -> jax.Array:
+        context = AttentionContext(positions, positions, causal=True, self_attention=True)
+        return jnp.sum(
+            jnp.sin(flash.attention(AttentionInputs(*arrays, context, settings, jax.random.key(2)), Dense()))
+        )
+
+    mesh = meshes.make_mesh(MeshConfig(data=2, context=2, tensor=2))
+    step = 1e-2
+    with jax.set_mesh(mesh):
+        value = jax.jit(total)
+        slope = jnp.vdot(jax.jit(jax.grad(total, argnums=2))(*sides), direction)
+        higher = value(*sides[:2], sides[2] + step * direction)
+        lower = value(*sides[:2], sides[2] - step * direction)
+    np.testing.assert_allclose(slope, (higher - lower) / (2 * step), rtol=5e-3)
+
+
 def main() -> None:
     """Compare dense and local attention, causal and not."""
+    check_dropout_of_shared_heads()
     mesh = meshes.make_mesh(MeshConfig(data=2, context=2, tensor=2))
     for kind in (Dense(), Local(window=9)):
         compare(kind, mesh, causal=True)

@@ -27,6 +27,7 @@ from t5x_lite.models.sharding import (
     active_mesh,
     axis_sizes,
     head_axis,
+    mesh_axes,
     partition_spec,
     target_platform,
 )
@@ -97,7 +98,7 @@ def attention(inputs: AttentionInputs, kind: AttentionKind) -> Float[Array, "b l
     if active_mesh() is None:
         return flash_attention(arrays, settings)
     specs = _partition_specs(arrays)
-    compute = partial(_compute_shard, settings=settings, length=length)
+    compute = partial(_compute_shard, settings=settings, length=length, axes=mesh_axes(specs.query))
     return jax.shard_map(compute, in_specs=(specs,), out_specs=specs.query, check_vma=False)(arrays)
 
 
@@ -123,9 +124,17 @@ def _partition_specs(arrays: FlashInputs) -> Any:
     return FlashInputs(**specs)
 
 
-def _compute_shard(arrays: FlashInputs, settings: FlashSettings, length: int) -> Float[Array, "b l h k"]:
-    """Compute the shard of one device; `length` is the number of queries of a whole row."""
-    mesh = jax.sharding.get_abstract_mesh()
+def _compute_shard(
+    arrays: FlashInputs, settings: FlashSettings, length: int, axes: tuple[str, ...]
+) -> Float[Array, "b l h k"]:
+    """Compute the shard of one device.
+
+    Args:
+        arrays: the shard.
+        settings: of the kernels.
+        length: number of queries of a whole row.
+        axes: mesh axes that the queries are split over.
+    """
     queries = arrays.query.shape[1]
     keys = arrays.key.shape[1]
     bias = arrays.bias
@@ -134,11 +143,12 @@ def _compute_shard(arrays: FlashInputs, settings: FlashSettings, length: int) ->
         first_query = first_query + jax.lax.axis_index("context") * queries
         if bias is not None:
             bias = jax.lax.dynamic_slice_in_dim(bias, length - queries - first_query, queries + keys, axis=1)
-    # Every device drops weights of its own: its number goes into the seed.
-    device = jnp.zeros((), jnp.int32)
-    for axis in mesh.axis_names:
-        device = device * mesh.shape[axis] + jax.lax.axis_index(axis)
-    scalars = jnp.stack([first_query, arrays.scalars[1] + device])
+    # Every shard of the queries drops weights of its own: its number goes into the seed. Devices that hold the same
+    # shard drop the same ones.
+    shard = jnp.zeros((), jnp.int32)
+    if axes:
+        shard = jax.lax.axis_index(axes)
+    scalars = jnp.stack([first_query, arrays.scalars[1] + shard])
     return flash_attention(replace(arrays, bias=bias, scalars=scalars), settings)
 
 

@@ -119,7 +119,9 @@ class Disentangled(PositionEncoding):
         def scores_of(
             term: Term, x: Float[Array, "b l h k"], offsets: PairOffsets, distances: Int[Array, "p"], heads: slice
         ) -> Float[Array, "b h l m"]:
-            of_distances = projected[term][self.rows_at(distances)][:, heads]
+            # Many distances share a row, whose gradient is summed in float32.
+            rows = projected[term].astype(jnp.float32)
+            of_distances = rows[self.rows_at(distances)][:, heads].astype(x.dtype)
             products = jnp.einsum("blhk,phk->bhlp", x, of_distances, preferred_element_type=jnp.float32)
             return offsets.at_pairs(products)
 
