@@ -34,6 +34,7 @@ from t5x_lite.convert.safetensors_files import (
     write_tensors,
 )
 from t5x_lite.convert.sentence_transformers import (
+    MODULES_FILE,
     SentenceEncoder,
     find_sentence_encoder,
     is_sentence_head,
@@ -232,6 +233,7 @@ def export_hf(
     folder.mkdir(parents=True, exist_ok=True)
     mappings = _rename_as_imported(weight_map.mappings, model_type, imported_config)
     files = split_into_files(mappings, dtype.itemsize, max_file_bytes)
+    _remove_model(folder)
     _write_files(folder, files, dtype, arrays)
     if len(files) > 1:
         write_index(folder / INDEX_FILE, files, dtype.itemsize)
@@ -271,6 +273,16 @@ def _load_arrays(run: Run, step: int | None) -> tuple[int, dict[str, jax.Array]]
     if run.config.model.family == "electra":
         arrays = discriminator_weights(arrays)
     return loaded_step, arrays
+
+
+def _remove_model(folder: Path) -> None:
+    """Remove the weights of an earlier export, which may be in other files, and its modules of sentence-transformers.
+
+    Readers take an index, or a file without one, in an order of their own.
+    """
+    names = ("model.safetensors", INDEX_FILE, MODULES_FILE)
+    for path in [*(folder / name for name in names), *folder.glob("model-*-of-*.safetensors")]:
+        path.unlink(missing_ok=True)
 
 
 def _write_files(

@@ -1,6 +1,7 @@
 """Labels predicted by filling a gap: the label whose word is the likeliest in the gap (Schick & Schütze 2021, §3.1)."""
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -167,11 +168,14 @@ def _fill_pattern(task: Cloze, record: object, location: str) -> ClozeText:
     label = str(record[task.label])
     if label not in task.verbalizer:
         raise UserError(f"{location}: label {label!r} has no word; verbalizer has {', '.join(task.verbalizer)}")
-    text = task.pattern
-    for column in task.fields:
+
+    def fill(place: re.Match[str]) -> str:
         # A text that says {mask} itself must not make a second gap.
-        text = text.replace(f"{{{column}}}", str(record[column]).replace(MASK_PLACE, "{ mask }"))
-    return ClozeText(text, label)
+        return str(record[place[1]]).replace(MASK_PLACE, "{ mask }")
+
+    # In one pass: a text may say the name of another column in braces.
+    places = "|".join(map(re.escape, task.fields))
+    return ClozeText(re.sub(rf"{{({places})}}", fill, task.pattern), label)
 
 
 def _encode(model: EvaluationModel, hider: TokenHider, texts: Sequence[ClozeText]) -> list[Features]:

@@ -48,7 +48,7 @@ def group_by_budget(points: Points) -> list[Int[np.ndarray, " chosen"]]:
     """Return the indices of the points of each budget, smallest budget first.
 
     If no point names its budget, the first budget is the window of log C that contains the most points. The next is
-    that of the remaining points, and so on.
+    that of the remaining points, and so on. Windows of too few sizes are left out.
     """
     if points.budget.any():
         budgets = np.unique(points.budget[points.budget > 0])
@@ -60,9 +60,8 @@ def group_by_budget(points: Points) -> list[Int[np.ndarray, " chosen"]]:
         ends = np.searchsorted(log_c, log_c + BUDGET_WIDTH, "right")
         first = int(np.argmax(ends - np.arange(len(log_c))))
         window = remaining[first : ends[first]]
-        if len(np.unique(points.parameters[window])) < MIN_SIZES_OF_BUDGET:
-            break
-        groups.append(window)
+        if len(np.unique(points.parameters[window])) >= MIN_SIZES_OF_BUDGET:
+            groups.append(window)
         remaining = np.concatenate([remaining[:first], remaining[ends[first] :]])
     return sorted(groups, key=lambda window: float(np.mean(points.flops[window])))
 

@@ -1,5 +1,6 @@
 """A label or a number for a text or a pair of texts (Devlin et al. 2019, §4.1; Radford et al. 2018, §3.3)."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
@@ -89,9 +90,10 @@ class Regress(_TextLabel):
     def from_text(self, text: str, record: Record) -> float:
         """Return the number that the text is, or 0 if it is not a number."""
         try:
-            return float(text)
+            number = float(text)
         except ValueError:
             return 0.0
+        return number if math.isfinite(number) else 0.0
 
     def to_text(self, record: Record) -> str:
         """Return the number, rounded to the nearest fifth (Raffel et al. 2020, §2.4)."""

@@ -57,22 +57,28 @@ class ReplacedToken(Objective):
         self, model: ElectraModel, batch: Batch, key: DropoutKey, settings: LossSettings
     ) -> Mapping[str, LossSums]:
         """Return the generator's loss of filled tokens and the discriminator's loss of all tokens, times `weight`."""
+        import jax
+
         from t5x_lite.models import losses
         from t5x_lite.models.gather_positions import gather_positions
 
+        generator_key = draw_key = discriminator_key = None
+        if key is not None:
+            generator_key, draw_key, discriminator_key = jax.random.split(key, 3)
         where = {name: batch[name] for name in ("positions", "segment_ids", "token_types")}
         originals = batch["unmasked"]
         positions = batch["target_positions"]
         fill_weights = batch["loss_weights"]
 
-        states = model.generator(batch["tokens"], **where, key=key)
+        states = model.generator(batch["tokens"], **where, key=generator_key)
         masked_states = gather_positions(states, positions)
         generator_loss = losses.token_cross_entropy(
             model.generator.logits, masked_states, batch["targets"], fill_weights, settings
         )
 
-        tokens = model.replace_tokens(originals, positions, fill_weights, masked_states, key)
-        scores = model.discriminator.detection(model.discriminator(tokens, **where, key=key), batch["segment_ids"])
+        tokens = model.replace_tokens(originals, positions, fill_weights, masked_states, draw_key)
+        states = model.discriminator(tokens, **where, key=discriminator_key)
+        scores = model.discriminator.detection(states, batch["segment_ids"])
         detection_loss = losses.binary_cross_entropy(
             scores, tokens != originals, batch["detection_weights"], self.weight
         )

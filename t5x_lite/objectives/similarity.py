@@ -76,7 +76,7 @@ class Similarity(Supervised):
         weights = batch["loss_weights"]
         if self.by == "cosine":
             return {"loss": squared_error(cosine_similarity(first, second), targets, weights)}
-        scores = model.head(jnp.concatenate([first, second, abs(first - second)], axis=-1), None)
+        scores = model.head(jnp.concatenate([first, second, abs(first - second)], axis=-1), key)
         return {"loss": class_cross_entropy(scores, targets, weights)}
 
     def prediction(self, record: Record, examples: Sequence[Features], scores: Sequence[Features]) -> float:

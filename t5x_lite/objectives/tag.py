@@ -82,9 +82,8 @@ class Tag(Supervised):
         if self.crf:
             transitions = model.head.transitions[...]
             return {"loss": crf.tag_sequence_loss(scores, transitions, targets, batch["loss_weights"])}
-        return {
-            "loss": losses.token_cross_entropy(lambda x: x, scores, targets, batch["loss_weights"], settings),
-        }
+        weights = batch["loss_weights"].reshape(-1)
+        return {"loss": losses.class_cross_entropy(scores.reshape(-1, scores.shape[-1]), targets.reshape(-1), weights)}
 
     def scores(self, model: TaskModel, batch: Batch, key: DropoutKey = None) -> dict[str, Array]:
         """Return the scores of each token, and with a CRF those of a tag after another."""

@@ -1,6 +1,5 @@
 """Several processes as one program: how they start, notice that one is lost, and stop together."""
 
-import contextlib
 import importlib.util
 import itertools
 import os
@@ -28,6 +27,8 @@ from t5x_lite.storage import absolute, join
 
 HEARTBEAT_SECONDS = 2.0
 """Time between two heartbeats of a process."""
+MOST_FAILED_HEARTBEATS = 5
+"""Heartbeats in a row that could not be sent, after which a process takes the job as ended."""
 BARRIER_DAYS = 7
 """Longest time that the other processes wait for the first one, which may tokenise a large corpus."""
 _barriers = itertools.count()
@@ -95,10 +96,17 @@ def _send_heartbeats() -> None:
     """Write an increasing number to the job's key-value store until the job ends."""
     store = _key_value_store()
     key = f"{_HEARTBEATS}{jax.process_index()}"
-    with contextlib.suppress(Exception):  # the store ends with the job
-        for number in itertools.count():
+    failures = 0
+    for number in itertools.count():
+        try:
             store.key_value_set(key, str(number), allow_overwrite=True)
-            time.sleep(HEARTBEAT_SECONDS)
+        except jax.errors.JaxRuntimeError:
+            failures += 1
+            if failures == MOST_FAILED_HEARTBEATS:
+                return  # the store has ended with the job
+        else:
+            failures = 0
+        time.sleep(HEARTBEAT_SECONDS)
 
 
 def silent_processes() -> list[int]:

@@ -96,8 +96,8 @@ def _sent_share(axis: str, devices: int) -> float:
 def _copies_per_token(moe: MoE) -> float:
     """Return how often a layer sends a token's state to experts, with the slots that capacity leaves empty."""
     if isinstance(moe.dispatch, Capacity):
-        return moe.router.choices * moe.dispatch.factor
-    return float(moe.router.choices)
+        return moe.router.mean_choices * moe.dispatch.factor
+    return moe.router.mean_choices
 
 
 def add_links(collectives: Sequence[Collective], mesh: Mesh, chip: Chip) -> list[CollectiveFigures]:

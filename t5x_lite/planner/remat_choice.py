@@ -67,13 +67,13 @@ def resolve_remat(config: RunConfig) -> RunConfig:
     """
     if config.model.remat != "auto":
         return config
-    stored = _stored_policy(local_path(str(config.run_dir)) / CONFIG_FILE)
-    if stored is not None:
-        return with_remat(config, stored)
-    mesh = make_mesh(config.mesh)
-    device = mesh.devices.flat[0]
-    policy = choose_remat(config, mesh, device.platform, _available_bytes(mesh, device.device_kind))
+    policy = _stored_policy(local_path(str(config.run_dir)) / CONFIG_FILE)
+    if policy is None:
+        mesh = make_mesh(config.mesh)
+        device = mesh.devices.flat[0]
+        policy = choose_remat(config, mesh, device.platform, _available_bytes(mesh, device.device_kind))
     if jax.process_count() > 1:
+        # Also where a policy is stored: only the first process of a job may see the run directory.
         from jax.experimental import multihost_utils
 
         number = np.int32(LEAST_RECOMPUTATION_FIRST.index(policy))

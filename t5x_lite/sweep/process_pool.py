@@ -138,6 +138,8 @@ class ProcessPool:
         progress_task = self.progress.add_task(f"  {run.name}", total=run.steps, at="")
         self.running.append(RunningJob(run, process, slot, progress_task, MetricsFollower(run.run_dir)))
         self._set_state(run, "running", attempt=self.attempts[run.name], pid=process.pid)
+        if self.stop_requested:  # while it was starting
+            process.terminate()
 
     def _finish(self, job: RunningJob) -> None:
         """Write down how a process has ended, and decide whether its run is started again."""

@@ -319,7 +319,7 @@ class Trainer:
             train_step, batch = next(batches)
             data_seconds = time.perf_counter() - started
             state, metrics = train_step(state, batch)
-            monitor.add_step(step, metrics, started, data_seconds)
+            monitor.add_step(step, step - 1 + progress.skipped_batches, metrics, started, data_seconds)
             step_ended = time.perf_counter()
             store.checkpoints.check()
 

@@ -72,11 +72,13 @@ class PendingStep:
 
     Attributes:
         step: its number.
+        batch: the number of its batch, from 0.
         metrics: its metrics, on the device.
         data_seconds: time that its batch was waited for.
     """
 
     step: int
+    batch: int
     metrics: Mapping[str, Array]
     data_seconds: float
 
@@ -123,11 +125,14 @@ class StepMonitor:
         self._recent_stage = 0
         self._empty_batches = 0
 
-    def add_step(self, step: int, metrics: Mapping[str, Array], started: float, data_seconds: float) -> None:
+    def add_step(
+        self, step: int, batch: int, metrics: Mapping[str, Array], started: float, data_seconds: float
+    ) -> None:
         """Register a step that was handed to the device, and report the step before it.
 
         Args:
             step: its number.
+            batch: the number of its batch, from 0, which batches that were passed over after a spike count for.
             metrics: its metrics, on the device.
             started: time at which the loop turned to the step.
             data_seconds: time that its batch was waited for.
@@ -135,7 +140,7 @@ class StepMonitor:
         if self._pending is None:
             self._last_read = started
         self.report()
-        self._pending = PendingStep(step, metrics, data_seconds)
+        self._pending = PendingStep(step, batch, metrics, data_seconds)
         self.last_step = step
 
     def report(self, more_metrics: Mapping[str, float] | None = None) -> None:
@@ -170,7 +175,7 @@ class StepMonitor:
         self._last_read = now
         self._goodput.seconds["data"] += pending.data_seconds
         self._goodput.seconds["step"] += seconds - pending.data_seconds
-        stage = stage_number(self._costs.stages, pending.step - 1)
+        stage = stage_number(self._costs.stages, pending.batch)
         if stage != self._recent_stage:
             self._recent_stage = stage
             self._recent_seconds.clear()

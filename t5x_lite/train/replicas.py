@@ -37,7 +37,8 @@ class ReplicaCheck:
         """Compare all copies.
 
         Raises:
-            ReplicaMismatch: two copies differ. The message names the parameters, and the devices in the minority.
+            ReplicaMismatch: two copies differ. The message names the parameters, and the devices in the minority; where
+                no copy has the majority, as of two, all devices.
         """
         leaves = jax.tree.leaves(params)
         checksums = np.asarray(jax.device_get(self._checksums(*leaves).addressable_data(0)))
@@ -50,8 +51,8 @@ class ReplicaCheck:
         if mismatches:
             raise ReplicaMismatch(
                 f"step {step}: copies of the same parameters differ (silent data corruption on a device): "
-                f"{'; '.join(mismatches[:MISMATCHES_SHOWN])}; the last checkpoint was made before: take the device out "
-                "and run the same command to go on from it"
+                f"{'; '.join(mismatches[:MISMATCHES_SHOWN])}; the last checkpoint was made before: take out the "
+                "device that computes wrongly, and run the same command to go on from it"
             )
 
     def _devices_by_shard(self, array: Array) -> list[list[int]]:
@@ -63,8 +64,10 @@ class ReplicaCheck:
         return list(groups.values())
 
     def _outliers(self, positions: Sequence[int], checksums: UInt32[np.ndarray, "copies"]) -> list[str]:
-        """Return the devices whose checksum is not the most frequent one."""
+        """Return the devices whose checksum is not that of the majority; all of them if several are as frequent."""
         values, counts = np.unique(checksums, return_counts=True)
+        if len(values) > 1 and np.count_nonzero(counts == counts.max()) > 1:
+            return [str(self._devices[position]) for position in positions]
         majority = values[counts.argmax()]
         outliers = []
         for position, checksum in zip(positions, checksums, strict=True):

@@ -111,6 +111,14 @@ def test_bad_records_name_the_file_and_the_line(tmp_path: Path) -> None:
         read_cloze(cloze(path, {"0": "a", "1": "b"}, pattern="{sentence} {mask}"))
 
 
+def test_a_text_with_braces_is_filled_in_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "dev.tsv"
+    path.write_text("a {second} {mask}\tb {text}\t0\n")
+    columns = {"columns": ["text", "second", "label"], "pattern": "{text} {second} {mask}"}
+    (text,) = read_cloze(cloze(path, {"0": "a", "1": "b"}, **columns))
+    assert text.text == "a {second} { mask } b {text} {mask}"
+
+
 def test_the_shipped_task_is_that_of_its_paper() -> None:
     task = load_cloze(REPOSITORY / "configs/cloze/sst2.yaml")
     assert task.fields == ["sentence"]

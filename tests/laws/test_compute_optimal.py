@@ -5,7 +5,7 @@ import pytest
 
 from t5x_lite.laws.compute_optimal import TrainingCost, optimal_parameters
 from t5x_lite.laws.fit import NotFitted
-from t5x_lite.laws.isoflop import fit_parabolas, frontier_from_parabolas
+from t5x_lite.laws.isoflop import fit_parabolas, frontier_from_parabolas, group_by_budget
 from t5x_lite.laws.points import Points
 from t5x_lite.laws.training_curves import TrainingCurve, frontier_from_curves
 from tests.laws.known_law import BESIROGLU, besiroglu_constants, besiroglu_loss, build_points, isoflop_runs
@@ -48,6 +48,16 @@ def test_approach_1_finds_the_exponents_of_the_law_that_the_curves_follow() -> N
     assert len(frontier.bootstrap) == 20
     two_curves_of_one_size = [curves[0], curves[0]]
     assert frontier_from_curves(two_curves_of_one_size, 5) == NotFitted("needs training curves of 3 sizes, found 1")
+
+
+def test_repeats_of_two_sizes_do_not_hide_a_budget() -> None:
+    """Ten runs of two sizes at 10^18 FLOPs, and six of six sizes at 10^19."""
+    parameters = np.array([1e7, 2e7] * 5 + [1e7, 2e7, 3e7, 4e7, 5e7, 6e7])
+    flops = np.array([1e18] * 10 + [1e19] * 6)
+    nothing = np.zeros(16)
+    names = tuple(str(number) for number in range(16))
+    points = Points(parameters, flops / 6 / parameters, flops, np.ones(16), nothing, nothing, names)
+    assert [budget.tolist() for budget in group_by_budget(points)] == [[10, 11, 12, 13, 14, 15]]
 
 
 def test_a_parabola_without_a_minimum_among_the_sizes_is_left_out_with_a_reason() -> None:

@@ -22,8 +22,9 @@ from t5x_lite.models.attention.context import (
     KernelRequirements,
     TokenPositions,
 )
-from t5x_lite.models.attention.kernels import attend, choose_kernel
+from t5x_lite.models.attention.kernels import attend, choose_kernel, planned_kernels
 from t5x_lite.models.attention.kinds import AttentionKind, BlockGlobal, Dense, Fixed, Local, Strided
+from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.sharding import target_platform
 
 Sides: TypeAlias = tuple[Float[Array, "b l h k"], Float[Array, "b m n k"], Float[Array, "b m n k"]]
@@ -373,6 +374,15 @@ def test_each_platform_has_its_kernel_and_the_reason_is_given() -> None:
     assert choose_kernel(Dense(), odd, "auto", "tpu") == ("flash", "not splash: length 2000 is not a multiple of 128")
     with pytest.raises(ValueError, match="it is for TPUs, not for cpu"):
         choose_kernel(Dense(), required, "splash", "cpu")
+
+
+def test_layers_of_one_kind_with_other_mixers_have_kernels_of_their_own() -> None:
+    """Latent attention has wider keys than flash attention supports."""
+    layers = [{}, {"mixer": {"latent_attention": {"rank": 16, "query_rank": None}}}]
+    config = ModelConfig(layers=2, embed=128, heads=1, positions="rotary", pattern=layers, compute="bfloat16")
+    planned = planned_kernels(config, 2048, "gpu")["dense"]
+    assert planned.startswith("cudnn (the kernel for gpu); ")
+    assert "head_dim 192 is over 128" in planned
 
 
 def test_a_kernel_that_can_compute_cross_attention_is_chosen() -> None:

@@ -280,6 +280,17 @@ def test_weights_in_several_files_are_imported_and_exported(llama: Case, tmp_pat
         assert torch.equal(values, exported_weights[name])
 
 
+def test_a_second_export_leaves_no_weights_of_the_first(llama: Case, tmp_path: Path) -> None:
+    import_hf(llama.folder, tmp_path / "run")
+    out = tmp_path / "out"
+    export_hf(tmp_path / "run", out, max_file_bytes=20_000)
+    export_hf(tmp_path / "run", out)
+    assert [path.name for path in out.glob("model*")] == ["model.safetensors"]
+    export_hf(tmp_path / "run", out, max_file_bytes=20_000)
+    assert not (out / "model.safetensors").exists()
+    assert (out / "model.safetensors.index.json").exists()
+
+
 def test_bfloat16_weights_come_back_as_bfloat16(llama: Case, tmp_path: Path) -> None:
     half_precision_model = type(llama.theirs).from_pretrained(llama.folder, dtype=torch.bfloat16)
     half_precision_model.save_pretrained(tmp_path / "half")

@@ -34,7 +34,7 @@ def test_a_loss_that_is_not_finite_is_no_spike(tiny_config: Path, tmp_path: Path
 
     def report(step: int, loss: float, skipped: int) -> None:
         metrics = {"loss": jnp.array(loss), "skipped_in_a_row": jnp.array(skipped)}
-        monitor.add_step(step, metrics, started=0.0, data_seconds=0.0)
+        monitor.add_step(step, step - 1, metrics, started=0.0, data_seconds=0.0)
         monitor.report()
 
     for step, loss in enumerate((float("nan"), float("inf")), start=1):
@@ -55,7 +55,7 @@ def test_metrics_are_written_every_so_many_steps_at_evaluations_and_at_the_last_
     monitor = open_monitor(config, tmp_path, RunningLoss(), writer)
     for step in range(1, 12):
         metrics = {"loss": jnp.array(2.0), "skipped_in_a_row": jnp.array(0)}
-        monitor.add_step(step, metrics, started=0.0, data_seconds=0.0)
+        monitor.add_step(step, step - 1, metrics, started=0.0, data_seconds=0.0)
         monitor.report({"eval/loss": 3.0} if step == 6 else None)
     assert written == [(4, None), (6, 3.0), (8, None), (11, None)]
 
@@ -81,6 +81,26 @@ def test_a_run_goes_back_after_a_spike_until_it_has_had_too_many(tiny_config: Pa
         Trainer._rewind(trainer, store, Progress(step=15, spikes=2), spike_step=15)
 
 
+def test_the_stage_of_a_step_is_that_of_its_batch(tiny_config: Path, tmp_path: Path) -> None:
+    """Ten batches were passed over after a spike, so that step 5 has batch 14, of the second stage."""
+    stages = "data.schedule=[{name: a}, {name: b, after_steps: 12, batch_size: 1}]"
+    config = configuration.load(tiny_config, ["train.steps=20", "train.log_every_steps=1", stages])
+    written = []
+    writer = SimpleNamespace(write=lambda step, metrics: written.append(metrics))
+    monitor = StepMonitor(
+        config.train,
+        StepCosts(config.stages, [1.0, 3.0], 1.0),
+        LearningRates(make_schedule(config.optimizer, 20), 20),
+        Display(20, enabled=False),
+        writer,
+        RunningLoss(),
+        Goodput(tmp_path, writes=False),
+    )
+    monitor.add_step(5, 14, {"loss": jnp.array(2.0), "skipped_in_a_row": jnp.array(0)}, 0.0, 0.0)
+    monitor.report()
+    assert written[0]["mfu"] * written[0]["seconds_per_step"] == pytest.approx(3)
+
+
 def test_the_speed_is_the_mean_of_ten_steps(tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The host stands still for 9 seconds in step 10, and the device computes step 11 meanwhile."""
     ends = [*range(1, 10), 19, 19, 20]
@@ -92,7 +112,7 @@ def test_the_speed_is_the_mean_of_ten_steps(tiny_config: Path, tmp_path: Path, m
     monitor = open_monitor(config, tmp_path, RunningLoss(), writer)
     for step, started in enumerate([0, *ends[:-1]], start=1):
         metrics = {"loss": jnp.array(2.0), "skipped_in_a_row": jnp.array(0)}
-        monitor.add_step(step, metrics, started, data_seconds=0.5)
+        monitor.add_step(step, step - 1, metrics, started, data_seconds=0.5)
         monitor.report()
     assert [metrics["seconds_per_step"] for metrics in written] == [1.0] * 9 + [1.9, 1.8, 1.8]
     assert written[-1]["data_wait_fraction"] == pytest.approx(0.5 / 1.8)

@@ -257,6 +257,11 @@ def test_the_global_norm_is_clipped_before_the_algorithm_sees_the_gradient() -> 
             {"schedule": {"slanted_triangular": {"rise": 0.25}}},
             {0: 1 / 32, 2: (1 + 31 * 2 / 5) / 32, 5: 1.0, 10: (1 + 31 * 2 / 3) / 32, 20: 1 / 32},
         ),
+        # A warm-up that is longer than what is held ends at the peak.
+        (
+            {"schedule": {"rsqrt": {"hold_steps": 2}}, "warmup_steps": 8},
+            {7: 1.0, 8: (8 / 9) ** 0.5, 17: (8 / 18) ** 0.5},
+        ),
         # 16 updates after the warm-up: cut = 4, and p = 2/4 at update 4 + 2 and 1 - 6/12 at update 4 + 10.
         (
             {"schedule": {"slanted_triangular": {"rise": 0.25, "ratio": 8.0}}, "warmup_steps": 4},

@@ -23,6 +23,6 @@ def test_a_flipped_bit_in_one_replica_is_detected_and_its_parameter_and_device_a
     two_copies, eight_copies = process.stdout.splitlines()
     assert "step 7" in two_copies
     assert "differ" in two_copies
-    # Neither of two copies has the majority, so that either device may be named; of eight copies the odd one is known.
-    assert "even on cpu:" in two_copies
+    # Neither of two copies has the majority, so that both devices are named; of eight copies the odd one is known.
+    assert "even on cpu:1, cpu:5;" in two_copies
     assert "bias on cpu:3;" in eight_copies

@@ -30,6 +30,7 @@ class C4(TextFilter):
 
     def check(self) -> None:
         """See `TextFilter`."""
+        _bad_words.cache_clear()  # the file may have changed since another corpus was cleaned
         if self.bad_words:
             _bad_words(self.bad_words)
 

@@ -164,9 +164,17 @@ def _explanation(refusals: Mapping[str, Sequence[str]], platform: str) -> str:
     return "; ".join(reasons) or f"the kernel for {platform}"
 
 
-def _planned_choices(
-    config: ModelConfig, length: int, platform: str, *, causal: bool
-) -> dict[AttentionKind, tuple[KernelName, str]]:
+@dataclass(frozen=True)
+class PlannedKernel:
+    """The kernel of some layers of a model, and the reason for it."""
+
+    kind: AttentionKind
+    kernel: KernelName
+    reason: str
+
+
+def _plan_kernels(config: ModelConfig, length: int, platform: str, *, causal: bool) -> list[PlannedKernel]:
+    """Return the kernels of the layers, each once. Layers of one kind may have several, by their mixers."""
     required = KernelRequirements(
         length=length,
         head_dim=0,
@@ -180,7 +188,7 @@ def _planned_choices(
         content_bias=config.positions.reads_content,
         rank=config.query_stream,
     )
-    choices = {}
+    planned = []
     for layer in (*config.first, *config.pattern):
         if isinstance(layer.mixer, SelfAttention):
             mixer = layer.mixer
@@ -190,14 +198,16 @@ def _planned_choices(
                 value_dim=mixer.value_dim(config),
                 memory=mixer.memory > 0,
             )
-            choices[layer.attention] = choose_kernel(layer.attention, of_layer, config.kernel, platform)
-    return choices
+            planned.append(
+                PlannedKernel(layer.attention, *choose_kernel(layer.attention, of_layer, config.kernel, platform))
+            )
+    return list(dict.fromkeys(planned))
 
 
 def unfused_kinds(config: ModelConfig, length: int, platform: str, *, causal: bool) -> set[AttentionKind]:
     """Return the attention kinds of a model that XLA computes in rows of `length`, scores and all."""
-    choices = _planned_choices(config, length, platform, causal=causal)
-    return {kind for kind, (kernel, _) in choices.items() if kernel == "xla"}
+    planned = _plan_kernels(config, length, platform, causal=causal)
+    return {layers.kind for layers in planned if layers.kernel == "xla"}
 
 
 def planned_kernels(config: ModelConfig, length: int, platform: str) -> dict[str, str]:
@@ -207,17 +217,17 @@ def planned_kernels(config: ModelConfig, length: int, platform: str) -> dict[str
         ValueError: see `choose_kernel`.
     """
     names = {kind: name for name, kind in ATTENTION.items()}
-    planned = {}
-    choices = _planned_choices(config, length, platform, causal=config.family == "decoder")
+    planned = _plan_kernels(config, length, platform, causal=config.family == "decoder")
     if config.decoder_model is not config:
-        choices = {**_planned_choices(config.decoder_model, length, platform, causal=True), **choices}
-    for kind, (kernel, reason) in choices.items():
-        name = names[type(kind)]
-        settings = ", ".join(f"{key} {value}" for key, value in kind)
+        planned += _plan_kernels(config.decoder_model, length, platform, causal=True)
+    descriptions: dict[str, list[str]] = {}
+    for layers in planned:
+        name = names[type(layers.kind)]
+        settings = ", ".join(f"{key} {value}" for key, value in layers.kind)
         if settings:
             name = f"{name} ({settings})"
-        planned[name] = f"{kernel} ({reason})"
-    return planned
+        descriptions.setdefault(name, []).append(f"{layers.kernel} ({layers.reason})")
+    return {name: "; ".join(dict.fromkeys(kernels)) for name, kernels in descriptions.items()}
 
 
 def row_order(config: ModelConfig, length: int, *, causal: bool) -> Int[np.ndarray, "l"]:
@@ -230,8 +240,8 @@ def row_order(config: ModelConfig, length: int, *, causal: bool) -> Int[np.ndarr
     parts = 2 * num_shards("length")
     if not causal or parts == 2 or length % parts or config.state_mixers:
         return in_order
-    choices = _planned_choices(config, length, target_platform(), causal=True)
-    if any(kernel != "splash" for kernel, _ in choices.values()):
+    planned = _plan_kernels(config, length, target_platform(), causal=True)
+    if any(layers.kernel != "splash" for layers in planned):
         return in_order
     return in_order.reshape(parts, -1)[zigzag_order(parts)].reshape(-1)
 

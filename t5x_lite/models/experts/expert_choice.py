@@ -28,6 +28,11 @@ class ExpertChoice(Router):
         """Return the average number of experts of a token, rounded up."""
         return math.ceil(self.average)
 
+    @property
+    def mean_choices(self) -> float:
+        """Return the average number of experts of a token."""
+        return self.average
+
     def choose_experts(
         self, logits: Float[Array, "b l e"], bias: Float[Array, "e"] | None, key: Array | None
     ) -> Assignment:

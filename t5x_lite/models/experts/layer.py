@@ -38,7 +38,7 @@ class MixtureOfExperts(nnx.Module):
     def __init__(self, config: ModelConfig, moe: MoE, *, rngs: nnx.Rngs) -> None:
         expert = moe.expert or config.dense_feedforward
         width = moe.mlp or config.mlp
-        experts = ExpertAxis(moe.experts, min(moe.router.choices / moe.experts, 1.0))
+        experts = ExpertAxis(moe.experts, min(moe.router.mean_choices / moe.experts, 1.0))
         self.moe = moe
         embed = ("embed", config.embed)
         has_bias = moe.router.has_logit_bias

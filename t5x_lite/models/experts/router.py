@@ -60,6 +60,11 @@ class Router(Config):
         """Return the number of experts that a token is sent to."""
 
     @property
+    def mean_choices(self) -> float:
+        """Return the number of experts of a token on average, by which costs are counted."""
+        return self.choices
+
+    @property
     def has_logit_bias(self) -> bool:
         """The logits have a bias for each expert, which gradients train."""
         return False

@@ -10,7 +10,7 @@ class InverseSquareRoot(Schedule):
 
     hold_steps: Int | None = setting(
         None,
-        "steps before the decay; null: those of the warm-up",
+        "steps before the decay, at least those of the warm-up; null: those of the warm-up",
         unit="steps",
         ge=1,
         source="Raffel et al. 2020",
@@ -20,5 +20,5 @@ class InverseSquareRoot(Schedule):
         """Return sqrt(hold / max(step, hold))."""
         import jax.numpy as jnp
 
-        hold = self.hold_steps or max(horizon.warmup_steps, 1)
+        hold = max(self.hold_steps or 1, horizon.warmup_steps)
         return jnp.sqrt(hold / jnp.maximum(count + 1, hold))
