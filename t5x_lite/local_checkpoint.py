@@ -161,10 +161,6 @@ class LocalCheckpoints:
         if self._pending is not None:
             self._pending.result()
 
-    def close(self) -> None:
-        """Wait for the newest state and stop the background thread."""
-        self._background.shutdown()
-
     def clear(self) -> None:
         """Delete all states of this process."""
         self.wait()

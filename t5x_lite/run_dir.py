@@ -179,13 +179,6 @@ def new_run(config: RunConfig, tokenizer: Tokenizer) -> Run:
     return Run(folder, config, _spec_of_run(config, tokenizer), tokenizer)
 
 
-def create_run_dir(config: RunConfig, tokenizer: Tokenizer) -> Run:
-    """Create the run directory, or reuse an existing one, and write its config and tokenizer; see `new_run`."""
-    run = new_run(config, tokenizer)
-    run.save()
-    return run
-
-
 def _checkpoints_of(config: RunConfig, run_dir: str | None) -> Checkpoints:
     folder = config.checkpoint.folder or storage.join(str(run_dir), "checkpoints")
     return Checkpoints(folder, config.checkpoint)

@@ -19,7 +19,7 @@ from t5x_lite.models.spec import model_spec
 from t5x_lite.models.spelling import PADDING, WORD_BEGIN, WORD_END
 from t5x_lite.objectives.objective import ExampleLengths
 from t5x_lite.parallel import mesh as meshes
-from t5x_lite.run_dir import create_run_dir
+from t5x_lite.run_dir import new_run
 from t5x_lite.run_teacher import open_teacher
 from t5x_lite.train.flops import flops_per_example
 from t5x_lite.train.step_flops import step_flops_per_example
@@ -234,7 +234,7 @@ def test_a_teacher_knows_the_characters_of_its_tokens(tmp_path: Path) -> None:
     config = configuration.load("gpt2/117m", [*overrides, f"run_dir={tmp_path}"])
     words = tmp_path / "words.txt"
     words.write_text("on\na\nthe\nto\nof\n")
-    create_run_dir(config, read_words(Words(vocab=8, file=str(words))))
+    new_run(config, read_words(Words(vocab=8, file=str(words)))).save()
     teacher = open_teacher(configuration.load("gpt2/117m", [*overrides, f"distillation.teacher={tmp_path}"]))
     assert teacher is not None
     assert teacher.spec.spelling is not None

@@ -13,7 +13,7 @@ from t5x_lite.data import vocabulary
 from t5x_lite.data.tokenizer_config import Unigram
 from t5x_lite.errors import UserError
 from t5x_lite.run_data import open_tokenizer
-from t5x_lite.run_dir import check_run_dir, create_run_dir, open_run
+from t5x_lite.run_dir import check_run_dir, new_run, open_run
 from tests.conftest import Shell
 
 
@@ -33,8 +33,8 @@ def test_a_rerun_with_more_text_keeps_the_tokenizer(
     assert (tmp_path / "run/tokenizer.model").read_bytes() == tokenizer
     config = configuration.load(tiny_config, settings)
     assert open_tokenizer(config).file_bytes == tokenizer
-    new_run = configuration.load(tiny_config, (*settings[:2], f"run_dir={tmp_path}/new"))
-    assert open_tokenizer(new_run).file_bytes != tokenizer
+    new_config = configuration.load(tiny_config, (*settings[:2], f"run_dir={tmp_path}/new"))
+    assert open_tokenizer(new_config).file_bytes != tokenizer
 
 
 def test_another_tokenizer_in_the_configured_file_is_refused(tiny_config: Path, prose: Path, tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_adapters_with_relative_paths_are_written_with_absolute_ones(
     config = configuration.load(tiny_run / "config.yaml", [f"adapt.from={tiny_run}", method, "run_dir=fused"])
     stored_tokenizer = open_run(tiny_run).stored_tokenizer
     assert stored_tokenizer is not None
-    create_run_dir(config, stored_tokenizer)
+    new_run(config, stored_tokenizer).save()
     stored = yaml.safe_load((tmp_path / "fused/config.yaml").read_text())
     expected = [str(tmp_path / "adapters/first"), str(tmp_path / "adapters/second")]
     assert stored["adapt"]["method"]["fusion"]["adapters"] == expected
@@ -87,7 +87,7 @@ def test_a_run_without_a_checkpoint_starts_with_any_config(tiny_run: Path, tiny_
     settings = [f"run_dir={tmp_path / 'run'}", "train.steps=4"]
     stored_tokenizer = open_run(tiny_run).stored_tokenizer
     assert stored_tokenizer is not None
-    create_run_dir(configuration.load(tiny_config, settings), stored_tokenizer)
+    new_run(configuration.load(tiny_config, settings), stored_tokenizer).save()
     assert check_run_dir(configuration.load(tiny_config, [*settings, "train.seed=7"])) == ""
     with pytest.raises(UserError, match=r"belongs to a run with another config: train\.seed was 0, is 7"):
         check_run_dir(configuration.load(tiny_config, [f"run_dir={tiny_run}", "train.seed=7"]))

@@ -73,13 +73,19 @@ class Stack(nnx.Module):
 
     Attributes:
         first: the layers of `model.first`, as a stack whose period they are; None where there are none.
-        period: the layers that repeat.
+        config: the model.
+        causal: tokens attend to earlier ones alone.
+        period: the settings of the layers that repeat.
+        repeats: number of times that they do.
+        layers: the layers of a period, by number; each weight has the repeats as its first axis.
+        positions: position encodings that all layers share.
+        final_norm: normalises the output; None where the layers' norms are after the sublayers.
         passes: number of repeats that follow each other with the same weights.
         global_positions: positions of the queries relative to global tokens; None without those.
         mix: combines the input of the first layer and the outputs of all layers, `[layers + 1, batch, length, embed]`,
             to what takes the place of the last output; set by an adaptation method. None in a plain model.
-        carried: the states of the mixers after the batch before, where rows continue those of that batch; after a call
-            those after this one. None where every row begins with empty states.
+        carried_states: the states of the mixers after the batch before, where rows continue those of that batch; after
+            a call those after this one. None where every row begins with empty states.
     """
 
     def __init__(

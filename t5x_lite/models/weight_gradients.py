@@ -15,7 +15,10 @@ _active: ContextVar[bool] = ContextVar("float32_weight_gradients", default=False
 
 
 def float32_weight_gradients(*, enabled: bool) -> AbstractContextManager[None]:
-    """Compute the gradients of the matrices of linear maps that are traced inside in float32."""
+    """Compute the gradients of the matrices of linear maps that are traced inside in float32.
+
+    Those of experts and of recurrences keep their type.
+    """
     return hold(_active, enabled)
 
 

@@ -47,8 +47,8 @@ class TrainConfig(Config):
     )
     reduction_dtype: Literal["compute", "float32"] = setting(
         "compute",
-        "type in which devices sum the gradients of matrices: that of the activations (model.compute), or float32 with "
-        "twice the bytes of bfloat16 on the network",
+        "type in which devices sum the gradients of matrices, but those of experts and recurrences: that of the "
+        "activations (model.compute), or float32 with twice the bytes of bfloat16 on the network",
     )
     data_reduction: Literal["microbatch", "step"] = setting(
         "microbatch",

@@ -29,7 +29,7 @@ from t5x_lite.objectives.objective import ExampleContext
 from t5x_lite.objectives.reward import Reward
 from t5x_lite.objectives.supervised import Coder
 from t5x_lite.parallel.mesh import make_mesh
-from t5x_lite.run_dir import Run, create_run_dir
+from t5x_lite.run_dir import Run, new_run
 from t5x_lite.run_rewards import RunRewards, SampledAnswer, VerifierRewards, check_rewards, decode_answer
 from t5x_lite.train.policy_step import policy_step
 from t5x_lite.train.rollout_step import RolloutStep
@@ -301,16 +301,16 @@ def test_a_reward_run_must_be_one_with_the_same_tokenizer_and_room(tmp_path: Pat
 
     with pytest.raises(UserError, match="missing: is not a run directory"):
         check(tmp_path / "missing")
-    create_run_dir(policy_run("grpo", tmp_path / "policy").config, TOKENIZER)
+    new_run(policy_run("grpo", tmp_path / "policy").config, TOKENIZER).save()
     with pytest.raises(UserError, match=r"its objective is .*, not reward; train one with tasks=reward"):
         check(tmp_path / "policy")
     config = reward_config(tmp_path / "short")
     short = config.model.model_dump(mode="json") | {"positions": {"learned": {"length": 12}}}
     train_settings = {"steps": 4, "batch_size": 4, "seq_len": 12}
-    create_run_dir(reward_config(tmp_path / "short", model=short, train=train_settings), TOKENIZER)
+    new_run(reward_config(tmp_path / "short", model=short, train=train_settings), TOKENIZER).save()
     with pytest.raises(UserError, match="its model has 12 positions, and a prompt with its answer takes up to 19"):
         check(tmp_path / "short")
-    create_run_dir(reward_config(tmp_path / "reward"), TOKENIZER)
+    new_run(reward_config(tmp_path / "reward"), TOKENIZER).save()
     check(tmp_path / "reward")
     with pytest.raises(UserError, match=r"reward_run .*: has another tokenizer than this run"):
         check(tmp_path / "reward", Bytes(b'{"model": "other"}'))
