@@ -231,6 +231,11 @@ class DataConfig(SourceConfig):
                 yield f"schedule stage {stage.name}: weights of {unknown[0]}, which is no source of the mixture{hint}"
 
     @property
+    def holds_out_text(self) -> bool:
+        """True if the settings provide for a validation split, which may still be empty."""
+        return self.validation_fraction > 0 or bool(self.validation_files or self.validation_split)
+
+    @property
     def holds_tokens(self) -> bool:
         """True if a source is files of token ids, which only the tokenizer that made them can read."""
         return any(source.format in TOKEN_FORMATS for source in self.sources)

@@ -35,7 +35,7 @@ from t5x_lite.data.tokenizer_config import Bytes as BytesConfig
 from t5x_lite.data.tokenizer_files import from_file, has_tokenizer, load, with_extra_ids
 from t5x_lite.data.word_vocabulary import read_words, train_words
 from t5x_lite.errors import UserError
-from t5x_lite.local_copies import local_path, upload_changes, with_urls
+from t5x_lite.local_copies import check_writable, local_path, upload_changes, with_urls
 from t5x_lite.storage import join
 
 SENTENCE_CHARACTERS = 1000
@@ -71,6 +71,7 @@ def load_or_train_tokenizer(tokenizer: TokenizerConfig, data: DataConfig) -> Tok
     if not isinstance(tokenizer, Character):
         max_bytes = tokenizer.sample_megabytes * 1e6
         units = _spread_units(units_of_sources)
+    check_writable(data.cache_dir, "data.cache_dir")  # before the tokenizer is trained
     _log(f"training on {len(units)} pieces of text")
     trained = _train_kind(tokenizer, _sample_texts(units, max_bytes))
     _log(f"{trained.vocab} pieces, in {with_urls(str(trained.save(folder)))}")

@@ -12,7 +12,7 @@ from t5x_lite.config import RunConfig
 from t5x_lite.data.open_data import TextData
 from t5x_lite.data.records import TaskData
 from t5x_lite.data.training_data import ExampleSequence, TrainingData
-from t5x_lite.errors import Diverged
+from t5x_lite.errors import Diverged, UserError
 from t5x_lite.local_copies import local_path, uploading
 from t5x_lite.objectives.mixed_rows import largest_lengths
 from t5x_lite.objectives.policy_optimization import PolicyOptimization
@@ -70,6 +70,8 @@ def train(config: RunConfig) -> tuple[Run, bool]:
     mesh = meshes.make_mesh(config.mesh)
     attention_kernels = check_mesh(mesh, config, mesh.devices.flat[0].platform)
     changed_settings = check_run_dir(config)
+    if not config.tasks and not config.data.holds_out_text:
+        raise UserError("no text is held out: raise data.validation_fraction, or name data.validation_files")
     with main_process_first():
         tokenizer = open_tokenizer(config)
         data = open_run_data(with_vocab(config, tokenizer), tokenizer)

@@ -16,6 +16,7 @@ INVALID_INPUT = {
     "heads": (["model.heads=5"], "embed 32 is not a multiple of heads 5"),
     "short text": (["model.positions=rotary", "train.seq_len=100000"], "but the training text has"),
     "no validation": (["data.validation_fraction=0"], "raise data.validation_fraction"),
+    "cache_dir is a file": (["data.cache_dir={empty}"], "data.cache_dir"),
     "vocabulary": (["model.vocab=100"], "model.vocab 100 is below the tokenizer's 300"),
     "run_dir is a file": (["run_dir={empty}"], "empty.txt"),
 }
