@@ -153,19 +153,8 @@ def read_conversations(unit: Unit, tokenizer: Tokenizer) -> Iterator[Conversatio
     (field,) = unit.field
     for describe_location, record in sources.records(unit):
         try:
-            messages = check_messages(messages_of(record, field))
-            assert isinstance(record, Mapping)
-            yield encoder.encode(messages, record.get("tools"))
+            if not isinstance(record, Mapping) or field not in record:
+                raise ValueError(f"{missing_column(field, record, 'field')}; set data.field")
+            yield encoder.encode(check_messages(record[field]), record.get("tools"))
         except ValueError as error:
             raise UserError(f"{describe_location()}: {error}") from None
-
-
-def messages_of(record: object, field: str) -> object:
-    """Return the messages of a record.
-
-    Raises:
-        ValueError: the record has no such field.
-    """
-    if isinstance(record, Mapping) and field in record:
-        return record[field]
-    raise ValueError(f"{missing_column(field, record, 'field')}; set data.field")

@@ -1,6 +1,6 @@
 """Conversations as prompts: rendered by the tokenizer's chat template, for the assistant to continue."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -9,7 +9,8 @@ import numpy as np
 from t5x_lite.data import sources
 from t5x_lite.data.chat_template import Message, check_messages
 from t5x_lite.data.config import SourceConfig
-from t5x_lite.data.conversations import ChatEncoder, messages_of
+from t5x_lite.data.conversations import ChatEncoder
+from t5x_lite.data.record_text import missing_column
 from t5x_lite.decode.generate import TokenIds
 from t5x_lite.decode.generation_model import GenerationModel
 from t5x_lite.errors import UserError
@@ -29,7 +30,9 @@ def read_chats(path: Path) -> list[Chat]:
     for unit in sources.units(source):
         for describe_location, record in sources.records(unit):
             try:
-                chats.append(check_chat(messages_of(record, "messages")))
+                if not isinstance(record, Mapping) or "messages" not in record:
+                    raise ValueError(missing_column("messages", record, "field"))
+                chats.append(check_chat(record["messages"]))
             except ValueError as error:
                 raise UserError(f"{describe_location()}: {error}") from None
     if not chats:

@@ -23,14 +23,15 @@ def read_metrics(run: Path, *, empty: bool = False) -> list[dict[str, Any]]:
         empty: accept a file without a complete line.
 
     Raises:
-        UserError: there is no such file, or it is empty and must not be.
+        UserError: there is no such file, or it has no complete line and must have some.
     """
     path = run / "metrics.jsonl"
     if not path.is_file():
         raise UserError(f"{run}: has no metrics.jsonl; is it a run directory?")
     records = step_records(path)
     if not records and not empty:
-        raise UserError(f"{path}: is empty; train the run first")
+        problem = "is damaged: none of its lines has a step" if path.stat().st_size else "is empty; train the run first"
+        raise UserError(f"{path}: {problem}")
     return records
 
 
