@@ -286,10 +286,25 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     load_plugins()
     path = find_config(path)
     sources = schema.read(RunConfig, path, overrides)
+    _check_tokenizer(sources)
     completed = schema.Sources(_add_derived_settings(sources.values), sources.locations)
     config = schema.validate(RunConfig, completed)
     run_dir = config.run_dir or str(Path("runs") / path.stem)
     return config.model_copy(update={"run_dir": expand(run_dir)})
+
+
+def _check_tokenizer(sources: schema.Sources) -> None:
+    """Refuse a tokenizer on the command line of a run that has that of another run. A base config may name one.
+
+    Raises:
+        UserError: see above.
+    """
+    adapt = sources.values.get("adapt")
+    if not isinstance(adapt, dict) or not adapt.get("from") or adapt.get("new_tokenizer"):
+        return
+    for key, location in sources.locations.items():
+        if key.partition(".")[0] == "tokenizer" and location == "command line":
+            raise UserError(f"command line: `{key}`: the run has the tokenizer of adapt.from; remove the setting")
 
 
 def _add_derived_settings(values: Settings) -> Settings:

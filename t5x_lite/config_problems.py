@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from t5x_lite.adapt.reference import Reference
 from t5x_lite.data.config import DataConfig
 from t5x_lite.data.order_problems import memory_problems, order_problems
 from t5x_lite.data.tokenizer_config import Bytes, TokenizerFile
@@ -29,11 +30,7 @@ def objective_problems(config: "RunConfig", objective: Objective) -> Iterator[st
     row_objectives = config.data.objectives(objective)
     yield from _family_problems(config.model, (objective, *row_objectives))
     yield from _mixing_problems(config, objective, row_objectives)
-    if objective.needs_reference and not config.method.keeps_base:
-        yield (
-            f"objective {objective.name} compares the model with the one that it adapts: it needs "
-            "adapt.method=lora or another that freezes the base, or adapt.method=reference, which keeps a copy"
-        )
+    yield from _reference_problems(config, objective)
     yield from _evaluator_problems(config, objective)
     if isinstance(objective, PolicyOptimization):
         yield from _policy_problems(config, objective)
@@ -66,6 +63,20 @@ def objective_problems(config: "RunConfig", objective: Objective) -> Iterator[st
         source_data = config.data.of_source(source)
         problems.update(dict.fromkeys(_row_problems(config, source_data, source.objective or objective)))
     yield from problems
+
+
+def _reference_problems(config: "RunConfig", objective: Objective) -> Iterator[str]:
+    """Yield why a comparison with the adapted model lacks that model, or why it is kept for nothing."""
+    if objective.needs_reference and not config.method.keeps_base:
+        yield (
+            f"objective {objective.name} compares the model with the one that it adapts: it needs "
+            "adapt.method=lora or another that freezes the base, or adapt.method=reference, which keeps a copy"
+        )
+    if isinstance(config.method, Reference) and not objective.needs_reference:
+        yield (
+            f"adapt.method=reference keeps a copy of the weights that objective {objective.name} does not read; "
+            "set adapt.method=full"
+        )
 
 
 def _evaluator_problems(config: "RunConfig", objective: Objective) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """Run directories: the resolved config, the tokenizer and the checkpoints of a run."""
 
 import fcntl
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -26,6 +27,8 @@ from t5x_lite.objectives.framing import CLS, SEP
 from t5x_lite.objectives.policy_optimization import PolicyOptimization
 from t5x_lite.parallel.mesh import shape_structs, shardings
 from t5x_lite.plugins import load_plugins
+
+logger = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.yaml"
 DIVERGED_FILE = "diverged.txt"
@@ -243,9 +246,29 @@ def open_run(name: str | Path, overrides: Sequence[str] = ()) -> Run:
     if not path.is_file():
         raise UserError(f"{name}: is not a run directory (no {CONFIG_FILE}); `t5x-lite train CONFIG` creates one")
     config = schema.validate(RunConfig, schema.read(RunConfig, path, overrides))
+    if overrides:
+        _check_overrides(schema.validate(RunConfig, schema.read(RunConfig, path)), config)
     config = config.model_copy(update={"run_dir": name})
     tokenizer = load_stored_tokenizer(folder)
     return Run(folder, config, _spec_of_run(config, tokenizer), tokenizer)
+
+
+def _check_overrides(stored: RunConfig, config: RunConfig) -> None:
+    """Refuse another tokenizer than that of a run, and warn of a model that computes something else.
+
+    Raises:
+        UserError: the tokenizer differs.
+    """
+    differences = configuration.changed(stored, config)
+    if any(key.startswith("tokenizer") for key in differences):
+        raise UserError("tokenizer: the weights of a run belong to its own; remove the setting")
+    changed = [
+        f"{key} was {old!r}, is {new!r}"
+        for key, (old, new) in differences.items()
+        if key.startswith("model.") and key != "model.compute"
+    ]
+    if changed:
+        logger.warning("the model is not that of the run: %s", "; ".join(changed))
 
 
 def _spec_of_run(config: RunConfig, tokenizer: Tokenizer | None) -> ModelSpec:

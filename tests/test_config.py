@@ -187,6 +187,18 @@ def test_a_generator_has_the_problems_of_a_model(small: Path, overrides: list[st
     assert load_error(small, ELECTRA, "objective=replaced_token", "model.prefix_lm=true").count("prefix_lm is for") == 1
 
 
+def test_the_tokenizer_of_an_adapted_run_cannot_be_set(small: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(config.dump(config.load(small)))
+    with pytest.raises(UserError, match=r"`tokenizer`: the run has the tokenizer of adapt\.from; remove the setting"):
+        config.load(small, [f"adapt.from={tmp_path}", "tokenizer=bytes"])
+
+
+def test_a_copy_that_no_objective_reads_is_refused(small: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(config.dump(config.load(small)))
+    with pytest.raises(UserError, match=r"objective causal does not read; set adapt\.method=full"):
+        config.load(small, [f"adapt.from={tmp_path}", "adapt.method=reference"])
+
+
 @pytest.mark.parametrize("method", ["prompt", "prefix"])
 @pytest.mark.parametrize("objective", ["grpo", "ppo"])
 def test_answers_are_not_sampled_after_soft_tokens(small: Path, objective: str, method: str) -> None:

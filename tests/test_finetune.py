@@ -200,6 +200,6 @@ def test_a_shipped_task_is_complete(name: str) -> None:
     assert set(task.metrics) <= METRICS.keys() | MARGIN_METRICS.keys()
     from_rewards = {"verified", "prompts", "arithmetic", "arithmetic_reward"}
     from_passages = {"retrieval", "retrieval_pairs", "dpr", "rag"}
-    assert task.tfds or name in {"preference", "reward"} | from_rewards | from_passages
+    assert task.tfds or name in {"preference", "reward", "reward_prompt"} | from_rewards | from_passages
     form = "text" if task.inputs else "head"
     assert tasks.objective_settings((name,), form, "decoder")

@@ -1,6 +1,7 @@
 """Records of tasks as training rows and as validation batches. A batch is a function of (seed, step) alone."""
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,6 +24,11 @@ from t5x_lite.objectives.features import stacked
 from t5x_lite.objectives.objective import ExampleContext, Features, Objective
 from t5x_lite.objectives.supervised import Coder, Record, Supervised
 from t5x_lite.tasks import TaskSpec, find_task, short_name
+
+MOST_EXAMINED = 1000
+"""Training records of a task, evenly spread, whose lengths are compared with that of a row when a run begins."""
+ROWS_OF_LONGEST = 16
+"""Rows that the longest text of a record fills; a longer one counts as this long."""
 
 
 class TaskRecords:
@@ -272,9 +278,37 @@ class TaskData:
             if count:
                 yield f"task {records.name}: {count:,} of {len(records):,} training records skipped: {objective.flaw}"
 
+    def cut(self) -> Iterator[str]:
+        """Yield a message for each task with training records that are longer than a row.
+
+        A record of several examples, such as the windows of a long text, loses nothing.
+        """
+        wide = replace(self.context, seq_len=ROWS_OF_LONGEST * self.context.seq_len)
+        uncut = replace(self, settings=replace(self.settings, context=wide))
+        for records in self.training:
+            step = math.ceil(len(records) / MOST_EXAMINED)
+            numbers = range(0, len(records), step)
+            count = 0
+            for number in numbers:
+                examples = self.examples(records, number)
+                if len(examples) == 1 and _count_tokens(uncut.examples(records, number)) > _count_tokens(examples):
+                    count += 1
+            if count:
+                examined = "" if step == 1 else "examined "
+                yield (
+                    f"task {records.name}: {count:,} of {len(numbers):,} {examined}training records do not fit into "
+                    f"train.seq_len {self.context.seq_len} and lose tokens"
+                )
+
     def validation(self) -> TaskValidation:
         """Return the validation split of every task."""
         return TaskValidation(self, self.settings.validation_batch_size, self.settings.max_validation_batches)
+
+
+def _count_tokens(examples: Sequence[Features]) -> int:
+    """Return the tokens of examples that are no padding."""
+    segments = [values for example in examples for name, values in example.items() if "segment" in name]
+    return sum(int(np.count_nonzero(values)) for values in segments)
 
 
 def _task_shares(sizes: Sequence[int], data: DataConfig) -> Float64[np.ndarray, "tasks"]:
@@ -316,7 +350,10 @@ def _check_each_record(records: TaskRecords, objective: Objective) -> None:
         return
     for number in range(len(records)):
         record = records[number]
+        raw_record = records.raw_records[number]
         try:
+            if isinstance(raw_record, Mapping):
+                checked.check_columns(raw_record.keys(), records.task.columns.values())
             checked.check_record(record)
         except (ValueError, TypeError) as error:
             raise UserError(f"{records.describe_location(number)}: task {records.name}: {error}") from None

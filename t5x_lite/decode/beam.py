@@ -1,5 +1,6 @@
 """Beam search: keep the likeliest few continuations of each prompt at every token."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -34,7 +35,7 @@ class Beam(Decoding):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.beams < 1 or self.length_penalty < 0:
+        if self.beams < 1 or not 0 <= self.length_penalty < math.inf:
             raise UserError(
                 f"beams must be at least 1 and length_penalty not negative, but they are {self.beams} and "
                 f"{self.length_penalty}"

@@ -7,7 +7,7 @@ from typing import TypeAlias
 import numpy as np
 
 from t5x_lite.data import sources
-from t5x_lite.data.chat_template import Message, check_messages
+from t5x_lite.data.chat_template import Message, check_messages, template_of
 from t5x_lite.data.config import SourceConfig
 from t5x_lite.data.conversations import ChatEncoder
 from t5x_lite.data.record_text import missing_column
@@ -67,13 +67,18 @@ def chat_prompts(model: GenerationModel, chats: Sequence[Chat]) -> list[TokenIds
     family = model.config.model.family
     if family != "decoder":
         raise UserError(f"a chat needs a decoder, and this model is of family {family}")
+    if template_of(model.tokenizer) is None:
+        raise UserError(
+            "generate: the run's tokenizer has no chat template; train the run on conversations "
+            "(configs/finetune/chat.yaml), or give --prompt instead of --chat"
+        )
     encoder = ChatEncoder(model.tokenizer)
     prefix = model.generator.prompt_prefix
     soft_tokens = prefix[prefix < 0]
     prompts = []
-    for chat in chats:
+    for number, chat in enumerate(chats, start=1):
         try:
             prompts.append(np.concatenate([soft_tokens, encoder.encode_prompt(chat)]))
         except ValueError as error:
-            raise UserError(f"chat: {error}") from None
+            raise UserError(f"conversation {number}: {error}") from None
     return prompts

@@ -46,8 +46,8 @@ class Decoding:
             raise UserError(f"tokens must be at least 1, but is {self.tokens}")
         if isinstance(self.stop, str):
             raise UserError(f"stop is a list of texts; write [{self.stop!r}]")
-        if self.repetition_penalty <= 0:
-            raise UserError(f"repetition_penalty must be above 0, but is {self.repetition_penalty}")
+        if not 0 < self.repetition_penalty < math.inf:
+            raise UserError(f"repetition_penalty must be a number above 0, but is {self.repetition_penalty}")
         if isinstance(self.stop_tokens, int):
             raise UserError(f"stop_tokens is a list of tokens; write [{self.stop_tokens}]")
         if self.no_repeat_ngram_size < 0:
@@ -104,8 +104,8 @@ class Sampling(Decoding):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.temperature < 0:
-            raise UserError(f"temperature must not be negative, but is {self.temperature}")
+        if not 0 <= self.temperature < math.inf:
+            raise UserError(f"temperature must be a number from 0 on, but is {self.temperature}")
         if self.top_k < 0 or not 0 < self.top_p <= 1:
             raise UserError(f"top_k must be ≥ 0 and 0 < top_p ≤ 1, but they are {self.top_k} and {self.top_p}")
         if not 0 <= self.min_p <= 1:

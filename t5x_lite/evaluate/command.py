@@ -166,10 +166,13 @@ def _parse_numbers(arguments: Mapping[str, str]) -> dict[str, int]:
     for name, value in arguments.items():
         if name in {*SUBJECTS, "demonstrations"}:
             continue
-        if value.isdecimal():
-            numbers[name] = int(value)
-        else:
+        smallest = 1 if name in {"window", "stride"} else 0
+        if not value.isdecimal():
             errors.append(f"{name}={value}: expected a whole number")
+        elif int(value) < smallest:
+            errors.append(f"{name}={value}: expected at least {smallest}")
+        else:
+            numbers[name] = int(value)
     if errors:
         raise UserError("; ".join(errors))
     return numbers

@@ -153,6 +153,8 @@ def embed_file(
         result = "states of tokens (pool none)" if pool == "none" else "a vector for each line"
         raise UserError(f"--to {to}: {result} need a file that ends in {suffix}")
     check_not_input(to, file)
+    if not to.absolute().parent.is_dir():
+        raise UserError(f"--to {to}: there is no such folder; create it first")
     texts = read_texts(file)
     if pool != "none":
         vectors = np.asarray(embed(model, texts, pool, layer))

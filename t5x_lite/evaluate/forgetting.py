@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -60,7 +61,14 @@ def compare_run(folder: Path) -> Iterable[ComparedScore]:
         raise UserError(f"report --before {folder}: adapts no other run (its config has no `adapt`)")
     before = after.before_adaptation()
     source = open_run(after.config.adapt.source)
-    if source.config.objective is not None:
+    missing = set(source.config.model.outputs) - set(after.config.model.outputs)
+    if missing:
+        print(
+            f"report --before {folder}: the evaluations of {after.config.adapt.source} are left out: they need the "
+            f"outputs {', '.join(sorted(missing))}, which the adapted model has not",
+            file=sys.stderr,
+        )
+    elif source.config.objective is not None:
         yield from _compare(folder.name, SOURCE, before.with_data_of(source), after.with_data_of(source))
     yield from _compare(folder.name, RUN, before, after)
 

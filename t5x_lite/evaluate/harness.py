@@ -277,12 +277,30 @@ def configure_tasks(tasks: LoadedTasks, prompts: FewShotPrompts, limit: int | No
         is_fixed_to_none = shots == 0
         if prompts.num_fewshot is not None and not is_fixed_to_none:
             shots = prompts.num_fewshot
+        if prompts.demonstrations is not None and not shots and not is_fixed_to_none:
+            raise UserError(f"task {name}: has no demonstrations in its prompts: demonstrations= needs num_fewshot=")
         task.set_config(key="num_fewshot", value=shots or 0)
         task.set_fewshot_seed(seed=prompts.seed)
         demonstrations = read_demonstrations(task, prompts.demonstrations, limit)
         if demonstrations is not None:
             demonstrations_of_tasks[name] = demonstrations
+        elif shots:
+            _check_pool(name, task, shots)
     return demonstrations_of_tasks
+
+
+def _check_pool(name: str, task: Any, shots: int) -> None:
+    """Refuse a task with fewer documents than a prompt has demonstrations, beside the document that is asked."""
+    sampler = getattr(task, "sampler", None)
+    if sampler is None:
+        return
+    # The harness draws one more from the split that it evaluates, and leaves the document out.
+    is_of_evaluation = task.fewshot_cfg.split == task.config.test_split
+    available = len(sampler.fewshot_docs()) - is_of_evaluation
+    if available < shots:
+        raise UserError(
+            f"num_fewshot={shots}: task {name} has {available} documents for demonstrations; give a smaller number"
+        )
 
 
 def collect_scores(results: Mapping[str, Any]) -> dict[str, float]:

@@ -71,16 +71,16 @@ class Preference(Comparison, Supervised):
     def check_record(self, record: Record) -> None:
         """Refuse a comparison without a winner, and answers that are equal."""
         for role in ANSWERS:
-            if record[role] is None or not len(record[role]):
+            if record[role] is None or record[role] in ("", []):
                 raise ValueError(f"`{role}` is empty, so that the comparison has no winner; remove it")
-        if record["chosen"] == record["rejected"]:
-            raise ValueError("`chosen` and `rejected` are equal, so that nothing is learnt; remove the comparison")
         kinds = {type(record[role]) for role in self.roles}
         if kinds not in ({str}, {list}):
             names = ", ".join(type(record[role]).__name__ for role in self.roles)
             raise ValueError(
                 f"prompt, chosen and rejected are {names}; expected three texts or three lists of messages"
             )
+        if record["chosen"] == record["rejected"]:
+            raise ValueError("`chosen` and `rejected` are equal, so that nothing is learnt; remove the comparison")
 
     def lengths(self, context: ExampleContext) -> ExampleLengths:
         return ExampleLengths(context.seq_len, context.seq_len, texts=self.texts)

@@ -1,6 +1,6 @@
 """A reward model: the chosen answer scores above the rejected one (Ouyang et al. 2022, §3.5, eq. 1)."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import ClassVar
 
 import numpy as np
@@ -23,6 +23,22 @@ class Reward(Comparison, Pooled):
     name: ClassVar[str] = "reward"
     roles: ClassVar[tuple[str, ...]] = ("chosen", "rejected")
     texts: ClassVar[int] = 2
+    checks_records: ClassVar[bool] = True
+
+    def check_columns(self, found: Collection[str], read: Collection[object]) -> None:
+        """Refuse a prompt that the task does not read: the answers would be judged without it."""
+        if "prompt" in found and "prompt" not in read:
+            raise ValueError(
+                "`prompt` is not read by the task; set tasks=reward_prompt, or put it before both answers and remove it"
+            )
+
+    def check_record(self, record: Record) -> None:
+        """Refuse answers that are no texts, and answers that are equal."""
+        for role in self.roles:
+            if not isinstance(record[role], str):
+                raise ValueError(f"`{role}` is {type(record[role]).__name__}, expected a text")
+        if record["chosen"] == record["rejected"]:
+            raise ValueError("`chosen` and `rejected` are equal, so that nothing is learnt; remove the comparison")
 
     def examples(self, record: Record, coder: Coder, context: ExampleContext) -> list[Features]:
         prompt = []

@@ -1,7 +1,7 @@
 """The interface of an objective that learns from records of a task, texts with labels, instead of running text."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, TypeAlias
 
@@ -87,6 +87,13 @@ class Supervised(Objective):
             ValueError: with the reason; the caller names the record.
         """
         self.reference(record)
+
+    def check_columns(self, found: Collection[str], read: Collection[object]) -> None:
+        """Refuse a record with a column that must not be left out, by its columns and those that the task reads.
+
+        Raises:
+            ValueError: with the reason; the caller names the record.
+        """
 
     @abstractmethod
     def examples(self, record: Record, coder: Coder, context: ExampleContext) -> list[Features]:

@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from t5x_lite import config as configuration
 from t5x_lite.checkpoint import Checkpoints, JsonObject
 from t5x_lite.data.row_rule import PLAN_VERSION
-from t5x_lite.errors import UserError
+from t5x_lite.errors import UserError, suggest
 from t5x_lite.local_checkpoint import LocalCheckpoints, open_local_checkpoints
 from t5x_lite.run_dir import Run
 from t5x_lite.run_teacher import load_teacher
@@ -80,6 +80,7 @@ class StateStore:
         self._steps = steps
         self._data_hashes = data_hashes
         self._show = show
+        self._has_warned = False
         self._base: BaseCheckpoint | None = None
         self._teacher: BaseCheckpoint | None = None
         self._local: LocalCheckpoints | None = None
@@ -120,6 +121,14 @@ class StateStore:
 
     def save(self, progress: Progress, state: TrainState, metrics: Mapping[str, float]) -> None:
         """Start to save a checkpoint. `metrics` rank it among the others."""
+        best_metric = self._config.checkpoint.best_metric
+        if metrics and best_metric not in metrics and not self._has_warned and self._config.checkpoint.keep_best:
+            self._has_warned = True
+            names = [name for name in metrics if name.startswith("eval/")]
+            self._show(
+                f"checkpoint.best_metric: the evaluation of step {progress.step} has no {best_metric}, by which the "
+                f"best checkpoint is kept{suggest(best_metric, names)}"
+            )
         self.checkpoints.save(progress.step, state.saved(), self._metadata(progress), metrics)
 
     def local_save_due(self, step: int) -> bool:

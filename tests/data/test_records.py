@@ -291,6 +291,28 @@ def test_answers_that_are_not_in_their_context_are_counted(tmp_path: Path) -> No
     assert [number for number, _ in data.validation().examples(data.held_out[0])] == [0, 1, 2]
 
 
+def test_records_that_are_longer_than_a_row_are_counted(tmp_path: Path) -> None:
+    """Two texts of 3 and 30 bytes in rows of 16."""
+    (tmp_path / "train.tsv").write_text("sentence\tlabel\nabc\tno\n" + "x" * 30 + "\tno\n")
+    task = write_task(tmp_path / "sentences.yaml")
+    data = open_tasks(load_config(tmp_path, task, "train.seq_len=16", "task_form=head", "model.family=decoder"))
+    assert list(data.cut()) == [
+        "task sentences: 1 of 2 training records do not fit into train.seq_len 16 and lose tokens"
+    ]
+
+
+def test_a_prompt_that_a_reward_model_would_not_read_is_refused(tmp_path: Path) -> None:
+    records = [{"prompt": "a", "chosen": "b", "rejected": "c"}, {"prompt": "a", "chosen": "b", "rejected": "b"}]
+    text = [json.dumps(record) for record in records]
+    (tmp_path / "train.jsonl").write_text("\n".join(text))
+    for name, message in (
+        ("reward", r"train.jsonl:1: task reward: `prompt` is not read by the task; set tasks=reward_prompt"),
+        ("reward_prompt", r"train.jsonl:2: task reward_prompt: `chosen` and `rejected` are equal"),
+    ):
+        with pytest.raises(UserError, match=message):
+            open_tasks(load_config(tmp_path, name, "task_form=head"))
+
+
 BAD_INPUT: dict[str, tuple[dict[str, Any], str, tuple[str, ...], str]] = {
     "label": (
         {},

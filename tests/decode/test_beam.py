@@ -1,6 +1,7 @@
 """Beam search: equal to an exhaustive search, and to greedy decoding where both must agree."""
 
 import itertools
+import math
 from pathlib import Path
 
 import jax
@@ -102,7 +103,9 @@ def test_a_setting_of_the_other_kind_of_decoding_is_refused_by_name() -> None:
         ({"temprature": 1}, "temprature is not a setting of generation"),
         ({"beams": 0}, "beams must be at least 1"),
         ({"length_penalty": -1}, "length_penalty not negative"),
-        ({"repetition_penalty": 0}, "repetition_penalty must be above 0"),
+        ({"repetition_penalty": 0}, "repetition_penalty must be a number above 0"),
+        ({"repetition_penalty": math.nan}, "repetition_penalty must be a number above 0"),
+        ({"temperature": math.nan}, "temperature must be a number from 0 on"),
         ({"min_p": 1.5}, "min_p must be from 0 to 1"),
         ({"stop": "ab"}, r"stop is a list of texts; write \['ab'\]"),
     ):

@@ -154,6 +154,10 @@ def test_the_command_writes_files(
             words = [text[start:stop] for start, stop in offsets[1:-1].tolist()]
             assert "".join(words).split() == "".join(text.split()).split()
         np.testing.assert_allclose(arrays["states"], np.concatenate([x[1] for x in states]), atol=2e-5)
+    assert main(["embed", run, str(file), "--to", str(tmp_path / "missing/x.npy")]) == 2
+    assert "there is no such folder; create it first" in capsys.readouterr().err
+    assert main(["embed", run, str(file), "tokenizer=bytes"]) == 2
+    assert "the weights of a run belong to its own" in capsys.readouterr().err
     for arguments in (["no.txt"], [str(file), "--to=x.npz"], [str(file), "--pool=all"]):
         assert main(["embed", run, *arguments]) == 2
 

@@ -373,6 +373,9 @@ def test_an_evaluation_that_cannot_run_is_one_line_of_error(
         (["tasks=local_texts", "--include", str(tasks / "none")], "is not a folder"),
         (["tasks=local_texts", "window=64"], "more than the model's 32 positions (model.positions.learned.length)"),
         (["tasks=local_votes", "window=8"], "leave no room for a prompt"),
+        (["tasks=local_texts", "window=0"], "window=0: expected at least 1"),
+        (["tasks=local_choices", "num_fewshot=99"], "num_fewshot=99: task local_choices has"),
+        (["tasks=local_choices", "demonstrations=bm25"], "demonstrations= needs num_fewshot="),
     ):
         assert main([*command, *arguments]) == 2
         last_line = capfd.readouterr().err.strip().splitlines()[-1]

@@ -24,6 +24,8 @@ class Perplexity(Evaluator):
         """Yield an error for a model that is not a decoder."""
         if model.family != "decoder":
             yield f"perplexity of a text is for decoders; this model is of family {model.family}"
+        if self.window is not None and self.stride is not None and self.stride > self.window:
+            yield f"perplexity: stride {self.stride} is larger than the window, {self.window}"
 
     def prepare(self, model: ModelConfig) -> None:
         """Check that the file exists."""
