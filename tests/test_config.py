@@ -15,6 +15,7 @@ from t5x_lite.models.attention.kinds import AttentionKind, Dense, Local
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.positions import Learned, Rotary
 from t5x_lite.models.positions.rope_scaling import Llama3Scaling, YarnScaling
+from t5x_lite.train.schedules.linear import Linear
 
 SMALL = "model: {layers: 2, embed: 8, heads: 2}\ntrain: {steps: 10, batch_size: 4, seq_len: 8}\n"
 
@@ -185,6 +186,14 @@ def test_a_generator_has_the_problems_of_a_model(small: Path, overrides: list[st
     assert message in load_error(small, ELECTRA, "objective=replaced_token", *overrides)
     # What is wrong with both models is said once.
     assert load_error(small, ELECTRA, "objective=replaced_token", "model.prefix_lm=true").count("prefix_lm is for") == 1
+
+
+def test_overrides_that_name_two_components_are_refused(small: Path) -> None:
+    wrong = ["optimizer.schedule=linear", "optimizer.schedule.wsd.decay=0.5"]
+    with pytest.raises(UserError, match=r"`optimizer\.schedule\.wsd\.decay` contradicts `optimizer\.schedule=linear`"):
+        config.load(small, wrong)
+    assert config.load(small, wrong[::-1]).optimizer.schedule == Linear()
+    assert config.load(small, ["optimizer.schedule=wsd", wrong[1]]).optimizer.schedule.decay_share == 0.5
 
 
 def test_the_tokenizer_of_an_adapted_run_cannot_be_set(small: Path, tmp_path: Path) -> None:

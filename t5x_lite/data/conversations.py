@@ -73,7 +73,8 @@ class ChatEncoder:
         """Return a conversation with its assistant turns marked.
 
         Raises:
-            ValueError: the template fails or refuses the conversation, or there is no assistant turn.
+            ValueError: the template fails or refuses the conversation, or there is no assistant turn, or it writes
+                nothing of those.
         """
         if not any(message["role"] == "assistant" for message in messages):
             raise ValueError("the conversation has no assistant turn, so nothing is learnt from it; remove it")
@@ -83,6 +84,10 @@ class ChatEncoder:
         is_assistant = np.zeros(len(offsets), bool)
         for start, stop in chat.assistant:
             is_assistant |= (offsets[:, 0] < stop) & (offsets[:, 1] > start)
+        if not is_assistant.any():
+            raise ValueError(
+                "the chat template writes nothing of the assistant's turns, so nothing is learnt from them"
+            )
         return Conversation(chat.text, np.array(encoding.ids, np.int32), is_assistant)
 
     def encode_answer(

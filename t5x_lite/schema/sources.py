@@ -50,11 +50,32 @@ def read(kind: type[Config], path: str | Path, overrides: Sequence[str] = ()) ->
     sources = _BaseReader(kind).read(find_config(path))
     values = sources.values
     locations = dict(sources.locations)
+    named: dict[str, str] = {}
     for override in overrides:
         key, nested = _parse_override(override)
+        _check_component(key, named)
+        named[key] = override.partition("=")[2]
         values = merge(kind, values, nested)
         locations[key] = "command line"
     return Sources(values, locations)
+
+
+def _check_component(key: str, named: Mapping[str, str]) -> None:
+    """Refuse a setting of another component than the one that an earlier override names.
+
+    Args:
+        key: of an override, such as `adapt.method.lora.rank`.
+        named: earlier overrides, such as `adapt.method`, with what they set.
+
+    Raises:
+        UserError: they name another component.
+    """
+    parts = key.split(".")
+    for length in range(1, len(parts)):
+        group = ".".join(parts[:length])
+        name = named.get(group, parts[length])
+        if name.isidentifier() and name != parts[length]:
+            raise UserError(f"command line: `{key}` contradicts `{group}={name}`; remove one of them")
 
 
 def merge_overrides(kind: type[Config], overrides: Sequence[str]) -> Settings:
@@ -175,14 +196,13 @@ def _key_lines(node: yaml.Node | None, prefix: str = "") -> Iterator[tuple[str, 
 def _parse_override(override: str) -> tuple[str, Settings]:
     """Return the dotted key of an override, and its value nested in the groups that the key names."""
     assignment = override.removeprefix("--")
-    key, equals, _ = assignment.partition("=")
+    key, equals, text = assignment.partition("=")
     if not equals or not key:
         raise UserError(f"command line: {override!r} is not an override; write dotted.key=value")
     try:
         assignment.encode()
     except UnicodeEncodeError:
         raise UserError(f"command line: {override!r} is not valid UTF-8") from None
-    text = assignment.partition("=")[2]
     quoting = f"; quote a text that has signs of YAML, as in {key}='\"{text}\"'"
     if re.search(r"\s#", text) and text.lstrip()[0] not in "\"'":
         raise UserError(f"command line: {override!r}: YAML takes the part from # on as a comment{quoting}")
