@@ -70,7 +70,10 @@ def load_weights(run: Run, mesh: Mesh, step: int | None = None) -> tuple[int, Py
     if split.trains_everything:
         return step, trained, metadata
     base = BaseCheckpoint.from_metadata(metadata)
-    weights, _ = initial_weights(run.config, run.spec, mesh, base)
+    try:
+        weights, _ = initial_weights(run.config, run.spec, mesh, base)
+    except UserError as error:
+        raise UserError(f"{run.config.run_dir}: needs the weights of the run that it adapts: {error}") from None
     return step, split.join(trained, split.frozen(weights), jnp.concatenate), metadata
 
 

@@ -315,6 +315,10 @@ def test_any_text_is_read_back_as_it_was_written(small: Path, tmp_path: Path, se
             "train.sample_prompt=no",
             "is False, expected a text; on the command line, quote it twice",
         ),
+        (
+            "eval.evaluators=[{cloze: {files: a, pattern: '{b} {mask}', verbalizer: {0: c, 1: d}}}]",
+            'verbalizer`: the name 0 is not a text; write it in quotes, as in {"0": …}',
+        ),
         ("train.sample_prompt=a # b", "YAML takes the part from # on as a comment"),
         ("train.sample_prompt=\udcff", "is not valid UTF-8"),
         ("optimizer.learning_rate=.inf", "should be a finite number"),

@@ -82,6 +82,9 @@ def _describe_error(kind: type[Config], path: Sequence[str], details: ErrorDetai
             expected = details["ctx"]["expected"].replace("'", "")
             hint = suggest(str(value), expected.replace(" or ", ", ").split(", "))
             return f"`{key}` is {value!r}, expected {expected}{hint}"
+        case "string_type" if path[-1] == "[key]":
+            group = ".".join(path[:-2])
+            return f'`{group}`: the name {value!r} is not a text; write it in quotes, as in {{"{value}": …}}'
         case "string_type":
             text = "" if value is None else value
             quoted = f"{key}='\"{'…' if isinstance(value, dict | list) else text}\"'"
