@@ -69,8 +69,8 @@ class PolicyOptimization(Supervised):
     def problems(self) -> Iterator[str]:
         """Yield an error unless there is one source of rewards."""
         if (self.verifier is None) == (self.reward_run is None):
-            found = "found neither" if self.verifier is None else "found both"
-            yield f"{self.name} needs one reward: `verifier` ({', '.join(VERIFIERS)}) or `reward_run`, {found}"
+            found_rewards = "found neither" if self.verifier is None else "found both"
+            yield f"{self.name} needs one reward: `verifier` ({', '.join(VERIFIERS)}) or `reward_run`, {found_rewards}"
 
     @property
     @abstractmethod

@@ -25,9 +25,9 @@ class Reward(Comparison, Pooled):
     texts: ClassVar[int] = 2
     checks_records: ClassVar[bool] = True
 
-    def check_columns(self, found: Collection[str], read: Collection[object]) -> None:
+    def check_columns(self, names: Collection[str], read: Collection[object]) -> None:
         """Refuse a prompt that the task does not read: the answers would be judged without it."""
-        if "prompt" in found and "prompt" not in read:
+        if "prompt" in names and "prompt" not in read:
             raise ValueError(
                 "`prompt` is not read by the task; set tasks=reward_prompt, or put it before both answers and remove it"
             )

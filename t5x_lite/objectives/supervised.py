@@ -88,7 +88,7 @@ class Supervised(Objective):
         """
         self.reference(record)
 
-    def check_columns(self, found: Collection[str], read: Collection[object]) -> None:
+    def check_columns(self, names: Collection[str], read: Collection[object]) -> None:
         """Refuse a record with a column that must not be left out, by its columns and those that the task reads.
 
         Raises:
