@@ -26,7 +26,7 @@ from t5x_lite.data.tokenizer_config import ByteBPE, TokenizerFile, WordPiece
 from t5x_lite.data.tokenizer_files import from_file
 from t5x_lite.errors import UserError
 from t5x_lite.run_data import open_run_data, open_tokenizer
-from t5x_lite.run_dir import create_run_dir
+from t5x_lite.run_dir import new_run
 from tests.conftest import REPOSITORY
 
 hypothesis = pytest.importorskip("hypothesis", reason="pip install hypothesis")
@@ -304,7 +304,7 @@ def test_a_run_has_one_tokenizer_for_life(kind: str, tiny_config: Path, prose: P
     settings = run_settings(kind, prose, tmp_path)
     assert main(["prepare", str(tiny_config), *settings]) == 0
     config = configuration.load(tiny_config, settings)
-    create_run_dir(config, open_tokenizer(config))
+    new_run(config, open_tokenizer(config)).save()
     run = tmp_path / "run"
     cached = next((tmp_path / "cache").glob("tokenizer-*/tokenizer.json"))
     assert (run / "tokenizer.json").read_bytes() == cached.read_bytes()

@@ -244,9 +244,9 @@ def test_log_probabilities_and_entropies_of_tokens_are_those_of_scipy(chunks: in
 
 def test_an_objective_without_a_source_of_rewards_or_with_two_is_refused() -> None:
     assert issubclass(GRPO, PolicyOptimization)
-    with pytest.raises(ValueError, match="grpo needs a reward: give either `verifier`"):
+    with pytest.raises(ValueError, match=r"grpo needs one reward: `verifier` .* or `reward_run`, found neither"):
         GRPO()
-    with pytest.raises(ValueError, match="grpo needs a reward: give either `verifier`"):
+    with pytest.raises(ValueError, match=r"grpo needs one reward: `verifier` .* or `reward_run`, found both"):
         GRPO(verifier=ExactMatch(), reward_run="runs/reward")
 
 

@@ -17,7 +17,7 @@ from t5x_lite.data.training_data import ExampleSequence
 from t5x_lite.data.vocabulary import load_or_train_tokenizer
 from t5x_lite.parallel.mesh import make_mesh
 from t5x_lite.run_data import open_run_data
-from t5x_lite.run_dir import create_run_dir, open_run, with_vocab
+from t5x_lite.run_dir import new_run, open_run, with_vocab
 from t5x_lite.train.display import Display
 from t5x_lite.train.loop import Trainer
 from t5x_lite.train.state_store import StateStore
@@ -125,7 +125,8 @@ def test_after_a_loss_spike_the_run_restores_a_checkpoint_and_skips_the_batches_
     config = configuration.load(tiny_config, overrides)
     tokenizer = load_or_train_tokenizer(config.tokenizer, config.data)
     data = open_run_data(with_vocab(config, tokenizer), tokenizer)
-    run = create_run_dir(config, tokenizer)
+    run = new_run(config, tokenizer)
+    run.save()
     mesh = make_mesh(config.mesh)
     steps = make_steps(run.config, run.spec, mesh)
     examples = [SpoiltExamples(data.rows(), config.train.batch_size)]
