@@ -292,10 +292,10 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def _check_tokenizer(sources: schema.Sources) -> None:
-    """Refuse a tokenizer on the command line of a run that has that of another run. A base config may name one.
+    """Refuse a tokenizer on the command line of a run that has that of another run. Its base configs may name one.
 
     Raises:
-        UserError: see above.
+        UserError: with the key that sets it.
     """
     adapt = sources.values.get("adapt")
     if not isinstance(adapt, dict) or not adapt.get("from") or adapt.get("new_tokenizer"):

@@ -47,11 +47,8 @@ def objective_problems(config: "RunConfig", objective: Objective) -> Iterator[st
         if row_objectives != (objective,):
             yield "data.mixture: the objective of a source is for text; the records of `tasks` have that of the run"
         return
-    if (
-        config.model.prefix_lm
-        and config.adapt is None
-        and {type(each) for each in (objective, *row_objectives)} == {Causal}
-    ):
+    is_causal = all(isinstance(each, Causal) for each in (objective, *row_objectives))
+    if config.model.prefix_lm and config.adapt is None and is_causal:
         yield "model.prefix_lm: objective causal trains no prefix; set objective=prefix or model.prefix_lm=false"
     if config.data.order != "consecutive":
         yield from memory_problems(config.model)

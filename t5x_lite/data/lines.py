@@ -30,17 +30,17 @@ def read_lines(path: str, start: int = 0, stop: int = -1) -> Iterator[tuple[int,
             offset += len(line)
 
 
-def decode_line(line: bytes, location: str) -> str:
-    """Return the text of a line of labelled data. Such files are small enough to convert, unlike pretraining text.
+def decode_utf8(content: bytes, location: str) -> str:
+    """Return the text of labelled data, which is small enough to convert. Pretraining text is read with replacements.
 
     Raises:
-        UserError: it is not UTF-8.
+        UserError: it is not UTF-8; names the location and the byte.
     """
     try:
-        return line.decode("utf-8")
+        return content.decode("utf-8")
     except UnicodeDecodeError as error:
         raise UserError(
-            f"{location}: is not UTF-8 at byte {error.start + 1} (0x{line[error.start]:02x}); convert the file, as "
+            f"{location}: is not UTF-8 at byte {error.start + 1} (0x{content[error.start]:02x}); convert the file, as "
             "with `iconv -f latin1 -t utf-8`"
         ) from None
 

@@ -14,7 +14,7 @@ from t5x_lite.data.files import (
     parquet_rows,
     strip_compression,
 )
-from t5x_lite.data.lines import decode_line
+from t5x_lite.data.lines import decode_utf8
 from t5x_lite.errors import UserError
 
 LONGEST_FIELD = 2**30
@@ -86,7 +86,7 @@ def _read_json_list(path: str) -> Iterator[LocatedRecord]:
     if len(content) == LARGEST_DOCUMENT:
         raise UserError(f"{path}: is a JSON list of more than {LARGEST_DOCUMENT >> 30} GiB; write a record a line")
     try:
-        records = json.loads(decode_line(content, path).removeprefix(BYTE_ORDER_MARK))
+        records = json.loads(decode_utf8(content, path).removeprefix(BYTE_ORDER_MARK))
     except (RecursionError, ValueError) as error:
         raise UserError(f"{path}: not a JSON list: {error}") from None
     for number, record in enumerate(records):
@@ -128,7 +128,7 @@ def _decode_lines(path: str) -> Iterator[str]:
         for number, line in enumerate(iter(partial(file.readline, LARGEST_DOCUMENT), b"")):
             if len(line) == LARGEST_DOCUMENT:
                 raise UserError(f"{path}:{number + 1}: has a line of more than {LARGEST_DOCUMENT >> 30} GiB")
-            text = decode_line(line, f"{path}:{number + 1}")
+            text = decode_utf8(line, f"{path}:{number + 1}")
             if number == 0:
                 text = text.removeprefix(BYTE_ORDER_MARK)
             yield text

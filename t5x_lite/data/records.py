@@ -63,7 +63,10 @@ class TaskRecords:
         return len(self.raw_records)
 
     def __getitem__(self, number: int) -> Record:
-        raw_record = self.raw_records[number]
+        return self.assign_roles(self.raw_records[number], number)
+
+    def assign_roles(self, raw_record: object, number: int) -> Record:
+        """Return the values of record `number`, as it is in its file, by their roles."""
         record: dict[str, object] = {}
         for role, column in self.task.columns.items():
             if isinstance(column, str):
@@ -349,8 +352,8 @@ def _check_each_record(records: TaskRecords, objective: Objective) -> None:
     if not isinstance(checked, Supervised) or not (records.hash or checked.checks_records):
         return
     for number in range(len(records)):
-        record = records[number]
         raw_record = records.raw_records[number]
+        record = records.assign_roles(raw_record, number)
         try:
             if isinstance(raw_record, Mapping):
                 checked.check_columns(raw_record.keys(), records.task.columns.values())

@@ -7,10 +7,11 @@ from typing import TypeAlias
 import numpy as np
 
 from t5x_lite.data import sources
-from t5x_lite.data.chat_template import Message, check_messages, template_of
+from t5x_lite.data.chat_template import Message, check_messages
 from t5x_lite.data.config import SourceConfig
 from t5x_lite.data.conversations import ChatEncoder
 from t5x_lite.data.record_text import missing_column
+from t5x_lite.data.tokenizer_settings import CHAT_TEMPLATE
 from t5x_lite.decode.generate import TokenIds
 from t5x_lite.decode.generation_model import GenerationModel
 from t5x_lite.errors import UserError
@@ -67,7 +68,7 @@ def chat_prompts(model: GenerationModel, chats: Sequence[Chat]) -> list[TokenIds
     family = model.config.model.family
     if family != "decoder":
         raise UserError(f"a chat needs a decoder, and this model is of family {family}")
-    if template_of(model.tokenizer) is None:
+    if CHAT_TEMPLATE not in model.tokenizer.settings:
         raise UserError(
             "generate: the run's tokenizer has no chat template; train the run on conversations "
             "(configs/finetune/chat.yaml), or give --prompt instead of --chat"

@@ -15,7 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Int32, PyTree
 
 from t5x_lite.data.files import BYTE_ORDER_MARK
-from t5x_lite.data.lines import decode_line
+from t5x_lite.data.lines import decode_utf8
 from t5x_lite.errors import UserError
 from t5x_lite.evaluate.batched_function import BatchedFunction, Features
 from t5x_lite.evaluate.evaluation_model import EvaluationModel
@@ -195,7 +195,7 @@ def read_texts(file: Path) -> list[str]:
     if not content:
         raise UserError(f"{file}: holds no text; each line is one")
     lines = content.replace(b"\r\n", b"\n").removesuffix(b"\n").split(b"\n")
-    texts = [decode_line(line, f"{file}:{number}") for number, line in enumerate(lines, start=1)]
+    texts = [decode_utf8(line, f"{file}:{number}") for number, line in enumerate(lines, start=1)]
     texts[0] = texts[0].removeprefix(BYTE_ORDER_MARK)
     return texts
 

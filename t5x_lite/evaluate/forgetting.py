@@ -1,8 +1,8 @@
 """Scores of adapted runs before and after: on the text of the run that they adapt, and on their tasks."""
 
 import json
+import logging
 import math
-import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,6 +11,8 @@ from t5x_lite.api import Model, load
 from t5x_lite.errors import UserError
 from t5x_lite.files import write_file
 from t5x_lite.run_dir import open_run
+
+logger = logging.getLogger(__name__)
 
 COMPARISON_FILE = "before_after.json"
 """Name of the file with the scores in a run directory."""
@@ -63,10 +65,12 @@ def compare_run(folder: Path) -> Iterable[ComparedScore]:
     source = open_run(after.config.adapt.source)
     missing = set(source.config.model.outputs) - set(after.config.model.outputs)
     if missing:
-        print(
-            f"report --before {folder}: the evaluations of {after.config.adapt.source} are left out: they need the "
-            f"outputs {', '.join(sorted(missing))}, which the adapted model has not",
-            file=sys.stderr,
+        logger.warning(
+            "report --before %s: the evaluations of %s are left out: they need the outputs %s, which the adapted model "
+            "does not have",
+            folder,
+            after.config.adapt.source,
+            ", ".join(sorted(missing)),
         )
     elif source.config.objective is not None:
         yield from _compare(folder.name, SOURCE, before.with_data_of(source), after.with_data_of(source))

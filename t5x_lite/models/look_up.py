@@ -120,7 +120,7 @@ class _Shardings:
 def _add_rows(ids: Int[Array, "b l"], gradient: Float[Array, "b l d"], rows: int) -> Float[Array, "v d"]:
     """Return the gradient of a table of `rows` rows, at least in float32.
 
-    In bfloat16 the sum over the tokens of one row stops to grow at 256 times their gradient. On a GPU many tokens in
+    In bfloat16 the sum over the tokens of one row stops growing at 256 times their gradient. On a GPU many tokens in
     few rows also wait for each other in a scatter (BERT-large on an H100: 85 of 245 ms a step for token types and
     positions), so that a small table's gradient is a product there.
     """

@@ -9,6 +9,15 @@ from t5x_lite.objectives.supervised import Record
 class Comparison:
     """Parts of objectives on comparisons: the answer with the higher score or reward is the prediction."""
 
+    def check_record(self, record: Record) -> None:
+        """Refuse answers that are equal.
+
+        Raises:
+            ValueError: they are; the caller names the record.
+        """
+        if record["chosen"] == record["rejected"]:
+            raise ValueError("`chosen` and `rejected` are equal, so that nothing is learnt; remove the comparison")
+
     def prediction(self, record: Record, examples: Sequence[Features], scores: Sequence[Features]) -> int:
         """Return 1 if the chosen answer scores higher, else 0."""
         return int(self.margin(scores) > 0)

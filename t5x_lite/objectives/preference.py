@@ -79,8 +79,7 @@ class Preference(Comparison, Supervised):
             raise ValueError(
                 f"prompt, chosen and rejected are {names}; expected three texts or three lists of messages"
             )
-        if record["chosen"] == record["rejected"]:
-            raise ValueError("`chosen` and `rejected` are equal, so that nothing is learnt; remove the comparison")
+        super().check_record(record)
 
     def lengths(self, context: ExampleContext) -> ExampleLengths:
         return ExampleLengths(context.seq_len, context.seq_len, texts=self.texts)

@@ -37,8 +37,7 @@ class Reward(Comparison, Pooled):
         for role in self.roles:
             if not isinstance(record[role], str):
                 raise ValueError(f"`{role}` is {type(record[role]).__name__}, expected a text")
-        if record["chosen"] == record["rejected"]:
-            raise ValueError("`chosen` and `rejected` are equal, so that nothing is learnt; remove the comparison")
+        super().check_record(record)
 
     def examples(self, record: Record, coder: Coder, context: ExampleContext) -> list[Features]:
         prompt = []

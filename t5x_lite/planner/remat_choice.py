@@ -76,8 +76,9 @@ def resolve_remat(config: RunConfig) -> RunConfig:
         # Also where a policy is stored: only the first process of a job may see the run directory.
         from jax.experimental import multihost_utils
 
-        number = np.int32(LEAST_RECOMPUTATION_FIRST.index(policy))
-        policy = LEAST_RECOMPUTATION_FIRST[int(multihost_utils.broadcast_one_to_all(number))]
+        policies = get_args(RematPolicy)
+        number = np.int32(policies.index(policy))
+        policy = policies[int(multihost_utils.broadcast_one_to_all(number))]
     return with_remat(config, policy)
 
 

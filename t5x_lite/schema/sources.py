@@ -73,8 +73,9 @@ def _check_component(key: str, named: Mapping[str, str]) -> None:
     parts = key.split(".")
     for length in range(1, len(parts)):
         group = ".".join(parts[:length])
-        name = named.get(group, parts[length])
-        if name.isidentifier() and name != parts[length]:
+        component = parts[length]
+        name = named.get(group)
+        if name is not None and name.isidentifier() and name != component:
             raise UserError(f"command line: `{key}` contradicts `{group}={name}`; remove one of them")
 
 

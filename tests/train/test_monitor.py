@@ -1,5 +1,6 @@
 """Which losses are spikes, what follows one, and which steps are written."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,11 +20,13 @@ from t5x_lite.train.optimization import make_schedule
 from t5x_lite.train.state_store import Progress
 
 
-def open_monitor(config: RunConfig, folder: Path, running: RunningLoss, writer: Any = None) -> StepMonitor:
+def open_monitor(
+    config: RunConfig, folder: Path, running: RunningLoss, writer: Any = None, flops: Sequence[float] = (1.0,)
+) -> StepMonitor:
     rates = LearningRates(make_schedule(config.optimizer, config.train.steps), config.train.steps)
     display = Display(config.train.steps, enabled=False)
     goodput = Goodput(folder, writes=False)
-    return StepMonitor(config.train, StepCosts(config.stages, [1.0], 1.0), rates, display, writer, running, goodput)
+    return StepMonitor(config.train, StepCosts(config.stages, flops, 1.0), rates, display, writer, running, goodput)
 
 
 def test_a_loss_that_is_not_finite_is_no_spike(tiny_config: Path, tmp_path: Path) -> None:
@@ -87,15 +90,7 @@ def test_the_stage_of_a_step_is_that_of_its_batch(tiny_config: Path, tmp_path: P
     config = configuration.load(tiny_config, ["train.steps=20", "train.log_every_steps=1", stages])
     written = []
     writer = SimpleNamespace(write=lambda step, metrics: written.append(metrics))
-    monitor = StepMonitor(
-        config.train,
-        StepCosts(config.stages, [1.0, 3.0], 1.0),
-        LearningRates(make_schedule(config.optimizer, 20), 20),
-        Display(20, enabled=False),
-        writer,
-        RunningLoss(),
-        Goodput(tmp_path, writes=False),
-    )
+    monitor = open_monitor(config, tmp_path, RunningLoss(), writer, flops=(1.0, 3.0))
     monitor.add_step(5, 14, {"loss": jnp.array(2.0), "skipped_in_a_row": jnp.array(0)}, 0.0, 0.0)
     monitor.report()
     assert written[0]["mfu"] * written[0]["seconds_per_step"] == pytest.approx(3)

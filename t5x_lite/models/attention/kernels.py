@@ -166,7 +166,13 @@ def _explanation(refusals: Mapping[str, Sequence[str]], platform: str) -> str:
 
 @dataclass(frozen=True)
 class PlannedKernel:
-    """The kernel of some layers of a model, and the reason for it."""
+    """The kernel of some layers of a model.
+
+    Attributes:
+        kind: their attention.
+        kernel: its name.
+        reason: why it was chosen.
+    """
 
     kind: AttentionKind
     kernel: KernelName
@@ -198,16 +204,15 @@ def _plan_kernels(config: ModelConfig, length: int, platform: str, *, causal: bo
                 value_dim=mixer.value_dim(config),
                 memory=mixer.memory > 0,
             )
-            planned.append(
-                PlannedKernel(layer.attention, *choose_kernel(layer.attention, of_layer, config.kernel, platform))
-            )
+            kernel, reason = choose_kernel(layer.attention, of_layer, config.kernel, platform)
+            planned.append(PlannedKernel(layer.attention, kernel, reason))
     return list(dict.fromkeys(planned))
 
 
 def unfused_kinds(config: ModelConfig, length: int, platform: str, *, causal: bool) -> set[AttentionKind]:
     """Return the attention kinds of a model that XLA computes in rows of `length`, scores and all."""
     planned = _plan_kernels(config, length, platform, causal=causal)
-    return {layers.kind for layers in planned if layers.kernel == "xla"}
+    return {choice.kind for choice in planned if choice.kernel == "xla"}
 
 
 def planned_kernels(config: ModelConfig, length: int, platform: str) -> dict[str, str]:
@@ -221,12 +226,12 @@ def planned_kernels(config: ModelConfig, length: int, platform: str) -> dict[str
     if config.decoder_model is not config:
         planned += _plan_kernels(config.decoder_model, length, platform, causal=True)
     descriptions: dict[str, list[str]] = {}
-    for layers in planned:
-        name = names[type(layers.kind)]
-        settings = ", ".join(f"{key} {value}" for key, value in layers.kind)
+    for choice in planned:
+        name = names[type(choice.kind)]
+        settings = ", ".join(f"{key} {value}" for key, value in choice.kind)
         if settings:
             name = f"{name} ({settings})"
-        descriptions.setdefault(name, []).append(f"{layers.kernel} ({layers.reason})")
+        descriptions.setdefault(name, []).append(f"{choice.kernel} ({choice.reason})")
     return {name: "; ".join(dict.fromkeys(kernels)) for name, kernels in descriptions.items()}
 
 
@@ -241,7 +246,7 @@ def row_order(config: ModelConfig, length: int, *, causal: bool) -> Int[np.ndarr
     if not causal or parts == 2 or length % parts or config.state_mixers:
         return in_order
     planned = _plan_kernels(config, length, target_platform(), causal=True)
-    if any(layers.kernel != "splash" for layers in planned):
+    if any(choice.kernel != "splash" for choice in planned):
         return in_order
     return in_order.reshape(parts, -1)[zigzag_order(parts)].reshape(-1)
 
