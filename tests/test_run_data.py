@@ -131,3 +131,11 @@ def test_changed_settings_that_are_allowed_are_listed(tiny_run: Path, tiny_confi
     settings = (f"run_dir={tiny_run}", "train.seed=7", "train.allow_changed_config=true")
     changes = check_run_dir(configuration.load(tiny_config, settings))
     assert changes == "train.seed was 0, is 7"
+
+
+def test_another_model_than_that_of_the_run_is_named(tiny_run: Path, caplog: pytest.LogCaptureFixture) -> None:
+    open_run(tiny_run, ["model.norm=rmsnorm", "mesh.data=1"])
+    assert "the model is not that of the run: model.norm.layernorm.bias was" in caplog.text
+    caplog.clear()
+    open_run(tiny_run, ["mesh.data=1", "eval.batch_size=2"])
+    assert not caplog.text

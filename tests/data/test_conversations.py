@@ -167,6 +167,11 @@ def test_bad_conversations_name_the_file_and_the_line(
         prepare.prepare_corpus(*corpus_settings(path, tmp_path), with_template(tokenizer, CHATML))
 
 
+def test_a_template_that_shows_no_answer_is_refused(tokenizer: Tokenizer) -> None:
+    with pytest.raises(ValueError, match="the chat template writes nothing of the assistant's turns"):
+        ChatEncoder(with_template(tokenizer, "hello")).encode(MESSAGES)
+
+
 def corpus_settings(path: Path, tmp_path: Path) -> tuple[Any, DataConfig]:
     data = DataConfig(
         files=(str(path),),

@@ -2,12 +2,14 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import t5x_lite
 from t5x_lite.cli import main
+from t5x_lite.evaluate import forgetting
 from t5x_lite.trees import flatten_names, unflatten_names
 from tests.conftest import lines
 
@@ -58,6 +60,21 @@ def test_before_and_after_are_the_scores_of_both_models_on_both_texts(
     assert merged is not None
     expected = type(plain)(plain.run, plain.step, unflatten_names(merged), plain.mesh).evaluate()["loss"]
     assert old_text["after"] == pytest.approx(expected, abs=1e-4)
+
+
+def test_evaluations_that_the_adapted_model_has_no_outputs_for_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A classifier has no scores of tokens, which the masked language model that it adapts is evaluated by."""
+    before = SimpleNamespace(evaluate=lambda: {"accuracy": 0.5})
+    config = SimpleNamespace(adapt=SimpleNamespace(source="runs/bert"), model=SimpleNamespace(outputs=()))
+    after = SimpleNamespace(config=config, before_adaptation=lambda: before, evaluate=lambda: {"accuracy": 0.75})
+    source = SimpleNamespace(config=SimpleNamespace(model=SimpleNamespace(outputs=("tokens",)), objective="masked"))
+    monkeypatch.setattr(forgetting, "load", lambda folder: after)
+    monkeypatch.setattr(forgetting, "open_run", lambda folder: source)
+    scores = list(forgetting.compare_run(tmp_path / "sst2"))
+    assert scores == [forgetting.ComparedScore("sst2", "run", "eval/accuracy", 0.5, 0.75)]
+    assert "the evaluations of runs/bert are left out: they need the outputs tokens" in caplog.text
 
 
 def test_a_run_that_adapts_none_is_refused(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:

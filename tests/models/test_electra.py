@@ -1,6 +1,8 @@
 """The embeddings of ELECTRA's pair: which are shared, and which loss trains them (He et al. 2023, §3.2 to §3.4)."""
 
 from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -78,6 +80,29 @@ def test_the_loss_that_trains_a_token_table(sharing: str, trained_by: dict[str, 
     gradients = gradients_by_term(sharing)
     for table, terms in trained_by.items():
         assert {term for term, gradient in gradients.items() if np.asarray(gradient[table]).any()} == terms
+
+
+def test_generator_draw_and_discriminator_have_random_keys_of_their_own() -> None:
+    keys: list[jax.Array] = []
+
+    class Side:
+        def __call__(self, tokens: jax.Array, *, key: jax.Array, **features: jax.Array) -> jax.Array:
+            keys.append(key)
+            return jnp.zeros((*tokens.shape, 16))
+
+        def logits(self, states: jax.Array) -> jax.Array:
+            return jnp.zeros((*states.shape[:-1], VOCAB))
+
+        def detection(self, states: jax.Array, segment_ids: jax.Array) -> jax.Array:
+            return jnp.zeros(states.shape[:-1])
+
+    def replace_tokens(tokens: jax.Array, *others: jax.Array) -> jax.Array:
+        keys.append(others[-1])
+        return tokens
+
+    model: Any = SimpleNamespace(generator=Side(), discriminator=Side(), replace_tokens=replace_tokens)
+    ReplacedToken().loss(model, make_batch(), jax.random.key(0), LossSettings(VOCAB))
+    assert len({tuple(jax.random.key_data(key).tolist()) for key in keys}) == len(keys) == 3
 
 
 def test_the_difference_begins_with_zero_and_is_part_of_the_discriminator_alone() -> None:

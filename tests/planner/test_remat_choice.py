@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import cast
 
 import jax
+import numpy as np
 import pytest
 import yaml
 
@@ -125,6 +126,28 @@ def test_a_run_takes_92_percent_and_a_resumed_run_keeps_its_policy(
     for stored in ("full", "offload"):
         (tmp_path / "config.yaml").write_text(yaml.safe_dump({"model": {"remat": stored}}))
         assert resolve_with(1e12).remat == stored
+
+
+@pytest.mark.parametrize("policy", ["offload", "save_attention"])
+def test_all_processes_have_the_policy_of_the_first(
+    policy: RematPolicy, tiny_config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes, of which the first alone sees the stored policy; all take part in the broadcast."""
+    config = configuration.load(tiny_config, ["model.remat=auto", f"run_dir={tmp_path}"])
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"model": {"remat": policy}}))
+    sent: list[np.ndarray] = []
+
+    def broadcast(number: np.ndarray) -> np.ndarray:
+        sent.append(number)
+        return sent[0]
+
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    monkeypatch.setattr("jax.experimental.multihost_utils.broadcast_one_to_all", broadcast)
+    first = resolve_remat(config)
+    (tmp_path / "config.yaml").unlink()
+    second = resolve_remat(config)
+    assert first.model.remat == second.model.remat == policy
+    assert len(sent) == 2
 
 
 def test_offload_is_refused_for_devices_without_pinned_host_memory(

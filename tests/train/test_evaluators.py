@@ -120,6 +120,11 @@ def load_error(config: Path, *overrides: str) -> str:
     return message
 
 
+def test_a_stride_that_is_longer_than_its_window_is_refused(tiny_config: Path) -> None:
+    evaluator = "eval.evaluators=[{perplexity: {text: book.txt, window: 8, stride: 9}}]"
+    assert "perplexity: stride 9 is larger than the window, 8" in load_error(tiny_config, evaluator)
+
+
 def test_an_unknown_evaluator_is_refused_when_the_config_is_loaded(tiny_config: Path) -> None:
     message = load_error(tiny_config, "eval.evaluators=[{perplexty: {text: book.txt}}]")
     assert "eval.evaluators.0" in message

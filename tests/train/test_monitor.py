@@ -17,7 +17,7 @@ from t5x_lite.train.learning_rates import LearningRates
 from t5x_lite.train.loop import Trainer
 from t5x_lite.train.monitor import LossSpike, RunningLoss, StepCosts, StepMonitor
 from t5x_lite.train.optimization import make_schedule
-from t5x_lite.train.state_store import Progress
+from t5x_lite.train.state_store import Progress, StateStore
 
 
 def open_monitor(
@@ -82,6 +82,27 @@ def test_a_run_goes_back_after_a_spike_until_it_has_had_too_many(tiny_config: Pa
     assert (progress.step, progress.skipped_batches, progress.spikes) == (8, 10, 2)
     with pytest.raises(Diverged, match=r"step 15: more than 2 loss spikes \(train.spike_limit\)"):
         Trainer._rewind(trainer, store, Progress(step=15, spikes=2), spike_step=15)
+
+
+def test_a_best_metric_that_an_evaluation_lacks_is_named_once(tiny_config: Path) -> None:
+    config = configuration.load(tiny_config, ["checkpoint.best_metric=eval/sst2/acuracy"])
+    shown: list[str] = []
+    store: Any = SimpleNamespace(
+        _config=config,
+        _show=shown.append,
+        _has_warned=False,
+        _metadata=lambda progress: {},
+        checkpoints=SimpleNamespace(save=lambda *arguments: None),
+    )
+    state: Any = SimpleNamespace(saved=lambda: None)
+    StateStore.save(store, Progress(step=5), state, {})
+    assert not shown
+    for step in (10, 15):
+        StateStore.save(store, Progress(step=step), state, {"eval/loss": 2.0, "eval/sst2/accuracy": 0.5})
+    assert shown == [
+        "checkpoint.best_metric: the evaluation of step 10 has no eval/sst2/acuracy, by which the best checkpoint is "
+        "kept; did you mean eval/sst2/accuracy?"
+    ]
 
 
 def test_the_stage_of_a_step_is_that_of_its_batch(tiny_config: Path, tmp_path: Path) -> None:
