@@ -63,6 +63,8 @@ def _read_model_of_run(folder: str, family: object) -> Settings:
 
 
 class _ObjectiveSetting(Config):
+    """The objective alone, which is merged and validated before the rest of a config."""
+
     objective: Annotated[Objective, OneOf(OBJECTIVES)]
 
 

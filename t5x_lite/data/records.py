@@ -25,10 +25,10 @@ from t5x_lite.objectives.objective import ExampleContext, Features, Objective
 from t5x_lite.objectives.supervised import Coder, Record, Supervised
 from t5x_lite.tasks import TaskSpec, find_task, short_name
 
-MOST_EXAMINED = 1000
+MAX_EXAMINED_RECORDS = 1000
 """Training records of a task, evenly spread, whose lengths are compared with that of a row when a run begins."""
-ROWS_OF_LONGEST = 16
-"""Rows that the longest text of a record fills; a longer one counts as this long."""
+MAX_TEXT_ROWS = 16
+"""Rows up to which the length of a record is measured."""
 
 
 class TaskRecords:
@@ -281,20 +281,20 @@ class TaskData:
             if count:
                 yield f"task {records.name}: {count:,} of {len(records):,} training records skipped: {objective.flaw}"
 
-    def cut(self) -> Iterator[str]:
+    def truncated(self) -> Iterator[str]:
         """Yield a message for each task with training records that are longer than a row.
 
         A record of several examples, such as the windows of a long text, loses nothing.
         """
-        wide = replace(self.context, seq_len=ROWS_OF_LONGEST * self.context.seq_len)
-        uncut = replace(self, settings=replace(self.settings, context=wide))
+        wide = replace(self.context, seq_len=MAX_TEXT_ROWS * self.context.seq_len)
+        whole = replace(self, settings=replace(self.settings, context=wide))
         for records in self.training:
-            step = math.ceil(len(records) / MOST_EXAMINED)
+            step = math.ceil(len(records) / MAX_EXAMINED_RECORDS)
             numbers = range(0, len(records), step)
             count = 0
             for number in numbers:
                 examples = self.examples(records, number)
-                if len(examples) == 1 and _count_tokens(uncut.examples(records, number)) > _count_tokens(examples):
+                if len(examples) == 1 and _count_tokens(whole.examples(records, number)) > _count_tokens(examples):
                     count += 1
             if count:
                 examined = "" if step == 1 else "examined "
@@ -309,7 +309,7 @@ class TaskData:
 
 
 def _count_tokens(examples: Sequence[Features]) -> int:
-    """Return the tokens of examples that are no padding."""
+    """Return the tokens of examples that are no padding: those in a segment, of inputs and of targets."""
     segments = [values for example in examples for name, values in example.items() if "segment" in name]
     return sum(int(np.count_nonzero(values)) for values in segments)
 

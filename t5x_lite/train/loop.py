@@ -168,7 +168,7 @@ class Trainer:
         self.stage_steps = StageSteps(run, examples, mesh, steps, rewards)
         if isinstance(data, TaskData):
             _ = self.model.task_evaluation  # checks the metrics of the tasks
-            for message in (*data.skipped(), *data.cut()):
+            for message in (*data.skipped(), *data.truncated()):
                 display.print(message)
         num_steps = run.config.train.steps
         schedule = make_schedule(run.config.optimizer, num_steps)

@@ -296,7 +296,7 @@ def test_records_that_are_longer_than_a_row_are_counted(tmp_path: Path) -> None:
     (tmp_path / "train.tsv").write_text("sentence\tlabel\nabc\tno\n" + "x" * 30 + "\tno\n")
     task = write_task(tmp_path / "sentences.yaml")
     data = open_tasks(load_config(tmp_path, task, "train.seq_len=16", "task_form=head", "model.family=decoder"))
-    assert list(data.cut()) == [
+    assert list(data.truncated()) == [
         "task sentences: 1 of 2 training records do not fit into train.seq_len 16 and lose tokens"
     ]
 
