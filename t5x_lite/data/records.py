@@ -287,14 +287,14 @@ class TaskData:
         A record of several examples, such as the windows of a long text, loses nothing.
         """
         wide = replace(self.context, seq_len=MAX_TEXT_ROWS * self.context.seq_len)
-        whole = replace(self, settings=replace(self.settings, context=wide))
+        full_data = replace(self, settings=replace(self.settings, context=wide))
         for records in self.training:
             step = math.ceil(len(records) / MAX_EXAMINED_RECORDS)
             numbers = range(0, len(records), step)
             count = 0
             for number in numbers:
                 examples = self.examples(records, number)
-                if len(examples) == 1 and _count_tokens(whole.examples(records, number)) > _count_tokens(examples):
+                if len(examples) == 1 and _count_tokens(full_data.examples(records, number)) > _count_tokens(examples):
                     count += 1
             if count:
                 examined = "" if step == 1 else "examined "
