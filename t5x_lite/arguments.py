@@ -5,6 +5,7 @@ from typing import TypeAlias
 
 import t5x_lite
 from t5x_lite.argument_types import local_path as _local_path
+from t5x_lite.command_parser import CommandParser
 from t5x_lite.decode.options import add_decoding_options
 from t5x_lite.errors import UserError
 from t5x_lite.evaluate.config import EVAL_ARGUMENTS
@@ -12,12 +13,15 @@ from t5x_lite.evaluate.options import add_embed_options, add_probe_options
 from t5x_lite.retrieval.arguments import add_index_arguments, add_passage_options, add_search_arguments
 from t5x_lite.sweep.arguments import add_sweep_arguments
 
-Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+Commands: TypeAlias = "argparse._SubParsersAction[CommandParser]"
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line. `command` is the name of the chosen command."""
-    parser = argparse.ArgumentParser(
+def build_parser() -> CommandParser:
+    """Return the parser of the command line.
+
+    `command` is the name of the chosen command, `parser` its own parser.
+    """
+    parser = CommandParser(
         prog="t5x-lite",
         description="Pretrain, resume, evaluate and sample Transformer language models in JAX.",
     )
@@ -45,7 +49,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _add_train(commands: Commands) -> None:
     parser = _add_command(commands, "train", "pretrain or adapt a model, or resume a run that has checkpoints")
-    _add_config_arguments(parser)
+    parser.add_argument(
+        "config",
+        metavar="CONFIG",
+        nargs="?",
+        type=_local_path,
+        help="YAML file of a run, or the name of a shipped config such as quickstart",
+    )
+    _add_overrides(parser)
     parser.add_argument("--help-config", action="store_true", help="list every setting and exit")
     parser.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0 of a job with many processes")
     parser.add_argument("--num-processes", type=int, help="number of processes of the job")
@@ -279,9 +290,11 @@ def _add_doctor(commands: Commands) -> None:
     _add_json_option(parser)
 
 
-def _add_command(commands: Commands, name: str, summary: str) -> argparse.ArgumentParser:
+def _add_command(commands: Commands, name: str, summary: str) -> CommandParser:
     description = f"{summary[0].upper()}{summary[1:]}."
-    return commands.add_parser(name, help=summary, description=description, allow_abbrev=False)
+    parser = commands.add_parser(name, help=summary, description=description, allow_abbrev=False)
+    parser.set_defaults(parser=parser)
+    return parser
 
 
 def _add_config_arguments(parser: argparse.ArgumentParser) -> None:
@@ -299,7 +312,9 @@ def _add_run_argument(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_overrides(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="overrides of the config, with dotted keys")
+    parser.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="overrides of the config, with dotted keys"
+    )
 
 
 def _add_step_option(parser: argparse.ArgumentParser) -> None:

@@ -73,8 +73,9 @@ def _run_command(arguments: Sequence[str] | None, commands: Mapping[str, Command
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     silence_libraries()
     try:
+        options.parser.refuse_options(unknown)
         if unknown and options.command in WITHOUT_OVERRIDES:
-            raise UserError(f"{options.command}: unknown option {unknown[0]}; see t5x-lite {options.command} --help")
+            raise UserError(f"{options.command}: {unknown[0]} is not an option; see t5x-lite {options.command} --help")
         overrides = [*getattr(options, "overrides", []), *unknown]
         return _run_and_upload(commands[options.command], options, overrides)
     except UserError as error:
@@ -119,6 +120,10 @@ def train(options: argparse.Namespace, overrides: list[str]) -> int:
         load_plugins()
         schema.print_explained(configuration.RunConfig)
         return 0
+    if options.config is None:
+        raise UserError(
+            "train: CONFIG is missing; give a YAML file, or the name of a shipped config such as quickstart"
+        )
     config = configuration.load(options.config, overrides)
     set_job_environment(options.coordinator, options.num_processes, options.process_id)
     import jax

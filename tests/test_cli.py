@@ -69,6 +69,44 @@ def test_plan_refuses_slices_that_the_devices_do_not_have(capfd: pytest.CaptureF
         assert message in capfd.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trian", "quickstart"], "; did you mean train?"),
+        (["train", "quickstart", "--help-confg"], "train: unknown option --help-confg; did you mean --help-config?"),
+        (["eval", "runs/a", "--xyz"], "eval: unknown option --xyz; see t5x-lite eval --help"),
+        (["eval", "runs/a", "--step", "last"], "eval: argument --step: invalid int value: 'last'"),
+        (["export", "hf", "a", "b", "c"], "export: c is not an option; see t5x-lite export --help"),
+        (["generate", "runs/a", "--prompt", "a", "--quantization", "int4"], "'int4' is none of int8"),
+        (["generate", "runs/a"], "generate: one of the arguments --prompt --chat --chat-file is required"),
+        (["train"], "train: CONFIG is missing; give a YAML file, or the name of a shipped config"),
+        (["plan"], "plan: the following arguments are required: CONFIG; see t5x-lite plan --help"),
+    ],
+)
+def test_a_wrong_command_line_is_one_line(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        exit_code = main(arguments)
+    except SystemExit as stop:
+        exit_code = stop.code
+    error = capsys.readouterr().err
+    assert exit_code == 2
+    assert error.startswith("t5x-lite: ")
+    assert error.count("\n") == 1
+    assert message in error
+
+
+def test_help_config_needs_no_config(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", "--help-config"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    (rank,) = [line for line in lines if line.startswith("adapt.method.lora.rank ")]
+    (family,) = [line for line in lines if line.startswith("model.family ")]
+    assert rank.split()[1] == "int"
+    assert family.split()[1:3] == ["choice", "decoder"]
+    assert family.endswith(": decoder | encoder | encoder_decoder | electra")
+
+
 def test_help_config_lists_every_setting(tiny_config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", str(tiny_config), "--help-config"]) == 0
     output = capsys.readouterr().out

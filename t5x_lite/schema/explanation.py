@@ -1,7 +1,8 @@
 """Describe every setting of a config class, for `--help-config` and for messages about unknown keys."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Annotated, get_args, get_origin
 
 from pydantic.fields import FieldInfo
@@ -10,6 +11,10 @@ from t5x_lite.schema.settings import Config, Declaration, OneOf, declarations
 
 ITEM = "N"
 """The number of an item in the keys of explanations, such as `eval.evaluators.N.few_shot.tasks`."""
+TYPE_WIDTH = 14
+"""Characters of the column of types in `--help-config`."""
+DEFAULT_WIDTH = 10
+"""Characters of the column of defaults in `--help-config`, which few are longer than."""
 
 
 @dataclass(frozen=True)
@@ -42,14 +47,29 @@ def explain(kind: type[Config], prefix: str = "") -> Iterator[Explanation]:
 
 
 def print_explained(kind: type[Config]) -> None:
-    """Print every setting of a config class: key, type, default, description, source and unit."""
-    settings = list(explain(kind))
-    width = max(len(setting.key) for setting in settings)
-    for setting in settings:
-        line = f"{setting.key:<{width}}  {setting.type:<24}  {setting.default:<12}  {setting.description}"
-        if setting.unit:
-            line += f" ({setting.unit})"
-        print(line)
+    """Print a line for every setting of a config class: key, type, default, description, source and unit.
+
+    The keys of one group are as wide as the longest. Choices are at the end of the line.
+    """
+    for _, group in groupby(explain(kind), key=lambda setting: setting.key.partition(".")[0]):
+        settings = list(group)
+        width = max(len(setting.key) for setting in settings)
+        for setting in settings:
+            print(_explanation_line(setting, width))
+
+
+def _explanation_line(setting: Explanation, key_width: int) -> str:
+    """Return the line of a setting, whose key is padded to a width."""
+    type_name = setting.type
+    ending = f" ({setting.unit})" if setting.unit else ""
+    if len(type_name) > TYPE_WIDTH:
+        list_words = "list of "
+        ending += f": {type_name.removeprefix(list_words)}"
+        type_name = "list" if type_name.startswith(list_words) else "choice"
+    return (
+        f"{setting.key:<{key_width}}  {type_name:<{TYPE_WIDTH}}  {setting.default:<{DEFAULT_WIDTH}}  "
+        f"{setting.description}{ending}"
+    )
 
 
 def _explain_setting(key: str, declaration: Declaration) -> Explanation:
@@ -84,7 +104,7 @@ def _name_type(annotation: object) -> str:
         return "null"
     if isinstance(annotation, type) and not hasattr(annotation, "__args__"):
         return annotation.__name__
-    if get_origin(annotation) is dict:
+    if get_origin(annotation) in {dict, Mapping}:
         return f"mapping of names to {_name_type(get_args(annotation)[1])}"
     if get_origin(annotation) is Annotated:
         return _name_type(get_args(annotation)[0])

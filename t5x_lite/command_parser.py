@@ -1,0 +1,38 @@
+"""A parser of command lines whose errors are one line."""
+
+import argparse
+import re
+from collections.abc import Sequence
+from typing import NoReturn
+
+from t5x_lite.errors import UserError, suggest
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A parser whose errors are one line, with the nearest valid spelling of a misspelt command, choice or option."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print an error and exit with code 2."""
+        program, _, command = self.prog.partition(" ")
+        where = f"{command}: " if command else ""
+        refused = re.search(r"argument (.+): invalid choice: '(.*)' \(choose from (.*)\)", message)
+        hint = ""
+        if refused is not None:
+            argument, value, listed = refused.groups()
+            choices = [choice.strip("' ") for choice in listed.split(",")]
+            hint = suggest(value, choices)
+            message = f"{argument} '{value}' is none of {', '.join(choices)}"
+        self.exit(2, f"{program}: {where}{message}{hint or f'; see {self.prog} --help'}\n")
+
+    def refuse_options(self, words: Sequence[str]) -> None:
+        """Refuse words that have the form of an option, which the parser has not recognised.
+
+        Raises:
+            UserError: with the first of them.
+        """
+        for word in words:
+            if not word.startswith("-") or "=" in word or "." in word:
+                continue  # an override of a config, which may begin with two dashes
+            options = re.findall(r"--[a-z][a-z-]+", self.format_help())
+            _, _, command = self.prog.partition(" ")
+            raise UserError(f"{command}: unknown option {word}{suggest(word, options) or f'; see {self.prog} --help'}")
