@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 
 from t5x_lite.adapt.reference import Reference
 from t5x_lite.data.config import DataConfig
-from t5x_lite.data.order_problems import memory_problems, order_problems
 from t5x_lite.data.tokenizer_config import Bytes, TokenizerFile
 from t5x_lite.errors import UserError
 from t5x_lite.evaluate.evaluators import Tasks, Validation
@@ -16,6 +15,7 @@ from t5x_lite.objectives.mixed_rows import feature_types
 from t5x_lite.objectives.permutation import Permutation
 from t5x_lite.objectives.policy_optimization import PolicyOptimization
 from t5x_lite.objectives.token_prediction import TokenPrediction
+from t5x_lite.order_problems import memory_problems, order_problems
 from t5x_lite.train.optimizers import NTASGD
 
 if TYPE_CHECKING:

@@ -24,7 +24,6 @@ from t5x_lite.files import read_json_object, write_file
 from t5x_lite.models.spec import ModelSpec, model_spec
 from t5x_lite.models.spelling import Spelling
 from t5x_lite.objectives.framing import CLS, SEP
-from t5x_lite.objectives.policy_optimization import PolicyOptimization
 from t5x_lite.parallel.mesh import shape_structs, shardings
 from t5x_lite.plugins import load_plugins
 
@@ -197,10 +196,9 @@ def _with_absolute_paths(config: RunConfig) -> RunConfig:
         method = config.adapt.method
         method = method.with_sources(tuple(storage.absolute(name) for name in method.sources))
         updates["adapt"] = config.adapt.model_copy(update={"source": source, "method": method})
-    objective = config.objective
-    if isinstance(objective, PolicyOptimization) and objective.reward_run is not None:
-        reward_run = storage.absolute(objective.reward_run)
-        updates["objective"] = objective.model_copy(update={"reward_run": reward_run})
+    if config.objective is not None:
+        sources = tuple(storage.absolute(name) for name in config.objective.sources)
+        updates["objective"] = config.objective.with_sources(sources)
     if config.distillation is not None:
         teacher = storage.absolute(config.distillation.teacher)
         updates["distillation"] = config.distillation.model_copy(update={"teacher": teacher})

@@ -171,9 +171,7 @@ def prepared_answers(
 def _loss_settings(config: RunConfig, batch_shards: int, *, training: bool) -> LossSettings:
     train = config.train
     if training:
-        rows = train.batch_size // train.microbatches
-        if isinstance(config.objective, PolicyOptimization):
-            rows = rows * config.objective.group_size // config.objective.minibatches
+        rows = config.require_objective().loss_rows(train.batch_size // train.microbatches)
     else:
         rows = config.eval.batch_size or train.batch_size
     return LossSettings(

@@ -135,7 +135,7 @@ def test_a_run_goes_on_from_its_local_state_and_ends_as_one_without_a_break(
     """The run breaks in step 11, after a checkpoint at step 8 and a local state at step 10."""
     local = [f"checkpoint.local.folder={tmp_path}/local", "checkpoint.local.every_steps=2", "checkpoint.every_steps=4"]
     with monkeypatch.context() as patch:
-        patch.setattr("t5x_lite.train.loop.Trainer._profile", _break_in_step_11)
+        patch.setattr("t5x_lite.train.profiler.Profiler.before_step", _break_in_step_11)
         assert train(tiny_config, tmp_path / "run", *local) != 0
     capfd.readouterr()
     assert train(tiny_config, tmp_path / "run", *local) == 0
@@ -145,7 +145,7 @@ def test_a_run_goes_on_from_its_local_state_and_ends_as_one_without_a_break(
     assert not list((tmp_path / "local").glob("*/*"))  # a complete run leaves none
 
 
-def _break_in_step_11(trainer: object, steps_done: int) -> None:
+def _break_in_step_11(profiler: object, steps_done: int) -> None:
     if steps_done == 10:
         raise RuntimeError("broken")
 

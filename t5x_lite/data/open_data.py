@@ -140,11 +140,12 @@ class TextData:
             return shares
         return shares_of_rows(shares, self.tokens_per_row[number])
 
-    def write_mixture(self, folder: Path) -> None:
+    def describe(self, run_dir: Path) -> list[str]:
         """Write the shares of the sources to a run directory, unless the run has one source and no schedule."""
         sources = [source.name for source in self.settings.data.sources]
         if len(sources) > 1 or self.settings.data.schedule:
-            write_mixture(folder, self.stage_rows, sources)
+            write_mixture(run_dir, self.stage_rows, sources)
+        return []
 
     def validation(self) -> ValidationSet:
         """Return the validation split.

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float64, Integer
@@ -267,6 +268,10 @@ class TaskData:
         sizes = [len(records) for records in self.training]
         order = mix_endless(sizes, _task_shares(sizes, self.settings.data), self.settings.seed)
         return TaskRows(replace(self, held_out=[]), order)
+
+    def describe(self, run_dir: Path) -> list[str]:
+        """Return a line for each task whose training records are skipped or cut. Nothing is written."""
+        return [*self.skipped(), *self.truncated()]
 
     def skipped(self) -> Iterator[str]:
         """Yield a message for each task with training records that cannot be learnt from."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -96,6 +97,9 @@ class TrainingData(Protocol):
 
     def rows(self, stage: int = 0) -> ExampleSequence:
         """Return the order of training examples: example step · batch size + row, for the steps of a stage."""
+
+    def describe(self, run_dir: Path) -> list[str]:
+        """Return what training leaves out, in a line each. Write to a run directory what it says of its data."""
 
     def validation(self) -> ValidationBatches:
         """Return the validation split."""

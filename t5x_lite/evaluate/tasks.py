@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Int, PyTree
 
 from t5x_lite.data.records import TaskData, TaskRecords, TaskValidation
+from t5x_lite.data.training_data import TrainingData
 from t5x_lite.decode.sampling import Sampling
 from t5x_lite.errors import UserError
 from t5x_lite.evaluate.evaluation_model import EvaluationModel
@@ -57,9 +58,7 @@ class TaskEvaluation:
         data = model.data
         if not isinstance(data, TaskData):
             raise UserError("this run has not learnt any task; give the names of few-shot tasks")
-        for records in data.held_out:
-            for metric in records.task.metrics:
-                check_metric(metric, records.name)
+        check_task_metrics(data)
         self.data = data
         self._answers: HeadAnswers | GeneratedAnswers | RewardedAnswers
         if isinstance(data.objective, PolicyOptimization):
@@ -87,6 +86,19 @@ class TaskEvaluation:
             if jax.process_index() == 0:
                 write_file(folder / f"{records.name}.jsonl", "".join(answer.to_json() for answer in answers))
         return scores
+
+
+def check_task_metrics(data: TrainingData) -> None:
+    """Check that the metrics of the tasks that are learnt can be computed.
+
+    Raises:
+        UserError: a metric that does not exist, or whose library is not installed.
+    """
+    if not isinstance(data, TaskData):
+        return
+    for records in data.held_out:
+        for metric in records.task.metrics:
+            check_metric(metric, records.name)
 
 
 def _compute_metric(metric: str, answers: Sequence[Answer]) -> dict[str, float]:

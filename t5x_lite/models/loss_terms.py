@@ -6,7 +6,7 @@ from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from t5x_lite.models.experts.activity import RouterLoss
 from t5x_lite.models.losses import LossSums
@@ -56,3 +56,11 @@ def loss_metrics(terms: LossTerms) -> dict[str, Array]:
     for name, term in terms.items():
         metrics.update(term.means(name))
     return metrics
+
+
+def are_finite(terms: LossTerms) -> Bool[Array, ""]:
+    """Return whether the sums of all terms are finite."""
+    is_finite = jnp.array(True)
+    for term in terms.values():
+        is_finite = jnp.logical_and(is_finite, jnp.isfinite(term.total))
+    return is_finite

@@ -10,8 +10,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from t5x_lite.models.quantization import QUANTIZED_PRODUCT
-from t5x_lite.models.remat_policy import ATTENTION_OUTPUT, SAVED_NAMES, RematPolicy, product_name
-from t5x_lite.parallel.memory import PINNED_HOST
+from t5x_lite.models.remat_policy import ATTENTION_OUTPUT, PINNED_HOST, SAVED_NAMES, RematPolicy, product_name
 
 LAYER_OUTPUT = "layer_output"
 """Name of the output of a layer, by which `remat: offload` knows it."""

@@ -15,6 +15,9 @@ INNER_PRODUCT = "inner_product"
 OUTPUT_PRODUCT = "output_product"
 """Products that return to the residual stream. No policy keeps these by name."""
 
+PINNED_HOST = "pinned_host"
+"""JAX's name of host memory that a device copies to and from, where `offload` keeps activations."""
+
 SAVED_NAMES: dict[RematPolicy, tuple[str, ...]] = {
     "save_inner": (ATTENTION_OUTPUT, PROJECTION, INNER_PRODUCT),
     "save_projections": (ATTENTION_OUTPUT, PROJECTION),

@@ -154,6 +154,7 @@ class Objective(Config):
             kind that make the same features may share a batch (`objective` of a source in `data.mixture`).
         packings: values of `data.packing` that it accepts if its rows are documents or pairs.
         has_validation_loss: its loss can be computed on the validation split.
+        samples_answers: its batches are prompts, which a step answers (`PolicyOptimization`).
     """
 
     name: ClassVar[str]
@@ -166,6 +167,7 @@ class Objective(Config):
     loss_kind: ClassVar[str | None] = None
     packings: ClassVar[tuple[str, ...]] = ("documents", "none")
     has_validation_loss: ClassVar[bool] = True
+    samples_answers: ClassVar[bool] = False
 
     @property
     def rows(self) -> RowKind:
@@ -195,6 +197,19 @@ class Objective(Config):
     def updates_per_step(self) -> int:
         """Number of updates of the optimizer in a step."""
         return 1
+
+    def loss_rows(self, rows: int) -> int:
+        """Return the rows of the loss of one update, of so many rows of a batch."""
+        return rows
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """Run directories of other models that training reads."""
+        return ()
+
+    def with_sources(self, sources: tuple[str, ...]) -> "Objective":
+        """Return the objective with other names for its `sources`."""
+        return self
 
     @property
     def static_epochs(self) -> int:

@@ -43,6 +43,7 @@ class PolicyOptimization(Supervised):
     uses_head: ClassVar[bool] = False
     checks_records: ClassVar[bool] = True
     has_validation_loss: ClassVar[bool] = False
+    samples_answers: ClassVar[bool] = True
     kl_in_loss: ClassVar[bool] = False
 
     verifier: Annotated[Verifier | None, OneOf(VERIFIERS)] = setting(
@@ -90,6 +91,22 @@ class PolicyOptimization(Supervised):
     @property
     def updates_per_step(self) -> int:
         return self.epochs * self.minibatches
+
+    def loss_rows(self, rows: int) -> int:
+        """Return the answers in a minibatch, of so many prompts."""
+        return rows * self.group_size // self.minibatches
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The run that rewards answers, if one does."""
+        return () if self.reward_run is None else (self.reward_run,)
+
+    def with_sources(self, sources: tuple[str, ...]) -> "PolicyOptimization":
+        """Return the objective with another name for its `reward_run`."""
+        if not sources:
+            return self
+        (reward_run,) = sources
+        return self.model_copy(update={"reward_run": reward_run})
 
     @property
     def texts(self) -> int:

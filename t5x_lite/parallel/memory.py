@@ -9,13 +9,11 @@ import jax
 from jax.sharding import Mesh
 
 from t5x_lite.errors import UserError
+from t5x_lite.models.remat_policy import PINNED_HOST
 from t5x_lite.progress import format_si
 
 CGROUPS = (("", "/sys/fs/cgroup", "memory.max"), ("memory", "/sys/fs/cgroup/memory", "memory.limit_in_bytes"))
 """The controller's name in /proc/self/cgroup, the folder and the file of the limit: of version 2, and of version 1."""
-
-PINNED_HOST = "pinned_host"
-"""JAX's name of host memory that a device copies to and from."""
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ def cautious_bytes(memory: MemoryFigures) -> float:
 
 
 def _gradient_bytes(workload: Workload, state: TrainState) -> float:
-    """Return the bytes of the gradients: in the types of the parameters, or of the sums of `step._accumulate`."""
+    """Return the bytes of the gradients: in the types of the parameters, or of the sums of microbatches."""
     gradients = state.params
     train = workload.config.train
     if train.microbatches > 1 or (train.data_reduction == "step" and workload.mesh.shape["data"] > 1):

@@ -3,7 +3,7 @@
 import math
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
 
@@ -11,13 +11,14 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-from t5x_lite.data.stages import Stage, stage_number, tokens_until
+from t5x_lite.data.stages import stage_number, tokens_until
 from t5x_lite.errors import Diverged
 from t5x_lite.train.config import TrainConfig
 from t5x_lite.train.display import Display
 from t5x_lite.train.goodput import Goodput
 from t5x_lite.train.learning_rates import LearningRates
 from t5x_lite.train.metrics import MetricsWriter, MetricValue
+from t5x_lite.train.step_costs import StepCosts
 
 RUNNING_MEAN_DECAY = 0.98
 """Decay per step of the running mean of the loss, against which a spike is measured."""
@@ -32,21 +33,6 @@ A single step says little: after a pause of the host, those that the device has 
 
 class LossSpike(Exception):
     """The loss rose above `train.spike_factor` times its running mean."""
-
-
-@dataclass(frozen=True)
-class StepCosts:
-    """The cost of the steps, for tokens per second and MFU.
-
-    Attributes:
-        stages: stages of the run.
-        flops: FLOPs of a step of each stage.
-        peak_flops: peak FLOP/s of all devices together.
-    """
-
-    stages: Sequence[Stage]
-    flops: Sequence[float]
-    peak_flops: float
 
 
 @dataclass

@@ -5,7 +5,6 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeAlias
 
-from jax.sharding import Mesh
 from jaxtyping import Array
 
 from t5x_lite.data.pipeline import training_batches
@@ -14,11 +13,11 @@ from t5x_lite.data.training_data import ExampleSequence
 from t5x_lite.models.loss_terms import Batch
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.parallel.compiler_options import compile_lowered
-from t5x_lite.run_dir import Run
 from t5x_lite.run_rewards import RewardSource
 from t5x_lite.train.rollout_step import RolloutStep
 from t5x_lite.train.state import TrainState
 from t5x_lite.train.steps import Steps, make_steps
+from t5x_lite.train.training_model import TrainingModel
 
 BATCHES_AHEAD = 2
 """Batches that are sent to the devices before the step that takes them."""
@@ -31,27 +30,20 @@ class StageSteps:
     """The train step and the batches of each stage of a run.
 
     Args:
-        run: the run.
+        model: the run's model on its devices.
         examples: training examples in the order of each stage.
-        mesh: the devices.
         steps: the steps for batches of the run's own shape.
-        rewards: rewards sampled answers, if the objective is a `PolicyOptimization`.
     """
 
-    def __init__(
-        self,
-        run: Run,
-        examples: Sequence[ExampleSequence],
-        mesh: Mesh,
-        steps: Steps,
-        rewards: RewardSource | None = None,
-    ) -> None:
-        self.stages = run.config.stages
-        self._run = run
+    def __init__(self, model: TrainingModel, examples: Sequence[ExampleSequence], steps: Steps) -> None:
+        self.stages = model.run.config.stages
+        self._run = model.run
         self._examples = examples
-        self._mesh = mesh
+        self._mesh = model.mesh
         self._steps = steps
-        self._rewards = rewards
+        self._rewards: RewardSource | None = None
+        if model.run.config.require_objective().samples_answers:
+            self._rewards = model.rewards
         self._compiled: dict[tuple[int, int], CompiledStep] = {}
 
     def compile(self, first: int) -> float:

@@ -9,8 +9,9 @@ from jax.sharding import Mesh
 from t5x_lite import config as configuration
 from t5x_lite.checkpoint import Checkpoints, JsonObject
 from t5x_lite.data.row_rule import PLAN_VERSION
-from t5x_lite.errors import UserError, suggest
+from t5x_lite.errors import Diverged, UserError, suggest
 from t5x_lite.local_checkpoint import LocalCheckpoints, open_local_checkpoints
+from t5x_lite.parallel.distributed import wait_for_all_processes
 from t5x_lite.run_dir import Run
 from t5x_lite.run_teacher import load_teacher
 from t5x_lite.run_weights import BaseCheckpoint, initial_weights
@@ -144,6 +145,26 @@ class StateStore:
         """Delete the states on the disks of the machines, because the run goes back behind them or is complete."""
         if self._local is not None:
             self._local.clear()
+
+    def skip_spike(self, progress: Progress, spike_step: int) -> tuple[Progress, TrainState]:
+        """Go back to the newest checkpoint, and pass over the batches from there to a loss spike (PaLM, §5.1).
+
+        Raises:
+            Diverged: the run has had more spikes than `train.spike_limit`.
+        """
+        self.checkpoints.wait()
+        wait_for_all_processes("checkpoint is complete")  # the first one completes it: all must see the same newest one
+        spikes = progress.spikes + 1
+        limit = self._config.train.spike_limit
+        if spikes > limit:
+            raise Diverged(f"step {spike_step}: more than {limit} loss spikes (train.spike_limit)")
+        self.delete_local_states()
+        restored_progress, state = self.load()
+        skipped_batches = spike_step - restored_progress.step
+        restored_progress.skipped_batches = progress.skipped_batches + skipped_batches
+        restored_progress.spikes = spikes
+        self._show(f"passing over {skipped_batches} batches")
+        return restored_progress, state
 
     def _restore_local(self, state_shapes: TrainState) -> tuple[int, TrainState, JsonObject] | None:
         if self._local is None:

@@ -34,11 +34,12 @@ from t5x_lite.parallel.compiler_options import compiler_options
 from t5x_lite.parallel.memory import check_host_offload
 from t5x_lite.run_loss import carrying_loss_function, distillation_loss_function, loss_function, prepared_answers
 from t5x_lite.run_teacher import Teacher, open_teacher
+from t5x_lite.train.accumulation import Accumulation, Replicas
 from t5x_lite.train.optimization import make_optimizer, scale_learning_rates
 from t5x_lite.train.parameter_update import ParameterUpdate, is_matrix_or_table
 from t5x_lite.train.policy_step import UpdateStep, policy_step
 from t5x_lite.train.state import TrainState
-from t5x_lite.train.step import Accumulation, Replicas, train_step
+from t5x_lite.train.step import train_step
 from t5x_lite.train.training_loss import TrainingLoss
 from t5x_lite.trees import flatten_names, unflatten_names
 
@@ -307,9 +308,9 @@ def check_mesh(mesh: Mesh, config: RunConfig, platform: str) -> dict[str, str]:
         rows_key = "train.batch_size / train.microbatches"
     meshes.check_rows(mesh, rows, rows_key)
     if isinstance(config.objective, PolicyOptimization):
-        answers = rows * config.objective.group_size // config.objective.minibatches
         minibatches_key = f"objective.{config.objective.name}.minibatches"
-        meshes.check_rows(mesh, answers, f"{rows_key} · answers to a prompt / {minibatches_key}")
+        answers_key = f"{rows_key} · answers to a prompt / {minibatches_key}"
+        meshes.check_rows(mesh, config.objective.loss_rows(rows), answers_key)
     meshes.check_rows(mesh, config.eval.batch_size or train.batch_size, "eval.batch_size")
     try:
         with jax.set_mesh(mesh):

@@ -36,6 +36,10 @@ class TrainingModel(Model):
         self._state = state
         self._params = None
 
+    def release(self) -> None:
+        """Forget the weights, so that their memory is free for a restored state."""
+        self.update(0, self._steps.state)
+
     @property
     def params(self) -> PyTree[Array]:
         """The weights, a nested dict of arrays."""

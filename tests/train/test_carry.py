@@ -15,7 +15,6 @@ from jaxtyping import Array, PyTree
 from t5x_lite import config as configuration
 from t5x_lite.data.config import DataConfig
 from t5x_lite.data.consecutive import ConsecutiveOrder, ConsecutiveRows
-from t5x_lite.data.order_problems import order_problems
 from t5x_lite.data.pipeline import ExampleBuilder, TrainingRows
 from t5x_lite.data.row_plan import StreamWindows
 from t5x_lite.errors import UserError
@@ -26,6 +25,7 @@ from t5x_lite.models.spec import model_spec
 from t5x_lite.models.transformer import Decoder
 from t5x_lite.objectives import Causal, Objective
 from t5x_lite.objectives.prefix import Prefix
+from t5x_lite.order_problems import order_problems
 from t5x_lite.train.config import TrainConfig
 from tests.data.in_memory_corpus import InMemoryCorpus
 from tests.models.weights import random_model

@@ -14,10 +14,10 @@ from t5x_lite.errors import Diverged
 from t5x_lite.train.display import Display
 from t5x_lite.train.goodput import Goodput
 from t5x_lite.train.learning_rates import LearningRates
-from t5x_lite.train.loop import Trainer
-from t5x_lite.train.monitor import LossSpike, RunningLoss, StepCosts, StepMonitor
+from t5x_lite.train.monitor import LossSpike, RunningLoss, StepMonitor
 from t5x_lite.train.optimization import make_schedule
 from t5x_lite.train.state_store import Progress, StateStore
+from t5x_lite.train.step_costs import StepCosts
 
 
 def open_monitor(
@@ -26,7 +26,9 @@ def open_monitor(
     rates = LearningRates(make_schedule(config.optimizer, config.train.steps), config.train.steps)
     display = Display(config.train.steps, enabled=False)
     goodput = Goodput(folder, writes=False)
-    return StepMonitor(config.train, StepCosts(config.stages, flops, 1.0), rates, display, writer, running, goodput)
+    return StepMonitor(
+        config.train, StepCosts(config.stages, flops, 1.0, "a test"), rates, display, writer, running, goodput
+    )
 
 
 def test_a_loss_that_is_not_finite_is_no_spike(tiny_config: Path, tmp_path: Path) -> None:
@@ -65,23 +67,18 @@ def test_metrics_are_written_every_so_many_steps_at_evaluations_and_at_the_last_
 
 def test_a_run_goes_back_after_a_spike_until_it_has_had_too_many(tiny_config: Path) -> None:
     """The spike of step 15 is 7 batches after the checkpoint of step 8; 3 batches were skipped before."""
-    config = configuration.load(tiny_config, ["train.spike_factor=2.0", "train.spike_limit=2"])
-    trainer: Any = SimpleNamespace(
-        config=config,
-        display=Display(config.train.steps, enabled=False),
-        model=SimpleNamespace(update=lambda step, state: None),
-        steps=SimpleNamespace(state=None),
-    )
     store: Any = SimpleNamespace(
+        _config=configuration.load(tiny_config, ["train.spike_factor=2.0", "train.spike_limit=2"]),
+        _show=lambda message: None,
         checkpoints=SimpleNamespace(wait=lambda: None),
         delete_local_states=lambda: None,
         load=lambda: (Progress(step=8, skipped_batches=1), "restored state"),
     )
-    progress, state = Trainer._rewind(trainer, store, Progress(step=15, skipped_batches=3, spikes=1), spike_step=15)
+    progress, state = StateStore.skip_spike(store, Progress(step=15, skipped_batches=3, spikes=1), spike_step=15)
     assert state == "restored state"
     assert (progress.step, progress.skipped_batches, progress.spikes) == (8, 10, 2)
     with pytest.raises(Diverged, match=r"step 15: more than 2 loss spikes \(train.spike_limit\)"):
-        Trainer._rewind(trainer, store, Progress(step=15, spikes=2), spike_step=15)
+        StateStore.skip_spike(store, Progress(step=15, spikes=2), spike_step=15)
 
 
 def test_a_best_metric_that_an_evaluation_lacks_is_named_once(tiny_config: Path) -> None:

@@ -21,9 +21,10 @@ from t5x_lite.models.weight_gradients import product_of_rows
 from t5x_lite.objectives import Causal
 from t5x_lite.parallel.mesh import make_mesh
 from t5x_lite.run_loss import loss_function
+from t5x_lite.train.accumulation import Accumulation
 from t5x_lite.train.parameter_update import ParameterUpdate
 from t5x_lite.train.state import TrainState
-from t5x_lite.train.step import Accumulation, train_step
+from t5x_lite.train.step import train_step
 from t5x_lite.train.steps import Steps, make_steps
 from t5x_lite.train.training_loss import TrainingLoss
 from tests.objectives.vocabulary import context, row

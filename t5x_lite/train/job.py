@@ -1,0 +1,92 @@
+"""What a run is trained from: opened and checked before anything of the run is written."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+from jax.sharding import Mesh
+
+from t5x_lite.config import RunConfig
+from t5x_lite.data.tokenizer import Tokenizer
+from t5x_lite.data.training_data import ExampleSequence, TrainingData
+from t5x_lite.errors import UserError
+from t5x_lite.evaluate.tasks import check_task_metrics
+from t5x_lite.parallel.distributed import check_same_on_all_processes, main_process_first
+from t5x_lite.parallel.mesh import make_mesh
+from t5x_lite.planner.remat_choice import resolve_remat
+from t5x_lite.run_data import open_run_data, open_tokenizer
+from t5x_lite.run_dir import check_run_dir, with_vocab
+from t5x_lite.run_rewards import check_rewards
+from t5x_lite.run_teacher import check_teacher
+from t5x_lite.train.steps import check_mesh
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run on the devices of all processes.
+
+    Attributes:
+        config: the run; its policy of rematerialisation has been chosen.
+        mesh: the devices.
+        tokenizer: the tokenizer.
+        data: the opened data.
+        examples: training examples in the order of each stage.
+        attention_kernels: the kernel of each kind of attention, and why it was chosen.
+        changed_settings: settings that differ from those that the run was started with; empty if none do.
+    """
+
+    config: RunConfig
+    mesh: Mesh
+    tokenizer: Tokenizer
+    data: TrainingData
+    examples: Sequence[ExampleSequence]
+    attention_kernels: Mapping[str, str]
+    changed_settings: str
+
+    def notices(self, run_dir: Path) -> list[str]:
+        """Return what people should know before the first step. The first process notes the data in the run directory.
+
+        Args:
+            run_dir: the run directory, or its local copy.
+        """
+        if jax.process_index() > 0:
+            return []
+        notices = []
+        if self.attention_kernels:
+            kernels = "; ".join(f"{kind} by {kernel}" for kind, kernel in self.attention_kernels.items())
+            notices.append(f"attention: {kernels}")
+        if self.changed_settings:
+            notices.append(f"continuing with changed settings: {self.changed_settings}")
+        return notices + self.data.describe(run_dir)
+
+
+def open_job(config: RunConfig) -> Job:
+    """Open and check the devices, the data and the models that a run needs, and whatever its evaluations need.
+
+    Raises:
+        UserError: invalid input. Nothing of the run has been written.
+    """
+    config = resolve_remat(config)
+    mesh = make_mesh(config.mesh)
+    attention_kernels = check_mesh(mesh, config, mesh.devices.flat[0].platform)
+    changed_settings = check_run_dir(config)
+    if not config.tasks and not config.data.holds_out_text:
+        raise UserError("no text is held out: raise data.validation_fraction, or name data.validation_files")
+    with main_process_first():
+        tokenizer = open_tokenizer(config)
+        data = open_run_data(with_vocab(config, tokenizer), tokenizer)
+    check_same_on_all_processes(
+        f"{tokenizer.fingerprint} {sorted(data.hashes.items())}",
+        "data.files or the tokenizer: the content differs between machines; give all of them the same files",
+    )
+    examples = [data.rows(stage) for stage in range(len(config.stages))]
+    data.validation()
+    check_task_metrics(data)
+    check_rewards(config, tokenizer)
+    check_teacher(config, tokenizer)
+    for evaluator in config.evaluators:
+        evaluator.prepare(config.model)
+    for tracker in config.train.trackers:
+        tracker.check()
+    return Job(config, mesh, tokenizer, data, examples, attention_kernels, changed_settings)
