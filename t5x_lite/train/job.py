@@ -1,4 +1,4 @@
-"""What a run is trained from: opened and checked before anything of the run is written."""
+"""The job that a run is: its config, devices and data, opened and checked before anything is written."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
