@@ -127,9 +127,9 @@ def _add_task_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_embed(commands: Commands) -> None:
-    parser = _add_command(commands, "embed", "write an embedding vector for each line of a text file")
+    parser = _add_command(commands, "embed", "write an embedding vector for each text of a file")
     _add_run_argument(parser)
-    parser.add_argument("file", metavar="FILE", type=_local_path, help="file with one text per line")
+    parser.add_argument("file", metavar="FILE", type=_local_path, help="lines of text, or JSONL, Parquet, TSV or CSV")
     _add_overrides(parser)
     _add_step_option(parser)
     add_embed_options(parser)

@@ -103,6 +103,7 @@ def _prepare_units(
 ) -> str:
     """Tokenise the units of a source that are not tokenised yet, and return the folder of the corpus."""
     jobs = _list_jobs(source, data, smallest_unit)
+    _warn_of_shared_files(jobs)
     files = CorpusFiles(_folder(source, jobs, data, tokenizer, beginning, FORMAT))
     if file_exists(files.summary):
         return files.folder
@@ -133,6 +134,19 @@ def _folder(
 ) -> str:
     """Return the folder of a corpus of some version of the format."""
     return join(expand(data.cache_dir), f"{source.name}-{_hash_settings(jobs, data, tokenizer, beginning, version)}")
+
+
+def _warn_of_shared_files(jobs: Sequence[TokeniseJob]) -> None:
+    """Warn of a file that is trained and validated on."""
+    training = {path for job in jobs if job.role == "train" for path in job.unit.paths}
+    shared = sorted({path for job in jobs if job.role == "validation" for path in job.unit.paths} & training)
+    if shared:
+        more = f" and {len(shared) - 1} more" if len(shared) > 1 else ""
+        message = (
+            f"data.validation_files: {shared[0]}{more} is training text too (data.files), so that its loss is that of "
+            "text that was learnt; leave it out of one of them"
+        )
+        print(message, file=sys.stderr, flush=True)
 
 
 def _announce_old_format(old_folder: str) -> None:

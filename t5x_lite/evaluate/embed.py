@@ -14,14 +14,13 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Int32, PyTree
 
-from t5x_lite.data.files import BYTE_ORDER_MARK
-from t5x_lite.data.lines import decode_utf8
 from t5x_lite.errors import UserError
 from t5x_lite.evaluate.batched_function import BatchedFunction, Features
 from t5x_lite.evaluate.evaluation_model import EvaluationModel
 from t5x_lite.evaluate.layer_states import compute_layer_states, is_text
+from t5x_lite.evaluate.text_file import read_texts
 from t5x_lite.evaluate.token_offsets import token_offsets
-from t5x_lite.files import check_is_file, check_not_input
+from t5x_lite.files import check_not_input
 from t5x_lite.models import outputs
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.spec import ModelSpec
@@ -137,25 +136,30 @@ def _embed_rows(
 
 
 def embed_file(
-    model: EvaluationModel, file: Path, to: Path, pool: str | None, layer: int | Sequence[int] | None
+    model: EvaluationModel,
+    file: Path,
+    to: Path,
+    pool: str | None,
+    layer: int | Sequence[int] | None,
+    column: str | None = None,
 ) -> tuple[int, ...]:
-    """Embed each line of a file, write the embeddings, and return their shape.
+    """Embed each text of a file, write the embeddings, and return their shape; see `text_file.read_texts`.
 
     The result is an .npy of `[texts, embed]`. With pool `none` it is an .npz of `states` `[tokens, embed]`, the
     `tokens` that they are of, their `offsets` `[tokens, 2]` in characters of their text (see `token_offsets`), and
     `borders` `[texts + 1]`: the states of text n are `states[borders[n] : borders[n + 1]]`.
 
     Raises:
-        UserError: a file that cannot be read or written, or that has no line.
+        UserError: a file that cannot be read or written, or that has no text.
     """
     suffix = ".npz" if pool == "none" else ".npy"
     if to.suffix != suffix:
-        result = "states of tokens (pool none)" if pool == "none" else "a vector for each line"
+        result = "states of tokens (pool none)" if pool == "none" else "a vector for each text"
         raise UserError(f"--to {to}: {result} need a file that ends in {suffix}")
     check_not_input(to, file)
     if not to.absolute().parent.is_dir():
         raise UserError(f"--to {to}: there is no such folder; create it first")
-    texts = read_texts(file)
+    texts = read_texts(file, column)
     if pool != "none":
         vectors = np.asarray(embed(model, texts, pool, layer))
         _write(to, partial(np.save, to, vectors))
@@ -179,25 +183,6 @@ def _write(to: Path, write: Callable[[], None]) -> None:
         write()
     except OSError as error:
         raise UserError(f"{to}: cannot be written: {error.strerror}") from None
-
-
-def read_texts(file: Path) -> list[str]:
-    """Return the lines of a file.
-
-    Raises:
-        UserError: it cannot be read, has no line, or is not UTF-8.
-    """
-    check_is_file(file)
-    try:
-        content = file.read_bytes()
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read: {error.strerror}") from None
-    if not content:
-        raise UserError(f"{file}: holds no text; each line is one")
-    lines = content.replace(b"\r\n", b"\n").removesuffix(b"\n").split(b"\n")
-    texts = [decode_utf8(line, f"{file}:{number}") for number, line in enumerate(lines, start=1)]
-    texts[0] = texts[0].removeprefix(BYTE_ORDER_MARK)
-    return texts
 
 
 def count_layers(model: EvaluationModel) -> int:

@@ -1,4 +1,4 @@
-"""`t5x-lite embed`: write the vectors of the lines of a file, or print the nearest neighbours of a word in them."""
+"""`t5x-lite embed`: write the vectors of the texts of a file, or print the nearest neighbours of a word in them."""
 
 import argparse
 from collections.abc import Sequence
@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from t5x_lite.errors import UserError
-from t5x_lite.evaluate.embed import embed_file, read_texts
+from t5x_lite.evaluate.embed import embed_file
 from t5x_lite.evaluate.evaluation_model import EvaluationModel
+from t5x_lite.evaluate.text_file import read_texts
 from t5x_lite.evaluate.word_neighbours import find_neighbours, print_neighbours
 
 
@@ -16,7 +17,8 @@ class EmbeddingRequest:
     """The vectors to write, or the word whose neighbours are printed.
 
     Attributes:
-        file: has a text on each line.
+        file: has a text on each line, or records.
+        column: the column of the text in records; None is `text`.
         to: the file to write.
         pool, layer: see `embed`.
         word: the word whose neighbours are printed instead; None writes vectors.
@@ -24,6 +26,7 @@ class EmbeddingRequest:
     """
 
     file: Path
+    column: str | None
     to: Path
     pool: str | None
     layer: Sequence[int] | None
@@ -41,14 +44,14 @@ def parse_request(options: argparse.Namespace) -> EmbeddingRequest:
         raise UserError("embed: --to and --pool are for vectors, --word prints words")
     suffix = ".npz" if options.pool == "none" else ".npy"
     to = options.to or options.file.with_suffix(suffix)
-    return EmbeddingRequest(options.file, to, options.pool, options.layer, options.word, options.k)
+    return EmbeddingRequest(options.file, options.text, to, options.pool, options.layer, options.word, options.k)
 
 
 def print_result(model: EvaluationModel, request: EmbeddingRequest) -> None:
     """Write the vectors and print their shape, or print the neighbours of the word."""
     if request.word is None:
-        shape = embed_file(model, request.file, request.to, request.pool, request.layer)
+        shape = embed_file(model, request.file, request.to, request.pool, request.layer, request.column)
         print(f"{request.to}: {' × '.join(map(str, shape))}")
         return
-    texts = read_texts(request.file)
+    texts = read_texts(request.file, request.column)
     print_neighbours(texts, find_neighbours(model, texts, request.word, request.count, request.layer))

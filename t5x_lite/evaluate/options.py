@@ -10,6 +10,7 @@ def add_embed_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--to", type=local_path, help="file to write: .npy, or .npz with --pool none (default: named after FILE)"
     )
+    parser.add_argument("--text", metavar="COLUMN", help="column of the text, if FILE has records (default: text)")
     parser.add_argument(
         "--pool",
         help="mean, cls or max of a text's tokens; none keeps every token (default: the model's, or mean)",

@@ -1,5 +1,7 @@
 """Embeddings against the hidden states of Hugging Face Transformers."""
 
+import csv
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -123,6 +125,33 @@ def test_only_line_feeds_separate_texts(bert: tuple[Model, list[np.ndarray]], tm
     file.write_text("one\u2028text\nanother\x0cone\n\n")
     assert main(["embed", str(bert[0].run.folder), str(file)]) == 0
     assert np.load(tmp_path / "texts.npy").shape[0] == 3
+
+
+def test_the_texts_of_records_are_one_of_their_columns(
+    bert: tuple[Model, list[np.ndarray]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = str(bert[0].run.folder)
+    expected = bert[0].embed(TEXTS[:2])
+    records = [{"text": text, "question": text.upper(), "year": 2020} for text in TEXTS[:2]]
+    jsonl = tmp_path / "a.jsonl"
+    jsonl.write_text("".join(json.dumps(record) + "\n" for record in records))
+    table = tmp_path / "b.csv"
+    with table.open("w", newline="") as file:
+        csv.writer(file).writerows([["label", "sentence"], *(["1", text] for text in TEXTS[:2])])
+    assert main(["embed", run, str(jsonl)]) == 0
+    np.testing.assert_allclose(np.load(tmp_path / "a.npy"), expected, atol=2e-5)
+    assert main(["embed", run, str(table), "--text", "sentence"]) == 0
+    np.testing.assert_allclose(np.load(tmp_path / "b.npy"), expected, atol=2e-5)
+    capsys.readouterr()
+    lines = tmp_path / "c.txt"
+    lines.write_text("a text\n")
+    for arguments, message in (
+        ([str(table)], "b.csv:2: no column 'text' (found label, sentence); name the column of the text by --text"),
+        ([str(jsonl), "--text=year"], "a.jsonl:1: column 'year' is int, not a text"),
+        ([str(lines), "--text=sentence"], "has lines and no columns"),
+    ):
+        assert main(["embed", run, *arguments]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_a_text_that_is_not_utf8_is_refused(

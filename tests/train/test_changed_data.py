@@ -51,6 +51,18 @@ def test_a_run_resumes_on_the_text_that_it_began_with_and_on_no_other(
     assert "resumed from step 2" in capfd.readouterr().err
 
 
+def test_validation_on_a_training_file_is_said(
+    tiny_config: Path, text: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    validation = tmp_path / "validation.txt"
+    validation.write_bytes(text.read_bytes())
+    settings = (*STEPS, f"data.cache_dir={tmp_path / 'cache'}", f"data.validation_files={validation}")
+    assert train(tiny_config, tmp_path / "both", *settings, f"data.files={tmp_path}/*.txt") == 0
+    assert f"data.validation_files: {validation} is training text too (data.files)" in capfd.readouterr().err
+    assert train(tiny_config, tmp_path / "apart", *settings, f"data.files={text}") == 0
+    assert "is training text too" not in capfd.readouterr().err
+
+
 @pytest.mark.slow
 def test_changed_data_of_a_task_can_be_accepted(
     tiny_config: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
