@@ -12,7 +12,8 @@ from t5x_lite.planner.example import example_lengths
 from t5x_lite.planner.memory import modelled_memory
 from t5x_lite.planner.remat_choice import resolve_remat, with_assumed_vocab
 from t5x_lite.planner.workload import Workload
-from t5x_lite.train.steps import check_mesh, make_steps
+from t5x_lite.train.mesh_checks import check_mesh
+from t5x_lite.train.steps import make_steps
 
 logger = logging.getLogger(__name__)
 

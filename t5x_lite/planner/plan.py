@@ -27,8 +27,9 @@ from t5x_lite.planner.remat_choice import SHARE_OF_MEMORY, choose_remat, with_re
 from t5x_lite.planner.roofline import roofline_bounds
 from t5x_lite.planner.topology import Pod, find_pod
 from t5x_lite.planner.workload import Workload
+from t5x_lite.train.mesh_checks import check_mesh
 from t5x_lite.train.state import TrainState
-from t5x_lite.train.steps import check_mesh, make_steps
+from t5x_lite.train.steps import make_steps
 
 RESERVED = 0.02
 """Share of a device's memory that the runtime reserves for itself."""

@@ -21,7 +21,8 @@ from t5x_lite.planner.plan import LANES, Plan, chip_of, describe_plan, make_plan
 from t5x_lite.planner.remat_choice import SHARE_OF_MEMORY
 from t5x_lite.planner.topology import Pod, find_pod
 from t5x_lite.planner.workload import Workload
-from t5x_lite.train.steps import check_mesh, make_steps
+from t5x_lite.train.mesh_checks import check_mesh
+from t5x_lite.train.steps import make_steps
 
 AXIS_SIZES = tuple(2**exponent for exponent in range(12))
 LARGEST_TENSOR = 16

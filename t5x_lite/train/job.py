@@ -19,7 +19,7 @@ from t5x_lite.run_data import open_run_data, open_tokenizer
 from t5x_lite.run_dir import check_run_dir, with_vocab
 from t5x_lite.run_rewards import check_rewards
 from t5x_lite.run_teacher import check_teacher
-from t5x_lite.train.steps import check_mesh
+from t5x_lite.train.mesh_checks import check_mesh
 
 
 @dataclass(frozen=True)

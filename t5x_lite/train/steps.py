@@ -1,4 +1,4 @@
-"""The compiled steps of a run on a mesh, with their shardings, and what they need of the mesh."""
+"""The compiled steps of a run on a mesh, with their shardings."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -14,24 +14,16 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from t5x_lite.adapt.trainable import TrainableSplit
 from t5x_lite.config import RunConfig
-from t5x_lite.data.stages import Stage, title
-from t5x_lite.errors import UserError
-from t5x_lite.extras import require_library
-from t5x_lite.models.attention import kernels
 from t5x_lite.models.carry import empty_carry
 from t5x_lite.models.experts.activity import ROUTER_TERM_WEIGHTS
-from t5x_lite.models.experts.dispatch import check_dispatch
 from t5x_lite.models.layers import WeightAxes
 from t5x_lite.models.loss_terms import PENALTY_TERM_WEIGHTS, Batch, LossTerms
-from t5x_lite.models.mesh_sizes import check_mesh_sizes
-from t5x_lite.models.pipeline import microbatch_count
 from t5x_lite.models.spec import ModelSpec, init_params
 from t5x_lite.objectives.distillation import add_token_weights
 from t5x_lite.objectives.policy_optimization import PolicyOptimization
 from t5x_lite.objectives.token_prediction import TokenPrediction
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.parallel.compiler_options import compiler_options
-from t5x_lite.parallel.memory import check_host_offload
 from t5x_lite.run_loss import carrying_loss_function, distillation_loss_function, loss_function, prepared_answers
 from t5x_lite.run_teacher import Teacher, open_teacher
 from t5x_lite.train.accumulation import Accumulation, Replicas
@@ -259,70 +251,3 @@ def _with_token_weights(step: UpdateStep) -> UpdateStep:
         return step(state, add_token_weights(batch))
 
     return weighted_step
-
-
-def _check_stage(mesh: Mesh, config: RunConfig, stage: Stage, platform: str) -> None:
-    """Check that the batches of a stage fit the mesh, or raise UserError or ValueError."""
-    rows = stage.batch_size // config.train.microbatches
-    meshes.check_rows(mesh, rows, f"{title(stage)}: batch_size / train.microbatches")
-    if mesh.shape["pipeline"] > 1:
-        microbatch_count(config.model.pipeline_microbatches, rows, mesh.shape["pipeline"])
-    kernels.planned_kernels(config.model, stage.seq_len, platform)
-
-
-def _check_teacher_sizes(mesh: Mesh, config: RunConfig) -> None:
-    """Check that the teacher of a run fits the mesh, or raise UserError."""
-    teacher = open_teacher(config)
-    if teacher is None:
-        return
-    sizes = mesh.shape
-    try:
-        check_mesh_sizes(teacher.run.config.model, sizes["expert"], sizes["tensor"], sizes["pipeline"])
-    except ValueError as error:
-        raise UserError(f"distillation.teacher {teacher.run.config.run_dir}: {error}") from None
-
-
-def check_mesh(mesh: Mesh, config: RunConfig, platform: str) -> dict[str, str]:
-    """Check that a run can train on a mesh, and return its attention kernels.
-
-    Args:
-        mesh: the devices.
-        config: the run.
-        platform: platform of the devices, such as `tpu`.
-
-    Returns:
-        The kernel of each kind of attention, and why it was chosen; see `kernels.planned_kernels`.
-
-    Raises:
-        UserError: the model, a kernel or the batch does not fit the mesh, or a package is missing.
-    """
-    train = config.train
-    if train.quantization is not None:
-        require_library("train.quantization", "qwix", "quantization")
-    if config.model.remat == "offload":
-        check_host_offload(mesh)
-    sizes = mesh.shape
-    rows = train.batch_size // train.microbatches
-    rows_key = "train.batch_size"
-    if train.microbatches > 1:
-        rows_key = "train.batch_size / train.microbatches"
-    meshes.check_rows(mesh, rows, rows_key)
-    if isinstance(config.objective, PolicyOptimization):
-        minibatches_key = f"objective.{config.objective.name}.minibatches"
-        answers_key = f"{rows_key} · answers to a prompt / {minibatches_key}"
-        meshes.check_rows(mesh, config.objective.loss_rows(rows), answers_key)
-    meshes.check_rows(mesh, config.eval.batch_size or train.batch_size, "eval.batch_size")
-    try:
-        with jax.set_mesh(mesh):
-            check_mesh_sizes(config.model, sizes["expert"], sizes["tensor"], sizes["pipeline"])
-            _check_teacher_sizes(mesh, config)
-            config.method.check_stages(sizes["pipeline"])
-            check_dispatch(config.model, platform)
-            if sizes["pipeline"] > 1:
-                microbatch_count(config.model.pipeline_microbatches, rows, sizes["pipeline"])
-            for stage in config.stages:
-                if stage.name:
-                    _check_stage(mesh, config, stage, platform)
-            return kernels.planned_kernels(config.model, train.seq_len, platform)
-    except ValueError as error:
-        raise UserError(str(error)) from None

@@ -36,7 +36,8 @@ from t5x_lite.planner.example import example_context
 from t5x_lite.planner.memory import modelled_memory
 from t5x_lite.planner.workload import Workload
 from t5x_lite.train.device_speed import peak_flops
-from t5x_lite.train.steps import check_mesh, make_steps
+from t5x_lite.train.mesh_checks import check_mesh
+from t5x_lite.train.steps import make_steps
 
 TINY = (
     "model.layers=2",
