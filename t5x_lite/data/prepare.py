@@ -8,6 +8,7 @@ import hashlib
 import multiprocessing
 import os
 import sys
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -138,8 +139,10 @@ def _folder(
 
 def _warn_of_shared_files(jobs: Sequence[TokeniseJob]) -> None:
     """Warn of a file that is trained and validated on."""
-    training = {path for job in jobs if job.role == "train" for path in job.unit.paths}
-    shared = sorted({path for job in jobs if job.role == "validation" for path in job.unit.paths} & training)
+    paths: dict[Role, set[str]] = defaultdict(set)
+    for job in jobs:
+        paths[job.role].update(job.unit.paths)
+    shared = sorted(paths["train"] & paths["validation"])
     if shared:
         more = f" and {len(shared) - 1} more" if len(shared) > 1 else ""
         message = (
