@@ -1,7 +1,6 @@
 """A trained model as a Python object: `t5x_lite.load(RUN)`."""
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +17,7 @@ from t5x_lite.data.training_data import TrainingData
 from t5x_lite.decode.chat import Chat, chat_prompts, check_chat
 from t5x_lite.decode.fill import Candidates, fill_masks
 from t5x_lite.decode.generate import Generator, decoding_settings
+from t5x_lite.decode.sampling import default_tokens
 from t5x_lite.errors import UserError
 from t5x_lite.evaluate import embed as embedding
 from t5x_lite.evaluate import score as scoring
@@ -197,6 +197,8 @@ class Model:
                 "inputs"
             )
         tokens = np.atleast_2d(np.asarray(tokens, np.int32))
+        if not tokens.size:
+            raise UserError("logits: there are no tokens")
         self.resolve_window(tokens.shape[1])
         if decoder_tokens is not None:
             decoder_tokens = np.atleast_2d(np.asarray(decoder_tokens, np.int32))
@@ -238,7 +240,8 @@ class Model:
     @cached_property
     def _likelihood(self) -> TargetScorer:
         if self.config.scores_left_to_right:
-            return Likelihood(self.config.model, self.spec, self.params, self.mesh, self.eval_batch_size)
+            soft = self.soft_prompt_ids
+            return Likelihood(self.config.model, self.spec, self.params, self.mesh, self.eval_batch_size, soft)
         word_starts = None
         if self.config.eval.likelihood == "pseudo_word":
             word_starts = WordStarts(self.tokenizer)
@@ -281,9 +284,8 @@ class Model:
 
         `settings` are those of `decode.sampling.Sampling`, or of `decode.beam.Beam` for beam search.
         """
-        if isinstance(prompts, str):
-            prompts = [prompts]
-        return self.generator.generate(prompts, decoding_settings(**settings))
+        settings.setdefault("tokens", default_tokens(self.config.model.max_length))
+        return self.generator.generate(_as_list(prompts), decoding_settings(**settings))
 
     def chat(self, conversations: Sequence[Chat], **settings: Any) -> list[str]:
         """Return the assistant's next turn in each conversation.
@@ -301,15 +303,15 @@ class Model:
         """Return the likeliest tokens with their probabilities for each [MASK] of a text, predicted by an encoder."""
         return fill_masks(self, text, count)
 
-    def score(self, texts: Sequence[str], inputs: Sequence[str] | None = None) -> list[float]:
+    def score(self, texts: str | Sequence[str], inputs: str | Sequence[str] | None = None) -> list[float]:
         """Return the log-probability of each text in nats; see `evaluate.score.score`."""
-        return scoring.score(self, texts, inputs)
+        return scoring.score(self, _as_list(texts), None if inputs is None else _as_list(inputs))
 
     def embed(
-        self, texts: Sequence[str], pool: str | None = None, layer: int | Sequence[int] | None = None
+        self, texts: str | Sequence[str], pool: str | None = None, layer: int | Sequence[int] | None = None
     ) -> Embeddings:
         """Return float32 `[texts, embed]`; with pool `none` a list of `[tokens, embed]`. See `evaluate.embed.embed`."""
-        return embedding.embed(self, texts, pool, layer)
+        return embedding.embed(self, _as_list(texts), pool, layer)
 
     def evaluate(self, *evaluators: Evaluator) -> dict[str, float]:
         """Return metrics of the model.
@@ -337,15 +339,6 @@ class Model:
         base = BaseCheckpoint.from_metadata(self.run.checkpoints.meta(self.step))
         params, _ = initial_weights(self.config, self.spec, self.mesh, base)
         return Model(self.run, 0, params, self.mesh)
-
-    def with_data_of(self, run: Run) -> "Model":
-        """Return the same weights with the objective, the data and the evaluators of another run.
-
-        Texts are read without a soft prompt. Results of evaluations go to RUN/before_after.
-        """
-        config = run.config.model_copy(update={"model": self.config.model, "adapt": None})
-        run = replace(run, folder=self.run.folder / "before_after", config=config, spec=self.spec)
-        return Model(run, self.step, self.params, self.mesh)
 
     def _compute_logits(
         self,
@@ -392,3 +385,8 @@ def load(
     if quantization is not None:
         params = quantize_weights(opened.config.model, opened.spec.axes, params)
     return Model(opened, loaded_step, params, mesh)
+
+
+def _as_list(texts: str | Sequence[str]) -> Sequence[str]:
+    """Return texts; of a single text, a list of it."""
+    return [texts] if isinstance(texts, str) else texts

@@ -151,10 +151,11 @@ def _report_run(run: "Run") -> None:
     prompt = run.config.train.sample_prompt
     if prompt:
         from t5x_lite.decode.fill import print_generation
-        from t5x_lite.decode.generate import Sampling
+        from t5x_lite.decode.sampling import Sampling, default_tokens
 
         print("\nsample:")
-        print_generation(t5x_lite.load(str(run.config.run_dir)), [prompt], Sampling(temperature=0.8, top_p=0.95))
+        sampling = Sampling(default_tokens(run.config.model.max_length), temperature=0.8, top_p=0.95)
+        print_generation(t5x_lite.load(str(run.config.run_dir)), [prompt], sampling)
     names = ", ".join(path.name for path in reports)
     print(f"run: {run.config.run_dir} (metrics.jsonl, {names}, checkpoints/, tokenizer, config.yaml)")
 

@@ -160,14 +160,10 @@ class RunConfig(Config):
     def _schedule_problems(self) -> Iterator[str]:
         warmup = self.optimizer.warmup_steps
         steps = self.train.steps
-        decay = self.optimizer.schedule.decay_share or 0.0
         if warmup > steps:
             yield f"optimizer.warmup_steps {warmup} is more than train.steps {steps}"
-        elif warmup > (1 - decay) * steps:
-            yield (
-                f"optimizer.warmup_steps {warmup} overlaps the decay, which takes the share {decay} "
-                f"(optimizer.schedule.wsd.decay) at the end of train.steps {steps}"
-            )
+        else:
+            yield from self.optimizer.schedule.warmup_problems(warmup, steps)
 
     @property
     def stages(self) -> tuple[Stage, ...]:
@@ -261,6 +257,7 @@ CHANGEABLE_ON_RESUME = (
     "train.log_every_steps",
     "train.trackers",
     "train.profile",
+    "train.sample_prompt",
     "train.peak_flops",
     "train.compiler_options",
     "train.health_every_steps",

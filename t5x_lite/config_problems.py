@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from t5x_lite.adapt.head import Head
 from t5x_lite.adapt.reference import Reference
 from t5x_lite.data.config import DataConfig
 from t5x_lite.data.tokenizer_config import Bytes, TokenizerFile
@@ -44,8 +45,10 @@ def objective_problems(config: "RunConfig", objective: Objective) -> Iterator[st
     if config.tasks:
         if config.data.mixture_by == "tokens":
             yield "data.mixture_by=tokens is for text: the examples of `tasks` are mixed by their number"
-        if row_objectives != (objective,):
-            yield "data.mixture: the objective of a source is for text; the records of `tasks` have that of the run"
+        if config.data.mixture:
+            yield "data.mixture is for text: the records of `tasks` are in data.files and data.validation_files"
+        if config.data.cleaning:
+            yield "data.cleaning is for text: the records of `tasks` are taken as they are; remove it"
         return
     is_causal = all(isinstance(each, Causal) for each in (objective, *row_objectives))
     if config.model.prefix_lm and config.adapt is None and is_causal:
@@ -151,6 +154,11 @@ def _policy_problems(config: "RunConfig", objective: PolicyOptimization) -> Iter
         yield f"objective {objective.name} improves the answers of another run: give adapt.from"
     if config.method.placeholders and config.tasks:
         yield f"objective {objective.name} samples answers without soft tokens: take another adapt.method, such as lora"
+    if isinstance(config.method, Head):
+        yield (
+            f"objective {objective.name} trains the model, and adapt.method head or features the head alone: "
+            "take another, such as lora"
+        )
     if isinstance(config.optimizer.method, NTASGD):
         yield f"optimizer.method nt_asgd: objective {objective.name} would sample answers from averaged weights"
     if train.spike_factor is not None:
@@ -175,12 +183,17 @@ def _row_problems(config: "RunConfig", data: DataConfig, objective: Objective) -
             f"objective {objective.name} is trained on sentences: it needs data.packing=sentences and "
             f"data.parts=line or punctuation, found packing={packing}, parts={parts}"
         )
-    if objective.rows == "documents" and (packing not in objective.packings or config.data.end_of_document):
+    if objective.rows == "documents" and (packing not in objective.packings or data.end_of_document):
         packings = " or ".join(objective.packings)
         yield (
             f"objective {objective.name} reads each document as one text and marks its end: it needs data.packing="
             f"{packings} and data.end_of_document=false, found packing={packing}, "
-            f"end_of_document={str(config.data.end_of_document).lower()}"
+            f"end_of_document={str(data.end_of_document).lower()}"
+        )
+    if objective.one_text and packing == "documents" and not data.separate_documents:
+        yield (
+            f"objective {objective.name} takes each document of a row as a text of its own: with packing=documents it "
+            "needs data.separate_documents=true"
         )
     if objective.rows == "turns" and parts != "turns":
         yield (

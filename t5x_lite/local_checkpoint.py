@@ -16,6 +16,7 @@ import uuid
 import zlib
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeAlias
 
@@ -57,13 +58,19 @@ def open_local_checkpoints(config: LocalCheckpointConfig, run_dir: str, run_fold
     """
     number = np.zeros(16, np.uint8)
     if jax.process_index() == 0:
-        path = run_folder / RUN_ID_FILE
-        if not path.is_file():
-            replace_file(path, uuid.uuid4().hex)
-        number = np.frombuffer(uuid.UUID(path.read_text(encoding="utf-8").strip()).bytes, np.uint8)
+        number = np.frombuffer(_run_number(run_folder / RUN_ID_FILE).bytes, np.uint8)
     number = np.asarray(multihost_utils.broadcast_one_to_all(number), np.uint8)
     # A copy of a run directory has the same number and another name.
     return LocalCheckpoints(config, f"{number.tobytes().hex()}-{zlib.crc32(absolute(run_dir).encode()):08x}")
+
+
+def _run_number(path: Path) -> uuid.UUID:
+    """Return the number in a file. A file that does not exist, or was cut short, gets a new one."""
+    with suppress(OSError, ValueError):
+        return uuid.UUID(path.read_text(encoding="utf-8").strip())
+    number = uuid.uuid4()
+    replace_file(path, number.hex)
+    return number
 
 
 class StoredShard(BaseModel):

@@ -208,7 +208,7 @@ def tensorstore_location(folder: str) -> dict[str, str]:
         UserError: the scheme is unknown, or its library is not installed.
     """
     if not is_remote(folder):
-        return {"driver": "file", "path": f"{Path(folder).absolute()}/"}
+        return {"driver": "file", "path": f"{Path(folder).resolve()}/"}  # TensorStore refuses `..`
     open_store(folder)  # raises if the name is wrong
     scheme, _, path = folder.partition("://")
     bucket, _, key = path.partition("/")

@@ -75,6 +75,11 @@ class TaskSpec(Config):
         """Return the templates of the inputs; the first is that of evaluation."""
         return (self.inputs, *self.instructions)
 
+    @property
+    def optional_roles(self) -> tuple[str, ...]:
+        """Roles whose value may be null."""
+        return self.objective.optional_roles if isinstance(self.objective, Supervised) else ()
+
     def text(self, record: Record, form: int = 0) -> tuple[str, str]:
         """Return the inputs, by the template of this number, and the targets of a record in text form."""
         if isinstance(self.objective, Supervised):

@@ -145,6 +145,26 @@ def test_a_resolved_config_repeats_the_run(small: Path) -> None:
         ("model.pattern=[{attentoin: dense}]", ("model.pattern.0.attentoin", "`model.pattern.0.attention`")),
         ("model.pattern=[{colour: red}]", ("`--help-config` lists the keys of `model.pattern.N`",)),
         ("model.pattern=[]", ("`model.pattern` is []: expected a list with at least 1 item",)),
+        ("data.validation_split=test", ("validation_split=test is for TFDS and data sets of the Hub",)),
+        ("data.split=test", ("split=test is for TFDS and data sets of the Hub",)),
+        ("data.mixture=[{name: ../a, files: x}]", ("mixture name '../a' is part of the names of folders",)),
+        (
+            "optimizer={warmup_steps: 4, schedule: {cosine: {decay_end: 0.1}}}",
+            ("warmup_steps 4 leaves no step for the decay", "optimizer.schedule.cosine.decay_end"),
+        ),
+        (
+            "eval.evaluators=[{samples: {prompts: [a], tokens: 9999}}]",
+            ("samples: tokens 9999 leave no room for a prompt in the model's",),
+        ),
+        (
+            "eval.evaluators=[{perplexity: {text: x, window: 9999}}]",
+            ("perplexity: window 9999 is larger than the model's",),
+        ),
+        ("eval.evaluators=[{perplexity: {text: x, stride: 9999}}]", ("stride 9999 is larger than the window",)),
+        (
+            "eval.evaluators=[{few_shot: {tasks: [x], window: 9999}}]",
+            ("few-shot tasks: window 9999 is larger than the model's",),
+        ),
     ],
 )
 def test_an_error_is_one_line_that_names_the_key_and_the_remedy(
@@ -216,6 +236,56 @@ def test_answers_are_not_sampled_after_soft_tokens(small: Path, objective: str, 
     values["adapt"] = {"from": "runs/base", "method": {method: {"length": 2}}}
     values["tasks"] = "prompts"
     with pytest.raises(UserError, match=f"objective {objective} samples answers without soft tokens"):
+        schema.validate(config.RunConfig, schema.Sources(values, {}))
+
+
+@pytest.mark.parametrize("method", ["head", {"features": {"layers": 2}}])
+def test_a_policy_is_not_trained_by_its_head_alone(small: Path, method: object) -> None:
+    values = schema.read(config.RunConfig, small).values
+    values["objective"] = {"ppo": {"verifier": "exact_match", "answer_len": 4}}
+    values["adapt"] = {"from": "runs/base", "method": method}
+    values["tasks"] = "prompts"
+    values["model"] = {**values["model"], "head": {"outputs": 1, "pool": "none"}}
+    with pytest.raises(UserError, match=r"objective ppo trains the model, and adapt.method head or features the head"):
+        schema.validate(config.RunConfig, schema.Sources(values, {}))
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (
+            {"mixture": [{"name": "a", "files": "x"}]},
+            "data.mixture is for text: the records of `tasks` are in data.files",
+        ),
+        ({"cleaning": ["exact"]}, "data.cleaning is for text"),
+    ],
+)
+def test_settings_of_text_are_not_for_tasks(small: Path, data: dict[str, object], message: str) -> None:
+    values = schema.read(config.RunConfig, small).values
+    values["data"] = {**data, "validation_files": "x"}
+    values["objective"] = "text_to_text"
+    values["tasks"] = "sst2"
+    with pytest.raises(UserError, match=message):
+        schema.validate(config.RunConfig, schema.Sources(values, {}))
+
+
+def test_the_end_of_a_document_is_that_of_its_source(small: Path) -> None:
+    source = {"name": "a", "files": "x", "parts": "none", "packing": "documents"}
+    values = schema.read(config.RunConfig, small).values
+    values["objective"] = "sequence_autoencoder"
+    values["model"] = {**values["model"], "positions": "none", "pattern": [{"mixer": "lstm"}]}
+    values["data"] = {"mixture": [{**source, "end_of_document": False}], "end_of_document": True}
+    schema.validate(config.RunConfig, schema.Sources(values, {}))
+    values["data"] = {"mixture": [{**source, "end_of_document": True}], "end_of_document": False}
+    with pytest.raises(UserError, match=r"objective sequence_autoencoder .* found .* end_of_document=true"):
+        schema.validate(config.RunConfig, schema.Sources(values, {}))
+
+
+def test_documents_that_attend_to_each_other_are_no_texts_of_their_own(small: Path) -> None:
+    values = schema.read(config.RunConfig, small).values
+    values["objective"] = "span_corruption"
+    values["data"] = {"files": "x", "packing": "documents", "separate_documents": False}
+    with pytest.raises(UserError, match="span_corruption takes each document of a row as a text of its own"):
         schema.validate(config.RunConfig, schema.Sources(values, {}))
 
 

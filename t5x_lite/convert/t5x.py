@@ -24,6 +24,7 @@ from t5x_lite.files import check_is_file
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.spec import model_spec
 from t5x_lite.run_dir import Run
+from t5x_lite.storage import tensorstore_location
 
 StoredArray: TypeAlias = np.ndarray | tensorstore.TensorStore
 """An array of the msgpack file, or one beside it whose values are not yet read."""
@@ -211,7 +212,7 @@ def _open_zarr(file: Path, name: str, description: Mapping[str, Any]) -> tensors
         problem = schema.first_problem(error)
         raise UserError(f"{file}: {name}: this reference to an array has a wrong {problem}") from None
     array_folder = file.parent / Path(reference.kvstore.path).name
-    spec = {"driver": "zarr", "kvstore": {"driver": "file", "path": str(array_folder)}}
+    spec = {"driver": "zarr", "kvstore": tensorstore_location(str(array_folder))}
     try:
         return tensorstore.open(spec, open=True, read=True).result()
     except Exception as error:  # TensorStore raises ValueError, OverflowError and errors of its own

@@ -1,5 +1,6 @@
 """Configs of text sources and of the rows cut from them. This module does not import JAX."""
 
+import re
 from collections.abc import Iterator
 from typing import Annotated, Literal
 
@@ -10,6 +11,7 @@ from t5x_lite.data.cleaning.c4_spans import C4Spans
 from t5x_lite.data.cleaning.deduplication import Deduplication
 from t5x_lite.data.cleaning.text_filter import TextFilter
 from t5x_lite.data.cleaning_problems import cleaning_problems
+from t5x_lite.data.hub_datasets import SCHEME as HUB
 from t5x_lite.errors import suggest
 from t5x_lite.objectives import OBJECTIVES, Objective
 from t5x_lite.schema import Config, Int, OneOf, Strings, setting
@@ -68,6 +70,11 @@ class SourceConfig(Config):
             "validation text is not cleaned",
         )
     )
+
+    @property
+    def has_splits(self) -> bool:
+        """True for a TFDS builder and for data sets of the Hub."""
+        return self.format == "tfds" or any(name.startswith(HUB) for name in self.files)
 
 
 class MixedSource(SourceConfig):
@@ -189,6 +196,9 @@ class DataConfig(SourceConfig):
         source_names = [source.name for source in self.mixture]
         if len(set(source_names)) < len(source_names):
             yield f"mixture names must differ, found {', '.join(source_names)}"
+        for name in source_names:
+            if not re.fullmatch(r"[\w.-]*\w[\w.-]*", name):
+                yield f"mixture name {name!r} is part of the names of folders: use letters, digits, `_`, `-` and `.`"
         yield from self._schedule_problems()
 
     def _parts_problems(self, source: SourceConfig) -> Iterator[str]:
@@ -208,6 +218,12 @@ class DataConfig(SourceConfig):
             )
         if source.format in TOKEN_FORMATS and (self.parts != "none" or self.validation_by == "position"):
             yield f"files of tokens (format {', '.join(TOKEN_FORMATS)}) need parts=none and validation_by=hash"
+        if not source.has_splits and source.split != SourceConfig().split:
+            yield f"split={source.split} is for TFDS and data sets of the Hub; name the files of the split in files"
+        if not source.has_splits and self.validation_split:
+            yield (
+                f"validation_split={self.validation_split} is for TFDS and data sets of the Hub; name validation_files"
+            )
         yield from cleaning_problems(source)
         if source.cleaning and source.format in TOKEN_FORMATS:
             yield f"cleaning needs text, but format={source.format} holds tokens; clean the text before it is tokenised"

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Sequence
 
-from t5x_lite.data.files import strip_compression
+from t5x_lite.data.files import file_ending
 from t5x_lite.errors import UserError
 
 FORMATS_BY_ENDING = {
@@ -18,7 +18,7 @@ TOKEN_ENDINGS = (".bin", ".idx")
 TABLES = (".csv", ".tsv")
 OTHER_FORMATS = {
     *TABLES,
-    *(".7z", ".bz2", ".rar", ".tgz", ".xz", ".zip"),
+    *(".7z", ".br", ".bz2", ".gzip", ".lz4", ".rar", ".tgz", ".xz", ".zip"),
     *(".arrow", ".feather", ".orc", ".xls", ".xlsx"),
     *(".bin", ".h5", ".idx", ".mds", ".npy", ".npz", ".pickle", ".pkl", ".safetensors", ".tfrecord", ".array_record"),
     *(".doc", ".docx", ".epub", ".pdf", ".jpg", ".jpeg", ".png", ".mp3", ".mp4", ".wav"),
@@ -28,7 +28,7 @@ OTHER_FORMATS = {
 
 def format_by_ending(path: str) -> str:
     """Return the format of a file for `data.format=auto`."""
-    return FORMATS_BY_ENDING.get(strip_compression(path).suffix.lower(), "text")
+    return FORMATS_BY_ENDING.get(file_ending(path), "text")
 
 
 def check_endings(paths: Sequence[str], accepted: Collection[str]) -> None:
@@ -38,7 +38,7 @@ def check_endings(paths: Sequence[str], accepted: Collection[str]) -> None:
         UserError: with the first such file.
     """
     for path in paths:
-        ending = strip_compression(path).suffix.lower()
+        ending = file_ending(path)
         if ending not in OTHER_FORMATS or ending in accepted:
             continue
         if ending in TOKEN_ENDINGS:

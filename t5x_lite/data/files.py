@@ -94,9 +94,14 @@ def hash_files(patterns: Sequence[str]) -> str:
 def strip_compression(path: str) -> Path:
     """Return the name of a file without .gz or .zst."""
     name = Path(path)
-    if name.suffix in {".gz", ".zst"}:
+    if name.suffix.lower() in {".gz", ".zst"}:
         return name.with_suffix("")
     return name
+
+
+def file_ending(path: str) -> str:
+    """Return the ending of a file's name, such as `.jsonl`, in lower case and without that of a compression."""
+    return strip_compression(path).suffix.lower()
 
 
 def is_compressed(path: str) -> bool:
@@ -119,7 +124,7 @@ def open_file(path: str) -> IO[bytes]:
     source: str | IO[bytes] = path
     if storage.is_remote(path):
         source = storage.open_bytes(path)
-    if path.endswith(".zst"):
+    if path.lower().endswith(".zst"):
         return zstd.open(source)  # type: ignore[return-value]
     return gzip.open(source)  # type: ignore[return-value]
 
@@ -177,7 +182,8 @@ def parquet_rows(
         groups: numbers of the row groups; by default all.
 
     Raises:
-        UserError: a group has another number of rows than it should have, because the header of a page is damaged.
+        UserError: a group has another number of rows than it should have, because the header of a page is damaged; a
+            value that Python cannot hold, such as a date after the year 9999.
     """
     if groups is None:
         groups = range(file.num_row_groups)
@@ -185,7 +191,15 @@ def parquet_rows(
         row_count = 0
         for batch in file.iter_batches(batch_size=1024, row_groups=[number], columns=columns):
             row_count += len(batch)
-            yield from batch.to_pylist()
+            try:
+                rows = batch.to_pylist()
+            except UnicodeDecodeError:
+                raise  # the text is damaged, which `open_parquet` says
+            except (OverflowError, ValueError) as error:
+                raise UserError(
+                    f"{path}: row group {number} has a value that cannot be read: {one_line(error)}"
+                ) from None
+            yield from rows
         expected_count = file.metadata.row_group(number).num_rows
         if row_count != expected_count:
             raise UserError(f"{path}: is damaged: {row_count} of {expected_count} rows of row group {number} are there")

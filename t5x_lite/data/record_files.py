@@ -9,10 +9,10 @@ from t5x_lite.data.files import (
     BYTE_ORDER_MARK,
     LARGEST_DOCUMENT,
     READ_ERRORS,
+    file_ending,
     open_file,
     open_parquet,
     parquet_rows,
-    strip_compression,
 )
 from t5x_lite.data.lines import decode_utf8
 from t5x_lite.errors import UserError
@@ -61,7 +61,7 @@ def stream_record_file(path: str, columns: Sequence[str] = ()) -> Iterator[Locat
 
 
 def _read_records(path: str, columns: Sequence[str]) -> Iterator[LocatedRecord]:
-    ending = strip_compression(path).suffix
+    ending = file_ending(path)
     if ending == ".parquet":
         yield from _read_parquet(path)
     elif ending in DIALECTS:

@@ -48,6 +48,8 @@ def _field_text(record: object, name: str, describe_location: Callable[[], str])
     value = record[name]
     if isinstance(value, bytes):
         return value.decode("utf-8", errors="replace")
+    if value is None:
+        raise UserError(f"{describe_location()}: field {name!r} is null; remove the record")
     if not isinstance(value, str):
         raise UserError(
             f"{describe_location()}: field {name!r} is {type(value).__name__}, expected text; set data.field"

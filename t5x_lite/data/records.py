@@ -1,10 +1,8 @@
 """Records of tasks as training rows and as validation batches. A batch is a function of (seed, step) alone."""
 
-import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -13,126 +11,20 @@ from jaxtyping import Float64, Integer
 
 from t5x_lite.data.config import DataConfig
 from t5x_lite.data.conversations import AnswerEncoder
-from t5x_lite.data.files import RecordSequence, hash_file, match_files, open_tfds
 from t5x_lite.data.mixture import MixtureOrder, mix_endless
-from t5x_lite.data.record_files import read_record_file
-from t5x_lite.data.record_text import missing_column
+from t5x_lite.data.task_records import TaskRecords, read_task_records
 from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.data.training_data import PipelineSettings, ValidationBatches
 from t5x_lite.errors import UserError
 from t5x_lite.objectives import TextToText
 from t5x_lite.objectives.features import stacked
 from t5x_lite.objectives.objective import ExampleContext, Features, Objective
-from t5x_lite.objectives.supervised import Coder, Record, Supervised
-from t5x_lite.tasks import TaskSpec, find_task, short_name
+from t5x_lite.objectives.supervised import Coder, Supervised
 
 MAX_EXAMINED_RECORDS = 1000
 """Training records of a task, evenly spread, whose lengths are compared with that of a row when a run begins."""
 MAX_TEXT_ROWS = 16
 """Rows up to which the length of a record is measured."""
-
-
-class TaskRecords:
-    """The records of one split of a task, by number. Columns become roles when a record is read.
-
-    Args:
-        name: the task's name in metrics and messages.
-        task: says which columns have which roles.
-        raw_records: the records as they are in their files.
-        describe_location: returns where a record comes from, for messages.
-        hash: of the content of the files; empty for a TFDS builder, whose name tells its version.
-
-    Raises:
-        UserError: a record without a column that the task needs; names the file and the line.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        task: TaskSpec,
-        raw_records: RecordSequence,
-        describe_location: Callable[[int], str],
-        hash: str = "",
-    ) -> None:
-        self.name = name
-        self.task = task
-        self.raw_records = raw_records
-        self.describe_location = describe_location
-        self.hash = hash
-
-    def __len__(self) -> int:
-        return len(self.raw_records)
-
-    def __getitem__(self, number: int) -> Record:
-        return self.assign_roles(self.raw_records[number], number)
-
-    def assign_roles(self, raw_record: object, number: int) -> Record:
-        """Return the values of record `number`, as it is in its file, by their roles."""
-        record: dict[str, object] = {}
-        for role, column in self.task.columns.items():
-            if isinstance(column, str):
-                record[role] = self._read_column(raw_record, column, number)
-            else:
-                record[role] = [self._read_column(raw_record, name, number) for name in column]
-        return record
-
-    def _read_column(self, raw_record: object, column: str, number: int) -> object:
-        """Return the value of a column; the column `a/b` is `b` inside `a`."""
-        value = raw_record
-        for key in column.split("/"):
-            if not isinstance(value, Mapping) or key not in value:
-                raise UserError(
-                    f"{self.describe_location(number)}: task {self.name}: {missing_column(column, value)}; name the "
-                    "columns of files without a header in data.columns, or change `columns` of the task"
-                )
-            value = value[key]
-        return _to_python(value)
-
-
-def _to_python(value: object) -> object:
-    """Turn NumPy's values (TFDS gives them) into Python's, and bytes into text."""
-    if isinstance(value, np.ndarray | np.generic):
-        value = value.tolist()
-    if isinstance(value, list | tuple):
-        return [_to_python(item) for item in value]
-    if isinstance(value, bytes):
-        return value.decode("utf-8", errors="replace")
-    return value
-
-
-def read_task_records(name: str, data: DataConfig, split: str) -> TaskRecords:
-    """Read the `train` or `validation` records of a task, from `data`'s files or from the task's TFDS builder.
-
-    Raises:
-        UserError: no such task, no files for it, or a file that cannot be read.
-    """
-    task = find_task(name)
-    key = "files" if split == "train" else "validation_files"
-    patterns: Sequence[str] = getattr(data, key)
-    if patterns:
-        return _read_files(patterns, f"data.{key}", short_name(name), task, data.columns)
-    if data.files:
-        raise UserError(f"data.files are given, so data.validation_files must say where task {name} is evaluated")
-    if not task.tfds:
-        raise UserError(f"task {name}: names no TFDS builder; give data.files and data.validation_files")
-    tfds_split = getattr(task.splits, split)
-    source = open_tfds(task.tfds, tfds_split, f"task {name}")
-    describe_location = partial("{} {} record {}".format, task.tfds, tfds_split)
-    return TaskRecords(short_name(name), task, source, describe_location)
-
-
-def _read_files(patterns: Sequence[str], key: str, name: str, task: TaskSpec, columns: Sequence[str]) -> TaskRecords:
-    """Read all files of the patterns of a setting, in which `{task}` stands for the task's name."""
-    locations: list[str] = []
-    raw_records: list[object] = []
-    content = hashlib.sha256()
-    for pattern in patterns:
-        for path in match_files(pattern.replace("{task}", name), key):
-            for location, raw_record in read_record_file(path, columns):
-                locations.append(location)
-                raw_records.append(raw_record)
-            content.update(hash_file(path))
-    return TaskRecords(name, task, raw_records, locations.__getitem__, content.hexdigest())
 
 
 @dataclass(frozen=True)
@@ -354,12 +246,15 @@ def _check_each_record(records: TaskRecords, objective: Objective) -> None:
         UserError: a record that cannot be learnt from, or lacks a column; names the file and the line.
     """
     checked = objective if isinstance(objective, Supervised) else records.task.objective
-    if not isinstance(checked, Supervised) or not (records.hash or checked.checks_records):
+    if not records.hash and not (isinstance(checked, Supervised) and checked.checks_records):
         return
     for number in range(len(records)):
         raw_record = records.raw_records[number]
         record = records.assign_roles(raw_record, number)
         try:
+            if not isinstance(checked, Supervised):
+                records.task.reference(record)
+                continue
             if isinstance(raw_record, Mapping):
                 checked.check_columns(raw_record.keys(), records.task.columns.values())
             checked.check_record(record)

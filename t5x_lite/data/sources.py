@@ -5,6 +5,7 @@ A source is cut into units, a deterministic list of pieces of files that differe
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -193,6 +194,11 @@ def _list_files(source: SourceConfig, library_files: list[str]) -> list[str]:
             paths += match_files(pattern.replace("{}", source.field[0]))
         else:
             paths += match_files(index_pattern(pattern, source.format))
+    for path, count in Counter(paths).items():
+        if count > 1:
+            raise UserError(
+                f"data.files: {path} is named by {count} patterns and would be read as often; leave one out"
+            )
     return paths
 
 
@@ -239,7 +245,7 @@ def _cut_file(unit: Unit, target_bytes: int) -> list[Unit]:
     if unit.format in TOKEN_FILES:
         token_count = len(TOKEN_FILES[unit.format](unit.path).tokens)
         return [unit] if size <= target_bytes else _cut_range(unit, token_count, target_bytes // BYTES_PER_TOKEN)
-    is_line_based = unit.format == "jsonl" or (unit.document == "line" and unit.format != "parallel")
+    is_line_based = unit.format == "jsonl" or (unit.format == "text" and unit.document == "line")
     if is_line_based and not is_compressed(unit.path) and size > target_bytes:
         return _cut_range(unit, size, target_bytes)
     return [unit]
@@ -348,13 +354,15 @@ def _read_parallel(unit: Unit) -> Iterator[str]:
 
 def _parquet_records(unit: Unit) -> Iterator[LocatedRecord]:
     with open_parquet(unit.path) as file:
+        first_record = sum(file.metadata.row_group(number).num_rows for number in range(unit.start))
         columns = file.schema_arrow.names
         for name in unit.field:
             if name not in columns:
                 raise UserError(f"{unit.path}: {missing_column(name, dict.fromkeys(columns))}; set data.field")
         stop = file.num_row_groups if unit.stop == -1 else unit.stop
-        for record in parquet_rows(unit.path, file, unit.field, range(unit.start, stop)):
-            yield partial(str, unit.path), record
+        rows = parquet_rows(unit.path, file, unit.field, range(unit.start, stop))
+        for number, record in enumerate(rows, start=first_record):
+            yield partial("{} record {}".format, unit.path, number), record
 
 
 def _tfds_records(unit: Unit) -> Iterator[LocatedRecord]:

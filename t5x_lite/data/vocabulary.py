@@ -114,6 +114,11 @@ def _spread_units(units_of_sources: Sequence[Sequence[sources.Unit]]) -> list[so
 
 def _sample_texts(units: Sequence[sources.Unit], max_bytes: float) -> Iterator[str]:
     """Yield text from the beginning of every unit, an equal share of `max_bytes` from each."""
+    if math.isinf(max_bytes):  # all of it does not fit in memory
+        for unit in units:
+            for _, text in sources.documents(unit):
+                yield text.replace(FIELD_BORDER, " ")
+        return
     with ThreadPoolExecutor(sources.FILES_AT_ONCE) as pool:
         for texts in pool.map(partial(_beginning, max_bytes / len(units)), units):
             yield from texts

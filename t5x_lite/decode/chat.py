@@ -26,6 +26,8 @@ def read_chats(path: Path) -> list[Chat]:
     Raises:
         UserError: a record that is not a conversation, or that ends with the assistant's turn; names file and line.
     """
+    if not path.is_file():
+        raise UserError(f"--chat-file {path}: there is no such file")
     source = SourceConfig(files=(str(path),), field=("messages",))
     chats: list[Chat] = []
     for unit in sources.units(source):

@@ -3,7 +3,7 @@
 import argparse
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from t5x_lite.arguments import check_utf8
@@ -15,11 +15,14 @@ from t5x_lite.decode.generation_model import GenerationModel
 from t5x_lite.decode.options import decoding_options
 from t5x_lite.decode.recipe import Recipe, load_recipe
 from t5x_lite.decode.reflection import Reflector, print_reflections, step_settings
-from t5x_lite.decode.sampling import Sampling
+from t5x_lite.decode.sampling import Sampling, default_tokens
 from t5x_lite.errors import UserError
 from t5x_lite.files import check_not_input
 from t5x_lite.retrieval.config import Passages, passages_of_arguments
 from t5x_lite.retrieval.prompts import augment_prompts
+
+SAMPLING_OPTIONS = frozenset({"temperature", "top_k", "top_p", "min_p", "seed"})
+"""Settings without which the spans of sentinels are the likeliest."""
 
 
 @dataclass(frozen=True)
@@ -82,10 +85,17 @@ def print_results(model: GenerationModel, request: GenerationRequest) -> None:
     if model.config.model.is_encoder_only and request.settings:
         options = ", ".join("--" + name.replace("_", "-") for name in request.settings)
         logging.warning("an encoder fills masks, without the options of generation: %s", options)
+    decoding = request.decoding
+    if "tokens" not in request.settings:
+        decoding = replace(decoding, tokens=default_tokens(model.config.model.max_length))
     if request.recipe is not None:
         reflect = Reflector(model, request.recipe, request.settings)
         print_reflections(reflect(request.prompts), request.trace)
     elif request.chats:
-        print_answers(model, chat_prompts(model, request.chats), request.decoding)
+        print_answers(model, chat_prompts(model, request.chats), decoding)
     else:
-        print_generation(model, augment_prompts(request.passages, request.prompts), request.decoding)
+        prompts = augment_prompts(request.passages, request.prompts)
+        filling = decoding
+        if isinstance(decoding, Sampling) and not SAMPLING_OPTIONS & request.settings.keys():
+            filling = replace(decoding, temperature=0.0)  # the likeliest spans
+        print_generation(model, prompts, decoding, filling)

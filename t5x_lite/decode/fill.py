@@ -1,8 +1,7 @@
 """Filling in of hidden tokens: an encoder's masks and a T5's sentinels; and printing of what a model generates."""
 
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from typing import TypeAlias
 
 import jax
@@ -17,6 +16,8 @@ from t5x_lite.decode.sampling import Sampling
 from t5x_lite.errors import UserError
 from t5x_lite.objectives.framing import encoder_frame
 from t5x_lite.objectives.masked import MASK
+
+GREEDY = Sampling(temperature=0.0)
 
 Candidates: TypeAlias = list[tuple[str, float]]
 """Tokens with their probabilities, the likeliest first."""
@@ -63,23 +64,34 @@ def fill_spans(model: GenerationModel, text: str, decoding: Sampling | Beam) -> 
     return spans
 
 
-def print_generation(model: GenerationModel, prompts: Sequence[str], decoding: Sampling | Beam) -> None:
+def print_generation(
+    model: GenerationModel, prompts: Sequence[str], decoding: Sampling | Beam, filling: Sampling | Beam = GREEDY
+) -> None:
     """Print what a model generates for prompts.
 
-    These are candidates for the masks of an encoder, the likeliest spans for sentinels, or continuations. A single
-    continuation is printed as it grows.
+    These are candidates for the masks of an encoder, spans for sentinels, or continuations. A single continuation is
+    printed as it grows.
+
+    Args:
+        model: the model.
+        prompts: the prompts.
+        decoding: how continuations are decoded.
+        filling: how spans are.
     """
-    family = model.config.model.family
-    if family in {"encoder", "electra"}:
+    if model.config.model.family in {"encoder", "electra"}:
         _print_masks(model, prompts)
-    elif family == "encoder_decoder" and any(_sentinels_in(prompt, model) for prompt in prompts):
-        _print_spans(model, prompts, decoding)
-    elif len(prompts) > 1:
-        texts = model.generator.generate(prompts, decoding)
-        for prompt, text in zip(prompts, texts, strict=True):
-            print(f"{prompt}{text}\n")
-    else:
+        return
+    has_encoder = model.config.model.family == "encoder_decoder"
+    continued = [prompt for prompt in prompts if not (has_encoder and _sentinels_in(prompt, model))]
+    if len(prompts) == len(continued) == 1:
         write_stream(prompts[0], model.generator.stream(prompts, decoding), sys.stdout.write)
+        return
+    texts = _generate_in_batches(model, continued, decoding)
+    for prompt in prompts:
+        if prompt in continued:
+            print(f"{prompt}{next(texts)}\n")
+        else:
+            _print_spans(model, prompt, filling)
 
 
 def print_answers(model: GenerationModel, prompts: Sequence[TokenIds], decoding: Sampling | Beam) -> None:
@@ -87,8 +99,19 @@ def print_answers(model: GenerationModel, prompts: Sequence[TokenIds], decoding:
     if len(prompts) == 1:
         write_stream("", model.generator.stream(prompts, decoding), sys.stdout.write)
         return
-    for text in model.generator.generate(prompts, decoding):
+    for text in _generate_in_batches(model, prompts, decoding):
         print(f"{text}\n")
+
+
+def _generate_in_batches(
+    model: GenerationModel, prompts: Sequence[str | TokenIds], decoding: Sampling | Beam
+) -> Iterator[str]:
+    """Yield the continuation of each prompt. Its random draws depend on its place among all prompts."""
+    size = model.eval_batch_size
+    for start in range(0, len(prompts), size):
+        batch = prompts[start : start + size]
+        streams = np.arange(start, start + len(batch))[:, None]
+        yield from model.generator.generate(batch, decoding, streams)
 
 
 def _span_after(sentinel: int, answer: Sequence[int], sentinels: Sequence[int]) -> list[int]:
@@ -111,17 +134,13 @@ def _print_masks(model: GenerationModel, prompts: Sequence[str]) -> None:
         console.print(table)
 
 
-def _print_spans(model: GenerationModel, prompts: Sequence[str], decoding: Sampling | Beam) -> None:
-    """Print prompts with their sentinels replaced by spans in brackets."""
-    console = _plain_console()
-    if isinstance(decoding, Sampling):
-        decoding = replace(decoding, temperature=0.0)
-    for prompt in prompts:
-        spans = fill_spans(model, prompt, decoding)
-        filled = prompt
-        for name, span in zip(_sentinels_in(prompt, model), spans, strict=True):
-            filled = filled.replace(name, f"[{span}]", 1)
-        console.print(filled + "\n")
+def _print_spans(model: GenerationModel, prompt: str, decoding: Sampling | Beam) -> None:
+    """Print a prompt with its sentinels replaced by spans in brackets."""
+    spans = fill_spans(model, prompt, decoding)
+    filled = prompt
+    for name, span in zip(_sentinels_in(prompt, model), spans, strict=True):
+        filled = filled.replace(name, f"[{span}]")
+    _plain_console().print(filled + "\n")
 
 
 def _plain_console() -> Console:

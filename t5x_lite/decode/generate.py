@@ -133,6 +133,8 @@ class Generator:
         self, prompts: Sequence[str | TokenIds], decoding: Sampling | Beam, streams: Streams | None = None
     ) -> list[str]:
         """Return the continuation of each prompt (a text or its ids), without the prompt. See `stream`."""
+        if not len(prompts):
+            return []
         return list(self.stream(prompts, decoding, streams))[-1]
 
     def stream(

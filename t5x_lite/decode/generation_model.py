@@ -26,5 +26,9 @@ class GenerationModel(Protocol):
     def generator(self) -> Generator:
         """The model's generator, if it is a decoder or an encoder_decoder."""
 
+    @property
+    def eval_batch_size(self) -> int:
+        """Rows of a batch in evaluation."""
+
     def logits(self, tokens: ArrayLike, decoder_tokens: ArrayLike | None = None) -> Float[np.ndarray, "b l ..."]:
         """Return the scores of every token of the vocabulary for int tokens `[batch, length]`."""

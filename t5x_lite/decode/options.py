@@ -6,7 +6,7 @@ from typing import Any
 from t5x_lite.errors import UserError
 
 DECODING_OPTIONS: dict[str, tuple[type, str]] = {
-    "tokens": (int, "largest number of new tokens (default 128)"),
+    "tokens": (int, "largest number of new tokens (default 128, or half of the positions of a model that has no more)"),
     "temperature": (float, "sampling temperature; 0 is greedy (default 1)"),
     "top_k": (int, "sample from the k most likely tokens"),
     "top_p": (float, "sample from the most likely tokens that together have this probability"),

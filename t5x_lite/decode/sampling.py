@@ -13,6 +13,16 @@ from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.decode.logit_rules import LogitBias, LogitRules, bias_problems, resolve_bias, resolve_end_tokens
 from t5x_lite.errors import UserError
 
+DEFAULT_TOKENS = 128
+"""New tokens where no number is given."""
+
+
+def default_tokens(max_length: int | None) -> int:
+    """Return the new tokens where no number is given: of a model with too few positions, half of them."""
+    if max_length is None or max_length > DEFAULT_TOKENS:
+        return DEFAULT_TOKENS
+    return max(max_length // 2, 1)
+
 
 @dataclass(frozen=True)
 class Decoding:
@@ -33,7 +43,7 @@ class Decoding:
             or a tuple of several tokens changes the score of its last token, wherever the others come before it.
     """
 
-    tokens: int = 128
+    tokens: int = DEFAULT_TOKENS
     stop: Sequence[str] = ()
     repetition_penalty: float = 1.0
     no_repeat_ngram_size: int = 0
@@ -106,6 +116,8 @@ class Sampling(Decoding):
         super().__post_init__()
         if not 0 <= self.temperature < math.inf:
             raise UserError(f"temperature must be a number from 0 on, but is {self.temperature}")
+        if not 0 <= self.seed < 2**32:
+            raise UserError(f"seed must be from 0 to 2^32 - 1, but is {self.seed}")
         if self.top_k < 0 or not 0 < self.top_p <= 1:
             raise UserError(f"top_k must be ≥ 0 and 0 < top_p ≤ 1, but they are {self.top_k} and {self.top_p}")
         if not 0 <= self.min_p <= 1:

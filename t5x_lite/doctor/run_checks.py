@@ -10,7 +10,7 @@ from t5x_lite import config as configuration
 from t5x_lite import local_copies, storage
 from t5x_lite.config import RunConfig
 from t5x_lite.data.cleaning.clean_unit import CleaningStep, step_name
-from t5x_lite.data.config import SourceConfig
+from t5x_lite.data.config import DataConfig, SourceConfig
 from t5x_lite.data.tokenizer_config import TokenizerFile
 from t5x_lite.errors import UserError
 from t5x_lite.evaluate.evaluators import Evaluator
@@ -55,31 +55,62 @@ def check_run(path: Path, overrides: Sequence[str]) -> list[Check]:
 
 def _checks(config: RunConfig) -> Iterator[tuple[str, Callable[[], str]]]:
     """Yield the name of each check, and the function that returns its detail or raises `UserError`."""
-    for source in config.data.sources:
-        reads_files = bool(source.files) or not config.tasks
-        if source.format != "tfds" and reads_files:
-            yield f"{source.name} files", partial(check_files, source)
-        for step in source.cleaning:
-            yield f"{source.name} cleaning", partial(check_cleaning, step)
-    if config.data.validation_files:
-        validation = config.data.model_copy(update={"files": config.data.validation_files, "mixture": ()})
-        yield "validation files", partial(check_files, validation)
+    if config.tasks:
+        yield from _task_checks(config)
+    else:
+        yield from _text_checks(config.data)
     if isinstance(config.tokenizer, TokenizerFile):
         yield "tokenizer", partial(check_tokenizer, config.tokenizer)
     if config.branch is not None:
         yield "branch.from", partial(check_source_run, config.branch.source)
+    if config.distillation is not None:
+        yield "distillation.teacher", partial(check_source_run, config.distillation.teacher)
+    for source in config.method.sources:
+        yield "adapt.method", partial(check_source_run, source)
+    for source in config.objective.sources if config.objective is not None else ():
+        yield "objective", partial(check_source_run, source)
     yield "run_dir", partial(check_folder, str(config.run_dir))
     yield "data.cache_dir", partial(check_folder, config.data.cache_dir)
     if config.checkpoint.folder is not None:
         yield "checkpoint.folder", partial(check_folder, config.checkpoint.folder)
-    for task in config.tasks:
-        yield f"task {task}", partial(check_task, task)
     for number, evaluator in enumerate(config.eval.evaluators):
         yield f"eval.evaluators.{number}", partial(check_evaluator, evaluator, config)
     for number, tracker in enumerate(config.train.trackers):
         yield f"train.trackers.{number}", partial(check_tracker, tracker)
     if config.objective is not None:
         yield "devices", partial(check_devices, config)
+
+
+def _text_checks(data: DataConfig) -> Iterator[tuple[str, Callable[[], str]]]:
+    """Yield the checks of the text of a run."""
+    for source in data.sources:
+        if source.format != "tfds":
+            yield f"{source.name} files", partial(check_files, source)
+        for step in source.cleaning:
+            yield f"{source.name} cleaning", partial(check_cleaning, step)
+    if data.validation_files:
+        validation = data.model_copy(update={"files": data.validation_files, "mixture": ()})
+        yield "validation files", partial(check_files, validation)
+
+
+def _task_checks(config: RunConfig) -> Iterator[tuple[str, Callable[[], str]]]:
+    """Yield the checks of the tasks of a run."""
+    for task in config.tasks:
+        yield f"task {task}", partial(check_task, task)
+        if config.data.files:
+            yield f"task {task} files", partial(check_task_files, task, config.data)
+
+
+def check_task_files(task: str, data: DataConfig) -> str:
+    """Return the number of training and validation files of a task, of which the first record of each is read.
+
+    Raises:
+        UserError: a pattern matches no file, or a file has no records of the task.
+    """
+    from t5x_lite.data.task_records import first_records
+
+    counts = [len(first_records(task, data, split)) for split in ("train", "validation")]
+    return f"{counts[0]:,} training and {counts[1]:,} validation files"
 
 
 def check_files(source: SourceConfig) -> str:
@@ -125,15 +156,18 @@ def check_tokenizer(config: TokenizerFile) -> str:
     return f"{config.path}, {from_file(config).vocab:,} tokens"
 
 
-def check_source_run(folder: str) -> str:
-    """Return the name of a run directory that another run begins from.
+def check_source_run(name: str) -> str:
+    """Return the name of a run that another run begins from or reads, RUN or RUN/checkpoints/STEP.
 
     Raises:
         UserError: it is not a run directory.
     """
+    from t5x_lite.run_dir import split_step
+
+    folder, _ = split_step(name)
     if not storage.file_exists(storage.join(storage.expand(folder), "config.yaml")):
         raise UserError(f"{folder}: is not a run directory (no config.yaml)")
-    return folder
+    return name
 
 
 def check_folder(name: str) -> str:

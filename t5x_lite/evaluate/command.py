@@ -1,5 +1,6 @@
 """`t5x-lite eval`: evaluate a run on tasks, on a text file, or on its validation split."""
 
+import glob
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from t5x_lite.tasks import short_name
 
 SUBJECTS = ("tasks", "text", "blimp", "cloze", "memorisation")
 """Arguments that name evaluations."""
+LARGEST_NUMBER = 2**31 - 1
+"""Largest number of an argument, as of a setting."""
 
 
 class PromptArguments(Config):
@@ -89,6 +92,10 @@ def parse_request(
     for word in words:
         name, _, value = word.removeprefix("--").partition("=")
         if name in EVAL_ARGUMENTS:
+            if name in arguments:
+                raise UserError(f"eval: {name}= is given twice; remove one of them")
+            if not value:
+                raise UserError(f"eval: {name}= is empty")
             arguments[name] = value
         else:
             overrides.append(word)
@@ -100,6 +107,8 @@ def parse_request(
     text = None
     if "text" in arguments:
         text = Path(arguments["text"])
+        if not text.is_file() and not glob.has_magic(arguments["text"]):
+            raise UserError(f"eval: text={text}: there is no such file")
     blimp = None
     if "blimp" in arguments:
         blimp = tuple(arguments["blimp"].split(","))
@@ -171,6 +180,8 @@ def _parse_numbers(arguments: Mapping[str, str]) -> dict[str, int]:
             errors.append(f"{name}={value}: expected a whole number")
         elif int(value) < smallest:
             errors.append(f"{name}={value}: expected at least {smallest}")
+        elif int(value) > LARGEST_NUMBER:
+            errors.append(f"{name}={value}: expected at most {LARGEST_NUMBER}")
         else:
             numbers[name] = int(value)
     if errors:

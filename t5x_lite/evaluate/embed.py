@@ -61,6 +61,8 @@ def embed(
     Raises:
         UserError: a pool or a layer that does not exist.
     """
+    if not texts:
+        raise UserError("embed: there are no texts")
     rows, states = _embed_rows(model, texts, pool, layer)
     if pool != "none":
         return np.stack(states)
@@ -117,6 +119,8 @@ def _embed_rows(
     if pool == "cls":
         check_first_token(model.config.model)
     layers: int | tuple[int, ...] | None
+    if isinstance(layer, Sequence) and not layer:
+        raise UserError("embed: layer is an empty list; name a layer, or several")
     if isinstance(layer, Sequence) and len(layer) == 1:
         (layer,) = layer
     if isinstance(layer, Sequence):

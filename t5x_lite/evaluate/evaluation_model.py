@@ -51,10 +51,6 @@ class EvaluationModel(GenerationModel, Protocol):
         """Return the terms of the loss of a batch, as in evaluation."""
 
     @property
-    def eval_batch_size(self) -> int:
-        """Rows of a batch in evaluation."""
-
-    @property
     def window(self) -> int:
         """Tokens that the model reads at one time."""
 

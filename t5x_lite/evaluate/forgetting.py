@@ -4,13 +4,15 @@ import json
 import logging
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from t5x_lite.api import Model, load
 from t5x_lite.errors import UserError
 from t5x_lite.files import write_file
-from t5x_lite.run_dir import open_run
+from t5x_lite.models.spec import model_spec
+from t5x_lite.run_dir import Run, open_run
+from t5x_lite.trees import flatten_names, unflatten_names
 
 logger = logging.getLogger(__name__)
 
@@ -73,8 +75,24 @@ def compare_run(folder: Path) -> Iterable[ComparedScore]:
             ", ".join(sorted(missing)),
         )
     elif source.config.objective is not None:
-        yield from _compare(folder.name, SOURCE, before.with_data_of(source), after.with_data_of(source))
+        yield from _compare(folder.name, SOURCE, _with_data_of(before, source), _with_data_of(after, source))
     yield from _compare(folder.name, RUN, before, after)
+
+
+def _with_data_of(model: Model, run: Run) -> Model:
+    """Return the same weights with the objective, the data and the evaluators of another run.
+
+    Texts are read without a soft prompt, and so as by the model that it was learnt for. Results go to RUN/before_after.
+    """
+    config = run.config.model_copy(update={"model": model.config.model, "adapt": None})
+    spec = model.spec
+    params = model.params
+    if model.config.method.placeholders:
+        spec = model_spec(model.config.model)
+        learned = flatten_names(params)
+        params = unflatten_names({name: learned[name] for name in flatten_names(spec.shapes)})
+    run = replace(run, folder=model.run.folder / "before_after", config=config, spec=spec)
+    return Model(run, model.step, params, model.mesh)
 
 
 def _compare(run: str, evaluation: str, before: Model, after: Model) -> Iterable[ComparedScore]:

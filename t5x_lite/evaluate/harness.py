@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 SEED = 1234
 """Seed of the choice of examples in the prompts, and of sampled answers: the harness's own."""
 
+NEW_TOKENS = 256
+"""Tokens to generate where a task does not say (the harness's own default)."""
 BOOTSTRAP_SAMPLES = 1000
 """Resamples of the documents for the standard errors of metrics that have no formula for them."""
 
@@ -226,17 +228,29 @@ def hash_tasks(names: Sequence[str], include: Path | None, num_fewshot: int | No
     return digest.hexdigest()
 
 
-def check_tasks(tasks: LoadedTasks, model: ModelConfig) -> None:
-    """Refuse tasks that generate text for a model that cannot.
+def check_tasks(tasks: LoadedTasks, model: ModelConfig, window: int | None = None) -> None:
+    """Refuse tasks that generate text for a model that cannot, or more text than it reads.
+
+    Args:
+        tasks: loaded tasks.
+        model: the model.
+        window: tokens that it reads at once; None is as many as it has positions.
 
     Raises:
         UserError: with the name of the first such task.
     """
-    if not model.is_encoder_only:
-        return
+    limit = window or model.max_length
     for name, task in tasks["tasks"].items():
-        if task.OUTPUT_TYPE == "generate_until":
+        if task.OUTPUT_TYPE != "generate_until":
+            continue
+        if model.is_encoder_only:
             raise UserError(f"task {name} generates text, which a model of family {model.family} does not")
+        new_tokens = (task.config.generation_kwargs or {}).get("max_gen_toks", NEW_TOKENS)
+        if model.family == "decoder" and limit is not None and new_tokens >= limit:
+            raise UserError(
+                f"task {name} generates {new_tokens} tokens (max_gen_toks), which leave no room for a prompt in the "
+                f"{limit} that the model reads"
+            )
 
 
 def _unknown_names(names: Sequence[str], manager: "TaskManager") -> list[str]:

@@ -15,13 +15,11 @@ from t5x_lite.decode.generate import decoding_settings, truncate_prompt
 from t5x_lite.errors import UserError
 from t5x_lite.evaluate.batched_function import next_power_of_two
 from t5x_lite.evaluate.evaluation_model import EvaluationModel
+from t5x_lite.evaluate.harness import NEW_TOKENS
 from t5x_lite.evaluate.likelihood import TargetScore
 from t5x_lite.evaluate.perplexity import scoring_windows
 from t5x_lite.objectives.features import Pair
 from t5x_lite.progress import track_progress
-
-NEW_TOKENS = 256
-"""Tokens to generate where a task does not say (the harness's own default)."""
 
 SETTING_NAMES = {
     "max_gen_toks": "tokens",
@@ -110,7 +108,8 @@ class HarnessModel(TemplateLM):
     def _windows(self, token_ids: Int[np.ndarray, "_"]) -> list[Pair]:
         """Cut a text into inputs and targets; where all tokens but one are read, every window is by itself."""
         if self.model.config.scores_left_to_right:
-            return scoring_windows(token_ids, self.prefix_token_id, self.max_length, self.max_length)
+            room = self.max_length - len(self.model.soft_prompt_ids)
+            return scoring_windows(token_ids, self.prefix_token_id, room, room)
         special = self.model.likelihood.tokens_read((token_ids[:0], token_ids[:0]))
         room = self.max_length - special
         if room < 1:
@@ -161,7 +160,10 @@ class HarnessModel(TemplateLM):
         if self.backend == "causal":
             room -= new_tokens
         if room < 1:
-            raise UserError(f"{new_tokens} new tokens leave no room for a prompt in a window of {self.max_length}")
+            raise UserError(
+                f"{new_tokens} new tokens (max_gen_toks) leave no room for a prompt in a window of {self.max_length}; "
+                f"set window to {new_tokens + 1} or more"
+            )
         token_ids = self.model.encode_text(text)
         if len(token_ids) > room:
             self.model.likelihood.truncated_inputs += 1

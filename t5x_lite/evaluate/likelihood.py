@@ -54,8 +54,8 @@ class TargetScorer(Protocol):
 class Likelihood:
     """Computes the log-likelihood of targets given inputs.
 
-    In a decoder the targets follow the inputs; a prefix language model attends to the inputs both ways. In an
-    encoder_decoder the inputs are the encoder's.
+    In a decoder the targets follow the soft prompt and the inputs; a prefix language model attends to the inputs both
+    ways. In an encoder_decoder the inputs are the encoder's.
 
     Args:
         config: the model's config.
@@ -63,15 +63,23 @@ class Likelihood:
         params: weights.
         mesh: the mesh of the weights.
         batch_size: pairs of a batch.
+        soft_prompt: ids of soft tokens before the inputs of a decoder; those of an encoder_decoder have them already.
 
     Attributes:
         truncated_inputs: the number of inputs so far that were too long and lost their first tokens.
     """
 
     def __init__(
-        self, config: ModelConfig, spec: ModelSpec, params: PyTree[Array], mesh: Mesh, batch_size: int
+        self,
+        config: ModelConfig,
+        spec: ModelSpec,
+        params: PyTree[Array],
+        mesh: Mesh,
+        batch_size: int,
+        soft_prompt: Int[np.ndarray, "_"],
     ) -> None:
         self.family = config.family
+        self.soft_prompt = soft_prompt
         self.start_token = config.start_token
         self.truncated_inputs = 0
         function = partial(_score_targets, spec, config.vocab or 1)
@@ -91,7 +99,7 @@ class Likelihood:
         inputs, targets = pair
         if self.family == "encoder_decoder":
             return max(len(inputs), len(targets))
-        return len(inputs) + len(targets) - 1
+        return len(self.soft_prompt) + len(inputs) + len(targets) - 1
 
     def __call__(self, pairs: Sequence[Pair], window: int) -> list[TargetScore]:
         """Score each pair.
@@ -127,7 +135,7 @@ class Likelihood:
                 "targets": targets,
             }
         # The last target is predicted and not read.
-        inputs = self._truncate(inputs, window + 1 - len(targets))
+        inputs = self._truncate(np.concatenate([self.soft_prompt, inputs]), window + 1 - len(targets))
         length = max(len(inputs) + len(targets) - 1, 1)
         tokens = np.concatenate([inputs, targets])[:length]
         is_prefix = np.arange(len(tokens)) < len(inputs)

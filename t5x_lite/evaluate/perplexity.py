@@ -115,13 +115,16 @@ def score_texts(
         stride = max(window // 2, 1)
     if not 1 <= stride <= window:
         raise UserError(f"stride {stride} must be from 1 to the window, {window}")
+    room = window - len(model.soft_prompt_ids)
+    if room < 1:
+        raise UserError(f"window {window} leaves no room for a text beside {len(model.soft_prompt_ids)} soft tokens")
     texts = [text for text in texts if text]
     pairs: list[Pair] = []
     tokens = 0
     words = 0
     size = 0
     for text, token_ids in zip(texts, model.tokenizer.encode_batch(texts), strict=True):
-        pairs.extend(scoring_windows(token_ids, model.prefix_token_id, window, stride))
+        pairs.extend(scoring_windows(token_ids, model.prefix_token_id, room, min(stride, room)))
         tokens += len(token_ids)
         words += len(text.split())
         size += len(text.encode("utf-8", "replace"))
@@ -147,6 +150,8 @@ def score_file(
     texts: list[str] = []
     for unit in sources.units(SourceConfig(files=(str(file),)), whole_files=True):
         texts.extend(text for _, text in sources.documents(unit))
+    if not any(texts):
+        raise UserError(f"{file}: holds no text to score")
     return score_texts(model, texts, window, stride)
 
 

@@ -11,7 +11,7 @@ from matplotlib.backend_bases import FigureCanvasBase
 
 from t5x_lite.data.mixture_file import read_mixture
 from t5x_lite.errors import UserError
-from t5x_lite.evaluate.curves import metric_series, read_metrics, smooth
+from t5x_lite.evaluate.curves import distinct_names, expert_loads, metric_series, read_metrics, smooth
 from t5x_lite.evaluate.mixture_curve import MixtureCurve
 
 matplotlib.use("Agg")
@@ -63,13 +63,14 @@ def draw_report(runs: Sequence[Path], to: Path) -> Path:
         figsize=(11, 3.5 + 3.5 * len(layout) / 2),
         height_ratios=[2, *[1] * (len(layout) - 1)],
     )
-    for number, (run, lines) in enumerate(lines_of_runs.items()):
+    names = distinct_names(list(lines_of_runs))
+    for number, (name, lines) in enumerate(zip(names, lines_of_runs.values(), strict=True)):
         color = f"C{number}"
-        _draw_loss(panels["loss"], run.name, lines, color)
+        _draw_loss(panels["loss"], name, lines, color)
         for metric in SMALL_PANELS:
             tokens, values = metric_series(lines, metric)
             panels[metric].plot(tokens, values, color=color, linewidth=1)
-    title = ", ".join(run.name for run in runs)
+    title = ", ".join(names)
     panels["loss"].set(xlabel="tokens", ylabel="loss (nats per token)", title=title)
     panels["loss"].legend()
     for metric, (title, scale) in SMALL_PANELS.items():
@@ -123,9 +124,8 @@ def _draw_forecast(panel: Axes, lines: Sequence[MetricLine], color: str) -> None
 def _draw_expert_load(panel: Axes, runs: Mapping[Path, Sequence[MetricLine]]) -> None:
     """Draw the load of every expert of the first run that has it: bands, equally wide when the load is balanced."""
     for run, lines in runs.items():
-        if "expert_load" in lines[-1]:
-            _, tokens = metric_series(lines, "tokens")
-            load = np.array([line["expert_load"] for line in lines])
+        tokens, load = expert_loads(lines)
+        if len(load):
             bands = np.stack([smooth(expert) for expert in load.T])
             panel.stackplot(tokens, bands, colors=matplotlib.color_sequences["tab20"])
             panel.set(ylim=(0, 1), xlabel="tokens", title=f"{run.name}: share of the choices of each expert")

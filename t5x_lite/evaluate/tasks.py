@@ -11,7 +11,8 @@ import jax
 import numpy as np
 from jaxtyping import Array, Int, PyTree
 
-from t5x_lite.data.records import TaskData, TaskRecords, TaskValidation
+from t5x_lite.data.records import TaskData, TaskValidation
+from t5x_lite.data.task_records import TaskRecords
 from t5x_lite.data.training_data import TrainingData
 from t5x_lite.decode.sampling import Sampling
 from t5x_lite.errors import UserError

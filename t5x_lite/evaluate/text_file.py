@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from t5x_lite.data.files import BYTE_ORDER_MARK, strip_compression
+from t5x_lite.data.files import BYTE_ORDER_MARK, file_ending
 from t5x_lite.data.lines import decode_utf8
 from t5x_lite.data.record_files import read_record_file
 from t5x_lite.data.record_text import missing_column
@@ -27,7 +27,7 @@ def read_texts(file: Path, column: str | None = None) -> list[str]:
             for lines.
     """
     check_is_file(file)
-    if strip_compression(str(file)).suffix in RECORD_ENDINGS:
+    if file_ending(str(file)) in RECORD_ENDINGS:
         texts = _read_column(file, column or DEFAULT_COLUMN)
     elif column is not None:
         raise UserError(f"--text {column}: {file} has lines and no columns; records end in {', '.join(RECORD_ENDINGS)}")

@@ -77,18 +77,20 @@ def fit_law(law: Law, points: Points, draws: int = 1000, seed: int = 0) -> Fit:
         draws: number of bootstrap samples; 0 fits the points alone.
         seed: seed of the bootstrap.
     """
+    from threadpoolctl import threadpool_limits  # as `scipy.optimize` below
+
     count = len(points)
     guesses = law.initial_guesses()
     equal_weights = np.ones(count)
     first_values, _ = _huber_losses(law, points, equal_weights, guesses)
     lowest_first = np.argsort(first_values)
-    theta, value = _minimise(law, points, equal_weights, guesses[lowest_first[:MAX_GUESSES]])
-
     rng = np.random.default_rng(seed)
     multiplicities = rng.multinomial(count, np.full(count, 1 / count), draws).astype(float)
-    bootstrap = np.empty((draws, len(theta)))
-    for draw, weights in enumerate(multiplicities):
-        bootstrap[draw], _ = _minimise(law, points, weights, theta[None])
+    with threadpool_limits(1, user_api="blas"):
+        theta, value = _minimise(law, points, equal_weights, guesses[lowest_first[:MAX_GUESSES]])
+        bootstrap = np.empty((draws, len(theta)))
+        for draw, weights in enumerate(multiplicities):
+            bootstrap[draw], _ = _minimise(law, points, weights, theta[None])
     return Fit(law, theta, bootstrap, value * HUBER_DELTA, points)
 
 

@@ -56,13 +56,15 @@ def check_points(points: Points) -> None:
     """Refuse points that do not determine a law of N and D.
 
     Raises:
-        UserError: too few points, or too few different values of N or of D.
+        UserError: too few points, or too few different values of N, of D or of the loss.
     """
     count = len(points)
     if count < MIN_POINTS:
         raise UserError(
             f"{count} points are too few for a law of five constants; fit needs at least {MIN_POINTS}, with 3 sizes"
         )
+    if np.ptp(points.loss) == 0:
+        raise UserError(f"the {count} points have one loss, {points.loss[0]:.4g}, of which no law can be fitted")
     _check_distinct(points.parameters, "N, parameters")
     _check_distinct(points.tokens, "D, tokens")
 

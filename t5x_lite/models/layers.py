@@ -40,6 +40,7 @@ class WeightAxes:
         stacked: number of leading axes in `names` that number independent arrays (experts).
         active_share: share of those arrays that a token uses.
         learning_rate_scale: factor on the learning rate of Adam (µP).
+        is_linear: it is the matrix of a `Linear`, whose products `train.quantization` computes in 8 bits.
     """
 
     names: tuple[str, ...]
@@ -48,6 +49,7 @@ class WeightAxes:
     stacked: int = 0
     active_share: float = 1.0
     learning_rate_scale: float = 1.0
+    is_linear: bool = False
 
     def stack_depth(self, array: Array | jax.ShapeDtypeStruct) -> int:
         """Return how many leading axes of an array number independent arrays: layers, experts."""
@@ -153,6 +155,7 @@ class Linear(nnx.Module):
             (*expert_names, *names),
             len(inputs),
             learning_rate_scale=learning_rate_scale,
+            is_linear=True,
             **expert_axes,
         )
         if config.bias if bias is None else bias:

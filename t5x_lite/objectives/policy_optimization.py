@@ -40,6 +40,7 @@ class PolicyOptimization(Supervised):
 
     families: ClassVar[tuple[Family, ...]] = ("decoder",)
     roles: ClassVar[tuple[str, ...]] = ("prompt",)
+    optional_roles: ClassVar[tuple[str, ...]] = ("reference",)
     uses_head: ClassVar[bool] = False
     checks_records: ClassVar[bool] = True
     has_validation_loss: ClassVar[bool] = False

@@ -31,6 +31,7 @@ class Retrieval(Pooled):
 
     name: ClassVar[str] = "retrieval"
     roles: ClassVar[tuple[str, ...]] = ("query", "positive")
+    optional_roles: ClassVar[tuple[str, ...]] = ("negatives",)
     checks_records: ClassVar[bool] = True
     compares_rows: ClassVar[bool] = True
 

@@ -54,6 +54,7 @@ class Supervised(Objective):
 
     Class attributes:
         roles: columns that each record must have.
+        optional_roles: columns whose value may be null.
         flaw: the defect that makes a record unlearnable (see `learnable`), for a message; empty if there is none.
         uses_head: it learns the scores of a head, and not the model's own probabilities of tokens.
         checks_records: every record of a TFDS builder, too, is checked by `check_record` before a run begins.
@@ -62,6 +63,7 @@ class Supervised(Objective):
     families: ClassVar[tuple[Family, ...]] = ("encoder", "decoder")
     predicts_tokens: ClassVar[bool] = False
     roles: ClassVar[tuple[str, ...]]
+    optional_roles: ClassVar[tuple[str, ...]] = ()
     flaw: ClassVar[str] = ""
     uses_head: ClassVar[bool] = True
     checks_records: ClassVar[bool] = False

@@ -46,9 +46,13 @@ def initialize(cache_dir: str) -> None:
     Slurm, Open MPI, a TPU pod, GKE. `JAX_COMPILATION_CACHE_DIR` names another cache.
     """
     if "JAX_COORDINATOR_ADDRESS" in os.environ:
-        jax.distributed.initialize(
-            num_processes=int(os.environ["JAX_NUM_PROCESSES"]), process_id=int(os.environ["JAX_PROCESS_ID"])
-        )
+        processes = _read_number("JAX_NUM_PROCESSES")
+        process_id = _read_number("JAX_PROCESS_ID")
+        if not 0 <= process_id < processes:
+            raise UserError(
+                f"JAX_PROCESS_ID {process_id}: of {processes} processes (JAX_NUM_PROCESSES), counted from 0"
+            )
+        jax.distributed.initialize(num_processes=processes, process_id=process_id)
     elif _is_in_cluster():
         jax.distributed.initialize()
     _configure_simulated_devices()
@@ -59,10 +63,24 @@ def initialize(cache_dir: str) -> None:
         threading.Thread(target=_send_heartbeats, name="heartbeat", daemon=True).start()
 
 
+def _read_number(variable: str) -> int:
+    """Return the number that an environment variable holds.
+
+    Raises:
+        UserError: it is missing, or no number.
+    """
+    value = os.environ.get(variable)
+    if value is None:
+        raise UserError(f"JAX_COORDINATOR_ADDRESS is set, and {variable} is not; set both, or neither")
+    if not value.isdecimal():
+        raise UserError(f"{variable}={value} is not a number")
+    return int(value)
+
+
 def _is_in_cluster() -> bool:
     """Return whether this process is one of several that a cluster has started."""
     for name in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"):
-        if int(os.environ.get(name, "1")) > 1:
+        if name in os.environ and _read_number(name) > 1:
             return True
     if "," in os.environ.get("TPU_WORKER_HOSTNAMES", ""):
         return True

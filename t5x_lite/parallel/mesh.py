@@ -204,14 +204,33 @@ def batch_shapes(
     }
 
 
+def common_axes(shape: Sequence[int], parameter: Sequence[int], spec: PartitionSpec) -> PartitionSpec:
+    """Return how an array is sharded along the axes that it shares with a parameter.
+
+    Args:
+        shape: of the array, which lacks some axes of the parameter, or has several as one, as Adafactor's moments do.
+        parameter: shape of the parameter.
+        spec: how the parameter is sharded.
+    """
+    entries = [*spec, *[None] * (len(parameter) - len(spec))]
+    first = 0
+    while first < min(len(shape), len(parameter)) and shape[first] == parameter[first]:
+        first += 1
+    last = 0
+    while last < min(len(shape), len(parameter)) - first and shape[-1 - last] == parameter[-1 - last]:
+        last += 1
+    missing = [None] * (len(shape) - first - last)
+    return PartitionSpec(*entries[:first], *missing, *entries[len(parameter) - last :])
+
+
 def state_shardings(
     mesh: Mesh, axes: PyTree[WeightAxes], state: PyTree, init_optimizer: Callable[[PyTree], PyTree]
 ) -> PyTree[NamedSharding]:
     """Return the sharding of every array of a train state.
 
-    An array of the optimizer state that belongs to a parameter and has its shape is sharded like it (ZeRO: Rajbhandari
-    et al. 2020). States that are carried from batch to batch are sharded by row. Everything else, such as counts and
-    factored moments, is small and replicated.
+    An array of the optimizer state that belongs to a parameter is sharded like it (ZeRO: Rajbhandari et al. 2020); a
+    factored moment along the axes that it shares with the parameter. States that are carried from batch to batch are
+    sharded by row. Everything else, such as counts, is small and replicated.
 
     Args:
         mesh: the devices.
@@ -232,7 +251,9 @@ def state_shardings(
         arrays: PyTree, parameter: jax.ShapeDtypeStruct, sharding: NamedSharding
     ) -> PyTree[NamedSharding]:
         """Shard what an optimizer keeps for one parameter: one array, or several, or none if it is masked."""
-        return jax.tree.map(lambda array: sharding if array.shape == parameter.shape else everywhere, arrays)
+        return jax.tree.map(
+            lambda array: NamedSharding(mesh, common_axes(array.shape, parameter.shape, sharding.spec)), arrays
+        )
 
     param_shardings = shard_weights(state.params)
     carry_sharding = NamedSharding(mesh, PartitionSpec(None, LOGICAL_AXIS_RULES["batch"]))

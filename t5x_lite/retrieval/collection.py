@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from t5x_lite.data.files import strip_compression
+from t5x_lite.data.files import file_ending
 from t5x_lite.data.lines import read_lines
 from t5x_lite.data.record_files import stream_record_file
 from t5x_lite.errors import UserError
@@ -56,7 +56,7 @@ def read_collection(file: Path) -> Iterator[StoredPassage]:
         UserError: a file that cannot be read, or a record without a text; names the line.
     """
     check_collection(file)
-    if strip_compression(str(file)).suffix == ".txt":
+    if file_ending(str(file)) == ".txt":
         records = _read_text(file)
     else:
         records = stream_record_file(str(file))

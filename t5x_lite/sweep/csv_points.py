@@ -54,7 +54,9 @@ def read_csv(path: Path) -> SweepPoints:
         if "run" in columns:
             name = row[columns["run"]]
         _check_sizes(record, f"{path}:{line}")
-        if 0 < record["loss"] < math.inf:
+        if record["loss"] <= 0:
+            raise UserError(f"{path}:{line}: the loss must be above 0 (nats per token), found {record['loss']}")
+        if math.isfinite(record["loss"]):
             runs[name].append(record)
         else:
             left_out[name] = f"diverged: loss is {record['loss']}"

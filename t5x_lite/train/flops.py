@@ -68,7 +68,7 @@ def quantized_flops_per_example(model: ModelConfig, spec: ModelSpec, lengths: Ex
     shapes = flatten_names(spec.shapes)
     flops = 0.0
     for name, axes in flatten_names(spec.axes).items():
-        if _is_multiplied(model, name, axes) and not QUANTIZED_AXES.isdisjoint(axes.names):
+        if axes.is_linear and _is_multiplied(model, name, axes) and not QUANTIZED_AXES.isdisjoint(axes.names):
             flops += 6.0 * products_per_text(model, name, axes, shapes[name].shape, lengths)
     return lengths.texts * flops
 
@@ -102,8 +102,12 @@ def _tokens_through(model: ModelConfig, name: str, lengths: ExampleLengths) -> i
     """Return how many tokens of an example are multiplied with a weight; with shared layers once per layer."""
     if name == "discriminator.tokens.weight" and _has_other_output_table(model):
         return 0
+    depth = _depth_of_stack(model, name)
     name = name.removeprefix("generator.").removeprefix("discriminator.")
-    if name.startswith(("sentence.", "head.")):
+    if name.startswith("head."):
+        reads_tokens = name.startswith("head.mixer.") or (model.head is not None and model.head.pool == "none")
+        return lengths.tokens if reads_tokens else 1
+    if name.startswith("sentence."):
         return 1
     if name.startswith("tokens.") and model.characters is not None:
         return lengths.tokens * _places_of_filters(model.characters, name)
@@ -111,7 +115,7 @@ def _tokens_through(model: ModelConfig, name: str, lengths: ExampleLengths) -> i
         return lengths.predicted
     repeats = 1
     if model.shared_layers and ".stack.layers." in name:
-        repeats = model.count_repeats(model.layers) // model.shared_groups
+        repeats = model.count_repeats(depth) // model.shared_groups
     is_encoder = not name.startswith("decoder.") or model.family == "decoder"
     reads_encoder = ".cross_attention.key." in name or ".cross_attention.value." in name
     if is_encoder or reads_encoder:
@@ -123,6 +127,15 @@ def _tokens_through(model: ModelConfig, name: str, lengths: ExampleLengths) -> i
     if model.shared_stacks and ".cross_" not in name:
         tokens += lengths.tokens
     return repeats * tokens
+
+
+def _depth_of_stack(model: ModelConfig, name: str) -> int:
+    """Return the number of layers in the stack of a weight."""
+    if model.generator is not None and name.startswith("generator."):
+        return model.generator.layers
+    if model.family == "encoder_decoder" and name.startswith("decoder."):
+        return model.decoder_layers
+    return model.layers
 
 
 def _places_of_filters(characters: CharacterCNN, name: str) -> int:

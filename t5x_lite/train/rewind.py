@@ -101,7 +101,7 @@ def _early_state(dense: Run, step: int, mesh: Mesh, steps: Steps) -> tuple[Train
     if step == 0:
         if dense.config.adapt is None:
             return steps.create_state(), None
-        params, _ = initial_weights(dense.config, dense.spec, mesh)
+        params, _ = initial_weights(dense.config, dense.spec, mesh, _base_of(dense))
         return steps.create_state_from(params), None
     if step >= dense.config.train.steps:
         raise UserError(
@@ -111,6 +111,12 @@ def _early_state(dense: Run, step: int, mesh: Mesh, steps: Steps) -> tuple[Train
         restored = checkpoints.restore(replace(steps.state.saved(), masks={}), step)
     assert restored is not None
     return restored[1], restored[2]
+
+
+def _base_of(run: Run) -> BaseCheckpoint | None:
+    """Return the checkpoint that an adapted run has its first weights from, as its newest checkpoint says."""
+    with closing(run.checkpoints) as checkpoints:
+        return BaseCheckpoint.from_metadata(checkpoints.meta(max(checkpoints.steps())))
 
 
 def _masked(state: TrainState, masks: PyTree, steps: Steps) -> TrainState:

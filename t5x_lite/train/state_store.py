@@ -189,7 +189,8 @@ class StateStore:
             UserError: a version of the package that packs documents in another way has saved the checkpoint.
         """
         config = self._config
-        is_packed = config.data.packing == "documents" and not config.tasks
+        packings = {config.data.of_source(source).packing for source in config.data.sources}
+        is_packed = "documents" in packings and not config.tasks
         # Checkpoints without a version are from before documents were packed by best fit.
         is_changed = is_packed and metadata.get("plan_version", 1) != PLAN_VERSION
         if is_changed and not config.train.allow_changed_config:

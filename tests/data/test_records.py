@@ -21,7 +21,9 @@ from t5x_lite import tasks
 from t5x_lite.data.byte_tokenizer import Bytes
 from t5x_lite.data.files import open_tfds
 from t5x_lite.data.pipeline import training_batch
-from t5x_lite.data.records import TaskData, TaskRecords, open_task_data, read_task_records
+from t5x_lite.data.record_files import read_record_file
+from t5x_lite.data.records import TaskData, open_task_data
+from t5x_lite.data.task_records import TaskRecords, read_task_records
 from t5x_lite.data.training_data import PipelineSettings
 from t5x_lite.errors import UserError
 from t5x_lite.objectives import ExampleContext
@@ -387,3 +389,24 @@ def test_a_field_may_be_longer_than_pythons_limit(tmp_path: Path) -> None:
     (tmp_path / "train.csv").write_text(f"sentence,label\n{long},1\n")
     task = write_task(tmp_path / "sentences.yaml")
     assert read_task_records(task, load_config(tmp_path, task).data, "train")[0]["text"] == long
+
+
+@pytest.mark.parametrize("form", ["text", "head"])
+def test_a_null_in_a_record_is_refused(form: str, tmp_path: Path) -> None:
+    lines = [{"sentence": "good", "label": 1}, {"sentence": None, "label": 0}]
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    task = write_task(tmp_path / "nulls.yaml")
+    config = load_config(tmp_path, task, f"task_form={form}", "model.family=decoder")
+    with pytest.raises(
+        UserError, match=r"train.jsonl:2: task nulls: sentence is null; remove the record or complete it"
+    ):
+        open_tasks(config)
+
+
+def test_a_date_that_python_cannot_hold_is_named(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    when = pyarrow.array([2**52, -(2**52)], pyarrow.timestamp("ms"))
+    parquet.write_table(pyarrow.table({"sentence": ["a", "b"], "label": [0, 1], "at": when}), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"a.parquet: row group 0 has a value that cannot be read"):
+        read_record_file(str(tmp_path / "a.parquet"), ())

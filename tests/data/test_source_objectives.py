@@ -218,5 +218,5 @@ def test_objectives_of_different_features_are_refused(tiny_config: Path) -> None
 def test_an_objective_of_a_source_is_for_text(tiny_config: Path) -> None:
     mixture = "data.mixture=[{name: a, files: x.txt, objective: causal}]"
     overrides = ["tasks=[sst2]", "objective=text_to_text", "data.files=[]", mixture]
-    with pytest.raises(UserError, match=r"the objective of a source is for text"):
+    with pytest.raises(UserError, match=r"data.mixture is for text"):
         configuration.load(tiny_config, overrides)

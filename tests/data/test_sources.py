@@ -1,9 +1,11 @@
 """Documents from every kind of file, and the errors for files that cannot be read."""
 
 import gzip
+import io
 import json
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -260,3 +262,39 @@ def test_real_c4_pages(real_data: Path) -> None:
     assert all(texts)
     with pytest.raises(UserError, match="'trian'"):
         sources.units(source.model_copy(update={"split": "trian"}))
+
+
+def test_endings_in_capitals_are_those_in_small_letters(tmp_path: Path) -> None:
+    (tmp_path / "A.JSONL.GZ").write_bytes(gzip.compress(b'{"text": "one"}\n'))
+    (tmp_path / "B.Jsonl.ZST").write_bytes(zstd.compress(b'{"text": "two"}\n'))
+    assert read(tmp_path, "*") == ["one", "two"]
+
+
+def test_a_file_that_two_patterns_match_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a text")
+    source = SourceConfig.model_validate({"files": [str(tmp_path / "a.txt"), str(tmp_path / "*.txt")]})
+    with pytest.raises(UserError, match=r"a.txt is named by 2 patterns and would be read as often"):
+        sources.units(source)
+
+
+def test_a_null_is_named_with_its_record(tmp_path: Path) -> None:
+    """The third record of the file is the first of its second row group."""
+    table = pyarrow.table({"text": ["one", "two", None]})
+    parquet.write_table(table, tmp_path / "a.parquet", row_group_size=2)
+    with pytest.raises(UserError, match=r"a.parquet record 2: field 'text' is null; remove the record"):
+        read(tmp_path, "a.parquet", unit_bytes=1)
+    (tmp_path / "b.jsonl").write_text('{"text": "one"}\n{"text": null}\n')
+    with pytest.raises(UserError, match=r"b.jsonl:2: field 'text' is null; remove the record"):
+        read(tmp_path, "b.jsonl")
+
+
+def test_lines_of_samples_in_a_tar_file_are_read_once(tmp_path: Path) -> None:
+    pytest.importorskip("webdataset", reason="pip install -e '.[webdataset]'")
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for number in range(20):
+            content = f"first line of {number}\nsecond line of {number}\n".encode()
+            member = tarfile.TarInfo(f"{number:03}.txt")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    texts = read(tmp_path, "a.tar", field="txt", document="line", unit_bytes=2000)
+    assert len(texts) == len(set(texts)) == 20

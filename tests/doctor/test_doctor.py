@@ -102,3 +102,29 @@ def test_without_a_config_the_lines_are_aligned(capsys: pytest.CaptureFixture[st
         line = next(line for line in lines if line.startswith(f"  ok  {name} "))
         starts.add(line.index(str(installed.versions()[name])))
     assert len(starts) == 1
+
+
+def test_the_files_of_a_task_are_read_as_in_training(
+    tiny_config: Path, tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "sst2.tsv").write_text("sentence\tlabel\ngood\t1\n")
+    (tmp_path / "bad.tsv").write_text("text\tlabel\ngood\t1\n")
+    words = ["doctor", str(tiny_config), f"run_dir={tmp_path}/run", "tasks=sst2", f"adapt.from={tiny_run}", "--json"]
+    files = f"data.files={tmp_path}/{{task}}.tsv"
+    assert main([*words, files, f"data.validation_files={tmp_path}/sst2.tsv"]) == 0
+    checks = {check["name"]: check["detail"] for check in json.loads(capsys.readouterr().out)["checks"]}
+    assert checks["task sst2 files"] == "1 training and 1 validation files"
+    assert main([*words, files, f"data.validation_files={tmp_path}/bad.tsv"]) == 2
+    (problem,) = json.loads(capsys.readouterr().out)["problems"]
+    assert "bad.tsv:2: task sst2: no column 'sentence'" in problem
+
+
+def test_runs_that_a_run_reads_are_checked(
+    tiny_config: Path, tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.jsonl").write_text('{"prompt": "a"}\n')
+    words = [f"run_dir={tmp_path}/run", "tasks=prompts", "objective={grpo: {reward_run: nowhere, answer_len: 4}}"]
+    words += [f"adapt.from={tiny_run}", f"data.files={tmp_path}/a.jsonl", f"data.validation_files={tmp_path}/a.jsonl"]
+    assert main(["doctor", str(tiny_config), *words, "adapt.method=lora", "--json"]) == 2
+    (problem,) = json.loads(capsys.readouterr().out)["problems"]
+    assert problem.startswith("objective: nowhere: is not a run directory")

@@ -80,3 +80,37 @@ def test_evaluations_that_the_adapted_model_has_no_outputs_for_are_left_out(
 def test_a_run_that_adapts_none_is_refused(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", str(tiny_run), "--before"]) == 2
     assert "adapts no other run (its config has no `adapt`)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("method", ["prompt", "prefix"])
+def test_soft_tokens_forget_nothing(
+    method: str, tmp_path: Path, tiny_config: Path, tiny_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They come before the texts of a task, whose weights are those of the adapted run."""
+    task = {
+        "about": "a test",
+        "columns": {"text": "text", "label": "label"},
+        "objective": {"classify": {"labels": ["no", "yes"]}},
+        "inputs": "{text}",
+        "metrics": ["accuracy"],
+    }
+    (tmp_path / "task.yaml").write_text(json.dumps(task))
+    (tmp_path / "train.jsonl").write_text("".join(f'{{"text": "{n}", "label": {n % 2}}}\n' for n in range(8)))
+    words = [f"run_dir={tmp_path}/run", f"adapt.from={tiny_run}", f"adapt.method={{{method}: {{length: 3}}}}"]
+    words += [
+        f"tasks={tmp_path}/task.yaml",
+        "task_form=text",
+        "train.steps=2",
+        "eval.every_steps=2",
+        "train.seq_len=32",
+    ]
+    words += [f"data.{key}={tmp_path}/train.jsonl" for key in ("files", "validation_files")]
+    assert main(["train", str(tiny_config), *words]) == 0
+    assert main(["report", f"{tmp_path}/run", "--before", "--to", f"{tmp_path}/report.png"]) == 0
+    scores = json.loads((tmp_path / "run/before_after.json").read_text())
+    (loss,) = [score for score in scores if score["evaluation"] == "adapted run" and score["metric"] == "eval/loss"]
+    assert loss["before"] == loss["after"] == pytest.approx(lines(tiny_run)[-1]["eval/loss"], abs=1e-6)
+    # What the run scores and generates is read after them: a text without them has another probability.
+    model = t5x_lite.load(f"{tmp_path}/run")
+    base = t5x_lite.load(tiny_run)
+    assert model.score("the quick brown fox") != pytest.approx(base.score("the quick brown fox"), abs=1e-3)

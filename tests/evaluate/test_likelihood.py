@@ -15,29 +15,40 @@ from t5x_lite.parallel.mesh import make_mesh
 WINDOW = 8
 
 
+CONFIG = ModelConfig.model_validate({"layers": 1, "embed": 16, "heads": 2, "vocab": 30, "positions": "rotary"})
+SURGERY = Prompt(length=2).surgery
+SPEC = model_spec(CONFIG, SURGERY)
+
+
 @pytest.fixture(scope="module")
 def likelihood() -> Likelihood:
     """The likelihood of a decoder with two soft tokens."""
-    sizes = {"layers": 1, "embed": 16, "heads": 2, "vocab": 30, "positions": "rotary"}
-    config = ModelConfig.model_validate(sizes)
-    surgery = Prompt(length=2).surgery
-    params = init_params(config, jax.random.key(0), surgery)
-    return Likelihood(config, model_spec(config, surgery), params, make_mesh(MeshConfig()), batch_size=1)
+    params = init_params(CONFIG, jax.random.key(0), SURGERY)
+    mesh = make_mesh(MeshConfig())
+    return Likelihood(CONFIG, SPEC, params, mesh, batch_size=1, soft_prompt=np.array([-1, -2]))
 
 
 def test_long_inputs_keep_their_soft_tokens(likelihood: Likelihood) -> None:
     """A window of 8 has room for two soft tokens, four others and two of three targets: the last is not read."""
     targets = np.array([3, 4, 5])
     others = np.arange(10, 20)
-    long = np.concatenate([[-1, -2], others])
-    cut = np.concatenate([[-1, -2], others[-4:]])
-    without_soft_tokens = others[-6:]
-    scores = likelihood([(long, targets), (cut, targets), (without_soft_tokens, targets)], WINDOW)
-    assert scores[0] == scores[1]
-    assert scores[0].log_likelihood != pytest.approx(scores[2].log_likelihood, rel=1e-4)
+    long, cut = likelihood([(others, targets), (others[-4:], targets)], WINDOW)
+    assert long == cut
     assert likelihood.truncated_inputs == 1
+
+
+def test_soft_tokens_come_before_the_inputs_of_a_decoder(likelihood: Likelihood) -> None:
+    """By the logits of the model on the row of soft tokens, inputs and targets."""
+    inputs, targets = np.array([7, 8]), np.array([3, 4, 5])
+    (score,) = likelihood([(inputs, targets)], WINDOW)
+    assert likelihood.tokens_read((inputs, targets)) == 6
+    row = np.concatenate([[-1, -2], inputs, targets])
+    module = SPEC.model(likelihood.params)
+    log_probabilities = jax.nn.log_softmax(module.logits(module(row[None])))[0]
+    expected = sum(float(log_probabilities[place - 1, row[place]]) for place in (4, 5, 6))
+    assert score.log_likelihood == pytest.approx(expected, rel=1e-5)
 
 
 def test_soft_tokens_that_fill_the_window_are_refused(likelihood: Likelihood) -> None:
     with pytest.raises(UserError, match=r"the 2 ids before every prompt .* leave it no room in 2 tokens"):
-        likelihood([(np.array([-1, -2, 7]), np.arange(7))], WINDOW)
+        likelihood([(np.array([7]), np.arange(7))], WINDOW)

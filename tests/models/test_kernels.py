@@ -376,6 +376,23 @@ def test_each_platform_has_its_kernel_and_the_reason_is_given() -> None:
         choose_kernel(Dense(), required, "splash", "cpu")
 
 
+def test_splash_is_not_chosen_where_positions_are_known_at_run_time() -> None:
+    """As in a ring of the cache, whose keys are in order and begin at any position."""
+    required = KernelRequirements(256, 64, "bfloat16", causal=True, in_order=False, traced_positions=True)
+    kernel, reason = choose_kernel(Local(window=128), required, "auto", "tpu")
+    assert kernel == "xla"
+    assert "not splash: it needs positions that are known when the program is compiled" in reason
+
+
+def test_cudnn_is_not_chosen_for_rows_that_devices_share() -> None:
+    device = jax.sharding.AbstractDevice(device_kind="NVIDIA H200", num_cores=1, platform="gpu")
+    mesh = jax.sharding.AbstractMesh((1, 2), ("data", "context"), abstract_device=device)
+    required = KernelRequirements(2048, 64, "bfloat16", causal=True)
+    with jax.sharding.use_abstract_mesh(mesh):
+        kernel, reason = choose_kernel(Dense(), required, "auto", "gpu")
+    assert (kernel, reason) == ("flash", "not cudnn: it does not support rows that devices share (mesh.context)")
+
+
 def test_layers_of_one_kind_with_other_mixers_have_kernels_of_their_own() -> None:
     """Latent attention has wider keys than flash attention supports."""
     layers = [{}, {"mixer": {"latent_attention": {"rank": 16, "query_rank": None}}}]

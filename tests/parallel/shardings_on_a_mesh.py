@@ -76,8 +76,15 @@ def main() -> None:
     }
     check_state("adamw", moments)
     check_state("lamb", moments)
-    # The moments of a matrix are factored, and so of another shape; those of a bias are not.
-    check_state("adafactor", {"opt_state.1.1.layer.bias.v": bias})
+    # The moments of a matrix are factored: one has its rows, and one its columns. Those of a bias are not.
+    check_state(
+        "adafactor",
+        {
+            "opt_state.1.1.layer.bias.v": bias,
+            "opt_state.1.1.layer.weight.v_row": P(None, ("fsdp",)),
+            "opt_state.1.1.layer.weight.v_col": P(None, ("tensor",)),
+        },
+    )
     # Muon keeps a momentum of matrices, and Adam both moments of everything else.
     masked = "opt_state.1.1.inner_states"
     check_state(

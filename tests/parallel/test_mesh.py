@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 import pytest
-from jax.sharding import AbstractMesh, AxisType
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 from t5x_lite.config import RunConfig
 from t5x_lite.errors import UserError
@@ -17,7 +17,7 @@ from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.sharding import MESH_AXES
 from t5x_lite.models.spec import model_spec
 from t5x_lite.parallel.config import MeshConfig
-from t5x_lite.parallel.mesh import check_sharded, make_mesh
+from t5x_lite.parallel.mesh import check_sharded, common_axes, make_mesh
 from tests.conftest import REPOSITORY
 
 
@@ -169,3 +169,22 @@ def test_parameters_that_no_mesh_axis_divides_are_refused_by_name() -> None:
     # 258 · (2025 + 3096) weights, besides the biases.
     with pytest.raises(UserError, match=r"39\.4% of the parameters .*tokens\.weight \[1001, 258\]\)"):
         check(tensor=3)
+
+
+@pytest.mark.parametrize(
+    ("shape", "parameter", "spec", "expected"),
+    [
+        ((15, 64, 6144), (15, 64, 2080, 6144), (None, "expert"), (None, "expert", None)),
+        ((15, 64, 2080), (15, 64, 2080, 6144), (None, "expert"), (None, "expert", None)),
+        ((4, 512), (4, 512, 2048), (None, "fsdp", "tensor"), (None, "fsdp")),
+        ((4, 2048), (4, 512, 2048), (None, "fsdp", "tensor"), (None, "tensor")),
+        ((4, 512, 64), (4, 512, 8, 8), (None, "fsdp", "tensor"), (None, "fsdp", None)),
+        ((4, 512, 8, 8), (4, 512, 8, 8), (None, "fsdp", "tensor"), (None, "fsdp", "tensor", None)),
+        ((1,), (4, 512), (None, "fsdp"), (None,)),
+        ((), (4, 512), (None, "fsdp"), ()),
+    ],
+)
+def test_moments_are_sharded_along_the_axes_that_they_share_with_their_parameter(
+    shape: tuple[int, ...], parameter: tuple[int, ...], spec: tuple[str | None, ...], expected: tuple[str | None, ...]
+) -> None:
+    assert common_axes(shape, parameter, PartitionSpec(*spec)) == PartitionSpec(*expected)

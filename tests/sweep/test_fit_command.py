@@ -70,10 +70,15 @@ def test_fit_prints_tables_and_drops_the_highest_loss(table: Path, capsys: pytes
         (["fit", "runs.csv", "--budget", "-1"], "--budget and --run must be above 0"),
         (["fit", "runs.csv", "--drop-highest", "16"], "points are too few"),
         (["runs.csv", "--hurry"], "unknown option --hurry"),
+        (["fit", "equal.csv"], "the 7 points have one loss, 3, of which no law can be fitted"),
+        (["fit", "negative.csv"], "negative.csv:2: the loss must be above 0 (nats per token), found -3.0"),
         (["status", "runs.csv"], "there is no action 'status'; there are fit, eval, plot"),
     ],
 )
 def test_an_error_is_one_line(table: Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str) -> None:
+    for name, loss in (("equal", 3.0), ("negative", -3.0)):
+        rows = [f"{n}e6,{n + number}e7,{loss}" for number, n in enumerate((1, 1, 2, 2, 3, 3, 4))]
+        (table.parent / f"{name}.csv").write_text("\n".join(["n,d,loss", *rows]))
     assert main(["sweep", *words]) == 2
     output = capsys.readouterr()
     assert output.out == ""

@@ -9,7 +9,7 @@ from t5x_lite.objectives import Choice, Classify, Reward, Similarity
 from t5x_lite.objectives.objective import ExampleLengths
 from t5x_lite.objectives.supervised import Supervised
 from t5x_lite.planner.example import example_context
-from t5x_lite.train.flops import flops_per_example
+from t5x_lite.train.flops import flops_per_example, quantized_flops_per_example
 from tests.product_flops import count_product_flops, trace_gradient
 
 ROWS = 2
@@ -37,6 +37,16 @@ WHOLE_SQUARE = 1.0
             "span_corruption",
             WHOLE_SQUARE,
         ),
+        (
+            {
+                "family": "electra",
+                "outputs": ["detection"],
+                "shared_layers": True,
+                "generator": {"layers": 6, "embed": 64, "heads": 4},
+            },
+            "replaced_token",
+            WHOLE_SQUARE,
+        ),
         ({"attention_output_gate": True, "kv_heads": 2}, "causal", CAUSAL_SHARE),
         ({"pattern": [{"feedforward": "dense"}, {"feedforward": EXPERTS}]}, "causal", CAUSAL_SHARE),
         ({"pattern": [{"attention": {"local": {"window": 16}}}]}, "causal", None),
@@ -48,7 +58,17 @@ WHOLE_SQUARE = 1.0
         ({"pattern": [{"mixer": {"gated_deltanet": {"key_dim": 16, "chunk": 32}}}]}, "causal", None),
     ],
     ids=[
-        *("dense", "gated-grouped", "encoder", "encoder-decoder", "two-tables", "output-gate", "experts", "band"),
+        *(
+            "dense",
+            "gated-grouped",
+            "encoder",
+            "encoder-decoder",
+            "two-tables",
+            "shared-generator",
+            "output-gate",
+            "experts",
+            "band",
+        ),
         *("lstm", "gru", "rnn", "rg_lru", "mamba2", "gated_deltanet"),
     ],
 )
@@ -163,16 +183,36 @@ def test_flops_of_t5_by_hand() -> None:
     assert flops == 6 * weight_uses + 6 * 32 * 8 * targets + 12 * 8 * query_key_pairs
 
 
-@pytest.mark.parametrize("groups", [1, 2])
-def test_flops_of_shared_layers_count_every_pass(groups: int) -> None:
-    settings = {"layers": 4, "embed": 8, "heads": 2, "vocab": 32}
-    shared = ModelConfig.model_validate(settings | {"shared_layers": True, "shared_groups": groups})
-    separate = ModelConfig.model_validate(settings | {"shared_layers": False})
-    lengths = ExampleLengths(16, 16)
+@pytest.mark.parametrize(
+    "settings", [{"shared_groups": 1}, {"shared_groups": 2}, {"family": "encoder_decoder", "decoder_layers": 6}]
+)
+def test_flops_of_shared_layers_count_every_pass(settings: dict[str, object]) -> None:
+    sizes = {"layers": 4, "embed": 8, "heads": 2, "vocab": 32}
+    shared = ModelConfig.model_validate(sizes | settings | {"shared_layers": True})
+    separate = ModelConfig.model_validate(sizes | settings | {"shared_layers": False, "shared_groups": 1})
+    lengths = ExampleLengths(16, 16, 16)
     assert model_spec(shared).parameters < model_spec(separate).parameters
     assert flops_per_example(shared, model_spec(shared), lengths) == flops_per_example(
         separate, model_spec(separate), lengths
     )
+
+
+def test_a_head_on_every_token_counts_all_of_them() -> None:
+    """An encoder of width 8 with 9 scores of each of 16 tokens, or of one."""
+    settings = {"family": "encoder", "layers": 1, "embed": 8, "heads": 2, "vocab": 32, "outputs": []}
+    flops = {}
+    for pool in ("first", "none"):
+        config = ModelConfig.model_validate(settings | {"head": {"outputs": 9, "pool": pool}})
+        flops[pool] = flops_per_example(config, model_spec(config), ExampleLengths(16, 1))
+    assert flops["none"] - flops["first"] == 6 * 8 * 9 * 15
+
+
+def test_the_hidden_matrix_of_cells_keeps_its_type() -> None:
+    """Of an LSTM's products those with the input alone are of linear maps: 4 gates of 8 cells, of a width of 8."""
+    settings = {"layers": 1, "embed": 8, "heads": 2, "vocab": 32, "positions": "none", "feedforward": "none"}
+    config = ModelConfig.model_validate(settings | {"pattern": [{"mixer": {"lstm": {"hidden": [8]}}}]})
+    flops = quantized_flops_per_example(config, model_spec(config), ExampleLengths(16, 16))
+    assert flops == 6 * 16 * 8 * 4 * 8
 
 
 def test_flops_of_transformer_xl_by_hand() -> None:

@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Literal
 
 from t5x_lite.data.cleaning.text_filter import FilteredText, TextFilter
-from t5x_lite.data.files import READ_ERRORS, hash_files, match_files, open_file, strip_compression
+from t5x_lite.data.files import READ_ERRORS, file_ending, hash_files, match_files, open_file
 from t5x_lite.data.record_files import read_record_file
 from t5x_lite.data.record_text import missing_column
 from t5x_lite.errors import UserError
@@ -123,7 +123,7 @@ def _build_set(settings: Decontaminate, texts: list[str]) -> EvaluationSet:
 
 def _read_examples(settings: Decontaminate, path: str) -> Iterator[str]:
     """Yield the text of each example."""
-    if strip_compression(path).suffix == ".txt":
+    if file_ending(path) == ".txt":
         yield from _read_lines(path)
         return
     for location, record in read_record_file(path, settings.columns):

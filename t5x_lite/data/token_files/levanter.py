@@ -16,7 +16,7 @@ from pydantic import BaseModel, NonNegativeInt, ValidationError
 from t5x_lite.data.token_files.token_file import TokenFile, local_only
 from t5x_lite.errors import UserError
 from t5x_lite.files import read_json_object
-from t5x_lite.storage import file_status
+from t5x_lite.storage import file_status, tensorstore_location
 
 LEDGER_FILE = "shard_ledger.json"
 TOKENS = "input_ids"
@@ -107,7 +107,7 @@ def _read_borders(path: Path, documents: int) -> Int64[np.ndarray, "documents_an
 
 
 def _open_array(path: Path) -> tensorstore.TensorStore:
-    spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{path}/"}}
+    spec = {"driver": "zarr3", "kvstore": tensorstore_location(str(path))}
     try:
         array = tensorstore.open(spec, open=True, read=True).result()
     except ValueError as error:

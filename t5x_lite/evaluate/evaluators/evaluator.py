@@ -75,6 +75,13 @@ class Evaluator(Config):
         """Evaluate the model. All processes of a job call this at the same step."""
 
 
+def window_problems(subject: str, window: int | None, model: ModelConfig) -> Iterator[str]:
+    """Yield why a model cannot read so many tokens at once. `subject` begins the sentence."""
+    if window is not None and model.max_length is not None and window > model.max_length:
+        setting = model.positions.max_length_setting
+        yield f"{subject}: window {window} is larger than the model's {model.max_length} positions ({setting})"
+
+
 def token_problems(subject: str, model: ModelConfig) -> Iterator[str]:
     """Yield why a model gives texts no probability: it predicts no tokens. `subject` begins the sentence."""
     if model.family != "electra" and "tokens" not in model.outputs:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from t5x_lite.evaluate.demonstrations import DEMONSTRATIONS, Demonstrations
-from t5x_lite.evaluate.evaluators.evaluator import Evaluation, Evaluator, token_problems
+from t5x_lite.evaluate.evaluators.evaluator import Evaluation, Evaluator, token_problems, window_problems
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.retrieval.config import Passages
 from t5x_lite.schema import Int, OneOf, Strings, setting
@@ -31,6 +31,7 @@ class FewShot(Evaluator):
     def model_problems(self, model: ModelConfig) -> Iterator[str]:
         """Yield an error for a model that predicts no tokens."""
         yield from token_problems("few-shot tasks", model)
+        yield from window_problems("few-shot tasks", self.window, model)
         if self.demonstrations is not None:
             yield from self.demonstrations.model_problems(model)
 
@@ -39,7 +40,7 @@ class FewShot(Evaluator):
         from t5x_lite.evaluate.harness import FewShotPrompts, check_tasks, configure_tasks, load_tasks
 
         tasks = load_tasks(self.tasks, self._include_dir)
-        check_tasks(tasks, model)
+        check_tasks(tasks, model, self.window)
         configure_tasks(tasks, FewShotPrompts(self.num_fewshot, self.demonstrations, self.seed), self.limit)
         if self.passages is not None:
             from t5x_lite.retrieval.harness_tasks import check_questions

@@ -71,7 +71,7 @@ class Memorisation(Evaluator):
         if not pairs:
             longest = max(map(len, rows))
             raise UserError(f"{self.file}: no string has {length} tokens; the longest has {longest}")
-        scores = model.likelihood(pairs, model.resolve_window(length + len(model.bos_ids) - 1))
+        scores = model.likelihood(pairs, model.resolve_window(model.likelihood.tokens_read(pairs[0])))
         scored = [string for string, is_scored in zip(planted, is_long, strict=True) if is_scored]
         records = []
         scores_of_strings: list[Mapping[str, float]] = []

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from t5x_lite.errors import UserError
-from t5x_lite.evaluate.evaluators.evaluator import Evaluation, Evaluator
+from t5x_lite.evaluate.evaluators.evaluator import Evaluation, Evaluator, window_problems
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.schema import Int, setting
 
@@ -24,8 +24,10 @@ class Perplexity(Evaluator):
         """Yield an error for a model that is not a decoder."""
         if model.family != "decoder":
             yield f"perplexity of a text is for decoders; this model is of family {model.family}"
-        if self.window is not None and self.stride is not None and self.stride > self.window:
-            yield f"perplexity: stride {self.stride} is larger than the window, {self.window}"
+        yield from window_problems("perplexity", self.window, model)
+        window = self.window or model.max_length
+        if window is not None and self.stride is not None and self.stride > window:
+            yield f"perplexity: stride {self.stride} is larger than the window, {window}"
 
     def prepare(self, model: ModelConfig) -> None:
         """Check that the file exists."""

@@ -33,6 +33,9 @@ class Samples(Evaluator):
         """Yield an error for a model that does not generate."""
         if model.family not in {"decoder", "encoder_decoder"}:
             yield f"samples are for models that generate; this model is of family {model.family}"
+        if model.max_length is not None and self.tokens >= model.max_length:
+            positions = f"the model's {model.max_length} positions"
+            yield f"samples: tokens {self.tokens} leave no room for a prompt in {positions}"
 
     def run(self, model: "EvaluationModel") -> Evaluation:
         """Generate and save the texts."""

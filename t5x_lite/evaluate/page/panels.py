@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
 
-from t5x_lite.evaluate.curves import is_number, metric_series, smooth
+from t5x_lite.evaluate.curves import expert_loads, metric_series, smooth
 from t5x_lite.evaluate.mixture_curve import MixtureCurve
 from t5x_lite.evaluate.page.reported_run import ReportedRun
 from t5x_lite.evaluate.report import pending_forecast
@@ -134,23 +134,14 @@ def _expert_panels(runs: Sequence[ReportedRun]) -> list[Panel]:
     """Return a stack for each run with experts: bands that are equally wide when the load is balanced."""
     panels = []
     for run in runs:
-        loaded = [line for line in run.lines if is_number(line.get("tokens")) and _is_load(line.get("expert_load"))]
-        loaded = [line for line in loaded if len(line["expert_load"]) == len(loaded[0]["expert_load"])]
-        if not loaded:
+        tokens, load = expert_loads(run.lines)
+        if not len(load):
             continue
-        _, tokens = metric_series(loaded, "tokens")
-        load = np.array([line["expert_load"] for line in loaded], float)
         bands = []
         for expert, share in enumerate(load.T):
             bands.append(make_curve(-1, f"expert {expert}", tokens, smooth(share)))
         panels.append(Panel(f"{run.name}: share of the choices of each expert", bands, stacked=True))
     return panels
-
-
-def _is_load(value: Any) -> bool:
-    if not isinstance(value, list) or not value:
-        return False
-    return all(isinstance(share, int | float) for share in value)
 
 
 def _mixture_panel(name: str, mixture: MixtureCurve) -> Panel:

@@ -12,7 +12,7 @@ from t5x_lite import schema
 from t5x_lite.config import RunConfig
 from t5x_lite.data.mixture_file import read_mixture
 from t5x_lite.errors import UserError
-from t5x_lite.evaluate.curves import is_number, metric_records, read_metrics
+from t5x_lite.evaluate.curves import distinct_names, is_number, metric_records, read_metrics
 from t5x_lite.evaluate.mixture_curve import MixtureCurve
 from t5x_lite.files import read_json_object
 
@@ -93,17 +93,6 @@ def read_runs(folders: Sequence[Path]) -> list[ReportedRun]:
             )
         )
     return runs
-
-
-def distinct_names(folders: Sequence[Path]) -> list[str]:
-    """Return the names of folders, with as many of the folders above them as tell them apart."""
-    parts = [folder.absolute().parts for folder in folders]
-    longest = max(len(part) for part in parts)
-    for depth in range(1, longest + 1):
-        names = ["/".join(part[-depth:]).lstrip("/") for part in parts]
-        if len(set(names)) == len(set(parts)):
-            break
-    return names
 
 
 def _read_settings(folder: Path) -> dict[str, object]:

@@ -133,12 +133,24 @@ def chunked_attention(inputs: AttentionInputs, allowed: AllowedPairs) -> Partial
     def chunks(x: Array) -> Array:
         return jnp.moveaxis(split_axis(x, 1, count, size), 1, 0)
 
+    # The gradients of keys and values are sums over all chunks, which bfloat16 cannot hold.
+    key = inputs.key.astype(jnp.float32)
+    value = inputs.value.astype(jnp.float32)
+
     @jax.checkpoint
     def compute_chunk(chunk: tuple[Array, Array, ArraysByRow, Array | None]) -> PartialAttention:
         query, index, by_row, dropout_key = chunk
         queries = TokenPositions(index, **by_row, spacing=spacing)
         context = replace(inputs.context, queries=queries, self_attention=False, bias=None)
-        return dense_attention(replace(inputs, query=query, context=context, dropout_key=dropout_key), allowed)
+        chunk_inputs = replace(
+            inputs,
+            query=query,
+            key=key.astype(inputs.key.dtype),
+            value=value.astype(inputs.value.dtype),
+            context=context,
+            dropout_key=dropout_key,
+        )
+        return dense_attention(chunk_inputs, allowed)
 
     dropout_keys = None
     if inputs.dropout_key is not None:

@@ -357,6 +357,7 @@ class KernelRequirements:
         content_bias: position encodings add a bias that depends on the content of queries and keys.
         memory: keys are those of the row and of tokens of the batch before.
         rank: an order of factorisation hides keys.
+        traced_positions: the positions of queries are known when the program runs, as in a cache.
     """
 
     length: int
@@ -374,6 +375,7 @@ class KernelRequirements:
     content_bias: bool = False
     memory: bool = False
     rank: bool = False
+    traced_positions: bool = False
 
 
 def attention_mask(allowed: AllowedPairs, context: AttentionContext) -> Bool[Array, "b l m"]:

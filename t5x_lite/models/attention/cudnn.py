@@ -5,7 +5,7 @@ from jaxtyping import Array, Float
 
 from t5x_lite.models.attention.context import AttentionInputs, KernelRequirements, attention_mask
 from t5x_lite.models.attention.kinds import AttentionKind, Dense
-from t5x_lite.models.sharding import GPU_PLATFORMS
+from t5x_lite.models.sharding import GPU_PLATFORMS, constrain, head_axis, num_shards
 
 
 def unsupported_reason(kind: AttentionKind, required: KernelRequirements, platform: str) -> str | None:
@@ -14,6 +14,8 @@ def unsupported_reason(kind: AttentionKind, required: KernelRequirements, platfo
         return f"it is for NVIDIA GPUs, not for {platform}"
     if not required.self_attention:
         return "it supports self-attention only"
+    if num_shards("length") > 1:
+        return "it does not support rows that devices share (mesh.context)"
     if required.bias:
         return "it does not support positions that add a bias to the scores"
     if required.dropout:
@@ -41,10 +43,13 @@ def attention(inputs: AttentionInputs, kind: AttentionKind) -> Float[Array, "b l
     mask = None
     if not (context.queries.single_segment and context.keys.single_segment):
         mask = attention_mask(kind.allowed, context)[:, None]
+    # The kernel wants all three sharded alike: by heads only if the devices share the heads of keys too.
+    heads = head_axis(inputs.key.shape[2])
+    query, key, value = (constrain(x, "batch", None, heads, None) for x in (inputs.query, inputs.key, inputs.value))
     return jax.nn.dot_product_attention(
-        inputs.query,
-        inputs.key,
-        inputs.value,
+        query,
+        key,
+        value,
         mask=mask,
         scale=inputs.settings.scale,
         is_causal=context.causal,

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
@@ -109,6 +110,7 @@ def kernel_requirements(inputs: AttentionInputs) -> KernelRequirements:
         sinks=context.sinks is not None,
         content_bias=context.content_bias is not None,
         rank=context.queries.rank is not None,
+        traced_positions=isinstance(context.queries.index, jax.Array),
     )
 
 

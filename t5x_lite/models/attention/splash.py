@@ -41,6 +41,8 @@ def unsupported_reason(kind: AttentionKind, required: KernelRequirements, platfo
         return "it does not support attention dropout"
     if required.prefix:
         return "it does not support a prefix that is attended to both ways"
+    if required.traced_positions:
+        return "it needs positions that are known when the program is compiled"
     return None
 
 

@@ -62,7 +62,7 @@ class RecurrentLayer(nnx.Module):
             starts_anew = jnp.zeros_like(continues[:, :1])
             continues = jnp.concatenate([continues[:, 1:], starts_anew], axis=1)
         # Weights lie whole on a device while the tokens pass: it would gather them again for each.
-        matrix = constrain(self.hidden[...].astype(self.dtype), None, None, "mlp")
+        matrix = constrain(self.hidden[...], None, None, "mlp")
         matrix = dropout(matrix, self.kind.weight_dropout, key)
         bias = 0.0 if self.hidden_bias is None else self.hidden_bias[...]
 
@@ -71,7 +71,8 @@ class RecurrentLayer(nnx.Module):
         ) -> tuple[MixerState, Float[Array, "b o"]]:
             token, is_continued = inputs
             state = {name: jnp.where(is_continued[:, None], value, 0) for name, value in state.items()}
-            from_output = jnp.einsum("bo,ogc->bgc", state["h"].astype(self.dtype), matrix)
+            # Converted here, so that the gradients of all tokens are summed in float32.
+            from_output = jnp.einsum("bo,ogc->bgc", state["h"].astype(self.dtype), matrix.astype(self.dtype))
             state = self.kind.step(token.astype(jnp.float32), from_output.astype(jnp.float32) + bias, state)
             if self.projection is not None:
                 state["h"] = clip(self.projection(state["h"]).astype(jnp.float32), self.kind.projection_clip)

@@ -1,5 +1,6 @@
 """Cosine decay (Loshchilov & Hutter 2017)."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 from t5x_lite.arrays import Array
@@ -18,6 +19,14 @@ class Cosine(Schedule):
         le=1,
         source="Brown et al. 2020, B: 260B of 300B tokens",
     )
+
+    def warmup_problems(self, warmup_steps: int, steps: int) -> Iterator[str]:
+        """Yield an error if the decay ends before the warm-up does."""
+        if self.decay_end < 1 and warmup_steps >= self.decay_end * steps:
+            yield (
+                f"optimizer.warmup_steps {warmup_steps} leaves no step for the decay, which ends at the share "
+                f"{self.decay_end} (optimizer.schedule.cosine.decay_end) of train.steps {steps}"
+            )
 
     def factor(self, count: Array, horizon: Horizon) -> Array:
         """Return final + (1 - final) (1 + cos πp) / 2, p from 0 to 1."""

@@ -1,6 +1,7 @@
 """The interface of a learning-rate schedule."""
 
 from abc import abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from t5x_lite.arrays import Array
@@ -39,6 +40,15 @@ class Schedule(Config):
         None if there is no such phase. Runs of several lengths can share the steps before the decay.
         """
         return None
+
+    def warmup_problems(self, warmup_steps: int, steps: int) -> Iterator[str]:
+        """Yield why the schedule has no room for a warm-up, which is not longer than the run.
+
+        Args:
+            warmup_steps: steps of the warm-up.
+            steps: steps of the run.
+        """
+        yield from ()
 
     @abstractmethod
     def factor(self, count: Array, horizon: Horizon) -> Array:

@@ -1,5 +1,6 @@
 """Warm-up, stable rate, decay (Hu et al. 2024, §4.2; Hägele et al. 2024, §3)."""
 
+from collections.abc import Iterator
 from typing import Literal
 
 from t5x_lite.arrays import Array
@@ -20,6 +21,14 @@ class WarmupStableDecay(Schedule):
     def decay_share(self) -> float | None:
         """Return `decay`."""
         return self.decay
+
+    def warmup_problems(self, warmup_steps: int, steps: int) -> Iterator[str]:
+        """Yield an error if the decay begins before the warm-up ends."""
+        if warmup_steps > (1 - self.decay) * steps:
+            yield (
+                f"optimizer.warmup_steps {warmup_steps} overlaps the decay, which takes the share {self.decay} "
+                f"(optimizer.schedule.wsd.decay) at the end of train.steps {steps}"
+            )
 
     def factor(self, count: Array, horizon: Horizon) -> Array:
         """Return 1 before the decay, and then 1 - (1 - final) x or 1 - (1 - final) sqrt(x)."""
