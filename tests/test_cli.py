@@ -80,6 +80,11 @@ def test_plan_refuses_slices_that_the_devices_do_not_have(capfd: pytest.CaptureF
         (["generate", "runs/a", "--prompt", "a", "--quantization", "int4"], "'int4' is none of int8"),
         (["generate", "runs/a"], "generate: one of the arguments --prompt --chat --chat-file is required"),
         (["train"], "train: CONFIG is missing; give a YAML file, or the name of a shipped config"),
+        (["eval", "runs/a", "text=a", "text=b"], "eval: text= is given twice; remove one of them"),
+        (["eval", "runs/a", "memorisation="], "eval: memorisation= is empty"),
+        (["eval", "runs/a", "text=missing.txt"], "eval: text=missing.txt: there is no such file"),
+        (["eval", "runs/a", "tasks=x", "seed=99999999999"], "seed=99999999999: expected at most 2147483647"),
+        (["generate", "runs/a", "--chat-file", "no.jsonl"], "--chat-file no.jsonl: there is no such file"),
         (["plan"], "plan: the following arguments are required: CONFIG; see t5x-lite plan --help"),
     ],
 )

@@ -163,3 +163,12 @@ def test_settings_that_do_not_work_are_refused(
 ) -> None:
     assert main(["train", str(tiny_config), override]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_a_damaged_number_of_a_run_is_replaced(tmp_path: Path) -> None:
+    config = LocalCheckpointConfig(folder=str(tmp_path / "local"))
+    (tmp_path / "run_id").write_text("")
+    with jax.set_mesh(make_mesh(MeshConfig())):
+        folder = open_local_checkpoints(config, "run", tmp_path).folder
+        assert open_local_checkpoints(config, "run", tmp_path).folder == folder
+    assert len((tmp_path / "run_id").read_text()) == 32

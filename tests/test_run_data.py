@@ -139,3 +139,9 @@ def test_another_model_than_that_of_the_run_is_named(tiny_run: Path, caplog: pyt
     caplog.clear()
     open_run(tiny_run, ["mesh.data=1", "eval.batch_size=2"])
     assert not caplog.text
+
+
+def test_a_cache_may_be_named_by_the_folder_above(tiny_config: Path, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    assert main(["prepare", str(tiny_config), f"data.cache_dir={tmp_path}/a/../cache"]) == 0
+    assert list((tmp_path / "cache").glob("text-*/corpus.json"))

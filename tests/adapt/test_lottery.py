@@ -3,6 +3,8 @@
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,7 +16,8 @@ from t5x_lite.adapt.lottery import Lottery, magnitude_masks
 from t5x_lite.cli import main
 from t5x_lite.parallel.mesh import make_mesh
 from t5x_lite.run_dir import open_run
-from t5x_lite.train.rewind import RewoundState, rewind
+from t5x_lite.run_weights import BaseCheckpoint
+from t5x_lite.train.rewind import RewoundState, _base_of, rewind
 from t5x_lite.train.steps import Steps, make_steps
 from t5x_lite.trees import flatten_names
 from tests.conftest import lines
@@ -230,3 +233,12 @@ def test_biases_norms_and_embeddings_have_no_masks(rounds: list[Path]) -> None:
     for name, axes in flatten_names(spec.axes).items():
         is_matrix = ".layers." in name and name.endswith(".weight")
         assert Lottery().prunes(name, axes) == is_matrix, name
+
+
+def test_first_weights_of_an_adapted_run_are_those_that_it_began_with() -> None:
+    """The run that it adapted may have gone on."""
+    base = {"step": 6, "fingerprint": "9155e14401227822"}
+    metadata = {4: {"base": None}, 12: {"base": base}}
+    checkpoints = SimpleNamespace(steps=lambda: [4, 12], meta=metadata.__getitem__, close=lambda: None)
+    run: Any = SimpleNamespace(checkpoints=checkpoints)
+    assert _base_of(run) == BaseCheckpoint(step=6, fingerprint="9155e14401227822")

@@ -17,10 +17,12 @@ from t5x_lite.data import vocabulary
 from t5x_lite.data.corpus import Corpus
 from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.data.tokenizer_config import Unigram
+from t5x_lite.decode import fill
 from t5x_lite.decode.beam import Beam
+from t5x_lite.decode.command import GenerationRequest, print_results
 from t5x_lite.decode.generate import Generator, TokenIds, truncate_prompt, write_stream
 from t5x_lite.decode.logit_rules import apply_repetition_penalty, mark_tokens, resolve_bias
-from t5x_lite.decode.sampling import Sampling, sample_token
+from t5x_lite.decode.sampling import Sampling, default_tokens, sample_token
 from t5x_lite.errors import UserError
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.spec import init_params, model_spec
@@ -373,3 +375,61 @@ def test_another_step_can_be_loaded_and_a_missing_step_is_named(tiny_run: Path) 
         t5x_lite.load(tiny_run, step=9)
     with pytest.raises(UserError, match="is not a run directory"):
         t5x_lite.load(tiny_run.parent)
+
+
+@pytest.mark.parametrize(("positions", "tokens"), [(None, 128), (2048, 128), (129, 128), (128, 64), (2, 1)])
+def test_without_a_number_of_tokens_there_is_room_for_a_prompt(positions: int | None, tokens: int) -> None:
+    assert default_tokens(positions) == tokens
+
+
+def test_a_model_of_few_positions_generates_without_options(tiny_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of 32 positions."""
+    assert main(["generate", str(tiny_run), "--prompt", "the"]) == 0
+    assert capsys.readouterr().out.startswith("the")
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_seeds_that_would_draw_the_text_of_another_are_refused(seed: int) -> None:
+    with pytest.raises(UserError, match=r"seed must be from 0 to 2\^32 - 1"):
+        Sampling(seed=seed)
+
+
+def test_batches_of_prompts_give_the_texts_of_one_batch(model: Model) -> None:
+    prompts = ["the quick", "brown fox", "jumps", "over the lazy"]
+    sampling = Sampling(4, seed=3)
+    small: Any = SimpleNamespace(generator=model.generator, eval_batch_size=1)
+    assert list(fill._generate_in_batches(small, prompts, sampling)) == model.generator.generate(prompts, sampling)
+
+
+def test_each_prompt_is_filled_or_continued(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    decoded_with = []
+
+    def fill_spans(model: object, text: str, decoding: Sampling) -> list[str]:
+        decoded_with.append(decoding.temperature)
+        return ["x"]
+
+    monkeypatch.setattr(fill, "fill_spans", fill_spans)
+    model: Any = SimpleNamespace(
+        config=SimpleNamespace(model=SimpleNamespace(family="encoder_decoder", max_length=None, is_encoder_only=False)),
+        tokenizer=SimpleNamespace(special={"<extra_id_0>": 9}, sentinels=lambda: (9,)),
+        generator=SimpleNamespace(generate=lambda prompts, decoding, streams: [" and on" for _ in prompts]),
+        eval_batch_size=8,
+    )
+    prompts = ["a <extra_id_0> b <extra_id_0>", "no sentinel"]
+    for settings in ({}, {"temperature": 0.9}):
+        decoding = Sampling(**settings)
+        request = GenerationRequest(prompts, [], None, None, settings, decoding, None)
+        print_results(model, request)
+        assert capsys.readouterr().out == "a [x] b [x]\n\nno sentinel and on\n\n"
+    assert decoded_with == [0.0, 0.9]
+
+
+def test_texts_may_be_one_text_and_must_not_be_none(model: Model) -> None:
+    assert model.score("the quick") == model.score(["the quick"])
+    np.testing.assert_array_equal(model.embed("the quick"), model.embed(["the quick"]))
+    assert model.generate([]) == []
+    for call in (lambda: model.embed([]), lambda: model.logits([]), lambda: model.embed(["a"], layer=[])):
+        with pytest.raises(UserError):
+            call()

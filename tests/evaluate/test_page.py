@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from t5x_lite.cli import main
+from t5x_lite.evaluate.curves import distinct_names, expert_loads
 from t5x_lite.evaluate.page.page import write_page
 from t5x_lite.evaluate.page.panels import MOST_POINTS, make_curve
-from t5x_lite.evaluate.page.reported_run import distinct_names
+from t5x_lite.evaluate.report import draw_report
 
 ATTACK = "</script><img src=x onerror=alert(1)>&\u2028"
 
@@ -156,6 +157,16 @@ def test_a_long_curve_is_drawn_as_means_of_neighbours() -> None:
 def test_runs_of_the_same_name_are_told_apart_by_their_folders() -> None:
     assert distinct_names([Path("/a/x/run"), Path("/a/y/run")]) == ["x/run", "y/run"]
     assert distinct_names([Path("/a/one"), Path("/b/two")]) == ["one", "two"]
+
+
+def test_a_line_without_the_load_of_experts_is_left_out_of_it(tmp_path: Path) -> None:
+    load = {"expert_load": [0.25, 0.75], "dropped_tokens": 0.125}
+    lines = [{**line, **load} for line in metrics(4)]
+    del lines[1]["expert_load"]
+    tokens, loads = expert_loads(lines)
+    assert tokens.tolist() == [100, 300, 400]
+    assert loads.tolist() == [[0.25, 0.75]] * 3
+    assert draw_report([write_run(tmp_path / "run", {}, lines)], tmp_path / "report.png").is_file()
 
 
 def test_a_report_is_a_picture_and_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,6 +17,8 @@ import pytest
 from jaxtyping import Int
 
 from t5x_lite.cli import main
+from t5x_lite.errors import UserError
+from t5x_lite.parallel import distributed
 from tests.conftest import REPOSITORY, lines
 
 FAULTY_PROCESS = Path(__file__).with_name("faulty_process.py")
@@ -380,3 +382,21 @@ def test_a_checkpoint_folder_that_cannot_be_written_ends_all_processes(tiny_conf
 def test_the_three_options_of_a_process_belong_together(tiny_config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", str(tiny_config), "--coordinator", "127.0.0.1:1", "--num-processes", "2"]) == 2
     assert "belong together" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({}, "JAX_COORDINATOR_ADDRESS is set, and JAX_NUM_PROCESSES is not; set both, or neither"),
+        ({"JAX_NUM_PROCESSES": "two", "JAX_PROCESS_ID": "0"}, "JAX_NUM_PROCESSES=two is not a number"),
+        ({"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "2"}, "JAX_PROCESS_ID 2: of 2 processes"),
+    ],
+)
+def test_numbers_of_processes_that_are_none_are_refused(
+    environment: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "localhost:1")
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=message):
+        distributed.initialize("cache")
