@@ -147,7 +147,7 @@ def test_a_resolved_config_repeats_the_run(small: Path) -> None:
         ("model.pattern=[]", ("`model.pattern` is []: expected a list with at least 1 item",)),
         ("data.validation_split=test", ("validation_split=test is for TFDS and data sets of the Hub",)),
         ("data.split=test", ("split=test is for TFDS and data sets of the Hub",)),
-        ("data.mixture=[{name: ../a, files: x}]", ("mixture name '../a' is part of the names of folders",)),
+        ("data.mixture=[{name: ../a, files: x}]", ("mixture name '../a' is part of the name of a folder",)),
         (
             "optimizer={warmup_steps: 4, schedule: {cosine: {decay_end: 0.1}}}",
             ("warmup_steps 4 leaves no step for the decay", "optimizer.schedule.cosine.decay_end"),

@@ -67,8 +67,9 @@ def _checks(config: RunConfig) -> Iterator[tuple[str, Callable[[], str]]]:
         yield "distillation.teacher", partial(check_source_run, config.distillation.teacher)
     for source in config.method.sources:
         yield "adapt.method", partial(check_source_run, source)
-    for source in config.objective.sources if config.objective is not None else ():
-        yield "objective", partial(check_source_run, source)
+    if config.objective is not None:
+        for source in config.objective.sources:
+            yield "objective", partial(check_source_run, source)
     yield "run_dir", partial(check_folder, str(config.run_dir))
     yield "data.cache_dir", partial(check_folder, config.data.cache_dir)
     if config.checkpoint.folder is not None:
