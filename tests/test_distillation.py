@@ -110,9 +110,9 @@ def test_decoders_and_encoder_decoders_are_distilled(
 ) -> None:
     """A student that is its teacher has no soft loss; one of half the layers has."""
     steps = ["train.steps=2", "checkpoint.every_steps=2", "eval.every_steps=2"]
-    command = ["train", str(tiny_config), *steps, "tokenizer.unigram={vocab: 330, extra_ids: 20}", *settings]
+    command = ["train", str(tiny_config), *steps, *settings]
     folder = tmp_path / "teacher"
-    assert main([*command, f"run_dir={folder}"]) == 0
+    assert main([*command, f"run_dir={folder}", "tokenizer.unigram={vocab: 330, extra_ids: 20}"]) == 0
     adapted = [*command, f"adapt.from={folder}", f"distillation.teacher={folder}"]
     assert main([*adapted, f"run_dir={tmp_path / 'copy'}"]) == 0
     first = lines(tmp_path / "copy")[0]

@@ -231,7 +231,7 @@ def test_a_prefix_language_model_reads_its_context_both_ways(tmp_path: Path, tas
     keys = jax.random.split(jax.random.key(1), len(leaves))
     leaves = [x + 0.3 * jax.random.normal(key, x.shape) for x, key in zip(leaves, keys, strict=True)]
     params = jax.tree.unflatten(tree, leaves)
-    write_run(tmp_path / "run", config, "causal", params, tokenizer)
+    write_run(tmp_path / "run", config, "prefix", params, tokenizer)
     model = t5x_lite.load(tmp_path / "run")
     context = tokenizer.encode("the quick brown fox")
     continuation = tokenizer.encode(" jumps over")
