@@ -177,8 +177,8 @@ class Model:
         * An encoder_decoder scores the token after each of `decoder_tokens`, which begin with 0.
         * ELECTRA's discriminator returns `[batch, length]`: above 0 where a token seems to be replaced.
 
-        Without a `mask`, all tokens are text. With one, `[batch, length]` like `tokens`, those where it is 0 are
-        padding, which no text attends to.
+        The tokens of a run with a soft prompt begin with `soft_prompt_ids`. Without a `mask`, all tokens are text. With
+        one, `[batch, length]` like `tokens`, those where it is 0 are padding, which no text attends to.
 
         Raises:
             UserError: more tokens than the model has positions; `decoder_tokens` missing or not wanted; a mask of

@@ -101,14 +101,12 @@ class TaskSpec(Config):
         """Return all right targets of a record in text form, at least one.
 
         Raises:
-            UserError: the record's list of targets is empty.
+            ValueError: the record's list of targets is empty; the caller names the record.
         """
         if self._has_several_targets(record):
             (role,) = roles_in(self.targets)
             if not record[role]:
-                raise UserError(
-                    f"a record of the task has an empty list {role!r}, which is its target; give one or more"
-                )
+                raise ValueError(f"its list {role!r}, the target, is empty; give one or more")
             return [str(target) for target in record[role]]
         return [_fill(self.targets, record)]
 

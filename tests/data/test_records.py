@@ -410,3 +410,12 @@ def test_a_date_that_python_cannot_hold_is_named(tmp_path: Path) -> None:
     parquet.write_table(pyarrow.table({"sentence": ["a", "b"], "label": [0, 1], "at": when}), tmp_path / "a.parquet")
     with pytest.raises(UserError, match=r"a.parquet: row group 0 has a value that cannot be read"):
         read_record_file(str(tmp_path / "a.parquet"), ())
+
+
+def test_a_record_of_a_text_task_without_a_target_is_named(tmp_path: Path) -> None:
+    lines = [{"sentence": "a", "answers": ["b"]}, {"sentence": "c", "answers": []}]
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    columns = {"text": "sentence", "answers": "answers"}
+    task = write_task(tmp_path / "open.yaml", columns=columns, objective="text_to_text", targets="{answers}")
+    with pytest.raises(UserError, match=r"train.jsonl:2: task open: its list 'answers', the target, is empty"):
+        open_tasks(load_config(tmp_path, task))
