@@ -1,6 +1,6 @@
 """A trained model as a Python object: `t5x_lite.load(RUN)`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -14,10 +14,11 @@ from numpy.typing import ArrayLike
 from t5x_lite.config import RunConfig
 from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.data.training_data import TrainingData
+from t5x_lite.decode.beam import Beam
 from t5x_lite.decode.chat import Chat, chat_prompts, check_chat
 from t5x_lite.decode.fill import Candidates, fill_masks
 from t5x_lite.decode.generate import Generator, decoding_settings
-from t5x_lite.decode.sampling import default_tokens
+from t5x_lite.decode.sampling import Sampling, default_tokens
 from t5x_lite.errors import UserError
 from t5x_lite.evaluate import embed as embedding
 from t5x_lite.evaluate import score as scoring
@@ -284,8 +285,7 @@ class Model:
 
         `settings` are those of `decode.sampling.Sampling`, or of `decode.beam.Beam` for beam search.
         """
-        settings.setdefault("tokens", default_tokens(self.config.model.max_length))
-        return self.generator.generate(_as_list(prompts), decoding_settings(**settings))
+        return self.generator.generate(_as_list(prompts), self._decoding(settings))
 
     def chat(self, conversations: Sequence[Chat], **settings: Any) -> list[str]:
         """Return the assistant's next turn in each conversation.
@@ -297,7 +297,10 @@ class Model:
             chats = [check_chat(messages) for messages in conversations]
         except ValueError as error:
             raise UserError(f"chat: {error}") from None
-        return self.generator.generate(chat_prompts(self, chats), decoding_settings(**settings))
+        return self.generator.generate(chat_prompts(self, chats), self._decoding(settings))
+
+    def _decoding(self, settings: Mapping[str, Any]) -> Sampling | Beam:
+        return decoding_settings(**{"tokens": default_tokens(self.config.model.max_length), **settings})
 
     def fill(self, text: str, count: int = 5) -> list[Candidates]:
         """Return the likeliest tokens with their probabilities for each [MASK] of a text, predicted by an encoder."""

@@ -49,14 +49,7 @@ def build_parser() -> CommandParser:
 
 def _add_train(commands: Commands) -> None:
     parser = _add_command(commands, "train", "pretrain or adapt a model, or resume a run that has checkpoints")
-    parser.add_argument(
-        "config",
-        metavar="CONFIG",
-        nargs="?",
-        type=_local_path,
-        help="YAML file of a run, or the name of a shipped config such as quickstart",
-    )
-    _add_overrides(parser)
+    _add_config_arguments(parser, nargs="?")  # `--help-config` needs none
     parser.add_argument("--help-config", action="store_true", help="list every setting and exit")
     parser.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0 of a job with many processes")
     parser.add_argument("--num-processes", type=int, help="number of processes of the job")
@@ -297,10 +290,11 @@ def _add_command(commands: Commands, name: str, summary: str) -> CommandParser:
     return parser
 
 
-def _add_config_arguments(parser: argparse.ArgumentParser) -> None:
+def _add_config_arguments(parser: argparse.ArgumentParser, nargs: str | None = None) -> None:
     parser.add_argument(
         "config",
         metavar="CONFIG",
+        nargs=nargs,
         type=_local_path,
         help="YAML file of a run, or the name of a shipped config such as quickstart",
     )

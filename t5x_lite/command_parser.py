@@ -15,14 +15,14 @@ class CommandParser(argparse.ArgumentParser):
         """Print an error and exit with code 2."""
         program, _, command = self.prog.partition(" ")
         where = f"{command}: " if command else ""
+        hint = f"; see {self.prog} --help"
         refused = re.search(r"argument (.+): invalid choice: '(.*)' \(choose from (.*)\)", message)
-        hint = ""
         if refused is not None:
             argument, value, listed = refused.groups()
             choices = [choice.strip("' ") for choice in listed.split(",")]
-            hint = suggest(value, choices)
+            hint = suggest(value, choices) or hint
             message = f"{argument} '{value}' is none of {', '.join(choices)}"
-        self.exit(2, f"{program}: {where}{message}{hint or f'; see {self.prog} --help'}\n")
+        self.exit(2, f"{program}: {where}{message}{hint}\n")
 
     def refuse_options(self, words: Sequence[str]) -> None:
         """Refuse words that have the form of an option, which the parser has not recognised.

@@ -96,3 +96,15 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory, tiny_config: Path, t5x_li
 def lines(run: Path) -> list[dict[str, Any]]:
     """Return the records of a run's metrics.jsonl."""
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def write_task(path: Path) -> None:
+    """Write the file of a task whose records have a `text` and the `label` no or yes."""
+    task = {
+        "about": "a test",
+        "columns": {"text": "text", "label": "label"},
+        "objective": {"classify": {"labels": ["no", "yes"]}},
+        "inputs": "{text}",
+        "metrics": ["accuracy"],
+    }
+    path.write_text(json.dumps(task))

@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 from jaxtyping import Bool, Int32, Int64
 
-from t5x_lite.data import sources
+from t5x_lite.data import unit_readers
 from t5x_lite.data.chat_template import Message, check_messages, template_of
 from t5x_lite.data.record_text import missing_column
 from t5x_lite.data.sources import Unit
@@ -156,7 +156,7 @@ def read_conversations(unit: Unit, tokenizer: Tokenizer) -> Iterator[Conversatio
     """
     encoder = ChatEncoder(tokenizer, TRAINING_DATE)
     (field,) = unit.field
-    for describe_location, record in sources.records(unit):
+    for describe_location, record in unit_readers.records(unit):
         try:
             if not isinstance(record, Mapping) or field not in record:
                 raise ValueError(f"{missing_column(field, record, 'field')}; set data.field")

@@ -12,17 +12,18 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Int32
 
-from t5x_lite.data import sources
+from t5x_lite.data import unit_readers
 from t5x_lite.data.chunked_arrays import MAX_LENGTH, ArrayWriter
 from t5x_lite.data.cleaning.clean_unit import CleaningJob, cleaned_documents
 from t5x_lite.data.config import DataConfig
 from t5x_lite.data.conversations import Conversation, read_conversations
 from t5x_lite.data.corpus_files import SPLITS, CorpusFiles, Split, save_arrays, token_type
 from t5x_lite.data.record_text import FIELD_BORDER
-from t5x_lite.data.sources import REPLACEMENT, Unit
+from t5x_lite.data.sources import Unit
 from t5x_lite.data.token_documents import token_documents
 from t5x_lite.data.token_files import TOKEN_FILES
 from t5x_lite.data.tokenizer import Tokenizer
+from t5x_lite.data.unit_readers import REPLACEMENT
 from t5x_lite.errors import UserError
 
 Role = Literal["split", "train", "validation"]
@@ -48,9 +49,9 @@ class TokeniseJob:
     cleaning: CleaningJob | None = None
 
     def documents(self, folder: str) -> Iterator[tuple[str, str]]:
-        """Yield the file and the text of each document, without what cleaning drops; see `sources.documents`."""
+        """Yield the file and the text of each document, without what cleaning drops; see `unit_readers.documents`."""
         if self.cleaning is None:
-            return sources.documents(self.unit)
+            return unit_readers.documents(self.unit)
         return cleaned_documents(self.cleaning, folder)
 
     @property

@@ -13,7 +13,7 @@ from typing import Any
 
 import sentencepiece
 
-from t5x_lite.data import sources
+from t5x_lite.data import sources, unit_readers
 from t5x_lite.data.byte_tokenizer import Bytes
 from t5x_lite.data.config import DataConfig
 from t5x_lite.data.record_text import FIELD_BORDER
@@ -116,7 +116,7 @@ def _sample_texts(units: Sequence[sources.Unit], max_bytes: float) -> Iterator[s
     """Yield text from the beginning of every unit, an equal share of `max_bytes` from each."""
     if math.isinf(max_bytes):  # all of it does not fit in memory
         for unit in units:
-            for _, text in sources.documents(unit):
+            for _, text in unit_readers.documents(unit):
                 yield text.replace(FIELD_BORDER, " ")
         return
     with ThreadPoolExecutor(sources.FILES_AT_ONCE) as pool:
@@ -128,7 +128,7 @@ def _beginning(max_bytes: float, unit: sources.Unit) -> list[str]:
     """Return the first `max_bytes` of a unit's text."""
     texts = []
     bytes_left = max_bytes
-    for _, text in sources.documents(unit):
+    for _, text in unit_readers.documents(unit):
         characters = int(min(bytes_left, len(text)))
         texts.append(text[:characters].replace(FIELD_BORDER, " "))
         bytes_left -= len(text.encode())

@@ -6,7 +6,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from t5x_lite.data import sources
+from t5x_lite.data import sources, unit_readers
 from t5x_lite.data.chat_template import Message, check_messages
 from t5x_lite.data.config import SourceConfig
 from t5x_lite.data.conversations import ChatEncoder
@@ -31,7 +31,7 @@ def read_chats(path: Path) -> list[Chat]:
     source = SourceConfig(files=(str(path),), field=("messages",))
     chats: list[Chat] = []
     for unit in sources.units(source):
-        for describe_location, record in sources.records(unit):
+        for describe_location, record in unit_readers.records(unit):
             try:
                 if not isinstance(record, Mapping) or "messages" not in record:
                     raise ValueError(missing_column("messages", record, "field"))

@@ -95,7 +95,5 @@ def print_results(model: GenerationModel, request: GenerationRequest) -> None:
         print_answers(model, chat_prompts(model, request.chats), decoding)
     else:
         prompts = augment_prompts(request.passages, request.prompts)
-        filling = decoding
-        if isinstance(decoding, Sampling) and not SAMPLING_OPTIONS & request.settings.keys():
-            filling = replace(decoding, temperature=0.0)  # the likeliest spans
-        print_generation(model, prompts, decoding, filling)
+        samples_spans = not SAMPLING_OPTIONS.isdisjoint(request.settings)
+        print_generation(model, prompts, decoding, samples_spans=samples_spans)

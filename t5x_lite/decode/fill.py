@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import TypeAlias
 
 import jax
@@ -16,8 +17,6 @@ from t5x_lite.decode.sampling import Sampling
 from t5x_lite.errors import UserError
 from t5x_lite.objectives.framing import encoder_frame
 from t5x_lite.objectives.masked import MASK
-
-GREEDY = Sampling(temperature=0.0)
 
 Candidates: TypeAlias = list[tuple[str, float]]
 """Tokens with their probabilities, the likeliest first."""
@@ -65,7 +64,7 @@ def fill_spans(model: GenerationModel, text: str, decoding: Sampling | Beam) -> 
 
 
 def print_generation(
-    model: GenerationModel, prompts: Sequence[str], decoding: Sampling | Beam, filling: Sampling | Beam = GREEDY
+    model: GenerationModel, prompts: Sequence[str], decoding: Sampling | Beam, *, samples_spans: bool = False
 ) -> None:
     """Print what a model generates for prompts.
 
@@ -75,23 +74,25 @@ def print_generation(
     Args:
         model: the model.
         prompts: the prompts.
-        decoding: how continuations are decoded.
-        filling: how spans are.
+        decoding: how they are continued.
+        samples_spans: spans are sampled as continuations are, and are not the likeliest.
     """
     if model.config.model.family in {"encoder", "electra"}:
         _print_masks(model, prompts)
         return
-    has_encoder = model.config.model.family == "encoder_decoder"
-    continued = [prompt for prompt in prompts if not (has_encoder and _sentinels_in(prompt, model))]
-    if len(prompts) == len(continued) == 1:
+    is_filled = [_has_spans(prompt, model) for prompt in prompts]
+    if is_filled == [False]:
         write_stream(prompts[0], model.generator.stream(prompts, decoding), sys.stdout.write)
         return
+    continued = [prompt for prompt, filled in zip(prompts, is_filled, strict=True) if not filled]
     texts = _generate_in_batches(model, continued, decoding)
-    for prompt in prompts:
-        if prompt in continued:
-            print(f"{prompt}{next(texts)}\n")
+    if isinstance(decoding, Sampling) and not samples_spans:
+        decoding = replace(decoding, temperature=0.0)
+    for prompt, filled in zip(prompts, is_filled, strict=True):
+        if filled:
+            _print_spans(model, prompt, decoding)
         else:
-            _print_spans(model, prompt, filling)
+            print(f"{prompt}{next(texts)}\n")
 
 
 def print_answers(model: GenerationModel, prompts: Sequence[TokenIds], decoding: Sampling | Beam) -> None:
@@ -141,6 +142,11 @@ def _print_spans(model: GenerationModel, prompt: str, decoding: Sampling | Beam)
     for name, span in zip(_sentinels_in(prompt, model), spans, strict=True):
         filled = filled.replace(name, f"[{span}]")
     _plain_console().print(filled + "\n")
+
+
+def _has_spans(prompt: str, model: GenerationModel) -> bool:
+    """Return whether a prompt has sentinels for an encoder_decoder to fill."""
+    return model.config.model.family == "encoder_decoder" and bool(_sentinels_in(prompt, model))
 
 
 def _plain_console() -> Console:

@@ -21,12 +21,11 @@ from t5x_lite.evaluate.evaluators.memorisation import Memorisation
 from t5x_lite.plugins import load_plugins
 from t5x_lite.retrieval.config import Passages
 from t5x_lite.schema import Config, OneOf, Sources, setting, validate
+from t5x_lite.schema.settings import LARGEST_INT
 from t5x_lite.tasks import short_name
 
 SUBJECTS = ("tasks", "text", "blimp", "cloze", "memorisation")
 """Arguments that name evaluations."""
-LARGEST_NUMBER = 2**31 - 1
-"""Largest number of an argument, as of a setting."""
 
 
 class PromptArguments(Config):
@@ -180,8 +179,8 @@ def _parse_numbers(arguments: Mapping[str, str]) -> dict[str, int]:
             errors.append(f"{name}={value}: expected a whole number")
         elif int(value) < smallest:
             errors.append(f"{name}={value}: expected at least {smallest}")
-        elif int(value) > LARGEST_NUMBER:
-            errors.append(f"{name}={value}: expected at most {LARGEST_NUMBER}")
+        elif int(value) > LARGEST_INT:
+            errors.append(f"{name}={value}: expected at most {LARGEST_INT}")
         else:
             numbers[name] = int(value)
     if errors:

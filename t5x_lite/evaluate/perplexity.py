@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
-from t5x_lite.data import sources
+from t5x_lite.data import sources, unit_readers
 from t5x_lite.data.config import SourceConfig
 from t5x_lite.errors import UserError
 from t5x_lite.evaluate.evaluation_model import EvaluationModel
@@ -149,7 +149,7 @@ def score_file(
     """Call `score_texts` on a text file, which is one document, or on each `text` of a JSONL or Parquet file."""
     texts: list[str] = []
     for unit in sources.units(SourceConfig(files=(str(file),)), whole_files=True):
-        texts.extend(text for _, text in sources.documents(unit))
+        texts.extend(text for _, text in unit_readers.documents(unit))
     if not any(texts):
         raise UserError(f"{file}: holds no text to score")
     return score_texts(model, texts, window, stride)

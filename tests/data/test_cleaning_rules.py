@@ -10,7 +10,8 @@ from t5x_lite.data.cleaning.gopher_quality import GopherQuality
 from t5x_lite.data.cleaning.gopher_repetition import REPEATED_NGRAM_SHARES, TOP_NGRAM_SHARES, GopherRepetition
 from t5x_lite.data.cleaning.language import Language
 from t5x_lite.data.config import SourceConfig
-from t5x_lite.data.sources import documents, units
+from t5x_lite.data.sources import units
+from t5x_lite.data.unit_readers import documents
 from t5x_lite.errors import UserError
 
 LINE = "The dog has seen a brown fox."

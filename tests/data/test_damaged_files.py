@@ -15,7 +15,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from backports import zstd
 from pyarrow import parquet
 
-from t5x_lite.data import chunked_arrays, sources
+from t5x_lite.data import chunked_arrays, sources, unit_readers
 from t5x_lite.data.byte_tokenizer import Bytes
 from t5x_lite.data.config import DataConfig, SourceConfig
 from t5x_lite.data.corpus import Corpus
@@ -77,7 +77,7 @@ def test_compressed_text(ending: str, compress: Callable[[bytes], bytes] | None,
     errors = 0
     for changed in damaged(content, every=3):
         errors += assert_same_or_named(
-            path, lambda: [text for unit in units for _, text in sources.documents(unit)], TEXTS, changed
+            path, lambda: [text for unit in units for _, text in unit_readers.documents(unit)], TEXTS, changed
         )
         assert_same_or_named(path, lambda: record_texts(path), TEXTS, changed)
     assert errors > 0.3 * len(content)
@@ -104,7 +104,7 @@ def test_parquet_pages_with_checksums(compression: str, tmp_path: Path) -> None:
     units = sources.units(SourceConfig(files=(str(path),)))
 
     def read() -> list[str]:
-        return [text for unit in units for _, text in sources.documents(unit)]
+        return [text for unit in units for _, text in unit_readers.documents(unit)]
 
     errors = 0
     for changed in damaged(content[:pages_end], every=11):

@@ -9,7 +9,8 @@ import pytest
 from t5x_lite.cli import main
 from t5x_lite.data import hub_datasets
 from t5x_lite.data.config import SourceConfig
-from t5x_lite.data.sources import documents, units
+from t5x_lite.data.sources import units
+from t5x_lite.data.unit_readers import documents
 from t5x_lite.errors import UserError
 
 datasets = pytest.importorskip("datasets", reason="the extra hfdata is not installed")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from t5x_lite.data import packing, sources
+from t5x_lite.data import packing, sources, unit_readers
 from t5x_lite.data.config import SourceConfig
 from t5x_lite.data.packing import best_fit, next_fit
 
@@ -108,7 +108,7 @@ def test_rows_of_documents_of_log_normal_length_are_full() -> None:
 
 def test_rows_of_real_c4_pages_are_full(real_data: Path) -> None:
     source = SourceConfig(files=(str(real_data / "c4_minimal/c4/en/3.0.1"),), format="tfds")
-    texts = [text for unit in sources.units(source) for _, text in sources.documents(unit)]
+    texts = [text for unit in sources.units(source) for _, text in unit_readers.documents(unit)]
     model = real_data / "tokenizers/sentencepiece_test_1000.model"
     tokenizer = sentencepiece.SentencePieceProcessor(model_file=str(model))
     lengths = np.array([len(ids) + 1 for ids in tokenizer.encode(texts)])

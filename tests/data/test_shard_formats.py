@@ -15,7 +15,8 @@ from t5x_lite import storage
 from t5x_lite.cli import main
 from t5x_lite.data import mds
 from t5x_lite.data.config import SourceConfig
-from t5x_lite.data.sources import documents, units
+from t5x_lite.data.sources import units
+from t5x_lite.data.unit_readers import documents
 from t5x_lite.doctor.run_checks import check_files
 from t5x_lite.errors import UserError
 

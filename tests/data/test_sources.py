@@ -14,7 +14,7 @@ import pytest
 from backports import zstd
 from pyarrow import parquet
 
-from t5x_lite.data import sources
+from t5x_lite.data import sources, unit_readers
 from t5x_lite.data.config import SourceConfig
 from t5x_lite.data.record_text import FIELD_BORDER
 from t5x_lite.errors import UserError
@@ -33,7 +33,7 @@ def read(folder: Path, pattern: str, *, unit_bytes: int = sources.UNIT_BYTES, **
     """The texts of all documents in some files."""
     source = SourceConfig.model_validate({"files": str(folder / pattern), **settings})
     units = sources.units(source, unit_bytes=unit_bytes)
-    return [text for unit in units for _, text in sources.documents(unit)]
+    return [text for unit in units for _, text in unit_readers.documents(unit)]
 
 
 @pytest.mark.parametrize("ending", COMPRESS)
@@ -83,7 +83,7 @@ def test_units_cut_large_files_at_lines_and_join_small_ones(tmp_path: Path) -> N
     large = SourceConfig(files=(str(tmp_path / "big.jsonl"),))
     units = sources.units(large, unit_bytes=100, smallest_unit=100)
     assert len(units) > 20
-    assert [text for unit in units for _, text in sources.documents(unit)] == texts
+    assert [text for unit in units for _, text in unit_readers.documents(unit)] == texts
     for n in range(9):
         (tmp_path / f"{n}.txt").write_text("y" * 30)
     small = SourceConfig(files=(str(tmp_path / "*.txt"),))
@@ -97,7 +97,7 @@ def test_an_empty_file_after_a_cut_one_does_not_repeat_its_text(tmp_path: Path) 
     (tmp_path / "b.jsonl").write_text("")
     (tmp_path / "c.jsonl").write_text('{"text": "last"}\n')
     units = sources.units(SourceConfig(files=(str(tmp_path / "*.jsonl"),)), unit_bytes=100, smallest_unit=100)
-    assert [text for unit in units for _, text in sources.documents(unit)] == [*texts, "last"]
+    assert [text for unit in units for _, text in unit_readers.documents(unit)] == [*texts, "last"]
 
 
 SKIPPABLE_FRAME = bytes.fromhex("502a4d18") + (3).to_bytes(4, "little") + b"abc"
@@ -164,7 +164,7 @@ def test_a_file_is_named_exactly_or_by_a_glob(tmp_path: Path, monkeypatch: pytes
     assert read(tmp_path, "a.JSONL") == ["capitals"]
     monkeypatch.setenv("HOME", str(tmp_path))
     source = SourceConfig(files=("~/part [1].txt",))
-    assert [text for unit in sources.units(source) for _, text in sources.documents(unit)] == ["brackets"]
+    assert [text for unit in sources.units(source) for _, text in unit_readers.documents(unit)] == ["brackets"]
 
 
 def test_what_is_not_a_file_of_text_is_refused_with_a_remedy(tmp_path: Path) -> None:
@@ -213,7 +213,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
 
 def test_the_standard_library_has_source_and_documentation() -> None:
     units = sources.units(SourceConfig(files=("python:standard_library",)))
-    documents = [document for unit in units for document in sources.documents(unit)]
+    documents = [document for unit in units for document in unit_readers.documents(unit)]
     decoder_sources = [text for path, text in documents if path.endswith("json/decoder.py")]
     assert "class JSONDecoder" in decoder_sources[0]
     topics = [text for path, text in documents if path.endswith("topics.py")]
@@ -226,7 +226,7 @@ def test_tfds_is_read_and_trained_on_without_tensorflow(tmp_path: Path, tiny_con
 import sys
 import tensorflow_datasets as tfds
 from t5x_lite.data.config import SourceConfig
-from t5x_lite.data import sources
+from t5x_lite.data import sources, unit_readers
 
 class Texts(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
@@ -242,7 +242,7 @@ class Texts(tfds.core.GeneratorBasedBuilder):
 builder = Texts(data_dir={str(tmp_path)!r}, file_format="array_record")
 builder.download_and_prepare()
 source = SourceConfig(files=(str(builder.data_dir),), format="tfds", field="body")
-texts = sorted(text for unit in sources.units(source) for _, text in sources.documents(unit))
+texts = sorted(text for unit in sources.units(source) for _, text in unit_readers.documents(unit))
 assert texts == [f"text {{n}} ü" for n in range(5)], texts
 
 from t5x_lite.cli import main
@@ -257,7 +257,7 @@ assert "tensorflow" not in sys.modules
 
 def test_real_c4_pages(real_data: Path) -> None:
     source = SourceConfig(files=(str(real_data / "c4_minimal/c4/en/3.0.1"),), format="tfds")
-    texts = [text for unit in sources.units(source) for _, text in sources.documents(unit)]
+    texts = [text for unit in sources.units(source) for _, text in unit_readers.documents(unit)]
     assert len(texts) == 1000
     assert all(texts)
     with pytest.raises(UserError, match="'trian'"):

@@ -11,7 +11,7 @@ import t5x_lite
 from t5x_lite.cli import main
 from t5x_lite.evaluate import forgetting
 from t5x_lite.trees import flatten_names, unflatten_names
-from tests.conftest import lines
+from tests.conftest import lines, write_task
 
 
 @pytest.fixture(scope="module")
@@ -87,14 +87,7 @@ def test_soft_tokens_forget_nothing(
     method: str, tmp_path: Path, tiny_config: Path, tiny_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """They come before the texts of a task, whose weights are those of the adapted run."""
-    task = {
-        "about": "a test",
-        "columns": {"text": "text", "label": "label"},
-        "objective": {"classify": {"labels": ["no", "yes"]}},
-        "inputs": "{text}",
-        "metrics": ["accuracy"],
-    }
-    (tmp_path / "task.yaml").write_text(json.dumps(task))
+    write_task(tmp_path / "task.yaml")
     (tmp_path / "train.jsonl").write_text("".join(f'{{"text": "{n}", "label": {n % 2}}}\n' for n in range(8)))
     words = [f"run_dir={tmp_path}/run", f"adapt.from={tiny_run}", f"adapt.method={{{method}: {{length: 3}}}}"]
     words += [

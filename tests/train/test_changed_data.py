@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import lines
+from tests.conftest import lines, write_task
 from tests.train.whole_runs import train
 
 STEPS = ("train.steps=4", "checkpoint.every_steps=2", "tokenizer=bytes")
@@ -67,14 +67,7 @@ def test_validation_on_a_training_file_is_said(
 def test_changed_data_of_a_task_can_be_accepted(
     tiny_config: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    task = {
-        "about": "a test",
-        "columns": {"text": "text", "label": "label"},
-        "objective": {"classify": {"labels": ["no", "yes"]}},
-        "inputs": "{text}",
-        "metrics": ["accuracy"],
-    }
-    (tmp_path / "short.yaml").write_text(json.dumps(task))
+    write_task(tmp_path / "short.yaml")
     records = [{"text": word, "label": label} for word, label in (("fox", "yes"), ("dog", "no")) * 4]
     for name in ("train", "validation"):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))

@@ -21,9 +21,10 @@ from t5x_lite.data.config import STANDARD_LIBRARY, SourceConfig
 from t5x_lite.data.corpus import Corpus
 from t5x_lite.data.corpus_files import SPLITS
 from t5x_lite.data.prepare import prepare_corpus
-from t5x_lite.data.sources import documents, units
+from t5x_lite.data.sources import units
 from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.data.training_data import ExampleSequence
+from t5x_lite.data.unit_readers import documents
 from t5x_lite.data.vocabulary import load_or_train_tokenizer
 from t5x_lite.run_data import open_run_data
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from t5x_lite.data import sources
+from t5x_lite.data import unit_readers
 from t5x_lite.data.cleaning import CLEANING
 from t5x_lite.data.cleaning.c4_spans import C4Spans
 from t5x_lite.data.cleaning.contamination import TEXT_CHARACTERS, Overlap
@@ -108,7 +108,7 @@ def clean_unit(job: CleaningJob, folder: str) -> None:
     text_bytes: list[int] = []
     fingerprints: list[list[np.ndarray]] = [[] for _ in job.deduplications]
     spans: list[SentenceSpans] = []
-    for path, text in sources.documents(job.unit):
+    for path, text in unit_readers.documents(job.unit):
         counts.documents += 1
         counts.text_bytes += len(text.encode("utf-8", errors="replace"))
         filtered = _filter_text(text, job.filters, counts)
@@ -183,7 +183,7 @@ def cleaned_documents(job: CleaningJob, folder: str) -> Iterator[tuple[str, str]
     is_dropped = arrays["is_dropped"]
     removed = _group_by_document(arrays)
     documents = 0
-    for path, document in sources.documents(job.unit):
+    for path, document in unit_readers.documents(job.unit):
         if documents < len(is_dropped) and not is_dropped[documents]:
             text = document
             for _, text_filter in job.filters:
