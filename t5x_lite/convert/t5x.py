@@ -112,7 +112,7 @@ DEEPEST = 32
 class KeyValueStore(BaseModel, strict=True):
     """The place of an array: the folder's name is the last part of its path."""
 
-    path: Annotated[str, Field(pattern=r"^(.*/)?[^/.][^/]*/*$")]
+    path: Annotated[str, Field(pattern=r"^(.*/)?[^/.\x00][^/\x00]*/*$")]
 
 
 class ArrayReference(BaseModel, strict=True):

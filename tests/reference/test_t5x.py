@@ -206,7 +206,8 @@ QUERY = "encoder.layers_0.attention.query.kernel"
         (QUERY, zarr("target/.."), "this reference to an array has a wrong kvstore.path"),
         (QUERY, zarr("x", driver="n5"), "this reference to an array has a wrong driver"),
         (QUERY, zarr("x", kvstore=[]), "this reference to an array has a wrong kvstore"),
-        (QUERY, zarr("not\0there"), "cannot be opened"),
+        (QUERY, zarr("x\0"), "this reference to an array has a wrong kvstore.path"),
+        (QUERY, zarr("not_there"), "cannot be opened"),
         (
             "encoder.layers_999999999.mlp.wi_0.kernel",
             np.zeros((4, 4), np.float32),
