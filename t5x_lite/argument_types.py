@@ -1,8 +1,9 @@
-"""Types of the arguments of the command line."""
+"""Types and checks of the arguments of the command line."""
 
 import argparse
 from pathlib import Path
 
+from t5x_lite.errors import UserError
 from t5x_lite.storage import is_remote
 
 
@@ -18,3 +19,15 @@ def positive_number(text: str) -> int:
     if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"{text} is not a whole number from 1 on")
     return int(text)
+
+
+def check_utf8(text: str) -> None:
+    """Refuse a text of the command line whose bytes are not UTF-8: Python has surrogates for them.
+
+    Raises:
+        UserError: with the text.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"command line: {text!r} is not valid UTF-8") from None

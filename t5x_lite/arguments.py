@@ -7,7 +7,6 @@ import t5x_lite
 from t5x_lite.argument_types import local_path as _local_path
 from t5x_lite.command_parser import CommandParser
 from t5x_lite.decode.options import add_decoding_options
-from t5x_lite.errors import UserError
 from t5x_lite.evaluate.config import EVAL_ARGUMENTS
 from t5x_lite.evaluate.options import add_embed_options, add_probe_options
 from t5x_lite.retrieval.arguments import add_index_arguments, add_passage_options, add_search_arguments
@@ -317,15 +316,3 @@ def _add_step_option(parser: argparse.ArgumentParser) -> None:
 
 def _add_json_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the result as JSON, and nothing else")
-
-
-def check_utf8(text: str) -> None:
-    """Refuse a text of the command line whose bytes are not UTF-8: Python has surrogates for them.
-
-    Raises:
-        UserError: with the text.
-    """
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise UserError(f"command line: {text!r} is not valid UTF-8") from None

@@ -129,13 +129,12 @@ def train(options: argparse.Namespace, overrides: list[str]) -> int:
     import jax
 
     from t5x_lite.parallel import distributed
-    from t5x_lite.planner.capacity import check_capacity
+    from t5x_lite.planner.capacity import fit_to_devices
     from t5x_lite.train.loop import train as run_training
 
     distributed.initialize(config.data.cache_dir)
     with distributed.abort_together():
-        check_capacity(config)
-        run, is_complete = run_training(config)
+        run, is_complete = run_training(fit_to_devices(config))
     if not is_complete:
         return STOPPED
     if jax.process_index() == 0:
@@ -260,7 +259,8 @@ def sweep(options: argparse.Namespace, overrides: list[str]) -> int:
 
 def evaluate(options: argparse.Namespace, overrides: list[str]) -> int:
     """Run `t5x-lite eval RUN [tasks=a,b] [text=FILE] [key=value …]`."""
-    from t5x_lite.evaluate.command import evaluate_model, parse_request, print_metrics
+    from t5x_lite.evaluate.command import evaluate_model, parse_request
+    from t5x_lite.progress import print_metrics
 
     request, config_overrides = parse_request(overrides, options.include, options.limit, passages_of_arguments(options))
     model = t5x_lite.load(options.run, step=options.step, overrides=config_overrides)

@@ -1,6 +1,7 @@
 """Output on the terminal: lines, tables, and progress bars with the remaining time."""
 
-from collections.abc import Callable, Iterator, Sequence
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -18,6 +19,16 @@ from rich.table import Column, Table
 def print_line(console: Console, text: str) -> None:
     """Print text unchanged: without markup, and without breaking long lines."""
     console.print(text, highlight=False, markup=False, emoji=False, soft_wrap=True)
+
+
+def print_metrics(metrics: Mapping[str, float], *, as_json: bool) -> None:
+    """Print metrics, a line each, or as a JSON object."""
+    if as_json:
+        print(json.dumps(metrics))
+        return
+    width = max(len(name) for name in metrics)
+    for name, value in metrics.items():
+        print(f"{name:<{width}}  {value:.6g}")
 
 
 SI_PREFIXES = ((1e24, "Y"), (1e21, "Z"), (1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))

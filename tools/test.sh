@@ -32,5 +32,6 @@ python -m ruff check .
 python -m ruff format --check .
 python tools/check_words.py
 python -m mypy
+lint-imports
 # Two workers: most of the time is spent on compilation, which uses little more than one core.
 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "${slow[@]}" "${arguments[@]}"

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from t5x_lite.arguments import check_utf8
+from t5x_lite.argument_types import check_utf8
 from t5x_lite.decode.beam import Beam
 from t5x_lite.decode.chat import Chat, chat_prompts, read_chats, user_chats
 from t5x_lite.decode.fill import print_answers, print_generation

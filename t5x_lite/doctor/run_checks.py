@@ -226,9 +226,9 @@ def check_devices(config: RunConfig) -> str:
         UserError: the mesh does not fill the devices, or the run does not fit into their memory.
     """
     from t5x_lite.parallel.mesh import make_mesh
-    from t5x_lite.planner.capacity import check_capacity
+    from t5x_lite.planner.capacity import fit_to_devices
 
-    check_capacity(config)
+    fit_to_devices(config)
     sizes = make_mesh(config.mesh).shape
     axes = " × ".join(f"{axis} {size}" for axis, size in sizes.items() if size > 1)
     return f"mesh {axes or '1 device'}"

@@ -16,13 +16,13 @@ from t5x_lite.data.record_files import read_record_file
 from t5x_lite.data.record_text import missing_column
 from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.errors import UserError
-from t5x_lite.evaluate.batched_function import BatchedFunction, Features
 from t5x_lite.evaluate.demonstrations.demonstrations import Example, ExampleSets, check_pool
 from t5x_lite.evaluate.evaluation_model import EvaluationModel
 from t5x_lite.evaluate.evaluators.cloze import MASK_PLACE, Cloze
 from t5x_lite.evaluate.example_scores import Scores, score_choices
 from t5x_lite.evaluate.hidden_tokens import InfilledTokens, MaskedTokens, PermutedTokens, TokenHider, build_token_hider
 from t5x_lite.models.spec import ModelSpec
+from t5x_lite.parallel.batched_function import BatchedFunction, Features
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """`t5x-lite eval`: evaluate a run on tasks, on a text file, or on its validation split."""
 
 import glob
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -263,13 +262,3 @@ def _check_harness_options(request: EvaluationRequest, task: str) -> None:
     for name, value in options.items():
         if value is not None:
             raise UserError(f"eval: {name} is for tasks of lm-evaluation-harness, not for {task} of the run")
-
-
-def print_metrics(metrics: Mapping[str, float], *, as_json: bool) -> None:
-    """Print metrics, a line each, or as a JSON object."""
-    if as_json:
-        print(json.dumps(metrics))
-        return
-    width = max(len(name) for name in metrics)
-    for name, value in metrics.items():
-        print(f"{name:<{width}}  {value:.6g}")

@@ -15,9 +15,8 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Int32, PyTree
 
 from t5x_lite.errors import UserError
-from t5x_lite.evaluate.batched_function import BatchedFunction, Features
 from t5x_lite.evaluate.evaluation_model import EvaluationModel
-from t5x_lite.evaluate.layer_states import compute_layer_states, is_text
+from t5x_lite.evaluate.layer_states import compute_layer_states
 from t5x_lite.evaluate.text_file import read_texts
 from t5x_lite.evaluate.token_offsets import token_offsets
 from t5x_lite.files import check_not_input
@@ -26,6 +25,7 @@ from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.spec import ModelSpec
 from t5x_lite.models.stack import Stack
 from t5x_lite.objectives.framing import LAST_TYPE, encoder_frame
+from t5x_lite.parallel.batched_function import BatchedFunction, Features
 
 Pool: TypeAlias = Callable[[Float[Array, "b l d"], Bool[Array, "b l"]], Float[Array, "b d"]]
 Embeddings: TypeAlias = Float[np.ndarray, "texts d"] | list[Float[np.ndarray, "_ d"]]
@@ -287,7 +287,7 @@ def _compute_states(
     pool_states = POOLS[pool]
     if pool_states is None:
         return states
-    return pool_states(states, is_text(batch))
+    return pool_states(states, outputs.is_text(batch))
 
 
 def _keep_first_layers(stack: Stack, layers: int) -> None:

@@ -3,15 +3,13 @@
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jax.sharding import Mesh
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Int
 from typing_extensions import Protocol, runtime_checkable
 
 from t5x_lite.data.training_data import TrainingData
 from t5x_lite.decode.generation_model import GenerationModel
 from t5x_lite.evaluate.likelihood import TargetScorer
 from t5x_lite.models.loss_terms import Batch, LossTerms
-from t5x_lite.models.spec import ModelSpec
 from t5x_lite.run_dir import Run
 
 if TYPE_CHECKING:
@@ -21,19 +19,9 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class EvaluationModel(GenerationModel, Protocol):
-    """A model with its weights, tokenizer and config; `t5x_lite.api.Model` is one."""
+    """A loaded model with its run, data and scores; `t5x_lite.api.Model` is one."""
 
     run: Run
-    mesh: Mesh
-    step: int
-
-    @property
-    def params(self) -> PyTree[Array]:
-        """The weights, a nested dict of arrays."""
-
-    @property
-    def spec(self) -> ModelSpec:
-        """The model without its weights."""
 
     @property
     def data(self) -> TrainingData:
@@ -49,10 +37,6 @@ class EvaluationModel(GenerationModel, Protocol):
 
     def loss_terms(self, batch: Batch) -> LossTerms:
         """Return the terms of the loss of a batch, as in evaluation."""
-
-    @property
-    def window(self) -> int:
-        """Tokens that the model reads at one time."""
 
     @property
     def likelihood(self) -> TargetScorer:

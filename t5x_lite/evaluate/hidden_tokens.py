@@ -13,12 +13,12 @@ from jaxtyping import Array, Float, Int
 from t5x_lite.config import RunConfig
 from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.errors import UserError
-from t5x_lite.evaluate.batched_function import Features
 from t5x_lite.models.gather_positions import gather_positions
 from t5x_lite.objectives.framing import LAST_TYPE, encoder_frame
 from t5x_lite.objectives.masked import MASK
 from t5x_lite.objectives.model_protocols import ElectraModel, LanguageModel, PermutationModel
 from t5x_lite.objectives.permutation import SEEN_BY_ALL
+from t5x_lite.parallel.batched_function import Features
 
 USER = "pseudo-log-likelihood"
 """The user of the special tokens, for error messages."""

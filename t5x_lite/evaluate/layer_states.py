@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from t5x_lite.models.attention import kernels
 from t5x_lite.models.attention.context import AttentionContext
@@ -140,8 +140,3 @@ def _attention_weights(
         attention.value = lambda source, values=values: values  # type: ignore[assignment]
         self_attention(attention, block.residual.read(x, block.attention_norm), context, None, None)
     return jnp.moveaxis(jnp.concatenate(captured, axis=-1)[..., :length], 1, 2)
-
-
-def is_text(batch: dict[str, Array]) -> Bool[Array, "b l"]:
-    """Return which positions hold tokens of the text: not padding, and not soft prompts, whose ids are negative."""
-    return (batch["segment_ids"] > 0) & (batch["tokens"] >= 0)

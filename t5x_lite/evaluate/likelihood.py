@@ -12,13 +12,13 @@ from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
 
 from t5x_lite.decode.generate import truncate_prompt
 from t5x_lite.errors import UserError
-from t5x_lite.evaluate.batched_function import BatchedFunction, Features
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.gather_positions import gather_positions
 from t5x_lite.models.losses import chunks_for
 from t5x_lite.models.sharding import num_shards
 from t5x_lite.models.spec import ModelSpec
 from t5x_lite.objectives.features import Pair
+from t5x_lite.parallel.batched_function import BatchedFunction, Features
 
 
 class TargetScore(NamedTuple):

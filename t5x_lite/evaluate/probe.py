@@ -13,14 +13,15 @@ from jaxtyping import Array, Float, Int, PyTree
 from t5x_lite.data.record_files import read_record_file
 from t5x_lite.data.record_text import missing_column
 from t5x_lite.errors import UserError
-from t5x_lite.evaluate.batched_function import BatchedFunction
 from t5x_lite.evaluate.embed import POOLS, check_first_token, encode_texts
 from t5x_lite.evaluate.evaluation_model import EvaluationModel
 from t5x_lite.evaluate.layer_geometry import anisotropy, self_similarity
-from t5x_lite.evaluate.layer_states import compute_layer_states, is_text
+from t5x_lite.evaluate.layer_states import compute_layer_states
 from t5x_lite.evaluate.linear_probe import fit_probe
 from t5x_lite.files import write_file
+from t5x_lite.models.outputs import is_text
 from t5x_lite.models.spec import ModelSpec
+from t5x_lite.parallel.batched_function import BatchedFunction
 
 GEOMETRY_TEXTS = 200
 """Texts whose tokens the geometry of a layer is measured on; the states of all of them are in memory at once."""

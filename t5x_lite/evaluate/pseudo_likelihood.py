@@ -11,12 +11,12 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from t5x_lite.errors import UserError
-from t5x_lite.evaluate.batched_function import BatchedFunction, Features
 from t5x_lite.evaluate.hidden_tokens import TokenHider
 from t5x_lite.evaluate.likelihood import TargetScore
 from t5x_lite.evaluate.words import WordStarts
 from t5x_lite.models.spec import ModelSpec
 from t5x_lite.objectives.features import Pair
+from t5x_lite.parallel.batched_function import BatchedFunction, Features
 
 
 class PseudoLikelihood:

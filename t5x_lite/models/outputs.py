@@ -48,6 +48,11 @@ def pool_last(states: Float[Array, "b l d"], included: Bool[Array, "b l"]) -> Fl
     return _state_at(states, included.shape[1] - 1 - included[:, ::-1].argmax(1))
 
 
+def is_text(batch: dict[str, Array]) -> Bool[Array, "b l"]:
+    """Return which positions hold tokens of the text: not padding, and not soft prompts, whose ids are negative."""
+    return (batch["segment_ids"] > 0) & (batch["tokens"] >= 0)
+
+
 def pool_mean(states: Float[Array, "b l d"], included: Bool[Array, "b l"]) -> Float[Array, "b d"]:
     """Return the mean of the included states."""
     return jnp.sum(states * included[..., None], axis=1) / jnp.maximum(included.sum(1, keepdims=True), 1)

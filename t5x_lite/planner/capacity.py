@@ -1,8 +1,9 @@
-"""Check that a run fits into the available memory before anything is prepared or allocated."""
+"""Fit a run to the devices and the memory of its job before anything is prepared or allocated."""
 
 import logging
 
 import jax
+from jax.sharding import Mesh
 
 from t5x_lite.config import RunConfig
 from t5x_lite.models.spec import model_spec
@@ -21,27 +22,33 @@ BYTES_PER_TOKEN = 4
 REMEDY = "choose a smaller model or batch, or more devices and a mesh that shards over them (mesh.fsdp)"
 
 
-def check_capacity(config: RunConfig) -> None:
-    """Refuse a run that cannot fit into memory, and warn about one that probably does not.
+def fit_to_devices(config: RunConfig) -> RunConfig:
+    """Return the config of a run on the devices of this job, with a policy in place of `model.remat: auto`.
 
     Weights, optimizer state, gradients and the tokens of one batch are exact and are in memory together: a run is
-    refused if these alone do not fit. Activations are estimated, and only warned about.
+    refused if these alone do not fit. Activations are estimated: a run that they probably do not let fit is warned
+    about.
 
     Raises:
         UserError: the run does not fit; see also `check_mesh`.
     """
     mesh = make_mesh(config.mesh)
+    check_mesh(mesh, config, mesh.devices.flat[0].platform)
+    config = resolve_remat(config)
+    _check_memory(config, mesh)
+    return config
+
+
+def _check_memory(config: RunConfig, mesh: Mesh) -> None:
+    """Refuse a run that cannot fit into memory, and warn about one that probably does not."""
     eval_batch_size = config.eval.batch_size or 0
     eval_seq_len = config.train.seq_len
-    platform = mesh.devices.flat[0].platform
-    check_mesh(mesh, config, platform)
-    config = resolve_remat(config)
     config = with_assumed_vocab(config.of_stage(config.largest_stage))
     spec = model_spec(config.model, config.method.surgery)
     lengths = example_lengths(config)
     with jax.set_mesh(mesh):
         state = make_steps(config, spec, mesh).state
-    modelled = modelled_memory(Workload(config, spec, lengths, mesh), state, platform)
+    modelled = modelled_memory(Workload(config, spec, lengths, mesh), state, mesh.devices.flat[0].platform)
 
     token_bytes = BYTES_PER_TOKEN / batch_shards(mesh)
     training_bytes = modelled["gradients_bytes"] + config.train.batch_size * config.train.seq_len * token_bytes

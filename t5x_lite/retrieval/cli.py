@@ -5,6 +5,7 @@ import argparse
 import t5x_lite
 from t5x_lite.errors import UserError
 from t5x_lite.files import check_not_input
+from t5x_lite.progress import print_metrics
 
 
 def index(options: argparse.Namespace, overrides: list[str]) -> int:
@@ -20,8 +21,7 @@ def index(options: argparse.Namespace, overrides: list[str]) -> int:
 
 def search(options: argparse.Namespace, overrides: list[str]) -> int:
     """Run `t5x-lite search RUN INDEX --query TEXT …` or `t5x-lite search RUN INDEX --queries FILE`."""
-    from t5x_lite.arguments import check_utf8
-    from t5x_lite.evaluate.command import print_metrics
+    from t5x_lite.argument_types import check_utf8
     from t5x_lite.retrieval.command import measure_recall, search_queries
     from t5x_lite.retrieval.retriever import Retriever
 

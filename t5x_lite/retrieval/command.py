@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from t5x_lite.evaluate.evaluation_model import EvaluationModel
 from t5x_lite.files import write_file
+from t5x_lite.loaded_model import LoadedModel
 from t5x_lite.retrieval.approximate import build_graph
 from t5x_lite.retrieval.encoder import VectorEncoder
 from t5x_lite.retrieval.index import Index, build_index
@@ -37,7 +37,7 @@ class IndexRequest:
     is_approximate: bool = False
 
 
-def index_collection(model: EvaluationModel, request: IndexRequest, query_model: EvaluationModel | None) -> str:
+def index_collection(model: LoadedModel, request: IndexRequest, query_model: LoadedModel | None) -> str:
     """Build an index, and return a line about it.
 
     Args:

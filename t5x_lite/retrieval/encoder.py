@@ -11,13 +11,12 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from t5x_lite.errors import UserError
-from t5x_lite.evaluate.batched_function import BatchedFunction
-from t5x_lite.evaluate.evaluation_model import EvaluationModel
-from t5x_lite.evaluate.layer_states import is_text
-from t5x_lite.models.outputs import pool_mean
+from t5x_lite.loaded_model import LoadedModel
+from t5x_lite.models.outputs import is_text, pool_mean
 from t5x_lite.models.spec import ModelSpec
 from t5x_lite.objectives.objective import ExampleContext, Features
 from t5x_lite.objectives.passages import Passage, frame_passage, frame_query, without_padding
+from t5x_lite.parallel.batched_function import BatchedFunction
 from t5x_lite.run_weights import fingerprint
 from t5x_lite.trees import flatten_names
 
@@ -36,7 +35,7 @@ class VectorEncoder:
         UserError: a model of another family.
     """
 
-    def __init__(self, model: EvaluationModel) -> None:
+    def __init__(self, model: LoadedModel) -> None:
         config = model.config.model
         if config.family not in {"encoder", "decoder"}:
             raise UserError(f"{model.config.run_dir}: a model of family {config.family} gives texts no single vector")
@@ -88,7 +87,7 @@ class VectorEncoder:
         return BatchedFunction(partial(function, model.spec), model.params, model.mesh, model.eval_batch_size)
 
 
-def _longest_text(model: EvaluationModel) -> int:
+def _longest_text(model: LoadedModel) -> int:
     """Return the tokens of the longest text: those of the run's examples, where the model can read as many."""
     length = min(model.config.train.seq_len, model.window)
     head = model.config.model.head

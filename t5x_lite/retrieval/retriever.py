@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from t5x_lite.errors import UserError
-from t5x_lite.evaluate.evaluation_model import EvaluationModel
+from t5x_lite.loaded_model import LoadedModel
 from t5x_lite.retrieval.collection import StoredPassage
 from t5x_lite.retrieval.encoder import VectorEncoder
 from t5x_lite.retrieval.index import Index
@@ -33,7 +33,7 @@ class Retriever:
         UserError: no index, an incomplete one, or one for another model.
     """
 
-    def __init__(self, model: EvaluationModel, folder: Path, *, is_approximate: bool = False) -> None:
+    def __init__(self, model: LoadedModel, folder: Path, *, is_approximate: bool = False) -> None:
         self.encoder = VectorEncoder(model)
         self.index = Index(folder)
         self.index.check_queries(self.encoder)

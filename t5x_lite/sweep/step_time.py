@@ -20,6 +20,7 @@ from t5x_lite.errors import UserError
 from t5x_lite.models.spec import model_spec
 from t5x_lite.parallel import distributed
 from t5x_lite.parallel import mesh as meshes
+from t5x_lite.planner.capacity import fit_to_devices
 from t5x_lite.planner.example import example_features
 from t5x_lite.run_data import open_run_data, open_tokenizer
 from t5x_lite.run_dir import with_vocab
@@ -35,6 +36,7 @@ def measure_step(path: str, overrides: Sequence[str]) -> float:
     """Return the seconds of the fastest of a few steps, all on one batch."""
     config = with_known_vocab(configuration.load(path, overrides))
     distributed.initialize(config.data.cache_dir)
+    config = fit_to_devices(config)
     mesh = meshes.make_mesh(config.mesh)
     batch = _make_batch(config, mesh)
     seconds = []

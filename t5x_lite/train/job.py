@@ -14,7 +14,6 @@ from t5x_lite.errors import UserError
 from t5x_lite.evaluate.tasks import check_task_metrics
 from t5x_lite.parallel.distributed import check_same_on_all_processes, main_process_first
 from t5x_lite.parallel.mesh import make_mesh
-from t5x_lite.planner.remat_choice import resolve_remat
 from t5x_lite.run_data import open_run_data, open_tokenizer
 from t5x_lite.run_dir import check_run_dir, with_vocab
 from t5x_lite.run_rewards import check_rewards
@@ -27,7 +26,7 @@ class Job:
     """A run on the devices of all processes.
 
     Attributes:
-        config: the run; its policy of rematerialisation has been chosen.
+        config: the run.
         mesh: the devices.
         tokenizer: the tokenizer.
         data: the opened data.
@@ -67,7 +66,6 @@ def open_job(config: RunConfig) -> Job:
     Raises:
         UserError: invalid input. Nothing of the run has been written.
     """
-    config = resolve_remat(config)
     mesh = make_mesh(config.mesh)
     attention_kernels = check_mesh(mesh, config, mesh.devices.flat[0].platform)
     changed_settings = check_run_dir(config)

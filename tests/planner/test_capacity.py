@@ -8,7 +8,7 @@ import pytest
 from t5x_lite import config as configuration
 from t5x_lite.cli import main
 from t5x_lite.errors import UserError
-from t5x_lite.planner.capacity import check_capacity
+from t5x_lite.planner.capacity import fit_to_devices
 
 EMBED = 32
 MLP = 4 * EMBED
@@ -42,7 +42,7 @@ def test_what_cannot_fit_is_refused_and_what_may_fit_is_warned_about(
 
     def check_with(size: float) -> None:
         monkeypatch.setattr("t5x_lite.parallel.memory.host_memory", lambda: int(size))
-        check_capacity(config)
+        fit_to_devices(config)
 
     with pytest.raises(UserError, match=f"gradients of {PARAMETERS:,} parameters, and one batch take at least"):
         check_with(exact_bytes - 1)

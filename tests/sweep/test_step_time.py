@@ -23,7 +23,7 @@ def test_a_step_of_a_task_is_measured_on_its_records(tiny_run: Path, tmp_path: P
     }
     config.write_text(json.dumps(settings))
     records.write_text("dull\t0\nfine\t1\n")
-    assert measure_step(str(config), []) > 0
+    assert measure_step(str(config), ["model.remat=auto"]) > 0
     assert not run_dir.exists()
     records.write_text("a film without a label\n")
     with pytest.raises(UserError, match=r"records\.tsv"):

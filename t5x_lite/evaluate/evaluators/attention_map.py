@@ -43,10 +43,10 @@ class AttentionMap(Evaluator):
         import numpy as np
 
         from t5x_lite.errors import UserError
-        from t5x_lite.evaluate.batched_function import BatchedFunction
         from t5x_lite.evaluate.embed import encode_texts
         from t5x_lite.evaluate.layer_states import compute_attention_weights
         from t5x_lite.files import write_file
+        from t5x_lite.parallel.batched_function import BatchedFunction
 
         if model.soft_prompt_ids.size:
             raise UserError("attention_map shows the tokens of a text, but this run has a soft prompt before them")
