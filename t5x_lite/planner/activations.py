@@ -21,6 +21,7 @@ from t5x_lite.models.remat_policy import (
 )
 from t5x_lite.objectives.objective import ExampleLengths
 from t5x_lite.planner.workload import Workload
+from t5x_lite.train.tokens_of_weight import depth_of_stack, tokens_of_weight
 from t5x_lite.trees import flatten_names
 
 PRODUCTS = (PROJECTION, INNER_PRODUCT, OUTPUT_PRODUCT)
@@ -170,11 +171,5 @@ def _token_share(name: str, model: ModelConfig, lengths: ExampleLengths) -> floa
     """Return the share of an example's tokens that a weight of an encoder_decoder sees, times its relative depth."""
     if model.family != "encoder_decoder":
         return 1.0
-    tokens = lengths.tokens + lengths.targets
-    depth = model.decoder_layers / model.layers
-    if not name.startswith("decoder"):
-        return lengths.tokens / tokens
-    is_of_encoder_output = ".cross_attention.key." in name or ".cross_attention.value." in name
-    if is_of_encoder_output:
-        return depth * lengths.tokens / tokens
-    return depth * lengths.targets / tokens
+    depth = depth_of_stack(model, name) / model.layers
+    return depth * tokens_of_weight(model, name, lengths) / (lengths.tokens + lengths.targets)

@@ -3,7 +3,6 @@
 import math
 
 from t5x_lite.adapt.trainable import TrainableSplit
-from t5x_lite.models.character_config import CharacterCNN
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.layer_config import LayerConfig
 from t5x_lite.models.layers import WeightAxes
@@ -11,6 +10,7 @@ from t5x_lite.models.mixers import SelfAttention, StateMixer
 from t5x_lite.models.quantization import QUANTIZED_AXES
 from t5x_lite.models.spec import ModelSpec
 from t5x_lite.objectives.objective import ExampleLengths
+from t5x_lite.train.tokens_of_weight import tokens_of_weight, uses_of_weight
 from t5x_lite.trees import flatten_names
 
 ATTENTION_FLOPS = 12.0
@@ -77,7 +77,8 @@ def products_per_text(
     model: ModelConfig, name: str, axes: WeightAxes, shape: tuple[int, ...], lengths: ExampleLengths
 ) -> float:
     """Return how many numbers are multiplied with the weights of a matrix for one text of an example."""
-    return math.prod(shape) * axes.active_share * _tokens_through(model, name, lengths)
+    tokens = uses_of_weight(model, name) * tokens_of_weight(model, name, lengths)
+    return math.prod(shape) * axes.active_share * tokens
 
 
 def _is_multiplied(model: ModelConfig, name: str, axes: WeightAxes) -> bool:
@@ -96,59 +97,6 @@ def _flops_per_weight(shape: tuple[int, ...], first_trained: int | None, *, has_
     if first_trained is not None:
         flops += 2.0 * (1 - first_trained / max(shape[0], 1))
     return flops
-
-
-def _tokens_through(model: ModelConfig, name: str, lengths: ExampleLengths) -> int:
-    """Return how many tokens of an example are multiplied with a weight; with shared layers once per layer."""
-    if name == "discriminator.tokens.weight" and _has_other_output_table(model):
-        return 0
-    depth = _depth_of_stack(model, name)
-    name = name.removeprefix("generator.").removeprefix("discriminator.")
-    if name.startswith("head."):
-        reads_tokens = name.startswith("head.mixer.") or (model.head is not None and model.head.pool == "none")
-        return lengths.tokens if reads_tokens else 1
-    if name.startswith("sentence."):
-        return 1
-    if name.startswith("tokens.") and model.characters is not None:
-        return lengths.tokens * _places_of_filters(model.characters, name)
-    if name.startswith(("output.", "neighbours.", "tokens.", "decoder_tokens.", "span.")):
-        return lengths.predicted
-    repeats = 1
-    if model.shared_layers and ".stack.layers." in name:
-        repeats = model.count_repeats(depth) // model.shared_groups
-    is_encoder = not name.startswith("decoder.") or model.family == "decoder"
-    reads_encoder = ".cross_attention.key." in name or ".cross_attention.value." in name
-    if is_encoder or reads_encoder:
-        tokens = lengths.tokens
-        if ".attention.key." not in name and ".attention.value." not in name:
-            tokens += lengths.query_stream
-        return repeats * tokens
-    tokens = lengths.targets
-    if model.shared_stacks and ".cross_" not in name:
-        tokens += lengths.tokens
-    return repeats * tokens
-
-
-def _depth_of_stack(model: ModelConfig, name: str) -> int:
-    """Return the number of layers in the stack of a weight."""
-    if model.generator is not None and name.startswith("generator."):
-        return model.generator.layers
-    if model.family == "encoder_decoder" and name.startswith("decoder."):
-        return model.decoder_layers
-    return model.layers
-
-
-def _places_of_filters(characters: CharacterCNN, name: str) -> int:
-    """Return how many places of a token's characters are multiplied with a weight; 1 if it is no filter's."""
-    if ".filters." not in name:
-        return 1
-    taps = int(name.split(".")[2])
-    return characters.length - taps + 1
-
-
-def _has_other_output_table(model: ModelConfig) -> bool:
-    """Return whether ELECTRA's generator predicts tokens by another table than the discriminator's."""
-    return model.generator is not None and model.generator.embedding_sharing != "shared"
 
 
 def attention_flops_per_text(model: ModelConfig, lengths: ExampleLengths, *, causal_half: bool) -> float:
