@@ -8,7 +8,7 @@ from pathlib import Path
 from t5x_lite.errors import UserError
 from t5x_lite.sweep.config import Sweep
 from t5x_lite.sweep.planned_run import PlannedRun, job_name
-from t5x_lite.sweep.process_pool import last_line
+from t5x_lite.sweep.process_slots import last_line
 from t5x_lite.sweep.status_log import StatusLog
 
 REPOSITORY = Path(__file__).resolve().parents[2]

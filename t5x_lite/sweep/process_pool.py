@@ -2,7 +2,6 @@
 
 import fcntl
 import signal
-import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -20,8 +19,8 @@ from t5x_lite.parallel.distributed import handle_signals
 from t5x_lite.progress import print_line, progress_bar
 from t5x_lite.storage import is_remote
 from t5x_lite.sweep.config import Sweep
-from t5x_lite.sweep.device_share import start_process
 from t5x_lite.sweep.planned_run import PlannedRun
+from t5x_lite.sweep.process_slots import ProcessSlots, SlotProcess
 from t5x_lite.sweep.status_log import StatusLog
 from t5x_lite.watch.follower import MetricsFollower
 
@@ -36,8 +35,7 @@ class RunningJob:
     """A run in progress. `next_look` is the time to ask a bucket for more metrics."""
 
     run: PlannedRun
-    process: subprocess.Popen[bytes]
-    slot: int
+    process: SlotProcess
     progress_task: TaskID
     metrics: MetricsFollower
     started: float = field(default_factory=time.monotonic)
@@ -71,13 +69,12 @@ class ProcessPool:
         """
         self.sweep = sweep
         self.log = log
-        self.environment = environment
+        self.slots = ProcessSlots(sweep.config.jobs, environment)
         self.command = command
         self.running: list[RunningJob] = []
         self.pending: list[PlannedRun] = []
         self.final_states: dict[str, str] = {}
         self.attempts: Counter[str] = Counter()
-        self.stop_requested = False
         self.progress = progress_bar("{task.description}", BarColumn(), "{task.fields[at]}")
 
     def run(self, runs: Sequence[PlannedRun], final_states: Mapping[str, str]) -> int:
@@ -89,14 +86,15 @@ class ProcessPool:
         """
         self.pending = list(runs)
         self.final_states = dict(final_states)
-        with handle_signals(self._request_stop, signal.SIGINT, signal.SIGTERM), self.progress:
+        with handle_signals(self.slots.stop, signal.SIGINT, signal.SIGTERM), self.progress:
             total_flops = sum(run.computed_flops for run in runs)
             overall_task = self.progress.add_task(self.sweep.name, total=total_flops, at=f"0/{len(runs)}")
-            while self.running or (self.pending and not self.stop_requested):
+            while self.running or (self.pending and not self.slots.stop_requested):
                 self._start_pending()
                 time.sleep(POLL_SECONDS)
+                ended = self.slots.take_ended()
                 for job in list(self.running):
-                    if job.process.poll() is not None:
+                    if job.process in ended:
                         self._finish(job)
                 self._read_metrics()
                 self._show_progress(overall_task, runs)
@@ -105,7 +103,7 @@ class ProcessPool:
         if not_done:
             summary += f"; not: {', '.join(not_done)}"
         print_line(self.progress.console, summary)
-        if self.stop_requested:
+        if self.slots.stop_requested:
             return STOPPED
         return 1 if not_done else 0
 
@@ -119,68 +117,48 @@ class ProcessPool:
                 self.pending.remove(run)
                 self.final_states[run.name] = "skipped"
                 self._set_state(run, "skipped", reason=f"{run.after}, which it branches off, is {trunk_state}")
-            elif trunk_state == "done" and self._has_free_slot() and not is_locked(Path(run.run_dir)):
+            elif trunk_state == "done" and self.slots.has_free and not is_locked(Path(run.run_dir)):
                 self.pending.remove(run)
                 self._start(run)
 
-    def _has_free_slot(self) -> bool:
-        return len(self.running) < self.sweep.config.jobs and not self.stop_requested
-
     def _start(self, run: PlannedRun) -> None:
-        jobs = self.sweep.config.jobs
-        used_slots = {job.slot for job in self.running}
-        slot = min(set(range(jobs)) - used_slots)
-        output_path = self._output_path(run)
-        output_path.parent.mkdir(exist_ok=True)
-        with output_path.open("ab") as output:
-            process = start_process(self.command(run), slot, jobs, self.environment, output)
+        output = self.sweep.folder / "logs" / f"{run.name}.log"
+        output.parent.mkdir(exist_ok=True)
+        process = self.slots.start(run.name, self.command(run), output)
         self.attempts[run.name] += 1
         progress_task = self.progress.add_task(f"  {run.name}", total=run.steps, at="")
-        self.running.append(RunningJob(run, process, slot, progress_task, MetricsFollower(run.run_dir)))
-        self._set_state(run, "running", attempt=self.attempts[run.name], pid=process.pid)
-        if self.stop_requested:  # while it was starting
-            process.terminate()
+        self.running.append(RunningJob(run, process, progress_task, MetricsFollower(run.run_dir)))
+        self._set_state(run, "running", attempt=self.attempts[run.name], pid=process.popen.pid)
 
     def _finish(self, job: RunningJob) -> None:
         """Write down how a process has ended, and decide whether its run is started again."""
         self.running.remove(job)
         self.progress.remove_task(job.progress_task)
-        exit_code = job.process.returncode
+        exit_code = job.process.exit_code
         state = self._state_after(job.run, exit_code)
         details: dict[str, object] = {
             "exit_code": exit_code,
             "seconds": round(time.monotonic() - job.started, 1),
         }
         if state not in {"done", "stopped"}:
-            details["reason"] = self._failure_reason(job.run, state)
+            details["reason"] = _failure_reason(job.process, state)
         self._set_state(job.run, state, **details)
         if state in {"stopped", "retried"}:
             self.pending.insert(0, job.run)
         else:
             self.final_states[job.run.name] = state
 
-    def _state_after(self, run: PlannedRun, exit_code: int) -> str:
+    def _state_after(self, run: PlannedRun, exit_code: int | None) -> str:
         if exit_code == 0:
             return "done"
         if exit_code == Diverged.exit_code:
             return "diverged"
-        if exit_code == STOPPED or self.stop_requested:
+        if exit_code == STOPPED or self.slots.stop_requested:
             return "stopped"
         is_user_error = exit_code == UserError.exit_code
         if not is_user_error and self.attempts[run.name] <= self.sweep.config.retries:
             return "retried"
         return "failed"
-
-    def _failure_reason(self, run: PlannedRun, state: str) -> str:
-        output_path = self._output_path(run)
-        output = output_path.read_text(encoding="utf-8", errors="replace")
-        reason = last_line(output)[-MAX_REASON:] or "the process printed nothing"
-        if state == "failed":
-            return f"{reason}; see {with_urls(str(output_path))}"
-        return reason
-
-    def _output_path(self, run: PlannedRun) -> Path:
-        return self.sweep.folder / "logs" / f"{run.name}.log"
 
     def _read_metrics(self) -> None:
         """Read the lines that each run has added to its metrics, and show the last."""
@@ -218,17 +196,12 @@ class ProcessPool:
             message += f": {details['reason']}"
         print_line(self.progress.console, message)
 
-    def _request_stop(self, *_: object) -> None:
-        """Ask every run to save and exit, and start no more."""
-        self.stop_requested = True
-        for job in self.running:
-            job.process.terminate()
 
-
-def last_line(output: str) -> str:
-    """Return the last line that a program has printed, which may say why it failed; empty if it printed nothing."""
-    lines = output.strip().splitlines()
-    return lines[-1] if lines else ""
+def _failure_reason(process: SlotProcess, state: str) -> str:
+    reason = process.last_line[-MAX_REASON:] or "the process printed nothing"
+    if state == "failed":
+        return f"{reason}; see {with_urls(str(process.output))}"
+    return reason
 
 
 def is_locked(run_dir: Path) -> bool:

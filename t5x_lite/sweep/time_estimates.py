@@ -13,7 +13,7 @@ from rich.console import Console
 from t5x_lite.progress import print_line
 from t5x_lite.sweep.config import Sweep
 from t5x_lite.sweep.planned_run import PlannedRun
-from t5x_lite.sweep.process_pool import last_line
+from t5x_lite.sweep.process_slots import last_line
 
 TimeEstimate: TypeAlias = Callable[[Sweep, Sequence[PlannedRun], Mapping[str, str], Console], dict[str, float]]
 """Maps a sweep, runs of it, environment variables and a console to the seconds of each run by its name."""

@@ -84,7 +84,7 @@ def test_results_that_eval_has_cached_are_collected_and_drawn(
         log_likelihoods = [response[0] for response in record["filtered_resps"]]
         assert record["scores"]["log_likelihood"] == log_likelihoods[record["doc"]["answer"]]
 
-    monkeypatch.setattr("t5x_lite.sweep.evaluation_pool.subprocess.Popen", None)  # no process is needed
+    monkeypatch.setattr("t5x_lite.sweep.device_share.subprocess.Popen", None)  # no process is needed
     assert main(["sweep", "eval", str(sweep_folder), *words, "--json"]) == 0
     output = capfd.readouterr()
     assert "left out: missing: not complete: step 0 of 12" in output.err

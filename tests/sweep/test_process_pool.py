@@ -164,10 +164,10 @@ def test_a_request_to_stop_reaches_every_run_and_no_other_starts(sweep: Sweep, m
 def test_a_run_that_starts_while_a_stop_is_asked_for_is_ended(make_pool: PoolFactory) -> None:
     """The signal arrives between the start of the process and its place in the list of running ones."""
     pool, runs = make_pool("wait", "wait", "wait")
-    pool.stop_requested = True
+    pool.slots.stop_requested = True
     pool._start(runs[0])
     (job,) = pool.running
-    assert job.process.wait(timeout=20) != 0
+    assert job.process.popen.wait(timeout=20) != 0
 
 
 def test_a_run_that_outlived_its_sweep_is_waited_for(make_pool: PoolFactory) -> None:
