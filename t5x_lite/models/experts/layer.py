@@ -9,27 +9,22 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax.sharding import PartitionSpec
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.experts.activity import RouterActivity
-from t5x_lite.models.experts.config import Capacity, Dropless, MoE
+from t5x_lite.models.experts.config import Capacity, MoE
 from t5x_lite.models.experts.dispatch import (
     GROUPED_PRODUCTS,
     dispatch_and_combine,
     dropless_dispatch,
     dropless_kernel,
-    gather_rows,
     sort_by_expert,
-    weighted_sum,
 )
+from t5x_lite.models.experts.sorted_dispatch import dispatch_sorted
 from t5x_lite.models.feedforward.layer import FeedForward
-from t5x_lite.models.layers import ExpertAxis, Linear, SortedRows, Weight, weight
-from t5x_lite.models.sharding import active_mesh, axis_sizes, constrain, num_shards, partition_spec, target_platform
-
-TILE_ROWS = 128
-"""Rows that megablox multiplies at a time."""
+from t5x_lite.models.layers import ExpertAxis, Linear, Weight, weight
+from t5x_lite.models.sharding import constrain, num_shards, target_platform
 
 
 class MixtureOfExperts(nnx.Module):
@@ -156,8 +151,9 @@ class MixtureOfExperts(nnx.Module):
         if isinstance(dispatch, Capacity):
             return self._dispatch_with_capacity(x, experts, weights, dispatch, key)
         served = jnp.sum(experts < count, axis=(1, 2), dtype=jnp.float32)
-        if dropless_kernel(dispatch, target_platform()) != "buffer":
-            return self._dispatch_sorted(x, experts, weights, dispatch, key), served
+        kernel = dropless_kernel(dispatch, target_platform())
+        if kernel != "buffer":
+            return dispatch_sorted(self.experts, count, GROUPED_PRODUCTS[kernel], x, experts, weights, key), served
         groups = math.gcd(num_shards("batch"), b)
         x, experts, weights = _in_groups(groups, x, experts, weights)
         out = dropless_dispatch(x, experts, weights, count, dispatch.buffer, run_experts)
@@ -191,71 +187,10 @@ class MixtureOfExperts(nnx.Module):
         y = constrain(self.experts(x, key), "experts", "groups", "length", None)
         return constrain(jnp.swapaxes(y, 0, 1), "batch", None, None, None)
 
-    def _dispatch_sorted(
-        self,
-        x: Float[Array, "b l d"],
-        experts: Int[Array, "b l k"],
-        weights: Float[Array, "b l k"],
-        dispatch: Dropless,
-        key: PRNGKeyArray | None,
-    ) -> Float[Array, "b l d"]:
-        """Multiply tokens, sorted by expert, in groups: each device its own rows with all experts."""
-        product = GROUPED_PRODUCTS[dropless_kernel(dispatch, target_platform())]
-        count = self.moe.experts
-        graph, params = nnx.split(self.experts)
-
-        def run_rows(
-            params: PyTree, key: PRNGKeyArray | None, x: Array, experts: Array, weights: Array
-        ) -> Float[Array, "b l d"]:
-            module = nnx.merge(graph, params)
-            tokens = x.reshape(1, -1, x.shape[-1])
-            token_count = tokens.shape[1]
-            choices = sort_by_expert(experts.reshape(1, -1, experts.shape[-1]), count)
-            choice_count = choices.order.shape[1]
-            padding = ((0, 0), (0, -choice_count % TILE_ROWS))
-            token = jnp.pad(choices.order % token_count, padding, constant_values=token_count)
-            rank_of_choice = jnp.moveaxis(choices.rank.reshape(1, -1, token_count), 1, 2)
-            rows = gather_rows(tokens, token, rank_of_choice)[0]
-            expert = jnp.take(choices.expert[0], choices.order[0])
-            expert = jnp.pad(expert, padding[1], constant_values=count)
-            sorted_rows = SortedRows(choices.counts[0], jnp.minimum(expert, count - 1), product)
-            outputs = jnp.where((expert < count)[:, None], module(rows, key, sorted_rows), 0)
-            choice = jnp.pad(choices.order, padding, constant_values=choice_count)[..., None]
-            returned = gather_rows(outputs[None], choices.rank, choice).reshape(1, -1, *tokens.shape[1:])
-            return weighted_sum(returned, weights.reshape(1, -1, weights.shape[-1])).reshape(x.shape)
-
-        if active_mesh() is None:
-            return run_rows(params, key, x, experts, weights)
-        row_spec = partition_spec(axis_sizes(), ("batch", "length", None), x.shape)
-        arrays, structure = jax.tree.flatten(params)
-        expert_weights = jax.tree.leaves(params, is_leaf=lambda leaf: isinstance(leaf, Weight))
-        weight_specs = [partition_spec(axis_sizes(), w.axes.names, w.shape) for w in expert_weights]
-
-        def gather_and_run(
-            arrays: list[Array], key: PRNGKeyArray | None, x: Array, experts: Array, weights: Array
-        ) -> Float[Array, "b l d"]:
-            """Gather the experts' weights here, so that neither they nor their gradients are ever whole outside."""
-            gathered = [
-                _all_gather(array.astype(x.dtype), parts) for array, parts in zip(arrays, weight_specs, strict=True)
-            ]
-            return run_rows(jax.tree.unflatten(structure, gathered), key, x, experts, weights)
-
-        in_specs = (weight_specs, PartitionSpec(), row_spec, row_spec, row_spec)
-        sharded = jax.shard_map(gather_and_run, in_specs=in_specs, out_specs=row_spec, check_vma=False)
-        return sharded(arrays, key, x, experts, weights)
-
 
 def _in_groups(groups: int, *arrays: Array) -> list[Array]:
     """Return arrays `[b, l, …]` as `[groups, tokens, …]`."""
     return [array.reshape(groups, -1, array.shape[-1]) for array in arrays]
-
-
-def _all_gather(array: Array, parts: PartitionSpec) -> Array:
-    """Return the whole of an array of which each device has a part."""
-    for axis, mesh_axes in enumerate(parts):
-        if mesh_axes:
-            array = jax.lax.all_gather(array, mesh_axes, axis=axis, tiled=True)
-    return array
 
 
 def _count_choices(experts: Int[Array, "b l k"], count: int) -> Float[Array, "b e"]:
