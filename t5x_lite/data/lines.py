@@ -1,8 +1,9 @@
-"""Lines of a part of a text file, with their places for error messages."""
+"""Lines of a text file or of a part of one, with their places for error messages."""
 
 from collections.abc import Iterator
+from functools import partial
 
-from t5x_lite.data.files import BYTE_ORDER_MARK, LARGEST_DOCUMENT, count_lines, open_file
+from t5x_lite.data.files import BYTE_ORDER_MARK, LARGEST_DOCUMENT, READ_ERRORS, count_lines, open_file
 from t5x_lite.errors import UserError
 
 
@@ -28,6 +29,28 @@ def read_lines(path: str, start: int = 0, stop: int = -1) -> Iterator[tuple[int,
                 text = text.removeprefix(BYTE_ORDER_MARK)
             yield offset, text
             offset += len(line)
+
+
+def located_lines(path: str, *, replaces_invalid: bool = False) -> Iterator[tuple[str, str]]:
+    """Yield the location, as `file:line`, and the text of each line of a whole file, which may be compressed.
+
+    Args:
+        path: the file.
+        replaces_invalid: bytes that are not UTF-8 become U+FFFD instead of an error.
+
+    Raises:
+        UserError: the file cannot be read, a line would not fit in memory, or is not UTF-8.
+    """
+    try:
+        with open_file(path) as file:
+            lines = iter(partial(file.readline, LARGEST_DOCUMENT + 1), b"")
+            for number, line in enumerate(lines, start=1):
+                location = f"{path}:{number}"
+                check_size(location, line)
+                text = line.decode("utf-8", errors="replace") if replaces_invalid else decode_utf8(line, location)
+                yield location, text.removeprefix(BYTE_ORDER_MARK) if number == 1 else text
+    except READ_ERRORS as error:
+        raise UserError(f"{path}: cannot be read: {error}") from None
 
 
 def decode_utf8(content: bytes, location: str) -> str:

@@ -3,7 +3,6 @@
 import csv
 import json
 from collections.abc import Iterator, Sequence
-from functools import partial
 
 from t5x_lite.data.files import (
     BYTE_ORDER_MARK,
@@ -14,7 +13,7 @@ from t5x_lite.data.files import (
     open_parquet,
     parquet_rows,
 )
-from t5x_lite.data.lines import decode_utf8
+from t5x_lite.data.lines import decode_utf8, located_lines
 from t5x_lite.errors import UserError
 
 LONGEST_FIELD = 2**30
@@ -74,7 +73,7 @@ def _read_records(path: str, columns: Sequence[str]) -> Iterator[LocatedRecord]:
 
 def _begins_list(path: str) -> bool:
     """Return whether the first character of a file, after spaces, begins a JSON list."""
-    for line in _decode_lines(path):
+    for _, line in located_lines(path):
         if line.strip():
             return line.lstrip().startswith("[")
     return False
@@ -101,7 +100,7 @@ def _read_parquet(path: str) -> Iterator[LocatedRecord]:
 
 def _read_table(path: str, dialect: type[csv.Dialect], columns: Sequence[str]) -> Iterator[LocatedRecord]:
     csv.field_size_limit(LONGEST_FIELD)
-    reader = csv.reader(_decode_lines(path), dialect=dialect)
+    reader = csv.reader((line for _, line in located_lines(path)), dialect=dialect)
     header = list(columns) or next(reader, [])
     for row in reader:
         if not row:
@@ -113,22 +112,11 @@ def _read_table(path: str, dialect: type[csv.Dialect], columns: Sequence[str]) -
 
 
 def _read_jsonl(path: str) -> Iterator[LocatedRecord]:
-    for number, line in enumerate(_decode_lines(path), start=1):
+    for location, line in located_lines(path):
         if not line.strip():
             continue
         try:
             record = json.loads(line)
         except (RecursionError, ValueError) as error:
-            raise UserError(f"{path}:{number}: not a JSON object: {error}") from None
-        yield f"{path}:{number}", record
-
-
-def _decode_lines(path: str) -> Iterator[str]:
-    with open_file(path) as file:
-        for number, line in enumerate(iter(partial(file.readline, LARGEST_DOCUMENT), b"")):
-            if len(line) == LARGEST_DOCUMENT:
-                raise UserError(f"{path}:{number + 1}: has a line of more than {LARGEST_DOCUMENT >> 30} GiB")
-            text = decode_utf8(line, f"{path}:{number + 1}")
-            if number == 0:
-                text = text.removeprefix(BYTE_ORDER_MARK)
-            yield text
+            raise UserError(f"{location}: not a JSON object: {error}") from None
+        yield location, record

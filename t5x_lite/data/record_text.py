@@ -1,7 +1,7 @@
 """The text of a record: one or several of its columns."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from t5x_lite.errors import UserError
 
@@ -26,6 +26,23 @@ def record_text(record: object, fields: Sequence[str], describe_location: Callab
 def join_fields(texts: Sequence[str]) -> str:
     """Return the texts of the fields of a document as one."""
     return FIELD_BORDER.join(text.replace(FIELD_BORDER, " ") for text in texts)
+
+
+def read_column(record: object, name: str, location: str, remedy: str) -> Any:
+    """Return the value of a column of a record.
+
+    Args:
+        record: maps the names of columns to values.
+        name: of the column.
+        location: the place of the record, for the error.
+        remedy: what to do about a missing column.
+
+    Raises:
+        UserError: the record lacks the column.
+    """
+    if not isinstance(record, Mapping) or name not in record:
+        raise UserError(f"{location}: {missing_column(name, record)}; {remedy}")
+    return record[name]
 
 
 def missing_column(name: str, record: object, kind: Literal["column", "field"] = "column") -> str:

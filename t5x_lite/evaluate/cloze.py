@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 
@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from t5x_lite.data.files import match_files
 from t5x_lite.data.record_files import read_record_file
-from t5x_lite.data.record_text import missing_column
+from t5x_lite.data.record_text import read_column
 from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.errors import UserError
 from t5x_lite.evaluate.demonstrations.demonstrations import Example, ExampleSets, check_pool
@@ -161,17 +161,15 @@ def _read_texts(task: Cloze, files: Sequence[str]) -> list[ClozeText]:
 
 
 def _fill_pattern(task: Cloze, record: object, location: str) -> ClozeText:
-    for column in (*task.fields, task.label):
-        if not isinstance(record, Mapping) or column not in record:
-            raise UserError(f"{location}: {missing_column(column, record)}; set columns, pattern or label")
-    assert isinstance(record, Mapping)
-    label = str(record[task.label])
+    remedy = "set columns, pattern or label"
+    values = {column: str(read_column(record, column, location, remedy)) for column in task.fields}
+    label = str(read_column(record, task.label, location, remedy))
     if label not in task.verbalizer:
         raise UserError(f"{location}: label {label!r} has no word; verbalizer has {', '.join(task.verbalizer)}")
 
     def fill(place: re.Match[str]) -> str:
         # A text that says {mask} itself must not make a second gap.
-        return str(record[place[1]]).replace(MASK_PLACE, "{ mask }")
+        return values[place[1]].replace(MASK_PLACE, "{ mask }")
 
     # In one pass: a text may say the name of another column in braces.
     places = "|".join(map(re.escape, task.fields))

@@ -230,8 +230,8 @@ def _layers_to_run(model: EvaluationModel, layer: int | None) -> int | None:
     return None if number == last else number
 
 
-def encode_texts(model: EvaluationModel, texts: Sequence[str], length: int, *, warns: bool = True) -> list[Features]:
-    """Return the features of each text, cut to `length` tokens; the number of cut texts is logged if `warns`."""
+def encode_texts(model: EvaluationModel, texts: Sequence[str], length: int) -> list[Features]:
+    """Return the features of each text, cut to `length` tokens; the number of cut texts is logged."""
     rows: list[Features] = []
     truncated = 0
     end = _end_size(model)

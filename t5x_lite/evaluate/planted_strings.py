@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from t5x_lite.data.files import READ_ERRORS, match_files, open_file, strip_compression
+from t5x_lite.data.files import BYTE_ORDER_MARK, READ_ERRORS, match_files, open_file, strip_compression
 from t5x_lite.data.record_files import read_record_file
 from t5x_lite.errors import UserError
 from t5x_lite.files import write_file
@@ -100,7 +100,8 @@ def _read_text(pattern: str) -> str:
         try:
             if strip_compression(path).suffix == ".txt":
                 with open_file(path) as file:
-                    texts.append(file.read().decode("utf-8", errors="replace"))
+                    text = file.read().decode("utf-8", errors="replace")
+                texts.append(text.removeprefix(BYTE_ORDER_MARK))
             else:
                 texts += [_text_of(location, record) for location, record in read_record_file(path, ())]
         except READ_ERRORS as error:

@@ -1,7 +1,7 @@
 """Probing of layers: how well a linear classifier reads a label from each layer, and the geometry of its states."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from t5x_lite.data.record_files import read_record_file
-from t5x_lite.data.record_text import missing_column
+from t5x_lite.data.record_text import read_column
 from t5x_lite.errors import UserError
 from t5x_lite.evaluate.embed import POOLS, check_first_token, encode_texts
 from t5x_lite.evaluate.evaluation_model import EvaluationModel
@@ -23,6 +23,7 @@ from t5x_lite.models.outputs import is_text
 from t5x_lite.models.spec import ModelSpec
 from t5x_lite.parallel.batched_function import BatchedFunction
 
+COLUMN_REMEDY = "set --text and --label, or --columns for files without a header"
 GEOMETRY_TEXTS = 200
 """Texts whose tokens the geometry of a layer is measured on; the states of all of them are in memory at once."""
 
@@ -147,15 +148,8 @@ def read_labelled(path: Path, settings: ProbeSettings) -> LabelledTexts:
     texts = []
     labels = []
     for location, record in read_record_file(str(path), settings.columns)[: settings.limit or None]:
-        for column in (settings.text, settings.label):
-            if not isinstance(record, Mapping) or column not in record:
-                raise UserError(
-                    f"{location}: {missing_column(column, record)}; set --text and --label, or --columns for files "
-                    "without a header"
-                )
-        assert isinstance(record, Mapping)
-        texts.append(str(record[settings.text]))
-        labels.append(str(record[settings.label]))
+        texts.append(str(read_column(record, settings.text, location, COLUMN_REMEDY)))
+        labels.append(str(read_column(record, settings.label, location, COLUMN_REMEDY)))
     if not texts:
         raise UserError(f"{path}: has no records")
     return LabelledTexts(texts, labels)

@@ -1,12 +1,11 @@
 """The texts of a file, for embeddings."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
-from t5x_lite.data.files import BYTE_ORDER_MARK, file_ending
-from t5x_lite.data.lines import decode_utf8
+from t5x_lite.data.files import file_ending
+from t5x_lite.data.lines import located_lines
 from t5x_lite.data.record_files import read_record_file
-from t5x_lite.data.record_text import missing_column
+from t5x_lite.data.record_text import read_column
 from t5x_lite.errors import UserError
 from t5x_lite.files import check_is_file
 
@@ -41,9 +40,7 @@ def read_texts(file: Path, column: str | None = None) -> list[str]:
 def _read_column(file: Path, column: str) -> list[str]:
     texts = []
     for location, record in read_record_file(str(file), ()):
-        if not isinstance(record, Mapping) or column not in record:
-            raise UserError(f"{location}: {missing_column(column, record)}; name the column of the text by --text")
-        text = record[column]
+        text = read_column(record, column, location, "name the column of the text by --text")
         if not isinstance(text, str):
             raise UserError(f"{location}: column {column!r} is {type(text).__name__}, not a text")
         texts.append(text)
@@ -51,13 +48,4 @@ def _read_column(file: Path, column: str) -> list[str]:
 
 
 def _read_lines(file: Path) -> list[str]:
-    try:
-        content = file.read_bytes()
-    except OSError as error:
-        raise UserError(f"{file}: cannot be read: {error.strerror}") from None
-    if not content:
-        return []
-    lines = content.replace(b"\r\n", b"\n").removesuffix(b"\n").split(b"\n")
-    texts = [decode_utf8(line, f"{file}:{number}") for number, line in enumerate(lines, start=1)]
-    texts[0] = texts[0].removeprefix(BYTE_ORDER_MARK)
-    return texts
+    return [line.removesuffix("\n").removesuffix("\r") for _, line in located_lines(str(file))]

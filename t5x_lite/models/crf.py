@@ -1,7 +1,5 @@
 """A linear-chain conditional random field over the tags of words (Lafferty et al. 2001; Huang et al. 2015)."""
 
-from dataclasses import replace
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -64,7 +62,7 @@ def tag_sequence_loss(
     """
     total = -log_likelihood(scores, transitions, tags, weights > 0).sum()
     correct = (weights * (scores.argmax(-1) == tags)).sum()
-    return replace(LossSums.of_loss(total, weights.sum()), correct=correct)
+    return LossSums.of_loss(total, weights.sum(), correct)
 
 
 def best_tags(scores: Float[np.ndarray, "w c"], transitions: Float[np.ndarray, "c c"]) -> list[int]:

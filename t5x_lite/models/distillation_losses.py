@@ -17,16 +17,6 @@ COSINE_EPSILON = 1e-12
 """Added to squared norms, as PyTorch's cosine embedding loss does."""
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class StateLoss(LossSums):
-    """Sums over the states of tokens, for which no prediction is right or wrong."""
-
-    def means(self, name: str) -> dict[str, Float[Array, ""]]:
-        """Return the loss alone."""
-        return {f"{name}_loss": self.loss / jnp.maximum(self.weight, 1.0)}
-
-
 @dataclass(frozen=True)
 class StatesAndLogits:
     """The states of one model, and the map from them to logits.
@@ -61,7 +51,7 @@ def soft_target_loss(
         divergences = jnp.sum(jnp.exp(teacher_scores) * (teacher_scores - student_scores), axis=-1)
         loss = temperature**2 * jnp.sum(weights * divergences)
         agrees = jnp.argmax(student_logits, axis=-1) == jnp.argmax(teacher_logits, axis=-1)
-        return replace(LossSums.of_loss(loss, jnp.sum(weights)), correct=jnp.sum(weights * agrees))
+        return LossSums.of_loss(loss, jnp.sum(weights), jnp.sum(weights * agrees))
 
     student_states = constrain(student.states, "batch", "length", None)
     teacher_states = constrain(teacher.states, "batch", "length", None)
@@ -73,7 +63,7 @@ def soft_target_loss(
 
 def cosine_loss(
     student_states: Float[Array, "b l d"], teacher_states: Float[Array, "b l d"], weights: Float[Array, "b l"]
-) -> StateLoss:
+) -> LossSums:
     """Return the weighted sums of 1 - cos(student, teacher) of the states of each token."""
     student_states = student_states.astype(jnp.float32)
     teacher_states = teacher_states.astype(jnp.float32)
@@ -81,9 +71,4 @@ def cosine_loss(
     student_squares = jnp.sum(jnp.square(student_states), axis=-1) + COSINE_EPSILON
     teacher_squares = jnp.sum(jnp.square(teacher_states), axis=-1) + COSINE_EPSILON
     loss = jnp.sum(weights * (1 - products / jnp.sqrt(student_squares * teacher_squares)))
-    return StateLoss.of_loss(loss, jnp.sum(weights))
-
-
-def scaled_term(term: LossSums, factor: float) -> LossSums:
-    """Return a term whose share of the minimised number is multiplied by a factor. Its metrics stay the same."""
-    return replace(term, total=factor * term.total)
+    return LossSums.of_loss(loss, jnp.sum(weights))

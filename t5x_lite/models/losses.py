@@ -32,21 +32,24 @@ class LossSums:
         total: the value that is minimised, with label smoothing and z-loss.
         loss: the plain loss, in nats where it is a cross-entropy.
         z_loss: the part of `total` that is z-loss.
-        correct: targets whose prediction is right.
+        correct: targets whose prediction is right; None if predictions are neither right nor wrong.
         weight: the sum of the weights.
     """
 
     total: Float[Array, ""]
     loss: Float[Array, ""]
     z_loss: Float[Array, ""]
-    correct: Float[Array, ""]
+    correct: Float[Array, ""] | None
     weight: Float[Array, ""]
 
     @classmethod
-    def of_loss(cls, loss: Float[Array, ""], weight: Float[Array, ""]) -> Self:
-        """Return the sums of a loss without z-loss whose predictions are not right or wrong."""
-        zero = jnp.zeros_like(loss)
-        return cls(total=loss, loss=loss, z_loss=zero, correct=zero, weight=weight)
+    def of_loss(cls, loss: Float[Array, ""], weight: Float[Array, ""], correct: Float[Array, ""] | None = None) -> Self:
+        """Return the sums of a loss without z-loss."""
+        return cls(total=loss, loss=loss, z_loss=jnp.zeros_like(loss), correct=correct, weight=weight)
+
+    def scaled(self, factor: float) -> Self:
+        """Return the term with its share of the minimised number multiplied by a factor. Its metrics stay the same."""
+        return replace(self, total=factor * self.total)
 
     def __add__(self, other: "LossSums") -> "LossSums":
         return jax.tree.map(jnp.add, self, other)
@@ -54,14 +57,17 @@ class LossSums:
     def means(self, name: str) -> dict[str, Float[Array, ""]]:
         """Return the metrics of the term `name`.
 
-        They are `loss`, `accuracy` and `z_loss` for the term `loss`, and `x_loss` and `x_accuracy` for another term x.
+        They are `loss`, `accuracy` and `z_loss` for the term `loss`, and `x_loss` and `x_accuracy` for another term x;
+        there is no accuracy of predictions that are neither right nor wrong.
         """
         weight = jnp.maximum(self.weight, 1.0)
-        loss = self.loss / weight
-        accuracy = self.correct / weight
+        prefix = "" if name == "loss" else f"{name}_"
+        metrics = {f"{prefix}loss": self.loss / weight}
+        if self.correct is not None:
+            metrics[f"{prefix}accuracy"] = self.correct / weight
         if name == "loss":
-            return {"loss": loss, "accuracy": accuracy, "z_loss": self.z_loss / weight}
-        return {f"{name}_loss": loss, f"{name}_accuracy": accuracy}
+            metrics["z_loss"] = self.z_loss / weight
+        return metrics
 
 
 @dataclass(frozen=True)
@@ -190,19 +196,16 @@ def class_cross_entropy(logits: Float[Array, "b c"], targets: Int[Array, "b"], w
 
 
 def binary_cross_entropy(
-    logits: Float[Array, "b l"], targets: Bool[Array, "b l"], weights: Float[Array, "b l"], factor: float = 1.0
+    logits: Float[Array, "b l"], targets: Bool[Array, "b l"], weights: Float[Array, "b l"]
 ) -> LossSums:
-    """Return the weighted sums of -log sigmoid(±logit); the minimised `total` is multiplied by `factor`."""
+    """Return the weighted sums of -log sigmoid(±logit)."""
     losses = jax.nn.softplus(jnp.where(targets, -logits, logits))
-    loss = jnp.sum(weights * losses)
     correct = jnp.sum(weights * ((logits > 0) == targets))
-    return LossSums(
-        total=factor * loss, loss=loss, z_loss=jnp.zeros_like(loss), correct=correct, weight=jnp.sum(weights)
-    )
+    return LossSums.of_loss(jnp.sum(weights * losses), jnp.sum(weights), correct)
 
 
 def squared_error(predictions: Float[Array, "b"], targets: Float[Array, "b"], weights: Float[Array, "b"]) -> LossSums:
-    """Return the weighted sums of the squared error. No prediction counts as correct."""
+    """Return the weighted sums of the squared error."""
     return LossSums.of_loss(jnp.sum(weights * jnp.square(predictions - targets)), jnp.sum(weights))
 
 

@@ -1,6 +1,6 @@
 """Losses and advantages of policy optimisation, from log-probabilities of sampled tokens (letter t)."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -42,22 +42,6 @@ class PolicyLoss(LossSums):
         if self.kl is not None:
             metrics["kl"] = self.kl / tokens
         return metrics
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class ValueLoss(LossSums):
-    """Sums of the value head's loss over sampled tokens; `total` has its coefficient."""
-
-    def means(self, name: str) -> dict[str, Float[Array, ""]]:
-        """Return the metric of the term."""
-        return {f"{name}_loss": self.loss / jnp.maximum(self.weight, 1.0)}
-
-
-def sum_value_loss(losses: Float[Array, "n t"], weights: Float[Array, "n t"], coefficient: float) -> ValueLoss:
-    """Return the sums of the losses of values; the minimised `total` is multiplied by the coefficient."""
-    loss = jnp.sum(weights * losses)
-    return replace(ValueLoss.of_loss(loss, jnp.sum(weights)), total=coefficient * loss)
 
 
 def clipped_policy_losses(

@@ -111,12 +111,11 @@ def policy_loss(
         if objective.kl_in_loss:
             losses = losses + objective.kl_weight * estimates
     total = jnp.sum(rows["token_weights"] * losses)
-    zero = jnp.zeros_like(total)
     return PolicyLoss(
         total=total,
         loss=total,
-        z_loss=zero,
-        correct=zero,
+        z_loss=jnp.zeros_like(total),
+        correct=None,
         weight=rows[objective.term_weights["loss"]].sum(),
         kl=kl,
         entropy=jnp.sum(mask * entropies),

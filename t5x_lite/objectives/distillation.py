@@ -89,17 +89,17 @@ class Distillation(Config):
             key: for dropout of the student.
             settings: of the loss.
         """
-        from t5x_lite.models.distillation_losses import StatesAndLogits, cosine_loss, scaled_term
+        from t5x_lite.models.distillation_losses import StatesAndLogits, cosine_loss
 
         states = objective.states(student, batch, key)
         hard_terms = objective.loss_from_states(student, states, batch, settings)
-        terms = {name: scaled_term(term, self.hard) for name, term in hard_terms.items()}
+        terms = {name: term.scaled(self.hard) for name, term in hard_terms.items()}
         if self.soft:
             student_outputs = StatesAndLogits(states, student.logits)
             soft_term = self._soft_term(objective, student_outputs, teacher, batch, settings)
-            terms["soft"] = scaled_term(soft_term, self.soft)
+            terms["soft"] = soft_term.scaled(self.soft)
         if self.cosine:
-            terms["cosine"] = scaled_term(cosine_loss(states, teacher.states, batch[TOKEN_WEIGHTS]), self.cosine)
+            terms["cosine"] = cosine_loss(states, teacher.states, batch[TOKEN_WEIGHTS]).scaled(self.cosine)
         return terms
 
     def _soft_term(

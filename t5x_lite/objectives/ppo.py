@@ -76,12 +76,15 @@ class PPO(PolicyOptimization):
 
     def loss(self, model: Any, batch: Batch, key: DropoutKey, settings: LossSettings) -> Mapping[str, LossSums]:
         """Return the clipped losses of the policy and of the values (Schulman et al. 2017, eq. 9)."""
-        from t5x_lite.models.policy_losses import clipped_value_losses, sum_value_loss
+        from t5x_lite.models.losses import LossSums
+        from t5x_lite.models.policy_losses import clipped_value_losses
 
         states = answer_states(model, batch)
         values = model.head(states, None)[..., 0]
         value_losses = clipped_value_losses(values, batch["old_values"], batch["returns"], self.value_clip)
+        weights = batch["answer_weights"]
+        value_loss = LossSums.of_loss((weights * value_losses).sum(), weights.sum())
         return {
             "loss": policy_loss(self, model, states, batch, settings),
-            "value": sum_value_loss(value_losses, batch["answer_weights"], self.value_weight),
+            "value": value_loss.scaled(self.value_weight),
         }

@@ -79,10 +79,8 @@ class ReplacedToken(Objective):
         tokens = model.replace_tokens(originals, positions, fill_weights, masked_states, draw_key)
         states = model.discriminator(tokens, **where, key=discriminator_key)
         scores = model.discriminator.detection(states, batch["segment_ids"])
-        detection_loss = losses.binary_cross_entropy(
-            scores, tokens != originals, batch["detection_weights"], self.weight
-        )
-        return {"loss": generator_loss, "detection": detection_loss}
+        detection_loss = losses.binary_cross_entropy(scores, tokens != originals, batch["detection_weights"])
+        return {"loss": generator_loss, "detection": detection_loss.scaled(self.weight)}
 
     def _masked(self) -> Masked:
         return Masked(rate=self.rate, mask_share=self.mask_share, random_share=0.0)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from t5x_lite.data.files import file_ending
-from t5x_lite.data.lines import read_lines
+from t5x_lite.data.lines import located_lines
 from t5x_lite.data.record_files import stream_record_file
 from t5x_lite.errors import UserError
 from t5x_lite.files import check_is_file
@@ -71,6 +71,6 @@ def read_collection(file: Path) -> Iterator[StoredPassage]:
 
 def _read_text(file: Path) -> Iterator[tuple[str, Any]]:
     """Yield the lines that are not empty."""
-    for number, (_, line) in enumerate(read_lines(str(file)), start=1):
+    for location, line in located_lines(str(file), replaces_invalid=True):
         if line.strip():
-            yield f"{file}:{number}", line.strip()
+            yield location, line.strip()

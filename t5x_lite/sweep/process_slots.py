@@ -44,7 +44,7 @@ class ProcessSlots:
 
     @property
     def has_free(self) -> bool:
-        """Whether a process can be started: a slot is free, and nobody has asked to stop."""
+        """Return whether a slot is free, and nobody has asked to stop."""
         return len(self.running) < self.slots and not self.stop_requested
 
     def start(self, name: str, command: Sequence[str], output: Path) -> SlotProcess:

@@ -1,4 +1,4 @@
-"""How many tokens are multiplied with a weight, by the weight's name: what FLOPs and activations are counted from."""
+"""Tokens that are multiplied with each weight, by its name: FLOPs and activations are counted from them."""
 
 from t5x_lite.models.character_config import CharacterCNN
 from t5x_lite.models.config import ModelConfig

@@ -100,9 +100,12 @@ def test_prepare_drops_documents_with_an_example_and_reports_it(
 
 def test_a_set_of_lines_and_chosen_columns(tmp_path: Path) -> None:
     (tmp_path / "lines.txt").write_text(f"\n{SUM}\nshort\n")
+    (tmp_path / "marked.txt").write_text(SUM, encoding="utf-8-sig")
     (tmp_path / "table.tsv").write_text(f"question\tnote\nno such words in any of the documents here\t{SUM}\n")
     lines = Decontaminate(files=(str(tmp_path / "lines.txt"),))
     assert find_overlaps(lines, SUM) == {str(tmp_path / "lines.txt"): (0,)}
+    marked = Decontaminate(files=(str(tmp_path / "marked.txt"),))
+    assert find_overlaps(marked, SUM) == {str(tmp_path / "marked.txt"): (0,)}
     table = Decontaminate(files=(str(tmp_path / "table.tsv"),), fields=("question",))
     assert find_overlaps(table, SUM) == {}
     assert find_overlaps(table.model_copy(update={"fields": ("note",)}), SUM) == {str(tmp_path / "table.tsv"): (0,)}

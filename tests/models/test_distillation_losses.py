@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from t5x_lite.models.distillation_losses import StatesAndLogits, cosine_loss, scaled_term, soft_target_loss
+from t5x_lite.models.distillation_losses import StatesAndLogits, cosine_loss, soft_target_loss
 from t5x_lite.models.losses import LossSettings, LossSums
 
 torch = pytest.importorskip("torch", reason="reference implementations need the extra hf: pip install -e '.[hf]'")
@@ -91,7 +91,7 @@ def test_cosine_loss_and_its_gradient_equal_torch_also_of_states_of_zeros(rng: n
 def test_a_factor_scales_what_is_minimised_and_not_what_is_reported(rng: np.random.Generator) -> None:
     states = rng.normal(size=(2, ROWS, LENGTH, 5)).astype(np.float32)
     term = cosine_loss(*states, np.ones((ROWS, LENGTH), np.float32))
-    scaled = scaled_term(term, 5.0)
+    scaled = term.scaled(5.0)
     assert float(scaled.total) == pytest.approx(5 * float(term.total))
     assert scaled.means("cosine") == term.means("cosine")
     assert set(scaled.means("cosine")) == {"cosine_loss"}

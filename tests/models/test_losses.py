@@ -9,7 +9,14 @@ import numpy as np
 import pytest
 from jaxtyping import Float, Int
 
-from t5x_lite.models.losses import LOGITS_BYTES, LossSettings, LossSums, chunks_for, token_cross_entropy
+from t5x_lite.models.losses import (
+    LOGITS_BYTES,
+    LossSettings,
+    LossSums,
+    chunks_for,
+    squared_error,
+    token_cross_entropy,
+)
 from tests.product_flops import count_product_flops
 
 VOCAB = 9
@@ -164,3 +171,8 @@ def test_chunks_are_the_fewest_that_divide_the_length() -> None:
     assert chunks_for(1024, LOGITS_BYTES + 1) == 2
     assert chunks_for(1000, 3 * LOGITS_BYTES) == 4
     assert chunks_for(7, 2 * LOGITS_BYTES) == 7
+
+
+def test_numbers_are_predicted_with_an_error_and_without_an_accuracy() -> None:
+    term = squared_error(jnp.array([1.0, 2.0, 5.0]), jnp.array([0.0, 4.0, 0.0]), jnp.array([1.0, 1.0, 0.0]))
+    assert {name: float(value) for name, value in term.means("loss").items()} == {"loss": 2.5, "z_loss": 0.0}

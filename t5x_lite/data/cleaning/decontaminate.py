@@ -13,9 +13,10 @@ from functools import lru_cache
 from typing import Literal
 
 from t5x_lite.data.cleaning.text_filter import FilteredText, TextFilter
-from t5x_lite.data.files import READ_ERRORS, file_ending, hash_files, match_files, open_file
+from t5x_lite.data.files import file_ending, hash_files, match_files
+from t5x_lite.data.lines import located_lines
 from t5x_lite.data.record_files import read_record_file
-from t5x_lite.data.record_text import missing_column
+from t5x_lite.data.record_text import read_column
 from t5x_lite.errors import UserError
 from t5x_lite.schema import Int, Strings, setting
 
@@ -124,27 +125,17 @@ def _build_set(settings: Decontaminate, texts: list[str]) -> EvaluationSet:
 def _read_examples(settings: Decontaminate, path: str) -> Iterator[str]:
     """Yield the text of each example."""
     if file_ending(path) == ".txt":
-        yield from _read_lines(path)
+        for _, line in located_lines(path, replaces_invalid=True):
+            if line.strip():
+                yield line
         return
     for location, record in read_record_file(path, settings.columns):
         if not isinstance(record, Mapping):
             raise UserError(f"{location}: is not a JSON object")
-        missing = [name for name in settings.fields if name not in record]
-        if missing:
-            raise UserError(
-                f"{location}: {missing_column(missing[0], record)}; set decontaminate.fields in data.cleaning"
-            )
-        texts = [record[name] for name in settings.fields or record if isinstance(record[name], str)]
+        names = settings.fields or tuple(record)
+        remedy = "set decontaminate.fields in data.cleaning"
+        values = [read_column(record, name, location, remedy) for name in names]
+        texts = [value for value in values if isinstance(value, str)]
         if not texts:
-            raise UserError(f"{location}: has no text in {', '.join(map(str, settings.fields or record))}")
+            raise UserError(f"{location}: has no text in {', '.join(map(str, names))}")
         yield " ".join(texts)
-
-
-def _read_lines(path: str) -> Iterator[str]:
-    try:
-        with open_file(path) as file:
-            for line in file:
-                if line.strip():
-                    yield line.decode("utf-8", errors="replace")
-    except READ_ERRORS as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None

@@ -53,8 +53,8 @@ def dispatch_sorted(
     def gather_and_run(
         shards: Sequence[Array], x: Array, chosen: Array, weights: Array, key: PRNGKeyArray | None
     ) -> Float[Array, "b l d"]:
-        whole = [_all_gather(shard.astype(x.dtype), spec) for shard, spec in zip(shards, specs, strict=True)]
-        module = nnx.merge(graph, jax.tree.unflatten(structure, whole))
+        gathered = [_all_gather(shard.astype(x.dtype), spec) for shard, spec in zip(shards, specs, strict=True)]
+        module = nnx.merge(graph, jax.tree.unflatten(structure, gathered))
         return _run_rows(module, count, product, x, chosen, weights, key)
 
     row_spec = partition_spec(axis_sizes(), ("batch", "length", None), x.shape)
