@@ -354,7 +354,7 @@ class Model:
         if decoder_tokens is not None:
             states = module(tokens, decoder_tokens, segment_ids=segment_ids)
             return module.logits(states)
-        module = getattr(module, "discriminator", module)
+        module = module.reader
         states = module(tokens, segment_ids=segment_ids)
         if "tokens" in self.config.model.outputs:
             return module.logits(states)

@@ -20,7 +20,7 @@ from t5x_lite.evaluate.demonstrations.demonstrations import Example, ExampleSets
 from t5x_lite.evaluate.evaluation_model import EvaluationModel
 from t5x_lite.evaluate.evaluators.cloze import MASK_PLACE, Cloze
 from t5x_lite.evaluate.example_scores import Scores, score_choices
-from t5x_lite.evaluate.hidden_tokens import InfilledTokens, MaskedTokens, PermutedTokens, TokenHider, build_token_hider
+from t5x_lite.evaluate.hidden_tokens import TokenHider, build_token_hider
 from t5x_lite.models.spec import ModelSpec
 from t5x_lite.parallel.batched_function import BatchedFunction, Features
 
@@ -178,7 +178,7 @@ def _fill_pattern(task: Cloze, record: object, location: str) -> ClozeText:
 
 def _encode(model: EvaluationModel, hider: TokenHider, texts: Sequence[ClozeText]) -> list[Features]:
     """Return the rows of texts with their gaps hidden. One that is too long loses the tokens far from the gap."""
-    gap = _gap_token(hider)
+    gap = hider.gap
     name = model.tokenizer.piece(gap)
     for special, token in model.tokenizer.special.items():
         if token == gap:
@@ -211,15 +211,6 @@ def _cut_around(tokens: Int[np.ndarray, "l"], place: int, room: int) -> tuple[In
     """Return `room` tokens, those nearest to a place, and the place in them."""
     start = min(max(place - room // 2, 0), len(tokens) - room)
     return tokens[start : start + room], place - start
-
-
-def _gap_token(hider: TokenHider) -> int:
-    if isinstance(hider, MaskedTokens):
-        return hider.mask
-    if isinstance(hider, PermutedTokens):
-        return hider.end  # is not seen
-    assert isinstance(hider, InfilledTokens)
-    return hider.sentinel
 
 
 def _word_probabilities(

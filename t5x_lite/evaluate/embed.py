@@ -115,7 +115,6 @@ def _embed_rows(
     """Return the features of texts, and their states, padded at the end, or what they are pooled to."""
     if pool is not None and pool not in POOLS:
         raise UserError(f"pool {pool!r} is not one of {', '.join(POOLS)}")
-    family = model.config.model.family
     if pool == "cls":
         check_first_token(model.config.model)
     layers: int | tuple[int, ...] | None
@@ -135,7 +134,7 @@ def _embed_rows(
             pool = HEAD
             length = min(length, head.length or length)
     rows = encode_texts(model, texts, length)
-    function = partial(_compute_states, model.spec, family, layers, pool)
+    function = partial(_compute_states, model.spec, layers, pool)
     return rows, BatchedFunction(function, model.params, model.mesh, model.eval_batch_size)(rows, "embedding")
 
 
@@ -261,7 +260,6 @@ def _end_size(model: EvaluationModel) -> int:
 
 def _compute_states(
     spec: ModelSpec,
-    family: str,
     layers: int | tuple[int, ...] | None,
     pool: str,
     params: PyTree[Array],
@@ -271,19 +269,17 @@ def _compute_states(
 
     They are pooled unless `pool` is `none`, in float32.
     """
-    module = spec.model(params)
-    module = getattr(module, "discriminator", module)
+    reader = spec.model(params).reader
     if isinstance(layers, tuple):
-        states = compute_layer_states(spec, family, params, batch)[np.array(layers)].mean(0)
+        states = compute_layer_states(spec, params, batch)[np.array(layers)].mean(0)
     else:
-        side = module.decoder if family == "decoder" else module.encoder
         if layers is not None:
-            _keep_first_layers(side.stack, layers)
+            _keep_first_layers(reader.backbone.stack, layers)
         token_types = batch.get("token_types")
-        states, _ = side(module.tokens(batch["tokens"]), None, batch["segment_ids"], token_types=token_types)
+        states, _ = reader.backbone(reader.tokens(batch["tokens"]), None, batch["segment_ids"], token_types=token_types)
     states = states.astype(jnp.float32)
     if pool == HEAD:
-        return module.head.pooled(states, batch["tokens"], batch["segment_ids"])
+        return reader.head.pooled(states, batch["tokens"], batch["segment_ids"])
     pool_states = POOLS[pool]
     if pool_states is None:
         return states

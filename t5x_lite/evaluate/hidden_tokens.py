@@ -41,6 +41,11 @@ class TokenHider(ABC):
         """Return the number of ids around a text."""
         return len(self.start) + 1
 
+    @property
+    @abstractmethod
+    def gap(self) -> int:
+        """The token that stands in a text where tokens are hidden."""
+
     @abstractmethod
     def features(self, tokens: Int[np.ndarray, "l"], hidden: slice) -> Features:
         """Return the row of a text without its tokens `hidden`: `tokens`, `segment_ids` and `position` of the first."""
@@ -59,6 +64,11 @@ class MaskedTokens(TokenHider):
     """
 
     mask: int
+
+    @property
+    def gap(self) -> int:
+        """See `TokenHider`."""
+        return self.mask
 
     def features(self, tokens: Int[np.ndarray, "l"], hidden: slice) -> Features:
         """See `TokenHider`."""
@@ -84,6 +94,11 @@ class PermutedTokens(TokenHider):
     """
 
     last: tuple[int, ...] = ()
+
+    @property
+    def gap(self) -> int:
+        """See `TokenHider`. The query stream does not see it: any token would do."""
+        return self.end
 
     @property
     def frame_size(self) -> int:
@@ -126,6 +141,11 @@ class InfilledTokens(TokenHider):
 
     sentinel: int
     start_token: int = 0
+
+    @property
+    def gap(self) -> int:
+        """See `TokenHider`."""
+        return self.sentinel
 
     def features(self, tokens: Int[np.ndarray, "l"], hidden: slice) -> Features:
         """See `TokenHider`. The position is that in the decoder."""

@@ -34,25 +34,24 @@ class _Layers:
     """The layers of a model after a pass.
 
     Attributes:
-        side: the encoder or decoder.
+        backbone: the encoder or decoder.
         outputs: the input of the first layer, and the states after each, in the order in which the stack has tokens.
         last_states: those after the last layer, normalised where the stack does so, in the order of the text.
         context: which tokens attend to which.
         order: the place in the text of each of the stack's tokens; the mesh axis `context` changes it.
     """
 
-    side: Backbone
+    backbone: Backbone
     outputs: Float[Array, "layers b l d"]
     last_states: Float[Array, "b l d"]
     context: AttentionContext
     order: Int[np.ndarray, "l"]
 
 
-def _run_layers(spec: ModelSpec, family: str, params: PyTree[Array], batch: dict[str, Array]) -> _Layers:
-    module = spec.model(params)
-    module = getattr(module, "discriminator", module)
-    side: Backbone = module.decoder if family == "decoder" else module.encoder
-    stack = side.stack
+def _run_layers(spec: ModelSpec, params: PyTree[Array], batch: dict[str, Array]) -> _Layers:
+    reader = spec.model(params).reader
+    backbone: Backbone = reader.backbone
+    stack = backbone.stack
     recorder = _LayerRecorder()
     stack.mix = recorder
     contexts: list[AttentionContext] = []
@@ -64,15 +63,16 @@ def _run_layers(spec: ModelSpec, family: str, params: PyTree[Array], batch: dict
 
     stack.attention_context = record_context  # type: ignore[method-assign]
     tokens = batch["tokens"]
-    last_states, _ = side(module.tokens(tokens), None, batch["segment_ids"], token_types=batch.get("token_types"))
+    token_types = batch.get("token_types")
+    last_states, _ = backbone(reader.tokens(tokens), None, batch["segment_ids"], token_types=token_types)
     (outputs,) = recorder.outputs
     (context,) = contexts
     order = kernels.row_order(stack.config, tokens.shape[1], causal=stack.causal)
-    return _Layers(side, outputs, last_states, context, order)
+    return _Layers(backbone, outputs, last_states, context, order)
 
 
 def compute_layer_states(
-    spec: ModelSpec, family: str, params: PyTree[Array], batch: dict[str, Array]
+    spec: ModelSpec, params: PyTree[Array], batch: dict[str, Array]
 ) -> Float[Array, "layers b l d"]:
     """Return the input of the first layer and the states after each layer, in float32.
 
@@ -80,26 +80,25 @@ def compute_layer_states(
 
     Args:
         spec: the model without its weights; of an encoder_decoder the encoder is used, of ELECTRA the discriminator.
-        family: of the model.
         params: its weights.
         batch: `tokens` and `segment_ids`.
     """
-    layers = _run_layers(spec, family, params, batch)
+    layers = _run_layers(spec, params, batch)
     outputs = layers.outputs
     outputs = reorder(outputs.reshape(-1, *outputs.shape[2:]), np.argsort(layers.order)).reshape(outputs.shape)
     return jnp.concatenate([outputs[:-1], layers.last_states[None]]).astype(jnp.float32)
 
 
 def compute_attention_weights(
-    spec: ModelSpec, family: str, params: PyTree[Array], batch: dict[str, Array]
+    spec: ModelSpec, params: PyTree[Array], batch: dict[str, Array]
 ) -> Float[Array, "b layers h l l"]:
     """Return the weights with which each token attends to each, in float32, of the layers that have self-attention.
 
     Args: those of `compute_layer_states`.
     """
-    layers = _run_layers(spec, family, params, batch)
+    layers = _run_layers(spec, params, batch)
     weights = []
-    for block, x in zip(_blocks(layers.side), layers.outputs, strict=False):
+    for block, x in zip(_blocks(layers.backbone), layers.outputs, strict=False):
         if block.attention is not None:
             weights.append(_attention_weights(block, block.attention, x, layers.context))
     in_text_order = np.argsort(layers.order)
@@ -107,9 +106,9 @@ def compute_attention_weights(
     return stacked[:, :, :, in_text_order][..., in_text_order]
 
 
-def _blocks(side: Backbone) -> Iterator[Block]:
+def _blocks(backbone: Backbone) -> Iterator[Block]:
     """Yield the layers in the order in which they are applied."""
-    for stack in (side.stack.first, side.stack):
+    for stack in (backbone.stack.first, backbone.stack):
         if stack is None:
             continue
         graph, weights = nnx.split(stack.layers)

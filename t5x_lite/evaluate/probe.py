@@ -157,7 +157,7 @@ def read_labelled(path: Path, settings: ProbeSettings) -> LabelledTexts:
 
 def pooled_layer_states(model: EvaluationModel, texts: Sequence[str], pool: str) -> Float[np.ndarray, "texts layers d"]:
     """Return the pooled states of texts of the input of the first layer and after each layer."""
-    function = partial(_compute_pooled, model.spec, model.config.model.family, pool)
+    function = partial(_compute_pooled, model.spec, pool)
     rows = encode_texts(model, texts, model.window)
     return np.stack(BatchedFunction(function, model.params, model.mesh, model.eval_batch_size)(rows, "embedding"))
 
@@ -169,7 +169,7 @@ def token_layer_states(
 
     Special tokens are left out.
     """
-    function = partial(_compute_tokens, model.spec, model.config.model.family)
+    function = partial(_compute_tokens, model.spec)
     rows = encode_texts(model, texts, model.window)
     outputs = BatchedFunction(function, model.params, model.mesh, model.eval_batch_size)(rows, "embedding")
     is_special = model.tokenizer.vocabulary().special
@@ -202,15 +202,13 @@ def _class_numbers(labels: Sequence[str], classes: Sequence[str], path: Path) ->
 
 
 def _compute_pooled(
-    spec: ModelSpec, family: str, pool: str, params: PyTree[Array], batch: dict[str, Array]
+    spec: ModelSpec, pool: str, params: PyTree[Array], batch: dict[str, Array]
 ) -> Float[Array, "b layers d"]:
     pool_states = POOLS[pool]
     assert pool_states is not None
-    states = compute_layer_states(spec, family, params, batch)
+    states = compute_layer_states(spec, params, batch)
     return jnp.stack([pool_states(layer_states, is_text(batch)) for layer_states in states], axis=1)
 
 
-def _compute_tokens(
-    spec: ModelSpec, family: str, params: PyTree[Array], batch: dict[str, Array]
-) -> Float[Array, "b l layers d"]:
-    return jnp.moveaxis(compute_layer_states(spec, family, params, batch), 0, 2)
+def _compute_tokens(spec: ModelSpec, params: PyTree[Array], batch: dict[str, Array]) -> Float[Array, "b l layers d"]:
+    return jnp.moveaxis(compute_layer_states(spec, params, batch), 0, 2)

@@ -53,6 +53,11 @@ class Electra(nnx.Module):
             assert isinstance(self.generator.tokens, Embed)
             self.discriminator.tokens = EmbedDifference(config, self.generator.tokens, rngs=rngs)
 
+    @property
+    def reader(self) -> Encoder:
+        """The model that reads a text: the discriminator."""
+        return self.discriminator
+
     def replace_tokens(
         self,
         tokens: Int[Array, "b l"],

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -59,6 +59,16 @@ class Decoder(nnx.Module):
         x = self.tokens(tokens, embedding_key(key))
         states, _ = self.decoder(x, positions, segment_ids, prefix=visible_prefix, key=key)
         return states
+
+    @property
+    def reader(self) -> Self:
+        """The model that reads a text: this one."""
+        return self
+
+    @property
+    def backbone(self) -> Backbone:
+        """The stack that reads a text, with its embedding."""
+        return self.decoder
 
     def prefill(
         self, tokens: Int[Array, "b l"], segment_ids: Int[Array, "b l"], new_tokens: int
@@ -118,6 +128,16 @@ class Encoder(nnx.Module):
         x = self.tokens(tokens, embedding_key(key))
         states, _ = self.encoder(x, positions, segment_ids, token_types=token_types, key=key)
         return states
+
+    @property
+    def reader(self) -> Self:
+        """The model that reads a text: this one."""
+        return self
+
+    @property
+    def backbone(self) -> Backbone:
+        """The stack that reads a text, with its embedding."""
+        return self.encoder
 
     def predict_in_order(
         self,
@@ -212,6 +232,16 @@ class EncoderDecoder(nnx.Module):
         x = self.target_table(decoder_tokens, embedding_key(decoder_key))
         x, _ = self.decoder(x, decoder_positions, decoder_segment_ids, encoder_output=encoder_output, key=decoder_key)
         return x
+
+    @property
+    def reader(self) -> Self:
+        """The model that reads a text: this one."""
+        return self
+
+    @property
+    def backbone(self) -> Backbone:
+        """The stack that reads a text, with its embedding."""
+        return self.encoder
 
     def prefill(
         self, tokens: Int[Array, "b l"], segment_ids: Int[Array, "b l"], new_tokens: int

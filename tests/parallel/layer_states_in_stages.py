@@ -26,7 +26,7 @@ def main() -> None:
         mesh = make_mesh(mesh_config)
         with jax.set_mesh(mesh):
             weights = jax.device_put(params, shardings(mesh, spec.axes, spec.shapes))
-            states.append(np.asarray(jax.jit(partial(compute_layer_states, spec, "decoder"))(weights, batch)))
+            states.append(np.asarray(jax.jit(partial(compute_layer_states, spec))(weights, batch)))
     assert states[0].shape == (5, 8, 6, 16)
     np.testing.assert_allclose(states[1], states[0], atol=1e-5)
     print("equal")

@@ -207,7 +207,7 @@ def test_loss_gradients_and_layers_equal_the_published_architecture(clip: float 
 
     def loss(params: Any) -> tuple[jax.Array, jax.Array]:
         terms = BidirectionalLM().loss(spec.model(params), batch, None, LossSettings(vocab=len(WORDS)))
-        return terms["loss"].total / terms["loss"].weight, compute_layer_states(spec, "encoder", params, batch)
+        return terms["loss"].total / terms["loss"].weight, compute_layer_states(spec, params, batch)
 
     (value, layers), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
     assert float(value) == pytest.approx(expected.item(), rel=1e-5)

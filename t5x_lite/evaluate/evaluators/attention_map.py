@@ -50,9 +50,8 @@ class AttentionMap(Evaluator):
 
         if model.soft_prompt_ids.size:
             raise UserError("attention_map shows the tokens of a text, but this run has a soft prompt before them")
-        family = model.config.model.family
         (row,) = encode_texts(model, [self.prompt], self.tokens)
-        compute = BatchedFunction(partial(compute_attention_weights, model.spec, family), model.params, model.mesh, 1)
+        compute = BatchedFunction(partial(compute_attention_weights, model.spec), model.params, model.mesh, 1)
         (weights,) = compute([row], "attention")
         length = len(row["tokens"])
         parts = np.rint(LEVELS * np.asarray(weights)[..., :length, :length]).astype(np.uint8)
