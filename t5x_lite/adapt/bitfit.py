@@ -2,7 +2,6 @@
 
 from t5x_lite.adapt.method import AdaptationMethod
 from t5x_lite.models.config import ModelConfig
-from t5x_lite.models.mixers import RGLRU
 from t5x_lite.models.normalization import LayerNorm
 
 
@@ -37,6 +36,6 @@ def _has_biases(model: ModelConfig) -> bool:
     parts = (
         model.characters is not None,
         any(moe.router.has_logit_bias for moe in model.mixtures),
-        any(isinstance(mixer, RGLRU) for mixer in (*model.state_mixers, *model.decoder_model.state_mixers)),
+        any(mixer.has_bias for mixer in (*model.state_mixers, *model.decoder_model.state_mixers)),
     )
     return any((*settings, *parts))

@@ -1,13 +1,12 @@
 """Causal language modelling: predict each token from the tokens before it (Radford et al. 2018, §3.1)."""
 
-from collections.abc import Mapping
 from typing import ClassVar
 
 import numpy as np
 
 from t5x_lite.models.config import Family
 from t5x_lite.objectives.features import positions_in
-from t5x_lite.objectives.model_protocols import Array, Batch, DropoutKey, LanguageModel, LossSettings, LossSums
+from t5x_lite.objectives.model_protocols import Array, Batch, DropoutKey, LanguageModel
 from t5x_lite.objectives.objective import ExampleContext, Features, TokenRow
 from t5x_lite.objectives.token_prediction import TokenPrediction
 
@@ -47,14 +46,3 @@ class Causal(TokenPrediction):
     def states(self, model: LanguageModel, batch: Batch, key: DropoutKey) -> Array:
         """Return the states of all tokens. A batch without `segment_ids` has one document in each row."""
         return model(batch["tokens"], positions=batch["positions"], segment_ids=batch.get("segment_ids"), key=key)
-
-    def loss_from_states(
-        self, model: LanguageModel, states: Array, batch: Batch, settings: LossSettings
-    ) -> Mapping[str, LossSums]:
-        """Return the cross-entropy of the next token."""
-        from t5x_lite.models import losses
-
-        targets = batch["targets"]
-        return {
-            "loss": losses.token_cross_entropy(model.logits, states, targets, batch["loss_weights"], settings),
-        }

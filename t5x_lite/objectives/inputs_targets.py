@@ -1,7 +1,7 @@
 """Objectives whose examples are inputs and targets, for an encoder_decoder or for a decoder."""
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import ClassVar
 
 import numpy as np
@@ -9,7 +9,7 @@ from jaxtyping import Int
 
 from t5x_lite.models.config import Family
 from t5x_lite.objectives.features import Pair, pad, token_features
-from t5x_lite.objectives.model_protocols import Array, Batch, DropoutKey, LanguageModel, LossSettings, LossSums
+from t5x_lite.objectives.model_protocols import Array, Batch, DropoutKey, LanguageModel
 from t5x_lite.objectives.objective import ExampleContext, ExampleLengths, Features
 from t5x_lite.objectives.token_prediction import TokenPrediction
 
@@ -62,17 +62,6 @@ class InputsTargets(TokenPrediction):
     def states(self, model: LanguageModel, batch: Batch, key: DropoutKey) -> Array:
         """Return the states of the tokens that targets are predicted from: those of an encoder_decoder's decoder."""
         return model_states(model, batch, key)
-
-    def loss_from_states(
-        self, model: LanguageModel, states: Array, batch: Batch, settings: LossSettings
-    ) -> Mapping[str, LossSums]:
-        """Return the cross-entropy of the targets."""
-        from t5x_lite.models import losses
-
-        targets = batch["targets"]
-        return {
-            "loss": losses.token_cross_entropy(model.logits, states, targets, batch["loss_weights"], settings),
-        }
 
 
 def _encoder_decoder_features(pairs: Sequence[Pair], context: ExampleContext, target_length: int) -> Features:

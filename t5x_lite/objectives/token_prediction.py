@@ -19,11 +19,14 @@ class TokenPrediction(Objective):
     def states(self, model: Any, batch: Batch, key: DropoutKey) -> Array:
         """Return the states from which tokens are predicted, `[batch, length, embed]`."""
 
-    @abstractmethod
     def loss_from_states(
         self, model: Any, states: Array, batch: Batch, settings: LossSettings
     ) -> Mapping[str, LossSums]:
-        """Return the terms of the loss; see `loss`."""
+        """Return the terms of the loss, by default the cross-entropy of `targets`; see `loss`."""
+        from t5x_lite.models.losses import token_cross_entropy
+
+        targets = batch["targets"]
+        return {"loss": token_cross_entropy(model.logits, states, targets, batch["loss_weights"], settings)}
 
     def predicting_states(self, states: Array, batch: Batch) -> Array:
         """Return the states of the positions that `loss_weights` weighs, `[batch, predictions, embed]`."""

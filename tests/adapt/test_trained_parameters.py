@@ -64,6 +64,7 @@ NO_BIAS = {"layers": 1, "embed": 8, "heads": 2, "vocab": 10, "bias": False, "nor
         {"family": "encoder", "outputs": ["neighbours"], "tied": False, "output_bias": True},
         {"feedforward": {"moe": {"experts": 2, "router": {"top_k": {"bias": True}}}}},
         {"pattern": [{"mixer": {"rg_lru": {"width": 8, "blocks": 2}}}]},
+        {"pattern": [{"mixer": {"mamba2": {"head_dim": 8, "state": 4}}}]},
         {"pattern": [{"mixer": "lstm"}]},
     ],
 )

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from jaxtyping import Bool, Float
 
@@ -42,6 +42,8 @@ class StateSpaceInputs:
 
 class Mamba2(StateMixer):
     """S = exp(A·Δ)·S + Δ·x Bᵀ and y = S C + D·x, gated and normalised (Dao & Gu 2024, §7.1, figure 6)."""
+
+    has_bias: ClassVar[bool] = True
 
     expand: Int = setting(2, "channels of all heads, in multiples of `model.embed`", ge=1)
     head_dim: Int = setting(64, "channels of a head", ge=1)

@@ -7,7 +7,7 @@ config is checked before JAX starts.
 from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
 from jaxtyping import Bool, Float
 
@@ -105,6 +105,9 @@ class SelfAttention(Mixer):
 
 class StateMixer(Mixer):
     """A recurrence over the tokens of a row, with a state of fixed size."""
+
+    has_bias: ClassVar[bool] = False
+    """It has biases even where `model.bias` is false."""
 
     @abstractmethod
     def init_parameters(self, model: "ModelConfig", rngs: "nnx.Rngs") -> "dict[str, nnx.Module | nnx.Param]":

@@ -1,7 +1,7 @@
 """The recurrent block of Griffin: a gated linear recurrence behind a short convolution (De et al. 2024, §2.3-2.4)."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from jaxtyping import Bool, Float
 
@@ -28,6 +28,8 @@ class RGLRU(StateMixer):
     The gates r and i are block-diagonal maps of the input. A GELU branch multiplies the recurrence (Griffin, Hawk,
     RecurrentGemma).
     """
+
+    has_bias: ClassVar[bool] = True
 
     width: Int | None = setting(None, "channels of the recurrence; null takes `model.embed`", ge=1)
     blocks: Int | None = setting(None, "blocks of the gates' maps; null takes `model.heads`", ge=1)
