@@ -20,6 +20,8 @@ COLLECTIVES = (
     "collective-permute",
     "ragged-all-to-all",
 )
+SCATTERED_SUM = "all-reduce-scatter"
+"""The TPU compiler writes a reduce-scatter as a computation of this name that holds an all-reduce."""
 BITS_PER_ELEMENT = {
     "pred": 8,
     "s4": 4,
@@ -37,6 +39,7 @@ BITS_PER_ELEMENT = {
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \([^\n]*\{\n((?:(?!\}(?:$|,))[^\n]*\n)*)", re.MULTILINE)
 _COLLECTIVE = re.compile(rf"= (.*?) ({'|'.join(COLLECTIVES)})(?:-start)?\(")
 _CALLED = re.compile(r"(?:calls|to_apply|body|condition|branch_computations|called_computations)=(\{[^}]*\}|%[\w.\-]+)")
+_FUSED = re.compile(r"calls=%([\w.\-]+)")
 _LOOP = re.compile(r"condition=%?([\w.\-]+), body=%?([\w.\-]+)")
 _TRIP_COUNT = re.compile(r'known_trip_count":\{"n":"(\d+)"')
 _SEND_BETWEEN_SLICES = re.compile(r"= (.*?) send\(.*_xla_megascale_transfer_type=\"(\w+)\"")
@@ -96,7 +99,8 @@ def find_collectives(text: str, mesh: Mapping[str, int], slices: int = 1) -> lis
     """Return the collectives of one run of a compiled program by kind and mesh axes, the largest first.
 
     The body of a loop counts as often as the loop's condition says. A collective that the compiler has spread over
-    several computations, to overlap it with other work, has one channel; it counts as often as it starts.
+    several fusions, to overlap it with other work, has one channel; it counts as often as it starts. One outside of
+    fusions counts wherever it stands: an iteration that the compiler takes out of a loop has the channels of the loop.
 
     Args:
         text: `compiled.as_text()`.
@@ -108,6 +112,7 @@ def find_collectives(text: str, mesh: Mapping[str, int], slices: int = 1) -> lis
     bodies = {name: body.splitlines() for _, name, body in computations}
     entry = next(name for entry_mark, name, _ in computations if entry_mark)
     executions = _count_executions(bodies, entry)
+    fused = set(_FUSED.findall(text))
     channels: dict[str, _Channel] = {}
     for name, times in executions.items():
         occurrences = Counter[str]()
@@ -125,6 +130,9 @@ def find_collectives(text: str, mesh: Mapping[str, int], slices: int = 1) -> lis
             key = _channel_key(line, instruction[2])
             occurrences[key] += 1
             numbered_key = f"{key} {occurrences[key]}"
+            is_spread = name in fused and not name.startswith(SCATTERED_SUM)
+            if not is_spread:
+                numbered_key = f"{name} {numbered_key}"
             starts = times
             if numbered_key in channels:
                 starts = min(times, channels[numbered_key].times)
@@ -181,8 +189,7 @@ def _read_collective(
     slice_numbers = groups // (math.prod(mesh.values()) // slices)
     between_slices = bool(np.ptp(slice_numbers, axis=1).any())
     sent = _bytes_sent(instruction[1], kind, group_size, is_start="-start(" in line)
-    if computation.startswith("all-reduce-scatter"):
-        # The TPU compiler writes a reduce-scatter as a computation of this name that holds an all-reduce.
+    if computation.startswith(SCATTERED_SUM):
         kind = "reduce-scatter"
         sent /= 2
     return _Channel(kind, axes, sent, times, between_slices=between_slices)

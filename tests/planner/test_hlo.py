@@ -73,6 +73,58 @@ def test_an_unrolled_loop_and_a_collective_spread_over_it_count_once() -> None:
     }
 
 
+PEELED = """HloModule step
+
+%all-reduce-scatter.1 (a: f32[64,16]) -> f32[8,16] {
+  %a = f32[64,16]{1,0} parameter(0)
+  %sum = f32[64,16]{1,0} all-reduce(%a), channel_id=2, replica_groups=[1,8]<=[8], to_apply=%add
+  ROOT %part = f32[8,16]{1,0} dynamic-slice(%sum)
+}
+
+%all-reduce-scatter.2 (b: f32[64,16]) -> f32[8,16] {
+  %b = f32[64,16]{1,0} parameter(0)
+  %sum.1 = f32[64,16]{1,0} all-reduce(%b), channel_id=2, replica_groups=[1,8]<=[8], to_apply=%add
+  ROOT %part.1 = f32[8,16]{1,0} dynamic-slice(%sum.1)
+}
+
+%body (state: (f32[8,16], u32[])) -> (f32[8,16], u32[]) {
+  %state = (f32[8,16]{1,0}, u32[]) parameter(0)
+  %one = u32[] constant(1)
+  %piece = f32[8,16]{1,0} get-tuple-element(%state), index=0
+  %gathered = f32[64,16]{1,0} all-gather(%piece), channel_id=1, replica_groups=[1,8]<=[8], dimensions={0}
+  %scattered = f32[8,16]{1,0} fusion(%gathered), kind=kCustom, calls=%all-reduce-scatter.1
+  %count = u32[] get-tuple-element(%state), index=1
+  %next = u32[] add(%count, %one)
+  ROOT %out = (f32[8,16]{1,0}, u32[]) tuple(%scattered, %next)
+}
+
+%condition (state.1: (f32[8,16], u32[])) -> pred[] {
+  %state.1 = (f32[8,16]{1,0}, u32[]) parameter(0)
+  %three = u32[] constant(3)
+  %count.1 = u32[] get-tuple-element(%state.1), index=1
+  ROOT %compare.1 = pred[] compare(%count.1, %three), direction=LT
+}
+
+ENTRY %main (x: f32[8,16]) -> f32[8,16] {
+  %x = f32[8,16]{1,0} parameter(0)
+  %zero = u32[] constant(0)
+  %init = (f32[8,16]{1,0}, u32[]) tuple(%x, %zero)
+  %loop = (f32[8,16]{1,0}, u32[]) while(%init), condition=%condition, body=%body
+  %last = f32[8,16]{1,0} get-tuple-element(%loop), index=0
+  %gathered.1 = f32[64,16]{1,0} all-gather(%last), channel_id=1, replica_groups=[1,8]<=[8], dimensions={0}
+  ROOT %scattered.1 = f32[8,16]{1,0} fusion(%gathered.1), kind=kCustom, calls=%all-reduce-scatter.2
+}
+"""
+
+
+def test_an_iteration_that_is_taken_out_of_a_loop_counts_beside_the_others() -> None:
+    """Four iterations, three of them in the loop, whose channels the fourth has too."""
+    by_kind = {collective.kind: collective for collective in find_collectives(PEELED, {"fsdp": 8})}
+    sent = 4 * 7 * 8 * 16 * 4
+    assert (by_kind["all-gather"].times, by_kind["all-gather"].sent) == (4, sent)
+    assert (by_kind["reduce-scatter"].times, by_kind["reduce-scatter"].sent) == (4, sent)
+
+
 SCHEDULED = """HloModule step, is_scheduled=true
 
 %async_collective_fusion.3 (a: f32[8,16]) -> f32[64,16] {
