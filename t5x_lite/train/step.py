@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from t5x_lite.models.experts.activity import ROUTER_TERM, RouterLoss
+from t5x_lite.models.experts.activity import update_router_biases
 from t5x_lite.models.loss_terms import Batch, LossTerms, are_finite, loss_metrics
 from t5x_lite.train.accumulation import Accumulation, accumulated_gradient
 from t5x_lite.train.masks import apply_masks
@@ -47,12 +47,9 @@ def train_step(
     grads, (terms, carry) = accumulated_gradient(gradient, accumulation, point, batch, key)
     grads = apply_masks(grads, state.masks)
     grad_norm = optax.tree.norm(grads)
-    router = terms.get(ROUTER_TERM)
 
     def adjust(params: PyTree) -> PyTree:
-        if isinstance(router, RouterLoss):
-            params = router.update_biases(params)
-        return apply_masks(params, state.masks)
+        return apply_masks(update_router_biases(params, terms), state.masks)
 
     rounding_key = jax.random.fold_in(key, ROUNDING_STREAM)
     params, opt_state = update.apply(

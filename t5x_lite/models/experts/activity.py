@@ -4,16 +4,17 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, PyTree
 
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.experts.config import MoE
 from t5x_lite.models.experts.router import Router
+from t5x_lite.trees import flatten_names, unflatten_names
 
 MAX_LISTED_EXPERTS = 128
 """Experts up to which the load of each one is a metric."""
@@ -93,13 +94,25 @@ class RouterLoss:
 
     def update_biases(self, params: PyTree) -> PyTree:
         """Return parameters with the routers' biases moved against the load (DeepSeek-V3, §2.1.2)."""
-        flat = flatten_dict(params, sep=".")
+        flat = flatten_names(params)
         for path, rate in self.bias_update_rates.items():
             name = f"{path}.bias"
             if name in flat:  # not among those that train where it is frozen
                 load = self.loads[path]
                 flat[name] += rate * jnp.sign(load.mean(-1, keepdims=True) - load)
-        return unflatten_dict(flat, sep=".")
+        return unflatten_names(flat)
+
+
+def update_router_biases(params: PyTree, terms: Mapping[str, Any]) -> PyTree:
+    """Return parameters with the biases of routers moved against the load of a batch; without routers as they are.
+
+    Args:
+        params: the parameters.
+        terms: the terms of the loss of the batch.
+    """
+    if ROUTER_TERM not in terms:
+        return params
+    return terms[ROUTER_TERM].update_biases(params)
 
 
 def router_loss(model: nnx.Module, config: ModelConfig) -> RouterLoss | None:
