@@ -28,7 +28,8 @@ from t5x_lite.checkpoint_structure import check_structure
 from t5x_lite.errors import ProcessLost, UserError, one_line
 from t5x_lite.files import free_space, is_disk_full
 from t5x_lite.local_copies import upload_changes
-from t5x_lite.manifest import MANIFEST, find_damage, is_complete, read_manifest, write_manifest
+from t5x_lite.manifest import find_damage, is_complete, read_manifest, write_manifest
+from t5x_lite.run_layout import MANIFEST, is_step
 from t5x_lite.storage import expand, is_remote, open_store
 from t5x_lite.trees import flatten_names
 
@@ -71,11 +72,6 @@ def _check_endpoint(folder: str) -> None:
             f"checkpoint folder {folder}: checkpoints in S3 go to Amazon's servers, but {variable} names another; set "
             "checkpoint.folder to a local or gs:// folder"
         )
-
-
-def is_step(name: str) -> bool:
-    """Return whether the name of a folder is a number of a step, as this program writes it."""
-    return name.isascii() and name.isdecimal()
 
 
 class _OtherUnraisableErrors:

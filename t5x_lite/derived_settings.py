@@ -10,6 +10,7 @@ from t5x_lite.local_copies import local_path
 from t5x_lite.models.config import DECODER_SETTINGS, ModelConfig
 from t5x_lite.objectives import OBJECTIVES, Objective
 from t5x_lite.objectives.supervised import Supervised
+from t5x_lite.run_layout import CONFIG_FILE
 from t5x_lite.schema import Config, OneOf, Settings
 from t5x_lite.tasks import find_task, objective_settings
 
@@ -45,7 +46,7 @@ def _read_model_of_run(folder: str, family: object) -> Settings:
 
     Of ELECTRA, the discriminator is adapted; of an encoder_decoder the encoder, if the config's `family` is that.
     """
-    path = local_path(folder) / "config.yaml"
+    path = local_path(folder) / CONFIG_FILE
     try:
         if not path.is_file():
             raise UserError(f"adapt.from {folder}: is not a run directory (no config.yaml)")

@@ -29,6 +29,7 @@ from pydantic import BaseModel, ConfigDict
 
 from t5x_lite.checkpoint_config import LocalCheckpointConfig
 from t5x_lite.files import replace_file
+from t5x_lite.run_layout import is_step
 from t5x_lite.storage import absolute, expand
 from t5x_lite.trees import flatten_names
 
@@ -228,7 +229,7 @@ class LocalCheckpoints:
         return StoredState.model_validate_json(self._summary_file(step).read_bytes())
 
     def _steps(self) -> list[int]:
-        return [int(path.stem) for path in self.folder.glob("*.json") if path.stem.isdecimal()]
+        return [int(path.stem) for path in self.folder.glob("*.json") if is_step(path.stem)]
 
     def _delete(self, step: int) -> None:
         self._summary_file(step).unlink(missing_ok=True)

@@ -20,8 +20,8 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from t5x_lite.files import replace_file
+from t5x_lite.run_layout import MANIFEST
 
-MANIFEST = "manifest.json"
 PROCESS_FOLDER = re.compile(r"state/ocdbt\.process_(\d+)(/.*)?")
 """Path, in a checkpoint, of what a process has written."""
 PARTS_FOLDER = "checksums"

@@ -14,7 +14,7 @@ from jaxtyping import PyTree
 
 from t5x_lite import config as configuration
 from t5x_lite import file_locks, local_copies, schema, storage
-from t5x_lite.checkpoint import Checkpoints, JsonObject, is_step
+from t5x_lite.checkpoint import Checkpoints, JsonObject
 from t5x_lite.config import RunConfig
 from t5x_lite.data import tokenizer_files
 from t5x_lite.data.tokenizer import Tokenizer
@@ -26,14 +26,9 @@ from t5x_lite.models.spelling import Spelling
 from t5x_lite.objectives.framing import CLS, SEP
 from t5x_lite.parallel.mesh import shape_structs, shardings
 from t5x_lite.plugins import load_plugins
+from t5x_lite.run_layout import CONFIG_FILE, HUGGINGFACE_CONFIG, LOCK_FILE, checkpoints_folder, is_step
 
 logger = logging.getLogger(__name__)
-
-CONFIG_FILE = "config.yaml"
-DIVERGED_FILE = "diverged.txt"
-"""Says why a run has diverged; it exists until the run goes on."""
-HUGGINGFACE_CONFIG = "config.huggingface.json"
-"""The original config of imported weights."""
 
 
 @dataclass(frozen=True)
@@ -182,8 +177,7 @@ def new_run(config: RunConfig, tokenizer: Tokenizer) -> Run:
 
 
 def _checkpoints_of(config: RunConfig, run_dir: str | None) -> Checkpoints:
-    folder = config.checkpoint.folder or storage.join(str(run_dir), "checkpoints")
-    return Checkpoints(folder, config.checkpoint)
+    return Checkpoints(checkpoints_folder(str(run_dir), config.checkpoint.folder), config.checkpoint)
 
 
 def _with_absolute_paths(config: RunConfig) -> RunConfig:
@@ -310,7 +304,7 @@ def lock_dir(folder: Path, locked_message: str, config_key: str = "") -> Iterato
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock_file = (folder / ".lock").open("w")
+        lock_file = (folder / LOCK_FILE).open("w")
     except OSError as error:
         name = f"{config_key} {folder}".lstrip()
         raise UserError(f"{name}: cannot be created or written: {error.strerror}") from None

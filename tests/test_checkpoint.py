@@ -23,7 +23,7 @@ from jaxtyping import PyTree
 from t5x_lite.checkpoint import Checkpoints, SaveError, steps_to_keep
 from t5x_lite.checkpoint_config import CheckpointConfig
 from t5x_lite.errors import UserError
-from t5x_lite.manifest import MANIFEST
+from t5x_lite.run_layout import MANIFEST
 
 
 def make_state(seed: int = 0, size: int = 1000) -> dict[str, PyTree]:

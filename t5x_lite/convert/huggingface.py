@@ -50,6 +50,7 @@ from t5x_lite.objectives.masked import MASK
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.progress import track_progress
 from t5x_lite.run_dir import Run, open_run
+from t5x_lite.run_layout import CONFIG_FILE, checkpoints_folder
 from t5x_lite.run_weights import merged_weights
 
 MAX_FILE_BYTES = 5 * 10**9
@@ -75,7 +76,7 @@ def import_hf(folder: Path, run_dir: str | Path, *, without_head: bool = False) 
         without_head = True
     config_path = folder / "config.json"
     if not config_path.is_file():
-        is_run = (folder / "config.yaml").is_file()
+        is_run = (folder / CONFIG_FILE).is_file()
         remedy = "it is a run already" if is_run else "name the folder of a Hugging Face model"
         raise UserError(f"{folder}: has no config.json; {remedy}")
     config = read_json_object(config_path)
@@ -218,7 +219,7 @@ def export_hf(
     if folder.is_file():
         raise UserError(f"{folder}: is a file; name a folder for the model")
     run = open_run(run_dir)
-    check_not_input(folder, run.folder, run.folder / "checkpoints")
+    check_not_input(folder, run.folder, Path(checkpoints_folder(str(run.folder), run.config.checkpoint.folder)))
     imported_config: ForeignConfig = run.huggingface_config
     model = run.config.model
     if model.family == "electra":

@@ -26,7 +26,8 @@ from t5x_lite.models.config import ModelConfig
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.parallel.memory import local_memory
 from t5x_lite.progress import track_progress
-from t5x_lite.run_dir import CONFIG_FILE, HUGGINGFACE_CONFIG, Run, open_run
+from t5x_lite.run_dir import Run, open_run
+from t5x_lite.run_layout import CONFIG_FILE, HUGGINGFACE_CONFIG, checkpoints_folder
 from t5x_lite.trees import flatten_names, unflatten_names
 
 MAX_SEQ_LEN = 512
@@ -99,7 +100,7 @@ def write_run(
     config_text = configuration.dump(config)
     folder = local_copies.local_path(run_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    with closing(Checkpoints(storage.join(run_dir, "checkpoints"), CheckpointConfig())) as checkpoints:
+    with closing(Checkpoints(checkpoints_folder(str(run_dir), None), CheckpointConfig())) as checkpoints:
         checkpoints.write(0, {"params": params}, {"config": config_text})
     if source is not None:
         copy_settings(source, folder)

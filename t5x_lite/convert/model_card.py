@@ -15,6 +15,7 @@ from t5x_lite.evaluate.report import draw_report
 from t5x_lite.files import read_json_object, write_file
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.run_dir import Run
+from t5x_lite.run_layout import METRICS_FILE
 
 CARD_FILE = "README.md"
 PICTURE_FILE = "report.png"
@@ -32,7 +33,7 @@ def write_model_card(run: Run, step: int, folder: Path, config: ForeignConfig, n
         config: the content of its config.json.
         name: the name by which the export is loaded: of a model of the Hub, or of a folder.
     """
-    lines = [line for line in step_records(run.folder / "metrics.jsonl") if line["step"] <= step]
+    lines = [line for line in step_records(run.folder / METRICS_FILE) if line["step"] <= step]
     sections = [
         _metadata(run, config),
         f"# {name}\n",

@@ -15,6 +15,7 @@ from t5x_lite.data.tokenizer_config import TokenizerFile
 from t5x_lite.errors import UserError
 from t5x_lite.evaluate.evaluators import Evaluator
 from t5x_lite.progress import format_si
+from t5x_lite.run_layout import CONFIG_FILE
 from t5x_lite.train.trackers import Tracker
 
 
@@ -166,7 +167,7 @@ def check_source_run(name: str) -> str:
     from t5x_lite.run_dir import split_step
 
     folder, _ = split_step(name)
-    if not storage.file_exists(storage.join(storage.expand(folder), "config.yaml")):
+    if not storage.file_exists(storage.join(storage.expand(folder), CONFIG_FILE)):
         raise UserError(f"{folder}: is not a run directory (no config.yaml)")
     return name
 

@@ -20,8 +20,8 @@ from t5x_lite.evaluate.evaluators.evaluator import Evaluation
 from t5x_lite.evaluate.example_scores import ExampleScores, gather_scores
 from t5x_lite.evaluate.scores_file import save_scores
 from t5x_lite.files import disk_error
-from t5x_lite.manifest import MANIFEST
 from t5x_lite.run_dir import Run
+from t5x_lite.run_layout import MANIFEST
 from t5x_lite.schema import first_problem
 from t5x_lite.storage import file_exists, is_remote, join, read_bytes, write_bytes
 

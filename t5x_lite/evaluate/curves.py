@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from t5x_lite.errors import UserError
+from t5x_lite.run_layout import METRICS_FILE
 
 LARGEST_NUMBER = 1e300
 """Numbers of a file beyond it are damage: no metric comes near."""
@@ -25,7 +26,7 @@ def read_metrics(run: Path, *, empty: bool = False) -> list[dict[str, Any]]:
     Raises:
         UserError: there is no such file, or it has no complete line and must have some.
     """
-    path = run / "metrics.jsonl"
+    path = run / METRICS_FILE
     if not path.is_file():
         raise UserError(f"{run}: has no metrics.jsonl; is it a run directory?")
     records = step_records(path)

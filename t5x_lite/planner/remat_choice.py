@@ -18,7 +18,7 @@ from t5x_lite.parallel.mesh import make_mesh
 from t5x_lite.planner.example import example_lengths
 from t5x_lite.planner.memory import cautious_bytes, modelled_memory
 from t5x_lite.planner.workload import Workload
-from t5x_lite.run_dir import CONFIG_FILE
+from t5x_lite.run_layout import CONFIG_FILE
 from t5x_lite.train.steps import make_steps
 
 SHARE_OF_MEMORY = 0.92

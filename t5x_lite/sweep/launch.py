@@ -12,12 +12,13 @@ from t5x_lite.errors import UserError
 from t5x_lite.local_copies import check_writable, uploading, with_urls
 from t5x_lite.progress import format_duration, format_si, print_line, print_table
 from t5x_lite.run_dir import lock_dir
+from t5x_lite.run_layout import checkpoints_folder, has_checkpoint
 from t5x_lite.sweep.clusters import launch_script, submit_to_gke, submit_to_slurm, tpu_vm_command
 from t5x_lite.sweep.config import Sweep
 from t5x_lite.sweep.grid import expand
 from t5x_lite.sweep.planned_run import PlannedRun, write_plan
 from t5x_lite.sweep.process_pool import ProcessPool
-from t5x_lite.sweep.run_files import has_checkpoint, has_diverged, read_metrics, run_exists
+from t5x_lite.sweep.run_files import has_diverged, read_metrics, run_exists
 from t5x_lite.sweep.status_log import StatusLog
 from t5x_lite.sweep.time_estimates import TimeEstimate, estimate_seconds
 
@@ -126,11 +127,9 @@ def is_complete(run: PlannedRun) -> bool:
     if not metrics or metrics[-1].get("step") != run.steps:
         return False
     folder = configuration.load(run.config, run.words).checkpoint.folder
-    if folder is None:
-        folder = storage.join(run.run_dir, "checkpoints")
-    elif storage.is_remote(run.run_dir) and not storage.is_remote(folder):
+    if folder is not None and storage.is_remote(run.run_dir) and not storage.is_remote(folder):
         return True  # the folder is on a disk of the machine of the run
-    return has_checkpoint(storage.expand(folder), run.steps)
+    return has_checkpoint(storage.expand(checkpoints_folder(run.run_dir, folder)), run.steps)
 
 
 def show_plan(

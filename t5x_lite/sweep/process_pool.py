@@ -17,6 +17,7 @@ from t5x_lite.file_locks import lock_file
 from t5x_lite.local_copies import UPLOAD_SECONDS, with_urls
 from t5x_lite.parallel.distributed import handle_signals
 from t5x_lite.progress import print_line, progress_bar
+from t5x_lite.run_layout import LOCK_FILE
 from t5x_lite.storage import is_remote
 from t5x_lite.sweep.config import Sweep
 from t5x_lite.sweep.planned_run import PlannedRun
@@ -206,7 +207,7 @@ def _failure_reason(process: SlotProcess, state: str) -> str:
 
 def is_locked(run_dir: Path) -> bool:
     """Return whether a process still trains this run, such as one that outlived an earlier start of the sweep."""
-    with suppress(FileNotFoundError), (run_dir / ".lock").open() as lock:
+    with suppress(FileNotFoundError), (run_dir / LOCK_FILE).open() as lock:
         try:
             lock_file(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:

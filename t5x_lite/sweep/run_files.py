@@ -6,7 +6,7 @@ from typing import Any
 from t5x_lite import storage
 from t5x_lite.evaluate.curves import metric_records
 from t5x_lite.local_copies import local_file
-from t5x_lite.run_dir import CONFIG_FILE, DIVERGED_FILE
+from t5x_lite.run_layout import CONFIG_FILE, DIVERGED_FILE, METRICS_FILE
 
 
 def read_metrics(run_dir: str) -> list[dict[str, Any]]:
@@ -15,7 +15,7 @@ def read_metrics(run_dir: str) -> list[dict[str, Any]]:
     Raises:
         UserError: the bucket cannot be read.
     """
-    return metric_records(local_file(storage.join(run_dir, "metrics.jsonl")))
+    return metric_records(local_file(storage.join(run_dir, METRICS_FILE)))
 
 
 def run_exists(run_dir: str) -> bool:
@@ -36,12 +36,3 @@ def has_diverged(run_dir: str) -> bool:
         UserError: the bucket cannot be read.
     """
     return storage.file_exists(storage.join(run_dir, DIVERGED_FILE))
-
-
-def has_checkpoint(folder: str, step: int) -> bool:
-    """Return whether the checkpoint of a step is complete in a folder of checkpoints.
-
-    Raises:
-        UserError: the bucket cannot be read.
-    """
-    return storage.file_exists(storage.join(folder, f"{step}/manifest.json"))

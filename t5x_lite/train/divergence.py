@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import jax
 
 from t5x_lite.errors import Diverged
-from t5x_lite.run_dir import DIVERGED_FILE
+from t5x_lite.run_layout import DIVERGED_FILE
 from t5x_lite.storage import delete_file, file_exists, join, write_bytes
 
 

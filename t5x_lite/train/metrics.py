@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from t5x_lite.files import disk_error
+from t5x_lite.run_layout import METRICS_FILE
 from t5x_lite.train.trackers.tracker import TrackerWriter
 
 MetricValue: TypeAlias = float | list[float]
@@ -31,7 +32,7 @@ class MetricsWriter:
     """
 
     def __init__(self, run_dir: Path, resumed_step: int, trackers: Sequence[TrackerWriter] = ()) -> None:
-        self.path = run_dir / "metrics.jsonl"
+        self.path = run_dir / METRICS_FILE
         self.lost_seconds = truncate_metrics(self.path, resumed_step)
         self._file = self.path.open("a", encoding="utf-8")
         self._trackers = trackers

@@ -4,6 +4,7 @@ from typing import Any
 
 from t5x_lite import storage
 from t5x_lite.evaluate.curves import is_number, parse_records
+from t5x_lite.run_layout import METRICS_FILE
 
 OVERLAP = 256
 """Bytes before the new ones that are read again: they differ if the file was shortened and written anew."""
@@ -22,7 +23,7 @@ class MetricsFollower:
     """
 
     def __init__(self, run: str) -> None:
-        self._name = storage.join(run, "metrics.jsonl")
+        self._name = storage.join(run, METRICS_FILE)
         self._read_bytes = 0
         self._tail = b""
         self.records: list[dict[str, Any]] = []

@@ -9,6 +9,7 @@ from t5x_lite import local_copies, schema, storage
 from t5x_lite.config import RunConfig
 from t5x_lite.errors import UserError
 from t5x_lite.evaluate.curves import is_number
+from t5x_lite.run_layout import CONFIG_FILE, checkpoints_folder, newest_checkpoint
 
 STEPS_FOR_SPEED = 50
 """Newest steps whose times the estimate of the remaining time takes."""
@@ -93,9 +94,9 @@ def open_watched(run: str) -> WatchedRun:
         UserError: it is not a run directory, or its config has no steps.
     """
     run = storage.expand(run).rstrip("/") or "/"
-    name = storage.join(run, "config.yaml")
+    name = storage.join(run, CONFIG_FILE)
     if not storage.file_exists(name):
-        raise UserError(f"{run}: is not a run directory (no config.yaml); `t5x-lite train CONFIG` creates one")
+        raise UserError(f"{run}: is not a run directory (no {CONFIG_FILE}); `t5x-lite train CONFIG` creates one")
     values = schema.read(RunConfig, local_copies.local_file(name)).values
     train = values.get("train")
     steps = train.get("steps") if isinstance(train, Mapping) else None
@@ -103,7 +104,7 @@ def open_watched(run: str) -> WatchedRun:
         raise UserError(f"{name}: has no number of steps (train.steps)")
     checkpoint = values.get("checkpoint")
     folder = checkpoint.get("folder") if isinstance(checkpoint, Mapping) else None
-    return WatchedRun(run, steps, str(folder or storage.join(run, "checkpoints")))
+    return WatchedRun(run, steps, checkpoints_folder(run, str(folder) if folder else None))
 
 
 def read_status(run: WatchedRun, records: Sequence[Mapping[str, Any]]) -> Status:
@@ -167,17 +168,3 @@ def _seconds_left(records: Sequence[Mapping[str, Any]], steps: int) -> float | N
     if not seconds:
         return None
     return max(steps, 0) * float(seconds[len(seconds) // 2])
-
-
-def newest_checkpoint(folder: str) -> int | None:
-    """Return the step of the newest complete checkpoint in a folder, which has a manifest; None if there is none.
-
-    Raises:
-        UserError: the store cannot be read.
-    """
-    names = storage.list_names(folder)
-    steps = [int(name) for name in names if name.isascii() and name.isdecimal()]
-    for step in sorted(steps, reverse=True):
-        if storage.file_exists(storage.join(folder, f"{step}/manifest.json")):
-            return step
-    return None

@@ -15,6 +15,7 @@ from t5x_lite.errors import UserError
 from t5x_lite.evaluate.curves import distinct_names, is_number, metric_records, read_metrics
 from t5x_lite.evaluate.mixture_curve import MixtureCurve
 from t5x_lite.files import read_json_object
+from t5x_lite.run_layout import CONFIG_FILE, is_step
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def read_runs(folders: Sequence[Path]) -> list[ReportedRun]:
 
 
 def _read_settings(folder: Path) -> dict[str, object]:
-    path = folder / "config.yaml"
+    path = folder / CONFIG_FILE
     if not path.is_file():
         return {}
     try:
@@ -120,7 +121,7 @@ def _read_samples(folder: Path) -> list[Sample]:
     samples = []
     for path in (folder / "eval").glob("*/samples.jsonl"):
         step = path.parent.name
-        if not (step.isascii() and step.isdecimal()):
+        if not is_step(step):
             continue
         for record in metric_records(path):
             samples.append(Sample(int(step), str(record.get("prompt", "")), str(record.get("text", ""))))
@@ -131,7 +132,7 @@ def _read_attention(folder: Path) -> AttentionWeights | None:
     """Return the newest attention of a prompt; None if there is none that can be read."""
     paths = {}
     for path in (folder / "eval").glob("*/attention.json"):
-        if path.parent.name.isascii() and path.parent.name.isdecimal():
+        if is_step(path.parent.name):
             paths[int(path.parent.name)] = path
     if not paths:
         return None

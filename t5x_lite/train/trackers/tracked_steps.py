@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from t5x_lite.files import write_file
+from t5x_lite.run_layout import METRICS_FILE
 
 STATE_FILE = "trackers.json"
 TAIL_BYTES = 2**20
@@ -33,7 +34,7 @@ def open_tracked_state(run_dir: Path) -> tuple[str, int]:
         # Metrics from before the run had trackers were not sent to them.
         identifier = secrets.token_hex(8)
     else:
-        tracked_step = max(tracked_step, last_logged_step(run_dir / "metrics.jsonl"))
+        tracked_step = max(tracked_step, last_logged_step(run_dir / METRICS_FILE))
     write_file(path, json.dumps({"id": identifier, "step": tracked_step}))
     return identifier, tracked_step
 
