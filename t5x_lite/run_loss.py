@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from t5x_lite.config import RunConfig
+from t5x_lite.integers import ceil_div
 from t5x_lite.models.carry import final_states, set_initial_states
 from t5x_lite.models.distillation_losses import StatesAndLogits
 from t5x_lite.models.experts.activity import ROUTER_TERM, router_loss
@@ -156,7 +157,7 @@ def prepared_answers(
     """
     objective = config.require_objective()
     assert isinstance(objective, PolicyOptimization)
-    prompts = -(-config.train.batch_size // batch_shards)
+    prompts = ceil_div(config.train.batch_size, batch_shards)
     settings = LossSettings(
         vocab=config.model.vocab or 1, rows=prompts * objective.group_size, chunks=config.train.loss_chunks
     )
@@ -176,7 +177,7 @@ def _loss_settings(config: RunConfig, batch_shards: int, *, training: bool) -> L
         rows = config.eval.batch_size or train.batch_size
     return LossSettings(
         vocab=config.model.vocab or 1,
-        rows=-(-rows // batch_shards),
+        rows=ceil_div(rows, batch_shards),
         chunks=train.loss_chunks,
         z_loss=train.z_loss if training else 0.0,
         label_smoothing=train.label_smoothing if training else 0.0,

@@ -14,6 +14,7 @@ from t5x_lite.config import RunConfig
 from t5x_lite.data.tokenizer import Tokenizer
 from t5x_lite.decode.continuation import decode_continuation
 from t5x_lite.errors import UserError
+from t5x_lite.integers import ceil_div
 from t5x_lite.models.loss_terms import Batch
 from t5x_lite.objectives.features import stacked
 from t5x_lite.objectives.framing import encoder_frame_size, frame_texts, text_start
@@ -150,7 +151,7 @@ class RunRewards:
         """Return the scores of the model."""
         rows = [self._frame(answer) for answer in answers]
         shards = meshes.batch_shards(self._mesh)
-        size = -(-len(rows) // shards) * shards
+        size = ceil_div(len(rows), shards) * shards
         rows += rows[:1] * (size - len(rows))
         local_batch = stacked([rows[row] for row in meshes.local_rows(self._mesh, size)])
         batch = meshes.to_global(self._mesh, local_batch, size)

@@ -74,7 +74,7 @@ def load_weights(run: Run, mesh: Mesh, step: int | None = None) -> tuple[int, Py
         weights, _ = initial_weights(run.config, run.spec, mesh, base)
     except UserError as error:
         raise UserError(f"{run.config.run_dir}: needs the weights of the run that it adapts: {error}") from None
-    return step, split.join(trained, split.frozen(weights), jnp.concatenate), metadata
+    return step, split.join(trained, split.frozen(weights)), metadata
 
 
 def initial_weights(

@@ -70,8 +70,10 @@ class TrainableSplit:
 
         return self._select(tree, select)
 
-    def join(self, trained: NestedDict, frozen: NestedDict, concatenate: Callable[[list[Array]], Array]) -> NestedDict:
-        """Return the whole tree; `concatenate` joins the repeats of an array of which only the last ones train."""
+    def join(self, trained: NestedDict, frozen: NestedDict) -> NestedDict:
+        """Return the whole tree. An array of which only the last repeats train is joined from both trees."""
+        import jax.numpy as jnp
+
         if self.trains_everything:
             return trained
         frozen_leaves = flatten_names(frozen)
@@ -79,7 +81,7 @@ class TrainableSplit:
         leaves = {}
         for name in self.first_trained_repeat:
             pieces = [side[name] for side in (frozen_leaves, trained_leaves) if name in side]
-            leaves[name] = pieces[0] if len(pieces) == 1 else concatenate(pieces)
+            leaves[name] = pieces[0] if len(pieces) == 1 else jnp.concatenate(pieces)
         return unflatten_names(leaves)
 
     def _select(self, tree: NestedDict, select: Callable[[Any, int | None], Any]) -> NestedDict:

@@ -30,10 +30,6 @@ class TwoTowers(AdaptationMethod):
         """Add the passage encoder."""
         surgeon.add_passage_encoder()
 
-    def first_trained_repeat(self, name: str, model: ModelConfig) -> int | None:
-        """Train all weights of both encoders."""
-        return 0
-
     def initial_weights(self, old: NamedArrays, fresh: NamedArrays, models: ModelPair) -> dict[str, Array]:
         """Return the old weights twice."""
         return {name: old[name.removeprefix(PREFIX)] for name in fresh if name.removeprefix(PREFIX) in old}

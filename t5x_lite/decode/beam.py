@@ -135,7 +135,7 @@ def _initial_state(beam: Beam, logits: Float[Array, "bn v"], decode_state: Decod
 
 def _advance(module: GenerativeModule, beam: Beam, rules: LogitRules, state: BeamState) -> BeamState:
     """Add a token to every live hypothesis, move those that end to `finished`, and run the model on the others."""
-    candidates, parents, tokens = _extend_live(beam, rules, state)
+    candidates, parents, tokens = _extend_live(rules, state)
     is_last_step = state.step == beam.tokens - 1
     ends = rules.ends(tokens) | is_last_step
     finished = _merge_finished(beam, state, candidates, ends)
@@ -153,7 +153,7 @@ def _advance(module: GenerativeModule, beam: Beam, rules: LogitRules, state: Bea
 
 
 def _extend_live(
-    beam: Beam, rules: LogitRules, state: BeamState
+    rules: LogitRules, state: BeamState
 ) -> tuple[Hypotheses, Int[Array, "b candidates"], Int[Array, "b candidates"]]:
     """Extend the live hypotheses by one token: return the best continuations, their parents and their last tokens.
 

@@ -31,6 +31,7 @@ from t5x_lite.decode.logit_rules import resolve_end_tokens
 from t5x_lite.decode.sampling import Sampling
 from t5x_lite.decode.state import DecodeState
 from t5x_lite.errors import UserError
+from t5x_lite.integers import next_power_of_two
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.spec import ModelSpec
 
@@ -351,7 +352,7 @@ def _pad(rows: Sequence[TokenIds], *, left: bool) -> tuple[Int[np.ndarray, "b l"
     are compiled.
     """
     longest = max(map(len, rows))
-    length = 1 << (longest - 1).bit_length()
+    length = next_power_of_two(longest)
     tokens = np.zeros((len(rows), length), np.int32)
     segment_ids = np.zeros((len(rows), length), np.int32)
     for number, row in enumerate(rows):

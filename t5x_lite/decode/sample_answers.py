@@ -19,6 +19,7 @@ from t5x_lite.decode.decoding_steps import (
 )
 from t5x_lite.decode.sampling import Sampling
 from t5x_lite.decode.state import DecodeState
+from t5x_lite.integers import ceil_div
 from t5x_lite.models.spec import ModelSpec
 
 AFTER_EOS = -1
@@ -54,7 +55,7 @@ def sample_answers(
     streams = RandomStreams(seed, jnp.arange(len(logits))[:, None])
     choice = TokenChoice(sampling, sampling.resolve_rules(None, logits.shape[-1]), streams)
     token, history = choose_next(choice, logits, state.history, jnp.int32(0))
-    room = 1 + CHUNK * -(-(sampling.tokens - 1) // CHUNK)
+    room = 1 + CHUNK * ceil_div(sampling.tokens - 1, CHUNK)
     tokens = jnp.zeros((len(token), room), token.dtype)
     tokens = jax.lax.dynamic_update_slice_in_dim(tokens, token, 0, axis=1)
 

@@ -54,11 +54,6 @@ class ClozeAnswer:
     reference: str
     probabilities: dict[str, float]
 
-    @property
-    def is_correct(self) -> bool:
-        """True if the prediction is right."""
-        return self.prediction == self.reference
-
     def as_json(self) -> dict[str, object]:
         """Return the line of the file of answers."""
         return {**asdict(self), "scores": self.scores}

@@ -21,6 +21,9 @@ from t5x_lite.evaluate.demonstrations.demonstrations import Demonstrations
 from t5x_lite.evaluate.evaluation_model import EvaluationModel
 from t5x_lite.evaluate.example_scores import compute_metrics, gather_scores, read_scores
 from t5x_lite.models.config import ModelConfig
+from t5x_lite.retrieval.config import Passages
+from t5x_lite.retrieval.harness_tasks import put_passages
+from t5x_lite.retrieval.prompts import PassagePrompts
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
@@ -71,6 +74,7 @@ def evaluate_tasks(
     window: int | None = None,
     include: Path | None = None,
     limit: int | None = None,
+    passages: Passages | None = None,
 ) -> tuple[dict[str, float], Samples]:
     """Evaluate a model on tasks of the harness.
 
@@ -81,6 +85,7 @@ def evaluate_tasks(
         window: tokens that the model reads at one time, by default all that it can.
         include: a folder of further task YAMLs.
         limit: the most documents of each task.
+        passages: passages that are retrieved for each document, before its context.
 
     Returns:
         Scores and samples. Scores are `<task>/<metric>` (followed by a comma and the filter, unless the filter is
@@ -90,11 +95,13 @@ def evaluate_tasks(
     Raises:
         UserError: the harness is not installed, no task has this name, or a task cannot be loaded.
     """
-    tasks = load_for_model(model, names, prompts, include, limit)
-    return evaluate_loaded(model, tasks, window, limit, seed=prompts.seed)
+    tasks = _load_for_model(model, names, prompts, include, limit)
+    if passages is not None:
+        put_passages(tasks["tasks"], PassagePrompts(passages), limit)
+    return _evaluate_loaded(model, tasks, window, limit, prompts.seed)
 
 
-def load_for_model(
+def _load_for_model(
     model: EvaluationModel, names: Sequence[str], prompts: FewShotPrompts, include: Path | None, limit: int | None
 ) -> LoadedTasks:
     """Load tasks, refuse those that the model cannot do, and set their few-shot examples; see `evaluate_tasks`."""
@@ -111,10 +118,10 @@ def load_for_model(
     return tasks
 
 
-def evaluate_loaded(
-    model: EvaluationModel, tasks: LoadedTasks, window: int | None, limit: int | None, seed: int = SEED
+def _evaluate_loaded(
+    model: EvaluationModel, tasks: LoadedTasks, window: int | None, limit: int | None, seed: int
 ) -> tuple[dict[str, float], Samples]:
-    """Evaluate a model on tasks that `load_for_model` has loaded; see `evaluate_tasks`."""
+    """Evaluate a model on tasks that `_load_for_model` has loaded; see `evaluate_tasks`."""
     harness_model = build_harness_model(model, window, seed)
     # The bootstrap would fork a process that runs JAX's threads.
     os.environ.setdefault("DISABLE_MULTIPROC", "1")

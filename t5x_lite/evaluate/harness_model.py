@@ -17,8 +17,8 @@ from t5x_lite.evaluate.evaluation_model import EvaluationModel
 from t5x_lite.evaluate.harness import NEW_TOKENS
 from t5x_lite.evaluate.likelihood import TargetScore
 from t5x_lite.evaluate.perplexity import scoring_windows
+from t5x_lite.integers import next_power_of_two
 from t5x_lite.objectives.features import Pair
-from t5x_lite.parallel.batched_function import next_power_of_two
 from t5x_lite.progress import track_progress
 
 SETTING_NAMES = {

@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree, Shaped
 
 from t5x_lite.decode.generate import truncate_prompt
 from t5x_lite.errors import UserError
+from t5x_lite.integers import ceil_div
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.gather_positions import gather_positions
 from t5x_lite.models.losses import chunks_for
@@ -175,7 +176,7 @@ def _score_targets(
         return log_probs, logits.argmax(-1) == targets
 
     # All logits together can be larger than the model.
-    rows_per_shard = -(-rows // num_shards("batch"))
+    rows_per_shard = ceil_div(rows, num_shards("batch"))
     bytes_of_logits = 4 * rows_per_shard * length * vocab
     chunks = chunks_for(length, bytes_of_logits)
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
+from t5x_lite.integers import ceil_div
 from t5x_lite.models.chunked_loss import sum_over_chunks
 from t5x_lite.models.sharding import GPU_PLATFORMS, constrain
 from t5x_lite.models.sharding import target_platform as current_platform
@@ -252,7 +253,7 @@ def logits_limit(platform: str) -> int:
 
 def chunks_for(length: int, logits_bytes: int) -> int:
     """Return the smallest number of equal chunks of `length` whose logits each stay under `logits_limit`."""
-    needed = -(-logits_bytes // logits_limit(current_platform()))
+    needed = ceil_div(logits_bytes, logits_limit(current_platform()))
     chunks = min(max(needed, 1), length)
     while length % chunks != 0:
         chunks += 1

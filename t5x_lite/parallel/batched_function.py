@@ -8,6 +8,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Int, PyTree
 
+from t5x_lite.integers import ceil_div, next_power_of_two
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.progress import track_progress
 
@@ -67,7 +68,7 @@ class BatchedFunction:
     def _size_of_batches(self, examples: int) -> int:
         rows = next_power_of_two(min(self.batch_size, max(examples, 1)))
         shards = meshes.batch_shards(self.mesh)
-        return shards * -(-rows // shards)
+        return shards * ceil_div(rows, shards)
 
     def _pad(self, examples: Sequence[Features], size: int) -> dict[str, Int[np.ndarray, "local_rows _"]]:
         """Return those rows of the padded batch that this process supplies."""
@@ -81,11 +82,6 @@ class BatchedFunction:
                 padded[row, : len(feature)] = feature
             batch[name] = padded[local_rows]
         return batch
-
-
-def next_power_of_two(number: int) -> int:
-    """Return the smallest power of two that is at least `number`."""
-    return 1 << (number - 1).bit_length()
 
 
 def _padded_length(length: int) -> int:

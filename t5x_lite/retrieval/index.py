@@ -20,6 +20,7 @@ from pydantic import BaseModel, ValidationError
 from t5x_lite.data.files import hash_file
 from t5x_lite.errors import UserError
 from t5x_lite.files import read_json_object, write_file
+from t5x_lite.integers import ceil_div
 from t5x_lite.progress import track_progress
 from t5x_lite.retrieval.collection import StoredPassage, check_collection, read_collection
 from t5x_lite.retrieval.encoder import VectorEncoder
@@ -68,7 +69,7 @@ class Index:
         if self.manifest.passages is None:
             raise UserError(f"index {folder}: is not complete; the same `t5x-lite index` command goes on with it")
         self.passages: int = self.manifest.passages
-        self._shards = [self._open_vectors(number) for number in range(-(-self.passages // self._shard_passages))]
+        self._shards = [self._open_vectors(number) for number in range(ceil_div(self.passages, self._shard_passages))]
         self._texts = lru_cache(CACHED_SHARDS)(self._read_texts)
 
     def __len__(self) -> int:

@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int
 
+from t5x_lite.integers import ceil_div
 from t5x_lite.models.sharding import MESH_AXES
 
 QUERIES_AT_ONCE = 64
@@ -46,7 +47,7 @@ class ExactSearch:
     ) -> None:
         self.rows, width = shape
         self.mesh = mesh
-        padded_rows = mesh.size * -(-self.rows // mesh.size)
+        padded_rows = mesh.size * ceil_div(self.rows, mesh.size)
 
         def read_part(parts: tuple[slice, ...] | None) -> Float[np.ndarray, "part d"]:
             assert parts is not None  # it is for arrays of unknown shape

@@ -7,6 +7,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import IO
 
+from t5x_lite.integers import ceil_div
+
 GPU_MEMORY_FRACTION = 0.9
 """Share of the memory of a GPU that its runs divide among themselves."""
 
@@ -40,7 +42,7 @@ def device_share(
         return _core_share(slot, jobs, cores)
     if jobs <= len(gpus):
         return DeviceShare({"CUDA_VISIBLE_DEVICES": ",".join(gpus[slot::jobs])})
-    slots_per_gpu = -(-jobs // len(gpus))
+    slots_per_gpu = ceil_div(jobs, len(gpus))
     variables = {
         "CUDA_VISIBLE_DEVICES": gpus[slot % len(gpus)],
         "XLA_PYTHON_CLIENT_MEM_FRACTION": f"{GPU_MEMORY_FRACTION / slots_per_gpu:.3f}",

@@ -46,7 +46,6 @@ class Steps:
         create_state: returns the state of step 0, with fresh weights, without those of a teacher.
         create_state_from: returns the state of step 0 with the given weights, the whole tree of the model, likewise.
         join: returns the whole tree of weights from its trained and its frozen parameters.
-        weight_shapes: shapes and shardings of the whole tree of weights.
         state: shapes and shardings of the state.
     """
 
@@ -55,7 +54,6 @@ class Steps:
     create_state: Callable[[], TrainState]
     create_state_from: Callable[[PyTree], TrainState]
     join: Callable[[PyTree, PyTree], PyTree]
-    weight_shapes: PyTree
     state: TrainState
 
 
@@ -76,7 +74,7 @@ def make_steps(config: RunConfig, spec: ModelSpec, mesh: Mesh) -> Steps:
         return create_state_from(init_params(config.model, jax.random.key(config.train.seed), config.method.surgery))
 
     def join(trained: PyTree, frozen: PyTree) -> PyTree:
-        return split.join(trained, frozen, jnp.concatenate)
+        return split.join(trained, frozen)
 
     evaluation_loss = loss_function(config, spec, meshes.batch_shards(mesh), training=False)
 
@@ -117,7 +115,6 @@ def make_steps(config: RunConfig, spec: ModelSpec, mesh: Mesh) -> Steps:
             create_state_from, donate_argnums=0 if split.trains_everything else (), out_shardings=first_shardings
         ),
         join=join,
-        weight_shapes=meshes.shape_structs(spec.shapes, meshes.shardings(mesh, spec.axes, spec.shapes)),
         state=meshes.shape_structs(shapes, state_shardings),
     )
 

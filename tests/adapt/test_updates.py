@@ -77,7 +77,7 @@ class TrainedModel:
         """All weights after the steps."""
         split = self.config.trainable_split(self.spec.axes)
         trained = unflatten_names(self.trained)
-        return flatten_names(split.join(trained, unflatten_names(self.frozen), np.concatenate))
+        return flatten_names(split.join(trained, unflatten_names(self.frozen)))
 
 
 def copy_to_host(tree: object) -> NamedArrays:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, NonNegativeInt, ValidationError
 from t5x_lite.data.token_files.token_file import TokenFile, local_only
 from t5x_lite.errors import UserError
 from t5x_lite.files import read_json_object
+from t5x_lite.integers import ceil_div
 from t5x_lite.storage import file_status, tensorstore_location
 
 LEDGER_FILE = "shard_ledger.json"
@@ -126,7 +127,7 @@ def _check_chunks(path: Path, array: tensorstore.TensorStore, count: int) -> Non
     if count > array.shape[0]:
         raise UserError(f"{path}: is damaged: it has {array.shape[0]:,} numbers, and {count:,} are needed")
     chunk = int(np.prod(np.array(array.chunk_layout.write_chunk.shape)))
-    for number in range(-(-count // chunk)):
+    for number in range(ceil_div(count, chunk)):
         file = path / "c" / str(number)
         if not file.is_file():
             raise UserError(f"{file}: does not exist, but the cache has {count:,} numbers there")

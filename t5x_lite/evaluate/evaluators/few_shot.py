@@ -62,17 +62,19 @@ class FewShot(Evaluator):
     def run(self, model: "EvaluationModel") -> Evaluation:
         """Evaluate the tasks."""
         from t5x_lite.evaluate.example_scores import read_scores
-        from t5x_lite.evaluate.harness import FewShotPrompts, evaluate_loaded, load_for_model
+        from t5x_lite.evaluate.harness import FewShotPrompts, evaluate_tasks
         from t5x_lite.evaluate.scores_file import save_samples, save_scores
 
         prompts = FewShotPrompts(self.num_fewshot, self.demonstrations, self.seed)
-        tasks = load_for_model(model, self.tasks, prompts, self._include_dir, self.limit)
-        if self.passages is not None:
-            from t5x_lite.retrieval.harness_tasks import put_passages
-            from t5x_lite.retrieval.prompts import PassagePrompts
-
-            put_passages(tasks["tasks"], PassagePrompts(self.passages), self.limit)
-        scores, samples = evaluate_loaded(model, tasks, self.window, self.limit, seed=self.seed)
+        scores, samples = evaluate_tasks(
+            model,
+            self.tasks,
+            prompts=prompts,
+            window=self.window,
+            include=self._include_dir,
+            limit=self.limit,
+            passages=self.passages,
+        )
         metrics = {f"eval/{name}": score for name, score in scores.items()}
         folder = model.run.folder / "eval" / str(model.step)
         save_samples(folder, samples)

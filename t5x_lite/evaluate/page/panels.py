@@ -11,6 +11,7 @@ from t5x_lite.evaluate.curves import expert_loads, metric_series, smooth
 from t5x_lite.evaluate.mixture_curve import MixtureCurve
 from t5x_lite.evaluate.page.reported_run import ReportedRun
 from t5x_lite.evaluate.report import pending_forecast
+from t5x_lite.integers import ceil_div
 
 MOST_POINTS = 2000
 """Points of a curve; a longer one is drawn as means of neighbours."""
@@ -164,7 +165,7 @@ def make_curve(
     style: Literal["line", "faint", "points"] = "line",
 ) -> Curve:
     """Return a curve of at most `MOST_POINTS` points: means of equally many neighbours, if there are more."""
-    size = -(-len(x) // MOST_POINTS)
+    size = ceil_div(len(x), MOST_POINTS)
     if size > 1:
         starts = np.arange(0, len(x), size)
         counts = np.diff([*starts, len(x)])

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from t5x_lite.integers import ceil_div
 from t5x_lite.models.attention.context import (
     MASK_VALUE,
     ArraysByRow,
@@ -79,7 +80,7 @@ def select_parts(inputs: AttentionInputs, kind: AttentionKind) -> tuple[Part, ..
     pairs = 0
     for part in kind.parts(causal=context.strictly_causal):
         if isinstance(part.shape, BlockBand):
-            blocks = -(-min_block // part.shape.size)
+            blocks = ceil_div(min_block, part.shape.size)
             wide_shape = replace(part.shape, size=part.shape.size * blocks)
             parts.append(replace(part, shape=wide_shape))
         else:
@@ -126,7 +127,7 @@ def chunked_attention(inputs: AttentionInputs, allowed: AllowedPairs) -> Partial
     if l * keys <= limits.max_scores or l == 1:
         return dense_attention(inputs, allowed)
     size = max(limits.chunk_bytes // _score_bytes_of_device(b, h, keys), 1)
-    count = -(-l // size)
+    count = ceil_div(l, size)
     positions = inputs.context.queries
     spacing = positions.traced_spacing()
 
@@ -184,7 +185,7 @@ def full_attention(inputs: AttentionInputs, allowed: AllowedPairs) -> PartialAtt
         context = replace(context, bias=context.score_bias())
     else:
         context = replace(context, bias=None)
-    size = max(-(-length // limits.causal_steps), limits.min_causal_step)
+    size = max(ceil_div(length, limits.causal_steps), limits.min_causal_step)
     outs = []
     log_sums = []
     for start in range(0, length, size):
@@ -215,7 +216,7 @@ def block_attention(inputs: AttentionInputs, shape: BlockBand, allowed: AllowedP
     size = shape.size
     neighbours = shape.before + 1 + shape.after
     b, l = inputs.query.shape[:2]
-    count = -(-l // size)
+    count = ceil_div(l, size)
 
     def blocks(x: Array) -> Array:
         """Return `[b * count, size, …]`."""
@@ -269,7 +270,7 @@ def attention_in_block_chunks(inputs: AttentionInputs, allowed: AllowedPairs, co
         return chunked_attention(inputs, allowed)
     queries = inputs.context.queries
     keys = inputs.context.keys
-    chunk_count = -(-count // size)
+    chunk_count = ceil_div(count, size)
 
     def chunks(x: Array) -> Array:
         """Return `[chunks, b, size, …]`."""
@@ -303,7 +304,7 @@ def column_attention(inputs: AttentionInputs, shape: StridedColumns, allowed: Al
     """Compute the tokens that are a multiple of `stride` apart as a short row of their own."""
     stride = shape.stride
     b, l = inputs.query.shape[:2]
-    count = -(-l // stride)
+    count = ceil_div(l, stride)
 
     def columns(x: Array) -> Array:
         """Return `[b * stride, count, …]`."""

@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
+from t5x_lite.integers import ceil_div, next_power_of_two
 from t5x_lite.models.attention import flash_gpu, flash_tpu
 from t5x_lite.models.attention.context import AttentionInputs, KernelRequirements
 from t5x_lite.models.attention.flash_tiles import LOG2_E, FlashInputs, FlashSettings, diagonal_tiles
@@ -160,9 +161,9 @@ def flash_attention(inputs: FlashInputs, settings: FlashSettings) -> Float[Array
     length = inputs.query.shape[1]
     keys = inputs.key.shape[1]
     width = inputs.query.shape[3]
-    padded_length = -(-length // settings.block_q) * settings.block_q
-    padded_keys = -(-keys // settings.block_k) * settings.block_k
-    padded_width = width if settings.on_tpu else max(16, 1 << (width - 1).bit_length())
+    padded_length = ceil_div(length, settings.block_q) * settings.block_q
+    padded_keys = ceil_div(keys, settings.block_k) * settings.block_k
+    padded_width = width if settings.on_tpu else max(16, next_power_of_two(width))
 
     def pad(x: Array, size: int) -> Array:
         padding = [(0, 0)] * x.ndim

@@ -227,21 +227,23 @@ def _solve_chunks(inputs: DeltaRuleInputs, chunk: int) -> Chunks:
     import jax
     import jax.numpy as jnp
 
+    from t5x_lite.models.mixers.chunks import split_chunks
+
     heads = inputs.value.shape[2]
     key_heads = inputs.key.shape[2]
 
     def by_head(array: Array) -> Array:
         """Return an array `[b, l, h, …]` as `[c, b, n, r, l, …]`."""
-        split = _by_chunk(array, chunk)
+        split = split_chunks(array, chunk)
         split = split.reshape(*split.shape[:3], key_heads, heads // key_heads, *split.shape[4:])
         return jnp.moveaxis(split, 2, 4)
 
-    query = jnp.moveaxis(_by_chunk(inputs.query, chunk), 2, 3)
-    key = jnp.moveaxis(_by_chunk(inputs.key, chunk), 2, 3)
+    query = jnp.moveaxis(split_chunks(inputs.query, chunk), 2, 3)
+    key = jnp.moveaxis(split_chunks(inputs.key, chunk), 2, 3)
     total = jnp.cumsum(by_head(inputs.log_decay), axis=-1)
     strength = by_head(inputs.strength)[..., None]
 
-    document = _by_chunk(jnp.cumsum(~inputs.continues, axis=1), chunk, mode="edge")
+    document = split_chunks(jnp.cumsum(~inputs.continues, axis=1), chunk, mode="edge")
     is_visible = jnp.tril(document[..., :, None] == document[..., None, :])[:, :, None, None]
     decay = jnp.exp(jnp.where(is_visible, total[..., :, None] - total[..., None, :], -jnp.inf))
     from_state = jnp.exp(total) * _continues_chunk_before(document)
@@ -256,16 +258,6 @@ def _solve_chunks(inputs: DeltaRuleInputs, chunk: int) -> Chunks:
     )
     value, erased_key = jnp.split(solution, [inputs.value.shape[-1]], axis=-1)
     return Chunks(query, key, value, erased_key, query_products * decay, from_state, to_state)
-
-
-def _by_chunk(array: Array, chunk: int, mode: str = "constant") -> Array:
-    """Return an array `[b, l, …]` as `[c, b, l, …]`; what fills the last chunk changes no state."""
-    import jax.numpy as jnp
-
-    batch, length = array.shape[:2]
-    widths = [(0, 0), (0, -length % chunk)] + [(0, 0)] * (array.ndim - 2)
-    padded = jnp.pad(array, widths, mode=mode)
-    return jnp.moveaxis(padded.reshape(batch, -1, chunk, *array.shape[2:]), 1, 0)
 
 
 def _continues_chunk_before(document: Int[Array, "c b l"]) -> Bool[Array, "c b 1 1 l"]:

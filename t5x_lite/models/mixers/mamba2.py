@@ -165,17 +165,12 @@ def state_space(
     import jax
     import jax.numpy as jnp
 
+    from t5x_lite.models.mixers.chunks import split_chunks
+
     batch, length, heads, _ = inputs.value.shape
     groups = inputs.key.shape[2]
     chunk = min(chunk, length)
-    padding = -length % chunk
     documents = jnp.cumsum(~inputs.continues, axis=1)
-
-    def by_chunk(array: Array, mode: str = "constant") -> Array:
-        """Return `[chunks, b, chunk, …]`; what fills the last chunk changes no state."""
-        widths = [(0, 0), (0, padding)] + [(0, 0)] * (array.ndim - 2)
-        padded = jnp.pad(array, widths, mode=mode)
-        return jnp.moveaxis(padded.reshape(batch, -1, chunk, *array.shape[2:]), 1, 0)
 
     def by_group(array: Array) -> Array:
         """Return an array over heads with an axis over groups before that over the heads of a group."""
@@ -202,8 +197,10 @@ def state_space(
         state = state * from_state[:, -1][..., None, None] + entering.reshape(state.shape)
         return (state, end[:, 0]), y.reshape(value.shape)
 
-    chunks = tuple(by_chunk(array) for array in (inputs.value, inputs.log_decay, inputs.key, inputs.query))
+    arrays = (inputs.value, inputs.log_decay, inputs.key, inputs.query)
+    chunks = tuple(split_chunks(array, chunk) for array in arrays)
     no_document = jnp.zeros(batch, documents.dtype)
-    (state, _), y = jax.lax.scan(run_chunk, (state, no_document), (*chunks, by_chunk(documents, mode="edge")))
+    document_chunks = split_chunks(documents, chunk, mode="edge")
+    (state, _), y = jax.lax.scan(run_chunk, (state, no_document), (*chunks, document_chunks))
     y = jnp.moveaxis(y, 0, 1).reshape(batch, -1, *inputs.value.shape[2:])
     return y[:, :length], state

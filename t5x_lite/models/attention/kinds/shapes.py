@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from t5x_lite.integers import ceil_div
+
 PositionArray: TypeAlias = Any
 """Integer positions as a NumPy or a JAX array, or as a Python integer."""
 BooleanArray: TypeAlias = Any
@@ -45,7 +47,7 @@ class StridedColumns:
 
     def pairs(self, length: int) -> int:
         """Return the number of query-key pairs that are computed."""
-        return length * -(-length // self.stride)
+        return length * ceil_div(length, self.stride)
 
 
 @dataclass(frozen=True)
