@@ -52,7 +52,10 @@ def objective_problems(config: "RunConfig", objective: Objective) -> Iterator[st
         return
     is_causal = all(isinstance(each, Causal) for each in (objective, *row_objectives))
     if config.model.prefix_lm and config.adapt is None and is_causal:
-        yield "model.prefix_lm: objective causal trains no prefix; set objective=prefix or model.prefix_lm=false"
+        yield (
+            f"model.prefix_lm: objective {objective.name} trains no prefix; set objective=prefix or "
+            "model.prefix_lm=false"
+        )
     if config.data.order != "consecutive":
         yield from memory_problems(config.model)
     if config.method.placeholders:

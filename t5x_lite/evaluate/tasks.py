@@ -46,7 +46,8 @@ class Answer(NamedTuple):
 class TaskEvaluation:
     """Evaluates the tasks of a run; what it compiles is used again at every step of the run.
 
-    A model with a head is scored by it. Any other model generates its answers greedily.
+    An objective on records scores them, by a head of the model or by the probabilities of tokens. Any other model
+    generates its answers greedily.
 
     Args:
         model: a model whose data are tasks.
@@ -61,11 +62,11 @@ class TaskEvaluation:
             raise UserError("this run has not learnt any task; give the names of few-shot tasks")
         check_task_metrics(data)
         self.data = data
-        self._answers: HeadAnswers | GeneratedAnswers | RewardedAnswers
+        self._answers: ScoredAnswers | GeneratedAnswers | RewardedAnswers
         if isinstance(data.objective, PolicyOptimization):
             self._answers = RewardedAnswers(model, data.objective, data.validation())
         elif isinstance(data.objective, Supervised):
-            self._answers = HeadAnswers(model, data.objective, data.validation())
+            self._answers = ScoredAnswers(model, data.objective, data.validation())
         else:
             self._answers = GeneratedAnswers(model, data.validation())
 
@@ -110,8 +111,8 @@ def _compute_metric(metric: str, answers: Sequence[Answer]) -> dict[str, float]:
     return METRICS[metric](predictions, references)
 
 
-class HeadAnswers:
-    """Answers of a model with a head, from the scores of each record's examples (windows of a long text)."""
+class ScoredAnswers:
+    """Answers from the objective's scores of each record's examples (windows of a long text)."""
 
     def __init__(self, model: EvaluationModel, objective: Supervised, validation: TaskValidation) -> None:
         self.model = model

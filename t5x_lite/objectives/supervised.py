@@ -48,7 +48,7 @@ class Coder:
 
 
 class Supervised(Objective):
-    """An objective on records, whose scores are made by a head of the model.
+    """An objective on records, which scores them: by a head of the model, unless `uses_head` is false.
 
     A record becomes one example, or several: windows of a long text.
 

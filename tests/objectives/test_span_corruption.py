@@ -34,10 +34,10 @@ def test_lengths_are_those_of_random_spans_helper() -> None:
 
 
 def test_a_noise_density_of_one_half_keeps_both_lengths_equal() -> None:
-    """T5's hack for a density of one half: the longest text that fits is shortened until targets fit too."""
-    length = raw_length(512, "encoder_decoder", 0.5, 3.0)
-    inputs, targets = corrupted_length(length, 0.5, 3.0)
-    assert targets <= inputs <= 512
+    """T5's hack for a density of one half: of 767 tokens, 384 in 128 spans, targets are one longer than the inputs."""
+    assert corrupted_length(767, 0.5, 3.0) == (383 + 128 + 1, 384 + 128 + 1)
+    assert raw_length(512, "encoder_decoder", 0.5, 3.0) == 766
+    assert corrupted_length(766, 0.5, 3.0) == (512, 512)
 
 
 def test_the_papers_figure() -> None:

@@ -174,11 +174,19 @@ def test_every_optimizer_schedule_and_packing_trains(
     assert records[-1]["eval/loss"] < records[0]["loss"]
 
 
-def test_a_mixture_trains(tiny_config: Path, prose: Path, tmp_path: Path) -> None:
+def test_a_run_learns_from_two_sources(tiny_config: Path, prose: Path, tmp_path: Path) -> None:
     mixture = f"[{{name: a, files: '{prose}/0*.txt', weight: 3}}, {{name: b, files: '{prose}/[1-5]*.txt', weight: 1}}]"
-    overrides = ["data.files=[]", f"data.mixture={mixture}", "tokenizer.unigram.vocab=290", "train.steps=4"]
+    overrides = [
+        "data.files=[]",
+        f"data.mixture={mixture}",
+        "tokenizer.unigram.vocab=290",
+        "train.steps=4",
+        "train.log_every_steps=1",
+    ]
     assert train(tiny_config, tmp_path, *overrides) == 0
-    assert [source.name for source in open_run(tmp_path).config.data.sources] == ["a", "b"]
+    records = lines(tmp_path)
+    assert records[-1]["step"] == 4
+    assert records[-1]["loss"] < records[0]["loss"]
 
 
 @pytest.mark.slow
