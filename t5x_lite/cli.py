@@ -288,7 +288,7 @@ def probe(options: argparse.Namespace, overrides: list[str]) -> int:
     model = t5x_lite.load(options.run, step=options.step, overrides=overrides)
     settings = ProbeSettings(options.text, options.label, options.columns, options.pool, options.limit)
     report = probe_layers(model, options.train, options.test, settings)
-    picture = options.to or model.run.folder / "eval" / str(model.step) / "probe.png"
+    picture = options.to or model.run.results_folder(model.step) / "probe.png"
     write_probe(report, picture)
     print_probe(report, as_json=options.json)
     return 0

@@ -68,6 +68,10 @@ class Run:
         """The run's checkpoints."""
         return _checkpoints_of(self.config, self.config.run_dir)
 
+    def results_folder(self, step: int) -> Path:
+        """Return the folder of the results of evaluations at a step."""
+        return self.folder / "eval" / str(step)
+
     def save(self) -> None:
         """Write the config and the tokenizer into the run directory.
 

@@ -41,7 +41,7 @@ def write_model_card(run: Run, step: int, folder: Path, config: ForeignConfig, n
         _usage(run.config.model, config, name),
         _training(run, lines),
         _data(run),
-        _results(lines, run.folder / "eval" / str(step) / "scores.json"),
+        _results(lines, run.results_folder(step) / "scores.json"),
     ]
     if lines:
         draw_report([run.folder], folder / PICTURE_FILE)

@@ -64,7 +64,7 @@ def evaluate_cached(model: EvaluationModel, evaluator: Evaluator) -> Evaluation:
     else:
         result = _evaluate(model, evaluator)
         _write(name, result)
-    save_scores(model.run.folder / "eval" / str(model.step), result.metrics)
+    save_scores(model.run.results_folder(model.step), result.metrics)
     return Evaluation(result.metrics)
 
 

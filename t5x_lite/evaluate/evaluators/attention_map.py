@@ -63,5 +63,5 @@ class AttentionMap(Evaluator):
                 "heads": parts.shape[1],
                 "weights": base64.b64encode(parts.tobytes()).decode(),
             }
-            write_file(model.run.folder / "eval" / str(model.step) / FILE, json.dumps(content, ensure_ascii=False))
+            write_file(model.run.results_folder(model.step) / FILE, json.dumps(content, ensure_ascii=False))
         return Evaluation({})

@@ -52,7 +52,7 @@ class Blimp(Evaluator):
         for pair, (good, bad), example in zip(pairs, scores, examples, strict=True):
             record = {"set": pair.paradigm, "sentences": [pair.good, pair.bad], "log_likelihoods": [good, bad]}
             records.append({**record, "scores": example})
-        folder = model.run.folder / "eval" / str(model.step)
+        folder = model.run.results_folder(model.step)
         save_samples(folder, {"blimp": records})
         save_scores(folder, metrics)
         text = f"BLiMP {summary['accuracy']:.1%} of {len(pairs)} pairs"

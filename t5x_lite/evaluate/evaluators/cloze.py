@@ -84,7 +84,7 @@ class Cloze(Evaluator):
         examples = [answer.scores for answer in answers]
         values = compute_metrics(gather_scores(examples))
         metrics = {f"eval/{self.name}/{name}": value for name, value in values.items()}
-        folder = model.run.folder / "eval" / str(model.step)
+        folder = model.run.results_folder(model.step)
         save_samples(folder, {self.name: [answer.as_json() for answer in answers]})
         save_scores(folder, metrics)
         text = f"{self.name} {values['accuracy']:.1%} of {len(answers)} gaps"

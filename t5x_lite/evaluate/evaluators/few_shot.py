@@ -76,7 +76,7 @@ class FewShot(Evaluator):
             passages=self.passages,
         )
         metrics = {f"eval/{name}": score for name, score in scores.items()}
-        folder = model.run.folder / "eval" / str(model.step)
+        folder = model.run.results_folder(model.step)
         save_samples(folder, samples)
         save_scores(folder, metrics)
         accuracies = [f"{name} {score:.1%}" for name, score in scores.items() if name.endswith("/acc")]

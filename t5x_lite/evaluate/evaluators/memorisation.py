@@ -89,7 +89,7 @@ class Memorisation(Evaluator):
             metrics[f"eval/memorisation/repeats_{repeats}"] = _share(group)
         metrics["eval/memorisation/strings"] = len(records)
         metrics["eval/memorisation/too_short"] = len(planted) - len(records)
-        folder = model.run.folder / "eval" / str(model.step)
+        folder = model.run.results_folder(model.step)
         save_samples(folder, {"memorisation": records})
         save_scores(folder, metrics)
         shares = ", ".join(f"{_share(group):.1%} at {repeats}" for repeats, group in examples.items())

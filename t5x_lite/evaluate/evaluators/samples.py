@@ -47,6 +47,6 @@ class Samples(Evaluator):
         records = []
         for prompt, text in zip(self.prompts, texts, strict=True):
             records.append({"prompt": prompt, "text": text})
-        save_samples(model.run.folder / "eval" / str(model.step), {"samples": records})
+        save_samples(model.run.results_folder(model.step), {"samples": records})
         start = (self.prompts[0] + texts[0])[:SHOWN_CHARACTERS]
         return Evaluation({}, summary=f"sample {start!r}")

@@ -18,7 +18,7 @@ class Tasks(Evaluator):
         """Evaluate the tasks."""
         from t5x_lite.evaluate.scores_file import save_scores
 
-        folder = model.run.folder / "eval" / str(model.step)
+        folder = model.run.results_folder(model.step)
         scores = model.task_evaluation.scores(folder, self.names)
         metrics = {f"eval/{name}": score for name, score in scores.items()}
         save_scores(folder, metrics)
