@@ -10,9 +10,9 @@ from t5x_lite.convert.config_table import ForeignConfig
 from t5x_lite.data import hub_datasets
 from t5x_lite.data.cleaning.clean_unit import step_name
 from t5x_lite.data.config import MixedSource
-from t5x_lite.evaluate.curves import is_number, step_records
 from t5x_lite.evaluate.report import draw_report
 from t5x_lite.files import read_json_object, write_file
+from t5x_lite.metrics_file import is_number, step_records
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.run_dir import Run
 from t5x_lite.run_layout import METRICS_FILE

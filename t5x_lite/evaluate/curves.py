@@ -1,71 +1,13 @@
-"""Training curves: the lines of a run's `metrics.jsonl`, as arrays."""
+"""Training curves: series of a run's metrics, as arrays."""
 
-import json
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
-from t5x_lite.errors import UserError
-from t5x_lite.run_layout import METRICS_FILE
-
-LARGEST_NUMBER = 1e300
-"""Numbers of a file beyond it are damage: no metric comes near."""
-
-
-def read_metrics(run: Path, *, empty: bool = False) -> list[dict[str, Any]]:
-    """Read `RUN/metrics.jsonl`.
-
-    Args:
-        run: the run directory.
-        empty: accept a file without a complete line.
-
-    Raises:
-        UserError: there is no such file, or it has no complete line and must have some.
-    """
-    path = run / METRICS_FILE
-    if not path.is_file():
-        raise UserError(f"{run}: has no metrics.jsonl; is it a run directory?")
-    records = step_records(path)
-    if not records and not empty:
-        problem = "is damaged: none of its lines has a step" if path.stat().st_size else "is empty; train the run first"
-        raise UserError(f"{path}: {problem}")
-    return records
-
-
-def metric_records(path: Path) -> list[dict[str, Any]]:
-    """Return the complete lines of a JSONL file; none if there is no file.
-
-    A process that is killed may leave an incomplete last line. Lines that are no objects are left out too.
-    """
-    if not path.is_file():
-        return []
-    return parse_records(path.read_text(encoding="utf-8", errors="replace"))
-
-
-def parse_records(text: str) -> list[dict[str, Any]]:
-    """Return the objects in the lines of a text; lines that are none are left out."""
-    records = []
-    for line in text.splitlines():
-        record = None
-        with suppress(RecursionError, ValueError):
-            record = json.loads(line)
-        if isinstance(record, dict):
-            records.append(record)
-    return records
-
-
-def step_records(path: Path) -> list[dict[str, Any]]:
-    """Return the complete lines of a `metrics.jsonl` that name their step; none if there is no file."""
-    return [record for record in metric_records(path) if is_number(record.get("step"))]
-
-
-def is_number(value: object) -> bool:
-    """Return whether a value from a file is a number that a metric can have."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST_NUMBER
+from t5x_lite.metrics_file import is_number
 
 
 def metric_series(

@@ -11,8 +11,9 @@ from matplotlib.backend_bases import FigureCanvasBase
 
 from t5x_lite.data.mixture_file import read_mixture
 from t5x_lite.errors import UserError
-from t5x_lite.evaluate.curves import distinct_names, expert_loads, metric_series, read_metrics, smooth
+from t5x_lite.evaluate.curves import distinct_names, expert_loads, metric_series, smooth
 from t5x_lite.evaluate.mixture_curve import MixtureCurve
+from t5x_lite.metrics_file import read_metrics
 
 matplotlib.use("Agg")
 from matplotlib import pyplot

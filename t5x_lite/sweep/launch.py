@@ -18,7 +18,7 @@ from t5x_lite.sweep.config import Sweep
 from t5x_lite.sweep.grid import expand
 from t5x_lite.sweep.planned_run import PlannedRun, write_plan
 from t5x_lite.sweep.process_pool import ProcessPool
-from t5x_lite.sweep.run_files import has_diverged, read_metrics, run_exists
+from t5x_lite.sweep.run_files import has_diverged, read_steps, run_exists
 from t5x_lite.sweep.status_log import StatusLog
 from t5x_lite.sweep.time_estimates import TimeEstimate, estimate_seconds
 
@@ -123,8 +123,8 @@ def current_state(sweep: Sweep, run: PlannedRun, log: StatusLog) -> str:
 
 def is_complete(run: PlannedRun) -> bool:
     """Return whether the last step was trained, evaluated and saved."""
-    metrics = read_metrics(run.run_dir)
-    if not metrics or metrics[-1].get("step") != run.steps:
+    metrics = read_steps(run.run_dir)
+    if not metrics or metrics[-1]["step"] != run.steps:
         return False
     folder = configuration.load(run.config, run.words).checkpoint.folder
     if folder is not None and storage.is_remote(run.run_dir) and not storage.is_remote(folder):

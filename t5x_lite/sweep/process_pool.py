@@ -12,9 +12,9 @@ from pathlib import Path
 from rich.progress import BarColumn, TaskID
 
 from t5x_lite.errors import STOPPED, Diverged, UserError
-from t5x_lite.evaluate.curves import is_number
 from t5x_lite.file_locks import lock_file
 from t5x_lite.local_copies import UPLOAD_SECONDS, with_urls
+from t5x_lite.metrics_file import is_number
 from t5x_lite.parallel.distributed import handle_signals
 from t5x_lite.progress import print_line, progress_bar
 from t5x_lite.run_layout import LOCK_FILE

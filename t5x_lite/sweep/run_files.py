@@ -4,18 +4,18 @@ from pathlib import Path
 from typing import Any
 
 from t5x_lite import storage
-from t5x_lite.evaluate.curves import metric_records
 from t5x_lite.local_copies import local_file
+from t5x_lite.metrics_file import step_records
 from t5x_lite.run_layout import CONFIG_FILE, DIVERGED_FILE, METRICS_FILE
 
 
-def read_metrics(run_dir: str) -> list[dict[str, Any]]:
-    """Return the complete lines of a run's metrics; none if there is no such file.
+def read_steps(run_dir: str) -> list[dict[str, Any]]:
+    """Return the complete lines of a run's metrics that name their step; none if there is no such file.
 
     Raises:
         UserError: the bucket cannot be read.
     """
-    return metric_records(local_file(storage.join(run_dir, METRICS_FILE)))
+    return step_records(local_file(storage.join(run_dir, METRICS_FILE)))
 
 
 def run_exists(run_dir: str) -> bool:

@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from t5x_lite.errors import UserError
-from t5x_lite.evaluate.curves import is_number, metric_series, smooth
+from t5x_lite.evaluate.curves import metric_series, smooth
 from t5x_lite.laws.training_curves import TrainingCurve
+from t5x_lite.metrics_file import is_number
 from t5x_lite.storage import is_remote
 from t5x_lite.sweep.planned_run import PlannedRun, read_plan
 from t5x_lite.sweep.points import SweepPoints, build_points
-from t5x_lite.sweep.run_files import read_metrics
+from t5x_lite.sweep.run_files import read_steps
 from t5x_lite.sweep.status_log import read_statuses
 
 
@@ -31,7 +32,7 @@ def read_runs(folder: Path) -> SweepPoints:
     left_out = {}
     for run in plan.runs:
         name = run.name
-        metrics = _read_steps(_run_dir(folder, run))
+        metrics = read_steps(_run_dir(folder, run))
         problem = _find_problem(run, statuses.get(name, {}), metrics)
         if problem is None and not is_number(metrics[-1].get("eval/loss")):
             problem = "its objective has no validation loss"
@@ -62,16 +63,12 @@ def finished_runs(folder: Path) -> tuple[list[PlannedRun], dict[str, str]]:
         if run.trunk:
             continue
         run_dir = _run_dir(folder, run)
-        problem = _find_problem(run, statuses.get(run.name, {}), _read_steps(run_dir))
+        problem = _find_problem(run, statuses.get(run.name, {}), read_steps(run_dir))
         if problem is None:
             finished.append(replace(run, run_dir=run_dir))
         else:
             left_out[run.name] = problem
     return finished, left_out
-
-
-def _read_steps(run_dir: str) -> list[dict[str, Any]]:
-    return [record for record in read_metrics(run_dir) if is_number(record.get("step"))]
 
 
 def _run_dir(folder: Path, run: PlannedRun) -> str:

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from t5x_lite.evaluate.curves import metric_records
+from t5x_lite.metrics_file import metric_records
 
 
 def read_statuses(path: Path) -> dict[str, dict[str, Any]]:

@@ -6,10 +6,10 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from t5x_lite.evaluate.curves import read_metrics
 from t5x_lite.evaluate.evaluation_model import EvaluationModel
 from t5x_lite.evaluate.evaluators.evaluator import Evaluation
 from t5x_lite.laws.forecast import forecast_loss
+from t5x_lite.metrics_file import read_metrics
 
 FORECASTS_PER_RUN = 20
 """Times at which the end is forecast, after equal numbers of steps."""

@@ -2,13 +2,13 @@
 
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeAlias
 
 from t5x_lite.files import disk_error
+from t5x_lite.metrics_file import truncate_metrics
 from t5x_lite.run_layout import METRICS_FILE
 from t5x_lite.train.trackers.tracker import TrackerWriter
 
@@ -59,38 +59,6 @@ class MetricsWriter:
             self._file.close()
         for tracker in self._trackers:
             tracker.close()
-
-
-def truncate_metrics(path: Path, step: int) -> float:
-    """Shorten a metrics file to its complete lines of steps up to `step`.
-
-    Returns:
-        The `seconds_per_step` of the removed lines, added up.
-    """
-    if not path.is_file():
-        return 0.0
-    kept_bytes = 0
-    lost_seconds = 0.0
-    is_lost = False
-    with path.open("rb") as file:
-        for line in file:
-            record: object = None
-            with suppress(RecursionError, ValueError):
-                record = json.loads(line)
-            is_incomplete = not line.endswith(b"\n")  # the process was killed while it wrote the line
-            is_lost = is_lost or is_incomplete or _number(record, "step") > step
-            if is_lost:
-                lost_seconds += _number(record, "seconds_per_step")
-            else:
-                kept_bytes += len(line)  # a damaged line too: the lines after it are not lost with it
-    os.truncate(path, kept_bytes)
-    return lost_seconds
-
-
-def _number(record: object, key: str) -> float:
-    """Return a number of a line; 0 if the line is damaged."""
-    value = record.get(key) if isinstance(record, dict) else None
-    return value if isinstance(value, int | float) else 0.0
 
 
 def _to_json(value: MetricValue) -> float | list[float | None] | None:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from t5x_lite import storage
-from t5x_lite.evaluate.curves import is_number, parse_records
+from t5x_lite.metrics_file import parse_records, with_steps
 from t5x_lite.run_layout import METRICS_FILE
 
 OVERLAP = 256
@@ -49,7 +49,7 @@ class MetricsFollower:
         self._read_bytes += len(complete)
         self._tail = (self._tail + complete)[-OVERLAP:]
         new_records = parse_records(complete.decode("utf-8", errors="replace"))
-        self.records += [record for record in new_records if is_number(record.get("step"))]
+        self.records += with_steps(new_records)
         return True
 
     def _restart(self) -> bool:

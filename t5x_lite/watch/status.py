@@ -8,7 +8,7 @@ from typing import Any
 from t5x_lite import local_copies, schema, storage
 from t5x_lite.config import RunConfig
 from t5x_lite.errors import UserError
-from t5x_lite.evaluate.curves import is_number
+from t5x_lite.metrics_file import is_number
 from t5x_lite.run_layout import CONFIG_FILE, checkpoints_folder, newest_checkpoint
 
 STEPS_FOR_SPEED = 50

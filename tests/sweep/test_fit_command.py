@@ -9,7 +9,7 @@ import yaml
 
 from t5x_lite import config as configuration
 from t5x_lite.cli import main
-from t5x_lite.evaluate.curves import read_metrics
+from t5x_lite.metrics_file import read_metrics
 from t5x_lite.sweep.config import load
 from t5x_lite.sweep.grid import expand
 from t5x_lite.sweep.model_counts import count_model

@@ -154,7 +154,7 @@ def test_gke_receives_one_jobset_per_run_once(cluster: Path, monkeypatch: pytest
     folder.mkdir()
     monkeypatch.setattr("t5x_lite.sweep.config.local_path", lambda name: folder)  # the copy of what is in the bucket
     monkeypatch.setattr(launch, "check_writable", lambda name: None)
-    monkeypatch.setattr(launch, "read_metrics", lambda run_dir: [])
+    monkeypatch.setattr(launch, "read_steps", lambda run_dir: [])
     monkeypatch.setattr(launch, "has_diverged", lambda run_dir: False)
     path = cluster / "gke.yaml"
     options = ["--image=a/b:1", "--bucket=models", "--accelerator=tpu-v5p-slice", "--topology=2x2x1"]

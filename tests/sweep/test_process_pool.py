@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from t5x_lite.errors import STOPPED
-from t5x_lite.evaluate.curves import metric_records
+from t5x_lite.metrics_file import metric_records
 from t5x_lite.sweep.config import Sweep
 from t5x_lite.sweep.device_share import DeviceShare, device_share
 from t5x_lite.sweep.grid import expand

@@ -12,10 +12,10 @@ from t5x_lite import config as configuration
 from t5x_lite.cli import main
 from t5x_lite.config import RunConfig
 from t5x_lite.errors import UserError
-from t5x_lite.evaluate.curves import metric_records
 from t5x_lite.evaluate.evaluators import Perplexity
 from t5x_lite.evaluate.evaluators.samples import Samples
 from t5x_lite.evaluate.page.page import write_page
+from t5x_lite.metrics_file import metric_records
 from tests.conftest import lines
 from tests.train.whole_runs import train
 

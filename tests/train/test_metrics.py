@@ -7,8 +7,9 @@ import pytest
 from tensorboardX import SummaryWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
+from t5x_lite.metrics_file import truncate_metrics
 from t5x_lite.train.display import Display
-from t5x_lite.train.metrics import MetricsWriter, truncate_metrics
+from t5x_lite.train.metrics import MetricsWriter
 from t5x_lite.train.trackers import TensorBoard
 from t5x_lite.train.trackers.tracker import TrackedRun
 

@@ -12,9 +12,10 @@ from t5x_lite import schema
 from t5x_lite.config import RunConfig
 from t5x_lite.data.mixture_file import read_mixture
 from t5x_lite.errors import UserError
-from t5x_lite.evaluate.curves import distinct_names, is_number, metric_records, read_metrics
+from t5x_lite.evaluate.curves import distinct_names
 from t5x_lite.evaluate.mixture_curve import MixtureCurve
 from t5x_lite.files import read_json_object
+from t5x_lite.metrics_file import is_number, metric_records, read_metrics
 from t5x_lite.run_layout import CONFIG_FILE, is_step
 
 

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from t5x_lite.evaluate.curves import is_number
 from t5x_lite.evaluate.page.reported_run import ReportedRun, differing_settings
+from t5x_lite.metrics_file import is_number
 from t5x_lite.progress import format_duration, format_si
 
 SUMMARY = {

@@ -9,11 +9,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from t5x_lite.files import write_file
+from t5x_lite.metrics_file import last_logged_step
 from t5x_lite.run_layout import METRICS_FILE
 
 STATE_FILE = "trackers.json"
-TAIL_BYTES = 2**20
-"""Bytes from the end of a metrics file that are searched for its last line."""
 
 
 def open_tracked_state(run_dir: Path) -> tuple[str, int]:
@@ -37,18 +36,3 @@ def open_tracked_state(run_dir: Path) -> tuple[str, int]:
         tracked_step = max(tracked_step, last_logged_step(run_dir / METRICS_FILE))
     write_file(path, json.dumps({"id": identifier, "step": tracked_step}))
     return identifier, tracked_step
-
-
-def last_logged_step(path: Path) -> int:
-    """Return the step of the last complete line of a metrics file; 0 if there is none."""
-    if not path.is_file():
-        return 0
-    with path.open("rb") as file:
-        file.seek(max(path.stat().st_size - TAIL_BYTES, 0))
-        lines = file.read().splitlines()
-    for line in reversed(lines):
-        with suppress(RecursionError, ValueError):
-            record = json.loads(line)
-            if isinstance(record, dict) and isinstance(record.get("step"), int):
-                return int(record["step"])
-    return 0
