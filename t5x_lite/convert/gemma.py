@@ -13,15 +13,15 @@ from t5x_lite.convert.config_table import (
     Settings,
     Transform,
     check_count,
-    layers_and_window,
     read_activation,
     require_field,
     write_activation,
 )
 from t5x_lite.convert.layer_positions import read_layer_positions, write_layer_positions
+from t5x_lite.convert.layer_types import FULL, SLIDING, read_windowed_pattern, write_windowed_layers
 from t5x_lite.convert.llama import ATTENTION_BIAS, HEAD_DIM, LLAMA_FIXED, LLAMA_LAYER, llama_like
 from t5x_lite.convert.model_type import TIED_OUTPUT
-from t5x_lite.convert.qwen import FULL, QUERY_KEY_NORMS, SLIDING, read_windowed_pattern
+from t5x_lite.convert.qwen import QUERY_KEY_NORMS
 from t5x_lite.convert.rope import ROTARY
 from t5x_lite.convert.weight_map import Modules
 from t5x_lite.errors import UserError
@@ -79,8 +79,7 @@ def _read_layers(source: ForeignModel, settings: Settings) -> None:
 
 
 def _write_layers(model: ModelConfig, config: ForeignConfig) -> None:
-    config["layer_types"], window = layers_and_window(model, dense=FULL, local=SLIDING)
-    config["sliding_window"] = window or DEFAULT_WINDOW
+    write_windowed_layers(model, config, DEFAULT_WINDOW)
 
 
 LAYERS = Rule(("layer_types", "sliding_window", "sliding_window_size"), read=_read_layers, write=_write_layers)

@@ -1,16 +1,16 @@
 """gpt-oss in Hugging Face's format."""
 
 from dataclasses import replace
+from functools import partial
 
 from t5x_lite.convert.config_table import (
     ConfigTable,
     Field,
-    ForeignConfig,
     ForeignModel,
     Rule,
     Settings,
-    layers_and_window,
 )
+from t5x_lite.convert.layer_types import FULL, SLIDING, read_windowed_pattern, write_windowed_layers
 from t5x_lite.convert.llama import (
     ATTENTION,
     EXPERTS_IN_EVERY_LAYER,
@@ -20,11 +20,9 @@ from t5x_lite.convert.llama import (
     llama_like,
 )
 from t5x_lite.convert.model_type import TIED_OUTPUT
-from t5x_lite.convert.qwen import FULL, SLIDING, read_windowed_pattern
 from t5x_lite.convert.rope import rotary
 from t5x_lite.convert.weight_map import Modules, Stored
 from t5x_lite.errors import UserError
-from t5x_lite.models.config import ModelConfig
 
 # Config: what takes more than one field to convert.
 
@@ -39,11 +37,6 @@ def _read_layers(source: ForeignModel, settings: Settings) -> None:
     settings["pattern"] = read_windowed_pattern(kinds, layers, source.config.get("sliding_window", DEFAULT_WINDOW))
 
 
-def _write_layers(model: ModelConfig, config: ForeignConfig) -> None:
-    config["layer_types"], window = layers_and_window(model, dense=FULL, local=SLIDING)
-    config["sliding_window"] = window or DEFAULT_WINDOW
-
-
 def _read_rotary(source: ForeignModel, settings: Settings) -> None:
     """Read the positions. Transformers takes YaRN where the field is missing, unlike in other models."""
     if not source.config.get("rope_parameters") and not source.config.get("rope_scaling"):
@@ -52,7 +45,11 @@ def _read_rotary(source: ForeignModel, settings: Settings) -> None:
 
 
 YARN_ROTARY = replace(ROTARY, read=_read_rotary)
-LAYERS = Rule(("layer_types", "sliding_window"), read=_read_layers, write=_write_layers)
+LAYERS = Rule(
+    ("layer_types", "sliding_window"),
+    read=_read_layers,
+    write=partial(write_windowed_layers, default_window=DEFAULT_WINDOW),
+)
 
 # Config: table.
 

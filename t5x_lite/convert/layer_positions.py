@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from t5x_lite.convert.config_table import ForeignConfig, Settings
-from t5x_lite.convert.qwen import FULL, SLIDING
+from t5x_lite.convert.layer_types import FULL, SLIDING
 from t5x_lite.convert.rope import read_rope_parameters, require_rotary, write_rope_parameters
 from t5x_lite.errors import UserError
 from t5x_lite.models.attention.kinds import Local

@@ -20,9 +20,9 @@ from t5x_lite.convert.config_table import (
     read_activation,
 )
 from t5x_lite.convert.layer_positions import read_layer_positions, write_layer_positions
+from t5x_lite.convert.layer_types import FULL, SLIDING
 from t5x_lite.convert.llama import NO_BIAS, read_attention
 from t5x_lite.convert.model_type import HEAD_PREFIXES, ModelType
-from t5x_lite.convert.qwen import FULL, SLIDING
 from t5x_lite.convert.weight_map import Fused, Modules, StackModules, WeightTable
 from t5x_lite.errors import UserError
 from t5x_lite.models.config import ModelConfig

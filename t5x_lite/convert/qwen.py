@@ -1,6 +1,6 @@
 """Qwen2 and Qwen3 in Hugging Face's format."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from t5x_lite.convert.config_table import (
@@ -11,8 +11,8 @@ from t5x_lite.convert.config_table import (
     Rule,
     Settings,
     layers_and_window,
-    shortest_period,
 )
+from t5x_lite.convert.layer_types import FULL, SLIDING, read_windowed_pattern
 from t5x_lite.convert.llama import (
     ATTENTION_BIAS,
     LLAMA_FIXED,
@@ -21,16 +21,12 @@ from t5x_lite.convert.llama import (
     NO_BIAS,
     llama_fields,
     llama_like,
-    read_attention,
 )
 from t5x_lite.convert.weight_map import Modules
-from t5x_lite.errors import UserError
 from t5x_lite.models.config import ModelConfig
 
 # Configs: what takes more than one field to convert.
 
-SLIDING = "sliding_attention"
-FULL = "full_attention"
 DEFAULT_FULL_LAYERS = 28
 """The first layers without a window that Transformers takes where a config gives no number."""
 
@@ -38,28 +34,6 @@ DEFAULT_FULL_LAYERS = 28
 def read_window(config: Mapping[str, Any]) -> object:
     """Return the window of the layers that have one; None if no layer has."""
     return config.get("sliding_window") if config.get("use_sliding_window") else None
-
-
-def read_windowed_pattern(layer_types: Sequence[str], layers: int, window: object) -> list[Settings]:
-    """Return the pattern of layers of which some attend within a window.
-
-    Args:
-        layer_types: the kind of every layer, `FULL` or `SLIDING`.
-        layers: number of layers.
-        window: the window; None if no layer has one.
-
-    Raises:
-        UserError: another number of kinds, an unknown one, or a kind without its window.
-    """
-    if len(layer_types) != layers:
-        raise UserError(f"layer_types lists {len(layer_types)} layers, but num_hidden_layers is {layers}")
-    windows = {FULL: None, SLIDING: window}
-    pattern = []
-    for layer_type in shortest_period(list(layer_types)):
-        if layer_type not in windows or (layer_type == SLIDING and window is None):
-            raise UserError(f"layer_types has {layer_type!r} with sliding_window={window}, which is not supported")
-        pattern.append({"attention": read_attention(windows[layer_type])})
-    return pattern
 
 
 def _read_layer_types(source: ForeignModel, settings: Settings) -> None:

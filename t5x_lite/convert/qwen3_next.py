@@ -15,9 +15,10 @@ from t5x_lite.convert.config_table import (
     check_count,
     shortest_period,
 )
+from t5x_lite.convert.layer_types import FULL, check_layer_count
 from t5x_lite.convert.llama import ATTENTION_BIAS, HEAD_DIM, LLAMA_FIXED, NO_BIAS, llama_fields, llama_like
 from t5x_lite.convert.model_type import TIED_OUTPUT
-from t5x_lite.convert.qwen import FULL, QUERY_KEY_NORMS
+from t5x_lite.convert.qwen import QUERY_KEY_NORMS
 from t5x_lite.convert.qwen_moe import (
     EXPERT_FIELDS,
     EXPERTS,
@@ -80,8 +81,7 @@ def _mixers_of_layers(config: Mapping[str, Any], layers: int) -> list[str]:
     if names is None:
         interval = check_count("full_attention_interval", config.get("full_attention_interval", DEFAULT_INTERVAL))
         names = [LINEAR if (layer + 1) % interval else FULL for layer in range(layers)]
-    if len(names) != layers:
-        raise UserError(f"layer_types lists {len(names)} layers, but num_hidden_layers is {layers}")
+    check_layer_count("layer_types", names, layers)
     return list(names)
 
 

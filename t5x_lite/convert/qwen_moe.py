@@ -14,6 +14,7 @@ from t5x_lite.convert.config_table import (
     check_count,
     shortest_period,
 )
+from t5x_lite.convert.layer_types import FULL
 from t5x_lite.convert.llama import (
     ATTENTION_BIAS,
     HEAD_DIM,
@@ -27,7 +28,7 @@ from t5x_lite.convert.llama import (
     read_attention,
 )
 from t5x_lite.convert.model_type import TIED_OUTPUT
-from t5x_lite.convert.qwen import FULL, QWEN3_LAYER, read_window
+from t5x_lite.convert.qwen import QWEN3_LAYER, read_window
 from t5x_lite.convert.rope import ROTARY
 from t5x_lite.convert.weight_map import Modules
 from t5x_lite.errors import UserError

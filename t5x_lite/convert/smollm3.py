@@ -9,6 +9,7 @@ from t5x_lite.convert.config_table import (
     check_count,
     shortest_period,
 )
+from t5x_lite.convert.layer_types import FULL, check_layer_count
 from t5x_lite.convert.llama import (
     ATTENTION_BIAS,
     FEEDFORWARD_BIAS,
@@ -19,7 +20,6 @@ from t5x_lite.convert.llama import (
     llama_like,
 )
 from t5x_lite.convert.model_type import TIED_OUTPUT
-from t5x_lite.convert.qwen import FULL
 from t5x_lite.convert.rope import rotary
 from t5x_lite.errors import UserError
 from t5x_lite.models.config import ModelConfig
@@ -41,8 +41,7 @@ def _read_pattern(source: ForeignModel, settings: Settings) -> None:
     if is_rotated is None:
         interval = check_count("no_rope_layer_interval", source.config.get("no_rope_layer_interval", DEFAULT_INTERVAL))
         is_rotated = [(layer + 1) % interval != 0 for layer in range(layers)]
-    if len(is_rotated) != layers:
-        raise UserError(f"no_rope_layers lists {len(is_rotated)} layers, but num_hidden_layers is {layers}")
+    check_layer_count("no_rope_layers", is_rotated, layers)
     positions = [ROTARY if flag else NONE for flag in is_rotated]
     pattern: list[Settings] = []
     for kind in shortest_period(positions):
