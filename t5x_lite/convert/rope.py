@@ -15,6 +15,7 @@ from t5x_lite.errors import UserError
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.positions.rope_scaling import ROPE_SCALINGS, DynamicScaling
 from t5x_lite.models.positions.rotary import Rotary
+from t5x_lite.schema import component_name
 
 ORIGINAL_LENGTH = "original_max_position_embeddings"
 SCALING_FIELDS: dict[str, tuple[str, ...]] = {
@@ -70,7 +71,7 @@ def write_rope_parameters(rotary: Rotary, config: ForeignConfig) -> dict[str, ob
     rope: dict[str, object] = {"rope_theta": rotary.theta, "rope_type": "default"}
     scaling = rotary.scaling
     if scaling is not None:
-        (rope_type,) = (name for name, kind in ROPE_SCALINGS.items() if type(scaling) is kind)
+        rope_type = component_name(ROPE_SCALINGS, scaling)
         rope["rope_type"] = rope_type
         for name in SCALING_FIELDS[rope_type]:
             ours = _our_name(name)

@@ -36,6 +36,7 @@ from t5x_lite.data.tokenizer_files import from_file, has_tokenizer, load, with_e
 from t5x_lite.data.word_vocabulary import read_words, train_words
 from t5x_lite.errors import UserError
 from t5x_lite.local_copies import check_writable, local_path, upload_changes, with_urls
+from t5x_lite.schema import component_name
 from t5x_lite.storage import join
 
 SENTENCE_CHARACTERS = 1000
@@ -209,7 +210,7 @@ def _count_appended(config: Unigram | BPE | Character) -> int:
 
 def _explain_failure(error: Exception, config: Unigram | BPE | Character) -> UserError:
     """Return the error of the user that SentencePiece's error points to."""
-    name = next(name for name, kind in TOKENIZERS.items() if type(config) is kind)
+    name = component_name(TOKENIZERS, config)
     key = f"tokenizer.{name}"
     largest = re.search(r"<= (\d+)", str(error))
     if largest:

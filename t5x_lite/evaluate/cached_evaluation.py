@@ -22,7 +22,7 @@ from t5x_lite.evaluate.scores_file import save_scores
 from t5x_lite.files import disk_error
 from t5x_lite.run_dir import Run
 from t5x_lite.run_layout import MANIFEST
-from t5x_lite.schema import first_problem
+from t5x_lite.schema import component_name, first_problem
 from t5x_lite.storage import file_exists, is_remote, join, read_bytes, write_bytes
 
 
@@ -75,7 +75,7 @@ def _evaluate(model: EvaluationModel, evaluator: Evaluator) -> CachedResult:
         scores = gather_scores(records)
         examples[task] = {score: values.tolist() for score, values in scores.items()}
     return CachedResult(
-        evaluator=_evaluator_name(evaluator),
+        evaluator=component_name(EVALUATORS, evaluator),
         settings=evaluator.model_dump(mode="json"),
         step=model.step,
         version=t5x_lite.__version__,
@@ -97,7 +97,7 @@ def cache_file(run: Run, step: int, evaluator: Evaluator, fingerprint: str) -> s
     parts = {
         "checkpoint": _hash_manifest(run, step),
         "config": settings,
-        "evaluator": _evaluator_name(evaluator),
+        "evaluator": component_name(EVALUATORS, evaluator),
         "settings": evaluator.model_dump(mode="json"),
         "files": fingerprint,
         "version": t5x_lite.__version__,
@@ -127,10 +127,6 @@ def _write(name: str, result: CachedResult) -> None:
         write_bytes(name, result.model_dump_json() + "\n")
     except OSError as error:
         raise disk_error(name, error, "evaluations that have ended are kept: run the same command again") from error
-
-
-def _evaluator_name(evaluator: Evaluator) -> str:
-    return next(name for name, kind in EVALUATORS.items() if type(evaluator) is kind)
 
 
 def _hash_manifest(run: Run, step: int) -> str:

@@ -4,7 +4,7 @@ Nothing here knows a particular setting; `config.py` and the `config.py` of each
 """
 
 from t5x_lite.schema.explanation import Explanation, explain, print_explained
-from t5x_lite.schema.settings import Config, Int, OneOf, Settings, Strings, dotted, flatten, setting
+from t5x_lite.schema.settings import Config, Int, OneOf, Settings, Strings, component_name, dotted, flatten, setting
 from t5x_lite.schema.sources import Sources, merge, merge_overrides, read
 from t5x_lite.schema.validation import first_problem, validate
 from t5x_lite.schema.yaml_text import dump
@@ -17,6 +17,7 @@ __all__ = [
     "Settings",
     "Sources",
     "Strings",
+    "component_name",
     "dotted",
     "dump",
     "explain",

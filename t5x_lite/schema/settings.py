@@ -82,6 +82,16 @@ Strings = Annotated[tuple[str, ...], Strict(False), BeforeValidator(_wrap_string
 """A list of strings. A single string is accepted as a list of one."""
 
 
+def component_name(kinds: Mapping[str, type[Any]], component: object) -> str:
+    """Return the name of a component in the registry of its kinds.
+
+    Raises:
+        KeyError: its class is not registered.
+    """
+    names = {kind: name for name, kind in kinds.items()}
+    return names[type(component)]
+
+
 @dataclass(frozen=True)
 class OneOf:
     """Annotation of a setting whose value is one of several named components, each with its own settings.
@@ -116,10 +126,7 @@ class OneOf:
     def name_of(self, value: object) -> str | None:
         """Return the name of the component that a value selects; None if it selects none."""
         if isinstance(value, Config):
-            for name, kind in self.kinds.items():
-                if type(value) is kind:
-                    return name
-            return None
+            return component_name(self.kinds, value) if type(value) in self.kinds.values() else None
         selected = value
         if isinstance(value, Mapping) and len(value) == 1:
             selected = next(iter(value))

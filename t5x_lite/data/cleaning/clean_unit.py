@@ -27,6 +27,7 @@ from t5x_lite.data.cleaning.text_filter import FilteredText, TextFilter
 from t5x_lite.data.corpus_files import load_arrays, save_arrays
 from t5x_lite.data.sources import Unit
 from t5x_lite.errors import UserError
+from t5x_lite.schema import component_name
 from t5x_lite.storage import join, write_bytes
 
 VERSION = 1
@@ -78,7 +79,7 @@ def describe_steps(steps: Sequence[CleaningStep]) -> str:
 
 def step_name(step: CleaningStep) -> str:
     """Return the name of a step in `data.cleaning`."""
-    return next(name for name, kind in CLEANING.items() if type(step) is kind)
+    return component_name(CLEANING, step)
 
 
 def counts_file(folder: str, name: str) -> str:
