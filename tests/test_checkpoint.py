@@ -24,6 +24,7 @@ from t5x_lite.checkpoint import Checkpoints, SaveError, steps_to_keep
 from t5x_lite.checkpoint_config import CheckpointConfig
 from t5x_lite.errors import UserError
 from t5x_lite.run_layout import MANIFEST
+from tests.simulated_devices import simulated
 
 
 def make_state(seed: int = 0, size: int = 1000) -> dict[str, PyTree]:
@@ -322,7 +323,7 @@ for sharding in shardings:
 
 
 def test_another_mesh_restores_the_same_values(tmp_path: Path) -> None:
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    environment = simulated(4)
     command = [sys.executable, "-c", RESTORE_ON_OTHER_MESHES, str(tmp_path)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -1,7 +1,6 @@
 """Distillation from the command line: a student of a tiny BERT, its checkpoints and its export."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from t5x_lite.train.step_flops import step_flops_per_example
 from t5x_lite.train.steps import make_steps
 from t5x_lite.trees import flatten_names
 from tests.conftest import Shell, lines
+from tests.simulated_devices import simulated
 
 BERT = {
     **{"family": "encoder", "outputs": ["tokens"], "output_transform": True, "output_bias": True, "token_types": 2},
@@ -131,8 +131,7 @@ def test_the_numbers_do_not_depend_on_the_mesh_or_the_microbatches(
     """Both models have no dropout, whose masks microbatches draw apart."""
     settings = ("train.steps=2", "model.dropout=0", "checkpoint.every_steps=2", "eval.every_steps=2")
     assert main(["train", str(student_config), f"run_dir={tmp_path / 'alone'}", *settings]) == 0
-    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=4"
-    environment = {**os.environ, "XLA_FLAGS": flags if "mesh" in axes else os.environ["XLA_FLAGS"]}
+    environment = simulated(4 if "mesh" in axes else 1)
     done = t5x_lite("train", student_config, f"run_dir={tmp_path / 'run'}", *settings, axes, env=environment)
     assert done.returncode == 0, done.stderr
     for record, expected in zip(lines(tmp_path / "run"), lines(tmp_path / "alone"), strict=True):

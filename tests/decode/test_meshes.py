@@ -1,6 +1,5 @@
 """Generation on a mesh gives the tokens of one device, and shards its KV cache over the mesh."""
 
-import os
 import socket
 import subprocess
 import sys
@@ -8,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY
+from tests.simulated_devices import simulated
 
 
 def compare_in_processes(family: str, processes: int) -> None:
@@ -16,13 +15,7 @@ def compare_in_processes(family: str, processes: int) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={8 // processes}",
-        "PYTHONPATH": str(REPOSITORY),
-        "NPROC": "16",
-        "TF_CPP_MIN_LOG_LEVEL": "3",
-    }
+    environment = simulated(8 // processes)
     if processes > 1:
         environment["JAX_COORDINATOR_ADDRESS"] = address
         environment["JAX_NUM_PROCESSES"] = str(processes)

@@ -3,7 +3,6 @@
 import csv
 import gzip
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,6 +25,7 @@ from t5x_lite.evaluate.evaluators import Blimp
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.spec import init_params
 from tests.conftest import Shell, lines
+from tests.simulated_devices import simulated
 from tests.train.whole_runs import train
 
 PAIRS = [
@@ -108,7 +108,7 @@ def test_every_pair_has_the_scores_that_the_harness_gives_it(model: Model, pairs
 def test_scores_on_a_mesh_are_those_of_one_device(model: Model, pairs_file: Path, t5x_lite: Shell) -> None:
     likelihood = model.config.eval.likelihood
     mesh = ("mesh.data=1", "mesh.fsdp=2", "mesh.tensor=2")
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    environment = simulated(4)
     folder = model.run.folder
     done = t5x_lite("eval", folder, f"blimp={pairs_file}", f"eval.likelihood={likelihood}", *mesh, env=environment)
     assert done.returncode == 0, done.stderr

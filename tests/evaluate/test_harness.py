@@ -1,7 +1,6 @@
 """lm-evaluation-harness: our models against its Hugging Face backend, votes of sampled answers, and the command."""
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from t5x_lite.api import Model
 from t5x_lite.cli import main
 from t5x_lite.errors import UserError
 from tests.conftest import REPOSITORY, Shell
+from tests.simulated_devices import simulated
 
 lm_eval = pytest.importorskip("lm_eval", reason="needs the extra eval: pip install -e '.[eval]'")
 torch = pytest.importorskip("torch", reason="reference implementations need the extra hf: pip install -e '.[hf]'")
@@ -343,8 +343,7 @@ def test_the_command_prints_one_object_and_writes_records(
     records = []
     for mesh in ([], ["mesh.data=1", "mesh.fsdp=2", "mesh.tensor=2"]):
         if mesh:
-            simulated = {"XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
-            process = t5x_lite(*command, *mesh, env=os.environ | simulated)
+            process = t5x_lite(*command, *mesh, env=simulated(4))
             assert process.returncode == 0, process.stderr
             scores = json.loads(process.stdout)
         else:

@@ -1,7 +1,6 @@
 """Tasks that `train` learns and evaluates: as text, with a head, with soft prompts, and on a mesh."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from t5x_lite.data import vocabulary
 from t5x_lite.data.tokenizer_config import Character
 from tests.adapt.conftest import FOX_TASK
 from tests.conftest import Shell, lines
+from tests.simulated_devices import simulated
 
 STEPS = 200
 LENGTH = 48
@@ -197,9 +197,8 @@ def test_lora_on_experts_has_the_losses_of_one_device_on_a_mesh(config: Path, tm
         "train.log_every_steps=1",
     ]
     one_device = lines(train(config, tmp_path / "one", *overrides))
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "NPROC": "16"}
     mesh = "mesh={data: 2, fsdp: 2, tensor: 2}"
-    process = t5x_lite("train", config, f"run_dir={tmp_path / 'eight'}", *overrides, mesh, env=os.environ | flags)
+    process = t5x_lite("train", config, f"run_dir={tmp_path / 'eight'}", *overrides, mesh, env=simulated(8))
     assert process.returncode == 0, process.stderr
     eight_devices = lines(tmp_path / "eight")
     losses = [line["loss"] for line in one_device]

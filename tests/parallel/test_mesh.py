@@ -1,8 +1,6 @@
 """The mesh, the rules of sharding, and training on meshes of simulated devices."""
 
-import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,47 +16,39 @@ from t5x_lite.models.sharding import MESH_AXES
 from t5x_lite.models.spec import model_spec
 from t5x_lite.parallel.config import MeshConfig
 from t5x_lite.parallel.mesh import check_sharded, common_axes, make_mesh
-from tests.conftest import REPOSITORY
+from tests.simulated_devices import run_on_eight_devices
 
 
-def run_on_eight_devices(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run_beside(script: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run a script of this folder in a process with 8 simulated devices."""
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "NPROC": "16",
-        "TF_CPP_MIN_LOG_LEVEL": "3",
-        "PYTHONPATH": str(REPOSITORY),
-    }
-    command = [sys.executable, str(Path(__file__).with_name(script)), *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    return run_on_eight_devices(Path(__file__).with_name(script), *arguments)
 
 
 def test_weights_and_optimizer_state_are_sharded_by_the_table_of_rules() -> None:
-    process = run_on_eight_devices("shardings_on_a_mesh.py")
+    process = run_beside("shardings_on_a_mesh.py")
     assert process.stdout == "equal\n", process.stderr
 
 
 @pytest.mark.slow
 def test_experts_on_a_mesh_equal_one_device() -> None:
     """Expert × fsdp × tensor × data on 8 simulated devices: loss, statistics and gradients."""
-    process = run_on_eight_devices("experts_on_a_mesh.py")
+    process = run_beside("experts_on_a_mesh.py")
     assert process.stdout == "equal\n", process.stderr
 
 
 def test_blocks_of_local_attention_stay_on_the_device_of_their_rows() -> None:
-    process = run_on_eight_devices("blocks_on_a_mesh.py")
+    process = run_beside("blocks_on_a_mesh.py")
     assert process.stdout == "equal\n", process.stderr
 
 
 def test_the_gradients_of_tables_are_summed_in_shards() -> None:
-    process = run_on_eight_devices("table_on_a_mesh.py")
+    process = run_beside("table_on_a_mesh.py")
     assert process.stdout == "equal\n", process.stderr
 
 
 @pytest.mark.slow
 def test_replicas_send_their_gradients_once_in_a_step() -> None:
-    process = run_on_eight_devices("reductions_on_a_mesh.py")
+    process = run_beside("reductions_on_a_mesh.py")
     assert process.stdout == "equal\n", process.stderr
 
 
@@ -74,20 +64,20 @@ def test_every_mesh_gives_the_loss_curve_of_one_device(family: str, extent: str)
 
     On those with `data`, also two microbatches and one sum of gradients in a step.
     """
-    process = run_on_eight_devices("curves_on_meshes.py", family, extent)
+    process = run_beside("curves_on_meshes.py", family, extent)
     assert process.returncode == 0, process.stderr
     assert process.stdout.count("equal") >= (1 if extent == "one" else 13)
 
 
 @pytest.mark.slow
 def test_splash_attention_of_a_row_that_devices_share_equals_the_definition() -> None:
-    process = run_on_eight_devices("splash_on_meshes.py")
+    process = run_beside("splash_on_meshes.py")
     assert process.stdout == "equal\n", process.stderr
 
 
 @pytest.mark.slow
 def test_flash_attention_on_a_mesh_equals_the_definition() -> None:
-    process = run_on_eight_devices("flash_on_meshes.py")
+    process = run_beside("flash_on_meshes.py")
     assert process.stdout == "equal\n", process.stderr
 
 
@@ -135,7 +125,7 @@ def test_layers_that_an_adaptation_mixes_are_not_cut_into_stages() -> None:
 
 @pytest.mark.slow
 def test_the_states_of_layers_in_stages_are_those_of_one_device() -> None:
-    process = run_on_eight_devices("layer_states_in_stages.py")
+    process = run_beside("layer_states_in_stages.py")
     assert process.stdout == "equal\n", process.stderr
 
 

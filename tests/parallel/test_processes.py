@@ -20,6 +20,7 @@ from t5x_lite.cli import main
 from t5x_lite.errors import UserError
 from t5x_lite.parallel import distributed
 from tests.conftest import REPOSITORY, lines
+from tests.simulated_devices import simulated
 
 FAULTY_PROCESS = Path(__file__).with_name("faulty_process.py")
 SAVE_BATCHES = """
@@ -204,7 +205,7 @@ TWO_PROCESSES_OF_TWO_DEVICES = Stage(
     processes=2,
     steps=7,
     mesh=("mesh.data=1", "mesh.fsdp=2", "mesh.tensor=2"),
-    environment={"XLA_FLAGS": "--xla_force_host_platform_device_count=2"},
+    environment=simulated(2),
 )
 
 

@@ -1,16 +1,13 @@
 """Collectives of a program whose bytes are counted by hand, and of programs that are compiled."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from t5x_lite.planner.hlo import find_collectives
 from t5x_lite.planner.libtpu import involuntary_reshards
-from tests.conftest import REPOSITORY
+from tests.simulated_devices import run_on_eight_devices
 
 UNROLLED = """HloModule step
 
@@ -186,16 +183,7 @@ def test_a_sum_over_slices_is_a_sum_in_each_slice_and_one_of_a_share_between_the
 
 def test_collectives_of_compiled_programs_are_those_of_their_shardings() -> None:
     """A ring of s devices sends n·(s-1)/s bytes of a gathered array of n bytes, and twice that of a summed array."""
-    script = Path(__file__).with_name("compiled_collectives.py")
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "NPROC": "16",
-        "PYTHONPATH": str(REPOSITORY),
-    }
-    process = subprocess.run(
-        [sys.executable, str(script)], env=environment, capture_output=True, text=True, check=False
-    )
+    process = run_on_eight_devices(Path(__file__).with_name("compiled_collectives.py"))
     assert process.returncode == 0, process.stderr
     collectives = json.loads(process.stdout)
     array_bytes = 64 * 32 * 4

@@ -1,8 +1,5 @@
 """Exact search on one and on eight devices against a sort in NumPy."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -12,8 +9,8 @@ import pytest
 from t5x_lite.parallel.config import MeshConfig
 from t5x_lite.parallel.mesh import make_mesh
 from t5x_lite.retrieval.search import ExactSearch
-from tests.conftest import REPOSITORY
 from tests.retrieval.exact_on_meshes import brute_force
+from tests.simulated_devices import run_on_eight_devices
 
 
 def exact(vectors: np.ndarray) -> ExactSearch:
@@ -35,11 +32,5 @@ def test_exact_search_equals_a_sort_of_all_products() -> None:
 
 
 def test_exact_search_over_a_mesh_equals_a_sort_with_ties() -> None:
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=8",
-        "PYTHONPATH": str(REPOSITORY),
-    }
-    command = [sys.executable, str(Path(__file__).with_name("exact_on_meshes.py"))]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = run_on_eight_devices(Path(__file__).with_name("exact_on_meshes.py"))
     assert done.stdout == "equal\n", done.stderr

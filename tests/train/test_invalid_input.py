@@ -1,11 +1,11 @@
 """Invalid input to a run: one line of error, exit code 2, and no run directory."""
 
-import os
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from tests.simulated_devices import simulated
 from tests.train.whole_runs import train, train_command
 
 INVALID_INPUT = {
@@ -39,7 +39,7 @@ def test_invalid_input_is_one_line_of_error_and_exit_code_2(
 
 
 def test_a_batch_that_does_not_divide_over_the_devices_is_refused(tiny_config: Path, tmp_path: Path) -> None:
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    environment = simulated(8)
     command = train_command(tiny_config, tmp_path / "run")
     process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert process.returncode == 2

@@ -1,6 +1,5 @@
 """Whole runs without disturbances: their files, their repetition, and settings of the loop."""
 
-import os
 import subprocess
 from collections.abc import Mapping
 from contextlib import closing
@@ -23,6 +22,7 @@ from t5x_lite.train.loop import Trainer
 from t5x_lite.train.state_store import StateStore
 from t5x_lite.train.steps import make_steps
 from tests.conftest import REPOSITORY, lines
+from tests.simulated_devices import simulated
 from tests.train.whole_runs import assert_same_weights, train, train_command
 
 
@@ -198,7 +198,7 @@ def test_a_run_learns_from_two_sources(tiny_config: Path, prose: Path, tmp_path:
 def test_a_run_on_four_devices_has_the_losses_of_one_device(
     overrides: tuple[str, ...], tiny_run: Path, tmp_path: Path
 ) -> None:
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4"}
+    environment = simulated(4)
     command = train_command(tiny_run / "config.yaml", tmp_path / "run", *overrides)
     process = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert process.returncode == 0, process.stderr

@@ -1,7 +1,6 @@
 """Policy optimisation: what is sampled, what is learnt from it, and what is refused."""
 
 import json
-import os
 import shutil
 from dataclasses import replace
 from functools import partial
@@ -37,6 +36,7 @@ from t5x_lite.train.state import TrainState
 from t5x_lite.train.steps import Steps, make_steps
 from t5x_lite.verifiers import ExactMatch, Verifier
 from tests.conftest import REPOSITORY, Shell, lines
+from tests.simulated_devices import simulated
 from tests.train.whole_runs import assert_same_weights, train
 
 TOKENIZER = Bytes()
@@ -406,7 +406,7 @@ def test_two_devices_learn_what_one_learns(tiny_run: Path, tmp_path: Path, t5x_l
     config = REPOSITORY / "configs/rl/grpo.yaml"
     overrides = settings("grpo", tiny_run, tmp_path)
     assert train(config, tmp_path / "one", *overrides) == 0
-    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    environment = simulated(2)
     done = t5x_lite("train", config, *overrides, f"run_dir={tmp_path / 'two'}", env=environment)
     assert done.returncode == 0, done.stderr
     assert any(record["reward"] not in {0, 1} for record in lines(tmp_path / "one"))
