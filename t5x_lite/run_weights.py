@@ -48,8 +48,8 @@ def source_run(config: RunConfig) -> Run:
     run = open_run(config.adapt.source)
     family = config.model.family
     source_family = run.config.model.family
-    has_encoder = source_family in {"electra", "encoder_decoder"} and family == "encoder"
-    if family != source_family and not has_encoder:
+    takes_encoder = source_family in {"electra", "encoder_decoder"} and family == "encoder"
+    if family != source_family and not takes_encoder:
         raise UserError(
             f"adapt.from {config.adapt.source}: is a model of family {source_family}, and this config's is {family}"
         )

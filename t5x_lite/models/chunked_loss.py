@@ -41,7 +41,8 @@ def sum_over_chunks(
     """
     axes = row_axes(states.shape[1])
     states, *other_arrays = split_rows((states, *labels), axes)
-    first_rows = jax.tree.map(lambda array: array[0, 0] if axes else array[0], (states, *other_arrays))
+    first = (0, 0) if axes else (0,)  # of the chunks, and of the shards
+    first_rows = jax.tree.map(lambda array: array[first], (states, *other_arrays))
     with in_shard(enabled=bool(axes)):
         converted, parameters = jax.closure_convert(loss, *first_rows)
     return _sum_over_chunks(converted, axes, states, tuple(other_arrays), parameters)

@@ -192,17 +192,20 @@ class Linear(nnx.Module):
             if bias is not None:
                 y = y + bias.reshape(len(bias), *[1] * (y.ndim - 2), -1)
             return constrain(y, "experts", "groups", "length", *self.output_names)
-        has_length = x.ndim - 1 - len(self.input_names) > 0
-        input_length = ["length"] if has_length else []
-        output_length = ["residual_length" if self.output_names == ("embed",) else "length"] if has_length else []
-        x = constrain(x, "batch", *input_length, *self.input_names)
+        input_rows: tuple[str, ...] = ("batch",)
+        output_rows: tuple[str, ...] = ("batch",)
+        if x.ndim > 1 + len(self.input_names):
+            writes_residual = self.output_names == ("embed",)
+            input_rows = ("batch", "length")
+            output_rows = ("batch", "residual_length" if writes_residual else "length")
+        x = constrain(x, *input_rows, *self.input_names)
         if self.quantization is None and has_float32_weight_gradients():
             y = self._product_with_float32_gradient(x)
         else:
             y = _product_of_rows(x, matrix, len(self.inputs), self.quantization)
         if bias is not None:
             y = y + bias
-        return constrain(y, "batch", *output_length, *self.output_names)
+        return constrain(y, *output_rows, *self.output_names)
 
     def _product_with_float32_gradient(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         input_size = math.prod(size for _, size in self.inputs)

@@ -75,9 +75,11 @@ class ParameterUpdate:
         """Return parameters in the types in which they are stored, rounded to the nearest value."""
         if self.in_bfloat16 is None:
             return params
-        return jax.tree.map(
-            lambda param, is_rounded: param.astype(jnp.bfloat16) if is_rounded else param, params, self.in_bfloat16
-        )
+
+        def store(param: Array, is_rounded: bool) -> Array:
+            return param.astype(jnp.bfloat16) if is_rounded else param
+
+        return jax.tree.map(store, params, self.in_bfloat16)
 
     def apply(
         self,
