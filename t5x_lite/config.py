@@ -25,6 +25,7 @@ from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.mesh_sizes import check_mesh_sizes
 from t5x_lite.objectives import OBJECTIVES, Causal, Objective, TextToText
 from t5x_lite.objectives.distillation import Distillation
+from t5x_lite.objectives.policy_optimization import PolicyOptimization
 from t5x_lite.objectives.supervised import Supervised
 from t5x_lite.parallel.config import MeshConfig
 from t5x_lite.planner.config import PlanConfig
@@ -231,6 +232,21 @@ class RunConfig(Config):
         if self.objective is None:
             raise UserError("this run has no objective (objective: null): it can be used, but not trained or evaluated")
         return self.objective
+
+    @property
+    def policy_objective(self) -> PolicyOptimization | None:
+        """The objective if steps sample answers and learn from their rewards; None for any other."""
+        return self.objective if isinstance(self.objective, PolicyOptimization) else None
+
+    def require_policy_objective(self) -> PolicyOptimization:
+        """Return the objective of a run whose steps sample answers.
+
+        Raises:
+            UserError: it has another one.
+        """
+        if self.policy_objective is None:
+            raise UserError("this run samples no answers: that is for the objectives grpo and ppo")
+        return self.policy_objective
 
 
 def _size_of_stage(stage: Stage) -> tuple[int, int]:

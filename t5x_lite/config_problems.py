@@ -33,8 +33,8 @@ def objective_problems(config: "RunConfig", objective: Objective) -> Iterator[st
     yield from _mixing_problems(config, objective, row_objectives)
     yield from _reference_problems(config, objective)
     yield from _evaluator_problems(config, objective)
-    if isinstance(objective, PolicyOptimization):
-        yield from _policy_problems(config, objective)
+    if config.policy_objective is not None:
+        yield from _policy_problems(config, config.policy_objective)
     is_pseudo = not config.scores_left_to_right
     if is_pseudo and config.model.family == "encoder_decoder" and not objective.fills_spans:
         kind = config.eval.likelihood

@@ -23,7 +23,6 @@ from t5x_lite.models.spec import ModelSpec
 from t5x_lite.models.transformer import Decoder
 from t5x_lite.models.weight_gradients import float32_weight_gradients
 from t5x_lite.objectives.features import CONTINUES
-from t5x_lite.objectives.policy_optimization import PolicyOptimization
 from t5x_lite.objectives.token_prediction import TokenPrediction
 from t5x_lite.trees import flatten_names
 
@@ -155,8 +154,7 @@ def prepared_answers(
         spec: its model without the weights.
         batch_shards: parts into which the rows of a batch are split over the devices.
     """
-    objective = config.require_objective()
-    assert isinstance(objective, PolicyOptimization)
+    objective = config.require_policy_objective()
     prompts = ceil_div(config.train.batch_size, batch_shards)
     settings = LossSettings(
         vocab=config.model.vocab or 1, rows=prompts * objective.group_size, chunks=config.train.loss_chunks

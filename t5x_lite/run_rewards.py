@@ -19,7 +19,6 @@ from t5x_lite.models.loss_terms import Batch
 from t5x_lite.objectives.features import stacked
 from t5x_lite.objectives.framing import encoder_frame_size, frame_texts, text_start
 from t5x_lite.objectives.objective import Features
-from t5x_lite.objectives.policy_optimization import PolicyOptimization
 from t5x_lite.objectives.reward import Reward
 from t5x_lite.objectives.supervised import pooled_states
 from t5x_lite.parallel import mesh as meshes
@@ -78,8 +77,8 @@ def check_rewards(config: RunConfig, tokenizer: Tokenizer) -> None:
     Raises:
         UserError: `reward_run` is not a reward run, has another tokenizer, or reads fewer tokens.
     """
-    objective = config.require_objective()
-    if isinstance(objective, PolicyOptimization) and objective.reward_run is not None:
+    objective = config.policy_objective
+    if objective is not None and objective.reward_run is not None:
         _open_reward_run(objective.reward_run, config, tokenizer)
 
 
@@ -89,8 +88,7 @@ def open_rewards(config: RunConfig, tokenizer: Tokenizer, mesh: Mesh) -> RewardS
     Raises:
         UserError: see `check_rewards`; the reward run has no checkpoint.
     """
-    objective = config.require_objective()
-    assert isinstance(objective, PolicyOptimization)
+    objective = config.require_policy_objective()
     if objective.verifier is not None:
         return VerifierRewards(objective.verifier)
     run, step = _open_reward_run(str(objective.reward_run), config, tokenizer)

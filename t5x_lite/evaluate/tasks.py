@@ -63,8 +63,9 @@ class TaskEvaluation:
         check_task_metrics(data)
         self.data = data
         self._answers: ScoredAnswers | GeneratedAnswers | RewardedAnswers
-        if isinstance(data.objective, PolicyOptimization):
-            self._answers = RewardedAnswers(model, data.objective, data.validation())
+        policy = model.config.policy_objective
+        if policy is not None:
+            self._answers = RewardedAnswers(model, policy, data.validation())
         elif isinstance(data.objective, Supervised):
             self._answers = ScoredAnswers(model, data.objective, data.validation())
         else:

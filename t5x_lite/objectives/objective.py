@@ -154,7 +154,6 @@ class Objective(Config):
             kind that make the same features may share a batch (`objective` of a source in `data.mixture`).
         packings: values of `data.packing` that it accepts if its rows are documents or pairs.
         has_validation_loss: its loss can be computed on the validation split.
-        samples_answers: its batches are prompts, which a step answers (`PolicyOptimization`).
     """
 
     name: ClassVar[str]
@@ -167,7 +166,6 @@ class Objective(Config):
     loss_kind: ClassVar[str | None] = None
     packings: ClassVar[tuple[str, ...]] = ("documents", "none")
     has_validation_loss: ClassVar[bool] = True
-    samples_answers: ClassVar[bool] = False
 
     @property
     def rows(self) -> RowKind:

@@ -44,7 +44,6 @@ class PolicyOptimization(Supervised):
     uses_head: ClassVar[bool] = False
     checks_records: ClassVar[bool] = True
     has_validation_loss: ClassVar[bool] = False
-    samples_answers: ClassVar[bool] = True
     kl_in_loss: ClassVar[bool] = False
 
     verifier: Annotated[Verifier | None, OneOf(VERIFIERS)] = setting(

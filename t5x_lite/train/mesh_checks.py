@@ -11,7 +11,6 @@ from t5x_lite.models.attention import kernels
 from t5x_lite.models.experts.dispatch import check_dispatch
 from t5x_lite.models.mesh_sizes import check_mesh_sizes
 from t5x_lite.models.pipeline import microbatch_count
-from t5x_lite.objectives.policy_optimization import PolicyOptimization
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.parallel.memory import check_host_offload
 from t5x_lite.run_teacher import open_teacher
@@ -42,10 +41,10 @@ def check_mesh(mesh: Mesh, config: RunConfig, platform: str) -> dict[str, str]:
     if train.microbatches > 1:
         rows_key = "train.batch_size / train.microbatches"
     meshes.check_rows(mesh, rows, rows_key)
-    if isinstance(config.objective, PolicyOptimization):
-        minibatches_key = f"objective.{config.objective.name}.minibatches"
-        answers_key = f"{rows_key} · answers to a prompt / {minibatches_key}"
-        meshes.check_rows(mesh, config.objective.loss_rows(rows), answers_key)
+    objective = config.policy_objective
+    if objective is not None:
+        answers_key = f"{rows_key} · answers to a prompt / objective.{objective.name}.minibatches"
+        meshes.check_rows(mesh, objective.loss_rows(rows), answers_key)
     meshes.check_rows(mesh, config.eval.batch_size or train.batch_size, "eval.batch_size")
     try:
         with jax.set_mesh(mesh):

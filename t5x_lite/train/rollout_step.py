@@ -11,7 +11,6 @@ from t5x_lite.decode.decoding_steps import Prompts
 from t5x_lite.decode.sample_answers import sample_answers
 from t5x_lite.decode.sampling import Sampling
 from t5x_lite.models.loss_terms import Batch
-from t5x_lite.objectives.policy_optimization import PolicyOptimization
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.parallel.compiler_options import compile_lowered
 from t5x_lite.run_dir import Run
@@ -39,8 +38,7 @@ class RolloutStep:
     def __init__(
         self, run: Run, mesh: Mesh, steps: Steps, rewards: RewardSource, batch: dict[str, jax.ShapeDtypeStruct]
     ) -> None:
-        objective = run.config.require_objective()
-        assert isinstance(objective, PolicyOptimization)
+        objective = run.config.require_policy_objective()
         self._objective = objective
         self._mesh = mesh
         self._tokenizer = run.tokenizer

@@ -42,7 +42,7 @@ class StageSteps:
         self._mesh = model.mesh
         self._steps = steps
         self._rewards: RewardSource | None = None
-        if model.run.config.require_objective().samples_answers:
+        if model.run.config.policy_objective is not None:
             self._rewards = model.rewards
         self._compiled: dict[tuple[int, int], CompiledStep] = {}
 

@@ -20,7 +20,6 @@ from t5x_lite.models.layers import WeightAxes
 from t5x_lite.models.loss_terms import PENALTY_TERM_WEIGHTS, Batch, LossTerms
 from t5x_lite.models.spec import ModelSpec, init_params
 from t5x_lite.objectives.distillation import add_token_weights
-from t5x_lite.objectives.policy_optimization import PolicyOptimization
 from t5x_lite.objectives.token_prediction import TokenPrediction
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.parallel.compiler_options import compiler_options
@@ -139,7 +138,7 @@ def _step_of_run(
     config: RunConfig, spec: ModelSpec, mesh: Mesh, join: Callable[[PyTree, PyTree], PyTree], update_step: UpdateStep
 ) -> UpdateStep:
     """Return the step on the batches of a run: one update, or with sampled answers several."""
-    if isinstance(config.objective, PolicyOptimization):
+    if config.policy_objective is not None:
         return _policy_step(config, spec, mesh, join, update_step)
     if config.distillation is not None:
         return _with_token_weights(update_step)
@@ -150,8 +149,7 @@ def _policy_step(
     config: RunConfig, spec: ModelSpec, mesh: Mesh, join: Callable[[PyTree, PyTree], PyTree], update_step: UpdateStep
 ) -> UpdateStep:
     """Return the step on prompts with sampled answers and their rewards, which makes several updates."""
-    objective = config.require_objective()
-    assert isinstance(objective, PolicyOptimization)
+    objective = config.require_policy_objective()
     answer_rows = prepared_answers(config, spec, meshes.batch_shards(mesh))
 
     def prepare(state: TrainState, batch: Batch) -> Batch:
