@@ -115,8 +115,7 @@ def evaluate_cloze(model: EvaluationModel, task: Cloze, texts: Sequence[ClozeTex
     Raises:
         UserError: the model fills no gaps, the tokenizer has no token for one, or a word of a label is not one token.
     """
-    for problem in task.model_problems(model.config.model):
-        raise UserError(problem)
+    task.check_model(model.config.model)
     hider = build_token_hider(model.config, model.tokenizer, tuple(model.soft_prompt_ids.tolist()))
     labels = list(task.verbalizer)
     words = np.array([word_token(model.tokenizer, task.verbalizer[label]) for label in labels])

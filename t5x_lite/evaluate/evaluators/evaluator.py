@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+from t5x_lite.errors import UserError
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.schema import Config, Int, setting
 
@@ -51,6 +52,15 @@ class Evaluator(Config):
     def model_problems(self, model: ModelConfig) -> Iterator[str]:
         """Yield why a model cannot be evaluated this way."""
         yield from ()
+
+    def check_model(self, model: ModelConfig) -> None:
+        """Refuse a model that cannot be evaluated this way.
+
+        Raises:
+            UserError: with the first of its `model_problems`.
+        """
+        for problem in self.model_problems(model):
+            raise UserError(problem)
 
     def prepare(self, model: ModelConfig) -> None:
         """Check what the config alone does not tell, such as files, before training starts.

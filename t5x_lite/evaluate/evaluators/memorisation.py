@@ -57,8 +57,7 @@ class Memorisation(Evaluator):
         from t5x_lite.evaluate.planted_strings import read_planted
         from t5x_lite.evaluate.scores_file import save_samples, save_scores
 
-        for problem in self.model_problems(model.config.model):
-            raise UserError(problem)
+        self.check_model(model.config.model)
         planted = read_planted(self.file)
         length = self.prompt_tokens + self.tokens
         rows = model.tokenizer.encode_batch([string.text for string in planted])
