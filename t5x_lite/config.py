@@ -300,8 +300,27 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     _check_tokenizer(sources)
     completed = schema.Sources(add_derived_settings(sources.values), sources.locations)
     config = schema.validate(RunConfig, completed)
-    run_dir = config.run_dir or str(Path("runs") / path.stem)
-    return config.model_copy(update={"run_dir": expand(run_dir)})
+    run_dir = expand(config.run_dir or str(Path("runs") / path.stem))
+    _check_sources(config, run_dir)
+    return config.model_copy(update={"run_dir": run_dir})
+
+
+def _check_sources(config: RunConfig, run_dir: str) -> None:
+    """Refuse a run that would read the weights of the run directory that it writes.
+
+    Raises:
+        UserError: with the setting that names it.
+    """
+    sources = {}
+    if config.adapt is not None:
+        sources["adapt.from"] = config.adapt.source
+    if config.branch is not None:
+        sources["branch.from"] = config.branch.source
+    if config.distillation is not None:
+        sources["distillation.teacher"] = config.distillation.teacher
+    for key, source in sources.items():
+        if Path(expand(source)).absolute() == Path(run_dir).absolute():
+            raise UserError(f"{key}: {source} is the run_dir of this run; choose another run_dir")
 
 
 def _check_tokenizer(sources: schema.Sources) -> None:

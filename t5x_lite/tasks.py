@@ -147,6 +147,8 @@ def find_task(name: str) -> TaskSpec:
     path = TASKS / f"{name}.yaml"
     if _is_path(name):
         path = Path(name)
+        if not path.is_file():
+            raise UserError(f"tasks: there is no file {name} (looked from {Path.cwd()})")
     if not path.is_file():
         nearest = difflib.get_close_matches(name, names(), n=3)
         hint = f"there are {', '.join(names())}."

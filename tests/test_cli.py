@@ -31,7 +31,10 @@ def test_eval_accepts_overrides_and_a_step(tiny_run: Path, capsys: pytest.Captur
 
 def test_eval_rejects_numbers_and_options_that_it_cannot_use(tiny_run: Path, capfd: pytest.CaptureFixture[str]) -> None:
     for words, message in (
-        (["window=many", "stride=1.5"], "window=many: expected a whole number; stride=1.5: expected a whole number"),
+        (
+            ["window=many", "stride=1.5"],
+            "window=many: expected a whole number from 1 on; stride=1.5: expected a whole number from 1 on",
+        ),
         (["--limit=3"], "--limit is for tasks=, blimp= and cloze="),
         (["window=8"], "window= is for tasks= and text="),
         (["tasks=sst2", "stride=8"], "stride= is for text="),

@@ -512,3 +512,25 @@ def test_the_scaling_of_positions_is_read_under_its_earlier_names() -> None:
 @pytest.mark.parametrize("objective", ["[classify]", "5"])
 def test_an_objective_of_a_wrong_type_is_refused_beside_tasks_too(small: Path, objective: str) -> None:
     assert "`objective` is" in load_error(small, "tasks=sst2", f"objective={objective}")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (("run_dir=a", "branch.from=./a"), "branch.from: ./a is the run_dir of this run; choose another run_dir"),
+        (
+            ("run_dir=a", "distillation.teacher=a"),
+            "distillation.teacher: a is the run_dir of this run",
+        ),
+        (
+            ("data.files=[]", "data.mixture=[{name: a, files: x, weight: 1}, {name: b, files: y}]"),
+            "give every source a weight or none; b has none",
+        ),
+        (
+            ("data.files=x", "data.mixture=[{name: a, files: x}]"),
+            "not both; files=[] takes back those of a base config",
+        ),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(small: Path, overrides: tuple[str, ...], message: str) -> None:
+    assert message in load_error(small, *overrides)

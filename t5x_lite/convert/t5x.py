@@ -138,6 +138,8 @@ def import_t5x(path: Path, run_dir: str | Path) -> Run:
     file = path
     if path.is_dir():
         file = path / "checkpoint"
+        if not file.exists():
+            raise UserError(f"{path}: is no T5X checkpoint: it has no file `checkpoint`; name a folder checkpoint_STEP")
     check_new_run_dir(run_dir, file.parent)
     arrays = _open_arrays(file)
     model = _infer_model(file, {name: tuple(array.shape) for name, array in arrays.items()})

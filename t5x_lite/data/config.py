@@ -180,8 +180,8 @@ class DataConfig(SourceConfig):
     def problems(self) -> Iterator[str]:
         """See `Config`."""
         if self.files and self.mixture:
-            yield "give `files` or `mixture`, not both"
-        changed = _changed_source_settings(self)
+            yield "give `files` or `mixture`, not both; files=[] takes back those of a base config"
+        changed = [name for name in _changed_source_settings(self) if name != "files"]
         if self.mixture and changed:
             yield f"with a mixture, {', '.join(changed)} must be set in each of its sources"
         # Sources with the same settings have the same problem.
@@ -192,6 +192,9 @@ class DataConfig(SourceConfig):
         parts = sorted({self.of_source(source).parts for source in self.sources})
         if self.chat_template and "turns" not in parts:
             yield f"chat_template is for parts=turns (conversations), found parts={' and '.join(parts)}"
+        unweighted = [source.name for source in self.mixture if source.weight is None]
+        if 0 < len(unweighted) < len(self.mixture):
+            yield f"mixture: give every source a weight or none; {', '.join(unweighted)} has none"
         source_names = [source.name for source in self.mixture]
         if len(set(source_names)) < len(source_names):
             yield f"mixture names must differ, found {', '.join(source_names)}"

@@ -75,15 +75,19 @@ def match_files(pattern: str, key: str = "data.files") -> list[str]:
     return paths
 
 
-def hash_files(patterns: Sequence[str]) -> str:
+def hash_files(patterns: Sequence[str], key: str) -> str:
     """Return a hash of the content of all files that match some globs.
+
+    Args:
+        patterns: the globs.
+        key: the setting that they come from, for messages.
 
     Raises:
         UserError: no file matches, or a file cannot be read.
     """
     digest = hashlib.sha256()
     for pattern in patterns:
-        for path in match_files(pattern):
+        for path in match_files(pattern, key):
             digest.update(f"{storage.file_status(path)[0]} ".encode())
             with storage.explained(path, "read"), storage.open_bytes(path) as file:
                 while block := file.read(2**20):

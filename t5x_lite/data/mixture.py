@@ -7,7 +7,6 @@ from jaxtyping import Float64
 
 from t5x_lite.data.config import MixedSource
 from t5x_lite.data.source_order import SourceOrder, endless_order
-from t5x_lite.errors import UserError
 
 SMALLEST_WEIGHT = 100
 """The smallest share as a whole number; the others are rounded down to whole numbers on this scale."""
@@ -23,14 +22,8 @@ def source_shares(sources: Sequence[MixedSource], sizes: Sequence[int], alpha: f
         sources: the sources of a mixture.
         sizes: tokens of each source.
         alpha: the exponent.
-
-    Raises:
-        UserError: some sources have a weight and others have none.
     """
     weights = [source.weight for source in sources if source.weight is not None]
-    if weights and len(weights) < len(sources):
-        unweighted = ", ".join([source.name for source in sources if source.weight is None])
-        raise UserError(f"data.mixture: give every source a weight or none; {unweighted} has none")
     if not weights:
         weights = [float(size) ** alpha for size in sizes]
     raw = np.array(weights, np.float64)

@@ -154,6 +154,9 @@ class TextData:
             UserError: there is no validation text.
         """
         sources = list(self._validation_rows())
+        validation_files = self.settings.data.validation_files
+        if not sources and validation_files:
+            raise UserError(f"data.validation_files: {', '.join(validation_files)} hold no document")
         if not sources:
             raise UserError(
                 "no document fell into the validation split; raise data.validation_fraction, name "

@@ -169,7 +169,9 @@ def _list_jobs(source: MixedSource, data: DataConfig, smallest_unit: int) -> lis
         cleaning = CleaningJob(unit_name(number), unit, source.cleaning) if source.cleaning else None
         jobs.append(TokeniseJob(number, role, unit, cleaning))
     if has_validation_text:
-        validation_units = sources.units(_validation_source(source, data), smallest_unit=smallest_unit)
+        validation_source = _validation_source(source, data)
+        key = "data.validation_files" if data.validation_files else "data.files"
+        validation_units = sources.units(validation_source, smallest_unit=smallest_unit, key=key)
         for number, unit in enumerate(validation_units, start=len(jobs)):
             jobs.append(TokeniseJob(number, "validation", unit))
     return jobs

@@ -226,17 +226,18 @@ def open_task_data(settings: PipelineSettings, tokenizer: Tokenizer, task_names:
     coder = Coder(tokenizer.encode, tokenizer.encode_placed, tokenizer.decode, AnswerEncoder(tokenizer))
     training = [read_task_records(name, settings.data, "train") for name in task_names]
     held_out = [read_task_records(name, settings.data, "validation") for name in task_names]
-    _check_records(training, "train")
-    _check_records(held_out, "validation")
+    _check_records(training, "train", settings.data.files)
+    _check_records(held_out, "validation", settings.data.validation_files)
     for records in (*training, *held_out):
         _check_each_record(records, settings.objective)
     return TaskData(settings, coder, training, held_out)
 
 
-def _check_records(tasks: Sequence[TaskRecords], split: str) -> None:
+def _check_records(tasks: Sequence[TaskRecords], split: str, files: Sequence[str]) -> None:
     for records in tasks:
         if not len(records):
-            raise UserError(f"task {records.name}: has no {split} records")
+            place = f" in {', '.join(files)}" if files else ""
+            raise UserError(f"task {records.name}: has no {split} records{place}")
 
 
 def _check_each_record(records: TaskRecords, objective: Objective) -> None:

@@ -85,6 +85,7 @@ def units(
     unit_bytes: int = UNIT_BYTES,
     smallest_unit: int = SMALLEST_UNIT,
     tables_as_text: bool = False,
+    key: str = "data.files",
 ) -> list[Unit]:
     """Cut a source into units, in an order that does not depend on the machine or on the number of processes.
 
@@ -94,6 +95,7 @@ def units(
         unit_bytes: largest target size of a unit, in bytes.
         smallest_unit: smallest target size of a unit, in bytes.
         tables_as_text: read .csv and .tsv as text, to train a tokenizer on the records of tasks.
+        key: the setting that names the files, for messages.
 
     Raises:
         UserError: a glob that matches nothing, or a TFDS builder that does not exist.
@@ -108,7 +110,7 @@ def units(
     if STANDARD_LIBRARY in source.files:
         library_files = standard_library_files()
     make_unit = partial(_unit_of_files, source, library_files=frozenset(library_files))
-    paths = _list_files(source, library_files)
+    paths = _list_files(source, library_files, key)
     if source.format == "auto":
         check_endings(paths, TABLES if tables_as_text else ())
     sizes = [content_bytes(path, source.format) for path in paths]
@@ -133,21 +135,19 @@ def units(
     return result
 
 
-def _list_files(source: SourceConfig, library_files: list[str]) -> list[str]:
+def _list_files(source: SourceConfig, library_files: list[str], key: str) -> list[str]:
     """Return the files of all patterns; of parallel text, those of the first field."""
     paths: list[str] = []
     for pattern in source.files:
         if pattern == STANDARD_LIBRARY:
             paths += library_files
         elif source.format == "parallel":
-            paths += match_files(pattern.replace("{}", source.field[0]))
+            paths += match_files(pattern.replace("{}", source.field[0]), key)
         else:
-            paths += match_files(index_pattern(pattern, source.format))
+            paths += match_files(index_pattern(pattern, source.format), key)
     for path, count in Counter(paths).items():
         if count > 1:
-            raise UserError(
-                f"data.files: {path} is named by {count} patterns and would be read as often; leave one out"
-            )
+            raise UserError(f"{key}: {path} is named by {count} patterns and would be read as often; leave one out")
     return paths
 
 

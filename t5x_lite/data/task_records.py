@@ -7,8 +7,8 @@ from functools import partial
 import numpy as np
 
 from t5x_lite.data.config import DataConfig
-from t5x_lite.data.files import RecordSequence, hash_file, match_files, open_tfds
-from t5x_lite.data.record_files import read_record_file, stream_record_file
+from t5x_lite.data.files import RecordSequence, file_ending, hash_file, match_files, open_tfds
+from t5x_lite.data.record_files import DIALECTS, read_record_file, stream_record_file
 from t5x_lite.data.record_text import missing_column
 from t5x_lite.errors import UserError
 from t5x_lite.objectives.supervised import Record
@@ -69,10 +69,11 @@ class TaskRecords:
         value = raw_record
         for key in column.split("/"):
             if not isinstance(value, Mapping) or key not in value:
-                raise UserError(
-                    f"{self.describe_location(number)}: task {self.name}: {missing_column(column, value)}; name the "
-                    "columns of files without a header in data.columns, or change `columns` of the task"
-                )
+                location = self.describe_location(number)
+                remedy = "change `columns` of the task"
+                if file_ending(location.rpartition(":")[0]) in DIALECTS:
+                    remedy = f"name the columns of files without a header in data.columns, or {remedy}"
+                raise UserError(f"{location}: task {self.name}: {missing_column(column, value)}; {remedy}")
             value = value[key]
         return _to_python(value)
 

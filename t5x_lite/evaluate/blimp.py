@@ -70,8 +70,10 @@ def _parse_pair(line: bytes, location: str) -> MinimalPair:
     try:
         record = json.loads(line)
         values = [record[name] for name in ("sentence_good", "sentence_bad", "UID", "linguistics_term")]
-    except (KeyError, TypeError, RecursionError, ValueError) as error:
-        raise UserError(f"{location}: is not a minimal pair of BLiMP: {error!r}") from None
+    except KeyError as error:
+        raise UserError(f"{location}: is not a minimal pair of BLiMP: it has no {error}") from None
+    except (TypeError, RecursionError, ValueError) as error:
+        raise UserError(f"{location}: is not a minimal pair of BLiMP: {error}") from None
     if not all(isinstance(value, str) and value for value in values):
         raise UserError(f"{location}: a field of a minimal pair is not a text, or empty")
     good, bad, paradigm, term = values

@@ -175,7 +175,7 @@ def _parse_numbers(arguments: Mapping[str, str]) -> dict[str, int]:
             continue
         smallest = 1 if name in {"window", "stride"} else 0
         if not value.isdecimal():
-            errors.append(f"{name}={value}: expected a whole number")
+            errors.append(f"{name}={value}: expected a whole number from {smallest} on")
         elif int(value) < smallest:
             errors.append(f"{name}={value}: expected at least {smallest}")
         elif int(value) > LARGEST_INT:

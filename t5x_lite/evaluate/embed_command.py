@@ -8,6 +8,7 @@ from pathlib import Path
 from t5x_lite.errors import UserError
 from t5x_lite.evaluate.embed import embed_file
 from t5x_lite.evaluate.evaluation_model import EvaluationModel
+from t5x_lite.evaluate.options import DEFAULT_NEIGHBOURS
 from t5x_lite.evaluate.text_file import read_texts
 from t5x_lite.evaluate.word_neighbours import find_neighbours, print_neighbours
 
@@ -42,9 +43,13 @@ def parse_request(options: argparse.Namespace) -> EmbeddingRequest:
     """
     if options.word is not None and (options.to or options.pool):
         raise UserError("embed: --to and --pool are for vectors, --word prints words")
+    if options.word is None and options.k is not None:
+        raise UserError("embed: -k is for --word")
     suffix = ".npz" if options.pool == "none" else ".npy"
     to = options.to or options.file.with_suffix(suffix)
-    return EmbeddingRequest(options.file, options.text, to, options.pool, options.layer, options.word, options.k)
+    return EmbeddingRequest(
+        options.file, options.text, to, options.pool, options.layer, options.word, options.k or DEFAULT_NEIGHBOURS
+    )
 
 
 def print_result(model: EvaluationModel, request: EmbeddingRequest) -> None:

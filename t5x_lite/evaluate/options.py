@@ -4,6 +4,9 @@ import argparse
 
 from t5x_lite.argument_types import local_path, positive_number
 
+DEFAULT_NEIGHBOURS = 5
+"""Words that `embed --word` prints."""
+
 
 def add_embed_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of `embed`."""
@@ -25,7 +28,7 @@ def add_embed_options(parser: argparse.ArgumentParser) -> None:
         "--word",
         help="instead of vectors, print the nearest words, in context, of each place where this one is",
     )
-    parser.add_argument("-k", type=positive_number, default=5, help="words to print for --word (default %(default)s)")
+    parser.add_argument("-k", type=positive_number, help=f"words to print for --word (default {DEFAULT_NEIGHBOURS})")
 
 
 def add_probe_options(parser: argparse.ArgumentParser) -> None:

@@ -4,6 +4,9 @@ import argparse
 
 from t5x_lite.argument_types import local_path, positive_number
 
+DEFAULT_PASSAGES = 5
+"""Passages of each query of `search`."""
+
 
 def add_index_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `index` after the run directory."""
@@ -36,7 +39,9 @@ def add_search_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="JSONL with `query` and the relevant `positive`, `ids` or `answers`, to measure recall on",
     )
-    parser.add_argument("-k", type=positive_number, default=5, help="passages of each query (default %(default)s)")
+    parser.add_argument(
+        "-k", type=positive_number, help=f"passages of each query (default {DEFAULT_PASSAGES}, or all of fewer)"
+    )
     parser.add_argument(
         "--approximate", action="store_true", help="follow the graph of the index, instead of comparing all vectors"
     )

@@ -6,6 +6,7 @@ import t5x_lite
 from t5x_lite.errors import UserError
 from t5x_lite.files import check_not_input
 from t5x_lite.progress import print_metrics
+from t5x_lite.retrieval.arguments import DEFAULT_PASSAGES
 
 
 def index(options: argparse.Namespace, overrides: list[str]) -> int:
@@ -31,11 +32,14 @@ def search(options: argparse.Namespace, overrides: list[str]) -> int:
         check_not_input(options.to, options.queries)
     for text in options.query or []:
         check_utf8(text)
+        if not text.strip():
+            raise UserError("search: --query is empty")
     model = t5x_lite.load(options.run, step=options.step, overrides=overrides)
     retriever = Retriever(model, options.index, is_approximate=options.approximate)
-    retriever.check_depth(options.k, "-k")
+    count = options.k or min(DEFAULT_PASSAGES, len(retriever.index))
+    retriever.check_depth(count, "-k")
     if options.query:
-        print(search_queries(retriever, options.query, options.k, as_json=options.json))
+        print(search_queries(retriever, options.query, count, as_json=options.json))
     else:
-        print_metrics(measure_recall(retriever, options.queries, options.k, options.to), as_json=options.json)
+        print_metrics(measure_recall(retriever, options.queries, count, options.to), as_json=options.json)
     return 0

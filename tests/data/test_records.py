@@ -324,7 +324,7 @@ BAD_INPUT: dict[str, tuple[dict[str, Any], str, tuple[str, ...], str]] = {
     ),
     "column": ({}, "text\tlabel\nx\tno\n", (), r"train.tsv:2: task bad: no column 'sentence' \(found text, label\)"),
     "count": ({}, "sentence\tlabel\nx\tno\ty\n", (), r"train.tsv:2: 3 columns, expected 2"),
-    "none": ({}, "sentence\tlabel\n", (), "task bad: has no train records"),
+    "none": ({}, "sentence\tlabel\n", (), "task bad: has no train records in .*train"),
     "validation": (
         {},
         "sentence\tlabel\nx\tno\n",
@@ -335,6 +335,7 @@ BAD_INPUT: dict[str, tuple[dict[str, Any], str, tuple[str, ...], str]] = {
     "no task": ({}, "", ("tasks=sst3",), "no task 'sst3'; did you mean sst2"),
     "instructions without inputs": ({"inputs": "", "instructions": ["a {text}"]}, "", (), "beside `inputs`"),
     "no task at all": ({}, "", ("tasks=zzzzzz",), "no task 'zzzzzz'; there are ag_news, .*wsc. A YAML file"),
+    "no file of a task": ({}, "", ("tasks=none.yaml",), "tasks: there is no file none.yaml"),
     "heads": ({}, "", ("tasks=[sst2,cola]", "task_form=head"), "learnt together in text form alone"),
     "no text": ({}, "", ("tasks=[sst2,conll2003]", "model.family=encoder_decoder"), "conll2003 has no text form"),
     "head of T5": ({}, "", ("task_form=head", "model.family=encoder_decoder"), "a head is for an encoder or a decoder"),

@@ -48,7 +48,7 @@ class Decontaminate(TextFilter):
 
     def fingerprint(self) -> str:
         """Return a hash of the evaluation sets."""
-        return hash_files(self.files)
+        return hash_files(self.files, "decontaminate.files in data.cleaning")
 
     def apply(self, text: str) -> FilteredText:
         """See `TextFilter`."""
@@ -103,7 +103,7 @@ def read_sets(settings: Decontaminate) -> dict[str, EvaluationSet]:
     """
     sets = {}
     for pattern in settings.files:
-        for path in match_files(pattern, "decontaminate.files"):
+        for path in match_files(pattern, "decontaminate.files in data.cleaning"):
             sets[path] = _build_set(settings, list(_read_examples(settings, path)))
     return sets
 

@@ -31,7 +31,7 @@ class Blimp(Evaluator):
         """Return a hash of the files."""
         from t5x_lite.data.files import hash_files
 
-        return hash_files(self.files)
+        return hash_files(self.files, "blimp.files")
 
     def run(self, model: "EvaluationModel") -> Evaluation:
         """Score all sentences."""

@@ -72,7 +72,7 @@ class Cloze(Evaluator):
         """Return a hash of the files."""
         from t5x_lite.data.files import hash_files
 
-        return hash_files((*self.files, *self.demonstration_files))
+        return hash_files((*self.files, *self.demonstration_files), "cloze.files")
 
     def run(self, model: "EvaluationModel") -> Evaluation:
         """Fill the gaps."""

@@ -56,7 +56,7 @@ class FewShot(Evaluator):
 
         index_hash = ""
         if self.passages is not None:
-            index_hash = hash_files([f"{self.passages.index}/*"])
+            index_hash = hash_files([f"{self.passages.index}/*"], "passages.index")
         return hash_tasks(self.tasks, self._include_dir, self.num_fewshot) + index_hash
 
     def run(self, model: "EvaluationModel") -> Evaluation:

@@ -43,7 +43,7 @@ class Memorisation(Evaluator):
         """Return a hash of the file."""
         from t5x_lite.data.files import hash_files
 
-        return hash_files([self.file])
+        return hash_files([self.file], "memorisation.file")
 
     def run(self, model: "EvaluationModel") -> Evaluation:
         """Score the continuation of each string that is long enough.

@@ -38,7 +38,7 @@ class Perplexity(Evaluator):
         """Return a hash of the file."""
         from t5x_lite.data.files import hash_files
 
-        return hash_files([self.text])
+        return hash_files([self.text], "perplexity.text")
 
     def run(self, model: "EvaluationModel") -> Evaluation:
         """Score the file."""
