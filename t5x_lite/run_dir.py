@@ -119,6 +119,11 @@ def with_vocab(config: RunConfig, tokenizer: Tokenizer) -> RunConfig:
     return config.model_copy(update={"model": model})
 
 
+def has_begun(config: RunConfig) -> bool:
+    """Return whether the run directory of a config holds a run."""
+    return (local_copies.local_path(str(config.run_dir)) / CONFIG_FILE).is_file()
+
+
 def check_run_dir(config: RunConfig) -> str:
     """Reject a run directory with checkpoints of another config, before any work is done.
 
@@ -147,7 +152,7 @@ def check_run_dir(config: RunConfig) -> str:
     # States on local disks are not listed here.
     if existing_config.checkpoint.local is None and not _checkpoints_of(existing_config, config.run_dir).steps():
         return ""
-    differences = configuration.changed(existing_config, _with_absolute_paths(config))
+    differences = configuration.changed(existing_config, with_absolute_paths(config))
     differences.pop("train.allow_changed_config", None)
     if config.model.vocab is None:
         # It will be filled in from the tokenizer, whose settings are compared themselves.
@@ -170,7 +175,7 @@ def new_run(config: RunConfig, tokenizer: Tokenizer) -> Run:
     Raises:
         UserError: the run directory has the file of another kind of tokenizer.
     """
-    config = _with_absolute_paths(with_vocab(config, tokenizer))
+    config = with_absolute_paths(with_vocab(config, tokenizer))
     folder = local_copies.local_path(str(config.run_dir))
     for name in tokenizer_files.FILES:
         if name != tokenizer.file_name and (folder / name).is_file():
@@ -184,7 +189,8 @@ def _checkpoints_of(config: RunConfig, run_dir: str | None) -> Checkpoints:
     return Checkpoints(checkpoints_folder(str(run_dir), config.checkpoint.folder), config.checkpoint)
 
 
-def _with_absolute_paths(config: RunConfig) -> RunConfig:
+def with_absolute_paths(config: RunConfig) -> RunConfig:
+    """Return the config with absolute names of folders and of other runs, as a run directory has it."""
     updates: dict[str, object] = {}
     if config.checkpoint.folder is not None:
         folder = storage.absolute(config.checkpoint.folder)

@@ -19,6 +19,19 @@ CHANGEABLE_ON_BRANCH = ("optimizer.schedule", "train.steps", "train.allow_change
 """Settings that may differ from those of the run that is continued; see `_check_stages` for `data.schedule`."""
 
 
+def check_branch(config: RunConfig) -> None:
+    """Refuse a branch that its source cannot have, before its data are opened.
+
+    Raises:
+        UserError: the runs differ in more than schedule and length, or `branch.step` is not below `train.steps`.
+    """
+    assert config.branch is not None
+    run = open_run(config.branch.source)
+    _check_config(config, run.config)
+    if config.branch.step is not None:
+        _check_step(config, config.branch.step)
+
+
 def restore_branch(config: RunConfig, state: PyTree) -> tuple[int, PyTree, JsonObject]:
     """Load the checkpoint that `branch` names.
 
@@ -35,12 +48,7 @@ def restore_branch(config: RunConfig, state: PyTree) -> tuple[int, PyTree, JsonO
     """
     assert config.branch is not None
     run = open_run(config.branch.source)
-    differences = []
-    for key, (source_value, value) in configuration.changed(run.config, config).items():
-        if not key.startswith(CHANGEABLE_ON_BRANCH):
-            differences.append(f"{key} is {source_value!r} there, {value!r} here")
-    if differences:
-        raise UserError(f"branch.from {config.branch.source}: is the run of another config: {'; '.join(differences)}")
+    _check_config(config, run.config)
     with closing(run.checkpoints) as checkpoints:
         restored = checkpoints.restore(state, config.branch.step)
     if restored is None:
@@ -51,12 +59,30 @@ def restore_branch(config: RunConfig, state: PyTree) -> tuple[int, PyTree, JsonO
             f"branch.from {config.branch.source}: is at step {step} of {run.config.train.steps}, and its newest "
             "checkpoint may be another one when this run starts again; name one by branch.step"
         )
+    _check_step(config, step)
+    _check_stages(config, run.config, step)
+    return restored
+
+
+def _check_config(config: RunConfig, source: RunConfig) -> None:
+    """Check that two runs differ in no more than schedule and length, or raise UserError."""
+    assert config.branch is not None
+    differences = []
+    for key, (source_value, value) in configuration.changed(source, config).items():
+        is_unknown = key == "model.vocab" and value is None  # it will be the tokenizer's, whose settings are compared
+        if not key.startswith(CHANGEABLE_ON_BRANCH) and not is_unknown:
+            differences.append(f"{key} is {source_value!r} there, {value!r} here")
+    if differences:
+        raise UserError(f"branch.from {config.branch.source}: is the run of another config: {'; '.join(differences)}")
+
+
+def _check_step(config: RunConfig, step: int) -> None:
+    """Check that a branch off a step has steps of its own, or raise UserError."""
+    assert config.branch is not None
     if step >= config.train.steps:
         raise UserError(
             f"branch.from {config.branch.source}: step {step} leaves nothing of train.steps {config.train.steps}"
         )
-    _check_stages(config, run.config, step)
-    return restored
 
 
 def _check_stages(config: RunConfig, source: RunConfig, step: int) -> None:

@@ -15,9 +15,10 @@ from t5x_lite.evaluate.tasks import check_task_metrics
 from t5x_lite.parallel.distributed import check_same_on_all_processes, main_process_first
 from t5x_lite.parallel.mesh import make_mesh
 from t5x_lite.run_data import open_run_data, open_tokenizer
-from t5x_lite.run_dir import check_run_dir, with_vocab
+from t5x_lite.run_dir import check_run_dir, has_begun, with_absolute_paths, with_vocab
 from t5x_lite.run_rewards import check_rewards
 from t5x_lite.run_teacher import check_teacher
+from t5x_lite.train.branch import check_branch
 from t5x_lite.train.mesh_checks import check_mesh
 
 
@@ -69,6 +70,8 @@ def open_job(config: RunConfig) -> Job:
     mesh = make_mesh(config.mesh)
     attention_kernels = check_mesh(mesh, config, mesh.devices.flat[0].platform)
     changed_settings = check_run_dir(config)
+    if config.branch is not None and jax.process_index() == 0 and not has_begun(config):
+        check_branch(with_absolute_paths(config))
     if not config.tasks and not config.data.holds_out_text:
         raise UserError("no text is held out: raise data.validation_fraction, or name data.validation_files")
     with main_process_first():

@@ -93,6 +93,18 @@ def test_a_branch_off_a_run_that_goes_on_needs_the_step(
     assert [record["step"] for record in lines(tmp_path / "branch")] == [13, 14]
 
 
+def test_a_branch_off_a_run_of_another_config_is_refused_before_data_are_opened(
+    tiny_run: Path, tiny_config: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The glob matches nothing: opening the data would be another error."""
+    branch = (f"branch={{from: {tiny_run}, step: 8}}", "train.steps=14")
+    assert train(tiny_config, tmp_path / "branch", *branch, f"data.files={tmp_path}/none*", "train.seed=1") == 2
+    assert "is the run of another config: data.files is" in capfd.readouterr().err
+    assert train(tiny_config, tmp_path / "branch", *branch[:1], "train.steps=8") == 2
+    assert "step 8 leaves nothing of train.steps 8" in capfd.readouterr().err
+    assert not (tmp_path / "branch" / "config.yaml").exists()
+
+
 SPOILT_STEP = 71
 
 
