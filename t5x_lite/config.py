@@ -234,6 +234,21 @@ class RunConfig(Config):
         return self.objective
 
     @property
+    def source_runs(self) -> tuple[tuple[str, str], ...]:
+        """The other runs that this one reads: for each the setting that names it, and its run directory."""
+        sources = []
+        if self.adapt is not None:
+            sources.append(("adapt.from", self.adapt.source))
+        if self.branch is not None:
+            sources.append(("branch.from", self.branch.source))
+        if self.distillation is not None:
+            sources.append(("distillation.teacher", self.distillation.teacher))
+        sources += [("adapt.method", source) for source in self.method.sources]
+        if self.objective is not None:
+            sources += [("objective", source) for source in self.objective.sources]
+        return tuple(sources)
+
+    @property
     def policy_objective(self) -> PolicyOptimization | None:
         """The objective if steps sample answers and learn from their rewards; None for any other."""
         return self.objective if isinstance(self.objective, PolicyOptimization) else None
@@ -301,26 +316,10 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     completed = schema.Sources(add_derived_settings(sources.values), sources.locations)
     config = schema.validate(RunConfig, completed)
     run_dir = expand(config.run_dir or str(Path("runs") / path.stem))
-    _check_sources(config, run_dir)
-    return config.model_copy(update={"run_dir": run_dir})
-
-
-def _check_sources(config: RunConfig, run_dir: str) -> None:
-    """Refuse a run that would read the weights of the run directory that it writes.
-
-    Raises:
-        UserError: with the setting that names it.
-    """
-    sources = {}
-    if config.adapt is not None:
-        sources["adapt.from"] = config.adapt.source
-    if config.branch is not None:
-        sources["branch.from"] = config.branch.source
-    if config.distillation is not None:
-        sources["distillation.teacher"] = config.distillation.teacher
-    for key, source in sources.items():
+    for key, source in config.source_runs:
         if Path(expand(source)).absolute() == Path(run_dir).absolute():
             raise UserError(f"{key}: {source} is the run_dir of this run; choose another run_dir")
+    return config.model_copy(update={"run_dir": run_dir})
 
 
 def _check_tokenizer(sources: schema.Sources) -> None:

@@ -62,15 +62,8 @@ def _checks(config: RunConfig) -> Iterator[tuple[str, Callable[[], str]]]:
         yield from _text_checks(config.data)
     if isinstance(config.tokenizer, TokenizerFile):
         yield "tokenizer", partial(check_tokenizer, config.tokenizer)
-    if config.branch is not None:
-        yield "branch.from", partial(check_source_run, config.branch.source)
-    if config.distillation is not None:
-        yield "distillation.teacher", partial(check_source_run, config.distillation.teacher)
-    for source in config.method.sources:
-        yield "adapt.method", partial(check_source_run, source)
-    if config.objective is not None:
-        for source in config.objective.sources:
-            yield "objective", partial(check_source_run, source)
+    for key, source in config.source_runs:
+        yield key, partial(check_source_run, source)
     yield "run_dir", partial(check_folder, str(config.run_dir))
     yield "data.cache_dir", partial(check_folder, config.data.cache_dir)
     if config.checkpoint.folder is not None:
