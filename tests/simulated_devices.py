@@ -9,10 +9,10 @@ from tests.conftest import REPOSITORY
 
 
 def simulated(devices: int) -> dict[str, str]:
-    """Return the environment of a process with so many devices, with the compiler's flags of the tests."""
+    """Return the environment of a process with so many devices, which compiles as users do."""
     return {
         **os.environ,
-        "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         "NPROC": "16",  # threads of XLA: with one for each core, devices that wait for others can block them
         "TF_CPP_MIN_LOG_LEVEL": "3",
         "PYTHONPATH": str(REPOSITORY),
