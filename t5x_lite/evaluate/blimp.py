@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from t5x_lite.data.files import READ_ERRORS, match_files, open_file
+from t5x_lite.data.files import match_files
+from t5x_lite.data.lines import located_lines
 from t5x_lite.errors import UserError
 from t5x_lite.evaluate.evaluation_model import EvaluationModel
 
@@ -57,16 +58,12 @@ def read_pairs(files: Sequence[str], limit: int | None = None) -> list[MinimalPa
 
 
 def _read_file(path: str) -> Iterator[MinimalPair]:
-    try:
-        with open_file(path) as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield _parse_pair(line, f"{path}:{number}")
-    except READ_ERRORS as error:
-        raise UserError(f"{path}: cannot be read: {error}") from None
+    for location, line in located_lines(path):
+        if line.strip():
+            yield _parse_pair(line, location)
 
 
-def _parse_pair(line: bytes, location: str) -> MinimalPair:
+def _parse_pair(line: str, location: str) -> MinimalPair:
     try:
         record = json.loads(line)
         values = [record[name] for name in ("sentence_good", "sentence_bad", "UID", "linguistics_term")]

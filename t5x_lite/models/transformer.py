@@ -22,7 +22,16 @@ EMBEDDING_STREAM = 2**20
 """Number that is folded into a key for the embedding; layers split the key instead."""
 
 
-class Decoder(nnx.Module):
+class TextModel(nnx.Module):
+    """A model that reads a text by one of its stacks, its `backbone`."""
+
+    @property
+    def reader(self) -> Self:
+        """The model that reads a text: this one."""
+        return self
+
+
+class Decoder(TextModel):
     """A causal language model: GPT and its descendants, by the components of its config."""
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs) -> None:
@@ -61,11 +70,6 @@ class Decoder(nnx.Module):
         return states
 
     @property
-    def reader(self) -> Self:
-        """The model that reads a text: this one."""
-        return self
-
-    @property
     def backbone(self) -> Backbone:
         """The stack that reads a text, with its embedding."""
         return self.decoder
@@ -89,7 +93,7 @@ class Decoder(nnx.Module):
         return self.output(states, self.tokens)
 
 
-class Encoder(nnx.Module):
+class Encoder(TextModel):
     """BERT and its descendants: every token attends to all of its document; `model.outputs` says what is predicted.
 
     With `like`, token table and embedding are those of another encoder.
@@ -128,11 +132,6 @@ class Encoder(nnx.Module):
         x = self.tokens(tokens, embedding_key(key))
         states, _ = self.encoder(x, positions, segment_ids, token_types=token_types, key=key)
         return states
-
-    @property
-    def reader(self) -> Self:
-        """The model that reads a text: this one."""
-        return self
 
     @property
     def backbone(self) -> Backbone:
@@ -182,7 +181,7 @@ class Encoder(nnx.Module):
         return self.output.scores(states, self.tokens)
 
 
-class EncoderDecoder(nnx.Module):
+class EncoderDecoder(TextModel):
     """T5 and the original Transformer: a decoder attends to an encoder's states.
 
     Attributes:
@@ -232,11 +231,6 @@ class EncoderDecoder(nnx.Module):
         x = self.target_table(decoder_tokens, embedding_key(decoder_key))
         x, _ = self.decoder(x, decoder_positions, decoder_segment_ids, encoder_output=encoder_output, key=decoder_key)
         return x
-
-    @property
-    def reader(self) -> Self:
-        """The model that reads a text: this one."""
-        return self
 
     @property
     def backbone(self) -> Backbone:

@@ -38,7 +38,7 @@ def run_evaluations(
     with handle_signals(slots.stop, signal.SIGINT, signal.SIGTERM), progress:
         task = progress.add_task("", total=len(commands))
         while slots.running or (pending and not slots.stop_requested):
-            while pending and slots.has_free:
+            while pending and slots.has_free_slot:
                 run = next(iter(pending))
                 output = folder / f"{run}.log"
                 output.unlink(missing_ok=True)

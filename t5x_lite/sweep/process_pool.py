@@ -118,7 +118,7 @@ class ProcessPool:
                 self.pending.remove(run)
                 self.final_states[run.name] = "skipped"
                 self._set_state(run, "skipped", reason=f"{run.after}, which it branches off, is {trunk_state}")
-            elif trunk_state == "done" and self.slots.has_free and not is_locked(Path(run.run_dir)):
+            elif trunk_state == "done" and self.slots.has_free_slot and not is_locked(Path(run.run_dir)):
                 self.pending.remove(run)
                 self._start(run)
 

@@ -43,7 +43,7 @@ class ProcessSlots:
         self.stop_requested = False
 
     @property
-    def has_free(self) -> bool:
+    def has_free_slot(self) -> bool:
         """Return whether a slot is free, and nobody has asked to stop."""
         return len(self.running) < self.slots and not self.stop_requested
 

@@ -14,7 +14,6 @@ from jaxtyping import Array, Float, Int
 
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.experts.config import Dropless
-from t5x_lite.models.layers import GroupedProduct
 
 RunExperts = Callable[[Float[Array, "g e c d"]], Float[Array, "g e c d"]]
 """A function that applies every expert to its buffer."""
@@ -157,15 +156,6 @@ def dropless_dispatch(
         return jnp.zeros_like(x)
 
     return out + jax.lax.cond(longest > capacity, run_more_rounds, skip_rounds, x, weights)
-
-
-def _megablox(x: Float[Array, "n d"], matrices: Float[Array, "e d f"], sizes: Int[Array, "e"]) -> Float[Array, "n f"]:
-    from jax.experimental.pallas.ops.tpu.megablox import ops
-
-    return ops.gmm(x, matrices, sizes, x.dtype)
-
-
-GROUPED_PRODUCTS: dict[str, GroupedProduct] = {"ragged": jax.lax.ragged_dot, "megablox": _megablox}
 
 
 def check_dispatch(config: ModelConfig, platform: str) -> None:

@@ -15,7 +15,6 @@ from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.experts.activity import RouterActivity
 from t5x_lite.models.experts.config import Capacity, MoE
 from t5x_lite.models.experts.dispatch import (
-    GROUPED_PRODUCTS,
     dispatch_and_combine,
     dropless_dispatch,
     dropless_kernel,
@@ -153,7 +152,7 @@ class MixtureOfExperts(nnx.Module):
         served = jnp.sum(experts < count, axis=(1, 2), dtype=jnp.float32)
         kernel = dropless_kernel(dispatch, target_platform())
         if kernel != "buffer":
-            return dispatch_sorted(self.experts, count, GROUPED_PRODUCTS[kernel], x, experts, weights, key), served
+            return dispatch_sorted(self.experts, count, kernel, x, experts, weights, key), served
         groups = math.gcd(num_shards("batch"), b)
         x, experts, weights = _in_groups(groups, x, experts, weights)
         out = dropless_dispatch(x, experts, weights, count, dispatch.buffer, run_experts)

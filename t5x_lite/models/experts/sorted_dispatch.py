@@ -20,10 +20,19 @@ TILE_ROWS = 128
 """Rows that megablox multiplies at a time."""
 
 
+def _megablox(x: Float[Array, "n d"], matrices: Float[Array, "e d f"], sizes: Int[Array, "e"]) -> Float[Array, "n f"]:
+    from jax.experimental.pallas.ops.tpu.megablox import ops
+
+    return ops.gmm(x, matrices, sizes, x.dtype)
+
+
+GROUPED_PRODUCTS: dict[str, GroupedProduct] = {"ragged": jax.lax.ragged_dot, "megablox": _megablox}
+
+
 def dispatch_sorted(
     experts: FeedForward,
     count: int,
-    product: GroupedProduct,
+    kernel: str,
     x: Float[Array, "b l d"],
     chosen: Int[Array, "b l k"],
     weights: Float[Array, "b l k"],
@@ -37,12 +46,13 @@ def dispatch_sorted(
     Args:
         experts: the experts, side by side.
         count: how many there are.
-        product: multiplies sorted rows with the matrices of their experts.
+        kernel: key in `GROUPED_PRODUCTS`.
         x: tokens.
         chosen: the experts of each token; `count` is none.
         weights: their weights.
         key: turns on dropout.
     """
+    product = GROUPED_PRODUCTS[kernel]
     if active_mesh() is None:
         return _run_rows(experts, count, product, x, chosen, weights, key)
     graph, params = nnx.split(experts)
