@@ -16,15 +16,14 @@ def check_mesh_sizes(model: ModelConfig, expert: int, tensor: int, pipeline: int
         kernel = ""
         if isinstance(moe.dispatch, Dropless):
             kernel = moe.dispatch.kernel
-        if kernel in {"auto", "buffer"} and pipeline > 1:
+        if pipeline > 1 and kernel and (expert > 1 or kernel in {"auto", "buffer"}):
             raise ValueError(
-                f"mesh.pipeline {pipeline}: stages run together, so all would do the rounds of "
-                "dropless.kernel=buffer that one of them needs; take dispatch=capacity, or kernel=megablox on TPUs"
+                f"mesh.pipeline {pipeline}: stages run together, so all would do the rounds of dispatch=dropless that "
+                "one of them needs; take dispatch=capacity, or mesh.expert=1 and dropless.kernel=megablox on TPUs"
             )
-        if kernel in {"ragged", "megablox"} and expert * tensor > 1:
+        if kernel in {"ragged", "megablox"} and tensor > 1:
             raise ValueError(
-                f"dropless.kernel={kernel} multiplies whole experts: it needs mesh.expert=1 and mesh.tensor=1; "
-                "kernel=buffer does not"
+                f"dropless.kernel={kernel} multiplies whole experts: it needs mesh.tensor=1; kernel=buffer does not"
             )
 
 

@@ -1,6 +1,7 @@
 """Mixture-of-Experts against loops over tokens and experts, written from the papers."""
 
 import math
+import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TypeAlias
@@ -10,12 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.ad_checkpoint import print_saved_residuals
 from jaxtyping import Bool, Float, PyTree
 
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.experts.activity import RouterActivity, RouterLoss, router_loss
 from t5x_lite.models.experts.layer import MixtureOfExperts
 from t5x_lite.models.experts.routers import DeepSeek, GShard, Switch, TopK
+from t5x_lite.models.remat import rematerialised
 from t5x_lite.models.spec import ModelSpec, init_params, model_spec
 
 Settings: TypeAlias = dict[str, object]
@@ -195,6 +198,22 @@ def test_gradients_equal_those_of_computing_every_expert_on_every_token(expert: 
     pairs = zip(jax.tree.leaves(gradients), jax.tree.leaves(expected_gradients), strict=True)
     for gradient, expected_gradient in pairs:
         np.testing.assert_allclose(gradient, expected_gradient, atol=1e-5, rtol=1e-5)
+
+
+def test_of_the_rounds_of_dropless_dispatch_only_the_products_of_the_first_are_kept(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """With `remat: dots`: in buffers of 1.25 · 30 · 2 / 4, rounded up to 19 places, for each of four experts."""
+    layer = random_layer({"router": {"top_k": {"k": 2}}, "dispatch": "dropless"})
+    graph, weights = nnx.split(layer)
+
+    def apply_layer(x: Float[jax.Array, "b l d"], weights: PyTree) -> tuple[Float[jax.Array, "b l d"], None]:
+        return nnx.merge(graph, weights)(x, jnp.asarray(IS_TOKEN), None), None
+
+    print_saved_residuals(rematerialised(apply_layer, "dots"), random_states(), weights)
+    kept = re.findall(r"^f32\[([\d,]+)\] output of", capsys.readouterr().out, re.MULTILINE)
+    assert set(kept) <= {"30,4", f"{EXPERTS},1,19,12", f"{EXPERTS},1,19,{EMBED}"}
+    assert f"{EXPERTS},1,19,12" in kept
 
 
 def test_with_expert_choice_each_expert_takes_its_most_probable_tokens() -> None:

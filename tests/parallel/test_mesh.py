@@ -36,6 +36,12 @@ def test_experts_on_a_mesh_equal_one_device() -> None:
     assert process.stdout == "equal\n", process.stderr
 
 
+def test_devices_exchange_the_rows_of_their_experts() -> None:
+    """The rows that arrive, those that come back, and their gradients; XLA has no such exchange on CPUs."""
+    process = run_beside("exchange_on_a_mesh.py")
+    assert process.stdout == "equal\n", process.stderr
+
+
 def test_blocks_of_local_attention_stay_on_the_device_of_their_rows() -> None:
     process = run_beside("blocks_on_a_mesh.py")
     assert process.stdout == "equal\n", process.stderr

@@ -122,6 +122,31 @@ def test_an_iteration_that_is_taken_out_of_a_loop_counts_beside_the_others() -> 
     assert (by_kind["reduce-scatter"].times, by_kind["reduce-scatter"].sent) == (4, sent)
 
 
+BRANCHES = """HloModule step
+
+%all_rounds (a: f32[8,16]) -> f32[8,16] {
+  %a = f32[8,16]{1,0} parameter(0)
+  ROOT %sent.1 = f32[8,16]{1,0} all-to-all(%a), channel_id=2, replica_groups=[1,8]<=[8], dimensions={0}
+}
+
+%no_round (b: f32[8,16]) -> f32[8,16] {
+  ROOT %b = f32[8,16]{1,0} parameter(0)
+}
+
+ENTRY %main (x: f32[8,16], needed: pred[]) -> f32[8,16] {
+  %x = f32[8,16]{1,0} parameter(0)
+  %needed = pred[] parameter(1)
+  %sent = f32[8,16]{1,0} all-to-all(%x), channel_id=1, replica_groups=[1,8]<=[8], dimensions={0}
+  ROOT %more = f32[8,16]{1,0} conditional(%needed, %sent, %sent), branch_computations={%no_round, %all_rounds}
+}
+"""
+
+
+def test_a_branch_that_a_step_may_leave_out_does_not_count() -> None:
+    (collective,) = find_collectives(BRANCHES, {"expert": 8})
+    assert (collective.times, collective.sent) == (1, 8 * 16 * 4 * 7 / 8)
+
+
 SCHEDULED = """HloModule step, is_scheduled=true
 
 %async_collective_fusion.3 (a: f32[8,16]) -> f32[64,16] {

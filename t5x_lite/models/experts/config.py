@@ -40,8 +40,11 @@ class Capacity(Config):
 class Dropless(Config):
     """Every token reaches its experts: by buffers of `buffer` times an equal share, again for what does not fit.
 
+    With `kernel: buffer` each expert has a buffer. The other kernels sort the tokens of a device by expert, and the
+    devices of `mesh.expert` exchange these rows (`jax.lax.ragged_all_to_all`), each with a buffer for all its experts.
+
     `ragged` is XLA's grouped matrix product, which computes every expert for every token where it has no kernel (CPU);
-    `megablox` is the Pallas kernel for TPUs. `auto` takes megablox on a TPU whose experts are not sharded.
+    `megablox` is the Pallas kernel for TPUs. `auto` takes megablox on a TPU with `mesh.tensor: 1`, else buffers.
     """
 
     buffer: float = setting(1.25, "size of the buffers, relative to an equal share of the tokens", ge=1)

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.experts.config import Dropless
+from t5x_lite.models.remat import recompute
 
 RunExperts = Callable[[Float[Array, "g e c d"]], Float[Array, "g e c d"]]
 """A function that applies every expert to its buffer."""
@@ -131,31 +132,45 @@ def dropless_dispatch(
     t, k = experts.shape[1:]
     choices = sort_by_expert(experts, count)
     capacity = min(math.ceil(buffer * t * k / count), t)
-    rounds = math.ceil(t / capacity)
-    longest = choices.counts.max()
-    out = dispatch_and_combine(x, weights, choices, 0, capacity, run_experts)
+
+    def run_round(x: Array, weights: Array, number: Array | int) -> Array:
+        return dispatch_and_combine(x, weights, choices, number * capacity, capacity, run_experts)
+
+    return sum_rounds(run_round, choices.counts.max(), capacity, t, x, weights)
+
+
+def sum_rounds(
+    run_round: Callable[..., Array], needed: Int[Array, ""], room: int, most: int, x: Array, *arrays: Array
+) -> Array:
+    """Return the sum over the rounds that are needed.
+
+    Args:
+        run_round: a function of the arrays and the number of a round, which returns an array like `x`.
+        needed: how many places are needed in all rounds together.
+        room: places of a round. One round is always run.
+        most: the largest possible `needed`.
+        x: the first argument of `run_round`.
+        arrays: the others but the number.
+    """
+    out = run_round(x, *arrays, 0)
+    rounds = math.ceil(most / room)
     if rounds == 1:
         return out
 
-    @jax.checkpoint
-    def run_round(x: Array, weights: Array, number: Array) -> Array:
-        return dispatch_and_combine(x, weights, choices, number * capacity, capacity, run_experts)
-
-    def skip_round(x: Array, weights: Array, number: Array) -> Array:
+    def skip_rounds(x: Array, *arrays: Array) -> Array:
         return jnp.zeros_like(x)
 
-    @jax.checkpoint
-    def run_more_rounds(x: Array, weights: Array) -> Array:
+    def run_more_rounds(x: Array, *arrays: Array) -> Array:
         def add_round(total: Array, number: Array) -> tuple[Array, None]:
-            is_needed = longest > number * capacity
-            return total + jax.lax.cond(is_needed, run_round, skip_round, x, weights, number), None
+            is_needed = needed > number * room
+            return total + jax.lax.cond(is_needed, jax.checkpoint(run_round), skip_rounds, x, *arrays, number), None
 
         return jax.lax.scan(add_round, jnp.zeros_like(x), jnp.arange(1, rounds))[0]
 
-    def skip_rounds(x: Array, weights: Array) -> Array:
-        return jnp.zeros_like(x)
+    def run_needed_rounds(x: Array, *arrays: Array) -> Array:
+        return jax.lax.cond(needed > room, run_more_rounds, skip_rounds, x, *arrays)
 
-    return out + jax.lax.cond(longest > capacity, run_more_rounds, skip_rounds, x, weights)
+    return out + recompute(run_needed_rounds, x, *arrays)
 
 
 def check_dispatch(config: ModelConfig, platform: str) -> None:
@@ -176,7 +191,7 @@ def dropless_kernel(dispatch: Dropless, platform: str) -> str:
     if dispatch.kernel != "auto":
         return dispatch.kernel
     mesh = jax.sharding.get_abstract_mesh()
-    experts_are_whole = mesh.empty or mesh.shape["expert"] * mesh.shape["tensor"] == 1
+    experts_are_whole = mesh.empty or mesh.shape["tensor"] == 1
     if platform == "tpu" and experts_are_whole:
         return "megablox"
     return "buffer"

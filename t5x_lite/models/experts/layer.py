@@ -62,7 +62,8 @@ class MixtureOfExperts(nnx.Module):
         if key is not None:
             router_key, dropout_key, choice_key = jax.random.split(key, 3)
         router = self.moe.router
-        x = constrain(x, "batch", None, None)  # the tokens of a row queue together
+        if self._sorting_kernel() is None:
+            x = constrain(x, "batch", None, None)  # the tokens of a row queue together
         logits = self.router(router.perturb(x, router_key))
         if router.experts_choose_tokens:
             out, activity = self._experts_choose(x, logits, is_token, dropout_key)
@@ -150,13 +151,20 @@ class MixtureOfExperts(nnx.Module):
         if isinstance(dispatch, Capacity):
             return self._dispatch_with_capacity(x, experts, weights, dispatch, key)
         served = jnp.sum(experts < count, axis=(1, 2), dtype=jnp.float32)
-        kernel = dropless_kernel(dispatch, target_platform())
-        if kernel != "buffer":
-            return dispatch_sorted(self.experts, count, kernel, x, experts, weights, key), served
+        kernel = self._sorting_kernel()
+        if kernel is not None:
+            return dispatch_sorted(self.experts, count, kernel, dispatch.buffer, x, experts, weights, key), served
         groups = math.gcd(num_shards("batch"), b)
         x, experts, weights = _in_groups(groups, x, experts, weights)
         out = dropless_dispatch(x, experts, weights, count, dispatch.buffer, run_experts)
         return out.reshape(b, l, d), served
+
+    def _sorting_kernel(self) -> str | None:
+        """Return the kernel that multiplies tokens sorted by expert; None if tokens go to buffers of the experts."""
+        if isinstance(self.moe.dispatch, Capacity):
+            return None
+        kernel = dropless_kernel(self.moe.dispatch, target_platform())
+        return None if kernel == "buffer" else kernel
 
     def _dispatch_with_capacity(
         self,

@@ -1,9 +1,11 @@
-"""Dropless dispatch by sorted rows: each device multiplies its own tokens, sorted by expert, with all experts.
+"""Dropless dispatch by sorted rows: a device multiplies tokens, sorted by expert, with the matrices of its experts.
 
-Letters are those of `layers.py` and `dispatch.py`; s sorted choices with their padding.
+Letters are those of `layers.py` and `dispatch.py`; n sorted choices of a device with their padding.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +13,11 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from t5x_lite.models.experts.dispatch import gather_rows, sort_by_expert, weighted_sum
+from t5x_lite.models.experts.dispatch import gather_rows, sort_by_expert, sum_rounds, weighted_sum
+from t5x_lite.models.experts.exchange import EXPERT_AXIS, exchange, exchange_window
 from t5x_lite.models.feedforward.layer import FeedForward
 from t5x_lite.models.layers import GroupedProduct, SortedRows, Weight
-from t5x_lite.models.sharding import active_mesh, axis_sizes, partition_spec
+from t5x_lite.models.sharding import active_mesh, axis_sizes, mesh_axes, partition_spec
 
 TILE_ROWS = 128
 """Rows that megablox multiplies at a time."""
@@ -29,10 +32,15 @@ def _megablox(x: Float[Array, "n d"], matrices: Float[Array, "e d f"], sizes: In
 GROUPED_PRODUCTS: dict[str, GroupedProduct] = {"ragged": jax.lax.ragged_dot, "megablox": _megablox}
 
 
+RunExperts = Callable[[Float[Array, "n d"], Int[Array, "e"]], Float[Array, "n d"]]
+"""A function that applies experts to rows sorted by expert, given the number of rows of each; further rows give 0."""
+
+
 def dispatch_sorted(
     experts: FeedForward,
     count: int,
     kernel: str,
+    buffer: float,
     x: Float[Array, "b l d"],
     chosen: Int[Array, "b l k"],
     weights: Float[Array, "b l k"],
@@ -40,13 +48,14 @@ def dispatch_sorted(
 ) -> Float[Array, "b l d"]:
     """Return the weighted outputs of the experts that each token has chosen.
 
-    On a mesh each device gathers the weights of all experts here, so that neither they nor their gradients are ever
-    whole outside.
+    On a mesh each device gathers the weights of its experts here, so that neither they nor their gradients are ever
+    whole outside. Where `expert` has several devices, tokens travel to the experts.
 
     Args:
         experts: the experts, side by side.
         count: how many there are.
         kernel: key in `GROUPED_PRODUCTS`.
+        buffer: size of a device's buffer for tokens of other devices, relative to an equal share.
         x: tokens.
         chosen: the experts of each token; `count` is none.
         weights: their weights.
@@ -54,35 +63,37 @@ def dispatch_sorted(
     """
     product = GROUPED_PRODUCTS[kernel]
     if active_mesh() is None:
-        return _run_rows(experts, count, product, x, chosen, weights, key)
+        return _send_rows(partial(_run_experts, experts, product, key), count, x, chosen, weights)
+    sizes = axis_sizes()
     graph, params = nnx.split(experts)
     arrays, structure = jax.tree.flatten(params)
     matrices = jax.tree.leaves(params, is_leaf=lambda leaf: isinstance(leaf, Weight))
-    specs = [partition_spec(axis_sizes(), matrix.axes.names, matrix.shape) for matrix in matrices]
+    specs = [partition_spec(sizes, matrix.axes.names, matrix.shape) for matrix in matrices]
 
     def gather_and_run(
         shards: Sequence[Array], x: Array, chosen: Array, weights: Array, key: PRNGKeyArray | None
     ) -> Float[Array, "b l d"]:
-        gathered = [_all_gather(shard.astype(x.dtype), spec) for shard, spec in zip(shards, specs, strict=True)]
+        gathered = [_gather_weights(shard.astype(x.dtype), spec) for shard, spec in zip(shards, specs, strict=True)]
         module = nnx.merge(graph, jax.tree.unflatten(structure, gathered))
-        return _run_rows(module, count, product, x, chosen, weights, key)
+        run_experts: RunExperts = partial(_run_experts, module, product, key)
+        if sizes[EXPERT_AXIS] > 1:
+            run_experts = partial(_exchange_rows, run_experts, buffer)
+        return _send_rows(run_experts, count, x, chosen, weights)
 
-    row_spec = partition_spec(axis_sizes(), ("batch", "length", None), x.shape)
+    row_spec = partition_spec(sizes, ("batch", "length", None), x.shape)
     in_specs = (specs, row_spec, row_spec, row_spec, PartitionSpec())
     sharded = jax.shard_map(gather_and_run, in_specs=in_specs, out_specs=row_spec, check_vma=False)
     return sharded(arrays, x, chosen, weights, key)
 
 
-def _run_rows(
-    experts: FeedForward,
+def _send_rows(
+    run_experts: RunExperts,
     count: int,
-    product: GroupedProduct,
     x: Float[Array, "b l d"],
     chosen: Int[Array, "b l k"],
     weights: Float[Array, "b l k"],
-    key: PRNGKeyArray | None,
 ) -> Float[Array, "b l d"]:
-    """Return the outputs for rows of tokens on one device, which has all experts."""
+    """Sort the choices of one device's tokens by expert, run the experts, and sum their outputs for each token."""
     tokens = x.reshape(1, -1, x.shape[-1])
     token_count = tokens.shape[1]
     choices = sort_by_expert(chosen.reshape(1, -1, chosen.shape[-1]), count)
@@ -93,11 +104,7 @@ def _run_rows(
     row_of_choice = choices.rank.reshape(1, -1, token_count)
     rows = gather_rows(tokens, token_of_row, jnp.moveaxis(row_of_choice, 1, 2))[0]
 
-    expert_of_row = jnp.take(choices.expert[0], choices.order[0])
-    expert_of_row = jnp.pad(expert_of_row, padding, constant_values=count)
-    sorted_rows = SortedRows(choices.counts[0], jnp.minimum(expert_of_row, count - 1), product)
-    has_expert = (expert_of_row < count)[:, None]
-    outputs = jnp.where(has_expert, experts(rows, key, sorted_rows), 0)
+    outputs = run_experts(rows, choices.counts[0])
 
     choice_of_row = jnp.pad(choices.order, ((0, 0), padding), constant_values=choice_count)
     returned = gather_rows(outputs[None], choices.rank, choice_of_row[..., None])
@@ -105,9 +112,52 @@ def _run_rows(
     return weighted_sum(returned, weights.reshape(1, -1, weights.shape[-1])).reshape(x.shape)
 
 
-def _all_gather(array: Array, spec: PartitionSpec) -> Array:
-    """Return the whole of an array of which each device has a part."""
-    for axis, mesh_axes in enumerate(spec):
-        if mesh_axes:
-            array = jax.lax.all_gather(array, mesh_axes, axis=axis, tiled=True)
-    return array
+def _run_experts(
+    experts: FeedForward,
+    product: GroupedProduct,
+    key: PRNGKeyArray | None,
+    rows: Float[Array, "n d"],
+    counts: Int[Array, "e"],
+) -> Float[Array, "n d"]:
+    """Apply experts to the rows on their device."""
+    expert_of_row = jnp.searchsorted(jnp.cumsum(counts), jnp.arange(len(rows)), side="right", method="compare_all")
+    sorted_rows = SortedRows(counts, jnp.minimum(expert_of_row, len(counts) - 1), product)
+    has_expert = (expert_of_row < len(counts))[:, None]
+    return jnp.where(has_expert, experts(rows, key, sorted_rows), 0)
+
+
+def _exchange_rows(
+    run_experts: RunExperts, buffer: float, rows: Float[Array, "n d"], counts: Int[Array, "e"]
+) -> Float[Array, "n d"]:
+    """Send rows to the devices of their experts, run these there, and send the outputs back.
+
+    A device has room for `buffer` times the rows of one device. Where tokens choose so unevenly that one device needs
+    more, all devices do further rounds.
+    """
+    row_count = len(rows)
+    all_counts = jax.lax.all_gather(counts, EXPERT_AXIS)
+    devices, experts = all_counts.shape
+    room = math.ceil(buffer * row_count / TILE_ROWS) * TILE_ROWS
+    received = all_counts.sum(0).reshape(devices, experts // devices).sum(1)
+    # The devices of all groups do the same rounds, which have collectives.
+    most_received = jax.lax.pmax(received.max(), jax.sharding.get_abstract_mesh().manual_axes)
+
+    def run_round(rows: Float[Array, "n d"], number: Int[Array, ""] | int) -> Float[Array, "n d"]:
+        window = exchange_window(all_counts, number * room, room)
+        inputs = exchange(rows, window.to_experts, window.back, room)
+        outputs = run_experts(inputs, window.rows_of_expert)
+        return exchange(outputs, window.back, window.to_experts, row_count)
+
+    return sum_rounds(run_round, most_received, room, devices * row_count, rows)
+
+
+def _gather_weights(shard: Array, spec: PartitionSpec) -> Array:
+    """Return the weights of this device's experts, of which the devices of the other mesh axes have parts."""
+    if len(shard) == 1 and mesh_axes(spec[:1]) in ((), (EXPERT_AXIS,)):
+        # With an axis of one expert a TPU sums the gradients on all devices, instead of scattering the sum.
+        return _gather_weights(shard[0], PartitionSpec(*spec[1:]))[None]
+    for axis, part in enumerate(spec):
+        gathered = [name for name in mesh_axes([part]) if name != EXPERT_AXIS]
+        if gathered:
+            shard = jax.lax.all_gather(shard, tuple(gathered), axis=axis, tiled=True)
+    return shard

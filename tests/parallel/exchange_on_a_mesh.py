@@ -1,0 +1,100 @@
+"""Compare exchanges of rows on four simulated devices with lists; print `equal` at the end.
+
+Run by test_mesh.py in a process of its own, because the number of devices is fixed when JAX starts.
+"""
+
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Float, Int
+
+from t5x_lite.models.experts.exchange import EXPERT_AXIS, exchange, exchange_window, simulate_ragged_all_to_all
+
+DEVICES = 4
+EXPERTS = 8
+ROWS = 40
+WIDTH = 3
+MESH = Mesh(jax.devices()[:DEVICES], EXPERT_AXIS)
+SPLIT = PartitionSpec(EXPERT_AXIS)
+
+
+def compare_with_the_example_of_jax() -> None:
+    """The example in the documentation of `jax.lax.ragged_all_to_all`, for two devices."""
+    mesh = Mesh(jax.devices()[:2], EXPERT_AXIS)
+
+    def send(operand: Array, starts: Array, sizes: Array, places: Array, received: Array) -> Array:
+        output = jnp.zeros((4, 1))
+        return simulate_ragged_all_to_all(operand, output, starts, sizes, places, received, axis_name=EXPERT_AXIS)
+
+    result = jax.shard_map(send, mesh=mesh, in_specs=SPLIT, out_specs=SPLIT, check_vma=False)(
+        jnp.array([[1.0], [2], [2], [3], [4], [0]]),
+        jnp.array([0, 1, 0, 1]),
+        jnp.array([1, 2, 1, 1]),
+        jnp.array([0, 0, 1, 2]),
+        jnp.array([1, 1, 2, 1]),
+    )
+    np.testing.assert_array_equal(result[:, 0], [1, 3, 0, 0, 2, 2, 4, 0])
+
+
+def random_rows() -> tuple[Int[np.ndarray, "p e"], Float[np.ndarray, "p n d"]]:
+    """Return how many rows each device has for each expert, and the rows, of which no two are equal.
+
+    The first two experts, those of one device, get half of the rows, and the third none; some rows have no expert.
+    """
+    rng = np.random.default_rng(0)
+    shares = [0.3, 0.2, 0, 0.1, 0.1, 0.1, 0.05, 0.05, 0.1]
+    experts = rng.choice(EXPERTS + 1, (DEVICES, ROWS), p=shares)
+    counts = np.array([np.bincount(of_device, minlength=EXPERTS + 1)[:EXPERTS] for of_device in experts])
+    return counts, rng.normal(size=(DEVICES, ROWS, WIDTH))
+
+
+def compare_with_lists(room: int) -> None:
+    """Every window has the rows of its device's experts, in the order of experts and senders, and they come back."""
+    counts, rows = random_rows()
+    received: list[list[np.ndarray]] = [[] for _ in range(DEVICES)]
+    for expert in range(EXPERTS):
+        for sender in range(DEVICES):
+            start = counts[sender, :expert].sum()
+            received[expert // (EXPERTS // DEVICES)].extend(rows[sender, start : start + counts[sender, expert]])
+
+    def run_window(rows: Array, factors: Array, first: Array) -> tuple[Array, Array, Array]:
+        window = exchange_window(jnp.asarray(counts), first, room)
+        there = exchange(rows, window.to_experts, window.back, room)
+        returned = exchange(there * factors, window.back, window.to_experts, ROWS)
+        return there, returned, window.rows_of_expert
+
+    run = jax.jit(
+        jax.shard_map(run_window, mesh=MESH, in_specs=(SPLIT, SPLIT, PartitionSpec()), out_specs=SPLIT, check_vma=False)
+    )
+    factors = np.random.default_rng(1).normal(size=(DEVICES * room, 1)).astype(np.float32)
+    flat_rows = jnp.asarray(rows.reshape(-1, WIDTH), jnp.float32)
+    total = np.zeros((DEVICES * ROWS, WIDTH))
+    most = max(map(len, received))
+    for first in range(0, most, room):
+        there, returned, rows_of_expert = run(flat_rows, factors, first)
+        for device in range(DEVICES):
+            expected = np.zeros((room, WIDTH))
+            part = received[device][first : first + room]
+            expected[: len(part)] = np.array(part).reshape(-1, WIDTH)
+            np.testing.assert_allclose(there.reshape(DEVICES, room, WIDTH)[device], expected, rtol=1e-6)
+            assert int(rows_of_expert.reshape(DEVICES, -1)[device].sum()) == len(part)
+        total += np.asarray(returned)
+
+        def weighted(rows: Array, first: int = first) -> Array:
+            return jnp.sum(run(rows, factors, first)[1] * flat_rows)
+
+        # The outputs are linear in the rows, and a row gets its own back: the gradient is factor times row.
+        np.testing.assert_allclose(jax.grad(weighted)(flat_rows), returned, rtol=1e-5, atol=1e-6)
+    if room > most:
+        is_sent = np.arange(ROWS) < counts.sum(1)[:, None]
+        assert np.array_equal(np.abs(total).sum(1) > 0, is_sent.reshape(-1))
+
+
+if __name__ == "__main__":
+    compare_with_the_example_of_jax()
+    for room in (ROWS * DEVICES, 16):
+        compare_with_lists(room)
+    sys.stdout.write("equal\n")
