@@ -5,7 +5,6 @@ from functools import partial
 from typing import Any, TypeVar
 
 import jax
-import jax.extend as jex
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
@@ -69,34 +68,6 @@ def rematerialised(body: ScanBody[Carry, Scanned, Stacked], policy: RematPolicy)
             offload_dst=PINNED_HOST,
         )
     return jax.checkpoint(body, policy=saveable, prevent_cse=False)
-
-
-def recompute(function: Callable[..., Array], *arguments: Any) -> Array:
-    """Return `function(*arguments)`, all of which the backward pass computes again.
-
-    Unlike `jax.checkpoint` in a layer, whose inner products the layer's policy may keep.
-
-    Args:
-        function: a function that returns one array. It may close over traced arrays.
-        arguments: trees of arrays.
-    """
-    # Gradients reach only explicit arguments of a custom rule: those that the function closes over become arguments.
-    closed = jax.make_jaxpr(function)(*arguments)
-    leaves = jax.tree.leaves(arguments)
-
-    def evaluate(leaves: Sequence[Array], closed_over: Sequence[Array]) -> Array:
-        return jex.core.jaxpr_as_fun(jex.core.ClosedJaxpr(closed.jaxpr, closed_over))(*leaves)[0]
-
-    def forward(leaves: Sequence[Array], closed_over: Sequence[Array]) -> tuple[Array, Any]:
-        return evaluate(leaves, closed_over), (leaves, closed_over)
-
-    def backward(inputs: tuple[Sequence[Array], Sequence[Array]], gradient: Array) -> tuple[Any, ...]:
-        _, pull_back = jax.vjp(evaluate, *inputs)
-        return pull_back(gradient)
-
-    run = jax.custom_vjp(evaluate)
-    run.defvjp(forward, backward)
-    return run(leaves, closed.consts)
 
 
 def _named_or_cudnn_attention(names: Sequence[str], primitive: Any, *values: Any, **parameters: Any) -> bool:

@@ -6,7 +6,6 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
 from jaxtyping import Int
@@ -102,8 +101,8 @@ def find_collectives(text: str, mesh: Mapping[str, int], slices: int = 1) -> lis
     The body of a loop counts as often as the loop's condition says. A collective that the compiler has spread over
     several fusions, to overlap it with other work, has one channel; it counts as often as it starts. One outside of
     fusions counts wherever it stands: an iteration that the compiler takes out of a loop has the channels of the loop.
-    Of a conditional the branch with the fewest collectives counts: the further rounds of dropless experts are for steps
-    whose tokens choose unevenly.
+    A loop whose limit is computed does not count: the further rounds of dropless experts are for batches whose tokens
+    choose unevenly.
 
     Args:
         text: `compiled.as_text()`.
@@ -216,33 +215,20 @@ def _count_executions(bodies: Mapping[str, Sequence[str]], entry: str) -> dict[s
         executions[name] += times
         for line in bodies[name]:
             trips = _count_trips(line, bodies)
-            for called in _called_computations(line, bodies):
-                visit(called, times * trips)
+            for called in _CALLED.findall(line):
+                for inner in re.findall(r"%([\w.\-]+)", called):
+                    if inner in bodies:
+                        visit(inner, times * trips)
 
     visit(entry, 1)
     return {name: times for name, times in executions.items() if times}
 
 
-def _called_computations(line: str, bodies: Mapping[str, Sequence[str]]) -> list[str]:
-    """Return the computations that an instruction runs; of the branches of a conditional the one with the least."""
-    names = [name for called in _CALLED.findall(line) for name in re.findall(r"%([\w.\-]+)", called)]
-    names = [name for name in names if name in bodies]
-    if " conditional(" in line:
-        return [min(names, key=partial(_count_collectives, bodies))]
-    return names
-
-
-def _count_collectives(bodies: Mapping[str, Sequence[str]], name: str) -> int:
-    """Return the number of collectives in the text of a computation and of all that it calls."""
-    count = 0
-    for line in bodies[name]:
-        count += _COLLECTIVE.search(line) is not None
-        count += sum(_count_collectives(bodies, called) for called in _called_computations(line, bodies))
-    return count
-
-
 def _count_trips(line: str, bodies: Mapping[str, Sequence[str]]) -> int:
-    """Return how often the body of the loop in a line runs, or 1 if the line holds no loop."""
+    """Return how often the body of the loop in a line runs, or 1 if the line holds no loop.
+
+    A loop whose limit is no constant runs as often as a batch needs, and counts 0.
+    """
     loop = _LOOP.search(line)
     if loop is None:
         return 1
@@ -253,7 +239,7 @@ def _count_trips(line: str, bodies: Mapping[str, Sequence[str]]) -> int:
     body = bodies.get(loop[2], ())
     # The condition of a counted loop compares the counter with a constant. An unrolled loop counts in larger steps.
     limits = _CONSTANT.findall("\n".join(condition))
-    limit = max(map(int, limits), default=1)
+    limit = max(map(int, limits), default=0)
     return math.ceil(limit / _counter_step(condition, body))
 
 

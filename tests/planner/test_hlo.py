@@ -122,28 +122,39 @@ def test_an_iteration_that_is_taken_out_of_a_loop_counts_beside_the_others() -> 
     assert (by_kind["reduce-scatter"].times, by_kind["reduce-scatter"].sent) == (4, sent)
 
 
-BRANCHES = """HloModule step
+FURTHER_ROUNDS = """HloModule step
 
-%all_rounds (a: f32[8,16]) -> f32[8,16] {
-  %a = f32[8,16]{1,0} parameter(0)
-  ROOT %sent.1 = f32[8,16]{1,0} all-to-all(%a), channel_id=2, replica_groups=[1,8]<=[8], dimensions={0}
+%round (state: (f32[8,16], s32[], s32[])) -> (f32[8,16], s32[], s32[]) {
+  %state = (f32[8,16]{1,0}, s32[], s32[]) parameter(0)
+  %rows = f32[8,16]{1,0} get-tuple-element(%state), index=0
+  %number = s32[] get-tuple-element(%state), index=1
+  %rounds = s32[] get-tuple-element(%state), index=2
+  %one = s32[] constant(1)
+  %next = s32[] add(%number, %one)
+  %sent.1 = f32[8,16]{1,0} all-to-all(%rows), channel_id=2, replica_groups=[1,8]<=[8], dimensions={0}
+  ROOT %out = (f32[8,16]{1,0}, s32[], s32[]) tuple(%sent.1, %next, %rounds)
 }
 
-%no_round (b: f32[8,16]) -> f32[8,16] {
-  ROOT %b = f32[8,16]{1,0} parameter(0)
+%is_needed (state.1: (f32[8,16], s32[], s32[])) -> pred[] {
+  %state.1 = (f32[8,16]{1,0}, s32[], s32[]) parameter(0)
+  %number.1 = s32[] get-tuple-element(%state.1), index=1
+  %rounds.1 = s32[] get-tuple-element(%state.1), index=2
+  ROOT %compare.1 = pred[] compare(%number.1, %rounds.1), direction=LT
 }
 
-ENTRY %main (x: f32[8,16], needed: pred[]) -> f32[8,16] {
+ENTRY %main (x: f32[8,16], needed: s32[]) -> (f32[8,16], s32[], s32[]) {
   %x = f32[8,16]{1,0} parameter(0)
-  %needed = pred[] parameter(1)
+  %needed = s32[] parameter(1)
+  %one.1 = s32[] constant(1)
   %sent = f32[8,16]{1,0} all-to-all(%x), channel_id=1, replica_groups=[1,8]<=[8], dimensions={0}
-  ROOT %more = f32[8,16]{1,0} conditional(%needed, %sent, %sent), branch_computations={%no_round, %all_rounds}
+  %init = (f32[8,16]{1,0}, s32[], s32[]) tuple(%sent, %one.1, %needed)
+  ROOT %more = (f32[8,16]{1,0}, s32[], s32[]) while(%init), condition=%is_needed, body=%round
 }
 """
 
 
-def test_a_branch_that_a_step_may_leave_out_does_not_count() -> None:
-    (collective,) = find_collectives(BRANCHES, {"expert": 8})
+def test_a_loop_that_a_batch_may_not_need_does_not_count() -> None:
+    (collective,) = find_collectives(FURTHER_ROUNDS, {"expert": 8})
     assert (collective.times, collective.sent) == (1, 8 * 16 * 4 * 7 / 8)
 
 

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Int
 
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.experts.config import Dropless
-from t5x_lite.models.remat import recompute
+from t5x_lite.models.experts.rounds import sum_rounds
 
 RunExperts = Callable[[Float[Array, "g e c d"]], Float[Array, "g e c d"]]
 """A function that applies every expert to its buffer."""
@@ -137,40 +137,6 @@ def dropless_dispatch(
         return dispatch_and_combine(x, weights, choices, number * capacity, capacity, run_experts)
 
     return sum_rounds(run_round, choices.counts.max(), capacity, t, x, weights)
-
-
-def sum_rounds(
-    run_round: Callable[..., Array], needed: Int[Array, ""], room: int, most: int, x: Array, *arrays: Array
-) -> Array:
-    """Return the sum over the rounds that are needed.
-
-    Args:
-        run_round: a function of the arrays and the number of a round, which returns an array like `x`.
-        needed: how many places are needed in all rounds together.
-        room: places of a round. One round is always run.
-        most: the largest possible `needed`.
-        x: the first argument of `run_round`.
-        arrays: the others but the number.
-    """
-    out = run_round(x, *arrays, 0)
-    rounds = math.ceil(most / room)
-    if rounds == 1:
-        return out
-
-    def skip_rounds(x: Array, *arrays: Array) -> Array:
-        return jnp.zeros_like(x)
-
-    def run_more_rounds(x: Array, *arrays: Array) -> Array:
-        def add_round(total: Array, number: Array) -> tuple[Array, None]:
-            is_needed = needed > number * room
-            return total + jax.lax.cond(is_needed, jax.checkpoint(run_round), skip_rounds, x, *arrays, number), None
-
-        return jax.lax.scan(add_round, jnp.zeros_like(x), jnp.arange(1, rounds))[0]
-
-    def run_needed_rounds(x: Array, *arrays: Array) -> Array:
-        return jax.lax.cond(needed > room, run_more_rounds, skip_rounds, x, *arrays)
-
-    return out + recompute(run_needed_rounds, x, *arrays)
 
 
 def check_dispatch(config: ModelConfig, platform: str) -> None:

@@ -13,8 +13,9 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from t5x_lite.models.experts.dispatch import gather_rows, sort_by_expert, sum_rounds, weighted_sum
+from t5x_lite.models.experts.dispatch import gather_rows, sort_by_expert, weighted_sum
 from t5x_lite.models.experts.exchange import EXPERT_AXIS, exchange, exchange_window
+from t5x_lite.models.experts.rounds import sum_rounds
 from t5x_lite.models.feedforward.layer import FeedForward
 from t5x_lite.models.layers import GroupedProduct, SortedRows, Weight
 from t5x_lite.models.sharding import active_mesh, axis_sizes, mesh_axes, partition_spec
