@@ -1,4 +1,4 @@
-"""Settings of a user that have no effect, or the opposite of what they are for.
+"""Settings of a user that have no effect: nothing that the run does reads them.
 
 Shipped configs may hold settings without effect: the `data.mixture_alpha` of mT5 waits for the sources that a user
 names. So may the resolved config of a run, which has every setting. This module does not import JAX.
@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from t5x_lite.checkpoint_config import CheckpointConfig
 from t5x_lite.config_files import SHIPPED_CONFIGS
 from t5x_lite.data.config import DataConfig
 from t5x_lite.errors import UserError
@@ -37,9 +36,6 @@ def check_used(config: "RunConfig", sources: Sources) -> None:
         location = sources.location_of(key)
         if _is_set(key, sources) and _is_file_of_user(location):
             messages.append(f"{location}: `{key}` has no effect, because {reason}; remove it")
-    message = _best_problem(config.checkpoint, sources)
-    if message:
-        messages.append(message)
     if messages:
         raise UserError("; ".join(messages))
 
@@ -69,21 +65,6 @@ def _unused(config: "RunConfig") -> Iterator[tuple[str, str]]:
         yield "model.pipeline_microbatches", "mesh.pipeline is 1"
 
 
-def _best_problem(checkpoint: CheckpointConfig, sources: Sources) -> str:
-    """Return why the best checkpoint would be the worst; an empty string if it would not.
-
-    The configs that others build on say that the highest value is best and leave the metric to these.
-    """
-    defaults = CheckpointConfig()
-    location = sources.location_of("checkpoint.best")
-    if checkpoint.best == "lowest" or checkpoint.best_metric != defaults.best_metric or _is_of_run(location):
-        return ""
-    return (
-        f"{location}: `checkpoint.best` is highest, and checkpoint.best_metric is {defaults.best_metric}, whose "
-        "highest value is the worst; set checkpoint.best_metric to the metric that is best where it is highest"
-    )
-
-
 def _is_set(key: str, sources: Sources) -> bool:
     """Return whether a file or the command line sets a key."""
     values: object = sources.values
@@ -99,9 +80,4 @@ def _is_file_of_user(location: str) -> bool:
     if location == COMMAND_LINE:
         return True
     path = Path(location.rpartition(":")[0]).resolve()
-    return not path.is_relative_to(SHIPPED_CONFIGS) and not _is_of_run(location)
-
-
-def _is_of_run(location: str) -> bool:
-    """Return whether a location is in the resolved config of a run."""
-    return Path(location.rpartition(":")[0]).name == CONFIG_FILE
+    return not path.is_relative_to(SHIPPED_CONFIGS) and path.name != CONFIG_FILE
