@@ -11,6 +11,7 @@ from typing import Annotated
 from t5x_lite import schema
 from t5x_lite.adapt import ADAPTATIONS, AdaptationMethod, Full
 from t5x_lite.adapt.trainable import TrainableSplit
+from t5x_lite.best_metric import check_best_metric
 from t5x_lite.checkpoint_config import CheckpointConfig
 from t5x_lite.config_files import find_config
 from t5x_lite.config_problems import distillation_problems, objective_problems
@@ -36,6 +37,7 @@ from t5x_lite.tasks import TaskForm
 from t5x_lite.train.config import OptimizerConfig, TrainConfig
 from t5x_lite.train.optimizers import NTASGD
 from t5x_lite.trees import flatten_names
+from t5x_lite.unused_settings import check_used
 
 
 class AdaptConfig(Config):
@@ -306,8 +308,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         overrides: settings, `dotted.key=value`, that replace those of the file.
 
     Raises:
-        UserError: one line with every problem, where it was set, and the nearest valid spelling; a plugin that
-            cannot be loaded.
+        UserError: one line with every problem, where it was set, and the nearest valid spelling; settings that have
+            no effect; a best metric that nothing reports; a plugin that cannot be loaded.
     """
     load_plugins()
     path = find_config(path)
@@ -315,6 +317,8 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     _check_tokenizer(sources)
     completed = schema.Sources(add_derived_settings(sources.values), sources.locations)
     config = schema.validate(RunConfig, completed)
+    check_used(config, sources)
+    check_best_metric(config, sources)
     run_dir = expand(config.run_dir or str(Path("runs") / path.stem))
     for key, source in config.source_runs:
         if Path(expand(source)).absolute() == Path(run_dir).absolute():

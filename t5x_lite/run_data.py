@@ -48,7 +48,7 @@ def _new_tokenizer(config: RunConfig) -> Tokenizer:
     if config.adapt is not None and not config.adapt.new_tokenizer:
         tokenizer = source_run(config).tokenizer
     else:
-        tokenizer = load_or_train_tokenizer(config.tokenizer, config.data)
+        tokenizer = load_or_train_tokenizer(config.tokenizer, config.data, tables_as_text=bool(config.tasks))
     if config.data.chat_template:
         template = read_chat_template(_template_path(config.data.chat_template))
         tokenizer.settings = {**tokenizer.settings, CHAT_TEMPLATE: template}

@@ -1,6 +1,7 @@
 """The first weights of a run that adapts another one, and the checkpoint that its frozen weights come from."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -10,17 +11,25 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, PyTree
 
+from t5x_lite import schema
 from t5x_lite.adapt.method import AdaptationMethod, ModelPair
 from t5x_lite.config import RunConfig
 from t5x_lite.errors import UserError
+from t5x_lite.models.config import DECODER_SETTINGS, ModelConfig
 from t5x_lite.models.electra import discriminator_weights
-from t5x_lite.models.spec import ModelSpec, init_params
+from t5x_lite.models.spec import ModelSpec, init_params, model_spec
 from t5x_lite.parallel.mesh import shardings
 from t5x_lite.run_dir import Run, open_run
 from t5x_lite.trees import flatten_names, unflatten_names
 
 MAX_LISTED_PROBLEMS = 4
 """Arrays of a wrong shape that an error message names."""
+SETTINGS_WITHOUT_ARRAYS = (
+    *("family", "head", "outputs", "dropout", "variational_dropout", "embedding_dropout", "init", "mup"),
+    *("attention_scale", "attention_softcap", "logit_softcap", "scale_embedding", "bfloat16_embedding_scale"),
+    *("scale_output", "prefix_lm", "kernel", "compute", "remat", "pipeline_microbatches", "unroll"),
+)
+"""Settings of models on which the arrays that two models share do not depend."""
 
 
 @dataclass(frozen=True)
@@ -99,26 +108,66 @@ def initial_weights(
     for number, folder in enumerate(method.sources):
         for name, value in _adapter_weights(folder, method, mesh, source).items():
             old[f"{number}:{name}"] = value
-    old_model = run.config.model
-    if old_model.family == "electra":
-        old_model = old_model.discriminator_model
-        old = discriminator_weights(old)
-
-    def create(old: dict[str, Array]) -> dict[str, Array]:
-        fresh = init_params(config.model, jax.random.key(config.train.seed), config.method.surgery)
-        return method.initial_weights(old, flatten_names(fresh), ModelPair(old_model, config.model))
-
+    create = _creation(config, run)
     shapes = flatten_names(spec.shapes)
     created_shapes = jax.eval_shape(create, old)
-    _check_shapes(created_shapes, shapes, str(run.config.run_dir))
+    _check_shapes(created_shapes, shapes, config, run)
     all_shardings = flatten_names(shardings(mesh, spec.axes, spec.shapes))
     out_shardings = {name: all_shardings[name] for name in created_shapes}
     arrays = jax.jit(create, out_shardings=out_shardings)(old)
     return unflatten_names({name: arrays[name] for name in shapes}), source
 
 
-def _check_shapes(created: dict[str, Any], expected: dict[str, Any], folder: str) -> None:
-    """Raise a UserError for weights that are missing or have another shape than expected."""
+def check_source_model(config: RunConfig) -> None:
+    """Refuse a run whose model does not become that of a config that adapts it, before data are opened.
+
+    No weights are read.
+
+    Raises:
+        UserError: the method has no weights for some arrays, or weights of another shape; names the settings of the
+            models that differ.
+    """
+    run = source_run(config)
+    config = with_source_vocab(config, run)
+    old = jax.eval_shape(partial(_merge, run), flatten_names(run.spec.shapes))
+    for number, folder in enumerate(config.method.sources):
+        adapter = _open_adapter(folder, config.method)
+        trained = adapter.config.trainable_split(adapter.spec.axes).trained(adapter.spec.shapes)
+        for name, shape in flatten_names(trained).items():
+            old[f"{number}:{name}"] = shape
+    created_shapes = jax.eval_shape(_creation(config, run), old)
+    _check_shapes(created_shapes, flatten_names(model_spec(config.model, config.method.surgery).shapes), config, run)
+
+
+def with_source_vocab(config: RunConfig, source: Run) -> RunConfig:
+    """Return a config whose model has the size of the vocabulary of the run that it adapts, if it names none."""
+    if config.model.vocab is not None:
+        return config
+    model = config.model.model_copy(update={"vocab": source.config.model.vocab})
+    return config.model_copy(update={"model": model})
+
+
+def _creation(config: RunConfig, source: Run) -> Callable[[dict[str, Array]], dict[str, Array]]:
+    """Return the function from the weights of a run, and of adapters, to the first weights of a config's model."""
+    old_model = source.config.model
+    is_electra = old_model.family == "electra"
+    if is_electra:
+        old_model = old_model.discriminator_model
+
+    def create(old: dict[str, Array]) -> dict[str, Array]:
+        if is_electra:
+            old = discriminator_weights(old)
+        fresh = init_params(config.model, jax.random.key(config.train.seed), config.method.surgery)
+        return config.method.initial_weights(old, flatten_names(fresh), ModelPair(old_model, config.model))
+
+    return create
+
+
+def _check_shapes(created: dict[str, Any], expected: dict[str, Any], config: RunConfig, source: Run) -> None:
+    """Raise a UserError for weights that are missing or have another shape than expected.
+
+    It names the settings of the models that differ, or the arrays if none does that arrays depend on.
+    """
     problems = []
     for name, leaf in expected.items():
         if name not in created:
@@ -127,11 +176,36 @@ def _check_shapes(created: dict[str, Any], expected: dict[str, Any], folder: str
             problems.append(f"{name} is {list(created[name].shape)}, expected {list(leaf.shape)}")
     if not problems:
         return
+    subject = f"adapt.from {source.config.run_dir}: its weights do not make this config's model"
+    differences = _differing_settings(config, source.config)
+    if differences:
+        raise UserError(f"{subject}: {'; '.join(differences)}")
     listed = "; ".join(problems[:MAX_LISTED_PROBLEMS])
     remaining = len(problems) - MAX_LISTED_PROBLEMS
     if remaining > 0:
         listed += f" and {remaining} more"
-    raise UserError(f"adapt.from {folder}: its weights do not make this config's model: {listed}")
+    raise UserError(f"{subject}: {listed}")
+
+
+def _differing_settings(config: RunConfig, source: RunConfig) -> list[str]:
+    """Return the settings on which arrays depend and that differ between two models, with both values."""
+    ignored = (*SETTINGS_WITHOUT_ARRAYS, *config.method.changed_settings)
+    if source.model.family != config.model.family:
+        ignored += DECODER_SETTINGS
+    old = schema.flatten(source.model)
+    new = schema.flatten(config.model)
+    differences = []
+    for key in sorted(old.keys() | new.keys()):
+        if old.get(key) != new.get(key) and key.partition(".")[0] not in ignored:
+            old_value = _size(source.model, key, old.get(key))
+            value = _size(config.model, key, new.get(key))
+            differences.append(f"model.{key} is {old_value!r} there, {value!r} here")
+    return differences
+
+
+def _size(model: ModelConfig, key: str, value: object) -> object:
+    """Return the value of a setting of a model, or of a size that follows from others, which is written as null."""
+    return getattr(model, key, None) if value is None else value
 
 
 def merged_weights(run: Run, mesh: Mesh, step: int | None = None) -> tuple[int, dict[str, Array]]:
@@ -141,16 +215,20 @@ def merged_weights(run: Run, mesh: Mesh, step: int | None = None) -> tuple[int, 
         UserError: the addition cannot be merged, as with bottleneck adapters.
     """
     step, params, _ = load_weights(run, mesh, step)
-    weights = flatten_names(params)
+    return step, _merge(run, flatten_names(params))
+
+
+def _merge(run: Run, weights: dict[str, Array]) -> dict[str, Array]:
+    """Return the weights of a run as those of a plain model; see `merged_weights`."""
     if run.config.adapt is None:
-        return step, weights
+        return weights
     merged = run.config.adapt.method.merged_weights(weights)
     if merged is None:
         raise UserError(
             f"{run.config.run_dir}: what its adaptation has added cannot be merged into its weights; take its base "
             f"{run.config.adapt.source}"
         )
-    return step, merged
+    return merged
 
 
 def _adapter_weights(folder: str, method: AdaptationMethod, mesh: Mesh, base: BaseCheckpoint) -> dict[str, Array]:
@@ -159,16 +237,26 @@ def _adapter_weights(folder: str, method: AdaptationMethod, mesh: Mesh, base: Ba
     Raises:
         UserError: it was trained on another base, or is nothing that the method combines.
     """
-    run = open_run(folder)
-    try:
-        method.check_source(run.config.method)
-    except ValueError as error:
-        raise UserError(f"adapter {folder}: {error}") from None
+    run = _open_adapter(folder, method)
     _, trained, metadata = run.trained_weights(mesh)
     adapter_base = BaseCheckpoint.from_metadata(metadata)
     if adapter_base is None or adapter_base.fingerprint != base.fingerprint:
         raise UserError(f"adapter {folder}: was trained on another base than adapt.from names, or is not frozen on one")
     return flatten_names(trained)
+
+
+def _open_adapter(folder: str, method: AdaptationMethod) -> Run:
+    """Open a run that is a source of a method.
+
+    Raises:
+        UserError: it is nothing that the method combines.
+    """
+    run = open_run(folder)
+    try:
+        method.check_source(run.config.method)
+    except ValueError as error:
+        raise UserError(f"adapter {folder}: {error}") from None
+    return run
 
 
 def fingerprint(weights: dict[str, Array]) -> str:

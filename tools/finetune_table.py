@@ -74,6 +74,7 @@ def train_command(options: argparse.Namespace, method: str, seed: int, run_dir: 
         *initialisation,
         f"run_dir={run_dir}",
         f"tasks={options.task}",
+        f"checkpoint.best_metric=eval/{options.task}/accuracy",
         f"data.files={options.train}",
         f"data.validation_files={options.dev}",
         f"train.seed={seed}",

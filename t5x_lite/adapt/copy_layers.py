@@ -1,7 +1,7 @@
 """A shallower model begins with some of the layers of a deeper one: DistilBERT (Sanh et al. 2019, §3)."""
 
 from collections.abc import Mapping
-from typing import Annotated, TypeAlias
+from typing import Annotated, ClassVar, TypeAlias
 
 import numpy as np
 from pydantic import Strict
@@ -24,6 +24,8 @@ class CopyLayers(AdaptationMethod):
 
     By default they are evenly spaced from the first to the last, such as DistilBERT's 0, 2, 4, 7, 9, 11 of BERT's 12.
     """
+
+    changed_settings: ClassVar[tuple[str, ...]] = ("layers", "decoder_layers")
 
     layers: Layers = setting(
         (), "layers of the other run, from 0, for each of this model's in their order; [] spaces them evenly"

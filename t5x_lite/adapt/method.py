@@ -47,6 +47,8 @@ class AdaptationMethod(Config):
     """Nothing of the old model trains."""
     rewinds: ClassVar[bool] = False
     """The run begins with an early state of the other one, and not with weights of its last checkpoint."""
+    changed_settings: ClassVar[tuple[str, ...]] = ()
+    """Settings of the model in which the new one may differ, although arrays depend on them."""
 
     @property
     def keeps_base(self) -> bool:

@@ -1,5 +1,7 @@
 """Sparse upcycling: a dense run becomes a Mixture-of-Experts one (Komatsuzaki et al. 2023, §2)."""
 
+from typing import ClassVar
+
 from t5x_lite.adapt.method import AdaptationMethod, ModelPair, NamedArrays
 from t5x_lite.arrays import Array
 from t5x_lite.models.config import ModelConfig
@@ -13,6 +15,8 @@ class Upcycle(AdaptationMethod):
     The first model computes what the dense one did, wherever a token's experts have room: the weights of their equal
     outputs sum to one.
     """
+
+    changed_settings: ClassVar[tuple[str, ...]] = ("feedforward", "pattern")
 
     def check(self, model: ModelConfig) -> None:
         """Raise ValueError for a model that would not begin as the dense one."""

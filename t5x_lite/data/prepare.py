@@ -317,8 +317,8 @@ def _report(files: CorpusFiles, jobs: Sequence[TokeniseJob], summary: CorpusSumm
         delete_folder(files.folder)
         if cleaning is not None and cleaning.documents:
             raise UserError(f"the corpus is empty: data.cleaning drops all documents: {cleaning.dropped}")
-        example = f" ({jobs[0].unit.path}, …)" if jobs else ""
-        raise UserError(f"the corpus is empty: {len(jobs)} files hold no text{example}; set data.files")
+        names = sources.name_files([job.unit for job in jobs])
+        raise UserError(f"the corpus is empty: no text in {names}; set data.files")
     train = summary.splits["train"]
     validation = summary.splits["validation"]
     message = (

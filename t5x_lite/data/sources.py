@@ -2,6 +2,7 @@
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -31,6 +32,8 @@ FILES_AT_ONCE = 32
 """Files that are opened at the same time: a bucket answers each after a while, whatever it is asked."""
 UNIT_RECORDS = 50_000
 """Records of a TFDS unit."""
+NAMED_FILES = 3
+"""Files that an error names; it counts the others."""
 
 
 @dataclass(frozen=True)
@@ -224,3 +227,13 @@ def field_files(first: str, fields: tuple[str, ...]) -> list[str]:
     if match := re.fullmatch(rf"((?:.*[._-])?){re.escape(fields[0])}((?:[._-].*)?)", file_name):
         head, tail = match.groups()
     return [folder + slash + head + name + tail for name in fields]
+
+
+def name_files(units_of_text: Sequence[Unit]) -> str:
+    """Return the names of the first files of units, and how many more there are, for an error."""
+    paths = list(dict.fromkeys(path for unit in units_of_text for path in unit.paths))
+    names = ", ".join(paths[:NAMED_FILES]) or "data.files"  # a data set without records has no units
+    remaining = len(paths) - NAMED_FILES
+    if remaining > 0:
+        names += f" and {remaining:,} more"
+    return names

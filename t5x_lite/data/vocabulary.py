@@ -49,10 +49,15 @@ TRAINER_THREADS = 2
 """Threads of SentencePiece's trainer. Its result depends on their number, so that it must not be that of the cores."""
 
 
-def load_or_train_tokenizer(tokenizer: TokenizerConfig, data: DataConfig) -> Tokenizer:
+def load_or_train_tokenizer(tokenizer: TokenizerConfig, data: DataConfig, *, tables_as_text: bool = False) -> Tokenizer:
     """Load a tokenizer from its file or from the cache, or train it on the text and cache it.
 
     The name of a trained tokenizer's folder is a hash of its settings and of the text's files.
+
+    Args:
+        tokenizer: the kind of tokenizer.
+        data: names the text, and the folder of the cache.
+        tables_as_text: read .csv and .tsv as text, for the records of tasks.
 
     Raises:
         UserError: the file is not a tokenizer; no text; a vocabulary that the text does not support.
@@ -63,7 +68,7 @@ def load_or_train_tokenizer(tokenizer: TokenizerConfig, data: DataConfig) -> Tok
         return Bytes()
     if isinstance(tokenizer, Words) and tokenizer.file:
         return read_words(tokenizer)
-    units_of_sources = [sources.units(source, tables_as_text=True) for source in data.sources]
+    units_of_sources = [sources.units(source, tables_as_text=tables_as_text) for source in data.sources]
     units = list(itertools.chain.from_iterable(units_of_sources))
     folder = local_path(join(data.cache_dir, f"tokenizer-{_hash_settings(tokenizer, units)}"))
     if has_tokenizer(folder):
@@ -74,7 +79,7 @@ def load_or_train_tokenizer(tokenizer: TokenizerConfig, data: DataConfig) -> Tok
         units = _spread_units(units_of_sources)
     check_writable(data.cache_dir, "data.cache_dir")  # before the tokenizer is trained
     _log(f"training on {len(units)} pieces of text")
-    trained = _train_kind(tokenizer, _sample_texts(units, max_bytes))
+    trained = _train_kind(tokenizer, _refuse_empty(_sample_texts(units, max_bytes), units))
     _log(f"{trained.vocab} pieces, in {with_urls(str(trained.save(folder)))}")
     upload_changes()
     return trained
@@ -136,6 +141,20 @@ def _beginning(max_bytes: float, unit: sources.Unit) -> list[str]:
         if bytes_left <= 0:
             break
     return texts
+
+
+def _refuse_empty(texts: Iterable[str], units: Sequence[sources.Unit]) -> Iterator[str]:
+    """Yield the texts of units.
+
+    Raises:
+        UserError: none of them has a character; names the files.
+    """
+    has_text = False
+    for text in texts:
+        has_text = has_text or bool(text)
+        yield text
+    if not has_text:
+        raise UserError(f"no text to train a tokenizer on in {sources.name_files(units)}; set data.files")
 
 
 def train(config: Unigram | BPE | Character, texts: Iterable[str]) -> SentencePiece:

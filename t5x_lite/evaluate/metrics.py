@@ -43,6 +43,11 @@ def check_metric(metric: str, task: str) -> None:
             _import_library(library)
 
 
+def score_names(metric: str) -> tuple[str, ...]:
+    """Return the names of the scores of a metric."""
+    return SEVERAL_SCORES.get(metric, (metric,))
+
+
 def accuracy(predictions: Sequence[object], references: Sequence[object]) -> Scores:
     """Return the fraction of predictions that equal their reference."""
     hits = [prediction == reference for prediction, reference in zip(predictions, references, strict=True)]
@@ -251,6 +256,15 @@ MARGIN_METRICS: dict[str, Callable[[Sequence[float]], Scores]] = {
     "reward": reward,
 }
 """Metrics of the margins between two answers (`Supervised.margin`), or of the rewards of sampled ones, by name."""
+
+SEVERAL_SCORES: dict[str, tuple[str, ...]] = {
+    "multirc": ("f1", "exact_match"),
+    "record": ("exact_match", "f1"),
+    "rouge": ("rouge1", "rouge2", "rougeLsum"),
+    "span_f1": ("span_precision", "span_recall", "span_f1"),
+    "squad": ("exact_match", "f1"),
+}
+"""The names of the scores of metrics that have others than their own."""
 
 LIBRARIES = {
     "sacrebleu": {"bleu"},

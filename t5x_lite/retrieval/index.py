@@ -9,6 +9,7 @@ A shard is complete if it has its vectors. An interrupted build goes on with the
 
 import io
 from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -88,6 +89,20 @@ class Index:
             parts.append(part)
             start += len(part)
         return np.concatenate(parts)
+
+    def known_ids(self, ids: AbstractSet[str]) -> set[str]:
+        """Return those of some ids that passages have. All texts are read until the last of them occurs."""
+        known: set[str] = set()
+        with track_progress("comparing ids") as advance:
+            for number in range(len(self._shards)):
+                if len(known) == len(ids):
+                    break
+                for line in self._read_texts(number):
+                    identifier = StoredPassage.from_json(line).id
+                    if identifier in ids:
+                        known.add(identifier)
+                advance("", number + 1, len(self._shards))
+        return known
 
     def check_queries(self, encoder: VectorEncoder) -> None:
         """Refuse a model whose queries the vectors are not for.

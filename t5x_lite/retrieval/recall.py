@@ -1,8 +1,9 @@
 """Recall@k: the share of queries with a relevant passage among the first k (Karpukhin et al. 2020, §5.1)."""
 
+import sys
 import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from t5x_lite.errors import UserError
 from t5x_lite.files import check_is_file
 from t5x_lite.objectives.passages import Passage, read_passages
 from t5x_lite.retrieval.collection import StoredPassage
+from t5x_lite.retrieval.index import Index
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,7 @@ class JudgedQuery:
         positives: relevant passages.
         answers: texts, one of which a relevant passage contains.
         record: the query's record.
+        location: its file and line.
     """
 
     text: str
@@ -32,6 +35,7 @@ class JudgedQuery:
     positives: frozenset[Passage] = frozenset()
     answers: tuple[str, ...] = ()
     record: Mapping[str, object] = field(default_factory=dict)
+    location: str = ""
 
     def finds(self, stored: StoredPassage) -> bool:
         """Return whether a passage is relevant."""
@@ -51,7 +55,7 @@ def read_queries(file: Path) -> list[JudgedQuery]:
     queries = []
     for location, record in stream_record_file(str(file)):
         try:
-            queries.append(_read_query(record))
+            queries.append(replace(_read_query(record), location=location))
         except ValueError as error:
             raise UserError(f"{location}: {error}") from None
     if not queries:
@@ -73,6 +77,25 @@ def _read_query(record: object) -> JudgedQuery:
     if not ids and not answers and not positives:
         raise ValueError("names no relevant passage: give `positive`, `ids` or `answers`")
     return JudgedQuery(text, frozenset(map(str, ids)), frozenset(positives), tuple(map(str, answers)), record)
+
+
+def check_ids(queries: Sequence[JudgedQuery], index: Index) -> None:
+    """Print a line about `ids` that no passage of an index has. Such passages are never found.
+
+    Raises:
+        UserError: the index has none of the ids, and queries are judged by them alone; names the first one's line.
+    """
+    ids = {identifier for query in queries for identifier in query.ids}
+    unknown = ids - index.known_ids(ids)
+    if not unknown:
+        return
+    first = next(query for query in queries if query.ids & unknown)
+    example = f"{first.location}: id {min(first.ids & unknown)!r} is that of no passage of {index.folder}"
+    is_judged_by_ids = any(query.ids and not query.positives and not query.answers for query in queries)
+    if unknown == ids and is_judged_by_ids:
+        raise UserError(f"{example}, nor is any other id of the file; name the index of the passages that it judges")
+    message = f"{example}; {len(unknown):,} of the {len(ids):,} ids of the file are not there and will not be found"
+    print(message, file=sys.stderr, flush=True)
 
 
 def contains_words(words: Sequence[str], answer_words: Sequence[str]) -> bool:

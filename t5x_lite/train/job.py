@@ -18,8 +18,10 @@ from t5x_lite.run_data import open_run_data, open_tokenizer
 from t5x_lite.run_dir import check_run_dir, has_begun, with_absolute_paths, with_vocab
 from t5x_lite.run_rewards import check_rewards
 from t5x_lite.run_teacher import check_teacher
+from t5x_lite.run_weights import check_source_model
 from t5x_lite.train.branch import check_branch
 from t5x_lite.train.mesh_checks import check_mesh
+from t5x_lite.train.rewind import check_rewind
 
 
 @dataclass(frozen=True)
@@ -70,8 +72,8 @@ def open_job(config: RunConfig) -> Job:
     mesh = make_mesh(config.mesh)
     attention_kernels = check_mesh(mesh, config, mesh.devices.flat[0].platform)
     changed_settings = check_run_dir(config)
-    if config.branch is not None and jax.process_index() == 0 and not has_begun(config):
-        check_branch(with_absolute_paths(config))
+    if jax.process_index() == 0 and not has_begun(config):
+        _check_first_state(with_absolute_paths(config))
     if not config.tasks and not config.data.holds_out_text:
         raise UserError("no text is held out: raise data.validation_fraction, or name data.validation_files")
     with main_process_first():
@@ -91,3 +93,17 @@ def open_job(config: RunConfig) -> Job:
     for tracker in config.train.trackers:
         tracker.check()
     return Job(config, mesh, tokenizer, data, examples, attention_kernels, changed_settings)
+
+
+def _check_first_state(config: RunConfig) -> None:
+    """Refuse a run that cannot begin with the state or the weights of the run that it names.
+
+    Raises:
+        UserError: with the settings that differ.
+    """
+    if config.branch is not None:
+        check_branch(config)
+    if config.method.rewinds:
+        check_rewind(config)
+    elif config.adapt is not None:
+        check_source_model(config)

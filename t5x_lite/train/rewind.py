@@ -15,7 +15,7 @@ from t5x_lite.config import RunConfig
 from t5x_lite.errors import UserError
 from t5x_lite.parallel import mesh as meshes
 from t5x_lite.run_dir import Run
-from t5x_lite.run_weights import BaseCheckpoint, fingerprint, initial_weights, source_run
+from t5x_lite.run_weights import BaseCheckpoint, fingerprint, initial_weights, source_run, with_source_vocab
 from t5x_lite.train.masks import apply_masks
 from t5x_lite.train.state import TrainState
 from t5x_lite.train.steps import Steps
@@ -47,11 +47,7 @@ def rewind(config: RunConfig, mesh: Mesh, steps: Steps) -> RewoundState:
     """
     assert isinstance(config.method, Lottery)
     source = source_run(config)
-    subject = f"adapt.from {source.config.run_dir}"
-    if not source.config.trainable_split(source.spec.axes).trains_everything:
-        raise UserError(f"{subject}: lottery prunes runs that train all weights, and its method freezes some")
-    dense = _dense_run(source)
-    _check_same_config(dense, config)
+    dense = _check_source(source, config)
     step, trained, _ = source.trained_weights(mesh)
     old_masks = steps.state.masks
     weights = flatten_names(trained)
@@ -75,6 +71,26 @@ def rewind(config: RunConfig, mesh: Mesh, steps: Steps) -> RewoundState:
     left = sum(int(mask.sum()) for mask in masks.values())
     remaining = left / sum(mask.size for mask in masks.values())
     return RewoundState(state, BaseCheckpoint(step, fingerprint(weights)), metadata, remaining)
+
+
+def check_rewind(config: RunConfig) -> None:
+    """Refuse a run that cannot be pruned, before data are opened.
+
+    Raises:
+        UserError: the runs differ in more than the adaptation, or the run freezes weights.
+    """
+    source = source_run(config)
+    _check_source(source, with_source_vocab(config, source))
+
+
+def _check_source(source: Run, config: RunConfig) -> Run:
+    """Check that a config prunes a run, and return the run at the beginning of the rounds that led to it."""
+    subject = f"adapt.from {source.config.run_dir}"
+    if not source.config.trainable_split(source.spec.axes).trains_everything:
+        raise UserError(f"{subject}: lottery prunes runs that train all weights, and its method freezes some")
+    dense = _dense_run(source)
+    _check_same_config(dense, config)
+    return dense
 
 
 def _dense_run(run: Run) -> Run:

@@ -137,6 +137,54 @@ def test_an_adapted_run_resumes_and_refuses_another_base(
     assert "is not the base that this run was adapted from" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("overrides", "differences"),
+    [
+        (("model.embed=64", "model.dropout=0.1"), "model.embed is 32 there, 64 here"),
+        (("model.layers=3", "adapt.method=lora"), "model.layers is 2 there, 3 here"),
+        (("model.mlp=64", "model.layers=1", "adapt.method=copy_layers"), "model.mlp is 128 there, 64 here"),
+        (
+            ("model.vocab=400", "model.bias=false", "model.mlp=96"),
+            "model.bias is True there, False here; model.mlp is 128 there, 96 here; model.vocab is 300 there, 400 here",
+        ),
+        (("model.query_key_norm=head",), "model.query_key_norm is 'none' there, 'head' here"),
+        (("adapt.method=lottery", "model.embed=64"), "model.embed is 32 there, 64 here"),
+    ],
+)
+def test_a_run_of_another_model_is_refused_by_its_settings_before_data_are_opened(
+    overrides: tuple[str, ...],
+    differences: str,
+    fox_config: Path,
+    encoder_run: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    words = ["train", str(fox_config), f"run_dir={tmp_path}/run", "data.files=/nowhere.tsv", *overrides]
+    assert main(words) == 2
+    message = capfd.readouterr().err
+    assert str(encoder_run) in message
+    assert differences in message
+    assert not (tmp_path / "run").exists()
+    if "adapt.method=lottery" not in overrides:
+        start = f"t5x-lite: adapt.from {encoder_run}: its weights do not make this config's model"
+        assert message == f"{start}: {differences}\n"
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("model.dropout=0.1", "model.kernel=xla", "model.remat=full", "model.compute=bfloat16", "model.unroll=0"),
+        ("model.layers=1", "adapt.method=copy_layers"),
+        (method_override("prefix"),),
+    ],
+)
+def test_a_model_of_the_same_arrays_is_accepted_before_data_are_opened(
+    overrides: tuple[str, ...], fox_config: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", str(fox_config), f"run_dir={tmp_path}/run", "data.files=/nowhere.tsv", *overrides]) == 2
+    assert "no file matches '/nowhere.tsv'" in capfd.readouterr().err
+
+
 def test_a_soft_prompt_comes_before_every_text(adapted_run: AdaptedRun) -> None:
     model = t5x_lite.load(adapted_run("prompt"))
     token_ids = model.encode_text("the quick brown fox")

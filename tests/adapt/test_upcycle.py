@@ -68,7 +68,7 @@ def test_a_run_begins_with_upcycled_weights_and_resumes_from_its_checkpoints(
         ("model.pattern=[{feedforward: {moe: {router: switch}}}]", "weights of this router do not sum to one"),
         ("model.pattern=[{}]", "this model has no experts"),
         ("adapt.from=nowhere", "nowhere: is not a run directory"),
-        ("model.embed=16", "its weights do not make this config's model: decoder"),
+        ("model.embed=16", "its weights do not make this config's model: model.embed is 32 there, 16 here$"),
     ],
 )
 def test_a_model_that_cannot_be_upcycled_is_refused(upcycling_config: Path, override: str, message: str) -> None:

@@ -343,10 +343,16 @@ def test_a_document_without_tokens_is_left_out_and_not_counted(prose: Path, tmp_
     assert Corpus(ended, "train").documents == 2
 
 
-def test_an_empty_corpus_is_refused(tmp_path: Path, tokenizer: Tokenizer) -> None:
-    (tmp_path / "a.txt").write_text(" \n")
-    with pytest.raises(UserError, match="the corpus is empty"):
+def test_an_empty_corpus_is_refused_with_the_names_of_its_files(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    for name in "abcde":
+        (tmp_path / f"{name}.txt").write_text(" \n")
+    with pytest.raises(UserError) as caught:
         prepare(tmp_path / "a.txt", tmp_path / "cache", tokenizer)
+    assert str(caught.value) == f"the corpus is empty: no text in {tmp_path}/a.txt; set data.files"
+    with pytest.raises(UserError) as caught:
+        prepare(tmp_path / "*.txt", tmp_path / "cache", tokenizer)
+    names = ", ".join(str(tmp_path / f"{name}.txt") for name in "abc")
+    assert str(caught.value) == f"the corpus is empty: no text in {names} and 2 more; set data.files"
 
 
 def test_a_full_disk_is_one_line_and_a_rerun_continues(prose: Path, tmp_path: Path, tokenizer: Tokenizer) -> None:

@@ -10,11 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from t5x_lite import config as configuration
 from t5x_lite.data import vocabulary
 from t5x_lite.data.config import DataConfig
 from t5x_lite.data.sources import SMALLEST_UNIT
-from t5x_lite.data.tokenizer_config import BPE, Character, Unigram, Words
+from t5x_lite.data.tokenizer_config import BPE, ByteBPE, Character, TokenizerConfig, Unigram, Words
 from t5x_lite.errors import UserError
+from t5x_lite.run_data import open_tokenizer
+from tests.conftest import write_task
 
 SOURCE = inspect.getsource(textwrap) + inspect.getsource(json.decoder)
 
@@ -46,6 +49,7 @@ def test_training_is_deterministic() -> None:
 
 TRAIN = """
 import inspect, json, textwrap
+from t5x_lite import config as configuration
 from t5x_lite.data import vocabulary
 from t5x_lite.data.tokenizer_config import Unigram
 texts = [inspect.getsource(textwrap), inspect.getsource(json.decoder)] * 4
@@ -110,3 +114,26 @@ def test_a_trained_tokenizer_is_cached_until_text_or_settings_change(tmp_path: P
     assert [count_cached_after(400), count_cached_after(400), count_cached_after(410)] == [1, 1, 2]
     (tmp_path / "a.txt").write_text(SOURCE + "more")
     assert count_cached_after(410) == 3
+
+
+@pytest.mark.parametrize("kind", [Unigram(vocab=300), ByteBPE(vocab=300), Words(vocab=8)])
+def test_files_without_text_are_named(tmp_path: Path, kind: TokenizerConfig) -> None:
+    for name in "abcd":
+        (tmp_path / f"{name}.txt").write_text("")
+    data = DataConfig(files=(str(tmp_path / "*.txt"),), cache_dir=str(tmp_path / "cache"))
+    with pytest.raises(UserError) as caught:
+        vocabulary.load_or_train_tokenizer(kind, data)
+    names = ", ".join(str(tmp_path / f"{name}.txt") for name in "abc")
+    assert str(caught.value) == f"no text to train a tokenizer on in {names} and 1 more; set data.files"
+
+
+def test_no_tokenizer_is_trained_on_a_table_unless_tasks_read_it(tiny_config: Path, tmp_path: Path) -> None:
+    table = tmp_path / "train.tsv"
+    table.write_text("text\tlabel\n" + SOURCE.replace("\t", " "))
+    settings = [f"data.files={table}", f"data.cache_dir={tmp_path}/cache", f"run_dir={tmp_path}/run"]
+    settings += ["tokenizer=bpe", "tokenizer.bpe.vocab=400"]
+    with pytest.raises(UserError, match=r"train\.tsv is not read, because \.tsv is not a format of text"):
+        open_tokenizer(configuration.load(tiny_config, settings))
+    assert not (tmp_path / "cache").exists()
+    write_task(tmp_path / "task.yaml")
+    assert open_tokenizer(configuration.load(tiny_config, [*settings, f"tasks={tmp_path}/task.yaml"])).vocab == 400

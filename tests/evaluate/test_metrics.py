@@ -7,7 +7,7 @@ import pytest
 
 from t5x_lite.errors import UserError
 from t5x_lite.evaluate import metrics
-from t5x_lite.evaluate.metrics import METRICS
+from t5x_lite.evaluate.metrics import MARGIN_METRICS, METRICS, score_names
 
 for library in ("sklearn", "scipy", "sacrebleu", "rouge_score", "seqeval"):
     pytest.importorskip(library, reason="metrics need the extra eval: pip install -e '.[eval]'")
@@ -156,3 +156,30 @@ def test_calibration_by_hand() -> None:
     margin = math.log(3)
     assert metrics.ece([margin, margin, margin, -margin])["ece"] == pytest.approx(0)
     assert metrics.reward_margin([1.0, 2.0]) == {"reward_margin": 1.5}
+
+
+@pytest.mark.parametrize(
+    ("metric", "prediction", "reference"),
+    [
+        ("accuracy", 1, 1),
+        ("exact_match", "a", "a"),
+        ("f1", 1, 1),
+        ("f1_macro", 1, 1),
+        ("matthews", 1, 0),
+        ("pearson", 1.0, 1.0),
+        ("spearman", 1.0, 1.0),
+        ("squad", "a", ["a"]),
+        ("record", "a", ["a"]),
+        ("multirc", 1, {"question": "q", "label": 1}),
+        ("span_f1", ["O"], ["O"]),
+        ("bleu", "a", "a"),
+        ("rouge", "a", "a"),
+    ],
+)
+def test_the_scores_of_a_metric_have_their_names(metric: str, prediction: object, reference: object) -> None:
+    assert tuple(METRICS[metric]([prediction], [reference])) == score_names(metric)
+
+
+@pytest.mark.parametrize("metric", MARGIN_METRICS)
+def test_a_metric_of_margins_has_its_name(metric: str) -> None:
+    assert tuple(MARGIN_METRICS[metric]([0.5, -0.5])) == score_names(metric)

@@ -11,6 +11,7 @@ import pytest
 from t5x_lite.cli import main
 from t5x_lite.evaluate.layer_geometry import anisotropy, self_similarity
 from t5x_lite.evaluate.linear_probe import fit_probe
+from t5x_lite.evaluate.probe import ProbeSettings, read_labelled
 
 rng = np.random.default_rng(0)
 STATES = rng.normal(size=(60, 5)) + 0.5
@@ -74,6 +75,12 @@ def write_labelled(path: Path, count: int) -> Path:
         lines.append(f"the quick brown {subject} jumps {'over ' * (number % 3)}\t{subject == 'fox':d}")
     path.write_text("\n".join(lines) + "\n")
     return path
+
+
+@pytest.mark.parametrize(("limit", "count"), [(0, 2001), (3, 3), (2000, 2000)])
+def test_a_limit_of_0_reads_all_records(limit: int, count: int, tmp_path: Path) -> None:
+    path = write_labelled(tmp_path / "train.tsv", 2001)
+    assert len(read_labelled(path, ProbeSettings(columns=("text", "label"), limit=limit)).texts) == count
 
 
 @pytest.mark.slow

@@ -102,6 +102,35 @@ def test_recall_is_the_share_of_queries_whose_passage_is_found(
     assert metrics["recall_at_8"] > 0.5  # 0.2 by chance
 
 
+def test_ids_that_the_index_has_not_are_named(
+    index_folder: Path, retriever_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def search(*records: dict[str, object]) -> tuple[int, str, str]:
+        queries = write_records(tmp_path / "queries.jsonl", list(records))
+        code = main(["search", str(retriever_run), str(index_folder), "--queries", str(queries), "-k", "40", "--json"])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    capsys.readouterr()
+    known: dict[str, object] = {"query": query(3), "ids": ["p3", "p17"]}
+    unknown: dict[str, object] = {"query": query(4), "ids": ["doc4", "p0"]}
+    place = f"{tmp_path}/queries.jsonl:2: id 'doc4' is that of no passage of {index_folder}"
+    code, out, err = search(known, unknown)
+    assert code == 0
+    assert json.loads(out)["recall_at_40"] == 1
+    assert err == f"{place}; 1 of the 4 ids of the file are not there and will not be found\n"
+    assert search(known)[2] == ""
+
+    answered: dict[str, object] = {"query": query(3), "answers": [passage(3)]}
+    code, out, err = search(answered, {**unknown, "ids": ["doc4", "doc5"]})
+    assert (code, out) == (2, "")
+    assert err == f"t5x-lite: {place}, nor is any other id of the file; name the index of the passages that it judges\n"
+    # Answers judge the passages of any collection.
+    code, out, _ = search({**answered, "ids": ["doc4"]})
+    assert code == 0
+    assert json.loads(out)["recall_at_40"] == 1
+
+
 def test_an_interrupted_index_goes_on_and_is_equal(
     index_folder: Path,
     retriever_run: Path,

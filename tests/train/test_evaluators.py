@@ -13,9 +13,12 @@ from t5x_lite.cli import main
 from t5x_lite.config import RunConfig
 from t5x_lite.errors import UserError
 from t5x_lite.evaluate.evaluators import Perplexity
+from t5x_lite.evaluate.evaluators.evaluator import EvaluatedRun
 from t5x_lite.evaluate.evaluators.samples import Samples
 from t5x_lite.evaluate.page.page import write_page
 from t5x_lite.metrics_file import metric_records
+from t5x_lite.models.config import ModelConfig
+from t5x_lite.objectives import Causal
 from tests.conftest import lines
 from tests.train.whole_runs import train
 
@@ -57,6 +60,8 @@ def test_an_evaluator_runs_at_its_own_steps_and_at_the_last_step(evaluated_run: 
     records = lines(evaluated_run)
     assert [record["step"] for record in records if "eval/text/perplexity" in record] == [5, 10, 12]
     assert [record["step"] for record in records if "eval/loss" in record] == [6, 12]
+    names = Perplexity(text="x").metric_names(EvaluatedRun(ModelConfig(layers=1, embed=8, heads=1), Causal()))
+    assert {name for name in records[-1] if name.startswith("eval/text/")} == set(names)
 
 
 def test_scores_in_training_equal_those_of_the_saved_weights(evaluated_run: Path) -> None:

@@ -10,7 +10,7 @@ from tests.train.whole_runs import train, train_command
 
 INVALID_INPUT = {
     "no such file": (["data.files=/nowhere/*.txt"], "no file matches '/nowhere/*.txt'"),
-    "empty corpus": (["data.files={empty}"], "no text"),
+    "empty corpus": (["data.files={empty}"], "no text to train a tokenizer on in {empty}; set data.files"),
     "mesh": (["mesh.data=3"], "does not fill 1 devices"),
     "long context": (["train.seq_len=64"], "train.seq_len 64 is longer than model.positions.learned.length 32"),
     "heads": (["model.heads=5"], "embed 32 is not a multiple of heads 5"),
@@ -34,7 +34,7 @@ def test_invalid_input_is_one_line_of_error_and_exit_code_2(
     assert train(tiny_config, tmp_path / "run", *overrides) == 2
     messages = [line for line in capfd.readouterr().err.splitlines() if line.startswith("t5x-lite: ")]
     assert len(messages) == 1
-    assert expected_message in messages[0]
+    assert expected_message.format(empty=empty_file) in messages[0]
     assert not (tmp_path / "run").exists()
 
 

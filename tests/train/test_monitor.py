@@ -82,7 +82,9 @@ def test_a_run_goes_back_after_a_spike_until_it_has_had_too_many(tiny_config: Pa
 
 
 def test_a_best_metric_that_an_evaluation_lacks_is_named_once(tiny_config: Path) -> None:
-    config = configuration.load(tiny_config, ["checkpoint.best_metric=eval/sst2/acuracy"])
+    config = configuration.load(tiny_config)
+    checkpoint = config.checkpoint.model_copy(update={"best_metric": "eval/sst2/acuracy"})
+    config = config.model_copy(update={"checkpoint": checkpoint})
     shown: list[str] = []
     store: Any = SimpleNamespace(
         _config=config,

@@ -379,7 +379,8 @@ def settings(name: str, base: Path, folder: Path) -> list[str]:
     ]
     if name == "ppo":
         choices = ["reward_run=null", "verifier=contains", "epochs=2", "minibatches=2"]
-        return [*overrides, "tasks=verified", *[f"objective.ppo.{choice}" for choice in choices]]
+        metric = "checkpoint.best_metric=eval/verified/reward"
+        return [*overrides, "tasks=verified", metric, *[f"objective.ppo.{choice}" for choice in choices]]
     return [*overrides, "objective.grpo.group=4", "objective.grpo.verifier=contains"]
 
 

@@ -2,10 +2,10 @@
 
 import base64
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from t5x_lite.evaluate.evaluators.evaluator import Evaluation, Evaluator
+from t5x_lite.evaluate.evaluators.evaluator import EvaluatedRun, Evaluation, Evaluator
 from t5x_lite.models.attention.kinds import TransientGlobal
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.mixers import StateMixer
@@ -34,6 +34,10 @@ class AttentionMap(Evaluator):
             yield "attention_map shows pairs of tokens; transient_global also attends to sums of blocks"
         if all(isinstance(layer.mixer, StateMixer) for layer in (*model.first, *model.pattern)):
             yield "attention_map is for models with attention; no layer of this one has it"
+
+    def metric_names(self, run: EvaluatedRun) -> Sequence[str]:
+        """Return nothing."""
+        return ()
 
     def run(self, model: "EvaluationModel") -> Evaluation:
         """Compute and save the weights."""

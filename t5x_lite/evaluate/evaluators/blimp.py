@@ -1,9 +1,9 @@
 """BLiMP's minimal pairs of sentences."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from t5x_lite.evaluate.evaluators.evaluator import Evaluation, Evaluator, token_problems
+from t5x_lite.evaluate.evaluators.evaluator import EvaluatedRun, Evaluation, Evaluator, token_problems
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.schema import Int, Strings, setting
 
@@ -32,6 +32,10 @@ class Blimp(Evaluator):
         from t5x_lite.data.files import hash_files
 
         return hash_files(self.files, "blimp.files")
+
+    def metric_names(self, run: EvaluatedRun) -> Sequence[str]:
+        """Return a pattern: the names of sets and phenomena are in the files."""
+        return ("eval/blimp/*",)
 
     def run(self, model: "EvaluationModel") -> Evaluation:
         """Score all sentences."""

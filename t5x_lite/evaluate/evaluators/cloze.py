@@ -1,12 +1,12 @@
 """Cloze tasks: a pattern makes a text with a gap, and a word for each label may fill it (Schick & Schütze 2021)."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from t5x_lite.evaluate.demonstrations import DEMONSTRATIONS, Demonstrations, Random
-from t5x_lite.evaluate.evaluators.evaluator import Evaluation, Evaluator, token_problems
+from t5x_lite.evaluate.evaluators.evaluator import EvaluatedRun, Evaluation, Evaluator, token_problems
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.schema import Int, OneOf, Strings, read, setting, validate
 
@@ -73,6 +73,12 @@ class Cloze(Evaluator):
         from t5x_lite.data.files import hash_files
 
         return hash_files((*self.files, *self.demonstration_files), "cloze.files")
+
+    def metric_names(self, run: EvaluatedRun) -> Sequence[str]:
+        """Return the names of all metrics of examples."""
+        from t5x_lite.evaluate.example_scores import EXAMPLE_METRICS
+
+        return [f"eval/{self.name}/{metric}" for metric in EXAMPLE_METRICS]
 
     def run(self, model: "EvaluationModel") -> Evaluation:
         """Fill the gaps."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from t5x_lite.errors import UserError
 from t5x_lite.models.config import ModelConfig
+from t5x_lite.objectives.objective import Objective
 from t5x_lite.schema import Config, Int, setting
 
 if TYPE_CHECKING:
@@ -28,6 +29,23 @@ class Evaluation:
     summary: str = ""
     status: str = ""
     examples: Mapping[str, Sequence[Mapping[str, float]]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class EvaluatedRun:
+    """The settings of a run that the names of its metrics follow from.
+
+    Attributes:
+        model: its model.
+        objective: its objective.
+        source_names: the sources of its text, if they have several objectives and are evaluated one by one.
+        tasks: the names of its tasks.
+    """
+
+    model: ModelConfig
+    objective: Objective
+    source_names: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = ()
 
 
 class RunsOnModel(Protocol):
@@ -61,6 +79,13 @@ class Evaluator(Config):
         """
         for problem in self.model_problems(model):
             raise UserError(problem)
+
+    def metric_names(self, run: EvaluatedRun) -> Sequence[str]:
+        """Return the names of the metrics, by which `checkpoint.best_metric` is checked.
+
+        `*` stands for any text in names that only an evaluation tells. By default all are such.
+        """
+        return ("eval/*",)
 
     def prepare(self, model: ModelConfig) -> None:
         """Check what the config alone does not tell, such as files, before training starts.

@@ -1,11 +1,11 @@
 """Few-shot tasks of EleutherAI's lm-evaluation-harness."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from t5x_lite.evaluate.demonstrations import DEMONSTRATIONS, Demonstrations
-from t5x_lite.evaluate.evaluators.evaluator import Evaluation, Evaluator, token_problems, window_problems
+from t5x_lite.evaluate.evaluators.evaluator import EvaluatedRun, Evaluation, Evaluator, token_problems, window_problems
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.retrieval.config import Passages
 from t5x_lite.schema import Int, OneOf, Strings, setting
@@ -58,6 +58,10 @@ class FewShot(Evaluator):
         if self.passages is not None:
             index_hash = hash_files([f"{self.passages.index}/*"], "passages.index")
         return hash_tasks(self.tasks, self._include_dir, self.num_fewshot) + index_hash
+
+    def metric_names(self, run: EvaluatedRun) -> Sequence[str]:
+        """Return a pattern: a name may be that of a group or a file of tasks, and the harness names their metrics."""
+        return ("eval/*/*",)
 
     def run(self, model: "EvaluationModel") -> Evaluation:
         """Evaluate the tasks."""

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from t5x_lite.evaluate.evaluators.evaluator import Evaluation, Evaluator
+from t5x_lite.evaluate.evaluators.evaluator import EvaluatedRun, Evaluation, Evaluator
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.schema import Int, setting
 
@@ -44,6 +44,10 @@ class Memorisation(Evaluator):
         from t5x_lite.data.files import hash_files
 
         return hash_files([self.file], "memorisation.file")
+
+    def metric_names(self, run: EvaluatedRun) -> Sequence[str]:
+        """Return a pattern: the numbers of repeats are in the file."""
+        return ("eval/memorisation/*",)
 
     def run(self, model: "EvaluationModel") -> Evaluation:
         """Score the continuation of each string that is long enough.

@@ -1,16 +1,19 @@
 """The perplexity of a text."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from t5x_lite.errors import UserError
-from t5x_lite.evaluate.evaluators.evaluator import Evaluation, Evaluator, window_problems
+from t5x_lite.evaluate.evaluators.evaluator import EvaluatedRun, Evaluation, Evaluator, window_problems
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.schema import Int, setting
 
 if TYPE_CHECKING:
     from t5x_lite.evaluate.evaluation_model import EvaluationModel
+
+
+SCORES = ("loss", "perplexity", "word_perplexity", "bits_per_byte", "tokens", "words", "bytes", "documents")
 
 
 class Perplexity(Evaluator):
@@ -39,6 +42,10 @@ class Perplexity(Evaluator):
         from t5x_lite.data.files import hash_files
 
         return hash_files([self.text], "perplexity.text")
+
+    def metric_names(self, run: EvaluatedRun) -> Sequence[str]:
+        """Return the names that `evaluate.perplexity.score_texts` gives."""
+        return [f"eval/text/{name}" for name in SCORES]
 
     def run(self, model: "EvaluationModel") -> Evaluation:
         """Score the file."""

@@ -1,9 +1,9 @@
 """Texts that the model generates while it trains."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from t5x_lite.evaluate.evaluators.evaluator import Evaluation, Evaluator
+from t5x_lite.evaluate.evaluators.evaluator import EvaluatedRun, Evaluation, Evaluator
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.schema import Int, Strings, setting
 
@@ -36,6 +36,10 @@ class Samples(Evaluator):
         if model.max_length is not None and self.tokens >= model.max_length:
             positions = f"the model's {model.max_length} positions"
             yield f"samples: tokens {self.tokens} leave no room for a prompt in {positions}"
+
+    def metric_names(self, run: EvaluatedRun) -> Sequence[str]:
+        """Return nothing."""
+        return ()
 
     def run(self, model: "EvaluationModel") -> Evaluation:
         """Generate and save the texts."""

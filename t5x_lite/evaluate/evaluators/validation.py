@@ -1,10 +1,10 @@
 """The loss on the validation split."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
-from t5x_lite.evaluate.evaluators.evaluator import Evaluation, Evaluator
+from t5x_lite.evaluate.evaluators.evaluator import EvaluatedRun, Evaluation, Evaluator
 
 if TYPE_CHECKING:
     from t5x_lite.data.training_data import ValidationBatches
@@ -12,11 +12,36 @@ if TYPE_CHECKING:
     from t5x_lite.models.loss_terms import LossTerms
 
 
+ROUTER_METRICS = (
+    "router_balance_loss",
+    "router_z_loss",
+    "dropped_tokens",
+    "expert_load_entropy",
+    "expert_load_max",
+)
+"""Metrics of routers that are one number; see `models.experts.activity.RouterLoss`."""
+
+
 class Validation(Evaluator):
     """Loss, perplexity and bits per byte on the run's validation split; see `evaluate.perplexity.loss_scores`.
 
     Sources with different objectives are also evaluated one by one.
     """
+
+    def metric_names(self, run: EvaluatedRun) -> Sequence[str]:
+        """Return what `evaluate.perplexity.loss_scores` may name: some objectives have no accuracy."""
+        names = ["loss", "accuracy", "tokens"]
+        if run.objective.predicts_tokens:
+            names.append("perplexity")
+        for term in run.objective.term_weights:
+            if term != "loss":
+                names += [f"{term}_loss", f"{term}_accuracy"]
+        if run.model.mixtures:
+            names += ROUTER_METRICS
+        of_sources = [f"eval/{source}/{name}" for source in run.source_names for name in names]
+        if run.objective.every_token:
+            names.append("bits_per_byte")
+        return [*(f"eval/{name}" for name in names), *of_sources]
 
     def run(self, model: "EvaluationModel") -> Evaluation:
         """Evaluate all batches of the split."""

@@ -1,0 +1,77 @@
+"""Checks of the metric by which the best checkpoint is kept. This module does not import JAX."""
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from t5x_lite.checkpoint_config import CheckpointConfig
+from t5x_lite.errors import UserError, suggest
+from t5x_lite.evaluate.evaluators.evaluator import EvaluatedRun
+from t5x_lite.run_layout import CONFIG_FILE
+from t5x_lite.schema import Sources
+
+if TYPE_CHECKING:
+    from t5x_lite.config import RunConfig
+
+LISTED_NAMES = 20
+"""Metrics that an error lists; it counts the others."""
+
+
+def check_best_metric(config: "RunConfig", sources: Sources) -> None:
+    """Refuse a best checkpoint that no evaluation of a run determines, or that is the worst.
+
+    Args:
+        config: the run.
+        sources: where its settings were set.
+
+    Raises:
+        UserError: no evaluator reports `checkpoint.best_metric`, or the highest loss is best.
+    """
+    default = CheckpointConfig().best_metric
+    checkpoint = config.checkpoint
+    if config.objective is None or not checkpoint.keep_best:
+        return
+    if checkpoint.best_metric != default:
+        _check_name(config, sources.location_of("checkpoint.best_metric"))
+        return
+    location = sources.location_of("checkpoint.best")
+    # Runs of earlier versions may have it.
+    is_of_run = Path(location.rpartition(":")[0]).name == CONFIG_FILE
+    if checkpoint.best == "highest" and not is_of_run:
+        raise UserError(
+            f"{location}: `checkpoint.best` is highest, and checkpoint.best_metric is {default}, whose highest value "
+            "is the worst; set checkpoint.best_metric to a metric that is best where it is highest"
+        )
+
+
+def _check_name(config: "RunConfig", location: str) -> None:
+    """Refuse a metric that no evaluator reports; the message has the names of those that they do."""
+    metric = config.checkpoint.best_metric
+    names = metric_names(config)
+    if any(metric == name or fnmatchcase(metric, name) for name in names):
+        return
+    listed = ", ".join(names[:LISTED_NAMES])
+    if len(names) > LISTED_NAMES:
+        listed += f" and {len(names) - LISTED_NAMES} more"
+    raise UserError(
+        f"{location}: `checkpoint.best_metric`: no evaluator of the run reports {metric}{suggest(metric, names)}; they "
+        f"report {listed or 'nothing'}"
+    )
+
+
+def metric_names(config: "RunConfig") -> Sequence[str]:
+    """Return the names of the metrics that the evaluators of a run report; see `Evaluator.metric_names`.
+
+    Raises:
+        UserError: the run has no objective.
+    """
+    objective = config.require_objective()
+    source_names: tuple[str, ...] = ()
+    if not config.tasks and len(config.row_objectives) > 1:
+        source_names = tuple([source.name for source in config.data.sources])
+    run = EvaluatedRun(config.model, objective, source_names, config.tasks)
+    names: dict[str, None] = {}
+    for evaluator in config.evaluators:
+        names.update(dict.fromkeys(evaluator.metric_names(run)))
+    return list(names)
