@@ -10,6 +10,7 @@ from t5x_lite.errors import UserError, suggest
 from t5x_lite.evaluate.evaluators.evaluator import EvaluatedRun
 from t5x_lite.run_layout import CONFIG_FILE
 from t5x_lite.schema import Sources
+from t5x_lite.unused_settings import is_location_of_user
 
 if TYPE_CHECKING:
     from t5x_lite.config import RunConfig
@@ -33,7 +34,10 @@ def check_best_metric(config: "RunConfig", sources: Sources) -> None:
     if config.objective is None or not checkpoint.keep_best:
         return
     if checkpoint.best_metric != default:
-        _check_name(config, sources.location_of("checkpoint.best_metric"))
+        location = sources.location_of("checkpoint.best_metric")
+        # Those of shipped configs are for their own tasks; the first evaluation warns of one that a run has not.
+        if is_location_of_user(location):
+            _check_name(config, location)
         return
     location = sources.location_of("checkpoint.best")
     # Runs of earlier versions may have it.

@@ -34,7 +34,7 @@ def check_used(config: "RunConfig", sources: Sources) -> None:
     messages = []
     for key, reason in _unused(config):
         location = sources.location_of(key)
-        if _is_set(key, sources) and _is_file_of_user(location):
+        if _is_set(key, sources) and is_location_of_user(location):
             messages.append(f"{location}: `{key}` has no effect, because {reason}; remove it")
     if messages:
         raise UserError("; ".join(messages))
@@ -61,8 +61,6 @@ def _unused(config: "RunConfig") -> Iterator[tuple[str, str]]:
         elif data.validation_files or data.validation_split:
             key = "validation_files" if data.validation_files else "validation_split"
             yield "data.validation_by", f"the validation text is that of data.{key}"
-    if config.model.pipeline_microbatches is not None and config.mesh.pipeline == 1:
-        yield "model.pipeline_microbatches", "mesh.pipeline is 1"
 
 
 def _is_set(key: str, sources: Sources) -> bool:
@@ -75,7 +73,7 @@ def _is_set(key: str, sources: Sources) -> bool:
     return True
 
 
-def _is_file_of_user(location: str) -> bool:
+def is_location_of_user(location: str) -> bool:
     """Return whether a location is the command line, or a file that is neither shipped nor written by a run."""
     if location == COMMAND_LINE:
         return True

@@ -563,7 +563,6 @@ WEIGHTED = "data.mixture=[{name: a, files: x, weight: 1}, {name: b, files: y, we
             ("data.validation_files=x", "tasks=sst2"),
             "the validation records of tasks are separate",
         ),
-        ("model.pipeline_microbatches=4", (), "mesh.pipeline is 1"),
     ],
 )
 def test_a_setting_without_effect_is_refused(small: Path, override: str, others: tuple[str, ...], reason: str) -> None:
@@ -581,13 +580,18 @@ def test_a_setting_without_effect_is_refused(small: Path, override: str, others:
         ("data.mixture_alpha=0.3", "tasks=[sst2,cola]"),
         ("data.mixture_limit=7", "data.columns=[text,label]", "tasks=sst2"),
         ("data.validation_by=position",),
-        ("model.pipeline_microbatches=4", "mesh.pipeline=2"),
-        ("model.pipeline_microbatches=4", "mesh.pipeline=-1", "mesh.data=1"),
-        ("data.mixture_by=examples", "data.mixture_alpha=1", "data.columns=[]", "model.pipeline_microbatches=null"),
+        ("data.mixture_by=examples", "data.mixture_alpha=1", "data.columns=[]"),
     ],
 )
 def test_a_setting_with_an_effect_or_of_the_default_is_accepted(small: Path, overrides: tuple[str, ...]) -> None:
     config.load(small, overrides)
+
+
+def test_the_best_metric_of_a_shipped_config_is_for_its_own_tasks(small: Path) -> None:
+    changed = config.load("finetune/bert_sst2", ["adapt=null", "tasks=cola", "model.family=encoder"])
+    assert changed.checkpoint.best_metric == "eval/sst2/accuracy"
+    message = load_error(small, "checkpoint.best_metric=eval/sst2/accuracy")
+    assert "no evaluator of the run reports eval/sst2/accuracy" in message
 
 
 def test_settings_of_shipped_configs_and_of_runs_may_have_no_effect(small: Path, tmp_path: Path) -> None:

@@ -10,7 +10,14 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from t5x_lite.models.quantization import QUANTIZED_PRODUCT
-from t5x_lite.models.remat_policy import ATTENTION_OUTPUT, PINNED_HOST, SAVED_NAMES, RematPolicy, product_name
+from t5x_lite.models.remat_policy import (
+    ATTENTION_OUTPUT,
+    EXCHANGED_ROWS,
+    PINNED_HOST,
+    SAVED_NAMES,
+    RematPolicy,
+    product_name,
+)
 
 LAYER_OUTPUT = "layer_output"
 """Name of the output of a layer, by which `remat: offload` knows it."""
@@ -38,6 +45,11 @@ def name_attention(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
 def name_product(x: Float[Array, "*shape"], output_axes: tuple[str, ...]) -> Float[Array, "*shape"]:
     """Mark the product with a matrix whose outputs have these logical axes for the policies."""
     return checkpoint_name(x, product_name(output_axes))
+
+
+def name_exchanged_rows(rows: Float[Array, "n d"]) -> Float[Array, "n d"]:
+    """Mark what a device has received from the devices of other experts for the policies."""
+    return checkpoint_name(rows, EXCHANGED_ROWS)
 
 
 def rematerialised(body: ScanBody[Carry, Scanned, Stacked], policy: RematPolicy) -> ScanBody[Carry, Scanned, Stacked]:
@@ -78,8 +90,10 @@ def _named_or_cudnn_attention(names: Sequence[str], primitive: Any, *values: Any
 
 
 def _products_and_kernels(primitive: Any, *values: Any, **parameters: Any) -> bool:
-    """Return whether the result of a primitive is that of a matrix product or of a kernel."""
+    """Return whether the result of a primitive is that of a matrix product, of a kernel or of another device."""
     if primitive.name in KERNELS or _is_quantized_product(primitive, parameters):
+        return True
+    if primitive.name == "name" and parameters["name"] == EXCHANGED_ROWS:
         return True
     if _has_quantized_operands(values):
         return False

@@ -12,6 +12,8 @@ PROJECTION = "projection"
 """Queries, keys and values, their latents, and what other mixers project the states to."""
 INNER_PRODUCT = "inner_product"
 """Products of the feed-forward before its activation: of its gate too, and of experts."""
+EXCHANGED_ROWS = "exchanged_rows"
+"""Tokens and outputs of experts that the devices of `mesh.expert` have sent each other."""
 OUTPUT_PRODUCT = "output_product"
 """Products that return to the residual stream. No policy keeps these by name."""
 
@@ -19,7 +21,7 @@ PINNED_HOST = "pinned_host"
 """JAX's name of host memory that a device copies to and from, where `offload` keeps activations."""
 
 SAVED_NAMES: dict[RematPolicy, tuple[str, ...]] = {
-    "save_inner": (ATTENTION_OUTPUT, PROJECTION, INNER_PRODUCT),
+    "save_inner": (ATTENTION_OUTPUT, PROJECTION, INNER_PRODUCT, EXCHANGED_ROWS),
     "save_projections": (ATTENTION_OUTPUT, PROJECTION),
     "save_attention": (ATTENTION_OUTPUT,),
 }
@@ -37,10 +39,10 @@ LEAST_RECOMPUTATION_FIRST: tuple[RematPolicy, ...] = (
 
 REMAT_DESCRIPTION = (
     "what the backward pass computes again instead of keeping: all of a layer (full); all but the output of attention "
-    "(save_attention), its projections too (save_projections), the feed-forward's inner products too (save_inner); all "
-    "but products and fused attention (dots), all but products with weights (dots_no_batch); all, with what passes "
-    "between layers kept in host memory (offload); auto: the least that fits into 92 % of a device by formula, chosen "
-    "when the run starts"
+    "(save_attention), its projections too (save_projections), the feed-forward's inner products too, with what the "
+    "devices of experts exchange (save_inner); all but products and fused attention (dots), all but products with "
+    "weights (dots_no_batch); all, with what passes between layers kept in host memory (offload); auto: the least that "
+    "fits into 92 % of a device by formula, chosen when the run starts"
 )
 
 

@@ -12,6 +12,7 @@ from t5x_lite.models.layers import WeightAxes
 from t5x_lite.models.mixers import SelfAttention
 from t5x_lite.models.remat_policy import (
     ATTENTION_OUTPUT,
+    EXCHANGED_ROWS,
     INNER_PRODUCT,
     OUTPUT_PRODUCT,
     PROJECTION,
@@ -64,7 +65,7 @@ class PeriodActivations:
             case "offload":
                 return 0.0  # host memory holds them
             case "dots":
-                return self.products + self.named[ATTENTION_OUTPUT] + self.carry
+                return self.products + self.named[ATTENTION_OUTPUT] + self.named[EXCHANGED_ROWS] + self.carry
             case "dots_no_batch":
                 return self.products + self.carry
             case _:
@@ -82,7 +83,7 @@ def period_activations(workload: Workload, platform: str) -> PeriodActivations:
         platform: platform of the devices, which decides what fused kernels compute.
     """
     model = workload.config.model
-    named: dict[str, float] = dict.fromkeys((*PRODUCTS, ATTENTION_OUTPUT), 0.0)
+    named: dict[str, float] = dict.fromkeys((*PRODUCTS, ATTENTION_OUTPUT, EXCHANGED_ROWS), 0.0)
     inner_values = 0.0
     shapes = flatten_names(workload.spec.shapes)
     for name, axes in flatten_names(workload.spec.axes).items():
@@ -97,6 +98,9 @@ def period_activations(workload: Workload, platform: str) -> PeriodActivations:
         if "heads" in matrix.input_names and ".mixer." not in name:
             log_sum_values = model.heads * BYTES_OF_LOG_SUM / workload.bytes_per_activation
             named[ATTENTION_OUTPUT] += matrix_count * (matrix.inputs + log_sum_values)
+    if workload.exchanges_rows:
+        choices = sum(moe.router.mean_choices for moe in model.mixtures)
+        named[EXCHANGED_ROWS] = 2 * choices * model.embed
 
     tensor_shards = workload.mesh.shape["tensor"]
     residual_values = 2 * model.embed * len(model.period)

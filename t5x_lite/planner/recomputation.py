@@ -2,10 +2,9 @@
 
 import re
 
-from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.feedforward.config import NoFeedForward
 from t5x_lite.models.layers import WeightAxes
-from t5x_lite.models.remat_policy import INNER_PRODUCT, OUTPUT_PRODUCT, SAVED_NAMES, RematPolicy, product_name
+from t5x_lite.models.remat_policy import EXCHANGED_ROWS, INNER_PRODUCT, OUTPUT_PRODUCT, SAVED_NAMES, product_name
 from t5x_lite.planner.workload import Workload
 from t5x_lite.train.flops import attention_flops_per_text, products_per_text
 from t5x_lite.trees import flatten_names
@@ -20,29 +19,31 @@ def recomputed_flops_per_example(workload: Workload, *, causal_half: bool = True
 
     A policy repeats the products that it does not keep, except those that no gradient needs: the last product of a
     layer is added to the residual stream, so that its value is needed only where a norm, a gate of experts or another
-    sublayer of the same period reads it. Not counted are scores that the backward pass of attention computes again
-    under every policy, recurrences of other mixers, and elementwise work.
+    sublayer of the same period reads it. A gate may read what devices have exchanged instead. Not counted are scores
+    that the backward pass of attention computes again under every policy, recurrences of other mixers, and elementwise
+    work.
 
     Args:
         workload: the train step.
         causal_half: causal attention counts half.
     """
     model = workload.config.model
-    remat = model.remat
     lengths = workload.lengths
     shapes = flatten_names(workload.spec.shapes)
     products = 0.0
     for name, axes in flatten_names(workload.spec.axes).items():
-        if _is_repeated(name, axes, model, remat):
+        if _is_repeated(name, axes, workload):
             products += products_per_text(model, name, axes, shapes[name].shape, lengths)
     attention_flops = 0.0
-    if remat in {"full", "offload", "dots_no_batch"}:
+    if model.remat in {"full", "offload", "dots_no_batch"}:
         attention_flops = attention_flops_per_text(model, lengths, causal_half=causal_half) / 3
     return lengths.texts * (2 * products + attention_flops)
 
 
-def _is_repeated(name: str, axes: WeightAxes, model: ModelConfig, remat: RematPolicy) -> bool:
+def _is_repeated(name: str, axes: WeightAxes, workload: Workload) -> bool:
     """Return whether the backward pass repeats the products with a weight."""
+    model = workload.config.model
+    remat = model.remat
     place = _LAYER.search(name)
     is_of_tokens = axes.inputs > 0 and ".positions." not in name
     if not is_of_tokens or place is None or remat in {"none", "dots"}:
@@ -52,8 +53,10 @@ def _is_repeated(name: str, axes: WeightAxes, model: ModelConfig, remat: RematPo
     product = product_name(axes.names[axes.stacked + axes.inputs :])
     if product != OUTPUT_PRODUCT:
         return product not in SAVED_NAMES.get(remat, ())
+    if "experts" in axes.names:
+        return EXCHANGED_ROWS not in SAVED_NAMES.get(remat, ()) or not workload.exchanges_rows
     layers = model.period if place[1] is None else model.first
-    if model.norm_place in NORMS_OF_OUTPUTS or "experts" in axes.names or int(place[2]) < len(layers) - 1:
+    if model.norm_place in NORMS_OF_OUTPUTS or int(place[2]) < len(layers) - 1:
         return True
     is_followed = model.sublayers == "sequential" and not isinstance(
         model.feedforward_of(layers[int(place[2])]), NoFeedForward

@@ -6,7 +6,9 @@ import jax
 from jax.sharding import Mesh
 
 from t5x_lite.config import RunConfig
+from t5x_lite.models.experts.dispatch import sorting_kernel
 from t5x_lite.models.pipeline import microbatch_count
+from t5x_lite.models.sharding import target_platform
 from t5x_lite.models.spec import ModelSpec
 from t5x_lite.objectives.objective import ExampleLengths
 from t5x_lite.parallel.mesh import batch_shards
@@ -50,6 +52,13 @@ class Workload:
         rows = train.batch_size / train.microbatches / batch_shards(self.mesh)
         targets = self.lengths.targets if self.config.model.family == "encoder_decoder" else 0
         return rows * self.lengths.texts * (self.lengths.tokens + targets) / self.mesh.shape["context"]
+
+    @property
+    def exchanges_rows(self) -> bool:
+        """True if devices send each other tokens that are sorted by expert; see `models.experts.exchange`."""
+        with jax.set_mesh(self.mesh):
+            kernels = [sorting_kernel(moe.dispatch, target_platform()) for moe in self.config.model.mixtures]
+        return self.mesh.shape["expert"] > 1 and any(kernels)
 
     @property
     def pipeline_slowdown(self) -> float:

@@ -3,15 +3,25 @@
 Run by test_mesh.py in a process of its own, because the number of devices is fixed when JAX starts.
 """
 
+import contextlib
+import io
+import re
 import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
+from jax.ad_checkpoint import print_saved_residuals
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
+from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.experts.exchange import EXPERT_AXIS, exchange, exchange_window, simulate_ragged_all_to_all
+from t5x_lite.models.experts.layer import MixtureOfExperts
+from t5x_lite.models.remat import rematerialised
+from t5x_lite.parallel.config import MeshConfig
+from t5x_lite.parallel.mesh import make_mesh
 
 DEVICES = 4
 EXPERTS = 8
@@ -93,8 +103,35 @@ def compare_with_lists(room: int) -> None:
         assert np.array_equal(np.abs(total).sum(1) > 0, is_sent.reshape(-1))
 
 
+def check_what_is_kept() -> None:
+    """With `remat: save_inner` the products of the first round's gate and up, and what is exchanged, are kept.
+
+    A device has 64 tokens with two choices each, and room for 1.25 times as many, rounded up to 256 rows.
+    """
+    moe = {
+        "experts": 8,
+        "router": {"top_k": {"k": 2}},
+        "dispatch": {"dropless": {"kernel": "ragged"}},
+        "expert": {"glu": {"activation": "silu"}},
+    }
+    settings = {"layers": 2, "embed": 16, "heads": 2, "vocab": 12, "mlp": 48, "feedforward": {"moe": moe}}
+    config = ModelConfig.model_validate(settings)
+    graph, params = nnx.split(MixtureOfExperts(config, config.mixtures[0], rngs=nnx.Rngs(0)))
+
+    def apply_layer(x: Float[Array, "b l d"], params: PyTree) -> tuple[Float[Array, "b l d"], None]:
+        return nnx.merge(graph, params)(x, jnp.ones(x.shape[:2], bool), None), None
+
+    output = io.StringIO()
+    mesh = make_mesh(MeshConfig(data=1, fsdp=2, expert=4))
+    with jax.set_mesh(mesh), contextlib.redirect_stdout(output):
+        print_saved_residuals(rematerialised(apply_layer, "save_inner"), jnp.ones((8, 64, 16)), params)
+    kept = re.findall(r"^f32\[([\d,]+)\] output of", output.getvalue(), re.MULTILINE)
+    assert sorted(kept) == ["1024,16", "2048,16", "2048,48", "2048,48"], kept
+
+
 if __name__ == "__main__":
     compare_with_the_example_of_jax()
+    check_what_is_kept()
     for room in (ROWS * DEVICES, 16):
         compare_with_lists(room)
     sys.stdout.write("equal\n")

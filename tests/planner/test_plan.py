@@ -130,6 +130,20 @@ def test_gradients_of_weights_that_expert_groups_share_are_summed_over_them(t5x_
     assert sent["reduce-scatter", "fsdp"] == pytest.approx(2 * (shared + (parameters - shared) / 4) / 2)
 
 
+@pytest.mark.slow
+def test_the_outputs_of_experts_are_kept_with_what_devices_exchange(t5x_lite: Shell) -> None:
+    """Mixtral's gates need the outputs of two experts for each token: 2 · 4096 · 14336 FLOPs for each, in 32 layers."""
+
+    def compute_seconds(*mesh: str) -> float:
+        kernel = "model.feedforward.moe.dispatch.dropless.kernel=ragged"
+        options = ("mesh.data=1", "train.batch_size=16", "model.remat=save_inner", kernel, *mesh)
+        return plan(t5x_lite, "mixtral/8x7b", "h100:16", *options, exit_code=1)["modelled"]["compute_seconds"]
+
+    repeated = compute_seconds("mesh.fsdp=16") - compute_seconds("mesh.expert=8", "mesh.fsdp=2")
+    tokens = 16 * 32768 / 16
+    assert repeated == pytest.approx(tokens * 2 * 2 * 4096 * 14336 * 32 / 989e12)
+
+
 def test_the_report_says_that_a_model_does_not_fit_on_gpus(t5x_lite: Shell) -> None:
     process = t5x_lite("plan", CONFIGS / "gpt3/175b.yaml", "--topology", "h100:8", "mesh.data=1", "mesh.fsdp=8")
     assert process.returncode == 1, process.stderr

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from t5x_lite.models.config import ModelConfig
-from t5x_lite.models.experts.config import Dropless
+from t5x_lite.models.experts.config import Capacity, Dropless
 from t5x_lite.models.experts.rounds import sum_rounds
 
 RunExperts = Callable[[Float[Array, "g e c d"]], Float[Array, "g e c d"]]
@@ -140,18 +140,19 @@ def dropless_dispatch(
 
 
 def check_dispatch(config: ModelConfig, platform: str) -> None:
-    """Raise ValueError for a model whose experts need what a platform does not have; see `dropless_kernel`."""
+    """Raise ValueError for a model whose experts need what a platform does not have; see `sorting_kernel`."""
     for moe in config.mixtures:
-        if isinstance(moe.dispatch, Dropless):
-            dropless_kernel(moe.dispatch, platform)
+        sorting_kernel(moe.dispatch, platform)
 
 
-def dropless_kernel(dispatch: Dropless, platform: str) -> str:
-    """Return what multiplies tokens and experts on a platform.
+def sorting_kernel(dispatch: Capacity | Dropless, platform: str) -> str | None:
+    """Return the kernel that multiplies tokens sorted by expert; None if tokens go to buffers of the experts.
 
     Raises:
         ValueError: the requested kernel is not for this platform.
     """
+    if isinstance(dispatch, Capacity) or dispatch.kernel == "buffer":
+        return None
     if dispatch.kernel == "megablox" and platform != "tpu":
         raise ValueError(f"dropless.kernel=megablox is for TPUs, not for {platform}; kernel=buffer works everywhere")
     if dispatch.kernel != "auto":
@@ -160,4 +161,4 @@ def dropless_kernel(dispatch: Dropless, platform: str) -> str:
     experts_are_whole = mesh.empty or mesh.shape["tensor"] == 1
     if platform == "tpu" and experts_are_whole:
         return "megablox"
-    return "buffer"
+    return None

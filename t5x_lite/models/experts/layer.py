@@ -17,8 +17,8 @@ from t5x_lite.models.experts.config import Capacity, MoE
 from t5x_lite.models.experts.dispatch import (
     dispatch_and_combine,
     dropless_dispatch,
-    dropless_kernel,
     sort_by_expert,
+    sorting_kernel,
 )
 from t5x_lite.models.experts.sorted_dispatch import dispatch_sorted
 from t5x_lite.models.feedforward.layer import FeedForward
@@ -62,7 +62,7 @@ class MixtureOfExperts(nnx.Module):
         if key is not None:
             router_key, dropout_key, choice_key = jax.random.split(key, 3)
         router = self.moe.router
-        if self._sorting_kernel() is None:
+        if sorting_kernel(self.moe.dispatch, target_platform()) is None:
             x = constrain(x, "batch", None, None)  # the tokens of a row queue together
         logits = self.router(router.perturb(x, router_key))
         if router.experts_choose_tokens:
@@ -151,20 +151,13 @@ class MixtureOfExperts(nnx.Module):
         if isinstance(dispatch, Capacity):
             return self._dispatch_with_capacity(x, experts, weights, dispatch, key)
         served = jnp.sum(experts < count, axis=(1, 2), dtype=jnp.float32)
-        kernel = self._sorting_kernel()
+        kernel = sorting_kernel(dispatch, target_platform())
         if kernel is not None:
             return dispatch_sorted(self.experts, count, kernel, dispatch.buffer, x, experts, weights, key), served
         groups = math.gcd(num_shards("batch"), b)
         x, experts, weights = _in_groups(groups, x, experts, weights)
         out = dropless_dispatch(x, experts, weights, count, dispatch.buffer, run_experts)
         return out.reshape(b, l, d), served
-
-    def _sorting_kernel(self) -> str | None:
-        """Return the kernel that multiplies tokens sorted by expert; None if tokens go to buffers of the experts."""
-        if isinstance(self.moe.dispatch, Capacity):
-            return None
-        kernel = dropless_kernel(self.moe.dispatch, target_platform())
-        return None if kernel == "buffer" else kernel
 
     def _dispatch_with_capacity(
         self,

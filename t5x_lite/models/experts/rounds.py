@@ -44,10 +44,12 @@ def _sum_further_rounds(run_round: RunRound, rounds: Int[Array, ""], *arguments:
     others = [value for value, of_floats in zip(inputs, is_float, strict=True) if not of_floats]
 
     def compute(floats: Sequence[Array], others: Sequence[Array], number: Int[Array, ""]) -> Array:
-        float_values, other_values = iter(floats), iter(others)
+        float_values = iter(floats)
+        other_values = iter(others)
         values = [next(float_values if of_floats else other_values) for of_floats in is_float]
-        consts, leaves = values[: len(closed.consts)], values[len(closed.consts) :]
-        return jex.core.jaxpr_as_fun(jex.core.ClosedJaxpr(closed.jaxpr, consts))(*leaves, number)[0]
+        count = len(closed.consts)
+        run = jex.core.jaxpr_as_fun(jex.core.ClosedJaxpr(closed.jaxpr, values[:count]))
+        return run(*values[count:], number)[0]
 
     def add_up(floats: Sequence[Array], others: Sequence[Array], rounds: Int[Array, ""]) -> Array:
         def add_round(number: Int[Array, ""], total: Array) -> Array:

@@ -18,6 +18,7 @@ from t5x_lite.models.experts.exchange import EXPERT_AXIS, exchange, exchange_win
 from t5x_lite.models.experts.rounds import sum_rounds
 from t5x_lite.models.feedforward.layer import FeedForward
 from t5x_lite.models.layers import GroupedProduct, SortedRows, Weight
+from t5x_lite.models.remat import name_exchanged_rows
 from t5x_lite.models.sharding import active_mesh, axis_sizes, mesh_axes, partition_spec
 
 TILE_ROWS = 128
@@ -145,9 +146,9 @@ def _exchange_rows(
 
     def run_round(rows: Float[Array, "n d"], number: Int[Array, ""] | int) -> Float[Array, "n d"]:
         window = exchange_window(all_counts, number * room, room)
-        inputs = exchange(rows, window.to_experts, window.back, room)
+        inputs = name_exchanged_rows(exchange(rows, window.to_experts, window.back, room))
         outputs = run_experts(inputs, window.rows_of_expert)
-        return exchange(outputs, window.back, window.to_experts, row_count)
+        return name_exchanged_rows(exchange(outputs, window.back, window.to_experts, row_count))
 
     return sum_rounds(run_round, most_received, room, devices * row_count, rows)
 
