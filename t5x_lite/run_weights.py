@@ -25,9 +25,26 @@ from t5x_lite.trees import flatten_names, unflatten_names
 MAX_LISTED_PROBLEMS = 4
 """Arrays of a wrong shape that an error message names."""
 SETTINGS_WITHOUT_ARRAYS = (
-    *("family", "head", "outputs", "dropout", "variational_dropout", "embedding_dropout", "init", "mup"),
-    *("attention_scale", "attention_softcap", "logit_softcap", "scale_embedding", "bfloat16_embedding_scale"),
-    *("scale_output", "prefix_lm", "kernel", "compute", "remat", "pipeline_microbatches", "unroll"),
+    "family",
+    "head",
+    "outputs",
+    "dropout",
+    "variational_dropout",
+    "embedding_dropout",
+    "init",
+    "mup",
+    "attention_scale",
+    "attention_softcap",
+    "logit_softcap",
+    "scale_embedding",
+    "bfloat16_embedding_scale",
+    "scale_output",
+    "prefix_lm",
+    "kernel",
+    "compute",
+    "remat",
+    "pipeline_microbatches",
+    "unroll",
 )
 """Settings of models on which the arrays that two models share do not depend."""
 

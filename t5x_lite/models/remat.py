@@ -47,7 +47,7 @@ def name_product(x: Float[Array, "*shape"], output_axes: tuple[str, ...]) -> Flo
     return checkpoint_name(x, product_name(output_axes))
 
 
-def name_exchanged_rows(rows: Float[Array, "n d"]) -> Float[Array, "n d"]:
+def name_exchanged_rows(rows: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """Mark what a device has received from the devices of other experts for the policies."""
     return checkpoint_name(rows, EXCHANGED_ROWS)
 

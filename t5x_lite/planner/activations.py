@@ -98,10 +98,7 @@ def period_activations(workload: Workload, platform: str) -> PeriodActivations:
         if "heads" in matrix.input_names and ".mixer." not in name:
             log_sum_values = model.heads * BYTES_OF_LOG_SUM / workload.bytes_per_activation
             named[ATTENTION_OUTPUT] += matrix_count * (matrix.inputs + log_sum_values)
-    if workload.exchanges_rows:
-        choices = sum(moe.router.mean_choices for moe in model.mixtures)
-        named[EXCHANGED_ROWS] = 2 * choices * model.embed
-
+    named[EXCHANGED_ROWS] = 2 * workload.exchanged_copies * model.embed
     tensor_shards = workload.mesh.shape["tensor"]
     residual_values = 2 * model.embed * len(model.period)
     # The input of each sublayer has the whole length of a row; the rest is sharded over `tensor`.

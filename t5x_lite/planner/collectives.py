@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 from jax.sharding import Mesh
 
-from t5x_lite.models.experts.config import Capacity, MoE
 from t5x_lite.models.layer_config import LayerConfig
 from t5x_lite.models.mixers import SelfAttention
 from t5x_lite.parallel.chips import Chip
@@ -40,8 +39,7 @@ def required_collectives(workload: Workload, slices: int = 1) -> list[Collective
     other_weights = workload.spec.parameters - expert_weights
     weights = (other_weights + expert_weights / sizes["expert"]) / weight_shards
     gathered_weights = weights - workload.spec.looked_up_parameters / weight_shards
-    moe_copies = sum(_copies_per_token(moe) for moe in model.mixtures)
-    routed_copies = moe_copies * model.count_repeats(model.layers) / sizes["pipeline"]
+    routed_copies = workload.exchanged_copies * model.count_repeats(model.layers) / sizes["pipeline"]
 
     tokens = workload.tokens_per_device * microbatches
     layers = workload.layers_per_device
@@ -91,13 +89,6 @@ def _sent_share(axis: str, devices: int) -> float:
     if axis == "pipeline":
         return float(devices > 1)
     return (devices - 1) / devices
-
-
-def _copies_per_token(moe: MoE) -> float:
-    """Return how often a layer sends a token's state to experts, with the slots that capacity leaves empty."""
-    if isinstance(moe.dispatch, Capacity):
-        return moe.router.mean_choices * moe.dispatch.factor
-    return moe.router.mean_choices
 
 
 def add_links(collectives: Sequence[Collective], mesh: Mesh, chip: Chip) -> list[CollectiveFigures]:

@@ -54,7 +54,7 @@ def _is_repeated(name: str, axes: WeightAxes, workload: Workload) -> bool:
     if product != OUTPUT_PRODUCT:
         return product not in SAVED_NAMES.get(remat, ())
     if "experts" in axes.names:
-        return EXCHANGED_ROWS not in SAVED_NAMES.get(remat, ()) or not workload.exchanges_rows
+        return EXCHANGED_ROWS not in SAVED_NAMES.get(remat, ()) or workload.exchanged_copies == 0
     layers = model.period if place[1] is None else model.first
     if model.norm_place in NORMS_OF_OUTPUTS or int(place[2]) < len(layers) - 1:
         return True

@@ -6,9 +6,8 @@ import jax
 from jax.sharding import Mesh
 
 from t5x_lite.config import RunConfig
-from t5x_lite.models.experts.dispatch import sorting_kernel
+from t5x_lite.models.experts.config import Capacity, MoE
 from t5x_lite.models.pipeline import microbatch_count
-from t5x_lite.models.sharding import target_platform
 from t5x_lite.models.spec import ModelSpec
 from t5x_lite.objectives.objective import ExampleLengths
 from t5x_lite.parallel.mesh import batch_shards
@@ -54,11 +53,11 @@ class Workload:
         return rows * self.lengths.texts * (self.lengths.tokens + targets) / self.mesh.shape["context"]
 
     @property
-    def exchanges_rows(self) -> bool:
-        """True if devices send each other tokens that are sorted by expert; see `models.experts.exchange`."""
-        with jax.set_mesh(self.mesh):
-            kernels = [sorting_kernel(moe.dispatch, target_platform()) for moe in self.config.model.mixtures]
-        return self.mesh.shape["expert"] > 1 and any(kernels)
+    def exchanged_copies(self) -> float:
+        """How often a token's state is sent to experts in a period, with the slots that capacity leaves empty."""
+        if self.mesh.shape["expert"] == 1:
+            return 0.0
+        return sum(_copies_per_token(moe) for moe in self.config.model.mixtures)
 
     @property
     def pipeline_slowdown(self) -> float:
@@ -70,3 +69,10 @@ class Workload:
                 self.config.model.pipeline_microbatches, train.batch_size // train.microbatches, stages
             )
         return (parts + stages - 1) / parts
+
+
+def _copies_per_token(moe: MoE) -> float:
+    """Return how often a layer sends a token's state to experts, with the slots that capacity leaves empty."""
+    if isinstance(moe.dispatch, Capacity):
+        return moe.router.mean_choices * moe.dispatch.factor
+    return moe.router.mean_choices

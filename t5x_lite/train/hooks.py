@@ -55,7 +55,7 @@ def hooks_of_run(
         forecast = Forecast(learning_rates.all())
         hooks.append(Hook(forecast, forecast.every_steps, on_last_step=False))
     if jax.process_count() > 1:
-        hooks.append(Hook(stragglers, config.train.health_every_steps, on_last_step=False))
+        hooks.append(Hook(stragglers, config.train.health_every_steps))
     return hooks
 
 

@@ -23,6 +23,7 @@ from t5x_lite.models.experts.dispatch import (
 from t5x_lite.models.experts.sorted_dispatch import dispatch_sorted
 from t5x_lite.models.feedforward.layer import FeedForward
 from t5x_lite.models.layers import ExpertAxis, Linear, Weight, weight
+from t5x_lite.models.remat import name_exchanged_rows
 from t5x_lite.models.sharding import constrain, num_shards, target_platform
 
 
@@ -184,8 +185,13 @@ class MixtureOfExperts(nnx.Module):
         # Gradients come back to their rows before they are gathered.
         x = constrain(x, "batch", None, None, None)
         x = constrain(jnp.swapaxes(x, 0, 1), "experts", "groups", "length", None)
-        y = constrain(self.experts(x, key), "experts", "groups", "length", None)
-        return constrain(jnp.swapaxes(y, 0, 1), "batch", None, None, None)
+        y = constrain(self.experts(_name_if_exchanged(x), key), "experts", "groups", "length", None)
+        return _name_if_exchanged(constrain(jnp.swapaxes(y, 0, 1), "batch", None, None, None))
+
+
+def _name_if_exchanged(buffers: Float[Array, "..."]) -> Float[Array, "..."]:
+    """Mark buffers that have come from other devices for the policies of rematerialisation."""
+    return name_exchanged_rows(buffers) if num_shards("experts") > 1 else buffers
 
 
 def _in_groups(groups: int, *arrays: Array) -> list[Array]:
