@@ -297,7 +297,8 @@ CHANGEABLE_ON_RESUME = (
     "train.hang_minutes",
 )
 """Prefixes of settings that may differ when a run is resumed. They do not change the numbers that are computed, but for
-rounding and, with `train.data_reduction=step`, the dropout of another `mesh.data`."""
+rounding, the dropout of another `mesh.data` with `train.data_reduction=step`, and that of sorted experts on any other
+mesh."""
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:

@@ -83,7 +83,7 @@ class SortedRows:
 
     Attributes:
         sizes: number of rows of each expert.
-        expert: the expert of each row.
+        expert: the expert of each row; the number of experts for a row without one, which are the last.
         product: multiplies them with the experts' matrices.
     """
 
@@ -218,11 +218,13 @@ class Linear(nnx.Module):
 def _product_of_sorted_rows(
     x: Float[Array, "n d"], matrices: Float[Array, "e d f"], biases: Float[Array, "e f"] | None, rows: SortedRows
 ) -> Float[Array, "n f"]:
-    """Return the product on one device; nothing is constrained to a mesh."""
-    y = rows.product(x, matrices, rows.sizes)
+    """Return the product on one device, 0 for a row without an expert; nothing is constrained to a mesh."""
+    # A kernel leaves anything in the rows without an expert, of its results and of the gradients of its inputs.
+    has_expert = (rows.expert < len(rows.sizes))[:, None]
+    y = jnp.where(has_expert, rows.product(jnp.where(has_expert, x, 0), matrices, rows.sizes), 0)
     if biases is not None:
         # Looked up before the conversion, so that their gradients are summed in float32.
-        y = y + biases[rows.expert].astype(y.dtype)
+        y = y + biases.at[rows.expert].get(mode="fill", fill_value=0).astype(y.dtype)
     return y
 
 

@@ -83,7 +83,7 @@ def period_activations(workload: Workload, platform: str) -> PeriodActivations:
         platform: platform of the devices, which decides what fused kernels compute.
     """
     model = workload.config.model
-    named: dict[str, float] = dict.fromkeys((*PRODUCTS, ATTENTION_OUTPUT, EXCHANGED_ROWS), 0.0)
+    named: dict[str, float] = dict.fromkeys((*PRODUCTS, ATTENTION_OUTPUT), 0.0)
     inner_values = 0.0
     shapes = flatten_names(workload.spec.shapes)
     for name, axes in flatten_names(workload.spec.axes).items():
@@ -98,14 +98,15 @@ def period_activations(workload: Workload, platform: str) -> PeriodActivations:
         if "heads" in matrix.input_names and ".mixer." not in name:
             log_sum_values = model.heads * BYTES_OF_LOG_SUM / workload.bytes_per_activation
             named[ATTENTION_OUTPUT] += matrix_count * (matrix.inputs + log_sum_values)
-    named[EXCHANGED_ROWS] = 2 * workload.exchanged_copies * model.embed
     tensor_shards = workload.mesh.shape["tensor"]
     residual_values = 2 * model.embed * len(model.period)
     # The input of each sublayer has the whole length of a row; the rest is sharded over `tensor`.
     score_values = len(model.period) * _score_values(workload, platform)
     elementwise = (inner_values + residual_values + score_values) / tensor_shards + residual_values
+    named = {name: values / tensor_shards for name, values in named.items()}
+    named[EXCHANGED_ROWS] = 2 * workload.exchange_slots * model.embed  # `tensor` shards no tokens of experts
     return PeriodActivations(
-        named={name: values / tensor_shards for name, values in named.items()},
+        named=named,
         elementwise=elementwise,
         carry=model.embed / tensor_shards,
     )

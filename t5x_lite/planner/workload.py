@@ -6,7 +6,7 @@ import jax
 from jax.sharding import Mesh
 
 from t5x_lite.config import RunConfig
-from t5x_lite.models.experts.config import Capacity, MoE
+from t5x_lite.models.experts.config import Capacity, Dropless, MoE
 from t5x_lite.models.pipeline import microbatch_count
 from t5x_lite.models.spec import ModelSpec
 from t5x_lite.objectives.objective import ExampleLengths
@@ -54,10 +54,21 @@ class Workload:
 
     @property
     def exchanged_copies(self) -> float:
-        """The number of times that a token is sent to experts in a period, with the slots that capacity leaves empty."""
+        """How many copies of a token are sent to experts in a period, with the slots that capacity leaves empty."""
         if self.mesh.shape["expert"] == 1:
             return 0.0
         return sum(_copies_per_token(moe) for moe in self.config.model.mixtures)
+
+    @property
+    def exchange_slots(self) -> float:
+        """Places in the buffers of experts on other devices for each token, in a period."""
+        if self.mesh.shape["expert"] == 1:
+            return 0.0
+        slots = 0.0
+        for moe in self.config.model.mixtures:
+            spare = moe.dispatch.buffer if isinstance(moe.dispatch, Dropless) else 1.0
+            slots += _copies_per_token(moe) * spare
+        return slots
 
     @property
     def pipeline_slowdown(self) -> float:
@@ -72,7 +83,7 @@ class Workload:
 
 
 def _copies_per_token(moe: MoE) -> float:
-    """Return how often a layer sends a token's state to experts, with the slots that capacity leaves empty."""
+    """Return the number of times that a layer sends a token to experts, with the slots that capacity leaves empty."""
     if isinstance(moe.dispatch, Capacity):
         return moe.router.mean_choices * moe.dispatch.factor
     return moe.router.mean_choices

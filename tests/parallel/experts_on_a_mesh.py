@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
+from t5x_lite.adapt.lora import LoRA
+from t5x_lite.adapt.method import AdaptationMethod
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.experts.activity import router_loss
 from t5x_lite.models.sharding import LOGICAL_AXIS_RULES
@@ -19,13 +21,17 @@ from t5x_lite.parallel import mesh as meshes
 from t5x_lite.parallel.config import MeshConfig
 
 EXPERTS = 4
-CASES: tuple[tuple[str | dict, dict[str, int]], ...] = (
-    ({"capacity": {"factor": 1.0}}, {"data": 2, "expert": 2, "tensor": 2}),
-    ("dropless", {"data": 1, "expert": 2, "fsdp": 2, "tensor": 2}),
-    ({"dropless": {"kernel": "ragged"}}, {"data": 4, "fsdp": 2}),
-    ({"dropless": {"kernel": "ragged"}}, {"data": 2, "expert": 4}),
-    ({"dropless": {"kernel": "ragged", "buffer": 1.0}}, {"fsdp": 2, "expert": 2, "context": 2}),
+RAGGED = {"dropless": {"kernel": "ragged"}}
+CASES: tuple[tuple[str | dict, dict[str, int], int, AdaptationMethod | None], ...] = (
+    ({"capacity": {"factor": 1.0}}, {"data": 2, "expert": 2, "tensor": 2}, 16, None),
+    ("dropless", {"data": 1, "expert": 2, "fsdp": 2, "tensor": 2}, 16, None),
+    (RAGGED, {"data": 4, "fsdp": 2}, 16, None),
+    (RAGGED, {"data": 2, "expert": 4}, 16, None),
+    (RAGGED, {"data": 2, "expert": 4}, 16, LoRA(targets="experts", rank=4)),
+    # 128 or more choices of each device, and room for as many: where they are uneven a second round is needed.
+    ({"dropless": {"kernel": "ragged", "buffer": 1.0}}, {"fsdp": 2, "expert": 2, "context": 2}, 128, None),
 )
+"""Dispatch, mesh, length of a row, and adaptation method."""
 
 
 def moe_config(dispatch: str | dict) -> ModelConfig:
@@ -45,12 +51,15 @@ def loss_and_statistics(
     return jnp.mean(jnp.sin(logits)) + router.total, router.means("router")
 
 
-def compare_with_one_device(dispatch: str | dict, sizes: dict[str, int]) -> None:
+def compare_with_one_device(
+    dispatch: str | dict, sizes: dict[str, int], length: int, method: AdaptationMethod | None
+) -> None:
     """Compare loss, statistics and gradients; experts that are sharded receive their tokens by all-to-all."""
-    tokens = jnp.asarray(np.random.default_rng(0).integers(0, 11, (8, 16)))
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, 11, (8, length)))
     config = moe_config(dispatch)
-    spec = model_spec(config)
-    params = jax.jit(init_params, static_argnums=0)(config, jax.random.key(0))
+    surgery = None if method is None else method.surgery
+    spec = model_spec(config, surgery)
+    params = jax.jit(init_params, static_argnums=(0, 2))(config, jax.random.key(0), surgery)
     step = jax.value_and_grad(partial(loss_and_statistics, config, spec), has_aux=True)
     expected = jax.device_get(jax.jit(step)(params, tokens))
 
@@ -76,6 +85,6 @@ def compare_with_one_device(dispatch: str | dict, sizes: dict[str, int]) -> None
 
 
 if __name__ == "__main__":
-    for dispatch, sizes in CASES:
-        compare_with_one_device(dispatch, sizes)
+    for case in CASES:
+        compare_with_one_device(*case)
     sys.stdout.write("equal\n")

@@ -26,7 +26,7 @@ class Slices:
     Attributes:
         starts: index of the first row of each slice that it sends.
         sizes: number of rows of each.
-        received_starts: index of that row on the device that receives it.
+        received_starts: index of the first row of each slice on the device that receives it.
         received_sizes: number of rows of each slice that this device receives, in the order of their senders.
     """
 
@@ -83,7 +83,7 @@ def exchange_window(counts: Int[Array, "p e"], first: Int[Array, ""] | int, room
 
 
 def exchange(rows: Float[Array, "n d"], slices: Slices, back: Slices, room: int) -> Float[Array, "m d"]:
-    """Send slices of rows to their devices, and return the received ones among `room` rows, of which the others are 0.
+    """Send slices of rows to their devices. Return an array of `room` rows: those received, and zeros.
 
     Must be called in `jax.shard_map`.
 

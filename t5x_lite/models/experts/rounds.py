@@ -1,10 +1,10 @@
 """Rounds of dropless dispatch: one that always runs, and more where tokens choose their experts unevenly."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
-import jax.extend as jex
 import jax.numpy as jnp
 from jaxtyping import Array, Int
 
@@ -34,41 +34,38 @@ def sum_rounds(run_round: RunRound, needed: Int[Array, ""], room: int, most: int
 def _sum_further_rounds(run_round: RunRound, rounds: Int[Array, ""], *arguments: Any) -> Array:
     """Return the sum over the rounds from 1 on, in a loop that ends with the last that is needed.
 
-    JAX differentiates no such loop. This one has a rule of its own, whose gradients reach only explicit arguments: the
-    arrays that `run_round` closes over become arguments too.
+    JAX has no gradient of a loop whose number of iterations is computed. This one has a rule of its own, whose
+    gradients reach only explicit arguments: the arrays that `run_round` closes over become arguments too.
     """
     closed = jax.make_jaxpr(run_round)(*arguments, 1)
-    inputs = [*closed.consts, *jax.tree.leaves(arguments)]
-    is_float = [jnp.issubdtype(jnp.result_type(value), jnp.floating) for value in inputs]
-    floats = [value for value, of_floats in zip(inputs, is_float, strict=True) if of_floats]
-    others = [value for value, of_floats in zip(inputs, is_float, strict=True) if not of_floats]
+    const_count = len(closed.consts)
+    result = closed.out_avals[0]
+    inputs = (*closed.consts, *jax.tree.leaves(arguments))
 
-    def compute(floats: Sequence[Array], others: Sequence[Array], number: Int[Array, ""]) -> Array:
-        float_values = iter(floats)
-        other_values = iter(others)
-        values = [next(float_values if of_floats else other_values) for of_floats in is_float]
-        count = len(closed.consts)
-        run = jex.core.jaxpr_as_fun(jex.core.ClosedJaxpr(closed.jaxpr, values[:count]))
-        return run(*values[count:], number)[0]
+    def compute(number: Int[Array, ""], *inputs: Array) -> Array:
+        return jax.core.eval_jaxpr(closed.jaxpr, inputs[:const_count], *inputs[const_count:], number)[0]
 
-    def add_up(floats: Sequence[Array], others: Sequence[Array], rounds: Int[Array, ""]) -> Array:
+    def add_up(rounds: Int[Array, ""], *inputs: Array) -> Array:
         def add_round(number: Int[Array, ""], total: Array) -> Array:
-            return total + compute(floats, others, number)
+            return total + compute(number, *inputs)
 
-        return jax.lax.fori_loop(1, rounds, add_round, jnp.zeros(closed.out_avals[0].shape, closed.out_avals[0].dtype))
+        return jax.lax.fori_loop(1, rounds, add_round, jnp.zeros(result.shape, result.dtype))
 
-    def forward(floats: Sequence[Array], others: Sequence[Array], rounds: Int[Array, ""]) -> tuple[Array, Any]:
-        return add_up(floats, others, rounds), (floats, others, rounds)
+    def forward(rounds: Int[Array, ""], *inputs: Array) -> tuple[Array, Any]:
+        return add_up(rounds, *inputs), (rounds, inputs)
 
-    def backward(residuals: Any, gradient: Array) -> tuple[Sequence[Array], None, None]:
-        floats, others, rounds = residuals
+    def backward(residuals: Any, gradient: Array) -> tuple[Array | None, ...]:
+        rounds, inputs = residuals
 
-        def add_gradients(number: Int[Array, ""], totals: Sequence[Array]) -> Sequence[Array]:
-            _, pull_back = jax.vjp(lambda floats: compute(floats, others, number), floats)
-            return jax.tree.map(jnp.add, totals, pull_back(gradient)[0])
+        def add_gradients(number: Int[Array, ""], totals: Sequence[Array | None]) -> Sequence[Array | None]:
+            _, pull_back = jax.vjp(partial(compute, number), *inputs)
+            pairs = zip(totals, pull_back(gradient), strict=True)
+            return [None if total is None else total + of_round for total, of_round in pairs]
 
-        return jax.lax.fori_loop(1, rounds, add_gradients, jax.tree.map(jnp.zeros_like, floats)), None, None
+        # Counts, indices and keys have no gradient.
+        zeros = [jnp.zeros_like(value) if jnp.issubdtype(value.dtype, jnp.floating) else None for value in inputs]
+        return None, *jax.lax.fori_loop(1, rounds, add_gradients, zeros)
 
     total = jax.custom_vjp(add_up)
     total.defvjp(forward, backward)
-    return total(floats, others, rounds)
+    return total(rounds, *inputs)

@@ -34,8 +34,11 @@ def _megablox(x: Float[Array, "n d"], matrices: Float[Array, "e d f"], sizes: In
 GROUPED_PRODUCTS: dict[str, GroupedProduct] = {"ragged": jax.lax.ragged_dot, "megablox": _megablox}
 
 
-RunExperts = Callable[[Float[Array, "n d"], Int[Array, "e"]], Float[Array, "n d"]]
-"""A function that applies experts to rows sorted by expert, given the number of rows of each; further rows give 0."""
+RunExperts = Callable[[Float[Array, "n d"], Int[Array, "e"], Int[Array, ""] | int], Float[Array, "n d"]]
+"""A function that applies experts to rows sorted by expert, given the number of rows of each and that of the round.
+
+Further rows give 0.
+"""
 
 
 def dispatch_sorted(
@@ -67,25 +70,32 @@ def dispatch_sorted(
     if active_mesh() is None:
         return _send_rows(partial(_run_experts, experts, product, key), count, x, chosen, weights)
     sizes = axis_sizes()
-    graph, params = nnx.split(experts)
+    graph, params, *keys_of_adapters = nnx.split(experts, Weight, ...)
     arrays, structure = jax.tree.flatten(params)
     matrices = jax.tree.leaves(params, is_leaf=lambda leaf: isinstance(leaf, Weight))
     specs = [partition_spec(sizes, matrix.axes.names, matrix.shape) for matrix in matrices]
+    row_spec = partition_spec(sizes, ("batch", "length", None), x.shape)
 
     def gather_and_run(
-        shards: Sequence[Array], x: Array, chosen: Array, weights: Array, key: PRNGKeyArray | None
+        shards: Sequence[Array],
+        keys_of_adapters: Sequence[nnx.State],
+        x: Array,
+        chosen: Array,
+        weights: Array,
+        key: PRNGKeyArray | None,
     ) -> Float[Array, "b l d"]:
         gathered = [_gather_weights(shard.astype(x.dtype), spec) for shard, spec in zip(shards, specs, strict=True)]
-        module = nnx.merge(graph, jax.tree.unflatten(structure, gathered))
+        module = nnx.merge(graph, jax.tree.unflatten(structure, gathered), *keys_of_adapters)
+        if key is not None:
+            key = jax.random.fold_in(key, jax.lax.axis_index(mesh_axes(row_spec)))
         run_experts: RunExperts = partial(_run_experts, module, product, key)
         if sizes[EXPERT_AXIS] > 1:
             run_experts = partial(_exchange_rows, run_experts, buffer)
         return _send_rows(run_experts, count, x, chosen, weights)
 
-    row_spec = partition_spec(sizes, ("batch", "length", None), x.shape)
-    in_specs = (specs, row_spec, row_spec, row_spec, PartitionSpec())
+    in_specs = (specs, PartitionSpec(), row_spec, row_spec, row_spec, PartitionSpec())
     sharded = jax.shard_map(gather_and_run, in_specs=in_specs, out_specs=row_spec, check_vma=False)
-    return sharded(arrays, x, chosen, weights, key)
+    return sharded(arrays, keys_of_adapters, x, chosen, weights, key)
 
 
 def _send_rows(
@@ -106,7 +116,7 @@ def _send_rows(
     row_of_choice = choices.rank.reshape(1, -1, token_count)
     rows = gather_rows(tokens, token_of_row, jnp.moveaxis(row_of_choice, 1, 2))[0]
 
-    outputs = run_experts(rows, choices.counts[0])
+    outputs = run_experts(rows, choices.counts[0], 0)
 
     choice_of_row = jnp.pad(choices.order, ((0, 0), padding), constant_values=choice_count)
     returned = gather_rows(outputs[None], choices.rank, choice_of_row[..., None])
@@ -120,37 +130,44 @@ def _run_experts(
     key: PRNGKeyArray | None,
     rows: Float[Array, "n d"],
     counts: Int[Array, "e"],
+    number: Int[Array, ""] | int,
 ) -> Float[Array, "n d"]:
-    """Apply experts to the rows on their device."""
+    """Apply experts to the rows on their device, with the dropout of a round."""
     expert_of_row = jnp.searchsorted(jnp.cumsum(counts), jnp.arange(len(rows)), side="right", method="compare_all")
-    sorted_rows = SortedRows(counts, jnp.minimum(expert_of_row, len(counts) - 1), product)
-    has_expert = (expert_of_row < len(counts))[:, None]
-    return jnp.where(has_expert, experts(rows, key, sorted_rows), 0)
+    if key is not None:
+        key = jax.random.fold_in(key, number)
+    return experts(rows, key, SortedRows(counts, expert_of_row, product))
 
 
 def _exchange_rows(
-    run_experts: RunExperts, buffer: float, rows: Float[Array, "n d"], counts: Int[Array, "e"]
+    run_experts: RunExperts,
+    buffer: float,
+    rows: Float[Array, "n d"],
+    counts: Int[Array, "e"],
+    number: Int[Array, ""] | int,
 ) -> Float[Array, "n d"]:
     """Send rows to the devices of their experts, run these there, and send the outputs back.
 
     A device has room for `buffer` times the rows of one device. Where tokens choose so unevenly that one device needs
     more, all devices do further rounds.
     """
+    del number  # these are the rounds
     row_count = len(rows)
     all_counts = jax.lax.all_gather(counts, EXPERT_AXIS)
     devices, experts = all_counts.shape
-    room = math.ceil(buffer * row_count / TILE_ROWS) * TILE_ROWS
+    most = devices * row_count
+    room = min(math.ceil(buffer * row_count / TILE_ROWS) * TILE_ROWS, most)
     received = all_counts.sum(0).reshape(devices, experts // devices).sum(1)
-    # The devices of all groups do the same rounds, which have collectives.
+    # All groups of devices run the same rounds: then no device begins another collective than those that it waits for.
     most_received = jax.lax.pmax(received.max(), jax.sharding.get_abstract_mesh().manual_axes)
 
     def run_round(rows: Float[Array, "n d"], number: Int[Array, ""] | int) -> Float[Array, "n d"]:
         window = exchange_window(all_counts, number * room, room)
         inputs = name_exchanged_rows(exchange(rows, window.to_experts, window.back, room))
-        outputs = run_experts(inputs, window.rows_of_expert)
+        outputs = run_experts(inputs, window.rows_of_expert, number)
         return name_exchanged_rows(exchange(outputs, window.back, window.to_experts, row_count))
 
-    return sum_rounds(run_round, most_received, room, devices * row_count, rows)
+    return sum_rounds(run_round, most_received, room, most, rows)
 
 
 def _gather_weights(shard: Array, spec: PartitionSpec) -> Array:
