@@ -54,7 +54,7 @@ class Workload:
 
     @property
     def exchanged_copies(self) -> float:
-        """How many copies of a token are sent to experts in a period, with the slots that capacity leaves empty."""
+        """Copies of a token that are sent to experts in a period, with the slots that capacity leaves empty."""
         if self.mesh.shape["expert"] == 1:
             return 0.0
         return sum(_copies_per_token(moe) for moe in self.config.model.mixtures)
