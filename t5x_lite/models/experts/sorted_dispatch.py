@@ -34,11 +34,8 @@ def _megablox(x: Float[Array, "n d"], matrices: Float[Array, "e d f"], sizes: In
 GROUPED_PRODUCTS: dict[str, GroupedProduct] = {"ragged": jax.lax.ragged_dot, "megablox": _megablox}
 
 
-RunExperts = Callable[[Float[Array, "n d"], Int[Array, "e"], Int[Array, ""] | int], Float[Array, "n d"]]
-"""A function that applies experts to rows sorted by expert, given the number of rows of each and that of the round.
-
-Further rows give 0.
-"""
+RunExperts = Callable[..., Float[Array, "n d"]]
+"""A function that applies experts to rows sorted by expert, given the number of rows of each. Further rows give 0."""
 
 
 def dispatch_sorted(
@@ -116,7 +113,7 @@ def _send_rows(
     row_of_choice = choices.rank.reshape(1, -1, token_count)
     rows = gather_rows(tokens, token_of_row, jnp.moveaxis(row_of_choice, 1, 2))[0]
 
-    outputs = run_experts(rows, choices.counts[0], 0)
+    outputs = run_experts(rows, choices.counts[0])
 
     choice_of_row = jnp.pad(choices.order, ((0, 0), padding), constant_values=choice_count)
     returned = gather_rows(outputs[None], choices.rank, choice_of_row[..., None])
@@ -130,9 +127,9 @@ def _run_experts(
     key: PRNGKeyArray | None,
     rows: Float[Array, "n d"],
     counts: Int[Array, "e"],
-    number: Int[Array, ""] | int,
+    number: Int[Array, ""] | int = 0,
 ) -> Float[Array, "n d"]:
-    """Apply experts to the rows on their device, with the dropout of a round."""
+    """Apply experts to the rows on their device in a round; each round has other dropout."""
     expert_of_row = jnp.searchsorted(jnp.cumsum(counts), jnp.arange(len(rows)), side="right", method="compare_all")
     if key is not None:
         key = jax.random.fold_in(key, number)
@@ -140,18 +137,13 @@ def _run_experts(
 
 
 def _exchange_rows(
-    run_experts: RunExperts,
-    buffer: float,
-    rows: Float[Array, "n d"],
-    counts: Int[Array, "e"],
-    number: Int[Array, ""] | int,
+    run_experts: RunExperts, buffer: float, rows: Float[Array, "n d"], counts: Int[Array, "e"]
 ) -> Float[Array, "n d"]:
     """Send rows to the devices of their experts, run these there, and send the outputs back.
 
     A device has room for `buffer` times the rows of one device. Where tokens choose so unevenly that one device needs
     more, all devices do further rounds.
     """
-    del number  # these are the rounds
     row_count = len(rows)
     all_counts = jax.lax.all_gather(counts, EXPERT_AXIS)
     devices, experts = all_counts.shape
