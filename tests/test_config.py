@@ -588,7 +588,9 @@ def test_a_setting_with_an_effect_or_of_the_default_is_accepted(small: Path, ove
 
 
 def test_the_best_metric_of_a_shipped_config_is_for_its_own_tasks(small: Path) -> None:
-    changed = config.load("finetune/bert_sst2", ["adapt=null", "tasks=cola", "model={family: encoder, layers: 2, embed: 8, heads: 2}"])
+    changed = config.load(
+        "finetune/bert_sst2", ["adapt=null", "tasks=cola", "model={family: encoder, layers: 2, embed: 8, heads: 2}"]
+    )
     assert changed.checkpoint.best_metric == "eval/sst2/accuracy"
     message = load_error(small, "checkpoint.best_metric=eval/sst2/accuracy")
     assert "no evaluator of the run reports eval/sst2/accuracy" in message
