@@ -190,7 +190,10 @@ def test_a_step_is_compiled_for_a_pod(
     assert compiled["kernel_calls"] >= kernels
     kinds = {(row["kind"], tuple(row["axes"])) for row in compiled["collectives"]}
     assert compiled["involuntary_reshards"] == []
-    assert {kind for kind, axes in kinds if axes == ("expert",) and "all-to-all" in kind} == exchanges
+    over_experts = {kind for kind, axes in kinds if axes == ("expert",)}
+    assert exchanges <= over_experts
+    # States of a table that is looked up in shards may travel by `all-to-all` in any case.
+    assert ("ragged-all-to-all" in over_experts) == ("ragged-all-to-all" in exchanges)
     # Weights and moments (AdamW: two, Adafactor: less) in shards, of which `data` has copies, and a batch.
     shards = report["devices"] / report["mesh"].get("data", 1)
     assert compiled["arguments_bytes"] < 1.5 * (3 * 4 * report["parameters"] / shards) + 2**20
