@@ -2,15 +2,13 @@
 
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from t5x_lite.checkpoint_config import CheckpointConfig
-from t5x_lite.errors import UserError, suggest
+from t5x_lite.errors import UserError, join_first, suggest
 from t5x_lite.evaluate.evaluators.evaluator import EvaluatedRun
-from t5x_lite.run_layout import CONFIG_FILE
 from t5x_lite.schema import Sources
-from t5x_lite.unused_settings import is_location_of_user
+from t5x_lite.unused_settings import is_location_of_run, is_location_of_user
 
 if TYPE_CHECKING:
     from t5x_lite.config import RunConfig
@@ -41,8 +39,7 @@ def check_best_metric(config: "RunConfig", sources: Sources) -> None:
         return
     location = sources.location_of("checkpoint.best")
     # Runs of earlier versions may have it.
-    is_of_run = Path(location.rpartition(":")[0]).name == CONFIG_FILE
-    if checkpoint.best == "highest" and not is_of_run:
+    if checkpoint.best == "highest" and not is_location_of_run(location):
         raise UserError(
             f"{location}: `checkpoint.best` is highest, and checkpoint.best_metric is {default}, whose highest value "
             "is the worst; set checkpoint.best_metric to a metric that is best where it is highest"
@@ -55,12 +52,9 @@ def _check_name(config: "RunConfig", location: str) -> None:
     names = metric_names(config)
     if any(metric == name or fnmatchcase(metric, name) for name in names):
         return
-    listed = ", ".join(names[:LISTED_NAMES])
-    if len(names) > LISTED_NAMES:
-        listed += f" and {len(names) - LISTED_NAMES} more"
     raise UserError(
         f"{location}: `checkpoint.best_metric`: no evaluator of the run reports {metric}{suggest(metric, names)}; they "
-        f"report {listed or 'nothing'}"
+        f"report {join_first(names, LISTED_NAMES) or 'nothing'}"
     )
 
 

@@ -337,7 +337,7 @@ def _check_tokenizer(sources: schema.Sources) -> None:
     if not isinstance(adapt, dict) or not adapt.get("from") or adapt.get("new_tokenizer"):
         return
     for key, location in sources.locations.items():
-        if key.partition(".")[0] == "tokenizer" and location == "command line":
+        if key.partition(".")[0] == "tokenizer" and location == schema.COMMAND_LINE:
             raise UserError(f"command line: `{key}`: the run has the tokenizer of adapt.from; remove the setting")
 
 

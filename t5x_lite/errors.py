@@ -1,7 +1,7 @@
 """Errors that the user can fix: each is one line without a traceback, and has an exit code."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class UserError(Exception):
@@ -57,3 +57,10 @@ def suggest(name: str, candidates: Iterable[str], *, prefix: str = "", suffix: s
     if not nearest:
         return ""
     return f"; did you mean {prefix}{nearest[0]}{suffix}?"
+
+
+def join_first(items: Sequence[str], count: int, separator: str = ", ") -> str:
+    """Return the first `count` items, joined, and how many more there are, for a message."""
+    joined = separator.join(items[:count])
+    remaining = len(items) - count
+    return f"{joined} and {remaining:,} more" if remaining > 0 else joined

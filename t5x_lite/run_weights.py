@@ -14,7 +14,7 @@ from jaxtyping import Array, PyTree
 from t5x_lite import schema
 from t5x_lite.adapt.method import AdaptationMethod, ModelPair
 from t5x_lite.config import RunConfig
-from t5x_lite.errors import UserError
+from t5x_lite.errors import UserError, join_first
 from t5x_lite.models.config import DECODER_SETTINGS, ModelConfig
 from t5x_lite.models.electra import discriminator_weights
 from t5x_lite.models.spec import ModelSpec, init_params, model_spec
@@ -197,11 +197,7 @@ def _check_shapes(created: dict[str, Any], expected: dict[str, Any], config: Run
     differences = _differing_settings(config, source.config)
     if differences:
         raise UserError(f"{subject}: {'; '.join(differences)}")
-    listed = "; ".join(problems[:MAX_LISTED_PROBLEMS])
-    remaining = len(problems) - MAX_LISTED_PROBLEMS
-    if remaining > 0:
-        listed += f" and {remaining} more"
-    raise UserError(f"{subject}: {listed}")
+    raise UserError(f"{subject}: {join_first(problems, MAX_LISTED_PROBLEMS, '; ')}")
 
 
 def _differing_settings(config: RunConfig, source: RunConfig) -> list[str]:

@@ -12,13 +12,10 @@ from t5x_lite.config_files import SHIPPED_CONFIGS
 from t5x_lite.data.config import DataConfig
 from t5x_lite.errors import UserError
 from t5x_lite.run_layout import CONFIG_FILE
-from t5x_lite.schema import Sources
+from t5x_lite.schema import COMMAND_LINE, Sources
 
 if TYPE_CHECKING:
     from t5x_lite.config import RunConfig
-
-COMMAND_LINE = "command line"
-"""Location of a setting of the command line; see `Sources`."""
 
 
 def check_used(config: "RunConfig", sources: Sources) -> None:
@@ -78,4 +75,9 @@ def is_location_of_user(location: str) -> bool:
     if location == COMMAND_LINE:
         return True
     path = Path(location.rpartition(":")[0]).resolve()
-    return not path.is_relative_to(SHIPPED_CONFIGS) and path.name != CONFIG_FILE
+    return not path.is_relative_to(SHIPPED_CONFIGS) and not is_location_of_run(location)
+
+
+def is_location_of_run(location: str) -> bool:
+    """Return whether a location is in the resolved config that a run has written."""
+    return Path(location.rpartition(":")[0]).name == CONFIG_FILE

@@ -20,7 +20,7 @@ from t5x_lite.data.indexed_folders import INDEX_FILES, content_bytes, content_fi
 from t5x_lite.data.standard_library import standard_library_files
 from t5x_lite.data.token_files import TOKEN_FILES
 from t5x_lite.data.token_files.megatron import index_path
-from t5x_lite.errors import UserError
+from t5x_lite.errors import UserError, join_first
 from t5x_lite.storage import file_exists, file_status
 
 UNIT_BYTES = 64 * 2**20
@@ -232,8 +232,4 @@ def field_files(first: str, fields: tuple[str, ...]) -> list[str]:
 def name_files(units_of_text: Sequence[Unit]) -> str:
     """Return the names of the first files of units, and how many more there are, for an error."""
     paths = list(dict.fromkeys(path for unit in units_of_text for path in unit.paths))
-    names = ", ".join(paths[:NAMED_FILES]) or "data.files"  # a data set without records has no units
-    remaining = len(paths) - NAMED_FILES
-    if remaining > 0:
-        names += f" and {remaining:,} more"
-    return names
+    return join_first(paths, NAMED_FILES) or "data.files"  # a data set without records has no units

@@ -19,7 +19,7 @@ from t5x_lite.evaluate.evaluators.cloze import load_cloze
 from t5x_lite.evaluate.evaluators.memorisation import Memorisation
 from t5x_lite.plugins import load_plugins
 from t5x_lite.retrieval.config import Passages
-from t5x_lite.schema import Config, OneOf, Sources, setting, validate
+from t5x_lite.schema import COMMAND_LINE, Config, OneOf, Sources, setting, validate
 from t5x_lite.schema.settings import LARGEST_INT
 from t5x_lite.tasks import short_name
 
@@ -163,7 +163,7 @@ def _parse_demonstrations(value: str) -> Demonstrations:
         parsed = yaml.safe_load(value)
     except yaml.YAMLError:
         raise UserError(f"demonstrations={value}: is not YAML; write a name, or {{name: {{setting: value}}}}") from None
-    sources = Sources({"demonstrations": parsed}, {"demonstrations": "command line"})
+    sources = Sources({"demonstrations": parsed}, {"demonstrations": COMMAND_LINE})
     return validate(PromptArguments, sources).demonstrations
 
 

@@ -14,6 +14,9 @@ from t5x_lite.config_files import find_config
 from t5x_lite.errors import UserError, one_line
 from t5x_lite.schema.settings import Config, Declaration, Settings, declarations
 
+COMMAND_LINE = "command line"
+"""Location of a setting that the command line has set; see `Sources`."""
+
 
 @dataclass(frozen=True)
 class Sources:
@@ -56,7 +59,7 @@ def read(kind: type[Config], path: str | Path, overrides: Sequence[str] = ()) ->
         _check_component(key, named)
         named[key] = override.partition("=")[2]
         values = merge(kind, values, nested)
-        locations[key] = "command line"
+        locations[key] = COMMAND_LINE
     return Sources(values, locations)
 
 

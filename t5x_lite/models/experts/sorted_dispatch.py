@@ -33,7 +33,6 @@ def _megablox(x: Float[Array, "n d"], matrices: Float[Array, "e d f"], sizes: In
 
 GROUPED_PRODUCTS: dict[str, GroupedProduct] = {"ragged": jax.lax.ragged_dot, "megablox": _megablox}
 
-
 RunExperts = Callable[..., Float[Array, "n d"]]
 """A function that applies experts to rows sorted by expert, given the number of rows of each. Further rows give 0."""
 
