@@ -52,15 +52,15 @@ class Window:
     rows_of_expert: Int[Array, "x"]
 
 
-def exchange_window(counts: Int[Array, "p e"], first: Int[Array, ""] | int, room: int) -> Window:
-    """Return the slices of the rows `[first, first + room)` of each device, sorted by expert and then by sender.
+def exchange_window(counts: Int[Array, "p e"], first: Int[Array, ""] | int, capacity: int) -> Window:
+    """Return the slices of the rows `[first, first + capacity)` of each device, sorted by expert and then by sender.
 
     Must be called in `jax.shard_map`.
 
     Args:
         counts: how many rows each device has for each expert. Its own are sorted by expert.
         first: index of the first row, among all that a device receives.
-        room: number of rows that a device receives at a time.
+        capacity: number of rows that a device receives at a time.
     """
     devices, experts = counts.shape
     local_experts = experts // devices
@@ -68,8 +68,8 @@ def exchange_window(counts: Int[Array, "p e"], first: Int[Array, ""] | int, room
     by_device = counts.sum(0).reshape(devices, local_experts)
     earlier_experts = (jnp.cumsum(by_device, 1) - by_device).reshape(experts)
     places = earlier_experts + jnp.cumsum(counts, 0) - counts
-    begin = jnp.clip(places, first, first + room)
-    sizes = jnp.clip(places + counts, first, first + room) - begin
+    begin = jnp.clip(places, first, first + capacity)
+    sizes = jnp.clip(places + counts, first, first + capacity) - begin
     starts = jnp.cumsum(counts, 1) - counts + begin - places
 
     device = jax.lax.axis_index(EXPERT_AXIS)
@@ -82,8 +82,8 @@ def exchange_window(counts: Int[Array, "p e"], first: Int[Array, ""] | int, room
     return Window(to_experts, back, of_local_experts(sizes).reshape(devices, local_experts).sum(0))
 
 
-def exchange(rows: Float[Array, "n d"], slices: Slices, back: Slices, room: int) -> Float[Array, "m d"]:
-    """Send slices of rows to their devices. Return an array of `room` rows: those received, and zeros.
+def exchange(rows: Float[Array, "n d"], slices: Slices, back: Slices, capacity: int) -> Float[Array, "m d"]:
+    """Send slices of rows to their devices. Return an array of `capacity` rows: those received, and zeros.
 
     Must be called in `jax.shard_map`.
 
@@ -91,12 +91,12 @@ def exchange(rows: Float[Array, "n d"], slices: Slices, back: Slices, room: int)
         rows: rows of this device.
         slices: those that are sent.
         back: the same slices on the way back, which is that of their gradients.
-        room: number of rows to return.
+        capacity: number of rows to return.
     """
     row_count = len(rows)
 
     def send(slices: tuple[Slices, Slices], rows: Float[Array, "n d"]) -> Float[Array, "m d"]:
-        return _send(rows, slices[0], room)
+        return _send(rows, slices[0], capacity)
 
     def send_gradients(slices: tuple[Slices, Slices], gradients: Float[Array, "m d"]) -> Float[Array, "n d"]:
         return _send(gradients, slices[1], row_count)
@@ -104,8 +104,8 @@ def exchange(rows: Float[Array, "n d"], slices: Slices, back: Slices, room: int)
     return jax.custom_derivatives.linear_call(send, send_gradients, (slices, back), rows)
 
 
-def _send(rows: Float[Array, "n d"], slices: Slices, room: int) -> Float[Array, "m d"]:
-    output = jnp.zeros((room, rows.shape[1]), rows.dtype)
+def _send(rows: Float[Array, "n d"], slices: Slices, capacity: int) -> Float[Array, "m d"]:
+    output = jnp.zeros((capacity, rows.shape[1]), rows.dtype)
     sent = (slices.starts, slices.sizes)
     received = (slices.received_starts, slices.received_sizes)
     if target_platform() == "cpu":

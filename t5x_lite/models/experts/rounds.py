@@ -12,7 +12,7 @@ RunRound = Callable[..., Array]
 """A function of trees of arrays and the number of a round that returns one array."""
 
 
-def sum_rounds(run_round: RunRound, needed: Int[Array, ""], room: int, most: int, *arguments: Any) -> Array:
+def sum_rounds(run_round: RunRound, needed: Int[Array, ""], capacity: int, max_needed: int, *arguments: Any) -> Array:
     """Return the sum of `run_round(*arguments, number)` over the rounds that are needed.
 
     The products of the first round are kept for the backward pass as `model.remat` says, those of all others are
@@ -21,14 +21,14 @@ def sum_rounds(run_round: RunRound, needed: Int[Array, ""], room: int, most: int
     Args:
         run_round: computes one round. It may close over traced arrays.
         needed: how many places are needed in all rounds together.
-        room: places of a round. One round is always run.
-        most: the largest possible `needed`.
+        capacity: places of a round. One round is always run.
+        max_needed: the largest possible `needed`.
         arguments: trees of arrays.
     """
     out = run_round(*arguments, 0)
-    if most <= room:
+    if max_needed <= capacity:
         return out
-    return out + _sum_further_rounds(run_round, (needed + room - 1) // room, *arguments)
+    return out + _sum_further_rounds(run_round, (needed + capacity - 1) // capacity, *arguments)
 
 
 def _sum_further_rounds(run_round: RunRound, rounds: Int[Array, ""], *arguments: Any) -> Array:

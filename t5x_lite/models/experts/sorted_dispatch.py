@@ -146,19 +146,19 @@ def _exchange_rows(
     row_count = len(rows)
     all_counts = jax.lax.all_gather(counts, EXPERT_AXIS)
     devices, experts = all_counts.shape
-    most = devices * row_count
-    room = min(math.ceil(buffer * row_count / TILE_ROWS) * TILE_ROWS, most)
+    max_needed = devices * row_count
+    capacity = min(math.ceil(buffer * row_count / TILE_ROWS) * TILE_ROWS, max_needed)
     received = all_counts.sum(0).reshape(devices, experts // devices).sum(1)
     # All groups of devices run the same rounds: then no device begins another collective than those that it waits for.
     most_received = jax.lax.pmax(received.max(), jax.sharding.get_abstract_mesh().manual_axes)
 
     def run_round(rows: Float[Array, "n d"], number: Int[Array, ""] | int) -> Float[Array, "n d"]:
-        window = exchange_window(all_counts, number * room, room)
-        inputs = name_exchanged_rows(exchange(rows, window.to_experts, window.back, room))
+        window = exchange_window(all_counts, number * capacity, capacity)
+        inputs = name_exchanged_rows(exchange(rows, window.to_experts, window.back, capacity))
         outputs = run_experts(inputs, window.rows_of_expert, number)
         return name_exchanged_rows(exchange(outputs, window.back, window.to_experts, row_count))
 
-    return sum_rounds(run_round, most_received, room, most, rows)
+    return sum_rounds(run_round, most_received, capacity, max_needed, rows)
 
 
 def _gather_weights(shard: Array, spec: PartitionSpec) -> Array:
