@@ -13,8 +13,9 @@ from t5x_lite.models.attention import kernels
 from t5x_lite.models.attention.context import AttentionContext
 from t5x_lite.models.attention.latent import MultiHeadLatentAttention
 from t5x_lite.models.attention.layer import Attention
-from t5x_lite.models.backbone import Backbone, reorder
+from t5x_lite.models.backbone import Backbone
 from t5x_lite.models.block import Block, self_attention
+from t5x_lite.models.reorder import reorder_shared_rows
 from t5x_lite.models.spec import ModelSpec
 
 
@@ -85,7 +86,8 @@ def compute_layer_states(
     """
     layers = _run_layers(spec, params, batch)
     outputs = layers.outputs
-    outputs = reorder(outputs.reshape(-1, *outputs.shape[2:]), np.argsort(layers.order)).reshape(outputs.shape)
+    rows = reorder_shared_rows(outputs.reshape(-1, *outputs.shape[2:]), np.argsort(layers.order))
+    outputs = rows.reshape(outputs.shape)
     return jnp.concatenate([outputs[:-1], layers.last_states[None]]).astype(jnp.float32)
 
 

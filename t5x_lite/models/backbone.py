@@ -16,7 +16,7 @@ from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.gather_positions import gather_positions
 from t5x_lite.models.layers import Embed, Linear, Norm, dropout
 from t5x_lite.models.positions.module import Positions
-from t5x_lite.models.sharding import constrain
+from t5x_lite.models.reorder import reorder_shared_rows
 from t5x_lite.models.stack import LayerCache, Stack
 
 
@@ -174,7 +174,7 @@ class Backbone(nnx.Module):
             segment_ids = jnp.ones(rows, jnp.int32)
         if prefix is not None:
             prefix = prefix[:, order]
-        x = reorder(self._embed(x, positions, token_types, embedding_key), order)
+        x = reorder_shared_rows(self._embed(x, positions, token_types, embedding_key), order)
         places = TokenPositions(order, segment_ids[:, order], prefix, single_segment=single_segment, types=token_types)
         if prediction_order is not None:
             places = replace(places, rank=prediction_order.rank)
@@ -184,7 +184,7 @@ class Backbone(nnx.Module):
             x = jnp.concatenate([x, predicted], axis=1)
             context = replace(context, query_stream=prediction_order.query_stream())
         x, _ = self.stack(x, context, encoder_output, key=stack_key)
-        return reorder(x, np.argsort(order)), places
+        return reorder_shared_rows(x, np.argsort(order)), places
 
     def decode_step(
         self,
@@ -254,10 +254,3 @@ class Backbone(nnx.Module):
             segment_ids=jnp.zeros((batch, length), jnp.int32),
             index=jnp.int32(0),
         )
-
-
-def reorder(x: Float[Array, "b l d"], order: Int[np.ndarray, "l"]) -> Float[Array, "b l d"]:
-    """Return `x[:, order]`; of rows that devices share, each device permutes some channels of the whole row."""
-    if np.array_equal(order, np.arange(len(order))):
-        return x
-    return constrain(constrain(x, "batch", None, "length")[:, order], "batch", "residual_length", None)

@@ -31,8 +31,8 @@ MAX_ROWS_OF_PRODUCT_GRADIENT = 4096
 def look_up(table: Float[Array, "v d"], ids: Int[Array, "b l"], axis: str, dtype: DTypeLike) -> Float[Array, "b l d"]:
     """Return rows of a table.
 
-    On a mesh a device looks up its shard of the table for all rows of the batch in its `fsdp` group. It sends states,
-    not the table or its gradient.
+    On a mesh a device looks up its channels for the tokens of all devices that have other channels of the table, and
+    sends each of them the states of its tokens, not the table or its gradient.
 
     Args:
         table: the table.
@@ -50,9 +50,9 @@ def _look_up(table: Array, ids: Array, axis: str, dtype: np.dtype, sum_dtype: np
     shardings = _Shardings(table, ids, axis)
 
     def look_up_shard(shard: Float[Array, "shard d"], ids: Array) -> Float[Array, "b l d"]:
-        row, in_shard = shardings.locate(ids, shard)
+        row, in_shard = shardings.locate(shardings.gather_ids(ids), shard)
         states = jnp.where(in_shard[..., None], shard[row].astype(dtype), 0)
-        return sum_over(states, shardings.table_axes)
+        return shardings.send_states(sum_over(states, shardings.row_axes))
 
     return shardings.map(look_up_shard, (shardings.table, shardings.ids), shardings.states)(table, ids)
 
@@ -70,9 +70,10 @@ def _look_up_backward(
     shardings = _Shardings(table, ids, axis)
 
     def add_to_shard(shard: Float[Array, "shard d"], ids: Array, gradient: Float[Array, "b l d"]) -> Array:
-        row, in_shard = shardings.locate(ids, shard)
+        row, in_shard = shardings.locate(shardings.gather_ids(ids), shard)
+        gradient = shardings.return_gradients(gradient)
         total = _add_rows(row, jnp.where(in_shard[..., None], gradient, 0), len(shard))
-        return sum_over(total.astype(sum_dtype), shardings.id_axes).astype(shard.dtype)
+        return sum_over(total.astype(sum_dtype), shardings.sum_axes).astype(shard.dtype)
 
     in_specs = (shardings.table, shardings.ids, shardings.states)
     total = shardings.map(add_to_shard, in_specs, shardings.table)(table, ids, gradient)
@@ -89,19 +90,22 @@ class _Shardings:
         table: sharding of the table.
         ids: sharding of the ids.
         states: sharding of what is looked up.
-        table_axes: mesh axes over which the rows of the table are split.
-        id_axes: mesh axes over which the ids are split.
+        row_axes: mesh axes over which the rows of the table are split.
+        channel_axes: those over which its channels are split.
+        sum_axes: those over which only the ids are split.
     """
 
     def __init__(self, table: Float[Array, "v d"], ids: Int[Array, "b l"], axis: str) -> None:
-        self.table = self.ids = self.states = PartitionSpec()
+        self.table = PartitionSpec(None, None)
+        self.ids = self.states = PartitionSpec()
         if active_mesh() is not None:
             sizes = axis_sizes()
             self.table = partition_spec(sizes, (axis, "embed"), table.shape)
-            self.ids = partition_spec(sizes, ("table_batch", "length"), ids.shape)
-            self.states = PartitionSpec(*self.ids, self.table[1])
-        self.table_axes = mesh_axes(self.table[:1])
-        self.id_axes = mesh_axes(self.ids)
+            self.ids = partition_spec(sizes, ("batch", "length"), ids.shape)
+            self.states = PartitionSpec(*self.ids, None)
+        self.row_axes = mesh_axes(self.table[:1])
+        self.channel_axes = mesh_axes(self.table[1:])
+        self.sum_axes = tuple(axis for axis in mesh_axes(self.ids) if axis not in self.channel_axes)
 
     def map(self, function: Function, in_specs: tuple[PartitionSpec, ...], out_specs: PartitionSpec) -> Function:
         """Return a function that every device computes on its shards; without a mesh, the function itself."""
@@ -111,10 +115,43 @@ class _Shardings:
 
     def locate(self, ids: Int[Array, "b l"], shard: Float[Array, "shard d"]) -> tuple[Array, Bool[Array, "b l"]]:
         """Return the numbers of rows in this device's shard of the table, and whether they are in it."""
-        if not self.table_axes:
+        if not self.row_axes:
             return ids, jnp.ones(ids.shape, bool)
-        row = ids - jax.lax.axis_index(self.table_axes) * len(shard)
+        row = ids - jax.lax.axis_index(self.row_axes) * len(shard)
         return jnp.clip(row, 0, len(shard) - 1), (row >= 0) & (row < len(shard))
+
+    def gather_ids(self, ids: Int[Array, "b l"]) -> Int[Array, "b l"]:
+        """Return the ids of all devices that have other channels of this device's rows of the table."""
+        for axis in self.channel_axes:
+            split = self._split_by(axis)
+            if split is not None:
+                ids = jax.lax.all_gather(ids, axis, axis=split, tiled=True)
+        return ids
+
+    def send_states(self, states: Float[Array, "b l shard"]) -> Float[Array, "b l d"]:
+        """Exchange channels of states for those of this device's ids: all of them."""
+        for axis in reversed(self.channel_axes):
+            split = self._split_by(axis)
+            if split is None:
+                states = jax.lax.all_gather(states, axis, axis=2, tiled=True)
+            else:
+                states = jax.lax.all_to_all(states, axis, split_axis=split, concat_axis=2, tiled=True)
+        return states
+
+    def return_gradients(self, gradients: Float[Array, "b l d"]) -> Float[Array, "b l shard"]:
+        """Exchange gradients of states for those of this device's channels: those of all ids."""
+        for axis in self.channel_axes:
+            split = self._split_by(axis)
+            if split is None:
+                shards = jnp.split(gradients, jax.lax.axis_size(axis), axis=2)
+                gradients = jnp.stack(shards)[jax.lax.axis_index(axis)]
+            else:
+                gradients = jax.lax.all_to_all(gradients, axis, split_axis=2, concat_axis=split, tiled=True)
+        return gradients
+
+    def _split_by(self, axis: str) -> int | None:
+        """Return the axis of the ids that a mesh axis splits; None: its devices have the same ids."""
+        return next((number for number, part in enumerate(self.ids) if axis in mesh_axes([part])), None)
 
 
 def _add_rows(ids: Int[Array, "b l"], gradient: Float[Array, "b l d"], rows: int) -> Float[Array, "v d"]:

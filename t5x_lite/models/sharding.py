@@ -24,12 +24,11 @@ MESH_AXES = ("data", "fsdp", "tensor", "expert", "context", "pipeline")
 
 LOGICAL_AXIS_RULES: dict[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp", "expert"),
-    "table_batch": ("data", "expert"),
     "groups": ("data", "fsdp"),
     "length": ("context",),
     "residual_length": ("context", "tensor"),
     "layers": ("pipeline",),
-    "embed": ("fsdp",),
+    "embed": ("fsdp", "context"),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
     "head_dim": (),
@@ -181,6 +180,24 @@ def map_rows(function: Callable[[U], T], rows: U) -> T:
     # With the check, devices that share a row sum no equal gradients. It does not know that pipeline stages are mapped
     # over `pipeline`, outside of this function.
     return jax.shard_map(function, in_specs=(batch,), out_specs=batch, check_vma=sizes["pipeline"] == 1)(rows)
+
+
+def gather_shards(shard: Array, parts: PartitionSpec, axis: int) -> Array:
+    """Return an array of which `jax.shard_map` has given each device a shard, with one axis whole.
+
+    The sum of its gradients is scattered.
+
+    Args:
+        shard: the shard of this device.
+        parts: how the array is sharded.
+        axis: the axis to gather.
+    """
+    names = mesh_axes(parts[axis : axis + 1])
+    if not names:
+        return shard
+    # Side by side first: a TPU scatters a sum along the slowest axis in memory alone, and sums others in full.
+    shards = jnp.moveaxis(jax.lax.all_gather(shard, names), 0, axis)
+    return shards.reshape(*shard.shape[:axis], -1, *shard.shape[axis + 1 :])
 
 
 def sum_over(arrays: T, axes: str | tuple[str, ...]) -> T:

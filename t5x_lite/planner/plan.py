@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from t5x_lite.config import RunConfig
 from t5x_lite.errors import UserError
 from t5x_lite.models.remat_policy import LEAST_RECOMPUTATION_FIRST, RematPolicy
+from t5x_lite.models.sharding import LOGICAL_AXIS_RULES
 from t5x_lite.models.spec import model_spec
 from t5x_lite.parallel.chips import CHIPS, Chip, chip_name
 from t5x_lite.parallel.mesh import check_sharded, make_mesh
@@ -86,10 +87,14 @@ class Plan:
         return _peak_memory(self.compiled, self.modelled)
 
     @property
+    def width_shards(self) -> int:
+        """Number of shards of the width of the weights."""
+        return math.prod(self.mesh.get(axis, 1) for axis in LOGICAL_AXIS_RULES["embed"])
+
+    @property
     def is_aligned(self) -> bool:
         """True if the shards of the width are whole rows of a TPU's memory; it gathers no others."""
-        fsdp = self.mesh.get("fsdp", 1)
-        return fsdp == 1 or self.width % (fsdp * LANES) == 0
+        return self.width_shards == 1 or self.width % (self.width_shards * LANES) == 0
 
 
 def make_plan(config: RunConfig, topology: str, slices: int = 1, pod: Pod | None = None) -> Plan:

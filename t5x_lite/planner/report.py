@@ -131,13 +131,12 @@ def _print_excess(console: Console, plan: Plan) -> None:
 
 
 def _explain_unaligned_shards(plan: Plan) -> str:
-    fsdp = plan.mesh.get("fsdp", 1)
-    if plan.width % fsdp or plan.is_aligned:
+    if plan.width % plan.width_shards or plan.is_aligned:
         return ""
-    shard = f"{plan.width}/{fsdp} = {plan.width // fsdp}"
+    shard = f"{plan.width}/{plan.width_shards} = {plan.width // plan.width_shards}"
     return (
         f": the shards of the width, {shard}, are no multiple of {LANES}, so a TPU sums padded arrays instead of "
-        "gathering them; try a smaller mesh.fsdp and a larger mesh.data"
+        "gathering them; try a smaller mesh.fsdp or mesh.context and a larger mesh.data"
     )
 
 

@@ -121,9 +121,10 @@ def _prefer_full_remat(waiting: list[RunConfig], mesh: MeshConfig) -> list[RunCo
 def candidates(config: RunConfig, devices: int, slices: int = 1) -> list[RunConfig]:
     """Return the config with every mesh that divides pod and model, all microbatches and rematerialisation policies.
 
-    `data` joins the slices, and `fsdp` takes the remaining devices of a slice, or no more than the width has rows of
-    `LANES` values, and `data` the rest. A shard of a row over `context` has at least `SHORTEST_CONTEXT_SHARD` tokens,
-    and a pipeline stage has at least one repeat of the layer pattern. Candidates of one mesh follow each other.
+    `data` joins the slices, and `fsdp` takes the remaining devices of a slice, or with `context` no more than the width
+    has rows of `LANES` values, and `data` the rest. A shard of a row over `context` has at least
+    `SHORTEST_CONTEXT_SHARD` tokens, and a pipeline stage has at least one repeat of the layer pattern. Candidates of
+    one mesh follow each other.
 
     Where `data` has several replicas and a step several microbatches, both values of `train.data_reduction` are tried,
     if the run can have both.
@@ -145,7 +146,7 @@ def candidates(config: RunConfig, devices: int, slices: int = 1) -> list[RunConf
         shards, unused_devices = divmod(devices, tensor * expert * context * pipeline * slices)
         if unused_devices or shards == 0:
             continue
-        for fsdp in sorted({shards, math.gcd(shards, model.embed // LANES)}, reverse=True):
+        for fsdp in sorted({shards, math.gcd(shards, model.embed // (context * LANES))}, reverse=True):
             data = slices * shards // fsdp
             mesh = MeshConfig(data=data, fsdp=fsdp, tensor=tensor, expert=expert, context=context, pipeline=pipeline)
             for microbatches in microbatch_counts:

@@ -12,7 +12,7 @@ from t5x_lite.loaded_model import LoadedModel
 from t5x_lite.retrieval.approximate import build_graph
 from t5x_lite.retrieval.encoder import VectorEncoder
 from t5x_lite.retrieval.index import Index, build_index
-from t5x_lite.retrieval.recall import check_ids, read_queries, recall_at
+from t5x_lite.retrieval.recall import check_judgements, read_queries, recall_at
 from t5x_lite.retrieval.retriever import Retrieved, Retriever
 
 DEPTHS = (1, 5, 20, 100)
@@ -79,10 +79,10 @@ def measure_recall(retriever: Retriever, file: Path, count: int, to: Path | None
         to: a JSONL file to write each query's record with its passages to.
 
     Raises:
-        UserError: the file cannot be read or written, or has ids of passages of another index.
+        UserError: the file cannot be read or written, or judges passages of another index.
     """
     queries = read_queries(file)
-    check_ids(queries, retriever.index)
+    check_judgements(queries, retriever.index)
     results = retriever([query.text for query in queries], count)
     is_relevant = np.zeros((len(queries), count), bool)
     for row, (query, passages) in enumerate(zip(queries, results, strict=True)):

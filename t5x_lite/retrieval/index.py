@@ -22,6 +22,7 @@ from t5x_lite.data.files import hash_file
 from t5x_lite.errors import UserError
 from t5x_lite.files import read_json_object, write_file
 from t5x_lite.integers import ceil_div
+from t5x_lite.objectives.passages import Passage
 from t5x_lite.progress import track_progress
 from t5x_lite.retrieval.collection import StoredPassage, check_collection, read_collection
 from t5x_lite.retrieval.encoder import VectorEncoder
@@ -90,19 +91,20 @@ class Index:
             start += len(part)
         return np.concatenate(parts)
 
-    def known_ids(self, ids: AbstractSet[str]) -> set[str]:
-        """Return those of some ids that passages have. All texts are read until the last of them occurs."""
-        known: set[str] = set()
-        with track_progress("comparing ids") as advance:
+    def missing(self, ids: AbstractSet[str], passages: AbstractSet[Passage]) -> tuple[set[str], set[Passage]]:
+        """Return those of some ids and passages that are not in the index. It is read until the last of them occurs."""
+        missing_ids = set(ids)
+        missing_passages = set(passages)
+        with track_progress("comparing passages") as advance:
             for number in range(len(self._shards)):
-                if len(known) == len(ids):
+                if not missing_ids and not missing_passages:
                     break
                 for line in self._read_texts(number):
-                    identifier = StoredPassage.from_json(line).id
-                    if identifier in ids:
-                        known.add(identifier)
+                    stored = StoredPassage.from_json(line)
+                    missing_ids.discard(stored.id)
+                    missing_passages.discard(stored.passage)
                 advance("", number + 1, len(self._shards))
-        return known
+        return missing_ids, missing_passages
 
     def check_queries(self, encoder: VectorEncoder) -> None:
         """Refuse a model whose queries the vectors are not for.

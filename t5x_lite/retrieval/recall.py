@@ -79,23 +79,34 @@ def _read_query(record: object) -> JudgedQuery:
     return JudgedQuery(text, frozenset(map(str, ids)), frozenset(positives), tuple(map(str, answers)), record)
 
 
-def check_ids(queries: Sequence[JudgedQuery], index: Index) -> None:
-    """Print a line about `ids` that no passage of an index has. Such passages are never found.
+def check_judgements(queries: Sequence[JudgedQuery], index: Index) -> None:
+    """Print a line about `ids`, and one about `positive` passages, that are not in an index. They are never found.
 
     Raises:
-        UserError: the index has none of the ids, and queries are judged by them alone; names the first one's line.
+        UserError: the index has none of them, and some queries are judged by nothing else; names the first one's line.
     """
     ids = {identifier for query in queries for identifier in query.ids}
-    unknown = ids - index.known_ids(ids)
-    if not unknown:
-        return
-    first = next(query for query in queries if query.ids & unknown)
-    example = f"{first.location}: id {min(first.ids & unknown)!r} is that of no passage of {index.folder}"
-    is_judged_by_ids = any(query.ids and not query.positives and not query.answers for query in queries)
-    if unknown == ids and is_judged_by_ids:
-        raise UserError(f"{example}, nor is any other id of the file; name the index of the passages that it judges")
-    message = f"{example}; {len(unknown):,} of the {len(ids):,} ids of the file are not there and will not be found"
-    print(message, file=sys.stderr, flush=True)
+    positives = {passage for query in queries for passage in query.positives}
+    missing_ids, missing_positives = index.missing(ids, positives)
+    places = []
+    counts = []
+    with_missing_ids = [query for query in queries if query.ids & missing_ids]
+    if with_missing_ids:
+        first = with_missing_ids[0]
+        identifier = min(first.ids & missing_ids)
+        places.append(f"{first.location}: id {identifier!r} is that of no passage of {index.folder}")
+        counts.append(f"{len(missing_ids):,} of the {len(ids):,} ids")
+    with_missing_positives = [query for query in queries if query.positives & missing_positives]
+    if with_missing_positives:
+        first = with_missing_positives[0]
+        text = min(map(str, first.positives & missing_positives))
+        places.append(f"{first.location}: the positive passage {text[:60]!r} is not in {index.folder}")
+        counts.append(f"{len(missing_positives):,} of the {len(positives):,} positive passages")
+    has_others = len(missing_ids) + len(missing_positives) < len(ids) + len(positives)
+    if places and not has_others and not all(query.answers for query in queries):
+        raise UserError(f"{places[0]}, nor is any other of the file; name the index of the passages that it judges")
+    for place, count in zip(places, counts, strict=True):
+        print(f"{place}; {count} of the file are not there and will not be found", file=sys.stderr, flush=True)
 
 
 def contains_words(words: Sequence[str], answer_words: Sequence[str]) -> bool:

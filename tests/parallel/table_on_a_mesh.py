@@ -14,6 +14,7 @@ from jax.sharding import PartitionSpec as P
 
 from t5x_lite.models.config import ModelConfig
 from t5x_lite.models.layers import Embed
+from t5x_lite.models.look_up import look_up
 from t5x_lite.models.losses import LossSettings, token_cross_entropy
 from t5x_lite.models.sharding import constrain, gather
 from t5x_lite.parallel.config import MeshConfig
@@ -27,6 +28,14 @@ LENGTH = 4
 
 
 def check_look_up(mesh: Mesh) -> None:
+    """Compare states and the gradient of a table with those of one device, and what devices send with a count by hand.
+
+    A device has the channels of one of `fsdp` times `context` shards. Its replicas sum the gradients of that shard. The
+    devices with the other shards exchange states first along `context`, then along `fsdp`.
+    """
+    sizes = dict(mesh.shape)
+    shards = sizes["fsdp"] * sizes["context"]
+    replicas = mesh.size // shards
     table = np.random.default_rng(0).normal(size=(ROWS, WIDTH)).astype(np.float32)
     tokens = np.random.default_rng(1).integers(0, ROWS, (BATCH, LENGTH)).astype(np.int32)
     factors = np.random.default_rng(2).normal(size=(BATCH, LENGTH, WIDTH)).astype(np.float32)
@@ -39,8 +48,8 @@ def check_look_up(mesh: Mesh) -> None:
         embed.weight[...] = table
         return jnp.sum(embed(tokens) * factors)
 
-    table_sharding = NamedSharding(mesh, P(None, "fsdp"))
-    rows_sharding = NamedSharding(mesh, P(("data", "fsdp")))
+    table_sharding = NamedSharding(mesh, P(None, ("fsdp", "context")))
+    rows_sharding = NamedSharding(mesh, P(("data", "fsdp", "expert"), "context"))
     with jax.set_mesh(mesh):
         gradient = jax.jit(
             jax.value_and_grad(loss),
@@ -51,16 +60,35 @@ def check_look_up(mesh: Mesh) -> None:
         value, result = compiled(table, tokens, factors)
     np.testing.assert_allclose(value, np.sum(table[tokens] * factors), rtol=1e-5)
     np.testing.assert_allclose(result, expected, rtol=1e-6)
-    # The sum over `data` of a gradient with a quarter of the channels: each of 2 devices sends it once. An all-reduce
-    # of the whole gradient over 8 devices would send 2 * 7/8 of 131,072 bytes.
-    quarter_of_gradient = 4 * ROWS * WIDTH // 4
-    # States of 4 rows with a quarter of the channels, of which 3/4 go to other devices; tokens of 3 other rows or 1.
-    states = 4 * (BATCH // 2) * LENGTH * (WIDTH // 4) * 3 // 4
-    tokens_sent = 4 * (BATCH // 2) * LENGTH
+    # An all-reduce of the whole gradient over 8 devices would send 2 * 7/8 of 131,072 bytes instead.
+    sum_of_gradient = 2 * (replicas - 1) / replicas * 4 * ROWS * WIDTH / shards
+    rounds = sum((sizes[axis] - 1) / sizes[axis] for axis in ("fsdp", "context"))
+    states = 4 * (BATCH / replicas) * LENGTH * (WIDTH / shards) * rounds
+    tokens_sent = 4 * (BATCH / replicas) * LENGTH * rounds
     text = compiled.as_text()
     assert text is not None
-    sent = sum(collective.sent for collective in find_collectives(text, dict(mesh.shape)))
-    assert quarter_of_gradient <= sent <= quarter_of_gradient + 2 * (states + tokens_sent) + 100, sent
+    sent = sum(collective.sent for collective in find_collectives(text, sizes))
+    assert sum_of_gradient <= sent <= sum_of_gradient + 2 * (states + tokens_sent) + 100, (sizes, sent)
+
+
+def check_undivided_look_up(mesh: Mesh) -> None:
+    """Compare the states and the gradient where neither the rows nor the length are divided."""
+    rng = np.random.default_rng(4)
+    table = rng.normal(size=(ROWS, WIDTH)).astype(np.float32)
+    tokens = rng.integers(0, ROWS, (3, 5)).astype(np.int32)
+    factors = rng.normal(size=(3, 5, WIDTH)).astype(np.float32)
+    expected = np.zeros_like(table)
+    np.add.at(expected, tokens, factors)
+
+    def loss(table: jax.Array) -> jax.Array:
+        return jnp.sum(look_up(table, tokens, "vocab", jnp.float32) * factors)
+
+    sharding = NamedSharding(mesh, P(None, ("fsdp", "context")))
+    with jax.set_mesh(mesh):
+        gradient = jax.jit(jax.value_and_grad(loss), in_shardings=sharding)
+        value, result = gradient(table)
+    np.testing.assert_allclose(value, np.sum(table[tokens] * factors), rtol=1e-5)
+    np.testing.assert_allclose(result, expected, rtol=1e-6)
 
 
 def check_output(mesh: Mesh) -> None:
@@ -103,9 +131,12 @@ def check_output(mesh: Mesh) -> None:
 
 
 def main() -> None:
-    mesh = make_mesh(MeshConfig(data=2, fsdp=4))
-    check_look_up(mesh)
-    check_output(mesh)
+    data_and_fsdp = make_mesh(MeshConfig(data=2, fsdp=4))
+    check_look_up(data_and_fsdp)
+    check_output(data_and_fsdp)
+    check_look_up(make_mesh(MeshConfig(data=2, fsdp=2, context=2)))
+    check_look_up(make_mesh(MeshConfig(fsdp=2, expert=2, context=2)))
+    check_undivided_look_up(make_mesh(MeshConfig(data=1, fsdp=4, context=2)))
     sys.stdout.write("equal\n")
 
 

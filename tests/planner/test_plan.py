@@ -202,6 +202,27 @@ def test_a_step_is_compiled_for_a_pod(
 
 @pytest.mark.slow
 @needs_libtpu
+def test_devices_that_share_rows_share_weights_and_scatter_sums(t5x_lite: Shell) -> None:
+    """Sums of the gradients of keys and values are scattered over `context`, those of weights as the weights are.
+
+    Two layers of 1024 channels. A device has 8 rows of 1024 tokens, a quarter of each, in bfloat16.
+    """
+    mesh = ("mesh.data=1", "mesh.fsdp=2", "mesh.context=4")
+    sizes = ("model.embed=1024", "model.heads=8", "train.seq_len=1024", "train.microbatches=1")
+    report = plan(t5x_lite, "gpt3/125m", "v5e:2x4", *SMALL, *sizes, *mesh)
+    compiled = report["compiled"]
+    assert compiled["involuntary_reshards"] == []
+    # Three of four shards of weights and moments are elsewhere along `context`.
+    assert compiled["arguments_bytes"] < 1.5 * (3 * 4 * report["parameters"] / 8) + 2**20
+    sent = {(row["kind"], *row["axes"]): row["sent"] for row in compiled["collectives"]}
+    keys_and_values = 2 * 2 * (8 * 1024 * 1024 * 2) * 3 / 4
+    assert sent["reduce-scatter", "context"] == pytest.approx(keys_and_values, rel=0.02)
+    # Only the output matrix of 512 tokens is summed over `context` before its sum is scattered.
+    assert sent.get(("all-reduce", "context"), 0) <= 2 * (512 * 1024 * 2) * 3 / 4 * 1.1
+
+
+@pytest.mark.slow
+@needs_libtpu
 @pytest.mark.parametrize(("quantization", "products"), [("null", 0), ("int8", 36)])
 def test_the_program_of_a_pod_has_products_in_8_bits(t5x_lite: Shell, quantization: str, products: int) -> None:
     """Two layers with six matrices each: forward, and two gradients."""

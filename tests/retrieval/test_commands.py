@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from unittest.mock import ANY
 
 import numpy as np
 import pytest
@@ -124,11 +125,34 @@ def test_ids_that_the_index_has_not_are_named(
     answered: dict[str, object] = {"query": query(3), "answers": [passage(3)]}
     code, out, err = search(answered, {**unknown, "ids": ["doc4", "doc5"]})
     assert (code, out) == (2, "")
-    assert err == f"t5x-lite: {place}, nor is any other id of the file; name the index of the passages that it judges\n"
+    assert err == f"t5x-lite: {place}, nor is any other of the file; name the index of the passages that it judges\n"
     # Answers judge the passages of any collection.
     code, out, _ = search({**answered, "ids": ["doc4"]})
     assert code == 0
     assert json.loads(out)["recall_at_40"] == 1
+
+
+def test_positive_passages_that_the_index_has_not_are_named(
+    index_folder: Path, retriever_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def search(*positives: str) -> tuple[int, str, str]:
+        records: list[dict[str, object]] = [{"query": query(3), "positive": positive} for positive in positives]
+        queries = write_records(tmp_path / "queries.jsonl", records)
+        code = main(["search", str(retriever_run), str(index_folder), "--queries", str(queries), "-k", "40", "--json"])
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    capsys.readouterr()
+    assert search(passage(3)) == (0, ANY, "")
+    place = f"{tmp_path}/queries.jsonl:2: the positive passage 'a text of another collection' is not in {index_folder}"
+    code, out, err = search(passage(3), "a text of another collection")
+    assert code == 0
+    assert json.loads(out)["recall_at_40"] == 0.5
+    assert err == f"{place}; 1 of the 2 positive passages of the file are not there and will not be found\n"
+    code, out, err = search("another text", "a text of another collection")
+    assert (code, out) == (2, "")
+    place = f"{tmp_path}/queries.jsonl:1: the positive passage 'another text' is not in {index_folder}"
+    assert err == f"t5x-lite: {place}, nor is any other of the file; name the index of the passages that it judges\n"
 
 
 def test_an_interrupted_index_goes_on_and_is_equal(

@@ -27,6 +27,7 @@ from t5x_lite.models.sharding import (
     GPU_PLATFORMS,
     active_mesh,
     axis_sizes,
+    gather_shards,
     head_axis,
     mesh_axes,
     partition_spec,
@@ -99,7 +100,7 @@ def attention(inputs: AttentionInputs, kind: AttentionKind) -> Float[Array, "b l
     if active_mesh() is None:
         return flash_attention(arrays, settings)
     specs = _partition_specs(arrays)
-    compute = partial(_compute_shard, settings=settings, length=length, axes=mesh_axes(specs.query))
+    compute = partial(_compute_shard, settings=settings, length=length, specs=specs)
     return jax.shard_map(compute, in_specs=(specs,), out_specs=specs.query, check_vma=False)(arrays)
 
 
@@ -114,8 +115,8 @@ def _partition_specs(arrays: FlashInputs) -> Any:
 
     specs: dict[str, Any] = {
         "query": partition(arrays.query, "batch", "length", heads, None),
-        "key": partition(arrays.key, "batch", None, heads, None),
-        "value": partition(arrays.value, "batch", None, heads, None),
+        "key": partition(arrays.key, "batch", "length", heads, None),
+        "value": partition(arrays.value, "batch", "length", heads, None),
         "query_segments": partition(arrays.query_segments, "batch", "length"),
         "key_segments": partition(arrays.key_segments, "batch", None),
         "prefix": partition(arrays.prefix, "batch", None),
@@ -125,19 +126,18 @@ def _partition_specs(arrays: FlashInputs) -> Any:
     return FlashInputs(**specs)
 
 
-def _compute_shard(
-    arrays: FlashInputs, settings: FlashSettings, length: int, axes: tuple[str, ...]
-) -> Float[Array, "b l h k"]:
+def _compute_shard(arrays: FlashInputs, settings: FlashSettings, length: int, specs: Any) -> Float[Array, "b l h k"]:
     """Compute the shard of one device.
 
     Args:
         arrays: the shard.
         settings: of the kernels.
         length: number of queries of a whole row.
-        axes: mesh axes that the queries are split over.
+        specs: how the inputs are sharded.
     """
     queries = arrays.query.shape[1]
-    keys = arrays.key.shape[1]
+    key = gather_shards(arrays.key, specs.key, 1)
+    keys = key.shape[1]
     bias = arrays.bias
     first_query = jnp.zeros((), jnp.int32)
     if queries < length:
@@ -147,10 +147,12 @@ def _compute_shard(
     # Every shard of the queries drops weights of its own: its number goes into the seed. Devices that hold the same
     # shard drop the same ones.
     shard = jnp.zeros((), jnp.int32)
+    axes = mesh_axes(specs.query)
     if axes:
         shard = jax.lax.axis_index(axes)
     scalars = jnp.stack([first_query, arrays.scalars[1] + shard])
-    return flash_attention(replace(arrays, bias=bias, scalars=scalars), settings)
+    value = gather_shards(arrays.value, specs.value, 1)
+    return flash_attention(replace(arrays, key=key, value=value, bias=bias, scalars=scalars), settings)
 
 
 def flash_attention(inputs: FlashInputs, settings: FlashSettings) -> Float[Array, "b l h k"]:

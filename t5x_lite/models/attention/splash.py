@@ -13,7 +13,8 @@ from jaxtyping import Array, Float, Int
 from t5x_lite.models.attention.context import AttentionInputs, KernelRequirements
 from t5x_lite.models.attention.kinds import AttentionKind, Dense, Local
 from t5x_lite.models.remat_policy import ATTENTION_OUTPUT
-from t5x_lite.models.sharding import active_mesh, axis_sizes, head_axis, num_shards, partition_spec
+from t5x_lite.models.reorder import reorder
+from t5x_lite.models.sharding import active_mesh, axis_sizes, gather_shards, head_axis, num_shards, partition_spec
 
 LANES = 128
 """Splash attention works on blocks of a multiple of this many tokens (the kernel's source)."""
@@ -78,22 +79,26 @@ def attention(inputs: AttentionInputs, kind: AttentionKind) -> Float[Array, "b l
     key_order = None
     if not np.array_equal(index, np.arange(length)):
         key_order = np.argsort(index)
-    compute = partial(_run_kernel, key_order=key_order)
     segments = inputs.context.queries.segment_ids
     arrays = [inputs.query * inputs.scale, inputs.key, inputs.value, segments, segments]
     if inputs.context.sinks is not None:
         arrays.append(inputs.context.sinks)
+    compute = partial(_run_kernel, key_order=key_order)
     if mesh is None:
         return compute(kernel, *arrays)
-    key_axes = ("batch", None, head_name, None)
+    key_axes = ("batch", "length", head_name, None)
     axes = [("batch", "length", head_name, None), key_axes, key_axes, ("batch", "length"), ("batch", None)]
     if inputs.context.sinks is not None:
         axes.append((head_name,))
     specs = tuple(partition_spec(axis_sizes(), names, array.shape) for names, array in zip(axes, arrays, strict=True))
+
+    def compute_shard(kernel: Any, query: Array, key: Array, value: Array, *others: Array) -> Float[Array, "b l h k"]:
+        return compute(kernel, query, gather_shards(key, specs[1], 1), gather_shards(value, specs[2], 1), *others)
+
     # The kernel looks at sizes only, and cannot read those of a mesh that is split already.
     unsplit_mesh = AbstractMesh(mesh.axis_sizes, mesh.axis_names)
     kernel_spec = kernel.manual_sharding_spec(NamedSharding(unsplit_mesh, PartitionSpec(specs[0][2], specs[0][1])))
-    sharded = jax.shard_map(compute, in_specs=(kernel_spec, *specs), out_specs=specs[0], check_vma=False)
+    sharded = jax.shard_map(compute_shard, in_specs=(kernel_spec, *specs), out_specs=specs[0], check_vma=False)
     return sharded(kernel, *arrays)
 
 
@@ -112,9 +117,9 @@ def _run_kernel(
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 
     if key_order is not None:
-        key = key[:, key_order]
-        value = value[:, key_order]
-        key_segments = key_segments[:, key_order]
+        key = reorder(key, key_order)
+        value = reorder(value, key_order)
+        key_segments = reorder(key_segments, key_order)
     query, key, value = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))
 
     def run_row(query: Array, key: Array, value: Array, segment_ids: splash.SegmentIds) -> Float[Array, "h l k"]:

@@ -19,7 +19,7 @@ from t5x_lite.models.experts.rounds import sum_rounds
 from t5x_lite.models.feedforward.layer import FeedForward
 from t5x_lite.models.layers import GroupedProduct, SortedRows, Weight
 from t5x_lite.models.remat import name_exchanged_rows
-from t5x_lite.models.sharding import active_mesh, axis_sizes, mesh_axes, partition_spec
+from t5x_lite.models.sharding import active_mesh, axis_sizes, gather_shards, mesh_axes, partition_spec
 
 TILE_ROWS = 128
 """Rows that megablox multiplies at a time."""
@@ -167,7 +167,6 @@ def _gather_weights(shard: Array, spec: PartitionSpec) -> Array:
         # With an axis of one expert a TPU sums the gradients on all devices, instead of scattering the sum.
         return _gather_weights(shard[0], PartitionSpec(*spec[1:]))[None]
     for axis, part in enumerate(spec):
-        gathered = [name for name in mesh_axes([part]) if name != EXPERT_AXIS]
-        if gathered:
-            shard = jax.lax.all_gather(shard, tuple(gathered), axis=axis, tiled=True)
+        if part is not None and EXPERT_AXIS not in mesh_axes([part]):
+            shard = gather_shards(shard, spec, axis)
     return shard
