@@ -27,7 +27,7 @@ Difference: TypeAlias = tuple[str, str]
 
 
 @dataclass(frozen=True)
-class Comparison:
+class TypeComparison:
     """Differences between a model and the nearest one of a model type.
 
     Attributes:
@@ -61,7 +61,7 @@ def find_model_type(model: ModelConfig, known_name: str | None) -> ModelType:
     raise UserError(_describe_refusal(model, comparisons))
 
 
-def _describe_refusal(model: ModelConfig, comparisons: Mapping[str, Comparison]) -> str:
+def _describe_refusal(model: ModelConfig, comparisons: Mapping[str, TypeComparison]) -> str:
     """Return the components that no model type has, and the differences from the nearest one."""
 
     def distance(name: str) -> tuple[bool, int]:
@@ -85,7 +85,7 @@ def _describe_refusal(model: ModelConfig, comparisons: Mapping[str, Comparison])
     return f"{start}: none of family {model.family} has {', '.join(unique)}; {nothing_else}"
 
 
-def _compare(model: ModelConfig, model_type: ModelType) -> Comparison:
+def _compare(model: ModelConfig, model_type: ModelType) -> TypeComparison:
     """Return the differences between a model and the nearest one of a model type.
 
     Components that the model type needs replace those of the model until an export and an import as this type work.
@@ -95,19 +95,19 @@ def _compare(model: ModelConfig, model_type: ModelType) -> Comparison:
     nearest = model
     for _ in range(len(COMPONENTS) + 1):
         try:
-            return Comparison(_list_differences(model, _write_and_read(nearest, model_type)))
+            return TypeComparison(_list_differences(model, _write_and_read(nearest, model_type)))
         except MissingComponent as error:
             component, *kinds = error.setting.split(".")
             if component not in COMPONENTS or not kinds:
-                return Comparison({error.setting: ("missing", "a value")}, is_complete=False)
+                return TypeComparison({error.setting: ("missing", "a value")}, is_complete=False)
             try:
                 nearest = _replace_component(nearest, component, kinds[0])
             except ValidationError:  # the model's other settings need its component
-                return Comparison({error.setting: ("missing", "a value")}, is_complete=False)
+                return TypeComparison({error.setting: ("missing", "a value")}, is_complete=False)
         except (UserError, ValidationError) as error:
             reason = one_line(error)
-            return Comparison({"model": ("as it is", f"what can be written ({reason})")}, is_complete=False)
-    return Comparison({"model": ("as it is", "what can be written")}, is_complete=False)
+            return TypeComparison({"model": ("as it is", f"what can be written ({reason})")}, is_complete=False)
+    return TypeComparison({"model": ("as it is", "what can be written")}, is_complete=False)
 
 
 def _replace_component(model: ModelConfig, component: str, kind: str) -> ModelConfig:

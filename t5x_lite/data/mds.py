@@ -89,7 +89,7 @@ class Shard(BaseModel):
         return [index.removesuffix(INDEX_FILE) + file.basename for file in files]
 
 
-class Index(BaseModel):
+class MDSIndex(BaseModel):
     """The content of `index.json`."""
 
     version: Literal[2]
@@ -115,7 +115,7 @@ def _read_index(path: str, size: int, modified: int | str) -> list[Shard]:
         raise UserError(f"{path}: is larger than {LARGEST_JSON_FILE // 10**6} MB, and so not an index of MDS")
     try:
         with open_bytes(path) as file:
-            return Index.model_validate(json.loads(file.read())).shards
+            return MDSIndex.model_validate(json.loads(file.read())).shards
     except ValidationError as error:
         problem = error.errors()[0]
         location = ".".join(map(str, problem["loc"]))

@@ -27,10 +27,10 @@ def words_of_row(candidates: Int[np.ndarray, "n"], tokens: Int[np.ndarray, "l"],
     begins_word = vocabulary.begins_word[tokens[candidates]]
     if vocabulary.ends_word is not None:
         begins_word[1:] |= vocabulary.ends_word[tokens[candidates[:-1]]]
-    return split_words(candidates, begins_word)
+    return group_by_word(candidates, begins_word)
 
 
-def split_words(candidates: Int[np.ndarray, "n"], begins_word: Bool[np.ndarray, "n"]) -> Groups:
+def group_by_word(candidates: Int[np.ndarray, "n"], begins_word: Bool[np.ndarray, "n"]) -> Groups:
     """Divide the candidate positions into words. A gap between two candidates also begins a word."""
     if not len(candidates):
         return []

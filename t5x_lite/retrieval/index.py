@@ -33,7 +33,7 @@ CACHED_SHARDS = 4
 """Shards whose texts stay in memory."""
 
 
-class Manifest(BaseModel, extra="forbid", strict=True, frozen=True):
+class IndexManifest(BaseModel, extra="forbid", strict=True, frozen=True):
     """The content of manifest.json.
 
     Attributes:
@@ -150,7 +150,7 @@ def passages_path(folder: Path, shard: int) -> Path:
     return folder / f"passages-{shard:05d}.jsonl"
 
 
-def read_manifest(folder: Path) -> Manifest:
+def read_manifest(folder: Path) -> IndexManifest:
     """Read the manifest of an index.
 
     Raises:
@@ -160,7 +160,7 @@ def read_manifest(folder: Path) -> Manifest:
     if not path.exists():
         raise UserError(f"index {folder}: is not an index (no {MANIFEST}); `t5x-lite index` builds one")
     try:
-        return Manifest.model_validate(read_json_object(path))
+        return IndexManifest.model_validate(read_json_object(path))
     except ValidationError as error:
         raise UserError(f"{path}: the field {first_problem(error)}") from None
 
@@ -171,7 +171,7 @@ def build_index(
     folder: Path,
     shard_passages: int,
     query_encoder: VectorEncoder | None = None,
-) -> Manifest:
+) -> IndexManifest:
     """Embed the passages of a file, shard by shard. A build that was interrupted goes on.
 
     Args:
@@ -186,7 +186,7 @@ def build_index(
     """
     check_collection(collection)
     passages = read_collection(collection)
-    manifest = Manifest(
+    manifest = IndexManifest(
         fingerprint=encoder.fingerprint,
         query_fingerprint=(query_encoder or encoder).fingerprint,
         model=encoder.name,
@@ -212,7 +212,7 @@ def build_index(
     return complete
 
 
-def _existing_manifest(folder: Path, manifest: Manifest) -> Manifest:
+def _existing_manifest(folder: Path, manifest: IndexManifest) -> IndexManifest:
     """Return the manifest of the folder if it is of the same index, or the new one where there is none.
 
     Raises:

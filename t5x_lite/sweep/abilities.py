@@ -22,7 +22,7 @@ FEWEST_FLAT = 3
 
 
 @dataclass(frozen=True)
-class Curve:
+class AbilityCurve:
     """A metric of a task in the runs of a sweep.
 
     Attributes:
@@ -68,7 +68,7 @@ class Abilities:
         notes: for tasks whose exact match hides what the likelihood shows, a sentence.
     """
 
-    curves: Mapping[str, Mapping[str, Curve]]
+    curves: Mapping[str, Mapping[str, AbilityCurve]]
     inverse: Mapping[tuple[str, str, str], float]
     notes: Mapping[str, str]
 
@@ -94,13 +94,15 @@ def build_abilities(tasks: Mapping[str, Mapping[str, TaskResult]], runs: Sequenc
     return Abilities(curves, _find_inverse(curves), notes)
 
 
-def _task_curves(task: str, by_run: Mapping[str, TaskResult], runs: Sequence[PlannedRun]) -> Iterator[Curve]:
+def _task_curves(task: str, by_run: Mapping[str, TaskResult], runs: Sequence[PlannedRun]) -> Iterator[AbilityCurve]:
     results = [by_run[run.name] for run in runs]
     for name, plain_title in PLAIN_METRICS.items():
         if results and all(name in result.plain_metrics for result in results):
             values = np.array([result.plain_metrics[name] for result in results])
             last_part = name.rpartition("/")[2]
-            yield Curve(task, last_part, plain_title, -1, runs, values, None, 0, _fit_trends(runs, values, None, -1))
+            yield AbilityCurve(
+                task, last_part, plain_title, -1, runs, values, None, 0, _fit_trends(runs, values, None, -1)
+            )
     shared = [set(available_metrics(result.scores)) for result in results]
     for name, metric in EXAMPLE_METRICS.items():
         if not shared or name not in set.intersection(*shared):
@@ -111,7 +113,7 @@ def _task_curves(task: str, by_run: Mapping[str, TaskResult], runs: Sequence[Pla
         is_exact_match = name == "accuracy" and "brier" not in results[0].scores
         title = "exact match" if is_exact_match else metric.title
         trends = _fit_trends(runs, values, samples, metric.sign)
-        yield Curve(task, name, title, metric.sign, runs, values, samples, examples, trends)
+        yield AbilityCurve(task, name, title, metric.sign, runs, values, samples, examples, trends)
 
 
 def _fit_trends(
@@ -128,7 +130,7 @@ def _fit_trends(
     return trends
 
 
-def _find_inverse(curves: Mapping[str, Mapping[str, Curve]]) -> dict[tuple[str, str, str], float]:
+def _find_inverse(curves: Mapping[str, Mapping[str, AbilityCurve]]) -> dict[tuple[str, str, str], float]:
     """Return the corrected p of the curves that fall significantly."""
     keys = []
     p_values = []
@@ -145,7 +147,7 @@ def _find_inverse(curves: Mapping[str, Mapping[str, Curve]]) -> dict[tuple[str, 
     return inverse
 
 
-def _describe_sharpness(curves: Mapping[str, Curve]) -> str:
+def _describe_sharpness(curves: Mapping[str, AbilityCurve]) -> str:
     """Return what exact match hides that the log-likelihood per token shows over C.
 
     Exact match looks sudden if it is flat over the smaller half of the sizes, and above that at the largest (as Wei et
@@ -182,7 +184,9 @@ def run_sizes(runs: Sequence[PlannedRun], axis: str) -> Float[np.ndarray, " runs
     return np.array(sizes, np.float64)
 
 
-def samples_by_size(curve: Curve, axis: str) -> tuple[Float[np.ndarray, " sizes"], Float[np.ndarray, "draws sizes"]]:
+def samples_by_size(
+    curve: AbilityCurve, axis: str
+) -> tuple[Float[np.ndarray, " sizes"], Float[np.ndarray, "draws sizes"]]:
     """Return sizes in ascending order, and the bootstrap samples of the mean over the runs of each."""
     groups: defaultdict[float, list[int]] = defaultdict(list)
     for number, size in enumerate(curve.sizes(axis).tolist()):

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from t5x_lite.sweep.abilities import AXES, Abilities, Curve, samples_by_size
+from t5x_lite.sweep.abilities import AXES, Abilities, AbilityCurve, samples_by_size
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -65,7 +65,7 @@ def _draw_row(figure: Figure, panels: np.ndarray, abilities: Abilities, task: st
         )
 
 
-def _choose_curve(abilities: Abilities, task: str, candidates: tuple[str, ...]) -> Curve | None:
+def _choose_curve(abilities: Abilities, task: str, candidates: tuple[str, ...]) -> AbilityCurve | None:
     """Return the first of some metrics that the task has; with choices, the likelihood of the whole answer."""
     curves = abilities.curves[task]
     if "brier" in curves:
@@ -73,7 +73,7 @@ def _choose_curve(abilities: Abilities, task: str, candidates: tuple[str, ...]) 
     return next((curves[name] for name in candidates if name in curves), None)
 
 
-def _draw_curve(figure: Figure, panel: Axes, curve: Curve, axis: str) -> None:
+def _draw_curve(figure: Figure, panel: Axes, curve: AbilityCurve, axis: str) -> None:
     sizes = curve.sizes(axis)
     colors = np.log10(curve.sizes(OTHER_SIZE[axis]))
     _connect_runs(panel, curve, axis)
@@ -87,7 +87,7 @@ def _draw_curve(figure: Figure, panel: Axes, curve: Curve, axis: str) -> None:
     panel.grid(alpha=0.3)
 
 
-def _connect_runs(panel: Axes, curve: Curve, axis: str) -> None:
+def _connect_runs(panel: Axes, curve: AbilityCurve, axis: str) -> None:
     """Connect the runs of the same N over FLOPs, and those of the same budget over N."""
     groups: dict[float, list[int]] = {}
     for number, run in enumerate(curve.runs):
@@ -100,7 +100,7 @@ def _connect_runs(panel: Axes, curve: Curve, axis: str) -> None:
         panel.plot(sizes[ordered], curve.values[ordered], color="grey", alpha=0.5, linewidth=0.8)
 
 
-def _set_title(panel: Axes, abilities: Abilities, curve: Curve, axis: str) -> None:
+def _set_title(panel: Axes, abilities: Abilities, curve: AbilityCurve, axis: str) -> None:
     p_value = abilities.inverse.get((curve.task, curve.metric, axis))
     if p_value is None:
         panel.set_title(f"{curve.task}: {curve.title}", fontsize=9)

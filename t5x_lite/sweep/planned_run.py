@@ -104,7 +104,7 @@ def job_name(sweep: Sweep, run: str) -> str:
     return f"{beginning}-{digest}"
 
 
-class Plan(BaseModel, strict=True, extra="forbid"):
+class SweepPlan(BaseModel, strict=True, extra="forbid"):
     """Content of `plan.json`: the name of the sweep, its settings, and its runs."""
 
     sweep: str
@@ -112,7 +112,7 @@ class Plan(BaseModel, strict=True, extra="forbid"):
     runs: list[PlannedRun]
 
 
-def read_plan(folder: Path) -> Plan:
+def read_plan(folder: Path) -> SweepPlan:
     """Read the plan of a sweep that was started.
 
     Raises:
@@ -122,7 +122,7 @@ def read_plan(folder: Path) -> Plan:
     if not path.is_file():
         raise UserError(f"{folder}: is not the folder of a sweep that was started (no plan.json)")
     try:
-        return Plan.model_validate_json(json.dumps(read_json_object(path)))
+        return SweepPlan.model_validate_json(json.dumps(read_json_object(path)))
     except ValidationError as error:
         raise UserError(f"{path}: {first_problem(error)}; start the sweep again to write it anew") from None
 

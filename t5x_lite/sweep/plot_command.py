@@ -13,7 +13,7 @@ from t5x_lite.errors import UserError, suggest
 from t5x_lite.files import write_file
 from t5x_lite.local_copies import with_urls
 from t5x_lite.progress import print_line
-from t5x_lite.sweep.abilities import Abilities, Curve, build_abilities
+from t5x_lite.sweep.abilities import Abilities, AbilityCurve, build_abilities
 from t5x_lite.sweep.abilities_plot import draw_abilities
 from t5x_lite.sweep.config import load
 from t5x_lite.sweep.evaluations import TaskResult, read_evaluations
@@ -98,7 +98,7 @@ def _as_csv(abilities: Abilities) -> str:
     return text.getvalue()
 
 
-def _csv_rows(curve: Curve) -> list[list[object]]:
+def _csv_rows(curve: AbilityCurve) -> list[list[object]]:
     intervals = curve.intervals()
     rows: list[list[object]] = []
     for number, run in enumerate(curve.runs):
