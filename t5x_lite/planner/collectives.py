@@ -17,35 +17,66 @@ from t5x_lite.planner.workload import Workload
 def required_collectives(workload: Workload, slices: int = 1) -> list[Collective]:
     """Return the least that one device must send in a step: every byte once, by collectives on rings.
 
-    * fsdp and context, over which the weights are sharded: an all-gather of the weights for each pass, and a
-      reduce-scatter of the gradients; for the tables that are looked up, an all-to-all of the states instead.
+    Of several slices, each first scatters its sum of gradients over its devices along `data`; then a device sends its
+    share to the other slices.
+    """
+    sizes = {**workload.mesh.shape, "data": workload.mesh.shape["data"] // slices}
+    collectives: list[Collective] = []
+    for kind, axes, array_bytes in [*_arrays_of_weights(workload), *_arrays_of_activations(workload)]:
+        sent = array_bytes * _sent_share(axes, math.prod(sizes[axis] for axis in axes))
+        if sent > 0:
+            collectives.append(Collective(kind, axes, 1, sent, overlapped=sent))
+        if slices > 1 and axes == ("data",):
+            sent = array_bytes / sizes["data"] * _sent_share(axes, slices)
+            collectives.append(Collective(kind, axes, 1, sent, overlapped=sent, between_slices=True))
+    return collectives
+
+
+def _arrays_of_weights(workload: Workload) -> list[tuple[str, tuple[str, ...], float]]:
+    """Return the collectives of weights and gradients: kind, mesh axes and bytes of the whole arrays.
+
+    * fsdp and context, over which weights are sharded: an all-gather of the weights for each pass, and a reduce-scatter
+      of the gradients; not of tables that are looked up.
     * data: an all-reduce of the scattered gradients, after each microbatch or once in a step (`train.data_reduction`).
-      Of several slices, each first scatters its sum over its devices along `data`; then a device sends its share to the
-      other slices.
+    * expert: every group of experts has other rows of the batch, so the gradients of all other weights are summed by an
+      all-reduce.
+    """
+    train = workload.config.train
+    sizes = workload.mesh.shape
+    gather_axes = mesh_axes(partition_spec(sizes, ("embed",), (workload.config.model.embed,)))
+    other_shards = sizes["tensor"] * sizes["pipeline"]
+    expert_weights = workload.spec.parameters_with_axis("experts") / other_shards
+    other_weights = workload.spec.parameters / other_shards - expert_weights
+    weights = other_weights + expert_weights / sizes["expert"]
+    gathered_weights = weights - workload.spec.looked_up_parameters / other_shards
+
+    width = workload.bytes_per_activation
+    gradient_width = 4 if train.reduction_dtype == "float32" else width
+    scattered_width = gradient_width / math.prod(sizes[axis] for axis in gather_axes)
+    sums_over_data = 1 if train.data_reduction == "step" else train.microbatches
+    return [
+        ("all-gather", gather_axes, gathered_weights * width * _passes(workload) * train.microbatches),
+        ("reduce-scatter", gather_axes, gathered_weights * gradient_width * train.microbatches),
+        ("all-reduce", ("data",), 2 * weights * scattered_width * sums_over_data),
+        ("all-reduce", ("expert",), 2 * other_weights * scattered_width * train.microbatches),
+    ]
+
+
+def _arrays_of_activations(workload: Workload) -> list[tuple[str, tuple[str, ...], float]]:
+    """Return the collectives of activations and their gradients: kind, mesh axes and bytes of the whole arrays.
+
+    * fsdp and context: an all-to-all of the states of tables that are looked up, and of their gradients.
     * tensor: an all-gather along the length before each sublayer, and a reduce-scatter after it.
-    * context: an all-gather of keys and values, or of the states that another mixer reads, too.
-    * expert: an all-to-all of tokens to their experts and back. Every group of experts has other rows of the batch, so
-      the gradients of all other weights are summed by an all-reduce.
+    * context: an all-gather of keys and values, or of the states that another mixer reads, and a reduce-scatter of
+      their gradients.
+    * expert: an all-to-all of tokens to their experts and back.
     * pipeline: a permute of the activations from stage to stage.
     """
-    config = workload.config
-    model = config.model
+    model = workload.config.model
     sizes = workload.mesh.shape
-    microbatches = config.train.microbatches
-    width = workload.bytes_per_activation
-    gradient_width = 4 if config.train.reduction_dtype == "float32" else width
-    weight_shards = sizes["tensor"] * sizes["pipeline"]
-    gather_axes = mesh_axes(partition_spec(sizes, ("embed",), (model.embed,)))
-    gathered_shards = math.prod(sizes[axis] for axis in gather_axes)
-
-    expert_weights = workload.spec.parameters_with_axis("experts")
-    other_weights = workload.spec.parameters - expert_weights
-    weights = (other_weights + expert_weights / sizes["expert"]) / weight_shards
-    gathered_weights = weights - workload.spec.looked_up_parameters / weight_shards
-    routed_copies = workload.exchanged_copies * model.count_repeats(model.layers) / sizes["pipeline"]
-
-    tokens = workload.tokens_per_device * microbatches
     layers = workload.layers_per_device
+    width = workload.bytes_per_activation
+    tokens = workload.tokens_per_device * workload.config.train.microbatches
     sublayer = tokens * model.embed * width
 
     def values_read(layer: LayerConfig) -> float:
@@ -54,40 +85,25 @@ def required_collectives(workload: Workload, slices: int = 1) -> list[Collective
             return model.kv_heads * (layer.mixer.key_dim(model) + layer.mixer.value_dim(model)) / sizes["tensor"]
         return model.embed
 
-    read_by_others = model.mean_over_layers(values_read)
-    context = tokens * read_by_others * width * sizes["context"]
+    read_by_others = layers * tokens * model.mean_over_layers(values_read) * width * sizes["context"]
+    routed_copies = workload.exchanged_copies * model.count_repeats(model.layers) / sizes["pipeline"]
+    # A pass goes through two sublayers of a layer, or sends tokens to experts and back.
+    sublayer_passes = 2 * _passes(workload)
+    gather_axes = mesh_axes(partition_spec(sizes, ("embed",), (model.embed,)))
+    return [
+        ("all-to-all", gather_axes, 2 * sublayer),
+        ("all-gather", ("tensor",), layers * sublayer * sublayer_passes),
+        ("reduce-scatter", ("tensor",), layers * sublayer * sublayer_passes),
+        ("all-gather", ("context",), read_by_others * _passes(workload)),
+        ("reduce-scatter", ("context",), read_by_others),
+        ("all-to-all", ("expert",), routed_copies * sublayer * sublayer_passes),
+        ("collective-permute", ("pipeline",), 2 * workload.pipeline_slowdown * sublayer),
+    ]
 
-    # A step uses its weights in the forward pass, in a recomputation of that pass if there is one, and in the backward
-    # pass. Each of these passes goes through two sublayers of a layer, or sends tokens to experts and back.
-    passes = 3 if workload.recomputes_layers else 2
-    sums_over_data = 1 if config.train.data_reduction == "step" else microbatches
-    other_gradients = other_weights / weight_shards * gradient_width / gathered_shards
-    scattered_gradients = weights * gradient_width / gathered_shards * sums_over_data
-    data_in_slice = sizes["data"] // slices
-    sublayer_passes = 2 * passes
-    array_bytes: dict[tuple[str, tuple[str, ...]], float] = {
-        ("all-gather", gather_axes): gathered_weights * width * passes * microbatches,
-        ("reduce-scatter", gather_axes): gathered_weights * gradient_width * microbatches,
-        ("all-to-all", gather_axes): 2 * sublayer,
-        ("all-reduce", ("data",)): 2 * scattered_gradients,
-        ("all-reduce", ("expert",)): 2 * other_gradients * microbatches,
-        ("all-gather", ("tensor",)): layers * sublayer * sublayer_passes,
-        ("reduce-scatter", ("tensor",)): layers * sublayer * sublayer_passes,
-        ("all-gather", ("context",)): layers * context * passes,
-        ("reduce-scatter", ("context",)): layers * context,
-        ("all-to-all", ("expert",)): routed_copies * sublayer * sublayer_passes,
-        ("collective-permute", ("pipeline",)): 2 * workload.pipeline_slowdown * sublayer,
-    }
-    collectives = []
-    for (kind, axes), size in array_bytes.items():
-        devices = data_in_slice if axes == ("data",) else math.prod(sizes[axis] for axis in axes)
-        sent = size * _sent_share(axes, devices)
-        if sent > 0:
-            collectives.append(Collective(kind, axes, 1, sent, overlapped=sent))
-    if slices > 1:
-        sent = 2 * scattered_gradients / data_in_slice * _sent_share(("data",), slices)
-        collectives.append(Collective("all-reduce", ("data",), 1, sent, overlapped=sent, between_slices=True))
-    return collectives
+
+def _passes(workload: Workload) -> int:
+    """Return how often a step uses its weights: forward, backward, and in a recomputation of the forward pass."""
+    return 3 if workload.recomputes_layers else 2
 
 
 def _sent_share(axes: tuple[str, ...], devices: int) -> float:

@@ -130,6 +130,22 @@ def test_gradients_of_weights_that_expert_groups_share_are_summed_over_them(t5x_
     assert sent["reduce-scatter", "fsdp"] == pytest.approx(2 * (shared + (parameters - shared) / 4) / 2)
 
 
+def test_devices_that_share_rows_gather_weights_and_keys(t5x_lite: Shell) -> None:
+    """GPT-3 125M on 8 GPUs that share 256 rows of 2048 tokens: 12 layers with keys and values of 768 channels."""
+    options = ("mesh.data=1", "mesh.context=8", "model.vocab=50304", "train.microbatches=1")
+    report = plan(t5x_lite, "gpt3/125m", "h100:8", *options)
+    sent: dict[str, list[float]] = {}
+    for row in report["modelled"]["collectives"]:
+        assert row["axes"] == ["context"]
+        sent.setdefault(row["kind"], []).append(row["sent"])
+    # The token table is gathered as output matrix; that of the 2048 positions is only looked up.
+    weights = 2 * (report["parameters"] - 2048 * 768) * 7 / 8
+    keys_and_values = 12 * 2 * (256 * 2048 * 768 * 2) * 7 / 8
+    assert sent["all-gather"] == pytest.approx([2 * weights, 2 * keys_and_values])
+    assert sent["reduce-scatter"] == pytest.approx([weights, keys_and_values])
+    assert sent["all-to-all"] == pytest.approx([2 * (256 * 2048 * 768 * 2) / 8 * 7 / 8])
+
+
 @pytest.mark.slow
 def test_the_outputs_of_experts_are_kept_with_what_devices_exchange(t5x_lite: Shell) -> None:
     """Mixtral's gates need the outputs of two experts for each token: 2 · 4096 · 14336 FLOPs for each, in 32 layers."""
