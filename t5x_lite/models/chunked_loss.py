@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Shaped
 
-from t5x_lite.models.row_shards import map_shards, row_axes, split_rows, sum_shards
 from t5x_lite.models.sharding import in_shard
+from t5x_lite.models.token_shards import map_shards, split_tokens, sum_shards, token_axes
 from t5x_lite.models.weight_gradients import has_float32_weight_gradients
 
 Sums = TypeVar("Sums")
@@ -31,16 +31,16 @@ def sum_over_chunks(
 ) -> tuple[Float[Array, ""], Sums]:
     """Return the sums of a loss and of other numbers over chunks.
 
-    On a mesh each device adds up the chunks of its own rows, and after the last chunk the devices add up their sums and
-    gradients. The compiler would have them do so after every chunk.
+    On a mesh each device adds up the chunks of its own tokens, and after the last chunk the devices add up their sums
+    and gradients. The compiler would have them do so after every chunk.
 
     Args:
         loss: a function of the states and the labels of a chunk. Gradients also pass to the arrays that it closes over.
         states: the states of all chunks.
         labels: what belongs to them; no gradient passes to these, nor from the other numbers.
     """
-    axes = row_axes(states.shape[1])
-    states, *other_arrays = split_rows((states, *labels), axes)
+    axes = token_axes(*states.shape[1:3])
+    states, *other_arrays = split_tokens((states, *labels), axes)
     first = (0, 0) if axes else (0,)  # of the chunks, and of the shards
     first_rows = jax.tree.map(lambda array: array[first], (states, *other_arrays))
     with in_shard(enabled=bool(axes)):
@@ -56,7 +56,7 @@ def _sum_over_chunks(
     labels: Labels,
     parameters: list[Array],
 ) -> tuple[Float[Array, ""], Sums]:
-    """Return the sums. Arrays of rows have an axis over the shards of the batch, unless `axes` of the mesh are none."""
+    """Return the sums. Arrays have an axis over the shards of the tokens, unless `axes` of the mesh are none."""
 
     def loss_of_rows(states: Array, *labels: Array) -> tuple[Array, Sums]:
         return loss(states, *labels, *parameters)

@@ -33,7 +33,7 @@ LOGICAL_AXIS_RULES: dict[str, tuple[str, ...]] = {
     "kv_heads": ("tensor",),
     "head_dim": (),
     "mlp": ("tensor",),
-    "cells": ("fsdp",),
+    "cells": ("fsdp", "context"),
     "gates": (),
     "state": (),
     "taps": (),
@@ -111,8 +111,8 @@ def constrain(x: Array, *names: str | None) -> Array:
         return x
     sizes = axis_sizes()
     if _in_shard.get():
-        # These axes shard the rows, which `vmap` maps over: they cannot shard another axis of the array.
-        sizes.update(dict.fromkeys(LOGICAL_AXIS_RULES["batch"], 1))
+        # These axes shard what `vmap` maps over: they cannot shard another axis of the array.
+        sizes.update(dict.fromkeys((*LOGICAL_AXIS_RULES["batch"], *LOGICAL_AXIS_RULES["length"]), 1))
     return jax.lax.with_sharding_constraint(x, partition_spec(sizes, names, x.shape))
 
 
@@ -120,7 +120,7 @@ _in_shard: ContextVar[bool] = ContextVar("in_shard", default=False)
 
 
 def in_shard(*, enabled: bool) -> AbstractContextManager[None]:
-    """Trace what is computed inside for the rows of one shard of the batch; see `row_shards.map_shards`."""
+    """Trace what is computed inside for one shard of the tokens of a batch; see `token_shards.map_shards`."""
     return hold(_in_shard, enabled)
 
 
@@ -198,6 +198,13 @@ def gather_shards(shard: Array, parts: PartitionSpec, axis: int) -> Array:
     # Side by side first: a TPU scatters a sum along the slowest axis in memory alone, and sums others in full.
     shards = jnp.moveaxis(jax.lax.all_gather(shard, names), 0, axis)
     return shards.reshape(*shard.shape[:axis], -1, *shard.shape[axis + 1 :])
+
+
+def scatter_sum(x: Array, axes: tuple[str, ...], axis: int) -> Array:
+    """Return this device's shard, along an axis, of the sum over mesh axes. Must be called in `jax.shard_map`."""
+    shards = math.prod(jax.lax.axis_size(name) for name in axes)
+    by_shard = x.reshape(*x.shape[:axis], shards, -1, *x.shape[axis + 1 :])
+    return jax.lax.psum_scatter(jnp.moveaxis(by_shard, axis, 0), axes)
 
 
 def sum_over(arrays: T, axes: str | tuple[str, ...]) -> T:

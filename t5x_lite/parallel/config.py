@@ -48,7 +48,7 @@ class MeshConfig(Config):
     fsdp: Int = setting(1, "shards of parameters and optimizer state that also split the batch", unit="devices", ge=-1)
     tensor: Int = setting(1, "shards of heads, feed-forward and vocabulary", unit="devices", ge=-1)
     expert: Int = setting(1, "shards of the experts", unit="devices", ge=-1)
-    context: Int = setting(1, "shards of the sequence", unit="devices", ge=-1)
+    context: Int = setting(1, "shards of the sequence, and of parameters and optimizer state", unit="devices", ge=-1)
     pipeline: Int = setting(1, "stages of layers", unit="devices", ge=-1)
 
     def problems(self) -> Iterator[str]:

@@ -113,7 +113,7 @@ def check_sharded(mesh: Mesh, axes: PyTree[WeightAxes], shapes: PyTree[jax.Shape
     Raises:
         UserError: more than `REPLICATED_SHARE` are replicated; the message names the arrays, the largest first.
     """
-    sharded_axes = [axis for axis in ("fsdp", "tensor", "expert", "pipeline") if mesh.shape[axis] > 1]
+    sharded_axes = [axis for axis in MESH_AXES if axis != "data" and mesh.shape[axis] > 1]
     if not sharded_axes:
         return
     shapes_by_name = flatten_names(shapes)

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from t5x_lite.config import RunConfig
 from t5x_lite.errors import UserError
 from t5x_lite.models.remat_policy import LEAST_RECOMPUTATION_FIRST, RematPolicy
-from t5x_lite.models.sharding import LOGICAL_AXIS_RULES
+from t5x_lite.models.sharding import MESH_AXES, mesh_axes, partition_spec
 from t5x_lite.models.spec import model_spec
 from t5x_lite.parallel.chips import CHIPS, Chip, chip_name
 from t5x_lite.parallel.mesh import check_sharded, make_mesh
@@ -89,7 +89,8 @@ class Plan:
     @property
     def width_shards(self) -> int:
         """Number of shards of the width of the weights."""
-        return math.prod(self.mesh.get(axis, 1) for axis in LOGICAL_AXIS_RULES["embed"])
+        sizes = {axis: self.mesh.get(axis, 1) for axis in MESH_AXES}
+        return math.prod(sizes[axis] for axis in mesh_axes(partition_spec(sizes, ("embed",), (self.width,))))
 
     @property
     def is_aligned(self) -> bool:

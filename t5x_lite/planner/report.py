@@ -75,7 +75,7 @@ def _print_summary(console: Console, plan: Plan) -> None:
     for buffer in plan.largest:
         print_line(console, f"  {buffer}")
     if not plan.fits:
-        larger_axes = "larger mesh.fsdp or mesh.tensor"
+        larger_axes = "larger mesh.fsdp, mesh.tensor or, for long rows, mesh.context"
         print_line(console, f"try: {larger_axes}, model.remat=full, train.microbatches, a smaller batch; --search")
 
 
@@ -131,7 +131,7 @@ def _print_excess(console: Console, plan: Plan) -> None:
 
 
 def _explain_unaligned_shards(plan: Plan) -> str:
-    if plan.width % plan.width_shards or plan.is_aligned:
+    if plan.is_aligned:
         return ""
     shard = f"{plan.width}/{plan.width_shards} = {plan.width // plan.width_shards}"
     return (

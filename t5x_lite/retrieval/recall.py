@@ -82,9 +82,12 @@ def _read_query(record: object) -> JudgedQuery:
 def check_judgements(queries: Sequence[JudgedQuery], index: Index) -> None:
     """Print a line about `ids`, and one about `positive` passages, that are not in an index. They are never found.
 
+    Queries with `answers` are judged by the passages of any index.
+
     Raises:
-        UserError: the index has none of them, and some queries are judged by nothing else; names the first one's line.
+        UserError: the index has none of them; names the first one's line.
     """
+    queries = [query for query in queries if not query.answers]
     ids = {identifier for query in queries for identifier in query.ids}
     positives = {passage for query in queries for passage in query.positives}
     missing_ids, missing_positives = index.missing(ids, positives)
@@ -102,8 +105,7 @@ def check_judgements(queries: Sequence[JudgedQuery], index: Index) -> None:
         text = min(map(str, first.positives & missing_positives))
         places.append(f"{first.location}: the positive passage {text[:60]!r} is not in {index.folder}")
         counts.append(f"{len(missing_positives):,} of the {len(positives):,} positive passages")
-    has_others = len(missing_ids) + len(missing_positives) < len(ids) + len(positives)
-    if places and not has_others and not all(query.answers for query in queries):
+    if places and (missing_ids, missing_positives) == (ids, positives):
         raise UserError(f"{places[0]}, nor is any other of the file; name the index of the passages that it judges")
     for place, count in zip(places, counts, strict=True):
         print(f"{place}; {count} of the file are not there and will not be found", file=sys.stderr, flush=True)
